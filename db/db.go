@@ -1,0 +1,138 @@
+// Package db is how Holdfast holds Postgres: a pool whose every transaction enters a scope, pipelines of statements
+// that sqlc has checked, and the errors of Postgres in the words of the callers.
+package db
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"holdfast/gen/dbsqlc"
+)
+
+// Config says how to reach Postgres.
+type Config struct {
+	// URL is a connection string of the server's login, which must not own the tables.
+	URL string
+	// MaxConns bounds the pool. 0: DefaultMaxConns.
+	MaxConns int
+	// ConnectTimeout bounds Open. 0: 10 s.
+	ConnectTimeout time.Duration
+}
+
+// DefaultMaxConns is the pool's size where none is given. Group commit needs few connections: more only make
+// Postgres's processes take turns on its cores.
+const DefaultMaxConns = 16
+
+// DB is a pool of connections to Postgres. It is safe for concurrent use.
+type DB struct {
+	pool  *pgxpool.Pool
+	clock *clock
+}
+
+// Open connects and checks the login: one that could step round row-level security is refused with an error that
+// says how to mend it.
+func Open(ctx context.Context, c Config) (*DB, error) {
+	pc, err := pgxpool.ParseConfig(c.URL)
+	if err != nil {
+		return nil, fmt.Errorf("the database URL is not valid: %w", err)
+	}
+	pc.MaxConns = int32(DefaultMaxConns)
+	if c.MaxConns > 0 {
+		pc.MaxConns = int32(min(c.MaxConns, 10_000)) //nolint:gosec // bounded on this line
+	}
+	if c.ConnectTimeout == 0 {
+		c.ConnectTimeout = 10 * time.Second
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.ConnectTimeout)
+	defer cancel()
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, translate(err, false)
+	}
+	d := &DB{pool: pool, clock: newClock()}
+	if err := d.checkLogin(ctx); err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// Close waits for the connections in use and closes the pool.
+func (d *DB) Close() { d.pool.Close() }
+
+// MaxConns is the size of the pool.
+func (d *DB) MaxConns() int { return int(d.pool.Config().MaxConns) }
+
+// Now is the database's clock, extrapolated from its last answer, in whole microseconds.
+func (d *DB) Now() time.Time { return d.clock.now() }
+
+// Ping asks Postgres for its time.
+func (d *DB) Ping(ctx context.Context) error {
+	var now time.Time
+	if err := d.pool.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&now); err != nil {
+		return translate(err, false)
+	}
+	d.clock.sample(now)
+	return nil
+}
+
+// LoginError says why the login may not be used, and the SQL that mends it.
+type LoginError struct {
+	Login  string
+	Reason string
+	Mend   string
+}
+
+func (e *LoginError) Error() string {
+	return fmt.Sprintf("database login %q %s. To mend it, as the owner of the database:\n%s", e.Login, e.Reason, e.Mend)
+}
+
+func (d *DB) checkLogin(ctx context.Context) error {
+	roles := []string{string(RoleApp), string(RoleAuth), string(RoleOperator), string(RoleJanitor)}
+	l, err := dbsqlc.New(d.pool).CheckLogin(ctx, roles)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return errors.New("db: the login has no role")
+	}
+	if err != nil {
+		return translate(err, false)
+	}
+	login := pgx.Identifier{l.Login}.Sanitize()
+	refuse := func(reason string, mend ...string) error {
+		return &LoginError{Login: l.Login, Reason: reason, Mend: strings.Join(mend, "\n")}
+	}
+	separate := []string{
+		"  CREATE ROLE holdfast LOGIN NOINHERIT PASSWORD '…';",
+		"  GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO holdfast;",
+		"  GRANT USAGE ON SCHEMA holdfast TO holdfast;",
+		"and put that login into the server's database URL.",
+	}
+	switch {
+	case l.ServerVersion < 150000:
+		return fmt.Errorf("postgres %d is too old: 15 or newer is needed", l.ServerVersion/10000)
+	case l.Superuser:
+		return refuse("is a superuser, whom row-level security does not bind", separate...)
+	case l.BypassesRls:
+		return refuse("has BYPASSRLS, so row-level security does not bind it", "  ALTER ROLE "+login+" NOBYPASSRLS;")
+	case l.OwnsTables:
+		return refuse("owns the tables, so it could switch row-level security off", separate...)
+	case !l.Migrated:
+		return errors.New("the database has no schema yet: run `holdfast migrate up` with the owner's URL first")
+	case l.Inherits:
+		return refuse("inherits its roles' rights, so a query outside a scope would not fail", "  ALTER ROLE "+login+" NOINHERIT;")
+	case !l.HasUsage || int(l.MemberOf) < len(roles):
+		return refuse("lacks rights that the server needs",
+			"  GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO "+login+";",
+			"  GRANT USAGE ON SCHEMA holdfast TO "+login+";")
+	case l.Isolation != "read committed":
+		// Under a lock that was waited for, REPEATABLE READ would show the rows from before the wait.
+		return refuse("has another default isolation than READ COMMITTED, which the write path builds on",
+			"  ALTER ROLE "+login+" SET default_transaction_isolation = 'read committed';")
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+package db
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// What can go wrong in Postgres, as callers tell it apart. SQLSTATEs and constraint names end in this file.
+var (
+	// ErrFenced: an object was not at the version that the change was computed from. Nothing was stored.
+	ErrFenced = errors.New("db: object is at another version")
+	// ErrRequestKnown: a change carried a request id that the object's journal has. Nothing was stored.
+	ErrRequestKnown = errors.New("db: request id is known")
+	// ErrForbidden: row-level security or a missing privilege refused the statement.
+	ErrForbidden = errors.New("db: refused by row-level security")
+	// ErrInvalidData: Postgres cannot store the value, such as JSON nested too deep for its stack.
+	ErrInvalidData = errors.New("db: value cannot be stored")
+	// ErrUnavailable: Postgres is away or has no room; nothing was stored, and trying again later may help.
+	ErrUnavailable = errors.New("db: postgres is unavailable")
+	// ErrOutcomeUnknown: the connection was lost while a commit was on its way; it may or may not have happened.
+	ErrOutcomeUnknown = errors.New("db: the outcome of the commit is unknown")
+)
+
+// Constraint names that mean something to callers.
+const requestIDKey = "events_request_id_key"
+
+// translate gives an error of a statement its meaning, keeping the cause. commits tells whether the round trip that
+// failed had the commit in it: a connection lost then leaves the outcome open.
+func translate(err error, commits bool) error {
+	if err == nil {
+		return nil
+	}
+	kind := classify(err, commits)
+	if kind == nil {
+		return fmt.Errorf("db: %w", err)
+	}
+	return fmt.Errorf("%w: %w", kind, err)
+}
+
+func classify(err error, commits bool) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		switch class := pg.Code[:min(2, len(pg.Code))]; {
+		case pg.Code == "HF001":
+			return ErrFenced
+		case pg.Code == "23505" && pg.ConstraintName == requestIDKey:
+			return ErrRequestKnown
+		case pg.Code == "42501":
+			return ErrForbidden
+		case class == "22", class == "54":
+			return ErrInvalidData
+		case strings.HasPrefix(pg.Code, "57P") && commits:
+			// The server was told to stop; whether before or after our commit is not known here.
+			return ErrOutcomeUnknown
+		case class == "08", class == "40", class == "53", class == "55", class == "57", class == "58", pg.Code == "25006":
+			return ErrUnavailable
+		}
+		return nil
+	}
+	if pgconn.SafeToRetry(err) {
+		return ErrUnavailable
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		if commits {
+			return ErrOutcomeUnknown
+		}
+		return nil
+	}
+	var connect *pgconn.ConnectError
+	if errors.As(err, &connect) || !commits {
+		return ErrUnavailable
+	}
+	return ErrOutcomeUnknown
+}

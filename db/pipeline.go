@@ -1,0 +1,217 @@
+package db
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"holdfast/gen/dbsqlc"
+)
+
+// Pipeline is statements that travel to Postgres together, in one round trip. Its first enters a scope; there is no
+// way to make one without. Use it once, from one goroutine.
+type Pipeline struct{ batch pgx.Batch }
+
+// NewPipeline begins a pipeline that is a transaction of its own: it commits at its end, or nothing of it happens.
+func (d *DB) NewPipeline(s Scope) *Pipeline {
+	p := &Pipeline{}
+	p.enter(d, s)
+	return p
+}
+
+func (p *Pipeline) enter(d *DB, s Scope) {
+	query(p, dbsqlc.EnterScope, s.params(), func(r *dbsqlc.EnterScopeRow) error {
+		d.clock.sample(r.Now)
+		return nil
+	})
+}
+
+// LockObjects takes the advisory locks, which must be ascending, and answers the database's clock after the last.
+func (p *Pipeline) LockObjects(locks []int64, now func(time.Time)) {
+	p.batch.Queue(dbsqlc.LockObjects, locks).QueryRow(func(row pgx.Row) error {
+		var t time.Time
+		if err := row.Scan(&t); err != nil {
+			return err
+		}
+		now(t)
+		return nil
+	})
+}
+
+// ViewObjects queues dbsqlc.ViewObjects.
+func (p *Pipeline) ViewObjects(a dbsqlc.ViewObjectsParams, each func(*dbsqlc.ViewObjectsRow) error) {
+	query(p, dbsqlc.ViewObjects, a, each)
+}
+
+// LoadEntries queues dbsqlc.LoadEntries.
+func (p *Pipeline) LoadEntries(a dbsqlc.LoadEntriesParams, each func(*dbsqlc.LoadEntriesRow) error) {
+	query(p, dbsqlc.LoadEntries, a, each)
+}
+
+// LoadReplies queues dbsqlc.LoadReplies.
+func (p *Pipeline) LoadReplies(a dbsqlc.LoadRepliesParams, each func(*dbsqlc.LoadRepliesRow) error) {
+	query(p, dbsqlc.LoadReplies, a, each)
+}
+
+// ListObjects queues dbsqlc.ListObjects.
+func (p *Pipeline) ListObjects(a dbsqlc.ListObjectsParams, each func(*dbsqlc.ListObjectsRow) error) {
+	query(p, dbsqlc.ListObjects, a, each)
+}
+
+// ListObjectsByTerms queues dbsqlc.ListObjectsByTerms, whose rows are those of ListObjects.
+func (p *Pipeline) ListObjectsByTerms(a dbsqlc.ListObjectsByTermsParams, each func(*dbsqlc.ListObjectsRow) error) {
+	query(p, dbsqlc.ListObjectsByTerms, a, each)
+}
+
+// ListEntriesAfter queues dbsqlc.ListEntriesAfter.
+func (p *Pipeline) ListEntriesAfter(a dbsqlc.ListEntriesAfterParams, each func(*dbsqlc.ListEntriesAfterRow) error) {
+	query(p, dbsqlc.ListEntriesAfter, a, each)
+}
+
+// ListEntriesBefore queues dbsqlc.ListEntriesBefore, whose rows are those of ListEntriesAfter.
+func (p *Pipeline) ListEntriesBefore(a dbsqlc.ListEntriesBeforeParams, each func(*dbsqlc.ListEntriesAfterRow) error) {
+	query(p, dbsqlc.ListEntriesBefore, a, each)
+}
+
+// ListEvents queues dbsqlc.ListEvents.
+func (p *Pipeline) ListEvents(a dbsqlc.ListEventsParams, each func(*dbsqlc.ListEventsRow) error) {
+	query(p, dbsqlc.ListEvents, a, each)
+}
+
+// StoreChanges queues dbsqlc.StoreChanges.
+func (p *Pipeline) StoreChanges(a *dbsqlc.StoreChangesParams) {
+	p.batch.Queue(dbsqlc.StoreChanges, fields(a)...)
+}
+
+// Run sends a pipeline that only reads.
+func (d *DB) Run(ctx context.Context, p *Pipeline) error { return d.send(ctx, p, false) }
+
+// RunAndCommit sends a pipeline that stores something. A connection lost on the way is ErrOutcomeUnknown.
+func (d *DB) RunAndCommit(ctx context.Context, p *Pipeline) error { return d.send(ctx, p, true) }
+
+func (d *DB) send(ctx context.Context, p *Pipeline, commits bool) error {
+	conn, err := d.pool.Acquire(ctx)
+	if err != nil {
+		return acquireError(err)
+	}
+	defer conn.Release()
+	return translate(conn.SendBatch(ctx, &p.batch).Close(), commits)
+}
+
+// acquireError is that of a pool: whatever it was, nothing was sent.
+func acquireError(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return translate(err, false)
+	}
+	return errors.Join(ErrUnavailable, err)
+}
+
+// Transaction is one that takes two round trips: the first locks and loads, the second stores and commits.
+type Transaction struct {
+	db   *DB
+	conn *pgxpool.Conn
+}
+
+// NewTransaction begins the first pipeline of a READ COMMITTED transaction, in which each statement sees what was
+// committed before it started: so a load sees what the lock before it waited for.
+func (d *DB) NewTransaction(s Scope) *Pipeline {
+	return d.newTransaction(s, "BEGIN ISOLATION LEVEL READ COMMITTED")
+}
+
+// NewSnapshot begins the first pipeline of a transaction all of whose reads see one moment.
+func (d *DB) NewSnapshot(s Scope) *Pipeline {
+	return d.newTransaction(s, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+}
+
+func (d *DB) newTransaction(s Scope, begin string) *Pipeline {
+	p := &Pipeline{}
+	p.batch.Queue(begin)
+	p.enter(d, s)
+	return p
+}
+
+// Begin sends the first pipeline. On an error nothing is left open.
+func (d *DB) Begin(ctx context.Context, p *Pipeline) (*Transaction, error) {
+	conn, err := d.pool.Acquire(ctx)
+	if err != nil {
+		return nil, acquireError(err)
+	}
+	t := &Transaction{db: d, conn: conn}
+	if err := conn.SendBatch(ctx, &p.batch).Close(); err != nil {
+		t.Rollback(ctx)
+		return nil, translate(err, false)
+	}
+	return t, nil
+}
+
+// Read sends a further pipeline of reads; p comes from Next.
+func (t *Transaction) Read(ctx context.Context, p *Pipeline) error {
+	return translate(t.conn.SendBatch(ctx, &p.batch).Close(), false)
+}
+
+// Next begins a further pipeline of the transaction, whose scope is entered already.
+func (t *Transaction) Next() *Pipeline { return &Pipeline{} }
+
+// Commit sends the last pipeline and the commit with it, and ends the transaction whatever happens.
+func (t *Transaction) Commit(ctx context.Context, p *Pipeline) error {
+	p.batch.Queue("COMMIT")
+	if err := t.conn.SendBatch(ctx, &p.batch).Close(); err != nil {
+		t.Rollback(ctx)
+		return translate(err, true)
+	}
+	t.conn.Release()
+	t.conn = nil
+	return nil
+}
+
+// Rollback ends the transaction; after Commit it does nothing.
+func (t *Transaction) Rollback(ctx context.Context) {
+	if t.conn == nil {
+		return
+	}
+	if t.conn.Conn().PgConn().TxStatus() != 'I' {
+		// Where this fails the pool throws the connection away, which rolls back as well.
+		_, _ = t.conn.Exec(context.WithoutCancel(ctx), "ROLLBACK")
+	}
+	t.conn.Release()
+	t.conn = nil
+}
+
+// query queues one of sqlc's statements: its parameters' fields are its arguments and its row's fields its columns,
+// both in order.
+func query[P, R any](p *Pipeline, sql string, params P, each func(*R) error) {
+	p.batch.Queue(sql, fields(&params)...).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var r R
+			if err := rows.Scan(pointers(&r)...); err != nil {
+				return err
+			}
+			if err := each(&r); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	})
+}
+
+func fields(structPointer any) []any {
+	v := reflect.ValueOf(structPointer).Elem()
+	out := make([]any, v.NumField())
+	for i := range out {
+		out[i] = v.Field(i).Interface()
+	}
+	return out
+}
+
+func pointers(structPointer any) []any {
+	v := reflect.ValueOf(structPointer).Elem()
+	out := make([]any, v.NumField())
+	for i := range out {
+		out[i] = v.Field(i).Addr().Interface()
+	}
+	return out
+}

@@ -1,0 +1,127 @@
+package db
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"holdfast/gen/dbsqlc"
+	"holdfast/identity"
+)
+
+// ErrTenantUnknown: the tenant was never created.
+var ErrTenantUnknown = errors.New("db: no such tenant")
+
+// ErrKeyUnknown: the tenant has no key of that id.
+var ErrKeyUnknown = errors.New("db: no such key")
+
+// Key is an API key as stored: what authenticates it is only a hash.
+type Key struct {
+	Tenant      identity.Tenant
+	ID          string
+	User        identity.User // empty: a service key
+	SecretHash  []byte        // SHA-256; empty in lists
+	Description string
+	CreateTime  time.Time
+	RevokeTime  *time.Time
+}
+
+// CreateTenant adds a tenant and tells whether it is new.
+func (d *DB) CreateTenant(ctx context.Context, t identity.Tenant, title string) (bool, error) {
+	var n int64
+	err := d.operate(ctx, func(q *dbsqlc.Queries) (err error) {
+		n, err = q.CreateTenant(ctx, dbsqlc.CreateTenantParams{TenantID: string(t), Title: title})
+		return err
+	})
+	return n > 0, err
+}
+
+// Tenants lists the tenants by id.
+func (d *DB) Tenants(ctx context.Context) (out []dbsqlc.ListTenantsRow, err error) {
+	err = d.operate(ctx, func(q *dbsqlc.Queries) (err error) {
+		out, err = q.ListTenants(ctx)
+		return err
+	})
+	return out, err
+}
+
+// CreateKey stores a key of a tenant, or answers ErrTenantUnknown.
+func (d *DB) CreateKey(ctx context.Context, k Key) error {
+	return d.operate(ctx, func(q *dbsqlc.Queries) error {
+		known, err := q.TenantExists(ctx, string(k.Tenant))
+		if err != nil {
+			return err
+		}
+		if !known {
+			return fmt.Errorf("%w: %q", ErrTenantUnknown, k.Tenant)
+		}
+		role := "service"
+		if k.User != "" {
+			role = "user"
+		}
+		return q.CreateKey(ctx, dbsqlc.CreateKeyParams{
+			TenantID: string(k.Tenant), KeyID: k.ID, OwnerID: string(k.User), Role: role, SecretHash: k.SecretHash,
+			Description: k.Description,
+		})
+	})
+}
+
+// Keys lists a tenant's keys, newest first.
+func (d *DB) Keys(ctx context.Context, t identity.Tenant) (out []Key, err error) {
+	err = d.operate(ctx, func(q *dbsqlc.Queries) error {
+		rows, err := q.ListKeys(ctx, string(t))
+		for _, r := range rows {
+			out = append(out, Key{
+				Tenant: t, ID: r.KeyID, User: identity.User(r.OwnerID), Description: r.Description,
+				CreateTime: r.CreateTime, RevokeTime: r.RevokeTime,
+			})
+		}
+		return err
+	})
+	return out, err
+}
+
+// RevokeKey ends a key for good, or answers ErrKeyUnknown.
+func (d *DB) RevokeKey(ctx context.Context, t identity.Tenant, id string) error {
+	return d.operate(ctx, func(q *dbsqlc.Queries) error {
+		n, err := q.RevokeKey(ctx, dbsqlc.RevokeKeyParams{TenantID: string(t), KeyID: id})
+		if err == nil && n == 0 {
+			return fmt.Errorf("%w: %q of tenant %q", ErrKeyUnknown, id, t)
+		}
+		return err
+	})
+}
+
+// FindKeys reads the keys in force of that id: one, or none. Ids are random, but uniqueness never crosses tenants.
+func (d *DB) FindKeys(ctx context.Context, id string) (out []Key, err error) {
+	p := &Pipeline{}
+	p.batch.Queue(dbsqlc.EnterAuth, id)
+	p.batch.Queue(dbsqlc.FindKey, id).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var r dbsqlc.FindKeyRow
+			if err := rows.Scan(pointers(&r)...); err != nil {
+				return err
+			}
+			out = append(out, Key{Tenant: identity.Tenant(r.TenantID), ID: id, User: identity.User(r.OwnerID), SecretHash: r.SecretHash})
+		}
+		return rows.Err()
+	})
+	return out, d.Run(ctx, p)
+}
+
+// operate runs do as the operator, in one transaction.
+func (d *DB) operate(ctx context.Context, do func(*dbsqlc.Queries) error) error {
+	err := pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SELECT set_config('role', $1, true)", string(RoleOperator)); err != nil {
+			return err
+		}
+		return do(dbsqlc.New(tx))
+	})
+	if errors.Is(err, ErrTenantUnknown) || errors.Is(err, ErrKeyUnknown) {
+		return err
+	}
+	return translate(err, false)
+}

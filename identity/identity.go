@@ -1,0 +1,47 @@
+// Package identity says who is asking. It is a leaf: every layer may import it and it imports none.
+package identity
+
+import (
+	"context"
+	"errors"
+)
+
+// ErrAbsent is what From returns where nobody was authenticated. Nothing may be touched then.
+var ErrAbsent = errors.New("identity: nobody is authenticated")
+
+// Tenant is the organisation whose data must never meet another's.
+type Tenant string
+
+// User is the id of a tenant's user. The empty user owns what the whole tenant shares.
+type User string
+
+// Identity is an authenticated caller. The zero Identity is nobody.
+type Identity struct {
+	Tenant Tenant
+	// User is whom the call acts for; empty for a service on its own behalf.
+	User User
+	// Service may see and change every object of the tenant. A service that acts for a user has the user's rights only.
+	Service bool
+}
+
+// Owner is the owner of what the caller creates.
+func (i Identity) Owner() User { return i.User }
+
+// MaySee tells whether the caller may see and change what owner has. The tenants are equal already.
+func (i Identity) MaySee(owner User) bool {
+	return i.Service || owner == "" || owner == i.User
+}
+
+type key struct{}
+
+// With returns a context that carries i.
+func With(ctx context.Context, i Identity) context.Context { return context.WithValue(ctx, key{}, i) }
+
+// From returns the identity that ctx carries, or ErrAbsent.
+func From(ctx context.Context) (Identity, error) {
+	i, ok := ctx.Value(key{}).(Identity)
+	if !ok || i.Tenant == "" {
+		return Identity{}, ErrAbsent
+	}
+	return i, nil
+}

@@ -1,0 +1,49 @@
+package object
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+var (
+	// ErrNotFound: there is no such object, or not for this caller. The two are never told apart.
+	ErrNotFound = errors.New("object: not found")
+	// ErrExists: the object to create is there already.
+	ErrExists = errors.New("object: exists already")
+	// ErrRequestReused: the request id was used for another request.
+	ErrRequestReused = errors.New("object: request id was used for another request")
+	// ErrNewerSchema: a newer release wrote the object. This one may read it, but a write could drop what it does not know.
+	ErrNewerSchema = errors.New("object: written by a newer release")
+	// ErrClosed: the runtime is shutting down.
+	ErrClosed = errors.New("object: shutting down")
+	// ErrInvalid is wrapped by errors about a value that the caller gave.
+	ErrInvalid = errors.New("object: invalid")
+)
+
+// VersionMismatchError: the precondition named another version than the object's.
+type VersionMismatchError struct{ Expected, Current Version }
+
+func (e *VersionMismatchError) Error() string {
+	return fmt.Sprintf("object: at version %d, not %d", e.Current, e.Expected)
+}
+
+// OverloadedError: a bounded queue is full. Nothing was done; trying again after RetryAfter may help.
+type OverloadedError struct {
+	// What is full: "object", "tenant", "server" or "streams".
+	What       string
+	RetryAfter time.Duration
+}
+
+func (e *OverloadedError) Error() string { return "object: too much waits for the " + e.What }
+
+// TooLargeError: what a change would store is over a limit.
+type TooLargeError struct {
+	// What is too large: "state" or "entry <collection>/<key>".
+	What        string
+	Size, Limit int // bytes
+}
+
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("object: %s has %d bytes, over the limit of %d", e.What, e.Size, e.Limit)
+}

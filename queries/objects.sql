@@ -1,0 +1,134 @@
+-- The array statements below reach their tables by LATERAL … OFFSET 0: one primary-key probe a row whatever the
+-- statistics say. `id = ANY($1)` on a table that was never analysed read the tenant's whole kind.
+
+-- LockObjects takes the advisory locks of a batch, which must be in ascending order, and answers the clock after the
+-- last: waiting does not make it stale. A statement of its own, so that what follows sees what it waited for.
+-- name: LockObjects :one
+SELECT clock_timestamp()::timestamptz AS now FROM (
+  SELECT count(pg_advisory_xact_lock(k.lock)) FROM (SELECT unnest(@locks::bigint[]) AS lock) k
+) locked;
+
+-- ViewObjects reads objects and the newest entries of one collection of each, as one snapshot. The state is
+-- empty where the object is still at the version that the caller has, and no entries are read then.
+-- name: ViewObjects :many
+SELECT k.ord::integer AS ord, o.owner_id, o.version, o.schema_version, o.create_time, o.update_time, o.activity_time,
+  o.expire_time, (o.state IS NULL)::boolean AS deleted,
+  coalesce(CASE WHEN o.version <> k.known THEN o.state END::text, '')::text AS state,
+  e.keys::text[] AS keys, e.bodies::text[] AS bodies
+FROM (
+  SELECT unnest(@ords::integer[]) AS ord, unnest(@kinds::text[]) AS kind, unnest(@ids::text[]) AS object_id,
+    unnest(@known::bigint[]) AS known, unnest(@collections::text[]) AS collection, unnest(@limits::integer[]) AS lim
+) k
+CROSS JOIN LATERAL (
+  SELECT * FROM holdfast.objects x
+  WHERE x.tenant_id = @tenant_id::text AND x.kind = k.kind AND x.object_id = k.object_id
+  OFFSET 0
+) o
+CROSS JOIN LATERAL (
+  SELECT array_agg(n.key) AS keys, array_agg(n.body::text) AS bodies FROM (
+    SELECT x.key, x.body FROM holdfast.entries x
+    WHERE x.tenant_id = @tenant_id AND x.kind = k.kind AND x.object_id = k.object_id
+      AND x.collection = k.collection AND o.version <> k.known
+    ORDER BY x.key DESC
+    LIMIT k.lim
+  ) n
+) e;
+
+-- LoadEntries reads entries by their keys.
+-- name: LoadEntries :many
+SELECT k.ord::integer AS ord, e.collection, e.key, e.body::text AS body
+FROM (
+  SELECT unnest(@ords::integer[]) AS ord, unnest(@kinds::text[]) AS kind, unnest(@ids::text[]) AS object_id,
+    unnest(@collections::text[]) AS collection, unnest(@keys::text[]) AS key
+) k
+CROSS JOIN LATERAL (
+  SELECT * FROM holdfast.entries x
+  WHERE x.tenant_id = @tenant_id::text AND x.kind = k.kind AND x.object_id = k.object_id
+    AND x.collection = k.collection AND x.key = k.key
+  OFFSET 0
+) e;
+
+-- LoadReplies reads the events that carry these request ids.
+-- name: LoadReplies :many
+SELECT k.ord::integer AS ord, e.version, e.request_id::text AS request_id, e.request_hash,
+  e.reply
+FROM (
+  SELECT unnest(@ords::integer[]) AS ord, unnest(@kinds::text[]) AS kind, unnest(@ids::text[]) AS object_id,
+    unnest(@request_ids::text[]) AS request_id
+) k
+CROSS JOIN LATERAL (
+  SELECT * FROM holdfast.events x
+  WHERE x.tenant_id = @tenant_id::text AND x.kind = k.kind AND x.object_id = k.object_id
+    AND x.request_id = k.request_id
+  OFFSET 0
+) e;
+
+-- StoreChanges stores a batch; see the function.
+-- name: StoreChanges :one
+SELECT holdfast.store_changes(@tenant_id::text, @locks::bigint[],
+  @o_kind::text[], @o_id::text[], @o_owner_id::text[], @o_expected::bigint[], @o_version::bigint[],
+  @o_schema_version::integer[], @o_state::text[], @o_create_time::timestamptz[], @o_update_time::timestamptz[],
+  @o_activity_time::timestamptz[], @o_expire_time::timestamptz[], @o_reborn::boolean[], @o_retermed::boolean[],
+  @t_object::integer[], @t_term::text[],
+  @a_object::integer[], @a_collection::text[], @a_key::text[],
+  @e_object::integer[], @e_collection::text[], @e_key::text[], @e_version::bigint[], @e_body::text[],
+  @d_object::integer[], @d_collection::text[], @d_key::text[],
+  @v_object::integer[], @v_version::bigint[], @v_event_type::text[], @v_actor::text[],
+  @v_event_time::timestamptz[], @v_request_id::text[], @v_request_hash::bytea[], @v_reply::bytea[], @v_undo::text[]
+)::timestamptz AS now;
+
+-- ListObjects pages through the live objects of a kind, newest activity first.
+-- name: ListObjects :many
+SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
+  o.activity_time, o.expire_time
+FROM holdfast.objects o
+WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND o.state IS NOT NULL
+  AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+  AND (o.activity_time, o.object_id) < (@before_time::timestamptz, @before_id::text)
+ORDER BY o.activity_time DESC, o.object_id DESC
+LIMIT @page_size::integer;
+
+-- ListObjectsByTerms is ListObjects for the objects that have all of some terms. It walks the first term's index.
+-- name: ListObjectsByTerms :many
+SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
+  o.activity_time, o.expire_time
+FROM holdfast.terms t
+JOIN holdfast.objects o ON o.tenant_id = t.tenant_id AND o.kind = t.kind AND o.object_id = t.object_id
+WHERE t.tenant_id = @tenant_id::text AND t.kind = @kind::text AND t.term = @term::text
+  AND o.tenant_id = @tenant_id AND o.state IS NOT NULL
+  AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+  AND (t.activity_time, t.object_id) < (@before_time::timestamptz, @before_id::text)
+  AND NOT EXISTS (
+    SELECT FROM (SELECT unnest(@other_terms::text[]) AS term) k
+    WHERE NOT EXISTS (
+      SELECT FROM holdfast.terms x
+      WHERE x.tenant_id = @tenant_id AND x.kind = t.kind AND x.object_id = t.object_id AND x.term = k.term))
+ORDER BY t.activity_time DESC, t.object_id DESC
+LIMIT @page_size::integer;
+
+-- ListEntriesAfter pages through one collection of an object, in the order of the keys.
+-- name: ListEntriesAfter :many
+SELECT e.key, e.body::text AS body
+FROM holdfast.entries e
+WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
+  AND e.collection = @collection::text AND e.key > @after_key::text
+ORDER BY e.key
+LIMIT @page_size::integer;
+
+-- ListEntriesBefore pages through one collection of an object, backwards.
+-- name: ListEntriesBefore :many
+SELECT e.key, e.body::text AS body
+FROM holdfast.entries e
+WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
+  AND e.collection = @collection::text AND e.key < @before_key::text
+ORDER BY e.key DESC
+LIMIT @page_size::integer;
+
+-- ListEvents reads an object's journal after a version. Names and old values only where the caller follows changes.
+-- name: ListEvents :many
+SELECT e.version, e.event_type, e.actor, e.event_time, e.undo::text AS undo
+FROM holdfast.events e
+WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
+  AND e.version > @after_version::bigint
+ORDER BY e.version
+LIMIT @page_size::integer;

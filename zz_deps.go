@@ -1,0 +1,38 @@
+//go:build tools
+
+package holdfast
+
+import (
+	_ "buf.build/go/protovalidate"
+	_ "connectrpc.com/authn"
+	_ "connectrpc.com/connect"
+	_ "connectrpc.com/cors"
+	_ "connectrpc.com/grpchealth"
+	_ "connectrpc.com/grpcreflect"
+	_ "connectrpc.com/validate"
+	_ "github.com/HdrHistogram/hdrhistogram-go"
+	_ "github.com/MicahParks/keyfunc/v3"
+	_ "github.com/alecthomas/kong"
+	_ "github.com/anishathalye/porcupine"
+	_ "github.com/fergusstrange/embedded-postgres"
+	_ "github.com/golang-jwt/jwt/v5"
+	_ "github.com/google/go-cmp/cmp"
+	_ "github.com/google/uuid"
+	_ "github.com/hashicorp/golang-lru/v2"
+	_ "github.com/jackc/pgx/v5"
+	_ "github.com/jackc/pgx/v5/pgxpool"
+	_ "github.com/jackc/pgx/v5/stdlib"
+	_ "github.com/pressly/goose/v3"
+	_ "github.com/prometheus/client_golang/prometheus"
+	_ "github.com/prometheus/client_golang/prometheus/collectors"
+	_ "github.com/prometheus/client_golang/prometheus/promhttp"
+	_ "github.com/rs/cors"
+	_ "github.com/testcontainers/testcontainers-go"
+	_ "github.com/testcontainers/testcontainers-go/wait"
+	_ "go.uber.org/goleak"
+	_ "golang.org/x/net/http2"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/sync/singleflight"
+	_ "google.golang.org/genproto/googleapis/rpc/errdetails"
+	_ "google.golang.org/grpc"
+)
