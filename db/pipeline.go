@@ -134,6 +134,15 @@ func (d *DB) newTransaction(s Scope, begin string) *Pipeline {
 	return p
 }
 
+// RunSnapshot sends the only pipeline of a NewSnapshot, in one round trip.
+func (d *DB) RunSnapshot(ctx context.Context, p *Pipeline) error {
+	conn, err := d.pool.Acquire(ctx)
+	if err != nil {
+		return acquireError(err)
+	}
+	return (&Transaction{db: d, conn: conn}).end(ctx, p, false)
+}
+
 // Begin sends the first pipeline. On an error nothing is left open.
 func (d *DB) Begin(ctx context.Context, p *Pipeline) (*Transaction, error) {
 	conn, err := d.pool.Acquire(ctx)
@@ -157,11 +166,13 @@ func (t *Transaction) Read(ctx context.Context, p *Pipeline) error {
 func (t *Transaction) Next() *Pipeline { return &Pipeline{} }
 
 // Commit sends the last pipeline and the commit with it, and ends the transaction whatever happens.
-func (t *Transaction) Commit(ctx context.Context, p *Pipeline) error {
+func (t *Transaction) Commit(ctx context.Context, p *Pipeline) error { return t.end(ctx, p, true) }
+
+func (t *Transaction) end(ctx context.Context, p *Pipeline, commits bool) error {
 	p.batch.Queue("COMMIT")
 	if err := t.conn.SendBatch(ctx, &p.batch).Close(); err != nil {
 		t.Rollback(ctx)
-		return translate(err, true)
+		return translate(err, commits)
 	}
 	t.conn.Release()
 	t.conn = nil

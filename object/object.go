@@ -1,6 +1,7 @@
 package object
 
 import (
+	"fmt"
 	"strconv"
 	"time"
 
@@ -12,6 +13,20 @@ type Version int64
 
 // ID is an object's id within its tenant and kind: 1 to 128 of A-Z a-z 0-9 . _ : -
 type ID string
+
+func (id ID) check() error {
+	if len(id) == 0 || len(id) > 128 {
+		return fmt.Errorf("%w: an id has 1 to 128 characters", ErrInvalid)
+	}
+	for _, c := range []byte(id) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '.', c == '_', c == ':', c == '-':
+		default:
+			return fmt.Errorf("%w: an id has only the characters A-Z a-z 0-9 . _ : -", ErrInvalid)
+		}
+	}
+	return nil
+}
 
 // Info is what the runtime knows of an object beside its state.
 type Info struct {

@@ -113,7 +113,7 @@ CREATE TABLE holdfast.events (
   request_hash bytea,
   -- The first reply, as it was sent.
   reply        bytea,
-  -- What the change replaced: {"state": {field: old}, "entries": {collection: {key: old}}}; null: was not there.
+  -- What the change replaced: {"state": {field: old}, "entries": [[collection, key, old]]}; null: was not there.
   undo         jsonb NOT NULL,
   CONSTRAINT events_pkey PRIMARY KEY (tenant_id, kind, object_id, version),
   CONSTRAINT events_undo_check CHECK (jsonb_typeof(undo) = 'object')
@@ -165,7 +165,7 @@ CREATE POLICY objects_janitor ON holdfast.objects TO holdfast_janitor
 -- statement of a volatile function takes its own snapshot, so what follows the lock sees what the lock waited for;
 -- lock and write as one statement lost updates when we measured it.
 -- Rows of the o_ arrays are objects; the other arrays name theirs by its index in them. An empty string is no state
--- or no request id, and the year 1 is no expiry: the caller's arrays have no NULLs.
+-- or no request id, and the year 1 is no expiry; an array may be NULL for none.
 -- +goose StatementBegin
 CREATE FUNCTION holdfast.store_changes(
   p_tenant_id text,
@@ -216,7 +216,7 @@ DECLARE
 BEGIN
   PERFORM count(pg_advisory_xact_lock(k)) FROM unnest(p_locks) AS k;
 
-  FOR i IN 1 .. cardinality(o_id) LOOP
+  FOR i IN 1 .. coalesce(cardinality(o_id), 0) LOOP
     IF o_expected[i] = 0 THEN
       -- DO NOTHING also where row-level security hides the row that is in the way; DO UPDATE would raise.
       INSERT INTO holdfast.objects (tenant_id, kind, object_id, owner_id, version, schema_version, state,
@@ -251,7 +251,7 @@ BEGIN
     FROM unnest(t_object, t_term) AS t (object, term);
   END IF;
 
-  FOR i IN 1 .. cardinality(a_object) LOOP
+  FOR i IN 1 .. coalesce(cardinality(a_object), 0) LOOP
     PERFORM FROM holdfast.entries
     WHERE tenant_id = p_tenant_id AND kind = o_kind[a_object[i]] AND object_id = o_id[a_object[i]]
       AND collection = a_collection[i] AND key = a_key[i];
@@ -269,7 +269,7 @@ BEGIN
       DO UPDATE SET version = EXCLUDED.version, body = EXCLUDED.body;
   END IF;
 
-  FOR i IN 1 .. cardinality(d_object) LOOP
+  FOR i IN 1 .. coalesce(cardinality(d_object), 0) LOOP
     DELETE FROM holdfast.entries
     WHERE tenant_id = p_tenant_id AND kind = o_kind[d_object[i]] AND object_id = o_id[d_object[i]]
       AND collection = d_collection[i] AND key = d_key[i];

@@ -1,0 +1,83 @@
+# `make` lists what there is to make. Tools come from tools/go.mod: nothing but Go needs to be installed.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+TOOL := go tool -modfile=tools/go.mod
+IMAGE ?= holdfast:dev
+BENCH ?= .
+
+.PHONY: help
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build ./holdfast, static and stripped
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o holdfast ./cmd/holdfast
+
+.PHONY: image
+image: ## Build the container image (IMAGE=holdfast:dev)
+	docker build --tag "$(IMAGE)" .
+
+.PHONY: generate
+generate: ## Write gen/ anew from proto/ and queries/
+	@# A file that nothing generates any more must go, so gen/ is emptied, but only once both inputs are known to be good.
+	$(TOOL) buf build --output /dev/null
+	$(TOOL) sqlc compile
+	rm -rf gen
+	$(TOOL) buf generate
+	$(TOOL) sqlc generate
+
+.PHONY: check-generated
+check-generated: generate ## Fail where gen/ is not what generate writes
+	@git diff --exit-code -- gen
+	@new=$$(git ls-files --others --exclude-standard -- gen); \
+	if [ -n "$$new" ]; then printf 'generated, but not committed:\n%s\n' "$$new" >&2; exit 1; fi
+
+.PHONY: fmt
+fmt: ## Format Go files
+	$(TOOL) golangci-lint fmt
+
+.PHONY: lint
+lint: lint-go lint-proto ## Lint Go and proto files
+
+.PHONY: lint-go
+lint-go: ## Lint Go files
+	$(TOOL) golangci-lint config verify
+	$(TOOL) golangci-lint run
+
+.PHONY: lint-proto
+lint-proto: ## Lint proto files
+	$(TOOL) buf lint
+
+.PHONY: breaking
+breaking: ## Fail where proto/ breaks its last release (AGAINST=commit names another)
+	@.ci/breaking $(AGAINST)
+
+.PHONY: vet
+vet: ## go vet
+	go vet ./...
+
+.PHONY: test
+test: ## Run all tests
+	go test ./...
+
+.PHONY: test-race
+test-race: ## Run all tests under the race detector
+	go test -race ./...
+
+.PHONY: test-docker
+test-docker: ## Run the tests that need a database again, in Docker
+	HOLDFAST_TEST_BACKEND=docker go test -count=1 $$(for d in db object handlers; do [ ! -d $$d ] || echo ./$$d/...; done)
+
+.PHONY: bench
+bench: ## Run benchmarks (BENCH=pattern)
+	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+.PHONY: smoke
+smoke: ## Start the development server, call it, stop it
+	.ci/smoke
+
+.PHONY: ci
+ci: ## All that CI does; on Debian, as root, it installs what it needs
+	.ci/run

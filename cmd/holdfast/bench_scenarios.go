@@ -1,0 +1,247 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"holdfast/cmd/holdfast/internal/floor"
+	"holdfast/cmd/holdfast/internal/load"
+)
+
+// scenario is one thing that bench measures.
+type scenario struct {
+	name, what string
+	// optional scenarios run only where they are asked for.
+	optional bool
+	// tenants is how many tenants it needs besides the one of the token.
+	tenants int
+	// run returns the rows that it measured also where something failed afterwards.
+	run func(ctx context.Context, b *bench, s scenario) ([]benchRow, error)
+}
+
+const (
+	floorPrefix = "floor-"
+	readLimit   = 20 // messages that a read asks for
+	manyObjects = 1000
+	setupLimit  = 32 // requests at once while a scenario is made ready
+	verifyLimit = 8  // conversations at once while they are listed
+)
+
+// scenarios, in the order in which they run: what is compared is measured one after the other.
+var scenarios = []scenario{
+	{name: "floor-commit-1", what: "pgbench: commit of one row, 1 client", run: runFloor(floor.Commit, 1)},
+	{name: "floor-commit-64", what: "pgbench: commit of one row, 64 clients", run: runFloor(floor.Commit, 64)},
+	{name: "floor-append-1", what: "pgbench: lock + update + insert, 1 client", run: runFloor(floor.AppendOwn, 1)},
+	{name: "append-1", what: "append, 1 session", run: runAppend(1, 1)},
+	{name: "floor-append-64", what: "pgbench: lock + update + insert, 64 clients, 1,000 rows", run: runFloor(floor.AppendOwn, 64)},
+	{name: "append-64", what: "append to own objects, 64 sessions", run: runAppend(64, 64)},
+	{name: "append-1000", what: "append to own objects, 1,000 sessions", run: runAppend(1000, 1000)},
+	{name: "append-tenants-1000", what: "append to own objects, 1,000 sessions of 1,000 tenants", tenants: 1000, run: runAppend(1000, 1000)},
+	{name: "floor-hot-64", what: "pgbench: lock + update + insert, 64 clients, one row", run: runFloor(floor.AppendHot, 64)},
+	{name: "hot-64", what: "append to one object, 64 writers", run: runAppend(64, 1)},
+	{name: "hot-1000", what: "append to one object, 1,000 writers", run: runAppend(1000, 1)},
+	{name: "floor-read-1", what: "pgbench: SELECTs of state + 20 entries, 1 client", run: runFloor(floor.Read, 1)},
+	{name: "read-1", what: "read state + 20 messages, 1 client", run: runRead(1)},
+	{name: "floor-read-64", what: "pgbench: SELECTs of state + 20 entries, 64 clients", run: runFloor(floor.Read, 64)},
+	{name: "read-64", what: "read state + 20 messages, 64 clients", run: runRead(64)},
+	{name: "open-1000", what: "steady: 1,000 sessions, each an append and a read a second", run: runOpen},
+	{name: "watch-1000", what: "steady: 1,000 watchers, 1,000 appends a second", run: runWatch},
+	{name: "live-64", what: "turns of 10 live frames, 64 sessions", optional: true, run: runLive},
+}
+
+// cannot says why a scenario cannot run; empty: it can.
+func (s scenario) cannot(b *bench) string {
+	switch {
+	case strings.HasPrefix(s.name, floorPrefix) && b.floor == nil:
+		return "it needs --pgbench-url"
+	case s.tenants > 0 && b.system.database == nil:
+		return "it needs --database-url"
+	}
+	return ""
+}
+
+func runFloor(script floor.Script, clients int) func(context.Context, *bench, scenario) ([]benchRow, error) {
+	return func(ctx context.Context, b *bench, s scenario) ([]benchRow, error) {
+		u := b.usage(s.name, false)
+		res, err := b.floor.Run(ctx, script, clients, b.Warmup, b.Duration, u.observe)
+		if err != nil {
+			return nil, err
+		}
+		row := rowOfFloor(s.name, s.what, res)
+		row.DatabaseCPU = u.database.Seconds()
+		return []benchRow{row}, nil
+	}
+}
+
+// runAppend has sessions append as fast as they are answered, each to its own object, or all to one.
+func runAppend(sessions, objects int) func(context.Context, *bench, scenario) ([]benchRow, error) {
+	return func(ctx context.Context, b *bench, s scenario) ([]benchRow, error) {
+		all, err := b.sessions(ctx, s, sessions, objects, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer closeAll(all)
+		u := b.usage(s.name, true)
+		m := load.Closed(ctx, b.workload(sessions, u.observe), func(ctx context.Context, i int, due time.Time) error {
+			return all[i].Append(ctx, due)
+		})
+		return b.finish(ctx, all, u, rowOf(s.name, s.what, m))
+	}
+}
+
+// runRead has clients read conversations at random, as pgbench does.
+func runRead(clients int) func(context.Context, *bench, scenario) ([]benchRow, error) {
+	return func(ctx context.Context, b *bench, s scenario) ([]benchRow, error) {
+		all, err := b.sessions(ctx, s, manyObjects, manyObjects, readLimit)
+		if err != nil {
+			return nil, err
+		}
+		defer closeAll(all)
+		u := b.usage(s.name, true)
+		m := load.Closed(ctx, b.workload(clients, u.observe), func(ctx context.Context, i int, _ time.Time) error {
+			return all[i].Read(ctx, all[rand.IntN(len(all))].Conversation, readLimit)
+		})
+		return b.finish(ctx, all, u, rowOf(s.name, s.what, m))
+	}
+}
+
+func runOpen(ctx context.Context, b *bench, s scenario) ([]benchRow, error) {
+	all, err := b.sessions(ctx, s, manyObjects, manyObjects, readLimit)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(all)
+	u := b.usage(s.name, true)
+	meters := load.Open(ctx, b.workload(len(all), u.observe), time.Second,
+		func(ctx context.Context, i int, due time.Time) error { return all[i].Append(ctx, due) },
+		func(ctx context.Context, i int, _ time.Time) error {
+			return all[i].Read(ctx, all[i].Conversation, readLimit)
+		})
+	return b.finish(ctx, all, u,
+		rowOf(s.name+"/append", s.what+": appends", meters[0]),
+		rowOf(s.name+"/read", s.what+": reads", meters[1]))
+}
+
+func runWatch(ctx context.Context, b *bench, s scenario) ([]benchRow, error) {
+	const (
+		connections = 8
+		patience    = 10 * time.Second
+	)
+	all, err := b.sessions(ctx, s, manyObjects, manyObjects, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(all)
+	watchers, err := load.Watch(ctx, b.system.target, b.system.token, all, connections, b.began)
+	if err != nil {
+		return nil, err
+	}
+	defer watchers.Close()
+	u := b.usage(s.name, true)
+	meters := load.Open(ctx, b.workload(len(all), func(ctx context.Context) func() {
+		watchers.MeasureFrom(time.Now())
+		return u.observe(ctx)
+	}), time.Second, func(ctx context.Context, i int, due time.Time) error { return all[i].Append(ctx, due) })
+	drained := watchers.Drain(ctx, all, patience)
+	rows, err := b.finish(ctx, all, u,
+		rowOf(s.name+"/append", s.what+": appends", meters[0]),
+		rowOf(s.name+"/deliver", s.what+": from due to delivered", watchers.Delivered(b.Duration)))
+	return rows, errors.Join(drained, err)
+}
+
+func runLive(ctx context.Context, b *bench, s scenario) ([]benchRow, error) {
+	const sessions = 64
+	all, err := b.sessions(ctx, s, sessions, sessions, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(all)
+	u := b.usage(s.name, true)
+	m := load.Closed(ctx, b.workload(sessions, u.observe), func(ctx context.Context, i int, due time.Time) error {
+		return all[i].Ingest(ctx, due)
+	})
+	return b.finish(ctx, all, u, rowOf(s.name, s.what, m))
+}
+
+// sessions makes a scenario's sessions and their conversations, with so many messages each to begin with. Session i
+// talks to object i modulo objects, in a tenant of its own where the scenario asks for that.
+func (b *bench) sessions(ctx context.Context, s scenario, count, objects, messages int) ([]*load.Session, error) {
+	tokens, err := b.system.tokens(ctx, s.tenants)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]*load.Session, count)
+	group, setup := errgroup.WithContext(ctx)
+	group.SetLimit(setupLimit)
+	for i := range all {
+		id := fmt.Sprintf("bench-%d-%s-%d", b.began.UnixNano(), s.name, i%objects)
+		all[i] = load.NewSession(b.system.target, tokens[i%len(tokens)], id, i, b.began)
+		if i >= objects {
+			continue
+		}
+		group.Go(func() error {
+			// The connections of the setup end with it.
+			defer all[i].Close()
+			if err := all[i].Create(setup); err != nil || messages == 0 {
+				return err
+			}
+			return all[i].Fill(setup, messages)
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, fmt.Errorf("make the conversations: %w", err)
+	}
+	return all, nil
+}
+
+func closeAll(sessions []*load.Session) {
+	for _, s := range sessions {
+		s.Close()
+	}
+}
+
+// finish puts the usage into the first row, and verifies that all that was acknowledged is there.
+func (b *bench) finish(ctx context.Context, all []*load.Session, u *benchUsage, rows ...benchRow) ([]benchRow, error) {
+	rows[0].ServerCPU, rows[0].DatabaseCPU, rows[0].GeneratorCPU = u.server.Seconds(), u.database.Seconds(), u.generator.Seconds()
+	rows[0].ServerRSSMiB = float64(u.resident) / (1 << 20)
+	if ctx.Err() != nil {
+		return rows, ctx.Err()
+	}
+	byConversation := map[string][]*load.Session{}
+	for _, s := range all {
+		byConversation[s.Conversation] = append(byConversation[s.Conversation], s)
+	}
+	var messages atomic.Int64
+	group, verify := errgroup.WithContext(ctx)
+	group.SetLimit(verifyLimit)
+	for id, writers := range byConversation {
+		group.Go(func() error {
+			listed, err := writers[0].List(verify)
+			if err != nil {
+				return fmt.Errorf("list %s: %w", id, err)
+			}
+			ledgers := make([]*load.Ledger, len(writers))
+			for i, w := range writers {
+				ledgers[i] = w.Ledger
+				messages.Add(int64(w.Ledger.Acknowledged()))
+			}
+			if err := load.Verify(listed, ledgers); err != nil {
+				return fmt.Errorf("verification of %s failed: %w", id, err)
+			}
+			return nil
+		})
+	}
+	err := errors.Join(group.Wait(), u.err())
+	if err == nil {
+		b.report.Verified.Messages += int(messages.Load())
+		b.report.Verified.Conversations += len(byConversation)
+	}
+	return rows, err
+}

@@ -1,0 +1,249 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"holdfast/cmd/holdfast/internal/load"
+	"holdfast/db"
+	"holdfast/handlers"
+	"holdfast/identity"
+)
+
+// benchSystem is what is under load: a server and, where they are known, its database and its processes.
+type benchSystem struct {
+	target *load.Target
+	token  string
+	admin  *url.URL // nil: not known
+	pprof  string   // the directory for profiles; empty: none
+
+	database   *db.DB // as the server's login; nil: not known
+	pgbenchURL string // a login that may create a schema; empty: not known
+	pgbenchDir string
+
+	serverPID, databasePID int // 0: not known
+
+	tenantTokens []string
+	closers      []func(context.Context) error
+}
+
+// openBenchSystem starts a Postgres and a server, or finds the ones that the flags name.
+func openBenchSystem(ctx context.Context, b *bench) (_ *benchSystem, err error) {
+	s := &benchSystem{pprof: b.Pprof, token: b.Token, serverPID: b.ServerPID, databasePID: b.DatabasePID, pgbenchURL: b.PgbenchURL}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close(ctx))
+		}
+	}()
+	api, admin, databaseURL := b.API, b.Admin, b.DatabaseURL
+	if api == "" {
+		fmt.Fprintln(b.log, "starting Postgres and a server")
+		if api, admin, databaseURL, err = s.start(ctx); err != nil {
+			return nil, err
+		}
+	}
+	base, err := loopbackURL(api, b.AllowRemote)
+	if err != nil {
+		return nil, err
+	}
+	s.target = &load.Target{URL: base, Codec: load.Codec(b.Codec), HTTP2: b.HTTP == "2"}
+	if admin != "" {
+		if s.admin, err = loopbackURL(admin, b.AllowRemote); err != nil {
+			return nil, err
+		}
+	}
+	if s.pprof != "" {
+		if s.admin == nil {
+			return nil, errors.New("--pprof needs --admin")
+		}
+		if err := os.MkdirAll(s.pprof, 0o755); err != nil { //nolint:gosec // profiles are no secret
+			return nil, err
+		}
+	}
+	if databaseURL != "" {
+		if s.database, err = db.Open(ctx, db.Config{URL: databaseURL, MaxConns: 4}); err != nil {
+			return nil, err
+		}
+		s.closers = append(s.closers, func(context.Context) error { s.database.Close(); return nil })
+	}
+	if s.token == "" {
+		tokens, err := s.makeTenants(ctx, 1)
+		if err != nil {
+			return nil, err
+		}
+		s.token = tokens[0]
+	}
+	return s, nil
+}
+
+// close ends what open started, the last thing first.
+func (s *benchSystem) close(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx)
+	var errs []error
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		errs = append(errs, s.closers[i](ctx))
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}
+
+// loopbackURL parses a base URL and refuses another machine's, unless that is wanted.
+func loopbackURL(text string, allowRemote bool) (*url.URL, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "http" || u.Host == "" {
+		return nil, fmt.Errorf("%q is not the base URL of a server: http://host:port", text)
+	}
+	ip := net.ParseIP(u.Hostname())
+	if u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) && !allowRemote {
+		return nil, fmt.Errorf("%s is not this machine; --allow-remote puts the load there all the same", u.Host)
+	}
+	return u, nil
+}
+
+// tokens returns a token of each of so many tenants, which are made when they are first asked for; the token of the
+// run's own tenant where it is 0.
+func (s *benchSystem) tokens(ctx context.Context, tenants int) ([]string, error) {
+	if tenants == 0 {
+		return []string{s.token}, nil
+	}
+	if missing := tenants - len(s.tenantTokens); missing > 0 {
+		made, err := s.makeTenants(ctx, missing)
+		if err != nil {
+			return nil, err
+		}
+		s.tenantTokens = append(s.tenantTokens, made...)
+	}
+	return s.tenantTokens[:tenants], nil
+}
+
+// makeTenants makes tenants with a service key each.
+func (s *benchSystem) makeTenants(ctx context.Context, count int) ([]string, error) {
+	tokens := make([]string, count)
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(4)
+	stamp := strconv.FormatInt(time.Now().UnixNano(), 36)
+	for i := range tokens {
+		group.Go(func() error {
+			tenant := identity.Tenant(fmt.Sprintf("bench-%s-%d", stamp, i))
+			if _, err := s.database.CreateTenant(ctx, tenant, "holdfast bench"); err != nil {
+				return err
+			}
+			token, key := handlers.NewKey(tenant, "", "holdfast bench")
+			tokens[i] = token
+			return s.database.CreateKey(ctx, key)
+		})
+	}
+	return tokens, group.Wait()
+}
+
+// benchUsage is what the processes used within the measured time of a scenario.
+type benchUsage struct {
+	system   *benchSystem
+	name     string
+	measured time.Duration
+	serves   bool // the server takes part
+
+	server, database, generator time.Duration
+	resident                    int64 // the server's most, in bytes
+
+	profile sync.WaitGroup
+	failed  error // of the profile, after it
+}
+
+func (b *bench) usage(name string, serves bool) *benchUsage {
+	return &benchUsage{system: b.system, name: name, measured: b.Duration, serves: serves}
+}
+
+// observe notes what was used so far, and starts a profile where one is wanted; what it returns notes what was used
+// since. What cannot be found out stays 0.
+func (u *benchUsage) observe(ctx context.Context) (stop func()) {
+	server, database, generator := u.read()
+	sampling, cancel := context.WithCancel(ctx)
+	var sampler sync.WaitGroup
+	if u.serves {
+		sampler.Go(func() { u.sampleResident(sampling) })
+	}
+	if u.serves && u.system.pprof != "" {
+		u.profile.Go(func() {
+			u.failed = fetchProfile(ctx, u.system.admin, u.measured, filepath.Join(u.system.pprof, u.name+".pprof"))
+		})
+	}
+	return func() {
+		cancel()
+		sampler.Wait()
+		server1, database1, generator1 := u.read()
+		u.server, u.database, u.generator = server1-server, database1-database, generator1-generator
+	}
+}
+
+func (u *benchUsage) read() (server, database, generator time.Duration) {
+	if u.serves && u.system.serverPID != 0 {
+		server, _ = load.OwnCPUTime(u.system.serverPID)
+	}
+	if u.system.databasePID != 0 {
+		database, _ = load.CPUTime(u.system.databasePID)
+	}
+	generator, _ = load.OwnCPUTime(os.Getpid())
+	return server, database, generator
+}
+
+func (u *benchUsage) sampleResident(ctx context.Context) {
+	const every = 100 * time.Millisecond
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for {
+		if now, err := load.Resident(u.system.serverPID); err == nil {
+			u.resident = max(u.resident, now)
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// err waits for the profile, if there is one, and returns why it could not be had.
+func (u *benchUsage) err() error {
+	u.profile.Wait()
+	return u.failed
+}
+
+func fetchProfile(ctx context.Context, admin *url.URL, d time.Duration, path string) (err error) {
+	const grace = 10 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, d+grace)
+	defer cancel()
+	u := admin.JoinPath("debug", "pprof", "profile")
+	u.RawQuery = "seconds=" + strconv.Itoa(int(max(time.Second, d)/time.Second))
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), http.NoBody)
+	if err != nil {
+		return err
+	}
+	res, err := (&http.Client{}).Do(req)
+	if err != nil {
+		return fmt.Errorf("fetch a profile: %w", err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("fetch a profile: %s", res.Status)
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	_, err = io.Copy(f, res.Body)
+	return err
+}

@@ -1,0 +1,2 @@
+-- A bare commit of one row.
+INSERT INTO bench_floor.commits (body) VALUES ('xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx');

@@ -1,0 +1,165 @@
+package load
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+)
+
+// Session is one client that talks to one conversation, one request at a time. It keeps its request messages and
+// writes into them anew. It is not safe for concurrent use.
+type Session struct {
+	// Conversation is the id of the conversation, which sessions may share.
+	Conversation string
+	Ledger       *Ledger
+
+	caller Caller
+	codec  Codec
+	began  time.Time
+	append *conversationv1.AppendMessagesRequest
+	read   *conversationv1.GetConversationRequest
+	live   *conversationv1.IngestLiveRequest
+}
+
+// NewSession returns the session with that number, whose messages say when they were sent since began.
+func NewSession(t *Target, token, conversation string, number int, began time.Time) *Session {
+	return &Session{
+		Conversation: conversation,
+		Ledger:       &Ledger{writer: number},
+		caller:       t.Caller(token), codec: t.Codec, began: began,
+		append: &conversationv1.AppendMessagesRequest{
+			ConversationId: conversation,
+			Messages:       []*conversationv1.NewMessage{{Role: conversationv1.Role_ROLE_USER}},
+		},
+		read: &conversationv1.GetConversationRequest{},
+		live: &conversationv1.IngestLiveRequest{ConversationId: conversation, Epoch: 1},
+	}
+}
+
+// Close closes the session's connection.
+func (s *Session) Close() { s.caller.Close() }
+
+// Create makes the session's conversation.
+func (s *Session) Create(ctx context.Context) error {
+	_, err := s.caller.Call(ctx, conversationv1connect.ConversationServiceCreateConversationProcedure,
+		&conversationv1.CreateConversationRequest{ConversationId: s.Conversation})
+	return err
+}
+
+// Append appends one message that was due to be sent at that time.
+func (s *Session) Append(ctx context.Context, due time.Time) error {
+	n := s.next(s.append.GetMessages()[0], due)
+	return s.send(ctx, s.append, n)
+}
+
+// Fill appends count messages with one request.
+func (s *Session) Fill(ctx context.Context, count int) error {
+	req := &conversationv1.AppendMessagesRequest{ConversationId: s.Conversation}
+	first := len(s.Ledger.seqs)
+	for range count {
+		m := &conversationv1.NewMessage{Role: conversationv1.Role_ROLE_USER}
+		s.next(m, s.began)
+		req.Messages = append(req.Messages, m)
+	}
+	return s.send(ctx, req, first)
+}
+
+func (s *Session) next(m *conversationv1.NewMessage, due time.Time) int {
+	n := s.Ledger.Send()
+	m.Text = Stamp{Writer: s.Ledger.writer, Number: n, Sent: max(0, due.Sub(s.began))}.Text()
+	return n
+}
+
+// send sends messages of which the first has number n, and notes the seqs acknowledged.
+func (s *Session) send(ctx context.Context, req *conversationv1.AppendMessagesRequest, n int) error {
+	body, err := s.caller.Call(ctx, conversationv1connect.ConversationServiceAppendMessagesProcedure, req)
+	if err != nil {
+		return err
+	}
+	var res conversationv1.AppendMessagesResponse
+	if err := s.codec.decode(body, &res); err != nil {
+		return err
+	}
+	if len(res.GetMessages()) != len(req.GetMessages()) {
+		return fmt.Errorf("%d messages acknowledged, %d sent", len(res.GetMessages()), len(req.GetMessages()))
+	}
+	for i, m := range res.GetMessages() {
+		if m.GetSeq() == 0 {
+			return errors.New("the response names no seq")
+		}
+		s.Ledger.Acknowledge(n+i, m.GetSeq())
+	}
+	return nil
+}
+
+// Read reads the state and the last count messages of a conversation, and fails where fewer come. It counts the
+// messages without decoding them, as pgbench does with the rows that it is compared with.
+func (s *Session) Read(ctx context.Context, conversation string, count int) error {
+	s.read.ConversationId, s.read.MessageLimit = conversation, int32(count)
+	body, err := s.caller.Call(ctx, conversationv1connect.ConversationServiceGetConversationProcedure, s.read)
+	if err != nil {
+		return err
+	}
+	n, err := s.codec.countMessages(body)
+	if err == nil && n != count {
+		err = fmt.Errorf("%d messages read, not %d", n, count)
+	}
+	return err
+}
+
+// countMessages counts the messages of an encoded GetConversationResponse.
+func (c Codec) countMessages(body []byte) (n int, err error) {
+	if c == JSON {
+		var res struct {
+			Messages []json.RawMessage `json:"messages"`
+		}
+		err := json.Unmarshal(body, &res)
+		return len(res.Messages), err
+	}
+	const messages = 2 // the field's number
+	for len(body) > 0 {
+		number, kind, size := protowire.ConsumeTag(body)
+		if size < 0 {
+			return 0, protowire.ParseError(size)
+		}
+		body = body[size:]
+		if size = protowire.ConsumeFieldValue(number, kind, body); size < 0 {
+			return 0, protowire.ParseError(size)
+		}
+		body = body[size:]
+		if number == messages {
+			n++
+		}
+	}
+	return n, nil
+}
+
+// List lists the whole conversation.
+func (s *Session) List(ctx context.Context) ([]Stored, error) {
+	var all []Stored
+	req := &conversationv1.ListMessagesRequest{ConversationId: s.Conversation, PageSize: 200}
+	for {
+		body, err := s.caller.Call(ctx, conversationv1connect.ConversationServiceListMessagesProcedure, req)
+		if err != nil {
+			return nil, err
+		}
+		var res conversationv1.ListMessagesResponse
+		if err := s.codec.decode(body, &res); err != nil {
+			return nil, err
+		}
+		for _, m := range res.GetMessages() {
+			all = append(all, Stored{Seq: m.GetSeq(), Text: m.GetText()})
+		}
+		if !res.GetHasMore() || len(res.GetMessages()) == 0 {
+			return all, nil
+		}
+		req.AfterSeq = all[len(all)-1].Seq
+	}
+}

@@ -1,0 +1,156 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+)
+
+// Watchers follow conversations, one stream each, and measure how long a message takes from the time that it was due
+// to be sent until its watcher has it.
+type Watchers struct {
+	meter   *Meter
+	began   time.Time
+	from    atomic.Int64 // measure messages due from then on: nanoseconds since began
+	streams []*stream
+	cancel  context.CancelFunc
+	done    sync.WaitGroup
+}
+
+// stream is one watcher.
+type stream struct {
+	conversation string
+	ready        chan struct{} // closed when the snapshot has come
+	seq          atomic.Int64  // the last seq seen
+	mu           sync.Mutex    // guards failed
+	failed       error
+}
+
+// Watch opens a stream for each of the sessions' conversations, spread over so many HTTP/2 connections, and waits until
+// each has had its snapshot.
+func Watch(ctx context.Context, t *Target, token string, sessions []*Session, connections int, began time.Time) (*Watchers, error) {
+	run, cancel := context.WithCancel(ctx)
+	w := &Watchers{meter: NewMeter(), began: began, cancel: cancel}
+	clients := make([]conversationv1connect.ConversationServiceClient, connections)
+	for i := range clients {
+		clients[i] = conversationv1connect.NewConversationServiceClient(NewHTTP2Client(), t.URL.String())
+	}
+	for i, session := range sessions {
+		s := &stream{conversation: session.Conversation, ready: make(chan struct{})}
+		w.streams = append(w.streams, s)
+		w.done.Go(func() {
+			if err := w.follow(run, clients[i%connections], token, s); err != nil && run.Err() == nil {
+				s.fail(err)
+			}
+		})
+	}
+	for _, s := range w.streams {
+		select {
+		case <-s.ready:
+		case <-ctx.Done():
+		}
+		if err := errors.Join(s.err(), ctx.Err()); err != nil {
+			w.Close()
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+// follow reads one stream to its end.
+func (w *Watchers) follow(ctx context.Context, client conversationv1connect.ConversationServiceClient, token string, s *stream) error {
+	ready := sync.OnceFunc(func() { close(s.ready) })
+	defer ready()
+	ctx, call := connect.NewClientContext(ctx)
+	call.RequestHeader().Set("Authorization", "Bearer "+token)
+	// A snapshot may carry as many messages as this; all that were there before are thereby seen.
+	stream, err := client.WatchConversation(ctx, &conversationv1.WatchConversationRequest{ConversationId: s.conversation, MessageLimit: 1})
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		change := stream.Msg()
+		now := time.Since(w.began)
+		for _, m := range change.GetMessages() {
+			if err := s.see(m.GetSeq(), change.GetReset_()); err != nil {
+				return err
+			}
+			stamp, ok := ParseStamp(m.GetText())
+			if ok && !change.GetReset_() && int64(stamp.Sent) >= w.from.Load() {
+				w.meter.Observe(now - stamp.Sent)
+			}
+		}
+		if change.GetReset_() {
+			ready()
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return err
+	}
+	return errors.New("the stream ended")
+}
+
+// see notes a message's seq, and fails where it does not follow the last one.
+func (s *stream) see(seq int64, snapshot bool) error {
+	last := s.seq.Swap(seq)
+	if !snapshot && seq != last+1 {
+		return fmt.Errorf("watching %s: seq %d follows seq %d", s.conversation, seq, last)
+	}
+	return nil
+}
+
+func (s *stream) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed = err
+}
+
+func (s *stream) err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
+// MeasureFrom says that messages due from now on are measured.
+func (w *Watchers) MeasureFrom(now time.Time) { w.from.Store(int64(now.Sub(w.began))) }
+
+// Drain waits until every watcher has the last message that its session had acknowledged, or fails after a while, or
+// where a stream missed a message, had one twice, or ended.
+func (w *Watchers) Drain(ctx context.Context, sessions []*Session, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for i, s := range w.streams {
+		want := sessions[i].Ledger.Last()
+		for s.seq.Load() < want && s.err() == nil && ctx.Err() == nil {
+			wait(ctx, time.Now().Add(time.Millisecond))
+		}
+		if err := s.err(); err != nil {
+			return err
+		}
+		if have := s.seq.Load(); have < want {
+			return fmt.Errorf("the watcher of %s saw seq %d, %d was acknowledged", s.conversation, have, want)
+		}
+	}
+	return nil
+}
+
+// Delivered is the meter of the deliveries, over that measured time.
+func (w *Watchers) Delivered(measured time.Duration) *Meter {
+	w.meter.measuredFor(measured)
+	return w.meter
+}
+
+// Close ends the streams and waits for them.
+func (w *Watchers) Close() {
+	w.cancel()
+	w.done.Wait()
+}

@@ -1,0 +1,600 @@
+package conversation
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+)
+
+// The bounds of what the reducer keeps in the state, which is one small document. Together they leave room for the rest.
+const (
+	// The JSON of an open message's text; words beyond it go into a new message. Below the limit of a message's text.
+	maxTurnText = 60 << 10
+	// Only the end of a longer transcription is shown.
+	maxTranscription = 4 << 10
+	maxPendingCalls  = 128
+	// The size of all pending calls together; at least one is kept.
+	maxPendingBytes = 64 << 10
+	// Provider ids and names: a call with a longer id is not understood, the others are cut.
+	maxName = 128
+	// A provider's count above it is no count.
+	maxTurnTokens = 10_000_000
+)
+
+// errFenced is the answer to frames of a connection that a newer one has replaced.
+type errFenced struct { //nolint:errname // named for the reason that it answers with
+	// The newest epoch.
+	current int64
+}
+
+func (e errFenced) Error() string {
+	return fmt.Sprintf("a newer connection, of epoch %d, has taken over", e.current)
+}
+
+// liveEffects is what a batch of frames did besides changing the state.
+type liveEffects struct {
+	// The messages made or changed, by seq, and the tool calls made or changed, in the order of their first change: as
+	// they stand now. They share nothing with the state.
+	messages  []*conversationv1.Message
+	toolCalls []*conversationv1.ToolCall
+	// Frames that were folded before. All of them: the batch changed nothing.
+	skipped int32
+}
+
+// ingest folds a batch of frames into the state. It is a pure function: the same frames in one batch or in many lead to
+// the same state and messages. An epoch older than the newest is errFenced, and changes nothing.
+func ingest(
+	state *conversationv1.ConversationState, epoch int64, frames []*conversationv1.LiveFrame, now time.Time,
+) (liveEffects, error) {
+	if current := state.GetLive().GetEpoch(); epoch < current {
+		return liveEffects{}, errFenced{current: current}
+	}
+	f := newFolder(state, now)
+	if epoch > f.live.GetEpoch() {
+		f.connect(epoch)
+	}
+	var skipped int32
+	for _, frame := range frames {
+		if frame.GetClientIndex() <= f.live.GetLastClientIndex() {
+			skipped++
+			continue
+		}
+		f.live.LastClientIndex = frame.GetClientIndex()
+		messages, unknown := parseFrame(frame)
+		f.live.UnknownFrames += int64(unknown)
+		for i := range messages {
+			f.fold(&messages[i])
+		}
+	}
+	effects := f.effects()
+	effects.skipped = skipped
+	return effects, nil
+}
+
+// folder folds the messages of the Live API into a state, one by one.
+//
+// A turn of the model lasts from its first output to turnComplete. live.assistant_turn is set all that time: before the
+// first words it has no seq, and is no message yet. live.user_turn is the utterance that the model answers, or is about
+// to. Transcriptions come late and in no order with the rest, so that utterance stays open until the answer's
+// turnComplete, unless the user speaks over the model: then what was heard so far is the utterance being answered, and
+// what comes from now on is a new one, which outlives that turnComplete. live.interrupted is true meanwhile.
+//
+//	user_turn       |== Can you look? =|·late·|        |== No, the other. =========|
+//	assistant_turn                 |== Sure. It is abou|t to·|           |== Understood. =|
+//	                               first output        |     |turnComplete
+//	                                                   |interrupted, or the start of speech
+type folder struct {
+	state *conversationv1.ConversationState
+	live  *conversationv1.LiveState
+	now   *timestamppb.Timestamp
+	// The size of live.pending_calls.
+	pendingBytes int
+	// What was made or changed, by seq and by call id.
+	messages  map[int64]*conversationv1.Message
+	toolCalls map[string]*conversationv1.ToolCall
+	callOrder []string
+}
+
+func newFolder(state *conversationv1.ConversationState, now time.Time) *folder {
+	if state.Live == nil {
+		state.Live = &conversationv1.LiveState{}
+	}
+	f := &folder{
+		state:     state,
+		live:      state.Live,
+		now:       timestamppb.New(now),
+		messages:  map[int64]*conversationv1.Message{},
+		toolCalls: map[string]*conversationv1.ToolCall{},
+	}
+	for _, call := range f.live.GetPendingCalls() {
+		f.pendingBytes += proto.Size(call)
+	}
+	return f
+}
+
+// effects settles the token counts and returns what changed.
+func (f *folder) effects() liveEffects {
+	var e liveEffects
+	for _, seq := range slices.Sorted(maps.Keys(f.messages)) {
+		message := f.messages[seq]
+		if message.GetTokenCountEstimated() {
+			f.setTokens(message, estimateTokens(message.GetText()))
+		}
+		e.messages = append(e.messages, proto.CloneOf(message))
+	}
+	for _, id := range f.callOrder {
+		e.toolCalls = append(e.toolCalls, proto.CloneOf(f.toolCalls[id]))
+	}
+	return e
+}
+
+// fold folds one message of the Live API. It may have several fields; what ends a turn comes last.
+func (f *folder) fold(m *liveFrame) {
+	if m.SetupComplete != nil {
+		f.live.SessionId = firstBytes(string(m.SetupComplete.SessionID), maxName)
+	}
+	f.foldClient(m)
+	if m.speechStarts() {
+		f.speechStarts()
+	}
+	if m.speechEnds() {
+		f.signal(speechEnded)
+	}
+	if m.ServerContent != nil {
+		f.foldContent(m.ServerContent)
+	}
+	if m.ToolCall != nil {
+		f.callTools(m.ToolCall.FunctionCalls)
+	}
+	if m.ToolCallCancellation != nil {
+		f.cancelTools(m.ToolCallCancellation.IDs)
+	}
+	if m.UsageMetadata != nil {
+		f.countUsage(m.UsageMetadata)
+	}
+	if m.ServerContent != nil {
+		f.foldTurnEnd(m.ServerContent)
+	}
+}
+
+func (f *folder) foldClient(m *liveFrame) {
+	if m.ClientContent != nil {
+		f.addTurns(m.ClientContent.Turns)
+	}
+	if m.RealtimeInput != nil {
+		f.addText(string(m.RealtimeInput.Text))
+	}
+	if m.ToolResponse != nil {
+		for _, response := range m.ToolResponse.FunctionResponses {
+			f.answerCall(response)
+		}
+	}
+}
+
+func (f *folder) foldContent(c *serverContent) {
+	if c.Interrupted {
+		f.interrupt()
+	}
+	f.hear(string(c.InputTranscription.Text))
+	f.overhear(string(c.InterimInputTranscription.Text))
+	if c.ModelTurn != nil {
+		f.generate(c.ModelTurn)
+	}
+	f.say(conversationv1.Modality_MODALITY_VOICE, string(c.OutputTranscription.Text))
+}
+
+func (f *folder) foldTurnEnd(c *serverContent) {
+	if c.GenerationComplete {
+		f.finish(f.live.GetAssistantTurn(), conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+	}
+	if c.TurnComplete {
+		f.completeTurn(c)
+	}
+	if c.WaitingForInput {
+		f.signal(modelWaits)
+	}
+}
+
+// connect begins a new connection. The user may be in the middle of an utterance, which goes on in it. A turn of the
+// model does not: it ended with the connection, and the utterance that it answered ended before.
+func (f *folder) connect(epoch int64) {
+	f.live.Epoch, f.live.LastClientIndex = epoch, 0
+	if f.live.GetAssistantTurn() != nil {
+		f.signal(modelLost)
+		f.endTurn(conversationv1.MessageStatus_MESSAGE_STATUS_INTERRUPTED)
+	}
+}
+
+// The user's side.
+
+// hear adds words of the user, as they were transcribed.
+func (f *folder) hear(words string) {
+	if words == "" || isBlank(words) && f.live.GetUserTurn() == nil {
+		return
+	}
+	if f.live.GetUserTurn() == nil {
+		f.live.UserTurn = openTurn(conversationv1.Role_ROLE_USER)
+		f.live.UserTurn.Modality = conversationv1.Modality_MODALITY_VOICE
+	}
+	f.extend(&f.live.UserTurn, words)
+	f.showTranscription(f.live.GetUserTurn().GetText())
+}
+
+// overhear shows words that the provider may still hear otherwise: the next transcription replaces them. They are what
+// follows the utterance so far, or all of it once more.
+func (f *folder) overhear(words string) {
+	if words == "" {
+		return
+	}
+	heard := f.live.GetUserTurn().GetText()
+	if strings.HasPrefix(strings.TrimSpace(words), strings.TrimSpace(heard)) {
+		heard = ""
+	}
+	f.showTranscription(heard + words)
+}
+
+func (f *folder) showTranscription(text string) {
+	f.signal(wordsHeard)
+	f.voice().LastTranscription = lastBytes(text, maxTranscription)
+}
+
+// addTurns adds what the user wrote. Turns that have one of the model among them are not news: that is how a client
+// tells a new session what was said before.
+func (f *folder) addTurns(turns []content) {
+	if slices.ContainsFunc(turns, func(turn content) bool { return turn.Role == "model" }) {
+		return
+	}
+	for i := range turns {
+		f.addText(turns[i].text())
+	}
+}
+
+// addText adds a text of the user, complete at once, in several messages if it is long.
+func (f *folder) addText(text string) {
+	turn := openTurn(conversationv1.Role_ROLE_USER)
+	turn.Modality = conversationv1.Modality_MODALITY_TEXT
+	f.extend(&turn, text)
+	f.finish(turn, conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+}
+
+func (f *folder) speechStarts() {
+	if f.live.GetAssistantTurn() != nil {
+		f.speakOver()
+	}
+	f.signal(speechStarted)
+}
+
+// speakOver notes that the user speaks over the model's turn.
+func (f *folder) speakOver() {
+	if f.live.GetInterrupted() {
+		return
+	}
+	f.live.Interrupted = true
+	f.endUtterance()
+}
+
+func (f *folder) endUtterance() {
+	f.finish(f.live.GetUserTurn(), conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+	f.live.UserTurn = nil
+}
+
+// The model's side.
+
+// modelTurn is the turn of the model, begun if need be.
+func (f *folder) modelTurn() *conversationv1.Message {
+	if f.live.GetAssistantTurn() == nil {
+		f.live.AssistantTurn = openTurn(conversationv1.Role_ROLE_ASSISTANT)
+	}
+	return f.live.GetAssistantTurn()
+}
+
+// generate folds what the model generates.
+func (f *folder) generate(c *content) {
+	// A finished generation does not go on after the user spoke: this is the next, and a turnComplete was lost.
+	turn := f.live.GetAssistantTurn()
+	if f.live.GetInterrupted() && turn.GetStatus() == conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE {
+		f.endTurn(conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+	}
+	f.modelTurn()
+	if c.spoken() {
+		f.signal(modelSpoke)
+	}
+	f.say(conversationv1.Modality_MODALITY_TEXT, c.text())
+}
+
+// say adds words of the model. A turn that is spoken is known by its transcription, and text beside it is left out, in
+// whichever order they come.
+func (f *folder) say(modality conversationv1.Modality, words string) {
+	if words == "" {
+		return
+	}
+	turn := f.modelTurn()
+	f.signal(modelSpoke)
+	if turn.GetModality() != modality {
+		if isBlank(words) || turn.GetModality() == conversationv1.Modality_MODALITY_VOICE {
+			return
+		}
+		turn.Modality, turn.Text = modality, ""
+	}
+	f.extend(&f.live.AssistantTurn, words)
+}
+
+// interrupt cuts the model's turn off, which may not have said a word yet. It lasts until turnComplete all the same:
+// words that were on their way still belong to it.
+func (f *folder) interrupt() {
+	turn := f.modelTurn()
+	turn.Status = conversationv1.MessageStatus_MESSAGE_STATUS_INTERRUPTED
+	f.touch(turn)
+	f.speakOver()
+	f.signal(modelInterrupted)
+}
+
+func (f *folder) completeTurn(c *serverContent) {
+	f.signal(turnEnd(string(c.InteractionStatus)))
+	reason := firstBytes(string(c.TurnCompleteReason), maxName)
+	if turn := f.live.GetAssistantTurn(); turn != nil && reason != "" && reason != "TURN_COMPLETE_REASON_UNSPECIFIED" {
+		turn.TurnCompleteReason = reason
+		f.touch(turn)
+	}
+	f.endTurn(conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+}
+
+func turnEnd(interaction string) voiceSignal {
+	switch interaction {
+	case "IDLE":
+		return turnOverIdle
+	case "IN_PROGRESS", "REQUIRES_ACTION":
+		return turnOverInProgress
+	default:
+		return turnOver
+	}
+}
+
+// endTurn ends the model's turn, and with it the utterance that it answered.
+func (f *folder) endTurn(status conversationv1.MessageStatus) {
+	f.finish(f.live.GetAssistantTurn(), status)
+	f.live.AssistantTurn = nil
+	if !f.live.GetInterrupted() {
+		f.endUtterance()
+	}
+	f.live.Interrupted = false
+}
+
+// countUsage adds the provider's count of the turn: total_tokens is the sum of totalTokenCount over all turns, each of
+// which counts its whole context anew, and the model's message has the tokens of the response.
+func (f *folder) countUsage(usage *usageMetadata) {
+	if plausible(usage.TotalTokenCount) {
+		f.live.TotalTokens += int64(usage.TotalTokenCount)
+	}
+	turn := f.live.GetAssistantTurn()
+	if turn.GetSeq() == 0 || !plausible(usage.ResponseTokenCount) {
+		return
+	}
+	f.setTokens(turn, int64(usage.ResponseTokenCount))
+	turn.TokenCountEstimated = false
+	f.touch(turn)
+}
+
+func plausible(tokens tokenCount) bool { return 0 < tokens && tokens <= maxTurnTokens }
+
+// Tool calls.
+
+func (f *folder) callTools(calls []functionCall) {
+	f.modelTurn()
+	f.signal(modelCalledTools)
+	for _, call := range calls {
+		f.openCall(call)
+	}
+}
+
+// openCall notes a call. One that is pending already came twice.
+func (f *folder) openCall(call functionCall) {
+	id := string(call.ID)
+	if id == "" || len(id) > maxName {
+		f.live.UnknownFrames++
+		return
+	}
+	if f.live.GetPendingCalls()[id] != nil {
+		return
+	}
+	opened := &conversationv1.ToolCall{
+		CallId:     id,
+		Epoch:      f.live.GetEpoch(),
+		Name:       firstBytes(string(call.Name), maxName),
+		Args:       call.Args.fields,
+		Status:     conversationv1.ToolCallStatus_TOOL_CALL_STATUS_PENDING,
+		CreateTime: f.now,
+		UpdateTime: f.now,
+	}
+	f.makeRoom(proto.Size(opened))
+	if f.live.PendingCalls == nil {
+		f.live.PendingCalls = map[string]*conversationv1.ToolCall{}
+	}
+	f.live.PendingCalls[id] = opened
+	f.pendingBytes += proto.Size(opened)
+	f.record(opened)
+}
+
+// makeRoom forgets the oldest pending calls until another of this size has room. Their entries stay as they are.
+func (f *folder) makeRoom(size int) {
+	for n := len(f.live.GetPendingCalls()); n > 0; n-- {
+		if n < maxPendingCalls && f.pendingBytes+size <= maxPendingBytes {
+			return
+		}
+		f.forgetCall(slices.MinFunc(slices.Collect(maps.Values(f.live.GetPendingCalls())), byAge))
+	}
+}
+
+func byAge(a, b *conversationv1.ToolCall) int {
+	if c := a.GetCreateTime().AsTime().Compare(b.GetCreateTime().AsTime()); c != 0 {
+		return c
+	}
+	return strings.Compare(a.GetCallId(), b.GetCallId())
+}
+
+// answerCall notes what a call returned. A call that is not pending was answered, withdrawn or forgotten before: the
+// first answer stands.
+func (f *folder) answerCall(response functionResponse) {
+	call := f.live.GetPendingCalls()[string(response.ID)]
+	if call == nil {
+		return
+	}
+	// Only the entry has the response: the state keeps what a later response to this call needs.
+	answered := proto.CloneOf(call)
+	answered.Response = response.Response.fields
+	if !response.WillContinue {
+		answered.Status = conversationv1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED
+		f.forgetCall(call)
+	}
+	f.record(answered)
+}
+
+func (f *folder) cancelTools(ids []cleanString) {
+	for _, id := range ids {
+		if call := f.live.GetPendingCalls()[string(id)]; call != nil {
+			f.forgetCall(call)
+			call.Status = conversationv1.ToolCallStatus_TOOL_CALL_STATUS_CANCELLED
+			f.record(call)
+		}
+	}
+}
+
+func (f *folder) forgetCall(call *conversationv1.ToolCall) {
+	f.pendingBytes -= proto.Size(call)
+	delete(f.live.PendingCalls, call.GetCallId())
+}
+
+func (f *folder) record(call *conversationv1.ToolCall) {
+	call.UpdateTime = f.now
+	if f.toolCalls[call.GetCallId()] == nil {
+		f.callOrder = append(f.callOrder, call.GetCallId())
+	}
+	f.toolCalls[call.GetCallId()] = call
+}
+
+// Messages.
+
+// openTurn is a turn that has no words yet, and so is no message: it has no seq.
+func openTurn(role conversationv1.Role) *conversationv1.Message {
+	return &conversationv1.Message{Role: role, Status: conversationv1.MessageStatus_MESSAGE_STATUS_STREAMING}
+}
+
+// extend adds words to a turn's message, which the first ones make. A message that is full is finished, and another
+// takes its place. Blanks do not begin a message.
+func (f *folder) extend(turn **conversationv1.Message, words string) {
+	for words != "" && ((*turn).GetText() != "" || !isBlank(words)) {
+		n := fit((*turn).GetText(), words)
+		if n == 0 {
+			next := openTurn((*turn).GetRole())
+			next.Modality, next.Status = (*turn).GetModality(), (*turn).GetStatus()
+			f.finish(*turn, conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+			*turn = next
+			continue
+		}
+		if (*turn).GetSeq() == 0 {
+			f.number(*turn)
+		}
+		(*turn).Text += words[:n]
+		f.touch(*turn)
+		words = words[n:]
+	}
+}
+
+func isBlank(words string) bool { return strings.TrimSpace(words) == "" }
+
+// number makes a message of a turn: the conversation's next.
+func (f *folder) number(turn *conversationv1.Message) {
+	f.state.LastSeq++
+	turn.Seq = f.state.GetLastSeq()
+	turn.TokenCountEstimated = true
+	turn.CreateTime = f.now
+}
+
+// finish gives a turn that is still streaming its last status. No turn, and a finished one, stay as they are.
+func (f *folder) finish(turn *conversationv1.Message, status conversationv1.MessageStatus) {
+	if turn.GetStatus() == conversationv1.MessageStatus_MESSAGE_STATUS_STREAMING {
+		turn.Status = status
+		f.touch(turn)
+	}
+}
+
+// touch notes that a message changed. A turn without words is none.
+func (f *folder) touch(turn *conversationv1.Message) {
+	if turn.GetSeq() != 0 {
+		turn.UpdateTime = f.now
+		f.messages[turn.GetSeq()] = turn
+	}
+}
+
+func (f *folder) setTokens(message *conversationv1.Message, tokens int64) {
+	f.state.TokenCount += tokens - message.GetTokenCount()
+	message.TokenCount = tokens
+}
+
+// fit is how many bytes of the words a message of this text has room for.
+func fit(text, words string) int {
+	room := maxTurnText
+	for _, r := range text {
+		room -= jsonSize(r)
+	}
+	for i, r := range words {
+		if room -= jsonSize(r); room < 0 {
+			return i
+		}
+	}
+	return len(words)
+}
+
+// jsonSize is the size of a character in a JSON string.
+func jsonSize(r rune) int {
+	switch r {
+	case '"', '\\', '\b', '\f', '\n', '\r', '\t':
+		return 2
+	}
+	if r < ' ' {
+		return len(`\u0001`)
+	}
+	return utf8.RuneLen(r)
+}
+
+// firstBytes is the text's beginning, of at most so many bytes.
+func firstBytes(text string, size int) string {
+	if len(text) <= size {
+		return text
+	}
+	return strings.ToValidUTF8(text[:size], "")
+}
+
+// lastBytes is the text's end, of at most so many bytes.
+func lastBytes(text string, size int) string {
+	if len(text) <= size {
+		return text
+	}
+	return strings.ToValidUTF8(text[len(text)-size:], "")
+}
+
+// The voice turn.
+
+func (f *folder) voice() *conversationv1.VoiceState {
+	if f.state.Voice == nil {
+		f.state.Voice = &conversationv1.VoiceState{}
+	}
+	return f.state.Voice
+}
+
+// signal moves the voice turn as a frame tells.
+func (f *folder) signal(signal voiceSignal) {
+	voice := f.voice()
+	if status := follow(voice.GetStatus(), signal, f.live.GetInterrupted()); status != voice.GetStatus() {
+		voice.Status = status
+		voice.ChangeTime = f.now
+	}
+}

@@ -1,0 +1,304 @@
+package conversation
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+)
+
+const (
+	// Readers in other languages give up on deeper documents.
+	maxObjectDepth = 64
+	// The JSON of one tool call's arguments or response: both, and some more, fit into an entry.
+	maxObjectBytes = 64 << 10
+)
+
+// liveFrame is one message of the Live API, of either direction: a message says by its fields who sent it. Only what
+// the reducer reads is named here. The decoder skips the rest unread: audio, and the resumption handles, which are
+// bearer secrets.
+type liveFrame struct {
+	// From the client.
+	Setup         *struct{}      `json:"setup"`
+	ClientContent *clientContent `json:"clientContent"`
+	RealtimeInput *realtimeInput `json:"realtimeInput"`
+	ToolResponse  *toolResponse  `json:"toolResponse"`
+	ContextUpdate *struct{}      `json:"contextUpdate"`
+
+	// From the server.
+	SetupComplete           *setupComplete        `json:"setupComplete"`
+	ServerContent           *serverContent        `json:"serverContent"`
+	ToolCall                *toolCalls            `json:"toolCall"`
+	ToolCallCancellation    *toolCallCancellation `json:"toolCallCancellation"`
+	UsageMetadata           *usageMetadata        `json:"usageMetadata"`
+	GoAway                  *struct{}             `json:"goAway"`
+	SessionResumptionUpdate *struct{}             `json:"sessionResumptionUpdate"`
+	VoiceActivity           *voiceActivity        `json:"voiceActivity"`
+	VADSignal               *vadSignal            `json:"voiceActivityDetectionSignal"`
+}
+
+type clientContent struct {
+	Turns []content `json:"turns"`
+}
+
+type content struct {
+	Role  cleanString `json:"role"`
+	Parts []struct {
+		Text    cleanString `json:"text"`
+		Thought bool        `json:"thought"`
+	} `json:"parts"`
+}
+
+// text is what the content says; the model's thoughts are not said.
+func (c *content) text() string {
+	var b strings.Builder
+	for _, part := range c.Parts {
+		if !part.Thought {
+			b.WriteString(string(part.Text))
+		}
+	}
+	return b.String()
+}
+
+// spoken tells whether the content has anything but thoughts: text, or audio that is not read here.
+func (c *content) spoken() bool {
+	for _, part := range c.Parts {
+		if !part.Thought {
+			return true
+		}
+	}
+	return false
+}
+
+type realtimeInput struct {
+	Text          cleanString `json:"text"`
+	ActivityStart *struct{}   `json:"activityStart"`
+	ActivityEnd   *struct{}   `json:"activityEnd"`
+}
+
+type toolResponse struct {
+	FunctionResponses []functionResponse `json:"functionResponses"`
+}
+
+type functionResponse struct {
+	ID       cleanString `json:"id"`
+	Response jsonObject  `json:"response"`
+	// More responses to the same call follow.
+	WillContinue bool `json:"willContinue"`
+}
+
+type setupComplete struct {
+	SessionID cleanString `json:"sessionId"`
+}
+
+type serverContent struct {
+	ModelTurn                 *content      `json:"modelTurn"`
+	InputTranscription        transcription `json:"inputTranscription"`
+	InterimInputTranscription transcription `json:"interimInputTranscription"`
+	OutputTranscription       transcription `json:"outputTranscription"`
+	Interrupted               bool          `json:"interrupted"`
+	GenerationComplete        bool          `json:"generationComplete"`
+	TurnComplete              bool          `json:"turnComplete"`
+	TurnCompleteReason        cleanString   `json:"turnCompleteReason"`
+	InteractionStatus         cleanString   `json:"interactionStatus"`
+	WaitingForInput           bool          `json:"waitingForInput"`
+}
+
+// transcription has a field `finished` too, which providers do not send: nothing may wait for it.
+type transcription struct {
+	Text cleanString `json:"text"`
+}
+
+type toolCalls struct {
+	FunctionCalls []functionCall `json:"functionCalls"`
+}
+
+type functionCall struct {
+	ID   cleanString `json:"id"`
+	Name cleanString `json:"name"`
+	Args jsonObject  `json:"args"`
+}
+
+type toolCallCancellation struct {
+	IDs []cleanString `json:"ids"`
+}
+
+type usageMetadata struct {
+	ResponseTokenCount tokenCount `json:"responseTokenCount"`
+	TotalTokenCount    tokenCount `json:"totalTokenCount"`
+}
+
+type voiceActivity struct {
+	Type cleanString `json:"voiceActivityType"`
+}
+
+type vadSignal struct {
+	Type cleanString `json:"vadSignalType"`
+}
+
+// speechStarts tells whether the frame marks the start of the user's speech, in any of the ways to say so.
+func (f *liveFrame) speechStarts() bool {
+	return f.VoiceActivity != nil && f.VoiceActivity.Type == "ACTIVITY_START" ||
+		f.VADSignal != nil && f.VADSignal.Type == "VAD_SIGNAL_TYPE_SOS" ||
+		f.RealtimeInput != nil && f.RealtimeInput.ActivityStart != nil
+}
+
+// speechEnds tells whether the frame marks the end of the user's speech.
+func (f *liveFrame) speechEnds() bool {
+	return f.VoiceActivity != nil && f.VoiceActivity.Type == "ACTIVITY_END" ||
+		f.VADSignal != nil && f.VADSignal.Type == "VAD_SIGNAL_TYPE_EOS" ||
+		f.RealtimeInput != nil && f.RealtimeInput.ActivityEnd != nil
+}
+
+// parseFrame reads the messages that a frame carries, and counts what it could not understand: malformed JSON, an
+// object without a known field, a value that is not what its field should hold. What it does understand of such an
+// object is still returned.
+func parseFrame(frame *conversationv1.LiveFrame) (messages []liveFrame, unknown int) {
+	decoder := json.NewDecoder(bytes.NewReader(frameJSON(frame)))
+	for {
+		var message liveFrame
+		err := decoder.Decode(&message)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		understood := message != liveFrame{}
+		if understood {
+			messages = append(messages, message)
+		}
+		if err != nil || !understood {
+			unknown++
+		}
+		if err != nil && !isValueError(err) {
+			break // a syntax error: where the next object starts is anyone's guess
+		}
+	}
+	if len(messages) == 0 && unknown == 0 {
+		unknown = 1 // an empty frame
+	}
+	return messages, unknown
+}
+
+// frameJSON is the frame's JSON without NUL bytes; nothing where the frame has none.
+func frameJSON(frame *conversationv1.LiveFrame) []byte {
+	var raw []byte
+	switch f := frame.GetFrame().(type) {
+	case *conversationv1.LiveFrame_Text:
+		raw = []byte(f.Text)
+	case *conversationv1.LiveFrame_Binary:
+		raw = f.Binary
+	case *conversationv1.LiveFrame_Object:
+		// It fails on numbers that JSON does not have, such as NaN.
+		raw, _ = protojson.Marshal(f.Object)
+	}
+	return bytes.ReplaceAll(raw, []byte{0}, nil)
+}
+
+// errValue is a value that is not what its field should hold.
+var errValue = errors.New("unreadable value")
+
+// isValueError tells whether the decoder read an object to its end in spite of the error.
+func isValueError(err error) bool {
+	var wrongType *json.UnmarshalTypeError
+	return errors.Is(err, errValue) || errors.As(err, &wrongType)
+}
+
+// cleanString is a string that Postgres can store: valid UTF-8 without U+0000, which jsonb refuses.
+type cleanString string
+
+func (s *cleanString) UnmarshalText(text []byte) error {
+	*s = cleanString(cleanText(string(text)))
+	return nil
+}
+
+func cleanText(s string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "")
+}
+
+// tokenCount is a number that may come as a string, as 64-bit numbers do in the JSON form of protobuf.
+type tokenCount int64
+
+func (c *tokenCount) UnmarshalJSON(raw []byte) error {
+	if string(raw) == "null" {
+		return nil
+	}
+	n, err := strconv.ParseInt(strings.Trim(string(raw), `"`), 10, 64)
+	if err != nil {
+		return errValue
+	}
+	*c = tokenCount(n)
+	return nil
+}
+
+// jsonObject is a JSON object that can be stored: clean, not too large and not too deep. Any other is left out.
+type jsonObject struct {
+	fields *structpb.Struct
+}
+
+func (o *jsonObject) UnmarshalJSON(raw []byte) error {
+	if len(raw) > maxObjectBytes {
+		return errValue
+	}
+	var fields map[string]any
+	if err := json.Unmarshal(raw, &fields); err != nil {
+		return errValue
+	}
+	if fields == nil { // null
+		return nil
+	}
+	value, err := toValue(fields, 1)
+	if err != nil {
+		return err
+	}
+	o.fields = value.GetStructValue()
+	return nil
+}
+
+// toValue converts what encoding/json decoded; depth is that of v, from 1.
+func toValue(v any, depth int) (*structpb.Value, error) {
+	switch v := v.(type) {
+	case map[string]any:
+		if depth > maxObjectDepth {
+			return nil, errValue
+		}
+		fields := make(map[string]*structpb.Value, len(v))
+		// In order, because two keys may be the same once they are clean: the last one stays, on every run.
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			value, err := toValue(v[key], depth+1)
+			if err != nil {
+				return nil, err
+			}
+			fields[cleanText(key)] = value
+		}
+		return structpb.NewStructValue(&structpb.Struct{Fields: fields}), nil
+	case []any:
+		if depth > maxObjectDepth {
+			return nil, errValue
+		}
+		values := make([]*structpb.Value, len(v))
+		for i, element := range v {
+			value, err := toValue(element, depth+1)
+			if err != nil {
+				return nil, err
+			}
+			values[i] = value
+		}
+		return structpb.NewListValue(&structpb.ListValue{Values: values}), nil
+	case string:
+		return structpb.NewStringValue(cleanText(v)), nil
+	case float64:
+		return structpb.NewNumberValue(v), nil
+	case bool:
+		return structpb.NewBoolValue(v), nil
+	default:
+		return structpb.NewNullValue(), nil
+	}
+}

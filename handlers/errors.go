@@ -1,0 +1,179 @@
+package handlers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"buf.build/go/protovalidate"
+	"connectrpc.com/connect"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"holdfast/db"
+	"holdfast/handlers/problem"
+	"holdfast/identity"
+	"holdfast/object"
+)
+
+// domain is the ErrorInfo domain of every reason.
+const domain = "holdfast"
+
+// How long a caller should wait where the error itself does not say.
+const (
+	retrySoon  = 250 * time.Millisecond
+	retryLater = 2 * time.Second
+)
+
+// errDraining is the cause of a stream's end at shutdown.
+var errDraining = errors.New("handlers: shutting down")
+
+// explain says what an error means to the caller: the table of every error that a caller can get. It answers nil for
+// one that has no meaning to them.
+//
+// The order matters where errors wrap each other: an unknown outcome may have a canceled context as its cause, and the
+// outcome is what the caller must know.
+func explain(err error) *problem.Error {
+	var (
+		refusal  *problem.Error
+		fields   *protovalidate.ValidationError
+		mismatch *object.VersionMismatchError
+		full     *object.OverloadedError
+		large    *object.TooLargeError
+	)
+	switch {
+	case errors.As(err, &refusal):
+		return refusal
+	case errors.As(err, &fields):
+		return violations(fields)
+
+	case errors.Is(err, identity.ErrAbsent):
+		return problem.Unauthenticated("CREDENTIAL_MISSING", howToAuthenticate)
+	case errors.Is(err, db.ErrOutcomeUnknown):
+		// Not unavailable, which clients and proxies repeat without asking: without a request id that could apply the
+		// change twice. Not aborted, which promises that nothing happened.
+		return &problem.Error{
+			Code: connect.CodeUnknown, Reason: "OUTCOME_UNKNOWN",
+			Message: "the connection to the database was lost during the commit, so the change may or may not have happened; " +
+				"with a request_id, sending the same request again is safe",
+		}
+	case errors.As(err, &mismatch):
+		return &problem.Error{
+			Code: connect.CodeAborted, Reason: "VERSION_MISMATCH",
+			Message: fmt.Sprintf("the object is at version %d, not %d; read it again and decide anew", mismatch.Current, mismatch.Expected),
+			Metadata: map[string]string{
+				"current_version": strconv.FormatInt(int64(mismatch.Current), 10),
+				"if_version":      strconv.FormatInt(int64(mismatch.Expected), 10),
+			},
+		}
+	case errors.Is(err, object.ErrRequestReused):
+		return &problem.Error{
+			Code: connect.CodeAlreadyExists, Reason: "REQUEST_ID_REUSED",
+			Message: "this request_id was used for another request; use a new one for each change",
+		}
+	case errors.Is(err, object.ErrExists):
+		return &problem.Error{Code: connect.CodeAlreadyExists, Reason: "OBJECT_EXISTS", Message: "there is an object of this id already"}
+	case errors.Is(err, object.ErrNotFound), errors.Is(err, db.ErrForbidden):
+		return problem.NotFound("there is no such object, or it is not yours")
+
+	case errors.As(err, &large):
+		p := problem.InvalidArgument(large.What, fmt.Sprintf("would have %d bytes, over the limit of %d", large.Size, large.Limit))
+		p.Reason = "LIMIT_EXCEEDED"
+		p.Metadata = map[string]string{"size": strconv.Itoa(large.Size), "limit": strconv.Itoa(large.Limit)}
+		return p
+	case errors.Is(err, object.ErrInvalid):
+		return &problem.Error{Code: connect.CodeInvalidArgument, Reason: "FIELD_INVALID", Message: err.Error()}
+	case errors.Is(err, db.ErrInvalidData):
+		return problem.InvalidArgument("", "the request holds a value that cannot be stored, such as JSON nested too deep")
+
+	case errors.As(err, &full):
+		p := problem.Exhausted("OVERLOADED", "too much is waiting for the "+full.What+"; nothing was done", max(full.RetryAfter, retrySoon))
+		p.Metadata = map[string]string{"limit": full.What}
+		return p
+	case errors.Is(err, object.ErrNewerSchema):
+		return problem.Unavailable("NEWER_SCHEMA", "a newer release wrote this object; this one will not change it", retryLater)
+	case errors.Is(err, object.ErrClosed), errors.Is(err, errDraining):
+		return problem.Unavailable("SHUTTING_DOWN", "this server is shutting down; reconnect", retrySoon)
+	case errors.Is(err, db.ErrUnavailable):
+		return problem.Unavailable("DATABASE_UNAVAILABLE", "the database cannot be reached; nothing was done", retryLater)
+	case errors.Is(err, db.ErrFenced), errors.Is(err, db.ErrRequestKnown):
+		// The runtime tries these again by itself. One that comes through lost to other processes each time.
+		return problem.Unavailable("CONTENTION", "others change this object at the same time; nothing was done", retrySoon)
+
+	case errors.Is(err, context.DeadlineExceeded):
+		return &problem.Error{Code: connect.CodeDeadlineExceeded, Reason: "DEADLINE_EXCEEDED", Message: "the time for this call is over"}
+	case errors.Is(err, context.Canceled):
+		return &problem.Error{Code: connect.CodeCanceled, Reason: "CANCELED", Message: "the caller gave up"}
+	}
+	return nil
+}
+
+func violations(err *protovalidate.ValidationError) *problem.Error {
+	fields := make([]problem.Field, len(err.Violations))
+	for i, v := range err.Violations {
+		said := v.Proto.GetMessage()
+		if said == "" {
+			said = "breaks the rule " + v.Proto.GetRuleId()
+		}
+		fields[i] = problem.Field{Path: protovalidate.FieldPathString(v.Proto.GetField()), Description: said}
+	}
+	return problem.InvalidFields(fields...)
+}
+
+// wire is the Connect error of err, and its reason. An error that means nothing to the caller is answered with one
+// fixed sentence; then unexplained is true, and the error must be logged.
+func wire(err error, trace string) (_ *connect.Error, reason string, unexplained bool) {
+	if connect.IsNotModifiedError(err) {
+		var e *connect.Error
+		errors.As(err, &e)
+		return e, "", false
+	}
+	p := explain(err)
+	if p == nil {
+		// Connect's own errors, of broken streams and oversized messages, have a code and no secrets. But unknown and
+		// internal are also the codes of what nobody thought of.
+		var e *connect.Error
+		if errors.As(err, &e) && e.Code() != connect.CodeUnknown && e.Code() != connect.CodeInternal {
+			return e, "", false
+		}
+		p = &problem.Error{
+			Code: connect.CodeInternal, Reason: "INTERNAL", Message: "internal error, trace " + trace,
+			Metadata: map[string]string{"trace_id": trace},
+		}
+		unexplained = true
+	}
+	return encode(p), p.Reason, unexplained
+}
+
+// encode puts a refusal into Connect's form, with google.rpc details. Connect's JSON has them as base64 and, under
+// "debug", in clear.
+func encode(p *problem.Error) *connect.Error {
+	e := connect.NewError(p.Code, errors.New(p.Message))
+	add := func(m proto.Message) {
+		if d, err := connect.NewErrorDetail(m); err == nil {
+			e.AddDetail(d)
+		}
+	}
+	add(&errdetails.ErrorInfo{Reason: p.Reason, Domain: domain, Metadata: p.Metadata})
+	if len(p.Fields) > 0 {
+		bad := &errdetails.BadRequest{}
+		for _, f := range p.Fields {
+			bad.FieldViolations = append(bad.FieldViolations, &errdetails.BadRequest_FieldViolation{
+				Field: f.Path, Description: f.Description, Reason: p.Reason,
+			})
+		}
+		add(bad)
+	}
+	if p.Code == connect.CodeFailedPrecondition {
+		add(&errdetails.PreconditionFailure{
+			Violations: []*errdetails.PreconditionFailure_Violation{{Type: p.Reason, Description: p.Message}},
+		})
+	}
+	if p.RetryAfter > 0 {
+		add(&errdetails.RetryInfo{RetryDelay: durationpb.New(p.RetryAfter)})
+	}
+	return e
+}

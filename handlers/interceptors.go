@@ -1,0 +1,225 @@
+package handlers
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+var errPanic = errors.New("handlers: a handler panicked")
+
+// sendTimeout ends a stream whose client has stopped reading: there is no other limit on a response's time.
+const sendTimeout = 30 * time.Second
+
+// serverSide is an interceptor that leaves clients alone. Each of ours embeds it and adds the two server methods: one
+// with only WrapUnary would skip streams without a word.
+type serverSide struct{}
+
+func (serverSide) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+// outcome is the outermost interceptor: it counts what is open, ends streams when the server drains, and turns every
+// error into what the caller may know.
+type outcome struct {
+	serverSide
+
+	*telemetry
+
+	// whenDraining calls f once streams must end, unless it is stopped before.
+	whenDraining func(f func()) (stop func() bool)
+}
+
+func (o *outcome) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		c := callFrom(ctx)
+		c.procedure = req.Spec().Procedure
+		o.inFlight.Inc()
+		defer o.inFlight.Dec()
+		res, err := next(ctx, req)
+		if err != nil {
+			return nil, o.fail(ctx, err)
+		}
+		c.code = codeOK
+		return res, nil
+	}
+}
+
+func (o *outcome) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		c := callFrom(ctx)
+		c.procedure, c.stream = conn.Spec().Procedure, true
+		o.streams.Inc()
+		defer o.streams.Dec()
+
+		streamCtx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		stop := o.whenDraining(func() { cancel(errDraining) })
+		defer stop()
+		if c.response != nil {
+			conn = &timedConn{StreamingHandlerConn: conn, response: c.response, now: o.now}
+			// The deadline is the connection's, and HTTP/1.1 uses it again.
+			defer func() { _ = c.response.SetWriteDeadline(time.Time{}) }()
+		}
+		err := next(streamCtx, conn)
+		// A stream that we cut short must not look as if it had come to its end, nor as if the caller had left.
+		if errors.Is(context.Cause(streamCtx), errDraining) && (err == nil || errors.Is(err, context.Canceled)) {
+			err = errDraining
+		}
+		if err != nil {
+			return o.fail(ctx, err)
+		}
+		c.code = codeOK
+		return nil
+	}
+}
+
+// timedConn bounds each Send.
+type timedConn struct {
+	connect.StreamingHandlerConn
+
+	response *http.ResponseController
+	now      func() time.Time
+}
+
+func (t *timedConn) Send(m any) error {
+	// Not every ResponseWriter has deadlines; where none can be set there is none.
+	_ = t.response.SetWriteDeadline(t.now().Add(sendTimeout))
+	return t.StreamingHandlerConn.Send(m)
+}
+
+// checked runs a check on every request message.
+type checked struct {
+	serverSide
+
+	check func(proto.Message) error
+}
+
+func (c checked) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		if m, ok := req.Any().(proto.Message); ok {
+			if err := c.check(m); err != nil {
+				return nil, err
+			}
+		}
+		return next(ctx, req)
+	}
+}
+
+func (c checked) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		return next(ctx, &checkedConn{StreamingHandlerConn: conn, check: c.check})
+	}
+}
+
+type checkedConn struct {
+	connect.StreamingHandlerConn
+
+	check func(proto.Message) error
+}
+
+func (c *checkedConn) Receive(into any) error {
+	if err := c.StreamingHandlerConn.Receive(into); err != nil {
+		return err
+	}
+	if m, ok := into.(proto.Message); ok {
+		return c.check(m)
+	}
+	return nil
+}
+
+// conditional makes side-effect-free calls by HTTP GET cacheable: the ETag is the version in the answer's metadata, and
+// If-None-Match is if_version_not where the request has that field. Streams have no ETag.
+type conditional struct{ serverSide }
+
+func (conditional) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return next
+}
+
+func (conditional) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		if req.HTTPMethod() != http.MethodGet {
+			return next(ctx, req)
+		}
+		known, asked := versionOfETag(req.Header().Get("If-None-Match"))
+		passedOn := false
+		if m, ok := req.Any().(proto.Message); ok && asked {
+			passedOn = setIfVersionNot(m.ProtoReflect(), known)
+		}
+		res, err := next(ctx, req)
+		if err != nil {
+			return res, err
+		}
+		m, ok := res.Any().(proto.Message)
+		if !ok {
+			return res, nil
+		}
+		version, notModified := answered(m.ProtoReflect())
+		if notModified && version == 0 && passedOn {
+			version = known
+		}
+		if version == 0 {
+			return res, nil
+		}
+		header := cacheHeader(version)
+		if asked && version == known {
+			return nil, connect.NewNotModifiedError(header)
+		}
+		maps.Copy(res.Header(), header)
+		return res, nil
+	}
+}
+
+// cacheHeader lets the caller's own cache keep an answer, if it asks each time whether it still holds.
+func cacheHeader(version int64) http.Header {
+	return http.Header{
+		"Etag":          {`W/"` + strconv.FormatInt(version, 10) + `"`},
+		"Cache-Control": {"private, no-cache"},
+		"Vary":          {"Authorization, Holdfast-User"},
+	}
+}
+
+// versionOfETag reads an If-None-Match with one tag of ours; any other is no condition.
+func versionOfETag(header string) (int64, bool) {
+	tag := strings.TrimPrefix(strings.TrimSpace(header), "W/")
+	if len(tag) < 3 || tag[0] != '"' || tag[len(tag)-1] != '"' {
+		return 0, false
+	}
+	v, err := strconv.ParseInt(tag[1:len(tag)-1], 10, 64)
+	return v, err == nil && v > 0
+}
+
+// setIfVersionNot tells whether the request has the field and the caller had not set it.
+func setIfVersionNot(m protoreflect.Message, version int64) bool {
+	fd := m.Descriptor().Fields().ByName("if_version_not")
+	if fd == nil || fd.Kind() != protoreflect.Int64Kind || m.Has(fd) {
+		return false
+	}
+	m.Set(fd, protoreflect.ValueOfInt64(version))
+	return true
+}
+
+// answered reads metadata.version and not_modified of an answer; 0 and false where it has none.
+func answered(m protoreflect.Message) (version int64, notModified bool) {
+	fields := m.Descriptor().Fields()
+	if fd := fields.ByName("not_modified"); fd != nil && fd.Kind() == protoreflect.BoolKind {
+		notModified = m.Get(fd).Bool()
+	}
+	meta := fields.ByName("metadata")
+	if meta == nil || meta.Message() == nil || meta.IsMap() || meta.IsList() {
+		return 0, notModified
+	}
+	fd := meta.Message().Fields().ByName("version")
+	if fd == nil || fd.Kind() != protoreflect.Int64Kind {
+		return 0, notModified
+	}
+	return m.Get(meta).Message().Get(fd).Int(), notModified
+}

@@ -1,0 +1,207 @@
+// Package handlers is the edge of Holdfast: HTTP and Connect on the one side, managers on the other. It says who is
+// asking (auth.go), what a request may hold (storable.go), what an error means (errors.go), and reports each call
+// (telemetry.go). The managers are in the folders below, and know none of it.
+//
+// The path of a call:
+//
+//	CORS -> telemetry -> route -> authenticate -> decode -> outcome -> recover -> storable -> validate -> ETag -> manager
+package handlers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+
+	"buf.build/go/protovalidate"
+	"connectrpc.com/connect"
+	connectcors "connectrpc.com/cors"
+	"connectrpc.com/grpchealth"
+	"connectrpc.com/grpcreflect"
+	"connectrpc.com/validate"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/cors"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+)
+
+const (
+	maxRequest  = 4 << 20
+	minCompress = 4 << 10 // compressing small answers took a fifth of a read's CPU
+	pingTimeout = time.Second
+	// DrainTimeout bounds the end of Serve. With what else must stop, the process is gone within ten seconds.
+	DrainTimeout = 6 * time.Second
+)
+
+// Service is a Connect service to serve: the name of its proto service, and its generated constructor.
+type Service struct {
+	Name    string
+	Handler func(...connect.HandlerOption) (path string, handler http.Handler)
+}
+
+// Options say what a Server serves. All but Origins and Metrics must be set.
+type Options struct {
+	Services []Service
+	Auth     *Authenticator
+	// Ping asks the database whether it is there.
+	Ping func(context.Context) error
+	// Origins are those whose pages browsers let call the API, "*" any. Empty: none.
+	Origins []string
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
+	Now     func() time.Time
+}
+
+// Server is the HTTP side of Holdfast. It is safe for concurrent use.
+type Server struct {
+	o        Options
+	handler  http.Handler
+	draining context.Context //nolint:containedctx // a state of the server, which streams follow
+	drain    context.CancelFunc
+}
+
+// New puts a server together. An error means that the services' protos contradict themselves.
+func New(o Options) (*Server, error) {
+	s := &Server{o: o}
+	s.draining, s.drain = context.WithCancel(context.Background())
+
+	names := make([]string, len(o.Services))
+	procedures := map[string]bool{}
+	var requests []protoreflect.MessageDescriptor
+	for i, service := range o.Services {
+		names[i] = service.Name
+		d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service.Name))
+		sd, ok := d.(protoreflect.ServiceDescriptor)
+		if err != nil || !ok {
+			return nil, fmt.Errorf("handlers: there is no proto service %q", service.Name)
+		}
+		for j, all := 0, sd.Methods(); j < all.Len(); j++ {
+			procedures["/"+service.Name+"/"+string(all.Get(j).Name())] = true
+			requests = append(requests, all.Get(j).Input())
+		}
+	}
+	// The rules are compiled now: the first request does not wait for it.
+	validator, err := protovalidate.New(protovalidate.WithMessageDescriptors(requests...))
+	if err != nil {
+		return nil, fmt.Errorf("handlers: the rules of the protos: %w", err)
+	}
+
+	t := newTelemetry(o.Log, o.Now, procedures, o.Metrics)
+	options := []connect.HandlerOption{
+		connect.WithReadMaxBytes(maxRequest),
+		connect.WithCompressMinBytes(minCompress),
+		connect.WithInterceptors(&outcome{telemetry: t, whenDraining: func(f func()) func() bool {
+			return context.AfterFunc(s.draining, f)
+		}}),
+		connect.WithRecover(t.recovered),
+		connect.WithInterceptors(checked{check: checkStorable}, validate.NewInterceptor(validate.WithValidator(validator)), conditional{}),
+	}
+
+	mux := http.NewServeMux()
+	for _, service := range o.Services {
+		path, h := service.Handler(options...)
+		mux.Handle(path, o.Auth.middleware(t, h, options...))
+	}
+	mux.Handle(grpchealth.NewHandler(health{s, names}, options...))
+	reflector := grpcreflect.NewStaticReflector(append(slices.Clone(names), grpchealth.HealthV1ServiceName)...)
+	mux.Handle(grpcreflect.NewHandlerV1(reflector, options...))
+	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, options...))
+
+	root := http.NewServeMux()
+	root.Handle("/", t.wrap(mux))
+	root.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	root.HandleFunc("GET /readyz", s.readyz)
+	s.handler = root
+	if len(o.Origins) > 0 {
+		s.handler = cors.New(cors.Options{
+			AllowedOrigins: o.Origins,
+			AllowedMethods: connectcors.AllowedMethods(),
+			AllowedHeaders: append(connectcors.AllowedHeaders(), "Authorization", userHeader, "If-None-Match", "Traceparent"),
+			ExposedHeaders: append(connectcors.ExposedHeaders(), "ETag", "WWW-Authenticate"),
+			MaxAge:         7200, // no browser keeps it longer
+		}).Handler(root)
+	}
+	return s, nil
+}
+
+// ServeHTTP implements [http.Handler].
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
+
+// Serve answers on l, HTTP/1.1 and HTTP/2 in clear alike, until ctx ends. Then it drains: it is no longer ready, streams
+// end with unavailable, and unary calls have DrainTimeout to end by themselves.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	protocols := &http.Protocols{}
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	server := &http.Server{
+		Handler:           s,
+		Protocols:         protocols,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		// There is no limit on reading or writing as a whole, because streams are open for long. Dead peers show by
+		// pings, and slow ones by sendTimeout.
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 1000, SendPingTimeout: 30 * time.Second, WriteByteTimeout: sendTimeout},
+		ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	s.Drain()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), DrainTimeout)
+	defer cancel()
+	err := server.Shutdown(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = errors.Join(fmt.Errorf("calls were cut short after %v", DrainTimeout), server.Close())
+	}
+	<-served
+	return err
+}
+
+// Drain makes the server not ready and ends its streams. It does not wait.
+func (s *Server) Drain() { s.drain() }
+
+// ready tells whether requests should come here.
+func (s *Server) ready(ctx context.Context) error {
+	if s.draining.Err() != nil {
+		return errDraining
+	}
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	return s.o.Ping(ctx)
+}
+
+func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
+	if err := s.ready(r.Context()); err != nil {
+		s.o.Log.WarnContext(r.Context(), "not ready", "error", err)
+		http.Error(w, "not ready", http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = io.WriteString(w, "ready\n")
+}
+
+// health answers gRPC's health checks as /readyz does.
+type health struct {
+	*Server
+
+	names []string
+}
+
+func (h health) Check(ctx context.Context, req *grpchealth.CheckRequest) (*grpchealth.CheckResponse, error) {
+	if req.Service != "" && !slices.Contains(h.names, req.Service) {
+		return nil, connect.NewError(connect.CodeNotFound, fmt.Errorf("there is no service %q", req.Service))
+	}
+	if h.ready(ctx) != nil {
+		return &grpchealth.CheckResponse{Status: grpchealth.StatusNotServing}, nil
+	}
+	return &grpchealth.CheckResponse{Status: grpchealth.StatusServing}, nil
+}

@@ -1,0 +1,115 @@
+package handlers
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/handlers/problem"
+)
+
+func structOf(t testing.TB, m map[string]any) *structpb.Struct {
+	t.Helper()
+	s, err := structpb.NewStruct(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// nest makes a Struct of that many levels, of objects and arrays in turn.
+func nest(t testing.TB, levels int) *structpb.Struct {
+	t.Helper()
+	var v any = "leaf"
+	for i := range levels - 1 {
+		if i%2 == 0 {
+			v = []any{v}
+		} else {
+			v = map[string]any{"k": v}
+		}
+	}
+	return structOf(t, map[string]any{"k": v})
+}
+
+func TestStorable(t *testing.T) {
+	t.Parallel()
+	const nul = "a\x00b"
+	intent := func(slots *structpb.Struct) proto.Message { return &conversationv1.RecordIntentRequest{Slots: slots} }
+	frame := func(f *conversationv1.LiveFrame) proto.Message {
+		return &conversationv1.IngestLiveRequest{Frames: []*conversationv1.LiveFrame{{}, f}}
+	}
+	tests := []struct {
+		name    string
+		message proto.Message
+		field   string // empty: storable
+	}{
+		{"empty", &conversationv1.AppendMessagesRequest{}, ""},
+		{"text", &conversationv1.CreateConversationRequest{Title: "ok\t\u0001 é 😀"}, ""},
+		{"U+0000 in a field", &conversationv1.CreateConversationRequest{Title: nul}, "title"},
+		{"in a nested field", &conversationv1.UpdateConversationRequest{Conversation: &conversationv1.Conversation{Title: nul}}, "conversation.title"},
+		{"in a list", &conversationv1.AppendMessagesRequest{Messages: []*conversationv1.NewMessage{{Text: "a"}, {Text: nul}}}, "messages[1].text"},
+		{"in a repeated string", &conversationv1.UpdateMessageRequest{UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"text", nul}}}, "update_mask.paths[1]"},
+		{"in a map's value", &conversationv1.CreateConversationRequest{Labels: map[string]string{"team": nul}}, `labels["team"]`},
+		{"in a map's key", &conversationv1.CreateConversationRequest{Labels: map[string]string{nul: "v"}}, `labels["a\x00b"]`},
+		{"in a oneof", frame(&conversationv1.LiveFrame{Frame: &conversationv1.LiveFrame_Text{Text: nul}}), "frames[1].text"},
+		{"in bytes it is base64", frame(&conversationv1.LiveFrame{Frame: &conversationv1.LiveFrame_Binary{Binary: []byte(nul)}}), ""},
+		{
+			"in a oneof's Struct",
+			frame(&conversationv1.LiveFrame{Frame: &conversationv1.LiveFrame_Object{Object: structOf(t, map[string]any{"k": nul})}}),
+			`frames[1].object["k"]`,
+		},
+		{"Struct", intent(structOf(t, map[string]any{"a": 1.5, "b": nil, "c": []any{true, "x"}})), ""},
+		{"in a Struct's value", intent(structOf(t, map[string]any{"a": []any{1, map[string]any{"b": nul}}})), `slots["a"][1]["b"]`},
+		{"in a Struct's key", intent(structOf(t, map[string]any{nul: 1})), `slots["a\x00b"]`},
+		{"NaN", intent(structOf(t, map[string]any{"a": math.NaN()})), `slots["a"]`},
+		{"infinity", intent(structOf(t, map[string]any{"a": []any{math.Inf(-1)}})), `slots["a"][0]`},
+		{"a value without a kind", intent(&structpb.Struct{Fields: map[string]*structpb.Value{"a": {}}}), `slots["a"]`},
+		{"deep enough", intent(nest(t, maxNesting)), ""},
+		{"too deep", intent(nest(t, maxNesting+1)), `slots["k"]`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			err := checkStorable(tt.message)
+			var p *problem.Error
+			switch {
+			case tt.field == "" && err != nil:
+				t.Errorf("refused: %v", err)
+			case tt.field != "" && (!errors.As(err, &p) || len(p.Fields) != 1):
+				t.Errorf("error is %v, want one of %s", err, tt.field)
+			case tt.field != "" && !strings.HasPrefix(p.Fields[0].Path, tt.field):
+				t.Errorf("field is %s, want %s", p.Fields[0].Path, tt.field)
+			}
+		})
+	}
+}
+
+func BenchmarkStorable(b *testing.B) {
+	append20 := &conversationv1.AppendMessagesRequest{ConversationId: "c1", RequestId: "r1"}
+	for i := range 20 {
+		append20.Messages = append(append20.Messages, &conversationv1.NewMessage{
+			Role: conversationv1.Role_ROLE_USER, Text: strings.Repeat("word ", 40), ClientMessageId: fmt.Sprint(i),
+		})
+	}
+	for name, m := range map[string]proto.Message{
+		"get":      &conversationv1.GetConversationRequest{ConversationId: "c1", MessageLimit: 20},
+		"append20": append20,
+		"struct":   &conversationv1.RecordIntentRequest{ConversationId: "c1", Name: "n", Slots: nest(b, 10)},
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := checkStorable(m); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

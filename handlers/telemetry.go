@@ -1,0 +1,166 @@
+package handlers
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"holdfast/identity"
+)
+
+// call is what becomes known of one HTTP request on its way in. The middleware makes it and reports it at the end; the
+// authenticator and the interceptors between write to it, all in the request's goroutine.
+type call struct {
+	trace     string
+	procedure string // empty: no interceptor ran
+	stream    bool
+	caller    identity.Identity
+	code      string
+	reason    string
+	err       error
+	response  *http.ResponseController
+}
+
+const (
+	codeOK = "ok"
+	// codeMalformed is the code of a call that ended before the interceptors: Connect could not read it.
+	codeMalformed = "malformed"
+)
+
+type callKey struct{}
+
+// callFrom is never nil, so that a handler can be used, and tested, without the middleware.
+func callFrom(ctx context.Context) *call {
+	if c, ok := ctx.Value(callKey{}).(*call); ok {
+		return c
+	}
+	return &call{trace: newTrace()}
+}
+
+// refused notes how the call ends.
+func (c *call) refused(err error, e *connect.Error, reason string) {
+	c.code, c.reason, c.err = e.Code().String(), reason, err
+	if connect.IsNotModifiedError(e) {
+		c.code, c.err = codeOK, nil
+	}
+}
+
+// telemetry reports every call once, when it ends: as a log line and in the metrics. Bodies and credentials are in
+// neither. An interceptor could not do it alone, because a unary call that cannot be decoded never reaches one.
+type telemetry struct {
+	log        *slog.Logger
+	now        func() time.Time
+	procedures map[string]bool // so that no caller can invent label values
+	calls      *prometheus.CounterVec
+	seconds    *prometheus.HistogramVec
+	inFlight   prometheus.Gauge
+	streams    prometheus.Gauge
+}
+
+// newTelemetry registers its metrics with reg; nil: they go nowhere.
+func newTelemetry(log *slog.Logger, now func() time.Time, procedures map[string]bool, reg prometheus.Registerer) *telemetry {
+	t := &telemetry{
+		log: log, now: now, procedures: procedures,
+		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "holdfast_requests_total", Help: "Calls that have ended, by method and code.",
+		}, []string{"method", "code"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "holdfast_request_duration_seconds", Help: "How long unary calls took.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14), // 0.5 ms to 4 s
+		}, []string{"method"}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "holdfast_requests_in_flight", Help: "Unary calls that are being answered.",
+		}),
+		streams: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "holdfast_streams_open", Help: "Streams that are open.",
+		}),
+	}
+	if reg != nil {
+		reg.MustRegister(t.calls, t.seconds, t.inFlight, t.streams)
+	}
+	return t
+}
+
+func (t *telemetry) wrap(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := &call{trace: traceOf(r), code: codeMalformed, response: http.NewResponseController(w)}
+		began := t.now()
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callKey{}, c)))
+		if c.procedure == "" {
+			if c.procedure = r.URL.Path; !t.procedures[c.procedure] {
+				c.procedure = "unknown"
+			}
+		}
+		t.report(r.Context(), c, t.now().Sub(began))
+	})
+}
+
+func (t *telemetry) report(ctx context.Context, c *call, took time.Duration) {
+	t.calls.WithLabelValues(c.procedure, c.code).Inc()
+	if !c.stream {
+		t.seconds.WithLabelValues(c.procedure).Observe(took.Seconds())
+	}
+	level := slog.LevelDebug
+	if c.code != codeOK {
+		level = slog.LevelInfo
+	}
+	if !t.log.Enabled(ctx, level) {
+		return
+	}
+	attrs := append(make([]slog.Attr, 0, 8),
+		slog.String("method", c.procedure), slog.String("code", c.code), slog.Duration("took", took),
+		slog.String("trace_id", c.trace), slog.String("tenant", string(c.caller.Tenant)))
+	if c.caller.User != "" {
+		attrs = append(attrs, slog.String("user", string(c.caller.User)))
+	}
+	if c.err != nil {
+		attrs = append(attrs, slog.String("reason", c.reason), slog.Any("error", c.err))
+	}
+	t.log.LogAttrs(ctx, level, "call", attrs...)
+}
+
+// fail turns err into what the caller gets, notes it, and logs in full what the caller is not told.
+func (t *telemetry) fail(ctx context.Context, err error) *connect.Error {
+	c := callFrom(ctx)
+	e, reason, unexplained := wire(err, c.trace)
+	c.refused(err, e, reason)
+	if unexplained {
+		t.log.ErrorContext(ctx, "internal error", "method", c.procedure, "trace_id", c.trace,
+			"tenant", string(c.caller.Tenant), "error", err)
+	}
+	return e
+}
+
+// recovered is the error of a panic. The caller is told no more than of any other internal error.
+func (t *telemetry) recovered(ctx context.Context, spec connect.Spec, _ http.Header, value any) error {
+	t.log.ErrorContext(ctx, "panic", "method", spec.Procedure, "trace_id", callFrom(ctx).trace,
+		"value", value, "stack", string(debug.Stack()))
+	return connect.NewError(connect.CodeInternal, errPanic)
+}
+
+// traceOf takes the trace id of a W3C traceparent header, or makes one.
+func traceOf(r *http.Request) string {
+	// 00-<32 hex digits>-<16 hex digits>-<2 hex digits>
+	parts := strings.Split(r.Header.Get("Traceparent"), "-")
+	if len(parts) < 4 || len(parts[1]) != 32 || parts[1] == strings.Repeat("0", 32) {
+		return newTrace()
+	}
+	if _, err := hex.DecodeString(parts[1]); err != nil {
+		return newTrace()
+	}
+	return parts[1]
+}
+
+func newTrace() string {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails
+	return hex.EncodeToString(id[:])
+}

@@ -1,0 +1,200 @@
+package handlers
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/MicahParks/keyfunc/v3"
+	"github.com/golang-jwt/jwt/v5"
+	"golang.org/x/time/rate"
+
+	"holdfast/handlers/problem"
+	"holdfast/identity"
+)
+
+const (
+	clockSkew = 30 * time.Second
+	// keysEvery is how often the identity provider's keys are fetched, and unknownKeyEvery how often at most because
+	// a token names a key that is not among them: anybody can send such a token.
+	keysEvery       = 5 * time.Minute
+	unknownKeyEvery = 30 * time.Second
+)
+
+// algorithms are those with a public key. With a shared secret whoever can verify a token could also make one.
+var algorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+
+// TokenConfig says which JWTs of the application's own identity provider are accepted.
+type TokenConfig struct {
+	// Issuer and Audience must be in the token.
+	Issuer, Audience string
+	// JWKSURL is where the provider publishes its keys. Or else Key is the one key, or a set, as PEM, JWK or JWKS.
+	JWKSURL string
+	Key     []byte
+	// TenantClaim and UserClaim name the claims, such as "org_id" or "app_metadata.tenant". A claim whose name has
+	// dots, such as a URL, is found as it is.
+	TenantClaim, UserClaim string
+	// Tenant, where it is set, is the tenant of every token, and TenantClaim is not read.
+	Tenant identity.Tenant
+
+	Log    *slog.Logger
+	Now    func() time.Time
+	Client *http.Client // nil: one with a time limit
+}
+
+// Tokens verifies JWTs. It is safe for concurrent use.
+type Tokens struct {
+	c      TokenConfig
+	parser *jwt.Parser
+	key    func(context.Context) jwt.Keyfunc
+	ready  func(context.Context) bool
+}
+
+var tenantPattern = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
+
+// NewTokens answers an error that says how to mend a wrong configuration. ctx ends the fetching of keys. A provider that
+// cannot be reached is no error: its tokens are not accepted until it can.
+func NewTokens(ctx context.Context, c TokenConfig) (*Tokens, error) {
+	switch {
+	case c.Issuer == "" || c.Audience == "":
+		return nil, errors.New("JWTs need an issuer and an audience: without them any token of the provider would do")
+	case (c.JWKSURL == "") == (len(c.Key) == 0):
+		return nil, errors.New("JWTs need a JWKS URL or a key file, one of the two")
+	case (c.TenantClaim == "") == (c.Tenant == ""):
+		return nil, errors.New("JWTs need the name of the claim that has the tenant, or one tenant for all")
+	case c.UserClaim == "":
+		return nil, errors.New("JWTs need the name of the claim that has the user")
+	case c.Tenant != "" && !tenantPattern.MatchString(string(c.Tenant)):
+		return nil, fmt.Errorf("%q cannot be a tenant: 1 to 128 of A-Z a-z 0-9 . _ : -", c.Tenant)
+	}
+	t := &Tokens{c: c, ready: func(context.Context) bool { return true }}
+	t.parser = jwt.NewParser(jwt.WithValidMethods(algorithms), jwt.WithIssuer(c.Issuer), jwt.WithAudience(c.Audience),
+		jwt.WithExpirationRequired(), jwt.WithLeeway(clockSkew), jwt.WithTimeFunc(c.Now))
+	if len(c.Key) > 0 {
+		key, err := staticKey(c.Key)
+		t.key = key
+		return t, err
+	}
+	if c.Client == nil {
+		t.c.Client = &http.Client{Timeout: verifyTimeout}
+	}
+	set, err := keyfunc.NewDefaultOverrideCtx(ctx, []string{c.JWKSURL}, keyfunc.Override{
+		Client: t.c.Client, HTTPTimeout: verifyTimeout, RefreshInterval: keysEvery,
+		// Who would have to wait longer than this for a fetch is refused at once.
+		RefreshUnknownKID: rate.NewLimiter(rate.Every(unknownKeyEvery), 1), RateLimitWaitMax: verifyTimeout,
+		RefreshErrorHandlerFunc: func(u string) func(context.Context, error) {
+			return func(ctx context.Context, err error) {
+				c.Log.WarnContext(ctx, "cannot fetch the identity provider's keys", "url", u, "error", err)
+			}
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("the JWKS URL cannot be used: %w", err)
+	}
+	t.key = set.KeyfuncCtx
+	t.ready = func(ctx context.Context) bool {
+		keys, err := set.Storage().KeyReadAll(ctx)
+		return err == nil && len(keys) > 0
+	}
+	return t, nil
+}
+
+// staticKey reads a public key, a certificate, a JWK or a JWKS.
+func staticKey(text []byte) (func(context.Context) jwt.Keyfunc, error) {
+	text = bytes.TrimSpace(text)
+	if bytes.HasPrefix(text, []byte("{")) {
+		read := keyfunc.NewJWKJSON
+		var set struct{ Keys []json.RawMessage }
+		if err := json.Unmarshal(text, &set); err == nil && set.Keys != nil {
+			read = keyfunc.NewJWKSetJSON
+		}
+		k, err := read(text)
+		if err != nil {
+			return nil, fmt.Errorf("the JWT key file is no JWK and no JWKS: %w", err)
+		}
+		return k.KeyfuncCtx, nil
+	}
+	key, err := publicKey(text)
+	if err != nil {
+		return nil, errors.New("the JWT key file is no PEM of an RSA, EC or Ed25519 public key, and no JWK or JWKS")
+	}
+	return func(context.Context) jwt.Keyfunc {
+		return func(*jwt.Token) (any, error) { return key, nil }
+	}, nil
+}
+
+func publicKey(pem []byte) (any, error) {
+	if k, err := jwt.ParseRSAPublicKeyFromPEM(pem); err == nil {
+		return k, nil
+	}
+	if k, err := jwt.ParseECPublicKeyFromPEM(pem); err == nil {
+		return k, nil
+	}
+	return jwt.ParseEdPublicKeyFromPEM(pem)
+}
+
+func (t *Tokens) verify(ctx context.Context, token string) (identity.Identity, error) {
+	claims := jwt.MapClaims{}
+	if _, err := t.parser.ParseWithClaims(token, claims, t.key(ctx)); err != nil {
+		if errors.Is(err, jwt.ErrTokenUnverifiable) && !t.ready(ctx) {
+			return identity.Identity{}, problem.Unavailable("PROVIDER_UNAVAILABLE",
+				"the identity provider's keys cannot be fetched, so the token cannot be verified", retryLater)
+		}
+		return identity.Identity{}, invalidCredential(t.whyNot(err))
+	}
+	tenant := string(t.c.Tenant)
+	if tenant == "" {
+		tenant = claim(claims, t.c.TenantClaim)
+		if !tenantPattern.MatchString(tenant) {
+			return identity.Identity{}, invalidCredential(fmt.Sprintf("its claim %q names no tenant", t.c.TenantClaim))
+		}
+	}
+	user := identity.User(claim(claims, t.c.UserClaim))
+	if !validUser(user) {
+		return identity.Identity{}, invalidCredential(fmt.Sprintf("its claim %q names no user", t.c.UserClaim))
+	}
+	return identity.Identity{Tenant: identity.Tenant(tenant), User: user}, nil
+}
+
+// whyNot says what is wrong with a token without quoting it.
+func (t *Tokens) whyNot(err error) string {
+	switch {
+	case errors.Is(err, jwt.ErrTokenMalformed):
+		return "it is neither an API key nor a JWT"
+	case errors.Is(err, jwt.ErrTokenUnverifiable):
+		return "the token names a key or an algorithm that this server does not accept"
+	case errors.Is(err, jwt.ErrTokenSignatureInvalid):
+		return "the token's signature or algorithm is not accepted"
+	case errors.Is(err, jwt.ErrTokenExpired):
+		return "the token has expired; get a new one"
+	case errors.Is(err, jwt.ErrTokenNotValidYet):
+		return "the token is not valid yet"
+	case errors.Is(err, jwt.ErrTokenInvalidIssuer):
+		return fmt.Sprintf("the token's issuer is not %q", t.c.Issuer)
+	case errors.Is(err, jwt.ErrTokenInvalidAudience):
+		return fmt.Sprintf("the token's audience is not %q", t.c.Audience)
+	case errors.Is(err, jwt.ErrTokenRequiredClaimMissing):
+		return "the token lacks one of the claims exp, iss and aud"
+	}
+	return "the token is not valid"
+}
+
+// claim finds a claim by its whole name or else by a dotted path, and answers "" for one that is no text.
+func claim(claims map[string]any, path string) string {
+	if s, ok := claims[path].(string); ok {
+		return s
+	}
+	head, rest, more := strings.Cut(path, ".")
+	inner, ok := claims[head].(map[string]any)
+	if !more || !ok {
+		return ""
+	}
+	return claim(inner, rest)
+}

@@ -1,0 +1,58 @@
+package object
+
+import (
+	"sync"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+)
+
+// cache keeps recently used records, bounded by their estimated bytes. What it answers may be stale; every use of it
+// is checked against the version in the database. Safe for concurrent use.
+type cache struct {
+	mu    sync.Mutex // guards all; nothing is computed under it
+	lru   *simplelru.LRU[key, *record]
+	bytes int
+	limit int
+}
+
+func newCache(limitBytes int) *cache {
+	c := &cache{limit: limitBytes}
+	// The number of records is bounded by their bytes; the LRU's own bound only has to be out of the way.
+	lru, err := simplelru.NewLRU(1<<30, func(_ key, r *record) { c.bytes -= r.bytes })
+	if err != nil {
+		panic(err) // only a size below 1 is refused
+	}
+	c.lru = lru
+	return c
+}
+
+func (c *cache) get(k key) *record {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r, _ := c.lru.Get(k)
+	return r
+}
+
+// put keeps the newer of rec and what is there; of the same version, the one with more entries at hand.
+func (c *cache) put(k key, rec *record) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if old, ok := c.lru.Peek(k); ok {
+		if old.version > rec.version ||
+			old.version == rec.version && len(old.recent.entries) >= len(rec.recent.entries) {
+			return
+		}
+		c.bytes -= old.bytes
+	}
+	c.lru.Add(k, rec)
+	c.bytes += rec.bytes
+	for c.bytes > c.limit && c.lru.Len() > 0 {
+		c.lru.RemoveOldest()
+	}
+}
+
+func (c *cache) drop(k key) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lru.Remove(k)
+}

@@ -1,0 +1,380 @@
+package object
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"holdfast/db"
+	"holdfast/gen/dbsqlc"
+	"holdfast/identity"
+)
+
+// distrustWrites is how many writes of an object go the way that loads it, once the cache was found to be stale.
+const distrustWrites = 8
+
+// commit runs a batch of one tenant's objects and answers its changes. What the cache knows goes the fast way, in one
+// round trip; the rest, and what the fast way could not settle, goes the sure way, in two.
+func (rt *Runtime) commit(batch []*work) {
+	var fast, sure []*work
+	for _, w := range batch {
+		if rt.prepare(w) {
+			fast = append(fast, w)
+		} else {
+			sure = append(sure, w)
+		}
+	}
+	if len(fast) > 0 {
+		sure = append(sure, rt.commitFast(fast)...)
+	}
+	if len(sure) > 0 {
+		rt.commitSure(sure)
+	}
+}
+
+// prepare tells whether an object may go the fast way: the cache has it, or it is about to be created.
+func (rt *Runtime) prepare(w *work) bool {
+	w.base = rt.cache.get(w.box.key)
+	if w.base != nil && w.base.distrust > 0 {
+		w.distrust = w.base.distrust - 1
+		return false
+	}
+	w.optimistic = w.base != nil || w.changes[0].opts.create
+	return w.optimistic
+}
+
+// commitFast computes on what the cache has and stores it in one round trip, fenced by version. It returns the works
+// that it did not settle.
+func (rt *Runtime) commitFast(works []*work) (rest []*work) {
+	now := rt.db.Now()
+	var settled []*work
+	for _, w := range works {
+		if w.compute(now) {
+			settled = append(settled, w)
+		} else {
+			rest = append(rest, w)
+		}
+	}
+	if len(settled) == 0 {
+		return rest
+	}
+	ctx, cancel := context.WithTimeout(rt.life, rt.commitTimeout)
+	defer cancel()
+	sortByLock(settled)
+	p := rt.db.NewPipeline(scopeOf(settled))
+	params, err := storeParams(settled)
+	if err == nil {
+		p.StoreChanges(params)
+		err = rt.db.RunAndCommit(ctx, p)
+	}
+	if err == nil {
+		rt.finish(settled)
+		return rest
+	}
+	// Whatever it was, the sure way finds out: it locks the objects, so a transaction of ours that lives on is over by
+	// then or will meet the fence.
+	for _, w := range settled {
+		rt.cache.drop(w.box.key)
+		if errors.Is(err, db.ErrFenced) {
+			w.distrust = distrustWrites
+		}
+		if errors.Is(err, db.ErrOutcomeUnknown) {
+			w.doubt()
+		}
+	}
+	return append(rest, settled...)
+}
+
+// commitSure loads and locks in a first round trip and stores in a second. Where a commit's outcome is unknown it
+// looks. A batch that fails otherwise is tried again object by object, and an object change by change, so that a
+// poisoned change fails alone.
+func (rt *Runtime) commitSure(works []*work) {
+	err := rt.tryCommit(works)
+	for range 2 {
+		if !errors.Is(err, db.ErrOutcomeUnknown) {
+			break
+		}
+		for _, w := range works {
+			if len(w.events) > 0 {
+				w.doubt()
+			}
+		}
+		err = rt.tryCommit(works)
+	}
+	if err == nil {
+		rt.finish(works)
+		return
+	}
+	// Trying again one by one would only keep callers waiting for a database that is away.
+	if rt.life.Err() == nil && !errors.Is(err, db.ErrUnavailable) && !errors.Is(err, db.ErrOutcomeUnknown) {
+		if len(works) > 1 {
+			for _, w := range works {
+				rt.commitSure([]*work{w})
+			}
+			return
+		}
+		if w := works[0]; len(w.changes) > 1 && !w.inDoubt {
+			for _, c := range w.changes {
+				rt.commitSure([]*work{{box: w.box, kind: w.kind, changes: []*change{c}, distrust: w.distrust}})
+			}
+			return
+		}
+		if errors.Is(err, db.ErrForbidden) || errors.Is(err, db.ErrFenced) && works[0].base == nil {
+			err = ErrNotFound // a row that the caller may not see is in the way
+		}
+	}
+	for _, w := range works {
+		rt.cache.drop(w.box.key)
+		for _, c := range w.changes {
+			c.err = err
+			if w.inDoubt {
+				c.err = errors.Join(db.ErrOutcomeUnknown, err)
+			}
+			close(c.done)
+		}
+	}
+}
+
+// tryCommit is one attempt of the sure way. Where it returns nil, every change has its outcome.
+func (rt *Runtime) tryCommit(works []*work) error {
+	ctx, cancel := context.WithTimeout(rt.life, rt.commitTimeout)
+	defer cancel()
+	sortByLock(works)
+	for _, w := range works {
+		w.forget()
+	}
+	scope := scopeOf(works)
+	p := rt.db.NewTransaction(scope)
+	locks := make([]int64, len(works))
+	for i, w := range works {
+		locks[i] = w.lock
+	}
+	var now time.Time
+	p.LockObjects(locks, func(t time.Time) { now = t })
+	load(p, scope, works, works)
+	tx, err := rt.db.Begin(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback(ctx)
+	for _, w := range works {
+		w.settleDoubt()
+	}
+	for pending := works; len(pending) > 0; {
+		var again []*work
+		for _, w := range pending {
+			if !w.compute(now) {
+				again = append(again, w)
+			}
+		}
+		if len(again) > 0 {
+			p := tx.Next()
+			load(p, scope, nil, again)
+			if err := tx.Read(ctx, p); err != nil {
+				return err
+			}
+			for _, w := range again {
+				w.admitAbsent()
+			}
+		}
+		pending = again
+	}
+	var stored []*work
+	for _, w := range works {
+		if len(w.events) > 0 {
+			stored = append(stored, w)
+		}
+	}
+	if len(stored) == 0 {
+		return nil
+	}
+	params, err := storeParams(stored)
+	if err != nil {
+		return err
+	}
+	params.Locks = nil // they are held
+	p = tx.Next()
+	p.StoreChanges(params)
+	return tx.Commit(ctx, p)
+}
+
+// load queues what has to be read: the objects themselves with their newest entries, the known replies, and entries
+// that closures looked for.
+func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) {
+	views := dbsqlc.ViewObjectsParams{TenantID: string(scope.Tenant)}
+	replies := dbsqlc.LoadRepliesParams{TenantID: string(scope.Tenant)}
+	for i, w := range objects {
+		ord := int32(i) //nolint:gosec // a batch is small
+		views.Ords = append(views.Ords, ord)
+		views.Kinds = append(views.Kinds, w.kind.name)
+		views.Ids = append(views.Ids, string(w.box.key.id))
+		views.Known = append(views.Known, 0)
+		views.Collections = append(views.Collections, w.kind.recent)
+		views.Limits = append(views.Limits, int32(w.kind.recentLoad())) //nolint:gosec // small
+		for _, c := range w.changes {
+			if c.opts.requestID != "" {
+				replies.Ords = append(replies.Ords, ord)
+				replies.Kinds = append(replies.Kinds, w.kind.name)
+				replies.Ids = append(replies.Ids, string(w.box.key.id))
+				replies.RequestIds = append(replies.RequestIds, c.opts.requestID)
+			}
+		}
+	}
+	if len(objects) > 0 {
+		p.ViewObjects(views, func(r *dbsqlc.ViewObjectsRow) (err error) {
+			w := objects[r.Ord]
+			w.base, err = w.kind.record(r, w.kind.recentLoad())
+			return err
+		})
+	}
+	if len(replies.Ords) > 0 {
+		p.LoadReplies(replies, func(r *dbsqlc.LoadRepliesRow) error {
+			w := objects[r.Ord]
+			if w.known == nil {
+				w.known = map[string]knownReply{}
+			}
+			w.known[r.RequestID] = knownReply{r.RequestHash, r.Reply}
+			return nil
+		})
+	}
+	wanted := dbsqlc.LoadEntriesParams{TenantID: string(scope.Tenant)}
+	for i, w := range entries {
+		for _, k := range w.wanted() {
+			wanted.Ords = append(wanted.Ords, int32(i)) //nolint:gosec // a batch is small
+			wanted.Kinds = append(wanted.Kinds, w.kind.name)
+			wanted.Ids = append(wanted.Ids, string(w.box.key.id))
+			wanted.Collections = append(wanted.Collections, k.collection)
+			wanted.Keys = append(wanted.Keys, k.key)
+		}
+	}
+	if len(wanted.Ords) > 0 {
+		p.LoadEntries(wanted, func(r *dbsqlc.LoadEntriesRow) error {
+			w := entries[r.Ord]
+			value, err := decode(w.kind.collections[r.Collection], r.Body)
+			if err == nil {
+				w.loaded[entryKey{r.Collection, r.Key}] = value
+			}
+			return err
+		})
+	}
+}
+
+// finish publishes what a committed batch left and answers its changes, in this order: a caller that reads after its
+// reply, here or through a watch, sees its change.
+func (rt *Runtime) finish(works []*work) {
+	for _, w := range works {
+		switch {
+		case len(w.events) > 0:
+			w.cur.distrust = w.distrust
+			rt.cache.put(w.box.key, w.cur)
+			rt.hub.publish(w.box.key, w.events)
+		case w.base != nil:
+			rt.cache.put(w.box.key, w.base)
+		}
+		for _, c := range w.changes {
+			close(c.done)
+		}
+	}
+}
+
+func sortByLock(works []*work) {
+	for _, w := range works {
+		w.lock = w.box.key.lock()
+	}
+	slices.SortFunc(works, func(a, b *work) int { return cmp.Compare(a.lock, b.lock) })
+}
+
+// scopeOf is the scope of a batch: one tenant, and the set of its callers.
+func scopeOf(works []*work) db.Scope {
+	s := db.Scope{Tenant: works[0].box.key.tenant}
+	var last identity.User
+	seen := map[identity.User]struct{}{}
+	for _, w := range works {
+		for _, c := range w.changes {
+			s.Service = s.Service || c.caller.Service
+			if u := c.caller.User; u != "" && u != last {
+				if _, ok := seen[u]; !ok {
+					seen[u] = struct{}{}
+					s.Owners = append(s.Owners, u)
+				}
+				last = u
+			}
+		}
+	}
+	return s
+}
+
+func storeParams(works []*work) (*dbsqlc.StoreChangesParams, error) {
+	p := &dbsqlc.StoreChangesParams{TenantID: string(works[0].box.key.tenant)}
+	for _, w := range works {
+		p.Locks = append(p.Locks, w.lock)
+		if err := w.store(p); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// doubt notes that an attempt may have been committed: it built on the version that the work has now.
+func (w *work) doubt() {
+	if w.inDoubt {
+		return // an earlier attempt is still not settled
+	}
+	w.inDoubt, w.builtOn = true, 0
+	if w.base != nil {
+		w.builtOn = w.base.version
+	}
+}
+
+// settleDoubt compares what is stored now, under the lock, with what the attempt built on. At the same version it
+// did not happen, and never will: should its transaction still be on its way, it will meet the fence.
+func (w *work) settleDoubt() {
+	if !w.inDoubt {
+		return
+	}
+	var stored Version
+	if w.base != nil {
+		stored = w.base.version
+	}
+	w.inDoubt, w.moved = false, stored != w.builtOn
+}
+
+// forget clears what earlier attempts found.
+func (w *work) forget() {
+	w.base, w.known, w.optimistic = nil, nil, false
+	w.loaded = map[entryKey]proto.Message{}
+	for _, c := range w.changes {
+		for _, k := range slices.Concat(c.opts.prefetch, c.opts.absent) {
+			w.loaded[k] = nil
+		}
+	}
+	for _, k := range w.missing {
+		w.loaded[k] = nil
+	}
+	w.missing = nil
+}
+
+// wanted is the entries to load: after an unwound run those that it missed, else those named beforehand.
+func (w *work) wanted() []entryKey {
+	if len(w.missing) > 0 {
+		return w.missing
+	}
+	keys := make([]entryKey, 0, len(w.loaded))
+	for k := range w.loaded {
+		keys = append(keys, k)
+	}
+	return keys
+}
+
+// admitAbsent notes that what was looked for and not found is not there.
+func (w *work) admitAbsent() {
+	for _, k := range w.missing {
+		if _, ok := w.loaded[k]; !ok {
+			w.loaded[k] = nil
+		}
+	}
+}

@@ -1,0 +1,270 @@
+package object
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"holdfast/identity"
+)
+
+// KindConfig says what the objects of a kind are like.
+type KindConfig[S proto.Message] struct {
+	// Name is stored in every row of the kind and never changes.
+	Name string
+	// SchemaVersion of the states that this release writes, from 1. Rows of a newer one are read, never written.
+	SchemaVersion int32
+	// TTL is how long an object is kept after its last change, at least 24 h. 0: for ever.
+	TTL time.Duration
+	// TTLOf overrides TTL for one object; 0: no override. Optional.
+	TTLOf func(S) time.Duration
+	// Terms are what List can filter an object by, without repeats. Optional.
+	Terms func(S) []string
+	// Collections maps the name of each collection to a message of its entries' type.
+	Collections map[string]proto.Message
+	// Recent names the collection whose newest entries View can return; at least RecentKeep of them stay in the cache.
+	Recent     string
+	RecentKeep int
+}
+
+// MinTTL is the least time that an object is kept after its last change.
+const MinTTL = 24 * time.Hour
+
+// Kind is a class of objects with one state type. It is safe for concurrent use.
+type Kind[S proto.Message] struct{ *kind }
+
+// kind is what the runtime needs of a Kind, whatever its state type.
+type kind struct {
+	rt            *Runtime
+	name          string
+	schemaVersion int32
+	prototype     proto.Message
+	collections   map[string]proto.Message
+	recent        string
+	recentKeep    int
+	ttl           func(proto.Message) time.Duration
+	terms         func(proto.Message) []string
+}
+
+// Register adds a kind to the runtime. Wrong configuration is a programming error and panics.
+func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
+	var prototype S
+	k := &kind{
+		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
+		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1),
+		ttl: func(m proto.Message) time.Duration {
+			if c.TTLOf != nil {
+				if ttl := c.TTLOf(m.(S)); ttl != 0 { //nolint:forcetypeassert // the runtime made m
+					return ttl
+				}
+			}
+			return c.TTL
+		},
+		terms: func(m proto.Message) []string {
+			if c.Terms == nil {
+				return nil
+			}
+			return c.Terms(m.(S)) //nolint:forcetypeassert // the runtime made m
+		},
+	}
+	switch {
+	case c.Name == "", c.SchemaVersion < 1:
+		panic("object: a kind needs a name and a schema version")
+	case c.TTL != 0 && c.TTL < MinTTL:
+		panic("object: a kind's TTL is at least 24 h")
+	case c.Recent != "" && c.Collections[c.Recent] == nil:
+		panic("object: Recent names no collection of the kind")
+	}
+	return &Kind[S]{k}
+}
+
+// Name is the kind's name.
+func (k *Kind[S]) Name() string { return k.name }
+
+// Snapshot is an object as one version left it. State and entries are shared: read them, never change them.
+type Snapshot[S proto.Message] struct {
+	Info
+	State S
+	// Recent is the newest entries that were asked for, oldest first.
+	Recent []Entry
+	// NotModified: the object is at the version of IfVersionNot; State and Recent are not set.
+	NotModified bool
+}
+
+// ViewOption adjusts a View.
+type ViewOption func(*viewOptions)
+
+type viewOptions struct {
+	recent int
+	not    Version
+}
+
+// WithRecent returns the newest n entries of the kind's Recent collection as well.
+func WithRecent(n int) ViewOption { return func(o *viewOptions) { o.recent = n } }
+
+// IfVersionNot answers NotModified where the object is at version v. 0 is no condition.
+func IfVersionNot(v Version) ViewOption { return func(o *viewOptions) { o.not = v } }
+
+// View reads an object as the newest commit left it, in one round trip or less: it may share one with other reads,
+// but none that started before it. It returns ErrNotFound, or an error of package db.
+func (k *Kind[S]) View(ctx context.Context, id ID, opts ...ViewOption) (Snapshot[S], error) {
+	var o viewOptions
+	for _, opt := range opts {
+		opt(&o)
+	}
+	rec, err := k.rt.view(ctx, k.kind, id, o.recent)
+	if err != nil {
+		return Snapshot[S]{}, err
+	}
+	s := Snapshot[S]{Info: rec.info(id)}
+	if o.not != 0 && o.not == rec.version {
+		s.NotModified = true
+		return s, nil
+	}
+	s.State = rec.state.(S) //nolint:forcetypeassert // decoded from the kind's prototype
+	s.Recent, _ = rec.recent.last(o.recent)
+	return s, nil
+}
+
+// UpdateOption adjusts an Update.
+type UpdateOption func(*updateOptions)
+
+type updateOptions struct {
+	create    bool
+	upsert    bool
+	ifVersion Version
+	requestID string
+	hash      [sha256.Size]byte
+	prefetch  []entryKey
+	absent    []entryKey
+}
+
+type entryKey struct{ collection, key string }
+
+// Create wants the object not to exist: ErrExists where it does.
+func Create() UpdateOption { return func(o *updateOptions) { o.create = true } }
+
+// Upsert creates the object where it does not exist.
+func Upsert() UpdateOption { return func(o *updateOptions) { o.upsert = true } }
+
+// IfVersion wants the object to be at version v: VersionMismatchError where it is not. 0 is no condition.
+func IfVersion(v Version) UpdateOption { return func(o *updateOptions) { o.ifVersion = v } }
+
+// Request makes the change idempotent: the same id with the same body returns the first reply, with no new version,
+// and with another body ErrRequestReused. The empty id is no request id. Ids are remembered as long as the journal.
+func Request(id string, body proto.Message) UpdateOption {
+	return func(o *updateOptions) {
+		if id == "" {
+			return
+		}
+		o.requestID = id
+		h := sha256.New()
+		h.Write([]byte(body.ProtoReflect().Descriptor().FullName()))
+		h.Write([]byte{0})
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(body)
+		if err != nil { // only invalid UTF-8, which no decoder lets through
+			b = []byte(err.Error())
+		}
+		h.Write(b)
+		h.Sum(o.hash[:0])
+	}
+}
+
+// Prefetch names entries that the closure will look at. Without it the closure runs again once they are loaded.
+func Prefetch(collection string, keys ...string) UpdateOption {
+	return func(o *updateOptions) {
+		for _, k := range keys {
+			o.prefetch = append(o.prefetch, entryKey{collection, k})
+		}
+	}
+}
+
+// ExpectAbsent is Prefetch for entries that are most likely not there: the closure first runs as if they were not, and
+// runs again where the commit finds one.
+func ExpectAbsent(collection string, keys ...string) UpdateOption {
+	return func(o *updateOptions) {
+		for _, k := range keys {
+			o.absent = append(o.absent, entryKey{collection, k})
+		}
+	}
+}
+
+// Update changes an object: fn computes the change on a scratch copy of the state, and all that it stages commits, or
+// nothing does. fn must be pure: no I/O, no clock but tx.Now(), nothing captured but by assignment, because it may run
+// again on fresher state and only its last run counts. It returns after the commit, with the snapshot that the commit
+// left (after a replayed request, the newest one known).
+//
+// It returns fn's own error, ErrNotFound, ErrExists, VersionMismatchError, ErrRequestReused, TooLargeError,
+// OverloadedError, ErrNewerSchema, ErrClosed, ctx's error, or an error of package db. After ctx's error the change may
+// yet happen.
+func (k *Kind[S]) Update(ctx context.Context, id ID, fn func(*Tx[S]) error, opts ...UpdateOption) (Snapshot[S], error) {
+	c, err := k.update(ctx, id, fn, opts)
+	if err != nil {
+		return Snapshot[S]{}, err
+	}
+	s := Snapshot[S]{Info: c.after.info(id)}
+	s.State, _ = c.after.state.(S)
+	return s, nil
+}
+
+func (k *Kind[S]) update(ctx context.Context, id ID, fn func(*Tx[S]) error, opts []UpdateOption) (*change, error) {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := &change{ctx: ctx, caller: caller, done: make(chan struct{}), run: func(t *txn) error { return fn(&Tx[S]{t}) }}
+	for _, opt := range opts {
+		opt(&c.opts)
+	}
+	return c, k.rt.submit(ctx, k.kind, id, c)
+}
+
+// ChangeRequest is a request that changes one object.
+type ChangeRequest interface {
+	proto.Message
+	GetRequestId() string
+}
+
+// Do is Update for an RPC: the request brings its id and, where it has one, its precondition, and fn returns the
+// reply, which is stored with the change so that a retry gets the same. opts come on top.
+func Do[R, S proto.Message](
+	ctx context.Context, k *Kind[S], id ID, req ChangeRequest, fn func(*Tx[S]) (R, error), opts ...UpdateOption,
+) (R, error) {
+	var reply, none R
+	opts = append(opts, Request(req.GetRequestId(), req))
+	if r, ok := req.(interface{ GetIfVersion() int64 }); ok {
+		opts = append(opts, IfVersion(Version(r.GetIfVersion())))
+	}
+	c, err := k.update(ctx, id, func(tx *Tx[S]) error {
+		r, err := fn(tx)
+		tx.reply, reply = r, r
+		return err
+	}, opts)
+	if err != nil {
+		return none, err
+	}
+	if c.stored == nil {
+		return reply, nil
+	}
+	reply = none.ProtoReflect().Type().New().Interface().(R) //nolint:forcetypeassert // of R's own type
+	if err := proto.Unmarshal(c.stored, reply); err != nil {
+		return none, fmt.Errorf("object: stored reply cannot be read: %w", err)
+	}
+	return reply, nil
+}
+
+// Delete removes an object: it is not found from then on. Its version goes on counting, should it be created again.
+func (k *Kind[S]) Delete(ctx context.Context, id ID, opts ...UpdateOption) error {
+	_, err := k.Update(ctx, id, func(tx *Tx[S]) error {
+		tx.DeleteObject()
+		return nil
+	}, opts...)
+	return err
+}
+
+// errMissing unwinds a closure that looked at an entry which is not at hand. It never leaves the runtime.
+var errMissing = errors.New("object: an entry is not at hand")

@@ -1,0 +1,384 @@
+package object
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"holdfast/db"
+	"holdfast/gen/dbsqlc"
+	"holdfast/identity"
+)
+
+// readLane is one tenant's queue of views. Views that wait together share one round trip; none joins a round trip
+// that was sent before it came, so each sees all that was committed before it was asked.
+type readLane struct {
+	waiting  []*view
+	inFlight int
+}
+
+type view struct {
+	ctx    context.Context
+	caller identity.Identity
+	kind   *kind
+	key    key
+	recent int
+	done   chan struct{}
+
+	known *record // what the cache had, if it suffices
+	rec   *record
+	err   error
+}
+
+// readsInFlight is how many round trips of one tenant's views may be on their way.
+const readsInFlight = 2
+
+func (rt *Runtime) view(ctx context.Context, k *kind, id ID, recent int) (*record, error) {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := id.check(); err != nil {
+		return nil, err
+	}
+	v := &view{ctx: ctx, caller: caller, kind: k, key: key{caller.Tenant, k.name, id}, recent: recent, done: make(chan struct{})}
+	if err := rt.queueView(v); err != nil {
+		return nil, err
+	}
+	select {
+	case <-v.done:
+		return v.rec, v.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (rt *Runtime) queueView(v *view) error {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	if rt.closed {
+		return ErrClosed
+	}
+	l := rt.reads[v.key.tenant]
+	switch {
+	case l != nil && len(l.waiting) >= rt.limits.PerTenant:
+		return &OverloadedError{What: "tenant", RetryAfter: retryAfter}
+	case rt.reading >= rt.limits.PerServer:
+		return &OverloadedError{What: "server", RetryAfter: retryAfter}
+	}
+	if l == nil {
+		l = &readLane{}
+		rt.reads[v.key.tenant] = l
+	}
+	l.waiting = append(l.waiting, v)
+	rt.reading++
+	if l.inFlight < readsInFlight {
+		l.inFlight++
+		rt.workers.Add(1)
+		go rt.read(v.key.tenant, l)
+	}
+	return nil
+}
+
+// read sends the lane's views until none waits.
+func (rt *Runtime) read(tenant identity.Tenant, l *readLane) {
+	defer rt.workers.Done()
+	for {
+		rt.mu.Lock()
+		n := min(len(l.waiting), maxBatch)
+		if n == 0 {
+			if l.inFlight--; l.inFlight == 0 {
+				delete(rt.reads, tenant)
+			}
+			rt.mu.Unlock()
+			return
+		}
+		batch := l.waiting[:n:n]
+		l.waiting = l.waiting[n:]
+		rt.mu.Unlock()
+
+		rt.runViews(batch)
+
+		rt.mu.Lock()
+		rt.reading -= n
+		rt.mu.Unlock()
+	}
+}
+
+// runViews answers a batch of one tenant's views in one round trip. What the cache has is only checked by version.
+func (rt *Runtime) runViews(batch []*view) {
+	scope := db.Scope{Tenant: batch[0].key.tenant}
+	a := dbsqlc.ViewObjectsParams{TenantID: string(scope.Tenant)}
+	for i, v := range batch {
+		var known Version
+		if rec := rt.cache.get(v.key); rec != nil {
+			if _, enough := rec.recent.last(v.recent); enough {
+				v.known, known = rec, rec.version
+			}
+		}
+		limit := 0
+		if v.recent > 0 {
+			limit = max(v.recent, v.kind.recentLoad())
+		}
+		a.Ords = append(a.Ords, int32(i)) //nolint:gosec // a batch is small
+		a.Kinds = append(a.Kinds, v.kind.name)
+		a.Ids = append(a.Ids, string(v.key.id))
+		a.Known = append(a.Known, int64(known))
+		a.Collections = append(a.Collections, v.kind.recent)
+		a.Limits = append(a.Limits, int32(limit)) //nolint:gosec // a page is small
+		scope.Service = scope.Service || v.caller.Service
+		if u := v.caller.User; u != "" && !slices.Contains(scope.Owners, u) {
+			scope.Owners = append(scope.Owners, u)
+		}
+	}
+	ctx, cancel := context.WithTimeout(rt.life, rt.commitTimeout)
+	defer cancel()
+	p := rt.db.NewPipeline(scope)
+	p.ViewObjects(a, func(r *dbsqlc.ViewObjectsRow) (err error) {
+		v := batch[r.Ord]
+		if v.known != nil && v.known.version == Version(r.Version) {
+			v.rec = v.known
+			return nil
+		}
+		v.rec, err = v.kind.record(r, int(a.Limits[r.Ord]))
+		if err == nil {
+			rt.cache.put(v.key, v.rec)
+		}
+		return err
+	})
+	err := rt.db.Run(ctx, p)
+	now := rt.db.Now()
+	for _, v := range batch {
+		switch {
+		case err != nil:
+			v.err = err
+		case v.rec == nil:
+			rt.cache.drop(v.key)
+			v.err = ErrNotFound
+		case !v.rec.live(now) || !v.caller.MaySee(v.rec.owner):
+			v.err = ErrNotFound
+		}
+		close(v.done)
+	}
+}
+
+// recentLoad is how many of the newest entries come along when an object is loaded.
+func (k *kind) recentLoad() int {
+	if k.recent == "" {
+		return 0
+	}
+	return k.recentKeep
+}
+
+// record decodes a row that was read with up to limit entries.
+func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit int) (*record, error) {
+	rec := &record{
+		owner: identity.User(r.OwnerID), version: Version(r.Version), schema: r.SchemaVersion,
+		create: r.CreateTime.UTC(), update: r.UpdateTime.UTC(), activity: r.ActivityTime.UTC(),
+	}
+	if r.ExpireTime != nil {
+		rec.expire = r.ExpireTime.UTC()
+	}
+	if r.Deleted {
+		return rec, nil
+	}
+	var err error
+	if rec.state, err = decode(k.prototype, r.State); err != nil {
+		return nil, err
+	}
+	if limit > 0 {
+		rec.recent = recent{known: true, whole: len(r.Keys) < limit, entries: make([]Entry, 0, len(r.Keys)+k.recentKeep)}
+		for i, key := range slices.Backward(r.Keys) {
+			value, err := decode(k.collections[k.recent], r.Bodies[i])
+			if err != nil {
+				return nil, err
+			}
+			rec.recent.entries = append(rec.recent.entries, Entry{key, value})
+		}
+	}
+	rec.bytes = rec.measure()
+	return rec, nil
+}
+
+// ListOptions choose a page of objects.
+type ListOptions struct {
+	// PageSize: 1 to 200; 0: 50.
+	PageSize int
+	// PageToken is the last page's Next; empty: the first page.
+	PageToken string
+	// Terms that the objects must all have; see KindConfig.
+	Terms []string
+}
+
+// Page sizes of every list.
+const (
+	DefaultPageSize = 50
+	MaxPageSize     = 200
+)
+
+// Page is a page of a list.
+type Page[S proto.Message] struct {
+	Items []Snapshot[S]
+	Next  string // empty on the last page
+}
+
+type listCursor struct {
+	Time time.Time `json:"t"`
+	ID   string    `json:"i"`
+}
+
+// List pages through the objects that the caller may see, newest activity first. Activity moves in steps of a minute.
+// An object that is changed meanwhile moves to the front and may be seen twice. It returns ErrInvalid for a bad token.
+func (k *Kind[S]) List(ctx context.Context, o ListOptions) (Page[S], error) {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return Page[S]{}, err
+	}
+	from := listCursor{Time: farFuture, ID: ""}
+	if o.PageToken != "" {
+		b, err := base64.RawURLEncoding.DecodeString(o.PageToken)
+		if err == nil {
+			err = json.Unmarshal(b, &from)
+		}
+		if err != nil {
+			return Page[S]{}, fmt.Errorf("%w: page token", ErrInvalid)
+		}
+	}
+	size := pageSize(o.PageSize)
+	var rows []dbsqlc.ListObjectsRow
+	each := func(r *dbsqlc.ListObjectsRow) error {
+		rows = append(rows, *r)
+		return nil
+	}
+	p := k.rt.db.NewPipeline(callerScope(caller))
+	if len(o.Terms) == 0 {
+		p.ListObjects(dbsqlc.ListObjectsParams{
+			TenantID: string(caller.Tenant), Kind: k.name, BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1,
+		}, each)
+	} else {
+		p.ListObjectsByTerms(dbsqlc.ListObjectsByTermsParams{
+			TenantID: string(caller.Tenant), Kind: k.name, Term: o.Terms[0], OtherTerms: o.Terms[1:],
+			BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1,
+		}, each)
+	}
+	if err := k.rt.db.Run(ctx, p); err != nil {
+		return Page[S]{}, err
+	}
+	var page Page[S]
+	for i, r := range rows {
+		if i == int(size) {
+			b, err := json.Marshal(listCursor{rows[i-1].ActivityTime, rows[i-1].ObjectID})
+			if err != nil {
+				return Page[S]{}, err
+			}
+			page.Next = base64.RawURLEncoding.EncodeToString(b)
+			break
+		}
+		rec, err := k.record(&dbsqlc.ViewObjectsRow{
+			OwnerID: r.OwnerID, Version: r.Version, SchemaVersion: r.SchemaVersion, State: r.State, CreateTime: r.CreateTime,
+			UpdateTime: r.UpdateTime, ActivityTime: r.ActivityTime, ExpireTime: r.ExpireTime,
+		}, 0)
+		if err != nil {
+			return Page[S]{}, err
+		}
+		page.Items = append(page.Items, Snapshot[S]{Info: rec.info(ID(r.ObjectID)), State: rec.state.(S)}) //nolint:forcetypeassert // decoded from the kind's prototype
+	}
+	return page, nil
+}
+
+var farFuture = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func pageSize(n int) int32 {
+	if n <= 0 {
+		return DefaultPageSize
+	}
+	return int32(min(n, MaxPageSize)) //nolint:gosec // bounded on this line
+}
+
+func callerScope(i identity.Identity) db.Scope {
+	s := db.Scope{Tenant: i.Tenant, Service: i.Service}
+	if i.User != "" {
+		s.Owners = []identity.User{i.User}
+	}
+	return s
+}
+
+// EntriesOptions choose a page of a collection.
+type EntriesOptions struct {
+	// After: entries behind this key, ascending. Before: the last ones in front of this key, where set.
+	After, Before string
+	// PageSize: 1 to 200; 0: 50.
+	PageSize int
+}
+
+// EntriesPage is a page of a collection, in the order of the keys, with the object that it belongs to.
+type EntriesPage struct {
+	Info
+	Entries []Entry
+	// More entries follow in the direction asked for.
+	More bool
+}
+
+// Entries pages through one of an object's collections.
+func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o EntriesOptions) (EntriesPage, error) {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return EntriesPage{}, err
+	}
+	if err := id.check(); err != nil {
+		return EntriesPage{}, err
+	}
+	var page EntriesPage
+	var rec *record
+	size := pageSize(o.PageSize)
+	p := k.rt.db.NewSnapshot(callerScope(caller))
+	queueView1(p, k.kind, caller.Tenant, id, 0, 0, &rec)
+	each := func(r *dbsqlc.ListEntriesAfterRow) error {
+		value, err := decode(k.collections[collection], r.Body)
+		page.Entries = append(page.Entries, Entry{r.Key, value})
+		return err
+	}
+	if o.Before == "" {
+		p.ListEntriesAfter(dbsqlc.ListEntriesAfterParams{
+			TenantID: string(caller.Tenant), Kind: k.name, ObjectID: string(id), Collection: collection,
+			AfterKey: o.After, PageSize: size + 1,
+		}, each)
+	} else {
+		p.ListEntriesBefore(dbsqlc.ListEntriesBeforeParams{
+			TenantID: string(caller.Tenant), Kind: k.name, ObjectID: string(id), Collection: collection,
+			BeforeKey: o.Before, PageSize: size + 1,
+		}, each)
+	}
+	if err := k.rt.db.RunSnapshot(ctx, p); err != nil {
+		return EntriesPage{}, err
+	}
+	if !rec.live(k.rt.db.Now()) || !caller.MaySee(rec.owner) {
+		return EntriesPage{}, ErrNotFound
+	}
+	page.Info = rec.info(id)
+	if len(page.Entries) > int(size) {
+		page.Entries, page.More = page.Entries[:size], true
+	}
+	if o.Before != "" {
+		slices.Reverse(page.Entries)
+	}
+	return page, nil
+}
+
+// queueView1 queues the view of one object with up to limit entries, unless it is at version known.
+func queueView1(p *db.Pipeline, k *kind, t identity.Tenant, id ID, known Version, limit int, rec **record) {
+	limit = min(limit, math.MaxInt32)
+	p.ViewObjects(dbsqlc.ViewObjectsParams{
+		Ords: []int32{0}, Kinds: []string{k.name}, Ids: []string{string(id)}, Known: []int64{int64(known)},
+		Collections: []string{k.recent}, Limits: []int32{int32(limit)}, TenantID: string(t), //nolint:gosec // bounded above
+	}, func(r *dbsqlc.ViewObjectsRow) (err error) {
+		*rec, err = k.record(r, limit)
+		return err
+	})
+}

@@ -1,0 +1,119 @@
+package object
+
+import (
+	"sort"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"holdfast/identity"
+)
+
+// Entry is one element of an object's collection.
+type Entry struct {
+	Key   string
+	Value proto.Message // read only: it is shared
+}
+
+// record is an object as one version left it. It is immutable and shared between the cache, readers and watchers.
+type record struct {
+	owner                    identity.User
+	version                  Version
+	schema                   int32
+	state                    proto.Message // nil: deleted
+	create, update, activity time.Time
+	expire                   time.Time // zero: never
+	recent                   recent
+	bytes                    int // estimated, in memory
+	// distrust counts down the writes that load the object anew, because another process was found to write it too.
+	distrust int
+}
+
+// live tells whether the object can be found at now: time to live is a read rule, deletion only housekeeping.
+func (r *record) live(now time.Time) bool {
+	return r != nil && r.state != nil && (r.expire.IsZero() || now.Before(r.expire))
+}
+
+func (r *record) info(id ID) Info {
+	return Info{ID: id, Owner: r.owner, Version: r.version, CreateTime: r.create, UpdateTime: r.update, ExpireTime: r.expire}
+}
+
+// recent is the newest entries of the collection that the kind keeps at hand. Its methods return new values; the
+// backing array is shared, and only the newest holder appends behind its own length.
+type recent struct {
+	entries []Entry // ascending
+	// known: entries holds every entry of the collection from its first one's key on. If whole, there are no others.
+	known, whole bool
+}
+
+// find looks a key up. sure is false where the answer is not at hand.
+func (r recent) find(k string) (value proto.Message, sure bool) {
+	if !r.known {
+		return nil, false
+	}
+	i := sort.Search(len(r.entries), func(i int) bool { return r.entries[i].Key >= k })
+	if i < len(r.entries) && r.entries[i].Key == k {
+		return r.entries[i].Value, true
+	}
+	return nil, i > 0 || r.whole
+}
+
+// last returns the newest n entries, oldest first. sure is false where fewer are at hand than there are.
+func (r recent) last(n int) (entries []Entry, sure bool) {
+	if n == 0 {
+		return nil, true
+	}
+	if !r.known || len(r.entries) < n && !r.whole {
+		return nil, false
+	}
+	from := max(0, len(r.entries)-n)
+	return r.entries[from:len(r.entries):len(r.entries)], true
+}
+
+// with returns r with a key set, or removed where value is nil. It keeps at least keep entries and at most twice that.
+func (r recent) with(k string, value proto.Message, keep int) recent {
+	if !r.known {
+		return r
+	}
+	n := len(r.entries)
+	if value != nil && (n == 0 || r.entries[n-1].Key < k) {
+		if n >= 2*keep {
+			r.entries = append(make([]Entry, 0, 2*keep), r.entries[n-keep+1:]...)
+			r.whole = false
+		}
+		r.entries = append(r.entries, Entry{k, value})
+		return r
+	}
+	i := sort.Search(n, func(i int) bool { return r.entries[i].Key >= k })
+	if (i == n || r.entries[i].Key != k) && i == 0 && !r.whole {
+		return r // older than what is at hand
+	}
+	changed := append(make([]Entry, 0, n+1), r.entries[:i]...)
+	if value != nil {
+		changed = append(changed, Entry{k, value})
+	}
+	if i < n && r.entries[i].Key == k {
+		i++
+	}
+	r.entries = append(changed, r.entries[i:]...)
+	return r
+}
+
+// Decoded messages take about four times their encoded bytes.
+const (
+	recordOverhead = 512
+	entryOverhead  = 160
+	decodedFactor  = 4
+)
+
+// measure estimates the record's bytes in memory from its messages' encoded sizes.
+func (r *record) measure() int {
+	n := recordOverhead
+	if r.state != nil {
+		n += decodedFactor * proto.Size(r.state)
+	}
+	for _, e := range r.recent.entries {
+		n += entryOverhead + decodedFactor*proto.Size(e.Value)
+	}
+	return n
+}

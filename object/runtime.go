@@ -1,0 +1,273 @@
+package object
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"holdfast/db"
+	"holdfast/identity"
+)
+
+// Config sets a runtime's limits. The zero Config has the defaults.
+type Config struct {
+	Log    *slog.Logger
+	Limits Limits
+	// CacheBytes bounds the cache of decoded states, by estimate. Default 32 MiB.
+	CacheBytes int
+	// CommitTimeout bounds one batch's transaction. Default 15 s.
+	CommitTimeout time.Duration
+	// PollInterval is how often watchers look for other processes' changes, give or take a fifth. Default 1 s.
+	PollInterval time.Duration
+	// Heartbeat is how long a watch stays silent at most. Default 15 s.
+	Heartbeat time.Duration
+	// WatchAge is how long a watch lasts at most, less up to a tenth. Default 1 h.
+	WatchAge time.Duration
+}
+
+// Limits bound what one process takes on. Each is answered with an error that names it.
+type Limits struct {
+	StateBytes int // of one state as JSON; default 256 KiB
+	EntryBytes int // of one entry as JSON; default 256 KiB
+	// How many changes, and apart from them reads, may wait.
+	PerObject int // default 2,048
+	PerTenant int // default 8,192
+	PerServer int // default 32,768
+	Watches   int // default 10,000
+}
+
+// Runtime runs objects: it serializes their changes, commits them in groups, caches and publishes what comes of them.
+// It is safe for concurrent use.
+type Runtime struct {
+	db            *db.DB
+	log           *slog.Logger
+	limits        Limits
+	commitTimeout time.Duration
+	cache         *cache
+	hub           *hub
+	life          context.Context // ends when Close gives up waiting
+	end           context.CancelFunc
+	workers       sync.WaitGroup
+
+	mu      sync.Mutex // guards what follows; nothing slow happens under it
+	closed  bool
+	lanes   map[identity.Tenant]*lane
+	boxes   map[key]*mailbox
+	turn    []*lane // lanes with ready mailboxes and room for a batch, in the order that they are served
+	waiting int     // changes in all mailboxes
+	running int     // batches in flight
+	reads   map[identity.Tenant]*readLane
+	reading int // views that wait or run
+}
+
+const (
+	// maxBatch is how many objects, or views, share one transaction.
+	maxBatch = 256
+	// lanesInFlight is how many batches of one tenant may be in flight: while one commits the next is computed. Four
+	// were slower than two.
+	lanesInFlight = 2
+)
+
+// NewRuntime starts a runtime; Close ends it.
+func NewRuntime(d *db.DB, c Config) *Runtime {
+	def := func(v *int, d int) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	defD := func(v *time.Duration, d time.Duration) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	def(&c.Limits.StateBytes, 256<<10)
+	def(&c.Limits.EntryBytes, 256<<10)
+	def(&c.Limits.PerObject, 2048)
+	def(&c.Limits.PerTenant, 8192)
+	def(&c.Limits.PerServer, 32768)
+	def(&c.Limits.Watches, 10_000)
+	def(&c.CacheBytes, 32<<20)
+	defD(&c.CommitTimeout, 15*time.Second)
+	defD(&c.PollInterval, time.Second)
+	defD(&c.Heartbeat, 15*time.Second)
+	defD(&c.WatchAge, time.Hour)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	rt := &Runtime{
+		db: d, log: c.Log, limits: c.Limits, commitTimeout: c.CommitTimeout, cache: newCache(c.CacheBytes),
+		lanes: map[identity.Tenant]*lane{}, boxes: map[key]*mailbox{}, reads: map[identity.Tenant]*readLane{},
+	}
+	rt.life, rt.end = context.WithCancel(context.Background())
+	rt.hub = newHub(rt, c)
+	return rt
+}
+
+// Close refuses new work, ends the watches, and waits for the changes that were accepted until ctx is over.
+func (rt *Runtime) Close(ctx context.Context) error {
+	rt.mu.Lock()
+	rt.closed = true
+	rt.mu.Unlock()
+	rt.hub.close()
+	drained := make(chan struct{})
+	go func() {
+		rt.workers.Wait()
+		close(drained)
+	}()
+	defer rt.end()
+	select {
+	case <-drained:
+		return nil
+	case <-ctx.Done():
+		rt.end()
+		<-drained // every statement of theirs is bounded by life
+		return ctx.Err()
+	}
+}
+
+// lane is one tenant's queue of ready mailboxes.
+type lane struct {
+	tenant   identity.Tenant
+	ready    []*mailbox
+	waiting  int
+	inFlight int
+	queued   bool // in Runtime.turn
+}
+
+// mailbox holds the changes that wait for one object. While busy, a batch has the object.
+type mailbox struct {
+	key   key
+	kind  *kind
+	lane  *lane
+	queue []*change
+	busy  bool
+}
+
+// submit puts a change in its object's mailbox and waits for what comes of it.
+func (rt *Runtime) submit(ctx context.Context, k *kind, id ID, c *change) error {
+	if err := id.check(); err != nil {
+		return err
+	}
+	key := key{c.caller.Tenant, k.name, id}
+	if err := rt.enqueue(key, k, c); err != nil {
+		return err
+	}
+	select {
+	case <-c.done:
+		return c.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (rt *Runtime) enqueue(key key, k *kind, c *change) error {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	if rt.closed {
+		return ErrClosed
+	}
+	l, b := rt.lanes[key.tenant], rt.boxes[key]
+	switch {
+	case b != nil && len(b.queue) >= rt.limits.PerObject:
+		return &OverloadedError{What: "object", RetryAfter: retryAfter}
+	case l != nil && l.waiting >= rt.limits.PerTenant:
+		return &OverloadedError{What: "tenant", RetryAfter: retryAfter}
+	case rt.waiting >= rt.limits.PerServer:
+		return &OverloadedError{What: "server", RetryAfter: retryAfter}
+	}
+	if l == nil {
+		l = &lane{tenant: key.tenant}
+		rt.lanes[key.tenant] = l
+	}
+	if b == nil {
+		b = &mailbox{key: key, kind: k, lane: l}
+		rt.boxes[key] = b
+	}
+	b.queue = append(b.queue, c)
+	l.waiting++
+	rt.waiting++
+	if len(b.queue) == 1 && !b.busy {
+		l.ready = append(l.ready, b)
+		rt.offer(l)
+	}
+	if rt.running < rt.maxRunning() && len(rt.turn) > 0 {
+		rt.running++
+		rt.workers.Add(1)
+		go rt.write()
+	}
+	return nil
+}
+
+const retryAfter = 100 * time.Millisecond
+
+// maxRunning leaves connections for reads.
+func (rt *Runtime) maxRunning() int { return max(1, rt.db.MaxConns()*3/4) }
+
+// offer queues the lane for a worker, if it has something to do and room to do it.
+func (rt *Runtime) offer(l *lane) {
+	if !l.queued && len(l.ready) > 0 && l.inFlight < lanesInFlight {
+		l.queued = true
+		rt.turn = append(rt.turn, l)
+	}
+}
+
+// write runs batches until no lane has one.
+func (rt *Runtime) write() {
+	defer rt.workers.Done()
+	for {
+		rt.mu.Lock()
+		batch := rt.take()
+		if batch == nil {
+			rt.running--
+			rt.mu.Unlock()
+			return
+		}
+		rt.mu.Unlock()
+		rt.commit(batch)
+		rt.release(batch)
+	}
+}
+
+// take claims the next lane's ready objects with all that waits for them. The caller holds mu.
+func (rt *Runtime) take() []*work {
+	if len(rt.turn) == 0 {
+		return nil
+	}
+	l := rt.turn[0]
+	rt.turn = rt.turn[1:]
+	l.queued = false
+	n := min(len(l.ready), maxBatch)
+	batch := make([]*work, n)
+	for i, b := range l.ready[:n] {
+		batch[i] = &work{box: b, kind: b.kind, changes: b.queue}
+		l.waiting -= len(b.queue)
+		rt.waiting -= len(b.queue)
+		b.queue, b.busy = nil, true
+	}
+	l.ready = append(l.ready[:0], l.ready[n:]...)
+	l.inFlight++
+	rt.offer(l)
+	return batch
+}
+
+// release gives the batch's objects back.
+func (rt *Runtime) release(batch []*work) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	l := batch[0].box.lane
+	l.inFlight--
+	for _, w := range batch {
+		b := w.box
+		b.busy = false
+		if len(b.queue) > 0 {
+			l.ready = append(l.ready, b)
+		} else {
+			delete(rt.boxes, b.key)
+		}
+	}
+	rt.offer(l)
+	if l.inFlight == 0 && l.waiting == 0 {
+		delete(rt.lanes, l.tenant)
+	}
+}

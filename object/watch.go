@@ -1,0 +1,458 @@
+package object
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"holdfast/db"
+	"holdfast/gen/dbsqlc"
+	"holdfast/identity"
+)
+
+// Change is one message of a watch: what the versions up to Version changed since the message before.
+type Change[S proto.Message] struct {
+	Info
+	// Heartbeat: nothing happened for a while; only Version is set.
+	Heartbeat bool
+	// Reset: a snapshot, with the newest entries of the kind's Recent collection. Forget what came before.
+	Reset bool
+	// Deleted: the object is gone; nothing follows.
+	Deleted bool
+	// State is shared: read it, never change it.
+	State   S
+	Entries []EntryChange
+}
+
+// EntryChange is an entry that was put, or deleted where Value is nil.
+type EntryChange struct {
+	Collection string
+	Entry
+}
+
+// Watch follows an object from version after on; 0 starts with a snapshot. Versions come without gap or repeat; a
+// slow consumer gets several in one Change. It holds no connection while it waits. It ends with ErrNotFound,
+// OverloadedError, ErrClosed when the runtime closes or the watch is old (watch again from the last version), ctx's
+// error, or an error of package db.
+func (k *Kind[S]) Watch(ctx context.Context, id ID, after Version, recent int) iter.Seq2[Change[S], error] {
+	return func(yield func(Change[S], error) bool) {
+		w := watch{kind: k.kind, last: after, recent: recent, reset: after == 0}
+		err := w.run(ctx, id, func(u *update) bool {
+			c := Change[S]{Info: u.rec.info(id), Heartbeat: u.heartbeat, Reset: u.reset, Entries: u.entries}
+			c.State, _ = u.rec.state.(S)
+			c.Deleted = u.rec.state == nil && !u.heartbeat
+			return yield(c, nil) && !c.Deleted
+		})
+		if err != nil {
+			yield(Change[S]{}, err)
+		}
+	}
+}
+
+// update is a Change before its state has a type.
+type update struct {
+	rec              *record
+	heartbeat, reset bool
+	entries          []EntryChange
+}
+
+// watch is one consumer's position.
+type watch struct {
+	kind   *kind
+	key    key
+	caller identity.Identity
+	last   Version
+	recent int
+	reset  bool // the next message must be a snapshot
+}
+
+// run yields updates until yield returns false. Subscribing comes before the first read, so nothing falls between.
+func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error {
+	rt := w.kind.rt
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return err
+	}
+	if err := id.check(); err != nil {
+		return err
+	}
+	w.caller, w.key = caller, key{caller.Tenant, w.kind.name, id}
+	s, err := rt.hub.subscribe(w.key, w.kind, w.last)
+	if err != nil {
+		return err
+	}
+	defer rt.hub.unsubscribe(s)
+	age := time.NewTimer(rt.hub.age - rand.N(rt.hub.age/10+1)) //nolint:gosec // jitter
+	defer age.Stop()
+	silence := time.NewTimer(rt.hub.heartbeat)
+	defer silence.Stop()
+
+	events, behind := []event(nil), true
+	for {
+		if behind {
+			us, err := w.catchUp(ctx)
+			if err != nil {
+				return err
+			}
+			for _, u := range us {
+				if !yield(u) {
+					return nil
+				}
+			}
+			s.seen(w.last)
+		}
+		behind = false
+		for i := range events {
+			e := &events[i]
+			if e.version <= w.last {
+				continue
+			}
+			if e.version != w.last+1 {
+				behind = true // another process wrote in between
+				break
+			}
+			w.last = e.version
+			if !yield(&update{rec: e.after, entries: entryChanges(e.puts)}) {
+				return nil
+			}
+		}
+		if events = nil; behind {
+			continue
+		}
+		silence.Reset(rt.hub.heartbeat)
+		select {
+		case <-s.signal:
+			events, behind = s.take()
+		case <-silence.C:
+			if !yield(&update{rec: &record{version: w.last}, heartbeat: true}) {
+				return nil
+			}
+		case <-age.C:
+			return ErrClosed
+		case <-rt.hub.closed:
+			return ErrClosed
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func entryChanges(puts []put) []EntryChange {
+	out := make([]EntryChange, len(puts))
+	for i, p := range puts {
+		out[i] = EntryChange{p.collection, Entry{p.key, p.value}}
+	}
+	return out
+}
+
+// maxCatchUp is how many events a catch-up reads; a consumer that missed more gets a snapshot.
+const maxCatchUp = 200
+
+// catchUp reads what the watcher missed, as of one moment, and moves it to that moment's version. It is one update,
+// or none where nothing was missed.
+func (w *watch) catchUp(ctx context.Context) ([]*update, error) {
+	d := w.kind.rt.db
+	scope := callerScope(w.caller)
+	var rec *record
+	var events []dbsqlc.ListEventsRow
+	p := d.NewSnapshot(scope)
+	queueView1(p, w.kind, w.caller.Tenant, w.key.id, 0, max(w.recent, w.kind.recentLoad()), &rec)
+	p.ListEvents(dbsqlc.ListEventsParams{
+		TenantID: string(w.caller.Tenant), Kind: w.kind.name, ObjectID: string(w.key.id), AfterVersion: int64(w.last),
+		PageSize: maxCatchUp + 1,
+	}, func(r *dbsqlc.ListEventsRow) error {
+		events = append(events, *r)
+		return nil
+	})
+	tx, err := d.Begin(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	defer tx.Rollback(ctx)
+	gone := !rec.live(d.Now())
+	switch {
+	case rec == nil, !w.caller.MaySee(rec.owner), gone && (w.last == 0 || rec.state != nil):
+		return nil, ErrNotFound // deleted before the watch began, or expired
+	case gone:
+		w.last = rec.version
+		return []*update{{rec: rec}}, nil
+	}
+	missed := int64(rec.version - w.last)
+	complete := missed >= 0 && int64(len(events)) == missed && (missed == 0 || events[0].Version == int64(w.last)+1)
+	if w.reset || !complete {
+		w.reset, w.last = false, rec.version
+		u := &update{rec: rec, reset: true}
+		newest, _ := rec.recent.last(min(w.recent, len(rec.recent.entries)))
+		for _, e := range newest {
+			u.entries = append(u.entries, EntryChange{w.kind.recent, e})
+		}
+		return []*update{u}, nil
+	}
+	if missed == 0 {
+		return nil, nil
+	}
+	entries, err := w.changedEntries(ctx, tx, events)
+	if err != nil {
+		return nil, err
+	}
+	w.last = rec.version
+	return []*update{{rec: rec, entries: entries}}, nil
+}
+
+// changedEntries loads, as they are now, the entries that the events put or deleted, in the order of their first
+// change.
+func (w *watch) changedEntries(ctx context.Context, tx *db.Transaction, events []dbsqlc.ListEventsRow) ([]EntryChange, error) {
+	var out []EntryChange
+	index := map[entryKey]int{}
+	a := dbsqlc.LoadEntriesParams{TenantID: string(w.caller.Tenant)}
+	for _, e := range events {
+		keys, err := undoKeys(e.Undo)
+		if err != nil {
+			return nil, err
+		}
+		for _, k := range keys {
+			if _, ok := index[k]; ok {
+				continue
+			}
+			index[k] = len(out)
+			out = append(out, EntryChange{Collection: k.collection, Entry: Entry{Key: k.key}})
+			a.Ords = append(a.Ords, 0)
+			a.Kinds = append(a.Kinds, w.kind.name)
+			a.Ids = append(a.Ids, string(w.key.id))
+			a.Collections = append(a.Collections, k.collection)
+			a.Keys = append(a.Keys, k.key)
+		}
+	}
+	if len(out) == 0 {
+		return nil, nil
+	}
+	p := tx.Next()
+	p.LoadEntries(a, func(r *dbsqlc.LoadEntriesRow) (err error) {
+		i := index[entryKey{r.Collection, r.Key}]
+		out[i].Value, err = decode(w.kind.collections[r.Collection], r.Body)
+		return err
+	})
+	return out, tx.Read(ctx, p)
+}
+
+// undoKeys reads which entries a stored undo is about.
+func undoKeys(undo string) ([]entryKey, error) {
+	var u struct {
+		Entries [][3]json.RawMessage `json:"entries"`
+	}
+	if err := json.Unmarshal([]byte(undo), &u); err != nil {
+		return nil, fmt.Errorf("object: stored undo cannot be read: %w", err)
+	}
+	keys := make([]entryKey, len(u.Entries))
+	for i, e := range u.Entries {
+		if err := errors.Join(json.Unmarshal(e[0], &keys[i].collection), json.Unmarshal(e[1], &keys[i].key)); err != nil {
+			return nil, fmt.Errorf("object: stored undo cannot be read: %w", err)
+		}
+	}
+	return keys, nil
+}
+
+// hub brings changes to the watchers of this process. Safe for concurrent use.
+type hub struct {
+	rt             *Runtime
+	heartbeat, age time.Duration
+	limit          int
+	closed         chan struct{}
+
+	mu    sync.Mutex // guards what follows; publishing never waits under it
+	subs  map[key]map[*subscription]struct{}
+	count int
+	done  bool
+	poll  bool // the poller runs
+	every time.Duration
+}
+
+// subscription is one watcher's buffer. Overflow empties it: the watcher then reads the journal, which coalesces.
+type subscription struct {
+	key    key
+	kind   *kind
+	signal chan struct{} // capacity 1
+
+	mu     sync.Mutex // guards what follows
+	events []event
+	behind bool
+	last   Version // newest version that was published or read
+}
+
+const subscriptionBuffer = 64
+
+func newHub(rt *Runtime, c Config) *hub {
+	return &hub{
+		rt: rt, heartbeat: c.Heartbeat, age: c.WatchAge, limit: c.Limits.Watches, every: c.PollInterval,
+		closed: make(chan struct{}), subs: map[key]map[*subscription]struct{}{},
+	}
+}
+
+func (h *hub) subscribe(k key, kind *kind, last Version) (*subscription, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.done {
+		return nil, ErrClosed
+	}
+	if h.count >= h.limit {
+		return nil, &OverloadedError{What: "streams", RetryAfter: time.Second}
+	}
+	s := &subscription{key: k, kind: kind, signal: make(chan struct{}, 1), last: last}
+	if h.subs[k] == nil {
+		h.subs[k] = map[*subscription]struct{}{}
+	}
+	h.subs[k][s] = struct{}{}
+	h.count++
+	if !h.poll {
+		h.poll = true
+		h.rt.workers.Add(1)
+		go h.run()
+	}
+	return s, nil
+}
+
+func (h *hub) unsubscribe(s *subscription) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.subs[s.key], s)
+	if len(h.subs[s.key]) == 0 {
+		delete(h.subs, s.key)
+	}
+	h.count--
+}
+
+func (h *hub) publish(k key, events []event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for s := range h.subs[k] {
+		s.push(events)
+	}
+}
+
+func (h *hub) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.done {
+		h.done = true
+		close(h.closed)
+	}
+}
+
+func (s *subscription) push(events []event) {
+	s.mu.Lock()
+	if !s.behind && len(s.events)+len(events) <= subscriptionBuffer {
+		s.events = append(s.events, events...)
+	} else {
+		s.events, s.behind = nil, true
+	}
+	s.last = max(s.last, events[len(events)-1].version)
+	s.mu.Unlock()
+	s.wake()
+}
+
+func (s *subscription) wake() {
+	select {
+	case s.signal <- struct{}{}:
+	default:
+	}
+}
+
+func (s *subscription) take() (events []event, behind bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	events, behind = s.events, s.behind
+	s.events, s.behind = nil, false
+	return events, behind
+}
+
+func (s *subscription) seen(v Version) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last = max(s.last, v)
+}
+
+// run polls for changes of other processes while anybody watches, one statement per tenant and 256 objects.
+func (h *hub) run() {
+	defer h.rt.workers.Done()
+	timer := time.NewTimer(h.every)
+	defer timer.Stop()
+	for {
+		select {
+		case <-h.closed:
+			return
+		case <-timer.C:
+		}
+		h.mu.Lock()
+		if h.count == 0 {
+			h.poll = false
+			h.mu.Unlock()
+			return
+		}
+		watched := map[identity.Tenant][]*subscription{}
+		for k, subs := range h.subs {
+			for s := range subs {
+				watched[k.tenant] = append(watched[k.tenant], s)
+				break // one stands for all that watch the object
+			}
+		}
+		h.mu.Unlock()
+		for tenant, subs := range watched {
+			for len(subs) > 0 {
+				n := min(len(subs), maxBatch)
+				h.look(tenant, subs[:n])
+				subs = subs[n:]
+			}
+		}
+		timer.Reset(h.every*9/10 + rand.N(h.every/5+1)) //nolint:gosec // jitter
+	}
+}
+
+// look wakes the watchers of objects that are at a newer version than was published here, or gone.
+func (h *hub) look(tenant identity.Tenant, subs []*subscription) {
+	a := dbsqlc.ViewObjectsParams{TenantID: string(tenant)}
+	for i, s := range subs {
+		s.mu.Lock()
+		last := s.last
+		s.mu.Unlock()
+		a.Ords = append(a.Ords, int32(i)) //nolint:gosec // bounded by maxBatch
+		a.Kinds = append(a.Kinds, s.kind.name)
+		a.Ids = append(a.Ids, string(s.key.id))
+		a.Known = append(a.Known, int64(last))
+		a.Collections = append(a.Collections, "")
+		a.Limits = append(a.Limits, 0)
+	}
+	fresh := make([]bool, len(subs))
+	now := h.rt.db.Now()
+	p := h.rt.db.NewPipeline(db.Scope{Tenant: tenant, Service: true})
+	p.ViewObjects(a, func(r *dbsqlc.ViewObjectsRow) error {
+		expired := r.ExpireTime != nil && !now.Before(*r.ExpireTime)
+		fresh[r.Ord] = r.Version <= a.Known[r.Ord] && !expired
+		return nil
+	})
+	ctx, cancel := context.WithTimeout(h.rt.life, h.rt.commitTimeout)
+	defer cancel()
+	if err := h.rt.db.Run(ctx, p); err != nil {
+		h.rt.log.Warn("looking for other processes' changes failed; watchers lag until it succeeds", "error", err)
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i, s := range subs {
+		if fresh[i] {
+			continue
+		}
+		for s := range h.subs[s.key] {
+			s.mu.Lock()
+			s.events, s.behind = nil, true
+			s.mu.Unlock()
+			s.wake()
+		}
+	}
+}

@@ -1,0 +1,398 @@
+package object
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"holdfast/db"
+	"holdfast/gen/dbsqlc"
+)
+
+// work is one object of a batch: the changes that wait for it, and what they come to.
+type work struct {
+	box     *mailbox
+	kind    *kind
+	changes []*change
+
+	// What is known of the object before the batch.
+	base   *record // nil: nothing is stored
+	loaded map[entryKey]proto.Message
+	known  map[string]knownReply // by request id
+	// optimistic: run on what the cache had; keys in ExpectAbsent options count as absent until the commit says otherwise.
+	optimistic bool
+	distrust   int   // of the record that the batch leaves
+	lock       int64 // of the object, once sorted by it
+	// inDoubt: an attempt that built on builtOn may have been committed. moved: something was, since.
+	inDoubt, moved bool
+	builtOn        Version
+
+	// What the changes come to; start clears it.
+	cur     *record
+	fresh   bool // entries of an earlier life of the object do not count
+	staged  map[entryKey]staged
+	replied map[string]knownReply
+	assumed []entryKey
+	events  []event
+	missing []entryKey
+}
+
+// staged is an entry as the batch will leave it; a nil value removes it.
+type staged struct {
+	value   proto.Message
+	body    string
+	version Version
+}
+
+type knownReply struct {
+	hash  []byte
+	reply []byte
+}
+
+// event is a row of the journal in the making.
+type event struct {
+	version   Version
+	eventType string
+	actor     string
+	time      time.Time
+	requestID string
+	hash      []byte
+	reply     []byte
+	undo      string
+	puts      []put
+	after     *record
+}
+
+// compute runs the changes in mailbox order. It returns false where what is at hand does not suffice to say what they
+// come to: then nothing of them may be stored or answered, and missing says what to load.
+func (w *work) compute(now time.Time) bool {
+	w.cur, w.fresh, w.staged, w.replied, w.assumed, w.events, w.missing = w.base, !w.base.live(now), nil, nil, nil, nil, nil
+	if w.base != nil && now.Before(w.base.update) {
+		now = w.base.update // the clock of another process ran a little ahead
+	}
+	failed := false
+	for _, c := range w.changes {
+		c.err, c.after, c.stored = nil, nil, nil
+		c.err = w.apply(c, now)
+		if len(w.missing) > 0 {
+			return false
+		}
+		failed = failed || c.err != nil
+	}
+	if !w.optimistic {
+		return true
+	}
+	// The commit proves that what was at hand was right. Without one, or where a failure may rest on an assumption
+	// that no commit checks, an answer would be a guess.
+	return len(w.events) > 0 && (!failed || len(w.assumed) == 0)
+}
+
+func (w *work) apply(c *change, now time.Time) error {
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	if w.cur != nil && !c.caller.MaySee(w.cur.owner) {
+		return ErrNotFound
+	}
+	if known, ok := w.reply(c.opts.requestID); ok {
+		if string(known.hash) != string(c.opts.hash[:]) {
+			return ErrRequestReused
+		}
+		c.after, c.stored = w.cur, append([]byte{}, known.reply...)
+		return nil
+	}
+	if w.moved {
+		if c.opts.requestID == "" {
+			return db.ErrOutcomeUnknown // whether what happened since was this change cannot be told
+		}
+		// Not in the journal, so it was not this change.
+	}
+	live := w.cur.live(now)
+	switch {
+	case live && c.opts.create:
+		return ErrExists
+	case !live && !c.opts.create && !c.opts.upsert:
+		return ErrNotFound
+	case live && w.cur.schema > w.kind.schemaVersion:
+		return ErrNewerSchema
+	}
+	if v := c.opts.ifVersion; v != 0 && (!live || v != w.cur.version) {
+		mismatch := &VersionMismatchError{Expected: v}
+		if live {
+			mismatch.Current = w.cur.version
+		}
+		return mismatch
+	}
+	t := &txn{work: w, caller: c.caller, now: now, base: w.cur}
+	if live {
+		t.state = proto.Clone(w.cur.state)
+	} else {
+		t.state = w.kind.prototype.ProtoReflect().New().Interface()
+	}
+	if w.optimistic {
+		w.assumed = append(w.assumed, c.opts.absent...)
+	}
+	if err := runClosure(t, c.run); err != nil {
+		w.missing = append(w.missing, t.missing...)
+		return err
+	}
+	if t.unchanged && live {
+		c.after = w.cur
+		return nil
+	}
+	return w.accept(c, t)
+}
+
+// accept makes a change that succeeded part of the batch, or refuses it for its size and leaves no trace.
+func (w *work) accept(c *change, t *txn) error {
+	live := t.Exists()
+	next := t.next()
+	limits := w.kind.rt.limits
+	if next.state != nil && proto.Size(next.state) > limits.StateBytes/jsonBlowUp {
+		s, err := encode(next.state)
+		if err != nil {
+			return err
+		}
+		if len(s) > limits.StateBytes {
+			return &TooLargeError{What: "state", Size: len(s), Limit: limits.StateBytes}
+		}
+	}
+	if live {
+		next.recent, next.bytes = t.base.recent, t.base.bytes
+	} else {
+		next.recent, next.bytes = recent{known: true, whole: true}, recordOverhead
+	}
+	bodies := make([]string, len(t.puts))
+	for i, p := range t.puts {
+		if p.value != nil {
+			body, err := encode(p.value)
+			if err != nil {
+				return err
+			}
+			if len(body) > limits.EntryBytes {
+				return &TooLargeError{What: "entry " + p.collection + "/" + p.key, Size: len(body), Limit: limits.EntryBytes}
+			}
+			bodies[i] = body
+		}
+	}
+	undo, err := w.undo(t, live)
+	if err != nil {
+		return err
+	}
+	e := event{
+		version: next.version, eventType: t.eventType, actor: string(c.caller.User), time: t.now,
+		requestID: c.opts.requestID, undo: undo, puts: t.puts, after: next,
+	}
+	if e.eventType == "" {
+		e.eventType = defaultEventType(t)
+	}
+	if e.requestID != "" {
+		e.hash = c.opts.hash[:]
+		if t.reply != nil {
+			if e.reply, err = proto.Marshal(t.reply); err != nil {
+				return err
+			}
+		}
+		if w.replied == nil {
+			w.replied = map[string]knownReply{}
+		}
+		w.replied[e.requestID] = knownReply{e.hash, e.reply}
+	}
+	// Nothing fails from here on.
+	if !live {
+		w.fresh, w.staged = true, nil
+	}
+	if w.staged == nil && len(t.puts) > 0 {
+		w.staged = make(map[entryKey]staged, len(t.puts))
+	}
+	had := len(next.recent.entries)
+	for i, p := range t.puts {
+		w.staged[p.entryKey] = staged{p.value, bodies[i], next.version}
+		if p.collection == w.kind.recent {
+			next.recent = next.recent.with(p.key, p.value, w.kind.recentKeep)
+			next.bytes += entryOverhead + len(bodies[i])
+		}
+	}
+	if len(next.recent.entries) < had {
+		next.bytes = next.measure()
+	}
+	w.cur = next
+	w.events = append(w.events, e)
+	c.after = next
+	return nil
+}
+
+// jsonBlowUp is more than any message grows from its binary form to JSON with its field names.
+const jsonBlowUp = 64
+
+func defaultEventType(t *txn) string {
+	switch {
+	case t.deleted:
+		return "deleted"
+	case !t.Exists():
+		return "created"
+	default:
+		return "updated"
+	}
+}
+
+// entry looks an entry up as the next change of the batch sees it. sure is false where it has to be loaded first.
+func (w *work) entry(k entryKey) (value proto.Message, sure bool) {
+	if s, ok := w.staged[k]; ok {
+		return s.value, true
+	}
+	if w.fresh {
+		return nil, true
+	}
+	if value, ok := w.loaded[k]; ok {
+		return value, true
+	}
+	if k.collection == w.kind.recent && w.base != nil {
+		if value, sure := w.base.recent.find(k.key); sure {
+			return value, true
+		}
+	}
+	if w.optimistic && slices.Contains(w.assumed, k) {
+		return nil, true
+	}
+	return nil, false
+}
+
+func (w *work) reply(requestID string) (knownReply, bool) {
+	if requestID == "" {
+		return knownReply{}, false
+	}
+	if r, ok := w.replied[requestID]; ok {
+		return r, true
+	}
+	r, ok := w.known[requestID]
+	return r, ok
+}
+
+// undo is the journal's note of what the change replaced.
+func (w *work) undo(t *txn, live bool) (string, error) {
+	var b strings.Builder
+	var was proto.Message
+	if live {
+		was = t.base.state
+	}
+	is := t.state
+	if t.deleted {
+		is = nil
+	}
+	state, err := replaced(was, is)
+	if err != nil {
+		return "", err
+	}
+	b.WriteString(`{"state":{`)
+	b.WriteString(state)
+	b.WriteByte('}')
+	if len(t.puts) > 0 {
+		b.WriteString(`,"entries":[`)
+		for i, p := range t.puts {
+			if i > 0 {
+				b.WriteByte(',')
+			}
+			body := "null"
+			if old, _ := w.entry(p.entryKey); old != nil && live {
+				if body, err = encode(old); err != nil {
+					return "", err
+				}
+			}
+			name, err := json.Marshal([]string{p.collection, p.key})
+			if err != nil {
+				return "", err
+			}
+			b.Write(name[:len(name)-1])
+			b.WriteByte(',')
+			b.WriteString(body)
+			b.WriteByte(']')
+		}
+		b.WriteByte(']')
+	}
+	b.WriteByte('}')
+	return b.String(), nil
+}
+
+// store adds what the changes came to to the batch's one statement.
+func (w *work) store(p *dbsqlc.StoreChangesParams) error {
+	var expected Version
+	if w.base != nil {
+		expected = w.base.version
+	}
+	state := ""
+	if w.cur.state != nil {
+		var err error
+		if state, err = encode(w.cur.state); err != nil {
+			return err
+		}
+	}
+	p.OKind = append(p.OKind, w.kind.name)
+	p.OID = append(p.OID, string(w.box.key.id))
+	p.OOwnerID = append(p.OOwnerID, string(w.cur.owner))
+	p.OExpected = append(p.OExpected, int64(expected))
+	p.OVersion = append(p.OVersion, int64(w.cur.version))
+	p.OSchemaVersion = append(p.OSchemaVersion, w.cur.schema)
+	p.OState = append(p.OState, state)
+	p.OCreateTime = append(p.OCreateTime, w.cur.create)
+	p.OUpdateTime = append(p.OUpdateTime, w.cur.update)
+	p.OActivityTime = append(p.OActivityTime, w.cur.activity)
+	p.OExpireTime = append(p.OExpireTime, w.cur.expire)
+	p.OReborn = append(p.OReborn, w.fresh && w.base != nil)
+	object := int32(len(p.OID)) //nolint:gosec // a batch is small
+	w.storeTerms(p, object)
+	for _, k := range w.assumed {
+		p.AObject = append(p.AObject, object)
+		p.ACollection = append(p.ACollection, k.collection)
+		p.AKey = append(p.AKey, k.key)
+	}
+	for k, s := range w.staged {
+		if s.value == nil {
+			p.DObject = append(p.DObject, object)
+			p.DCollection = append(p.DCollection, k.collection)
+			p.DKey = append(p.DKey, k.key)
+			continue
+		}
+		p.EObject = append(p.EObject, object)
+		p.ECollection = append(p.ECollection, k.collection)
+		p.EKey = append(p.EKey, k.key)
+		p.EVersion = append(p.EVersion, int64(s.version))
+		p.EBody = append(p.EBody, s.body)
+	}
+	for i := range w.events {
+		e := &w.events[i]
+		p.VObject = append(p.VObject, object)
+		p.VVersion = append(p.VVersion, int64(e.version))
+		p.VEventType = append(p.VEventType, e.eventType)
+		p.VActor = append(p.VActor, e.actor)
+		p.VEventTime = append(p.VEventTime, e.time)
+		p.VRequestID = append(p.VRequestID, e.requestID)
+		p.VRequestHash = append(p.VRequestHash, e.hash)
+		p.VReply = append(p.VReply, e.reply)
+		p.VUndo = append(p.VUndo, e.undo)
+	}
+	return nil
+}
+
+// storeTerms rewrites the object's terms where they or its activity changed.
+func (w *work) storeTerms(p *dbsqlc.StoreChangesParams, object int32) {
+	var was, is []string
+	if w.base != nil && w.base.state != nil {
+		was = w.kind.terms(w.base.state)
+	}
+	if w.cur.state != nil {
+		is = w.kind.terms(w.cur.state)
+	}
+	same := slices.Equal(was, is) && (len(is) == 0 || w.base != nil && w.base.activity.Equal(w.cur.activity))
+	p.ORetermed = append(p.ORetermed, !same)
+	if same {
+		return
+	}
+	for _, term := range is {
+		p.TObject = append(p.TObject, object)
+		p.TTerm = append(p.TTerm, term)
+	}
+}
