@@ -29,13 +29,13 @@ const (
 	maxTurnTokens = 10_000_000
 )
 
-// errFenced is the answer to frames of a connection that a newer one has replaced.
-type errFenced struct { //nolint:errname // named for the reason that it answers with
+// fencedError is the answer to frames of a connection that a newer one has replaced.
+type fencedError struct {
 	// The newest epoch.
 	current int64
 }
 
-func (e errFenced) Error() string {
+func (e fencedError) Error() string {
 	return fmt.Sprintf("a newer connection, of epoch %d, has taken over", e.current)
 }
 
@@ -50,12 +50,12 @@ type liveEffects struct {
 }
 
 // ingest folds a batch of frames into the state. It is a pure function: the same frames in one batch or in many lead to
-// the same state and messages. An epoch older than the newest is errFenced, and changes nothing.
+// the same state and messages. An epoch older than the newest is fencedError, and changes nothing.
 func ingest(
 	state *conversationv1.ConversationState, epoch int64, frames []*conversationv1.LiveFrame, now time.Time,
 ) (liveEffects, error) {
 	if current := state.GetLive().GetEpoch(); epoch < current {
-		return liveEffects{}, errFenced{current: current}
+		return liveEffects{}, fencedError{current: current}
 	}
 	f := newFolder(state, now)
 	if epoch > f.live.GetEpoch() {

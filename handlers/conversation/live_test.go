@@ -586,7 +586,7 @@ func TestEpochs(t *testing.T) {
 	if err != nil || effects.skipped != 3 || len(effects.messages)+len(effects.toolCalls) != 0 || !proto.Equal(before, s.state) {
 		t.Errorf("a resend did something: %+v, %v", effects, err)
 	}
-	var fenced errFenced
+	var fenced fencedError
 	if _, err := s.ingest(2, textFrame(9, in("x"))); !errors.As(err, &fenced) || fenced.current != 3 {
 		t.Errorf("an older epoch: %v", err)
 	}

@@ -145,7 +145,7 @@ func (f *Floor) file(name string) string { return filepath.Join(f.dir, name+".sq
 
 // pgbench runs it and returns what it wrote and the CPU that it used.
 func (f *Floor) pgbench(ctx context.Context, args ...string) (string, time.Duration, error) {
-	cmd := exec.CommandContext(ctx, f.program, append(append([]string{"--no-vacuum"}, args...), f.database)...) //nolint:gosec // the operator's own pgbench
+	cmd := exec.CommandContext(ctx, f.program, append(args, "--no-vacuum", f.database)...) //nolint:gosec // the operator's own pgbench
 	cmd.Env = append(os.Environ(), "PGPASSWORD="+f.password, "LC_ALL=C")
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -156,7 +156,9 @@ func (f *Floor) pgbench(ctx context.Context, args ...string) (string, time.Durat
 }
 
 // seconds is a duration as pgbench takes it: whole seconds, at least one.
-func seconds(d time.Duration) string { return strconv.Itoa(max(1, int(d.Round(time.Second)/time.Second))) }
+func seconds(d time.Duration) string {
+	return strconv.Itoa(max(1, int(d.Round(time.Second)/time.Second)))
+}
 
 var (
 	processedLine = regexp.MustCompile(`(?m)^number of transactions actually processed: (\d+)`)

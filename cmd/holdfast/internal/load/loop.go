@@ -81,6 +81,7 @@ func Open(ctx context.Context, w Workload, interval time.Duration, ops ...Op) []
 				meters[due.op].Observe(time.Since(due.at))
 			}
 		}
+		wait(ctx, win.to)
 	})
 	for _, m := range meters[1:] {
 		m.measuredFor(w.Duration)

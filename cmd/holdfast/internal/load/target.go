@@ -55,11 +55,19 @@ func (t *Target) Caller(token string) Caller {
 	}
 }
 
+// Close closes the connections that sessions shared.
+func (t *Target) Close() {
+	t.shared.Range(func(_, client any) bool {
+		client.(*http.Client).CloseIdleConnections() //nolint:forcetypeassert,errcheck // nothing else is stored
+		return true
+	})
+}
+
 // NewHTTP2Client returns a client that speaks HTTP/2 without TLS, as a rule over one connection.
 func NewHTTP2Client() *http.Client {
-	p := new(http.Protocols)
-	p.SetUnencryptedHTTP2(true)
-	return &http.Client{Transport: &http.Transport{Protocols: p}}
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Client{Transport: &http.Transport{Protocols: protocols}}
 }
 
 // sharedCaller calls over net/http, on connections that it shares with the other sessions of its token.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +21,7 @@ type Watchers struct {
 	meter   *Meter
 	began   time.Time
 	from    atomic.Int64 // measure messages due from then on: nanoseconds since began
+	clients []*http.Client
 	streams []*stream
 	cancel  context.CancelFunc
 	done    sync.WaitGroup
@@ -39,15 +41,16 @@ type stream struct {
 func Watch(ctx context.Context, t *Target, token string, sessions []*Session, connections int, began time.Time) (*Watchers, error) {
 	run, cancel := context.WithCancel(ctx)
 	w := &Watchers{meter: NewMeter(), began: began, cancel: cancel}
-	clients := make([]conversationv1connect.ConversationServiceClient, connections)
-	for i := range clients {
-		clients[i] = conversationv1connect.NewConversationServiceClient(NewHTTP2Client(), t.URL.String())
+	services := make([]conversationv1connect.ConversationServiceClient, connections)
+	for i := range services {
+		w.clients = append(w.clients, NewHTTP2Client())
+		services[i] = conversationv1connect.NewConversationServiceClient(w.clients[i], t.URL.String())
 	}
 	for i, session := range sessions {
 		s := &stream{conversation: session.Conversation, ready: make(chan struct{})}
 		w.streams = append(w.streams, s)
 		w.done.Go(func() {
-			if err := w.follow(run, clients[i%connections], token, s); err != nil && run.Err() == nil {
+			if err := w.follow(run, services[i%connections], token, s); err != nil && run.Err() == nil {
 				s.fail(err)
 			}
 		})
@@ -66,13 +69,13 @@ func Watch(ctx context.Context, t *Target, token string, sessions []*Session, co
 }
 
 // follow reads one stream to its end.
-func (w *Watchers) follow(ctx context.Context, client conversationv1connect.ConversationServiceClient, token string, s *stream) error {
+func (w *Watchers) follow(ctx context.Context, service conversationv1connect.ConversationServiceClient, token string, s *stream) error {
 	ready := sync.OnceFunc(func() { close(s.ready) })
 	defer ready()
 	ctx, call := connect.NewClientContext(ctx)
 	call.RequestHeader().Set("Authorization", "Bearer "+token)
 	// A snapshot may carry as many messages as this; all that were there before are thereby seen.
-	stream, err := client.WatchConversation(ctx, &conversationv1.WatchConversationRequest{ConversationId: s.conversation, MessageLimit: 1})
+	stream, err := service.WatchConversation(ctx, &conversationv1.WatchConversationRequest{ConversationId: s.conversation, MessageLimit: 1})
 	if err != nil {
 		return err
 	}
@@ -153,4 +156,7 @@ func (w *Watchers) Delivered(measured time.Duration) *Meter {
 func (w *Watchers) Close() {
 	w.cancel()
 	w.done.Wait()
+	for _, c := range w.clients {
+		c.CloseIdleConnections()
+	}
 }

@@ -10,6 +10,7 @@
 package conversationv1
 
 import (
+	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -586,6 +587,52 @@ func (x *Message) GetTurnCompleteReason() string {
 	return ""
 }
 
+// MessageRef finds a message by its client's id: an entry of the collection "client_messages", its key the
+// client_message_id.
+type MessageRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seq           int64                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MessageRef) Reset() {
+	*x = MessageRef{}
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MessageRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MessageRef) ProtoMessage() {}
+
+func (x *MessageRef) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MessageRef.ProtoReflect.Descriptor instead.
+func (*MessageRef) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *MessageRef) GetSeq() int64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
 // Part is one structured piece of a message.
 type Part struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -603,7 +650,7 @@ type Part struct {
 
 func (x *Part) Reset() {
 	*x = Part{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -615,7 +662,7 @@ func (x *Part) String() string {
 func (*Part) ProtoMessage() {}
 
 func (x *Part) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -628,7 +675,7 @@ func (x *Part) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Part.ProtoReflect.Descriptor instead.
 func (*Part) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Part) GetPart() isPart_Part {
@@ -729,7 +776,7 @@ type ToolCallPart struct {
 
 func (x *ToolCallPart) Reset() {
 	*x = ToolCallPart{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +788,7 @@ func (x *ToolCallPart) String() string {
 func (*ToolCallPart) ProtoMessage() {}
 
 func (x *ToolCallPart) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +801,7 @@ func (x *ToolCallPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallPart.ProtoReflect.Descriptor instead.
 func (*ToolCallPart) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ToolCallPart) GetCallId() string {
@@ -791,7 +838,7 @@ type ToolResultPart struct {
 
 func (x *ToolResultPart) Reset() {
 	*x = ToolResultPart{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +850,7 @@ func (x *ToolResultPart) String() string {
 func (*ToolResultPart) ProtoMessage() {}
 
 func (x *ToolResultPart) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +863,7 @@ func (x *ToolResultPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolResultPart.ProtoReflect.Descriptor instead.
 func (*ToolResultPart) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ToolResultPart) GetCallId() string {
@@ -859,7 +906,7 @@ type FileReference struct {
 
 func (x *FileReference) Reset() {
 	*x = FileReference{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -871,7 +918,7 @@ func (x *FileReference) String() string {
 func (*FileReference) ProtoMessage() {}
 
 func (x *FileReference) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -884,7 +931,7 @@ func (x *FileReference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileReference.ProtoReflect.Descriptor instead.
 func (*FileReference) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *FileReference) GetUri() string {
@@ -922,7 +969,7 @@ type VoiceState struct {
 
 func (x *VoiceState) Reset() {
 	*x = VoiceState{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +981,7 @@ func (x *VoiceState) String() string {
 func (*VoiceState) ProtoMessage() {}
 
 func (x *VoiceState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +994,7 @@ func (x *VoiceState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VoiceState.ProtoReflect.Descriptor instead.
 func (*VoiceState) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *VoiceState) GetAudioStreamId() string {
@@ -996,7 +1043,7 @@ type Intent struct {
 
 func (x *Intent) Reset() {
 	*x = Intent{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1055,7 @@ func (x *Intent) String() string {
 func (*Intent) ProtoMessage() {}
 
 func (x *Intent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1068,7 @@ func (x *Intent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intent.ProtoReflect.Descriptor instead.
 func (*Intent) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Intent) GetSeq() int64 {
@@ -1081,7 +1128,7 @@ type FlowStep struct {
 
 func (x *FlowStep) Reset() {
 	*x = FlowStep{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1140,7 @@ func (x *FlowStep) String() string {
 func (*FlowStep) ProtoMessage() {}
 
 func (x *FlowStep) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1153,7 @@ func (x *FlowStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowStep.ProtoReflect.Descriptor instead.
 func (*FlowStep) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FlowStep) GetSeq() int64 {
@@ -1163,7 +1210,7 @@ type ToolCall struct {
 
 func (x *ToolCall) Reset() {
 	*x = ToolCall{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1222,7 @@ func (x *ToolCall) String() string {
 func (*ToolCall) ProtoMessage() {}
 
 func (x *ToolCall) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1235,7 @@ func (x *ToolCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCall.ProtoReflect.Descriptor instead.
 func (*ToolCall) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ToolCall) GetCallId() string {
@@ -1258,9 +1305,9 @@ type LiveState struct {
 	SessionId string `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// The user's message that may still grow; unset: none.
 	UserTurn *Message `protobuf:"bytes,4,opt,name=user_turn,json=userTurn,proto3" json:"user_turn,omitempty"`
-	// The assistant's message that may still grow; unset: none.
+	// The assistant's message that may still grow; unset: none. With seq 0 the model's turn has begun but has no words.
 	AssistantTurn *Message `protobuf:"bytes,5,opt,name=assistant_turn,json=assistantTurn,proto3" json:"assistant_turn,omitempty"`
-	// True between `interrupted` and the `turnComplete` that follows it.
+	// True from the moment the user speaks over the model's turn until its `turnComplete`.
 	Interrupted bool `protobuf:"varint,6,opt,name=interrupted,proto3" json:"interrupted,omitempty"`
 	// Tool calls that have no result yet, by call id.
 	PendingCalls map[string]*ToolCall `protobuf:"bytes,7,rep,name=pending_calls,json=pendingCalls,proto3" json:"pending_calls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -1274,7 +1321,7 @@ type LiveState struct {
 
 func (x *LiveState) Reset() {
 	*x = LiveState{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1333,7 @@ func (x *LiveState) String() string {
 func (*LiveState) ProtoMessage() {}
 
 func (x *LiveState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1346,7 @@ func (x *LiveState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveState.ProtoReflect.Descriptor instead.
 func (*LiveState) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LiveState) GetEpoch() int64 {
@@ -1369,7 +1416,7 @@ var File_holdfast_conversation_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"$holdfast/conversation/v1/state.proto\x12\x18holdfast.conversation.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\x04\n" +
+	"$holdfast/conversation/v1/state.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\x04\n" +
 	"\x11ConversationState\x12\x14\n" +
 	"\x05title\x18\x01 \x01(\tR\x05title\x12O\n" +
 	"\x06labels\x18\x02 \x03(\v27.holdfast.conversation.v1.ConversationState.LabelsEntryR\x06labels\x12\x1d\n" +
@@ -1409,28 +1456,32 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\x14turn_complete_reason\x18\r \x01(\tR\x12turnCompleteReason\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd1\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x1e\n" +
+	"\n" +
+	"MessageRef\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xd8\x02\n" +
 	"\x04Part\x12E\n" +
 	"\ttool_call\x18\x01 \x01(\v2&.holdfast.conversation.v1.ToolCallPartH\x00R\btoolCall\x12K\n" +
 	"\vtool_result\x18\x02 \x01(\v2(.holdfast.conversation.v1.ToolResultPartH\x00R\n" +
 	"toolResult\x12=\n" +
 	"\x04file\x18\x03 \x01(\v2'.holdfast.conversation.v1.FileReferenceH\x00R\x04file\x12?\n" +
 	"\x05image\x18\x04 \x01(\v2'.holdfast.conversation.v1.FileReferenceH\x00R\x05image\x12-\n" +
-	"\x04json\x18\x05 \x01(\v2\x17.google.protobuf.StructH\x00R\x04jsonB\x06\n" +
-	"\x04part\"h\n" +
-	"\fToolCallPart\x12\x17\n" +
-	"\acall_id\x18\x01 \x01(\tR\x06callId\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
-	"\x04args\x18\x03 \x01(\v2\x17.google.protobuf.StructR\x04args\"\x8d\x01\n" +
-	"\x0eToolResultPart\x12\x17\n" +
-	"\acall_id\x18\x01 \x01(\tR\x06callId\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\x123\n" +
+	"\x04json\x18\x05 \x01(\v2\x17.google.protobuf.StructH\x00R\x04jsonB\r\n" +
+	"\x04part\x12\x05\xbaH\x02\b\x01\"|\n" +
+	"\fToolCallPart\x12!\n" +
+	"\acall_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x06callId\x12\x1c\n" +
+	"\x04name\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04name\x12+\n" +
+	"\x04args\x18\x03 \x01(\v2\x17.google.protobuf.StructR\x04args\"\xa1\x01\n" +
+	"\x0eToolResultPart\x12!\n" +
+	"\acall_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x06callId\x12\x1c\n" +
+	"\x04name\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04name\x123\n" +
 	"\bresponse\x18\x03 \x01(\v2\x17.google.protobuf.StructR\bresponse\x12\x19\n" +
-	"\bis_error\x18\x04 \x01(\bR\aisError\"R\n" +
-	"\rFileReference\x12\x10\n" +
-	"\x03uri\x18\x01 \x01(\tR\x03uri\x12\x1b\n" +
-	"\tmime_type\x18\x02 \x01(\tR\bmimeType\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"\xdf\x01\n" +
+	"\bis_error\x18\x04 \x01(\bR\aisError\"r\n" +
+	"\rFileReference\x12\x1c\n" +
+	"\x03uri\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\x80 R\x03uri\x12%\n" +
+	"\tmime_type\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\xff\x01R\bmimeType\x12\x1c\n" +
+	"\x04name\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\xff\x01R\x04name\"\xdf\x01\n" +
 	"\n" +
 	"VoiceState\x12&\n" +
 	"\x0faudio_stream_id\x18\x01 \x01(\tR\raudioStreamId\x12=\n" +
@@ -1524,7 +1575,7 @@ func file_holdfast_conversation_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_conversation_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_holdfast_conversation_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_holdfast_conversation_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_holdfast_conversation_v1_state_proto_goTypes = []any{
 	(Role)(0),                     // 0: holdfast.conversation.v1.Role
 	(Modality)(0),                 // 1: holdfast.conversation.v1.Modality
@@ -1533,58 +1584,59 @@ var file_holdfast_conversation_v1_state_proto_goTypes = []any{
 	(ToolCallStatus)(0),           // 4: holdfast.conversation.v1.ToolCallStatus
 	(*ConversationState)(nil),     // 5: holdfast.conversation.v1.ConversationState
 	(*Message)(nil),               // 6: holdfast.conversation.v1.Message
-	(*Part)(nil),                  // 7: holdfast.conversation.v1.Part
-	(*ToolCallPart)(nil),          // 8: holdfast.conversation.v1.ToolCallPart
-	(*ToolResultPart)(nil),        // 9: holdfast.conversation.v1.ToolResultPart
-	(*FileReference)(nil),         // 10: holdfast.conversation.v1.FileReference
-	(*VoiceState)(nil),            // 11: holdfast.conversation.v1.VoiceState
-	(*Intent)(nil),                // 12: holdfast.conversation.v1.Intent
-	(*FlowStep)(nil),              // 13: holdfast.conversation.v1.FlowStep
-	(*ToolCall)(nil),              // 14: holdfast.conversation.v1.ToolCall
-	(*LiveState)(nil),             // 15: holdfast.conversation.v1.LiveState
-	nil,                           // 16: holdfast.conversation.v1.ConversationState.LabelsEntry
-	nil,                           // 17: holdfast.conversation.v1.Message.MetadataEntry
-	nil,                           // 18: holdfast.conversation.v1.LiveState.PendingCallsEntry
-	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 21: google.protobuf.Struct
+	(*MessageRef)(nil),            // 7: holdfast.conversation.v1.MessageRef
+	(*Part)(nil),                  // 8: holdfast.conversation.v1.Part
+	(*ToolCallPart)(nil),          // 9: holdfast.conversation.v1.ToolCallPart
+	(*ToolResultPart)(nil),        // 10: holdfast.conversation.v1.ToolResultPart
+	(*FileReference)(nil),         // 11: holdfast.conversation.v1.FileReference
+	(*VoiceState)(nil),            // 12: holdfast.conversation.v1.VoiceState
+	(*Intent)(nil),                // 13: holdfast.conversation.v1.Intent
+	(*FlowStep)(nil),              // 14: holdfast.conversation.v1.FlowStep
+	(*ToolCall)(nil),              // 15: holdfast.conversation.v1.ToolCall
+	(*LiveState)(nil),             // 16: holdfast.conversation.v1.LiveState
+	nil,                           // 17: holdfast.conversation.v1.ConversationState.LabelsEntry
+	nil,                           // 18: holdfast.conversation.v1.Message.MetadataEntry
+	nil,                           // 19: holdfast.conversation.v1.LiveState.PendingCallsEntry
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 22: google.protobuf.Struct
 }
 var file_holdfast_conversation_v1_state_proto_depIdxs = []int32{
-	16, // 0: holdfast.conversation.v1.ConversationState.labels:type_name -> holdfast.conversation.v1.ConversationState.LabelsEntry
-	19, // 1: holdfast.conversation.v1.ConversationState.ttl:type_name -> google.protobuf.Duration
-	11, // 2: holdfast.conversation.v1.ConversationState.voice:type_name -> holdfast.conversation.v1.VoiceState
-	12, // 3: holdfast.conversation.v1.ConversationState.intent:type_name -> holdfast.conversation.v1.Intent
-	13, // 4: holdfast.conversation.v1.ConversationState.flow:type_name -> holdfast.conversation.v1.FlowStep
-	15, // 5: holdfast.conversation.v1.ConversationState.live:type_name -> holdfast.conversation.v1.LiveState
+	17, // 0: holdfast.conversation.v1.ConversationState.labels:type_name -> holdfast.conversation.v1.ConversationState.LabelsEntry
+	20, // 1: holdfast.conversation.v1.ConversationState.ttl:type_name -> google.protobuf.Duration
+	12, // 2: holdfast.conversation.v1.ConversationState.voice:type_name -> holdfast.conversation.v1.VoiceState
+	13, // 3: holdfast.conversation.v1.ConversationState.intent:type_name -> holdfast.conversation.v1.Intent
+	14, // 4: holdfast.conversation.v1.ConversationState.flow:type_name -> holdfast.conversation.v1.FlowStep
+	16, // 5: holdfast.conversation.v1.ConversationState.live:type_name -> holdfast.conversation.v1.LiveState
 	0,  // 6: holdfast.conversation.v1.Message.role:type_name -> holdfast.conversation.v1.Role
 	1,  // 7: holdfast.conversation.v1.Message.modality:type_name -> holdfast.conversation.v1.Modality
 	2,  // 8: holdfast.conversation.v1.Message.status:type_name -> holdfast.conversation.v1.MessageStatus
-	7,  // 9: holdfast.conversation.v1.Message.parts:type_name -> holdfast.conversation.v1.Part
-	17, // 10: holdfast.conversation.v1.Message.metadata:type_name -> holdfast.conversation.v1.Message.MetadataEntry
-	20, // 11: holdfast.conversation.v1.Message.create_time:type_name -> google.protobuf.Timestamp
-	20, // 12: holdfast.conversation.v1.Message.update_time:type_name -> google.protobuf.Timestamp
-	8,  // 13: holdfast.conversation.v1.Part.tool_call:type_name -> holdfast.conversation.v1.ToolCallPart
-	9,  // 14: holdfast.conversation.v1.Part.tool_result:type_name -> holdfast.conversation.v1.ToolResultPart
-	10, // 15: holdfast.conversation.v1.Part.file:type_name -> holdfast.conversation.v1.FileReference
-	10, // 16: holdfast.conversation.v1.Part.image:type_name -> holdfast.conversation.v1.FileReference
-	21, // 17: holdfast.conversation.v1.Part.json:type_name -> google.protobuf.Struct
-	21, // 18: holdfast.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
-	21, // 19: holdfast.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Struct
+	8,  // 9: holdfast.conversation.v1.Message.parts:type_name -> holdfast.conversation.v1.Part
+	18, // 10: holdfast.conversation.v1.Message.metadata:type_name -> holdfast.conversation.v1.Message.MetadataEntry
+	21, // 11: holdfast.conversation.v1.Message.create_time:type_name -> google.protobuf.Timestamp
+	21, // 12: holdfast.conversation.v1.Message.update_time:type_name -> google.protobuf.Timestamp
+	9,  // 13: holdfast.conversation.v1.Part.tool_call:type_name -> holdfast.conversation.v1.ToolCallPart
+	10, // 14: holdfast.conversation.v1.Part.tool_result:type_name -> holdfast.conversation.v1.ToolResultPart
+	11, // 15: holdfast.conversation.v1.Part.file:type_name -> holdfast.conversation.v1.FileReference
+	11, // 16: holdfast.conversation.v1.Part.image:type_name -> holdfast.conversation.v1.FileReference
+	22, // 17: holdfast.conversation.v1.Part.json:type_name -> google.protobuf.Struct
+	22, // 18: holdfast.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
+	22, // 19: holdfast.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Struct
 	3,  // 20: holdfast.conversation.v1.VoiceState.status:type_name -> holdfast.conversation.v1.VoiceStatus
-	20, // 21: holdfast.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
-	21, // 22: holdfast.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
-	20, // 23: holdfast.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
-	21, // 24: holdfast.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
-	20, // 25: holdfast.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
-	21, // 26: holdfast.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
+	21, // 21: holdfast.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
+	22, // 22: holdfast.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
+	21, // 23: holdfast.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
+	22, // 24: holdfast.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
+	21, // 25: holdfast.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
+	22, // 26: holdfast.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
 	4,  // 27: holdfast.conversation.v1.ToolCall.status:type_name -> holdfast.conversation.v1.ToolCallStatus
-	21, // 28: holdfast.conversation.v1.ToolCall.response:type_name -> google.protobuf.Struct
-	20, // 29: holdfast.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
-	20, // 30: holdfast.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
+	22, // 28: holdfast.conversation.v1.ToolCall.response:type_name -> google.protobuf.Struct
+	21, // 29: holdfast.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
+	21, // 30: holdfast.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
 	6,  // 31: holdfast.conversation.v1.LiveState.user_turn:type_name -> holdfast.conversation.v1.Message
 	6,  // 32: holdfast.conversation.v1.LiveState.assistant_turn:type_name -> holdfast.conversation.v1.Message
-	18, // 33: holdfast.conversation.v1.LiveState.pending_calls:type_name -> holdfast.conversation.v1.LiveState.PendingCallsEntry
-	14, // 34: holdfast.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.conversation.v1.ToolCall
+	19, // 33: holdfast.conversation.v1.LiveState.pending_calls:type_name -> holdfast.conversation.v1.LiveState.PendingCallsEntry
+	15, // 34: holdfast.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.conversation.v1.ToolCall
 	35, // [35:35] is the sub-list for method output_type
 	35, // [35:35] is the sub-list for method input_type
 	35, // [35:35] is the sub-list for extension type_name
@@ -1597,7 +1649,7 @@ func file_holdfast_conversation_v1_state_proto_init() {
 	if File_holdfast_conversation_v1_state_proto != nil {
 		return
 	}
-	file_holdfast_conversation_v1_state_proto_msgTypes[2].OneofWrappers = []any{
+	file_holdfast_conversation_v1_state_proto_msgTypes[3].OneofWrappers = []any{
 		(*Part_ToolCall)(nil),
 		(*Part_ToolResult)(nil),
 		(*Part_File)(nil),
@@ -1610,7 +1662,7 @@ func file_holdfast_conversation_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_conversation_v1_state_proto_rawDesc), len(file_holdfast_conversation_v1_state_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

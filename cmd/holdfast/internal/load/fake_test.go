@@ -1,0 +1,150 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	objectv1 "holdfast/gen/holdfast/object/v1"
+)
+
+// fakeServer keeps conversations in memory: enough of the service to be put under load. Tests of what the load finds
+// out break it on purpose.
+type fakeServer struct {
+	conversationv1connect.UnimplementedConversationServiceHandler
+
+	refuse error // every append fails with it
+	lose   int64 // the message of that seq is acknowledged and not kept
+
+	mu      sync.Mutex // guards what follows
+	objects map[string][]*conversationv1.Message
+	changed chan struct{} // closed and renewed at every change
+}
+
+// setup serves a fake over HTTP/1.1 and HTTP/2 in clear.
+func setup(t *testing.T) (*fakeServer, *Target) {
+	t.Helper()
+	f := &fakeServer{objects: map[string][]*conversationv1.Message{}, changed: make(chan struct{})}
+	_, handler := conversationv1connect.NewConversationServiceHandler(f)
+	server := httptest.NewUnstartedServer(handler)
+	server.Config.Protocols = new(http.Protocols)
+	server.Config.Protocols.SetHTTP1(true)
+	server.Config.Protocols.SetUnencryptedHTTP2(true)
+	server.Start()
+	t.Cleanup(server.Close)
+	u, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := &Target{URL: u, Codec: Proto}
+	t.Cleanup(target.Close)
+	return f, target
+}
+
+func (f *fakeServer) CreateConversation(_ context.Context, req *conversationv1.CreateConversationRequest) (*conversationv1.CreateConversationResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.objects[req.GetConversationId()]; ok {
+		return nil, connect.NewError(connect.CodeAlreadyExists, errors.New("it is there"))
+	}
+	f.objects[req.GetConversationId()] = nil
+	return &conversationv1.CreateConversationResponse{}, nil
+}
+
+func (f *fakeServer) AppendMessages(_ context.Context, req *conversationv1.AppendMessagesRequest) (*conversationv1.AppendMessagesResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.refuse != nil {
+		return nil, f.refuse
+	}
+	res := &conversationv1.AppendMessagesResponse{}
+	for _, m := range req.GetMessages() {
+		res.Messages = append(res.Messages, &conversationv1.AppendedMessage{Seq: f.add(req.GetConversationId(), m.GetText())})
+	}
+	return res, nil
+}
+
+func (f *fakeServer) add(id, text string) int64 {
+	seq := int64(len(f.objects[id])) + 1
+	m := &conversationv1.Message{Seq: seq, Text: text}
+	if seq == f.lose {
+		m = &conversationv1.Message{Seq: seq}
+	}
+	f.objects[id] = append(f.objects[id], m)
+	close(f.changed)
+	f.changed = make(chan struct{})
+	return seq
+}
+
+func (f *fakeServer) IngestLive(_ context.Context, req *conversationv1.IngestLiveRequest) (*conversationv1.IngestLiveResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	res := &conversationv1.IngestLiveResponse{}
+	for _, text := range transcripts(req.GetFrames()) {
+		res.Messages = append(res.Messages, &conversationv1.Message{Seq: f.add(req.GetConversationId(), text)})
+	}
+	res.LastClientIndex = req.GetFrames()[len(req.GetFrames())-1].GetClientIndex()
+	return res, nil
+}
+
+func (f *fakeServer) GetConversation(_ context.Context, req *conversationv1.GetConversationRequest) (*conversationv1.GetConversationResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := f.objects[req.GetConversationId()]
+	return &conversationv1.GetConversationResponse{
+		Conversation: &conversationv1.Conversation{ConversationId: req.GetConversationId()},
+		Messages:     all[max(0, len(all)-int(req.GetMessageLimit())):],
+		Metadata:     &objectv1.Metadata{Version: int64(len(all))},
+	}, nil
+}
+
+func (f *fakeServer) ListMessages(_ context.Context, req *conversationv1.ListMessagesRequest) (*conversationv1.ListMessagesResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	rest := f.objects[req.GetConversationId()][req.GetAfterSeq():]
+	page := rest[:min(len(rest), int(req.GetPageSize()))]
+	return &conversationv1.ListMessagesResponse{Messages: page, HasMore: len(page) < len(rest)}, nil
+}
+
+func (f *fakeServer) WatchConversation(ctx context.Context, req *conversationv1.WatchConversationRequest, stream *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
+	for seen, reset := 0, true; ; reset = false {
+		f.mu.Lock()
+		fresh, changed := f.objects[req.GetConversationId()][seen:], f.changed
+		f.mu.Unlock()
+		seen += len(fresh)
+		if reset || len(fresh) > 0 {
+			if err := stream.Send(&conversationv1.WatchConversationResponse{Reset_: reset, Messages: fresh}); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func newSessions(t *testing.T, target *Target, count, objects int) []*Session {
+	t.Helper()
+	all := make([]*Session, count)
+	for i := range all {
+		all[i] = NewSession(target, "token", "c"+string(rune('a'+i%objects)), i, time.Now())
+		t.Cleanup(all[i].Close)
+		if i < objects {
+			if err := all[i].Create(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return all
+}

@@ -1,0 +1,409 @@
+// Package conversation is the ConversationManager: the rules of conversations, and the RPCs that apply them. The rules
+// are plain functions over a conversation's state; the object runtime makes what they come to durable.
+package conversation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	"holdfast/handlers/problem"
+	"holdfast/identity"
+	"holdfast/object"
+)
+
+// state is what a conversation stores.
+type state = *conversationv1.ConversationState
+
+// Manager serves ConversationService. It is safe for concurrent use.
+type Manager struct {
+	kind *object.Kind[state]
+}
+
+var _ conversationv1connect.ConversationServiceHandler = (*Manager)(nil)
+
+// DefaultTTL is how long a conversation is kept after its last change, where it does not say.
+const DefaultTTL = 30 * 24 * time.Hour
+
+// recentMessages stay decoded in the cache of each conversation in use: as many as an assistant's turn usually reads.
+const recentMessages = 20
+
+// NewManager registers the kind "conversation" with the runtime.
+func NewManager(rt *object.Runtime) *Manager {
+	return &Manager{kind: object.Register(rt, object.KindConfig[state]{
+		Name: "conversation", SchemaVersion: 1, TTL: DefaultTTL,
+		TTLOf: func(s state) time.Duration { return s.GetTtl().AsDuration() },
+		Terms: terms,
+		Collections: map[string]proto.Message{
+			inMessages:       &conversationv1.Message{},
+			inClientMessages: &conversationv1.MessageRef{},
+			inIntents:        &conversationv1.Intent{},
+			inFlowSteps:      &conversationv1.FlowStep{},
+			inToolCalls:      &conversationv1.ToolCall{},
+		},
+		Recent: inMessages, RecentKeep: recentMessages,
+	})}
+}
+
+// CreateConversation implements ConversationService.
+func (m *Manager) CreateConversation(
+	ctx context.Context, req *conversationv1.CreateConversationRequest,
+) (*conversationv1.CreateConversationResponse, error) {
+	id, err := newID(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return object.Do(ctx, m.kind, id, req, func(tx *object.Tx[state]) (*conversationv1.CreateConversationResponse, error) {
+		s := tx.State()
+		s.Title, s.Labels, s.ProjectId, s.Ttl = req.GetTitle(), req.GetLabels(), req.GetProjectId(), req.GetTtl()
+		return &conversationv1.CreateConversationResponse{Conversation: present(tx.Info(), s), Metadata: metadata(tx.Info())}, nil
+	}, object.Create())
+}
+
+// newID is the id that the request names, or one made for it. A retry has to find what the first try made, so a
+// request id determines it.
+func newID(ctx context.Context, req *conversationv1.CreateConversationRequest) (object.ID, error) {
+	if req.GetConversationId() != "" {
+		return object.ID(req.GetConversationId()), nil
+	}
+	if req.GetRequestId() == "" {
+		id, err := uuid.NewV7()
+		return object.ID(id.String()), err
+	}
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return "", err
+	}
+	seed := fmt.Sprintf("%s\x00%s\x00%s", caller.Tenant, caller.User, req.GetRequestId())
+	return object.ID(uuid.NewSHA1(idSpace, []byte(seed)).String()), nil
+}
+
+// idSpace must never change: it would break the retries of requests that were made before.
+var idSpace = uuid.MustParse("6e0f3d1c-9b1f-4c39-8a53-2d6b7f0e41a7")
+
+// GetConversation implements ConversationService.
+func (m *Manager) GetConversation(
+	ctx context.Context, req *conversationv1.GetConversationRequest,
+) (*conversationv1.GetConversationResponse, error) {
+	s, err := m.kind.View(ctx, object.ID(req.GetConversationId()),
+		object.WithRecent(int(req.GetMessageLimit())), object.IfVersionNot(object.Version(req.GetIfVersionNot())))
+	if err != nil {
+		return nil, err
+	}
+	if s.NotModified {
+		return &conversationv1.GetConversationResponse{Metadata: metadata(s.Info), NotModified: true}, nil
+	}
+	return &conversationv1.GetConversationResponse{
+		Conversation: present(s.Info, s.State), Messages: values[*conversationv1.Message](s.Recent), Metadata: metadata(s.Info),
+	}, nil
+}
+
+// ListConversations implements ConversationService.
+func (m *Manager) ListConversations(
+	ctx context.Context, req *conversationv1.ListConversationsRequest,
+) (*conversationv1.ListConversationsResponse, error) {
+	page, err := m.kind.List(ctx, object.ListOptions{
+		PageSize: int(req.GetPageSize()), PageToken: req.GetPageToken(), Terms: filter(req.GetProjectId(), req.GetLabels()),
+	})
+	if err != nil {
+		return nil, err
+	}
+	res := &conversationv1.ListConversationsResponse{NextPageToken: page.Next}
+	for _, s := range page.Items {
+		res.Conversations = append(res.Conversations, &conversationv1.ConversationItem{
+			Conversation: present(s.Info, s.State), Metadata: metadata(s.Info),
+		})
+	}
+	return res, nil
+}
+
+// UpdateConversation implements ConversationService.
+func (m *Manager) UpdateConversation(
+	ctx context.Context, req *conversationv1.UpdateConversationRequest,
+) (*conversationv1.UpdateConversationResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.UpdateConversationResponse, error) {
+			updateConversation(tx.State(), req)
+			return &conversationv1.UpdateConversationResponse{
+				Conversation: present(tx.Info(), tx.State()), Metadata: metadata(tx.Info()),
+			}, nil
+		})
+}
+
+// DeleteConversation implements ConversationService.
+func (m *Manager) DeleteConversation(
+	ctx context.Context, req *conversationv1.DeleteConversationRequest,
+) (*conversationv1.DeleteConversationResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.DeleteConversationResponse, error) {
+			tx.DeleteObject()
+			return &conversationv1.DeleteConversationResponse{Metadata: metadata(tx.Info())}, nil
+		})
+}
+
+// AppendMessages implements ConversationService.
+func (m *Manager) AppendMessages(
+	ctx context.Context, req *conversationv1.AppendMessagesRequest,
+) (*conversationv1.AppendMessagesResponse, error) {
+	if field, description := checkNewMessages(req.GetMessages()); field != "" {
+		return nil, problem.InvalidArgument(field, description)
+	}
+	var opts []object.UpdateOption
+	for _, n := range req.GetMessages() {
+		if id := n.GetClientMessageId(); id != "" {
+			opts = append(opts, object.ExpectAbsent(inClientMessages, id))
+		}
+	}
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.AppendMessagesResponse, error) {
+			res := &conversationv1.AppendMessagesResponse{Messages: make([]*conversationv1.AppendedMessage, 0, len(req.GetMessages()))}
+			added := false
+			for _, n := range req.GetMessages() {
+				msg, duplicate := known(tx, n.GetClientMessageId()), true
+				if msg == nil {
+					msg, duplicate = appendMessage(tx.State(), n, tx.Now()), false
+					putMessage(tx, msg)
+					added = true
+				}
+				res.Messages = append(res.Messages, &conversationv1.AppendedMessage{
+					Seq: msg.GetSeq(), CreateTime: msg.GetCreateTime(), TokenCount: msg.GetTokenCount(),
+					TokenCountEstimated: msg.GetTokenCountEstimated(), Duplicate: duplicate,
+				})
+			}
+			if !added {
+				tx.Unchanged()
+			}
+			res.Metadata = metadata(tx.Info())
+			return res, nil
+		}, opts...)
+}
+
+// known is the message that has this client_message_id, or nil.
+func known(tx *object.Tx[state], clientMessageID string) *conversationv1.Message {
+	if clientMessageID == "" {
+		return nil
+	}
+	ref, _ := tx.Entry(inClientMessages, clientMessageID).(*conversationv1.MessageRef)
+	if ref == nil {
+		return nil
+	}
+	msg, _ := tx.Entry(inMessages, object.SeqKey(ref.GetSeq())).(*conversationv1.Message)
+	return msg
+}
+
+// putMessage stages a message, and the way to find it by its client's id.
+func putMessage(tx *object.Tx[state], msg *conversationv1.Message) {
+	tx.Put(inMessages, object.SeqKey(msg.GetSeq()), msg)
+	if id := msg.GetClientMessageId(); id != "" {
+		tx.Put(inClientMessages, id, &conversationv1.MessageRef{Seq: msg.GetSeq()})
+	}
+}
+
+// UpdateMessage implements ConversationService.
+func (m *Manager) UpdateMessage(
+	ctx context.Context, req *conversationv1.UpdateMessageRequest,
+) (*conversationv1.UpdateMessageResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.UpdateMessageResponse, error) {
+			key := object.SeqKey(req.GetMessage().GetSeq())
+			old, _ := tx.Entry(inMessages, key).(*conversationv1.Message)
+			if old == nil {
+				return nil, problem.NotFound(fmt.Sprintf("the conversation has no message %d", req.GetMessage().GetSeq()))
+			}
+			msg := patchMessage(tx.State(), old, req.GetMessage(), req.GetUpdateMask(), tx.Now())
+			tx.Put(inMessages, key, msg)
+			return &conversationv1.UpdateMessageResponse{Message: msg, Metadata: metadata(tx.Info())}, nil
+		})
+}
+
+// ListMessages implements ConversationService.
+func (m *Manager) ListMessages(
+	ctx context.Context, req *conversationv1.ListMessagesRequest,
+) (*conversationv1.ListMessagesResponse, error) {
+	o := object.EntriesOptions{PageSize: int(req.GetPageSize()), After: object.SeqKey(req.GetAfterSeq())}
+	if req.GetBeforeSeq() > 0 {
+		o.Before = object.SeqKey(req.GetBeforeSeq())
+	}
+	page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inMessages, o)
+	if err != nil {
+		return nil, err
+	}
+	return &conversationv1.ListMessagesResponse{
+		Messages: values[*conversationv1.Message](page.Entries), HasMore: page.More, Metadata: metadata(page.Info),
+	}, nil
+}
+
+// SetVoiceState implements ConversationService.
+func (m *Manager) SetVoiceState(
+	ctx context.Context, req *conversationv1.SetVoiceStateRequest,
+) (*conversationv1.SetVoiceStateResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.SetVoiceStateResponse, error) {
+			if err := setVoice(tx.State(), req, tx.Now()); err != nil {
+				return nil, refuse(err)
+			}
+			return &conversationv1.SetVoiceStateResponse{Voice: tx.State().GetVoice(), Metadata: metadata(tx.Info())}, nil
+		})
+}
+
+// RecordIntent implements ConversationService.
+func (m *Manager) RecordIntent(
+	ctx context.Context, req *conversationv1.RecordIntentRequest,
+) (*conversationv1.RecordIntentResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.RecordIntentResponse, error) {
+			if last := tx.State().GetLastSeq(); req.GetMessageSeq() > last {
+				return nil, problem.InvalidArgument("message_seq", fmt.Sprintf("the conversation's last message is %d", last))
+			}
+			intent := recordIntent(tx.State(), req, tx.Now())
+			tx.Put(inIntents, object.SeqKey(intent.GetSeq()), intent)
+			return &conversationv1.RecordIntentResponse{Intent: intent, Metadata: metadata(tx.Info())}, nil
+		})
+}
+
+// ListIntents implements ConversationService.
+func (m *Manager) ListIntents(
+	ctx context.Context, req *conversationv1.ListIntentsRequest,
+) (*conversationv1.ListIntentsResponse, error) {
+	page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inIntents,
+		object.EntriesOptions{PageSize: int(req.GetPageSize()), After: object.SeqKey(req.GetAfterSeq())})
+	if err != nil {
+		return nil, err
+	}
+	return &conversationv1.ListIntentsResponse{
+		Intents: values[*conversationv1.Intent](page.Entries), HasMore: page.More, Metadata: metadata(page.Info),
+	}, nil
+}
+
+// AdvanceFlow implements ConversationService.
+func (m *Manager) AdvanceFlow(
+	ctx context.Context, req *conversationv1.AdvanceFlowRequest,
+) (*conversationv1.AdvanceFlowResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.AdvanceFlowResponse, error) {
+			step := advanceFlow(tx.State(), req, tx.Now())
+			tx.Put(inFlowSteps, object.SeqKey(step.GetSeq()), step)
+			return &conversationv1.AdvanceFlowResponse{Step: step, Metadata: metadata(tx.Info())}, nil
+		})
+}
+
+// ListFlowSteps implements ConversationService.
+func (m *Manager) ListFlowSteps(
+	ctx context.Context, req *conversationv1.ListFlowStepsRequest,
+) (*conversationv1.ListFlowStepsResponse, error) {
+	page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inFlowSteps,
+		object.EntriesOptions{PageSize: int(req.GetPageSize()), After: object.SeqKey(req.GetAfterSeq())})
+	if err != nil {
+		return nil, err
+	}
+	return &conversationv1.ListFlowStepsResponse{
+		Steps: values[*conversationv1.FlowStep](page.Entries), HasMore: page.More, Metadata: metadata(page.Info),
+	}, nil
+}
+
+// IngestLive implements ConversationService.
+func (m *Manager) IngestLive(
+	ctx context.Context, req *conversationv1.IngestLiveRequest,
+) (*conversationv1.IngestLiveResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.IngestLiveResponse, error) {
+			s := tx.State()
+			effects, err := ingest(s, req.GetEpoch(), req.GetFrames(), tx.Now())
+			if err != nil {
+				return nil, refuse(err)
+			}
+			for _, msg := range effects.messages {
+				tx.Put(inMessages, object.SeqKey(msg.GetSeq()), msg)
+			}
+			for _, call := range effects.toolCalls {
+				tx.Put(inToolCalls, call.GetCallId(), call)
+			}
+			if int(effects.skipped) == len(req.GetFrames()) {
+				tx.Unchanged()
+			}
+			return &conversationv1.IngestLiveResponse{
+				Messages: effects.messages, ToolCalls: effects.toolCalls, Voice: s.GetVoice(),
+				LastClientIndex: s.GetLive().GetLastClientIndex(), SkippedFrames: effects.skipped, Metadata: metadata(tx.Info()),
+			}, nil
+		})
+}
+
+// WatchConversation implements ConversationService.
+func (m *Manager) WatchConversation(
+	ctx context.Context, req *conversationv1.WatchConversationRequest,
+	stream *connect.ServerStream[conversationv1.WatchConversationResponse],
+) error {
+	changes := m.kind.Watch(ctx, object.ID(req.GetConversationId()), object.Version(req.GetAfterVersion()), int(req.GetMessageLimit()))
+	for c, err := range changes {
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(changed(&c)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// changed is one message of a watch.
+func changed(c *object.Change[state]) *conversationv1.WatchConversationResponse {
+	if c.Heartbeat {
+		return &conversationv1.WatchConversationResponse{Heartbeat: true, Metadata: metadata(object.Info{Version: c.Version})}
+	}
+	res := &conversationv1.WatchConversationResponse{Reset_: c.Reset, Deleted: c.Deleted, Metadata: metadata(c.Info)}
+	if !c.Deleted {
+		res.Conversation = present(c.Info, c.State)
+	}
+	for _, e := range c.Entries {
+		switch v := e.Value.(type) {
+		case *conversationv1.Message:
+			res.Messages = append(res.Messages, v)
+		case *conversationv1.Intent:
+			res.Intents = append(res.Intents, v)
+		case *conversationv1.FlowStep:
+			res.FlowSteps = append(res.FlowSteps, v)
+		case *conversationv1.ToolCall:
+			res.ToolCalls = append(res.ToolCalls, v)
+		}
+	}
+	return res
+}
+
+// refuse puts a rule's refusal into the caller's words.
+func refuse(err error) error {
+	var illegal illegalTransitionError
+	if errors.As(err, &illegal) {
+		allowed := make([]string, len(illegal.allowed))
+		for i, s := range illegal.allowed {
+			allowed[i] = s.String()
+		}
+		return problem.IllegalTransition(illegal.from.String(), illegal.to.String(), allowed...)
+	}
+	var fenced fencedError
+	if errors.As(err, &fenced) {
+		return problem.FailedPrecondition("FENCED", fmt.Sprintf("a newer connection, epoch %d, has taken over", fenced.current))
+	}
+	return err
+}
+
+// values are the entries' values, which are all of one type.
+func values[M proto.Message](entries []object.Entry) []M {
+	out := make([]M, 0, len(entries))
+	for _, e := range entries {
+		if v, ok := e.Value.(M); ok {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }

@@ -1,0 +1,686 @@
+package handlers
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"connectrpc.com/grpchealth"
+	"connectrpc.com/grpcreflect"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/net/http2"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+
+	"holdfast/db"
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	objectv1 "holdfast/gen/holdfast/object/v1"
+	"holdfast/handlers/problem"
+	"holdfast/identity"
+	"holdfast/object"
+)
+
+// manager stands in for the real one: each test says what a method does.
+type manager struct {
+	conversationv1connect.UnimplementedConversationServiceHandler
+
+	get   func(context.Context, *conversationv1.GetConversationRequest) (*conversationv1.GetConversationResponse, error)
+	list  func(context.Context, *conversationv1.ListMessagesRequest) (*conversationv1.ListMessagesResponse, error)
+	watch func(context.Context, *conversationv1.WatchConversationRequest, *connect.ServerStream[conversationv1.WatchConversationResponse]) error
+}
+
+func (m *manager) CreateConversation(ctx context.Context, req *conversationv1.CreateConversationRequest) (*conversationv1.CreateConversationResponse, error) {
+	who, err := identity.From(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &conversationv1.CreateConversationResponse{
+		Conversation: &conversationv1.Conversation{Title: req.Title, Owner: string(who.User)},
+	}, nil
+}
+
+func (m *manager) GetConversation(ctx context.Context, req *conversationv1.GetConversationRequest) (*conversationv1.GetConversationResponse, error) {
+	return m.get(ctx, req)
+}
+
+func (m *manager) ListMessages(ctx context.Context, req *conversationv1.ListMessagesRequest) (*conversationv1.ListMessagesResponse, error) {
+	return m.list(ctx, req)
+}
+
+func (m *manager) WatchConversation(ctx context.Context, req *conversationv1.WatchConversationRequest, s *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
+	return m.watch(ctx, req, s)
+}
+
+// logbook is a log that tests read.
+type logbook struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logbook) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logbook) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+type bundle struct {
+	*manager
+
+	server  *Server
+	url     string
+	token   string // of a service of the tenant acme
+	log     *logbook
+	metrics *prometheus.Registry
+	http    *http.Client
+	stop    context.CancelFunc
+	stopped chan error
+	pingErr error
+}
+
+// setup serves a manager on a port of its own. change alters the options before.
+func setup(t *testing.T, change ...func(*Options)) *bundle {
+	t.Helper()
+	var k keyring
+	b := &bundle{manager: &manager{}, log: &logbook{}, metrics: prometheus.NewRegistry(), stopped: make(chan error, 1)}
+	b.token = k.add("acme", "")
+	o := Options{
+		Services: []Service{{conversationv1connect.ConversationServiceName, func(opts ...connect.HandlerOption) (string, http.Handler) {
+			return conversationv1connect.NewConversationServiceHandler(b.manager, opts...)
+		}}},
+		Auth:    newAuth(&k),
+		Ping:    func(context.Context) error { return b.pingErr },
+		Metrics: b.metrics,
+		Log:     slog.New(slog.NewJSONHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Now:     time.Now,
+	}
+	for _, c := range change {
+		c(&o)
+	}
+	var err error
+	if b.server, err = New(o); err != nil {
+		t.Fatal(err)
+	}
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.url = "http://" + l.Addr().String()
+	transport := &http.Transport{}
+	b.http = &http.Client{Transport: transport}
+	ctx, cancel := context.WithCancel(context.Background())
+	b.stop = cancel
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b.stopped <- b.server.Serve(ctx, l)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		transport.CloseIdleConnections()
+		<-done
+	})
+	return b
+}
+
+// client calls with the token; protocol options such as connect.WithGRPC may follow.
+func (b *bundle) client(opts ...connect.ClientOption) conversationv1connect.ConversationServiceClient {
+	return conversationv1connect.NewConversationServiceClient(b.http, b.url, append(opts, connect.WithInterceptors(withToken(b.token)))...)
+}
+
+type withToken string
+
+func (w withToken) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		req.Header().Set("Authorization", "Bearer "+string(w))
+		return next(ctx, req)
+	}
+}
+
+func (w withToken) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return func(ctx context.Context, spec connect.Spec) connect.StreamingClientConn {
+		conn := next(ctx, spec)
+		conn.RequestHeader().Set("Authorization", "Bearer "+string(w))
+		return conn
+	}
+}
+
+func (w withToken) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return next
+}
+
+// answer is an HTTP response, read.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// call sends JSON by POST, as curl would; headers are "Name: value".
+func (b *bundle) call(t *testing.T, method, body string, headers ...string) answer {
+	t.Helper()
+	return b.do(t, http.MethodPost, "/"+conversationv1connect.ConversationServiceName+"/"+method, body,
+		append([]string{"Content-Type: application/json", "Authorization: Bearer " + b.token}, headers...)...)
+}
+
+func (b *bundle) do(t *testing.T, verb, path, body string, headers ...string) answer {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), verb, b.url+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		r.Header.Set(name, value)
+	}
+	res, err := b.http.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer{res.StatusCode, res.Header, string(text)}
+}
+
+func TestACallReachesItsManagerWithItsIdentity(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	got := b.call(t, "CreateConversation", `{"title":"Hello"}`, "Holdfast-User: ada")
+	var res struct{ Conversation struct{ Title, Owner string } }
+	if err := json.Unmarshal([]byte(got.body), &res); err != nil || got.status != 200 {
+		t.Fatalf("%d %s", got.status, got.body)
+	}
+	if res.Conversation.Title != "Hello" || res.Conversation.Owner != "ada" {
+		t.Errorf("answer is %s", got.body)
+	}
+}
+
+func TestEveryProtocol(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	h2c := &http2.Transport{AllowHTTP: true, DialTLSContext: nil}
+	protocols := &http.Protocols{}
+	protocols.SetUnencryptedHTTP2(true)
+	clear2 := &http.Transport{Protocols: protocols}
+	t.Cleanup(clear2.CloseIdleConnections)
+	_ = h2c
+	for name, opts := range map[string][]connect.ClientOption{
+		"Connect": nil, "Connect JSON": {connect.WithProtoJSON()}, "gRPC": {connect.WithGRPC()}, "gRPC-Web": {connect.WithGRPCWeb()},
+	} {
+		for version, client := range map[string]*http.Client{"HTTP/1.1": b.http, "h2c": {Transport: clear2}} {
+			if name == "gRPC" && version == "HTTP/1.1" {
+				continue // gRPC needs HTTP/2
+			}
+			t.Run(name+" "+version, func(t *testing.T) {
+				t.Parallel()
+				c := conversationv1connect.NewConversationServiceClient(client, b.url, append(opts, connect.WithInterceptors(withToken(b.token)))...)
+				res, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{Title: "x"})
+				if err != nil || res.Conversation.Title != "x" {
+					t.Errorf("got %v, %v", res, err)
+				}
+				_, err = c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{Title: "\x00"})
+				var e *connect.Error
+				if !errors.As(err, &e) || len(detail[*errdetails.BadRequest](t, e).GetFieldViolations()) != 1 {
+					t.Errorf("a refusal is %v", err)
+				}
+			})
+		}
+	}
+}
+
+func TestRefusalsAsCurlSeesThem(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.get = func(context.Context, *conversationv1.GetConversationRequest) (*conversationv1.GetConversationResponse, error) {
+		return nil, &object.VersionMismatchError{Expected: 3, Current: 5}
+	}
+	tests := []struct {
+		name, method, body string
+		headers            []string
+		status             int
+		want               []string
+	}{
+		{"no credential", "CreateConversation", `{}`, []string{"Authorization: "}, 401, []string{`"reason":"CREDENTIAL_MISSING"`, "holdfast key create"}},
+		{"bad credential", "CreateConversation", `{}`, []string{"Authorization: Bearer hfk_x"}, 401, []string{`"reason":"CREDENTIAL_INVALID"`}},
+		{"protovalidate", "GetConversation", `{"conversationId":"a b"}`, nil, 400, []string{`"field":"conversation_id"`, `"reason":"FIELD_INVALID"`, `"domain":"holdfast"`}},
+		{"U+0000", "CreateConversation", `{"labels":{"a":"\u0000"}}`, nil, 400, []string{`labels[\"a\"]`, `U+0000`}},
+		{"NaN", "RecordIntent", `{"conversationId":"c","name":"n","slots":{"a":"NaN"},"confidence":"NaN"}`, nil, 400, []string{`"field":"confidence"`}},
+		{"version", "GetConversation", `{"conversationId":"c"}`, nil, 409, []string{`"code":"aborted"`, `"reason":"VERSION_MISMATCH"`, `"current_version":"5"`}},
+		{"no JSON", "CreateConversation", `{`, nil, 400, []string{`"code":"invalid_argument"`}},
+		{"no such method", "Frobnicate", `{}`, nil, 404, nil},
+		{"unimplemented", "ListIntents", `{"conversationId":"c"}`, nil, 501, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got := b.call(t, tt.method, tt.body, tt.headers...)
+			body := strings.ReplaceAll(strings.ReplaceAll(got.body, ": ", ":"), ", ", ",")
+			if got.status != tt.status {
+				t.Errorf("status is %d, want %d: %s", got.status, tt.status, got.body)
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(body, want) {
+					t.Errorf("answer lacks %s: %s", want, got.body)
+				}
+			}
+			if want := got.status == 401; (got.header.Get("WWW-Authenticate") != "") != want {
+				t.Errorf("WWW-Authenticate is %q", got.header.Get("WWW-Authenticate"))
+			}
+		})
+	}
+}
+
+func TestARequestOverTheLimit(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	got := b.call(t, "CreateConversation", `{"title":"`+strings.Repeat("x", maxRequest)+`"}`)
+	if !strings.Contains(got.body, "4194304") {
+		t.Errorf("answer does not name the limit: %d %s", got.status, got.body)
+	}
+}
+
+func TestUnknownErrorsAndPanicsAreLoggedNotTold(t *testing.T) {
+	t.Parallel()
+	for name, get := range map[string]func() error{
+		"error": func() error { return errors.New("password is hunter2") },
+		"panic": func() error { panic("password is hunter2") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.get = func(context.Context, *conversationv1.GetConversationRequest) (*conversationv1.GetConversationResponse, error) {
+				return nil, get()
+			}
+			b.watch = func(context.Context, *conversationv1.WatchConversationRequest, *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
+				return get()
+			}
+			const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+			got := b.call(t, "GetConversation", `{"conversationId":"c"}`, "Traceparent: 00-"+trace+"-00f067aa0ba902b7-01")
+			if got.status != 500 || strings.Contains(got.body, "hunter2") || !strings.Contains(got.body, trace) {
+				t.Errorf("answer is %d %s", got.status, got.body)
+			}
+			if log := b.log.String(); !strings.Contains(log, "hunter2") || !strings.Contains(log, trace) {
+				t.Errorf("the log is\n%s", log)
+			}
+			if name == "panic" && !strings.Contains(b.log.String(), "server_test.go") {
+				t.Errorf("the log has no stack:\n%s", b.log)
+			}
+			err := b.watchUntilEnd(t, nil)
+			if connect.CodeOf(err) != connect.CodeInternal || strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("stream ends with %v", err)
+			}
+		})
+	}
+}
+
+// watchUntilEnd watches, calls each after the first message, and returns how the stream ends.
+func (b *bundle) watchUntilEnd(t *testing.T, each func()) error {
+	t.Helper()
+	s, err := b.client().WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: "c"})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	for s.Receive() {
+		if each != nil {
+			each()
+			each = nil
+		}
+	}
+	return s.Err()
+}
+
+func TestStreamsAreInterceptedToo(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.watch = func(_ context.Context, req *conversationv1.WatchConversationRequest, s *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
+		if err := s.Send(&conversationv1.WatchConversationResponse{Reset_: true}); err != nil {
+			return err
+		}
+		return problem.FailedPrecondition("FENCED", "no")
+	}
+	err := b.watchUntilEnd(t, func() {
+		if n := testutil.ToFloat64(b.gauge(t, "holdfast_streams_open")); n != 1 {
+			t.Errorf("%v streams are open", n)
+		}
+	})
+	var e *connect.Error
+	if !errors.As(err, &e) || e.Code() != connect.CodeFailedPrecondition || detail[*errdetails.ErrorInfo](t, e).GetReason() != "FENCED" {
+		t.Errorf("stream ends with %v", err)
+	}
+	for _, bad := range []*conversationv1.WatchConversationRequest{{ConversationId: "a b"}, {ConversationId: "c", MessageLimit: -1}} {
+		s, err := b.client().WatchConversation(t.Context(), bad)
+		if err == nil {
+			s.Receive()
+			err = s.Err()
+			_ = s.Close()
+		}
+		if !errors.As(err, &e) || len(detail[*errdetails.BadRequest](t, e).GetFieldViolations()) != 1 {
+			t.Errorf("%v is answered with %v", bad, err)
+		}
+	}
+	// Without a credential, too.
+	c := conversationv1connect.NewConversationServiceClient(b.http, b.url)
+	s, err := c.WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: "c"})
+	if err == nil {
+		s.Receive()
+		err = s.Err()
+		_ = s.Close()
+	}
+	if connect.CodeOf(err) != connect.CodeUnauthenticated {
+		t.Errorf("without a credential: %v", err)
+	}
+}
+
+// gauge wraps what the registry says of a metric without labels.
+func (b *bundle) gauge(t *testing.T, name string) prometheus.Collector {
+	t.Helper()
+	families, err := b.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name})
+			g.Set(f.GetMetric()[0].GetGauge().GetValue())
+			return g
+		}
+	}
+	t.Fatalf("there is no metric %s", name)
+	return nil
+}
+
+func TestEachCallIsReportedOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.get = func(context.Context, *conversationv1.GetConversationRequest) (*conversationv1.GetConversationResponse, error) {
+		return nil, object.ErrNotFound
+	}
+	b.watch = func(context.Context, *conversationv1.WatchConversationRequest, *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
+		return nil
+	}
+	b.call(t, "CreateConversation", `{"title":"private words"}`)
+	b.call(t, "GetConversation", `{"conversationId":"c"}`)
+	b.call(t, "CreateConversation", `{`)
+	b.call(t, "CreateConversation", `{}`, "Authorization: ")
+	b.call(t, "Frobnicate", `{}`)
+	b.do(t, http.MethodGet, "/wp-login.php", "")
+	if err := b.watchUntilEnd(t, nil); err != nil {
+		t.Error(err)
+	}
+	b.stop()
+	<-b.stopped // so that every call is over
+
+	const service = "/holdfast.conversation.v1.ConversationService/"
+	want := fmt.Sprintf(`
+# HELP holdfast_requests_total Calls that have ended, by method and code.
+# TYPE holdfast_requests_total counter
+holdfast_requests_total{code="malformed",method="%[1]sCreateConversation"} 1
+holdfast_requests_total{code="malformed",method="unknown"} 2
+holdfast_requests_total{code="not_found",method="%[1]sGetConversation"} 1
+holdfast_requests_total{code="ok",method="%[1]sCreateConversation"} 1
+holdfast_requests_total{code="ok",method="%[1]sWatchConversation"} 1
+holdfast_requests_total{code="unauthenticated",method="%[1]sCreateConversation"} 1
+`, service)
+	if err := testutil.GatherAndCompare(b.metrics, strings.NewReader(want), "holdfast_requests_total"); err != nil {
+		t.Error(err)
+	}
+	log := b.log.String()
+	if n := strings.Count(log, `"msg":"call"`); n != 7 {
+		t.Errorf("%d calls are in the log:\n%s", n, log)
+	}
+	for _, secret := range []string{"private words", b.token, b.token[21:]} {
+		if strings.Contains(log, secret) {
+			t.Errorf("the log has %q:\n%s", secret, log)
+		}
+	}
+	if !strings.Contains(log, `"tenant":"acme"`) || !strings.Contains(log, `"reason":"NOT_FOUND"`) {
+		t.Errorf("the log lacks something:\n%s", log)
+	}
+}
+
+func TestConditionalGet(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.get = func(_ context.Context, req *conversationv1.GetConversationRequest) (*conversationv1.GetConversationResponse, error) {
+		if req.IfVersionNot == 7 {
+			return &conversationv1.GetConversationResponse{NotModified: true}, nil
+		}
+		return &conversationv1.GetConversationResponse{
+			Conversation: &conversationv1.Conversation{Title: fmt.Sprint(req.IfVersionNot)}, Metadata: &objectv1.Metadata{Version: 7},
+		}, nil
+	}
+	b.list = func(context.Context, *conversationv1.ListMessagesRequest) (*conversationv1.ListMessagesResponse, error) {
+		return &conversationv1.ListMessagesResponse{HasMore: true, Metadata: &objectv1.Metadata{Version: 7}}, nil
+	}
+	get := func(t *testing.T, method, message, tag string) answer {
+		t.Helper()
+		q := url.Values{"connect": {"v1"}, "encoding": {"json"}, "message": {message}}
+		return b.do(t, http.MethodGet, "/"+conversationv1connect.ConversationServiceName+"/"+method+"?"+q.Encode(), "",
+			"Authorization: Bearer "+b.token, "If-None-Match: "+tag)
+	}
+	const id = `{"conversationId":"c"}`
+	tests := []struct {
+		name, method, message, tag string
+		status                     int
+		etag                       string
+	}{
+		{"first", "GetConversation", id, ``, 200, `W/"7"`},
+		{"same", "GetConversation", id, `W/"7"`, 304, `W/"7"`},
+		{"same, strong", "GetConversation", id, `"7"`, 304, `W/"7"`},
+		{"changed", "GetConversation", id, `W/"6"`, 200, `W/"7"`},
+		{"several tags", "GetConversation", id, `W/"6", W/"7"`, 200, `W/"7"`},
+		{"no tag of ours", "GetConversation", id, `*`, 200, `W/"7"`},
+		{"the field wins", "GetConversation", `{"conversationId":"c","ifVersionNot":"7"}`, `W/"6"`, 200, ""},
+		{"without the field", "ListMessages", id, `W/"7"`, 304, `W/"7"`},
+		{"without the field, changed", "ListMessages", id, `W/"6"`, 200, `W/"7"`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got := get(t, tt.method, tt.message, tt.tag)
+			if got.status != tt.status || got.header.Get("ETag") != tt.etag {
+				t.Errorf("got %d, ETag %s; want %d, %s: %s", got.status, got.header.Get("ETag"), tt.status, tt.etag, got.body)
+			}
+			if tt.etag != "" && got.header.Get("Cache-Control") != "private, no-cache" {
+				t.Errorf("Cache-Control is %q", got.header.Get("Cache-Control"))
+			}
+			if got.status == 304 && got.body != "" {
+				t.Errorf("304 has a body: %s", got.body)
+			}
+		})
+	}
+	t.Run("not by POST", func(t *testing.T) {
+		t.Parallel()
+		got := b.call(t, "GetConversation", id, `If-None-Match: W/"7"`)
+		if got.status != 200 || got.header.Get("ETag") != "" {
+			t.Errorf("got %d, ETag %s", got.status, got.header.Get("ETag"))
+		}
+	})
+	t.Run("a change is no GET", func(t *testing.T) {
+		t.Parallel()
+		if got := get(t, "CreateConversation", `{}`, ""); got.status != 405 {
+			t.Errorf("got %d", got.status)
+		}
+	})
+}
+
+func TestCORS(t *testing.T) {
+	t.Parallel()
+	preflight := []string{
+		"Origin: https://app.example.com", "Access-Control-Request-Method: POST",
+		"Access-Control-Request-Headers: authorization,connect-protocol-version,content-type,holdfast-user,if-none-match",
+	}
+	path := conversationv1connect.ConversationServiceCreateConversationProcedure
+	t.Run("allowed", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t, func(o *Options) { o.Origins = []string{"https://app.example.com"} })
+		got := b.do(t, http.MethodOptions, path, "", preflight...)
+		if got.status != 204 || got.header.Get("Access-Control-Allow-Origin") != "https://app.example.com" ||
+			!strings.Contains(got.header.Get("Access-Control-Allow-Headers"), "holdfast-user") {
+			t.Errorf("preflight: %d %v", got.status, got.header)
+		}
+		got = b.call(t, "CreateConversation", `{}`, preflight[0])
+		exposed := got.header.Get("Access-Control-Expose-Headers")
+		if got.status != 200 || !strings.Contains(exposed, "Etag") || !strings.Contains(exposed, "Grpc-Status") {
+			t.Errorf("call: %d %v", got.status, got.header)
+		}
+		if got.header.Get("Access-Control-Allow-Credentials") != "" {
+			t.Error("credentials are allowed")
+		}
+		// A page must be able to read why it was refused.
+		got = b.call(t, "CreateConversation", `{}`, preflight[0], "Authorization: ")
+		if got.status != 401 || got.header.Get("Access-Control-Allow-Origin") == "" {
+			t.Errorf("refused call: %d %v", got.status, got.header)
+		}
+	})
+	t.Run("another origin", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t, func(o *Options) { o.Origins = []string{"https://other.example.com"} })
+		if got := b.do(t, http.MethodOptions, path, "", preflight...); got.header.Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("preflight: %v", got.header)
+		}
+	})
+	t.Run("none", func(t *testing.T) {
+		t.Parallel()
+		if got := setup(t).do(t, http.MethodOptions, path, "", preflight...); got.header.Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("preflight: %v", got.header)
+		}
+	})
+}
+
+func TestPublicPaths(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for path, want := range map[string]int{"/healthz": 200, "/readyz": 200, "/": 404} {
+		if got := b.do(t, http.MethodGet, path, ""); got.status != want {
+			t.Errorf("%s is %d", path, got.status)
+		}
+	}
+	check := func(service, want string) {
+		t.Helper()
+		got := b.do(t, http.MethodPost, "/grpc.health.v1.Health/Check", fmt.Sprintf(`{"service":%q}`, service), "Content-Type: application/json")
+		if !strings.Contains(got.body, want) {
+			t.Errorf("health of %q is %d %s", service, got.status, got.body)
+		}
+	}
+	check("", "SERVING")
+	check(conversationv1connect.ConversationServiceName, "SERVING")
+	check("nobody", "not_found")
+
+	protocols := &http.Protocols{}
+	protocols.SetUnencryptedHTTP2(true)
+	transport := &http.Transport{Protocols: protocols}
+	defer transport.CloseIdleConnections()
+	stream := grpcreflect.NewClient(&http.Client{Transport: transport}, b.url, connect.WithGRPC()).NewStream(t.Context())
+	names, err := stream.ListServices()
+	_, _ = stream.Close()
+	if err != nil || !slices.Contains(names, conversationv1connect.ConversationServiceName) || !slices.Contains(names, grpchealth.HealthV1ServiceName) {
+		t.Errorf("reflection: %v, %v", names, err)
+	}
+}
+
+func TestNotReadyWithoutItsDatabase(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(o *Options) { o.Ping = func(context.Context) error { return db.ErrUnavailable } })
+	if got := b.do(t, http.MethodGet, "/readyz", ""); got.status != 503 {
+		t.Errorf("/readyz is %d", got.status)
+	}
+	if got := b.do(t, http.MethodGet, "/healthz", ""); got.status != 200 {
+		t.Errorf("/healthz is %d", got.status)
+	}
+	if got := b.do(t, http.MethodPost, "/grpc.health.v1.Health/Check", `{}`, "Content-Type: application/json"); !strings.Contains(got.body, "NOT_SERVING") {
+		t.Errorf("health is %s", got.body)
+	}
+}
+
+func TestDrain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	started, release := make(chan struct{}), make(chan struct{})
+	b.get = func(context.Context, *conversationv1.GetConversationRequest) (*conversationv1.GetConversationResponse, error) {
+		close(started)
+		<-release
+		return &conversationv1.GetConversationResponse{}, nil
+	}
+	b.watch = func(ctx context.Context, _ *conversationv1.WatchConversationRequest, s *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
+		if err := s.Send(&conversationv1.WatchConversationResponse{Reset_: true}); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return nil
+	}
+	unary := make(chan answer, 1)
+	go func() { unary <- b.call(t, "GetConversation", `{"conversationId":"c"}`) }()
+	<-started
+
+	// The stream ends with unavailable, though its manager thought that all was well.
+	err := b.watchUntilEnd(t, b.stop)
+	var e *connect.Error
+	if !errors.As(err, &e) || e.Code() != connect.CodeUnavailable || detail[*errdetails.RetryInfo](t, e) == nil {
+		t.Errorf("stream ends with %v", err)
+	}
+	rec := httptest.NewRecorder()
+	b.server.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/readyz", nil))
+	if rec.Code != 503 {
+		t.Errorf("/readyz is %d", rec.Code)
+	}
+	// The unary call is let through to its end.
+	select {
+	case err := <-b.stopped:
+		t.Fatalf("Serve returned with a call under way: %v", err)
+	default:
+	}
+	close(release)
+	if got := <-unary; got.status != 200 {
+		t.Errorf("the unary call got %d %s", got.status, got.body)
+	}
+	if err := <-b.stopped; err != nil {
+		t.Errorf("Serve returned %v", err)
+	}
+}
+
+func TestAServiceThatHasNoProto(t *testing.T) {
+	t.Parallel()
+	if _, err := New(Options{Services: []Service{{Name: "holdfast.Nobody"}}}); err == nil {
+		t.Error("accepted")
+	}
+}
+
+func TestTraceIDs(t *testing.T) {
+	t.Parallel()
+	const id = "4bf92f3577b34da6a3ce929d0e0e4736"
+	for header, want := range map[string]bool{
+		"00-" + id + "-00f067aa0ba902b7-01": true, "": false, "00-" + id: false, "garbage": false,
+		"00-" + strings.Repeat("0", 32) + "-00f067aa0ba902b7-01": false, "00-" + strings.Repeat("x", 32) + "-00f067aa0ba902b7-01": false,
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
+		r.Header.Set("Traceparent", header)
+		if got := traceOf(r); (got == id) != want || len(got) != 32 {
+			t.Errorf("traceOf(%q) = %q", header, got)
+		}
+	}
+}
