@@ -26,7 +26,7 @@ var (
 )
 
 // Constraint names that mean something to callers.
-const requestIDKey = "events_request_id_key"
+const requestKey = "events_request_key"
 
 // translate gives an error of a statement its meaning, keeping the cause. commits tells whether the round trip that
 // failed had the commit in it: a connection lost then leaves the outcome open.
@@ -47,7 +47,7 @@ func classify(err error, commits bool) error {
 		switch class := pg.Code[:min(2, len(pg.Code))]; {
 		case pg.Code == "HF001":
 			return ErrFenced
-		case pg.Code == "23505" && pg.ConstraintName == requestIDKey:
+		case pg.Code == "23505" && pg.ConstraintName == requestKey:
 			return ErrRequestKnown
 		case pg.Code == "42501":
 			return ErrForbidden

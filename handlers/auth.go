@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"net/http"
+	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -58,21 +59,22 @@ func NewKey(tenant identity.Tenant, user identity.User, description string) (tok
 	_, _ = rand.Read(id[:]) // never fails
 	_, _ = rand.Read(secret[:])
 	k := db.Key{Tenant: tenant, ID: keyIDEncoding.EncodeToString(id[:]), User: user, Description: description}
-	text := base64.RawURLEncoding.EncodeToString(secret[:])
-	hash := sha256.Sum256([]byte(text))
-	k.SecretHash = hash[:]
-	return keyPrefix + k.ID + "_" + text, k
+	token = keyPrefix + k.ID + "_" + base64.RawURLEncoding.EncodeToString(secret[:])
+	_, k.SecretHash, _ = SplitKey(token)
+	return token, k
 }
 
-// splitKey takes an API key apart and tells whether it has the form of one.
-func splitKey(token string) (id, secret string, ok bool) {
-	if len(token) != keyLen || token[len(keyPrefix)+keyIDLen] != '_' {
-		return "", "", false
+// SplitKey takes an API key's token apart: the key's id, and the hash that is stored of its secret. ok tells whether it
+// has the form of one.
+func SplitKey(token string) (id string, hash []byte, ok bool) {
+	if len(token) != keyLen || !strings.HasPrefix(token, keyPrefix) || token[len(keyPrefix)+keyIDLen] != '_' {
+		return "", nil, false
 	}
-	id, secret = token[len(keyPrefix):len(keyPrefix)+keyIDLen], token[keyLen-keySecretLen:]
+	id, secret := token[len(keyPrefix):len(keyPrefix)+keyIDLen], token[keyLen-keySecretLen:]
 	_, err1 := keyIDEncoding.DecodeString(id)
 	_, err2 := base64.RawURLEncoding.DecodeString(secret)
-	return id, secret, err1 == nil && err2 == nil
+	sum := sha256.Sum256([]byte(secret))
+	return id, sum[:], err1 == nil && err2 == nil
 }
 
 // AuthConfig says how credentials are verified.
@@ -178,7 +180,7 @@ func (a *Authenticator) lookUp(ctx context.Context, token string) (identity.Iden
 var nobody = []db.Key{{SecretHash: make([]byte, sha256.Size)}}
 
 func (a *Authenticator) lookUpKey(ctx context.Context, token string) (identity.Identity, error) {
-	id, secret, ok := splitKey(token)
+	id, hash, ok := SplitKey(token)
 	if !ok {
 		return identity.Identity{}, invalidCredential("it begins like an API key, but is cut or changed")
 	}
@@ -189,10 +191,9 @@ func (a *Authenticator) lookUpKey(ctx context.Context, token string) (identity.I
 	if len(keys) == 0 {
 		keys = nobody
 	}
-	hash := sha256.Sum256([]byte(secret))
 	var who identity.Identity
 	for _, k := range keys {
-		if subtle.ConstantTimeCompare(hash[:], k.SecretHash) == 1 {
+		if subtle.ConstantTimeCompare(hash, k.SecretHash) == 1 {
 			who = identity.Identity{Tenant: k.Tenant, User: k.User, Service: k.User == ""}
 		}
 	}
@@ -209,7 +210,7 @@ func actFor(who identity.Identity, header []string) (identity.Identity, error) {
 	}
 	// An empty header is a caller whose variable was empty: it must not become the whole tenant's rights.
 	user := identity.User(header[0])
-	if len(header) > 1 || !validUser(user) {
+	if len(header) > 1 || !ValidUser(user) {
 		return identity.Identity{}, problem.InvalidArgument(userHeader,
 			"must be one user id of 1 to 128 bytes, without control characters")
 	}
@@ -220,12 +221,17 @@ func actFor(who identity.Identity, header []string) (identity.Identity, error) {
 	return identity.Identity{Tenant: who.Tenant, User: user}, nil
 }
 
-// validUser tells whether u can be a user's id: 1 to 128 bytes of printable text.
-func validUser(u identity.User) bool {
+// ValidUser tells whether u can be a user's id: 1 to 128 bytes of printable text.
+func ValidUser(u identity.User) bool {
 	s := string(u)
 	return s != "" && len(s) <= 128 && utf8.ValidString(s) &&
 		strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
 }
+
+var tenantPattern = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
+
+// ValidTenant tells whether t can be a tenant's id: 1 to 128 of A-Z a-z 0-9 . _ : -
+func ValidTenant(t identity.Tenant) bool { return tenantPattern.MatchString(string(t)) }
 
 func invalidCredential(why string) *problem.Error {
 	return problem.Unauthenticated("CREDENTIAL_INVALID", "the credential was refused: "+why)

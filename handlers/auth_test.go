@@ -1,6 +1,7 @@
 package handlers
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -152,11 +153,11 @@ func TestNewKeys(t *testing.T) {
 	seen := map[string]bool{}
 	for range 100 {
 		token, k := NewKey("acme", "ada", "laptop")
-		id, secret, ok := splitKey(token)
-		if !ok || id != k.ID || seen[id] || seen[secret] || k.Tenant != "acme" || k.User != "ada" || k.Description != "laptop" {
+		id, hash, ok := SplitKey(token)
+		if !ok || id != k.ID || !bytes.Equal(hash, k.SecretHash) || seen[id] || seen[string(hash)] || k.Tenant != "acme" || k.User != "ada" || k.Description != "laptop" {
 			t.Fatalf("NewKey = %q, %+v", token, k)
 		}
-		seen[id], seen[secret] = true, true
+		seen[id], seen[string(hash)] = true, true
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"regexp"
 	"strings"
 	"time"
 
@@ -57,8 +56,6 @@ type Tokens struct {
 	ready  func(context.Context) bool
 }
 
-var tenantPattern = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
-
 // NewTokens answers an error that says how to mend a wrong configuration. ctx ends the fetching of keys. A provider that
 // cannot be reached is no error: its tokens are not accepted until it can.
 func NewTokens(ctx context.Context, c TokenConfig) (*Tokens, error) {
@@ -71,7 +68,7 @@ func NewTokens(ctx context.Context, c TokenConfig) (*Tokens, error) {
 		return nil, errors.New("JWTs need the name of the claim that has the tenant, or one tenant for all")
 	case c.UserClaim == "":
 		return nil, errors.New("JWTs need the name of the claim that has the user")
-	case c.Tenant != "" && !tenantPattern.MatchString(string(c.Tenant)):
+	case c.Tenant != "" && !ValidTenant(c.Tenant):
 		return nil, fmt.Errorf("%q cannot be a tenant: 1 to 128 of A-Z a-z 0-9 . _ : -", c.Tenant)
 	}
 	t := &Tokens{c: c, ready: func(context.Context) bool { return true }}
@@ -149,18 +146,18 @@ func (t *Tokens) verify(ctx context.Context, token string) (identity.Identity, e
 		}
 		return identity.Identity{}, invalidCredential(t.whyNot(err))
 	}
-	tenant := string(t.c.Tenant)
+	tenant := t.c.Tenant
 	if tenant == "" {
-		tenant = claim(claims, t.c.TenantClaim)
-		if !tenantPattern.MatchString(tenant) {
+		tenant = identity.Tenant(claim(claims, t.c.TenantClaim))
+		if !ValidTenant(tenant) {
 			return identity.Identity{}, invalidCredential(fmt.Sprintf("its claim %q names no tenant", t.c.TenantClaim))
 		}
 	}
 	user := identity.User(claim(claims, t.c.UserClaim))
-	if !validUser(user) {
+	if !ValidUser(user) {
 		return identity.Identity{}, invalidCredential(fmt.Sprintf("its claim %q names no user", t.c.UserClaim))
 	}
-	return identity.Identity{Tenant: identity.Tenant(tenant), User: user}, nil
+	return identity.Identity{Tenant: tenant, User: user}, nil
 }
 
 // whyNot says what is wrong with a token without quoting it.

@@ -300,17 +300,17 @@ func TestStaticKeys(t *testing.T) {
 func TestTokenConfigThatIsWrong(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*TokenConfig){
-		"no issuer":           func(c *TokenConfig) { c.Issuer = "" },
-		"no audience":         func(c *TokenConfig) { c.Audience = "" },
-		"no key":              func(c *TokenConfig) { c.Key = nil },
-		"two keys":            func(c *TokenConfig) { c.JWKSURL = "https://id.example.com/keys" },
-		"no tenant":           func(c *TokenConfig) { c.TenantClaim = "" },
-		"two tenants":         func(c *TokenConfig) { c.Tenant = "acme" },
-		"tenant of no form":   func(c *TokenConfig) { c.TenantClaim, c.Tenant = "", "a b" },
-		"no user":             func(c *TokenConfig) { c.UserClaim = "" },
-		"a key that is none":  func(c *TokenConfig) { c.Key = []byte("secret") },
-		"a JWK that is none":  func(c *TokenConfig) { c.Key = []byte(`{"kty":"x"}`) },
-		"a URL that is none":  func(c *TokenConfig) { c.Key, c.JWKSURL = nil, "keys" },
+		"no issuer":          func(c *TokenConfig) { c.Issuer = "" },
+		"no audience":        func(c *TokenConfig) { c.Audience = "" },
+		"no key":             func(c *TokenConfig) { c.Key = nil },
+		"two keys":           func(c *TokenConfig) { c.JWKSURL = "https://id.example.com/keys" },
+		"no tenant":          func(c *TokenConfig) { c.TenantClaim = "" },
+		"two tenants":        func(c *TokenConfig) { c.Tenant = "acme" },
+		"tenant of no form":  func(c *TokenConfig) { c.TenantClaim, c.Tenant = "", "a b" },
+		"no user":            func(c *TokenConfig) { c.UserClaim = "" },
+		"a key that is none": func(c *TokenConfig) { c.Key = []byte("secret") },
+		"a JWK that is none": func(c *TokenConfig) { c.Key = []byte(`{"kty":"x"}`) },
+		"a URL that is none": func(c *TokenConfig) { c.Key, c.JWKSURL = nil, "keys" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

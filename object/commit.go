@@ -218,9 +218,7 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) {
 		for _, c := range w.changes {
 			if c.opts.requestID != "" {
 				replies.Ords = append(replies.Ords, ord)
-				replies.Kinds = append(replies.Kinds, w.kind.name)
-				replies.Ids = append(replies.Ids, string(w.box.key.id))
-				replies.RequestIds = append(replies.RequestIds, c.opts.requestID)
+				replies.RequestKeys = append(replies.RequestKeys, w.box.key.requestKey(c.opts.requestID))
 			}
 		}
 	}

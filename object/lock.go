@@ -20,3 +20,12 @@ func (k key) lock() int64 {
 	sum := sha256.Sum256([]byte(string(k.tenant) + "\x00" + k.kind + "\x00" + string(k.id)))
 	return int64(binary.BigEndian.Uint64(sum[:8])) //nolint:gosec // all 64 bits are wanted
 }
+
+// requestKey finds the event of a request. Like the lock it must never change.
+func (k key) requestKey(requestID string) []byte {
+	sum := sha256.Sum256([]byte(k.kind + "\x00" + string(k.id) + "\x00" + requestID))
+	return sum[:16]
+}
+
+// storedTerm is a term as its table has it.
+func storedTerm(t identity.Tenant, kind, term string) string { return string(t) + "/" + kind + "/" + term }

@@ -262,8 +262,12 @@ func (k *Kind[S]) List(ctx context.Context, o ListOptions) (Page[S], error) {
 			TenantID: string(caller.Tenant), Kind: k.name, BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1,
 		}, each)
 	} else {
+		terms := make([]string, len(o.Terms))
+		for i, t := range o.Terms {
+			terms[i] = storedTerm(caller.Tenant, k.name, t)
+		}
 		p.ListObjectsByTerms(dbsqlc.ListObjectsByTermsParams{
-			TenantID: string(caller.Tenant), Kind: k.name, Term: o.Terms[0], OtherTerms: o.Terms[1:],
+			TenantID: string(caller.Tenant), Kind: k.name, Term: terms[0], OtherTerms: terms[1:],
 			BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1,
 		}, each)
 	}

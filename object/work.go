@@ -370,6 +370,11 @@ func (w *work) store(p *dbsqlc.StoreChangesParams) error {
 		p.VActor = append(p.VActor, e.actor)
 		p.VEventTime = append(p.VEventTime, e.time)
 		p.VRequestID = append(p.VRequestID, e.requestID)
+		var requestKey []byte
+		if e.requestID != "" {
+			requestKey = w.box.key.requestKey(e.requestID)
+		}
+		p.VRequestKey = append(p.VRequestKey, requestKey)
 		p.VRequestHash = append(p.VRequestHash, e.hash)
 		p.VReply = append(p.VReply, e.reply)
 		p.VUndo = append(p.VUndo, e.undo)
@@ -393,6 +398,6 @@ func (w *work) storeTerms(p *dbsqlc.StoreChangesParams, object int32) {
 	}
 	for _, term := range is {
 		p.TObject = append(p.TObject, object)
-		p.TTerm = append(p.TTerm, term)
+		p.TTerm = append(p.TTerm, storedTerm(w.box.key.tenant, w.kind.name, term))
 	}
 }

@@ -12,7 +12,7 @@ SELECT clock_timestamp()::timestamptz AS now FROM (
 -- empty where the object is still at the version that the caller has, and no entries are read then.
 -- name: ViewObjects :many
 SELECT k.ord::integer AS ord, o.owner_id, o.version, o.schema_version, o.create_time, o.update_time, o.activity_time,
-  o.expire_time, (o.state IS NULL)::boolean AS deleted,
+  o.expire_time, o.deleted,
   coalesce(CASE WHEN o.version <> k.known THEN o.state END::text, '')::text AS state,
   e.keys::text[] AS keys, e.bodies::text[] AS bodies
 FROM (
@@ -48,18 +48,13 @@ CROSS JOIN LATERAL (
   OFFSET 0
 ) e;
 
--- LoadReplies reads the events that carry these request ids.
+-- LoadReplies reads the events of requests, by their keys.
 -- name: LoadReplies :many
-SELECT k.ord::integer AS ord, e.version, e.request_id::text AS request_id, e.request_hash,
-  e.reply
-FROM (
-  SELECT unnest(@ords::integer[]) AS ord, unnest(@kinds::text[]) AS kind, unnest(@ids::text[]) AS object_id,
-    unnest(@request_ids::text[]) AS request_id
-) k
+SELECT k.ord::integer AS ord, e.version, e.request_id::text AS request_id, e.request_hash, e.reply
+FROM (SELECT unnest(@ords::integer[]) AS ord, unnest(@request_keys::bytea[]) AS request_key) k
 CROSS JOIN LATERAL (
   SELECT * FROM holdfast.events x
-  WHERE x.tenant_id = @tenant_id::text AND x.kind = k.kind AND x.object_id = k.object_id
-    AND x.request_id = k.request_id
+  WHERE x.tenant_id = @tenant_id::text AND x.request_key = k.request_key
   OFFSET 0
 ) e;
 
@@ -74,7 +69,7 @@ SELECT holdfast.store_changes(@tenant_id::text, @locks::bigint[],
   @e_object::integer[], @e_collection::text[], @e_key::text[], @e_version::bigint[], @e_body::text[],
   @d_object::integer[], @d_collection::text[], @d_key::text[],
   @v_object::integer[], @v_version::bigint[], @v_event_type::text[], @v_actor::text[],
-  @v_event_time::timestamptz[], @v_request_id::text[], @v_request_hash::bytea[], @v_reply::bytea[], @v_undo::text[]
+  @v_event_time::timestamptz[], @v_request_id::text[], @v_request_key::bytea[], @v_request_hash::bytea[], @v_reply::bytea[], @v_undo::text[]
 )::timestamptz AS now;
 
 -- ListObjects pages through the live objects of a kind, newest activity first.
@@ -82,7 +77,7 @@ SELECT holdfast.store_changes(@tenant_id::text, @locks::bigint[],
 SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
   o.activity_time, o.expire_time
 FROM holdfast.objects o
-WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND o.state IS NOT NULL
+WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND NOT o.deleted
   AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
   AND (o.activity_time, o.object_id) < (@before_time::timestamptz, @before_id::text)
 ORDER BY o.activity_time DESC, o.object_id DESC
@@ -93,16 +88,22 @@ LIMIT @page_size::integer;
 SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
   o.activity_time, o.expire_time
 FROM holdfast.terms t
-JOIN holdfast.objects o ON o.tenant_id = t.tenant_id AND o.kind = t.kind AND o.object_id = t.object_id
-WHERE t.tenant_id = @tenant_id::text AND t.kind = @kind::text AND t.term = @term::text
-  AND o.tenant_id = @tenant_id AND o.state IS NOT NULL
+CROSS JOIN LATERAL (
+  SELECT * FROM holdfast.objects x
+  WHERE x.tenant_id = @tenant_id::text AND x.kind = @kind::text AND x.object_id = t.object_id
+  OFFSET 0
+) o
+WHERE t.tenant_id = @tenant_id AND t.term = @term::text AND NOT o.deleted
   AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
   AND (t.activity_time, t.object_id) < (@before_time::timestamptz, @before_id::text)
   AND NOT EXISTS (
     SELECT FROM (SELECT unnest(@other_terms::text[]) AS term) k
     WHERE NOT EXISTS (
-      SELECT FROM holdfast.terms x
-      WHERE x.tenant_id = @tenant_id AND x.kind = t.kind AND x.object_id = t.object_id AND x.term = k.term))
+      SELECT FROM (
+        SELECT x.term FROM holdfast.terms x
+        WHERE x.tenant_id = @tenant_id AND x.kind = @kind AND x.object_id = t.object_id
+        OFFSET 0
+      ) x WHERE x.term = k.term))
 ORDER BY t.activity_time DESC, t.object_id DESC
 LIMIT @page_size::integer;
 

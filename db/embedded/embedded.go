@@ -149,7 +149,7 @@ func start(ctx context.Context, o Options, m machine) (_ *Server, err error) {
 // takeHome finds the directory to live in and takes its lock. From here on no other process of ours touches it.
 func (s *Server) takeHome(ctx context.Context, dir string, m machine) (err error) {
 	if s.ephemeral {
-		sweep(ctx, m.tempDirs, s.log)
+		
 		s.home, s.lock, err = m.temporaryHome(ctx, s.tools)
 		return err
 	}
@@ -226,7 +226,7 @@ func (s *Server) launch(ctx context.Context, parameters map[string]string, stale
 		// Postgres takes any living process of its user whose pid is in postmaster.pid for a server, and does not
 		// start. We know better, and this is its own way to be told so: the pid is then one that cannot
 		// be a server. It still looks at the shared memory that the file names, so no backend is overlooked.
-		_ = cmd
+		cmd.Env = append(cmd.Env, "PG_GRANDPARENT_PID="+strconv.Itoa(stale))
 	}
 	proc, err := spawn(cmd, s.log)
 	if err != nil {

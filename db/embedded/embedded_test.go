@@ -72,20 +72,26 @@ func helper(task string) error {
 type testBundle struct {
 	machine machine
 	dir     string // not there yet
-	log     *bytes.Buffer
+	log     *lockedBuffer
 	logger  *slog.Logger
 }
 
 // lockedBuffer: the server's output is logged from a goroutine of its own.
-type lockedWriter struct {
-	mu sync.Mutex
-	w  *bytes.Buffer
+type lockedBuffer struct {
+	mu  sync.Mutex // guards buf
+	buf bytes.Buffer
 }
 
-func (l *lockedWriter) Write(p []byte) (int, error) {
+func (l *lockedBuffer) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.w.Write(p)
+	return l.buf.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
 }
 
 func setup(t *testing.T) *testBundle {
@@ -113,8 +119,8 @@ func setup(t *testing.T) *testBundle {
 	if err := os.Mkdir(temp, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	b := &testBundle{dir: filepath.Join(root, "data", "postgres"), log: &bytes.Buffer{}}
-	b.logger = slog.New(slog.NewTextHandler(&lockedWriter{w: b.log}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	b := &testBundle{dir: filepath.Join(root, "data", "postgres"), log: &lockedBuffer{}}
+	b.logger = slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	b.machine = machine{
 		binDirs:  binDirs,
 		stateDir: filepath.Join(root, "state"),
@@ -276,33 +282,73 @@ func TestKilledPostmasterRecovers(t *testing.T) {
 
 	s := b.start(t, b.kept())
 	execSQL(t, s.AdminURL(), `CREATE TABLE kept AS SELECT 'value' AS v`)
-	// A backend that computes does not look for its parent, and holds the shared memory until it is done.
-	busy, err := pgx.Connect(t.Context(), s.AdminURL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer busy.Close(t.Context())
-	computing := make(chan struct{})
-	go func() {
-		defer close(computing)
-		_, _ = busy.Exec(context.Background(), `DO $$
-			DECLARE till timestamptz := clock_timestamp() + interval '1 second';
-			BEGIN WHILE clock_timestamp() < till LOOP END LOOP; END $$`)
-	}()
-	eventually(t, "the backend computes", func() bool {
-		return query(t, s.AdminURL(), `SELECT count(*)::text FROM pg_stat_activity WHERE query LIKE 'DO %' AND state = 'active'`) == "1"
-	})
 	if err := syscall.Kill(s.PID(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	<-s.Done()
 	stop(t, s)
+	if pid, err := readPID(s.dataDir()); pid == 0 || err != nil {
+		t.Fatalf("a killed server leaves its pid file, but: %d, %v", pid, err)
+	}
 
 	again := b.start(t, b.kept())
 	if got := query(t, again.AdminURL(), `SELECT v FROM kept`); got != "value" {
 		t.Errorf("kept %q", got)
 	}
-	<-computing
+}
+
+// TestEverythingKilled kills postgres and the process that started it while a backend computes. Such a backend does not
+// look for its parent, and until it is done Postgres refuses to start beside it.
+func TestEverythingKilled(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+
+	// The backend computes for as long as this file is there.
+	gate := filepath.Join(filepath.Dir(b.machine.tempDirs[0]), "gate")
+	if err := os.WriteFile(gate, nil, 0o644); err != nil { //nolint:gosec // the backend's user looks at it
+		t.Fatal(err)
+	}
+	computed := make(chan struct{})
+	killedServerProcess(t, b.kept(), b.machine.tempDirs[0], func(pid int, adminURL string) {
+		execSQL(t, adminURL, `CREATE TABLE kept AS SELECT 'value' AS v`)
+		busy, err := pgx.Connect(t.Context(), adminURL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			defer close(computed)
+			_, _ = busy.Exec(context.Background(), fmt.Sprintf(
+				`DO $$ BEGIN WHILE (pg_stat_file('%s', true)).size IS NOT NULL LOOP END LOOP; END $$`, gate))
+			_ = busy.Close(context.Background())
+		}()
+		eventually(t, "the backend computes", func() bool {
+			return query(t, adminURL, `SELECT count(*)::text FROM pg_stat_activity
+				WHERE query LIKE 'DO %' AND state = 'active'`) == "1"
+		})
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	})
+
+	var s *Server
+	started := make(chan error, 1)
+	go func() {
+		var err error
+		s, err = start(t.Context(), b.kept(), b.machine)
+		started <- err
+	}()
+	eventually(t, "Postgres refuses", func() bool { return strings.Contains(b.log.String(), "trying again") })
+	if err := os.Remove(gate); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stop(t, s) })
+	if got := query(t, s.AdminURL(), `SELECT v FROM kept`); got != "value" {
+		t.Errorf("kept %q", got)
+	}
+	<-computed
 }
 
 // TestStalePIDFile has a pid file whose pid a living process of the server's user now has: Postgres by itself
@@ -326,7 +372,12 @@ func TestStalePIDFile(t *testing.T) {
 	if err := bystander.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = bystander.Wait() }()
+	defer func() {
+		if err := bystander.Process.Kill(); err != nil {
+			t.Errorf("the bystander is gone: %v", err)
+		}
+		_ = bystander.Wait()
+	}()
 	_, rest, _ := strings.Cut(string(content), "\n")
 	if err := os.WriteFile(pidFile, fmt.Appendf(nil, "%d\n%s", bystander.Process.Pid, rest), 0o600); err != nil {
 		t.Fatal(err)
@@ -336,9 +387,6 @@ func TestStalePIDFile(t *testing.T) {
 	}
 
 	b.start(t, b.kept())
-	if err := bystander.Process.Kill(); err != nil {
-		t.Errorf("the bystander is gone: %v", err)
-	}
 }
 
 // TestOrphanIsTakenOver runs a server that no process of ours holds, as where nobody told it that its parent was killed.
@@ -413,24 +461,26 @@ func killedProcess(t *testing.T, todo helperTask, temp string, use func(line str
 }
 
 // killedServerProcess is killedProcess for a task that starts a server.
-func killedServerProcess(t *testing.T, o Options, temp string, use func(adminURL string)) (pid int) {
+func killedServerProcess(t *testing.T, o Options, temp string, use func(pid int, adminURL string)) {
 	t.Helper()
 	o.Log = nil // a logger does not travel
 	killedProcess(t, helperTask{Options: &o}, temp, func(line string) {
-		var adminURL string
+		var (
+			pid      int
+			adminURL string
+		)
 		if _, err := fmt.Sscan(line, &pid, &adminURL); err != nil {
 			t.Fatal(err)
 		}
-		use(adminURL)
+		use(pid, adminURL)
 	})
-	return pid
 }
 
 func TestKilledProcessTakesItsServerAlong(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 
-	killedServerProcess(t, b.kept(), b.machine.tempDirs[0], func(adminURL string) {
+	killedServerProcess(t, b.kept(), b.machine.tempDirs[0], func(_ int, adminURL string) {
 		execSQL(t, adminURL, `CREATE TABLE kept AS SELECT 'value' AS v`)
 	})
 	// At once, while the old server may still be on its way out.
@@ -446,11 +496,15 @@ func TestKilledProcessLeavesNothingEphemeral(t *testing.T) {
 	temp := b.machine.tempDirs[0]
 
 	o := Options{Ephemeral: true, Parameters: b.kept().Parameters}
-	var home string
-	pid := killedServerProcess(t, o, temp, func(adminURL string) {
+	var (
+		home   string
+		server int
+	)
+	killedServerProcess(t, o, temp, func(pid int, adminURL string) {
+		server = pid
 		home = filepath.Dir(query(t, adminURL, `SHOW data_directory`))
 	})
-	eventually(t, "the server has ended", func() bool { return !isServer(pid, filepath.Join(home, dataName)) })
+	eventually(t, "the server has ended", func() bool { return !isServer(server, filepath.Join(home, dataName)) })
 	if filepath.Dir(home) != temp {
 		t.Fatalf("the server was in %s, not under %s", home, temp)
 	}

@@ -174,7 +174,7 @@ const ListObjects = `-- name: ListObjects :many
 SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
   o.activity_time, o.expire_time
 FROM holdfast.objects o
-WHERE o.tenant_id = $1::text AND o.kind = $2::text AND o.state IS NOT NULL
+WHERE o.tenant_id = $1::text AND o.kind = $2::text AND NOT o.deleted
   AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
   AND (o.activity_time, o.object_id) < ($3::timestamptz, $4::text)
 ORDER BY o.activity_time DESC, o.object_id DESC
@@ -242,16 +242,22 @@ const ListObjectsByTerms = `-- name: ListObjectsByTerms :many
 SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
   o.activity_time, o.expire_time
 FROM holdfast.terms t
-JOIN holdfast.objects o ON o.tenant_id = t.tenant_id AND o.kind = t.kind AND o.object_id = t.object_id
-WHERE t.tenant_id = $1::text AND t.kind = $2::text AND t.term = $3::text
-  AND o.tenant_id = $1 AND o.state IS NOT NULL
+CROSS JOIN LATERAL (
+  SELECT tenant_id, kind, object_id, owner_id, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time FROM holdfast.objects x
+  WHERE x.tenant_id = $1::text AND x.kind = $2::text AND x.object_id = t.object_id
+  OFFSET 0
+) o
+WHERE t.tenant_id = $1 AND t.term = $3::text AND NOT o.deleted
   AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
   AND (t.activity_time, t.object_id) < ($4::timestamptz, $5::text)
   AND NOT EXISTS (
     SELECT FROM (SELECT unnest($6::text[]) AS term) k
     WHERE NOT EXISTS (
-      SELECT FROM holdfast.terms x
-      WHERE x.tenant_id = $1 AND x.kind = t.kind AND x.object_id = t.object_id AND x.term = k.term))
+      SELECT FROM (
+        SELECT x.term FROM holdfast.terms x
+        WHERE x.tenant_id = $1 AND x.kind = $2 AND x.object_id = t.object_id
+        OFFSET 0
+      ) x WHERE x.term = k.term))
 ORDER BY t.activity_time DESC, t.object_id DESC
 LIMIT $7::integer
 `
@@ -381,26 +387,19 @@ func (q *Queries) LoadEntries(ctx context.Context, arg LoadEntriesParams) ([]Loa
 }
 
 const LoadReplies = `-- name: LoadReplies :many
-SELECT k.ord::integer AS ord, e.version, e.request_id::text AS request_id, e.request_hash,
-  e.reply
-FROM (
-  SELECT unnest($1::integer[]) AS ord, unnest($2::text[]) AS kind, unnest($3::text[]) AS object_id,
-    unnest($4::text[]) AS request_id
-) k
+SELECT k.ord::integer AS ord, e.version, e.request_id::text AS request_id, e.request_hash, e.reply
+FROM (SELECT unnest($1::integer[]) AS ord, unnest($2::bytea[]) AS request_key) k
 CROSS JOIN LATERAL (
-  SELECT tenant_id, kind, object_id, version, owner_id, event_type, actor, event_time, request_id, request_hash, reply, undo FROM holdfast.events x
-  WHERE x.tenant_id = $5::text AND x.kind = k.kind AND x.object_id = k.object_id
-    AND x.request_id = k.request_id
+  SELECT tenant_id, kind, object_id, version, owner_id, event_type, actor, event_time, request_id, request_key, request_hash, reply, undo FROM holdfast.events x
+  WHERE x.tenant_id = $3::text AND x.request_key = k.request_key
   OFFSET 0
 ) e
 `
 
 type LoadRepliesParams struct {
-	Ords       []int32
-	Kinds      []string
-	Ids        []string
-	RequestIds []string
-	TenantID   string
+	Ords        []int32
+	RequestKeys [][]byte
+	TenantID    string
 }
 
 type LoadRepliesRow struct {
@@ -411,15 +410,9 @@ type LoadRepliesRow struct {
 	Reply       []byte
 }
 
-// LoadReplies reads the events that carry these request ids.
+// LoadReplies reads the events of requests, by their keys.
 func (q *Queries) LoadReplies(ctx context.Context, arg LoadRepliesParams) ([]LoadRepliesRow, error) {
-	rows, err := q.db.Query(ctx, LoadReplies,
-		arg.Ords,
-		arg.Kinds,
-		arg.Ids,
-		arg.RequestIds,
-		arg.TenantID,
-	)
+	rows, err := q.db.Query(ctx, LoadReplies, arg.Ords, arg.RequestKeys, arg.TenantID)
 	if err != nil {
 		return nil, err
 	}
@@ -472,7 +465,7 @@ SELECT holdfast.store_changes($1::text, $2::bigint[],
   $21::integer[], $22::text[], $23::text[], $24::bigint[], $25::text[],
   $26::integer[], $27::text[], $28::text[],
   $29::integer[], $30::bigint[], $31::text[], $32::text[],
-  $33::timestamptz[], $34::text[], $35::bytea[], $36::bytea[], $37::text[]
+  $33::timestamptz[], $34::text[], $35::bytea[], $36::bytea[], $37::bytea[], $38::text[]
 )::timestamptz AS now
 `
 
@@ -511,6 +504,7 @@ type StoreChangesParams struct {
 	VActor         []string
 	VEventTime     []time.Time
 	VRequestID     []string
+	VRequestKey    [][]byte
 	VRequestHash   [][]byte
 	VReply         [][]byte
 	VUndo          []string
@@ -553,6 +547,7 @@ func (q *Queries) StoreChanges(ctx context.Context, arg StoreChangesParams) (tim
 		arg.VActor,
 		arg.VEventTime,
 		arg.VRequestID,
+		arg.VRequestKey,
 		arg.VRequestHash,
 		arg.VReply,
 		arg.VUndo,
@@ -564,7 +559,7 @@ func (q *Queries) StoreChanges(ctx context.Context, arg StoreChangesParams) (tim
 
 const ViewObjects = `-- name: ViewObjects :many
 SELECT k.ord::integer AS ord, o.owner_id, o.version, o.schema_version, o.create_time, o.update_time, o.activity_time,
-  o.expire_time, (o.state IS NULL)::boolean AS deleted,
+  o.expire_time, o.deleted,
   coalesce(CASE WHEN o.version <> k.known THEN o.state END::text, '')::text AS state,
   e.keys::text[] AS keys, e.bodies::text[] AS bodies
 FROM (
@@ -572,7 +567,7 @@ FROM (
     unnest($4::bigint[]) AS known, unnest($5::text[]) AS collection, unnest($6::integer[]) AS lim
 ) k
 CROSS JOIN LATERAL (
-  SELECT tenant_id, kind, object_id, owner_id, version, schema_version, state, create_time, update_time, activity_time, expire_time FROM holdfast.objects x
+  SELECT tenant_id, kind, object_id, owner_id, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time FROM holdfast.objects x
   WHERE x.tenant_id = $7::text AND x.kind = k.kind AND x.object_id = k.object_id
   OFFSET 0
 ) o

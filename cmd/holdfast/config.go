@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"net/url"
+	"os"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"holdfast/db"
+	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	"holdfast/handlers"
+	"holdfast/handlers/conversation"
+	"holdfast/identity"
+	"holdfast/object"
+)
+
+// databaseConfig says which database a command works on.
+type databaseConfig struct {
+	DatabaseURL string `help:"Postgres, as postgres://login:password@host:port/database; the server's login, which owns no table." env:"HOLDFAST_DATABASE_URL,DATABASE_URL" placeholder:"URL"`
+}
+
+func (c databaseConfig) open(ctx context.Context, maxConns int) (*db.DB, error) {
+	if c.DatabaseURL == "" {
+		return nil, wrongUsage("no database: set HOLDFAST_DATABASE_URL or DATABASE_URL, or give --database-url; `holdfast dev` needs none")
+	}
+	return db.Open(ctx, db.Config{URL: c.DatabaseURL, MaxConns: maxConns})
+}
+
+// serverConfig is what dev and serve have in common.
+type serverConfig struct {
+	Origins   []string   `help:"Origins whose pages may call the API from a browser, separated by commas; * for any." env:"HOLDFAST_ORIGINS" placeholder:"ORIGIN"`
+	AdminAddr string     `help:"Address for /metrics and /debug/pprof, such as 127.0.0.1:9090; keep it private. Default: none." env:"HOLDFAST_ADMIN_ADDR" placeholder:"HOST:PORT"`
+	MaxConns  int        `help:"Connections to Postgres." env:"HOLDFAST_MAX_CONNS" default:"16"`
+	LogLevel  slog.Level `help:"debug, info, warn or error. At debug every call is logged." env:"HOLDFAST_LOG_LEVEL" default:"info"`
+	JWT       jwtConfig  `embed:"" prefix:"jwt-" group:"JWTs of your own identity provider, beside API keys:"`
+}
+
+// jwtConfig says which JWTs are accepted. Without an issuer there are none.
+type jwtConfig struct {
+	Issuer      string `help:"The tokens' iss." env:"HOLDFAST_JWT_ISSUER" placeholder:"URL"`
+	Audience    string `help:"The tokens' aud." env:"HOLDFAST_JWT_AUDIENCE" placeholder:"NAME"`
+	JWKSURL     string `help:"Where the provider publishes its keys." name:"jwks-url" env:"HOLDFAST_JWT_JWKS_URL" placeholder:"URL"`
+	KeyFile     string `help:"Instead, a file with its public key: PEM, JWK or JWKS." env:"HOLDFAST_JWT_KEY_FILE" placeholder:"FILE"`
+	TenantClaim string `help:"The claim that names the tenant, such as org_id or app_metadata.tenant." env:"HOLDFAST_JWT_TENANT_CLAIM" placeholder:"CLAIM"`
+	Tenant      string `help:"Instead, the tenant of all tokens." env:"HOLDFAST_JWT_TENANT" placeholder:"TENANT"`
+	UserClaim   string `help:"The claim that names the user." env:"HOLDFAST_JWT_USER_CLAIM" default:"sub" placeholder:"CLAIM"`
+}
+
+// tokens is nil where no JWTs are accepted.
+func (c jwtConfig) tokens(ctx context.Context, log *slog.Logger) (*handlers.Tokens, error) {
+	if c == (jwtConfig{UserClaim: c.UserClaim}) {
+		return nil, nil
+	}
+	t := handlers.TokenConfig{
+		Issuer: c.Issuer, Audience: c.Audience, JWKSURL: c.JWKSURL,
+		TenantClaim: c.TenantClaim, Tenant: identity.Tenant(c.Tenant), UserClaim: c.UserClaim,
+		Log: log, Now: time.Now,
+	}
+	if c.KeyFile != "" {
+		var err error
+		if t.Key, err = os.ReadFile(c.KeyFile); err != nil {
+			return nil, wrongUsage("--jwt-key-file: %v", err)
+		}
+	}
+	tokens, err := handlers.NewTokens(ctx, t)
+	if err != nil {
+		return nil, wrongUsage("%v; see the --jwt flags", err)
+	}
+	return tokens, nil
+}
+
+func (c serverConfig) check() error {
+	if c.MaxConns < 2 || c.MaxConns > 1000 {
+		return wrongUsage("--max-conns is %d; it is 2 to 1000", c.MaxConns)
+	}
+	for _, o := range c.Origins {
+		if u, err := url.Parse(o); o != "*" && (err != nil || u.Scheme == "" || u.Host == "" || strings.Trim(u.Path, "/") != "") {
+			return wrongUsage("--origins: %q is no origin; one is like https://app.example.com, or *", o)
+		}
+	}
+	return nil
+}
+
+const (
+	// softMemory is the limit that the garbage collector works towards where GOMEMLIMIT sets none.
+	softMemory = 100 << 20
+	// closeTimeout bounds what is left to do after the last call has ended.
+	closeTimeout = 2 * time.Second
+)
+
+// run serves the API on addr from d until ctx ends, then drains, within handlers.DrainTimeout and closeTimeout. ready is
+// told the API's base URL once calls are answered.
+func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *db.DB, addr string, ready func(api string) error) (err error) {
+	if v, _ := env("GOMEMLIMIT"); v == "" {
+		debug.SetMemoryLimit(softMemory)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the fetching of an identity provider's keys
+	tokens, err := c.JWT.tokens(ctx, log)
+	if err != nil {
+		return err
+	}
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	rt := object.NewRuntime(d, object.Config{Log: log})
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		err = errors.Join(err, rt.Close(ctx))
+	}()
+	conversations := conversation.NewManager(rt)
+	server, err := handlers.New(handlers.Options{
+		Services: []handlers.Service{{
+			Name: conversationv1connect.ConversationServiceName,
+			Handler: func(o ...connect.HandlerOption) (string, http.Handler) {
+				return conversationv1connect.NewConversationServiceHandler(conversations, o...)
+			},
+		}},
+		Auth:    handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.FindKeys, Tokens: tokens, Now: time.Now}),
+		Ping:    d.Ping,
+		Origins: c.Origins,
+		Metrics: metrics,
+		Log:     log,
+		Now:     time.Now,
+	})
+	if err != nil {
+		return err
+	}
+
+	api, err := listen(ctx, addr, "--addr")
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	if c.AdminAddr != "" {
+		admin, err := listen(ctx, c.AdminAddr, "--admin-addr")
+		if err != nil {
+			return errors.Join(err, api.Close())
+		}
+		group.Go(func() error { return serveAdmin(ctx, admin, metrics) })
+		log.InfoContext(ctx, "metrics and profiles", "url", baseURL(admin))
+	}
+	group.Go(func() error { return server.Serve(ctx, api) })
+	if err := ready(baseURL(api)); err != nil {
+		cancel()
+		return errors.Join(err, group.Wait())
+	}
+	return group.Wait()
+}
+
+func listen(ctx context.Context, addr, flag string) (net.Listener, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, wrongUsage("%s: cannot listen on %q: %v", flag, addr, err)
+	}
+	return l, nil
+}
+
+// baseURL is how this machine reaches a listener.
+func baseURL(l net.Listener) string {
+	host, port, _ := net.SplitHostPort(l.Addr().String())
+	if ip := net.ParseIP(host); ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return "http://" + net.JoinHostPort(host, port)
+}
+
+// serveAdmin has what only operators may see. It outlives the drain by nothing: scrapes are short.
+func serveAdmin(ctx context.Context, l net.Listener, metrics *prometheus.Registry) error {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	s := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func textLog(w io.Writer, level slog.Level) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+}
+
+func jsonLog(w io.Writer, level slog.Level) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+}

@@ -1,0 +1,133 @@
+package replay
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"unicode"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+)
+
+// View is the conversation as a watcher knows it.
+type View struct {
+	version  int64
+	messages map[int64]*conversationv1.Message
+	calls    map[string]*conversationv1.ToolCall
+	voice    conversationv1.VoiceStatus
+}
+
+// Apply takes in a change, and returns a line for each message and tool call that it made or changed.
+func (v *View) Apply(c *conversationv1.WatchConversationResponse) []string {
+	if c.GetHeartbeat() {
+		return nil
+	}
+	if c.GetReset_() || v.messages == nil {
+		v.messages, v.calls = map[int64]*conversationv1.Message{}, map[string]*conversationv1.ToolCall{}
+	}
+	v.version = c.GetMetadata().GetVersion()
+	v.voice = c.GetConversation().GetVoice().GetStatus()
+	var lines []string
+	for _, m := range c.GetMessages() {
+		v.messages[m.GetSeq()] = m
+		lines = append(lines, messageLine(m))
+	}
+	for _, t := range c.GetToolCalls() {
+		v.calls[t.GetCallId()] = t
+		lines = append(lines, callLine(t))
+	}
+	return lines
+}
+
+// Version is that of the last change.
+func (v *View) Version() int64 { return v.version }
+
+// Messages and ToolCalls count what the conversation has.
+func (v *View) Messages() int { return len(v.messages) }
+
+// ToolCalls counts the tool calls.
+func (v *View) ToolCalls() int { return len(v.calls) }
+
+// Lines shows the conversation as it is: its last count messages, the tool calls below them, and the voice state.
+func (v *View) Lines(count int) []string {
+	var lines []string
+	seqs := slices.Sorted(maps.Keys(v.messages))
+	for _, seq := range seqs[max(0, len(seqs)-count):] {
+		lines = append(lines, messageLine(v.messages[seq]))
+	}
+	calls := slices.SortedFunc(maps.Values(v.calls), func(a, b *conversationv1.ToolCall) int {
+		return cmp.Or(a.GetCreateTime().AsTime().Compare(b.GetCreateTime().AsTime()), cmp.Compare(a.GetCallId(), b.GetCallId()))
+	})
+	for _, t := range calls[max(0, len(calls)-count):] {
+		lines = append(lines, callLine(t))
+	}
+	return append(lines, fmt.Sprintf("version %d, voice %s", v.version, word(v.voice.String())))
+}
+
+func messageLine(m *conversationv1.Message) string {
+	return fmt.Sprintf("[#%d %s %s %s] %s", m.GetSeq(), word(m.GetRole().String()), word(m.GetModality().String()), word(m.GetStatus().String()), oneLine(m.GetText()))
+}
+
+func callLine(t *conversationv1.ToolCall) string {
+	return fmt.Sprintf("[tool %s %s] %s", oneLine(t.GetCallId()), word(t.GetStatus().String()), oneLine(t.GetName()))
+}
+
+// prefixes are what the names of the enums' values begin with.
+var prefixes = []string{"ROLE_", "MODALITY_", "MESSAGE_STATUS_", "TOOL_CALL_STATUS_", "VOICE_STATUS_"}
+
+// word makes "assistant" of "ROLE_ASSISTANT".
+func word(name string) string {
+	for _, p := range prefixes {
+		if rest, ok := strings.CutPrefix(name, p); ok {
+			return strings.ToLower(rest)
+		}
+	}
+	return strings.ToLower(name)
+}
+
+// maxText is how much of a text is shown, in characters.
+const maxText = 160
+
+// oneLine makes a text fit into a line. Control characters become spaces: what somebody said must not command the
+// terminal.
+func oneLine(text string) string {
+	runes := []rune(strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, text))
+	if len(runes) > maxText {
+		return string(runes[:maxText]) + "…"
+	}
+	return string(runes)
+}
+
+// Screen draws lines on a terminal, each time in the place of the last.
+type Screen struct {
+	w     io.Writer
+	drawn int
+}
+
+// NewScreen returns a screen that draws where w's cursor is.
+func NewScreen(w io.Writer) *Screen { return &Screen{w: w} }
+
+// Draw replaces what was drawn. A line longer than the terminal is wide is cut there by the terminal, which keeps the
+// count of lines to go back right whatever its width.
+func (s *Screen) Draw(lines []string) {
+	const wrapOff, wrapOn, restOfLine, restOfScreen = "\x1b[?7l", "\x1b[?7h", "\x1b[K", "\x1b[J"
+	var b strings.Builder
+	b.WriteString(wrapOff)
+	if s.drawn > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA\r", s.drawn)
+	}
+	for _, l := range lines {
+		b.WriteString(l + restOfLine + "\n")
+	}
+	b.WriteString(restOfScreen + wrapOn)
+	s.drawn = len(lines)
+	fmt.Fprint(s.w, b.String())
+}

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"holdfast/cmd/holdfast/internal/replay"
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+)
+
+// replayCmd is `holdfast replay`.
+type replayCmd struct {
+	File     string        `arg:"" help:"A recorded Gemini Live session, such as examples/gemini-live-session.jsonl; - for standard input."`
+	Speed    float64       `help:"How many times faster than recorded; 0: as fast as possible." default:"1"`
+	MaxPause time.Duration `help:"Shorten longer pauses to this." default:"3s"`
+	API      string        `help:"Base URL of the server." name:"api" env:"HOLDFAST_API" default:"http://127.0.0.1:8080" placeholder:"URL"`
+	Token    string        `help:"API key, such as \"holdfast dev\" prints." env:"HOLDFAST_TOKEN"`
+}
+
+const (
+	// catchUp is how long the watcher may take to see the last change.
+	catchUp = 10 * time.Second
+	// shownMessages is how many messages are redrawn in place; with the tool calls they fit on a small terminal.
+	shownMessages = 9
+)
+
+// Run sends the recording, shows the conversation grow, and prints what came of it.
+func (c *replayCmd) Run(ctx context.Context) error {
+	switch {
+	case c.Speed < 0 || c.MaxPause < 0:
+		return errors.New("--speed and --max-pause cannot be negative")
+	case c.Token == "":
+		return errors.New("an API key is needed: `holdfast dev` starts a server and prints one for HOLDFAST_TOKEN, or give --token")
+	}
+	frames, err := c.read()
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.File, err)
+	}
+	service := conversationv1connect.NewConversationServiceClient(
+		&http.Client{Transport: &bearer{token: c.Token, next: &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true}}}, c.API)
+	r := &replayRun{service: service, show: lineByLine(os.Stdout)}
+	if isTerminal(os.Stdout) {
+		r.show = inPlace(os.Stdout)
+	}
+	if err := r.run(ctx, replay.Batches(frames, c.Speed, c.MaxPause)); err != nil {
+		if connect.CodeOf(err) == connect.CodeUnavailable {
+			err = fmt.Errorf("%w (is there a server at %s? `holdfast dev` starts one)", err, c.API)
+		}
+		return err
+	}
+	fmt.Printf("\n%d messages, %d tool calls, %d versions from %d frames\n%s\n",
+		r.view.Messages(), r.view.ToolCalls(), r.view.Version(), len(frames), r.conversation)
+	return nil
+}
+
+func (c *replayCmd) read() ([]replay.Frame, error) {
+	if c.File == "-" {
+		return replay.Read(os.Stdin)
+	}
+	f, err := os.Open(c.File)
+	if err != nil {
+		return nil, errors.Unwrap(err) // without the name, which the caller adds
+	}
+	defer f.Close() //nolint:errcheck // read, not written
+	return replay.Read(f)
+}
+
+// replayRun is one recording on its way into one conversation.
+type replayRun struct {
+	service      conversationv1connect.ConversationServiceClient
+	show         func(v *replay.View, changed []string)
+	conversation string
+	view         replay.View // the watcher's, until it has ended
+}
+
+// run creates a conversation, sends the batches, and returns when the watcher has seen what came of the last.
+func (r *replayRun) run(ctx context.Context, batches []replay.Batch) error {
+	made, err := r.service.CreateConversation(ctx, &conversationv1.CreateConversationRequest{Title: "Replay"})
+	if err != nil {
+		return fmt.Errorf("create a conversation: %w", err)
+	}
+	r.conversation = made.GetConversation().GetConversationId()
+
+	// A watcher that fails ends the sending, and its error is why.
+	ctx, cancel := context.WithCancelCause(ctx)
+	seen := make(chan int64, 1) // the newest version that the watcher saw
+	var watcher sync.WaitGroup
+	watcher.Go(func() { cancel(r.watch(ctx, seen)) })
+
+	last := made.GetMetadata().GetVersion()
+	err = replay.Play(ctx, batches, func(ctx context.Context, b replay.Batch) error {
+		last, err = r.send(ctx, b)
+		return err
+	})
+	if err == nil {
+		err = await(ctx, seen, last)
+	}
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	cancel(nil)
+	watcher.Wait()
+	return err
+}
+
+// send sends a batch and returns the version that it made. Sent again, it would change nothing.
+func (r *replayRun) send(ctx context.Context, b replay.Batch) (int64, error) {
+	res, err := r.service.IngestLive(ctx, &conversationv1.IngestLiveRequest{ConversationId: r.conversation, Epoch: b.Epoch, Frames: b.Frames})
+	if err != nil {
+		return 0, fmt.Errorf("send frames %d to %d of connection %d: %w",
+			b.Frames[0].GetClientIndex(), b.Frames[len(b.Frames)-1].GetClientIndex(), b.Epoch, err)
+	}
+	return res.GetMetadata().GetVersion(), nil
+}
+
+// await waits until the version was seen.
+func await(ctx context.Context, seen <-chan int64, version int64) error {
+	timer := time.NewTimer(catchUp)
+	defer timer.Stop()
+	for {
+		select {
+		case v := <-seen:
+			if v >= version {
+				return nil
+			}
+		case <-timer.C:
+			return fmt.Errorf("the watcher has not seen version %d within %v", version, catchUp)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// watch follows the conversation until ctx is over, and connects again where the server ends the stream. It leaves the
+// newest version in seen, which has room for one.
+func (r *replayRun) watch(ctx context.Context, seen chan int64) error {
+	const messages = 200
+	for {
+		stream, err := r.service.WatchConversation(ctx, &conversationv1.WatchConversationRequest{
+			ConversationId: r.conversation, AfterVersion: r.view.Version(), MessageLimit: messages,
+		})
+		if err != nil {
+			return fmt.Errorf("watch the conversation: %w", err)
+		}
+		progress := false
+		for stream.Receive() {
+			progress = true
+			if changed := r.view.Apply(stream.Msg()); !stream.Msg().GetHeartbeat() {
+				r.show(&r.view, changed)
+			}
+			select {
+			case <-seen:
+			default:
+			}
+			seen <- r.view.Version()
+		}
+		err = stream.Err()
+		_ = stream.Close() // its error is that of the stream
+		switch {
+		case err == nil:
+			return errors.New("watch the conversation: the server ended the stream")
+		case !progress || connect.CodeOf(err) != connect.CodeUnavailable:
+			return fmt.Errorf("watch the conversation: %w", err)
+		}
+	}
+}
+
+// lineByLine shows each change as lines below those before.
+func lineByLine(w io.Writer) func(*replay.View, []string) {
+	return func(_ *replay.View, changed []string) {
+		for _, l := range changed {
+			fmt.Fprintln(w, l)
+		}
+	}
+}
+
+// inPlace shows the conversation as it is, in the place where it was shown before.
+func inPlace(w io.Writer) func(*replay.View, []string) {
+	screen := replay.NewScreen(w)
+	return func(v *replay.View, _ []string) { screen.Draw(v.Lines(shownMessages)) }
+}
+
+// isTerminal tells whether f is a terminal that can be drawn on.
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+}
+
+// bearer presents a token with every request.
+type bearer struct {
+	token string
+	next  http.RoundTripper
+}
+
+func (b *bearer) RoundTrip(req *http.Request) (*http.Response, error) {
+	req = req.Clone(req.Context())
+	req.Header.Set("Authorization", "Bearer "+b.token)
+	return b.next.RoundTrip(req)
+}

@@ -1,0 +1,36 @@
+package main
+
+import (
+	"context"
+	"net"
+	"strconv"
+)
+
+// serveCmd is `holdfast serve`.
+type serveCmd struct {
+	databaseConfig
+	serverConfig
+
+	Addr string `help:"Address of the API. Default: all interfaces, the port of --port." env:"HOLDFAST_ADDR" placeholder:"HOST:PORT"`
+	Port uint16 `help:"Port of the API, where --addr is not set." env:"PORT" default:"8080"`
+}
+
+// Run serves until ctx ends.
+func (c *serveCmd) Run(ctx context.Context, w *console) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	if c.Addr == "" {
+		c.Addr = net.JoinHostPort("", strconv.Itoa(int(c.Port)))
+	}
+	log := jsonLog(w.stderr, c.LogLevel)
+	d, err := c.open(ctx, c.MaxConns)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return c.run(ctx, w.env, log, d, c.Addr, func(api string) error {
+		log.InfoContext(ctx, "ready", "api", api, "version", buildVersion())
+		return nil
+	})
+}

@@ -1,0 +1,59 @@
+// Package object is the runtime of Holdfast: how an object lives. An object has one small state, ordered collections
+// of entries, a version that counts its changes, and a journal of them. One writer at a time changes it, replies come
+// only after the commit, and what was acknowledged is never lost nor doubled.
+//
+// # The path of a change
+//
+//	Update ──> mailbox ──> lane ──────────> batch ─────────────────────────────> reply
+//	           one an      one a tenant;    up to 256 objects with all that
+//	           object      lanes in turn    waits for them, in one transaction
+//
+//	the fast way, where the cache has every object of the batch (one round trip):
+//
+//	    run closures on cached states ──> [ enter scope · lock, store if still at that version ] ──> publish ──> reply
+//
+//	the sure way, where it has not, or where the fast way met another version (two round trips):
+//
+//	    [ BEGIN · enter scope · lock · load ] ──> run closures ──> [ store · COMMIT ] ──> publish ──> reply
+//
+// While a batch commits, more changes gather in the mailboxes and lanes, and the next batch takes them all: the busier
+// it is, the more share one commit. A process never has two transactions in flight on one object, so a change that
+// waits holds no connection.
+//
+// # Closures
+//
+// A change is a closure over a scratch copy of the state. It is pure, so it may run again: on the sure way after the
+// fast one failed, in a smaller batch after its neighbour failed, or because it looked at an entry that was not at hand,
+// which unwinds it and loads the entry. Only its last run counts. One that returns an error or panics leaves no trace.
+//
+// # What keeps it right
+//
+// A transaction-level advisory lock on (tenant, kind, id) serializes writers, also of an object that does not exist
+// yet. It is a statement of its own: the load that follows has a younger snapshot than the lock. The version fence
+// (UPDATE … WHERE version = expected) would catch every mistake in that, and is all that the fast way relies on: what
+// it computed from the cache is right if and only if the version is still the same when the lock is held.
+//
+// Reads are strong. A view shares its round trip only with views that were asked before it was sent, and what the cache
+// has is used only if the database answers that the version is still the same.
+//
+// # Failure
+//
+//   - The process dies: what was in flight is committed or not, never half. Without a reply the caller tries again, and
+//     its request id finds the first reply if there was one.
+//   - The connection is lost during the commit: the outcome is unknown. The runtime locks the object and looks. At the
+//     version that the change was computed from, it did not happen and never will, because a transaction that is still
+//     on its way will meet the fence: it is done again. At another version the journal tells by request id whether it was
+//     ours. Only a change without a request id, on an object that has moved on, is answered with db.ErrOutcomeUnknown.
+//   - Postgres is away: changes and reads fail at once with db.ErrUnavailable. Nothing is queued for later.
+//   - A change cannot be stored (a poisoned one): its batch is tried again object by object, then change by change, and
+//     it fails alone.
+//   - Another process writes the same object: the fence refuses the fast way, the sure way loads, and for the next few
+//     writes the cache is not asked.
+//   - A closure is slow: it delays its batch, and one more batch of its tenant runs beside it. Closures do no I/O.
+//   - Too much waits: mailboxes, lanes and the whole are bounded, and what is over the bound is refused at once with
+//     an OverloadedError.
+//   - A watcher is slow: its buffer overflows and is dropped, and it reads the journal instead, which gives it what
+//     it missed in one message. A watcher of another process's changes polls.
+//   - The clock of the machine steps: nothing happens. Time is the database's, read after the lock, or extrapolated
+//     from its last answer on the process's monotonic clock; it never runs backwards for one object.
+package object
