@@ -163,7 +163,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = errors.Join(fmt.Errorf("calls were cut short after %v", DrainTimeout), server.Close())
 	}
-	<-served
+	_ = <-served // http.ErrServerClosed
 	return err
 }
 
@@ -200,8 +200,9 @@ func (h health) Check(ctx context.Context, req *grpchealth.CheckRequest) (*grpch
 	if req.Service != "" && !slices.Contains(h.names, req.Service) {
 		return nil, connect.NewError(connect.CodeNotFound, fmt.Errorf("there is no service %q", req.Service))
 	}
-	if h.ready(ctx) != nil {
-		return &grpchealth.CheckResponse{Status: grpchealth.StatusNotServing}, nil
+	res := &grpchealth.CheckResponse{Status: grpchealth.StatusServing}
+	if err := h.ready(ctx); err != nil {
+		res.Status = grpchealth.StatusNotServing
 	}
-	return &grpchealth.CheckResponse{Status: grpchealth.StatusServing}, nil
+	return res, nil
 }

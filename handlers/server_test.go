@@ -207,7 +207,12 @@ func TestACallReachesItsManagerWithItsIdentity(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	got := b.call(t, "CreateConversation", `{"title":"Hello"}`, "Holdfast-User: ada")
-	var res struct{ Conversation struct{ Title, Owner string } }
+	var res struct {
+		Conversation struct {
+			Title string `json:"title"`
+			Owner string `json:"owner"`
+		} `json:"conversation"`
+	}
 	if err := json.Unmarshal([]byte(got.body), &res); err != nil || got.status != 200 {
 		t.Fatalf("%d %s", got.status, got.body)
 	}
@@ -472,7 +477,7 @@ func TestConditionalGet(t *testing.T) {
 			return &conversationv1.GetConversationResponse{NotModified: true}, nil
 		}
 		return &conversationv1.GetConversationResponse{
-			Conversation: &conversationv1.Conversation{Title: fmt.Sprint(req.IfVersionNot)}, Metadata: &objectv1.Metadata{Version: 7},
+			Conversation: &conversationv1.Conversation{Title: "changed"}, Metadata: &objectv1.Metadata{Version: 7},
 		}, nil
 	}
 	b.list = func(context.Context, *conversationv1.ListMessagesRequest) (*conversationv1.ListMessagesResponse, error) {

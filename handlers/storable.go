@@ -3,6 +3,7 @@ package handlers
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,8 +47,8 @@ func (f *flaw) field(name string) *flaw { return f.in("." + name) }
 
 func (f *flaw) path() string {
 	var b strings.Builder
-	for i := len(f.steps) - 1; i >= 0; i-- {
-		b.WriteString(f.steps[i])
+	for _, step := range slices.Backward(f.steps) {
+		b.WriteString(step)
 	}
 	return strings.TrimPrefix(b.String(), ".")
 }
@@ -67,16 +68,17 @@ func walk(m protoreflect.Message) *flaw {
 		return walkList(v, 1)
 	case *structpb.Value:
 		return walkValue(v, 1)
-	}
-	for _, fd := range textFields(m.Descriptor()) {
-		if !m.Has(fd) {
-			continue
+	default:
+		for _, fd := range textFields(m.Descriptor()) {
+			if !m.Has(fd) {
+				continue
+			}
+			if f := walkField(fd, m.Get(fd)); f != nil {
+				return f.field(string(fd.Name()))
+			}
 		}
-		if f := walkField(fd, m.Get(fd)); f != nil {
-			return f.field(string(fd.Name()))
-		}
+		return nil
 	}
-	return nil
 }
 
 func walkField(fd protoreflect.FieldDescriptor, v protoreflect.Value) (found *flaw) {
@@ -160,6 +162,7 @@ func walkValue(v *structpb.Value, depth int) *flaw {
 		return walkList(k.ListValue, depth)
 	case nil:
 		return &flaw{said: "must have a value; null is one"}
+	default: // true, false and null
 	}
 	return nil
 }
@@ -172,7 +175,8 @@ var textFieldsOf sync.Map
 // textFields are the fields of a message that hold text, themselves or further in.
 func textFields(md protoreflect.MessageDescriptor) []protoreflect.FieldDescriptor {
 	if known, ok := textFieldsOf.Load(md); ok {
-		return known.([]protoreflect.FieldDescriptor) //nolint:forcetypeassert // stored below, of this type only
+		fields, _ := known.([]protoreflect.FieldDescriptor)
+		return fields
 	}
 	var fields []protoreflect.FieldDescriptor
 	for i, all := 0, md.Fields(); i < all.Len(); i++ {

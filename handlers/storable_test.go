@@ -2,8 +2,8 @@ package handlers
 
 import (
 	"errors"
-	"fmt"
 	"math"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -15,18 +15,18 @@ import (
 	"holdfast/handlers/problem"
 )
 
-func structOf(t testing.TB, m map[string]any) *structpb.Struct {
-	t.Helper()
+func structOf(tb testing.TB, m map[string]any) *structpb.Struct {
+	tb.Helper()
 	s, err := structpb.NewStruct(m)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return s
 }
 
 // nest makes a Struct of that many levels, of objects and arrays in turn.
-func nest(t testing.TB, levels int) *structpb.Struct {
-	t.Helper()
+func nest(tb testing.TB, levels int) *structpb.Struct {
+	tb.Helper()
 	var v any = "leaf"
 	for i := range levels - 1 {
 		if i%2 == 0 {
@@ -35,7 +35,7 @@ func nest(t testing.TB, levels int) *structpb.Struct {
 			v = map[string]any{"k": v}
 		}
 	}
-	return structOf(t, map[string]any{"k": v})
+	return structOf(tb, map[string]any{"k": v})
 }
 
 func TestStorable(t *testing.T) {
@@ -95,7 +95,7 @@ func BenchmarkStorable(b *testing.B) {
 	append20 := &conversationv1.AppendMessagesRequest{ConversationId: "c1", RequestId: "r1"}
 	for i := range 20 {
 		append20.Messages = append(append20.Messages, &conversationv1.NewMessage{
-			Role: conversationv1.Role_ROLE_USER, Text: strings.Repeat("word ", 40), ClientMessageId: fmt.Sprint(i),
+			Role: conversationv1.Role_ROLE_USER, Text: strings.Repeat("word ", 40), ClientMessageId: strconv.Itoa(i),
 		})
 	}
 	for name, m := range map[string]proto.Message{

@@ -108,7 +108,9 @@ func staticKey(text []byte) (func(context.Context) jwt.Keyfunc, error) {
 	text = bytes.TrimSpace(text)
 	if bytes.HasPrefix(text, []byte("{")) {
 		read := keyfunc.NewJWKJSON
-		var set struct{ Keys []json.RawMessage }
+		var set struct {
+			Keys []json.RawMessage `json:"keys"`
+		}
 		if err := json.Unmarshal(text, &set); err == nil && set.Keys != nil {
 			read = keyfunc.NewJWKSetJSON
 		}

@@ -74,7 +74,9 @@ func (p *provider) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	for kid, k := range p.keys {
 		set.Keys = append(set.Keys, jwk(kid, k))
 	}
-	_ = json.NewEncoder(w).Encode(set)
+	if err := json.NewEncoder(w).Encode(set); err != nil {
+		panic(err)
+	}
 }
 
 func jwk(kid string, k *ecdsa.PrivateKey) map[string]string {

@@ -9,7 +9,6 @@ import (
 	"os"
 	"regexp"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -58,14 +57,20 @@ type bench struct {
 
 // Run runs the scenarios one after the other. Its error says that they could not run, or that something acknowledged
 // was not found again; figures short of their target are no error.
-func (c *benchCmd) Run(ctx context.Context) error {
+func (c *benchCmd) Run(ctx context.Context, w *console) error {
+	if c.List {
+		for _, s := range scenarios {
+			fmt.Fprintf(w.stdout, "%-20s %s\n", s.name, s.what)
+		}
+		return nil
+	}
 	chosen, err := c.choose()
-	if err != nil || c.List {
+	if err != nil {
 		return err
 	}
-	b := &bench{benchCmd: *c, began: time.Now(), log: os.Stderr}
+	b := &bench{benchCmd: *c, began: time.Now(), log: w.stderr}
 	b.report = &benchReport{
-		Started: b.began, Revision: revision(), Cores: runtime.NumCPU(), Go: runtime.Version(),
+		Started: b.began, Version: buildVersion(), Cores: runtime.NumCPU(), Go: runtime.Version(),
 		Codec: c.Codec, HTTP: c.HTTP, Seconds: c.Duration.Seconds(),
 	}
 	runErr := b.run(ctx, chosen)
@@ -73,7 +78,7 @@ func (c *benchCmd) Run(ctx context.Context) error {
 		return runErr
 	}
 	b.report.Targets = targets(b.report.Rows)
-	b.report.print(os.Stdout, c.Markdown)
+	b.report.print(w.stdout, c.Markdown)
 	if c.JSON != "" {
 		runErr = errors.Join(runErr, writeJSON(c.JSON, b.report))
 	}
@@ -84,30 +89,27 @@ func (c *benchCmd) Run(ctx context.Context) error {
 func (c *benchCmd) choose() ([]scenario, error) {
 	switch {
 	case c.Duration < time.Second || c.Duration > maxBenchDuration || c.Warmup < 0 || c.Warmup > maxBenchDuration:
-		return nil, fmt.Errorf("--duration is 1s to %v, --warmup at most that", maxBenchDuration)
+		return nil, wrongUsage("--duration is 1s to %v, --warmup at most that", maxBenchDuration)
 	case c.MaxRequests < 1:
-		return nil, errors.New("--max-requests is at least 1")
+		return nil, wrongUsage("--max-requests is at least 1")
 	case c.API == "" && c.DatabaseURL+c.PgbenchURL+c.Admin != "" || c.API == "" && c.ServerPID+c.DatabasePID != 0:
-		return nil, errors.New("--database-url, --pgbench-url, --admin, --server-pid and --database-pid go with --api")
+		return nil, wrongUsage("--database-url, --pgbench-url, --admin, --server-pid and --database-pid go with --api")
 	case c.API != "" && c.Token == "":
-		return nil, errors.New("--api needs --token: `holdfast key create` makes one")
+		return nil, wrongUsage("--api needs --token: `holdfast key create` makes one")
 	}
 	only, err := regexp.Compile(c.Only)
 	if err != nil {
-		return nil, fmt.Errorf("--only: %w", err)
+		return nil, wrongUsage("--only: %v", err)
 	}
 	var chosen []scenario
 	for _, s := range scenarios {
-		if c.List {
-			fmt.Printf("%-20s %s\n", s.name, s.what)
-		}
 		wanted := only.MatchString(s.name) && (!s.optional || c.Live || c.Only != "")
 		if wanted && !(c.NoFloor && strings.HasPrefix(s.name, floorPrefix)) {
 			chosen = append(chosen, s)
 		}
 	}
 	if len(chosen) == 0 {
-		return nil, errors.New("no scenario has such a name; --list shows them")
+		return nil, wrongUsage("no scenario has such a name; --list shows them")
 	}
 	return chosen, nil
 }
@@ -153,20 +155,6 @@ func (b *bench) openFloor(ctx context.Context, chosen []scenario) (err error) {
 
 func (b *bench) workload(workers int, observe func(context.Context) func()) load.Workload {
 	return load.Workload{Workers: workers, Warmup: b.Warmup, Duration: b.Duration, MaxRequests: b.MaxRequests, Observe: observe}
-}
-
-// revision is the commit that the binary was built from, shortened; empty where it does not say.
-func revision() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return ""
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
-			return s.Value[:12]
-		}
-	}
-	return ""
 }
 
 func writeJSON(path string, v any) error {

@@ -18,7 +18,7 @@ import (
 // benchReport is all that a run of bench found, as --json writes it.
 type benchReport struct {
 	Started  time.Time `json:"started"`
-	Revision string    `json:"revision,omitempty"`
+	Version  string    `json:"version"`
 	Cores    int       `json:"cores"`
 	Go       string    `json:"go"`
 	Postgres string    `json:"postgres,omitempty"`
@@ -191,10 +191,7 @@ func (r *benchReport) conditions() string {
 	if r.Postgres != "" {
 		parts = append(parts, r.Postgres)
 	}
-	if r.Revision != "" {
-		parts = append(parts, "revision "+r.Revision)
-	}
-	parts = append(parts, fmt.Sprintf("%s over HTTP/%s", r.Codec, r.HTTP), fmt.Sprintf("%g s measured each", r.Seconds), r.Started.UTC().Format(time.DateOnly))
+	parts = append(parts, "Holdfast "+r.Version, fmt.Sprintf("%s over HTTP/%s", r.Codec, r.HTTP), fmt.Sprintf("%g s measured each", r.Seconds), r.Started.UTC().Format(time.DateOnly))
 	return strings.Join(parts, ", ") + "."
 }
 

@@ -1,125 +1,116 @@
 package main
 
 import (
-	"bytes"
+	"bufio"
 	"context"
-	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
-	"net/url"
+	"io"
+	"log/slog"
 	"os"
 	"os/exec"
+	"strings"
 	"time"
-
-	"holdfast/db"
-	"holdfast/db/embedded"
 )
 
-const (
-	benchLogin = "holdfast" // the server's
-	// startTimeout is how long the server may take to be ready.
-	startTimeout = 30 * time.Second
-)
+// benchStartTimeout is how long the server may take to be ready.
+const benchStartTimeout = 30 * time.Second
 
-// start starts a Postgres that is thrown away and a server on it, each a process of its own, so that what they use can
-// be told apart.
-func (s *benchSystem) start(ctx context.Context) (api, admin, databaseURL string, err error) {
-	// Postgres keeps its own settings of durability: a benchmark without them would be of another system.
-	postgres, err := embedded.Start(ctx, embedded.Options{Ephemeral: true})
+// start starts a Postgres that is thrown away and a server on it. The server is a process of its own, so that what it
+// uses can be told from what the generator does.
+func (s *benchSystem) start(ctx context.Context) (api, admin string, err error) {
+	// Postgres keeps its own settings of durability: without them it would be another system.
+	box, err := openSandbox(ctx, sandboxOptions{MaxConns: operatorConns, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
-		return "", "", "", err
+		return "", "", err
 	}
-	s.closers = append(s.closers, postgres.Stop)
-	s.databasePID, s.pgbenchURL, s.pgbenchDir = postgres.PID(), postgres.AdminURL(), postgres.BinDir()
-
-	if err := db.MigrateUp(ctx, postgres.AdminURL()); err != nil {
-		return "", "", "", err
-	}
-	password := rand.Text()
-	if err := db.EnsureLogin(ctx, postgres.AdminURL(), benchLogin, password); err != nil {
-		return "", "", "", err
-	}
-	databaseURL = postgres.URL("postgres", url.UserPassword(benchLogin, password))
-	api, admin, err = s.startServer(ctx, databaseURL)
-	return api, admin, databaseURL, err
+	s.closers = append(s.closers, box.close)
+	s.database, s.token = box.db, box.token
+	s.databasePID, s.pgbenchURL, s.pgbenchDir = box.postgres.PID(), box.ownerURL, box.postgres.BinDir()
+	return s.startServer(ctx, box.url)
 }
 
-// startServer runs this very program as `holdfast serve`, and returns when it is ready.
+// startServer runs this very program as `holdfast serve`, and returns when it says that it is ready.
 func (s *benchSystem) startServer(ctx context.Context, databaseURL string) (api, admin string, err error) {
 	program, err := os.Executable()
 	if err != nil {
 		return "", "", err
 	}
-	apiAddress, err := freeAddress(ctx)
-	if err != nil {
-		return "", "", err
-	}
-	adminAddress, err := freeAddress(ctx)
-	if err != nil {
-		return "", "", err
-	}
+	// It is told to stop, and is not killed, when the run is over.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), program, "serve") //nolint:gosec // this program
-	cmd.Env = append(os.Environ(), "HOLDFAST_DATABASE_URL="+databaseURL, "HOLDFAST_LISTEN="+apiAddress, "HOLDFAST_ADMIN="+adminAddress)
-	var said bytes.Buffer
-	cmd.Stderr = &said
+	cmd.Env = append(environmentOfOthers(os.Environ()),
+		"HOLDFAST_DATABASE_URL="+databaseURL, "HOLDFAST_ADDR=127.0.0.1:0", "HOLDFAST_ADMIN_ADDR=127.0.0.1:0")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		return "", "", err
+	}
 	if err := cmd.Start(); err != nil {
 		return "", "", err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	s.serverPID = cmd.Process.Pid
+	said := make(chan benchServerSaid, 1)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		listenToServer(stderr, said)
+		_ = cmd.Wait() // it was told to end, or its last words say why it did
+	}()
 	s.closers = append(s.closers, func(context.Context) error {
 		if err := cmd.Process.Signal(os.Interrupt); err != nil {
 			_ = cmd.Process.Kill()
 		}
-		return <-ended
+		<-ended
+		return nil
 	})
-	s.serverPID = cmd.Process.Pid
-	api = "http://" + apiAddress
-	if err := awaitReady(ctx, api+"/readyz", ended); err != nil {
-		return "", "", fmt.Errorf("the server did not start: %w. It said:\n%s", err, said.Bytes())
-	}
-	return api, "http://" + adminAddress, nil
-}
-
-// awaitReady asks until the answer is 200, or the server has ended, which it puts back into ended.
-func awaitReady(ctx context.Context, readyz string, ended chan error) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	client := &http.Client{Timeout: time.Second}
-	defer client.CloseIdleConnections()
-	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, readyz, http.NoBody)
-		if err != nil {
-			return err
-		}
-		if res, err := client.Do(req); err == nil {
-			res.Body.Close()
-			if res.StatusCode == http.StatusOK {
-				return nil
-			}
-		}
-		select {
-		case err := <-ended:
-			ended <- err
-			return errors.Join(errors.New("it ended"), err)
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
+	timer := time.NewTimer(benchStartTimeout)
+	defer timer.Stop()
+	select {
+	case it := <-said:
+		return it.api, it.admin, it.err
+	case <-timer.C:
+		return "", "", fmt.Errorf("the server is not ready after %v", benchStartTimeout)
+	case <-ctx.Done():
+		return "", "", ctx.Err()
 	}
 }
 
-// freeAddress is an address of this machine that nobody listens on.
-func freeAddress(ctx context.Context) (string, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+// environmentOfOthers leaves out what would configure our own server.
+func environmentOfOthers(env []string) (others []string) {
+	for _, e := range env {
+		if !strings.HasPrefix(e, "HOLDFAST_") && !strings.HasPrefix(e, "DATABASE_URL=") && !strings.HasPrefix(e, "PORT=") {
+			others = append(others, e)
+		}
 	}
-	defer l.Close()
-	return l.Addr().String(), nil
+	return others
+}
+
+// benchServerSaid is what a server told of itself: where it is, or why it ended before it was ready.
+type benchServerSaid struct {
+	api, admin string
+	err        error
+}
+
+// listenToServer reads a server's log to its end, and says once where the server is, or why it is not.
+func listenToServer(log io.Reader, said chan<- benchServerSaid) {
+	var it benchServerSaid
+	var last string
+	lines := bufio.NewScanner(log)
+	for lines.Scan() {
+		last = lines.Text()
+		var entry struct{ Msg, API, URL string }
+		if json.Unmarshal(lines.Bytes(), &entry) != nil {
+			continue
+		}
+		switch entry.Msg {
+		case "metrics and profiles":
+			it.admin = entry.URL
+		case "ready":
+			it.api = entry.API
+			said <- it
+		}
+	}
+	if it.api == "" {
+		said <- benchServerSaid{err: errors.New("the server did not start: " + last)}
+	}
 }

@@ -41,51 +41,48 @@ type benchSystem struct {
 
 // openBenchSystem starts a Postgres and a server, or finds the ones that the flags name.
 func openBenchSystem(ctx context.Context, b *bench) (_ *benchSystem, err error) {
-	s := &benchSystem{pprof: b.Pprof, token: b.Token, serverPID: b.ServerPID, databasePID: b.DatabasePID, pgbenchURL: b.PgbenchURL}
+	s := &benchSystem{pprof: b.Pprof}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close(ctx))
 		}
 	}()
-	api, admin, databaseURL := b.API, b.Admin, b.DatabaseURL
+	api, admin := b.API, b.Admin
 	if api == "" {
 		fmt.Fprintln(b.log, "starting Postgres and a server")
-		if api, admin, databaseURL, err = s.start(ctx); err != nil {
-			return nil, err
-		}
+		api, admin, err = s.start(ctx)
+	} else {
+		s.token, s.pgbenchURL, s.serverPID, s.databasePID = b.Token, b.PgbenchURL, b.ServerPID, b.DatabasePID
+		err = s.open(ctx, b.DatabaseURL)
+	}
+	if err != nil {
+		return nil, err
 	}
 	base, err := loopbackURL(api, b.AllowRemote)
 	if err != nil {
 		return nil, err
 	}
 	s.target = &load.Target{URL: base, Codec: load.Codec(b.Codec), HTTP2: b.HTTP == "2"}
-	if admin != "" {
-		if s.admin, err = loopbackURL(admin, b.AllowRemote); err != nil {
-			return nil, err
-		}
+	s.closers = append(s.closers, func(context.Context) error { s.target.Close(); return nil })
+	if s.pprof == "" {
+		return s, nil
 	}
-	if s.pprof != "" {
-		if s.admin == nil {
-			return nil, errors.New("--pprof needs --admin")
-		}
-		if err := os.MkdirAll(s.pprof, 0o755); err != nil { //nolint:gosec // profiles are no secret
-			return nil, err
-		}
+	if s.admin, err = loopbackURL(admin, b.AllowRemote); err != nil {
+		return nil, fmt.Errorf("--pprof needs --admin: %w", err)
 	}
-	if databaseURL != "" {
-		if s.database, err = db.Open(ctx, db.Config{URL: databaseURL, MaxConns: 4}); err != nil {
-			return nil, err
-		}
-		s.closers = append(s.closers, func(context.Context) error { s.database.Close(); return nil })
+	return s, os.MkdirAll(s.pprof, 0o755) //nolint:gosec // profiles are no secret
+}
+
+// open opens the database of a server that runs already, if its login is given.
+func (s *benchSystem) open(ctx context.Context, databaseURL string) (err error) {
+	if databaseURL == "" {
+		return nil
 	}
-	if s.token == "" {
-		tokens, err := s.makeTenants(ctx, 1)
-		if err != nil {
-			return nil, err
-		}
-		s.token = tokens[0]
+	if s.database, err = db.Open(ctx, db.Config{URL: databaseURL, MaxConns: operatorConns}); err != nil {
+		return fmt.Errorf("--database-url: %w", err)
 	}
-	return s, nil
+	s.closers = append(s.closers, func(context.Context) error { s.database.Close(); return nil })
+	return nil
 }
 
 // close ends what open started, the last thing first.
@@ -132,7 +129,7 @@ func (s *benchSystem) tokens(ctx context.Context, tenants int) ([]string, error)
 func (s *benchSystem) makeTenants(ctx context.Context, count int) ([]string, error) {
 	tokens := make([]string, count)
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(4)
+	group.SetLimit(operatorConns)
 	stamp := strconv.FormatInt(time.Now().UnixNano(), 36)
 	for i := range tokens {
 		group.Go(func() error {

@@ -37,7 +37,7 @@ func TestBenchReport(t *testing.T) {
 	t.Parallel()
 	r := &benchReport{
 		Started: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Cores: 2, Go: "go1.26", Postgres: "Postgres 17.2",
-		Revision: "0123456789ab", Codec: "proto", HTTP: "1", Seconds: 5,
+		Version: "v1.2.3", Codec: "proto", HTTP: "1", Seconds: 5,
 		Rows: []benchRow{
 			{Name: "floor-commit-1", What: "pgbench", Requests: 9, PerSecond: 6925.4, P50: 0.144, P95: 1, P99: 104.2, DatabaseCPU: 1.5, GeneratorCPU: 12.34},
 			{Name: "append-1", What: "append", Requests: 9, PerSecond: 1234567, ServerRSSMiB: 64, Errors: map[string]int64{"unavailable": 2, "aborted": 1}},
@@ -47,7 +47,7 @@ func TestBenchReport(t *testing.T) {
 	}
 	var b strings.Builder
 	r.print(&b, true)
-	want := `2 cores shared by server, database and generator, go1.26, Postgres 17.2, revision 0123456789ab, proto over HTTP/1, 5 s measured each, 2026-01-02.
+	want := `2 cores shared by server, database and generator, go1.26, Postgres 17.2, Holdfast v1.2.3, proto over HTTP/1, 5 s measured each, 2026-01-02.
 
 | scenario | what | per second | p50 ms | p95 ms | p99 ms | server CPU s | database CPU s | generator CPU s | server RSS MiB | errors |
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |

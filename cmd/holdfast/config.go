@@ -190,7 +190,8 @@ func serveAdmin(ctx context.Context, l net.Listener, metrics *prometheus.Registr
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
+	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
+	defer stop()
 	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}

@@ -69,14 +69,17 @@ func (c *devCmd) Run(ctx context.Context, w *console) (err error) {
 	return err
 }
 
+// greeting is the line of --json.
+type greeting struct {
+	API    string `json:"api"`
+	Tenant string `json:"tenant"`
+	Token  string `json:"token"`
+}
+
 // greet says where the server is and how to call it, in a form that can be pasted.
 func (c *devCmd) greet(w *console, api, token string) error {
 	if c.JSON {
-		return json.NewEncoder(w.stdout).Encode(struct {
-			API    string `json:"api"`
-			Tenant string `json:"tenant"`
-			Token  string `json:"token"`
-		}{api, devTenant, token})
+		return json.NewEncoder(w.stdout).Encode(greeting{api, devTenant, token})
 	}
 	kept := "kept nowhere"
 	if c.Data != "" {

@@ -1,16 +1,19 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"sync"
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/sync/errgroup"
 
 	"holdfast/cmd/holdfast/internal/replay"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
@@ -20,13 +23,14 @@ import (
 // replayCmd is `holdfast replay`.
 type replayCmd struct {
 	File     string        `arg:"" help:"A recorded Gemini Live session, such as examples/gemini-live-session.jsonl; - for standard input."`
-	Speed    float64       `help:"How many times faster than recorded; 0: as fast as possible." default:"1"`
+	Speed    float64       `help:"How many times faster than recorded; 0: as fast as possible." default:"1" placeholder:"X"`
 	MaxPause time.Duration `help:"Shorten longer pauses to this." default:"3s"`
-	API      string        `help:"Base URL of the server." name:"api" env:"HOLDFAST_API" default:"http://127.0.0.1:8080" placeholder:"URL"`
-	Token    string        `help:"API key, such as \"holdfast dev\" prints." env:"HOLDFAST_TOKEN"`
+	API      string        `help:"Base URL of the server. Default: http://127.0.0.1:8080, or without a token a server of its own." name:"api" env:"HOLDFAST_API" placeholder:"URL"`
+	Token    string        `help:"API key for the server, such as \"holdfast dev\" prints." env:"HOLDFAST_TOKEN" placeholder:"KEY"`
 }
 
 const (
+	replayAPI = "http://127.0.0.1:8080"
 	// catchUp is how long the watcher may take to see the last change.
 	catchUp = 10 * time.Second
 	// shownMessages is how many messages are redrawn in place; with the tool calls they fit on a small terminal.
@@ -34,37 +38,80 @@ const (
 )
 
 // Run sends the recording, shows the conversation grow, and prints what came of it.
-func (c *replayCmd) Run(ctx context.Context) error {
+func (c *replayCmd) Run(ctx context.Context, w *console) error {
 	switch {
 	case c.Speed < 0 || c.MaxPause < 0:
-		return errors.New("--speed and --max-pause cannot be negative")
-	case c.Token == "":
-		return errors.New("an API key is needed: `holdfast dev` starts a server and prints one for HOLDFAST_TOKEN, or give --token")
+		return wrongUsage("--speed and --max-pause cannot be negative")
+	case c.Token == "" && c.API != "":
+		return wrongUsage("no API key for %s: set HOLDFAST_TOKEN or give --token; `holdfast dev` and `holdfast key create` print one", c.API)
 	}
-	frames, err := c.read()
+	frames, err := c.read(w.stdin)
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.File, err)
 	}
-	service := conversationv1connect.NewConversationServiceClient(
-		&http.Client{Transport: &bearer{token: c.Token, next: &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true}}}, c.API)
-	r := &replayRun{service: service, show: lineByLine(os.Stdout)}
-	if isTerminal(os.Stdout) {
-		r.show = inPlace(os.Stdout)
+	if c.Token == "" {
+		fmt.Fprintln(w.stderr, "There is no HOLDFAST_TOKEN, so this starts a server of its own, which is gone afterwards.")
+		return withThrowAwayServer(ctx, w.env, func(ctx context.Context, api, token string) error {
+			return c.replay(ctx, w.stdout, api, token, frames)
+		})
 	}
-	if err := r.run(ctx, replay.Batches(frames, c.Speed, c.MaxPause)); err != nil {
-		if connect.CodeOf(err) == connect.CodeUnavailable {
-			err = fmt.Errorf("%w (is there a server at %s? `holdfast dev` starts one)", err, c.API)
-		}
+	return c.replay(ctx, w.stdout, cmp.Or(c.API, replayAPI), c.Token, frames)
+}
+
+func (c *replayCmd) replay(ctx context.Context, stdout io.Writer, api, token string, frames []replay.Frame) error {
+	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true}
+	defer transport.CloseIdleConnections()
+	r := &replayRun{
+		service: conversationv1connect.NewConversationServiceClient(&http.Client{Transport: &bearer{token, transport}}, api),
+		show:    lineByLine(stdout),
+	}
+	if isTerminal(stdout) {
+		r.show = inPlace(stdout)
+	}
+	err := r.run(ctx, replay.Batches(frames, c.Speed, c.MaxPause))
+	if connect.CodeOf(err) == connect.CodeUnavailable {
+		return fmt.Errorf("%w (is there a server at %s? `holdfast dev` starts one)", err, api)
+	}
+	if err != nil {
 		return err
 	}
-	fmt.Printf("\n%d messages, %d tool calls, %d versions from %d frames\n%s\n",
+	fmt.Fprintf(stdout, "\n%d messages, %d tool calls, %d versions from %d frames\nconversation %s\n",
 		r.view.Messages(), r.view.ToolCalls(), r.view.Version(), len(frames), r.conversation)
 	return nil
 }
 
-func (c *replayCmd) read() ([]replay.Frame, error) {
+// withThrowAwayServer runs do beside a server that nobody else uses.
+func withThrowAwayServer(ctx context.Context, env lookup, do func(ctx context.Context, api, token string) error) (err error) {
+	log := slog.New(slog.DiscardHandler)
+	box, err := openSandbox(ctx, sandboxOptions{Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, box.close(ctx)) }()
+	serving, stop := context.WithCancel(ctx)
+	group, serving := errgroup.WithContext(serving)
+	ready := make(chan string, 1)
+	group.Go(func() error {
+		return serverConfig{}.run(serving, env, log, box.db, "127.0.0.1:0", func(api string) error {
+			ready <- api
+			return nil
+		})
+	})
+	group.Go(func() error {
+		defer stop()
+		select {
+		case api := <-ready:
+			return do(serving, api, box.token)
+		case <-serving.Done():
+			return ctx.Err()
+		}
+	})
+	return group.Wait()
+}
+
+func (c *replayCmd) read(stdin io.Reader) ([]replay.Frame, error) {
 	if c.File == "-" {
-		return replay.Read(os.Stdin)
+		return replay.Read(stdin)
 	}
 	f, err := os.Open(c.File)
 	if err != nil {
@@ -189,8 +236,12 @@ func inPlace(w io.Writer) func(*replay.View, []string) {
 	return func(v *replay.View, _ []string) { screen.Draw(v.Lines(shownMessages)) }
 }
 
-// isTerminal tells whether f is a terminal that can be drawn on.
-func isTerminal(f *os.File) bool {
+// isTerminal tells whether w is a terminal that can be drawn on.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
 	info, err := f.Stat()
 	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
 }

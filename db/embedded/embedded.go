@@ -149,7 +149,7 @@ func start(ctx context.Context, o Options, m machine) (_ *Server, err error) {
 // takeHome finds the directory to live in and takes its lock. From here on no other process of ours touches it.
 func (s *Server) takeHome(ctx context.Context, dir string, m machine) (err error) {
 	if s.ephemeral {
-		
+		sweep(ctx, m.tempDirs, s.log)
 		s.home, s.lock, err = m.temporaryHome(ctx, s.tools)
 		return err
 	}

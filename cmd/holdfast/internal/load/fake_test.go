@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -24,6 +25,7 @@ type fakeServer struct {
 
 	refuse error // every append fails with it
 	lose   int64 // the message of that seq is acknowledged and not kept
+	hide   int64 // watchers are not told of the message of that seq
 
 	mu      sync.Mutex // guards what follows
 	objects map[string][]*conversationv1.Message
@@ -121,6 +123,7 @@ func (f *fakeServer) WatchConversation(ctx context.Context, req *conversationv1.
 		fresh, changed := f.objects[req.GetConversationId()][seen:], f.changed
 		f.mu.Unlock()
 		seen += len(fresh)
+		fresh = slices.DeleteFunc(slices.Clone(fresh), func(m *conversationv1.Message) bool { return m.GetSeq() == f.hide })
 		if reset || len(fresh) > 0 {
 			if err := stream.Send(&conversationv1.WatchConversationResponse{Reset_: reset, Messages: fresh}); err != nil {
 				return err
@@ -137,8 +140,9 @@ func (f *fakeServer) WatchConversation(ctx context.Context, req *conversationv1.
 func newSessions(t *testing.T, target *Target, count, objects int) []*Session {
 	t.Helper()
 	all := make([]*Session, count)
+	began := time.Now()
 	for i := range all {
-		all[i] = NewSession(target, "token", "c"+string(rune('a'+i%objects)), i, time.Now())
+		all[i] = NewSession(target, "token", "c"+string(rune('a'+i%objects)), i, began)
 		t.Cleanup(all[i].Close)
 		if i < objects {
 			if err := all[i].Create(t.Context()); err != nil {

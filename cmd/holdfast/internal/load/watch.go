@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -20,7 +21,7 @@ import (
 type Watchers struct {
 	meter   *Meter
 	began   time.Time
-	from    atomic.Int64 // measure messages due from then on: nanoseconds since began
+	from    atomic.Int64 // messages due from then on are measured: nanoseconds since began
 	clients []*http.Client
 	streams []*stream
 	cancel  context.CancelFunc
@@ -41,6 +42,7 @@ type stream struct {
 func Watch(ctx context.Context, t *Target, token string, sessions []*Session, connections int, began time.Time) (*Watchers, error) {
 	run, cancel := context.WithCancel(ctx)
 	w := &Watchers{meter: NewMeter(), began: began, cancel: cancel}
+	w.from.Store(math.MaxInt64)
 	services := make([]conversationv1connect.ConversationServiceClient, connections)
 	for i := range services {
 		w.clients = append(w.clients, NewHTTP2Client())
@@ -74,7 +76,7 @@ func (w *Watchers) follow(ctx context.Context, service conversationv1connect.Con
 	defer ready()
 	ctx, call := connect.NewClientContext(ctx)
 	call.RequestHeader().Set("Authorization", "Bearer "+token)
-	// A snapshot may carry as many messages as this; all that were there before are thereby seen.
+	// The snapshot's one message says which seq comes next.
 	stream, err := service.WatchConversation(ctx, &conversationv1.WatchConversationRequest{ConversationId: s.conversation, MessageLimit: 1})
 	if err != nil {
 		return err
@@ -84,13 +86,14 @@ func (w *Watchers) follow(ctx context.Context, service conversationv1connect.Con
 		change := stream.Msg()
 		now := time.Since(w.began)
 		for _, m := range change.GetMessages() {
-			if err := s.see(m.GetSeq(), change.GetReset_()); err != nil {
-				return err
+			if last := s.seq.Load(); !change.GetReset_() && m.GetSeq() != last+1 {
+				return fmt.Errorf("watching %s: seq %d follows seq %d", s.conversation, m.GetSeq(), last)
 			}
 			stamp, ok := ParseStamp(m.GetText())
 			if ok && !change.GetReset_() && int64(stamp.Sent) >= w.from.Load() {
 				w.meter.Observe(now - stamp.Sent)
 			}
+			s.seq.Store(m.GetSeq()) // Drain waits for it, so it comes last
 		}
 		if change.GetReset_() {
 			ready()
@@ -100,15 +103,6 @@ func (w *Watchers) follow(ctx context.Context, service conversationv1connect.Con
 		return err
 	}
 	return errors.New("the stream ended")
-}
-
-// see notes a message's seq, and fails where it does not follow the last one.
-func (s *stream) see(seq int64, snapshot bool) error {
-	last := s.seq.Swap(seq)
-	if !snapshot && seq != last+1 {
-		return fmt.Errorf("watching %s: seq %d follows seq %d", s.conversation, seq, last)
-	}
-	return nil
 }
 
 func (s *stream) fail(err error) {

@@ -1,0 +1,433 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"go.uber.org/goleak"
+
+	"holdfast/db/dbtest"
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+)
+
+func TestMain(m *testing.M) {
+	code := dbtest.Main(m)
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// process is a Main that runs.
+type process struct {
+	stop           context.CancelFunc
+	stdout, stderr *output
+	done           chan struct{}
+	code           int // once done is closed
+}
+
+// output is what a process has written; lines tells of each new line.
+type output struct {
+	mu    sync.Mutex
+	buf   bytes.Buffer
+	lines chan string
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.buf.Write(p)
+	for l := range strings.Lines(string(p)) {
+		select {
+		case o.lines <- l:
+		default: // nobody waits for that many
+		}
+	}
+	return len(p), nil
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
+}
+
+// start runs Main with that environment, and no other.
+func start(t *testing.T, env map[string]string, args ...string) *process {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &process{
+		stop: cancel, done: make(chan struct{}),
+		stdout: &output{lines: make(chan string, 100)}, stderr: &output{lines: make(chan string, 100)},
+	}
+	go func() {
+		defer close(p.done)
+		p.code = Main(ctx, args, strings.NewReader(""), p.stdout, p.stderr, func(name string) (string, bool) {
+			v, ok := env[name]
+			return v, ok
+		})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-p.done
+		if t.Failed() {
+			t.Logf("holdfast %s ended with %d.\nstdout: %s\nstderr: %s", strings.Join(args, " "), p.code, p.stdout, p.stderr)
+		}
+	})
+	return p
+}
+
+// run runs Main to its end.
+func run(t *testing.T, env map[string]string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	p := start(t, env, args...)
+	<-p.done
+	return p.code, p.stdout.String(), p.stderr.String()
+}
+
+// await returns the first match of a pattern in one of the lines to come, its last group.
+func (p *process) await(t *testing.T, o *output, pattern string) string {
+	t.Helper()
+	re := regexp.MustCompile(pattern)
+	deadline := time.After(2 * time.Minute) // Postgres may have to be downloaded
+	for {
+		select {
+		case l := <-o.lines:
+			if m := re.FindStringSubmatch(l); m != nil {
+				return m[len(m)-1]
+			}
+		case <-p.done:
+			t.Fatalf("ended with %d before it said %q", p.code, pattern)
+		case <-deadline:
+			t.Fatalf("never said %q", pattern)
+		}
+	}
+}
+
+// end asks the process to stop and checks that it does, in time and well.
+func (p *process) end(t *testing.T) {
+	t.Helper()
+	p.stop()
+	select {
+	case <-p.done:
+		if p.code != 0 {
+			t.Errorf("exit code is %d", p.code)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("does not stop within ten seconds")
+		<-p.done
+	}
+}
+
+func clientOf(t *testing.T, api, token string) conversationv1connect.ConversationServiceClient {
+	t.Helper()
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	return conversationv1connect.NewConversationServiceClient(&http.Client{Transport: &bearer{token: token, next: transport}}, api)
+}
+
+func get(t *testing.T, url string) (int, string) {
+	t.Helper()
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(body)
+}
+
+func TestDevEphemeral(t *testing.T) {
+	t.Parallel()
+	p := start(t, nil, "dev", "--ephemeral", "--json", "--addr", "127.0.0.1:0")
+	var ready greeting
+	if err := json.Unmarshal([]byte(p.await(t, p.stdout, `.+`)), &ready); err != nil {
+		t.Fatal(err)
+	}
+	if ready.Tenant != "dev" {
+		t.Errorf("tenant is %q", ready.Tenant)
+	}
+	c := clientOf(t, ready.API, ready.Token)
+	made, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{Title: "Auth refactor"})
+	if err != nil || made.GetMetadata().GetVersion() != 1 {
+		t.Errorf("CreateConversation: %v, %v", made, err)
+	}
+	// Browsers of any origin may call a development server.
+	if code, _ := get(t, ready.API+"/readyz"); code != 200 {
+		t.Errorf("/readyz is %d", code)
+	}
+	p.end(t)
+	if n := strings.Count(p.stdout.String(), "\n"); n != 1 {
+		t.Errorf("--json printed %d lines: %s", n, p.stdout)
+	}
+	if code, _ := get(t, ready.API+"/healthz"); code != 0 {
+		t.Errorf("still there: %d", code)
+	}
+}
+
+func TestDevKeepsWhatItHas(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // Postgres may run as another user than the test
+		t.Fatal(err)
+	}
+	data := filepath.Join(dir, "data")
+	env := map[string]string{"HOLDFAST_DATA": data, "HOLDFAST_ADDR": "127.0.0.1:0"}
+
+	p := start(t, env, "dev")
+	api := p.await(t, p.stdout, `API +(\S+)`)
+	token := p.await(t, p.stdout, `Token +(\S+)`)
+	p.await(t, p.stdout, `-d '`)
+	for _, name := range []string{"token", "password"} {
+		info, err := os.Stat(filepath.Join(data, name))
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
+	}
+	if _, err := exec.LookPath("curl"); err == nil {
+		_, printed, _ := strings.Cut(p.stdout.String(), "  curl ")
+		out, err := exec.CommandContext(t.Context(), "sh", "-c", "curl --silent "+printed).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), `"Auth refactor"`) {
+			t.Errorf("the curl that it printed answers %s, %v", out, err)
+		}
+	}
+	made, err := clientOf(t, api, token).CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "c1"})
+	if err != nil {
+		t.Fatal(made, err)
+	}
+	second := start(t, env, "dev")
+	<-second.done
+	if second.code != 1 || !strings.Contains(second.stderr.String(), "--data") {
+		t.Errorf("a second one on the same data ends with %d: %s", second.code, second.stderr)
+	}
+	p.end(t)
+
+	p = start(t, env, "dev", "--json")
+	var ready greeting
+	if err := json.Unmarshal([]byte(p.await(t, p.stdout, `.+`)), &ready); err != nil {
+		t.Fatal(err)
+	}
+	if ready.Token != token {
+		t.Error("the token is another after a restart")
+	}
+	if _, err := clientOf(t, ready.API, token).GetConversation(t.Context(), &conversationv1.GetConversationRequest{ConversationId: "c1"}); err != nil {
+		t.Errorf("after a restart: %v", err)
+	}
+	p.end(t)
+}
+
+func TestServe(t *testing.T) {
+	t.Parallel()
+	b := dbtest.New(t)
+	env := map[string]string{"DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0", "HOLDFAST_ADMIN_ADDR": "127.0.0.1:0"}
+	tenant := string(b.Tenant)
+	succeed := func(args ...string) string {
+		t.Helper()
+		code, stdout, stderr := run(t, env, args...)
+		if code != 0 {
+			t.Fatalf("%v ended with %d: %s", args, code, stderr)
+		}
+		return strings.TrimSpace(stdout)
+	}
+	if said := succeed("tenant", "create", tenant); !strings.Contains(said, "already") {
+		t.Errorf("a tenant that is there: %s", said)
+	}
+	succeed("tenant", "create", tenant+".2", "--title", "The second")
+	if list := succeed("tenant", "list"); !strings.Contains(list, tenant+".2") || !strings.Contains(list, "The second") {
+		t.Errorf("tenant list: %s", list)
+	}
+	token := succeed("key", "create", "--tenant", tenant, "--user", "ada", "--description", "laptop")
+	id := strings.Split(token, "_")[1]
+	if list := succeed("key", "list", "--tenant", tenant); !strings.Contains(list, id) || !strings.Contains(list, "user ada") || strings.Contains(list, token) {
+		t.Errorf("key list: %s", list)
+	}
+
+	p := start(t, env, "serve")
+	admin := p.await(t, p.stderr, `"metrics and profiles".*"url":"([^"]+)"`)
+	api := p.await(t, p.stderr, `"ready".*"api":"([^"]+)"`)
+	c := clientOf(t, api, token)
+	if _, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "c1"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, body := get(t, admin+"/metrics"); !strings.Contains(body, `holdfast_requests_total{code="ok",method="/holdfast.conversation.v1.ConversationService/CreateConversation"} 1`) {
+		t.Errorf("/metrics is\n%s", body)
+	}
+	if code, _ := get(t, admin+"/debug/pprof/cmdline"); code != 200 {
+		t.Errorf("pprof is %d", code)
+	}
+	if code, _ := get(t, api+"/metrics"); code != 404 {
+		t.Errorf("the API has /metrics: %d", code)
+	}
+
+	// A revoked key is refused within two seconds, and what its stream says at shutdown is to come again.
+	other := succeed("key", "create", "--tenant", tenant)
+	succeed("key", "revoke", "--tenant", tenant, id)
+	deadline := time.After(3 * time.Second)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for connect.CodeOf(ping(t, c)) != connect.CodeUnauthenticated {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal("the revoked key still works")
+		}
+	}
+	s, err := clientOf(t, api, other).WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: "c1"})
+	if err != nil || !s.Receive() {
+		t.Fatal(err, s.Err())
+	}
+	defer s.Close()
+	p.stop()
+	for s.Receive() {
+	}
+	if connect.CodeOf(s.Err()) != connect.CodeUnavailable {
+		t.Errorf("the stream ended with %v", s.Err())
+	}
+	p.end(t)
+}
+
+func ping(t *testing.T, c conversationv1connect.ConversationServiceClient) error {
+	t.Helper()
+	_, err := c.GetConversation(t.Context(), &conversationv1.GetConversationRequest{ConversationId: "c1"})
+	return err
+}
+
+func TestMigrate(t *testing.T) {
+	t.Parallel()
+	b := dbtest.Own(t)
+	b.DB.Close() // nobody else is there when the schema goes
+	env := map[string]string{"HOLDFAST_MIGRATE_DATABASE_URL": b.OwnerURL, "DATABASE_URL": "not this one", "HOLDFAST_LOGIN_PASSWORD": "secret"}
+	states := func() string {
+		t.Helper()
+		code, stdout, stderr := run(t, env, "migrate", "status")
+		if code != 0 {
+			t.Fatal(stderr)
+		}
+		var out []string
+		for s := bufio.NewScanner(strings.NewReader(stdout)); s.Scan(); {
+			out = append(out, strings.Fields(s.Text())[1])
+		}
+		return strings.Join(out, " ")
+	}
+	before := states()
+	if strings.Contains(before, "pending") || before == "" {
+		t.Errorf("status is %q", before)
+	}
+	if code, _, stderr := run(t, env, "migrate", "down"); code != 0 || !strings.HasSuffix(states(), "pending") {
+		t.Errorf("down ended with %d: %s", code, stderr)
+	}
+	for range 2 { // again changes nothing
+		if code, _, stderr := run(t, env, "migrate", "up", "--login", "holdfast_test_cmd"); code != 0 || states() != before {
+			t.Errorf("up ended with %d: %s", code, stderr)
+		}
+	}
+}
+
+func TestWrongUsage(t *testing.T) {
+	t.Parallel()
+	const nowhere = "postgres://u:p@127.0.0.1:1/d"
+	for name, tt := range map[string]struct {
+		args []string
+		env  map[string]string
+		code int
+		says string
+	}{
+		"no command":         {nil, nil, 2, "expected one of"},
+		"unknown command":    {[]string{"fly"}, nil, 2, "fly"},
+		"unknown flag":       {[]string{"serve", "--fly"}, nil, 2, "--fly"},
+		"no database":        {[]string{"serve"}, nil, 2, "DATABASE_URL"},
+		"empty database":     {[]string{"serve"}, map[string]string{"DATABASE_URL": ""}, 2, "DATABASE_URL"},
+		"bad database":       {[]string{"serve", "--database-url", "::"}, nil, 1, "database URL is not valid"},
+		"no such database":   {[]string{"serve"}, map[string]string{"DATABASE_URL": nowhere}, 1, "unavailable"},
+		"bad port":           {[]string{"serve"}, map[string]string{"PORT": "http"}, 2, "--port"},
+		"bad log level":      {[]string{"serve", "--log-level", "loud"}, nil, 2, "--log-level"},
+		"bad connections":    {[]string{"serve"}, map[string]string{"HOLDFAST_MAX_CONNS": "1"}, 2, "--max-conns"},
+		"bad origin":         {[]string{"serve", "--origins", "app.example.com"}, nil, 2, "no origin"},
+		"migrate, no owner":  {[]string{"migrate", "up"}, nil, 2, "HOLDFAST_MIGRATE_DATABASE_URL"},
+		"login, no password": {[]string{"migrate", "up", "--login", "x"}, map[string]string{"DATABASE_URL": nowhere}, 2, "HOLDFAST_LOGIN_PASSWORD"},
+		"bad tenant":         {[]string{"tenant", "create", "a b"}, map[string]string{"DATABASE_URL": nowhere}, 2, "tenant's id"},
+		"key, no tenant":     {[]string{"key", "create"}, map[string]string{"DATABASE_URL": nowhere}, 2, "--tenant"},
+		"key, bad user":      {[]string{"key", "create", "--tenant", "t", "--user", "a\tb"}, map[string]string{"DATABASE_URL": nowhere}, 2, "--user"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			code, _, stderr := run(t, tt.env, tt.args...)
+			if code != tt.code || !strings.Contains(stderr, tt.says) || strings.Contains(stderr, "goroutine") {
+				t.Errorf("ended with %d, want %d and %q: %s", code, tt.code, tt.says, stderr)
+			}
+		})
+	}
+}
+
+func TestWrongConfigurationOfAServer(t *testing.T) {
+	t.Parallel()
+	b := dbtest.New(t)
+	for name, tt := range map[string]struct {
+		args []string
+		says string
+	}{
+		"the owner's login":   {[]string{"--database-url", b.OwnerURL}, "To mend it"},
+		"address":             {[]string{"--addr", "nowhere.invalid:1"}, "--addr"},
+		"admin address":       {[]string{"--admin-addr", "1.2.3.4:x"}, "--admin-addr"},
+		"JWT without issuer":  {[]string{"--jwt-audience", "x"}, "issuer"},
+		"JWT without keys":    {[]string{"--jwt-issuer", "x", "--jwt-audience", "x", "--jwt-tenant", "t"}, "JWKS URL or a key file"},
+		"JWT key not a file":  {[]string{"--jwt-key-file", "/nowhere"}, "--jwt-key-file"},
+		"JWT key is a secret": {[]string{"--jwt-issuer", "x", "--jwt-audience", "x", "--jwt-tenant", "t", "--jwt-key-file", "main.go"}, "PEM"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			env := map[string]string{"DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0"}
+			code, _, stderr := run(t, env, append([]string{"serve"}, tt.args...)...)
+			if code == 0 || !strings.Contains(stderr, tt.says) {
+				t.Errorf("ended with %d, want %q: %s", code, tt.says, stderr)
+			}
+		})
+	}
+}
+
+func TestUnknownTenantAndKey(t *testing.T) {
+	t.Parallel()
+	b := dbtest.New(t)
+	env := map[string]string{"HOLDFAST_DATABASE_URL": b.URL, "DATABASE_URL": "not this one"}
+	if code, _, stderr := run(t, env, "key", "create", "--tenant", "nobody"); code != 1 || !strings.Contains(stderr, "holdfast tenant create nobody") {
+		t.Errorf("key create ended with %d: %s", code, stderr)
+	}
+	if code, _, stderr := run(t, env, "key", "revoke", "--tenant", string(b.Tenant), "nokey"); code != 1 || !strings.Contains(stderr, "holdfast key list") {
+		t.Errorf("key revoke ended with %d: %s", code, stderr)
+	}
+}
+
+func TestHelpAndVersion(t *testing.T) {
+	t.Parallel()
+	if code, stdout, _ := run(t, nil, "serve", "--help"); code != 0 || !strings.Contains(stdout, "($HOLDFAST_DATABASE_URL, $DATABASE_URL)") {
+		t.Errorf("--help ended with %d: %s", code, stdout)
+	}
+	if code, stdout, _ := run(t, nil, "version"); code != 0 || !strings.HasPrefix(stdout, "holdfast ") {
+		t.Errorf("version ended with %d: %s", code, stdout)
+	}
+}
