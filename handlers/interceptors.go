@@ -66,8 +66,6 @@ func (o *outcome) WrapStreamingHandler(next connect.StreamingHandlerFunc) connec
 		defer stop()
 		if c.response != nil {
 			conn = &timedConn{StreamingHandlerConn: conn, response: c.response, now: o.now}
-			// The deadline is the connection's, and HTTP/1.1 uses it again.
-			defer func() { _ = c.response.SetWriteDeadline(time.Time{}) }()
 		}
 		err := next(streamCtx, conn)
 		// A stream that we cut short must not look as if it had come to its end, nor as if the caller had left.
@@ -82,7 +80,8 @@ func (o *outcome) WrapStreamingHandler(next connect.StreamingHandlerFunc) connec
 	}
 }
 
-// timedConn bounds each Send.
+// timedConn bounds each Send, and nothing else: HTTP/2 resets a stream whose deadline passes while it is idle, and
+// HTTP/1.1 uses the connection again.
 type timedConn struct {
 	connect.StreamingHandlerConn
 
@@ -93,6 +92,7 @@ type timedConn struct {
 func (t *timedConn) Send(m any) error {
 	// Not every ResponseWriter has deadlines; where none can be set there is none.
 	_ = t.response.SetWriteDeadline(t.now().Add(sendTimeout))
+	defer func() { _ = t.response.SetWriteDeadline(time.Time{}) }()
 	return t.StreamingHandlerConn.Send(m)
 }
 

@@ -224,14 +224,11 @@ func TestACallReachesItsManagerWithItsIdentity(t *testing.T) {
 func TestEveryProtocol(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	protocols := &http.Protocols{}
-	protocols.SetUnencryptedHTTP2(true)
-	clear2 := &http.Transport{Protocols: protocols}
-	t.Cleanup(clear2.CloseIdleConnections)
+	clear2 := h2c(t)
 	for name, opts := range map[string][]connect.ClientOption{
 		"Connect": nil, "Connect JSON": {connect.WithProtoJSON()}, "gRPC": {connect.WithGRPC()}, "gRPC-Web": {connect.WithGRPCWeb()},
 	} {
-		for version, client := range map[string]*http.Client{"HTTP/1.1": b.http, "h2c": {Transport: clear2}} {
+		for version, client := range map[string]*http.Client{"HTTP/1.1": b.http, "h2c": clear2} {
 			if name == "gRPC" && version == "HTTP/1.1" {
 				continue // gRPC needs HTTP/2
 			}
@@ -598,11 +595,7 @@ func TestPublicPaths(t *testing.T) {
 	check(conversationv1connect.ConversationServiceName, "SERVING")
 	check("nobody", "not_found")
 
-	protocols := &http.Protocols{}
-	protocols.SetUnencryptedHTTP2(true)
-	transport := &http.Transport{Protocols: protocols}
-	defer transport.CloseIdleConnections()
-	stream := grpcreflect.NewClient(&http.Client{Transport: transport}, b.url, connect.WithGRPC()).NewStream(t.Context())
+	stream := grpcreflect.NewClient(h2c(t), b.url, connect.WithGRPC()).NewStream(t.Context())
 	names, err := stream.ListServices()
 	_, _ = stream.Close()
 	if err != nil || !slices.Contains(names, conversationv1connect.ConversationServiceName) || !slices.Contains(names, grpchealth.HealthV1ServiceName) {
@@ -667,6 +660,74 @@ func TestDrain(t *testing.T) {
 	}
 	if err := <-b.stopped; err != nil {
 		t.Errorf("Serve returned %v", err)
+	}
+}
+
+// h2c is a client that speaks HTTP/2 in clear.
+func h2c(t *testing.T) *http.Client {
+	t.Helper()
+	protocols := &http.Protocols{}
+	protocols.SetUnencryptedHTTP2(true)
+	transport := &http.Transport{Protocols: protocols}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}
+
+func TestAClientThatDoesNotReadIsLeftAndOneThatWaitsIsNot(t *testing.T) {
+	t.Parallel()
+	const patience = 300 * time.Millisecond
+	late := func(o *Options) { o.Now = func() time.Time { return time.Now().Add(patience - sendTimeout) } }
+	for _, version := range []string{"HTTP/1.1", "h2c"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, late)
+			if version == "h2c" {
+				b.http = h2c(t)
+			}
+			ended := make(chan error, 1)
+			b.watch = func(ctx context.Context, req *conversationv1.WatchConversationRequest, s *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
+				m := &conversationv1.WatchConversationResponse{Heartbeat: true}
+				if req.ConversationId == "idle" {
+					if err := s.Send(m); err != nil {
+						return err
+					}
+					select {
+					case <-time.After(2 * patience):
+					case <-ctx.Done():
+					}
+					return s.Send(m)
+				}
+				m.Conversation = &conversationv1.Conversation{Title: strings.Repeat("x", 1<<20)}
+				var err error
+				for err == nil {
+					err = s.Send(m)
+				}
+				ended <- err
+				return err
+			}
+			idle, err := b.client(connect.WithAcceptCompression("gzip", nil, nil)).WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: "idle"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer idle.Close()
+			n := 0
+			for idle.Receive() {
+				n++
+			}
+			if n != 2 || idle.Err() != nil {
+				t.Errorf("idle stream: %d messages, %v", n, idle.Err())
+			}
+			deaf, err := b.client(connect.WithAcceptCompression("gzip", nil, nil)).WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: "deaf"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer deaf.Close()
+			select {
+			case <-ended:
+			case <-time.After(10 * time.Second):
+				t.Error("still sends to a client that does not read")
+			}
+		})
 	}
 }
 

@@ -78,7 +78,7 @@ func (c *benchCmd) Run(ctx context.Context, w *console) error {
 		return runErr
 	}
 	b.report.Targets = targets(b.report.Rows)
-	b.report.print(w.stdout, c.Markdown)
+	b.report.write(w.stdout, c.Markdown)
 	if c.JSON != "" {
 		runErr = errors.Join(runErr, writeJSON(c.JSON, b.report))
 	}
@@ -104,7 +104,7 @@ func (c *benchCmd) choose() ([]scenario, error) {
 	var chosen []scenario
 	for _, s := range scenarios {
 		wanted := only.MatchString(s.name) && (!s.optional || c.Live || c.Only != "")
-		if wanted && !(c.NoFloor && strings.HasPrefix(s.name, floorPrefix)) {
+		if wanted && (!c.NoFloor || !strings.HasPrefix(s.name, floorPrefix)) {
 			chosen = append(chosen, s)
 		}
 	}

@@ -25,42 +25,49 @@ type benchReport struct {
 	Codec    string    `json:"codec"`
 	HTTP     string    `json:"http"`
 	Seconds  float64   `json:"seconds"` // measured, of each scenario
-	Rows     []benchRow
-	Targets  []benchTargetMet
-	Verified benchVerified
-	Skipped  []string `json:",omitempty"`
+	// Others is the largest share of the machine's CPU that somebody else used during a scenario.
+	Others   float64          `json:"others"`
+	Rows     []benchRow       `json:"rows"`
+	Targets  []benchTargetMet `json:"targets"`
+	Verified benchVerified    `json:"verified"`
+	Skipped  []string         `json:"skipped,omitempty"`
 }
 
 // benchRow is what one scenario measured. A figure that could not be had is zero, and shown as a dash.
 type benchRow struct {
-	Name      string
-	What      string
-	Requests  int64
-	PerSecond float64
+	Name      string  `json:"name"`
+	What      string  `json:"what"`
+	Requests  int64   `json:"requests"`
+	PerSecond float64 `json:"per_second"`
 	// Latencies, in milliseconds.
-	P50, P95, P99 float64
+	P50 float64 `json:"p50_ms"`
+	P95 float64 `json:"p95_ms"`
+	P99 float64 `json:"p99_ms"`
 	// CPU seconds within the measured time.
-	ServerCPU, DatabaseCPU, GeneratorCPU float64 `json:",omitzero"`
+	ServerCPU    float64 `json:"server_cpu_seconds,omitzero"`
+	DatabaseCPU  float64 `json:"database_cpu_seconds,omitzero"`
+	GeneratorCPU float64 `json:"generator_cpu_seconds,omitzero"`
 	// The most memory that the server had in RAM.
-	ServerRSSMiB float64          `json:",omitzero"`
-	Errors       map[string]int64 `json:",omitempty"`
-	Example      string           `json:",omitempty"` // one of the errors
+	ServerRSSMiB float64          `json:"server_rss_mib,omitzero"`
+	Errors       map[string]int64 `json:"errors,omitempty"`
+	Example      string           `json:"example,omitempty"` // one of the errors
 }
 
 // benchVerified counts what was found again after it had been acknowledged.
 type benchVerified struct {
-	Messages, Conversations int
+	Messages      int `json:"messages"`
+	Conversations int `json:"conversations"`
 }
 
 // benchTargetMet compares a figure with what it should be.
 type benchTargetMet struct {
-	What   string
-	Value  float64
-	Unit   string
-	Target float64
+	What   string  `json:"what"`
+	Value  float64 `json:"value"`
+	Unit   string  `json:"unit"`
+	Target float64 `json:"target"`
 	// AtMost: the target is an upper bound; otherwise a lower one.
-	AtMost bool
-	Met    bool
+	AtMost bool `json:"at_most"`
+	Met    bool `json:"met"`
 }
 
 func rowOf(name, what string, m *load.Meter) benchRow {
@@ -158,8 +165,8 @@ func (t benchTargetMet) cells() []string {
 	return []string{t.What, unit(t.Value), bound + unit(t.Target), mark}
 }
 
-// print writes the report for a terminal, or as Markdown.
-func (r *benchReport) print(w io.Writer, markdown bool) {
+// write writes the report for a terminal, or as Markdown.
+func (r *benchReport) write(w io.Writer, markdown bool) {
 	rows := make([][]string, 0, len(r.Rows))
 	for _, row := range r.Rows {
 		rows = append(rows, row.cells())
@@ -180,6 +187,9 @@ func (r *benchReport) print(w io.Writer, markdown bool) {
 	}
 	fmt.Fprintf(w, "\nVerified: %s acknowledged messages in %s conversations, each there once, in order, without a gap.\n",
 		thousands(float64(r.Verified.Messages)), thousands(float64(r.Verified.Conversations)))
+	if r.Others > 0.05 {
+		fmt.Fprintf(w, "Disturbed: others used up to %.0f%% of this machine's CPU in the meantime, so the figures are of a smaller one.\n", 100*r.Others)
+	}
 	for _, s := range r.Skipped {
 		fmt.Fprintf(w, "Skipped: %s\n", s)
 	}

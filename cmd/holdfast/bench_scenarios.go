@@ -76,6 +76,7 @@ func runFloor(script floor.Script, clients int) func(context.Context, *bench, sc
 		}
 		row := rowOfFloor(s.name, s.what, res)
 		row.DatabaseCPU = u.database.Seconds()
+		b.report.Others = max(b.report.Others, u.others(res.CPU))
 		return []benchRow{row}, nil
 	}
 }
@@ -211,6 +212,7 @@ func closeAll(sessions []*load.Session) {
 func (b *bench) finish(ctx context.Context, all []*load.Session, u *benchUsage, rows ...benchRow) ([]benchRow, error) {
 	rows[0].ServerCPU, rows[0].DatabaseCPU, rows[0].GeneratorCPU = u.server.Seconds(), u.database.Seconds(), u.generator.Seconds()
 	rows[0].ServerRSSMiB = float64(u.resident) / (1 << 20)
+	b.report.Others = max(b.report.Others, u.others(0))
 	if ctx.Err() != nil {
 		return rows, ctx.Err()
 	}

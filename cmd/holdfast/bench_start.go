@@ -98,7 +98,11 @@ func listenToServer(log io.Reader, said chan<- benchServerSaid) {
 	lines := bufio.NewScanner(log)
 	for lines.Scan() {
 		last = lines.Text()
-		var entry struct{ Msg, API, URL string }
+		var entry struct {
+			Msg string `json:"msg"`
+			API string `json:"api"`
+			URL string `json:"url"`
+		}
 		if json.Unmarshal(lines.Bytes(), &entry) != nil {
 			continue
 		}

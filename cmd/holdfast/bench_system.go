@@ -10,6 +10,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -89,8 +91,8 @@ func (s *benchSystem) open(ctx context.Context, databaseURL string) (err error) 
 func (s *benchSystem) close(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	var errs []error
-	for i := len(s.closers) - 1; i >= 0; i-- {
-		errs = append(errs, s.closers[i](ctx))
+	for _, c := range slices.Backward(s.closers) {
+		errs = append(errs, c(ctx))
 	}
 	s.closers = nil
 	return errors.Join(errs...)
@@ -145,6 +147,9 @@ func (s *benchSystem) makeTenants(ctx context.Context, count int) ([]string, err
 	return tokens, group.Wait()
 }
 
+// cpuTimes are the CPU times of those who take part, and of the whole machine.
+type cpuTimes struct{ server, database, generator, machine time.Duration }
+
 // benchUsage is what the processes used within the measured time of a scenario.
 type benchUsage struct {
 	system   *benchSystem
@@ -152,8 +157,9 @@ type benchUsage struct {
 	measured time.Duration
 	serves   bool // the server takes part
 
-	server, database, generator time.Duration
-	resident                    int64 // the server's most, in bytes
+	cpuTimes
+
+	resident int64 // the server's most, in bytes
 
 	profile sync.WaitGroup
 	failed  error // of the profile, after it
@@ -166,7 +172,7 @@ func (b *bench) usage(name string, serves bool) *benchUsage {
 // observe notes what was used so far, and starts a profile where one is wanted; what it returns notes what was used
 // since. What cannot be found out stays 0.
 func (u *benchUsage) observe(ctx context.Context) (stop func()) {
-	server, database, generator := u.read()
+	before := u.read()
 	sampling, cancel := context.WithCancel(ctx)
 	var sampler sync.WaitGroup
 	if u.serves {
@@ -180,20 +186,31 @@ func (u *benchUsage) observe(ctx context.Context) (stop func()) {
 	return func() {
 		cancel()
 		sampler.Wait()
-		server1, database1, generator1 := u.read()
-		u.server, u.database, u.generator = server1-server, database1-database, generator1-generator
+		now := u.read()
+		u.cpuTimes = cpuTimes{now.server - before.server, now.database - before.database, now.generator - before.generator, now.machine - before.machine}
 	}
 }
 
-func (u *benchUsage) read() (server, database, generator time.Duration) {
+func (u *benchUsage) read() (t cpuTimes) {
 	if u.serves && u.system.serverPID != 0 {
-		server, _ = load.OwnCPUTime(u.system.serverPID)
+		t.server, _ = load.OwnCPUTime(u.system.serverPID)
 	}
 	if u.system.databasePID != 0 {
-		database, _ = load.CPUTime(u.system.databasePID)
+		t.database, _ = load.CPUTime(u.system.databasePID)
 	}
-	generator, _ = load.OwnCPUTime(os.Getpid())
-	return server, database, generator
+	t.generator, _ = load.OwnCPUTime(os.Getpid())
+	t.machine, _ = load.MachineCPUTime()
+	return t
+}
+
+// others is the share of the machine's CPU that somebody else used; more is what pgbench used. 0 where it is not known
+// what the server and the database used.
+func (u *benchUsage) others(more time.Duration) float64 {
+	if u.system.databasePID == 0 || u.serves && u.system.serverPID == 0 {
+		return 0
+	}
+	ours := u.server + u.database + u.generator + more
+	return max(0, float64(u.machine-ours)/float64(u.measured)/float64(runtime.NumCPU()))
 }
 
 func (u *benchUsage) sampleResident(ctx context.Context) {

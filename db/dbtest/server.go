@@ -127,7 +127,7 @@ func startLocal(ctx context.Context, env func(string) string) (*server, error) {
 		return nil, err
 	}
 	return &server{adminURL: s.AdminURL(), stop: func() {
-		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 		defer cancel()
 		complain(s.Stop(ctx))
 	}}, nil

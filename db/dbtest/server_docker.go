@@ -45,7 +45,7 @@ func startDocker(ctx context.Context, env func(string) string) (*server, error) 
 		testcontainers.WithWaitStrategyAndDeadline(acceptTimeout, ready),
 	)
 	remove := func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 		defer cancel()
 		// Killed at once: there is nothing to keep.
 		return testcontainers.TerminateContainer(container, testcontainers.StopContext(ctx), testcontainers.StopTimeout(0))
@@ -92,6 +92,10 @@ type acceptsSQL struct {
 	adminURL string // set when it is ready
 }
 
+// String is what testcontainers says that it waits for.
+func (a *acceptsSQL) String() string { return "a connection that runs statements" }
+
+// WaitUntilReady implements [wait.Strategy].
 func (a *acceptsSQL) WaitUntilReady(ctx context.Context, target wait.StrategyTarget) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()

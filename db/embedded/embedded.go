@@ -180,10 +180,10 @@ func (s *Server) run(ctx context.Context, o Options) error {
 	defer tick.Stop()
 	for {
 		if s.port = o.Port; s.port == 0 {
-			if s.port, err = freePort(); err != nil {
+			if s.port, err = freePort(ctx); err != nil {
 				return err
 			}
-		} else if err := portFree(s.port); err != nil {
+		} else if err := portFree(ctx, s.port); err != nil {
 			return fmt.Errorf("port %d cannot be used: %w", s.port, err)
 		}
 
@@ -195,7 +195,7 @@ func (s *Server) run(ctx context.Context, o Options) error {
 			return err
 		case stale != 0 && time.Now().Before(lingered):
 			// Backends of the server that left this pid file may still be there, see doc.go.
-		case o.Port == 0 && races > 0 && portFree(s.port) != nil:
+		case o.Port == 0 && races > 0 && portFree(ctx, s.port) != nil:
 			races-- // somebody took the free port between our look and postgres's
 		default:
 			return err
@@ -217,7 +217,8 @@ func (s *Server) launch(ctx context.Context, parameters map[string]string, stale
 	settings["port"] = strconv.Itoa(s.port)
 	settings["unix_socket_directories"] = ""
 
-	args := []string{"-D", s.dataDir()}
+	args := make([]string, 0, 2+2*len(settings))
+	args = append(args, "-D", s.dataDir())
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		args = append(args, "-c", name+"="+settings[name])
 	}
@@ -257,7 +258,8 @@ func (s *Server) awaitReady(ctx context.Context, proc *process) error {
 		}
 		select {
 		case <-proc.done:
-			return fmt.Errorf("postgres ended while it was starting (%v). It said:\n%s", proc.err, proc.out.last())
+			err := cmp.Or(proc.err, errors.New("exit status 0"))
+			return fmt.Errorf("postgres ended while it was starting: %w. It said:\n%s", err, proc.out.last())
 		case <-ctx.Done():
 			return fmt.Errorf("postgres is not ready: %w: %w. It said:\n%s", ctx.Err(), err, proc.out.last())
 		case <-tick.C:
@@ -334,18 +336,22 @@ func (s *Server) stop(ctx context.Context) error {
 	return err
 }
 
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func freePort(ctx context.Context) (int, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, fmt.Errorf("find a free port: %w", err)
 	}
 	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(port)
 }
 
 // portFree asks before postgres does: its own complaint comes too late to keep us from talking to whoever has the port.
-func portFree(port int) error {
-	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+func portFree(ctx context.Context, port int) error {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err != nil {
 		return err
 	}
@@ -357,8 +363,7 @@ func newPassword() string { return rand.Text() }
 
 // sqlState is the SQLSTATE of an error that a Postgres server sent, or empty.
 func sqlState(err error) string {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pg.Code
 	}
 	return ""

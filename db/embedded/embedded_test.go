@@ -1,3 +1,5 @@
+//go:build unix
+
 package embedded
 
 import (
@@ -32,10 +34,11 @@ import (
 // helperVar makes the test binary play a process that is then killed.
 const helperVar = "HOLDFAST_EMBEDDED_HELPER"
 
-// helperTask is what such a process does: it starts a server and prints its pid and URL, or watches a process.
+// helperTask is what such a process does: it watches a process, or starts a server and prints its pid and URL.
 type helperTask struct {
-	Options *Options
-	Watch   int
+	Watch      int               `json:"watch"`
+	Dir        string            `json:"dir"`
+	Parameters map[string]string `json:"parameters"`
 }
 
 func TestMain(m *testing.M) {
@@ -53,17 +56,17 @@ func helper(task string) error {
 	if err := json.Unmarshal([]byte(task), &todo); err != nil {
 		return err
 	}
-	if todo.Options == nil {
+	if todo.Watch != 0 {
 		if _, err := watch(todo.Watch); err != nil {
 			return err
 		}
-		fmt.Println("watching")
+		fmt.Fprintln(os.Stdout, "watching")
 	} else {
-		s, err := Start(context.Background(), *todo.Options)
+		s, err := Start(context.Background(), Options{Dir: todo.Dir, Parameters: todo.Parameters})
 		if err != nil {
 			return err
 		}
-		fmt.Println(s.PID(), s.AdminURL())
+		fmt.Fprintln(os.Stdout, s.PID(), s.AdminURL())
 	}
 	select {}
 }
@@ -99,8 +102,8 @@ func setup(t *testing.T) *testBundle {
 	if len(binDirs(t.Context())) == 0 {
 		t.Skip("no Postgres binaries on this machine")
 	}
-	// Not t.TempDir: that is mode 0700, and the server runs as another user when the test runs as root.
-	root, err := os.MkdirTemp("", "holdfast-embedded-test-*")
+	// t.TempDir is mode 0700, and the server runs as another user when the test runs as root.
+	root, err := os.MkdirTemp("", "holdfast-embedded-test-*") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -305,7 +308,7 @@ func TestEverythingKilled(t *testing.T) {
 
 	// The backend computes for as long as this file is there.
 	gate := filepath.Join(filepath.Dir(b.machine.tempDirs[0]), "gate")
-	if err := os.WriteFile(gate, nil, 0o644); err != nil { //nolint:gosec // the backend's user looks at it
+	if err := os.WriteFile(gate, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	computed := make(chan struct{})
@@ -366,8 +369,7 @@ func TestStalePIDFile(t *testing.T) {
 	stop(t, s)
 
 	bystander := exec.Command("sleep", "600")
-	bystander.SysProcAttr = s.tools.account.sysProcAttr()
-	bystander.SysProcAttr.Pdeathsig = 0
+	bystander.SysProcAttr = &syscall.SysProcAttr{Credential: s.tools.account.sysProcAttr().Credential}
 	bystander.Dir = "/"
 	if err := bystander.Start(); err != nil {
 		t.Fatal(err)
@@ -400,7 +402,7 @@ func TestOrphanIsTakenOver(t *testing.T) {
 
 	orphan := s.tools.command(s.home, "postgres", "-D", s.dataDir(),
 		"-c", "port="+strconv.Itoa(s.Port()), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=")
-	orphan.SysProcAttr.Pdeathsig = 0
+	orphan.SysProcAttr = &syscall.SysProcAttr{Credential: orphan.SysProcAttr.Credential} // nobody tells it
 	if err := orphan.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -439,7 +441,7 @@ func killedProcess(t *testing.T, todo helperTask, temp string, use func(line str
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0]) //nolint:gosec,noctx // this very test
+	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), helperVar+"="+string(task), "TMPDIR="+temp)
 	cmd.Stderr = os.Stderr
 	stdout, err := cmd.StdoutPipe()
@@ -463,8 +465,7 @@ func killedProcess(t *testing.T, todo helperTask, temp string, use func(line str
 // killedServerProcess is killedProcess for a task that starts a server.
 func killedServerProcess(t *testing.T, o Options, temp string, use func(pid int, adminURL string)) {
 	t.Helper()
-	o.Log = nil // a logger does not travel
-	killedProcess(t, helperTask{Options: &o}, temp, func(line string) {
+	killedProcess(t, helperTask{Dir: o.Dir, Parameters: o.Parameters}, temp, func(line string) {
 		var (
 			pid      int
 			adminURL string
@@ -513,7 +514,7 @@ func TestKilledProcessLeavesNothingEphemeral(t *testing.T) {
 	}
 	// A directory in use, and one that is just being made.
 	inUse := b.start(t, o)
-	fresh, err := os.MkdirTemp(temp, tempPattern)
+	fresh, err := os.MkdirTemp(temp, tempPattern) //nolint:usetesting // the name matters
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -710,7 +711,7 @@ func fakeTools(t *testing.T, dir string, major int, names ...string) string {
 	}
 	for _, name := range names {
 		script := fmt.Sprintf("#!/bin/sh\necho '%s (PostgreSQL) %d.3 (by hand)'\n", name, major)
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil { //nolint:gosec // to be run
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -789,7 +790,7 @@ func TestDownload(t *testing.T) {
 	}))
 	t.Cleanup(func() {
 		repository.Close()
-		http.DefaultClient.CloseIdleConnections() // the library's client
+		http.DefaultClient.CloseIdleConnections() //nolint:forbidigo // the library's choice of client
 	})
 	acct, err := accountFor(cluster{})
 	if err != nil {

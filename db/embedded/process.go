@@ -66,7 +66,7 @@ func spawn(cmd *exec.Cmd, log *slog.Logger) (*process, error) {
 		if !kernelWatches {
 			var err error
 			if unwatch, err = watch(cmd.Process.Pid); err != nil {
-				log.Warn("postgres will not be told if this process is killed", "error", err) //nolint:sloglint // no context here
+				log.Warn("postgres will not be told if this process is killed", "error", err)
 			}
 		}
 		started <- nil
@@ -93,30 +93,37 @@ func (p *process) wait(ctx context.Context) error {
 
 // stop ends the process, as gently as how says and less gently when that takes too long.
 func (p *process) stop(ctx context.Context, bin string, how shutdown) error {
-	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
-	defer cancel()
 	for ; how <= shutdownKill; how++ {
-		select {
-		case <-p.done:
+		if p.obeys(ctx, bin, how) {
 			return nil
-		default:
-		}
-		if err := sendShutdown(bin, p.cmd.Process, how); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			continue
-		}
-		if how > shutdownFast {
-			// Past its patience the caller gets these seconds all the same: the other way is to leave a server behind.
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), immediateTimeout)
-			defer cancel()
-		}
-		select {
-		case <-p.done:
-			return nil
-		case <-ctx.Done():
 		}
 	}
 	return fmt.Errorf("process %d does not end, not even when killed", p.cmd.Process.Pid)
+}
+
+// obeys tells the process to shut down and whether it did so in time.
+func (p *process) obeys(ctx context.Context, bin string, how shutdown) bool {
+	patience := stopTimeout
+	if how != shutdownFast {
+		// Past its patience the caller gives these seconds all the same: the other way is to leave a server behind.
+		ctx, patience = context.WithoutCancel(ctx), immediateTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	select {
+	case <-p.done:
+		return true
+	default:
+	}
+	if err := sendShutdown(bin, p.cmd.Process, how); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return false
+	}
+	select {
+	case <-p.done:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // stopOrphan ends a server that runs on a data directory although nobody holds its lock, as the caller does now.
@@ -259,7 +266,7 @@ func (l *lineLog) Write(p []byte) (int, error) {
 		if len(l.lines) > rememberedLines {
 			l.lines = slices.Delete(l.lines, 0, len(l.lines)-rememberedLines)
 		}
-		l.log.Debug("postgres", "line", string(line)) //nolint:sloglint // no context here
+		l.log.Debug("postgres", "line", string(line))
 		l.partial = l.partial[n:]
 	}
 }

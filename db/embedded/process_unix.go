@@ -52,8 +52,8 @@ func accountFor(c cluster) (account, error) {
 			return account{name: u.Username, uid: uint32(uid), gid: uint32(gid), other: true}, nil //nolint:gosec // cut on purpose
 		}
 	}
-	return account{}, errors.New("Postgres does not run as root, and there is neither a user postgres nor a user nobody " +
-		"to run it as; make one, or start as another user")
+	return account{}, errors.New("no user to run Postgres as: it refuses root, and there is neither a user postgres nor a user nobody; " +
+		"make one, or start as another user")
 }
 
 // own gives a file to the server's user.
@@ -122,7 +122,7 @@ func isMine(info fs.FileInfo) bool {
 }
 
 func openLocked(path string, flags int) (*os.File, error) {
-	file, err := os.OpenFile(path, flags, 0o600) //nolint:gosec // a name of our own
+	file, err := os.OpenFile(path, flags, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +138,7 @@ func openLocked(path string, flags int) (*os.File, error) {
 
 // syncDir makes a rename in a directory last through a power cut.
 func syncDir(dir string) error {
-	d, err := os.Open(dir) //nolint:gosec // a name of our own
+	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}

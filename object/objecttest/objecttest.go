@@ -38,7 +38,7 @@ func Run[S proto.Message](t *testing.T, c Case[S]) {
 	t.Helper()
 	for _, g := range []struct {
 		name  string
-		tests map[string]func(*testing.T, *suite[S])
+		tests tests[S]
 	}{
 		{"Write", writeTests[S]()},
 		{"Request", requestTests[S]()},
@@ -53,12 +53,15 @@ func Run[S proto.Message](t *testing.T, c Case[S]) {
 			for name, test := range g.tests {
 				t.Run(name, func(t *testing.T) {
 					t.Parallel()
-					test(t, newSuite(t, c))
+					test(newSuite(t, c), t)
 				})
 			}
 		})
 	}
 }
+
+// tests are the tests of one part of the contract, by name.
+type tests[S proto.Message] map[string]func(*suite[S], *testing.T)
 
 // patience is how long a test waits for what should take milliseconds.
 const patience = time.Minute

@@ -101,22 +101,21 @@ func (f *Floor) Close(ctx context.Context) error {
 // Run repeats a script with so many clients for warmup, which is not measured, and for duration. observe is called when
 // the measured time begins, and what it returns when that time ends; it may be nil.
 func (f *Floor) Run(ctx context.Context, s Script, clients int, warmup, duration time.Duration, observe func(ctx context.Context) (stop func())) (Result, error) {
-	args := []string{
-		"--protocol=prepared", "--client=" + strconv.Itoa(clients), "--jobs=" + strconv.Itoa(min(2, clients)),
-		"--file=" + f.file(string(s)),
+	args := func(d time.Duration, more ...string) []string {
+		return append(more, "--protocol=prepared", "--client="+strconv.Itoa(clients), "--jobs="+strconv.Itoa(min(2, clients)),
+			"--file="+f.file(string(s)), "--time="+seconds(d))
 	}
 	if warmup > 0 {
-		if _, _, err := f.pgbench(ctx, slices.Concat(args, []string{"--time=" + seconds(warmup)})...); err != nil {
+		if _, _, err := f.pgbench(ctx, args(warmup)...); err != nil {
 			return Result{}, err
 		}
 	}
 	logs := filepath.Join(f.dir, "log")
-	args = append(args, "--time="+seconds(duration), "--log", "--log-prefix="+logs)
 	stop := func() {}
 	if observe != nil {
 		stop = observe(ctx)
 	}
-	out, cpu, err := f.pgbench(ctx, args...)
+	out, cpu, err := f.pgbench(ctx, args(duration, "--log", "--log-prefix="+logs)...)
 	stop()
 	if err != nil {
 		return Result{}, err

@@ -1,6 +1,9 @@
 package load
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Ledger remembers what one session sent to its conversation and what of it was acknowledged. A session sends one
 // message after the other, so a ledger is not safe for concurrent use.
@@ -31,9 +34,9 @@ func (l *Ledger) Acknowledged() (n int) {
 
 // Last is the highest seq acknowledged.
 func (l *Ledger) Last() int64 {
-	for i := len(l.seqs) - 1; i >= 0; i-- {
-		if l.seqs[i] > 0 {
-			return l.seqs[i]
+	for _, seq := range slices.Backward(l.seqs) {
+		if seq > 0 {
+			return seq
 		}
 	}
 	return 0

@@ -1,6 +1,7 @@
 package load
 
 import (
+	"maps"
 	"sync"
 	"time"
 
@@ -74,11 +75,7 @@ func (m *Meter) Latency() Latency {
 func (m *Meter) Errors() (byCode map[string]int64, example error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	byCode = make(map[string]int64, len(m.errors))
-	for code, n := range m.errors {
-		byCode[code] = n
-	}
-	return byCode, m.example
+	return maps.Clone(m.errors), m.example
 }
 
 // measuredFor says over what time the throughput is.

@@ -19,10 +19,14 @@ import (
 func transcripts(frames []*conversationv1.LiveFrame) []string {
 	var user, assistant strings.Builder
 	for _, f := range frames {
+		type said struct {
+			Text string `json:"text"`
+		}
 		var content struct {
 			ServerContent struct {
-				InputTranscription, OutputTranscription struct{ Text string }
-			}
+				InputTranscription  said `json:"inputTranscription"`
+				OutputTranscription said `json:"outputTranscription"`
+			} `json:"serverContent"`
 		}
 		if err := json.Unmarshal([]byte(f.GetText()), &content); err != nil {
 			return nil
@@ -177,6 +181,19 @@ func TestTreeTime(t *testing.T) {
 	}
 	if got := treeTime(all, 2); got != 8*time.Second {
 		t.Errorf("got %v, want 8 s", got)
+	}
+}
+
+func TestParseMachine(t *testing.T) {
+	t.Parallel()
+	got, err := parseMachine("cpu  100 20 30 9999 9999 9999 9999 50 0 0\ncpu0 1 2 3 4 5 6 7 8 9 10\n")
+	if err != nil || got != 2*time.Second {
+		t.Errorf("%v, %v, want 2 s", got, err)
+	}
+	for _, bad := range []string{"", "cpu 1 2 3", "cpu a b c d e f g h"} {
+		if _, err := parseMachine(bad); err == nil {
+			t.Errorf("%q is taken for /proc/stat", bad)
+		}
 	}
 }
 

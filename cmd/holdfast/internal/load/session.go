@@ -101,14 +101,14 @@ func (s *Session) send(ctx context.Context, req *conversationv1.AppendMessagesRe
 
 // Read reads the state and the last count messages of a conversation, and fails where fewer come. It counts the
 // messages without decoding them, as pgbench does with the rows that it is compared with.
-func (s *Session) Read(ctx context.Context, conversation string, count int) error {
-	s.read.ConversationId, s.read.MessageLimit = conversation, int32(count)
+func (s *Session) Read(ctx context.Context, conversation string, count int32) error {
+	s.read.ConversationId, s.read.MessageLimit = conversation, count
 	body, err := s.caller.Call(ctx, conversationv1connect.ConversationServiceGetConversationProcedure, s.read)
 	if err != nil {
 		return err
 	}
 	n, err := s.codec.countMessages(body)
-	if err == nil && n != count {
+	if err == nil && n != int(count) {
 		err = fmt.Errorf("%d messages read, not %d", n, count)
 	}
 	return err

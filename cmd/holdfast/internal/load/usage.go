@@ -99,6 +99,31 @@ func OwnCPUTime(pid int) (time.Duration, error) {
 	return s.own, err
 }
 
+// MachineCPUTime is the CPU time that was spent on this machine by anybody, and what a virtual machine's host took.
+func MachineCPUTime() (time.Duration, error) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	return parseMachine(string(b))
+}
+
+// parseMachine reads the first line of /proc/stat: cpu user nice system idle iowait irq softirq steal …
+func parseMachine(stat string) (sum time.Duration, err error) {
+	fields := strings.Fields(stat)
+	if len(fields) < 9 || fields[0] != "cpu" {
+		return 0, errors.New("not a /proc/stat")
+	}
+	for _, i := range []int{1, 2, 3, 8} {
+		ticks, err := strconv.ParseInt(fields[i], 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += time.Duration(ticks) * tick
+	}
+	return sum, nil
+}
+
 // Resident is the memory of a process that is in RAM, in bytes.
 func Resident(pid int) (int64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

@@ -81,7 +81,7 @@ func (w *Watchers) follow(ctx context.Context, service conversationv1connect.Con
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
+	defer stream.Close() //nolint:errcheck // its error is that of the stream
 	for stream.Receive() {
 		change := stream.Msg()
 		now := time.Since(w.began)

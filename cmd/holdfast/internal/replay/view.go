@@ -99,7 +99,7 @@ func oneLine(text string) string {
 			return ' '
 		}
 		return r
-	}, text))
+	}, strings.TrimSpace(text)))
 	if len(runes) > maxText {
 		return string(runes[:maxText]) + "…"
 	}
