@@ -95,6 +95,8 @@ func explain(err error) *problem.Error {
 		return p
 	case errors.Is(err, object.ErrNewerSchema):
 		return problem.Unavailable("NEWER_SCHEMA", "a newer release wrote this object; this one will not change it", retryLater)
+	case errors.Is(err, object.ErrWatchOver):
+		return problem.Unavailable("STREAM_OVER", "this stream has reached its greatest age; reconnect with the last version that you saw", retrySoon)
 	case errors.Is(err, object.ErrClosed), errors.Is(err, errDraining):
 		return problem.Unavailable("SHUTTING_DOWN", "this server is shutting down; reconnect", retrySoon)
 	case errors.Is(err, db.ErrUnavailable):

@@ -17,8 +17,10 @@ var (
 	ErrNewerSchema = errors.New("object: written by a newer release")
 	// ErrClosed: the runtime is shutting down.
 	ErrClosed = errors.New("object: shutting down")
-	// ErrInvalid is wrapped by errors about a value that the caller gave.
-	ErrInvalid = errors.New("object: invalid")
+	// ErrWatchOver: a watch has reached its greatest age. Watch again from the last version.
+	ErrWatchOver = errors.New("object: the watch is over")
+	// ErrInvalid is wrapped, and explained in words for the caller, by errors about a value that the caller gave.
+	ErrInvalid = errors.New("invalid value")
 )
 
 // VersionMismatchError: the precondition named another version than the object's.

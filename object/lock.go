@@ -28,4 +28,6 @@ func (k key) requestKey(requestID string) []byte {
 }
 
 // storedTerm is a term as its table has it.
-func storedTerm(t identity.Tenant, kind, term string) string { return string(t) + "/" + kind + "/" + term }
+func storedTerm(t identity.Tenant, kind, term string) string {
+	return string(t) + "/" + kind + "/" + term
+}

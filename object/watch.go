@@ -39,8 +39,8 @@ type EntryChange struct {
 
 // Watch follows an object from version after on; 0 starts with a snapshot. Versions come without gap or repeat; a
 // slow consumer gets several in one Change. It holds no connection while it waits. It ends with ErrNotFound,
-// OverloadedError, ErrClosed when the runtime closes or the watch is old (watch again from the last version), ctx's
-// error, or an error of package db.
+// OverloadedError, ErrWatchOver at its greatest age, ErrClosed when the runtime closes, ctx's error, or an error of
+// package db.
 func (k *Kind[S]) Watch(ctx context.Context, id ID, after Version, recent int) iter.Seq2[Change[S], error] {
 	return func(yield func(Change[S], error) bool) {
 		w := watch{kind: k.kind, last: after, recent: recent, reset: after == 0}
@@ -135,7 +135,7 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 				return nil
 			}
 		case <-age.C:
-			return ErrClosed
+			return ErrWatchOver
 		case <-rt.hub.closed:
 			return ErrClosed
 		case <-ctx.Done():

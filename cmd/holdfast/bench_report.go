@@ -185,8 +185,11 @@ func (r *benchReport) write(w io.Writer, markdown bool) {
 		fmt.Fprintln(w)
 		table(w, targetColumns, 1, met)
 	}
-	fmt.Fprintf(w, "\nVerified: %s acknowledged messages in %s conversations, each there once, in order, without a gap.\n",
-		thousands(float64(r.Verified.Messages)), thousands(float64(r.Verified.Conversations)))
+	fmt.Fprintln(w)
+	if r.Verified.Messages > 0 {
+		fmt.Fprintf(w, "Verified: %s acknowledged messages in %s conversations, each there once, in order, without a gap.\n",
+			thousands(float64(r.Verified.Messages)), thousands(float64(r.Verified.Conversations)))
+	}
 	if r.Others > 0.05 {
 		fmt.Fprintf(w, "Disturbed: others used up to %.0f%% of this machine's CPU in the meantime, so the figures are of a smaller one.\n", 100*r.Others)
 	}

@@ -21,7 +21,7 @@ const benchStartTimeout = 30 * time.Second
 // uses can be told from what the generator does.
 func (s *benchSystem) start(ctx context.Context) (api, admin string, err error) {
 	// Postgres keeps its own settings of durability: without them it would be another system.
-	box, err := openSandbox(ctx, sandboxOptions{MaxConns: operatorConns, Log: slog.New(slog.DiscardHandler)})
+	box, err := openSandbox(ctx, os.LookupEnv, sandboxOptions{MaxConns: operatorConns, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return "", "", err
 	}

@@ -48,7 +48,7 @@ func (c *devCmd) Run(ctx context.Context, w *console) (err error) {
 	}
 	log := textLog(w.stderr, c.LogLevel)
 
-	box, err := openSandbox(ctx, sandboxOptions{Dir: c.Data, MaxConns: c.MaxConns, Log: log})
+	box, err := openSandbox(ctx, w.env, sandboxOptions{Dir: c.Data, MaxConns: c.MaxConns, Log: log})
 	if err != nil {
 		return err
 	}
@@ -93,14 +93,14 @@ Holdfast is ready.
   Token   %s
           (a service key, %s)
 
-Try it:
+Try it, in another terminal:
 
-  curl %s%s \
-    -H 'Authorization: Bearer %s' \
-    -H 'Content-Type: application/json' \
+  export HOLDFAST_API=%s HOLDFAST_TOKEN=%s
+  curl $HOLDFAST_API%s \
+    -H "Authorization: Bearer $HOLDFAST_TOKEN" -H 'Content-Type: application/json' \
     -d '{"title": "Auth refactor"}'
 
-`, api, devTenant, token, kept, api, conversationv1connect.ConversationServiceCreateConversationProcedure, token)
+`, api, devTenant, token, kept, api, token, conversationv1connect.ConversationServiceCreateConversationProcedure)
 	return err
 }
 
@@ -125,8 +125,9 @@ const (
 )
 
 // openSandbox starts a sandbox. On an error nothing is left running.
-func openSandbox(ctx context.Context, o sandboxOptions) (_ *sandbox, err error) {
+func openSandbox(ctx context.Context, env lookup, o sandboxOptions) (_ *sandbox, err error) {
 	settings := embedded.Options{Log: o.Log, Ephemeral: o.Dir == ""}
+	settings.BinDir, _ = env("HOLDFAST_POSTGRES_BIN")
 	if o.Dir != "" {
 		// The directory is open to all, because Postgres may have to run as another user; what is secret in it is not.
 		if err := os.MkdirAll(o.Dir, 0o755); err != nil { //nolint:gosec // see above

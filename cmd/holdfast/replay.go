@@ -83,7 +83,7 @@ func (c *replayCmd) replay(ctx context.Context, stdout io.Writer, api, token str
 // withThrowAwayServer runs do beside a server that nobody else uses.
 func withThrowAwayServer(ctx context.Context, env lookup, do func(ctx context.Context, api, token string) error) (err error) {
 	log := slog.New(slog.DiscardHandler)
-	box, err := openSandbox(ctx, sandboxOptions{Log: log})
+	box, err := openSandbox(ctx, env, sandboxOptions{Log: log})
 	if err != nil {
 		return err
 	}

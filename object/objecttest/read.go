@@ -285,4 +285,3 @@ func (s *suite[S]) testNewerSchema(t *testing.T) {
 		s.want(t, s.ctx, "a", 1, "x")
 	}
 }
-
