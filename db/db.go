@@ -56,7 +56,11 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 		return nil, translate(err, false)
 	}
 	d := &DB{pool: pool, clock: newClock()}
-	if err := d.checkLogin(ctx); err != nil {
+	err = d.checkLogin(ctx)
+	if err == nil {
+		err = d.Ping(ctx) // the first change is computed by the database's clock, too
+	}
+	if err != nil {
 		pool.Close()
 		return nil, err
 	}
@@ -74,11 +78,12 @@ func (d *DB) Now() time.Time { return d.clock.now() }
 
 // Ping asks Postgres for its time.
 func (d *DB) Ping(ctx context.Context) error {
+	asked := time.Now()
 	var now time.Time
 	if err := d.pool.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&now); err != nil {
 		return translate(err, false)
 	}
-	d.clock.sample(now)
+	d.clock.sample(asked, now)
 	return nil
 }
 

@@ -34,12 +34,21 @@ func translate(err error, commits bool) error {
 	if err == nil {
 		return nil
 	}
+	var row *rowError
+	if errors.As(err, &row) {
+		return row.err
+	}
 	kind := classify(err, commits)
 	if kind == nil {
 		return fmt.Errorf("db: %w", err)
 	}
 	return fmt.Errorf("%w: %w", kind, err)
 }
+
+// rowError is the caller's own, about a row that arrived: it says nothing about Postgres.
+type rowError struct{ err error }
+
+func (e *rowError) Error() string { return e.err.Error() }
 
 func classify(err error, commits bool) error {
 	var pg *pgconn.PgError

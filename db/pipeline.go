@@ -24,8 +24,9 @@ func (d *DB) NewPipeline(s Scope) *Pipeline {
 }
 
 func (p *Pipeline) enter(d *DB, s Scope) {
+	asked := time.Now()
 	query(p, dbsqlc.EnterScope, s.params(), func(r *dbsqlc.EnterScopeRow) error {
-		d.clock.sample(r.Now)
+		d.clock.sample(asked, r.Now)
 		return nil
 	})
 }
@@ -202,7 +203,7 @@ func query[P, R any](p *Pipeline, sql string, params P, each func(*R) error) {
 				return err
 			}
 			if err := each(&r); err != nil {
-				return err
+				return &rowError{err}
 			}
 		}
 		return rows.Err()

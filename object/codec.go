@@ -26,6 +26,9 @@ func encode(m proto.Message) (string, error) {
 
 // decode makes a new message of prototype's type out of stored JSON.
 func decode(prototype proto.Message, stored string) (proto.Message, error) {
+	if prototype == nil {
+		return nil, fmt.Errorf("%w: the kind has no such collection", ErrInvalid)
+	}
 	m := prototype.ProtoReflect().New().Interface()
 	if err := unmarshal.Unmarshal([]byte(stored), m); err != nil {
 		return nil, fmt.Errorf("object: stored %s cannot be read: %w", m.ProtoReflect().Descriptor().FullName(), err)

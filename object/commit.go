@@ -127,6 +127,9 @@ func (rt *Runtime) commitSure(works []*work) {
 			err = ErrNotFound // a row that the caller may not see is in the way
 		}
 	}
+	if rt.life.Err() != nil {
+		err = ErrClosed
+	}
 	for _, w := range works {
 		rt.cache.drop(w.box.key)
 		for _, c := range w.changes {

@@ -146,16 +146,19 @@ func (rt *Runtime) runViews(batch []*view) {
 			v.rec = v.known
 			return nil
 		}
-		v.rec, err = v.kind.record(r, int(a.Limits[r.Ord]))
-		if err == nil {
+		// A row that cannot be read fails its own view only.
+		if v.rec, v.err = v.kind.record(r, int(a.Limits[r.Ord])); v.err == nil {
 			rt.cache.put(v.key, v.rec)
 		}
-		return err
+		return nil
 	})
 	err := rt.db.Run(ctx, p)
 	now := rt.db.Now()
 	for _, v := range batch {
 		switch {
+		case v.err != nil:
+		case err != nil && rt.life.Err() != nil:
+			v.err = ErrClosed
 		case err != nil:
 			v.err = err
 		case v.rec == nil:
@@ -242,11 +245,12 @@ func (k *Kind[S]) List(ctx context.Context, o ListOptions) (Page[S], error) {
 	}
 	from := listCursor{Time: farFuture, ID: ""}
 	if o.PageToken != "" {
+		from = listCursor{}
 		b, err := base64.RawURLEncoding.DecodeString(o.PageToken)
 		if err == nil {
 			err = json.Unmarshal(b, &from)
 		}
-		if err != nil {
+		if err != nil || from.Time.IsZero() || ID(from.ID).check() != nil {
 			return Page[S]{}, fmt.Errorf("%w: page token", ErrInvalid)
 		}
 	}
@@ -337,6 +341,9 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 	}
 	if err := id.check(); err != nil {
 		return EntriesPage{}, err
+	}
+	if k.collections[collection] == nil {
+		return EntriesPage{}, fmt.Errorf("%w: the kind %s has no collection %q", ErrInvalid, k.name, collection)
 	}
 	var page EntriesPage
 	var rec *record

@@ -1,6 +1,7 @@
 package object
 
 import (
+	"slices"
 	"sort"
 	"time"
 
@@ -96,6 +97,12 @@ func (r recent) with(k string, value proto.Message, keep int) recent {
 		i++
 	}
 	r.entries = append(changed, r.entries[i:]...)
+	switch {
+	case len(r.entries) > max(n, 2*keep):
+		r.entries, r.whole = slices.Clone(r.entries[len(r.entries)-keep:]), false
+	case len(r.entries) == 0 && !r.whole:
+		r.known = false // where the older ones end was the first one's key
+	}
 	return r
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -84,7 +85,7 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 		return err
 	}
 	w.caller, w.key = caller, key{caller.Tenant, w.kind.name, id}
-	s, err := rt.hub.subscribe(w.key, w.kind, w.last)
+	s, err := rt.hub.subscribe(w.key, w.kind)
 	if err != nil {
 		return err
 	}
@@ -114,8 +115,8 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 			if e.version <= w.last {
 				continue
 			}
-			if e.version != w.last+1 {
-				behind = true // another process wrote in between
+			if e.version != w.last+1 || e.created {
+				behind = true // another process wrote in between, or what came before is gone
 				break
 			}
 			w.last = e.version
@@ -184,6 +185,9 @@ func (w *watch) catchUp(ctx context.Context) ([]*update, error) {
 		w.last = rec.version
 		return []*update{{rec: rec}}, nil
 	}
+	// What an earlier life of the object left is gone, and no event says so. Other events of the instant in which it was
+	// created make for a snapshot that was not needed, which does no harm.
+	w.reset = w.reset || slices.ContainsFunc(events, func(e dbsqlc.ListEventsRow) bool { return e.EventTime.Equal(rec.create) })
 	missed := int64(rec.version - w.last)
 	complete := missed >= 0 && int64(len(events)) == missed && (missed == 0 || events[0].Version == int64(w.last)+1)
 	if w.reset || !complete {
@@ -218,8 +222,8 @@ func (w *watch) changedEntries(ctx context.Context, tx *db.Transaction, events [
 			return nil, err
 		}
 		for _, k := range keys {
-			if _, ok := index[k]; ok {
-				continue
+			if _, ok := index[k]; ok || w.kind.collections[k.collection] == nil {
+				continue // a collection may be a newer release's
 			}
 			index[k] = len(out)
 			out = append(out, EntryChange{Collection: k.collection, Entry: Entry{Key: k.key}})
@@ -295,7 +299,8 @@ func newHub(rt *Runtime, c Config) *hub {
 	}
 }
 
-func (h *hub) subscribe(k key, kind *kind, last Version) (*subscription, error) {
+// subscribe begins at no position: the caller's own may be beyond the object's version, and would hide all that comes.
+func (h *hub) subscribe(k key, kind *kind) (*subscription, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.done {
@@ -304,7 +309,7 @@ func (h *hub) subscribe(k key, kind *kind, last Version) (*subscription, error) 
 	if h.count >= h.limit {
 		return nil, &OverloadedError{What: "streams", RetryAfter: time.Second}
 	}
-	s := &subscription{key: k, kind: kind, signal: make(chan struct{}, 1), last: last}
+	s := &subscription{key: k, kind: kind, signal: make(chan struct{}, 1)}
 	if h.subs[k] == nil {
 		h.subs[k] = map[*subscription]struct{}{}
 	}
@@ -378,6 +383,12 @@ func (s *subscription) seen(v Version) {
 	s.last = max(s.last, v)
 }
 
+func (s *subscription) position() Version {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last
+}
+
 // run polls for changes of other processes while anybody watches, one statement per tenant and 256 objects.
 func (h *hub) run() {
 	defer h.rt.workers.Done()
@@ -397,10 +408,13 @@ func (h *hub) run() {
 		}
 		watched := map[identity.Tenant][]*subscription{}
 		for k, subs := range h.subs {
+			var behind *subscription // the farthest stands for all that watch the object
 			for s := range subs {
-				watched[k.tenant] = append(watched[k.tenant], s)
-				break // one stands for all that watch the object
+				if behind == nil || s.position() < behind.position() {
+					behind = s
+				}
 			}
+			watched[k.tenant] = append(watched[k.tenant], behind)
 		}
 		h.mu.Unlock()
 		for tenant, subs := range watched {
@@ -418,13 +432,10 @@ func (h *hub) run() {
 func (h *hub) look(tenant identity.Tenant, subs []*subscription) {
 	a := dbsqlc.ViewObjectsParams{TenantID: string(tenant)}
 	for i, s := range subs {
-		s.mu.Lock()
-		last := s.last
-		s.mu.Unlock()
 		a.Ords = append(a.Ords, int32(i)) //nolint:gosec // bounded by maxBatch
 		a.Kinds = append(a.Kinds, s.kind.name)
 		a.Ids = append(a.Ids, string(s.key.id))
-		a.Known = append(a.Known, int64(last))
+		a.Known = append(a.Known, int64(s.position()))
 		a.Collections = append(a.Collections, "")
 		a.Limits = append(a.Limits, 0)
 	}

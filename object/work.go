@@ -64,6 +64,7 @@ type event struct {
 	undo      string
 	puts      []put
 	after     *record
+	created   bool // anew, where the object had an earlier life
 }
 
 // compute runs the changes in mailbox order. It returns false where what is at hand does not suffice to say what they
@@ -73,21 +74,24 @@ func (w *work) compute(now time.Time) bool {
 	if w.base != nil && now.Before(w.base.update) {
 		now = w.base.update // the clock of another process ran a little ahead
 	}
-	failed := false
+	failed, replay := false, false
 	for _, c := range w.changes {
 		c.err, c.after, c.stored = nil, nil, nil
+		stored := len(w.events)
 		c.err = w.apply(c, now)
 		if len(w.missing) > 0 {
 			return false
 		}
 		failed = failed || c.err != nil
+		replay = replay || c.opts.requestID != "" && len(w.events) == stored && c.ctx.Err() == nil
 	}
 	if !w.optimistic {
 		return true
 	}
 	// The commit proves that what was at hand was right. Without one, or where a failure may rest on an assumption
-	// that no commit checks, an answer would be a guess.
-	return len(w.events) > 0 && (!failed || len(w.assumed) == 0)
+	// that no commit checks, an answer would be a guess. So it would be for a request that stores no event: it may be
+	// known, and then has a reply already.
+	return len(w.events) > 0 && !replay && (!failed || len(w.assumed) == 0)
 }
 
 func (w *work) apply(c *change, now time.Time) error {
@@ -184,7 +188,7 @@ func (w *work) accept(c *change, t *txn) error {
 	}
 	e := event{
 		version: next.version, eventType: t.eventType, actor: string(c.caller.User), time: t.now,
-		requestID: c.opts.requestID, undo: undo, puts: t.puts, after: next,
+		requestID: c.opts.requestID, undo: undo, puts: t.puts, after: next, created: !live,
 	}
 	if e.eventType == "" {
 		e.eventType = defaultEventType(t)

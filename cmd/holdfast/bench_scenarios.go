@@ -76,7 +76,7 @@ func runFloor(script floor.Script, clients int) func(context.Context, *bench, sc
 		}
 		row := rowOfFloor(s.name, s.what, res)
 		row.DatabaseCPU = u.database.Seconds()
-		b.report.Others = max(b.report.Others, u.others(res.CPU))
+		row.OthersCPU = u.others(res.CPU).Seconds()
 		return []benchRow{row}, nil
 	}
 }
@@ -107,7 +107,7 @@ func runRead(clients int) func(context.Context, *bench, scenario) ([]benchRow, e
 		defer closeAll(all)
 		u := b.usage(s.name, true)
 		m := load.Closed(ctx, b.workload(clients, u.observe), func(ctx context.Context, i int, _ time.Time) error {
-			return all[i].Read(ctx, all[rand.IntN(len(all))].Conversation, readLimit)
+			return all[i].Read(ctx, all[rand.IntN(len(all))].Conversation, readLimit) //nolint:gosec // which one is no secret
 		})
 		return b.finish(ctx, all, u, rowOf(s.name, s.what, m))
 	}
@@ -212,7 +212,7 @@ func closeAll(sessions []*load.Session) {
 func (b *bench) finish(ctx context.Context, all []*load.Session, u *benchUsage, rows ...benchRow) ([]benchRow, error) {
 	rows[0].ServerCPU, rows[0].DatabaseCPU, rows[0].GeneratorCPU = u.server.Seconds(), u.database.Seconds(), u.generator.Seconds()
 	rows[0].ServerRSSMiB = float64(u.resident) / (1 << 20)
-	b.report.Others = max(b.report.Others, u.others(0))
+	rows[0].OthersCPU = u.others(0).Seconds()
 	if ctx.Err() != nil {
 		return rows, ctx.Err()
 	}

@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -203,14 +202,13 @@ func (u *benchUsage) read() (t cpuTimes) {
 	return t
 }
 
-// others is the share of the machine's CPU that somebody else used; more is what pgbench used. 0 where it is not known
-// what the server and the database used.
-func (u *benchUsage) others(more time.Duration) float64 {
+// others is the CPU time that somebody else on the machine used; more is what pgbench used. 0 where it is not known what
+// the server and the database used.
+func (u *benchUsage) others(more time.Duration) time.Duration {
 	if u.system.databasePID == 0 || u.serves && u.system.serverPID == 0 {
 		return 0
 	}
-	ours := u.server + u.database + u.generator + more
-	return max(0, float64(u.machine-ours)/float64(u.measured)/float64(runtime.NumCPU()))
+	return max(0, u.machine-u.server-u.database-u.generator-more)
 }
 
 func (u *benchUsage) sampleResident(ctx context.Context) {

@@ -40,9 +40,9 @@ func TestBenchReport(t *testing.T) {
 	t.Parallel()
 	r := &benchReport{
 		Started: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Cores: 2, Go: "go1.26", Postgres: "Postgres 17.2",
-		Version: "v1.2.3", Codec: "proto", HTTP: "1", Seconds: 5, Others: 0.25,
+		Version: "v1.2.3", Codec: "proto", HTTP: "1", Seconds: 5,
 		Rows: []benchRow{
-			{Name: "floor-commit-1", What: "pgbench", Requests: 9, PerSecond: 6925.4, P50: 0.144, P95: 1, P99: 104.2, DatabaseCPU: 1.5, GeneratorCPU: 12.34},
+			{Name: "floor-commit-1", What: "pgbench", Requests: 9, PerSecond: 6925.4, P50: 0.144, P95: 1, P99: 104.2, DatabaseCPU: 1.5, GeneratorCPU: 12.34, OthersCPU: 2.5},
 			{Name: "append-1", What: "append", Requests: 9, PerSecond: 1234567, ServerRSSMiB: 64, Errors: map[string]int64{"unavailable": 2, "aborted": 1}},
 		},
 		Verified: benchVerified{Messages: 12345, Conversations: 1000},
@@ -52,10 +52,10 @@ func TestBenchReport(t *testing.T) {
 	r.write(&b, true)
 	want := `2 cores shared by server, database and generator, go1.26, Postgres 17.2, Holdfast v1.2.3, proto over HTTP/1, 5 s measured each, 2026-01-02.
 
-| scenario | what | per second | p50 ms | p95 ms | p99 ms | server CPU s | database CPU s | generator CPU s | server RSS MiB | errors |
-| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-| floor-commit-1 | pgbench | 6,925 | 0.14 | 1.00 | 104 | – | 1.50 | 12.3 | – | 0 |
-| append-1 | append | 1,234,567 | – | – | – | – | – | – | 64.0 | 1 aborted, 2 unavailable |
+| scenario | what | per second | p50 ms | p95 ms | p99 ms | server CPU s | database CPU s | generator CPU s | others CPU s | server RSS MiB | errors |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| floor-commit-1 | pgbench | 6,925 | 0.14 | 1.00 | 104 | – | 1.50 | 12.3 | 2.50 | – | 0 |
+| append-1 | append | 1,234,567 | – | – | – | – | – | – | – | 64.0 | 1 aborted, 2 unavailable |
 
 Verified: 12,345 acknowledged messages in 1,000 conversations, each there once, in order, without a gap.
 Disturbed: others used up to 25% of this machine's CPU in the meantime, so the figures are of a smaller one.

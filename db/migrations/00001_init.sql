@@ -55,6 +55,8 @@ CREATE TABLE holdfast.objects (
   kind           text COLLATE "C" NOT NULL,
   object_id      text COLLATE "C" NOT NULL,
   owner_id       text COLLATE "C" NOT NULL,
+  -- The version that the last batch of changes built on; store_changes compares it with the one that is stored.
+  base_version   bigint NOT NULL,
   version        bigint NOT NULL,
   schema_version integer NOT NULL,
   -- NULL: deleted; the row stays until it expires, so that the version goes on counting and a retry gets its reply.
@@ -223,38 +225,46 @@ LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
   never CONSTANT timestamptz := '0001-01-01 00:00:00+00';
+  fenced bigint; -- rows that passed the fence
 BEGIN
   PERFORM count(pg_advisory_xact_lock(k)) FROM unnest(p_locks) AS k;
 
-  FOR i IN 1 .. coalesce(cardinality(o_id), 0) LOOP
-    IF o_expected[i] = 0 THEN
-      -- DO NOTHING also where row-level security hides the row that is in the way; DO UPDATE would raise.
-      INSERT INTO holdfast.objects (tenant_id, kind, object_id, owner_id, version, schema_version, state, deleted,
-        create_time, update_time, activity_time, expire_time)
-      VALUES (p_tenant_id, o_kind[i], o_id[i], o_owner_id[i], o_version[i], o_schema_version[i],
-        nullif(o_state[i], '')::jsonb, o_state[i] = '', o_create_time[i], o_update_time[i], o_activity_time[i],
-        nullif(o_expire_time[i], never))
-      ON CONFLICT DO NOTHING;
-    ELSE
-      UPDATE holdfast.objects SET version = o_version[i], owner_id = o_owner_id[i],
-        schema_version = o_schema_version[i], state = nullif(o_state[i], '')::jsonb,
-        deleted = o_state[i] = '', create_time = o_create_time[i],
-        update_time = o_update_time[i], activity_time = o_activity_time[i],
-        expire_time = nullif(o_expire_time[i], never)
-      WHERE tenant_id = p_tenant_id AND kind = o_kind[i] AND object_id = o_id[i] AND version = o_expected[i];
-    END IF;
-    IF NOT FOUND THEN
-      RAISE EXCEPTION 'object % is not at version %', o_id[i], o_expected[i] USING ERRCODE = 'HF001';
-    END IF;
-    IF o_reborn[i] THEN
-      DELETE FROM holdfast.entries
-      WHERE tenant_id = p_tenant_id AND kind = o_kind[i] AND object_id = o_id[i];
-    END IF;
-    IF o_retermed[i] THEN
-      DELETE FROM holdfast.terms
-      WHERE tenant_id = p_tenant_id AND kind = o_kind[i] AND object_id = o_id[i];
-    END IF;
-  END LOOP;
+  -- Whatever the planner believes, ON CONFLICT finds the row by the primary key. As UPDATE … FROM unnest() the whole kind
+  -- was read on a table without statistics, and as one UPDATE an object it took half as long again.
+  WITH stored AS (
+    INSERT INTO holdfast.objects AS o (tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state,
+      deleted, create_time, update_time, activity_time, expire_time)
+    SELECT p_tenant_id, n.kind, n.id, n.owner_id, n.expected, n.version, n.schema_version, nullif(n.state, '')::jsonb,
+      n.state = '', n.create_time, n.update_time, n.activity_time, nullif(n.expire_time, never)
+    FROM unnest(o_kind, o_id, o_owner_id, o_expected, o_version, o_schema_version, o_state, o_create_time,
+        o_update_time, o_activity_time, o_expire_time)
+      AS n (kind, id, owner_id, expected, version, schema_version, state, create_time,
+        update_time, activity_time, expire_time)
+    ON CONFLICT (tenant_id, kind, object_id) DO UPDATE SET owner_id = EXCLUDED.owner_id,
+      base_version = EXCLUDED.base_version, version = EXCLUDED.version, schema_version = EXCLUDED.schema_version,
+      state = EXCLUDED.state, deleted = EXCLUDED.deleted, create_time = EXCLUDED.create_time,
+      update_time = EXCLUDED.update_time, activity_time = EXCLUDED.activity_time, expire_time = EXCLUDED.expire_time
+    WHERE o.version = EXCLUDED.base_version
+    -- A row that was inserted has no xmax. One that should have been there was swept meanwhile.
+    RETURNING xmax = 0 AND o.base_version > 0 AS swept
+  )
+  SELECT count(*) FILTER (WHERE NOT swept) INTO fenced FROM stored;
+  IF fenced <> cardinality(o_id) THEN
+    RAISE EXCEPTION 'of % objects % are at the expected version', cardinality(o_id), fenced USING ERRCODE = 'HF001';
+  END IF;
+
+  IF true = ANY (o_reborn) OR true = ANY (o_retermed) THEN
+    FOR i IN 1 .. cardinality(o_id) LOOP
+      IF o_reborn[i] THEN
+        DELETE FROM holdfast.entries
+        WHERE tenant_id = p_tenant_id AND kind = o_kind[i] AND object_id = o_id[i];
+      END IF;
+      IF o_retermed[i] THEN
+        DELETE FROM holdfast.terms
+        WHERE tenant_id = p_tenant_id AND kind = o_kind[i] AND object_id = o_id[i];
+      END IF;
+    END LOOP;
+  END IF;
 
   IF cardinality(t_object) > 0 THEN
     INSERT INTO holdfast.terms (tenant_id, kind, object_id, term, owner_id, activity_time)

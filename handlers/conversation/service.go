@@ -16,6 +16,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	objectv1 "holdfast/gen/holdfast/object/v1"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
 	"holdfast/object"
@@ -114,6 +115,9 @@ func (m *Manager) ListConversations(
 	page, err := m.kind.List(ctx, object.ListOptions{
 		PageSize: int(req.GetPageSize()), PageToken: req.GetPageToken(), Terms: filter(req.GetProjectId(), req.GetLabels()),
 	})
+	if errors.Is(err, object.ErrInvalid) {
+		return nil, problem.InvalidArgument("page_token", "is none of this list; take next_page_token as it came")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -357,7 +361,7 @@ func (m *Manager) WatchConversation(
 // changed is one message of a watch.
 func changed(c *object.Change[state]) *conversationv1.WatchConversationResponse {
 	if c.Heartbeat {
-		return &conversationv1.WatchConversationResponse{Heartbeat: true, Metadata: metadata(object.Info{Version: c.Version})}
+		return &conversationv1.WatchConversationResponse{Heartbeat: true, Metadata: &objectv1.Metadata{Version: int64(c.Version)}}
 	}
 	res := &conversationv1.WatchConversationResponse{Reset_: c.Reset, Deleted: c.Deleted, Metadata: metadata(c.Info)}
 	if !c.Deleted {

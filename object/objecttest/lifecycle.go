@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"google.golang.org/protobuf/proto"
 
+	"holdfast/db"
 	"holdfast/object"
 )
 
@@ -166,24 +169,64 @@ func (s *suite[S]) testCloseDrains(t *testing.T) {
 }
 
 func (s *suite[S]) testCloseGivesUp(t *testing.T) {
-	s.create(t, "a", "kept")
-	release := s.stall(t)
-	waiting := s.start(s.ctx, "a", s.setting("lost"))
+	s.create(t, "sent", "kept")
+	unlock := s.lockRow(t, "sent")
+	ran := make(chan struct{})
+	var once sync.Once
+	sent := s.start(s.ctx, "sent", func(tx *object.Tx[S]) error {
+		s.Set(tx.State(), "lost")
+		once.Do(func() { close(ran) })
+		return nil
+	})
+	receive(t, ran, "a batch to be under way")
+	running, gate := make(chan struct{}), make(chan struct{})
+	var onceMore sync.Once
+	computing := s.start(s.ctx, "computing", func(*object.Tx[S]) error {
+		onceMore.Do(func() { close(running) })
+		<-gate
+		return nil
+	}, object.Create())
+	receive(t, running, "another batch to be under way")
+	queued := s.start(s.ctx, "queued", s.setting("lost"), object.Create())
+
 	ctx, cancel := context.WithCancel(s.ctx)
-	ctx, asked := signalled(ctx)
 	closed := make(chan error, 1)
 	go func() { closed <- s.rt.Close(ctx) }()
-	receive(t, asked.c, "Close to wait")
 	cancel()
-	// Its closures still have to return; what they staged is not sent any more.
-	go s.end(release)
-	wantError(t, receive(t, closed, "Close"), context.Canceled)
-	o := receive(t, waiting, "the change that was given up")
-	if !errors.Is(o.err, object.ErrClosed) {
-		t.Errorf("a change that was given up ended with %v", o.err)
+	// What was sent may have been committed; what was not is refused.
+	if o := receive(t, sent, "the change that was sent"); !errors.Is(o.err, db.ErrOutcomeUnknown) && !errors.Is(o.err, object.ErrClosed) {
+		t.Errorf("the change that was sent ended with %v", o.err)
 	}
+	close(gate)
+	wantError(t, receive(t, computing, "the change that was being computed").err, object.ErrClosed)
+	wantError(t, receive(t, queued, "the change that waited").err, object.ErrClosed)
+	wantError(t, receive(t, closed, "Close"), context.Canceled)
+	unlock()
 	s.restart(t, object.Config{})
-	s.want(t, s.ctx, "a", 1, "kept")
+	for _, id := range []object.ID{"computing", "queued"} {
+		_, err := s.kind.View(s.ctx, id)
+		wantError(t, err, object.ErrNotFound)
+	}
+}
+
+// lockRow keeps every change of an object waiting inside Postgres.
+func (s *suite[S]) lockRow(t *testing.T, id object.ID) (unlock func()) {
+	t.Helper()
+	conn, err := pgx.Connect(s.ctx, s.OwnerURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock = func() { conn.Close(context.WithoutCancel(s.ctx)) }
+	t.Cleanup(unlock)
+	_, err = conn.Exec(s.ctx, "BEGIN")
+	if err == nil {
+		_, err = conn.Exec(s.ctx, "SELECT FROM holdfast.objects WHERE tenant_id = $1 AND kind = $2 AND object_id = $3 FOR UPDATE",
+			string(s.Tenant), s.kind.Name(), string(id))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return unlock
 }
 
 func (s *suite[S]) testClosed(t *testing.T) {

@@ -331,19 +331,17 @@ func (s *suite[S]) stall(t *testing.T) (release func()) {
 		}, object.Upsert()))
 		receive(t, running, "the closure that stalls a batch")
 	}
-	var once sync.Once
-	release = func() {
-		once.Do(func() {
-			close(gate)
-			for _, d := range done {
-				if o := receive(t, d, "a stalled batch"); o.err != nil {
-					t.Error("a stalled batch:", o.err)
-				}
+	open := sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(open) // where the test fails before
+	return func() {
+		t.Helper()
+		open()
+		for _, d := range done {
+			if o := receive(t, d, "a stalled batch"); o.err != nil {
+				t.Error("a stalled batch:", o.err)
 			}
-		})
+		}
 	}
-	t.Cleanup(release)
-	return release
 }
 
 // receive waits for a value that should come at once, or for a channel's end.

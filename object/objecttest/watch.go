@@ -370,7 +370,7 @@ func (s *suite[S]) testWatchAge(t *testing.T) {
 	s.create(t, "a", "1")
 	w := s.watch(t, s.kind, "a", 0, 0)
 	w.change(t)
-	w.end(t, object.ErrClosed)
+	w.end(t, object.ErrWatchOver)
 }
 
 func (s *suite[S]) testWatchEnds(t *testing.T) {
@@ -378,6 +378,7 @@ func (s *suite[S]) testWatchEnds(t *testing.T) {
 	s.create(t, "a", "1")
 
 	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
 	messages := 0
 	for c, err := range s.kind.Watch(ctx, "a", 0, 0) {
 		if messages++; messages == 1 {

@@ -50,7 +50,7 @@ func (t *Target) Caller(token string) Caller {
 		client, _ = t.shared.LoadOrStore(token, NewHTTP2Client())
 	}
 	return &sharedCaller{
-		client: client.(*http.Client), //nolint:forcetypeassert,errcheck // nothing else is stored
+		client: client.(*http.Client), //nolint:forcetypeassert // nothing else is stored
 		target: t, token: token,
 	}
 }
@@ -58,7 +58,7 @@ func (t *Target) Caller(token string) Caller {
 // Close closes the connections that sessions shared.
 func (t *Target) Close() {
 	t.shared.Range(func(_, client any) bool {
-		client.(*http.Client).CloseIdleConnections() //nolint:forcetypeassert,errcheck // nothing else is stored
+		client.(*http.Client).CloseIdleConnections() //nolint:forcetypeassert // nothing else is stored
 		return true
 	})
 }

@@ -2651,11 +2651,12 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x98\x01\n" +
 	"\x10ConversationItem\x12J\n" +
 	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xec\x02\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe4\x03\n" +
 	"\x19UpdateConversationRequest\x12H\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12R\n" +
-	"\fconversation\x18\x02 \x01(\v2&.holdfast.conversation.v1.ConversationB\x06\xbaH\x03\xc8\x01\x01R\fconversation\x12`\n" +
-	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskB#\xbaH \xe2\x01\x1d\x12\x1btitle,labels,project_id,ttlR\n" +
+	"\fconversation\x18\x02 \x01(\v2&.holdfast.conversation.v1.ConversationB\x06\xbaH\x03\xc8\x01\x01R\fconversation\x12\xd7\x01\n" +
+	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskB\x99\x01\xbaH\x95\x01\xba\x01\x91\x01\n" +
+	"\x11update_mask.paths\x12:must only have the paths title, labels, project_id and ttl\x1a@this.paths.all(p, p in ['title', 'labels', 'project_id', 'ttl'])R\n" +
 	"updateMask\x12'\n" +
 	"\n" +
 	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
@@ -2705,11 +2706,12 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\vtoken_count\x18\x03 \x01(\x03R\n" +
 	"tokenCount\x122\n" +
 	"\x15token_count_estimated\x18\x04 \x01(\bR\x13tokenCountEstimated\x12\x1c\n" +
-	"\tduplicate\x18\x05 \x01(\bR\tduplicate\"\xe8\x02\n" +
+	"\tduplicate\x18\x05 \x01(\bR\tduplicate\"\xef\x03\n" +
 	"\x14UpdateMessageRequest\x12H\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12H\n" +
-	"\amessage\x18\x02 \x01(\v2&.holdfast.conversation.v1.MessagePatchB\x06\xbaH\x03\xc8\x01\x01R\amessage\x12k\n" +
-	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskB.\xbaH+\xe2\x01(\x12&text,parts,status,metadata,token_countR\n" +
+	"\amessage\x18\x02 \x01(\v2&.holdfast.conversation.v1.MessagePatchB\x06\xbaH\x03\xc8\x01\x01R\amessage\x12\xf1\x01\n" +
+	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskB\xb3\x01\xbaH\xaf\x01\xba\x01\xab\x01\n" +
+	"\x11update_mask.paths\x12Fmust only have the paths text, parts, status, metadata and token_count\x1aNthis.paths.all(p, p in ['text', 'parts', 'status', 'metadata', 'token_count'])R\n" +
 	"updateMask\x12'\n" +
 	"\n" +
 	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +

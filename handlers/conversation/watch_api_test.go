@@ -1,0 +1,430 @@
+package conversation
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	mathrand "math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	objectv1 "holdfast/gen/holdfast/object/v1"
+	"holdfast/object"
+)
+
+// watcher is an open watch. It ends with the test, or after watchTimeout: a test that waits for longer has failed.
+type watcher struct {
+	stream *connect.ServerStreamForClient[conversationv1.WatchConversationResponse]
+}
+
+const watchTimeout = 20 * time.Second
+
+func watch(t *testing.T, c client, req *conversationv1.WatchConversationRequest) *watcher {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), watchTimeout)
+	stream, err := c.WatchConversation(ctx, req)
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		stream.Close()
+	})
+	return &watcher{stream}
+}
+
+// watchAfter watches c1 from a version on.
+func watchAfter(t *testing.T, c client, version int64) *watcher {
+	t.Helper()
+	return watch(t, c, &conversationv1.WatchConversationRequest{ConversationId: c1, AfterVersion: version, MessageLimit: 200})
+}
+
+// next is the next message; the test fails where the stream ends instead.
+func (w *watcher) next(t *testing.T) *conversationv1.WatchConversationResponse {
+	t.Helper()
+	if !w.stream.Receive() {
+		t.Fatalf("the stream ended with %v", w.stream.Err())
+	}
+	return w.stream.Msg()
+}
+
+// end reads to the stream's end and returns its error.
+func (w *watcher) end(t *testing.T) error {
+	t.Helper()
+	for w.stream.Receive() {
+	}
+	return w.stream.Err()
+}
+
+func TestWatchShowsWhatEachChangeChanged(t *testing.T) {
+	t.Parallel()
+	c := setup(t).client(t, ada)
+	ctx := t.Context()
+	create(t, c)
+	say(t, c, "one", "two", "three")
+	w := watch(t, c, &conversationv1.WatchConversationRequest{ConversationId: c1, MessageLimit: 2})
+	snapshot := w.next(t)
+	if !snapshot.GetReset_() || snapshot.GetHeartbeat() || snapshot.GetDeleted() {
+		t.Errorf("the first message is no snapshot: %v", snapshot)
+	}
+	if got := texts(snapshot.GetMessages()); !slices.Equal(got, []string{"two", "three"}) {
+		t.Errorf("the snapshot has the messages %q", got)
+	}
+	read := get(t, c)
+	same(t, "the snapshot", snapshot.GetConversation(), read.GetConversation())
+	same(t, "its metadata", snapshot.GetMetadata(), read.GetMetadata())
+
+	// Each change is one message, which has the conversation as it is then, and just what was added or changed.
+	change := func(meta *objectv1.Metadata) *conversationv1.WatchConversationResponse {
+		t.Helper()
+		got := w.next(t)
+		if got.GetReset_() || got.GetDeleted() || got.GetHeartbeat() {
+			t.Errorf("not a change: %v", got)
+		}
+		same(t, "metadata", got.GetMetadata(), meta)
+		return got
+	}
+	appended := say(t, c, "four", "five")
+	got := change(appended.GetMetadata())
+	if !slices.Equal(texts(got.GetMessages()), []string{"four", "five"}) || got.GetConversation().GetMessageCount() != 5 {
+		t.Errorf("an append: %v", got)
+	}
+	edited := must(c.UpdateMessage(ctx, &conversationv1.UpdateMessageRequest{ConversationId: c1, Message: &conversationv1.MessagePatch{Seq: 1, Text: "ONE"}}))(t)
+	got = change(edited.GetMetadata())
+	if len(got.GetMessages()) != 1 {
+		t.Fatalf("an edit: %v", got)
+	}
+	same(t, "the edited message", got.GetMessages()[0], edited.GetMessage())
+	renamed := must(c.UpdateConversation(ctx, &conversationv1.UpdateConversationRequest{ConversationId: c1, Conversation: &conversationv1.Conversation{Title: "new"}}))(t)
+	got = change(renamed.GetMetadata())
+	if got.GetConversation().GetTitle() != "new" || len(got.GetMessages()) != 0 {
+		t.Errorf("a new title: %v", got)
+	}
+	intent := must(c.RecordIntent(ctx, &conversationv1.RecordIntentRequest{ConversationId: c1, Name: "start_run"}))(t)
+	got = change(intent.GetMetadata())
+	if len(got.GetIntents()) != 1 {
+		t.Fatalf("an intent: %v", got)
+	}
+	same(t, "the intent", got.GetIntents()[0], intent.GetIntent())
+	step := must(c.AdvanceFlow(ctx, &conversationv1.AdvanceFlowRequest{ConversationId: c1, Flow: "f", Step: "s"}))(t)
+	got = change(step.GetMetadata())
+	if len(got.GetFlowSteps()) != 1 {
+		t.Fatalf("a flow step: %v", got)
+	}
+	same(t, "the flow step", got.GetFlowSteps()[0], step.GetStep())
+	live := must(c.IngestLive(ctx, &conversationv1.IngestLiveRequest{ConversationId: c1, Epoch: 1, Frames: []*conversationv1.LiveFrame{textFrame(1, in("Hi")), textFrame(2, call("a"))}}))(t)
+	got = change(live.GetMetadata())
+	if len(got.GetMessages()) != 1 || len(got.GetToolCalls()) != 1 {
+		t.Fatalf("frames: %v", got)
+	}
+	same(t, "the message of the frames", got.GetMessages()[0], live.GetMessages()[0])
+	same(t, "the tool call", got.GetToolCalls()[0], live.GetToolCalls()[0])
+
+	// What changes nothing is not told.
+	must(c.IngestLive(ctx, &conversationv1.IngestLiveRequest{ConversationId: c1, Epoch: 1, Frames: []*conversationv1.LiveFrame{textFrame(1, in("Hi"))}}))(t)
+	deleted := must(c.DeleteConversation(ctx, &conversationv1.DeleteConversationRequest{ConversationId: c1}))(t)
+	got = w.next(t)
+	if !got.GetDeleted() || got.GetConversation() != nil || got.GetMetadata().GetVersion() != deleted.GetMetadata().GetVersion() {
+		t.Errorf("the deletion: %v", got)
+	}
+	if err := w.end(t); err != nil {
+		t.Errorf("after the deletion the stream ended with %v", err)
+	}
+	// Who comes back after it learns of it, and who never saw it finds nothing.
+	late := watchAfter(t, c, deleted.GetMetadata().GetVersion()-1)
+	if got := late.next(t); !got.GetDeleted() {
+		t.Errorf("a watch that missed the deletion: %v", got)
+	}
+	notFound.check(t, watchAfter(t, c, 0).end(t))
+}
+
+func TestWatchUnderConcurrentAppends(t *testing.T) {
+	t.Parallel()
+	c := setup(t).client(t, ada)
+	create(t, c)
+	w := watchAfter(t, c, 0)
+	if got := w.next(t).GetMetadata().GetVersion(); got != 1 {
+		t.Fatalf("snapshot of version %d", got)
+	}
+	// Fewer than a watcher's buffer holds, so that nothing is coalesced.
+	const writers, each = 6, 8
+	appended := make(chan []error, 1)
+	go func() {
+		appended <- together(writers, func(i int) error {
+			for n := range each {
+				_, err := c.AppendMessages(t.Context(), &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: said(fmt.Sprint(i, " ", n))})
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}()
+	for i := range int64(writers * each) {
+		got := w.next(t)
+		if got.GetMetadata().GetVersion() != i+2 || len(got.GetMessages()) != 1 || got.GetMessages()[0].GetSeq() != i+1 {
+			t.Fatalf("after version %d comes %v", i+1, got)
+		}
+	}
+	for _, err := range <-appended {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// journal is what a watcher that comes and goes has seen.
+type journal struct {
+	version  int64
+	messages []string
+	resets   int
+}
+
+// note takes in a message: versions rise, and no message of the conversation comes twice or is left out.
+func (j *journal) note(t *testing.T, got *conversationv1.WatchConversationResponse) {
+	t.Helper()
+	if got.GetHeartbeat() {
+		return
+	}
+	if got.GetReset_() {
+		j.resets++
+		j.messages = nil
+	}
+	if v := got.GetMetadata().GetVersion(); v <= j.version {
+		t.Fatalf("version %d comes after %d", v, j.version)
+	}
+	j.version = got.GetMetadata().GetVersion()
+	for _, m := range got.GetMessages() {
+		if m.GetSeq() != int64(len(j.messages))+1 {
+			t.Fatalf("message %d comes after %d", m.GetSeq(), len(j.messages))
+		}
+		j.messages = append(j.messages, m.GetText())
+	}
+	if n := got.GetConversation().GetMessageCount(); n != int64(len(j.messages)) {
+		t.Fatalf("%d messages were told of %d", len(j.messages), n)
+	}
+}
+
+// Two servers write, and the watcher goes from one to the other at any time. The journal's pages are not long enough to
+// spare it nothing: what it missed comes in one message.
+func TestWatchResumesWithoutGapOrRepeat(t *testing.T) {
+	t.Parallel()
+	poll := func(c *object.Config) { c.PollInterval = 30 * time.Millisecond }
+	b := setup(t, poll)
+	servers := []*bundle{b, serve(t, b.Bundle, poll)}
+	clients := []client{b.client(t, ada), servers[1].client(t, ada)}
+	create(t, clients[0])
+	const writers, each = 4, 40
+	done := make(chan []error, 1)
+	go func() {
+		done <- together(writers, func(i int) error {
+			for n := range each {
+				_, err := clients[i%2].AppendMessages(t.Context(), &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: said(fmt.Sprint(i, " ", n))})
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}()
+	seed := mathrand.Uint64()
+	t.Logf("seed %d", seed)
+	random := mathrand.New(mathrand.NewPCG(seed, 0))
+	var j journal
+	connections := 0
+	for len(j.messages) < writers*each {
+		w := watchAfter(t, clients[random.IntN(2)], j.version)
+		connections++
+		for range 1 + random.IntN(20) {
+			if len(j.messages) == writers*each {
+				break
+			}
+			j.note(t, w.next(t))
+		}
+		w.stream.Close()
+	}
+	for _, err := range <-done {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	read := get(t, clients[0])
+	if !slices.Equal(j.messages, texts(read.GetMessages())) || j.version != read.GetMetadata().GetVersion() {
+		t.Errorf("saw %q up to version %d, there are %q up to %d", j.messages, j.version, texts(read.GetMessages()), read.GetMetadata().GetVersion())
+	}
+	if j.resets != 1 || connections < 3 {
+		t.Errorf("%d snapshots in %d connections", j.resets, connections)
+	}
+}
+
+// A position that the conversation never had comes from a backup that was restored, or from a mistake.
+func TestWatchFromBeyondTheEnd(t *testing.T) {
+	t.Parallel()
+	poll := func(c *object.Config) { c.PollInterval = 30 * time.Millisecond }
+	b := setup(t, poll)
+	c := b.client(t, ada)
+	create(t, c)
+	say(t, c, "one")
+	w := watchAfter(t, c, 1000)
+	if got := w.next(t); !got.GetReset_() || got.GetMetadata().GetVersion() != 2 || len(got.GetMessages()) != 1 {
+		t.Errorf("the first message is no snapshot: %v", got)
+	}
+	say(t, c, "two")
+	if got := w.next(t); got.GetReset_() || got.GetMetadata().GetVersion() != 3 {
+		t.Errorf("a change: %v", got)
+	}
+	// It also follows what other servers write.
+	say(t, serve(t, b.Bundle).client(t, ada), "three")
+	if got := w.next(t); got.GetReset_() || got.GetMetadata().GetVersion() != 4 || !slices.Equal(texts(got.GetMessages()), []string{"three"}) {
+		t.Errorf("another server's change: %v", got)
+	}
+}
+
+func TestWatchFromTheNewestVersionWaits(t *testing.T) {
+	t.Parallel()
+	c := setup(t, func(c *object.Config) { c.Heartbeat = 50 * time.Millisecond }).client(t, ada)
+	create(t, c)
+	w := watchAfter(t, c, 1)
+	for range 3 {
+		same(t, "a heartbeat", w.next(t), &conversationv1.WatchConversationResponse{Heartbeat: true, Metadata: &objectv1.Metadata{Version: 1}})
+	}
+	say(t, c, "x")
+	for {
+		got := w.next(t)
+		if got.GetHeartbeat() {
+			continue
+		}
+		if got.GetMetadata().GetVersion() != 2 || got.GetReset_() {
+			t.Errorf("a change: %v", got)
+		}
+		break
+	}
+	same(t, "a heartbeat", w.next(t), &conversationv1.WatchConversationResponse{Heartbeat: true, Metadata: &objectv1.Metadata{Version: 2}})
+}
+
+// A watcher that does not read is told later what it missed, in fewer messages, and holds nobody up.
+func TestSlowWatcher(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.client(t, ada)
+	create(t, c)
+	// The transport buffers as little as it can, so that the server cannot send what the watcher does not read.
+	protocols := &http.Protocols{}
+	protocols.SetUnencryptedHTTP2(true)
+	slow := &http.Transport{Protocols: protocols, HTTP2: &http.HTTP2Config{MaxReceiveBufferPerStream: 1 << 16, MaxReceiveBufferPerConnection: 1 << 16}}
+	w := watchAfter(t, b.clientOver(t, ada, slow, connect.WithAcceptCompression("gzip", nil, nil)), 0)
+	var j journal
+	j.note(t, w.next(t))
+	const writers, each = 4, 40
+	for _, err := range together(writers, func(int) error {
+		for range each {
+			_, err := c.AppendMessages(t.Context(), &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: said(strings.Repeat(rand.Text(), 400))})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	received := 0
+	for len(j.messages) < writers*each {
+		j.note(t, w.next(t))
+		received++
+	}
+	if received >= writers*each || j.resets != 1 {
+		t.Errorf("%d changes came in %d messages, with %d snapshots", writers*each, received, j.resets)
+	}
+	// From now on it follows again.
+	say(t, c, "last")
+	if got := w.next(t); got.GetMetadata().GetVersion() != j.version+1 {
+		t.Errorf("after catching up: %v", got)
+	}
+}
+
+func TestStreamLimit(t *testing.T) {
+	t.Parallel()
+	c := setup(t, func(c *object.Config) { c.Limits.Watches = 2 }).client(t, ada)
+	create(t, c)
+	first := watchAfter(t, c, 0)
+	first.next(t)
+	watchAfter(t, c, 0).next(t)
+	err := watchAfter(t, c, 0).end(t)
+	refusal{code: connect.CodeResourceExhausted, reason: "OVERLOADED", says: []string{"streams"}}.check(t, err)
+	if detail[*errdetails.RetryInfo](t, err).GetRetryDelay().AsDuration() <= 0 {
+		t.Errorf("no RetryInfo: %v", err)
+	}
+	// One that ends makes room, as soon as the server has noticed.
+	first.stream.Close()
+	poll(t, func() bool {
+		w := watchAfter(t, c, 0)
+		return w.stream.Receive()
+	})
+}
+
+// poll waits until f is true, where nothing signals it.
+func poll(t *testing.T, f func() bool) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !f() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal("in vain for ten seconds")
+		}
+	}
+}
+
+func TestWatchesEndToBeginAgain(t *testing.T) {
+	t.Parallel()
+	retry := func(t *testing.T, err error, reason string) {
+		t.Helper()
+		refusal{code: connect.CodeUnavailable, reason: reason, says: []string{"reconnect"}}.check(t, err)
+		if detail[*errdetails.RetryInfo](t, err).GetRetryDelay().AsDuration() <= 0 {
+			t.Errorf("no RetryInfo: %v", err)
+		}
+	}
+	t.Run("at their age", func(t *testing.T) {
+		t.Parallel()
+		c := setup(t, func(c *object.Config) { c.WatchAge = 100 * time.Millisecond }).client(t, ada)
+		create(t, c)
+		retry(t, watchAfter(t, c, 0).end(t), "STREAM_OVER")
+	})
+	t.Run("when the server drains", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t)
+		c := b.client(t, ada)
+		create(t, c)
+		w := watchAfter(t, c, 0)
+		w.next(t)
+		b.stop()
+		retry(t, w.end(t), "SHUTTING_DOWN")
+		<-b.stopped
+	})
+}
+
+func TestWatchOfNothing(t *testing.T) {
+	t.Parallel()
+	c := setup(t).client(t, ada)
+	notFound.check(t, watchAfter(t, c, 0).end(t))
+	notFound.check(t, watchAfter(t, c, 7).end(t))
+	for field, req := range map[string]*conversationv1.WatchConversationRequest{
+		"conversation_id": {ConversationId: "a b"},
+		"after_version":   {ConversationId: c1, AfterVersion: -1},
+		"message_limit":   {ConversationId: c1, MessageLimit: 201},
+	} {
+		invalidField(field).check(t, watch(t, c, req).end(t))
+	}
+}

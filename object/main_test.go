@@ -1,0 +1,64 @@
+package object_test
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/typepb"
+
+	"holdfast/db/dbtest"
+	"holdfast/object"
+	"holdfast/object/objecttest"
+)
+
+func TestMain(m *testing.M) {
+	code := dbtest.Main(m)
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// toy is a state type that every test binary has: protobuf's description of a message.
+type toy = *typepb.Type
+
+const (
+	toyEntries = "values"
+	toyOther   = "others"
+)
+
+// toyKind keeps few entries at hand, so that tests are soon past them.
+func toyKind(rt *object.Runtime) *object.Kind[toy] { return object.Register(rt, toyConfig()) }
+
+func toyConfig() object.KindConfig[toy] {
+	return object.KindConfig[toy]{
+		Name: "toy", SchemaVersion: 1, TTL: 48 * time.Hour,
+		Terms:       func(s toy) []string { return s.GetOneofs() },
+		Collections: map[string]proto.Message{toyEntries: &typepb.EnumValue{}, toyOther: &typepb.Field{}},
+		Recent:      toyEntries, RecentKeep: 4,
+	}
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	objecttest.Run(t, objecttest.Case[toy]{
+		Register:   toyKind,
+		Set:        func(s toy, text string) { s.Name = text },
+		Text:       toy.GetName,
+		Collection: toyEntries,
+		Entry:      func(text string) proto.Message { return &typepb.EnumValue{Name: text} },
+		EntryText:  func(m proto.Message) string { return m.(*typepb.EnumValue).GetName() },
+		Tag: func(s toy, name string) string {
+			s.Oneofs = slices.Compact(slices.Sorted(slices.Values(append(s.Oneofs, "tag-"+name))))
+			return "tag-" + name
+		},
+	})
+}
