@@ -31,8 +31,9 @@ const DefaultMaxConns = 16
 
 // DB is a pool of connections to Postgres. It is safe for concurrent use.
 type DB struct {
-	pool  *pgxpool.Pool
-	clock *clock
+	pool     *pgxpool.Pool
+	clock    *clock
+	maxConns int
 }
 
 // Open connects and checks the login: one that could step round row-level security is refused with an error that
@@ -55,7 +56,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	if err != nil {
 		return nil, translate(err, false)
 	}
-	d := &DB{pool: pool, clock: newClock()}
+	d := &DB{pool: pool, clock: newClock(), maxConns: int(pc.MaxConns)}
 	err = d.checkLogin(ctx)
 	if err == nil {
 		err = d.Ping(ctx) // the first change is computed by the database's clock, too
@@ -71,7 +72,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 func (d *DB) Close() { d.pool.Close() }
 
 // MaxConns is the size of the pool.
-func (d *DB) MaxConns() int { return int(d.pool.Config().MaxConns) }
+func (d *DB) MaxConns() int { return d.maxConns }
 
 // Now is the database's clock, extrapolated from its last answer, in whole microseconds.
 func (d *DB) Now() time.Time { return d.clock.now() }

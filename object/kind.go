@@ -20,7 +20,7 @@ type KindConfig[S proto.Message] struct {
 	SchemaVersion int32
 	// TTL is how long an object is kept after its last change, at least 24 h. 0: for ever.
 	TTL time.Duration
-	// TTLOf overrides TTL for one object; 0: no override. Optional.
+	// TTLOf overrides TTL for one object, at least 24 h; 0: no override. Optional.
 	TTLOf func(S) time.Duration
 	// Terms are what List can filter an object by, without repeats. Optional.
 	Terms func(S) []string
@@ -59,7 +59,7 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 		ttl: func(m proto.Message) time.Duration {
 			if c.TTLOf != nil {
 				if ttl := c.TTLOf(m.(S)); ttl != 0 { //nolint:forcetypeassert // the runtime made m
-					return ttl
+					return max(ttl, MinTTL)
 				}
 			}
 			return c.TTL

@@ -26,6 +26,7 @@ type record struct {
 	expire                   time.Time // zero: never
 	recent                   recent
 	bytes                    int // estimated, in memory
+	stateSize                int // encoded
 	// distrust counts down the writes that load the object anew, because another process was found to write it too.
 	distrust int
 }
@@ -115,10 +116,7 @@ const (
 
 // measure estimates the record's bytes in memory from its messages' encoded sizes.
 func (r *record) measure() int {
-	n := recordOverhead
-	if r.state != nil {
-		n += decodedFactor * proto.Size(r.state)
-	}
+	n := recordOverhead + decodedFactor*r.stateSize
 	for _, e := range r.recent.entries {
 		n += entryOverhead + decodedFactor*proto.Size(e.Value)
 	}

@@ -139,8 +139,12 @@ func (w *work) apply(c *change, now time.Time) error {
 	if w.optimistic {
 		w.assumed = append(w.assumed, c.opts.absent...)
 	}
-	if err := runClosure(t, c.run); err != nil {
+	err := runClosure(t, c.run)
+	if len(t.missing) > 0 {
 		w.missing = append(w.missing, t.missing...)
+		return errMissing // also where the closure has recovered from it
+	}
+	if err != nil {
 		return err
 	}
 	if t.unchanged && live {
@@ -155,7 +159,10 @@ func (w *work) accept(c *change, t *txn) error {
 	live := t.Exists()
 	next := t.next()
 	limits := w.kind.rt.limits
-	if next.state != nil && proto.Size(next.state) > limits.StateBytes/jsonBlowUp {
+	if next.state != nil {
+		next.stateSize = proto.Size(next.state)
+	}
+	if next.stateSize > limits.StateBytes/jsonBlowUp {
 		s, err := encode(next.state)
 		if err != nil {
 			return err
@@ -165,10 +172,11 @@ func (w *work) accept(c *change, t *txn) error {
 		}
 	}
 	if live {
-		next.recent, next.bytes = t.base.recent, t.base.bytes
+		next.recent, next.bytes = t.base.recent, t.base.bytes-decodedFactor*t.base.stateSize
 	} else {
 		next.recent, next.bytes = recent{known: true, whole: true}, recordOverhead
 	}
+	next.bytes += decodedFactor * next.stateSize
 	bodies := make([]string, len(t.puts))
 	for i, p := range t.puts {
 		if p.value != nil {
@@ -217,10 +225,11 @@ func (w *work) accept(c *change, t *txn) error {
 		w.staged[p.entryKey] = staged{p.value, bodies[i], next.version}
 		if p.collection == w.kind.recent {
 			next.recent = next.recent.with(p.key, p.value, w.kind.recentKeep)
-			next.bytes += entryOverhead + len(bodies[i])
+			next.bytes += entryOverhead + decodedFactor*proto.Size(p.value)
+			had++
 		}
 	}
-	if len(next.recent.entries) < had {
+	if len(next.recent.entries) != had { // not all were appended
 		next.bytes = next.measure()
 	}
 	w.cur = next
