@@ -93,6 +93,7 @@ func New(o Options) (*Server, error) {
 
 	t := newTelemetry(o.Log, o.Now, procedures, o.Metrics)
 	options := []connect.HandlerOption{
+		connect.WithCodec(stableProto{}),
 		connect.WithReadMaxBytes(maxRequest),
 		connect.WithCompressMinBytes(minCompress),
 		connect.WithInterceptors(&outcome{telemetry: t, whenDraining: func(f func()) func() bool {

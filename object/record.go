@@ -72,15 +72,16 @@ func (r recent) last(n int) (entries []Entry, sure bool) {
 	return r.entries[from:len(r.entries):len(r.entries)], true
 }
 
-// with returns r with a key set, or removed where value is nil. It keeps at least keep entries and at most twice that.
+// with returns r with a key set, or removed where value is nil. It keeps at least keep entries and at most a quarter more:
+// they are most of a server's memory.
 func (r recent) with(k string, value proto.Message, keep int) recent {
 	if !r.known {
 		return r
 	}
 	n := len(r.entries)
 	if value != nil && (n == 0 || r.entries[n-1].Key < k) {
-		if n >= 2*keep {
-			r.entries = append(make([]Entry, 0, 2*keep), r.entries[n-keep+1:]...)
+		if most := keep + keep/4; n >= most {
+			r.entries = append(make([]Entry, 0, most), r.entries[n-keep+1:]...)
 			r.whole = false
 		}
 		r.entries = append(r.entries, Entry{k, value})

@@ -210,8 +210,8 @@ func TestDevKeepsWhatItHas(t *testing.T) {
 		}
 	}
 	if _, err := exec.LookPath("curl"); err == nil {
-		_, printed, _ := strings.Cut(p.stdout.String(), "  curl ")
-		out, err := exec.CommandContext(t.Context(), "sh", "-c", "curl --silent "+printed).CombinedOutput()
+		_, printed, _ := strings.Cut(p.stdout.String(), "  export ")
+		out, err := exec.CommandContext(t.Context(), "sh", "-c", "export "+printed).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), `"Auth refactor"`) {
 			t.Errorf("the curl that it printed answers %s, %v", out, err)
 		}

@@ -23,10 +23,11 @@ func estimateTokens(text string) int64 {
 // appendMessage gives a message the next seq and makes it part of the conversation's counts.
 func appendMessage(s *conversationv1.ConversationState, n *conversationv1.NewMessage, now time.Time) *conversationv1.Message {
 	s.LastSeq++
+	stamp := timestamppb.New(now)
 	m := &conversationv1.Message{
 		Seq: s.GetLastSeq(), Role: n.GetRole(), Modality: n.GetModality(), Status: conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE,
 		Text: n.GetText(), Parts: n.GetParts(), ClientMessageId: n.GetClientMessageId(), Metadata: n.GetMetadata(),
-		CreateTime: timestamppb.New(now), UpdateTime: timestamppb.New(now),
+		CreateTime: stamp, UpdateTime: stamp,
 	}
 	if m.GetModality() == conversationv1.Modality_MODALITY_UNSPECIFIED {
 		m.Modality = conversationv1.Modality_MODALITY_TEXT

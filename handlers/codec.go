@@ -1,0 +1,38 @@
+package handlers
+
+import (
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+)
+
+// stableProto is Connect's codec "proto" with the keys of maps in order. The usual one shuffles them, and a retry would
+// get other bytes than the first reply.
+type stableProto struct{}
+
+// Name implements [connect.Codec].
+func (stableProto) Name() string { return "proto" }
+
+// Marshal implements [connect.Codec].
+func (c stableProto) Marshal(message any) ([]byte, error) { return c.MarshalAppend(nil, message) }
+
+// MarshalAppend spares Connect a buffer.
+func (stableProto) MarshalAppend(dst []byte, message any) ([]byte, error) {
+	m, ok := message.(proto.Message)
+	if !ok {
+		return nil, fmt.Errorf("%T is no proto message", message)
+	}
+	return proto.MarshalOptions{Deterministic: true}.MarshalAppend(dst, m)
+}
+
+// Unmarshal implements [connect.Codec].
+func (stableProto) Unmarshal(data []byte, message any) error {
+	m, ok := message.(proto.Message)
+	if !ok {
+		return fmt.Errorf("%T is no proto message", message)
+	}
+	if err := proto.Unmarshal(data, m); err != nil {
+		return fmt.Errorf("unmarshal into %T: %w", message, err)
+	}
+	return nil
+}

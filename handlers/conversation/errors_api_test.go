@@ -1,0 +1,436 @@
+package conversation
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/jackc/pgx/v5"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"holdfast/db/dbtest"
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/object"
+)
+
+// invoke calls the method that takes the request. Of a watch it is the error with which the stream ends.
+func invoke(t *testing.T, c client, req proto.Message) error {
+	t.Helper()
+	var err error
+	ctx := t.Context()
+	switch r := req.(type) {
+	case *conversationv1.CreateConversationRequest:
+		_, err = c.CreateConversation(ctx, r)
+	case *conversationv1.GetConversationRequest:
+		_, err = c.GetConversation(ctx, r)
+	case *conversationv1.ListConversationsRequest:
+		_, err = c.ListConversations(ctx, r)
+	case *conversationv1.UpdateConversationRequest:
+		_, err = c.UpdateConversation(ctx, r)
+	case *conversationv1.DeleteConversationRequest:
+		_, err = c.DeleteConversation(ctx, r)
+	case *conversationv1.AppendMessagesRequest:
+		_, err = c.AppendMessages(ctx, r)
+	case *conversationv1.UpdateMessageRequest:
+		_, err = c.UpdateMessage(ctx, r)
+	case *conversationv1.ListMessagesRequest:
+		_, err = c.ListMessages(ctx, r)
+	case *conversationv1.SetVoiceStateRequest:
+		_, err = c.SetVoiceState(ctx, r)
+	case *conversationv1.RecordIntentRequest:
+		_, err = c.RecordIntent(ctx, r)
+	case *conversationv1.ListIntentsRequest:
+		_, err = c.ListIntents(ctx, r)
+	case *conversationv1.AdvanceFlowRequest:
+		_, err = c.AdvanceFlow(ctx, r)
+	case *conversationv1.ListFlowStepsRequest:
+		_, err = c.ListFlowSteps(ctx, r)
+	case *conversationv1.IngestLiveRequest:
+		_, err = c.IngestLive(ctx, r)
+	case *conversationv1.WatchConversationRequest:
+		err = watch(t, c, r).end(t)
+	default:
+		t.Fatalf("%T is no request", req)
+	}
+	return err
+}
+
+type (
+	createReq  = conversationv1.CreateConversationRequest
+	appendReq  = conversationv1.AppendMessagesRequest
+	intentReq  = conversationv1.RecordIntentRequest
+	flowReq    = conversationv1.AdvanceFlowRequest
+	ingestReq  = conversationv1.IngestLiveRequest
+	newMessage = conversationv1.NewMessage
+)
+
+// Every limit is a clear error: it names the field, by its path, and the limit.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	c := setup(t).client(t, ada)
+	create(t, c)
+	say(t, c, "one")
+	before := get(t, c)
+
+	text := func(n int) string { return strings.Repeat("x", n) }
+	labels := func(n int) map[string]string {
+		m := map[string]string{}
+		for i := range n {
+			m[fmt.Sprint("k", i)] = ""
+		}
+		return m
+	}
+	one := func(m *newMessage) *appendReq {
+		if m.Role == 0 {
+			m.Role = conversationv1.Role_ROLE_USER
+		}
+		return &appendReq{ConversationId: c1, Messages: []*newMessage{{Role: conversationv1.Role_ROLE_USER, Text: "x"}, m}}
+	}
+	part := func(p *conversationv1.Part) *appendReq { return one(&newMessage{Parts: []*conversationv1.Part{p}}) }
+	frames := func(f ...*conversationv1.LiveFrame) *ingestReq {
+		return &ingestReq{ConversationId: c1, Epoch: 1, Frames: f}
+	}
+	deep := structpb.NewNumberValue(1)
+	for range 65 {
+		deep = structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{deep}})
+	}
+	nul := structOf(t, map[string]any{"a": map[string]any{"b": []any{"x", "\x00"}}})
+	infinite := &structpb.Struct{Fields: map[string]*structpb.Value{"a": structpb.NewNumberValue(math.Inf(1))}}
+
+	tests := []struct {
+		req   proto.Message
+		field string
+		says  string
+	}{
+		{&createReq{ConversationId: "a b"}, "conversation_id", "1,128"},
+		{&createReq{ConversationId: text(129)}, "conversation_id", "1,128"},
+		{&createReq{ConversationId: "ü"}, "conversation_id", "A-Z"},
+		{&createReq{Title: text(1025)}, "title", "1024"},
+		{&createReq{Title: "a\x00"}, "title", "U+0000"},
+		{&createReq{Labels: labels(65)}, "labels", "64"},
+		{&createReq{Labels: map[string]string{"a=b": ""}}, `labels["a=b"]`, "1,64"},
+		{&createReq{Labels: map[string]string{"": ""}}, `labels[""]`, "1,64"},
+		{&createReq{Labels: map[string]string{"a": text(257)}}, `labels["a"]`, "256"},
+		{&createReq{ProjectId: "a/b"}, "project_id", "1,128"},
+		{&createReq{RequestId: text(129)}, "request_id", "128"},
+		{&createReq{Ttl: durationpb.New(24*time.Hour - 1)}, "ttl", "86400s"},
+		{&createReq{Ttl: &durationpb.Duration{}}, "ttl", "86400s"},
+		{&createReq{Ttl: &durationpb.Duration{Seconds: -86400}}, "ttl", "86400s"},
+		{&createReq{Ttl: &durationpb.Duration{Seconds: 315360000, Nanos: 1}}, "ttl", "315360000s"},
+		{&createReq{Ttl: &durationpb.Duration{Seconds: math.MaxInt64}}, "ttl", ""},
+		{&conversationv1.GetConversationRequest{}, "conversation_id", "1,128"},
+		{&conversationv1.GetConversationRequest{ConversationId: c1, MessageLimit: 201}, "message_limit", "200"},
+		{&conversationv1.GetConversationRequest{ConversationId: c1, MessageLimit: -1}, "message_limit", "0"},
+		{&conversationv1.GetConversationRequest{ConversationId: c1, IfVersionNot: -1}, "if_version_not", "0"},
+		{&conversationv1.ListConversationsRequest{PageSize: 201}, "page_size", "200"},
+		{&conversationv1.ListConversationsRequest{PageSize: -1}, "page_size", "0"},
+		{&conversationv1.ListConversationsRequest{PageToken: text(1025)}, "page_token", "1024"},
+		{&conversationv1.ListConversationsRequest{ProjectId: "a b"}, "project_id", "1,128"},
+		{&conversationv1.UpdateConversationRequest{ConversationId: c1}, "conversation", "required"},
+		{&conversationv1.UpdateConversationRequest{ConversationId: c1, Conversation: &conversationv1.Conversation{Title: text(1025)}}, "conversation.title", "1024"},
+		{&conversationv1.UpdateConversationRequest{ConversationId: c1, Conversation: &conversationv1.Conversation{Ttl: durationpb.New(time.Hour)}}, "conversation.ttl", "86400s"},
+		{&conversationv1.DeleteConversationRequest{}, "conversation_id", "1,128"},
+		{&appendReq{ConversationId: c1}, "messages", "1"},
+		{&appendReq{ConversationId: c1, Messages: numbered(101)}, "messages", "100"},
+		{one(&newMessage{}), "messages[1]", "text or parts"},
+		{one(&newMessage{Text: text(65537)}), "messages[1].text", "65536"},
+		{one(&newMessage{Text: strings.Repeat("ü", 32769)}), "messages[1].text", "65536 bytes"},
+		{one(&newMessage{Text: "x", Role: 99}), "messages[1].role", ""},
+		{&appendReq{ConversationId: c1, Messages: []*newMessage{{Text: "x"}}}, "messages[0].role", ""},
+		{one(&newMessage{Text: "x", Modality: 99}), "messages[1].modality", ""},
+		{one(&newMessage{Text: "x", ClientMessageId: text(129)}), "messages[1].client_message_id", "128"},
+		{one(&newMessage{Text: "x", ClientMessageId: "\x00"}), "messages[1].client_message_id", "U+0000"},
+		{one(&newMessage{Text: "x", TokenCount: new(int64(-1))}), "messages[1].token_count", "0"},
+		{one(&newMessage{Text: "x", TokenCount: new(int64(10_000_001))}), "messages[1].token_count", "10000000"},
+		{one(&newMessage{Text: "x", Metadata: labels(65)}), "messages[1].metadata", "64"},
+		{one(&newMessage{Text: "x", Metadata: map[string]string{"a": text(1025)}}), `messages[1].metadata["a"]`, "1024"},
+		{one(&newMessage{Parts: make([]*conversationv1.Part, 65)}), "messages[1].parts", "64"},
+		{part(&conversationv1.Part{}), "messages[1].parts[0].part", ""},
+		{part(&conversationv1.Part{Part: &conversationv1.Part_File{File: &conversationv1.FileReference{}}}), "messages[1].parts[0].file.uri", "1"},
+		{part(&conversationv1.Part{Part: &conversationv1.Part_Json{Json: nul}}), `messages[1].parts[0].json["a"]["b"][1]`, "U+0000"},
+		{&conversationv1.UpdateMessageRequest{ConversationId: c1}, "message", "required"},
+		{&conversationv1.UpdateMessageRequest{ConversationId: c1, Message: &conversationv1.MessagePatch{}}, "message.seq", "1"},
+		{&conversationv1.UpdateMessageRequest{ConversationId: c1, Message: &conversationv1.MessagePatch{Seq: 1, Text: text(65537)}}, "message.text", "65536"},
+		{&conversationv1.ListMessagesRequest{ConversationId: c1, PageSize: 201}, "page_size", "200"},
+		{&conversationv1.ListMessagesRequest{ConversationId: c1, AfterSeq: -1}, "after_seq", "0"},
+		{&conversationv1.SetVoiceStateRequest{ConversationId: c1}, "status", ""},
+		{&conversationv1.SetVoiceStateRequest{ConversationId: c1, Status: 99}, "status", ""},
+		{&conversationv1.SetVoiceStateRequest{ConversationId: c1, Status: voiceIdle, AudioStreamId: text(129)}, "audio_stream_id", "128"},
+		{&conversationv1.SetVoiceStateRequest{ConversationId: c1, Status: voiceIdle, LastTranscription: text(65537)}, "last_transcription", "65536"},
+		{&intentReq{ConversationId: c1}, "name", "1"},
+		{&intentReq{ConversationId: c1, Name: text(129)}, "name", "128"},
+		{&intentReq{ConversationId: c1, Name: "n", Confidence: 1.001}, "confidence", "1"},
+		{&intentReq{ConversationId: c1, Name: "n", Confidence: math.NaN()}, "confidence", ""},
+		{&intentReq{ConversationId: c1, Name: "n", MessageSeq: -1}, "message_seq", "0"},
+		{&intentReq{ConversationId: c1, Name: "n", MessageSeq: 2}, "message_seq", "last message is 1"},
+		{&intentReq{ConversationId: c1, Name: "n", Slots: infinite}, `slots["a"]`, "finite"},
+		{&intentReq{ConversationId: c1, Name: "n", Slots: &structpb.Struct{Fields: map[string]*structpb.Value{"a": deep}}}, `slots["a"]` + strings.Repeat("[0]", 63), "64 levels"},
+		{&conversationv1.ListIntentsRequest{ConversationId: c1, PageSize: 201}, "page_size", "200"},
+		{&flowReq{ConversationId: c1, Step: "s"}, "flow", "1"},
+		{&flowReq{ConversationId: c1, Flow: "f"}, "step", "1"},
+		{&flowReq{ConversationId: c1, Flow: "f", Step: "s", Data: nul}, `data["a"]["b"][1]`, "U+0000"},
+		{&conversationv1.ListFlowStepsRequest{ConversationId: c1, PageSize: -1}, "page_size", "0"},
+		{&ingestReq{ConversationId: c1, Epoch: 1}, "frames", "1"},
+		{frames(make([]*conversationv1.LiveFrame, 1001)...), "frames", "1000"},
+		{frames(&conversationv1.LiveFrame{ClientIndex: 1}), "frames[0].frame", ""},
+		{frames(textFrame(0, "{}")), "frames[0].client_index", "1"},
+		{&ingestReq{ConversationId: c1, Frames: []*conversationv1.LiveFrame{textFrame(1, "{}")}}, "epoch", "1"},
+	}
+	for i, tt := range tests {
+		t.Run(fmt.Sprintf("%d %s", i, tt.field), func(t *testing.T) {
+			t.Parallel()
+			invalidField(tt.field, tt.says).check(t, invoke(t, c, tt.req))
+		})
+	}
+	t.Cleanup(func() { same(t, "after so many refusals", get(t, c), before) })
+}
+
+// What is just within the limits is taken, and comes back as it was.
+func TestWithinTheLimits(t *testing.T) {
+	t.Parallel()
+	c := setup(t).client(t, ada)
+	long := strings.Repeat("x", 128)
+	labels := map[string]string{}
+	for i := range 64 {
+		labels[fmt.Sprintf("%02d%s", i, strings.Repeat("k", 62))] = strings.Repeat("v", 256)
+	}
+	for _, ttl := range []time.Duration{24 * time.Hour, 10 * 365 * 24 * time.Hour} {
+		res := must(c.CreateConversation(t.Context(), &createReq{Ttl: durationpb.New(ttl)}))(t)
+		if kept := res.GetMetadata().GetExpireTime().AsTime().Sub(res.GetMetadata().GetUpdateTime().AsTime()); kept < ttl {
+			t.Errorf("with a TTL of %v kept for %v", ttl, kept)
+		}
+	}
+	asked := &createReq{ConversationId: long, Title: strings.Repeat("ü", 512), Labels: labels, ProjectId: long, RequestId: long}
+	made := must(c.CreateConversation(t.Context(), asked))(t)
+	if got := made.GetConversation(); got.GetConversationId() != long || got.GetTitle() != asked.GetTitle() || len(got.GetLabels()) != 64 {
+		t.Errorf("made %v", got)
+	}
+	found := must(c.ListConversations(t.Context(), &conversationv1.ListConversationsRequest{Labels: labels, ProjectId: long}))(t)
+	if len(found.GetConversations()) != 1 {
+		t.Errorf("not found by all its labels: %v", found)
+	}
+
+	create(t, c)
+	messages := numbered(100)
+	for i := range messages {
+		messages[i].ClientMessageId = fmt.Sprintf("%03d%s", i, strings.Repeat("i", 125))
+	}
+	messages[99].Text = strings.Repeat("ü", 32<<10)
+	must(c.AppendMessages(t.Context(), &appendReq{ConversationId: c1, Messages: messages}))(t)
+	if got := get(t, c).GetMessages(); len(got) != 100 || got[99].GetText() != messages[99].GetText() {
+		t.Errorf("%d messages came back", len(got))
+	}
+	deep := structpb.NewNumberValue(1)
+	for range 63 {
+		deep = structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{deep}})
+	}
+	slots := &structpb.Struct{Fields: map[string]*structpb.Value{
+		"deep": deep, "huge": structpb.NewNumberValue(math.MaxFloat64), "tiny": structpb.NewNumberValue(math.SmallestNonzeroFloat64),
+		"zero": structpb.NewNumberValue(math.Copysign(0, -1)), "": structpb.NewStringValue("\u2028\ufffd\x01\U0010ffff"),
+	}}
+	recorded := must(c.RecordIntent(t.Context(), &intentReq{ConversationId: c1, Name: "n", Confidence: 1, Slots: slots}))(t)
+	same(t, "slots in the reply", recorded.GetIntent().GetSlots(), slots)
+	listed := must(c.ListIntents(t.Context(), &conversationv1.ListIntentsRequest{ConversationId: c1}))(t)
+	same(t, "slots that were stored", listed.GetIntents()[0].GetSlots(), slots)
+
+	frames := make([]*conversationv1.LiveFrame, 1000)
+	for i := range frames {
+		frames[i] = textFrame(int64(i)+1, activityStart)
+	}
+	if got := must(c.IngestLive(t.Context(), &ingestReq{ConversationId: c1, Epoch: 1, Frames: frames}))(t); got.GetLastClientIndex() != 1000 {
+		t.Errorf("ingested up to %d", got.GetLastClientIndex())
+	}
+}
+
+func TestTooLarge(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	large := structOf(t, map[string]any{"x": strings.Repeat("x", 256<<10)})
+	for name, tt := range map[string]struct {
+		req  proto.Message
+		what string
+	}{
+		"state":          {&flowReq{ConversationId: c1, Flow: "f", Step: "s", Data: large}, "state"},
+		"state, intent":  {&intentReq{ConversationId: c1, Name: "n", Slots: large}, "state"},
+		"entry":          {&appendReq{ConversationId: c1, Messages: []*newMessage{{Role: conversationv1.Role_ROLE_USER, Parts: []*conversationv1.Part{{Part: &conversationv1.Part_Json{Json: large}}}}}}, "entry messages/000000000002"},
+		"entry, patched": {&conversationv1.UpdateMessageRequest{ConversationId: c1, Message: &conversationv1.MessagePatch{Seq: 1, Parts: []*conversationv1.Part{{Part: &conversationv1.Part_Json{Json: large}}}}}, "entry messages/000000000001"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := b.tenant(t).client(t, ada)
+			create(t, c)
+			say(t, c, "one")
+			before := get(t, c)
+			err := invoke(t, c, tt.req)
+			refusal{code: connect.CodeInvalidArgument, reason: "LIMIT_EXCEEDED", field: tt.what, says: []string{"262144"}}.check(t, err)
+			if limit := detail[*errdetails.ErrorInfo](t, err).GetMetadata()["limit"]; limit != "262144" {
+				t.Errorf("the limit is said to be %q", limit)
+			}
+			same(t, "after the refusal", get(t, c), before)
+		})
+	}
+	// A request over 4 MiB is not read.
+	for name, opts := range map[string][]connect.ClientOption{"Connect": nil, "gRPC": {connect.WithGRPC()}, "gRPC-Web": {connect.WithGRPCWeb()}} {
+		t.Run("request by "+name, func(t *testing.T) {
+			t.Parallel()
+			c := b.tenant(t).client(t, ada, opts...)
+			create(t, c)
+			texts := make([]string, 65)
+			for i := range texts {
+				texts[i] = strings.Repeat("x", 64<<10)
+			}
+			_, err := c.AppendMessages(t.Context(), &appendReq{ConversationId: c1, Messages: said(texts...)})
+			refusal{code: connect.CodeResourceExhausted, says: []string{"4194304"}}.check(t, err)
+			must(c.AppendMessages(t.Context(), &appendReq{ConversationId: c1, Messages: said(texts[:63]...)}))(t)
+		})
+	}
+}
+
+// retryInfo checks that an error says when to try again.
+func retryInfo(t *testing.T, err error) {
+	t.Helper()
+	if detail[*errdetails.RetryInfo](t, err).GetRetryDelay().AsDuration() <= 0 {
+		t.Errorf("no RetryInfo: %v", err)
+	}
+}
+
+func TestMailboxLimit(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(c *object.Config) { c.Limits.PerObject = 1 })
+	c := b.client(t, ada)
+	create(t, c)
+	unlock := b.lockRow(t)
+	// One is on its way and one may wait; what comes beside them is refused at once.
+	const n = 6
+	errs := make(chan error, n)
+	for range n {
+		go func() {
+			_, err := c.AppendMessages(t.Context(), &appendReq{ConversationId: c1, Messages: said("x")})
+			errs <- err
+		}()
+	}
+	for range n - 2 {
+		err := <-errs
+		refusal{code: connect.CodeResourceExhausted, reason: "OVERLOADED", says: []string{"object", "nothing was done"}}.check(t, err)
+		retryInfo(t, err)
+	}
+	unlock()
+	accepted := 0
+	for range 2 {
+		if err := <-errs; err == nil {
+			accepted++
+		}
+	}
+	if got := get(t, c).GetConversation().GetMessageCount(); accepted == 0 || got != int64(accepted) {
+		t.Errorf("%d appends were acknowledged, %d messages are there", accepted, got)
+	}
+}
+
+func TestNewerRow(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.client(t, ada)
+	create(t, c)
+	say(t, c, "x")
+	if _, err := b.sql(t).Exec(t.Context(), "UPDATE holdfast.objects SET schema_version = 99 WHERE tenant_id = $1", string(b.Tenant)); err != nil {
+		t.Fatal(err)
+	}
+	// To the server that has it in its cache, and to one that reads it.
+	for _, c := range []client{serve(t, b.Bundle).client(t, ada)} {
+		for name, change := range changes() {
+			err := change(t.Context(), c, 0)
+			refusal{code: connect.CodeUnavailable, reason: "NEWER_SCHEMA", says: []string{"newer release"}}.check(t, err)
+			retryInfo(t, err)
+			if t.Failed() {
+				t.Fatal(name)
+			}
+		}
+		if got := get(t, c); len(got.GetMessages()) != 1 {
+			t.Errorf("reading it: %v", got)
+		}
+	}
+}
+
+func TestPostgresIsAway(t *testing.T) {
+	t.Parallel()
+	d := dbtest.Own(t)
+	b := serve(t, d)
+	c := b.client(t, ada)
+	create(t, c)
+	w := watchAfter(t, c, 0)
+	w.next(t)
+
+	u, err := pgx.ParseConfig(d.OwnerURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := u.Database
+	u.Database = "postgres"
+	admin, err := pgx.ConnectConfig(t.Context(), u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { admin.Close(context.Background()) })
+	exec := func(sql string, args ...any) {
+		t.Helper()
+		if _, err := admin.Exec(t.Context(), sql, args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec("ALTER DATABASE " + pgx.Identifier{name}.Sanitize() + " ALLOW_CONNECTIONS false")
+	exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+	away := refusal{code: connect.CodeUnavailable, reason: "DATABASE_UNAVAILABLE", says: []string{"nothing was done"}}
+	for range 20 { // each also takes a dead connection out of the pool
+		err := invoke(t, c, &conversationv1.GetConversationRequest{ConversationId: c1})
+		away.check(t, err)
+		retryInfo(t, err)
+	}
+	away.check(t, invoke(t, c, &appendReq{ConversationId: c1, Messages: said("x")}))
+	away.check(t, invoke(t, c, &conversationv1.ListConversationsRequest{}))
+	away.check(t, watchAfter(t, c, 1).end(t))
+	exec("ALTER DATABASE " + pgx.Identifier{name}.Sanitize() + " ALLOW_CONNECTIONS true")
+	poll(t, func() bool { return invoke(t, c, &conversationv1.GetConversationRequest{ConversationId: c1}) == nil })
+	say(t, c, "x")
+	// A watch that was open all the time goes on.
+	if got := w.next(t); got.GetMetadata().GetVersion() != 2 || got.GetReset_() {
+		t.Errorf("the watch goes on with %v", got)
+	}
+}
+
+func TestRefusalsAsCurlSeesThem(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	create(t, b.client(t, ada))
+	auth := "Authorization: Bearer " + b.token(t, ada)
+	for _, tt := range []struct {
+		method, body string
+		status       int
+		says         []string
+	}{
+		{"CreateConversation", `{"conversationId": "c1"}`, 409, []string{"already_exists", "OBJECT_EXISTS"}},
+		{"GetConversation", `{"conversationId": "c2"}`, 404, []string{"not_found", "NOT_FOUND", "or it is not yours"}},
+		{"UpdateConversation", `{"conversationId": "c1", "conversation": {}, "ifVersion": 9}`, 409, []string{"aborted", "VERSION_MISMATCH", `"current_version":"1"`}},
+		{"SetVoiceState", `{"conversationId": "c1", "status": "VOICE_STATUS_RESPONDING"}`, 400, []string{"failed_precondition", "ILLEGAL_TRANSITION", "VOICE_STATUS_LISTENING"}},
+		{"UpdateConversation", `{"conversationId": "c1", "conversation": {}, "updateMask": "owner"}`, 400, []string{"invalid_argument", "update_mask", "title, labels, project_id and ttl"}},
+		{"GetConversation", `{"conversationId": "c1", "limit": 5}`, 400, []string{"invalid_argument", "limit"}},
+		{"GetConversation", `{"conversationId": "c1", "messageLimit": "many"}`, 400, []string{"invalid_argument", "messageLimit"}},
+	} {
+		got := b.send(t, http.MethodPost, tt.method, []byte(tt.body), "Content-Type: application/json", auth)
+		if got.status != tt.status {
+			t.Errorf("%s %s is answered with %d %s", tt.method, tt.body, got.status, got.body)
+		}
+		for _, s := range tt.says {
+			if !strings.Contains(strings.ReplaceAll(got.body, ": ", ":"), s) {
+				t.Errorf("%s %s: the answer does not say %q: %s", tt.method, tt.body, s, got.body)
+			}
+		}
+	}
+}
