@@ -5,7 +5,6 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // Stored messages are protojson with the proto's own field names, so that SQL and people can read them and `buf
@@ -37,46 +36,37 @@ func decode(prototype proto.Message, stored string) (proto.Message, error) {
 }
 
 // replaced returns, as JSON members, the old values of the top-level fields that differ between two states; null
-// stands for a field that was not set. It is what undoes the change. A nil was is an object that did not exist.
+// stands for a field that was not set. It is what undoes the change. A nil was is an object that did not exist, a nil
+// is one that was deleted.
 func replaced(was, is proto.Message) (string, error) {
-	if was == nil || is == nil {
-		if was == nil {
-			return "", nil
-		}
-		return members(was, nil)
+	if was == nil {
+		return "", nil
 	}
-	a, b := was.ProtoReflect(), is.ProtoReflect()
+	a := was.ProtoReflect()
 	old := a.New()
-	var unset []protoreflect.FieldDescriptor
-	fields := a.Descriptor().Fields()
-	for i := range fields.Len() {
+	var unset []byte
+	for i, fields := 0, a.Descriptor().Fields(); i < fields.Len(); i++ {
 		f := fields.Get(i)
-		hadIt, hasIt := a.Has(f), b.Has(f)
-		switch {
-		case !hadIt && !hasIt:
-		case hadIt && hasIt && a.Get(f).Equal(b.Get(f)):
-		case hadIt:
+		hadIt := a.Has(f)
+		if is != nil {
+			b := is.ProtoReflect()
+			if hasIt := b.Has(f); hadIt == hasIt && (!hadIt || a.Get(f).Equal(b.Get(f))) {
+				continue
+			}
+		}
+		if hadIt {
 			old.Set(f, a.Get(f))
-		default:
-			unset = append(unset, f)
+		} else if is != nil {
+			unset = append(append(append(unset, `,"`...), f.Name()...), `":null`...)
 		}
 	}
-	return members(old.Interface(), unset)
-}
-
-func members(m proto.Message, unset []protoreflect.FieldDescriptor) (string, error) {
-	b, err := marshal.Marshal(m)
+	b, err := marshal.Marshal(old.Interface())
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	b = b[1 : len(b)-1] // the braces
-	for _, f := range unset {
-		if len(b) > 0 {
-			b = append(b, ',')
-		}
-		b = append(b, '"')
-		b = append(b, f.Name()...)
-		b = append(b, `":null`...)
+	b = b[1 : len(b)-1] // without the braces
+	if len(b) == 0 && len(unset) > 0 {
+		unset = unset[1:]
 	}
-	return string(b), nil
+	return string(append(b, unset...)), nil
 }
