@@ -45,7 +45,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	}
 	pc.MaxConns = int32(DefaultMaxConns)
 	if c.MaxConns > 0 {
-		pc.MaxConns = int32(min(c.MaxConns, 10_000)) //nolint:gosec // bounded on this line
+		pc.MaxConns = int32(min(c.MaxConns, 10_000))
 	}
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = 10 * time.Second

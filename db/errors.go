@@ -34,8 +34,7 @@ func translate(err error, commits bool) error {
 	if err == nil {
 		return nil
 	}
-	var row *rowError
-	if errors.As(err, &row) {
+	if row, ok := errors.AsType[*rowError](err); ok {
 		return row.err
 	}
 	kind := classify(err, commits)
@@ -51,8 +50,7 @@ type rowError struct{ err error }
 func (e *rowError) Error() string { return e.err.Error() }
 
 func classify(err error, commits bool) error {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch class := pg.Code[:min(2, len(pg.Code))]; {
 		case pg.Code == "HF001":
 			return ErrFenced
@@ -79,8 +77,7 @@ func classify(err error, commits bool) error {
 		}
 		return nil
 	}
-	var connect *pgconn.ConnectError
-	if errors.As(err, &connect) || !commits {
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok || !commits {
 		return ErrUnavailable
 	}
 	return ErrOutcomeUnknown

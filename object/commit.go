@@ -211,7 +211,7 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) {
 	views := dbsqlc.ViewObjectsParams{TenantID: string(scope.Tenant)}
 	replies := dbsqlc.LoadRepliesParams{TenantID: string(scope.Tenant)}
 	for i, w := range objects {
-		ord := int32(i) //nolint:gosec // a batch is small
+		ord := int32(i)
 		views.Ords = append(views.Ords, ord)
 		views.Kinds = append(views.Kinds, w.kind.name)
 		views.Ids = append(views.Ids, string(w.box.key.id))
@@ -245,7 +245,7 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) {
 	wanted := dbsqlc.LoadEntriesParams{TenantID: string(scope.Tenant)}
 	for i, w := range entries {
 		for _, k := range w.wanted() {
-			wanted.Ords = append(wanted.Ords, int32(i)) //nolint:gosec // a batch is small
+			wanted.Ords = append(wanted.Ords, int32(i))
 			wanted.Kinds = append(wanted.Kinds, w.kind.name)
 			wanted.Ids = append(wanted.Ids, string(w.box.key.id))
 			wanted.Collections = append(wanted.Collections, k.collection)

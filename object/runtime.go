@@ -46,7 +46,7 @@ type Runtime struct {
 	commitTimeout time.Duration
 	cache         *cache
 	hub           *hub
-	life          context.Context // ends when Close gives up waiting
+	life          context.Context //nolint:containedctx // the runtime's own: it ends when Close gives up waiting
 	end           context.CancelFunc
 	workers       sync.WaitGroup
 
@@ -150,7 +150,7 @@ func (rt *Runtime) submit(ctx context.Context, k *kind, id ID, c *change) error 
 		return err
 	}
 	key := key{c.caller.Tenant, k.name, id}
-	if err := rt.enqueue(key, k, c); err != nil {
+	if err := rt.enqueue(key, k, c); err != nil { //nolint:contextcheck // a batch serves many changes
 		return err
 	}
 	select {

@@ -19,7 +19,7 @@ func (t *Tx[S]) State() S { return t.state.(S) } //nolint:forcetypeassert // mad
 
 // change is one Update on its way.
 type change struct {
-	ctx    context.Context
+	ctx    context.Context //nolint:containedctx // of the caller who waits; a batch serves many
 	caller identity.Identity
 	opts   updateOptions
 	run    func(*txn) error
@@ -80,7 +80,7 @@ func (t *txn) Info() Info {
 // Entry returns an entry as the change sees it, or nil. It is shared: clone it to change it.
 func (t *txn) Entry(collection, key string) proto.Message {
 	k := entryKey{collection, key}
-	for i := len(t.puts) - 1; i >= 0; i-- {
+	for i := range t.puts {
 		if t.puts[i].entryKey == k {
 			return t.puts[i].value
 		}

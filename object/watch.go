@@ -85,7 +85,7 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 		return err
 	}
 	w.caller, w.key = caller, key{caller.Tenant, w.kind.name, id}
-	s, err := rt.hub.subscribe(w.key, w.kind)
+	s, err := rt.hub.subscribe(w.key, w.kind) //nolint:contextcheck // the poller serves all watches
 	if err != nil {
 		return err
 	}
@@ -432,7 +432,7 @@ func (h *hub) run() {
 func (h *hub) look(tenant identity.Tenant, subs []*subscription) {
 	a := dbsqlc.ViewObjectsParams{TenantID: string(tenant)}
 	for i, s := range subs {
-		a.Ords = append(a.Ords, int32(i)) //nolint:gosec // bounded by maxBatch
+		a.Ords = append(a.Ords, int32(i))
 		a.Kinds = append(a.Kinds, s.kind.name)
 		a.Ids = append(a.Ids, string(s.key.id))
 		a.Known = append(a.Known, int64(s.position()))

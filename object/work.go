@@ -1,6 +1,7 @@
 package object
 
 import (
+	"bytes"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -102,7 +103,7 @@ func (w *work) apply(c *change, now time.Time) error {
 		return ErrNotFound
 	}
 	if known, ok := w.reply(c.opts.requestID); ok {
-		if string(known.hash) != string(c.opts.hash[:]) {
+		if !bytes.Equal(known.hash, c.opts.hash[:]) {
 			return ErrRequestReused
 		}
 		c.after, c.stored = w.cur, append([]byte{}, known.reply...)

@@ -44,7 +44,7 @@ func (b *Bundle) AsService(tb testing.TB) context.Context {
 
 const (
 	login    = "holdfast_test"
-	password = "holdfast-test" //nolint:gosec // of a server that lives as long as the test
+	password = "holdfast-test"
 )
 
 // shared is the one server and database of a test binary. Process-wide by nature: a server takes seconds to start.

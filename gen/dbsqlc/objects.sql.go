@@ -243,7 +243,7 @@ SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS st
   o.activity_time, o.expire_time
 FROM holdfast.terms t
 CROSS JOIN LATERAL (
-  SELECT tenant_id, kind, object_id, owner_id, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time FROM holdfast.objects x
+  SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time FROM holdfast.objects x
   WHERE x.tenant_id = $1::text AND x.kind = $2::text AND x.object_id = t.object_id
   OFFSET 0
 ) o
@@ -567,7 +567,7 @@ FROM (
     unnest($4::bigint[]) AS known, unnest($5::text[]) AS collection, unnest($6::integer[]) AS lim
 ) k
 CROSS JOIN LATERAL (
-  SELECT tenant_id, kind, object_id, owner_id, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time FROM holdfast.objects x
+  SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time FROM holdfast.objects x
   WHERE x.tenant_id = $7::text AND x.kind = k.kind AND x.object_id = k.object_id
   OFFSET 0
 ) o

@@ -3,6 +3,7 @@ package conversation
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -133,7 +134,7 @@ func TestFlows(t *testing.T) {
 	same(t, "a last page", page(4, 4), &conversationv1.ListFlowStepsResponse{Steps: want[4:]})
 }
 
-// frame is a frame of c1 to send.
+// ingestOne sends a batch of frames of c1.
 func ingestOne(t *testing.T, c client, epoch int64, frames ...*conversationv1.LiveFrame) *conversationv1.IngestLiveResponse {
 	t.Helper()
 	return must(c.IngestLive(t.Context(), &ingestReq{ConversationId: c1, Epoch: epoch, Frames: frames}))(t)
@@ -219,7 +220,7 @@ func TestBrokenFramesAreCounted(t *testing.T) {
 	b := setup(t)
 	c := b.client(t, ada)
 	create(t, c)
-	broken := []string{``, `{`, `[]`, `null`, `"x"`, `{"serverContent":7}`, `{} x`, "\xff", `{"toolCall":{"functionCalls":[{"name":"no id"}]}}`}
+	broken := []string{``, `{`, `[]`, `null`, `"x"`, `{"serverContent":7}`, "\xff", `{"toolCall":{"functionCalls":[{"name":"no id"}]}}`}
 	var frames []*conversationv1.LiveFrame
 	for i, f := range broken {
 		frames = append(frames, &conversationv1.LiveFrame{ClientIndex: int64(i) + 1, Frame: &conversationv1.LiveFrame_Binary{Binary: []byte(f)}})
@@ -279,26 +280,21 @@ func TestTheRecordingThroughTheAPI(t *testing.T) {
 		same(t, "a message of the watch", messages[m.GetSeq()], m)
 	}
 
-	var b2 strings.Builder
-	b2.WriteString("# Messages\n")
+	var got strings.Builder
+	got.WriteString("# Messages\n")
 	for _, m := range read.GetMessages() {
-		fmt.Fprintf(&b2, "%d %s %s %s: %s (%d tokens, estimated: %t)\n", m.GetSeq(), shortName(m.GetRole()), shortName(m.GetModality()),
+		fmt.Fprintf(&got, "%d %s %s %s: %s (%d tokens, estimated: %t)\n", m.GetSeq(), shortName(m.GetRole()), shortName(m.GetModality()),
 			shortName(m.GetStatus()), m.GetText(), m.GetTokenCount(), m.GetTokenCountEstimated())
 	}
-	b2.WriteString("\n# Tool calls\n")
-	ids := make([]string, 0, len(calls))
-	for id := range calls {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	for _, id := range ids {
+	got.WriteString("\n# Tool calls\n")
+	for _, id := range slices.Sorted(maps.Keys(calls)) {
 		c := calls[id]
-		fmt.Fprintf(&b2, "%s epoch %d %s %s: %s -> %s\n", id, c.GetEpoch(), c.GetName(), shortName(c.GetStatus()), compact(t, c.GetArgs()), compact(t, c.GetResponse()))
+		fmt.Fprintf(&got, "%s epoch %d %s %s: %s -> %s\n", id, c.GetEpoch(), c.GetName(), shortName(c.GetStatus()), compact(t, c.GetArgs()), compact(t, c.GetResponse()))
 	}
 	golden := must(os.ReadFile("testdata/gemini-live-session.golden"))(t)
 	_, want, _ := strings.Cut(string(golden), "# Messages\n")
 	want, state, _ := strings.Cut(want, "\n# State\n")
-	if diff := cmp.Diff("# Messages\n"+want, b2.String()); diff != "" {
+	if diff := cmp.Diff("# Messages\n"+want, got.String()); diff != "" {
 		t.Errorf("(-golden +got):\n%s", diff)
 	}
 	var counts struct {
@@ -308,7 +304,7 @@ func TestTheRecordingThroughTheAPI(t *testing.T) {
 	if err := json.Unmarshal([]byte(state), &counts); err != nil {
 		t.Fatal(err)
 	}
-	if got := read.GetConversation(); fmt.Sprint(got.GetMessageCount()) != counts.LastSeq || fmt.Sprint(got.GetTokenCount()) != counts.TokenCount {
-		t.Errorf("%d messages of %d tokens, not %s of %s", got.GetMessageCount(), got.GetTokenCount(), counts.LastSeq, counts.TokenCount)
+	if c := read.GetConversation(); fmt.Sprint(c.GetMessageCount()) != counts.LastSeq || fmt.Sprint(c.GetTokenCount()) != counts.TokenCount {
+		t.Errorf("%d messages of %d tokens, not %s of %s", c.GetMessageCount(), c.GetTokenCount(), counts.LastSeq, counts.TokenCount)
 	}
 }

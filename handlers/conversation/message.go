@@ -2,6 +2,7 @@ package conversation
 
 import (
 	"fmt"
+	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -98,15 +99,7 @@ func countTokens(s *conversationv1.ConversationState, m *conversationv1.Message,
 // maskHas tells which fields a mask names. An absent or empty one names them all.
 func maskHas(mask *fieldmaskpb.FieldMask) func(string) bool {
 	return func(field string) bool {
-		if len(mask.GetPaths()) == 0 {
-			return true
-		}
-		for _, p := range mask.GetPaths() {
-			if p == field {
-				return true
-			}
-		}
-		return false
+		return len(mask.GetPaths()) == 0 || slices.Contains(mask.GetPaths(), field)
 	}
 }
 

@@ -384,16 +384,14 @@ func changed(c *object.Change[state]) *conversationv1.WatchConversationResponse 
 
 // refuse puts a rule's refusal into the caller's words.
 func refuse(err error) error {
-	var illegal illegalTransitionError
-	if errors.As(err, &illegal) {
+	if illegal, ok := errors.AsType[illegalTransitionError](err); ok {
 		allowed := make([]string, len(illegal.allowed))
 		for i, s := range illegal.allowed {
 			allowed[i] = s.String()
 		}
 		return problem.IllegalTransition(illegal.from.String(), illegal.to.String(), allowed...)
 	}
-	var fenced fencedError
-	if errors.As(err, &fenced) {
+	if fenced, ok := errors.AsType[fencedError](err); ok {
 		return problem.FailedPrecondition("FENCED", fmt.Sprintf("a newer connection, epoch %d, has taken over", fenced.current))
 	}
 	return err

@@ -1,0 +1,478 @@
+package handlers_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/descriptorpb"
+
+	"holdfast/db/dbtest"
+	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	"holdfast/handlers"
+	"holdfast/handlers/conversation"
+	"holdfast/identity"
+	"holdfast/object"
+)
+
+// bundle is a test's server with the real managers, on a real Postgres, and a fresh tenant.
+type bundle struct {
+	*dbtest.Bundle
+
+	handler http.Handler
+	url     string
+	http    *http.Client
+}
+
+func setup(tb testing.TB) *bundle {
+	tb.Helper()
+	d := dbtest.New(tb)
+	rt := object.NewRuntime(d.DB, object.Config{})
+	manager := conversation.NewManager(rt)
+	server, err := handlers.New(handlers.Options{
+		Services: []handlers.Service{{
+			Name: conversationv1connect.ConversationServiceName,
+			Handler: func(o ...connect.HandlerOption) (string, http.Handler) {
+				return conversationv1connect.NewConversationServiceHandler(manager, o...)
+			},
+		}},
+		Auth:    handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.DB.FindKeys, Now: time.Now}),
+		Ping:    d.DB.Ping,
+		Metrics: prometheus.NewRegistry(),
+		Log:     slog.New(slog.DiscardHandler),
+		Now:     time.Now,
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	l, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	transport := &http.Transport{}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx, l) }()
+	tb.Cleanup(func() {
+		cancel()
+		transport.CloseIdleConnections()
+		if err := <-served; err != nil {
+			tb.Errorf("the server ended with %v", err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := rt.Close(ctx); err != nil {
+			tb.Errorf("the runtime ended with %v", err)
+		}
+	})
+	return &bundle{d, server, "http://" + l.Addr().String(), &http.Client{Transport: transport}}
+}
+
+// tenant is a fresh tenant on the same server.
+func (b *bundle) tenant(tb testing.TB) *bundle {
+	tb.Helper()
+	return &bundle{dbtest.New(tb), b.handler, b.url, b.http}
+}
+
+// key makes an API key of a user of the tenant, or of a service, and returns it as a header.
+func (b *bundle) key(tb testing.TB, user identity.User) string {
+	tb.Helper()
+	token, k := handlers.NewKey(b.Tenant, user, tb.Name())
+	if err := b.DB.CreateKey(tb.Context(), k); err != nil {
+		tb.Fatal(err)
+	}
+	return "Authorization: Bearer " + token
+}
+
+// reply is how a call was answered: its code is "ok" or the error's.
+type reply struct {
+	status             int
+	code, reason, body string
+}
+
+// call invokes a method by POST with a JSON body, as curl would; headers are "Name: value". Of a stream it is the first
+// message or the error.
+func (b *bundle) call(tb testing.TB, method protoreflect.MethodDescriptor, body string, headers ...string) reply {
+	tb.Helper()
+	if !method.IsStreamingServer() {
+		return b.do(tb, http.MethodPost, procedure(method), strings.NewReader(body), append(headers, "Content-Type: application/json")...)
+	}
+	frame := binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body)))
+	return b.do(tb, http.MethodPost, procedure(method), bytes.NewReader(append(frame, body...)), append(headers, "Content-Type: application/connect+json")...)
+}
+
+// get is call for a method without side effects, by GET.
+func (b *bundle) get(tb testing.TB, method protoreflect.MethodDescriptor, body string, headers ...string) reply {
+	tb.Helper()
+	q := url.Values{"connect": {"v1"}, "encoding": {"json"}, "message": {body}}
+	return b.do(tb, http.MethodGet, procedure(method)+"?"+q.Encode(), http.NoBody, headers...)
+}
+
+func (b *bundle) do(tb testing.TB, verb, path string, body io.Reader, headers ...string) reply {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), 20*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, verb, b.url+path, body)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		req.Header.Add(name, value)
+	}
+	res, err := b.http.Do(req)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer res.Body.Close()
+	var text []byte
+	if res.Header.Get("Content-Type") == "application/connect+json" {
+		text, err = firstFrame(res.Body)
+	} else {
+		text, err = io.ReadAll(res.Body)
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return parse(tb, res.StatusCode, text)
+}
+
+// firstFrame reads the first message of a stream. The end of a stream is a message too, of which it is the error.
+func firstFrame(r io.Reader) ([]byte, error) {
+	var head [5]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	text := make([]byte, binary.BigEndian.Uint32(head[1:]))
+	if _, err := io.ReadFull(r, text); err != nil || head[0]&2 == 0 {
+		return text, err
+	}
+	var end struct {
+		Error json.RawMessage `json:"error"`
+	}
+	err := json.Unmarshal(text, &end)
+	return end.Error, err
+}
+
+func parse(tb testing.TB, status int, text []byte) reply {
+	tb.Helper()
+	r := reply{status: status, code: "ok", body: string(text)}
+	var e struct {
+		Code    string `json:"code"`
+		Details []struct {
+			Debug struct {
+				Reason string `json:"reason"`
+			} `json:"debug"`
+		} `json:"details"`
+	}
+	// An answer has no code of its own: what has one is an error.
+	if len(text) > 0 && json.Unmarshal(text, &e) == nil && e.Code != "" {
+		r.code = e.Code
+		if len(e.Details) > 0 {
+			r.reason = e.Details[0].Debug.Reason
+		}
+	} else if status != http.StatusOK {
+		r.code = fmt.Sprint("HTTP ", status)
+	}
+	return r
+}
+
+func procedure(m protoreflect.MethodDescriptor) string {
+	return fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
+}
+
+// registered are the methods of every service of ours in the registry, by procedure.
+func registered() map[string]protoreflect.MethodDescriptor {
+	all := map[string]protoreflect.MethodDescriptor{}
+	protoregistry.GlobalFiles.RangeFiles(func(f protoreflect.FileDescriptor) bool {
+		if !strings.HasPrefix(string(f.Package()), "holdfast.") {
+			return true
+		}
+		for i := range f.Services().Len() {
+			methods := f.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				all[procedure(methods.Get(j))] = methods.Get(j)
+			}
+		}
+		return true
+	})
+	return all
+}
+
+// isolationCase says how to reach for what another has: the conversation c1, of the user ada of some tenant.
+type isolationCase struct {
+	// body is a request about c1 that its owner may make.
+	body string
+	// outside and inside are what a caller of another tenant gets, and another user of the same tenant; "": not_found.
+	outside, inside string
+}
+
+const (
+	isEmpty = "ok, and empty" // a list, in which there is nothing of another's
+	isOwn   = "ok, his own"   // what is made has the same id, in another tenant
+)
+
+// isolationCases has every RPC. Who adds one to a service adds it here.
+var isolationCases = map[string]isolationCase{
+	"/holdfast.conversation.v1.ConversationService/CreateConversation": {body: `{"conversationId":"c1","title":"mine"}`, outside: isOwn},
+	"/holdfast.conversation.v1.ConversationService/GetConversation":    {body: `{"conversationId":"c1","messageLimit":9}`},
+	"/holdfast.conversation.v1.ConversationService/ListConversations":  {body: `{}`, outside: isEmpty, inside: isEmpty},
+	"/holdfast.conversation.v1.ConversationService/UpdateConversation": {body: `{"conversationId":"c1","conversation":{"title":"mine"}}`},
+	"/holdfast.conversation.v1.ConversationService/DeleteConversation": {body: `{"conversationId":"c1"}`},
+	"/holdfast.conversation.v1.ConversationService/AppendMessages":     {body: `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"mine"}]}`},
+	"/holdfast.conversation.v1.ConversationService/UpdateMessage":      {body: `{"conversationId":"c1","message":{"seq":1,"text":"mine"}}`},
+	"/holdfast.conversation.v1.ConversationService/ListMessages":       {body: `{"conversationId":"c1"}`},
+	"/holdfast.conversation.v1.ConversationService/SetVoiceState":      {body: `{"conversationId":"c1","status":"VOICE_STATUS_LISTENING"}`},
+	"/holdfast.conversation.v1.ConversationService/RecordIntent":       {body: `{"conversationId":"c1","name":"mine"}`},
+	"/holdfast.conversation.v1.ConversationService/ListIntents":        {body: `{"conversationId":"c1"}`},
+	"/holdfast.conversation.v1.ConversationService/AdvanceFlow":        {body: `{"conversationId":"c1","flow":"mine","step":"mine"}`},
+	"/holdfast.conversation.v1.ConversationService/ListFlowSteps":      {body: `{"conversationId":"c1"}`},
+	"/holdfast.conversation.v1.ConversationService/IngestLive":         {body: `{"conversationId":"c1","epoch":1,"frames":[{"clientIndex":1,"text":"{\"serverContent\":{\"inputTranscription\":{\"text\":\"mine\"}}}"}]}`},
+	"/holdfast.conversation.v1.ConversationService/WatchConversation":  {body: `{"conversationId":"c1","messageLimit":9}`},
+}
+
+// unaccounted are the methods without a case, and the cases without a method.
+func unaccounted[M any](methods map[string]M, cases map[string]isolationCase) []string {
+	var out []string
+	for p := range methods {
+		if _, ok := cases[p]; !ok {
+			out = append(out, p+" has no isolation case")
+		}
+	}
+	for p := range cases {
+		if _, ok := methods[p]; !ok {
+			out = append(out, p+" is an isolation case of no method")
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func TestEveryRPCHasAnIsolationCase(t *testing.T) {
+	t.Parallel()
+	methods := registered()
+	for _, problem := range unaccounted(methods, isolationCases) {
+		t.Error(problem)
+	}
+	// This test can fail.
+	fewer := maps.Clone(isolationCases)
+	delete(fewer, conversationv1connect.ConversationServiceGetConversationProcedure)
+	if got := unaccounted(methods, fewer); len(got) != 1 {
+		t.Errorf("without a case: %q", got)
+	}
+
+	// A service whose code no test is linked with is in no registry.
+	files, err := filepath.Glob("../proto/holdfast/*/*/*.proto")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	services := 0
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pkg := regexp.MustCompile(`(?m)^package (\S+);`).FindSubmatch(text)
+		for _, s := range regexp.MustCompile(`(?m)^service (\w+)`).FindAllSubmatch(text, -1) {
+			services++
+			full := protoreflect.FullName(fmt.Sprintf("%s.%s", pkg[1], s[1]))
+			if _, err := protoregistry.GlobalFiles.FindDescriptorByName(full); err != nil {
+				t.Errorf("%s of %s: import its manager here, and serve it in setup", full, name)
+			}
+		}
+	}
+	if services == 0 {
+		t.Error("no services were found in proto/")
+	}
+}
+
+// fingerprint is all that the database has of a tenant.
+func (b *bundle) fingerprint(t *testing.T, conn *pgx.Conn) map[string]string {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), "SELECT table_name FROM information_schema.columns WHERE table_schema = 'holdfast' AND column_name = 'tenant_id'")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || !slices.Contains(tables, "objects") || !slices.Contains(tables, "entries") {
+		t.Fatal(tables, err)
+	}
+	all := map[string]string{}
+	for _, table := range tables {
+		var content string
+		sql := "SELECT coalesce(string_agg(r::text, E'\\n' ORDER BY r::text), '') FROM holdfast." + pgx.Identifier{table}.Sanitize() + " r WHERE tenant_id = $1"
+		if err := conn.QueryRow(t.Context(), sql, string(b.Tenant)).Scan(&content); err != nil {
+			t.Fatal(err)
+		}
+		all[table] = content
+	}
+	return all
+}
+
+// secret is what nobody but ada and her tenant's services may read.
+const secret = "the words of ada"
+
+// fill makes c1 of the user ada, with something in each of its collections.
+func (b *bundle) fill(tb testing.TB, ada string) {
+	tb.Helper()
+	for _, step := range []struct{ method, body string }{
+		{"CreateConversation", `{"conversationId":"c1","title":"` + secret + `","labels":{"a":"` + secret + `"}}`},
+		{"AppendMessages", `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"` + secret + `","clientMessageId":"m-1"}],"requestId":"r-1"}`},
+		{"RecordIntent", `{"conversationId":"c1","name":"` + secret + `"}`},
+		{"AdvanceFlow", `{"conversationId":"c1","flow":"f","step":"` + secret + `"}`},
+	} {
+		m := registered()["/holdfast.conversation.v1.ConversationService/"+step.method]
+		if got := b.call(tb, m, step.body, ada); got.code != "ok" {
+			tb.Fatalf("%s: %+v", step.method, got)
+		}
+	}
+}
+
+func TestIsolation(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for p, m := range registered() {
+		if c, ok := isolationCases[p]; ok { // else TestEveryRPCHasAnIsolationCase says so
+			t.Run(string(m.Name()), func(t *testing.T) {
+				t.Parallel()
+				b.tenant(t).isolate(t, m, c)
+			})
+		}
+	}
+}
+
+// isolate calls a method as everybody who may not do so, then as those who may.
+func (b *bundle) isolate(t *testing.T, m protoreflect.MethodDescriptor, c isolationCase) {
+	t.Helper()
+	ada, eve, service, revoked := b.key(t, "ada"), b.key(t, "eve"), b.key(t, ""), b.key(t, "ada")
+	b.fill(t, ada)
+	if err := b.DB.RevokeKey(t.Context(), b.Tenant, strings.Split(revoked, "_")[1]); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	before := b.fingerprint(t, conn)
+	options, _ := m.Options().(*descriptorpb.MethodOptions)
+	gets := options.GetIdempotencyLevel() == descriptorpb.MethodOptions_NO_SIDE_EFFECTS
+	reads := gets || m.IsStreamingServer()
+
+	const (
+		forAda, forEve = "Holdfast-User: ada", "Holdfast-User: eve"
+		unknown        = "Authorization: Bearer hfk_abcdefghijkl2345_-AbCdEfGhIjKlMnOpQrStUvWxYz0123456789_-AbCd"
+		missing        = "unauthenticated CREDENTIAL_MISSING"
+		refused        = "unauthenticated CREDENTIAL_INVALID"
+	)
+	for _, caller := range []struct {
+		name    string
+		headers []string
+		want    string
+	}{
+		{"another tenant's service", []string{b.tenant(t).key(t, "")}, c.outside},
+		{"another tenant's user of that name", []string{b.tenant(t).key(t, "ada")}, c.outside},
+		{"another tenant's service for that user", []string{b.tenant(t).key(t, ""), forAda}, c.outside},
+		{"another user", []string{eve}, c.inside},
+		{"a service for another user", []string{service, forEve}, c.inside},
+		{"another user for her", []string{eve, forAda}, "permission_denied ROLE_REQUIRED"},
+		{"a service for nobody", []string{service, "Holdfast-User: "}, "invalid_argument FIELD_INVALID"},
+		{"a service for two", []string{service, forEve, forAda}, "invalid_argument FIELD_INVALID"},
+		{"nobody", nil, missing},
+		{"nobody for her", []string{forAda}, missing},
+		{"garbage", []string{"Authorization: Bearer hfk_x"}, refused},
+		{"another scheme", []string{"Authorization: Basic YWRhOg=="}, refused},
+		{"an unknown key", []string{unknown}, refused},
+		{"a revoked key", []string{revoked}, refused},
+	} {
+		got := []reply{b.call(t, m, c.body, caller.headers...)}
+		if gets {
+			got = append(got, b.get(t, m, c.body, caller.headers...))
+		}
+		for _, got := range got {
+			want := caller.want
+			switch want {
+			case "":
+				want = "not_found NOT_FOUND"
+			case isEmpty, isOwn:
+				want = "ok "
+			}
+			if got.code+" "+got.reason != want || caller.want == isEmpty && got.body != "{}" {
+				t.Errorf("%s is answered with %+v, want %s", caller.name, got, want)
+			}
+			if strings.Contains(got.body, secret) {
+				t.Errorf("%s is told %s", caller.name, got.body)
+			}
+			if caller.want != "" || c.outside == isOwn {
+				continue
+			}
+			// Nor can he tell whether it is there.
+			nowhere := b.call(t, m, strings.ReplaceAll(c.body, `"c1"`, `"c-nowhere"`), caller.headers...)
+			if got.body != nowhere.body {
+				t.Errorf("%s gets\n%s, and of what does not exist\n%s", caller.name, got.body, nowhere.body)
+			}
+		}
+	}
+	if diff := cmp.Diff(before, b.fingerprint(t, conn)); diff != "" {
+		t.Errorf("they have changed something (-before +after):\n%s", diff)
+	}
+
+	// The request is a good one: who may make it can. A change shows, so the fingerprint would have shown theirs.
+	if c.outside == isOwn {
+		return // they could
+	}
+	if reads {
+		for name, headers := range map[string][]string{"the owner": {ada}, "a service": {service}, "a service for the owner": {service, forAda}} {
+			if got := b.call(t, m, c.body, headers...); got.code != "ok" || !strings.Contains(got.body, secret) {
+				t.Errorf("%s is answered with %+v", name, got)
+			}
+		}
+		return
+	}
+	if got := b.call(t, m, c.body, ada); got.code != "ok" {
+		t.Errorf("the owner is answered with %+v", got)
+	}
+	if cmp.Equal(before, b.fingerprint(t, conn)) {
+		t.Error("the owner's call has changed nothing")
+	}
+}
+
+// What a service makes for itself belongs to the whole tenant, and to nobody else.
+func TestSharedConversations(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	create := registered()[conversationv1connect.ConversationServiceCreateConversationProcedure]
+	get := registered()[conversationv1connect.ConversationServiceGetConversationProcedure]
+	if got := b.call(t, create, `{"conversationId":"c1"}`, b.key(t, "")); got.code != "ok" {
+		t.Fatalf("%+v", got)
+	}
+	for name, tt := range map[string]struct{ header, want string }{
+		"a user": {b.key(t, "eve"), "ok"}, "another service": {b.key(t, ""), "ok"},
+		"another tenant's user": {b.tenant(t).key(t, "eve"), "not_found"}, "another tenant's service": {b.tenant(t).key(t, ""), "not_found"},
+	} {
+		if got := b.call(t, get, `{"conversationId":"c1"}`, tt.header); got.code != tt.want {
+			t.Errorf("%s is answered with %+v", name, got)
+		}
+	}
+}
