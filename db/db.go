@@ -99,6 +99,9 @@ func (e *LoginError) Error() string {
 	return fmt.Sprintf("database login %q %s. To mend it, as the owner of the database:\n%s", e.Login, e.Reason, e.Mend)
 }
 
+// grantsInherit is the version from which on a grant, and not the role, says whether it is inherited.
+const grantsInherit = 160000
+
 func (d *DB) checkLogin(ctx context.Context) error {
 	roles := []string{string(RoleApp), string(RoleAuth), string(RoleOperator), string(RoleJanitor)}
 	l, err := dbsqlc.New(d.pool).CheckLogin(ctx, roles)
@@ -130,7 +133,11 @@ func (d *DB) checkLogin(ctx context.Context) error {
 	case !l.Migrated:
 		return errors.New("the database has no schema yet: run `holdfast migrate up` with the owner's URL first")
 	case l.Inherits:
-		return refuse("inherits its roles' rights, so a query outside a scope would not fail", "  ALTER ROLE "+login+" NOINHERIT;")
+		mend := []string{"  ALTER ROLE " + login + " NOINHERIT;"}
+		if l.ServerVersion >= grantsInherit {
+			mend = append(mend, "  GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO "+login+" WITH INHERIT FALSE;")
+		}
+		return refuse("inherits its roles' rights, so a query outside a scope would not fail", mend...)
 	case !l.HasUsage || int(l.MemberOf) < len(roles):
 		return refuse("lacks rights that the server needs",
 			"  GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO "+login+";",

@@ -81,7 +81,7 @@ func withMigrator(url string, do func(*goose.Provider) error) error {
 	if err != nil {
 		return err
 	}
-	locker, err := lock.NewPostgresSessionLocker()
+	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 300)) // looks every second, for 5 min
 	if err != nil {
 		return err
 	}
@@ -111,6 +111,14 @@ func EnsureLogin(ctx context.Context, url, login, password string) error {
 		role, password).Scan(&alter); err != nil {
 		return translate(err, false)
 	}
+	var version int
+	if err := conn.QueryRow(ctx, "SELECT current_setting('server_version_num')::integer").Scan(&version); err != nil {
+		return translate(err, false)
+	}
+	grant := "GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO " + role
+	if version >= grantsInherit {
+		grant += " WITH INHERIT FALSE"
+	}
 	create := "DO $$ BEGIN CREATE ROLE " + role + "; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
 	for _, q := range []string{
 		create,
@@ -118,7 +126,7 @@ func EnsureLogin(ctx context.Context, url, login, password string) error {
 		// answers with "tuple concurrently updated".
 		"SELECT pg_advisory_lock(hashtext('holdfast login'))",
 		alter,
-		"GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO " + role,
+		grant,
 		"GRANT USAGE ON SCHEMA holdfast TO " + role,
 	} {
 		if _, err := conn.Exec(ctx, q); err != nil {

@@ -2,6 +2,7 @@ package handlers_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -9,7 +10,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,27 +23,46 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 )
 
-// fuzzed is a server and the conversation c1, which each input finds as it was.
+// fuzzed is a server and a conversation, which each input finds new: one that was changed is left to itself. In inputs its
+// name is c1.
 type fuzzed struct {
 	*bundle
 
 	methods []protoreflect.MethodDescriptor // the unary ones, by name
 	ada     string
-	dirty   bool
+	made    int    // conversations
+	id      string // of the one in use; empty: make one
 }
 
-func newFuzzed(f *testing.F) *fuzzed {
-	f.Helper()
-	b := setup(f)
-	z := &fuzzed{bundle: b, ada: b.key(f, "ada")}
+func newFuzzed(tb testing.TB, b *bundle) *fuzzed {
+	tb.Helper()
+	z := &fuzzed{bundle: b, ada: b.key(tb, "ada")}
 	methods := registered()
 	for _, p := range slices.Sorted(maps.Keys(methods)) {
 		if m := methods[p]; !m.IsStreamingServer() {
 			z.methods = append(z.methods, m)
 		}
 	}
-	z.fill(f, z.ada)
 	return z
+}
+
+// fresh makes a conversation with a message. Its id is as long as c1, so that it fits into binary inputs.
+func (z *fuzzed) fresh(t *testing.T) {
+	t.Helper()
+	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+	for code := ""; code != "ok"; { // an input may have made one of that id
+		if z.made == len(letters)*len(letters) {
+			z.bundle, z.made = z.tenant(t), 0
+			z.ada = z.key(t, "ada")
+		}
+		z.id = string([]byte{letters[z.made/len(letters)], letters[z.made%len(letters)]})
+		z.made++
+		code = z.ask(t, z.method("CreateConversation"), "json", []byte(`{"conversationId":"c1","labels":{"a":"b"}}`)).code
+	}
+	message := `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"x","clientMessageId":"m-1"}],"requestId":"r-1"}`
+	if got := z.ask(t, z.method("AppendMessages"), "json", []byte(message)); got.code != "ok" {
+		t.Fatalf("%+v", got)
+	}
 }
 
 func (z *fuzzed) method(name string) protoreflect.MethodDescriptor {
@@ -58,6 +77,7 @@ func (z *fuzzed) method(name string) protoreflect.MethodDescriptor {
 // ask sends a body and checks that the answer is one that a caller can do something with.
 func (z *fuzzed) ask(t *testing.T, m protoreflect.MethodDescriptor, codec string, body []byte) reply {
 	t.Helper()
+	body = bytes.ReplaceAll(body, []byte("c1"), []byte(z.id))
 	req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, procedure(m), bytes.NewReader(body))
 	req.Header.Set("Content-Type", "application/"+codec)
 	name, value, _ := strings.Cut(z.ada, ": ")
@@ -83,59 +103,142 @@ func (z *fuzzed) ask(t *testing.T, m protoreflect.MethodDescriptor, codec string
 	return got
 }
 
-// try sends a body of c1, and checks that what it left there can be read.
+// try sends a body, and checks that what it left can be read.
 func (z *fuzzed) try(t *testing.T, m protoreflect.MethodDescriptor, codec string, body []byte) {
 	t.Helper()
-	if z.dirty {
-		z.ask(t, z.method("DeleteConversation"), "json", []byte(`{"conversationId":"c1"}`))
-		z.fill(t, z.ada)
-		z.dirty = false
+	if z.id == "" {
+		z.fresh(t)
 	}
 	got := z.ask(t, m, codec, body)
 	if m.Input().Fields().ByName("request_id") == nil || got.code != "ok" {
 		return
 	}
-	z.dirty = true
-	for _, read := range []string{"GetConversation", "ListMessages", "ListIntents", "ListFlowSteps", "ListConversations"} {
-		again := z.ask(t, z.method(read), "json", []byte(isolationCases[procedure(z.method(read))].body))
-		if again.code != "ok" && (again.code != "not_found" || m.Name() != "DeleteConversation") {
-			t.Errorf("after %s, %s is answered with %+v", m.Name(), read, again)
-		}
+	read := map[protoreflect.Name]string{"RecordIntent": "ListIntents", "AdvanceFlow": "ListFlowSteps"}[m.Name()]
+	read = cmp.Or(read, "GetConversation")
+	again := z.ask(t, z.method(read), "json", []byte(isolationCases[procedure(z.method(read))].body))
+	if again.code != "ok" && (again.code != "not_found" || m.Name() != "DeleteConversation") {
+		t.Errorf("after %s, %s is answered with %+v", m.Name(), read, again)
 	}
+	z.id = ""
 }
 
 // hostile are values that go wherever JSON has a value.
 func hostile() []string {
-	deep := func(n int, open, close string) string {
-		return strings.Repeat(open, n) + "1" + strings.Repeat(close, n)
-	}
 	return []string{
 		`"\u0000"`, `"\ud800"`, `"\udc00\ud800"`, `"\ud83d\ude00"`, "\"\xff\xfe\"", "\"\x00\"", `"\x"`, `"NaN"`, `"-Infinity"`, `NaN`, `1e400`, `-1e-400`,
-		`9223372036854775807`, `"9223372036854775807"`, `9223372036854775808`, `-9223372036854775808`, `1e18`, `1.5`, `-0`, `0x10`, `01`,
-		`null`, `true`, `{}`, `[]`, `[[]]`, `[null]`, `[{}]`, `{"":null}`, `{"a":1,"a":2}`, `""`, `"` + strings.Repeat("x", 70000) + `"`,
-		`"title,labels"`, `"a.b"`, `"*"`, `"99999h"`, `"86400s"`, `"315576000001s"`, `"0.0000000001s"`,
-		deep(70, "[", "]"), deep(10000, "[", "]"), deep(10000, `{"a":`, "}"), strings.Repeat("[", 10000),
-		`{"a":` + deep(63, `{"a":`, "}") + `}`, `{"a":` + deep(64, `[`, "]") + `}`, `{"@type":"type.googleapis.com/google.protobuf.Struct"}`,
+		`9223372036854775807`, `"9223372036854775807"`, `9223372036854775808`, `1e18`, `-1`, `1.5`, `-0`, `0x10`, `01`,
+		`null`, `true`, `{}`, `[]`, `[null]`, `[{}]`, `{"":null}`, `{"a":1,"a":2}`, `""`, `"a.b"`, `"999999h"`, `"315576000001s"`,
+		`{"a":` + nested(63, "[") + `}`, `{"a":` + nested(64, `{"a":`) + `}`, `{"@type":"type.googleapis.com/google.protobuf.Struct"}`,
+	}
+}
+
+// nested is a JSON value n levels deep.
+func nested(n int, open string) string {
+	end := map[byte]string{'[': "]", '{': "}"}[open[0]]
+	return strings.Repeat(open, n) + "1" + strings.Repeat(end, n)
+}
+
+// large are hostile values that take a while.
+func large() []string {
+	return []string{nested(10_000, "["), nested(10_000, `{"a":`), strings.Repeat("[", 10_000), `"` + strings.Repeat("x", 70_000) + `"`, `[` + strings.Repeat(`{},`, 10_000) + `{}]`}
+}
+
+// full are requests with all that they can have, where isolationCases has less.
+var full = map[string]string{
+	"CreateConversation": `{"conversationId":"c1-2","title":"t","labels":{"a":"b"},"projectId":"p","ttl":"90000s","requestId":"r-2"}`,
+	"GetConversation":    `{"conversationId":"c1","messageLimit":9,"ifVersionNot":"9"}`,
+	"ListConversations":  `{"pageSize":5,"pageToken":"eyJ0IjoiMjAyNi0wMS0wMVQwMDowMDowMFoiLCJpIjoiYzEifQ","projectId":"p","labels":{"a":"b"}}`,
+	"UpdateConversation": `{"conversationId":"c1","conversation":{"title":"t","labels":{"a":"b"},"projectId":"p","ttl":"90000s","messageCount":"5","voice":{"changeTime":"2026-01-01T00:00:00Z"}},"updateMask":"title,labels","requestId":"r-2","ifVersion":"2"}`,
+	"DeleteConversation": `{"conversationId":"c1","requestId":"r-2","ifVersion":"2"}`,
+	"AppendMessages": `{"conversationId":"c1","messages":[{"role":"ROLE_USER","modality":"MODALITY_VOICE","text":"t","clientMessageId":"m-2","tokenCount":"3","metadata":{"a":"b"},
+		"parts":[{"json":{"a":[1]}},{"file":{"uri":"u","mimeType":"m","name":"n"}},{"toolCall":{"callId":"c","name":"n","args":{"a":{"b":"c"}}}},{"toolResult":{"response":{"a":null},"isError":true}}]}],"requestId":"r-2","ifVersion":"2"}`,
+	"UpdateMessage": `{"conversationId":"c1","message":{"seq":"1","text":"t","parts":[{"json":{"a":1}}],"status":"MESSAGE_STATUS_FAILED","metadata":{"a":"b"},"tokenCount":"3"},"updateMask":"text,parts","requestId":"r-2","ifVersion":"2"}`,
+	"ListMessages":  `{"conversationId":"c1","afterSeq":"1","pageSize":5}`,
+	"SetVoiceState": `{"conversationId":"c1","audioStreamId":"a","status":"VOICE_STATUS_LISTENING","lastTranscription":"t","requestId":"r-2","ifVersion":"2"}`,
+	"RecordIntent":  `{"conversationId":"c1","name":"n","confidence":0.5,"slots":{"a":{"b":[1]}},"messageSeq":"1","requestId":"r-2","ifVersion":"2"}`,
+	"ListIntents":   `{"conversationId":"c1","afterSeq":"1","pageSize":5}`,
+	"AdvanceFlow":   `{"conversationId":"c1","flow":"f","step":"s","data":{"a":{"b":[1]}},"requestId":"r-2","ifVersion":"2"}`,
+	"ListFlowSteps": `{"conversationId":"c1","afterSeq":"1","pageSize":5}`,
+	"IngestLive": `{"conversationId":"c1","epoch":"1","frames":[{"clientIndex":"1","text":"{}"},{"clientIndex":"2","binary":"e30"},
+		{"clientIndex":"3","object":{"toolCall":{"functionCalls":[{"id":"a","name":"n","args":{"b":1}}]},"serverContent":{"outputTranscription":{"text":"t"}},"usageMetadata":{"totalTokenCount":5}}}],"requestId":"r-2","ifVersion":"2"}`,
+}
+
+// mutants are a JSON document with each of its values in turn replaced.
+func mutants(document string, values []string) (out []string) {
+	const mark = "\"the mark\""
+	var root any
+	if err := json.Unmarshal([]byte(document), &root); err != nil {
+		panic(err)
+	}
+	var walk func(node any, set func(any))
+	walk = func(node any, set func(any)) {
+		set("the mark")
+		text, err := json.Marshal(root)
+		if err != nil {
+			panic(err)
+		}
+		set(node)
+		for _, v := range values {
+			out = append(out, strings.Replace(string(text), mark, v, 1))
+		}
+		switch n := node.(type) {
+		case map[string]any:
+			for _, k := range slices.Sorted(maps.Keys(n)) {
+				walk(n[k], func(v any) { n[k] = v })
+			}
+		case []any:
+			for i := range n {
+				walk(n[i], func(v any) { n[i] = v })
+			}
+		}
+	}
+	walk(root, func(v any) { root = v })
+	return out
+}
+
+// Every value of every request, replaced by what does not belong there.
+func TestHostileJSON(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, m := range newFuzzed(t, b).methods {
+		t.Run(string(m.Name()), func(t *testing.T) {
+			t.Parallel()
+			z := newFuzzed(t, b.tenant(t))
+			document, ok := full[string(m.Name())]
+			if !ok {
+				t.Fatal("full has no request of it")
+			}
+			z.fresh(t)
+			if got := z.ask(t, m, "json", []byte(document)); got.code != "ok" {
+				t.Fatalf("as it is, it is answered with %+v", got)
+			}
+			z.id = ""
+			for _, body := range mutants(document, hostile()) {
+				z.try(t, m, "json", []byte(body))
+			}
+			for i := range m.Input().Fields().Len() {
+				for _, v := range large() {
+					z.try(t, m, "json", fmt.Appendf(nil, `{%q:%s}`, m.Input().Fields().Get(i).JSONName(), v))
+				}
+			}
+		})
 	}
 }
 
 // FuzzJSON sends any bytes to any unary RPC. Nothing that a caller sends is the server's fault: no answer is internal or
 // unknown, none takes long, and what was accepted can be read back.
 func FuzzJSON(f *testing.F) {
-	z := newFuzzed(f)
+	z := newFuzzed(f, setup(f))
 	for i, m := range z.methods {
-		body := isolationCases[procedure(m)].body
-		f.Add(uint8(i), []byte(body))
-		for _, s := range []string{"", "{", "null", "[]", body + "x", body + body, "\xef\xbb\xbf" + body, strings.Repeat("{", 10000), body[:len(body)/2]} {
+		body := full[string(m.Name())]
+		for _, s := range []string{body, "", "{", "null", body + "x", body + body, "\xef\xbb\xbf" + body, strings.Repeat("{", 10_000), body[:len(body)/2]} {
 			f.Add(uint8(i), []byte(s))
 		}
-		// Each field of the request with each hostile value, beside the good ones and once more in their place.
-		fields := m.Input().Fields()
-		for j := range fields.Len() {
-			name := fields.Get(j).JSONName()
-			for _, value := range hostile() {
-				f.Add(uint8(i), fmt.Appendf(nil, `{%s:%s,%s`, strconv.Quote(name), value, strings.TrimPrefix(body, "{")))
-				f.Add(uint8(i), fmt.Appendf(nil, `%s:%s}`, replaced(body, name), value))
+		switch m.Name() {
+		case "CreateConversation", "RecordIntent": // a text, and a tree
+			for _, v := range append(hostile(), large()...) {
+				f.Add(uint8(i), fmt.Appendf(nil, `{"conversationId":"c1","name":"n","title":%s}`, v))
+				f.Add(uint8(i), fmt.Appendf(nil, `{"conversationId":"c1","name":"n","slots":%s}`, v))
 			}
 		}
 	}
@@ -144,24 +247,9 @@ func FuzzJSON(f *testing.F) {
 	})
 }
 
-// replaced is a JSON object without a member, open for its new value.
-func replaced(body, name string) string {
-	members := map[string]json.RawMessage{}
-	if err := json.Unmarshal([]byte(body), &members); err != nil {
-		panic(err)
-	}
-	delete(members, name)
-	var b strings.Builder
-	b.WriteByte('{')
-	for _, k := range slices.Sorted(maps.Keys(members)) {
-		fmt.Fprintf(&b, "%q:%s,", k, members[k])
-	}
-	return b.String() + strconv.Quote(name)
-}
-
 // FuzzProto is FuzzJSON for what JSON cannot say: wrong wire types, values of no kind, numbers that JSON has not.
 func FuzzProto(f *testing.F) {
-	z := newFuzzed(f)
+	z := newFuzzed(f, setup(f))
 	add := func(i int, m proto.Message) {
 		b, err := proto.Marshal(m)
 		if err != nil {
@@ -180,7 +268,9 @@ func FuzzProto(f *testing.F) {
 		f.Add(uint8(i), []byte("\x0a\x02c1\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"))
 	}
 	for _, v := range []*structpb.Value{
-		nil, {}, structpb.NewNumberValue(math.NaN()), structpb.NewNumberValue(math.Inf(-1)), structpb.NewStringValue("\x00"),
+		nil,
+		{},
+		structpb.NewNumberValue(math.NaN()), structpb.NewNumberValue(math.Inf(-1)), structpb.NewStringValue("\x00"),
 		structpb.NewListValue(nil), structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{{}}}),
 	} {
 		s := &structpb.Struct{Fields: map[string]*structpb.Value{"a": v}}

@@ -72,9 +72,9 @@ func register() porcupine.Model {
 // The checker itself: histories that it must accept, and such that it must not.
 func TestRegisterModel(t *testing.T) {
 	t.Parallel()
-	op := func(from, to int64, append, text string, version object.Version, unknown bool) porcupine.Operation {
+	op := func(from, to int64, appended, text string, version object.Version, unknown bool) porcupine.Operation {
 		return porcupine.Operation{
-			Input: call{"a", append}, Call: from, Output: answer{text, version, unknown}, Return: to,
+			Input: call{"a", appended}, Call: from, Output: answer{text, version, unknown}, Return: to,
 		}
 	}
 	for name, c := range map[string]struct {
@@ -177,7 +177,7 @@ func TestLinearizable(t *testing.T) {
 	var killing sync.WaitGroup
 	killing.Go(func() {
 		conn := b.owner(t)
-		tick := time.NewTicker(30 * time.Millisecond)
+		tick := time.NewTicker(15 * time.Millisecond)
 		defer tick.Stop()
 		for {
 			select {

@@ -23,7 +23,7 @@ type toyRequest struct {
 	id string
 }
 
-func (r *toyRequest) GetRequestId() string { return r.id }
+func (r *toyRequest) GetRequestId() string { return r.id } //nolint:revive // protobuf names it
 
 // appendTo appends text to a toy's name. Every run of the closure replies something else.
 func appendTo(

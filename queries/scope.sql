@@ -9,7 +9,10 @@ SELECT set_config('role', @role::text, true), set_config('app.tenant', @tenant_i
 -- CheckLogin tells what a login may do that the server's must not, and what it may not that it must.
 -- name: CheckLogin :one
 SELECT r.rolname::text AS login, r.rolsuper::boolean AS superuser,
-  r.rolbypassrls::boolean AS bypasses_rls, r.rolinherit::boolean AS inherits,
+  r.rolbypassrls::boolean AS bypasses_rls,
+  -- From Postgres 16 on each grant says whether it is inherited, and the role only what new grants will say.
+  (r.rolinherit OR EXISTS (SELECT FROM pg_catalog.pg_roles m WHERE m.rolname = ANY (@roles::text[])
+    AND pg_has_role(current_user, m.oid, 'USAGE')))::boolean AS inherits,
   EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = 'holdfast' AND c.relkind = 'r' AND c.relowner = r.oid)::boolean AS owns_tables,
   (to_regnamespace('holdfast') IS NOT NULL)::boolean AS migrated,

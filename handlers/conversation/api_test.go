@@ -257,10 +257,7 @@ func detail[M proto.Message](t *testing.T, err error) (none M) {
 	return none
 }
 
-var (
-	notFound = refusal{code: connect.CodeNotFound, reason: "NOT_FOUND"}
-	invalid  = refusal{code: connect.CodeInvalidArgument, reason: "FIELD_INVALID"}
-)
+var notFound = refusal{code: connect.CodeNotFound, reason: "NOT_FOUND"}
 
 // invalidField refuses one field, and names its limit.
 func invalidField(field string, says ...string) refusal {
@@ -898,4 +895,37 @@ func together(n int, f func(i int) error) []error {
 	}
 	wait.Wait()
 	return errs
+}
+
+// Who has not been used for as long as its time to live is not found from that instant on, whether or not it was swept.
+func TestExpiry(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	create(t, b.client(t, ada))
+	say(t, b.client(t, ada), "x")
+	other := serve(t, b.Bundle, func(c *object.Config) { c.PollInterval = 30 * time.Millisecond })
+	c := other.client(t, ada)
+	w := watchAfter(t, c, 0)
+	w.next(t)
+	if _, err := b.sql(t).Exec(t.Context(), "UPDATE holdfast.objects SET expire_time = clock_timestamp() WHERE tenant_id = $1", string(b.Tenant)); err != nil {
+		t.Fatal(err)
+	}
+	notFound.check(t, w.end(t))
+	c = serve(t, b.Bundle).client(t, ada) // which has not read it before
+	for name, change := range changes() {
+		if err := change(t.Context(), c, 0); connect.CodeOf(err) != connect.CodeNotFound {
+			t.Errorf("%s is answered with %v", name, err)
+		}
+	}
+	_, err := c.GetConversation(t.Context(), &conversationv1.GetConversationRequest{ConversationId: c1})
+	notFound.check(t, err)
+	_, err = c.ListMessages(t.Context(), &conversationv1.ListMessagesRequest{ConversationId: c1})
+	notFound.check(t, err)
+	if got := must(c.ListConversations(t.Context(), &conversationv1.ListConversationsRequest{}))(t); len(got.GetConversations()) != 0 {
+		t.Errorf("still listed: %v", got)
+	}
+	create(t, c)
+	if got := get(t, c); got.GetMetadata().GetVersion() != 3 || got.GetConversation().GetMessageCount() != 0 || len(got.GetMessages()) != 0 {
+		t.Errorf("created again: %v", got)
+	}
 }

@@ -52,8 +52,7 @@ func TestSetVoiceState(t *testing.T) {
 					t.Errorf("no PreconditionFailure: %v", err)
 				}
 				// Each of the statuses that the error names can be had.
-				allowed := strings.Split(detail[*errdetails.ErrorInfo](t, err).GetMetadata()["allowed"], ",")
-				for _, a := range allowed {
+				for a := range strings.SplitSeq(detail[*errdetails.ErrorInfo](t, err).GetMetadata()["allowed"], ",") {
 					if !slices.Contains(tt.allowed, conversationv1.VoiceStatus(conversationv1.VoiceStatus_value[a])) {
 						t.Errorf("the error allows %q", a)
 					}

@@ -205,8 +205,14 @@ func TestTerms(t *testing.T) {
 		project string
 		labels  map[string]string
 	}{
-		{"label:a", nil}, {"a", nil}, {"", map[string]string{"a": ""}}, {"", map[string]string{"a": "="}}, {"", map[string]string{"project": "a"}},
-		{"", map[string]string{"a:b": "c"}}, {"", map[string]string{"a": "b=c"}}, {"", map[string]string{"label:a": "c"}},
+		{"label:a", nil},
+		{"a", nil},
+		{"", map[string]string{"a": ""}},
+		{"", map[string]string{"a": "="}},
+		{"", map[string]string{"project": "a"}},
+		{"", map[string]string{"a:b": "c"}},
+		{"", map[string]string{"a": "b=c"}},
+		{"", map[string]string{"label:a": "c"}},
 	} {
 		for _, term := range filter(s.project, s.labels) {
 			if other, ok := seen[term]; ok {

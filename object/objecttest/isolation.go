@@ -195,16 +195,16 @@ func (s *suite[S]) testOwnersInOneBatch(t *testing.T) {
 			s.restart(t, object.Config{})
 		}
 		release := s.stall(t)
-		type case_ struct {
+		type update struct {
 			done <-chan outcome[S]
 			fine bool
 		}
-		var cases []case_
+		var cases []update
 		for _, ctx := range []context.Context{s.ctx, bobs} {
 			for _, id := range []object.ID{"alices", "bobs"} {
 				fine := (ctx == s.ctx) == (id == "alices")
 				for _, opts := range [][]object.UpdateOption{nil, {object.Upsert()}} {
-					cases = append(cases, case_{s.start(ctx, id, func(tx *object.Tx[S]) error {
+					cases = append(cases, update{s.start(ctx, id, func(tx *object.Tx[S]) error {
 						s.Set(tx.State(), s.Text(tx.State())+string(tx.Caller().User[0]))
 						return nil
 					}, opts...), fine})

@@ -3,6 +3,8 @@ package objecttest
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
@@ -19,6 +21,7 @@ func lifecycleTests[S proto.Message]() tests[S] {
 		"Expiry":       (*suite[S]).testExpiry,
 		"ExpirySlides": (*suite[S]).testExpirySlides,
 		"Restart":      (*suite[S]).testRestart,
+		"Fidelity":     (*suite[S]).testFidelity,
 		"CloseDrains":  (*suite[S]).testCloseDrains,
 		"CloseGivesUp": (*suite[S]).testCloseGivesUp,
 		"Closed":       (*suite[S]).testClosed,
@@ -128,6 +131,51 @@ func (s *suite[S]) testRestart(t *testing.T) {
 	}
 	if before.Info != after.Info || !proto.Equal(before.State, after.State) || !slices.Equal(s.render(before.Recent), s.render(after.Recent)) {
 		t.Errorf("before %+v, after %+v", before, after)
+	}
+}
+
+// Whatever a state or an entry holds, it is read as it was written.
+func (s *suite[S]) testFidelity(t *testing.T) {
+	states, entries := map[object.ID]S{}, map[object.ID][]object.Entry{}
+	for seed := range uint64(30) {
+		id, r := object.ID(fmt.Sprint("o", seed)), rand.New(rand.NewPCG(seed, 0))
+		snap, err := s.kind.Update(s.ctx, id, func(tx *object.Tx[S]) error {
+			entries[id] = nil
+			Fill(r, tx.State())
+			for i := range 5 {
+				e := object.Entry{Key: fmt.Sprint(i, text(r)), Value: s.Entry("").ProtoReflect().New().Interface()}
+				Fill(r, e.Value)
+				tx.Put(s.Collection, e.Key, e.Value)
+				entries[id] = append(entries[id], e)
+			}
+			return nil
+		}, object.Create())
+		if _, large := errors.AsType[*object.TooLargeError](err); large {
+			continue
+		}
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		states[id] = snap.State
+	}
+	if len(states) < 10 {
+		t.Fatalf("only %d states were small enough", len(states))
+	}
+	for range 2 {
+		for id, want := range states {
+			snap, err := s.kind.View(s.ctx, id)
+			if err != nil || !proto.Equal(snap.State, want) {
+				t.Fatalf("%s: wrote %v, read %v, %v", id, want, snap.State, err)
+			}
+			page, err := s.kind.Entries(s.ctx, id, s.Collection, object.EntriesOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.EqualFunc(page.Entries, entries[id], func(a, b object.Entry) bool { return a.Key == b.Key && proto.Equal(a.Value, b.Value) }) {
+				t.Fatalf("%s: wrote %v, read %v", id, entries[id], page.Entries)
+			}
+		}
+		s.restart(t, object.Config{})
 	}
 }
 

@@ -1,6 +1,7 @@
 package objecttest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"testing"
@@ -39,7 +40,7 @@ func newRequest(body string) *request {
 	return &request{Value: structpb.NewStringValue(body), id: uuid.NewString()}
 }
 
-func (r *request) GetRequestId() string { return r.id }
+func (r *request) GetRequestId() string { return r.id } //nolint:revive // protobuf names it
 func (r *request) GetIfVersion() int64  { return r.ifVersion }
 
 type reply = *wrapperspb.StringValue
@@ -65,7 +66,7 @@ func (s *suite[S]) mustDo(t *testing.T, id object.ID, r *request, want reply, op
 
 func wantReply(t *testing.T, got, want reply) {
 	t.Helper()
-	if want != nil && string(bytesOf(t, got)) != string(bytesOf(t, want)) {
+	if want != nil && !bytes.Equal(bytesOf(t, got), bytesOf(t, want)) {
 		t.Fatalf("a replay was answered %q, the first time %q", got.GetValue(), want.GetValue())
 	}
 }

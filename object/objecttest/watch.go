@@ -37,7 +37,7 @@ func watchTests[S proto.Message]() tests[S] {
 
 // stream is a watch that a test steps through.
 type stream[S proto.Message] struct {
-	next func() (object.Change[S], error, bool) //nolint:revive // iter.Pull2's order
+	next func() (object.Change[S], error, bool)
 }
 
 func (s *suite[S]) watch(t *testing.T, k *object.Kind[S], id object.ID, after object.Version, recent int) *stream[S] {

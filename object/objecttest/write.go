@@ -255,8 +255,7 @@ func (s *suite[S]) testTxSeesItself(t *testing.T) {
 		tx.Put("no such collection", "k", s.Entry("x"))
 		return nil
 	})
-	var panicked *object.PanicError
-	if !errors.As(err, &panicked) {
+	if _, panicked := errors.AsType[*object.PanicError](err); !panicked {
 		t.Errorf("an entry of no collection gave %v", err)
 	}
 }

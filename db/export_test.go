@@ -1,0 +1,24 @@
+package db
+
+import "time"
+
+// What the tests of package db_test see of the inside.
+
+// Translate gives an error its meaning.
+func Translate(err error, commits bool) error { return translate(err, commits) }
+
+// Clock is the extrapolation of the database's clock.
+type Clock struct{ c *clock }
+
+// NewClock starts one that believes the machine's clock to run ahead of the database's by so much.
+func NewClock(ahead time.Duration) Clock {
+	c := newClock()
+	c.offset.Store(int64(ahead))
+	return Clock{c}
+}
+
+// Now is the estimate.
+func (c Clock) Now() time.Time { return c.c.now() }
+
+// Sample takes an answer of the database.
+func (c Clock) Sample(asked, at time.Time) { c.c.sample(asked, at) }
