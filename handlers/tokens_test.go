@@ -144,7 +144,9 @@ func newTokens(t *testing.T, c TokenConfig) *Tokens {
 func TestTokens(t *testing.T) {
 	t.Parallel()
 	p := newProvider(t)
-	tokens := newTokens(t, tokenConfig(p))
+	c, now := tokenConfig(p), time.Now()
+	c.Now = func() time.Time { return now } // tokens do not age while the tests wait for their turn
+	tokens := newTokens(t, c)
 	var k keyring
 	a := NewAuthenticator(AuthConfig{FindKeys: k.find, Tokens: tokens, Now: time.Now})
 

@@ -115,12 +115,15 @@ func quote(text string) string {
 func in(text string) string {
 	return `{"serverContent":{"inputTranscription":{"text":` + quote(text) + `}}}`
 }
+
 func interim(text string) string {
 	return `{"serverContent":{"interimInputTranscription":{"text":` + quote(text) + `}}}`
 }
+
 func out(text string) string {
 	return `{"serverContent":{"outputTranscription":{"text":` + quote(text) + `}}}`
 }
+
 func part(text string) string {
 	return `{"serverContent":{"modelTurn":{"parts":[{"text":` + quote(text) + `}]}}}`
 }
@@ -128,9 +131,11 @@ func typed(text string) string { return `{"realtimeInput":{"text":` + quote(text
 func call(id string) string {
 	return `{"toolCall":{"functionCalls":[{"id":` + quote(id) + `,"name":"run","args":{"n":1}}]}}`
 }
+
 func answer(id string) string {
 	return `{"toolResponse":{"functionResponses":[{"id":` + quote(id) + `,"response":{"output":"ok"}}]}}`
 }
+
 func usage(response, total int) string {
 	return fmt.Sprintf(`{"usageMetadata":{"responseTokenCount":%d,"totalTokenCount":%d}}`, response, total)
 }
