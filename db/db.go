@@ -47,6 +47,10 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	if c.MaxConns > 0 {
 		pc.MaxConns = int32(min(c.MaxConns, 10_000))
 	}
+	pc.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
+		registerTexts(conn)
+		return nil
+	}
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = 10 * time.Second
 	}

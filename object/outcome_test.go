@@ -225,7 +225,8 @@ func TestLostForGood(t *testing.T) {
 // A commit that takes longer than its limit.
 func TestCommitTimeout(t *testing.T) {
 	t.Parallel()
-	b := setupWith(t, dbtest.New(t), object.Config{CommitTimeout: 50 * time.Millisecond})
+	// Long enough for the commit of the object beside it on a machine that is busy with all the other tests.
+	b := setupWith(t, dbtest.New(t), object.Config{CommitTimeout: 1500 * time.Millisecond})
 	for _, id := range []object.ID{"a", "beside"} {
 		if _, err := appendTo(b.ctx, b.toys, id, "", "x"); err != nil {
 			t.Fatal(err)
