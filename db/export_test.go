@@ -4,6 +4,9 @@ import "time"
 
 // What the tests of package db_test see of the inside.
 
+// RegisterTexts makes a connection encode []string as the pool's do.
+var RegisterTexts = registerTexts
+
 // Translate gives an error its meaning.
 func Translate(err error, commits bool) error { return translate(err, commits) }
 

@@ -42,8 +42,10 @@ type txn struct {
 	eventType string
 	reply     proto.Message
 	unchanged bool
-	deleted   bool
-	missing   []entryKey
+	// remembered: the change has a request id.
+	remembered bool
+	deleted    bool
+	missing    []entryKey
 }
 
 // put is one staged entry; a nil value removes it.
@@ -125,7 +127,8 @@ func (t *txn) DeleteObject() { t.deleted = true }
 func (t *txn) Emit(eventType string) { t.eventType = eventType }
 
 // Unchanged says that the change changes nothing, so that there will be no new version. It needs an existing object.
-func (t *txn) Unchanged() { t.unchanged = true }
+// A change with a request id is a version all the same: the journal is what remembers the id.
+func (t *txn) Unchanged() { t.unchanged = !t.remembered }
 
 // next is the record that the change will leave, but for its recent entries.
 func (t *txn) next() *record {

@@ -131,7 +131,7 @@ func (w *work) apply(c *change, now time.Time) error {
 		}
 		return mismatch
 	}
-	t := &txn{work: w, caller: c.caller, now: now, base: w.cur}
+	t := &txn{work: w, caller: c.caller, now: now, base: w.cur, remembered: c.opts.requestID != ""}
 	if live {
 		t.state = proto.Clone(w.cur.state)
 	} else {

@@ -99,6 +99,9 @@ func (s *suite[S]) restart(t *testing.T, c object.Config) {
 // another starts a further runtime on the same database, as another process would be.
 func (s *suite[S]) another(t *testing.T, c object.Config) (*object.Runtime, *object.Kind[S]) {
 	t.Helper()
+	if c.PollInterval == 0 {
+		c.PollInterval = time.Hour // who hears of a change only by polling hears of it too late
+	}
 	rt := object.NewRuntime(s.DB, c)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)

@@ -20,6 +20,7 @@ func watchTests[S proto.Message]() tests[S] {
 		"Follow":             (*suite[S]).testFollow,
 		"Resume":             (*suite[S]).testResume,
 		"SlowConsumer":       (*suite[S]).testSlowConsumer,
+		"SlowConsumers":      (*suite[S]).testSlowConsumers,
 		"ResetAfterGap":      (*suite[S]).testResetAfterGap,
 		"ResetFromTheFuture": (*suite[S]).testResetFromTheFuture,
 		"ResetAfterTooMany":  (*suite[S]).testResetAfterTooMany,
@@ -200,6 +201,32 @@ func (s *suite[S]) testSlowConsumer(t *testing.T) {
 	s.set(t, "a", "next")
 	c = w.change(t)
 	s.wantChange(t, &c, n+2, false, "next")
+}
+
+// Buffers that are full to the last, and one over: each watcher hears of the last change, though nothing follows it.
+func (s *suite[S]) testSlowConsumers(t *testing.T) {
+	s.create(t, "a", "1")
+	const watchers, changes = 20, 90
+	var streams []*stream[S]
+	for v := object.Version(1); v <= changes; v++ {
+		if v <= watchers {
+			w := s.watch(t, s.kind, "a", 0, 0)
+			c := w.change(t)
+			s.wantChange(t, &c, v, true, fmt.Sprint(v))
+			streams = append(streams, w)
+		}
+		s.set(t, "a", fmt.Sprint(v+1))
+	}
+	for i, w := range streams {
+		last := object.Version(i + 1)
+		for last < changes+1 {
+			c := w.change(t)
+			if c.Version <= last || c.Reset || s.Text(c.State) != fmt.Sprint(c.Version) {
+				t.Fatalf("after version %d: version %d, reset %t, text %q", last, c.Version, c.Reset, s.Text(c.State))
+			}
+			last = c.Version
+		}
+	}
 }
 
 func (s *suite[S]) testResetAfterGap(t *testing.T) {

@@ -2478,7 +2478,8 @@ type WatchConversationResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// True for a heartbeat: nothing else is set but metadata.version.
 	Heartbeat bool `protobuf:"varint,1,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
-	// True where this is a snapshot: forget what was known before.
+	// True where this is a snapshot: forget the conversation and the messages that were known before. Intents and flow
+	// steps do not come along; list them.
 	Reset_ bool `protobuf:"varint,2,opt,name=reset,proto3" json:"reset,omitempty"`
 	// The conversation as it is now.
 	Conversation *Conversation `protobuf:"bytes,3,opt,name=conversation,proto3" json:"conversation,omitempty"`
