@@ -437,7 +437,9 @@ func (s *suite[S]) testWatchEnds(t *testing.T) {
 // Several watchers and writers, and two processes: each watcher sees versions that only grow, each with the state of
 // that version, and all entries in the end.
 func (s *suite[S]) testNoGapUnderLoad(t *testing.T) {
-	_, other := s.another(t, object.Config{PollInterval: 2 * time.Millisecond})
+	polling := object.Config{PollInterval: 2 * time.Millisecond}
+	s.restart(t, polling)
+	_, other := s.another(t, polling)
 	s.create(t, "a", "1")
 	const writers, each, watchers = 4, 15, 4
 	final := object.Version(writers*each + 1)
