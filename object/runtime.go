@@ -14,7 +14,7 @@ import (
 type Config struct {
 	Log    *slog.Logger
 	Limits Limits
-	// CacheBytes bounds the cache of decoded states, by estimate. Default 32 MiB.
+	// CacheBytes bounds the cache of decoded states, by estimate. Default 20 MiB.
 	CacheBytes int
 	// CommitTimeout bounds one batch's transaction. Default 15 s.
 	CommitTimeout time.Duration
@@ -87,7 +87,7 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 	def(&c.Limits.PerTenant, 8192)
 	def(&c.Limits.PerServer, 32768)
 	def(&c.Limits.Watches, 10_000)
-	def(&c.CacheBytes, 32<<20)
+	def(&c.CacheBytes, 20<<20)
 	defD(&c.CommitTimeout, 15*time.Second)
 	defD(&c.PollInterval, time.Second)
 	defD(&c.Heartbeat, 15*time.Second)

@@ -206,7 +206,7 @@ func (s *suite[S]) testSlowConsumer(t *testing.T) {
 // Buffers that are full to the last, and one over: each watcher hears of the last change, though nothing follows it.
 func (s *suite[S]) testSlowConsumers(t *testing.T) {
 	s.create(t, "a", "1")
-	const watchers, changes = 20, 90
+	const watchers, changes = 20, 70
 	var streams []*stream[S]
 	for v := object.Version(1); v <= changes; v++ {
 		if v <= watchers {
