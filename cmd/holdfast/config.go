@@ -97,7 +97,7 @@ func (c serverConfig) check() error {
 
 const (
 	// softMemory is the limit that the garbage collector works towards where GOMEMLIMIT sets none.
-	softMemory = 90 << 20
+	softMemory = 97 << 20
 	// closeTimeout bounds what is left to do after the last call has ended.
 	closeTimeout = 2 * time.Second
 )
