@@ -229,6 +229,67 @@ func TestLeastTTL(t *testing.T) {
 	}
 }
 
+// The time to live is that of the newest state: longer, shorter, or for ever.
+func TestTTLFollowsTheState(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := toyConfig()
+	c.Name, c.TTL = "changing", 0
+	c.TTLOf = func(s toy) time.Duration {
+		d, _ := time.ParseDuration(s.GetName())
+		return d
+	}
+	changing := object.Register(b.rt, c)
+	for _, ttl := range []string{"24h", "1000h", "30h", "", "30h", ""} {
+		s, err := changing.Update(b.ctx, "a", naming(ttl), object.Upsert())
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, _ := time.ParseDuration(ttl)
+		if want == 0 {
+			if !s.ExpireTime.IsZero() {
+				t.Errorf("without a TTL it expires %v", s.ExpireTime)
+			}
+			continue
+		}
+		if kept := s.ExpireTime.Sub(s.UpdateTime); kept < want || kept > want*11/10 {
+			t.Errorf("with a TTL of %v it is kept for %v", want, kept)
+		}
+	}
+}
+
+// Keys sort as their numbers do.
+func TestSeqKey(t *testing.T) {
+	t.Parallel()
+	last := ""
+	for _, n := range []int64{0, 1, 9, 10, 99, 100, 12345, 1_000_000, 999_999_999_999} {
+		k := object.SeqKey(n)
+		if k <= last || len(k) != 12 {
+			t.Errorf("the key of %d is %q, after %q", n, k, last)
+		}
+		last = k
+	}
+}
+
+func TestErrorsSayWhatTheyMean(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		err  error
+		says []string
+	}{
+		{&object.VersionMismatchError{Expected: 3, Current: 5}, []string{"3", "5"}},
+		{&object.OverloadedError{What: "tenant"}, []string{"tenant"}},
+		{&object.TooLargeError{What: "entry messages/1", Size: 10, Limit: 5}, []string{"entry messages/1", "10", "5"}},
+		{&object.PanicError{Value: "a bug"}, []string{"a bug"}},
+	} {
+		for _, word := range c.says {
+			if !strings.Contains(c.err.Error(), word) {
+				t.Errorf("%q does not say %q", c.err, word)
+			}
+		}
+	}
+}
+
 // The cache's bound is on memory, so its estimate must follow what objects grow to.
 func TestCacheCountsWhatItHolds(t *testing.T) {
 	t.Parallel()
