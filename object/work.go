@@ -75,7 +75,7 @@ func (w *work) compute(now time.Time) bool {
 	if w.base != nil && now.Before(w.base.update) {
 		now = w.base.update // the clock of another process ran a little ahead
 	}
-	failed, replay := false, false
+	replay := false
 	for _, c := range w.changes {
 		c.err, c.after, c.stored = nil, nil, nil
 		stored := len(w.events)
@@ -83,16 +83,14 @@ func (w *work) compute(now time.Time) bool {
 		if len(w.missing) > 0 {
 			return false
 		}
-		failed = failed || c.err != nil
 		replay = replay || c.opts.requestID != "" && len(w.events) == stored && c.ctx.Err() == nil
 	}
 	if !w.optimistic {
 		return true
 	}
-	// The commit proves that what was at hand was right. Without one, or where a failure may rest on an assumption
-	// that no commit checks, an answer would be a guess. So it would be for a request that stores no event: it may be
-	// known, and then has a reply already.
-	return len(w.events) > 0 && !replay && (!failed || len(w.assumed) == 0)
+	// The commit proves that what was at hand and what was assumed was right. Without one an answer would be a guess.
+	// So it would be for a request that stores no event: it may be known, and then has a reply already.
+	return len(w.events) > 0 && !replay
 }
 
 func (w *work) apply(c *change, now time.Time) error {
