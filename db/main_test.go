@@ -3,7 +3,6 @@ package db_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/url"
 	"os"
 	"testing"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"go.uber.org/goleak"
 
 	"holdfast/db"
 	"holdfast/db/dbtest"
@@ -19,18 +17,7 @@ import (
 	"holdfast/identity"
 )
 
-func TestMain(m *testing.M) {
-	code := dbtest.Main(m)
-	if code == 0 {
-		// The reaper's connection lives as long as the process: by its end Docker knows that the containers may go.
-		reaper := goleak.IgnoreTopFunction("github.com/testcontainers/testcontainers-go.(*Reaper).connect.func1")
-		if err := goleak.Find(reaper); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(dbtest.MainWithoutLeaks(m)) }
 
 // testBundle is a tenant with raw connections, as the server's login and as the database's owner.
 type testBundle struct {

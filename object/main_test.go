@@ -1,13 +1,11 @@
 package object_test
 
 import (
-	"fmt"
 	"os"
 	"slices"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/typepb"
 
@@ -16,18 +14,7 @@ import (
 	"holdfast/object/objecttest"
 )
 
-func TestMain(m *testing.M) {
-	code := dbtest.Main(m)
-	if code == 0 {
-		// The reaper's connection lives as long as the process: by its end Docker knows that the containers may go.
-		reaper := goleak.IgnoreTopFunction("github.com/testcontainers/testcontainers-go.(*Reaper).connect.func1")
-		if err := goleak.Find(reaper); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(dbtest.MainWithoutLeaks(m)) }
 
 // toy is a state type that every test binary has: protobuf's description of a message.
 type toy = *typepb.Type

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
 
 	"holdfast/db"
 	"holdfast/identity"
@@ -101,6 +102,21 @@ func Main(m *testing.M) int {
 		shared.server.stop()
 	}
 	return code
+}
+
+// MainWithoutLeaks is Main for packages that leave no goroutine running.
+func MainWithoutLeaks(m *testing.M) int {
+	code := Main(m)
+	if code != 0 {
+		return code
+	}
+	// The reaper's connection lives as long as the process: by its end Docker knows that the containers may go.
+	reaper := goleak.IgnoreTopFunction("github.com/testcontainers/testcontainers-go.(*Reaper).connect.func1")
+	if err := goleak.Find(reaper); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
 }
 
 func newTenant() identity.Tenant { return identity.Tenant("t-" + uuid.NewString()) }
