@@ -21,7 +21,6 @@ import (
 	"testing"
 	"time"
 
-	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
@@ -46,23 +45,26 @@ type bundle struct {
 	http    *http.Client
 }
 
+// services are those that holdfast serves.
+func services(rt *object.Runtime) []handlers.Service {
+	conversations := conversation.Register(rt)
+	return []handlers.Service{
+		handlers.NewService[conversationv1connect.ConversationServiceHandler](
+			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations)),
+	}
+}
+
 func setup(tb testing.TB) *bundle {
 	tb.Helper()
 	d := dbtest.New(tb)
 	rt := object.NewRuntime(d.DB, object.Config{})
-	manager := conversation.NewManager(rt)
 	server, err := handlers.New(handlers.Options{
-		Services: []handlers.Service{{
-			Name: conversationv1connect.ConversationServiceName,
-			Handler: func(o ...connect.HandlerOption) (string, http.Handler) {
-				return conversationv1connect.NewConversationServiceHandler(manager, o...)
-			},
-		}},
-		Auth:    handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.DB.FindKeys, Now: time.Now}),
-		Ping:    d.DB.Ping,
-		Metrics: prometheus.NewRegistry(),
-		Log:     slog.New(slog.DiscardHandler),
-		Now:     time.Now,
+		Services: services(rt),
+		Auth:     handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.DB.FindKeys, Now: time.Now}),
+		Ping:     d.DB.Ping,
+		Metrics:  prometheus.NewRegistry(),
+		Log:      slog.New(slog.DiscardHandler),
+		Now:      time.Now,
 	})
 	if err != nil {
 		tb.Fatal(err)
@@ -221,7 +223,7 @@ func registered() map[string]protoreflect.MethodDescriptor {
 	return all
 }
 
-// isolationCase says how to reach for what another has: the conversation c1, of the user ada of some tenant.
+// isolationCase says how to reach for what another has: the object c1, of the user ada of some tenant.
 type isolationCase struct {
 	// body is a request about c1 that its owner may make.
 	body string
@@ -234,24 +236,27 @@ const (
 	isOwn   = "ok, his own"   // what is made has the same id, in another tenant
 )
 
-// isolationCases has every RPC. Who adds one to a service adds it here.
-var isolationCases = map[string]isolationCase{
-	"/holdfast.conversation.v1.ConversationService/CreateConversation": {body: `{"conversationId":"c1","title":"mine"}`, outside: isOwn},
-	"/holdfast.conversation.v1.ConversationService/GetConversation":    {body: `{"conversationId":"c1","messageLimit":9}`},
-	"/holdfast.conversation.v1.ConversationService/ListConversations":  {body: `{}`, outside: isEmpty, inside: isEmpty},
-	"/holdfast.conversation.v1.ConversationService/UpdateConversation": {body: `{"conversationId":"c1","conversation":{"title":"mine"}}`},
-	"/holdfast.conversation.v1.ConversationService/DeleteConversation": {body: `{"conversationId":"c1"}`},
-	"/holdfast.conversation.v1.ConversationService/AppendMessages":     {body: `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"mine"}]}`},
-	"/holdfast.conversation.v1.ConversationService/UpdateMessage":      {body: `{"conversationId":"c1","message":{"seq":1,"text":"mine"}}`},
-	"/holdfast.conversation.v1.ConversationService/ListMessages":       {body: `{"conversationId":"c1"}`},
-	"/holdfast.conversation.v1.ConversationService/SetVoiceState":      {body: `{"conversationId":"c1","status":"VOICE_STATUS_LISTENING"}`},
-	"/holdfast.conversation.v1.ConversationService/RecordIntent":       {body: `{"conversationId":"c1","name":"mine"}`},
-	"/holdfast.conversation.v1.ConversationService/ListIntents":        {body: `{"conversationId":"c1"}`},
-	"/holdfast.conversation.v1.ConversationService/AdvanceFlow":        {body: `{"conversationId":"c1","flow":"mine","step":"mine"}`},
-	"/holdfast.conversation.v1.ConversationService/ListFlowSteps":      {body: `{"conversationId":"c1"}`},
-	"/holdfast.conversation.v1.ConversationService/IngestLive":         {body: `{"conversationId":"c1","epoch":1,"frames":[{"clientIndex":1,"text":"{\"serverContent\":{\"inputTranscription\":{\"text\":\"mine\"}}}"}]}`},
-	"/holdfast.conversation.v1.ConversationService/WatchConversation":  {body: `{"conversationId":"c1","messageLimit":9}`},
+// area is what the isolation of one proto package's services is tested with.
+type area struct {
+	// fill makes, as ada, what the cases are about: an object c1 that holds the secret.
+	fill func(tb testing.TB, b *bundle, ada string)
+	// cases has every RPC of the package.
+	cases map[string]isolationCase
 }
+
+// areas has every proto package with a service. Each has a file of its own, isolation_<area>_test.go.
+var areas = map[protoreflect.FullName]area{
+	"holdfast.conversation.v1": conversationArea,
+}
+
+// isolationCases are those of all areas.
+var isolationCases = func() map[string]isolationCase {
+	all := map[string]isolationCase{}
+	for _, a := range areas {
+		maps.Copy(all, a.cases)
+	}
+	return all
+}()
 
 // unaccounted are the methods without a case, and the cases without a method.
 func unaccounted[M any](methods map[string]M, cases map[string]isolationCase) []string {
@@ -334,22 +339,6 @@ func (b *bundle) fingerprint(t *testing.T, conn *pgx.Conn) map[string]string {
 // secret is what nobody but ada and her tenant's services may read.
 const secret = "the words of ada"
 
-// fill makes c1 of the user ada, with something in each of its collections.
-func (b *bundle) fill(tb testing.TB, ada string) {
-	tb.Helper()
-	for _, step := range []struct{ method, body string }{
-		{"CreateConversation", `{"conversationId":"c1","title":"` + secret + `","labels":{"a":"` + secret + `"}}`},
-		{"AppendMessages", `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"` + secret + `","clientMessageId":"m-1"}],"requestId":"r-1"}`},
-		{"RecordIntent", `{"conversationId":"c1","name":"` + secret + `"}`},
-		{"AdvanceFlow", `{"conversationId":"c1","flow":"f","step":"` + secret + `"}`},
-	} {
-		m := registered()["/holdfast.conversation.v1.ConversationService/"+step.method]
-		if got := b.call(tb, m, step.body, ada); got.code != "ok" {
-			tb.Fatalf("%s: %+v", step.method, got)
-		}
-	}
-}
-
 func TestIsolation(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -367,7 +356,7 @@ func TestIsolation(t *testing.T) {
 func (b *bundle) isolate(t *testing.T, m protoreflect.MethodDescriptor, c isolationCase) {
 	t.Helper()
 	ada, eve, service, revoked := b.key(t, "ada"), b.key(t, "eve"), b.key(t, ""), b.key(t, "ada")
-	b.fill(t, ada)
+	areas[m.ParentFile().Package()].fill(t, b, ada)
 	if err := b.DB.RevokeKey(t.Context(), b.Tenant, strings.Split(revoked, "_")[1]); err != nil {
 		t.Fatal(err)
 	}
@@ -485,7 +474,7 @@ func TestIsolationOfCallsThatShareATransaction(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	ada, eve, service := b.key(t, "ada"), b.key(t, "eve"), b.key(t, "")
-	b.fill(t, ada)
+	conversationArea.fill(t, b, ada)
 	var wait sync.WaitGroup
 	const callers, each = 8, 8
 	for _, name := range []string{"GetConversation", "AppendMessages", "DeleteConversation", "ListMessages", "UpdateMessage"} {

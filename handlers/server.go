@@ -44,6 +44,11 @@ type Service struct {
 	Handler func(...connect.HandlerOption) (path string, handler http.Handler)
 }
 
+// NewService is the service that impl implements; handler is the generated constructor.
+func NewService[H any](name string, handler func(H, ...connect.HandlerOption) (string, http.Handler), impl H) Service {
+	return Service{name, func(o ...connect.HandlerOption) (string, http.Handler) { return handler(impl, o...) }}
+}
+
 // Options say what a Server serves. All but Origins and Metrics must be set.
 type Options struct {
 	Services []Service

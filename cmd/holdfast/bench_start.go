@@ -12,6 +12,8 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"holdfast/seal"
 )
 
 // benchStartTimeout is how long the server may take to be ready.
@@ -40,7 +42,8 @@ func (s *benchSystem) startServer(ctx context.Context, databaseURL string) (api,
 	// It is told to stop, and is not killed, when the run is over.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), program, "serve") //nolint:gosec // this program
 	cmd.Env = append(environmentOfOthers(os.Environ()),
-		"HOLDFAST_DATABASE_URL="+databaseURL, "HOLDFAST_ADDR=127.0.0.1:0", "HOLDFAST_ADMIN_ADDR=127.0.0.1:0")
+		"HOLDFAST_DATABASE_URL="+databaseURL, "HOLDFAST_SEAL_KEYS="+seal.NewKey(),
+		"HOLDFAST_ADDR=127.0.0.1:0", "HOLDFAST_ADMIN_ADDR=127.0.0.1:0")
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		return "", "", err

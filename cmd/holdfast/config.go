@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -26,6 +25,7 @@ import (
 	"holdfast/handlers/conversation"
 	"holdfast/identity"
 	"holdfast/object"
+	"holdfast/seal"
 )
 
 // databaseConfig says which database a command works on.
@@ -45,6 +45,7 @@ type serverConfig struct {
 	Origins   []string   `help:"Origins whose pages may call the API from a browser, separated by commas; * for any." env:"HOLDFAST_ORIGINS" placeholder:"ORIGIN"`
 	AdminAddr string     `help:"Address for /metrics and /debug/pprof, such as 127.0.0.1:9090; keep it private. Default: none." env:"HOLDFAST_ADMIN_ADDR" placeholder:"HOST:PORT"`
 	MaxConns  int        `help:"Connections to Postgres." env:"HOLDFAST_MAX_CONNS" default:"16"`
+	SealKeys  []string   `help:"Keys that secrets are kept under, newest first, separated by commas: base64 of 32 bytes each, as openssl rand -base64 32 makes them." env:"HOLDFAST_SEAL_KEYS" placeholder:"KEY"`
 	LogLevel  slog.Level `help:"debug, info, warn or error. At debug every call is logged." env:"HOLDFAST_LOG_LEVEL" default:"info"`
 	JWT       jwtConfig  `embed:"" prefix:"jwt-" group:"JWTs of your own identity provider, beside API keys:"`
 }
@@ -104,7 +105,7 @@ const (
 
 // run serves the API on addr from d until ctx ends, then drains, within handlers.DrainTimeout and closeTimeout. ready is
 // told the API's base URL once calls are answered.
-func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *db.DB, addr string, ready func(api string) error) (err error) {
+func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *db.DB, _ *seal.Box, addr string, ready func(api string) error) (err error) {
 	if v, _ := env("GOMEMLIMIT"); v == "" {
 		debug.SetMemoryLimit(softMemory)
 	}
@@ -123,14 +124,12 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 		defer cancel()
 		err = errors.Join(err, rt.Close(ctx))
 	}()
-	conversations := conversation.NewManager(rt)
+	conversations := conversation.Register(rt)
 	server, err := handlers.New(handlers.Options{
-		Services: []handlers.Service{{
-			Name: conversationv1connect.ConversationServiceName,
-			Handler: func(o ...connect.HandlerOption) (string, http.Handler) {
-				return conversationv1connect.NewConversationServiceHandler(conversations, o...)
-			},
-		}},
+		Services: []handlers.Service{
+			handlers.NewService[conversationv1connect.ConversationServiceHandler](
+				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations)),
+		},
 		Auth:    handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.FindKeys, Tokens: tokens, Now: time.Now}),
 		Ping:    d.Ping,
 		Origins: c.Origins,

@@ -49,7 +49,7 @@ func spawn(t *testing.T, env map[string]string, args ...string) *child {
 		t.Fatal(err)
 	}
 	c := &child{cmd: exec.Command(self, args...)}
-	c.cmd.Env = []string{asHoldfast + "=1"}
+	c.cmd.Env = []string{asHoldfast + "=1", "HOLDFAST_SEAL_KEYS=" + sealKey}
 	for _, name := range []string{"PATH", "HOME", "TMPDIR", "SYSTEMROOT", "HOLDFAST_POSTGRES_BIN"} {
 		if v, ok := os.LookupEnv(name); ok {
 			c.cmd.Env = append(c.cmd.Env, name+"="+v)

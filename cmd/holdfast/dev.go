@@ -18,6 +18,7 @@ import (
 	"holdfast/db/embedded"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/handlers"
+	"holdfast/seal"
 )
 
 const (
@@ -53,6 +54,10 @@ func (c *devCmd) Run(ctx context.Context, w *console) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, box.close(ctx)) }()
+	secrets, err := c.secrets()
+	if err != nil {
+		return err
+	}
 	serving, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
@@ -62,11 +67,32 @@ func (c *devCmd) Run(ctx context.Context, w *console) (err error) {
 		case <-serving.Done():
 		}
 	}()
-	err = c.run(serving, w.env, log, box.db, c.Addr, func(api string) error { return c.greet(w, api, box.token) })
+	err = c.run(serving, w.env, log, box.db, secrets, c.Addr, func(api string) error { return c.greet(w, api, box.token) })
 	if ctx.Err() == nil && context.Cause(serving) != nil {
 		err = errors.Join(context.Cause(serving), err)
 	}
 	return err
+}
+
+// secrets is the box of the keys given, or else of one that stays with the data.
+func (c *devCmd) secrets() (*seal.Box, error) {
+	keys := c.SealKeys
+	if len(keys) == 0 {
+		key, err := secret(c.Data, sealFile)
+		if err == nil && key == "" {
+			key = seal.NewKey()
+			err = keepSecret(c.Data, sealFile, key)
+		}
+		if err != nil {
+			return nil, err
+		}
+		keys = []string{key}
+	}
+	box, err := seal.NewBox(keys...)
+	if err != nil {
+		return nil, wrongUsage("--seal-keys: %v", err)
+	}
+	return box, nil
 }
 
 // greeting is the line of --json.
@@ -122,6 +148,7 @@ type sandboxOptions struct {
 const (
 	tokenFile    = "token"
 	passwordFile = "password"
+	sealFile     = "seal-key"
 )
 
 // openSandbox starts a sandbox. On an error nothing is left running.

@@ -23,6 +23,7 @@ import (
 	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	"holdfast/seal"
 )
 
 func TestMain(m *testing.M) {
@@ -80,6 +81,9 @@ func start(t *testing.T, env map[string]string, args ...string) *process {
 		defer close(p.done)
 		p.code = Main(ctx, args, strings.NewReader(""), p.stdout, p.stderr, func(name string) (string, bool) {
 			v, ok := env[name]
+			if name == "HOLDFAST_SEAL_KEYS" && !ok {
+				return sealKey, true
+			}
 			return v, ok
 		})
 	}()
@@ -92,6 +96,9 @@ func start(t *testing.T, env map[string]string, args ...string) *process {
 	})
 	return p
 }
+
+// sealKey is what servers of tests seal with, where a test does not say.
+var sealKey = seal.NewKey()
 
 // run runs Main to its end.
 func run(t *testing.T, env map[string]string, args ...string) (code int, stdout, stderr string) {
@@ -360,6 +367,8 @@ func TestWrongUsage(t *testing.T) {
 		"no command":         {nil, nil, 2, "expected one of"},
 		"unknown command":    {[]string{"fly"}, nil, 2, "fly"},
 		"unknown flag":       {[]string{"serve", "--fly"}, nil, 2, "--fly"},
+		"no seal keys":       {[]string{"serve"}, map[string]string{"DATABASE_URL": nowhere, "HOLDFAST_SEAL_KEYS": ""}, 2, "openssl rand"},
+		"bad seal key":       {[]string{"serve"}, map[string]string{"DATABASE_URL": nowhere, "HOLDFAST_SEAL_KEYS": "short"}, 2, "32 bytes"},
 		"no database":        {[]string{"serve"}, nil, 2, "DATABASE_URL"},
 		"empty database":     {[]string{"serve"}, map[string]string{"DATABASE_URL": ""}, 2, "DATABASE_URL"},
 		"bad database":       {[]string{"serve", "--database-url", "::"}, nil, 1, "database URL is not valid"},

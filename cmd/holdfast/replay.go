@@ -18,6 +18,7 @@ import (
 	"holdfast/cmd/holdfast/internal/replay"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	"holdfast/seal"
 )
 
 // replayCmd is `holdfast replay`.
@@ -88,11 +89,15 @@ func withThrowAwayServer(ctx context.Context, env lookup, do func(ctx context.Co
 		return err
 	}
 	defer func() { err = errors.Join(err, box.close(ctx)) }()
+	secrets, err := seal.NewBox(seal.NewKey()) // nothing outlives the replay
+	if err != nil {
+		return err
+	}
 	serving, stop := context.WithCancel(ctx)
 	group, serving := errgroup.WithContext(serving)
 	ready := make(chan string, 1)
 	group.Go(func() error {
-		return serverConfig{}.run(serving, env, log, box.db, "127.0.0.1:0", func(api string) error {
+		return serverConfig{}.run(serving, env, log, box.db, secrets, "127.0.0.1:0", func(api string) error {
 			ready <- api
 			return nil
 		})

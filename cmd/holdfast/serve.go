@@ -4,6 +4,8 @@ import (
 	"context"
 	"net"
 	"strconv"
+
+	"holdfast/seal"
 )
 
 // serveCmd is `holdfast serve`.
@@ -23,13 +25,17 @@ func (c *serveCmd) Run(ctx context.Context, w *console) error {
 	if c.Addr == "" {
 		c.Addr = net.JoinHostPort("", strconv.Itoa(int(c.Port)))
 	}
+	box, err := seal.NewBox(c.SealKeys...)
+	if err != nil {
+		return wrongUsage("--seal-keys or HOLDFAST_SEAL_KEYS: %v; `openssl rand -base64 32` makes one", err)
+	}
 	log := jsonLog(w.stderr, c.LogLevel)
 	d, err := c.open(ctx, c.MaxConns)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	return c.run(ctx, w.env, log, d, c.Addr, func(api string) error {
+	return c.run(ctx, w.env, log, d, box, c.Addr, func(api string) error {
 		log.InfoContext(ctx, "ready", "api", api, "version", buildVersion())
 		return nil
 	})

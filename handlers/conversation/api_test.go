@@ -74,14 +74,9 @@ func serve(t *testing.T, d *dbtest.Bundle, change ...func(*object.Config)) *bund
 		f(&c)
 	}
 	rt := object.NewRuntime(d.DB, c)
-	manager := NewManager(rt)
 	server, err := handlers.New(handlers.Options{
-		Services: []handlers.Service{{
-			Name: conversationv1connect.ConversationServiceName,
-			Handler: func(o ...connect.HandlerOption) (string, http.Handler) {
-				return conversationv1connect.NewConversationServiceHandler(manager, o...)
-			},
-		}},
+		Services: []handlers.Service{handlers.NewService[conversationv1connect.ConversationServiceHandler](
+			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, NewManager(Register(rt)))},
 		Auth:    handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.DB.FindKeys, Now: time.Now}),
 		Ping:    d.DB.Ping,
 		Metrics: prometheus.NewRegistry(),

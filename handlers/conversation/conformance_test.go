@@ -6,14 +6,13 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	"holdfast/object"
 	"holdfast/object/objecttest"
 )
 
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	objecttest.Run(t, objecttest.Case[state]{
-		Register:   func(rt *object.Runtime) *object.Kind[state] { return NewManager(rt).kind },
+		Register:   Register,
 		Set:        func(s state, text string) { s.Title = text },
 		Text:       state.GetTitle,
 		Collection: inMessages,

@@ -38,9 +38,9 @@ const DefaultTTL = 30 * 24 * time.Hour
 // recentMessages stay decoded in the cache of each conversation in use: as many as an assistant's turn usually reads.
 const recentMessages = 20
 
-// NewManager registers the kind "conversation" with the runtime.
-func NewManager(rt *object.Runtime) *Manager {
-	return &Manager{kind: object.Register(rt, object.KindConfig[state]{
+// Register adds the kind "conversation" to the runtime.
+func Register(rt *object.Runtime) *object.Kind[state] {
+	return object.Register(rt, object.KindConfig[state]{
 		Name: "conversation", SchemaVersion: 1, TTL: DefaultTTL,
 		TTLOf: func(s state) time.Duration { return s.GetTtl().AsDuration() },
 		Terms: terms,
@@ -52,8 +52,11 @@ func NewManager(rt *object.Runtime) *Manager {
 			inToolCalls:      &conversationv1.ToolCall{},
 		},
 		Recent: inMessages, RecentKeep: recentMessages,
-	})}
+	})
 }
+
+// NewManager serves the conversations of a kind that Register made.
+func NewManager(kind *object.Kind[state]) *Manager { return &Manager{kind} }
 
 // CreateConversation implements ConversationService.
 func (m *Manager) CreateConversation(
