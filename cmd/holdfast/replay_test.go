@@ -18,7 +18,7 @@ func TestReplay(t *testing.T) {
 		t.Fatalf("ended with %d: %s", code, stderr)
 	}
 	for _, want := range []string{
-		"[#1 user voice streaming] Can you look at issue\n",
+		"[#1 user voice complete] Can you look at issue", // its earlier states may come as one
 		"[#4 assistant voice interrupted] Good idea.",
 		"[tool fc-001 completed] create_agent_run\n",
 		"\n8 messages, 2 tool calls, ", " versions from 58 frames\nconversation ",
