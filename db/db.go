@@ -119,10 +119,12 @@ func (d *DB) checkLogin(ctx context.Context) error {
 	refuse := func(reason string, mend ...string) error {
 		return &LoginError{Login: l.Login, Reason: reason, Mend: strings.Join(mend, "\n")}
 	}
+	grants := func(login string) string {
+		return "  " + strings.Join(loginGrants(login, int(l.ServerVersion)), ";\n  ") + ";"
+	}
 	separate := []string{
 		"  CREATE ROLE holdfast LOGIN NOINHERIT PASSWORD '…';",
-		"  GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO holdfast;",
-		"  GRANT USAGE ON SCHEMA holdfast TO holdfast;",
+		grants("holdfast"),
 		"and put that login into the server's database URL.",
 	}
 	switch {
@@ -135,17 +137,15 @@ func (d *DB) checkLogin(ctx context.Context) error {
 	case l.OwnsTables:
 		return refuse("owns the tables, so it could switch row-level security off", separate...)
 	case !l.Migrated:
-		return errors.New("the database has no schema yet: run `holdfast migrate up` with the owner's URL first")
+		return errors.New("the database's schema is missing or older than this release: run `holdfast migrate up` with the owner's URL first")
 	case l.Inherits:
 		mend := []string{"  ALTER ROLE " + login + " NOINHERIT;"}
 		if l.ServerVersion >= grantsInherit {
 			mend = append(mend, "  GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO "+login+" WITH INHERIT FALSE;")
 		}
 		return refuse("inherits its roles' rights, so a query outside a scope would not fail", mend...)
-	case !l.HasUsage || int(l.MemberOf) < len(roles):
-		return refuse("lacks rights that the server needs",
-			"  GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO "+login+";",
-			"  GRANT USAGE ON SCHEMA holdfast TO "+login+";")
+	case !l.HasUsage || int(l.MemberOf) < len(roles) || !l.HasJobs:
+		return refuse("lacks rights that the server needs", grants(login))
 	case l.Isolation != "read committed":
 		// Under a lock that was waited for, REPEATABLE READ would show the rows from before the wait.
 		return refuse("has another default isolation than READ COMMITTED, which the write path builds on",

@@ -19,7 +19,8 @@ import (
 func TestLoginThatIsRefused(t *testing.T) {
 	t.Parallel()
 	b := setupOwn(t)
-	const fine = "CREATE ROLE $ LOGIN NOINHERIT PASSWORD 'secret'; GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO $; GRANT USAGE ON SCHEMA holdfast TO $;"
+	const fine = "CREATE ROLE $ LOGIN NOINHERIT PASSWORD 'secret'; GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO $; GRANT USAGE ON SCHEMA holdfast TO $;" +
+		"GRANT USAGE ON SCHEMA holdfast_jobs TO $; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA holdfast_jobs TO $; GRANT USAGE ON ALL SEQUENCES IN SCHEMA holdfast_jobs TO $;"
 	for _, c := range []struct {
 		name, setUp, reason string
 	}{
@@ -31,6 +32,9 @@ func TestLoginThatIsRefused(t *testing.T) {
 		{"no roles", "CREATE ROLE $ LOGIN NOINHERIT PASSWORD 'secret'; GRANT USAGE ON SCHEMA holdfast TO $", "lacks rights"},
 		{"one role missing", fine + "REVOKE holdfast_operator FROM $", "lacks rights"},
 		{"no schema", fine + "REVOKE USAGE ON SCHEMA holdfast FROM $", "lacks rights"},
+		{"no rights on the queue", fine + "REVOKE ALL ON SCHEMA holdfast_jobs FROM $", "lacks rights"},
+		{"one table of the queue missing", fine + "REVOKE DELETE ON holdfast_jobs.river_job FROM $", "lacks rights"},
+		{"one sequence of the queue missing", fine + "REVOKE ALL ON ALL SEQUENCES IN SCHEMA holdfast_jobs FROM $", "lacks rights"},
 		{"nothing at all", "CREATE ROLE $ LOGIN NOINHERIT PASSWORD 'secret'", "lacks rights"},
 		{"repeatable read", fine + "ALTER ROLE $ SET default_transaction_isolation = 'repeatable read'", "READ COMMITTED"},
 		{"serializable", fine + "ALTER ROLE $ SET default_transaction_isolation = 'serializable'", "READ COMMITTED"},

@@ -25,12 +25,17 @@ type Migration struct {
 	Applied bool
 }
 
-// MigrateUp brings the schema up to date. url is the owner's, not the server's. Two at once wait for each other.
+// MigrateUp brings the schema up to date, and that of the job queue. url is the owner's, not the server's. Two at once
+// wait for each other.
 func MigrateUp(ctx context.Context, url string) error {
-	return withMigrator(url, func(p *goose.Provider) error {
+	err := withMigrator(url, func(p *goose.Provider) error {
 		_, err := p.Up(ctx)
 		return err
 	})
+	if err != nil {
+		return err
+	}
+	return migrateJobs(ctx, url)
 }
 
 // MigrateDown undoes the newest migration; the data that it holds is lost.
@@ -68,6 +73,11 @@ func MigrationsHash() (string, error) {
 		fmt.Fprintf(h, "%s %d\n%s", path, len(b), b)
 		return err
 	})
+	if err != nil {
+		return "", err
+	}
+	jobs, err := jobsVersion()
+	fmt.Fprint(h, jobs)
 	return hex.EncodeToString(h.Sum(nil)[:8]), err
 }
 
@@ -115,23 +125,32 @@ func EnsureLogin(ctx context.Context, url, login, password string) error {
 	if err := conn.QueryRow(ctx, "SELECT current_setting('server_version_num')::integer").Scan(&version); err != nil {
 		return translate(err, false)
 	}
-	grant := "GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO " + role
-	if version >= grantsInherit {
-		grant += " WITH INHERIT FALSE"
-	}
 	create := "DO $$ BEGIN CREATE ROLE " + role + "; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
-	for _, q := range []string{
+	statements := []string{
 		create,
 		// Two databases of a cluster that are set up at once change the same rows of the catalogue, which Postgres
 		// answers with "tuple concurrently updated".
 		"SELECT pg_advisory_lock(hashtext('holdfast login'))",
 		alter,
-		grant,
-		"GRANT USAGE ON SCHEMA holdfast TO " + role,
-	} {
+	}
+	for _, q := range append(statements, loginGrants(role, version)...) {
 		if _, err := conn.Exec(ctx, q); err != nil {
 			return translate(err, false)
 		}
 	}
 	return nil
+}
+
+// loginGrants is what a login needs to be the server's: the roles, none of them inherited, and the job queue's tables.
+func loginGrants(login string, version int) []string {
+	roles := "GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO " + login
+	if version >= grantsInherit {
+		roles += " WITH INHERIT FALSE"
+	}
+	return []string{
+		roles,
+		"GRANT USAGE ON SCHEMA holdfast, " + JobsSchema + " TO " + login,
+		"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA " + JobsSchema + " TO " + login,
+		"GRANT USAGE ON ALL SEQUENCES IN SCHEMA " + JobsSchema + " TO " + login,
+	}
 }

@@ -15,8 +15,17 @@ SELECT r.rolname::text AS login, r.rolsuper::boolean AS superuser,
     AND pg_has_role(current_user, m.oid, 'USAGE')))::boolean AS inherits,
   EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = 'holdfast' AND c.relkind = 'r' AND c.relowner = r.oid)::boolean AS owns_tables,
-  (to_regnamespace('holdfast') IS NOT NULL)::boolean AS migrated,
+  (to_regnamespace('holdfast') IS NOT NULL AND EXISTS (SELECT FROM pg_catalog.pg_class c
+    WHERE c.relnamespace = to_regnamespace('holdfast_jobs') AND c.relname = 'river_job'))::boolean AS migrated,
   coalesce(has_schema_privilege(current_user, to_regnamespace('holdfast')::oid, 'USAGE'), false)::boolean AS has_usage,
+  -- The job queue's tables: of several privileges in one string any would do.
+  (coalesce(has_schema_privilege(current_user, to_regnamespace('holdfast_jobs')::oid, 'USAGE'), false)
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = to_regnamespace('holdfast_jobs')
+      AND CASE c.relkind
+        WHEN 'r' THEN NOT (has_table_privilege(current_user, c.oid, 'SELECT') AND has_table_privilege(current_user, c.oid, 'INSERT')
+          AND has_table_privilege(current_user, c.oid, 'UPDATE') AND has_table_privilege(current_user, c.oid, 'DELETE'))
+        WHEN 'S' THEN NOT has_sequence_privilege(current_user, c.oid, 'USAGE')
+        ELSE false END))::boolean AS has_jobs,
   (SELECT count(*) FROM pg_catalog.pg_roles m WHERE m.rolname = ANY (@roles::text[])
     AND pg_has_role(current_user, m.oid, 'MEMBER')) AS member_of,
   current_setting('default_transaction_isolation')::text AS isolation,

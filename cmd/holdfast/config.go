@@ -24,6 +24,7 @@ import (
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/identity"
+	"holdfast/jobs"
 	"holdfast/object"
 	"holdfast/seal"
 )
@@ -125,6 +126,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 		err = errors.Join(err, rt.Close(ctx))
 	}()
 	conversations := conversation.Register(rt)
+	queue := jobs.New(d, jobs.Config{Log: log})
 	server, err := handlers.New(handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](
@@ -140,6 +142,15 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	if err != nil {
 		return err
 	}
+
+	if err := queue.Start(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		err = errors.Join(err, queue.Stop(ctx))
+	}()
 
 	api, err := listen(ctx, addr, "--addr")
 	if err != nil {
