@@ -1,7 +1,6 @@
 package conversation
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -29,16 +28,6 @@ const (
 	maxTurnTokens = 10_000_000
 )
 
-// fencedError is the answer to frames of a connection that a newer one has replaced.
-type fencedError struct {
-	// The newest epoch.
-	current int64
-}
-
-func (e fencedError) Error() string {
-	return fmt.Sprintf("a newer connection, of epoch %d, has taken over", e.current)
-}
-
 // liveEffects is what a batch of frames did besides changing the state.
 type liveEffects struct {
 	// The messages made or changed, by seq, and the tool calls made or changed, in the order of their first change: as
@@ -54,8 +43,8 @@ type liveEffects struct {
 func ingest(
 	state *conversationv1.ConversationState, epoch int64, frames []*conversationv1.LiveFrame, now time.Time,
 ) (liveEffects, error) {
-	if current := state.GetLive().GetEpoch(); epoch < current {
-		return liveEffects{}, fencedError{current: current}
+	if err := fence(state, writer{epoch: epoch}); err != nil {
+		return liveEffects{}, err
 	}
 	f := newFolder(state, now)
 	if epoch > f.live.GetEpoch() {

@@ -323,6 +323,8 @@ type ConversationState struct {
 	FlowStepCount int64      `protobuf:"varint,10,opt,name=flow_step_count,json=flowStepCount,proto3" json:"flow_step_count,omitempty"`
 	Flow          *FlowStep  `protobuf:"bytes,11,opt,name=flow,proto3" json:"flow,omitempty"`
 	Live          *LiveState `protobuf:"bytes,12,opt,name=live,proto3" json:"live,omitempty"`
+	// The newest summary; the context window begins with it. Unset: none was committed.
+	Summary       *Summary `protobuf:"bytes,24,opt,name=summary,proto3" json:"summary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -437,6 +439,13 @@ func (x *ConversationState) GetFlow() *FlowStep {
 func (x *ConversationState) GetLive() *LiveState {
 	if x != nil {
 		return x.Live
+	}
+	return nil
+}
+
+func (x *ConversationState) GetSummary() *Summary {
+	if x != nil {
+		return x.Summary
 	}
 	return nil
 }
@@ -1191,6 +1200,104 @@ func (x *FlowStep) GetCreateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+// Summary stands for the beginning of a conversation in its context window: an entry of the collection "summaries", its
+// key the seq. The messages that it stands for stay readable. A newer one stands for more, and takes its place.
+type Summary struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 for the first summary of the conversation, +1 for each.
+	Seq int64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// It stands for the messages 1 to to_seq. Those before from_seq it knows only by the summary before it.
+	FromSeq int64 `protobuf:"varint,2,opt,name=from_seq,json=fromSeq,proto3" json:"from_seq,omitempty"`
+	ToSeq   int64 `protobuf:"varint,3,opt,name=to_seq,json=toSeq,proto3" json:"to_seq,omitempty"`
+	// At most 16 KiB.
+	Text       string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	TokenCount int64  `protobuf:"varint,5,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
+	// True where the server estimated token_count.
+	TokenCountEstimated bool                   `protobuf:"varint,6,opt,name=token_count_estimated,json=tokenCountEstimated,proto3" json:"token_count_estimated,omitempty"`
+	CreateTime          *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *Summary) Reset() {
+	*x = Summary{}
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Summary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Summary) ProtoMessage() {}
+
+func (x *Summary) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Summary.ProtoReflect.Descriptor instead.
+func (*Summary) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Summary) GetSeq() int64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Summary) GetFromSeq() int64 {
+	if x != nil {
+		return x.FromSeq
+	}
+	return 0
+}
+
+func (x *Summary) GetToSeq() int64 {
+	if x != nil {
+		return x.ToSeq
+	}
+	return 0
+}
+
+func (x *Summary) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Summary) GetTokenCount() int64 {
+	if x != nil {
+		return x.TokenCount
+	}
+	return 0
+}
+
+func (x *Summary) GetTokenCountEstimated() bool {
+	if x != nil {
+		return x.TokenCountEstimated
+	}
+	return false
+}
+
+func (x *Summary) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
 // ToolCall is one function call of the Live session: an entry of the collection "tool_calls", its key the call id.
 type ToolCall struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1210,7 +1317,7 @@ type ToolCall struct {
 
 func (x *ToolCall) Reset() {
 	*x = ToolCall{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1329,7 @@ func (x *ToolCall) String() string {
 func (*ToolCall) ProtoMessage() {}
 
 func (x *ToolCall) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1342,7 @@ func (x *ToolCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCall.ProtoReflect.Descriptor instead.
 func (*ToolCall) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ToolCall) GetCallId() string {
@@ -1321,7 +1428,7 @@ type LiveState struct {
 
 func (x *LiveState) Reset() {
 	*x = LiveState{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[11]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1440,7 @@ func (x *LiveState) String() string {
 func (*LiveState) ProtoMessage() {}
 
 func (x *LiveState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[11]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1453,7 @@ func (x *LiveState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveState.ProtoReflect.Descriptor instead.
 func (*LiveState) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LiveState) GetEpoch() int64 {
@@ -1416,7 +1523,7 @@ var File_holdfast_conversation_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"$holdfast/conversation/v1/state.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\x04\n" +
+	"$holdfast/conversation/v1/state.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x05\n" +
 	"\x11ConversationState\x12\x14\n" +
 	"\x05title\x18\x01 \x01(\tR\x05title\x12O\n" +
 	"\x06labels\x18\x02 \x03(\v27.holdfast.conversation.v1.ConversationState.LabelsEntryR\x06labels\x12\x1d\n" +
@@ -1432,7 +1539,8 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\x0fflow_step_count\x18\n" +
 	" \x01(\x03R\rflowStepCount\x126\n" +
 	"\x04flow\x18\v \x01(\v2\".holdfast.conversation.v1.FlowStepR\x04flow\x127\n" +
-	"\x04live\x18\f \x01(\v2#.holdfast.conversation.v1.LiveStateR\x04live\x1a9\n" +
+	"\x04live\x18\f \x01(\v2#.holdfast.conversation.v1.LiveStateR\x04live\x12;\n" +
+	"\asummary\x18\x18 \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd1\x05\n" +
@@ -1506,6 +1614,16 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\x04step\x18\x03 \x01(\tR\x04step\x12+\n" +
 	"\x04data\x18\x04 \x01(\v2\x17.google.protobuf.StructR\x04data\x12;\n" +
 	"\vcreate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\"\xf3\x01\n" +
+	"\aSummary\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x19\n" +
+	"\bfrom_seq\x18\x02 \x01(\x03R\afromSeq\x12\x15\n" +
+	"\x06to_seq\x18\x03 \x01(\x03R\x05toSeq\x12\x12\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\x12\x1f\n" +
+	"\vtoken_count\x18\x05 \x01(\x03R\n" +
+	"tokenCount\x122\n" +
+	"\x15token_count_estimated\x18\x06 \x01(\bR\x13tokenCountEstimated\x12;\n" +
+	"\vcreate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\"\xeb\x02\n" +
 	"\bToolCall\x12\x17\n" +
 	"\acall_id\x18\x01 \x01(\tR\x06callId\x12\x14\n" +
@@ -1575,7 +1693,7 @@ func file_holdfast_conversation_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_conversation_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_holdfast_conversation_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_holdfast_conversation_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_holdfast_conversation_v1_state_proto_goTypes = []any{
 	(Role)(0),                     // 0: holdfast.conversation.v1.Role
 	(Modality)(0),                 // 1: holdfast.conversation.v1.Modality
@@ -1592,56 +1710,59 @@ var file_holdfast_conversation_v1_state_proto_goTypes = []any{
 	(*VoiceState)(nil),            // 12: holdfast.conversation.v1.VoiceState
 	(*Intent)(nil),                // 13: holdfast.conversation.v1.Intent
 	(*FlowStep)(nil),              // 14: holdfast.conversation.v1.FlowStep
-	(*ToolCall)(nil),              // 15: holdfast.conversation.v1.ToolCall
-	(*LiveState)(nil),             // 16: holdfast.conversation.v1.LiveState
-	nil,                           // 17: holdfast.conversation.v1.ConversationState.LabelsEntry
-	nil,                           // 18: holdfast.conversation.v1.Message.MetadataEntry
-	nil,                           // 19: holdfast.conversation.v1.LiveState.PendingCallsEntry
-	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 22: google.protobuf.Struct
+	(*Summary)(nil),               // 15: holdfast.conversation.v1.Summary
+	(*ToolCall)(nil),              // 16: holdfast.conversation.v1.ToolCall
+	(*LiveState)(nil),             // 17: holdfast.conversation.v1.LiveState
+	nil,                           // 18: holdfast.conversation.v1.ConversationState.LabelsEntry
+	nil,                           // 19: holdfast.conversation.v1.Message.MetadataEntry
+	nil,                           // 20: holdfast.conversation.v1.LiveState.PendingCallsEntry
+	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 23: google.protobuf.Struct
 }
 var file_holdfast_conversation_v1_state_proto_depIdxs = []int32{
-	17, // 0: holdfast.conversation.v1.ConversationState.labels:type_name -> holdfast.conversation.v1.ConversationState.LabelsEntry
-	20, // 1: holdfast.conversation.v1.ConversationState.ttl:type_name -> google.protobuf.Duration
+	18, // 0: holdfast.conversation.v1.ConversationState.labels:type_name -> holdfast.conversation.v1.ConversationState.LabelsEntry
+	21, // 1: holdfast.conversation.v1.ConversationState.ttl:type_name -> google.protobuf.Duration
 	12, // 2: holdfast.conversation.v1.ConversationState.voice:type_name -> holdfast.conversation.v1.VoiceState
 	13, // 3: holdfast.conversation.v1.ConversationState.intent:type_name -> holdfast.conversation.v1.Intent
 	14, // 4: holdfast.conversation.v1.ConversationState.flow:type_name -> holdfast.conversation.v1.FlowStep
-	16, // 5: holdfast.conversation.v1.ConversationState.live:type_name -> holdfast.conversation.v1.LiveState
-	0,  // 6: holdfast.conversation.v1.Message.role:type_name -> holdfast.conversation.v1.Role
-	1,  // 7: holdfast.conversation.v1.Message.modality:type_name -> holdfast.conversation.v1.Modality
-	2,  // 8: holdfast.conversation.v1.Message.status:type_name -> holdfast.conversation.v1.MessageStatus
-	8,  // 9: holdfast.conversation.v1.Message.parts:type_name -> holdfast.conversation.v1.Part
-	18, // 10: holdfast.conversation.v1.Message.metadata:type_name -> holdfast.conversation.v1.Message.MetadataEntry
-	21, // 11: holdfast.conversation.v1.Message.create_time:type_name -> google.protobuf.Timestamp
-	21, // 12: holdfast.conversation.v1.Message.update_time:type_name -> google.protobuf.Timestamp
-	9,  // 13: holdfast.conversation.v1.Part.tool_call:type_name -> holdfast.conversation.v1.ToolCallPart
-	10, // 14: holdfast.conversation.v1.Part.tool_result:type_name -> holdfast.conversation.v1.ToolResultPart
-	11, // 15: holdfast.conversation.v1.Part.file:type_name -> holdfast.conversation.v1.FileReference
-	11, // 16: holdfast.conversation.v1.Part.image:type_name -> holdfast.conversation.v1.FileReference
-	22, // 17: holdfast.conversation.v1.Part.json:type_name -> google.protobuf.Struct
-	22, // 18: holdfast.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
-	22, // 19: holdfast.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Struct
-	3,  // 20: holdfast.conversation.v1.VoiceState.status:type_name -> holdfast.conversation.v1.VoiceStatus
-	21, // 21: holdfast.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
-	22, // 22: holdfast.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
-	21, // 23: holdfast.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
-	22, // 24: holdfast.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
-	21, // 25: holdfast.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
-	22, // 26: holdfast.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
-	4,  // 27: holdfast.conversation.v1.ToolCall.status:type_name -> holdfast.conversation.v1.ToolCallStatus
-	22, // 28: holdfast.conversation.v1.ToolCall.response:type_name -> google.protobuf.Struct
-	21, // 29: holdfast.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
-	21, // 30: holdfast.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
-	6,  // 31: holdfast.conversation.v1.LiveState.user_turn:type_name -> holdfast.conversation.v1.Message
-	6,  // 32: holdfast.conversation.v1.LiveState.assistant_turn:type_name -> holdfast.conversation.v1.Message
-	19, // 33: holdfast.conversation.v1.LiveState.pending_calls:type_name -> holdfast.conversation.v1.LiveState.PendingCallsEntry
-	15, // 34: holdfast.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.conversation.v1.ToolCall
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	17, // 5: holdfast.conversation.v1.ConversationState.live:type_name -> holdfast.conversation.v1.LiveState
+	15, // 6: holdfast.conversation.v1.ConversationState.summary:type_name -> holdfast.conversation.v1.Summary
+	0,  // 7: holdfast.conversation.v1.Message.role:type_name -> holdfast.conversation.v1.Role
+	1,  // 8: holdfast.conversation.v1.Message.modality:type_name -> holdfast.conversation.v1.Modality
+	2,  // 9: holdfast.conversation.v1.Message.status:type_name -> holdfast.conversation.v1.MessageStatus
+	8,  // 10: holdfast.conversation.v1.Message.parts:type_name -> holdfast.conversation.v1.Part
+	19, // 11: holdfast.conversation.v1.Message.metadata:type_name -> holdfast.conversation.v1.Message.MetadataEntry
+	22, // 12: holdfast.conversation.v1.Message.create_time:type_name -> google.protobuf.Timestamp
+	22, // 13: holdfast.conversation.v1.Message.update_time:type_name -> google.protobuf.Timestamp
+	9,  // 14: holdfast.conversation.v1.Part.tool_call:type_name -> holdfast.conversation.v1.ToolCallPart
+	10, // 15: holdfast.conversation.v1.Part.tool_result:type_name -> holdfast.conversation.v1.ToolResultPart
+	11, // 16: holdfast.conversation.v1.Part.file:type_name -> holdfast.conversation.v1.FileReference
+	11, // 17: holdfast.conversation.v1.Part.image:type_name -> holdfast.conversation.v1.FileReference
+	23, // 18: holdfast.conversation.v1.Part.json:type_name -> google.protobuf.Struct
+	23, // 19: holdfast.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
+	23, // 20: holdfast.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Struct
+	3,  // 21: holdfast.conversation.v1.VoiceState.status:type_name -> holdfast.conversation.v1.VoiceStatus
+	22, // 22: holdfast.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
+	23, // 23: holdfast.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
+	22, // 24: holdfast.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
+	23, // 25: holdfast.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
+	22, // 26: holdfast.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
+	22, // 27: holdfast.conversation.v1.Summary.create_time:type_name -> google.protobuf.Timestamp
+	23, // 28: holdfast.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
+	4,  // 29: holdfast.conversation.v1.ToolCall.status:type_name -> holdfast.conversation.v1.ToolCallStatus
+	23, // 30: holdfast.conversation.v1.ToolCall.response:type_name -> google.protobuf.Struct
+	22, // 31: holdfast.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
+	22, // 32: holdfast.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
+	6,  // 33: holdfast.conversation.v1.LiveState.user_turn:type_name -> holdfast.conversation.v1.Message
+	6,  // 34: holdfast.conversation.v1.LiveState.assistant_turn:type_name -> holdfast.conversation.v1.Message
+	20, // 35: holdfast.conversation.v1.LiveState.pending_calls:type_name -> holdfast.conversation.v1.LiveState.PendingCallsEntry
+	16, // 36: holdfast.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.conversation.v1.ToolCall
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_conversation_v1_state_proto_init() }
@@ -1662,7 +1783,7 @@ func file_holdfast_conversation_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_conversation_v1_state_proto_rawDesc), len(file_holdfast_conversation_v1_state_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
