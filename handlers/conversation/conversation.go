@@ -95,7 +95,7 @@ func present(i object.Info, s *conversationv1.ConversationState) *conversationv1
 	return &conversationv1.Conversation{
 		ConversationId: string(i.ID), Owner: string(i.Owner), Title: s.GetTitle(), Labels: s.GetLabels(),
 		ProjectId: s.GetProjectId(), Ttl: s.GetTtl(), MessageCount: s.GetLastSeq(), TokenCount: s.GetTokenCount(),
-		Voice: s.GetVoice(), Intent: s.GetIntent(), Flow: s.GetFlow(),
+		Voice: s.GetVoice(), Intent: s.GetIntent(), Flow: s.GetFlow(), Summary: s.GetSummary(),
 	}
 }
 

@@ -44,7 +44,9 @@ type Conversation struct {
 	// The newest intent.
 	Intent *Intent `protobuf:"bytes,10,opt,name=intent,proto3" json:"intent,omitempty"`
 	// The newest flow step.
-	Flow          *FlowStep `protobuf:"bytes,11,opt,name=flow,proto3" json:"flow,omitempty"`
+	Flow *FlowStep `protobuf:"bytes,11,opt,name=flow,proto3" json:"flow,omitempty"`
+	// The newest summary.
+	Summary       *Summary `protobuf:"bytes,13,opt,name=summary,proto3" json:"summary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -152,6 +154,13 @@ func (x *Conversation) GetIntent() *Intent {
 func (x *Conversation) GetFlow() *FlowStep {
 	if x != nil {
 		return x.Flow
+	}
+	return nil
+}
+
+func (x *Conversation) GetSummary() *Summary {
+	if x != nil {
+		return x.Summary
 	}
 	return nil
 }
@@ -2592,7 +2601,7 @@ var File_holdfast_conversation_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"&holdfast/conversation/v1/service.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/conversation/v1/state.proto\x1a\x1fholdfast/object/v1/object.proto\"\x9d\x05\n" +
+	"&holdfast/conversation/v1/service.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/conversation/v1/state.proto\x1a\x1fholdfast/object/v1/object.proto\"\xda\x05\n" +
 	"\fConversation\x12'\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tR\x0econversationId\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1e\n" +
@@ -2607,7 +2616,8 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x05voice\x18\t \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice\x128\n" +
 	"\x06intent\x18\n" +
 	" \x01(\v2 .holdfast.conversation.v1.IntentR\x06intent\x126\n" +
-	"\x04flow\x18\v \x01(\v2\".holdfast.conversation.v1.FlowStepR\x04flow\x1a9\n" +
+	"\x04flow\x18\v \x01(\v2\".holdfast.conversation.v1.FlowStepR\x04flow\x12;\n" +
+	"\asummary\x18\r \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfb\x03\n" +
@@ -2924,17 +2934,18 @@ var file_holdfast_conversation_v1_service_proto_goTypes = []any{
 	(*VoiceState)(nil),                 // 42: holdfast.conversation.v1.VoiceState
 	(*Intent)(nil),                     // 43: holdfast.conversation.v1.Intent
 	(*FlowStep)(nil),                   // 44: holdfast.conversation.v1.FlowStep
-	(*v1.Metadata)(nil),                // 45: holdfast.object.v1.Metadata
-	(*Message)(nil),                    // 46: holdfast.conversation.v1.Message
-	(*fieldmaskpb.FieldMask)(nil),      // 47: google.protobuf.FieldMask
-	(Role)(0),                          // 48: holdfast.conversation.v1.Role
-	(Modality)(0),                      // 49: holdfast.conversation.v1.Modality
-	(*Part)(nil),                       // 50: holdfast.conversation.v1.Part
-	(*timestamppb.Timestamp)(nil),      // 51: google.protobuf.Timestamp
-	(MessageStatus)(0),                 // 52: holdfast.conversation.v1.MessageStatus
-	(VoiceStatus)(0),                   // 53: holdfast.conversation.v1.VoiceStatus
-	(*structpb.Struct)(nil),            // 54: google.protobuf.Struct
-	(*ToolCall)(nil),                   // 55: holdfast.conversation.v1.ToolCall
+	(*Summary)(nil),                    // 45: holdfast.conversation.v1.Summary
+	(*v1.Metadata)(nil),                // 46: holdfast.object.v1.Metadata
+	(*Message)(nil),                    // 47: holdfast.conversation.v1.Message
+	(*fieldmaskpb.FieldMask)(nil),      // 48: google.protobuf.FieldMask
+	(Role)(0),                          // 49: holdfast.conversation.v1.Role
+	(Modality)(0),                      // 50: holdfast.conversation.v1.Modality
+	(*Part)(nil),                       // 51: holdfast.conversation.v1.Part
+	(*timestamppb.Timestamp)(nil),      // 52: google.protobuf.Timestamp
+	(MessageStatus)(0),                 // 53: holdfast.conversation.v1.MessageStatus
+	(VoiceStatus)(0),                   // 54: holdfast.conversation.v1.VoiceStatus
+	(*structpb.Struct)(nil),            // 55: google.protobuf.Struct
+	(*ToolCall)(nil),                   // 56: holdfast.conversation.v1.ToolCall
 }
 var file_holdfast_conversation_v1_service_proto_depIdxs = []int32{
 	36, // 0: holdfast.conversation.v1.Conversation.labels:type_name -> holdfast.conversation.v1.Conversation.LabelsEntry
@@ -2942,99 +2953,100 @@ var file_holdfast_conversation_v1_service_proto_depIdxs = []int32{
 	42, // 2: holdfast.conversation.v1.Conversation.voice:type_name -> holdfast.conversation.v1.VoiceState
 	43, // 3: holdfast.conversation.v1.Conversation.intent:type_name -> holdfast.conversation.v1.Intent
 	44, // 4: holdfast.conversation.v1.Conversation.flow:type_name -> holdfast.conversation.v1.FlowStep
-	37, // 5: holdfast.conversation.v1.CreateConversationRequest.labels:type_name -> holdfast.conversation.v1.CreateConversationRequest.LabelsEntry
-	41, // 6: holdfast.conversation.v1.CreateConversationRequest.ttl:type_name -> google.protobuf.Duration
-	0,  // 7: holdfast.conversation.v1.CreateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	45, // 8: holdfast.conversation.v1.CreateConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	0,  // 9: holdfast.conversation.v1.GetConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	46, // 10: holdfast.conversation.v1.GetConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
-	45, // 11: holdfast.conversation.v1.GetConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	38, // 12: holdfast.conversation.v1.ListConversationsRequest.labels:type_name -> holdfast.conversation.v1.ListConversationsRequest.LabelsEntry
-	7,  // 13: holdfast.conversation.v1.ListConversationsResponse.conversations:type_name -> holdfast.conversation.v1.ConversationItem
-	0,  // 14: holdfast.conversation.v1.ConversationItem.conversation:type_name -> holdfast.conversation.v1.Conversation
-	45, // 15: holdfast.conversation.v1.ConversationItem.metadata:type_name -> holdfast.object.v1.Metadata
-	0,  // 16: holdfast.conversation.v1.UpdateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
-	47, // 17: holdfast.conversation.v1.UpdateConversationRequest.update_mask:type_name -> google.protobuf.FieldMask
-	0,  // 18: holdfast.conversation.v1.UpdateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	45, // 19: holdfast.conversation.v1.UpdateConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	45, // 20: holdfast.conversation.v1.DeleteConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	48, // 21: holdfast.conversation.v1.NewMessage.role:type_name -> holdfast.conversation.v1.Role
-	49, // 22: holdfast.conversation.v1.NewMessage.modality:type_name -> holdfast.conversation.v1.Modality
-	50, // 23: holdfast.conversation.v1.NewMessage.parts:type_name -> holdfast.conversation.v1.Part
-	39, // 24: holdfast.conversation.v1.NewMessage.metadata:type_name -> holdfast.conversation.v1.NewMessage.MetadataEntry
-	12, // 25: holdfast.conversation.v1.AppendMessagesRequest.messages:type_name -> holdfast.conversation.v1.NewMessage
-	15, // 26: holdfast.conversation.v1.AppendMessagesResponse.messages:type_name -> holdfast.conversation.v1.AppendedMessage
-	45, // 27: holdfast.conversation.v1.AppendMessagesResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	51, // 28: holdfast.conversation.v1.AppendedMessage.create_time:type_name -> google.protobuf.Timestamp
-	17, // 29: holdfast.conversation.v1.UpdateMessageRequest.message:type_name -> holdfast.conversation.v1.MessagePatch
-	47, // 30: holdfast.conversation.v1.UpdateMessageRequest.update_mask:type_name -> google.protobuf.FieldMask
-	50, // 31: holdfast.conversation.v1.MessagePatch.parts:type_name -> holdfast.conversation.v1.Part
-	52, // 32: holdfast.conversation.v1.MessagePatch.status:type_name -> holdfast.conversation.v1.MessageStatus
-	40, // 33: holdfast.conversation.v1.MessagePatch.metadata:type_name -> holdfast.conversation.v1.MessagePatch.MetadataEntry
-	46, // 34: holdfast.conversation.v1.UpdateMessageResponse.message:type_name -> holdfast.conversation.v1.Message
-	45, // 35: holdfast.conversation.v1.UpdateMessageResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	46, // 36: holdfast.conversation.v1.ListMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
-	45, // 37: holdfast.conversation.v1.ListMessagesResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	53, // 38: holdfast.conversation.v1.SetVoiceStateRequest.status:type_name -> holdfast.conversation.v1.VoiceStatus
-	42, // 39: holdfast.conversation.v1.SetVoiceStateResponse.voice:type_name -> holdfast.conversation.v1.VoiceState
-	45, // 40: holdfast.conversation.v1.SetVoiceStateResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	54, // 41: holdfast.conversation.v1.RecordIntentRequest.slots:type_name -> google.protobuf.Struct
-	43, // 42: holdfast.conversation.v1.RecordIntentResponse.intent:type_name -> holdfast.conversation.v1.Intent
-	45, // 43: holdfast.conversation.v1.RecordIntentResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	43, // 44: holdfast.conversation.v1.ListIntentsResponse.intents:type_name -> holdfast.conversation.v1.Intent
-	45, // 45: holdfast.conversation.v1.ListIntentsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	54, // 46: holdfast.conversation.v1.AdvanceFlowRequest.data:type_name -> google.protobuf.Struct
-	44, // 47: holdfast.conversation.v1.AdvanceFlowResponse.step:type_name -> holdfast.conversation.v1.FlowStep
-	45, // 48: holdfast.conversation.v1.AdvanceFlowResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	44, // 49: holdfast.conversation.v1.ListFlowStepsResponse.steps:type_name -> holdfast.conversation.v1.FlowStep
-	45, // 50: holdfast.conversation.v1.ListFlowStepsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	54, // 51: holdfast.conversation.v1.LiveFrame.object:type_name -> google.protobuf.Struct
-	31, // 52: holdfast.conversation.v1.IngestLiveRequest.frames:type_name -> holdfast.conversation.v1.LiveFrame
-	46, // 53: holdfast.conversation.v1.IngestLiveResponse.messages:type_name -> holdfast.conversation.v1.Message
-	55, // 54: holdfast.conversation.v1.IngestLiveResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
-	42, // 55: holdfast.conversation.v1.IngestLiveResponse.voice:type_name -> holdfast.conversation.v1.VoiceState
-	45, // 56: holdfast.conversation.v1.IngestLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	0,  // 57: holdfast.conversation.v1.WatchConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	46, // 58: holdfast.conversation.v1.WatchConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
-	43, // 59: holdfast.conversation.v1.WatchConversationResponse.intents:type_name -> holdfast.conversation.v1.Intent
-	44, // 60: holdfast.conversation.v1.WatchConversationResponse.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
-	55, // 61: holdfast.conversation.v1.WatchConversationResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
-	45, // 62: holdfast.conversation.v1.WatchConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	1,  // 63: holdfast.conversation.v1.ConversationService.CreateConversation:input_type -> holdfast.conversation.v1.CreateConversationRequest
-	3,  // 64: holdfast.conversation.v1.ConversationService.GetConversation:input_type -> holdfast.conversation.v1.GetConversationRequest
-	5,  // 65: holdfast.conversation.v1.ConversationService.ListConversations:input_type -> holdfast.conversation.v1.ListConversationsRequest
-	8,  // 66: holdfast.conversation.v1.ConversationService.UpdateConversation:input_type -> holdfast.conversation.v1.UpdateConversationRequest
-	10, // 67: holdfast.conversation.v1.ConversationService.DeleteConversation:input_type -> holdfast.conversation.v1.DeleteConversationRequest
-	13, // 68: holdfast.conversation.v1.ConversationService.AppendMessages:input_type -> holdfast.conversation.v1.AppendMessagesRequest
-	16, // 69: holdfast.conversation.v1.ConversationService.UpdateMessage:input_type -> holdfast.conversation.v1.UpdateMessageRequest
-	19, // 70: holdfast.conversation.v1.ConversationService.ListMessages:input_type -> holdfast.conversation.v1.ListMessagesRequest
-	21, // 71: holdfast.conversation.v1.ConversationService.SetVoiceState:input_type -> holdfast.conversation.v1.SetVoiceStateRequest
-	23, // 72: holdfast.conversation.v1.ConversationService.RecordIntent:input_type -> holdfast.conversation.v1.RecordIntentRequest
-	25, // 73: holdfast.conversation.v1.ConversationService.ListIntents:input_type -> holdfast.conversation.v1.ListIntentsRequest
-	27, // 74: holdfast.conversation.v1.ConversationService.AdvanceFlow:input_type -> holdfast.conversation.v1.AdvanceFlowRequest
-	29, // 75: holdfast.conversation.v1.ConversationService.ListFlowSteps:input_type -> holdfast.conversation.v1.ListFlowStepsRequest
-	32, // 76: holdfast.conversation.v1.ConversationService.IngestLive:input_type -> holdfast.conversation.v1.IngestLiveRequest
-	34, // 77: holdfast.conversation.v1.ConversationService.WatchConversation:input_type -> holdfast.conversation.v1.WatchConversationRequest
-	2,  // 78: holdfast.conversation.v1.ConversationService.CreateConversation:output_type -> holdfast.conversation.v1.CreateConversationResponse
-	4,  // 79: holdfast.conversation.v1.ConversationService.GetConversation:output_type -> holdfast.conversation.v1.GetConversationResponse
-	6,  // 80: holdfast.conversation.v1.ConversationService.ListConversations:output_type -> holdfast.conversation.v1.ListConversationsResponse
-	9,  // 81: holdfast.conversation.v1.ConversationService.UpdateConversation:output_type -> holdfast.conversation.v1.UpdateConversationResponse
-	11, // 82: holdfast.conversation.v1.ConversationService.DeleteConversation:output_type -> holdfast.conversation.v1.DeleteConversationResponse
-	14, // 83: holdfast.conversation.v1.ConversationService.AppendMessages:output_type -> holdfast.conversation.v1.AppendMessagesResponse
-	18, // 84: holdfast.conversation.v1.ConversationService.UpdateMessage:output_type -> holdfast.conversation.v1.UpdateMessageResponse
-	20, // 85: holdfast.conversation.v1.ConversationService.ListMessages:output_type -> holdfast.conversation.v1.ListMessagesResponse
-	22, // 86: holdfast.conversation.v1.ConversationService.SetVoiceState:output_type -> holdfast.conversation.v1.SetVoiceStateResponse
-	24, // 87: holdfast.conversation.v1.ConversationService.RecordIntent:output_type -> holdfast.conversation.v1.RecordIntentResponse
-	26, // 88: holdfast.conversation.v1.ConversationService.ListIntents:output_type -> holdfast.conversation.v1.ListIntentsResponse
-	28, // 89: holdfast.conversation.v1.ConversationService.AdvanceFlow:output_type -> holdfast.conversation.v1.AdvanceFlowResponse
-	30, // 90: holdfast.conversation.v1.ConversationService.ListFlowSteps:output_type -> holdfast.conversation.v1.ListFlowStepsResponse
-	33, // 91: holdfast.conversation.v1.ConversationService.IngestLive:output_type -> holdfast.conversation.v1.IngestLiveResponse
-	35, // 92: holdfast.conversation.v1.ConversationService.WatchConversation:output_type -> holdfast.conversation.v1.WatchConversationResponse
-	78, // [78:93] is the sub-list for method output_type
-	63, // [63:78] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	45, // 5: holdfast.conversation.v1.Conversation.summary:type_name -> holdfast.conversation.v1.Summary
+	37, // 6: holdfast.conversation.v1.CreateConversationRequest.labels:type_name -> holdfast.conversation.v1.CreateConversationRequest.LabelsEntry
+	41, // 7: holdfast.conversation.v1.CreateConversationRequest.ttl:type_name -> google.protobuf.Duration
+	0,  // 8: holdfast.conversation.v1.CreateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	46, // 9: holdfast.conversation.v1.CreateConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	0,  // 10: holdfast.conversation.v1.GetConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	47, // 11: holdfast.conversation.v1.GetConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
+	46, // 12: holdfast.conversation.v1.GetConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	38, // 13: holdfast.conversation.v1.ListConversationsRequest.labels:type_name -> holdfast.conversation.v1.ListConversationsRequest.LabelsEntry
+	7,  // 14: holdfast.conversation.v1.ListConversationsResponse.conversations:type_name -> holdfast.conversation.v1.ConversationItem
+	0,  // 15: holdfast.conversation.v1.ConversationItem.conversation:type_name -> holdfast.conversation.v1.Conversation
+	46, // 16: holdfast.conversation.v1.ConversationItem.metadata:type_name -> holdfast.object.v1.Metadata
+	0,  // 17: holdfast.conversation.v1.UpdateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
+	48, // 18: holdfast.conversation.v1.UpdateConversationRequest.update_mask:type_name -> google.protobuf.FieldMask
+	0,  // 19: holdfast.conversation.v1.UpdateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	46, // 20: holdfast.conversation.v1.UpdateConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	46, // 21: holdfast.conversation.v1.DeleteConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	49, // 22: holdfast.conversation.v1.NewMessage.role:type_name -> holdfast.conversation.v1.Role
+	50, // 23: holdfast.conversation.v1.NewMessage.modality:type_name -> holdfast.conversation.v1.Modality
+	51, // 24: holdfast.conversation.v1.NewMessage.parts:type_name -> holdfast.conversation.v1.Part
+	39, // 25: holdfast.conversation.v1.NewMessage.metadata:type_name -> holdfast.conversation.v1.NewMessage.MetadataEntry
+	12, // 26: holdfast.conversation.v1.AppendMessagesRequest.messages:type_name -> holdfast.conversation.v1.NewMessage
+	15, // 27: holdfast.conversation.v1.AppendMessagesResponse.messages:type_name -> holdfast.conversation.v1.AppendedMessage
+	46, // 28: holdfast.conversation.v1.AppendMessagesResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	52, // 29: holdfast.conversation.v1.AppendedMessage.create_time:type_name -> google.protobuf.Timestamp
+	17, // 30: holdfast.conversation.v1.UpdateMessageRequest.message:type_name -> holdfast.conversation.v1.MessagePatch
+	48, // 31: holdfast.conversation.v1.UpdateMessageRequest.update_mask:type_name -> google.protobuf.FieldMask
+	51, // 32: holdfast.conversation.v1.MessagePatch.parts:type_name -> holdfast.conversation.v1.Part
+	53, // 33: holdfast.conversation.v1.MessagePatch.status:type_name -> holdfast.conversation.v1.MessageStatus
+	40, // 34: holdfast.conversation.v1.MessagePatch.metadata:type_name -> holdfast.conversation.v1.MessagePatch.MetadataEntry
+	47, // 35: holdfast.conversation.v1.UpdateMessageResponse.message:type_name -> holdfast.conversation.v1.Message
+	46, // 36: holdfast.conversation.v1.UpdateMessageResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	47, // 37: holdfast.conversation.v1.ListMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
+	46, // 38: holdfast.conversation.v1.ListMessagesResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	54, // 39: holdfast.conversation.v1.SetVoiceStateRequest.status:type_name -> holdfast.conversation.v1.VoiceStatus
+	42, // 40: holdfast.conversation.v1.SetVoiceStateResponse.voice:type_name -> holdfast.conversation.v1.VoiceState
+	46, // 41: holdfast.conversation.v1.SetVoiceStateResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	55, // 42: holdfast.conversation.v1.RecordIntentRequest.slots:type_name -> google.protobuf.Struct
+	43, // 43: holdfast.conversation.v1.RecordIntentResponse.intent:type_name -> holdfast.conversation.v1.Intent
+	46, // 44: holdfast.conversation.v1.RecordIntentResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	43, // 45: holdfast.conversation.v1.ListIntentsResponse.intents:type_name -> holdfast.conversation.v1.Intent
+	46, // 46: holdfast.conversation.v1.ListIntentsResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	55, // 47: holdfast.conversation.v1.AdvanceFlowRequest.data:type_name -> google.protobuf.Struct
+	44, // 48: holdfast.conversation.v1.AdvanceFlowResponse.step:type_name -> holdfast.conversation.v1.FlowStep
+	46, // 49: holdfast.conversation.v1.AdvanceFlowResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	44, // 50: holdfast.conversation.v1.ListFlowStepsResponse.steps:type_name -> holdfast.conversation.v1.FlowStep
+	46, // 51: holdfast.conversation.v1.ListFlowStepsResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	55, // 52: holdfast.conversation.v1.LiveFrame.object:type_name -> google.protobuf.Struct
+	31, // 53: holdfast.conversation.v1.IngestLiveRequest.frames:type_name -> holdfast.conversation.v1.LiveFrame
+	47, // 54: holdfast.conversation.v1.IngestLiveResponse.messages:type_name -> holdfast.conversation.v1.Message
+	56, // 55: holdfast.conversation.v1.IngestLiveResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
+	42, // 56: holdfast.conversation.v1.IngestLiveResponse.voice:type_name -> holdfast.conversation.v1.VoiceState
+	46, // 57: holdfast.conversation.v1.IngestLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	0,  // 58: holdfast.conversation.v1.WatchConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	47, // 59: holdfast.conversation.v1.WatchConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
+	43, // 60: holdfast.conversation.v1.WatchConversationResponse.intents:type_name -> holdfast.conversation.v1.Intent
+	44, // 61: holdfast.conversation.v1.WatchConversationResponse.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
+	56, // 62: holdfast.conversation.v1.WatchConversationResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
+	46, // 63: holdfast.conversation.v1.WatchConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	1,  // 64: holdfast.conversation.v1.ConversationService.CreateConversation:input_type -> holdfast.conversation.v1.CreateConversationRequest
+	3,  // 65: holdfast.conversation.v1.ConversationService.GetConversation:input_type -> holdfast.conversation.v1.GetConversationRequest
+	5,  // 66: holdfast.conversation.v1.ConversationService.ListConversations:input_type -> holdfast.conversation.v1.ListConversationsRequest
+	8,  // 67: holdfast.conversation.v1.ConversationService.UpdateConversation:input_type -> holdfast.conversation.v1.UpdateConversationRequest
+	10, // 68: holdfast.conversation.v1.ConversationService.DeleteConversation:input_type -> holdfast.conversation.v1.DeleteConversationRequest
+	13, // 69: holdfast.conversation.v1.ConversationService.AppendMessages:input_type -> holdfast.conversation.v1.AppendMessagesRequest
+	16, // 70: holdfast.conversation.v1.ConversationService.UpdateMessage:input_type -> holdfast.conversation.v1.UpdateMessageRequest
+	19, // 71: holdfast.conversation.v1.ConversationService.ListMessages:input_type -> holdfast.conversation.v1.ListMessagesRequest
+	21, // 72: holdfast.conversation.v1.ConversationService.SetVoiceState:input_type -> holdfast.conversation.v1.SetVoiceStateRequest
+	23, // 73: holdfast.conversation.v1.ConversationService.RecordIntent:input_type -> holdfast.conversation.v1.RecordIntentRequest
+	25, // 74: holdfast.conversation.v1.ConversationService.ListIntents:input_type -> holdfast.conversation.v1.ListIntentsRequest
+	27, // 75: holdfast.conversation.v1.ConversationService.AdvanceFlow:input_type -> holdfast.conversation.v1.AdvanceFlowRequest
+	29, // 76: holdfast.conversation.v1.ConversationService.ListFlowSteps:input_type -> holdfast.conversation.v1.ListFlowStepsRequest
+	32, // 77: holdfast.conversation.v1.ConversationService.IngestLive:input_type -> holdfast.conversation.v1.IngestLiveRequest
+	34, // 78: holdfast.conversation.v1.ConversationService.WatchConversation:input_type -> holdfast.conversation.v1.WatchConversationRequest
+	2,  // 79: holdfast.conversation.v1.ConversationService.CreateConversation:output_type -> holdfast.conversation.v1.CreateConversationResponse
+	4,  // 80: holdfast.conversation.v1.ConversationService.GetConversation:output_type -> holdfast.conversation.v1.GetConversationResponse
+	6,  // 81: holdfast.conversation.v1.ConversationService.ListConversations:output_type -> holdfast.conversation.v1.ListConversationsResponse
+	9,  // 82: holdfast.conversation.v1.ConversationService.UpdateConversation:output_type -> holdfast.conversation.v1.UpdateConversationResponse
+	11, // 83: holdfast.conversation.v1.ConversationService.DeleteConversation:output_type -> holdfast.conversation.v1.DeleteConversationResponse
+	14, // 84: holdfast.conversation.v1.ConversationService.AppendMessages:output_type -> holdfast.conversation.v1.AppendMessagesResponse
+	18, // 85: holdfast.conversation.v1.ConversationService.UpdateMessage:output_type -> holdfast.conversation.v1.UpdateMessageResponse
+	20, // 86: holdfast.conversation.v1.ConversationService.ListMessages:output_type -> holdfast.conversation.v1.ListMessagesResponse
+	22, // 87: holdfast.conversation.v1.ConversationService.SetVoiceState:output_type -> holdfast.conversation.v1.SetVoiceStateResponse
+	24, // 88: holdfast.conversation.v1.ConversationService.RecordIntent:output_type -> holdfast.conversation.v1.RecordIntentResponse
+	26, // 89: holdfast.conversation.v1.ConversationService.ListIntents:output_type -> holdfast.conversation.v1.ListIntentsResponse
+	28, // 90: holdfast.conversation.v1.ConversationService.AdvanceFlow:output_type -> holdfast.conversation.v1.AdvanceFlowResponse
+	30, // 91: holdfast.conversation.v1.ConversationService.ListFlowSteps:output_type -> holdfast.conversation.v1.ListFlowStepsResponse
+	33, // 92: holdfast.conversation.v1.ConversationService.IngestLive:output_type -> holdfast.conversation.v1.IngestLiveResponse
+	35, // 93: holdfast.conversation.v1.ConversationService.WatchConversation:output_type -> holdfast.conversation.v1.WatchConversationResponse
+	79, // [79:94] is the sub-list for method output_type
+	64, // [64:79] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_conversation_v1_service_proto_init() }
