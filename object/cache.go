@@ -56,3 +56,12 @@ func (c *cache) drop(k key) {
 	defer c.mu.Unlock()
 	c.lru.Remove(k)
 }
+
+// outdated drops a record that is older than v: a write would be computed on it in vain.
+func (c *cache) outdated(k key, v Version) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r, ok := c.lru.Peek(k); ok && r.version < v {
+		c.lru.Remove(k)
+	}
+}

@@ -53,7 +53,9 @@
 //   - Too much waits: mailboxes, lanes and the whole are bounded, and what is over the bound is refused at once with
 //     an OverloadedError.
 //   - A watcher is slow: its buffer overflows and is dropped, and it reads the journal instead, which gives it what
-//     it missed in one message. A watcher of another process's changes polls.
+//     it missed in one message.
+//   - Another process writes what is watched here: a hint says so (fanout.go), and the watcher reads the journal. Hints may
+//     be lost, late or wrong, and the connection that brings them may be dead: watchers poll as well.
 //   - The clock of the machine steps: nothing happens. Time is the database's, read after the lock, or extrapolated
 //     from its last answer on the process's monotonic clock; it never runs backwards for one object.
 package object

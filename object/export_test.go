@@ -1,6 +1,8 @@
 package object
 
 import (
+	"strings"
+
 	"google.golang.org/protobuf/proto"
 
 	"holdfast/identity"
@@ -52,3 +54,39 @@ func (r Recent) With(key string, value proto.Message, keep int) Recent {
 
 // Len is how many entries are at hand.
 func (r Recent) Len() int { return len(r.r.entries) }
+
+// Hearing tells whether hints arrive, and Peers how many other processes were heard.
+func (rt *Runtime) Hearing() bool { return rt.fanout.hearing() }
+
+// Peers is how many other processes are thought to be there.
+func (rt *Runtime) Peers() int {
+	rt.fanout.mu.Lock()
+	defer rt.fanout.mu.Unlock()
+	return len(rt.fanout.peers)
+}
+
+// Hint is what one process tells others of an object.
+type Hint struct {
+	Tenant  identity.Tenant
+	Kind    string
+	ID      ID
+	Version Version
+}
+
+// EncodeHints makes messages of hints.
+func EncodeHints(from string, hints []Hint) []string {
+	m := map[key]Version{}
+	for _, h := range hints {
+		m[key{h.Tenant, h.Kind, h.ID}] = h.Version
+	}
+	return encodeHints(from, m)
+}
+
+// DecodeHints reads a message.
+func DecodeHints(message string) (from string, hints []Hint) {
+	from, lines, _ := strings.Cut(message, "\n")
+	for k, v := range decodeHints(lines) {
+		hints = append(hints, Hint{k.tenant, k.kind, k.id, v})
+	}
+	return from, hints
+}

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"holdfast/db"
 	"holdfast/identity"
 )
@@ -14,12 +16,20 @@ import (
 type Config struct {
 	Log    *slog.Logger
 	Limits Limits
+	// Metrics takes the runtime's metrics; nil: they go nowhere.
+	Metrics prometheus.Registerer
 	// CacheBytes bounds the cache of decoded states, by estimate. Default 20 MiB.
 	CacheBytes int
 	// CommitTimeout bounds one batch's transaction. Default 15 s.
 	CommitTimeout time.Duration
-	// PollInterval is how often watchers look for other processes' changes, give or take a fifth. Default 1 s.
+	// PollInterval is how often watchers look for other processes' changes, give or take a tenth. Default 1 s.
 	PollInterval time.Duration
+	// Carrier brings hints of changes to and from other processes. nil: there are none, or watchers wait for the next poll.
+	Carrier Carrier
+	// HintedPollInterval is PollInterval while hints arrive: it finds what they missed. Default 10 s.
+	HintedPollInterval time.Duration
+	// GreetInterval is how often processes tell each other that they are there. Default 5 s.
+	GreetInterval time.Duration
 	// Heartbeat is how long a watch stays silent at most. Default 15 s.
 	Heartbeat time.Duration
 	// WatchAge is how long a watch lasts at most, less up to a tenth. Default 1 h.
@@ -46,6 +56,8 @@ type Runtime struct {
 	commitTimeout time.Duration
 	cache         *cache
 	hub           *hub
+	fanout        *fanout
+	metrics       *metrics
 	life          context.Context //nolint:containedctx // the runtime's own: it ends when Close gives up waiting
 	end           context.CancelFunc
 	workers       sync.WaitGroup
@@ -90,6 +102,8 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 	def(&c.CacheBytes, 20<<20)
 	defD(&c.CommitTimeout, 15*time.Second)
 	defD(&c.PollInterval, time.Second)
+	defD(&c.HintedPollInterval, 10*time.Second)
+	defD(&c.GreetInterval, 5*time.Second)
 	defD(&c.Heartbeat, 15*time.Second)
 	defD(&c.WatchAge, time.Hour)
 	if c.Log == nil {
@@ -100,7 +114,9 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 		lanes: map[identity.Tenant]*lane{}, boxes: map[key]*mailbox{}, reads: map[identity.Tenant]*readLane{},
 	}
 	rt.life, rt.end = context.WithCancel(context.Background())
+	rt.metrics = newMetrics(rt, c.Metrics)
 	rt.hub = newHub(rt, c)
+	rt.fanout = newFanout(rt, c)
 	return rt
 }
 
@@ -116,6 +132,7 @@ func (rt *Runtime) Close(ctx context.Context) error {
 		close(drained)
 	}()
 	defer rt.end()
+	defer rt.fanout.close()
 	select {
 	case <-drained:
 		return nil

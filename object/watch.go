@@ -275,7 +275,10 @@ type hub struct {
 	count int
 	done  bool
 	poll  bool // the poller runs
-	every time.Duration
+
+	look chan struct{} // capacity 1: poll now
+	// every is how often to poll where nobody tells of other processes' changes, hinted how often where somebody does.
+	every, hinting time.Duration
 }
 
 // subscription is one watcher's buffer. Overflow empties it: the watcher then reads the journal, which coalesces.
@@ -294,7 +297,8 @@ const subscriptionBuffer = 64
 
 func newHub(rt *Runtime, c Config) *hub {
 	return &hub{
-		rt: rt, heartbeat: c.Heartbeat, age: c.WatchAge, limit: c.Limits.Watches, every: c.PollInterval,
+		rt: rt, heartbeat: c.Heartbeat, age: c.WatchAge, limit: c.Limits.Watches,
+		every: c.PollInterval, hinting: c.HintedPollInterval, look: make(chan struct{}, 1),
 		closed: make(chan struct{}), subs: map[key]map[*subscription]struct{}{},
 	}
 }
@@ -317,6 +321,10 @@ func (h *hub) subscribe(k key, kind *kind) (*subscription, error) {
 	h.count++
 	if !h.poll {
 		h.poll = true
+		select {
+		case <-h.look: // nobody watched then
+		default:
+		}
 		h.rt.workers.Add(1)
 		go h.run()
 	}
@@ -333,11 +341,33 @@ func (h *hub) unsubscribe(s *subscription) {
 	h.count--
 }
 
+// publish brings changes that were made here to the watchers here, and a hint of them to other processes.
 func (h *hub) publish(k key, events []event) {
+	h.mu.Lock()
+	for s := range h.subs[k] {
+		s.push(events)
+	}
+	h.mu.Unlock()
+	h.rt.fanout.changed(k, events[len(events)-1].version)
+}
+
+// hinted sends the watchers of an object to the journal, where they have not seen the version that another process
+// tells of.
+func (h *hub) hinted(k key, v Version) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for s := range h.subs[k] {
-		s.push(events)
+		if s.position() < v {
+			s.lag()
+		}
+	}
+}
+
+// lookNow makes the poller, if it runs, look at once.
+func (h *hub) lookNow() {
+	select {
+	case h.look <- struct{}{}:
+	default:
 	}
 }
 
@@ -358,6 +388,14 @@ func (s *subscription) push(events []event) {
 		s.events, s.behind = nil, true
 	}
 	s.last = max(s.last, events[len(events)-1].version)
+	s.mu.Unlock()
+	s.wake()
+}
+
+// lag makes the watcher read the journal.
+func (s *subscription) lag() {
+	s.mu.Lock()
+	s.events, s.behind = nil, true
 	s.mu.Unlock()
 	s.wake()
 }
@@ -389,16 +427,31 @@ func (s *subscription) position() Version {
 	return s.last
 }
 
+// interval is how long the poller waits. It is the only way to hear of other processes' changes where there are no hints,
+// and finds the ones that were lost where there are.
+func (h *hub) interval() time.Duration {
+	if h.rt.fanout.hearing() {
+		return jitter(h.hinting)
+	}
+	return jitter(h.every)
+}
+
+// jitter is d give or take a tenth.
+func jitter(d time.Duration) time.Duration { return d*9/10 + rand.N(d/5+1) } //nolint:gosec // no secret
+
 // run polls for changes of other processes while anybody watches, one statement per tenant and 256 objects.
 func (h *hub) run() {
 	defer h.rt.workers.Done()
-	timer := time.NewTimer(h.every)
+	timer := time.NewTimer(h.interval())
 	defer timer.Stop()
 	for {
+		hinted := false
 		select {
 		case <-h.closed:
 			return
 		case <-timer.C:
+			hinted = h.rt.fanout.hearing()
+		case <-h.look:
 		}
 		h.mu.Lock()
 		if h.count == 0 {
@@ -420,16 +473,17 @@ func (h *hub) run() {
 		for tenant, subs := range watched {
 			for len(subs) > 0 {
 				n := min(len(subs), maxBatch)
-				h.look(tenant, subs[:n])
+				h.lookAt(tenant, subs[:n], hinted)
 				subs = subs[n:]
 			}
 		}
-		timer.Reset(h.every*9/10 + rand.N(h.every/5+1)) //nolint:gosec // jitter
+		timer.Reset(h.interval())
 	}
 }
 
-// look wakes the watchers of objects that are at a newer version than was published here, or gone.
-func (h *hub) look(tenant identity.Tenant, subs []*subscription) {
+// lookAt wakes the watchers of objects that are at a newer version than was published here, or gone. hinted: a hint should
+// have told.
+func (h *hub) lookAt(tenant identity.Tenant, subs []*subscription, hinted bool) {
 	a := dbsqlc.ViewObjectsParams{TenantID: string(tenant)}
 	for i, s := range subs {
 		a.Ords = append(a.Ords, int32(i))
@@ -459,11 +513,11 @@ func (h *hub) look(tenant identity.Tenant, subs []*subscription) {
 		if fresh[i] {
 			continue
 		}
+		if hinted {
+			h.rt.metrics.hintsMissed.Inc()
+		}
 		for s := range h.subs[s.key] {
-			s.mu.Lock()
-			s.events, s.behind = nil, true
-			s.mu.Unlock()
-			s.wake()
+			s.lag()
 		}
 	}
 }

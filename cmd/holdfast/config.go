@@ -48,7 +48,10 @@ type serverConfig struct {
 	MaxConns  int        `help:"Connections to Postgres." env:"HOLDFAST_MAX_CONNS" default:"16"`
 	SealKeys  []string   `help:"Keys that secrets are kept under, newest first, separated by commas: base64 of 32 bytes each, as openssl rand -base64 32 makes them." env:"HOLDFAST_SEAL_KEYS" placeholder:"KEY"`
 	LogLevel  slog.Level `help:"debug, info, warn or error. At debug every call is logged." env:"HOLDFAST_LOG_LEVEL" default:"info"`
-	JWT       jwtConfig  `embed:"" prefix:"jwt-" group:"JWTs of your own identity provider, beside API keys:"`
+
+	fanoutConfig
+
+	JWT jwtConfig `embed:"" prefix:"jwt-" group:"JWTs of your own identity provider, beside API keys:"`
 }
 
 // jwtConfig says which JWTs are accepted. Without an issuer there are none.
@@ -94,7 +97,7 @@ func (c serverConfig) check() error {
 			return wrongUsage("--origins: %q is no origin; one is like https://app.example.com, or *", o)
 		}
 	}
-	return nil
+	return c.fanoutConfig.check()
 }
 
 const (
@@ -119,7 +122,12 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
-	rt := object.NewRuntime(d, object.Config{Log: log})
+	carrier, closeCarrier, err := c.carrier(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeCarrier()
+	rt := object.NewRuntime(d, object.Config{Log: log, Metrics: metrics, Carrier: carrier})
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()

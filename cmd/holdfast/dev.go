@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -67,6 +68,7 @@ func (c *devCmd) Run(ctx context.Context, w *console) (err error) {
 		case <-serving.Done():
 		}
 	}()
+	c.ListenURL = cmp.Or(c.ListenURL, box.url)
 	err = c.run(serving, w.env, log, box.db, secrets, c.Addr, func(api string) error { return c.greet(w, api, box.token) })
 	if ctx.Err() == nil && context.Cause(serving) != nil {
 		err = errors.Join(context.Cause(serving), err)

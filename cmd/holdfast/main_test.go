@@ -377,6 +377,10 @@ func TestWrongUsage(t *testing.T) {
 		"bad log level":      {[]string{"serve", "--log-level", "loud"}, nil, 2, "--log-level"},
 		"bad connections":    {[]string{"serve"}, map[string]string{"HOLDFAST_MAX_CONNS": "1"}, 2, "--max-conns"},
 		"bad origin":         {[]string{"serve", "--origins", "app.example.com"}, nil, 2, "no origin"},
+		"bad fan-out":        {[]string{"serve", "--fanout", "pigeons"}, nil, 2, "--fanout"},
+		"NATS, no URL":       {[]string{"serve", "--fanout", "nats"}, nil, 2, "--nats-url"},
+		"NATS URL, no NATS":  {[]string{"serve", "--nats-url", "nats://x"}, nil, 2, "--fanout nats"},
+		"listen, no LISTEN":  {[]string{"serve", "--fanout", "local", "--listen-url", "x"}, nil, 2, "--fanout postgres"},
 		"migrate, no owner":  {[]string{"migrate", "up"}, nil, 2, "HOLDFAST_MIGRATE_DATABASE_URL"},
 		"login, no password": {[]string{"migrate", "up", "--login", "x"}, map[string]string{"DATABASE_URL": nowhere}, 2, "HOLDFAST_LOGIN_PASSWORD"},
 		"bad tenant":         {[]string{"tenant", "create", "a b"}, map[string]string{"DATABASE_URL": nowhere}, 2, "tenant's id"},
@@ -401,6 +405,7 @@ func TestWrongConfigurationOfAServer(t *testing.T) {
 		says string
 	}{
 		"the owner's login":   {[]string{"--database-url", b.OwnerURL}, "To mend it"},
+		"listen URL":          {[]string{"--listen-url", "::"}, "--listen-url"},
 		"address":             {[]string{"--addr", "nowhere.invalid:1"}, "--addr"},
 		"admin address":       {[]string{"--admin-addr", "1.2.3.4:x"}, "--admin-addr"},
 		"JWT without issuer":  {[]string{"--jwt-audience", "x"}, "issuer"},

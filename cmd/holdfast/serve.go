@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"strconv"
@@ -35,6 +36,7 @@ func (c *serveCmd) Run(ctx context.Context, w *console) error {
 		return err
 	}
 	defer d.Close()
+	c.ListenURL = cmp.Or(c.ListenURL, c.DatabaseURL)
 	return c.run(ctx, w.env, log, d, box, c.Addr, func(api string) error {
 		log.InfoContext(ctx, "ready", "api", api, "version", buildVersion())
 		return nil

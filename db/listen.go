@@ -1,0 +1,68 @@
+package db
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"holdfast/gen/dbsqlc"
+)
+
+// Notifications is LISTEN and NOTIFY of one database: each message reaches every process that listens, or is lost. It has
+// two connections of its own, so that a change never waits for one, and no NOTIFY is part of a change's transaction: there it
+// would hold a lock of the whole database through the commit. Its login needs no right at all. It is safe for concurrent use.
+type Notifications struct {
+	config *pgx.ConnConfig
+	sender *pgxpool.Pool
+}
+
+// NewNotifications prepares the connections to a Postgres, which must not go through a pooler in transaction mode.
+// It connects when it is used.
+func NewNotifications(ctx context.Context, url string) (*Notifications, error) {
+	c, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("the database URL is not valid: %w", err)
+	}
+	listener := c.ConnConfig.Copy()
+	c.MinConns, c.MinIdleConns, c.MaxConns = 0, 0, 1
+	sender, err := pgxpool.NewWithConfig(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return &Notifications{config: listener, sender: sender}, nil
+}
+
+// Close closes the sender's connection; Receive has one of its own, which ends with it.
+func (n *Notifications) Close() { n.sender.Close() }
+
+// Send notifies everybody who listens. Each message must be shorter than 8,000 bytes.
+func (n *Notifications) Send(ctx context.Context, messages []string) error {
+	return translate(dbsqlc.New(n.sender).Notify(ctx, messages), false)
+}
+
+// Receive calls connected when it listens, and on for each message, until the connection is lost or ctx is over.
+func (n *Notifications) Receive(ctx context.Context, connected func(), on func(message string)) error {
+	conn, err := pgx.ConnectConfig(ctx, n.config)
+	if err != nil {
+		return translate(err, false)
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		conn.Close(ctx)
+	}()
+	if err := dbsqlc.New(conn).Listen(ctx); err != nil {
+		return translate(err, false)
+	}
+	connected()
+	for {
+		m, err := conn.WaitForNotification(ctx)
+		if err != nil {
+			return translate(err, false)
+		}
+		on(m.Payload)
+	}
+}
