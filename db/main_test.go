@@ -95,6 +95,13 @@ func (b *testBundle) as(t *testing.T, s scope, do func(pgx.Tx)) {
 		t.Fatal(err)
 	}
 	defer tx.Rollback(context.WithoutCancel(b.ctx))
+	if s.role == db.RoleJanitor {
+		if _, err := dbsqlc.New(tx).EnterJanitor(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+		do(tx)
+		return
+	}
 	if s.owners == "" {
 		s.owners = "{}"
 	}
@@ -136,6 +143,8 @@ func (b *testBundle) seed(t *testing.T, tenant identity.Tenant, id, owner string
 		VALUES ($1, 'conversation', $2, $3, 'messages', '000000000001', 1, '{"seq": "1", "text": "hello"}')`,
 		`INSERT INTO holdfast.events (tenant_id, kind, object_id, owner_id, version, event_type, actor, event_time, undo)
 		VALUES ($1, 'conversation', $2, $3, 1, 'created', '', now(), '{}')`,
+		`INSERT INTO holdfast.timers (tenant_id, kind, object_id, owner_id, name, due_time, next_time)
+		VALUES ($1, 'conversation', $2, $3, 't', now() + interval '1 day', now() + interval '1 day')`,
 	} {
 		b.exec(t, sql, string(tenant), id, owner)
 	}

@@ -31,6 +31,16 @@ func (p *Pipeline) enter(d *DB, s Scope) {
 	})
 }
 
+// NewJanitor begins a pipeline, a transaction of its own, that acts for no tenant: it sees what is due or has expired.
+func (d *DB) NewJanitor() *Pipeline {
+	p, asked := &Pipeline{}, time.Now()
+	query(p, dbsqlc.EnterJanitor, struct{}{}, func(r *dbsqlc.EnterJanitorRow) error {
+		d.clock.sample(asked, r.Now)
+		return nil
+	})
+	return p
+}
+
 // LockObjects takes the advisory locks, which must be ascending, and answers the database's clock after the last.
 func (p *Pipeline) LockObjects(locks []int64, now func(time.Time)) {
 	p.batch.Queue(dbsqlc.LockObjects, locks).QueryRow(func(row pgx.Row) error {
@@ -86,6 +96,21 @@ func (p *Pipeline) ListEvents(a dbsqlc.ListEventsParams, each func(*dbsqlc.ListE
 // StoreChanges queues dbsqlc.StoreChanges.
 func (p *Pipeline) StoreChanges(a *dbsqlc.StoreChangesParams) {
 	p.batch.Queue(dbsqlc.StoreChanges, fields(a)...)
+}
+
+// ClaimTimers queues dbsqlc.ClaimTimers, for a NewJanitor.
+func (p *Pipeline) ClaimTimers(a dbsqlc.ClaimTimersParams, each func(*dbsqlc.ClaimTimersRow) error) {
+	query(p, dbsqlc.ClaimTimers, a, each)
+}
+
+// SettleTimer queues dbsqlc.SettleTimer.
+func (p *Pipeline) SettleTimer(a *dbsqlc.SettleTimerParams) {
+	p.batch.Queue(dbsqlc.SettleTimer, fields(a)...)
+}
+
+// DropTimer queues dbsqlc.DropTimer.
+func (p *Pipeline) DropTimer(a dbsqlc.DropTimerParams) {
+	p.batch.Queue(dbsqlc.DropTimer, fields(&a)...)
 }
 
 // Run sends a pipeline that only reads.

@@ -158,6 +158,7 @@ func (b *testBundle) checkPlans(t *testing.T, when string, large bool) {
 		t.Run(when+"/"+p.name, func(t *testing.T) { b.checkPlan(t, &p, large) })
 	}
 	t.Run(when+"/StoreChanges", func(t *testing.T) { b.checkStore(t) })
+	t.Run(when+"/ClaimTimers", func(t *testing.T) { b.checkClaim(t, large) })
 }
 
 // fill makes the tables large, for one tenant and kind, with one object that has long lists.
@@ -176,6 +177,9 @@ func (b *testBundle) fill(t *testing.T, from, to int) {
 		SELECT $1, 'k', 'o2', '', 'c', '000000000002', 1, '{"a": 1}' WHERE 2 BETWEEN $2::integer AND $3::integer`,
 		`INSERT INTO holdfast.events (tenant_id, kind, object_id, owner_id, version, event_type, actor, event_time, request_id, request_key, undo)
 		SELECT $1, 'k', 'o' || i, '', 1, 'x', '', now(), 'r' || i, convert_to(lpad('r' || i, 16, '0'), 'UTF8'), '{}' FROM generate_series($2::integer, $3::integer) i`,
+		`INSERT INTO holdfast.timers (tenant_id, kind, object_id, owner_id, name, due_time, next_time, lease_time)
+		SELECT $1, 'k', 'o' || i, '', 't', due, due, CASE WHEN i % 10 = 0 THEN now() + interval '1 day' END
+		FROM generate_series($2::integer, $3::integer) i, LATERAL (SELECT now() + (i - 200) * interval '1 hour' AS due) d`,
 	} {
 		b.exec(t, sql, string(b.Tenant), from, to)
 	}
@@ -273,6 +277,9 @@ func (b *testBundle) checkStore(t *testing.T) {
 		p.EObject, p.ECollection, p.EKey = append(p.EObject, object), append(p.ECollection, "c"), append(p.EKey, "000000000001")
 		p.EVersion, p.EBody = append(p.EVersion, version), append(p.EBody, "{}")
 		p.DObject, p.DCollection, p.DKey = append(p.DObject, object), append(p.DCollection, "c"), append(p.DKey, "000000000002")
+		p.OTimers = append(p.OTimers, `{"t": "2020-01-01T00:00:00Z"}`)
+		p.MObject, p.MName, p.MDueTime = append(p.MObject, object), append(p.MName, "t"), append(p.MDueTime, now)
+		p.CObject, p.CName = append(p.CObject, object), append(p.CName, "other")
 		p.VObject, p.VVersion, p.VEventType = append(p.VObject, object), append(p.VVersion, version), append(p.VEventType, "x")
 		p.VActor, p.VEventTime, p.VRequestID = append(p.VActor, "alice"), append(p.VEventTime, now), append(p.VRequestID, "r")
 		p.VRequestKey, p.VRequestHash = append(p.VRequestKey, []byte(fmt.Sprintf("%016d", i))), append(p.VRequestHash, []byte("h"))
@@ -287,6 +294,25 @@ func (b *testBundle) checkStore(t *testing.T) {
 		// Two objects, their terms, and a few entries.
 		if sequential, rows := after.sequential-before.sequential, after.rows-before.rows; sequential != 0 || rows > 20 {
 			t.Errorf("a store of three objects took %d sequential scans and read %d rows", sequential, rows)
+		}
+	})
+}
+
+// checkClaim claims some of the timers that are due.
+func (b *testBundle) checkClaim(t *testing.T, large bool) {
+	t.Helper()
+	b.as(t, scope{role: db.RoleJanitor}, func(tx pgx.Tx) {
+		before := b.counters(t, tx)
+		rows, err := dbsqlc.New(tx).ClaimTimers(b.ctx, dbsqlc.ClaimTimersParams{Kinds: []string{"other", "k", "none"}, AtMost: 50, LeaseSeconds: 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		after := b.counters(t, tx)
+		if large && len(rows) != 50 {
+			t.Errorf("claimed %d timers", len(rows))
+		}
+		if sequential, rows := after.sequential-before.sequential, after.rows-before.rows; sequential != 0 || rows > 120 {
+			t.Errorf("a claim of 50 timers took %d sequential scans and read %d rows", sequential, rows)
 		}
 	})
 }

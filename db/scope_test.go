@@ -13,7 +13,7 @@ import (
 	"holdfast/identity"
 )
 
-var tables = []string{"tenants", "api_keys", "objects", "terms", "entries", "events"}
+var tables = []string{"tenants", "api_keys", "objects", "terms", "entries", "events", "timers"}
 
 // The login has no right of its own: what is asked outside a scope is refused, whatever it is.
 func TestNothingOutsideAScope(t *testing.T) {
@@ -28,8 +28,8 @@ func TestNothingOutsideAScope(t *testing.T) {
 		statements = append(statements, "DELETE FROM holdfast."+table, "TRUNCATE holdfast."+table, "INSERT INTO holdfast."+table+" DEFAULT VALUES",
 			"ALTER TABLE holdfast."+table+" DISABLE ROW LEVEL SECURITY", "COPY holdfast."+table+" TO STDOUT")
 	}
-	statements = append(statements, "CREATE TABLE holdfast.x ()", "SET ROLE postgres",
-		"SELECT holdfast.store_changes("+b.nulls(t)+")")
+	statements = append(statements, "CREATE TABLE holdfast.x ()", "SET ROLE postgres")
+	statements = append(statements, b.calls(t)...)
 	for _, sql := range statements {
 		if _, err := b.login.Exec(b.ctx, sql); sqlState(err) != denied {
 			t.Errorf("%s: %v", sql, err)
@@ -61,16 +61,11 @@ func TestNothingOutsideAScope(t *testing.T) {
 	}
 }
 
-// nulls are as many arguments as store_changes has.
-func (b *testBundle) nulls(t *testing.T) string {
+// calls are one of each of the schema's functions, with nothing but NULL.
+func (b *testBundle) calls(t *testing.T) []string {
 	t.Helper()
-	var list string
-	err := b.owner.QueryRow(b.ctx, `SELECT string_agg('NULL', ', ') FROM pg_proc p, generate_series(1, p.pronargs)
-		WHERE p.oid = 'holdfast.store_changes'::regproc`).Scan(&list)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return list
+	return b.rows(t, `SELECT format('SELECT holdfast.%I(%s)', proname, (SELECT string_agg('NULL', ', ') FROM generate_series(1, pronargs)))
+		FROM pg_proc WHERE pronamespace = 'holdfast'::regnamespace`)
 }
 
 func viewOf(tenant identity.Tenant, ids ...string) dbsqlc.ViewObjectsParams {
@@ -94,11 +89,11 @@ func TestRolesSeeOnlyTheirPart(t *testing.T) {
 	rights := map[db.Role]map[string]string{ // table: verbs that are allowed
 		db.RoleApp: {
 			"objects": "SELECT INSERT UPDATE DELETE", "terms": "SELECT INSERT UPDATE DELETE", "entries": "SELECT INSERT UPDATE DELETE",
-			"events": "SELECT INSERT UPDATE DELETE", "conversations": "SELECT", "messages": "SELECT",
+			"events": "SELECT INSERT UPDATE DELETE", "timers": "SELECT INSERT UPDATE DELETE", "conversations": "SELECT", "messages": "SELECT",
 		},
 		db.RoleAuth:     {"api_keys": "SELECT"},
 		db.RoleOperator: {"tenants": "SELECT INSERT UPDATE", "api_keys": "SELECT INSERT UPDATE"},
-		db.RoleJanitor:  {"objects": "SELECT DELETE"},
+		db.RoleJanitor:  {"objects": "SELECT DELETE", "timers": "SELECT"},
 	}
 	for role, allowed := range rights {
 		for _, table := range append(tables, "conversations", "messages") {
@@ -152,7 +147,7 @@ func TestRowLevelSecurity(t *testing.T) {
 		"a pattern for a tenant":      {scope{tenant: "%", service: "on"}, nil},
 	} {
 		for table, id := range map[string]string{
-			"objects": "object_id", "terms": "object_id", "entries": "object_id", "events": "object_id",
+			"objects": "object_id", "terms": "object_id", "entries": "object_id", "events": "object_id", "timers": "object_id",
 			"conversations": "conversation_id", "messages": "conversation_id",
 		} {
 			c.role = db.RoleApp
@@ -167,7 +162,7 @@ func TestRowLevelSecurity(t *testing.T) {
 				}
 			})
 		}
-		for _, table := range []string{"objects", "terms", "entries", "events"} {
+		for _, table := range []string{"objects", "terms", "entries", "events", "timers"} {
 			b.as(t, c.scope, func(tx pgx.Tx) {
 				tag, err := tx.Exec(b.ctx, "UPDATE holdfast."+table+" SET owner_id = owner_id")
 				if err != nil || int(tag.RowsAffected()) != len(c.sees) {

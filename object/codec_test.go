@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/descriptorpb"
@@ -136,6 +137,9 @@ func TestKeysNeverChange(t *testing.T) {
 func TestStoredFormNeverChanges(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
+	c := toyConfig()
+	c.OnTimer = func(*object.Tx[toy], string) error { return nil }
+	b.toys = object.Register(b.rt, c)
 	steps := []struct {
 		fn    func(*object.Tx[toy]) error
 		state string
@@ -147,32 +151,36 @@ func TestStoredFormNeverChanges(t *testing.T) {
 				SourceContext: nil, Fields: []*typepb.Field{{Number: 1, JsonName: "j", Packed: true}},
 			})
 			return nil
-		}, `{"name": "a \"name\"", "fields": [{"number": 1, "packed": true, "json_name": "j"}], "oneofs": ["t1", "t2"], "syntax": "SYNTAX_PROTO3"}`, `{"state": {}}`},
+		}, `{"name": "a \"name\"", "fields": [{"number": 1, "packed": true, "json_name": "j"}], "oneofs": ["t1", "t2"], "syntax": "SYNTAX_PROTO3"}`, `{"state": {}, "created": true}`},
 		{func(tx *object.Tx[toy]) error {
 			tx.State().Name, tx.State().Edition, tx.State().Syntax = "b", "e", typepb.Syntax_SYNTAX_PROTO2
 			tx.Put(toyEntries, "k\"1", &typepb.EnumValue{Name: "one", Number: 1})
 			tx.Put(toyOther, "k2", &typepb.Field{OneofIndex: -1})
+			tx.SetTimer("t\"1", time.Date(2100, 1, 2, 3, 4, 5, 678_901_000, time.UTC))
 			return nil
-		}, `{"name": "b", "fields": [{"number": 1, "packed": true, "json_name": "j"}], "oneofs": ["t1", "t2"], "edition": "e"}`, `{"state": {"name": "a \"name\"", "syntax": "SYNTAX_PROTO3", "edition": null}, "entries": [["values", "k\"1", null], ["others", "k2", null]]}`},
+		}, `{"name": "b", "fields": [{"number": 1, "packed": true, "json_name": "j"}], "oneofs": ["t1", "t2"], "edition": "e"}`, `{"state": {"name": "a \"name\"", "syntax": "SYNTAX_PROTO3", "edition": null}, "timers": {"t\"1": null}, "entries": [["values", "k\"1", null], ["others", "k2", null]]}`},
 		{func(tx *object.Tx[toy]) error {
 			tx.State().Fields = nil
 			tx.Put(toyEntries, "k\"1", &typepb.EnumValue{Name: "eins"})
 			tx.DeleteEntry(toyOther, "k2")
 			return nil
 		}, `{"name": "b", "oneofs": ["t1", "t2"], "edition": "e"}`, `{"state": {"fields": [{"number": 1, "packed": true, "json_name": "j"}]}, "entries": [["values", "k\"1", {"name": "one", "number": 1}], ["others", "k2", {"oneof_index": -1}]]}`},
-		{func(tx *object.Tx[toy]) error { tx.DeleteObject(); return nil }, "", `{"state": {"name": "b", "oneofs": ["t1", "t2"], "edition": "e"}}`},
+		{func(tx *object.Tx[toy]) error { tx.DeleteObject(); return nil }, "", `{"state": {"name": "b", "oneofs": ["t1", "t2"], "edition": "e"}, "timers": {"t\"1": "2100-01-02T03:04:05.678901Z"}}`},
 	}
 	conn := b.owner(t)
 	for i, s := range steps {
 		b.update(t, "a", s.fn, object.Upsert(), object.Request("r"+string(rune('1'+i)), &structpb.Value{}))
-		var state, undo string
-		err := conn.QueryRow(b.ctx, `SELECT coalesce(o.state::text, ''), e.undo::text FROM holdfast.objects o
-			JOIN holdfast.events e USING (tenant_id, kind, object_id, version) WHERE tenant_id = $1`, string(b.Tenant)).Scan(&state, &undo)
+		var state, undo, timers string
+		err := conn.QueryRow(b.ctx, `SELECT coalesce(o.state::text, ''), e.undo::text, coalesce(o.timers::text, '') FROM holdfast.objects o
+			JOIN holdfast.events e USING (tenant_id, kind, object_id, version) WHERE tenant_id = $1`, string(b.Tenant)).Scan(&state, &undo, &timers)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if state != s.state {
 			t.Errorf("version %d: state\n%s\nwant\n%s", i+1, state, s.state)
+		}
+		if want := map[int]string{1: `{"t\"1": "2100-01-02T03:04:05.678901Z"}`, 2: `{"t\"1": "2100-01-02T03:04:05.678901Z"}`}[i]; timers != want {
+			t.Errorf("version %d: timers\n%s\nwant\n%s", i+1, timers, want)
 		}
 		if undo != s.undo {
 			t.Errorf("version %d: undo\n%s\nwant\n%s", i+1, undo, s.undo)

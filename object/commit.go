@@ -273,6 +273,7 @@ func (rt *Runtime) finish(works []*work) {
 			w.cur.distrust = w.distrust
 			rt.cache.put(w.box.key, w.cur)
 			rt.hub.publish(w.box.key, w.events)
+			rt.timers.expect(w.wake)
 		case w.base != nil:
 			rt.cache.put(w.box.key, w.base)
 		}

@@ -36,8 +36,24 @@
 // Reads are strong. A view shares its round trip only with views that were asked before it was sent, and what the cache
 // has is used only if the database answers that the version is still the same.
 //
+// # Timers
+//
+// An object has named timers; they are set and cleared by changes and commit with the state. They are stored twice: in
+// the object's row, where the version fences them, and in a table by when to run them. A process that runs timers looks
+// into that table when the next one that it has set itself is due, and every half second for those of others, takes
+// what is due for some seconds, and runs each as a change of its object. The change first looks for this very timer,
+// name and time, in the object, and takes it away: so a timer happens once, however many processes took it. They go
+// through their tenants' lanes, and a process runs so many at a time, so writers wait behind no more than those.
+//
+//	due ──> taken for 20 s ──> OnTimer ──> gone, in the same commit
+//	 ^                            │ error or panic
+//	 └── later, twice as long <───┴──> parked, after MaxTimerTries
+//
 // # Failure
 //
+//   - A process dies with timers that it took: they are due again when their lease is over.
+//   - A timer is of a kind that a process does not know, or of an object that a newer release has written: it is left
+//     to another process, and does not count as tried.
 //   - The process dies: what was in flight is committed or not, never half. Without a reply the caller tries again, and
 //     its request id finds the first reply if there was one.
 //   - The connection is lost during the commit: the outcome is unknown. The runtime locks the object and looks. At the

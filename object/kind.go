@@ -29,6 +29,12 @@ type KindConfig[S proto.Message] struct {
 	// Recent names the collection whose newest entries View can return; at least RecentKeep of them stay in the cache.
 	Recent     string
 	RecentKeep int
+	// OnTimer runs when a timer's time has come, as the tenant's service: a change like any other, pure as a closure of
+	// Update is, and journalled as "timer:<name>". The timer is cleared in the same change; OnTimer may set it again. tx.Now()
+	// is not before the time that was set. What it stages happens once, whatever number of processes run timers. After
+	// an error or a panic it is tried again, later each time, and after MaxTimerTries the timer is parked. Optional: a
+	// kind without it has no timers.
+	OnTimer func(tx *Tx[S], name string) error
 }
 
 // MinTTL is the least time that an object is kept after its last change.
@@ -48,6 +54,7 @@ type kind struct {
 	recentKeep    int
 	ttl           func(proto.Message) time.Duration
 	terms         func(proto.Message) []string
+	onTimer       func(*txn, string) error // nil: the kind has no timers
 }
 
 // Register adds a kind to the runtime. Wrong configuration is a programming error and panics.
@@ -78,6 +85,10 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 		panic("object: a kind's TTL is at least 24 h")
 	case c.Recent != "" && c.Collections[c.Recent] == nil:
 		panic("object: Recent names no collection of the kind")
+	}
+	if c.OnTimer != nil {
+		k.onTimer = func(t *txn, name string) error { return c.OnTimer(&Tx[S]{t}, name) }
+		rt.timers.add(k)
 	}
 	return &Kind[S]{k}
 }

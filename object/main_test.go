@@ -49,5 +49,10 @@ func TestConformance(t *testing.T) {
 			s.Oneofs = append(s.Oneofs, "tag-"+name)
 			return "tag-" + name
 		},
+		Timed: func(rt *object.Runtime, name string, onTimer func(*object.Tx[toy], string) error) *object.Kind[toy] {
+			c := toyConfig()
+			c.Name, c.OnTimer = name, onTimer
+			return object.Register(rt, c)
+		},
 	})
 }

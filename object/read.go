@@ -194,6 +194,9 @@ func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit int) (*record, error) {
 	if rec.state, err = decode(k.prototype, r.State); err != nil {
 		return nil, err
 	}
+	if rec.timers, err = decodeTimers(r.Timers); err != nil {
+		return nil, err
+	}
 	rec.stateSize = proto.Size(rec.state)
 	if limit > 0 {
 		rec.recent = recent{known: true, whole: len(r.Keys) < limit, entries: make([]Entry, 0, len(r.Keys)+k.recentKeep)}

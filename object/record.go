@@ -24,6 +24,7 @@ type record struct {
 	state                    proto.Message // nil: deleted
 	create, update, activity time.Time
 	expire                   time.Time // zero: never
+	timers                   timers
 	recent                   recent
 	bytes                    int // estimated, in memory
 	stateSize                int // encoded
@@ -112,12 +113,13 @@ func (r recent) with(k string, value proto.Message, keep int) recent {
 const (
 	recordOverhead = 512
 	entryOverhead  = 160
+	timerOverhead  = 64
 	decodedFactor  = 4
 )
 
 // measure estimates the record's bytes in memory from its messages' encoded sizes.
 func (r *record) measure() int {
-	n := recordOverhead + decodedFactor*r.stateSize
+	n := recordOverhead + decodedFactor*r.stateSize + timerOverhead*len(r.timers)
 	for _, e := range r.recent.entries {
 		n += entryOverhead + decodedFactor*proto.Size(e.Value)
 	}

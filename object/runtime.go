@@ -22,6 +22,10 @@ type Config struct {
 	CacheBytes int
 	// CommitTimeout bounds one batch's transaction. Default 15 s.
 	CommitTimeout time.Duration
+	// Timers lets this process run due timers, of all tenants. One that does not still sets and clears them.
+	Timers bool
+	// TimerPoll is how often it looks for timers that other processes have set. Default 500 ms.
+	TimerPoll time.Duration
 	// PollInterval is how often watchers look for other processes' changes, give or take a tenth. Default 1 s.
 	PollInterval time.Duration
 	// Carrier brings hints of changes to and from other processes. nil: there are none, or watchers wait for the next poll.
@@ -58,6 +62,7 @@ type Runtime struct {
 	hub           *hub
 	fanout        *fanout
 	metrics       *metrics
+	timers        *scheduler
 	life          context.Context //nolint:containedctx // the runtime's own: it ends when Close gives up waiting
 	end           context.CancelFunc
 	workers       sync.WaitGroup
@@ -101,6 +106,7 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 	def(&c.Limits.Watches, 10_000)
 	def(&c.CacheBytes, 20<<20)
 	defD(&c.CommitTimeout, 15*time.Second)
+	defD(&c.TimerPoll, 500*time.Millisecond)
 	defD(&c.PollInterval, time.Second)
 	defD(&c.HintedPollInterval, 10*time.Second)
 	defD(&c.GreetInterval, 5*time.Second)
@@ -117,6 +123,7 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 	rt.metrics = newMetrics(rt, c.Metrics)
 	rt.hub = newHub(rt, c)
 	rt.fanout = newFanout(rt, c)
+	rt.timers = newScheduler(rt, c)
 	return rt
 }
 
@@ -126,6 +133,7 @@ func (rt *Runtime) Close(ctx context.Context) error {
 	rt.closed = true
 	rt.mu.Unlock()
 	rt.hub.close()
+	rt.timers.close()
 	drained := make(chan struct{})
 	go func() {
 		rt.workers.Wait()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 
@@ -25,6 +26,9 @@ type change struct {
 	run    func(*txn) error
 	done   chan struct{} // closed when err, after and stored are final
 
+	// notBefore is the least time that the closure may see; zero: any.
+	notBefore time.Time
+
 	err    error
 	after  *record
 	stored []byte // the reply of the first time, where the request was known
@@ -37,6 +41,7 @@ type txn struct {
 	now    time.Time
 	base   *record // the object before this change; nil or dead: being created
 	state  proto.Message
+	timers timers
 
 	puts      []put
 	eventType string
@@ -120,7 +125,25 @@ func (t *txn) stage(collection, key string, value proto.Message) {
 	}
 }
 
-// DeleteObject stages the removal of the object.
+// SetTimer stages a wake-up of the object by its kind's OnTimer at a time, or as soon as may be where that is past. It
+// replaces a timer of that name, which has 1 to 128 bytes of UTF-8. An object has at most 1,000.
+func (t *txn) SetTimer(name string, at time.Time) {
+	switch {
+	case t.work.kind.onTimer == nil:
+		panic("object: kind " + t.work.kind.name + " has no OnTimer")
+	case name == "" || len(name) > maxTimerName || !utf8.ValidString(name):
+		panic(fmt.Sprintf("object: %q is no name of a timer", name))
+	}
+	t.timers = t.timers.with(name, at)
+}
+
+// ClearTimer stages the removal of a timer; nothing happens where there is none.
+func (t *txn) ClearTimer(name string) { t.timers = t.timers.without(name) }
+
+// Timer is when a timer is due, as the change sees it; ok is false where there is none of that name.
+func (t *txn) Timer(name string) (at time.Time, ok bool) { return t.timers.find(name) }
+
+// DeleteObject stages the removal of the object, with its timers.
 func (t *txn) DeleteObject() { t.deleted = true }
 
 // Emit names the change in the journal; the default is "created", "updated" or "deleted".
@@ -134,7 +157,7 @@ func (t *txn) Unchanged() { t.unchanged = !t.remembered }
 func (t *txn) next() *record {
 	r := &record{
 		owner: t.caller.Owner(), version: t.Version() + 1, schema: t.work.kind.schemaVersion, create: t.now, update: t.now,
-		activity: t.now, state: t.state,
+		activity: t.now, state: t.state, timers: t.timers,
 	}
 	if t.Exists() {
 		r.owner, r.create, r.activity, r.expire = t.base.owner, t.base.create, t.base.activity, t.base.expire
@@ -145,7 +168,7 @@ func (t *txn) next() *record {
 		r.activity = t.now
 	}
 	if t.deleted {
-		r.state = nil
+		r.state, r.timers = nil, nil
 		r.expire = t.now.Add(MinTTL)
 		return r
 	}

@@ -3,6 +3,7 @@ package object
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -25,8 +26,9 @@ type work struct {
 	known  map[string]knownReply // by request id
 	// optimistic: run on what the cache had; keys in ExpectAbsent options count as absent until the commit says otherwise.
 	optimistic bool
-	distrust   int   // of the record that the batch leaves
-	lock       int64 // of the object, once sorted by it
+	distrust   int       // of the record that the batch leaves
+	lock       int64     // of the object, once sorted by it
+	wake       time.Time // when the first of the timers is due that the batch sets; zero: it sets none
 	// inDoubt: an attempt that built on builtOn may have been committed. moved: something was, since.
 	inDoubt, moved bool
 	builtOn        Version
@@ -79,6 +81,9 @@ func (w *work) compute(now time.Time) bool {
 	for _, c := range w.changes {
 		c.err, c.after, c.stored = nil, nil, nil
 		stored := len(w.events)
+		if now.Before(c.notBefore) {
+			now = c.notBefore
+		}
 		c.err = w.apply(c, now)
 		if len(w.missing) > 0 {
 			return false
@@ -131,7 +136,7 @@ func (w *work) apply(c *change, now time.Time) error {
 	}
 	t := &txn{work: w, caller: c.caller, now: now, base: w.cur, remembered: c.opts.requestID != ""}
 	if live {
-		t.state = proto.Clone(w.cur.state)
+		t.state, t.timers = proto.Clone(w.cur.state), w.cur.timers
 	} else {
 		t.state = w.kind.prototype.ProtoReflect().New().Interface()
 	}
@@ -171,11 +176,15 @@ func (w *work) accept(c *change, t *txn) error {
 		}
 	}
 	if live {
-		next.recent, next.bytes = t.base.recent, t.base.bytes-decodedFactor*t.base.stateSize
+		next.recent = t.base.recent
+		next.bytes = t.base.bytes - decodedFactor*t.base.stateSize + timerOverhead*(len(next.timers)-len(t.base.timers))
 	} else {
-		next.recent, next.bytes = recent{known: true, whole: true}, recordOverhead
+		next.recent, next.bytes = recent{known: true, whole: true}, recordOverhead+timerOverhead*len(next.timers)
 	}
 	next.bytes += decodedFactor * next.stateSize
+	if len(next.timers) > maxTimers {
+		return fmt.Errorf("%w: an object has at most %d timers", ErrInvalid, maxTimers)
+	}
 	bodies := make([]string, len(t.puts))
 	for i, p := range t.puts {
 		if p.value != nil {
@@ -302,6 +311,24 @@ func (w *work) undo(t *txn, live bool) (string, error) {
 	b.WriteString(`{"state":{`)
 	b.WriteString(state)
 	b.WriteByte('}')
+	if !live {
+		b.WriteString(`,"created":true`)
+	}
+	var timersWere, timersAre timers
+	if live {
+		timersWere = t.base.timers
+	}
+	if !t.deleted {
+		timersAre = t.timers
+	}
+	timers, err := timersWere.undo(timersAre)
+	if err != nil {
+		return "", err
+	}
+	if timers != "" {
+		b.WriteString(`,"timers":`)
+		b.WriteString(timers)
+	}
 	if len(t.puts) > 0 {
 		b.WriteString(`,"entries":[`)
 		for i, p := range t.puts {
@@ -356,6 +383,9 @@ func (w *work) store(p *dbsqlc.StoreChangesParams) error {
 	p.OReborn = append(p.OReborn, w.fresh && w.base != nil)
 	object := int32(len(p.OID)) //nolint:gosec // a batch is small
 	w.storeTerms(p, object)
+	if err := w.storeTimers(p, object); err != nil {
+		return err
+	}
 	for _, k := range w.assumed {
 		p.AObject = append(p.AObject, object)
 		p.ACollection = append(p.ACollection, k.collection)

@@ -14,6 +14,7 @@ SELECT clock_timestamp()::timestamptz AS now FROM (
 SELECT k.ord::integer AS ord, o.owner_id, o.version, o.schema_version, o.create_time, o.update_time, o.activity_time,
   o.expire_time, o.deleted,
   coalesce(CASE WHEN o.version <> k.known THEN o.state END::text, '')::text AS state,
+  coalesce(CASE WHEN o.version <> k.known THEN o.timers END::text, '')::text AS timers,
   e.keys::text[] AS keys, e.bodies::text[] AS bodies
 FROM (
   SELECT unnest(@ords::integer[]) AS ord, unnest(@kinds::text[]) AS kind, unnest(@ids::text[]) AS object_id,
@@ -64,10 +65,12 @@ SELECT holdfast.store_changes(@tenant_id::text, @locks::bigint[],
   @o_kind::text[], @o_id::text[], @o_owner_id::text[], @o_expected::bigint[], @o_version::bigint[],
   @o_schema_version::integer[], @o_state::text[], @o_create_time::timestamptz[], @o_update_time::timestamptz[],
   @o_activity_time::timestamptz[], @o_expire_time::timestamptz[], @o_reborn::boolean[], @o_retermed::boolean[],
+  @o_timers::text[],
   @t_object::integer[], @t_term::text[],
   @a_object::integer[], @a_collection::text[], @a_key::text[],
   @e_object::integer[], @e_collection::text[], @e_key::text[], @e_version::bigint[], @e_body::text[],
   @d_object::integer[], @d_collection::text[], @d_key::text[],
+  @m_object::integer[], @m_name::text[], @m_due_time::timestamptz[], @c_object::integer[], @c_name::text[],
   @v_object::integer[], @v_version::bigint[], @v_event_type::text[], @v_actor::text[],
   @v_event_time::timestamptz[], @v_request_id::text[], @v_request_key::bytea[], @v_request_hash::bytea[], @v_reply::bytea[], @v_undo::text[]
 )::timestamptz AS now;

@@ -127,7 +127,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 		return err
 	}
 	defer closeCarrier()
-	rt := object.NewRuntime(d, object.Config{Log: log, Metrics: metrics, Carrier: carrier})
+	rt := object.NewRuntime(d, object.Config{Log: log, Metrics: metrics, Carrier: carrier, Timers: true})
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()

@@ -243,7 +243,7 @@ SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS st
   o.activity_time, o.expire_time
 FROM holdfast.terms t
 CROSS JOIN LATERAL (
-  SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time FROM holdfast.objects x
+  SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers FROM holdfast.objects x
   WHERE x.tenant_id = $1::text AND x.kind = $2::text AND x.object_id = t.object_id
   OFFSET 0
 ) o
@@ -460,12 +460,14 @@ SELECT holdfast.store_changes($1::text, $2::bigint[],
   $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[],
   $8::integer[], $9::text[], $10::timestamptz[], $11::timestamptz[],
   $12::timestamptz[], $13::timestamptz[], $14::boolean[], $15::boolean[],
-  $16::integer[], $17::text[],
-  $18::integer[], $19::text[], $20::text[],
-  $21::integer[], $22::text[], $23::text[], $24::bigint[], $25::text[],
-  $26::integer[], $27::text[], $28::text[],
-  $29::integer[], $30::bigint[], $31::text[], $32::text[],
-  $33::timestamptz[], $34::text[], $35::bytea[], $36::bytea[], $37::bytea[], $38::text[]
+  $16::text[],
+  $17::integer[], $18::text[],
+  $19::integer[], $20::text[], $21::text[],
+  $22::integer[], $23::text[], $24::text[], $25::bigint[], $26::text[],
+  $27::integer[], $28::text[], $29::text[],
+  $30::integer[], $31::text[], $32::timestamptz[], $33::integer[], $34::text[],
+  $35::integer[], $36::bigint[], $37::text[], $38::text[],
+  $39::timestamptz[], $40::text[], $41::bytea[], $42::bytea[], $43::bytea[], $44::text[]
 )::timestamptz AS now
 `
 
@@ -485,6 +487,7 @@ type StoreChangesParams struct {
 	OExpireTime    []time.Time
 	OReborn        []bool
 	ORetermed      []bool
+	OTimers        []string
 	TObject        []int32
 	TTerm          []string
 	AObject        []int32
@@ -498,6 +501,11 @@ type StoreChangesParams struct {
 	DObject        []int32
 	DCollection    []string
 	DKey           []string
+	MObject        []int32
+	MName          []string
+	MDueTime       []time.Time
+	CObject        []int32
+	CName          []string
 	VObject        []int32
 	VVersion       []int64
 	VEventType     []string
@@ -528,6 +536,7 @@ func (q *Queries) StoreChanges(ctx context.Context, arg StoreChangesParams) (tim
 		arg.OExpireTime,
 		arg.OReborn,
 		arg.ORetermed,
+		arg.OTimers,
 		arg.TObject,
 		arg.TTerm,
 		arg.AObject,
@@ -541,6 +550,11 @@ func (q *Queries) StoreChanges(ctx context.Context, arg StoreChangesParams) (tim
 		arg.DObject,
 		arg.DCollection,
 		arg.DKey,
+		arg.MObject,
+		arg.MName,
+		arg.MDueTime,
+		arg.CObject,
+		arg.CName,
 		arg.VObject,
 		arg.VVersion,
 		arg.VEventType,
@@ -561,13 +575,14 @@ const ViewObjects = `-- name: ViewObjects :many
 SELECT k.ord::integer AS ord, o.owner_id, o.version, o.schema_version, o.create_time, o.update_time, o.activity_time,
   o.expire_time, o.deleted,
   coalesce(CASE WHEN o.version <> k.known THEN o.state END::text, '')::text AS state,
+  coalesce(CASE WHEN o.version <> k.known THEN o.timers END::text, '')::text AS timers,
   e.keys::text[] AS keys, e.bodies::text[] AS bodies
 FROM (
   SELECT unnest($1::integer[]) AS ord, unnest($2::text[]) AS kind, unnest($3::text[]) AS object_id,
     unnest($4::bigint[]) AS known, unnest($5::text[]) AS collection, unnest($6::integer[]) AS lim
 ) k
 CROSS JOIN LATERAL (
-  SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time FROM holdfast.objects x
+  SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers FROM holdfast.objects x
   WHERE x.tenant_id = $7::text AND x.kind = k.kind AND x.object_id = k.object_id
   OFFSET 0
 ) o
@@ -603,6 +618,7 @@ type ViewObjectsRow struct {
 	ExpireTime    *time.Time
 	Deleted       bool
 	State         string
+	Timers        string
 	Keys          []string
 	Bodies        []string
 }
@@ -637,6 +653,7 @@ func (q *Queries) ViewObjects(ctx context.Context, arg ViewObjectsParams) ([]Vie
 			&i.ExpireTime,
 			&i.Deleted,
 			&i.State,
+			&i.Timers,
 			&i.Keys,
 			&i.Bodies,
 		); err != nil {

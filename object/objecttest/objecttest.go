@@ -31,6 +31,9 @@ type Case[S proto.Message] struct {
 	EntryText  func(proto.Message) string
 	// Tag gives a state one more term to be listed by, which depends on nothing but name, and returns the term.
 	Tag func(s S, name string) (term string)
+	// Timed registers a kind of the same states and entries under another name, with an OnTimer. nil: the contract of
+	// timers is not tried on this kind.
+	Timed func(rt *object.Runtime, name string, onTimer func(*object.Tx[S], string) error) *object.Kind[S]
 }
 
 // Run tries every guarantee of the runtime on a kind.
@@ -47,7 +50,11 @@ func Run[S proto.Message](t *testing.T, c Case[S]) {
 		{"Isolation", isolationTests[S]()},
 		{"Lifecycle", lifecycleTests[S]()},
 		{"Load", loadTests[S]()},
+		{"Timer", timerTests[S]()},
 	} {
+		if g.name == "Timer" && c.Timed == nil {
+			continue
+		}
 		t.Run(g.name, func(t *testing.T) {
 			t.Parallel()
 			for name, test := range g.tests {
@@ -235,6 +242,11 @@ func (s *suite[S]) exec(t *testing.T, sql string, args ...any) {
 // last is the object's.
 func (s *suite[S]) journal(t *testing.T, id object.ID) []string {
 	t.Helper()
+	return s.journalOf(t, s.kind, id)
+}
+
+func (s *suite[S]) journalOf(t *testing.T, k *object.Kind[S], id object.ID) []string {
+	t.Helper()
 	conn, err := pgx.Connect(s.ctx, s.OwnerURL)
 	if err != nil {
 		t.Fatal(err)
@@ -242,12 +254,12 @@ func (s *suite[S]) journal(t *testing.T, id object.ID) []string {
 	defer conn.Close(context.WithoutCancel(s.ctx))
 	var last int64
 	err = conn.QueryRow(s.ctx, "SELECT version FROM holdfast.objects WHERE tenant_id = $1 AND kind = $2 AND object_id = $3",
-		string(s.Tenant), s.kind.Name(), string(id)).Scan(&last)
+		string(s.Tenant), k.Name(), string(id)).Scan(&last)
 	if err != nil {
 		t.Fatalf("version of %s: %v", id, err)
 	}
 	rows, err := conn.Query(s.ctx, `SELECT version, event_type FROM holdfast.events
-		WHERE tenant_id = $1 AND kind = $2 AND object_id = $3 ORDER BY version`, string(s.Tenant), s.kind.Name(), string(id))
+		WHERE tenant_id = $1 AND kind = $2 AND object_id = $3 ORDER BY version`, string(s.Tenant), k.Name(), string(id))
 	if err != nil {
 		t.Fatal(err)
 	}

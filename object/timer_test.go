@@ -1,0 +1,111 @@
+package object_test
+
+import (
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"holdfast/db/dbtest"
+	"holdfast/object"
+)
+
+// timedConfig is the toy kind with timers, under a name of the test's own: who runs timers runs those of all tenants.
+func (b *testBundle) timedConfig(onTimer func(*object.Tx[toy], string) error) object.KindConfig[toy] {
+	c := toyConfig()
+	c.Name, c.OnTimer = "timed-"+string(b.Tenant), onTimer
+	return c
+}
+
+// However many timers are due at once, a writer waits for few of them, and all of them run.
+func TestManyTimersDoNotStarveWrites(t *testing.T) {
+	t.Parallel()
+	const objects, each = 2000, 5
+	b := setupWith(t, dbtest.New(t), object.Config{})
+	var fired atomic.Int64
+	c := b.timedConfig(func(tx *object.Tx[toy], _ string) error {
+		fired.Add(1)
+		tx.State().Name = fmt.Sprint(tx.Version())
+		return nil
+	})
+	idle := object.Register(b.rt, c)
+	stored := make(chan error)
+	for i := range objects {
+		go func() {
+			_, err := idle.Update(b.ctx, object.ID(fmt.Sprint("o", i)), func(tx *object.Tx[toy]) error {
+				for j := range each {
+					tx.SetTimer(fmt.Sprint(j), tx.Now())
+				}
+				return nil
+			}, object.Create())
+			stored <- err
+		}()
+	}
+	for range objects {
+		if err := <-stored; err != nil {
+			t.Fatal(err)
+		}
+	}
+	began := time.Now()
+	k := object.Register(newRuntime(t, b.DB, object.Config{Timers: true}), c)
+	var meanwhile []int64 // how many ran while one write waited
+	var took []time.Duration
+	for fired.Load() < objects*each {
+		before, asked := fired.Load(), time.Now()
+		if _, err := k.Update(b.ctx, "writer", naming("x"), object.Upsert()); err != nil {
+			t.Fatal(err)
+		}
+		meanwhile, took = append(meanwhile, fired.Load()-before), append(took, time.Since(asked))
+	}
+	t.Logf("%d timers in %v; %d writes meanwhile, the slowest %v", objects*each, time.Since(began), len(took), slices.Max(took))
+	if most := slices.Max(meanwhile); most > objects*each/5 {
+		t.Errorf("%d timers ran while one write waited", most)
+	}
+	for left := 1; left > 0; {
+		if err := b.owner(t).QueryRow(b.ctx, "SELECT count(*) FROM holdfast.timers WHERE tenant_id = $1", string(b.Tenant)).Scan(&left); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var wrong int
+	err := b.owner(t).QueryRow(b.ctx, "SELECT count(*) FROM holdfast.objects WHERE tenant_id = $1 AND object_id <> 'writer' AND version <> $2",
+		string(b.Tenant), each+1).Scan(&wrong)
+	if err != nil || wrong != 0 {
+		t.Errorf("%d objects are at a wrong version, %v", wrong, err)
+	}
+}
+
+// A timer that is set here runs soon after its time.
+func BenchmarkTimer(b *testing.B) {
+	tb := setup(b)
+	late := make(chan time.Duration, 1)
+	k := object.Register(newRuntime(b, tb.DB, object.Config{Timers: true}), tb.timedConfig(func(tx *object.Tx[toy], _ string) error {
+		select {
+		case late <- tx.Now().Sub(mustParse(tx.State().GetName())):
+		default:
+		}
+		return nil
+	}))
+	var sum time.Duration
+	for i := range b.N {
+		_, err := k.Update(tb.ctx, object.ID(fmt.Sprint("o", i)), func(tx *object.Tx[toy]) error {
+			at := tx.Now().Add(20 * time.Millisecond)
+			tx.State().Name = at.Format(time.RFC3339Nano)
+			tx.SetTimer("t", at)
+			return nil
+		}, object.Create())
+		if err != nil {
+			b.Fatal(err)
+		}
+		sum += <-late
+	}
+	b.ReportMetric(float64(sum.Microseconds())/float64(b.N), "µs-late")
+}
+
+func mustParse(s string) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil {
+		panic(err)
+	}
+	return t
+}
