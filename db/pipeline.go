@@ -188,6 +188,9 @@ func (t *Transaction) Read(ctx context.Context, p *Pipeline) error {
 	return translate(t.conn.SendBatch(ctx, &p.batch).Close(), false)
 }
 
+// ReadAndEnd sends the last pipeline of a transaction that only reads, and ends it.
+func (t *Transaction) ReadAndEnd(ctx context.Context, p *Pipeline) error { return t.end(ctx, p, false) }
+
 // Next begins a further pipeline of the transaction, whose scope is entered already.
 func (t *Transaction) Next() *Pipeline { return &Pipeline{} }
 

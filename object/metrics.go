@@ -5,6 +5,7 @@ import "github.com/prometheus/client_golang/prometheus"
 // metrics are what the runtime tells of itself. No label names a tenant or an object: there may be any number of them.
 type metrics struct {
 	hintsSent, hintsReceived, hintsLost, hintsMissed prometheus.Counter
+	catchUps, catchUpReads                           prometheus.Counter
 	hearing, peers                                   prometheus.Gauge
 }
 
@@ -21,6 +22,8 @@ func newMetrics(rt *Runtime, reg prometheus.Registerer) *metrics {
 		hintsReceived: counter("hints_received_total", "Objects whose changes other processes told of."),
 		hintsLost:     counter("hints_lost_total", "Objects whose changes could not be told to other processes."),
 		hintsMissed:   counter("hints_missed_total", "Watched objects that polling found changed, of which a hint should have told."),
+		catchUps:      counter("catch_ups_total", "Times that a watcher had to read the journal."),
+		catchUpReads:  counter("catch_up_reads_total", "Journals that were read for watchers; those of one object share one."),
 		hearing:       gauge("hints_hearing", "1 where hints arrive, 0 where watchers depend on polling."),
 		peers:         gauge("peers", "Other processes that were heard lately."),
 	}
@@ -44,7 +47,8 @@ func newMetrics(rt *Runtime, reg prometheus.Registerer) *metrics {
 				defer rt.hub.mu.Unlock()
 				return rt.hub.count
 			}),
-			m.hintsSent, m.hintsReceived, m.hintsLost, m.hintsMissed, m.hearing, m.peers)
+			m.hintsSent, m.hintsReceived, m.hintsLost, m.hintsMissed,
+			m.catchUps, m.catchUpReads, m.hearing, m.peers)
 	}
 	return m
 }

@@ -76,6 +76,8 @@ type Runtime struct {
 	running int     // batches in flight
 	reads   map[identity.Tenant]*readLane
 	reading int // views that wait or run
+
+	catchUps map[identity.Tenant]*catchUpLane
 }
 
 const (
@@ -118,6 +120,7 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 	rt := &Runtime{
 		db: d, log: c.Log, limits: c.Limits, commitTimeout: c.CommitTimeout, cache: newCache(c.CacheBytes),
 		lanes: map[identity.Tenant]*lane{}, boxes: map[key]*mailbox{}, reads: map[identity.Tenant]*readLane{},
+		catchUps: map[identity.Tenant]*catchUpLane{},
 	}
 	rt.life, rt.end = context.WithCancel(context.Background())
 	rt.metrics = newMetrics(rt, c.Metrics)

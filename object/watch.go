@@ -2,12 +2,8 @@ package object
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"iter"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -98,14 +94,12 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 	events, behind := []event(nil), true
 	for {
 		if behind {
-			us, err := w.catchUp(ctx)
+			u, err := w.catchUp(ctx)
 			if err != nil {
 				return err
 			}
-			for _, u := range us {
-				if !yield(u) {
-					return nil
-				}
+			if u != nil && !yield(u) {
+				return nil
 			}
 			s.seen(w.last)
 		}
@@ -153,114 +147,16 @@ func entryChanges(puts []put) []EntryChange {
 	return out
 }
 
-// maxCatchUp is how many events a catch-up reads; a consumer that missed more gets a snapshot.
-const maxCatchUp = 200
-
-// catchUp reads what the watcher missed, as of one moment, and moves it to that moment's version. It is one update,
-// or none where nothing was missed.
-func (w *watch) catchUp(ctx context.Context) ([]*update, error) {
-	d := w.kind.rt.db
-	scope := callerScope(w.caller)
-	var rec *record
-	var events []dbsqlc.ListEventsRow
-	p := d.NewSnapshot(scope)
-	queueView1(p, w.kind, w.caller.Tenant, w.key.id, 0, max(w.recent, w.kind.recentLoad()), &rec)
-	p.ListEvents(dbsqlc.ListEventsParams{
-		TenantID: string(w.caller.Tenant), Kind: w.kind.name, ObjectID: string(w.key.id), AfterVersion: int64(w.last),
-		PageSize: maxCatchUp + 1,
-	}, func(r *dbsqlc.ListEventsRow) error {
-		events = append(events, *r)
-		return nil
+// catchUp reads what the watcher missed, as of one moment, and moves it to that moment's version. It is nil where nothing
+// was missed.
+func (w *watch) catchUp(ctx context.Context) (*update, error) {
+	u, err := w.kind.rt.catchUp(ctx, &catchUp{
+		caller: w.caller, kind: w.kind, missed: missed{w.key, w.last, w.reset}, recent: w.recent,
 	})
-	tx, err := d.Begin(ctx, p)
-	if err != nil {
-		return nil, err
+	if u != nil {
+		w.last, w.reset = u.rec.version, false
 	}
-	defer tx.Rollback(ctx)
-	gone := !rec.live(d.Now())
-	switch {
-	case rec == nil, !w.caller.MaySee(rec.owner), gone && (w.last == 0 || rec.state != nil):
-		return nil, ErrNotFound // deleted before the watch began, or expired
-	case gone:
-		w.last = rec.version
-		return []*update{{rec: rec}}, nil
-	}
-	// What an earlier life of the object left is gone, and no event says so. Other events of the instant in which it was
-	// created make for a snapshot that was not needed, which does no harm.
-	w.reset = w.reset || slices.ContainsFunc(events, func(e dbsqlc.ListEventsRow) bool { return e.EventTime.Equal(rec.create) })
-	missed := int64(rec.version - w.last)
-	complete := missed >= 0 && int64(len(events)) == missed && (missed == 0 || events[0].Version == int64(w.last)+1)
-	if w.reset || !complete {
-		w.reset, w.last = false, rec.version
-		u := &update{rec: rec, reset: true}
-		newest, _ := rec.recent.last(min(w.recent, len(rec.recent.entries)))
-		for _, e := range newest {
-			u.entries = append(u.entries, EntryChange{w.kind.recent, e})
-		}
-		return []*update{u}, nil
-	}
-	if missed == 0 {
-		return nil, nil
-	}
-	entries, err := w.changedEntries(ctx, tx, events)
-	if err != nil {
-		return nil, err
-	}
-	w.last = rec.version
-	return []*update{{rec: rec, entries: entries}}, nil
-}
-
-// changedEntries loads, as they are now, the entries that the events put or deleted, in the order of their first
-// change.
-func (w *watch) changedEntries(ctx context.Context, tx *db.Transaction, events []dbsqlc.ListEventsRow) ([]EntryChange, error) {
-	var out []EntryChange
-	index := map[entryKey]int{}
-	a := dbsqlc.LoadEntriesParams{TenantID: string(w.caller.Tenant)}
-	for _, e := range events {
-		keys, err := undoKeys(e.Undo)
-		if err != nil {
-			return nil, err
-		}
-		for _, k := range keys {
-			if _, ok := index[k]; ok || w.kind.collections[k.collection] == nil {
-				continue // a collection may be a newer release's
-			}
-			index[k] = len(out)
-			out = append(out, EntryChange{Collection: k.collection, Entry: Entry{Key: k.key}})
-			a.Ords = append(a.Ords, 0)
-			a.Kinds = append(a.Kinds, w.kind.name)
-			a.Ids = append(a.Ids, string(w.key.id))
-			a.Collections = append(a.Collections, k.collection)
-			a.Keys = append(a.Keys, k.key)
-		}
-	}
-	if len(out) == 0 {
-		return nil, nil
-	}
-	p := tx.Next()
-	p.LoadEntries(a, func(r *dbsqlc.LoadEntriesRow) (err error) {
-		i := index[entryKey{r.Collection, r.Key}]
-		out[i].Value, err = decode(w.kind.collections[r.Collection], r.Body)
-		return err
-	})
-	return out, tx.Read(ctx, p)
-}
-
-// undoKeys reads which entries a stored undo is about.
-func undoKeys(undo string) ([]entryKey, error) {
-	var u struct {
-		Entries [][3]json.RawMessage `json:"entries"`
-	}
-	if err := json.Unmarshal([]byte(undo), &u); err != nil {
-		return nil, fmt.Errorf("object: stored undo cannot be read: %w", err)
-	}
-	keys := make([]entryKey, len(u.Entries))
-	for i, e := range u.Entries {
-		if err := errors.Join(json.Unmarshal(e[0], &keys[i].collection), json.Unmarshal(e[1], &keys[i].key)); err != nil {
-			return nil, fmt.Errorf("object: stored undo cannot be read: %w", err)
-		}
-	}
-	return keys, nil
+	return u, err
 }
 
 // hub brings changes to the watchers of this process. Safe for concurrent use.

@@ -1,0 +1,304 @@
+package object
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"holdfast/db"
+	"holdfast/gen/dbsqlc"
+	"holdfast/identity"
+)
+
+// catchUpLane is one tenant's queue of watchers that have to read the journal. Those that wait together share one snapshot
+// in the database, and those of one object at one version its rows as well: a change of an object with a thousand
+// watchers in this process is read once. None joins a snapshot that was begun before it asked.
+type catchUpLane struct {
+	waiting  []*catchUp
+	inFlight int
+}
+
+// catchUp is a watcher's question what it missed.
+type catchUp struct {
+	caller identity.Identity
+	kind   *kind
+	missed missed
+	recent int // how many of the newest entries a snapshot has
+	done   chan struct{}
+
+	update *update // nil: nothing was missed
+	err    error
+}
+
+// missed is what follows version last of an object; reset asks for a snapshot in its place.
+type missed struct {
+	key   key
+	last  Version
+	reset bool
+}
+
+const (
+	// maxMissed is how many events a catch-up reads; a consumer that missed more gets a snapshot.
+	maxMissed = 200
+	// maxCatchUps is how many watchers share one snapshot: each may bring a statement of its own.
+	maxCatchUps = 64
+	// catchUpsInFlight is how many snapshots of one tenant's watchers may be open.
+	catchUpsInFlight = 2
+)
+
+// catchUp answers what a watcher missed, as of one moment after it asked. It refuses nobody: the number of watchers is bounded.
+func (rt *Runtime) catchUp(ctx context.Context, c *catchUp) (*update, error) {
+	c.done = make(chan struct{})
+	tenant := c.caller.Tenant
+	rt.mu.Lock()
+	if rt.closed {
+		rt.mu.Unlock()
+		return nil, ErrClosed
+	}
+	l := rt.catchUps[tenant]
+	if l == nil {
+		l = &catchUpLane{}
+		rt.catchUps[tenant] = l
+	}
+	l.waiting = append(l.waiting, c)
+	if l.inFlight < catchUpsInFlight {
+		l.inFlight++
+		rt.workers.Add(1)
+		go rt.catchUpAll(tenant, l) //nolint:contextcheck // a snapshot serves many watchers
+	}
+	rt.mu.Unlock()
+	select {
+	case <-c.done:
+		return c.update, c.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// catchUpAll answers the lane's watchers until none waits.
+func (rt *Runtime) catchUpAll(tenant identity.Tenant, l *catchUpLane) {
+	defer rt.workers.Done()
+	for {
+		rt.mu.Lock()
+		n := 0
+		distinct := map[missed]struct{}{}
+		for n < len(l.waiting) && len(distinct) < maxCatchUps {
+			distinct[l.waiting[n].missed] = struct{}{}
+			n++
+		}
+		if n == 0 {
+			if l.inFlight--; l.inFlight == 0 {
+				delete(rt.catchUps, tenant)
+			}
+			rt.mu.Unlock()
+			return
+		}
+		batch := l.waiting[:n:n]
+		l.waiting = l.waiting[n:]
+		rt.mu.Unlock()
+		rt.runCatchUps(tenant, batch)
+	}
+}
+
+// account is what there is to say to all who missed the same.
+type account struct {
+	missed
+
+	kind   *kind
+	recent int // the most entries that somebody wants of a snapshot
+	rec    *record
+	events []dbsqlc.ListEventsRow
+	index  map[entryKey]int
+	// entries are those that the events put or deleted, as they are now, in the order of their first change.
+	entries []EntryChange
+	err     error
+}
+
+// runCatchUps answers a batch of one tenant's watchers from one snapshot: a first round trip for objects and journals,
+// and a second for the entries that the journals name.
+func (rt *Runtime) runCatchUps(tenant identity.Tenant, batch []*catchUp) {
+	scope := db.Scope{Tenant: tenant}
+	byMissed := make(map[missed]*account, len(batch))
+	var accounts []*account
+	for _, c := range batch {
+		a := byMissed[c.missed]
+		if a == nil {
+			a = &account{missed: c.missed, kind: c.kind}
+			byMissed[c.missed] = a
+			accounts = append(accounts, a)
+		}
+		a.recent = max(a.recent, c.recent)
+		scope.Service = scope.Service || c.caller.Service
+		if u := c.caller.User; u != "" && !slices.Contains(scope.Owners, u) {
+			scope.Owners = append(scope.Owners, u)
+		}
+	}
+	rt.metrics.catchUps.Add(float64(len(batch)))
+	rt.metrics.catchUpReads.Add(float64(len(accounts)))
+	ctx, cancel := context.WithTimeout(rt.life, rt.commitTimeout)
+	defer cancel()
+	err := rt.readAccounts(ctx, scope, accounts)
+	if err != nil && rt.life.Err() != nil {
+		err = ErrClosed
+	}
+	now := rt.db.Now()
+	for _, c := range batch {
+		if c.err = err; err == nil {
+			c.update, c.err = byMissed[c.missed].tell(c, now)
+		}
+		close(c.done)
+	}
+}
+
+func (rt *Runtime) readAccounts(ctx context.Context, scope db.Scope, accounts []*account) error {
+	p := rt.db.NewSnapshot(scope)
+	queueRecords(p, scope.Tenant, accounts, func(a *account) bool { return a.reset })
+	snapshots := true
+	for _, a := range accounts {
+		if a.reset {
+			continue
+		}
+		snapshots = false
+		p.ListEvents(dbsqlc.ListEventsParams{
+			TenantID: string(scope.Tenant), Kind: a.key.kind, ObjectID: string(a.key.id), AfterVersion: int64(a.last),
+			PageSize: maxMissed + 1,
+		}, func(r *dbsqlc.ListEventsRow) error {
+			a.events = append(a.events, *r)
+			return nil
+		})
+	}
+	if snapshots {
+		return rt.db.RunSnapshot(ctx, p)
+	}
+	tx, err := rt.db.Begin(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback(ctx)
+	p = tx.Next()
+	var again []*account
+	wanted := dbsqlc.LoadEntriesParams{TenantID: string(scope.Tenant)}
+	for i, a := range accounts {
+		switch {
+		case a.err != nil, a.reset, a.rec == nil, a.rec.state == nil:
+		case !a.explains():
+			a.reset = true
+			again = append(again, a)
+		default:
+			a.err = a.want(&wanted, int32(i))
+		}
+	}
+	if len(again) > 0 {
+		queueRecords(p, scope.Tenant, again, func(*account) bool { return true })
+	}
+	if len(wanted.Ords) > 0 {
+		p.LoadEntries(wanted, func(r *dbsqlc.LoadEntriesRow) error {
+			a := accounts[r.Ord]
+			value, err := decode(a.kind.collections[r.Collection], r.Body)
+			a.entries[a.index[entryKey{r.Collection, r.Key}]].Value = value
+			a.err = errors.Join(a.err, err) // it fails those who asked for it
+			return nil
+		})
+	}
+	return tx.ReadAndEnd(ctx, p)
+}
+
+// queueRecords queues the reading of the objects, with their newest entries where that is wanted. A row that cannot be read
+// fails those who asked for it.
+func queueRecords(p *db.Pipeline, t identity.Tenant, accounts []*account, recent func(*account) bool) {
+	v := dbsqlc.ViewObjectsParams{TenantID: string(t)}
+	for i, a := range accounts {
+		limit := 0
+		if recent(a) {
+			limit = max(a.recent, a.kind.recentLoad())
+		}
+		v.Ords = append(v.Ords, int32(i))
+		v.Kinds = append(v.Kinds, a.key.kind)
+		v.Ids = append(v.Ids, string(a.key.id))
+		v.Known = append(v.Known, 0)
+		v.Collections = append(v.Collections, a.kind.recent)
+		v.Limits = append(v.Limits, int32(limit))
+	}
+	p.ViewObjects(v, func(r *dbsqlc.ViewObjectsRow) error {
+		a := accounts[r.Ord]
+		a.rec, a.err = a.kind.record(r, int(v.Limits[r.Ord]))
+		return nil
+	})
+}
+
+// explains tells whether the events are all that was missed.
+func (a *account) explains() bool {
+	n := int64(a.rec.version - a.last)
+	return n >= 0 && int64(len(a.events)) == n && (n == 0 || a.events[0].Version == int64(a.last)+1) &&
+		// What an earlier life of the object left is gone, and no event says so. Other events of the instant in which it was
+		// created make for a snapshot that was not needed, which does no harm.
+		!slices.ContainsFunc(a.events, func(e dbsqlc.ListEventsRow) bool { return e.EventTime.Equal(a.rec.create) })
+}
+
+// want adds the entries that the events put or deleted to those that are to be loaded.
+func (a *account) want(wanted *dbsqlc.LoadEntriesParams, ord int32) error {
+	a.index = map[entryKey]int{}
+	for _, e := range a.events {
+		keys, err := undoKeys(e.Undo)
+		if err != nil {
+			return err
+		}
+		for _, k := range keys {
+			if _, ok := a.index[k]; ok || a.kind.collections[k.collection] == nil {
+				continue // a collection may be a newer release's
+			}
+			a.index[k] = len(a.entries)
+			a.entries = append(a.entries, EntryChange{Collection: k.collection, Entry: Entry{Key: k.key}})
+			wanted.Ords = append(wanted.Ords, ord)
+			wanted.Kinds = append(wanted.Kinds, a.key.kind)
+			wanted.Ids = append(wanted.Ids, string(a.key.id))
+			wanted.Collections = append(wanted.Collections, k.collection)
+			wanted.Keys = append(wanted.Keys, k.key)
+		}
+	}
+	return nil
+}
+
+// tell is the answer to one watcher.
+func (a *account) tell(c *catchUp, now time.Time) (*update, error) {
+	gone := !a.rec.live(now)
+	switch {
+	case a.err != nil:
+		return nil, a.err
+	case a.rec == nil, !c.caller.MaySee(a.rec.owner), gone && (a.last == 0 || a.rec.state != nil):
+		return nil, ErrNotFound // deleted before the watch began, or expired
+	case gone:
+		return &update{rec: a.rec}, nil
+	case a.reset:
+		u := &update{rec: a.rec, reset: true}
+		newest, _ := a.rec.recent.last(min(c.recent, len(a.rec.recent.entries)))
+		for _, e := range newest {
+			u.entries = append(u.entries, EntryChange{a.kind.recent, e})
+		}
+		return u, nil
+	case len(a.events) == 0:
+		return nil, nil
+	default:
+		return &update{rec: a.rec, entries: a.entries}, nil
+	}
+}
+
+// undoKeys reads which entries a stored undo is about.
+func undoKeys(undo string) ([]entryKey, error) {
+	var u struct {
+		Entries [][3]json.RawMessage `json:"entries"`
+	}
+	if err := json.Unmarshal([]byte(undo), &u); err != nil {
+		return nil, fmt.Errorf("object: stored undo cannot be read: %w", err)
+	}
+	keys := make([]entryKey, len(u.Entries))
+	for i, e := range u.Entries {
+		if err := errors.Join(json.Unmarshal(e[0], &keys[i].collection), json.Unmarshal(e[1], &keys[i].key)); err != nil {
+			return nil, fmt.Errorf("object: stored undo cannot be read: %w", err)
+		}
+	}
+	return keys, nil
+}
