@@ -75,12 +75,15 @@ func TestTranslate(t *testing.T) {
 	}
 }
 
+// createTime is that of every object that a test stores by hand: a change carries on the life that it was computed from.
+var createTime = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
+
 // storing is the parameters that store version expected + 1 of an object.
 func storing(tenant identity.Tenant, id string, expected int64) *dbsqlc.StoreChangesParams {
 	now := time.Now()
 	return &dbsqlc.StoreChangesParams{
 		TenantID: string(tenant), OKind: []string{"k"}, OID: []string{id}, OOwnerID: []string{""}, OExpected: []int64{expected},
-		OVersion: []int64{expected + 1}, OSchemaVersion: []int32{1}, OState: []string{`{"a": 1}`}, OCreateTime: []time.Time{now},
+		OVersion: []int64{expected + 1}, OSchemaVersion: []int32{1}, OState: []string{`{"a": 1}`}, OCreateTime: []time.Time{createTime},
 		OUpdateTime: []time.Time{now}, OActivityTime: []time.Time{now}, OExpireTime: []time.Time{{}}, OReborn: []bool{false}, ORetermed: []bool{false},
 		VObject: []int32{1}, VVersion: []int64{expected + 1}, VEventType: []string{"x"}, VActor: []string{""}, VEventTime: []time.Time{now},
 		VRequestID: []string{""}, VRequestKey: [][]byte{nil}, VRequestHash: [][]byte{nil}, VReply: [][]byte{nil}, VUndo: []string{"{}"},
@@ -175,7 +178,7 @@ func TestErrorsOfAStore(t *testing.T) {
 func (b *testBundle) seedHidden(t *testing.T, id string) {
 	t.Helper()
 	b.exec(t, `INSERT INTO holdfast.objects (tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state,
-		create_time, update_time, activity_time) VALUES ($1, 'k', $2, 'bob', 0, 1, 1, '{}', now(), now(), now())`, string(b.Tenant), id)
+		create_time, update_time, activity_time) VALUES ($1, 'k', $2, 'bob', 0, 1, 1, '{}', $3, now(), now())`, string(b.Tenant), id, createTime)
 }
 
 // waitForLocks waits until so many backends wait for an advisory lock, which nothing else signals.

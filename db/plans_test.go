@@ -167,7 +167,7 @@ func (b *testBundle) fill(t *testing.T, from, to int) {
 	for _, sql := range []string{
 		`INSERT INTO holdfast.objects (tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state,
 			create_time, update_time, activity_time, expire_time)
-		SELECT $1, 'k', 'o' || i, '', 0, 1, 1, '{"a": 1}', now(), now(), timestamptz '2020-01-01 00:00Z' + i * interval '1 second', now() + interval '1 day'
+		SELECT $1, 'k', 'o' || i, '', 0, 1, 1, '{"a": 1}', timestamptz '2020-01-01 00:00Z', now(), timestamptz '2020-01-01 00:00Z' + i * interval '1 second', now() + interval '1 day'
 		FROM generate_series($2::integer, $3::integer) i`,
 		`INSERT INTO holdfast.terms (tenant_id, kind, object_id, owner_id, term, activity_time)
 		SELECT $1, 'k', 'o' || i, '', $1 || '/k/common', timestamptz '2020-01-01 00:00Z' + i * interval '1 second' FROM generate_series($2::integer, $3::integer) i`,
@@ -268,7 +268,7 @@ func (b *testBundle) checkStore(t *testing.T) {
 		version := expected[id] + 1
 		p.OKind, p.OID, p.OOwnerID = append(p.OKind, "k"), append(p.OID, id), append(p.OOwnerID, "alice")
 		p.OExpected, p.OVersion, p.OSchemaVersion = append(p.OExpected, expected[id]), append(p.OVersion, version), append(p.OSchemaVersion, 1)
-		p.OState, p.OCreateTime, p.OUpdateTime = append(p.OState, "{}"), append(p.OCreateTime, now), append(p.OUpdateTime, now)
+		p.OState, p.OCreateTime, p.OUpdateTime = append(p.OState, "{}"), append(p.OCreateTime, createTime), append(p.OUpdateTime, now)
 		p.OActivityTime, p.OExpireTime = append(p.OActivityTime, now), append(p.OExpireTime, time.Time{})
 		p.OReborn, p.ORetermed = append(p.OReborn, id == "o2"), append(p.ORetermed, true)
 		object := int32(i + 1)

@@ -93,7 +93,9 @@ func TestRolesSeeOnlyTheirPart(t *testing.T) {
 		},
 		db.RoleAuth:     {"api_keys": "SELECT"},
 		db.RoleOperator: {"tenants": "SELECT INSERT UPDATE", "api_keys": "SELECT INSERT UPDATE"},
-		db.RoleJanitor:  {"objects": "SELECT DELETE", "timers": "SELECT"},
+		db.RoleJanitor: {
+			"objects": "SELECT DELETE", "terms": "SELECT DELETE", "entries": "SELECT DELETE", "events": "SELECT DELETE", "timers": "SELECT DELETE",
+		},
 	}
 	for role, allowed := range rights {
 		for _, table := range append(tables, "conversations", "messages") {

@@ -4,8 +4,9 @@
 // # What it promises
 //
 // A job that is due runs on one of the servers, at least once, and is tried again with growing pauses where it fails. Of
-// periodic jobs one server at a time, elected through the database, enqueues one of each kind per period; a period is skipped
-// while the last one still waits or runs. The queue polls and never listens, so that it works behind a transaction pooler;
+// periodic jobs one server at a time, elected through the database, enqueues one of each kind per period, and one when it is
+// elected. While the last one waits or runs there is no second; with a period of an hour or more not even once it has run,
+// until the next hour, day or whatever the period is has begun, so that restarts do not repeat it. The queue polls and never listens, so that it works behind a transaction pooler;
 // a job waits for the next poll.
 //
 // # What a job may know
@@ -53,7 +54,7 @@ type Job struct {
 	Every time.Duration
 	// Timeout bounds one run. 0: a minute.
 	Timeout time.Duration
-	// MaxAttempts is how often a task is tried before it is given up. 0: 25, over three weeks; a periodic one is tried once.
+	// MaxAttempts is how often a task is tried before it is given up. 0: 25, over three weeks; a periodic one is tried 3 times.
 	MaxAttempts int
 }
 
@@ -118,12 +119,14 @@ func (q *Queue) Start(ctx context.Context) error {
 	}
 	client, err := river.NewClient(riverpgxv5.New(q.db.JobsPool()), &river.Config{
 		Schema: db.JobsSchema, Workers: workers, PeriodicJobs: periodic,
-		Queues:            map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: q.config.Workers}},
-		PollOnly:          true,
-		FetchPollInterval: q.config.Poll,
-		SoftStopTimeout:   softStop,
-		ErrorHandler:      &errorLog{q.config.Log},
-		Logger:            slog.New(warnings{q.config.Log.Handler()}),
+		Queues:   map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: q.config.Workers}},
+		PollOnly: true,
+		// While a release is rolled out the older servers leave its new jobs alone.
+		FetchOnlyKnownKinds: true,
+		FetchPollInterval:   q.config.Poll,
+		SoftStopTimeout:     softStop,
+		ErrorHandler:        &errorLog{q.config.Log},
+		Logger:              slog.New(warnings{q.config.Log.Handler()}),
 		// Only their owner may rebuild indexes, which the server is not; theirs stay small.
 		ReindexerIndexNames: []string{}, ReindexerSchedule: river.NeverSchedule(),
 	})
@@ -162,17 +165,21 @@ func (q *Queue) Enqueue(ctx context.Context, job string, t Task, at time.Time) e
 }
 
 func insertOpts(j Job) *river.InsertOpts {
-	attempts := j.MaxAttempts
-	if attempts == 0 && j.Every > 0 {
-		attempts = 1 // the next one is the retry
-	}
-	return &river.InsertOpts{MaxAttempts: attempts, UniqueOpts: river.UniqueOpts{
+	opts := &river.InsertOpts{MaxAttempts: j.MaxAttempts, UniqueOpts: river.UniqueOpts{
 		ByArgs: true,
 		ByState: []rivertype.JobState{
 			rivertype.JobStateAvailable, rivertype.JobStatePending, rivertype.JobStateRetryable, rivertype.JobStateRunning,
 			rivertype.JobStateScheduled,
 		},
 	}}
+	if j.Every > 0 && opts.MaxAttempts == 0 {
+		opts.MaxAttempts = 3
+	}
+	if j.Every >= time.Hour {
+		opts.UniqueOpts.ByPeriod = j.Every
+		opts.UniqueOpts.ByState = append(opts.UniqueOpts.ByState, rivertype.JobStateCompleted)
+	}
+	return opts
 }
 
 type worker struct {

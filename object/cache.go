@@ -1,6 +1,7 @@
 package object
 
 import (
+	"cmp"
 	"sync"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
@@ -33,13 +34,14 @@ func (c *cache) get(k key) *record {
 	return r
 }
 
-// put keeps the newer of rec and what is there; of the same version, the one with more entries at hand.
+// put keeps the newer of rec and what is there; of the same version, the one with more entries at hand. Versions count
+// from 1 again where an object is created after all of its earlier life was swept, so the later life comes first.
 func (c *cache) put(k key, rec *record) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if old, ok := c.lru.Peek(k); ok {
-		if old.version > rec.version ||
-			old.version == rec.version && len(old.recent.entries) >= len(rec.recent.entries) {
+		newer := cmp.Or(rec.create.Compare(old.create), cmp.Compare(rec.version, old.version))
+		if newer < 0 || newer == 0 && len(old.recent.entries) >= len(rec.recent.entries) {
 			return
 		}
 		c.bytes -= old.bytes

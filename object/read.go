@@ -138,11 +138,17 @@ func (rt *Runtime) runViews(batch []*view) {
 	}
 	ctx, cancel := context.WithTimeout(rt.life, rt.commitTimeout)
 	defer cancel()
+	var again []*view
 	p := rt.db.NewPipeline(scope)
 	p.ViewObjects(a, func(r *dbsqlc.ViewObjectsRow) (err error) {
 		v := batch[r.Ord]
 		if v.known != nil && v.known.version == Version(r.Version) {
-			v.rec = v.known
+			if v.rec = v.known; !v.known.create.Equal(r.CreateTime) {
+				// The cache has an earlier life of the object, which was swept, and this one has come just as far.
+				rt.cache.drop(v.key)
+				v.known, v.rec = nil, nil
+				again = append(again, v)
+			}
 			return nil
 		}
 		// A row that cannot be read fails its own view only.
@@ -155,6 +161,8 @@ func (rt *Runtime) runViews(batch []*view) {
 	now := rt.db.Now()
 	for _, v := range batch {
 		switch {
+		case err == nil && slices.Contains(again, v):
+			continue
 		case v.err != nil:
 		case err != nil && rt.life.Err() != nil:
 			v.err = ErrClosed
@@ -167,6 +175,9 @@ func (rt *Runtime) runViews(batch []*view) {
 			v.err = ErrNotFound
 		}
 		close(v.done)
+	}
+	if err == nil && len(again) > 0 {
+		rt.runViews(again)
 	}
 }
 

@@ -50,6 +50,7 @@ type serverConfig struct {
 	LogLevel  slog.Level `help:"debug, info, warn or error. At debug every call is logged." env:"HOLDFAST_LOG_LEVEL" default:"info"`
 
 	fanoutConfig
+	sweepConfig
 
 	JWT jwtConfig `embed:"" prefix:"jwt-" group:"JWTs of your own identity provider, beside API keys:"`
 }
@@ -91,6 +92,9 @@ func (c jwtConfig) tokens(ctx context.Context, log *slog.Logger) (*handlers.Toke
 func (c serverConfig) check() error {
 	if c.MaxConns < 2 || c.MaxConns > 1000 {
 		return wrongUsage("--max-conns is %d; it is 2 to 1000", c.MaxConns)
+	}
+	if err := c.checkSweep(); err != nil {
+		return err
 	}
 	for _, o := range c.Origins {
 		if u, err := url.Parse(o); o != "*" && (err != nil || u.Scheme == "" || u.Host == "" || strings.Trim(u.Path, "/") != "") {
@@ -135,6 +139,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	}()
 	conversations := conversation.Register(rt)
 	queue := jobs.New(d, jobs.Config{Log: log})
+	c.addJobs(queue, d, metrics)
 	server, err := handlers.New(handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](

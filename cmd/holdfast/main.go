@@ -20,6 +20,7 @@ type cli struct {
 	Migrate migrateCmd `cmd:"" help:"Change the database's schema."`
 	Tenant  tenantCmd  `cmd:"" help:"Create and list tenants."`
 	Key     keyCmd     `cmd:"" help:"Create, list and revoke API keys."`
+	Sweep   sweepCmd   `cmd:"" help:"Delete what has expired, once; servers do so by themselves."`
 	Bench   benchCmd   `cmd:"" help:"Measure a server under load."`
 	Replay  replayCmd  `cmd:"" help:"Send a recorded Gemini Live session to a server."`
 	Version versionCmd `cmd:"" help:"Print the version."`

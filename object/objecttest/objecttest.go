@@ -49,6 +49,7 @@ func Run[S proto.Message](t *testing.T, c Case[S]) {
 		{"Watch", watchTests[S]()},
 		{"Isolation", isolationTests[S]()},
 		{"Lifecycle", lifecycleTests[S]()},
+		{"Swept", sweptTests[S]()},
 		{"Load", loadTests[S]()},
 		{"Timer", timerTests[S]()},
 	} {

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"holdfast/db/dbtest"
+)
+
+// seedExpired stores an object that has expired, and an event of long ago.
+func seedExpired(t *testing.T, b *dbtest.Bundle) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	for _, sql := range []string{
+		`INSERT INTO holdfast.objects (tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, create_time,
+			update_time, activity_time, expire_time) VALUES ($1, 'conversation', 'old', '', 0, 1, 1, '{}', now(), now(), now(), now() - interval '1 hour')`,
+		`INSERT INTO holdfast.events (tenant_id, kind, object_id, owner_id, version, event_type, actor, event_time, undo)
+		VALUES ($1, 'conversation', 'kept', '', 1, 'created', '', now() - interval '10 days', '{}')`,
+	} {
+		if _, err := conn.Exec(t.Context(), sql, string(b.Tenant)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestSweepOnce(t *testing.T) {
+	t.Parallel()
+	b := dbtest.Own(t)
+	seedExpired(t, b)
+	env := map[string]string{"DATABASE_URL": b.URL}
+	for i, want := range []string{"deleted 1 expired objects with 0 terms, 0 entries, 0 events and 0 timers, and 1 events older than 48h0m0s\n", "deleted 0 expired objects"} {
+		if code, stdout, _ := run(t, env, "sweep", "--journal-retention", "48h"); code != 0 || !strings.HasPrefix(stdout, want) {
+			t.Errorf("sweep %d ended with %d: %s", i+1, code, stdout)
+		}
+	}
+}
+
+// A server sweeps without being told to, and its metrics say what came of it.
+func TestServersSweep(t *testing.T) {
+	t.Parallel()
+	b := dbtest.Own(t)
+	seedExpired(t, b)
+	p := start(t, map[string]string{"DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0", "HOLDFAST_ADMIN_ADDR": "127.0.0.1:0", "HOLDFAST_JOURNAL_RETENTION": "24h"}, "serve")
+	admin := p.await(t, p.stderr, `"metrics and profiles".*"url":"([^"]+)"`)
+	deadline := time.After(2 * time.Minute)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		_, body := get(t, admin+"/metrics")
+		if strings.Contains(body, `holdfast_swept_rows_total{table="objects"} 1`) && strings.Contains(body, `holdfast_swept_rows_total{table="events"} 1`) &&
+			strings.Contains(body, `holdfast_sweep_last_success_timestamp_seconds{job="sweep"}`) {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("it does not sweep: %s", body)
+		}
+	}
+	p.end(t)
+}
