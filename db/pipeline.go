@@ -78,6 +78,16 @@ func (p *Pipeline) ListObjectsByTerms(a dbsqlc.ListObjectsByTermsParams, each fu
 	query(p, dbsqlc.ListObjectsByTerms, a, each)
 }
 
+// ViewObjectFound queues dbsqlc.ViewObjectFound, whose rows are those of ListObjects.
+func (p *Pipeline) ViewObjectFound(a dbsqlc.ViewObjectFoundParams, each func(*dbsqlc.ListObjectsRow) error) {
+	query(p, dbsqlc.ViewObjectFound, a, each)
+}
+
+// ListObjectsFound queues dbsqlc.ListObjectsFound, whose rows are those of ListObjects.
+func (p *Pipeline) ListObjectsFound(a dbsqlc.ListObjectsFoundParams, each func(*dbsqlc.ListObjectsRow) error) {
+	query(p, dbsqlc.ListObjectsFound, a, each)
+}
+
 // ListEntriesAfter queues dbsqlc.ListEntriesAfter.
 func (p *Pipeline) ListEntriesAfter(a dbsqlc.ListEntriesAfterParams, each func(*dbsqlc.ListEntriesAfterRow) error) {
 	query(p, dbsqlc.ListEntriesAfter, a, each)

@@ -49,9 +49,19 @@ func NewService[H any](name string, handler func(H, ...connect.HandlerOption) (s
 	return Service{name, func(o ...connect.HandlerOption) (string, http.Handler) { return handler(impl, o...) }}
 }
 
-// Options say what a Server serves. All but Origins and Metrics must be set.
+// Route is a handler of plain HTTP, which authenticates by itself.
+type Route struct {
+	// Name is what logs and metrics call it.
+	Name string
+	// Path is a pattern of http.ServeMux.
+	Path    string
+	Handler http.Handler
+}
+
+// Options say what a Server serves. All but Routes, Origins and Metrics must be set.
 type Options struct {
 	Services []Service
+	Routes   []Route
 	Auth     *Authenticator
 	// Ping asks the database whether it is there.
 	Ping func(context.Context) error
@@ -112,6 +122,9 @@ func New(o Options) (*Server, error) {
 	for _, service := range o.Services {
 		path, h := service.Handler(options...)
 		mux.Handle(path, o.Auth.middleware(t, h, options...))
+	}
+	for _, r := range o.Routes {
+		mux.Handle(r.Path, t.plain(r.Name, r.Handler))
 	}
 	mux.Handle(grpchealth.NewHandler(health{s, names}, options...))
 	reflector := grpcreflect.NewStaticReflector(append(slices.Clone(names), grpchealth.HealthV1ServiceName)...)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -102,6 +103,44 @@ func (t *telemetry) wrap(next http.Handler) http.Handler {
 		t.report(r.Context(), c, t.now().Sub(began))
 	})
 }
+
+// plain names the calls of a handler of plain HTTP, and their outcomes by status. A panic of its is one call's.
+func (t *telemetry) plain(name string, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := callFrom(r.Context())
+		c.procedure, c.code = name, codeOK
+		defer t.caught(r.Context(), c, w)
+		next.ServeHTTP(&statusWriter{w, c}, r)
+	})
+}
+
+// caught answers for a panic.
+func (t *telemetry) caught(ctx context.Context, c *call, w http.ResponseWriter) {
+	value := recover() //nolint:revive // it is called by defer alone
+	if value == nil {
+		return
+	}
+	c.code = strconv.Itoa(http.StatusInternalServerError)
+	t.log.ErrorContext(ctx, "panic", "method", c.procedure, "trace_id", c.trace, "value", value, "stack", string(debug.Stack()))
+	http.Error(w, "internal error", http.StatusInternalServerError)
+}
+
+// statusWriter notes the status of an answer.
+type statusWriter struct {
+	http.ResponseWriter
+
+	call *call
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	if status >= http.StatusBadRequest {
+		w.call.code = strconv.Itoa(status)
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (t *telemetry) report(ctx context.Context, c *call, took time.Duration) {
 	t.calls.WithLabelValues(c.procedure, c.code).Inc()

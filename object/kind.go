@@ -147,6 +147,7 @@ type UpdateOption func(*updateOptions)
 type updateOptions struct {
 	create    bool
 	upsert    bool
+	shared    bool
 	ifVersion Version
 	requestID string
 	hash      [sha256.Size]byte
@@ -161,6 +162,10 @@ func Create() UpdateOption { return func(o *updateOptions) { o.create = true } }
 
 // Upsert creates the object where it does not exist.
 func Upsert() UpdateOption { return func(o *updateOptions) { o.upsert = true } }
+
+// Shared makes what the change creates belong to the whole tenant, whoever the caller is. An object that is there keeps
+// its owner.
+func Shared() UpdateOption { return func(o *updateOptions) { o.shared = true } }
 
 // IfVersion wants the object to be at version v: VersionMismatchError where it is not. 0 is no condition.
 func IfVersion(v Version) UpdateOption { return func(o *updateOptions) { o.ifVersion = v } }

@@ -270,25 +270,11 @@ func (k *Kind[S]) List(ctx context.Context, o ListOptions) (Page[S], error) {
 	}
 	size := pageSize(o.PageSize)
 	var rows []dbsqlc.ListObjectsRow
-	each := func(r *dbsqlc.ListObjectsRow) error {
+	p := k.rt.db.NewPipeline(callerScope(caller))
+	queueList(p, k.kind, caller.Tenant, o.Terms, from, size, func(r *dbsqlc.ListObjectsRow) error {
 		rows = append(rows, *r)
 		return nil
-	}
-	p := k.rt.db.NewPipeline(callerScope(caller))
-	if len(o.Terms) == 0 {
-		p.ListObjects(dbsqlc.ListObjectsParams{
-			TenantID: string(caller.Tenant), Kind: k.name, BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1,
-		}, each)
-	} else {
-		terms := make([]string, len(o.Terms))
-		for i, t := range o.Terms {
-			terms[i] = storedTerm(caller.Tenant, k.name, t)
-		}
-		p.ListObjectsByTerms(dbsqlc.ListObjectsByTermsParams{
-			TenantID: string(caller.Tenant), Kind: k.name, Term: terms[0], OtherTerms: terms[1:],
-			BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1,
-		}, each)
-	}
+	})
 	if err := k.rt.db.Run(ctx, p); err != nil {
 		return Page[S]{}, err
 	}
@@ -302,16 +288,45 @@ func (k *Kind[S]) List(ctx context.Context, o ListOptions) (Page[S], error) {
 			page.Next = base64.RawURLEncoding.EncodeToString(b)
 			break
 		}
-		rec, err := k.record(&dbsqlc.ViewObjectsRow{
-			OwnerID: r.OwnerID, Version: r.Version, SchemaVersion: r.SchemaVersion, State: r.State, CreateTime: r.CreateTime,
-			UpdateTime: r.UpdateTime, ActivityTime: r.ActivityTime, ExpireTime: r.ExpireTime,
-		}, 0)
+		item, err := listed(k, &r)
 		if err != nil {
 			return Page[S]{}, err
 		}
-		page.Items = append(page.Items, Snapshot[S]{Info: rec.info(ID(r.ObjectID)), State: rec.state.(S)}) //nolint:forcetypeassert // decoded from the kind's prototype
+		page.Items = append(page.Items, item)
 	}
 	return page, nil
+}
+
+// queueList queues a page of a list, and one row more.
+func queueList(
+	p *db.Pipeline, k *kind, t identity.Tenant, terms []string, from listCursor, size int32, each func(*dbsqlc.ListObjectsRow) error,
+) {
+	if len(terms) == 0 {
+		p.ListObjects(dbsqlc.ListObjectsParams{
+			TenantID: string(t), Kind: k.name, BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1,
+		}, each)
+		return
+	}
+	stored := make([]string, len(terms))
+	for i, term := range terms {
+		stored[i] = storedTerm(t, k.name, term)
+	}
+	p.ListObjectsByTerms(dbsqlc.ListObjectsByTermsParams{
+		TenantID: string(t), Kind: k.name, Term: stored[0], OtherTerms: stored[1:],
+		BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1,
+	}, each)
+}
+
+// listed decodes a row of a list.
+func listed[S proto.Message](k *Kind[S], r *dbsqlc.ListObjectsRow) (Snapshot[S], error) {
+	rec, err := k.record(&dbsqlc.ViewObjectsRow{
+		OwnerID: r.OwnerID, Version: r.Version, SchemaVersion: r.SchemaVersion, State: r.State, CreateTime: r.CreateTime,
+		UpdateTime: r.UpdateTime, ActivityTime: r.ActivityTime, ExpireTime: r.ExpireTime,
+	}, 0)
+	if err != nil {
+		return Snapshot[S]{}, err
+	}
+	return Snapshot[S]{Info: rec.info(ID(r.ObjectID)), State: rec.state.(S)}, nil //nolint:forcetypeassert // decoded from the kind's prototype
 }
 
 var farFuture = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)

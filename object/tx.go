@@ -50,7 +50,9 @@ type txn struct {
 	// remembered: the change has a request id.
 	remembered bool
 	deleted    bool
-	missing    []entryKey
+	// shared: the object belongs to the whole tenant if it is made.
+	shared  bool
+	missing []entryKey
 }
 
 // put is one staged entry; a nil value removes it.
@@ -158,6 +160,9 @@ func (t *txn) next() *record {
 	r := &record{
 		owner: t.caller.Owner(), version: t.Version() + 1, schema: t.work.kind.schemaVersion, create: t.now, update: t.now,
 		activity: t.now, state: t.state, timers: t.timers,
+	}
+	if t.shared {
+		r.owner = ""
 	}
 	if t.Exists() {
 		r.owner, r.create, r.activity, r.expire = t.base.owner, t.base.create, t.base.activity, t.base.expire

@@ -134,7 +134,7 @@ func (w *work) apply(c *change, now time.Time) error {
 		}
 		return mismatch
 	}
-	t := &txn{work: w, caller: c.caller, now: now, base: w.cur, remembered: c.opts.requestID != ""}
+	t := &txn{work: w, caller: c.caller, now: now, base: w.cur, remembered: c.opts.requestID != "", shared: c.opts.shared}
 	if live {
 		t.state, t.timers = proto.Clone(w.cur.state), w.cur.timers
 	} else {

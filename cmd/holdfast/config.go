@@ -21,8 +21,10 @@ import (
 
 	"holdfast/db"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
+	"holdfast/handlers/project"
 	"holdfast/identity"
 	"holdfast/jobs"
 	"holdfast/object"
@@ -113,7 +115,7 @@ const (
 
 // run serves the API on addr from d until ctx ends, then drains, within handlers.DrainTimeout and closeTimeout. ready is
 // told the API's base URL once calls are answered.
-func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *db.DB, _ *seal.Box, addr string, ready func(api string) error) (err error) {
+func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *db.DB, box *seal.Box, addr string, ready func(api string) error) (err error) {
 	if v, _ := env("GOMEMLIMIT"); v == "" {
 		debug.SetMemoryLimit(softMemory)
 	}
@@ -140,11 +142,18 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	conversations := conversation.Register(rt)
 	queue := jobs.New(d, jobs.Config{Log: log})
 	c.addJobs(queue, d, metrics)
+	projectKinds := project.Register(rt)
 	server, err := handlers.New(handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](
 				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations)),
+			handlers.NewService[projectv1connect.ProjectServiceHandler](
+				projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler,
+				project.NewManager(project.Options{Kinds: projectKinds, Runtime: rt, Conversations: conversations, Seal: box})),
 		},
+		Routes: []handlers.Route{{Name: "linear webhook", Path: project.WebhookPath, Handler: project.NewWebhook(project.WebhookConfig{
+			Kinds: projectKinds, FindEndpoints: d.FindEndpoints, Open: box.Open, Now: time.Now, Log: log,
+		})}},
 		Auth:    handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.FindKeys, Tokens: tokens, Now: time.Now}),
 		Ping:    d.Ping,
 		Origins: c.Origins,

@@ -1,0 +1,174 @@
+package handlers_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/gen/holdfast/project/v1/projectv1connect"
+	"holdfast/handlers"
+	"holdfast/handlers/project"
+	"holdfast/object"
+	"holdfast/seal"
+)
+
+func projectService(rt *object.Runtime, conversations *object.Kind[*conversationv1.ConversationState]) handlers.Service {
+	box, err := seal.NewBox(seal.NewKey())
+	if err != nil {
+		panic(err) // of a key that was just made
+	}
+	return handlers.NewService[projectv1connect.ProjectServiceHandler](
+		projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler,
+		project.NewManager(project.Options{Kinds: project.Register(rt), Runtime: rt, Conversations: conversations, Seal: box}))
+}
+
+const issueC1 = `{"id":"c1","title":"` + secret + `","updatedAt":"2026-11-23T00:00:00Z","state":{"type":"started"}}`
+
+var projectArea = area{
+	fill: fillProject,
+	cases: map[string]isolationCase{
+		"/holdfast.project.v1.ProjectService/CreateProject":       {body: `{"projectId":"c1","project":{"title":"mine"}}`, outside: isOwn},
+		"/holdfast.project.v1.ProjectService/GetProject":          {body: `{"projectId":"c1"}`},
+		"/holdfast.project.v1.ProjectService/ListProjects":        {body: `{}`, outside: isEmpty, inside: isEmpty},
+		"/holdfast.project.v1.ProjectService/UpdateProject":       {body: `{"projectId":"c1","project":{"title":"mine"}}`},
+		"/holdfast.project.v1.ProjectService/ArchiveProject":      {body: `{"projectId":"c1"}`},
+		"/holdfast.project.v1.ProjectService/DeleteProject":       {body: `{"projectId":"c1"}`},
+		"/holdfast.project.v1.ProjectService/SetActiveProject":    {body: `{"projectId":"c1"}`},
+		"/holdfast.project.v1.ProjectService/GetProjectContext":   {body: `{"projectId":"c1"}`},
+		"/holdfast.project.v1.ProjectService/WatchProject":        {body: `{"projectId":"c1"}`},
+		"/holdfast.project.v1.ProjectService/PutTask":             {body: `{"taskId":"c1","task":{"title":"mine"}}`, outside: isOwn},
+		"/holdfast.project.v1.ProjectService/GetTask":             {body: `{"taskId":"c1","transitionLimit":9}`},
+		"/holdfast.project.v1.ProjectService/ListTasks":           {body: `{}`, outside: isEmpty, inside: isEmpty},
+		"/holdfast.project.v1.ProjectService/UpdateTaskStatus":    {body: `{"taskId":"c1","rawStatus":"RUNNING"}`},
+		"/holdfast.project.v1.ProjectService/ListTaskTransitions": {body: `{"taskId":"c1"}`},
+		"/holdfast.project.v1.ProjectService/DeleteTask":          {body: `{"taskId":"c1"}`},
+		// The same issue again: it changes nothing of the tenant's.
+		"/holdfast.project.v1.ProjectService/UpsertIssues":         {body: `{"issues":[` + issueC1 + `]}`, outside: isOwn, inside: isOwn},
+		"/holdfast.project.v1.ProjectService/GetIssue":             {body: `{"issueId":"c1","withPayload":true}`, inside: isShared},
+		"/holdfast.project.v1.ProjectService/ListIssues":           {body: `{}`, outside: isEmpty, inside: isShared},
+		"/holdfast.project.v1.ProjectService/GetPreferences":       {test: isolatePreferences},
+		"/holdfast.project.v1.ProjectService/UpdatePreferences":    {test: isolatePreferences},
+		"/holdfast.project.v1.ProjectService/CreateLinearEndpoint": {test: isolateEndpoint},
+		"/holdfast.project.v1.ProjectService/GetLinearEndpoint":    {test: isolateEndpoint},
+		"/holdfast.project.v1.ProjectService/ListLinearEndpoints":  {test: isolateEndpoint},
+		"/holdfast.project.v1.ProjectService/UpdateLinearEndpoint": {test: isolateEndpoint},
+		"/holdfast.project.v1.ProjectService/DeleteLinearEndpoint": {test: isolateEndpoint},
+	},
+}
+
+func projectMethod(name string) protoreflect.MethodDescriptor {
+	return registered()["/holdfast.project.v1.ProjectService/"+name]
+}
+
+// fillProject makes c1 thrice: a project and a task of the user ada, and an issue of the tenant.
+func fillProject(tb testing.TB, b *bundle, ada string) {
+	tb.Helper()
+	for _, step := range []struct{ method, body string }{
+		{"CreateProject", `{"projectId":"c1","project":{"title":"` + secret + `","labels":{"a":"` + secret + `"}},"requestId":"r-1"}`},
+		{"PutTask", `{"taskId":"c1","task":{"title":"` + secret + `","projectId":"c1"},"source":"` + secret + `"}`},
+		{"UpsertIssues", `{"issues":[` + issueC1 + `]}`},
+	} {
+		if got := b.call(tb, projectMethod(step.method), step.body, ada); got.code != "ok" {
+			tb.Fatalf("%s: %+v", step.method, got)
+		}
+	}
+}
+
+// isolatePreferences: everybody has preferences of their own, and only services set the tenant's.
+func isolatePreferences(t *testing.T, b *bundle, _ protoreflect.MethodDescriptor) {
+	get, update := projectMethod("GetPreferences"), projectMethod("UpdatePreferences")
+	ada, eve, service, other := b.key(t, "ada"), b.key(t, "eve"), b.key(t, ""), b.tenant(t)
+	const forAda = "Holdfast-User: ada"
+	for _, headers := range [][]string{{ada}, {service, forAda}} {
+		if got := b.call(t, update, `{"preferences":{"voice":"`+secret+`"}}`, headers...); got.code != "ok" {
+			t.Fatalf("%+v", got)
+		}
+	}
+	for name, headers := range map[string][]string{"she": {ada}, "a service for her": {service, forAda}} {
+		if got := b.call(t, get, `{}`, headers...); got.code != "ok" || !strings.Contains(got.body, secret) {
+			t.Errorf("%s is answered with %+v", name, got)
+		}
+	}
+	for name, headers := range map[string][]string{
+		"another user": {eve}, "a service": {service}, "a service for another": {service, "Holdfast-User: eve"},
+		"another tenant's user of that name": {other.key(t, "ada")}, "another tenant's service for that user": {other.key(t, ""), forAda},
+	} {
+		if got := b.call(t, get, `{}`, headers...); got.code != "ok" || strings.Contains(got.body, secret) {
+			t.Errorf("%s is answered with %+v", name, got)
+		}
+	}
+	for name, tt := range map[string]struct {
+		headers []string
+		want    string
+	}{
+		"a user":               {[]string{ada}, "permission_denied ROLE_REQUIRED"},
+		"a service for a user": {[]string{service, forAda}, "permission_denied ROLE_REQUIRED"},
+		"a service":            {[]string{service}, "ok "},
+		"nobody":               {nil, "unauthenticated CREDENTIAL_MISSING"},
+	} {
+		got := b.call(t, update, `{"preferences":{"model":"the tenant's"},"updateMask":"model","tenantDefaults":true}`, tt.headers...)
+		if got.code+" "+got.reason != tt.want {
+			t.Errorf("the tenant's defaults, set by %s: %+v", name, got)
+		}
+	}
+	if got := b.call(t, get, `{}`, eve); !strings.Contains(got.body, "the tenant's") {
+		t.Errorf("another user does not have the tenant's defaults: %+v", got)
+	}
+	if got := b.call(t, get, `{}`, other.key(t, "eve")); strings.Contains(got.body, "the tenant's") {
+		t.Errorf("another tenant's user has them: %+v", got)
+	}
+	if got := b.call(t, update, `{"preferences":{"voice":"mine"}}`, service); got.reason != "USER_REQUIRED" {
+		t.Errorf("a service for itself: %+v", got)
+	}
+}
+
+// isolateEndpoint: endpoints are for their own tenant's services only, and nobody is shown a secret.
+func isolateEndpoint(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
+	service, ada, other := b.key(t, ""), b.key(t, "ada"), b.tenant(t)
+	made := b.call(t, projectMethod("CreateLinearEndpoint"), `{"title":"mine","secret":"`+secret+`","apiKey":"`+secret+`"}`, service)
+	var e struct {
+		Endpoint struct{ EndpointID string }
+	}
+	if err := json.Unmarshal([]byte(made.body), &e); made.code != "ok" || err != nil || e.Endpoint.EndpointID == "" {
+		t.Fatalf("%+v, %v", made, err)
+	}
+	body := map[string]string{
+		"CreateLinearEndpoint": `{"title":"mine"}`,
+		"ListLinearEndpoints":  `{}`,
+		"UpdateLinearEndpoint": fmt.Sprintf(`{"endpointId":%q,"addSecret":%q}`, e.Endpoint.EndpointID, secret),
+	}[string(m.Name())]
+	if body == "" {
+		body = fmt.Sprintf(`{"endpointId":%q}`, e.Endpoint.EndpointID)
+	}
+	stranger := "not_found NOT_FOUND"
+	switch m.Name() {
+	case "CreateLinearEndpoint", "ListLinearEndpoints":
+		stranger = "ok "
+	}
+	for _, tt := range []struct {
+		name    string
+		headers []string
+		want    string
+	}{
+		{"a user", []string{ada}, "permission_denied ROLE_REQUIRED"},
+		{"a service for a user", []string{service, "Holdfast-User: ada"}, "permission_denied ROLE_REQUIRED"},
+		{"another tenant's user", []string{other.key(t, "ada")}, "permission_denied ROLE_REQUIRED"},
+		{"another tenant's service", []string{other.key(t, "")}, stranger},
+		{"nobody", nil, "unauthenticated CREDENTIAL_MISSING"},
+		{"garbage", []string{"Authorization: Bearer hfk_x"}, "unauthenticated CREDENTIAL_INVALID"},
+		{"a service", []string{service}, "ok "},
+	} {
+		got := b.call(t, m, body, tt.headers...)
+		if got.code+" "+got.reason != tt.want {
+			t.Errorf("%s is answered with %+v, want %s", tt.name, got, tt.want)
+		}
+		if strings.Contains(got.body, secret) || tt.want != "ok " && strings.Contains(got.body, "mine") ||
+			strings.HasPrefix(tt.name, "another") && m.Name() == "ListLinearEndpoints" && strings.Contains(got.body, e.Endpoint.EndpointID) {
+			t.Errorf("%s is told %s", tt.name, got.body)
+		}
+	}
+}

@@ -1,0 +1,151 @@
+// Package project is the ProjectStateManager: projects, the runs of coding agents, Linear's issues, users' preferences,
+// and the context that an assistant's turn starts from. The rules are plain functions over the states; the object runtime
+// makes what they come to durable.
+package project
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base32"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	objectv1 "holdfast/gen/holdfast/object/v1"
+	projectv1 "holdfast/gen/holdfast/project/v1"
+	"holdfast/gen/holdfast/project/v1/projectv1connect"
+	"holdfast/identity"
+	"holdfast/object"
+	"holdfast/seal"
+)
+
+// What the kinds store.
+type (
+	projectState     = *projectv1.ProjectState
+	taskState        = *projectv1.TaskState
+	issueState       = *projectv1.LinearIssueState
+	preferencesState = *projectv1.PreferencesState
+	endpointState    = *projectv1.LinearEndpointState
+	deliveryState    = *projectv1.LinearDeliveryState
+	syncState        = *projectv1.LinearSyncState
+)
+
+// The collections.
+const (
+	inTransitions = "transitions" // of a task; key: the seq
+	inRaw         = "raw"         // of an issue; key: rawKey
+	rawKey        = "issue"
+)
+
+const (
+	// deliveryTTL is how long a webhook that was applied is known: Linear's last retry comes after seven hours.
+	deliveryTTL = 7 * 24 * time.Hour
+	// tombstoneTTL is how long a removed issue keeps older words on it from bringing it back.
+	tombstoneTTL = 30 * 24 * time.Hour
+)
+
+// Kinds are those of this manager.
+type Kinds struct {
+	Projects    *object.Kind[projectState]
+	Tasks       *object.Kind[taskState]
+	Issues      *object.Kind[issueState]
+	Preferences *object.Kind[preferencesState]
+	Endpoints   *object.Kind[endpointState]
+	Deliveries  *object.Kind[deliveryState]
+	Syncs       *object.Kind[syncState]
+}
+
+// Register adds the kinds to the runtime.
+func Register(rt *object.Runtime) Kinds {
+	return Kinds{
+		Projects: object.Register(rt, object.KindConfig[projectState]{
+			Name: "project", SchemaVersion: 1, Terms: projectTerms,
+		}),
+		Tasks: object.Register(rt, object.KindConfig[taskState]{
+			Name: "task", SchemaVersion: 1, Terms: taskTerms,
+			Collections: map[string]proto.Message{inTransitions: &projectv1.TaskTransition{}},
+			Recent:      inTransitions, RecentKeep: 4,
+		}),
+		Issues: object.Register(rt, object.KindConfig[issueState]{
+			Name: "linear_issue", SchemaVersion: 1, Terms: issueTerms, TTLOf: issueTTL,
+			Collections: map[string]proto.Message{inRaw: &projectv1.LinearIssuePayload{}},
+		}),
+		Preferences: object.Register(rt, object.KindConfig[preferencesState]{Name: "preferences", SchemaVersion: 1}),
+		Endpoints:   object.Register(rt, object.KindConfig[endpointState]{Name: "linear_endpoint", SchemaVersion: 1}),
+		Deliveries: object.Register(rt, object.KindConfig[deliveryState]{
+			Name: "linear_delivery", SchemaVersion: 1, TTL: deliveryTTL,
+		}),
+		Syncs: object.Register(rt, object.KindConfig[syncState]{Name: "linear_sync", SchemaVersion: 1}),
+	}
+}
+
+// Options are what a Manager works with.
+type Options struct {
+	Kinds
+
+	Runtime *object.Runtime
+	// Conversations is the ConversationManager's kind, of which the context shows the newest one.
+	Conversations *object.Kind[*conversationv1.ConversationState]
+	// APIs adds the standing of the APIs to a context's read, and tells it once the read has run. Nil: there is none.
+	APIs func(*object.Together) func() ([]*projectv1.ApiBrief, object.Mark)
+	// Seal keeps the secrets of the endpoints.
+	Seal *seal.Box
+}
+
+// Manager serves ProjectService. It is safe for concurrent use.
+type Manager struct{ o Options }
+
+var _ projectv1connect.ProjectServiceHandler = (*Manager)(nil)
+
+// NewManager makes a manager of kinds that Register made.
+func NewManager(o Options) *Manager { return &Manager{o} }
+
+// newID is the id that a request names, or one made for it. A retry has to find what the first try made, so a request id
+// determines it.
+func newID(ctx context.Context, named, requestID string) (object.ID, error) {
+	if named != "" {
+		return object.ID(named), nil
+	}
+	if requestID == "" {
+		id, err := uuid.NewV7()
+		return object.ID(id.String()), err
+	}
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return "", err
+	}
+	seed := fmt.Sprintf("%s\x00%s\x00%s", caller.Tenant, caller.User, requestID)
+	return object.ID(uuid.NewSHA1(idSpace, []byte(seed)).String()), nil
+}
+
+// idSpace must never change: it would break the retries of requests that were made before.
+var idSpace = uuid.MustParse("c1f0e0f2-52f1-4d6c-9d0b-3c7b3b3f8a15")
+
+// hashID is an id made of text that may have any characters, which an object's id may not.
+func hashID(prefix, text string) object.ID {
+	sum := sha256.Sum256([]byte(text))
+	return object.ID(prefix + lowerBase32.EncodeToString(sum[:20]))
+}
+
+var lowerBase32 = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+func shared(yes bool) []object.UpdateOption {
+	if yes {
+		return []object.UpdateOption{object.Shared()}
+	}
+	return nil
+}
+
+func metadata(i object.Info) *objectv1.Metadata {
+	m := &objectv1.Metadata{
+		Version: int64(i.Version), CreateTime: timestamppb.New(i.CreateTime), UpdateTime: timestamppb.New(i.UpdateTime),
+	}
+	if !i.ExpireTime.IsZero() {
+		m.ExpireTime = timestamppb.New(i.ExpireTime)
+	}
+	return m
+}

@@ -1,0 +1,197 @@
+package project
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	objectv1 "holdfast/gen/holdfast/object/v1"
+	projectv1 "holdfast/gen/holdfast/project/v1"
+	"holdfast/handlers/problem"
+	"holdfast/object"
+)
+
+// projectTerms are what projects can be listed by.
+func projectTerms(s *projectv1.ProjectState) []string {
+	return projectFilter(s.GetArchiveTime() != nil, s.GetLabels())
+}
+
+func projectFilter(archived bool, labels map[string]string) []string {
+	t := []string{"active"}
+	if archived {
+		t[0] = "archived"
+	}
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		t = append(t, t[0]+"/label:"+k+"="+labels[k])
+	}
+	return t
+}
+
+// setProject sets the fields that the mask names.
+func setProject(s *projectv1.ProjectState, p *projectv1.Project, mask *fieldmaskpb.FieldMask) {
+	has := maskHas(mask)
+	if has("title") {
+		s.Title = p.GetTitle()
+	}
+	if has("description") {
+		s.Description = p.GetDescription()
+	}
+	if has("repository") {
+		s.Repository = p.GetRepository()
+	}
+	if has("labels") {
+		s.Labels = p.GetLabels()
+	}
+	if has("settings") {
+		s.Settings = p.GetSettings()
+	}
+	if has("linear_team_ids") {
+		s.LinearTeamIds = p.GetLinearTeamIds()
+	}
+	if has("linear_project_ids") {
+		s.LinearProjectIds = p.GetLinearProjectIds()
+	}
+}
+
+// maskHas tells which fields a mask names. No mask names them all.
+func maskHas(mask *fieldmaskpb.FieldMask) func(string) bool {
+	return func(path string) bool { return len(mask.GetPaths()) == 0 || slices.Contains(mask.GetPaths(), path) }
+}
+
+// archive takes the project out of the lists, or puts it back, and tells whether that changes anything.
+func archive(s *projectv1.ProjectState, restore bool, now time.Time) bool {
+	if (s.GetArchiveTime() == nil) == restore {
+		return false
+	}
+	s.ArchiveTime = nil
+	if !restore {
+		s.ArchiveTime = timestamppb.New(now)
+	}
+	return true
+}
+
+func presentProject(i object.Info, s *projectv1.ProjectState) *projectv1.Project {
+	return &projectv1.Project{
+		ProjectId: string(i.ID), Owner: string(i.Owner), Title: s.GetTitle(), Description: s.GetDescription(),
+		Repository: s.GetRepository(), Labels: s.GetLabels(), Settings: s.GetSettings(), LinearTeamIds: s.GetLinearTeamIds(),
+		LinearProjectIds: s.GetLinearProjectIds(), ArchiveTime: s.GetArchiveTime(),
+	}
+}
+
+// CreateProject implements ProjectService.
+func (m *Manager) CreateProject(
+	ctx context.Context, req *projectv1.CreateProjectRequest,
+) (*projectv1.CreateProjectResponse, error) {
+	id, err := newID(ctx, req.GetProjectId(), req.GetRequestId())
+	if err != nil {
+		return nil, err
+	}
+	return object.Do(ctx, m.o.Projects, id, req, func(tx *object.Tx[projectState]) (*projectv1.CreateProjectResponse, error) {
+		setProject(tx.State(), req.GetProject(), nil)
+		return &projectv1.CreateProjectResponse{Project: presentProject(tx.Info(), tx.State()), Metadata: metadata(tx.Info())}, nil
+	}, append(shared(req.GetShared()), object.Create())...)
+}
+
+// GetProject implements ProjectService.
+func (m *Manager) GetProject(ctx context.Context, req *projectv1.GetProjectRequest) (*projectv1.GetProjectResponse, error) {
+	s, err := m.o.Projects.View(ctx, object.ID(req.GetProjectId()), object.IfVersionNot(object.Version(req.GetIfVersionNot())))
+	if err != nil {
+		return nil, err
+	}
+	if s.NotModified {
+		return &projectv1.GetProjectResponse{Metadata: metadata(s.Info), NotModified: true}, nil
+	}
+	return &projectv1.GetProjectResponse{Project: presentProject(s.Info, s.State), Metadata: metadata(s.Info)}, nil
+}
+
+// ListProjects implements ProjectService.
+func (m *Manager) ListProjects(
+	ctx context.Context, req *projectv1.ListProjectsRequest,
+) (*projectv1.ListProjectsResponse, error) {
+	terms := projectFilter(req.GetArchived(), req.GetLabels())
+	if len(terms) > 1 {
+		terms = terms[1:] // each label's term has it in it
+	}
+	page, err := m.o.Projects.List(ctx, object.ListOptions{
+		PageSize: int(req.GetPageSize()), PageToken: req.GetPageToken(), Terms: terms,
+	})
+	if err != nil {
+		return nil, badPage(err)
+	}
+	res := &projectv1.ListProjectsResponse{NextPageToken: page.Next}
+	for _, s := range page.Items {
+		res.Projects = append(res.Projects, &projectv1.ProjectItem{Project: presentProject(s.Info, s.State), Metadata: metadata(s.Info)})
+	}
+	return res, nil
+}
+
+// badPage says what a list's only invalid value is.
+func badPage(err error) error {
+	if errors.Is(err, object.ErrInvalid) {
+		return problem.InvalidArgument("page_token", "is none of this list; take next_page_token as it came")
+	}
+	return err
+}
+
+// UpdateProject implements ProjectService.
+func (m *Manager) UpdateProject(
+	ctx context.Context, req *projectv1.UpdateProjectRequest,
+) (*projectv1.UpdateProjectResponse, error) {
+	return object.Do(ctx, m.o.Projects, object.ID(req.GetProjectId()), req,
+		func(tx *object.Tx[projectState]) (*projectv1.UpdateProjectResponse, error) {
+			setProject(tx.State(), req.GetProject(), req.GetUpdateMask())
+			return &projectv1.UpdateProjectResponse{Project: presentProject(tx.Info(), tx.State()), Metadata: metadata(tx.Info())}, nil
+		})
+}
+
+// ArchiveProject implements ProjectService.
+func (m *Manager) ArchiveProject(
+	ctx context.Context, req *projectv1.ArchiveProjectRequest,
+) (*projectv1.ArchiveProjectResponse, error) {
+	return object.Do(ctx, m.o.Projects, object.ID(req.GetProjectId()), req,
+		func(tx *object.Tx[projectState]) (*projectv1.ArchiveProjectResponse, error) {
+			if !archive(tx.State(), req.GetRestore(), tx.Now()) {
+				tx.Unchanged()
+			}
+			return &projectv1.ArchiveProjectResponse{Project: presentProject(tx.Info(), tx.State()), Metadata: metadata(tx.Info())}, nil
+		})
+}
+
+// DeleteProject implements ProjectService.
+func (m *Manager) DeleteProject(
+	ctx context.Context, req *projectv1.DeleteProjectRequest,
+) (*projectv1.DeleteProjectResponse, error) {
+	return object.Do(ctx, m.o.Projects, object.ID(req.GetProjectId()), req,
+		func(tx *object.Tx[projectState]) (*projectv1.DeleteProjectResponse, error) {
+			tx.DeleteObject()
+			return &projectv1.DeleteProjectResponse{Metadata: metadata(tx.Info())}, nil
+		})
+}
+
+// WatchProject implements ProjectService.
+func (m *Manager) WatchProject(
+	ctx context.Context, req *projectv1.WatchProjectRequest, stream *connect.ServerStream[projectv1.WatchProjectResponse],
+) error {
+	for c, err := range m.o.Projects.Watch(ctx, object.ID(req.GetProjectId()), object.Version(req.GetAfterVersion()), 0) {
+		if err != nil {
+			return err
+		}
+		res := &projectv1.WatchProjectResponse{Heartbeat: true, Metadata: &objectv1.Metadata{Version: int64(c.Version)}}
+		if !c.Heartbeat {
+			res = &projectv1.WatchProjectResponse{Reset_: c.Reset, Deleted: c.Deleted, Metadata: metadata(c.Info)}
+			if !c.Deleted {
+				res.Project = presentProject(c.Info, c.State)
+			}
+		}
+		if err := stream.Send(res); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,274 @@
+package project
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"holdfast/db"
+	projectv1 "holdfast/gen/holdfast/project/v1"
+	"holdfast/identity"
+	"holdfast/object"
+)
+
+const (
+	// maxWebhook is the largest body, as in Linear's own SDK.
+	maxWebhook = 5 << 20
+	// webhookTime is for all of an answer: Linear waits five seconds, and then sends again.
+	webhookTime = 4 * time.Second
+	// futureSkew is how far ahead of ours Linear's clock may be.
+	futureSkew = 60 * time.Second
+)
+
+// Webhook answers `POST /webhooks/linear/{endpoint_id}`. It is safe for concurrent use.
+//
+// A webhook counts if one of its endpoint's secrets signs the raw body. What it says is applied by the rules of
+// applyWord, so order and repeats do not matter. One that is signed but old may be a retry that Linear did not stamp anew,
+// or a replay: it is not applied, and the issue is fetched from Linear instead.
+type Webhook struct{ c WebhookConfig }
+
+// WebhookConfig is what a Webhook works with. All of it must be set.
+type WebhookConfig struct {
+	Kinds
+
+	// FindEndpoints reads whose an endpoint is: db.DB.FindEndpoints.
+	FindEndpoints func(ctx context.Context, id string) ([]db.Endpoint, error)
+	// Open opens what Options.Seal sealed.
+	Open func(sealed, context []byte) ([]byte, error)
+	Now  func() time.Time
+	Log  *slog.Logger
+}
+
+// NewWebhook makes a Webhook.
+func NewWebhook(c WebhookConfig) *Webhook { return &Webhook{c} }
+
+// refusal is an answer other than 200.
+type refusal struct {
+	status int
+	said   string
+}
+
+func (r *refusal) Error() string { return r.said }
+
+// ServeHTTP implements [http.Handler].
+func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		http.Error(w, "a webhook is a POST", http.StatusMethodNotAllowed)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), webhookTime)
+	defer cancel()
+	// Not every ResponseWriter has deadlines; where none can be set there is none.
+	_ = http.NewResponseController(w).SetReadDeadline(h.c.Now().Add(webhookTime))
+	said, err := h.answer(ctx, r, http.MaxBytesReader(w, r.Body, maxWebhook))
+	if err == nil {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = io.WriteString(w, said+"\n") //nolint:gosec // plain text of this file's own
+		return
+	}
+	refused, ok := errors.AsType[*refusal](err)
+	if !ok {
+		h.c.Log.ErrorContext(ctx, "a webhook failed", "error", err)
+		refused = &refusal{http.StatusServiceUnavailable, "not now; send it again"}
+	}
+	http.Error(w, refused.said, refused.status)
+}
+
+// answer says what became of a webhook.
+func (h *Webhook) answer(ctx context.Context, r *http.Request, body io.Reader) (string, error) {
+	ctx, endpoint, err := h.find(ctx, strings.TrimPrefix(r.URL.Path, WebhookPath))
+	if err != nil {
+		return "", err
+	}
+	raw, err := io.ReadAll(body)
+	if err != nil {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return "", &refusal{http.StatusRequestEntityTooLarge, fmt.Sprintf("over %d bytes", maxWebhook)}
+		}
+		return "", &refusal{http.StatusBadRequest, "the body cannot be read"}
+	}
+	if err := h.verify(ctx, endpoint, raw, r.Header.Get("Linear-Signature")); err != nil {
+		return "", err
+	}
+	envelope, err := readPayload(raw)
+	if err != nil {
+		return "", &refusal{http.StatusBadRequest, "the body is no JSON object"}
+	}
+	return h.take(ctx, endpoint, envelope.GetFields(), r.Header.Get("Linear-Delivery"), raw)
+}
+
+// find makes ctx act for the tenant that has the endpoint, and reads it.
+func (h *Webhook) find(ctx context.Context, id string) (context.Context, object.Snapshot[endpointState], error) {
+	none := object.Snapshot[endpointState]{}
+	unknown := &refusal{http.StatusNotFound, "there is no such endpoint"}
+	if len(id) != endpointIDLen || strings.ContainsFunc(id, notIDRune) {
+		return ctx, none, unknown
+	}
+	endpoints, err := h.c.FindEndpoints(ctx, id)
+	if err != nil {
+		return ctx, none, err
+	}
+	if len(endpoints) != 1 {
+		return ctx, none, unknown
+	}
+	ctx = identity.With(ctx, identity.Identity{Tenant: endpoints[0].Tenant, Service: true})
+	s, err := h.c.Endpoints.View(ctx, object.ID(id))
+	if errors.Is(err, object.ErrNotFound) {
+		return ctx, none, unknown
+	}
+	return ctx, s, err
+}
+
+// endpointIDLen is that of 128 bits in base32.
+const endpointIDLen = 26
+
+// verify wants the hex HMAC-SHA256 of the raw body under one of the endpoint's secrets.
+func (h *Webhook) verify(ctx context.Context, endpoint object.Snapshot[endpointState], raw []byte, signature string) error {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return err
+	}
+	given, err := hex.DecodeString(strings.TrimSpace(signature))
+	if err != nil || len(given) != sha256.Size {
+		return &refusal{http.StatusBadRequest, "the header Linear-Signature is missing, or no signature"}
+	}
+	good := false
+	for _, secret := range endpoint.State.GetSecrets() {
+		key, err := h.c.Open(secret.GetSealed(), sealContext(caller.Tenant, endpoint.ID))
+		if err != nil {
+			h.c.Log.ErrorContext(ctx, "an endpoint's secret cannot be opened: is its seal key gone?", "endpoint", string(endpoint.ID), "error", err)
+			continue
+		}
+		mac := hmac.New(sha256.New, key)
+		mac.Write(raw)
+		if hmac.Equal(mac.Sum(nil), given) {
+			good = true // and go on: how long it takes tells nothing
+		}
+	}
+	if !good {
+		return &refusal{http.StatusBadRequest, "the signature is not of this body and a secret of this endpoint"}
+	}
+	return nil
+}
+
+// take applies a webhook whose signature is good.
+func (h *Webhook) take(
+	ctx context.Context, endpoint object.Snapshot[endpointState], envelope map[string]*structpb.Value, delivery string, raw []byte,
+) (string, error) {
+	sentMs := envelope["webhookTimestamp"].GetNumberValue()
+	if sentMs < 1 || sentMs > 1<<53 {
+		return "", &refusal{http.StatusBadRequest, "webhookTimestamp is missing"}
+	}
+	sent, now := time.UnixMilli(int64(sentMs)), h.c.Now()
+	if sent.After(now.Add(futureSkew)) {
+		return "", &refusal{http.StatusBadRequest, "webhookTimestamp is in the future"}
+	}
+	if want := endpoint.State.GetOrganizationId(); want != "" && text(envelope, "organizationId") != want {
+		return "", &refusal{http.StatusBadRequest, "the webhook is of another workspace"}
+	}
+	if text(envelope, "type") != "Issue" {
+		return "ignored: only issues are kept", nil
+	}
+	w, err := newIssueWord(envelope["data"].GetStructValue(), "webhook", rankWebhook, sent)
+	if err != nil {
+		// Asking for it again would not make it better.
+		h.c.Log.WarnContext(ctx, "a signed webhook has an issue that cannot be read", "endpoint", string(endpoint.ID), "error", err)
+		return "ignored: the issue " + err.Error(), nil
+	}
+	if delivery == "" || len(delivery) > 128 {
+		delivery = hex.EncodeToString(bodyID(raw))
+	}
+	w.endpoint, w.delivery = string(endpoint.ID), delivery
+	action := text(envelope, "action")
+	switch action {
+	case "create":
+		w.create = true
+	case "update":
+	case "remove":
+		at := now
+		if t := moment(envelope, "createdAt"); t != nil {
+			at = t.AsTime()
+		}
+		w.removal(at)
+	default:
+		return "ignored: the action is none that is known", nil
+	}
+
+	known := hashID("d-", w.endpoint+"\x00"+delivery)
+	if _, err := h.c.Deliveries.View(ctx, known); err == nil {
+		return "a duplicate", nil
+	} else if !errors.Is(err, object.ErrNotFound) {
+		return "", err
+	}
+	said := ""
+	if now.Sub(sent) > replayWindow(endpoint.State) {
+		said, err = h.refetch(ctx, w)
+	} else {
+		said, err = h.apply(ctx, w)
+	}
+	if err != nil {
+		return "", err
+	}
+	// The note comes last: where this process dies before it, the webhook is sent again, and applied again to no effect.
+	_, err = h.c.Deliveries.Update(ctx, known, func(tx *object.Tx[deliveryState]) error {
+		s := tx.State()
+		s.IssueId, s.Action, s.Outcome = w.id, action, said
+		return nil
+	}, object.Create())
+	if err != nil && !errors.Is(err, object.ErrExists) {
+		return "", err
+	}
+	return said, nil
+}
+
+// bodyID names a webhook without a delivery id by its body.
+func bodyID(raw []byte) []byte {
+	sum := sha256.Sum256(raw)
+	return sum[:16]
+}
+
+func (h *Webhook) apply(ctx context.Context, w *issueWord) (said string, _ error) {
+	_, err := h.c.Issues.Update(ctx, object.ID(w.id), func(tx *object.Tx[issueState]) error {
+		said = "applied"
+		if !applyIssue(tx, w) {
+			said = "not newer than what is known"
+		}
+		return nil
+	}, object.Upsert(), object.Shared())
+	return said, err
+}
+
+// refetch notes that Linear has to be asked for an issue, unless what the word says is known.
+func (h *Webhook) refetch(ctx context.Context, w *issueWord) (said string, _ error) {
+	_, err := h.c.Issues.Update(ctx, object.ID(w.id), func(tx *object.Tx[issueState]) error {
+		said = "too old to be applied: the issue will be fetched"
+		if !noteStale(tx.State(), w) {
+			said = "too old, and not newer than what is known"
+			if tx.Exists() {
+				tx.Unchanged()
+			}
+		}
+		return nil
+	}, object.Upsert(), object.Shared())
+	return said, err
+}
+
+// noteStale marks the issue for fetching and tells whether it had to.
+func noteStale(s *projectv1.LinearIssueState, w *issueWord) bool {
+	if s.GetStamp() != nil && compareStamps(w.stamp, s.GetStamp()) <= 0 {
+		return false
+	}
+	s.Refetch, s.EndpointId = true, w.endpoint
+	return true
+}
