@@ -23,20 +23,33 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 )
 
-// fuzzed is a server and a conversation, which each input finds new: one that was changed is left to itself. In inputs its
+// fuzzing says how an area's methods are fuzzed.
+type fuzzing struct {
+	// seed are the methods and bodies that make c1; the first fails where there is one.
+	seed [][2]string
+	// full has for each unary method a request with all that it can have.
+	full map[string]string
+	// reads is what is read after a method has changed something, by method and body; "": after all others.
+	reads map[string][2]string
+	// service are methods that only services may call, and how full's request is answered.
+	service map[string]string
+}
+
+// fuzzed is a server and an object, which each input finds new: one that was changed is left to itself. In inputs its
 // name is c1.
 type fuzzed struct {
 	*bundle
 
-	methods []protoreflect.MethodDescriptor // the unary ones, by name
-	ada     string
-	made    int    // conversations
-	id      string // of the one in use; empty: make one
+	methods      []protoreflect.MethodDescriptor // the unary ones, by name
+	ada, service string
+	made         int    // objects
+	id           string // of the one in use; empty: make one
+	area         protoreflect.FullName
 }
 
 func newFuzzed(tb testing.TB, b *bundle) *fuzzed {
 	tb.Helper()
-	z := &fuzzed{bundle: b, ada: b.key(tb, "ada")}
+	z := &fuzzed{bundle: b, ada: b.key(tb, "ada"), service: b.key(tb, "")}
 	methods := registered()
 	for _, p := range slices.Sorted(maps.Keys(methods)) {
 		if m := methods[p]; !m.IsStreamingServer() {
@@ -46,28 +59,37 @@ func newFuzzed(tb testing.TB, b *bundle) *fuzzed {
 	return z
 }
 
-// fresh makes a conversation with a message. Its id is as long as c1, so that it fits into binary inputs.
-func (z *fuzzed) fresh(t *testing.T) {
+// fuzzingOf is how a method's area is fuzzed.
+func fuzzingOf(m protoreflect.MethodDescriptor) fuzzing {
+	return areas[m.ParentFile().Package()].fuzzing
+}
+
+// fresh makes what a method is about. Its id is as long as c1, so that it fits into binary inputs.
+func (z *fuzzed) fresh(t *testing.T, m protoreflect.MethodDescriptor) {
 	t.Helper()
 	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+	z.area = m.ParentFile().Package()
+	seed := fuzzingOf(m).seed
 	for code := ""; code != "ok"; { // an input may have made one of that id
 		if z.made == len(letters)*len(letters) {
 			z.bundle, z.made = z.tenant(t), 0
-			z.ada = z.key(t, "ada")
+			z.ada, z.service = z.key(t, "ada"), z.key(t, "")
 		}
 		z.id = string([]byte{letters[z.made/len(letters)], letters[z.made%len(letters)]})
 		z.made++
-		code = z.ask(t, z.method("CreateConversation"), "json", []byte(`{"conversationId":"c1","labels":{"a":"b"}}`)).code
+		code = z.ask(t, z.method(seed[0][0]), "json", []byte(seed[0][1])).code
 	}
-	message := `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"x","clientMessageId":"m-1"}],"requestId":"r-1"}`
-	if got := z.ask(t, z.method("AppendMessages"), "json", []byte(message)); got.code != "ok" {
-		t.Fatalf("%+v", got)
+	for _, step := range seed[1:] {
+		if got := z.ask(t, z.method(step[0]), "json", []byte(step[1])); got.code != "ok" {
+			t.Fatalf("%s: %+v", step[0], got)
+		}
 	}
 }
 
+// method is one of the area in use.
 func (z *fuzzed) method(name string) protoreflect.MethodDescriptor {
 	for _, m := range z.methods {
-		if string(m.Name()) == name {
+		if string(m.Name()) == name && m.ParentFile().Package() == z.area {
 			return m
 		}
 	}
@@ -81,6 +103,9 @@ func (z *fuzzed) ask(t *testing.T, m protoreflect.MethodDescriptor, codec string
 	req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, procedure(m), bytes.NewReader(body))
 	req.Header.Set("Content-Type", "application/"+codec)
 	name, value, _ := strings.Cut(z.ada, ": ")
+	if fuzzingOf(m).service[string(m.Name())] != "" {
+		name, value, _ = strings.Cut(z.service, ": ")
+	}
 	req.Header.Set(name, value)
 	rec := httptest.NewRecorder()
 	began := time.Now()
@@ -106,18 +131,21 @@ func (z *fuzzed) ask(t *testing.T, m protoreflect.MethodDescriptor, codec string
 // try sends a body, and checks that what it left can be read.
 func (z *fuzzed) try(t *testing.T, m protoreflect.MethodDescriptor, codec string, body []byte) {
 	t.Helper()
-	if z.id == "" {
-		z.fresh(t)
+	if z.id == "" || z.area != m.ParentFile().Package() {
+		z.fresh(t, m)
 	}
 	got := z.ask(t, m, codec, body)
 	if m.Input().Fields().ByName("request_id") == nil || got.code != "ok" {
 		return
 	}
-	read := map[protoreflect.Name]string{"RecordIntent": "ListIntents", "AdvanceFlow": "ListFlowSteps"}[m.Name()]
-	read = cmp.Or(read, "GetConversation")
-	again := z.ask(t, z.method(read), "json", []byte(isolationCases[procedure(z.method(read))].body))
-	if again.code != "ok" && (again.code != "not_found" || m.Name() != "DeleteConversation") {
-		t.Errorf("after %s, %s is answered with %+v", m.Name(), read, again)
+	reads := fuzzingOf(m).reads
+	read, ok := reads[string(m.Name())]
+	if !ok {
+		read = reads[""]
+	}
+	again := z.ask(t, z.method(read[0]), "json", []byte(read[1]))
+	if again.code != "ok" && (again.code != "not_found" || !strings.HasPrefix(string(m.Name()), "Delete")) {
+		t.Errorf("after %s, %s is answered with %+v", m.Name(), read[0], again)
 	}
 	z.id = ""
 }
@@ -141,26 +169,6 @@ func nested(n int, open string) string {
 // large are hostile values that take a while.
 func large() []string {
 	return []string{nested(10_000, "["), nested(10_000, `{"a":`), strings.Repeat("[", 10_000), `"` + strings.Repeat("x", 70_000) + `"`, `[` + strings.Repeat(`{},`, 10_000) + `{}]`}
-}
-
-// full are requests with all that they can have, where isolationCases has less.
-var full = map[string]string{
-	"CreateConversation": `{"conversationId":"c1-2","title":"t","labels":{"a":"b"},"projectId":"p","ttl":"90000s","requestId":"r-2"}`,
-	"GetConversation":    `{"conversationId":"c1","messageLimit":9,"ifVersionNot":"9"}`,
-	"ListConversations":  `{"pageSize":5,"pageToken":"eyJ0IjoiMjAyNi0wMS0wMVQwMDowMDowMFoiLCJpIjoiYzEifQ","projectId":"p","labels":{"a":"b"}}`,
-	"UpdateConversation": `{"conversationId":"c1","conversation":{"title":"t","labels":{"a":"b"},"projectId":"p","ttl":"90000s","messageCount":"5","voice":{"changeTime":"2026-01-01T00:00:00Z"}},"updateMask":"title,labels","requestId":"r-2","ifVersion":"2"}`,
-	"DeleteConversation": `{"conversationId":"c1","requestId":"r-2","ifVersion":"2"}`,
-	"AppendMessages": `{"conversationId":"c1","messages":[{"role":"ROLE_USER","modality":"MODALITY_VOICE","text":"t","clientMessageId":"m-2","tokenCount":"3","metadata":{"a":"b"},
-		"parts":[{"json":{"a":[1]}},{"file":{"uri":"u","mimeType":"m","name":"n"}},{"toolCall":{"callId":"c","name":"n","args":{"a":{"b":"c"}}}},{"toolResult":{"response":{"a":null},"isError":true}}]}],"requestId":"r-2","ifVersion":"2"}`,
-	"UpdateMessage": `{"conversationId":"c1","message":{"seq":"1","text":"t","parts":[{"json":{"a":1}}],"status":"MESSAGE_STATUS_FAILED","metadata":{"a":"b"},"tokenCount":"3"},"updateMask":"text,parts","requestId":"r-2","ifVersion":"2"}`,
-	"ListMessages":  `{"conversationId":"c1","afterSeq":"1","pageSize":5}`,
-	"SetVoiceState": `{"conversationId":"c1","audioStreamId":"a","status":"VOICE_STATUS_LISTENING","lastTranscription":"t","requestId":"r-2","ifVersion":"2"}`,
-	"RecordIntent":  `{"conversationId":"c1","name":"n","confidence":0.5,"slots":{"a":{"b":[1]}},"messageSeq":"1","requestId":"r-2","ifVersion":"2"}`,
-	"ListIntents":   `{"conversationId":"c1","afterSeq":"1","pageSize":5}`,
-	"AdvanceFlow":   `{"conversationId":"c1","flow":"f","step":"s","data":{"a":{"b":[1]}},"requestId":"r-2","ifVersion":"2"}`,
-	"ListFlowSteps": `{"conversationId":"c1","afterSeq":"1","pageSize":5}`,
-	"IngestLive": `{"conversationId":"c1","epoch":"1","frames":[{"clientIndex":"1","text":"{}"},{"clientIndex":"2","binary":"e30"},
-		{"clientIndex":"3","object":{"toolCall":{"functionCalls":[{"id":"a","name":"n","args":{"b":1}}]},"serverContent":{"outputTranscription":{"text":"t"}},"usageMetadata":{"totalTokenCount":5}}}],"requestId":"r-2","ifVersion":"2"}`,
 }
 
 // mutants are a JSON document with each of its values in turn replaced.
@@ -204,12 +212,13 @@ func TestHostileJSON(t *testing.T) {
 		t.Run(string(m.Name()), func(t *testing.T) {
 			t.Parallel()
 			z := newFuzzed(t, b.tenant(t))
-			document, ok := full[string(m.Name())]
+			how := fuzzingOf(m)
+			document, ok := how.full[string(m.Name())]
 			if !ok {
-				t.Fatal("full has no request of it")
+				t.Fatal("its area's fuzzing has no full request of it")
 			}
-			z.fresh(t)
-			if got := z.ask(t, m, "json", []byte(document)); got.code != "ok" {
+			z.fresh(t, m)
+			if got := z.ask(t, m, "json", []byte(document)); got.code != cmp.Or(how.service[string(m.Name())], "ok") {
 				t.Fatalf("as it is, it is answered with %+v", got)
 			}
 			z.id = ""
@@ -230,7 +239,7 @@ func TestHostileJSON(t *testing.T) {
 func FuzzJSON(f *testing.F) {
 	z := newFuzzed(f, setup(f))
 	for i, m := range z.methods {
-		body := full[string(m.Name())]
+		body := fuzzingOf(m).full[string(m.Name())]
 		for _, s := range []string{body, "", "{", "null", body + "x", body + body, "\xef\xbb\xbf" + body, strings.Repeat("{", 10_000), body[:len(body)/2]} {
 			f.Add(uint8(i), []byte(s))
 		}
@@ -258,7 +267,7 @@ func FuzzProto(f *testing.F) {
 		f.Add(uint8(i), b)
 	}
 	for i, m := range z.methods {
-		body := isolationCases[procedure(m)].body
+		body := cmp.Or(isolationCases[procedure(m)].body, "{}")
 		req := dynamicpb.NewMessage(m.Input())
 		if err := protojson.Unmarshal([]byte(body), req); err != nil {
 			f.Fatal(err)

@@ -4,6 +4,34 @@ import "testing"
 
 var conversationArea = area{
 	fill: fillConversation,
+	fuzzing: fuzzing{
+		seed: [][2]string{
+			{"CreateConversation", `{"conversationId":"c1","labels":{"a":"b"}}`},
+			{"AppendMessages", `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"x","clientMessageId":"m-1"}],"requestId":"r-1"}`},
+		},
+		reads: map[string][2]string{
+			"RecordIntent": {"ListIntents", `{"conversationId":"c1"}`}, "AdvanceFlow": {"ListFlowSteps", `{"conversationId":"c1"}`},
+			"": {"GetConversation", `{"conversationId":"c1","messageLimit":9}`},
+		},
+		full: map[string]string{
+			"CreateConversation": `{"conversationId":"c1-2","title":"t","labels":{"a":"b"},"projectId":"p","ttl":"90000s","requestId":"r-2"}`,
+			"GetConversation":    `{"conversationId":"c1","messageLimit":9,"ifVersionNot":"9"}`,
+			"ListConversations":  `{"pageSize":5,"pageToken":"eyJ0IjoiMjAyNi0wMS0wMVQwMDowMDowMFoiLCJpIjoiYzEifQ","projectId":"p","labels":{"a":"b"}}`,
+			"UpdateConversation": `{"conversationId":"c1","conversation":{"title":"t","labels":{"a":"b"},"projectId":"p","ttl":"90000s","messageCount":"5","voice":{"changeTime":"2026-01-01T00:00:00Z"}},"updateMask":"title,labels","requestId":"r-2","ifVersion":"2"}`,
+			"DeleteConversation": `{"conversationId":"c1","requestId":"r-2","ifVersion":"2"}`,
+			"AppendMessages": `{"conversationId":"c1","messages":[{"role":"ROLE_USER","modality":"MODALITY_VOICE","text":"t","clientMessageId":"m-2","tokenCount":"3","metadata":{"a":"b"},
+				"parts":[{"json":{"a":[1]}},{"file":{"uri":"u","mimeType":"m","name":"n"}},{"toolCall":{"callId":"c","name":"n","args":{"a":{"b":"c"}}}},{"toolResult":{"response":{"a":null},"isError":true}}]}],"requestId":"r-2","ifVersion":"2"}`,
+			"UpdateMessage": `{"conversationId":"c1","message":{"seq":"1","text":"t","parts":[{"json":{"a":1}}],"status":"MESSAGE_STATUS_FAILED","metadata":{"a":"b"},"tokenCount":"3"},"updateMask":"text,parts","requestId":"r-2","ifVersion":"2"}`,
+			"ListMessages":  `{"conversationId":"c1","afterSeq":"1","pageSize":5}`,
+			"SetVoiceState": `{"conversationId":"c1","audioStreamId":"a","status":"VOICE_STATUS_LISTENING","lastTranscription":"t","requestId":"r-2","ifVersion":"2"}`,
+			"RecordIntent":  `{"conversationId":"c1","name":"n","confidence":0.5,"slots":{"a":{"b":[1]}},"messageSeq":"1","requestId":"r-2","ifVersion":"2"}`,
+			"ListIntents":   `{"conversationId":"c1","afterSeq":"1","pageSize":5}`,
+			"AdvanceFlow":   `{"conversationId":"c1","flow":"f","step":"s","data":{"a":{"b":[1]}},"requestId":"r-2","ifVersion":"2"}`,
+			"ListFlowSteps": `{"conversationId":"c1","afterSeq":"1","pageSize":5}`,
+			"IngestLive": `{"conversationId":"c1","epoch":"1","frames":[{"clientIndex":"1","text":"{}"},{"clientIndex":"2","binary":"e30"},
+				{"clientIndex":"3","object":{"toolCall":{"functionCalls":[{"id":"a","name":"n","args":{"b":1}}]},"serverContent":{"outputTranscription":{"text":"t"}},"usageMetadata":{"totalTokenCount":5}}}],"requestId":"r-2","ifVersion":"2"}`,
+		},
+	},
 	cases: map[string]isolationCase{
 		"/holdfast.conversation.v1.ConversationService/CreateConversation": {body: `{"conversationId":"c1","title":"mine"}`, outside: isOwn},
 		"/holdfast.conversation.v1.ConversationService/GetConversation":    {body: `{"conversationId":"c1","messageLimit":9}`},

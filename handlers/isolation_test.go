@@ -247,6 +247,8 @@ type area struct {
 	fill func(tb testing.TB, b *bundle, ada string)
 	// cases has every RPC of the package.
 	cases map[string]isolationCase
+
+	fuzzing fuzzing
 }
 
 // areas has every proto package with a service. Each has a file of its own, isolation_<area>_test.go.
