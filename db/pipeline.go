@@ -123,6 +123,46 @@ func (p *Pipeline) DropTimer(a dbsqlc.DropTimerParams) {
 	p.batch.Queue(dbsqlc.DropTimer, fields(&a)...)
 }
 
+// ListEventsBack queues dbsqlc.ListEventsBack.
+func (p *Pipeline) ListEventsBack(a dbsqlc.ListEventsBackParams, each func(*dbsqlc.ListEventsBackRow) error) {
+	query(p, dbsqlc.ListEventsBack, a, each)
+}
+
+// ListAllEntries queues dbsqlc.ListAllEntries.
+func (p *Pipeline) ListAllEntries(a dbsqlc.ListAllEntriesParams, each func(*dbsqlc.ListAllEntriesRow) error) {
+	query(p, dbsqlc.ListAllEntries, a, each)
+}
+
+// MeasureObject queues dbsqlc.MeasureObject.
+func (p *Pipeline) MeasureObject(a dbsqlc.MeasureObjectParams, each func(*dbsqlc.MeasureObjectRow) error) {
+	query(p, dbsqlc.MeasureObject, a, each)
+}
+
+// ListByID queues dbsqlc.ListByID.
+func (p *Pipeline) ListByID(a dbsqlc.ListByIDParams, each func(*dbsqlc.ListByIDRow) error) {
+	query(p, dbsqlc.ListByID, a, each)
+}
+
+// ListByActivity queues dbsqlc.ListByActivity, whose rows are those of ListByID.
+func (p *Pipeline) ListByActivity(a dbsqlc.ListByActivityParams, each func(*dbsqlc.ListByIDRow) error) {
+	query(p, dbsqlc.ListByActivity, a, each)
+}
+
+// ListOldSchemas queues dbsqlc.ListOldSchemas.
+func (p *Pipeline) ListOldSchemas(a dbsqlc.ListOldSchemasParams, each func(id string) error) {
+	query(p, dbsqlc.ListOldSchemas, a, func(r *struct{ ID string }) error { return each(r.ID) })
+}
+
+// ListTimers queues dbsqlc.ListTimers.
+func (p *Pipeline) ListTimers(a dbsqlc.ListTimersParams, each func(*dbsqlc.ListTimersRow) error) {
+	query(p, dbsqlc.ListTimers, a, each)
+}
+
+// RetryTimer queues dbsqlc.RetryTimer, whose rows are those of ListTimers.
+func (p *Pipeline) RetryTimer(a dbsqlc.RetryTimerParams, each func(*dbsqlc.ListTimersRow) error) {
+	query(p, dbsqlc.RetryTimer, a, each)
+}
+
 // Run sends a pipeline that only reads.
 func (d *DB) Run(ctx context.Context, p *Pipeline) error { return d.send(ctx, p, false) }
 

@@ -197,7 +197,7 @@ func (rt *Runtime) readAccounts(ctx context.Context, scope db.Scope, accounts []
 	if len(wanted.Ords) > 0 {
 		p.LoadEntries(wanted, func(r *dbsqlc.LoadEntriesRow) error {
 			a := accounts[r.Ord]
-			value, err := decode(a.kind.collections[r.Collection], r.Body)
+			value, _, err := decode(a.kind.collections[r.Collection], r.Body)
 			a.entries[a.index[entryKey{r.Collection, r.Key}]].Value = value
 			a.err = errors.Join(a.err, err) // it fails those who asked for it
 			return nil

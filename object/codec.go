@@ -11,8 +11,10 @@ import (
 // breaking` can guard them.
 var (
 	marshal = protojson.MarshalOptions{UseProtoNames: true}
-	// Reads are lenient: what a newer release added is passed over. Writes are not, see ErrNewerSchema.
-	unmarshal = protojson.UnmarshalOptions{DiscardUnknown: true}
+	// Reads are lenient: what a newer release added is passed over. Writes are not, see ErrNewerSchema: what strict refuses
+	// and lenient does not holds something that this release would drop.
+	strict  = protojson.UnmarshalOptions{}
+	lenient = protojson.UnmarshalOptions{DiscardUnknown: true}
 )
 
 func encode(m proto.Message) (string, error) {
@@ -23,16 +25,45 @@ func encode(m proto.Message) (string, error) {
 	return string(b), nil
 }
 
-// decode makes a new message of prototype's type out of stored JSON.
-func decode(prototype proto.Message, stored string) (proto.Message, error) {
+// decode makes a new message of prototype's type out of stored JSON. newer: it holds what this release does not know.
+func decode(prototype proto.Message, stored string) (m proto.Message, newer bool, err error) {
 	if prototype == nil {
-		return nil, fmt.Errorf("%w: the kind has no such collection", ErrInvalid)
+		return nil, false, fmt.Errorf("%w: the kind has no such collection", ErrInvalid)
 	}
-	m := prototype.ProtoReflect().New().Interface()
-	if err := unmarshal.Unmarshal([]byte(stored), m); err != nil {
-		return nil, fmt.Errorf("object: stored %s cannot be read: %w", m.ProtoReflect().Descriptor().FullName(), err)
+	m = prototype.ProtoReflect().New().Interface()
+	if strict.Unmarshal([]byte(stored), m) == nil {
+		return m, false, nil
 	}
-	return m, nil
+	proto.Reset(m)
+	if err := lenient.Unmarshal([]byte(stored), m); err != nil {
+		return nil, false, fmt.Errorf("object: stored %s cannot be read: %w", m.ProtoReflect().Descriptor().FullName(), err)
+	}
+	return m, true, nil
+}
+
+// upcast brings a stored state to the schema of this release. One of this schema or a newer is returned as it is.
+func (k *kind) upcast(stored string, schema int32) (string, error) {
+	for ; schema < k.schemaVersion; schema++ {
+		step := k.upcasters[schema]
+		if step == nil {
+			continue
+		}
+		b, err := step([]byte(stored))
+		if err != nil {
+			return "", fmt.Errorf("object: stored %s of schema %d cannot be brought to the next: %w", k.name, schema, err)
+		}
+		stored = string(b)
+	}
+	return stored, nil
+}
+
+// decodeState makes a state out of its stored form, whatever release wrote it.
+func (k *kind) decodeState(stored string, schema int32) (state proto.Message, newer bool, err error) {
+	if stored, err = k.upcast(stored, schema); err != nil {
+		return nil, false, err
+	}
+	state, newer, err = decode(k.prototype, stored)
+	return state, newer || schema > k.schemaVersion, err
 }
 
 // replaced returns, as JSON members, the old values of the top-level fields that differ between two states; null

@@ -255,9 +255,15 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) {
 	if len(wanted.Ords) > 0 {
 		p.LoadEntries(wanted, func(r *dbsqlc.LoadEntriesRow) error {
 			w := entries[r.Ord]
-			value, err := decode(w.kind.collections[r.Collection], r.Body)
+			value, newer, err := decode(w.kind.collections[r.Collection], r.Body)
 			if err == nil {
 				w.loaded[entryKey{r.Collection, r.Key}] = value
+			}
+			if newer {
+				if w.newer == nil {
+					w.newer = map[entryKey]bool{}
+				}
+				w.newer[entryKey{r.Collection, r.Key}] = true
 			}
 			return err
 		})
@@ -347,7 +353,7 @@ func (w *work) settleDoubt() {
 
 // forget clears what earlier attempts found.
 func (w *work) forget() {
-	w.base, w.known, w.optimistic = nil, nil, false
+	w.base, w.known, w.newer, w.optimistic = nil, nil, nil, false
 	w.loaded = map[entryKey]proto.Message{}
 	for _, c := range w.changes {
 		for _, k := range slices.Concat(c.opts.prefetch, c.opts.absent) {

@@ -10,10 +10,13 @@ import (
 
 // What the tests of package object_test see of the inside.
 
-var (
-	Encode = encode
-	Decode = decode
-)
+var Encode = encode
+
+// Decode is decode, whoever wrote it.
+func Decode(prototype proto.Message, stored string) (proto.Message, error) {
+	m, _, err := decode(prototype, stored)
+	return m, err
+}
 
 // LockKey is the key of an object's advisory lock.
 func LockKey(t identity.Tenant, kind string, id ID) int64 { return key{t, kind, id}.lock() }

@@ -18,6 +18,13 @@ type KindConfig[S proto.Message] struct {
 	Name string
 	// SchemaVersion of the states that this release writes, from 1. Rows of a newer one are read, never written.
 	SchemaVersion int32
+	// Upcasters bring the stored state of schema n to n + 1: pure functions over JSON with the proto's field names. A step
+	// that only added fields needs none. Rows are rewritten when they next change, or by MigrateState. Entries have no
+	// schema: they only ever gain fields.
+	Upcasters map[int32]func(state []byte) ([]byte, error)
+	// UserRestore lets users, and not only services, restore, fork and delete what they own through the inspector, past the
+	// rules of the kind's manager.
+	UserRestore bool
 	// TTL is how long an object is kept after its last change, at least 24 h. 0: for ever.
 	TTL time.Duration
 	// TTLOf overrides TTL for one object, at least 24 h; 0: no override. Optional.
@@ -48,6 +55,8 @@ type kind struct {
 	rt            *Runtime
 	name          string
 	schemaVersion int32
+	upcasters     map[int32]func([]byte) ([]byte, error)
+	userRestore   bool
 	prototype     proto.Message
 	collections   map[string]proto.Message
 	recent        string
@@ -61,7 +70,7 @@ type kind struct {
 func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 	var prototype S
 	k := &kind{
-		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
+		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, userRestore: c.UserRestore, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
 		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1),
 		ttl: func(m proto.Message) time.Duration {
 			if c.TTLOf != nil {
@@ -86,6 +95,14 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 	case c.Recent != "" && c.Collections[c.Recent] == nil:
 		panic("object: Recent names no collection of the kind")
 	}
+	for from := range c.Upcasters {
+		if from < 1 || from >= c.SchemaVersion {
+			panic("object: an upcaster leads from one of the kind's schema versions to the next")
+		}
+	}
+	rt.mu.Lock()
+	rt.kinds[k.name] = k
+	rt.mu.Unlock()
 	if c.OnTimer != nil {
 		k.onTimer = func(t *txn, name string) error { return c.OnTimer(&Tx[S]{t}, name) }
 		rt.timers.add(k)
@@ -153,6 +170,8 @@ type updateOptions struct {
 	hash      [sha256.Size]byte
 	prefetch  []entryKey
 	absent    []entryKey
+	basedOn   Version // of what the closure was computed from; 0: only what Update hands it
+	revive    bool    // of a deleted object that is still there: it goes on with its entries
 }
 
 type entryKey struct{ collection, key string }

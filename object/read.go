@@ -202,8 +202,11 @@ func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit int) (*record, error) {
 		return rec, nil
 	}
 	var err error
-	if rec.state, err = decode(k.prototype, r.State); err != nil {
+	if rec.state, rec.newer, err = k.decodeState(r.State, r.SchemaVersion); err != nil {
 		return nil, err
+	}
+	if r.SchemaVersion < k.schemaVersion {
+		rec.raw = r.State
 	}
 	if rec.timers, err = decodeTimers(r.Timers); err != nil {
 		return nil, err
@@ -212,10 +215,11 @@ func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit int) (*record, error) {
 	if limit > 0 {
 		rec.recent = recent{known: true, whole: len(r.Keys) < limit, entries: make([]Entry, 0, len(r.Keys)+k.recentKeep)}
 		for i, key := range slices.Backward(r.Keys) {
-			value, err := decode(k.collections[k.recent], r.Bodies[i])
+			value, newer, err := decode(k.collections[k.recent], r.Bodies[i])
 			if err != nil {
 				return nil, err
 			}
+			rec.recent.newer = rec.recent.newer || newer
 			rec.recent.entries = append(rec.recent.entries, Entry{key, value})
 		}
 	}
@@ -380,7 +384,7 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 	p := k.rt.db.NewSnapshot(callerScope(caller))
 	queueView1(p, k.kind, caller.Tenant, id, 0, 0, &rec)
 	each := func(r *dbsqlc.ListEntriesAfterRow) error {
-		value, err := decode(k.collections[collection], r.Body)
+		value, _, err := decode(k.collections[collection], r.Body)
 		page.Entries = append(page.Entries, Entry{r.Key, value})
 		return err
 	}

@@ -24,10 +24,13 @@ type record struct {
 	state                    proto.Message // nil: deleted
 	create, update, activity time.Time
 	expire                   time.Time // zero: never
-	timers                   timers
-	recent                   recent
-	bytes                    int // estimated, in memory
-	stateSize                int // encoded
+	// raw is the stored state where an older release wrote it; newer: a newer one did, and this one may not write it.
+	raw       string
+	newer     bool
+	timers    timers
+	recent    recent
+	bytes     int // estimated, in memory
+	stateSize int // encoded
 	// distrust counts down the writes that load the object anew, because another process was found to write it too.
 	distrust int
 }
@@ -35,6 +38,11 @@ type record struct {
 // live tells whether the object can be found at now: time to live is a read rule, deletion only housekeeping.
 func (r *record) live(now time.Time) bool {
 	return r != nil && r.state != nil && (r.expire.IsZero() || now.Before(r.expire))
+}
+
+// deleted tells whether the object was deleted, and not so long ago that its rows may be gone.
+func (r *record) deleted(now time.Time) bool {
+	return r != nil && r.state == nil && now.Before(r.expire)
 }
 
 func (r *record) info(id ID) Info {
@@ -47,11 +55,13 @@ type recent struct {
 	entries []Entry // ascending
 	// known: entries holds every entry of the collection from its first one's key on. If whole, there are no others.
 	known, whole bool
+	// newer: some of them hold what this release does not know. They can be read, but changes load them one by one.
+	newer bool
 }
 
 // find looks a key up. sure is false where the answer is not at hand.
 func (r recent) find(k string) (value proto.Message, sure bool) {
-	if !r.known {
+	if !r.known || r.newer {
 		return nil, false
 	}
 	i := sort.Search(len(r.entries), func(i int) bool { return r.entries[i].Key >= k })
@@ -119,7 +129,7 @@ const (
 
 // measure estimates the record's bytes in memory from its messages' encoded sizes.
 func (r *record) measure() int {
-	n := recordOverhead + decodedFactor*r.stateSize + timerOverhead*len(r.timers)
+	n := recordOverhead + decodedFactor*r.stateSize + timerOverhead*len(r.timers) + len(r.raw)
 	for _, e := range r.recent.entries {
 		n += entryOverhead + decodedFactor*proto.Size(e.Value)
 	}

@@ -71,6 +71,7 @@ type Runtime struct {
 	closed  bool
 	lanes   map[identity.Tenant]*lane
 	boxes   map[key]*mailbox
+	kinds   map[string]*kind
 	turn    []*lane // lanes with ready mailboxes and room for a batch, in the order that they are served
 	waiting int     // changes in all mailboxes
 	running int     // batches in flight
@@ -119,7 +120,7 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 	}
 	rt := &Runtime{
 		db: d, log: c.Log, limits: c.Limits, commitTimeout: c.CommitTimeout, cache: newCache(c.CacheBytes),
-		lanes: map[identity.Tenant]*lane{}, boxes: map[key]*mailbox{}, reads: map[identity.Tenant]*readLane{},
+		lanes: map[identity.Tenant]*lane{}, boxes: map[key]*mailbox{}, kinds: map[string]*kind{}, reads: map[identity.Tenant]*readLane{},
 		catchUps: map[identity.Tenant]*catchUpLane{},
 	}
 	rt.life, rt.end = context.WithCancel(context.Background())

@@ -53,6 +53,14 @@ type txn struct {
 	// shared: the object belongs to the whole tenant if it is made.
 	shared  bool
 	missing []entryKey
+	// newer: an entry that the change replaces holds what this release does not know.
+	newer bool
+	// revived: a deleted object goes on, with the entries that it had.
+	revived bool
+	// quiet: the change is no activity, and does not keep the object for longer.
+	quiet bool
+	// owner of what the change creates; nil: the caller.
+	owner *identity.User
 }
 
 // put is one staged entry; a nil value removes it.
@@ -94,7 +102,7 @@ func (t *txn) Entry(collection, key string) proto.Message {
 			return t.puts[i].value
 		}
 	}
-	if !t.Exists() {
+	if !t.Exists() && !t.revived {
 		return nil
 	}
 	value, sure := t.work.entry(k)
@@ -124,6 +132,7 @@ func (t *txn) stage(collection, key string, value proto.Message) {
 	}
 	if old := t.Entry(collection, key); old != nil || value != nil {
 		t.puts = append(t.puts, put{k, value})
+		t.newer = t.newer || t.work.mayNotReplace(k)
 	}
 }
 
@@ -164,8 +173,14 @@ func (t *txn) next() *record {
 	if t.shared {
 		r.owner = ""
 	}
-	if t.Exists() {
+	if t.owner != nil {
+		r.owner = *t.owner
+	}
+	if t.Exists() || t.revived {
 		r.owner, r.create, r.activity, r.expire = t.base.owner, t.base.create, t.base.activity, t.base.expire
+	}
+	if t.quiet {
+		return r
 	}
 	// Activity and expiry are indexed, and an update that changes no indexed column is several times cheaper: they
 	// move in steps. Expiry is rounded up, so an object is never kept for less than its time to live.

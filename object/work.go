@@ -23,6 +23,7 @@ type work struct {
 	// What is known of the object before the batch.
 	base   *record // nil: nothing is stored
 	loaded map[entryKey]proto.Message
+	newer  map[entryKey]bool     // of loaded: what this release may not replace
 	known  map[string]knownReply // by request id
 	// optimistic: run on what the cache had; keys in ExpectAbsent options count as absent until the commit says otherwise.
 	optimistic bool
@@ -119,22 +120,31 @@ func (w *work) apply(c *change, now time.Time) error {
 		// Not in the journal, so it was not this change.
 	}
 	live := w.cur.live(now)
+	revived := c.opts.revive && w.cur.deleted(now)
 	switch {
 	case live && c.opts.create:
 		return ErrExists
-	case !live && !c.opts.create && !c.opts.upsert:
+	case !live && !revived && !c.opts.create && !c.opts.upsert:
 		return ErrNotFound
-	case live && w.cur.schema > w.kind.schemaVersion:
+	case live && w.cur.newer:
 		return ErrNewerSchema
 	}
-	if v := c.opts.ifVersion; v != 0 && (!live || v != w.cur.version) {
-		mismatch := &VersionMismatchError{Expected: v}
-		if live {
-			mismatch.Current = w.cur.version
+	for _, v := range []Version{c.opts.ifVersion, c.opts.basedOn} {
+		there := live || revived && v == c.opts.basedOn
+		if v != 0 && (!there || v != w.cur.version) {
+			mismatch := &VersionMismatchError{Expected: v}
+			if there {
+				mismatch.Current = w.cur.version
+			}
+			return mismatch
 		}
-		return mismatch
 	}
-	t := &txn{work: w, caller: c.caller, now: now, base: w.cur, remembered: c.opts.requestID != "", shared: c.opts.shared}
+	if revived && w.cur == w.base {
+		w.fresh = false // its entries are still there
+	}
+	t := &txn{
+		work: w, caller: c.caller, now: now, base: w.cur, remembered: c.opts.requestID != "", shared: c.opts.shared, revived: revived,
+	}
 	if live {
 		t.state, t.timers = proto.Clone(w.cur.state), w.cur.timers
 	} else {
@@ -148,6 +158,9 @@ func (w *work) apply(c *change, now time.Time) error {
 		w.missing = append(w.missing, t.missing...)
 		return errMissing // also where the closure has recovered from it
 	}
+	if t.newer {
+		return ErrNewerSchema
+	}
 	if err != nil {
 		return err
 	}
@@ -160,7 +173,7 @@ func (w *work) apply(c *change, now time.Time) error {
 
 // accept makes a change that succeeded part of the batch, or refuses it for its size and leaves no trace.
 func (w *work) accept(c *change, t *txn) error {
-	live := t.Exists()
+	live := t.Exists() || t.revived
 	next := t.next()
 	limits := w.kind.rt.limits
 	if next.state != nil {
@@ -204,7 +217,7 @@ func (w *work) accept(c *change, t *txn) error {
 	}
 	e := event{
 		version: next.version, eventType: t.eventType, actor: string(c.caller.User), time: t.now,
-		requestID: c.opts.requestID, undo: undo, puts: t.puts, after: next, created: !live,
+		requestID: c.opts.requestID, undo: undo, puts: t.puts, after: next, created: !t.Exists(),
 	}
 	if e.eventType == "" {
 		e.eventType = defaultEventType(t)
@@ -237,7 +250,7 @@ func (w *work) accept(c *change, t *txn) error {
 			had++
 		}
 	}
-	if len(next.recent.entries) != had { // not all were appended
+	if len(next.recent.entries) != had || t.revived { // not all were appended, or nothing was counted
 		next.bytes = next.measure()
 	}
 	w.cur = next
@@ -282,6 +295,12 @@ func (w *work) entry(k entryKey) (value proto.Message, sure bool) {
 	return nil, false
 }
 
+// mayNotReplace tells that a newer release has written the entry, and nothing of this batch has replaced it since.
+func (w *work) mayNotReplace(k entryKey) bool {
+	_, replaced := w.staged[k]
+	return w.newer[k] && !replaced && !w.fresh
+}
+
 func (w *work) reply(requestID string) (knownReply, bool) {
 	if requestID == "" {
 		return knownReply{}, false
@@ -297,26 +316,36 @@ func (w *work) reply(requestID string) (knownReply, bool) {
 func (w *work) undo(t *txn, live bool) (string, error) {
 	var b strings.Builder
 	var was proto.Message
-	if live {
-		was = t.base.state
+	var timersWere, timersAre timers
+	if t.Exists() {
+		was, timersWere = t.base.state, t.base.timers
 	}
 	is := t.state
 	if t.deleted {
 		is = nil
 	}
-	state, err := replaced(was, is)
-	if err != nil {
-		return "", err
+	if was != nil && t.base.raw != "" {
+		// It was of an older schema, in which the events before this one are written.
+		fmt.Fprintf(&b, `{"schema":%d,"state":%s`, t.base.schema, t.base.raw)
+	} else {
+		if t.revived && t.base.schema < w.kind.schemaVersion {
+			fmt.Fprintf(&b, `{"schema":%d,`, t.base.schema)
+		} else {
+			b.WriteByte('{')
+		}
+		state, err := replaced(was, is)
+		if err != nil {
+			return "", err
+		}
+		b.WriteString(`"state":{`)
+		b.WriteString(state)
+		b.WriteByte('}')
 	}
-	b.WriteString(`{"state":{`)
-	b.WriteString(state)
-	b.WriteByte('}')
-	if !live {
+	switch {
+	case t.revived:
+		b.WriteString(`,"revived":true`)
+	case !live:
 		b.WriteString(`,"created":true`)
-	}
-	var timersWere, timersAre timers
-	if live {
-		timersWere = t.base.timers
 	}
 	if !t.deleted {
 		timersAre = t.timers

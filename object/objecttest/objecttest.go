@@ -51,6 +51,7 @@ func Run[S proto.Message](t *testing.T, c Case[S]) {
 		{"Lifecycle", lifecycleTests[S]()},
 		{"Swept", sweptTests[S]()},
 		{"Load", loadTests[S]()},
+		{"History", historyTests[S]()},
 		{"Timer", timerTests[S]()},
 	} {
 		if g.name == "Timer" && c.Timed == nil {

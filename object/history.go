@@ -1,0 +1,704 @@
+package object
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"holdfast/db"
+	"holdfast/gen/dbsqlc"
+	"holdfast/identity"
+)
+
+// Moment is a point in an object's history: a version, or where that is 0 the last version at a time.
+type Moment struct {
+	Version Version
+	Time    time.Time
+}
+
+// HistoryError: the object's journal does not reach to the moment that was asked for. Versions Oldest to Newest can be
+// had. What is older was trimmed, or belonged to an earlier life of the object.
+type HistoryError struct{ Oldest, Newest Version }
+
+func (e *HistoryError) Error() string {
+	return fmt.Sprintf("object: its history has the versions %d to %d", e.Oldest, e.Newest)
+}
+
+// maxRewritten is how many entries a restore or a fork may write: they are one change, and one row of the journal.
+const maxRewritten = 10_000
+
+// Event is what the journal has of one version.
+type Event struct {
+	Version Version
+	// Type is "created", "updated", "deleted", "restored:<version>", "timer:<name>", or what the change called itself.
+	Type string
+	// Actor is the user who made the change; empty: a service on its own behalf.
+	Actor     identity.User
+	Time      time.Time
+	RequestID string
+	// Fields are the top-level fields of the state that it changed, and Entries what it put or deleted, without values.
+	Fields  []string
+	Entries []EntryChange
+	Timers  []string
+}
+
+// undo is an event's note of what its change replaced. null stands for what was not there.
+type undo struct {
+	// State has the fields that differ, or all of them where Schema is set: the change was the first of a newer schema.
+	State   map[string]json.RawMessage `json:"state"`
+	Schema  int32                      `json:"schema"`
+	Entries [][3]json.RawMessage       `json:"entries"`
+	Timers  map[string]*time.Time      `json:"timers"`
+	// Created: there was nothing before. Revived: the object was deleted before.
+	Created bool `json:"created"`
+	Revived bool `json:"revived"`
+}
+
+func parseUndo(stored string) (u undo, err error) {
+	if err := json.Unmarshal([]byte(stored), &u); err != nil {
+		return undo{}, fmt.Errorf("object: stored undo cannot be read: %w", err)
+	}
+	return u, nil
+}
+
+// each goes through the entries that the undo is about; old is nil for one that was not there.
+func (u *undo) each(do func(k entryKey, old json.RawMessage)) error {
+	for _, e := range u.Entries {
+		var k entryKey
+		if err := errors.Join(json.Unmarshal(e[0], &k.collection), json.Unmarshal(e[1], &k.key)); err != nil {
+			return fmt.Errorf("object: stored undo cannot be read: %w", err)
+		}
+		old := e[2]
+		if string(old) == "null" {
+			old = nil
+		}
+		do(k, old)
+	}
+	return nil
+}
+
+// Past is an object as it was at a moment, as far as it differs from what is stored now.
+type Past struct {
+	kind    *kind
+	owner   identity.User
+	create  time.Time
+	current Version // that it differs from
+	gone    bool    // deleted now
+
+	version Version
+	time    time.Time // of the version's commit; zero where that is no longer known
+	state   map[string]json.RawMessage
+	schema  int32
+	timers  map[string]time.Time
+	entries map[entryKey]json.RawMessage // nil for one that was not there
+}
+
+// Info is the object's at that moment; its expiry is not known any more.
+func (p *Past) info(id ID) Info {
+	return Info{ID: id, Owner: p.owner, Version: p.version, CreateTime: p.create, UpdateTime: p.time}
+}
+
+// Timers are when the object's timers were due, by name. Do not change them.
+func (p *Past) Timers() map[string]time.Time { return p.timers }
+
+// Version is the version that the moment is at.
+func (p *Past) Version() Version { return p.version }
+
+// decode is the state of that moment in this release's form.
+func (p *Past) decode() (state proto.Message, newer bool, err error) {
+	stored, err := json.Marshal(p.state)
+	if err != nil {
+		return nil, false, err
+	}
+	return p.kind.decodeState(string(stored), p.schema)
+}
+
+// rewinder goes back in one object's history, in one snapshot of the database.
+type rewinder struct {
+	db   *db.DB
+	tx   *db.Transaction
+	kind *kind
+	key  key
+	past Past
+
+	events    []dbsqlc.ListEventsBackRow // read, and not undone yet; the first is the one that made past.version
+	exhausted bool                       // the journal has no more
+	undone    int
+}
+
+// maxUndone is how many changes one rewinding undoes: it keeps a connection busy.
+const maxUndone = 50_000
+
+// rewindPage is how many events are read at once.
+const rewindPage = 200
+
+// rewind begins at the object as it is now. A deleted object has a history for as long as its rows are there. The caller
+// calls close.
+func (k *kind) rewind(ctx context.Context, id ID) (*rewinder, error) {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := id.check(); err != nil {
+		return nil, err
+	}
+	d := k.rt.db
+	r := &rewinder{db: d, kind: k, key: key{caller.Tenant, k.name, id}}
+	var row *dbsqlc.ViewObjectsRow
+	p := d.NewSnapshot(callerScope(caller))
+	p.ViewObjects(dbsqlc.ViewObjectsParams{
+		Ords: []int32{0}, Kinds: []string{k.name}, Ids: []string{string(id)}, Known: []int64{0}, Collections: []string{""},
+		Limits: []int32{0}, TenantID: string(caller.Tenant),
+	}, func(found *dbsqlc.ViewObjectsRow) error {
+		row = found
+		return nil
+	})
+	if r.tx, err = d.Begin(ctx, p); err != nil {
+		return nil, err
+	}
+	if row == nil || !caller.MaySee(identity.User(row.OwnerID)) || row.ExpireTime != nil && !d.Now().Before(*row.ExpireTime) {
+		r.close(ctx)
+		return nil, ErrNotFound
+	}
+	r.past = Past{
+		kind: k, owner: identity.User(row.OwnerID), create: row.CreateTime.UTC(), current: Version(row.Version), gone: row.Deleted,
+		version: Version(row.Version), schema: row.SchemaVersion, entries: map[entryKey]json.RawMessage{},
+	}
+	if !row.Deleted {
+		err = json.Unmarshal([]byte(row.State), &r.past.state)
+	}
+	if err == nil && row.Timers != "" {
+		err = json.Unmarshal([]byte(row.Timers), &r.past.timers)
+	}
+	if err != nil {
+		r.close(ctx)
+		return nil, fmt.Errorf("object: stored state cannot be read: %w", err)
+	}
+	return r, nil
+}
+
+func (r *rewinder) close(ctx context.Context) { r.tx.Rollback(ctx) }
+
+// to goes back to a moment, undoing one event after the other.
+func (r *rewinder) to(ctx context.Context, at Moment) error {
+	p := &r.past
+	if at.Version < 0 || at.Version == 0 && at.Time.IsZero() {
+		return fmt.Errorf("%w: a moment is a version from 1 on, or a time", ErrInvalid)
+	}
+	if at.Version > p.version {
+		return &HistoryError{Oldest: 1, Newest: p.current}
+	}
+	for {
+		if len(r.events) == 0 && !r.exhausted {
+			if err := r.read(ctx); err != nil {
+				return err
+			}
+		}
+		if len(r.events) == 0 { // what came before was trimmed
+			p.time = time.Time{}
+			if at.Version == p.version {
+				return nil
+			}
+			return &HistoryError{Oldest: p.version, Newest: p.current}
+		}
+		e := &r.events[0]
+		if Version(e.Version) != p.version {
+			return fmt.Errorf("object: the journal has version %d where %d was expected", e.Version, p.version)
+		}
+		p.time = e.EventTime.UTC()
+		if at.Version == p.version || at.Version == 0 && !p.time.After(at.Time) {
+			return nil
+		}
+		if r.undone++; r.undone > maxUndone {
+			return fmt.Errorf("%w: more than %d changes were made since", ErrInvalid, maxUndone)
+		}
+		if err := r.undo(e, at); err != nil {
+			return err
+		}
+		r.events = r.events[1:]
+	}
+}
+
+func (r *rewinder) read(ctx context.Context) error {
+	pipe := r.tx.Next()
+	pipe.ListEventsBack(dbsqlc.ListEventsBackParams{
+		TenantID: string(r.key.tenant), Kind: r.key.kind, ObjectID: string(r.key.id), FromVersion: int64(r.past.version),
+		PageSize: rewindPage,
+	}, func(row *dbsqlc.ListEventsBackRow) error {
+		r.events = append(r.events, *row)
+		return nil
+	})
+	if err := r.tx.Read(ctx, pipe); err != nil {
+		return err
+	}
+	r.exhausted = len(r.events) < rewindPage
+	return nil
+}
+
+// undo takes the event back that made the version.
+func (r *rewinder) undo(e *dbsqlc.ListEventsBackRow, at Moment) error {
+	p := &r.past
+	u, err := parseUndo(e.Undo)
+	if err != nil {
+		return err
+	}
+	switch {
+	case u.Created && at.Version == 0:
+		return ErrNotFound // it was not there yet
+	case u.Created:
+		return &HistoryError{Oldest: p.version, Newest: p.current}
+	case u.Revived:
+		p.state, p.schema = nil, cmp.Or(u.Schema, p.schema)
+	case u.Schema != 0:
+		p.state, p.schema = u.State, u.Schema
+	default:
+		p.state = maps.Clone(p.state) // somebody may have kept it
+		if p.state == nil {
+			p.state = map[string]json.RawMessage{}
+		}
+		for name, old := range u.State {
+			if string(old) == "null" {
+				delete(p.state, name)
+			} else {
+				p.state[name] = old
+			}
+		}
+	}
+	p.timers = maps.Clone(p.timers)
+	for name, due := range u.Timers {
+		switch {
+		case due == nil:
+			delete(p.timers, name)
+		case p.timers == nil:
+			p.timers = map[string]time.Time{name: *due}
+		default:
+			p.timers[name] = *due
+		}
+	}
+	p.version--
+	return u.each(func(k entryKey, old json.RawMessage) { p.entries[k] = old })
+}
+
+// Past reads what an object was like at a moment. It returns ErrNotFound where it did not exist then or was deleted,
+// and HistoryError where the journal does not reach so far. What it takes grows with the changes since.
+func (k *Kind[S]) Past(ctx context.Context, id ID, at Moment) (*Past, error) {
+	r, err := k.rewind(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer r.close(ctx)
+	if err := r.to(ctx, at); err != nil {
+		return nil, err
+	}
+	if r.past.state == nil {
+		return nil, ErrNotFound
+	}
+	return &r.past, nil
+}
+
+// ViewAt reads an object as it was at a moment; see Past. Recent is not set.
+func (k *Kind[S]) ViewAt(ctx context.Context, id ID, at Moment) (Snapshot[S], error) {
+	p, err := k.Past(ctx, id, at)
+	if err != nil {
+		return Snapshot[S]{}, err
+	}
+	state, _, err := p.decode()
+	if err != nil {
+		return Snapshot[S]{}, err
+	}
+	return Snapshot[S]{Info: p.info(id), State: state.(S)}, nil //nolint:forcetypeassert // decoded from the kind's prototype
+}
+
+// EntriesAt pages forward through a collection as it was at a moment; see Past. Of its options Before is not one.
+func (k *Kind[S]) EntriesAt(ctx context.Context, id ID, at Moment, collection string, o EntriesOptions) (EntriesPage, error) {
+	if k.collections[collection] == nil {
+		return EntriesPage{}, fmt.Errorf("%w: the kind %s has no collection %q", ErrInvalid, k.name, collection)
+	}
+	r, err := k.rewind(ctx, id)
+	if err != nil {
+		return EntriesPage{}, err
+	}
+	defer r.close(ctx)
+	if err := r.to(ctx, at); err != nil {
+		return EntriesPage{}, err
+	}
+	if r.past.state == nil {
+		return EntriesPage{}, ErrNotFound
+	}
+	page := EntriesPage{Info: r.past.info(id)}
+	// What differs from now, in order, is merged with what is stored.
+	var differ []entryKey
+	for k := range r.past.entries {
+		if k.collection == collection && k.key > o.After {
+			differ = append(differ, k)
+		}
+	}
+	slices.SortFunc(differ, func(a, b entryKey) int { return cmp.Compare(a.key, b.key) })
+	size := int(pageSize(o.PageSize))
+	add := func(key, body string) error {
+		value, _, err := decode(k.collections[collection], body)
+		page.Entries = append(page.Entries, Entry{key, value})
+		return err
+	}
+	for read, more := o.After, true; len(page.Entries) <= size && (more || len(differ) > 0); {
+		var stored []dbsqlc.ListEntriesAfterRow
+		if more {
+			if stored, err = r.entries(ctx, collection, read, size+1); err != nil {
+				return EntriesPage{}, err
+			}
+			if more = len(stored) > size; more {
+				read = stored[size].Key // others may be stored beyond it
+			}
+		}
+		for len(page.Entries) <= size && (len(stored) > 0 || len(differ) > 0 && (!more || differ[0].key <= read)) {
+			if len(stored) > 0 && (len(differ) == 0 || stored[0].Key < differ[0].key) {
+				err = add(stored[0].Key, stored[0].Body)
+				stored = stored[1:]
+			} else {
+				if len(stored) > 0 && stored[0].Key == differ[0].key {
+					stored = stored[1:]
+				}
+				if old := r.past.entries[differ[0]]; old != nil {
+					err = add(differ[0].key, string(old))
+				}
+				differ = differ[1:]
+			}
+			if err != nil {
+				return EntriesPage{}, err
+			}
+		}
+	}
+	if len(page.Entries) > size {
+		page.Entries, page.More = page.Entries[:size], true
+	}
+	return page, nil
+}
+
+func (r *rewinder) entries(ctx context.Context, collection, after string, n int) (rows []dbsqlc.ListEntriesAfterRow, err error) {
+	pipe := r.tx.Next()
+	pipe.ListEntriesAfter(dbsqlc.ListEntriesAfterParams{
+		TenantID: string(r.key.tenant), Kind: r.key.kind, ObjectID: string(r.key.id), Collection: collection, AfterKey: after,
+		PageSize: int32(n), //nolint:gosec // a page's size
+	}, func(row *dbsqlc.ListEntriesAfterRow) error {
+		rows = append(rows, *row)
+		return nil
+	})
+	return rows, r.tx.Read(ctx, pipe)
+}
+
+// HistoryPage is a page of an object's journal, newest first.
+type HistoryPage struct {
+	Events []Event
+	More   bool
+}
+
+// History pages back through an object's journal from a version on, or from the newest where from is 0. A deleted
+// object has one for as long as its rows are there.
+func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (HistoryPage, error) {
+	r, err := k.rewind(ctx, id)
+	if err != nil {
+		return HistoryPage{}, err
+	}
+	defer r.close(ctx)
+	if from == 0 || from > r.past.version {
+		from = r.past.version
+	}
+	var page HistoryPage
+	n := pageSize(size)
+	pipe := r.tx.Next()
+	pipe.ListEventsBack(dbsqlc.ListEventsBackParams{
+		TenantID: string(r.key.tenant), Kind: k.name, ObjectID: string(id), FromVersion: int64(from), PageSize: n + 1,
+	}, func(row *dbsqlc.ListEventsBackRow) error {
+		if page.More = len(page.Events) == int(n); page.More {
+			return nil
+		}
+		u, err := parseUndo(row.Undo)
+		if err != nil {
+			return err
+		}
+		e := Event{
+			Version: Version(row.Version), Type: row.EventType, Actor: identity.User(row.Actor), Time: row.EventTime.UTC(),
+			RequestID: row.RequestID, Fields: slices.Sorted(maps.Keys(u.State)), Timers: slices.Sorted(maps.Keys(u.Timers)),
+		}
+		err = u.each(func(k entryKey, _ json.RawMessage) {
+			e.Entries = append(e.Entries, EntryChange{Collection: k.collection, Entry: Entry{Key: k.key}})
+		})
+		page.Events = append(page.Events, e)
+		return err
+	})
+	return page, r.tx.Read(ctx, pipe)
+}
+
+// Restore makes an object what it was at a moment, entries and timers included, as a new version; undoing that is
+// another Restore. A deleted object comes back while its rows are there, within 24 h at least. Timers that were due since
+// run at once. It returns what Past and Update return, and ErrInvalid where it would write more than 10,000 entries.
+func (k *Kind[S]) Restore(ctx context.Context, id ID, at Moment, opts ...UpdateOption) (Snapshot[S], error) {
+	var snap Snapshot[S]
+	err := retryStale(func() (stale Version, err error) {
+		p, err := k.Past(ctx, id, at)
+		if err != nil {
+			return 0, err
+		}
+		snap, err = k.Update(ctx, id, func(tx *Tx[S]) error { return tx.Become(p) }, append(p.Restoring(), opts...)...)
+		return p.current, err
+	})
+	return snap, err
+}
+
+// Fork makes a new object of what another was at a moment, entries included but no timers. A user owns what he forks;
+// what a service forks stays its owner's. It returns what Past and Update return.
+func (k *Kind[S]) Fork(ctx context.Context, id ID, at Moment, as ID, opts ...UpdateOption) (Snapshot[S], error) {
+	p, err := k.PastWhole(ctx, id, at)
+	if err != nil {
+		return Snapshot[S]{}, err
+	}
+	return k.Update(ctx, as, func(tx *Tx[S]) error { return tx.Become(p) }, append(opts, Create())...)
+}
+
+// RestoreTries is how often a restore is computed anew because the object has changed meanwhile.
+const RestoreTries = 5
+
+// retryStale repeats do while what it computed from is not what is stored any more.
+func retryStale(do func() (basedOn Version, err error)) error {
+	for try := 1; ; try++ {
+		basedOn, err := do()
+		if mismatch, ok := errors.AsType[*VersionMismatchError](err); !ok || mismatch.Expected != basedOn || try == RestoreTries {
+			return err
+		}
+	}
+}
+
+// PastWhole is Past with all entries of the object, for a Tx of another object to become. It returns ErrInvalid where
+// these are more than 10,000.
+func (k *Kind[S]) PastWhole(ctx context.Context, id ID, at Moment) (*Past, error) {
+	r, err := k.rewind(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer r.close(ctx)
+	if err := r.to(ctx, at); err != nil {
+		return nil, err
+	}
+	p := &r.past
+	if p.state == nil {
+		return nil, ErrNotFound
+	}
+	for after, n := (entryKey{}), rewindPage; n == rewindPage; {
+		n = 0
+		pipe := r.tx.Next()
+		pipe.ListAllEntries(dbsqlc.ListAllEntriesParams{
+			TenantID: string(r.key.tenant), Kind: k.name, ObjectID: string(id), AfterCollection: after.collection, AfterKey: after.key,
+			PageSize: rewindPage,
+		}, func(row *dbsqlc.ListAllEntriesRow) error {
+			n++
+			after = entryKey{row.Collection, row.Key}
+			if _, differs := p.entries[after]; !differs {
+				p.entries[after] = json.RawMessage(row.Body)
+			}
+			return nil
+		})
+		if err := r.tx.Read(ctx, pipe); err != nil {
+			return nil, err
+		}
+		if len(p.entries) > 2*maxRewritten {
+			break
+		}
+	}
+	maps.DeleteFunc(p.entries, func(_ entryKey, body json.RawMessage) bool { return body == nil })
+	if len(p.entries) > maxRewritten {
+		return nil, fmt.Errorf("%w: the object has more than %d entries, too many for one change", ErrInvalid, maxRewritten)
+	}
+	p.timers, p.current = nil, 0
+	return p, nil
+}
+
+// Restoring is what an Update needs for its Tx to become what the object itself was. It fails with a
+// VersionMismatchError where the object has changed since: read the past again.
+func (p *Past) Restoring() []UpdateOption {
+	keys := slices.Collect(maps.Keys(p.entries))
+	return []UpdateOption{func(o *updateOptions) {
+		o.basedOn, o.revive = p.current, true
+		o.prefetch = append(o.prefetch, keys...)
+	}}
+}
+
+// Current is the version that the past differs from.
+func (p *Past) Current() Version { return p.current }
+
+// Become makes the object what p says: its state, the entries in which it differs, and its timers. The Update has the
+// options of Restoring, or creates another object out of a PastWhole.
+func (t *txn) Become(p *Past) error {
+	if len(p.entries) > maxRewritten {
+		return fmt.Errorf("%w: %d entries have changed since, more than the %d of one change", ErrInvalid, len(p.entries), maxRewritten)
+	}
+	state, newer, err := p.decode()
+	if err != nil {
+		return err
+	}
+	if newer {
+		return ErrNewerSchema
+	}
+	t.state, t.timers = state, nil
+	if t.work.kind.onTimer != nil {
+		for name, due := range p.timers {
+			t.timers = t.timers.with(name, due)
+		}
+	}
+	keys := slices.SortedFunc(maps.Keys(p.entries), func(a, b entryKey) int {
+		return cmp.Or(cmp.Compare(a.collection, b.collection), cmp.Compare(a.key, b.key))
+	})
+	// Not by Put, which looks through all that is staged for each.
+	t.puts = make([]put, 0, len(keys))
+	for _, k := range keys {
+		body := p.entries[k]
+		if t.Exists() || t.revived {
+			old, sure := t.work.entry(k)
+			if !sure {
+				t.missing = append(t.missing, k)
+			}
+			if body == nil && old == nil {
+				continue
+			}
+		}
+		if body == nil {
+			t.newer = t.newer || t.work.mayNotReplace(k)
+			t.puts = append(t.puts, put{k, nil})
+			continue
+		}
+		value, newer, err := decode(t.work.kind.collections[k.collection], string(body))
+		if err != nil {
+			return err
+		}
+		t.newer = t.newer || newer || t.work.mayNotReplace(k)
+		t.puts = append(t.puts, put{k, value})
+	}
+	if len(t.missing) > 0 {
+		panic(errMissing)
+	}
+	if p.current == 0 {
+		t.Emit("forked:" + strconv.FormatInt(int64(p.version), 10))
+		if t.caller.Service && t.caller.User == "" {
+			t.owner = &p.owner
+		}
+		return nil
+	}
+	t.Emit("restored:" + strconv.FormatInt(int64(p.version), 10))
+	return nil
+}
+
+// Difference is in what an object differs between two moments.
+type Difference struct {
+	From, To Info
+	// Before and After are the states, nil where it was deleted.
+	Before, After proto.Message
+	// Entries that differ, by collection and key.
+	Entries []EntryDifference
+}
+
+// EntryDifference is an entry that differs between two versions; nil: it was not there.
+type EntryDifference struct {
+	Collection, Key string
+	Before, After   proto.Message
+}
+
+// Diff tells in what an object differs between two moments, from and to, which is not earlier; see Past.
+func (k *Kind[S]) Diff(ctx context.Context, id ID, from, to Moment) (Difference, error) {
+	r, err := k.rewind(ctx, id)
+	if err != nil {
+		return Difference{}, err
+	}
+	defer r.close(ctx)
+	if err := r.to(ctx, to); err != nil {
+		return Difference{}, err
+	}
+	after := r.past
+	r.past.entries = map[entryKey]json.RawMessage{}
+	if from.Version > after.version {
+		return Difference{}, fmt.Errorf("%w: a difference goes from an earlier version to a later one", ErrInvalid)
+	}
+	if err := r.to(ctx, from); err != nil {
+		return Difference{}, err
+	}
+	before := &r.past
+	d := Difference{From: before.info(id), To: after.info(id)}
+	if d.Before, err = before.decodeIfThere(); err != nil {
+		return Difference{}, err
+	}
+	if d.After, err = after.decodeIfThere(); err != nil {
+		return Difference{}, err
+	}
+	now, err := r.stored(ctx, before.entries, after.entries)
+	if err != nil {
+		return Difference{}, err
+	}
+	for key, was := range before.entries {
+		is, changedSince := after.entries[key]
+		if !changedSince {
+			is = now[key]
+		}
+		e := EntryDifference{Collection: key.collection, Key: key.key}
+		if e.Before, err = k.decodeEntry(key, was); err != nil {
+			return Difference{}, err
+		}
+		if e.After, err = k.decodeEntry(key, is); err != nil {
+			return Difference{}, err
+		}
+		if (e.Before != nil || e.After != nil) && (e.Before == nil || e.After == nil || !proto.Equal(e.Before, e.After)) {
+			d.Entries = append(d.Entries, e)
+		}
+	}
+	slices.SortFunc(d.Entries, func(a, b EntryDifference) int {
+		return cmp.Or(cmp.Compare(a.Collection, b.Collection), cmp.Compare(a.Key, b.Key))
+	})
+	return d, nil
+}
+
+func (p *Past) decodeIfThere() (proto.Message, error) {
+	if p.state == nil {
+		return nil, nil
+	}
+	state, _, err := p.decode()
+	return state, err
+}
+
+// decodeEntry is nil for one that is not there, or in a collection that only a newer release knows.
+func (k *kind) decodeEntry(key entryKey, body json.RawMessage) (proto.Message, error) {
+	if body == nil || k.collections[key.collection] == nil {
+		return nil, nil
+	}
+	value, _, err := decode(k.collections[key.collection], string(body))
+	return value, err
+}
+
+// stored reads those of the wanted entries that are not known otherwise.
+func (r *rewinder) stored(ctx context.Context, wanted, known map[entryKey]json.RawMessage) (map[entryKey]json.RawMessage, error) {
+	a := dbsqlc.LoadEntriesParams{TenantID: string(r.key.tenant)}
+	for k := range wanted {
+		if _, ok := known[k]; ok {
+			continue
+		}
+		a.Ords = append(a.Ords, 0)
+		a.Kinds = append(a.Kinds, r.key.kind)
+		a.Ids = append(a.Ids, string(r.key.id))
+		a.Collections = append(a.Collections, k.collection)
+		a.Keys = append(a.Keys, k.key)
+	}
+	if len(a.Ords) == 0 {
+		return nil, nil
+	}
+	out := make(map[entryKey]json.RawMessage, len(a.Ords))
+	pipe := r.tx.Next()
+	pipe.LoadEntries(a, func(row *dbsqlc.LoadEntriesRow) error {
+		out[entryKey{row.Collection, row.Key}] = json.RawMessage(row.Body)
+		return nil
+	})
+	return out, r.tx.Read(ctx, pipe)
+}

@@ -1,0 +1,75 @@
+-- ListEventsBack reads an object's journal backwards from a version on.
+-- name: ListEventsBack :many
+SELECT e.version, e.event_type, e.actor, e.event_time, coalesce(e.request_id, '')::text AS request_id, e.undo::text AS undo
+FROM holdfast.events e
+WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
+  AND e.version <= @from_version::bigint
+ORDER BY e.version DESC
+LIMIT @page_size::integer;
+
+-- ListAllEntries pages through all collections of an object.
+-- name: ListAllEntries :many
+SELECT e.collection, e.key, e.body::text AS body
+FROM holdfast.entries e
+WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
+  AND (e.collection, e.key) > (@after_collection::text, @after_key::text)
+ORDER BY e.collection, e.key
+LIMIT @page_size::integer;
+
+-- MeasureObject tells how many entries an object has, and what it takes on disk before its indexes.
+-- name: MeasureObject :one
+SELECT
+  (SELECT pg_column_size(o.*) FROM holdfast.objects o
+    WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND o.object_id = @object_id::text)::bigint AS state_bytes,
+  count(*)::bigint AS entry_count, coalesce(sum(pg_column_size(e.*)), 0)::bigint AS entry_bytes
+FROM holdfast.entries e
+WHERE e.tenant_id = @tenant_id AND e.kind = @kind AND e.object_id = @object_id;
+
+-- ListByID pages through a kind's live objects by id, those that begin with a prefix: no id has a character behind '~'.
+-- name: ListByID :many
+SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
+  o.activity_time, o.expire_time
+FROM holdfast.objects o
+WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND o.object_id >= @prefix::text AND o.object_id < @prefix || '~'
+  AND o.object_id > @after_id::text AND NOT o.deleted AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+  AND (@any_owner::boolean OR o.owner_id = @owner_id::text)
+ORDER BY o.object_id
+LIMIT @page_size::integer;
+
+-- ListByActivity is ListByID in another order: newest activity first.
+-- name: ListByActivity :many
+SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
+  o.activity_time, o.expire_time
+FROM holdfast.objects o
+WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND NOT o.deleted
+  AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+  AND (o.activity_time, o.object_id) < (@before_time::timestamptz, @before_id::text)
+  AND starts_with(o.object_id, @prefix::text) AND (@any_owner::boolean OR o.owner_id = @owner_id::text)
+ORDER BY o.activity_time DESC, o.object_id DESC
+LIMIT @page_size::integer;
+
+-- ListOldSchemas pages through a kind's objects that an older release has written, by id.
+-- name: ListOldSchemas :many
+SELECT o.object_id
+FROM holdfast.objects o
+WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND o.object_id > @after_id::text
+  AND o.schema_version < @schema_version::integer AND NOT o.deleted
+  AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+ORDER BY o.object_id
+LIMIT @page_size::integer;
+
+-- ListTimers pages through a tenant's timers, of one kind or object or of all, by object and name.
+-- name: ListTimers :many
+SELECT t.kind, t.object_id, t.name, t.owner_id, t.due_time, t.next_time, t.attempts, t.last_error, t.parked
+FROM holdfast.timers t
+WHERE t.tenant_id = @tenant_id::text AND (@kind::text = '' OR t.kind = @kind) AND (@object_id::text = '' OR t.object_id = @object_id)
+  AND (NOT @only_parked::boolean OR t.parked)
+  AND (t.kind, t.object_id, t.name) > (@after_kind::text, @after_object_id::text, @after_name::text)
+ORDER BY t.kind, t.object_id, t.name
+LIMIT @page_size::integer;
+
+-- RetryTimer makes a timer due now, as if it had never been tried.
+-- name: RetryTimer :many
+UPDATE holdfast.timers SET next_time = clock_timestamp(), lease_time = NULL, attempts = 0, last_error = '', parked = false
+WHERE tenant_id = @tenant_id::text AND kind = @kind::text AND object_id = @object_id::text AND name = @name::text
+RETURNING kind, object_id, name, owner_id, due_time, next_time, attempts, last_error, parked;
