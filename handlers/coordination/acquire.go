@@ -1,0 +1,307 @@
+package coordination
+
+import (
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+)
+
+// demand is what one call wants from the limits.
+type demand struct {
+	operation     string
+	permits, cost int64
+	// only are the policies that count; none: all that cover the operation.
+	only []string
+	// users: the policies of the scope user count as well.
+	users bool
+	// leaseID names what runs at once, and owner is whose it is. lease overrides how long it may, where it is not 0.
+	leaseID, owner string
+	lease          time.Duration
+}
+
+func (d *demand) of(p policy) int64 {
+	if unitOf(p) == coordinationv1.Unit_UNIT_COST {
+		return d.cost
+	}
+	return d.permits
+}
+
+// covers tells whether a policy counts for the call.
+func (d *demand) covers(p policy) bool {
+	switch {
+	case scopeOf(p) == coordinationv1.Scope_SCOPE_USER && !d.users:
+		return false
+	case len(d.only) > 0:
+		return slices.Contains(d.only, p.GetName())
+	}
+	return len(p.GetOperations()) == 0 || slices.Contains(p.GetOperations(), d.operation)
+}
+
+// shelf finds the buckets of an API, and of one user where policies of that scope count.
+type shelf struct {
+	state *coordinationv1.ApiState
+	user  *coordinationv1.UserBuckets
+}
+
+// bucket is a policy's bucket, tidied, and made where there is none.
+func (s shelf) bucket(p policy, now time.Time) bucket {
+	pool := p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CONCURRENCY
+	var m *map[string]bucket
+	switch {
+	case scopeOf(p) == coordinationv1.Scope_SCOPE_USER && pool:
+		m = &s.user.Pools
+	case scopeOf(p) == coordinationv1.Scope_SCOPE_USER:
+		m = &s.user.Buckets
+	case pool:
+		m = &s.state.Pools
+	default:
+		m = &s.state.Buckets
+	}
+	b := (*m)[p.GetName()]
+	if b == nil {
+		b = &coordinationv1.Bucket{}
+		if *m == nil {
+			*m = map[string]bucket{}
+		}
+		(*m)[p.GetName()] = b
+	}
+	tidy(p, b, now)
+	return b
+}
+
+// verdict is whether a call may go.
+type verdict struct {
+	allowed bool
+	// retryAt is when to ask again, where it may not; never: it is more than a policy ever lets pass, which is tooMuch.
+	retryAt time.Time
+	reason  coordinationv1.WaitReason
+	tooMuch string
+	limits  []*coordinationv1.Standing
+	// probe: the call is the breaker's probe.
+	probe bool
+	// sendWithin is the least margin of the policies that have one; 0: none has.
+	sendWithin time.Duration
+	// leases: some policy counts what runs at once; leaseUntil is when that lease ends.
+	leases     bool
+	leaseUntil time.Time
+	// renewed: the lease ran already, and nothing was taken.
+	renewed bool
+}
+
+// acquire lets a call pass and takes what it wants, or does neither. peek takes nothing in any case. It changes the
+// state for the better only, by forgetting what is over, where the call may not pass.
+func acquire(s shelf, c *coordinationv1.ApiConfig, d *demand, peek bool, now time.Time) verdict {
+	v := verdict{allowed: true, retryAt: now}
+	refuse := func(at time.Time, reason coordinationv1.WaitReason) {
+		v.allowed = false
+		if at.After(v.retryAt) || v.reason == coordinationv1.WaitReason_WAIT_REASON_UNSPECIFIED {
+			v.retryAt, v.reason = at, reason
+		}
+	}
+	covering := make([]policy, 0, len(c.GetPolicies()))
+	renews := d.leaseID != ""
+	for _, p := range c.GetPolicies() {
+		if !d.covers(p) {
+			continue
+		}
+		covering = append(covering, p)
+		if p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CONCURRENCY {
+			l := s.bucket(p, now).GetLeases()[d.leaseID]
+			renews = renews && l != nil && l.GetOwner() == d.owner
+			v.leases = true
+		}
+	}
+	if v.leases && renews {
+		v.renewed = true
+		for _, p := range covering {
+			if p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CONCURRENCY && !peek {
+				v.lease(s.bucket(p, now), p, d, now)
+			}
+			v.limits = append(v.limits, standing(p, s.bucket(p, now), now))
+		}
+		return v
+	}
+
+	if until := s.state.GetPauseUntil().AsTime(); until.After(now) {
+		refuse(until, coordinationv1.WaitReason_WAIT_REASON_PAUSE)
+	}
+	at, probe := breakerPasses(s.state.GetBreaker(), c.GetBreaker(), now)
+	if at.After(now) {
+		refuse(at, coordinationv1.WaitReason_WAIT_REASON_BREAKER)
+	}
+	refused := make([]time.Time, len(covering))
+	for i, p := range covering {
+		b := s.bucket(p, now)
+		if at := passes(p, b, d.of(p), now); at.After(now) {
+			refused[i] = at
+			refuse(at, coordinationv1.WaitReason_WAIT_REASON_LIMIT)
+			if at.Equal(never) {
+				v.tooMuch = p.GetName()
+			}
+		}
+	}
+	if v.allowed && !peek {
+		for _, p := range covering {
+			b := s.bucket(p, now)
+			if p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CONCURRENCY {
+				v.lease(b, p, d, now)
+			} else {
+				take(p, b, d.of(p), now)
+			}
+		}
+		if v.probe = probe; probe {
+			startProbe(s.state.GetBreaker(), probeLease(c), now)
+		}
+	}
+	for i, p := range covering {
+		st := standing(p, s.bucket(p, now), now)
+		if !refused[i].IsZero() {
+			st.Refused, st.RetryAfter = true, durationpb.New(refused[i].Sub(now))
+		}
+		v.limits = append(v.limits, st)
+		if m := p.GetMargin().AsDuration(); m > 0 && (v.sendWithin == 0 || m < v.sendWithin) {
+			v.sendWithin = m
+		}
+	}
+	return v
+}
+
+const defaultLease = 60 * time.Second
+
+func (v *verdict) lease(b bucket, p policy, d *demand, now time.Time) {
+	for_ := d.lease
+	if for_ == 0 {
+		if for_ = p.GetLease().AsDuration(); for_ == 0 {
+			for_ = defaultLease
+		}
+	}
+	until := now.Add(for_)
+	if v.leaseUntil.IsZero() || until.Before(v.leaseUntil) {
+		v.leaseUntil = until
+	}
+	takeLease(b, d.leaseID, d.of(p), d.owner, until)
+}
+
+func probeLease(c *coordinationv1.ApiConfig) time.Duration {
+	if c.GetBreaker().GetProbeLease() != nil {
+		return c.GetBreaker().GetProbeLease().AsDuration()
+	}
+	return requestLease(c)
+}
+
+// charge corrects what a call took once its true cost is known. More than thought is taken whether or not it is there;
+// less is given back.
+func charge(s shelf, c *coordinationv1.ApiConfig, d *demand, actual int64, taken, now time.Time) {
+	for _, p := range c.GetPolicies() {
+		if unitOf(p) != coordinationv1.Unit_UNIT_COST || p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CONCURRENCY || !d.covers(p) {
+			continue
+		}
+		b := s.bucket(p, now)
+		if actual > d.cost {
+			take(p, b, actual-d.cost, now)
+		} else {
+			giveBack(p, b, d.cost-actual, taken, now)
+		}
+	}
+}
+
+// refund gives back what a call took at that time and did not use.
+func refund(s shelf, c *coordinationv1.ApiConfig, d *demand, taken, now time.Time) (limits []*coordinationv1.Standing) {
+	for _, p := range c.GetPolicies() {
+		if !d.covers(p) {
+			continue
+		}
+		b := s.bucket(p, now)
+		giveBack(p, b, d.of(p), taken, now)
+		limits = append(limits, standing(p, b, now))
+	}
+	return limits
+}
+
+// releaseLease ends what runs under an id, of whatever policy; owner "" may end anybody's.
+func releaseLease(pools map[string]bucket, id string, owner string, service bool) (released bool) {
+	for _, b := range pools {
+		if l := b.GetLeases()[id]; l != nil && (service || l.GetOwner() == owner) {
+			delete(b.Leases, id)
+			released = true
+		}
+	}
+	return released
+}
+
+// standings are how all policies stand, of the user too where user is given.
+func standings(s *coordinationv1.ApiState, user *coordinationv1.UserBuckets, c *coordinationv1.ApiConfig, now time.Time) []*coordinationv1.Standing {
+	// A reader must leave what it reads alone, and buckets are tidied.
+	sh := shelf{state: &coordinationv1.ApiState{Buckets: cloned(s.GetBuckets()), Pools: cloned(s.GetPools())}}
+	if user != nil {
+		sh.user = proto.CloneOf(user)
+	}
+	var out []*coordinationv1.Standing
+	for _, p := range c.GetPolicies() {
+		if scopeOf(p) == coordinationv1.Scope_SCOPE_USER && user == nil {
+			continue
+		}
+		out = append(out, standing(p, sh.bucket(p, now), now))
+	}
+	return out
+}
+
+func cloned(m map[string]bucket) map[string]bucket {
+	out := make(map[string]bucket, len(m))
+	for k, b := range m {
+		out[k] = proto.CloneOf(b)
+	}
+	return out
+}
+
+// tightest is the standing with the least left of its limit, or nil. What is not counted by time comes last.
+func tightest(limits []*coordinationv1.Standing) *coordinationv1.Standing {
+	var least *coordinationv1.Standing
+	for _, s := range limits {
+		if least == nil || float64(s.GetRemaining())*float64(least.GetLimit()) < float64(least.GetRemaining())*float64(s.GetLimit()) {
+			least = s
+		}
+	}
+	return least
+}
+
+// countUsage adds what was granted to the day's counts. It returns the day that is over by that, if one is.
+func countUsage(s *coordinationv1.ApiState, c *coordinationv1.ApiConfig, now time.Time, count func(*coordinationv1.UsageDay)) *coordinationv1.UsageDay {
+	today := now.In(location(c.GetTimeZone())).Format(time.DateOnly)
+	var over *coordinationv1.UsageDay
+	// The clock of another process may be a little behind, and a zone may be changed: days do not go back.
+	if s.GetToday().GetDate() < today {
+		if over = s.GetToday(); over.GetDate() == "" {
+			over = nil
+		}
+		s.Today = &coordinationv1.UsageDay{Date: today}
+	}
+	count(s.Today)
+	return over
+}
+
+const maxOperations = 64
+
+func countPermits(operation string, permits, cost int64) func(*coordinationv1.UsageDay) {
+	return func(d *coordinationv1.UsageDay) {
+		d.Permits += permits
+		d.Cost += cost
+		if operation == "" {
+			return
+		}
+		if _, known := d.GetOperations()[operation]; !known && len(d.GetOperations()) >= maxOperations {
+			operation = "other"
+		}
+		if d.Operations == nil {
+			d.Operations = map[string]int64{}
+		}
+		d.Operations[operation] += permits
+	}
+}
+
+func stamp(t time.Time) *timestamppb.Timestamp { return timestamppb.New(t) }

@@ -1,0 +1,84 @@
+package coordination
+
+import (
+	"fmt"
+	"time"
+
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	"holdfast/handlers/problem"
+)
+
+// checkConfig refuses what the fields' own rules cannot.
+func checkConfig(c *coordinationv1.ApiConfig) error {
+	var fields []problem.Field
+	wrong := func(path, format string, args ...any) {
+		fields = append(fields, problem.Field{Path: path, Description: fmt.Sprintf(format, args...)})
+	}
+	zone := func(path, name string) {
+		// "Local" would be the server's own.
+		if _, err := time.LoadLocation(name); err != nil || name == "Local" {
+			wrong(path, "is no time zone; one is like America/Los_Angeles")
+		}
+	}
+	zone("config.time_zone", c.GetTimeZone())
+	names := map[string]bool{}
+	for i, p := range c.GetPolicies() {
+		at := fmt.Sprintf("config.policies[%d].", i)
+		if names[p.GetName()] {
+			wrong(at+"name", "is that of another policy, too")
+		}
+		names[p.GetName()] = true
+		switch p.GetAlgorithm() {
+		case coordinationv1.Algorithm_ALGORITHM_SLIDING, coordinationv1.Algorithm_ALGORITHM_GCRA:
+			if p.GetPeriod() == nil {
+				wrong(at+"period", "is missing")
+			} else if p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_GCRA && p.GetPeriod().AsDuration() < time.Duration(p.GetLimit())*time.Microsecond {
+				wrong(at+"limit", "is more than one a microsecond")
+			}
+			if p.GetBurst() > p.GetLimit() {
+				wrong(at+"burst", "is more than the limit")
+			}
+		case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
+			if p.GetCalendar() == coordinationv1.Calendar_CALENDAR_UNSPECIFIED {
+				wrong(at+"calendar", "is missing")
+			}
+			zone(at+"time_zone", p.GetTimeZone())
+		case coordinationv1.Algorithm_ALGORITHM_CONCURRENCY:
+			if p.GetLimit() > maxLeases {
+				wrong(at+"limit", "is more than %d, the most that can run at once", maxLeases)
+			}
+			if p.GetUnit() == coordinationv1.Unit_UNIT_COST {
+				wrong(at+"unit", "is UNIT_COST; what runs at once is counted in permits")
+			}
+		}
+	}
+	if len(fields) > 0 {
+		return problem.InvalidFields(fields...)
+	}
+	return nil
+}
+
+const maxLeases = 1000
+
+// configure puts a config in force. A bucket goes on where its policy keeps its name and algorithm; what a provider said
+// about the limit is forgotten, because the operator has spoken since.
+func configure(api string, s *coordinationv1.ApiState, c *coordinationv1.ApiConfig) {
+	was := map[string]coordinationv1.Algorithm{}
+	for _, p := range configOf(api, s).GetPolicies() {
+		was[p.GetName()] = p.GetAlgorithm()
+	}
+	s.Config = c
+	goesOn := map[string]bool{}
+	for _, p := range configOf(api, s).GetPolicies() {
+		goesOn[p.GetName()] = was[p.GetName()] == p.GetAlgorithm() && scopeOf(p) == coordinationv1.Scope_SCOPE_TENANT
+	}
+	for _, buckets := range []map[string]bucket{s.GetBuckets(), s.GetPools()} {
+		for name, b := range buckets {
+			if !goesOn[name] {
+				delete(buckets, name)
+				continue
+			}
+			b.ObservedLimit = 0
+		}
+	}
+}

@@ -1,0 +1,421 @@
+package coordination
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+)
+
+// The ledger of an API: one row for each request, whatever number of times it is asked for.
+//
+//	              begin                    complete
+//	(new) ──────────────────> in flight ──────────────> completed
+//	                           │  │  │
+//	  begin, attempt + 1       │  │  └─ fail, terminal ─> failed
+//	retryable <────────────────┘  │
+//	  ^      fail, retryable      └─ fail, unknown; or the lease ends ─> unknown
+//	  │                                                                    │ ^
+//	  │                                                   begin, reconcile │ │ the lease ends; still open
+//	  └── it did not happen ──────────────────────────────────────── reconciling ──> completed, failed
+//
+// Only an arrow to "in flight" lets anything be sent, and none leads there from unknown.
+
+type row = *coordinationv1.ApiRequest
+
+const (
+	defaultRetention   = 7 * 24 * time.Hour
+	defaultMaxAttempts = 10
+	// maxInFlight bounds the requests of one API whose lease runs.
+	maxInFlight = 1000
+)
+
+var (
+	errReused      = errors.New("the request id was used for another request")
+	errLeaseLost   = errors.New("another has taken over")
+	errRequestDone = errors.New("the request is done")
+	errNoRequest   = errors.New("there is no such request")
+	errTooMany     = errors.New("too many requests are in flight")
+)
+
+func requestLease(c *coordinationv1.ApiConfig) time.Duration {
+	if c.GetLease() != nil {
+		return c.GetLease().AsDuration()
+	}
+	return defaultLease
+}
+
+func retention(c *coordinationv1.ApiConfig) time.Duration {
+	if c.GetRetention() != nil {
+		return c.GetRetention().AsDuration()
+	}
+	return defaultRetention
+}
+
+func maxAttempts(c *coordinationv1.ApiConfig) int32 {
+	if c.GetMaxAttempts() > 0 {
+		return c.GetMaxAttempts()
+	}
+	return defaultMaxAttempts
+}
+
+// forgotten tells whether a row is older than the ledger keeps it. It then counts as gone, swept or not.
+func forgotten(r row, c *coordinationv1.ApiConfig, now time.Time) bool {
+	return !now.Before(r.GetCreateTime().AsTime().Add(retention(c)))
+}
+
+// leaseToken is a lease as callers have it: it finds the row without a lookup by request id.
+func leaseToken(r row) string { return fmt.Sprintf("%d.%d", r.GetSeq(), r.GetLease()) }
+
+func parseLease(token string) (seq, lease int64) {
+	s, l, _ := strings.Cut(token, ".")
+	seq, _ = strconv.ParseInt(s, 10, 64) // the request was validated; what is out of range is no row's
+	lease, _ = strconv.ParseInt(l, 10, 64)
+	return seq, lease
+}
+
+func holdsLease(r row) bool {
+	return r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT ||
+		r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_RECONCILING
+}
+
+// asSeen is a row as it is by now: what was in flight when its lease ended is unknown from that instant on.
+func asSeen(r row, now time.Time) row {
+	if r == nil || !holdsLease(r) || now.Before(r.GetLeaseExpireTime().AsTime()) {
+		return r
+	}
+	r = proto.CloneOf(r)
+	if r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
+		r.Error = "the lease ended before anybody said what became of the request"
+	}
+	r.Status = coordinationv1.RequestStatus_REQUEST_STATUS_UNKNOWN
+	r.UpdateTime, r.LeaseExpireTime = r.GetLeaseExpireTime(), nil
+	return r
+}
+
+// ledger is what a rule of the ledger works on: one API, and the day's count that its change brought to an end.
+type ledger struct {
+	shelf
+
+	config *coordinationv1.ApiConfig
+	now    time.Time
+	over   *coordinationv1.UsageDay
+}
+
+func (l *ledger) count(f func(*coordinationv1.UsageDay)) {
+	if over := countUsage(l.state, l.config, l.now, f); over != nil {
+		l.over = over
+	}
+}
+
+// settle writes down that a lease has ended. It returns nil where that is not so, or is written already.
+func (l *ledger) settle(r row) row {
+	seen := asSeen(r, l.now)
+	if seen == r {
+		return nil
+	}
+	l.dropInFlight(r.GetSeq())
+	if r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
+		l.count(func(d *coordinationv1.UsageDay) { d.Unknown++ })
+		breakerHears(l.breaker(), l.config.GetBreaker(), r.GetBreakerGeneration(), healthDown, l.now)
+	}
+	return seen
+}
+
+func (l *ledger) breaker() *coordinationv1.Breaker {
+	if l.state.Breaker == nil {
+		l.state.Breaker = &coordinationv1.Breaker{}
+	}
+	return l.state.GetBreaker()
+}
+
+func (l *ledger) dropInFlight(seq int64) {
+	l.state.InFlight = slices.DeleteFunc(l.state.GetInFlight(), func(f *coordinationv1.InFlight) bool { return f.GetSeq() == seq })
+}
+
+func (l *ledger) putInFlight(r row) {
+	l.dropInFlight(r.GetSeq())
+	l.state.InFlight = append(l.state.GetInFlight(), &coordinationv1.InFlight{Seq: r.GetSeq(), ExpireTime: r.GetLeaseExpireTime()})
+}
+
+// begun is the answer to a begin, and the row to store, where something changed.
+type begun struct {
+	res *coordinationv1.BeginRequestResponse
+	put row
+}
+
+// begin decides about a request of owner. r is its row, or nil.
+func (l *ledger) begin(r row, req *coordinationv1.BeginRequestRequest, owner string) (begun, error) {
+	if r != nil && forgotten(r, l.config, l.now) {
+		r = nil
+	}
+	if r == nil && req.GetReconcile() {
+		return begun{}, errNoRequest
+	}
+	if r != nil && (r.GetOperation() != req.GetOperation() || r.GetFingerprint() != req.GetFingerprint()) {
+		return begun{}, errReused
+	}
+	var settled row
+	if r != nil {
+		if settled = l.settle(r); settled != nil {
+			r = settled
+		}
+	}
+	answer := func(d coordinationv1.Decision, put row) begun {
+		return begun{&coordinationv1.BeginRequestResponse{Decision: d, Request: r}, put}
+	}
+	switch r.GetStatus() {
+	case coordinationv1.RequestStatus_REQUEST_STATUS_COMPLETED, coordinationv1.RequestStatus_REQUEST_STATUS_FAILED:
+		return answer(coordinationv1.Decision_DECISION_DONE, settled), nil
+	case coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT, coordinationv1.RequestStatus_REQUEST_STATUS_RECONCILING:
+		reconciles := r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_RECONCILING
+		b := answer(coordinationv1.Decision_DECISION_IN_FLIGHT, settled)
+		if req.GetBeginId() != "" && req.GetBeginId() == r.GetBeginId() && reconciles == req.GetReconcile() {
+			l.grant(b.res, r)
+			return b, nil
+		}
+		b.res.RetryAfter = durationpb.New(r.GetLeaseExpireTime().AsTime().Sub(l.now))
+		return b, nil
+	case coordinationv1.RequestStatus_REQUEST_STATUS_UNKNOWN:
+		if !req.GetReconcile() {
+			return answer(coordinationv1.Decision_DECISION_UNKNOWN, settled), nil
+		}
+		if len(l.state.GetInFlight()) >= maxInFlight {
+			return begun{}, errTooMany
+		}
+		r = proto.CloneOf(r)
+		r.Status = coordinationv1.RequestStatus_REQUEST_STATUS_RECONCILING
+		l.lease(r, req)
+		b := answer(coordinationv1.Decision_DECISION_RECONCILE, r)
+		l.grant(b.res, r)
+		return b, nil
+	case coordinationv1.RequestStatus_REQUEST_STATUS_RETRYABLE:
+		if r.GetAttempt() >= maxAttempts(l.config) {
+			r = proto.CloneOf(r)
+			r.Status, r.UpdateTime = coordinationv1.RequestStatus_REQUEST_STATUS_FAILED, stamp(l.now)
+			r.Error = fmt.Sprintf("given up after %d attempts; the last one: %s", r.GetAttempt(), r.GetError())
+			l.count(func(d *coordinationv1.UsageDay) { d.Failed++ })
+			return answer(coordinationv1.Decision_DECISION_DONE, r), nil
+		}
+		if wait := r.GetNotBefore().AsTime().Sub(l.now); wait > 0 || req.GetReconcile() {
+			b := answer(coordinationv1.Decision_DECISION_WAIT, settled)
+			b.res.Reason, b.res.RetryAfter = coordinationv1.WaitReason_WAIT_REASON_BACKOFF, durationpb.New(max(0, wait))
+			return b, nil
+		}
+	}
+	return l.send(r, req, owner)
+}
+
+// send begins an attempt, where the limits and the breaker let it.
+func (l *ledger) send(r row, req *coordinationv1.BeginRequestRequest, owner string) (begun, error) {
+	if len(l.state.GetInFlight()) >= maxInFlight {
+		return begun{}, errTooMany
+	}
+	seq := r.GetSeq()
+	if r == nil {
+		seq = l.state.GetLastSeq() + 1
+	}
+	d := demandOf(req.GetOperation(), max(1, req.GetPermits()), req.GetCost(), owner, seq)
+	d.lease = l.timeout(req)
+	l.breaker()
+	v := acquire(l.shelf, l.config, d, false, l.now)
+	res := &coordinationv1.BeginRequestResponse{Request: r, Limits: v.limits}
+	if !v.allowed {
+		if v.tooMuch != "" {
+			return begun{}, tooMuchError(v.tooMuch)
+		}
+		res.Decision, res.Reason, res.RetryAfter = coordinationv1.Decision_DECISION_WAIT, v.reason, durationpb.New(v.retryAt.Sub(l.now))
+		return begun{res: res}, nil
+	}
+	if r == nil {
+		l.state.LastSeq = seq
+		if l.state.GetFirstSeq() == 0 {
+			l.state.FirstSeq, l.state.FirstTime = seq, stamp(l.now)
+		}
+		r = &coordinationv1.ApiRequest{
+			RequestId: req.GetRequestId(), Seq: seq, Owner: owner, Operation: req.GetOperation(),
+			Fingerprint: req.GetFingerprint(), CreateTime: stamp(l.now),
+		}
+		l.count(func(u *coordinationv1.UsageDay) { u.Begun++ })
+	} else {
+		r = proto.CloneOf(r)
+	}
+	l.count(countPermits(d.operation, d.permits, d.cost))
+	r.Status, r.Error, r.NotBefore = coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT, "", nil
+	r.Attempt++
+	r.BeginTime, r.Permits, r.Cost = stamp(l.now), d.permits, d.cost
+	r.BreakerGeneration = l.breaker().GetGeneration()
+	l.lease(r, req)
+	r.AttemptLease = r.GetLease()
+	if v.probe {
+		// The probe's lease is the request's: both end, at the latest, at once.
+		l.state.Breaker.RetryTime = r.GetLeaseExpireTime()
+	}
+	res.Decision, res.Request, res.Probe = coordinationv1.Decision_DECISION_PROCEED, r, v.probe
+	l.grant(res, r)
+	if v.sendWithin > 0 {
+		res.SendWithin = durationpb.New(v.sendWithin)
+	}
+	return begun{res, r}, nil
+}
+
+func (l *ledger) timeout(req *coordinationv1.BeginRequestRequest) time.Duration {
+	if req.GetTimeout() != nil {
+		return req.GetTimeout().AsDuration()
+	}
+	return requestLease(l.config)
+}
+
+// lease gives the row to whoever begins.
+func (l *ledger) lease(r row, req *coordinationv1.BeginRequestRequest) {
+	r.Lease++
+	r.Holder, r.BeginId = req.GetHolder(), req.GetBeginId()
+	r.UpdateTime = stamp(l.now)
+	r.LeaseExpireTime = timestamppb.New(l.now.Add(l.timeout(req)))
+	l.putInFlight(r)
+}
+
+// grant says that the lease is the caller's.
+func (l *ledger) grant(res *coordinationv1.BeginRequestResponse, r row) {
+	switch {
+	case r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_RECONCILING:
+		res.Decision = coordinationv1.Decision_DECISION_RECONCILE
+	default:
+		res.Decision = coordinationv1.Decision_DECISION_PROCEED
+	}
+	res.Lease, res.LeaseExpireTime = leaseToken(r), r.GetLeaseExpireTime()
+}
+
+// demandOf is what an attempt wants of the limits. Its lease, where a policy counts what runs at once, is the row's.
+func demandOf(operation string, permits, cost int64, owner string, seq int64) *demand {
+	return &demand{
+		operation: operation, permits: permits, cost: cost, users: owner != "", owner: owner,
+		leaseID: requestLeaseID(seq),
+	}
+}
+
+// requestLeaseID holds what no lease id of a caller may: it cannot be renewed or released but by its request.
+func requestLeaseID(seq int64) string { return "request/" + strconv.FormatInt(seq, 10) }
+
+func demandOfRow(r row) *demand {
+	return demandOf(r.GetOperation(), r.GetPermits(), r.GetCost(), r.GetOwner(), r.GetSeq())
+}
+
+// mayEnd checks that a lease may say what became of a row: the newest lease while it is needed, and the lease of the
+// newest attempt as long as nothing else came after it, however late: what is known for certain is always welcome.
+func mayEnd(r row, lease int64, succeeded bool) error {
+	if lease != r.GetLease() && lease != r.GetAttemptLease() {
+		return errLeaseLost
+	}
+	switch r.GetStatus() {
+	case coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT, coordinationv1.RequestStatus_REQUEST_STATUS_RECONCILING,
+		coordinationv1.RequestStatus_REQUEST_STATUS_UNKNOWN:
+		return nil
+	case coordinationv1.RequestStatus_REQUEST_STATUS_RETRYABLE:
+		if succeeded { // somebody was wrong to say that it had not happened, and it has not been sent again yet
+			return nil
+		}
+	}
+	return errRequestDone
+}
+
+// complete stores the outcome. It returns nil where the row has it already.
+func (l *ledger) complete(r row, lease int64, req *coordinationv1.CompleteRequestRequest) (row, error) {
+	if r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_COMPLETED && proto.Equal(r.GetOutcome(), req.GetOutcome()) {
+		return nil, nil
+	}
+	if settled := l.settle(r); settled != nil {
+		r = settled
+	}
+	if err := mayEnd(r, lease, true); err != nil {
+		return nil, err
+	}
+	l.end(r, lease, healthUp)
+	if req.Cost != nil {
+		charge(l.shelf, l.config, demandOfRow(r), req.GetCost(), r.GetBeginTime().AsTime(), l.now)
+		was := r.GetCost()
+		l.count(func(d *coordinationv1.UsageDay) { d.Cost = max(0, d.GetCost()+req.GetCost()-was) })
+	}
+	r = proto.CloneOf(r)
+	r.Status, r.Outcome, r.Error = coordinationv1.RequestStatus_REQUEST_STATUS_COMPLETED, req.GetOutcome(), ""
+	r.UpdateTime, r.LeaseExpireTime, r.NotBefore = stamp(l.now), nil, nil
+	if req.Cost != nil {
+		r.Cost = req.GetCost()
+	}
+	l.count(func(d *coordinationv1.UsageDay) { d.Completed++ })
+	return r, nil
+}
+
+// fail notes a failure. It returns nil where the row has it already.
+func (l *ledger) fail(r row, lease int64, req *coordinationv1.FailRequestRequest) (row, error) {
+	status := map[coordinationv1.Failure]coordinationv1.RequestStatus{
+		coordinationv1.Failure_FAILURE_RETRYABLE: coordinationv1.RequestStatus_REQUEST_STATUS_RETRYABLE,
+		coordinationv1.Failure_FAILURE_TERMINAL:  coordinationv1.RequestStatus_REQUEST_STATUS_FAILED,
+		coordinationv1.Failure_FAILURE_UNKNOWN:   coordinationv1.RequestStatus_REQUEST_STATUS_UNKNOWN,
+	}[req.GetFailure()]
+	if r.GetStatus() == status && lease == r.GetLease() && r.GetError() == req.GetError() && proto.Equal(r.GetOutcome(), req.GetOutcome()) {
+		return nil, nil
+	}
+	if settled := l.settle(r); settled != nil {
+		r = settled
+	}
+	if err := mayEnd(r, lease, false); err != nil {
+		return nil, err
+	}
+	h := healthDown
+	switch {
+	case req.GetNotDown(), req.GetNotSent():
+		h = healthNone
+	case req.GetFailure() == coordinationv1.Failure_FAILURE_TERMINAL:
+		h = healthUp // it answered
+	}
+	l.end(r, lease, h)
+	if req.GetNotSent() && lease == r.GetAttemptLease() {
+		refund(l.shelf, l.config, demandOfRow(r), r.GetBeginTime().AsTime(), l.now)
+		l.count(countPermits(r.GetOperation(), -r.GetPermits(), -r.GetCost()))
+	}
+	was := r.GetStatus()
+	r = proto.CloneOf(r)
+	r.Status, r.Outcome, r.Error = status, req.GetOutcome(), req.GetError()
+	r.UpdateTime, r.LeaseExpireTime, r.NotBefore = stamp(l.now), nil, nil
+	if after := req.GetRetryAfter().AsDuration(); after > 0 && status == coordinationv1.RequestStatus_REQUEST_STATUS_RETRYABLE {
+		r.NotBefore = timestamppb.New(l.now.Add(after))
+	}
+	l.count(func(d *coordinationv1.UsageDay) {
+		switch status {
+		case coordinationv1.RequestStatus_REQUEST_STATUS_RETRYABLE:
+			d.Retryable++
+		case coordinationv1.RequestStatus_REQUEST_STATUS_FAILED:
+			d.Failed++
+		default:
+			if was == coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
+				d.Unknown++
+			}
+		}
+	})
+	return r, nil
+}
+
+// end gives back what runs at once, and tells the breaker how the attempt went, where it is the attempt that ends.
+func (l *ledger) end(r row, lease int64, h health) {
+	l.dropInFlight(r.GetSeq())
+	id := requestLeaseID(r.GetSeq())
+	releaseLease(l.state.GetPools(), id, "", true)
+	releaseLease(l.user.GetPools(), id, "", true)
+	if lease == r.GetAttemptLease() && r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
+		breakerHears(l.breaker(), l.config.GetBreaker(), r.GetBreakerGeneration(), h, l.now)
+	}
+}
+
+// tooMuchError: a call wants more than a policy ever lets pass at once.
+type tooMuchError string
+
+func (e tooMuchError) Error() string { return "more than the policy " + string(e) + " ever lets pass" }

@@ -1,0 +1,151 @@
+package coordination
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	objectv1 "holdfast/gen/holdfast/object/v1"
+	"holdfast/handlers/problem"
+	"holdfast/identity"
+	"holdfast/object"
+)
+
+// present is an API as a caller may see it.
+func present(
+	api string, s *coordinationv1.ApiState, user *coordinationv1.UserBuckets, caller identity.Identity, now time.Time,
+) *coordinationv1.Api {
+	c := configOf(api, s)
+	a := &coordinationv1.Api{
+		Api: api, Config: c, ReadyMade: s.GetConfig() == nil && readyMade(api) != nil, Limits: standings(s, user, c, now),
+		Breaker: s.GetBreaker(), Today: s.GetToday(), Sync: s.GetSync(), LiveSessions: liveSessions(s, now), LiveCounts: s.GetLiveCounts(),
+	}
+	if a.GetBreaker() == nil {
+		a.Breaker = &coordinationv1.Breaker{}
+	}
+	if a.GetBreaker().GetStatus() == coordinationv1.BreakerStatus_BREAKER_STATUS_UNSPECIFIED {
+		a.Breaker = proto.CloneOf(a.GetBreaker())
+		a.Breaker.Status = coordinationv1.BreakerStatus_BREAKER_STATUS_CLOSED
+	}
+	for _, f := range s.GetInFlight() {
+		if now.Before(f.GetExpireTime().AsTime()) {
+			a.InFlight++
+		}
+	}
+	for id, l := range s.GetLive() {
+		if mayTouch(caller, l.GetOwner()) && now.Before(l.GetExpireTime().AsTime()) {
+			if a.Live == nil {
+				a.Live = map[string]*coordinationv1.LiveSession{}
+			}
+			a.Live[id] = l
+		}
+	}
+	if s.GetPauseUntil().AsTime().After(now) {
+		a.PauseUntil = s.GetPauseUntil()
+	}
+	return a
+}
+
+func statusWord(r row) string {
+	return strings.ToLower(strings.TrimPrefix(r.GetStatus().String(), "REQUEST_STATUS_"))
+}
+
+func metadata(i object.Info) *objectv1.Metadata {
+	return &objectv1.Metadata{
+		Version: int64(i.Version), CreateTime: timestamppb.New(i.CreateTime), UpdateTime: timestamppb.New(i.UpdateTime),
+	}
+}
+
+// setMetadata fills in the field metadata, which each reply has.
+func setMetadata(r proto.Message, i object.Info) {
+	m := r.ProtoReflect()
+	if fd := m.Descriptor().Fields().ByName("metadata"); fd != nil {
+		m.Set(fd, protoreflect.ValueOfMessage(metadata(i).ProtoReflect()))
+	}
+}
+
+// refuse puts a rule's refusal into the caller's words.
+func refuse(err error) error {
+	var tooMuch tooMuchError
+	switch {
+	case errors.As(err, &tooMuch):
+		return problem.InvalidArgument("permits", fmt.Sprintf("the call takes more than the policy %q ever lets pass at once", string(tooMuch)))
+	case errors.Is(err, errReused):
+		return &problem.Error{
+			Code: connect.CodeAlreadyExists, Reason: "REQUEST_ID_REUSED",
+			Message: "this request_id was used for another operation or fingerprint; use a new one for each request",
+		}
+	case errors.Is(err, errLeaseLost):
+		return problem.FailedPrecondition("LEASE_LOST", "this lease is over and another has been given for the request; get the request to see how it stands")
+	case errors.Is(err, errRequestDone):
+		return problem.FailedPrecondition("REQUEST_DONE", "it is settled already what became of the request; get it to see how")
+	case errors.Is(err, errNoRequest):
+		return problem.NotFound("there is no such request, or it is not yours")
+	case errors.Is(err, errTooMany):
+		return problem.Exhausted("IN_FLIGHT", fmt.Sprintf("%d requests of this API are in flight, the most there may be", maxInFlight), time.Second)
+	case errors.Is(err, errFenced):
+		return problem.FailedPrecondition("FENCED", "a newer connection of this session has been reported")
+	case errors.Is(err, errBackwards):
+		return problem.FailedPrecondition("HIGH_WATER_MARK", "the high-water mark does not go back; set reset to start over")
+	case errors.Is(err, errTooManyLive):
+		return problem.Exhausted("LIVE_SESSIONS", fmt.Sprintf("%d live sessions are reported, the most there may be", maxLive), time.Second)
+	case errors.Is(err, errTooManyResources):
+		return problem.Exhausted("RESOURCES", fmt.Sprintf("%d resources are synced, the most there may be", maxResources), 0)
+	}
+	return err
+}
+
+// writeHeaders says in HTTP what the answer says in fields, as draft-ietf-httpapi-ratelimit-headers has it.
+func writeHeaders(ctx context.Context, limits []*coordinationv1.Standing, retryAfter *durationpb.Duration) {
+	call, ok := connect.CallInfoForHandlerContext(ctx)
+	if !ok {
+		return
+	}
+	h := call.ResponseHeader()
+	if len(limits) > 0 {
+		policies, standings := make([]string, len(limits)), make([]string, len(limits))
+		for i, s := range limits {
+			policies[i], standings[i] = policyItem(s), fmt.Sprintf("%q;r=%d;t=%d", s.GetPolicy(), s.GetRemaining(), seconds(s.GetResetAfter()))
+		}
+		h.Set("RateLimit-Policy", strings.Join(policies, ", "))
+		h.Set("RateLimit", strings.Join(standings, ", "))
+	}
+	if retryAfter != nil {
+		h.Set("Retry-After", fmt.Sprint(seconds(retryAfter)))
+	}
+}
+
+func policyItem(s *coordinationv1.Standing) string {
+	item := fmt.Sprintf("%q;q=%d", s.GetPolicy(), s.GetLimit())
+	switch {
+	case s.GetWindow() == nil:
+		item += `;qu="concurrent-requests"`
+	case s.GetUnit() == coordinationv1.Unit_UNIT_COST:
+		item += `;qu="cost"` // the draft registers no unit for tokens or points
+	}
+	if s.GetWindow() != nil {
+		item += fmt.Sprintf(";w=%d", seconds(s.GetWindow()))
+	}
+	return item
+}
+
+// seconds are rounded up: who waits so long does not come too early.
+func seconds(d *durationpb.Duration) int64 { return int64(math.Ceil(d.AsDuration().Seconds())) }
+
+// dependsOnClock says that the answer changes without a change of the object, so that its version does not tell
+// whether it still holds.
+func dependsOnClock(ctx context.Context) {
+	if call, ok := connect.CallInfoForHandlerContext(ctx); ok {
+		call.ResponseHeader().Set("Cache-Control", "no-store")
+	}
+}

@@ -1,0 +1,137 @@
+package coordination
+
+import (
+	"errors"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+)
+
+const (
+	maxResources = 64
+	maxLive      = 1000
+	defaultTTL   = 15 * time.Minute
+)
+
+var (
+	errBackwards        = errors.New("the high-water mark does not go back")
+	errTooManyResources = errors.New("too many resources are synced")
+	errFenced           = errors.New("a newer epoch was reported")
+	errTooManyLive      = errors.New("too many live sessions are reported")
+)
+
+// reportSync notes how far a copy has come. Fields that the report leaves out stay, but for the cursor and the error.
+func reportSync(s *coordinationv1.ApiState, req *coordinationv1.ReportSyncRequest, now time.Time) (*coordinationv1.SyncState, error) {
+	was, is := s.GetSync()[req.GetResource()], req.GetSync()
+	if was == nil {
+		if len(s.GetSync()) >= maxResources {
+			return nil, errTooManyResources
+		}
+		was = &coordinationv1.SyncState{}
+	}
+	if !req.GetReset_() && is.GetHighWaterMark() != nil && is.GetHighWaterMark().AsTime().Before(was.GetHighWaterMark().AsTime()) {
+		return nil, errBackwards
+	}
+	next := proto.CloneOf(was)
+	if req.GetReset_() {
+		next = &coordinationv1.SyncState{}
+	}
+	if next.LastWebhookTime != nil && is.GetLastWebhookTime() != nil && is.GetLastWebhookTime().AsTime().Before(next.GetLastWebhookTime().AsTime()) {
+		// A webhook that was overtaken: it says nothing about the newest.
+		is = proto.CloneOf(is)
+		is.LastWebhookTime, is.WebhookLag = nil, nil
+	}
+	proto.Merge(next, is)
+	if is.GetLastWebhookTime() != nil && is.GetWebhookLag() == nil {
+		next.WebhookLag = durationpb.New(max(0, now.Sub(is.GetLastWebhookTime().AsTime())))
+	}
+	next.PageCursor, next.Error, next.UpdateTime = is.GetPageCursor(), is.GetError(), stamp(now)
+	if s.Sync == nil {
+		s.Sync = map[string]*coordinationv1.SyncState{}
+	}
+	s.Sync[req.GetResource()] = next
+	return next, nil
+}
+
+// reportLive notes how a live session stands. A session that closed is not kept, only counted; one that failed is kept
+// until its time is over, for whoever looks why.
+func reportLive(
+	s *coordinationv1.ApiState, req *coordinationv1.ReportLiveRequest, owner string, now time.Time,
+) (*coordinationv1.LiveSession, error) {
+	for id, l := range s.GetLive() {
+		if !now.Before(l.GetExpireTime().AsTime()) {
+			delete(s.Live, id)
+		}
+	}
+	l := s.GetLive()[req.GetSessionId()]
+	if req.GetEpoch() < l.GetEpoch() {
+		return nil, errFenced
+	}
+	if s.LiveCounts == nil {
+		s.LiveCounts = &coordinationv1.LiveCounts{}
+	}
+	counts, was := s.GetLiveCounts(), l.GetStatus()
+	if l == nil || req.GetEpoch() > l.GetEpoch() {
+		was = coordinationv1.LiveStatus_LIVE_STATUS_UNSPECIFIED
+	}
+	if l == nil {
+		if len(s.GetLive()) >= maxLive {
+			return nil, errTooManyLive
+		}
+		l = &coordinationv1.LiveSession{Owner: owner}
+	}
+	if was == coordinationv1.LiveStatus_LIVE_STATUS_UNSPECIFIED {
+		l.OpenTime, l.GoAwayTime, l.CloseCode, l.Error = stamp(now), nil, 0, ""
+	}
+	l.Status, l.Epoch, l.UpdateTime = req.GetStatus(), req.GetEpoch(), stamp(now)
+	if req.GetModel() != "" {
+		l.Model = req.GetModel()
+	}
+	ttl := defaultTTL
+	if req.GetTtl() != nil {
+		ttl = req.GetTtl().AsDuration()
+	}
+	l.ExpireTime = stamp(now.Add(ttl))
+	if s.Live == nil {
+		s.Live = map[string]*coordinationv1.LiveSession{}
+	}
+	s.Live[req.GetSessionId()] = l
+	first := was != req.GetStatus()
+	switch req.GetStatus() {
+	case coordinationv1.LiveStatus_LIVE_STATUS_OPEN:
+		if first {
+			counts.Opened++
+		}
+	case coordinationv1.LiveStatus_LIVE_STATUS_GOING_AWAY:
+		if first {
+			counts.GoAways++
+		}
+		if req.GetTimeLeft() != nil {
+			l.GoAwayTime = stamp(now.Add(req.GetTimeLeft().AsDuration()))
+		}
+	case coordinationv1.LiveStatus_LIVE_STATUS_CLOSED:
+		counts.Closed++
+		delete(s.Live, req.GetSessionId())
+	case coordinationv1.LiveStatus_LIVE_STATUS_FAILED:
+		l.CloseCode, l.Error = req.GetCloseCode(), req.GetError()
+		if first {
+			l.Failures++
+			counts.Failed++
+		}
+		counts.LastFailureTime, counts.LastError = stamp(now), req.GetError()
+	}
+	return l, nil
+}
+
+// liveSessions counts the sessions that are live now.
+func liveSessions(s *coordinationv1.ApiState, now time.Time) (n int32) {
+	for _, l := range s.GetLive() {
+		if l.GetStatus() != coordinationv1.LiveStatus_LIVE_STATUS_FAILED && now.Before(l.GetExpireTime().AsTime()) {
+			n++
+		}
+	}
+	return n
+}
