@@ -121,7 +121,7 @@ func (z *fuzzed) ask(t *testing.T, m protoreflect.MethodDescriptor, codec string
 		}
 	}
 	switch got.code {
-	case "ok", "invalid_argument", "not_found", "already_exists", "failed_precondition", "aborted", "resource_exhausted":
+	case "ok", "invalid_argument", "not_found", "permission_denied", "already_exists", "failed_precondition", "aborted", "resource_exhausted":
 	default: // internal and unknown above all, and 5xx
 		t.Errorf("%s is answered with %+v", m.Name(), got)
 	}

@@ -30,8 +30,10 @@ import (
 
 	"holdfast/db/dbtest"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
+	"holdfast/handlers/coordination"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -52,6 +54,8 @@ func services(rt *object.Runtime) []handlers.Service {
 		handlers.NewService[conversationv1connect.ConversationServiceHandler](
 			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations)),
 		projectService(rt, conversations),
+		handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
+			coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordination.NewManager(coordination.Register(rt), time.Now)),
 	}
 }
 
@@ -255,6 +259,7 @@ type area struct {
 var areas = map[protoreflect.FullName]area{
 	"holdfast.conversation.v1": conversationArea,
 	"holdfast.project.v1":      projectArea,
+	"holdfast.coordination.v1": coordinationArea,
 }
 
 // isolationCases are those of all areas.

@@ -141,7 +141,7 @@ func New(o Options) (*Server, error) {
 			AllowedOrigins: o.Origins,
 			AllowedMethods: connectcors.AllowedMethods(),
 			AllowedHeaders: append(connectcors.AllowedHeaders(), "Authorization", userHeader, "If-None-Match", "Traceparent"),
-			ExposedHeaders: append(connectcors.ExposedHeaders(), "ETag", "WWW-Authenticate"),
+			ExposedHeaders: append(connectcors.ExposedHeaders(), "ETag", "RateLimit", "RateLimit-Policy", "Retry-After", "WWW-Authenticate"),
 			MaxAge:         7200, // no browser keeps it longer
 		}).Handler(root)
 	}

@@ -21,9 +21,11 @@ import (
 
 	"holdfast/db"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
+	"holdfast/handlers/coordination"
 	"holdfast/handlers/project"
 	"holdfast/identity"
 	"holdfast/jobs"
@@ -140,6 +142,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 		err = errors.Join(err, rt.Close(ctx))
 	}()
 	conversations := conversation.Register(rt)
+	apis := coordination.Register(rt)
 	queue := jobs.New(d, jobs.Config{Log: log})
 	c.addJobs(queue, d, metrics)
 	projectKinds := project.Register(rt)
@@ -150,6 +153,8 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 			handlers.NewService[projectv1connect.ProjectServiceHandler](
 				projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler,
 				project.NewManager(project.Options{Kinds: projectKinds, Runtime: rt, Conversations: conversations, Seal: box})),
+			handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
+				coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordination.NewManager(apis, d.Now)),
 		},
 		Routes: []handlers.Route{{Name: "linear webhook", Path: project.WebhookPath, Handler: project.NewWebhook(project.WebhookConfig{
 			Kinds: projectKinds, FindEndpoints: d.FindEndpoints, Open: box.Open, Now: time.Now, Log: log,

@@ -174,13 +174,13 @@ func acquire(s shelf, c *coordinationv1.ApiConfig, d *demand, peek bool, now tim
 const defaultLease = 60 * time.Second
 
 func (v *verdict) lease(b bucket, p policy, d *demand, now time.Time) {
-	for_ := d.lease
-	if for_ == 0 {
-		if for_ = p.GetLease().AsDuration(); for_ == 0 {
-			for_ = defaultLease
+	lasts := d.lease
+	if lasts == 0 {
+		if lasts = p.GetLease().AsDuration(); lasts == 0 {
+			lasts = defaultLease
 		}
 	}
-	until := now.Add(for_)
+	until := now.Add(lasts)
 	if v.leaseUntil.IsZero() || until.Before(v.leaseUntil) {
 		v.leaseUntil = until
 	}

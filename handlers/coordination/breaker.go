@@ -87,6 +87,7 @@ func breakerHears(b *coordinationv1.Breaker, c *coordinationv1.BreakerConfig, ge
 		return true
 	case coordinationv1.BreakerStatus_BREAKER_STATUS_OPEN:
 		return false
+	default: // closed
 	}
 	switch h {
 	case healthUp:
@@ -101,8 +102,9 @@ func breakerHears(b *coordinationv1.Breaker, c *coordinationv1.BreakerConfig, ge
 			b.OpenCount++
 		}
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 func turnBreaker(b *coordinationv1.Breaker, s coordinationv1.BreakerStatus) {

@@ -50,6 +50,7 @@ func checkConfig(c *coordinationv1.ApiConfig) error {
 			if p.GetUnit() == coordinationv1.Unit_UNIT_COST {
 				wrong(at+"unit", "is UNIT_COST; what runs at once is counted in permits")
 			}
+		default: // refused by the field's own rule
 		}
 	}
 	if len(fields) > 0 {

@@ -210,6 +210,7 @@ func (l *ledger) begin(r row, req *coordinationv1.BeginRequestRequest, owner str
 			b.res.Reason, b.res.RetryAfter = coordinationv1.WaitReason_WAIT_REASON_BACKOFF, durationpb.New(max(0, wait))
 			return b, nil
 		}
+	default: // new
 	}
 	return l.send(r, req, owner)
 }
@@ -323,6 +324,7 @@ func mayEnd(r row, lease int64, succeeded bool) error {
 		if succeeded { // somebody was wrong to say that it had not happened, and it has not been sent again yet
 			return nil
 		}
+	default: // completed or failed
 	}
 	return errRequestDone
 }

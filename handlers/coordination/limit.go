@@ -76,6 +76,7 @@ func tidy(p policy, b bucket, now time.Time) {
 				delete(b.Leases, id)
 			}
 		}
+	default: // a leaky bucket has one time, which is read by the clock
 	}
 	if !now.Before(b.GetBlockedUntil().AsTime()) {
 		b.BlockedUntil = nil
@@ -95,6 +96,7 @@ func used(p policy, b bucket) (n int64) {
 		for _, l := range b.GetLeases() {
 			n += l.GetUnits()
 		}
+	default: // a leaky bucket counts time
 	}
 	return n
 }
@@ -140,6 +142,7 @@ func passes(p policy, b bucket, n int64, now time.Time) time.Time {
 			over -= l.GetUnits()
 			at = later(at, l.GetExpireTime().AsTime())
 		}
+	default: // refused by ConfigureApi
 	}
 	return at
 }
@@ -161,6 +164,7 @@ func take(p policy, b bucket, n int64, now time.Time) {
 		putSlot(b, slotTime(p, now), n)
 	case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
 		b.Used += n
+	default: // takeLease
 	}
 }
 
@@ -211,6 +215,7 @@ func giveBack(p policy, b bucket, n int64, taken, now time.Time) {
 		if !taken.Before(began) && now.Before(b.GetWindowEnd().AsTime()) {
 			b.Used = max(0, b.GetUsed()-n)
 		}
+	default: // releaseLease
 	}
 }
 
@@ -259,6 +264,7 @@ func standing(p policy, b bucket, now time.Time) *coordinationv1.Standing {
 		if all := byExpiry(b); len(all) > 0 {
 			full = all[len(all)-1].GetExpireTime().AsTime()
 		}
+	default: // refused by ConfigureApi
 	}
 	s.Remaining = max(0, s.GetRemaining())
 	if until := b.GetBlockedUntil().AsTime(); until.After(now) {

@@ -292,7 +292,7 @@ func parseDuration(s string) (time.Duration, bool) {
 		if err != nil {
 			return 0, false
 		}
-		days = time.Duration(n) * 24 * time.Hour //nolint:gosec // eight bits
+		days = time.Duration(n) * 24 * time.Hour
 		if s = after; s == "" {
 			return days, true
 		}
@@ -373,7 +373,7 @@ func (o *observed) google(body []byte, now time.Time) {
 // requests or tokens, a minute or, with -day, a day.
 func quotaDimension(quotaID string) string {
 	id := strings.ToLower(quotaID)
-	dimension := ""
+	var dimension string
 	switch {
 	case strings.Contains(id, "token"):
 		dimension = "tokens"

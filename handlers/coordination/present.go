@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"strings"
 	"time"
 
@@ -50,6 +51,10 @@ func present(
 			a.Live[id] = l
 		}
 	}
+	if !service(caller) && a.GetLiveCounts().GetLastError() != "" { // of whosever session
+		a.LiveCounts = proto.CloneOf(a.GetLiveCounts())
+		a.LiveCounts.LastError = ""
+	}
 	if s.GetPauseUntil().AsTime().After(now) {
 		a.PauseUntil = s.GetPauseUntil()
 	}
@@ -90,7 +95,7 @@ func refuse(err error) error {
 	case errors.Is(err, errRequestDone):
 		return problem.FailedPrecondition("REQUEST_DONE", "it is settled already what became of the request; get it to see how")
 	case errors.Is(err, errNoRequest):
-		return problem.NotFound("there is no such request, or it is not yours")
+		return object.ErrNotFound // in the words for an API that is not there: neither is told from the other
 	case errors.Is(err, errTooMany):
 		return problem.Exhausted("IN_FLIGHT", fmt.Sprintf("%d requests of this API are in flight, the most there may be", maxInFlight), time.Second)
 	case errors.Is(err, errFenced):
@@ -117,11 +122,11 @@ func writeHeaders(ctx context.Context, limits []*coordinationv1.Standing, retryA
 		for i, s := range limits {
 			policies[i], standings[i] = policyItem(s), fmt.Sprintf("%q;r=%d;t=%d", s.GetPolicy(), s.GetRemaining(), seconds(s.GetResetAfter()))
 		}
-		h.Set("RateLimit-Policy", strings.Join(policies, ", "))
-		h.Set("RateLimit", strings.Join(standings, ", "))
+		h.Set("Ratelimit-Policy", strings.Join(policies, ", "))
+		h.Set("Ratelimit", strings.Join(standings, ", "))
 	}
 	if retryAfter != nil {
-		h.Set("Retry-After", fmt.Sprint(seconds(retryAfter)))
+		h.Set("Retry-After", strconv.FormatInt(seconds(retryAfter), 10))
 	}
 }
 

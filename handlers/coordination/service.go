@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -44,7 +45,7 @@ const recentRequests = 32
 // Register makes the kind "api" known to the runtime.
 func Register(rt *object.Runtime) *object.Kind[state] {
 	return object.Register(rt, object.KindConfig[state]{
-		Name: "api", SchemaVersion: 1, Shared: true,
+		Name: "api", SchemaVersion: 1, OnTimer: onTimer,
 		Collections: map[string]proto.Message{
 			inRequests:    &coordinationv1.ApiRequest{},
 			inRequestIDs:  &coordinationv1.RequestRef{},
@@ -92,7 +93,7 @@ type asked struct {
 	id string
 }
 
-func (a asked) GetRequestId() string { return a.id }
+func (a asked) GetRequestId() string { return a.id } //nolint:revive // as in generated code
 
 // service tells whether the caller acts for the tenant, not for a user.
 func service(i identity.Identity) bool { return i.User == "" && i.Service }
@@ -113,9 +114,7 @@ func change[R proto.Message](
 		if !otx.Exists() && !service(caller) && readyMade(api) == nil {
 			return none, object.ErrNotFound
 		}
-		t := &tx{Tx: otx, api: api, caller: caller, key: ownerKey(caller.User)}
-		t.shelf = shelf{state: otx.State(), user: &coordinationv1.UserBuckets{}}
-		t.config, t.ledger.now = configOf(api, t.shelf.state), otx.Now()
+		t := newTx(otx, api, caller)
 		r, err := rule(t)
 		if err != nil {
 			answer = r
@@ -124,7 +123,7 @@ func change[R proto.Message](
 		t.flush()
 		setMetadata(r, otx.Info())
 		return r, nil
-	}, append(opts, object.Upsert())...)
+	}, append(opts, object.Upsert(), object.Shared())...)
 	if errors.Is(err, errAnswered) {
 		return answer, nil
 	}
@@ -132,6 +131,13 @@ func change[R proto.Message](
 		return none, refuse(err)
 	}
 	return res, nil
+}
+
+func newTx(otx *object.Tx[state], api string, caller identity.Identity) *tx {
+	t := &tx{Tx: otx, api: api, caller: caller, key: ownerKey(caller.User)}
+	t.shelf = shelf{state: otx.State(), user: &coordinationv1.UserBuckets{}}
+	t.config, t.ledger.now = configOf(api, t.shelf.state), otx.Now()
+	return t
 }
 
 // answered is the end of a rule that changes nothing: its answer as it is.
@@ -164,8 +170,9 @@ func countsUsers(c *coordinationv1.ApiConfig) bool {
 	return false
 }
 
-// flush stages what the rule changed besides the state.
+// flush stages what the rule changed besides the state, and the timers that follow from it.
 func (t *tx) flush() {
+	t.setTimers()
 	if t.user != nil && !proto.Equal(t.user, t.userWas) && (len(t.user.GetBuckets()) > 0 || len(t.user.GetPools()) > 0) {
 		t.Put(inUserBuckets, t.key, t.user)
 	}
@@ -403,8 +410,8 @@ func (m *Manager) ListRequests(
 		if err != nil {
 			return nil, err
 		}
-		for i := len(page.Entries) - 1; i >= 0; i-- {
-			r, _ := page.Entries[i].Value.(row)
+		for _, e := range slices.Backward(page.Entries) {
+			r, _ := e.Value.(row)
 			if len(res.GetRequests()) == size {
 				res.NextBeforeSeq = before
 				return res, nil
@@ -660,7 +667,7 @@ func (m *Manager) ReportLive(
 }
 
 // GetApiState implements CoordinationService.
-func (m *Manager) GetApiState(
+func (m *Manager) GetApiState( //nolint:revive // the service has it so
 	ctx context.Context, req *coordinationv1.GetApiStateRequest,
 ) (*coordinationv1.GetApiStateResponse, error) {
 	caller, err := identity.From(ctx)
@@ -750,7 +757,7 @@ func (m *Manager) GetUsage(ctx context.Context, req *coordinationv1.GetUsageRequ
 }
 
 // ConfigureApi implements CoordinationService.
-func (m *Manager) ConfigureApi(
+func (m *Manager) ConfigureApi( //nolint:revive // the service has it so
 	ctx context.Context, req *coordinationv1.ConfigureApiRequest,
 ) (*coordinationv1.ConfigureApiResponse, error) {
 	if err := onlyServices(ctx, "configure an API"); err != nil {
@@ -767,7 +774,7 @@ func (m *Manager) ConfigureApi(
 }
 
 // WatchApi implements CoordinationService.
-func (m *Manager) WatchApi(
+func (m *Manager) WatchApi( //nolint:revive // the service has it so
 	ctx context.Context, req *coordinationv1.WatchApiRequest, stream *connect.ServerStream[coordinationv1.WatchApiResponse],
 ) error {
 	caller, err := identity.From(ctx)

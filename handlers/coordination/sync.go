@@ -122,6 +122,7 @@ func reportLive(
 			counts.Failed++
 		}
 		counts.LastFailureTime, counts.LastError = stamp(now), req.GetError()
+	default: // connecting
 	}
 	return l, nil
 }

@@ -462,10 +462,11 @@ func (x *Standing) GetWindow() *durationpb.Duration {
 }
 
 type BeginRequestRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Api       string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	Operation string                 `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
-	RequestId string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Api   string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
+	// What kind of call it is, which policies may cover. The tenant sees it in its usage: name a kind, not a thing.
+	Operation string `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
+	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// A hash of what is sent, so that another request of the same id is told from a retry.
 	Fingerprint string `protobuf:"bytes,4,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	// Who asks, for others to see.

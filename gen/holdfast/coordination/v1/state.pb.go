@@ -456,9 +456,7 @@ type ApiState struct {
 	FirstSeq  int64                  `protobuf:"varint,11,opt,name=first_seq,json=firstSeq,proto3" json:"first_seq,omitempty"`
 	FirstTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=first_time,json=firstTime,proto3" json:"first_time,omitempty"`
 	// The provider has asked for silence, for whatever operation.
-	PauseUntil *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=pause_until,json=pauseUntil,proto3" json:"pause_until,omitempty"`
-	// When the timer for leases that end is set.
-	LeaseTimer    *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=lease_timer,json=leaseTimer,proto3" json:"lease_timer,omitempty"`
+	PauseUntil    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=pause_until,json=pauseUntil,proto3" json:"pause_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -580,13 +578,6 @@ func (x *ApiState) GetFirstTime() *timestamppb.Timestamp {
 func (x *ApiState) GetPauseUntil() *timestamppb.Timestamp {
 	if x != nil {
 		return x.PauseUntil
-	}
-	return nil
-}
-
-func (x *ApiState) GetLeaseTimer() *timestamppb.Timestamp {
-	if x != nil {
-		return x.LeaseTimer
 	}
 	return nil
 }
@@ -2108,7 +2099,7 @@ var File_holdfast_coordination_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"$holdfast/coordination/v1/state.proto\x12\x18holdfast.coordination.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\t\n" +
+	"$holdfast/coordination/v1/state.proto\x12\x18holdfast.coordination.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\t\n" +
 	"\bApiState\x12;\n" +
 	"\x06config\x18\x01 \x01(\v2#.holdfast.coordination.v1.ApiConfigR\x06config\x12I\n" +
 	"\abuckets\x18\x02 \x03(\v2/.holdfast.coordination.v1.ApiState.BucketsEntryR\abuckets\x12C\n" +
@@ -2126,9 +2117,7 @@ const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"first_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tfirstTime\x12;\n" +
 	"\vpause_until\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"pauseUntil\x12;\n" +
-	"\vlease_timer\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"leaseTimer\x1a\\\n" +
+	"pauseUntil\x1a\\\n" +
 	"\fBucketsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x126\n" +
 	"\x05value\x18\x02 \x01(\v2 .holdfast.coordination.v1.BucketR\x05value:\x028\x01\x1aZ\n" +
@@ -2429,67 +2418,66 @@ var file_holdfast_coordination_v1_state_proto_depIdxs = []int32{
 	23, // 8: holdfast.coordination.v1.ApiState.live_counts:type_name -> holdfast.coordination.v1.LiveCounts
 	33, // 9: holdfast.coordination.v1.ApiState.first_time:type_name -> google.protobuf.Timestamp
 	33, // 10: holdfast.coordination.v1.ApiState.pause_until:type_name -> google.protobuf.Timestamp
-	33, // 11: holdfast.coordination.v1.ApiState.lease_timer:type_name -> google.protobuf.Timestamp
-	9,  // 12: holdfast.coordination.v1.ApiConfig.policies:type_name -> holdfast.coordination.v1.Policy
-	10, // 13: holdfast.coordination.v1.ApiConfig.breaker:type_name -> holdfast.coordination.v1.BreakerConfig
-	34, // 14: holdfast.coordination.v1.ApiConfig.lease:type_name -> google.protobuf.Duration
-	34, // 15: holdfast.coordination.v1.ApiConfig.retention:type_name -> google.protobuf.Duration
-	0,  // 16: holdfast.coordination.v1.Policy.algorithm:type_name -> holdfast.coordination.v1.Algorithm
-	34, // 17: holdfast.coordination.v1.Policy.period:type_name -> google.protobuf.Duration
-	1,  // 18: holdfast.coordination.v1.Policy.calendar:type_name -> holdfast.coordination.v1.Calendar
-	2,  // 19: holdfast.coordination.v1.Policy.scope:type_name -> holdfast.coordination.v1.Scope
-	3,  // 20: holdfast.coordination.v1.Policy.unit:type_name -> holdfast.coordination.v1.Unit
-	34, // 21: holdfast.coordination.v1.Policy.lease:type_name -> google.protobuf.Duration
-	34, // 22: holdfast.coordination.v1.Policy.margin:type_name -> google.protobuf.Duration
-	34, // 23: holdfast.coordination.v1.BreakerConfig.open_for:type_name -> google.protobuf.Duration
-	34, // 24: holdfast.coordination.v1.BreakerConfig.probe_lease:type_name -> google.protobuf.Duration
-	33, // 25: holdfast.coordination.v1.Bucket.tat:type_name -> google.protobuf.Timestamp
-	12, // 26: holdfast.coordination.v1.Bucket.slots:type_name -> holdfast.coordination.v1.Slot
-	33, // 27: holdfast.coordination.v1.Bucket.window_end:type_name -> google.protobuf.Timestamp
-	28, // 28: holdfast.coordination.v1.Bucket.leases:type_name -> holdfast.coordination.v1.Bucket.LeasesEntry
-	33, // 29: holdfast.coordination.v1.Bucket.blocked_until:type_name -> google.protobuf.Timestamp
-	33, // 30: holdfast.coordination.v1.Bucket.last_time:type_name -> google.protobuf.Timestamp
-	33, // 31: holdfast.coordination.v1.Slot.time:type_name -> google.protobuf.Timestamp
-	33, // 32: holdfast.coordination.v1.ConcurrencyLease.expire_time:type_name -> google.protobuf.Timestamp
-	29, // 33: holdfast.coordination.v1.UserBuckets.buckets:type_name -> holdfast.coordination.v1.UserBuckets.BucketsEntry
-	30, // 34: holdfast.coordination.v1.UserBuckets.pools:type_name -> holdfast.coordination.v1.UserBuckets.PoolsEntry
-	4,  // 35: holdfast.coordination.v1.Breaker.status:type_name -> holdfast.coordination.v1.BreakerStatus
-	33, // 36: holdfast.coordination.v1.Breaker.open_time:type_name -> google.protobuf.Timestamp
-	33, // 37: holdfast.coordination.v1.Breaker.retry_time:type_name -> google.protobuf.Timestamp
-	33, // 38: holdfast.coordination.v1.InFlight.expire_time:type_name -> google.protobuf.Timestamp
-	5,  // 39: holdfast.coordination.v1.ApiRequest.status:type_name -> holdfast.coordination.v1.RequestStatus
-	33, // 40: holdfast.coordination.v1.ApiRequest.create_time:type_name -> google.protobuf.Timestamp
-	33, // 41: holdfast.coordination.v1.ApiRequest.update_time:type_name -> google.protobuf.Timestamp
-	33, // 42: holdfast.coordination.v1.ApiRequest.begin_time:type_name -> google.protobuf.Timestamp
-	33, // 43: holdfast.coordination.v1.ApiRequest.lease_expire_time:type_name -> google.protobuf.Timestamp
-	33, // 44: holdfast.coordination.v1.ApiRequest.not_before:type_name -> google.protobuf.Timestamp
-	19, // 45: holdfast.coordination.v1.ApiRequest.outcome:type_name -> holdfast.coordination.v1.Outcome
-	31, // 46: holdfast.coordination.v1.Outcome.headers:type_name -> holdfast.coordination.v1.Outcome.HeadersEntry
-	32, // 47: holdfast.coordination.v1.UsageDay.operations:type_name -> holdfast.coordination.v1.UsageDay.OperationsEntry
-	33, // 48: holdfast.coordination.v1.SyncState.high_water_mark:type_name -> google.protobuf.Timestamp
-	33, // 49: holdfast.coordination.v1.SyncState.pass_start_time:type_name -> google.protobuf.Timestamp
-	33, // 50: holdfast.coordination.v1.SyncState.pass_end_time:type_name -> google.protobuf.Timestamp
-	33, // 51: holdfast.coordination.v1.SyncState.last_webhook_time:type_name -> google.protobuf.Timestamp
-	34, // 52: holdfast.coordination.v1.SyncState.webhook_lag:type_name -> google.protobuf.Duration
-	33, // 53: holdfast.coordination.v1.SyncState.update_time:type_name -> google.protobuf.Timestamp
-	6,  // 54: holdfast.coordination.v1.LiveSession.status:type_name -> holdfast.coordination.v1.LiveStatus
-	33, // 55: holdfast.coordination.v1.LiveSession.open_time:type_name -> google.protobuf.Timestamp
-	33, // 56: holdfast.coordination.v1.LiveSession.update_time:type_name -> google.protobuf.Timestamp
-	33, // 57: holdfast.coordination.v1.LiveSession.go_away_time:type_name -> google.protobuf.Timestamp
-	33, // 58: holdfast.coordination.v1.LiveSession.expire_time:type_name -> google.protobuf.Timestamp
-	33, // 59: holdfast.coordination.v1.LiveCounts.last_failure_time:type_name -> google.protobuf.Timestamp
-	11, // 60: holdfast.coordination.v1.ApiState.BucketsEntry.value:type_name -> holdfast.coordination.v1.Bucket
-	11, // 61: holdfast.coordination.v1.ApiState.PoolsEntry.value:type_name -> holdfast.coordination.v1.Bucket
-	21, // 62: holdfast.coordination.v1.ApiState.SyncEntry.value:type_name -> holdfast.coordination.v1.SyncState
-	22, // 63: holdfast.coordination.v1.ApiState.LiveEntry.value:type_name -> holdfast.coordination.v1.LiveSession
-	13, // 64: holdfast.coordination.v1.Bucket.LeasesEntry.value:type_name -> holdfast.coordination.v1.ConcurrencyLease
-	11, // 65: holdfast.coordination.v1.UserBuckets.BucketsEntry.value:type_name -> holdfast.coordination.v1.Bucket
-	11, // 66: holdfast.coordination.v1.UserBuckets.PoolsEntry.value:type_name -> holdfast.coordination.v1.Bucket
-	67, // [67:67] is the sub-list for method output_type
-	67, // [67:67] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	9,  // 11: holdfast.coordination.v1.ApiConfig.policies:type_name -> holdfast.coordination.v1.Policy
+	10, // 12: holdfast.coordination.v1.ApiConfig.breaker:type_name -> holdfast.coordination.v1.BreakerConfig
+	34, // 13: holdfast.coordination.v1.ApiConfig.lease:type_name -> google.protobuf.Duration
+	34, // 14: holdfast.coordination.v1.ApiConfig.retention:type_name -> google.protobuf.Duration
+	0,  // 15: holdfast.coordination.v1.Policy.algorithm:type_name -> holdfast.coordination.v1.Algorithm
+	34, // 16: holdfast.coordination.v1.Policy.period:type_name -> google.protobuf.Duration
+	1,  // 17: holdfast.coordination.v1.Policy.calendar:type_name -> holdfast.coordination.v1.Calendar
+	2,  // 18: holdfast.coordination.v1.Policy.scope:type_name -> holdfast.coordination.v1.Scope
+	3,  // 19: holdfast.coordination.v1.Policy.unit:type_name -> holdfast.coordination.v1.Unit
+	34, // 20: holdfast.coordination.v1.Policy.lease:type_name -> google.protobuf.Duration
+	34, // 21: holdfast.coordination.v1.Policy.margin:type_name -> google.protobuf.Duration
+	34, // 22: holdfast.coordination.v1.BreakerConfig.open_for:type_name -> google.protobuf.Duration
+	34, // 23: holdfast.coordination.v1.BreakerConfig.probe_lease:type_name -> google.protobuf.Duration
+	33, // 24: holdfast.coordination.v1.Bucket.tat:type_name -> google.protobuf.Timestamp
+	12, // 25: holdfast.coordination.v1.Bucket.slots:type_name -> holdfast.coordination.v1.Slot
+	33, // 26: holdfast.coordination.v1.Bucket.window_end:type_name -> google.protobuf.Timestamp
+	28, // 27: holdfast.coordination.v1.Bucket.leases:type_name -> holdfast.coordination.v1.Bucket.LeasesEntry
+	33, // 28: holdfast.coordination.v1.Bucket.blocked_until:type_name -> google.protobuf.Timestamp
+	33, // 29: holdfast.coordination.v1.Bucket.last_time:type_name -> google.protobuf.Timestamp
+	33, // 30: holdfast.coordination.v1.Slot.time:type_name -> google.protobuf.Timestamp
+	33, // 31: holdfast.coordination.v1.ConcurrencyLease.expire_time:type_name -> google.protobuf.Timestamp
+	29, // 32: holdfast.coordination.v1.UserBuckets.buckets:type_name -> holdfast.coordination.v1.UserBuckets.BucketsEntry
+	30, // 33: holdfast.coordination.v1.UserBuckets.pools:type_name -> holdfast.coordination.v1.UserBuckets.PoolsEntry
+	4,  // 34: holdfast.coordination.v1.Breaker.status:type_name -> holdfast.coordination.v1.BreakerStatus
+	33, // 35: holdfast.coordination.v1.Breaker.open_time:type_name -> google.protobuf.Timestamp
+	33, // 36: holdfast.coordination.v1.Breaker.retry_time:type_name -> google.protobuf.Timestamp
+	33, // 37: holdfast.coordination.v1.InFlight.expire_time:type_name -> google.protobuf.Timestamp
+	5,  // 38: holdfast.coordination.v1.ApiRequest.status:type_name -> holdfast.coordination.v1.RequestStatus
+	33, // 39: holdfast.coordination.v1.ApiRequest.create_time:type_name -> google.protobuf.Timestamp
+	33, // 40: holdfast.coordination.v1.ApiRequest.update_time:type_name -> google.protobuf.Timestamp
+	33, // 41: holdfast.coordination.v1.ApiRequest.begin_time:type_name -> google.protobuf.Timestamp
+	33, // 42: holdfast.coordination.v1.ApiRequest.lease_expire_time:type_name -> google.protobuf.Timestamp
+	33, // 43: holdfast.coordination.v1.ApiRequest.not_before:type_name -> google.protobuf.Timestamp
+	19, // 44: holdfast.coordination.v1.ApiRequest.outcome:type_name -> holdfast.coordination.v1.Outcome
+	31, // 45: holdfast.coordination.v1.Outcome.headers:type_name -> holdfast.coordination.v1.Outcome.HeadersEntry
+	32, // 46: holdfast.coordination.v1.UsageDay.operations:type_name -> holdfast.coordination.v1.UsageDay.OperationsEntry
+	33, // 47: holdfast.coordination.v1.SyncState.high_water_mark:type_name -> google.protobuf.Timestamp
+	33, // 48: holdfast.coordination.v1.SyncState.pass_start_time:type_name -> google.protobuf.Timestamp
+	33, // 49: holdfast.coordination.v1.SyncState.pass_end_time:type_name -> google.protobuf.Timestamp
+	33, // 50: holdfast.coordination.v1.SyncState.last_webhook_time:type_name -> google.protobuf.Timestamp
+	34, // 51: holdfast.coordination.v1.SyncState.webhook_lag:type_name -> google.protobuf.Duration
+	33, // 52: holdfast.coordination.v1.SyncState.update_time:type_name -> google.protobuf.Timestamp
+	6,  // 53: holdfast.coordination.v1.LiveSession.status:type_name -> holdfast.coordination.v1.LiveStatus
+	33, // 54: holdfast.coordination.v1.LiveSession.open_time:type_name -> google.protobuf.Timestamp
+	33, // 55: holdfast.coordination.v1.LiveSession.update_time:type_name -> google.protobuf.Timestamp
+	33, // 56: holdfast.coordination.v1.LiveSession.go_away_time:type_name -> google.protobuf.Timestamp
+	33, // 57: holdfast.coordination.v1.LiveSession.expire_time:type_name -> google.protobuf.Timestamp
+	33, // 58: holdfast.coordination.v1.LiveCounts.last_failure_time:type_name -> google.protobuf.Timestamp
+	11, // 59: holdfast.coordination.v1.ApiState.BucketsEntry.value:type_name -> holdfast.coordination.v1.Bucket
+	11, // 60: holdfast.coordination.v1.ApiState.PoolsEntry.value:type_name -> holdfast.coordination.v1.Bucket
+	21, // 61: holdfast.coordination.v1.ApiState.SyncEntry.value:type_name -> holdfast.coordination.v1.SyncState
+	22, // 62: holdfast.coordination.v1.ApiState.LiveEntry.value:type_name -> holdfast.coordination.v1.LiveSession
+	13, // 63: holdfast.coordination.v1.Bucket.LeasesEntry.value:type_name -> holdfast.coordination.v1.ConcurrencyLease
+	11, // 64: holdfast.coordination.v1.UserBuckets.BucketsEntry.value:type_name -> holdfast.coordination.v1.Bucket
+	11, // 65: holdfast.coordination.v1.UserBuckets.PoolsEntry.value:type_name -> holdfast.coordination.v1.Bucket
+	66, // [66:66] is the sub-list for method output_type
+	66, // [66:66] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_coordination_v1_state_proto_init() }
