@@ -66,9 +66,11 @@ func statusWord(r row) string {
 }
 
 func metadata(i object.Info) *objectv1.Metadata {
-	return &objectv1.Metadata{
-		Version: int64(i.Version), CreateTime: timestamppb.New(i.CreateTime), UpdateTime: timestamppb.New(i.UpdateTime),
+	m := &objectv1.Metadata{Version: int64(i.Version), CreateTime: timestamppb.New(i.CreateTime)}
+	if !i.UpdateTime.IsZero() {
+		m.UpdateTime = timestamppb.New(i.UpdateTime)
 	}
+	return m
 }
 
 // setMetadata fills in the field metadata, which each reply has.

@@ -144,7 +144,11 @@ func newTx(otx *object.Tx[state], api string, caller identity.Identity) *tx {
 func answered[R proto.Message](t *tx, r R) (R, error) {
 	if t.Exists() {
 		t.Unchanged()
-		setMetadata(r, t.Info())
+		i := t.Info()
+		if i.Version != t.Version() { // with a request id, it would be a change
+			i.Version, i.UpdateTime = t.Version(), time.Time{}
+		}
+		setMetadata(r, i)
 	}
 	return r, errAnswered
 }

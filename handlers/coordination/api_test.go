@@ -1,0 +1,358 @@
+package coordination
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"holdfast/db/dbtest"
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	"holdfast/handlers"
+	"holdfast/identity"
+	"holdfast/object"
+)
+
+// The tests of the API, here and in the other files *_api_test.go, call real servers over HTTP, on a real Postgres.
+
+func TestMain(m *testing.M) { os.Exit(dbtest.MainWithoutLeaks(m)) }
+
+const (
+	ada    = identity.User("ada")
+	eve    = identity.User("eve")
+	nobody = identity.User("") // a service, which acts for itself
+
+	proceed   = coordinationv1.Decision_DECISION_PROCEED
+	done      = coordinationv1.Decision_DECISION_DONE
+	inFlight  = coordinationv1.Decision_DECISION_IN_FLIGHT
+	wait      = coordinationv1.Decision_DECISION_WAIT
+	unknown   = coordinationv1.Decision_DECISION_UNKNOWN
+	reconcile = coordinationv1.Decision_DECISION_RECONCILE
+)
+
+// bundle is a test's server, and the database and tenant below it.
+type bundle struct {
+	*dbtest.Bundle
+
+	url string
+}
+
+// setup serves a fresh tenant.
+func setup(t *testing.T) *bundle {
+	t.Helper()
+	return serve(t, dbtest.New(t))
+}
+
+// serve starts one more server on a bundle's database, as another process would.
+func serve(t *testing.T, d *dbtest.Bundle) *bundle {
+	t.Helper()
+	rt := object.NewRuntime(d.DB, object.Config{Timers: true, TimerPoll: 50 * time.Millisecond})
+	server, err := handlers.New(handlers.Options{
+		Services: []handlers.Service{handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
+			coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, NewManager(Register(rt), d.DB.Now))},
+		Auth:    handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.DB.FindKeys, Now: time.Now}),
+		Ping:    d.DB.Ping,
+		Metrics: prometheus.NewRegistry(),
+		Log:     slog.New(slog.DiscardHandler),
+		Now:     time.Now,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Errorf("the server ended with %v", err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := rt.Close(ctx); err != nil {
+			t.Errorf("the runtime ended with %v", err)
+		}
+	})
+	return &bundle{Bundle: d, url: "http://" + l.Addr().String()}
+}
+
+// token makes an API key of a user of the tenant, or of a service.
+func (b *bundle) token(t *testing.T, user identity.User) string {
+	t.Helper()
+	token, k := handlers.NewKey(b.Tenant, user, t.Name())
+	if err := b.DB.CreateKey(t.Context(), k); err != nil {
+		t.Fatal(err)
+	}
+	return token
+}
+
+type client = coordinationv1connect.CoordinationServiceClient
+
+// client calls as a user, on a connection of its own.
+func (b *bundle) client(t *testing.T, user identity.User) client {
+	t.Helper()
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	token := "Bearer " + b.token(t, user)
+	return coordinationv1connect.NewCoordinationServiceClient(&http.Client{Transport: transport}, b.url,
+		connect.WithInterceptors(connect.UnaryInterceptorFunc(func(next connect.UnaryFunc) connect.UnaryFunc {
+			return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+				req.Header().Set("Authorization", token)
+				return next(ctx, req)
+			}
+		})))
+}
+
+// must returns the result of a call that succeeds.
+func must[R any](r R, err error) func(*testing.T) R {
+	return func(t *testing.T) R {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+}
+
+// refused checks the code and reason of an error.
+func refused(t *testing.T, err error, code connect.Code, reason string) {
+	t.Helper()
+	var e *connect.Error
+	if !errors.As(err, &e) || e.Code() != code {
+		t.Errorf("answered with %v, want %v", err, code)
+		return
+	}
+	for _, d := range e.Details() {
+		if v, err := d.Value(); err == nil {
+			if info, ok := v.(*errdetails.ErrorInfo); ok && info.GetReason() == reason {
+				return
+			}
+		}
+	}
+	t.Errorf("answered with %v, want the reason %s", err, reason)
+}
+
+func begin(t *testing.T, c client, id string, change ...func(*coordinationv1.BeginRequestRequest)) *coordinationv1.BeginRequestResponse {
+	t.Helper()
+	req := &coordinationv1.BeginRequestRequest{Api: "codegen", Operation: "create_run", RequestId: id, Fingerprint: "f", Holder: "h"}
+	for _, f := range change {
+		f(req)
+	}
+	return must(c.BeginRequest(t.Context(), req))(t)
+}
+
+func configure1(t *testing.T, c client, api string, config *coordinationv1.ApiConfig) {
+	t.Helper()
+	must(c.ConfigureApi(t.Context(), &coordinationv1.ConfigureApiRequest{Api: api, Config: config}))(t)
+}
+
+func TestARequestFromBeginToEnd(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.client(t, ada)
+	first := begin(t, c, "r")
+	if first.GetDecision() != proceed || first.GetLease() != "1.1" || first.GetRequest().GetAttempt() != 1 || first.GetMetadata().GetVersion() != 1 {
+		t.Fatalf("begun: %v", first)
+	}
+	if first.GetSendWithin().AsDuration() != 2*time.Second || len(first.GetLimits()) != 1 || first.GetLimits()[0].GetRemaining() != 9 {
+		t.Errorf("limits: %v", first)
+	}
+	second := begin(t, c, "r")
+	if second.GetDecision() != inFlight || second.GetLease() != "" || second.GetRequest().GetHolder() != "h" || second.GetRetryAfter().AsDuration() > time.Minute {
+		t.Errorf("begun again: %v", second)
+	}
+	if second.GetMetadata().GetVersion() != 1 {
+		t.Errorf("that made version %d", second.GetMetadata().GetVersion())
+	}
+	_, err := c.BeginRequest(t.Context(), &coordinationv1.BeginRequestRequest{Api: "codegen", Operation: "create_run", RequestId: "r", Fingerprint: "other"})
+	refused(t, err, connect.CodeAlreadyExists, "REQUEST_ID_REUSED")
+
+	outcome := &coordinationv1.Outcome{HttpStatus: 200, Body: []byte(`{"id":5}`), Reference: "5"}
+	for range 2 {
+		ended := must(c.CompleteRequest(t.Context(), &coordinationv1.CompleteRequestRequest{Api: "codegen", RequestId: "r", Lease: first.GetLease(), Outcome: outcome}))(t)
+		if ended.GetRequest().GetStatus() != coordinationv1.RequestStatus_REQUEST_STATUS_COMPLETED || ended.GetMetadata().GetVersion() != 2 {
+			t.Errorf("completed: %v", ended)
+		}
+	}
+	again := begin(t, c, "r")
+	if again.GetDecision() != done || string(again.GetRequest().GetOutcome().GetBody()) != `{"id":5}` || again.GetMetadata().GetVersion() != 2 {
+		t.Errorf("begun when it was done: %v", again)
+	}
+	_, err = c.FailRequest(t.Context(), &coordinationv1.FailRequestRequest{
+		Api: "codegen", RequestId: "r", Lease: first.GetLease(), Failure: coordinationv1.Failure_FAILURE_UNKNOWN,
+	})
+	refused(t, err, connect.CodeFailedPrecondition, "REQUEST_DONE")
+
+	got := must(c.GetRequest(t.Context(), &coordinationv1.GetRequestRequest{Api: "codegen", RequestId: "r"}))(t)
+	if got.GetRequest().GetOutcome().GetReference() != "5" {
+		t.Errorf("got: %v", got)
+	}
+	// Another user's request of the same id is another request, and a service's too.
+	for _, user := range []identity.User{eve, nobody} {
+		if other := begin(t, b.client(t, user), "r"); other.GetDecision() != proceed {
+			t.Errorf("begun by %q: %v", user, other)
+		}
+	}
+	listed := must(c.ListRequests(t.Context(), &coordinationv1.ListRequestsRequest{Api: "codegen"}))(t)
+	all := must(b.client(t, nobody).ListRequests(t.Context(), &coordinationv1.ListRequestsRequest{Api: "codegen"}))(t)
+	if len(listed.GetRequests()) != 1 || len(all.GetRequests()) != 3 || all.GetRequests()[0].GetSeq() != 3 || len(all.GetRequests()[2].GetOutcome().GetBody()) != 0 {
+		t.Errorf("listed: %v and %v", listed, all)
+	}
+	state := must(c.GetApiState(t.Context(), &coordinationv1.GetApiStateRequest{Api: "codegen"}))(t).GetState()
+	if state.GetInFlight() != 2 || state.GetToday().GetCompleted() != 1 || state.GetToday().GetOperations()["create_run"] != 3 || !state.GetReadyMade() {
+		t.Errorf("state: %v", state)
+	}
+}
+
+// The lease of a request that nobody ended is written down as over by a timer, on whatever server.
+func TestALeaseThatEndsIsUnknown(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.client(t, ada)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	first := begin(t, c, "r", func(r *coordinationv1.BeginRequestRequest) { r.Timeout = durationpb.New(200 * time.Millisecond) })
+	w := b.watch(ctx, t)
+	defer w.Close()
+	for seen := false; !seen; {
+		if !w.Receive() {
+			t.Fatalf("the stream ended with %v", w.Err())
+		}
+		for _, r := range w.Msg().GetRequests() {
+			seen = seen || r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_UNKNOWN && r.GetRequestId() == "r"
+		}
+	}
+	if again := begin(t, c, "r"); again.GetDecision() != unknown {
+		t.Fatalf("begun again: %v", again)
+	}
+	found := begin(t, c, "r", func(r *coordinationv1.BeginRequestRequest) { r.Reconcile = true })
+	if found.GetDecision() != reconcile || found.GetLease() != "1.2" {
+		t.Fatalf("to reconcile: %v", found)
+	}
+	if other := begin(t, c, "r", func(r *coordinationv1.BeginRequestRequest) { r.Reconcile = true }); other.GetDecision() != inFlight {
+		t.Errorf("while another reconciles: %v", other)
+	}
+	must(c.FailRequest(t.Context(), &coordinationv1.FailRequestRequest{
+		Api: "codegen", RequestId: "r", Lease: found.GetLease(), Failure: coordinationv1.Failure_FAILURE_RETRYABLE, Error: "not in the list of runs",
+	}))(t)
+	second := begin(t, c, "r")
+	if second.GetDecision() != proceed || second.GetRequest().GetAttempt() != 2 {
+		t.Errorf("after it was found not to have happened: %v", second)
+	}
+	_, err := c.CompleteRequest(t.Context(), &coordinationv1.CompleteRequestRequest{Api: "codegen", RequestId: "r", Lease: first.GetLease()})
+	refused(t, err, connect.CodeFailedPrecondition, "LEASE_LOST")
+}
+
+func (b *bundle) watch(ctx context.Context, t *testing.T) *connect.ServerStreamForClient[coordinationv1.WatchApiResponse] {
+	t.Helper()
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	streams := coordinationv1connect.NewCoordinationServiceClient(&http.Client{Transport: bearer{"Bearer " + b.token(t, ada), transport}}, b.url)
+	return must(streams.WatchApi(ctx, &coordinationv1.WatchApiRequest{Api: "codegen"}))(t)
+}
+
+type bearer struct {
+	token string
+	next  http.RoundTripper
+}
+
+func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", b.token)
+	return b.next.RoundTrip(r)
+}
+
+func TestAcquire(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.client(t, nobody)
+	configure1(t, c, "any", &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
+		sliding(2, time.Hour),
+		{Name: "mine", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour), Scope: coordinationv1.Scope_SCOPE_USER},
+		{Name: "other", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour), Operations: []string{"other"}},
+	}})
+	acquire := func(user identity.User, req *coordinationv1.AcquireRequest) *coordinationv1.AcquireResponse {
+		t.Helper()
+		req.Api = "any"
+		return must(b.client(t, user).Acquire(t.Context(), req))(t)
+	}
+	if got := acquire(ada, &coordinationv1.AcquireRequest{RequestId: "1"}); !got.GetAllowed() || got.GetRemaining() != 0 || got.GetMetadata().GetVersion() != 2 {
+		t.Errorf("the first: %v", got)
+	}
+	if got := acquire(ada, &coordinationv1.AcquireRequest{RequestId: "1"}); !got.GetAllowed() || got.GetMetadata().GetVersion() != 2 {
+		t.Errorf("the first, repeated: %v", got)
+	}
+	for _, id := range []string{"", "2", "2"} {
+		got := acquire(ada, &coordinationv1.AcquireRequest{RequestId: id})
+		if got.GetAllowed() || got.GetReason() != coordinationv1.WaitReason_WAIT_REASON_LIMIT || got.GetRetryAfter().AsDuration() < 50*time.Minute || got.GetMetadata().GetVersion() != 2 {
+			t.Errorf("her second: %v", got)
+		}
+	}
+	// All or none: what the tenant's policy would have allowed it still has.
+	if got := acquire(eve, &coordinationv1.AcquireRequest{RequestId: "1"}); !got.GetAllowed() || got.GetMetadata().GetVersion() != 3 {
+		t.Errorf("another user's first: %v", got)
+	}
+	if got := acquire(nobody, &coordinationv1.AcquireRequest{Peek: true}); got.GetAllowed() || got.GetMetadata().GetVersion() != 3 {
+		t.Errorf("a peek: %v", got)
+	}
+	if got := acquire(nobody, &coordinationv1.AcquireRequest{Policies: []string{"other"}}); !got.GetAllowed() {
+		t.Errorf("of one policy: %v", got)
+	}
+	_, err := c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Policies: []string{"nowhere"}})
+	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
+	_, err = c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Permits: 3})
+	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
+	_, err = c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Scope: coordinationv1.Scope_SCOPE_USER})
+	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
+	_, err = b.client(t, ada).Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Scope: coordinationv1.Scope_SCOPE_TENANT})
+	refused(t, err, connect.CodePermissionDenied, "ROLE_REQUIRED")
+}
+
+func TestRateLimitHeaders(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	configure1(t, b.client(t, nobody), "any", &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
+		sliding(1, time.Minute), {Name: "at-once", Algorithm: coordinationv1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 5},
+	}})
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	post := func() http.Header {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+coordinationv1connect.CoordinationServiceAcquireProcedure, strings.NewReader(`{"api":"any"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Authorization", "Bearer "+b.token(t, ada))
+		res, err := transport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		return res.Header
+	}
+	h := post()
+	if got := h.Get("Ratelimit-Policy"); got != `"p";q=1;w=60, "at-once";q=5;qu="concurrent-requests"` {
+		t.Errorf("RateLimit-Policy: %s", got)
+	}
+	if got := h.Get("Ratelimit"); got != `"p";r=0;t=60, "at-once";r=4;t=60` || h.Get("Retry-After") != "" {
+		t.Errorf("RateLimit: %s; Retry-After: %s", got, h.Get("Retry-After"))
+	}
+	if got := post().Get("Retry-After"); got == "" || got == "0" {
+		t.Errorf("Retry-After: %q", got)
+	}
+}
