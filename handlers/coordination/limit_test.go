@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"pgregory.net/rapid"
 
@@ -167,9 +168,9 @@ func TestLimitsAgreeWithBruteForce(t *testing.T) {
 						t.Fatalf("%d at %v: refused until %v, but would pass earlier; taken: %v", n, now, at, all)
 					}
 					// Waiting as told is enough, and the time told does not move while one waits.
-					half := now.Add(at.Sub(now) / 2)
-					tidy(p, b, half)
-					if again := passes(p, b, n, half); !again.Equal(at) {
+					half, meanwhile := now.Add(at.Sub(now)/2), proto.CloneOf(b)
+					tidy(p, meanwhile, half)
+					if again := passes(p, meanwhile, n, half); !again.Equal(at) {
 						t.Fatalf("%d: told %v at %v and %v at %v", n, at, now, again, half)
 					}
 					if rapid.Bool().Draw(t, "waits") {
