@@ -41,15 +41,15 @@ func (s Scope) params() dbsqlc.EnterScopeParams {
 }
 
 // arrayLiteral is the text form of a text[], which a setting must have.
-func arrayLiteral(users []identity.User) string {
+func arrayLiteral[T ~string](elements []T) string {
 	var b strings.Builder
 	b.WriteByte('{')
-	for i, u := range users {
+	for i, e := range elements {
 		if i > 0 {
 			b.WriteByte(',')
 		}
 		b.WriteByte('"')
-		b.WriteString(quoteElement.Replace(string(u)))
+		b.WriteString(quoteElement.Replace(string(e)))
 		b.WriteByte('"')
 	}
 	b.WriteByte('}')

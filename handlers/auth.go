@@ -12,8 +12,6 @@ import (
 	"regexp"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"connectrpc.com/authn"
 	"connectrpc.com/connect"
@@ -21,7 +19,9 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"holdfast/db"
+	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/session/credential"
 	"holdfast/identity"
 )
 
@@ -39,7 +39,7 @@ const (
 	userHeader        = "Holdfast-User"
 )
 
-const howToAuthenticate = "send the header `Authorization: Bearer <API key or JWT>`; `holdfast key create` makes a key"
+const howToAuthenticate = "send the header `Authorization: Bearer <API key, session token or JWT>`; `holdfast key create` makes a key"
 
 // An API key is hfk_<id>_<secret>: 16 characters of base32 that find it, and 256 random bits that prove it.
 const (
@@ -81,17 +81,31 @@ func SplitKey(token string) (id string, hash []byte, ok bool) {
 type AuthConfig struct {
 	// FindKeys reads the API keys in force of an id: db.DB.FindKeys.
 	FindKeys func(ctx context.Context, id string) ([]db.Key, error)
-	// Tokens verifies JWTs; nil: only API keys are accepted.
+	// Find reads what there is of many credentials: db.DB.FindCredentials. Without it no session's tokens are accepted, and
+	// the credentials of open streams are not looked up again.
+	Find func(ctx context.Context, keys []string, sessions []db.SessionRef) (db.Found, error)
+	// Tokens verifies JWTs; nil: none are accepted.
 	Tokens *Tokens
-	Now    func() time.Time
+	// Touch notes that a session's user did something: session.Manager.Touch. Optional.
+	Touch func(ctx context.Context, who identity.Identity) error
+	// Refused notes that credentials which name a session were wrong, count of them: session.Manager.Refused. Optional.
+	Refused func(ctx context.Context, whose identity.Identity, count int64) error
+	// AddressHeader names the header in which a proxy in front says where a request comes from. Empty: there is none.
+	AddressHeader string
+	// FreeFailures is how many bad credentials from one address are refused before it has to wait. 0: 20.
+	FreeFailures int64
+	Now          func() time.Time
 }
 
-// Authenticator tells who sends a request. It is safe for concurrent use.
+// Authenticator tells who sends a request, and watches over the streams that were let in. It is safe for concurrent use.
 type Authenticator struct {
 	c AuthConfig
 	// verified and refused are two caches, so that a flood of bad credentials does not push out the good ones.
 	verified, refused *lru.Cache[[sha256.Size]byte, verdict]
 	flight            singleflight.Group
+	touching          singleflight.Group
+	backoff           *backoff
+	guard             guard
 }
 
 // verdict is what a credential was found to be.
@@ -99,6 +113,10 @@ type verdict struct {
 	who   identity.Identity
 	err   error // always a problem.Error: a failure to verify is no verdict
 	until time.Time
+	// backs is what the verdict rests on, as long as a stream lasts.
+	backs backing
+	// stale is when the activity of a session has to be written again.
+	stale time.Time
 }
 
 // NewAuthenticator returns an Authenticator with an empty cache.
@@ -108,43 +126,141 @@ func NewAuthenticator(c AuthConfig) *Authenticator {
 	if err := errors.Join(err1, err2); err != nil {
 		panic(err) // only for a size below 1
 	}
-	return &Authenticator{c: c, verified: verified, refused: refused}
+	if c.FreeFailures == 0 {
+		c.FreeFailures = freeOfSource
+	}
+	a := &Authenticator{c: c, verified: verified, refused: refused, backoff: newBackoff(c.FreeFailures)}
+	a.guard.a = a
+	return a
+}
+
+// admitted is a request that may go on.
+type admitted struct {
+	who       identity.Identity
+	presented credential.Presented
+	backs     backing
+	// touch: the session's activity has to be written, if this is any. key is the credential's in the cache.
+	touch bool
+	key   [sha256.Size]byte
 }
 
 // Authenticate answers whom a request acts for. An error is one that explain knows, or says that verifying failed.
 func (a *Authenticator) Authenticate(r *http.Request) (identity.Identity, error) {
+	in, err := a.admit(r)
+	return in.who, err
+}
+
+func (a *Authenticator) admit(r *http.Request) (admitted, error) {
 	if r.Header.Get("Authorization") == "" {
-		return identity.Identity{}, problem.Unauthenticated("CREDENTIAL_MISSING", howToAuthenticate)
+		return admitted{}, problem.Unauthenticated("CREDENTIAL_MISSING", howToAuthenticate)
 	}
+	source := sourceOf(r, a.c.AddressHeader)
 	token, ok := authn.BearerToken(r)
 	token = strings.TrimSpace(token)
 	if !ok || token == "" || len(token) > maxCredential {
-		return identity.Identity{}, invalidCredential("it is not of the form `Bearer <API key or JWT>`")
+		if wait := a.backoff.wait(source, "", a.c.Now()); wait > 0 {
+			return admitted{}, backOff(wait)
+		}
+		a.backoff.failed(source, "", a.c.Now())
+		return admitted{}, invalidCredential("it is not of the form `Bearer <API key, session token or JWT>`")
 	}
-	who, err := a.verify(r.Context(), token)
+	var in admitted
+	var err error
+	if t, ok := credential.Parse(token); ok && t.Class == credential.Refresh && a.c.Find != nil {
+		in, err = a.admitRefresh(r, source, t)
+	} else {
+		in, err = a.admitBearer(r, source, token)
+	}
 	if err != nil {
-		return identity.Identity{}, err
+		return admitted{}, err
 	}
-	return actFor(who, r.Header.Values(userHeader))
+	in.who, err = actFor(in.who, r.Header.Values(userHeader))
+	return in, err
+}
+
+func (a *Authenticator) admitBearer(r *http.Request, source, token string) (admitted, error) {
+	in := admitted{key: sha256.Sum256([]byte(token))}
+	v, err := a.verify(r.Context(), source, token, in.key)
+	if err != nil {
+		return admitted{}, err
+	}
+	in.who, in.backs = v.who, v.backs
+	in.touch = v.who.Session != "" && !a.c.Now().Before(v.stale)
+	if r.URL.Path == sessionv1connect.SessionServiceCreateSessionProcedure {
+		in.presented.Key = credential.KeyOf(token)
+	}
+	return in, nil
+}
+
+// admitRefresh lets a refresh token in where it is exchanged, and nowhere else. It says whose it is; what it is worth is
+// decided in the transaction that exchanges it.
+func (a *Authenticator) admitRefresh(r *http.Request, source string, t credential.Token) (admitted, error) {
+	if r.URL.Path != sessionv1connect.SessionServiceRefreshSessionProcedure {
+		return admitted{}, invalidCredential("a refresh token is good for RefreshSession only")
+	}
+	if wait := a.backoff.wait(source, t.Session, a.c.Now()); wait > 0 {
+		return admitted{}, backOff(wait)
+	}
+	found, err := a.c.Find(r.Context(), nil, []db.SessionRef{refOf(t.Session)})
+	if err != nil {
+		return admitted{}, err
+	}
+	var whose identity.Identity
+	for _, s := range found.Sessions[0] {
+		rec, err := credential.Decode(s.Record)
+		if err != nil {
+			return admitted{}, err
+		}
+		whose = identity.Identity{Tenant: s.Tenant, User: s.User, Session: t.Session}
+		newest, old := t.Matches(rec.GetRefreshHash()), t.Matches(rec.GetOldRefreshHash())
+		if newest || old || t.Issued(rec.GetFamilyKey()) {
+			return admitted{who: whose, presented: credential.Presented{Refresh: t}, backs: backing{session: t.Session}}, nil
+		}
+	}
+	a.failed(r.Context(), source, whose)
+	return admitted{}, credential.Unknown()
+}
+
+func refOf(session string) db.SessionRef {
+	return db.SessionRef{Object: credential.ObjectOf(session), Session: session}
+}
+
+// failed counts a bad credential, and tells the audit of the user whose session it names, if there is one: of the first,
+// and then each time that they are twice as many.
+func (a *Authenticator) failed(ctx context.Context, source string, whose identity.Identity) {
+	n := a.backoff.failed(source, whose.Session, a.c.Now())
+	if whose.Tenant == "" || n&(n-1) != 0 || a.c.Refused == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verifyTimeout)
+	defer cancel()
+	// The caller is refused whether or not that can be written down.
+	_ = a.c.Refused(ctx, whose, n)
 }
 
 // verify remembers verdicts for a moment, and asks once for callers that come together.
-func (a *Authenticator) verify(ctx context.Context, token string) (identity.Identity, error) {
-	key := sha256.Sum256([]byte(token))
+func (a *Authenticator) verify(ctx context.Context, source, token string, key [sha256.Size]byte) (verdict, error) {
 	// A verdict's time counts from before the look-up: what was read may be as old as that.
 	began := a.c.Now()
 	for _, cache := range []*lru.Cache[[sha256.Size]byte, verdict]{a.verified, a.refused} {
 		if v, ok := cache.Get(key); ok && began.Before(v.until) {
-			return v.who, v.err
+			return v, v.err
 		}
+	}
+	named := ""
+	if t, ok := credential.Parse(token); ok {
+		named = t.Session
+	}
+	if wait := a.backoff.wait(source, named, began); wait > 0 {
+		return verdict{}, backOff(wait)
 	}
 	// The look-up outlives the caller who happened to come first.
 	found := a.flight.DoChan(string(key[:]), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verifyTimeout)
 		defer cancel()
 		began := a.c.Now()
-		who, err := a.lookUp(ctx, token)
-		v := verdict{who: who, err: err, until: began.Add(trustFor)}
+		v, err := a.lookUp(ctx, source, token, began)
+		v.err = err
 		var refusal *problem.Error
 		switch {
 		case err == nil:
@@ -160,47 +276,125 @@ func (a *Authenticator) verify(ctx context.Context, token string) (identity.Iden
 	select {
 	case r := <-found:
 		v, _ := r.Val.(verdict)
-		return v.who, v.err
+		return v, v.err
 	case <-ctx.Done():
-		return identity.Identity{}, ctx.Err()
+		return verdict{}, ctx.Err()
 	}
 }
 
-func (a *Authenticator) lookUp(ctx context.Context, token string) (identity.Identity, error) {
-	if strings.HasPrefix(token, keyPrefix) {
-		return a.lookUpKey(ctx, token)
+func (a *Authenticator) lookUp(ctx context.Context, source, token string, now time.Time) (verdict, error) {
+	switch {
+	case strings.HasPrefix(token, keyPrefix):
+		return a.lookUpKey(ctx, source, token, now)
+	case credential.IsOne(token) && a.c.Find != nil:
+		return a.lookUpSession(ctx, source, token, now)
+	case a.c.Tokens == nil:
+		a.failed(ctx, source, identity.Identity{})
+		return verdict{}, invalidCredential("it is no API key and no session's token, and this server accepts nothing else")
 	}
-	if a.c.Tokens == nil {
-		return identity.Identity{}, invalidCredential("it is no API key, and this server accepts nothing else")
+	who, expires, err := a.c.Tokens.verify(ctx, token)
+	if err != nil {
+		// One that has expired was good once: its bearer did not make it up.
+		var refusal *problem.Error
+		if !errors.Is(err, errTokenExpired) && errors.As(err, &refusal) && refusal.Code == connect.CodeUnauthenticated {
+			a.failed(ctx, source, identity.Identity{})
+		}
+		return verdict{}, err
 	}
-	return a.c.Tokens.verify(ctx, token)
+	until := now.Add(trustFor)
+	if expires.Before(until) {
+		until = expires
+	}
+	return verdict{who: who, until: until, backs: backing{expires: expires}}, nil
+}
+
+// lookUpSession verifies an access token.
+func (a *Authenticator) lookUpSession(ctx context.Context, source, token string, now time.Time) (verdict, error) {
+	t, ok := credential.Parse(token)
+	if !ok {
+		a.failed(ctx, source, identity.Identity{})
+		return verdict{}, invalidCredential("it begins like a session's token, but is cut or changed")
+	}
+	found, err := a.c.Find(ctx, nil, []db.SessionRef{refOf(t.Session)})
+	if err != nil {
+		return verdict{}, err
+	}
+	var whose identity.Identity
+	for _, s := range found.Sessions[0] {
+		rec, err := credential.Decode(s.Record)
+		if err != nil {
+			return verdict{}, err
+		}
+		whose = identity.Identity{Tenant: s.Tenant, User: s.User, Session: t.Session}
+		until, refusal := credential.Check(rec, t, found.Now)
+		if refusal == nil {
+			return verdict{
+				who: whose, until: now.Add(min(trustFor, until.Sub(found.Now))), backs: backing{session: t.Session},
+				stale: now.Add(credential.Stale(rec).Sub(found.Now)),
+			}, nil
+		}
+		if refusal.Reason != credential.Invalid {
+			return verdict{}, refusal // it was this session's once
+		}
+	}
+	a.failed(ctx, source, whose)
+	return verdict{}, credential.Unknown()
+}
+
+// touch writes down that a session's user did something, once for callers that come together.
+func (a *Authenticator) touch(ctx context.Context, in *admitted) error {
+	if a.c.Touch == nil {
+		return nil
+	}
+	_, err, _ := a.touching.Do(in.who.Session, func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verifyTimeout)
+		defer cancel()
+		return nil, a.c.Touch(ctx, in.who)
+	})
+	// Until the next look-up, which knows better.
+	if v, ok := a.verified.Peek(in.key); ok {
+		v.stale = v.until
+		a.verified.Add(in.key, v)
+	}
+	return err
+}
+
+func backOff(wait time.Duration) error {
+	return problem.Exhausted("BACK_OFF", "too many credentials from here were refused; wait before the next", wait)
 }
 
 // nobody is what a secret is compared with where the id is unknown, so that both take the same time.
 var nobody = []db.Key{{SecretHash: make([]byte, sha256.Size)}}
 
-func (a *Authenticator) lookUpKey(ctx context.Context, token string) (identity.Identity, error) {
+func (a *Authenticator) lookUpKey(ctx context.Context, source, token string, now time.Time) (verdict, error) {
 	id, hash, ok := SplitKey(token)
 	if !ok {
-		return identity.Identity{}, invalidCredential("it begins like an API key, but is cut or changed")
+		a.failed(ctx, source, identity.Identity{})
+		return verdict{}, invalidCredential("it begins like an API key, but is cut or changed")
 	}
 	keys, err := a.c.FindKeys(ctx, id)
 	if err != nil {
-		return identity.Identity{}, err
+		return verdict{}, err
 	}
+	who, ok := matchKey(keys, hash)
+	if !ok {
+		a.failed(ctx, source, identity.Identity{})
+		return verdict{}, invalidCredential("the API key is unknown or was revoked")
+	}
+	return verdict{who: who, until: now.Add(trustFor), backs: backing{keyID: id, keyHash: [sha256.Size]byte(hash)}}, nil
+}
+
+// matchKey finds the key with this hash among those of an id.
+func matchKey(keys []db.Key, hash []byte) (who identity.Identity, ok bool) {
 	if len(keys) == 0 {
 		keys = nobody
 	}
-	var who identity.Identity
 	for _, k := range keys {
 		if subtle.ConstantTimeCompare(hash, k.SecretHash) == 1 {
 			who = identity.Identity{Tenant: k.Tenant, User: k.User, Service: k.User == ""}
 		}
 	}
-	if who.Tenant == "" {
-		return identity.Identity{}, invalidCredential("the API key is unknown or was revoked")
-	}
-	return who, nil
+	return who, who.Tenant != ""
 }
 
 // actFor applies the header with which a service says whom it acts for. It then has that user's rights only.
@@ -214,19 +408,18 @@ func actFor(who identity.Identity, header []string) (identity.Identity, error) {
 		return identity.Identity{}, problem.InvalidArgument(userHeader,
 			"must be one user id of 1 to 128 bytes, without control characters")
 	}
-	if !who.Service && user != who.User {
-		return identity.Identity{}, problem.PermissionDenied(
-			"only a service key may act for another user with the header " + userHeader)
+	if !who.Service {
+		if user != who.User {
+			return identity.Identity{}, problem.PermissionDenied(
+				"only a service key may act for another user with the header " + userHeader)
+		}
+		return who, nil
 	}
 	return identity.Identity{Tenant: who.Tenant, User: user}, nil
 }
 
 // ValidUser tells whether u can be a user's id: 1 to 128 bytes of printable text.
-func ValidUser(u identity.User) bool {
-	s := string(u)
-	return s != "" && len(s) <= 128 && utf8.ValidString(s) &&
-		strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
-}
+func ValidUser(u identity.User) bool { return u.Valid() }
 
 var tenantPattern = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
 
@@ -237,10 +430,11 @@ func invalidCredential(why string) *problem.Error {
 	return problem.Unauthenticated("CREDENTIAL_INVALID", "the credential was refused: "+why)
 }
 
-// middleware authenticates each request before its body is read, and puts who it is into the context.
-func (a *Authenticator) middleware(t *telemetry, next http.Handler, opts ...connect.HandlerOption) http.Handler {
+// middleware authenticates each request before its body is read, and puts who it is into the context. passive are the
+// procedures that say nothing of what the user does.
+func (a *Authenticator) middleware(t *telemetry, passive map[string]bool, next http.Handler, opts ...connect.HandlerOption) http.Handler {
 	m := authn.NewMiddleware(func(ctx context.Context, r *http.Request) (any, error) {
-		who, err := a.Authenticate(r)
+		in, err := a.admit(r)
 		if err != nil {
 			e := t.fail(ctx, err)
 			if e.Code() == connect.CodeUnauthenticated {
@@ -248,12 +442,22 @@ func (a *Authenticator) middleware(t *telemetry, next http.Handler, opts ...conn
 			}
 			return nil, e
 		}
-		callFrom(ctx).caller = who
-		return who, nil
+		if in.touch && !passive[r.URL.Path] {
+			if err := a.touch(ctx, &in); err != nil {
+				t.log.WarnContext(ctx, "a session's activity could not be written", "error", err)
+			}
+		}
+		c := callFrom(ctx)
+		c.caller, c.backs = in.who, in.backs
+		return &in, nil
 	}, opts...)
 	return m.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		who, _ := authn.GetInfo(r.Context()).(identity.Identity)
-		next.ServeHTTP(w, r.WithContext(identity.With(r.Context(), who)))
+		ctx := r.Context()
+		in, _ := authn.GetInfo(ctx).(*admitted)
+		if in != nil {
+			ctx = credential.With(identity.With(ctx, in.who), in.presented)
+		}
+		next.ServeHTTP(w, r.WithContext(ctx))
 	}))
 }
 

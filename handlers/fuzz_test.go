@@ -52,7 +52,7 @@ func newFuzzed(tb testing.TB, b *bundle) *fuzzed {
 	z := &fuzzed{bundle: b, ada: b.key(tb, "ada"), service: b.key(tb, "")}
 	methods := registered()
 	for _, p := range slices.Sorted(maps.Keys(methods)) {
-		if m := methods[p]; !m.IsStreamingServer() {
+		if m := methods[p]; !m.IsStreamingServer() && m.ParentFile().Package() == "holdfast.conversation.v1" {
 			z.methods = append(z.methods, m)
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"holdfast/handlers/problem"
 )
 
 var errPanic = errors.New("handlers: a handler panicked")
@@ -36,6 +38,8 @@ type outcome struct {
 
 	// whenDraining calls f once streams must end, unless it is stopped before.
 	whenDraining func(f func()) (stop func() bool)
+	// follow calls end once a stream's credential is not good any more, unless it is stopped before.
+	follow func(b backing, end func(error)) (stop func())
 }
 
 func (o *outcome) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
@@ -64,6 +68,8 @@ func (o *outcome) WrapStreamingHandler(next connect.StreamingHandlerFunc) connec
 		defer cancel(nil)
 		stop := o.whenDraining(func() { cancel(errDraining) })
 		defer stop()
+		leave := o.follow(c.backs, func(refusal error) { cancel(refusal) })
+		defer leave()
 		if c.response != nil {
 			conn = &timedConn{StreamingHandlerConn: conn, response: c.response, now: o.now}
 		}
@@ -71,6 +77,9 @@ func (o *outcome) WrapStreamingHandler(next connect.StreamingHandlerFunc) connec
 		// A stream that we cut short must not look as if it had come to its end, nor as if the caller had left.
 		if errors.Is(context.Cause(streamCtx), errDraining) && (err == nil || errors.Is(err, context.Canceled)) {
 			err = errDraining
+		}
+		if refusal, ok := errors.AsType[*problem.Error](context.Cause(streamCtx)); ok && errors.Is(err, context.Canceled) {
+			err = refusal
 		}
 		if err != nil {
 			return o.fail(ctx, err)

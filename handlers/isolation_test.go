@@ -31,11 +31,14 @@ import (
 	"holdfast/db/dbtest"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
+	"holdfast/handlers/session"
 	"holdfast/identity"
 	"holdfast/object"
+	"holdfast/seal"
 )
 
 // bundle is a test's server with the real managers, on a real Postgres, and a fresh tenant.
@@ -45,31 +48,61 @@ type bundle struct {
 	handler http.Handler
 	url     string
 	http    *http.Client
+	// names are what stands for ids that the server made: the cases name them $session and the like.
+	names map[string]string
 }
 
-// services are those that holdfast serves.
-func services(rt *object.Runtime) []handlers.Service {
+// body is a case's, with the ids in place.
+func (b *bundle) body(of string) string {
+	for name, id := range b.names {
+		of = strings.ReplaceAll(of, name, id)
+	}
+	return of
+}
+
+// nowhere is a body about what does not exist.
+func (b *bundle) nowhere(of string) string {
+	for name, id := range b.names {
+		of = strings.ReplaceAll(of, name, strings.Repeat("a", len(id)))
+	}
+	return strings.ReplaceAll(of, `"c1"`, `"c-nowhere"`)
+}
+
+// services are those that holdfast serves; sessions is the manager that the authenticator works with.
+func services(tb testing.TB, rt *object.Runtime) (_ []handlers.Service, sessions *session.Manager) {
+	tb.Helper()
+	box, err := seal.NewBox(seal.NewKey())
+	if err != nil {
+		tb.Fatal(err)
+	}
 	conversations := conversation.Register(rt)
+	sessions = session.NewManager(session.Register(rt), conversations, box)
 	return []handlers.Service{
 		handlers.NewService[conversationv1connect.ConversationServiceHandler](
 			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations)),
 		projectService(rt, conversations),
 		handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
 			coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordination.NewManager(coordination.Register(rt), time.Now)),
-	}
+		handlers.NewService[sessionv1connect.SessionServiceHandler](
+			sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, sessions),
+	}, sessions
 }
 
 func setup(tb testing.TB) *bundle {
 	tb.Helper()
 	d := dbtest.New(tb)
 	rt := object.NewRuntime(d.DB, object.Config{})
+	services, sessions := services(tb, rt)
 	server, err := handlers.New(handlers.Options{
-		Services: services(rt),
-		Auth:     handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.DB.FindKeys, Now: time.Now}),
-		Ping:     d.DB.Ping,
-		Metrics:  prometheus.NewRegistry(),
-		Log:      slog.New(slog.DiscardHandler),
-		Now:      time.Now,
+		Services: services,
+		Auth: handlers.NewAuthenticator(handlers.AuthConfig{
+			FindKeys: d.DB.FindKeys, Find: d.DB.FindCredentials, Touch: sessions.Touch, Refused: sessions.Refused, Now: time.Now,
+			FreeFailures: 1 << 30, // the tests present many, all from one address
+		}),
+		Ping:    d.DB.Ping,
+		Metrics: prometheus.NewRegistry(),
+		Log:     slog.New(slog.DiscardHandler),
+		Now:     time.Now,
 	})
 	if err != nil {
 		tb.Fatal(err)
@@ -94,13 +127,13 @@ func setup(tb testing.TB) *bundle {
 			tb.Errorf("the runtime ended with %v", err)
 		}
 	})
-	return &bundle{d, server, "http://" + l.Addr().String(), &http.Client{Transport: transport}}
+	return &bundle{d, server, "http://" + l.Addr().String(), &http.Client{Transport: transport}, map[string]string{}}
 }
 
 // tenant is a fresh tenant on the same server.
 func (b *bundle) tenant(tb testing.TB) *bundle {
 	tb.Helper()
-	return &bundle{dbtest.New(tb), b.handler, b.url, b.http}
+	return &bundle{dbtest.New(tb), b.handler, b.url, b.http, map[string]string{}}
 }
 
 // key makes an API key of a user of the tenant, or of a service, and returns it as a header.
@@ -260,6 +293,7 @@ var areas = map[protoreflect.FullName]area{
 	"holdfast.conversation.v1": conversationArea,
 	"holdfast.project.v1":      projectArea,
 	"holdfast.coordination.v1": coordinationArea,
+	"holdfast.session.v1":      sessionArea,
 }
 
 // isolationCases are those of all areas.
@@ -374,6 +408,7 @@ func (b *bundle) isolate(t *testing.T, m protoreflect.MethodDescriptor, c isolat
 	t.Helper()
 	ada, eve, service, revoked := b.key(t, "ada"), b.key(t, "eve"), b.key(t, ""), b.key(t, "ada")
 	areas[m.ParentFile().Package()].fill(t, b, ada)
+	body := b.body(c.body)
 	if err := b.DB.RevokeKey(t.Context(), b.Tenant, strings.Split(revoked, "_")[1]); err != nil {
 		t.Fatal(err)
 	}
@@ -414,9 +449,9 @@ func (b *bundle) isolate(t *testing.T, m protoreflect.MethodDescriptor, c isolat
 		{"a revoked key", []string{revoked}, refused},
 		{"her key with another's secret", []string{ada[:len(ada)-43] + eve[len(eve)-43:]}, refused},
 	} {
-		got := []reply{b.call(t, m, c.body, caller.headers...)}
+		got := []reply{b.call(t, m, body, caller.headers...)}
 		if gets {
-			got = append(got, b.get(t, m, c.body, caller.headers...))
+			got = append(got, b.get(t, m, body, caller.headers...))
 		}
 		for _, got := range got {
 			want := caller.want
@@ -436,7 +471,7 @@ func (b *bundle) isolate(t *testing.T, m protoreflect.MethodDescriptor, c isolat
 				continue
 			}
 			// Nor can he tell whether it is there.
-			nowhere := b.call(t, m, strings.ReplaceAll(c.body, `"c1"`, `"c-nowhere"`), caller.headers...)
+			nowhere := b.call(t, m, b.nowhere(c.body), caller.headers...)
 			if got.body != nowhere.body {
 				t.Errorf("%s gets\n%s, and of what does not exist\n%s", caller.name, got.body, nowhere.body)
 			}
@@ -452,13 +487,13 @@ func (b *bundle) isolate(t *testing.T, m protoreflect.MethodDescriptor, c isolat
 	}
 	if reads {
 		for name, headers := range map[string][]string{"the owner": {ada}, "a service": {service}, "a service for the owner": {service, forAda}} {
-			if got := b.call(t, m, c.body, headers...); got.code != "ok" || !strings.Contains(got.body, secret) {
+			if got := b.call(t, m, body, headers...); got.code != "ok" || !strings.Contains(got.body, secret) {
 				t.Errorf("%s is answered with %+v", name, got)
 			}
 		}
 		return
 	}
-	if got := b.call(t, m, c.body, ada); got.code != "ok" {
+	if got := b.call(t, m, body, ada); got.code != "ok" {
 		t.Errorf("the owner is answered with %+v", got)
 	}
 	if cmp.Equal(before, b.fingerprint(t, conn)) {

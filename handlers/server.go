@@ -28,6 +28,8 @@ import (
 	"github.com/rs/cors"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
+
+	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 )
 
 const (
@@ -87,6 +89,11 @@ func New(o Options) (*Server, error) {
 
 	names := make([]string, len(o.Services))
 	procedures := map[string]bool{}
+	// What clients do by themselves does not keep a session from becoming idle.
+	passive := map[string]bool{
+		sessionv1connect.SessionServiceHeartbeatConnectionProcedure: true,
+		sessionv1connect.SessionServiceRefreshSessionProcedure:      true,
+	}
 	var requests []protoreflect.MessageDescriptor
 	for i, service := range o.Services {
 		names[i] = service.Name
@@ -96,7 +103,11 @@ func New(o Options) (*Server, error) {
 			return nil, fmt.Errorf("handlers: there is no proto service %q", service.Name)
 		}
 		for j, all := 0, sd.Methods(); j < all.Len(); j++ {
-			procedures["/"+service.Name+"/"+string(all.Get(j).Name())] = true
+			p := "/" + service.Name + "/" + string(all.Get(j).Name())
+			procedures[p] = true
+			if all.Get(j).IsStreamingServer() {
+				passive[p] = true
+			}
 			requests = append(requests, all.Get(j).Input())
 		}
 	}
@@ -113,7 +124,7 @@ func New(o Options) (*Server, error) {
 		connect.WithCompressMinBytes(minCompress),
 		connect.WithInterceptors(&outcome{telemetry: t, whenDraining: func(f func()) func() bool {
 			return context.AfterFunc(s.draining, f)
-		}}),
+		}, follow: o.Auth.guard.follow}),
 		connect.WithRecover(t.recovered),
 		connect.WithInterceptors(checked{check: checkStorable}, validate.NewInterceptor(validate.WithValidator(validator)), conditional{}),
 	}
@@ -121,7 +132,7 @@ func New(o Options) (*Server, error) {
 	mux := http.NewServeMux()
 	for _, service := range o.Services {
 		path, h := service.Handler(options...)
-		mux.Handle(path, o.Auth.middleware(t, h, options...))
+		mux.Handle(path, o.Auth.middleware(t, passive, h, options...))
 	}
 	for _, r := range o.Routes {
 		mux.Handle(r.Path, t.plain(r.Name, r.Handler))

@@ -24,6 +24,7 @@ type call struct {
 	procedure string // empty: no interceptor ran
 	stream    bool
 	caller    identity.Identity
+	backs     backing
 	code      string
 	reason    string
 	err       error

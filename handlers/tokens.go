@@ -139,27 +139,40 @@ func publicKey(pem []byte) (any, error) {
 	return jwt.ParseEdPublicKeyFromPEM(pem)
 }
 
-func (t *Tokens) verify(ctx context.Context, token string) (identity.Identity, error) {
+// errTokenExpired is in the error of a token that was good once.
+var errTokenExpired = errors.New("handlers: the token has expired")
+
+// verify answers whom a token is for, and from when on it is not good any more.
+func (t *Tokens) verify(ctx context.Context, token string) (identity.Identity, time.Time, error) {
+	refuse := func(err error) (identity.Identity, time.Time, error) { return identity.Identity{}, time.Time{}, err }
 	claims := jwt.MapClaims{}
 	if _, err := t.parser.ParseWithClaims(token, claims, t.key(ctx)); err != nil {
 		if errors.Is(err, jwt.ErrTokenUnverifiable) && !t.ready(ctx) {
-			return identity.Identity{}, problem.Unavailable("PROVIDER_UNAVAILABLE",
-				"the identity provider's keys cannot be fetched, so the token cannot be verified", retryLater)
+			return refuse(problem.Unavailable("PROVIDER_UNAVAILABLE",
+				"the identity provider's keys cannot be fetched, so the token cannot be verified", retryLater))
 		}
-		return identity.Identity{}, invalidCredential(t.whyNot(err))
+		refusal := invalidCredential(t.whyNot(err))
+		if errors.Is(err, jwt.ErrTokenExpired) {
+			return refuse(fmt.Errorf("%w: %w", errTokenExpired, refusal))
+		}
+		return refuse(refusal)
 	}
 	tenant := t.c.Tenant
 	if tenant == "" {
 		tenant = identity.Tenant(claim(claims, t.c.TenantClaim))
 		if !ValidTenant(tenant) {
-			return identity.Identity{}, invalidCredential(fmt.Sprintf("its claim %q names no tenant", t.c.TenantClaim))
+			return refuse(invalidCredential(fmt.Sprintf("its claim %q names no tenant", t.c.TenantClaim)))
 		}
 	}
 	user := identity.User(claim(claims, t.c.UserClaim))
 	if !ValidUser(user) {
-		return identity.Identity{}, invalidCredential(fmt.Sprintf("its claim %q names no user", t.c.UserClaim))
+		return refuse(invalidCredential(fmt.Sprintf("its claim %q names no user", t.c.UserClaim)))
 	}
-	return identity.Identity{Tenant: tenant, User: user}, nil
+	expires, err := claims.GetExpirationTime()
+	if err != nil || expires == nil { // the parser wants one
+		return refuse(invalidCredential(t.whyNot(jwt.ErrTokenRequiredClaimMissing)))
+	}
+	return identity.Identity{Tenant: tenant, User: user}, expires.Add(clockSkew), nil
 }
 
 // whyNot says what is wrong with a token without quoting it.

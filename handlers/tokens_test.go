@@ -226,13 +226,13 @@ func TestAProvidersNewKeyIsFetched(t *testing.T) {
 	p := newProvider(t)
 	tokens := newTokens(t, tokenConfig(p))
 	p.rotate(t, "k2")
-	if who, err := tokens.verify(t.Context(), p.sign(t, "k2", good(nil))); err != nil || who.User != "ada" {
+	if who, _, err := tokens.verify(t.Context(), p.sign(t, "k2", good(nil))); err != nil || who.User != "ada" {
 		t.Errorf("got %+v, %v", who, err)
 	}
 	// Anybody can name unknown keys. That neither waits nor asks the provider each time.
 	p.rotate(t, "k3")
 	began := time.Now()
-	if _, err := tokens.verify(t.Context(), p.sign(t, "k3", good(nil))); refusal(err) != "unauthenticated CREDENTIAL_INVALID" {
+	if _, _, err := tokens.verify(t.Context(), p.sign(t, "k3", good(nil))); refusal(err) != "unauthenticated CREDENTIAL_INVALID" {
 		t.Errorf("the second fetch within %v: %v", unknownKeyEvery, err)
 	}
 	if took := time.Since(began); took > time.Second {
@@ -246,7 +246,7 @@ func TestProviderAwayIsNotABadCredential(t *testing.T) {
 	p.setDown(true)
 	tokens := newTokens(t, tokenConfig(p))
 	token := p.sign(t, "k1", good(nil))
-	if _, err := tokens.verify(t.Context(), token); refusal(err) != "unavailable PROVIDER_UNAVAILABLE" {
+	if _, _, err := tokens.verify(t.Context(), token); refusal(err) != "unavailable PROVIDER_UNAVAILABLE" {
 		t.Errorf("away: %v", err)
 	}
 }
@@ -293,7 +293,7 @@ func TestStaticKeys(t *testing.T) {
 			t.Parallel()
 			c := tokenConfig(nil)
 			c.Key = tt.file
-			who, err := newTokens(t, c).verify(t.Context(), sign(t, tt.method, "k1", tt.key, good(nil)))
+			who, _, err := newTokens(t, c).verify(t.Context(), sign(t, tt.method, "k1", tt.key, good(nil)))
 			if err != nil || who.User != "ada" {
 				t.Errorf("got %+v, %v", who, err)
 			}

@@ -4,6 +4,9 @@ package identity
 import (
 	"context"
 	"errors"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // ErrAbsent is what From returns where nobody was authenticated. Nothing may be touched then.
@@ -15,6 +18,13 @@ type Tenant string
 // User is the id of a tenant's user. The empty user owns what the whole tenant shares.
 type User string
 
+// Valid tells whether u can be a user's id: 1 to 128 bytes of printable text.
+func (u User) Valid() bool {
+	s := string(u)
+	return s != "" && len(s) <= 128 && utf8.ValidString(s) &&
+		strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
+}
+
 // Identity is an authenticated caller. The zero Identity is nobody.
 type Identity struct {
 	Tenant Tenant
@@ -22,6 +32,8 @@ type Identity struct {
 	User User
 	// Service may see and change every object of the tenant. A service that acts for a user has the user's rights only.
 	Service bool
+	// Session is the id of the session whose token the call is made with; empty where it is made with anything else.
+	Session string
 }
 
 // Owner is the owner of what the caller creates.

@@ -113,6 +113,9 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 // Name is the kind's name.
 func (k *Kind[S]) Name() string { return k.name }
 
+// Now is the database's clock as far as the process knows it, for rules about time that hold when an object is read.
+func (k *Kind[S]) Now() time.Time { return k.rt.db.Now() }
+
 // Snapshot is an object as one version left it. State and entries are shared: read them, never change them.
 type Snapshot[S proto.Message] struct {
 	Info

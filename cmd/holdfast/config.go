@@ -23,10 +23,12 @@ import (
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
+	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
 	"holdfast/handlers/project"
+	"holdfast/handlers/session"
 	"holdfast/identity"
 	"holdfast/jobs"
 	"holdfast/object"
@@ -47,11 +49,12 @@ func (c databaseConfig) open(ctx context.Context, maxConns int) (*db.DB, error) 
 
 // serverConfig is what dev and serve have in common.
 type serverConfig struct {
-	Origins   []string   `help:"Origins whose pages may call the API from a browser, separated by commas; * for any." env:"HOLDFAST_ORIGINS" placeholder:"ORIGIN"`
-	AdminAddr string     `help:"Address for /metrics and /debug/pprof, such as 127.0.0.1:9090; keep it private. Default: none." env:"HOLDFAST_ADMIN_ADDR" placeholder:"HOST:PORT"`
-	MaxConns  int        `help:"Connections to Postgres." env:"HOLDFAST_MAX_CONNS" default:"16"`
-	SealKeys  []string   `help:"Keys that secrets are kept under, newest first, separated by commas: base64 of 32 bytes each, as openssl rand -base64 32 makes them." env:"HOLDFAST_SEAL_KEYS" placeholder:"KEY"`
-	LogLevel  slog.Level `help:"debug, info, warn or error. At debug every call is logged." env:"HOLDFAST_LOG_LEVEL" default:"info"`
+	Origins       []string   `help:"Origins whose pages may call the API from a browser, separated by commas; * for any." env:"HOLDFAST_ORIGINS" placeholder:"ORIGIN"`
+	AddressHeader string     `help:"Header in which a proxy in front says where a request comes from, such as X-Forwarded-For; only with such a proxy." env:"HOLDFAST_ADDRESS_HEADER" placeholder:"HEADER"`
+	AdminAddr     string     `help:"Address for /metrics and /debug/pprof, such as 127.0.0.1:9090; keep it private. Default: none." env:"HOLDFAST_ADMIN_ADDR" placeholder:"HOST:PORT"`
+	MaxConns      int        `help:"Connections to Postgres." env:"HOLDFAST_MAX_CONNS" default:"16"`
+	SealKeys      []string   `help:"Keys that secrets are kept under, newest first, separated by commas: base64 of 32 bytes each, as openssl rand -base64 32 makes them." env:"HOLDFAST_SEAL_KEYS" placeholder:"KEY"`
+	LogLevel      slog.Level `help:"debug, info, warn or error. At debug every call is logged." env:"HOLDFAST_LOG_LEVEL" default:"info"`
 
 	fanoutConfig
 	sweepConfig
@@ -143,6 +146,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	}()
 	conversations := conversation.Register(rt)
 	apis := coordination.Register(rt)
+	sessions := session.NewManager(session.Register(rt), conversations, box)
 	queue := jobs.New(d, jobs.Config{Log: log})
 	c.addJobs(queue, d, metrics)
 	projectKinds := project.Register(rt)
@@ -155,11 +159,16 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 				project.NewManager(project.Options{Kinds: projectKinds, Runtime: rt, Conversations: conversations, Seal: box})),
 			handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
 				coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordination.NewManager(apis, d.Now)),
+			handlers.NewService[sessionv1connect.SessionServiceHandler](
+				sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, sessions),
 		},
 		Routes: []handlers.Route{{Name: "linear webhook", Path: project.WebhookPath, Handler: project.NewWebhook(project.WebhookConfig{
 			Kinds: projectKinds, FindEndpoints: d.FindEndpoints, Open: box.Open, Now: time.Now, Log: log,
 		})}},
-		Auth:    handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.FindKeys, Tokens: tokens, Now: time.Now}),
+		Auth: handlers.NewAuthenticator(handlers.AuthConfig{
+			FindKeys: d.FindKeys, Find: d.FindCredentials, Tokens: tokens, Touch: sessions.Touch, Refused: sessions.Refused,
+			AddressHeader: c.AddressHeader, Now: time.Now,
+		}),
 		Ping:    d.Ping,
 		Origins: c.Origins,
 		Metrics: metrics,

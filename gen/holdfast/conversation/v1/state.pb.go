@@ -325,6 +325,7 @@ type ConversationState struct {
 	Live          *LiveState `protobuf:"bytes,12,opt,name=live,proto3" json:"live,omitempty"`
 	// The newest summary; the context window begins with it. Unset: none was committed.
 	Summary       *Summary `protobuf:"bytes,24,opt,name=summary,proto3" json:"summary,omitempty"`
+	Floor         *Floor   `protobuf:"bytes,25,opt,name=floor,proto3" json:"floor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -450,6 +451,102 @@ func (x *ConversationState) GetSummary() *Summary {
 	return nil
 }
 
+func (x *ConversationState) GetFloor() *Floor {
+	if x != nil {
+		return x.Floor
+	}
+	return nil
+}
+
+// Floor is who holds the conversation's microphone: one connection of one session, until the lease is over.
+type Floor struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The live epoch that the holder speaks in; frames of an older one are refused. It rises whenever the floor goes to
+	// another, and stays when it is given back.
+	Fence int64 `protobuf:"varint,1,opt,name=fence,proto3" json:"fence,omitempty"`
+	// Whose session holds it, or did last.
+	User         string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	SessionId    string                 `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	ConnectionId string                 `protobuf:"bytes,4,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
+	AcquireTime  *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=acquire_time,json=acquireTime,proto3" json:"acquire_time,omitempty"`
+	// From this instant on nobody holds it.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Floor) Reset() {
+	*x = Floor{}
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Floor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Floor) ProtoMessage() {}
+
+func (x *Floor) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Floor.ProtoReflect.Descriptor instead.
+func (*Floor) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Floor) GetFence() int64 {
+	if x != nil {
+		return x.Fence
+	}
+	return 0
+}
+
+func (x *Floor) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *Floor) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *Floor) GetConnectionId() string {
+	if x != nil {
+		return x.ConnectionId
+	}
+	return ""
+}
+
+func (x *Floor) GetAcquireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AcquireTime
+	}
+	return nil
+}
+
+func (x *Floor) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
 // Message is one message of a conversation: an entry of the collection "messages", its key the seq.
 type Message struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -477,7 +574,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +586,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +599,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Message) GetSeq() int64 {
@@ -607,7 +704,7 @@ type MessageRef struct {
 
 func (x *MessageRef) Reset() {
 	*x = MessageRef{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -619,7 +716,7 @@ func (x *MessageRef) String() string {
 func (*MessageRef) ProtoMessage() {}
 
 func (x *MessageRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -632,7 +729,7 @@ func (x *MessageRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageRef.ProtoReflect.Descriptor instead.
 func (*MessageRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *MessageRef) GetSeq() int64 {
@@ -659,7 +756,7 @@ type Part struct {
 
 func (x *Part) Reset() {
 	*x = Part{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -671,7 +768,7 @@ func (x *Part) String() string {
 func (*Part) ProtoMessage() {}
 
 func (x *Part) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +781,7 @@ func (x *Part) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Part.ProtoReflect.Descriptor instead.
 func (*Part) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Part) GetPart() isPart_Part {
@@ -785,7 +882,7 @@ type ToolCallPart struct {
 
 func (x *ToolCallPart) Reset() {
 	*x = ToolCallPart{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -797,7 +894,7 @@ func (x *ToolCallPart) String() string {
 func (*ToolCallPart) ProtoMessage() {}
 
 func (x *ToolCallPart) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -810,7 +907,7 @@ func (x *ToolCallPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallPart.ProtoReflect.Descriptor instead.
 func (*ToolCallPart) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ToolCallPart) GetCallId() string {
@@ -847,7 +944,7 @@ type ToolResultPart struct {
 
 func (x *ToolResultPart) Reset() {
 	*x = ToolResultPart{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +956,7 @@ func (x *ToolResultPart) String() string {
 func (*ToolResultPart) ProtoMessage() {}
 
 func (x *ToolResultPart) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +969,7 @@ func (x *ToolResultPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolResultPart.ProtoReflect.Descriptor instead.
 func (*ToolResultPart) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ToolResultPart) GetCallId() string {
@@ -915,7 +1012,7 @@ type FileReference struct {
 
 func (x *FileReference) Reset() {
 	*x = FileReference{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1024,7 @@ func (x *FileReference) String() string {
 func (*FileReference) ProtoMessage() {}
 
 func (x *FileReference) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1037,7 @@ func (x *FileReference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileReference.ProtoReflect.Descriptor instead.
 func (*FileReference) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *FileReference) GetUri() string {
@@ -978,7 +1075,7 @@ type VoiceState struct {
 
 func (x *VoiceState) Reset() {
 	*x = VoiceState{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -990,7 +1087,7 @@ func (x *VoiceState) String() string {
 func (*VoiceState) ProtoMessage() {}
 
 func (x *VoiceState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1003,7 +1100,7 @@ func (x *VoiceState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VoiceState.ProtoReflect.Descriptor instead.
 func (*VoiceState) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *VoiceState) GetAudioStreamId() string {
@@ -1052,7 +1149,7 @@ type Intent struct {
 
 func (x *Intent) Reset() {
 	*x = Intent{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1161,7 @@ func (x *Intent) String() string {
 func (*Intent) ProtoMessage() {}
 
 func (x *Intent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1174,7 @@ func (x *Intent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intent.ProtoReflect.Descriptor instead.
 func (*Intent) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Intent) GetSeq() int64 {
@@ -1137,7 +1234,7 @@ type FlowStep struct {
 
 func (x *FlowStep) Reset() {
 	*x = FlowStep{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1149,7 +1246,7 @@ func (x *FlowStep) String() string {
 func (*FlowStep) ProtoMessage() {}
 
 func (x *FlowStep) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1162,7 +1259,7 @@ func (x *FlowStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowStep.ProtoReflect.Descriptor instead.
 func (*FlowStep) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FlowStep) GetSeq() int64 {
@@ -1221,7 +1318,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1233,7 +1330,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1246,7 +1343,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Summary) GetSeq() int64 {
@@ -1317,7 +1414,7 @@ type ToolCall struct {
 
 func (x *ToolCall) Reset() {
 	*x = ToolCall{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[11]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1426,7 @@ func (x *ToolCall) String() string {
 func (*ToolCall) ProtoMessage() {}
 
 func (x *ToolCall) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[11]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1439,7 @@ func (x *ToolCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCall.ProtoReflect.Descriptor instead.
 func (*ToolCall) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ToolCall) GetCallId() string {
@@ -1428,7 +1525,7 @@ type LiveState struct {
 
 func (x *LiveState) Reset() {
 	*x = LiveState{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[12]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1537,7 @@ func (x *LiveState) String() string {
 func (*LiveState) ProtoMessage() {}
 
 func (x *LiveState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[12]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1550,7 @@ func (x *LiveState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveState.ProtoReflect.Descriptor instead.
 func (*LiveState) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LiveState) GetEpoch() int64 {
@@ -1523,7 +1620,7 @@ var File_holdfast_conversation_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"$holdfast/conversation/v1/state.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x05\n" +
+	"$holdfast/conversation/v1/state.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe3\x05\n" +
 	"\x11ConversationState\x12\x14\n" +
 	"\x05title\x18\x01 \x01(\tR\x05title\x12O\n" +
 	"\x06labels\x18\x02 \x03(\v27.holdfast.conversation.v1.ConversationState.LabelsEntryR\x06labels\x12\x1d\n" +
@@ -1540,10 +1637,20 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	" \x01(\x03R\rflowStepCount\x126\n" +
 	"\x04flow\x18\v \x01(\v2\".holdfast.conversation.v1.FlowStepR\x04flow\x127\n" +
 	"\x04live\x18\f \x01(\v2#.holdfast.conversation.v1.LiveStateR\x04live\x12;\n" +
-	"\asummary\x18\x18 \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x1a9\n" +
+	"\asummary\x18\x18 \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x125\n" +
+	"\x05floor\x18\x19 \x01(\v2\x1f.holdfast.conversation.v1.FloorR\x05floor\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd1\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf1\x01\n" +
+	"\x05Floor\x12\x14\n" +
+	"\x05fence\x18\x01 \x01(\x03R\x05fence\x12\x12\n" +
+	"\x04user\x18\x02 \x01(\tR\x04user\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x03 \x01(\tR\tsessionId\x12#\n" +
+	"\rconnection_id\x18\x04 \x01(\tR\fconnectionId\x12=\n" +
+	"\facquire_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vacquireTime\x12;\n" +
+	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\"\xd1\x05\n" +
 	"\aMessage\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x122\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x1e.holdfast.conversation.v1.RoleR\x04role\x12>\n" +
@@ -1693,7 +1800,7 @@ func file_holdfast_conversation_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_conversation_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_holdfast_conversation_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_holdfast_conversation_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_holdfast_conversation_v1_state_proto_goTypes = []any{
 	(Role)(0),                     // 0: holdfast.conversation.v1.Role
 	(Modality)(0),                 // 1: holdfast.conversation.v1.Modality
@@ -1701,68 +1808,72 @@ var file_holdfast_conversation_v1_state_proto_goTypes = []any{
 	(VoiceStatus)(0),              // 3: holdfast.conversation.v1.VoiceStatus
 	(ToolCallStatus)(0),           // 4: holdfast.conversation.v1.ToolCallStatus
 	(*ConversationState)(nil),     // 5: holdfast.conversation.v1.ConversationState
-	(*Message)(nil),               // 6: holdfast.conversation.v1.Message
-	(*MessageRef)(nil),            // 7: holdfast.conversation.v1.MessageRef
-	(*Part)(nil),                  // 8: holdfast.conversation.v1.Part
-	(*ToolCallPart)(nil),          // 9: holdfast.conversation.v1.ToolCallPart
-	(*ToolResultPart)(nil),        // 10: holdfast.conversation.v1.ToolResultPart
-	(*FileReference)(nil),         // 11: holdfast.conversation.v1.FileReference
-	(*VoiceState)(nil),            // 12: holdfast.conversation.v1.VoiceState
-	(*Intent)(nil),                // 13: holdfast.conversation.v1.Intent
-	(*FlowStep)(nil),              // 14: holdfast.conversation.v1.FlowStep
-	(*Summary)(nil),               // 15: holdfast.conversation.v1.Summary
-	(*ToolCall)(nil),              // 16: holdfast.conversation.v1.ToolCall
-	(*LiveState)(nil),             // 17: holdfast.conversation.v1.LiveState
-	nil,                           // 18: holdfast.conversation.v1.ConversationState.LabelsEntry
-	nil,                           // 19: holdfast.conversation.v1.Message.MetadataEntry
-	nil,                           // 20: holdfast.conversation.v1.LiveState.PendingCallsEntry
-	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 23: google.protobuf.Struct
+	(*Floor)(nil),                 // 6: holdfast.conversation.v1.Floor
+	(*Message)(nil),               // 7: holdfast.conversation.v1.Message
+	(*MessageRef)(nil),            // 8: holdfast.conversation.v1.MessageRef
+	(*Part)(nil),                  // 9: holdfast.conversation.v1.Part
+	(*ToolCallPart)(nil),          // 10: holdfast.conversation.v1.ToolCallPart
+	(*ToolResultPart)(nil),        // 11: holdfast.conversation.v1.ToolResultPart
+	(*FileReference)(nil),         // 12: holdfast.conversation.v1.FileReference
+	(*VoiceState)(nil),            // 13: holdfast.conversation.v1.VoiceState
+	(*Intent)(nil),                // 14: holdfast.conversation.v1.Intent
+	(*FlowStep)(nil),              // 15: holdfast.conversation.v1.FlowStep
+	(*Summary)(nil),               // 16: holdfast.conversation.v1.Summary
+	(*ToolCall)(nil),              // 17: holdfast.conversation.v1.ToolCall
+	(*LiveState)(nil),             // 18: holdfast.conversation.v1.LiveState
+	nil,                           // 19: holdfast.conversation.v1.ConversationState.LabelsEntry
+	nil,                           // 20: holdfast.conversation.v1.Message.MetadataEntry
+	nil,                           // 21: holdfast.conversation.v1.LiveState.PendingCallsEntry
+	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 24: google.protobuf.Struct
 }
 var file_holdfast_conversation_v1_state_proto_depIdxs = []int32{
-	18, // 0: holdfast.conversation.v1.ConversationState.labels:type_name -> holdfast.conversation.v1.ConversationState.LabelsEntry
-	21, // 1: holdfast.conversation.v1.ConversationState.ttl:type_name -> google.protobuf.Duration
-	12, // 2: holdfast.conversation.v1.ConversationState.voice:type_name -> holdfast.conversation.v1.VoiceState
-	13, // 3: holdfast.conversation.v1.ConversationState.intent:type_name -> holdfast.conversation.v1.Intent
-	14, // 4: holdfast.conversation.v1.ConversationState.flow:type_name -> holdfast.conversation.v1.FlowStep
-	17, // 5: holdfast.conversation.v1.ConversationState.live:type_name -> holdfast.conversation.v1.LiveState
-	15, // 6: holdfast.conversation.v1.ConversationState.summary:type_name -> holdfast.conversation.v1.Summary
-	0,  // 7: holdfast.conversation.v1.Message.role:type_name -> holdfast.conversation.v1.Role
-	1,  // 8: holdfast.conversation.v1.Message.modality:type_name -> holdfast.conversation.v1.Modality
-	2,  // 9: holdfast.conversation.v1.Message.status:type_name -> holdfast.conversation.v1.MessageStatus
-	8,  // 10: holdfast.conversation.v1.Message.parts:type_name -> holdfast.conversation.v1.Part
-	19, // 11: holdfast.conversation.v1.Message.metadata:type_name -> holdfast.conversation.v1.Message.MetadataEntry
-	22, // 12: holdfast.conversation.v1.Message.create_time:type_name -> google.protobuf.Timestamp
-	22, // 13: holdfast.conversation.v1.Message.update_time:type_name -> google.protobuf.Timestamp
-	9,  // 14: holdfast.conversation.v1.Part.tool_call:type_name -> holdfast.conversation.v1.ToolCallPart
-	10, // 15: holdfast.conversation.v1.Part.tool_result:type_name -> holdfast.conversation.v1.ToolResultPart
-	11, // 16: holdfast.conversation.v1.Part.file:type_name -> holdfast.conversation.v1.FileReference
-	11, // 17: holdfast.conversation.v1.Part.image:type_name -> holdfast.conversation.v1.FileReference
-	23, // 18: holdfast.conversation.v1.Part.json:type_name -> google.protobuf.Struct
-	23, // 19: holdfast.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
-	23, // 20: holdfast.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Struct
-	3,  // 21: holdfast.conversation.v1.VoiceState.status:type_name -> holdfast.conversation.v1.VoiceStatus
-	22, // 22: holdfast.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
-	23, // 23: holdfast.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
-	22, // 24: holdfast.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
-	23, // 25: holdfast.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
-	22, // 26: holdfast.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
-	22, // 27: holdfast.conversation.v1.Summary.create_time:type_name -> google.protobuf.Timestamp
-	23, // 28: holdfast.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
-	4,  // 29: holdfast.conversation.v1.ToolCall.status:type_name -> holdfast.conversation.v1.ToolCallStatus
-	23, // 30: holdfast.conversation.v1.ToolCall.response:type_name -> google.protobuf.Struct
-	22, // 31: holdfast.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
-	22, // 32: holdfast.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
-	6,  // 33: holdfast.conversation.v1.LiveState.user_turn:type_name -> holdfast.conversation.v1.Message
-	6,  // 34: holdfast.conversation.v1.LiveState.assistant_turn:type_name -> holdfast.conversation.v1.Message
-	20, // 35: holdfast.conversation.v1.LiveState.pending_calls:type_name -> holdfast.conversation.v1.LiveState.PendingCallsEntry
-	16, // 36: holdfast.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.conversation.v1.ToolCall
-	37, // [37:37] is the sub-list for method output_type
-	37, // [37:37] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	19, // 0: holdfast.conversation.v1.ConversationState.labels:type_name -> holdfast.conversation.v1.ConversationState.LabelsEntry
+	22, // 1: holdfast.conversation.v1.ConversationState.ttl:type_name -> google.protobuf.Duration
+	13, // 2: holdfast.conversation.v1.ConversationState.voice:type_name -> holdfast.conversation.v1.VoiceState
+	14, // 3: holdfast.conversation.v1.ConversationState.intent:type_name -> holdfast.conversation.v1.Intent
+	15, // 4: holdfast.conversation.v1.ConversationState.flow:type_name -> holdfast.conversation.v1.FlowStep
+	18, // 5: holdfast.conversation.v1.ConversationState.live:type_name -> holdfast.conversation.v1.LiveState
+	16, // 6: holdfast.conversation.v1.ConversationState.summary:type_name -> holdfast.conversation.v1.Summary
+	6,  // 7: holdfast.conversation.v1.ConversationState.floor:type_name -> holdfast.conversation.v1.Floor
+	23, // 8: holdfast.conversation.v1.Floor.acquire_time:type_name -> google.protobuf.Timestamp
+	23, // 9: holdfast.conversation.v1.Floor.expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 10: holdfast.conversation.v1.Message.role:type_name -> holdfast.conversation.v1.Role
+	1,  // 11: holdfast.conversation.v1.Message.modality:type_name -> holdfast.conversation.v1.Modality
+	2,  // 12: holdfast.conversation.v1.Message.status:type_name -> holdfast.conversation.v1.MessageStatus
+	9,  // 13: holdfast.conversation.v1.Message.parts:type_name -> holdfast.conversation.v1.Part
+	20, // 14: holdfast.conversation.v1.Message.metadata:type_name -> holdfast.conversation.v1.Message.MetadataEntry
+	23, // 15: holdfast.conversation.v1.Message.create_time:type_name -> google.protobuf.Timestamp
+	23, // 16: holdfast.conversation.v1.Message.update_time:type_name -> google.protobuf.Timestamp
+	10, // 17: holdfast.conversation.v1.Part.tool_call:type_name -> holdfast.conversation.v1.ToolCallPart
+	11, // 18: holdfast.conversation.v1.Part.tool_result:type_name -> holdfast.conversation.v1.ToolResultPart
+	12, // 19: holdfast.conversation.v1.Part.file:type_name -> holdfast.conversation.v1.FileReference
+	12, // 20: holdfast.conversation.v1.Part.image:type_name -> holdfast.conversation.v1.FileReference
+	24, // 21: holdfast.conversation.v1.Part.json:type_name -> google.protobuf.Struct
+	24, // 22: holdfast.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
+	24, // 23: holdfast.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Struct
+	3,  // 24: holdfast.conversation.v1.VoiceState.status:type_name -> holdfast.conversation.v1.VoiceStatus
+	23, // 25: holdfast.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
+	24, // 26: holdfast.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
+	23, // 27: holdfast.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
+	24, // 28: holdfast.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
+	23, // 29: holdfast.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
+	23, // 30: holdfast.conversation.v1.Summary.create_time:type_name -> google.protobuf.Timestamp
+	24, // 31: holdfast.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
+	4,  // 32: holdfast.conversation.v1.ToolCall.status:type_name -> holdfast.conversation.v1.ToolCallStatus
+	24, // 33: holdfast.conversation.v1.ToolCall.response:type_name -> google.protobuf.Struct
+	23, // 34: holdfast.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
+	23, // 35: holdfast.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
+	7,  // 36: holdfast.conversation.v1.LiveState.user_turn:type_name -> holdfast.conversation.v1.Message
+	7,  // 37: holdfast.conversation.v1.LiveState.assistant_turn:type_name -> holdfast.conversation.v1.Message
+	21, // 38: holdfast.conversation.v1.LiveState.pending_calls:type_name -> holdfast.conversation.v1.LiveState.PendingCallsEntry
+	17, // 39: holdfast.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.conversation.v1.ToolCall
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_conversation_v1_state_proto_init() }
@@ -1770,7 +1881,7 @@ func file_holdfast_conversation_v1_state_proto_init() {
 	if File_holdfast_conversation_v1_state_proto != nil {
 		return
 	}
-	file_holdfast_conversation_v1_state_proto_msgTypes[3].OneofWrappers = []any{
+	file_holdfast_conversation_v1_state_proto_msgTypes[4].OneofWrappers = []any{
 		(*Part_ToolCall)(nil),
 		(*Part_ToolResult)(nil),
 		(*Part_File)(nil),
@@ -1783,7 +1894,7 @@ func file_holdfast_conversation_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_conversation_v1_state_proto_rawDesc), len(file_holdfast_conversation_v1_state_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,116 @@
+package handlers
+
+import (
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+)
+
+// What repeated bad credentials cost. A secret of 256 bits is not guessed; this keeps those who try from costing much,
+// and the audit readable. It must not be a way to shut somebody out: a credential that was verified a moment ago goes
+// through, and a session's tokens are refused unseen only where they come from a source that presented bad ones itself.
+const (
+	// Failures that cost nothing: people mistype, and clients hold on to what was revoked.
+	freeOfSource, freeOfSession = 20, 3
+	firstWait, longestWait      = time.Second, time.Minute
+	// forgetFailures is how long after the last failure all is forgotten.
+	forgetFailures = 10 * time.Minute
+	// trackedFailures bounds the memory: the longest unseen is forgotten.
+	trackedFailures = 10_000
+)
+
+// backoff counts bad credentials by where they come from and by the session that they name. It is of this process only.
+// It is safe for concurrent use.
+type backoff struct {
+	free int64 // failures of a source that cost nothing
+
+	mu                sync.Mutex // guards what follows; nothing slow happens under it
+	sources, sessions *lru.Cache[string, failures]
+}
+
+type failures struct {
+	count int64
+	last  time.Time
+	until time.Time
+}
+
+func newBackoff(free int64) *backoff {
+	sources, err1 := lru.New[string, failures](trackedFailures)
+	sessions, err2 := lru.New[string, failures](trackedFailures)
+	if err1 != nil || err2 != nil {
+		panic("handlers: only a size below 1 is refused")
+	}
+	return &backoff{free: free, sources: sources, sessions: sessions}
+}
+
+// wait is how long a credential from a source, which may name a session, is not to be looked at.
+func (b *backoff) wait(source, session string, now time.Time) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	of := recall(b.sources, source, now)
+	wait := of.until.Sub(now)
+	if session != "" && of.count > 0 {
+		wait = max(wait, recall(b.sessions, session, now).until.Sub(now))
+	}
+	return max(wait, 0)
+}
+
+// failed counts a bad credential, and answers how many there were that named the session, if it names one.
+func (b *backoff) failed(source, session string, now time.Time) int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	count(b.sources, source, b.free, now)
+	if session == "" {
+		return 0
+	}
+	return count(b.sessions, session, freeOfSession, now)
+}
+
+func recall(of *lru.Cache[string, failures], name string, now time.Time) failures {
+	f, _ := of.Get(name)
+	if now.Sub(f.last) >= forgetFailures {
+		return failures{}
+	}
+	return f
+}
+
+func count(of *lru.Cache[string, failures], name string, free int64, now time.Time) int64 {
+	f := recall(of, name, now)
+	f.count++
+	f.last = now
+	if over := f.count - free; over > 0 {
+		f.until = now.Add(min(firstWait<<min(over-1, 10), longestWait))
+	}
+	of.Add(name, f)
+	return f.count
+}
+
+// sourceOf is where a request comes from: its address, or the network of it that one machine has to itself. header names
+// the one in which a proxy in front of us says so; what comes last in it is the proxy's own word.
+func sourceOf(r *http.Request, header string) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		host = r.RemoteAddr
+	}
+	if header != "" {
+		if said := r.Header.Values(header); len(said) > 0 {
+			all := strings.Split(said[len(said)-1], ",")
+			host = strings.TrimSpace(all[len(all)-1])
+		}
+	}
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		return host[:min(len(host), 64)]
+	}
+	if a = a.Unmap(); a.Is6() {
+		if network, err := a.Prefix(64); err == nil {
+			return network.String()
+		}
+	}
+	return a.String()
+}

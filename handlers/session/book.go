@@ -1,0 +1,453 @@
+package session
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	sessionv1 "holdfast/gen/holdfast/session/v1"
+	"holdfast/handlers/problem"
+	"holdfast/handlers/session/credential"
+	"holdfast/object"
+	"holdfast/seal"
+)
+
+// The bounds of what one user's object holds.
+const (
+	maxConnections = 32
+	maxEnded       = 20
+	keepEnded      = 24 * time.Hour
+	keepEvents     = 10_000
+)
+
+// announceBefore is how long before a session's absolute end its watchers are told.
+const announceBefore = 5 * time.Minute
+
+// server is the actor of what nobody asked for.
+const server = "server"
+
+// book is one change of a user's sessions: the rules write into it, and commit stages what came of it. It is used once.
+type book struct {
+	s     *sessionv1.UserSessions
+	now   time.Time
+	actor string
+
+	events []*sessionv1.SecurityEvent
+	// freed are the floors of sessions and connections that are gone.
+	freed   []*sessionv1.FloorHold
+	changed bool
+}
+
+// open begins a change, and writes down what time has brought.
+func open(s *sessionv1.UserSessions, now time.Time, actor string) *book {
+	if s.Sessions == nil {
+		s.Sessions = map[string]*sessionv1.SessionRecord{}
+	}
+	if s.Connections == nil {
+		s.Connections = map[string]*sessionv1.Connection{}
+	}
+	b := &book{s: s, now: now, actor: actor}
+	b.settle()
+	return b
+}
+
+// settle ends the sessions whose time is over, forgets connections that are gone and sessions that ended long ago, and
+// announces ends that are near.
+func (b *book) settle() {
+	actor := b.actor
+	b.actor = server
+	defer func() { b.actor = actor }()
+	for _, id := range slices.Sorted(maps.Keys(b.s.GetSessions())) {
+		r := b.s.GetSessions()[id]
+		if r.GetEnd() != nil {
+			continue
+		}
+		if why, over := credential.Ended(r, b.now); over {
+			b.end(id, why)
+		} else if !r.GetExpiryAnnounced() && !b.now.Before(announceTime(r)) {
+			r.ExpiryAnnounced, b.changed = true, true
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(b.s.GetConnections())) {
+		if c := b.s.GetConnections()[id]; !b.now.Before(c.GetExpireTime().AsTime()) {
+			b.disconnect(c)
+		}
+	}
+	b.forgetEnded()
+}
+
+func announceTime(r *sessionv1.SessionRecord) time.Time {
+	return r.GetExpireTime().AsTime().Add(-announceBefore)
+}
+
+// forgetEnded keeps the newest of the sessions that are over, for a while.
+func (b *book) forgetEnded() {
+	var over []string
+	for id, r := range b.s.GetSessions() {
+		if r.GetEnd() != nil {
+			over = append(over, id)
+		}
+	}
+	ended := func(id string) time.Time { return b.s.GetSessions()[id].GetEnd().GetEndTime().AsTime() }
+	slices.SortFunc(over, func(a, c string) int { return cmp.Or(ended(c).Compare(ended(a)), cmp.Compare(a, c)) })
+	for i, id := range over {
+		if i >= maxEnded || b.now.Sub(ended(id)) >= keepEnded {
+			delete(b.s.Sessions, id)
+			b.changed = true
+		}
+	}
+}
+
+// commit stages the change: what was recorded, and the timer for what time will bring next.
+func (b *book) commit(tx *object.Tx[state]) {
+	for _, e := range b.events {
+		tx.Put(inEvents, object.SeqKey(e.GetSeq()), e)
+		if old := e.GetSeq() - keepEvents; old > 0 {
+			tx.DeleteEntry(inEvents, object.SeqKey(old))
+		}
+	}
+	if !b.changed {
+		tx.Unchanged()
+		return
+	}
+	next, at := b.next(), time.Time{}
+	if set, ok := tx.Timer(wake); ok {
+		at = set
+	}
+	switch {
+	case next.IsZero() && !at.IsZero():
+		tx.ClearTimer(wake)
+	case !next.IsZero() && !next.Equal(at):
+		tx.SetTimer(wake, next)
+	}
+}
+
+// wake is the timer that brings what time brings.
+const wake = "wake"
+
+// onTime is what happens then: open has written it down.
+func onTime(tx *object.Tx[state], _ string) error {
+	b := open(tx.State(), tx.Now(), server)
+	b.changed = true // the timer is gone, and a change that changes nothing would bring it back
+	b.commit(tx)
+	return nil
+}
+
+// record adds a line to the audit.
+func (b *book) record(e *sessionv1.SecurityEvent) {
+	b.s.EventCount++
+	e.Seq, e.EventTime, e.Actor = b.s.GetEventCount(), timestamppb.New(b.now), b.actor
+	b.events, b.changed = append(b.events, e), true
+}
+
+// session is a session that is not over, or the reason why there is none.
+func (b *book) session(id string) (*sessionv1.SessionRecord, error) {
+	r := b.s.GetSessions()[id]
+	if r == nil {
+		return nil, object.ErrNotFound
+	}
+	if r.GetEnd() != nil {
+		return nil, problem.FailedPrecondition("SESSION_ENDED", "the session is over")
+	}
+	return r, nil
+}
+
+// live are the ids of the sessions that are not over, the oldest first.
+func (b *book) live() []string {
+	var ids []string
+	for id, r := range b.s.GetSessions() {
+		if r.GetEnd() == nil {
+			ids = append(ids, id)
+		}
+	}
+	created := func(id string) time.Time { return b.s.GetSessions()[id].GetCreateTime().AsTime() }
+	slices.SortFunc(ids, func(a, c string) int { return cmp.Or(created(a).Compare(created(c)), cmp.Compare(a, c)) })
+	return ids
+}
+
+// end ends a session with its connections. One that is over stays as it is.
+func (b *book) end(id string, why sessionv1.EndReason) {
+	r := b.s.GetSessions()[id]
+	if r.GetEnd() != nil {
+		return
+	}
+	if r.GetFloor() != nil {
+		b.freed = append(b.freed, r.GetFloor())
+		r.Floor = nil
+	}
+	for _, c := range b.s.GetConnections() {
+		if c.GetSessionId() == id {
+			delete(b.s.Connections, c.GetConnectionId())
+		}
+	}
+	r.End = &sessionv1.SessionEnd{Reason: why, EndTime: timestamppb.New(b.now)}
+	// Its tokens make no more tokens. The hashes stay, so that their owner is told why they are refused.
+	r.SealedSalt = nil
+	b.record(&sessionv1.SecurityEvent{
+		Type: sessionv1.SecurityEventType_SECURITY_EVENT_TYPE_SESSION_ENDED, SessionId: id, EndReason: why,
+	})
+}
+
+// signIn is what a new session is made of.
+type signIn struct {
+	id        string
+	salt      salt
+	familyKey []byte
+	// key is of the credential that the user signs in with.
+	key      [32]byte
+	user     string
+	settings *sessionv1.SessionSettings
+	device   *sessionv1.Device
+	// What the session is on; empty: what the user was last on.
+	conversation, project string
+}
+
+// signIn makes a session. At the limit it ends the oldest ones, or is refused.
+func (b *book) signIn(in signIn) (evicted []string, err error) {
+	if b.s.GetSessions()[in.id] != nil {
+		return nil, errIDTaken
+	}
+	limit := int(in.settings.GetMaxSessions())
+	if live := b.live(); len(live) >= limit {
+		if in.settings.GetLimitPolicy() == sessionv1.SessionLimitPolicy_SESSION_LIMIT_POLICY_REFUSE {
+			return nil, limitError{limit}
+		}
+		evicted = live[:len(live)-limit+1]
+		for _, id := range evicted {
+			b.end(id, sessionv1.EndReason_END_REASON_EVICTED)
+		}
+	}
+	b.s.User = in.user
+	r := &sessionv1.SessionRecord{
+		CreateTime: timestamppb.New(b.now), ActiveTime: timestamppb.New(b.now),
+		ExpireTime:           timestamppb.New(b.now.Add(in.settings.GetAbsoluteTimeout().AsDuration())),
+		FamilyKey:            in.familyKey,
+		ActiveConversationId: cmp.Or(in.conversation, b.s.GetActiveConversationId()),
+		ActiveProjectId:      cmp.Or(in.project, b.s.GetActiveProjectId()),
+		Device:               keptDevice(in.device, in.settings),
+		// An end that is near from the start is no news.
+		ExpiryAnnounced: in.settings.GetAbsoluteTimeout().AsDuration() <= announceBefore,
+	}
+	b.s.ActiveConversationId, b.s.ActiveProjectId = r.GetActiveConversationId(), r.GetActiveProjectId()
+	b.s.Sessions[in.id] = r
+	b.issue(in.id, in.key, in.salt, in.settings)
+	b.record(&sessionv1.SecurityEvent{
+		Type: sessionv1.SecurityEventType_SECURITY_EVENT_TYPE_SIGNED_IN, SessionId: in.id, Device: r.GetDevice(),
+	})
+	return evicted, nil
+}
+
+// keptDevice is what may be stored of a device.
+func keptDevice(d *sessionv1.Device, settings *sessionv1.SessionSettings) *sessionv1.Device {
+	if d == nil || settings.GetDiscardDevices() {
+		return nil
+	}
+	return proto.CloneOf(d)
+}
+
+// issue makes the next pair of tokens of a session.
+func (b *book) issue(id string, key [32]byte, salt salt, settings *sessionv1.SessionSettings) {
+	r := b.s.GetSessions()[id]
+	r.Generation++
+	r.SealedSalt, r.IssueTime = salt.sealed, timestamppb.New(b.now)
+	r.IdleTimeout, r.RefreshGrace = settings.GetIdleTimeout(), settings.GetRefreshGrace()
+	// A tenant that has tightened its settings means the sessions that there are, too.
+	if end := r.GetCreateTime().AsTime().Add(settings.GetAbsoluteTimeout().AsDuration()); end.Before(r.GetExpireTime().AsTime()) {
+		r.ExpireTime = timestamppb.New(end)
+	}
+	access, refresh := pair(id, r, key, salt.plain)
+	// Requests with the old access token are on their way.
+	old := b.now.Add(r.GetRefreshGrace().AsDuration())
+	if r.GetAccessExpireTime().AsTime().Before(old) {
+		old = r.GetAccessExpireTime().AsTime()
+	}
+	r.OldAccessHash, r.OldAccessExpireTime = r.GetAccessHash(), timestamppb.New(old)
+	r.OldRefreshHash = r.GetRefreshHash()
+	expire := b.now.Add(settings.GetAccessTtl().AsDuration())
+	if r.GetExpireTime().AsTime().Before(expire) {
+		expire = r.GetExpireTime().AsTime()
+	}
+	r.AccessHash, r.AccessExpireTime, r.RefreshHash = access.Hash(), timestamppb.New(expire), refresh.Hash()
+	b.changed = true
+}
+
+// salt is what makes a pair of tokens unlike every other. In the state it is sealed: without the servers' key neither the
+// database nor an old token of a session leads to a newer one.
+type salt struct{ plain, sealed []byte }
+
+func newSalt(box *seal.Box, session string) salt {
+	s := salt{plain: random(credential.SaltLen)}
+	s.sealed = box.Seal(s.plain, saltContext(session))
+	return s
+}
+
+func saltContext(session string) []byte { return []byte("session salt\x00" + session) }
+
+// pair makes the tokens of a session's newest generation for the credential with this key.
+func pair(id string, r *sessionv1.SessionRecord, key [32]byte, salt []byte) (access, refresh credential.Token) {
+	o := credential.Origin{Session: id, Generation: r.GetGeneration(), Key: key, Salt: salt, FamilyKey: r.GetFamilyKey()}
+	return o.Issue(credential.Access), o.Issue(credential.Refresh)
+}
+
+// tokens gives the newest pair of a session, again or for the first time, to the credential that it was issued for; nil
+// where this is another.
+func tokens(id string, r *sessionv1.SessionRecord, key [32]byte, box *seal.Box) *sessionv1.Tokens {
+	plain, err := box.Open(r.GetSealedSalt(), saltContext(id))
+	if err != nil {
+		return nil
+	}
+	access, refresh := pair(id, r, key, plain)
+	if !access.Matches(r.GetAccessHash()) || !refresh.Matches(r.GetRefreshHash()) {
+		return nil
+	}
+	return &sessionv1.Tokens{
+		AccessToken: access.Bearer(), AccessExpireTime: r.GetAccessExpireTime(), RefreshToken: refresh.Bearer(),
+	}
+}
+
+// refresh exchanges a refresh token for a new pair. A retry within the grace gets the newest pair again. A reuse ends the
+// session: then there are no tokens, and the change stands.
+func (b *book) refresh(t credential.Token, salt salt, settings *sessionv1.SessionSettings, box *seal.Box) (*sessionv1.Tokens, error) {
+	r := b.s.GetSessions()[t.Session]
+	newest, old := t.Matches(r.GetRefreshHash()), t.Matches(r.GetOldRefreshHash())
+	if t.Class != credential.Refresh || !newest && !old && !t.Issued(r.GetFamilyKey()) {
+		return nil, credential.Unknown()
+	}
+	if r.GetEnd() != nil {
+		return nil, credential.Refusal(r.GetEnd().GetReason())
+	}
+	switch {
+	case newest:
+		b.issue(t.Session, t.Key(), salt, settings)
+		b.record(&sessionv1.SecurityEvent{
+			Type: sessionv1.SecurityEventType_SECURITY_EVENT_TYPE_TOKENS_REFRESHED, SessionId: t.Session, Generation: t.Generation(),
+		})
+		return tokens(t.Session, r, t.Key(), box), nil
+	case old && b.now.Sub(r.GetIssueTime().AsTime()) <= r.GetRefreshGrace().AsDuration() && r.GetRefreshGrace().AsDuration() > 0:
+		return tokens(t.Session, r, t.Key(), box), nil
+	}
+	b.record(&sessionv1.SecurityEvent{
+		Type: sessionv1.SecurityEventType_SECURITY_EVENT_TYPE_REUSE_DETECTED, SessionId: t.Session, Generation: t.Generation(),
+	})
+	b.end(t.Session, sessionv1.EndReason_END_REASON_REUSE_DETECTED)
+	return nil, nil
+}
+
+// revoke ends all sessions but one, which may be none, and returns those that it ended.
+func (b *book) revoke(except string) []string {
+	var ended []string
+	for _, id := range b.live() {
+		if id != except {
+			b.end(id, sessionv1.EndReason_END_REASON_REVOKED)
+			ended = append(ended, id)
+		}
+	}
+	return ended
+}
+
+// touch notes that the user did something.
+func (b *book) touch(r *sessionv1.SessionRecord) {
+	if !b.now.Before(credential.Stale(r)) {
+		r.ActiveTime, b.changed = timestamppb.New(b.now), true
+	}
+}
+
+// setActive says what a session, and with it its user, is on.
+func (b *book) setActive(r *sessionv1.SessionRecord, conversation, project *string) {
+	if conversation != nil {
+		r.ActiveConversationId, b.s.ActiveConversationId = *conversation, *conversation
+	}
+	if project != nil {
+		r.ActiveProjectId, b.s.ActiveProjectId = *project, *project
+	}
+	b.changed = true
+}
+
+// connect opens a connection of a session.
+func (b *book) connect(id, session string, req *sessionv1.OpenConnectionRequest, settings *sessionv1.SessionSettings) (*sessionv1.Connection, error) {
+	if len(b.s.GetConnections()) >= maxConnections {
+		return nil, problem.Exhausted("CONNECTION_LIMIT", "the user has 32 connections; close one, or wait until one falls silent",
+			settings.GetConnectionTimeout().AsDuration())
+	}
+	if b.s.GetConnections()[id] != nil {
+		return nil, errIDTaken
+	}
+	timeout := settings.GetConnectionTimeout()
+	c := &sessionv1.Connection{
+		ConnectionId: id, SessionId: session, Device: keptDevice(req.GetDevice(), settings), Modality: req.GetModality(),
+		Capabilities: slices.Clone(req.GetCapabilities()), OpenTime: timestamppb.New(b.now), Timeout: timeout,
+	}
+	b.beat(c)
+	b.s.Connections[id] = c
+	return c, nil
+}
+
+// connection is a connection of a session that is there.
+func (b *book) connection(id, session string) (*sessionv1.Connection, error) {
+	c := b.s.GetConnections()[id]
+	if c == nil || c.GetSessionId() != session {
+		return nil, problem.NotFound("there is no such connection, or it has fallen silent; open another")
+	}
+	return c, nil
+}
+
+// heartbeat keeps a connection alive. Heartbeats that come thick are not written.
+func (b *book) heartbeat(c *sessionv1.Connection, modality sessionv1.Modality) {
+	if modality != sessionv1.Modality_MODALITY_UNSPECIFIED && modality != c.GetModality() {
+		c.Modality, b.changed = modality, true
+	}
+	if b.now.Sub(c.GetHeartbeatTime().AsTime()) >= c.GetTimeout().AsDuration()/3 {
+		b.beat(c)
+	}
+}
+
+func (b *book) beat(c *sessionv1.Connection) {
+	c.HeartbeatTime = timestamppb.New(b.now)
+	c.ExpireTime = timestamppb.New(b.now.Add(c.GetTimeout().AsDuration()))
+	b.changed = true
+}
+
+// disconnect forgets a connection, and the floor if it had it.
+func (b *book) disconnect(c *sessionv1.Connection) {
+	delete(b.s.Connections, c.GetConnectionId())
+	b.changed = true
+	if r := b.s.GetSessions()[c.GetSessionId()]; r.GetFloor().GetConnectionId() == c.GetConnectionId() {
+		b.freed = append(b.freed, r.GetFloor())
+		r.Floor = nil
+	}
+}
+
+// refused notes that credentials which name a session were wrong, count of them since the first.
+func (b *book) refused(session string, count int64) {
+	b.record(&sessionv1.SecurityEvent{
+		Type: sessionv1.SecurityEventType_SECURITY_EVENT_TYPE_CREDENTIALS_REFUSED, SessionId: session, Count: count,
+	})
+}
+
+// next is when time will bring something; zero: never.
+func (b *book) next() time.Time {
+	var soonest time.Time
+	consider := func(t time.Time) {
+		if soonest.IsZero() || t.Before(soonest) {
+			soonest = t
+		}
+	}
+	for _, r := range b.s.GetSessions() {
+		if r.GetEnd() != nil {
+			continue
+		}
+		end, _ := credential.End(r)
+		consider(end)
+		if !r.GetExpiryAnnounced() {
+			consider(announceTime(r))
+		}
+	}
+	for _, c := range b.s.GetConnections() {
+		consider(c.GetExpireTime().AsTime())
+	}
+	return soonest
+}

@@ -1,0 +1,107 @@
+package credential
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	sessionv1 "holdfast/gen/holdfast/session/v1"
+	"holdfast/handlers/problem"
+)
+
+// Reasons of refusals.
+const (
+	Invalid      = "CREDENTIAL_INVALID"
+	TokenExpired = "TOKEN_EXPIRED"
+	Expired      = "SESSION_EXPIRED"
+	Revoked      = "SESSION_REVOKED"
+)
+
+// Decode reads a session as the database has it.
+func Decode(stored string) (*sessionv1.SessionRecord, error) {
+	r := &sessionv1.SessionRecord{}
+	return r, protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal([]byte(stored), r)
+}
+
+// IdleEnd is when the session ends if its user does nothing more.
+func IdleEnd(r *sessionv1.SessionRecord) time.Time {
+	return r.GetActiveTime().AsTime().Add(r.GetIdleTimeout().AsDuration())
+}
+
+// End is when a session that is not over will be, if its user does nothing more, and why.
+func End(r *sessionv1.SessionRecord) (time.Time, sessionv1.EndReason) {
+	idle, absolute := IdleEnd(r), r.GetExpireTime().AsTime()
+	if idle.Before(absolute) {
+		return idle, sessionv1.EndReason_END_REASON_IDLE_TIMEOUT
+	}
+	return absolute, sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT
+}
+
+// activeStep is how often a session's activity is written at most.
+const activeStep = time.Minute
+
+// Stale is when the activity of a session's user has to be written again: seldom, and often enough for the shortest idle
+// time-out.
+func Stale(r *sessionv1.SessionRecord) time.Time {
+	return r.GetActiveTime().AsTime().Add(min(activeStep, r.GetIdleTimeout().AsDuration()/4))
+}
+
+// Ended tells whether and why a session is over at now, whether or not that was written down yet.
+func Ended(r *sessionv1.SessionRecord, now time.Time) (sessionv1.EndReason, bool) {
+	if r.GetEnd() != nil {
+		return r.GetEnd().GetReason(), true
+	}
+	if end, why := End(r); !now.Before(end) {
+		return why, true
+	}
+	return sessionv1.EndReason_END_REASON_UNSPECIFIED, false
+}
+
+// Refusal is what a caller with a token of a session that is over is told.
+func Refusal(why sessionv1.EndReason) *problem.Error {
+	switch why {
+	case sessionv1.EndReason_END_REASON_IDLE_TIMEOUT:
+		return problem.Unauthenticated(Expired, "the session was idle for too long; sign in again")
+	case sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT:
+		return problem.Unauthenticated(Expired, "the session has reached its greatest age; sign in again")
+	case sessionv1.EndReason_END_REASON_SIGNED_OUT:
+		return problem.Unauthenticated(Revoked, "the user has signed out; sign in again")
+	case sessionv1.EndReason_END_REASON_REUSE_DETECTED:
+		return problem.Unauthenticated(Revoked, "a refresh token of the session was used twice, so the session was ended; sign in again")
+	case sessionv1.EndReason_END_REASON_EVICTED:
+		return problem.Unauthenticated(Revoked, "a newer session has taken the place of this one; sign in again")
+	default:
+		return problem.Unauthenticated(Revoked, "the session was revoked; sign in again")
+	}
+}
+
+// Unknown is what a caller is told whose token is none of the session that it names. It does not say whether there is
+// such a session.
+func Unknown() *problem.Error {
+	return problem.Unauthenticated(Invalid, "the credential was refused: it is no token of a session that this server knows")
+}
+
+// Check says whether an access token is good for its session at now, and until when at most. A token that this session
+// never issued is Unknown.
+func Check(r *sessionv1.SessionRecord, t Token, now time.Time) (until time.Time, refusal *problem.Error) {
+	newest, old := t.Matches(r.GetAccessHash()), t.Matches(r.GetOldAccessHash())
+	if t.Class != Access || !newest && !old && !t.Issued(r.GetFamilyKey()) {
+		return time.Time{}, Unknown()
+	}
+	if why, over := Ended(r, now); over {
+		return time.Time{}, Refusal(why)
+	}
+	switch {
+	case newest:
+		until = r.GetAccessExpireTime().AsTime()
+	case old:
+		until = r.GetOldAccessExpireTime().AsTime()
+	}
+	if !now.Before(until) {
+		return time.Time{}, problem.Unauthenticated(TokenExpired, "the access token is not good any more; call RefreshSession for a new one")
+	}
+	if end, _ := End(r); end.Before(until) {
+		until = end
+	}
+	return until, nil
+}

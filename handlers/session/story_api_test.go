@@ -1,0 +1,289 @@
+package session
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	sessionv1 "holdfast/gen/holdfast/session/v1"
+	"holdfast/identity"
+)
+
+// A thief has a refresh token, and uses it after its owner did. Both are signed out, and the audit says why.
+func TestStolenRefreshToken(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	first := b.signIn(t, ada)
+	second := must(b.refresh(t, first.GetTokens().GetRefreshToken()))(t)
+	third := must(b.refresh(t, second.GetTokens().GetRefreshToken()))(t)
+	open := must(b.with(t, third.GetTokens().GetAccessToken()).OpenConnection(t.Context(),
+		&sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_VOICE}))(t)
+	if !presence(t, b).GetOnline() {
+		t.Errorf("she is not there, with %v", open)
+	}
+
+	_, err := b.refresh(t, first.GetTokens().GetRefreshToken())
+	revoked.check(t, err)
+	for _, token := range []string{first.GetTokens().GetRefreshToken(), second.GetTokens().GetRefreshToken(), third.GetTokens().GetRefreshToken()} {
+		_, err := b.refresh(t, token)
+		revoked.check(t, err)
+	}
+	for _, token := range []string{second.GetTokens().GetAccessToken(), third.GetTokens().GetAccessToken()} {
+		eventually(t, "the access token is refused", func() bool {
+			_, err := b.with(t, token).GetSession(t.Context(), &sessionv1.GetSessionRequest{})
+			return reason(err) == "SESSION_REVOKED"
+		})
+	}
+	if p := presence(t, b); p.GetOnline() || len(p.GetConnections()) != 0 {
+		t.Errorf("her connections are %v", p)
+	}
+	want := []string{"SIGNED_IN", "TOKENS_REFRESHED", "TOKENS_REFRESHED", "REUSE_DETECTED", "SESSION_ENDED REUSE_DETECTED"}
+	if got := b.events(t, ada); !slices.Equal(got, want) {
+		t.Errorf("the audit has %q, want %q", got, want)
+	}
+}
+
+func presence(t *testing.T, b *bundle) *sessionv1.GetPresenceResponse {
+	t.Helper()
+	return must(b.with(t, b.key(t, nobody)).GetPresence(t.Context(), &sessionv1.GetPresenceRequest{User: string(ada)}))(t)
+}
+
+// The response of a refresh is lost. The client tries again with the token that it has, gets what was lost, and goes on.
+func TestLostResponseThenRetry(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	first := b.signIn(t, ada)
+	lost := must(b.refresh(t, first.GetTokens().GetRefreshToken()))(t)
+	again := must(b.refresh(t, first.GetTokens().GetRefreshToken()))(t)
+	same(t, "the retry", again, lost)
+	must(b.with(t, again.GetTokens().GetAccessToken()).GetSession(t.Context(), &sessionv1.GetSessionRequest{}))(t)
+	// Another process gives the same.
+	elsewhere := serve(t, b.Bundle, b.box)
+	same(t, "the retry at another server", must(elsewhere.refresh(t, first.GetTokens().GetRefreshToken()))(t).GetTokens(), lost.GetTokens())
+	if got := b.events(t, ada); !slices.Equal(got, []string{"SIGNED_IN", "TOKENS_REFRESHED"}) {
+		t.Errorf("the audit has %q", got)
+	}
+	// Once the new token is used, the old one is not good any more, however soon it comes.
+	must(b.refresh(t, again.GetTokens().GetRefreshToken()))(t)
+	_, err := b.refresh(t, first.GetTokens().GetRefreshToken())
+	revoked.check(t, err)
+}
+
+// After the grace a retry is a reuse.
+func TestRetryAfterTheGrace(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	first := b.signIn(t, ada)
+	next := must(b.refresh(t, first.GetTokens().GetRefreshToken()))(t)
+	b.change(t, ada, func(s *sessionv1.UserSessions, now time.Time) {
+		s.Sessions[first.GetSession().GetSessionId()].IssueTime = timestamppb.New(now.Add(-31 * time.Second))
+	})
+	_, err := b.refresh(t, first.GetTokens().GetRefreshToken())
+	revoked.check(t, err)
+	_, err = b.refresh(t, next.GetTokens().GetRefreshToken())
+	revoked.check(t, err)
+}
+
+// A response to a sign-in is lost, too.
+func TestLostSignIn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	key := b.key(t, ada)
+	req := &sessionv1.CreateSessionRequest{RequestId: "r-1", Device: &sessionv1.Device{Name: "laptop"}}
+	first := must(b.with(t, key).CreateSession(t.Context(), req))(t)
+	same(t, "the retry", must(b.with(t, key).CreateSession(t.Context(), req))(t), first)
+	same(t, "the retry at another server", must(serve(t, b.Bundle, b.box).with(t, key).CreateSession(t.Context(), req))(t), first)
+	_, err := b.with(t, key).CreateSession(t.Context(), &sessionv1.CreateSessionRequest{RequestId: "r-1"})
+	refusal{connect.CodeAlreadyExists, "REQUEST_ID_REUSED"}.check(t, err)
+	gone := refusal{connect.CodeFailedPrecondition, "TOKENS_GONE"}
+	_, err = b.with(t, b.key(t, ada)).CreateSession(t.Context(), req)
+	gone.check(t, err) // another credential
+	must(b.refresh(t, first.GetTokens().GetRefreshToken()))(t)
+	_, err = b.with(t, key).CreateSession(t.Context(), req)
+	gone.check(t, err) // refreshed since
+}
+
+// watch follows a session, and hands on what comes; the error that ends it comes last.
+func watch(t *testing.T, c client, req *sessionv1.WatchSessionRequest) *watched {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	stream := must(c.WatchSession(ctx, req))(t)
+	t.Cleanup(func() { stream.Close() })
+	return &watched{stream}
+}
+
+type watched struct {
+	stream *connect.ServerStreamForClient[sessionv1.WatchSessionResponse]
+}
+
+// until reads messages until one is what is waited for.
+func (w *watched) until(t *testing.T, what string, is func(*sessionv1.WatchSessionResponse) bool) *sessionv1.WatchSessionResponse {
+	t.Helper()
+	for w.stream.Receive() {
+		if is(w.stream.Msg()) {
+			return w.stream.Msg()
+		}
+	}
+	t.Fatalf("%s: the stream ended with %v", what, w.stream.Err())
+	return nil
+}
+
+// Sign-out everywhere: every stream of hers ends, in every process, whatever it watches; the last word says why.
+func TestSignOutEverywhereWhileStreamsAreOpen(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	elsewhere := serve(t, b.Bundle, b.box)
+	laptop, phone := b.signIn(t, ada), b.signIn(t, ada)
+	create(t, b.conversations(t, laptop.GetTokens().GetAccessToken()))
+
+	first := func(m *sessionv1.WatchSessionResponse) bool { return m.GetReset_() }
+	here := watch(t, b.with(t, laptop.GetTokens().GetAccessToken()), &sessionv1.WatchSessionRequest{})
+	here.until(t, "a snapshot", first)
+	there := watch(t, elsewhere.with(t, phone.GetTokens().GetAccessToken()), &sessionv1.WatchSessionRequest{})
+	there.until(t, "a snapshot", first)
+	talk := must(elsewhere.conversations(t, phone.GetTokens().GetAccessToken()).WatchConversation(t.Context(),
+		&conversationv1.WatchConversationRequest{ConversationId: c1}))(t)
+	t.Cleanup(func() { talk.Close() })
+	if !talk.Receive() {
+		t.Fatal(talk.Err())
+	}
+
+	res := must(b.with(t, b.key(t, nobody)).RevokeSessions(t.Context(), &sessionv1.RevokeSessionsRequest{User: string(ada)}))(t)
+	if len(res.GetSessionIds()) != 2 {
+		t.Errorf("revoked %v", res)
+	}
+	for name, w := range map[string]*watched{"here": here, "elsewhere": there} {
+		last := w.until(t, name, func(m *sessionv1.WatchSessionResponse) bool { return m.GetEnd() != nil })
+		if last.GetEnd().GetReason() != sessionv1.EndReason_END_REASON_REVOKED {
+			t.Errorf("%s the last word is %v", name, last)
+		}
+		if w.stream.Receive() || w.stream.Err() != nil {
+			t.Errorf("%s it goes on with %v, %v", name, w.stream.Msg(), w.stream.Err())
+		}
+	}
+	for talk.Receive() {
+		if !talk.Msg().GetHeartbeat() {
+			t.Errorf("after the revocation: %v", talk.Msg())
+		}
+	}
+	revoked.check(t, talk.Err())
+	if got := b.events(t, ada); !slices.Equal(got[2:], []string{"SESSION_ENDED REVOKED", "SESSION_ENDED REVOKED"}) {
+		t.Errorf("the audit has %q", got)
+	}
+}
+
+// All but this one.
+func TestSignOutEverywhereElse(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	this, other := b.signIn(t, ada), b.signIn(t, ada)
+	c := b.with(t, this.GetTokens().GetAccessToken())
+	res := must(c.RevokeSessions(t.Context(), &sessionv1.RevokeSessionsRequest{ExceptCurrent: true}))(t)
+	if !slices.Equal(res.GetSessionIds(), []string{other.GetSession().GetSessionId()}) {
+		t.Errorf("revoked %v", res)
+	}
+	_, err := b.refresh(t, other.GetTokens().GetRefreshToken())
+	revoked.check(t, err)
+	must(b.refresh(t, this.GetTokens().GetRefreshToken()))(t)
+}
+
+// A revoked API key's streams end as a session's do.
+func TestARevokedKeysStreamEnds(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	key := b.key(t, ada)
+	c := b.conversations(t, key)
+	create(t, c)
+	stream := must(c.WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: c1}))(t)
+	t.Cleanup(func() { stream.Close() })
+	if !stream.Receive() {
+		t.Fatal(stream.Err())
+	}
+	if err := b.DB.RevokeKey(t.Context(), b.Tenant, strings.Split(key, "_")[1]); err != nil {
+		t.Fatal(err)
+	}
+	for stream.Receive() {
+	}
+	invalid.check(t, stream.Err())
+}
+
+// At the limit a new session ends the oldest, or is refused, as the tenant wants it.
+func TestEvictionAtTheLimit(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	service := b.with(t, b.key(t, nobody))
+	configure := func(s *sessionv1.SessionSettings) {
+		t.Helper()
+		must(service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: s}))(t)
+	}
+	configure(&sessionv1.SessionSettings{MaxSessions: 2})
+	first, second := b.signIn(t, ada), b.signIn(t, ada)
+	w := watch(t, b.with(t, first.GetTokens().GetAccessToken()), &sessionv1.WatchSessionRequest{})
+	w.until(t, "a snapshot", func(m *sessionv1.WatchSessionResponse) bool { return m.GetReset_() })
+	third := b.signIn(t, ada)
+	if !slices.Equal(third.GetEvictedSessionIds(), []string{first.GetSession().GetSessionId()}) {
+		t.Errorf("evicted %v", third)
+	}
+	last := w.until(t, "the end", func(m *sessionv1.WatchSessionResponse) bool { return m.GetEnd() != nil })
+	if last.GetEnd().GetReason() != sessionv1.EndReason_END_REASON_EVICTED {
+		t.Errorf("the last word is %v", last)
+	}
+	_, err := b.refresh(t, first.GetTokens().GetRefreshToken())
+	revoked.check(t, err)
+
+	configure(&sessionv1.SessionSettings{MaxSessions: 2, LimitPolicy: sessionv1.SessionLimitPolicy_SESSION_LIMIT_POLICY_REFUSE})
+	_, err = b.with(t, b.key(t, ada)).CreateSession(t.Context(), &sessionv1.CreateSessionRequest{})
+	refusal{connect.CodeResourceExhausted, "SESSION_LIMIT"}.check(t, err)
+	must(b.with(t, second.GetTokens().GetAccessToken()).EndSession(t.Context(), &sessionv1.EndSessionRequest{}))(t)
+	b.signIn(t, ada)
+	want := []string{"SIGNED_IN", "SIGNED_IN", "SESSION_ENDED EVICTED", "SIGNED_IN", "SIGN_IN_REFUSED", "SESSION_ENDED SIGNED_OUT", "SIGNED_IN"}
+	if got := b.events(t, ada); !slices.Equal(got, want) {
+		t.Errorf("the audit has %q, want %q", got, want)
+	}
+
+	// Another user has a limit of his own, and settings that contradict themselves are refused.
+	b.signIn(t, "eve")
+	_, err = service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &sessionv1.SessionSettings{
+		IdleTimeout: durationpb.New(2 * time.Hour), AbsoluteTimeout: durationpb.New(time.Hour),
+	}})
+	refusal{connect.CodeInvalidArgument, "FIELD_INVALID"}.check(t, err)
+}
+
+// Time is a read rule: from the instant on at which it is over, a session opens nothing, whether or not that is written.
+func TestIdleAndAbsoluteTimeOut(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for name, tt := range map[string]struct {
+		pass func(*sessionv1.SessionRecord, time.Time)
+		why  sessionv1.EndReason
+	}{
+		"idle":     {func(r *sessionv1.SessionRecord, now time.Time) { r.ActiveTime = timestamppb.New(now.Add(-time.Hour)) }, sessionv1.EndReason_END_REASON_IDLE_TIMEOUT},
+		"absolute": {func(r *sessionv1.SessionRecord, now time.Time) { r.ExpireTime = timestamppb.New(now) }, sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			user := identity.User(name)
+			in := b.signIn(t, user)
+			id := in.GetSession().GetSessionId()
+			b.change(t, user, func(s *sessionv1.UserSessions, now time.Time) { tt.pass(s.GetSessions()[id], now) })
+			eventually(t, "the access token is refused", func() bool {
+				_, err := b.with(t, in.GetTokens().GetAccessToken()).GetSession(t.Context(), &sessionv1.GetSessionRequest{})
+				return reason(err) == "SESSION_EXPIRED"
+			})
+			_, err := b.refresh(t, in.GetTokens().GetRefreshToken())
+			expired.check(t, err)
+			got := must(b.with(t, b.key(t, nobody)).GetSession(t.Context(), &sessionv1.GetSessionRequest{SessionId: id}))(t)
+			if got.GetSession().GetEnd().GetReason() != tt.why {
+				t.Errorf("it ended with %v", got)
+			}
+		})
+	}
+}

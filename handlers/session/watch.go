@@ -1,0 +1,81 @@
+package session
+
+import (
+	"context"
+	"errors"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	objectv1 "holdfast/gen/holdfast/object/v1"
+	sessionv1 "holdfast/gen/holdfast/session/v1"
+	"holdfast/handlers/problem"
+	"holdfast/object"
+)
+
+// WatchSession implements SessionService.
+func (m *Manager) WatchSession(
+	ctx context.Context, req *sessionv1.WatchSessionRequest, stream *connect.ServerStream[sessionv1.WatchSessionResponse],
+) error {
+	at, err := locate(ctx, req.GetSessionId())
+	if err != nil {
+		return err
+	}
+	for c, err := range m.kinds.Users.Watch(ctx, at.object, object.Version(req.GetAfterVersion()), 0) {
+		if err != nil {
+			return m.lastWord(ctx, at, stream, err)
+		}
+		if c.Heartbeat {
+			err := stream.Send(&sessionv1.WatchSessionResponse{Heartbeat: true, Metadata: &objectv1.Metadata{Version: int64(c.Version)}})
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if c.Deleted {
+			return object.ErrNotFound
+		}
+		over, err := m.tell(at, stream, c.State, c.Info, c.Reset)
+		if err != nil || over {
+			return err
+		}
+	}
+	return nil
+}
+
+// tell sends how the session is now, and tells whether it was the last time.
+func (m *Manager) tell(
+	at place, stream *connect.ServerStream[sessionv1.WatchSessionResponse], s state, i object.Info, reset bool,
+) (over bool, err error) {
+	b := open(proto.CloneOf(s), m.kinds.Users.Now(), server)
+	r := b.s.GetSessions()[at.session]
+	if r == nil {
+		return true, object.ErrNotFound
+	}
+	res := &sessionv1.WatchSessionResponse{
+		Session: b.present(at.session, at.caller.Session), Connections: b.connections(), End: r.GetEnd(), Reset_: reset, Metadata: metadata(i),
+	}
+	if r.GetEnd() == nil && !b.now.Before(announceTime(r)) {
+		res.ExpiryWarning = r.GetExpireTime()
+	}
+	return res.GetEnd() != nil, stream.Send(res)
+}
+
+// lastWord is how a watch ends that was cut short. Where it was because the session is over, which may show before the
+// end is written down, the watcher is told so.
+func (m *Manager) lastWord(
+	ctx context.Context, at place, stream *connect.ServerStream[sessionv1.WatchSessionResponse], err error,
+) error {
+	refusal, ok := errors.AsType[*problem.Error](context.Cause(ctx))
+	if !ok || refusal.Code != connect.CodeUnauthenticated {
+		return err
+	}
+	s, viewErr := m.kinds.Users.View(context.WithoutCancel(ctx), at.object)
+	if viewErr != nil {
+		return refusal
+	}
+	if over, sendErr := m.tell(at, stream, s.State, s.Info, false); sendErr != nil || over {
+		return sendErr
+	}
+	return refusal
+}
