@@ -107,7 +107,7 @@ func (e *LoginError) Error() string {
 const grantsInherit = 160000
 
 func (d *DB) checkLogin(ctx context.Context) error {
-	roles := []string{string(RoleApp), string(RoleAuth), string(RoleOperator), string(RoleJanitor)}
+	roles := []string{string(RoleApp), string(RoleAuth), string(RoleOperator), string(RoleJanitor), string(RoleVerify)}
 	l, err := dbsqlc.New(d.pool).CheckLogin(ctx, roles)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return errors.New("db: the login has no role")
@@ -141,7 +141,7 @@ func (d *DB) checkLogin(ctx context.Context) error {
 	case l.Inherits:
 		mend := []string{"  ALTER ROLE " + login + " NOINHERIT;"}
 		if l.ServerVersion >= grantsInherit {
-			mend = append(mend, "  GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO "+login+" WITH INHERIT FALSE;")
+			mend = append(mend, "  GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor, holdfast_verify TO "+login+" WITH INHERIT FALSE;")
 		}
 		return refuse("inherits its roles' rights, so a query outside a scope would not fail", mend...)
 	case !l.HasUsage || int(l.MemberOf) < len(roles) || !l.HasJobs:

@@ -19,7 +19,7 @@ import (
 func TestLoginThatIsRefused(t *testing.T) {
 	t.Parallel()
 	b := setupOwn(t)
-	const fine = "CREATE ROLE $ LOGIN NOINHERIT PASSWORD 'secret'; GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO $; GRANT USAGE ON SCHEMA holdfast TO $;" +
+	const fine = "CREATE ROLE $ LOGIN NOINHERIT PASSWORD 'secret'; GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor, holdfast_verify TO $; GRANT USAGE ON SCHEMA holdfast TO $;" +
 		"GRANT USAGE ON SCHEMA holdfast_jobs TO $; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA holdfast_jobs TO $; GRANT USAGE ON ALL SEQUENCES IN SCHEMA holdfast_jobs TO $;"
 	for _, c := range []struct {
 		name, setUp, reason string
@@ -28,7 +28,7 @@ func TestLoginThatIsRefused(t *testing.T) {
 		{"superuser", fine + "ALTER ROLE $ SUPERUSER", "superuser"},
 		{"BYPASSRLS", fine + "ALTER ROLE $ BYPASSRLS", "BYPASSRLS"},
 		{"inherits", fine + "ALTER ROLE $ INHERIT", "inherits"},
-		{"inherited when it was granted", "CREATE ROLE $ LOGIN PASSWORD 'secret'; GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO $; GRANT USAGE ON SCHEMA holdfast TO $", "inherits"},
+		{"inherited when it was granted", "CREATE ROLE $ LOGIN PASSWORD 'secret'; GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor, holdfast_verify TO $; GRANT USAGE ON SCHEMA holdfast TO $", "inherits"},
 		{"no roles", "CREATE ROLE $ LOGIN NOINHERIT PASSWORD 'secret'; GRANT USAGE ON SCHEMA holdfast TO $", "lacks rights"},
 		{"one role missing", fine + "REVOKE holdfast_operator FROM $", "lacks rights"},
 		{"no schema", fine + "REVOKE USAGE ON SCHEMA holdfast FROM $", "lacks rights"},

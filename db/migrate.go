@@ -143,7 +143,7 @@ func EnsureLogin(ctx context.Context, url, login, password string) error {
 
 // loginGrants is what a login needs to be the server's: the roles, none of them inherited, and the job queue's tables.
 func loginGrants(login string, version int) []string {
-	roles := "GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor TO " + login
+	roles := "GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor, holdfast_verify TO " + login
 	if version >= grantsInherit {
 		roles += " WITH INHERIT FALSE"
 	}

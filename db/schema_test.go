@@ -61,12 +61,12 @@ func TestCatalogue(t *testing.T) {
 		"nothing for everybody": `SELECT c.relname FROM pg_class c, aclexplode(c.relacl) a
 			WHERE c.relnamespace = 'holdfast'::regnamespace AND a.grantee = 0`,
 		"roles without a login or a way round row-level security": `SELECT rolname FROM pg_roles
-			WHERE rolname IN ('holdfast_app', 'holdfast_auth', 'holdfast_operator', 'holdfast_janitor')
+			WHERE rolname IN ('holdfast_app', 'holdfast_auth', 'holdfast_operator', 'holdfast_janitor', 'holdfast_verify')
 			AND (rolcanlogin OR rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication)`,
 		// A policy may cross tenants only for the roles that are named here, with what keeps them from an object's content.
 		"policies that name the tenant": `SELECT polname FROM pg_policy
 			WHERE pg_get_expr(polqual, polrelid) NOT LIKE '%tenant_id = ( SELECT current_setting(''app.tenant''::text, true)%'
-			AND polname NOT IN ('api_keys_auth', 'tenants_operator', 'api_keys_operator', 'api_keys_auth_many', 'objects_auth', 'objects_endpoint_auth',
+			AND polname NOT IN ('api_keys_auth', 'tenants_operator', 'api_keys_operator', 'api_keys_verify', 'objects_verify', 'objects_endpoint_auth',
 				'objects_janitor', 'terms_janitor', 'entries_janitor', 'events_janitor', 'events_janitor_walk', 'events_janitor_trim', 'timers_janitor')`,
 		"constraints named for their table": `SELECT conname FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid
 			WHERE c.connamespace = 'holdfast'::regnamespace AND c.contype <> 'n' AND NOT starts_with(c.conname, r.relname || '_')`,

@@ -20,6 +20,8 @@ const (
 	RoleOperator Role = "holdfast_operator"
 	// RoleJanitor sees only what has expired.
 	RoleJanitor Role = "holdfast_janitor"
+	// RoleVerify reads the API keys and the sessions that credentials name.
+	RoleVerify Role = "holdfast_verify"
 )
 
 // Scope is whom a transaction acts for: one tenant, and the owners whose rows it may touch beside the shared ones.

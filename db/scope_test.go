@@ -91,7 +91,8 @@ func TestRolesSeeOnlyTheirPart(t *testing.T) {
 			"objects": "SELECT INSERT UPDATE DELETE", "terms": "SELECT INSERT UPDATE DELETE", "entries": "SELECT INSERT UPDATE DELETE",
 			"events": "SELECT INSERT UPDATE DELETE", "timers": "SELECT INSERT UPDATE DELETE", "conversations": "SELECT", "messages": "SELECT",
 		},
-		db.RoleAuth:     {"api_keys": "SELECT", "objects": "SELECT"}, // of objects only what a credential or an endpoint names
+		db.RoleAuth:     {"api_keys": "SELECT", "objects": "SELECT"}, // of objects only who has which endpoint: see TestEndpoints
+		db.RoleVerify:   {"api_keys": "SELECT", "objects": "SELECT"}, // of objects only the sessions that credentials name: see TestFindCredentials
 		db.RoleOperator: {"tenants": "SELECT INSERT UPDATE", "api_keys": "SELECT INSERT UPDATE"},
 		db.RoleJanitor: {
 			"objects": "SELECT DELETE", "terms": "SELECT DELETE", "entries": "SELECT DELETE", "events": "SELECT DELETE", "timers": "SELECT DELETE",

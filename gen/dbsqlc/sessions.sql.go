@@ -11,7 +11,7 @@ import (
 )
 
 const EnterVerification = `-- name: EnterVerification :one
-SELECT set_config('role', 'holdfast_auth', true), set_config('app.key_ids', $1::text, true),
+SELECT set_config('role', 'holdfast_verify', true), set_config('app.key_ids', $1::text, true),
   set_config('app.session_objects', $2::text, true), clock_timestamp()::timestamptz AS now
 `
 
@@ -96,7 +96,7 @@ FROM (
 ) k
 CROSS JOIN LATERAL (
   SELECT x.tenant_id, x.owner_id, x.state FROM holdfast.objects x
-  WHERE x.kind = 'user_sessions' AND x.object_id = k.object_id AND NOT x.deleted
+  WHERE x.kind = 'user_sessions' AND x.object_id = k.object_id
     AND (x.expire_time IS NULL OR x.expire_time > clock_timestamp())
   OFFSET 0
 ) o
@@ -116,8 +116,9 @@ type FindSessionsRow struct {
 	Session  string
 }
 
-// FindSessions reads the sessions that credentials name, each a part of its user's object. An object that has expired
-// has none.
+// FindSessions reads the sessions that credentials name, each a part of its user's object. An object that has expired, or
+// was deleted and has no state, has none. (With NOT deleted in the inner query the planner took the index that has this
+// condition, and read it from end to end.)
 func (q *Queries) FindSessions(ctx context.Context, arg FindSessionsParams) ([]FindSessionsRow, error) {
 	rows, err := q.db.Query(ctx, FindSessions, arg.Ords, arg.ObjectIds, arg.SessionIds)
 	if err != nil {

@@ -3,6 +3,7 @@ package conversation
 import (
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
@@ -95,8 +96,18 @@ func present(i object.Info, s *conversationv1.ConversationState) *conversationv1
 	return &conversationv1.Conversation{
 		ConversationId: string(i.ID), Owner: string(i.Owner), Title: s.GetTitle(), Labels: s.GetLabels(),
 		ProjectId: s.GetProjectId(), Ttl: s.GetTtl(), MessageCount: s.GetLastSeq(), TokenCount: s.GetTokenCount(),
-		Voice: s.GetVoice(), Intent: s.GetIntent(), Flow: s.GetFlow(), Summary: s.GetSummary(),
+		Voice: s.GetVoice(), Intent: s.GetIntent(), Flow: s.GetFlow(), Summary: s.GetSummary(), Floor: shownFloor(s.GetFloor()),
 	}
+}
+
+// shownFloor is the floor without the holder's session: its id is the first half of a token.
+func shownFloor(f *conversationv1.Floor) *conversationv1.Floor {
+	if f == nil {
+		return nil
+	}
+	f = proto.CloneOf(f)
+	f.SessionId = ""
+	return f
 }
 
 func metadata(i object.Info) *objectv1.Metadata {

@@ -312,12 +312,13 @@ func TestPresent(t *testing.T) {
 	s := &conversationv1.ConversationState{
 		Title: "t", Labels: map[string]string{"a": "b"}, ProjectId: "p", Ttl: durationpb.New(time.Hour), LastSeq: 3, TokenCount: 4,
 		Voice: &conversationv1.VoiceState{Status: voiceIdle}, Intent: &conversationv1.Intent{Seq: 1}, Flow: &conversationv1.FlowStep{Seq: 2},
-		Summary: &conversationv1.Summary{Seq: 1},
+		Summary: &conversationv1.Summary{Seq: 1}, Floor: &conversationv1.Floor{Fence: 1, SessionId: "s", ConnectionId: "c"},
 	}
 	got := present(object.Info{ID: "c", Owner: "ada"}, s)
 	same(t, "presented", got, &conversationv1.Conversation{
 		ConversationId: "c", Owner: "ada", Title: "t", Labels: s.GetLabels(), ProjectId: "p", Ttl: s.GetTtl(), MessageCount: 3, TokenCount: 4,
 		Voice: s.GetVoice(), Intent: s.GetIntent(), Flow: s.GetFlow(), Summary: s.GetSummary(),
+		Floor: &conversationv1.Floor{Fence: 1, ConnectionId: "c"},
 	})
 	for i := range shown.Len() {
 		if !got.ProtoReflect().Has(shown.Get(i)) {

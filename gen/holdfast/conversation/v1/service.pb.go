@@ -46,7 +46,9 @@ type Conversation struct {
 	// The newest flow step.
 	Flow *FlowStep `protobuf:"bytes,11,opt,name=flow,proto3" json:"flow,omitempty"`
 	// The newest summary.
-	Summary       *Summary `protobuf:"bytes,13,opt,name=summary,proto3" json:"summary,omitempty"`
+	Summary *Summary `protobuf:"bytes,13,opt,name=summary,proto3" json:"summary,omitempty"`
+	// Who has the microphone, or had it last; its session_id is not shown.
+	Floor         *Floor `protobuf:"bytes,25,opt,name=floor,proto3" json:"floor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -161,6 +163,13 @@ func (x *Conversation) GetFlow() *FlowStep {
 func (x *Conversation) GetSummary() *Summary {
 	if x != nil {
 		return x.Summary
+	}
+	return nil
+}
+
+func (x *Conversation) GetFloor() *Floor {
+	if x != nil {
+		return x.Floor
 	}
 	return nil
 }
@@ -2601,7 +2610,7 @@ var File_holdfast_conversation_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"&holdfast/conversation/v1/service.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/conversation/v1/state.proto\x1a\x1fholdfast/object/v1/object.proto\"\xda\x05\n" +
+	"&holdfast/conversation/v1/service.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/conversation/v1/state.proto\x1a\x1fholdfast/object/v1/object.proto\"\x91\x06\n" +
 	"\fConversation\x12'\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tR\x0econversationId\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1e\n" +
@@ -2617,7 +2626,8 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x06intent\x18\n" +
 	" \x01(\v2 .holdfast.conversation.v1.IntentR\x06intent\x126\n" +
 	"\x04flow\x18\v \x01(\v2\".holdfast.conversation.v1.FlowStepR\x04flow\x12;\n" +
-	"\asummary\x18\r \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x1a9\n" +
+	"\asummary\x18\r \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x125\n" +
+	"\x05floor\x18\x19 \x01(\v2\x1f.holdfast.conversation.v1.FloorR\x05floor\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfb\x03\n" +
@@ -2935,17 +2945,18 @@ var file_holdfast_conversation_v1_service_proto_goTypes = []any{
 	(*Intent)(nil),                     // 43: holdfast.conversation.v1.Intent
 	(*FlowStep)(nil),                   // 44: holdfast.conversation.v1.FlowStep
 	(*Summary)(nil),                    // 45: holdfast.conversation.v1.Summary
-	(*v1.Metadata)(nil),                // 46: holdfast.object.v1.Metadata
-	(*Message)(nil),                    // 47: holdfast.conversation.v1.Message
-	(*fieldmaskpb.FieldMask)(nil),      // 48: google.protobuf.FieldMask
-	(Role)(0),                          // 49: holdfast.conversation.v1.Role
-	(Modality)(0),                      // 50: holdfast.conversation.v1.Modality
-	(*Part)(nil),                       // 51: holdfast.conversation.v1.Part
-	(*timestamppb.Timestamp)(nil),      // 52: google.protobuf.Timestamp
-	(MessageStatus)(0),                 // 53: holdfast.conversation.v1.MessageStatus
-	(VoiceStatus)(0),                   // 54: holdfast.conversation.v1.VoiceStatus
-	(*structpb.Struct)(nil),            // 55: google.protobuf.Struct
-	(*ToolCall)(nil),                   // 56: holdfast.conversation.v1.ToolCall
+	(*Floor)(nil),                      // 46: holdfast.conversation.v1.Floor
+	(*v1.Metadata)(nil),                // 47: holdfast.object.v1.Metadata
+	(*Message)(nil),                    // 48: holdfast.conversation.v1.Message
+	(*fieldmaskpb.FieldMask)(nil),      // 49: google.protobuf.FieldMask
+	(Role)(0),                          // 50: holdfast.conversation.v1.Role
+	(Modality)(0),                      // 51: holdfast.conversation.v1.Modality
+	(*Part)(nil),                       // 52: holdfast.conversation.v1.Part
+	(*timestamppb.Timestamp)(nil),      // 53: google.protobuf.Timestamp
+	(MessageStatus)(0),                 // 54: holdfast.conversation.v1.MessageStatus
+	(VoiceStatus)(0),                   // 55: holdfast.conversation.v1.VoiceStatus
+	(*structpb.Struct)(nil),            // 56: google.protobuf.Struct
+	(*ToolCall)(nil),                   // 57: holdfast.conversation.v1.ToolCall
 }
 var file_holdfast_conversation_v1_service_proto_depIdxs = []int32{
 	36, // 0: holdfast.conversation.v1.Conversation.labels:type_name -> holdfast.conversation.v1.Conversation.LabelsEntry
@@ -2954,99 +2965,100 @@ var file_holdfast_conversation_v1_service_proto_depIdxs = []int32{
 	43, // 3: holdfast.conversation.v1.Conversation.intent:type_name -> holdfast.conversation.v1.Intent
 	44, // 4: holdfast.conversation.v1.Conversation.flow:type_name -> holdfast.conversation.v1.FlowStep
 	45, // 5: holdfast.conversation.v1.Conversation.summary:type_name -> holdfast.conversation.v1.Summary
-	37, // 6: holdfast.conversation.v1.CreateConversationRequest.labels:type_name -> holdfast.conversation.v1.CreateConversationRequest.LabelsEntry
-	41, // 7: holdfast.conversation.v1.CreateConversationRequest.ttl:type_name -> google.protobuf.Duration
-	0,  // 8: holdfast.conversation.v1.CreateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	46, // 9: holdfast.conversation.v1.CreateConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	0,  // 10: holdfast.conversation.v1.GetConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	47, // 11: holdfast.conversation.v1.GetConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
-	46, // 12: holdfast.conversation.v1.GetConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	38, // 13: holdfast.conversation.v1.ListConversationsRequest.labels:type_name -> holdfast.conversation.v1.ListConversationsRequest.LabelsEntry
-	7,  // 14: holdfast.conversation.v1.ListConversationsResponse.conversations:type_name -> holdfast.conversation.v1.ConversationItem
-	0,  // 15: holdfast.conversation.v1.ConversationItem.conversation:type_name -> holdfast.conversation.v1.Conversation
-	46, // 16: holdfast.conversation.v1.ConversationItem.metadata:type_name -> holdfast.object.v1.Metadata
-	0,  // 17: holdfast.conversation.v1.UpdateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
-	48, // 18: holdfast.conversation.v1.UpdateConversationRequest.update_mask:type_name -> google.protobuf.FieldMask
-	0,  // 19: holdfast.conversation.v1.UpdateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	46, // 20: holdfast.conversation.v1.UpdateConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	46, // 21: holdfast.conversation.v1.DeleteConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	49, // 22: holdfast.conversation.v1.NewMessage.role:type_name -> holdfast.conversation.v1.Role
-	50, // 23: holdfast.conversation.v1.NewMessage.modality:type_name -> holdfast.conversation.v1.Modality
-	51, // 24: holdfast.conversation.v1.NewMessage.parts:type_name -> holdfast.conversation.v1.Part
-	39, // 25: holdfast.conversation.v1.NewMessage.metadata:type_name -> holdfast.conversation.v1.NewMessage.MetadataEntry
-	12, // 26: holdfast.conversation.v1.AppendMessagesRequest.messages:type_name -> holdfast.conversation.v1.NewMessage
-	15, // 27: holdfast.conversation.v1.AppendMessagesResponse.messages:type_name -> holdfast.conversation.v1.AppendedMessage
-	46, // 28: holdfast.conversation.v1.AppendMessagesResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	52, // 29: holdfast.conversation.v1.AppendedMessage.create_time:type_name -> google.protobuf.Timestamp
-	17, // 30: holdfast.conversation.v1.UpdateMessageRequest.message:type_name -> holdfast.conversation.v1.MessagePatch
-	48, // 31: holdfast.conversation.v1.UpdateMessageRequest.update_mask:type_name -> google.protobuf.FieldMask
-	51, // 32: holdfast.conversation.v1.MessagePatch.parts:type_name -> holdfast.conversation.v1.Part
-	53, // 33: holdfast.conversation.v1.MessagePatch.status:type_name -> holdfast.conversation.v1.MessageStatus
-	40, // 34: holdfast.conversation.v1.MessagePatch.metadata:type_name -> holdfast.conversation.v1.MessagePatch.MetadataEntry
-	47, // 35: holdfast.conversation.v1.UpdateMessageResponse.message:type_name -> holdfast.conversation.v1.Message
-	46, // 36: holdfast.conversation.v1.UpdateMessageResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	47, // 37: holdfast.conversation.v1.ListMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
-	46, // 38: holdfast.conversation.v1.ListMessagesResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	54, // 39: holdfast.conversation.v1.SetVoiceStateRequest.status:type_name -> holdfast.conversation.v1.VoiceStatus
-	42, // 40: holdfast.conversation.v1.SetVoiceStateResponse.voice:type_name -> holdfast.conversation.v1.VoiceState
-	46, // 41: holdfast.conversation.v1.SetVoiceStateResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	55, // 42: holdfast.conversation.v1.RecordIntentRequest.slots:type_name -> google.protobuf.Struct
-	43, // 43: holdfast.conversation.v1.RecordIntentResponse.intent:type_name -> holdfast.conversation.v1.Intent
-	46, // 44: holdfast.conversation.v1.RecordIntentResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	43, // 45: holdfast.conversation.v1.ListIntentsResponse.intents:type_name -> holdfast.conversation.v1.Intent
-	46, // 46: holdfast.conversation.v1.ListIntentsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	55, // 47: holdfast.conversation.v1.AdvanceFlowRequest.data:type_name -> google.protobuf.Struct
-	44, // 48: holdfast.conversation.v1.AdvanceFlowResponse.step:type_name -> holdfast.conversation.v1.FlowStep
-	46, // 49: holdfast.conversation.v1.AdvanceFlowResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	44, // 50: holdfast.conversation.v1.ListFlowStepsResponse.steps:type_name -> holdfast.conversation.v1.FlowStep
-	46, // 51: holdfast.conversation.v1.ListFlowStepsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	55, // 52: holdfast.conversation.v1.LiveFrame.object:type_name -> google.protobuf.Struct
-	31, // 53: holdfast.conversation.v1.IngestLiveRequest.frames:type_name -> holdfast.conversation.v1.LiveFrame
-	47, // 54: holdfast.conversation.v1.IngestLiveResponse.messages:type_name -> holdfast.conversation.v1.Message
-	56, // 55: holdfast.conversation.v1.IngestLiveResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
-	42, // 56: holdfast.conversation.v1.IngestLiveResponse.voice:type_name -> holdfast.conversation.v1.VoiceState
-	46, // 57: holdfast.conversation.v1.IngestLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	0,  // 58: holdfast.conversation.v1.WatchConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	47, // 59: holdfast.conversation.v1.WatchConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
-	43, // 60: holdfast.conversation.v1.WatchConversationResponse.intents:type_name -> holdfast.conversation.v1.Intent
-	44, // 61: holdfast.conversation.v1.WatchConversationResponse.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
-	56, // 62: holdfast.conversation.v1.WatchConversationResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
-	46, // 63: holdfast.conversation.v1.WatchConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	1,  // 64: holdfast.conversation.v1.ConversationService.CreateConversation:input_type -> holdfast.conversation.v1.CreateConversationRequest
-	3,  // 65: holdfast.conversation.v1.ConversationService.GetConversation:input_type -> holdfast.conversation.v1.GetConversationRequest
-	5,  // 66: holdfast.conversation.v1.ConversationService.ListConversations:input_type -> holdfast.conversation.v1.ListConversationsRequest
-	8,  // 67: holdfast.conversation.v1.ConversationService.UpdateConversation:input_type -> holdfast.conversation.v1.UpdateConversationRequest
-	10, // 68: holdfast.conversation.v1.ConversationService.DeleteConversation:input_type -> holdfast.conversation.v1.DeleteConversationRequest
-	13, // 69: holdfast.conversation.v1.ConversationService.AppendMessages:input_type -> holdfast.conversation.v1.AppendMessagesRequest
-	16, // 70: holdfast.conversation.v1.ConversationService.UpdateMessage:input_type -> holdfast.conversation.v1.UpdateMessageRequest
-	19, // 71: holdfast.conversation.v1.ConversationService.ListMessages:input_type -> holdfast.conversation.v1.ListMessagesRequest
-	21, // 72: holdfast.conversation.v1.ConversationService.SetVoiceState:input_type -> holdfast.conversation.v1.SetVoiceStateRequest
-	23, // 73: holdfast.conversation.v1.ConversationService.RecordIntent:input_type -> holdfast.conversation.v1.RecordIntentRequest
-	25, // 74: holdfast.conversation.v1.ConversationService.ListIntents:input_type -> holdfast.conversation.v1.ListIntentsRequest
-	27, // 75: holdfast.conversation.v1.ConversationService.AdvanceFlow:input_type -> holdfast.conversation.v1.AdvanceFlowRequest
-	29, // 76: holdfast.conversation.v1.ConversationService.ListFlowSteps:input_type -> holdfast.conversation.v1.ListFlowStepsRequest
-	32, // 77: holdfast.conversation.v1.ConversationService.IngestLive:input_type -> holdfast.conversation.v1.IngestLiveRequest
-	34, // 78: holdfast.conversation.v1.ConversationService.WatchConversation:input_type -> holdfast.conversation.v1.WatchConversationRequest
-	2,  // 79: holdfast.conversation.v1.ConversationService.CreateConversation:output_type -> holdfast.conversation.v1.CreateConversationResponse
-	4,  // 80: holdfast.conversation.v1.ConversationService.GetConversation:output_type -> holdfast.conversation.v1.GetConversationResponse
-	6,  // 81: holdfast.conversation.v1.ConversationService.ListConversations:output_type -> holdfast.conversation.v1.ListConversationsResponse
-	9,  // 82: holdfast.conversation.v1.ConversationService.UpdateConversation:output_type -> holdfast.conversation.v1.UpdateConversationResponse
-	11, // 83: holdfast.conversation.v1.ConversationService.DeleteConversation:output_type -> holdfast.conversation.v1.DeleteConversationResponse
-	14, // 84: holdfast.conversation.v1.ConversationService.AppendMessages:output_type -> holdfast.conversation.v1.AppendMessagesResponse
-	18, // 85: holdfast.conversation.v1.ConversationService.UpdateMessage:output_type -> holdfast.conversation.v1.UpdateMessageResponse
-	20, // 86: holdfast.conversation.v1.ConversationService.ListMessages:output_type -> holdfast.conversation.v1.ListMessagesResponse
-	22, // 87: holdfast.conversation.v1.ConversationService.SetVoiceState:output_type -> holdfast.conversation.v1.SetVoiceStateResponse
-	24, // 88: holdfast.conversation.v1.ConversationService.RecordIntent:output_type -> holdfast.conversation.v1.RecordIntentResponse
-	26, // 89: holdfast.conversation.v1.ConversationService.ListIntents:output_type -> holdfast.conversation.v1.ListIntentsResponse
-	28, // 90: holdfast.conversation.v1.ConversationService.AdvanceFlow:output_type -> holdfast.conversation.v1.AdvanceFlowResponse
-	30, // 91: holdfast.conversation.v1.ConversationService.ListFlowSteps:output_type -> holdfast.conversation.v1.ListFlowStepsResponse
-	33, // 92: holdfast.conversation.v1.ConversationService.IngestLive:output_type -> holdfast.conversation.v1.IngestLiveResponse
-	35, // 93: holdfast.conversation.v1.ConversationService.WatchConversation:output_type -> holdfast.conversation.v1.WatchConversationResponse
-	79, // [79:94] is the sub-list for method output_type
-	64, // [64:79] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	46, // 6: holdfast.conversation.v1.Conversation.floor:type_name -> holdfast.conversation.v1.Floor
+	37, // 7: holdfast.conversation.v1.CreateConversationRequest.labels:type_name -> holdfast.conversation.v1.CreateConversationRequest.LabelsEntry
+	41, // 8: holdfast.conversation.v1.CreateConversationRequest.ttl:type_name -> google.protobuf.Duration
+	0,  // 9: holdfast.conversation.v1.CreateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	47, // 10: holdfast.conversation.v1.CreateConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	0,  // 11: holdfast.conversation.v1.GetConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	48, // 12: holdfast.conversation.v1.GetConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
+	47, // 13: holdfast.conversation.v1.GetConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	38, // 14: holdfast.conversation.v1.ListConversationsRequest.labels:type_name -> holdfast.conversation.v1.ListConversationsRequest.LabelsEntry
+	7,  // 15: holdfast.conversation.v1.ListConversationsResponse.conversations:type_name -> holdfast.conversation.v1.ConversationItem
+	0,  // 16: holdfast.conversation.v1.ConversationItem.conversation:type_name -> holdfast.conversation.v1.Conversation
+	47, // 17: holdfast.conversation.v1.ConversationItem.metadata:type_name -> holdfast.object.v1.Metadata
+	0,  // 18: holdfast.conversation.v1.UpdateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
+	49, // 19: holdfast.conversation.v1.UpdateConversationRequest.update_mask:type_name -> google.protobuf.FieldMask
+	0,  // 20: holdfast.conversation.v1.UpdateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	47, // 21: holdfast.conversation.v1.UpdateConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	47, // 22: holdfast.conversation.v1.DeleteConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	50, // 23: holdfast.conversation.v1.NewMessage.role:type_name -> holdfast.conversation.v1.Role
+	51, // 24: holdfast.conversation.v1.NewMessage.modality:type_name -> holdfast.conversation.v1.Modality
+	52, // 25: holdfast.conversation.v1.NewMessage.parts:type_name -> holdfast.conversation.v1.Part
+	39, // 26: holdfast.conversation.v1.NewMessage.metadata:type_name -> holdfast.conversation.v1.NewMessage.MetadataEntry
+	12, // 27: holdfast.conversation.v1.AppendMessagesRequest.messages:type_name -> holdfast.conversation.v1.NewMessage
+	15, // 28: holdfast.conversation.v1.AppendMessagesResponse.messages:type_name -> holdfast.conversation.v1.AppendedMessage
+	47, // 29: holdfast.conversation.v1.AppendMessagesResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	53, // 30: holdfast.conversation.v1.AppendedMessage.create_time:type_name -> google.protobuf.Timestamp
+	17, // 31: holdfast.conversation.v1.UpdateMessageRequest.message:type_name -> holdfast.conversation.v1.MessagePatch
+	49, // 32: holdfast.conversation.v1.UpdateMessageRequest.update_mask:type_name -> google.protobuf.FieldMask
+	52, // 33: holdfast.conversation.v1.MessagePatch.parts:type_name -> holdfast.conversation.v1.Part
+	54, // 34: holdfast.conversation.v1.MessagePatch.status:type_name -> holdfast.conversation.v1.MessageStatus
+	40, // 35: holdfast.conversation.v1.MessagePatch.metadata:type_name -> holdfast.conversation.v1.MessagePatch.MetadataEntry
+	48, // 36: holdfast.conversation.v1.UpdateMessageResponse.message:type_name -> holdfast.conversation.v1.Message
+	47, // 37: holdfast.conversation.v1.UpdateMessageResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	48, // 38: holdfast.conversation.v1.ListMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
+	47, // 39: holdfast.conversation.v1.ListMessagesResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	55, // 40: holdfast.conversation.v1.SetVoiceStateRequest.status:type_name -> holdfast.conversation.v1.VoiceStatus
+	42, // 41: holdfast.conversation.v1.SetVoiceStateResponse.voice:type_name -> holdfast.conversation.v1.VoiceState
+	47, // 42: holdfast.conversation.v1.SetVoiceStateResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	56, // 43: holdfast.conversation.v1.RecordIntentRequest.slots:type_name -> google.protobuf.Struct
+	43, // 44: holdfast.conversation.v1.RecordIntentResponse.intent:type_name -> holdfast.conversation.v1.Intent
+	47, // 45: holdfast.conversation.v1.RecordIntentResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	43, // 46: holdfast.conversation.v1.ListIntentsResponse.intents:type_name -> holdfast.conversation.v1.Intent
+	47, // 47: holdfast.conversation.v1.ListIntentsResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	56, // 48: holdfast.conversation.v1.AdvanceFlowRequest.data:type_name -> google.protobuf.Struct
+	44, // 49: holdfast.conversation.v1.AdvanceFlowResponse.step:type_name -> holdfast.conversation.v1.FlowStep
+	47, // 50: holdfast.conversation.v1.AdvanceFlowResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	44, // 51: holdfast.conversation.v1.ListFlowStepsResponse.steps:type_name -> holdfast.conversation.v1.FlowStep
+	47, // 52: holdfast.conversation.v1.ListFlowStepsResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	56, // 53: holdfast.conversation.v1.LiveFrame.object:type_name -> google.protobuf.Struct
+	31, // 54: holdfast.conversation.v1.IngestLiveRequest.frames:type_name -> holdfast.conversation.v1.LiveFrame
+	48, // 55: holdfast.conversation.v1.IngestLiveResponse.messages:type_name -> holdfast.conversation.v1.Message
+	57, // 56: holdfast.conversation.v1.IngestLiveResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
+	42, // 57: holdfast.conversation.v1.IngestLiveResponse.voice:type_name -> holdfast.conversation.v1.VoiceState
+	47, // 58: holdfast.conversation.v1.IngestLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	0,  // 59: holdfast.conversation.v1.WatchConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	48, // 60: holdfast.conversation.v1.WatchConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
+	43, // 61: holdfast.conversation.v1.WatchConversationResponse.intents:type_name -> holdfast.conversation.v1.Intent
+	44, // 62: holdfast.conversation.v1.WatchConversationResponse.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
+	57, // 63: holdfast.conversation.v1.WatchConversationResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
+	47, // 64: holdfast.conversation.v1.WatchConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	1,  // 65: holdfast.conversation.v1.ConversationService.CreateConversation:input_type -> holdfast.conversation.v1.CreateConversationRequest
+	3,  // 66: holdfast.conversation.v1.ConversationService.GetConversation:input_type -> holdfast.conversation.v1.GetConversationRequest
+	5,  // 67: holdfast.conversation.v1.ConversationService.ListConversations:input_type -> holdfast.conversation.v1.ListConversationsRequest
+	8,  // 68: holdfast.conversation.v1.ConversationService.UpdateConversation:input_type -> holdfast.conversation.v1.UpdateConversationRequest
+	10, // 69: holdfast.conversation.v1.ConversationService.DeleteConversation:input_type -> holdfast.conversation.v1.DeleteConversationRequest
+	13, // 70: holdfast.conversation.v1.ConversationService.AppendMessages:input_type -> holdfast.conversation.v1.AppendMessagesRequest
+	16, // 71: holdfast.conversation.v1.ConversationService.UpdateMessage:input_type -> holdfast.conversation.v1.UpdateMessageRequest
+	19, // 72: holdfast.conversation.v1.ConversationService.ListMessages:input_type -> holdfast.conversation.v1.ListMessagesRequest
+	21, // 73: holdfast.conversation.v1.ConversationService.SetVoiceState:input_type -> holdfast.conversation.v1.SetVoiceStateRequest
+	23, // 74: holdfast.conversation.v1.ConversationService.RecordIntent:input_type -> holdfast.conversation.v1.RecordIntentRequest
+	25, // 75: holdfast.conversation.v1.ConversationService.ListIntents:input_type -> holdfast.conversation.v1.ListIntentsRequest
+	27, // 76: holdfast.conversation.v1.ConversationService.AdvanceFlow:input_type -> holdfast.conversation.v1.AdvanceFlowRequest
+	29, // 77: holdfast.conversation.v1.ConversationService.ListFlowSteps:input_type -> holdfast.conversation.v1.ListFlowStepsRequest
+	32, // 78: holdfast.conversation.v1.ConversationService.IngestLive:input_type -> holdfast.conversation.v1.IngestLiveRequest
+	34, // 79: holdfast.conversation.v1.ConversationService.WatchConversation:input_type -> holdfast.conversation.v1.WatchConversationRequest
+	2,  // 80: holdfast.conversation.v1.ConversationService.CreateConversation:output_type -> holdfast.conversation.v1.CreateConversationResponse
+	4,  // 81: holdfast.conversation.v1.ConversationService.GetConversation:output_type -> holdfast.conversation.v1.GetConversationResponse
+	6,  // 82: holdfast.conversation.v1.ConversationService.ListConversations:output_type -> holdfast.conversation.v1.ListConversationsResponse
+	9,  // 83: holdfast.conversation.v1.ConversationService.UpdateConversation:output_type -> holdfast.conversation.v1.UpdateConversationResponse
+	11, // 84: holdfast.conversation.v1.ConversationService.DeleteConversation:output_type -> holdfast.conversation.v1.DeleteConversationResponse
+	14, // 85: holdfast.conversation.v1.ConversationService.AppendMessages:output_type -> holdfast.conversation.v1.AppendMessagesResponse
+	18, // 86: holdfast.conversation.v1.ConversationService.UpdateMessage:output_type -> holdfast.conversation.v1.UpdateMessageResponse
+	20, // 87: holdfast.conversation.v1.ConversationService.ListMessages:output_type -> holdfast.conversation.v1.ListMessagesResponse
+	22, // 88: holdfast.conversation.v1.ConversationService.SetVoiceState:output_type -> holdfast.conversation.v1.SetVoiceStateResponse
+	24, // 89: holdfast.conversation.v1.ConversationService.RecordIntent:output_type -> holdfast.conversation.v1.RecordIntentResponse
+	26, // 90: holdfast.conversation.v1.ConversationService.ListIntents:output_type -> holdfast.conversation.v1.ListIntentsResponse
+	28, // 91: holdfast.conversation.v1.ConversationService.AdvanceFlow:output_type -> holdfast.conversation.v1.AdvanceFlowResponse
+	30, // 92: holdfast.conversation.v1.ConversationService.ListFlowSteps:output_type -> holdfast.conversation.v1.ListFlowStepsResponse
+	33, // 93: holdfast.conversation.v1.ConversationService.IngestLive:output_type -> holdfast.conversation.v1.IngestLiveResponse
+	35, // 94: holdfast.conversation.v1.ConversationService.WatchConversation:output_type -> holdfast.conversation.v1.WatchConversationResponse
+	80, // [80:95] is the sub-list for method output_type
+	65, // [65:80] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_conversation_v1_service_proto_init() }
