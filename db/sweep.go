@@ -12,9 +12,9 @@ import (
 
 // SweepConfig says how the database is cleaned. The zero SweepConfig has the defaults.
 type SweepConfig struct {
-	// Batch is how many objects one transaction deletes. 0: 50. A smaller one holds up writers less.
+	// Batch is how many objects one transaction deletes. 0: 20. A smaller one holds up writers less.
 	Batch int
-	// PerSecond is how many objects are deleted, and events trimmed in hundreds, in a second. 0: 1,000.
+	// PerSecond is how many objects are deleted, and events trimmed in hundreds, in a second. 0: 500.
 	PerSecond int
 	// JournalRetention is how long events are kept, and request ids with them: at least MinJournalRetention.
 	// 0: DefaultJournalRetention.
@@ -32,10 +32,10 @@ type Swept struct{ Objects, Terms, Entries, Events, Timers int64 }
 
 func (c *SweepConfig) defaults() {
 	if c.Batch <= 0 {
-		c.Batch = 50
+		c.Batch = 20
 	}
 	if c.PerSecond <= 0 {
-		c.PerSecond = 1000
+		c.PerSecond = 500
 	}
 	if c.JournalRetention == 0 {
 		c.JournalRetention = DefaultJournalRetention
@@ -53,7 +53,7 @@ func (d *DB) Sweep(ctx context.Context, c SweepConfig) (Swept, error) {
 	after := time.Unix(0, 0)
 	for {
 		var r dbsqlc.SweepExpiredRow
-		p := d.NewJanitor()
+		p := d.newSweep()
 		query(p, dbsqlc.SweepExpired, dbsqlc.SweepExpiredParams{After: after, BatchSize: count(c.Batch)}, func(row *dbsqlc.SweepExpiredRow) error {
 			r = *row
 			return nil
@@ -86,7 +86,7 @@ func (d *DB) TrimJournal(ctx context.Context, c SweepConfig) (int64, error) {
 	params := dbsqlc.TrimJournalParams{RetentionSeconds: c.JournalRetention.Seconds(), MaxObjects: objects, MaxEvents: events}
 	for {
 		var r dbsqlc.TrimJournalRow
-		p := d.NewJanitor()
+		p := d.newSweep()
 		query(p, dbsqlc.TrimJournal, params, func(row *dbsqlc.TrimJournalRow) error {
 			r = *row
 			return nil
@@ -103,6 +103,12 @@ func (d *DB) TrimJournal(ctx context.Context, c SweepConfig) (int64, error) {
 			return total, err
 		}
 	}
+}
+
+func (d *DB) newSweep() *Pipeline {
+	p := d.NewJanitor()
+	p.batch.Queue(dbsqlc.SweepGently)
+	return p
 }
 
 func count(n int) int32 { return int32(min(n, math.MaxInt32)) } //nolint:gosec // bounded

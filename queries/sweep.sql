@@ -1,3 +1,8 @@
+-- SweepGently is for transactions whose loss in a crash does no harm, because what they deleted is deleted again: their
+-- commit does not wait for the disk, where writers wait.
+-- name: SweepGently :exec
+SELECT set_config('synchronous_commit', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true);
+
 -- SweepExpired deletes a batch of expired objects; see the function.
 -- name: SweepExpired :one
 SELECT s.last_time::timestamptz AS last_time, s.objects::bigint AS objects, s.terms::bigint AS terms,

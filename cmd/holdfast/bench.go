@@ -9,7 +9,6 @@ import (
 	"os"
 	"regexp"
 	"runtime"
-	"strings"
 	"time"
 
 	"holdfast/cmd/holdfast/internal/floor"
@@ -104,7 +103,7 @@ func (c *benchCmd) choose() ([]scenario, error) {
 	var chosen []scenario
 	for _, s := range scenarios {
 		wanted := only.MatchString(s.name) && (!s.optional || c.Live || c.Only != "")
-		if wanted && (!c.NoFloor || !strings.HasPrefix(s.name, floorPrefix)) {
+		if wanted && (!c.NoFloor || !s.needsFloor()) {
 			chosen = append(chosen, s)
 		}
 	}
@@ -144,7 +143,7 @@ func (b *bench) run(ctx context.Context, chosen []scenario) (err error) {
 // openFloor makes pgbench ready, where one of the scenarios needs it. A server that the user started needs no pgbench.
 func (b *bench) openFloor(ctx context.Context, chosen []scenario) (err error) {
 	for _, s := range chosen {
-		if !strings.HasPrefix(s.name, floorPrefix) || b.system.pgbenchURL == "" {
+		if !s.needsFloor() || b.system.pgbenchURL == "" {
 			continue
 		}
 		b.floor, err = floor.Open(ctx, b.system.pgbenchDir, b.system.pgbenchURL)

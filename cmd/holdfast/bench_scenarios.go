@@ -13,6 +13,7 @@ import (
 
 	"holdfast/cmd/holdfast/internal/floor"
 	"holdfast/cmd/holdfast/internal/load"
+	"holdfast/db"
 )
 
 // scenario is one thing that bench measures.
@@ -20,6 +21,8 @@ type scenario struct {
 	name, what string
 	// optional scenarios run only where they are asked for.
 	optional bool
+	// pgbench: it needs pgbench's login, to write into the tables.
+	pgbench bool
 	// tenants is how many tenants it needs besides the one of the token.
 	tenants int
 	// run returns the rows that it measured also where something failed afterwards.
@@ -53,15 +56,18 @@ var scenarios = []scenario{
 	{name: "read-64", what: "read state + 20 messages, 64 clients", run: runRead(64)},
 	{name: "open-1000", what: "steady: 1,000 sessions, each an append and a read a second", run: runOpen},
 	{name: "watch-1000", what: "steady: 1,000 watchers, 1,000 appends a second", run: runWatch},
+	{name: "sweep-1000", what: "steady: 1,000 appends a second, beside a sweep", optional: true, pgbench: true, run: runSweep},
 	{name: "live-64", what: "turns of 10 live frames, 64 sessions", optional: true, run: runLive},
 }
+
+func (s scenario) needsFloor() bool { return s.pgbench || strings.HasPrefix(s.name, floorPrefix) }
 
 // cannot says why a scenario cannot run; empty: it can.
 func (s scenario) cannot(b *bench) string {
 	switch {
-	case strings.HasPrefix(s.name, floorPrefix) && b.floor == nil:
+	case s.needsFloor() && b.floor == nil:
 		return "it needs --pgbench-url"
-	case s.tenants > 0 && b.system.database == nil:
+	case (s.tenants > 0 || s.pgbench) && b.system.database == nil:
 		return "it needs --database-url"
 	}
 	return ""
@@ -155,6 +161,51 @@ func runWatch(ctx context.Context, b *bench, s scenario) ([]benchRow, error) {
 		rowOf(s.name+"/append", s.what+": appends", meters[0]),
 		rowOf(s.name+"/deliver", s.what+": from due to delivered", watchers.Delivered(b.Duration)))
 	return rows, errors.Join(drained, err)
+}
+
+// runSweep measures what a sweep costs the writers: the same load without one and beside one, in turns, so that what else
+// goes on in the machine falls on both. 100,000 expired objects are swept in the measured time.
+func runSweep(ctx context.Context, b *bench, s scenario) ([]benchRow, error) {
+	const expired, turns = 100_000, 5
+	all, err := b.sessions(ctx, s, manyObjects, manyObjects, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(all)
+	if err := b.floor.Expire(ctx, expired); err != nil {
+		return nil, err
+	}
+	turn := b.workload(len(all), nil)
+	turn.Duration /= turns
+	config := db.SweepConfig{PerSecond: int(expired / b.Duration.Seconds())}
+	without, with, swept := load.NewMeter(), load.NewMeter(), int64(0)
+	appends := func(ctx context.Context, i int, due time.Time) error { return all[i].Append(ctx, due) }
+	u := b.usage(s.name, true)
+	stop := u.observe(ctx)
+	for range turns {
+		without.Merge(load.Open(ctx, turn, time.Second, appends)[0])
+		sweeping, cancel := context.WithCancel(ctx)
+		var sweep errgroup.Group
+		sweep.Go(func() error {
+			n, err := b.system.database.Sweep(sweeping, config)
+			swept += n.Objects
+			if sweeping.Err() != nil {
+				return nil //nolint:nilerr // it was ended
+			}
+			return err
+		})
+		with.Merge(load.Open(ctx, turn, time.Second, appends)[0])
+		cancel()
+		if err := sweep.Wait(); err != nil {
+			return nil, err
+		}
+	}
+	stop()
+	if _, err := b.system.database.Sweep(ctx, db.SweepConfig{PerSecond: expired}); err != nil {
+		return nil, err
+	}
+	return b.finish(ctx, all, u, rowOf(s.name+"/without", "the same without a sweep", without),
+		rowOf(s.name+"/with", fmt.Sprintf("%s of %d objects", s.what, swept), with))
 }
 
 func runLive(ctx context.Context, b *bench, s scenario) ([]benchRow, error) {

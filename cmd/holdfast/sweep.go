@@ -15,7 +15,7 @@ import (
 // sweepConfig says how the database is cleaned.
 type sweepConfig struct {
 	JournalRetention time.Duration `help:"How long events are kept, and request ids with them; at least 24h." env:"HOLDFAST_JOURNAL_RETENTION" default:"720h" placeholder:"DURATION"`
-	SweepRate        int           `help:"How many expired objects are deleted a second, at most." env:"HOLDFAST_SWEEP_RATE" default:"1000" placeholder:"N"`
+	SweepRate        int           `help:"How many expired objects are deleted a second, at most." env:"HOLDFAST_SWEEP_RATE" default:"500" placeholder:"N"`
 }
 
 func (c sweepConfig) checkSweep() error {

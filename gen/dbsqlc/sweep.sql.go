@@ -45,6 +45,17 @@ func (q *Queries) SweepExpired(ctx context.Context, arg SweepExpiredParams) (Swe
 	return i, err
 }
 
+const SweepGently = `-- name: SweepGently :exec
+SELECT set_config('synchronous_commit', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true)
+`
+
+// SweepGently is for transactions whose loss in a crash does no harm, because what they deleted is deleted again: their
+// commit does not wait for the disk, where writers wait.
+func (q *Queries) SweepGently(ctx context.Context) error {
+	_, err := q.db.Exec(ctx, SweepGently)
+	return err
+}
+
 const TrimJournal = `-- name: TrimJournal :one
 SELECT t.at_tenant_id::text AS at_tenant_id, t.at_kind::text AS at_kind, t.at_object_id::text AS at_object_id,
   t.objects::bigint AS objects, t.events::bigint AS events, t.done::boolean AS done

@@ -134,6 +134,12 @@ func (f *Floor) Run(ctx context.Context, s Script, clients int, warmup, duration
 	return res, nil
 }
 
+// Expire stores so many objects that have expired, in Holdfast's own tables, for a sweep to delete.
+func (f *Floor) Expire(ctx context.Context, objects int) error {
+	_, _, err := f.pgbench(ctx, "--protocol=simple", "--transactions=1", "--define=objects="+strconv.Itoa(objects), "--file="+f.file("expired"))
+	return err
+}
+
 // Version is pgbench's own, such as "Postgres 17.2": the one that came with the server, as a rule.
 func (f *Floor) Version(ctx context.Context) (string, error) {
 	out, _, err := f.pgbench(ctx, "--version")

@@ -44,6 +44,22 @@ func (m *Meter) Fail(err error) {
 	m.example = err
 }
 
+// Merge adds what another meter observed at another time.
+func (m *Meter) Merge(other *Meter) {
+	other.mu.Lock()
+	defer other.mu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.micros.Merge(other.micros)
+	for code, n := range other.errors {
+		m.errors[code] += n
+	}
+	m.seconds += other.seconds
+	if other.example != nil {
+		m.example = other.example
+	}
+}
+
 // Count is how many requests were observed.
 func (m *Meter) Count() int64 {
 	m.mu.Lock()
