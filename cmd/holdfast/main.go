@@ -20,6 +20,8 @@ type cli struct {
 	Migrate migrateCmd `cmd:"" help:"Change the database's schema."`
 	Tenant  tenantCmd  `cmd:"" help:"Create and list tenants."`
 	Key     keyCmd     `cmd:"" help:"Create, list and revoke API keys."`
+	Export  exportCmd  `cmd:"" help:"Write all of a tenant, or of one of its users, to standard output."`
+	Import  importCmd  `cmd:"" help:"Store an export in a tenant."`
 	Sweep   sweepCmd   `cmd:"" help:"Delete what has expired, once; servers do so by themselves."`
 	Bench   benchCmd   `cmd:"" help:"Measure a server under load."`
 	Replay  replayCmd  `cmd:"" help:"Send a recorded Gemini Live session to a server."`

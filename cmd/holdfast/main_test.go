@@ -386,6 +386,11 @@ func TestWrongUsage(t *testing.T) {
 		"migrate, no owner":  {[]string{"migrate", "up"}, nil, 2, "HOLDFAST_MIGRATE_DATABASE_URL"},
 		"login, no password": {[]string{"migrate", "up", "--login", "x"}, map[string]string{"DATABASE_URL": nowhere}, 2, "HOLDFAST_LOGIN_PASSWORD"},
 		"bad tenant":         {[]string{"tenant", "create", "a b"}, map[string]string{"DATABASE_URL": nowhere}, 2, "tenant's id"},
+		"export, no tenant":  {[]string{"export"}, map[string]string{"DATABASE_URL": nowhere}, 2, "--tenant"},
+		"export, bad user":   {[]string{"export", "--tenant", "t", "--user", "a\tb"}, map[string]string{"DATABASE_URL": nowhere}, 2, "user's id"},
+		"import, no file":    {[]string{"import", "--tenant", "t"}, map[string]string{"DATABASE_URL": nowhere}, 2, "<file>"},
+		"import, not there":  {[]string{"import", "--tenant", "t", "/nowhere"}, map[string]string{"DATABASE_URL": nowhere}, 2, "/nowhere"},
+		"import, bad tenant": {[]string{"import", "--tenant", "a b", "-"}, map[string]string{"DATABASE_URL": nowhere}, 2, "tenant's id"},
 		"key, no tenant":     {[]string{"key", "create"}, map[string]string{"DATABASE_URL": nowhere}, 2, "--tenant"},
 		"key, bad user":      {[]string{"key", "create", "--tenant", "t", "--user", "a\tb"}, map[string]string{"DATABASE_URL": nowhere}, 2, "--user"},
 	} {
