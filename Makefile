@@ -78,6 +78,10 @@ bench: ## Run benchmarks (BENCH=pattern)
 smoke: ## Start the development server, call it, stop it
 	.ci/smoke
 
+.PHONY: pitr
+pitr: ## Back a cluster up, lose it, recover it to a moment, compare
+	.ci/pitr
+
 .PHONY: ci
 ci: ## All that CI does; on Debian, as root, it installs what it needs
 	.ci/run
