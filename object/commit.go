@@ -29,10 +29,20 @@ func (rt *Runtime) commit(batch []*work) {
 		}
 	}
 	if len(fast) > 0 {
+		rt.bound(fast)
 		sure = append(sure, rt.commitFast(fast)...)
 	}
 	if len(sure) > 0 {
+		rt.bound(sure)
 		rt.commitSure(sure)
+	}
+}
+
+// bound gives the works of one transaction their bound in bytes.
+func (rt *Runtime) bound(works []*work) {
+	room := rt.limits.BatchBytes
+	for _, w := range works {
+		w.room, w.spent = &room, 0
 	}
 }
 
@@ -112,7 +122,18 @@ func (rt *Runtime) commitSure(works []*work) {
 	// Trying again one by one would only keep callers waiting for a database that is away.
 	if rt.life.Err() == nil && !errors.Is(err, db.ErrUnavailable) && !errors.Is(err, db.ErrOutcomeUnknown) {
 		if len(works) > 1 {
-			for _, w := range works {
+			rest := works
+			if errors.Is(err, db.ErrForbidden) || errors.Is(err, db.ErrFenced) {
+				// Most likely somebody creates over a row that they may not see. The others need not go one by one for it.
+				var fine []*work
+				fine, rest = splitCreators(works)
+				if len(fine) > 0 && len(rest) > 0 {
+					rt.commitSure(fine)
+				} else {
+					rest = works
+				}
+			}
+			for _, w := range rest {
 				rt.commitSure([]*work{w})
 			}
 			return
@@ -140,6 +161,18 @@ func (rt *Runtime) commitSure(works []*work) {
 			close(c.done)
 		}
 	}
+}
+
+// splitCreators tells those who create an object from those who change one.
+func splitCreators(works []*work) (changing, creating []*work) {
+	for _, w := range works {
+		if w.base == nil && len(w.events) > 0 {
+			creating = append(creating, w)
+		} else {
+			changing = append(changing, w)
+		}
+	}
+	return changing, creating
 }
 
 // tryCommit is one attempt of the sure way. Where it returns nil, every change has its outcome.

@@ -93,3 +93,17 @@ func DecodeHints(message string) (from string, hints []Hint) {
 	}
 	return from, hints
 }
+
+// Waiting is how many changes wait, Running how many batches are in flight.
+func (rt *Runtime) Waiting() int {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	return rt.waiting
+}
+
+// Running is how many batches are in flight.
+func (rt *Runtime) Running() int {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	return rt.running
+}

@@ -1,11 +1,17 @@
 package object
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // metrics are what the runtime tells of itself. No label names a tenant or an object: there may be any number of them.
 type metrics struct {
 	hintsSent, hintsReceived, hintsLost, hintsMissed prometheus.Counter
 	catchUps, catchUpReads                           prometheus.Counter
+	refused                                          *prometheus.CounterVec
+	batchObjects, batchChanges, changeWait           prometheus.Histogram
 	hearing, peers                                   prometheus.Gauge
 }
 
@@ -17,6 +23,10 @@ func newMetrics(rt *Runtime, reg prometheus.Registerer) *metrics {
 	gauge := func(name, help string) prometheus.Gauge {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "holdfast_" + name, Help: help})
 	}
+	histogram := func(name, help string, buckets []float64) prometheus.Histogram {
+		return prometheus.NewHistogram(prometheus.HistogramOpts{Name: "holdfast_" + name, Help: help, Buckets: buckets})
+	}
+	seconds := prometheus.ExponentialBuckets(0.0001, 2, 17) // 0.1 ms to 6.5 s
 	m := &metrics{
 		hintsSent:     counter("hints_sent_total", "Objects whose changes were told to other processes."),
 		hintsReceived: counter("hints_received_total", "Objects whose changes other processes told of."),
@@ -24,8 +34,17 @@ func newMetrics(rt *Runtime, reg prometheus.Registerer) *metrics {
 		hintsMissed:   counter("hints_missed_total", "Watched objects that polling found changed, of which a hint should have told."),
 		catchUps:      counter("catch_ups_total", "Times that a watcher had to read the journal."),
 		catchUpReads:  counter("catch_up_reads_total", "Journals that were read for watchers; those of one object share one."),
-		hearing:       gauge("hints_hearing", "1 where hints arrive, 0 where watchers depend on polling."),
-		peers:         gauge("peers", "Other processes that were heard lately."),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "holdfast_refused_total", Help: "Changes, reads and watches that were refused because too much waited, by what was full.",
+		}, []string{"full"}),
+		batchObjects: histogram("batch_objects", "Objects in a batch of changes.", prometheus.ExponentialBuckets(1, 2, 9)),
+		batchChanges: histogram("batch_changes", "Changes in a batch.", prometheus.ExponentialBuckets(1, 2, 11)),
+		changeWait:   histogram("change_wait_seconds", "How long the oldest change of a batch waited in its mailbox.", seconds),
+		hearing:      gauge("hints_hearing", "1 where hints arrive, 0 where watchers depend on polling."),
+		peers:        gauge("peers", "Other processes that were heard lately."),
+	}
+	for _, what := range []string{"object", "tenant", "server", "streams"} {
+		m.refused.WithLabelValues(what) // 0 is a value, too
 	}
 	of := func(name, help string, value func() int) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "holdfast_" + name, Help: help}, func() float64 { return float64(value()) })
@@ -48,7 +67,20 @@ func newMetrics(rt *Runtime, reg prometheus.Registerer) *metrics {
 				return rt.hub.count
 			}),
 			m.hintsSent, m.hintsReceived, m.hintsLost, m.hintsMissed,
-			m.catchUps, m.catchUpReads, m.hearing, m.peers)
+			m.catchUps, m.catchUpReads, m.refused, m.batchObjects, m.batchChanges, m.changeWait, m.hearing, m.peers)
 	}
 	return m
+}
+
+// batch notes a batch that begins now.
+func (m *metrics) batch(now time.Time, works []*work, changes int) {
+	m.batchObjects.Observe(float64(len(works)))
+	m.batchChanges.Observe(float64(changes))
+	oldest := now
+	for _, w := range works {
+		if q := w.changes[0].queued; q.Before(oldest) {
+			oldest = q
+		}
+	}
+	m.changeWait.Observe(now.Sub(oldest).Seconds())
 }

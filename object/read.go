@@ -67,9 +67,9 @@ func (rt *Runtime) queueView(v *view) error {
 	l := rt.reads[v.key.tenant]
 	switch {
 	case l != nil && len(l.waiting) >= rt.limits.PerTenant:
-		return &OverloadedError{What: "tenant", RetryAfter: retryAfter}
+		return rt.overloaded("tenant", retryAfter)
 	case rt.reading >= rt.limits.PerServer:
-		return &OverloadedError{What: "server", RetryAfter: retryAfter}
+		return rt.overloaded("server", retryAfter)
 	}
 	if l == nil {
 		l = &readLane{}

@@ -3,6 +3,7 @@ package object
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,6 +50,11 @@ type Limits struct {
 	PerTenant int // default 8,192
 	PerServer int // default 32,768
 	Watches   int // default 10,000
+	// WatchesPerTenant leaves room for other tenants. Default: four fifths of Watches.
+	WatchesPerTenant int
+	// BatchChanges and BatchBytes bound one transaction, in changes and in what they store as JSON: a tenant with more
+	// takes turns with the others. A change that is larger by itself goes alone. Defaults 1,024 and 8 MiB.
+	BatchChanges, BatchBytes int
 }
 
 // Runtime runs objects: it serializes their changes, commits them in groups, caches and publishes what comes of them.
@@ -107,6 +113,9 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 	def(&c.Limits.PerTenant, 8192)
 	def(&c.Limits.PerServer, 32768)
 	def(&c.Limits.Watches, 10_000)
+	def(&c.Limits.WatchesPerTenant, max(1, c.Limits.Watches*4/5))
+	def(&c.Limits.BatchChanges, 1024)
+	def(&c.Limits.BatchBytes, 8<<20)
 	def(&c.CacheBytes, 20<<20)
 	defD(&c.CommitTimeout, 15*time.Second)
 	defD(&c.TimerPoll, 500*time.Millisecond)
@@ -170,6 +179,7 @@ type mailbox struct {
 	kind  *kind
 	lane  *lane
 	queue []*change
+	ready bool // in its lane's list
 	busy  bool
 }
 
@@ -186,7 +196,24 @@ func (rt *Runtime) submit(ctx context.Context, k *kind, id ID, c *change) error 
 	case <-c.done:
 		return c.err
 	case <-ctx.Done():
+		rt.withdraw(key, c)
 		return ctx.Err()
+	}
+}
+
+// withdraw makes room for others where nobody waits for a change any more, unless it is on its way already.
+func (rt *Runtime) withdraw(key key, c *change) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	b := rt.boxes[key]
+	if b == nil {
+		return
+	}
+	if i := slices.Index(b.queue, c); i >= 0 {
+		// An empty mailbox may stay where it is: the next batch passes over it.
+		b.queue = slices.Delete(b.queue, i, i+1)
+		b.lane.waiting--
+		rt.waiting--
 	}
 }
 
@@ -199,11 +226,11 @@ func (rt *Runtime) enqueue(key key, k *kind, c *change) error {
 	l, b := rt.lanes[key.tenant], rt.boxes[key]
 	switch {
 	case b != nil && len(b.queue) >= rt.limits.PerObject:
-		return &OverloadedError{What: "object", RetryAfter: retryAfter}
+		return rt.overloaded("object", retryAfter)
 	case l != nil && l.waiting >= rt.limits.PerTenant:
-		return &OverloadedError{What: "tenant", RetryAfter: retryAfter}
+		return rt.overloaded("tenant", retryAfter)
 	case rt.waiting >= rt.limits.PerServer:
-		return &OverloadedError{What: "server", RetryAfter: retryAfter}
+		return rt.overloaded("server", retryAfter)
 	}
 	if l == nil {
 		l = &lane{tenant: key.tenant}
@@ -214,9 +241,11 @@ func (rt *Runtime) enqueue(key key, k *kind, c *change) error {
 		rt.boxes[key] = b
 	}
 	b.queue = append(b.queue, c)
+	c.queued = rt.db.Now()
 	l.waiting++
 	rt.waiting++
-	if len(b.queue) == 1 && !b.busy {
+	if !b.ready && !b.busy {
+		b.ready = true
 		l.ready = append(l.ready, b)
 		rt.offer(l)
 	}
@@ -226,6 +255,12 @@ func (rt *Runtime) enqueue(key key, k *kind, c *change) error {
 		go rt.write()
 	}
 	return nil
+}
+
+// overloaded is the refusal of what is over a bound. What it names is full.
+func (rt *Runtime) overloaded(what string, after time.Duration) error {
+	rt.metrics.refused.WithLabelValues(what).Inc()
+	return &OverloadedError{What: what, RetryAfter: after}
 }
 
 const retryAfter = 100 * time.Millisecond
@@ -258,7 +293,7 @@ func (rt *Runtime) write() {
 	}
 }
 
-// take claims the next lane's ready objects with all that waits for them. The caller holds mu.
+// take claims the next lane's ready objects with what waits for them, as far as one batch goes. The caller holds mu.
 func (rt *Runtime) take() []*work {
 	if len(rt.turn) == 0 {
 		return nil
@@ -266,19 +301,41 @@ func (rt *Runtime) take() []*work {
 	l := rt.turn[0]
 	rt.turn = rt.turn[1:]
 	l.queued = false
-	n := min(len(l.ready), maxBatch)
-	batch := make([]*work, n)
-	for i, b := range l.ready[:n] {
-		batch[i] = &work{box: b, kind: b.kind, changes: b.queue}
-		l.waiting -= len(b.queue)
-		rt.waiting -= len(b.queue)
-		b.queue, b.busy = nil, true
+	left := rt.limits.BatchChanges
+	var batch []*work
+	n := 0
+	for ; n < len(l.ready) && len(batch) < maxBatch && left > 0; n++ {
+		b := l.ready[n]
+		b.ready = false
+		k := min(len(b.queue), left)
+		if k == 0 { // all were withdrawn
+			delete(rt.boxes, b.key)
+			continue
+		}
+		left -= k
+		batch = append(batch, &work{box: b, kind: b.kind, changes: b.queue[:k:k]})
+		if b.queue = b.queue[k:]; len(b.queue) == 0 {
+			b.queue = nil
+		}
+		b.busy = true
 	}
 	l.ready = append(l.ready[:0], l.ready[n:]...)
+	taken := rt.limits.BatchChanges - left
+	l.waiting -= taken
+	rt.waiting -= taken
+	if len(batch) == 0 {
+		if rt.offer(l); l.idle() {
+			delete(rt.lanes, l.tenant)
+		}
+		return rt.take()
+	}
 	l.inFlight++
 	rt.offer(l)
+	rt.metrics.batch(rt.db.Now(), batch, taken)
 	return batch
 }
+
+func (l *lane) idle() bool { return l.inFlight == 0 && l.waiting == 0 && len(l.ready) == 0 }
 
 // release gives the batch's objects back.
 func (rt *Runtime) release(batch []*work) {
@@ -289,14 +346,20 @@ func (rt *Runtime) release(batch []*work) {
 	for _, w := range batch {
 		b := w.box
 		b.busy = false
+		if len(w.later) > 0 {
+			b.queue = slices.Concat(w.later, b.queue)
+			l.waiting += len(w.later)
+			rt.waiting += len(w.later)
+		}
 		if len(b.queue) > 0 {
+			b.ready = true
 			l.ready = append(l.ready, b)
 		} else {
 			delete(rt.boxes, b.key)
 		}
 	}
 	rt.offer(l)
-	if l.inFlight == 0 && l.waiting == 0 {
+	if l.idle() {
 		delete(rt.lanes, l.tenant)
 	}
 }

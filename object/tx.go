@@ -24,6 +24,7 @@ type change struct {
 	caller identity.Identity
 	opts   updateOptions
 	run    func(*txn) error
+	queued time.Time     // when it came into its mailbox
 	done   chan struct{} // closed when err, after and stored are final
 
 	// notBefore is the least time that the closure may see; zero: any.

@@ -164,13 +164,17 @@ type hub struct {
 	rt             *Runtime
 	heartbeat, age time.Duration
 	limit          int
+	perTenant      int
 	closed         chan struct{}
 
 	mu    sync.Mutex // guards what follows; publishing never waits under it
 	subs  map[key]map[*subscription]struct{}
 	count int
-	done  bool
-	poll  bool // the poller runs
+	// tenants is how many of them each tenant has.
+	tenants map[identity.Tenant]int
+
+	done bool
+	poll bool // the poller runs
 
 	look chan struct{} // capacity 1: poll now
 	// every is how often to poll where nobody tells of other processes' changes, hinted how often where somebody does.
@@ -193,7 +197,7 @@ const subscriptionBuffer = 64
 
 func newHub(rt *Runtime, c Config) *hub {
 	return &hub{
-		rt: rt, heartbeat: c.Heartbeat, age: c.WatchAge, limit: c.Limits.Watches,
+		rt: rt, heartbeat: c.Heartbeat, age: c.WatchAge, limit: c.Limits.Watches, perTenant: c.Limits.WatchesPerTenant, tenants: map[identity.Tenant]int{},
 		every: c.PollInterval, hinting: c.HintedPollInterval, look: make(chan struct{}, 1),
 		closed: make(chan struct{}), subs: map[key]map[*subscription]struct{}{},
 	}
@@ -206,8 +210,8 @@ func (h *hub) subscribe(k key, kind *kind) (*subscription, error) {
 	if h.done {
 		return nil, ErrClosed
 	}
-	if h.count >= h.limit {
-		return nil, &OverloadedError{What: "streams", RetryAfter: time.Second}
+	if h.count >= h.limit || h.tenants[k.tenant] >= h.perTenant {
+		return nil, h.rt.overloaded("streams", time.Second)
 	}
 	s := &subscription{key: k, kind: kind, signal: make(chan struct{}, 1)}
 	if h.subs[k] == nil {
@@ -215,6 +219,7 @@ func (h *hub) subscribe(k key, kind *kind) (*subscription, error) {
 	}
 	h.subs[k][s] = struct{}{}
 	h.count++
+	h.tenants[k.tenant]++
 	if !h.poll {
 		h.poll = true
 		select {
@@ -235,6 +240,9 @@ func (h *hub) unsubscribe(s *subscription) {
 		delete(h.subs, s.key)
 	}
 	h.count--
+	if h.tenants[s.key.tenant]--; h.tenants[s.key.tenant] == 0 {
+		delete(h.tenants, s.key.tenant)
+	}
 }
 
 // publish brings changes that were made here to the watchers here, and a hint of them to other processes.

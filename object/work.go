@@ -19,6 +19,11 @@ type work struct {
 	box     *mailbox
 	kind    *kind
 	changes []*change
+	// room is how many bytes the transaction may still store, shared by its works; nil: no bound. spent is this work's part,
+	// later are the changes that found no room.
+	room  *int
+	spent int
+	later []*change
 
 	// What is known of the object before the batch.
 	base   *record // nil: nothing is stored
@@ -78,8 +83,13 @@ func (w *work) compute(now time.Time) bool {
 	if w.base != nil && now.Before(w.base.update) {
 		now = w.base.update // the clock of another process ran a little ahead
 	}
+	w.spend(-w.spent)
 	replay := false
-	for _, c := range w.changes {
+	for i, c := range w.changes {
+		if w.room != nil && *w.room < 0 {
+			w.changes, w.later = w.changes[:i:i], slices.Concat(w.changes[i:], w.later)
+			break
+		}
 		c.err, c.after, c.stored = nil, nil, nil
 		stored := len(w.events)
 		if now.Before(c.notBefore) {
@@ -256,7 +266,19 @@ func (w *work) accept(c *change, t *txn) error {
 	w.cur = next
 	w.events = append(w.events, e)
 	c.after = next
+	size := next.stateSize + len(undo) + len(e.reply)
+	for _, body := range bodies {
+		size += len(body)
+	}
+	w.spend(size)
 	return nil
+}
+
+func (w *work) spend(bytes int) {
+	w.spent += bytes
+	if w.room != nil {
+		*w.room -= bytes
+	}
 }
 
 // jsonBlowUp is more than any message grows from its binary form to JSON with its field names.
