@@ -4,10 +4,11 @@
 //
 // The path of a call:
 //
-//	CORS -> telemetry -> route -> authenticate -> decode -> outcome -> recover -> storable -> validate -> ETag -> manager
+//	CORS -> telemetry -> route -> authenticate -> admit -> decode -> outcome -> recover -> storable -> validate -> ETag -> manager
 package handlers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
+	"holdfast/identity"
 )
 
 const (
@@ -69,9 +71,11 @@ type Options struct {
 	Ping func(context.Context) error
 	// Origins are those whose pages browsers let call the API, "*" any. Empty: none.
 	Origins []string
-	Metrics prometheus.Registerer
-	Log     *slog.Logger
-	Now     func() time.Time
+	// Calls and CallsPerTenant bound the unary calls that are answered at once. 0: 4,096 and 3,072.
+	Calls, CallsPerTenant int
+	Metrics               prometheus.Registerer
+	Log                   *slog.Logger
+	Now                   func() time.Time
 }
 
 // Server is the HTTP side of Holdfast. It is safe for concurrent use.
@@ -88,7 +92,7 @@ func New(o Options) (*Server, error) {
 	s.draining, s.drain = context.WithCancel(context.Background())
 
 	names := make([]string, len(o.Services))
-	procedures := map[string]bool{}
+	procedures, streams := map[string]bool{}, map[string]bool{}
 	// What clients do by themselves does not keep a session from becoming idle.
 	passive := map[string]bool{
 		sessionv1connect.SessionServiceHeartbeatConnectionProcedure: true,
@@ -105,6 +109,7 @@ func New(o Options) (*Server, error) {
 		for j, all := 0, sd.Methods(); j < all.Len(); j++ {
 			p := "/" + service.Name + "/" + string(all.Get(j).Name())
 			procedures[p] = true
+			streams[p] = all.Get(j).IsStreamingServer() || all.Get(j).IsStreamingClient()
 			if all.Get(j).IsStreamingServer() {
 				passive[p] = true
 			}
@@ -129,10 +134,14 @@ func New(o Options) (*Server, error) {
 		connect.WithInterceptors(checked{check: checkStorable}, validate.NewInterceptor(validate.WithValidator(validator)), conditional{}),
 	}
 
+	admitted := &admission{
+		most: cmp.Or(o.Calls, defaultCalls), mostPerTenant: cmp.Or(o.CallsPerTenant, defaultCallsPerTenant),
+		streams: streams, tenants: map[identity.Tenant]int{},
+	}
 	mux := http.NewServeMux()
 	for _, service := range o.Services {
 		path, h := service.Handler(options...)
-		mux.Handle(path, o.Auth.middleware(t, passive, h, options...))
+		mux.Handle(path, o.Auth.middleware(t, passive, admitted.middleware(t, h, options...), options...))
 	}
 	for _, r := range o.Routes {
 		mux.Handle(r.Path, t.plain(r.Name, r.Handler))

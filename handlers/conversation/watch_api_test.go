@@ -259,7 +259,8 @@ func TestWatchResumesWithoutGapOrRepeat(t *testing.T) {
 	if !slices.Equal(j.messages, texts(read.GetMessages())) || j.version != read.GetMetadata().GetVersion() {
 		t.Errorf("saw %q up to version %d, there are %q up to %d", j.messages, j.version, texts(read.GetMessages()), read.GetMetadata().GetVersion())
 	}
-	if j.resets != 1 || connections < 3 {
+	// How many connections it took depends on who was faster.
+	if j.resets != 1 {
 		t.Errorf("%d snapshots in %d connections", j.resets, connections)
 	}
 }

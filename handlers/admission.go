@@ -1,0 +1,73 @@
+package handlers
+
+import (
+	"net/http"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"holdfast/identity"
+	"holdfast/object"
+)
+
+// Calls that may be answered at once unless Options say otherwise. Each costs some 20 KiB while it waits, and what is over
+// would only wait longer.
+const (
+	defaultCalls          = 4096
+	defaultCallsPerTenant = 3072
+)
+
+// admission refuses unary calls that are over a bound, before their bodies are read: a refusal has to cost far less than an
+// answer. Streams have a bound of their own in the runtime. Safe for concurrent use.
+type admission struct {
+	most, mostPerTenant int
+	streams             map[string]bool // by path
+
+	mu      sync.Mutex // guards what follows
+	calls   int
+	tenants map[identity.Tenant]int
+}
+
+// middleware stands behind the authenticator.
+func (a *admission) middleware(t *telemetry, next http.Handler, opts ...connect.HandlerOption) http.Handler {
+	refusals := connect.NewErrorWriter(opts...)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if a.streams[r.URL.Path] {
+			next.ServeHTTP(w, r)
+			return
+		}
+		tenant := callFrom(r.Context()).caller.Tenant
+		if full := a.enter(tenant); full != "" {
+			err := t.fail(r.Context(), &object.OverloadedError{What: full, RetryAfter: time.Second})
+			_ = refusals.Write(w, r, err) // who was refused may be gone
+			return
+		}
+		defer a.leave(tenant)
+		next.ServeHTTP(w, r)
+	})
+}
+
+// enter counts a call; it returns what is full where it may not come in.
+func (a *admission) enter(t identity.Tenant) (full string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.calls >= a.most:
+		return "server"
+	case a.tenants[t] >= a.mostPerTenant:
+		return "tenant"
+	}
+	a.calls++
+	a.tenants[t]++
+	return ""
+}
+
+func (a *admission) leave(t identity.Tenant) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.calls--
+	if a.tenants[t]--; a.tenants[t] == 0 {
+		delete(a.tenants, t)
+	}
+}
