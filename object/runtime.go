@@ -113,7 +113,7 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 	def(&c.Limits.PerTenant, 8192)
 	def(&c.Limits.PerServer, 32768)
 	def(&c.Limits.Watches, 10_000)
-	def(&c.Limits.WatchesPerTenant, max(1, c.Limits.Watches*4/5))
+	def(&c.Limits.WatchesPerTenant, c.Limits.Watches-c.Limits.Watches/5)
 	def(&c.Limits.BatchChanges, 1024)
 	def(&c.Limits.BatchBytes, 8<<20)
 	def(&c.CacheBytes, 20<<20)
