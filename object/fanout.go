@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"holdfast/identity"
@@ -183,9 +184,12 @@ func (f *fanout) receive() {
 	})
 	again := least
 	for {
-		err := f.listen(ctx, func() { again = least })
+		worked, err := f.listen(ctx)
 		if ctx.Err() != nil {
 			return
+		}
+		if worked {
+			again = least
 		}
 		f.rt.log.WarnContext(ctx, "no hints of other processes' changes; watchers poll until there are", "error", err)
 		wait := time.NewTimer(jitter(again))
@@ -202,12 +206,13 @@ func (f *fanout) receive() {
 // errDeaf: we greeted and did not hear it.
 var errDeaf = errors.New("object: what is sent does not arrive; LISTEN needs a connection to Postgres itself, not through a pooler")
 
-// listen receives until the connection is lost, or found to be deaf.
-func (f *fanout) listen(ctx context.Context, connected func()) error {
+// listen receives until the connection is lost, or found to be deaf. It tells whether anything arrived.
+func (f *fanout) listen(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer f.deafen()
 	heard := make(chan struct{}, 1)
+	var worked atomic.Bool // on may be called by any goroutine
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer cancel(nil)
@@ -228,14 +233,14 @@ func (f *fanout) listen(ctx context.Context, connected func()) error {
 	})
 	err := f.carrier.Receive(ctx, f.hello, func(message string) {
 		if f.on(message) {
-			connected()
+			worked.Store(true)
 			select {
 			case heard <- struct{}{}:
 			default:
 			}
 		}
 	})
-	return errors.Join(err, context.Cause(ctx))
+	return worked.Load(), errors.Join(err, context.Cause(ctx))
 }
 
 // hello greets as soon as can be.
