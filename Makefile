@@ -27,6 +27,7 @@ generate: ## Write gen/ anew from proto/ and queries/
 	rm -rf gen
 	$(TOOL) buf generate
 	$(TOOL) sqlc generate
+	$(TOOL) genqlient
 
 .PHONY: check-generated
 check-generated: generate ## Fail where gen/ is not what generate writes

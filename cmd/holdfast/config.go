@@ -59,7 +59,8 @@ type serverConfig struct {
 	fanoutConfig
 	sweepConfig
 
-	JWT jwtConfig `embed:"" prefix:"jwt-" group:"JWTs of your own identity provider, beside API keys:"`
+	Linear linearConfig `embed:"" prefix:"linear-" group:"Linear, for tenants with an endpoint:"`
+	JWT    jwtConfig    `embed:"" prefix:"jwt-" group:"JWTs of your own identity provider, beside API keys:"`
 }
 
 // jwtConfig says which JWTs are accepted. Without an issuer there are none.
@@ -100,7 +101,7 @@ func (c serverConfig) check() error {
 	if c.MaxConns < 2 || c.MaxConns > 1000 {
 		return wrongUsage("--max-conns is %d; it is 2 to 1000", c.MaxConns)
 	}
-	if err := c.checkSweep(); err != nil {
+	if err := errors.Join(c.checkSweep(), c.Linear.check()); err != nil {
 		return err
 	}
 	for _, o := range c.Origins {
@@ -150,6 +151,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	queue := jobs.New(d, jobs.Config{Log: log})
 	c.addJobs(queue, d, metrics)
 	projectKinds := project.Register(rt)
+	c.Linear.addJobs(queue, d, projectKinds, box, log)
 	server, err := handlers.New(handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](

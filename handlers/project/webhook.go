@@ -211,12 +211,12 @@ func (h *Webhook) take(
 	} else if !errors.Is(err, object.ErrNotFound) {
 		return "", err
 	}
-	said := ""
 	if now.Sub(sent) > replayWindow(endpoint.State) {
-		said, err = h.refetch(ctx, w)
-	} else {
-		said, err = h.apply(ctx, w)
+		// Without a note: the header that names the delivery is not signed, and one that was applied must not be passed over
+		// because a replay came before it.
+		return h.refetch(ctx, w)
 	}
+	said, err := h.apply(ctx, w)
 	if err != nil {
 		return "", err
 	}

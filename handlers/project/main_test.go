@@ -1,0 +1,226 @@
+package project
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+
+	"holdfast/db/dbtest"
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	"holdfast/gen/holdfast/project/v1/projectv1connect"
+	"holdfast/handlers"
+	"holdfast/handlers/conversation"
+	"holdfast/identity"
+	"holdfast/object"
+	"holdfast/seal"
+)
+
+// The tests of the API call a real server over HTTP, on a real Postgres, with API keys: what they see is what a caller sees.
+
+func TestMain(m *testing.M) { os.Exit(dbtest.MainWithoutLeaks(m)) }
+
+const (
+	ada    = identity.User("ada")
+	nobody = identity.User("") // a service, which acts for itself
+)
+
+// bundle is a test's server, and the database and tenant below it.
+type bundle struct {
+	*dbtest.Bundle
+
+	url   string
+	rt    *object.Runtime
+	kinds Kinds
+	talks *object.Kind[*conversationv1.ConversationState]
+	box   *seal.Box
+	clock *clock
+}
+
+// clock is the webhooks' and the sync's, which a test may move.
+type clock struct{ ahead atomic.Int64 }
+
+func (c *clock) now() time.Time          { return time.Now().Add(time.Duration(c.ahead.Load())) }
+func (c *clock) advance(d time.Duration) { c.ahead.Add(int64(d)) }
+
+// setup serves the projects of a fresh tenant.
+func setup(t testing.TB) *bundle {
+	t.Helper()
+	box, err := seal.NewBox(seal.NewKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return serve(t, &bundle{Bundle: dbtest.New(t), box: box, clock: &clock{}})
+}
+
+// another is one more server on a bundle's database, as another process would be.
+func (b *bundle) another(t testing.TB) *bundle {
+	t.Helper()
+	return serve(t, &bundle{Bundle: b.Bundle, box: b.box, clock: b.clock})
+}
+
+func serve(t testing.TB, b *bundle) *bundle {
+	t.Helper()
+	b.rt = object.NewRuntime(b.DB, object.Config{})
+	b.kinds = Register(b.rt)
+	b.talks = conversation.Register(b.rt)
+	log := slog.New(slog.DiscardHandler)
+	server, err := handlers.New(handlers.Options{
+		Services: []handlers.Service{
+			handlers.NewService[projectv1connect.ProjectServiceHandler](projectv1connect.ProjectServiceName,
+				projectv1connect.NewProjectServiceHandler,
+				NewManager(Options{Kinds: b.kinds, Runtime: b.rt, Conversations: b.talks, Seal: b.box})),
+			handlers.NewService[conversationv1connect.ConversationServiceHandler](conversationv1connect.ConversationServiceName,
+				conversationv1connect.NewConversationServiceHandler, conversation.NewManager(b.talks)),
+		},
+		Routes: []handlers.Route{{Name: "linear webhook", Path: WebhookPath, Handler: NewWebhook(WebhookConfig{
+			Kinds: b.kinds, FindEndpoints: b.DB.FindEndpoints, Open: b.box.Open, Now: b.clock.now, Log: log,
+		})}},
+		Auth: handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: b.DB.FindKeys, Now: time.Now}),
+		Ping: b.DB.Ping, Log: log, Now: time.Now,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	b.url = "http://" + l.Addr().String()
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Errorf("the server ended with %v", err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := b.rt.Close(ctx); err != nil {
+			t.Errorf("the runtime ended with %v", err)
+		}
+	})
+	return b
+}
+
+// tenant is a fresh tenant on the same database.
+func (b *bundle) tenant(t testing.TB) *dbtest.Bundle {
+	t.Helper()
+	return dbtest.New(t)
+}
+
+// keyed presents an API key with every request.
+type keyed struct {
+	token string
+	next  http.RoundTripper
+}
+
+func (k *keyed) RoundTrip(req *http.Request) (*http.Response, error) {
+	req = req.Clone(req.Context())
+	req.Header.Set("Authorization", "Bearer "+k.token)
+	return k.next.RoundTrip(req)
+}
+
+func (b *bundle) http(t testing.TB, user identity.User) *http.Client {
+	t.Helper()
+	token, k := handlers.NewKey(b.Tenant, user, t.Name())
+	if err := b.DB.CreateKey(t.Context(), k); err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: &keyed{token, transport}}
+}
+
+type client = projectv1connect.ProjectServiceClient
+
+// as calls as a user, or as a service.
+func (b *bundle) as(t testing.TB, user identity.User) client {
+	t.Helper()
+	return projectv1connect.NewProjectServiceClient(b.http(t, user), b.url)
+}
+
+// talk calls the conversations as a user.
+func (b *bundle) talk(t testing.TB, user identity.User) conversationv1connect.ConversationServiceClient {
+	t.Helper()
+	return conversationv1connect.NewConversationServiceClient(b.http(t, user), b.url)
+}
+
+// must is the result of a call that has to succeed.
+func must[R any](res R, err error) func(testing.TB) R {
+	return func(t testing.TB) R {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+}
+
+// refused checks an error's code and reason.
+func refused(t *testing.T, err error, code connect.Code, reason string) {
+	t.Helper()
+	if connect.CodeOf(err) != code || err == nil {
+		t.Errorf("got %v, want %v %s", err, code, reason)
+		return
+	}
+	e, _ := err.(*connect.Error) //nolint:errorlint // the client's own
+	for _, d := range e.Details() {
+		v, err := d.Value()
+		if info, ok := v.(*errdetails.ErrorInfo); err == nil && ok {
+			if info.GetReason() != reason {
+				t.Errorf("the reason is %s, want %s: %v", info.GetReason(), reason, e)
+			}
+			return
+		}
+	}
+	t.Errorf("no reason: %v", err)
+}
+
+// post sends a webhook and returns its status and answer.
+func (b *bundle) post(t testing.TB, path string, body []byte, header map[string]string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+path, bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range header {
+		req.Header.Set(k, v)
+	}
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	res, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	said, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, strings.TrimSpace(string(said))
+}
+
+// summarise gives a conversation a summary.
+func (b *bundle) summarise(t testing.TB, user identity.User, id, said string) {
+	t.Helper()
+	_, err := b.talks.Update(b.As(t, user), object.ID(id), func(tx *object.Tx[*conversationv1.ConversationState]) error {
+		tx.State().Summary = &conversationv1.Summary{Text: said}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

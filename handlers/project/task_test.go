@@ -1,0 +1,110 @@
+package project
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	projectv1 "holdfast/gen/holdfast/project/v1"
+)
+
+func TestNormalise(t *testing.T) {
+	t.Parallel()
+	for raw, want := range map[string]struct {
+		status projectv1.TaskStatus
+		reason string
+	}{
+		"PENDING": {queued, ""}, "ACTIVE": {running, ""}, "RUNNING": {running, ""}, "EVALUATION": {running, ""}, "PAUSED": {paused, ""},
+		"COMPLETE": {succeeded, ""}, "COMPLETED": {succeeded, ""}, "completed": {succeeded, ""}, " Complete ": {succeeded, ""},
+		"CANCELLED": {cancelled, ""}, "STOPPED": {cancelled, ""}, "ERROR": {failed, "error"}, "failed": {failed, "failed"},
+		"TIMEOUT": {failed, "timeout"}, "MAX_ITERATIONS_REACHED": {failed, "max_iterations_reached"},
+		"OUT_OF_TOKENS": {failed, "out_of_tokens"}, "": {unknown, ""}, "ARCHIVED": {unknown, ""}, "COMPLETE!": {unknown, ""},
+	} {
+		if status, reason := normalise(raw); status != want.status || reason != want.reason {
+			t.Errorf("%q is %v %q, want %v %q", raw, status, reason, want.status, want.reason)
+		}
+	}
+}
+
+func TestTransition(t *testing.T) {
+	t.Parallel()
+	start := time.Date(2026, 11, 23, 4, 0, 0, 0, time.UTC)
+	resume := &projectv1.TaskResume{Prompt: "try again"}
+	type said struct {
+		raw    string
+		at     int // seconds after the start
+		resume bool
+		want   string // the status after it, or "refused"
+		new    bool   // a transition is recorded
+	}
+	for name, words := range map[string][]said{
+		"an ordinary run":            {{"PENDING", 0, false, "QUEUED", true}, {"ACTIVE", 1, false, "RUNNING", true}, {"COMPLETE", 2, false, "SUCCEEDED", true}},
+		"the same word again":        {{"ACTIVE", 0, false, "RUNNING", true}, {"ACTIVE", 1, false, "RUNNING", false}},
+		"another word for it":        {{"ACTIVE", 0, false, "RUNNING", true}, {"EVALUATION", 1, false, "RUNNING", true}},
+		"an older word":              {{"COMPLETE", 5, false, "SUCCEEDED", true}, {"ACTIVE", 3, false, "SUCCEEDED", false}},
+		"an older word with resume":  {{"COMPLETE", 5, false, "SUCCEEDED", true}, {"ACTIVE", 3, true, "SUCCEEDED", false}},
+		"ended, and no resume":       {{"COMPLETE", 0, false, "SUCCEEDED", true}, {"ACTIVE", 1, false, "refused", false}},
+		"ended, and an unknown word": {{"COMPLETE", 0, false, "SUCCEEDED", true}, {"HIBERNATING", 1, false, "refused", false}},
+		"ended, and ended otherwise": {{"COMPLETE", 0, false, "SUCCEEDED", true}, {"ERROR", 1, false, "FAILED", true}},
+		"resumed, and failed":        {{"COMPLETE", 0, false, "SUCCEEDED", true}, {"ACTIVE", 1, true, "RUNNING", true}, {"TIMEOUT", 2, false, "FAILED", true}},
+		"resume where nothing ended": {{"ACTIVE", 0, false, "RUNNING", true}, {"ACTIVE", 1, true, "RUNNING", false}},
+		"unknown, then known":        {{"WARMING_UP", 0, false, "UNKNOWN", true}, {"ACTIVE", 1, false, "RUNNING", true}},
+		"a word from the future":     {{"ACTIVE", 500, false, "RUNNING", true}, {"COMPLETE", 101, false, "SUCCEEDED", true}},
+	} {
+		s := &projectv1.TaskState{}
+		recorded := int64(0)
+		for i, w := range words {
+			from := s.GetStatus()
+			now := start.Add(time.Duration(100+i) * time.Second)
+			word := word{raw: w.raw, source: "test", observed: start.Add(time.Duration(w.at) * time.Second)}
+			if w.resume {
+				word.resume = resume
+			}
+			got, err := transition(s, word, now)
+			if refusal, ok := errors.AsType[notResumedError](err); ok != (w.want == "refused") || ok && refusal.from != from {
+				t.Errorf("%s, word %d: %v", name, i, err)
+			}
+			if w.want != "refused" && s.GetStatus().String() != "TASK_STATUS_"+w.want {
+				t.Errorf("%s: after word %d it is %v, want %s", name, i, s.GetStatus(), w.want)
+			}
+			if (got != nil) != w.new {
+				t.Errorf("%s, word %d: the transition is %v", name, i, got)
+			}
+			if got == nil {
+				continue
+			}
+			recorded++
+			if got.GetSeq() != recorded || got.GetFromStatus() != from || got.GetRawStatus() != w.raw || (got.GetResume() != nil) != (w.resume && ended(from)) {
+				t.Errorf("%s, word %d: %v", name, i, got)
+			}
+		}
+		if s.GetTransitionCount() != recorded {
+			t.Errorf("%s: %d transitions are counted, %d were recorded", name, s.GetTransitionCount(), recorded)
+		}
+	}
+}
+
+// What a task is listed by, every list finds.
+func TestTaskFiltersAreTerms(t *testing.T) {
+	t.Parallel()
+	s := &projectv1.TaskState{ProjectId: "p", Provider: "codegen", RunId: "7", LinearIssueId: "i", Status: running}
+	for name, req := range map[string]*projectv1.ListTasksRequest{
+		"all": {}, "project": {ProjectId: "p"}, "status": {Status: running}, "open": {OpenOnly: true}, "run": {Run: "codegen/7"},
+		"issue": {LinearIssueId: "i"}, "project and status": {ProjectId: "p", Status: running}, "project and open": {ProjectId: "p", OpenOnly: true},
+		"every": {ProjectId: "p", Status: running, OpenOnly: true, Run: "codegen/7", LinearIssueId: "i"},
+	} {
+		for _, term := range taskFilter(req) {
+			if !slices.Contains(taskTerms(s), term) {
+				t.Errorf("%s: the filter %q is none of %q", name, term, taskTerms(s))
+			}
+		}
+	}
+	s.Status = failed
+	want := []string{"status=failed", "project=p", "project=p/status=failed", "run=codegen/7", "issue=i"}
+	if diff := cmp.Diff(want, taskTerms(s)); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -1,0 +1,367 @@
+package project
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
+	"pgregory.net/rapid"
+
+	projectv1 "holdfast/gen/holdfast/project/v1"
+	"holdfast/object"
+)
+
+const signingSecret = "lin_wh_the_signing_secret"
+
+// linearAt is the issues' beginning of time.
+var linearAt = time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
+
+// endpoint makes an endpoint with signingSecret.
+func (b *bundle) endpoint(t testing.TB) *projectv1.LinearEndpoint {
+	t.Helper()
+	return must(b.as(t, nobody).CreateLinearEndpoint(t.Context(), &projectv1.CreateLinearEndpointRequest{Secret: signingSecret}))(t).GetEndpoint()
+}
+
+func sign(secret string, body []byte) string {
+	mac := hmac.New(sha256.New, []byte(secret))
+	mac.Write(body)
+	return hex.EncodeToString(mac.Sum(nil))
+}
+
+// issueEvent is what a webhook tells of an issue.
+type issueEvent struct {
+	action string
+	id     string
+	// updated is the issue's updatedAt, and for a removal the time of the action, in seconds after linearAt.
+	updated int
+	title   string
+	state   string
+	team    string
+}
+
+func stamp(seconds int) string {
+	return linearAt.Add(time.Duration(seconds) * time.Second).Format("2006-01-02T15:04:05.000Z")
+}
+
+// body is the webhook as Linear sends it at a time.
+func (e issueEvent) body(sent time.Time) []byte {
+	b, err := json.Marshal(map[string]any{
+		"action": e.action, "type": "Issue", "createdAt": stamp(e.updated), "organizationId": "o1", "webhookId": "w1", "webhookTimestamp": sent.UnixMilli(),
+		"actor": map[string]any{"id": "u1", "name": "Grace", "type": "user"}, "url": "https://linear.app/acme/issue/ENG-1",
+		"data": map[string]any{
+			"id": e.id, "identifier": strings.ToUpper(e.team) + "-" + e.id, "number": 1, "title": e.title, "priority": 2, "priorityLabel": "High",
+			"url": "https://linear.app/acme/issue/" + e.id, "sortOrder": 1.5, "stateId": "s-" + e.state,
+			"state":  map[string]any{"id": "s-" + e.state, "name": e.state, "type": e.state, "color": "#fff"},
+			"teamId": e.team, "team": map[string]any{"id": e.team, "key": strings.ToUpper(e.team), "name": e.team},
+			"labelIds": []string{"l2", "l1"}, "labels": []any{}, "previousIdentifiers": []string{}, "createdAt": stamp(0), "updatedAt": stamp(e.updated),
+		},
+	})
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// tell sends an event that is signed and on time.
+func (b *bundle) tell(t testing.TB, path, delivery string, e issueEvent) string {
+	t.Helper()
+	body := e.body(b.clock.now())
+	status, said := b.post(t, path, body, map[string]string{"Linear-Signature": sign(signingSecret, body), "Linear-Delivery": delivery, "Linear-Event": "Issue"})
+	if status != http.StatusOK {
+		t.Fatalf("%d %s", status, said)
+	}
+	return said
+}
+
+func TestWebhook(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	e := b.endpoint(t)
+	now := b.clock.now()
+	event := issueEvent{"create", "i1", 1, "Login fails", "started", "eng"}
+	good := event.body(now)
+	edited := func(f func(map[string]any)) []byte {
+		var m map[string]any
+		if err := json.Unmarshal(good, &m); err != nil {
+			t.Fatal(err)
+		}
+		f(m)
+		return must(json.Marshal(m))(t)
+	}
+	noID := edited(func(m map[string]any) { delete(m["data"].(map[string]any), "id") })
+	for _, tt := range []struct {
+		name, path string
+		body       []byte
+		signature  string
+		status     int
+		says       string
+	}{
+		{"forged", e.GetPath(), good, sign("another secret", good), 400, "signature"},
+		{"changed", e.GetPath(), append([]byte(" "), good...), sign(signingSecret, good), 400, "signature"},
+		{"unsigned", e.GetPath(), good, "", 400, "Linear-Signature"},
+		{"half a signature", e.GetPath(), good, sign(signingSecret, good)[:32], 400, "Linear-Signature"},
+		{"not hex", e.GetPath(), good, strings.Repeat("x", 64), 400, "Linear-Signature"},
+		{"another endpoint", WebhookPath + strings.Repeat("a", 26), good, sign(signingSecret, good), 404, "no such endpoint"},
+		{"all endpoints", WebhookPath + "*", good, sign(signingSecret, good), 404, "no such endpoint"},
+		{"no endpoint", WebhookPath, good, sign(signingSecret, good), 404, "no such endpoint"},
+		{"below the endpoint", e.GetPath() + "/x", good, sign(signingSecret, good), 404, "no such endpoint"},
+		{"no JSON", e.GetPath(), []byte("{"), sign(signingSecret, []byte("{")), 400, "JSON"},
+		{"too large", e.GetPath(), make([]byte, maxWebhook+1), "", 413, "5242880"},
+		{"from the future", e.GetPath(), event.body(now.Add(2 * time.Minute)), sign(signingSecret, event.body(now.Add(2*time.Minute))), 400, "future"},
+		{"no time", e.GetPath(), []byte(`{"type":"Issue"}`), sign(signingSecret, []byte(`{"type":"Issue"}`)), 400, "webhookTimestamp"},
+		{"not of an issue", e.GetPath(), edited(func(m map[string]any) { m["type"] = "Comment" }), "", 200, "ignored"},
+		{"an action to come", e.GetPath(), edited(func(m map[string]any) { m["action"] = "snooze" }), "", 200, "ignored"},
+		{"an issue without an id", e.GetPath(), noID, "", 200, "ignored"},
+		{"good", e.GetPath(), good, sign(signingSecret, good), 200, "applied"},
+	} {
+		if tt.signature == "" && tt.status == 200 {
+			tt.signature = sign(signingSecret, tt.body)
+		}
+		status, said := b.post(t, tt.path, tt.body, map[string]string{"Linear-Signature": tt.signature, "Linear-Delivery": "d-" + tt.name})
+		if status != tt.status || !strings.Contains(said, tt.says) {
+			t.Errorf("%s: %d %s", tt.name, status, said)
+		}
+	}
+	if status, _ := b.post(t, e.GetPath(), good, map[string]string{"Linear-Signature": sign(signingSecret, good), "Linear-Delivery": "d-good"}); status != 200 {
+		t.Errorf("again: %d", status)
+	}
+	res, err := b.http(t, nobody).Get(b.url + e.GetPath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if res.StatusCode != http.StatusMethodNotAllowed || res.Header.Get("Allow") != http.MethodPost {
+		t.Errorf("GET: %d %v", res.StatusCode, res.Header)
+	}
+
+	got := must(b.as(t, ada).GetIssue(t.Context(), &projectv1.GetIssueRequest{IssueId: "i1", WithPayload: true}))(t)
+	want := &projectv1.Issue{
+		IssueId: "i1", Identifier: "ENG-i1", Url: "https://linear.app/acme/issue/i1", Title: "Login fails", Priority: 2, StateId: "s-started",
+		StateName: "started", StateType: "started", TeamId: "eng", TeamKey: "ENG", LabelIds: []string{"l1", "l2"},
+	}
+	if diff := cmp.Diff(want, got.GetIssue(), protocmp.Transform(), protocmp.IgnoreFields(want, "create_time", "update_time")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if got.GetMetadata().GetVersion() != 1 {
+		t.Errorf("what was sent twice is version %d", got.GetMetadata().GetVersion())
+	}
+	// All of it is kept, also what nobody asks by.
+	if f := got.GetPayload().GetPayload().GetFields(); f["sortOrder"].GetNumberValue() != 1.5 || got.GetPayload().GetSource() != "webhook" {
+		t.Errorf("the payload is %v", got.GetPayload())
+	}
+}
+
+// The issue that moves between teams is one issue.
+func TestIssueMovesBetweenTeams(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	path, c := b.endpoint(t).GetPath(), b.as(t, ada)
+	b.tell(t, path, "d1", issueEvent{"create", "i1", 1, "Login", "started", "eng"})
+	b.tell(t, path, "d2", issueEvent{"update", "i1", 2, "Login", "started", "ops"})
+	for name, tt := range map[string]struct {
+		req  *projectv1.ListIssuesRequest
+		want int
+	}{
+		"the old team": {&projectv1.ListIssuesRequest{TeamId: "eng"}, 0}, "the new team": {&projectv1.ListIssuesRequest{TeamId: "ops", OpenOnly: true}, 1},
+		"its new name": {&projectv1.ListIssuesRequest{Identifier: "OPS-i1", OpenOnly: true}, 1}, "all": {&projectv1.ListIssuesRequest{}, 1},
+		"another's": {&projectv1.ListIssuesRequest{AssigneeId: "u9"}, 0},
+	} {
+		if got := must(c.ListIssues(t.Context(), tt.req))(t).GetIssues(); len(got) != tt.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+// Two signing secrets are valid while they are rotated; a third pushes the oldest out, and one can be taken away. What is
+// stored is none of them.
+func TestSecretsAreRotated(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ctx, c, e := t.Context(), b.as(t, nobody), b.endpoint(t)
+	try := func(secret string) bool {
+		t.Helper()
+		body := issueEvent{"update", "i1", 1, "t", "started", "eng"}.body(b.clock.now())
+		status, _ := b.post(t, e.GetPath(), body, map[string]string{"Linear-Signature": sign(secret, body)})
+		return status == http.StatusOK
+	}
+	check := func(when string, want ...bool) {
+		t.Helper()
+		if got := []bool{try(signingSecret), try("second"), try("third")}; !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", when, got, want)
+		}
+	}
+	check("at first", true, false, false)
+	add := func(secret string) *projectv1.LinearEndpoint {
+		t.Helper()
+		return must(c.UpdateLinearEndpoint(ctx, &projectv1.UpdateLinearEndpointRequest{EndpointId: e.GetEndpointId(), AddSecret: secret}))(t).GetEndpoint()
+	}
+	add("second")
+	check("with a second", true, true, false)
+	with := add("third")
+	check("with a third", false, true, true)
+	must(c.UpdateLinearEndpoint(ctx, &projectv1.UpdateLinearEndpointRequest{EndpointId: e.GetEndpointId(), RemoveSecretId: with.GetSecrets()[0].GetSecretId()}))(t)
+	check("without the second", false, false, true)
+	_, err := c.UpdateLinearEndpoint(ctx, &projectv1.UpdateLinearEndpointRequest{EndpointId: e.GetEndpointId(), RemoveSecretId: "none"})
+	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
+
+	conn := must(pgx.Connect(ctx, b.OwnerURL))(t)
+	defer conn.Close(ctx)
+	var found int
+	sql := `SELECT count(*) FROM holdfast.events v JOIN holdfast.objects o USING (tenant_id, kind, object_id)
+		WHERE tenant_id = $1 AND (o.state::text || v.undo::text || coalesce(encode(v.reply, 'escape'), '')) ~ 'third|second|signing'`
+	if err := conn.QueryRow(ctx, sql, string(b.Tenant)).Scan(&found); err != nil || found != 0 {
+		t.Errorf("%d rows have a secret in clear, %v", found, err)
+	}
+	must(c.DeleteLinearEndpoint(ctx, &projectv1.DeleteLinearEndpointRequest{EndpointId: e.GetEndpointId()}))(t)
+	check("once it is deleted", false, false, false)
+}
+
+// What is signed but old is not applied: Linear is asked for the issue.
+func TestStaleWebhook(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	path, c := b.endpoint(t).GetPath(), b.as(t, ada)
+	late := func(e issueEvent) string {
+		t.Helper()
+		body := e.body(b.clock.now().Add(-time.Hour))
+		status, said := b.post(t, path, body, map[string]string{"Linear-Signature": sign(signingSecret, body), "Linear-Delivery": fmt.Sprint(e)})
+		if status != http.StatusOK {
+			t.Fatalf("%d %s", status, said)
+		}
+		return said
+	}
+	if said := late(issueEvent{"update", "new", 5, "Late", "started", "eng"}); !strings.Contains(said, "fetched") {
+		t.Error(said)
+	}
+	_, err := c.GetIssue(t.Context(), &projectv1.GetIssueRequest{IssueId: "new"})
+	refused(t, err, connect.CodeNotFound, "NOT_FOUND")
+	b.tell(t, path, "d1", issueEvent{"create", "i1", 5, "Login", "started", "eng"})
+	if said := late(issueEvent{"update", "i1", 4, "Older", "started", "eng"}); strings.Contains(said, "fetched") {
+		t.Error(said) // what is known is newer
+	}
+	if said := late(issueEvent{"update", "i1", 6, "Newer", "started", "eng"}); !strings.Contains(said, "fetched") {
+		t.Error(said)
+	}
+	got := must(c.GetIssue(t.Context(), &projectv1.GetIssueRequest{IssueId: "i1"}))(t).GetIssue()
+	if got.GetTitle() != "Login" || !got.GetRefetch() {
+		t.Errorf("%v", got)
+	}
+}
+
+// Webhooks that are shuffled, doubled, forged and late leave the same issues as the same webhooks in order.
+func TestWebhooksConverge(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	rapid.Check(t, func(r *rapid.T) {
+		// The history of a few issues: each is created, changed, perhaps removed, and perhaps restored.
+		var history []issueEvent
+		for i := range rapid.IntRange(1, 3).Draw(r, "issues") {
+			id, at := fmt.Sprintf("i%d", i), 0
+			for n := range rapid.IntRange(1, 6).Draw(r, "events") {
+				at += rapid.IntRange(1, 3).Draw(r, "pause")
+				action := "update"
+				if n == 0 {
+					action = "create"
+				} else if rapid.IntRange(0, 4).Draw(r, "fate") == 0 {
+					action = "remove"
+				}
+				history = append(history, issueEvent{
+					action, id, at, fmt.Sprintf("title %d", n), rapid.SampledFrom([]string{"started", "completed", "backlog"}).Draw(r, "state"),
+					rapid.SampledFrom([]string{"eng", "ops"}).Draw(r, "team"),
+				})
+			}
+		}
+		// What arrives: each at least once, in any order, between forged ones, and some again when they are old.
+		type arrival struct {
+			event        issueEvent
+			delivery     string
+			forged, late bool
+		}
+		var arrivals []arrival
+		for i, e := range history {
+			delivery := fmt.Sprint(i)
+			arrivals = append(arrivals, arrival{event: e, delivery: delivery})
+			switch rapid.IntRange(0, 3).Draw(r, "copies") {
+			case 1: // the same again
+				arrivals = append(arrivals, arrival{event: e, delivery: delivery})
+			case 2: // of a second webhook of the same workspace
+				arrivals = append(arrivals, arrival{event: e, delivery: delivery + "-second"})
+			}
+			if rapid.Bool().Draw(r, "late") {
+				arrivals = append(arrivals, arrival{event: e, delivery: delivery, late: true})
+			}
+			if rapid.Bool().Draw(r, "forged") {
+				lie := e
+				lie.updated, lie.title = e.updated+100, "forged"
+				arrivals = append(arrivals, arrival{event: lie, delivery: delivery, forged: true})
+			}
+		}
+		arrivals = rapid.Permutation(arrivals).Draw(r, "order")
+
+		ordered, shuffled := b.fresh(t), b.fresh(t)
+		for i, e := range history {
+			ordered.tell(t, ordered.path, fmt.Sprint(i), e)
+		}
+		for _, a := range arrivals {
+			sent, secret := b.clock.now(), signingSecret
+			if a.late {
+				sent = sent.Add(-time.Hour)
+			}
+			if a.forged {
+				secret = "forged"
+			}
+			body := a.event.body(sent)
+			status, said := shuffled.post(t, shuffled.path, body, map[string]string{
+				"Linear-Signature": sign(secret, body), "Linear-Delivery": a.delivery,
+			})
+			if (status == http.StatusOK) == a.forged {
+				r.Fatalf("%+v is answered with %d %s", a, status, said)
+			}
+		}
+		if diff := cmp.Diff(ordered.issues(t), shuffled.issues(t), protocmp.Transform()); diff != "" {
+			r.Fatalf("%+v\nleave other issues than in order (-ordered +arrived):\n%s", arrivals, diff)
+		}
+	})
+}
+
+// told is an endpoint of a tenant of its own, on the same server.
+type told struct {
+	*bundle
+
+	path string
+}
+
+func (b *bundle) fresh(t testing.TB) *told {
+	t.Helper()
+	other := *b
+	other.Bundle = b.tenant(t)
+	return &told{&other, other.endpoint(t).GetPath()}
+}
+
+// issues are the tenant's, removed ones too, without what only says how they came.
+func (b *told) issues(t testing.TB) map[string]*projectv1.LinearIssueState {
+	t.Helper()
+	out := map[string]*projectv1.LinearIssueState{}
+	for _, id := range []string{"i0", "i1", "i2"} {
+		s, err := b.kinds.Issues.View(b.AsService(t), object.ID(id))
+		if err != nil {
+			continue
+		}
+		state := proto.CloneOf(s.State)
+		state.Refetch, state.EndpointId, state.DeliveryId, state.Stamp.SentMs = false, "", "", 0
+		out[id] = state
+	}
+	return out
+}
