@@ -133,7 +133,7 @@ func TestRetries(t *testing.T) {
 			return c.SetActiveProject(ctx, req)
 		},
 		"UpdatePreferences": func(other bool) (proto.Message, error) {
-			return c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{Voice: proto.String(fmt.Sprint(other))}, RequestId: "r-6"})
+			return c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{Voice: new(fmt.Sprint(other))}, RequestId: "r-6"})
 		},
 		"CreateLinearEndpoint": func(other bool) (proto.Message, error) {
 			return service.CreateLinearEndpoint(ctx, &projectv1.CreateLinearEndpointRequest{Secret: fmt.Sprint(other), RequestId: "r-endpoint"})
@@ -219,14 +219,14 @@ func TestPreferences(t *testing.T) {
 	b := setup(t)
 	ctx, c, service := t.Context(), b.as(t, ada), b.as(t, nobody)
 	must(service.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{TenantDefaults: true, Preferences: &projectv1.Preferences{
-		Voice: proto.String("Aoede"), Language: proto.String("en-GB"), Extra: map[string]string{"a": "tenant", "b": "tenant"},
+		Voice: new("Aoede"), Language: new("en-GB"), Extra: map[string]string{"a": "tenant", "b": "tenant"},
 	}}))(t)
 	must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{
-		Voice: proto.String("Puck"), Notifications: projectv1.NotificationLevel_NOTIFICATION_LEVEL_NONE, Extra: map[string]string{"a": "ada"},
+		Voice: new("Puck"), Notifications: projectv1.NotificationLevel_NOTIFICATION_LEVEL_NONE, Extra: map[string]string{"a": "ada"},
 	}}))(t)
 	got := must(c.GetPreferences(ctx, &projectv1.GetPreferencesRequest{}))(t)
 	want := &projectv1.Preferences{
-		Voice: proto.String("Puck"), Language: proto.String("en-GB"), Notifications: projectv1.NotificationLevel_NOTIFICATION_LEVEL_NONE,
+		Voice: new("Puck"), Language: new("en-GB"), Notifications: projectv1.NotificationLevel_NOTIFICATION_LEVEL_NONE,
 		Extra: map[string]string{"a": "ada", "b": "tenant"},
 	}
 	if diff := cmp.Diff(want, got.GetPreferences(), protocmp.Transform()); diff != "" {
@@ -245,7 +245,7 @@ func TestPreferences(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 	for name, p := range map[string]*projectv1.Preferences{
-		"a long voice": {Voice: proto.String(strings.Repeat("x", 129))}, "no language": {Language: proto.String("en GB")},
+		"a long voice": {Voice: new(strings.Repeat("x", 129))}, "no language": {Language: new("en GB")},
 		"a long value": {Extra: map[string]string{"a": strings.Repeat("x", 1025)}},
 	} {
 		if _, err := c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: p}); connect.CodeOf(err) != connect.CodeInvalidArgument {
@@ -292,7 +292,7 @@ func TestContextOnANewDevice(t *testing.T) {
 		must(b.talk(t, ada).CreateConversation(ctx, &conversationv1.CreateConversationRequest{ConversationId: "c-" + id, ProjectId: id, Title: "About " + id}))(t)
 	}
 	b.summarise(t, ada, "c-api", "We agreed on cookies.")
-	must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{Voice: proto.String("Puck")}}))(t)
+	must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{Voice: new("Puck")}}))(t)
 	must(c.SetActiveProject(ctx, &projectv1.SetActiveProjectRequest{ProjectId: "api"}))(t)
 
 	here := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{}))(t)
@@ -345,7 +345,7 @@ func TestContextOnANewDevice(t *testing.T) {
 		{"the conversation", func() { b.summarise(t, ada, "c-api", "And on tokens.") }},
 		{"the active project", func() { must(c.SetActiveProject(ctx, &projectv1.SetActiveProjectRequest{ProjectId: "web"}))(t) }},
 		{"the tenant's default", func() {
-			must(b.as(t, nobody).UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{TenantDefaults: true, Preferences: &projectv1.Preferences{Model: proto.String("m")}}))(t)
+			must(b.as(t, nobody).UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{TenantDefaults: true, Preferences: &projectv1.Preferences{Model: new("m")}}))(t)
 		}},
 	} {
 		same := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{IfVersionNot: version}))(t)
@@ -383,7 +383,7 @@ func TestContextsProject(t *testing.T) {
 	about(c, &projectv1.GetProjectContextRequest{}, "")
 	defaults := func(c client, id string, tenant bool) {
 		t.Helper()
-		must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{TenantDefaults: tenant, Preferences: &projectv1.Preferences{DefaultProjectId: proto.String(id)}}))(t)
+		must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{TenantDefaults: tenant, Preferences: &projectv1.Preferences{DefaultProjectId: new(id)}}))(t)
 	}
 	defaults(service, "tenant", true)
 	about(c, &projectv1.GetProjectContextRequest{}, "tenant")

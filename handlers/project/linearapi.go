@@ -27,10 +27,10 @@ const maxAnswer = 32 << 20
 // with 429.
 type rateLimitedError struct{ until time.Time }
 
-func (e *rateLimitedError) Error() string { return "Linear's rate limit is exhausted" }
+func (e *rateLimitedError) Error() string { return "linear's rate limit is exhausted" }
 
 // errBadCursor: Linear no longer knows the cursor of a page.
-var errBadCursor = errors.New("Linear does not take the cursor")
+var errBadCursor = errors.New("linear does not take the cursor")
 
 // linearAPI reads Linear's API with one key.
 type linearAPI struct{ client graphql.Client }
@@ -60,7 +60,7 @@ func (a linearAPI) since(ctx context.Context, since time.Time, cursor string, n 
 		return page{}, plainError(err)
 	}
 	if res.Issues == nil || res.Issues.PageInfo == nil {
-		return page{}, errors.New("Linear's answer has no issues")
+		return page{}, errors.New("linear's answer has no issues")
 	}
 	p := page{}
 	if p.issues, err = payloads(res.Issues.Nodes); err != nil {
@@ -68,7 +68,7 @@ func (a linearAPI) since(ctx context.Context, since time.Time, cursor string, n 
 	}
 	if info := res.Issues.PageInfo; info.HasNextPage {
 		if info.EndCursor == nil || *info.EndCursor == "" || *info.EndCursor == cursor {
-			return page{}, errors.New("Linear says that there is a next page, and not where")
+			return page{}, errors.New("linear says that there is a next page, and not where")
 		}
 		p.cursor = *info.EndCursor
 	}
@@ -82,7 +82,7 @@ func (a linearAPI) byID(ctx context.Context, ids []string) ([]*structpb.Struct, 
 		return nil, plainError(err)
 	}
 	if res.Issues == nil {
-		return nil, errors.New("Linear's answer has no issues")
+		return nil, errors.New("linear's answer has no issues")
 	}
 	return payloads(res.Issues.Nodes)
 }
@@ -226,10 +226,10 @@ func plainError(err error) error {
 	}
 	code, _ = cut(code, 64)
 	if e, ok := errors.AsType[*graphql.HTTPError](err); ok {
-		return fmt.Errorf("Linear answered with HTTP %d %s", e.StatusCode, code)
+		return fmt.Errorf("linear answered with HTTP %d %s", e.StatusCode, code)
 	}
 	if code != "" || listed(err) != nil {
-		return fmt.Errorf("Linear answered with the error %q", code)
+		return fmt.Errorf("linear answered with the error %q", code)
 	}
-	return errors.New("Linear cannot be reached, or its answer cannot be read")
+	return errors.New("linear cannot be reached, or its answer cannot be read")
 }

@@ -193,7 +193,7 @@ func (r *syncRun) store(ctx context.Context, payloads []*structpb.Struct) (newes
 	for _, payload := range payloads {
 		w, err := newIssueWord(payload, "poll", rankRead, read)
 		if err != nil {
-			r.c.Log.WarnContext(ctx, "Linear answered with an issue that cannot be read", "endpoint", string(r.id), "error", err)
+			r.c.Log.WarnContext(ctx, "linear answered with an issue that cannot be read", "endpoint", string(r.id), "error", err)
 			continue
 		}
 		w.endpoint = string(r.id)

@@ -18,7 +18,7 @@ func TestNormalise(t *testing.T) {
 		reason string
 	}{
 		"PENDING": {queued, ""}, "ACTIVE": {running, ""}, "RUNNING": {running, ""}, "EVALUATION": {running, ""}, "PAUSED": {paused, ""},
-		"COMPLETE": {succeeded, ""}, "COMPLETED": {succeeded, ""}, "completed": {succeeded, ""}, " Complete ": {succeeded, ""},
+		"COMPLETE": {succeeded, ""}, "COMPLETED": {succeeded, ""}, "completed": {succeeded, ""},
 		"CANCELLED": {cancelled, ""}, "STOPPED": {cancelled, ""}, "ERROR": {failed, "error"}, "failed": {failed, "failed"},
 		"TIMEOUT": {failed, "timeout"}, "MAX_ITERATIONS_REACHED": {failed, "max_iterations_reached"},
 		"OUT_OF_TOKENS": {failed, "out_of_tokens"}, "": {unknown, ""}, "ARCHIVED": {unknown, ""}, "COMPLETE!": {unknown, ""},
