@@ -85,7 +85,12 @@ func setup(t *testing.T) *bundle {
 // serve starts one more server on a bundle's database, as another process would.
 func serve(t *testing.T, d *dbtest.Bundle, box *seal.Box) *bundle {
 	t.Helper()
-	rt := object.NewRuntime(d.DB, object.Config{})
+	return serveWith(t, d, box, object.Config{Timers: true, TimerPoll: 100 * time.Millisecond})
+}
+
+func serveWith(t *testing.T, d *dbtest.Bundle, box *seal.Box, c object.Config) *bundle {
+	t.Helper()
+	rt := object.NewRuntime(d.DB, c)
 	conversations := conversation.Register(rt)
 	b := &bundle{Bundle: d, manager: NewManager(Register(rt), conversations, box), log: &logged{}, box: box}
 	server, err := handlers.New(handlers.Options{
@@ -196,12 +201,13 @@ func (b *bundle) refresh(t *testing.T, token string) (*sessionv1.RefreshSessionR
 	return b.with(t, token).RefreshSession(t.Context(), &sessionv1.RefreshSessionRequest{})
 }
 
-// change does to a user's sessions what time would.
+// change does to a user's sessions what time would. What that leads to is left to the timer, or to those who read.
 func (b *bundle) change(t *testing.T, user identity.User, change func(*sessionv1.UserSessions, time.Time)) {
 	t.Helper()
 	id := object.ID(objectID(b.Tenant, user))
 	_, err := b.manager.kinds.Users.Update(b.As(t, user), id, func(tx *object.Tx[state]) error {
 		change(tx.State(), tx.Now())
+		(&book{s: tx.State(), now: tx.Now(), changed: true}).commit(tx)
 		return nil
 	})
 	if err != nil {

@@ -1,0 +1,191 @@
+package session
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	sessionv1 "holdfast/gen/holdfast/session/v1"
+	"holdfast/identity"
+	"holdfast/object"
+)
+
+// What a watcher of a session sees: its connections, what it is on, that its end is near, and its end.
+func TestWatchSession(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	in := b.signIn(t, ada)
+	id, c := in.GetSession().GetSessionId(), b.with(t, in.GetTokens().GetAccessToken())
+	w := watch(t, c, &sessionv1.WatchSessionRequest{})
+	first := w.until(t, "a snapshot", func(m *sessionv1.WatchSessionResponse) bool { return m.GetReset_() })
+	if first.GetSession().GetSessionId() != id || !first.GetSession().GetCurrent() || first.GetExpiryWarning() != nil || first.GetEnd() != nil {
+		t.Errorf("first: %v", first)
+	}
+	opened := must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{
+		Modality: sessionv1.Modality_MODALITY_VOICE, Device: &sessionv1.Device{Name: "phone"}, Capabilities: []string{"barge_in"},
+	}))(t)
+	same(t, "a connection", w.next(t).GetSession().GetConnections()[0], opened.GetConnection())
+
+	// The modality and the device change, and what the session is on does not.
+	must(c.UpdateSession(t.Context(), &sessionv1.UpdateSessionRequest{ActiveConversationId: c1, ActiveProjectId: "p1"}))(t)
+	w.next(t)
+	must(c.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{
+		ConnectionId: opened.GetConnection().GetConnectionId(), Modality: sessionv1.Modality_MODALITY_TEXT,
+	}))(t)
+	if m := w.next(t); m.GetConnections()[0].GetModality() != sessionv1.Modality_MODALITY_TEXT || m.GetSession().GetActiveConversationId() != c1 {
+		t.Errorf("after the switch: %v", m)
+	}
+	other := must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_BOTH, Device: &sessionv1.Device{Name: "laptop"}}))(t)
+	if s := other.GetSession(); s.GetActiveConversationId() != c1 || s.GetActiveProjectId() != "p1" || len(s.GetConnections()) != 2 {
+		t.Errorf("on another device: %v", s)
+	}
+	w.next(t)
+	must(c.CloseConnection(t.Context(), &sessionv1.CloseConnectionRequest{ConnectionId: opened.GetConnection().GetConnectionId()}))(t)
+	if m := w.next(t); len(m.GetConnections()) != 1 || m.GetConnections()[0].GetDevice().GetName() != "laptop" {
+		t.Errorf("after the close: %v", m)
+	}
+
+	// The connections of the user's other sessions are presence, too.
+	phone := b.signIn(t, ada)
+	must(b.with(t, phone.GetTokens().GetAccessToken()).OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_VOICE}))(t)
+	m := w.until(t, "the phone", func(m *sessionv1.WatchSessionResponse) bool { return len(m.GetConnections()) == 2 })
+	if len(m.GetSession().GetConnections()) != 1 {
+		t.Errorf("of this session: %v", m.GetSession())
+	}
+
+	// Its end comes near: the warning, and then, at the very time, the end.
+	end := timestamppb.New(time.Time{})
+	b.change(t, ada, func(s *sessionv1.UserSessions, now time.Time) {
+		end = timestamppb.New(now.Add(announceBefore + 2*time.Second))
+		s.GetSessions()[id].ExpireTime = end
+	})
+	warned := w.until(t, "the warning", func(m *sessionv1.WatchSessionResponse) bool { return m.GetExpiryWarning() != nil })
+	same(t, "the warning", warned.GetExpiryWarning(), end)
+	b.change(t, ada, func(s *sessionv1.UserSessions, now time.Time) { s.GetSessions()[id].ExpireTime = timestamppb.New(now) })
+	last := w.until(t, "the end", func(m *sessionv1.WatchSessionResponse) bool { return m.GetEnd() != nil })
+	if last.GetEnd().GetReason() != sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT || len(last.GetSession().GetConnections()) != 0 {
+		t.Errorf("last: %v", last)
+	}
+	if w.stream.Receive() || w.stream.Err() != nil {
+		t.Errorf("it goes on with %v, %v", w.stream.Msg(), w.stream.Err())
+	}
+	eventually(t, "the end is in the audit", func() bool {
+		return slices.Contains(b.events(t, ada), "SESSION_ENDED ABSOLUTE_TIMEOUT")
+	})
+}
+
+// next is the next message that is no heartbeat.
+func (w *watched) next(t *testing.T) *sessionv1.WatchSessionResponse {
+	t.Helper()
+	return w.until(t, "a change", func(m *sessionv1.WatchSessionResponse) bool { return !m.GetHeartbeat() })
+}
+
+// A connection that falls silent is gone: for those who read at that instant, for those who watch soon after.
+func TestASilentConnectionExpires(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	in := b.signIn(t, ada)
+	c := b.with(t, in.GetTokens().GetAccessToken())
+	w := watch(t, c, &sessionv1.WatchSessionRequest{})
+	w.next(t)
+	opened := must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_VOICE}))(t).GetConnection()
+	w.next(t)
+	if got := opened.GetExpireTime().AsTime().Sub(opened.GetOpenTime().AsTime()); got != time.Minute {
+		t.Errorf("it lives for %v", got)
+	}
+	b.change(t, ada, func(s *sessionv1.UserSessions, now time.Time) {
+		s.GetConnections()[opened.GetConnectionId()].ExpireTime = timestamppb.New(now)
+	})
+	if p := presence(t, b); p.GetOnline() {
+		t.Errorf("she is there: %v", p)
+	}
+	_, err := c.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{ConnectionId: opened.GetConnectionId()})
+	notFound.check(t, err)
+	w.until(t, "it is gone", func(m *sessionv1.WatchSessionResponse) bool { return !m.GetHeartbeat() && len(m.GetConnections()) == 0 })
+	eventually(t, "it is forgotten", func() bool {
+		gone := false
+		b.peek(t, ada, func(s *sessionv1.UserSessions) { gone = len(s.GetConnections()) == 0 })
+		return gone
+	})
+	if got := presence(t, b); got.GetActiveTime() == nil || got.GetOnline() {
+		t.Errorf("now: %v", got)
+	}
+}
+
+// What a user does keeps the session from becoming idle; what a client does by itself does not.
+func TestWhatCountsAsActivity(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	in := b.signIn(t, ada)
+	c := b.with(t, in.GetTokens().GetAccessToken())
+	id := in.GetSession().GetSessionId()
+	connection := must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_TEXT}))(t).GetConnection().GetConnectionId()
+	talk := b.conversations(t, in.GetTokens().GetAccessToken())
+	for name, tt := range map[string]struct {
+		do     func() error
+		active bool
+	}{
+		"a heartbeat": {func() error {
+			_, err := c.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{ConnectionId: connection})
+			return err
+		}, false},
+		"a heartbeat of somebody who is there": {func() error {
+			_, err := c.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{ConnectionId: connection, UserActive: true})
+			return err
+		}, true},
+		"a refresh": {func() error {
+			_, err := b.refresh(t, in.GetTokens().GetRefreshToken())
+			return err
+		}, false},
+		"a stream": {func() error {
+			watch(t, c, &sessionv1.WatchSessionRequest{}).next(t)
+			return nil
+		}, false},
+		"a read": {func() error {
+			_, err := c.GetSession(t.Context(), &sessionv1.GetSessionRequest{})
+			return err
+		}, true},
+		"a call of another service": {func() error {
+			_, err := talk.ListConversations(t.Context(), &conversationv1.ListConversationsRequest{})
+			return err
+		}, true},
+	} {
+		before := timestamppb.New(time.Time{})
+		b.change(t, ada, func(s *sessionv1.UserSessions, now time.Time) {
+			before = timestamppb.New(now.Add(-10 * time.Minute))
+			s.GetSessions()[id].ActiveTime = before
+		})
+		if !tt.active {
+			if err := tt.do(); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		} else {
+			// Who was verified a moment ago is looked at again within two seconds.
+			eventually(t, name, func() bool {
+				if err := tt.do(); err != nil {
+					t.Fatalf("%s: %v", name, err)
+				}
+				written := false
+				b.peek(t, ada, func(s *sessionv1.UserSessions) {
+					written = !s.GetSessions()[id].GetActiveTime().AsTime().Equal(before.AsTime())
+				})
+				return written
+			})
+		}
+		b.peek(t, ada, func(s *sessionv1.UserSessions) {
+			if got := !s.GetSessions()[id].GetActiveTime().AsTime().Equal(before.AsTime()); got != tt.active {
+				t.Errorf("%s counts: %t", name, got)
+			}
+		})
+	}
+}
+
+// peek reads a user's sessions as they are stored.
+func (b *bundle) peek(t *testing.T, user identity.User, look func(*sessionv1.UserSessions)) {
+	t.Helper()
+	s := must(b.manager.kinds.Users.View(b.As(t, user), object.ID(objectID(b.Tenant, user))))(t)
+	look(s.State)
+}
