@@ -84,7 +84,7 @@ func TestGuard(t *testing.T) {
 		}
 		wait := func(d time.Duration) {
 			t.Helper()
-			time.Sleep(d)
+			<-time.After(d)
 			synctest.Wait()
 		}
 		wait(10 * time.Second)
@@ -107,12 +107,12 @@ func TestGuard(t *testing.T) {
 			ended["gone"] != "unauthenticated SESSION_REVOKED" || ended["gone, too"] != "unauthenticated SESSION_REVOKED" {
 			t.Errorf("ended: %v", ended)
 		}
-		time.Sleep(time.Until(began.Add(62 * time.Second)))
+		<-time.After(time.Until(began.Add(62 * time.Second)))
 		synctest.Wait()
 		if ended, _ := now(); ended["idle"] != "unauthenticated SESSION_EXPIRED" || ended["JWT"] != "" {
 			t.Errorf("ended: %v", ended)
 		}
-		time.Sleep(time.Until(began.Add(92 * time.Second)))
+		<-time.After(time.Until(began.Add(92 * time.Second)))
 		synctest.Wait()
 		if ended, _ := now(); ended["JWT"] != "unauthenticated CREDENTIAL_INVALID" || ended["nothing"] != "" {
 			t.Errorf("ended: %v", ended)
@@ -144,17 +144,20 @@ func TestGuardAsksForManyAtOnce(t *testing.T) {
 		v := &vault{}
 		a := NewAuthenticator(AuthConfig{Find: v.find, Now: time.Now})
 		ended := 0
+		var stops []func()
 		for i := range 2500 {
-			stop := a.guard.follow(backing{session: fmt.Sprint("s", i)}, func(error) { v.set(func() { ended++ }) })
-			defer stop()
+			stops = append(stops, a.guard.follow(backing{session: fmt.Sprint("s", i)}, func(error) { v.set(func() { ended++ }) }))
 		}
-		time.Sleep(guardEvery)
+		<-time.After(guardEvery)
 		synctest.Wait()
 		v.set(func() {
 			if v.asked != 5 || ended != 2500 {
 				t.Errorf("asked %d times, ended %d", v.asked, ended)
 			}
 		})
+		for _, stop := range stops {
+			stop()
+		}
 	})
 }
 

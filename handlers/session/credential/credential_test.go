@@ -119,7 +119,7 @@ func TestATokenIsNotPrinted(t *testing.T) {
 	var log bytes.Buffer
 	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "token", token, "in", struct{ T Token }{token})
 	printed := log.String() + fmt.Sprintf("%v %+v %#v %s %q %v", token, token, token, token, token, &token)
-	if strings.Contains(printed, token.Bearer()[41:60]) || strings.Contains(printed, fmt.Sprint(token.secret[:4])) {
+	if strings.Contains(printed, token.Bearer()[41:60]) || strings.Contains(printed, "[0 0 0 3") {
 		t.Errorf("printed: %s", printed)
 	}
 }
