@@ -158,11 +158,6 @@ func (p *Pipeline) ListTimers(a dbsqlc.ListTimersParams, each func(*dbsqlc.ListT
 	query(p, dbsqlc.ListTimers, a, each)
 }
 
-// RetryTimer queues dbsqlc.RetryTimer, whose rows are those of ListTimers.
-func (p *Pipeline) RetryTimer(a dbsqlc.RetryTimerParams, each func(*dbsqlc.ListTimersRow) error) {
-	query(p, dbsqlc.RetryTimer, a, each)
-}
-
 // Run sends a pipeline that only reads.
 func (d *DB) Run(ctx context.Context, p *Pipeline) error { return d.send(ctx, p, false) }
 

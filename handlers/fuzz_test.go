@@ -86,8 +86,11 @@ func (z *fuzzed) fresh(t *testing.T, m protoreflect.MethodDescriptor) {
 	}
 }
 
-// method is one of the area in use.
+// method is one of the area in use, or by its procedure of any.
 func (z *fuzzed) method(name string) protoreflect.MethodDescriptor {
+	if m := registered()[name]; m != nil {
+		return m
+	}
 	for _, m := range z.methods {
 		if string(m.Name()) == name && m.ParentFile().Package() == z.area {
 			return m

@@ -85,6 +85,7 @@ func services(tb testing.TB, rt *object.Runtime) (_ []handlers.Service, sessions
 			coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordination.NewManager(coordination.Register(rt), time.Now)),
 		handlers.NewService[sessionv1connect.SessionServiceHandler](
 			sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, sessions),
+		inspectService(rt),
 	}, sessions
 }
 
@@ -294,6 +295,7 @@ var areas = map[protoreflect.FullName]area{
 	"holdfast.project.v1":      projectArea,
 	"holdfast.coordination.v1": coordinationArea,
 	"holdfast.session.v1":      sessionArea,
+	"holdfast.inspect.v1":      inspectArea,
 }
 
 // isolationCases are those of all areas.

@@ -49,6 +49,13 @@
 //	 ^                            │ error or panic
 //	 └── later, twice as long <───┴──> parked, after MaxTimerTries
 //
+// # History
+//
+// Each event of the journal has what its change replaced: top-level fields, entries, timers. To see the object as it was,
+// the runtime begins with what is stored and takes events back, the newest first, in one snapshot of the database. A
+// restore is an ordinary change computed from that, fenced by the version it was computed at. A deleted object keeps its
+// rows for a day, and can come back with them; one that was made anew has no history of its earlier life.
+//
 // # Failure
 //
 //   - A process dies with timers that it took: they are due again when their lease is over.

@@ -24,6 +24,9 @@ type Moment struct {
 	Time    time.Time
 }
 
+// Latest is the newest version.
+func Latest() Moment { return Moment{Time: farFuture} }
+
 // HistoryError: the object's journal does not reach to the moment that was asked for. Versions Oldest to Newest can be
 // had. What is older was trimmed, or belonged to an earlier life of the object.
 type HistoryError struct{ Oldest, Newest Version }
@@ -101,8 +104,9 @@ type Past struct {
 	entries map[entryKey]json.RawMessage // nil for one that was not there
 }
 
-// Info is the object's at that moment; its expiry is not known any more.
-func (p *Past) info(id ID) Info {
+// Info is the object's at that moment; when it would have expired is not known, nor its update time where the journal does
+// not have that version's event any more.
+func (p *Past) Info(id ID) Info {
 	return Info{ID: id, Owner: p.owner, Version: p.version, CreateTime: p.create, UpdateTime: p.time}
 }
 
@@ -111,6 +115,12 @@ func (p *Past) Timers() map[string]time.Time { return p.timers }
 
 // Version is the version that the moment is at.
 func (p *Past) Version() Version { return p.version }
+
+// State is that of the moment, in this release's form.
+func (p *Past) State() (proto.Message, error) {
+	state, _, err := p.decode()
+	return state, err
+}
 
 // decode is the state of that moment in this release's form.
 func (p *Past) decode() (state proto.Message, newer bool, err error) {
@@ -314,7 +324,7 @@ func (k *Kind[S]) ViewAt(ctx context.Context, id ID, at Moment) (Snapshot[S], er
 	if err != nil {
 		return Snapshot[S]{}, err
 	}
-	return Snapshot[S]{Info: p.info(id), State: state.(S)}, nil //nolint:forcetypeassert // decoded from the kind's prototype
+	return Snapshot[S]{Info: p.Info(id), State: state.(S)}, nil //nolint:forcetypeassert // decoded from the kind's prototype
 }
 
 // EntriesAt pages forward through a collection as it was at a moment; see Past. Of its options Before is not one.
@@ -333,7 +343,7 @@ func (k *Kind[S]) EntriesAt(ctx context.Context, id ID, at Moment, collection st
 	if r.past.state == nil {
 		return EntriesPage{}, ErrNotFound
 	}
-	page := EntriesPage{Info: r.past.info(id)}
+	page := EntriesPage{Info: r.past.Info(id)}
 	// What differs from now, in order, is merged with what is stored.
 	var differ []entryKey
 	for k := range r.past.entries {
@@ -628,7 +638,7 @@ func (k *Kind[S]) Diff(ctx context.Context, id ID, from, to Moment) (Difference,
 		return Difference{}, err
 	}
 	before := &r.past
-	d := Difference{From: before.info(id), To: after.info(id)}
+	d := Difference{From: before.Info(id), To: after.Info(id)}
 	if d.Before, err = before.decodeIfThere(); err != nil {
 		return Difference{}, err
 	}

@@ -67,9 +67,3 @@ WHERE t.tenant_id = @tenant_id::text AND (@kind::text = '' OR t.kind = @kind) AN
   AND (t.kind, t.object_id, t.name) > (@after_kind::text, @after_object_id::text, @after_name::text)
 ORDER BY t.kind, t.object_id, t.name
 LIMIT @page_size::integer;
-
--- RetryTimer makes a timer due now, as if it had never been tried.
--- name: RetryTimer :many
-UPDATE holdfast.timers SET next_time = clock_timestamp(), lease_time = NULL, attempts = 0, last_error = '', parked = false
-WHERE tenant_id = @tenant_id::text AND kind = @kind::text AND object_id = @object_id::text AND name = @name::text
-RETURNING kind, object_id, name, owner_id, due_time, next_time, attempts, last_error, parked;

@@ -22,11 +22,13 @@ import (
 	"holdfast/db"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	"holdfast/gen/holdfast/inspect/v1/inspectv1connect"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
+	"holdfast/handlers/inspect"
 	"holdfast/handlers/project"
 	"holdfast/handlers/session"
 	"holdfast/identity"
@@ -163,6 +165,8 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 				coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordination.NewManager(apis, d.Now)),
 			handlers.NewService[sessionv1connect.SessionServiceHandler](
 				sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, sessions),
+			handlers.NewService[inspectv1connect.InspectServiceHandler](
+				inspectv1connect.InspectServiceName, inspectv1connect.NewInspectServiceHandler, inspect.NewManager(rt)),
 		},
 		Routes: []handlers.Route{{Name: "linear webhook", Path: project.WebhookPath, Handler: project.NewWebhook(project.WebhookConfig{
 			Kinds: projectKinds, FindEndpoints: d.FindEndpoints, Open: box.Open, Now: time.Now, Log: log,

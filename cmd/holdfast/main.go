@@ -23,6 +23,7 @@ type cli struct {
 	Export  exportCmd  `cmd:"" help:"Write all of a tenant, or of one of its users, to standard output."`
 	Import  importCmd  `cmd:"" help:"Store an export in a tenant."`
 	Sweep   sweepCmd   `cmd:"" help:"Delete what has expired, once; servers do so by themselves."`
+	Object  objectCmd  `cmd:"" help:"Look into objects: what they are, were and wait for; restore and fork them."`
 	Bench   benchCmd   `cmd:"" help:"Measure a server under load."`
 	Replay  replayCmd  `cmd:"" help:"Send a recorded Gemini Live session to a server."`
 	Version versionCmd `cmd:"" help:"Print the version."`

@@ -63,10 +63,10 @@ type Kinds struct {
 func Register(rt *object.Runtime) Kinds {
 	return Kinds{
 		Projects: object.Register(rt, object.KindConfig[projectState]{
-			Name: "project", SchemaVersion: 1, Terms: projectTerms,
+			Name: "project", SchemaVersion: 1, Terms: projectTerms, UserRestore: true,
 		}),
 		Tasks: object.Register(rt, object.KindConfig[taskState]{
-			Name: "task", SchemaVersion: 1, Terms: taskTerms,
+			Name: "task", SchemaVersion: 1, Terms: taskTerms, UserRestore: true,
 			Collections: map[string]proto.Message{inTransitions: &projectv1.TaskTransition{}},
 			Recent:      inTransitions, RecentKeep: 4,
 		}),

@@ -1978,10 +1978,10 @@ const file_holdfast_project_v1_state_proto_rawDesc = "" +
 	"\asecrets\x18\x02 \x03(\v2!.holdfast.project.v1.SealedSecretR\asecrets\x12:\n" +
 	"\aapi_key\x18\x03 \x01(\v2!.holdfast.project.v1.SealedSecretR\x06apiKey\x122\n" +
 	"\x15replay_window_seconds\x18\x04 \x01(\x03R\x13replayWindowSeconds\x12'\n" +
-	"\x0forganization_id\x18\x05 \x01(\tR\x0eorganizationId\"\x80\x01\n" +
+	"\x0forganization_id\x18\x05 \x01(\tR\x0eorganizationId\"\x85\x01\n" +
 	"\fSealedSecret\x12\x1b\n" +
-	"\tsecret_id\x18\x01 \x01(\tR\bsecretId\x12\x16\n" +
-	"\x06sealed\x18\x02 \x01(\fR\x06sealed\x12;\n" +
+	"\tsecret_id\x18\x01 \x01(\tR\bsecretId\x12\x1b\n" +
+	"\x06sealed\x18\x02 \x01(\fB\x03\x80\x01\x01R\x06sealed\x12;\n" +
 	"\vcreate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\"b\n" +
 	"\x13LinearDeliveryState\x12\x19\n" +

@@ -1,0 +1,322 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	inspectv1 "holdfast/gen/holdfast/inspect/v1"
+	"holdfast/gen/holdfast/inspect/v1/inspectv1connect"
+)
+
+// objectCmd is `holdfast object`: the inspector, over the API of a running server.
+type objectCmd struct {
+	List    objectListCmd    `cmd:"" help:"List the objects of a kind, or without one the kinds."`
+	Get     objectGetCmd     `cmd:"" help:"Print an object as it is, or as it was."`
+	Events  objectEventsCmd  `cmd:"" help:"Print what happened to an object, newest first."`
+	Diff    objectDiffCmd    `cmd:"" help:"Print in what an object differs between two moments."`
+	Restore objectRestoreCmd `cmd:"" help:"Make an object what it was, as a new version."`
+	Fork    objectForkCmd    `cmd:"" help:"Make a new object of what another is or was."`
+	Timers  objectTimersCmd  `cmd:"" help:"Print what objects wait for."`
+	Retry   objectRetryCmd   `cmd:"" help:"Make a timer due now, also one that is not tried any more."`
+}
+
+// apiConfig says which server a command asks, and as whom.
+type apiConfig struct {
+	API   string `help:"Base URL of the server." name:"api" env:"HOLDFAST_API" default:"http://127.0.0.1:8080" placeholder:"URL"`
+	Token string `help:"API key, such as \"holdfast dev\" prints." env:"HOLDFAST_TOKEN" placeholder:"KEY"`
+}
+
+// inspect runs do with a client of the server.
+func (c apiConfig) inspect(do func(inspectv1connect.InspectServiceClient) error) error {
+	if c.Token == "" {
+		return wrongUsage("no API key for %s: set HOLDFAST_TOKEN or give --token; `holdfast dev` and `holdfast key create` print one", c.API)
+	}
+	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true}
+	defer transport.CloseIdleConnections()
+	err := do(inspectv1connect.NewInspectServiceClient(&http.Client{Transport: &bearer{c.Token, transport}}, c.API))
+	if connect.CodeOf(err) == connect.CodeUnavailable {
+		return fmt.Errorf("%w (is there a server at %s? `holdfast dev` starts one)", err, c.API)
+	}
+	return err
+}
+
+// printJSON prints a message, indented, with the field names of its proto.
+func printJSON(w io.Writer, m proto.Message) error {
+	b, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, b, "", "  "); err != nil { // protojson's own spaces are random
+		return err
+	}
+	_, err = fmt.Fprintln(w, out.String())
+	return err
+}
+
+// parseMoment reads a version or a time; "" is nil, which is now.
+func parseMoment(s string) (*inspectv1.Moment, error) {
+	if s == "" {
+		return nil, nil
+	}
+	if v, err := strconv.ParseInt(s, 10, 64); err == nil {
+		return &inspectv1.Moment{Point: &inspectv1.Moment_Version{Version: v}}, nil
+	}
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil {
+		return nil, wrongUsage("%q is no version, such as 3, and no time, such as 2026-11-23T12:00:00Z", s)
+	}
+	return &inspectv1.Moment{Point: &inspectv1.Moment_Time{Time: timestamppb.New(t)}}, nil
+}
+
+// objectRef names an object.
+type objectRef struct {
+	apiConfig
+
+	Kind string `arg:"" help:"The kind, such as conversation."`
+	ID   string `arg:"" help:"The object's id."`
+}
+
+type objectListCmd struct {
+	apiConfig
+
+	Kind   string  `arg:"" optional:"" help:"The kind, such as conversation."`
+	Prefix string  `help:"Only ids that begin so." placeholder:"TEXT"`
+	Owner  *string `help:"Only what belongs to this user." placeholder:"USER"`
+	ByID   bool    `help:"By id; otherwise newest activity first." name:"by-id"`
+	Limit  int32   `help:"At most so many, up to 200." default:"50"`
+}
+
+// Run prints one object a line.
+func (c *objectListCmd) Run(ctx context.Context, w *console) error {
+	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
+		req := &inspectv1.ListObjectsRequest{Kind: c.Kind, Prefix: c.Prefix, Owner: c.Owner, PageSize: c.Limit}
+		if c.ByID {
+			req.Order = inspectv1.Order_ORDER_ID
+		}
+		res, err := s.ListObjects(ctx, req)
+		if err != nil {
+			return err
+		}
+		t := tabwriter.NewWriter(w.stdout, 0, 0, 2, ' ', 0)
+		for _, kind := range res.GetKinds() {
+			fmt.Fprintln(t, kind)
+		}
+		if c.Kind != "" {
+			fmt.Fprintln(t, "ID\tOWNER\tVERSION\tUPDATED")
+		}
+		for _, o := range res.GetObjects() {
+			fmt.Fprintf(t, "%s\t%s\t%d\t%s\n", o.GetObjectId(), o.GetOwner(), o.GetMetadata().GetVersion(), stamp(o.GetMetadata().GetUpdateTime()))
+		}
+		return t.Flush()
+	})
+}
+
+func stamp(t *timestamppb.Timestamp) string { return t.AsTime().Format(time.RFC3339Nano) }
+
+type objectGetCmd struct {
+	objectRef
+
+	At         string `help:"As it was at this version or time." placeholder:"MOMENT"`
+	Collection string `help:"With entries of this collection." placeholder:"NAME"`
+	After      string `help:"Entries behind this key." placeholder:"KEY"`
+	Limit      int32  `help:"At most so many entries, up to 200." default:"50"`
+}
+
+// Run prints an object as JSON.
+func (c *objectGetCmd) Run(ctx context.Context, w *console) error {
+	at, err := parseMoment(c.At)
+	if err != nil {
+		return err
+	}
+	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
+		if at == nil {
+			res, err := s.GetObject(ctx, &inspectv1.GetObjectRequest{
+				Kind: c.Kind, ObjectId: c.ID, Collection: c.Collection, AfterKey: c.After, PageSize: c.Limit,
+			})
+			if err != nil {
+				return err
+			}
+			return printJSON(w.stdout, res)
+		}
+		res, err := s.GetObjectAt(ctx, &inspectv1.GetObjectAtRequest{
+			Kind: c.Kind, ObjectId: c.ID, At: at, Collection: c.Collection, AfterKey: c.After, PageSize: c.Limit,
+		})
+		if err != nil {
+			return err
+		}
+		return printJSON(w.stdout, res)
+	})
+}
+
+type objectEventsCmd struct {
+	objectRef
+
+	From  int64 `help:"From this version back; 0: from the newest." placeholder:"VERSION"`
+	Limit int32 `help:"At most so many, up to 200." default:"50"`
+}
+
+// Run prints one event a line.
+func (c *objectEventsCmd) Run(ctx context.Context, w *console) error {
+	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
+		res, err := s.ListEvents(ctx, &inspectv1.ListEventsRequest{Kind: c.Kind, ObjectId: c.ID, FromVersion: c.From, PageSize: c.Limit})
+		if err != nil {
+			return err
+		}
+		t := tabwriter.NewWriter(w.stdout, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(t, "VERSION\tTIME\tTYPE\tACTOR\tFIELDS\tENTRIES\tREQUEST")
+		for _, e := range res.GetEvents() {
+			entries := strings.Join(e.GetEntries()[:min(len(e.GetEntries()), 3)], " ")
+			if n := int(e.GetEntryCount()); n > 3 {
+				entries += fmt.Sprintf(" and %d more", n-3)
+			}
+			fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", e.GetVersion(), stamp(e.GetTime()), e.GetType(), e.GetActor(),
+				strings.Join(e.GetFields(), " "), entries, e.GetRequestId())
+		}
+		return t.Flush()
+	})
+}
+
+type objectDiffCmd struct {
+	objectRef
+
+	From string `arg:"" help:"The earlier version or time."`
+	To   string `arg:"" optional:"" help:"The later version or time. Default: now."`
+}
+
+// Run prints a difference as JSON.
+func (c *objectDiffCmd) Run(ctx context.Context, w *console) error {
+	from, err := parseMoment(c.From)
+	if err != nil {
+		return err
+	}
+	to, err := parseMoment(c.To)
+	if err != nil {
+		return err
+	}
+	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
+		res, err := s.DiffObject(ctx, &inspectv1.DiffObjectRequest{Kind: c.Kind, ObjectId: c.ID, From: from, To: to})
+		if err != nil {
+			return err
+		}
+		return printJSON(w.stdout, res)
+	})
+}
+
+type objectRestoreCmd struct {
+	objectRef
+
+	At        string `arg:"" help:"The version or time to go back to."`
+	IfVersion int64  `help:"Only while it is at this version." placeholder:"VERSION"`
+}
+
+// Run restores an object and prints its new version.
+func (c *objectRestoreCmd) Run(ctx context.Context, w *console) error {
+	at, err := parseMoment(c.At)
+	if err != nil {
+		return err
+	}
+	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
+		res, err := s.RestoreObject(ctx, &inspectv1.RestoreObjectRequest{
+			Kind: c.Kind, ObjectId: c.ID, At: at, RequestId: uuid.NewString(), IfVersion: c.IfVersion,
+		})
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(w.stdout, "%s %s is as it was at version %d; it is at version %d now, and `holdfast object restore %s %s %d` undoes that\n",
+			c.Kind, c.ID, res.GetRestoredVersion(), res.GetMetadata().GetVersion(), c.Kind, c.ID, res.GetMetadata().GetVersion()-1)
+		return err
+	})
+}
+
+type objectForkCmd struct {
+	objectRef
+
+	NewID string `arg:"" help:"The id of the copy."`
+	At    string `help:"As it was at this version or time. Default: as it is." placeholder:"MOMENT"`
+}
+
+// Run makes a copy and says whose it is.
+func (c *objectForkCmd) Run(ctx context.Context, w *console) error {
+	at, err := parseMoment(c.At)
+	if err != nil {
+		return err
+	}
+	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
+		res, err := s.ForkObject(ctx, &inspectv1.ForkObjectRequest{
+			Kind: c.Kind, ObjectId: c.ID, At: at, NewObjectId: c.NewID, RequestId: uuid.NewString(),
+		})
+		if err != nil {
+			return err
+		}
+		owner := "the whole tenant's"
+		if res.GetOwner() != "" {
+			owner = res.GetOwner() + "'s"
+		}
+		_, err = fmt.Fprintf(w.stdout, "%s %s is %s as it was at version %d, and %s\n", c.Kind, c.NewID, c.ID, res.GetForkedVersion(), owner)
+		return err
+	})
+}
+
+type objectTimersCmd struct {
+	apiConfig
+
+	Kind   string `arg:"" optional:"" help:"Only of objects of this kind."`
+	ID     string `arg:"" optional:"" help:"Only of this object."`
+	Parked bool   `help:"Only those that are not tried any more."`
+	Limit  int32  `help:"At most so many, up to 200." default:"50"`
+}
+
+// Run prints one timer a line.
+func (c *objectTimersCmd) Run(ctx context.Context, w *console) error {
+	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
+		res, err := s.ListTimers(ctx, &inspectv1.ListTimersRequest{Kind: c.Kind, ObjectId: c.ID, Parked: c.Parked, PageSize: c.Limit})
+		if err != nil {
+			return err
+		}
+		t := tabwriter.NewWriter(w.stdout, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(t, "KIND\tID\tTIMER\tDUE\tNEXT TRY\tFAILED\tERROR")
+		for _, timer := range res.GetTimers() {
+			next := stamp(timer.GetNextTime())
+			if timer.GetParked() {
+				next = "parked"
+			}
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", timer.GetKind(), timer.GetObjectId(), timer.GetName(), stamp(timer.GetDueTime()),
+				next, timer.GetAttempts(), timer.GetLastError())
+		}
+		return t.Flush()
+	})
+}
+
+type objectRetryCmd struct {
+	objectRef
+
+	Timer string `arg:"" help:"The timer's name."`
+}
+
+// Run makes a timer due.
+func (c *objectRetryCmd) Run(ctx context.Context, w *console) error {
+	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
+		if _, err := s.RetryTimer(ctx, &inspectv1.RetryTimerRequest{
+			Kind: c.Kind, ObjectId: c.ID, Name: c.Timer, RequestId: uuid.NewString(),
+		}); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(w.stdout, "%s of %s %s is due\n", c.Timer, c.Kind, c.ID)
+		return err
+	})
+}

@@ -1,0 +1,163 @@
+package handlers_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/known/typepb"
+
+	"holdfast/db/dbtest"
+	"holdfast/gen/holdfast/inspect/v1/inspectv1connect"
+	"holdfast/handlers"
+	"holdfast/handlers/inspect"
+	"holdfast/object"
+)
+
+// inspectService has, beside the kinds that others have registered, one with timers that nothing runs.
+func inspectService(rt *object.Runtime) handlers.Service {
+	object.Register(rt, object.KindConfig[*typepb.Type]{
+		Name: "probe", SchemaVersion: 1, TTL: 48 * time.Hour, OnTimer: func(*object.Tx[*typepb.Type], string) error { return nil },
+	})
+	return handlers.NewService[inspectv1connect.InspectServiceHandler](
+		inspectv1connect.InspectServiceName, inspectv1connect.NewInspectServiceHandler, inspect.NewManager(rt))
+}
+
+var inspectArea = area{
+	fill: fillInspected,
+	fuzzing: fuzzing{
+		seed: [][2]string{
+			{"/holdfast.conversation.v1.ConversationService/CreateConversation", `{"conversationId":"c1","labels":{"a":"b"}}`},
+			{"/holdfast.conversation.v1.ConversationService/AppendMessages", `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"x"}]}`},
+		},
+		reads: map[string][2]string{"": {"GetObject", `{"kind":"conversation","objectId":"c1","collection":"messages"}`}},
+		// No user may retry what is not there, and no service either.
+		service: map[string]string{"RetryTimer": "not_found"},
+		full: map[string]string{
+			"ListObjects":   `{"kind":"conversation","owner":"ada","prefix":"c","order":"ORDER_ID","pageSize":5,"pageToken":"eyJ0IjoiMjAyNi0wMS0wMVQwMDowMDowMFoiLCJpIjoiYzEifQ"}`,
+			"GetObject":     `{"kind":"conversation","objectId":"c1","collection":"messages","afterKey":"0","pageSize":5}`,
+			"ListEvents":    `{"kind":"conversation","objectId":"c1","fromVersion":"9","pageSize":5}`,
+			"GetObjectAt":   `{"kind":"conversation","objectId":"c1","at":{"version":"1"},"collection":"messages","afterKey":"0","pageSize":5}`,
+			"DiffObject":    `{"kind":"conversation","objectId":"c1","from":{"version":"1"},"to":{"time":"2099-01-01T00:00:00Z"}}`,
+			"RestoreObject": `{"kind":"conversation","objectId":"c1","at":{"version":"1"},"requestId":"r-2","ifVersion":"2"}`,
+			"ForkObject":    `{"kind":"conversation","objectId":"c1","at":{"version":"1"},"newObjectId":"c1-2","requestId":"r-2"}`,
+			"DeleteObject":  `{"kind":"conversation","objectId":"c1","requestId":"r-2","ifVersion":"2"}`,
+			"ListTimers":    `{"kind":"conversation","objectId":"c1","parked":true,"pageSize":5,"pageToken":"eyJrIjoiYSIsImkiOiJiIiwibiI6ImMifQ"}`,
+			"RetryTimer":    `{"kind":"probe","objectId":"c1","name":"n","requestId":"r-2","ifVersion":"1"}`,
+		},
+	},
+	cases: map[string]isolationCase{
+		"/holdfast.inspect.v1.InspectService/ListObjects":   {test: isolateListObjects},
+		"/holdfast.inspect.v1.InspectService/GetObject":     {body: `{"kind":"conversation","objectId":"c1","collection":"messages"}`},
+		"/holdfast.inspect.v1.InspectService/ListEvents":    {body: `{"kind":"conversation","objectId":"c1"}`},
+		"/holdfast.inspect.v1.InspectService/GetObjectAt":   {body: `{"kind":"conversation","objectId":"c1","at":{"version":2},"collection":"messages"}`},
+		"/holdfast.inspect.v1.InspectService/DiffObject":    {body: `{"kind":"conversation","objectId":"c1","from":{"version":1}}`},
+		"/holdfast.inspect.v1.InspectService/RestoreObject": {body: `{"kind":"conversation","objectId":"c1","at":{"version":1}}`},
+		"/holdfast.inspect.v1.InspectService/ForkObject":    {body: `{"kind":"conversation","objectId":"c1","newObjectId":"c2"}`},
+		"/holdfast.inspect.v1.InspectService/DeleteObject":  {body: `{"kind":"conversation","objectId":"c1"}`},
+		"/holdfast.inspect.v1.InspectService/ListTimers":    {body: `{"kind":"probe"}`, outside: isEmpty, inside: isEmpty},
+		"/holdfast.inspect.v1.InspectService/RetryTimer":    {body: `{"kind":"probe","objectId":"c1","name":"` + secret + `"}`},
+	},
+}
+
+// fillInspected makes c1 twice: a conversation, and a probe with a timer, both of the user ada.
+func fillInspected(tb testing.TB, b *bundle, ada string) {
+	tb.Helper()
+	fillConversation(tb, b, ada)
+	m := registered()["/holdfast.conversation.v1.ConversationService/SetVoiceState"]
+	if got := b.call(tb, m, `{"conversationId":"c1","status":"VOICE_STATUS_LISTENING","requestId":"`+secret+`"}`, ada); got.code != "ok" {
+		tb.Fatalf("%+v", got)
+	}
+	conn, err := pgx.Connect(tb.Context(), b.OwnerURL)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	for _, sql := range []string{
+		`INSERT INTO holdfast.objects (tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, create_time, update_time, activity_time, timers)
+		VALUES ($1, 'probe', 'c1', 'ada', 0, 1, 1, '{}', now(), now(), now(), jsonb_build_object($2::text, '2099-01-01T00:00:00Z'))`,
+		`INSERT INTO holdfast.timers (tenant_id, kind, object_id, name, owner_id, due_time, next_time) VALUES ($1, 'probe', 'c1', $2, 'ada', '2099-01-01T00:00:00Z', '2099-01-01T00:00:00Z')`,
+	} {
+		if _, err := conn.Exec(tb.Context(), sql, string(b.Tenant), secret); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+// isolateListObjects lists by every order: an item says nothing of what the object holds.
+func isolateListObjects(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
+	t.Helper()
+	ada := b.key(t, "ada")
+	fillInspected(t, b, ada)
+	for _, body := range []string{
+		`{"kind":"conversation"}`, `{"kind":"conversation","order":"ORDER_ID"}`, `{"kind":"conversation","owner":"ada"}`, `{"kind":"conversation","prefix":"c1"}`,
+	} {
+		for name, c := range map[string]struct {
+			header string
+			sees   bool
+		}{
+			"the owner": {ada, true}, "a service": {b.key(t, ""), true}, "another user": {b.key(t, "eve"), false},
+			"another tenant's service": {b.tenant(t).key(t, ""), false}, "another tenant's user of that name": {b.tenant(t).key(t, "ada"), false},
+		} {
+			if got := b.call(t, m, body, c.header); got.code != "ok" || strings.Contains(got.body, `"c1"`) != c.sees || !c.sees && got.body != "{}" {
+				t.Errorf("%s of %s is answered with %+v", body, name, got)
+			}
+		}
+	}
+	for _, kinds := range []string{"", b.key(t, "eve")} {
+		want := "unauthenticated"
+		var headers []string
+		if kinds != "" {
+			headers, want = []string{kinds}, "ok"
+		}
+		if got := b.call(t, m, `{}`, headers...); got.code != want || (want == "ok") != strings.Contains(got.body, `"probe"`) {
+			t.Errorf("all kinds: %+v", got)
+		}
+	}
+}
+
+// notSecret are the stored fields of bytes that anybody who sees the object may see.
+var notSecret = map[protoreflect.FullName]string{
+	"holdfast.coordination.v1.Outcome.body": "what the provider answered to the caller",
+}
+
+// The inspector shows what is stored, but for what its message marks with debug_redact. Bytes are hashes and sealed
+// secrets, unless somebody has thought about it.
+func TestStoredSecretsAreMarked(t *testing.T) {
+	t.Parallel()
+	rt := object.NewRuntime(dbtest.New(t).DB, object.Config{})
+	defer rt.Close(context.Background())
+	services(t, rt)
+	seen := map[protoreflect.FullName]bool{}
+	var walk func(md protoreflect.MessageDescriptor)
+	walk = func(md protoreflect.MessageDescriptor) {
+		if seen[md.FullName()] {
+			return
+		}
+		seen[md.FullName()] = true
+		for i := range md.Fields().Len() {
+			f := md.Fields().Get(i)
+			marked := f.Options().(*descriptorpb.FieldOptions).GetDebugRedact()
+			if strings.HasPrefix(string(f.FullName()), "holdfast.") && f.Kind() == protoreflect.BytesKind && !marked && notSecret[f.FullName()] == "" {
+				t.Errorf("%s may be a secret: mark it with debug_redact, or say in notSecret why it is none", f.FullName())
+			}
+			if f.Message() != nil && !marked {
+				walk(f.Message())
+			}
+		}
+	}
+	for _, name := range rt.Kinds() {
+		k, _ := rt.Kind(name)
+		walk(k.Prototype().ProtoReflect().Descriptor())
+		for _, c := range k.Collections() {
+			walk(k.PrototypeOf(c).ProtoReflect().Descriptor())
+		}
+	}
+	if len(seen) < 20 {
+		t.Errorf("only %d messages were found", len(seen))
+	}
+}
