@@ -33,6 +33,8 @@ type fuzzing struct {
 	reads map[string][2]string
 	// service are methods that only services may call, and how full's request is answered.
 	service map[string]string
+	// needy are methods for whose full request a fresh c1 lacks something.
+	needy []string
 }
 
 // fuzzed is a server and an object, which each input finds new: one that was changed is left to itself. In inputs its
@@ -221,7 +223,7 @@ func TestHostileJSON(t *testing.T) {
 				t.Fatal("its area's fuzzing has no full request of it")
 			}
 			z.fresh(t, m)
-			if got := z.ask(t, m, "json", []byte(document)); got.code != cmp.Or(how.service[string(m.Name())], "ok") {
+			if got := z.ask(t, m, "json", []byte(document)); got.code != cmp.Or(how.service[string(m.Name())], "ok") && !slices.Contains(how.needy, string(m.Name())) {
 				t.Fatalf("as it is, it is answered with %+v", got)
 			}
 			z.id = ""

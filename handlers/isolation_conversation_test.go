@@ -5,6 +5,9 @@ import "testing"
 var conversationArea = area{
 	fill: fillConversation,
 	fuzzing: fuzzing{
+		needy: []string{
+			"CloseLive", "ReportResumeFailed", "ClaimToolCall", "CompleteToolCall", "TruncateMessage", "ProposeCompaction", "CommitSummary",
+		},
 		seed: [][2]string{
 			{"CreateConversation", `{"conversationId":"c1","labels":{"a":"b"}}`},
 			{"AppendMessages", `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"x","clientMessageId":"m-1"}],"requestId":"r-1"}`},
@@ -14,6 +17,20 @@ var conversationArea = area{
 			"": {"GetConversation", `{"conversationId":"c1","messageLimit":9}`},
 		},
 		full: map[string]string{
+			"OpenLive":           `{"conversationId":"c1","device":"d","provider":"LIVE_PROVIDER_VERTEX_AI","setupHash":"h","seeding":true,"keepFramesFor":"60s","silence":"2s","requestId":"r-2","ifVersion":"2"}`,
+			"CloseLive":          `{"conversationId":"c1","epoch":"1","closeCode":1006,"requestId":"r-2","ifVersion":"2"}`,
+			"GetResumePlan":      `{"conversationId":"c1","setupHash":"h","seedBudgetTokens":"300","seedEndsWithUser":true}`,
+			"ReportResumeFailed": `{"conversationId":"c1","epoch":"1","handleId":"1","closeCode":1011,"seeding":true,"requestId":"r-2","ifVersion":"2"}`,
+			"ListFragments":      `{"conversationId":"c1","afterSeq":"1","pageSize":1}`,
+			"ListLiveFrames":     `{"conversationId":"c1","afterNumber":"1","pageSize":1}`,
+			"ListToolCalls":      `{"conversationId":"c1","afterSeq":"1","pageSize":1}`,
+			"ClaimToolCall":      `{"conversationId":"c1","seq":"1","worker":"w","lease":"2s","fencingToken":"1","requestId":"r-2","ifVersion":"2"}`,
+			"CompleteToolCall":   `{"conversationId":"c1","seq":"1","fencingToken":"1","response":{"a":[1]},"isError":true,"requestId":"r-2","ifVersion":"2"}`,
+			"TruncateMessage":    `{"conversationId":"c1","seq":"1","heardText":"x","requestId":"r-2","ifVersion":"2"}`,
+			"GetContextWindow":   `{"conversationId":"c1","budgetTokens":"300","policy":"CONTEXT_POLICY_RECENT_ONLY","format":"CONTEXT_FORMAT_LIVE_SEED","endsWithUser":true}`,
+			"ProposeCompaction":  `{"conversationId":"c1","keepTokens":"1","lease":"2s","fromScratch":true,"leaseToken":"1","requestId":"r-2","ifVersion":"2"}`,
+			"CommitSummary":      `{"conversationId":"c1","leaseToken":"1","text":"x","tokenCount":"3","requestId":"r-2","ifVersion":"2"}`,
+			"ListSummaries":      `{"conversationId":"c1","afterSeq":"1","pageSize":1}`,
 			"CreateConversation": `{"conversationId":"c1-2","title":"t","labels":{"a":"b"},"projectId":"p","ttl":"90000s","requestId":"r-2"}`,
 			"GetConversation":    `{"conversationId":"c1","messageLimit":9,"ifVersionNot":"9"}`,
 			"ListConversations":  `{"pageSize":5,"pageToken":"eyJ0IjoiMjAyNi0wMS0wMVQwMDowMDowMFoiLCJpIjoiYzEifQ","projectId":"p","labels":{"a":"b"}}`,
@@ -46,22 +63,53 @@ var conversationArea = area{
 		"/holdfast.conversation.v1.ConversationService/ListIntents":        {body: `{"conversationId":"c1"}`},
 		"/holdfast.conversation.v1.ConversationService/AdvanceFlow":        {body: `{"conversationId":"c1","flow":"mine","step":"mine"}`},
 		"/holdfast.conversation.v1.ConversationService/ListFlowSteps":      {body: `{"conversationId":"c1"}`},
-		"/holdfast.conversation.v1.ConversationService/IngestLive":         {body: `{"conversationId":"c1","epoch":1,"frames":[{"clientIndex":1,"text":"{\"serverContent\":{\"inputTranscription\":{\"text\":\"mine\"}}}"}]}`},
+		"/holdfast.conversation.v1.ConversationService/IngestLive":         {body: `{"conversationId":"c1","epoch":9,"frames":[{"clientIndex":1,"text":"{\"serverContent\":{\"inputTranscription\":{\"text\":\"mine\"}}}"}]}`},
+		"/holdfast.conversation.v1.ConversationService/OpenLive":           {body: `{"conversationId":"c1","device":"mine"}`},
+		"/holdfast.conversation.v1.ConversationService/CloseLive":          {body: `{"conversationId":"c1","epoch":2}`},
+		"/holdfast.conversation.v1.ConversationService/GetResumePlan":      {body: `{"conversationId":"c1"}`},
+		"/holdfast.conversation.v1.ConversationService/ReportResumeFailed": {body: `{"conversationId":"c1","epoch":2,"handleId":1}`},
+		"/holdfast.conversation.v1.ConversationService/ListFragments":      {body: `{"conversationId":"c1"}`},
+		"/holdfast.conversation.v1.ConversationService/ListLiveFrames":     {body: `{"conversationId":"c1"}`},
+		"/holdfast.conversation.v1.ConversationService/ListToolCalls":      {body: `{"conversationId":"c1"}`},
+		"/holdfast.conversation.v1.ConversationService/ClaimToolCall":      {body: `{"conversationId":"c1","seq":2,"worker":"mine"}`},
+		"/holdfast.conversation.v1.ConversationService/CompleteToolCall":   {body: `{"conversationId":"c1","seq":1,"fencingToken":1,"response":{}}`},
+		"/holdfast.conversation.v1.ConversationService/TruncateMessage":    {body: `{"conversationId":"c1","seq":2,"playedMs":0}`},
+		"/holdfast.conversation.v1.ConversationService/GetContextWindow":   {body: `{"conversationId":"c1"}`},
+		"/holdfast.conversation.v1.ConversationService/ProposeCompaction":  {body: `{"conversationId":"c1","keepTokens":1,"leaseToken":2}`},
+		"/holdfast.conversation.v1.ConversationService/CommitSummary":      {body: `{"conversationId":"c1","leaseToken":2,"text":"mine"}`},
+		"/holdfast.conversation.v1.ConversationService/ListSummaries":      {body: `{"conversationId":"c1"}`},
 		"/holdfast.conversation.v1.ConversationService/WatchConversation":  {body: `{"conversationId":"c1","messageLimit":9}`},
 	},
 }
 
+// filledMessages is how many messages fillConversation leaves in c1.
+const filledMessages = 7
+
 // fillConversation makes c1 of the user ada, with something in each of its collections.
 func fillConversation(tb testing.TB, b *bundle, ada string) {
 	tb.Helper()
+	const frame = `"frames":[{"clientIndex":1,"text":"{\"serverContent\":{\"inputTranscription\":{\"text\":\"` + secret + `\"},` +
+		`\"outputTranscription\":{\"text\":\"` + secret + `\"}},\"toolCall\":{\"functionCalls\":[{\"id\":\"f1\",\"name\":\"` + secret + `\"},{\"id\":\"f2\"}]},` +
+		`\"sessionResumptionUpdate\":{\"newHandle\":\"` + secret + `\",\"resumable\":true}}"}]`
+	const turns = `{"role":"ROLE_ASSISTANT","text":"Yes"},{"role":"ROLE_USER","text":"Go on"}`
 	for _, step := range []struct{ method, body string }{
 		{"CreateConversation", `{"conversationId":"c1","title":"` + secret + `","labels":{"a":"` + secret + `"}}`},
 		{"AppendMessages", `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"` + secret + `","clientMessageId":"m-1"}],"requestId":"r-1"}`},
 		{"RecordIntent", `{"conversationId":"c1","name":"` + secret + `"}`},
 		{"AdvanceFlow", `{"conversationId":"c1","flow":"f","step":"` + secret + `"}`},
+		{"AppendMessages", `{"conversationId":"c1","messages":[` + turns + `]}`},
+		{"ProposeCompaction", `{"conversationId":"c1","keepTokens":1}`},
+		{"CommitSummary", `{"conversationId":"c1","leaseToken":1,"text":"` + secret + `"}`},
+		{"AppendMessages", `{"conversationId":"c1","messages":[` + turns + `]}`},
+		{"ProposeCompaction", `{"conversationId":"c1","keepTokens":1}`},
+		{"OpenLive", `{"conversationId":"c1","device":"` + secret + `"}`},
+		{"OpenLive", `{"conversationId":"c1","device":"` + secret + `","keepFramesFor":"3600s"}`},
+		{"IngestLive", `{"conversationId":"c1","epoch":1,` + frame + `}`},
+		{"IngestLive", `{"conversationId":"c1","epoch":2,` + frame + `}`},
+		{"ClaimToolCall", `{"conversationId":"c1","seq":1,"worker":"` + secret + `"}`},
 	} {
 		m := registered()["/holdfast.conversation.v1.ConversationService/"+step.method]
-		if got := b.call(tb, m, step.body, ada); got.code != "ok" {
+		if got := b.call(tb, m, step.body, ada); got.code != "ok" && got.reason != "FENCED" { // which keeps a fragment
 			tb.Fatalf("%s: %+v", step.method, got)
 		}
 	}

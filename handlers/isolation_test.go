@@ -79,7 +79,7 @@ func services(tb testing.TB, rt *object.Runtime) (_ []handlers.Service, sessions
 	sessions = session.NewManager(session.Register(rt), conversations, box)
 	return []handlers.Service{
 		handlers.NewService[conversationv1connect.ConversationServiceHandler](
-			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations)),
+			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations, conversation.Options{Box: box, Now: time.Now})),
 		projectService(rt, conversations),
 		handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
 			coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordination.NewManager(coordination.Register(rt), time.Now)),
@@ -558,7 +558,7 @@ func TestIsolationOfCallsThatShareATransaction(t *testing.T) {
 	}
 	wait.Wait()
 	m := registered()[conversationv1connect.ConversationServiceGetConversationProcedure]
-	if got := b.call(t, m, `{"conversationId":"c1"}`, ada); !strings.Contains(got.body, fmt.Sprintf(`"messageCount":"%d"`, 1+2*callers*each)) {
+	if got := b.call(t, m, `{"conversationId":"c1"}`, ada); !strings.Contains(got.body, fmt.Sprintf(`"messageCount":"%d"`, filledMessages+2*callers*each)) {
 		t.Errorf("in the end: %s", got.body)
 	}
 }

@@ -26,6 +26,8 @@ type Change[S proto.Message] struct {
 	// State is shared: read it, never change it.
 	State   S
 	Entries []EntryChange
+	// Signal is what Kind.Signal told; only Version is set beside it.
+	Signal proto.Message
 }
 
 // EntryChange is an entry that was put, or deleted where Value is nil.
@@ -42,9 +44,9 @@ func (k *Kind[S]) Watch(ctx context.Context, id ID, after Version, recent int) i
 	return func(yield func(Change[S], error) bool) {
 		w := watch{kind: k.kind, last: after, recent: recent, reset: after == 0}
 		err := w.run(ctx, id, func(u *update) bool {
-			c := Change[S]{Info: u.rec.info(id), Heartbeat: u.heartbeat, Reset: u.reset, Entries: u.entries}
+			c := Change[S]{Info: u.rec.info(id), Heartbeat: u.heartbeat, Reset: u.reset, Entries: u.entries, Signal: u.signal}
 			c.State, _ = u.rec.state.(S)
-			c.Deleted = u.rec.state == nil && !u.heartbeat
+			c.Deleted = u.rec.state == nil && !u.heartbeat && u.signal == nil
 			return yield(c, nil) && !c.Deleted
 		})
 		if err != nil {
@@ -58,6 +60,7 @@ type update struct {
 	rec              *record
 	heartbeat, reset bool
 	entries          []EntryChange
+	signal           proto.Message
 }
 
 // watch is one consumer's position.
@@ -91,7 +94,7 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 	silence := time.NewTimer(rt.hub.heartbeat)
 	defer silence.Stop()
 
-	events, behind := []event(nil), true
+	events, told, behind := []event(nil), []proto.Message(nil), true
 	for {
 		if behind {
 			u, err := w.catchUp(ctx)
@@ -121,10 +124,16 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 		if events = nil; behind {
 			continue
 		}
+		for _, m := range told {
+			if !yield(&update{rec: &record{version: w.last}, signal: m}) {
+				return nil
+			}
+		}
+		told = nil
 		silence.Reset(rt.hub.heartbeat)
 		select {
 		case <-s.signal:
-			events, behind = s.take()
+			events, told, behind = s.take()
 		case <-silence.C:
 			if !yield(&update{rec: &record{version: w.last}, heartbeat: true}) {
 				return nil
@@ -190,7 +199,8 @@ type subscription struct {
 	mu     sync.Mutex // guards what follows
 	events []event
 	behind bool
-	last   Version // newest version that was published or read
+	last   Version         // newest version that was published or read
+	told   []proto.Message // signals, newer than events
 }
 
 const subscriptionBuffer = 64
@@ -292,6 +302,7 @@ func (s *subscription) push(events []event) {
 		s.events, s.behind = nil, true
 	}
 	s.last = max(s.last, events[len(events)-1].version)
+	s.told = nil // the change is newer
 	s.mu.Unlock()
 	s.wake()
 }
@@ -311,12 +322,12 @@ func (s *subscription) wake() {
 	}
 }
 
-func (s *subscription) take() (events []event, behind bool) {
+func (s *subscription) take() (events []event, told []proto.Message, behind bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	events, behind = s.events, s.behind
-	s.events, s.behind = nil, false
-	return events, behind
+	events, told, behind = s.events, s.told, s.behind
+	s.events, s.told, s.behind = nil, nil, false
+	return events, told, behind
 }
 
 func (s *subscription) seen(v Version) {

@@ -62,7 +62,19 @@ type serverConfig struct {
 	sweepConfig
 
 	Linear linearConfig `embed:"" prefix:"linear-" group:"Linear, for tenants with an endpoint:"`
+	Live   liveConfig   `embed:"" prefix:"live-" group:"What Gemini Live allows, should it change:"`
 	JWT    jwtConfig    `embed:"" prefix:"jwt-" group:"JWTs of your own identity provider, beside API keys:"`
+}
+
+// liveConfig has the provider's limits.
+type liveConfig struct {
+	DeveloperHandles time.Duration `help:"How long a resumption handle of the Developer API is valid after its session." env:"HOLDFAST_LIVE_DEVELOPER_HANDLES" default:"2h"`
+	VertexHandles    time.Duration `help:"The same for Vertex AI." env:"HOLDFAST_LIVE_VERTEX_HANDLES" default:"24h"`
+	Connection       time.Duration `help:"How long a connection lasts." env:"HOLDFAST_LIVE_CONNECTION" default:"10m"`
+}
+
+func (c liveConfig) limits() conversation.LiveLimits {
+	return conversation.LiveLimits{DeveloperHandles: c.DeveloperHandles, VertexHandles: c.VertexHandles, Connection: c.Connection}
 }
 
 // jwtConfig says which JWTs are accepted. Without an issuer there are none.
@@ -157,7 +169,8 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	server, err := handlers.New(handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](
-				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations)),
+				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(
+					conversations, conversation.Options{Box: box, Now: time.Now, Limits: c.Live.limits()})),
 			handlers.NewService[projectv1connect.ProjectServiceHandler](
 				projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler,
 				project.NewManager(project.Options{Kinds: projectKinds, Runtime: rt, Conversations: conversations, Seal: box})),

@@ -38,6 +38,7 @@ import (
 	"holdfast/handlers"
 	"holdfast/identity"
 	"holdfast/object"
+	"holdfast/seal"
 )
 
 // The tests of the API, here and in the other files *_api_test.go, call a real server over HTTP, on a real Postgres, with
@@ -60,6 +61,15 @@ type bundle struct {
 	stopped chan struct{}      // closed once the server has ended
 }
 
+// testBox is that of all servers of the tests: what one sealed another opens.
+var testBox = func() *seal.Box {
+	b, err := seal.NewBox(seal.NewKey())
+	if err != nil {
+		panic(err)
+	}
+	return b
+}()
+
 // setup serves the conversations of a fresh tenant. change alters the runtime's configuration before.
 func setup(t *testing.T, change ...func(*object.Config)) *bundle {
 	t.Helper()
@@ -76,7 +86,7 @@ func serve(t *testing.T, d *dbtest.Bundle, change ...func(*object.Config)) *bund
 	rt := object.NewRuntime(d.DB, c)
 	server, err := handlers.New(handlers.Options{
 		Services: []handlers.Service{handlers.NewService[conversationv1connect.ConversationServiceHandler](
-			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, NewManager(Register(rt)))},
+			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, NewManager(Register(rt), Options{Box: testBox, Now: time.Now}))},
 		Auth:    handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.DB.FindKeys, Now: time.Now}),
 		Ping:    d.DB.Ping,
 		Metrics: prometheus.NewRegistry(),

@@ -17,7 +17,11 @@ const (
 	inClientMessages = "client_messages" // key: the client_message_id
 	inIntents        = "intents"         // key: the seq
 	inFlowSteps      = "flow_steps"      // key: the seq
-	inToolCalls      = "tool_calls"      // key: the call id
+	inToolCalls      = "tool_calls"      // key: the seq
+	inCallRefs       = "call_refs"       // key: the live session and the call id
+	inFragments      = "fragments"       // key: the seq
+	inSummaries      = "summaries"       // key: the seq
+	inKeptFrames     = "kept_frames"     // key: the batch's number
 )
 
 // terms are what conversations can be listed by.
@@ -97,6 +101,8 @@ func present(i object.Info, s *conversationv1.ConversationState) *conversationv1
 		ConversationId: string(i.ID), Owner: string(i.Owner), Title: s.GetTitle(), Labels: s.GetLabels(),
 		ProjectId: s.GetProjectId(), Ttl: s.GetTtl(), MessageCount: s.GetLastSeq(), TokenCount: s.GetTokenCount(),
 		Voice: s.GetVoice(), Intent: s.GetIntent(), Flow: s.GetFlow(), Summary: s.GetSummary(), Floor: shownFloor(s.GetFloor()),
+		Live: presentLive(s.GetLive()), ToolCallCount: s.GetToolCallCount(), FragmentCount: s.GetFragmentCount(),
+		PinnedSeqs: s.GetPinnedSeqs(),
 	}
 }
 

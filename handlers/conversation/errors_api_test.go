@@ -55,6 +55,34 @@ func invoke(t *testing.T, c client, req proto.Message) error {
 		_, err = c.ListFlowSteps(ctx, r)
 	case *conversationv1.IngestLiveRequest:
 		_, err = c.IngestLive(ctx, r)
+	case *conversationv1.OpenLiveRequest:
+		_, err = c.OpenLive(ctx, r)
+	case *conversationv1.CloseLiveRequest:
+		_, err = c.CloseLive(ctx, r)
+	case *conversationv1.GetResumePlanRequest:
+		_, err = c.GetResumePlan(ctx, r)
+	case *conversationv1.ReportResumeFailedRequest:
+		_, err = c.ReportResumeFailed(ctx, r)
+	case *conversationv1.ListFragmentsRequest:
+		_, err = c.ListFragments(ctx, r)
+	case *conversationv1.ListLiveFramesRequest:
+		_, err = c.ListLiveFrames(ctx, r)
+	case *conversationv1.ListToolCallsRequest:
+		_, err = c.ListToolCalls(ctx, r)
+	case *conversationv1.ClaimToolCallRequest:
+		_, err = c.ClaimToolCall(ctx, r)
+	case *conversationv1.CompleteToolCallRequest:
+		_, err = c.CompleteToolCall(ctx, r)
+	case *conversationv1.TruncateMessageRequest:
+		_, err = c.TruncateMessage(ctx, r)
+	case *conversationv1.GetContextWindowRequest:
+		_, err = c.GetContextWindow(ctx, r)
+	case *conversationv1.ProposeCompactionRequest:
+		_, err = c.ProposeCompaction(ctx, r)
+	case *conversationv1.CommitSummaryRequest:
+		_, err = c.CommitSummary(ctx, r)
+	case *conversationv1.ListSummariesRequest:
+		_, err = c.ListSummaries(ctx, r)
 	case *conversationv1.WatchConversationRequest:
 		err = watch(t, c, r).end(t)
 	default:

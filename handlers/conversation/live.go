@@ -26,6 +26,8 @@ const (
 	maxName = 128
 	// A provider's count above it is no count.
 	maxTurnTokens = 10_000_000
+	// Older connections whose last frames are known.
+	maxFenced = 8
 )
 
 // liveEffects is what a batch of frames did besides changing the state.
@@ -36,35 +38,41 @@ type liveEffects struct {
 	toolCalls []*conversationv1.ToolCall
 	// Frames that were folded before. All of them: the batch changed nothing.
 	skipped int32
+	// Frames, or messages in them, that were not understood.
+	unknown int32
 }
 
-// ingest folds a batch of frames into the state. It is a pure function: the same frames in one batch or in many lead to
-// the same state and messages. An epoch older than the newest is fencedError, and changes nothing.
-func ingest(
-	state *conversationv1.ConversationState, epoch int64, frames []*conversationv1.LiveFrame, now time.Time,
-) (liveEffects, error) {
-	if err := fence(state, writer{epoch: epoch}); err != nil {
+// findCall looks up a tool call that does not wait for anything, by its live session and id; nil: there is none.
+type findCall func(session int64, callID string) *conversationv1.ToolCall
+
+// ingest folds a batch of frames into the state. It is pure: the same frames in one batch or in many lead to the same
+// state and messages. An epoch older than the newest is fencedError, and changes nothing.
+func (f *folder) ingest(batch liveBatch) (liveEffects, error) {
+	if err := fence(f.state, writer{epoch: batch.epoch}); err != nil {
 		return liveEffects{}, err
 	}
-	f := newFolder(state, now)
-	if epoch > f.live.GetEpoch() {
-		f.connect(epoch)
+	if batch.epoch > f.live.GetEpoch() {
+		f.connectUntold(batch.epoch)
 	}
-	var skipped int32
-	for _, frame := range frames {
-		if frame.GetClientIndex() <= f.live.GetLastClientIndex() {
+	var skipped, unknown int32
+	for i := range batch.frames {
+		frame := &batch.frames[i]
+		if frame.index <= f.live.GetLastClientIndex() {
 			skipped++
 			continue
 		}
-		f.live.LastClientIndex = frame.GetClientIndex()
-		messages, unknown := parseFrame(frame)
-		f.live.UnknownFrames += int64(unknown)
-		for i := range messages {
-			f.fold(&messages[i])
+		f.live.LastClientIndex = frame.index
+		f.live.FrameCount++
+		f.live.ByteCount += int64(frame.size)
+		f.live.FrameTime = f.now
+		f.live.UnknownFrames += int64(frame.unknown)
+		unknown += int32(frame.unknown) //nolint:gosec // a request is bounded
+		for j := range frame.messages {
+			f.fold(&frame.messages[j])
 		}
 	}
 	effects := f.effects()
-	effects.skipped = skipped
+	effects.skipped, effects.unknown = skipped, unknown
 	return effects, nil
 }
 
@@ -84,29 +92,18 @@ type folder struct {
 	state *conversationv1.ConversationState
 	live  *conversationv1.LiveState
 	now   *timestamppb.Timestamp
-	// The size of live.pending_calls.
-	pendingBytes int
-	// What was made or changed, by seq and by call id.
+	find  findCall
+	// What was made or changed, by seq.
 	messages  map[int64]*conversationv1.Message
-	toolCalls map[string]*conversationv1.ToolCall
-	callOrder []string
+	toolCalls map[int64]*conversationv1.ToolCall
+	callOrder []int64
 }
 
-func newFolder(state *conversationv1.ConversationState, now time.Time) *folder {
+func newFolder(state *conversationv1.ConversationState, now time.Time, find findCall) *folder {
 	if state.Live == nil {
 		state.Live = &conversationv1.LiveState{}
 	}
-	f := &folder{
-		state:     state,
-		live:      state.Live,
-		now:       timestamppb.New(now),
-		messages:  map[int64]*conversationv1.Message{},
-		toolCalls: map[string]*conversationv1.ToolCall{},
-	}
-	for _, call := range f.live.GetPendingCalls() {
-		f.pendingBytes += proto.Size(call)
-	}
-	return f
+	return &folder{state: state, live: state.Live, now: timestamppb.New(now), find: find}
 }
 
 // effects settles the token counts and returns what changed.
@@ -119,23 +116,21 @@ func (f *folder) effects() liveEffects {
 		}
 		e.messages = append(e.messages, proto.CloneOf(message))
 	}
-	for _, id := range f.callOrder {
-		e.toolCalls = append(e.toolCalls, proto.CloneOf(f.toolCalls[id]))
+	for _, seq := range f.callOrder {
+		e.toolCalls = append(e.toolCalls, proto.CloneOf(f.toolCalls[seq]))
 	}
 	return e
 }
 
 // fold folds one message of the Live API. It may have several fields; what ends a turn comes last.
 func (f *folder) fold(m *liveFrame) {
-	if m.SetupComplete != nil {
-		f.live.SessionId = firstBytes(string(m.SetupComplete.SessionID), maxName)
-	}
+	f.foldSession(m)
 	f.foldClient(m)
 	if m.speechStarts() {
 		f.speechStarts()
 	}
 	if m.speechEnds() {
-		f.signal(speechEnded)
+		f.speechEnds()
 	}
 	if m.ServerContent != nil {
 		f.foldContent(m.ServerContent)
@@ -156,9 +151,10 @@ func (f *folder) fold(m *liveFrame) {
 
 func (f *folder) foldClient(m *liveFrame) {
 	if m.ClientContent != nil {
-		f.addTurns(m.ClientContent.Turns)
+		f.addTurns(m.ClientContent)
 	}
-	if m.RealtimeInput != nil {
+	if m.RealtimeInput != nil && m.RealtimeInput.Text != "" {
+		f.live.Seeding = false
 		f.addText(string(m.RealtimeInput.Text))
 	}
 	if m.ToolResponse != nil {
@@ -169,6 +165,7 @@ func (f *folder) foldClient(m *liveFrame) {
 }
 
 func (f *folder) foldContent(c *serverContent) {
+	f.live.Seeding = false
 	if c.Interrupted {
 		f.interrupt()
 	}
@@ -192,20 +189,19 @@ func (f *folder) foldTurnEnd(c *serverContent) {
 	}
 }
 
-// connect begins a new connection. The user may be in the middle of an utterance, which goes on in it. A turn of the
-// model does not: it ended with the connection, and the utterance that it answered ended before.
-func (f *folder) connect(epoch int64) {
-	f.live.Epoch, f.live.LastClientIndex = epoch, 0
-	if f.live.GetAssistantTurn() != nil {
-		f.signal(modelLost)
-		f.endTurn(conversationv1.MessageStatus_MESSAGE_STATUS_INTERRUPTED)
-	}
-}
-
 // The user's side.
 
-// hear adds words of the user, as they were transcribed.
+// hear adds words of the user, as they were transcribed, unless they are a repetition.
 func (f *folder) hear(words string) {
+	if words == "" {
+		return
+	}
+	news := f.news(words)
+	f.live.SpokeSince = false
+	f.addHeard(news)
+}
+
+func (f *folder) addHeard(words string) {
 	if words == "" || isBlank(words) && f.live.GetUserTurn() == nil {
 		return
 	}
@@ -223,6 +219,8 @@ func (f *folder) overhear(words string) {
 	if words == "" {
 		return
 	}
+	f.endRetelling()
+	f.live.SpokeSince = true
 	heard := f.live.GetUserTurn().GetText()
 	if strings.HasPrefix(strings.TrimSpace(words), strings.TrimSpace(heard)) {
 		heard = ""
@@ -235,14 +233,18 @@ func (f *folder) showTranscription(text string) {
 	f.voice().LastTranscription = lastBytes(text, maxTranscription)
 }
 
-// addTurns adds what the user wrote. Turns that have one of the model among them are not news: that is how a client
-// tells a new session what was said before.
-func (f *folder) addTurns(turns []content) {
-	if slices.ContainsFunc(turns, func(turn content) bool { return turn.Role == "model" }) {
+// addTurns adds what the user wrote. What a client tells a new session of what was said before is not news: it is
+// known by where it stands, or by turns of the model among it.
+func (f *folder) addTurns(c *clientContent) {
+	if f.live.GetSeeding() {
+		f.live.Seeding = !c.TurnComplete
 		return
 	}
-	for i := range turns {
-		f.addText(turns[i].text())
+	if slices.ContainsFunc(c.Turns, func(turn content) bool { return turn.Role == "model" }) {
+		return
+	}
+	for i := range c.Turns {
+		f.addText(c.Turns[i].text())
 	}
 }
 
@@ -255,6 +257,9 @@ func (f *folder) addText(text string) {
 }
 
 func (f *folder) speechStarts() {
+	f.live.Seeding = false
+	f.endRetelling()
+	f.live.SpokeSince, f.live.TellsSpeech = true, true
 	if f.live.GetAssistantTurn() != nil {
 		f.speakOver()
 	}
@@ -270,9 +275,27 @@ func (f *folder) speakOver() {
 	f.endUtterance()
 }
 
+func (f *folder) speechEnds() {
+	f.live.TellsSpeech = true
+	f.live.SpokeSince = false
+	f.startRetelling()
+	f.signal(speechEnded)
+}
+
 func (f *folder) endUtterance() {
-	f.finish(f.live.GetUserTurn(), conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
-	f.live.UserTurn = nil
+	f.endRetelling()
+	turn := f.live.GetUserTurn()
+	if turn == nil {
+		return
+	}
+	f.finish(turn, conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+	f.live.UserTurn, f.live.LastUtterance = nil, ""
+	if len(turn.GetText()) <= maxUtterance {
+		f.live.LastUtterance = turn.GetText()
+	}
+	if f.live.GetTellsSpeech() && !f.live.GetSpokeSince() {
+		f.startRetelling()
+	}
 }
 
 // The model's side.
@@ -280,7 +303,7 @@ func (f *folder) endUtterance() {
 // modelTurn is the turn of the model, begun if need be.
 func (f *folder) modelTurn() *conversationv1.Message {
 	if f.live.GetAssistantTurn() == nil {
-		f.live.AssistantTurn = openTurn(conversationv1.Role_ROLE_ASSISTANT)
+		f.live.AssistantTurn, f.live.TurnAudioMs = openTurn(conversationv1.Role_ROLE_ASSISTANT), 0
 	}
 	return f.live.GetAssistantTurn()
 }
@@ -293,6 +316,7 @@ func (f *folder) generate(c *content) {
 		f.endTurn(conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
 	}
 	f.modelTurn()
+	f.live.TurnAudioMs += c.audioMillis()
 	if c.spoken() {
 		f.signal(modelSpoke)
 	}
@@ -321,6 +345,9 @@ func (f *folder) say(modality conversationv1.Modality, words string) {
 func (f *folder) interrupt() {
 	turn := f.modelTurn()
 	turn.Status = conversationv1.MessageStatus_MESSAGE_STATUS_INTERRUPTED
+	if turn.HeardText == nil {
+		turn.HeardText, turn.HeardEstimated, turn.InterruptTime = new(turn.GetText()), true, f.now
+	}
 	f.touch(turn)
 	f.speakOver()
 	f.signal(modelInterrupted)
@@ -350,7 +377,10 @@ func turnEnd(interaction string) voiceSignal {
 // endTurn ends the model's turn, and with it the utterance that it answered.
 func (f *folder) endTurn(status conversationv1.MessageStatus) {
 	f.finish(f.live.GetAssistantTurn(), status)
-	f.live.AssistantTurn = nil
+	if turn := f.live.GetAssistantTurn(); turn.GetSeq() != 0 && turn.GetAudioMs() != f.live.GetTurnAudioMs() {
+		f.touch(turn)
+	}
+	f.live.AssistantTurn, f.live.TurnAudioMs = nil, 0
 	if !f.live.GetInterrupted() {
 		f.endUtterance()
 	}
@@ -374,101 +404,6 @@ func (f *folder) countUsage(usage *usageMetadata) {
 
 func plausible(tokens tokenCount) bool { return 0 < tokens && tokens <= maxTurnTokens }
 
-// Tool calls.
-
-func (f *folder) callTools(calls []functionCall) {
-	f.modelTurn()
-	f.signal(modelCalledTools)
-	for _, call := range calls {
-		f.openCall(call)
-	}
-}
-
-// openCall notes a call. One that is pending already came twice.
-func (f *folder) openCall(call functionCall) {
-	id := string(call.ID)
-	if id == "" || len(id) > maxName {
-		f.live.UnknownFrames++
-		return
-	}
-	if f.live.GetPendingCalls()[id] != nil {
-		return
-	}
-	opened := &conversationv1.ToolCall{
-		CallId:     id,
-		Epoch:      f.live.GetEpoch(),
-		Name:       firstBytes(string(call.Name), maxName),
-		Args:       call.Args.fields,
-		Status:     conversationv1.ToolCallStatus_TOOL_CALL_STATUS_PENDING,
-		CreateTime: f.now,
-		UpdateTime: f.now,
-	}
-	f.makeRoom(proto.Size(opened))
-	if f.live.PendingCalls == nil {
-		f.live.PendingCalls = map[string]*conversationv1.ToolCall{}
-	}
-	f.live.PendingCalls[id] = opened
-	f.pendingBytes += proto.Size(opened)
-	f.record(opened)
-}
-
-// makeRoom forgets the oldest pending calls until another of this size has room. Their entries stay as they are.
-func (f *folder) makeRoom(size int) {
-	for n := len(f.live.GetPendingCalls()); n > 0; n-- {
-		if n < maxPendingCalls && f.pendingBytes+size <= maxPendingBytes {
-			return
-		}
-		f.forgetCall(slices.MinFunc(slices.Collect(maps.Values(f.live.GetPendingCalls())), byAge))
-	}
-}
-
-func byAge(a, b *conversationv1.ToolCall) int {
-	if c := a.GetCreateTime().AsTime().Compare(b.GetCreateTime().AsTime()); c != 0 {
-		return c
-	}
-	return strings.Compare(a.GetCallId(), b.GetCallId())
-}
-
-// answerCall notes what a call returned. A call that is not pending was answered, withdrawn or forgotten before: the
-// first answer stands.
-func (f *folder) answerCall(response functionResponse) {
-	call := f.live.GetPendingCalls()[string(response.ID)]
-	if call == nil {
-		return
-	}
-	// Only the entry has the response: the state keeps what a later response to this call needs.
-	answered := proto.CloneOf(call)
-	answered.Response = response.Response.fields
-	if !response.WillContinue {
-		answered.Status = conversationv1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED
-		f.forgetCall(call)
-	}
-	f.record(answered)
-}
-
-func (f *folder) cancelTools(ids []cleanString) {
-	for _, id := range ids {
-		if call := f.live.GetPendingCalls()[string(id)]; call != nil {
-			f.forgetCall(call)
-			call.Status = conversationv1.ToolCallStatus_TOOL_CALL_STATUS_CANCELLED
-			f.record(call)
-		}
-	}
-}
-
-func (f *folder) forgetCall(call *conversationv1.ToolCall) {
-	f.pendingBytes -= proto.Size(call)
-	delete(f.live.PendingCalls, call.GetCallId())
-}
-
-func (f *folder) record(call *conversationv1.ToolCall) {
-	call.UpdateTime = f.now
-	if f.toolCalls[call.GetCallId()] == nil {
-		f.callOrder = append(f.callOrder, call.GetCallId())
-	}
-	f.toolCalls[call.GetCallId()] = call
-}
-
 // Messages.
 
 // openTurn is a turn that has no words yet, and so is no message: it has no seq.
@@ -484,7 +419,14 @@ func (f *folder) extend(turn **conversationv1.Message, words string) {
 		if n == 0 {
 			next := openTurn((*turn).GetRole())
 			next.Modality, next.Status = (*turn).GetModality(), (*turn).GetStatus()
+			if (*turn).HeardText != nil { // what came before was not all heard, so this was not
+				next.HeardText, next.HeardEstimated = new(""), (*turn).GetHeardEstimated()
+			}
 			f.finish(*turn, conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+			if *turn == f.live.GetAssistantTurn() {
+				f.touch(*turn)
+				f.live.TurnAudioMs = 0
+			}
 			*turn = next
 			continue
 		}
@@ -517,10 +459,17 @@ func (f *folder) finish(turn *conversationv1.Message, status conversationv1.Mess
 
 // touch notes that a message changed. A turn without words is none.
 func (f *folder) touch(turn *conversationv1.Message) {
-	if turn.GetSeq() != 0 {
-		turn.UpdateTime = f.now
-		f.messages[turn.GetSeq()] = turn
+	if turn.GetSeq() == 0 {
+		return
 	}
+	if turn == f.live.GetAssistantTurn() {
+		turn.AudioMs = f.live.GetTurnAudioMs()
+	}
+	turn.UpdateTime = f.now
+	if f.messages == nil {
+		f.messages = map[int64]*conversationv1.Message{}
+	}
+	f.messages[turn.GetSeq()] = turn
 }
 
 func (f *folder) setTokens(message *conversationv1.Message, tokens int64) {

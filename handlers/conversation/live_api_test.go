@@ -166,8 +166,8 @@ func TestIngestLive(t *testing.T) {
 	read := get(t, c)
 	same(t, "the messages that were read", &conversationv1.GetConversationResponse{Messages: read.GetMessages()}, &conversationv1.GetConversationResponse{Messages: first.GetMessages()})
 	same(t, "the voice state that was read", read.GetConversation().GetVoice(), first.GetVoice())
-	if got := b.unknownFrames(t); got != "1" {
-		t.Errorf("%s frames count as not understood", got)
+	if got := read.GetConversation().GetLive().GetUnknownFrames(); got != 1 || first.GetUnknownFrames() != 1 {
+		t.Errorf("%d frames count as not understood, %d of the batch", got, first.GetUnknownFrames())
 	}
 
 	// A resend changes nothing, and one that goes on is folded from where it is new.
@@ -196,22 +196,19 @@ func TestIngestLive(t *testing.T) {
 		_, err := c.IngestLive(t.Context(), &ingestReq{ConversationId: c1, Epoch: epoch, Frames: []*conversationv1.LiveFrame{textFrame(8, in("late"))}})
 		refusal{code: connect.CodeFailedPrecondition, reason: "FENCED", says: []string{"epoch 3"}}.check(t, err)
 	}
-	same(t, "after the refusal", get(t, c), before)
+	after := get(t, c)
+	if diff := cmp.Diff(texts(before.GetMessages()), texts(after.GetMessages())); diff != "" || after.GetConversation().GetLive().GetEpoch() != 3 {
+		t.Errorf("after the refusal: %v\n%s", after, diff)
+	}
+	fragments := must(c.ListFragments(t.Context(), &conversationv1.ListFragmentsRequest{ConversationId: c1}))(t).GetFragments()
+	if len(fragments) != 2 || fragments[0].GetUserText() != "late" || fragments[0].GetEpoch() != 1 || fragments[1].GetEpoch() != 2 {
+		t.Errorf("what was refused: %v", fragments)
+	}
 
 	// Appended messages and spoken ones are of one conversation.
 	if got := say(t, c, "typed"); got.GetMessages()[0].GetSeq() != 4 {
 		t.Errorf("appended: %v", got)
 	}
-}
-
-// unknownFrames is what no RPC tells: how many frames the reducer did not understand.
-func (b *bundle) unknownFrames(t *testing.T) (n string) {
-	t.Helper()
-	err := b.sql(t).QueryRow(t.Context(), "SELECT coalesce(state->'live'->>'unknown_frames', '0') FROM holdfast.objects WHERE tenant_id = $1", string(b.Tenant)).Scan(&n)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
 }
 
 func TestBrokenFramesAreCounted(t *testing.T) {
@@ -228,8 +225,8 @@ func TestBrokenFramesAreCounted(t *testing.T) {
 	if res.GetLastClientIndex() != 100 || !slices.Equal(texts(res.GetMessages()), []string{"Hi"}) {
 		t.Errorf("the good one beside the broken: %v", res)
 	}
-	if got := b.unknownFrames(t); got != fmt.Sprint(len(broken)) {
-		t.Errorf("%s of %d count as not understood", got, len(broken))
+	if got := get(t, c).GetConversation().GetLive().GetUnknownFrames(); got != int64(len(broken)) {
+		t.Errorf("%d of %d count as not understood", got, len(broken))
 	}
 }
 

@@ -9,8 +9,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
@@ -24,11 +26,10 @@ const (
 )
 
 // liveFrame is one message of the Live API, of either direction: a message says by its fields who sent it. Only what
-// the reducer reads is named here. The decoder skips the rest unread: audio, and the resumption handles, which are
-// bearer secrets.
+// the reducer reads is named here. The decoder skips the rest unread.
 type liveFrame struct {
 	// From the client.
-	Setup         *struct{}      `json:"setup"`
+	Setup         *sessionSetup  `json:"setup"`
 	ClientContent *clientContent `json:"clientContent"`
 	RealtimeInput *realtimeInput `json:"realtimeInput"`
 	ToolResponse  *toolResponse  `json:"toolResponse"`
@@ -40,22 +41,39 @@ type liveFrame struct {
 	ToolCall                *toolCalls            `json:"toolCall"`
 	ToolCallCancellation    *toolCallCancellation `json:"toolCallCancellation"`
 	UsageMetadata           *usageMetadata        `json:"usageMetadata"`
-	GoAway                  *struct{}             `json:"goAway"`
-	SessionResumptionUpdate *struct{}             `json:"sessionResumptionUpdate"`
+	GoAway                  *goAway               `json:"goAway"`
+	SessionResumptionUpdate *resumptionUpdate     `json:"sessionResumptionUpdate"`
 	VoiceActivity           *voiceActivity        `json:"voiceActivity"`
 	VADSignal               *vadSignal            `json:"voiceActivityDetectionSignal"`
 }
 
+// sessionSetup is read for how the session begins. That it has a handle matters, not which.
+type sessionSetup struct {
+	SessionResumption struct {
+		Handle presence `json:"handle"`
+	} `json:"sessionResumption"`
+	HistoryConfig struct {
+		InClientContent bool `json:"initialHistoryInClientContent"`
+	} `json:"historyConfig"`
+}
+
 type clientContent struct {
-	Turns []content `json:"turns"`
+	Turns        []content `json:"turns"`
+	TurnComplete bool      `json:"turnComplete"`
 }
 
 type content struct {
-	Role  cleanString `json:"role"`
-	Parts []struct {
-		Text    cleanString `json:"text"`
-		Thought bool        `json:"thought"`
-	} `json:"parts"`
+	Role  cleanString   `json:"role"`
+	Parts []contentPart `json:"parts"`
+}
+
+type contentPart struct {
+	Text       cleanString `json:"text"`
+	Thought    bool        `json:"thought"`
+	InlineData struct {
+		MIMEType cleanString `json:"mimeType"`
+		Data     dataSize    `json:"data"`
+	} `json:"inlineData"`
 }
 
 // text is what the content says; the model's thoughts are not said.
@@ -79,6 +97,34 @@ func (c *content) spoken() bool {
 	return false
 }
 
+// audioMillis is how much audio the content has, in milliseconds: PCM of 16 bits, one channel. Other data counts as none.
+func (c *content) audioMillis() int64 {
+	const (
+		usualRate   = 24000
+		sampleBytes = 2
+	)
+	var ms int64
+	for _, p := range c.Parts {
+		kind, options, _ := strings.Cut(string(p.InlineData.MIMEType), ";")
+		if kind != "audio/pcm" {
+			continue
+		}
+		rate := int64(usualRate)
+		if text, ok := strings.CutPrefix(strings.TrimSpace(options), "rate="); ok {
+			if r, err := strconv.ParseInt(text, 10, 32); err == nil && r >= 1000 {
+				rate = r
+			}
+		}
+		ms += int64(p.InlineData.Data) * 1000 / (sampleBytes * rate)
+	}
+	return ms
+}
+
+// onlyAudio tells whether the content has nothing that is kept.
+func (c *content) onlyAudio() bool {
+	return !slices.ContainsFunc(c.Parts, func(p contentPart) bool { return p.Text != "" || p.InlineData.Data == 0 })
+}
+
 type realtimeInput struct {
 	Text          cleanString `json:"text"`
 	ActivityStart *struct{}   `json:"activityStart"`
@@ -94,6 +140,19 @@ type functionResponse struct {
 	Response jsonObject  `json:"response"`
 	// More responses to the same call follow.
 	WillContinue bool `json:"willContinue"`
+}
+
+type goAway struct {
+	// As "50s".
+	TimeLeft cleanString `json:"timeLeft"`
+}
+
+type resumptionUpdate struct {
+	// A bearer secret: parseBatch seals it and forgets it.
+	NewHandle    secretString `json:"newHandle"`
+	Resumable    bool         `json:"resumable"`
+	LastConsumed tokenCount   `json:"lastConsumedClientMessageIndex"`
+	sealed       []byte
 }
 
 type setupComplete struct {
@@ -159,6 +218,65 @@ func (f *liveFrame) speechEnds() bool {
 		f.RealtimeInput != nil && f.RealtimeInput.ActivityEnd != nil
 }
 
+// fleeting tells whether the frame has nothing that must be stored by itself: words that may still change, signs of
+// speech, or audio.
+func (f *liveFrame) fleeting() bool {
+	rest := *f
+	if c := rest.ServerContent; c != nil {
+		left := *c
+		left.InterimInputTranscription = transcription{}
+		if left.ModelTurn != nil && left.ModelTurn.onlyAudio() {
+			left.ModelTurn = nil
+		}
+		if left != (serverContent{}) {
+			return false
+		}
+		rest.ServerContent = nil
+	}
+	if r := rest.RealtimeInput; r != nil && r.Text == "" {
+		rest.RealtimeInput = nil
+	}
+	rest.VoiceActivity, rest.VADSignal = nil, nil
+	return rest == liveFrame{}
+}
+
+// liveBatch is the frames of one request, read.
+type liveBatch struct {
+	epoch  int64
+	frames []readFrame
+	// Nothing in it must be stored by itself.
+	fleeting bool
+}
+
+// readFrame is one frame, read: the messages in it, and how much of it was not understood.
+type readFrame struct {
+	index    int64
+	messages []liveFrame
+	unknown  int
+	size     int
+}
+
+// readBatch reads the frames of a request. Resumption handles are replaced by what seal makes of them.
+func readBatch(epoch int64, frames []*conversationv1.LiveFrame, seal func([]byte) []byte) liveBatch {
+	b := liveBatch{epoch: epoch, frames: make([]readFrame, len(frames)), fleeting: true}
+	for i, frame := range frames {
+		f := &b.frames[i]
+		f.index, f.size = frame.GetClientIndex(), proto.Size(frame)
+		f.messages, f.unknown = parseFrame(frame)
+		b.fleeting = b.fleeting && f.unknown == 0
+		for j := range f.messages {
+			if u := f.messages[j].SessionResumptionUpdate; u != nil {
+				if u.Resumable && u.NewHandle != "" {
+					u.sealed = seal([]byte(u.NewHandle))
+				}
+				u.NewHandle = ""
+			}
+			b.fleeting = b.fleeting && f.messages[j].fleeting()
+		}
+	}
+	return b
+}
+
 // parseFrame reads the messages that a frame carries, and counts what it could not understand: malformed JSON, an
 // object without a known field, a value that is not what its field should hold. What it does understand of such an
 // object is still returned.
@@ -221,6 +339,44 @@ func (s *cleanString) UnmarshalText(text []byte) error {
 
 func cleanText(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "")
+}
+
+// presence is whether a string is there and not empty, and nothing of the string itself.
+type presence bool
+
+func (p *presence) UnmarshalJSON(raw []byte) error {
+	*p = len(raw) > 2 && raw[0] == '"'
+	return nil
+}
+
+// maxHandle is the bytes of a resumption handle that is kept.
+const maxHandle = 8 << 10
+
+// secretString is a string that never shows in a log or an error.
+type secretString string
+
+func (s *secretString) UnmarshalText(text []byte) error {
+	if len(text) > maxHandle || !utf8.Valid(text) {
+		return errValue
+	}
+	*s = secretString(text)
+	return nil
+}
+
+// String implements [fmt.Stringer].
+func (secretString) String() string { return "[secret]" }
+
+// GoString implements [fmt.GoStringer].
+func (secretString) GoString() string { return "[secret]" }
+
+// dataSize is how many bytes a string of base64 stands for.
+type dataSize int
+
+func (d *dataSize) UnmarshalJSON(raw []byte) error {
+	if len(raw) > 2 && raw[0] == '"' {
+		*d = dataSize((len(raw) - 2) * 3 / 4)
+	}
+	return nil
 }
 
 // tokenCount is a number that may come as a string, as 64-bit numbers do in the JSON form of protobuf.

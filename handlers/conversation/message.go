@@ -1,6 +1,7 @@
 package conversation
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -21,8 +22,32 @@ func estimateTokens(text string) int64 {
 	return int64((utf8.RuneCountInString(text) + charsPerToken - 1) / charsPerToken)
 }
 
-// appendMessage gives a message the next seq and makes it part of the conversation's counts.
-func appendMessage(s *conversationv1.ConversationState, n *conversationv1.NewMessage, now time.Time) *conversationv1.Message {
+// maxPinned is how many messages are in every context window.
+const maxPinned = 64
+
+// errPinned is the answer to one pinned message too many.
+var errPinned = errors.New("too many pinned messages")
+
+// pin puts a message into every context window, or takes it out. Those of the role system always are.
+func pin(s *conversationv1.ConversationState, m *conversationv1.Message, pinned bool) error {
+	m.Pinned = pinned
+	i, found := slices.BinarySearch(s.GetPinnedSeqs(), m.GetSeq())
+	switch wanted := pinned || m.GetRole() == conversationv1.Role_ROLE_SYSTEM; {
+	case wanted == found:
+	case !wanted:
+		s.PinnedSeqs = slices.Delete(s.GetPinnedSeqs(), i, i+1)
+	case len(s.GetPinnedSeqs()) >= maxPinned:
+		return errPinned
+	default:
+		s.PinnedSeqs = slices.Insert(s.GetPinnedSeqs(), i, m.GetSeq())
+	}
+	return nil
+}
+
+// appendMessage gives a message the next seq and makes it part of the conversation's counts. It may return errPinned.
+func appendMessage(
+	s *conversationv1.ConversationState, n *conversationv1.NewMessage, now time.Time,
+) (*conversationv1.Message, error) {
 	s.LastSeq++
 	stamp := timestamppb.New(now)
 	m := &conversationv1.Message{
@@ -34,15 +59,15 @@ func appendMessage(s *conversationv1.ConversationState, n *conversationv1.NewMes
 		m.Modality = conversationv1.Modality_MODALITY_TEXT
 	}
 	countTokens(s, m, n.TokenCount)
-	return m
+	return m, pin(s, m, n.GetPinned())
 }
 
 // patchMessage returns the message with the fields that the mask names taken from the patch, and keeps the
-// conversation's counts right. No mask names them all.
+// conversation's counts right. No mask names them all. It may return errPinned.
 func patchMessage(
 	s *conversationv1.ConversationState, old *conversationv1.Message, p *conversationv1.MessagePatch,
 	mask *fieldmaskpb.FieldMask, now time.Time,
-) *conversationv1.Message {
+) (*conversationv1.Message, error) {
 	m := proto.CloneOf(old)
 	m.UpdateTime = timestamppb.New(now)
 	has := maskHas(mask)
@@ -58,6 +83,11 @@ func patchMessage(
 	if has("metadata") {
 		m.Metadata = p.GetMetadata()
 	}
+	if has("pinned") && p.Pinned != nil {
+		if err := pin(s, m, p.GetPinned()); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case has("token_count") && p.TokenCount != nil:
 		countTokens(s, m, p.TokenCount)
@@ -65,7 +95,7 @@ func patchMessage(
 		countTokens(s, m, nil)
 	}
 	patchTurn(s.GetLive(), m)
-	return m
+	return m, nil
 }
 
 // patchTurn keeps the reducer's copy of a turn that is still growing in step with a message that was edited: the next

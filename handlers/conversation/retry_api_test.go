@@ -42,7 +42,7 @@ func retried(t *testing.T) map[string][2]interface {
 		},
 		"DeleteConversation": {
 			&conversationv1.DeleteConversationRequest{ConversationId: c1, RequestId: id},
-			&conversationv1.DeleteConversationRequest{ConversationId: c1, RequestId: id, IfVersion: 2},
+			&conversationv1.DeleteConversationRequest{ConversationId: c1, RequestId: id, IfVersion: 7},
 		},
 		"AppendMessages": {
 			&conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: numbered(3), RequestId: id},
@@ -68,7 +68,51 @@ func retried(t *testing.T) map[string][2]interface {
 			&conversationv1.IngestLiveRequest{ConversationId: c1, Epoch: 1, Frames: []*conversationv1.LiveFrame{textFrame(1, in("Hi")), textFrame(2, `{"toolCall":{"functionCalls":[{"id":"a","name":"n","args":`+string(jsonOf(t, data))+`}]}}`)}, RequestId: id},
 			&conversationv1.IngestLiveRequest{ConversationId: c1, Epoch: 2, Frames: []*conversationv1.LiveFrame{textFrame(1, in("Hi"))}, RequestId: id},
 		},
+		"OpenLive": {
+			&conversationv1.OpenLiveRequest{ConversationId: c1, Device: "phone", RequestId: id},
+			&conversationv1.OpenLiveRequest{ConversationId: c1, Device: "laptop", RequestId: id},
+		},
+		"CloseLive": {
+			&conversationv1.CloseLiveRequest{ConversationId: c1, Epoch: 1, CloseCode: 1006, RequestId: id},
+			&conversationv1.CloseLiveRequest{ConversationId: c1, Epoch: 1, CloseCode: 1011, RequestId: id},
+		},
+		"ReportResumeFailed": {
+			&conversationv1.ReportResumeFailedRequest{ConversationId: c1, Epoch: 1, HandleId: 1, RequestId: id},
+			&conversationv1.ReportResumeFailedRequest{ConversationId: c1, Epoch: 1, HandleId: 1, CloseCode: 1007, RequestId: id},
+		},
+		"ClaimToolCall": {
+			&conversationv1.ClaimToolCallRequest{ConversationId: c1, Seq: 2, Worker: "w", RequestId: id},
+			&conversationv1.ClaimToolCallRequest{ConversationId: c1, Seq: 2, Worker: "v", RequestId: id},
+		},
+		"CompleteToolCall": {
+			&conversationv1.CompleteToolCallRequest{ConversationId: c1, Seq: 1, FencingToken: 1, Response: data, RequestId: id},
+			&conversationv1.CompleteToolCallRequest{ConversationId: c1, Seq: 1, FencingToken: 1, Response: data, IsError: true, RequestId: id},
+		},
+		"TruncateMessage": {
+			&conversationv1.TruncateMessageRequest{ConversationId: c1, Seq: 2, Heard: &conversationv1.TruncateMessageRequest_PlayedMs{}, RequestId: id},
+			&conversationv1.TruncateMessageRequest{ConversationId: c1, Seq: 2, Heard: &conversationv1.TruncateMessageRequest_PlayedMs{PlayedMs: 1}, RequestId: id},
+		},
+		"ProposeCompaction": {
+			&conversationv1.ProposeCompactionRequest{ConversationId: c1, KeepTokens: 1, LeaseToken: 1, RequestId: id},
+			&conversationv1.ProposeCompactionRequest{ConversationId: c1, KeepTokens: 2, LeaseToken: 1, RequestId: id},
+		},
+		"CommitSummary": {
+			&conversationv1.CommitSummaryRequest{ConversationId: c1, LeaseToken: 1, Text: "s", RequestId: id},
+			&conversationv1.CommitSummaryRequest{ConversationId: c1, LeaseToken: 1, Text: "t", RequestId: id},
+		},
 	}
+}
+
+// rehearse gives c1 what the requests of live sessions and compaction are about: an answer of the assistant, a leased range,
+// an open connection with a handle, and two tool calls of which the first is claimed.
+func rehearse(t *testing.T, c client) {
+	t.Helper()
+	assistant := &newMessage{Role: conversationv1.Role_ROLE_ASSISTANT, Text: "Sure, I will."}
+	must(c.AppendMessages(t.Context(), &appendReq{ConversationId: c1, Messages: []*newMessage{assistant, said("Good")[0]}}))(t)
+	must(c.ProposeCompaction(t.Context(), &conversationv1.ProposeCompactionRequest{ConversationId: c1, KeepTokens: 1}))(t)
+	must(c.OpenLive(t.Context(), &conversationv1.OpenLiveRequest{ConversationId: c1}))(t)
+	ingestOne(t, c, 1, textFrame(1, call("a")+call("b")), textFrame(2, resumption("h-1")))
+	must(c.ClaimToolCall(t.Context(), &conversationv1.ClaimToolCallRequest{ConversationId: c1, Seq: 1, Worker: "w"}))(t)
 }
 
 func TestEveryChangingRPCIsRetried(t *testing.T) {
@@ -100,6 +144,9 @@ func TestARetryGetsTheSameBytes(t *testing.T) {
 				c := b.client(t, ada)
 				create(t, c)
 				say(t, c, "Hello")
+				if name != "IngestLive" && name != "OpenLive" {
+					rehearse(t, c)
+				}
 				headers := []string{"Content-Type: application/" + encoding, "Authorization: Bearer " + b.token(t, ada)}
 				post := func(b *bundle, m proto.Message) answered {
 					return b.send(t, http.MethodPost, name, must(encode(m))(t), headers...)

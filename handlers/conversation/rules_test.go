@@ -71,7 +71,7 @@ func TestAppendMessage(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			s := &conversationv1.ConversationState{LastSeq: 7, TokenCount: 100, Title: "t"}
-			same(t, "the message", appendMessage(s, tt.new, testNow), whole(tt.want))
+			same(t, "the message", must(appendMessage(s, tt.new, testNow))(t), whole(tt.want))
 			same(t, "the state", s, &conversationv1.ConversationState{LastSeq: 8, TokenCount: tt.tokens, Title: "t"})
 		})
 	}
@@ -116,7 +116,7 @@ func TestPatchMessage(t *testing.T) {
 			want.UpdateTime = timestamppb.New(testNow)
 			tt.want(want)
 			before := proto.CloneOf(old)
-			same(t, "the message", patchMessage(s, old, tt.patch, &fieldmaskpb.FieldMask{Paths: tt.mask}, testNow), want)
+			same(t, "the message", must(patchMessage(s, old, tt.patch, &fieldmaskpb.FieldMask{Paths: tt.mask}, testNow))(t), want)
 			same(t, "the state", s, &conversationv1.ConversationState{LastSeq: 3, TokenCount: tt.tokens})
 			same(t, "the old message, which others share", old, before)
 		})
@@ -132,7 +132,7 @@ func TestPatchOfAnOpenTurn(t *testing.T) {
 		t.Fatal(s.transcript())
 	}
 	edit := func(seq int64, p *conversationv1.MessagePatch, mask ...string) {
-		s.messages[seq] = patchMessage(s.state, s.messages[seq], p, &fieldmaskpb.FieldMask{Paths: mask}, testNow)
+		s.messages[seq] = must(patchMessage(s.state, s.messages[seq], p, &fieldmaskpb.FieldMask{Paths: mask}, testNow))(t)
 	}
 	edit(1, &conversationv1.MessagePatch{Text: "Hello"}, "text")
 	s.send(t, in(" world"))
@@ -300,7 +300,7 @@ func TestIntentsAndFlowsAreCounted(t *testing.T) {
 func TestPresent(t *testing.T) {
 	t.Parallel()
 	// Every field of the state is shown, but for those that only the reducer and the counters need.
-	hidden := map[string]bool{"last_seq": true, "intent_count": true, "flow_step_count": true, "live": true}
+	hidden := map[string]bool{"last_seq": true, "intent_count": true, "flow_step_count": true, "summary_count": true, "compaction": true}
 	fields := (&conversationv1.ConversationState{}).ProtoReflect().Descriptor().Fields()
 	shown := (&conversationv1.Conversation{}).ProtoReflect().Descriptor().Fields()
 	for i := range fields.Len() {
@@ -312,13 +312,16 @@ func TestPresent(t *testing.T) {
 	s := &conversationv1.ConversationState{
 		Title: "t", Labels: map[string]string{"a": "b"}, ProjectId: "p", Ttl: durationpb.New(time.Hour), LastSeq: 3, TokenCount: 4,
 		Voice: &conversationv1.VoiceState{Status: voiceIdle}, Intent: &conversationv1.Intent{Seq: 1}, Flow: &conversationv1.FlowStep{Seq: 2},
-		Summary: &conversationv1.Summary{Seq: 1}, Floor: &conversationv1.Floor{Fence: 1, SessionId: "s", ConnectionId: "c"},
+		Floor:   &conversationv1.Floor{Fence: 1, SessionId: "s", ConnectionId: "c"},
+		Summary: &conversationv1.Summary{Seq: 1}, Live: &conversationv1.LiveState{Epoch: 2, Device: "phone"}, ToolCallCount: 5,
+		FragmentCount: 6, PinnedSeqs: []int64{1},
 	}
 	got := present(object.Info{ID: "c", Owner: "ada"}, s)
 	same(t, "presented", got, &conversationv1.Conversation{
 		ConversationId: "c", Owner: "ada", Title: "t", Labels: s.GetLabels(), ProjectId: "p", Ttl: s.GetTtl(), MessageCount: 3, TokenCount: 4,
 		Voice: s.GetVoice(), Intent: s.GetIntent(), Flow: s.GetFlow(), Summary: s.GetSummary(),
 		Floor: &conversationv1.Floor{Fence: 1, ConnectionId: "c"},
+		Live:  &conversationv1.LiveStatus{Epoch: 2, Device: "phone"}, ToolCallCount: 5, FragmentCount: 6, PinnedSeqs: []int64{1},
 	})
 	for i := range shown.Len() {
 		if !got.ProtoReflect().Has(shown.Get(i)) {

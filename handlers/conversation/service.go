@@ -20,6 +20,7 @@ import (
 	"holdfast/handlers/problem"
 	"holdfast/identity"
 	"holdfast/object"
+	"holdfast/seal"
 )
 
 // state is what a conversation stores.
@@ -27,7 +28,21 @@ type state = *conversationv1.ConversationState
 
 // Manager serves ConversationService. It is safe for concurrent use.
 type Manager struct {
-	kind *object.Kind[state]
+	kind     *object.Kind[state]
+	box      *seal.Box
+	now      func() time.Time
+	limits   LiveLimits
+	partials partials
+}
+
+// Options are what a Manager needs beside its kind.
+type Options struct {
+	// Box seals resumption handles and raw frames.
+	Box *seal.Box
+	// Now tells the time where no transaction does: for reads.
+	Now func() time.Time
+	// Limits; zero ones have defaults.
+	Limits LiveLimits
 }
 
 var _ conversationv1connect.ConversationServiceHandler = (*Manager)(nil)
@@ -50,13 +65,20 @@ func Register(rt *object.Runtime) *object.Kind[state] {
 			inIntents:        &conversationv1.Intent{},
 			inFlowSteps:      &conversationv1.FlowStep{},
 			inToolCalls:      &conversationv1.ToolCall{},
+			inCallRefs:       &conversationv1.ToolCallRef{},
+			inFragments:      &conversationv1.Fragment{},
+			inSummaries:      &conversationv1.Summary{},
+			inKeptFrames:     &conversationv1.KeptFrames{},
 		},
 		Recent: inMessages, RecentKeep: recentMessages,
+		OnTimer: onTimer,
 	})
 }
 
 // NewManager serves the conversations of a kind that Register made.
-func NewManager(kind *object.Kind[state]) *Manager { return &Manager{kind} }
+func NewManager(kind *object.Kind[state], o Options) *Manager {
+	return &Manager{kind: kind, box: o.Box, now: o.Now, limits: o.Limits.withDefaults()}
+}
 
 // CreateConversation implements ConversationService.
 func (m *Manager) CreateConversation(
@@ -177,7 +199,11 @@ func (m *Manager) AppendMessages(
 			for _, n := range req.GetMessages() {
 				msg, duplicate := known(tx, n.GetClientMessageId()), true
 				if msg == nil {
-					msg, duplicate = appendMessage(tx.State(), n, tx.Now()), false
+					var err error
+					if msg, err = appendMessage(tx.State(), n, tx.Now()); err != nil {
+						return nil, refuse(err)
+					}
+					duplicate = false
 					putMessage(tx, msg)
 					added = true
 				}
@@ -226,7 +252,10 @@ func (m *Manager) UpdateMessage(
 			if old == nil {
 				return nil, problem.NotFound(fmt.Sprintf("the conversation has no message %d", req.GetMessage().GetSeq()))
 			}
-			msg := patchMessage(tx.State(), old, req.GetMessage(), req.GetUpdateMask(), tx.Now())
+			msg, err := patchMessage(tx.State(), old, req.GetMessage(), req.GetUpdateMask(), tx.Now())
+			if err != nil {
+				return nil, refuse(err)
+			}
 			tx.Put(inMessages, key, msg)
 			return &conversationv1.UpdateMessageResponse{Message: msg, Metadata: metadata(tx.Info())}, nil
 		})
@@ -258,6 +287,7 @@ func (m *Manager) SetVoiceState(
 			if err := setVoice(tx.State(), req, tx.Now()); err != nil {
 				return nil, refuse(err)
 			}
+			awaitSilence(tx)
 			return &conversationv1.SetVoiceStateResponse{Voice: tx.State().GetVoice(), Metadata: metadata(tx.Info())}, nil
 		})
 }
@@ -317,33 +347,6 @@ func (m *Manager) ListFlowSteps(
 	}, nil
 }
 
-// IngestLive implements ConversationService.
-func (m *Manager) IngestLive(
-	ctx context.Context, req *conversationv1.IngestLiveRequest,
-) (*conversationv1.IngestLiveResponse, error) {
-	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[state]) (*conversationv1.IngestLiveResponse, error) {
-			s := tx.State()
-			effects, err := ingest(s, req.GetEpoch(), req.GetFrames(), tx.Now())
-			if err != nil {
-				return nil, refuse(err)
-			}
-			for _, msg := range effects.messages {
-				tx.Put(inMessages, object.SeqKey(msg.GetSeq()), msg)
-			}
-			for _, call := range effects.toolCalls {
-				tx.Put(inToolCalls, call.GetCallId(), call)
-			}
-			if int(effects.skipped) == len(req.GetFrames()) {
-				tx.Unchanged()
-			}
-			return &conversationv1.IngestLiveResponse{
-				Messages: effects.messages, ToolCalls: effects.toolCalls, Voice: s.GetVoice(),
-				LastClientIndex: s.GetLive().GetLastClientIndex(), SkippedFrames: effects.skipped, Metadata: metadata(tx.Info()),
-			}, nil
-		})
-}
-
 // WatchConversation implements ConversationService.
 func (m *Manager) WatchConversation(
 	ctx context.Context, req *conversationv1.WatchConversationRequest,
@@ -363,6 +366,9 @@ func (m *Manager) WatchConversation(
 
 // changed is one message of a watch.
 func changed(c *object.Change[state]) *conversationv1.WatchConversationResponse {
+	if signal, ok := c.Signal.(*conversationv1.LiveSignal); ok {
+		return &conversationv1.WatchConversationResponse{Signal: signal, Metadata: &objectv1.Metadata{Version: int64(c.Version)}}
+	}
 	if c.Heartbeat {
 		return &conversationv1.WatchConversationResponse{Heartbeat: true, Metadata: &objectv1.Metadata{Version: int64(c.Version)}}
 	}
@@ -380,7 +386,14 @@ func changed(c *object.Change[state]) *conversationv1.WatchConversationResponse 
 			res.FlowSteps = append(res.FlowSteps, v)
 		case *conversationv1.ToolCall:
 			res.ToolCalls = append(res.ToolCalls, v)
+		case *conversationv1.Summary:
+			res.Summaries = append(res.Summaries, v)
+		case *conversationv1.Fragment:
+			res.Fragments = append(res.Fragments, v)
 		}
+	}
+	if c.Reset {
+		res.ToolCalls = openCalls(c.State.GetLive())
 	}
 	return res
 }
@@ -393,6 +406,21 @@ func refuse(err error) error {
 			allowed[i] = s.String()
 		}
 		return problem.IllegalTransition(illegal.from.String(), illegal.to.String(), allowed...)
+	}
+	if leased, ok := errors.AsType[leasedError](err); ok {
+		p := problem.FailedPrecondition("COMPACTION_LEASED", "another summarises this conversation now")
+		p.Metadata = map[string]string{"lease_expire_time": leased.until.UTC().Format(timeFormat)}
+		return p
+	}
+	if errors.Is(err, errStaleLease) {
+		return problem.FailedPrecondition("FENCED", "another lease was given since; propose again")
+	}
+	if errors.Is(err, errPinned) {
+		return problem.FailedPrecondition("PINNED_LIMIT",
+			fmt.Sprintf("a conversation has at most %d messages that are pinned or of the role system", maxPinned))
+	}
+	if call, ok := errors.AsType[callError](err); ok {
+		return refuseCall(call)
 	}
 	if fenced, ok := errors.AsType[fencedError](err); ok {
 		return problem.FailedPrecondition("FENCED", fmt.Sprintf("a newer connection, epoch %d, has taken over", fenced.current))

@@ -98,7 +98,7 @@ func serveWith(t *testing.T, d *dbtest.Bundle, box *seal.Box, c object.Config) *
 			handlers.NewService[sessionv1connect.SessionServiceHandler](
 				sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, b.manager),
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](
-				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations)),
+				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations, conversation.Options{Box: box, Now: time.Now})),
 		},
 		Auth: handlers.NewAuthenticator(handlers.AuthConfig{
 			FindKeys: d.DB.FindKeys, Find: d.DB.FindCredentials, Touch: b.manager.Touch, Refused: b.manager.Refused,

@@ -27,6 +27,167 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ResumeAction is what a client should do.
+type ResumeAction int32
+
+const (
+	ResumeAction_RESUME_ACTION_UNSPECIFIED ResumeAction = 0
+	// Set up with the handle.
+	ResumeAction_RESUME_ACTION_RESUME ResumeAction = 1
+	// Set up without a handle, and send the seed.
+	ResumeAction_RESUME_ACTION_START_FRESH ResumeAction = 2
+)
+
+// Enum value maps for ResumeAction.
+var (
+	ResumeAction_name = map[int32]string{
+		0: "RESUME_ACTION_UNSPECIFIED",
+		1: "RESUME_ACTION_RESUME",
+		2: "RESUME_ACTION_START_FRESH",
+	}
+	ResumeAction_value = map[string]int32{
+		"RESUME_ACTION_UNSPECIFIED": 0,
+		"RESUME_ACTION_RESUME":      1,
+		"RESUME_ACTION_START_FRESH": 2,
+	}
+)
+
+func (x ResumeAction) Enum() *ResumeAction {
+	p := new(ResumeAction)
+	*p = x
+	return p
+}
+
+func (x ResumeAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ResumeAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_conversation_v1_service_proto_enumTypes[0].Descriptor()
+}
+
+func (ResumeAction) Type() protoreflect.EnumType {
+	return &file_holdfast_conversation_v1_service_proto_enumTypes[0]
+}
+
+func (x ResumeAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ResumeAction.Descriptor instead.
+func (ResumeAction) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{0}
+}
+
+// ContextPolicy is what goes into a context window.
+type ContextPolicy int32
+
+const (
+	// The same as SUMMARY_AND_RECENT.
+	ContextPolicy_CONTEXT_POLICY_UNSPECIFIED        ContextPolicy = 0
+	ContextPolicy_CONTEXT_POLICY_SUMMARY_AND_RECENT ContextPolicy = 1
+	// No summary: the messages themselves, as many as fit.
+	ContextPolicy_CONTEXT_POLICY_RECENT_ONLY ContextPolicy = 2
+)
+
+// Enum value maps for ContextPolicy.
+var (
+	ContextPolicy_name = map[int32]string{
+		0: "CONTEXT_POLICY_UNSPECIFIED",
+		1: "CONTEXT_POLICY_SUMMARY_AND_RECENT",
+		2: "CONTEXT_POLICY_RECENT_ONLY",
+	}
+	ContextPolicy_value = map[string]int32{
+		"CONTEXT_POLICY_UNSPECIFIED":        0,
+		"CONTEXT_POLICY_SUMMARY_AND_RECENT": 1,
+		"CONTEXT_POLICY_RECENT_ONLY":        2,
+	}
+)
+
+func (x ContextPolicy) Enum() *ContextPolicy {
+	p := new(ContextPolicy)
+	*p = x
+	return p
+}
+
+func (x ContextPolicy) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ContextPolicy) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_conversation_v1_service_proto_enumTypes[1].Descriptor()
+}
+
+func (ContextPolicy) Type() protoreflect.EnumType {
+	return &file_holdfast_conversation_v1_service_proto_enumTypes[1]
+}
+
+func (x ContextPolicy) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ContextPolicy.Descriptor instead.
+func (ContextPolicy) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{1}
+}
+
+// ContextFormat is the form of a context window.
+type ContextFormat int32
+
+const (
+	// The same as NEUTRAL.
+	ContextFormat_CONTEXT_FORMAT_UNSPECIFIED ContextFormat = 0
+	ContextFormat_CONTEXT_FORMAT_NEUTRAL     ContextFormat = 1
+	// `contents` and `systemInstruction` of Gemini's generateContent.
+	ContextFormat_CONTEXT_FORMAT_GEMINI_CONTENTS ContextFormat = 2
+	// A `clientContent` that seeds a Live session set up with historyConfig.initialHistoryInClientContent. Tool calls are
+	// told as text.
+	ContextFormat_CONTEXT_FORMAT_LIVE_SEED ContextFormat = 3
+)
+
+// Enum value maps for ContextFormat.
+var (
+	ContextFormat_name = map[int32]string{
+		0: "CONTEXT_FORMAT_UNSPECIFIED",
+		1: "CONTEXT_FORMAT_NEUTRAL",
+		2: "CONTEXT_FORMAT_GEMINI_CONTENTS",
+		3: "CONTEXT_FORMAT_LIVE_SEED",
+	}
+	ContextFormat_value = map[string]int32{
+		"CONTEXT_FORMAT_UNSPECIFIED":     0,
+		"CONTEXT_FORMAT_NEUTRAL":         1,
+		"CONTEXT_FORMAT_GEMINI_CONTENTS": 2,
+		"CONTEXT_FORMAT_LIVE_SEED":       3,
+	}
+)
+
+func (x ContextFormat) Enum() *ContextFormat {
+	p := new(ContextFormat)
+	*p = x
+	return p
+}
+
+func (x ContextFormat) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ContextFormat) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_conversation_v1_service_proto_enumTypes[2].Descriptor()
+}
+
+func (ContextFormat) Type() protoreflect.EnumType {
+	return &file_holdfast_conversation_v1_service_proto_enumTypes[2]
+}
+
+func (x ContextFormat) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ContextFormat.Descriptor instead.
+func (ContextFormat) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{2}
+}
+
 // Conversation is a conversation as callers see it.
 type Conversation struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -45,8 +206,16 @@ type Conversation struct {
 	Intent *Intent `protobuf:"bytes,10,opt,name=intent,proto3" json:"intent,omitempty"`
 	// The newest flow step.
 	Flow *FlowStep `protobuf:"bytes,11,opt,name=flow,proto3" json:"flow,omitempty"`
+	// The newest connection to Gemini Live; unset: there was none.
+	Live *LiveStatus `protobuf:"bytes,12,opt,name=live,proto3" json:"live,omitempty"`
 	// The newest summary.
 	Summary *Summary `protobuf:"bytes,13,opt,name=summary,proto3" json:"summary,omitempty"`
+	// The number of tool calls of the Live API.
+	ToolCallCount int64 `protobuf:"varint,14,opt,name=tool_call_count,json=toolCallCount,proto3" json:"tool_call_count,omitempty"`
+	// The number of abandoned fragments; see ListFragments.
+	FragmentCount int64 `protobuf:"varint,15,opt,name=fragment_count,json=fragmentCount,proto3" json:"fragment_count,omitempty"`
+	// The messages that are in every context window: pinned ones and those of the role system.
+	PinnedSeqs []int64 `protobuf:"varint,16,rep,packed,name=pinned_seqs,json=pinnedSeqs,proto3" json:"pinned_seqs,omitempty"`
 	// Who has the microphone, or had it last; its session_id is not shown.
 	Floor         *Floor `protobuf:"bytes,25,opt,name=floor,proto3" json:"floor,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -160,9 +329,37 @@ func (x *Conversation) GetFlow() *FlowStep {
 	return nil
 }
 
+func (x *Conversation) GetLive() *LiveStatus {
+	if x != nil {
+		return x.Live
+	}
+	return nil
+}
+
 func (x *Conversation) GetSummary() *Summary {
 	if x != nil {
 		return x.Summary
+	}
+	return nil
+}
+
+func (x *Conversation) GetToolCallCount() int64 {
+	if x != nil {
+		return x.ToolCallCount
+	}
+	return 0
+}
+
+func (x *Conversation) GetFragmentCount() int64 {
+	if x != nil {
+		return x.FragmentCount
+	}
+	return 0
+}
+
+func (x *Conversation) GetPinnedSeqs() []int64 {
+	if x != nil {
+		return x.PinnedSeqs
 	}
 	return nil
 }
@@ -172,6 +369,163 @@ func (x *Conversation) GetFloor() *Floor {
 		return x.Floor
 	}
 	return nil
+}
+
+// LiveStatus is where a conversation's newest connection to Gemini Live stands.
+type LiveStatus struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Epoch    int64                  `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Device   string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
+	Provider LiveProvider           `protobuf:"varint,3,opt,name=provider,proto3,enum=holdfast.conversation.v1.LiveProvider" json:"provider,omitempty"`
+	// Counts the provider's sessions of the conversation.
+	Session int64 `protobuf:"varint,4,opt,name=session,proto3" json:"session,omitempty"`
+	// The provider's id of the session.
+	SessionId string                 `protobuf:"bytes,5,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	OpenTime  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
+	// Unset: the connection is open, as far as is known.
+	CloseTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=close_time,json=closeTime,proto3" json:"close_time,omitempty"`
+	CloseCode int32                  `protobuf:"varint,8,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
+	// When the provider will close the connection; unset: it has not said so.
+	GoAwayTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=go_away_time,json=goAwayTime,proto3" json:"go_away_time,omitempty"`
+	// The highest client_index stored in this epoch.
+	LastClientIndex int64 `protobuf:"varint,10,opt,name=last_client_index,json=lastClientIndex,proto3" json:"last_client_index,omitempty"`
+	// Frames in which the server understood nothing, or not all, in all epochs.
+	UnknownFrames int64 `protobuf:"varint,11,opt,name=unknown_frames,json=unknownFrames,proto3" json:"unknown_frames,omitempty"`
+	// Tokens of all turns so far, as the provider counted them.
+	TotalTokens int64 `protobuf:"varint,12,opt,name=total_tokens,json=totalTokens,proto3" json:"total_tokens,omitempty"`
+	// The frames of this epoch that were folded, and their bytes.
+	FrameCount    int64 `protobuf:"varint,13,opt,name=frame_count,json=frameCount,proto3" json:"frame_count,omitempty"`
+	ByteCount     int64 `protobuf:"varint,14,opt,name=byte_count,json=byteCount,proto3" json:"byte_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LiveStatus) Reset() {
+	*x = LiveStatus{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LiveStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LiveStatus) ProtoMessage() {}
+
+func (x *LiveStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LiveStatus.ProtoReflect.Descriptor instead.
+func (*LiveStatus) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *LiveStatus) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *LiveStatus) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *LiveStatus) GetProvider() LiveProvider {
+	if x != nil {
+		return x.Provider
+	}
+	return LiveProvider_LIVE_PROVIDER_UNSPECIFIED
+}
+
+func (x *LiveStatus) GetSession() int64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *LiveStatus) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *LiveStatus) GetOpenTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OpenTime
+	}
+	return nil
+}
+
+func (x *LiveStatus) GetCloseTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CloseTime
+	}
+	return nil
+}
+
+func (x *LiveStatus) GetCloseCode() int32 {
+	if x != nil {
+		return x.CloseCode
+	}
+	return 0
+}
+
+func (x *LiveStatus) GetGoAwayTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.GoAwayTime
+	}
+	return nil
+}
+
+func (x *LiveStatus) GetLastClientIndex() int64 {
+	if x != nil {
+		return x.LastClientIndex
+	}
+	return 0
+}
+
+func (x *LiveStatus) GetUnknownFrames() int64 {
+	if x != nil {
+		return x.UnknownFrames
+	}
+	return 0
+}
+
+func (x *LiveStatus) GetTotalTokens() int64 {
+	if x != nil {
+		return x.TotalTokens
+	}
+	return 0
+}
+
+func (x *LiveStatus) GetFrameCount() int64 {
+	if x != nil {
+		return x.FrameCount
+	}
+	return 0
+}
+
+func (x *LiveStatus) GetByteCount() int64 {
+	if x != nil {
+		return x.ByteCount
+	}
+	return 0
 }
 
 type CreateConversationRequest struct {
@@ -190,7 +544,7 @@ type CreateConversationRequest struct {
 
 func (x *CreateConversationRequest) Reset() {
 	*x = CreateConversationRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[1]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -202,7 +556,7 @@ func (x *CreateConversationRequest) String() string {
 func (*CreateConversationRequest) ProtoMessage() {}
 
 func (x *CreateConversationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[1]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -215,7 +569,7 @@ func (x *CreateConversationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateConversationRequest.ProtoReflect.Descriptor instead.
 func (*CreateConversationRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{1}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *CreateConversationRequest) GetConversationId() string {
@@ -270,7 +624,7 @@ type CreateConversationResponse struct {
 
 func (x *CreateConversationResponse) Reset() {
 	*x = CreateConversationResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[2]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -282,7 +636,7 @@ func (x *CreateConversationResponse) String() string {
 func (*CreateConversationResponse) ProtoMessage() {}
 
 func (x *CreateConversationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[2]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -295,7 +649,7 @@ func (x *CreateConversationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateConversationResponse.ProtoReflect.Descriptor instead.
 func (*CreateConversationResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *CreateConversationResponse) GetConversation() *Conversation {
@@ -325,7 +679,7 @@ type GetConversationRequest struct {
 
 func (x *GetConversationRequest) Reset() {
 	*x = GetConversationRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[3]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -337,7 +691,7 @@ func (x *GetConversationRequest) String() string {
 func (*GetConversationRequest) ProtoMessage() {}
 
 func (x *GetConversationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[3]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -350,7 +704,7 @@ func (x *GetConversationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConversationRequest.ProtoReflect.Descriptor instead.
 func (*GetConversationRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *GetConversationRequest) GetConversationId() string {
@@ -387,7 +741,7 @@ type GetConversationResponse struct {
 
 func (x *GetConversationResponse) Reset() {
 	*x = GetConversationResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[4]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -399,7 +753,7 @@ func (x *GetConversationResponse) String() string {
 func (*GetConversationResponse) ProtoMessage() {}
 
 func (x *GetConversationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[4]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -412,7 +766,7 @@ func (x *GetConversationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConversationResponse.ProtoReflect.Descriptor instead.
 func (*GetConversationResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GetConversationResponse) GetConversation() *Conversation {
@@ -459,7 +813,7 @@ type ListConversationsRequest struct {
 
 func (x *ListConversationsRequest) Reset() {
 	*x = ListConversationsRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[5]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -471,7 +825,7 @@ func (x *ListConversationsRequest) String() string {
 func (*ListConversationsRequest) ProtoMessage() {}
 
 func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[5]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -484,7 +838,7 @@ func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConversationsRequest.ProtoReflect.Descriptor instead.
 func (*ListConversationsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListConversationsRequest) GetPageSize() int32 {
@@ -526,7 +880,7 @@ type ListConversationsResponse struct {
 
 func (x *ListConversationsResponse) Reset() {
 	*x = ListConversationsResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[6]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -538,7 +892,7 @@ func (x *ListConversationsResponse) String() string {
 func (*ListConversationsResponse) ProtoMessage() {}
 
 func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[6]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -551,7 +905,7 @@ func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConversationsResponse.ProtoReflect.Descriptor instead.
 func (*ListConversationsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListConversationsResponse) GetConversations() []*ConversationItem {
@@ -579,7 +933,7 @@ type ConversationItem struct {
 
 func (x *ConversationItem) Reset() {
 	*x = ConversationItem{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[7]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +945,7 @@ func (x *ConversationItem) String() string {
 func (*ConversationItem) ProtoMessage() {}
 
 func (x *ConversationItem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[7]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +958,7 @@ func (x *ConversationItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConversationItem.ProtoReflect.Descriptor instead.
 func (*ConversationItem) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ConversationItem) GetConversation() *Conversation {
@@ -634,7 +988,7 @@ type UpdateConversationRequest struct {
 
 func (x *UpdateConversationRequest) Reset() {
 	*x = UpdateConversationRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[8]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +1000,7 @@ func (x *UpdateConversationRequest) String() string {
 func (*UpdateConversationRequest) ProtoMessage() {}
 
 func (x *UpdateConversationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[8]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +1013,7 @@ func (x *UpdateConversationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateConversationRequest.ProtoReflect.Descriptor instead.
 func (*UpdateConversationRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *UpdateConversationRequest) GetConversationId() string {
@@ -707,7 +1061,7 @@ type UpdateConversationResponse struct {
 
 func (x *UpdateConversationResponse) Reset() {
 	*x = UpdateConversationResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[9]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -719,7 +1073,7 @@ func (x *UpdateConversationResponse) String() string {
 func (*UpdateConversationResponse) ProtoMessage() {}
 
 func (x *UpdateConversationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[9]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -732,7 +1086,7 @@ func (x *UpdateConversationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateConversationResponse.ProtoReflect.Descriptor instead.
 func (*UpdateConversationResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UpdateConversationResponse) GetConversation() *Conversation {
@@ -760,7 +1114,7 @@ type DeleteConversationRequest struct {
 
 func (x *DeleteConversationRequest) Reset() {
 	*x = DeleteConversationRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[10]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -772,7 +1126,7 @@ func (x *DeleteConversationRequest) String() string {
 func (*DeleteConversationRequest) ProtoMessage() {}
 
 func (x *DeleteConversationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[10]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -785,7 +1139,7 @@ func (x *DeleteConversationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteConversationRequest.ProtoReflect.Descriptor instead.
 func (*DeleteConversationRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DeleteConversationRequest) GetConversationId() string {
@@ -818,7 +1172,7 @@ type DeleteConversationResponse struct {
 
 func (x *DeleteConversationResponse) Reset() {
 	*x = DeleteConversationResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[11]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +1184,7 @@ func (x *DeleteConversationResponse) String() string {
 func (*DeleteConversationResponse) ProtoMessage() {}
 
 func (x *DeleteConversationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[11]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,10 +1197,2465 @@ func (x *DeleteConversationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteConversationResponse.ProtoReflect.Descriptor instead.
 func (*DeleteConversationResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeleteConversationResponse) GetMetadata() *v1.Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type OpenLiveRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// Who connects: a device, a tab.
+	Device string `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
+	// Unset: the Developer API.
+	Provider LiveProvider `protobuf:"varint,3,opt,name=provider,proto3,enum=holdfast.conversation.v1.LiveProvider" json:"provider,omitempty"`
+	// A hash of what the provider will be set up with: model, system instruction, tools, voice. A handle is valid only for
+	// the same.
+	SetupHash string `protobuf:"bytes,4,opt,name=setup_hash,json=setupHash,proto3" json:"setup_hash,omitempty"`
+	// The client will tell a new session what was said before, in clientContent up to turnComplete: that is no news.
+	// Not needed where the setup frame has historyConfig and is ingested.
+	Seeding bool `protobuf:"varint,5,opt,name=seeding,proto3" json:"seeding,omitempty"`
+	// How long to keep raw frames, encrypted: 1 minute to 7 days; unset: not at all.
+	KeepFramesFor *durationpb.Duration `protobuf:"bytes,6,opt,name=keep_frames_for,json=keepFramesFor,proto3" json:"keep_frames_for,omitempty"`
+	// How long nothing must come until the voice turn is idle by itself: 1 second to 1 hour; unset: 30 s.
+	Silence       *durationpb.Duration `protobuf:"bytes,9,opt,name=silence,proto3" json:"silence,omitempty"`
+	RequestId     string               `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion     int64                `protobuf:"varint,8,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenLiveRequest) Reset() {
+	*x = OpenLiveRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenLiveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenLiveRequest) ProtoMessage() {}
+
+func (x *OpenLiveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenLiveRequest.ProtoReflect.Descriptor instead.
+func (*OpenLiveRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *OpenLiveRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *OpenLiveRequest) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *OpenLiveRequest) GetProvider() LiveProvider {
+	if x != nil {
+		return x.Provider
+	}
+	return LiveProvider_LIVE_PROVIDER_UNSPECIFIED
+}
+
+func (x *OpenLiveRequest) GetSetupHash() string {
+	if x != nil {
+		return x.SetupHash
+	}
+	return ""
+}
+
+func (x *OpenLiveRequest) GetSeeding() bool {
+	if x != nil {
+		return x.Seeding
+	}
+	return false
+}
+
+func (x *OpenLiveRequest) GetKeepFramesFor() *durationpb.Duration {
+	if x != nil {
+		return x.KeepFramesFor
+	}
+	return nil
+}
+
+func (x *OpenLiveRequest) GetSilence() *durationpb.Duration {
+	if x != nil {
+		return x.Silence
+	}
+	return nil
+}
+
+func (x *OpenLiveRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *OpenLiveRequest) GetIfVersion() int64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+type OpenLiveResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Send it with every frame of this connection. Frames count from client_index 1.
+	Epoch         int64        `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Live          *LiveStatus  `protobuf:"bytes,2,opt,name=live,proto3" json:"live,omitempty"`
+	Metadata      *v1.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenLiveResponse) Reset() {
+	*x = OpenLiveResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenLiveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenLiveResponse) ProtoMessage() {}
+
+func (x *OpenLiveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenLiveResponse.ProtoReflect.Descriptor instead.
+func (*OpenLiveResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *OpenLiveResponse) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *OpenLiveResponse) GetLive() *LiveStatus {
+	if x != nil {
+		return x.Live
+	}
+	return nil
+}
+
+func (x *OpenLiveResponse) GetMetadata() *v1.Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type CloseLiveRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	Epoch          int64                  `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The WebSocket's close code; 0: none.
+	CloseCode     int32  `protobuf:"varint,3,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion     int64  `protobuf:"varint,5,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseLiveRequest) Reset() {
+	*x = CloseLiveRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseLiveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseLiveRequest) ProtoMessage() {}
+
+func (x *CloseLiveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseLiveRequest.ProtoReflect.Descriptor instead.
+func (*CloseLiveRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *CloseLiveRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *CloseLiveRequest) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *CloseLiveRequest) GetCloseCode() int32 {
+	if x != nil {
+		return x.CloseCode
+	}
+	return 0
+}
+
+func (x *CloseLiveRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CloseLiveRequest) GetIfVersion() int64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+type CloseLiveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Live          *LiveStatus            `protobuf:"bytes,1,opt,name=live,proto3" json:"live,omitempty"`
+	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseLiveResponse) Reset() {
+	*x = CloseLiveResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseLiveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseLiveResponse) ProtoMessage() {}
+
+func (x *CloseLiveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseLiveResponse.ProtoReflect.Descriptor instead.
+func (*CloseLiveResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *CloseLiveResponse) GetLive() *LiveStatus {
+	if x != nil {
+		return x.Live
+	}
+	return nil
+}
+
+func (x *CloseLiveResponse) GetMetadata() *v1.Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type GetResumePlanRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// Of what the provider will be set up with; empty: that of the newest connection.
+	SetupHash string `protobuf:"bytes,2,opt,name=setup_hash,json=setupHash,proto3" json:"setup_hash,omitempty"`
+	// The budget of the seed, in tokens, from 256; 0: 8,000.
+	SeedBudgetTokens int64 `protobuf:"varint,3,opt,name=seed_budget_tokens,json=seedBudgetTokens,proto3" json:"seed_budget_tokens,omitempty"`
+	// End the seed with a turn of the user, as Gemini 2.5 wants it.
+	SeedEndsWithUser bool `protobuf:"varint,4,opt,name=seed_ends_with_user,json=seedEndsWithUser,proto3" json:"seed_ends_with_user,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *GetResumePlanRequest) Reset() {
+	*x = GetResumePlanRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetResumePlanRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetResumePlanRequest) ProtoMessage() {}
+
+func (x *GetResumePlanRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetResumePlanRequest.ProtoReflect.Descriptor instead.
+func (*GetResumePlanRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *GetResumePlanRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *GetResumePlanRequest) GetSetupHash() string {
+	if x != nil {
+		return x.SetupHash
+	}
+	return ""
+}
+
+func (x *GetResumePlanRequest) GetSeedBudgetTokens() int64 {
+	if x != nil {
+		return x.SeedBudgetTokens
+	}
+	return 0
+}
+
+func (x *GetResumePlanRequest) GetSeedEndsWithUser() bool {
+	if x != nil {
+		return x.SeedEndsWithUser
+	}
+	return false
+}
+
+type GetResumePlanResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Action ResumeAction           `protobuf:"varint,1,opt,name=action,proto3,enum=holdfast.conversation.v1.ResumeAction" json:"action,omitempty"`
+	// The handle to resume with. A bearer secret.
+	Handle string `protobuf:"bytes,2,opt,name=handle,proto3" json:"handle,omitempty"`
+	// For ReportResumeFailed.
+	HandleId int64 `protobuf:"varint,3,opt,name=handle_id,json=handleId,proto3" json:"handle_id,omitempty"`
+	// Until when the handle is valid, by what the provider documents; unset while its connection is open.
+	HandleExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=handle_expire_time,json=handleExpireTime,proto3" json:"handle_expire_time,omitempty"`
+	// Messages after this one are not known to a session that is resumed.
+	HandleAfterSeq int64 `protobuf:"varint,5,opt,name=handle_after_seq,json=handleAfterSeq,proto3" json:"handle_after_seq,omitempty"`
+	// To start fresh with: `{"clientContent": {"turns": […], "turnComplete": true}}`, for historyConfig. Unset: nothing was
+	// said yet.
+	Seed *structpb.Struct `protobuf:"bytes,6,opt,name=seed,proto3" json:"seed,omitempty"`
+	// What of the conversation is in the seed.
+	SeedWindow *ContextWindow `protobuf:"bytes,7,opt,name=seed_window,json=seedWindow,proto3" json:"seed_window,omitempty"`
+	// What the user was saying, and may still be; unset: nothing.
+	OpenUtterance *Message `protobuf:"bytes,8,opt,name=open_utterance,json=openUtterance,proto3" json:"open_utterance,omitempty"`
+	// Tool calls that wait for a response, or for its delivery.
+	ToolCalls []*ToolCall `protobuf:"bytes,9,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
+	// The newest epoch, and what of it is stored: send what is newer again.
+	Epoch           int64 `protobuf:"varint,10,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	LastClientIndex int64 `protobuf:"varint,11,opt,name=last_client_index,json=lastClientIndex,proto3" json:"last_client_index,omitempty"`
+	// Do not leave the open connection yet: it has issued a tool call that the newest handle does not know.
+	Wait bool `protobuf:"varint,12,opt,name=wait,proto3" json:"wait,omitempty"`
+	// Leave it then all the same.
+	WaitUntilTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=wait_until_time,json=waitUntilTime,proto3" json:"wait_until_time,omitempty"`
+	// Do not connect before; unset: connect at once.
+	RetryTime      *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
+	ResumeFailures int32                  `protobuf:"varint,15,opt,name=resume_failures,json=resumeFailures,proto3" json:"resume_failures,omitempty"`
+	Live           *LiveStatus            `protobuf:"bytes,16,opt,name=live,proto3" json:"live,omitempty"`
+	Metadata       *v1.Metadata           `protobuf:"bytes,17,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *GetResumePlanResponse) Reset() {
+	*x = GetResumePlanResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetResumePlanResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetResumePlanResponse) ProtoMessage() {}
+
+func (x *GetResumePlanResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetResumePlanResponse.ProtoReflect.Descriptor instead.
+func (*GetResumePlanResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GetResumePlanResponse) GetAction() ResumeAction {
+	if x != nil {
+		return x.Action
+	}
+	return ResumeAction_RESUME_ACTION_UNSPECIFIED
+}
+
+func (x *GetResumePlanResponse) GetHandle() string {
+	if x != nil {
+		return x.Handle
+	}
+	return ""
+}
+
+func (x *GetResumePlanResponse) GetHandleId() int64 {
+	if x != nil {
+		return x.HandleId
+	}
+	return 0
+}
+
+func (x *GetResumePlanResponse) GetHandleExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HandleExpireTime
+	}
+	return nil
+}
+
+func (x *GetResumePlanResponse) GetHandleAfterSeq() int64 {
+	if x != nil {
+		return x.HandleAfterSeq
+	}
+	return 0
+}
+
+func (x *GetResumePlanResponse) GetSeed() *structpb.Struct {
+	if x != nil {
+		return x.Seed
+	}
+	return nil
+}
+
+func (x *GetResumePlanResponse) GetSeedWindow() *ContextWindow {
+	if x != nil {
+		return x.SeedWindow
+	}
+	return nil
+}
+
+func (x *GetResumePlanResponse) GetOpenUtterance() *Message {
+	if x != nil {
+		return x.OpenUtterance
+	}
+	return nil
+}
+
+func (x *GetResumePlanResponse) GetToolCalls() []*ToolCall {
+	if x != nil {
+		return x.ToolCalls
+	}
+	return nil
+}
+
+func (x *GetResumePlanResponse) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *GetResumePlanResponse) GetLastClientIndex() int64 {
+	if x != nil {
+		return x.LastClientIndex
+	}
+	return 0
+}
+
+func (x *GetResumePlanResponse) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
+}
+
+func (x *GetResumePlanResponse) GetWaitUntilTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WaitUntilTime
+	}
+	return nil
+}
+
+func (x *GetResumePlanResponse) GetRetryTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetryTime
+	}
+	return nil
+}
+
+func (x *GetResumePlanResponse) GetResumeFailures() int32 {
+	if x != nil {
+		return x.ResumeFailures
+	}
+	return 0
+}
+
+func (x *GetResumePlanResponse) GetLive() *LiveStatus {
+	if x != nil {
+		return x.Live
+	}
+	return nil
+}
+
+func (x *GetResumePlanResponse) GetMetadata() *v1.Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type ReportResumeFailedRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	Epoch          int64                  `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// From the plan.
+	HandleId int64 `protobuf:"varint,3,opt,name=handle_id,json=handleId,proto3" json:"handle_id,omitempty"`
+	// The WebSocket's close code; 0: none.
+	CloseCode int32 `protobuf:"varint,4,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
+	// As in OpenLive, of the session that will be started now.
+	Seeding       bool   `protobuf:"varint,5,opt,name=seeding,proto3" json:"seeding,omitempty"`
+	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion     int64  `protobuf:"varint,7,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportResumeFailedRequest) Reset() {
+	*x = ReportResumeFailedRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportResumeFailedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportResumeFailedRequest) ProtoMessage() {}
+
+func (x *ReportResumeFailedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportResumeFailedRequest.ProtoReflect.Descriptor instead.
+func (*ReportResumeFailedRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ReportResumeFailedRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *ReportResumeFailedRequest) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ReportResumeFailedRequest) GetHandleId() int64 {
+	if x != nil {
+		return x.HandleId
+	}
+	return 0
+}
+
+func (x *ReportResumeFailedRequest) GetCloseCode() int32 {
+	if x != nil {
+		return x.CloseCode
+	}
+	return 0
+}
+
+func (x *ReportResumeFailedRequest) GetSeeding() bool {
+	if x != nil {
+		return x.Seeding
+	}
+	return false
+}
+
+func (x *ReportResumeFailedRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ReportResumeFailedRequest) GetIfVersion() int64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+type ReportResumeFailedResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ResumeFailures int32                  `protobuf:"varint,1,opt,name=resume_failures,json=resumeFailures,proto3" json:"resume_failures,omitempty"`
+	// Do not connect before.
+	RetryTime     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
+	Live          *LiveStatus            `protobuf:"bytes,3,opt,name=live,proto3" json:"live,omitempty"`
+	Metadata      *v1.Metadata           `protobuf:"bytes,4,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportResumeFailedResponse) Reset() {
+	*x = ReportResumeFailedResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportResumeFailedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportResumeFailedResponse) ProtoMessage() {}
+
+func (x *ReportResumeFailedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportResumeFailedResponse.ProtoReflect.Descriptor instead.
+func (*ReportResumeFailedResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ReportResumeFailedResponse) GetResumeFailures() int32 {
+	if x != nil {
+		return x.ResumeFailures
+	}
+	return 0
+}
+
+func (x *ReportResumeFailedResponse) GetRetryTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetryTime
+	}
+	return nil
+}
+
+func (x *ReportResumeFailedResponse) GetLive() *LiveStatus {
+	if x != nil {
+		return x.Live
+	}
+	return nil
+}
+
+func (x *ReportResumeFailedResponse) GetMetadata() *v1.Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type ListFragmentsRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	AfterSeq       int64                  `protobuf:"varint,2,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
+	// 1 to 200; 0: 50.
+	PageSize      int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFragmentsRequest) Reset() {
+	*x = ListFragmentsRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFragmentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFragmentsRequest) ProtoMessage() {}
+
+func (x *ListFragmentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFragmentsRequest.ProtoReflect.Descriptor instead.
+func (*ListFragmentsRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListFragmentsRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *ListFragmentsRequest) GetAfterSeq() int64 {
+	if x != nil {
+		return x.AfterSeq
+	}
+	return 0
+}
+
+func (x *ListFragmentsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+type ListFragmentsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fragments     []*Fragment            `protobuf:"bytes,1,rep,name=fragments,proto3" json:"fragments,omitempty"`
+	HasMore       bool                   `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
+	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFragmentsResponse) Reset() {
+	*x = ListFragmentsResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFragmentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFragmentsResponse) ProtoMessage() {}
+
+func (x *ListFragmentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFragmentsResponse.ProtoReflect.Descriptor instead.
+func (*ListFragmentsResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ListFragmentsResponse) GetFragments() []*Fragment {
+	if x != nil {
+		return x.Fragments
+	}
+	return nil
+}
+
+func (x *ListFragmentsResponse) GetHasMore() bool {
+	if x != nil {
+		return x.HasMore
+	}
+	return false
+}
+
+func (x *ListFragmentsResponse) GetMetadata() *v1.Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+// LiveFrameBatch is the raw frames of one batch.
+type LiveFrameBatch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        int64                  `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Epoch         int64                  `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Frames        []*LiveFrame           `protobuf:"bytes,3,rep,name=frames,proto3" json:"frames,omitempty"`
+	ReceiveTime   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=receive_time,json=receiveTime,proto3" json:"receive_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LiveFrameBatch) Reset() {
+	*x = LiveFrameBatch{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LiveFrameBatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LiveFrameBatch) ProtoMessage() {}
+
+func (x *LiveFrameBatch) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LiveFrameBatch.ProtoReflect.Descriptor instead.
+func (*LiveFrameBatch) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *LiveFrameBatch) GetNumber() int64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *LiveFrameBatch) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *LiveFrameBatch) GetFrames() []*LiveFrame {
+	if x != nil {
+		return x.Frames
+	}
+	return nil
+}
+
+func (x *LiveFrameBatch) GetReceiveTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReceiveTime
+	}
+	return nil
+}
+
+type ListLiveFramesRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// Batches after this number.
+	AfterNumber int64 `protobuf:"varint,2,opt,name=after_number,json=afterNumber,proto3" json:"after_number,omitempty"`
+	// In batches, 1 to 20; 0: 20.
+	PageSize      int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLiveFramesRequest) Reset() {
+	*x = ListLiveFramesRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLiveFramesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLiveFramesRequest) ProtoMessage() {}
+
+func (x *ListLiveFramesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLiveFramesRequest.ProtoReflect.Descriptor instead.
+func (*ListLiveFramesRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ListLiveFramesRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *ListLiveFramesRequest) GetAfterNumber() int64 {
+	if x != nil {
+		return x.AfterNumber
+	}
+	return 0
+}
+
+func (x *ListLiveFramesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+type ListLiveFramesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Batches       []*LiveFrameBatch      `protobuf:"bytes,1,rep,name=batches,proto3" json:"batches,omitempty"`
+	HasMore       bool                   `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
+	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLiveFramesResponse) Reset() {
+	*x = ListLiveFramesResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLiveFramesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLiveFramesResponse) ProtoMessage() {}
+
+func (x *ListLiveFramesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLiveFramesResponse.ProtoReflect.Descriptor instead.
+func (*ListLiveFramesResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ListLiveFramesResponse) GetBatches() []*LiveFrameBatch {
+	if x != nil {
+		return x.Batches
+	}
+	return nil
+}
+
+func (x *ListLiveFramesResponse) GetHasMore() bool {
+	if x != nil {
+		return x.HasMore
+	}
+	return false
+}
+
+func (x *ListLiveFramesResponse) GetMetadata() *v1.Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type ListToolCallsRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	AfterSeq       int64                  `protobuf:"varint,2,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
+	// 1 to 200; 0: 50.
+	PageSize      int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListToolCallsRequest) Reset() {
+	*x = ListToolCallsRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListToolCallsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListToolCallsRequest) ProtoMessage() {}
+
+func (x *ListToolCallsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListToolCallsRequest.ProtoReflect.Descriptor instead.
+func (*ListToolCallsRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ListToolCallsRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *ListToolCallsRequest) GetAfterSeq() int64 {
+	if x != nil {
+		return x.AfterSeq
+	}
+	return 0
+}
+
+func (x *ListToolCallsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+type ListToolCallsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ToolCalls     []*ToolCall            `protobuf:"bytes,1,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
+	HasMore       bool                   `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
+	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListToolCallsResponse) Reset() {
+	*x = ListToolCallsResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListToolCallsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListToolCallsResponse) ProtoMessage() {}
+
+func (x *ListToolCallsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListToolCallsResponse.ProtoReflect.Descriptor instead.
+func (*ListToolCallsResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ListToolCallsResponse) GetToolCalls() []*ToolCall {
+	if x != nil {
+		return x.ToolCalls
+	}
+	return nil
+}
+
+func (x *ListToolCallsResponse) GetHasMore() bool {
+	if x != nil {
+		return x.HasMore
+	}
+	return false
+}
+
+func (x *ListToolCallsResponse) GetMetadata() *v1.Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type ClaimToolCallRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// The call's seq.
+	Seq int64 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	// Who asks.
+	Worker string `protobuf:"bytes,3,opt,name=worker,proto3" json:"worker,omitempty"`
+	// 1 second to 1 hour; unset: 30 s.
+	Lease *durationpb.Duration `protobuf:"bytes,4,opt,name=lease,proto3" json:"lease,omitempty"`
+	// To renew a lease: the token of it.
+	FencingToken  int64  `protobuf:"varint,5,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion     int64  `protobuf:"varint,7,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimToolCallRequest) Reset() {
+	*x = ClaimToolCallRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimToolCallRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimToolCallRequest) ProtoMessage() {}
+
+func (x *ClaimToolCallRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimToolCallRequest.ProtoReflect.Descriptor instead.
+func (*ClaimToolCallRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ClaimToolCallRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *ClaimToolCallRequest) GetSeq() int64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *ClaimToolCallRequest) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *ClaimToolCallRequest) GetLease() *durationpb.Duration {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+func (x *ClaimToolCallRequest) GetFencingToken() int64 {
+	if x != nil {
+		return x.FencingToken
+	}
+	return 0
+}
+
+func (x *ClaimToolCallRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ClaimToolCallRequest) GetIfVersion() int64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+type ClaimToolCallResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its claim has the fencing token.
+	ToolCall      *ToolCall    `protobuf:"bytes,1,opt,name=tool_call,json=toolCall,proto3" json:"tool_call,omitempty"`
+	Metadata      *v1.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimToolCallResponse) Reset() {
+	*x = ClaimToolCallResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimToolCallResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimToolCallResponse) ProtoMessage() {}
+
+func (x *ClaimToolCallResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimToolCallResponse.ProtoReflect.Descriptor instead.
+func (*ClaimToolCallResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ClaimToolCallResponse) GetToolCall() *ToolCall {
+	if x != nil {
+		return x.ToolCall
+	}
+	return nil
+}
+
+func (x *ClaimToolCallResponse) GetMetadata() *v1.Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type CompleteToolCallRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// The call's seq.
+	Seq          int64 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	FencingToken int64 `protobuf:"varint,3,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	// At most 64 KiB as JSON.
+	Response      *structpb.Struct `protobuf:"bytes,4,opt,name=response,proto3" json:"response,omitempty"`
+	IsError       bool             `protobuf:"varint,5,opt,name=is_error,json=isError,proto3" json:"is_error,omitempty"`
+	RequestId     string           `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion     int64            `protobuf:"varint,7,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompleteToolCallRequest) Reset() {
+	*x = CompleteToolCallRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompleteToolCallRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompleteToolCallRequest) ProtoMessage() {}
+
+func (x *CompleteToolCallRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompleteToolCallRequest.ProtoReflect.Descriptor instead.
+func (*CompleteToolCallRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *CompleteToolCallRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *CompleteToolCallRequest) GetSeq() int64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *CompleteToolCallRequest) GetFencingToken() int64 {
+	if x != nil {
+		return x.FencingToken
+	}
+	return 0
+}
+
+func (x *CompleteToolCallRequest) GetResponse() *structpb.Struct {
+	if x != nil {
+		return x.Response
+	}
+	return nil
+}
+
+func (x *CompleteToolCallRequest) GetIsError() bool {
+	if x != nil {
+		return x.IsError
+	}
+	return false
+}
+
+func (x *CompleteToolCallRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CompleteToolCallRequest) GetIfVersion() int64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+type CompleteToolCallResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	ToolCall *ToolCall              `protobuf:"bytes,1,opt,name=tool_call,json=toolCall,proto3" json:"tool_call,omitempty"`
+	// True: send the response to the provider on the connection tool_call.epoch.
+	Deliver       bool         `protobuf:"varint,2,opt,name=deliver,proto3" json:"deliver,omitempty"`
+	Metadata      *v1.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompleteToolCallResponse) Reset() {
+	*x = CompleteToolCallResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompleteToolCallResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompleteToolCallResponse) ProtoMessage() {}
+
+func (x *CompleteToolCallResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompleteToolCallResponse.ProtoReflect.Descriptor instead.
+func (*CompleteToolCallResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *CompleteToolCallResponse) GetToolCall() *ToolCall {
+	if x != nil {
+		return x.ToolCall
+	}
+	return nil
+}
+
+func (x *CompleteToolCallResponse) GetDeliver() bool {
+	if x != nil {
+		return x.Deliver
+	}
+	return false
+}
+
+func (x *CompleteToolCallResponse) GetMetadata() *v1.Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type TruncateMessageRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// The message's seq.
+	Seq int64 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	// Types that are valid to be assigned to Heard:
+	//
+	//	*TruncateMessageRequest_HeardText
+	//	*TruncateMessageRequest_PlayedMs
+	Heard         isTruncateMessageRequest_Heard `protobuf_oneof:"heard"`
+	RequestId     string                         `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion     int64                          `protobuf:"varint,6,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TruncateMessageRequest) Reset() {
+	*x = TruncateMessageRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TruncateMessageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TruncateMessageRequest) ProtoMessage() {}
+
+func (x *TruncateMessageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TruncateMessageRequest.ProtoReflect.Descriptor instead.
+func (*TruncateMessageRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *TruncateMessageRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *TruncateMessageRequest) GetSeq() int64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *TruncateMessageRequest) GetHeard() isTruncateMessageRequest_Heard {
+	if x != nil {
+		return x.Heard
+	}
+	return nil
+}
+
+func (x *TruncateMessageRequest) GetHeardText() string {
+	if x != nil {
+		if x, ok := x.Heard.(*TruncateMessageRequest_HeardText); ok {
+			return x.HeardText
+		}
+	}
+	return ""
+}
+
+func (x *TruncateMessageRequest) GetPlayedMs() int64 {
+	if x != nil {
+		if x, ok := x.Heard.(*TruncateMessageRequest_PlayedMs); ok {
+			return x.PlayedMs
+		}
+	}
+	return 0
+}
+
+func (x *TruncateMessageRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *TruncateMessageRequest) GetIfVersion() int64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+type isTruncateMessageRequest_Heard interface {
+	isTruncateMessageRequest_Heard()
+}
+
+type TruncateMessageRequest_HeardText struct {
+	// What was heard. Where it is not the beginning of the text, what both begin with.
+	HeardText string `protobuf:"bytes,3,opt,name=heard_text,json=heardText,proto3,oneof"`
+}
+
+type TruncateMessageRequest_PlayedMs struct {
+	// Milliseconds of its audio that were played.
+	PlayedMs int64 `protobuf:"varint,4,opt,name=played_ms,json=playedMs,proto3,oneof"`
+}
+
+func (*TruncateMessageRequest_HeardText) isTruncateMessageRequest_Heard() {}
+
+func (*TruncateMessageRequest_PlayedMs) isTruncateMessageRequest_Heard() {}
+
+type TruncateMessageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Message       *Message               `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TruncateMessageResponse) Reset() {
+	*x = TruncateMessageResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TruncateMessageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TruncateMessageResponse) ProtoMessage() {}
+
+func (x *TruncateMessageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TruncateMessageResponse.ProtoReflect.Descriptor instead.
+func (*TruncateMessageResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *TruncateMessageResponse) GetMessage() *Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *TruncateMessageResponse) GetMetadata() *v1.Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type GetContextWindowRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// 256 to 2,000,000; 0: 32,000.
+	BudgetTokens int64         `protobuf:"varint,2,opt,name=budget_tokens,json=budgetTokens,proto3" json:"budget_tokens,omitempty"`
+	Policy       ContextPolicy `protobuf:"varint,3,opt,name=policy,proto3,enum=holdfast.conversation.v1.ContextPolicy" json:"policy,omitempty"`
+	Format       ContextFormat `protobuf:"varint,4,opt,name=format,proto3,enum=holdfast.conversation.v1.ContextFormat" json:"format,omitempty"`
+	// In LIVE_SEED: end with a turn of the user, as Gemini 2.5 wants it.
+	EndsWithUser  bool `protobuf:"varint,5,opt,name=ends_with_user,json=endsWithUser,proto3" json:"ends_with_user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetContextWindowRequest) Reset() {
+	*x = GetContextWindowRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetContextWindowRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetContextWindowRequest) ProtoMessage() {}
+
+func (x *GetContextWindowRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetContextWindowRequest.ProtoReflect.Descriptor instead.
+func (*GetContextWindowRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *GetContextWindowRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *GetContextWindowRequest) GetBudgetTokens() int64 {
+	if x != nil {
+		return x.BudgetTokens
+	}
+	return 0
+}
+
+func (x *GetContextWindowRequest) GetPolicy() ContextPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return ContextPolicy_CONTEXT_POLICY_UNSPECIFIED
+}
+
+func (x *GetContextWindowRequest) GetFormat() ContextFormat {
+	if x != nil {
+		return x.Format
+	}
+	return ContextFormat_CONTEXT_FORMAT_UNSPECIFIED
+}
+
+func (x *GetContextWindowRequest) GetEndsWithUser() bool {
+	if x != nil {
+		return x.EndsWithUser
+	}
+	return false
+}
+
+// ContextWindow says what of a conversation is in a context window.
+type ContextWindow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest messages in it; 0, 0: none.
+	FromSeq int64 `protobuf:"varint,1,opt,name=from_seq,json=fromSeq,proto3" json:"from_seq,omitempty"`
+	ToSeq   int64 `protobuf:"varint,2,opt,name=to_seq,json=toSeq,proto3" json:"to_seq,omitempty"`
+	// The messages that are in neither the window nor its summary.
+	DroppedCount int64 `protobuf:"varint,3,opt,name=dropped_count,json=droppedCount,proto3" json:"dropped_count,omitempty"`
+	// By the messages' own counts; less where only a part was heard.
+	TotalTokens int64 `protobuf:"varint,4,opt,name=total_tokens,json=totalTokens,proto3" json:"total_tokens,omitempty"`
+	// True where what must be in it, and the newest turn, are more than the budget.
+	OverBudget bool `protobuf:"varint,5,opt,name=over_budget,json=overBudget,proto3" json:"over_budget,omitempty"`
+	// The summary in it; 0: none.
+	SummarySeq int64 `protobuf:"varint,6,opt,name=summary_seq,json=summarySeq,proto3" json:"summary_seq,omitempty"`
+	// The messages that ought to be summarised next; 0, 0: none.
+	CompactFromSeq int64 `protobuf:"varint,7,opt,name=compact_from_seq,json=compactFromSeq,proto3" json:"compact_from_seq,omitempty"`
+	CompactToSeq   int64 `protobuf:"varint,8,opt,name=compact_to_seq,json=compactToSeq,proto3" json:"compact_to_seq,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ContextWindow) Reset() {
+	*x = ContextWindow{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextWindow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextWindow) ProtoMessage() {}
+
+func (x *ContextWindow) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextWindow.ProtoReflect.Descriptor instead.
+func (*ContextWindow) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ContextWindow) GetFromSeq() int64 {
+	if x != nil {
+		return x.FromSeq
+	}
+	return 0
+}
+
+func (x *ContextWindow) GetToSeq() int64 {
+	if x != nil {
+		return x.ToSeq
+	}
+	return 0
+}
+
+func (x *ContextWindow) GetDroppedCount() int64 {
+	if x != nil {
+		return x.DroppedCount
+	}
+	return 0
+}
+
+func (x *ContextWindow) GetTotalTokens() int64 {
+	if x != nil {
+		return x.TotalTokens
+	}
+	return 0
+}
+
+func (x *ContextWindow) GetOverBudget() bool {
+	if x != nil {
+		return x.OverBudget
+	}
+	return false
+}
+
+func (x *ContextWindow) GetSummarySeq() int64 {
+	if x != nil {
+		return x.SummarySeq
+	}
+	return 0
+}
+
+func (x *ContextWindow) GetCompactFromSeq() int64 {
+	if x != nil {
+		return x.CompactFromSeq
+	}
+	return 0
+}
+
+func (x *ContextWindow) GetCompactToSeq() int64 {
+	if x != nil {
+		return x.CompactToSeq
+	}
+	return 0
+}
+
+// ContextItem is one piece of a neutral context window.
+type ContextItem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Item:
+	//
+	//	*ContextItem_Summary
+	//	*ContextItem_Message
+	//	*ContextItem_ToolCall
+	Item          isContextItem_Item `protobuf_oneof:"item"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextItem) Reset() {
+	*x = ContextItem{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextItem) ProtoMessage() {}
+
+func (x *ContextItem) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextItem.ProtoReflect.Descriptor instead.
+func (*ContextItem) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ContextItem) GetItem() isContextItem_Item {
+	if x != nil {
+		return x.Item
+	}
+	return nil
+}
+
+func (x *ContextItem) GetSummary() *Summary {
+	if x != nil {
+		if x, ok := x.Item.(*ContextItem_Summary); ok {
+			return x.Summary
+		}
+	}
+	return nil
+}
+
+func (x *ContextItem) GetMessage() *Message {
+	if x != nil {
+		if x, ok := x.Item.(*ContextItem_Message); ok {
+			return x.Message
+		}
+	}
+	return nil
+}
+
+func (x *ContextItem) GetToolCall() *ToolCall {
+	if x != nil {
+		if x, ok := x.Item.(*ContextItem_ToolCall); ok {
+			return x.ToolCall
+		}
+	}
+	return nil
+}
+
+type isContextItem_Item interface {
+	isContextItem_Item()
+}
+
+type ContextItem_Summary struct {
+	Summary *Summary `protobuf:"bytes,1,opt,name=summary,proto3,oneof"`
+}
+
+type ContextItem_Message struct {
+	// Its text is what was heard.
+	Message *Message `protobuf:"bytes,2,opt,name=message,proto3,oneof"`
+}
+
+type ContextItem_ToolCall struct {
+	// A call with its response, if there is one.
+	ToolCall *ToolCall `protobuf:"bytes,3,opt,name=tool_call,json=toolCall,proto3,oneof"`
+}
+
+func (*ContextItem_Summary) isContextItem_Item() {}
+
+func (*ContextItem_Message) isContextItem_Item() {}
+
+func (*ContextItem_ToolCall) isContextItem_Item() {}
+
+type GetContextWindowResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Window *ContextWindow         `protobuf:"bytes,1,opt,name=window,proto3" json:"window,omitempty"`
+	// In NEUTRAL: pinned and system messages, the summary, then the newest messages and tool calls, in order.
+	Items []*ContextItem `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
+	// In GEMINI_CONTENTS.
+	Contents []*structpb.Struct `protobuf:"bytes,3,rep,name=contents,proto3" json:"contents,omitempty"`
+	// In GEMINI_CONTENTS; unset: there are no system messages.
+	SystemInstruction *structpb.Struct `protobuf:"bytes,4,opt,name=system_instruction,json=systemInstruction,proto3" json:"system_instruction,omitempty"`
+	// In LIVE_SEED: a message with the field clientContent; unset: nothing was said.
+	Seed          *structpb.Struct `protobuf:"bytes,5,opt,name=seed,proto3" json:"seed,omitempty"`
+	Metadata      *v1.Metadata     `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetContextWindowResponse) Reset() {
+	*x = GetContextWindowResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetContextWindowResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetContextWindowResponse) ProtoMessage() {}
+
+func (x *GetContextWindowResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetContextWindowResponse.ProtoReflect.Descriptor instead.
+func (*GetContextWindowResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *GetContextWindowResponse) GetWindow() *ContextWindow {
+	if x != nil {
+		return x.Window
+	}
+	return nil
+}
+
+func (x *GetContextWindowResponse) GetItems() []*ContextItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *GetContextWindowResponse) GetContents() []*structpb.Struct {
+	if x != nil {
+		return x.Contents
+	}
+	return nil
+}
+
+func (x *GetContextWindowResponse) GetSystemInstruction() *structpb.Struct {
+	if x != nil {
+		return x.SystemInstruction
+	}
+	return nil
+}
+
+func (x *GetContextWindowResponse) GetSeed() *structpb.Struct {
+	if x != nil {
+		return x.Seed
+	}
+	return nil
+}
+
+func (x *GetContextWindowResponse) GetMetadata() *v1.Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type ProposeCompactionRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// Leave at least so many tokens of the newest messages as they are; 0: 4,000.
+	KeepTokens int64 `protobuf:"varint,2,opt,name=keep_tokens,json=keepTokens,proto3" json:"keep_tokens,omitempty"`
+	// 1 second to 1 hour; unset: 2 minutes.
+	Lease *durationpb.Duration `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
+	// Summarise from the first message on, not from where the newest summary ends.
+	FromScratch bool `protobuf:"varint,4,opt,name=from_scratch,json=fromScratch,proto3" json:"from_scratch,omitempty"`
+	// To choose anew while the caller has a lease: the token of that.
+	LeaseToken    int64  `protobuf:"varint,7,opt,name=lease_token,json=leaseToken,proto3" json:"lease_token,omitempty"`
+	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion     int64  `protobuf:"varint,6,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposeCompactionRequest) Reset() {
+	*x = ProposeCompactionRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeCompactionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeCompactionRequest) ProtoMessage() {}
+
+func (x *ProposeCompactionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeCompactionRequest.ProtoReflect.Descriptor instead.
+func (*ProposeCompactionRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ProposeCompactionRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *ProposeCompactionRequest) GetKeepTokens() int64 {
+	if x != nil {
+		return x.KeepTokens
+	}
+	return 0
+}
+
+func (x *ProposeCompactionRequest) GetLease() *durationpb.Duration {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+func (x *ProposeCompactionRequest) GetFromScratch() bool {
+	if x != nil {
+		return x.FromScratch
+	}
+	return false
+}
+
+func (x *ProposeCompactionRequest) GetLeaseToken() int64 {
+	if x != nil {
+		return x.LeaseToken
+	}
+	return 0
+}
+
+func (x *ProposeCompactionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ProposeCompactionRequest) GetIfVersion() int64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+type ProposeCompactionResponse struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	LeaseToken      int64                  `protobuf:"varint,1,opt,name=lease_token,json=leaseToken,proto3" json:"lease_token,omitempty"`
+	LeaseExpireTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=lease_expire_time,json=leaseExpireTime,proto3" json:"lease_expire_time,omitempty"`
+	// The messages to summarise; list them. At most 1,000.
+	FromSeq int64 `protobuf:"varint,3,opt,name=from_seq,json=fromSeq,proto3" json:"from_seq,omitempty"`
+	ToSeq   int64 `protobuf:"varint,4,opt,name=to_seq,json=toSeq,proto3" json:"to_seq,omitempty"`
+	// The new summary must also have what this one has; unset: none.
+	Previous *Summary `protobuf:"bytes,5,opt,name=previous,proto3" json:"previous,omitempty"`
+	// Of the messages and the previous summary.
+	TokenCount    int64        `protobuf:"varint,6,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
+	Metadata      *v1.Metadata `protobuf:"bytes,7,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposeCompactionResponse) Reset() {
+	*x = ProposeCompactionResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeCompactionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeCompactionResponse) ProtoMessage() {}
+
+func (x *ProposeCompactionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeCompactionResponse.ProtoReflect.Descriptor instead.
+func (*ProposeCompactionResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ProposeCompactionResponse) GetLeaseToken() int64 {
+	if x != nil {
+		return x.LeaseToken
+	}
+	return 0
+}
+
+func (x *ProposeCompactionResponse) GetLeaseExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LeaseExpireTime
+	}
+	return nil
+}
+
+func (x *ProposeCompactionResponse) GetFromSeq() int64 {
+	if x != nil {
+		return x.FromSeq
+	}
+	return 0
+}
+
+func (x *ProposeCompactionResponse) GetToSeq() int64 {
+	if x != nil {
+		return x.ToSeq
+	}
+	return 0
+}
+
+func (x *ProposeCompactionResponse) GetPrevious() *Summary {
+	if x != nil {
+		return x.Previous
+	}
+	return nil
+}
+
+func (x *ProposeCompactionResponse) GetTokenCount() int64 {
+	if x != nil {
+		return x.TokenCount
+	}
+	return 0
+}
+
+func (x *ProposeCompactionResponse) GetMetadata() *v1.Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type CommitSummaryRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	LeaseToken     int64                  `protobuf:"varint,2,opt,name=lease_token,json=leaseToken,proto3" json:"lease_token,omitempty"`
+	Text           string                 `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	// Unset: the server estimates it.
+	TokenCount    *int64 `protobuf:"varint,4,opt,name=token_count,json=tokenCount,proto3,oneof" json:"token_count,omitempty"`
+	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion     int64  `protobuf:"varint,6,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitSummaryRequest) Reset() {
+	*x = CommitSummaryRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitSummaryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitSummaryRequest) ProtoMessage() {}
+
+func (x *CommitSummaryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitSummaryRequest.ProtoReflect.Descriptor instead.
+func (*CommitSummaryRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *CommitSummaryRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *CommitSummaryRequest) GetLeaseToken() int64 {
+	if x != nil {
+		return x.LeaseToken
+	}
+	return 0
+}
+
+func (x *CommitSummaryRequest) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *CommitSummaryRequest) GetTokenCount() int64 {
+	if x != nil && x.TokenCount != nil {
+		return *x.TokenCount
+	}
+	return 0
+}
+
+func (x *CommitSummaryRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CommitSummaryRequest) GetIfVersion() int64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+type CommitSummaryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Summary       *Summary               `protobuf:"bytes,1,opt,name=summary,proto3" json:"summary,omitempty"`
+	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitSummaryResponse) Reset() {
+	*x = CommitSummaryResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitSummaryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitSummaryResponse) ProtoMessage() {}
+
+func (x *CommitSummaryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitSummaryResponse.ProtoReflect.Descriptor instead.
+func (*CommitSummaryResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *CommitSummaryResponse) GetSummary() *Summary {
+	if x != nil {
+		return x.Summary
+	}
+	return nil
+}
+
+func (x *CommitSummaryResponse) GetMetadata() *v1.Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type ListSummariesRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	AfterSeq       int64                  `protobuf:"varint,2,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
+	// 1 to 200; 0: 50.
+	PageSize      int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSummariesRequest) Reset() {
+	*x = ListSummariesRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSummariesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSummariesRequest) ProtoMessage() {}
+
+func (x *ListSummariesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSummariesRequest.ProtoReflect.Descriptor instead.
+func (*ListSummariesRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ListSummariesRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *ListSummariesRequest) GetAfterSeq() int64 {
+	if x != nil {
+		return x.AfterSeq
+	}
+	return 0
+}
+
+func (x *ListSummariesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+type ListSummariesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Summaries     []*Summary             `protobuf:"bytes,1,rep,name=summaries,proto3" json:"summaries,omitempty"`
+	HasMore       bool                   `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
+	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSummariesResponse) Reset() {
+	*x = ListSummariesResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSummariesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSummariesResponse) ProtoMessage() {}
+
+func (x *ListSummariesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSummariesResponse.ProtoReflect.Descriptor instead.
+func (*ListSummariesResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ListSummariesResponse) GetSummaries() []*Summary {
+	if x != nil {
+		return x.Summaries
+	}
+	return nil
+}
+
+func (x *ListSummariesResponse) GetHasMore() bool {
+	if x != nil {
+		return x.HasMore
+	}
+	return false
+}
+
+func (x *ListSummariesResponse) GetMetadata() *v1.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -864,15 +3673,17 @@ type NewMessage struct {
 	Parts           []*Part `protobuf:"bytes,4,rep,name=parts,proto3" json:"parts,omitempty"`
 	ClientMessageId string  `protobuf:"bytes,5,opt,name=client_message_id,json=clientMessageId,proto3" json:"client_message_id,omitempty"`
 	// Unset: the server estimates it.
-	TokenCount    *int64            `protobuf:"varint,6,opt,name=token_count,json=tokenCount,proto3,oneof" json:"token_count,omitempty"`
-	Metadata      map[string]string `protobuf:"bytes,7,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	TokenCount *int64            `protobuf:"varint,6,opt,name=token_count,json=tokenCount,proto3,oneof" json:"token_count,omitempty"`
+	Metadata   map[string]string `protobuf:"bytes,7,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Keep it in every context window. At most 64 messages of a conversation are pinned or of the role system.
+	Pinned        bool `protobuf:"varint,8,opt,name=pinned,proto3" json:"pinned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NewMessage) Reset() {
 	*x = NewMessage{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +3695,7 @@ func (x *NewMessage) String() string {
 func (*NewMessage) ProtoMessage() {}
 
 func (x *NewMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +3708,7 @@ func (x *NewMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewMessage.ProtoReflect.Descriptor instead.
 func (*NewMessage) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *NewMessage) GetRole() Role {
@@ -949,6 +3760,13 @@ func (x *NewMessage) GetMetadata() map[string]string {
 	return nil
 }
 
+func (x *NewMessage) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
 type AppendMessagesRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
@@ -961,7 +3779,7 @@ type AppendMessagesRequest struct {
 
 func (x *AppendMessagesRequest) Reset() {
 	*x = AppendMessagesRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -973,7 +3791,7 @@ func (x *AppendMessagesRequest) String() string {
 func (*AppendMessagesRequest) ProtoMessage() {}
 
 func (x *AppendMessagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -986,7 +3804,7 @@ func (x *AppendMessagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendMessagesRequest.ProtoReflect.Descriptor instead.
 func (*AppendMessagesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AppendMessagesRequest) GetConversationId() string {
@@ -1028,7 +3846,7 @@ type AppendMessagesResponse struct {
 
 func (x *AppendMessagesResponse) Reset() {
 	*x = AppendMessagesResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +3858,7 @@ func (x *AppendMessagesResponse) String() string {
 func (*AppendMessagesResponse) ProtoMessage() {}
 
 func (x *AppendMessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +3871,7 @@ func (x *AppendMessagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendMessagesResponse.ProtoReflect.Descriptor instead.
 func (*AppendMessagesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AppendMessagesResponse) GetMessages() []*AppendedMessage {
@@ -1085,7 +3903,7 @@ type AppendedMessage struct {
 
 func (x *AppendedMessage) Reset() {
 	*x = AppendedMessage{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +3915,7 @@ func (x *AppendedMessage) String() string {
 func (*AppendedMessage) ProtoMessage() {}
 
 func (x *AppendedMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +3928,7 @@ func (x *AppendedMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendedMessage.ProtoReflect.Descriptor instead.
 func (*AppendedMessage) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *AppendedMessage) GetSeq() int64 {
@@ -1161,7 +3979,7 @@ type UpdateMessageRequest struct {
 
 func (x *UpdateMessageRequest) Reset() {
 	*x = UpdateMessageRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1173,7 +3991,7 @@ func (x *UpdateMessageRequest) String() string {
 func (*UpdateMessageRequest) ProtoMessage() {}
 
 func (x *UpdateMessageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1186,7 +4004,7 @@ func (x *UpdateMessageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateMessageRequest.ProtoReflect.Descriptor instead.
 func (*UpdateMessageRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *UpdateMessageRequest) GetConversationId() string {
@@ -1233,14 +4051,16 @@ type MessagePatch struct {
 	Status   MessageStatus          `protobuf:"varint,4,opt,name=status,proto3,enum=holdfast.conversation.v1.MessageStatus" json:"status,omitempty"`
 	Metadata map[string]string      `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Unset: estimated again where the text changes.
-	TokenCount    *int64 `protobuf:"varint,6,opt,name=token_count,json=tokenCount,proto3,oneof" json:"token_count,omitempty"`
+	TokenCount *int64 `protobuf:"varint,6,opt,name=token_count,json=tokenCount,proto3,oneof" json:"token_count,omitempty"`
+	// Unset: stays as it is.
+	Pinned        *bool `protobuf:"varint,7,opt,name=pinned,proto3,oneof" json:"pinned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MessagePatch) Reset() {
 	*x = MessagePatch{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +4072,7 @@ func (x *MessagePatch) String() string {
 func (*MessagePatch) ProtoMessage() {}
 
 func (x *MessagePatch) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1265,7 +4085,7 @@ func (x *MessagePatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessagePatch.ProtoReflect.Descriptor instead.
 func (*MessagePatch) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *MessagePatch) GetSeq() int64 {
@@ -1310,6 +4130,13 @@ func (x *MessagePatch) GetTokenCount() int64 {
 	return 0
 }
 
+func (x *MessagePatch) GetPinned() bool {
+	if x != nil && x.Pinned != nil {
+		return *x.Pinned
+	}
+	return false
+}
+
 type UpdateMessageResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Message       *Message               `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
@@ -1320,7 +4147,7 @@ type UpdateMessageResponse struct {
 
 func (x *UpdateMessageResponse) Reset() {
 	*x = UpdateMessageResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +4159,7 @@ func (x *UpdateMessageResponse) String() string {
 func (*UpdateMessageResponse) ProtoMessage() {}
 
 func (x *UpdateMessageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +4172,7 @@ func (x *UpdateMessageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateMessageResponse.ProtoReflect.Descriptor instead.
 func (*UpdateMessageResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *UpdateMessageResponse) GetMessage() *Message {
@@ -1376,7 +4203,7 @@ type ListMessagesRequest struct {
 
 func (x *ListMessagesRequest) Reset() {
 	*x = ListMessagesRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1388,7 +4215,7 @@ func (x *ListMessagesRequest) String() string {
 func (*ListMessagesRequest) ProtoMessage() {}
 
 func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1401,7 +4228,7 @@ func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesRequest.ProtoReflect.Descriptor instead.
 func (*ListMessagesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListMessagesRequest) GetConversationId() string {
@@ -1445,7 +4272,7 @@ type ListMessagesResponse struct {
 
 func (x *ListMessagesResponse) Reset() {
 	*x = ListMessagesResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +4284,7 @@ func (x *ListMessagesResponse) String() string {
 func (*ListMessagesResponse) ProtoMessage() {}
 
 func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +4297,7 @@ func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesResponse.ProtoReflect.Descriptor instead.
 func (*ListMessagesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListMessagesResponse) GetMessages() []*Message {
@@ -1508,7 +4335,7 @@ type SetVoiceStateRequest struct {
 
 func (x *SetVoiceStateRequest) Reset() {
 	*x = SetVoiceStateRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +4347,7 @@ func (x *SetVoiceStateRequest) String() string {
 func (*SetVoiceStateRequest) ProtoMessage() {}
 
 func (x *SetVoiceStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +4360,7 @@ func (x *SetVoiceStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVoiceStateRequest.ProtoReflect.Descriptor instead.
 func (*SetVoiceStateRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *SetVoiceStateRequest) GetConversationId() string {
@@ -1588,7 +4415,7 @@ type SetVoiceStateResponse struct {
 
 func (x *SetVoiceStateResponse) Reset() {
 	*x = SetVoiceStateResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +4427,7 @@ func (x *SetVoiceStateResponse) String() string {
 func (*SetVoiceStateResponse) ProtoMessage() {}
 
 func (x *SetVoiceStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1613,7 +4440,7 @@ func (x *SetVoiceStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVoiceStateResponse.ProtoReflect.Descriptor instead.
 func (*SetVoiceStateResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *SetVoiceStateResponse) GetVoice() *VoiceState {
@@ -1646,7 +4473,7 @@ type RecordIntentRequest struct {
 
 func (x *RecordIntentRequest) Reset() {
 	*x = RecordIntentRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +4485,7 @@ func (x *RecordIntentRequest) String() string {
 func (*RecordIntentRequest) ProtoMessage() {}
 
 func (x *RecordIntentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +4498,7 @@ func (x *RecordIntentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordIntentRequest.ProtoReflect.Descriptor instead.
 func (*RecordIntentRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RecordIntentRequest) GetConversationId() string {
@@ -1733,7 +4560,7 @@ type RecordIntentResponse struct {
 
 func (x *RecordIntentResponse) Reset() {
 	*x = RecordIntentResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +4572,7 @@ func (x *RecordIntentResponse) String() string {
 func (*RecordIntentResponse) ProtoMessage() {}
 
 func (x *RecordIntentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +4585,7 @@ func (x *RecordIntentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordIntentResponse.ProtoReflect.Descriptor instead.
 func (*RecordIntentResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RecordIntentResponse) GetIntent() *Intent {
@@ -1787,7 +4614,7 @@ type ListIntentsRequest struct {
 
 func (x *ListIntentsRequest) Reset() {
 	*x = ListIntentsRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +4626,7 @@ func (x *ListIntentsRequest) String() string {
 func (*ListIntentsRequest) ProtoMessage() {}
 
 func (x *ListIntentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +4639,7 @@ func (x *ListIntentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIntentsRequest.ProtoReflect.Descriptor instead.
 func (*ListIntentsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListIntentsRequest) GetConversationId() string {
@@ -1847,7 +4674,7 @@ type ListIntentsResponse struct {
 
 func (x *ListIntentsResponse) Reset() {
 	*x = ListIntentsResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1859,7 +4686,7 @@ func (x *ListIntentsResponse) String() string {
 func (*ListIntentsResponse) ProtoMessage() {}
 
 func (x *ListIntentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1872,7 +4699,7 @@ func (x *ListIntentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIntentsResponse.ProtoReflect.Descriptor instead.
 func (*ListIntentsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListIntentsResponse) GetIntents() []*Intent {
@@ -1910,7 +4737,7 @@ type AdvanceFlowRequest struct {
 
 func (x *AdvanceFlowRequest) Reset() {
 	*x = AdvanceFlowRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1922,7 +4749,7 @@ func (x *AdvanceFlowRequest) String() string {
 func (*AdvanceFlowRequest) ProtoMessage() {}
 
 func (x *AdvanceFlowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1935,7 +4762,7 @@ func (x *AdvanceFlowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdvanceFlowRequest.ProtoReflect.Descriptor instead.
 func (*AdvanceFlowRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *AdvanceFlowRequest) GetConversationId() string {
@@ -1990,7 +4817,7 @@ type AdvanceFlowResponse struct {
 
 func (x *AdvanceFlowResponse) Reset() {
 	*x = AdvanceFlowResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2002,7 +4829,7 @@ func (x *AdvanceFlowResponse) String() string {
 func (*AdvanceFlowResponse) ProtoMessage() {}
 
 func (x *AdvanceFlowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2015,7 +4842,7 @@ func (x *AdvanceFlowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdvanceFlowResponse.ProtoReflect.Descriptor instead.
 func (*AdvanceFlowResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *AdvanceFlowResponse) GetStep() *FlowStep {
@@ -2044,7 +4871,7 @@ type ListFlowStepsRequest struct {
 
 func (x *ListFlowStepsRequest) Reset() {
 	*x = ListFlowStepsRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2056,7 +4883,7 @@ func (x *ListFlowStepsRequest) String() string {
 func (*ListFlowStepsRequest) ProtoMessage() {}
 
 func (x *ListFlowStepsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2069,7 +4896,7 @@ func (x *ListFlowStepsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFlowStepsRequest.ProtoReflect.Descriptor instead.
 func (*ListFlowStepsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListFlowStepsRequest) GetConversationId() string {
@@ -2104,7 +4931,7 @@ type ListFlowStepsResponse struct {
 
 func (x *ListFlowStepsResponse) Reset() {
 	*x = ListFlowStepsResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[30]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +4943,7 @@ func (x *ListFlowStepsResponse) String() string {
 func (*ListFlowStepsResponse) ProtoMessage() {}
 
 func (x *ListFlowStepsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[30]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +4956,7 @@ func (x *ListFlowStepsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFlowStepsResponse.ProtoReflect.Descriptor instead.
 func (*ListFlowStepsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{30}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListFlowStepsResponse) GetSteps() []*FlowStep {
@@ -2171,7 +4998,7 @@ type LiveFrame struct {
 
 func (x *LiveFrame) Reset() {
 	*x = LiveFrame{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[31]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2183,7 +5010,7 @@ func (x *LiveFrame) String() string {
 func (*LiveFrame) ProtoMessage() {}
 
 func (x *LiveFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[31]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2196,7 +5023,7 @@ func (x *LiveFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveFrame.ProtoReflect.Descriptor instead.
 func (*LiveFrame) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *LiveFrame) GetClientIndex() int64 {
@@ -2245,7 +5072,7 @@ type isLiveFrame_Frame interface {
 }
 
 type LiveFrame_Text struct {
-	// A text frame: one JSON object, or several in a row.
+	// A text frame: one JSON object, or several in a row. It may hold a secret, as do the others.
 	Text string `protobuf:"bytes,2,opt,name=text,proto3,oneof"`
 }
 
@@ -2268,7 +5095,7 @@ func (*LiveFrame_Object) isLiveFrame_Frame() {}
 type IngestLiveRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// The client's count of its connections to the provider in this conversation, from 1, rising.
+	// From OpenLive; or the client's own count of its connections to the provider in this conversation, from 1, rising.
 	Epoch         int64        `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Frames        []*LiveFrame `protobuf:"bytes,3,rep,name=frames,proto3" json:"frames,omitempty"`
 	RequestId     string       `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -2279,7 +5106,7 @@ type IngestLiveRequest struct {
 
 func (x *IngestLiveRequest) Reset() {
 	*x = IngestLiveRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[32]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2291,7 +5118,7 @@ func (x *IngestLiveRequest) String() string {
 func (*IngestLiveRequest) ProtoMessage() {}
 
 func (x *IngestLiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[32]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2304,7 +5131,7 @@ func (x *IngestLiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IngestLiveRequest.ProtoReflect.Descriptor instead.
 func (*IngestLiveRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{32}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *IngestLiveRequest) GetConversationId() string {
@@ -2349,18 +5176,22 @@ type IngestLiveResponse struct {
 	// The tool calls that the batch made or changed.
 	ToolCalls []*ToolCall `protobuf:"bytes,2,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
 	Voice     *VoiceState `protobuf:"bytes,3,opt,name=voice,proto3" json:"voice,omitempty"`
-	// The highest client_index folded in this epoch; send on from the next.
+	// The highest client_index stored in this epoch; send on from the next.
 	LastClientIndex int64 `protobuf:"varint,4,opt,name=last_client_index,json=lastClientIndex,proto3" json:"last_client_index,omitempty"`
 	// Frames that were skipped because they were folded before.
 	SkippedFrames int32        `protobuf:"varint,5,opt,name=skipped_frames,json=skippedFrames,proto3" json:"skipped_frames,omitempty"`
 	Metadata      *v1.Metadata `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// The highest client_index that was taken in. Above last_client_index it is not stored yet, and this server may lose it.
+	ReceivedClientIndex int64 `protobuf:"varint,7,opt,name=received_client_index,json=receivedClientIndex,proto3" json:"received_client_index,omitempty"`
+	// Frames of the batch that the server did not understand, or not wholly.
+	UnknownFrames int32 `protobuf:"varint,8,opt,name=unknown_frames,json=unknownFrames,proto3" json:"unknown_frames,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *IngestLiveResponse) Reset() {
 	*x = IngestLiveResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[33]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2372,7 +5203,7 @@ func (x *IngestLiveResponse) String() string {
 func (*IngestLiveResponse) ProtoMessage() {}
 
 func (x *IngestLiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[33]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2385,7 +5216,7 @@ func (x *IngestLiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IngestLiveResponse.ProtoReflect.Descriptor instead.
 func (*IngestLiveResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{33}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *IngestLiveResponse) GetMessages() []*Message {
@@ -2430,6 +5261,20 @@ func (x *IngestLiveResponse) GetMetadata() *v1.Metadata {
 	return nil
 }
 
+func (x *IngestLiveResponse) GetReceivedClientIndex() int64 {
+	if x != nil {
+		return x.ReceivedClientIndex
+	}
+	return 0
+}
+
+func (x *IngestLiveResponse) GetUnknownFrames() int32 {
+	if x != nil {
+		return x.UnknownFrames
+	}
+	return 0
+}
+
 type WatchConversationRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
@@ -2443,7 +5288,7 @@ type WatchConversationRequest struct {
 
 func (x *WatchConversationRequest) Reset() {
 	*x = WatchConversationRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[34]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +5300,7 @@ func (x *WatchConversationRequest) String() string {
 func (*WatchConversationRequest) ProtoMessage() {}
 
 func (x *WatchConversationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[34]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +5313,7 @@ func (x *WatchConversationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchConversationRequest.ProtoReflect.Descriptor instead.
 func (*WatchConversationRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{34}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *WatchConversationRequest) GetConversationId() string {
@@ -2496,8 +5341,8 @@ type WatchConversationResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// True for a heartbeat: nothing else is set but metadata.version.
 	Heartbeat bool `protobuf:"varint,1,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
-	// True where this is a snapshot: forget the conversation and the messages that were known before. Intents and flow
-	// steps do not come along; list them.
+	// True where this is a snapshot: forget the conversation and the messages that were known before. The tool calls that
+	// wait for something come along; list the others, intents, flow steps and summaries.
 	Reset_ bool `protobuf:"varint,2,opt,name=reset,proto3" json:"reset,omitempty"`
 	// The conversation as it is now.
 	Conversation *Conversation `protobuf:"bytes,3,opt,name=conversation,proto3" json:"conversation,omitempty"`
@@ -2507,15 +5352,20 @@ type WatchConversationResponse struct {
 	FlowSteps []*FlowStep `protobuf:"bytes,6,rep,name=flow_steps,json=flowSteps,proto3" json:"flow_steps,omitempty"`
 	ToolCalls []*ToolCall `protobuf:"bytes,7,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
 	// True where the conversation was deleted; the stream ends after it.
-	Deleted       bool         `protobuf:"varint,8,opt,name=deleted,proto3" json:"deleted,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,9,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Deleted  bool         `protobuf:"varint,8,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	Metadata *v1.Metadata `protobuf:"bytes,9,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// What happens just now, before it is stored, or though it never will be. Nothing else is set but metadata.version. A
+	// watcher that is slow may miss it.
+	Signal        *LiveSignal `protobuf:"bytes,10,opt,name=signal,proto3" json:"signal,omitempty"`
+	Summaries     []*Summary  `protobuf:"bytes,11,rep,name=summaries,proto3" json:"summaries,omitempty"`
+	Fragments     []*Fragment `protobuf:"bytes,12,rep,name=fragments,proto3" json:"fragments,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchConversationResponse) Reset() {
 	*x = WatchConversationResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[35]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2527,7 +5377,7 @@ func (x *WatchConversationResponse) String() string {
 func (*WatchConversationResponse) ProtoMessage() {}
 
 func (x *WatchConversationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[35]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2540,7 +5390,7 @@ func (x *WatchConversationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchConversationResponse.ProtoReflect.Descriptor instead.
 func (*WatchConversationResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{35}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *WatchConversationResponse) GetHeartbeat() bool {
@@ -2606,11 +5456,95 @@ func (x *WatchConversationResponse) GetMetadata() *v1.Metadata {
 	return nil
 }
 
+func (x *WatchConversationResponse) GetSignal() *LiveSignal {
+	if x != nil {
+		return x.Signal
+	}
+	return nil
+}
+
+func (x *WatchConversationResponse) GetSummaries() []*Summary {
+	if x != nil {
+		return x.Summaries
+	}
+	return nil
+}
+
+func (x *WatchConversationResponse) GetFragments() []*Fragment {
+	if x != nil {
+		return x.Fragments
+	}
+	return nil
+}
+
+// LiveSignal is what a live connection tells of the moment.
+type LiveSignal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Epoch int64                  `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The frame that told it.
+	ClientIndex int64 `protobuf:"varint,2,opt,name=client_index,json=clientIndex,proto3" json:"client_index,omitempty"`
+	// The voice turn as it is now, with the words that the user is saying.
+	Voice         *VoiceState `protobuf:"bytes,3,opt,name=voice,proto3" json:"voice,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LiveSignal) Reset() {
+	*x = LiveSignal{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LiveSignal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LiveSignal) ProtoMessage() {}
+
+func (x *LiveSignal) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LiveSignal.ProtoReflect.Descriptor instead.
+func (*LiveSignal) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *LiveSignal) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *LiveSignal) GetClientIndex() int64 {
+	if x != nil {
+		return x.ClientIndex
+	}
+	return 0
+}
+
+func (x *LiveSignal) GetVoice() *VoiceState {
+	if x != nil {
+		return x.Voice
+	}
+	return nil
+}
+
 var File_holdfast_conversation_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"&holdfast/conversation/v1/service.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/conversation/v1/state.proto\x1a\x1fholdfast/object/v1/object.proto\"\x91\x06\n" +
+	"&holdfast/conversation/v1/service.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/conversation/v1/state.proto\x1a\x1fholdfast/object/v1/object.proto\"\xbb\a\n" +
 	"\fConversation\x12'\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tR\x0econversationId\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1e\n" +
@@ -2625,12 +5559,40 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x05voice\x18\t \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice\x128\n" +
 	"\x06intent\x18\n" +
 	" \x01(\v2 .holdfast.conversation.v1.IntentR\x06intent\x126\n" +
-	"\x04flow\x18\v \x01(\v2\".holdfast.conversation.v1.FlowStepR\x04flow\x12;\n" +
-	"\asummary\x18\r \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x125\n" +
+	"\x04flow\x18\v \x01(\v2\".holdfast.conversation.v1.FlowStepR\x04flow\x128\n" +
+	"\x04live\x18\f \x01(\v2$.holdfast.conversation.v1.LiveStatusR\x04live\x12;\n" +
+	"\asummary\x18\r \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x12&\n" +
+	"\x0ftool_call_count\x18\x0e \x01(\x03R\rtoolCallCount\x12%\n" +
+	"\x0efragment_count\x18\x0f \x01(\x03R\rfragmentCount\x12\x1f\n" +
+	"\vpinned_seqs\x18\x10 \x03(\x03R\n" +
+	"pinnedSeqs\x125\n" +
 	"\x05floor\x18\x19 \x01(\v2\x1f.holdfast.conversation.v1.FloorR\x05floor\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfb\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbe\x04\n" +
+	"\n" +
+	"LiveStatus\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\tR\x06device\x12B\n" +
+	"\bprovider\x18\x03 \x01(\x0e2&.holdfast.conversation.v1.LiveProviderR\bprovider\x12\x18\n" +
+	"\asession\x18\x04 \x01(\x03R\asession\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x05 \x01(\tR\tsessionId\x127\n" +
+	"\topen_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bopenTime\x129\n" +
+	"\n" +
+	"close_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tcloseTime\x12\x1d\n" +
+	"\n" +
+	"close_code\x18\b \x01(\x05R\tcloseCode\x12<\n" +
+	"\fgo_away_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"goAwayTime\x12*\n" +
+	"\x11last_client_index\x18\n" +
+	" \x01(\x03R\x0flastClientIndex\x12%\n" +
+	"\x0eunknown_frames\x18\v \x01(\x03R\runknownFrames\x12!\n" +
+	"\ftotal_tokens\x18\f \x01(\x03R\vtotalTokens\x12\x1f\n" +
+	"\vframe_count\x18\r \x01(\x03R\n" +
+	"frameCount\x12\x1d\n" +
+	"\n" +
+	"byte_count\x18\x0e \x01(\x03R\tbyteCount\"\xfb\x03\n" +
 	"\x19CreateConversationRequest\x12K\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\x0econversationId\x12\x1e\n" +
 	"\x05title\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12\x86\x01\n" +
@@ -2693,7 +5655,233 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"if_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"V\n" +
 	"\x1aDeleteConversationResponse\x128\n" +
-	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x95\x04\n" +
+	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xfa\x03\n" +
+	"\x0fOpenLiveRequest\x12H\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12 \n" +
+	"\x06device\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x06device\x12L\n" +
+	"\bprovider\x18\x03 \x01(\x0e2&.holdfast.conversation.v1.LiveProviderB\b\xbaH\x05\x82\x01\x02\x10\x01R\bprovider\x12'\n" +
+	"\n" +
+	"setup_hash\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\tsetupHash\x12\x18\n" +
+	"\aseeding\x18\x05 \x01(\bR\aseeding\x12S\n" +
+	"\x0fkeep_frames_for\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xf5$2\x02\b<R\rkeepFramesFor\x12D\n" +
+	"\asilence\x18\t \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\asilence\x12'\n" +
+	"\n" +
+	"request_id\x18\a \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"\n" +
+	"if_version\x18\b \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x9c\x01\n" +
+	"\x10OpenLiveResponse\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x128\n" +
+	"\x04live\x18\x02 \x01(\v2$.holdfast.conversation.v1.LiveStatusR\x04live\x128\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xf7\x01\n" +
+	"\x10CloseLiveRequest\x12H\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12\x1d\n" +
+	"\x05epoch\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x05epoch\x12)\n" +
+	"\n" +
+	"close_code\x18\x03 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\x87'(\x00R\tcloseCode\x12'\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"\n" +
+	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x87\x01\n" +
+	"\x11CloseLiveResponse\x128\n" +
+	"\x04live\x18\x01 \x01(\v2$.holdfast.conversation.v1.LiveStatusR\x04live\x128\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xf7\x01\n" +
+	"\x14GetResumePlanRequest\x12H\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12'\n" +
+	"\n" +
+	"setup_hash\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\tsetupHash\x12=\n" +
+	"\x12seed_budget_tokens\x18\x03 \x01(\x03B\x0f\xbaH\f\xd8\x01\x01\"\a\x18\x80\x89z(\x80\x02R\x10seedBudgetTokens\x12-\n" +
+	"\x13seed_ends_with_user\x18\x04 \x01(\bR\x10seedEndsWithUser\"\xfb\x06\n" +
+	"\x15GetResumePlanResponse\x12>\n" +
+	"\x06action\x18\x01 \x01(\x0e2&.holdfast.conversation.v1.ResumeActionR\x06action\x12\x1b\n" +
+	"\x06handle\x18\x02 \x01(\tB\x03\x80\x01\x01R\x06handle\x12\x1b\n" +
+	"\thandle_id\x18\x03 \x01(\x03R\bhandleId\x12H\n" +
+	"\x12handle_expire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x10handleExpireTime\x12(\n" +
+	"\x10handle_after_seq\x18\x05 \x01(\x03R\x0ehandleAfterSeq\x12+\n" +
+	"\x04seed\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x04seed\x12H\n" +
+	"\vseed_window\x18\a \x01(\v2'.holdfast.conversation.v1.ContextWindowR\n" +
+	"seedWindow\x12H\n" +
+	"\x0eopen_utterance\x18\b \x01(\v2!.holdfast.conversation.v1.MessageR\ropenUtterance\x12A\n" +
+	"\n" +
+	"tool_calls\x18\t \x03(\v2\".holdfast.conversation.v1.ToolCallR\ttoolCalls\x12\x14\n" +
+	"\x05epoch\x18\n" +
+	" \x01(\x03R\x05epoch\x12*\n" +
+	"\x11last_client_index\x18\v \x01(\x03R\x0flastClientIndex\x12\x12\n" +
+	"\x04wait\x18\f \x01(\bR\x04wait\x12B\n" +
+	"\x0fwait_until_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\rwaitUntilTime\x129\n" +
+	"\n" +
+	"retry_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x12'\n" +
+	"\x0fresume_failures\x18\x0f \x01(\x05R\x0eresumeFailures\x128\n" +
+	"\x04live\x18\x10 \x01(\v2$.holdfast.conversation.v1.LiveStatusR\x04live\x128\n" +
+	"\bmetadata\x18\x11 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc0\x02\n" +
+	"\x19ReportResumeFailedRequest\x12H\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12\x1d\n" +
+	"\x05epoch\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x05epoch\x12$\n" +
+	"\thandle_id\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\bhandleId\x12)\n" +
+	"\n" +
+	"close_code\x18\x04 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\x87'(\x00R\tcloseCode\x12\x18\n" +
+	"\aseeding\x18\x05 \x01(\bR\aseeding\x12'\n" +
+	"\n" +
+	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"\n" +
+	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xf4\x01\n" +
+	"\x1aReportResumeFailedResponse\x12'\n" +
+	"\x0fresume_failures\x18\x01 \x01(\x05R\x0eresumeFailures\x129\n" +
+	"\n" +
+	"retry_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x128\n" +
+	"\x04live\x18\x03 \x01(\v2$.holdfast.conversation.v1.LiveStatusR\x04live\x128\n" +
+	"\bmetadata\x18\x04 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xaf\x01\n" +
+	"\x14ListFragmentsRequest\x12H\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12$\n" +
+	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
+	"\tpage_size\x18\x03 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xae\x01\n" +
+	"\x15ListFragmentsResponse\x12@\n" +
+	"\tfragments\x18\x01 \x03(\v2\".holdfast.conversation.v1.FragmentR\tfragments\x12\x19\n" +
+	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xba\x01\n" +
+	"\x0eLiveFrameBatch\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x03R\x06number\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x12;\n" +
+	"\x06frames\x18\x03 \x03(\v2#.holdfast.conversation.v1.LiveFrameR\x06frames\x12=\n" +
+	"\freceive_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vreceiveTime\"\xb5\x01\n" +
+	"\x15ListLiveFramesRequest\x12H\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12*\n" +
+	"\fafter_number\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\vafterNumber\x12&\n" +
+	"\tpage_size\x18\x03 \x01(\x05B\t\xbaH\x06\x1a\x04\x18\x14(\x00R\bpageSize\"\xb1\x01\n" +
+	"\x16ListLiveFramesResponse\x12B\n" +
+	"\abatches\x18\x01 \x03(\v2(.holdfast.conversation.v1.LiveFrameBatchR\abatches\x12\x19\n" +
+	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xaf\x01\n" +
+	"\x14ListToolCallsRequest\x12H\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12$\n" +
+	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
+	"\tpage_size\x18\x03 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xaf\x01\n" +
+	"\x15ListToolCallsResponse\x12A\n" +
+	"\n" +
+	"tool_calls\x18\x01 \x03(\v2\".holdfast.conversation.v1.ToolCallR\ttoolCalls\x12\x19\n" +
+	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe0\x02\n" +
+	"\x14ClaimToolCallRequest\x12H\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12\x19\n" +
+	"\x03seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x03seq\x12\"\n" +
+	"\x06worker\x18\x03 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\x80\x01R\x06worker\x12@\n" +
+	"\x05lease\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\x05lease\x12,\n" +
+	"\rfencing_token\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\ffencingToken\x12'\n" +
+	"\n" +
+	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"\n" +
+	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x92\x01\n" +
+	"\x15ClaimToolCallResponse\x12?\n" +
+	"\ttool_call\x18\x01 \x01(\v2\".holdfast.conversation.v1.ToolCallR\btoolCall\x128\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd5\x02\n" +
+	"\x17CompleteToolCallRequest\x12H\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12\x19\n" +
+	"\x03seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x03seq\x12,\n" +
+	"\rfencing_token\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\ffencingToken\x12;\n" +
+	"\bresponse\x18\x04 \x01(\v2\x17.google.protobuf.StructB\x06\xbaH\x03\xc8\x01\x01R\bresponse\x12\x19\n" +
+	"\bis_error\x18\x05 \x01(\bR\aisError\x12'\n" +
+	"\n" +
+	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"\n" +
+	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xaf\x01\n" +
+	"\x18CompleteToolCallResponse\x12?\n" +
+	"\ttool_call\x18\x01 \x01(\v2\".holdfast.conversation.v1.ToolCallR\btoolCall\x12\x18\n" +
+	"\adeliver\x18\x02 \x01(\bR\adeliver\x128\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb2\x02\n" +
+	"\x16TruncateMessageRequest\x12H\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12\x19\n" +
+	"\x03seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x03seq\x12*\n" +
+	"\n" +
+	"heard_text\x18\x03 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04H\x00R\theardText\x12&\n" +
+	"\tplayed_ms\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\bplayedMs\x12'\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"\n" +
+	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersionB\x0e\n" +
+	"\x05heard\x12\x05\xbaH\x02\b\x01\"\x90\x01\n" +
+	"\x17TruncateMessageResponse\x12;\n" +
+	"\amessage\x18\x01 \x01(\v2!.holdfast.conversation.v1.MessageR\amessage\x128\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd5\x02\n" +
+	"\x17GetContextWindowRequest\x12H\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x124\n" +
+	"\rbudget_tokens\x18\x02 \x01(\x03B\x0f\xbaH\f\xd8\x01\x01\"\a\x18\x80\x89z(\x80\x02R\fbudgetTokens\x12I\n" +
+	"\x06policy\x18\x03 \x01(\x0e2'.holdfast.conversation.v1.ContextPolicyB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06policy\x12I\n" +
+	"\x06format\x18\x04 \x01(\x0e2'.holdfast.conversation.v1.ContextFormatB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06format\x12$\n" +
+	"\x0eends_with_user\x18\x05 \x01(\bR\fendsWithUser\"\x9b\x02\n" +
+	"\rContextWindow\x12\x19\n" +
+	"\bfrom_seq\x18\x01 \x01(\x03R\afromSeq\x12\x15\n" +
+	"\x06to_seq\x18\x02 \x01(\x03R\x05toSeq\x12#\n" +
+	"\rdropped_count\x18\x03 \x01(\x03R\fdroppedCount\x12!\n" +
+	"\ftotal_tokens\x18\x04 \x01(\x03R\vtotalTokens\x12\x1f\n" +
+	"\vover_budget\x18\x05 \x01(\bR\n" +
+	"overBudget\x12\x1f\n" +
+	"\vsummary_seq\x18\x06 \x01(\x03R\n" +
+	"summarySeq\x12(\n" +
+	"\x10compact_from_seq\x18\a \x01(\x03R\x0ecompactFromSeq\x12$\n" +
+	"\x0ecompact_to_seq\x18\b \x01(\x03R\fcompactToSeq\"\xd6\x01\n" +
+	"\vContextItem\x12=\n" +
+	"\asummary\x18\x01 \x01(\v2!.holdfast.conversation.v1.SummaryH\x00R\asummary\x12=\n" +
+	"\amessage\x18\x02 \x01(\v2!.holdfast.conversation.v1.MessageH\x00R\amessage\x12A\n" +
+	"\ttool_call\x18\x03 \x01(\v2\".holdfast.conversation.v1.ToolCallH\x00R\btoolCallB\x06\n" +
+	"\x04item\"\xfc\x02\n" +
+	"\x18GetContextWindowResponse\x12?\n" +
+	"\x06window\x18\x01 \x01(\v2'.holdfast.conversation.v1.ContextWindowR\x06window\x12;\n" +
+	"\x05items\x18\x02 \x03(\v2%.holdfast.conversation.v1.ContextItemR\x05items\x123\n" +
+	"\bcontents\x18\x03 \x03(\v2\x17.google.protobuf.StructR\bcontents\x12F\n" +
+	"\x12system_instruction\x18\x04 \x01(\v2\x17.google.protobuf.StructR\x11systemInstruction\x12+\n" +
+	"\x04seed\x18\x05 \x01(\v2\x17.google.protobuf.StructR\x04seed\x128\n" +
+	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xf2\x02\n" +
+	"\x18ProposeCompactionRequest\x12H\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12,\n" +
+	"\vkeep_tokens\x18\x02 \x01(\x03B\v\xbaH\b\"\x06\x18\x80\x89z(\x00R\n" +
+	"keepTokens\x12@\n" +
+	"\x05lease\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\x05lease\x12!\n" +
+	"\ffrom_scratch\x18\x04 \x01(\bR\vfromScratch\x12(\n" +
+	"\vlease_token\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\n" +
+	"leaseToken\x12'\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"\n" +
+	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xd0\x02\n" +
+	"\x19ProposeCompactionResponse\x12\x1f\n" +
+	"\vlease_token\x18\x01 \x01(\x03R\n" +
+	"leaseToken\x12F\n" +
+	"\x11lease_expire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x0fleaseExpireTime\x12\x19\n" +
+	"\bfrom_seq\x18\x03 \x01(\x03R\afromSeq\x12\x15\n" +
+	"\x06to_seq\x18\x04 \x01(\x03R\x05toSeq\x12=\n" +
+	"\bprevious\x18\x05 \x01(\v2!.holdfast.conversation.v1.SummaryR\bprevious\x12\x1f\n" +
+	"\vtoken_count\x18\x06 \x01(\x03R\n" +
+	"tokenCount\x128\n" +
+	"\bmetadata\x18\a \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc0\x02\n" +
+	"\x14CommitSummaryRequest\x12H\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12(\n" +
+	"\vlease_token\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\n" +
+	"leaseToken\x12\x1f\n" +
+	"\x04text\x18\x03 \x01(\tB\v\xbaH\br\x06 \x01(\x80\x80\x01R\x04text\x122\n" +
+	"\vtoken_count\x18\x04 \x01(\x03B\f\xbaH\t\"\a\x18\x80\xad\xe2\x04(\x00H\x00R\n" +
+	"tokenCount\x88\x01\x01\x12'\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"\n" +
+	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersionB\x0e\n" +
+	"\f_token_count\"\x8e\x01\n" +
+	"\x15CommitSummaryResponse\x12;\n" +
+	"\asummary\x18\x01 \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x128\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xaf\x01\n" +
+	"\x14ListSummariesRequest\x12H\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12$\n" +
+	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
+	"\tpage_size\x18\x03 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xad\x01\n" +
+	"\x15ListSummariesResponse\x12?\n" +
+	"\tsummaries\x18\x01 \x03(\v2!.holdfast.conversation.v1.SummaryR\tsummaries\x12\x19\n" +
+	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xad\x04\n" +
 	"\n" +
 	"NewMessage\x12>\n" +
 	"\x04role\x18\x01 \x01(\x0e2\x1e.holdfast.conversation.v1.RoleB\n" +
@@ -2704,7 +5892,8 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x11client_message_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x0fclientMessageId\x122\n" +
 	"\vtoken_count\x18\x06 \x01(\x03B\f\xbaH\t\"\a\x18\x80\xad\xe2\x04(\x00H\x00R\n" +
 	"tokenCount\x88\x01\x01\x12g\n" +
-	"\bmetadata\x18\a \x03(\v22.holdfast.conversation.v1.NewMessage.MetadataEntryB\x17\xbaH\x14\x9a\x01\x11\x10@\"\x06r\x04 \x01(@*\x05r\x03(\x80\bR\bmetadata\x1a;\n" +
+	"\bmetadata\x18\a \x03(\v22.holdfast.conversation.v1.NewMessage.MetadataEntryB\x17\xbaH\x14\x9a\x01\x11\x10@\"\x06r\x04 \x01(@*\x05r\x03(\x80\bR\bmetadata\x12\x16\n" +
+	"\x06pinned\x18\b \x01(\bR\x06pinned\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x0e\n" +
@@ -2727,17 +5916,17 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\vtoken_count\x18\x03 \x01(\x03R\n" +
 	"tokenCount\x122\n" +
 	"\x15token_count_estimated\x18\x04 \x01(\bR\x13tokenCountEstimated\x12\x1c\n" +
-	"\tduplicate\x18\x05 \x01(\bR\tduplicate\"\xef\x03\n" +
+	"\tduplicate\x18\x05 \x01(\bR\tduplicate\"\x81\x04\n" +
 	"\x14UpdateMessageRequest\x12H\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12H\n" +
-	"\amessage\x18\x02 \x01(\v2&.holdfast.conversation.v1.MessagePatchB\x06\xbaH\x03\xc8\x01\x01R\amessage\x12\xf1\x01\n" +
-	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskB\xb3\x01\xbaH\xaf\x01\xba\x01\xab\x01\n" +
-	"\x11update_mask.paths\x12Fmust only have the paths text, parts, status, metadata and token_count\x1aNthis.paths.all(p, p in ['text', 'parts', 'status', 'metadata', 'token_count'])R\n" +
+	"\amessage\x18\x02 \x01(\v2&.holdfast.conversation.v1.MessagePatchB\x06\xbaH\x03\xc8\x01\x01R\amessage\x12\x83\x02\n" +
+	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskB\xc5\x01\xbaH\xc1\x01\xba\x01\xbd\x01\n" +
+	"\x11update_mask.paths\x12Nmust only have the paths text, parts, status, metadata, token_count and pinned\x1aXthis.paths.all(p, p in ['text', 'parts', 'status', 'metadata', 'token_count', 'pinned'])R\n" +
 	"updateMask\x12'\n" +
 	"\n" +
 	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
-	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xbf\x03\n" +
+	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xe7\x03\n" +
 	"\fMessagePatch\x12\x19\n" +
 	"\x03seq\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x03seq\x12\x1d\n" +
 	"\x04text\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04R\x04text\x12>\n" +
@@ -2745,11 +5934,13 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x06status\x18\x04 \x01(\x0e2'.holdfast.conversation.v1.MessageStatusB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06status\x12i\n" +
 	"\bmetadata\x18\x05 \x03(\v24.holdfast.conversation.v1.MessagePatch.MetadataEntryB\x17\xbaH\x14\x9a\x01\x11\x10@\"\x06r\x04 \x01(@*\x05r\x03(\x80\bR\bmetadata\x122\n" +
 	"\vtoken_count\x18\x06 \x01(\x03B\f\xbaH\t\"\a\x18\x80\xad\xe2\x04(\x00H\x00R\n" +
-	"tokenCount\x88\x01\x01\x1a;\n" +
+	"tokenCount\x88\x01\x01\x12\x1b\n" +
+	"\x06pinned\x18\a \x01(\bH\x01R\x06pinned\x88\x01\x01\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x0e\n" +
-	"\f_token_count\"\x8e\x01\n" +
+	"\f_token_countB\t\n" +
+	"\a_pinned\"\x8e\x01\n" +
 	"\x15UpdateMessageResponse\x12;\n" +
 	"\amessage\x18\x01 \x01(\v2!.holdfast.conversation.v1.MessageR\amessage\x128\n" +
 	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc0\x02\n" +
@@ -2826,12 +6017,12 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x15ListFlowStepsResponse\x128\n" +
 	"\x05steps\x18\x01 \x03(\v2\".holdfast.conversation.v1.FlowStepR\x05steps\x12\x19\n" +
 	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xaa\x01\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb9\x01\n" +
 	"\tLiveFrame\x12*\n" +
-	"\fclient_index\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\vclientIndex\x12\x14\n" +
-	"\x04text\x18\x02 \x01(\tH\x00R\x04text\x12\x18\n" +
-	"\x06binary\x18\x03 \x01(\fH\x00R\x06binary\x121\n" +
-	"\x06object\x18\x04 \x01(\v2\x17.google.protobuf.StructH\x00R\x06objectB\x0e\n" +
+	"\fclient_index\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\vclientIndex\x12\x19\n" +
+	"\x04text\x18\x02 \x01(\tB\x03\x80\x01\x01H\x00R\x04text\x12\x1d\n" +
+	"\x06binary\x18\x03 \x01(\fB\x03\x80\x01\x01H\x00R\x06binary\x126\n" +
+	"\x06object\x18\x04 \x01(\v2\x17.google.protobuf.StructB\x03\x80\x01\x01H\x00R\x06objectB\x0e\n" +
 	"\x05frame\x12\x05\xbaH\x02\b\x01\"\x97\x02\n" +
 	"\x11IngestLiveRequest\x12H\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12\x1d\n" +
@@ -2840,7 +6031,7 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
-	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xdf\x02\n" +
+	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xba\x03\n" +
 	"\x12IngestLiveResponse\x12=\n" +
 	"\bmessages\x18\x01 \x03(\v2!.holdfast.conversation.v1.MessageR\bmessages\x12A\n" +
 	"\n" +
@@ -2848,12 +6039,14 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x05voice\x18\x03 \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice\x12*\n" +
 	"\x11last_client_index\x18\x04 \x01(\x03R\x0flastClientIndex\x12%\n" +
 	"\x0eskipped_frames\x18\x05 \x01(\x05R\rskippedFrames\x128\n" +
-	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc3\x01\n" +
+	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x122\n" +
+	"\x15received_client_index\x18\a \x01(\x03R\x13receivedClientIndex\x12%\n" +
+	"\x0eunknown_frames\x18\b \x01(\x05R\runknownFrames\"\xc3\x01\n" +
 	"\x18WatchConversationRequest\x12H\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12,\n" +
 	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\x12/\n" +
 	"\rmessage_limit\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\fmessageLimit\"\xf0\x03\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\fmessageLimit\"\xb1\x05\n" +
 	"\x19WatchConversationResponse\x12\x1c\n" +
 	"\theartbeat\x18\x01 \x01(\bR\theartbeat\x12\x14\n" +
 	"\x05reset\x18\x02 \x01(\bR\x05reset\x12J\n" +
@@ -2865,7 +6058,29 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"tool_calls\x18\a \x03(\v2\".holdfast.conversation.v1.ToolCallR\ttoolCalls\x12\x18\n" +
 	"\adeleted\x18\b \x01(\bR\adeleted\x128\n" +
-	"\bmetadata\x18\t \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata2\xaa\x0e\n" +
+	"\bmetadata\x18\t \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12<\n" +
+	"\x06signal\x18\n" +
+	" \x01(\v2$.holdfast.conversation.v1.LiveSignalR\x06signal\x12?\n" +
+	"\tsummaries\x18\v \x03(\v2!.holdfast.conversation.v1.SummaryR\tsummaries\x12@\n" +
+	"\tfragments\x18\f \x03(\v2\".holdfast.conversation.v1.FragmentR\tfragments\"\x81\x01\n" +
+	"\n" +
+	"LiveSignal\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12!\n" +
+	"\fclient_index\x18\x02 \x01(\x03R\vclientIndex\x12:\n" +
+	"\x05voice\x18\x03 \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice*f\n" +
+	"\fResumeAction\x12\x1d\n" +
+	"\x19RESUME_ACTION_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14RESUME_ACTION_RESUME\x10\x01\x12\x1d\n" +
+	"\x19RESUME_ACTION_START_FRESH\x10\x02*v\n" +
+	"\rContextPolicy\x12\x1e\n" +
+	"\x1aCONTEXT_POLICY_UNSPECIFIED\x10\x00\x12%\n" +
+	"!CONTEXT_POLICY_SUMMARY_AND_RECENT\x10\x01\x12\x1e\n" +
+	"\x1aCONTEXT_POLICY_RECENT_ONLY\x10\x02*\x8d\x01\n" +
+	"\rContextFormat\x12\x1e\n" +
+	"\x1aCONTEXT_FORMAT_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16CONTEXT_FORMAT_NEUTRAL\x10\x01\x12\"\n" +
+	"\x1eCONTEXT_FORMAT_GEMINI_CONTENTS\x10\x02\x12\x1c\n" +
+	"\x18CONTEXT_FORMAT_LIVE_SEED\x10\x032\xb0\x1b\n" +
 	"\x13ConversationService\x12\x81\x01\n" +
 	"\x12CreateConversation\x123.holdfast.conversation.v1.CreateConversationRequest\x1a4.holdfast.conversation.v1.CreateConversationResponse\"\x00\x12{\n" +
 	"\x0fGetConversation\x120.holdfast.conversation.v1.GetConversationRequest\x1a1.holdfast.conversation.v1.GetConversationResponse\"\x03\x90\x02\x01\x12\x81\x01\n" +
@@ -2879,9 +6094,23 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\fRecordIntent\x12-.holdfast.conversation.v1.RecordIntentRequest\x1a..holdfast.conversation.v1.RecordIntentResponse\"\x00\x12o\n" +
 	"\vListIntents\x12,.holdfast.conversation.v1.ListIntentsRequest\x1a-.holdfast.conversation.v1.ListIntentsResponse\"\x03\x90\x02\x01\x12l\n" +
 	"\vAdvanceFlow\x12,.holdfast.conversation.v1.AdvanceFlowRequest\x1a-.holdfast.conversation.v1.AdvanceFlowResponse\"\x00\x12u\n" +
-	"\rListFlowSteps\x12..holdfast.conversation.v1.ListFlowStepsRequest\x1a/.holdfast.conversation.v1.ListFlowStepsResponse\"\x03\x90\x02\x01\x12i\n" +
+	"\rListFlowSteps\x12..holdfast.conversation.v1.ListFlowStepsRequest\x1a/.holdfast.conversation.v1.ListFlowStepsResponse\"\x03\x90\x02\x01\x12c\n" +
+	"\bOpenLive\x12).holdfast.conversation.v1.OpenLiveRequest\x1a*.holdfast.conversation.v1.OpenLiveResponse\"\x00\x12f\n" +
+	"\tCloseLive\x12*.holdfast.conversation.v1.CloseLiveRequest\x1a+.holdfast.conversation.v1.CloseLiveResponse\"\x00\x12u\n" +
+	"\rGetResumePlan\x12..holdfast.conversation.v1.GetResumePlanRequest\x1a/.holdfast.conversation.v1.GetResumePlanResponse\"\x03\x90\x02\x01\x12\x81\x01\n" +
+	"\x12ReportResumeFailed\x123.holdfast.conversation.v1.ReportResumeFailedRequest\x1a4.holdfast.conversation.v1.ReportResumeFailedResponse\"\x00\x12i\n" +
 	"\n" +
-	"IngestLive\x12+.holdfast.conversation.v1.IngestLiveRequest\x1a,.holdfast.conversation.v1.IngestLiveResponse\"\x00\x12\x80\x01\n" +
+	"IngestLive\x12+.holdfast.conversation.v1.IngestLiveRequest\x1a,.holdfast.conversation.v1.IngestLiveResponse\"\x00\x12u\n" +
+	"\rListFragments\x12..holdfast.conversation.v1.ListFragmentsRequest\x1a/.holdfast.conversation.v1.ListFragmentsResponse\"\x03\x90\x02\x01\x12x\n" +
+	"\x0eListLiveFrames\x12/.holdfast.conversation.v1.ListLiveFramesRequest\x1a0.holdfast.conversation.v1.ListLiveFramesResponse\"\x03\x90\x02\x01\x12u\n" +
+	"\rListToolCalls\x12..holdfast.conversation.v1.ListToolCallsRequest\x1a/.holdfast.conversation.v1.ListToolCallsResponse\"\x03\x90\x02\x01\x12r\n" +
+	"\rClaimToolCall\x12..holdfast.conversation.v1.ClaimToolCallRequest\x1a/.holdfast.conversation.v1.ClaimToolCallResponse\"\x00\x12{\n" +
+	"\x10CompleteToolCall\x121.holdfast.conversation.v1.CompleteToolCallRequest\x1a2.holdfast.conversation.v1.CompleteToolCallResponse\"\x00\x12x\n" +
+	"\x0fTruncateMessage\x120.holdfast.conversation.v1.TruncateMessageRequest\x1a1.holdfast.conversation.v1.TruncateMessageResponse\"\x00\x12~\n" +
+	"\x10GetContextWindow\x121.holdfast.conversation.v1.GetContextWindowRequest\x1a2.holdfast.conversation.v1.GetContextWindowResponse\"\x03\x90\x02\x01\x12~\n" +
+	"\x11ProposeCompaction\x122.holdfast.conversation.v1.ProposeCompactionRequest\x1a3.holdfast.conversation.v1.ProposeCompactionResponse\"\x00\x12r\n" +
+	"\rCommitSummary\x12..holdfast.conversation.v1.CommitSummaryRequest\x1a/.holdfast.conversation.v1.CommitSummaryResponse\"\x00\x12u\n" +
+	"\rListSummaries\x12..holdfast.conversation.v1.ListSummariesRequest\x1a/.holdfast.conversation.v1.ListSummariesResponse\"\x03\x90\x02\x01\x12\x80\x01\n" +
 	"\x11WatchConversation\x122.holdfast.conversation.v1.WatchConversationRequest\x1a3.holdfast.conversation.v1.WatchConversationResponse\"\x000\x01B\xe4\x01\n" +
 	"\x1ccom.holdfast.conversation.v1B\fServiceProtoP\x01Z4holdfast/gen/holdfast/conversation/v1;conversationv1\xa2\x02\x03HCX\xaa\x02\x18Holdfast.Conversation.V1\xca\x02\x18Holdfast\\Conversation\\V1\xe2\x02$Holdfast\\Conversation\\V1\\GPBMetadata\xea\x02\x1aHoldfast::Conversation::V1b\x06proto3"
 
@@ -2897,168 +6126,299 @@ func file_holdfast_conversation_v1_service_proto_rawDescGZIP() []byte {
 	return file_holdfast_conversation_v1_service_proto_rawDescData
 }
 
-var file_holdfast_conversation_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_holdfast_conversation_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_holdfast_conversation_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
 var file_holdfast_conversation_v1_service_proto_goTypes = []any{
-	(*Conversation)(nil),               // 0: holdfast.conversation.v1.Conversation
-	(*CreateConversationRequest)(nil),  // 1: holdfast.conversation.v1.CreateConversationRequest
-	(*CreateConversationResponse)(nil), // 2: holdfast.conversation.v1.CreateConversationResponse
-	(*GetConversationRequest)(nil),     // 3: holdfast.conversation.v1.GetConversationRequest
-	(*GetConversationResponse)(nil),    // 4: holdfast.conversation.v1.GetConversationResponse
-	(*ListConversationsRequest)(nil),   // 5: holdfast.conversation.v1.ListConversationsRequest
-	(*ListConversationsResponse)(nil),  // 6: holdfast.conversation.v1.ListConversationsResponse
-	(*ConversationItem)(nil),           // 7: holdfast.conversation.v1.ConversationItem
-	(*UpdateConversationRequest)(nil),  // 8: holdfast.conversation.v1.UpdateConversationRequest
-	(*UpdateConversationResponse)(nil), // 9: holdfast.conversation.v1.UpdateConversationResponse
-	(*DeleteConversationRequest)(nil),  // 10: holdfast.conversation.v1.DeleteConversationRequest
-	(*DeleteConversationResponse)(nil), // 11: holdfast.conversation.v1.DeleteConversationResponse
-	(*NewMessage)(nil),                 // 12: holdfast.conversation.v1.NewMessage
-	(*AppendMessagesRequest)(nil),      // 13: holdfast.conversation.v1.AppendMessagesRequest
-	(*AppendMessagesResponse)(nil),     // 14: holdfast.conversation.v1.AppendMessagesResponse
-	(*AppendedMessage)(nil),            // 15: holdfast.conversation.v1.AppendedMessage
-	(*UpdateMessageRequest)(nil),       // 16: holdfast.conversation.v1.UpdateMessageRequest
-	(*MessagePatch)(nil),               // 17: holdfast.conversation.v1.MessagePatch
-	(*UpdateMessageResponse)(nil),      // 18: holdfast.conversation.v1.UpdateMessageResponse
-	(*ListMessagesRequest)(nil),        // 19: holdfast.conversation.v1.ListMessagesRequest
-	(*ListMessagesResponse)(nil),       // 20: holdfast.conversation.v1.ListMessagesResponse
-	(*SetVoiceStateRequest)(nil),       // 21: holdfast.conversation.v1.SetVoiceStateRequest
-	(*SetVoiceStateResponse)(nil),      // 22: holdfast.conversation.v1.SetVoiceStateResponse
-	(*RecordIntentRequest)(nil),        // 23: holdfast.conversation.v1.RecordIntentRequest
-	(*RecordIntentResponse)(nil),       // 24: holdfast.conversation.v1.RecordIntentResponse
-	(*ListIntentsRequest)(nil),         // 25: holdfast.conversation.v1.ListIntentsRequest
-	(*ListIntentsResponse)(nil),        // 26: holdfast.conversation.v1.ListIntentsResponse
-	(*AdvanceFlowRequest)(nil),         // 27: holdfast.conversation.v1.AdvanceFlowRequest
-	(*AdvanceFlowResponse)(nil),        // 28: holdfast.conversation.v1.AdvanceFlowResponse
-	(*ListFlowStepsRequest)(nil),       // 29: holdfast.conversation.v1.ListFlowStepsRequest
-	(*ListFlowStepsResponse)(nil),      // 30: holdfast.conversation.v1.ListFlowStepsResponse
-	(*LiveFrame)(nil),                  // 31: holdfast.conversation.v1.LiveFrame
-	(*IngestLiveRequest)(nil),          // 32: holdfast.conversation.v1.IngestLiveRequest
-	(*IngestLiveResponse)(nil),         // 33: holdfast.conversation.v1.IngestLiveResponse
-	(*WatchConversationRequest)(nil),   // 34: holdfast.conversation.v1.WatchConversationRequest
-	(*WatchConversationResponse)(nil),  // 35: holdfast.conversation.v1.WatchConversationResponse
-	nil,                                // 36: holdfast.conversation.v1.Conversation.LabelsEntry
-	nil,                                // 37: holdfast.conversation.v1.CreateConversationRequest.LabelsEntry
-	nil,                                // 38: holdfast.conversation.v1.ListConversationsRequest.LabelsEntry
-	nil,                                // 39: holdfast.conversation.v1.NewMessage.MetadataEntry
-	nil,                                // 40: holdfast.conversation.v1.MessagePatch.MetadataEntry
-	(*durationpb.Duration)(nil),        // 41: google.protobuf.Duration
-	(*VoiceState)(nil),                 // 42: holdfast.conversation.v1.VoiceState
-	(*Intent)(nil),                     // 43: holdfast.conversation.v1.Intent
-	(*FlowStep)(nil),                   // 44: holdfast.conversation.v1.FlowStep
-	(*Summary)(nil),                    // 45: holdfast.conversation.v1.Summary
-	(*Floor)(nil),                      // 46: holdfast.conversation.v1.Floor
-	(*v1.Metadata)(nil),                // 47: holdfast.object.v1.Metadata
-	(*Message)(nil),                    // 48: holdfast.conversation.v1.Message
-	(*fieldmaskpb.FieldMask)(nil),      // 49: google.protobuf.FieldMask
-	(Role)(0),                          // 50: holdfast.conversation.v1.Role
-	(Modality)(0),                      // 51: holdfast.conversation.v1.Modality
-	(*Part)(nil),                       // 52: holdfast.conversation.v1.Part
-	(*timestamppb.Timestamp)(nil),      // 53: google.protobuf.Timestamp
-	(MessageStatus)(0),                 // 54: holdfast.conversation.v1.MessageStatus
-	(VoiceStatus)(0),                   // 55: holdfast.conversation.v1.VoiceStatus
-	(*structpb.Struct)(nil),            // 56: google.protobuf.Struct
-	(*ToolCall)(nil),                   // 57: holdfast.conversation.v1.ToolCall
+	(ResumeAction)(0),                  // 0: holdfast.conversation.v1.ResumeAction
+	(ContextPolicy)(0),                 // 1: holdfast.conversation.v1.ContextPolicy
+	(ContextFormat)(0),                 // 2: holdfast.conversation.v1.ContextFormat
+	(*Conversation)(nil),               // 3: holdfast.conversation.v1.Conversation
+	(*LiveStatus)(nil),                 // 4: holdfast.conversation.v1.LiveStatus
+	(*CreateConversationRequest)(nil),  // 5: holdfast.conversation.v1.CreateConversationRequest
+	(*CreateConversationResponse)(nil), // 6: holdfast.conversation.v1.CreateConversationResponse
+	(*GetConversationRequest)(nil),     // 7: holdfast.conversation.v1.GetConversationRequest
+	(*GetConversationResponse)(nil),    // 8: holdfast.conversation.v1.GetConversationResponse
+	(*ListConversationsRequest)(nil),   // 9: holdfast.conversation.v1.ListConversationsRequest
+	(*ListConversationsResponse)(nil),  // 10: holdfast.conversation.v1.ListConversationsResponse
+	(*ConversationItem)(nil),           // 11: holdfast.conversation.v1.ConversationItem
+	(*UpdateConversationRequest)(nil),  // 12: holdfast.conversation.v1.UpdateConversationRequest
+	(*UpdateConversationResponse)(nil), // 13: holdfast.conversation.v1.UpdateConversationResponse
+	(*DeleteConversationRequest)(nil),  // 14: holdfast.conversation.v1.DeleteConversationRequest
+	(*DeleteConversationResponse)(nil), // 15: holdfast.conversation.v1.DeleteConversationResponse
+	(*OpenLiveRequest)(nil),            // 16: holdfast.conversation.v1.OpenLiveRequest
+	(*OpenLiveResponse)(nil),           // 17: holdfast.conversation.v1.OpenLiveResponse
+	(*CloseLiveRequest)(nil),           // 18: holdfast.conversation.v1.CloseLiveRequest
+	(*CloseLiveResponse)(nil),          // 19: holdfast.conversation.v1.CloseLiveResponse
+	(*GetResumePlanRequest)(nil),       // 20: holdfast.conversation.v1.GetResumePlanRequest
+	(*GetResumePlanResponse)(nil),      // 21: holdfast.conversation.v1.GetResumePlanResponse
+	(*ReportResumeFailedRequest)(nil),  // 22: holdfast.conversation.v1.ReportResumeFailedRequest
+	(*ReportResumeFailedResponse)(nil), // 23: holdfast.conversation.v1.ReportResumeFailedResponse
+	(*ListFragmentsRequest)(nil),       // 24: holdfast.conversation.v1.ListFragmentsRequest
+	(*ListFragmentsResponse)(nil),      // 25: holdfast.conversation.v1.ListFragmentsResponse
+	(*LiveFrameBatch)(nil),             // 26: holdfast.conversation.v1.LiveFrameBatch
+	(*ListLiveFramesRequest)(nil),      // 27: holdfast.conversation.v1.ListLiveFramesRequest
+	(*ListLiveFramesResponse)(nil),     // 28: holdfast.conversation.v1.ListLiveFramesResponse
+	(*ListToolCallsRequest)(nil),       // 29: holdfast.conversation.v1.ListToolCallsRequest
+	(*ListToolCallsResponse)(nil),      // 30: holdfast.conversation.v1.ListToolCallsResponse
+	(*ClaimToolCallRequest)(nil),       // 31: holdfast.conversation.v1.ClaimToolCallRequest
+	(*ClaimToolCallResponse)(nil),      // 32: holdfast.conversation.v1.ClaimToolCallResponse
+	(*CompleteToolCallRequest)(nil),    // 33: holdfast.conversation.v1.CompleteToolCallRequest
+	(*CompleteToolCallResponse)(nil),   // 34: holdfast.conversation.v1.CompleteToolCallResponse
+	(*TruncateMessageRequest)(nil),     // 35: holdfast.conversation.v1.TruncateMessageRequest
+	(*TruncateMessageResponse)(nil),    // 36: holdfast.conversation.v1.TruncateMessageResponse
+	(*GetContextWindowRequest)(nil),    // 37: holdfast.conversation.v1.GetContextWindowRequest
+	(*ContextWindow)(nil),              // 38: holdfast.conversation.v1.ContextWindow
+	(*ContextItem)(nil),                // 39: holdfast.conversation.v1.ContextItem
+	(*GetContextWindowResponse)(nil),   // 40: holdfast.conversation.v1.GetContextWindowResponse
+	(*ProposeCompactionRequest)(nil),   // 41: holdfast.conversation.v1.ProposeCompactionRequest
+	(*ProposeCompactionResponse)(nil),  // 42: holdfast.conversation.v1.ProposeCompactionResponse
+	(*CommitSummaryRequest)(nil),       // 43: holdfast.conversation.v1.CommitSummaryRequest
+	(*CommitSummaryResponse)(nil),      // 44: holdfast.conversation.v1.CommitSummaryResponse
+	(*ListSummariesRequest)(nil),       // 45: holdfast.conversation.v1.ListSummariesRequest
+	(*ListSummariesResponse)(nil),      // 46: holdfast.conversation.v1.ListSummariesResponse
+	(*NewMessage)(nil),                 // 47: holdfast.conversation.v1.NewMessage
+	(*AppendMessagesRequest)(nil),      // 48: holdfast.conversation.v1.AppendMessagesRequest
+	(*AppendMessagesResponse)(nil),     // 49: holdfast.conversation.v1.AppendMessagesResponse
+	(*AppendedMessage)(nil),            // 50: holdfast.conversation.v1.AppendedMessage
+	(*UpdateMessageRequest)(nil),       // 51: holdfast.conversation.v1.UpdateMessageRequest
+	(*MessagePatch)(nil),               // 52: holdfast.conversation.v1.MessagePatch
+	(*UpdateMessageResponse)(nil),      // 53: holdfast.conversation.v1.UpdateMessageResponse
+	(*ListMessagesRequest)(nil),        // 54: holdfast.conversation.v1.ListMessagesRequest
+	(*ListMessagesResponse)(nil),       // 55: holdfast.conversation.v1.ListMessagesResponse
+	(*SetVoiceStateRequest)(nil),       // 56: holdfast.conversation.v1.SetVoiceStateRequest
+	(*SetVoiceStateResponse)(nil),      // 57: holdfast.conversation.v1.SetVoiceStateResponse
+	(*RecordIntentRequest)(nil),        // 58: holdfast.conversation.v1.RecordIntentRequest
+	(*RecordIntentResponse)(nil),       // 59: holdfast.conversation.v1.RecordIntentResponse
+	(*ListIntentsRequest)(nil),         // 60: holdfast.conversation.v1.ListIntentsRequest
+	(*ListIntentsResponse)(nil),        // 61: holdfast.conversation.v1.ListIntentsResponse
+	(*AdvanceFlowRequest)(nil),         // 62: holdfast.conversation.v1.AdvanceFlowRequest
+	(*AdvanceFlowResponse)(nil),        // 63: holdfast.conversation.v1.AdvanceFlowResponse
+	(*ListFlowStepsRequest)(nil),       // 64: holdfast.conversation.v1.ListFlowStepsRequest
+	(*ListFlowStepsResponse)(nil),      // 65: holdfast.conversation.v1.ListFlowStepsResponse
+	(*LiveFrame)(nil),                  // 66: holdfast.conversation.v1.LiveFrame
+	(*IngestLiveRequest)(nil),          // 67: holdfast.conversation.v1.IngestLiveRequest
+	(*IngestLiveResponse)(nil),         // 68: holdfast.conversation.v1.IngestLiveResponse
+	(*WatchConversationRequest)(nil),   // 69: holdfast.conversation.v1.WatchConversationRequest
+	(*WatchConversationResponse)(nil),  // 70: holdfast.conversation.v1.WatchConversationResponse
+	(*LiveSignal)(nil),                 // 71: holdfast.conversation.v1.LiveSignal
+	nil,                                // 72: holdfast.conversation.v1.Conversation.LabelsEntry
+	nil,                                // 73: holdfast.conversation.v1.CreateConversationRequest.LabelsEntry
+	nil,                                // 74: holdfast.conversation.v1.ListConversationsRequest.LabelsEntry
+	nil,                                // 75: holdfast.conversation.v1.NewMessage.MetadataEntry
+	nil,                                // 76: holdfast.conversation.v1.MessagePatch.MetadataEntry
+	(*durationpb.Duration)(nil),        // 77: google.protobuf.Duration
+	(*VoiceState)(nil),                 // 78: holdfast.conversation.v1.VoiceState
+	(*Intent)(nil),                     // 79: holdfast.conversation.v1.Intent
+	(*FlowStep)(nil),                   // 80: holdfast.conversation.v1.FlowStep
+	(*Summary)(nil),                    // 81: holdfast.conversation.v1.Summary
+	(*Floor)(nil),                      // 82: holdfast.conversation.v1.Floor
+	(LiveProvider)(0),                  // 83: holdfast.conversation.v1.LiveProvider
+	(*timestamppb.Timestamp)(nil),      // 84: google.protobuf.Timestamp
+	(*v1.Metadata)(nil),                // 85: holdfast.object.v1.Metadata
+	(*Message)(nil),                    // 86: holdfast.conversation.v1.Message
+	(*fieldmaskpb.FieldMask)(nil),      // 87: google.protobuf.FieldMask
+	(*structpb.Struct)(nil),            // 88: google.protobuf.Struct
+	(*ToolCall)(nil),                   // 89: holdfast.conversation.v1.ToolCall
+	(*Fragment)(nil),                   // 90: holdfast.conversation.v1.Fragment
+	(Role)(0),                          // 91: holdfast.conversation.v1.Role
+	(Modality)(0),                      // 92: holdfast.conversation.v1.Modality
+	(*Part)(nil),                       // 93: holdfast.conversation.v1.Part
+	(MessageStatus)(0),                 // 94: holdfast.conversation.v1.MessageStatus
+	(VoiceStatus)(0),                   // 95: holdfast.conversation.v1.VoiceStatus
 }
 var file_holdfast_conversation_v1_service_proto_depIdxs = []int32{
-	36, // 0: holdfast.conversation.v1.Conversation.labels:type_name -> holdfast.conversation.v1.Conversation.LabelsEntry
-	41, // 1: holdfast.conversation.v1.Conversation.ttl:type_name -> google.protobuf.Duration
-	42, // 2: holdfast.conversation.v1.Conversation.voice:type_name -> holdfast.conversation.v1.VoiceState
-	43, // 3: holdfast.conversation.v1.Conversation.intent:type_name -> holdfast.conversation.v1.Intent
-	44, // 4: holdfast.conversation.v1.Conversation.flow:type_name -> holdfast.conversation.v1.FlowStep
-	45, // 5: holdfast.conversation.v1.Conversation.summary:type_name -> holdfast.conversation.v1.Summary
-	46, // 6: holdfast.conversation.v1.Conversation.floor:type_name -> holdfast.conversation.v1.Floor
-	37, // 7: holdfast.conversation.v1.CreateConversationRequest.labels:type_name -> holdfast.conversation.v1.CreateConversationRequest.LabelsEntry
-	41, // 8: holdfast.conversation.v1.CreateConversationRequest.ttl:type_name -> google.protobuf.Duration
-	0,  // 9: holdfast.conversation.v1.CreateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	47, // 10: holdfast.conversation.v1.CreateConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	0,  // 11: holdfast.conversation.v1.GetConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	48, // 12: holdfast.conversation.v1.GetConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
-	47, // 13: holdfast.conversation.v1.GetConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	38, // 14: holdfast.conversation.v1.ListConversationsRequest.labels:type_name -> holdfast.conversation.v1.ListConversationsRequest.LabelsEntry
-	7,  // 15: holdfast.conversation.v1.ListConversationsResponse.conversations:type_name -> holdfast.conversation.v1.ConversationItem
-	0,  // 16: holdfast.conversation.v1.ConversationItem.conversation:type_name -> holdfast.conversation.v1.Conversation
-	47, // 17: holdfast.conversation.v1.ConversationItem.metadata:type_name -> holdfast.object.v1.Metadata
-	0,  // 18: holdfast.conversation.v1.UpdateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
-	49, // 19: holdfast.conversation.v1.UpdateConversationRequest.update_mask:type_name -> google.protobuf.FieldMask
-	0,  // 20: holdfast.conversation.v1.UpdateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	47, // 21: holdfast.conversation.v1.UpdateConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	47, // 22: holdfast.conversation.v1.DeleteConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	50, // 23: holdfast.conversation.v1.NewMessage.role:type_name -> holdfast.conversation.v1.Role
-	51, // 24: holdfast.conversation.v1.NewMessage.modality:type_name -> holdfast.conversation.v1.Modality
-	52, // 25: holdfast.conversation.v1.NewMessage.parts:type_name -> holdfast.conversation.v1.Part
-	39, // 26: holdfast.conversation.v1.NewMessage.metadata:type_name -> holdfast.conversation.v1.NewMessage.MetadataEntry
-	12, // 27: holdfast.conversation.v1.AppendMessagesRequest.messages:type_name -> holdfast.conversation.v1.NewMessage
-	15, // 28: holdfast.conversation.v1.AppendMessagesResponse.messages:type_name -> holdfast.conversation.v1.AppendedMessage
-	47, // 29: holdfast.conversation.v1.AppendMessagesResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	53, // 30: holdfast.conversation.v1.AppendedMessage.create_time:type_name -> google.protobuf.Timestamp
-	17, // 31: holdfast.conversation.v1.UpdateMessageRequest.message:type_name -> holdfast.conversation.v1.MessagePatch
-	49, // 32: holdfast.conversation.v1.UpdateMessageRequest.update_mask:type_name -> google.protobuf.FieldMask
-	52, // 33: holdfast.conversation.v1.MessagePatch.parts:type_name -> holdfast.conversation.v1.Part
-	54, // 34: holdfast.conversation.v1.MessagePatch.status:type_name -> holdfast.conversation.v1.MessageStatus
-	40, // 35: holdfast.conversation.v1.MessagePatch.metadata:type_name -> holdfast.conversation.v1.MessagePatch.MetadataEntry
-	48, // 36: holdfast.conversation.v1.UpdateMessageResponse.message:type_name -> holdfast.conversation.v1.Message
-	47, // 37: holdfast.conversation.v1.UpdateMessageResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	48, // 38: holdfast.conversation.v1.ListMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
-	47, // 39: holdfast.conversation.v1.ListMessagesResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	55, // 40: holdfast.conversation.v1.SetVoiceStateRequest.status:type_name -> holdfast.conversation.v1.VoiceStatus
-	42, // 41: holdfast.conversation.v1.SetVoiceStateResponse.voice:type_name -> holdfast.conversation.v1.VoiceState
-	47, // 42: holdfast.conversation.v1.SetVoiceStateResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	56, // 43: holdfast.conversation.v1.RecordIntentRequest.slots:type_name -> google.protobuf.Struct
-	43, // 44: holdfast.conversation.v1.RecordIntentResponse.intent:type_name -> holdfast.conversation.v1.Intent
-	47, // 45: holdfast.conversation.v1.RecordIntentResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	43, // 46: holdfast.conversation.v1.ListIntentsResponse.intents:type_name -> holdfast.conversation.v1.Intent
-	47, // 47: holdfast.conversation.v1.ListIntentsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	56, // 48: holdfast.conversation.v1.AdvanceFlowRequest.data:type_name -> google.protobuf.Struct
-	44, // 49: holdfast.conversation.v1.AdvanceFlowResponse.step:type_name -> holdfast.conversation.v1.FlowStep
-	47, // 50: holdfast.conversation.v1.AdvanceFlowResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	44, // 51: holdfast.conversation.v1.ListFlowStepsResponse.steps:type_name -> holdfast.conversation.v1.FlowStep
-	47, // 52: holdfast.conversation.v1.ListFlowStepsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	56, // 53: holdfast.conversation.v1.LiveFrame.object:type_name -> google.protobuf.Struct
-	31, // 54: holdfast.conversation.v1.IngestLiveRequest.frames:type_name -> holdfast.conversation.v1.LiveFrame
-	48, // 55: holdfast.conversation.v1.IngestLiveResponse.messages:type_name -> holdfast.conversation.v1.Message
-	57, // 56: holdfast.conversation.v1.IngestLiveResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
-	42, // 57: holdfast.conversation.v1.IngestLiveResponse.voice:type_name -> holdfast.conversation.v1.VoiceState
-	47, // 58: holdfast.conversation.v1.IngestLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	0,  // 59: holdfast.conversation.v1.WatchConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	48, // 60: holdfast.conversation.v1.WatchConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
-	43, // 61: holdfast.conversation.v1.WatchConversationResponse.intents:type_name -> holdfast.conversation.v1.Intent
-	44, // 62: holdfast.conversation.v1.WatchConversationResponse.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
-	57, // 63: holdfast.conversation.v1.WatchConversationResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
-	47, // 64: holdfast.conversation.v1.WatchConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	1,  // 65: holdfast.conversation.v1.ConversationService.CreateConversation:input_type -> holdfast.conversation.v1.CreateConversationRequest
-	3,  // 66: holdfast.conversation.v1.ConversationService.GetConversation:input_type -> holdfast.conversation.v1.GetConversationRequest
-	5,  // 67: holdfast.conversation.v1.ConversationService.ListConversations:input_type -> holdfast.conversation.v1.ListConversationsRequest
-	8,  // 68: holdfast.conversation.v1.ConversationService.UpdateConversation:input_type -> holdfast.conversation.v1.UpdateConversationRequest
-	10, // 69: holdfast.conversation.v1.ConversationService.DeleteConversation:input_type -> holdfast.conversation.v1.DeleteConversationRequest
-	13, // 70: holdfast.conversation.v1.ConversationService.AppendMessages:input_type -> holdfast.conversation.v1.AppendMessagesRequest
-	16, // 71: holdfast.conversation.v1.ConversationService.UpdateMessage:input_type -> holdfast.conversation.v1.UpdateMessageRequest
-	19, // 72: holdfast.conversation.v1.ConversationService.ListMessages:input_type -> holdfast.conversation.v1.ListMessagesRequest
-	21, // 73: holdfast.conversation.v1.ConversationService.SetVoiceState:input_type -> holdfast.conversation.v1.SetVoiceStateRequest
-	23, // 74: holdfast.conversation.v1.ConversationService.RecordIntent:input_type -> holdfast.conversation.v1.RecordIntentRequest
-	25, // 75: holdfast.conversation.v1.ConversationService.ListIntents:input_type -> holdfast.conversation.v1.ListIntentsRequest
-	27, // 76: holdfast.conversation.v1.ConversationService.AdvanceFlow:input_type -> holdfast.conversation.v1.AdvanceFlowRequest
-	29, // 77: holdfast.conversation.v1.ConversationService.ListFlowSteps:input_type -> holdfast.conversation.v1.ListFlowStepsRequest
-	32, // 78: holdfast.conversation.v1.ConversationService.IngestLive:input_type -> holdfast.conversation.v1.IngestLiveRequest
-	34, // 79: holdfast.conversation.v1.ConversationService.WatchConversation:input_type -> holdfast.conversation.v1.WatchConversationRequest
-	2,  // 80: holdfast.conversation.v1.ConversationService.CreateConversation:output_type -> holdfast.conversation.v1.CreateConversationResponse
-	4,  // 81: holdfast.conversation.v1.ConversationService.GetConversation:output_type -> holdfast.conversation.v1.GetConversationResponse
-	6,  // 82: holdfast.conversation.v1.ConversationService.ListConversations:output_type -> holdfast.conversation.v1.ListConversationsResponse
-	9,  // 83: holdfast.conversation.v1.ConversationService.UpdateConversation:output_type -> holdfast.conversation.v1.UpdateConversationResponse
-	11, // 84: holdfast.conversation.v1.ConversationService.DeleteConversation:output_type -> holdfast.conversation.v1.DeleteConversationResponse
-	14, // 85: holdfast.conversation.v1.ConversationService.AppendMessages:output_type -> holdfast.conversation.v1.AppendMessagesResponse
-	18, // 86: holdfast.conversation.v1.ConversationService.UpdateMessage:output_type -> holdfast.conversation.v1.UpdateMessageResponse
-	20, // 87: holdfast.conversation.v1.ConversationService.ListMessages:output_type -> holdfast.conversation.v1.ListMessagesResponse
-	22, // 88: holdfast.conversation.v1.ConversationService.SetVoiceState:output_type -> holdfast.conversation.v1.SetVoiceStateResponse
-	24, // 89: holdfast.conversation.v1.ConversationService.RecordIntent:output_type -> holdfast.conversation.v1.RecordIntentResponse
-	26, // 90: holdfast.conversation.v1.ConversationService.ListIntents:output_type -> holdfast.conversation.v1.ListIntentsResponse
-	28, // 91: holdfast.conversation.v1.ConversationService.AdvanceFlow:output_type -> holdfast.conversation.v1.AdvanceFlowResponse
-	30, // 92: holdfast.conversation.v1.ConversationService.ListFlowSteps:output_type -> holdfast.conversation.v1.ListFlowStepsResponse
-	33, // 93: holdfast.conversation.v1.ConversationService.IngestLive:output_type -> holdfast.conversation.v1.IngestLiveResponse
-	35, // 94: holdfast.conversation.v1.ConversationService.WatchConversation:output_type -> holdfast.conversation.v1.WatchConversationResponse
-	80, // [80:95] is the sub-list for method output_type
-	65, // [65:80] is the sub-list for method input_type
-	65, // [65:65] is the sub-list for extension type_name
-	65, // [65:65] is the sub-list for extension extendee
-	0,  // [0:65] is the sub-list for field type_name
+	72,  // 0: holdfast.conversation.v1.Conversation.labels:type_name -> holdfast.conversation.v1.Conversation.LabelsEntry
+	77,  // 1: holdfast.conversation.v1.Conversation.ttl:type_name -> google.protobuf.Duration
+	78,  // 2: holdfast.conversation.v1.Conversation.voice:type_name -> holdfast.conversation.v1.VoiceState
+	79,  // 3: holdfast.conversation.v1.Conversation.intent:type_name -> holdfast.conversation.v1.Intent
+	80,  // 4: holdfast.conversation.v1.Conversation.flow:type_name -> holdfast.conversation.v1.FlowStep
+	4,   // 5: holdfast.conversation.v1.Conversation.live:type_name -> holdfast.conversation.v1.LiveStatus
+	81,  // 6: holdfast.conversation.v1.Conversation.summary:type_name -> holdfast.conversation.v1.Summary
+	82,  // 7: holdfast.conversation.v1.Conversation.floor:type_name -> holdfast.conversation.v1.Floor
+	83,  // 8: holdfast.conversation.v1.LiveStatus.provider:type_name -> holdfast.conversation.v1.LiveProvider
+	84,  // 9: holdfast.conversation.v1.LiveStatus.open_time:type_name -> google.protobuf.Timestamp
+	84,  // 10: holdfast.conversation.v1.LiveStatus.close_time:type_name -> google.protobuf.Timestamp
+	84,  // 11: holdfast.conversation.v1.LiveStatus.go_away_time:type_name -> google.protobuf.Timestamp
+	73,  // 12: holdfast.conversation.v1.CreateConversationRequest.labels:type_name -> holdfast.conversation.v1.CreateConversationRequest.LabelsEntry
+	77,  // 13: holdfast.conversation.v1.CreateConversationRequest.ttl:type_name -> google.protobuf.Duration
+	3,   // 14: holdfast.conversation.v1.CreateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	85,  // 15: holdfast.conversation.v1.CreateConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	3,   // 16: holdfast.conversation.v1.GetConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	86,  // 17: holdfast.conversation.v1.GetConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
+	85,  // 18: holdfast.conversation.v1.GetConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	74,  // 19: holdfast.conversation.v1.ListConversationsRequest.labels:type_name -> holdfast.conversation.v1.ListConversationsRequest.LabelsEntry
+	11,  // 20: holdfast.conversation.v1.ListConversationsResponse.conversations:type_name -> holdfast.conversation.v1.ConversationItem
+	3,   // 21: holdfast.conversation.v1.ConversationItem.conversation:type_name -> holdfast.conversation.v1.Conversation
+	85,  // 22: holdfast.conversation.v1.ConversationItem.metadata:type_name -> holdfast.object.v1.Metadata
+	3,   // 23: holdfast.conversation.v1.UpdateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
+	87,  // 24: holdfast.conversation.v1.UpdateConversationRequest.update_mask:type_name -> google.protobuf.FieldMask
+	3,   // 25: holdfast.conversation.v1.UpdateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	85,  // 26: holdfast.conversation.v1.UpdateConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	85,  // 27: holdfast.conversation.v1.DeleteConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	83,  // 28: holdfast.conversation.v1.OpenLiveRequest.provider:type_name -> holdfast.conversation.v1.LiveProvider
+	77,  // 29: holdfast.conversation.v1.OpenLiveRequest.keep_frames_for:type_name -> google.protobuf.Duration
+	77,  // 30: holdfast.conversation.v1.OpenLiveRequest.silence:type_name -> google.protobuf.Duration
+	4,   // 31: holdfast.conversation.v1.OpenLiveResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
+	85,  // 32: holdfast.conversation.v1.OpenLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	4,   // 33: holdfast.conversation.v1.CloseLiveResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
+	85,  // 34: holdfast.conversation.v1.CloseLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	0,   // 35: holdfast.conversation.v1.GetResumePlanResponse.action:type_name -> holdfast.conversation.v1.ResumeAction
+	84,  // 36: holdfast.conversation.v1.GetResumePlanResponse.handle_expire_time:type_name -> google.protobuf.Timestamp
+	88,  // 37: holdfast.conversation.v1.GetResumePlanResponse.seed:type_name -> google.protobuf.Struct
+	38,  // 38: holdfast.conversation.v1.GetResumePlanResponse.seed_window:type_name -> holdfast.conversation.v1.ContextWindow
+	86,  // 39: holdfast.conversation.v1.GetResumePlanResponse.open_utterance:type_name -> holdfast.conversation.v1.Message
+	89,  // 40: holdfast.conversation.v1.GetResumePlanResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
+	84,  // 41: holdfast.conversation.v1.GetResumePlanResponse.wait_until_time:type_name -> google.protobuf.Timestamp
+	84,  // 42: holdfast.conversation.v1.GetResumePlanResponse.retry_time:type_name -> google.protobuf.Timestamp
+	4,   // 43: holdfast.conversation.v1.GetResumePlanResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
+	85,  // 44: holdfast.conversation.v1.GetResumePlanResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	84,  // 45: holdfast.conversation.v1.ReportResumeFailedResponse.retry_time:type_name -> google.protobuf.Timestamp
+	4,   // 46: holdfast.conversation.v1.ReportResumeFailedResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
+	85,  // 47: holdfast.conversation.v1.ReportResumeFailedResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	90,  // 48: holdfast.conversation.v1.ListFragmentsResponse.fragments:type_name -> holdfast.conversation.v1.Fragment
+	85,  // 49: holdfast.conversation.v1.ListFragmentsResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	66,  // 50: holdfast.conversation.v1.LiveFrameBatch.frames:type_name -> holdfast.conversation.v1.LiveFrame
+	84,  // 51: holdfast.conversation.v1.LiveFrameBatch.receive_time:type_name -> google.protobuf.Timestamp
+	26,  // 52: holdfast.conversation.v1.ListLiveFramesResponse.batches:type_name -> holdfast.conversation.v1.LiveFrameBatch
+	85,  // 53: holdfast.conversation.v1.ListLiveFramesResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	89,  // 54: holdfast.conversation.v1.ListToolCallsResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
+	85,  // 55: holdfast.conversation.v1.ListToolCallsResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	77,  // 56: holdfast.conversation.v1.ClaimToolCallRequest.lease:type_name -> google.protobuf.Duration
+	89,  // 57: holdfast.conversation.v1.ClaimToolCallResponse.tool_call:type_name -> holdfast.conversation.v1.ToolCall
+	85,  // 58: holdfast.conversation.v1.ClaimToolCallResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	88,  // 59: holdfast.conversation.v1.CompleteToolCallRequest.response:type_name -> google.protobuf.Struct
+	89,  // 60: holdfast.conversation.v1.CompleteToolCallResponse.tool_call:type_name -> holdfast.conversation.v1.ToolCall
+	85,  // 61: holdfast.conversation.v1.CompleteToolCallResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	86,  // 62: holdfast.conversation.v1.TruncateMessageResponse.message:type_name -> holdfast.conversation.v1.Message
+	85,  // 63: holdfast.conversation.v1.TruncateMessageResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	1,   // 64: holdfast.conversation.v1.GetContextWindowRequest.policy:type_name -> holdfast.conversation.v1.ContextPolicy
+	2,   // 65: holdfast.conversation.v1.GetContextWindowRequest.format:type_name -> holdfast.conversation.v1.ContextFormat
+	81,  // 66: holdfast.conversation.v1.ContextItem.summary:type_name -> holdfast.conversation.v1.Summary
+	86,  // 67: holdfast.conversation.v1.ContextItem.message:type_name -> holdfast.conversation.v1.Message
+	89,  // 68: holdfast.conversation.v1.ContextItem.tool_call:type_name -> holdfast.conversation.v1.ToolCall
+	38,  // 69: holdfast.conversation.v1.GetContextWindowResponse.window:type_name -> holdfast.conversation.v1.ContextWindow
+	39,  // 70: holdfast.conversation.v1.GetContextWindowResponse.items:type_name -> holdfast.conversation.v1.ContextItem
+	88,  // 71: holdfast.conversation.v1.GetContextWindowResponse.contents:type_name -> google.protobuf.Struct
+	88,  // 72: holdfast.conversation.v1.GetContextWindowResponse.system_instruction:type_name -> google.protobuf.Struct
+	88,  // 73: holdfast.conversation.v1.GetContextWindowResponse.seed:type_name -> google.protobuf.Struct
+	85,  // 74: holdfast.conversation.v1.GetContextWindowResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	77,  // 75: holdfast.conversation.v1.ProposeCompactionRequest.lease:type_name -> google.protobuf.Duration
+	84,  // 76: holdfast.conversation.v1.ProposeCompactionResponse.lease_expire_time:type_name -> google.protobuf.Timestamp
+	81,  // 77: holdfast.conversation.v1.ProposeCompactionResponse.previous:type_name -> holdfast.conversation.v1.Summary
+	85,  // 78: holdfast.conversation.v1.ProposeCompactionResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	81,  // 79: holdfast.conversation.v1.CommitSummaryResponse.summary:type_name -> holdfast.conversation.v1.Summary
+	85,  // 80: holdfast.conversation.v1.CommitSummaryResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	81,  // 81: holdfast.conversation.v1.ListSummariesResponse.summaries:type_name -> holdfast.conversation.v1.Summary
+	85,  // 82: holdfast.conversation.v1.ListSummariesResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	91,  // 83: holdfast.conversation.v1.NewMessage.role:type_name -> holdfast.conversation.v1.Role
+	92,  // 84: holdfast.conversation.v1.NewMessage.modality:type_name -> holdfast.conversation.v1.Modality
+	93,  // 85: holdfast.conversation.v1.NewMessage.parts:type_name -> holdfast.conversation.v1.Part
+	75,  // 86: holdfast.conversation.v1.NewMessage.metadata:type_name -> holdfast.conversation.v1.NewMessage.MetadataEntry
+	47,  // 87: holdfast.conversation.v1.AppendMessagesRequest.messages:type_name -> holdfast.conversation.v1.NewMessage
+	50,  // 88: holdfast.conversation.v1.AppendMessagesResponse.messages:type_name -> holdfast.conversation.v1.AppendedMessage
+	85,  // 89: holdfast.conversation.v1.AppendMessagesResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	84,  // 90: holdfast.conversation.v1.AppendedMessage.create_time:type_name -> google.protobuf.Timestamp
+	52,  // 91: holdfast.conversation.v1.UpdateMessageRequest.message:type_name -> holdfast.conversation.v1.MessagePatch
+	87,  // 92: holdfast.conversation.v1.UpdateMessageRequest.update_mask:type_name -> google.protobuf.FieldMask
+	93,  // 93: holdfast.conversation.v1.MessagePatch.parts:type_name -> holdfast.conversation.v1.Part
+	94,  // 94: holdfast.conversation.v1.MessagePatch.status:type_name -> holdfast.conversation.v1.MessageStatus
+	76,  // 95: holdfast.conversation.v1.MessagePatch.metadata:type_name -> holdfast.conversation.v1.MessagePatch.MetadataEntry
+	86,  // 96: holdfast.conversation.v1.UpdateMessageResponse.message:type_name -> holdfast.conversation.v1.Message
+	85,  // 97: holdfast.conversation.v1.UpdateMessageResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	86,  // 98: holdfast.conversation.v1.ListMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
+	85,  // 99: holdfast.conversation.v1.ListMessagesResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	95,  // 100: holdfast.conversation.v1.SetVoiceStateRequest.status:type_name -> holdfast.conversation.v1.VoiceStatus
+	78,  // 101: holdfast.conversation.v1.SetVoiceStateResponse.voice:type_name -> holdfast.conversation.v1.VoiceState
+	85,  // 102: holdfast.conversation.v1.SetVoiceStateResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	88,  // 103: holdfast.conversation.v1.RecordIntentRequest.slots:type_name -> google.protobuf.Struct
+	79,  // 104: holdfast.conversation.v1.RecordIntentResponse.intent:type_name -> holdfast.conversation.v1.Intent
+	85,  // 105: holdfast.conversation.v1.RecordIntentResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	79,  // 106: holdfast.conversation.v1.ListIntentsResponse.intents:type_name -> holdfast.conversation.v1.Intent
+	85,  // 107: holdfast.conversation.v1.ListIntentsResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	88,  // 108: holdfast.conversation.v1.AdvanceFlowRequest.data:type_name -> google.protobuf.Struct
+	80,  // 109: holdfast.conversation.v1.AdvanceFlowResponse.step:type_name -> holdfast.conversation.v1.FlowStep
+	85,  // 110: holdfast.conversation.v1.AdvanceFlowResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	80,  // 111: holdfast.conversation.v1.ListFlowStepsResponse.steps:type_name -> holdfast.conversation.v1.FlowStep
+	85,  // 112: holdfast.conversation.v1.ListFlowStepsResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	88,  // 113: holdfast.conversation.v1.LiveFrame.object:type_name -> google.protobuf.Struct
+	66,  // 114: holdfast.conversation.v1.IngestLiveRequest.frames:type_name -> holdfast.conversation.v1.LiveFrame
+	86,  // 115: holdfast.conversation.v1.IngestLiveResponse.messages:type_name -> holdfast.conversation.v1.Message
+	89,  // 116: holdfast.conversation.v1.IngestLiveResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
+	78,  // 117: holdfast.conversation.v1.IngestLiveResponse.voice:type_name -> holdfast.conversation.v1.VoiceState
+	85,  // 118: holdfast.conversation.v1.IngestLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	3,   // 119: holdfast.conversation.v1.WatchConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	86,  // 120: holdfast.conversation.v1.WatchConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
+	79,  // 121: holdfast.conversation.v1.WatchConversationResponse.intents:type_name -> holdfast.conversation.v1.Intent
+	80,  // 122: holdfast.conversation.v1.WatchConversationResponse.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
+	89,  // 123: holdfast.conversation.v1.WatchConversationResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
+	85,  // 124: holdfast.conversation.v1.WatchConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	71,  // 125: holdfast.conversation.v1.WatchConversationResponse.signal:type_name -> holdfast.conversation.v1.LiveSignal
+	81,  // 126: holdfast.conversation.v1.WatchConversationResponse.summaries:type_name -> holdfast.conversation.v1.Summary
+	90,  // 127: holdfast.conversation.v1.WatchConversationResponse.fragments:type_name -> holdfast.conversation.v1.Fragment
+	78,  // 128: holdfast.conversation.v1.LiveSignal.voice:type_name -> holdfast.conversation.v1.VoiceState
+	5,   // 129: holdfast.conversation.v1.ConversationService.CreateConversation:input_type -> holdfast.conversation.v1.CreateConversationRequest
+	7,   // 130: holdfast.conversation.v1.ConversationService.GetConversation:input_type -> holdfast.conversation.v1.GetConversationRequest
+	9,   // 131: holdfast.conversation.v1.ConversationService.ListConversations:input_type -> holdfast.conversation.v1.ListConversationsRequest
+	12,  // 132: holdfast.conversation.v1.ConversationService.UpdateConversation:input_type -> holdfast.conversation.v1.UpdateConversationRequest
+	14,  // 133: holdfast.conversation.v1.ConversationService.DeleteConversation:input_type -> holdfast.conversation.v1.DeleteConversationRequest
+	48,  // 134: holdfast.conversation.v1.ConversationService.AppendMessages:input_type -> holdfast.conversation.v1.AppendMessagesRequest
+	51,  // 135: holdfast.conversation.v1.ConversationService.UpdateMessage:input_type -> holdfast.conversation.v1.UpdateMessageRequest
+	54,  // 136: holdfast.conversation.v1.ConversationService.ListMessages:input_type -> holdfast.conversation.v1.ListMessagesRequest
+	56,  // 137: holdfast.conversation.v1.ConversationService.SetVoiceState:input_type -> holdfast.conversation.v1.SetVoiceStateRequest
+	58,  // 138: holdfast.conversation.v1.ConversationService.RecordIntent:input_type -> holdfast.conversation.v1.RecordIntentRequest
+	60,  // 139: holdfast.conversation.v1.ConversationService.ListIntents:input_type -> holdfast.conversation.v1.ListIntentsRequest
+	62,  // 140: holdfast.conversation.v1.ConversationService.AdvanceFlow:input_type -> holdfast.conversation.v1.AdvanceFlowRequest
+	64,  // 141: holdfast.conversation.v1.ConversationService.ListFlowSteps:input_type -> holdfast.conversation.v1.ListFlowStepsRequest
+	16,  // 142: holdfast.conversation.v1.ConversationService.OpenLive:input_type -> holdfast.conversation.v1.OpenLiveRequest
+	18,  // 143: holdfast.conversation.v1.ConversationService.CloseLive:input_type -> holdfast.conversation.v1.CloseLiveRequest
+	20,  // 144: holdfast.conversation.v1.ConversationService.GetResumePlan:input_type -> holdfast.conversation.v1.GetResumePlanRequest
+	22,  // 145: holdfast.conversation.v1.ConversationService.ReportResumeFailed:input_type -> holdfast.conversation.v1.ReportResumeFailedRequest
+	67,  // 146: holdfast.conversation.v1.ConversationService.IngestLive:input_type -> holdfast.conversation.v1.IngestLiveRequest
+	24,  // 147: holdfast.conversation.v1.ConversationService.ListFragments:input_type -> holdfast.conversation.v1.ListFragmentsRequest
+	27,  // 148: holdfast.conversation.v1.ConversationService.ListLiveFrames:input_type -> holdfast.conversation.v1.ListLiveFramesRequest
+	29,  // 149: holdfast.conversation.v1.ConversationService.ListToolCalls:input_type -> holdfast.conversation.v1.ListToolCallsRequest
+	31,  // 150: holdfast.conversation.v1.ConversationService.ClaimToolCall:input_type -> holdfast.conversation.v1.ClaimToolCallRequest
+	33,  // 151: holdfast.conversation.v1.ConversationService.CompleteToolCall:input_type -> holdfast.conversation.v1.CompleteToolCallRequest
+	35,  // 152: holdfast.conversation.v1.ConversationService.TruncateMessage:input_type -> holdfast.conversation.v1.TruncateMessageRequest
+	37,  // 153: holdfast.conversation.v1.ConversationService.GetContextWindow:input_type -> holdfast.conversation.v1.GetContextWindowRequest
+	41,  // 154: holdfast.conversation.v1.ConversationService.ProposeCompaction:input_type -> holdfast.conversation.v1.ProposeCompactionRequest
+	43,  // 155: holdfast.conversation.v1.ConversationService.CommitSummary:input_type -> holdfast.conversation.v1.CommitSummaryRequest
+	45,  // 156: holdfast.conversation.v1.ConversationService.ListSummaries:input_type -> holdfast.conversation.v1.ListSummariesRequest
+	69,  // 157: holdfast.conversation.v1.ConversationService.WatchConversation:input_type -> holdfast.conversation.v1.WatchConversationRequest
+	6,   // 158: holdfast.conversation.v1.ConversationService.CreateConversation:output_type -> holdfast.conversation.v1.CreateConversationResponse
+	8,   // 159: holdfast.conversation.v1.ConversationService.GetConversation:output_type -> holdfast.conversation.v1.GetConversationResponse
+	10,  // 160: holdfast.conversation.v1.ConversationService.ListConversations:output_type -> holdfast.conversation.v1.ListConversationsResponse
+	13,  // 161: holdfast.conversation.v1.ConversationService.UpdateConversation:output_type -> holdfast.conversation.v1.UpdateConversationResponse
+	15,  // 162: holdfast.conversation.v1.ConversationService.DeleteConversation:output_type -> holdfast.conversation.v1.DeleteConversationResponse
+	49,  // 163: holdfast.conversation.v1.ConversationService.AppendMessages:output_type -> holdfast.conversation.v1.AppendMessagesResponse
+	53,  // 164: holdfast.conversation.v1.ConversationService.UpdateMessage:output_type -> holdfast.conversation.v1.UpdateMessageResponse
+	55,  // 165: holdfast.conversation.v1.ConversationService.ListMessages:output_type -> holdfast.conversation.v1.ListMessagesResponse
+	57,  // 166: holdfast.conversation.v1.ConversationService.SetVoiceState:output_type -> holdfast.conversation.v1.SetVoiceStateResponse
+	59,  // 167: holdfast.conversation.v1.ConversationService.RecordIntent:output_type -> holdfast.conversation.v1.RecordIntentResponse
+	61,  // 168: holdfast.conversation.v1.ConversationService.ListIntents:output_type -> holdfast.conversation.v1.ListIntentsResponse
+	63,  // 169: holdfast.conversation.v1.ConversationService.AdvanceFlow:output_type -> holdfast.conversation.v1.AdvanceFlowResponse
+	65,  // 170: holdfast.conversation.v1.ConversationService.ListFlowSteps:output_type -> holdfast.conversation.v1.ListFlowStepsResponse
+	17,  // 171: holdfast.conversation.v1.ConversationService.OpenLive:output_type -> holdfast.conversation.v1.OpenLiveResponse
+	19,  // 172: holdfast.conversation.v1.ConversationService.CloseLive:output_type -> holdfast.conversation.v1.CloseLiveResponse
+	21,  // 173: holdfast.conversation.v1.ConversationService.GetResumePlan:output_type -> holdfast.conversation.v1.GetResumePlanResponse
+	23,  // 174: holdfast.conversation.v1.ConversationService.ReportResumeFailed:output_type -> holdfast.conversation.v1.ReportResumeFailedResponse
+	68,  // 175: holdfast.conversation.v1.ConversationService.IngestLive:output_type -> holdfast.conversation.v1.IngestLiveResponse
+	25,  // 176: holdfast.conversation.v1.ConversationService.ListFragments:output_type -> holdfast.conversation.v1.ListFragmentsResponse
+	28,  // 177: holdfast.conversation.v1.ConversationService.ListLiveFrames:output_type -> holdfast.conversation.v1.ListLiveFramesResponse
+	30,  // 178: holdfast.conversation.v1.ConversationService.ListToolCalls:output_type -> holdfast.conversation.v1.ListToolCallsResponse
+	32,  // 179: holdfast.conversation.v1.ConversationService.ClaimToolCall:output_type -> holdfast.conversation.v1.ClaimToolCallResponse
+	34,  // 180: holdfast.conversation.v1.ConversationService.CompleteToolCall:output_type -> holdfast.conversation.v1.CompleteToolCallResponse
+	36,  // 181: holdfast.conversation.v1.ConversationService.TruncateMessage:output_type -> holdfast.conversation.v1.TruncateMessageResponse
+	40,  // 182: holdfast.conversation.v1.ConversationService.GetContextWindow:output_type -> holdfast.conversation.v1.GetContextWindowResponse
+	42,  // 183: holdfast.conversation.v1.ConversationService.ProposeCompaction:output_type -> holdfast.conversation.v1.ProposeCompactionResponse
+	44,  // 184: holdfast.conversation.v1.ConversationService.CommitSummary:output_type -> holdfast.conversation.v1.CommitSummaryResponse
+	46,  // 185: holdfast.conversation.v1.ConversationService.ListSummaries:output_type -> holdfast.conversation.v1.ListSummariesResponse
+	70,  // 186: holdfast.conversation.v1.ConversationService.WatchConversation:output_type -> holdfast.conversation.v1.WatchConversationResponse
+	158, // [158:187] is the sub-list for method output_type
+	129, // [129:158] is the sub-list for method input_type
+	129, // [129:129] is the sub-list for extension type_name
+	129, // [129:129] is the sub-list for extension extendee
+	0,   // [0:129] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_conversation_v1_service_proto_init() }
@@ -3067,9 +6427,19 @@ func file_holdfast_conversation_v1_service_proto_init() {
 		return
 	}
 	file_holdfast_conversation_v1_state_proto_init()
-	file_holdfast_conversation_v1_service_proto_msgTypes[12].OneofWrappers = []any{}
-	file_holdfast_conversation_v1_service_proto_msgTypes[17].OneofWrappers = []any{}
-	file_holdfast_conversation_v1_service_proto_msgTypes[31].OneofWrappers = []any{
+	file_holdfast_conversation_v1_service_proto_msgTypes[32].OneofWrappers = []any{
+		(*TruncateMessageRequest_HeardText)(nil),
+		(*TruncateMessageRequest_PlayedMs)(nil),
+	}
+	file_holdfast_conversation_v1_service_proto_msgTypes[36].OneofWrappers = []any{
+		(*ContextItem_Summary)(nil),
+		(*ContextItem_Message)(nil),
+		(*ContextItem_ToolCall)(nil),
+	}
+	file_holdfast_conversation_v1_service_proto_msgTypes[40].OneofWrappers = []any{}
+	file_holdfast_conversation_v1_service_proto_msgTypes[44].OneofWrappers = []any{}
+	file_holdfast_conversation_v1_service_proto_msgTypes[49].OneofWrappers = []any{}
+	file_holdfast_conversation_v1_service_proto_msgTypes[63].OneofWrappers = []any{
 		(*LiveFrame_Text)(nil),
 		(*LiveFrame_Binary)(nil),
 		(*LiveFrame_Object)(nil),
@@ -3079,13 +6449,14 @@ func file_holdfast_conversation_v1_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_conversation_v1_service_proto_rawDesc), len(file_holdfast_conversation_v1_service_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   41,
+			NumEnums:      3,
+			NumMessages:   74,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_holdfast_conversation_v1_service_proto_goTypes,
 		DependencyIndexes: file_holdfast_conversation_v1_service_proto_depIdxs,
+		EnumInfos:         file_holdfast_conversation_v1_service_proto_enumTypes,
 		MessageInfos:      file_holdfast_conversation_v1_service_proto_msgTypes,
 	}.Build()
 	File_holdfast_conversation_v1_service_proto = out.File

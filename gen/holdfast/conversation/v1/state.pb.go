@@ -257,6 +257,11 @@ const (
 	ToolCallStatus_TOOL_CALL_STATUS_COMPLETED   ToolCallStatus = 2
 	// Withdrawn by the provider; side effects may exist already.
 	ToolCallStatus_TOOL_CALL_STATUS_CANCELLED ToolCallStatus = 3
+	// A worker has claimed it.
+	ToolCallStatus_TOOL_CALL_STATUS_RUNNING ToolCallStatus = 4
+	// The connection that issued it is gone, and there is no response yet. It may still be executed: its response becomes
+	// a message.
+	ToolCallStatus_TOOL_CALL_STATUS_ORPHANED ToolCallStatus = 5
 )
 
 // Enum value maps for ToolCallStatus.
@@ -266,12 +271,16 @@ var (
 		1: "TOOL_CALL_STATUS_PENDING",
 		2: "TOOL_CALL_STATUS_COMPLETED",
 		3: "TOOL_CALL_STATUS_CANCELLED",
+		4: "TOOL_CALL_STATUS_RUNNING",
+		5: "TOOL_CALL_STATUS_ORPHANED",
 	}
 	ToolCallStatus_value = map[string]int32{
 		"TOOL_CALL_STATUS_UNSPECIFIED": 0,
 		"TOOL_CALL_STATUS_PENDING":     1,
 		"TOOL_CALL_STATUS_COMPLETED":   2,
 		"TOOL_CALL_STATUS_CANCELLED":   3,
+		"TOOL_CALL_STATUS_RUNNING":     4,
+		"TOOL_CALL_STATUS_ORPHANED":    5,
 	}
 )
 
@@ -302,6 +311,58 @@ func (ToolCallStatus) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
+// LiveProvider is the way in which Gemini Live is reached; it decides how long a resumption handle is valid.
+type LiveProvider int32
+
+const (
+	LiveProvider_LIVE_PROVIDER_UNSPECIFIED LiveProvider = 0
+	// The Gemini Developer API.
+	LiveProvider_LIVE_PROVIDER_DEVELOPER_API LiveProvider = 1
+	// Vertex AI, or the Gemini Enterprise Agent Platform.
+	LiveProvider_LIVE_PROVIDER_VERTEX_AI LiveProvider = 2
+)
+
+// Enum value maps for LiveProvider.
+var (
+	LiveProvider_name = map[int32]string{
+		0: "LIVE_PROVIDER_UNSPECIFIED",
+		1: "LIVE_PROVIDER_DEVELOPER_API",
+		2: "LIVE_PROVIDER_VERTEX_AI",
+	}
+	LiveProvider_value = map[string]int32{
+		"LIVE_PROVIDER_UNSPECIFIED":   0,
+		"LIVE_PROVIDER_DEVELOPER_API": 1,
+		"LIVE_PROVIDER_VERTEX_AI":     2,
+	}
+)
+
+func (x LiveProvider) Enum() *LiveProvider {
+	p := new(LiveProvider)
+	*p = x
+	return p
+}
+
+func (x LiveProvider) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LiveProvider) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_conversation_v1_state_proto_enumTypes[5].Descriptor()
+}
+
+func (LiveProvider) Type() protoreflect.EnumType {
+	return &file_holdfast_conversation_v1_state_proto_enumTypes[5]
+}
+
+func (x LiveProvider) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LiveProvider.Descriptor instead.
+func (LiveProvider) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{5}
+}
+
 // ConversationState is the small document of one conversation. What grows without bound lives in entries: messages,
 // intents, flow steps and tool calls.
 type ConversationState struct {
@@ -323,6 +384,16 @@ type ConversationState struct {
 	FlowStepCount int64      `protobuf:"varint,10,opt,name=flow_step_count,json=flowStepCount,proto3" json:"flow_step_count,omitempty"`
 	Flow          *FlowStep  `protobuf:"bytes,11,opt,name=flow,proto3" json:"flow,omitempty"`
 	Live          *LiveState `protobuf:"bytes,12,opt,name=live,proto3" json:"live,omitempty"`
+	// The number of tool calls of the Live API so far.
+	ToolCallCount int64 `protobuf:"varint,13,opt,name=tool_call_count,json=toolCallCount,proto3" json:"tool_call_count,omitempty"`
+	// The seqs of pinned messages and of system messages, rising: they are in every context window. At most 64.
+	PinnedSeqs []int64 `protobuf:"varint,14,rep,packed,name=pinned_seqs,json=pinnedSeqs,proto3" json:"pinned_seqs,omitempty"`
+	// Who may summarise which messages now; unset: nobody asked.
+	Compaction *CompactionLease `protobuf:"bytes,15,opt,name=compaction,proto3" json:"compaction,omitempty"`
+	// The number of summaries committed.
+	SummaryCount int64 `protobuf:"varint,16,opt,name=summary_count,json=summaryCount,proto3" json:"summary_count,omitempty"`
+	// The number of abandoned fragments kept.
+	FragmentCount int64 `protobuf:"varint,17,opt,name=fragment_count,json=fragmentCount,proto3" json:"fragment_count,omitempty"`
 	// The newest summary; the context window begins with it. Unset: none was committed.
 	Summary       *Summary `protobuf:"bytes,24,opt,name=summary,proto3" json:"summary,omitempty"`
 	Floor         *Floor   `protobuf:"bytes,25,opt,name=floor,proto3" json:"floor,omitempty"`
@@ -442,6 +513,41 @@ func (x *ConversationState) GetLive() *LiveState {
 		return x.Live
 	}
 	return nil
+}
+
+func (x *ConversationState) GetToolCallCount() int64 {
+	if x != nil {
+		return x.ToolCallCount
+	}
+	return 0
+}
+
+func (x *ConversationState) GetPinnedSeqs() []int64 {
+	if x != nil {
+		return x.PinnedSeqs
+	}
+	return nil
+}
+
+func (x *ConversationState) GetCompaction() *CompactionLease {
+	if x != nil {
+		return x.Compaction
+	}
+	return nil
+}
+
+func (x *ConversationState) GetSummaryCount() int64 {
+	if x != nil {
+		return x.SummaryCount
+	}
+	return 0
+}
+
+func (x *ConversationState) GetFragmentCount() int64 {
+	if x != nil {
+		return x.FragmentCount
+	}
+	return 0
 }
 
 func (x *ConversationState) GetSummary() *Summary {
@@ -568,8 +674,18 @@ type Message struct {
 	UpdateTime          *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// Why the provider ended the turn, as it named it; empty for an ordinary end.
 	TurnCompleteReason string `protobuf:"bytes,13,opt,name=turn_complete_reason,json=turnCompleteReason,proto3" json:"turn_complete_reason,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// What the user heard of the text; unset: all of it. The context window has this in place of the text.
+	HeardText *string `protobuf:"bytes,14,opt,name=heard_text,json=heardText,proto3,oneof" json:"heard_text,omitempty"`
+	// True where nobody told what was heard: then it is what had been transcribed when the user spoke over it.
+	HeardEstimated bool `protobuf:"varint,15,opt,name=heard_estimated,json=heardEstimated,proto3" json:"heard_estimated,omitempty"`
+	// When the user spoke over it.
+	InterruptTime *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=interrupt_time,json=interruptTime,proto3" json:"interrupt_time,omitempty"`
+	// Milliseconds of audio that the provider sent for it, where it came as 16-bit PCM; 0: none, or not known.
+	AudioMs int64 `protobuf:"varint,17,opt,name=audio_ms,json=audioMs,proto3" json:"audio_ms,omitempty"`
+	// True where it is in every context window, whatever the budget.
+	Pinned        bool `protobuf:"varint,18,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Message) Reset() {
@@ -691,6 +807,41 @@ func (x *Message) GetTurnCompleteReason() string {
 		return x.TurnCompleteReason
 	}
 	return ""
+}
+
+func (x *Message) GetHeardText() string {
+	if x != nil && x.HeardText != nil {
+		return *x.HeardText
+	}
+	return ""
+}
+
+func (x *Message) GetHeardEstimated() bool {
+	if x != nil {
+		return x.HeardEstimated
+	}
+	return false
+}
+
+func (x *Message) GetInterruptTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.InterruptTime
+	}
+	return nil
+}
+
+func (x *Message) GetAudioMs() int64 {
+	if x != nil {
+		return x.AudioMs
+	}
+	return 0
+}
+
+func (x *Message) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
 }
 
 // MessageRef finds a message by its client's id: an entry of the collection "client_messages", its key the
@@ -1312,8 +1463,10 @@ type Summary struct {
 	// True where the server estimated token_count.
 	TokenCountEstimated bool                   `protobuf:"varint,6,opt,name=token_count_estimated,json=tokenCountEstimated,proto3" json:"token_count_estimated,omitempty"`
 	CreateTime          *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// The tokens of what it took the place of: the summary before it, and the messages from_seq to to_seq.
+	ReplacedTokenCount int64 `protobuf:"varint,8,opt,name=replaced_token_count,json=replacedTokenCount,proto3" json:"replaced_token_count,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Summary) Reset() {
@@ -1395,26 +1548,290 @@ func (x *Summary) GetCreateTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// ToolCall is one function call of the Live session: an entry of the collection "tool_calls", its key the call id.
+func (x *Summary) GetReplacedTokenCount() int64 {
+	if x != nil {
+		return x.ReplacedTokenCount
+	}
+	return 0
+}
+
+// CompactionLease lets one client summarise the beginning of a conversation.
+type CompactionLease struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Rises with each lease: a commit under an older one is refused.
+	Token   int64 `protobuf:"varint,1,opt,name=token,proto3" json:"token,omitempty"`
+	FromSeq int64 `protobuf:"varint,2,opt,name=from_seq,json=fromSeq,proto3" json:"from_seq,omitempty"`
+	ToSeq   int64 `protobuf:"varint,3,opt,name=to_seq,json=toSeq,proto3" json:"to_seq,omitempty"`
+	// From this instant on another may have the lease.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// The newest summary when the lease was given; 0: none.
+	BaseSummarySeq int64 `protobuf:"varint,5,opt,name=base_summary_seq,json=baseSummarySeq,proto3" json:"base_summary_seq,omitempty"`
+	// The summary that was committed under it; 0: none yet.
+	SummarySeq int64 `protobuf:"varint,6,opt,name=summary_seq,json=summarySeq,proto3" json:"summary_seq,omitempty"`
+	// The tokens of the range, and of the summary before it where that counts.
+	TokenCount    int64 `protobuf:"varint,7,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompactionLease) Reset() {
+	*x = CompactionLease{}
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompactionLease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompactionLease) ProtoMessage() {}
+
+func (x *CompactionLease) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompactionLease.ProtoReflect.Descriptor instead.
+func (*CompactionLease) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CompactionLease) GetToken() int64 {
+	if x != nil {
+		return x.Token
+	}
+	return 0
+}
+
+func (x *CompactionLease) GetFromSeq() int64 {
+	if x != nil {
+		return x.FromSeq
+	}
+	return 0
+}
+
+func (x *CompactionLease) GetToSeq() int64 {
+	if x != nil {
+		return x.ToSeq
+	}
+	return 0
+}
+
+func (x *CompactionLease) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *CompactionLease) GetBaseSummarySeq() int64 {
+	if x != nil {
+		return x.BaseSummarySeq
+	}
+	return 0
+}
+
+func (x *CompactionLease) GetSummarySeq() int64 {
+	if x != nil {
+		return x.SummarySeq
+	}
+	return 0
+}
+
+func (x *CompactionLease) GetTokenCount() int64 {
+	if x != nil {
+		return x.TokenCount
+	}
+	return 0
+}
+
+// Fragment is what a connection sent after another had taken over: an entry of the collection "fragments", its key the
+// seq. It is never part of a message.
+type Fragment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 for the first fragment of the conversation, +1 for each.
+	Seq int64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// The connection that sent it.
+	Epoch int64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Its frames.
+	FirstClientIndex int64 `protobuf:"varint,3,opt,name=first_client_index,json=firstClientIndex,proto3" json:"first_client_index,omitempty"`
+	LastClientIndex  int64 `protobuf:"varint,4,opt,name=last_client_index,json=lastClientIndex,proto3" json:"last_client_index,omitempty"`
+	// What the user and the assistant said in them, each at most 16 KiB.
+	UserText      string                 `protobuf:"bytes,5,opt,name=user_text,json=userText,proto3" json:"user_text,omitempty"`
+	AssistantText string                 `protobuf:"bytes,6,opt,name=assistant_text,json=assistantText,proto3" json:"assistant_text,omitempty"`
+	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fragment) Reset() {
+	*x = Fragment{}
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fragment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fragment) ProtoMessage() {}
+
+func (x *Fragment) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fragment.ProtoReflect.Descriptor instead.
+func (*Fragment) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Fragment) GetSeq() int64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Fragment) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Fragment) GetFirstClientIndex() int64 {
+	if x != nil {
+		return x.FirstClientIndex
+	}
+	return 0
+}
+
+func (x *Fragment) GetLastClientIndex() int64 {
+	if x != nil {
+		return x.LastClientIndex
+	}
+	return 0
+}
+
+func (x *Fragment) GetUserText() string {
+	if x != nil {
+		return x.UserText
+	}
+	return ""
+}
+
+func (x *Fragment) GetAssistantText() string {
+	if x != nil {
+		return x.AssistantText
+	}
+	return ""
+}
+
+func (x *Fragment) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+// ToolCallRef finds a tool call: an entry of the collection "call_refs", its key the live session and the call id.
+type ToolCallRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seq           int64                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ToolCallRef) Reset() {
+	*x = ToolCallRef{}
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ToolCallRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ToolCallRef) ProtoMessage() {}
+
+func (x *ToolCallRef) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ToolCallRef.ProtoReflect.Descriptor instead.
+func (*ToolCallRef) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ToolCallRef) GetSeq() int64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+// ToolCall is one function call of the Live API: an entry of the collection "tool_calls", its key the seq. There is one for
+// each live session and call id, whatever number of frames name it.
 type ToolCall struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The provider's id of the call.
 	CallId string `protobuf:"bytes,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
-	// The connection that issued it.
-	Epoch         int64                  `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	Args          *structpb.Struct       `protobuf:"bytes,4,opt,name=args,proto3" json:"args,omitempty"`
-	Status        ToolCallStatus         `protobuf:"varint,5,opt,name=status,proto3,enum=holdfast.conversation.v1.ToolCallStatus" json:"status,omitempty"`
-	Response      *structpb.Struct       `protobuf:"bytes,6,opt,name=response,proto3" json:"response,omitempty"`
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// The connection that issued it last.
+	Epoch      int64                  `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Name       string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Args       *structpb.Struct       `protobuf:"bytes,4,opt,name=args,proto3" json:"args,omitempty"`
+	Status     ToolCallStatus         `protobuf:"varint,5,opt,name=status,proto3,enum=holdfast.conversation.v1.ToolCallStatus" json:"status,omitempty"`
+	Response   *structpb.Struct       `protobuf:"bytes,6,opt,name=response,proto3" json:"response,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// 1 for the first call of the conversation, +1 for each.
+	Seq int64 `protobuf:"varint,9,opt,name=seq,proto3" json:"seq,omitempty"`
+	// The live session that issued it. Its id is unique in that.
+	Session int64 `protobuf:"varint,10,opt,name=session,proto3" json:"session,omitempty"`
+	// The newest message when it was issued; 0: there was none.
+	AfterSeq int64 `protobuf:"varint,11,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
+	// Who executes it; unset: nobody asked for it.
+	Claim *ToolCallClaim `protobuf:"bytes,12,opt,name=claim,proto3" json:"claim,omitempty"`
+	// True where the response is that of a failure.
+	IsError bool `protobuf:"varint,13,opt,name=is_error,json=isError,proto3" json:"is_error,omitempty"`
+	// The connection on which the response was sent to the provider; 0: on none.
+	DeliveredEpoch int64 `protobuf:"varint,14,opt,name=delivered_epoch,json=deliveredEpoch,proto3" json:"delivered_epoch,omitempty"`
+	// The message that has the response as text, because the connection that issued the call was gone; 0: there is none.
+	// Such a response must not be sent to the provider as a tool response.
+	ResultSeq     int64 `protobuf:"varint,15,opt,name=result_seq,json=resultSeq,proto3" json:"result_seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ToolCall) Reset() {
 	*x = ToolCall{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[12]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1426,7 +1843,7 @@ func (x *ToolCall) String() string {
 func (*ToolCall) ProtoMessage() {}
 
 func (x *ToolCall) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[12]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1439,7 +1856,7 @@ func (x *ToolCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCall.ProtoReflect.Descriptor instead.
 func (*ToolCall) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ToolCall) GetCallId() string {
@@ -1498,6 +1915,259 @@ func (x *ToolCall) GetUpdateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ToolCall) GetSeq() int64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *ToolCall) GetSession() int64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *ToolCall) GetAfterSeq() int64 {
+	if x != nil {
+		return x.AfterSeq
+	}
+	return 0
+}
+
+func (x *ToolCall) GetClaim() *ToolCallClaim {
+	if x != nil {
+		return x.Claim
+	}
+	return nil
+}
+
+func (x *ToolCall) GetIsError() bool {
+	if x != nil {
+		return x.IsError
+	}
+	return false
+}
+
+func (x *ToolCall) GetDeliveredEpoch() int64 {
+	if x != nil {
+		return x.DeliveredEpoch
+	}
+	return 0
+}
+
+func (x *ToolCall) GetResultSeq() int64 {
+	if x != nil {
+		return x.ResultSeq
+	}
+	return 0
+}
+
+// ToolCallClaim gives the execution of a tool call to one worker.
+type ToolCallClaim struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Worker string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	// Rises with each claim in the conversation; a response with an older one is refused.
+	FencingToken int64 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	// From this instant on another may claim the call.
+	LeaseExpireTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=lease_expire_time,json=leaseExpireTime,proto3" json:"lease_expire_time,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ToolCallClaim) Reset() {
+	*x = ToolCallClaim{}
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ToolCallClaim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ToolCallClaim) ProtoMessage() {}
+
+func (x *ToolCallClaim) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ToolCallClaim.ProtoReflect.Descriptor instead.
+func (*ToolCallClaim) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ToolCallClaim) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *ToolCallClaim) GetFencingToken() int64 {
+	if x != nil {
+		return x.FencingToken
+	}
+	return 0
+}
+
+func (x *ToolCallClaim) GetLeaseExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LeaseExpireTime
+	}
+	return nil
+}
+
+// LiveHandle is one session resumption update of the provider.
+type LiveHandle struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 for the first update of the conversation, rising.
+	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The connection that it came on, and its live session.
+	Epoch   int64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Session int64 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	// False: the provider could not be resumed at that moment.
+	Resumable bool `protobuf:"varint,4,opt,name=resumable,proto3" json:"resumable,omitempty"`
+	// The handle, encrypted: a bearer secret. Only the newest resumable one is kept.
+	Sealed []byte `protobuf:"bytes,5,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	// The setup for which it is valid, and how the provider was reached.
+	SetupHash   string                 `protobuf:"bytes,6,opt,name=setup_hash,json=setupHash,proto3" json:"setup_hash,omitempty"`
+	Provider    LiveProvider           `protobuf:"varint,7,opt,name=provider,proto3,enum=holdfast.conversation.v1.LiveProvider" json:"provider,omitempty"`
+	ReceiveTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=receive_time,json=receiveTime,proto3" json:"receive_time,omitempty"`
+	// The provider has all client messages up to this one; 0: it did not say.
+	LastConsumedClientIndex int64 `protobuf:"varint,9,opt,name=last_consumed_client_index,json=lastConsumedClientIndex,proto3" json:"last_consumed_client_index,omitempty"`
+	// What the conversation had when it came: what is newer is not known to a session that is resumed with it.
+	AfterSeq      int64 `protobuf:"varint,10,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
+	AfterToolCall int64 `protobuf:"varint,11,opt,name=after_tool_call,json=afterToolCall,proto3" json:"after_tool_call,omitempty"`
+	// True where the provider has refused it, or one that is newer.
+	Dead          bool `protobuf:"varint,12,opt,name=dead,proto3" json:"dead,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LiveHandle) Reset() {
+	*x = LiveHandle{}
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LiveHandle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LiveHandle) ProtoMessage() {}
+
+func (x *LiveHandle) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LiveHandle.ProtoReflect.Descriptor instead.
+func (*LiveHandle) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *LiveHandle) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *LiveHandle) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *LiveHandle) GetSession() int64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *LiveHandle) GetResumable() bool {
+	if x != nil {
+		return x.Resumable
+	}
+	return false
+}
+
+func (x *LiveHandle) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+func (x *LiveHandle) GetSetupHash() string {
+	if x != nil {
+		return x.SetupHash
+	}
+	return ""
+}
+
+func (x *LiveHandle) GetProvider() LiveProvider {
+	if x != nil {
+		return x.Provider
+	}
+	return LiveProvider_LIVE_PROVIDER_UNSPECIFIED
+}
+
+func (x *LiveHandle) GetReceiveTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReceiveTime
+	}
+	return nil
+}
+
+func (x *LiveHandle) GetLastConsumedClientIndex() int64 {
+	if x != nil {
+		return x.LastConsumedClientIndex
+	}
+	return 0
+}
+
+func (x *LiveHandle) GetAfterSeq() int64 {
+	if x != nil {
+		return x.AfterSeq
+	}
+	return 0
+}
+
+func (x *LiveHandle) GetAfterToolCall() int64 {
+	if x != nil {
+		return x.AfterToolCall
+	}
+	return 0
+}
+
+func (x *LiveHandle) GetDead() bool {
+	if x != nil {
+		return x.Dead
+	}
+	return false
+}
+
 // LiveState is the reducer's memory between two batches of Gemini Live frames.
 type LiveState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1513,19 +2183,72 @@ type LiveState struct {
 	AssistantTurn *Message `protobuf:"bytes,5,opt,name=assistant_turn,json=assistantTurn,proto3" json:"assistant_turn,omitempty"`
 	// True from the moment the user speaks over the model's turn until its `turnComplete`.
 	Interrupted bool `protobuf:"varint,6,opt,name=interrupted,proto3" json:"interrupted,omitempty"`
-	// Tool calls that have no result yet, by call id.
+	// Tool calls that wait for something, by call id: for a response, or for its delivery to the provider.
 	PendingCalls map[string]*ToolCall `protobuf:"bytes,7,rep,name=pending_calls,json=pendingCalls,proto3" json:"pending_calls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Frames that the reducer did not understand.
 	UnknownFrames int64 `protobuf:"varint,8,opt,name=unknown_frames,json=unknownFrames,proto3" json:"unknown_frames,omitempty"`
 	// Tokens of all turns so far, as the provider counted them.
-	TotalTokens   int64 `protobuf:"varint,9,opt,name=total_tokens,json=totalTokens,proto3" json:"total_tokens,omitempty"`
+	TotalTokens int64 `protobuf:"varint,9,opt,name=total_tokens,json=totalTokens,proto3" json:"total_tokens,omitempty"`
+	// Who has the newest connection, as it named itself; empty: it did not say.
+	Device   string       `protobuf:"bytes,10,opt,name=device,proto3" json:"device,omitempty"`
+	Provider LiveProvider `protobuf:"varint,11,opt,name=provider,proto3,enum=holdfast.conversation.v1.LiveProvider" json:"provider,omitempty"`
+	// Of what the provider was set up with; empty: it was not told.
+	SetupHash string                 `protobuf:"bytes,12,opt,name=setup_hash,json=setupHash,proto3" json:"setup_hash,omitempty"`
+	OpenTime  *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
+	// Unset: the connection is open, as far as is known.
+	CloseTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=close_time,json=closeTime,proto3" json:"close_time,omitempty"`
+	CloseCode int32                  `protobuf:"varint,15,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
+	// When the newest frame was folded.
+	FrameTime *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=frame_time,json=frameTime,proto3" json:"frame_time,omitempty"`
+	// When the provider will close the connection, as it said; unset: it has not.
+	GoAwayTime *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=go_away_time,json=goAwayTime,proto3" json:"go_away_time,omitempty"`
+	// Counts the provider's sessions of this conversation: one that is resumed is the same, one that is not is the next.
+	Session int64 `protobuf:"varint,18,opt,name=session,proto3" json:"session,omitempty"`
+	// True while the client tells a new session what was said before: its content is no news.
+	Seeding bool `protobuf:"varint,19,opt,name=seeding,proto3" json:"seeding,omitempty"`
+	// The id of the handle that the connection resumes with; 0: it starts a new session.
+	ResumedHandleId int64 `protobuf:"varint,20,opt,name=resumed_handle_id,json=resumedHandleId,proto3" json:"resumed_handle_id,omitempty"`
+	// The newest updates of session resumption, oldest first; at most 4.
+	Handles     []*LiveHandle `protobuf:"bytes,21,rep,name=handles,proto3" json:"handles,omitempty"`
+	HandleCount int64         `protobuf:"varint,22,opt,name=handle_count,json=handleCount,proto3" json:"handle_count,omitempty"`
+	// How often resuming has failed since the last connection that was set up, and when it last did.
+	ResumeFailures    int32                  `protobuf:"varint,23,opt,name=resume_failures,json=resumeFailures,proto3" json:"resume_failures,omitempty"`
+	ResumeFailureTime *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=resume_failure_time,json=resumeFailureTime,proto3" json:"resume_failure_time,omitempty"`
+	// The newest fencing token of a claim.
+	FencingToken int64 `protobuf:"varint,25,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	// Of older connections, the newest frame that was folded or kept as a fragment, by epoch; at most 8.
+	FencedIndexes map[int64]int64 `protobuf:"bytes,26,rep,name=fenced_indexes,json=fencedIndexes,proto3" json:"fenced_indexes,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// True while it is not known whether the user's words on a new connection are those that it has from the last one.
+	Retelling bool `protobuf:"varint,27,opt,name=retelling,proto3" json:"retelling,omitempty"`
+	// Those words so far.
+	Retold string `protobuf:"bytes,28,opt,name=retold,proto3" json:"retold,omitempty"`
+	// The last whole utterance of the user, at most 4 KiB: the provider may transcribe it again.
+	LastUtterance string `protobuf:"bytes,29,opt,name=last_utterance,json=lastUtterance,proto3" json:"last_utterance,omitempty"`
+	// True where the user has begun to speak since then.
+	SpokeSince bool `protobuf:"varint,30,opt,name=spoke_since,json=spokeSince,proto3" json:"spoke_since,omitempty"`
+	// True where the provider tells when speech starts.
+	TellsSpeech bool `protobuf:"varint,31,opt,name=tells_speech,json=tellsSpeech,proto3" json:"tells_speech,omitempty"`
+	// When the timer looks whether the voice turn has become silent; unset: there is none.
+	IdleCheckTime *timestamppb.Timestamp `protobuf:"bytes,32,opt,name=idle_check_time,json=idleCheckTime,proto3" json:"idle_check_time,omitempty"`
+	// Frames and bytes of the newest connection.
+	FrameCount int64 `protobuf:"varint,33,opt,name=frame_count,json=frameCount,proto3" json:"frame_count,omitempty"`
+	ByteCount  int64 `protobuf:"varint,34,opt,name=byte_count,json=byteCount,proto3" json:"byte_count,omitempty"`
+	// How long raw frames are kept; unset: not at all.
+	KeepFrames *durationpb.Duration `protobuf:"bytes,35,opt,name=keep_frames,json=keepFrames,proto3" json:"keep_frames,omitempty"`
+	// Milliseconds of audio of assistant_turn so far.
+	TurnAudioMs int64 `protobuf:"varint,38,opt,name=turn_audio_ms,json=turnAudioMs,proto3" json:"turn_audio_ms,omitempty"`
+	// How long nothing must come until the voice turn is idle; unset: the server's default.
+	Silence *durationpb.Duration `protobuf:"bytes,39,opt,name=silence,proto3" json:"silence,omitempty"`
+	// The raw frames that are kept: batches first_kept to kept_batches.
+	FirstKept     int64 `protobuf:"varint,36,opt,name=first_kept,json=firstKept,proto3" json:"first_kept,omitempty"`
+	KeptBatches   int64 `protobuf:"varint,37,opt,name=kept_batches,json=keptBatches,proto3" json:"kept_batches,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LiveState) Reset() {
 	*x = LiveState{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[13]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +2260,7 @@ func (x *LiveState) String() string {
 func (*LiveState) ProtoMessage() {}
 
 func (x *LiveState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[13]
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +2273,7 @@ func (x *LiveState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveState.ProtoReflect.Descriptor instead.
 func (*LiveState) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LiveState) GetEpoch() int64 {
@@ -1616,11 +2339,293 @@ func (x *LiveState) GetTotalTokens() int64 {
 	return 0
 }
 
+func (x *LiveState) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *LiveState) GetProvider() LiveProvider {
+	if x != nil {
+		return x.Provider
+	}
+	return LiveProvider_LIVE_PROVIDER_UNSPECIFIED
+}
+
+func (x *LiveState) GetSetupHash() string {
+	if x != nil {
+		return x.SetupHash
+	}
+	return ""
+}
+
+func (x *LiveState) GetOpenTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OpenTime
+	}
+	return nil
+}
+
+func (x *LiveState) GetCloseTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CloseTime
+	}
+	return nil
+}
+
+func (x *LiveState) GetCloseCode() int32 {
+	if x != nil {
+		return x.CloseCode
+	}
+	return 0
+}
+
+func (x *LiveState) GetFrameTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FrameTime
+	}
+	return nil
+}
+
+func (x *LiveState) GetGoAwayTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.GoAwayTime
+	}
+	return nil
+}
+
+func (x *LiveState) GetSession() int64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *LiveState) GetSeeding() bool {
+	if x != nil {
+		return x.Seeding
+	}
+	return false
+}
+
+func (x *LiveState) GetResumedHandleId() int64 {
+	if x != nil {
+		return x.ResumedHandleId
+	}
+	return 0
+}
+
+func (x *LiveState) GetHandles() []*LiveHandle {
+	if x != nil {
+		return x.Handles
+	}
+	return nil
+}
+
+func (x *LiveState) GetHandleCount() int64 {
+	if x != nil {
+		return x.HandleCount
+	}
+	return 0
+}
+
+func (x *LiveState) GetResumeFailures() int32 {
+	if x != nil {
+		return x.ResumeFailures
+	}
+	return 0
+}
+
+func (x *LiveState) GetResumeFailureTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ResumeFailureTime
+	}
+	return nil
+}
+
+func (x *LiveState) GetFencingToken() int64 {
+	if x != nil {
+		return x.FencingToken
+	}
+	return 0
+}
+
+func (x *LiveState) GetFencedIndexes() map[int64]int64 {
+	if x != nil {
+		return x.FencedIndexes
+	}
+	return nil
+}
+
+func (x *LiveState) GetRetelling() bool {
+	if x != nil {
+		return x.Retelling
+	}
+	return false
+}
+
+func (x *LiveState) GetRetold() string {
+	if x != nil {
+		return x.Retold
+	}
+	return ""
+}
+
+func (x *LiveState) GetLastUtterance() string {
+	if x != nil {
+		return x.LastUtterance
+	}
+	return ""
+}
+
+func (x *LiveState) GetSpokeSince() bool {
+	if x != nil {
+		return x.SpokeSince
+	}
+	return false
+}
+
+func (x *LiveState) GetTellsSpeech() bool {
+	if x != nil {
+		return x.TellsSpeech
+	}
+	return false
+}
+
+func (x *LiveState) GetIdleCheckTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IdleCheckTime
+	}
+	return nil
+}
+
+func (x *LiveState) GetFrameCount() int64 {
+	if x != nil {
+		return x.FrameCount
+	}
+	return 0
+}
+
+func (x *LiveState) GetByteCount() int64 {
+	if x != nil {
+		return x.ByteCount
+	}
+	return 0
+}
+
+func (x *LiveState) GetKeepFrames() *durationpb.Duration {
+	if x != nil {
+		return x.KeepFrames
+	}
+	return nil
+}
+
+func (x *LiveState) GetTurnAudioMs() int64 {
+	if x != nil {
+		return x.TurnAudioMs
+	}
+	return 0
+}
+
+func (x *LiveState) GetSilence() *durationpb.Duration {
+	if x != nil {
+		return x.Silence
+	}
+	return nil
+}
+
+func (x *LiveState) GetFirstKept() int64 {
+	if x != nil {
+		return x.FirstKept
+	}
+	return 0
+}
+
+func (x *LiveState) GetKeptBatches() int64 {
+	if x != nil {
+		return x.KeptBatches
+	}
+	return 0
+}
+
+// KeptFrames are the frames of one batch as they came, encrypted: an entry of the collection "kept_frames", its key the
+// number of the batch.
+type KeptFrames struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Epoch int64                  `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// A sealed message of the type LiveFrameBatch.
+	Sealed     []byte                 `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// From this instant on they are not shown.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeptFrames) Reset() {
+	*x = KeptFrames{}
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeptFrames) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeptFrames) ProtoMessage() {}
+
+func (x *KeptFrames) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeptFrames.ProtoReflect.Descriptor instead.
+func (*KeptFrames) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *KeptFrames) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *KeptFrames) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+func (x *KeptFrames) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *KeptFrames) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
 var File_holdfast_conversation_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"$holdfast/conversation/v1/state.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe3\x05\n" +
+	"$holdfast/conversation/v1/state.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\a\n" +
 	"\x11ConversationState\x12\x14\n" +
 	"\x05title\x18\x01 \x01(\tR\x05title\x12O\n" +
 	"\x06labels\x18\x02 \x03(\v27.holdfast.conversation.v1.ConversationState.LabelsEntryR\x06labels\x12\x1d\n" +
@@ -1636,7 +2641,15 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\x0fflow_step_count\x18\n" +
 	" \x01(\x03R\rflowStepCount\x126\n" +
 	"\x04flow\x18\v \x01(\v2\".holdfast.conversation.v1.FlowStepR\x04flow\x127\n" +
-	"\x04live\x18\f \x01(\v2#.holdfast.conversation.v1.LiveStateR\x04live\x12;\n" +
+	"\x04live\x18\f \x01(\v2#.holdfast.conversation.v1.LiveStateR\x04live\x12&\n" +
+	"\x0ftool_call_count\x18\r \x01(\x03R\rtoolCallCount\x12\x1f\n" +
+	"\vpinned_seqs\x18\x0e \x03(\x03R\n" +
+	"pinnedSeqs\x12I\n" +
+	"\n" +
+	"compaction\x18\x0f \x01(\v2).holdfast.conversation.v1.CompactionLeaseR\n" +
+	"compaction\x12#\n" +
+	"\rsummary_count\x18\x10 \x01(\x03R\fsummaryCount\x12%\n" +
+	"\x0efragment_count\x18\x11 \x01(\x03R\rfragmentCount\x12;\n" +
 	"\asummary\x18\x18 \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x125\n" +
 	"\x05floor\x18\x19 \x01(\v2\x1f.holdfast.conversation.v1.FloorR\x05floor\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
@@ -1650,7 +2663,7 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\rconnection_id\x18\x04 \x01(\tR\fconnectionId\x12=\n" +
 	"\facquire_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vacquireTime\x12;\n" +
 	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\xd1\x05\n" +
+	"expireTime\"\xa3\a\n" +
 	"\aMessage\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x122\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x1e.holdfast.conversation.v1.RoleR\x04role\x12>\n" +
@@ -1668,10 +2681,17 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"createTime\x12;\n" +
 	"\vupdate_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\x120\n" +
-	"\x14turn_complete_reason\x18\r \x01(\tR\x12turnCompleteReason\x1a;\n" +
+	"\x14turn_complete_reason\x18\r \x01(\tR\x12turnCompleteReason\x12\"\n" +
+	"\n" +
+	"heard_text\x18\x0e \x01(\tH\x00R\theardText\x88\x01\x01\x12'\n" +
+	"\x0fheard_estimated\x18\x0f \x01(\bR\x0eheardEstimated\x12A\n" +
+	"\x0einterrupt_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\rinterruptTime\x12\x19\n" +
+	"\baudio_ms\x18\x11 \x01(\x03R\aaudioMs\x12\x16\n" +
+	"\x06pinned\x18\x12 \x01(\bR\x06pinned\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x1e\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\r\n" +
+	"\v_heard_text\"\x1e\n" +
 	"\n" +
 	"MessageRef\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xd8\x02\n" +
@@ -1721,7 +2741,7 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\x04step\x18\x03 \x01(\tR\x04step\x12+\n" +
 	"\x04data\x18\x04 \x01(\v2\x17.google.protobuf.StructR\x04data\x12;\n" +
 	"\vcreate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\xf3\x01\n" +
+	"createTime\"\xa5\x02\n" +
 	"\aSummary\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x19\n" +
 	"\bfrom_seq\x18\x02 \x01(\x03R\afromSeq\x12\x15\n" +
@@ -1731,7 +2751,30 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"tokenCount\x122\n" +
 	"\x15token_count_estimated\x18\x06 \x01(\bR\x13tokenCountEstimated\x12;\n" +
 	"\vcreate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\xeb\x02\n" +
+	"createTime\x120\n" +
+	"\x14replaced_token_count\x18\b \x01(\x03R\x12replacedTokenCount\"\x82\x02\n" +
+	"\x0fCompactionLease\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\x03R\x05token\x12\x19\n" +
+	"\bfrom_seq\x18\x02 \x01(\x03R\afromSeq\x12\x15\n" +
+	"\x06to_seq\x18\x03 \x01(\x03R\x05toSeq\x12;\n" +
+	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12(\n" +
+	"\x10base_summary_seq\x18\x05 \x01(\x03R\x0ebaseSummarySeq\x12\x1f\n" +
+	"\vsummary_seq\x18\x06 \x01(\x03R\n" +
+	"summarySeq\x12\x1f\n" +
+	"\vtoken_count\x18\a \x01(\x03R\n" +
+	"tokenCount\"\x8d\x02\n" +
+	"\bFragment\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x12,\n" +
+	"\x12first_client_index\x18\x03 \x01(\x03R\x10firstClientIndex\x12*\n" +
+	"\x11last_client_index\x18\x04 \x01(\x03R\x0flastClientIndex\x12\x1b\n" +
+	"\tuser_text\x18\x05 \x01(\tR\buserText\x12%\n" +
+	"\x0eassistant_text\x18\x06 \x01(\tR\rassistantText\x12;\n" +
+	"\vcreate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\"\x1f\n" +
+	"\vToolCallRef\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xd6\x04\n" +
 	"\bToolCall\x12\x17\n" +
 	"\acall_id\x18\x01 \x01(\tR\x06callId\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x12\x12\n" +
@@ -1742,7 +2785,36 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\vcreate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vupdate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"updateTime\"\xa3\x04\n" +
+	"updateTime\x12\x10\n" +
+	"\x03seq\x18\t \x01(\x03R\x03seq\x12\x18\n" +
+	"\asession\x18\n" +
+	" \x01(\x03R\asession\x12\x1b\n" +
+	"\tafter_seq\x18\v \x01(\x03R\bafterSeq\x12=\n" +
+	"\x05claim\x18\f \x01(\v2'.holdfast.conversation.v1.ToolCallClaimR\x05claim\x12\x19\n" +
+	"\bis_error\x18\r \x01(\bR\aisError\x12'\n" +
+	"\x0fdelivered_epoch\x18\x0e \x01(\x03R\x0edeliveredEpoch\x12\x1d\n" +
+	"\n" +
+	"result_seq\x18\x0f \x01(\x03R\tresultSeq\"\x94\x01\n" +
+	"\rToolCallClaim\x12\x16\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12#\n" +
+	"\rfencing_token\x18\x02 \x01(\x03R\ffencingToken\x12F\n" +
+	"\x11lease_expire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0fleaseExpireTime\"\xbf\x03\n" +
+	"\n" +
+	"LiveHandle\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x12\x18\n" +
+	"\asession\x18\x03 \x01(\x03R\asession\x12\x1c\n" +
+	"\tresumable\x18\x04 \x01(\bR\tresumable\x12\x1b\n" +
+	"\x06sealed\x18\x05 \x01(\fB\x03\x80\x01\x01R\x06sealed\x12\x1d\n" +
+	"\n" +
+	"setup_hash\x18\x06 \x01(\tR\tsetupHash\x12B\n" +
+	"\bprovider\x18\a \x01(\x0e2&.holdfast.conversation.v1.LiveProviderR\bprovider\x12=\n" +
+	"\freceive_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\vreceiveTime\x12;\n" +
+	"\x1alast_consumed_client_index\x18\t \x01(\x03R\x17lastConsumedClientIndex\x12\x1b\n" +
+	"\tafter_seq\x18\n" +
+	" \x01(\x03R\bafterSeq\x12&\n" +
+	"\x0fafter_tool_call\x18\v \x01(\x03R\rafterToolCall\x12\x12\n" +
+	"\x04dead\x18\f \x01(\bR\x04dead\"\xa4\x0f\n" +
 	"\tLiveState\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12*\n" +
 	"\x11last_client_index\x18\x02 \x01(\x03R\x0flastClientIndex\x12\x1d\n" +
@@ -1753,10 +2825,62 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\vinterrupted\x18\x06 \x01(\bR\vinterrupted\x12Z\n" +
 	"\rpending_calls\x18\a \x03(\v25.holdfast.conversation.v1.LiveState.PendingCallsEntryR\fpendingCalls\x12%\n" +
 	"\x0eunknown_frames\x18\b \x01(\x03R\runknownFrames\x12!\n" +
-	"\ftotal_tokens\x18\t \x01(\x03R\vtotalTokens\x1ac\n" +
+	"\ftotal_tokens\x18\t \x01(\x03R\vtotalTokens\x12\x16\n" +
+	"\x06device\x18\n" +
+	" \x01(\tR\x06device\x12B\n" +
+	"\bprovider\x18\v \x01(\x0e2&.holdfast.conversation.v1.LiveProviderR\bprovider\x12\x1d\n" +
+	"\n" +
+	"setup_hash\x18\f \x01(\tR\tsetupHash\x127\n" +
+	"\topen_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bopenTime\x129\n" +
+	"\n" +
+	"close_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tcloseTime\x12\x1d\n" +
+	"\n" +
+	"close_code\x18\x0f \x01(\x05R\tcloseCode\x129\n" +
+	"\n" +
+	"frame_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\tframeTime\x12<\n" +
+	"\fgo_away_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"goAwayTime\x12\x18\n" +
+	"\asession\x18\x12 \x01(\x03R\asession\x12\x18\n" +
+	"\aseeding\x18\x13 \x01(\bR\aseeding\x12*\n" +
+	"\x11resumed_handle_id\x18\x14 \x01(\x03R\x0fresumedHandleId\x12>\n" +
+	"\ahandles\x18\x15 \x03(\v2$.holdfast.conversation.v1.LiveHandleR\ahandles\x12!\n" +
+	"\fhandle_count\x18\x16 \x01(\x03R\vhandleCount\x12'\n" +
+	"\x0fresume_failures\x18\x17 \x01(\x05R\x0eresumeFailures\x12J\n" +
+	"\x13resume_failure_time\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\x11resumeFailureTime\x12#\n" +
+	"\rfencing_token\x18\x19 \x01(\x03R\ffencingToken\x12]\n" +
+	"\x0efenced_indexes\x18\x1a \x03(\v26.holdfast.conversation.v1.LiveState.FencedIndexesEntryR\rfencedIndexes\x12\x1c\n" +
+	"\tretelling\x18\x1b \x01(\bR\tretelling\x12\x16\n" +
+	"\x06retold\x18\x1c \x01(\tR\x06retold\x12%\n" +
+	"\x0elast_utterance\x18\x1d \x01(\tR\rlastUtterance\x12\x1f\n" +
+	"\vspoke_since\x18\x1e \x01(\bR\n" +
+	"spokeSince\x12!\n" +
+	"\ftells_speech\x18\x1f \x01(\bR\vtellsSpeech\x12B\n" +
+	"\x0fidle_check_time\x18  \x01(\v2\x1a.google.protobuf.TimestampR\ridleCheckTime\x12\x1f\n" +
+	"\vframe_count\x18! \x01(\x03R\n" +
+	"frameCount\x12\x1d\n" +
+	"\n" +
+	"byte_count\x18\" \x01(\x03R\tbyteCount\x12:\n" +
+	"\vkeep_frames\x18# \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"keepFrames\x12\"\n" +
+	"\rturn_audio_ms\x18& \x01(\x03R\vturnAudioMs\x123\n" +
+	"\asilence\x18' \x01(\v2\x19.google.protobuf.DurationR\asilence\x12\x1d\n" +
+	"\n" +
+	"first_kept\x18$ \x01(\x03R\tfirstKept\x12!\n" +
+	"\fkept_batches\x18% \x01(\x03R\vkeptBatches\x1ac\n" +
 	"\x11PendingCallsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x128\n" +
-	"\x05value\x18\x02 \x01(\v2\".holdfast.conversation.v1.ToolCallR\x05value:\x028\x01*_\n" +
+	"\x05value\x18\x02 \x01(\v2\".holdfast.conversation.v1.ToolCallR\x05value:\x028\x01\x1a@\n" +
+	"\x12FencedIndexesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x03R\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xb9\x01\n" +
+	"\n" +
+	"KeptFrames\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12\x1b\n" +
+	"\x06sealed\x18\x02 \x01(\fB\x03\x80\x01\x01R\x06sealed\x12;\n" +
+	"\vcreate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime*_\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tROLE_USER\x10\x01\x12\x12\n" +
@@ -1778,12 +2902,18 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\x11VOICE_STATUS_IDLE\x10\x01\x12\x1a\n" +
 	"\x16VOICE_STATUS_LISTENING\x10\x02\x12\x1b\n" +
 	"\x17VOICE_STATUS_PROCESSING\x10\x03\x12\x1b\n" +
-	"\x17VOICE_STATUS_RESPONDING\x10\x04*\x90\x01\n" +
+	"\x17VOICE_STATUS_RESPONDING\x10\x04*\xcd\x01\n" +
 	"\x0eToolCallStatus\x12 \n" +
 	"\x1cTOOL_CALL_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18TOOL_CALL_STATUS_PENDING\x10\x01\x12\x1e\n" +
 	"\x1aTOOL_CALL_STATUS_COMPLETED\x10\x02\x12\x1e\n" +
-	"\x1aTOOL_CALL_STATUS_CANCELLED\x10\x03B\xe2\x01\n" +
+	"\x1aTOOL_CALL_STATUS_CANCELLED\x10\x03\x12\x1c\n" +
+	"\x18TOOL_CALL_STATUS_RUNNING\x10\x04\x12\x1d\n" +
+	"\x19TOOL_CALL_STATUS_ORPHANED\x10\x05*k\n" +
+	"\fLiveProvider\x12\x1d\n" +
+	"\x19LIVE_PROVIDER_UNSPECIFIED\x10\x00\x12\x1f\n" +
+	"\x1bLIVE_PROVIDER_DEVELOPER_API\x10\x01\x12\x1b\n" +
+	"\x17LIVE_PROVIDER_VERTEX_AI\x10\x02B\xe2\x01\n" +
 	"\x1ccom.holdfast.conversation.v1B\n" +
 	"StateProtoP\x01Z4holdfast/gen/holdfast/conversation/v1;conversationv1\xa2\x02\x03HCX\xaa\x02\x18Holdfast.Conversation.V1\xca\x02\x18Holdfast\\Conversation\\V1\xe2\x02$Holdfast\\Conversation\\V1\\GPBMetadata\xea\x02\x1aHoldfast::Conversation::V1b\x06proto3"
 
@@ -1799,81 +2929,110 @@ func file_holdfast_conversation_v1_state_proto_rawDescGZIP() []byte {
 	return file_holdfast_conversation_v1_state_proto_rawDescData
 }
 
-var file_holdfast_conversation_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_holdfast_conversation_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_holdfast_conversation_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_holdfast_conversation_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_holdfast_conversation_v1_state_proto_goTypes = []any{
 	(Role)(0),                     // 0: holdfast.conversation.v1.Role
 	(Modality)(0),                 // 1: holdfast.conversation.v1.Modality
 	(MessageStatus)(0),            // 2: holdfast.conversation.v1.MessageStatus
 	(VoiceStatus)(0),              // 3: holdfast.conversation.v1.VoiceStatus
 	(ToolCallStatus)(0),           // 4: holdfast.conversation.v1.ToolCallStatus
-	(*ConversationState)(nil),     // 5: holdfast.conversation.v1.ConversationState
-	(*Floor)(nil),                 // 6: holdfast.conversation.v1.Floor
-	(*Message)(nil),               // 7: holdfast.conversation.v1.Message
-	(*MessageRef)(nil),            // 8: holdfast.conversation.v1.MessageRef
-	(*Part)(nil),                  // 9: holdfast.conversation.v1.Part
-	(*ToolCallPart)(nil),          // 10: holdfast.conversation.v1.ToolCallPart
-	(*ToolResultPart)(nil),        // 11: holdfast.conversation.v1.ToolResultPart
-	(*FileReference)(nil),         // 12: holdfast.conversation.v1.FileReference
-	(*VoiceState)(nil),            // 13: holdfast.conversation.v1.VoiceState
-	(*Intent)(nil),                // 14: holdfast.conversation.v1.Intent
-	(*FlowStep)(nil),              // 15: holdfast.conversation.v1.FlowStep
-	(*Summary)(nil),               // 16: holdfast.conversation.v1.Summary
-	(*ToolCall)(nil),              // 17: holdfast.conversation.v1.ToolCall
-	(*LiveState)(nil),             // 18: holdfast.conversation.v1.LiveState
-	nil,                           // 19: holdfast.conversation.v1.ConversationState.LabelsEntry
-	nil,                           // 20: holdfast.conversation.v1.Message.MetadataEntry
-	nil,                           // 21: holdfast.conversation.v1.LiveState.PendingCallsEntry
-	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 24: google.protobuf.Struct
+	(LiveProvider)(0),             // 5: holdfast.conversation.v1.LiveProvider
+	(*ConversationState)(nil),     // 6: holdfast.conversation.v1.ConversationState
+	(*Floor)(nil),                 // 7: holdfast.conversation.v1.Floor
+	(*Message)(nil),               // 8: holdfast.conversation.v1.Message
+	(*MessageRef)(nil),            // 9: holdfast.conversation.v1.MessageRef
+	(*Part)(nil),                  // 10: holdfast.conversation.v1.Part
+	(*ToolCallPart)(nil),          // 11: holdfast.conversation.v1.ToolCallPart
+	(*ToolResultPart)(nil),        // 12: holdfast.conversation.v1.ToolResultPart
+	(*FileReference)(nil),         // 13: holdfast.conversation.v1.FileReference
+	(*VoiceState)(nil),            // 14: holdfast.conversation.v1.VoiceState
+	(*Intent)(nil),                // 15: holdfast.conversation.v1.Intent
+	(*FlowStep)(nil),              // 16: holdfast.conversation.v1.FlowStep
+	(*Summary)(nil),               // 17: holdfast.conversation.v1.Summary
+	(*CompactionLease)(nil),       // 18: holdfast.conversation.v1.CompactionLease
+	(*Fragment)(nil),              // 19: holdfast.conversation.v1.Fragment
+	(*ToolCallRef)(nil),           // 20: holdfast.conversation.v1.ToolCallRef
+	(*ToolCall)(nil),              // 21: holdfast.conversation.v1.ToolCall
+	(*ToolCallClaim)(nil),         // 22: holdfast.conversation.v1.ToolCallClaim
+	(*LiveHandle)(nil),            // 23: holdfast.conversation.v1.LiveHandle
+	(*LiveState)(nil),             // 24: holdfast.conversation.v1.LiveState
+	(*KeptFrames)(nil),            // 25: holdfast.conversation.v1.KeptFrames
+	nil,                           // 26: holdfast.conversation.v1.ConversationState.LabelsEntry
+	nil,                           // 27: holdfast.conversation.v1.Message.MetadataEntry
+	nil,                           // 28: holdfast.conversation.v1.LiveState.PendingCallsEntry
+	nil,                           // 29: holdfast.conversation.v1.LiveState.FencedIndexesEntry
+	(*durationpb.Duration)(nil),   // 30: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 32: google.protobuf.Struct
 }
 var file_holdfast_conversation_v1_state_proto_depIdxs = []int32{
-	19, // 0: holdfast.conversation.v1.ConversationState.labels:type_name -> holdfast.conversation.v1.ConversationState.LabelsEntry
-	22, // 1: holdfast.conversation.v1.ConversationState.ttl:type_name -> google.protobuf.Duration
-	13, // 2: holdfast.conversation.v1.ConversationState.voice:type_name -> holdfast.conversation.v1.VoiceState
-	14, // 3: holdfast.conversation.v1.ConversationState.intent:type_name -> holdfast.conversation.v1.Intent
-	15, // 4: holdfast.conversation.v1.ConversationState.flow:type_name -> holdfast.conversation.v1.FlowStep
-	18, // 5: holdfast.conversation.v1.ConversationState.live:type_name -> holdfast.conversation.v1.LiveState
-	16, // 6: holdfast.conversation.v1.ConversationState.summary:type_name -> holdfast.conversation.v1.Summary
-	6,  // 7: holdfast.conversation.v1.ConversationState.floor:type_name -> holdfast.conversation.v1.Floor
-	23, // 8: holdfast.conversation.v1.Floor.acquire_time:type_name -> google.protobuf.Timestamp
-	23, // 9: holdfast.conversation.v1.Floor.expire_time:type_name -> google.protobuf.Timestamp
-	0,  // 10: holdfast.conversation.v1.Message.role:type_name -> holdfast.conversation.v1.Role
-	1,  // 11: holdfast.conversation.v1.Message.modality:type_name -> holdfast.conversation.v1.Modality
-	2,  // 12: holdfast.conversation.v1.Message.status:type_name -> holdfast.conversation.v1.MessageStatus
-	9,  // 13: holdfast.conversation.v1.Message.parts:type_name -> holdfast.conversation.v1.Part
-	20, // 14: holdfast.conversation.v1.Message.metadata:type_name -> holdfast.conversation.v1.Message.MetadataEntry
-	23, // 15: holdfast.conversation.v1.Message.create_time:type_name -> google.protobuf.Timestamp
-	23, // 16: holdfast.conversation.v1.Message.update_time:type_name -> google.protobuf.Timestamp
-	10, // 17: holdfast.conversation.v1.Part.tool_call:type_name -> holdfast.conversation.v1.ToolCallPart
-	11, // 18: holdfast.conversation.v1.Part.tool_result:type_name -> holdfast.conversation.v1.ToolResultPart
-	12, // 19: holdfast.conversation.v1.Part.file:type_name -> holdfast.conversation.v1.FileReference
-	12, // 20: holdfast.conversation.v1.Part.image:type_name -> holdfast.conversation.v1.FileReference
-	24, // 21: holdfast.conversation.v1.Part.json:type_name -> google.protobuf.Struct
-	24, // 22: holdfast.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
-	24, // 23: holdfast.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Struct
-	3,  // 24: holdfast.conversation.v1.VoiceState.status:type_name -> holdfast.conversation.v1.VoiceStatus
-	23, // 25: holdfast.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
-	24, // 26: holdfast.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
-	23, // 27: holdfast.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
-	24, // 28: holdfast.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
-	23, // 29: holdfast.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
-	23, // 30: holdfast.conversation.v1.Summary.create_time:type_name -> google.protobuf.Timestamp
-	24, // 31: holdfast.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
-	4,  // 32: holdfast.conversation.v1.ToolCall.status:type_name -> holdfast.conversation.v1.ToolCallStatus
-	24, // 33: holdfast.conversation.v1.ToolCall.response:type_name -> google.protobuf.Struct
-	23, // 34: holdfast.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
-	23, // 35: holdfast.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
-	7,  // 36: holdfast.conversation.v1.LiveState.user_turn:type_name -> holdfast.conversation.v1.Message
-	7,  // 37: holdfast.conversation.v1.LiveState.assistant_turn:type_name -> holdfast.conversation.v1.Message
-	21, // 38: holdfast.conversation.v1.LiveState.pending_calls:type_name -> holdfast.conversation.v1.LiveState.PendingCallsEntry
-	17, // 39: holdfast.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.conversation.v1.ToolCall
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	26, // 0: holdfast.conversation.v1.ConversationState.labels:type_name -> holdfast.conversation.v1.ConversationState.LabelsEntry
+	30, // 1: holdfast.conversation.v1.ConversationState.ttl:type_name -> google.protobuf.Duration
+	14, // 2: holdfast.conversation.v1.ConversationState.voice:type_name -> holdfast.conversation.v1.VoiceState
+	15, // 3: holdfast.conversation.v1.ConversationState.intent:type_name -> holdfast.conversation.v1.Intent
+	16, // 4: holdfast.conversation.v1.ConversationState.flow:type_name -> holdfast.conversation.v1.FlowStep
+	24, // 5: holdfast.conversation.v1.ConversationState.live:type_name -> holdfast.conversation.v1.LiveState
+	18, // 6: holdfast.conversation.v1.ConversationState.compaction:type_name -> holdfast.conversation.v1.CompactionLease
+	17, // 7: holdfast.conversation.v1.ConversationState.summary:type_name -> holdfast.conversation.v1.Summary
+	7,  // 8: holdfast.conversation.v1.ConversationState.floor:type_name -> holdfast.conversation.v1.Floor
+	31, // 9: holdfast.conversation.v1.Floor.acquire_time:type_name -> google.protobuf.Timestamp
+	31, // 10: holdfast.conversation.v1.Floor.expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 11: holdfast.conversation.v1.Message.role:type_name -> holdfast.conversation.v1.Role
+	1,  // 12: holdfast.conversation.v1.Message.modality:type_name -> holdfast.conversation.v1.Modality
+	2,  // 13: holdfast.conversation.v1.Message.status:type_name -> holdfast.conversation.v1.MessageStatus
+	10, // 14: holdfast.conversation.v1.Message.parts:type_name -> holdfast.conversation.v1.Part
+	27, // 15: holdfast.conversation.v1.Message.metadata:type_name -> holdfast.conversation.v1.Message.MetadataEntry
+	31, // 16: holdfast.conversation.v1.Message.create_time:type_name -> google.protobuf.Timestamp
+	31, // 17: holdfast.conversation.v1.Message.update_time:type_name -> google.protobuf.Timestamp
+	31, // 18: holdfast.conversation.v1.Message.interrupt_time:type_name -> google.protobuf.Timestamp
+	11, // 19: holdfast.conversation.v1.Part.tool_call:type_name -> holdfast.conversation.v1.ToolCallPart
+	12, // 20: holdfast.conversation.v1.Part.tool_result:type_name -> holdfast.conversation.v1.ToolResultPart
+	13, // 21: holdfast.conversation.v1.Part.file:type_name -> holdfast.conversation.v1.FileReference
+	13, // 22: holdfast.conversation.v1.Part.image:type_name -> holdfast.conversation.v1.FileReference
+	32, // 23: holdfast.conversation.v1.Part.json:type_name -> google.protobuf.Struct
+	32, // 24: holdfast.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
+	32, // 25: holdfast.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Struct
+	3,  // 26: holdfast.conversation.v1.VoiceState.status:type_name -> holdfast.conversation.v1.VoiceStatus
+	31, // 27: holdfast.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
+	32, // 28: holdfast.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
+	31, // 29: holdfast.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
+	32, // 30: holdfast.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
+	31, // 31: holdfast.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
+	31, // 32: holdfast.conversation.v1.Summary.create_time:type_name -> google.protobuf.Timestamp
+	31, // 33: holdfast.conversation.v1.CompactionLease.expire_time:type_name -> google.protobuf.Timestamp
+	31, // 34: holdfast.conversation.v1.Fragment.create_time:type_name -> google.protobuf.Timestamp
+	32, // 35: holdfast.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
+	4,  // 36: holdfast.conversation.v1.ToolCall.status:type_name -> holdfast.conversation.v1.ToolCallStatus
+	32, // 37: holdfast.conversation.v1.ToolCall.response:type_name -> google.protobuf.Struct
+	31, // 38: holdfast.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
+	31, // 39: holdfast.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
+	22, // 40: holdfast.conversation.v1.ToolCall.claim:type_name -> holdfast.conversation.v1.ToolCallClaim
+	31, // 41: holdfast.conversation.v1.ToolCallClaim.lease_expire_time:type_name -> google.protobuf.Timestamp
+	5,  // 42: holdfast.conversation.v1.LiveHandle.provider:type_name -> holdfast.conversation.v1.LiveProvider
+	31, // 43: holdfast.conversation.v1.LiveHandle.receive_time:type_name -> google.protobuf.Timestamp
+	8,  // 44: holdfast.conversation.v1.LiveState.user_turn:type_name -> holdfast.conversation.v1.Message
+	8,  // 45: holdfast.conversation.v1.LiveState.assistant_turn:type_name -> holdfast.conversation.v1.Message
+	28, // 46: holdfast.conversation.v1.LiveState.pending_calls:type_name -> holdfast.conversation.v1.LiveState.PendingCallsEntry
+	5,  // 47: holdfast.conversation.v1.LiveState.provider:type_name -> holdfast.conversation.v1.LiveProvider
+	31, // 48: holdfast.conversation.v1.LiveState.open_time:type_name -> google.protobuf.Timestamp
+	31, // 49: holdfast.conversation.v1.LiveState.close_time:type_name -> google.protobuf.Timestamp
+	31, // 50: holdfast.conversation.v1.LiveState.frame_time:type_name -> google.protobuf.Timestamp
+	31, // 51: holdfast.conversation.v1.LiveState.go_away_time:type_name -> google.protobuf.Timestamp
+	23, // 52: holdfast.conversation.v1.LiveState.handles:type_name -> holdfast.conversation.v1.LiveHandle
+	31, // 53: holdfast.conversation.v1.LiveState.resume_failure_time:type_name -> google.protobuf.Timestamp
+	29, // 54: holdfast.conversation.v1.LiveState.fenced_indexes:type_name -> holdfast.conversation.v1.LiveState.FencedIndexesEntry
+	31, // 55: holdfast.conversation.v1.LiveState.idle_check_time:type_name -> google.protobuf.Timestamp
+	30, // 56: holdfast.conversation.v1.LiveState.keep_frames:type_name -> google.protobuf.Duration
+	30, // 57: holdfast.conversation.v1.LiveState.silence:type_name -> google.protobuf.Duration
+	31, // 58: holdfast.conversation.v1.KeptFrames.create_time:type_name -> google.protobuf.Timestamp
+	31, // 59: holdfast.conversation.v1.KeptFrames.expire_time:type_name -> google.protobuf.Timestamp
+	21, // 60: holdfast.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.conversation.v1.ToolCall
+	61, // [61:61] is the sub-list for method output_type
+	61, // [61:61] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_conversation_v1_state_proto_init() }
@@ -1881,6 +3040,7 @@ func file_holdfast_conversation_v1_state_proto_init() {
 	if File_holdfast_conversation_v1_state_proto != nil {
 		return
 	}
+	file_holdfast_conversation_v1_state_proto_msgTypes[2].OneofWrappers = []any{}
 	file_holdfast_conversation_v1_state_proto_msgTypes[4].OneofWrappers = []any{
 		(*Part_ToolCall)(nil),
 		(*Part_ToolResult)(nil),
@@ -1893,8 +3053,8 @@ func file_holdfast_conversation_v1_state_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_conversation_v1_state_proto_rawDesc), len(file_holdfast_conversation_v1_state_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   17,
+			NumEnums:      6,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

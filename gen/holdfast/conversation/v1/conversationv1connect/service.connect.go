@@ -72,9 +72,51 @@ const (
 	// ConversationServiceListFlowStepsProcedure is the fully-qualified name of the
 	// ConversationService's ListFlowSteps RPC.
 	ConversationServiceListFlowStepsProcedure = "/holdfast.conversation.v1.ConversationService/ListFlowSteps"
+	// ConversationServiceOpenLiveProcedure is the fully-qualified name of the ConversationService's
+	// OpenLive RPC.
+	ConversationServiceOpenLiveProcedure = "/holdfast.conversation.v1.ConversationService/OpenLive"
+	// ConversationServiceCloseLiveProcedure is the fully-qualified name of the ConversationService's
+	// CloseLive RPC.
+	ConversationServiceCloseLiveProcedure = "/holdfast.conversation.v1.ConversationService/CloseLive"
+	// ConversationServiceGetResumePlanProcedure is the fully-qualified name of the
+	// ConversationService's GetResumePlan RPC.
+	ConversationServiceGetResumePlanProcedure = "/holdfast.conversation.v1.ConversationService/GetResumePlan"
+	// ConversationServiceReportResumeFailedProcedure is the fully-qualified name of the
+	// ConversationService's ReportResumeFailed RPC.
+	ConversationServiceReportResumeFailedProcedure = "/holdfast.conversation.v1.ConversationService/ReportResumeFailed"
 	// ConversationServiceIngestLiveProcedure is the fully-qualified name of the ConversationService's
 	// IngestLive RPC.
 	ConversationServiceIngestLiveProcedure = "/holdfast.conversation.v1.ConversationService/IngestLive"
+	// ConversationServiceListFragmentsProcedure is the fully-qualified name of the
+	// ConversationService's ListFragments RPC.
+	ConversationServiceListFragmentsProcedure = "/holdfast.conversation.v1.ConversationService/ListFragments"
+	// ConversationServiceListLiveFramesProcedure is the fully-qualified name of the
+	// ConversationService's ListLiveFrames RPC.
+	ConversationServiceListLiveFramesProcedure = "/holdfast.conversation.v1.ConversationService/ListLiveFrames"
+	// ConversationServiceListToolCallsProcedure is the fully-qualified name of the
+	// ConversationService's ListToolCalls RPC.
+	ConversationServiceListToolCallsProcedure = "/holdfast.conversation.v1.ConversationService/ListToolCalls"
+	// ConversationServiceClaimToolCallProcedure is the fully-qualified name of the
+	// ConversationService's ClaimToolCall RPC.
+	ConversationServiceClaimToolCallProcedure = "/holdfast.conversation.v1.ConversationService/ClaimToolCall"
+	// ConversationServiceCompleteToolCallProcedure is the fully-qualified name of the
+	// ConversationService's CompleteToolCall RPC.
+	ConversationServiceCompleteToolCallProcedure = "/holdfast.conversation.v1.ConversationService/CompleteToolCall"
+	// ConversationServiceTruncateMessageProcedure is the fully-qualified name of the
+	// ConversationService's TruncateMessage RPC.
+	ConversationServiceTruncateMessageProcedure = "/holdfast.conversation.v1.ConversationService/TruncateMessage"
+	// ConversationServiceGetContextWindowProcedure is the fully-qualified name of the
+	// ConversationService's GetContextWindow RPC.
+	ConversationServiceGetContextWindowProcedure = "/holdfast.conversation.v1.ConversationService/GetContextWindow"
+	// ConversationServiceProposeCompactionProcedure is the fully-qualified name of the
+	// ConversationService's ProposeCompaction RPC.
+	ConversationServiceProposeCompactionProcedure = "/holdfast.conversation.v1.ConversationService/ProposeCompaction"
+	// ConversationServiceCommitSummaryProcedure is the fully-qualified name of the
+	// ConversationService's CommitSummary RPC.
+	ConversationServiceCommitSummaryProcedure = "/holdfast.conversation.v1.ConversationService/CommitSummary"
+	// ConversationServiceListSummariesProcedure is the fully-qualified name of the
+	// ConversationService's ListSummaries RPC.
+	ConversationServiceListSummariesProcedure = "/holdfast.conversation.v1.ConversationService/ListSummaries"
 	// ConversationServiceWatchConversationProcedure is the fully-qualified name of the
 	// ConversationService's WatchConversation RPC.
 	ConversationServiceWatchConversationProcedure = "/holdfast.conversation.v1.ConversationService/WatchConversation"
@@ -108,7 +150,7 @@ type ConversationServiceClient interface {
 	//
 	//	{"conversationId": "c1", "messages": [{"role": "ROLE_USER", "text": "Hello"}], "requestId": "m-1"}
 	AppendMessages(context.Context, *v1.AppendMessagesRequest) (*v1.AppendMessagesResponse, error)
-	// UpdateMessage sets the fields of one message that the mask names: text, parts, status, metadata, token_count.
+	// UpdateMessage sets the fields of one message that the mask names: text, parts, status, metadata, token_count, pinned.
 	// No mask sets them all.
 	//
 	//	{"conversationId": "c1", "message": {"seq": 2, "text": "Hello!"}, "updateMask": "text"}
@@ -139,13 +181,89 @@ type ConversationServiceClient interface {
 	//
 	//	{"conversationId": "c1"}
 	ListFlowSteps(context.Context, *v1.ListFlowStepsRequest) (*v1.ListFlowStepsResponse, error)
+	// OpenLive takes the conversation over for a new connection to Gemini Live, and answers its epoch. Older connections are
+	// shut out from then on: their frames are refused, reason FENCED, and watchers see the new epoch. Call it before you
+	// connect, then ask GetResumePlan how.
+	//
+	//	{"conversationId": "c1", "device": "phone", "provider": "LIVE_PROVIDER_DEVELOPER_API", "setupHash": "b1946ac9"}
+	OpenLive(context.Context, *v1.OpenLiveRequest) (*v1.OpenLiveResponse, error)
+	// CloseLive notes that a connection has ended. Its open tool calls become orphans. Closing twice changes nothing; an
+	// older epoch is FENCED.
+	//
+	//	{"conversationId": "c1", "epoch": 1, "closeCode": 1006}
+	CloseLive(context.Context, *v1.CloseLiveRequest) (*v1.CloseLiveResponse, error)
+	// GetResumePlan tells a client what to do now: resume with this handle, or start a new session with this seed; what is
+	// open, what was stored, and whether to wait. The answer holds a bearer secret: do not log it.
+	//
+	//	{"conversationId": "c1", "setupHash": "b1946ac9", "seedBudgetTokens": 8000, "seedEndsWithUser": true}
+	GetResumePlan(context.Context, *v1.GetResumePlanRequest) (*v1.GetResumePlanResponse, error)
+	// ReportResumeFailed tells that the provider has refused a handle, with 1007 or 1011 say. It is never offered again, nor
+	// is one that is older, and the connection starts a new session: ask GetResumePlan for its seed.
+	//
+	//	{"conversationId": "c1", "epoch": 2, "handleId": 3, "closeCode": 1011}
+	ReportResumeFailed(context.Context, *v1.ReportResumeFailedRequest) (*v1.ReportResumeFailedResponse, error)
 	// IngestLive folds Gemini Live frames, as they came, into the conversation: transcriptions become one message a
 	// turn, tool calls are recorded, the voice state follows. A batch is one version. Frames whose client_index was
-	// folded already change nothing; an epoch older than the newest is `failed_precondition`, reason FENCED.
+	// folded already change nothing. An epoch older than the newest is `failed_precondition`, reason FENCED; what was said in
+	// such frames is kept as a fragment.
+	//
+	// Keep frames above last_client_index and send them again with the next: a batch that has nothing but words which may
+	// still change, signs of speech or audio is shown to watchers at once and stored within 250 ms.
 	//
 	//	{"conversationId": "c1", "epoch": 1, "frames": [
 	//	  {"clientIndex": 1, "text": "{\"serverContent\":{\"inputTranscription\":{\"text\":\"Hi\"}}}"}]}
 	IngestLive(context.Context, *v1.IngestLiveRequest) (*v1.IngestLiveResponse, error)
+	// ListFragments returns what connections sent after others had taken over, oldest first.
+	//
+	//	{"conversationId": "c1"}
+	ListFragments(context.Context, *v1.ListFragmentsRequest) (*v1.ListFragmentsResponse, error)
+	// ListLiveFrames returns the raw frames that are kept, oldest first: those of connections that were opened with
+	// keep_frames_for, as long as that, and at most the last 256 batches. They may hold secrets.
+	//
+	//	{"conversationId": "c1"}
+	ListLiveFrames(context.Context, *v1.ListLiveFramesRequest) (*v1.ListLiveFramesResponse, error)
+	// ListToolCalls returns the tool calls of the Live API, oldest first.
+	//
+	//	{"conversationId": "c1"}
+	ListToolCalls(context.Context, *v1.ListToolCallsRequest) (*v1.ListToolCallsResponse, error)
+	// ClaimToolCall gives the execution of a tool call to one worker, for as long as the lease. With its fencing token the
+	// worker may claim again, which renews the lease. A call that another has is `failed_precondition`, reason
+	// TOOL_CALL_CLAIMED; one that is completed or cancelled, reason ILLEGAL_TRANSITION.
+	//
+	//	{"conversationId": "c1", "seq": 1, "worker": "runner-7", "lease": "30s"}
+	ClaimToolCall(context.Context, *v1.ClaimToolCallRequest) (*v1.ClaimToolCallResponse, error)
+	// CompleteToolCall records a claimed call's response. A fencing token that is not the newest is FENCED. Where deliver is
+	// true in the answer, send the response to the provider as a tool response and ingest that frame; otherwise do not: it is
+	// a message of the conversation, or the call was cancelled.
+	//
+	//	{"conversationId": "c1", "seq": 1, "fencingToken": 1, "response": {"output": "ok"}}
+	CompleteToolCall(context.Context, *v1.CompleteToolCallRequest) (*v1.CompleteToolCallResponse, error)
+	// TruncateMessage tells what the user heard of an assistant's message before speaking over it, as text or as
+	// milliseconds played. More than there is counts as all there is. It may come late, and again: the last report counts.
+	//
+	//	{"conversationId": "c1", "seq": 2, "playedMs": 1800}
+	TruncateMessage(context.Context, *v1.TruncateMessageRequest) (*v1.TruncateMessageResponse, error)
+	// GetContextWindow returns what a model should be told of the conversation within a budget of tokens: pinned and system
+	// messages, the newest summary, and the newest messages, from the beginning of a user's turn on. It is the same for
+	// the same version and request.
+	//
+	//	{"conversationId": "c1", "budgetTokens": 8000, "format": "CONTEXT_FORMAT_GEMINI_CONTENTS"}
+	GetContextWindow(context.Context, *v1.GetContextWindowRequest) (*v1.GetContextWindowResponse, error)
+	// ProposeCompaction leases a closed range at the conversation's beginning, for the caller to summarise. Others may write
+	// meanwhile. While another has the lease it is `failed_precondition`, reason COMPACTION_LEASED; where there is nothing
+	// to summarise, reason NOTHING_TO_COMPACT.
+	//
+	//	{"conversationId": "c1", "keepTokens": 4000, "lease": "60s"}
+	ProposeCompaction(context.Context, *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error)
+	// CommitSummary puts a summary in place of the leased range in context windows; the messages stay readable. Under a lease
+	// that is not the newest it is FENCED. Committing again under one lease returns the first summary.
+	//
+	//	{"conversationId": "c1", "leaseToken": 1, "text": "They agreed on …"}
+	CommitSummary(context.Context, *v1.CommitSummaryRequest) (*v1.CommitSummaryResponse, error)
+	// ListSummaries returns the summaries, oldest first. Each stands for all that those before it stand for.
+	//
+	//	{"conversationId": "c1"}
+	ListSummaries(context.Context, *v1.ListSummariesRequest) (*v1.ListSummariesResponse, error)
 	// WatchConversation streams what changes. With after_version 0, or older than the journal, the first message is a
 	// snapshot with reset = true; then one message follows each change, or several changes that a slow reader missed
 	// together. A client that reconnects with the last version it saw misses nothing and sees nothing twice. A
@@ -250,10 +368,100 @@ func NewConversationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		openLive: connect.NewClient[v1.OpenLiveRequest, v1.OpenLiveResponse](
+			httpClient,
+			baseURL+ConversationServiceOpenLiveProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("OpenLive")),
+			connect.WithClientOptions(opts...),
+		),
+		closeLive: connect.NewClient[v1.CloseLiveRequest, v1.CloseLiveResponse](
+			httpClient,
+			baseURL+ConversationServiceCloseLiveProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("CloseLive")),
+			connect.WithClientOptions(opts...),
+		),
+		getResumePlan: connect.NewClient[v1.GetResumePlanRequest, v1.GetResumePlanResponse](
+			httpClient,
+			baseURL+ConversationServiceGetResumePlanProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("GetResumePlan")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		reportResumeFailed: connect.NewClient[v1.ReportResumeFailedRequest, v1.ReportResumeFailedResponse](
+			httpClient,
+			baseURL+ConversationServiceReportResumeFailedProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("ReportResumeFailed")),
+			connect.WithClientOptions(opts...),
+		),
 		ingestLive: connect.NewClient[v1.IngestLiveRequest, v1.IngestLiveResponse](
 			httpClient,
 			baseURL+ConversationServiceIngestLiveProcedure,
 			connect.WithSchema(conversationServiceMethods.ByName("IngestLive")),
+			connect.WithClientOptions(opts...),
+		),
+		listFragments: connect.NewClient[v1.ListFragmentsRequest, v1.ListFragmentsResponse](
+			httpClient,
+			baseURL+ConversationServiceListFragmentsProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("ListFragments")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		listLiveFrames: connect.NewClient[v1.ListLiveFramesRequest, v1.ListLiveFramesResponse](
+			httpClient,
+			baseURL+ConversationServiceListLiveFramesProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("ListLiveFrames")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		listToolCalls: connect.NewClient[v1.ListToolCallsRequest, v1.ListToolCallsResponse](
+			httpClient,
+			baseURL+ConversationServiceListToolCallsProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("ListToolCalls")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		claimToolCall: connect.NewClient[v1.ClaimToolCallRequest, v1.ClaimToolCallResponse](
+			httpClient,
+			baseURL+ConversationServiceClaimToolCallProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("ClaimToolCall")),
+			connect.WithClientOptions(opts...),
+		),
+		completeToolCall: connect.NewClient[v1.CompleteToolCallRequest, v1.CompleteToolCallResponse](
+			httpClient,
+			baseURL+ConversationServiceCompleteToolCallProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("CompleteToolCall")),
+			connect.WithClientOptions(opts...),
+		),
+		truncateMessage: connect.NewClient[v1.TruncateMessageRequest, v1.TruncateMessageResponse](
+			httpClient,
+			baseURL+ConversationServiceTruncateMessageProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("TruncateMessage")),
+			connect.WithClientOptions(opts...),
+		),
+		getContextWindow: connect.NewClient[v1.GetContextWindowRequest, v1.GetContextWindowResponse](
+			httpClient,
+			baseURL+ConversationServiceGetContextWindowProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("GetContextWindow")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		proposeCompaction: connect.NewClient[v1.ProposeCompactionRequest, v1.ProposeCompactionResponse](
+			httpClient,
+			baseURL+ConversationServiceProposeCompactionProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("ProposeCompaction")),
+			connect.WithClientOptions(opts...),
+		),
+		commitSummary: connect.NewClient[v1.CommitSummaryRequest, v1.CommitSummaryResponse](
+			httpClient,
+			baseURL+ConversationServiceCommitSummaryProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("CommitSummary")),
+			connect.WithClientOptions(opts...),
+		),
+		listSummaries: connect.NewClient[v1.ListSummariesRequest, v1.ListSummariesResponse](
+			httpClient,
+			baseURL+ConversationServiceListSummariesProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("ListSummaries")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		watchConversation: connect.NewClient[v1.WatchConversationRequest, v1.WatchConversationResponse](
@@ -280,7 +488,21 @@ type conversationServiceClient struct {
 	listIntents        *connect.Client[v1.ListIntentsRequest, v1.ListIntentsResponse]
 	advanceFlow        *connect.Client[v1.AdvanceFlowRequest, v1.AdvanceFlowResponse]
 	listFlowSteps      *connect.Client[v1.ListFlowStepsRequest, v1.ListFlowStepsResponse]
+	openLive           *connect.Client[v1.OpenLiveRequest, v1.OpenLiveResponse]
+	closeLive          *connect.Client[v1.CloseLiveRequest, v1.CloseLiveResponse]
+	getResumePlan      *connect.Client[v1.GetResumePlanRequest, v1.GetResumePlanResponse]
+	reportResumeFailed *connect.Client[v1.ReportResumeFailedRequest, v1.ReportResumeFailedResponse]
 	ingestLive         *connect.Client[v1.IngestLiveRequest, v1.IngestLiveResponse]
+	listFragments      *connect.Client[v1.ListFragmentsRequest, v1.ListFragmentsResponse]
+	listLiveFrames     *connect.Client[v1.ListLiveFramesRequest, v1.ListLiveFramesResponse]
+	listToolCalls      *connect.Client[v1.ListToolCallsRequest, v1.ListToolCallsResponse]
+	claimToolCall      *connect.Client[v1.ClaimToolCallRequest, v1.ClaimToolCallResponse]
+	completeToolCall   *connect.Client[v1.CompleteToolCallRequest, v1.CompleteToolCallResponse]
+	truncateMessage    *connect.Client[v1.TruncateMessageRequest, v1.TruncateMessageResponse]
+	getContextWindow   *connect.Client[v1.GetContextWindowRequest, v1.GetContextWindowResponse]
+	proposeCompaction  *connect.Client[v1.ProposeCompactionRequest, v1.ProposeCompactionResponse]
+	commitSummary      *connect.Client[v1.CommitSummaryRequest, v1.CommitSummaryResponse]
+	listSummaries      *connect.Client[v1.ListSummariesRequest, v1.ListSummariesResponse]
 	watchConversation  *connect.Client[v1.WatchConversationRequest, v1.WatchConversationResponse]
 }
 
@@ -401,9 +623,135 @@ func (c *conversationServiceClient) ListFlowSteps(ctx context.Context, req *v1.L
 	return nil, err
 }
 
+// OpenLive calls holdfast.conversation.v1.ConversationService.OpenLive.
+func (c *conversationServiceClient) OpenLive(ctx context.Context, req *v1.OpenLiveRequest) (*v1.OpenLiveResponse, error) {
+	response, err := c.openLive.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CloseLive calls holdfast.conversation.v1.ConversationService.CloseLive.
+func (c *conversationServiceClient) CloseLive(ctx context.Context, req *v1.CloseLiveRequest) (*v1.CloseLiveResponse, error) {
+	response, err := c.closeLive.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetResumePlan calls holdfast.conversation.v1.ConversationService.GetResumePlan.
+func (c *conversationServiceClient) GetResumePlan(ctx context.Context, req *v1.GetResumePlanRequest) (*v1.GetResumePlanResponse, error) {
+	response, err := c.getResumePlan.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReportResumeFailed calls holdfast.conversation.v1.ConversationService.ReportResumeFailed.
+func (c *conversationServiceClient) ReportResumeFailed(ctx context.Context, req *v1.ReportResumeFailedRequest) (*v1.ReportResumeFailedResponse, error) {
+	response, err := c.reportResumeFailed.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // IngestLive calls holdfast.conversation.v1.ConversationService.IngestLive.
 func (c *conversationServiceClient) IngestLive(ctx context.Context, req *v1.IngestLiveRequest) (*v1.IngestLiveResponse, error) {
 	response, err := c.ingestLive.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListFragments calls holdfast.conversation.v1.ConversationService.ListFragments.
+func (c *conversationServiceClient) ListFragments(ctx context.Context, req *v1.ListFragmentsRequest) (*v1.ListFragmentsResponse, error) {
+	response, err := c.listFragments.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListLiveFrames calls holdfast.conversation.v1.ConversationService.ListLiveFrames.
+func (c *conversationServiceClient) ListLiveFrames(ctx context.Context, req *v1.ListLiveFramesRequest) (*v1.ListLiveFramesResponse, error) {
+	response, err := c.listLiveFrames.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListToolCalls calls holdfast.conversation.v1.ConversationService.ListToolCalls.
+func (c *conversationServiceClient) ListToolCalls(ctx context.Context, req *v1.ListToolCallsRequest) (*v1.ListToolCallsResponse, error) {
+	response, err := c.listToolCalls.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ClaimToolCall calls holdfast.conversation.v1.ConversationService.ClaimToolCall.
+func (c *conversationServiceClient) ClaimToolCall(ctx context.Context, req *v1.ClaimToolCallRequest) (*v1.ClaimToolCallResponse, error) {
+	response, err := c.claimToolCall.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CompleteToolCall calls holdfast.conversation.v1.ConversationService.CompleteToolCall.
+func (c *conversationServiceClient) CompleteToolCall(ctx context.Context, req *v1.CompleteToolCallRequest) (*v1.CompleteToolCallResponse, error) {
+	response, err := c.completeToolCall.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// TruncateMessage calls holdfast.conversation.v1.ConversationService.TruncateMessage.
+func (c *conversationServiceClient) TruncateMessage(ctx context.Context, req *v1.TruncateMessageRequest) (*v1.TruncateMessageResponse, error) {
+	response, err := c.truncateMessage.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetContextWindow calls holdfast.conversation.v1.ConversationService.GetContextWindow.
+func (c *conversationServiceClient) GetContextWindow(ctx context.Context, req *v1.GetContextWindowRequest) (*v1.GetContextWindowResponse, error) {
+	response, err := c.getContextWindow.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ProposeCompaction calls holdfast.conversation.v1.ConversationService.ProposeCompaction.
+func (c *conversationServiceClient) ProposeCompaction(ctx context.Context, req *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error) {
+	response, err := c.proposeCompaction.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CommitSummary calls holdfast.conversation.v1.ConversationService.CommitSummary.
+func (c *conversationServiceClient) CommitSummary(ctx context.Context, req *v1.CommitSummaryRequest) (*v1.CommitSummaryResponse, error) {
+	response, err := c.commitSummary.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListSummaries calls holdfast.conversation.v1.ConversationService.ListSummaries.
+func (c *conversationServiceClient) ListSummaries(ctx context.Context, req *v1.ListSummariesRequest) (*v1.ListSummariesResponse, error) {
+	response, err := c.listSummaries.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -443,7 +791,7 @@ type ConversationServiceHandler interface {
 	//
 	//	{"conversationId": "c1", "messages": [{"role": "ROLE_USER", "text": "Hello"}], "requestId": "m-1"}
 	AppendMessages(context.Context, *v1.AppendMessagesRequest) (*v1.AppendMessagesResponse, error)
-	// UpdateMessage sets the fields of one message that the mask names: text, parts, status, metadata, token_count.
+	// UpdateMessage sets the fields of one message that the mask names: text, parts, status, metadata, token_count, pinned.
 	// No mask sets them all.
 	//
 	//	{"conversationId": "c1", "message": {"seq": 2, "text": "Hello!"}, "updateMask": "text"}
@@ -474,13 +822,89 @@ type ConversationServiceHandler interface {
 	//
 	//	{"conversationId": "c1"}
 	ListFlowSteps(context.Context, *v1.ListFlowStepsRequest) (*v1.ListFlowStepsResponse, error)
+	// OpenLive takes the conversation over for a new connection to Gemini Live, and answers its epoch. Older connections are
+	// shut out from then on: their frames are refused, reason FENCED, and watchers see the new epoch. Call it before you
+	// connect, then ask GetResumePlan how.
+	//
+	//	{"conversationId": "c1", "device": "phone", "provider": "LIVE_PROVIDER_DEVELOPER_API", "setupHash": "b1946ac9"}
+	OpenLive(context.Context, *v1.OpenLiveRequest) (*v1.OpenLiveResponse, error)
+	// CloseLive notes that a connection has ended. Its open tool calls become orphans. Closing twice changes nothing; an
+	// older epoch is FENCED.
+	//
+	//	{"conversationId": "c1", "epoch": 1, "closeCode": 1006}
+	CloseLive(context.Context, *v1.CloseLiveRequest) (*v1.CloseLiveResponse, error)
+	// GetResumePlan tells a client what to do now: resume with this handle, or start a new session with this seed; what is
+	// open, what was stored, and whether to wait. The answer holds a bearer secret: do not log it.
+	//
+	//	{"conversationId": "c1", "setupHash": "b1946ac9", "seedBudgetTokens": 8000, "seedEndsWithUser": true}
+	GetResumePlan(context.Context, *v1.GetResumePlanRequest) (*v1.GetResumePlanResponse, error)
+	// ReportResumeFailed tells that the provider has refused a handle, with 1007 or 1011 say. It is never offered again, nor
+	// is one that is older, and the connection starts a new session: ask GetResumePlan for its seed.
+	//
+	//	{"conversationId": "c1", "epoch": 2, "handleId": 3, "closeCode": 1011}
+	ReportResumeFailed(context.Context, *v1.ReportResumeFailedRequest) (*v1.ReportResumeFailedResponse, error)
 	// IngestLive folds Gemini Live frames, as they came, into the conversation: transcriptions become one message a
 	// turn, tool calls are recorded, the voice state follows. A batch is one version. Frames whose client_index was
-	// folded already change nothing; an epoch older than the newest is `failed_precondition`, reason FENCED.
+	// folded already change nothing. An epoch older than the newest is `failed_precondition`, reason FENCED; what was said in
+	// such frames is kept as a fragment.
+	//
+	// Keep frames above last_client_index and send them again with the next: a batch that has nothing but words which may
+	// still change, signs of speech or audio is shown to watchers at once and stored within 250 ms.
 	//
 	//	{"conversationId": "c1", "epoch": 1, "frames": [
 	//	  {"clientIndex": 1, "text": "{\"serverContent\":{\"inputTranscription\":{\"text\":\"Hi\"}}}"}]}
 	IngestLive(context.Context, *v1.IngestLiveRequest) (*v1.IngestLiveResponse, error)
+	// ListFragments returns what connections sent after others had taken over, oldest first.
+	//
+	//	{"conversationId": "c1"}
+	ListFragments(context.Context, *v1.ListFragmentsRequest) (*v1.ListFragmentsResponse, error)
+	// ListLiveFrames returns the raw frames that are kept, oldest first: those of connections that were opened with
+	// keep_frames_for, as long as that, and at most the last 256 batches. They may hold secrets.
+	//
+	//	{"conversationId": "c1"}
+	ListLiveFrames(context.Context, *v1.ListLiveFramesRequest) (*v1.ListLiveFramesResponse, error)
+	// ListToolCalls returns the tool calls of the Live API, oldest first.
+	//
+	//	{"conversationId": "c1"}
+	ListToolCalls(context.Context, *v1.ListToolCallsRequest) (*v1.ListToolCallsResponse, error)
+	// ClaimToolCall gives the execution of a tool call to one worker, for as long as the lease. With its fencing token the
+	// worker may claim again, which renews the lease. A call that another has is `failed_precondition`, reason
+	// TOOL_CALL_CLAIMED; one that is completed or cancelled, reason ILLEGAL_TRANSITION.
+	//
+	//	{"conversationId": "c1", "seq": 1, "worker": "runner-7", "lease": "30s"}
+	ClaimToolCall(context.Context, *v1.ClaimToolCallRequest) (*v1.ClaimToolCallResponse, error)
+	// CompleteToolCall records a claimed call's response. A fencing token that is not the newest is FENCED. Where deliver is
+	// true in the answer, send the response to the provider as a tool response and ingest that frame; otherwise do not: it is
+	// a message of the conversation, or the call was cancelled.
+	//
+	//	{"conversationId": "c1", "seq": 1, "fencingToken": 1, "response": {"output": "ok"}}
+	CompleteToolCall(context.Context, *v1.CompleteToolCallRequest) (*v1.CompleteToolCallResponse, error)
+	// TruncateMessage tells what the user heard of an assistant's message before speaking over it, as text or as
+	// milliseconds played. More than there is counts as all there is. It may come late, and again: the last report counts.
+	//
+	//	{"conversationId": "c1", "seq": 2, "playedMs": 1800}
+	TruncateMessage(context.Context, *v1.TruncateMessageRequest) (*v1.TruncateMessageResponse, error)
+	// GetContextWindow returns what a model should be told of the conversation within a budget of tokens: pinned and system
+	// messages, the newest summary, and the newest messages, from the beginning of a user's turn on. It is the same for
+	// the same version and request.
+	//
+	//	{"conversationId": "c1", "budgetTokens": 8000, "format": "CONTEXT_FORMAT_GEMINI_CONTENTS"}
+	GetContextWindow(context.Context, *v1.GetContextWindowRequest) (*v1.GetContextWindowResponse, error)
+	// ProposeCompaction leases a closed range at the conversation's beginning, for the caller to summarise. Others may write
+	// meanwhile. While another has the lease it is `failed_precondition`, reason COMPACTION_LEASED; where there is nothing
+	// to summarise, reason NOTHING_TO_COMPACT.
+	//
+	//	{"conversationId": "c1", "keepTokens": 4000, "lease": "60s"}
+	ProposeCompaction(context.Context, *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error)
+	// CommitSummary puts a summary in place of the leased range in context windows; the messages stay readable. Under a lease
+	// that is not the newest it is FENCED. Committing again under one lease returns the first summary.
+	//
+	//	{"conversationId": "c1", "leaseToken": 1, "text": "They agreed on …"}
+	CommitSummary(context.Context, *v1.CommitSummaryRequest) (*v1.CommitSummaryResponse, error)
+	// ListSummaries returns the summaries, oldest first. Each stands for all that those before it stand for.
+	//
+	//	{"conversationId": "c1"}
+	ListSummaries(context.Context, *v1.ListSummariesRequest) (*v1.ListSummariesResponse, error)
 	// WatchConversation streams what changes. With after_version 0, or older than the journal, the first message is a
 	// snapshot with reset = true; then one message follows each change, or several changes that a slow reader missed
 	// together. A client that reconnects with the last version it saw misses nothing and sees nothing twice. A
@@ -580,10 +1004,100 @@ func NewConversationServiceHandler(svc ConversationServiceHandler, opts ...conne
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	conversationServiceOpenLiveHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceOpenLiveProcedure,
+		svc.OpenLive,
+		connect.WithSchema(conversationServiceMethods.ByName("OpenLive")),
+		connect.WithHandlerOptions(opts...),
+	)
+	conversationServiceCloseLiveHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceCloseLiveProcedure,
+		svc.CloseLive,
+		connect.WithSchema(conversationServiceMethods.ByName("CloseLive")),
+		connect.WithHandlerOptions(opts...),
+	)
+	conversationServiceGetResumePlanHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceGetResumePlanProcedure,
+		svc.GetResumePlan,
+		connect.WithSchema(conversationServiceMethods.ByName("GetResumePlan")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	conversationServiceReportResumeFailedHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceReportResumeFailedProcedure,
+		svc.ReportResumeFailed,
+		connect.WithSchema(conversationServiceMethods.ByName("ReportResumeFailed")),
+		connect.WithHandlerOptions(opts...),
+	)
 	conversationServiceIngestLiveHandler := connect.NewUnaryHandlerSimple(
 		ConversationServiceIngestLiveProcedure,
 		svc.IngestLive,
 		connect.WithSchema(conversationServiceMethods.ByName("IngestLive")),
+		connect.WithHandlerOptions(opts...),
+	)
+	conversationServiceListFragmentsHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceListFragmentsProcedure,
+		svc.ListFragments,
+		connect.WithSchema(conversationServiceMethods.ByName("ListFragments")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	conversationServiceListLiveFramesHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceListLiveFramesProcedure,
+		svc.ListLiveFrames,
+		connect.WithSchema(conversationServiceMethods.ByName("ListLiveFrames")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	conversationServiceListToolCallsHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceListToolCallsProcedure,
+		svc.ListToolCalls,
+		connect.WithSchema(conversationServiceMethods.ByName("ListToolCalls")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	conversationServiceClaimToolCallHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceClaimToolCallProcedure,
+		svc.ClaimToolCall,
+		connect.WithSchema(conversationServiceMethods.ByName("ClaimToolCall")),
+		connect.WithHandlerOptions(opts...),
+	)
+	conversationServiceCompleteToolCallHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceCompleteToolCallProcedure,
+		svc.CompleteToolCall,
+		connect.WithSchema(conversationServiceMethods.ByName("CompleteToolCall")),
+		connect.WithHandlerOptions(opts...),
+	)
+	conversationServiceTruncateMessageHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceTruncateMessageProcedure,
+		svc.TruncateMessage,
+		connect.WithSchema(conversationServiceMethods.ByName("TruncateMessage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	conversationServiceGetContextWindowHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceGetContextWindowProcedure,
+		svc.GetContextWindow,
+		connect.WithSchema(conversationServiceMethods.ByName("GetContextWindow")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	conversationServiceProposeCompactionHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceProposeCompactionProcedure,
+		svc.ProposeCompaction,
+		connect.WithSchema(conversationServiceMethods.ByName("ProposeCompaction")),
+		connect.WithHandlerOptions(opts...),
+	)
+	conversationServiceCommitSummaryHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceCommitSummaryProcedure,
+		svc.CommitSummary,
+		connect.WithSchema(conversationServiceMethods.ByName("CommitSummary")),
+		connect.WithHandlerOptions(opts...),
+	)
+	conversationServiceListSummariesHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceListSummariesProcedure,
+		svc.ListSummaries,
+		connect.WithSchema(conversationServiceMethods.ByName("ListSummaries")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	conversationServiceWatchConversationHandler := connect.NewServerStreamHandlerSimple(
@@ -620,8 +1134,36 @@ func NewConversationServiceHandler(svc ConversationServiceHandler, opts ...conne
 			conversationServiceAdvanceFlowHandler.ServeHTTP(w, r)
 		case ConversationServiceListFlowStepsProcedure:
 			conversationServiceListFlowStepsHandler.ServeHTTP(w, r)
+		case ConversationServiceOpenLiveProcedure:
+			conversationServiceOpenLiveHandler.ServeHTTP(w, r)
+		case ConversationServiceCloseLiveProcedure:
+			conversationServiceCloseLiveHandler.ServeHTTP(w, r)
+		case ConversationServiceGetResumePlanProcedure:
+			conversationServiceGetResumePlanHandler.ServeHTTP(w, r)
+		case ConversationServiceReportResumeFailedProcedure:
+			conversationServiceReportResumeFailedHandler.ServeHTTP(w, r)
 		case ConversationServiceIngestLiveProcedure:
 			conversationServiceIngestLiveHandler.ServeHTTP(w, r)
+		case ConversationServiceListFragmentsProcedure:
+			conversationServiceListFragmentsHandler.ServeHTTP(w, r)
+		case ConversationServiceListLiveFramesProcedure:
+			conversationServiceListLiveFramesHandler.ServeHTTP(w, r)
+		case ConversationServiceListToolCallsProcedure:
+			conversationServiceListToolCallsHandler.ServeHTTP(w, r)
+		case ConversationServiceClaimToolCallProcedure:
+			conversationServiceClaimToolCallHandler.ServeHTTP(w, r)
+		case ConversationServiceCompleteToolCallProcedure:
+			conversationServiceCompleteToolCallHandler.ServeHTTP(w, r)
+		case ConversationServiceTruncateMessageProcedure:
+			conversationServiceTruncateMessageHandler.ServeHTTP(w, r)
+		case ConversationServiceGetContextWindowProcedure:
+			conversationServiceGetContextWindowHandler.ServeHTTP(w, r)
+		case ConversationServiceProposeCompactionProcedure:
+			conversationServiceProposeCompactionHandler.ServeHTTP(w, r)
+		case ConversationServiceCommitSummaryProcedure:
+			conversationServiceCommitSummaryHandler.ServeHTTP(w, r)
+		case ConversationServiceListSummariesProcedure:
+			conversationServiceListSummariesHandler.ServeHTTP(w, r)
 		case ConversationServiceWatchConversationProcedure:
 			conversationServiceWatchConversationHandler.ServeHTTP(w, r)
 		default:
@@ -685,8 +1227,64 @@ func (UnimplementedConversationServiceHandler) ListFlowSteps(context.Context, *v
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ListFlowSteps is not implemented"))
 }
 
+func (UnimplementedConversationServiceHandler) OpenLive(context.Context, *v1.OpenLiveRequest) (*v1.OpenLiveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.OpenLive is not implemented"))
+}
+
+func (UnimplementedConversationServiceHandler) CloseLive(context.Context, *v1.CloseLiveRequest) (*v1.CloseLiveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.CloseLive is not implemented"))
+}
+
+func (UnimplementedConversationServiceHandler) GetResumePlan(context.Context, *v1.GetResumePlanRequest) (*v1.GetResumePlanResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.GetResumePlan is not implemented"))
+}
+
+func (UnimplementedConversationServiceHandler) ReportResumeFailed(context.Context, *v1.ReportResumeFailedRequest) (*v1.ReportResumeFailedResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ReportResumeFailed is not implemented"))
+}
+
 func (UnimplementedConversationServiceHandler) IngestLive(context.Context, *v1.IngestLiveRequest) (*v1.IngestLiveResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.IngestLive is not implemented"))
+}
+
+func (UnimplementedConversationServiceHandler) ListFragments(context.Context, *v1.ListFragmentsRequest) (*v1.ListFragmentsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ListFragments is not implemented"))
+}
+
+func (UnimplementedConversationServiceHandler) ListLiveFrames(context.Context, *v1.ListLiveFramesRequest) (*v1.ListLiveFramesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ListLiveFrames is not implemented"))
+}
+
+func (UnimplementedConversationServiceHandler) ListToolCalls(context.Context, *v1.ListToolCallsRequest) (*v1.ListToolCallsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ListToolCalls is not implemented"))
+}
+
+func (UnimplementedConversationServiceHandler) ClaimToolCall(context.Context, *v1.ClaimToolCallRequest) (*v1.ClaimToolCallResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ClaimToolCall is not implemented"))
+}
+
+func (UnimplementedConversationServiceHandler) CompleteToolCall(context.Context, *v1.CompleteToolCallRequest) (*v1.CompleteToolCallResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.CompleteToolCall is not implemented"))
+}
+
+func (UnimplementedConversationServiceHandler) TruncateMessage(context.Context, *v1.TruncateMessageRequest) (*v1.TruncateMessageResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.TruncateMessage is not implemented"))
+}
+
+func (UnimplementedConversationServiceHandler) GetContextWindow(context.Context, *v1.GetContextWindowRequest) (*v1.GetContextWindowResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.GetContextWindow is not implemented"))
+}
+
+func (UnimplementedConversationServiceHandler) ProposeCompaction(context.Context, *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ProposeCompaction is not implemented"))
+}
+
+func (UnimplementedConversationServiceHandler) CommitSummary(context.Context, *v1.CommitSummaryRequest) (*v1.CommitSummaryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.CommitSummary is not implemented"))
+}
+
+func (UnimplementedConversationServiceHandler) ListSummaries(context.Context, *v1.ListSummariesRequest) (*v1.ListSummariesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ListSummaries is not implemented"))
 }
 
 func (UnimplementedConversationServiceHandler) WatchConversation(context.Context, *v1.WatchConversationRequest, *connect.ServerStream[v1.WatchConversationResponse]) error {

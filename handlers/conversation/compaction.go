@@ -1,0 +1,77 @@
+package conversation
+
+import (
+	"errors"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+)
+
+const (
+	// DefaultCompactionLease is how long a range is leased where the caller does not say.
+	DefaultCompactionLease = 2 * time.Minute
+	// DefaultKeepTokens is how much of the newest messages is left as it is where the caller does not say.
+	DefaultKeepTokens = 4000
+	// maxCompaction is how many messages one summary takes in.
+	maxCompaction = 1000
+)
+
+var (
+	// errStaleLease: the lease is not the newest.
+	errStaleLease = errors.New("another lease was given since")
+	// errMoved: another summary was committed while the range was read.
+	errMoved = errors.New("another summary was committed meanwhile")
+)
+
+// leasedError: another may summarise until then.
+type leasedError struct{ until time.Time }
+
+func (e leasedError) Error() string { return "another has the lease" }
+
+// leaseCompaction lets the caller summarise a range that was chosen on the newest summary. mine is the token of a lease
+// that the caller has; 0: none. It is a leasedError, or errMoved.
+func leaseCompaction(
+	s *conversationv1.ConversationState, wanted *conversationv1.CompactionLease, mine int64, lease time.Duration, now time.Time,
+) (*conversationv1.CompactionLease, error) {
+	held := s.GetCompaction()
+	if held != nil && held.GetToken() != mine && held.GetSummarySeq() == 0 && now.Before(held.GetExpireTime().AsTime()) {
+		return nil, leasedError{until: held.GetExpireTime().AsTime()}
+	}
+	if s.GetSummary().GetSeq() != wanted.GetBaseSummarySeq() {
+		return nil, errMoved
+	}
+	given := proto.CloneOf(wanted)
+	given.Token = held.GetToken() + 1
+	given.ExpireTime = timestamppb.New(now.Add(lease))
+	s.Compaction = given
+	return given, nil
+}
+
+// commitSummary puts a summary in place of the leased range, or is errStaleLease. It returns nil where one was committed
+// under this lease already. A lease that is over counts until another is given: the range is closed, so the summary is
+// right however late it comes.
+func commitSummary(
+	s *conversationv1.ConversationState, req *conversationv1.CommitSummaryRequest, now time.Time,
+) (*conversationv1.Summary, error) {
+	lease := s.GetCompaction()
+	if lease.GetToken() != req.GetLeaseToken() {
+		return nil, errStaleLease
+	}
+	if lease.GetSummarySeq() != 0 {
+		return nil, nil
+	}
+	s.SummaryCount++
+	summary := &conversationv1.Summary{
+		Seq: s.GetSummaryCount(), FromSeq: lease.GetFromSeq(), ToSeq: lease.GetToSeq(), Text: req.GetText(),
+		TokenCount: req.GetTokenCount(), CreateTime: timestamppb.New(now), ReplacedTokenCount: lease.GetTokenCount(),
+	}
+	if req.TokenCount == nil {
+		summary.TokenCount, summary.TokenCountEstimated = estimateTokens(req.GetText()), true
+	}
+	lease.SummarySeq = summary.GetSeq()
+	s.Summary = summary
+	return summary, nil
+}

@@ -1,0 +1,443 @@
+package conversation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/handlers/problem"
+	"holdfast/object"
+)
+
+const (
+	defaultWindow = 32_000 // tokens
+	defaultSeed   = 8_000
+	// maxWindow is how many messages, and apart from them tool calls, are looked at for one window.
+	maxWindow = 10_000
+	// readTries is how often a read of several pages begins again because somebody wrote meanwhile.
+	readTries = 8
+)
+
+// errWritten: somebody wrote between two pages of one read.
+var errWritten = errors.New("the conversation was changed meanwhile")
+
+// reader reads one version of a conversation, page by page.
+type reader struct {
+	m    *Manager
+	id   object.ID
+	info object.Info
+	s    state
+}
+
+// read calls do with a reader, again where the version changes meanwhile.
+func (m *Manager) read(ctx context.Context, id string, do func(*reader) error) (*reader, error) {
+	for range readTries {
+		snap, err := m.kind.View(ctx, object.ID(id))
+		if err != nil {
+			return nil, err
+		}
+		r := &reader{m: m, id: object.ID(id), info: snap.Info, s: snap.State}
+		if err = do(r); !errors.Is(err, errWritten) {
+			return r, err
+		}
+	}
+	return nil, problem.Unavailable("CONTENTION", "others change this conversation all the time", 250*time.Millisecond)
+}
+
+func (r *reader) same(page object.EntriesPage, err error) (object.EntriesPage, error) {
+	if err == nil && page.Version != r.info.Version {
+		err = errWritten
+	}
+	return page, err
+}
+
+// items reads the newest messages, at least until enough says so, and the tool calls among them. after is the message
+// before the first that counts. whole tells whether that was reached.
+func (r *reader) items(
+	ctx context.Context, after int64, enough func(items []windowItem, whole bool) bool,
+) (items []windowItem, whole bool, err error) {
+	messages, calls := &tail{r: r, collection: inMessages}, &tail{r: r, collection: inToolCalls, done: r.s.GetToolCallCount() == 0}
+	for {
+		if err := messages.more(ctx, func(e object.Entry) bool { return e.Value.(*conversationv1.Message).GetSeq() > after }); err != nil { //nolint:forcetypeassert // the collection's type
+			return nil, false, err
+		}
+		found := values[*conversationv1.Message](messages.entries)
+		first := after + 1
+		if len(found) > 0 && !messages.done {
+			first = found[0].GetSeq()
+		}
+		// Calls belong to the window from its first message on; all of them where it is the conversation's.
+		if first == 1 {
+			first = 0
+		}
+		belongs := func(e object.Entry) bool { return e.Value.(*conversationv1.ToolCall).GetAfterSeq() >= first } //nolint:forcetypeassert // the collection's type
+		for !calls.done && (len(calls.entries) == 0 || belongs(calls.entries[0])) {
+			if err := calls.more(ctx, nil); err != nil {
+				return nil, false, err
+			}
+		}
+		i := slices.IndexFunc(calls.entries, belongs)
+		if i < 0 {
+			i = len(calls.entries)
+		}
+		items = arrange(found, values[*conversationv1.ToolCall](calls.entries[i:]))
+		whole = messages.done || len(found) >= maxWindow
+		if whole || enough(items, whole) {
+			return items, whole, nil
+		}
+	}
+}
+
+// tail is the newest entries of a collection, read page by page towards the oldest.
+type tail struct {
+	r          *reader
+	collection string
+	entries    []object.Entry // oldest first
+	done       bool           // there are no more that are wanted
+}
+
+// more reads one more page. Entries that are not wanted end it.
+func (t *tail) more(ctx context.Context, wanted func(object.Entry) bool) error {
+	if t.done {
+		return nil
+	}
+	before := "~" // behind every key
+	if len(t.entries) > 0 {
+		before = t.entries[0].Key
+	}
+	page, err := t.r.same(t.r.m.kind.Entries(ctx, t.r.id, t.collection, object.EntriesOptions{Before: before, PageSize: object.MaxPageSize}))
+	if err != nil {
+		return err
+	}
+	got := page.Entries
+	t.done = !page.More
+	if wanted != nil {
+		if i := slices.IndexFunc(got, wanted); i > 0 || i < 0 && len(got) > 0 {
+			t.done = true
+			if i < 0 {
+				i = len(got)
+			}
+			got = got[i:]
+		}
+	}
+	t.entries = slices.Concat(got, t.entries)
+	return nil
+}
+
+// pinned reads the messages that are in every window.
+func (r *reader) pinned(ctx context.Context) ([]*conversationv1.Message, error) {
+	if len(r.s.GetPinnedSeqs()) == 0 {
+		return nil, nil
+	}
+	keys := make([]string, len(r.s.GetPinnedSeqs()))
+	for i, seq := range r.s.GetPinnedSeqs() {
+		keys[i] = object.SeqKey(seq)
+	}
+	page, err := r.same(r.m.kind.Lookup(ctx, r.id, inMessages, keys...))
+	return values[*conversationv1.Message](page.Entries), err
+}
+
+// contextWindow is a window, with what is in it.
+type contextWindow struct {
+	about   *conversationv1.ContextWindow
+	outside []*conversationv1.Message // pinned and system messages before the window
+	summary *conversationv1.Summary   // nil: none
+	items   []windowItem
+}
+
+// contextWindow reads what a model should be told within a budget.
+func (r *reader) contextWindow(ctx context.Context, budget int64, policy conversationv1.ContextPolicy) (*contextWindow, error) {
+	w := &contextWindow{about: &conversationv1.ContextWindow{}}
+	room := budget
+	if policy != conversationv1.ContextPolicy_CONTEXT_POLICY_RECENT_ONLY {
+		w.summary = r.s.GetSummary()
+		room -= w.summary.GetTokenCount()
+	}
+	pinned, err := r.pinned(ctx)
+	if err != nil {
+		return nil, err
+	}
+	costs := map[int64]int64{}
+	for _, m := range pinned {
+		costs[m.GetSeq()] = windowItem{message: m}.tokens()
+	}
+	after := w.summary.GetToSeq()
+	items, whole, err := r.items(ctx, after, func(items []windowItem, whole bool) bool {
+		_, ok := choose(items, whole, room, costs)
+		return ok
+	})
+	if err != nil {
+		return nil, err
+	}
+	chosen, _ := choose(items, whole, room, costs)
+	w.items = items[chosen.from:]
+	w.about.TotalTokens, w.about.OverBudget, w.about.SummarySeq = chosen.tokens+w.summary.GetTokenCount(), chosen.over, w.summary.GetSeq()
+	first := r.s.GetLastSeq() + 1
+	for _, i := range w.items {
+		if i.message != nil {
+			if w.about.FromSeq == 0 {
+				w.about.FromSeq, first = i.seq(), i.seq()
+			}
+			w.about.ToSeq = i.seq()
+		}
+	}
+	for _, m := range pinned {
+		if m.GetSeq() < first {
+			w.outside = append(w.outside, m)
+		}
+	}
+	w.about.DroppedCount = max(first-1-after, 0)
+	for _, m := range w.outside {
+		if m.GetSeq() > after {
+			w.about.DroppedCount--
+		}
+	}
+	// The next summary goes on where the newest ends.
+	if from, ok := compactable(items, whole, budget/2); ok && r.s.GetSummary().GetToSeq() < items[from].seq()-1 {
+		if chosen.from > 0 || !whole || w.about.GetTotalTokens() > budget/2 {
+			w.about.CompactFromSeq, w.about.CompactToSeq = r.s.GetSummary().GetToSeq()+1, items[from].seq()-1
+		}
+	}
+	return w, nil
+}
+
+// turns puts the window into Gemini's form. System messages are left out where they go elsewhere.
+func (w *contextWindow) turns(onlyText, withSystem bool) *turns {
+	t := &turns{onlyText: onlyText}
+	add := func(i windowItem) {
+		if withSystem || i.message.GetRole() != conversationv1.Role_ROLE_SYSTEM {
+			t.addItem(i)
+		}
+	}
+	for _, m := range w.outside {
+		add(windowItem{message: m})
+	}
+	t.addSummary(w.summary)
+	for _, i := range w.items {
+		add(i)
+	}
+	return t
+}
+
+func (w *contextWindow) systemMessages() []*conversationv1.Message {
+	var out []*conversationv1.Message
+	for _, i := range slices.Concat(arrange(w.outside, nil), w.items) {
+		if i.message.GetRole() == conversationv1.Role_ROLE_SYSTEM {
+			out = append(out, i.message)
+		}
+	}
+	return out
+}
+
+func (w *contextWindow) neutral() []*conversationv1.ContextItem {
+	var out []*conversationv1.ContextItem
+	add := func(i windowItem) {
+		if i.call != nil {
+			out = append(out, &conversationv1.ContextItem{Item: &conversationv1.ContextItem_ToolCall{ToolCall: i.call}})
+		} else {
+			out = append(out, &conversationv1.ContextItem{Item: &conversationv1.ContextItem_Message{Message: heard(i.message)}})
+		}
+	}
+	for _, m := range w.outside {
+		add(windowItem{message: m})
+	}
+	if w.summary != nil {
+		out = append(out, &conversationv1.ContextItem{Item: &conversationv1.ContextItem_Summary{Summary: w.summary}})
+	}
+	for _, i := range w.items {
+		add(i)
+	}
+	return out
+}
+
+// addSeed adds to a plan what a new session has to be told.
+func (m *Manager) addSeed(ctx context.Context, req *conversationv1.GetResumePlanRequest, res *conversationv1.GetResumePlanResponse) error {
+	budget := req.GetSeedBudgetTokens()
+	if budget == 0 {
+		budget = defaultSeed
+	}
+	_, err := m.read(ctx, req.GetConversationId(), func(r *reader) error {
+		w, err := r.contextWindow(ctx, budget, conversationv1.ContextPolicy_CONTEXT_POLICY_SUMMARY_AND_RECENT)
+		if err != nil {
+			return err
+		}
+		res.Seed, res.SeedWindow = w.turns(true, true).seed(req.GetSeedEndsWithUser()), w.about
+		return nil
+	})
+	return err
+}
+
+// GetContextWindow implements ConversationService.
+func (m *Manager) GetContextWindow(
+	ctx context.Context, req *conversationv1.GetContextWindowRequest,
+) (*conversationv1.GetContextWindowResponse, error) {
+	budget := req.GetBudgetTokens()
+	if budget == 0 {
+		budget = defaultWindow
+	}
+	res := &conversationv1.GetContextWindowResponse{}
+	r, err := m.read(ctx, req.GetConversationId(), func(r *reader) error {
+		w, err := r.contextWindow(ctx, budget, req.GetPolicy())
+		if err != nil {
+			return err
+		}
+		res.Window = w.about
+		switch req.GetFormat() {
+		case conversationv1.ContextFormat_CONTEXT_FORMAT_GEMINI_CONTENTS:
+			res.Contents, res.SystemInstruction = w.turns(false, false).contents, systemInstruction(w.systemMessages())
+		case conversationv1.ContextFormat_CONTEXT_FORMAT_LIVE_SEED:
+			res.Seed = w.turns(true, true).seed(req.GetEndsWithUser())
+		default:
+			res.Items = w.neutral()
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	res.Metadata = metadata(r.info)
+	return res, nil
+}
+
+// ProposeCompaction implements ConversationService.
+func (m *Manager) ProposeCompaction(
+	ctx context.Context, req *conversationv1.ProposeCompactionRequest,
+) (*conversationv1.ProposeCompactionResponse, error) {
+	keep, lease := req.GetKeepTokens(), DefaultCompactionLease
+	if keep == 0 {
+		keep = DefaultKeepTokens
+	}
+	if req.GetLease() != nil {
+		lease = req.GetLease().AsDuration()
+	}
+	for range readTries {
+		var wanted *conversationv1.CompactionLease
+		var previous *conversationv1.Summary
+		if _, err := m.read(ctx, req.GetConversationId(), func(r *reader) (err error) {
+			previous = r.s.GetSummary()
+			wanted, err = r.compaction(ctx, keep, req.GetFromScratch())
+			return err
+		}); err != nil {
+			return nil, err
+		}
+		res, err := object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+			func(tx *object.Tx[state]) (*conversationv1.ProposeCompactionResponse, error) {
+				if wanted == nil {
+					return nil, problem.FailedPrecondition("NOTHING_TO_COMPACT", "no closed range lies before what is kept")
+				}
+				got, err := leaseCompaction(tx.State(), wanted, req.GetLeaseToken(), lease, tx.Now())
+				if err != nil {
+					return nil, refuse(err)
+				}
+				tx.Emit("compaction_leased")
+				res := &conversationv1.ProposeCompactionResponse{
+					LeaseToken: got.GetToken(), LeaseExpireTime: got.GetExpireTime(), FromSeq: got.GetFromSeq(), ToSeq: got.GetToSeq(),
+					TokenCount: got.GetTokenCount(), Metadata: metadata(tx.Info()),
+				}
+				if got.GetFromSeq() > 1 {
+					res.Previous = previous
+				}
+				return res, nil
+			})
+		if !errors.Is(err, errMoved) {
+			return res, err
+		}
+	}
+	return nil, problem.Unavailable("CONTENTION", "others summarise this conversation all the time", 250*time.Millisecond)
+}
+
+// compaction chooses the range to summarise next; nil: there is none.
+func (r *reader) compaction(ctx context.Context, keep int64, fromScratch bool) (*conversationv1.CompactionLease, error) {
+	after := r.s.GetSummary().GetToSeq()
+	lease := &conversationv1.CompactionLease{BaseSummarySeq: r.s.GetSummary().GetSeq(), TokenCount: r.s.GetSummary().GetTokenCount()}
+	if fromScratch {
+		after, lease.TokenCount = 0, 0
+	}
+	items, whole, err := r.items(ctx, after, func([]windowItem, bool) bool { return false })
+	if err != nil {
+		return nil, err
+	}
+	if !whole || len(items) == 0 {
+		return nil, nil
+	}
+	end, ok := compactable(items, whole, keep)
+	if !ok {
+		return nil, nil
+	}
+	// A range that is too long for one summary ends with an earlier turn.
+	may := cuts(items, whole)
+	for end > 0 && (!may[end] || items[end].seq()-1-after > maxCompaction) {
+		end--
+	}
+	lease.FromSeq, lease.ToSeq = after+1, items[end].seq()-1
+	if lease.GetToSeq() < lease.GetFromSeq() {
+		return nil, nil
+	}
+	for _, i := range items[:end] {
+		lease.TokenCount += i.tokens()
+	}
+	return lease, nil
+}
+
+// CommitSummary implements ConversationService.
+func (m *Manager) CommitSummary(
+	ctx context.Context, req *conversationv1.CommitSummaryRequest,
+) (*conversationv1.CommitSummaryResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.CommitSummaryResponse, error) {
+			s := tx.State()
+			summary, err := commitSummary(s, req, tx.Now())
+			if err != nil {
+				return nil, refuse(err)
+			}
+			if summary == nil {
+				summary = s.GetSummary() // the lease is the newest, so its summary is
+				tx.Unchanged()
+			} else {
+				tx.Put(inSummaries, object.SeqKey(summary.GetSeq()), summary)
+				tx.Emit("compacted")
+			}
+			return &conversationv1.CommitSummaryResponse{Summary: summary, Metadata: metadata(tx.Info())}, nil
+		})
+}
+
+// ListSummaries implements ConversationService.
+func (m *Manager) ListSummaries(
+	ctx context.Context, req *conversationv1.ListSummariesRequest,
+) (*conversationv1.ListSummariesResponse, error) {
+	page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inSummaries,
+		object.EntriesOptions{PageSize: int(req.GetPageSize()), After: object.SeqKey(req.GetAfterSeq())})
+	if err != nil {
+		return nil, err
+	}
+	return &conversationv1.ListSummariesResponse{
+		Summaries: values[*conversationv1.Summary](page.Entries), HasMore: page.More, Metadata: metadata(page.Info),
+	}, nil
+}
+
+// TruncateMessage implements ConversationService.
+func (m *Manager) TruncateMessage(
+	ctx context.Context, req *conversationv1.TruncateMessageRequest,
+) (*conversationv1.TruncateMessageResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.TruncateMessageResponse, error) {
+			key := object.SeqKey(req.GetSeq())
+			old, _ := tx.Entry(inMessages, key).(*conversationv1.Message)
+			switch {
+			case old == nil:
+				return nil, problem.NotFound(fmt.Sprintf("the conversation has no message %d", req.GetSeq()))
+			case old.GetRole() != conversationv1.Role_ROLE_ASSISTANT:
+				return nil, problem.FailedPrecondition("NOT_ASSISTANT", "only what the assistant says is heard or not")
+			}
+			msg, changed := truncate(tx.State(), old, req, tx.Now())
+			if changed {
+				tx.Put(inMessages, key, msg)
+			} else {
+				tx.Unchanged()
+			}
+			return &conversationv1.TruncateMessageResponse{Message: msg, Metadata: metadata(tx.Info())}, nil
+		})
+}

@@ -1,0 +1,192 @@
+package conversation
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+)
+
+// Roles of Gemini's Content; the shapes are those of google.golang.org/genai's Content, Part and LiveClientContent.
+const (
+	geminiUser  = "user"
+	geminiModel = "model"
+)
+
+// turns gathers Contents. What one role says in a row is one Content.
+type turns struct {
+	contents []*structpb.Struct
+	role     string
+	parts    *structpb.ListValue
+	// All is told as text: a Live session that is seeded did not issue the calls.
+	onlyText bool
+}
+
+func (t *turns) add(role string, part *structpb.Struct) {
+	if role != t.role {
+		t.role, t.parts = role, &structpb.ListValue{}
+		t.contents = append(t.contents, fieldsOf(map[string]*structpb.Value{
+			"role": structpb.NewStringValue(role), "parts": structpb.NewListValue(t.parts),
+		}))
+	}
+	t.parts.Values = append(t.parts.Values, structpb.NewStructValue(part))
+}
+
+func (t *turns) say(role, text string) {
+	if text != "" {
+		t.add(role, textPart(text))
+	}
+}
+
+func textPart(text string) *structpb.Struct {
+	return fieldsOf(map[string]*structpb.Value{"text": structpb.NewStringValue(text)})
+}
+
+func fieldsOf(fields map[string]*structpb.Value) *structpb.Struct {
+	return &structpb.Struct{Fields: fields}
+}
+
+func (t *turns) addSummary(s *conversationv1.Summary) {
+	if s != nil {
+		t.say(geminiUser, "Summary of the conversation so far: "+s.GetText())
+	}
+}
+
+func (t *turns) addItem(i windowItem) {
+	if i.call != nil {
+		t.addCall(i.call)
+		return
+	}
+	role := geminiUser
+	if i.message.GetRole() == conversationv1.Role_ROLE_ASSISTANT {
+		role = geminiModel
+	}
+	t.say(role, heard(i.message).GetText())
+	for _, p := range i.message.GetParts() {
+		t.addPart(role, p)
+	}
+}
+
+func (t *turns) addPart(role string, p *conversationv1.Part) {
+	switch p := p.GetPart().(type) {
+	case *conversationv1.Part_ToolCall:
+		t.callPart(p.ToolCall.GetCallId(), p.ToolCall.GetName(), p.ToolCall.GetArgs())
+	case *conversationv1.Part_ToolResult:
+		t.resultPart(p.ToolResult.GetCallId(), p.ToolResult.GetName(), p.ToolResult.GetResponse())
+	case *conversationv1.Part_File:
+		t.filePart(role, p.File)
+	case *conversationv1.Part_Image:
+		t.filePart(role, p.Image)
+	case *conversationv1.Part_Json:
+		t.say(role, jsonText(p.Json))
+	}
+}
+
+func (t *turns) filePart(role string, f *conversationv1.FileReference) {
+	if t.onlyText {
+		t.say(role, "[file "+f.GetUri()+"]")
+		return
+	}
+	t.add(role, fieldsOf(map[string]*structpb.Value{"fileData": structpb.NewStructValue(fieldsOf(map[string]*structpb.Value{
+		"fileUri": structpb.NewStringValue(f.GetUri()), "mimeType": structpb.NewStringValue(f.GetMimeType()),
+	}))}))
+}
+
+func (t *turns) callPart(id, name string, args *structpb.Struct) {
+	if t.onlyText {
+		t.say(geminiModel, fmt.Sprintf("[called %s with %s]", name, jsonText(args)))
+		return
+	}
+	t.add(geminiModel, fieldsOf(map[string]*structpb.Value{"functionCall": structpb.NewStructValue(function(id, name, "args", args))}))
+}
+
+func (t *turns) resultPart(id, name string, response *structpb.Struct) {
+	if t.onlyText {
+		t.say(geminiUser, fmt.Sprintf("[result of %s: %s]", name, firstBytes(jsonText(response), maxResultText)))
+		return
+	}
+	t.add(geminiUser, fieldsOf(map[string]*structpb.Value{"functionResponse": structpb.NewStructValue(function(id, name, "response", response))}))
+}
+
+func function(id, name, field string, value *structpb.Struct) *structpb.Struct {
+	if value == nil {
+		value = &structpb.Struct{}
+	}
+	return fieldsOf(map[string]*structpb.Value{
+		"id": structpb.NewStringValue(id), "name": structpb.NewStringValue(name), field: structpb.NewStructValue(value),
+	})
+}
+
+// addCall tells a call of the Live API. As a call it is told only with a response that it got on its own connection.
+func (t *turns) addCall(c *conversationv1.ToolCall) {
+	switch {
+	case c.GetStatus() == callCompleted && c.GetResultSeq() == 0:
+		t.callPart(c.GetCallId(), c.GetName(), c.GetArgs())
+		t.resultPart(c.GetCallId(), c.GetName(), c.GetResponse())
+	case c.GetStatus() == callCancelled:
+		t.say(geminiModel, fmt.Sprintf("[called %s with %s, then withdrew it]", c.GetName(), jsonText(c.GetArgs())))
+	case c.GetStatus() == callCompleted: // its result follows, as a message
+		t.say(geminiModel, fmt.Sprintf("[called %s with %s]", c.GetName(), jsonText(c.GetArgs())))
+	default:
+		t.say(geminiModel, fmt.Sprintf("[called %s with %s; there is no result yet]", c.GetName(), jsonText(c.GetArgs())))
+	}
+}
+
+// goOn ends a seed that must end with the user, without asking for anything.
+const goOn = "[The connection was renewed. Go on from here: do not greet again, and wait for me to speak.]"
+
+// seed is a message with clientContent, or nil where nothing was said.
+func (t *turns) seed(endsWithUser bool) *structpb.Struct {
+	if len(t.contents) == 0 {
+		return nil
+	}
+	if endsWithUser && t.role != geminiUser {
+		t.say(geminiUser, goOn)
+	}
+	return fieldsOf(map[string]*structpb.Value{"clientContent": structpb.NewStructValue(fieldsOf(map[string]*structpb.Value{
+		"turns": structpb.NewListValue(t.list()), "turnComplete": structpb.NewBoolValue(true),
+	}))})
+}
+
+func (t *turns) list() *structpb.ListValue {
+	l := &structpb.ListValue{}
+	for _, c := range t.contents {
+		l.Values = append(l.Values, structpb.NewStructValue(c))
+	}
+	return l
+}
+
+// systemInstruction is what the system messages say, or nil.
+func systemInstruction(messages []*conversationv1.Message) *structpb.Struct {
+	l := &structpb.ListValue{}
+	for _, m := range messages {
+		if m.GetText() != "" {
+			l.Values = append(l.Values, structpb.NewStructValue(textPart(m.GetText())))
+		}
+	}
+	if len(l.GetValues()) == 0 {
+		return nil
+	}
+	return fieldsOf(map[string]*structpb.Value{"parts": structpb.NewListValue(l)})
+}
+
+// jsonText is an object as JSON, the same on every run: protojson's blanks are not.
+func jsonText(s *structpb.Struct) string {
+	if s == nil {
+		return "{}"
+	}
+	raw, err := protojson.Marshal(s)
+	if err != nil {
+		return "{}" // a number that JSON does not have
+	}
+	var b bytes.Buffer
+	if err := json.Compact(&b, raw); err != nil {
+		return "{}"
+	}
+	return strings.TrimSpace(b.String())
+}

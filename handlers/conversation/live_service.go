@@ -1,0 +1,343 @@
+package conversation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/handlers/problem"
+	"holdfast/identity"
+	"holdfast/object"
+)
+
+// OpenLive implements ConversationService.
+func (m *Manager) OpenLive(ctx context.Context, req *conversationv1.OpenLiveRequest) (*conversationv1.OpenLiveResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.OpenLiveResponse, error) {
+			f := newLive(tx)
+			f.open(req, m.limits)
+			f.put(tx)
+			tx.Emit("live_opened")
+			return &conversationv1.OpenLiveResponse{
+				Epoch: f.live.GetEpoch(), Live: presentLive(f.live), Metadata: metadata(tx.Info()),
+			}, nil
+		})
+}
+
+// CloseLive implements ConversationService.
+func (m *Manager) CloseLive(ctx context.Context, req *conversationv1.CloseLiveRequest) (*conversationv1.CloseLiveResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.CloseLiveResponse, error) {
+			if err := m.checkEpoch(tx, req.GetEpoch()); err != nil {
+				return nil, err
+			}
+			f := newLive(tx)
+			if !f.closeLive(req.GetCloseCode()) {
+				tx.Unchanged()
+			}
+			f.put(tx)
+			tx.Emit("live_closed")
+			return &conversationv1.CloseLiveResponse{Live: presentLive(f.live), Metadata: metadata(tx.Info())}, nil
+		})
+}
+
+// checkEpoch refuses an epoch that is not the newest.
+func (m *Manager) checkEpoch(tx *object.Tx[state], epoch int64) error {
+	if err := fence(tx.State(), writer{epoch: epoch}); err != nil {
+		return refuse(err)
+	}
+	if current := tx.State().GetLive().GetEpoch(); epoch > current {
+		return problem.FailedPrecondition("EPOCH_UNKNOWN", fmt.Sprintf("the newest connection has epoch %d", current))
+	}
+	return nil
+}
+
+// GetResumePlan implements ConversationService.
+func (m *Manager) GetResumePlan(
+	ctx context.Context, req *conversationv1.GetResumePlanRequest,
+) (*conversationv1.GetResumePlanResponse, error) {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return nil, err
+	}
+	snap, err := m.kind.View(ctx, object.ID(req.GetConversationId()))
+	if err != nil {
+		return nil, err
+	}
+	live := snap.State.GetLive()
+	p := plan(live, req.GetSetupHash(), m.now(), m.limits)
+	res := &conversationv1.GetResumePlanResponse{
+		Action: conversationv1.ResumeAction_RESUME_ACTION_START_FRESH, OpenUtterance: live.GetUserTurn(), ToolCalls: openCalls(live),
+		Epoch: live.GetEpoch(), LastClientIndex: live.GetLastClientIndex(), Wait: p.wait, ResumeFailures: live.GetResumeFailures(),
+		Live: presentLive(live), Metadata: metadata(snap.Info),
+	}
+	if p.wait {
+		res.WaitUntilTime = timestamppb.New(p.waitTill)
+	}
+	if !p.retry.IsZero() {
+		res.RetryTime = timestamppb.New(p.retry)
+	}
+	if p.handle != nil {
+		handle, err := m.box.Open(p.handle.GetSealed(), handleContext(caller.Tenant, req.GetConversationId()))
+		if err == nil { // else its key is gone: start fresh
+			res.Action, res.Handle, res.HandleId = conversationv1.ResumeAction_RESUME_ACTION_RESUME, string(handle), p.handle.GetId()
+			res.HandleExpireTime, res.HandleAfterSeq = timestamppb.New(p.expires), p.handle.GetAfterSeq()
+			return res, nil
+		}
+	}
+	return res, m.addSeed(ctx, req, res)
+}
+
+// ReportResumeFailed implements ConversationService.
+func (m *Manager) ReportResumeFailed(
+	ctx context.Context, req *conversationv1.ReportResumeFailedRequest,
+) (*conversationv1.ReportResumeFailedResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.ReportResumeFailedResponse, error) {
+			if err := m.checkEpoch(tx, req.GetEpoch()); err != nil {
+				return nil, err
+			}
+			f := newLive(tx)
+			if last := f.live.GetHandleCount(); req.GetHandleId() > last {
+				return nil, problem.InvalidArgument("handle_id", fmt.Sprintf("the newest handle has the id %d", last))
+			}
+			if !f.resumeFailed(req.GetHandleId(), req.GetSeeding()) {
+				tx.Unchanged()
+			}
+			f.put(tx)
+			tx.Emit("live_resume_failed")
+			res := &conversationv1.ReportResumeFailedResponse{
+				ResumeFailures: f.live.GetResumeFailures(), Live: presentLive(f.live), Metadata: metadata(tx.Info()),
+			}
+			if t := retryTime(f.live); !t.IsZero() {
+				res.RetryTime = timestamppb.New(t)
+			}
+			return res, nil
+		})
+}
+
+// handleContext binds a sealed handle to its conversation.
+func handleContext(t identity.Tenant, conversationID string) []byte {
+	return []byte("live handle\x00" + string(t) + "\x00" + conversationID)
+}
+
+// newLive is a folder over the change's conversation.
+func newLive(tx *object.Tx[state]) *liveTx {
+	f := newFolder(tx.State(), tx.Now(), func(session int64, callID string) *conversationv1.ToolCall {
+		ref, _ := tx.Entry(inCallRefs, callKey(session, callID)).(*conversationv1.ToolCallRef)
+		if ref == nil {
+			return nil
+		}
+		call, _ := tx.Entry(inToolCalls, object.SeqKey(ref.GetSeq())).(*conversationv1.ToolCall)
+		return call
+	})
+	return &liveTx{f, tx.State().GetToolCallCount()}
+}
+
+// liveTx is a folder that can stage what it did.
+type liveTx struct {
+	*folder
+
+	calls int64 // how many there were before
+}
+
+// put stages the entries that changed.
+func (l *liveTx) put(tx *object.Tx[state]) {
+	effects := l.effects()
+	l.stage(tx, &effects)
+}
+
+func (l *liveTx) stage(tx *object.Tx[state], effects *liveEffects) {
+	for _, msg := range effects.messages {
+		tx.Put(inMessages, object.SeqKey(msg.GetSeq()), msg)
+	}
+	for _, call := range effects.toolCalls {
+		tx.Put(inToolCalls, object.SeqKey(call.GetSeq()), call)
+		if call.GetSeq() > l.calls {
+			tx.Put(inCallRefs, callKey(call.GetSession(), call.GetCallId()), &conversationv1.ToolCallRef{Seq: call.GetSeq()})
+		}
+	}
+}
+
+func callKey(session int64, callID string) string { return object.SeqKey(session) + ":" + callID }
+
+// IngestLive implements ConversationService.
+func (m *Manager) IngestLive(
+	ctx context.Context, req *conversationv1.IngestLiveRequest,
+) (*conversationv1.IngestLiveResponse, error) {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return nil, err
+	}
+	batch := readBatch(req.GetEpoch(), req.GetFrames(), func(handle []byte) []byte {
+		return m.box.Seal(handle, handleContext(caller.Tenant, req.GetConversationId()))
+	})
+	if batch.fleeting && req.GetRequestId() == "" && req.GetIfVersion() == 0 {
+		if res := m.show(ctx, caller, req, batch); res != nil {
+			return res, nil
+		}
+	}
+	frames := req.GetFrames()
+	if p := m.partials.take(partialKey{caller.Tenant, req.GetConversationId()}); p != nil && p.batch.epoch == batch.epoch {
+		earlier := p.before(batch.frames[0].index)
+		batch.frames, frames = append(p.batch.frames[:earlier:earlier], batch.frames...), append(p.raw[:earlier:earlier], frames...)
+	}
+	return m.ingest(ctx, caller, req, batch, frames)
+}
+
+// ingest stores a batch.
+func (m *Manager) ingest(
+	ctx context.Context, caller identity.Identity, req *conversationv1.IngestLiveRequest, batch liveBatch, raw []*conversationv1.LiveFrame,
+) (*conversationv1.IngestLiveResponse, error) {
+	keep := &rawFrames{m: m, caller: caller, id: req.GetConversationId(), frames: raw}
+	res, err := object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.IngestLiveResponse, error) {
+			s := tx.State()
+			l := newLive(tx)
+			effects, err := l.ingest(batch)
+			if err != nil {
+				return nil, err
+			}
+			l.stage(tx, &effects)
+			if int(effects.skipped) == len(batch.frames) {
+				tx.Unchanged()
+			} else if err := keep.keep(tx); err != nil {
+				return nil, err
+			}
+			awaitSilence(tx)
+			return &conversationv1.IngestLiveResponse{
+				Messages: effects.messages, ToolCalls: effects.toolCalls, Voice: s.GetVoice(),
+				LastClientIndex: s.GetLive().GetLastClientIndex(), ReceivedClientIndex: s.GetLive().GetLastClientIndex(),
+				SkippedFrames: effects.skipped, UnknownFrames: effects.unknown, Metadata: metadata(tx.Info()),
+			}, nil
+		})
+	if fenced, ok := errors.AsType[fencedError](err); ok {
+		return nil, errors.Join(m.abandon(ctx, req.GetConversationId(), batch), refuse(fenced))
+	}
+	return res, err
+}
+
+// abandon keeps what a connection sent that another has replaced.
+func (m *Manager) abandon(ctx context.Context, id string, batch liveBatch) error {
+	_, err := m.kind.Update(ctx, object.ID(id), func(tx *object.Tx[state]) error {
+		l := newLive(tx)
+		before := proto.CloneOf(l.live)
+		fragment := l.abandon(batch)
+		if fragment != nil {
+			tx.Put(inFragments, object.SeqKey(fragment.GetSeq()), fragment)
+		}
+		l.put(tx)
+		tx.Emit("live_abandoned")
+		if fragment == nil && proto.Equal(before, l.live) {
+			tx.Unchanged()
+		}
+		return nil
+	})
+	return err
+}
+
+// ListFragments implements ConversationService.
+func (m *Manager) ListFragments(
+	ctx context.Context, req *conversationv1.ListFragmentsRequest,
+) (*conversationv1.ListFragmentsResponse, error) {
+	page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inFragments,
+		object.EntriesOptions{PageSize: int(req.GetPageSize()), After: object.SeqKey(req.GetAfterSeq())})
+	if err != nil {
+		return nil, err
+	}
+	return &conversationv1.ListFragmentsResponse{
+		Fragments: values[*conversationv1.Fragment](page.Entries), HasMore: page.More, Metadata: metadata(page.Info),
+	}, nil
+}
+
+// ListToolCalls implements ConversationService.
+func (m *Manager) ListToolCalls(
+	ctx context.Context, req *conversationv1.ListToolCallsRequest,
+) (*conversationv1.ListToolCallsResponse, error) {
+	page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inToolCalls,
+		object.EntriesOptions{PageSize: int(req.GetPageSize()), After: object.SeqKey(req.GetAfterSeq())})
+	if err != nil {
+		return nil, err
+	}
+	return &conversationv1.ListToolCallsResponse{
+		ToolCalls: values[*conversationv1.ToolCall](page.Entries), HasMore: page.More, Metadata: metadata(page.Info),
+	}, nil
+}
+
+// ClaimToolCall implements ConversationService.
+func (m *Manager) ClaimToolCall(
+	ctx context.Context, req *conversationv1.ClaimToolCallRequest,
+) (*conversationv1.ClaimToolCallResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.ClaimToolCallResponse, error) {
+			entry, err := toolCall(tx, req.GetSeq())
+			if err != nil {
+				return nil, err
+			}
+			f := newLive(tx)
+			call, err := f.claimCall(entry, req)
+			if err != nil {
+				return nil, refuse(err)
+			}
+			f.put(tx)
+			return &conversationv1.ClaimToolCallResponse{ToolCall: call, Metadata: metadata(tx.Info())}, nil
+		}, object.Prefetch(inToolCalls, object.SeqKey(req.GetSeq())))
+}
+
+// CompleteToolCall implements ConversationService.
+func (m *Manager) CompleteToolCall(
+	ctx context.Context, req *conversationv1.CompleteToolCallRequest,
+) (*conversationv1.CompleteToolCallResponse, error) {
+	if size := len(jsonText(req.GetResponse())); size > maxObjectBytes {
+		return nil, problem.InvalidArgument("response", fmt.Sprintf("has %d bytes as JSON, over the limit of %d", size, maxObjectBytes))
+	}
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.CompleteToolCallResponse, error) {
+			entry, err := toolCall(tx, req.GetSeq())
+			if err != nil {
+				return nil, err
+			}
+			f := newLive(tx)
+			call, deliver, err := f.completeCall(entry, req)
+			if err != nil {
+				return nil, refuse(err)
+			}
+			f.put(tx)
+			if len(f.toolCalls) == 0 {
+				tx.Unchanged()
+			}
+			return &conversationv1.CompleteToolCallResponse{ToolCall: call, Deliver: deliver, Metadata: metadata(tx.Info())}, nil
+		}, object.Prefetch(inToolCalls, object.SeqKey(req.GetSeq())))
+}
+
+func toolCall(tx *object.Tx[state], seq int64) (*conversationv1.ToolCall, error) {
+	call, _ := tx.Entry(inToolCalls, object.SeqKey(seq)).(*conversationv1.ToolCall)
+	if call == nil {
+		return nil, problem.NotFound(fmt.Sprintf("the conversation has no tool call %d", seq))
+	}
+	return call, nil
+}
+
+// timeFormat is how errors tell a time.
+const timeFormat = "2006-01-02T15:04:05.000Z"
+
+// refuseCall puts a callError into the caller's words.
+func refuseCall(err callError) error {
+	switch {
+	case err.stale:
+		return problem.FailedPrecondition("FENCED", "another worker has claimed the tool call since; its response counts")
+	case !err.claimed.IsZero():
+		p := problem.FailedPrecondition("TOOL_CALL_CLAIMED", "another worker has the tool call")
+		p.Metadata = map[string]string{"lease_expire_time": err.claimed.UTC().Format(timeFormat)}
+		return p
+	default:
+		status := strings.ToLower(strings.TrimPrefix(err.status.String(), "TOOL_CALL_STATUS_"))
+		return problem.FailedPrecondition("ILLEGAL_TRANSITION", "the tool call is "+status,
+			callPending.String(), callRunning.String(), callOrphaned.String())
+	}
+}

@@ -1,0 +1,157 @@
+package conversation
+
+import (
+	"strings"
+	"unicode"
+)
+
+// Providers transcribe an utterance again: after a connection was lost in the middle of it, or long after it was
+// complete. What the user said must not be doubled then, and what he says twice must not be lost.
+//
+// So there are times at which words may be a repetition: on a new connection while an utterance is open, and after the
+// end of speech where the provider tells its start. Then words are held back as long as they are those that came before,
+// from the beginning. Where they differ they were news all along; where they go beyond, what is beyond is news. Where they
+// just end, they were a repetition if they were the whole utterance or half of it, and at least three words.
+
+const (
+	// maxUtterance is the bytes of an utterance that is recognised after it is complete.
+	maxUtterance = 4 << 10
+	// enoughWords cannot be a coincidence.
+	enoughWords = 3
+)
+
+// startRetelling begins a time at which words may be a repetition.
+func (f *folder) startRetelling() {
+	f.live.Retelling = f.live.GetRetelling() || f.told() != ""
+}
+
+// told is what may be repeated: the open utterance, or the last one.
+func (f *folder) told() string {
+	if turn := f.live.GetUserTurn(); turn != nil {
+		return turn.GetText()
+	}
+	return f.live.GetLastUtterance()
+}
+
+// news is what of some new words is no repetition. It may have words that were held back.
+func (f *folder) news(words string) string {
+	if !f.live.GetRetelling() {
+		if f.repeatsAll(words) {
+			return ""
+		}
+		return words
+	}
+	told, retold := f.told(), f.live.GetRetold()+words
+	rest, match := matchRetold(told, retold)
+	switch match {
+	case retoldSoFar:
+		f.live.Retold = retold
+		return ""
+	case retoldBeyond:
+		f.live.Retelling, f.live.Retold = false, ""
+		if strings.HasSuffix(told, " ") {
+			rest = strings.TrimLeft(rest, " ")
+		}
+		return rest
+	default:
+		f.live.Retelling, f.live.Retold = false, ""
+		return retold
+	}
+}
+
+// repeatsAll tells whether one piece of words is all of the open utterance once more, though nothing says that somebody
+// spoke.
+func (f *folder) repeatsAll(words string) bool {
+	turn := f.live.GetUserTurn()
+	if turn == nil || f.live.GetSpokeSince() {
+		return false
+	}
+	said := canonical(words)
+	return said == canonical(turn.GetText()) && distinctWords(said) >= enoughWords
+}
+
+// endRetelling decides about words that are still held back.
+func (f *folder) endRetelling() {
+	if !f.live.GetRetelling() {
+		return
+	}
+	told, held := canonical(f.told()), f.live.GetRetold()
+	f.live.Retelling, f.live.Retold = false, ""
+	said := canonical(held)
+	words := len(strings.Fields(said))
+	if said == "" || said == told || words >= enoughWords && 2*words >= len(strings.Fields(told)) {
+		return
+	}
+	f.addHeard(held)
+}
+
+// retoldMatch is how words compare with what was said before.
+type retoldMatch int
+
+const (
+	retoldDiffers retoldMatch = iota
+	retoldSoFar               // it begins with them
+	retoldBeyond              // they begin with it, and go on
+)
+
+// matchRetold compares words with what was said before, by letters and digits alone; rest is what goes beyond it.
+func matchRetold(told, words string) (rest string, match retoldMatch) {
+	want := []rune(canonical(told))
+	if len(want) == 0 {
+		return "", retoldDiffers
+	}
+	i, gap, end := 0, false, 0
+	for pos, r := range words {
+		if !isSaid(r) {
+			gap = gap || i > 0 && isGap(r)
+			continue
+		}
+		if i == len(want) {
+			return words[end:], retoldBeyond
+		}
+		if gap {
+			if want[i] != ' ' {
+				return "", retoldDiffers
+			}
+			i, gap = i+1, false
+		}
+		if want[i] != unicode.ToLower(r) {
+			return "", retoldDiffers
+		}
+		i++
+		end = pos + len(string(r))
+	}
+	return "", retoldSoFar
+}
+
+// canonical is a text's letters and digits in lower case, with one blank between words.
+func canonical(text string) string {
+	var b strings.Builder
+	gap := false
+	for _, r := range text {
+		switch {
+		case isSaid(r):
+			if gap && b.Len() > 0 {
+				b.WriteByte(' ')
+			}
+			gap = false
+			b.WriteRune(unicode.ToLower(r))
+		case isGap(r):
+			gap = true
+		}
+	}
+	return b.String()
+}
+
+func isSaid(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) || unicode.IsMark(r) }
+
+// isGap tells whether a character parts words: not an apostrophe.
+func isGap(r rune) bool { return r != '\'' && r != '’' }
+
+func distinctWords(said string) int {
+	seen := map[string]bool{}
+	for word := range strings.FieldsSeq(said) {
+		seen[word] = true
+	}
+	return len(seen)
+}

@@ -1,0 +1,177 @@
+package conversation
+
+import (
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+)
+
+// windowItem is one piece of a conversation, as a context window has it: a message, or a tool call of the Live API with
+// its response, which are never parted.
+type windowItem struct {
+	message *conversationv1.Message
+	call    *conversationv1.ToolCall
+}
+
+// seq is the item's place: a call comes behind the message that was the newest when it was issued.
+func (i windowItem) seq() int64 {
+	if i.call != nil {
+		return i.call.GetAfterSeq()
+	}
+	return i.message.GetSeq()
+}
+
+// tokens is what the item costs. The provider's count of a message is of all that was generated.
+func (i windowItem) tokens() int64 {
+	switch {
+	case i.call != nil:
+		return estimateTokens(i.call.GetName()) + estimateTokens(jsonText(i.call.GetArgs())) + estimateTokens(jsonText(i.call.GetResponse()))
+	case i.message.HeardText != nil && i.message.GetHeardText() != i.message.GetText():
+		return estimateTokens(i.message.GetHeardText())
+	default:
+		return i.message.GetTokenCount()
+	}
+}
+
+func (i windowItem) isUser() bool { return i.message.GetRole() == conversationv1.Role_ROLE_USER }
+
+// open tells whether the item may still change by itself.
+func (i windowItem) open() bool {
+	if i.call != nil {
+		s := i.call.GetStatus()
+		return s == callPending || s == callRunning || s == callOrphaned
+	}
+	return i.message.GetStatus() == conversationv1.MessageStatus_MESSAGE_STATUS_STREAMING
+}
+
+// heard is a message with the text that was heard.
+func heard(m *conversationv1.Message) *conversationv1.Message {
+	if m.HeardText == nil || m.GetHeardText() == m.GetText() {
+		return m
+	}
+	m = proto.CloneOf(m)
+	m.Text = m.GetHeardText()
+	return m
+}
+
+// arrange puts messages and tool calls in one order. Both rise already.
+func arrange(messages []*conversationv1.Message, calls []*conversationv1.ToolCall) []windowItem {
+	items := make([]windowItem, 0, len(messages)+len(calls))
+	for _, m := range messages {
+		for len(calls) > 0 && calls[0].GetAfterSeq() < m.GetSeq() {
+			items, calls = append(items, windowItem{call: calls[0]}), calls[1:]
+		}
+		items = append(items, windowItem{message: m})
+	}
+	for _, c := range calls {
+		items = append(items, windowItem{call: c})
+	}
+	return items
+}
+
+// cuts tells for each item whether a window may begin with it: where a user's turn begins, and where no tool call is
+// parted from its result. Where the items are all that there are (whole), it may begin with the first.
+func cuts(items []windowItem, whole bool) []bool {
+	may := make([]bool, len(items))
+	for i, item := range items {
+		may[i] = item.isUser() && i > 0 && !items[i-1].isUser()
+	}
+	calls := map[string]int{}
+	for i, item := range items {
+		for _, p := range item.message.GetParts() {
+			if c := p.GetToolCall(); c != nil {
+				calls[c.GetCallId()] = i
+			}
+			r := p.GetToolResult()
+			if r == nil {
+				continue
+			}
+			from, known := calls[r.GetCallId()]
+			if !known {
+				if whole {
+					continue // its call is in the summary, or was never there
+				}
+				from = -1
+			}
+			for j := from + 1; j <= i; j++ {
+				may[j] = false
+			}
+		}
+	}
+	if whole && len(items) > 0 {
+		may[0] = true
+	}
+	return may
+}
+
+// window is a choice of items: those from an index on.
+type window struct {
+	from   int
+	tokens int64
+	// The newest turn is more than the budget.
+	over bool
+}
+
+// choose takes as many of the newest items as the budget has room for, and at least the newest turn. pinned is what the
+// pinned messages cost, by seq: those before the window are in it all the same. ok is false where older items are needed to
+// tell.
+func choose(items []windowItem, whole bool, budget int64, pinned map[int64]int64) (w window, ok bool) {
+	if len(items) == 0 {
+		return window{tokens: sum(pinned), over: sum(pinned) > budget}, whole
+	}
+	may := cuts(items, whole)
+	outside := sum(pinned)
+	var suffix int64
+	best, found := window{}, false
+	for i, item := range slices.Backward(items) {
+		suffix += item.tokens()
+		if item.message != nil {
+			outside -= pinned[item.seq()]
+		}
+		cost := suffix + outside
+		if found && suffix > budget {
+			return best, true
+		}
+		if !may[i] {
+			continue
+		}
+		if !found || cost <= budget {
+			best, found = window{from: i, tokens: cost, over: cost > budget}, true
+		}
+		if cost > budget {
+			return best, true
+		}
+	}
+	return best, whole
+}
+
+func sum(m map[int64]int64) int64 {
+	var n int64
+	for _, v := range m {
+		n += v
+	}
+	return n
+}
+
+// compactable is the index at which the items that stay as they are begin, where at least so many tokens of the newest
+// stay, and none that stays out may still change. ok is false where there is none in front of it.
+func compactable(items []windowItem, whole bool, keep int64) (from int, ok bool) {
+	may := cuts(items, whole)
+	last := len(items)
+	for i, item := range items {
+		if item.open() {
+			last = i
+			break
+		}
+	}
+	var kept int64
+	for i := len(items) - 1; i > 0; i-- {
+		kept += items[i].tokens()
+		if kept >= keep && i <= last && may[i] {
+			return i, true
+		}
+	}
+	return 0, false
+}
