@@ -82,7 +82,7 @@ func serve(t testing.TB, b *bundle) *bundle {
 				projectv1connect.NewProjectServiceHandler,
 				NewManager(Options{Kinds: b.kinds, Runtime: b.rt, Conversations: b.talks, Seal: b.box})),
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](conversationv1connect.ConversationServiceName,
-				conversationv1connect.NewConversationServiceHandler, conversation.NewManager(b.talks)),
+				conversationv1connect.NewConversationServiceHandler, conversation.NewManager(b.talks, conversation.Options{Box: b.box, Now: time.Now})),
 		},
 		Routes: []handlers.Route{{Name: "linear webhook", Path: WebhookPath, Handler: NewWebhook(WebhookConfig{
 			Kinds: b.kinds, FindEndpoints: b.DB.FindEndpoints, Open: b.box.Open, Now: b.clock.now, Log: log,
