@@ -13,7 +13,7 @@ import (
 	"holdfast/identity"
 )
 
-var tables = []string{"tenants", "api_keys", "objects", "terms", "entries", "events", "timers"}
+var tables = []string{"tenants", "api_keys", "objects", "terms", "entries", "events", "timers", "erasures"}
 
 // The login has no right of its own: what is asked outside a scope is refused, whatever it is.
 func TestNothingOutsideAScope(t *testing.T) {
@@ -89,11 +89,11 @@ func TestRolesSeeOnlyTheirPart(t *testing.T) {
 	rights := map[db.Role]map[string]string{ // table: verbs that are allowed
 		db.RoleApp: {
 			"objects": "SELECT INSERT UPDATE DELETE", "terms": "SELECT INSERT UPDATE DELETE", "entries": "SELECT INSERT UPDATE DELETE",
-			"events": "SELECT INSERT UPDATE DELETE", "timers": "SELECT INSERT UPDATE DELETE", "conversations": "SELECT", "messages": "SELECT",
+			"events": "SELECT INSERT UPDATE DELETE", "timers": "SELECT INSERT UPDATE DELETE", "erasures": "SELECT INSERT UPDATE", "conversations": "SELECT", "messages": "SELECT",
 		},
 		db.RoleAuth:     {"api_keys": "SELECT", "objects": "SELECT"}, // of objects only who has which endpoint: see TestEndpoints
 		db.RoleVerify:   {"api_keys": "SELECT", "objects": "SELECT"}, // of objects only the sessions that credentials name: see TestFindCredentials
-		db.RoleOperator: {"tenants": "SELECT INSERT UPDATE", "api_keys": "SELECT INSERT UPDATE"},
+		db.RoleOperator: {"tenants": "SELECT INSERT UPDATE", "api_keys": "SELECT INSERT UPDATE DELETE"},
 		db.RoleJanitor: {
 			"objects": "SELECT DELETE", "terms": "SELECT DELETE", "entries": "SELECT DELETE", "events": "SELECT DELETE", "timers": "SELECT DELETE",
 		},

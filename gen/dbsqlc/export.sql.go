@@ -18,7 +18,7 @@ SELECT c.relname::text AS name,
   (SELECT array_agg(a.attname::text ORDER BY a.attname) FROM pg_catalog.pg_attribute a
     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> 'tenant_id')::text[] AS columns
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = 'holdfast' AND c.relkind IN ('r', 'p') AND c.relname NOT IN ('tenants', 'api_keys')
+WHERE n.nspname = 'holdfast' AND c.relkind IN ('r', 'p') AND c.relname NOT IN ('tenants', 'api_keys', 'erasures')
 ORDER BY c.relname
 `
 
@@ -29,7 +29,7 @@ type ListTenantTablesRow struct {
 }
 
 // ListTenantTables lists the tables whose rows belong to tenants and their users, with the columns of their primary keys
-// behind tenant_id and all columns but that. Tenants and API keys are the operator's.
+// behind tenant_id and all columns but that. Tenants, API keys and erasures are the operator's.
 func (q *Queries) ListTenantTables(ctx context.Context) ([]ListTenantTablesRow, error) {
 	rows, err := q.db.Query(ctx, ListTenantTables)
 	if err != nil {

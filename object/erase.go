@@ -1,0 +1,403 @@
+package object
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"holdfast/db"
+	"holdfast/gen/dbsqlc"
+	"holdfast/identity"
+)
+
+// Erased says what EraseUser did.
+type Erased struct {
+	// Deleted is the rows that belonged to the user, by table.
+	Deleted db.Rows
+	// Changed is how many objects of others mentioned the user, Events how many events the user had made or was
+	// mentioned in.
+	Changed, Events int
+	// Left is the rows in which the user's id can still be found, by table; see EraseUser.
+	Left db.Rows
+}
+
+// longID is from how many bytes on an id is taken out of running text, too: a shorter one is part of ordinary words.
+const longID = 8
+
+// EraseUser deletes all that belongs to a user of the caller's tenant, API keys included, and takes the user's id out of
+// what belongs to others: there it becomes a pseudonym, which is the same everywhere and tells nothing. Of an object that
+// is a change like any other; the journal, which could undo it, is rewritten too. Replies that mention the user are
+// forgotten: a retry of such a request gets an empty one.
+//
+// An id of less than 8 bytes is taken out only where it stands alone. Ids of objects cannot change; if they have the
+// user's id in them they are in Left. A user who may still sign in can begin anew. It may be ended and run again. It
+// returns ErrNewerSchema where a newer release wrote what mentions the user, or an error of package db.
+func (rt *Runtime) EraseUser(ctx context.Context, user identity.User) (Erased, error) {
+	var out Erased
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return out, err
+	}
+	if !user.Valid() || !caller.Service {
+		return out, fmt.Errorf("%w: a service erases a user", ErrInvalid)
+	}
+	e := newEraser(rt, caller, user)
+	// What has expired mentions the user as well, and cannot be changed any more.
+	if _, err := rt.db.Sweep(ctx, db.SweepConfig{PerSecond: 10_000}); err != nil {
+		return out, err
+	}
+	if out.Deleted, err = rt.db.DeleteOwned(ctx, caller.Tenant, user); err != nil {
+		return out, err
+	}
+	if out.Changed, err = e.objects(ctx); err != nil {
+		return out, err
+	}
+	if out.Events, err = e.events(ctx); err != nil {
+		return out, err
+	}
+	if err = rt.db.NoteErasure(ctx, e.mention); err != nil {
+		return out, err
+	}
+	out.Left, err = rt.db.CountMentions(ctx, e.mention)
+	return out, err
+}
+
+// eraser takes one user out of one tenant.
+type eraser struct {
+	rt        *Runtime
+	caller    identity.Identity
+	mention   db.Mention
+	user      string
+	pseudonym string
+}
+
+func newEraser(rt *Runtime, caller identity.Identity, user identity.User) *eraser {
+	sum := sha256.Sum256([]byte(string(caller.Tenant) + "\x00" + string(user)))
+	return &eraser{
+		rt: rt, caller: caller, user: string(user), pseudonym: "erased-" + hex.EncodeToString(sum[:8]),
+		mention: db.Mention{Tenant: caller.Tenant, User: user, Inside: len(user) >= longID},
+	}
+}
+
+// objects changes the objects of others that mention the user, and returns how many.
+func (e *eraser) objects(ctx context.Context) (int, error) {
+	changed := map[key]struct{}{}
+	states, err := e.rt.db.MentioningStates(ctx, e.mention)
+	if err != nil {
+		return 0, err
+	}
+	for _, o := range states {
+		k := key{e.caller.Tenant, o.Kind, ID(o.ObjectID)}
+		if err := e.change(ctx, k, nil); err != nil {
+			return len(changed), err
+		}
+		changed[k] = struct{}{}
+	}
+	var last dbsqlc.FindMentioningEntriesRow
+	for {
+		page, err := e.rt.db.MentioningEntries(ctx, e.mention, last)
+		if err != nil || len(page) == 0 {
+			return len(changed), err
+		}
+		last = page[len(page)-1]
+		live := map[key][]entryKey{}
+		for i := range page {
+			r := &page[i]
+			k := key{e.caller.Tenant, r.Kind, ID(r.ObjectID)}
+			changed[k] = struct{}{}
+			if !r.Dead {
+				live[k] = append(live[k], entryKey{r.Collection, r.Key})
+				continue
+			}
+			kind, err := e.kind(r.Kind)
+			if err != nil {
+				return len(changed), err
+			}
+			body, _, err := e.json([]byte(r.Body), kind.entryDescriptor(r.Collection))
+			if err == nil {
+				err = e.rt.db.ReplaceEntry(ctx, dbsqlc.ReplaceEntryParams{
+					NewKey: e.text(r.Key), Body: body, TenantID: string(k.tenant), Kind: r.Kind, ObjectID: r.ObjectID, Collection: r.Collection, Key: r.Key,
+				})
+			}
+			if err != nil {
+				return len(changed), err
+			}
+		}
+		for k, keys := range live {
+			if err := e.change(ctx, k, keys); err != nil {
+				return len(changed), err
+			}
+		}
+	}
+}
+
+func (e *eraser) kind(name string) (*kind, error) {
+	e.rt.mu.Lock()
+	defer e.rt.mu.Unlock()
+	if k := e.rt.kinds[name]; k != nil {
+		return k, nil
+	}
+	return nil, fmt.Errorf("%w: the kind %q", ErrNewerSchema, name)
+}
+
+func (k *kind) entryDescriptor(collection string) protoreflect.MessageDescriptor {
+	if m := k.collections[collection]; m != nil {
+		return m.ProtoReflect().Descriptor()
+	}
+	return nil // of an older or a newer release
+}
+
+// change takes the user out of an object's state and of some of its entries, as one change. An object that is gone
+// meanwhile needs none.
+func (e *eraser) change(ctx context.Context, at key, keys []entryKey) error {
+	kind, err := e.kind(at.kind)
+	if err != nil {
+		return err
+	}
+	c := &change{ctx: ctx, caller: e.caller, done: make(chan struct{}), opts: updateOptions{prefetch: keys}, run: func(t *txn) error {
+		stored, err := encode(t.state)
+		if err != nil {
+			return err
+		}
+		text, differs, err := e.json([]byte(stored), kind.prototype.ProtoReflect().Descriptor())
+		if err != nil {
+			return err
+		}
+		if differs {
+			if t.state, _, err = decode(kind.prototype, string(text)); err != nil {
+				return err
+			}
+		}
+		for _, k := range keys {
+			old := t.Entry(k.collection, k.key)
+			if old == nil {
+				continue
+			}
+			stored, err := encode(old)
+			if err != nil {
+				return err
+			}
+			text, changed, err := e.json([]byte(stored), kind.entryDescriptor(k.collection))
+			if err != nil {
+				return err
+			}
+			value, _, err := decode(kind.collections[k.collection], string(text))
+			if err != nil {
+				return err
+			}
+			renamed := e.text(k.key)
+			if renamed != k.key {
+				t.DeleteEntry(k.collection, k.key)
+			}
+			if changed || renamed != k.key {
+				t.Put(k.collection, renamed, value)
+				differs = true
+			}
+		}
+		if !differs {
+			t.Unchanged()
+		}
+		t.Emit("user_erased")
+		return nil
+	}}
+	if err := e.rt.submit(ctx, kind, at.id, c); err != nil && !errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("%s %s: %w", at.kind, at.id, err)
+	}
+	return nil
+}
+
+// events takes the user out of the journal, and returns of how many events.
+func (e *eraser) events(ctx context.Context) (n int, err error) {
+	var last dbsqlc.FindMentioningEventsRow
+	for {
+		page, err := e.rt.db.MentioningEvents(ctx, e.mention, last)
+		if err != nil || len(page) == 0 {
+			return n, err
+		}
+		last = page[len(page)-1]
+		scrubbed := make([]dbsqlc.ScrubEventParams, len(page))
+		for i := range page {
+			r := &page[i]
+			undo, differs, err := e.undo(r.Kind, []byte(r.Undo))
+			if err != nil {
+				return n, err
+			}
+			scrubbed[i] = dbsqlc.ScrubEventParams{
+				Actor: r.Actor, Undo: undo, DropType: r.InType, DropReply: r.InReply || differs || r.Actor == e.user, DropRequest: r.InRequestID,
+				TenantID: string(e.caller.Tenant), Kind: r.Kind, ObjectID: r.ObjectID, Version: r.Version,
+			}
+			if r.Actor == e.user {
+				scrubbed[i].Actor = e.pseudonym
+			}
+		}
+		if err := e.rt.db.ScrubEvents(ctx, e.caller.Tenant, scrubbed); err != nil {
+			return n, err
+		}
+		n += len(page)
+	}
+}
+
+// undo takes the user out of the note that undoes a change.
+func (e *eraser) undo(kindName string, stored []byte) ([]byte, bool, error) {
+	kind, err := e.kind(kindName)
+	if err != nil {
+		return nil, false, err
+	}
+	w := walk{e: e}
+	note, err := parseAny(stored)
+	if err != nil {
+		return nil, false, err
+	}
+	u, _ := note.(map[string]any)
+	if state, ok := u["state"].(map[string]any); ok {
+		w.message(state, kind.prototype.ProtoReflect().Descriptor())
+	}
+	entries, _ := u["entries"].([]any)
+	for _, x := range entries {
+		entry, _ := x.([]any)
+		if len(entry) != 3 {
+			continue
+		}
+		collection, _ := entry[0].(string)
+		entry[1] = w.any(entry[1])
+		if old, ok := entry[2].(map[string]any); ok {
+			w.message(old, kind.entryDescriptor(collection))
+		}
+	}
+	out, err := json.Marshal(note)
+	return out, w.changed, err
+}
+
+// json takes the user out of a stored message.
+func (e *eraser) json(stored []byte, d protoreflect.MessageDescriptor) (out []byte, changed bool, err error) {
+	value, err := parseAny(stored)
+	if err != nil {
+		return nil, false, err
+	}
+	w := walk{e: e}
+	if m, ok := value.(map[string]any); ok {
+		w.message(m, d)
+	}
+	if !w.changed {
+		return stored, false, nil
+	}
+	out, err = json.Marshal(value)
+	return out, true, err
+}
+
+func parseAny(stored []byte) (v any, err error) {
+	d := json.NewDecoder(bytes.NewReader(stored))
+	d.UseNumber()
+	if err := d.Decode(&v); err != nil {
+		return nil, fmt.Errorf("object: stored JSON cannot be read: %w", err)
+	}
+	return v, nil
+}
+
+// text is a text without the user.
+func (e *eraser) text(s string) string {
+	switch {
+	case s == e.user:
+		return e.pseudonym
+	case e.mention.Inside:
+		return strings.ReplaceAll(s, e.user, e.pseudonym)
+	default:
+		return s
+	}
+}
+
+// walk goes through a message in its stored form, by its descriptor: only texts can be an id. A number that is written as
+// a text, or the name of a field, is left alone.
+type walk struct {
+	e       *eraser
+	changed bool
+}
+
+func (w *walk) text(s string) string {
+	out := w.e.text(s)
+	w.changed = w.changed || out != s
+	return out
+}
+
+// message changes m in place. What a nil d does not describe is taken for free JSON, and so are fields that it does not have:
+// another release's.
+func (w *walk) message(m map[string]any, d protoreflect.MessageDescriptor) {
+	for name, v := range m {
+		var f protoreflect.FieldDescriptor
+		if d != nil {
+			f = d.Fields().ByName(protoreflect.Name(name))
+		}
+		switch {
+		case f == nil:
+			m[name] = w.any(v)
+		case f.IsMap():
+			if entries, ok := v.(map[string]any); ok {
+				m[name] = w.entries(entries, f)
+			}
+		case f.IsList():
+			list, _ := v.([]any)
+			for i := range list {
+				list[i] = w.single(list[i], f)
+			}
+		default:
+			m[name] = w.single(v, f)
+		}
+	}
+}
+
+func (w *walk) entries(m map[string]any, f protoreflect.FieldDescriptor) map[string]any {
+	out := make(map[string]any, len(m))
+	for k, v := range m {
+		if f.MapKey().Kind() == protoreflect.StringKind {
+			k = w.text(k)
+		}
+		out[k] = w.single(v, f.MapValue())
+	}
+	return out
+}
+
+func (w *walk) single(v any, f protoreflect.FieldDescriptor) any {
+	switch f.Kind() {
+	case protoreflect.StringKind:
+		if s, ok := v.(string); ok {
+			return w.text(s)
+		}
+	case protoreflect.MessageKind, protoreflect.GroupKind:
+		switch name := f.Message().FullName(); name {
+		case "google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.ListValue", "google.protobuf.StringValue", "google.protobuf.Any":
+			return w.any(v)
+		default:
+			if m, ok := v.(map[string]any); ok {
+				w.message(m, f.Message())
+			}
+		}
+	default: // a number, an enum, bytes: no id
+	}
+	return v
+}
+
+// any is free JSON without the user.
+func (w *walk) any(v any) any {
+	switch v := v.(type) {
+	case string:
+		return w.text(v)
+	case []any:
+		for i := range v {
+			v[i] = w.any(v[i])
+		}
+	case map[string]any:
+		out := make(map[string]any, len(v))
+		for k, x := range v {
+			out[w.text(k)] = w.any(x)
+		}
+		return out
+	}
+	return v
+}
