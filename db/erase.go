@@ -3,6 +3,7 @@ package db
 import (
 	"context"
 	"crypto/sha256"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -38,14 +39,14 @@ func (d *DB) DeleteOwned(ctx context.Context, tenant identity.Tenant, user ident
 			return err
 		}
 		// The objects first: who writes one waits for its row, and stores nothing behind our back.
-		for i := len(tables) - 1; i >= 0; i-- {
-			tag, err := tx.Exec(ctx, "DELETE FROM holdfast."+pgx.Identifier{tables[i].name}.Sanitize()+
+		for _, t := range slices.Backward(tables) {
+			tag, err := tx.Exec(ctx, "DELETE FROM holdfast."+pgx.Identifier{t.name}.Sanitize()+
 				" WHERE tenant_id = $1 AND owner_id = $2", string(tenant), string(user))
 			if err != nil {
 				return err
 			}
 			if n := tag.RowsAffected(); n > 0 {
-				deleted[tables[i].name] = n
+				deleted[t.name] = n
 			}
 		}
 		// The login itself has the queue.

@@ -55,11 +55,14 @@ type exportEnd struct {
 // Rows counts the rows of each table.
 type Rows map[string]int64
 
-// String is such as "3 objects, 12 entries".
+// String is such as "12 entries, 3 objects".
 func (r Rows) String() string {
 	var parts []string
 	for _, table := range slices.Sorted(maps.Keys(r)) {
 		parts = append(parts, fmt.Sprintf("%d %s", r[table], table))
+	}
+	if len(parts) == 0 {
+		return "no rows"
 	}
 	return strings.Join(parts, ", ")
 }

@@ -62,7 +62,7 @@ func (rt *Runtime) EraseUser(ctx context.Context, user identity.User) (Erased, e
 	if out.Events, err = e.events(ctx); err != nil {
 		return out, err
 	}
-	if err = rt.db.NoteErasure(ctx, e.mention); err != nil {
+	if err := rt.db.NoteErasure(ctx, e.mention); err != nil {
 		return out, err
 	}
 	out.Left, err = rt.db.CountMentions(ctx, e.mention)

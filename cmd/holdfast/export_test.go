@@ -77,3 +77,40 @@ func TestExportAndImport(t *testing.T) {
 	}
 	p.end(t)
 }
+
+// What a user made goes, also the user's key; what another user has stays.
+func TestErase(t *testing.T) {
+	t.Parallel()
+	b := dbtest.Own(t)
+	env := map[string]string{"DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0"}
+	must := func(args ...string) string {
+		t.Helper()
+		code, stdout, stderr := run(t, env, args...)
+		if code != 0 {
+			t.Fatalf("%v ended with %d: %s", args, code, stderr)
+		}
+		return strings.TrimSpace(stdout)
+	}
+	p := start(t, env, "serve")
+	api := p.await(t, p.stderr, `"ready".*"api":"([^"]+)"`)
+	tenant := string(b.Tenant)
+	for _, user := range []string{"ada@example.com", "bob@example.com"} {
+		c := clientOf(t, api, must("key", "create", "--tenant", tenant, "--user", user))
+		if _, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: user[:3], Title: "Ask ada@example.com"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if said := must("erase", "--tenant", tenant, "--user", "ada@example.com"); !strings.Contains(said, "1 api_keys, 1 events, 1 objects") || !strings.Contains(said, "out of 1 objects of others and 1 events") {
+		t.Errorf("erase says %q", said)
+	}
+	if exported := must("export", "--tenant", tenant); strings.Contains(exported, "ada@") || !strings.Contains(exported, "bob@example.com") {
+		t.Errorf("what is left is %s", exported)
+	}
+	if keys := must("key", "list", "--tenant", tenant); strings.Contains(keys, "ada@") {
+		t.Errorf("keys: %s", keys)
+	}
+	if said := must("erase", "--tenant", tenant, "--user", "ada@example.com"); !strings.Contains(said, "deleted no rows; took the user out of 0 objects") {
+		t.Errorf("again it says %q", said)
+	}
+	p.end(t)
+}

@@ -22,6 +22,7 @@ type cli struct {
 	Key     keyCmd     `cmd:"" help:"Create, list and revoke API keys."`
 	Export  exportCmd  `cmd:"" help:"Write all of a tenant, or of one of its users, to standard output."`
 	Import  importCmd  `cmd:"" help:"Store an export in a tenant."`
+	Erase   eraseCmd   `cmd:"" help:"Delete all that belongs to a user, and take the user's id out of the rest."`
 	Sweep   sweepCmd   `cmd:"" help:"Delete what has expired, once; servers do so by themselves."`
 	Object  objectCmd  `cmd:"" help:"Look into objects: what they are, were and wait for; restore and fork them."`
 	Bench   benchCmd   `cmd:"" help:"Measure a server under load."`

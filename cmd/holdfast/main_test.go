@@ -388,6 +388,7 @@ func TestWrongUsage(t *testing.T) {
 		"bad tenant":         {[]string{"tenant", "create", "a b"}, map[string]string{"DATABASE_URL": nowhere}, 2, "tenant's id"},
 		"export, no tenant":  {[]string{"export"}, map[string]string{"DATABASE_URL": nowhere}, 2, "--tenant"},
 		"export, bad user":   {[]string{"export", "--tenant", "t", "--user", "a\tb"}, map[string]string{"DATABASE_URL": nowhere}, 2, "user's id"},
+		"erase, no user":     {[]string{"erase", "--tenant", "t"}, map[string]string{"DATABASE_URL": nowhere}, 2, "--user"},
 		"import, no file":    {[]string{"import", "--tenant", "t"}, map[string]string{"DATABASE_URL": nowhere}, 2, "<file>"},
 		"import, not there":  {[]string{"import", "--tenant", "t", "/nowhere"}, map[string]string{"DATABASE_URL": nowhere}, 2, "/nowhere"},
 		"import, bad tenant": {[]string{"import", "--tenant", "a b", "-"}, map[string]string{"DATABASE_URL": nowhere}, 2, "tenant's id"},
