@@ -132,7 +132,11 @@ func acquire(s shelf, c *coordinationv1.ApiConfig, d *demand, peek bool, now tim
 	}
 	at, probe := breakerPasses(s.state.GetBreaker(), c.GetBreaker(), now)
 	if at.After(now) {
-		refuse(at, coordinationv1.WaitReason_WAIT_REASON_BREAKER)
+		reason := coordinationv1.WaitReason_WAIT_REASON_BREAKER
+		if s.state.GetBreaker().GetStatus() == coordinationv1.BreakerStatus_BREAKER_STATUS_HALF_OPEN {
+			reason = coordinationv1.WaitReason_WAIT_REASON_PROBE
+		}
+		refuse(at, reason)
 	}
 	refused := make([]time.Time, len(covering))
 	for i, p := range covering {

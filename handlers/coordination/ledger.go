@@ -374,7 +374,7 @@ func (l *ledger) fail(r row, lease int64, req *coordinationv1.FailRequestRequest
 	}
 	h := healthDown
 	switch {
-	case req.GetNotDown(), req.GetNotSent():
+	case req.GetNotDown():
 		h = healthNone
 	case req.GetFailure() == coordinationv1.Failure_FAILURE_TERMINAL:
 		h = healthUp // it answered

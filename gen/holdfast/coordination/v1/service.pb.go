@@ -100,12 +100,15 @@ type WaitReason int32
 const (
 	WaitReason_WAIT_REASON_UNSPECIFIED WaitReason = 0
 	// A policy: see limits.
-	WaitReason_WAIT_REASON_LIMIT   WaitReason = 1
+	WaitReason_WAIT_REASON_LIMIT WaitReason = 1
+	// The breaker is open.
 	WaitReason_WAIT_REASON_BREAKER WaitReason = 2
 	// The request failed before and is not to be sent earlier.
 	WaitReason_WAIT_REASON_BACKOFF WaitReason = 3
 	// The provider has asked for silence.
 	WaitReason_WAIT_REASON_PAUSE WaitReason = 4
+	// Another call is the breaker's probe. It may be over long before retry_after, which is when its lease is.
+	WaitReason_WAIT_REASON_PROBE WaitReason = 5
 )
 
 // Enum value maps for WaitReason.
@@ -116,6 +119,7 @@ var (
 		2: "WAIT_REASON_BREAKER",
 		3: "WAIT_REASON_BACKOFF",
 		4: "WAIT_REASON_PAUSE",
+		5: "WAIT_REASON_PROBE",
 	}
 	WaitReason_value = map[string]int32{
 		"WAIT_REASON_UNSPECIFIED": 0,
@@ -123,6 +127,7 @@ var (
 		"WAIT_REASON_BREAKER":     2,
 		"WAIT_REASON_BACKOFF":     3,
 		"WAIT_REASON_PAUSE":       4,
+		"WAIT_REASON_PROBE":       5,
 	}
 )
 
@@ -3260,14 +3265,15 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\x12DECISION_IN_FLIGHT\x10\x03\x12\x11\n" +
 	"\rDECISION_WAIT\x10\x04\x12\x14\n" +
 	"\x10DECISION_UNKNOWN\x10\x05\x12\x16\n" +
-	"\x12DECISION_RECONCILE\x10\x06*\x89\x01\n" +
+	"\x12DECISION_RECONCILE\x10\x06*\xa0\x01\n" +
 	"\n" +
 	"WaitReason\x12\x1b\n" +
 	"\x17WAIT_REASON_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11WAIT_REASON_LIMIT\x10\x01\x12\x17\n" +
 	"\x13WAIT_REASON_BREAKER\x10\x02\x12\x17\n" +
 	"\x13WAIT_REASON_BACKOFF\x10\x03\x12\x15\n" +
-	"\x11WAIT_REASON_PAUSE\x10\x04*d\n" +
+	"\x11WAIT_REASON_PAUSE\x10\x04\x12\x15\n" +
+	"\x11WAIT_REASON_PROBE\x10\x05*d\n" +
 	"\aFailure\x12\x17\n" +
 	"\x13FAILURE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11FAILURE_RETRYABLE\x10\x01\x12\x14\n" +

@@ -1,0 +1,124 @@
+package coordclient_test
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"holdfast/coordclient"
+	"holdfast/db/dbtest"
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	"holdfast/handlers"
+	"holdfast/handlers/coordination"
+	"holdfast/identity"
+	"holdfast/object"
+)
+
+func TestMain(m *testing.M) { os.Exit(dbtest.MainWithoutLeaks(m)) }
+
+// bundle is a fresh tenant, and servers that share its database as processes would.
+type bundle struct {
+	*dbtest.Bundle
+
+	urls []string
+}
+
+// setup serves a fresh tenant by so many servers.
+func setup(t *testing.T, servers int) *bundle {
+	t.Helper()
+	b := &bundle{Bundle: dbtest.New(t)}
+	for range servers {
+		b.urls = append(b.urls, serve(t, b.Bundle))
+	}
+	return b
+}
+
+func serve(t *testing.T, d *dbtest.Bundle) (url string) {
+	t.Helper()
+	rt := object.NewRuntime(d.DB, object.Config{Timers: true, TimerPoll: 50 * time.Millisecond})
+	server, err := handlers.New(handlers.Options{
+		Services: []handlers.Service{handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
+			coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler,
+			coordination.NewManager(coordination.Register(rt), d.DB.Now))},
+		Auth:    handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.DB.FindKeys, Now: time.Now}),
+		Ping:    d.DB.Ping,
+		Metrics: prometheus.NewRegistry(),
+		Log:     slog.New(slog.DiscardHandler),
+		Now:     time.Now,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Errorf("the server ended with %v", err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := rt.Close(ctx); err != nil {
+			t.Errorf("the runtime ended with %v", err)
+		}
+	})
+	return "http://" + l.Addr().String()
+}
+
+// client is a client of one of the servers, on connections of its own.
+func (b *bundle) client(t *testing.T, server int, user identity.User) *coordclient.Client {
+	t.Helper()
+	token, k := handlers.NewKey(b.Tenant, user, t.Name())
+	if err := b.DB.CreateKey(t.Context(), k); err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	return coordclient.New(b.urls[server%len(b.urls)], token, coordclient.WithHTTPClient(&http.Client{Transport: transport}))
+}
+
+// base is a transport for calls of a provider.
+func base(t *testing.T) *http.Transport {
+	t.Helper()
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	return transport
+}
+
+func configure(t *testing.T, c *coordclient.Client, api string, config *coordinationv1.ApiConfig) {
+	t.Helper()
+	if _, err := c.Service.ConfigureApi(t.Context(), &coordinationv1.ConfigureApiRequest{Api: api, Config: config}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ledger lists all requests of an API.
+func ledger(t *testing.T, c *coordclient.Client, api string) []*coordinationv1.ApiRequest {
+	t.Helper()
+	page, err := c.Service.ListRequests(t.Context(), &coordinationv1.ListRequestsRequest{Api: api, PageSize: 200})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return page.GetRequests()
+}
+
+func state(t *testing.T, c *coordclient.Client, api string) *coordinationv1.Api {
+	t.Helper()
+	got, err := c.Service.GetApiState(t.Context(), &coordinationv1.GetApiStateRequest{Api: api})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got.GetState()
+}

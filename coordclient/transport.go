@@ -1,0 +1,487 @@
+package coordclient
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net/http"
+	"net/http/httptrace"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+)
+
+// Options adjust a Transport. The zero Options are good for most APIs.
+type Options struct {
+	// Base sends the requests. Default: a transport of its own.
+	Base http.RoundTripper
+	// Operation names what kind of call a request is, as the API's policies have it. Default: the method and path, with
+	// segments that hold a digit replaced by *.
+	Operation func(*http.Request) string
+	// Safe tells which requests change nothing, and so need limits and breaker but no ledger. Default: GET, HEAD, OPTIONS.
+	Safe func(*http.Request) bool
+	// Cost is what a request takes of the policies that count cost. Default: 0.
+	Cost func(*http.Request) int64
+	// Refused tells which answers promise that the request has not happened, so that it may be sent again. It gets the
+	// beginning of an error's body. Default: 425, 429, 503, and 400 where Linear says RATELIMITED.
+	Refused func(status int, body []byte) bool
+	// MaxWait is for how long in all a request waits for its turn, or for another who sends the same. 0: not at all; then
+	// it fails with a WaitError or an InFlightError.
+	MaxWait time.Duration
+	// Timeout is how long a request may take once it is sent, 100 ms to 1 h. Default: 60 s.
+	Timeout time.Duration
+	// Holder is who sends, for others to see.
+	Holder string
+	// Reconcile finds out what became of a request that nobody knows about, as Client.Reconcile does. nil: such a request
+	// fails with an UnknownError. After nil it is asked for once more.
+	Reconcile func(context.Context, *coordinationv1.ApiRequest) error
+	// OnError hears of what could not be told to the server after the provider had answered. Optional.
+	OnError func(error)
+}
+
+// RequestIDHeader names a request in the ledger. It is taken away before the request is sent. WithRequestID does the same.
+const RequestIDHeader = "Holdfast-Request-Id"
+
+// ReplayedHeader is set on an answer that comes from the ledger.
+const ReplayedHeader = "Holdfast-Replayed"
+
+type requestIDKey struct{}
+
+// WithRequestID names the requests made with the context, one at a time, in the ledger: up to 128 bytes. A request that changes
+// something and has no name gets one that nobody knows: then its limits count, but a retry is another request.
+func WithRequestID(ctx context.Context, id string) context.Context {
+	return context.WithValue(ctx, requestIDKey{}, id)
+}
+
+// Transport is an http.RoundTripper that coordinates the calls of an API. It is safe for concurrent use. Beside the errors
+// of its base it returns WaitError, InFlightError, UnknownError, FailedError and TruncatedError, which an http.Client wraps:
+// use errors.As, and RetryAfter.
+func (c *Client) Transport(api string, o Options) http.RoundTripper {
+	if o.Base == nil {
+		o.Base = &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, IdleConnTimeout: 90 * time.Second}
+	}
+	if o.Operation == nil {
+		o.Operation = operationOf
+	}
+	if o.Safe == nil {
+		o.Safe = func(r *http.Request) bool {
+			return r.Method == http.MethodGet || r.Method == http.MethodHead || r.Method == http.MethodOptions
+		}
+	}
+	if o.Cost == nil {
+		o.Cost = func(*http.Request) int64 { return 0 }
+	}
+	if o.Refused == nil {
+		o.Refused = refused
+	}
+	if o.Timeout == 0 {
+		o.Timeout = time.Minute
+	}
+	if o.OnError == nil {
+		o.OnError = func(error) {}
+	}
+	return &transport{c, api, o}
+}
+
+var aThing = regexp.MustCompile(`^[^/]*[0-9][^/]*$`)
+
+func operationOf(r *http.Request) string {
+	segments := strings.Split(r.URL.Path, "/")
+	for i, s := range segments {
+		if aThing.MatchString(s) && !isVersion.MatchString(s) {
+			segments[i] = "*"
+		}
+	}
+	name := r.Method + " " + strings.Join(segments, "/")
+	return strings.Map(func(r rune) rune {
+		if strings.ContainsRune("._:/* -", r) || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' {
+			return r
+		}
+		return '-'
+	}, name[:min(len(name), 128)])
+}
+
+var isVersion = regexp.MustCompile(`^v[0-9]+(alpha|beta)?[0-9]*$`)
+
+func refused(status int, body []byte) bool {
+	switch status {
+	case http.StatusTooEarly, http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		return true
+	case http.StatusBadRequest:
+		return bytes.Contains(body, []byte(`"RATELIMITED"`))
+	}
+	return false
+}
+
+type transport struct {
+	client *Client
+	api    string
+	Options
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if t.Safe(r) {
+		return t.read(r)
+	}
+	return t.change(r)
+}
+
+// patience is what is left of MaxWait.
+type patience struct{ left time.Duration }
+
+// spend waits for d and a little more, so that those who were told the same time do not come together. It returns
+// false where that is longer than what is left.
+func (p *patience) spend(ctx context.Context, d time.Duration) (bool, error) {
+	d = max(d, 10*time.Millisecond)
+	if d > p.left {
+		return false, nil
+	}
+	if n, err := rand.Int(rand.Reader, big.NewInt(int64(d/10)+1)); err == nil {
+		d += time.Duration(n.Int64())
+	}
+	p.left -= min(d, p.left)
+	return true, sleep(ctx, d)
+}
+
+// read sends what changes nothing.
+func (t *transport) read(r *http.Request) (*http.Response, error) {
+	ctx := r.Context()
+	operation, p := t.Operation(r), patience{t.MaxWait}
+	for {
+		got, err := t.client.Service.Acquire(ctx, &coordinationv1.AcquireRequest{Api: t.api, Operation: operation, Cost: t.Cost(r)})
+		if err != nil {
+			return nil, closed(r, fmt.Errorf("coordclient: %w", err))
+		}
+		if got.GetAllowed() {
+			res, err := t.Base.RoundTrip(without(r))
+			t.report(ctx, operation, got, res)
+			if got.GetLeaseId() != "" {
+				t.release(ctx, got.GetLeaseId())
+			}
+			return res, err
+		}
+		after := got.GetRetryAfter().AsDuration()
+		if waited, err := p.spend(ctx, pollTime(got.GetReason(), after)); !waited || err != nil {
+			if err == nil {
+				err = &WaitError{t.api, got.GetReason(), after}
+			}
+			return nil, closed(r, err)
+		}
+	}
+}
+
+// report tells the server how a read went; nothing that goes wrong with that is the caller's.
+func (t *transport) report(ctx context.Context, operation string, got *coordinationv1.AcquireResponse, res *http.Response) {
+	if res == nil && ctx.Err() != nil && !got.GetProbe() {
+		return // the caller left, which says nothing about the provider
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	response := &coordinationv1.ProviderResponse{}
+	if res != nil {
+		response = t.response(res, peekBody(res))
+	}
+	_, err := t.client.Service.ReportLimits(ctx, &coordinationv1.ReportLimitsRequest{
+		Api: t.api, Operation: operation, Response: response, Count: true, BreakerGeneration: got.GetBreakerGeneration(),
+	})
+	if err != nil {
+		t.OnError(fmt.Errorf("coordclient: report a call of %s: %w", t.api, err))
+	}
+}
+
+func (t *transport) release(ctx context.Context, id string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	if _, err := t.client.Service.ReleaseLease(ctx, &coordinationv1.ReleaseLeaseRequest{Api: t.api, LeaseId: id}); err != nil {
+		t.OnError(fmt.Errorf("coordclient: release a lease of %s: %w", t.api, err))
+	}
+}
+
+// change sends what changes something, once.
+func (t *transport) change(r *http.Request) (*http.Response, error) {
+	ctx := r.Context()
+	body, err := readBody(r)
+	if err != nil {
+		return nil, err
+	}
+	id := r.Header.Get(RequestIDHeader)
+	if named, ok := ctx.Value(requestIDKey{}).(string); ok && id == "" {
+		id = named
+	}
+	if id == "" {
+		id = "unnamed-" + rand.Text()
+	}
+	p, reconciled := patience{t.MaxWait}, false
+	for {
+		// The lease begins after this, so it ends after this.
+		sending, cancel := context.WithTimeout(ctx, t.Timeout)
+		got, err := t.client.begin(ctx, &coordinationv1.BeginRequestRequest{
+			Api: t.api, Operation: t.Operation(r), RequestId: id, Fingerprint: fingerprint(r, body), Holder: t.Holder,
+			Timeout: durationpb.New(t.Timeout), Cost: t.Cost(r),
+		})
+		if err != nil {
+			cancel()
+			return nil, fmt.Errorf("coordclient: %w", err)
+		}
+		if got.GetDecision() == coordinationv1.Decision_DECISION_PROCEED {
+			res, err := t.send(sending, r, body, id, got)
+			if err != nil {
+				cancel()
+				return nil, err
+			}
+			res.Body = &cancelBody{res.Body, cancel}
+			return res, nil
+		}
+		cancel()
+		wait := got.GetRetryAfter().AsDuration()
+		var refusal error
+		switch got.GetDecision() {
+		case coordinationv1.Decision_DECISION_DONE:
+			return t.replay(r, id, got.GetRequest())
+		case coordinationv1.Decision_DECISION_UNKNOWN:
+			refusal = &UnknownError{API: t.api, RequestID: id}
+			if t.Reconcile == nil || reconciled {
+				return nil, refusal
+			}
+			reconciled = true
+			if err := t.Reconcile(ctx, got.GetRequest()); err != nil {
+				return nil, err
+			}
+			continue
+		case coordinationv1.Decision_DECISION_IN_FLIGHT:
+			refusal = &InFlightError{t.api, id, got.GetRequest().GetHolder(), wait}
+			wait = min(wait, leasePoll) // as a rule it is over long before its lease is
+		default:
+			refusal = &WaitError{t.api, got.GetReason(), wait}
+			wait = pollTime(got.GetReason(), wait)
+		}
+		if waited, err := p.spend(ctx, wait); err != nil {
+			return nil, err
+		} else if !waited {
+			return nil, refusal
+		}
+	}
+}
+
+// leasePoll is how often is asked for the end of what another is doing.
+const leasePoll = 250 * time.Millisecond
+
+// pollTime is for how long a patient caller waits before it asks again.
+func pollTime(reason coordinationv1.WaitReason, after time.Duration) time.Duration {
+	if reason == coordinationv1.WaitReason_WAIT_REASON_PROBE {
+		return min(after, leasePoll)
+	}
+	return after
+}
+
+// send sends the request and tells the server what came of it.
+func (t *transport) send(ctx context.Context, r *http.Request, body []byte, id string, got *coordinationv1.BeginRequestResponse) (*http.Response, error) {
+	var begun atomic.Bool // something may have been written
+	out := without(r).WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { begun.Store(true) },
+	}))
+	if len(body) > 0 || r.Body != nil && r.Body != http.NoBody {
+		out.Body = io.NopCloser(bytes.NewReader(body))
+		out.ContentLength = int64(len(body))
+	}
+	// net/http would send again, by itself, what has GetBody and looks idempotent to it.
+	out.GetBody = nil
+	res, err := t.Base.RoundTrip(out)
+	telling, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	fail := &coordinationv1.FailRequestRequest{Api: t.api, RequestId: id, Lease: got.GetLease()}
+	if err != nil {
+		fail.Error = clip(err.Error())
+		canceled := errors.Is(r.Context().Err(), context.Canceled)
+		if t.httpBase() && !begun.Load() {
+			fail.Failure, fail.NotSent, fail.NotDown = coordinationv1.Failure_FAILURE_RETRYABLE, true, canceled
+			t.tell(t.client.fail(telling, fail))
+			return nil, err
+		}
+		fail.Failure, fail.NotDown = coordinationv1.Failure_FAILURE_UNKNOWN, canceled
+		t.tell(t.client.fail(telling, fail))
+		return nil, &UnknownError{t.api, id, err}
+	}
+	start := peekBody(res)
+	outcome := outcomeOf(res, start)
+	response := t.response(res, start)
+	switch status := res.StatusCode; {
+	case status < http.StatusBadRequest:
+		t.tell(t.client.complete(telling, &coordinationv1.CompleteRequestRequest{
+			Api: t.api, RequestId: id, Lease: got.GetLease(), Outcome: outcome, Response: response,
+		}))
+	default:
+		fail.Outcome, fail.Response, fail.Error = outcome, response, fmt.Sprintf("HTTP %d", status)
+		switch {
+		case t.Refused(status, start.bytes):
+			fail.Failure, fail.NotDown = coordinationv1.Failure_FAILURE_RETRYABLE, status != http.StatusServiceUnavailable
+		case status >= http.StatusInternalServerError || status == http.StatusRequestTimeout:
+			fail.Failure = coordinationv1.Failure_FAILURE_UNKNOWN
+		default:
+			fail.Failure = coordinationv1.Failure_FAILURE_TERMINAL
+		}
+		t.tell(t.client.fail(telling, fail))
+	}
+	return res, nil
+}
+
+// httpBase tells whether the base is one that tells, by its trace, whether it got as far as sending.
+func (t *transport) httpBase() bool {
+	_, ok := t.Base.(*http.Transport)
+	return ok
+}
+
+func (t *transport) tell(err error) {
+	if err != nil {
+		t.OnError(fmt.Errorf("coordclient: tell what became of a request to %s: %w", t.api, err))
+	}
+}
+
+// replay is the answer that the ledger has.
+func (t *transport) replay(r *http.Request, id string, stored *coordinationv1.ApiRequest) (*http.Response, error) {
+	o := stored.GetOutcome()
+	switch {
+	case o.GetHttpStatus() == 0 && stored.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_FAILED:
+		return nil, &FailedError{t.api, id, stored.GetError()}
+	case o.GetTruncated():
+		return nil, &TruncatedError{t.api, id, o.GetReference(), int(o.GetHttpStatus())}
+	}
+	status := int(o.GetHttpStatus())
+	if status == 0 {
+		status = http.StatusOK // it was completed by who did not say how
+	}
+	res := &http.Response{
+		Status: fmt.Sprintf("%d %s", status, http.StatusText(status)), StatusCode: status,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Request: r,
+		Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(o.GetBody())), ContentLength: int64(len(o.GetBody())),
+	}
+	for name, value := range o.GetHeaders() {
+		res.Header.Set(name, value)
+	}
+	res.Header.Set(ReplayedHeader, "true")
+	return res, nil
+}
+
+// maxKept is how much of an answer the ledger keeps.
+const maxKept = 64 << 10
+
+// beginning is the first part of an answer's body.
+type beginning struct {
+	bytes []byte
+	whole bool
+}
+
+// peekBody reads the beginning of an answer's body and puts it back. A stream is left alone: it may not end for long.
+func peekBody(res *http.Response) beginning {
+	if strings.HasPrefix(res.Header.Get("Content-Type"), "text/event-stream") {
+		return beginning{}
+	}
+	start, err := io.ReadAll(io.LimitReader(res.Body, maxKept+1))
+	rest := res.Body
+	tail := io.Reader(rest)
+	if err != nil {
+		tail = failing{err}
+	}
+	res.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(start), tail), rest}
+	if err != nil || len(start) > maxKept {
+		return beginning{bytes: start[:min(len(start), maxKept)]}
+	}
+	return beginning{start, true}
+}
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// kept are the headers of an answer that are worth keeping.
+var kept = []string{"Content-Type", "Location", "Etag", "Last-Modified", "X-Request-Id"}
+
+func outcomeOf(res *http.Response, start beginning) *coordinationv1.Outcome {
+	o := &coordinationv1.Outcome{HttpStatus: int32(res.StatusCode), Truncated: !start.whole, Headers: map[string]string{}} //nolint:gosec // three digits
+	if start.whole {
+		o.Body = start.bytes
+	}
+	for _, name := range kept {
+		if v := res.Header.Get(name); v != "" && len(v) <= 4096 {
+			o.Headers[name] = v
+		}
+	}
+	return o
+}
+
+// response is what of an answer tells about limits.
+func (t *transport) response(res *http.Response, start beginning) *coordinationv1.ProviderResponse {
+	r := &coordinationv1.ProviderResponse{HttpStatus: int32(res.StatusCode), Headers: map[string]string{}} //nolint:gosec // three digits
+	for name, values := range res.Header {
+		lower := strings.ToLower(name)
+		value := strings.Join(values, ", ")
+		if (lower == "retry-after" || strings.Contains(lower, "ratelimit") || strings.Contains(lower, "rate-limit")) &&
+			len(r.GetHeaders()) < 128 && len(name) <= 128 && len(value) <= 4096 {
+			r.Headers[name] = value
+		}
+	}
+	if res.StatusCode >= http.StatusBadRequest {
+		r.Body = start.bytes
+	}
+	return r
+}
+
+// fingerprint tells one request from another of the same id.
+func fingerprint(r *http.Request, body []byte) string {
+	h := sha256.New()
+	for _, part := range []string{r.Method, r.URL.String(), string(body)} {
+		fmt.Fprintf(h, "%d:%s", len(part), part)
+	}
+	return "sha256:" + hex.EncodeToString(h.Sum(nil))
+}
+
+// without is the request as it is sent.
+func without(r *http.Request) *http.Request {
+	out := r.Clone(r.Context())
+	out.Header.Del(RequestIDHeader)
+	return out
+}
+
+// readBody reads and closes the request's body.
+func readBody(r *http.Request) ([]byte, error) {
+	if r.Body == nil {
+		return nil, nil
+	}
+	defer r.Body.Close()
+	return io.ReadAll(r.Body)
+}
+
+// closed closes the body of a request that is not sent, as a RoundTripper must.
+func closed(r *http.Request, err error) error {
+	if r.Body != nil {
+		err = errors.Join(err, r.Body.Close())
+	}
+	return err
+}
+
+// cancelBody ends the context of a request with its answer's body.
+type cancelBody struct {
+	io.ReadCloser
+
+	cancel context.CancelFunc
+}
+
+func (b *cancelBody) Close() error {
+	defer b.cancel()
+	return b.ReadCloser.Close()
+}
