@@ -56,6 +56,13 @@
 // restore is an ordinary change computed from that, fenced by the version it was computed at. A deleted object keeps its
 // rows for a day, and can come back with them; one that was made anew has no history of its earlier life.
 //
+// # Releases side by side
+//
+// A row says which schema its state is of. An older one is brought up to date by the kind's upcasters whenever it is
+// read, and stored so with its next change, whose event keeps the state as it was: events before it are written in the
+// older schema. A state or an entry that holds anything this release does not know, or of a newer schema, can be read and
+// not be written: ErrNewerSchema. So in a roll-out or a rollback no release drops what another has written.
+//
 // # Failure
 //
 //   - A process dies with timers that it took: they are due again when their lease is over.

@@ -329,9 +329,12 @@ func TestRegisterRefusesNonsense(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	for name, spoil := range map[string]func(*object.KindConfig[toy]){
-		"no name":                  func(c *object.KindConfig[toy]) { c.Name = "" },
-		"no schema version":        func(c *object.KindConfig[toy]) { c.SchemaVersion = 0 },
-		"short TTL":                func(c *object.KindConfig[toy]) { c.TTL = time.Hour },
+		"no name":           func(c *object.KindConfig[toy]) { c.Name = "" },
+		"no schema version": func(c *object.KindConfig[toy]) { c.SchemaVersion = 0 },
+		"short TTL":         func(c *object.KindConfig[toy]) { c.TTL = time.Hour },
+		"an upcaster to nowhere": func(c *object.KindConfig[toy]) {
+			c.Upcasters = map[int32]func([]byte) ([]byte, error){1: func(s []byte) ([]byte, error) { return s, nil }}
+		},
 		"Recent that is not there": func(c *object.KindConfig[toy]) { c.Recent = "nothing" },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -159,12 +159,11 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 		defer cancel()
 		err = errors.Join(err, rt.Close(ctx))
 	}()
-	conversations := conversation.Register(rt)
-	apis := coordination.Register(rt)
-	sessions := session.NewManager(session.Register(rt), conversations, box)
+	known := registerKinds(rt)
+	conversations, apis, projectKinds := known.conversations, known.apis, known.projects
+	sessions := session.NewManager(known.sessions, conversations, box)
 	queue := jobs.New(d, jobs.Config{Log: log})
 	c.addJobs(queue, d, metrics)
-	projectKinds := project.Register(rt)
 	c.Linear.addJobs(queue, d, projectKinds, box, log)
 	server, err := handlers.New(handlers.Options{
 		Services: []handlers.Service{

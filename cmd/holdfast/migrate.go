@@ -13,6 +13,7 @@ type migrateCmd struct {
 	Up     migrateUpCmd     `cmd:"" help:"Bring the schema up to date, and make the server's login."`
 	Down   migrateDownCmd   `cmd:"" help:"Undo the newest migration. What it holds is lost."`
 	Status migrateStatusCmd `cmd:"" help:"List the migrations."`
+	State  migrateStateCmd  `cmd:"" help:"Rewrite the objects that older releases have written. Servers do so one by one when they change."`
 }
 
 // ownerConfig says which database to migrate.

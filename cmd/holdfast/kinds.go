@@ -1,0 +1,27 @@
+package main
+
+import (
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	"holdfast/handlers/conversation"
+	"holdfast/handlers/coordination"
+	"holdfast/handlers/project"
+	"holdfast/handlers/session"
+	"holdfast/object"
+)
+
+// kinds are all that this binary knows.
+type kinds struct {
+	conversations *object.Kind[*conversationv1.ConversationState]
+	apis          *object.Kind[*coordinationv1.ApiState]
+	sessions      session.Kinds
+	projects      project.Kinds
+}
+
+// registerKinds makes a runtime know them.
+func registerKinds(rt *object.Runtime) kinds {
+	return kinds{
+		conversations: conversation.Register(rt), apis: coordination.Register(rt), sessions: session.Register(rt),
+		projects: project.Register(rt),
+	}
+}
