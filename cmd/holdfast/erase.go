@@ -5,10 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"holdfast/handlers/conversation"
-	"holdfast/handlers/coordination"
-	"holdfast/handlers/project"
-	"holdfast/handlers/session"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -43,12 +39,4 @@ func (c *eraseCmd) Run(ctx context.Context, w *console) (err error) {
 		return fmt.Errorf("the user's id is still found in %v: in ids that cannot change, or written meanwhile", erased.Left)
 	}
 	return nil
-}
-
-// registerKinds is for commands that work on objects without serving them: a kind that is missing here is refused by name.
-func registerKinds(rt *object.Runtime) {
-	conversation.Register(rt)
-	coordination.Register(rt)
-	project.Register(rt)
-	session.Register(rt)
 }
