@@ -204,12 +204,19 @@ type signIn struct {
 	device   *sessionv1.Device
 	// What the session is on; empty: what the user was last on.
 	conversation, project string
+	// replaces is a session that this one takes the place of.
+	replaces string
 }
 
 // signIn makes a session. At the limit it ends the oldest ones, or is refused.
 func (b *book) signIn(in signIn) (evicted []string, err error) {
 	if b.s.GetSessions()[in.id] != nil {
 		return nil, errIDTaken
+	}
+	conversation, project := b.s.GetActiveConversationId(), b.s.GetActiveProjectId()
+	if old := b.s.GetSessions()[in.replaces]; old != nil && old.GetEnd() == nil {
+		conversation, project = old.GetActiveConversationId(), old.GetActiveProjectId()
+		b.end(in.replaces, sessionv1.EndReason_END_REASON_REPLACED)
 	}
 	limit := int(in.settings.GetMaxSessions())
 	if live := b.live(); len(live) >= limit {
@@ -226,8 +233,8 @@ func (b *book) signIn(in signIn) (evicted []string, err error) {
 		CreateTime: timestamppb.New(b.now), ActiveTime: timestamppb.New(b.now),
 		ExpireTime:           timestamppb.New(b.now.Add(in.settings.GetAbsoluteTimeout().AsDuration())),
 		FamilyKey:            in.familyKey,
-		ActiveConversationId: cmp.Or(in.conversation, b.s.GetActiveConversationId()),
-		ActiveProjectId:      cmp.Or(in.project, b.s.GetActiveProjectId()),
+		ActiveConversationId: cmp.Or(in.conversation, conversation),
+		ActiveProjectId:      cmp.Or(in.project, project),
 		Device:               keptDevice(in.device, in.settings),
 		// An end that is near from the start is no news.
 		ExpiryAnnounced: in.settings.GetAbsoluteTimeout().AsDuration() <= announceBefore,

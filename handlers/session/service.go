@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
@@ -104,7 +105,7 @@ func (m *Manager) CreateSession(ctx context.Context, req *sessionv1.CreateSessio
 	in := signIn{
 		id: session, salt: newSalt(m.box, session),
 		familyKey: random(credential.FamilyKeyLen), key: presented.Key, user: string(user), settings: set, device: req.GetDevice(),
-		conversation: req.GetActiveConversationId(), project: req.GetActiveProjectId(),
+		conversation: req.GetActiveConversationId(), project: req.GetActiveProjectId(), replaces: req.GetReplacesSessionId(),
 	}
 	var freed []*sessionv1.FloorHold
 	var issued *sessionv1.Tokens
@@ -314,6 +315,9 @@ func (m *Manager) RevokeSessions(ctx context.Context, req *sessionv1.RevokeSessi
 	if err != nil {
 		return nil, err
 	}
+	if req.GetAllUsers() {
+		return m.revokeAll(ctx, caller)
+	}
 	asUser, user, err := subject(ctx, req.GetUser())
 	if err != nil {
 		return nil, err
@@ -332,7 +336,7 @@ func (m *Manager) RevokeSessions(ctx context.Context, req *sessionv1.RevokeSessi
 			ended := b.revoke(except)
 			b.commit(tx)
 			freed = b.freed
-			return &sessionv1.RevokeSessionsResponse{SessionIds: ended, Metadata: metadata(tx.Info())}, nil
+			return &sessionv1.RevokeSessionsResponse{SessionIds: ended, SessionCount: int64(len(ended)), Metadata: metadata(tx.Info())}, nil
 		})
 	if errors.Is(err, object.ErrNotFound) {
 		return &sessionv1.RevokeSessionsResponse{}, nil // who never signed in has none
@@ -342,6 +346,65 @@ func (m *Manager) RevokeSessions(ctx context.Context, req *sessionv1.RevokeSessi
 	}
 	m.free(asUser, freed)
 	return res, nil
+}
+
+const (
+	// revokeAtOnce is how many users' sessions are ended side by side: together they share commits.
+	revokeAtOnce = 32
+	// revokedNamed is how many of them are named.
+	revokedNamed = 1000
+)
+
+// revokeAll ends the sessions of every user of the tenant, page by page. Who is changed moves to the front of the list,
+// which was read already, so nobody is left out; who signs in meanwhile stays.
+func (m *Manager) revokeAll(ctx context.Context, caller identity.Identity) (*sessionv1.RevokeSessionsResponse, error) {
+	if !caller.Service {
+		return nil, problem.PermissionDenied("only a service may end the sessions of all users")
+	}
+	res := &sessionv1.RevokeSessionsResponse{}
+	for token := ""; ; {
+		page, err := m.kinds.Users.List(ctx, object.ListOptions{PageSize: object.MaxPageSize, PageToken: token})
+		if err != nil {
+			return nil, err
+		}
+		ended := make([][]string, len(page.Items))
+		group, groupCtx := errgroup.WithContext(ctx)
+		group.SetLimit(revokeAtOnce)
+		for i, s := range page.Items {
+			group.Go(func() error {
+				var err error
+				ended[i], err = m.revokeUser(groupCtx, s.ID, caller)
+				return err
+			})
+		}
+		if err := group.Wait(); err != nil {
+			return nil, err
+		}
+		for _, ids := range ended {
+			res.SessionCount += int64(len(ids))
+			res.SessionIds = append(res.SessionIds, ids[:min(len(ids), revokedNamed-len(res.GetSessionIds()))]...)
+		}
+		if token = page.Next; token == "" {
+			return res, nil
+		}
+	}
+}
+
+func (m *Manager) revokeUser(ctx context.Context, id object.ID, caller identity.Identity) ([]string, error) {
+	var ended []string
+	var freed []*sessionv1.FloorHold
+	_, err := m.kinds.Users.Update(ctx, id, func(tx *object.Tx[state]) error {
+		b := open(tx.State(), tx.Now(), actor(caller))
+		ended = b.revoke("")
+		b.commit(tx)
+		freed = b.freed
+		return nil
+	})
+	if errors.Is(err, object.ErrNotFound) {
+		return nil, nil // deleted since the list
+	}
+	m.free(ctx, freed)
+	return ended, err
 }
 
 // OpenConnection implements SessionService.

@@ -2,8 +2,10 @@ package session
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -196,6 +198,68 @@ func TestSignOutEverywhereElse(t *testing.T) {
 	_, err := b.refresh(t, other.GetTokens().GetRefreshToken())
 	revoked.check(t, err)
 	must(b.refresh(t, this.GetTokens().GetRefreshToken()))(t)
+}
+
+// An administrator's service ends everybody's sessions, and the tenant next door keeps its own.
+func TestSignEverybodyOut(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	other := serve(t, dbtest.New(t), b.box)
+	stays := other.signIn(t, ada)
+	const users = 230 // more than a page
+	service, with := b.key(t, nobody), b.crowd(t)
+	tokens := make([]string, users)
+	var wait sync.WaitGroup
+	for i := range users {
+		wait.Go(func() {
+			res, err := with(service).CreateSession(t.Context(), &sessionv1.CreateSessionRequest{User: fmt.Sprint("user-", i)})
+			if err != nil {
+				t.Error(err)
+			}
+			tokens[i] = res.GetTokens().GetRefreshToken()
+		})
+	}
+	wait.Wait()
+	_, err := b.with(t, b.key(t, ada)).RevokeSessions(t.Context(), &sessionv1.RevokeSessionsRequest{AllUsers: true})
+	refusal{connect.CodePermissionDenied, "ROLE_REQUIRED"}.check(t, err)
+	_, err = with(service).RevokeSessions(t.Context(), &sessionv1.RevokeSessionsRequest{AllUsers: true, User: "ada"})
+	fieldInvalid.check(t, err)
+	res := must(with(service).RevokeSessions(t.Context(), &sessionv1.RevokeSessionsRequest{AllUsers: true}))(t)
+	if res.GetSessionCount() != users || len(res.GetSessionIds()) != users {
+		t.Errorf("ended %d, named %d", res.GetSessionCount(), len(res.GetSessionIds()))
+	}
+	for _, token := range tokens {
+		wait.Go(func() {
+			_, err := with(token).RefreshSession(t.Context(), &sessionv1.RefreshSessionRequest{})
+			revoked.check(t, err)
+		})
+	}
+	wait.Wait()
+	must(other.refresh(t, stays.GetTokens().GetRefreshToken()))(t)
+}
+
+// A user who signs in again on the same device gets new tokens, and those of before are not good any more.
+func TestSigningInAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	before, another := b.signIn(t, ada), b.signIn(t, ada)
+	must(b.with(t, before.GetTokens().GetAccessToken()).UpdateSession(t.Context(), &sessionv1.UpdateSessionRequest{ActiveConversationId: c1}))(t)
+	must(b.with(t, another.GetTokens().GetAccessToken()).UpdateSession(t.Context(), &sessionv1.UpdateSessionRequest{ActiveConversationId: "c2"}))(t)
+	key := b.with(t, b.key(t, ada))
+	again := must(key.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{ReplacesSessionId: before.GetSession().GetSessionId()}))(t)
+	if again.GetSession().GetActiveConversationId() != c1 || again.GetTokens().GetAccessToken() == before.GetTokens().GetAccessToken() {
+		t.Errorf("again: %v", again.GetSession())
+	}
+	_, err := b.refresh(t, before.GetTokens().GetRefreshToken())
+	revoked.check(t, err)
+	must(b.refresh(t, another.GetTokens().GetRefreshToken()))(t)
+	// Another user's session is none of hers.
+	eves := b.signIn(t, "eve")
+	must(key.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{ReplacesSessionId: eves.GetSession().GetSessionId()}))(t)
+	must(b.refresh(t, eves.GetTokens().GetRefreshToken()))(t)
+	if got := b.events(t, ada); !slices.Contains(got, "SESSION_ENDED REPLACED") {
+		t.Errorf("the audit has %q", got)
+	}
 }
 
 // A revoked API key's streams end as a session's do.

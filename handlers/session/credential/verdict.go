@@ -64,6 +64,8 @@ func Refusal(why sessionv1.EndReason) *problem.Error {
 		return problem.Unauthenticated(Expired, "the session was idle for too long; sign in again")
 	case sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT:
 		return problem.Unauthenticated(Expired, "the session has reached its greatest age; sign in again")
+	case sessionv1.EndReason_END_REASON_REPLACED:
+		return problem.Unauthenticated(Revoked, "the user has signed in again on this device, in another session")
 	case sessionv1.EndReason_END_REASON_SIGNED_OUT:
 		return problem.Unauthenticated(Revoked, "the user has signed out; sign in again")
 	case sessionv1.EndReason_END_REASON_REUSE_DETECTED:

@@ -252,8 +252,11 @@ type CreateSessionRequest struct {
 	ActiveConversationId string `protobuf:"bytes,3,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
 	ActiveProjectId      string `protobuf:"bytes,4,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
 	RequestId            string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// A session of the same user that this one takes the place of, after a new sign-in on the same device: it ends, and the
+	// new one goes on with what it was on. One that is over, or that the user does not have, is passed over.
+	ReplacesSessionId string `protobuf:"bytes,6,opt,name=replaces_session_id,json=replacesSessionId,proto3" json:"replaces_session_id,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *CreateSessionRequest) Reset() {
@@ -317,6 +320,13 @@ func (x *CreateSessionRequest) GetActiveProjectId() string {
 func (x *CreateSessionRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CreateSessionRequest) GetReplacesSessionId() string {
+	if x != nil {
+		return x.ReplacesSessionId
 	}
 	return ""
 }
@@ -943,6 +953,8 @@ type RevokeSessionsRequest struct {
 	ExceptCurrent bool   `protobuf:"varint,2,opt,name=except_current,json=exceptCurrent,proto3" json:"except_current,omitempty"`
 	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	IfVersion     int64  `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	// Of every user of the tenant: for services only, and with nothing else but request_id, which is of no account then.
+	AllUsers      bool `protobuf:"varint,5,opt,name=all_users,json=allUsers,proto3" json:"all_users,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1005,11 +1017,21 @@ func (x *RevokeSessionsRequest) GetIfVersion() int64 {
 	return 0
 }
 
+func (x *RevokeSessionsRequest) GetAllUsers() bool {
+	if x != nil {
+		return x.AllUsers
+	}
+	return false
+}
+
 type RevokeSessionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Those that this call ended.
-	SessionIds    []string     `protobuf:"bytes,1,rep,name=session_ids,json=sessionIds,proto3" json:"session_ids,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// Those that this call ended; of all users at most 1,000 of them.
+	SessionIds []string `protobuf:"bytes,1,rep,name=session_ids,json=sessionIds,proto3" json:"session_ids,omitempty"`
+	// Not of all users.
+	Metadata *v1.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// How many sessions this call ended.
+	SessionCount  int64 `protobuf:"varint,3,opt,name=session_count,json=sessionCount,proto3" json:"session_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1056,6 +1078,13 @@ func (x *RevokeSessionsResponse) GetMetadata() *v1.Metadata {
 		return x.Metadata
 	}
 	return nil
+}
+
+func (x *RevokeSessionsResponse) GetSessionCount() int64 {
+	if x != nil {
+		return x.SessionCount
+	}
+	return 0
 }
 
 type OpenConnectionRequest struct {
@@ -2333,14 +2362,15 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\x06Tokens\x12&\n" +
 	"\faccess_token\x18\x01 \x01(\tB\x03\x80\x01\x01R\vaccessToken\x12H\n" +
 	"\x12access_expire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x10accessExpireTime\x12(\n" +
-	"\rrefresh_token\x18\x03 \x01(\tB\x03\x80\x01\x01R\frefreshToken\"\xbc\x02\n" +
+	"\rrefresh_token\x18\x03 \x01(\tB\x03\x80\x01\x01R\frefreshToken\"\x86\x03\n" +
 	"\x14CreateSessionRequest\x12\x1c\n" +
 	"\x04user\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\x123\n" +
 	"\x06device\x18\x02 \x01(\v2\x1b.holdfast.session.v1.DeviceR\x06device\x12X\n" +
 	"\x16active_conversation_id\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\x14activeConversationId\x12N\n" +
 	"\x11active_project_id\x18\x04 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\x0factiveProjectId\x12'\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\"\xee\x01\n" +
+	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12H\n" +
+	"\x13replaces_session_id\x18\x06 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\x11replacesSessionId\"\xee\x01\n" +
 	"\x15CreateSessionResponse\x126\n" +
 	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x123\n" +
 	"\x06tokens\x18\x02 \x01(\v2\x1b.holdfast.session.v1.TokensR\x06tokens\x12.\n" +
@@ -2387,18 +2417,21 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"if_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x86\x01\n" +
 	"\x12EndSessionResponse\x126\n" +
 	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xad\x01\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xfc\x02\n" +
 	"\x15RevokeSessionsRequest\x12\x1c\n" +
 	"\x04user\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\x12%\n" +
 	"\x0eexcept_current\x18\x02 \x01(\bR\rexceptCurrent\x12'\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
-	"if_version\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"s\n" +
+	"if_version\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\x12\x1b\n" +
+	"\tall_users\x18\x05 \x01(\bR\ballUsers:\xaf\x01\xbaH\xab\x01\x1a\xa8\x01\n" +
+	"\x0fall_users.alone\x12?all_users goes with none of user, except_current and if_version\x1aT!this.all_users || (this.user == '' && !this.except_current && this.if_version == 0)\"\x98\x01\n" +
 	"\x16RevokeSessionsResponse\x12\x1f\n" +
 	"\vsession_ids\x18\x01 \x03(\tR\n" +
 	"sessionIds\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xad\x02\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12#\n" +
+	"\rsession_count\x18\x03 \x01(\x03R\fsessionCount\"\xad\x02\n" +
 	"\x15OpenConnectionRequest\x127\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x123\n" +

@@ -42,6 +42,8 @@ const (
 	EndReason_END_REASON_EVICTED          EndReason = 4
 	EndReason_END_REASON_IDLE_TIMEOUT     EndReason = 5
 	EndReason_END_REASON_ABSOLUTE_TIMEOUT EndReason = 6
+	// Its user signed in again on the same device.
+	EndReason_END_REASON_REPLACED EndReason = 7
 )
 
 // Enum value maps for EndReason.
@@ -54,6 +56,7 @@ var (
 		4: "END_REASON_EVICTED",
 		5: "END_REASON_IDLE_TIMEOUT",
 		6: "END_REASON_ABSOLUTE_TIMEOUT",
+		7: "END_REASON_REPLACED",
 	}
 	EndReason_value = map[string]int32{
 		"END_REASON_UNSPECIFIED":      0,
@@ -63,6 +66,7 @@ var (
 		"END_REASON_EVICTED":          4,
 		"END_REASON_IDLE_TIMEOUT":     5,
 		"END_REASON_ABSOLUTE_TIMEOUT": 6,
+		"END_REASON_REPLACED":         7,
 	}
 )
 
@@ -1218,7 +1222,7 @@ const file_holdfast_session_v1_state_proto_rawDesc = "" +
 	"R\x11connectionTimeout\x12K\n" +
 	"\vfloor_lease\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\xac\x022\x02\b\x05R\n" +
 	"floorLease\x12'\n" +
-	"\x0fdiscard_devices\x18\t \x01(\bR\x0ediscardDevices*\xcf\x01\n" +
+	"\x0fdiscard_devices\x18\t \x01(\bR\x0ediscardDevices*\xe8\x01\n" +
 	"\tEndReason\x12\x1a\n" +
 	"\x16END_REASON_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15END_REASON_SIGNED_OUT\x10\x01\x12\x16\n" +
@@ -1226,7 +1230,8 @@ const file_holdfast_session_v1_state_proto_rawDesc = "" +
 	"\x19END_REASON_REUSE_DETECTED\x10\x03\x12\x16\n" +
 	"\x12END_REASON_EVICTED\x10\x04\x12\x1b\n" +
 	"\x17END_REASON_IDLE_TIMEOUT\x10\x05\x12\x1f\n" +
-	"\x1bEND_REASON_ABSOLUTE_TIMEOUT\x10\x06*^\n" +
+	"\x1bEND_REASON_ABSOLUTE_TIMEOUT\x10\x06\x12\x17\n" +
+	"\x13END_REASON_REPLACED\x10\a*^\n" +
 	"\bModality\x12\x18\n" +
 	"\x14MODALITY_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rMODALITY_TEXT\x10\x01\x12\x12\n" +

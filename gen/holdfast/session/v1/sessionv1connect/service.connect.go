@@ -122,7 +122,8 @@ type SessionServiceClient interface {
 	//
 	//	{}
 	EndSession(context.Context, *v1.EndSessionRequest) (*v1.EndSessionResponse, error)
-	// RevokeSessions ends all sessions of a user, or all but the one that calls.
+	// RevokeSessions ends all sessions of a user, or all but the one that calls. A service may end those of all users: one
+	// user after the other, so a call that was cut short is repeated.
 	//
 	//	{"exceptCurrent": true}
 	RevokeSessions(context.Context, *v1.RevokeSessionsRequest) (*v1.RevokeSessionsResponse, error)
@@ -503,7 +504,8 @@ type SessionServiceHandler interface {
 	//
 	//	{}
 	EndSession(context.Context, *v1.EndSessionRequest) (*v1.EndSessionResponse, error)
-	// RevokeSessions ends all sessions of a user, or all but the one that calls.
+	// RevokeSessions ends all sessions of a user, or all but the one that calls. A service may end those of all users: one
+	// user after the other, so a call that was cut short is repeated.
 	//
 	//	{"exceptCurrent": true}
 	RevokeSessions(context.Context, *v1.RevokeSessionsRequest) (*v1.RevokeSessionsResponse, error)
