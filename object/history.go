@@ -546,6 +546,9 @@ func (p *Past) Current() Version { return p.current }
 // Become makes the object what p says: its state, the entries in which it differs, and its timers. The Update has the
 // options of Restoring, or creates another object out of a PastWhole.
 func (t *txn) Become(p *Past) error {
+	if t.work.kind.noRestore {
+		return fmt.Errorf("%w: objects of the kind %s are never restored nor forked", ErrInvalid, t.work.kind.name)
+	}
 	if len(p.entries) > maxRewritten {
 		return fmt.Errorf("%w: %d entries have changed since, more than the %d of one change", ErrInvalid, len(p.entries), maxRewritten)
 	}

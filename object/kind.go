@@ -25,6 +25,8 @@ type KindConfig[S proto.Message] struct {
 	// UserRestore lets users, and not only services, restore, fork and delete what they own through the inspector, past the
 	// rules of the kind's manager.
 	UserRestore bool
+	// NoRestore refuses to restore and fork objects of the kind, whoever asks: what they have revoked would be good again.
+	NoRestore bool
 	// TTL is how long an object is kept after its last change, at least 24 h. 0: for ever.
 	TTL time.Duration
 	// TTLOf overrides TTL for one object, at least 24 h; 0: no override. Optional.
@@ -57,6 +59,7 @@ type kind struct {
 	schemaVersion int32
 	upcasters     map[int32]func([]byte) ([]byte, error)
 	userRestore   bool
+	noRestore     bool
 	prototype     proto.Message
 	collections   map[string]proto.Message
 	recent        string
@@ -70,7 +73,7 @@ type kind struct {
 func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 	var prototype S
 	k := &kind{
-		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, userRestore: c.UserRestore, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
+		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, userRestore: c.UserRestore, noRestore: c.NoRestore, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
 		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1),
 		ttl: func(m proto.Message) time.Duration {
 			if c.TTLOf != nil {

@@ -1,8 +1,10 @@
 package session
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	sessionv1 "holdfast/gen/holdfast/session/v1"
+	"holdfast/object"
 )
 
 // Nothing that the database has, and nothing that a server logs at its most talkative, is a token or the secret of one.
@@ -142,4 +145,23 @@ func TestAccessTokensExpire(t *testing.T) {
 	}
 	_, err := b.with(t, third.GetTokens().GetAccessToken()).GetSession(t.Context(), &sessionv1.GetSessionRequest{SessionId: strings.Repeat("a", 36)})
 	notFound.check(t, err)
+}
+
+// The journal has older versions of a user's sessions, in which what was revoked since is good. None of them comes back.
+func TestARevokedSessionIsNotRestored(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	in := b.signIn(t, ada)
+	must(b.with(t, b.key(t, ada)).EndSession(t.Context(), &sessionv1.EndSessionRequest{SessionId: in.GetSession().GetSessionId()}))(t)
+	id := object.ID(objectID(b.Tenant, ada))
+	for who, ctx := range map[string]context.Context{"a service": b.AsService(t), "the user": b.As(t, ada)} {
+		if _, err := b.manager.kinds.Users.Restore(ctx, id, object.Moment{Version: 1}); !errors.Is(err, object.ErrInvalid) {
+			t.Errorf("%s restores: %v", who, err)
+		}
+		if _, err := b.manager.kinds.Users.Fork(ctx, id, object.Moment{Version: 1}, object.ID(objectID(b.Tenant, "eve"))); !errors.Is(err, object.ErrInvalid) {
+			t.Errorf("%s forks: %v", who, err)
+		}
+	}
+	_, err := b.refresh(t, in.GetTokens().GetRefreshToken())
+	revoked.check(t, err)
 }

@@ -60,6 +60,7 @@ func Register(rt *object.Runtime) Kinds {
 			Name: "user_sessions", SchemaVersion: 1, TTL: keepFor,
 			Collections: map[string]proto.Message{inEvents: &sessionv1.SecurityEvent{}},
 			OnTimer:     onTime,
+			NoRestore:   true,
 		}),
 		Settings: object.Register(rt, object.KindConfig[settings]{Name: "session_settings", SchemaVersion: 1}),
 	}
