@@ -242,8 +242,10 @@ func (f *liveFrame) fleeting() bool {
 
 // liveBatch is the frames of one request, read.
 type liveBatch struct {
-	epoch  int64
-	frames []readFrame
+	epoch int64
+	// The session whose token it was sent with; empty: none.
+	session string
+	frames  []readFrame
 	// Nothing in it must be stored by itself.
 	fleeting bool
 }

@@ -19,6 +19,10 @@ import (
 func (m *Manager) OpenLive(ctx context.Context, req *conversationv1.OpenLiveRequest) (*conversationv1.OpenLiveResponse, error) {
 	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.OpenLiveResponse, error) {
+			// Who lost the floor does not get it back by connecting anew.
+			if err := fence(tx.State(), writer{session: tx.Caller().Session, now: tx.Now()}); err != nil {
+				return nil, refuse(err)
+			}
 			f := newLive(tx)
 			f.open(req, m.limits)
 			f.put(tx)
@@ -48,7 +52,7 @@ func (m *Manager) CloseLive(ctx context.Context, req *conversationv1.CloseLiveRe
 
 // checkEpoch refuses an epoch that is not the newest.
 func (m *Manager) checkEpoch(tx *object.Tx[state], epoch int64) error {
-	if err := fence(tx.State(), writer{epoch: epoch}); err != nil {
+	if err := fence(tx.State(), writer{epoch: epoch, session: tx.Caller().Session, now: tx.Now()}); err != nil {
 		return refuse(err)
 	}
 	if current := tx.State().GetLive().GetEpoch(); epoch > current {
@@ -194,6 +198,7 @@ func (m *Manager) IngestLive(
 func (m *Manager) ingest(
 	ctx context.Context, caller identity.Identity, req *conversationv1.IngestLiveRequest, batch liveBatch, raw []*conversationv1.LiveFrame,
 ) (*conversationv1.IngestLiveResponse, error) {
+	batch.session = caller.Session
 	keep := &rawFrames{m: m, caller: caller, id: req.GetConversationId(), frames: raw}
 	res, err := object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.IngestLiveResponse, error) {

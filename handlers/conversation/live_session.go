@@ -87,7 +87,7 @@ func (f *folder) rememberFenced(epoch int64) {
 	if f.live.FencedIndexes == nil {
 		f.live.FencedIndexes = map[int64]int64{}
 	}
-	f.live.FencedIndexes[epoch] = f.live.GetLastClientIndex()
+	f.live.FencedIndexes[epoch] = max(f.live.GetFencedIndexes()[epoch], f.live.GetLastClientIndex())
 	for len(f.live.GetFencedIndexes()) > maxFenced {
 		delete(f.live.FencedIndexes, slices.Min(slices.Collect(maps.Keys(f.live.GetFencedIndexes()))))
 	}
@@ -103,7 +103,7 @@ func (f *folder) open(req *conversationv1.OpenLiveRequest, limits LiveLimits) {
 	if handle.GetProvider() != provider {
 		handle = nil
 	}
-	f.connect(f.live.GetEpoch() + 1)
+	f.connect(max(f.live.GetEpoch()+1, f.state.GetFloor().GetFence()))
 	f.live.Device, f.live.Provider, f.live.SetupHash = req.GetDevice(), provider, req.GetSetupHash()
 	f.live.KeepFrames, f.live.Silence = req.GetKeepFramesFor(), req.GetSilence()
 	if f.live.ResumedHandleId = handle.GetId(); handle == nil {
@@ -313,6 +313,9 @@ func retryTime(live *conversationv1.LiveState) time.Time {
 // there is nothing new, and responses to its tool calls are told as text.
 func (f *folder) abandon(batch liveBatch) *conversationv1.Fragment {
 	known := f.live.GetFencedIndexes()[batch.epoch]
+	if batch.epoch == f.live.GetEpoch() { // it lost the floor, and nobody has connected since
+		known = max(known, f.live.GetLastClientIndex())
+	}
 	fragment := &conversationv1.Fragment{Epoch: batch.epoch, CreateTime: f.now}
 	for i := range batch.frames {
 		frame := &batch.frames[i]

@@ -107,9 +107,9 @@ func (m *Manager) show(
 	if frames == nil {
 		return nil
 	}
-	scratch := &conversationv1.ConversationState{Voice: proto.CloneOf(snap.State.GetVoice()), Live: proto.CloneOf(live)}
+	scratch := &conversationv1.ConversationState{Voice: proto.CloneOf(snap.State.GetVoice()), Live: proto.CloneOf(live), Floor: snap.State.GetFloor()}
 	f := newFolder(scratch, m.now(), func(int64, string) *conversationv1.ToolCall { return nil })
-	if _, err := f.ingest(liveBatch{epoch: batch.epoch, frames: frames}); err != nil {
+	if _, err := f.ingest(liveBatch{epoch: batch.epoch, session: caller.Session, frames: frames}); err != nil {
 		return nil
 	}
 	signal := &conversationv1.LiveSignal{Epoch: batch.epoch, ClientIndex: last, Voice: scratch.GetVoice()}

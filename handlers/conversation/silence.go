@@ -27,6 +27,9 @@ func onTimer(tx *object.Tx[state], name string) error {
 	case framesTimer:
 		dropKept(tx)
 		tx.Emit("frames_dropped")
+	case floorTimer:
+		endFloor(tx.State(), tx.Now())
+		tx.Emit("floor_expired")
 	}
 	return nil
 }

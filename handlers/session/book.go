@@ -71,6 +71,9 @@ func (b *book) settle() {
 		} else if !r.GetExpiryAnnounced() && !b.now.Before(announceTime(r)) {
 			r.ExpiryAnnounced, b.changed = true, true
 		}
+		if r.GetFloor() != nil && b.floor(r) == nil {
+			r.Floor, b.changed = nil, true
+		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(b.s.GetConnections())) {
 		if c := b.s.GetConnections()[id]; !b.now.Before(c.GetExpireTime().AsTime()) {
@@ -451,6 +454,9 @@ func (b *book) next() time.Time {
 		consider(end)
 		if !r.GetExpiryAnnounced() {
 			consider(announceTime(r))
+		}
+		if r.GetFloor() != nil {
+			consider(r.GetFloor().GetExpireTime().AsTime())
 		}
 	}
 	for _, c := range b.s.GetConnections() {

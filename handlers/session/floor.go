@@ -18,6 +18,9 @@ import (
 // folded, is one object and one transaction. A session's own note of it serves those who watch the session, and frees the
 // floor when the session ends.
 
+// floorTimer ends the lease of a floor: a timer of the conversation, whose manager knows it by this name.
+const floorTimer = "floor"
+
 // holder is a connection that wants the floor.
 type holder struct {
 	user                identity.User
@@ -26,7 +29,7 @@ type holder struct {
 
 // held tells whether somebody holds a floor.
 func held(f *conversationv1.Floor, now time.Time) bool {
-	return f != nil && now.Before(f.GetExpireTime().AsTime())
+	return f.GetHeld() && now.Before(f.GetExpireTime().AsTime())
 }
 
 func (h holder) had(f *conversationv1.Floor) bool {
@@ -56,7 +59,7 @@ func acquireFloor(s *conversationv1.ConversationState, h holder, takeover bool, 
 	}
 	s.Floor = &conversationv1.Floor{
 		Fence: fence, User: string(h.user), SessionId: h.session, ConnectionId: h.connection,
-		AcquireTime: timestamppb.New(now), ExpireTime: timestamppb.New(until),
+		AcquireTime: timestamppb.New(now), ExpireTime: timestamppb.New(until), Held: true,
 	}
 	return s.GetFloor(), nil
 }
@@ -67,7 +70,7 @@ func releaseFloor(s *conversationv1.ConversationState, h holder, now time.Time) 
 	if !held(f, now) || !h.had(f) {
 		return false
 	}
-	f.ExpireTime = timestamppb.New(now)
+	f.Held = false
 	return true
 }
 
@@ -107,7 +110,8 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 			if err != nil {
 				return nil, err
 			}
-			tx.Emit("floor.acquired")
+			tx.SetTimer(floorTimer, until)
+			tx.Emit("floor_acquired")
 			return &sessionv1.AcquireFloorResponse{
 				Floor: &sessionv1.FloorHold{
 					ConversationId: req.GetConversationId(), ConnectionId: h.connection, Fence: f.GetFence(), ExpireTime: f.GetExpireTime(),
@@ -178,8 +182,10 @@ func (m *Manager) ReleaseFloor(ctx context.Context, req *sessionv1.ReleaseFloorR
 			released := releaseFloor(tx.State(), h, tx.Now())
 			if !released {
 				tx.Unchanged()
+			} else {
+				tx.ClearTimer(floorTimer)
 			}
-			tx.Emit("floor.released")
+			tx.Emit("floor_released")
 			return &sessionv1.ReleaseFloorResponse{Released: released, Metadata: metadata(tx.Info())}, nil
 		})
 	if err != nil {
@@ -206,8 +212,9 @@ func (m *Manager) free(ctx context.Context, floors []*sessionv1.FloorHold) {
 				tx.Unchanged()
 				return nil
 			}
-			tx.State().Floor.ExpireTime = timestamppb.New(tx.Now())
-			tx.Emit("floor.released")
+			tx.State().Floor.Held = false
+			tx.ClearTimer(floorTimer)
+			tx.Emit("floor_released")
 			return nil
 		})
 	}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -188,3 +190,27 @@ const (
 	goldenRefresh = "hfr_kosqc54n52hjufxrf2isg2mkleojqw4zdpnu_AAAAA0cCJRwJLnqlr5uBiwZDbH949f0hnW7b1m0fPEA8gvZ6ODlaupCHEn0HojX1"
 	goldenHash    = "d3cd9036d920e51ffc493471468a99ed58f637e258c9054eb71ca581174b3c55"
 )
+
+// Secrets are compared in constant time: where a credential is verified nothing else compares bytes.
+func TestSecretsAreComparedInConstantTime(t *testing.T) {
+	t.Parallel()
+	compares := regexp.MustCompile(`bytes\.(Equal|Compare)|slices\.Equal|reflect\.DeepEqual|(?i:hash|secret|tag)[\w\]\)]*\s*[!=]=\s*[^n\s"]`)
+	safe := map[string]int{"token.go": 2, "verdict.go": 0, "../book.go": 0, "../../auth.go": 1, "../../guard.go": 0}
+	for name, want := range safe {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Count(string(text), "subtle.ConstantTimeCompare(") + strings.Count(string(text), "hmac.Equal("); got != want {
+			t.Errorf("%s compares %d secrets in constant time, want %d", name, got, want)
+		}
+		for i, line := range strings.Split(string(text), "\n") {
+			if found := compares.FindString(line); found != "" && !strings.Contains(line, "ConstantTimeCompare") {
+				t.Errorf("%s:%d: %s", name, i+1, line)
+			}
+		}
+	}
+	if !compares.MatchString("if r.Hash == other {") || !compares.MatchString("bytes.Equal(a, b)") {
+		t.Error("the expression finds nothing")
+	}
+}

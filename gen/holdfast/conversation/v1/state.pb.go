@@ -576,7 +576,9 @@ type Floor struct {
 	ConnectionId string                 `protobuf:"bytes,4,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
 	AcquireTime  *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=acquire_time,json=acquireTime,proto3" json:"acquire_time,omitempty"`
 	// From this instant on nobody holds it.
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// False once it was given back, or the lease was seen to be over.
+	Held          bool `protobuf:"varint,7,opt,name=held,proto3" json:"held,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -651,6 +653,13 @@ func (x *Floor) GetExpireTime() *timestamppb.Timestamp {
 		return x.ExpireTime
 	}
 	return nil
+}
+
+func (x *Floor) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
 }
 
 // Message is one message of a conversation: an entry of the collection "messages", its key the seq.
@@ -2654,7 +2663,7 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\x05floor\x18\x19 \x01(\v2\x1f.holdfast.conversation.v1.FloorR\x05floor\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf1\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x02\n" +
 	"\x05Floor\x12\x14\n" +
 	"\x05fence\x18\x01 \x01(\x03R\x05fence\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x1d\n" +
@@ -2663,7 +2672,8 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\rconnection_id\x18\x04 \x01(\tR\fconnectionId\x12=\n" +
 	"\facquire_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vacquireTime\x12;\n" +
 	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\xa3\a\n" +
+	"expireTime\x12\x12\n" +
+	"\x04held\x18\a \x01(\bR\x04held\"\xa3\a\n" +
 	"\aMessage\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x122\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x1e.holdfast.conversation.v1.RoleR\x04role\x12>\n" +
