@@ -6,6 +6,7 @@ SHELL := /bin/bash
 TOOL := go tool -modfile=tools/go.mod
 IMAGE ?= holdfast:dev
 BENCH ?= .
+PGBOUNCER ?= /usr/sbin/pgbouncer
 
 .PHONY: help
 help: ## List these targets
@@ -70,6 +71,10 @@ test-race: ## Run all tests under the race detector
 .PHONY: test-docker
 test-docker: ## Run the tests that need a database again, in Docker
 	HOLDFAST_TEST_BACKEND=docker go test -count=1 $$(for d in db object handlers; do [ ! -d $$d ] || echo ./$$d/...; done)
+
+.PHONY: test-pooler
+test-pooler: ## Run them again through PgBouncer in transaction mode (PGBOUNCER=path)
+	HOLDFAST_TEST_BACKEND=local HOLDFAST_TEST_POOLER=$(PGBOUNCER) go test -count=1 ./db ./object ./jobs ./handlers/...
 
 .PHONY: bench
 bench: ## Run benchmarks (BENCH=pattern)

@@ -119,7 +119,7 @@ func TestOpenRefuses(t *testing.T) {
 	b := setup(t)
 	empty := "holdfast_empty_" + uuid.NewString()[:13]
 	b.exec(t, "CREATE DATABASE "+pgx.Identifier{empty}.Sanitize()+" TEMPLATE template0")
-	b.afterwards(t, "DROP DATABASE "+pgx.Identifier{empty}.Sanitize())
+	b.afterwards(t, "DROP DATABASE "+pgx.Identifier{empty}.Sanitize()+" WITH (FORCE)")
 	for name, c := range map[string]struct {
 		url  string
 		says string

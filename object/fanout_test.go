@@ -39,7 +39,7 @@ func setupOwn(t testing.TB) *testBundle {
 
 func (b *testBundle) notifications(t testing.TB, name string) *db.Notifications {
 	t.Helper()
-	u, err := url.Parse(b.URL)
+	u, err := url.Parse(b.DirectURL)
 	if err != nil {
 		t.Fatal(err)
 	}

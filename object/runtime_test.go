@@ -79,7 +79,7 @@ func (b *testBundle) exec(t testing.TB, sql string, args ...any) {
 // open opens a pool of its own, whose connections Postgres knows by a name.
 func (b *testBundle) open(t testing.TB, name string) *db.DB {
 	t.Helper()
-	u, err := url.Parse(b.URL)
+	u, err := url.Parse(b.DirectURL) // by its name its connections are killed, which a pooler hands from one to another
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,6 +27,8 @@ type Bundle struct {
 	DB *db.DB
 	// URL is the server's login's, OwnerURL that of the database's owner.
 	URL, OwnerURL string
+	// DirectURL is URL, unless that goes through a pooler: then this one does not, for who listens.
+	DirectURL string
 	// Tenant is fresh.
 	Tenant identity.Tenant
 }
@@ -57,6 +59,9 @@ var shared struct {
 	server *server
 	bundle Bundle
 	drop   func()
+	// pooler is the address of a pooler in front of the server; empty: there is none.
+	pooler     string
+	stopPooler func()
 }
 
 // New returns a bundle on the shared database with a tenant of its own. The test fails where there is no server.
@@ -80,7 +85,7 @@ func Own(tb testing.TB) *Bundle {
 	New(tb)
 	ctx, cancel := setupContext()
 	defer cancel()
-	b, drop, err := newDatabase(ctx, shared.server.adminURL)
+	b, drop, err := newDatabase(ctx, shared.server.adminURL, shared.pooler)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -97,6 +102,9 @@ func Main(m *testing.M) int {
 	code := m.Run()
 	if shared.drop != nil {
 		shared.drop()
+	}
+	if shared.stopPooler != nil {
+		shared.stopPooler()
 	}
 	if shared.server != nil {
 		shared.server.stop()
@@ -133,13 +141,18 @@ func start() error {
 		return err
 	}
 	shared.server = s
-	shared.bundle, shared.drop, err = newDatabase(ctx, s.adminURL)
+	if binary := os.Getenv(poolerVar); binary != "" {
+		if shared.pooler, shared.stopPooler, err = startPooler(ctx, binary, s.adminURL); err != nil {
+			return explain(poolerVar, err)
+		}
+	}
+	shared.bundle, shared.drop, err = newDatabase(ctx, s.adminURL, shared.pooler)
 	return err
 }
 
 // newDatabase copies the template of the present migrations, which it makes first where there is none: a copy takes
 // a tenth of a second, the migrations many times that.
-func newDatabase(ctx context.Context, adminURL string) (b Bundle, drop func(), err error) {
+func newDatabase(ctx context.Context, adminURL, pooler string) (b Bundle, drop func(), err error) {
 	hash, err := db.MigrationsHash()
 	if err != nil {
 		return b, nil, err
@@ -169,7 +182,10 @@ func newDatabase(ctx context.Context, adminURL string) (b Bundle, drop func(), e
 		return b, nil, err
 	}
 	b.OwnerURL = withDatabase(adminURL, name, nil)
-	b.URL = withDatabase(adminURL, name, url.UserPassword(login, password))
+	b.DirectURL = withDatabase(adminURL, name, url.UserPassword(login, password))
+	if b.URL = b.DirectURL; pooler != "" {
+		b.URL = throughPooler(b.DirectURL, pooler)
+	}
 	if b.DB, err = db.Open(ctx, db.Config{URL: b.URL}); err != nil {
 		return b, nil, err
 	}

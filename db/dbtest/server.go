@@ -19,6 +19,7 @@ const (
 	databaseVar = "HOLDFAST_TEST_DATABASE_URL" // a superuser's URL of a server that is there already
 	backendVar  = "HOLDFAST_TEST_BACKEND"      // docker or local, and then nothing else is tried
 	imageVar    = "HOLDFAST_TEST_IMAGE"        // what Docker runs
+	poolerVar   = "HOLDFAST_TEST_POOLER"       // a PgBouncer to put in front of it
 	binVar      = "HOLDFAST_POSTGRES_BIN"      // where the local binaries are
 )
 
