@@ -37,7 +37,7 @@ func startPooler(ctx context.Context, binary, adminURL string) (address string, 
 	}
 	address = l.Addr().String()
 	_, port, err := net.SplitHostPort(address)
-	if err = errors.Join(err, l.Close()); err != nil {
+	if err := errors.Join(err, l.Close()); err != nil {
 		return "", nil, err
 	}
 	config := fmt.Sprintf(`[databases]
@@ -55,14 +55,14 @@ query_wait_timeout = 3
 server_login_retry = 1
 `, admin.Hostname(), admin.Port(), port, dir)
 	for name, text := range map[string]string{"pgbouncer.ini": config, "users": fmt.Sprintf("%q %q\n", login, password)} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil { //nolint:gosec // a test's
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return "", nil, err
 		}
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // another user reads it
+	if err := os.Chmod(dir, 0o755); err != nil {
 		return "", nil, err
 	}
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), binary, "--quiet", filepath.Join(dir, "pgbouncer.ini")) //nolint:gosec // the tests' own
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), binary, "--quiet", filepath.Join(dir, "pgbouncer.ini"))
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if os.Geteuid() == 0 { // which it refuses to run as
