@@ -63,7 +63,7 @@ func classify(err error, commits bool) error {
 		case strings.HasPrefix(pg.Code, "57P") && commits:
 			// The server was told to stop; whether before or after our commit is not known here.
 			return ErrOutcomeUnknown
-		case class == "08", class == "40", class == "53", class == "55", class == "57", class == "58", pg.Code == "25006":
+		case class == "08", class == "40", class == "53", class == "55", class == "57", class == "58", pg.Code == "25006", pg.Code == "25P03":
 			return ErrUnavailable
 		}
 		return nil
