@@ -28,7 +28,9 @@ import (
 
 func TestMain(m *testing.M) {
 	code := dbtest.Main(m)
-	if err := goleak.Find(); err != nil && code == 0 {
+	// A proxy that is stopped while it parts its connections forgets a goroutine now and then.
+	proxies := goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run")
+	if err := goleak.Find(proxies); err != nil && code == 0 {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}
