@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/project"
@@ -16,14 +17,12 @@ import (
 	"holdfast/seal"
 )
 
-func projectService(rt *object.Runtime, conversations *object.Kind[*conversationv1.ConversationState]) handlers.Service {
-	box, err := seal.NewBox(seal.NewKey())
-	if err != nil {
-		panic(err) // of a key that was just made
-	}
+func projectService(
+	rt *object.Runtime, conversations *object.Kind[*conversationv1.ConversationState], apis *object.Kind[*coordinationv1.ApiState], box *seal.Box,
+) handlers.Service {
 	return handlers.NewService[projectv1connect.ProjectServiceHandler](
 		projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler,
-		project.NewManager(project.Options{Kinds: project.Register(rt), Runtime: rt, Conversations: conversations, Seal: box}))
+		project.NewManager(project.Options{Kinds: project.Register(rt), Runtime: rt, Conversations: conversations, APIs: apis, Seal: box}))
 }
 
 const issueC1 = `{"id":"c1","title":"` + secret + `","updatedAt":"2026-11-23T00:00:00Z","state":{"type":"started"}}`

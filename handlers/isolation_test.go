@@ -75,14 +75,14 @@ func services(tb testing.TB, rt *object.Runtime) (_ []handlers.Service, sessions
 	if err != nil {
 		tb.Fatal(err)
 	}
-	conversations := conversation.Register(rt)
+	conversations, apis := conversation.Register(rt), coordination.Register(rt)
 	sessions = session.NewManager(session.Register(rt), conversations, box)
 	return []handlers.Service{
 		handlers.NewService[conversationv1connect.ConversationServiceHandler](
 			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations, conversation.Options{Box: box, Now: time.Now})),
-		projectService(rt, conversations),
+		projectService(rt, conversations, apis, box),
 		handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
-			coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordination.NewManager(coordination.Register(rt), time.Now)),
+			coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordination.NewManager(apis, time.Now)),
 		handlers.NewService[sessionv1connect.SessionServiceHandler](
 			sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, sessions),
 		inspectService(rt),

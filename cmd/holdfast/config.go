@@ -172,7 +172,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 					conversations, conversation.Options{Box: box, Now: time.Now, Limits: c.Live.limits()})),
 			handlers.NewService[projectv1connect.ProjectServiceHandler](
 				projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler,
-				project.NewManager(project.Options{Kinds: projectKinds, Runtime: rt, Conversations: conversations, Seal: box})),
+				project.NewManager(project.Options{Kinds: projectKinds, Runtime: rt, Conversations: conversations, APIs: apis, Seal: box})),
 			handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
 				coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordination.NewManager(apis, d.Now)),
 			handlers.NewService[sessionv1connect.SessionServiceHandler](

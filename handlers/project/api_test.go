@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
@@ -13,9 +14,12 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	"holdfast/object"
 )
 
 func TestProjects(t *testing.T) {
@@ -336,6 +340,9 @@ func TestContextOnANewDevice(t *testing.T) {
 		{"an issue is done", func() {
 			must(c.UpsertIssues(ctx, &projectv1.UpsertIssuesRequest{Issues: []*structpb.Struct{linearIssue("1-api", "open", "2026-11-24T00:00:00Z", "completed", "t-api")}}))(t)
 		}},
+		{"an API is paused", func() {
+			b.api(t, func(s *coordinationv1.ApiState) { s.PauseUntil = timestamppb.New(linearAt) })
+		}},
 		{"a preference", func() {
 			must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{}}))(t)
 		}},
@@ -358,6 +365,39 @@ func TestContextOnANewDevice(t *testing.T) {
 			t.Errorf("after %s: %v", step.name, now)
 		}
 		version = now.GetMetadata().GetVersion()
+	}
+}
+
+// What nobody is shown makes no new context: an API changes with each call of it.
+func TestContextOfABusyAPI(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ctx, c := t.Context(), b.as(t, ada)
+	retry := timestamppb.New(linearAt.Add(time.Hour))
+	b.api(t, func(s *coordinationv1.ApiState) {
+		s.Breaker = &coordinationv1.Breaker{Status: coordinationv1.BreakerStatus_BREAKER_STATUS_OPEN, RetryTime: retry}
+		s.PauseUntil = timestamppb.New(linearAt)
+	})
+	got := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{}))(t)
+	want := []*projectv1.ApiBrief{{ApiId: "linear", Breaker: "open", RetryTime: retry}}
+	if diff := cmp.Diff(want, got.GetApis(), protocmp.Transform()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	b.api(t, func(s *coordinationv1.ApiState) { s.LastSeq++ })
+	if again := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{IfVersionNot: got.GetMetadata().GetVersion()}))(t); !again.GetNotModified() {
+		t.Errorf("%v", again)
+	}
+}
+
+// api changes the standing of the API "linear".
+func (b *bundle) api(t *testing.T, change func(*coordinationv1.ApiState)) {
+	t.Helper()
+	_, err := b.apis.Update(b.AsService(t), "linear", func(tx *object.Tx[*coordinationv1.ApiState]) error {
+		change(tx.State())
+		return nil
+	}, object.Upsert())
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

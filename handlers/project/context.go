@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	"holdfast/identity"
@@ -17,6 +18,9 @@ import (
 
 // contextLimit is how many tasks and issues come along where the request does not say.
 const contextLimit = 20
+
+// contextAPIs is how many APIs a context shows: those that were called last.
+const contextAPIs = 16
 
 // GetProjectContext implements ProjectService. It is one round trip: which project is active, and which teams' issues are
 // its, the database finds out while it reads.
@@ -46,10 +50,7 @@ func (m *Manager) GetProjectContext(
 		Via: object.ViaFields(m.o.Projects, [2]string{"linear_team_ids", "team="}, [2]string{"linear_project_ids", "linear_project="}),
 	})
 	conversations := object.ListFoundIn(r, m.o.Conversations, object.FoundList{Found: found, Before: "project=", Limit: 1})
-	apis := func() ([]*projectv1.ApiBrief, object.Mark) { return nil, object.Mark{} }
-	if m.o.APIs != nil {
-		apis = m.o.APIs(r)
-	}
+	apis := object.ListIn(r, m.o.APIs, object.ListOptions{PageSize: contextAPIs})
 	if err := r.Run(ctx); err != nil {
 		return nil, err
 	}
@@ -80,10 +81,13 @@ func (m *Manager) GetProjectContext(
 		mark.Add("conversation", s.Info)
 		res.LastConversation = lastConversation(s)
 	}
-	states, apiMark := apis()
-	res.Apis = states
-	// What was asked for is part of the answer's identity: another limit is another answer.
-	mark.Add("apis", object.Info{Version: apiMark.Version()})
+	for _, s := range apis.Items {
+		brief := briefAPI(string(s.ID), s.State)
+		res.Apis = append(res.Apis, brief)
+		// Every call changes an API, and few calls change what is shown of it.
+		mark.Add("api", object.Info{ID: s.ID, Version: object.Version(brief.GetRetryTime().AsTime().UnixMicro())})
+		mark.Add(brief.GetBreaker(), object.Info{})
+	}
 	mark.Add("more", object.Info{Version: flags(res.GetMoreTasks(), res.GetMoreIssues())})
 	res.Metadata = &objectv1.Metadata{Version: int64(mark.Version())}
 	if req.GetIfVersionNot() == res.GetMetadata().GetVersion() {
@@ -91,6 +95,26 @@ func (m *Manager) GetProjectContext(
 	}
 	res.TokenEstimate = estimateTokens(res)
 	return res, nil
+}
+
+// briefAPI says whether an API can be called, and from when on where it cannot.
+func briefAPI(id string, s *coordinationv1.ApiState) *projectv1.ApiBrief {
+	b := &projectv1.ApiBrief{ApiId: id, Breaker: "closed", RetryTime: s.GetPauseUntil()}
+	if s.GetConfig().GetBreaker().GetDisabled() {
+		return b
+	}
+	switch s.GetBreaker().GetStatus() {
+	case coordinationv1.BreakerStatus_BREAKER_STATUS_OPEN:
+		b.Breaker = "open"
+	case coordinationv1.BreakerStatus_BREAKER_STATUS_HALF_OPEN:
+		b.Breaker = "half_open"
+	default:
+		return b
+	}
+	if t := s.GetBreaker().GetRetryTime(); t.AsTime().After(b.GetRetryTime().AsTime()) {
+		b.RetryTime = t
+	}
+	return b
 }
 
 func limit(n int32) int {

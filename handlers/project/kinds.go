@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
@@ -90,8 +91,8 @@ type Options struct {
 	Runtime *object.Runtime
 	// Conversations is the ConversationManager's kind, of which the context shows the newest one.
 	Conversations *object.Kind[*conversationv1.ConversationState]
-	// APIs adds the standing of the APIs to a context's read, and tells it once the read has run. Nil: there is none.
-	APIs func(*object.Together) func() ([]*projectv1.ApiBrief, object.Mark)
+	// APIs is the APICoordinator's kind, whose objects the context shows in brief.
+	APIs *object.Kind[*coordinationv1.ApiState]
 	// Seal keeps the secrets of the endpoints.
 	Seal *seal.Box
 }

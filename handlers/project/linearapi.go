@@ -35,9 +35,8 @@ var errBadCursor = errors.New("linear does not take the cursor")
 // linearAPI reads Linear's API with one key.
 type linearAPI struct{ client graphql.Client }
 
-// newLinearAPI makes one. now tells how far off a limit's end is where Linear does not say when it is.
-func newLinearAPI(url, key string, client *http.Client, now func() time.Time) linearAPI {
-	return linearAPI{graphql.NewClient(url, &linearDoer{key: key, client: client, now: now})}
+func newLinearAPI(c *SyncConfig, key string) linearAPI {
+	return linearAPI{graphql.NewClient(c.URL, &linearDoer{key, c})}
 }
 
 // page is one page of the issues that were updated at a time or later.
@@ -106,9 +105,8 @@ func payloads(nodes []*linear.IssueFields) ([]*structpb.Struct, error) {
 
 // linearDoer adds the key to requests and tells rate limits from other refusals.
 type linearDoer struct {
-	key    string
-	client *http.Client
-	now    func() time.Time
+	key string
+	c   *SyncConfig
 }
 
 // Do implements [graphql.Doer].
@@ -119,8 +117,11 @@ func (d *linearDoer) Do(req *http.Request) (*http.Response, error) {
 	} else {
 		req.Header.Set("Authorization", "Bearer "+d.key)
 	}
-	res, err := d.client.Do(req) //nolint:gosec // the address is the operator's
+	res, err := d.c.Client.Do(req) //nolint:gosec // the address is the operator's
 	if err != nil {
+		if wait, ok := d.c.RetryAfter(err); ok {
+			return nil, &rateLimitedError{d.c.Now().Add(min(max(wait, time.Second), maxPause))}
+		}
 		return nil, err
 	}
 	defer res.Body.Close()
@@ -129,7 +130,7 @@ func (d *linearDoer) Do(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if limited(res.StatusCode, body) {
-		return nil, &rateLimitedError{resetTime(res.Header, d.now())}
+		return nil, &rateLimitedError{resetTime(res.Header, d.c.Now())}
 	}
 	res.Body = io.NopCloser(bytes.NewReader(body))
 	return res, nil

@@ -19,9 +19,11 @@ import (
 	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
+	"holdfast/handlers/coordination"
 	"holdfast/identity"
 	"holdfast/object"
 	"holdfast/seal"
@@ -44,6 +46,7 @@ type bundle struct {
 	rt    *object.Runtime
 	kinds Kinds
 	talks *object.Kind[*conversationv1.ConversationState]
+	apis  *object.Kind[*coordinationv1.ApiState]
 	box   *seal.Box
 	clock *clock
 }
@@ -74,13 +77,13 @@ func serve(t testing.TB, b *bundle) *bundle {
 	t.Helper()
 	b.rt = object.NewRuntime(b.DB, object.Config{})
 	b.kinds = Register(b.rt)
-	b.talks = conversation.Register(b.rt)
+	b.talks, b.apis = conversation.Register(b.rt), coordination.Register(b.rt)
 	log := slog.New(slog.DiscardHandler)
 	server, err := handlers.New(handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[projectv1connect.ProjectServiceHandler](projectv1connect.ProjectServiceName,
 				projectv1connect.NewProjectServiceHandler,
-				NewManager(Options{Kinds: b.kinds, Runtime: b.rt, Conversations: b.talks, Seal: b.box})),
+				NewManager(Options{Kinds: b.kinds, Runtime: b.rt, Conversations: b.talks, APIs: b.apis, Seal: b.box})),
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](conversationv1connect.ConversationServiceName,
 				conversationv1connect.NewConversationServiceHandler, conversation.NewManager(b.talks, conversation.Options{Box: b.box, Now: time.Now})),
 		},

@@ -16,17 +16,19 @@ import (
 	"holdfast/object"
 )
 
-// SyncConfig says how issues are read from Linear. All but the durations and numbers must be set.
+// SyncConfig says how issues are read from Linear. All but RetryAfter, the durations and numbers must be set.
 type SyncConfig struct {
 	Kinds
 
 	// Open opens what Options.Seal sealed.
 	Open func(sealed, context []byte) ([]byte, error)
-	// Client reaches Linear at URL. What must not be sent now, its transport refuses.
-	Client *http.Client
-	URL    string
-	Now    func() time.Time
-	Log    *slog.Logger
+	// Client reaches Linear at URL. Its transport may refuse what should not be sent now, with an error that RetryAfter
+	// knows; nil: there is none.
+	Client     *http.Client
+	URL        string
+	RetryAfter func(error) (time.Duration, bool)
+	Now        func() time.Time
+	Log        *slog.Logger
 	// PageSize is how many issues are read at a time, up to 250. 0: 50.
 	PageSize int
 	// Overlap is how far behind the high-water mark a pass begins, since an issue may become visible later than its
@@ -44,6 +46,9 @@ type Sync struct{ c SyncConfig }
 
 // NewSync makes a Sync.
 func NewSync(c SyncConfig) *Sync {
+	if c.RetryAfter == nil {
+		c.RetryAfter = func(error) (time.Duration, bool) { return 0, false }
+	}
 	if c.PageSize <= 0 {
 		c.PageSize = 50
 	}
@@ -73,7 +78,7 @@ func (s *Sync) Once(ctx context.Context, e db.Endpoint) error {
 	if err != nil {
 		return err
 	}
-	run := &syncRun{Sync: s, id: id, api: newLinearAPI(s.c.URL, string(key), s.c.Client, s.c.Now)}
+	run := &syncRun{Sync: s, id: id, api: newLinearAPI(&s.c, string(key))}
 	state, err := s.c.Syncs.View(ctx, id)
 	switch {
 	case errors.Is(err, object.ErrNotFound):

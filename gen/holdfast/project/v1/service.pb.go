@@ -1317,9 +1317,9 @@ func (x *LastConversation) GetUpdateTime() *timestamppb.Timestamp {
 type ApiBrief struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	ApiId string                 `protobuf:"bytes,1,opt,name=api_id,json=apiId,proto3" json:"api_id,omitempty"`
-	// Such as "closed", "open" or "half_open".
+	// "closed": calls pass; "open": none does before retry_time; "half_open": one is tried.
 	Breaker string `protobuf:"bytes,2,opt,name=breaker,proto3" json:"breaker,omitempty"`
-	// Set: calls should wait until then.
+	// Calls should wait until then; unset, or past: they need not.
 	RetryTime     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
