@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -32,6 +33,7 @@ type proxy struct {
 	listener net.Listener
 	dial     func() (net.Conn, error)
 	lost     chan struct{} // closed once a round trip was lost
+	trips    atomic.Int64  // round trips that were answered
 
 	mu     sync.Mutex // guards what follows
 	marker []byte
@@ -162,6 +164,9 @@ func (p *proxy) serve(client net.Conn) {
 			what := struck
 			mu.Unlock()
 			ready := message[0] == 'Z'
+			if ready {
+				p.trips.Add(1)
+			}
 			if what != "" && ready {
 				close(p.lost)
 				if what == theAnswerForGood {

@@ -323,14 +323,18 @@ func queueList(
 
 // listed decodes a row of a list.
 func listed[S proto.Message](k *Kind[S], r *dbsqlc.ListObjectsRow) (Snapshot[S], error) {
-	rec, err := k.record(&dbsqlc.ViewObjectsRow{
-		OwnerID: r.OwnerID, Version: r.Version, SchemaVersion: r.SchemaVersion, State: r.State, CreateTime: r.CreateTime,
-		UpdateTime: r.UpdateTime, ActivityTime: r.ActivityTime, ExpireTime: r.ExpireTime,
-	}, 0)
+	rec, err := k.record(listedRow(r), 0)
 	if err != nil {
 		return Snapshot[S]{}, err
 	}
 	return Snapshot[S]{Info: rec.info(ID(r.ObjectID)), State: rec.state.(S)}, nil //nolint:forcetypeassert // decoded from the kind's prototype
+}
+
+func listedRow(r *dbsqlc.ListObjectsRow) *dbsqlc.ViewObjectsRow {
+	return &dbsqlc.ViewObjectsRow{
+		OwnerID: r.OwnerID, Version: r.Version, SchemaVersion: r.SchemaVersion, State: r.State, CreateTime: r.CreateTime,
+		UpdateTime: r.UpdateTime, ActivityTime: r.ActivityTime, ExpireTime: r.ExpireTime,
+	}
 }
 
 var farFuture = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)

@@ -80,7 +80,7 @@ func ViewIn[S proto.Message](r *Together, k *Kind[S], id ID) *Viewed[S] {
 func ListIn[S proto.Message](r *Together, k *Kind[S], o ListOptions) *Page[S] {
 	page, size := &Page[S]{}, pageSize(o.PageSize)
 	r.lists = append(r.lists, func(p *db.Pipeline, caller identity.Identity) {
-		queueList(p, k.kind, caller.Tenant, o.Terms, listCursor{Time: farFuture}, size, appendTo(page, k, size))
+		queueList(p, k.kind, caller.Tenant, o.Terms, listCursor{Time: farFuture}, size, appendTo(page, k, caller.Tenant, size))
 	})
 	return page
 }
@@ -116,7 +116,7 @@ func ViewFoundIn[S proto.Message](r *Together, k *Kind[S], f Found) *Viewed[S] {
 		a := dbsqlc.ViewObjectFoundParams{TenantID: string(caller.Tenant), Kind: k.name, Given: f.Given}
 		f.add(&a.FoundKinds, &a.FoundIds, &a.FoundFields)
 		p.ViewObjectFound(a, func(row *dbsqlc.ListObjectsRow) (err error) {
-			v.Snapshot, err = listed(k, row)
+			v.Snapshot, err = known(k, caller.Tenant, row)
 			v.Found = err == nil
 			return err
 		})
@@ -177,23 +177,41 @@ func ListFoundIn[S proto.Message](r *Together, k *Kind[S], o FoundList) *Page[S]
 		if o.Otherwise != "" {
 			a.Otherwise = storedTerm(caller.Tenant, k.name, o.Otherwise)
 		}
-		p.ListObjectsFound(a, appendTo(page, k, size))
+		p.ListObjectsFound(a, appendTo(page, k, caller.Tenant, size))
 	})
 	return page
 }
 
 // appendTo collects the rows of a list, which may be one more than its size.
-func appendTo[S proto.Message](page *Page[S], k *Kind[S], size int32) func(*dbsqlc.ListObjectsRow) error {
+func appendTo[S proto.Message](page *Page[S], k *Kind[S], t identity.Tenant, size int32) func(*dbsqlc.ListObjectsRow) error {
 	return func(r *dbsqlc.ListObjectsRow) error {
 		if len(page.Items) == int(size) {
 			page.Next = "more"
 			return nil
 		}
-		s, err := listed(k, r)
+		s, err := known(k, t, r)
 		page.Items = append(page.Items, s)
 		return err
 	}
 }
+
+// known is listed, but for decoding what the cache has in that version: what is read together is as a rule read often.
+func known[S proto.Message](k *Kind[S], t identity.Tenant, r *dbsqlc.ListObjectsRow) (Snapshot[S], error) {
+	id := ID(r.ObjectID)
+	at := key{t, k.name, id}
+	if rec := k.rt.cache.get(at); rec.is(Version(r.Version)) {
+		return Snapshot[S]{Info: rec.info(id), State: rec.state.(S)}, nil //nolint:forcetypeassert // decoded from the kind's prototype
+	}
+	rec, err := k.record(listedRow(r), 0)
+	if err != nil {
+		return Snapshot[S]{}, err
+	}
+	k.rt.cache.put(at, rec)
+	return Snapshot[S]{Info: rec.info(id), State: rec.state.(S)}, nil //nolint:forcetypeassert // decoded from the kind's prototype
+}
+
+// is tells whether a record, which may be nil, has the state of a version.
+func (r *record) is(v Version) bool { return r != nil && r.state != nil && r.version == v }
 
 // Run reads. It returns ErrInvalid for an id that is none, or an error of package db.
 func (r *Together) Run(ctx context.Context) error {
