@@ -4941,11 +4941,11 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"SecretInfo\x12\x1b\n" +
 	"\tsecret_id\x18\x01 \x01(\tR\bsecretId\x12;\n" +
 	"\vcreate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\x9f\x02\n" +
+	"createTime\"\xa5\x02\n" +
 	"\x1bCreateLinearEndpointRequest\x12\x1e\n" +
-	"\x05title\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12 \n" +
-	"\x06secret\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\x06secret\x12!\n" +
-	"\aapi_key\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\x06apiKey\x12?\n" +
+	"\x05title\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12#\n" +
+	"\x06secret\x18\x02 \x01(\tB\v\xbaH\x05r\x03(\x80\x04\x80\x01\x01R\x06secret\x12$\n" +
+	"\aapi_key\x18\x03 \x01(\tB\v\xbaH\x05r\x03(\x80\x04\x80\x01\x01R\x06apiKey\x12?\n" +
 	"\x15replay_window_seconds\x18\x04 \x01(\x03B\v\xbaH\b\"\x06\x18\x80\xa3\x05(\x00R\x13replayWindowSeconds\x121\n" +
 	"\x0forganization_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x0eorganizationId\x12'\n" +
 	"\n" +
@@ -4980,14 +4980,14 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8f\x01\n" +
 	"\x12LinearEndpointItem\x12?\n" +
 	"\bendpoint\x18\x01 \x01(\v2#.holdfast.project.v1.LinearEndpointR\bendpoint\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd5\x02\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xdb\x02\n" +
 	"\x1bUpdateLinearEndpointRequest\x12@\n" +
 	"\vendpoint_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\n" +
-	"endpointId\x12'\n" +
+	"endpointId\x12*\n" +
 	"\n" +
-	"add_secret\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\taddSecret\x121\n" +
-	"\x10remove_secret_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02(@R\x0eremoveSecretId\x12!\n" +
-	"\aapi_key\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\x06apiKey\x12$\n" +
+	"add_secret\x18\x02 \x01(\tB\v\xbaH\x05r\x03(\x80\x04\x80\x01\x01R\taddSecret\x121\n" +
+	"\x10remove_secret_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02(@R\x0eremoveSecretId\x12$\n" +
+	"\aapi_key\x18\x04 \x01(\tB\v\xbaH\x05r\x03(\x80\x04\x80\x01\x01R\x06apiKey\x12$\n" +
 	"\x0eremove_api_key\x18\x05 \x01(\bR\fremoveApiKey\x12'\n" +
 	"\n" +
 	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
