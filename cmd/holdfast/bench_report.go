@@ -111,6 +111,7 @@ func targets(rows []benchRow) (met []benchTargetMet) {
 	}{
 		{"appends to own objects, 1,000 sessions, to pgbench's lock + update + insert", "append-1000", "floor-append-64", throughput, "x", 1.5, false},
 		{"appends to one object, 64 writers, to pgbench's on one row", "hot-64", "floor-hot-64", throughput, "x", 5, false},
+		{"acquisitions from one API's limits, 64 clients, to pgbench's lock-per-request on one row", "limit-64", "floor-hot-64", throughput, "x", 3, false},
 		{"median of an append at rest, to pgbench's with one client", "append-1", "floor-append-1", median, "x", 2, true},
 		{"reads, 64 clients, to pgbench's SELECTs", "read-64", "floor-read-64", throughput, "x", 0.35, false},
 		{"p99 of reads at a steady rate", "open-1000/read", "", worst, "ms", 10, true},

@@ -49,6 +49,7 @@ var scenarios = []scenario{
 	{name: "append-tenants-1000", what: "append to own objects, 1,000 sessions of 1,000 tenants", tenants: 1000, run: runAppend(1000, 1000)},
 	{name: "floor-hot-64", what: "pgbench: lock + update + insert, 64 clients, one row", run: runFloor(floor.AppendHot, 64)},
 	{name: "hot-64", what: "append to one object, 64 writers", run: runAppend(64, 1)},
+	{name: "limit-64", what: "acquire from one API's three policies, 64 clients", run: runLimit(64)},
 	{name: "hot-1000", what: "append to one object, 1,000 writers", run: runAppend(1000, 1)},
 	{name: "floor-read-1", what: "pgbench: SELECTs of state + 20 entries, 1 client", run: runFloor(floor.Read, 1)},
 	{name: "read-1", what: "read state + 20 messages, 1 client", run: runRead(1)},
@@ -259,11 +260,17 @@ func closeAll(sessions []*load.Session) {
 	}
 }
 
-// finish puts the usage into the first row, and verifies that all that was acknowledged is there.
-func (b *bench) finish(ctx context.Context, all []*load.Session, u *benchUsage, rows ...benchRow) ([]benchRow, error) {
+// used puts the usage into the first row.
+func (*bench) used(rows []benchRow, u *benchUsage) []benchRow {
 	rows[0].ServerCPU, rows[0].DatabaseCPU, rows[0].GeneratorCPU = u.server.Seconds(), u.database.Seconds(), u.generator.Seconds()
 	rows[0].ServerRSSMiB = float64(u.resident) / (1 << 20)
 	rows[0].OthersCPU = u.others(0).Seconds()
+	return rows
+}
+
+// finish puts the usage into the first row, and verifies that all that was acknowledged is there.
+func (b *bench) finish(ctx context.Context, all []*load.Session, u *benchUsage, rows ...benchRow) ([]benchRow, error) {
+	rows = b.used(rows, u)
 	if ctx.Err() != nil {
 		return rows, ctx.Err()
 	}
