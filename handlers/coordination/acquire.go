@@ -276,14 +276,19 @@ func tightest(limits []*coordinationv1.Standing) *coordinationv1.Standing {
 
 // countUsage adds what was granted to the day's counts. It returns the day that is over by that, if one is.
 func countUsage(s *coordinationv1.ApiState, c *coordinationv1.ApiConfig, now time.Time, count func(*coordinationv1.UsageDay)) *coordinationv1.UsageDay {
-	today := now.In(location(c.GetTimeZone())).Format(time.DateOnly)
 	var over *coordinationv1.UsageDay
-	// The clock of another process may be a little behind, and a zone may be changed: days do not go back.
-	if s.GetToday().GetDate() < today {
-		if over = s.GetToday(); over.GetDate() == "" {
-			over = nil
+	// The clock of another process may be a little behind: days do not go back.
+	if !now.Before(s.GetToday().GetEndTime().AsTime()) {
+		zone := location(c.GetTimeZone())
+		date := now.In(zone).Format(time.DateOnly)
+		end := stamp(nextTurn(coordinationv1.Calendar_CALENDAR_DAY, zone, now))
+		switch was := s.GetToday(); {
+		case was.GetDate() == date: // the zone was changed meanwhile
+			s.Today.EndTime = end
+		default:
+			over = was
+			s.Today = &coordinationv1.UsageDay{Date: date, EndTime: end}
 		}
-		s.Today = &coordinationv1.UsageDay{Date: today}
 	}
 	count(s.Today)
 	return over

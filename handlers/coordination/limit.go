@@ -68,7 +68,9 @@ func tidy(p policy, b bucket, now time.Time) {
 		b.Slots = slices.DeleteFunc(b.GetSlots(), func(s *coordinationv1.Slot) bool { return !now.Before(s.GetTime().AsTime().Add(hold(p))) })
 	case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
 		if !now.Before(b.GetWindowEnd().AsTime()) {
-			b.Used, b.WindowEnd = 0, timestamppb.New(nextTurn(p.GetCalendar(), location(p.GetTimeZone()), now))
+			// Finding a time zone takes longer than all else that a limit does: it is done once a window.
+			zone := location(p.GetTimeZone())
+			b.Used, b.WindowStart, b.WindowEnd = 0, stamp(windowStart(p.GetCalendar(), zone, now)), stamp(nextTurn(p.GetCalendar(), zone, now))
 		}
 	case coordinationv1.Algorithm_ALGORITHM_CONCURRENCY:
 		for id, l := range b.GetLeases() {
@@ -211,8 +213,7 @@ func giveBack(p policy, b bucket, n int64, taken, now time.Time) {
 			}
 		}
 	case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
-		began := windowStart(p.GetCalendar(), location(p.GetTimeZone()), now)
-		if !taken.Before(began) && now.Before(b.GetWindowEnd().AsTime()) {
+		if !taken.Before(b.GetWindowStart().AsTime()) && now.Before(b.GetWindowEnd().AsTime()) {
 			b.Used = max(0, b.GetUsed()-n)
 		}
 	default: // releaseLease
@@ -258,7 +259,7 @@ func standing(p policy, b bucket, now time.Time) *coordinationv1.Standing {
 		}
 	case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
 		s.Remaining, full = s.GetLimit()-used(p, b), b.GetWindowEnd().AsTime()
-		s.Window = durationpb.New(full.Sub(windowStart(p.GetCalendar(), location(p.GetTimeZone()), now)))
+		s.Window = durationpb.New(full.Sub(b.GetWindowStart().AsTime()))
 	case coordinationv1.Algorithm_ALGORITHM_CONCURRENCY:
 		s.Remaining = s.GetLimit() - used(p, b)
 		if all := byExpiry(b); len(all) > 0 {
