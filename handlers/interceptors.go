@@ -168,7 +168,7 @@ func (conditional) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 			return res, err
 		}
 		m, ok := res.Any().(proto.Message)
-		if !ok || res.Header().Get("Cache-Control") == "no-store" { // an answer that the clock changes too
+		if !ok || dependsOnClock(ctx) {
 			return res, nil
 		}
 		version, notModified := answered(m.ProtoReflect())
@@ -185,6 +185,13 @@ func (conditional) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		maps.Copy(res.Header(), header)
 		return res, nil
 	}
+}
+
+// dependsOnClock tells whether the handler has said that its answer changes by itself: then its version does not tell
+// whether it still holds.
+func dependsOnClock(ctx context.Context) bool {
+	call, ok := connect.CallInfoForHandlerContext(ctx)
+	return ok && call.ResponseHeader().Get("Cache-Control") == "no-store"
 }
 
 // cacheHeader lets the caller's own cache keep an answer, if it asks each time whether it still holds.

@@ -34,8 +34,12 @@ func runLimit(clients int) func(context.Context, *bench, scenario) ([]benchRow, 
 		all := make([]*load.Limiter, clients)
 		for i := range all {
 			all[i] = load.NewLimiter(b.system.target, b.system.token, api)
-			defer all[i].Close()
 		}
+		defer func() {
+			for _, l := range all {
+				l.Close()
+			}
+		}()
 		if err := all[0].Configure(ctx, farLimits()); err != nil {
 			return nil, err
 		}
