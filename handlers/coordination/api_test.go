@@ -219,6 +219,20 @@ func TestARequestFromBeginToEnd(t *testing.T) {
 	}
 }
 
+// An answer to a begin that was lost is given again, but only to who knows its id.
+func TestABeginThatIsRepeated(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.client(t, ada)
+	named := begin(t, c, "named", func(r *coordinationv1.BeginRequestRequest) { r.BeginId = "b" })
+	if again := begin(t, c, "named", func(r *coordinationv1.BeginRequestRequest) { r.BeginId = "b" }); named.GetRequest().GetBeginId() != "" || again.GetLease() != named.GetLease() {
+		t.Errorf("a begin that was repeated: %v", again)
+	}
+	if other := begin(t, c, "named"); other.GetDecision() != inFlight || other.GetRequest().GetBeginId() != "" || other.GetLease() != "" {
+		t.Errorf("by another: %v", other)
+	}
+}
+
 // The lease of a request that nobody ended is written down as over by a timer, on whatever server.
 func TestALeaseThatEndsIsUnknown(t *testing.T) {
 	t.Parallel()
@@ -251,6 +265,13 @@ func TestALeaseThatEndsIsUnknown(t *testing.T) {
 		Api: "codegen", RequestId: "r", Lease: found.GetLease(), Failure: coordinationv1.Failure_FAILURE_RETRYABLE, Error: "not in the list of runs",
 	}))(t)
 	second := begin(t, c, "r")
+	named := begin(t, c, "named", func(r *coordinationv1.BeginRequestRequest) { r.BeginId = "b" })
+	if again := begin(t, c, "named", func(r *coordinationv1.BeginRequestRequest) { r.BeginId = "b" }); named.GetRequest().GetBeginId() != "" || again.GetLease() != named.GetLease() {
+		t.Errorf("a begin that was repeated: %v", again)
+	}
+	must(c.FailRequest(t.Context(), &coordinationv1.FailRequestRequest{
+		Api: "codegen", RequestId: "named", Lease: named.GetLease(), Failure: coordinationv1.Failure_FAILURE_RETRYABLE, NotSent: true,
+	}))(t)
 	if second.GetDecision() != proceed || second.GetRequest().GetAttempt() != 2 {
 		t.Errorf("after it was found not to have happened: %v", second)
 	}

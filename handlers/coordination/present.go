@@ -61,6 +61,16 @@ func present(
 	return a
 }
 
+// shown is a row as callers may see it: who knows a begin_id gets its lease.
+func shown(r row) row {
+	if r.GetBeginId() == "" {
+		return r
+	}
+	r = proto.CloneOf(r)
+	r.BeginId = ""
+	return r
+}
+
 func statusWord(r row) string {
 	return strings.ToLower(strings.TrimPrefix(r.GetStatus().String(), "REQUEST_STATUS_"))
 }

@@ -250,6 +250,7 @@ func (m *Manager) BeginRequest(
 		if err != nil {
 			return nil, err
 		}
+		b.res.Request = shown(b.res.GetRequest())
 		if b.put == nil {
 			return answered(t, b.res)
 		}
@@ -291,12 +292,12 @@ func (m *Manager) CompleteRequest(
 			return nil, err
 		}
 		if done == nil {
-			return answered(t, &coordinationv1.CompleteRequestResponse{Request: r})
+			return answered(t, &coordinationv1.CompleteRequestResponse{Request: shown(r)})
 		}
 		t.report(demandOfRow(r), req.GetResponse())
 		t.putRow(done)
 		t.Emit("request.completed")
-		return &coordinationv1.CompleteRequestResponse{Request: done}, nil
+		return &coordinationv1.CompleteRequestResponse{Request: shown(done)}, nil
 	}, object.Prefetch(inRequests, object.SeqKey(seq)))
 }
 
@@ -319,12 +320,12 @@ func (m *Manager) FailRequest(
 			return nil, err
 		}
 		if failed == nil {
-			return answered(t, &coordinationv1.FailRequestResponse{Request: r})
+			return answered(t, &coordinationv1.FailRequestResponse{Request: shown(r)})
 		}
 		t.report(demandOfRow(r), req.GetResponse())
 		t.putRow(failed)
 		t.Emit("request." + statusWord(failed))
-		return &coordinationv1.FailRequestResponse{Request: failed}, nil
+		return &coordinationv1.FailRequestResponse{Request: shown(failed)}, nil
 	}, object.Prefetch(inRequests, object.SeqKey(seq)))
 }
 
@@ -367,7 +368,7 @@ func (m *Manager) GetRequest(
 		return nil, refuse(errNoRequest)
 	}
 	dependsOnClock(ctx)
-	return &coordinationv1.GetRequestResponse{Request: asSeen(r, m.now()), Metadata: metadata(info)}, nil
+	return &coordinationv1.GetRequestResponse{Request: shown(asSeen(r, m.now())), Metadata: metadata(info)}, nil
 }
 
 // entry reads one entry, or nil where there is none.
@@ -422,7 +423,7 @@ func (m *Manager) ListRequests(
 			}
 			before = r.GetSeq()
 			if mayTouch(caller, r.GetOwner()) && !forgotten(r, config, m.now()) && matches(r, req, m.now()) {
-				res.Requests = append(res.Requests, withoutBody(asSeen(r, m.now())))
+				res.Requests = append(res.Requests, withoutBody(shown(asSeen(r, m.now()))))
 			}
 		}
 		if !page.More {
@@ -808,7 +809,7 @@ func (m *Manager) changed(api string, c *object.Change[state], caller identity.I
 	}
 	for _, e := range c.Entries {
 		if r, ok := e.Value.(row); ok && mayTouch(caller, r.GetOwner()) {
-			res.Requests = append(res.Requests, withoutBody(asSeen(r, m.now())))
+			res.Requests = append(res.Requests, withoutBody(shown(asSeen(r, m.now()))))
 		}
 	}
 	return res
