@@ -153,6 +153,11 @@ func (p *Pipeline) ListOldSchemas(a dbsqlc.ListOldSchemasParams, each func(id st
 	query(p, dbsqlc.ListOldSchemas, a, func(r *struct{ ID string }) error { return each(r.ID) })
 }
 
+// ListTimersOfObject queues dbsqlc.ListTimersOfObject, whose rows are those of ListTimers.
+func (p *Pipeline) ListTimersOfObject(a dbsqlc.ListTimersOfObjectParams, each func(*dbsqlc.ListTimersRow) error) {
+	query(p, dbsqlc.ListTimersOfObject, a, each)
+}
+
 // ListTimers queues dbsqlc.ListTimers.
 func (p *Pipeline) ListTimers(a dbsqlc.ListTimersParams, each func(*dbsqlc.ListTimersRow) error) {
 	query(p, dbsqlc.ListTimers, a, each)

@@ -127,6 +127,42 @@ func plans(tenant identity.Tenant) []plan {
 			[]string{`Index Scan using events_pkey .*Index Cond: \(\(?` + byID + `version > `},
 			50, 51, false,
 		},
+		{
+			"ListEventsBack", dbsqlc.ListEventsBack,
+			dbsqlc.ListEventsBackParams{TenantID: id, Kind: "k", ObjectID: "long", FromVersion: 100, PageSize: 50},
+			[]string{`Index Scan Backward using events_pkey .*Index Cond: \(\(?` + byID + `version <= `},
+			50, 51, false,
+		},
+		{
+			"ListAllEntries", dbsqlc.ListAllEntries,
+			dbsqlc.ListAllEntriesParams{TenantID: id, Kind: "k", ObjectID: "long", AfterCollection: "c", AfterKey: "000000000100", PageSize: 50},
+			[]string{`Index Scan using entries_pkey .*Index Cond: \(\(?` + byID},
+			50, 51, false,
+		},
+		{
+			"ListByID", dbsqlc.ListByID,
+			dbsqlc.ListByIDParams{TenantID: id, Kind: "k", Prefix: "o1", AfterID: "o15", AnyOwner: true, PageSize: 50},
+			[]string{`Index Scan using objects_pkey .*Index Cond: \(\(?tenant_id = .*kind = .*object_id >`},
+			50, 51, false,
+		},
+		{
+			"ListByActivity", dbsqlc.ListByActivity,
+			dbsqlc.ListByActivityParams{TenantID: id, Kind: "k", BeforeTime: far, AnyOwner: true, PageSize: 50},
+			[]string{`Index Scan using objects_activity_idx .*Index Cond: \(\(?tenant_id = .*kind = .*activity_time.*< ROW`},
+			50, 60, false,
+		},
+		{
+			"ListTimersOfObject", dbsqlc.ListTimersOfObject,
+			dbsqlc.ListTimersOfObjectParams{TenantID: id, Kind: "k", ObjectID: "o2", PageSize: 50},
+			[]string{`Index Scan using timers_pkey .*Index Cond: \(\(?` + byID + `name > `},
+			1, 1, false,
+		},
+		{
+			"MeasureObject", dbsqlc.MeasureObject,
+			dbsqlc.MeasureObjectParams{TenantID: id, Kind: "k", ObjectID: "o1"},
+			[]string{objects, `Index Scan using entries_pkey .*Index Cond: \(\(?` + byID},
+			1, 4, false,
+		},
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 func TestHistoryOfEveryKind(t *testing.T) {
 	t.Parallel()
 	rt := object.NewRuntime(dbtest.New(t).DB, object.Config{})
-	defer rt.Close(context.Background())
+	t.Cleanup(func() { rt.Close(context.Background()) })
 	services(t, rt)
 	for _, name := range rt.Kinds() {
 		k, _ := rt.Kind(name)

@@ -217,10 +217,7 @@ func (rt *Runtime) Timers(ctx context.Context, o TimerOptions) (timers []TimerIn
 	}
 	size := pageSize(o.PageSize)
 	p := rt.db.NewPipeline(callerScope(caller))
-	p.ListTimers(dbsqlc.ListTimersParams{
-		TenantID: string(caller.Tenant), Kind: o.Kind, ObjectID: string(o.ID), OnlyParked: o.Parked, AfterKind: from.Kind,
-		AfterObjectID: from.ID, AfterName: from.Name, PageSize: size + 1,
-	}, func(r *dbsqlc.ListTimersRow) (err error) {
+	each := func(r *dbsqlc.ListTimersRow) (err error) {
 		if len(timers) == int(size) {
 			last := timers[len(timers)-1]
 			next, err = writeToken(timerCursor{last.Kind, string(last.ID), last.Name})
@@ -231,7 +228,22 @@ func (rt *Runtime) Timers(ctx context.Context, o TimerOptions) (timers []TimerIn
 			NextTime: r.NextTime.UTC(), Attempts: int(r.Attempts), LastError: r.LastError, Parked: r.Parked,
 		})
 		return nil
-	})
+	}
+	if o.Kind != "" && o.ID != "" {
+		p.ListTimersOfObject(dbsqlc.ListTimersOfObjectParams{
+			TenantID: string(caller.Tenant), Kind: o.Kind, ObjectID: string(o.ID), AfterName: from.Name, OnlyParked: o.Parked,
+			PageSize: size + 1,
+		}, each)
+	} else {
+		last := o.Kind
+		if last == "" {
+			last = "\U0010FFFF" // no kind comes behind it
+		}
+		p.ListTimers(dbsqlc.ListTimersParams{
+			TenantID: string(caller.Tenant), FirstKind: o.Kind, LastKind: last, ObjectID: string(o.ID), OnlyParked: o.Parked,
+			AfterKind: from.Kind, AfterObjectID: from.ID, AfterName: from.Name, PageSize: size + 1,
+		}, each)
+	}
 	return timers, next, rt.db.Run(ctx, p)
 }
 

@@ -58,12 +58,22 @@ WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND o.object_id > 
 ORDER BY o.object_id
 LIMIT @page_size::integer;
 
--- ListTimers pages through a tenant's timers, of one kind or object or of all, by object and name.
+-- ListTimers pages through a tenant's timers, of one kind or of all, by object and name. On a table that was never analysed
+-- it may read and sort all of the tenant's: it is for people.
 -- name: ListTimers :many
 SELECT t.kind, t.object_id, t.name, t.owner_id, t.due_time, t.next_time, t.attempts, t.last_error, t.parked
 FROM holdfast.timers t
-WHERE t.tenant_id = @tenant_id::text AND (@kind::text = '' OR t.kind = @kind) AND (@object_id::text = '' OR t.object_id = @object_id)
-  AND (NOT @only_parked::boolean OR t.parked)
+WHERE t.tenant_id = @tenant_id::text AND t.kind >= @first_kind::text AND t.kind <= @last_kind::text
+  AND (@object_id::text = '' OR t.object_id = @object_id) AND (NOT @only_parked::boolean OR t.parked)
   AND (t.kind, t.object_id, t.name) > (@after_kind::text, @after_object_id::text, @after_name::text)
 ORDER BY t.kind, t.object_id, t.name
+LIMIT @page_size::integer;
+
+-- ListTimersOfObject is ListTimers for one object.
+-- name: ListTimersOfObject :many
+SELECT t.kind, t.object_id, t.name, t.owner_id, t.due_time, t.next_time, t.attempts, t.last_error, t.parked
+FROM holdfast.timers t
+WHERE t.tenant_id = @tenant_id::text AND t.kind = @kind::text AND t.object_id = @object_id::text AND t.name > @after_name::text
+  AND (NOT @only_parked::boolean OR t.parked)
+ORDER BY t.name
 LIMIT @page_size::integer;

@@ -317,16 +317,17 @@ func (q *Queries) ListOldSchemas(ctx context.Context, arg ListOldSchemasParams) 
 const ListTimers = `-- name: ListTimers :many
 SELECT t.kind, t.object_id, t.name, t.owner_id, t.due_time, t.next_time, t.attempts, t.last_error, t.parked
 FROM holdfast.timers t
-WHERE t.tenant_id = $1::text AND ($2::text = '' OR t.kind = $2) AND ($3::text = '' OR t.object_id = $3)
-  AND (NOT $4::boolean OR t.parked)
-  AND (t.kind, t.object_id, t.name) > ($5::text, $6::text, $7::text)
+WHERE t.tenant_id = $1::text AND t.kind >= $2::text AND t.kind <= $3::text
+  AND ($4::text = '' OR t.object_id = $4) AND (NOT $5::boolean OR t.parked)
+  AND (t.kind, t.object_id, t.name) > ($6::text, $7::text, $8::text)
 ORDER BY t.kind, t.object_id, t.name
-LIMIT $8::integer
+LIMIT $9::integer
 `
 
 type ListTimersParams struct {
 	TenantID      string
-	Kind          string
+	FirstKind     string
+	LastKind      string
 	ObjectID      string
 	OnlyParked    bool
 	AfterKind     string
@@ -347,11 +348,13 @@ type ListTimersRow struct {
 	Parked    bool
 }
 
-// ListTimers pages through a tenant's timers, of one kind or object or of all, by object and name.
+// ListTimers pages through a tenant's timers, of one kind or of all, by object and name. On a table that was never analysed
+// it may read and sort all of the tenant's: it is for people.
 func (q *Queries) ListTimers(ctx context.Context, arg ListTimersParams) ([]ListTimersRow, error) {
 	rows, err := q.db.Query(ctx, ListTimers,
 		arg.TenantID,
-		arg.Kind,
+		arg.FirstKind,
+		arg.LastKind,
 		arg.ObjectID,
 		arg.OnlyParked,
 		arg.AfterKind,
@@ -366,6 +369,74 @@ func (q *Queries) ListTimers(ctx context.Context, arg ListTimersParams) ([]ListT
 	var items []ListTimersRow
 	for rows.Next() {
 		var i ListTimersRow
+		if err := rows.Scan(
+			&i.Kind,
+			&i.ObjectID,
+			&i.Name,
+			&i.OwnerID,
+			&i.DueTime,
+			&i.NextTime,
+			&i.Attempts,
+			&i.LastError,
+			&i.Parked,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const ListTimersOfObject = `-- name: ListTimersOfObject :many
+SELECT t.kind, t.object_id, t.name, t.owner_id, t.due_time, t.next_time, t.attempts, t.last_error, t.parked
+FROM holdfast.timers t
+WHERE t.tenant_id = $1::text AND t.kind = $2::text AND t.object_id = $3::text AND t.name > $4::text
+  AND (NOT $5::boolean OR t.parked)
+ORDER BY t.name
+LIMIT $6::integer
+`
+
+type ListTimersOfObjectParams struct {
+	TenantID   string
+	Kind       string
+	ObjectID   string
+	AfterName  string
+	OnlyParked bool
+	PageSize   int32
+}
+
+type ListTimersOfObjectRow struct {
+	Kind      string
+	ObjectID  string
+	Name      string
+	OwnerID   string
+	DueTime   time.Time
+	NextTime  time.Time
+	Attempts  int32
+	LastError string
+	Parked    bool
+}
+
+// ListTimersOfObject is ListTimers for one object.
+func (q *Queries) ListTimersOfObject(ctx context.Context, arg ListTimersOfObjectParams) ([]ListTimersOfObjectRow, error) {
+	rows, err := q.db.Query(ctx, ListTimersOfObject,
+		arg.TenantID,
+		arg.Kind,
+		arg.ObjectID,
+		arg.AfterName,
+		arg.OnlyParked,
+		arg.PageSize,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListTimersOfObjectRow
+	for rows.Next() {
+		var i ListTimersOfObjectRow
 		if err := rows.Scan(
 			&i.Kind,
 			&i.ObjectID,
