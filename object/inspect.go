@@ -50,6 +50,9 @@ func (k *Kind[S]) SchemaVersion() int32 { return k.schemaVersion }
 // UserRestore tells whether users may restore, fork and delete what they own through the inspector; see KindConfig.
 func (k *Kind[S]) UserRestore() bool { return k.userRestore }
 
+// NoRestore tells that objects of the kind can be neither restored nor forked; see KindConfig.
+func (k *Kind[S]) NoRestore() bool { return k.noRestore }
+
 // FindOptions choose a page of objects.
 type FindOptions struct {
 	// Prefix of their ids.
