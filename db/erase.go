@@ -75,6 +75,43 @@ func (d *DB) DeleteOwned(ctx context.Context, tenant identity.Tenant, user ident
 	return deleted, err
 }
 
+// DeleteExpired sweeps one tenant at once, whatever the rate of sweeps.
+func (d *DB) DeleteExpired(ctx context.Context, tenant identity.Tenant) error {
+	const batch = 500
+	for deleted := batch; deleted == batch; {
+		err := d.tenantTx(ctx, tenant, pgx.TxOptions{}, func(tx pgx.Tx) error {
+			tables, err := tenantTables(ctx, tx)
+			if err != nil {
+				return err
+			}
+			rows, err := dbsqlc.New(tx).DeleteExpired(ctx, dbsqlc.DeleteExpiredParams{TenantID: string(tenant), BatchSize: batch})
+			if err != nil {
+				return err
+			}
+			deleted = len(rows)
+			kinds, ids := make([]string, len(rows)), make([]string, len(rows))
+			for i, r := range rows {
+				kinds[i], ids[i] = r.Kind, r.ObjectID
+			}
+			for _, t := range tables {
+				if !t.ofObjects || t.name == "objects" {
+					continue
+				}
+				_, err := tx.Exec(ctx, "DELETE FROM holdfast."+pgx.Identifier{t.name}.Sanitize()+
+					" WHERE tenant_id = $1 AND (kind, object_id) IN (SELECT unnest($2::text[]), unnest($3::text[]))", string(tenant), kinds, ids)
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // MentioningStates lists the objects whose states mention the user.
 func (d *DB) MentioningStates(ctx context.Context, m Mention) (out []dbsqlc.FindMentioningStatesRow, err error) {
 	err = d.tenantQueries(ctx, m.Tenant, func(q *dbsqlc.Queries) (err error) {

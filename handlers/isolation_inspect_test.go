@@ -36,7 +36,7 @@ var inspectArea = area{
 		},
 		reads: map[string][2]string{"": {"GetObject", `{"kind":"conversation","objectId":"c1","collection":"messages"}`}},
 		// No user may retry what is not there, and no service either.
-		service: map[string]string{"RetryTimer": "not_found"},
+		service: map[string]string{"RetryTimer": "not_found", "EraseUser": "ok"},
 		full: map[string]string{
 			"ListObjects":   `{"kind":"conversation","owner":"ada","prefix":"c","order":"ORDER_ID","pageSize":5,"pageToken":"eyJ0IjoiMjAyNi0wMS0wMVQwMDowMDowMFoiLCJpIjoiYzEifQ"}`,
 			"GetObject":     `{"kind":"conversation","objectId":"c1","collection":"messages","afterKey":"0","pageSize":5}`,
@@ -48,6 +48,7 @@ var inspectArea = area{
 			"DeleteObject":  `{"kind":"conversation","objectId":"c1","requestId":"r-2","ifVersion":"2"}`,
 			"ListTimers":    `{"kind":"conversation","objectId":"c1","parked":true,"pageSize":5,"pageToken":"eyJrIjoiYSIsImkiOiJiIiwibiI6ImMifQ"}`,
 			"RetryTimer":    `{"kind":"probe","objectId":"c1","name":"n","requestId":"r-2","ifVersion":"1"}`,
+			"EraseUser":     `{"user":"nobody@example.com"}`,
 		},
 	},
 	cases: map[string]isolationCase{
@@ -61,7 +62,40 @@ var inspectArea = area{
 		"/holdfast.inspect.v1.InspectService/DeleteObject":  {body: `{"kind":"conversation","objectId":"c1"}`},
 		"/holdfast.inspect.v1.InspectService/ListTimers":    {body: `{"kind":"probe"}`, outside: isEmpty, inside: isEmpty},
 		"/holdfast.inspect.v1.InspectService/RetryTimer":    {body: `{"kind":"probe","objectId":"c1","name":"` + secret + `"}`},
+		"/holdfast.inspect.v1.InspectService/EraseUser":     {test: isolateEraseUser},
 	},
+}
+
+// isolateEraseUser erases ada as everybody: only a service of the very tenant can.
+func isolateEraseUser(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
+	t.Helper()
+	ada, service := b.key(t, "ada"), b.key(t, "")
+	fillConversation(t, b, ada)
+	read := registered()["/holdfast.inspect.v1.InspectService/GetObject"]
+	there := func() string {
+		t.Helper()
+		return b.call(t, read, `{"kind":"conversation","objectId":"c1"}`, service).code
+	}
+	for _, c := range []struct {
+		name    string
+		headers []string
+		code    string
+	}{
+		{"nobody", nil, "unauthenticated"},
+		{"the user", []string{ada}, "permission_denied"},
+		{"another user", []string{b.key(t, "eve")}, "permission_denied"},
+		{"a service for a user", []string{service, "Holdfast-User: ada"}, "permission_denied"},
+		{"another tenant's user", []string{b.tenant(t).key(t, "ada")}, "permission_denied"},
+		{"another tenant's service", []string{b.tenant(t).key(t, "")}, "ok"},
+	} {
+		got := b.call(t, m, `{"user":"ada"}`, c.headers...)
+		if !strings.HasPrefix(got.code, c.code) || c.code == "ok" && strings.Contains(got.body, "objects") || there() != "ok" {
+			t.Errorf("%s: %+v", c.name, got)
+		}
+	}
+	if got := b.call(t, m, `{"user":"ada"}`, service); got.code != "ok" || !strings.Contains(got.body, `"objects"`) || !strings.HasPrefix(there(), "not_found") {
+		t.Errorf("a service: %+v, and then it is %s", got, there())
+	}
 }
 
 // fillInspected makes c1 twice: a conversation, and a probe with a timer, both of the user ada.

@@ -50,7 +50,7 @@ func (rt *Runtime) EraseUser(ctx context.Context, user identity.User) (Erased, e
 	}
 	e := newEraser(rt, caller, user)
 	// What has expired mentions the user as well, and cannot be changed any more.
-	if _, err := rt.db.Sweep(ctx, db.SweepConfig{PerSecond: 10_000}); err != nil {
+	if err := rt.db.DeleteExpired(ctx, caller.Tenant); err != nil {
 		return out, err
 	}
 	if out.Deleted, err = rt.db.DeleteOwned(ctx, caller.Tenant, user); err != nil {

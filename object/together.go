@@ -3,6 +3,7 @@ package object
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"hash/fnv"
 	"time"
 
@@ -51,6 +52,7 @@ func ViewIn[S proto.Message](r *Together, k *Kind[S], id ID) *Viewed[S] {
 	a.Collections = append(a.Collections, "")
 	a.Limits = append(a.Limits, 0)
 	r.known = append(r.known, func(t identity.Tenant) Version {
+		rec = nil
 		if cached = r.rt.cache.get(key{t, k.name, id}); cached == nil {
 			return 0
 		}
@@ -58,7 +60,9 @@ func ViewIn[S proto.Message](r *Together, k *Kind[S], id ID) *Viewed[S] {
 	})
 	r.rows = append(r.rows, func(row *dbsqlc.ViewObjectsRow) (err error) {
 		if cached != nil && cached.version == Version(row.Version) {
-			rec = cached
+			if rec = cached; !cached.create.Equal(row.CreateTime) {
+				return errEarlierLife
+			}
 			return nil
 		}
 		rec, err = k.record(row, 0)
@@ -199,7 +203,7 @@ func appendTo[S proto.Message](page *Page[S], k *Kind[S], t identity.Tenant, siz
 func known[S proto.Message](k *Kind[S], t identity.Tenant, r *dbsqlc.ListObjectsRow) (Snapshot[S], error) {
 	id := ID(r.ObjectID)
 	at := key{t, k.name, id}
-	if rec := k.rt.cache.get(at); rec.is(Version(r.Version)) {
+	if rec := k.rt.cache.get(at); rec.is(Version(r.Version), r.CreateTime) {
 		return Snapshot[S]{Info: rec.info(id), State: rec.state.(S)}, nil //nolint:forcetypeassert // decoded from the kind's prototype
 	}
 	rec, err := k.record(listedRow(r), 0)
@@ -210,8 +214,14 @@ func known[S proto.Message](k *Kind[S], t identity.Tenant, r *dbsqlc.ListObjects
 	return Snapshot[S]{Info: rec.info(id), State: rec.state.(S)}, nil //nolint:forcetypeassert // decoded from the kind's prototype
 }
 
-// is tells whether a record, which may be nil, has the state of a version.
-func (r *record) is(v Version) bool { return r != nil && r.state != nil && r.version == v }
+// is tells whether a record, which may be nil, has the state of a version, in the life that began then.
+func (r *record) is(v Version, created time.Time) bool {
+	return r != nil && r.state != nil && r.version == v && r.create.Equal(created)
+}
+
+// errEarlierLife: the cache has an earlier life of an object, which was swept, at the version that this one is at. It
+// never leaves the runtime.
+var errEarlierLife = errors.New("object: the cache has an earlier life of the object")
 
 // Run reads. It returns ErrInvalid for an id that is none, or an error of package db.
 func (r *Together) Run(ctx context.Context) error {
@@ -222,19 +232,34 @@ func (r *Together) Run(ctx context.Context) error {
 	if r.err != nil {
 		return r.err
 	}
-	p := r.rt.db.NewSnapshot(callerScope(caller))
-	if len(r.rows) > 0 {
-		r.views.TenantID = string(caller.Tenant)
-		for _, known := range r.known {
-			r.views.Known = append(r.views.Known, int64(known(caller.Tenant)))
+	for {
+		// Views come first: where one of them fails no list has been filled.
+		p := r.rt.db.NewSnapshot(callerScope(caller))
+		if len(r.rows) > 0 {
+			r.views.TenantID = string(caller.Tenant)
+			r.views.Known = r.views.Known[:0]
+			for _, known := range r.known {
+				r.views.Known = append(r.views.Known, int64(known(caller.Tenant)))
+			}
+			p.ViewObjects(r.views, func(row *dbsqlc.ViewObjectsRow) error {
+				err := r.rows[row.Ord](row)
+				if errors.Is(err, errEarlierLife) {
+					r.rt.cache.drop(key{caller.Tenant, r.views.Kinds[row.Ord], ID(r.views.Ids[row.Ord])})
+				}
+				return err
+			})
 		}
-		p.ViewObjects(r.views, func(row *dbsqlc.ViewObjectsRow) error { return r.rows[row.Ord](row) })
-	}
-	for _, queue := range r.lists {
-		queue(p, caller)
-	}
-	if err := r.rt.db.RunSnapshot(ctx, p); err != nil {
-		return err
+		for _, queue := range r.lists {
+			queue(p, caller)
+		}
+		err := r.rt.db.RunSnapshot(ctx, p)
+		if errors.Is(err, errEarlierLife) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		break
 	}
 	now := r.rt.db.Now()
 	for _, done := range r.done {

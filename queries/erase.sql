@@ -2,6 +2,13 @@
 -- name: DeleteKeysOfUser :execrows
 DELETE FROM holdfast.api_keys WHERE tenant_id = @tenant_id::text AND owner_id = @owner_id::text;
 
+-- DeleteExpired deletes some of a tenant's expired objects, and answers which.
+-- name: DeleteExpired :many
+DELETE FROM holdfast.objects WHERE tenant_id = @tenant_id::text AND ctid = ANY (ARRAY(
+  SELECT x.ctid FROM holdfast.objects x WHERE x.tenant_id = @tenant_id AND x.expire_time <= clock_timestamp() LIMIT @batch_size::integer
+  FOR UPDATE SKIP LOCKED))
+RETURNING kind, object_id;
+
 -- NoteErasure keeps that a user was erased.
 -- name: NoteErasure :exec
 INSERT INTO holdfast.erasures (tenant_id, user_hash) VALUES (@tenant_id::text, @user_hash::bytea)

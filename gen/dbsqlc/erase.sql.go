@@ -9,6 +9,44 @@ import (
 	"context"
 )
 
+const DeleteExpired = `-- name: DeleteExpired :many
+DELETE FROM holdfast.objects WHERE tenant_id = $1::text AND ctid = ANY (ARRAY(
+  SELECT x.ctid FROM holdfast.objects x WHERE x.tenant_id = $1 AND x.expire_time <= clock_timestamp() LIMIT $2::integer
+  FOR UPDATE SKIP LOCKED))
+RETURNING kind, object_id
+`
+
+type DeleteExpiredParams struct {
+	TenantID  string
+	BatchSize int32
+}
+
+type DeleteExpiredRow struct {
+	Kind     string
+	ObjectID string
+}
+
+// DeleteExpired deletes some of a tenant's expired objects, and answers which.
+func (q *Queries) DeleteExpired(ctx context.Context, arg DeleteExpiredParams) ([]DeleteExpiredRow, error) {
+	rows, err := q.db.Query(ctx, DeleteExpired, arg.TenantID, arg.BatchSize)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []DeleteExpiredRow
+	for rows.Next() {
+		var i DeleteExpiredRow
+		if err := rows.Scan(&i.Kind, &i.ObjectID); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const DeleteKeysOfUser = `-- name: DeleteKeysOfUser :execrows
 DELETE FROM holdfast.api_keys WHERE tenant_id = $1::text AND owner_id = $2::text
 `

@@ -73,6 +73,18 @@ func (s *suite[S]) testSweptAndMadeAnew(t *testing.T) {
 			t.Errorf("entries: %v", got)
 		}
 	}
+	renew("seen")
+	for range 2 {
+		read := s.rt.Together()
+		seen := object.ViewIn(read, s.kind, "seen")
+		page := object.ListIn(read, s.kind, object.ListOptions{})
+		if err := read.Run(s.ctx); err != nil {
+			t.Fatal(err)
+		}
+		if !seen.Found || s.Text(seen.Snapshot.State) != "second life" || len(page.Items) != 2 {
+			t.Errorf("seen together: %+v, with %d others", seen, len(page.Items))
+		}
+	}
 	renew("changed")
 	_, err := s.kind.Update(s.ctx, "changed", func(tx *object.Tx[S]) error {
 		s.Set(tx.State(), s.Text(tx.State())+", changed")

@@ -2208,6 +2208,126 @@ func (x *RetryTimerResponse) GetMetadata() *v1.Metadata {
 	return nil
 }
 
+// EraseUserRequest names a user of the caller's tenant.
+type EraseUserRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The user. One who was never seen is no error.
+	User          string `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EraseUserRequest) Reset() {
+	*x = EraseUserRequest{}
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EraseUserRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EraseUserRequest) ProtoMessage() {}
+
+func (x *EraseUserRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EraseUserRequest.ProtoReflect.Descriptor instead.
+func (*EraseUserRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *EraseUserRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+// EraseUserResponse tells what was erased.
+type EraseUserResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many rows that belonged to the user are gone, by table.
+	DeletedRows map[string]int64 `protobuf:"bytes,1,rep,name=deleted_rows,json=deletedRows,proto3" json:"deleted_rows,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// How many objects of others mentioned the user.
+	ChangedObjects int64 `protobuf:"varint,2,opt,name=changed_objects,json=changedObjects,proto3" json:"changed_objects,omitempty"`
+	// How many events of others' objects the user had made or was mentioned in.
+	ChangedEvents int64 `protobuf:"varint,3,opt,name=changed_events,json=changedEvents,proto3" json:"changed_events,omitempty"`
+	// How many rows, by table, the id can still be found in: in ids of objects, which cannot change, or because it was written
+	// meanwhile; then ask again. Empty where all is done.
+	RemainingRows map[string]int64 `protobuf:"bytes,4,rep,name=remaining_rows,json=remainingRows,proto3" json:"remaining_rows,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EraseUserResponse) Reset() {
+	*x = EraseUserResponse{}
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EraseUserResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EraseUserResponse) ProtoMessage() {}
+
+func (x *EraseUserResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EraseUserResponse.ProtoReflect.Descriptor instead.
+func (*EraseUserResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *EraseUserResponse) GetDeletedRows() map[string]int64 {
+	if x != nil {
+		return x.DeletedRows
+	}
+	return nil
+}
+
+func (x *EraseUserResponse) GetChangedObjects() int64 {
+	if x != nil {
+		return x.ChangedObjects
+	}
+	return 0
+}
+
+func (x *EraseUserResponse) GetChangedEvents() int64 {
+	if x != nil {
+		return x.ChangedEvents
+	}
+	return 0
+}
+
+func (x *EraseUserResponse) GetRemainingRows() map[string]int64 {
+	if x != nil {
+		return x.RemainingRows
+	}
+	return nil
+}
+
 var File_holdfast_inspect_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
@@ -2392,11 +2512,25 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"N\n" +
 	"\x12RetryTimerResponse\x128\n" +
-	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata*@\n" +
+	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"2\n" +
+	"\x10EraseUserRequest\x12\x1e\n" +
+	"\x04user\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04user\"\xa3\x03\n" +
+	"\x11EraseUserResponse\x12Z\n" +
+	"\fdeleted_rows\x18\x01 \x03(\v27.holdfast.inspect.v1.EraseUserResponse.DeletedRowsEntryR\vdeletedRows\x12'\n" +
+	"\x0fchanged_objects\x18\x02 \x01(\x03R\x0echangedObjects\x12%\n" +
+	"\x0echanged_events\x18\x03 \x01(\x03R\rchangedEvents\x12`\n" +
+	"\x0eremaining_rows\x18\x04 \x03(\v29.holdfast.inspect.v1.EraseUserResponse.RemainingRowsEntryR\rremainingRows\x1a>\n" +
+	"\x10DeletedRowsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a@\n" +
+	"\x12RemainingRowsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01*@\n" +
 	"\x05Order\x12\x15\n" +
 	"\x11ORDER_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eORDER_ACTIVITY\x10\x01\x12\f\n" +
-	"\bORDER_ID\x10\x022\xfe\a\n" +
+	"\bORDER_ID\x10\x022\xdc\b\n" +
 	"\x0eInspectService\x12e\n" +
 	"\vListObjects\x12'.holdfast.inspect.v1.ListObjectsRequest\x1a(.holdfast.inspect.v1.ListObjectsResponse\"\x03\x90\x02\x01\x12_\n" +
 	"\tGetObject\x12%.holdfast.inspect.v1.GetObjectRequest\x1a&.holdfast.inspect.v1.GetObjectResponse\"\x03\x90\x02\x01\x12b\n" +
@@ -2412,7 +2546,8 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"ListTimers\x12&.holdfast.inspect.v1.ListTimersRequest\x1a'.holdfast.inspect.v1.ListTimersResponse\"\x03\x90\x02\x01\x12_\n" +
 	"\n" +
-	"RetryTimer\x12&.holdfast.inspect.v1.RetryTimerRequest\x1a'.holdfast.inspect.v1.RetryTimerResponse\"\x00B\xc1\x01\n" +
+	"RetryTimer\x12&.holdfast.inspect.v1.RetryTimerRequest\x1a'.holdfast.inspect.v1.RetryTimerResponse\"\x00\x12\\\n" +
+	"\tEraseUser\x12%.holdfast.inspect.v1.EraseUserRequest\x1a&.holdfast.inspect.v1.EraseUserResponse\"\x00B\xc1\x01\n" +
 	"\x17com.holdfast.inspect.v1B\fServiceProtoP\x01Z*holdfast/gen/holdfast/inspect/v1;inspectv1\xa2\x02\x03HIX\xaa\x02\x13Holdfast.Inspect.V1\xca\x02\x13Holdfast\\Inspect\\V1\xe2\x02\x1fHoldfast\\Inspect\\V1\\GPBMetadata\xea\x02\x15Holdfast::Inspect::V1b\x06proto3"
 
 var (
@@ -2428,7 +2563,7 @@ func file_holdfast_inspect_v1_service_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_inspect_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_holdfast_inspect_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_holdfast_inspect_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_holdfast_inspect_v1_service_proto_goTypes = []any{
 	(Order)(0),                    // 0: holdfast.inspect.v1.Order
 	(*Moment)(nil),                // 1: holdfast.inspect.v1.Moment
@@ -2459,71 +2594,79 @@ var file_holdfast_inspect_v1_service_proto_goTypes = []any{
 	(*ListTimersResponse)(nil),    // 26: holdfast.inspect.v1.ListTimersResponse
 	(*RetryTimerRequest)(nil),     // 27: holdfast.inspect.v1.RetryTimerRequest
 	(*RetryTimerResponse)(nil),    // 28: holdfast.inspect.v1.RetryTimerResponse
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 30: google.protobuf.Struct
-	(*v1.Metadata)(nil),           // 31: holdfast.object.v1.Metadata
-	(*structpb.Value)(nil),        // 32: google.protobuf.Value
+	(*EraseUserRequest)(nil),      // 29: holdfast.inspect.v1.EraseUserRequest
+	(*EraseUserResponse)(nil),     // 30: holdfast.inspect.v1.EraseUserResponse
+	nil,                           // 31: holdfast.inspect.v1.EraseUserResponse.DeletedRowsEntry
+	nil,                           // 32: holdfast.inspect.v1.EraseUserResponse.RemainingRowsEntry
+	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 34: google.protobuf.Struct
+	(*v1.Metadata)(nil),           // 35: holdfast.object.v1.Metadata
+	(*structpb.Value)(nil),        // 36: google.protobuf.Value
 }
 var file_holdfast_inspect_v1_service_proto_depIdxs = []int32{
-	29, // 0: holdfast.inspect.v1.Moment.time:type_name -> google.protobuf.Timestamp
-	30, // 1: holdfast.inspect.v1.Entry.value:type_name -> google.protobuf.Struct
-	29, // 2: holdfast.inspect.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
-	29, // 3: holdfast.inspect.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
-	31, // 4: holdfast.inspect.v1.ObjectItem.metadata:type_name -> holdfast.object.v1.Metadata
+	33, // 0: holdfast.inspect.v1.Moment.time:type_name -> google.protobuf.Timestamp
+	34, // 1: holdfast.inspect.v1.Entry.value:type_name -> google.protobuf.Struct
+	33, // 2: holdfast.inspect.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
+	33, // 3: holdfast.inspect.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
+	35, // 4: holdfast.inspect.v1.ObjectItem.metadata:type_name -> holdfast.object.v1.Metadata
 	0,  // 5: holdfast.inspect.v1.ListObjectsRequest.order:type_name -> holdfast.inspect.v1.Order
 	5,  // 6: holdfast.inspect.v1.ListObjectsResponse.objects:type_name -> holdfast.inspect.v1.ObjectItem
-	30, // 7: holdfast.inspect.v1.GetObjectResponse.state:type_name -> google.protobuf.Struct
+	34, // 7: holdfast.inspect.v1.GetObjectResponse.state:type_name -> google.protobuf.Struct
 	2,  // 8: holdfast.inspect.v1.GetObjectResponse.entries:type_name -> holdfast.inspect.v1.Entry
 	3,  // 9: holdfast.inspect.v1.GetObjectResponse.timers:type_name -> holdfast.inspect.v1.Timer
 	4,  // 10: holdfast.inspect.v1.GetObjectResponse.size:type_name -> holdfast.inspect.v1.Size
-	31, // 11: holdfast.inspect.v1.GetObjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	29, // 12: holdfast.inspect.v1.Event.time:type_name -> google.protobuf.Timestamp
+	35, // 11: holdfast.inspect.v1.GetObjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	33, // 12: holdfast.inspect.v1.Event.time:type_name -> google.protobuf.Timestamp
 	11, // 13: holdfast.inspect.v1.ListEventsResponse.events:type_name -> holdfast.inspect.v1.Event
 	1,  // 14: holdfast.inspect.v1.GetObjectAtRequest.at:type_name -> holdfast.inspect.v1.Moment
-	30, // 15: holdfast.inspect.v1.GetObjectAtResponse.state:type_name -> google.protobuf.Struct
+	34, // 15: holdfast.inspect.v1.GetObjectAtResponse.state:type_name -> google.protobuf.Struct
 	2,  // 16: holdfast.inspect.v1.GetObjectAtResponse.entries:type_name -> holdfast.inspect.v1.Entry
 	3,  // 17: holdfast.inspect.v1.GetObjectAtResponse.timers:type_name -> holdfast.inspect.v1.Timer
-	31, // 18: holdfast.inspect.v1.GetObjectAtResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	35, // 18: holdfast.inspect.v1.GetObjectAtResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	1,  // 19: holdfast.inspect.v1.DiffObjectRequest.from:type_name -> holdfast.inspect.v1.Moment
 	1,  // 20: holdfast.inspect.v1.DiffObjectRequest.to:type_name -> holdfast.inspect.v1.Moment
-	32, // 21: holdfast.inspect.v1.FieldDifference.before:type_name -> google.protobuf.Value
-	32, // 22: holdfast.inspect.v1.FieldDifference.after:type_name -> google.protobuf.Value
-	30, // 23: holdfast.inspect.v1.EntryDifference.before:type_name -> google.protobuf.Struct
-	30, // 24: holdfast.inspect.v1.EntryDifference.after:type_name -> google.protobuf.Struct
+	36, // 21: holdfast.inspect.v1.FieldDifference.before:type_name -> google.protobuf.Value
+	36, // 22: holdfast.inspect.v1.FieldDifference.after:type_name -> google.protobuf.Value
+	34, // 23: holdfast.inspect.v1.EntryDifference.before:type_name -> google.protobuf.Struct
+	34, // 24: holdfast.inspect.v1.EntryDifference.after:type_name -> google.protobuf.Struct
 	16, // 25: holdfast.inspect.v1.DiffObjectResponse.fields:type_name -> holdfast.inspect.v1.FieldDifference
 	17, // 26: holdfast.inspect.v1.DiffObjectResponse.entries:type_name -> holdfast.inspect.v1.EntryDifference
 	1,  // 27: holdfast.inspect.v1.RestoreObjectRequest.at:type_name -> holdfast.inspect.v1.Moment
-	31, // 28: holdfast.inspect.v1.RestoreObjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	35, // 28: holdfast.inspect.v1.RestoreObjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	1,  // 29: holdfast.inspect.v1.ForkObjectRequest.at:type_name -> holdfast.inspect.v1.Moment
-	31, // 30: holdfast.inspect.v1.ForkObjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	31, // 31: holdfast.inspect.v1.DeleteObjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	35, // 30: holdfast.inspect.v1.ForkObjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	35, // 31: holdfast.inspect.v1.DeleteObjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	3,  // 32: holdfast.inspect.v1.ListTimersResponse.timers:type_name -> holdfast.inspect.v1.Timer
-	31, // 33: holdfast.inspect.v1.RetryTimerResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	6,  // 34: holdfast.inspect.v1.InspectService.ListObjects:input_type -> holdfast.inspect.v1.ListObjectsRequest
-	8,  // 35: holdfast.inspect.v1.InspectService.GetObject:input_type -> holdfast.inspect.v1.GetObjectRequest
-	10, // 36: holdfast.inspect.v1.InspectService.ListEvents:input_type -> holdfast.inspect.v1.ListEventsRequest
-	13, // 37: holdfast.inspect.v1.InspectService.GetObjectAt:input_type -> holdfast.inspect.v1.GetObjectAtRequest
-	15, // 38: holdfast.inspect.v1.InspectService.DiffObject:input_type -> holdfast.inspect.v1.DiffObjectRequest
-	19, // 39: holdfast.inspect.v1.InspectService.RestoreObject:input_type -> holdfast.inspect.v1.RestoreObjectRequest
-	21, // 40: holdfast.inspect.v1.InspectService.ForkObject:input_type -> holdfast.inspect.v1.ForkObjectRequest
-	23, // 41: holdfast.inspect.v1.InspectService.DeleteObject:input_type -> holdfast.inspect.v1.DeleteObjectRequest
-	25, // 42: holdfast.inspect.v1.InspectService.ListTimers:input_type -> holdfast.inspect.v1.ListTimersRequest
-	27, // 43: holdfast.inspect.v1.InspectService.RetryTimer:input_type -> holdfast.inspect.v1.RetryTimerRequest
-	7,  // 44: holdfast.inspect.v1.InspectService.ListObjects:output_type -> holdfast.inspect.v1.ListObjectsResponse
-	9,  // 45: holdfast.inspect.v1.InspectService.GetObject:output_type -> holdfast.inspect.v1.GetObjectResponse
-	12, // 46: holdfast.inspect.v1.InspectService.ListEvents:output_type -> holdfast.inspect.v1.ListEventsResponse
-	14, // 47: holdfast.inspect.v1.InspectService.GetObjectAt:output_type -> holdfast.inspect.v1.GetObjectAtResponse
-	18, // 48: holdfast.inspect.v1.InspectService.DiffObject:output_type -> holdfast.inspect.v1.DiffObjectResponse
-	20, // 49: holdfast.inspect.v1.InspectService.RestoreObject:output_type -> holdfast.inspect.v1.RestoreObjectResponse
-	22, // 50: holdfast.inspect.v1.InspectService.ForkObject:output_type -> holdfast.inspect.v1.ForkObjectResponse
-	24, // 51: holdfast.inspect.v1.InspectService.DeleteObject:output_type -> holdfast.inspect.v1.DeleteObjectResponse
-	26, // 52: holdfast.inspect.v1.InspectService.ListTimers:output_type -> holdfast.inspect.v1.ListTimersResponse
-	28, // 53: holdfast.inspect.v1.InspectService.RetryTimer:output_type -> holdfast.inspect.v1.RetryTimerResponse
-	44, // [44:54] is the sub-list for method output_type
-	34, // [34:44] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	35, // 33: holdfast.inspect.v1.RetryTimerResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	31, // 34: holdfast.inspect.v1.EraseUserResponse.deleted_rows:type_name -> holdfast.inspect.v1.EraseUserResponse.DeletedRowsEntry
+	32, // 35: holdfast.inspect.v1.EraseUserResponse.remaining_rows:type_name -> holdfast.inspect.v1.EraseUserResponse.RemainingRowsEntry
+	6,  // 36: holdfast.inspect.v1.InspectService.ListObjects:input_type -> holdfast.inspect.v1.ListObjectsRequest
+	8,  // 37: holdfast.inspect.v1.InspectService.GetObject:input_type -> holdfast.inspect.v1.GetObjectRequest
+	10, // 38: holdfast.inspect.v1.InspectService.ListEvents:input_type -> holdfast.inspect.v1.ListEventsRequest
+	13, // 39: holdfast.inspect.v1.InspectService.GetObjectAt:input_type -> holdfast.inspect.v1.GetObjectAtRequest
+	15, // 40: holdfast.inspect.v1.InspectService.DiffObject:input_type -> holdfast.inspect.v1.DiffObjectRequest
+	19, // 41: holdfast.inspect.v1.InspectService.RestoreObject:input_type -> holdfast.inspect.v1.RestoreObjectRequest
+	21, // 42: holdfast.inspect.v1.InspectService.ForkObject:input_type -> holdfast.inspect.v1.ForkObjectRequest
+	23, // 43: holdfast.inspect.v1.InspectService.DeleteObject:input_type -> holdfast.inspect.v1.DeleteObjectRequest
+	25, // 44: holdfast.inspect.v1.InspectService.ListTimers:input_type -> holdfast.inspect.v1.ListTimersRequest
+	27, // 45: holdfast.inspect.v1.InspectService.RetryTimer:input_type -> holdfast.inspect.v1.RetryTimerRequest
+	29, // 46: holdfast.inspect.v1.InspectService.EraseUser:input_type -> holdfast.inspect.v1.EraseUserRequest
+	7,  // 47: holdfast.inspect.v1.InspectService.ListObjects:output_type -> holdfast.inspect.v1.ListObjectsResponse
+	9,  // 48: holdfast.inspect.v1.InspectService.GetObject:output_type -> holdfast.inspect.v1.GetObjectResponse
+	12, // 49: holdfast.inspect.v1.InspectService.ListEvents:output_type -> holdfast.inspect.v1.ListEventsResponse
+	14, // 50: holdfast.inspect.v1.InspectService.GetObjectAt:output_type -> holdfast.inspect.v1.GetObjectAtResponse
+	18, // 51: holdfast.inspect.v1.InspectService.DiffObject:output_type -> holdfast.inspect.v1.DiffObjectResponse
+	20, // 52: holdfast.inspect.v1.InspectService.RestoreObject:output_type -> holdfast.inspect.v1.RestoreObjectResponse
+	22, // 53: holdfast.inspect.v1.InspectService.ForkObject:output_type -> holdfast.inspect.v1.ForkObjectResponse
+	24, // 54: holdfast.inspect.v1.InspectService.DeleteObject:output_type -> holdfast.inspect.v1.DeleteObjectResponse
+	26, // 55: holdfast.inspect.v1.InspectService.ListTimers:output_type -> holdfast.inspect.v1.ListTimersResponse
+	28, // 56: holdfast.inspect.v1.InspectService.RetryTimer:output_type -> holdfast.inspect.v1.RetryTimerResponse
+	30, // 57: holdfast.inspect.v1.InspectService.EraseUser:output_type -> holdfast.inspect.v1.EraseUserResponse
+	47, // [47:58] is the sub-list for method output_type
+	36, // [36:47] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_inspect_v1_service_proto_init() }
@@ -2542,7 +2685,7 @@ func file_holdfast_inspect_v1_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_inspect_v1_service_proto_rawDesc), len(file_holdfast_inspect_v1_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   28,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -63,6 +63,9 @@ const (
 	// InspectServiceRetryTimerProcedure is the fully-qualified name of the InspectService's RetryTimer
 	// RPC.
 	InspectServiceRetryTimerProcedure = "/holdfast.inspect.v1.InspectService/RetryTimer"
+	// InspectServiceEraseUserProcedure is the fully-qualified name of the InspectService's EraseUser
+	// RPC.
+	InspectServiceEraseUserProcedure = "/holdfast.inspect.v1.InspectService/EraseUser"
 )
 
 // InspectServiceClient is a client for the holdfast.inspect.v1.InspectService service.
@@ -112,6 +115,13 @@ type InspectServiceClient interface {
 	//
 	//	{"kind": "conversation", "objectId": "c1", "name": "idle", "requestId": "r-1"}
 	RetryTimer(context.Context, *v1.RetryTimerRequest) (*v1.RetryTimerResponse, error)
+	// EraseUser deletes all that belongs to a user, API keys included, and takes the user's id out of what belongs to others:
+	// out of their states, entries and journals, where a pseudonym takes its place. Only a service may, and there is no way
+	// back. It is safe to repeat, so it has no request id: what is erased already is counted as nothing. An id of less than
+	// 8 bytes is taken out only where it stands alone. It looks at every row of the tenant, so it takes its time.
+	//
+	//	{"user": "ada@example.com"}
+	EraseUser(context.Context, *v1.EraseUserRequest) (*v1.EraseUserResponse, error)
 }
 
 // NewInspectServiceClient constructs a client for the holdfast.inspect.v1.InspectService service.
@@ -191,6 +201,12 @@ func NewInspectServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(inspectServiceMethods.ByName("RetryTimer")),
 			connect.WithClientOptions(opts...),
 		),
+		eraseUser: connect.NewClient[v1.EraseUserRequest, v1.EraseUserResponse](
+			httpClient,
+			baseURL+InspectServiceEraseUserProcedure,
+			connect.WithSchema(inspectServiceMethods.ByName("EraseUser")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -206,6 +222,7 @@ type inspectServiceClient struct {
 	deleteObject  *connect.Client[v1.DeleteObjectRequest, v1.DeleteObjectResponse]
 	listTimers    *connect.Client[v1.ListTimersRequest, v1.ListTimersResponse]
 	retryTimer    *connect.Client[v1.RetryTimerRequest, v1.RetryTimerResponse]
+	eraseUser     *connect.Client[v1.EraseUserRequest, v1.EraseUserResponse]
 }
 
 // ListObjects calls holdfast.inspect.v1.InspectService.ListObjects.
@@ -298,6 +315,15 @@ func (c *inspectServiceClient) RetryTimer(ctx context.Context, req *v1.RetryTime
 	return nil, err
 }
 
+// EraseUser calls holdfast.inspect.v1.InspectService.EraseUser.
+func (c *inspectServiceClient) EraseUser(ctx context.Context, req *v1.EraseUserRequest) (*v1.EraseUserResponse, error) {
+	response, err := c.eraseUser.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // InspectServiceHandler is an implementation of the holdfast.inspect.v1.InspectService service.
 type InspectServiceHandler interface {
 	// ListObjects lists the objects of a kind. No kind answers the names of all kinds.
@@ -345,6 +371,13 @@ type InspectServiceHandler interface {
 	//
 	//	{"kind": "conversation", "objectId": "c1", "name": "idle", "requestId": "r-1"}
 	RetryTimer(context.Context, *v1.RetryTimerRequest) (*v1.RetryTimerResponse, error)
+	// EraseUser deletes all that belongs to a user, API keys included, and takes the user's id out of what belongs to others:
+	// out of their states, entries and journals, where a pseudonym takes its place. Only a service may, and there is no way
+	// back. It is safe to repeat, so it has no request id: what is erased already is counted as nothing. An id of less than
+	// 8 bytes is taken out only where it stands alone. It looks at every row of the tenant, so it takes its time.
+	//
+	//	{"user": "ada@example.com"}
+	EraseUser(context.Context, *v1.EraseUserRequest) (*v1.EraseUserResponse, error)
 }
 
 // NewInspectServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -420,6 +453,12 @@ func NewInspectServiceHandler(svc InspectServiceHandler, opts ...connect.Handler
 		connect.WithSchema(inspectServiceMethods.ByName("RetryTimer")),
 		connect.WithHandlerOptions(opts...),
 	)
+	inspectServiceEraseUserHandler := connect.NewUnaryHandlerSimple(
+		InspectServiceEraseUserProcedure,
+		svc.EraseUser,
+		connect.WithSchema(inspectServiceMethods.ByName("EraseUser")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/holdfast.inspect.v1.InspectService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case InspectServiceListObjectsProcedure:
@@ -442,6 +481,8 @@ func NewInspectServiceHandler(svc InspectServiceHandler, opts ...connect.Handler
 			inspectServiceListTimersHandler.ServeHTTP(w, r)
 		case InspectServiceRetryTimerProcedure:
 			inspectServiceRetryTimerHandler.ServeHTTP(w, r)
+		case InspectServiceEraseUserProcedure:
+			inspectServiceEraseUserHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -489,4 +530,8 @@ func (UnimplementedInspectServiceHandler) ListTimers(context.Context, *v1.ListTi
 
 func (UnimplementedInspectServiceHandler) RetryTimer(context.Context, *v1.RetryTimerRequest) (*v1.RetryTimerResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.inspect.v1.InspectService.RetryTimer is not implemented"))
+}
+
+func (UnimplementedInspectServiceHandler) EraseUser(context.Context, *v1.EraseUserRequest) (*v1.EraseUserResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.inspect.v1.InspectService.EraseUser is not implemented"))
 }
