@@ -77,6 +77,19 @@ func TestCatalogue(t *testing.T) {
 	}
 }
 
+// Large values are compressed by lz4 where the server can.
+func TestCompression(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	want := b.rows(t, `SELECT c FROM pg_settings, unnest(ARRAY['entries.body', 'events.reply', 'events.undo', 'objects.state']) c
+		WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)`)
+	got := b.rows(t, `SELECT c.relname || '.' || a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+		WHERE c.relnamespace = 'holdfast'::regnamespace AND a.attcompression = 'l' ORDER BY 1`)
+	if !slices.Equal(got, want) {
+		t.Errorf("compressed by lz4: %v, want %v", got, want)
+	}
+}
+
 // An ordinary change leaves no index to be written: what it changes is not indexed.
 func TestOrdinaryUpdatesAreHOT(t *testing.T) {
 	t.Parallel()
