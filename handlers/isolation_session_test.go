@@ -11,7 +11,8 @@ import (
 const sessionService = "/holdfast.session.v1.SessionService/"
 
 var sessionArea = area{
-	fill: fillSession,
+	fill:    fillSession,
+	fuzzing: sessionFuzzing,
 	cases: map[string]isolationCase{
 		sessionService + "CreateSession":       {test: isolateSignIn},
 		sessionService + "RefreshSession":      {test: isolateRefresh},
@@ -32,6 +33,40 @@ var sessionArea = area{
 		sessionService + "GetSessionSettings":  {test: isolateSettings},
 	},
 }
+
+// The ids of sessions and connections are the server's: what names one finds none here. TestIsolation has them in place.
+var sessionFuzzing = fuzzing{
+	seed:    [][2]string{{"CreateSession", `{"activeProjectId":"c1"}`}},
+	reads:   map[string][2]string{"": {"ListSessions", `{}`}, "ConfigureSessions": {sessionService + "GetSessionSettings", `{}`}},
+	service: map[string]string{"ConfigureSessions": "ok", "GetSessionSettings": "ok"},
+	needy: []string{
+		"GetSession", "UpdateSession", "EndSession", "OpenConnection", "HeartbeatConnection", "CloseConnection", "AcquireFloor", "ReleaseFloor",
+	},
+	full: map[string]string{
+		"CreateSession": `{"user":"ada","device":{"name":"n","platform":"p","userAgent":"u","address":"a"},"activeConversationId":"c1","activeProjectId":"p",
+			"requestId":"r-2","replacesSessionId":"` + noSession + `"}`,
+		"GetSession":     `{"sessionId":"` + noSession + `"}`,
+		"ListSessions":   `{"user":"ada","includeEnded":true}`,
+		"UpdateSession":  `{"sessionId":"` + noSession + `","activeConversationId":"c1","activeProjectId":"p","updateMask":"activeProjectId","requestId":"r-2","ifVersion":"1"}`,
+		"EndSession":     `{"sessionId":"` + noSession + `","requestId":"r-2","ifVersion":"1"}`,
+		"RevokeSessions": `{"user":"ada","exceptCurrent":false,"requestId":"r-2","allUsers":false}`,
+		"OpenConnection": `{"sessionId":"` + noSession + `","device":{"name":"n","platform":"p","userAgent":"u","address":"a"},"modality":"MODALITY_BOTH",
+			"capabilities":["a","b"],"requestId":"r-2"}`,
+		"HeartbeatConnection": `{"sessionId":"` + noSession + `","connectionId":"` + noConnection + `","modality":"MODALITY_TEXT","userActive":true,"requestId":"r-2"}`,
+		"CloseConnection":     `{"sessionId":"` + noSession + `","connectionId":"` + noConnection + `","requestId":"r-2"}`,
+		"GetPresence":         `{"user":"ada"}`,
+		"AcquireFloor":        `{"conversationId":"c1","sessionId":"` + noSession + `","connectionId":"` + noConnection + `","takeover":true,"requestId":"r-2","ifVersion":"1"}`,
+		"ReleaseFloor":        `{"conversationId":"c1","sessionId":"` + noSession + `","connectionId":"` + noConnection + `","requestId":"r-2","ifVersion":"1"}`,
+		"ListSecurityEvents":  `{"user":"ada","beforeSeq":"9","pageSize":5}`,
+		"ConfigureSessions": `{"settings":{"accessTtl":"60s","idleTimeout":"300s","absoluteTimeout":"600s","maxSessions":5,"limitPolicy":"SESSION_LIMIT_POLICY_REFUSE",
+			"refreshGrace":"10s","connectionTimeout":"30s","floorLease":"10s","discardDevices":true},"requestId":"r-2","ifVersion":"0"}`,
+	},
+}
+
+const (
+	noSession    = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	noConnection = "aaaaaaaaaaaaaaaa"
+)
 
 // deniedUser is what a user is told who names another: that there is one, or none, is not told.
 const deniedUser = "permission_denied ROLE_REQUIRED"

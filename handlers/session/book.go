@@ -338,7 +338,11 @@ func (b *book) refresh(t credential.Token, salt salt, settings *sessionv1.Sessio
 		})
 		return tokens(t.Session, r, t.Key(), box), nil
 	case old && b.now.Sub(r.GetIssueTime().AsTime()) <= r.GetRefreshGrace().AsDuration() && r.GetRefreshGrace().AsDuration() > 0:
-		return tokens(t.Session, r, t.Key(), box), nil
+		if again := tokens(t.Session, r, t.Key(), box); again != nil {
+			return again, nil
+		}
+		// The salt was sealed under a key that this server does not have. That is no reason to suspect a thief.
+		return nil, tokensGone
 	}
 	b.record(&sessionv1.SecurityEvent{
 		Type: sessionv1.SecurityEventType_SECURITY_EVENT_TYPE_REUSE_DETECTED, SessionId: t.Session, Generation: t.Generation(),

@@ -42,6 +42,10 @@ const settingsID = object.ID("settings")
 // errIDTaken is a random id that was drawn twice.
 var errIDTaken = problem.Unavailable("ID_TAKEN", "the id that was drawn is taken; try again", 100*time.Millisecond)
 
+// tokensGone refuses a retry whose first answer cannot be given again.
+var tokensGone = problem.FailedPrecondition("TOKENS_GONE",
+	"the tokens that were issued before cannot be given again: they were refreshed since, or issued for another credential or under another key; make another session")
+
 // limitError refuses a sign-in at the limit of sessions.
 type limitError struct{ limit int }
 
@@ -164,8 +168,7 @@ func (m *Manager) signedInBefore(
 		res.Tokens = tokens(res.GetSession().GetSessionId(), r, key, m.box)
 	}
 	if res.GetTokens() == nil {
-		return nil, problem.FailedPrecondition("TOKENS_GONE",
-			"this request made a session before, whose tokens cannot be given again: they were refreshed since, or given for another credential; make another session")
+		return nil, tokensGone
 	}
 	return res, nil
 }
