@@ -20,6 +20,7 @@ import (
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/session/credential"
+	"holdfast/identity"
 )
 
 // vault is what there is of credentials, in a test.
@@ -284,4 +285,59 @@ func TestSessionTokensNeedAFinder(t *testing.T) {
 			t.Fatalf("away: %v", err)
 		}
 	}
+}
+
+// A session's token is looked up once in two seconds, never trusted beyond its time, and its user's activity is written
+// where the last is a minute old.
+func TestSessionTokensAreCached(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := credential.Origin{Session: credential.NewSessionID(credential.ObjectID("acme", "ada"), []byte("random")), Generation: 1, FamilyKey: make([]byte, 32)}
+		token := o.Issue(credential.Access)
+		r := &sessionv1.SessionRecord{
+			ActiveTime: timestamppb.Now(), IdleTimeout: durationpb.New(time.Hour), ExpireTime: timestamppb.New(time.Now().Add(90 * time.Second)),
+			FamilyKey: o.FamilyKey, AccessHash: token.Hash(), AccessExpireTime: timestamppb.New(time.Now().Add(10 * time.Minute)),
+		}
+		v := &vault{sessions: map[string]*sessionv1.SessionRecord{o.Session: r}}
+		touched := 0
+		a := NewAuthenticator(AuthConfig{Find: v.find, Now: time.Now, Touch: func(context.Context, identity.Identity) error {
+			touched++
+			r.ActiveTime = timestamppb.Now()
+			return nil
+		}})
+		ask := func() (admitted, error) { return a.admit(bearer(t.Context(), token.Bearer())) }
+		for range 10 {
+			in, err := ask()
+			if want := (identity.Identity{Tenant: "acme", User: "ada", Session: o.Session}); err != nil || in.who != want || in.touch {
+				t.Fatalf("got %+v, %v", in, err)
+			}
+		}
+		if v.asked != 1 {
+			t.Errorf("asked %d times", v.asked)
+		}
+		<-time.After(time.Minute)
+		for range 10 {
+			in, err := ask()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if in.touch {
+				if err := a.touch(t.Context(), &in); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if touched != 1 {
+			t.Errorf("written %d times", touched)
+		}
+		// One millisecond before its end it is good, and then it is not, although it was verified a moment ago.
+		<-time.After(time.Until(r.GetExpireTime().AsTime()) - time.Millisecond)
+		if _, err := ask(); err != nil {
+			t.Error(err)
+		}
+		<-time.After(time.Millisecond)
+		if _, err := ask(); refusal(err) != "unauthenticated SESSION_EXPIRED" {
+			t.Errorf("at its end: %v", err)
+		}
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -164,4 +165,33 @@ func TestARevokedSessionIsNotRestored(t *testing.T) {
 	}
 	_, err := b.refresh(t, in.GetTokens().GetRefreshToken())
 	revoked.check(t, err)
+}
+
+// No cache keeps an answer with tokens.
+func TestTokensAreNotCached(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ask := func(method, credential string) http.Header {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+"/holdfast.session.v1.SessionService/"+method, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/json")
+		res, err := b.http(t, credential).Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		if res.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %s", method, res.Status)
+		}
+		return res.Header
+	}
+	in := b.signIn(t, ada)
+	for method, credential := range map[string]string{"CreateSession": b.key(t, ada), "RefreshSession": in.GetTokens().GetRefreshToken()} {
+		if got := ask(method, credential).Get("Cache-Control"); got != "no-store" {
+			t.Errorf("%s: Cache-Control %q", method, got)
+		}
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"connectrpc.com/connect"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
@@ -138,6 +139,7 @@ func (m *Manager) CreateSession(ctx context.Context, req *sessionv1.CreateSessio
 	}
 	m.free(asUser, freed)
 	res.Tokens = issued
+	noStore(ctx)
 	return res, nil
 }
 
@@ -170,7 +172,15 @@ func (m *Manager) signedInBefore(
 	if res.GetTokens() == nil {
 		return nil, tokensGone
 	}
+	noStore(ctx)
 	return res, nil
+}
+
+// noStore keeps an answer with tokens out of every cache, as RFC 6749 5.1 wants it.
+func noStore(ctx context.Context) {
+	if call, ok := connect.CallInfoForHandlerContext(ctx); ok {
+		call.ResponseHeader().Set("Cache-Control", "no-store")
+	}
 }
 
 // RefreshSession implements SessionService.
@@ -212,6 +222,7 @@ func (m *Manager) RefreshSession(ctx context.Context, _ *sessionv1.RefreshSessio
 	if res.GetTokens() == nil {
 		return nil, credential.Refusal(sessionv1.EndReason_END_REASON_REUSE_DETECTED)
 	}
+	noStore(ctx)
 	return res, nil
 }
 
