@@ -342,7 +342,7 @@ func (b *book) refresh(t credential.Token, salt salt, settings *sessionv1.Sessio
 			return again, nil
 		}
 		// The salt was sealed under a key that this server does not have. That is no reason to suspect a thief.
-		return nil, tokensGone
+		return nil, errTokensGone
 	}
 	b.record(&sessionv1.SecurityEvent{
 		Type: sessionv1.SecurityEventType_SECURITY_EVENT_TYPE_REUSE_DETECTED, SessionId: t.Session, Generation: t.Generation(),

@@ -43,8 +43,8 @@ const settingsID = object.ID("settings")
 // errIDTaken is a random id that was drawn twice.
 var errIDTaken = problem.Unavailable("ID_TAKEN", "the id that was drawn is taken; try again", 100*time.Millisecond)
 
-// tokensGone refuses a retry whose first answer cannot be given again.
-var tokensGone = problem.FailedPrecondition("TOKENS_GONE",
+// errTokensGone refuses a retry whose first answer cannot be given again.
+var errTokensGone = problem.FailedPrecondition("TOKENS_GONE",
 	"the tokens that were issued before cannot be given again: they were refreshed since, or issued for another credential or under another key; make another session")
 
 // limitError refuses a sign-in at the limit of sessions.
@@ -170,7 +170,7 @@ func (m *Manager) signedInBefore(
 		res.Tokens = tokens(res.GetSession().GetSessionId(), r, key, m.box)
 	}
 	if res.GetTokens() == nil {
-		return nil, tokensGone
+		return nil, errTokensGone
 	}
 	noStore(ctx)
 	return res, nil
