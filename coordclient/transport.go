@@ -130,6 +130,13 @@ type transport struct {
 	Options
 }
 
+// CloseIdleConnections closes those of the base; http.Client looks for it.
+func (t *transport) CloseIdleConnections() {
+	if base, ok := t.Base.(interface{ CloseIdleConnections() }); ok {
+		base.CloseIdleConnections()
+	}
+}
+
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if t.Safe(r) {

@@ -164,7 +164,8 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	sessions := session.NewManager(known.sessions, conversations, box)
 	queue := jobs.New(d, jobs.Config{Log: log})
 	c.addJobs(queue, d, metrics)
-	c.Linear.addJobs(queue, d, projectKinds, box, log)
+	coordinator := coordination.NewManager(apis, d.Now)
+	c.Linear.addJobs(queue, d, projectKinds, box, linearTransport(coordinator, log), log)
 	server, err := handlers.New(handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](
@@ -174,7 +175,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 				projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler,
 				project.NewManager(project.Options{Kinds: projectKinds, Runtime: rt, Conversations: conversations, APIs: apis, Seal: box})),
 			handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
-				coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordination.NewManager(apis, d.Now)),
+				coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordinator),
 			handlers.NewService[sessionv1connect.SessionServiceHandler](
 				sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, sessions),
 			handlers.NewService[inspectv1connect.InspectServiceHandler](

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"time"
 
+	"holdfast/coordclient"
 	"holdfast/db"
 	"holdfast/handlers/project"
 	"holdfast/jobs"
@@ -37,12 +38,14 @@ const (
 )
 
 // addJobs tells the queue how issues are read: one job asks which endpoints there are, and one reads for each.
-func (c linearConfig) addJobs(q *jobs.Queue, d *db.DB, kinds project.Kinds, box *seal.Box, log *slog.Logger) {
+// transport makes Linear's limits those of all of the tenant's processes.
+func (c linearConfig) addJobs(q *jobs.Queue, d *db.DB, kinds project.Kinds, box *seal.Box, transport http.RoundTripper, log *slog.Logger) {
 	if c.Sync == 0 {
 		return
 	}
 	sync := project.NewSync(project.SyncConfig{
-		Kinds: kinds, Open: box.Open, Client: &http.Client{Timeout: linearTimeout}, URL: c.URL, Now: time.Now, Log: log,
+		Kinds: kinds, Open: box.Open, Client: &http.Client{Transport: transport, Timeout: linearTimeout}, URL: c.URL,
+		RetryAfter: coordclient.RetryAfter, Now: time.Now, Log: log,
 	})
 	const one, all = "linear-sync", "linear-sync-all"
 	q.Add(jobs.Job{Name: one, Timeout: syncTimeout, MaxAttempts: 1, Run: func(ctx context.Context, t jobs.Task) error {
