@@ -34,6 +34,6 @@ func linearTransport(m *coordination.Manager, log *slog.Logger) http.RoundTrippe
 	return c.Transport("linear", coordclient.Options{
 		Safe:      func(*http.Request) bool { return true },
 		Operation: func(*http.Request) string { return "sync" },
-		OnError:   func(err error) { log.Warn("a call of Linear was not reported", "error", err) }, //nolint:sloglint // no call's own
+		OnError:   func(err error) { log.Warn("a call of Linear was not reported", "error", err) },
 	})
 }
