@@ -9,8 +9,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/exaring/otelpgx"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/trace"
 
 	"holdfast/gen/dbsqlc"
 )
@@ -21,6 +23,8 @@ type Config struct {
 	URL string
 	// MaxConns bounds the pool. 0: DefaultMaxConns.
 	MaxConns int
+	// Traces makes a span of each round trip of a traced call. nil: none.
+	Traces trace.TracerProvider
 	// ConnectTimeout bounds Open. 0: 10 s.
 	ConnectTimeout time.Duration
 }
@@ -46,6 +50,9 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	pc.MaxConns = int32(DefaultMaxConns)
 	if c.MaxConns > 0 {
 		pc.MaxConns = int32(min(c.MaxConns, 10_000))
+	}
+	if c.Traces != nil {
+		pc.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithTracerProvider(c.Traces))
 	}
 	pc.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
 		registerTexts(conn)

@@ -27,6 +27,7 @@ import (
 	"connectrpc.com/validate"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/cors"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
@@ -71,6 +72,8 @@ type Options struct {
 	Ping func(context.Context) error
 	// Origins are those whose pages browsers let call the API, "*" any. Empty: none.
 	Origins []string
+	// Traces takes a span for each call. nil: none.
+	Traces trace.TracerProvider
 	// Calls and CallsPerTenant bound the unary calls that are answered at once. 0: 4,096 and 3,072.
 	Calls, CallsPerTenant int
 	Metrics               prometheus.Registerer
@@ -123,10 +126,15 @@ func New(o Options) (*Server, error) {
 	}
 
 	t := newTelemetry(o.Log, o.Now, procedures, o.Metrics)
+	tracing, err := traced(o.Traces)
+	if err != nil {
+		return nil, err
+	}
 	options := []connect.HandlerOption{
 		connect.WithCodec(stableProto{}),
 		connect.WithReadMaxBytes(maxRequest),
 		connect.WithCompressMinBytes(minCompress),
+		connect.WithInterceptors(tracing...),
 		connect.WithInterceptors(&outcome{telemetry: t, whenDraining: func(f func()) func() bool {
 			return context.AfterFunc(s.draining, f)
 		}, follow: o.Auth.guard.follow}),

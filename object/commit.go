@@ -74,6 +74,10 @@ func (rt *Runtime) commitFast(works []*work) (rest []*work) {
 	}
 	ctx, cancel := context.WithTimeout(rt.life, rt.commitTimeout)
 	defer cancel()
+	ctx, end := rt.traced(ctx, "commit", callersOf(settled))
+	defer end()
+	committed := rt.metrics.commit("fast", rt.db.Now)
+	defer committed()
 	sortByLock(settled)
 	p := rt.db.NewPipeline(scopeOf(settled))
 	params, err := storeParams(settled)
@@ -179,6 +183,10 @@ func splitCreators(works []*work) (changing, creating []*work) {
 func (rt *Runtime) tryCommit(works []*work) error {
 	ctx, cancel := context.WithTimeout(rt.life, rt.commitTimeout)
 	defer cancel()
+	ctx, end := rt.traced(ctx, "load and commit", callersOf(works))
+	defer end()
+	committed := rt.metrics.commit("sure", rt.db.Now)
+	defer committed()
 	sortByLock(works)
 	for _, w := range works {
 		w.forget()
@@ -192,11 +200,13 @@ func (rt *Runtime) tryCommit(works []*work) error {
 	var now time.Time
 	p.LockObjects(locks, func(t time.Time) { now = t })
 	load(p, scope, works, works)
+	begun := rt.db.Now()
 	tx, err := rt.db.Begin(ctx, p)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback(ctx)
+	rt.metrics.lockWait.Observe(max(0, now.Sub(begun).Seconds()))
 	for _, w := range works {
 		w.settleDoubt()
 	}

@@ -11,7 +11,8 @@ type metrics struct {
 	hintsSent, hintsReceived, hintsLost, hintsMissed prometheus.Counter
 	catchUps, catchUpReads                           prometheus.Counter
 	refused                                          *prometheus.CounterVec
-	batchObjects, batchChanges, changeWait           prometheus.Histogram
+	batchObjects, batchChanges, changeWait, lockWait prometheus.Histogram
+	commits, watchLag                                *prometheus.HistogramVec
 	hearing, peers                                   prometheus.Gauge
 }
 
@@ -40,11 +41,24 @@ func newMetrics(rt *Runtime, reg prometheus.Registerer) *metrics {
 		batchObjects: histogram("batch_objects", "Objects in a batch of changes.", prometheus.ExponentialBuckets(1, 2, 9)),
 		batchChanges: histogram("batch_changes", "Changes in a batch.", prometheus.ExponentialBuckets(1, 2, 11)),
 		changeWait:   histogram("change_wait_seconds", "How long the oldest change of a batch waited in its mailbox.", seconds),
-		hearing:      gauge("hints_hearing", "1 where hints arrive, 0 where watchers depend on polling."),
-		peers:        gauge("peers", "Other processes that were heard lately."),
+		lockWait:     histogram("lock_wait_seconds", "How long it took until a transaction held the locks of its objects.", seconds),
+		commits: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "holdfast_commit_seconds", Help: "How long transactions of changes took: fast, in one round trip, or sure, in two.", Buckets: seconds,
+		}, []string{"way"}),
+		watchLag: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "holdfast_watch_lag_seconds", Help: "From a change's time to when a watcher is given it: made here, or found in the journal.", Buckets: seconds,
+		}, []string{"from"}),
+		hearing: gauge("hints_hearing", "1 where hints arrive, 0 where watchers depend on polling."),
+		peers:   gauge("peers", "Other processes that were heard lately."),
 	}
 	for _, what := range []string{"object", "tenant", "server", "streams"} {
 		m.refused.WithLabelValues(what) // 0 is a value, too
+	}
+	for _, way := range []string{"fast", "sure"} {
+		m.commits.WithLabelValues(way)
+	}
+	for _, from := range []string{fromHere, fromJournal} {
+		m.watchLag.WithLabelValues(from)
 	}
 	of := func(name, help string, value func() int) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "holdfast_" + name, Help: help}, func() float64 { return float64(value()) })
@@ -67,7 +81,8 @@ func newMetrics(rt *Runtime, reg prometheus.Registerer) *metrics {
 				return rt.hub.count
 			}),
 			m.hintsSent, m.hintsReceived, m.hintsLost, m.hintsMissed,
-			m.catchUps, m.catchUpReads, m.refused, m.batchObjects, m.batchChanges, m.changeWait, m.hearing, m.peers)
+			m.catchUps, m.catchUpReads, m.refused, m.batchObjects, m.batchChanges, m.changeWait,
+			m.lockWait, m.commits, m.watchLag, m.hearing, m.peers)
 	}
 	return m
 }
@@ -83,4 +98,20 @@ func (m *metrics) batch(now time.Time, works []*work, changes int) {
 		}
 	}
 	m.changeWait.Observe(now.Sub(oldest).Seconds())
+}
+
+// Where a watcher has a change from.
+const (
+	fromHere    = "here"
+	fromJournal = "journal"
+)
+
+// commit notes how long a transaction takes from now until the function it returns is called.
+func (m *metrics) commit(way string, now func() time.Time) func() {
+	begun := now()
+	return func() { m.commits.WithLabelValues(way).Observe(now().Sub(begun).Seconds()) }
+}
+
+func (m *metrics) lag(from string, since time.Duration) {
+	m.watchLag.WithLabelValues(from).Observe(max(0, since.Seconds()))
 }

@@ -24,6 +24,7 @@ type readLane struct {
 }
 
 type view struct {
+	ctx    context.Context //nolint:containedctx // of the caller, for the trace; a round trip serves many
 	caller identity.Identity
 	kind   *kind
 	key    key
@@ -46,7 +47,7 @@ func (rt *Runtime) view(ctx context.Context, k *kind, id ID, recent int) (*recor
 	if err := id.check(); err != nil {
 		return nil, err
 	}
-	v := &view{caller: caller, kind: k, key: key{caller.Tenant, k.name, id}, recent: recent, done: make(chan struct{})}
+	v := &view{ctx: ctx, caller: caller, kind: k, key: key{caller.Tenant, k.name, id}, recent: recent, done: make(chan struct{})}
 	if err := rt.queueView(v); err != nil { //nolint:contextcheck // a round trip serves many views
 		return nil, err
 	}
@@ -138,6 +139,14 @@ func (rt *Runtime) runViews(batch []*view) {
 	}
 	ctx, cancel := context.WithTimeout(rt.life, rt.commitTimeout)
 	defer cancel()
+	ctx, end := rt.traced(ctx, "read", func(yield func(context.Context) bool) {
+		for _, v := range batch {
+			if !yield(v.ctx) {
+				return
+			}
+		}
+	})
+	defer end()
 	var again []*view
 	p := rt.db.NewPipeline(scope)
 	p.ViewObjects(a, func(r *dbsqlc.ViewObjectsRow) (err error) {

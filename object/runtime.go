@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"holdfast/db"
 	"holdfast/identity"
@@ -19,6 +20,8 @@ type Config struct {
 	Limits Limits
 	// Metrics takes the runtime's metrics; nil: they go nowhere.
 	Metrics prometheus.Registerer
+	// Tracer makes a span of each transaction that serves a traced call. nil: none.
+	Tracer trace.Tracer
 	// CacheBytes bounds the cache of decoded states, by estimate. Default 20 MiB.
 	CacheBytes int
 	// CommitTimeout bounds one batch's transaction. Default 15 s.
@@ -68,6 +71,7 @@ type Runtime struct {
 	hub           *hub
 	fanout        *fanout
 	metrics       *metrics
+	tracer        trace.Tracer
 	timers        *scheduler
 	life          context.Context //nolint:containedctx // the runtime's own: it ends when Close gives up waiting
 	end           context.CancelFunc
@@ -133,7 +137,7 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 		catchUps: map[identity.Tenant]*catchUpLane{},
 	}
 	rt.life, rt.end = context.WithCancel(context.Background())
-	rt.metrics = newMetrics(rt, c.Metrics)
+	rt.metrics, rt.tracer = newMetrics(rt, c.Metrics), c.Tracer
 	rt.hub = newHub(rt, c)
 	rt.fanout = newFanout(rt, c)
 	rt.timers = newScheduler(rt, c)

@@ -101,6 +101,9 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 			if err != nil {
 				return err
 			}
+			if u != nil && !u.reset {
+				rt.metrics.lag(fromJournal, rt.db.Now().Sub(u.rec.update))
+			}
 			if u != nil && !yield(u) {
 				return nil
 			}
@@ -117,6 +120,7 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 				break
 			}
 			w.last = e.version
+			rt.metrics.lag(fromHere, rt.db.Now().Sub(e.time))
 			if !yield(&update{rec: e.after, entries: entryChanges(e.puts)}) {
 				return nil
 			}

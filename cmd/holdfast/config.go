@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"holdfast/db"
@@ -40,13 +41,15 @@ import (
 // databaseConfig says which database a command works on.
 type databaseConfig struct {
 	DatabaseURL string `help:"Postgres, as postgres://login:password@host:port/database; the server's login, which owns no table." env:"HOLDFAST_DATABASE_URL,DATABASE_URL" placeholder:"URL"`
+
+	traces trace.TracerProvider // nil: none
 }
 
 func (c databaseConfig) open(ctx context.Context, maxConns int) (*db.DB, error) {
 	if c.DatabaseURL == "" {
 		return nil, wrongUsage("no database: set HOLDFAST_DATABASE_URL or DATABASE_URL, or give --database-url; `holdfast dev` needs none")
 	}
-	return db.Open(ctx, db.Config{URL: c.DatabaseURL, MaxConns: maxConns})
+	return db.Open(ctx, db.Config{URL: c.DatabaseURL, MaxConns: maxConns, Traces: c.traces})
 }
 
 // serverConfig is what dev and serve have in common.
@@ -59,6 +62,8 @@ type serverConfig struct {
 	LogLevel      slog.Level `help:"debug, info, warn or error. At debug every call is logged." env:"HOLDFAST_LOG_LEVEL" default:"info"`
 
 	fanoutConfig
+
+	telemetry *openTelemetry // nil: to be started
 	sweepConfig
 
 	Linear linearConfig `embed:"" prefix:"linear-" group:"Linear, for tenants with an endpoint:"`
@@ -153,7 +158,24 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 		return err
 	}
 	defer closeCarrier()
-	rt := object.NewRuntime(d, object.Config{Log: log, Metrics: metrics, Carrier: carrier, Timers: true})
+	metrics.MustRegister(d.Metrics())
+	if c.telemetry == nil {
+		c.telemetry = &openTelemetry{}
+		if err := c.telemetry.startTraces(ctx, env); err != nil {
+			return err
+		}
+	}
+	if err := c.telemetry.startMetrics(ctx, env, metrics); err != nil {
+		return err
+	}
+	defer func() {
+		if late := c.telemetry.close(ctx); late != nil { // no reason to fail
+			log.WarnContext(ctx, "not all telemetry was sent", "error", late)
+		}
+	}()
+	rt := object.NewRuntime(d, object.Config{
+		Log: log, Metrics: metrics, Tracer: c.telemetry.runtimeTracer(), Carrier: carrier, Timers: true,
+	})
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()
@@ -191,6 +213,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 		Ping:    d.Ping,
 		Origins: c.Origins,
 		Metrics: metrics,
+		Traces:  c.telemetry.tracer(),
 		Log:     log,
 		Now:     time.Now,
 	})

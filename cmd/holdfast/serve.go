@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"net"
 	"strconv"
 
@@ -31,9 +32,14 @@ func (c *serveCmd) Run(ctx context.Context, w *console) error {
 		return wrongUsage("--seal-keys or HOLDFAST_SEAL_KEYS: %v; `openssl rand -base64 32` makes one", err)
 	}
 	log := jsonLog(w.stderr, c.LogLevel)
+	c.telemetry = &openTelemetry{}
+	if err := c.telemetry.startTraces(ctx, w.env); err != nil {
+		return err
+	}
+	c.traces = c.telemetry.tracer()
 	d, err := c.open(ctx, c.MaxConns)
 	if err != nil {
-		return err
+		return errors.Join(err, c.telemetry.close(ctx))
 	}
 	defer d.Close()
 	c.ListenURL = cmp.Or(c.ListenURL, c.DatabaseURL)
