@@ -48,6 +48,17 @@ func TestCatalogue(t *testing.T) {
 		"no unique index that crosses tenants": `SELECT i.indexrelid::regclass::text FROM pg_index i
 			JOIN pg_class c ON c.oid = i.indrelid LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
 			WHERE c.relnamespace = 'holdfast'::regnamespace AND i.indisunique AND a.attname IS DISTINCT FROM 'tenant_id'`,
+		// What distributing by tenant_id (Citus) asks for beside the keys and indexes above.
+		"tenant_id of one type": `SELECT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'tenant_id'
+			WHERE c.relnamespace = 'holdfast'::regnamespace AND c.relkind IN ('r', 'p') AND a.atttypid <> 'text'::regtype`,
+		"tenant_id in every unique constraint and exclusion": `SELECT conname FROM pg_constraint k
+			WHERE k.connamespace = 'holdfast'::regnamespace AND k.contype IN ('p', 'u', 'x') AND NOT EXISTS (
+				SELECT FROM pg_attribute a WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey) AND a.attname = 'tenant_id')`,
+		"no identity or default that counts, no inheritance, no temporary or unlogged table": `SELECT c.relname FROM pg_class c
+			WHERE c.relnamespace = 'holdfast'::regnamespace AND c.relkind IN ('r', 'p') AND (c.relpersistence <> 'p'
+				OR EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid)
+				OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attidentity <> '')
+				OR EXISTS (SELECT FROM pg_attrdef d WHERE d.adrelid = c.oid AND pg_get_expr(d.adbin, d.adrelid) LIKE '%nextval%'))`,
 		"no trigger":  `SELECT t.tgname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid WHERE c.relnamespace = 'holdfast'::regnamespace`,
 		"no sequence": `SELECT relname FROM pg_class WHERE relnamespace = 'holdfast'::regnamespace AND relkind = 'S'`,
 		"keys that sort bytewise": `SELECT c.relname || '.' || a.attname FROM pg_index i

@@ -27,6 +27,10 @@ type benchCmd struct {
 	Live        bool          `help:"Also run the scenario that sends Gemini Live frames."`
 	NoFloor     bool          `help:"Leave pgbench out, and so what is compared with it."`
 
+	Servers int           `help:"How many servers to start on one Postgres; sessions are spread over them, and watchers follow what the others write." default:"1"`
+	Fanout  string        `help:"How those servers tell each other of changes: postgres or local." enum:"postgres,local" default:"postgres"`
+	Soak    time.Duration `help:"Instead of the scenarios, mixed work and faults for so long, 30s to 24h: memory has to stay flat, and nothing may be lost." placeholder:"DURATION"`
+
 	API         string `help:"Base URL of a server that runs already. Default: start a Postgres that is thrown away, and a server." name:"api" placeholder:"URL"`
 	Token       string `help:"API key for --api." env:"HOLDFAST_TOKEN"`
 	AllowRemote bool   `help:"Let --api be another machine than this one. It will be busy."`
@@ -72,7 +76,13 @@ func (c *benchCmd) Run(ctx context.Context, w *console) error {
 		Started: b.began, Version: buildVersion(), Cores: runtime.NumCPU(), Go: runtime.Version(),
 		Codec: c.Codec, HTTP: c.HTTP, Seconds: c.Duration.Seconds(),
 	}
-	runErr := b.run(ctx, chosen)
+	var runErr error
+	if c.Soak != 0 {
+		b.report.Seconds = c.Soak.Seconds()
+		runErr = b.soak(ctx)
+	} else {
+		runErr = b.run(ctx, chosen)
+	}
 	if len(b.report.Rows) == 0 {
 		return runErr
 	}
@@ -89,6 +99,10 @@ func (c *benchCmd) choose() ([]scenario, error) {
 	switch {
 	case c.Duration < time.Second || c.Duration > maxBenchDuration || c.Warmup < 0 || c.Warmup > maxBenchDuration:
 		return nil, wrongUsage("--duration is 1s to %v, --warmup at most that", maxBenchDuration)
+	case c.Servers < 1 || c.Servers > 9 || c.API != "" && c.Servers != 1:
+		return nil, wrongUsage("--servers is 1 to 9, and 1 with --api")
+	case c.Soak != 0 && (c.Soak < 30*time.Second || c.Soak > 24*time.Hour || c.API != ""):
+		return nil, wrongUsage("--soak is 30s to 24h, and not of a server at --api")
 	case c.MaxRequests < 1:
 		return nil, wrongUsage("--max-requests is at least 1")
 	case c.API == "" && c.DatabaseURL+c.PgbenchURL+c.Admin != "" || c.API == "" && c.ServerPID+c.DatabasePID != 0:

@@ -23,6 +23,8 @@ type scenario struct {
 	optional bool
 	// pgbench: it needs pgbench's login, to write into the tables.
 	pgbench bool
+	// across: watchers are at the first server, and where there are more, the sessions at the others.
+	across bool
 	// tenants is how many tenants it needs besides the one of the token.
 	tenants int
 	// run returns the rows that it measured also where something failed afterwards.
@@ -56,7 +58,7 @@ var scenarios = []scenario{
 	{name: "floor-read-64", what: "pgbench: SELECTs of state + 20 entries, 64 clients", run: runFloor(floor.Read, 64)},
 	{name: "read-64", what: "read state + 20 messages, 64 clients", run: runRead(64)},
 	{name: "open-1000", what: "steady: 1,000 sessions, each an append and a read a second", run: runOpen},
-	{name: "watch-1000", what: "steady: 1,000 watchers, 1,000 appends a second", run: runWatch},
+	{name: "watch-1000", what: "steady: 1,000 watchers, 1,000 appends a second", across: true, run: runWatch},
 	{name: "sweep-1000", what: "steady: 1,000 appends a second, beside a sweep", optional: true, pgbench: true, run: runSweep},
 	{name: "live-64", what: "turns of 10 live frames, 64 sessions", optional: true, run: runLive},
 }
@@ -235,7 +237,7 @@ func (b *bench) sessions(ctx context.Context, s scenario, count, objects, messag
 	group.SetLimit(setupLimit)
 	for i := range all {
 		id := fmt.Sprintf("bench-%d-%s-%d", b.began.UnixNano(), s.name, i%objects)
-		all[i] = load.NewSession(b.system.target, tokens[i%len(tokens)], id, i, b.began)
+		all[i] = load.NewSession(b.system.targetOf(i, s.across), tokens[i%len(tokens)], id, i, b.began)
 		if i >= objects {
 			continue
 		}
@@ -252,6 +254,14 @@ func (b *bench) sessions(ctx context.Context, s scenario, count, objects, messag
 		return nil, fmt.Errorf("make the conversations: %w", err)
 	}
 	return all, nil
+}
+
+// targetOf is the server of the i-th session.
+func (s *benchSystem) targetOf(i int, across bool) *load.Target {
+	if across && len(s.targets) > 1 {
+		return s.targets[1+i%(len(s.targets)-1)]
+	}
+	return s.targets[i%len(s.targets)]
 }
 
 func closeAll(sessions []*load.Session) {

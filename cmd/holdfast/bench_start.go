@@ -12,8 +12,6 @@ import (
 	"os/exec"
 	"strings"
 	"time"
-
-	"holdfast/seal"
 )
 
 // benchStartTimeout is how long the server may take to be ready.
@@ -30,52 +28,79 @@ func (s *benchSystem) start(ctx context.Context) (api, admin string, err error) 
 	s.closers = append(s.closers, box.close)
 	s.database, s.token = box.db, box.token
 	s.databasePID, s.pgbenchURL, s.pgbenchDir = box.postgres.PID(), box.ownerURL, box.postgres.BinDir()
-	return s.startServer(ctx, box.url)
+	s.databaseURL = box.url
+	for range max(1, s.servers) {
+		p, err := s.startServer(ctx, "127.0.0.1:0")
+		if err != nil {
+			return "", "", err
+		}
+		s.processes = append(s.processes, p)
+	}
+	s.closers = append(s.closers, func(context.Context) error {
+		for _, p := range s.processes {
+			p.end(os.Interrupt)
+		}
+		return nil
+	})
+	s.serverPID = s.processes[0].cmd.Process.Pid
+	return s.processes[0].api, s.processes[0].admin, nil
+}
+
+// benchServer is a server in a process of its own.
+type benchServer struct {
+	cmd        *exec.Cmd
+	ended      chan struct{} // closed when it has ended
+	api, admin string
+}
+
+// end ends it by a signal, and waits.
+func (p *benchServer) end(how os.Signal) {
+	if err := p.cmd.Process.Signal(how); err != nil {
+		_ = p.cmd.Process.Kill()
+	}
+	<-p.ended
 }
 
 // startServer runs this very program as `holdfast serve`, and returns when it says that it is ready.
-func (s *benchSystem) startServer(ctx context.Context, databaseURL string) (api, admin string, err error) {
+func (s *benchSystem) startServer(ctx context.Context, addr string) (*benchServer, error) {
 	program, err := os.Executable()
 	if err != nil {
-		return "", "", err
+		return nil, err
 	}
 	// It is told to stop, and is not killed, when the run is over.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), program, "serve") //nolint:gosec // this program
 	cmd.Env = append(environmentOfOthers(os.Environ()),
-		"HOLDFAST_DATABASE_URL="+databaseURL, "HOLDFAST_SEAL_KEYS="+seal.NewKey(),
-		"HOLDFAST_ADDR=127.0.0.1:0", "HOLDFAST_ADMIN_ADDR=127.0.0.1:0")
+		"HOLDFAST_DATABASE_URL="+s.databaseURL, "HOLDFAST_SEAL_KEYS="+s.sealKey, "HOLDFAST_FANOUT="+s.fanout,
+		"HOLDFAST_ADDR="+addr, "HOLDFAST_ADMIN_ADDR=127.0.0.1:0")
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
-		return "", "", err
+		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return "", "", err
+		return nil, err
 	}
-	s.serverPID = cmd.Process.Pid
 	said := make(chan benchServerSaid, 1)
-	ended := make(chan struct{})
+	p := &benchServer{cmd: cmd, ended: make(chan struct{})}
 	go func() {
-		defer close(ended)
+		defer close(p.ended)
 		listenToServer(stderr, said)
 		_ = cmd.Wait() // it was told to end, or its last words say why it did
 	}()
-	s.closers = append(s.closers, func(context.Context) error {
-		if err := cmd.Process.Signal(os.Interrupt); err != nil {
-			_ = cmd.Process.Kill()
-		}
-		<-ended
-		return nil
-	})
 	timer := time.NewTimer(benchStartTimeout)
 	defer timer.Stop()
 	select {
 	case it := <-said:
-		return it.api, it.admin, it.err
+		p.api, p.admin, err = it.api, it.admin, it.err
 	case <-timer.C:
-		return "", "", fmt.Errorf("the server is not ready after %v", benchStartTimeout)
+		err = fmt.Errorf("the server is not ready after %v", benchStartTimeout)
 	case <-ctx.Done():
-		return "", "", ctx.Err()
+		err = ctx.Err()
 	}
+	if err != nil {
+		p.end(os.Interrupt)
+		return nil, err
+	}
+	return p, nil
 }
 
 // environmentOfOthers leaves out what would configure our own server.

@@ -21,14 +21,17 @@ import (
 	"holdfast/db"
 	"holdfast/handlers"
 	"holdfast/identity"
+	"holdfast/seal"
 )
 
 // benchSystem is what is under load: a server and, where they are known, its database and its processes.
 type benchSystem struct {
 	target *load.Target
-	token  string
-	admin  *url.URL // nil: not known
-	pprof  string   // the directory for profiles; empty: none
+	// targets are all servers, the first of them target. Sessions are spread over them.
+	targets []*load.Target
+	token   string
+	admin   *url.URL // nil: not known
+	pprof   string   // the directory for profiles; empty: none
 
 	database   *db.DB // as the server's login; nil: not known
 	pgbenchURL string // a login that may create a schema; empty: not known
@@ -36,13 +39,19 @@ type benchSystem struct {
 
 	serverPID, databasePID int // 0: not known
 
+	// Of servers that were started here.
+	servers         int
+	fanout, sealKey string
+	databaseURL     string
+	processes       []*benchServer
+
 	tenantTokens []string
 	closers      []func(context.Context) error
 }
 
 // openBenchSystem starts a Postgres and a server, or finds the ones that the flags name.
 func openBenchSystem(ctx context.Context, b *bench) (_ *benchSystem, err error) {
-	s := &benchSystem{pprof: b.Pprof}
+	s := &benchSystem{pprof: b.Pprof, servers: b.Servers, fanout: b.Fanout, sealKey: seal.NewKey()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close(ctx))
@@ -64,7 +73,20 @@ func openBenchSystem(ctx context.Context, b *bench) (_ *benchSystem, err error) 
 		return nil, err
 	}
 	s.target = &load.Target{URL: base, Codec: load.Codec(b.Codec), HTTP2: b.HTTP == "2"}
-	s.closers = append(s.closers, func(context.Context) error { s.target.Close(); return nil })
+	s.targets = []*load.Target{s.target}
+	for i := 1; i < len(s.processes); i++ {
+		base, err := loopbackURL(s.processes[i].api, false)
+		if err != nil {
+			return nil, err
+		}
+		s.targets = append(s.targets, &load.Target{URL: base, Codec: load.Codec(b.Codec), HTTP2: b.HTTP == "2"})
+	}
+	s.closers = append(s.closers, func(context.Context) error {
+		for _, t := range s.targets {
+			t.Close()
+		}
+		return nil
+	})
 	if s.pprof == "" {
 		return s, nil
 	}

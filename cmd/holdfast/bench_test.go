@@ -73,7 +73,7 @@ Skipped: append-tenants-1000: it needs --database-url
 
 func TestBenchChoose(t *testing.T) {
 	t.Parallel()
-	base := benchCmd{Duration: 5 * time.Second, MaxRequests: 1}
+	base := benchCmd{Duration: 5 * time.Second, MaxRequests: 1, Servers: 1}
 	names := func(c benchCmd) string {
 		chosen, err := c.choose()
 		if err != nil {
