@@ -339,10 +339,11 @@ func listed[S proto.Message](k *Kind[S], r *dbsqlc.ListObjectsRow) (Snapshot[S],
 	return Snapshot[S]{Info: rec.info(ID(r.ObjectID)), State: rec.state.(S)}, nil //nolint:forcetypeassert // decoded from the kind's prototype
 }
 
+// listedRow is all of the object's row: what it makes may go into the cache, and changes build on that.
 func listedRow(r *dbsqlc.ListObjectsRow) *dbsqlc.ViewObjectsRow {
 	return &dbsqlc.ViewObjectsRow{
 		OwnerID: r.OwnerID, Version: r.Version, SchemaVersion: r.SchemaVersion, State: r.State, CreateTime: r.CreateTime,
-		UpdateTime: r.UpdateTime, ActivityTime: r.ActivityTime, ExpireTime: r.ExpireTime,
+		UpdateTime: r.UpdateTime, ActivityTime: r.ActivityTime, ExpireTime: r.ExpireTime, Timers: r.Timers,
 	}
 }
 

@@ -109,3 +109,81 @@ func mustParse(s string) time.Time {
 	}
 	return t
 }
+
+// However a process came to know an object, its changes keep the timers.
+func TestTimersOutliveEveryRead(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.timedConfig(func(*object.Tx[toy], string) error { return nil })
+	setter := object.Register(b.rt, c)
+	for name, read := range map[string]func(*object.Runtime, *object.Kind[toy], object.ID) error{
+		"nothing": func(*object.Runtime, *object.Kind[toy], object.ID) error { return nil },
+		"View": func(_ *object.Runtime, k *object.Kind[toy], id object.ID) error {
+			_, err := k.View(b.ctx, id)
+			return err
+		},
+		"List": func(_ *object.Runtime, k *object.Kind[toy], id object.ID) error {
+			_, err := k.List(b.ctx, object.ListOptions{Terms: []string{string(id)}})
+			return err
+		},
+		"Find": func(_ *object.Runtime, k *object.Kind[toy], id object.ID) error {
+			_, err := k.Find(b.ctx, object.FindOptions{Prefix: string(id)})
+			return err
+		},
+		"ViewIn": func(rt *object.Runtime, k *object.Kind[toy], id object.ID) error {
+			r := rt.Together()
+			object.ViewIn(r, k, id)
+			return r.Run(b.ctx)
+		},
+		"ListIn": func(rt *object.Runtime, k *object.Kind[toy], id object.ID) error {
+			r := rt.Together()
+			object.ListIn(r, k, object.ListOptions{Terms: []string{string(id)}})
+			return r.Run(b.ctx)
+		},
+		"ViewFoundIn": func(rt *object.Runtime, k *object.Kind[toy], id object.ID) error {
+			r := rt.Together()
+			object.ViewFoundIn(r, k, object.Found{Given: string(id)})
+			return r.Run(b.ctx)
+		},
+		"ListFoundIn": func(rt *object.Runtime, k *object.Kind[toy], id object.ID) error {
+			r := rt.Together()
+			object.ListFoundIn(r, k, object.FoundList{Found: object.Found{Given: string(id)}})
+			return r.Run(b.ctx)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			id := object.ID("o-" + name)
+			_, err := setter.Update(b.ctx, id, func(tx *object.Tx[toy]) error {
+				tx.State().Oneofs = []string{string(id)}
+				tx.SetTimer("kept", tx.Now().Add(time.Hour))
+				return nil
+			}, object.Create())
+			if err != nil {
+				t.Fatal(err)
+			}
+			rt := newRuntime(t, b.DB, object.Config{})
+			k := object.Register(rt, c)
+			if err := read(rt, k, id); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if _, err := k.Update(b.ctx, id, func(tx *object.Tx[toy]) error {
+					if _, ok := tx.Timer("kept"); !ok {
+						t.Error("a change does not see the timer")
+					}
+					tx.State().Name += "x"
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var both bool
+			err = b.owner(t).QueryRow(b.ctx, `SELECT o.timers ? t.name FROM holdfast.objects o JOIN holdfast.timers t USING (tenant_id, kind, object_id)
+				WHERE tenant_id = $1 AND object_id = $2`, string(b.Tenant), string(id)).Scan(&both)
+			if err != nil || !both {
+				t.Errorf("the timer is in both places: %t, %v", both, err)
+			}
+		})
+	}
+}

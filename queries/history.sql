@@ -28,7 +28,7 @@ WHERE e.tenant_id = @tenant_id AND e.kind = @kind AND e.object_id = @object_id;
 -- ListByID pages through a kind's live objects by id, those that begin with a prefix: no id has a character behind '~'.
 -- name: ListByID :many
 SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time
+  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
 FROM holdfast.objects o
 WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND o.object_id >= @prefix::text AND o.object_id < @prefix || '~'
   AND o.object_id > @after_id::text AND NOT o.deleted AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
@@ -39,7 +39,7 @@ LIMIT @page_size::integer;
 -- ListByActivity is ListByID in another order: newest activity first.
 -- name: ListByActivity :many
 SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time
+  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
 FROM holdfast.objects o
 WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND NOT o.deleted
   AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())

@@ -78,7 +78,7 @@ SELECT holdfast.store_changes(@tenant_id::text, @locks::bigint[],
 -- ListObjects pages through the live objects of a kind, newest activity first.
 -- name: ListObjects :many
 SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time
+  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
 FROM holdfast.objects o
 WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND NOT o.deleted
   AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
@@ -89,7 +89,7 @@ LIMIT @page_size::integer;
 -- ListObjectsByTerms is ListObjects for the objects that have all of some terms. It walks the first term's index.
 -- name: ListObjectsByTerms :many
 SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time
+  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
 FROM holdfast.terms t
 CROSS JOIN LATERAL (
   SELECT * FROM holdfast.objects x

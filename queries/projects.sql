@@ -1,7 +1,7 @@
 -- ViewObjectFound reads the object of the id that found_id finds; see the function.
 -- name: ViewObjectFound :many
 SELECT o.object_id, o.owner_id, o.version, o.schema_version, coalesce(o.state::text, '')::text AS state, o.create_time,
-  o.update_time, o.activity_time, o.expire_time
+  o.update_time, o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
 FROM (
   SELECT holdfast.found_id(@tenant_id::text, @given::text, @found_kinds::text[], @found_ids::text[], @found_fields::text[]) AS id
 ) f
@@ -16,7 +16,7 @@ WHERE NOT o.deleted;
 -- stored; see the function. It walks each term's index, so what has none of them costs nothing.
 -- name: ListObjectsFound :many
 SELECT n.object_id, n.owner_id, n.version, n.schema_version, n.state::text AS state, n.create_time, n.update_time,
-  n.activity_time, n.expire_time
+  n.activity_time, n.expire_time, coalesce(n.timers::text, '')::text AS timers
 FROM (
   SELECT DISTINCT ON (l.activity_time, l.object_id) l.*
   FROM (

@@ -64,7 +64,7 @@ func (q *Queries) ListAllEntries(ctx context.Context, arg ListAllEntriesParams) 
 
 const ListByActivity = `-- name: ListByActivity :many
 SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time
+  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
 FROM holdfast.objects o
 WHERE o.tenant_id = $1::text AND o.kind = $2::text AND NOT o.deleted
   AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
@@ -95,6 +95,7 @@ type ListByActivityRow struct {
 	UpdateTime    time.Time
 	ActivityTime  time.Time
 	ExpireTime    *time.Time
+	Timers        string
 }
 
 // ListByActivity is ListByID in another order: newest activity first.
@@ -126,6 +127,7 @@ func (q *Queries) ListByActivity(ctx context.Context, arg ListByActivityParams) 
 			&i.UpdateTime,
 			&i.ActivityTime,
 			&i.ExpireTime,
+			&i.Timers,
 		); err != nil {
 			return nil, err
 		}
@@ -139,7 +141,7 @@ func (q *Queries) ListByActivity(ctx context.Context, arg ListByActivityParams) 
 
 const ListByID = `-- name: ListByID :many
 SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time
+  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
 FROM holdfast.objects o
 WHERE o.tenant_id = $1::text AND o.kind = $2::text AND o.object_id >= $3::text AND o.object_id < $3 || '~'
   AND o.object_id > $4::text AND NOT o.deleted AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
@@ -168,6 +170,7 @@ type ListByIDRow struct {
 	UpdateTime    time.Time
 	ActivityTime  time.Time
 	ExpireTime    *time.Time
+	Timers        string
 }
 
 // ListByID pages through a kind's live objects by id, those that begin with a prefix: no id has a character behind '~'.
@@ -198,6 +201,7 @@ func (q *Queries) ListByID(ctx context.Context, arg ListByIDParams) ([]ListByIDR
 			&i.UpdateTime,
 			&i.ActivityTime,
 			&i.ExpireTime,
+			&i.Timers,
 		); err != nil {
 			return nil, err
 		}

@@ -172,7 +172,7 @@ func (q *Queries) ListEvents(ctx context.Context, arg ListEventsParams) ([]ListE
 
 const ListObjects = `-- name: ListObjects :many
 SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time
+  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
 FROM holdfast.objects o
 WHERE o.tenant_id = $1::text AND o.kind = $2::text AND NOT o.deleted
   AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
@@ -199,6 +199,7 @@ type ListObjectsRow struct {
 	UpdateTime    time.Time
 	ActivityTime  time.Time
 	ExpireTime    *time.Time
+	Timers        string
 }
 
 // ListObjects pages through the live objects of a kind, newest activity first.
@@ -227,6 +228,7 @@ func (q *Queries) ListObjects(ctx context.Context, arg ListObjectsParams) ([]Lis
 			&i.UpdateTime,
 			&i.ActivityTime,
 			&i.ExpireTime,
+			&i.Timers,
 		); err != nil {
 			return nil, err
 		}
@@ -240,7 +242,7 @@ func (q *Queries) ListObjects(ctx context.Context, arg ListObjectsParams) ([]Lis
 
 const ListObjectsByTerms = `-- name: ListObjectsByTerms :many
 SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time
+  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
 FROM holdfast.terms t
 CROSS JOIN LATERAL (
   SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers FROM holdfast.objects x
@@ -282,6 +284,7 @@ type ListObjectsByTermsRow struct {
 	UpdateTime    time.Time
 	ActivityTime  time.Time
 	ExpireTime    *time.Time
+	Timers        string
 }
 
 // ListObjectsByTerms is ListObjects for the objects that have all of some terms. It walks the first term's index.
@@ -312,6 +315,7 @@ func (q *Queries) ListObjectsByTerms(ctx context.Context, arg ListObjectsByTerms
 			&i.UpdateTime,
 			&i.ActivityTime,
 			&i.ExpireTime,
+			&i.Timers,
 		); err != nil {
 			return nil, err
 		}

@@ -98,7 +98,7 @@ func (q *Queries) ListEndpoints(ctx context.Context, arg ListEndpointsParams) ([
 
 const ListObjectsFound = `-- name: ListObjectsFound :many
 SELECT n.object_id, n.owner_id, n.version, n.schema_version, n.state::text AS state, n.create_time, n.update_time,
-  n.activity_time, n.expire_time
+  n.activity_time, n.expire_time, coalesce(n.timers::text, '')::text AS timers
 FROM (
   SELECT DISTINCT ON (l.activity_time, l.object_id) l.tenant_id, l.kind, l.object_id, l.owner_id, l.base_version, l.version, l.schema_version, l.state, l.deleted, l.create_time, l.update_time, l.activity_time, l.expire_time, l.timers
   FROM (
@@ -151,6 +151,7 @@ type ListObjectsFoundRow struct {
 	UpdateTime    time.Time
 	ActivityTime  time.Time
 	ExpireTime    *time.Time
+	Timers        string
 }
 
 // ListObjectsFound lists the newest live objects that have any of some terms, which found_terms makes out of what is
@@ -188,6 +189,7 @@ func (q *Queries) ListObjectsFound(ctx context.Context, arg ListObjectsFoundPara
 			&i.UpdateTime,
 			&i.ActivityTime,
 			&i.ExpireTime,
+			&i.Timers,
 		); err != nil {
 			return nil, err
 		}
@@ -201,7 +203,7 @@ func (q *Queries) ListObjectsFound(ctx context.Context, arg ListObjectsFoundPara
 
 const ViewObjectFound = `-- name: ViewObjectFound :many
 SELECT o.object_id, o.owner_id, o.version, o.schema_version, coalesce(o.state::text, '')::text AS state, o.create_time,
-  o.update_time, o.activity_time, o.expire_time
+  o.update_time, o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
 FROM (
   SELECT holdfast.found_id($1::text, $2::text, $3::text[], $4::text[], $5::text[]) AS id
 ) f
@@ -232,6 +234,7 @@ type ViewObjectFoundRow struct {
 	UpdateTime    time.Time
 	ActivityTime  time.Time
 	ExpireTime    *time.Time
+	Timers        string
 }
 
 // ViewObjectFound reads the object of the id that found_id finds; see the function.
@@ -261,6 +264,7 @@ func (q *Queries) ViewObjectFound(ctx context.Context, arg ViewObjectFoundParams
 			&i.UpdateTime,
 			&i.ActivityTime,
 			&i.ExpireTime,
+			&i.Timers,
 		); err != nil {
 			return nil, err
 		}
