@@ -16,8 +16,9 @@ const (
 	// guardEvery is how often the credentials of open streams are looked up again: together with the look-up itself it is
 	// less than trustFor.
 	guardEvery = time.Second
-	// guardBatch is how many are asked for in one round trip.
-	guardBatch = 500
+	// guardBatch is how many are asked for in one round trip. Row-level security compares each row with each of them: 500
+	// took three times as long as five times 100, which take 5 ms each on a busy machine.
+	guardBatch = 100
 )
 
 // backing is what an admitted stream rests on: an API key until it is revoked, a JWT until it expires, a session until it

@@ -152,7 +152,7 @@ func TestGuardAsksForManyAtOnce(t *testing.T) {
 		<-time.After(guardEvery)
 		synctest.Wait()
 		v.set(func() {
-			if v.asked != 5 || ended != 2500 {
+			if v.asked != 25 || ended != 2500 {
 				t.Errorf("asked %d times, ended %d", v.asked, ended)
 			}
 		})
