@@ -106,6 +106,7 @@ type Authenticator struct {
 	touching          singleflight.Group
 	backoff           *backoff
 	guard             guard
+	finder            finder
 }
 
 // verdict is what a credential was found to be.
@@ -130,7 +131,7 @@ func NewAuthenticator(c AuthConfig) *Authenticator {
 		c.FreeFailures = freeOfSource
 	}
 	a := &Authenticator{c: c, verified: verified, refused: refused, backoff: newBackoff(c.FreeFailures)}
-	a.guard.a = a
+	a.guard.a, a.finder.find = a, c.Find
 	return a
 }
 
@@ -201,12 +202,12 @@ func (a *Authenticator) admitRefresh(r *http.Request, source string, t credentia
 	if wait := a.backoff.wait(source, t.Session, a.c.Now()); wait > 0 {
 		return admitted{}, backOff(wait)
 	}
-	found, err := a.c.Find(r.Context(), nil, []db.SessionRef{refOf(t.Session)})
+	found, _, err := a.finder.session(r.Context(), t.Session)
 	if err != nil {
 		return admitted{}, err
 	}
 	var whose identity.Identity
-	for _, s := range found.Sessions[0] {
+	for _, s := range found {
 		rec, err := credential.Decode(s.Record)
 		if err != nil {
 			return admitted{}, err
@@ -315,22 +316,22 @@ func (a *Authenticator) lookUpSession(ctx context.Context, source, token string,
 		a.failed(ctx, source, identity.Identity{})
 		return verdict{}, invalidCredential("it begins like a session's token, but is cut or changed")
 	}
-	found, err := a.c.Find(ctx, nil, []db.SessionRef{refOf(t.Session)})
+	found, clock, err := a.finder.session(ctx, t.Session)
 	if err != nil {
 		return verdict{}, err
 	}
 	var whose identity.Identity
-	for _, s := range found.Sessions[0] {
+	for _, s := range found {
 		rec, err := credential.Decode(s.Record)
 		if err != nil {
 			return verdict{}, err
 		}
 		whose = identity.Identity{Tenant: s.Tenant, User: s.User, Session: t.Session}
-		until, refusal := credential.Check(rec, t, found.Now)
+		until, refusal := credential.Check(rec, t, clock)
 		if refusal == nil {
 			return verdict{
-				who: whose, until: now.Add(min(trustFor, until.Sub(found.Now))), backs: backing{session: t.Session},
-				stale: now.Add(credential.Stale(rec).Sub(found.Now)),
+				who: whose, until: now.Add(min(trustFor, until.Sub(clock))), backs: backing{session: t.Session},
+				stale: now.Add(credential.Stale(rec).Sub(clock)),
 			}, nil
 		}
 		if refusal.Reason != credential.Invalid {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -339,5 +340,38 @@ func TestSessionTokensAreCached(t *testing.T) {
 		if _, err := ask(); refusal(err) != "unauthenticated SESSION_EXPIRED" {
 			t.Errorf("at its end: %v", err)
 		}
+	})
+}
+
+// A thousand look-ups at once are few round trips, each of which has an answer for everybody in it.
+func TestLookUpsShareRoundTrips(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		v := &vault{sessions: map[string]*sessionv1.SessionRecord{}}
+		slow := func(ctx context.Context, keys []string, sessions []db.SessionRef) (db.Found, error) {
+			<-time.After(time.Millisecond)
+			return v.find(ctx, keys, sessions)
+		}
+		f := &finder{find: slow}
+		id := func(i int) string { return fmt.Sprintf("%s%010d", credential.ObjectID("acme", "ada"), i) }
+		var wait sync.WaitGroup
+		for i := range 1000 {
+			name := strings.NewReplacer("0", "a", "1", "b", "8", "c", "9", "d").Replace(id(i))
+			if i%2 == 0 {
+				v.set(func() { v.sessions[name] = &sessionv1.SessionRecord{Generation: int64(i)} })
+			}
+			wait.Go(func() {
+				found, now, err := f.session(t.Context(), name)
+				if err != nil || now.IsZero() || len(found) != (i+1)%2 || i%2 == 0 && found[0].Record != protojson.Format(&sessionv1.SessionRecord{Generation: int64(i)}) {
+					t.Errorf("%d: %v, %v", i, found, err)
+				}
+			})
+		}
+		wait.Wait()
+		v.set(func() {
+			if v.asked > 20 {
+				t.Errorf("asked %d times", v.asked)
+			}
+		})
 	})
 }

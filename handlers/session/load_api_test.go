@@ -27,7 +27,7 @@ func (b *bundle) crowd(t *testing.T) func(credential string, headers ...string) 
 func TestAThousandSessionsRefreshAtOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	const users, each = 100, 10
+	const users, each = 1000, 1
 	service, with := b.key(t, nobody), b.crowd(t)
 	sessions := make([]*sessionv1.CreateSessionResponse, users*each)
 	var wait sync.WaitGroup
