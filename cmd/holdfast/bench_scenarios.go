@@ -61,6 +61,7 @@ var scenarios = []scenario{
 	{name: "watch-1000", what: "steady: 1,000 watchers, 1,000 appends a second", across: true, run: runWatch},
 	{name: "sweep-1000", what: "steady: 1,000 appends a second, beside a sweep", optional: true, pgbench: true, run: runSweep},
 	{name: "live-64", what: "turns of 10 live frames, 64 sessions", optional: true, run: runLive},
+	{name: "live-1000", what: "steady: 1,000 live sessions, 10 frames a second each", optional: true, run: runLiveOpen},
 }
 
 func (s scenario) needsFloor() bool { return s.pgbench || strings.HasPrefix(s.name, floorPrefix) }
@@ -223,6 +224,19 @@ func runLive(ctx context.Context, b *bench, s scenario) ([]benchRow, error) {
 		return all[i].Ingest(ctx, due)
 	})
 	return b.finish(ctx, all, u, rowOf(s.name, s.what, m))
+}
+
+// runLiveOpen has sessions send what a client gathers in a second, spread evenly.
+func runLiveOpen(ctx context.Context, b *bench, s scenario) ([]benchRow, error) {
+	all, err := b.sessions(ctx, s, manyObjects, manyObjects, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(all)
+	u := b.usage(s.name, true)
+	meters := load.Open(ctx, b.workload(len(all), u.observe), time.Second,
+		func(ctx context.Context, i int, due time.Time) error { return all[i].Ingest(ctx, due) })
+	return b.finish(ctx, all, u, rowOf(s.name, s.what, meters[0]))
 }
 
 // sessions makes a scenario's sessions and their conversations, with so many messages each to begin with. Session i

@@ -76,6 +76,10 @@ func (c *replayCmd) replay(ctx context.Context, stdout io.Writer, api, token str
 	if err != nil {
 		return err
 	}
+	fmt.Fprintln(stdout)
+	for _, plan := range r.plans {
+		fmt.Fprintln(stdout, plan)
+	}
 	fmt.Fprintf(stdout, "\n%d messages, %d tool calls, %d versions from %d frames\nconversation %s\n",
 		r.view.Messages(), r.view.ToolCalls(), r.view.Version(), len(frames), r.conversation)
 	return nil
@@ -132,6 +136,53 @@ type replayRun struct {
 	show         func(v *replay.View, changed []string)
 	conversation string
 	view         replay.View // the watcher's, until it has ended
+
+	connection int64    // of the recording
+	epoch      int64    // of the server
+	plans      []string // a line for each connection
+}
+
+// replaySetup is the setup hash of every connection: a recording does not change its mind.
+const replaySetup = "replay"
+
+// connect drops the connection before, takes the conversation over for the next of the recording, and notes what the
+// server would have a client do.
+func (r *replayRun) connect(ctx context.Context, connection int64) error {
+	if r.epoch != 0 {
+		if _, err := r.service.CloseLive(ctx, &conversationv1.CloseLiveRequest{ConversationId: r.conversation, Epoch: r.epoch}); err != nil {
+			return fmt.Errorf("close connection %d: %w", r.connection, err)
+		}
+	}
+	open, err := r.service.OpenLive(ctx, &conversationv1.OpenLiveRequest{
+		ConversationId: r.conversation, Device: fmt.Sprintf("connection %d", connection), SetupHash: replaySetup,
+	})
+	if err != nil {
+		return fmt.Errorf("open connection %d: %w", connection, err)
+	}
+	plan, err := r.service.GetResumePlan(ctx, &conversationv1.GetResumePlanRequest{ConversationId: r.conversation, SetupHash: replaySetup})
+	if err != nil {
+		return fmt.Errorf("plan connection %d: %w", connection, err)
+	}
+	r.connection, r.epoch = connection, open.GetEpoch()
+	r.plans = append(r.plans, describePlan(connection, plan))
+	return nil
+}
+
+// describePlan is a plan in a line, without the handle, which is a secret.
+func describePlan(connection int64, p *conversationv1.GetResumePlanResponse) string {
+	line := fmt.Sprintf("connection %d: start fresh", connection)
+	if p.GetAction() == conversationv1.ResumeAction_RESUME_ACTION_RESUME {
+		line = fmt.Sprintf("connection %d: resume with handle %d, which knows messages up to #%d", connection, p.GetHandleId(), p.GetHandleAfterSeq())
+	} else if p.GetSeed() != nil {
+		line += fmt.Sprintf(" with messages #%d to #%d", p.GetSeedWindow().GetFromSeq(), p.GetSeedWindow().GetToSeq())
+	}
+	if text := p.GetOpenUtterance().GetText(); text != "" {
+		line += fmt.Sprintf("; the user was saying %q", text)
+	}
+	if n := len(p.GetToolCalls()); n > 0 {
+		line += fmt.Sprintf("; %d tool calls wait", n)
+	}
+	return line
 }
 
 // run creates a conversation, sends the batches, and returns when the watcher has seen what came of the last.
@@ -166,7 +217,12 @@ func (r *replayRun) run(ctx context.Context, batches []replay.Batch) error {
 
 // send sends a batch and returns the version that it made. Sent again, it would change nothing.
 func (r *replayRun) send(ctx context.Context, b replay.Batch) (int64, error) {
-	res, err := r.service.IngestLive(ctx, &conversationv1.IngestLiveRequest{ConversationId: r.conversation, Epoch: b.Epoch, Frames: b.Frames})
+	if b.Epoch != r.connection {
+		if err := r.connect(ctx, b.Epoch); err != nil {
+			return 0, err
+		}
+	}
+	res, err := r.service.IngestLive(ctx, &conversationv1.IngestLiveRequest{ConversationId: r.conversation, Epoch: r.epoch, Frames: b.Frames})
 	if err != nil {
 		return 0, fmt.Errorf("send frames %d to %d of connection %d: %w",
 			b.Frames[0].GetClientIndex(), b.Frames[len(b.Frames)-1].GetClientIndex(), b.Epoch, err)

@@ -15,6 +15,8 @@ import (
 const (
 	defaultWindow = 32_000 // tokens
 	defaultSeed   = 8_000
+	// maxCatchUp is how many messages a session that is resumed is told.
+	maxCatchUp = 200
 	// maxWindow is how many messages, and apart from them tool calls, are looked at for one window.
 	maxWindow = 10_000
 	// readTries is how often a read of several pages begins again because somebody wrote meanwhile.
@@ -251,6 +253,31 @@ func (w *contextWindow) neutral() []*conversationv1.ContextItem {
 		add(i)
 	}
 	return out
+}
+
+// addCatchUp adds to a plan what a session that is resumed does not know, unless it is still being said.
+func (m *Manager) addCatchUp(
+	ctx context.Context, req *conversationv1.GetResumePlanRequest, h *conversationv1.LiveHandle, res *conversationv1.GetResumePlanResponse,
+) error {
+	_, err := m.read(ctx, req.GetConversationId(), func(r *reader) error {
+		if r.s.GetLastSeq() == h.GetAfterSeq() && r.s.GetToolCallCount() == h.GetAfterToolCall() {
+			return nil
+		}
+		// A call that it does not know may have followed the last message that it does.
+		items, _, err := r.items(ctx, max(h.GetAfterSeq()-1, r.s.GetLastSeq()-maxCatchUp, 0), func([]windowItem, bool) bool { return false })
+		if err != nil {
+			return err
+		}
+		t := &turns{onlyText: true}
+		for _, i := range items {
+			if i.message.GetSeq() > h.GetAfterSeq() && !i.open() || i.call.GetSeq() > h.GetAfterToolCall() {
+				t.addItem(i)
+			}
+		}
+		res.Seed = t.seed(req.GetSeedEndsWithUser())
+		return nil
+	})
+	return err
 }
 
 // addSeed adds to a plan what a new session has to be told.

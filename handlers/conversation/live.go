@@ -219,8 +219,7 @@ func (f *folder) overhear(words string) {
 	if words == "" {
 		return
 	}
-	f.endRetelling()
-	f.live.SpokeSince = true
+	f.speaks()
 	heard := f.live.GetUserTurn().GetText()
 	if strings.HasPrefix(strings.TrimSpace(words), strings.TrimSpace(heard)) {
 		heard = ""
@@ -258,8 +257,8 @@ func (f *folder) addText(text string) {
 
 func (f *folder) speechStarts() {
 	f.live.Seeding = false
-	f.endRetelling()
-	f.live.SpokeSince, f.live.TellsSpeech = true, true
+	f.live.TellsSpeech = true
+	f.speaks()
 	if f.live.GetAssistantTurn() != nil {
 		f.speakOver()
 	}

@@ -74,7 +74,7 @@ func (m *Manager) GetResumePlan(
 		return nil, err
 	}
 	live := snap.State.GetLive()
-	p := plan(live, req.GetSetupHash(), m.now(), m.limits)
+	p := plan(snap.State, req.GetSetupHash(), m.now(), m.limits)
 	res := &conversationv1.GetResumePlanResponse{
 		Action: conversationv1.ResumeAction_RESUME_ACTION_START_FRESH, OpenUtterance: live.GetUserTurn(), ToolCalls: openCalls(live),
 		Epoch: live.GetEpoch(), LastClientIndex: live.GetLastClientIndex(), Wait: p.wait, ResumeFailures: live.GetResumeFailures(),
@@ -91,7 +91,7 @@ func (m *Manager) GetResumePlan(
 		if err == nil { // else its key is gone: start fresh
 			res.Action, res.Handle, res.HandleId = conversationv1.ResumeAction_RESUME_ACTION_RESUME, string(handle), p.handle.GetId()
 			res.HandleExpireTime, res.HandleAfterSeq = timestamppb.New(p.expires), p.handle.GetAfterSeq()
-			return res, nil
+			return res, m.addCatchUp(ctx, req, p.handle, res)
 		}
 	}
 	return res, m.addSeed(ctx, req, res)

@@ -60,7 +60,9 @@ func (f *folder) connect(epoch int64) {
 	f.live.Epoch, f.live.LastClientIndex, f.live.FrameCount, f.live.ByteCount = epoch, 0, 0, 0
 	f.live.OpenTime, f.live.CloseTime, f.live.CloseCode, f.live.GoAwayTime = f.now, nil, 0, nil
 	f.live.Device, f.live.SessionId, f.live.Seeding = "", "", false
+	f.live.CallsBefore = f.state.GetToolCallCount()
 	f.startRetelling()
+	f.live.Reconnected = f.live.GetRetelling()
 }
 
 // connectUntold begins a connection that its first frames announce.
@@ -262,7 +264,8 @@ const (
 )
 
 // plan says what a client with this setup should do; an empty hash stands for that of the newest connection.
-func plan(live *conversationv1.LiveState, setupHash string, now time.Time, limits LiveLimits) resumePlan {
+func plan(s *conversationv1.ConversationState, setupHash string, now time.Time, limits LiveLimits) resumePlan {
+	live, toolCalls := s.GetLive(), s.GetToolCallCount()
 	if setupHash == "" {
 		setupHash = live.GetSetupHash()
 	}
@@ -276,12 +279,10 @@ func plan(live *conversationv1.LiveState, setupHash string, now time.Time, limit
 	if live.GetEpoch() == 0 || live.GetCloseTime() != nil {
 		return p
 	}
-	known := newestResumable(live.GetHandles())
-	for _, call := range openCalls(live) {
-		if call.GetEpoch() == live.GetEpoch() && call.GetStatus() != callOrphaned &&
-			(known.GetEpoch() != live.GetEpoch() || call.GetSeq() > known.GetAfterToolCall()) {
-			p.wait = true
-		}
+	handles := live.GetHandles()
+	p.wait = toolCalls > max(live.GetCallsBefore(), newestResumable(handles).GetAfterToolCall()) || live.GetAssistantTurn() != nil
+	if n := len(handles); n > 0 && handles[n-1].GetEpoch() == live.GetEpoch() && !handles[n-1].GetResumable() {
+		p.wait = true // resuming now would lose what it does
 	}
 	if p.wait {
 		end := live.GetOpenTime().AsTime().Add(limits.Connection)

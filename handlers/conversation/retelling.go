@@ -20,6 +20,14 @@ const (
 	enoughWords = 3
 )
 
+// speaks notes a sign that the user speaks. On a new connection it may be of what was said before.
+func (f *folder) speaks() {
+	f.live.SpokeSince = true
+	if !f.live.GetReconnected() {
+		f.endRetelling()
+	}
+}
+
 // startRetelling begins a time at which words may be a repetition.
 func (f *folder) startRetelling() {
 	f.live.Retelling = f.live.GetRetelling() || f.told() != ""
@@ -48,13 +56,13 @@ func (f *folder) news(words string) string {
 		f.live.Retold = retold
 		return ""
 	case retoldBeyond:
-		f.live.Retelling, f.live.Retold = false, ""
+		f.live.Retelling, f.live.Reconnected, f.live.Retold = false, false, ""
 		if strings.HasSuffix(told, " ") {
 			rest = strings.TrimLeft(rest, " ")
 		}
 		return rest
 	default:
-		f.live.Retelling, f.live.Retold = false, ""
+		f.live.Retelling, f.live.Reconnected, f.live.Retold = false, false, ""
 		return retold
 	}
 }
@@ -76,7 +84,7 @@ func (f *folder) endRetelling() {
 		return
 	}
 	told, held := canonical(f.told()), f.live.GetRetold()
-	f.live.Retelling, f.live.Retold = false, ""
+	f.live.Retelling, f.live.Reconnected, f.live.Retold = false, false, ""
 	said := canonical(held)
 	words := len(strings.Fields(said))
 	if said == "" || said == told || words >= enoughWords && 2*words >= len(strings.Fields(told)) {

@@ -1595,8 +1595,9 @@ type GetResumePlanResponse struct {
 	HandleExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=handle_expire_time,json=handleExpireTime,proto3" json:"handle_expire_time,omitempty"`
 	// Messages after this one are not known to a session that is resumed.
 	HandleAfterSeq int64 `protobuf:"varint,5,opt,name=handle_after_seq,json=handleAfterSeq,proto3" json:"handle_after_seq,omitempty"`
-	// To start fresh with: `{"clientContent": {"turns": […], "turnComplete": true}}`, for historyConfig. Unset: nothing was
-	// said yet.
+	// To start fresh with: `{"clientContent": {"turns": […], "turnComplete": true}}`, for historyConfig. To resume with: the
+	// same, of what the session does not know; send it after setupComplete, and do not ingest it. Unset: there is nothing
+	// to tell.
 	Seed *structpb.Struct `protobuf:"bytes,6,opt,name=seed,proto3" json:"seed,omitempty"`
 	// What of the conversation is in the seed.
 	SeedWindow *ContextWindow `protobuf:"bytes,7,opt,name=seed_window,json=seedWindow,proto3" json:"seed_window,omitempty"`
@@ -1607,7 +1608,8 @@ type GetResumePlanResponse struct {
 	// The newest epoch, and what of it is stored: send what is newer again.
 	Epoch           int64 `protobuf:"varint,10,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	LastClientIndex int64 `protobuf:"varint,11,opt,name=last_client_index,json=lastClientIndex,proto3" json:"last_client_index,omitempty"`
-	// Do not leave the open connection yet: it has issued a tool call that the newest handle does not know.
+	// Do not leave the open connection yet: it has issued a tool call that the newest handle does not know, or the model
+	// is in the middle of a turn.
 	Wait bool `protobuf:"varint,12,opt,name=wait,proto3" json:"wait,omitempty"`
 	// Leave it then all the same.
 	WaitUntilTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=wait_until_time,json=waitUntilTime,proto3" json:"wait_until_time,omitempty"`

@@ -2246,6 +2246,10 @@ type LiveState struct {
 	KeepFrames *durationpb.Duration `protobuf:"bytes,35,opt,name=keep_frames,json=keepFrames,proto3" json:"keep_frames,omitempty"`
 	// Milliseconds of audio of assistant_turn so far.
 	TurnAudioMs int64 `protobuf:"varint,38,opt,name=turn_audio_ms,json=turnAudioMs,proto3" json:"turn_audio_ms,omitempty"`
+	// True while retelling because the connection is new: then signs of speech may be of what was said before.
+	Reconnected bool `protobuf:"varint,40,opt,name=reconnected,proto3" json:"reconnected,omitempty"`
+	// The tool calls of the conversation when the connection began.
+	CallsBefore int64 `protobuf:"varint,41,opt,name=calls_before,json=callsBefore,proto3" json:"calls_before,omitempty"`
 	// How long nothing must come until the voice turn is idle; unset: the server's default.
 	Silence *durationpb.Duration `protobuf:"bytes,39,opt,name=silence,proto3" json:"silence,omitempty"`
 	// The raw frames that are kept: batches first_kept to kept_batches.
@@ -2537,6 +2541,20 @@ func (x *LiveState) GetTurnAudioMs() int64 {
 	return 0
 }
 
+func (x *LiveState) GetReconnected() bool {
+	if x != nil {
+		return x.Reconnected
+	}
+	return false
+}
+
+func (x *LiveState) GetCallsBefore() int64 {
+	if x != nil {
+		return x.CallsBefore
+	}
+	return 0
+}
+
 func (x *LiveState) GetSilence() *durationpb.Duration {
 	if x != nil {
 		return x.Silence
@@ -2824,7 +2842,7 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\tafter_seq\x18\n" +
 	" \x01(\x03R\bafterSeq\x12&\n" +
 	"\x0fafter_tool_call\x18\v \x01(\x03R\rafterToolCall\x12\x12\n" +
-	"\x04dead\x18\f \x01(\bR\x04dead\"\xa4\x0f\n" +
+	"\x04dead\x18\f \x01(\bR\x04dead\"\xe9\x0f\n" +
 	"\tLiveState\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12*\n" +
 	"\x11last_client_index\x18\x02 \x01(\x03R\x0flastClientIndex\x12\x1d\n" +
@@ -2872,7 +2890,9 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"byte_count\x18\" \x01(\x03R\tbyteCount\x12:\n" +
 	"\vkeep_frames\x18# \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"keepFrames\x12\"\n" +
-	"\rturn_audio_ms\x18& \x01(\x03R\vturnAudioMs\x123\n" +
+	"\rturn_audio_ms\x18& \x01(\x03R\vturnAudioMs\x12 \n" +
+	"\vreconnected\x18( \x01(\bR\vreconnected\x12!\n" +
+	"\fcalls_before\x18) \x01(\x03R\vcallsBefore\x123\n" +
 	"\asilence\x18' \x01(\v2\x19.google.protobuf.DurationR\asilence\x12\x1d\n" +
 	"\n" +
 	"first_kept\x18$ \x01(\x03R\tfirstKept\x12!\n" +

@@ -1,0 +1,611 @@
+package conversation
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+)
+
+// do calls a rule on the conversation and keeps what it did.
+func (s *liveStore) do(now time.Time, rule func(*folder)) {
+	f := s.folder(now)
+	rule(f)
+	effects := f.effects()
+	s.keep(&effects)
+}
+
+var testLimits = LiveLimits{}.withDefaults()
+
+// opens is a conversation that some devices opened in turn.
+func opens(setups ...string) *liveStore {
+	s := newLiveStore()
+	for _, hash := range setups {
+		s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: hash}, testLimits) })
+	}
+	return s
+}
+
+func (s *liveStore) planAt(now time.Time, hash string) resumePlan {
+	return plan(s.state, hash, now, testLimits)
+}
+
+func TestWhichHandle(t *testing.T) {
+	t.Parallel()
+	const notNow = `{"sessionResumptionUpdate":{"resumable":false}}`
+	for name, tt := range map[string]struct {
+		do   func(t *testing.T, s *liveStore)
+		at   time.Duration
+		hash string
+		want int64 // the handle's id; 0: start fresh
+	}{
+		"none came":         {func(*testing.T, *liveStore) {}, 0, "a", 0},
+		"the newest":        {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1"), resumption("h2")) }, 0, "a", 2},
+		"the last that was": {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1"), notNow, notNow) }, 0, "a", 1},
+		"after many others": {func(t *testing.T, s *liveStore) {
+			s.send(t, resumption("h1"))
+			for range 10 {
+				s.send(t, notNow)
+			}
+		}, 0, "a", 1},
+		"of another setup":    {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1")) }, 0, "b", 0},
+		"of the newest setup": {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1")) }, 0, "", 1},
+		"just valid":          {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1")) }, 2*time.Hour - 1, "a", 1},
+		"expired":             {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1")) }, 2 * time.Hour, "a", 0},
+		"the session lives on": {func(t *testing.T, s *liveStore) {
+			s.send(t, resumption("h1"))
+			s.state.Live.FrameTime = timestamppb.New(testNow.Add(time.Hour))
+		}, 2 * time.Hour, "a", 1},
+		"empty": {func(t *testing.T, s *liveStore) {
+			s.send(t, `{"sessionResumptionUpdate":{"newHandle":"","resumable":true}}`)
+		}, 0, "a", 0},
+		"dead": {func(t *testing.T, s *liveStore) {
+			s.send(t, resumption("h1"))
+			s.do(testNow, func(f *folder) { f.resumeFailed(1, false) })
+		}, 0, "a", 0},
+		"dead with a newer one": {func(t *testing.T, s *liveStore) {
+			s.send(t, resumption("h1"), resumption("h2"))
+			s.do(testNow, func(f *folder) { f.resumeFailed(2, false) })
+		}, 0, "a", 0},
+		"of a session that another followed": {func(t *testing.T, s *liveStore) {
+			s.send(t, resumption("h1"))
+			s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "b"}, testLimits) })
+		}, 0, "a", 0},
+		"of the session that is resumed": {func(t *testing.T, s *liveStore) {
+			s.send(t, resumption("h1"))
+			s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, testLimits) })
+		}, 0, "a", 1},
+		"it began anew all the same": {func(t *testing.T, s *liveStore) {
+			s.send(t, resumption("h1"))
+			s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, testLimits) })
+			s.send(t, `{"setup":{"sessionResumption":{}}}`)
+		}, 0, "a", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := opens("a")
+			tt.do(t, s)
+			p := s.planAt(testNow.Add(tt.at), tt.hash)
+			if got := p.handle.GetId(); got != tt.want {
+				t.Errorf("plans with handle %d, want %d of %v", got, tt.want, s.state.GetLive().GetHandles())
+			}
+			kept := 0
+			for _, h := range s.state.GetLive().GetHandles() {
+				if len(h.GetSealed()) > 0 {
+					kept++
+				}
+			}
+			if n := len(s.state.GetLive().GetHandles()); kept > 1 || n > maxHandles {
+				t.Errorf("%d of %d handles have their secret", kept, n)
+			}
+			s.check(t)
+		})
+	}
+}
+
+func TestVertexHandlesLiveLonger(t *testing.T) {
+	t.Parallel()
+	s := newLiveStore()
+	s.do(testNow, func(f *folder) {
+		f.open(&conversationv1.OpenLiveRequest{SetupHash: "a", Provider: conversationv1.LiveProvider_LIVE_PROVIDER_VERTEX_AI}, testLimits)
+	})
+	s.send(t, resumption("h1"))
+	if s.planAt(testNow.Add(23*time.Hour), "a").handle == nil || s.planAt(testNow.Add(24*time.Hour), "a").handle != nil {
+		t.Error("not 24 h")
+	}
+	s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, testLimits) })
+	if got := s.state.GetLive().GetSession(); got != 2 {
+		t.Errorf("the Developer API resumes session %d of Vertex", got)
+	}
+}
+
+func TestWhetherToWait(t *testing.T) {
+	t.Parallel()
+	const goAway = `{"goAway":{"timeLeft":"50s"}}`
+	for name, tt := range map[string]struct {
+		frames []string
+		at     time.Duration
+		until  time.Duration // since testNow; 0: does not wait
+	}{
+		"nothing happens":                {[]string{in("Hi")}, 0, 0},
+		"a call that no handle knows":    {[]string{resumption("h"), call("a")}, 0, 10*time.Minute - rotateAhead},
+		"also when it was answered":      {[]string{resumption("h"), call("a"), answer("a"), turnComplete}, 0, 10*time.Minute - rotateAhead},
+		"a call that the handle knows":   {[]string{call("a"), turnComplete, resumption("h")}, 0, 0},
+		"the model speaks":               {[]string{resumption("h"), out("Well")}, 0, 10*time.Minute - rotateAhead},
+		"the model has spoken":           {[]string{resumption("h"), out("Well"), turnComplete}, 0, 0},
+		"the provider cannot be resumed": {[]string{resumption("h"), `{"sessionResumptionUpdate":{}}`}, 0, 10*time.Minute - rotateAhead},
+		"until it goes away":             {[]string{call("a"), goAway}, 0, 50*time.Second - rotateAhead},
+		"no longer":                      {[]string{call("a"), goAway}, 50*time.Second - rotateAhead, 0},
+		"it goes at a time unknown":      {[]string{call("a"), `{"goAway":{"timeLeft":"soon"}}`}, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := opens("a")
+			s.send(t, tt.frames...)
+			p := s.planAt(testNow.Add(tt.at), "a")
+			if p.wait != (tt.until != 0) || p.wait && !p.waitTill.Equal(testNow.Add(tt.until)) {
+				t.Errorf("waits: %t, until %v", p.wait, p.waitTill)
+			}
+			s.do(testNow, func(f *folder) { f.closeLive(1006) })
+			if s.planAt(testNow, "a").wait {
+				t.Error("waits for a connection that is closed")
+			}
+		})
+	}
+}
+
+func TestBackOff(t *testing.T) {
+	t.Parallel()
+	s := opens("a")
+	for i, want := range []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 30 * time.Second, 30 * time.Second} {
+		s.send(t, resumption("h"))
+		s.do(testNow, func(f *folder) {
+			if !f.resumeFailed(f.live.GetHandleCount(), false) || f.resumeFailed(f.live.GetHandleCount(), false) {
+				t.Error("a handle dies once")
+			}
+		})
+		if got := s.planAt(testNow, "a").retry; !got.Equal(testNow.Add(want)) {
+			t.Errorf("after %d failures: %v, want %v", i+1, got.Sub(testNow), want)
+		}
+	}
+	if got := s.planAt(testNow.Add(time.Minute), "a").retry; !got.IsZero() {
+		t.Errorf("later: %v", got)
+	}
+	s.send(t, `{"setupComplete":{}}`)
+	if got := s.state.GetLive().GetResumeFailures(); got != 0 {
+		t.Errorf("a session that was set up leaves %d failures", got)
+	}
+}
+
+func TestSeedsAreNoNews(t *testing.T) {
+	t.Parallel()
+	const (
+		users = `{"clientContent":{"turns":[{"role":"user","parts":[{"text":"a"}]}],"turnComplete":true}}`
+		half  = `{"clientContent":{"turns":[{"role":"user","parts":[{"text":"a"}]}]}}`
+		setup = `{"setup":{"historyConfig":{"initialHistoryInClientContent":true}}}`
+	)
+	for name, tt := range map[string]struct {
+		seeding bool
+		before  []string
+		frames  []string
+		want    []string // the texts of messages after those before
+	}{
+		"a typed text":             {false, []string{typed("x")}, []string{users}, []string{"a"}},
+		"told by OpenLive":         {true, []string{typed("x")}, []string{half, users, users}, []string{"a"}},
+		"told by the setup":        {false, []string{typed("x")}, []string{setup, half, users, users}, []string{"a"}},
+		"there is no history":      {true, nil, []string{setup, users}, []string{"a"}},
+		"the seed never came":      {true, []string{typed("x")}, []string{in("Hi"), users, turnComplete}, []string{"Hi", "a"}},
+		"the user typed meanwhile": {true, []string{typed("x")}, []string{typed("y"), users}, []string{"y", "a"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := opens("a")
+			s.send(t, tt.before...)
+			s.do(testNow, func(f *folder) {
+				f.open(&conversationv1.OpenLiveRequest{SetupHash: "b", Seeding: tt.seeding}, testLimits)
+			})
+			s.send(t, tt.frames...)
+			var got []string
+			for seq := int64(len(tt.before)) + 1; seq <= s.state.GetLastSeq(); seq++ {
+				got = append(got, s.messages[seq].GetText())
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestRetelling(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		frames []string
+		want   string // the user's messages
+	}{
+		"from the beginning":               {[]string{in("Set the issue "), "reconnect", in("Set the"), in(" issue to done.")}, "Set the issue to done."},
+		"with signs of speech":             {[]string{in("Set the issue "), "reconnect", activityStart, interim("Set"), in("set the issue to done.")}, "Set the issue to done."},
+		"cut in the middle of a word":      {[]string{in("Set the iss"), "reconnect", in("Set the issue now")}, "Set the issue now"},
+		"punctuation is no difference":     {[]string{in("No, don't"), "reconnect", in("no don’t stop")}, "No, don't stop"},
+		"it goes on":                       {[]string{in("Set the "), "reconnect", in("issue to done")}, "Set the issue to done"},
+		"it only begins alike":             {[]string{in("the cat and "), "reconnect", in("the "), in("dog")}, "the cat and the dog"},
+		"held back, then over":             {[]string{in("the cat and "), "reconnect", in("the "), out("Yes"), turnComplete}, "the cat and the "},
+		"all of it, then over":             {[]string{in("the cat "), "reconnect", in("The cat"), out("Yes"), turnComplete}, "the cat "},
+		"most of it, then over":            {[]string{in("one two three four "), "reconnect", in("one two three"), out("Yes"), turnComplete}, "one two three four "},
+		"a new one of the same beginning":  {[]string{in("the cat"), out("Yes"), turnComplete, activityStart, in("the cat again")}, "the cat|the cat again"},
+		"long after it was complete":       {[]string{activityStart, in("Look at it"), activityEnd, out("Yes"), turnComplete, in("Look at it"), out("Again")}, "Look at it"},
+		"in pieces":                        {[]string{activityStart, in("Look at it"), activityEnd, out("Yes"), turnComplete, in("Look "), in("at it")}, "Look at it"},
+		"said twice":                       {[]string{activityStart, in("Yes."), activityEnd, out("?"), turnComplete, activityStart, in("Yes."), activityEnd}, "Yes.|Yes."},
+		"said twice without signs":         {[]string{in("Yes."), out("?"), turnComplete, in("Yes."), out("?"), turnComplete}, "Yes.|Yes."},
+		"once more in one piece":           {[]string{in("Look at it"), in("Look at it")}, "Look at it"},
+		"the same word again and again":    {[]string{in("no no no "), in("no no no ")}, "no no no no no no "},
+		"the tail of an utterance is late": {[]string{activityStart, in("the cat and "), activityEnd, in("the "), in("dog"), out("Yes"), turnComplete}, "the cat and the dog"},
+		"another script":                   {[]string{in("打开问题"), "reconnect", in("打开问题一")}, "打开问题一"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newLiveStore()
+			s.send(t, tt.frames...)
+			s.do(testNow, func(f *folder) { f.closeLive(1000) })
+			var users []string
+			for seq := range s.state.GetLastSeq() {
+				if m := s.messages[seq+1]; m.GetRole() == conversationv1.Role_ROLE_USER {
+					users = append(users, m.GetText())
+				}
+			}
+			if got := strings.Join(users, "|"); got != tt.want {
+				t.Errorf("the user said %q, want %q", got, tt.want)
+			}
+			s.check(t)
+		})
+	}
+}
+
+func claim(worker string, token int64) *conversationv1.ClaimToolCallRequest {
+	return &conversationv1.ClaimToolCallRequest{Worker: worker, FencingToken: token}
+}
+
+func TestClaims(t *testing.T) {
+	t.Parallel()
+	s := opens("a")
+	s.send(t, call("a"), call("b"))
+	at := testNow
+	try := func(id, worker string, token int64) (got int64, err error) {
+		t.Helper()
+		s.do(at, func(f *folder) {
+			var c *conversationv1.ToolCall
+			c, err = f.claimCall(s.calls[id], claim(worker, token))
+			got = c.GetClaim().GetFencingToken()
+		})
+		s.check(t)
+		return got, err
+	}
+	if token, err := try("a", "one", 0); token != 1 || err != nil {
+		t.Fatal(token, err)
+	}
+	if status := s.calls["a"].GetStatus(); status != callRunning {
+		t.Errorf("it is %s", status)
+	}
+	var refused callError
+	if _, err := try("a", "two", 0); !errors.As(err, &refused) || refused.claimed.IsZero() {
+		t.Errorf("another gets %v", err)
+	}
+	if _, err := try("a", "one", 0); !errors.As(err, &refused) || refused.claimed.IsZero() {
+		t.Errorf("without its token it gets %v", err)
+	}
+	at = at.Add(DefaultToolLease - time.Second)
+	if token, err := try("a", "one", 1); token != 1 || err != nil {
+		t.Errorf("renewed: %d, %v", token, err)
+	}
+	at = at.Add(DefaultToolLease - time.Second)
+	if _, err := try("a", "two", 0); !errors.As(err, &refused) {
+		t.Errorf("a renewed lease does not hold: %v", err)
+	}
+	at = at.Add(time.Second)
+	if token, err := try("a", "two", 0); token != 2 || err != nil {
+		t.Errorf("a lease that is over holds: %d, %v", token, err)
+	}
+	if _, err := try("a", "one", 1); !errors.As(err, &refused) || !refused.stale {
+		t.Errorf("the old worker gets %v", err)
+	}
+	if token, err := try("b", "one", 0); token != 3 || err != nil {
+		t.Errorf("another call: %d, %v", token, err)
+	}
+	complete := func(id string, token int64) (deliver bool, err error) {
+		t.Helper()
+		s.do(at, func(f *folder) {
+			_, deliver, err = f.completeCall(s.calls[id], &conversationv1.CompleteToolCallRequest{FencingToken: token, Response: outputOf("ok")})
+		})
+		s.check(t)
+		return deliver, err
+	}
+	if _, err := complete("a", 1); !errors.As(err, &refused) || !refused.stale {
+		t.Errorf("the old worker's response gets %v", err)
+	}
+	for range 2 { // the second changes nothing
+		if deliver, err := complete("a", 2); !deliver || err != nil {
+			t.Errorf("to deliver: %t, %v", deliver, err)
+		}
+	}
+	s.send(t, answer("a"))
+	if c := s.calls["a"]; c.GetDeliveredEpoch() != 1 || c.GetResponse().GetFields()["output"].GetStringValue() != "ok" {
+		t.Errorf("delivered: %v", c)
+	}
+	if deliver, err := complete("a", 2); deliver || err != nil {
+		t.Errorf("once delivered: %t, %v", deliver, err)
+	}
+	if _, err := try("a", "three", 0); !errors.As(err, &refused) || refused.status != callCompleted {
+		t.Errorf("a completed call: %v", err)
+	}
+	s.send(t, `{"toolCallCancellation":{"ids":["b"]}}`)
+	if deliver, err := complete("b", 3); deliver || err != nil || s.calls["b"].GetStatus() != callCancelled || s.calls["b"].GetResponse() == nil {
+		t.Errorf("a cancelled call: %t, %v, %v", deliver, err, s.calls["b"])
+	}
+	if n := len(s.messages); n != 0 {
+		t.Errorf("%d messages", n)
+	}
+}
+
+func outputOf(text string) *structpb.Struct {
+	return &structpb.Struct{Fields: map[string]*structpb.Value{"output": structpb.NewStringValue(text)}}
+}
+
+// What becomes of a call when the connection that issued it goes.
+func TestCallsOfDeadConnections(t *testing.T) {
+	t.Parallel()
+	const text = `1 tool text complete: Result of run, which was called before the connection was lost (a): {"output":"ok"}`
+	claimed := func(_ *testing.T, s *liveStore) {
+		s.do(testNow, func(f *folder) { _, _ = f.claimCall(s.calls["a"], claim("w", 0)) })
+	}
+	completed := func(_ *testing.T, s *liveStore) {
+		s.do(testNow, func(f *folder) {
+			_, _, _ = f.completeCall(s.calls["a"], &conversationv1.CompleteToolCallRequest{FencingToken: 1, Response: outputOf("ok")})
+		})
+	}
+	reopen := func(_ *testing.T, s *liveStore) {
+		s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, testLimits) })
+	}
+	closed := func(_ *testing.T, s *liveStore) { s.do(testNow, func(f *folder) { f.closeLive(1006) }) }
+	send := func(frame string) func(*testing.T, *liveStore) {
+		return func(t *testing.T, s *liveStore) { t.Helper(); s.send(t, frame) }
+	}
+	type steps []func(*testing.T, *liveStore)
+	for name, tt := range map[string]struct {
+		steps  steps
+		status conversationv1.ToolCallStatus
+		told   bool
+	}{
+		"pending":                            {steps{closed}, callOrphaned, false},
+		"pending, and another takes over":    {steps{reopen}, callOrphaned, false},
+		"running":                            {steps{claimed, closed}, callOrphaned, false},
+		"claimed later":                      {steps{closed, claimed}, callOrphaned, false},
+		"completed and not delivered":        {steps{claimed, completed, reopen}, callCompleted, true},
+		"completed and delivered":            {steps{claimed, completed, send(answer("a")), reopen}, callCompleted, false},
+		"answered by a frame":                {steps{send(answer("a")), reopen}, callCompleted, false},
+		"the worker is late":                 {steps{claimed, reopen, completed}, callCompleted, true},
+		"the worker is late, and nobody":     {steps{claimed, closed, completed, reopen}, callCompleted, true},
+		"the client answers on the next":     {steps{reopen, send(answer("a"))}, callCompleted, true},
+		"issued again":                       {steps{send(resumption("h")), reopen, send(call("a"))}, callPending, false},
+		"issued again while it runs":         {steps{send(resumption("h")), claimed, reopen, send(call("a"))}, callRunning, false},
+		"issued again, completed, delivered": {steps{send(resumption("h")), claimed, reopen, send(call("a")), completed, send(answer("a")), reopen}, callCompleted, false},
+		"cancelled":                          {steps{send(`{"toolCallCancellation":{"ids":["a"]}}`), reopen}, callCancelled, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := opens("a")
+			s.send(t, call("a"))
+			for _, step := range tt.steps {
+				step(t, s)
+				s.check(t)
+			}
+			if c := s.calls["a"]; c.GetStatus() != tt.status || (c.GetResultSeq() != 0) != tt.told || len(s.bySeq) != 1 {
+				t.Errorf("it is %v", c)
+			}
+			var want []string
+			if tt.told {
+				want = []string{text}
+			}
+			if diff := cmp.Diff(want, s.transcript()); diff != "" {
+				t.Errorf("messages (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A fresh session may use the ids of an old one again.
+func TestCallIDsCountWithinALiveSession(t *testing.T) {
+	t.Parallel()
+	s := opens("a")
+	s.send(t, call("a"), answer("a"), call("a"))
+	if len(s.bySeq) != 1 || s.bySeq[1].GetStatus() != callCompleted {
+		t.Errorf("the same call, again: %v", s.bySeq)
+	}
+	s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "b"}, testLimits) })
+	s.send(t, call("a"))
+	if len(s.bySeq) != 2 || s.bySeq[2].GetStatus() != callPending || s.bySeq[2].GetSession() != 2 {
+		t.Errorf("another call: %v", s.bySeq)
+	}
+}
+
+func TestAbandoned(t *testing.T) {
+	t.Parallel()
+	s := opens("a")
+	s.send(t, in("Set "), call("a"))
+	s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, testLimits) })
+	late := func(frames ...*conversationv1.LiveFrame) (got *conversationv1.Fragment) {
+		s.do(testNow, func(f *folder) { got = f.abandon(readBatch(1, frames, sealed)) })
+		s.check(t)
+		return got
+	}
+	got := late(textFrame(1, in("Set ")), textFrame(3, in("it ")), textFrame(4, out("Sure")), textFrame(5, answer("a")))
+	want := &conversationv1.Fragment{Seq: 1, Epoch: 1, FirstClientIndex: 3, LastClientIndex: 5, UserText: "it ", AssistantText: "Sure", CreateTime: timestamppb.New(testNow)}
+	same(t, "the fragment", got, want)
+	if c := s.calls["a"]; c.GetStatus() != callCompleted || c.GetResultSeq() != 2 {
+		t.Errorf("the response that came with it: %v", c)
+	}
+	if got := late(textFrame(1, in("Set ")), textFrame(4, out("Sure")), textFrame(5, answer("a"))); got != nil {
+		t.Errorf("again: %v", got)
+	}
+	if got := late(textFrame(6, audio)); got != nil {
+		t.Errorf("nothing was said: %v", got)
+	}
+	same(t, "the next", late(textFrame(7, typed("now"))), &conversationv1.Fragment{
+		Seq: 2, Epoch: 1, FirstClientIndex: 7, LastClientIndex: 7, UserText: "now", CreateTime: timestamppb.New(testNow),
+	})
+	if got := s.messages[1].GetText(); got != "Set " {
+		t.Errorf("the message became %q", got)
+	}
+}
+
+func TestTruncate(t *testing.T) {
+	t.Parallel()
+	const said = "One two three four"
+	second := `{"serverContent":{"modelTurn":{"parts":[{"inlineData":{"mimeType":"audio/pcm;rate=24000","data":"` + strings.Repeat("A", 64000) + `"}}]}}}`
+	asText := func(s string) *conversationv1.TruncateMessageRequest {
+		return &conversationv1.TruncateMessageRequest{Seq: 1, Heard: &conversationv1.TruncateMessageRequest_HeardText{HeardText: s}}
+	}
+	asMs := func(ms int64) *conversationv1.TruncateMessageRequest {
+		return &conversationv1.TruncateMessageRequest{Seq: 1, Heard: &conversationv1.TruncateMessageRequest_PlayedMs{PlayedMs: ms}}
+	}
+	for name, tt := range map[string]struct {
+		frames []string
+		req    *conversationv1.TruncateMessageRequest
+		want   string
+	}{
+		"a beginning":                 {nil, asText("One two"), "One two"},
+		"other blanks":                {nil, asText(" One  two\n"), "One two"},
+		"nothing":                     {nil, asText(""), ""},
+		"all":                         {nil, asText(said), said},
+		"more than all":               {nil, asText(said + " five"), said},
+		"another ending":              {nil, asText("One two tree"), "One two t"},
+		"something else":              {nil, asText("Uno"), ""},
+		"0 ms":                        {nil, asMs(0), ""},
+		"half the audio":              {[]string{second}, asMs(500), "One two"},
+		"all the audio":               {[]string{second}, asMs(1000), said},
+		"longer than the audio":       {[]string{second}, asMs(99_999), said},
+		"no audio was seen":           {nil, asMs(600), "One two"},
+		"late words were not heard":   {[]string{interrupted, out(" five")}, asText("One two"), "One two"},
+		"after the turn":              {[]string{turnComplete}, asText("One"), "One"},
+		"after it was told otherwise": {[]string{interrupted, turnComplete}, asText("One"), "One"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := opens("a")
+			s.send(t, append([]string{out(said)}, tt.frames...)...)
+			for i := range 2 { // it may come twice
+				m, changed := truncate(s.state, s.messages[1], tt.req, testNow)
+				if m.GetHeardText() != tt.want || m.HeardText == nil || m.GetHeardEstimated() || changed != (i == 0) {
+					t.Errorf("heard %q, changed %t: %v", m.GetHeardText(), changed, m)
+				}
+				s.messages[1] = m
+				s.check(t)
+			}
+			if s.state.GetLive().GetAssistantTurn() == nil {
+				return
+			}
+			before := s.messages[1].GetText()
+			s.send(t, out(" late"))
+			if m := s.messages[1]; m.GetText() != before+" late" || m.GetHeardText() != tt.want {
+				t.Errorf("late words make it %q, heard %q", m.GetText(), m.GetHeardText())
+			}
+		})
+	}
+}
+
+func TestWhatWasHeardIsEstimated(t *testing.T) {
+	t.Parallel()
+	s := opens("a")
+	s.send(t, out("One "), interrupted, out("two"), turnComplete, out("Three"), turnComplete)
+	if m := s.messages[1]; m.GetHeardText() != "One " || !m.GetHeardEstimated() || m.GetInterruptTime() == nil || m.GetText() != "One two" {
+		t.Errorf("interrupted: %v", m)
+	}
+	if m := s.messages[2]; m.HeardText != nil {
+		t.Errorf("not interrupted: %v", m)
+	}
+}
+
+func TestSilence(t *testing.T) {
+	t.Parallel()
+	at := testNow.Add
+	for name, tt := range map[string]struct {
+		frames []string
+		open   *conversationv1.OpenLiveRequest
+		after  time.Duration
+		status conversationv1.VoiceStatus
+		next   time.Duration // 0: none
+	}{
+		"idle already":           {[]string{in("Hi"), turnComplete}, nil, time.Hour, voiceIdle, 0},
+		"not yet":                {[]string{in("Hi")}, nil, DefaultSilence - 1, voiceListening, DefaultSilence},
+		"silent":                 {[]string{in("Hi")}, nil, DefaultSilence, voiceIdle, 0},
+		"as the client wants it": {[]string{in("Hi")}, &conversationv1.OpenLiveRequest{Silence: durationpb.New(time.Second)}, time.Second, voiceIdle, 0},
+		"a tool runs":            {[]string{call("a")}, nil, time.Hour, voiceProcessing, time.Hour + DefaultSilence},
+		"a tool ran":             {[]string{call("a"), answer("a")}, nil, time.Hour, voiceIdle, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := opens("a")
+			if tt.open != nil {
+				s.do(testNow, func(f *folder) { f.open(tt.open, testLimits) })
+			}
+			s.send(t, tt.frames...)
+			next := silent(s.state, at(tt.after))
+			if got := s.state.GetVoice().GetStatus(); got != tt.status {
+				t.Errorf("it is %s", got)
+			}
+			if tt.next == 0 && !next.IsZero() || tt.next != 0 && !next.Equal(at(tt.next)) {
+				t.Errorf("looks again at %v", next)
+			}
+		})
+	}
+}
+
+func TestFleeting(t *testing.T) {
+	t.Parallel()
+	for frame, want := range map[string]bool{
+		interim("Can"): true, activityStart: true, activityEnd: true, audio: true, interim("Can") + activityEnd: true,
+		`{"realtimeInput":{"audio":{}}}`: true,
+		in("Can"):                        false, out("Yes"): false, turnComplete: false, generated: false, interrupted: false, call("a"): false,
+		usage(1, 2): false, typed("x"): false, resumption("h"): false, part("text"): false, interim("Can") + in("Can"): false,
+		`{"unknown":{}}`: false, `hello`: false, `{"setup":{}}`: false, `{"goAway":{}}`: false,
+		`{"serverContent":{"interimInputTranscription":{"text":"a"},"outputTranscription":{"text":"b"}}}`: false,
+	} {
+		if got := readBatch(1, []*conversationv1.LiveFrame{textFrame(1, frame)}, sealed).fleeting; got != want {
+			t.Errorf("%s is fleeting: %t", frame, got)
+		}
+	}
+}
+
+// Secrets never show in what is printed.
+func TestHandlesDoNotShow(t *testing.T) {
+	t.Parallel()
+	var u resumptionUpdate
+	u.NewHandle = "secret-handle"
+	for _, text := range []string{fmt.Sprint(u), fmt.Sprintf("%+v %#v %s", u, u, u.NewHandle)} {
+		if strings.Contains(text, "secret-handle") {
+			t.Errorf("printed: %s", text)
+		}
+	}
+	for m, names := range map[proto.Message][]protoreflect.Name{
+		&conversationv1.LiveHandle{}:            {"sealed"},
+		&conversationv1.KeptFrames{}:            {"sealed"},
+		&conversationv1.GetResumePlanResponse{}: {"handle"},
+		&conversationv1.LiveFrame{}:             {"text", "binary", "object"},
+	} {
+		for _, name := range names {
+			options, _ := m.ProtoReflect().Descriptor().Fields().ByName(name).Options().(*descriptorpb.FieldOptions)
+			if !options.GetDebugRedact() {
+				t.Errorf("%T.%s is not redacted", m, name)
+			}
+		}
+	}
+}
