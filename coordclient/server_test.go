@@ -1,15 +1,10 @@
 package coordclient_test
 
 import (
-	"context"
-	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"testing"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"holdfast/coordclient"
 	"holdfast/db/dbtest"
@@ -17,6 +12,7 @@ import (
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/coordination"
+	"holdfast/handlers/handlertest"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -43,50 +39,17 @@ func setup(t *testing.T, servers int) *bundle {
 func serve(t *testing.T, d *dbtest.Bundle) (url string) {
 	t.Helper()
 	rt := object.NewRuntime(d.DB, object.Config{Timers: true, TimerPoll: 50 * time.Millisecond})
-	server, err := handlers.New(handlers.Options{
-		Services: []handlers.Service{handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
-			coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler,
-			coordination.NewManager(coordination.Register(rt), d.DB.Now))},
-		Auth:    handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.DB.FindKeys, Now: time.Now}),
-		Ping:    d.DB.Ping,
-		Metrics: prometheus.NewRegistry(),
-		Log:     slog.New(slog.DiscardHandler),
-		Now:     time.Now,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(ctx, l) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-served; err != nil {
-			t.Errorf("the server ended with %v", err)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := rt.Close(ctx); err != nil {
-			t.Errorf("the runtime ended with %v", err)
-		}
-	})
-	return "http://" + l.Addr().String()
+	return handlertest.Serve(t, d, rt, handlers.Options{Services: []handlers.Service{handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
+		coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler,
+		coordination.NewManager(coordination.Register(rt), d.DB.Now))}}).URL
 }
 
 // client is a client of one of the servers, on connections of its own.
 func (b *bundle) client(t *testing.T, server int, user identity.User) *coordclient.Client {
 	t.Helper()
-	token, k := handlers.NewKey(b.Tenant, user, t.Name())
-	if err := b.DB.CreateKey(t.Context(), k); err != nil {
-		t.Fatal(err)
-	}
 	transport := &http.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
-	return coordclient.New(b.urls[server%len(b.urls)], token, coordclient.WithHTTPClient(&http.Client{Transport: transport}))
+	return coordclient.New(b.urls[server%len(b.urls)], handlertest.Key(t, b.Bundle, user), coordclient.WithHTTPClient(&http.Client{Transport: transport}))
 }
 
 // base is a transport for calls of a provider.

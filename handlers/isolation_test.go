@@ -7,9 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"maps"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -23,7 +21,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/descriptorpb"
@@ -35,6 +32,7 @@ import (
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
+	"holdfast/handlers/handlertest"
 	"holdfast/handlers/session"
 	"holdfast/identity"
 	"holdfast/object"
@@ -94,41 +92,16 @@ func setup(tb testing.TB) *bundle {
 	d := dbtest.New(tb)
 	rt := object.NewRuntime(d.DB, object.Config{})
 	services, sessions := services(tb, rt)
-	server, err := handlers.New(handlers.Options{
+	server := handlertest.Serve(tb, d, rt, handlers.Options{
 		Services: services,
 		Auth: handlers.NewAuthenticator(handlers.AuthConfig{
 			FindKeys: d.DB.FindKeys, Find: d.DB.FindCredentials, Touch: sessions.Touch, Refused: sessions.Refused, Now: time.Now,
 			FreeFailures: 1 << 30, // the tests present many, all from one address
 		}),
-		Ping:    d.DB.Ping,
-		Metrics: prometheus.NewRegistry(),
-		Log:     slog.New(slog.DiscardHandler),
-		Now:     time.Now,
 	})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	l, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
 	transport := &http.Transport{}
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(ctx, l) }()
-	tb.Cleanup(func() {
-		cancel()
-		transport.CloseIdleConnections()
-		if err := <-served; err != nil {
-			tb.Errorf("the server ended with %v", err)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := rt.Close(ctx); err != nil {
-			tb.Errorf("the runtime ended with %v", err)
-		}
-	})
-	return &bundle{d, server, "http://" + l.Addr().String(), &http.Client{Transport: transport}, map[string]string{}}
+	tb.Cleanup(transport.CloseIdleConnections)
+	return &bundle{d, server.Handler, server.URL, &http.Client{Transport: transport}, map[string]string{}}
 }
 
 // tenant is a fresh tenant on the same server.
@@ -140,11 +113,7 @@ func (b *bundle) tenant(tb testing.TB) *bundle {
 // key makes an API key of a user of the tenant, or of a service, and returns it as a header.
 func (b *bundle) key(tb testing.TB, user identity.User) string {
 	tb.Helper()
-	token, k := handlers.NewKey(b.Tenant, user, tb.Name())
-	if err := b.DB.CreateKey(tb.Context(), k); err != nil {
-		tb.Fatal(err)
-	}
-	return "Authorization: Bearer " + token
+	return "Authorization: Bearer " + handlertest.Key(tb, b.Bundle, user)
 }
 
 // reply is how a call was answered: its code is "ok" or the error's.

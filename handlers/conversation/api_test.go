@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -23,7 +21,6 @@ import (
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -36,6 +33,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/handlers"
+	"holdfast/handlers/handlertest"
 	"holdfast/identity"
 	"holdfast/object"
 	"holdfast/seal"
@@ -57,8 +55,8 @@ type bundle struct {
 	*dbtest.Bundle
 
 	url     string
-	stop    context.CancelFunc // begins the drain
-	stopped chan struct{}      // closed once the server has ended
+	stop    func()          // begins the drain
+	stopped <-chan struct{} // closed once the server has ended
 }
 
 // testBox is that of all servers of the tests: what one sealed another opens.
@@ -84,40 +82,9 @@ func serve(t *testing.T, d *dbtest.Bundle, change ...func(*object.Config)) *bund
 		f(&c)
 	}
 	rt := object.NewRuntime(d.DB, c)
-	server, err := handlers.New(handlers.Options{
-		Services: []handlers.Service{handlers.NewService[conversationv1connect.ConversationServiceHandler](
-			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, NewManager(Register(rt), Options{Box: testBox, Now: time.Now}))},
-		Auth:    handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.DB.FindKeys, Now: time.Now}),
-		Ping:    d.DB.Ping,
-		Metrics: prometheus.NewRegistry(),
-		Log:     slog.New(slog.DiscardHandler),
-		Now:     time.Now,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	b := &bundle{Bundle: d, url: "http://" + l.Addr().String(), stop: cancel, stopped: make(chan struct{})}
-	go func() {
-		defer close(b.stopped)
-		if err := server.Serve(ctx, l); err != nil {
-			t.Errorf("the server ended with %v", err)
-		}
-	}()
-	t.Cleanup(func() {
-		cancel()
-		<-b.stopped
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := rt.Close(ctx); err != nil {
-			t.Errorf("the runtime ended with %v", err)
-		}
-	})
-	return b
+	server := handlertest.Serve(t, d, rt, handlers.Options{Services: []handlers.Service{handlers.NewService[conversationv1connect.ConversationServiceHandler](
+		conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, NewManager(Register(rt), Options{Box: testBox, Now: time.Now}))}})
+	return &bundle{Bundle: d, url: server.URL, stop: server.Stop, stopped: server.Stopped}
 }
 
 // tenant is a fresh tenant on the same server, for tests in parallel.
@@ -129,11 +96,7 @@ func (b *bundle) tenant(t *testing.T) *bundle {
 // token makes an API key of a user of the tenant, or of a service.
 func (b *bundle) token(t *testing.T, user identity.User) string {
 	t.Helper()
-	token, k := handlers.NewKey(b.Tenant, user, t.Name())
-	if err := b.DB.CreateKey(t.Context(), k); err != nil {
-		t.Fatal(err)
-	}
-	return token
+	return handlertest.Key(t, b.Bundle, user)
 }
 
 type client = conversationv1connect.ConversationServiceClient
@@ -148,21 +111,7 @@ func (b *bundle) client(t *testing.T, user identity.User, opts ...connect.Client
 
 func (b *bundle) clientOver(t *testing.T, user identity.User, transport *http.Transport, opts ...connect.ClientOption) client {
 	t.Helper()
-	t.Cleanup(transport.CloseIdleConnections)
-	h := &http.Client{Transport: &keyed{b.token(t, user), transport}}
-	return conversationv1connect.NewConversationServiceClient(h, b.url, opts...)
-}
-
-// keyed presents an API key with every request.
-type keyed struct {
-	token string
-	next  http.RoundTripper
-}
-
-func (k *keyed) RoundTrip(req *http.Request) (*http.Response, error) {
-	req = req.Clone(req.Context())
-	req.Header.Set("Authorization", "Bearer "+k.token)
-	return k.next.RoundTrip(req)
+	return conversationv1connect.NewConversationServiceClient(handlertest.Client(t, b.Bundle, user, transport), b.url, opts...)
 }
 
 // answered is an HTTP response, read.

@@ -9,6 +9,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
 
@@ -325,7 +326,7 @@ func (m *Manager) GetContextWindow(
 	if err != nil {
 		return nil, err
 	}
-	res.Metadata = metadata(r.info)
+	res.Metadata = rpc.Metadata(r.info)
 	return res, nil
 }
 
@@ -362,7 +363,7 @@ func (m *Manager) ProposeCompaction(
 				tx.Emit("compaction_leased")
 				res := &conversationv1.ProposeCompactionResponse{
 					LeaseToken: got.GetToken(), LeaseExpireTime: got.GetExpireTime(), FromSeq: got.GetFromSeq(), ToSeq: got.GetToSeq(),
-					TokenCount: got.GetTokenCount(), Metadata: metadata(tx.Info()),
+					TokenCount: got.GetTokenCount(), Metadata: rpc.Metadata(tx.Info()),
 				}
 				if got.GetFromSeq() > 1 {
 					res.Previous = previous
@@ -427,7 +428,7 @@ func (m *Manager) CommitSummary(
 				tx.Put(inSummaries, object.SeqKey(summary.GetSeq()), summary)
 				tx.Emit("compacted")
 			}
-			return &conversationv1.CommitSummaryResponse{Summary: summary, Metadata: metadata(tx.Info())}, nil
+			return &conversationv1.CommitSummaryResponse{Summary: summary, Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 }
 
@@ -441,7 +442,7 @@ func (m *Manager) ListSummaries(
 		return nil, err
 	}
 	return &conversationv1.ListSummariesResponse{
-		Summaries: values[*conversationv1.Summary](page.Entries), HasMore: page.More, Metadata: metadata(page.Info),
+		Summaries: values[*conversationv1.Summary](page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
 	}, nil
 }
 
@@ -465,6 +466,6 @@ func (m *Manager) TruncateMessage(
 			} else {
 				tx.Unchanged()
 			}
-			return &conversationv1.TruncateMessageResponse{Message: msg, Metadata: metadata(tx.Info())}, nil
+			return &conversationv1.TruncateMessageResponse{Message: msg, Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 }

@@ -7,7 +7,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	objectv1 "holdfast/gen/holdfast/object/v1"
+	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
 
@@ -42,7 +42,7 @@ func filter(projectID string, labels map[string]string) []string {
 
 // updateConversation sets the fields that the mask names.
 func updateConversation(s *conversationv1.ConversationState, req *conversationv1.UpdateConversationRequest) {
-	has, c := maskHas(req.GetUpdateMask()), req.GetConversation()
+	has, c := rpc.MaskHas(req.GetUpdateMask()), req.GetConversation()
 	if has("title") {
 		s.Title = c.GetTitle()
 	}
@@ -114,14 +114,4 @@ func shownFloor(f *conversationv1.Floor) *conversationv1.Floor {
 	f = proto.CloneOf(f)
 	f.SessionId = ""
 	return f
-}
-
-func metadata(i object.Info) *objectv1.Metadata {
-	m := &objectv1.Metadata{
-		Version: int64(i.Version), CreateTime: timestamppb.New(i.CreateTime), UpdateTime: timestamppb.New(i.UpdateTime),
-	}
-	if !i.ExpireTime.IsZero() {
-		m.ExpireTime = timestamppb.New(i.ExpireTime)
-	}
-	return m
 }

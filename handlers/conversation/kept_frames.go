@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -103,7 +104,7 @@ func (m *Manager) ListLiveFrames(
 	if err != nil {
 		return nil, err
 	}
-	res := &conversationv1.ListLiveFramesResponse{HasMore: page.More, Metadata: metadata(page.Info)}
+	res := &conversationv1.ListLiveFramesResponse{HasMore: page.More, Metadata: rpc.Metadata(page.Info)}
 	for _, e := range page.Entries {
 		kept, _ := e.Value.(*conversationv1.KeptFrames)
 		batch, err := m.openKept(caller.Tenant, req.GetConversationId(), e.Key, kept, m.now())

@@ -11,6 +11,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -28,7 +29,7 @@ func (m *Manager) OpenLive(ctx context.Context, req *conversationv1.OpenLiveRequ
 			f.put(tx)
 			tx.Emit("live_opened")
 			return &conversationv1.OpenLiveResponse{
-				Epoch: f.live.GetEpoch(), Live: presentLive(f.live), Metadata: metadata(tx.Info()),
+				Epoch: f.live.GetEpoch(), Live: presentLive(f.live), Metadata: rpc.Metadata(tx.Info()),
 			}, nil
 		})
 }
@@ -46,7 +47,7 @@ func (m *Manager) CloseLive(ctx context.Context, req *conversationv1.CloseLiveRe
 			}
 			f.put(tx)
 			tx.Emit("live_closed")
-			return &conversationv1.CloseLiveResponse{Live: presentLive(f.live), Metadata: metadata(tx.Info())}, nil
+			return &conversationv1.CloseLiveResponse{Live: presentLive(f.live), Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 }
 
@@ -78,7 +79,7 @@ func (m *Manager) GetResumePlan(
 	res := &conversationv1.GetResumePlanResponse{
 		Action: conversationv1.ResumeAction_RESUME_ACTION_START_FRESH, OpenUtterance: live.GetUserTurn(), ToolCalls: openCalls(live),
 		Epoch: live.GetEpoch(), LastClientIndex: live.GetLastClientIndex(), Wait: p.wait, ResumeFailures: live.GetResumeFailures(),
-		Live: presentLive(live), Metadata: metadata(snap.Info),
+		Live: presentLive(live), Metadata: rpc.Metadata(snap.Info),
 	}
 	if p.wait {
 		res.WaitUntilTime = timestamppb.New(p.waitTill)
@@ -116,7 +117,7 @@ func (m *Manager) ReportResumeFailed(
 			f.put(tx)
 			tx.Emit("live_resume_failed")
 			res := &conversationv1.ReportResumeFailedResponse{
-				ResumeFailures: f.live.GetResumeFailures(), Live: presentLive(f.live), Metadata: metadata(tx.Info()),
+				ResumeFailures: f.live.GetResumeFailures(), Live: presentLive(f.live), Metadata: rpc.Metadata(tx.Info()),
 			}
 			if t := retryTime(f.live); !t.IsZero() {
 				res.RetryTime = timestamppb.New(t)
@@ -218,7 +219,7 @@ func (m *Manager) ingest(
 			return &conversationv1.IngestLiveResponse{
 				Messages: effects.messages, ToolCalls: effects.toolCalls, Voice: s.GetVoice(),
 				LastClientIndex: s.GetLive().GetLastClientIndex(), ReceivedClientIndex: s.GetLive().GetLastClientIndex(),
-				SkippedFrames: effects.skipped, UnknownFrames: effects.unknown, Metadata: metadata(tx.Info()),
+				SkippedFrames: effects.skipped, UnknownFrames: effects.unknown, Metadata: rpc.Metadata(tx.Info()),
 			}, nil
 		})
 	if fenced, ok := errors.AsType[fencedError](err); ok {
@@ -256,7 +257,7 @@ func (m *Manager) ListFragments(
 		return nil, err
 	}
 	return &conversationv1.ListFragmentsResponse{
-		Fragments: values[*conversationv1.Fragment](page.Entries), HasMore: page.More, Metadata: metadata(page.Info),
+		Fragments: values[*conversationv1.Fragment](page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
 	}, nil
 }
 
@@ -270,7 +271,7 @@ func (m *Manager) ListToolCalls(
 		return nil, err
 	}
 	return &conversationv1.ListToolCallsResponse{
-		ToolCalls: values[*conversationv1.ToolCall](page.Entries), HasMore: page.More, Metadata: metadata(page.Info),
+		ToolCalls: values[*conversationv1.ToolCall](page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
 	}, nil
 }
 
@@ -290,7 +291,7 @@ func (m *Manager) ClaimToolCall(
 				return nil, refuse(err)
 			}
 			f.put(tx)
-			return &conversationv1.ClaimToolCallResponse{ToolCall: call, Metadata: metadata(tx.Info())}, nil
+			return &conversationv1.ClaimToolCallResponse{ToolCall: call, Metadata: rpc.Metadata(tx.Info())}, nil
 		}, object.Prefetch(inToolCalls, object.SeqKey(req.GetSeq())))
 }
 
@@ -316,7 +317,7 @@ func (m *Manager) CompleteToolCall(
 			if len(f.toolCalls) == 0 {
 				tx.Unchanged()
 			}
-			return &conversationv1.CompleteToolCallResponse{ToolCall: call, Deliver: deliver, Metadata: metadata(tx.Info())}, nil
+			return &conversationv1.CompleteToolCallResponse{ToolCall: call, Deliver: deliver, Metadata: rpc.Metadata(tx.Info())}, nil
 		}, object.Prefetch(inToolCalls, object.SeqKey(req.GetSeq())))
 }
 

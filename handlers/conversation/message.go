@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/handlers/rpc"
 )
 
 // charsPerToken is the usual rule of thumb where no tokenizer counted.
@@ -70,7 +71,7 @@ func patchMessage(
 ) (*conversationv1.Message, error) {
 	m := proto.CloneOf(old)
 	m.UpdateTime = timestamppb.New(now)
-	has := maskHas(mask)
+	has := rpc.MaskHas(mask)
 	if has("text") {
 		m.Text = p.GetText()
 	}
@@ -124,13 +125,6 @@ func countTokens(s *conversationv1.ConversationState, m *conversationv1.Message,
 		m.TokenCount = *given
 	}
 	s.TokenCount += m.GetTokenCount()
-}
-
-// maskHas tells which fields a mask names. An absent or empty one names them all.
-func maskHas(mask *fieldmaskpb.FieldMask) func(string) bool {
-	return func(field string) bool {
-		return len(mask.GetPaths()) == 0 || slices.Contains(mask.GetPaths(), field)
-	}
 }
 
 // checkNewMessages refuses messages that say nothing.

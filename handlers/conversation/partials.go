@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -117,7 +118,7 @@ func (m *Manager) show(
 		return nil
 	}
 	return &conversationv1.IngestLiveResponse{
-		Voice: scratch.GetVoice(), LastClientIndex: live.GetLastClientIndex(), ReceivedClientIndex: last, Metadata: metadata(snap.Info),
+		Voice: scratch.GetVoice(), LastClientIndex: live.GetLastClientIndex(), ReceivedClientIndex: last, Metadata: rpc.Metadata(snap.Info),
 	}
 }
 

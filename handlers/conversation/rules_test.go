@@ -17,6 +17,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	objectv1 "holdfast/gen/holdfast/object/v1"
+	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
 
@@ -167,7 +168,7 @@ func TestMaskHas(t *testing.T) {
 	} {
 		var got []string
 		for _, field := range []string{"a", "b"} {
-			if maskHas(tt.mask)(field) {
+			if rpc.MaskHas(tt.mask)(field) {
 				got = append(got, field)
 			}
 		}
@@ -330,7 +331,7 @@ func TestPresent(t *testing.T) {
 	}
 	info := object.Info{Version: 7, CreateTime: testNow, UpdateTime: testNow.Add(time.Second)}
 	want := &objectv1.Metadata{Version: 7, CreateTime: timestamppb.New(testNow), UpdateTime: timestamppb.New(testNow.Add(time.Second))}
-	same(t, "metadata of what does not expire", metadata(info), want)
+	same(t, "metadata of what does not expire", rpc.Metadata(info), want)
 	info.ExpireTime, want.ExpireTime = testNow.Add(time.Hour), timestamppb.New(testNow.Add(time.Hour))
-	same(t, "metadata of what expires", metadata(info), want)
+	same(t, "metadata of what expires", rpc.Metadata(info), want)
 }

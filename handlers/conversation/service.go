@@ -18,7 +18,7 @@ import (
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	"holdfast/handlers/problem"
-	"holdfast/identity"
+	"holdfast/handlers/rpc"
 	"holdfast/object"
 	"holdfast/seal"
 )
@@ -84,33 +84,15 @@ func NewManager(kind *object.Kind[state], o Options) *Manager {
 func (m *Manager) CreateConversation(
 	ctx context.Context, req *conversationv1.CreateConversationRequest,
 ) (*conversationv1.CreateConversationResponse, error) {
-	id, err := newID(ctx, req)
+	id, err := rpc.NewID(ctx, idSpace, req.GetConversationId(), req.GetRequestId())
 	if err != nil {
 		return nil, err
 	}
 	return object.Do(ctx, m.kind, id, req, func(tx *object.Tx[state]) (*conversationv1.CreateConversationResponse, error) {
 		s := tx.State()
 		s.Title, s.Labels, s.ProjectId, s.Ttl = req.GetTitle(), req.GetLabels(), req.GetProjectId(), req.GetTtl()
-		return &conversationv1.CreateConversationResponse{Conversation: present(tx.Info(), s), Metadata: metadata(tx.Info())}, nil
+		return &conversationv1.CreateConversationResponse{Conversation: present(tx.Info(), s), Metadata: rpc.Metadata(tx.Info())}, nil
 	}, object.Create())
-}
-
-// newID is the id that the request names, or one made for it. A retry has to find what the first try made, so a
-// request id determines it.
-func newID(ctx context.Context, req *conversationv1.CreateConversationRequest) (object.ID, error) {
-	if req.GetConversationId() != "" {
-		return object.ID(req.GetConversationId()), nil
-	}
-	if req.GetRequestId() == "" {
-		id, err := uuid.NewV7()
-		return object.ID(id.String()), err
-	}
-	caller, err := identity.From(ctx)
-	if err != nil {
-		return "", err
-	}
-	seed := fmt.Sprintf("%s\x00%s\x00%s", caller.Tenant, caller.User, req.GetRequestId())
-	return object.ID(uuid.NewSHA1(idSpace, []byte(seed)).String()), nil
 }
 
 // idSpace must never change: it would break the retries of requests that were made before.
@@ -126,10 +108,10 @@ func (m *Manager) GetConversation(
 		return nil, err
 	}
 	if s.NotModified {
-		return &conversationv1.GetConversationResponse{Metadata: metadata(s.Info), NotModified: true}, nil
+		return &conversationv1.GetConversationResponse{Metadata: rpc.Metadata(s.Info), NotModified: true}, nil
 	}
 	return &conversationv1.GetConversationResponse{
-		Conversation: present(s.Info, s.State), Messages: values[*conversationv1.Message](s.Recent), Metadata: metadata(s.Info),
+		Conversation: present(s.Info, s.State), Messages: values[*conversationv1.Message](s.Recent), Metadata: rpc.Metadata(s.Info),
 	}, nil
 }
 
@@ -149,7 +131,7 @@ func (m *Manager) ListConversations(
 	res := &conversationv1.ListConversationsResponse{NextPageToken: page.Next}
 	for _, s := range page.Items {
 		res.Conversations = append(res.Conversations, &conversationv1.ConversationItem{
-			Conversation: present(s.Info, s.State), Metadata: metadata(s.Info),
+			Conversation: present(s.Info, s.State), Metadata: rpc.Metadata(s.Info),
 		})
 	}
 	return res, nil
@@ -163,7 +145,7 @@ func (m *Manager) UpdateConversation(
 		func(tx *object.Tx[state]) (*conversationv1.UpdateConversationResponse, error) {
 			updateConversation(tx.State(), req)
 			return &conversationv1.UpdateConversationResponse{
-				Conversation: present(tx.Info(), tx.State()), Metadata: metadata(tx.Info()),
+				Conversation: present(tx.Info(), tx.State()), Metadata: rpc.Metadata(tx.Info()),
 			}, nil
 		})
 }
@@ -175,7 +157,7 @@ func (m *Manager) DeleteConversation(
 	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.DeleteConversationResponse, error) {
 			tx.DeleteObject()
-			return &conversationv1.DeleteConversationResponse{Metadata: metadata(tx.Info())}, nil
+			return &conversationv1.DeleteConversationResponse{Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 }
 
@@ -215,7 +197,7 @@ func (m *Manager) AppendMessages(
 			if !added {
 				tx.Unchanged()
 			}
-			res.Metadata = metadata(tx.Info())
+			res.Metadata = rpc.Metadata(tx.Info())
 			return res, nil
 		}, opts...)
 }
@@ -257,7 +239,7 @@ func (m *Manager) UpdateMessage(
 				return nil, refuse(err)
 			}
 			tx.Put(inMessages, key, msg)
-			return &conversationv1.UpdateMessageResponse{Message: msg, Metadata: metadata(tx.Info())}, nil
+			return &conversationv1.UpdateMessageResponse{Message: msg, Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 }
 
@@ -274,7 +256,7 @@ func (m *Manager) ListMessages(
 		return nil, err
 	}
 	return &conversationv1.ListMessagesResponse{
-		Messages: values[*conversationv1.Message](page.Entries), HasMore: page.More, Metadata: metadata(page.Info),
+		Messages: values[*conversationv1.Message](page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
 	}, nil
 }
 
@@ -288,7 +270,7 @@ func (m *Manager) SetVoiceState(
 				return nil, refuse(err)
 			}
 			awaitSilence(tx)
-			return &conversationv1.SetVoiceStateResponse{Voice: tx.State().GetVoice(), Metadata: metadata(tx.Info())}, nil
+			return &conversationv1.SetVoiceStateResponse{Voice: tx.State().GetVoice(), Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 }
 
@@ -303,7 +285,7 @@ func (m *Manager) RecordIntent(
 			}
 			intent := recordIntent(tx.State(), req, tx.Now())
 			tx.Put(inIntents, object.SeqKey(intent.GetSeq()), intent)
-			return &conversationv1.RecordIntentResponse{Intent: intent, Metadata: metadata(tx.Info())}, nil
+			return &conversationv1.RecordIntentResponse{Intent: intent, Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 }
 
@@ -317,7 +299,7 @@ func (m *Manager) ListIntents(
 		return nil, err
 	}
 	return &conversationv1.ListIntentsResponse{
-		Intents: values[*conversationv1.Intent](page.Entries), HasMore: page.More, Metadata: metadata(page.Info),
+		Intents: values[*conversationv1.Intent](page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
 	}, nil
 }
 
@@ -329,7 +311,7 @@ func (m *Manager) AdvanceFlow(
 		func(tx *object.Tx[state]) (*conversationv1.AdvanceFlowResponse, error) {
 			step := advanceFlow(tx.State(), req, tx.Now())
 			tx.Put(inFlowSteps, object.SeqKey(step.GetSeq()), step)
-			return &conversationv1.AdvanceFlowResponse{Step: step, Metadata: metadata(tx.Info())}, nil
+			return &conversationv1.AdvanceFlowResponse{Step: step, Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 }
 
@@ -343,7 +325,7 @@ func (m *Manager) ListFlowSteps(
 		return nil, err
 	}
 	return &conversationv1.ListFlowStepsResponse{
-		Steps: values[*conversationv1.FlowStep](page.Entries), HasMore: page.More, Metadata: metadata(page.Info),
+		Steps: values[*conversationv1.FlowStep](page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
 	}, nil
 }
 
@@ -372,7 +354,7 @@ func changed(c *object.Change[state]) *conversationv1.WatchConversationResponse 
 	if c.Heartbeat {
 		return &conversationv1.WatchConversationResponse{Heartbeat: true, Metadata: &objectv1.Metadata{Version: int64(c.Version)}}
 	}
-	res := &conversationv1.WatchConversationResponse{Reset_: c.Reset, Deleted: c.Deleted, Metadata: metadata(c.Info)}
+	res := &conversationv1.WatchConversationResponse{Reset_: c.Reset, Deleted: c.Deleted, Metadata: rpc.Metadata(c.Info)}
 	if !c.Deleted {
 		res.Conversation = present(c.Info, c.State)
 	}

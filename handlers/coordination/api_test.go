@@ -3,8 +3,6 @@ package coordination
 import (
 	"context"
 	"errors"
-	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -12,7 +10,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -20,6 +17,7 @@ import (
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	"holdfast/handlers"
+	"holdfast/handlers/handlertest"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -58,47 +56,9 @@ func setup(t *testing.T) *bundle {
 func serve(t *testing.T, d *dbtest.Bundle) *bundle {
 	t.Helper()
 	rt := object.NewRuntime(d.DB, object.Config{Timers: true, TimerPoll: 50 * time.Millisecond})
-	server, err := handlers.New(handlers.Options{
-		Services: []handlers.Service{handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
-			coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, NewManager(Register(rt), d.DB.Now))},
-		Auth:    handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.DB.FindKeys, Now: time.Now}),
-		Ping:    d.DB.Ping,
-		Metrics: prometheus.NewRegistry(),
-		Log:     slog.New(slog.DiscardHandler),
-		Now:     time.Now,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(ctx, l) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-served; err != nil {
-			t.Errorf("the server ended with %v", err)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := rt.Close(ctx); err != nil {
-			t.Errorf("the runtime ended with %v", err)
-		}
-	})
-	return &bundle{Bundle: d, url: "http://" + l.Addr().String()}
-}
-
-// token makes an API key of a user of the tenant, or of a service.
-func (b *bundle) token(t *testing.T, user identity.User) string {
-	t.Helper()
-	token, k := handlers.NewKey(b.Tenant, user, t.Name())
-	if err := b.DB.CreateKey(t.Context(), k); err != nil {
-		t.Fatal(err)
-	}
-	return token
+	server := handlertest.Serve(t, d, rt, handlers.Options{Services: []handlers.Service{handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
+		coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, NewManager(Register(rt), d.DB.Now))}})
+	return &bundle{Bundle: d, url: server.URL}
 }
 
 type client = coordinationv1connect.CoordinationServiceClient
@@ -106,16 +66,7 @@ type client = coordinationv1connect.CoordinationServiceClient
 // client calls as a user, on a connection of its own.
 func (b *bundle) client(t *testing.T, user identity.User) client {
 	t.Helper()
-	transport := &http.Transport{}
-	t.Cleanup(transport.CloseIdleConnections)
-	token := "Bearer " + b.token(t, user)
-	return coordinationv1connect.NewCoordinationServiceClient(&http.Client{Transport: transport}, b.url,
-		connect.WithInterceptors(connect.UnaryInterceptorFunc(func(next connect.UnaryFunc) connect.UnaryFunc {
-			return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-				req.Header().Set("Authorization", token)
-				return next(ctx, req)
-			}
-		})))
+	return coordinationv1connect.NewCoordinationServiceClient(handlertest.Client(t, b.Bundle, user, nil), b.url)
 }
 
 // must returns the result of a call that succeeds.
@@ -281,21 +232,7 @@ func TestALeaseThatEndsIsUnknown(t *testing.T) {
 
 func (b *bundle) watch(ctx context.Context, t *testing.T) *connect.ServerStreamForClient[coordinationv1.WatchApiResponse] {
 	t.Helper()
-	transport := &http.Transport{}
-	t.Cleanup(transport.CloseIdleConnections)
-	streams := coordinationv1connect.NewCoordinationServiceClient(&http.Client{Transport: bearer{"Bearer " + b.token(t, ada), transport}}, b.url)
-	return must(streams.WatchApi(ctx, &coordinationv1.WatchApiRequest{Api: "codegen"}))(t)
-}
-
-type bearer struct {
-	token string
-	next  http.RoundTripper
-}
-
-func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
-	r = r.Clone(r.Context())
-	r.Header.Set("Authorization", b.token)
-	return b.next.RoundTrip(r)
+	return must(b.client(t, ada).WatchApi(ctx, &coordinationv1.WatchApiRequest{Api: "codegen"}))(t)
 }
 
 func TestAcquire(t *testing.T) {
@@ -358,7 +295,7 @@ func TestRateLimitHeaders(t *testing.T) {
 			t.Fatal(err)
 		}
 		req.Header.Set("Content-Type", "application/json")
-		req.Header.Set("Authorization", "Bearer "+b.token(t, ada))
+		req.Header.Set("Authorization", "Bearer "+handlertest.Key(t, b.Bundle, ada))
 		res, err := transport.RoundTrip(req)
 		if err != nil {
 			t.Fatal(err)

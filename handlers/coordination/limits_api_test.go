@@ -15,6 +15,7 @@ import (
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	"holdfast/handlers/handlertest"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -362,7 +363,7 @@ func TestStandingsAreNotCached(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		req.Header.Set("Authorization", "Bearer "+b.token(t, ada))
+		req.Header.Set("Authorization", "Bearer "+handlertest.Key(t, b.Bundle, ada))
 		req.Header.Set("If-None-Match", `W/"1"`)
 		res, err := transport.RoundTrip(req)
 		if err != nil {

@@ -13,11 +13,10 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
-	objectv1 "holdfast/gen/holdfast/object/v1"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -75,19 +74,11 @@ func statusWord(r row) string {
 	return strings.ToLower(strings.TrimPrefix(r.GetStatus().String(), "REQUEST_STATUS_"))
 }
 
-func metadata(i object.Info) *objectv1.Metadata {
-	m := &objectv1.Metadata{Version: int64(i.Version), CreateTime: timestamppb.New(i.CreateTime)}
-	if !i.UpdateTime.IsZero() {
-		m.UpdateTime = timestamppb.New(i.UpdateTime)
-	}
-	return m
-}
-
 // setMetadata fills in the field metadata, which each reply has.
 func setMetadata(r proto.Message, i object.Info) {
 	m := r.ProtoReflect()
 	if fd := m.Descriptor().Fields().ByName("metadata"); fd != nil {
-		m.Set(fd, protoreflect.ValueOfMessage(metadata(i).ProtoReflect()))
+		m.Set(fd, protoreflect.ValueOfMessage(rpc.Metadata(i).ProtoReflect()))
 	}
 }
 

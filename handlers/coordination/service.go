@@ -24,6 +24,7 @@ import (
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -368,7 +369,7 @@ func (m *Manager) GetRequest(
 		return nil, refuse(errNoRequest)
 	}
 	dependsOnClock(ctx)
-	return &coordinationv1.GetRequestResponse{Request: shown(asSeen(r, m.now())), Metadata: metadata(info)}, nil
+	return &coordinationv1.GetRequestResponse{Request: shown(asSeen(r, m.now())), Metadata: rpc.Metadata(info)}, nil
 }
 
 // entry reads one entry, or nil where there is none.
@@ -408,7 +409,7 @@ func (m *Manager) ListRequests(
 	if before == 0 {
 		before = math.MaxInt64
 	}
-	res := &coordinationv1.ListRequestsResponse{Metadata: metadata(s.Info)}
+	res := &coordinationv1.ListRequestsResponse{Metadata: rpc.Metadata(s.Info)}
 	const scans = 5 // a filter that matches little must not read the whole ledger at once
 	for range scans {
 		page, err := m.kind.Entries(ctx, id, inRequests, object.EntriesOptions{Before: object.SeqKey(before), PageSize: object.MaxPageSize})
@@ -697,7 +698,7 @@ func (m *Manager) GetApiState( //nolint:revive // the service has it so
 			user = &coordinationv1.UserBuckets{}
 		}
 	}
-	res := &coordinationv1.GetApiStateResponse{State: present(req.GetApi(), s.State, user, caller, m.now()), Metadata: metadata(s.Info)}
+	res := &coordinationv1.GetApiStateResponse{State: present(req.GetApi(), s.State, user, caller, m.now()), Metadata: rpc.Metadata(s.Info)}
 	writeHeaders(ctx, res.GetState().GetLimits(), nil)
 	return res, nil
 }
@@ -738,7 +739,7 @@ func (m *Manager) GetUsage(ctx context.Context, req *coordinationv1.GetUsageRequ
 		days = 30
 	}
 	first := m.now().In(location(configOf(req.GetApi(), s.State).GetTimeZone())).AddDate(0, 0, 1-days).Format(time.DateOnly)
-	res := &coordinationv1.GetUsageResponse{Metadata: metadata(s.Info)}
+	res := &coordinationv1.GetUsageResponse{Metadata: rpc.Metadata(s.Info)}
 	// Strictly behind the day before: no date lies between a date and itself with a lower last byte.
 	after := first[:len(first)-1] + string(first[len(first)-1]-1) + "~"
 	for {
@@ -805,7 +806,7 @@ func (m *Manager) WatchApi( //nolint:revive // the service has it so
 // changed is one message of a watch. Other users' requests are not in it.
 func (m *Manager) changed(api string, c *object.Change[state], caller identity.Identity) *coordinationv1.WatchApiResponse {
 	res := &coordinationv1.WatchApiResponse{
-		Reset_: c.Reset, State: present(api, c.State, nil, caller, m.now()), Metadata: metadata(c.Info),
+		Reset_: c.Reset, State: present(api, c.State, nil, caller, m.now()), Metadata: rpc.Metadata(c.Info),
 	}
 	for _, e := range c.Entries {
 		if r, ok := e.Value.(row); ok && mayTouch(caller, r.GetOwner()) {

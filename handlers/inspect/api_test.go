@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -14,7 +11,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -26,6 +22,7 @@ import (
 	inspectv1 "holdfast/gen/holdfast/inspect/v1"
 	"holdfast/gen/holdfast/inspect/v1/inspectv1connect"
 	"holdfast/handlers"
+	"holdfast/handlers/handlertest"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -59,55 +56,13 @@ func setup(t *testing.T) *bundle {
 	b.toys = object.Register(rt, c)
 	c.Name, c.UserRestore = "strict", false
 	b.strict = object.Register(rt, c)
-	server, err := handlers.New(handlers.Options{
-		Services: []handlers.Service{handlers.NewService[inspectv1connect.InspectServiceHandler](
-			inspectv1connect.InspectServiceName, inspectv1connect.NewInspectServiceHandler, NewManager(rt))},
-		Auth:    handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.DB.FindKeys, Now: time.Now}),
-		Ping:    d.DB.Ping,
-		Metrics: prometheus.NewRegistry(),
-		Log:     slog.New(slog.DiscardHandler),
-		Now:     time.Now,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	serving, stop := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(serving, l) }()
-	transport := &http.Transport{}
-	t.Cleanup(func() {
-		stop()
-		transport.CloseIdleConnections()
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := errors.Join(<-served, rt.Close(ctx)); err != nil {
-			t.Error(err)
-		}
-	})
+	server := handlertest.Serve(t, d, rt, handlers.Options{Services: []handlers.Service{handlers.NewService[inspectv1connect.InspectServiceHandler](
+		inspectv1connect.InspectServiceName, inspectv1connect.NewInspectServiceHandler, NewManager(rt))}})
 	b.asUser = func(u identity.User) inspectv1connect.InspectServiceClient {
-		token, k := handlers.NewKey(d.Tenant, u, t.Name())
-		if err := d.DB.CreateKey(t.Context(), k); err != nil {
-			t.Fatal(err)
-		}
-		return inspectv1connect.NewInspectServiceClient(&http.Client{Transport: keyed{token, transport}}, "http://"+l.Addr().String())
+		return inspectv1connect.NewInspectServiceClient(handlertest.Client(t, d, u, nil), server.URL)
 	}
 	b.ada, b.service = b.asUser("ada"), b.asUser("")
 	return b
-}
-
-type keyed struct {
-	token string
-	next  http.RoundTripper
-}
-
-func (k keyed) RoundTrip(req *http.Request) (*http.Response, error) {
-	req = req.Clone(req.Context())
-	req.Header.Set("Authorization", "Bearer "+k.token)
-	return k.next.RoundTrip(req)
 }
 
 // put makes a version of an object: its name, and entries by key, deleted where they are empty.

@@ -16,8 +16,8 @@ import (
 
 	inspectv1 "holdfast/gen/holdfast/inspect/v1"
 	"holdfast/gen/holdfast/inspect/v1/inspectv1connect"
-	objectv1 "holdfast/gen/holdfast/object/v1"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -72,7 +72,7 @@ func (m *Manager) ListObjects(ctx context.Context, req *inspectv1.ListObjectsReq
 	}
 	res := &inspectv1.ListObjectsResponse{NextPageToken: page.Next}
 	for _, s := range page.Items {
-		res.Objects = append(res.Objects, &inspectv1.ObjectItem{ObjectId: string(s.ID), Owner: string(s.Owner), Metadata: metadata(s.Info)})
+		res.Objects = append(res.Objects, &inspectv1.ObjectItem{ObjectId: string(s.ID), Owner: string(s.Owner), Metadata: rpc.Metadata(s.Info)})
 	}
 	return res, nil
 }
@@ -97,7 +97,7 @@ func (m *Manager) GetObject(ctx context.Context, req *inspectv1.GetObjectRequest
 		return nil, err
 	}
 	res := &inspectv1.GetObjectResponse{
-		Owner: string(s.Owner), SchemaVersion: k.SchemaVersion(), Collections: k.Collections(), Metadata: metadata(s.Info),
+		Owner: string(s.Owner), SchemaVersion: k.SchemaVersion(), Collections: k.Collections(), Metadata: rpc.Metadata(s.Info),
 	}
 	if res.State, err = render(s.State); err != nil {
 		return nil, err
@@ -212,7 +212,7 @@ func (m *Manager) GetObjectAt(ctx context.Context, req *inspectv1.GetObjectAtReq
 		return nil, err
 	}
 	i := past.Info(id)
-	res := &inspectv1.GetObjectAtResponse{Owner: string(i.Owner), Metadata: metadata(i)}
+	res := &inspectv1.GetObjectAtResponse{Owner: string(i.Owner), Metadata: rpc.Metadata(i)}
 	if res.State, err = render(state); err != nil {
 		return nil, err
 	}
@@ -288,7 +288,7 @@ func (m *Manager) RestoreObject(ctx context.Context, req *inspectv1.RestoreObjec
 			if err := tx.Become(past); err != nil {
 				return nil, err
 			}
-			return &inspectv1.RestoreObjectResponse{RestoredVersion: int64(past.Version()), Metadata: metadata(tx.Info())}, nil
+			return &inspectv1.RestoreObjectResponse{RestoredVersion: int64(past.Version()), Metadata: rpc.Metadata(tx.Info())}, nil
 		}, opts...)
 		mismatch, moved := errors.AsType[*object.VersionMismatchError](err)
 		switch {
@@ -334,7 +334,7 @@ func (m *Manager) ForkObject(ctx context.Context, req *inspectv1.ForkObjectReque
 			return nil, err
 		}
 		i := tx.Info()
-		return &inspectv1.ForkObjectResponse{ForkedVersion: int64(past.Version()), Owner: string(i.Owner), Metadata: metadata(i)}, nil
+		return &inspectv1.ForkObjectResponse{ForkedVersion: int64(past.Version()), Owner: string(i.Owner), Metadata: rpc.Metadata(i)}, nil
 	}, object.Create())
 	return res, outOfReach(err, "at", at)
 }
@@ -350,7 +350,7 @@ func (m *Manager) DeleteObject(ctx context.Context, req *inspectv1.DeleteObjectR
 			return nil, err
 		}
 		tx.DeleteObject()
-		return &inspectv1.DeleteObjectResponse{Metadata: metadata(tx.Info())}, nil
+		return &inspectv1.DeleteObjectResponse{Metadata: rpc.Metadata(tx.Info())}, nil
 	})
 }
 
@@ -382,7 +382,7 @@ func (m *Manager) RetryTimer(ctx context.Context, req *inspectv1.RetryTimerReque
 		}
 		tx.SetTimer(req.GetName(), tx.Now())
 		tx.Emit("timer retried")
-		return &inspectv1.RetryTimerResponse{Metadata: metadata(tx.Info())}, nil
+		return &inspectv1.RetryTimerResponse{Metadata: rpc.Metadata(tx.Info())}, nil
 	})
 }
 
@@ -391,15 +391,4 @@ func presentTimer(t *object.TimerInfo) *inspectv1.Timer {
 		Kind: t.Kind, ObjectId: string(t.ID), Name: t.Name, DueTime: timestamppb.New(t.DueTime), NextTime: timestamppb.New(t.NextTime),
 		Attempts: int32(min(t.Attempts, 1<<30)), LastError: t.LastError, Parked: t.Parked, //nolint:gosec // bounded
 	}
-}
-
-func metadata(i object.Info) *objectv1.Metadata {
-	m := &objectv1.Metadata{Version: int64(i.Version), CreateTime: timestamppb.New(i.CreateTime)}
-	if !i.UpdateTime.IsZero() {
-		m.UpdateTime = timestamppb.New(i.UpdateTime)
-	}
-	if !i.ExpireTime.IsZero() {
-		m.ExpireTime = timestamppb.New(i.ExpireTime)
-	}
-	return m
 }

@@ -9,6 +9,7 @@ import (
 
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -137,7 +138,7 @@ func (m *Manager) CreateLinearEndpoint(
 			s.Title, s.ReplayWindowSeconds, s.OrganizationId = req.GetTitle(), req.GetReplayWindowSeconds(), req.GetOrganizationId()
 			addSecret(s, secret, tx.Now())
 			setAPIKey(s, key, tx.Now())
-			return &projectv1.CreateLinearEndpointResponse{Endpoint: presentEndpoint(id, s), Metadata: metadata(tx.Info())}, nil
+			return &projectv1.CreateLinearEndpointResponse{Endpoint: presentEndpoint(id, s), Metadata: rpc.Metadata(tx.Info())}, nil
 		}, object.Create())
 }
 
@@ -158,7 +159,7 @@ func (m *Manager) GetLinearEndpoint(
 		return nil, object.ErrNotFound
 	}
 	res := &projectv1.GetLinearEndpointResponse{
-		Endpoint: presentEndpoint(id, endpoint.Snapshot.State), Metadata: metadata(endpoint.Snapshot.Info),
+		Endpoint: presentEndpoint(id, endpoint.Snapshot.State), Metadata: rpc.Metadata(endpoint.Snapshot.Info),
 	}
 	if s := sync.Snapshot.State; sync.Found {
 		res.Sync = &projectv1.LinearSync{
@@ -183,7 +184,7 @@ func (m *Manager) ListLinearEndpoints(
 	res := &projectv1.ListLinearEndpointsResponse{NextPageToken: page.Next}
 	for _, s := range page.Items {
 		res.Endpoints = append(res.Endpoints, &projectv1.LinearEndpointItem{
-			Endpoint: presentEndpoint(s.ID, s.State), Metadata: metadata(s.Info),
+			Endpoint: presentEndpoint(s.ID, s.State), Metadata: rpc.Metadata(s.Info),
 		})
 	}
 	return res, nil
@@ -210,7 +211,7 @@ func (m *Manager) UpdateLinearEndpoint(
 				s.ApiKey = nil
 			}
 			setAPIKey(s, key, tx.Now())
-			return &projectv1.UpdateLinearEndpointResponse{Endpoint: presentEndpoint(id, s), Metadata: metadata(tx.Info())}, nil
+			return &projectv1.UpdateLinearEndpointResponse{Endpoint: presentEndpoint(id, s), Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 }
 
@@ -224,6 +225,6 @@ func (m *Manager) DeleteLinearEndpoint(
 	return object.Do(ctx, m.o.Endpoints, object.ID(req.GetEndpointId()), req,
 		func(tx *object.Tx[endpointState]) (*projectv1.DeleteLinearEndpointResponse, error) {
 			tx.DeleteObject()
-			return &projectv1.DeleteLinearEndpointResponse{Metadata: metadata(tx.Info())}, nil
+			return &projectv1.DeleteLinearEndpointResponse{Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 }

@@ -21,6 +21,7 @@ import (
 
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
 
@@ -420,7 +421,7 @@ func (m *Manager) UpsertIssues(
 		reply, err := object.Do(ctx, m.o.Issues, object.ID(w.id), part,
 			func(tx *object.Tx[issueState]) (*projectv1.UpsertedIssue, error) {
 				applied := applyIssue(tx, w)
-				return &projectv1.UpsertedIssue{IssueId: w.id, Applied: applied, Metadata: metadata(tx.Info())}, nil
+				return &projectv1.UpsertedIssue{IssueId: w.id, Applied: applied, Metadata: rpc.Metadata(tx.Info())}, nil
 			}, object.Upsert(), object.Shared())
 		res.Issues[i] = reply
 		return err
@@ -455,12 +456,12 @@ func (m *Manager) GetIssue(ctx context.Context, req *projectv1.GetIssueRequest) 
 		return nil, err
 	}
 	if s.NotModified {
-		return &projectv1.GetIssueResponse{Metadata: metadata(s.Info), NotModified: true}, nil
+		return &projectv1.GetIssueResponse{Metadata: rpc.Metadata(s.Info), NotModified: true}, nil
 	}
 	if s.State.GetStamp() == nil {
 		return nil, object.ErrNotFound // heard of, but not known yet
 	}
-	res := &projectv1.GetIssueResponse{Issue: presentIssue(id, s.State), Metadata: metadata(s.Info)}
+	res := &projectv1.GetIssueResponse{Issue: presentIssue(id, s.State), Metadata: rpc.Metadata(s.Info)}
 	if req.GetWithPayload() {
 		page, err := m.o.Issues.Entries(ctx, id, inRaw, object.EntriesOptions{PageSize: 1})
 		if err != nil {
@@ -483,7 +484,7 @@ func (m *Manager) ListIssues(ctx context.Context, req *projectv1.ListIssuesReque
 	}
 	res := &projectv1.ListIssuesResponse{NextPageToken: page.Next}
 	for _, s := range page.Items {
-		res.Issues = append(res.Issues, &projectv1.IssueItem{Issue: presentIssue(s.ID, s.State), Metadata: metadata(s.Info)})
+		res.Issues = append(res.Issues, &projectv1.IssueItem{Issue: presentIssue(s.ID, s.State), Metadata: rpc.Metadata(s.Info)})
 	}
 	return res, nil
 }

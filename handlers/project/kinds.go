@@ -4,22 +4,17 @@
 package project
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/base32"
-	"fmt"
 	"time"
 
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
-	objectv1 "holdfast/gen/holdfast/object/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
-	"holdfast/identity"
 	"holdfast/object"
 	"holdfast/seal"
 )
@@ -105,24 +100,6 @@ var _ projectv1connect.ProjectServiceHandler = (*Manager)(nil)
 // NewManager makes a manager of kinds that Register made.
 func NewManager(o Options) *Manager { return &Manager{o} }
 
-// newID is the id that a request names, or one made for it. A retry has to find what the first try made, so a request id
-// determines it.
-func newID(ctx context.Context, named, requestID string) (object.ID, error) {
-	if named != "" {
-		return object.ID(named), nil
-	}
-	if requestID == "" {
-		id, err := uuid.NewV7()
-		return object.ID(id.String()), err
-	}
-	caller, err := identity.From(ctx)
-	if err != nil {
-		return "", err
-	}
-	seed := fmt.Sprintf("%s\x00%s\x00%s", caller.Tenant, caller.User, requestID)
-	return object.ID(uuid.NewSHA1(idSpace, []byte(seed)).String()), nil
-}
-
 // idSpace must never change: it would break the retries of requests that were made before.
 var idSpace = uuid.MustParse("c1f0e0f2-52f1-4d6c-9d0b-3c7b3b3f8a15")
 
@@ -139,14 +116,4 @@ func shared(yes bool) []object.UpdateOption {
 		return []object.UpdateOption{object.Shared()}
 	}
 	return nil
-}
-
-func metadata(i object.Info) *objectv1.Metadata {
-	m := &objectv1.Metadata{
-		Version: int64(i.Version), CreateTime: timestamppb.New(i.CreateTime), UpdateTime: timestamppb.New(i.UpdateTime),
-	}
-	if !i.ExpireTime.IsZero() {
-		m.ExpireTime = timestamppb.New(i.ExpireTime)
-	}
-	return m
 }

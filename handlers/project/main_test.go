@@ -2,10 +2,8 @@ package project
 
 import (
 	"bytes"
-	"context"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -24,6 +22,7 @@ import (
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
+	"holdfast/handlers/handlertest"
 	"holdfast/identity"
 	"holdfast/object"
 	"holdfast/seal"
@@ -79,7 +78,7 @@ func serve(t testing.TB, b *bundle) *bundle {
 	b.kinds = Register(b.rt)
 	b.talks, b.apis = conversation.Register(b.rt), coordination.Register(b.rt)
 	log := slog.New(slog.DiscardHandler)
-	server, err := handlers.New(handlers.Options{
+	b.url = handlertest.Serve(t, b.Bundle, b.rt, handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[projectv1connect.ProjectServiceHandler](projectv1connect.ProjectServiceName,
 				projectv1connect.NewProjectServiceHandler,
@@ -90,31 +89,7 @@ func serve(t testing.TB, b *bundle) *bundle {
 		Routes: []handlers.Route{{Name: "linear webhook", Path: WebhookPath, Handler: NewWebhook(WebhookConfig{
 			Kinds: b.kinds, FindEndpoints: b.DB.FindEndpoints, Open: b.box.Open, Now: b.clock.now, Log: log,
 		})}},
-		Auth: handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: b.DB.FindKeys, Now: time.Now}),
-		Ping: b.DB.Ping, Log: log, Now: time.Now,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	b.url = "http://" + l.Addr().String()
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(ctx, l) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-served; err != nil {
-			t.Errorf("the server ended with %v", err)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := b.rt.Close(ctx); err != nil {
-			t.Errorf("the runtime ended with %v", err)
-		}
-	})
+	}).URL
 	return b
 }
 
@@ -124,27 +99,9 @@ func (b *bundle) tenant(t testing.TB) *dbtest.Bundle {
 	return dbtest.New(t)
 }
 
-// keyed presents an API key with every request.
-type keyed struct {
-	token string
-	next  http.RoundTripper
-}
-
-func (k *keyed) RoundTrip(req *http.Request) (*http.Response, error) {
-	req = req.Clone(req.Context())
-	req.Header.Set("Authorization", "Bearer "+k.token)
-	return k.next.RoundTrip(req)
-}
-
 func (b *bundle) http(t testing.TB, user identity.User) *http.Client {
 	t.Helper()
-	token, k := handlers.NewKey(b.Tenant, user, t.Name())
-	if err := b.DB.CreateKey(t.Context(), k); err != nil {
-		t.Fatal(err)
-	}
-	transport := &http.Transport{}
-	t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: &keyed{token, transport}}
+	return handlertest.Client(t, b.Bundle, user, nil)
 }
 
 type client = projectv1connect.ProjectServiceClient

@@ -10,6 +10,7 @@ import (
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -34,7 +35,7 @@ func merged(own, defaults *projectv1.Preferences) *projectv1.Preferences {
 
 // setPreferences sets the fields that a request's mask names; one that has no value is unset.
 func setPreferences(s *projectv1.PreferencesState, req *projectv1.UpdatePreferencesRequest) {
-	has, p := maskHas(req.GetUpdateMask()), req.GetPreferences()
+	has, p := rpc.MaskHas(req.GetUpdateMask()), req.GetPreferences()
 	if s.Preferences == nil {
 		s.Preferences = &projectv1.Preferences{}
 	}
@@ -120,7 +121,7 @@ func (m *Manager) UpdatePreferences(
 	return object.Do(ctx, m.o.Preferences, id, req,
 		func(tx *object.Tx[preferencesState]) (*projectv1.UpdatePreferencesResponse, error) {
 			setPreferences(tx.State(), req)
-			return &projectv1.UpdatePreferencesResponse{Preferences: tx.State().GetPreferences(), Metadata: metadata(tx.Info())}, nil
+			return &projectv1.UpdatePreferencesResponse{Preferences: tx.State().GetPreferences(), Metadata: rpc.Metadata(tx.Info())}, nil
 		}, opts...)
 }
 
@@ -145,7 +146,7 @@ func (m *Manager) SetActiveProject(
 			} else {
 				s.ActiveProjectId, s.ActiveProjectTime = req.GetProjectId(), timestamppb.New(tx.Now())
 			}
-			return &projectv1.SetActiveProjectResponse{ProjectId: req.GetProjectId(), Metadata: metadata(tx.Info())}, nil
+			return &projectv1.SetActiveProjectResponse{ProjectId: req.GetProjectId(), Metadata: rpc.Metadata(tx.Info())}, nil
 		}, object.Upsert())
 }
 

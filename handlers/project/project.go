@@ -14,6 +14,7 @@ import (
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
 
@@ -35,7 +36,7 @@ func projectFilter(archived bool, labels map[string]string) []string {
 
 // setProject sets the fields that the mask names.
 func setProject(s *projectv1.ProjectState, p *projectv1.Project, mask *fieldmaskpb.FieldMask) {
-	has := maskHas(mask)
+	has := rpc.MaskHas(mask)
 	if has("title") {
 		s.Title = p.GetTitle()
 	}
@@ -57,11 +58,6 @@ func setProject(s *projectv1.ProjectState, p *projectv1.Project, mask *fieldmask
 	if has("linear_project_ids") {
 		s.LinearProjectIds = p.GetLinearProjectIds()
 	}
-}
-
-// maskHas tells which fields a mask names. No mask names them all.
-func maskHas(mask *fieldmaskpb.FieldMask) func(string) bool {
-	return func(path string) bool { return len(mask.GetPaths()) == 0 || slices.Contains(mask.GetPaths(), path) }
 }
 
 // archive takes the project out of the lists, or puts it back, and tells whether that changes anything.
@@ -88,13 +84,13 @@ func presentProject(i object.Info, s *projectv1.ProjectState) *projectv1.Project
 func (m *Manager) CreateProject(
 	ctx context.Context, req *projectv1.CreateProjectRequest,
 ) (*projectv1.CreateProjectResponse, error) {
-	id, err := newID(ctx, req.GetProjectId(), req.GetRequestId())
+	id, err := rpc.NewID(ctx, idSpace, req.GetProjectId(), req.GetRequestId())
 	if err != nil {
 		return nil, err
 	}
 	return object.Do(ctx, m.o.Projects, id, req, func(tx *object.Tx[projectState]) (*projectv1.CreateProjectResponse, error) {
 		setProject(tx.State(), req.GetProject(), nil)
-		return &projectv1.CreateProjectResponse{Project: presentProject(tx.Info(), tx.State()), Metadata: metadata(tx.Info())}, nil
+		return &projectv1.CreateProjectResponse{Project: presentProject(tx.Info(), tx.State()), Metadata: rpc.Metadata(tx.Info())}, nil
 	}, append(shared(req.GetShared()), object.Create())...)
 }
 
@@ -105,9 +101,9 @@ func (m *Manager) GetProject(ctx context.Context, req *projectv1.GetProjectReque
 		return nil, err
 	}
 	if s.NotModified {
-		return &projectv1.GetProjectResponse{Metadata: metadata(s.Info), NotModified: true}, nil
+		return &projectv1.GetProjectResponse{Metadata: rpc.Metadata(s.Info), NotModified: true}, nil
 	}
-	return &projectv1.GetProjectResponse{Project: presentProject(s.Info, s.State), Metadata: metadata(s.Info)}, nil
+	return &projectv1.GetProjectResponse{Project: presentProject(s.Info, s.State), Metadata: rpc.Metadata(s.Info)}, nil
 }
 
 // ListProjects implements ProjectService.
@@ -126,7 +122,7 @@ func (m *Manager) ListProjects(
 	}
 	res := &projectv1.ListProjectsResponse{NextPageToken: page.Next}
 	for _, s := range page.Items {
-		res.Projects = append(res.Projects, &projectv1.ProjectItem{Project: presentProject(s.Info, s.State), Metadata: metadata(s.Info)})
+		res.Projects = append(res.Projects, &projectv1.ProjectItem{Project: presentProject(s.Info, s.State), Metadata: rpc.Metadata(s.Info)})
 	}
 	return res, nil
 }
@@ -146,7 +142,7 @@ func (m *Manager) UpdateProject(
 	return object.Do(ctx, m.o.Projects, object.ID(req.GetProjectId()), req,
 		func(tx *object.Tx[projectState]) (*projectv1.UpdateProjectResponse, error) {
 			setProject(tx.State(), req.GetProject(), req.GetUpdateMask())
-			return &projectv1.UpdateProjectResponse{Project: presentProject(tx.Info(), tx.State()), Metadata: metadata(tx.Info())}, nil
+			return &projectv1.UpdateProjectResponse{Project: presentProject(tx.Info(), tx.State()), Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 }
 
@@ -159,7 +155,7 @@ func (m *Manager) ArchiveProject(
 			if !archive(tx.State(), req.GetRestore(), tx.Now()) {
 				tx.Unchanged()
 			}
-			return &projectv1.ArchiveProjectResponse{Project: presentProject(tx.Info(), tx.State()), Metadata: metadata(tx.Info())}, nil
+			return &projectv1.ArchiveProjectResponse{Project: presentProject(tx.Info(), tx.State()), Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 }
 
@@ -170,7 +166,7 @@ func (m *Manager) DeleteProject(
 	return object.Do(ctx, m.o.Projects, object.ID(req.GetProjectId()), req,
 		func(tx *object.Tx[projectState]) (*projectv1.DeleteProjectResponse, error) {
 			tx.DeleteObject()
-			return &projectv1.DeleteProjectResponse{Metadata: metadata(tx.Info())}, nil
+			return &projectv1.DeleteProjectResponse{Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 }
 
@@ -184,7 +180,7 @@ func (m *Manager) WatchProject(
 		}
 		res := &projectv1.WatchProjectResponse{Heartbeat: true, Metadata: &objectv1.Metadata{Version: int64(c.Version)}}
 		if !c.Heartbeat {
-			res = &projectv1.WatchProjectResponse{Reset_: c.Reset, Deleted: c.Deleted, Metadata: metadata(c.Info)}
+			res = &projectv1.WatchProjectResponse{Reset_: c.Reset, Deleted: c.Deleted, Metadata: rpc.Metadata(c.Info)}
 			if !c.Deleted {
 				res.Project = presentProject(c.Info, c.State)
 			}

@@ -10,6 +10,7 @@ import (
 
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
 
@@ -180,7 +181,7 @@ func record(tx *object.Tx[taskState], w word) (*projectv1.TaskTransition, error)
 
 // PutTask implements ProjectService.
 func (m *Manager) PutTask(ctx context.Context, req *projectv1.PutTaskRequest) (*projectv1.PutTaskResponse, error) {
-	id, err := newID(ctx, req.GetTaskId(), req.GetRequestId())
+	id, err := rpc.NewID(ctx, idSpace, req.GetTaskId(), req.GetRequestId())
 	if err != nil {
 		return nil, err
 	}
@@ -195,7 +196,7 @@ func (m *Manager) PutTask(ctx context.Context, req *projectv1.PutTaskRequest) (*
 				return nil, err
 			}
 		}
-		return &projectv1.PutTaskResponse{Task: presentTask(tx.Info(), tx.State()), Metadata: metadata(tx.Info())}, nil
+		return &projectv1.PutTaskResponse{Task: presentTask(tx.Info(), tx.State()), Metadata: rpc.Metadata(tx.Info())}, nil
 	}, append(shared(req.GetShared()), object.Upsert())...)
 }
 
@@ -217,10 +218,10 @@ func (m *Manager) GetTask(ctx context.Context, req *projectv1.GetTaskRequest) (*
 		return nil, err
 	}
 	if s.NotModified {
-		return &projectv1.GetTaskResponse{Metadata: metadata(s.Info), NotModified: true}, nil
+		return &projectv1.GetTaskResponse{Metadata: rpc.Metadata(s.Info), NotModified: true}, nil
 	}
 	return &projectv1.GetTaskResponse{
-		Task: presentTask(s.Info, s.State), Transitions: transitions(s.Recent), Metadata: metadata(s.Info),
+		Task: presentTask(s.Info, s.State), Transitions: transitions(s.Recent), Metadata: rpc.Metadata(s.Info),
 	}, nil
 }
 
@@ -243,7 +244,7 @@ func (m *Manager) ListTasks(ctx context.Context, req *projectv1.ListTasksRequest
 	}
 	res := &projectv1.ListTasksResponse{NextPageToken: page.Next}
 	for _, s := range page.Items {
-		res.Tasks = append(res.Tasks, &projectv1.TaskItem{Task: presentTask(s.Info, s.State), Metadata: metadata(s.Info)})
+		res.Tasks = append(res.Tasks, &projectv1.TaskItem{Task: presentTask(s.Info, s.State), Metadata: rpc.Metadata(s.Info)})
 	}
 	return res, nil
 }
@@ -262,7 +263,7 @@ func (m *Manager) UpdateTaskStatus(
 				tx.Unchanged()
 			}
 			return &projectv1.UpdateTaskStatusResponse{
-				Task: presentTask(tx.Info(), tx.State()), Transition: t, Metadata: metadata(tx.Info()),
+				Task: presentTask(tx.Info(), tx.State()), Transition: t, Metadata: rpc.Metadata(tx.Info()),
 			}, nil
 		})
 }
@@ -277,7 +278,7 @@ func (m *Manager) ListTaskTransitions(
 		return nil, err
 	}
 	return &projectv1.ListTaskTransitionsResponse{
-		Transitions: transitions(page.Entries), HasMore: page.More, Metadata: metadata(page.Info),
+		Transitions: transitions(page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
 	}, nil
 }
 
@@ -286,7 +287,7 @@ func (m *Manager) DeleteTask(ctx context.Context, req *projectv1.DeleteTaskReque
 	return object.Do(ctx, m.o.Tasks, object.ID(req.GetTaskId()), req,
 		func(tx *object.Tx[taskState]) (*projectv1.DeleteTaskResponse, error) {
 			tx.DeleteObject()
-			return &projectv1.DeleteTaskResponse{Metadata: metadata(tx.Info())}, nil
+			return &projectv1.DeleteTaskResponse{Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 }
 

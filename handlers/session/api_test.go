@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -17,7 +16,6 @@ import (
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
@@ -28,6 +26,7 @@ import (
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
+	"holdfast/handlers/handlertest"
 	"holdfast/identity"
 	"holdfast/object"
 	"holdfast/seal"
@@ -93,7 +92,7 @@ func serveWith(t *testing.T, d *dbtest.Bundle, box *seal.Box, c object.Config) *
 	rt := object.NewRuntime(d.DB, c)
 	conversations := conversation.Register(rt)
 	b := &bundle{Bundle: d, manager: NewManager(Register(rt), conversations, box), log: &logged{}, box: box}
-	server, err := handlers.New(handlers.Options{
+	b.url = handlertest.Serve(t, d, rt, handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[sessionv1connect.SessionServiceHandler](
 				sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, b.manager),
@@ -104,47 +103,15 @@ func serveWith(t *testing.T, d *dbtest.Bundle, box *seal.Box, c object.Config) *
 			FindKeys: d.DB.FindKeys, Find: d.DB.FindCredentials, Touch: b.manager.Touch, Refused: b.manager.Refused,
 			AddressHeader: "Test-Address", Now: time.Now,
 		}),
-		Ping:    d.DB.Ping,
-		Metrics: prometheus.NewRegistry(),
-		Log:     slog.New(slog.NewJSONHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Now:     time.Now,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	b.url = "http://" + l.Addr().String()
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		if err := server.Serve(ctx, l); err != nil {
-			t.Errorf("the server ended with %v", err)
-		}
-	}()
-	t.Cleanup(func() {
-		cancel()
-		<-stopped
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := rt.Close(ctx); err != nil {
-			t.Errorf("the runtime ended with %v", err)
-		}
-	})
+		Log: slog.New(slog.NewJSONHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}).URL
 	return b
 }
 
 // key makes an API key of a user of the tenant, or of a service.
 func (b *bundle) key(t *testing.T, user identity.User) string {
 	t.Helper()
-	token, k := handlers.NewKey(b.Tenant, user, t.Name())
-	if err := b.DB.CreateKey(t.Context(), k); err != nil {
-		t.Fatal(err)
-	}
-	return token
+	return handlertest.Key(t, b.Bundle, user)
 }
 
 type (

@@ -9,6 +9,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/handlers/session/credential"
 	"holdfast/identity"
 	"holdfast/object"
@@ -116,7 +117,7 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 				Floor: &sessionv1.FloorHold{
 					ConversationId: req.GetConversationId(), ConnectionId: h.connection, Fence: f.GetFence(), ExpireTime: f.GetExpireTime(),
 				},
-				Metadata: metadata(tx.Info()),
+				Metadata: rpc.Metadata(tx.Info()),
 			}, nil
 		})
 	if err != nil {
@@ -186,7 +187,7 @@ func (m *Manager) ReleaseFloor(ctx context.Context, req *sessionv1.ReleaseFloorR
 				tx.ClearTimer(floorTimer)
 			}
 			tx.Emit("floor_released")
-			return &sessionv1.ReleaseFloorResponse{Released: released, Metadata: metadata(tx.Info())}, nil
+			return &sessionv1.ReleaseFloorResponse{Released: released, Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 	if err != nil {
 		return nil, err

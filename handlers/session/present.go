@@ -5,11 +5,10 @@ import (
 	"slices"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	objectv1 "holdfast/gen/holdfast/object/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
+	"holdfast/handlers/rpc"
 	"holdfast/handlers/session/credential"
 	"holdfast/object"
 )
@@ -55,7 +54,7 @@ func (b *book) connections() []*sessionv1.Connection {
 func (b *book) presence(i object.Info) *sessionv1.GetPresenceResponse {
 	res := &sessionv1.GetPresenceResponse{
 		Connections: b.connections(), ActiveConversationId: b.s.GetActiveConversationId(), ActiveProjectId: b.s.GetActiveProjectId(),
-		Metadata: metadata(i),
+		Metadata: rpc.Metadata(i),
 	}
 	res.Online = len(res.GetConnections()) > 0
 	for _, r := range b.s.GetSessions() {
@@ -68,19 +67,4 @@ func (b *book) presence(i object.Info) *sessionv1.GetPresenceResponse {
 
 func newestFirst(a, b *sessionv1.Session) int {
 	return cmp.Or(b.GetCreateTime().AsTime().Compare(a.GetCreateTime().AsTime()), cmp.Compare(a.GetSessionId(), b.GetSessionId()))
-}
-
-// maskHas tells which fields a mask names; no mask names all.
-func maskHas(m *fieldmaskpb.FieldMask) func(path string) bool {
-	return func(path string) bool { return len(m.GetPaths()) == 0 || slices.Contains(m.GetPaths(), path) }
-}
-
-func metadata(i object.Info) *objectv1.Metadata {
-	m := &objectv1.Metadata{
-		Version: int64(i.Version), CreateTime: timestamppb.New(i.CreateTime), UpdateTime: timestamppb.New(i.UpdateTime),
-	}
-	if !i.ExpireTime.IsZero() {
-		m.ExpireTime = timestamppb.New(i.ExpireTime)
-	}
-	return m
 }

@@ -19,6 +19,7 @@ import (
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/handlers/session/credential"
 	"holdfast/identity"
 	"holdfast/object"
@@ -125,7 +126,7 @@ func (m *Manager) CreateSession(ctx context.Context, req *sessionv1.CreateSessio
 		b.commit(tx)
 		// The tokens are not part of the reply, which the journal keeps for retries.
 		return &sessionv1.CreateSessionResponse{
-			Session: b.present(in.id, ""), EvictedSessionIds: evicted, Metadata: metadata(tx.Info()),
+			Session: b.present(in.id, ""), EvictedSessionIds: evicted, Metadata: rpc.Metadata(tx.Info()),
 		}, nil
 	}, object.Upsert())
 	if full, ok := errors.AsType[limitError](err); ok {
@@ -209,7 +210,7 @@ func (m *Manager) RefreshSession(ctx context.Context, _ *sessionv1.RefreshSessio
 		}
 		b.commit(tx)
 		freed = b.freed
-		res = &sessionv1.RefreshSessionResponse{Session: b.present(t.Session, t.Session), Tokens: issued, Metadata: metadata(tx.Info())}
+		res = &sessionv1.RefreshSessionResponse{Session: b.present(t.Session, t.Session), Tokens: issued, Metadata: rpc.Metadata(tx.Info())}
 		return nil
 	})
 	if errors.Is(err, object.ErrNotFound) {
@@ -239,7 +240,7 @@ func (m *Manager) GetSession(ctx context.Context, req *sessionv1.GetSessionReque
 	if b.s.GetSessions()[at.session] == nil {
 		return nil, object.ErrNotFound
 	}
-	return &sessionv1.GetSessionResponse{Session: b.present(at.session, at.caller.Session), Metadata: metadata(s.Info)}, nil
+	return &sessionv1.GetSessionResponse{Session: b.present(at.session, at.caller.Session), Metadata: rpc.Metadata(s.Info)}, nil
 }
 
 // ListSessions implements SessionService.
@@ -259,7 +260,7 @@ func (m *Manager) ListSessions(ctx context.Context, req *sessionv1.ListSessionsR
 	if err != nil {
 		return nil, err
 	}
-	res := &sessionv1.ListSessionsResponse{Metadata: metadata(s.Info)}
+	res := &sessionv1.ListSessionsResponse{Metadata: rpc.Metadata(s.Info)}
 	for id, r := range b.s.GetSessions() {
 		if r.GetEnd() == nil || req.GetIncludeEnded() {
 			res.Sessions = append(res.Sessions, b.present(id, caller.Session))
@@ -275,7 +276,7 @@ func (m *Manager) UpdateSession(ctx context.Context, req *sessionv1.UpdateSessio
 	if err != nil {
 		return nil, err
 	}
-	has := maskHas(req.GetUpdateMask())
+	has := rpc.MaskHas(req.GetUpdateMask())
 	var conversation, project *string
 	if has("active_conversation_id") {
 		conversation = &req.ActiveConversationId
@@ -292,7 +293,7 @@ func (m *Manager) UpdateSession(ctx context.Context, req *sessionv1.UpdateSessio
 		b.setActive(r, conversation, project)
 		b.touch(r)
 		b.commit(tx)
-		return &sessionv1.UpdateSessionResponse{Session: b.present(at.session, at.caller.Session), Metadata: metadata(tx.Info())}, nil
+		return &sessionv1.UpdateSessionResponse{Session: b.present(at.session, at.caller.Session), Metadata: rpc.Metadata(tx.Info())}, nil
 	})
 }
 
@@ -315,7 +316,7 @@ func (m *Manager) EndSession(ctx context.Context, req *sessionv1.EndSessionReque
 		b.end(at.session, why)
 		b.commit(tx)
 		freed = b.freed
-		return &sessionv1.EndSessionResponse{Session: b.present(at.session, at.caller.Session), Metadata: metadata(tx.Info())}, nil
+		return &sessionv1.EndSessionResponse{Session: b.present(at.session, at.caller.Session), Metadata: rpc.Metadata(tx.Info())}, nil
 	})
 	if err != nil {
 		return nil, err
@@ -351,7 +352,7 @@ func (m *Manager) RevokeSessions(ctx context.Context, req *sessionv1.RevokeSessi
 			ended := b.revoke(except)
 			b.commit(tx)
 			freed = b.freed
-			return &sessionv1.RevokeSessionsResponse{SessionIds: ended, SessionCount: int64(len(ended)), Metadata: metadata(tx.Info())}, nil
+			return &sessionv1.RevokeSessionsResponse{SessionIds: ended, SessionCount: int64(len(ended)), Metadata: rpc.Metadata(tx.Info())}, nil
 		})
 	if errors.Is(err, object.ErrNotFound) {
 		return &sessionv1.RevokeSessionsResponse{}, nil // who never signed in has none
@@ -446,7 +447,7 @@ func (m *Manager) OpenConnection(ctx context.Context, req *sessionv1.OpenConnect
 		b.touch(r)
 		b.commit(tx)
 		return &sessionv1.OpenConnectionResponse{
-			Connection: c, Session: b.present(at.session, at.caller.Session), Metadata: metadata(tx.Info()),
+			Connection: c, Session: b.present(at.session, at.caller.Session), Metadata: rpc.Metadata(tx.Info()),
 		}, nil
 	})
 }
@@ -474,7 +475,7 @@ func (m *Manager) HeartbeatConnection(
 			b.touch(r)
 		}
 		b.commit(tx)
-		return &sessionv1.HeartbeatConnectionResponse{Connection: c, Metadata: metadata(tx.Info())}, nil
+		return &sessionv1.HeartbeatConnectionResponse{Connection: c, Metadata: rpc.Metadata(tx.Info())}, nil
 	})
 }
 
@@ -494,7 +495,7 @@ func (m *Manager) CloseConnection(ctx context.Context, req *sessionv1.CloseConne
 		b.disconnect(c)
 		b.commit(tx)
 		freed = b.freed
-		return &sessionv1.CloseConnectionResponse{Metadata: metadata(tx.Info())}, nil
+		return &sessionv1.CloseConnectionResponse{Metadata: rpc.Metadata(tx.Info())}, nil
 	})
 	if err != nil {
 		return nil, err
@@ -547,7 +548,7 @@ func (m *Manager) ListSecurityEvents(
 	if err != nil {
 		return nil, err
 	}
-	res := &sessionv1.ListSecurityEventsResponse{HasMore: page.More, Metadata: metadata(page.Info)}
+	res := &sessionv1.ListSecurityEventsResponse{HasMore: page.More, Metadata: rpc.Metadata(page.Info)}
 	for _, e := range slices.Backward(page.Entries) {
 		if v, ok := e.Value.(*sessionv1.SecurityEvent); ok {
 			res.Events = append(res.Events, v)
@@ -571,7 +572,7 @@ func (m *Manager) ConfigureSessions(
 		s := tx.State()
 		proto.Reset(s)
 		proto.Merge(s, req.GetSettings())
-		return &sessionv1.ConfigureSessionsResponse{Settings: all, Metadata: metadata(tx.Info())}, nil
+		return &sessionv1.ConfigureSessionsResponse{Settings: all, Metadata: rpc.Metadata(tx.Info())}, nil
 	}, object.Upsert())
 }
 
@@ -589,7 +590,7 @@ func (m *Manager) GetSessionSettings(
 	if err != nil {
 		return nil, err
 	}
-	return &sessionv1.GetSessionSettingsResponse{Settings: effective(s.State), Metadata: metadata(s.Info)}, nil
+	return &sessionv1.GetSessionSettingsResponse{Settings: effective(s.State), Metadata: rpc.Metadata(s.Info)}, nil
 }
 
 // Touch notes that the session's user did something. A session that is over, or is active as far as is written, stays as

@@ -10,6 +10,7 @@ import (
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
 
@@ -53,7 +54,7 @@ func (m *Manager) tell(
 		return true, object.ErrNotFound
 	}
 	res := &sessionv1.WatchSessionResponse{
-		Session: b.present(at.session, at.caller.Session), Connections: b.connections(), End: r.GetEnd(), Reset_: reset, Metadata: metadata(i),
+		Session: b.present(at.session, at.caller.Session), Connections: b.connections(), End: r.GetEnd(), Reset_: reset, Metadata: rpc.Metadata(i),
 	}
 	if r.GetEnd() == nil && !b.now.Before(announceTime(r)) {
 		res.ExpiryWarning = r.GetExpireTime()
