@@ -473,6 +473,9 @@ func (k *Kind[S]) Fork(ctx context.Context, id ID, at Moment, as ID, opts ...Upd
 	return k.Update(ctx, as, func(tx *Tx[S]) error { return tx.Become(p) }, append(opts, Create())...)
 }
 
+// Restored does to a state what a restore or a fork does to the one that it brings back; see KindConfig.
+func (k *Kind[S]) Restored(state, was S, now time.Time) { k.restored(state, was, now) }
+
 // RestoreTries is how often a restore is computed anew because the object has changed meanwhile.
 const RestoreTries = 5
 
@@ -559,6 +562,11 @@ func (t *txn) Become(p *Past) error {
 	if newer {
 		return ErrNewerSchema
 	}
+	var was proto.Message
+	if t.Exists() {
+		was = t.base.state
+	}
+	t.work.kind.restored(state, was, t.now)
 	t.state, t.timers = state, nil
 	if t.work.kind.onTimer != nil {
 		for name, due := range p.timers {

@@ -27,6 +27,10 @@ type KindConfig[S proto.Message] struct {
 	UserRestore bool
 	// NoRestore refuses to restore and fork objects of the kind, whoever asks: what they have revoked would be good again.
 	NoRestore bool
+	// Restored takes from a state that a restore or a fork brings back what must not come back, such as leases and fencing
+	// tokens that were given to others since. was is the state that it replaces, nil where there is none: read it, never
+	// change it. Pure. Optional.
+	Restored func(state, was S, now time.Time)
 	// TTL is how long an object is kept after its last change, at least 24 h. 0: for ever.
 	TTL time.Duration
 	// TTLOf overrides TTL for one object, at least 24 h; 0: no override. Optional.
@@ -67,6 +71,7 @@ type kind struct {
 	ttl           func(proto.Message) time.Duration
 	terms         func(proto.Message) []string
 	onTimer       func(*txn, string) error // nil: the kind has no timers
+	restored      func(state, was proto.Message, now time.Time)
 }
 
 // Register adds a kind to the runtime. Wrong configuration is a programming error and panics.
@@ -82,6 +87,12 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 				}
 			}
 			return c.TTL
+		},
+		restored: func(state, was proto.Message, now time.Time) {
+			if c.Restored != nil {
+				old, _ := was.(S)
+				c.Restored(state.(S), old, now) //nolint:forcetypeassert // the runtime made it
+			}
 		},
 		terms: func(m proto.Message) []string {
 			if c.Terms == nil {

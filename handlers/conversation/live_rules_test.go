@@ -3,6 +3,7 @@ package conversation
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -607,5 +608,56 @@ func TestHandlesDoNotShow(t *testing.T) {
 				t.Errorf("%T.%s is not redacted", m, name)
 			}
 		}
+	}
+}
+
+// What was given to others since is not taken back by a restore.
+func TestRestored(t *testing.T) {
+	t.Parallel()
+	past := func() state {
+		return &conversationv1.ConversationState{
+			Title: "then", LastSeq: 2, Compaction: &conversationv1.CompactionLease{},
+			Floor: &conversationv1.Floor{Fence: 3, User: "ada", Held: true},
+			Live: &conversationv1.LiveState{
+				Epoch: 3, Session: 1, FencingToken: 4, HandleCount: 2, LastClientIndex: 9, UserTurn: &conversationv1.Message{Seq: 2},
+				Handles:      []*conversationv1.LiveHandle{{}},
+				PendingCalls: map[string]*conversationv1.ToolCall{"fc": {}},
+			},
+		}
+	}
+	since := &conversationv1.ConversationState{
+		Floor: &conversationv1.Floor{Fence: 7, User: "eve", Held: true},
+		Live:  &conversationv1.LiveState{Epoch: 6, Session: 2, FencingToken: 5, HandleCount: 3, LastClientIndex: 12, FencedIndexes: map[int64]int64{5: 1}},
+	}
+	for name, tt := range map[string]struct {
+		s, was                         state
+		epoch, session, token, handles int64
+		fence                          int64
+		fenced                         map[int64]int64
+		holder                         string
+	}{
+		"over a newer one":     {past(), since, 8, 3, 5, 3, 7, map[int64]int64{5: 1, 6: 12}, "eve"},
+		"over an older one":    {past(), &conversationv1.ConversationState{}, 4, 2, 4, 2, 3, nil, "ada"},
+		"over none, or a fork": {past(), nil, 4, 2, 4, 2, 3, nil, "ada"},
+		"without a connection": {&conversationv1.ConversationState{}, since, 8, 3, 5, 3, 7, map[int64]int64{5: 1, 6: 12}, "eve"},
+	} {
+		kept := proto.Clone(since)
+		restored(tt.s, tt.was, testNow)
+		l := tt.s.GetLive()
+		if l.GetEpoch() != tt.epoch || l.GetSession() != tt.session || l.GetFencingToken() != tt.token || l.GetHandleCount() != tt.handles ||
+			l.GetLastClientIndex() != 0 || len(l.GetHandles()) != 0 || len(l.GetPendingCalls()) != 0 || l.GetCloseTime() == nil ||
+			!maps.Equal(l.GetFencedIndexes(), tt.fenced) {
+			t.Errorf("%s: the connection is %v", name, l)
+		}
+		if f := tt.s.GetFloor(); f.GetHeld() || f.GetFence() != tt.fence || f.GetUser() != tt.holder || tt.s.GetCompaction() != nil {
+			t.Errorf("%s: the floor is %v, the lease %v", name, f, tt.s.GetCompaction())
+		}
+		if !proto.Equal(kept, since) {
+			t.Errorf("%s: what is there was changed", name)
+		}
+	}
+	none := &conversationv1.ConversationState{Title: "then"}
+	if restored(none, &conversationv1.ConversationState{}, testNow); none.GetLive() != nil || none.GetFloor() != nil {
+		t.Errorf("a conversation without a voice has become %v", none)
 	}
 }

@@ -139,7 +139,7 @@ func (h *story[S]) drawMoment(t *rapid.T) object.Version {
 
 func (h *story[S]) restore(t *rapid.T) {
 	at := h.drawMoment(t)
-	then := h.versions[at]
+	then, was := h.versions[at], h.now()
 	snap, err := h.kind.Restore(h.ctx, h.id, object.Moment{Version: at})
 	if !then.exists {
 		if !errors.Is(err, object.ErrNotFound) {
@@ -148,15 +148,22 @@ func (h *story[S]) restore(t *rapid.T) {
 		return
 	}
 	h.made(t, &snap, err, version[S]{exists: true, entries: then.entries})
-	if !proto.Equal(snap.State, then.state) {
-		t.Fatalf("restored version %d as\n%v\nwant\n%v", at, snap.State, then.state)
+	if want := h.broughtBack(then, was, snap.UpdateTime); !proto.Equal(snap.State, want) {
+		t.Fatalf("restored version %d as\n%v\nwant\n%v", at, snap.State, want)
 	}
+}
+
+// broughtBack is what a restore or a fork makes of a version's state.
+func (h *story[S]) broughtBack(then, was version[S], now time.Time) S {
+	state := proto.CloneOf(then.state)
+	h.kind.Restored(state, was.state, now)
+	return state
 }
 
 func (h *story[S]) fork(t *rapid.T, as object.ID) {
 	at := h.drawMoment(t)
 	then := h.versions[at]
-	_, err := h.kind.Fork(h.ctx, h.id, object.Moment{Version: at}, as)
+	snap, err := h.kind.Fork(h.ctx, h.id, object.Moment{Version: at}, as)
 	if !then.exists {
 		if !errors.Is(err, object.ErrNotFound) {
 			t.Fatalf("version %d, which was deleted, was forked: %v", at, err)
@@ -166,6 +173,7 @@ func (h *story[S]) fork(t *rapid.T, as object.ID) {
 	if err != nil {
 		t.Fatalf("fork at %d: %v", at, err)
 	}
+	then.state = h.broughtBack(then, version[S]{}, snap.UpdateTime)
 	fork := &story[S]{suite: h.suite, kind: h.kind, id: as, first: 1, last: 1, versions: map[object.Version]version[S]{1: then}}
 	fork.check(t, 1)
 	fork.change(t)

@@ -1,0 +1,46 @@
+package conversation
+
+import (
+	"maps"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+)
+
+// restored takes from a state that is brought back what must not come back with it. Whoever was connected since, or had a
+// call, the floor or a summary in hand, has to begin anew: epochs and fencing tokens never run backwards. was is what the
+// state replaces; nil: it is a fork, or the conversation was deleted.
+func restored(s, was *conversationv1.ConversationState, now time.Time) {
+	s.Compaction = nil
+	if f := was.GetFloor(); f.GetFence() > s.GetFloor().GetFence() {
+		s.Floor = proto.CloneOf(f)
+	}
+	if s.Floor != nil {
+		s.Floor.Held = false
+	}
+	l, old := s.GetLive(), was.GetLive()
+	if l == nil && old == nil {
+		return
+	}
+	if l == nil {
+		l = &conversationv1.LiveState{}
+		s.Live = l
+	}
+	// Frames of the last connection that are on their way are fragments, as after any other.
+	l.FencedIndexes = maps.Clone(old.GetFencedIndexes())
+	if old.GetEpoch() != 0 {
+		if l.FencedIndexes == nil {
+			l.FencedIndexes = map[int64]int64{}
+		}
+		l.FencedIndexes[old.GetEpoch()] = old.GetLastClientIndex()
+	}
+	l.Epoch, l.LastClientIndex = max(l.GetEpoch(), old.GetEpoch(), s.GetFloor().GetFence())+1, 0
+	l.Session = max(l.GetSession(), old.GetSession()) + 1
+	l.FencingToken = max(l.GetFencingToken(), old.GetFencingToken())
+	l.HandleCount = max(l.GetHandleCount(), old.GetHandleCount())
+	l.Handles, l.ResumedHandleId, l.PendingCalls, l.GoAwayTime = nil, 0, nil, nil
+	l.CloseTime = timestamppb.New(now)
+}
