@@ -92,7 +92,7 @@ func TestBenchChoose(t *testing.T) {
 	}{
 		{"two by name", func(c *benchCmd) { c.Only = "hot-64" }, "floor-hot-64 hot-64"},
 		{"without pgbench", func(c *benchCmd) { c.Only, c.NoFloor = "hot-64", true }, "hot-64"},
-		{"optional by name", func(c *benchCmd) { c.Only = "^live" }, "live-64"},
+		{"optional by name", func(c *benchCmd) { c.Only = "^live-64" }, "live-64"},
 		{"no such name", func(c *benchCmd) { c.Only = "nothing" }, "no scenario has such a name; --list shows them"},
 		{"too long", func(c *benchCmd) { c.Duration = time.Hour }, "--duration is 1s to 10m0s, --warmup at most that"},
 		{"no token", func(c *benchCmd) { c.API = "http://localhost" }, "--api needs --token: `holdfast key create` makes one"},
