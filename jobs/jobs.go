@@ -133,10 +133,11 @@ func (q *Queue) Start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("jobs: %w", err)
 	}
+	q.client = client                                                // before the first job runs, which may enqueue another
 	if err := client.Start(context.WithoutCancel(ctx)); err != nil { // how it ends is Stop's affair
+		q.client = nil
 		return fmt.Errorf("jobs: %w", err)
 	}
-	q.client = client
 	return nil
 }
 
