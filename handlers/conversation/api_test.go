@@ -77,13 +77,19 @@ func setup(t *testing.T, change ...func(*object.Config)) *bundle {
 // serve starts one more server on a bundle's database, as another process would.
 func serve(t *testing.T, d *dbtest.Bundle, change ...func(*object.Config)) *bundle {
 	t.Helper()
+	return serveWith(t, d, testBox, change...)
+}
+
+// serveWith starts a server that seals with a box of its own.
+func serveWith(t *testing.T, d *dbtest.Bundle, box *seal.Box, change ...func(*object.Config)) *bundle {
+	t.Helper()
 	var c object.Config
 	for _, f := range change {
 		f(&c)
 	}
 	rt := object.NewRuntime(d.DB, c)
 	server := handlertest.Serve(t, d, rt, handlers.Options{Services: []handlers.Service{handlers.NewService[conversationv1connect.ConversationServiceHandler](
-		conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, NewManager(Register(rt), Options{Box: testBox, Now: time.Now}))}})
+		conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, NewManager(Register(rt), Options{Box: box, Now: time.Now}))}})
 	return &bundle{Bundle: d, url: server.URL, stop: server.Stop, stopped: server.Stopped}
 }
 

@@ -22,6 +22,8 @@ const (
 	maxPendingCalls  = 128
 	// The size of all pending calls together; at least one is kept.
 	maxPendingBytes = 64 << 10
+	// The same once responses have come that wait for their delivery: some of the largest.
+	maxAnsweredBytes = 512 << 10
 	// Provider ids and names: a call with a longer id is not understood, the others are cut.
 	maxName = 128
 	// A provider's count above it is no count.
@@ -335,6 +337,9 @@ func (f *folder) say(modality conversationv1.Modality, words string) {
 			return
 		}
 		turn.Modality, turn.Text = modality, ""
+		if turn.HeardText != nil { // of words that were not said: how much was heard of these, nobody knows
+			turn.HeardText, turn.HeardEstimated = new(""), true
+		}
 	}
 	f.extend(&f.live.AssistantTurn, words)
 }

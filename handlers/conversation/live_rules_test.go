@@ -535,6 +535,41 @@ func TestWhatWasHeardIsEstimated(t *testing.T) {
 	}
 }
 
+// Text that the model's transcription replaces was not heard.
+func TestWhatWasHeardIsSaid(t *testing.T) {
+	t.Parallel()
+	s := opens("a")
+	s.send(t, part("As text."), interrupted, out("As speech."))
+	s.check(t)
+	if m := s.messages[1]; m.GetText() != "As speech." || m.HeardText == nil || m.GetHeardText() != "" || !m.GetHeardEstimated() {
+		t.Errorf("%v", m)
+	}
+}
+
+// Responses that wait for their delivery count, too.
+func TestPendingResponsesAreBounded(t *testing.T) {
+	t.Parallel()
+	s := opens("a")
+	const calls = 12
+	for i := range calls {
+		s.send(t, call(fmt.Sprint(i)))
+	}
+	for i := range calls {
+		c := s.calls[fmt.Sprint(i)]
+		s.do(testNow, func(f *folder) {
+			if _, deliver, err := f.completeCall(c, &conversationv1.CompleteToolCallRequest{
+				Response: outputOf(strings.Repeat("x", 60<<10)),
+			}); err != nil || !deliver {
+				t.Errorf("to deliver: %t, %v", deliver, err)
+			}
+		})
+		s.check(t)
+	}
+	if waiting := s.state.GetLive().GetPendingCalls(); len(waiting) != 8 || waiting["3"] != nil || waiting["4"] == nil {
+		t.Errorf("%d calls wait", len(waiting))
+	}
+}
+
 func TestSilence(t *testing.T) {
 	t.Parallel()
 	at := testNow.Add

@@ -13,8 +13,10 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/object"
+	"holdfast/seal"
 )
 
 type (
@@ -104,6 +106,80 @@ func TestHandlesAreSealedAtRest(t *testing.T) {
 	got := must(c.ListLiveFrames(t.Context(), &conversationv1.ListLiveFramesRequest{ConversationId: c1}))(t).GetBatches()
 	if len(got) != 1 || got[0].GetNumber() != 1 || got[0].GetEpoch() != 1 || len(got[0].GetFrames()) != 2 || !proto.Equal(got[0].GetFrames()[0], req.GetFrames()[0]) {
 		t.Errorf("the raw frames are %v", got)
+	}
+}
+
+// What one key sealed opens after a new one was put before it, and no longer where the old key is gone.
+func TestSealKeysRotate(t *testing.T) {
+	t.Parallel()
+	oldKey, newKey := seal.NewKey(), seal.NewKey()
+	served := func(d *dbtest.Bundle, keys ...string) client {
+		return serveWith(t, d, must(seal.NewBox(keys...))(t)).client(t, ada)
+	}
+	d := dbtest.New(t)
+	before, rotated, fresh := served(d, oldKey), served(d, newKey, oldKey), served(d, newKey)
+	create(t, before)
+	must(before.OpenLive(t.Context(), &openReq{ConversationId: c1, SetupHash: "a", KeepFramesFor: durationpb.New(time.Hour)}))(t)
+	opens := func(who string, c client, handle string, batches int) {
+		t.Helper()
+		plan := must(c.GetResumePlan(t.Context(), &planReq{ConversationId: c1, SetupHash: "a"}))(t)
+		if plan.GetHandle() != handle || (plan.GetAction() == conversationv1.ResumeAction_RESUME_ACTION_RESUME) != (handle != "") {
+			t.Errorf("%s is told to %s with %q", who, plan.GetAction(), plan.GetHandle())
+		}
+		if got := must(c.ListLiveFrames(t.Context(), &conversationv1.ListLiveFramesRequest{ConversationId: c1}))(t).GetBatches(); len(got) != batches {
+			t.Errorf("%s reads %d batches of raw frames", who, len(got))
+		}
+	}
+	ingestOne(t, before, 1, textFrame(1, in("Hi")), textFrame(2, resumption("handle-1")))
+	opens("the old key", before, "handle-1", 1)
+	opens("both keys", rotated, "handle-1", 1)
+	opens("the new key", fresh, "", 0)
+	ingestOne(t, rotated, 1, textFrame(3, resumption("handle-2")))
+	opens("both keys", rotated, "handle-2", 2)
+	opens("the new key", fresh, "handle-2", 1)
+	opens("the old key", before, "", 1)
+}
+
+// The timer removes raw frames when their time is over, and comes again for those whose time is not.
+func TestRawFramesExpire(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(c *object.Config) { c.Timers = true })
+	c := b.client(t, ada)
+	create(t, c)
+	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1, KeepFramesFor: durationpb.New(time.Hour)}))(t)
+	kind := Register(object.NewRuntime(b.DB, object.Config{}))
+	keepFor := func(d time.Duration) { // the API has no time as short
+		t.Helper()
+		if _, err := kind.Update(b.As(t, ada), c1, func(tx *object.Tx[state]) error {
+			tx.State().Live.KeepFrames = durationpb.New(d)
+			tx.Emit("test")
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keepFor(time.Millisecond)
+	ingestOne(t, c, 1, textFrame(1, in("One ")))
+	keepFor(time.Hour)
+	ingestOne(t, c, 1, textFrame(2, in("two")))
+	owner := b.sql(t)
+	const kept = "SELECT coalesce(array_agg(key ORDER BY key), '{}') FROM holdfast.entries WHERE tenant_id = $1 AND collection = $2"
+	for w := watchAfter(t, c, 0); ; w.next(t) { // the timer's change wakes it
+		var keys []string
+		if err := owner.QueryRow(t.Context(), kept, string(b.Tenant), inKeptFrames).Scan(&keys); err != nil {
+			t.Fatal(err)
+		}
+		if slices.Equal(keys, []string{object.SeqKey(2)}) {
+			break
+		}
+		if len(keys) != 2 {
+			t.Fatalf("kept %v", keys)
+		}
+	}
+	var due bool
+	if err := owner.QueryRow(t.Context(), "SELECT due_time > clock_timestamp() FROM holdfast.timers WHERE tenant_id = $1 AND name = $2",
+		string(b.Tenant), framesTimer).Scan(&due); err != nil || !due {
+		t.Errorf("the timer of the next is to come: %t, %v", due, err)
 	}
 }
 
@@ -225,11 +301,25 @@ func TestVoiceBecomesIdleByItself(t *testing.T) {
 	}
 }
 
-// A batch of ten frames is one version, so one commit.
-func TestTenFramesAreOneVersion(t *testing.T) {
+// A batch of ten frames is one version and one transaction that writes: triggers note which transactions do.
+func TestTenFramesAreOneCommit(t *testing.T) {
 	t.Parallel()
-	c := setup(t).client(t, ada)
+	b := serve(t, dbtest.Own(t))
+	c := b.client(t, ada)
 	create(t, c)
+	owner := b.sql(t)
+	_, err := owner.Exec(t.Context(), `
+		CREATE TABLE public.writers (xid xid8, tab text);
+		CREATE FUNCTION public.note_writer() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+			BEGIN INSERT INTO public.writers VALUES (pg_current_xact_id(), TG_TABLE_NAME); RETURN NULL; END $$;
+		DO $$ DECLARE tab text; BEGIN
+			FOREACH tab IN ARRAY ARRAY['objects', 'entries', 'events', 'terms', 'timers'] LOOP
+				EXECUTE format('CREATE TRIGGER note_writer AFTER INSERT OR UPDATE OR DELETE ON holdfast.%I
+					FOR EACH ROW EXECUTE FUNCTION public.note_writer()', tab);
+			END LOOP; END $$`)
+	if err != nil {
+		t.Fatal(err)
+	}
 	frames := []string{activityStart, in("Can "), in("you?"), activityEnd, audio, out("Yes, "), out("I can."), generated, turnIdle + usage(1, 2), resumption("h")}
 	batch := make([]*conversationv1.LiveFrame, len(frames))
 	for i, f := range frames {
@@ -237,6 +327,18 @@ func TestTenFramesAreOneVersion(t *testing.T) {
 	}
 	if got := ingestOne(t, c, 1, batch...); got.GetMetadata().GetVersion() != 2 || len(got.GetMessages()) != 2 {
 		t.Errorf("%v", got)
+	}
+	var commits, entries int
+	if err := owner.QueryRow(t.Context(), "SELECT count(DISTINCT xid), count(*) FILTER (WHERE tab = 'entries') FROM public.writers").
+		Scan(&commits, &entries); err != nil {
+		t.Fatal(err)
+	}
+	if commits != 1 || entries < 2 {
+		t.Errorf("%d transactions wrote %d entries", commits, entries)
+	}
+	ingestOne(t, c, 1, batch...) // again: nothing is written
+	if err := owner.QueryRow(t.Context(), "SELECT count(DISTINCT xid) FROM public.writers").Scan(&commits); err != nil || commits != 1 {
+		t.Errorf("with the resend, %d transactions wrote, %v", commits, err)
 	}
 }
 

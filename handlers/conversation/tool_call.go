@@ -126,21 +126,22 @@ func (f *folder) waiting(claim *conversationv1.ToolCallClaim) conversationv1.Too
 
 // keepCall keeps a call that waits in the state, where there is room or can be made.
 func (f *folder) keepCall(call *conversationv1.ToolCall) {
-	f.makeRoom(proto.Size(call))
+	f.makeRoom(proto.Size(call), maxPendingBytes)
 	if f.live.PendingCalls == nil {
 		f.live.PendingCalls = map[string]*conversationv1.ToolCall{}
 	}
 	f.live.PendingCalls[call.GetCallId()] = call
 }
 
-// makeRoom forgets the oldest waiting calls until another of this size has room. Their entries stay as they are.
-func (f *folder) makeRoom(size int) {
+// makeRoom forgets the oldest waiting calls until another of this size has room within a limit. Their entries stay as they
+// are.
+func (f *folder) makeRoom(size, limit int) {
 	calls := f.openCalls()
 	for _, call := range calls {
 		size += proto.Size(call)
 	}
 	for i, call := range calls {
-		if len(calls)-i < maxPendingCalls && size <= maxPendingBytes {
+		if len(calls)-i < maxPendingCalls && size <= limit {
 			return
 		}
 		size -= proto.Size(call)
@@ -188,6 +189,11 @@ func (f *folder) isCurrent(call *conversationv1.ToolCall) bool {
 func (f *folder) replaceCall(call *conversationv1.ToolCall, change func(*conversationv1.ToolCall)) {
 	change(call)
 	f.record(call)
+	if id := call.GetCallId(); f.live.GetPendingCalls()[id] == call { // it may have grown
+		delete(f.live.PendingCalls, id)
+		f.makeRoom(proto.Size(call), maxAnsweredBytes)
+		f.live.PendingCalls[id] = call
+	}
 }
 
 // settle changes a call, which waits for nothing from then on.
