@@ -134,7 +134,7 @@ func (c serverConfig) check() error {
 const (
 	// softMemory is the limit that the garbage collector works towards where GOMEMLIMIT sets none. The program's own pages come
 	// on top, and with 1,000 streams both together stay under 128 MiB.
-	softMemory = 86 << 20
+	softMemory = 92 << 20
 	// closeTimeout bounds what is left to do after the last call has ended.
 	closeTimeout = 2 * time.Second
 )

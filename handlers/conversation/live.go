@@ -22,8 +22,8 @@ const (
 	maxPendingCalls  = 128
 	// The size of all pending calls together; at least one is kept.
 	maxPendingBytes = 64 << 10
-	// The same once responses have come that wait for their delivery: some of the largest.
-	maxAnsweredBytes = 512 << 10
+	// The same once responses have come that wait for their delivery. A larger one is kept by its entry only.
+	maxAnsweredBytes = 96 << 10
 	// Provider ids and names: a call with a longer id is not understood, the others are cut.
 	maxName = 128
 	// A provider's count above it is no count.

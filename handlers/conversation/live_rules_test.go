@@ -558,14 +558,14 @@ func TestPendingResponsesAreBounded(t *testing.T) {
 		c := s.calls[fmt.Sprint(i)]
 		s.do(testNow, func(f *folder) {
 			if _, deliver, err := f.completeCall(c, &conversationv1.CompleteToolCallRequest{
-				Response: outputOf(strings.Repeat("x", 60<<10)),
+				Response: outputOf(strings.Repeat("x", 10<<10)),
 			}); err != nil || !deliver {
 				t.Errorf("to deliver: %t, %v", deliver, err)
 			}
 		})
 		s.check(t)
 	}
-	if waiting := s.state.GetLive().GetPendingCalls(); len(waiting) != 8 || waiting["3"] != nil || waiting["4"] == nil {
+	if waiting := s.state.GetLive().GetPendingCalls(); len(waiting) != 9 || waiting["2"] != nil || waiting["3"] == nil {
 		t.Errorf("%d calls wait", len(waiting))
 	}
 }

@@ -191,8 +191,10 @@ func (f *folder) replaceCall(call *conversationv1.ToolCall, change func(*convers
 	f.record(call)
 	if id := call.GetCallId(); f.live.GetPendingCalls()[id] == call { // it may have grown
 		delete(f.live.PendingCalls, id)
-		f.makeRoom(proto.Size(call), maxAnsweredBytes)
-		f.live.PendingCalls[id] = call
+		if size := proto.Size(call); size <= maxAnsweredBytes {
+			f.makeRoom(size, maxAnsweredBytes)
+			f.live.PendingCalls[id] = call
+		}
 	}
 }
 

@@ -5546,14 +5546,14 @@ var File_holdfast_conversation_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"&holdfast/conversation/v1/service.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/conversation/v1/state.proto\x1a\x1fholdfast/object/v1/object.proto\"\xbb\a\n" +
+	"&holdfast/conversation/v1/service.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/conversation/v1/state.proto\x1a\x1fholdfast/object/v1/object.proto\"\xb5\a\n" +
 	"\fConversation\x12'\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tR\x0econversationId\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1e\n" +
 	"\x05title\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12y\n" +
-	"\x06labels\x18\x04 \x03(\v22.holdfast.conversation.v1.Conversation.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x12A\n" +
+	"\x06labels\x18\x04 \x03(\v22.holdfast.conversation.v1.Conversation.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x12;\n" +
 	"\n" +
-	"project_id\x18\x05 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\tprojectId\x12A\n" +
+	"project_id\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12A\n" +
 	"\x03ttl\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x14\xbaH\x11\xaa\x01\x0e\"\x06\b\x80\x86\xb0\x96\x012\x04\b\x80\xa3\x05R\x03ttl\x12#\n" +
 	"\rmessage_count\x18\a \x01(\x03R\fmessageCount\x12\x1f\n" +
 	"\vtoken_count\x18\b \x01(\x03R\n" +
@@ -5594,13 +5594,13 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\vframe_count\x18\r \x01(\x03R\n" +
 	"frameCount\x12\x1d\n" +
 	"\n" +
-	"byte_count\x18\x0e \x01(\x03R\tbyteCount\"\xfb\x03\n" +
-	"\x19CreateConversationRequest\x12K\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\x0econversationId\x12\x1e\n" +
+	"byte_count\x18\x0e \x01(\x03R\tbyteCount\"\xef\x03\n" +
+	"\x19CreateConversationRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x0econversationId\x12\x1e\n" +
 	"\x05title\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12\x86\x01\n" +
-	"\x06labels\x18\x03 \x03(\v2?.holdfast.conversation.v1.CreateConversationRequest.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x12A\n" +
+	"\x06labels\x18\x03 \x03(\v2?.holdfast.conversation.v1.CreateConversationRequest.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x12;\n" +
 	"\n" +
-	"project_id\x18\x04 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\tprojectId\x12A\n" +
+	"project_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12A\n" +
 	"\x03ttl\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x14\xbaH\x11\xaa\x01\x0e\"\x06\b\x80\x86\xb0\x96\x012\x04\b\x80\xa3\x05R\x03ttl\x12'\n" +
 	"\n" +
 	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x1a9\n" +
@@ -5609,9 +5609,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa2\x01\n" +
 	"\x1aCreateConversationResponse\x12J\n" +
 	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc2\x01\n" +
-	"\x16GetConversationRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12/\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xbf\x01\n" +
+	"\x16GetConversationRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12/\n" +
 	"\rmessage_limit\x18\x02 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\fmessageLimit\x12-\n" +
 	"\x0eif_version_not\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\x81\x02\n" +
@@ -5619,14 +5619,14 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x12=\n" +
 	"\bmessages\x18\x02 \x03(\v2!.holdfast.conversation.v1.MessageR\bmessages\x128\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12!\n" +
-	"\fnot_modified\x18\x04 \x01(\bR\vnotModified\"\xf2\x02\n" +
+	"\fnot_modified\x18\x04 \x01(\bR\vnotModified\"\xec\x02\n" +
 	"\x18ListConversationsRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12A\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12;\n" +
 	"\n" +
-	"project_id\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\tprojectId\x12\x85\x01\n" +
+	"project_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12\x85\x01\n" +
 	"\x06labels\x18\x04 \x03(\v2>.holdfast.conversation.v1.ListConversationsRequest.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -5636,9 +5636,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x98\x01\n" +
 	"\x10ConversationItem\x12J\n" +
 	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe4\x03\n" +
-	"\x19UpdateConversationRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12R\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe1\x03\n" +
+	"\x19UpdateConversationRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12R\n" +
 	"\fconversation\x18\x02 \x01(\v2&.holdfast.conversation.v1.ConversationB\x06\xbaH\x03\xc8\x01\x01R\fconversation\x12\xd7\x01\n" +
 	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskB\x99\x01\xbaH\x95\x01\xba\x01\x91\x01\n" +
 	"\x11update_mask.paths\x12:must only have the paths title, labels, project_id and ttl\x1a@this.paths.all(p, p in ['title', 'labels', 'project_id', 'ttl'])R\n" +
@@ -5649,17 +5649,17 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xa2\x01\n" +
 	"\x1aUpdateConversationResponse\x12J\n" +
 	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb6\x01\n" +
-	"\x19DeleteConversationRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12'\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb3\x01\n" +
+	"\x19DeleteConversationRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12'\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
 	"if_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"V\n" +
 	"\x1aDeleteConversationResponse\x128\n" +
-	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xfa\x03\n" +
-	"\x0fOpenLiveRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12 \n" +
+	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xf7\x03\n" +
+	"\x0fOpenLiveRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12 \n" +
 	"\x06device\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x06device\x12L\n" +
 	"\bprovider\x18\x03 \x01(\x0e2&.holdfast.conversation.v1.LiveProviderB\b\xbaH\x05\x82\x01\x02\x10\x01R\bprovider\x12'\n" +
 	"\n" +
@@ -5675,9 +5675,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x10OpenLiveResponse\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x128\n" +
 	"\x04live\x18\x02 \x01(\v2$.holdfast.conversation.v1.LiveStatusR\x04live\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xf7\x01\n" +
-	"\x10CloseLiveRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12\x1d\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xf4\x01\n" +
+	"\x10CloseLiveRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x1d\n" +
 	"\x05epoch\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x05epoch\x12)\n" +
 	"\n" +
 	"close_code\x18\x03 \x01(\x05B\n" +
@@ -5688,9 +5688,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x87\x01\n" +
 	"\x11CloseLiveResponse\x128\n" +
 	"\x04live\x18\x01 \x01(\v2$.holdfast.conversation.v1.LiveStatusR\x04live\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xf7\x01\n" +
-	"\x14GetResumePlanRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12'\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xf4\x01\n" +
+	"\x14GetResumePlanRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12'\n" +
 	"\n" +
 	"setup_hash\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\tsetupHash\x12=\n" +
 	"\x12seed_budget_tokens\x18\x03 \x01(\x03B\x0f\xbaH\f\xd8\x01\x01\"\a\x18\x80\x89z(\x80\x02R\x10seedBudgetTokens\x12-\n" +
@@ -5716,9 +5716,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"retry_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x12'\n" +
 	"\x0fresume_failures\x18\x0f \x01(\x05R\x0eresumeFailures\x128\n" +
 	"\x04live\x18\x10 \x01(\v2$.holdfast.conversation.v1.LiveStatusR\x04live\x128\n" +
-	"\bmetadata\x18\x11 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc0\x02\n" +
-	"\x19ReportResumeFailedRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12\x1d\n" +
+	"\bmetadata\x18\x11 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xbd\x02\n" +
+	"\x19ReportResumeFailedRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x1d\n" +
 	"\x05epoch\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x05epoch\x12$\n" +
 	"\thandle_id\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\bhandleId\x12)\n" +
 	"\n" +
@@ -5734,9 +5734,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"retry_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x128\n" +
 	"\x04live\x18\x03 \x01(\v2$.holdfast.conversation.v1.LiveStatusR\x04live\x128\n" +
-	"\bmetadata\x18\x04 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xaf\x01\n" +
-	"\x14ListFragmentsRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12$\n" +
+	"\bmetadata\x18\x04 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xac\x01\n" +
+	"\x14ListFragmentsRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12$\n" +
 	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
 	"\tpage_size\x18\x03 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xae\x01\n" +
@@ -5748,17 +5748,17 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x12;\n" +
 	"\x06frames\x18\x03 \x03(\v2#.holdfast.conversation.v1.LiveFrameR\x06frames\x12=\n" +
-	"\freceive_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vreceiveTime\"\xb5\x01\n" +
-	"\x15ListLiveFramesRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12*\n" +
+	"\freceive_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vreceiveTime\"\xb2\x01\n" +
+	"\x15ListLiveFramesRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12*\n" +
 	"\fafter_number\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\vafterNumber\x12&\n" +
 	"\tpage_size\x18\x03 \x01(\x05B\t\xbaH\x06\x1a\x04\x18\x14(\x00R\bpageSize\"\xb1\x01\n" +
 	"\x16ListLiveFramesResponse\x12B\n" +
 	"\abatches\x18\x01 \x03(\v2(.holdfast.conversation.v1.LiveFrameBatchR\abatches\x12\x19\n" +
 	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xaf\x01\n" +
-	"\x14ListToolCallsRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12$\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xac\x01\n" +
+	"\x14ListToolCallsRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12$\n" +
 	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
 	"\tpage_size\x18\x03 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xaf\x01\n" +
@@ -5766,9 +5766,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"tool_calls\x18\x01 \x03(\v2\".holdfast.conversation.v1.ToolCallR\ttoolCalls\x12\x19\n" +
 	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe0\x02\n" +
-	"\x14ClaimToolCallRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12\x19\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xdd\x02\n" +
+	"\x14ClaimToolCallRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x19\n" +
 	"\x03seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x03seq\x12\"\n" +
 	"\x06worker\x18\x03 \x01(\tB\n" +
 	"\xbaH\ar\x05 \x01(\x80\x01R\x06worker\x12@\n" +
@@ -5780,9 +5780,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x92\x01\n" +
 	"\x15ClaimToolCallResponse\x12?\n" +
 	"\ttool_call\x18\x01 \x01(\v2\".holdfast.conversation.v1.ToolCallR\btoolCall\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd5\x02\n" +
-	"\x17CompleteToolCallRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12\x19\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd2\x02\n" +
+	"\x17CompleteToolCallRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x19\n" +
 	"\x03seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x03seq\x12,\n" +
 	"\rfencing_token\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\ffencingToken\x12;\n" +
 	"\bresponse\x18\x04 \x01(\v2\x17.google.protobuf.StructB\x06\xbaH\x03\xc8\x01\x01R\bresponse\x12\x19\n" +
@@ -5794,9 +5794,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x18CompleteToolCallResponse\x12?\n" +
 	"\ttool_call\x18\x01 \x01(\v2\".holdfast.conversation.v1.ToolCallR\btoolCall\x12\x18\n" +
 	"\adeliver\x18\x02 \x01(\bR\adeliver\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb2\x02\n" +
-	"\x16TruncateMessageRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12\x19\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xaf\x02\n" +
+	"\x16TruncateMessageRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x19\n" +
 	"\x03seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x03seq\x12*\n" +
 	"\n" +
 	"heard_text\x18\x03 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04H\x00R\theardText\x12&\n" +
@@ -5808,9 +5808,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x05heard\x12\x05\xbaH\x02\b\x01\"\x90\x01\n" +
 	"\x17TruncateMessageResponse\x12;\n" +
 	"\amessage\x18\x01 \x01(\v2!.holdfast.conversation.v1.MessageR\amessage\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd5\x02\n" +
-	"\x17GetContextWindowRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x124\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd2\x02\n" +
+	"\x17GetContextWindowRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x124\n" +
 	"\rbudget_tokens\x18\x02 \x01(\x03B\x0f\xbaH\f\xd8\x01\x01\"\a\x18\x80\x89z(\x80\x02R\fbudgetTokens\x12I\n" +
 	"\x06policy\x18\x03 \x01(\x0e2'.holdfast.conversation.v1.ContextPolicyB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06policy\x12I\n" +
 	"\x06format\x18\x04 \x01(\x0e2'.holdfast.conversation.v1.ContextFormatB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06format\x12$\n" +
@@ -5837,9 +5837,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\bcontents\x18\x03 \x03(\v2\x17.google.protobuf.StructR\bcontents\x12F\n" +
 	"\x12system_instruction\x18\x04 \x01(\v2\x17.google.protobuf.StructR\x11systemInstruction\x12+\n" +
 	"\x04seed\x18\x05 \x01(\v2\x17.google.protobuf.StructR\x04seed\x128\n" +
-	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xf2\x02\n" +
-	"\x18ProposeCompactionRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12,\n" +
+	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xef\x02\n" +
+	"\x18ProposeCompactionRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12,\n" +
 	"\vkeep_tokens\x18\x02 \x01(\x03B\v\xbaH\b\"\x06\x18\x80\x89z(\x00R\n" +
 	"keepTokens\x12@\n" +
 	"\x05lease\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\x05lease\x12!\n" +
@@ -5859,9 +5859,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\bprevious\x18\x05 \x01(\v2!.holdfast.conversation.v1.SummaryR\bprevious\x12\x1f\n" +
 	"\vtoken_count\x18\x06 \x01(\x03R\n" +
 	"tokenCount\x128\n" +
-	"\bmetadata\x18\a \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc0\x02\n" +
-	"\x14CommitSummaryRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12(\n" +
+	"\bmetadata\x18\a \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xbd\x02\n" +
+	"\x14CommitSummaryRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12(\n" +
 	"\vlease_token\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\n" +
 	"leaseToken\x12\x1f\n" +
 	"\x04text\x18\x03 \x01(\tB\v\xbaH\br\x06 \x01(\x80\x80\x01R\x04text\x122\n" +
@@ -5874,9 +5874,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\f_token_count\"\x8e\x01\n" +
 	"\x15CommitSummaryResponse\x12;\n" +
 	"\asummary\x18\x01 \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xaf\x01\n" +
-	"\x14ListSummariesRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12$\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xac\x01\n" +
+	"\x14ListSummariesRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12$\n" +
 	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
 	"\tpage_size\x18\x03 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xad\x01\n" +
@@ -5899,9 +5899,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x0e\n" +
-	"\f_token_count\"\x80\x02\n" +
-	"\x15AppendMessagesRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12L\n" +
+	"\f_token_count\"\xfd\x01\n" +
+	"\x15AppendMessagesRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12L\n" +
 	"\bmessages\x18\x02 \x03(\v2$.holdfast.conversation.v1.NewMessageB\n" +
 	"\xbaH\a\x92\x01\x04\b\x01\x10dR\bmessages\x12'\n" +
 	"\n" +
@@ -5918,9 +5918,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\vtoken_count\x18\x03 \x01(\x03R\n" +
 	"tokenCount\x122\n" +
 	"\x15token_count_estimated\x18\x04 \x01(\bR\x13tokenCountEstimated\x12\x1c\n" +
-	"\tduplicate\x18\x05 \x01(\bR\tduplicate\"\x81\x04\n" +
-	"\x14UpdateMessageRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12H\n" +
+	"\tduplicate\x18\x05 \x01(\bR\tduplicate\"\xfe\x03\n" +
+	"\x14UpdateMessageRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12H\n" +
 	"\amessage\x18\x02 \x01(\v2&.holdfast.conversation.v1.MessagePatchB\x06\xbaH\x03\xc8\x01\x01R\amessage\x12\x83\x02\n" +
 	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskB\xc5\x01\xbaH\xc1\x01\xba\x01\xbd\x01\n" +
 	"\x11update_mask.paths\x12Nmust only have the paths text, parts, status, metadata, token_count and pinned\x1aXthis.paths.all(p, p in ['text', 'parts', 'status', 'metadata', 'token_count', 'pinned'])R\n" +
@@ -5945,9 +5945,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\a_pinned\"\x8e\x01\n" +
 	"\x15UpdateMessageResponse\x12;\n" +
 	"\amessage\x18\x01 \x01(\v2!.holdfast.conversation.v1.MessageR\amessage\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc0\x02\n" +
-	"\x13ListMessagesRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12$\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xbd\x02\n" +
+	"\x13ListMessagesRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12$\n" +
 	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12&\n" +
 	"\n" +
 	"before_seq\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tbeforeSeq\x12'\n" +
@@ -5957,9 +5957,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x14ListMessagesResponse\x12=\n" +
 	"\bmessages\x18\x01 \x03(\v2!.holdfast.conversation.v1.MessageR\bmessages\x12\x19\n" +
 	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe8\x02\n" +
-	"\x14SetVoiceStateRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x120\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe5\x02\n" +
+	"\x14SetVoiceStateRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x120\n" +
 	"\x0faudio_stream_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\raudioStreamId\x12I\n" +
 	"\x06status\x18\x03 \x01(\x0e2%.holdfast.conversation.v1.VoiceStatusB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x06status\x128\n" +
@@ -5970,9 +5970,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x8d\x01\n" +
 	"\x15SetVoiceStateResponse\x12:\n" +
 	"\x05voice\x18\x01 \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe4\x02\n" +
-	"\x13RecordIntentRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12\x1e\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe1\x02\n" +
+	"\x13RecordIntentRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x1e\n" +
 	"\x04name\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05 \x01(\x80\x01R\x04name\x129\n" +
 	"\n" +
@@ -5987,18 +5987,18 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x8a\x01\n" +
 	"\x14RecordIntentResponse\x128\n" +
 	"\x06intent\x18\x01 \x01(\v2 .holdfast.conversation.v1.IntentR\x06intent\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xad\x01\n" +
-	"\x12ListIntentsRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12$\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xaa\x01\n" +
+	"\x12ListIntentsRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12$\n" +
 	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
 	"\tpage_size\x18\x03 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xa6\x01\n" +
 	"\x13ListIntentsResponse\x12:\n" +
 	"\aintents\x18\x01 \x03(\v2 .holdfast.conversation.v1.IntentR\aintents\x12\x19\n" +
 	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x9c\x02\n" +
-	"\x12AdvanceFlowRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12\x1e\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x99\x02\n" +
+	"\x12AdvanceFlowRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x1e\n" +
 	"\x04flow\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05 \x01(\x80\x01R\x04flow\x12\x1e\n" +
 	"\x04step\x18\x03 \x01(\tB\n" +
@@ -6010,9 +6010,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x87\x01\n" +
 	"\x13AdvanceFlowResponse\x126\n" +
 	"\x04step\x18\x01 \x01(\v2\".holdfast.conversation.v1.FlowStepR\x04step\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xaf\x01\n" +
-	"\x14ListFlowStepsRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12$\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xac\x01\n" +
+	"\x14ListFlowStepsRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12$\n" +
 	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
 	"\tpage_size\x18\x03 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xa6\x01\n" +
@@ -6025,9 +6025,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x04text\x18\x02 \x01(\tB\x03\x80\x01\x01H\x00R\x04text\x12\x1d\n" +
 	"\x06binary\x18\x03 \x01(\fB\x03\x80\x01\x01H\x00R\x06binary\x126\n" +
 	"\x06object\x18\x04 \x01(\v2\x17.google.protobuf.StructB\x03\x80\x01\x01H\x00R\x06objectB\x0e\n" +
-	"\x05frame\x12\x05\xbaH\x02\b\x01\"\x97\x02\n" +
-	"\x11IngestLiveRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12\x1d\n" +
+	"\x05frame\x12\x05\xbaH\x02\b\x01\"\x94\x02\n" +
+	"\x11IngestLiveRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x1d\n" +
 	"\x05epoch\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x05epoch\x12H\n" +
 	"\x06frames\x18\x03 \x03(\v2#.holdfast.conversation.v1.LiveFrameB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\x06frames\x12'\n" +
 	"\n" +
@@ -6043,9 +6043,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x0eskipped_frames\x18\x05 \x01(\x05R\rskippedFrames\x128\n" +
 	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x122\n" +
 	"\x15received_client_index\x18\a \x01(\x03R\x13receivedClientIndex\x12%\n" +
-	"\x0eunknown_frames\x18\b \x01(\x05R\runknownFrames\"\xc3\x01\n" +
-	"\x18WatchConversationRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x12,\n" +
+	"\x0eunknown_frames\x18\b \x01(\x05R\runknownFrames\"\xc0\x01\n" +
+	"\x18WatchConversationRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12,\n" +
 	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\x12/\n" +
 	"\rmessage_limit\x18\x03 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\fmessageLimit\"\xb1\x05\n" +

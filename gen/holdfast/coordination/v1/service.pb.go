@@ -3020,9 +3020,9 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\arefused\x18\x06 \x01(\bR\arefused\x125\n" +
 	"\x05scope\x18\a \x01(\x0e2\x1f.holdfast.coordination.v1.ScopeR\x05scope\x122\n" +
 	"\x04unit\x18\b \x01(\x0e2\x1e.holdfast.coordination.v1.UnitR\x04unit\x121\n" +
-	"\x06window\x18\t \x01(\v2\x19.google.protobuf.DurationR\x06window\"\xfb\x03\n" +
-	"\x13BeginRequestRequest\x121\n" +
-	"\x03api\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x03api\x12@\n" +
+	"\x06window\x18\t \x01(\v2\x19.google.protobuf.DurationR\x06window\"\xf8\x03\n" +
+	"\x13BeginRequestRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12@\n" +
 	"\toperation\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[A-Za-z0-9._:/* -]{1,128}$R\toperation\x12)\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tB\n" +
@@ -3049,9 +3049,9 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"sendWithin\x12\x14\n" +
 	"\x05probe\x18\t \x01(\bR\x05probe\x128\n" +
 	"\bmetadata\x18\n" +
-	" \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe7\x02\n" +
-	"\x16CompleteRequestRequest\x121\n" +
-	"\x03api\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x03api\x12)\n" +
+	" \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe4\x02\n" +
+	"\x16CompleteRequestRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12)\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05 \x01(\x80\x01R\trequestId\x128\n" +
@@ -3062,9 +3062,9 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\x05_cost\"\x93\x01\n" +
 	"\x17CompleteRequestResponse\x12>\n" +
 	"\arequest\x18\x01 \x01(\v2$.holdfast.coordination.v1.ApiRequestR\arequest\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x9d\x04\n" +
-	"\x12FailRequestRequest\x121\n" +
-	"\x03api\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x03api\x12)\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x9a\x04\n" +
+	"\x12FailRequestRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12)\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05 \x01(\x80\x01R\trequestId\x128\n" +
@@ -3081,18 +3081,18 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	" \x01(\v2*.holdfast.coordination.v1.ProviderResponseR\bresponse\"\x8f\x01\n" +
 	"\x13FailRequestResponse\x12>\n" +
 	"\arequest\x18\x01 \x01(\v2$.holdfast.coordination.v1.ApiRequestR\arequest\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x8f\x01\n" +
-	"\x11GetRequestRequest\x121\n" +
-	"\x03api\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x03api\x12)\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x8c\x01\n" +
+	"\x11GetRequestRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12)\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05 \x01(\x80\x01R\trequestId\x12\x1c\n" +
 	"\x04user\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\"\x8e\x01\n" +
 	"\x12GetRequestResponse\x12>\n" +
 	"\arequest\x18\x01 \x01(\v2$.holdfast.coordination.v1.ApiRequestR\arequest\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x8c\x02\n" +
-	"\x13ListRequestsRequest\x121\n" +
-	"\x03api\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x03api\x12I\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x89\x02\n" +
+	"\x13ListRequestsRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12I\n" +
 	"\x06status\x18\x02 \x01(\x0e2'.holdfast.coordination.v1.RequestStatusB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06status\x12&\n" +
 	"\toperation\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\toperation\x12&\n" +
 	"\n" +
@@ -3102,9 +3102,9 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\x14ListRequestsResponse\x12@\n" +
 	"\brequests\x18\x01 \x03(\v2$.holdfast.coordination.v1.ApiRequestR\brequests\x12&\n" +
 	"\x0fnext_before_seq\x18\x02 \x01(\x03R\rnextBeforeSeq\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xcf\x03\n" +
-	"\x0eAcquireRequest\x121\n" +
-	"\x03api\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x03api\x12@\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xcc\x03\n" +
+	"\x0eAcquireRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12@\n" +
 	"\toperation\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[A-Za-z0-9._:/* -]{0,128}$R\toperation\x12?\n" +
 	"\x05scope\x18\x03 \x01(\x0e2\x1f.holdfast.coordination.v1.ScopeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05scope\x12(\n" +
 	"\apermits\x18\x04 \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00R\apermits\x12\"\n" +
@@ -3132,9 +3132,9 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\x12breaker_generation\x18\v \x01(\x03R\x11breakerGeneration\x129\n" +
 	"\n" +
 	"grant_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tgrantTime\x128\n" +
-	"\bmetadata\x18\r \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xdb\x02\n" +
-	"\rRefundRequest\x121\n" +
-	"\x03api\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x03api\x12@\n" +
+	"\bmetadata\x18\r \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd8\x02\n" +
+	"\rRefundRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12@\n" +
 	"\toperation\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[A-Za-z0-9._:/* -]{0,128}$R\toperation\x12(\n" +
 	"\apermits\x18\x03 \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00R\apermits\x12\"\n" +
 	"\x04cost\x18\x04 \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00R\x04cost\x12\x1c\n" +
@@ -3145,10 +3145,10 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"request_id\x18\a \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\"\x86\x01\n" +
 	"\x0eRefundResponse\x12:\n" +
 	"\x06limits\x18\x01 \x03(\v2\".holdfast.coordination.v1.StandingR\x06limits\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xac\x01\n" +
-	"\x13ReleaseLeaseRequest\x121\n" +
-	"\x03api\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x03api\x12:\n" +
-	"\blease_id\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\aleaseId\x12&\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa6\x01\n" +
+	"\x13ReleaseLeaseRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x127\n" +
+	"\blease_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\aleaseId\x12&\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\"l\n" +
 	"\x14ReleaseLeaseResponse\x12\x1a\n" +
@@ -3162,9 +3162,9 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\x04body\x18\x03 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04R\x04body\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc8\x02\n" +
-	"\x13ReportLimitsRequest\x121\n" +
-	"\x03api\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x03api\x12@\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc5\x02\n" +
+	"\x13ReportLimitsRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12@\n" +
 	"\toperation\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[A-Za-z0-9._:/* -]{0,128}$R\toperation\x12F\n" +
 	"\bresponse\x18\x03 \x01(\v2*.holdfast.coordination.v1.ProviderResponseR\bresponse\x12\x14\n" +
 	"\x05count\x18\x04 \x01(\bR\x05count\x126\n" +
@@ -3187,9 +3187,9 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"reset_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tresetTimeB\b\n" +
 	"\x06_limitB\f\n" +
 	"\n" +
-	"_remaining\"\x81\x02\n" +
-	"\x11ReportSyncRequest\x121\n" +
-	"\x03api\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x03api\x12:\n" +
+	"_remaining\"\xfe\x01\n" +
+	"\x11ReportSyncRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12:\n" +
 	"\bresource\x18\x02 \x01(\tB\x1e\xbaH\x1br\x192\x17^[A-Za-z0-9._:-]{1,64}$R\bresource\x12?\n" +
 	"\x04sync\x18\x03 \x01(\v2#.holdfast.coordination.v1.SyncStateB\x06\xbaH\x03\xc8\x01\x01R\x04sync\x12\x14\n" +
 	"\x05reset\x18\x04 \x01(\bR\x05reset\x12&\n" +
@@ -3197,11 +3197,11 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"request_id\x18\x05 \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\"\x87\x01\n" +
 	"\x12ReportSyncResponse\x127\n" +
 	"\x04sync\x18\x01 \x01(\v2#.holdfast.coordination.v1.SyncStateR\x04sync\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xfd\x03\n" +
-	"\x11ReportLiveRequest\x121\n" +
-	"\x03api\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x03api\x12>\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xf7\x03\n" +
+	"\x11ReportLiveRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12;\n" +
 	"\n" +
-	"session_id\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\tsessionId\x12\x1d\n" +
+	"session_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tsessionId\x12\x1d\n" +
 	"\x05epoch\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x05epoch\x12H\n" +
 	"\x06status\x18\x04 \x01(\x0e2$.holdfast.coordination.v1.LiveStatusB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x06status\x12\x1e\n" +
@@ -3218,9 +3218,9 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\x12ReportLiveResponse\x12?\n" +
 	"\asession\x18\x01 \x01(\v2%.holdfast.coordination.v1.LiveSessionR\asession\x12#\n" +
 	"\rlive_sessions\x18\x02 \x01(\x05R\fliveSessions\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"G\n" +
-	"\x12GetApiStateRequest\x121\n" +
-	"\x03api\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x03api\"\x84\x01\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"D\n" +
+	"\x12GetApiStateRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\"\x84\x01\n" +
 	"\x13GetApiStateResponse\x123\n" +
 	"\x05state\x18\x01 \x01(\v2\x1d.holdfast.coordination.v1.ApiR\x05state\x128\n" +
 	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"c\n" +
@@ -3231,16 +3231,16 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\"m\n" +
 	"\x10ListApisResponse\x121\n" +
 	"\x04apis\x18\x01 \x03(\v2\x1d.holdfast.coordination.v1.ApiR\x04apis\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"d\n" +
-	"\x0fGetUsageRequest\x121\n" +
-	"\x03api\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x03api\x12\x1e\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"a\n" +
+	"\x0fGetUsageRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12\x1e\n" +
 	"\x04days\x18\x02 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xee\x02(\x00R\x04days\"\x84\x01\n" +
 	"\x10GetUsageResponse\x126\n" +
 	"\x04days\x18\x01 \x03(\v2\".holdfast.coordination.v1.UsageDayR\x04days\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd5\x01\n" +
-	"\x13ConfigureApiRequest\x121\n" +
-	"\x03api\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x03api\x12;\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd2\x01\n" +
+	"\x13ConfigureApiRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12;\n" +
 	"\x06config\x18\x02 \x01(\v2#.holdfast.coordination.v1.ApiConfigR\x06config\x12&\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\x12&\n" +
@@ -3248,9 +3248,9 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"if_version\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x85\x01\n" +
 	"\x14ConfigureApiResponse\x123\n" +
 	"\x05state\x18\x01 \x01(\v2\x1d.holdfast.coordination.v1.ApiR\x05state\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"r\n" +
-	"\x0fWatchApiRequest\x121\n" +
-	"\x03api\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x03api\x12,\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"o\n" +
+	"\x0fWatchApiRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12,\n" +
 	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\xf7\x01\n" +
 	"\x10WatchApiResponse\x12\x1c\n" +
 	"\theartbeat\x18\x01 \x01(\bR\theartbeat\x12\x14\n" +

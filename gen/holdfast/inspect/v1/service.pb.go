@@ -2378,10 +2378,10 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"\x13ListObjectsResponse\x129\n" +
 	"\aobjects\x18\x01 \x03(\v2\x1f.holdfast.inspect.v1.ObjectItemR\aobjects\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
-	"\x05kinds\x18\x03 \x03(\tR\x05kinds\"\xe8\x01\n" +
+	"\x05kinds\x18\x03 \x03(\tR\x05kinds\"\xe5\x01\n" +
 	"\x10GetObjectRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x12<\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\bobjectId\x12'\n" +
+	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
+	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x12'\n" +
 	"\n" +
 	"collection\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\n" +
 	"collection\x12%\n" +
@@ -2397,10 +2397,10 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"\bnext_key\x18\x06 \x01(\tR\anextKey\x122\n" +
 	"\x06timers\x18\a \x03(\v2\x1a.holdfast.inspect.v1.TimerR\x06timers\x12-\n" +
 	"\x04size\x18\b \x01(\v2\x19.holdfast.inspect.v1.SizeR\x04size\x128\n" +
-	"\bmetadata\x18\t \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc5\x01\n" +
+	"\bmetadata\x18\t \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc2\x01\n" +
 	"\x11ListEventsRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x12<\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\bobjectId\x12*\n" +
+	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
+	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x12*\n" +
 	"\ffrom_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\vfromVersion\x12'\n" +
 	"\tpage_size\x18\x04 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\x85\x02\n" +
@@ -2418,10 +2418,10 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"entryCount\"t\n" +
 	"\x12ListEventsResponse\x122\n" +
 	"\x06events\x18\x01 \x03(\v2\x1a.holdfast.inspect.v1.EventR\x06events\x12*\n" +
-	"\x11next_from_version\x18\x02 \x01(\x03R\x0fnextFromVersion\"\x9f\x02\n" +
+	"\x11next_from_version\x18\x02 \x01(\x03R\x0fnextFromVersion\"\x9c\x02\n" +
 	"\x12GetObjectAtRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x12<\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\bobjectId\x123\n" +
+	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
+	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x123\n" +
 	"\x02at\x18\x03 \x01(\v2\x1b.holdfast.inspect.v1.MomentB\x06\xbaH\x03\xc8\x01\x01R\x02at\x12'\n" +
 	"\n" +
 	"collection\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\n" +
@@ -2435,10 +2435,10 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"\aentries\x18\x03 \x03(\v2\x1a.holdfast.inspect.v1.EntryR\aentries\x12\x19\n" +
 	"\bnext_key\x18\x04 \x01(\tR\anextKey\x122\n" +
 	"\x06timers\x18\x05 \x03(\v2\x1a.holdfast.inspect.v1.TimerR\x06timers\x128\n" +
-	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd6\x01\n" +
+	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd3\x01\n" +
 	"\x11DiffObjectRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x12<\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\bobjectId\x127\n" +
+	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
+	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x127\n" +
 	"\x04from\x18\x03 \x01(\v2\x1b.holdfast.inspect.v1.MomentB\x06\xbaH\x03\xc8\x01\x01R\x04from\x12+\n" +
 	"\x02to\x18\x04 \x01(\v2\x1b.holdfast.inspect.v1.MomentR\x02to\"\x85\x01\n" +
 	"\x0fFieldDifference\x12\x14\n" +
@@ -2459,10 +2459,10 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"\x06fields\x18\x03 \x03(\v2$.holdfast.inspect.v1.FieldDifferenceR\x06fields\x12>\n" +
 	"\aentries\x18\x04 \x03(\v2$.holdfast.inspect.v1.EntryDifferenceR\aentries\x12\x1f\n" +
 	"\ventry_count\x18\x05 \x01(\x05R\n" +
-	"entryCount\"\xf9\x01\n" +
+	"entryCount\"\xf6\x01\n" +
 	"\x14RestoreObjectRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x12<\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\bobjectId\x123\n" +
+	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
+	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x123\n" +
 	"\x02at\x18\x03 \x01(\v2\x1b.holdfast.inspect.v1.MomentB\x06\xbaH\x03\xc8\x01\x01R\x02at\x12'\n" +
 	"\n" +
 	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
@@ -2470,21 +2470,21 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"|\n" +
 	"\x15RestoreObjectResponse\x12)\n" +
 	"\x10restored_version\x18\x01 \x01(\x03R\x0frestoredVersion\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x8b\x02\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x85\x02\n" +
 	"\x11ForkObjectRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x12<\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\bobjectId\x12+\n" +
-	"\x02at\x18\x03 \x01(\v2\x1b.holdfast.inspect.v1.MomentR\x02at\x12C\n" +
-	"\rnew_object_id\x18\x04 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\vnewObjectId\x12'\n" +
+	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
+	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x12+\n" +
+	"\x02at\x18\x03 \x01(\v2\x1b.holdfast.inspect.v1.MomentR\x02at\x12@\n" +
+	"\rnew_object_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\vnewObjectId\x12'\n" +
 	"\n" +
 	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\"\x8b\x01\n" +
 	"\x12ForkObjectResponse\x12%\n" +
 	"\x0eforked_version\x18\x01 \x01(\x03R\rforkedVersion\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc3\x01\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc0\x01\n" +
 	"\x13DeleteObjectRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x12<\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\bobjectId\x12'\n" +
+	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
+	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x12'\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
@@ -2501,10 +2501,10 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"page_token\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\xd0\x0fR\tpageToken\"p\n" +
 	"\x12ListTimersResponse\x122\n" +
 	"\x06timers\x18\x01 \x03(\v2\x1a.holdfast.inspect.v1.TimerR\x06timers\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe1\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xde\x01\n" +
 	"\x11RetryTimerRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x12<\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\bobjectId\x12\x1e\n" +
+	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
+	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x12\x1e\n" +
 	"\x04name\x18\x03 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04name\x12'\n" +
 	"\n" +

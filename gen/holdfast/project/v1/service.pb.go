@@ -4573,7 +4573,7 @@ var File_holdfast_project_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"!holdfast/project/v1/service.proto\x12\x13holdfast.project.v1\x1a\x1bbuf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fholdfast/object/v1/object.proto\x1a\x1fholdfast/project/v1/state.proto\"\x96\x05\n" +
+	"!holdfast/project/v1/service.proto\x12\x13holdfast.project.v1\x1a\x1bbuf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fholdfast/object/v1/object.proto\x1a\x1fholdfast/project/v1/state.proto\"\x90\x05\n" +
 	"\aProject\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\tR\tprojectId\x12\x14\n" +
@@ -4584,27 +4584,27 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"repository\x18\x05 \x01(\v2\x1f.holdfast.project.v1.RepositoryR\n" +
 	"repository\x12o\n" +
 	"\x06labels\x18\x06 \x03(\v2(.holdfast.project.v1.Project.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x123\n" +
-	"\bsettings\x18\a \x01(\v2\x17.google.protobuf.StructR\bsettings\x12P\n" +
-	"\x0flinear_team_ids\x18\b \x03(\tB(\xbaH%\x92\x01\"\x10\x10\x18\x01\"\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\rlinearTeamIds\x12V\n" +
-	"\x12linear_project_ids\x18\t \x03(\tB(\xbaH%\x92\x01\"\x10\x10\x18\x01\"\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x10linearProjectIds\x12=\n" +
+	"\bsettings\x18\a \x01(\v2\x17.google.protobuf.StructR\bsettings\x12M\n" +
+	"\x0flinear_team_ids\x18\b \x03(\tB%\xbaH\"\x92\x01\x1f\x10\x10\x18\x01\"\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\rlinearTeamIds\x12S\n" +
+	"\x12linear_project_ids\x18\t \x03(\tB%\xbaH\"\x92\x01\x1f\x10\x10\x18\x01\"\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x10linearProjectIds\x12=\n" +
 	"\farchive_time\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\varchiveTime\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd2\x01\n" +
-	"\x14CreateProjectRequest\x12A\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcc\x01\n" +
+	"\x14CreateProjectRequest\x12;\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\tprojectId\x126\n" +
+	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x126\n" +
 	"\aproject\x18\x02 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x12\x16\n" +
 	"\x06shared\x18\x03 \x01(\bR\x06shared\x12'\n" +
 	"\n" +
 	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\"\x89\x01\n" +
 	"\x15CreateProjectResponse\x126\n" +
 	"\aproject\x18\x01 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x82\x01\n" +
-	"\x11GetProjectRequest\x12>\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x7f\n" +
+	"\x11GetProjectRequest\x12;\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\tprojectId\x12-\n" +
+	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tprojectId\x12-\n" +
 	"\x0eif_version_not\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xa9\x01\n" +
 	"\x12GetProjectResponse\x126\n" +
 	"\aproject\x18\x01 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x128\n" +
@@ -4625,10 +4625,10 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x7f\n" +
 	"\vProjectItem\x126\n" +
 	"\aproject\x18\x01 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb5\x04\n" +
-	"\x14UpdateProjectRequest\x12>\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb2\x04\n" +
+	"\x14UpdateProjectRequest\x12;\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\tprojectId\x12>\n" +
+	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tprojectId\x12>\n" +
 	"\aproject\x18\x02 \x01(\v2\x1c.holdfast.project.v1.ProjectB\x06\xbaH\x03\xc8\x01\x01R\aproject\x12\xcb\x02\n" +
 	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskB\x8d\x02\xbaH\x89\x02\xba\x01\x85\x02\n" +
 	"\x11update_mask.paths\x12qmust only have the paths title, description, repository, labels, settings, linear_team_ids and linear_project_ids\x1a}this.paths.all(p, p in ['title', 'description', 'repository', 'labels', 'settings', 'linear_team_ids', 'linear_project_ids'])R\n" +
@@ -4639,10 +4639,10 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x89\x01\n" +
 	"\x15UpdateProjectResponse\x126\n" +
 	"\aproject\x18\x01 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc2\x01\n" +
-	"\x15ArchiveProjectRequest\x12>\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xbf\x01\n" +
+	"\x15ArchiveProjectRequest\x12;\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\tprojectId\x12\x18\n" +
+	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tprojectId\x12\x18\n" +
 	"\arestore\x18\x02 \x01(\bR\arestore\x12'\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
@@ -4650,19 +4650,19 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"if_version\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x8a\x01\n" +
 	"\x16ArchiveProjectResponse\x126\n" +
 	"\aproject\x18\x01 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa7\x01\n" +
-	"\x14DeleteProjectRequest\x12>\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa4\x01\n" +
+	"\x14DeleteProjectRequest\x12;\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\tprojectId\x12'\n" +
+	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tprojectId\x12'\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
 	"if_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"Q\n" +
 	"\x15DeleteProjectResponse\x128\n" +
-	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xad\x01\n" +
-	"\x17SetActiveProjectRequest\x12A\n" +
+	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa7\x01\n" +
+	"\x17SetActiveProjectRequest\x12;\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\tprojectId\x12'\n" +
+	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12'\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
@@ -4670,10 +4670,10 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\x18SetActiveProjectResponse\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\tR\tprojectId\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe2\x01\n" +
-	"\x18GetProjectContextRequest\x12A\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xdc\x01\n" +
+	"\x18GetProjectContextRequest\x12;\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\tprojectId\x12(\n" +
+	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12(\n" +
 	"\n" +
 	"task_limit\x18\x02 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\ttaskLimit\x12*\n" +
 	"\vissue_limit\x18\x03 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\n" +
@@ -4705,23 +4705,23 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\x06api_id\x18\x01 \x01(\tR\x05apiId\x12\x18\n" +
 	"\abreaker\x18\x02 \x01(\tR\abreaker\x129\n" +
 	"\n" +
-	"retry_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\"\x83\x01\n" +
-	"\x13WatchProjectRequest\x12>\n" +
+	"retry_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\"\x80\x01\n" +
+	"\x13WatchProjectRequest\x12;\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\tprojectId\x12,\n" +
+	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tprojectId\x12,\n" +
 	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\xd6\x01\n" +
 	"\x14WatchProjectResponse\x12\x1c\n" +
 	"\theartbeat\x18\x01 \x01(\bR\theartbeat\x12\x14\n" +
 	"\x05reset\x18\x02 \x01(\bR\x05reset\x126\n" +
 	"\aproject\x18\x03 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x12\x18\n" +
 	"\adeleted\x18\x04 \x01(\bR\adeleted\x128\n" +
-	"\bmetadata\x18\x05 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe8\x06\n" +
+	"\bmetadata\x18\x05 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xdc\x06\n" +
 	"\x04Task\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1e\n" +
-	"\x05title\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12A\n" +
+	"\x05title\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12;\n" +
 	"\n" +
-	"project_id\x18\x04 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\tprojectId\x12#\n" +
+	"project_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12#\n" +
 	"\bprovider\x18\x05 \x01(\tB\a\xbaH\x04r\x02(@R\bprovider\x12\x1f\n" +
 	"\x06run_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05runId\x127\n" +
 	"\x06status\x18\a \x01(\x0e2\x1f.holdfast.project.v1.TaskStatusR\x06status\x12\x1d\n" +
@@ -4731,17 +4731,17 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\vstatus_time\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"statusTime\x12O\n" +
-	"\rpull_requests\x18\v \x03(\v2 .holdfast.project.v1.PullRequestB\b\xbaH\x05\x92\x01\x02\x10 R\fpullRequests\x12J\n" +
-	"\x0flinear_issue_id\x18\f \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\rlinearIssueId\x12C\n" +
+	"\rpull_requests\x18\v \x03(\v2 .holdfast.project.v1.PullRequestB\b\xbaH\x05\x92\x01\x02\x10 R\fpullRequests\x12D\n" +
+	"\x0flinear_issue_id\x18\f \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\rlinearIssueId\x12C\n" +
 	"\frequested_by\x18\r \x01(\v2 .holdfast.project.v1.MessageLinkR\vrequestedBy\x12!\n" +
 	"\aweb_url\x18\x0e \x01(\tB\b\xbaH\x05r\x03(\x80\x10R\x06webUrl\x12!\n" +
 	"\x06result\x18\x0f \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\x06result\x12#\n" +
 	"\asummary\x18\x10 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\asummary\x123\n" +
 	"\bmetadata\x18\x11 \x01(\v2\x17.google.protobuf.StructR\bmetadata\x12)\n" +
 	"\x10transition_count\x18\x12 \x01(\x03R\x0ftransitionCount\x12!\n" +
-	"\fresume_count\x18\x13 \x01(\x03R\vresumeCount\"\xaf\x03\n" +
-	"\x0ePutTaskRequest\x12;\n" +
-	"\atask_id\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\x06taskId\x125\n" +
+	"\fresume_count\x18\x13 \x01(\x03R\vresumeCount\"\xa9\x03\n" +
+	"\x0ePutTaskRequest\x125\n" +
+	"\atask_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x06taskId\x125\n" +
 	"\x04task\x18\x02 \x01(\v2\x19.holdfast.project.v1.TaskB\x06\xbaH\x03\xc8\x01\x01R\x04task\x12'\n" +
 	"\n" +
 	"raw_status\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trawStatus\x12\x1f\n" +
@@ -4755,9 +4755,9 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"if_version\x18\t \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"z\n" +
 	"\x0fPutTaskResponse\x12-\n" +
 	"\x04task\x18\x01 \x01(\v2\x19.holdfast.project.v1.TaskR\x04task\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb0\x01\n" +
-	"\x0eGetTaskRequest\x128\n" +
-	"\atask_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x06taskId\x125\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xad\x01\n" +
+	"\x0eGetTaskRequest\x125\n" +
+	"\atask_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x06taskId\x125\n" +
 	"\x10transition_limit\x18\x02 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\x0ftransitionLimit\x12-\n" +
 	"\x0eif_version_not\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xe4\x01\n" +
@@ -4765,26 +4765,26 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\x04task\x18\x01 \x01(\v2\x19.holdfast.project.v1.TaskR\x04task\x12E\n" +
 	"\vtransitions\x18\x02 \x03(\v2#.holdfast.project.v1.TaskTransitionR\vtransitions\x128\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12!\n" +
-	"\fnot_modified\x18\x04 \x01(\bR\vnotModified\"\xef\x02\n" +
+	"\fnot_modified\x18\x04 \x01(\bR\vnotModified\"\xe3\x02\n" +
 	"\x10ListTasksRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12A\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12;\n" +
 	"\n" +
-	"project_id\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\tprojectId\x12A\n" +
+	"project_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12A\n" +
 	"\x06status\x18\x04 \x01(\x0e2\x1f.holdfast.project.v1.TaskStatusB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06status\x12\x1b\n" +
 	"\topen_only\x18\x05 \x01(\bR\bopenOnly\x12\x1a\n" +
-	"\x03run\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\xc8\x01R\x03run\x12J\n" +
-	"\x0flinear_issue_id\x18\a \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\rlinearIssueId\"p\n" +
+	"\x03run\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\xc8\x01R\x03run\x12D\n" +
+	"\x0flinear_issue_id\x18\a \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\rlinearIssueId\"p\n" +
 	"\x11ListTasksResponse\x123\n" +
 	"\x05tasks\x18\x01 \x03(\v2\x1d.holdfast.project.v1.TaskItemR\x05tasks\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"s\n" +
 	"\bTaskItem\x12-\n" +
 	"\x04task\x18\x01 \x01(\v2\x19.holdfast.project.v1.TaskR\x04task\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe8\x02\n" +
-	"\x17UpdateTaskStatusRequest\x128\n" +
-	"\atask_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x06taskId\x12)\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe5\x02\n" +
+	"\x17UpdateTaskStatusRequest\x125\n" +
+	"\atask_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x06taskId\x12)\n" +
 	"\n" +
 	"raw_status\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05 \x01(\x80\x01R\trawStatus\x12\x1f\n" +
@@ -4800,18 +4800,18 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"transition\x18\x02 \x01(\v2#.holdfast.project.v1.TaskTransitionR\n" +
 	"transition\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa5\x01\n" +
-	"\x1aListTaskTransitionsRequest\x128\n" +
-	"\atask_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x06taskId\x12$\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa2\x01\n" +
+	"\x1aListTaskTransitionsRequest\x125\n" +
+	"\atask_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x06taskId\x12$\n" +
 	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
 	"\tpage_size\x18\x03 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xb9\x01\n" +
 	"\x1bListTaskTransitionsResponse\x12E\n" +
 	"\vtransitions\x18\x01 \x03(\v2#.holdfast.project.v1.TaskTransitionR\vtransitions\x12\x19\n" +
 	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x9e\x01\n" +
-	"\x11DeleteTaskRequest\x128\n" +
-	"\atask_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x06taskId\x12'\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x9b\x01\n" +
+	"\x11DeleteTaskRequest\x125\n" +
+	"\atask_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x06taskId\x12'\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
@@ -4874,9 +4874,9 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\rUpsertedIssue\x12\x19\n" +
 	"\bissue_id\x18\x01 \x01(\tR\aissueId\x12\x18\n" +
 	"\aapplied\x18\x02 \x01(\bR\aapplied\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x9f\x01\n" +
-	"\x0fGetIssueRequest\x12:\n" +
-	"\bissue_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\aissueId\x12!\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x9c\x01\n" +
+	"\x0fGetIssueRequest\x127\n" +
+	"\bissue_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\aissueId\x12!\n" +
 	"\fwith_payload\x18\x02 \x01(\bR\vwithPayload\x12-\n" +
 	"\x0eif_version_not\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xe4\x01\n" +
 	"\x10GetIssueResponse\x120\n" +
@@ -4952,9 +4952,9 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\"\x99\x01\n" +
 	"\x1cCreateLinearEndpointResponse\x12?\n" +
 	"\bendpoint\x18\x01 \x01(\v2#.holdfast.project.v1.LinearEndpointR\bendpoint\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\\\n" +
-	"\x18GetLinearEndpointRequest\x12@\n" +
-	"\vendpoint_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"Y\n" +
+	"\x18GetLinearEndpointRequest\x12=\n" +
+	"\vendpoint_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\n" +
 	"endpointId\"\xcb\x01\n" +
 	"\x19GetLinearEndpointResponse\x12?\n" +
 	"\bendpoint\x18\x01 \x01(\v2#.holdfast.project.v1.LinearEndpointR\bendpoint\x123\n" +
@@ -4980,9 +4980,9 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8f\x01\n" +
 	"\x12LinearEndpointItem\x12?\n" +
 	"\bendpoint\x18\x01 \x01(\v2#.holdfast.project.v1.LinearEndpointR\bendpoint\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xdb\x02\n" +
-	"\x1bUpdateLinearEndpointRequest\x12@\n" +
-	"\vendpoint_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd8\x02\n" +
+	"\x1bUpdateLinearEndpointRequest\x12=\n" +
+	"\vendpoint_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\n" +
 	"endpointId\x12*\n" +
 	"\n" +
 	"add_secret\x18\x02 \x01(\tB\v\xbaH\x05r\x03(\x80\x04\x80\x01\x01R\taddSecret\x121\n" +
@@ -4995,9 +4995,9 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x99\x01\n" +
 	"\x1cUpdateLinearEndpointResponse\x12?\n" +
 	"\bendpoint\x18\x01 \x01(\v2#.holdfast.project.v1.LinearEndpointR\bendpoint\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb0\x01\n" +
-	"\x1bDeleteLinearEndpointRequest\x12@\n" +
-	"\vendpoint_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xad\x01\n" +
+	"\x1bDeleteLinearEndpointRequest\x12=\n" +
+	"\vendpoint_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\n" +
 	"endpointId\x12'\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +

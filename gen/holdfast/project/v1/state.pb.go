@@ -1871,9 +1871,9 @@ const file_holdfast_project_v1_state_proto_rawDesc = "" +
 	"\vhead_branch\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\n" +
 	"headBranch\x12;\n" +
 	"\vcreate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"u\n" +
-	"\vMessageLink\x12K\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\x0econversationId\x12\x19\n" +
+	"createTime\"o\n" +
+	"\vMessageLink\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x0econversationId\x12\x19\n" +
 	"\x03seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x03seq\"\xa6\x03\n" +
 	"\x0eTaskTransition\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12@\n" +
@@ -1957,13 +1957,13 @@ const file_holdfast_project_v1_state_proto_rawDesc = "" +
 	"\x10PreferencesState\x12B\n" +
 	"\vpreferences\x18\x01 \x01(\v2 .holdfast.project.v1.PreferencesR\vpreferences\x12*\n" +
 	"\x11active_project_id\x18\x02 \x01(\tR\x0factiveProjectId\x12J\n" +
-	"\x13active_project_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x11activeProjectTime\"\xa8\x04\n" +
+	"\x13active_project_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x11activeProjectTime\"\xa2\x04\n" +
 	"\vPreferences\x12#\n" +
 	"\x05voice\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01H\x00R\x05voice\x88\x01\x01\x12<\n" +
 	"\blanguage\x18\x02 \x01(\tB\x1b\xbaH\x18r\x162\x14^[A-Za-z0-9-]{0,35}$H\x01R\blanguage\x88\x01\x01\x12#\n" +
 	"\x05model\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01H\x02R\x05model\x88\x01\x01\x12V\n" +
-	"\rnotifications\x18\x04 \x01(\x0e2&.holdfast.project.v1.NotificationLevelB\b\xbaH\x05\x82\x01\x02\x10\x01R\rnotifications\x12U\n" +
-	"\x12default_project_id\x18\x05 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$H\x03R\x10defaultProjectId\x88\x01\x01\x12p\n" +
+	"\rnotifications\x18\x04 \x01(\x0e2&.holdfast.project.v1.NotificationLevelB\b\xbaH\x05\x82\x01\x02\x10\x01R\rnotifications\x12O\n" +
+	"\x12default_project_id\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$H\x03R\x10defaultProjectId\x88\x01\x01\x12p\n" +
 	"\x05extra\x18\x06 \x03(\v2+.holdfast.project.v1.Preferences.ExtraEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\bR\x05extra\x1a8\n" +
 	"\n" +
 	"ExtraEntry\x12\x10\n" +

@@ -2362,12 +2362,12 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\x06Tokens\x12&\n" +
 	"\faccess_token\x18\x01 \x01(\tB\x03\x80\x01\x01R\vaccessToken\x12H\n" +
 	"\x12access_expire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x10accessExpireTime\x12(\n" +
-	"\rrefresh_token\x18\x03 \x01(\tB\x03\x80\x01\x01R\frefreshToken\"\x86\x03\n" +
+	"\rrefresh_token\x18\x03 \x01(\tB\x03\x80\x01\x01R\frefreshToken\"\xfa\x02\n" +
 	"\x14CreateSessionRequest\x12\x1c\n" +
 	"\x04user\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\x123\n" +
-	"\x06device\x18\x02 \x01(\v2\x1b.holdfast.session.v1.DeviceR\x06device\x12X\n" +
-	"\x16active_conversation_id\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\x14activeConversationId\x12N\n" +
-	"\x11active_project_id\x18\x04 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\x0factiveProjectId\x12'\n" +
+	"\x06device\x18\x02 \x01(\v2\x1b.holdfast.session.v1.DeviceR\x06device\x12R\n" +
+	"\x16active_conversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x14activeConversationId\x12H\n" +
+	"\x11active_project_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x0factiveProjectId\x12'\n" +
 	"\n" +
 	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12H\n" +
 	"\x13replaces_session_id\x18\x06 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\x11replacesSessionId\"\xee\x01\n" +
@@ -2392,12 +2392,12 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\rinclude_ended\x18\x02 \x01(\bR\fincludeEnded\"\x8a\x01\n" +
 	"\x14ListSessionsResponse\x128\n" +
 	"\bsessions\x18\x01 \x03(\v2\x1c.holdfast.session.v1.SessionR\bsessions\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb6\x04\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xaa\x04\n" +
 	"\x14UpdateSessionRequest\x127\n" +
 	"\n" +
-	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12X\n" +
-	"\x16active_conversation_id\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\x14activeConversationId\x12N\n" +
-	"\x11active_project_id\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([A-Za-z0-9._:-]{1,128})?$R\x0factiveProjectId\x12\xe9\x01\n" +
+	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12R\n" +
+	"\x16active_conversation_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x14activeConversationId\x12H\n" +
+	"\x11active_project_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x0factiveProjectId\x12\xe9\x01\n" +
 	"\vupdate_mask\x18\x04 \x01(\v2\x1a.google.protobuf.FieldMaskB\xab\x01\xbaH\xa7\x01\xba\x01\xa3\x01\n" +
 	"\x11update_mask.paths\x12Emust only have the paths active_conversation_id and active_project_id\x1aGthis.paths.all(p, p in ['active_conversation_id', 'active_project_id'])R\n" +
 	"updateMask\x12'\n" +
@@ -2478,9 +2478,9 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"activeTime\x124\n" +
 	"\x16active_conversation_id\x18\x04 \x01(\tR\x14activeConversationId\x12*\n" +
 	"\x11active_project_id\x18\x05 \x01(\tR\x0factiveProjectId\x128\n" +
-	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc1\x02\n" +
-	"\x13AcquireFloorRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x127\n" +
+	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xbe\x02\n" +
+	"\x13AcquireFloorRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x127\n" +
 	"\n" +
 	"session_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12:\n" +
 	"\rconnection_id\x18\x03 \x01(\tB\x15\xbaH\x12r\x102\x0e^[a-z2-7]{16}$R\fconnectionId\x12\x1a\n" +
@@ -2491,9 +2491,9 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x86\x01\n" +
 	"\x14AcquireFloorResponse\x124\n" +
 	"\x05floor\x18\x01 \x01(\v2\x1e.holdfast.session.v1.FloorHoldR\x05floor\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa5\x02\n" +
-	"\x13ReleaseFloorRequest\x12H\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0econversationId\x127\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa2\x02\n" +
+	"\x13ReleaseFloorRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x127\n" +
 	"\n" +
 	"session_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12:\n" +
 	"\rconnection_id\x18\x03 \x01(\tB\x15\xbaH\x12r\x102\x0e^[a-z2-7]{16}$R\fconnectionId\x12'\n" +
