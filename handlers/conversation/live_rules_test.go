@@ -568,6 +568,18 @@ func TestPendingResponsesAreBounded(t *testing.T) {
 	if waiting := s.state.GetLive().GetPendingCalls(); len(waiting) != 9 || waiting["2"] != nil || waiting["3"] == nil {
 		t.Errorf("%d calls wait", len(waiting))
 	}
+	// One that is larger than all of them may be is in its entry alone.
+	s.send(t, call("large"))
+	s.do(testNow, func(f *folder) {
+		response := outputOf(strings.Repeat("x", maxAnsweredBytes))
+		if _, deliver, err := f.completeCall(s.calls["large"], &conversationv1.CompleteToolCallRequest{Response: response}); err != nil || !deliver {
+			t.Errorf("to deliver: %t, %v", deliver, err)
+		}
+	})
+	s.check(t)
+	if s.state.GetLive().GetPendingCalls()["large"] != nil || s.calls["large"].GetResponse() == nil {
+		t.Error("a large response is in the state, or nowhere")
+	}
 }
 
 func TestSilence(t *testing.T) {
