@@ -95,6 +95,18 @@ func (e *WaitError) Error() string {
 	return fmt.Sprintf("coordclient: %s may be called again in %v (%v)", e.API, e.RetryAfter, e.Reason)
 }
 
+// LateError: the request could not be sent within the time that a policy's margin leaves for it. Nothing was sent, and it
+// may be tried again at once.
+type LateError struct {
+	API string
+	// SendWithin is how long it might have taken to send it, and Took how long it took to give up.
+	SendWithin, Took time.Duration
+}
+
+func (e *LateError) Error() string {
+	return fmt.Sprintf("coordclient: a call of %s could not be sent within %v, and was not sent; it took %v", e.API, e.SendWithin, e.Took)
+}
+
 // InFlightError: another is sending the same request. RetryAfter is when its lease ends at the latest.
 type InFlightError struct {
 	API, RequestID, Holder string
@@ -146,6 +158,9 @@ func RetryAfter(err error) (time.Duration, bool) {
 	}
 	if e, ok := errors.AsType[*InFlightError](err); ok {
 		return e.RetryAfter, true
+	}
+	if _, ok := errors.AsType[*LateError](err); ok {
+		return 0, true
 	}
 	return 0, false
 }

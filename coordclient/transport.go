@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
@@ -65,8 +66,12 @@ func WithRequestID(ctx context.Context, id string) context.Context {
 }
 
 // Transport is an http.RoundTripper that coordinates the calls of an API. It is safe for concurrent use. Beside the errors
-// of its base it returns WaitError, InFlightError, UnknownError, FailedError and TruncatedError, which an http.Client wraps:
-// use errors.As, and RetryAfter.
+// of its base it returns WaitError, LateError, InFlightError, UnknownError, FailedError and TruncatedError, which an
+// http.Client wraps: use errors.As, and RetryAfter.
+//
+// A policy's margin is kept: what could not be sent in time is not sent, gives back what it took, and waits for its turn
+// anew. It counts from before the turn was asked for until there is a connection to the provider, where the base is an
+// *http.Transport, or else until the base is called.
 func (c *Client) Transport(api string, o Options) http.RoundTripper {
 	if o.Base == nil {
 		o.Base = &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, IdleConnTimeout: 90 * time.Second}
@@ -91,7 +96,7 @@ func (c *Client) Transport(api string, o Options) http.RoundTripper {
 	if o.OnError == nil {
 		o.OnError = func(error) {}
 	}
-	return &transport{c, api, o}
+	return &transport{c, api, time.Now, o} //nolint:forbidigo // it is linked into other programs, which have one clock
 }
 
 var aThing = regexp.MustCompile(`^[^/]*[0-9][^/]*$`)
@@ -127,6 +132,7 @@ func refused(status int, body []byte) bool {
 type transport struct {
 	client *Client
 	api    string
+	now    func() time.Time
 	Options
 }
 
@@ -162,30 +168,111 @@ func (p *patience) spend(ctx context.Context, d time.Duration) (bool, error) {
 	return true, sleep(ctx, d)
 }
 
+// late takes the time off that a turn was waited for in vain. It returns a LateError where none is left.
+func (p *patience) late(api string, within, took time.Duration) error {
+	if p.left -= took; p.left <= 0 {
+		return &LateError{api, within, took}
+	}
+	return nil
+}
+
+// errLate: the time in which a request had to be sent was over before it was.
+var errLate = errors.New("coordclient: too late to be sent")
+
+// dispatch hands a request to the base, within so long from asked, where within is not 0. began tells that something may
+// have been sent. With errLate nothing was.
+func (t *transport) dispatch(r *http.Request, body []byte, asked time.Time, within time.Duration) (res *http.Response, began bool, err error) {
+	ctx, cancel := context.WithCancelCause(r.Context())
+	var begun atomic.Bool
+	out := without(r).WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { begun.Store(true) },
+	}))
+	if len(body) > 0 || r.Body != nil && r.Body != http.NoBody {
+		read := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+		out.Body, _ = read()
+		out.ContentLength = int64(len(body))
+		if r.GetBody != nil {
+			out.GetBody = read
+		}
+	}
+	if within > 0 {
+		left := within - t.now().Sub(asked)
+		if left <= 0 {
+			cancel(nil)
+			return nil, false, errLate
+		}
+		if t.tellsConnections() {
+			timer := time.AfterFunc(left, func() {
+				if !begun.Load() {
+					cancel(errLate)
+				}
+			})
+			defer timer.Stop()
+		}
+	}
+	res, err = t.Base.RoundTrip(out)
+	if err == nil {
+		res.Body = &cancelBody{res.Body, func() { cancel(nil) }}
+		return res, true, nil
+	}
+	began = begun.Load() || !t.tellsConnections()
+	if !began && errors.Is(context.Cause(ctx), errLate) {
+		err = errLate
+	}
+	cancel(nil)
+	return nil, began, err
+}
+
 // read sends what changes nothing.
 func (t *transport) read(r *http.Request) (*http.Response, error) {
 	ctx := r.Context()
+	body, err := readBody(r)
+	if err != nil {
+		return nil, err
+	}
 	operation, p := t.Operation(r), patience{t.MaxWait}
 	for {
+		asked := t.now()
 		got, err := t.client.Service.Acquire(ctx, &coordinationv1.AcquireRequest{Api: t.api, Operation: operation, Cost: t.Cost(r)})
 		if err != nil {
-			return nil, closed(r, fmt.Errorf("coordclient: %w", err))
+			return nil, fmt.Errorf("coordclient: %w", err)
 		}
 		if got.GetAllowed() {
-			res, err := t.Base.RoundTrip(without(r))
-			t.report(ctx, operation, got, res)
+			within := got.GetSendWithin().AsDuration()
+			res, _, err := t.dispatch(r, body, asked, within)
+			if late := errors.Is(err, errLate); !late || got.GetProbe() {
+				t.report(ctx, operation, got, res)
+			}
 			if got.GetLeaseId() != "" {
 				t.release(ctx, got.GetLeaseId())
 			}
-			return res, err
+			if !errors.Is(err, errLate) {
+				return res, err
+			}
+			t.refund(ctx, operation, got, t.Cost(r))
+			if err := p.late(t.api, within, t.now().Sub(asked)); err != nil {
+				return nil, err
+			}
+			continue
 		}
 		after := got.GetRetryAfter().AsDuration()
-		if waited, err := p.spend(ctx, pollTime(got.GetReason(), after)); !waited || err != nil {
-			if err == nil {
-				err = &WaitError{t.api, got.GetReason(), after}
-			}
-			return nil, closed(r, err)
+		if waited, err := p.spend(ctx, pollTime(got.GetReason(), after)); err != nil {
+			return nil, err
+		} else if !waited {
+			return nil, &WaitError{t.api, got.GetReason(), after}
 		}
+	}
+}
+
+// refund gives back what a read took that was not sent. Only services may: what a user took is gone.
+func (t *transport) refund(ctx context.Context, operation string, got *coordinationv1.AcquireResponse, cost int64) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	_, err := t.client.Service.Refund(ctx, &coordinationv1.RefundRequest{
+		Api: t.api, Operation: operation, Permits: 1, Cost: cost, GrantTime: got.GetGrantTime(),
+	})
+	if err != nil && connect.CodeOf(err) != connect.CodePermissionDenied {
+		t.OnError(fmt.Errorf("coordclient: give back a permit of %s: %w", t.api, err))
 	}
 }
 
@@ -233,6 +320,7 @@ func (t *transport) change(r *http.Request) (*http.Response, error) {
 	p, reconciled := patience{t.MaxWait}, false
 	for {
 		// The lease begins after this, so it ends after this.
+		asked := t.now()
 		sending, cancel := context.WithTimeout(ctx, t.Timeout)
 		got, err := t.client.begin(ctx, &coordinationv1.BeginRequestRequest{
 			Api: t.api, Operation: t.Operation(r), RequestId: id, Fingerprint: fingerprint(r, body), Holder: t.Holder,
@@ -243,7 +331,14 @@ func (t *transport) change(r *http.Request) (*http.Response, error) {
 			return nil, fmt.Errorf("coordclient: %w", err)
 		}
 		if got.GetDecision() == coordinationv1.Decision_DECISION_PROCEED {
-			res, err := t.send(sending, r, body, id, got)
+			res, err := t.send(sending, r, body, id, got, asked)
+			if errors.Is(err, errLate) {
+				cancel()
+				if err := p.late(t.api, got.GetSendWithin().AsDuration(), t.now().Sub(asked)); err != nil {
+					return nil, err
+				}
+				continue
+			}
 			if err != nil {
 				cancel()
 				return nil, err
@@ -293,27 +388,22 @@ func pollTime(reason coordinationv1.WaitReason, after time.Duration) time.Durati
 	return after
 }
 
-// send sends the request and tells the server what came of it.
-func (t *transport) send(ctx context.Context, r *http.Request, body []byte, id string, got *coordinationv1.BeginRequestResponse) (*http.Response, error) {
-	var begun atomic.Bool // something may have been written
-	out := without(r).WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(httptrace.GotConnInfo) { begun.Store(true) },
-	}))
-	if len(body) > 0 || r.Body != nil && r.Body != http.NoBody {
-		out.Body = io.NopCloser(bytes.NewReader(body))
-		out.ContentLength = int64(len(body))
-	}
+// send sends the request and tells the server what came of it. It returns errLate where it could not be sent in time.
+func (t *transport) send(
+	ctx context.Context, r *http.Request, body []byte, id string, got *coordinationv1.BeginRequestResponse, asked time.Time,
+) (*http.Response, error) {
+	r = r.WithContext(ctx)
 	// net/http would send again, by itself, what has GetBody and looks idempotent to it.
-	out.GetBody = nil
-	res, err := t.Base.RoundTrip(out)
+	r.GetBody = nil
+	res, began, err := t.dispatch(r, body, asked, got.GetSendWithin().AsDuration())
 	telling, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
 	fail := &coordinationv1.FailRequestRequest{Api: t.api, RequestId: id, Lease: got.GetLease()}
 	if err != nil {
 		fail.Error = clip(err.Error())
 		canceled := errors.Is(r.Context().Err(), context.Canceled)
-		if t.httpBase() && !begun.Load() {
-			fail.Failure, fail.NotSent, fail.NotDown = coordinationv1.Failure_FAILURE_RETRYABLE, true, canceled
+		if late := errors.Is(err, errLate); late || !began {
+			fail.Failure, fail.NotSent, fail.NotDown = coordinationv1.Failure_FAILURE_RETRYABLE, true, canceled || late
 			t.tell(t.client.fail(telling, fail))
 			return nil, err
 		}
@@ -344,8 +434,8 @@ func (t *transport) send(ctx context.Context, r *http.Request, body []byte, id s
 	return res, nil
 }
 
-// httpBase tells whether the base is one that tells, by its trace, whether it got as far as sending.
-func (t *transport) httpBase() bool {
+// tellsConnections tells whether the base is one that tells, by its trace, whether it got as far as sending.
+func (t *transport) tellsConnections() bool {
 	_, ok := t.Base.(*http.Transport)
 	return ok
 }
@@ -471,14 +561,6 @@ func readBody(r *http.Request) ([]byte, error) {
 	}
 	defer r.Body.Close()
 	return io.ReadAll(r.Body)
-}
-
-// closed closes the body of a request that is not sent, as a RoundTripper must.
-func closed(r *http.Request, err error) error {
-	if r.Body != nil {
-		err = errors.Join(err, r.Body.Close())
-	}
-	return err
 }
 
 // cancelBody ends the context of a request with its answer's body.

@@ -168,11 +168,19 @@ func acquire(s shelf, c *coordinationv1.ApiConfig, d *demand, peek bool, now tim
 			st.Refused, st.RetryAfter = true, durationpb.New(refused[i].Sub(now))
 		}
 		v.limits = append(v.limits, st)
-		if m := p.GetMargin().AsDuration(); m > 0 && (v.sendWithin == 0 || m < v.sendWithin) {
-			v.sendWithin = m
+	}
+	v.sendWithin = sendWithin(c, d)
+	return v
+}
+
+// sendWithin is the least margin of the policies that cover a call; 0: none has one.
+func sendWithin(c *coordinationv1.ApiConfig, d *demand) (least time.Duration) {
+	for _, p := range c.GetPolicies() {
+		if m := p.GetMargin().AsDuration(); m > 0 && (least == 0 || m < least) && d.covers(p) {
+			least = m
 		}
 	}
-	return v
+	return least
 }
 
 const defaultLease = 60 * time.Second

@@ -176,7 +176,8 @@ func TestABeginThatIsRepeated(t *testing.T) {
 	b := setup(t)
 	c := b.client(t, ada)
 	named := begin(t, c, "named", func(r *coordinationv1.BeginRequestRequest) { r.BeginId = "b" })
-	if again := begin(t, c, "named", func(r *coordinationv1.BeginRequestRequest) { r.BeginId = "b" }); named.GetRequest().GetBeginId() != "" || again.GetLease() != named.GetLease() {
+	if again := begin(t, c, "named", func(r *coordinationv1.BeginRequestRequest) { r.BeginId = "b" }); named.GetRequest().GetBeginId() != "" || again.GetLease() != named.GetLease() ||
+		again.GetSendWithin().AsDuration() != 2*time.Second {
 		t.Errorf("a begin that was repeated: %v", again)
 	}
 	if other := begin(t, c, "named"); other.GetDecision() != inFlight || other.GetRequest().GetBeginId() != "" || other.GetLease() != "" {

@@ -180,6 +180,9 @@ func (l *ledger) begin(r row, req *coordinationv1.BeginRequestRequest, owner str
 		b := answer(coordinationv1.Decision_DECISION_IN_FLIGHT, settled)
 		if req.GetBeginId() != "" && req.GetBeginId() == r.GetBeginId() && reconciles == req.GetReconcile() {
 			l.grant(b.res, r)
+			if within := sendWithin(l.config, demandOfRow(r)); within > 0 && !reconciles {
+				b.res.SendWithin = durationpb.New(within)
+			}
 			return b, nil
 		}
 		b.res.RetryAfter = durationpb.New(r.GetLeaseExpireTime().AsTime().Sub(l.now))
