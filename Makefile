@@ -6,6 +6,7 @@ SHELL := /bin/bash
 TOOL := go tool -modfile=tools/go.mod
 IMAGE ?= holdfast:dev
 BENCH ?= .
+COUNT ?= 1
 PGBOUNCER ?= /usr/sbin/pgbouncer
 
 .PHONY: help
@@ -75,6 +76,10 @@ test-docker: ## Run the tests that need a database again, in Docker
 .PHONY: test-pooler
 test-pooler: ## Run them again through PgBouncer in transaction mode (PGBOUNCER=path)
 	HOLDFAST_TEST_BACKEND=local HOLDFAST_TEST_POOLER=$(PGBOUNCER) go test -count=1 ./db ./object ./jobs ./handlers/...
+
+.PHONY: test-faults
+test-faults: ## Run the tests of faults, so many times (COUNT=1)
+	go test -count=$(COUNT) -timeout=$$((10 + 5 * $(COUNT)))m -run 'Fault|DiskFull|Killed' ./cmd/holdfast
 
 .PHONY: bench
 bench: ## Run benchmarks (BENCH=pattern)

@@ -40,8 +40,8 @@ func TestClockFollowsTheDatabase(t *testing.T) {
 		}
 	}
 
-	// Where the estimate was ahead it stands still, and goes on from the database's time.
-	clock := db.NewClock(time.Hour)
+	// Where the estimate was a little ahead it stands still, and goes on from the database's time.
+	clock := db.NewClock(time.Second)
 	before := clock.Now()
 	clock.Sample(time.Now(), time.Now())
 	for range 3 {
@@ -52,6 +52,19 @@ func TestClockFollowsTheDatabase(t *testing.T) {
 	clock.Sample(time.Now(), time.Now().Add(2*time.Hour))
 	if off := clock.Now().Sub(time.Now().Add(2 * time.Hour)); off.Abs() > time.Second {
 		t.Errorf("the clock is %v off", off)
+	}
+}
+
+// A clock that was set by hours is followed back, too: standing still for so long, nothing would become due.
+func TestClockGoesBackByHours(t *testing.T) {
+	t.Parallel()
+	clock := db.NewClock(5 * time.Hour)
+	clock.Now()
+	for _, database := range []time.Duration{0, -3 * time.Hour, 3 * time.Hour, 0} {
+		clock.Sample(time.Now(), time.Now().Add(database))
+		if off := clock.Now().Sub(time.Now().Add(database)); off.Abs() > time.Second {
+			t.Errorf("where the database is at %v the clock is %v off", database, off)
+		}
 	}
 }
 

@@ -40,7 +40,7 @@ func (d *DB) FindCredentials(ctx context.Context, keys []string, sessions []Sess
 		s.SessionIds = append(s.SessionIds, ref.Session)
 	}
 	p := &Pipeline{}
-	asked := time.Now()
+	asked := d.clock.read()
 	enter := dbsqlc.EnterVerificationParams{KeyIds: arrayLiteral(keys), SessionObjects: arrayLiteral(s.ObjectIds)}
 	query(p, dbsqlc.EnterVerification, enter, func(r *dbsqlc.EnterVerificationRow) error {
 		d.clock.sample(asked, r.Now)

@@ -27,6 +27,9 @@ type Config struct {
 	Traces trace.TracerProvider
 	// ConnectTimeout bounds Open. 0: 10 s.
 	ConnectTimeout time.Duration
+	// Now reads this machine's clock, the monotonic one too. nil: time.Now. Tests set it to see what follows where the
+	// database's time is taken for another than it is.
+	Now func() time.Time
 }
 
 // DefaultMaxConns is the pool's size where none is given. Group commit needs few connections: more only make
@@ -67,7 +70,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	if err != nil {
 		return nil, translate(err, false)
 	}
-	d := &DB{pool: pool, clock: newClock(), maxConns: int(pc.MaxConns)}
+	d := &DB{pool: pool, clock: newClock(c.Now), maxConns: int(pc.MaxConns)}
 	err = d.checkLogin(ctx)
 	if err == nil {
 		err = d.Ping(ctx) // the first change is computed by the database's clock, too
@@ -90,7 +93,7 @@ func (d *DB) Now() time.Time { return d.clock.now() }
 
 // Ping asks Postgres for its time.
 func (d *DB) Ping(ctx context.Context) error {
-	asked := time.Now()
+	asked := d.clock.read()
 	var now time.Time
 	if err := d.pool.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&now); err != nil {
 		return translate(err, false)

@@ -15,7 +15,7 @@ type Clock struct{ c *clock }
 
 // NewClock starts one that believes the machine's clock to run ahead of the database's by so much.
 func NewClock(ahead time.Duration) Clock {
-	c := newClock()
+	c := newClock(nil)
 	c.offset.Store(int64(ahead))
 	return Clock{c}
 }

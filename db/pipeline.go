@@ -24,7 +24,7 @@ func (d *DB) NewPipeline(s Scope) *Pipeline {
 }
 
 func (p *Pipeline) enter(d *DB, s Scope) {
-	asked := time.Now()
+	asked := d.clock.read()
 	query(p, dbsqlc.EnterScope, s.params(), func(r *dbsqlc.EnterScopeRow) error {
 		d.clock.sample(asked, r.Now)
 		return nil
@@ -33,7 +33,7 @@ func (p *Pipeline) enter(d *DB, s Scope) {
 
 // NewJanitor begins a pipeline, a transaction of its own, that acts for no tenant: it sees what is due or has expired.
 func (d *DB) NewJanitor() *Pipeline {
-	p, asked := &Pipeline{}, time.Now()
+	p, asked := &Pipeline{}, d.clock.read()
 	query(p, dbsqlc.EnterJanitor, struct{}{}, func(r *dbsqlc.EnterJanitorRow) error {
 		d.clock.sample(asked, r.Now)
 		return nil

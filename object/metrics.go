@@ -97,7 +97,7 @@ func (m *metrics) batch(now time.Time, works []*work, changes int) {
 			oldest = q
 		}
 	}
-	m.changeWait.Observe(now.Sub(oldest).Seconds())
+	m.changeWait.Observe(max(0, now.Sub(oldest).Seconds()))
 }
 
 // Where a watcher has a change from.
@@ -109,7 +109,7 @@ const (
 // commit notes how long a transaction takes from now until the function it returns is called.
 func (m *metrics) commit(way string, now func() time.Time) func() {
 	begun := now()
-	return func() { m.commits.WithLabelValues(way).Observe(now().Sub(begun).Seconds()) }
+	return func() { m.commits.WithLabelValues(way).Observe(max(0, now().Sub(begun).Seconds())) }
 }
 
 func (m *metrics) lag(from string, since time.Duration) {

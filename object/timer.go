@@ -271,6 +271,7 @@ func (s *scheduler) run() {
 			free++
 		case <-s.nudge:
 		case <-look.C:
+			s.expect(s.rt.db.Now().Add(-clockSlack)) // also where the estimate of its clock stands still
 		}
 		wait := s.wait()
 		for ; wait <= 0 && free >= timersInFlight/2 && !s.stopped(); wait = s.wait() {
@@ -314,10 +315,16 @@ func (s *scheduler) plan(at time.Time) {
 	s.wake = at
 }
 
+// wait is how long there is nothing to look for. It is never longer than between two looks: where wake is, the clock was set back
+// since.
 func (s *scheduler) wait() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.wake.Sub(s.rt.db.Now())
+	now := s.rt.db.Now()
+	if latest := now.Add(s.poll * 11 / 10); s.wake.After(latest) {
+		s.wake = latest
+	}
+	return s.wake.Sub(now)
 }
 
 // claim takes up to n due timers for this process.

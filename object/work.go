@@ -80,7 +80,7 @@ type event struct {
 // come to: then nothing of them may be stored or answered, and missing says what to load.
 func (w *work) compute(now time.Time) bool {
 	w.cur, w.fresh, w.staged, w.replied, w.assumed, w.events, w.missing = w.base, !w.base.live(now), nil, nil, nil, nil, nil
-	if w.base != nil && now.Before(w.base.update) {
+	if w.base != nil && now.Before(w.base.update) && w.base.update.Sub(now) < maxAhead {
 		now = w.base.update // the clock of another process ran a little ahead
 	}
 	w.spend(-w.spent)
@@ -180,6 +180,11 @@ func (w *work) apply(c *change, now time.Time) error {
 	}
 	return w.accept(c, t)
 }
+
+// maxAhead is how far ahead of now an object's last change may be and still be taken to come of the estimates of two processes:
+// within an object time does not run backwards for it. Where it is more the database's clock was set back, and the object's time
+// goes back with it; otherwise none of its timers and leases would move until that has caught up.
+const maxAhead = 10 * time.Second
 
 // accept makes a change that succeeded part of the batch, or refuses it for its size and leaves no trace.
 func (w *work) accept(c *change, t *txn) error {

@@ -193,7 +193,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 		Services: []handlers.Service{
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](
 				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(
-					conversations, conversation.Options{Box: box, Now: time.Now, Limits: c.Live.limits()})),
+					conversations, conversation.Options{Box: box, Now: d.Now, Limits: c.Live.limits()})),
 			handlers.NewService[projectv1connect.ProjectServiceHandler](
 				projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler,
 				project.NewManager(project.Options{Kinds: projectKinds, Runtime: rt, Conversations: conversations, APIs: apis, Seal: box})),
