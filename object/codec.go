@@ -65,39 +65,3 @@ func (k *kind) decodeState(stored string, schema int32) (state proto.Message, ne
 	state, newer, err = decode(k.prototype, stored)
 	return state, newer || schema > k.schemaVersion, err
 }
-
-// replaced returns, as JSON members, the old values of the top-level fields that differ between two states; null
-// stands for a field that was not set. It is what undoes the change. A nil was is an object that did not exist, a nil
-// is one that was deleted.
-func replaced(was, is proto.Message) (string, error) {
-	if was == nil {
-		return "", nil
-	}
-	a := was.ProtoReflect()
-	old := a.New()
-	var unset []byte
-	for i, fields := 0, a.Descriptor().Fields(); i < fields.Len(); i++ {
-		f := fields.Get(i)
-		hadIt := a.Has(f)
-		if is != nil {
-			b := is.ProtoReflect()
-			if hasIt := b.Has(f); hadIt == hasIt && (!hadIt || a.Get(f).Equal(b.Get(f))) {
-				continue
-			}
-		}
-		if hadIt {
-			old.Set(f, a.Get(f))
-		} else if is != nil {
-			unset = append(append(append(unset, `,"`...), f.Name()...), `":null`...)
-		}
-	}
-	b, err := marshal.Marshal(old.Interface())
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrInvalid, err)
-	}
-	b = b[1 : len(b)-1] // without the braces
-	if len(b) == 0 && len(unset) > 0 {
-		unset = unset[1:]
-	}
-	return string(append(b, unset...)), nil
-}

@@ -259,6 +259,9 @@ func (e *eraser) undo(kindName string, stored []byte) ([]byte, bool, error) {
 	if state, ok := u["state"].(map[string]any); ok {
 		w.message(state, kind.prototype.ProtoReflect().Descriptor())
 	}
+	if in, ok := u["in"].(map[string]any); ok {
+		w.within(in, kind.prototype.ProtoReflect().Descriptor())
+	}
 	entries, _ := u["entries"].([]any)
 	for _, x := range entries {
 		entry, _ := x.([]any)
@@ -349,6 +352,64 @@ func (w *walk) message(m map[string]any, d protoreflect.MessageDescriptor) {
 		default:
 			m[name] = w.single(v, f)
 		}
+	}
+}
+
+// within goes through notes of what differs within a message's fields; see undo.go.
+func (w *walk) within(in map[string]any, d protoreflect.MessageDescriptor) {
+	for name, v := range in {
+		var f protoreflect.FieldDescriptor
+		if d != nil {
+			f = d.Fields().ByName(protoreflect.Name(name))
+		}
+		if n, ok := v.(map[string]any); ok {
+			w.node(n, f)
+		}
+	}
+}
+
+// node goes through the note of what differs within a field. A nil f is another release's.
+func (w *walk) node(n map[string]any, f protoreflect.FieldDescriptor) {
+	set, _ := n["set"].(map[string]any)
+	in, _ := n["in"].(map[string]any)
+	switch {
+	case f == nil:
+		for name, v := range n {
+			n[name] = w.any(v)
+		}
+	case f.IsMap():
+		if set != nil {
+			n["set"] = w.entries(set, f)
+		}
+		renames := f.MapKey().Kind() == protoreflect.StringKind
+		if unset, ok := n["unset"].([]any); ok && renames {
+			n["unset"] = w.any(unset)
+		}
+		renamed := make(map[string]any, len(in))
+		for k, v := range in {
+			if x, ok := v.(map[string]any); ok && f.MapValue().Message() != nil {
+				w.differing(x, f.MapValue().Message())
+			}
+			if renames {
+				k = w.text(k)
+			}
+			renamed[k] = v
+		}
+		if in != nil {
+			n["in"] = renamed
+		}
+	case f.Message() != nil:
+		w.differing(n, f.Message())
+	}
+}
+
+// differing goes through the note of what differs within a message.
+func (w *walk) differing(n map[string]any, d protoreflect.MessageDescriptor) {
+	if set, ok := n["set"].(map[string]any); ok {
+		w.message(set, d)
+	}
+	if in, ok := n["in"].(map[string]any); ok {
+		w.within(in, d)
 	}
 }
 

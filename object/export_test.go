@@ -1,6 +1,7 @@
 package object
 
 import (
+	"encoding/json"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -16,6 +17,36 @@ var Encode = encode
 func Decode(prototype proto.Message, stored string) (proto.Message, error) {
 	m, _, err := decode(prototype, stored)
 	return m, err
+}
+
+// Undo is the note of what makes was of is.
+func Undo(was, is proto.Message) (string, error) {
+	b, err := appendUndo([]byte("{"), was, is)
+	return string(append(b, '}')), err
+}
+
+// Undone is a stored state before the change that a note is of.
+func Undone(stored, note string) (string, error) {
+	u, err := parseUndo(note)
+	if err != nil {
+		return "", err
+	}
+	p := Past{version: 1}
+	if err := json.Unmarshal([]byte(stored), &p.state); err != nil {
+		return "", err
+	}
+	if err := p.undo(&u); err != nil {
+		return "", err
+	}
+	was, err := json.Marshal(p.state)
+	return string(was), err
+}
+
+// EraseNote takes a user out of a note about a state; the pseudonym is "erased".
+func EraseNote(state proto.Message, user identity.User, note string) (string, error) {
+	e := eraser{rt: &Runtime{kinds: map[string]*kind{"k": {prototype: state}}}, user: string(user), pseudonym: "erased"}
+	out, _, err := e.undo("k", []byte(note))
+	return string(out), err
 }
 
 // LockKey is the key of an object's advisory lock.

@@ -56,13 +56,22 @@ type Event struct {
 // undo is an event's note of what its change replaced. null stands for what was not there.
 type undo struct {
 	// State has the fields that differ, or all of them where Schema is set: the change was the first of a newer schema.
-	State   map[string]json.RawMessage `json:"state"`
-	Schema  int32                      `json:"schema"`
-	Entries [][3]json.RawMessage       `json:"entries"`
-	Timers  map[string]*time.Time      `json:"timers"`
+	State  map[string]json.RawMessage `json:"state"`
+	Schema int32                      `json:"schema"`
+	// In has what differs within fields of which State has not all.
+	In      map[string]*node      `json:"in"`
+	Entries [][3]json.RawMessage  `json:"entries"`
+	Timers  map[string]*time.Time `json:"timers"`
 	// Created: there was nothing before. Revived: the object was deleted before.
 	Created bool `json:"created"`
 	Revived bool `json:"revived"`
+}
+
+// fields are the top-level fields that differ.
+func (u *undo) fields() []string {
+	names := slices.AppendSeq(slices.Collect(maps.Keys(u.State)), maps.Keys(u.In))
+	slices.Sort(names)
+	return names
 }
 
 func parseUndo(stored string) (u undo, err error) {
@@ -270,16 +279,8 @@ func (r *rewinder) undo(e *dbsqlc.ListEventsBackRow, at Moment) error {
 	case u.Schema != 0:
 		p.state, p.schema = u.State, u.Schema
 	default:
-		p.state = maps.Clone(p.state) // somebody may have kept it
-		if p.state == nil {
-			p.state = map[string]json.RawMessage{}
-		}
-		for name, old := range u.State {
-			if string(old) == "null" {
-				delete(p.state, name)
-			} else {
-				p.state[name] = old
-			}
+		if err := p.undo(&u); err != nil {
+			return err
 		}
 	}
 	p.timers = maps.Clone(p.timers)
@@ -295,6 +296,22 @@ func (r *rewinder) undo(e *dbsqlc.ListEventsBackRow, at Moment) error {
 	}
 	p.version--
 	return u.each(func(k entryKey, old json.RawMessage) { p.entries[k] = old })
+}
+
+// undo makes of the state what it was before a change.
+func (p *Past) undo(u *undo) error {
+	p.state = maps.Clone(p.state) // somebody may have kept it
+	if p.state == nil {
+		p.state = map[string]json.RawMessage{}
+	}
+	for name, old := range u.State {
+		if string(old) == "null" {
+			delete(p.state, name)
+		} else {
+			p.state[name] = old
+		}
+	}
+	return applyAll(p.state, u.In)
 }
 
 // Past reads what an object was like at a moment. It returns ErrNotFound where it did not exist then or was deleted,
@@ -436,7 +453,7 @@ func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (H
 		}
 		e := Event{
 			Version: Version(row.Version), Type: row.EventType, Actor: identity.User(row.Actor), Time: row.EventTime.UTC(),
-			RequestID: row.RequestID, Fields: slices.Sorted(maps.Keys(u.State)), Timers: slices.Sorted(maps.Keys(u.Timers)),
+			RequestID: row.RequestID, Fields: u.fields(), Timers: slices.Sorted(maps.Keys(u.Timers)),
 		}
 		err = u.each(func(k entryKey, _ json.RawMessage) {
 			e.Entries = append(e.Entries, EntryChange{Collection: k.collection, Entry: Entry{Key: k.key}})

@@ -2,10 +2,8 @@ package object
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -341,7 +339,6 @@ func (w *work) reply(requestID string) (knownReply, bool) {
 
 // undo is the journal's note of what the change replaced.
 func (w *work) undo(t *txn, live bool) (string, error) {
-	var b strings.Builder
 	var was proto.Message
 	var timersWere, timersAre timers
 	if t.Exists() {
@@ -351,28 +348,26 @@ func (w *work) undo(t *txn, live bool) (string, error) {
 	if t.deleted {
 		is = nil
 	}
+	b := make([]byte, 0, 256)
+	var err error
 	if was != nil && t.base.raw != "" {
 		// It was of an older schema, in which the events before this one are written.
-		fmt.Fprintf(&b, `{"schema":%d,"state":%s`, t.base.schema, t.base.raw)
+		b = fmt.Appendf(b, `{"schema":%d,"state":%s`, t.base.schema, t.base.raw)
 	} else {
 		if t.revived && t.base.schema < w.kind.schemaVersion {
-			fmt.Fprintf(&b, `{"schema":%d,`, t.base.schema)
+			b = fmt.Appendf(b, `{"schema":%d,`, t.base.schema)
 		} else {
-			b.WriteByte('{')
+			b = append(b, '{')
 		}
-		state, err := replaced(was, is)
-		if err != nil {
+		if b, err = appendUndo(b, was, is); err != nil {
 			return "", err
 		}
-		b.WriteString(`"state":{`)
-		b.WriteString(state)
-		b.WriteByte('}')
 	}
 	switch {
 	case t.revived:
-		b.WriteString(`,"revived":true`)
+		b = append(b, `,"revived":true`...)
 	case !live:
-		b.WriteString(`,"created":true`)
+		b = append(b, `,"created":true`...)
 	}
 	if !t.deleted {
 		timersAre = t.timers
@@ -382,14 +377,13 @@ func (w *work) undo(t *txn, live bool) (string, error) {
 		return "", err
 	}
 	if timers != "" {
-		b.WriteString(`,"timers":`)
-		b.WriteString(timers)
+		b = append(append(b, `,"timers":`...), timers...)
 	}
 	if len(t.puts) > 0 {
-		b.WriteString(`,"entries":[`)
+		b = append(b, `,"entries":[`...)
 		for i, p := range t.puts {
 			if i > 0 {
-				b.WriteByte(',')
+				b = append(b, ',')
 			}
 			body := "null"
 			if old, _ := w.entry(p.entryKey); old != nil && live {
@@ -397,19 +391,13 @@ func (w *work) undo(t *txn, live bool) (string, error) {
 					return "", err
 				}
 			}
-			name, err := json.Marshal([]string{p.collection, p.key})
-			if err != nil {
-				return "", err
-			}
-			b.Write(name[:len(name)-1])
-			b.WriteByte(',')
-			b.WriteString(body)
-			b.WriteByte(']')
+			b = append(appendString(append(b, '['), p.collection), ',')
+			b = append(appendString(b, p.key), ',')
+			b = append(append(b, body...), ']')
 		}
-		b.WriteByte(']')
+		b = append(b, ']')
 	}
-	b.WriteByte('}')
-	return b.String(), nil
+	return string(append(b, '}')), nil
 }
 
 // store adds what the changes came to to the batch's one statement.

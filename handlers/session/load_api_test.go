@@ -128,3 +128,29 @@ func TestSignInsAtOnceKeepTheLimit(t *testing.T) {
 		t.Errorf("she has %d sessions", len(list.GetSessions()))
 	}
 }
+
+// What the journal keeps of a refresh is about that session, however many others the user has.
+func TestTheJournalOfOneSession(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	first := b.signIn(t, ada)
+	note := func(token string) (next string, bytes int) {
+		res := must(b.refresh(t, token))(t)
+		err := b.sql(t).QueryRow(t.Context(), "SELECT octet_length(undo::text) FROM holdfast.events WHERE tenant_id = $1 ORDER BY version DESC LIMIT 1",
+			string(b.Tenant)).Scan(&bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.GetTokens().GetRefreshToken(), bytes
+	}
+	token, _ := note(first.GetTokens().GetRefreshToken())
+	token, alone := note(token)
+	for range 9 {
+		b.signIn(t, ada)
+	}
+	_, among := note(token)
+	t.Logf("%d bytes alone, %d among ten", alone, among)
+	if among > alone+50 {
+		t.Errorf("a refresh is noted in %d bytes alone, and in %d among ten sessions", alone, among)
+	}
+}

@@ -81,7 +81,7 @@ func (h *story[S]) change(t *rapid.T) {
 	if !was.exists {
 		v.entries, h.first = map[string]proto.Message{}, h.last+1
 	}
-	text, whole := fmt.Sprint("text ", r.IntN(100)), r.IntN(3) == 0
+	text, how := fmt.Sprint("text ", r.IntN(100)), r.IntN(4)
 	staged := map[string]proto.Message{}
 	var filled proto.Message
 	changed := 0
@@ -102,11 +102,14 @@ func (h *story[S]) change(t *rapid.T) {
 	}
 	seed := r.Uint64()
 	snap, err := h.kind.Update(h.ctx, h.id, func(tx *object.Tx[S]) error {
-		if whole {
+		switch r := rand.New(rand.NewPCG(seed, 0)); how {
+		case 0:
 			proto.Reset(tx.State())
-			Fill(rand.New(rand.NewPCG(seed, 0)), tx.State())
-		} else {
+			Fill(r, tx.State())
+		case 1:
 			h.Set(tx.State(), text)
+		default:
+			Disturb(r, tx.State())
 		}
 		for k, e := range staged {
 			if e == nil {

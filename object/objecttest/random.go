@@ -19,6 +19,53 @@ import (
 // the sign of a negative zero.
 func Fill(r *rand.Rand, m proto.Message) { fill(r, m.ProtoReflect(), 0) }
 
+// Disturb changes a little of a message, and most often deep within it: a key of a map, a field of a message in a map.
+func Disturb(r *rand.Rand, m proto.Message) { disturb(r, m.ProtoReflect(), 0) }
+
+func disturb(r *rand.Rand, m protoreflect.Message, depth int) {
+	if strings.HasPrefix(string(m.Descriptor().FullName()), "google.protobuf.") {
+		if proto.Reset(m.Interface()); m.Descriptor().FullName() != "google.protobuf.Any" {
+			fill(r, m, depth)
+		}
+		return
+	}
+	other := m.New()
+	fill(r, other, depth)
+	fields := m.Descriptor().Fields()
+	for i := range fields.Len() {
+		f := fields.Get(i)
+		switch {
+		case r.IntN(3) > 0:
+		case f.IsMap() && m.Has(f) && r.IntN(8) > 0:
+			disturbMap(r, m.Mutable(f).Map(), f.MapValue().Message() != nil, depth)
+			if other.Has(f) {
+				other.Get(f).Map().Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
+					m.Mutable(f).Map().Set(k, v)
+					return r.IntN(2) == 0
+				})
+			}
+		case !f.IsMap() && !f.IsList() && f.Message() != nil && m.Has(f) && r.IntN(8) > 0:
+			disturb(r, m.Mutable(f).Message(), depth+1)
+		case other.Has(f):
+			m.Set(f, other.Get(f))
+		default:
+			m.Clear(f)
+		}
+	}
+}
+
+func disturbMap(r *rand.Rand, m protoreflect.Map, messages bool, depth int) {
+	m.Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
+		switch n := r.IntN(4); {
+		case n == 0:
+			m.Clear(k)
+		case n == 1 && messages:
+			disturb(r, v.Message(), depth+1)
+		}
+		return true
+	})
+}
+
 // maxDepth is how deep messages nest.
 const maxDepth = 5
 

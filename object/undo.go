@@ -1,0 +1,393 @@
+package object
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"strconv"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// What undoes a change of a state is JSON, a part of the event's note:
+//
+//	"state": {"name": "old", "edition": null}, "in": {"fields": {"set": {"k": "old"}, "unset": ["l"], "in": {…}}}
+//
+// state has old values of top-level fields as a whole; null stands for one that was not set. in goes into maps and
+// messages that were there before and after: set has old values in them, by key or field name, unset what was not there,
+// and in goes on. So what a change of one key of a large map writes does not grow with the map. Notes of before this form
+// have all in state, and are read as ever.
+
+// node is how to undo what differs within a map or a message.
+type node struct {
+	Set   map[string]json.RawMessage `json:"set"`
+	Unset []string                   `json:"unset"`
+	In    map[string]*node           `json:"in"`
+}
+
+// apply returns what is stored of a map or a message as it was before.
+func (n *node) apply(stored json.RawMessage) (json.RawMessage, error) {
+	var m map[string]json.RawMessage
+	if len(stored) > 0 {
+		if err := json.Unmarshal(stored, &m); err != nil {
+			return nil, fmt.Errorf("object: stored state cannot be undone: %w", err)
+		}
+	}
+	if m == nil {
+		m = map[string]json.RawMessage{}
+	}
+	for _, name := range n.Unset {
+		delete(m, name)
+	}
+	maps.Copy(m, n.Set)
+	if err := applyAll(m, n.In); err != nil {
+		return nil, err
+	}
+	return json.Marshal(m)
+}
+
+func applyAll(m map[string]json.RawMessage, in map[string]*node) error {
+	for name, n := range in {
+		was, err := n.apply(m[name])
+		if err != nil {
+			return err
+		}
+		m[name] = was
+	}
+	return nil
+}
+
+// appendUndo appends the members state and in, which make was of is. A nil was is an object that did not exist, a nil
+// is one that was deleted.
+func appendUndo(b []byte, was, is proto.Message) ([]byte, error) {
+	b = append(b, `"state":{`...)
+	if was == nil {
+		return append(b, '}'), nil
+	}
+	a := was.ProtoReflect()
+	var deep []protoreflect.FieldDescriptor
+	var err error
+	empty := len(b)
+	for i, fields := 0, a.Descriptor().Fields(); i < fields.Len(); i++ {
+		f := fields.Get(i)
+		old := a.Has(f)
+		if is != nil {
+			has := is.ProtoReflect().Has(f)
+			switch {
+			case !old && !has:
+				continue
+			case old && has && same(f, a.Get(f), is.ProtoReflect().Get(f)):
+				continue
+			case old && has && opens(f):
+				deep = append(deep, f)
+				continue
+			}
+		}
+		if !old && is == nil {
+			continue
+		}
+		b = appendName(b, empty, string(f.Name()))
+		if !old {
+			b = append(b, "null"...)
+		} else if b, err = appendField(b, f, a.Get(f)); err != nil {
+			return nil, err
+		}
+	}
+	b = append(b, '}')
+	if len(deep) == 0 {
+		return b, nil
+	}
+	b = append(b, `,"in":{`...)
+	empty = len(b)
+	for _, f := range deep {
+		b = appendName(b, empty, string(f.Name()))
+		if b, err = appendNode(b, f, a.Get(f), is.ProtoReflect().Get(f)); err != nil {
+			return nil, err
+		}
+	}
+	return append(b, '}'), nil
+}
+
+// opens tells whether differences within a field are noted one by one: it is a map, or a message whose JSON has its fields.
+func opens(f protoreflect.FieldDescriptor) bool {
+	return f.IsMap() || !f.IsList() && opensMessage(f.Message())
+}
+
+func opensMessage(d protoreflect.MessageDescriptor) bool {
+	if d == nil || d.ExtensionRanges().Len() > 0 {
+		return false
+	}
+	switch d.FullName() {
+	case "google.protobuf.Any", "google.protobuf.Timestamp", "google.protobuf.Duration", "google.protobuf.Struct", "google.protobuf.Value",
+		"google.protobuf.ListValue", "google.protobuf.FieldMask", "google.protobuf.BoolValue", "google.protobuf.Int32Value",
+		"google.protobuf.Int64Value", "google.protobuf.UInt32Value", "google.protobuf.UInt64Value", "google.protobuf.FloatValue",
+		"google.protobuf.DoubleValue", "google.protobuf.StringValue", "google.protobuf.BytesValue":
+		return false // they have a JSON form of their own
+	}
+	return true
+}
+
+// appendNode appends how to make was, a map or a message, of is.
+func appendNode(b []byte, f protoreflect.FieldDescriptor, was, is protoreflect.Value) ([]byte, error) {
+	n := noter{b: append(b, '{')}
+	n.begin = len(n.b)
+	if f.IsMap() {
+		n.entries(f, was.Map(), is.Map())
+	} else {
+		n.fields(was.Message(), is.Message())
+	}
+	return append(n.b, '}'), n.err
+}
+
+// noter writes one node.
+type noter struct {
+	b     []byte
+	begin int // of the node's members
+	err   error
+
+	unset []string
+	in    []inner
+}
+
+type inner struct {
+	name    string
+	f       protoreflect.FieldDescriptor
+	was, is protoreflect.Value
+}
+
+func (n *noter) entries(f protoreflect.FieldDescriptor, was, is protoreflect.Map) {
+	value := f.MapValue()
+	deep := value.Message() != nil && opensMessage(value.Message())
+	set := n.member("set")
+	empty, kept := len(n.b), 0
+	was.Range(func(k protoreflect.MapKey, old protoreflect.Value) bool {
+		now := is.Get(k)
+		if now.IsValid() {
+			kept++
+			if sameSingle(value, old, now) {
+				return true
+			}
+			if deep {
+				n.in = append(n.in, inner{k.String(), value, old, now})
+				return true
+			}
+		}
+		n.b = appendName(n.b, empty, k.String())
+		n.b, n.err = appendSingle(n.b, value, old)
+		return n.err == nil
+	})
+	n.end(set, empty)
+	if kept < is.Len() {
+		is.Range(func(k protoreflect.MapKey, _ protoreflect.Value) bool {
+			if !was.Has(k) {
+				n.unset = append(n.unset, k.String())
+			}
+			return true
+		})
+	}
+	n.rest()
+}
+
+func (n *noter) fields(was, is protoreflect.Message) {
+	set := n.member("set")
+	empty := len(n.b)
+	for i, fields := 0, was.Descriptor().Fields(); i < fields.Len() && n.err == nil; i++ {
+		f := fields.Get(i)
+		old, now := was.Has(f), is.Has(f)
+		switch {
+		case !old && !now, old && now && same(f, was.Get(f), is.Get(f)):
+		case !old:
+			n.unset = append(n.unset, string(f.Name()))
+		case now && opens(f):
+			n.in = append(n.in, inner{string(f.Name()), f, was.Get(f), is.Get(f)})
+		default:
+			n.b = appendName(n.b, empty, string(f.Name()))
+			n.b, n.err = appendField(n.b, f, was.Get(f))
+		}
+	}
+	n.end(set, empty)
+	n.rest()
+}
+
+// rest writes the members that follow set.
+func (n *noter) rest() {
+	if len(n.unset) > 0 {
+		n.member("unset")
+		n.b[len(n.b)-1] = '['
+		for i, name := range n.unset {
+			if i > 0 {
+				n.b = append(n.b, ',')
+			}
+			n.b = appendString(n.b, name)
+		}
+		n.b = append(n.b, ']')
+	}
+	if len(n.in) == 0 || n.err != nil {
+		return
+	}
+	n.member("in")
+	empty := len(n.b)
+	for _, x := range n.in {
+		n.b = appendName(n.b, empty, x.name)
+		if n.b, n.err = appendNode(n.b, x.f, x.was, x.is); n.err != nil {
+			return
+		}
+	}
+	n.b = append(n.b, '}')
+}
+
+// member begins an object as a member of the node, and returns where it did so.
+func (n *noter) member(name string) (at int) {
+	at = len(n.b)
+	n.b = append(appendName(n.b, n.begin, name), '{')
+	return at
+}
+
+// end ends a member, or takes it back if it is empty.
+func (n *noter) end(at, empty int) {
+	if len(n.b) == empty {
+		n.b = n.b[:at]
+	} else {
+		n.b = append(n.b, '}')
+	}
+}
+
+// same compares two values of a field.
+func same(f protoreflect.FieldDescriptor, a, b protoreflect.Value) bool {
+	switch {
+	case f.IsMap():
+		x, y := a.Map(), b.Map()
+		if x.Len() != y.Len() {
+			return false
+		}
+		equal := true
+		x.Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
+			other := y.Get(k)
+			equal = other.IsValid() && sameSingle(f.MapValue(), v, other)
+			return equal
+		})
+		return equal
+	case f.IsList():
+		x, y := a.List(), b.List()
+		if x.Len() != y.Len() {
+			return false
+		}
+		for i := range x.Len() {
+			if !sameSingle(f, x.Get(i), y.Get(i)) {
+				return false
+			}
+		}
+		return true
+	default:
+		return sameSingle(f, a, b)
+	}
+}
+
+// sameSingle compares two values of a map, a list or a singular field. Messages have a faster way than by reflection.
+func sameSingle(f protoreflect.FieldDescriptor, a, b protoreflect.Value) bool {
+	if f.Message() != nil {
+		return proto.Equal(a.Message().Interface(), b.Message().Interface())
+	}
+	return a.Equal(b)
+}
+
+// appendName appends the name of a member to an object whose members begin at empty.
+func appendName(b []byte, empty int, name string) []byte {
+	if len(b) > empty {
+		b = append(b, ',')
+	}
+	return append(appendString(b, name), ':')
+}
+
+// appendField appends a field's value as protojson has it.
+func appendField(b []byte, f protoreflect.FieldDescriptor, v protoreflect.Value) (_ []byte, err error) {
+	switch {
+	case f.IsMap():
+		b = append(b, '{')
+		empty := len(b)
+		v.Map().Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
+			b = appendName(b, empty, k.String())
+			b, err = appendSingle(b, f.MapValue(), v)
+			return err == nil
+		})
+		return append(b, '}'), err
+	case f.IsList():
+		b = append(b, '[')
+		for i, list := 0, v.List(); i < list.Len() && err == nil; i++ {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b, err = appendSingle(b, f, list.Get(i))
+		}
+		return append(b, ']'), err
+	default:
+		return appendSingle(b, f, v)
+	}
+}
+
+func appendSingle(b []byte, f protoreflect.FieldDescriptor, v protoreflect.Value) ([]byte, error) {
+	switch f.Kind() {
+	case protoreflect.BoolKind:
+		return strconv.AppendBool(b, v.Bool()), nil
+	case protoreflect.Int32Kind, protoreflect.Sint32Kind, protoreflect.Sfixed32Kind:
+		return strconv.AppendInt(b, v.Int(), 10), nil
+	case protoreflect.Uint32Kind, protoreflect.Fixed32Kind:
+		return strconv.AppendUint(b, v.Uint(), 10), nil
+	case protoreflect.Int64Kind, protoreflect.Sint64Kind, protoreflect.Sfixed64Kind:
+		return append(strconv.AppendInt(append(b, '"'), v.Int(), 10), '"'), nil
+	case protoreflect.Uint64Kind, protoreflect.Fixed64Kind:
+		return append(strconv.AppendUint(append(b, '"'), v.Uint(), 10), '"'), nil
+	case protoreflect.FloatKind:
+		return appendFloat(b, v.Float(), 32), nil
+	case protoreflect.DoubleKind:
+		return appendFloat(b, v.Float(), 64), nil
+	case protoreflect.StringKind:
+		if !utf8.ValidString(v.String()) {
+			return nil, fmt.Errorf("%w: %s holds invalid UTF-8", ErrInvalid, f.FullName())
+		}
+		return appendString(b, v.String()), nil
+	case protoreflect.BytesKind:
+		return append(base64.StdEncoding.AppendEncode(append(b, '"'), v.Bytes()), '"'), nil
+	case protoreflect.EnumKind:
+		if f.Enum().FullName() == "google.protobuf.NullValue" {
+			return append(b, "null"...), nil
+		}
+		if value := f.Enum().Values().ByNumber(v.Enum()); value != nil {
+			return appendString(b, string(value.Name())), nil
+		}
+		return strconv.AppendInt(b, int64(v.Enum()), 10), nil
+	default: // messages
+		b, err := marshal.MarshalAppend(b, v.Message().Interface())
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		return b, nil
+	}
+}
+
+func appendFloat(b []byte, n float64, bits int) []byte {
+	switch {
+	case math.IsNaN(n):
+		return append(b, `"NaN"`...)
+	case math.IsInf(n, 1):
+		return append(b, `"Infinity"`...)
+	case math.IsInf(n, -1):
+		return append(b, `"-Infinity"`...)
+	}
+	return strconv.AppendFloat(b, n, 'g', -1, bits)
+}
+
+// appendString appends a text of valid UTF-8.
+func appendString(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
+			quoted, _ := json.Marshal(s) //nolint:errchkjson // a text can always be written
+			return append(b, quoted...)
+		}
+	}
+	return append(append(append(b, '"'), s...), '"')
+}
