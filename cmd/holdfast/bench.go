@@ -27,6 +27,8 @@ type benchCmd struct {
 	Live        bool          `help:"Also run the scenario that sends Gemini Live frames."`
 	NoFloor     bool          `help:"Leave pgbench out, and so what is compared with it."`
 
+	Scale int `help:"Divide by so much what the grow- scenarios store, to try them." default:"1"`
+
 	Servers int           `help:"How many servers to start on one Postgres; sessions are spread over them, and watchers follow what the others write." default:"1"`
 	Fanout  string        `help:"How those servers tell each other of changes: postgres or local." enum:"postgres,local" default:"postgres"`
 	Soak    time.Duration `help:"Instead of the scenarios, mixed work and faults for so long, 30s to 24h: memory has to stay flat, and nothing may be lost." placeholder:"DURATION"`
@@ -103,6 +105,8 @@ func (c *benchCmd) choose() ([]scenario, error) {
 		return nil, wrongUsage("--servers is 1 to 9, and 1 with --api")
 	case c.Soak != 0 && (c.Soak < 30*time.Second || c.Soak > 24*time.Hour || c.API != ""):
 		return nil, wrongUsage("--soak is 30s to 24h, and not of a server at --api")
+	case c.Scale < 1:
+		return nil, wrongUsage("--scale is at least 1")
 	case c.MaxRequests < 1:
 		return nil, wrongUsage("--max-requests is at least 1")
 	case c.API == "" && c.DatabaseURL+c.PgbenchURL+c.Admin != "" || c.API == "" && c.ServerPID+c.DatabasePID != 0:

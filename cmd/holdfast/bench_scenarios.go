@@ -23,6 +23,8 @@ type scenario struct {
 	optional bool
 	// pgbench: it needs pgbench's login, to write into the tables.
 	pgbench bool
+	// ownDatabase: it empties the database, so that has to be one that is thrown away.
+	ownDatabase bool
 	// across: watchers are at the first server, and where there are more, the sessions at the others.
 	across bool
 	// tenants is how many tenants it needs besides the one of the token.
@@ -60,15 +62,21 @@ var scenarios = []scenario{
 	{name: "open-1000", what: "steady: 1,000 sessions, each an append and a read a second", run: runOpen},
 	{name: "watch-1000", what: "steady: 1,000 watchers, 1,000 appends a second", across: true, run: runWatch},
 	{name: "sweep-1000", what: "steady: 1,000 appends a second, beside a sweep", optional: true, pgbench: true, run: runSweep},
+	{name: "grow-messages", what: "at rest, with 1 thousand, 100 thousand and 2 million messages", optional: true, ownDatabase: true, run: runGrow(growMessages)},
+	{name: "grow-objects", what: "at rest, with 1 thousand and 1 million conversations", optional: true, ownDatabase: true, run: runGrow(growObjects)},
 	{name: "live-64", what: "turns of 10 live frames, 64 sessions", optional: true, run: runLive},
 	{name: "live-1000", what: "steady: 1,000 live sessions, 10 frames a second each", optional: true, run: runLiveOpen},
 }
 
-func (s scenario) needsFloor() bool { return s.pgbench || strings.HasPrefix(s.name, floorPrefix) }
+func (s scenario) needsFloor() bool {
+	return s.pgbench || s.ownDatabase || strings.HasPrefix(s.name, floorPrefix)
+}
 
 // cannot says why a scenario cannot run; empty: it can.
 func (s scenario) cannot(b *bench) string {
 	switch {
+	case s.ownDatabase && b.API != "":
+		return "it empties the database, and so needs one that is thrown away: leave --api out"
 	case s.needsFloor() && b.floor == nil:
 		return "it needs --pgbench-url"
 	case (s.tenants > 0 || s.pgbench) && b.system.database == nil:

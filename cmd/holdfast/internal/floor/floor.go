@@ -140,6 +140,35 @@ func (f *Floor) Expire(ctx context.Context, objects int) error {
 	return err
 }
 
+// Copies are conversations like one that was made through the API.
+type Copies struct {
+	// Template is the id of that one. It has two messages, each appended by itself.
+	Template string
+	// The copies are called Prefix1, Prefix2 and so on, and have so many messages each.
+	Prefix            string
+	Objects, Messages int
+}
+
+// Grow stores copies in Holdfast's own tables, as so many calls of the API would have left them.
+func (f *Floor) Grow(ctx context.Context, c Copies) error {
+	quoted := func(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+	_, _, err := f.pgbench(ctx, "--protocol=simple", "--transactions=1", "--define=template="+quoted(c.Template), "--define=prefix="+quoted(c.Prefix),
+		"--define=objects="+strconv.Itoa(c.Objects), "--define=messages="+strconv.Itoa(c.Messages), "--file="+f.file("grow"))
+	return err
+}
+
+// Settle does to Holdfast's tables at once what Postgres would do by and by: vacuum, analyze and checkpoint.
+func (f *Floor) Settle(ctx context.Context) error {
+	_, _, err := f.pgbench(ctx, "--protocol=simple", "--transactions=1", "--file="+f.file("settle"))
+	return err
+}
+
+// Empty deletes all objects of all tenants.
+func (f *Floor) Empty(ctx context.Context) error {
+	_, _, err := f.pgbench(ctx, "--protocol=simple", "--transactions=1", "--file="+f.file("empty"))
+	return err
+}
+
 // Version is pgbench's own, such as "Postgres 17.2": the one that came with the server, as a rule.
 func (f *Floor) Version(ctx context.Context) (string, error) {
 	out, _, err := f.pgbench(ctx, "--version")

@@ -36,6 +36,22 @@ func (m *Meter) Observe(took time.Duration) {
 	_ = m.micros.RecordValue(max(1, took.Microseconds()))
 }
 
+// Time observes how long do takes. The throughput is then that of one client who does nothing else.
+func (m *Meter) Time(do func() error) error {
+	began := time.Now()
+	err := do()
+	took := time.Since(began)
+	if err != nil {
+		m.Fail(err)
+		return err
+	}
+	m.Observe(took)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.seconds += took.Seconds()
+	return nil
+}
+
 // Fail counts one request that failed.
 func (m *Meter) Fail(err error) {
 	m.mu.Lock()

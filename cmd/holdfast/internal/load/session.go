@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
@@ -20,7 +21,8 @@ type Session struct {
 	Conversation string
 	Ledger       *Ledger
 
-	caller Caller
+	caller Caller // own, or another session's
+	own    Caller
 	codec  Codec
 	began  time.Time
 	append *conversationv1.AppendMessagesRequest
@@ -30,10 +32,11 @@ type Session struct {
 
 // NewSession returns the session with that number, whose messages say when they were sent since began.
 func NewSession(t *Target, token, conversation string, number int, began time.Time) *Session {
+	caller := t.Caller(token)
 	return &Session{
 		Conversation: conversation,
 		Ledger:       &Ledger{writer: number},
-		caller:       t.Caller(token), codec: t.Codec, began: began,
+		caller:       caller, own: caller, codec: t.Codec, began: began,
 		append: &conversationv1.AppendMessagesRequest{
 			ConversationId: conversation,
 			Messages:       []*conversationv1.NewMessage{{Role: conversationv1.Role_ROLE_USER}},
@@ -43,8 +46,23 @@ func NewSession(t *Target, token, conversation string, number int, began time.Ti
 	}
 }
 
-// Close closes the session's connection.
-func (s *Session) Close() { s.caller.Close() }
+// Close closes the session's own connection.
+func (s *Session) Close() { s.own.Close() }
+
+// Share makes the session call over another's connection from now on. The two then take turns: they are not to be used
+// at once.
+func (s *Session) Share(other *Session) { s.caller = other.own }
+
+// Part makes the session call over a connection of its own again.
+func (s *Session) Part() { s.caller = s.own }
+
+// Loaded notes messages of the session that were stored past the API: its first, none of which has a time.
+func (s *Session) Loaded(messages int) {
+	for range messages {
+		n := s.Ledger.Send()
+		s.Ledger.Acknowledge(n, int64(n)+1)
+	}
+}
 
 // Create makes the session's conversation.
 func (s *Session) Create(ctx context.Context) error {
@@ -57,6 +75,14 @@ func (s *Session) Create(ctx context.Context) error {
 func (s *Session) Append(ctx context.Context, due time.Time) error {
 	n := s.next(s.append.GetMessages()[0], due)
 	return s.send(ctx, s.append, n)
+}
+
+// AppendText appends one message that is no part of the ledger.
+func (s *Session) AppendText(ctx context.Context, text string) error {
+	_, err := s.caller.Call(ctx, conversationv1connect.ConversationServiceAppendMessagesProcedure, &conversationv1.AppendMessagesRequest{
+		ConversationId: s.Conversation, Messages: []*conversationv1.NewMessage{{Role: conversationv1.Role_ROLE_USER, Text: text}},
+	})
+	return err
 }
 
 // Fill appends count messages with one request.
@@ -79,12 +105,8 @@ func (s *Session) next(m *conversationv1.NewMessage, due time.Time) int {
 
 // send sends messages of which the first has number n, and notes the seqs acknowledged.
 func (s *Session) send(ctx context.Context, req *conversationv1.AppendMessagesRequest, n int) error {
-	body, err := s.caller.Call(ctx, conversationv1connect.ConversationServiceAppendMessagesProcedure, req)
-	if err != nil {
-		return err
-	}
 	var res conversationv1.AppendMessagesResponse
-	if err := s.codec.decode(body, &res); err != nil {
+	if err := s.call(ctx, conversationv1connect.ConversationServiceAppendMessagesProcedure, req, &res); err != nil {
 		return err
 	}
 	if len(res.GetMessages()) != len(req.GetMessages()) {
@@ -112,6 +134,42 @@ func (s *Session) Read(ctx context.Context, conversation string, count int32) er
 		err = fmt.Errorf("%d messages read, not %d", n, count)
 	}
 	return err
+}
+
+// Page reads count messages from behind a seq, and fails where fewer come.
+func (s *Session) Page(ctx context.Context, after int64, count int32) error {
+	var res conversationv1.ListMessagesResponse
+	err := s.call(ctx, conversationv1connect.ConversationServiceListMessagesProcedure,
+		&conversationv1.ListMessagesRequest{ConversationId: s.Conversation, AfterSeq: after, PageSize: count}, &res)
+	if err == nil && len(res.GetMessages()) != int(count) {
+		err = fmt.Errorf("%d messages read, not %d", len(res.GetMessages()), count)
+	}
+	return err
+}
+
+// Conversations lists the count conversations of the tenant that were active last, and fails where there are fewer.
+func (s *Session) Conversations(ctx context.Context, count int32) error {
+	var res conversationv1.ListConversationsResponse
+	err := s.call(ctx, conversationv1connect.ConversationServiceListConversationsProcedure, &conversationv1.ListConversationsRequest{PageSize: count}, &res)
+	if err == nil && len(res.GetConversations()) != int(count) {
+		err = fmt.Errorf("%d conversations listed, not %d", len(res.GetConversations()), count)
+	}
+	return err
+}
+
+// Get reads the conversation and its last count messages.
+func (s *Session) Get(ctx context.Context, count int32) (*conversationv1.GetConversationResponse, error) {
+	res := &conversationv1.GetConversationResponse{}
+	return res, s.call(ctx, conversationv1connect.ConversationServiceGetConversationProcedure,
+		&conversationv1.GetConversationRequest{ConversationId: s.Conversation, MessageLimit: count}, res)
+}
+
+func (s *Session) call(ctx context.Context, procedure string, req, res proto.Message) error {
+	body, err := s.caller.Call(ctx, procedure, req)
+	if err != nil {
+		return err
+	}
+	return s.codec.decode(body, res)
 }
 
 // countMessages counts the messages of an encoded GetConversationResponse.
@@ -146,12 +204,8 @@ func (s *Session) List(ctx context.Context) ([]Stored, error) {
 	var all []Stored
 	req := &conversationv1.ListMessagesRequest{ConversationId: s.Conversation, PageSize: 200}
 	for {
-		body, err := s.caller.Call(ctx, conversationv1connect.ConversationServiceListMessagesProcedure, req)
-		if err != nil {
-			return nil, err
-		}
 		var res conversationv1.ListMessagesResponse
-		if err := s.codec.decode(body, &res); err != nil {
+		if err := s.call(ctx, conversationv1connect.ConversationServiceListMessagesProcedure, req, &res); err != nil {
 			return nil, err
 		}
 		for _, m := range res.GetMessages() {
