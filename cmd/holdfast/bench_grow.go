@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -47,52 +48,134 @@ var growKinds = []struct{ name, what string }{
 }
 
 const (
-	growSample = 100 // conversations that a round looks at
+	growSample = 40 // conversations that a round looks at
 	// growFillers conversations of one large message each are more than the server's cache holds.
 	growFillers    = 100
 	growFillerText = 60_000
 )
 
-// runGrow measures one client at rest while more and more is stored, in one tenant. It loads past the API, and
-// verifies through it.
+// runGrow measures one client at rest beside more and more that is stored, in one tenant. Each size has a Postgres and a
+// server of its own, and they take turns, so that what else goes on in the machine falls on all of them. It loads past
+// the API, and verifies through it.
 func runGrow(sizes []growth) func(context.Context, *bench, scenario) ([]benchRow, error) {
 	return func(ctx context.Context, b *bench, s scenario) (rows []benchRow, err error) {
-		if err := b.floor.Empty(ctx); err != nil {
-			return nil, err
-		}
-		g := &grower{bench: b, scenario: s}
-		g.template = load.NewSession(b.system.target, b.system.token, g.id("template"), 0, b.began)
-		defer g.template.Close()
-		if err := g.prepare(ctx); err != nil {
-			return nil, err
-		}
-		for _, size := range sizes {
-			more, err := g.measure(ctx, size)
-			if rows = append(rows, more...); err != nil {
-				return rows, fmt.Errorf("%s: %w", size.name, err)
+		all := make([]*grower, len(sizes))
+		for i, size := range sizes {
+			g, err := newGrower(ctx, b, s, size)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", size.name, err)
 			}
+			defer func() { err = errors.Join(err, g.close(ctx)) }()
+			all[i] = g
+		}
+		// Not measured: connections to the database that saw no statement yet plan each of them first.
+		if err := growUntil(ctx, time.Now().Add(b.Warmup), all); err != nil {
+			return nil, err
+		}
+		measured := b.Duration * time.Duration(len(all))
+		stops := make([]func(), len(all))
+		for i, g := range all {
+			clear(g.meters)
+			stops[i] = g.usage.observe(ctx)
+		}
+		err = growUntil(ctx, time.Now().Add(measured), all)
+		for _, stop := range stops {
+			stop()
+		}
+		if err != nil {
+			return nil, err
+		}
+		var used time.Duration
+		for _, g := range all {
+			used += g.usage.server + g.usage.database
+		}
+		for _, g := range all {
+			more, err := g.finish(ctx)
+			if err != nil {
+				return append(rows, more...), fmt.Errorf("%s: %w", g.size.name, err)
+			}
+			// Its part of the time, in which the other sizes are not others.
+			more[0].OthersCPU = g.usage.others(used-g.usage.server-g.usage.database).Seconds() / float64(len(all))
+			rows = append(rows, more...)
 		}
 		return rows, nil
 	}
 }
 
-// grower is a run of a grow- scenario.
+// growUntil has growers make rounds in turn, at least one each.
+func growUntil(ctx context.Context, end time.Time, all []*grower) error {
+	for {
+		for _, g := range all {
+			if err := g.round(ctx); err != nil {
+				return fmt.Errorf("%s: %w", g.size.name, err)
+			}
+		}
+		if !time.Now().Before(end) {
+			return nil
+		}
+	}
+}
+
+// grower is one size of a grow- scenario, with a Postgres and a server of its own.
 type grower struct {
-	bench    *bench
+	*bench
+
 	scenario scenario
+	size     growth
+	usage    *benchUsage
 	template *load.Session
 	fillers  []*load.Session
+	long     *load.Session            // nil: there is none
+	seen     map[string]*load.Session // by name: conversations that were looked at
+	meters   map[string]*load.Meter   // by kind
+}
+
+// newGrower starts a size's Postgres and server, and stores what the size says.
+func newGrower(ctx context.Context, b *bench, s scenario, size growth) (_ *grower, err error) {
+	size.objects = max(1, size.objects/b.Scale)
+	if size.long > 0 {
+		size.long = max(2*readLimit, size.long/b.Scale)
+	}
+	own := *b // but for the system
+	g := &grower{bench: &own, scenario: s, size: size, seen: map[string]*load.Session{}, meters: map[string]*load.Meter{}}
+	if own.system, err = openBenchSystem(ctx, b); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.close(ctx))
+		}
+	}()
+	if own.floor, err = floor.Open(ctx, own.system.pgbenchDir, own.system.pgbenchURL); err != nil {
+		return nil, err
+	}
+	g.usage = own.usage(s.name+"-"+size.name, true)
+	g.template = load.NewSession(own.system.target, own.system.token, g.id("template"), 0, own.began)
+	if err := g.prepare(ctx); err != nil {
+		return nil, err
+	}
+	return g, g.load(ctx)
+}
+
+func (g *grower) close(ctx context.Context) (err error) {
+	if g.template != nil {
+		g.template.Close()
+	}
+	if g.floor != nil {
+		err = g.floor.Close(context.WithoutCancel(ctx))
+	}
+	return errors.Join(err, g.system.close(ctx))
 }
 
 // id of a conversation of this run.
 func (g *grower) id(name string) string {
-	return fmt.Sprintf("bench-%d-%s-%s", g.bench.began.UnixNano(), g.scenario.name, name)
+	return fmt.Sprintf("bench-%d-%s-%s", g.began.UnixNano(), g.scenario.name, name)
 }
 
 // session of a conversation that was stored with so many messages, on the template's connection. Every message is of
 // writer 0, as the template's are.
 func (g *grower) session(name string, messages int) *load.Session {
-	s := load.NewSession(g.bench.system.target, g.bench.system.token, g.id(name), 0, g.bench.began)
+	s := load.NewSession(g.system.target, g.system.token, g.id(name), 0, g.began)
 	s.Loaded(messages)
 	s.Share(g.template)
 	return s
@@ -103,7 +186,7 @@ func (g *grower) prepare(ctx context.Context) error {
 	err := g.template.Create(ctx)
 	for range 2 {
 		if err == nil {
-			err = g.template.Append(ctx, g.bench.began)
+			err = g.template.Append(ctx, g.began)
 		}
 	}
 	for i := range growFillers {
@@ -114,7 +197,7 @@ func (g *grower) prepare(ctx context.Context) error {
 		}
 	}
 	if err == nil {
-		err = g.bench.floor.Grow(ctx, floor.Copies{Template: g.template.Conversation, Prefix: g.id("copy-"), Objects: 1, Messages: 2})
+		err = g.floor.Grow(ctx, floor.Copies{Template: g.template.Conversation, Prefix: g.id("copy-"), Objects: 1, Messages: 2})
 	}
 	if err != nil {
 		return err
@@ -145,136 +228,91 @@ func (g *grower) compare(ctx context.Context) error {
 	return nil
 }
 
-// measure loads a size and measures it.
-func (g *grower) measure(ctx context.Context, size growth) ([]benchRow, error) {
-	b := g.bench
-	size.objects = max(1, size.objects/b.Scale)
-	if size.long > 0 {
-		size.long = max(2*readLimit, size.long/b.Scale)
+// load stores the size's conversations.
+func (g *grower) load(ctx context.Context) error {
+	began := time.Now()
+	err := g.floor.Grow(ctx, floor.Copies{Template: g.template.Conversation, Prefix: g.id(""), Objects: g.size.objects, Messages: g.size.messages})
+	if err == nil && g.size.long > 0 {
+		// Copies are numbered, also where there is one.
+		g.long = g.session("long-1", g.size.long)
+		err = g.floor.Grow(ctx, floor.Copies{Template: g.template.Conversation, Prefix: g.id("long-"), Objects: 1, Messages: g.size.long})
 	}
-	long, err := g.load(ctx, size)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = g.floor.Settle(ctx)
 	}
-	r := &growRound{grower: g, size: size, long: long, seen: map[string]*load.Session{}, meters: map[string]*load.Meter{}}
-	// Not measured: connections to the database that saw no statement yet plan each of them first.
-	if err := r.until(ctx, time.Now().Add(b.Warmup)); err != nil {
-		return nil, err
-	}
-	clear(r.meters)
-	u := b.usage(g.scenario.name+"-"+size.name, true)
-	stop := u.observe(ctx)
-	err = r.until(ctx, time.Now().Add(b.Duration))
-	stop()
+	fmt.Fprintf(g.log, "  %s: %s conversations, %s messages, stored in %.0f s\n", g.size.name, thousands(float64(g.size.objects+min(1, g.size.long))),
+		thousands(float64(g.size.objects*g.size.messages+g.size.long)), time.Since(began).Seconds())
+	return err
+}
+
+// finish returns the rows, and verifies the conversations that were looked at.
+func (g *grower) finish(ctx context.Context) ([]benchRow, error) {
 	var rows []benchRow
 	for _, k := range growKinds {
-		if m := r.meters[k.name]; m != nil {
-			rows = append(rows, rowOf(g.scenario.name+"/"+size.name+"/"+k.name, k.what, m))
+		if m := g.meters[k.name]; m != nil {
+			rows = append(rows, rowOf(g.scenario.name+"/"+g.size.name+"/"+k.name, k.what, m))
 		}
 	}
-	if err != nil {
-		return rows, err
-	}
-	looked := slices.Collect(maps.Values(r.seen))
-	if long != nil {
-		looked = append(looked, long)
+	looked := slices.Collect(maps.Values(g.seen))
+	if g.long != nil {
+		looked = append(looked, g.long)
 	}
 	defer closeAll(looked)
 	for _, s := range looked {
 		s.Part()
 	}
-	return b.finish(ctx, looked, u, rows...)
+	return g.bench.finish(ctx, looked, g.usage, rows...)
 }
 
-// load stores a size's conversations, and returns the session of the long one, or nil.
-func (g *grower) load(ctx context.Context, size growth) (long *load.Session, err error) {
-	f, began := g.bench.floor, time.Now()
-	err = f.Grow(ctx, floor.Copies{Template: g.template.Conversation, Prefix: g.id(size.name + "-"), Objects: size.objects, Messages: size.messages})
-	if err == nil && size.long > 0 {
-		// Copies are numbered, also where there is one.
-		long = g.session(size.name+"-long-1", size.long)
-		err = f.Grow(ctx, floor.Copies{Template: g.template.Conversation, Prefix: g.id(size.name + "-long-"), Objects: 1, Messages: size.long})
+// growStep is something that a round does with each of its conversations.
+type growStep struct {
+	kind string
+	// first: the server is to have nothing at hand.
+	first bool
+	do    func(*load.Session) error
+}
+
+// round looks at some conversations: for the first time, again, and to append.
+func (g *grower) round(ctx context.Context) error {
+	now := g.began                                  // of the messages: when they were sent is not looked at
+	limit := int32(min(g.size.messages, readLimit)) //nolint:gosec // at most 20
+	read := func(s *load.Session) error { return s.Read(ctx, s.Conversation, limit) }
+	add := func(s *load.Session) error { return s.Append(ctx, now) }
+	steps := []growStep{
+		{"append-first", true, add},
+		{"read-first", true, read},
+		{"read", false, read},
+		{"append", false, add},
+		{"list", false, func(s *load.Session) error { return s.Conversations(ctx, readLimit) }},
 	}
-	if err == nil {
-		err = f.Settle(ctx)
+	if g.long != nil {
+		anywhere := func() int64 { return rand.Int64N(int64(g.size.long - readLimit)) } //nolint:gosec // which is no secret
+		steps = append(steps,
+			growStep{"append-long", false, func(*load.Session) error { return g.long.Append(ctx, now) }},
+			growStep{"read-long", false, func(*load.Session) error { return g.long.Read(ctx, g.long.Conversation, readLimit) }},
+			growStep{"page-long", false, func(*load.Session) error { return g.long.Page(ctx, anywhere(), readLimit) }})
 	}
-	fmt.Fprintf(g.bench.log, "  %s: %s conversations, %s messages, stored in %.0f s\n", size.name, thousands(float64(size.objects+min(1, size.long))),
-		thousands(float64(size.objects*size.messages+size.long)), time.Since(began).Seconds())
-	return long, err
-}
-
-// growRound is what one client does at a size, round by round.
-type growRound struct {
-	*grower
-
-	size   growth
-	long   *load.Session
-	seen   map[string]*load.Session // by id: all conversations that were looked at
-	meters map[string]*load.Meter
-}
-
-// until makes rounds, at least one.
-func (r *growRound) until(ctx context.Context, end time.Time) error {
-	for {
-		if err := r.once(ctx); err != nil || !time.Now().Before(end) {
-			return err
-		}
-	}
-}
-
-// once looks at some conversations: for the first time, again, and to append. What is at hand in the server is
-// displaced before what is to come first.
-func (r *growRound) once(ctx context.Context) error {
-	now := r.bench.began // of the messages: when they were sent is not looked at
-	picked := r.pick()
-	each := func(kind string, do func(*load.Session) error) (err error) {
-		for _, s := range picked {
-			if err == nil {
-				err = r.time(kind, func() error { return do(s) })
+	picked := g.pick()
+	for _, step := range steps {
+		if step.first {
+			if err := g.displace(ctx); err != nil {
+				return err
 			}
 		}
-		return err
-	}
-	read := func(s *load.Session) error {
-		return s.Read(ctx, s.Conversation, int32(min(r.size.messages, readLimit)))
-	} //nolint:gosec // at most 20
-	add := func(s *load.Session) error { return s.Append(ctx, now) }
-	err := r.displace(ctx)
-	for _, step := range []struct {
-		kind string
-		do   func(*load.Session) error
-	}{
-		{"read-first", read},
-		{"read", read},
-		{"append", add},
-		{"list", func(s *load.Session) error { return s.Conversations(ctx, readLimit) }},
-	} {
-		if err == nil {
-			err = each(step.kind, step.do)
+		for _, s := range picked {
+			if err := g.time(step.kind, func() error { return step.do(s) }); err != nil {
+				return err
+			}
 		}
 	}
-	if err == nil && r.long != nil {
-		err = errors.Join(
-			each("append-long", func(*load.Session) error { return r.long.Append(ctx, now) }),
-			each("read-long", func(*load.Session) error { return r.long.Read(ctx, r.long.Conversation, readLimit) }),
-			each("page-long", func(*load.Session) error {
-				return r.long.Page(ctx, rand.Int64N(int64(max(1, r.size.long-readLimit))), readLimit) //nolint:gosec // which is no secret
-			}))
-	}
-	if err == nil {
-		err = r.displace(ctx)
-	}
-	if err == nil {
-		err = each("append-first", add)
-	}
-	return err
+	return nil
 }
 
-func (r *growRound) time(kind string, do func() error) error {
-	m := r.meters[kind]
+func (g *grower) time(kind string, do func() error) error {
+	m := g.meters[kind]
 	if m == nil {
 		m = load.NewMeter()
-		r.meters[kind] = m
+		g.meters[kind] = m
 	}
 	if err := m.Time(do); err != nil {
 		return fmt.Errorf("%s: %w", kind, err)
@@ -283,13 +321,13 @@ func (r *growRound) time(kind string, do func() error) error {
 }
 
 // pick picks conversations at random.
-func (r *growRound) pick() (picked []*load.Session) {
-	for range min(growSample, r.size.objects) {
-		name := fmt.Sprintf("%s-%d", r.size.name, 1+rand.IntN(r.size.objects)) //nolint:gosec // which is no secret
-		s := r.seen[name]
+func (g *grower) pick() (picked []*load.Session) {
+	for range min(growSample, g.size.objects) {
+		name := strconv.Itoa(1 + rand.IntN(g.size.objects)) //nolint:gosec // which is no secret
+		s := g.seen[name]
 		if s == nil {
-			s = r.session(name, r.size.messages)
-			r.seen[name] = s
+			s = g.session(name, g.size.messages)
+			g.seen[name] = s
 		}
 		if !slices.Contains(picked, s) {
 			picked = append(picked, s)
@@ -299,8 +337,8 @@ func (r *growRound) pick() (picked []*load.Session) {
 }
 
 // displace reads so much that the server has nothing else at hand.
-func (r *growRound) displace(ctx context.Context) error {
-	for _, f := range r.fillers {
+func (g *grower) displace(ctx context.Context) error {
+	for _, f := range g.fillers {
 		if err := f.Read(ctx, f.Conversation, 1); err != nil {
 			return err
 		}

@@ -91,6 +91,16 @@ func rowOfFloor(name, what string, r floor.Result) benchRow {
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
+// benchTarget is a figure of a row, or its ratio to that of another, and what it should be.
+type benchTarget struct {
+	what       string
+	row, toRow string
+	figure     func(benchRow) float64
+	unit       string
+	target     float64
+	upper      bool
+}
+
 // targets are what Holdfast should reach beside the database that it stands on, and at a steady rate. What was not
 // measured has no target.
 func targets(rows []benchRow) (met []benchTargetMet) {
@@ -101,14 +111,7 @@ func targets(rows []benchRow) (met []benchTargetMet) {
 	throughput := func(r benchRow) float64 { return r.PerSecond }
 	median := func(r benchRow) float64 { return r.P50 }
 	worst := func(r benchRow) float64 { return r.P99 }
-	for _, t := range []struct {
-		what       string
-		row, toRow string
-		figure     func(benchRow) float64
-		unit       string
-		target     float64
-		upper      bool
-	}{
+	all := []benchTarget{
 		{"appends to own objects, 1,000 sessions, to pgbench's lock + update + insert", "append-1000", "floor-append-64", throughput, "x", 1.5, false},
 		{"appends to one object, 64 writers, to pgbench's on one row", "hot-64", "floor-hot-64", throughput, "x", 5, false},
 		{"acquisitions from one API's limits, 64 clients, to pgbench's lock-per-request on one row", "limit-64", "floor-hot-64", throughput, "x", 3, false},
@@ -116,7 +119,15 @@ func targets(rows []benchRow) (met []benchTargetMet) {
 		{"reads, 64 clients, to pgbench's SELECTs", "read-64", "floor-read-64", throughput, "x", 0.35, false},
 		{"p99 of reads at a steady rate", "open-1000/read", "", worst, "ms", 10, true},
 		{"p99 of appends at a steady rate", "open-1000/append", "", worst, "ms", 20, true},
-	} {
+	}
+	const flat = 1.25
+	for _, k := range growKinds {
+		all = append(all, benchTarget{k.name + ": median with 2 million messages, to that with 1 thousand", "grow-messages/2m/" + k.name, "grow-messages/1k/" + k.name, median, "x", flat, true})
+	}
+	for _, k := range growKinds {
+		all = append(all, benchTarget{k.name + ": median with 1 million conversations, to that with 1 thousand", "grow-objects/1m/" + k.name, "grow-objects/1k/" + k.name, median, "x", flat, true})
+	}
+	for _, t := range all {
 		row, ok := byName[t.row]
 		value := t.figure(row)
 		if t.toRow != "" {

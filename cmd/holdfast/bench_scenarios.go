@@ -23,7 +23,7 @@ type scenario struct {
 	optional bool
 	// pgbench: it needs pgbench's login, to write into the tables.
 	pgbench bool
-	// ownDatabase: it empties the database, so that has to be one that is thrown away.
+	// ownDatabase: it starts and fills databases of its own, and none is at --api.
 	ownDatabase bool
 	// across: watchers are at the first server, and where there are more, the sessions at the others.
 	across bool
@@ -76,7 +76,7 @@ func (s scenario) needsFloor() bool {
 func (s scenario) cannot(b *bench) string {
 	switch {
 	case s.ownDatabase && b.API != "":
-		return "it empties the database, and so needs one that is thrown away: leave --api out"
+		return "it fills databases of its own: leave --api out"
 	case s.needsFloor() && b.floor == nil:
 		return "it needs --pgbench-url"
 	case (s.tenants > 0 || s.pgbench) && b.system.database == nil:

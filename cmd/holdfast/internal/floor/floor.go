@@ -163,12 +163,6 @@ func (f *Floor) Settle(ctx context.Context) error {
 	return err
 }
 
-// Empty deletes all objects of all tenants.
-func (f *Floor) Empty(ctx context.Context) error {
-	_, _, err := f.pgbench(ctx, "--protocol=simple", "--transactions=1", "--file="+f.file("empty"))
-	return err
-}
-
 // Version is pgbench's own, such as "Postgres 17.2": the one that came with the server, as a rule.
 func (f *Floor) Version(ctx context.Context) (string, error) {
 	out, _, err := f.pgbench(ctx, "--version")
