@@ -76,7 +76,7 @@ func (c *benchCmd) Run(ctx context.Context, w *console) error {
 	b := &bench{benchCmd: *c, began: time.Now(), log: w.stderr}
 	b.report = &benchReport{
 		Started: b.began, Version: buildVersion(), Cores: runtime.NumCPU(), Go: runtime.Version(),
-		Codec: c.Codec, HTTP: c.HTTP, Seconds: c.Duration.Seconds(),
+		Servers: c.Servers, Codec: c.Codec, HTTP: c.HTTP, Seconds: c.Duration.Seconds(),
 	}
 	var runErr error
 	if c.Soak != 0 {
@@ -121,7 +121,7 @@ func (c *benchCmd) choose() ([]scenario, error) {
 	var chosen []scenario
 	for _, s := range scenarios {
 		wanted := only.MatchString(s.name) && (!s.optional || c.Live || c.Only != "")
-		if wanted && (!c.NoFloor || !s.needsFloor()) {
+		if wanted && (!c.NoFloor || !s.needsFloor()) && (!s.several || c.Servers > 1) {
 			chosen = append(chosen, s)
 		}
 	}

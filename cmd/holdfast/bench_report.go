@@ -22,6 +22,7 @@ type benchReport struct {
 	Cores    int              `json:"cores"`
 	Go       string           `json:"go"`
 	Postgres string           `json:"postgres,omitempty"`
+	Servers  int              `json:"servers"`
 	Codec    string           `json:"codec"`
 	HTTP     string           `json:"http"`
 	Seconds  float64          `json:"seconds"` // measured, of each scenario
@@ -41,12 +42,12 @@ type benchRow struct {
 	P50 float64 `json:"p50_ms"`
 	P95 float64 `json:"p95_ms"`
 	P99 float64 `json:"p99_ms"`
-	// CPU seconds within the measured time.
+	// CPU seconds within the measured time, of all servers.
 	ServerCPU    float64 `json:"server_cpu_seconds,omitzero"`
 	DatabaseCPU  float64 `json:"database_cpu_seconds,omitzero"`
 	GeneratorCPU float64 `json:"generator_cpu_seconds,omitzero"`
 	OthersCPU    float64 `json:"others_cpu_seconds,omitzero"` // of everybody else on the machine
-	// The most memory that the server had in RAM.
+	// The most memory that any of the servers had in RAM.
 	ServerRSSMiB float64          `json:"server_rss_mib,omitzero"`
 	Errors       map[string]int64 `json:"errors,omitempty"`
 	Example      string           `json:"example,omitempty"` // one of the errors
@@ -144,6 +145,9 @@ func targets(rows []benchRow) (met []benchTargetMet) {
 		}
 		met = append(met, m)
 	}
+	if n, ok := streamsThatFit(rows); ok {
+		met = append(met, benchTargetMet{What: "watchers that a server has room for in 128 MB", Value: float64(n), Unit: "streams", Target: streamsFirst, Met: n >= streamsFirst})
+	}
 	return met
 }
 
@@ -219,7 +223,11 @@ func (r *benchReport) disturbance() (share float64) {
 
 // conditions says in one line what the figures depend on.
 func (r *benchReport) conditions() string {
-	parts := []string{fmt.Sprintf("%d cores shared by server, database and generator", r.Cores), r.Go}
+	servers := "server"
+	if r.Servers > 1 {
+		servers = fmt.Sprintf("%d servers (CPU of all of them, RSS of the largest)", r.Servers)
+	}
+	parts := []string{fmt.Sprintf("%d cores shared by %s, database and generator", r.Cores, servers), r.Go}
 	if r.Postgres != "" {
 		parts = append(parts, r.Postgres)
 	}

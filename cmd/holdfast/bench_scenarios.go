@@ -25,6 +25,8 @@ type scenario struct {
 	pgbench bool
 	// ownDatabase: it starts and fills databases of its own, and none is at --api.
 	ownDatabase bool
+	// several: it needs more servers than one, and is left out where there are none.
+	several bool
 	// across: watchers are at the first server, and where there are more, the sessions at the others.
 	across bool
 	// tenants is how many tenants it needs besides the one of the token.
@@ -55,12 +57,16 @@ var scenarios = []scenario{
 	{name: "hot-64", what: "append to one object, 64 writers", run: runAppend(64, 1)},
 	{name: "limit-64", what: "acquire from one API's three policies, 64 clients", run: runLimit(64)},
 	{name: "hot-1000", what: "append to one object, 1,000 writers", run: runAppend(1000, 1)},
+	{name: "turns-1", what: "append, 1 session, each time at the next server", several: true, run: runTurns(1)},
+	{name: "turns-64", what: "append to own objects, 64 sessions, each time at the next server", several: true, run: runTurns(64)},
+	{name: "turns-1000", what: "append to own objects, 1,000 sessions, each time at the next server", several: true, run: runTurns(1000)},
 	{name: "floor-read-1", what: "pgbench: SELECTs of state + 20 entries, 1 client", run: runFloor(floor.Read, 1)},
 	{name: "read-1", what: "read state + 20 messages, 1 client", run: runRead(1)},
 	{name: "floor-read-64", what: "pgbench: SELECTs of state + 20 entries, 64 clients", run: runFloor(floor.Read, 64)},
 	{name: "read-64", what: "read state + 20 messages, 64 clients", run: runRead(64)},
 	{name: "open-1000", what: "steady: 1,000 sessions, each an append and a read a second", run: runOpen},
 	{name: "watch-1000", what: "steady: 1,000 watchers, 1,000 appends a second", across: true, run: runWatch},
+	{name: "streams", what: "steady: 1,000 appends a second, and more and more watchers", optional: true, run: runStreams},
 	{name: "sweep-1000", what: "steady: 1,000 appends a second, beside a sweep", optional: true, pgbench: true, run: runSweep},
 	{name: "grow-messages", what: "at rest, with 1 thousand, 100 thousand and 2 million messages", optional: true, ownDatabase: true, run: runGrow(growMessages)},
 	{name: "grow-objects", what: "at rest, with 1 thousand and 1 million conversations", optional: true, ownDatabase: true, run: runGrow(growObjects)},
@@ -110,6 +116,31 @@ func runAppend(sessions, objects int) func(context.Context, *bench, scenario) ([
 		u := b.usage(s.name, true)
 		m := load.Closed(ctx, b.workload(sessions, u.observe), func(ctx context.Context, i int, due time.Time) error {
 			return all[i].Append(ctx, due)
+		})
+		return b.finish(ctx, all, u, rowOf(s.name, s.what, m))
+	}
+}
+
+// runTurns has sessions append as fast as they are answered, each to its own object, and each request to the next server
+// in turn: what one server has at hand of an object, another has just changed.
+func runTurns(sessions int) func(context.Context, *bench, scenario) ([]benchRow, error) {
+	return func(ctx context.Context, b *bench, s scenario) ([]benchRow, error) {
+		all, err := b.sessions(ctx, s, sessions, sessions, 0)
+		if err != nil {
+			return nil, err
+		}
+		// To the server each is a writer of its own: session i is all[i], all[i+sessions] and so on.
+		for i := sessions; i < sessions*len(b.system.targets); i++ {
+			at := b.system.targets[(i%sessions+i/sessions)%len(b.system.targets)]
+			all = append(all, load.NewSession(at, b.system.token, all[i%sessions].Conversation, i, b.began))
+		}
+		defer closeAll(all)
+		turns := make([]int, sessions)
+		u := b.usage(s.name, true)
+		m := load.Closed(ctx, b.workload(sessions, u.observe), func(ctx context.Context, i int, due time.Time) error {
+			turn := turns[i]
+			turns[i] = (turn + 1) % len(b.system.targets)
+			return all[i+turn*sessions].Append(ctx, due)
 		})
 		return b.finish(ctx, all, u, rowOf(s.name, s.what, m))
 	}
@@ -306,16 +337,21 @@ func (b *bench) finish(ctx context.Context, all []*load.Session, u *benchUsage, 
 	if ctx.Err() != nil {
 		return rows, ctx.Err()
 	}
+	return rows, errors.Join(b.verify(ctx, all), u.err())
+}
+
+// verify lists the sessions' conversations and compares them with what was acknowledged.
+func (b *bench) verify(ctx context.Context, all []*load.Session) error {
 	byConversation := map[string][]*load.Session{}
 	for _, s := range all {
 		byConversation[s.Conversation] = append(byConversation[s.Conversation], s)
 	}
 	var messages atomic.Int64
-	group, verify := errgroup.WithContext(ctx)
+	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(verifyLimit)
 	for id, writers := range byConversation {
 		group.Go(func() error {
-			listed, err := writers[0].List(verify)
+			listed, err := writers[0].List(ctx)
 			if err != nil {
 				return fmt.Errorf("list %s: %w", id, err)
 			}
@@ -330,10 +366,10 @@ func (b *bench) finish(ctx context.Context, all []*load.Session, u *benchUsage, 
 			return nil
 		})
 	}
-	err := errors.Join(group.Wait(), u.err())
-	if err == nil {
-		b.report.Verified.Messages += int(messages.Load())
-		b.report.Verified.Conversations += len(byConversation)
+	if err := group.Wait(); err != nil {
+		return err
 	}
-	return rows, err
+	b.report.Verified.Messages += int(messages.Load())
+	b.report.Verified.Conversations += len(byConversation)
+	return nil
 }

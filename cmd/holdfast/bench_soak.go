@@ -71,6 +71,7 @@ func (b *bench) soak(ctx context.Context) (err error) {
 			})
 		})
 	}
+	b.system.serverPIDs = b.system.serverPIDs[:1] // the others are killed
 	u := b.usage(s.name, true)
 	w := load.Workload{Workers: len(all), Warmup: time.Second, Duration: b.Soak, MaxRequests: b.MaxRequests, Observe: func(ctx context.Context) func() {
 		watchers.MeasureFrom(time.Now())

@@ -35,6 +35,7 @@ func (s *benchSystem) start(ctx context.Context) (api, admin string, err error) 
 			return "", "", err
 		}
 		s.processes = append(s.processes, p)
+		s.serverPIDs = append(s.serverPIDs, p.cmd.Process.Pid)
 	}
 	s.closers = append(s.closers, func(context.Context) error {
 		for _, p := range s.processes {
@@ -42,7 +43,6 @@ func (s *benchSystem) start(ctx context.Context) (api, admin string, err error) 
 		}
 		return nil
 	})
-	s.serverPID = s.processes[0].cmd.Process.Pid
 	return s.processes[0].api, s.processes[0].admin, nil
 }
 

@@ -37,7 +37,9 @@ type benchSystem struct {
 	pgbenchURL string // a login that may create a schema; empty: not known
 	pgbenchDir string
 
-	serverPID, databasePID int // 0: not known
+	// serverPIDs are those of the servers that are measured; empty: not known. databasePID 0: not known.
+	serverPIDs  []int
+	databasePID int
 
 	// Of servers that were started here.
 	servers         int
@@ -62,7 +64,10 @@ func openBenchSystem(ctx context.Context, b *bench) (_ *benchSystem, err error) 
 		fmt.Fprintln(b.log, "starting Postgres and a server")
 		api, admin, err = s.start(ctx)
 	} else {
-		s.token, s.pgbenchURL, s.serverPID, s.databasePID = b.Token, b.PgbenchURL, b.ServerPID, b.DatabasePID
+		s.token, s.pgbenchURL, s.databasePID = b.Token, b.PgbenchURL, b.DatabasePID
+		if b.ServerPID != 0 {
+			s.serverPIDs = []int{b.ServerPID}
+		}
 		err = s.open(ctx, b.DatabaseURL)
 	}
 	if err != nil {
@@ -180,7 +185,7 @@ type benchUsage struct {
 
 	cpuTimes
 
-	resident int64 // the server's most, in bytes
+	resident int64 // the most of any server, in bytes
 
 	profile sync.WaitGroup
 	failed  error // of the profile, after it
@@ -213,8 +218,11 @@ func (u *benchUsage) observe(ctx context.Context) (stop func()) {
 }
 
 func (u *benchUsage) read() (t cpuTimes) {
-	if u.serves && u.system.serverPID != 0 {
-		t.server, _ = load.OwnCPUTime(u.system.serverPID)
+	if u.serves {
+		for _, pid := range u.system.serverPIDs {
+			used, _ := load.OwnCPUTime(pid)
+			t.server += used
+		}
 	}
 	if u.system.databasePID != 0 {
 		t.database, _ = load.CPUTime(u.system.databasePID)
@@ -227,7 +235,7 @@ func (u *benchUsage) read() (t cpuTimes) {
 // others is the CPU time that somebody else on the machine used; more is what pgbench used. 0 where it is not known what
 // the server and the database used.
 func (u *benchUsage) others(more time.Duration) time.Duration {
-	if u.system.databasePID == 0 || u.serves && u.system.serverPID == 0 {
+	if u.system.databasePID == 0 || u.serves && len(u.system.serverPIDs) == 0 {
 		return 0
 	}
 	return max(0, u.machine-u.server-u.database-u.generator-more)
@@ -238,8 +246,10 @@ func (u *benchUsage) sampleResident(ctx context.Context) {
 	t := time.NewTicker(every)
 	defer t.Stop()
 	for {
-		if now, err := load.Resident(u.system.serverPID); err == nil {
-			u.resident = max(u.resident, now)
+		for _, pid := range u.system.serverPIDs {
+			if now, err := load.Resident(pid); err == nil {
+				u.resident = max(u.resident, now)
+			}
 		}
 		select {
 		case <-t.C:

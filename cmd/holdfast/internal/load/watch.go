@@ -19,11 +19,14 @@ import (
 // Watchers follow conversations, one stream each, and measure how long a message takes from the time that it was due
 // to be sent until its watcher has it.
 type Watchers struct {
-	meter   *Meter
+	target  *Target
+	token   string
+	meter   atomic.Pointer[Meter]
 	began   time.Time
 	from    atomic.Int64 // messages due from then on are measured: nanoseconds since began
 	clients []*http.Client
 	streams []*stream
+	life    context.Context //nolint:containedctx // the streams' own: Close ends it
 	cancel  context.CancelFunc
 	done    sync.WaitGroup
 }
@@ -40,34 +43,44 @@ type stream struct {
 // Watch opens a stream for each of the sessions' conversations, spread over so many HTTP/2 connections, and waits until
 // each has had its snapshot.
 func Watch(ctx context.Context, t *Target, token string, sessions []*Session, connections int, began time.Time) (*Watchers, error) {
-	run, cancel := context.WithCancel(ctx)
-	w := &Watchers{meter: NewMeter(), began: began, cancel: cancel}
-	w.from.Store(math.MaxInt64)
+	w := &Watchers{target: t, token: token, began: began}
+	w.life, w.cancel = context.WithCancel(ctx)
+	w.MeasureFrom(began.Add(math.MaxInt64))
+	if err := w.Add(ctx, sessions, connections); err != nil {
+		w.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+// Add opens streams for more sessions, over so many more connections, as Watch does.
+func (w *Watchers) Add(ctx context.Context, sessions []*Session, connections int) error {
 	services := make([]conversationv1connect.ConversationServiceClient, connections)
 	for i := range services {
-		w.clients = append(w.clients, NewHTTP2Client())
-		services[i] = conversationv1connect.NewConversationServiceClient(w.clients[i], t.URL.String())
+		client := NewHTTP2Client()
+		w.clients = append(w.clients, client)
+		services[i] = conversationv1connect.NewConversationServiceClient(client, w.target.URL.String())
 	}
+	first := len(w.streams)
 	for i, session := range sessions {
 		s := &stream{conversation: session.Conversation, ready: make(chan struct{})}
 		w.streams = append(w.streams, s)
 		w.done.Go(func() {
-			if err := w.follow(run, services[i%connections], token, s); err != nil && run.Err() == nil {
+			if err := w.follow(w.life, services[i%connections], w.token, s); err != nil && w.life.Err() == nil {
 				s.fail(err)
 			}
 		})
 	}
-	for _, s := range w.streams {
+	for _, s := range w.streams[first:] {
 		select {
 		case <-s.ready:
 		case <-ctx.Done():
 		}
 		if err := errors.Join(s.err(), ctx.Err()); err != nil {
-			w.Close()
-			return nil, err
+			return err
 		}
 	}
-	return w, nil
+	return nil
 }
 
 // follow reads one stream to its end.
@@ -91,7 +104,7 @@ func (w *Watchers) follow(ctx context.Context, service conversationv1connect.Con
 			}
 			stamp, ok := ParseStamp(m.GetText())
 			if ok && !change.GetReset_() && int64(stamp.Sent) >= w.from.Load() {
-				w.meter.Observe(now - stamp.Sent)
+				w.meter.Load().Observe(now - stamp.Sent)
 			}
 			s.seq.Store(m.GetSeq()) // Drain waits for it, so it comes last
 		}
@@ -117,8 +130,11 @@ func (s *stream) err() error {
 	return s.failed
 }
 
-// MeasureFrom says that messages due from now on are measured.
-func (w *Watchers) MeasureFrom(now time.Time) { w.from.Store(int64(now.Sub(w.began))) }
+// MeasureFrom says that messages due from now on are measured, and forgets what was measured before.
+func (w *Watchers) MeasureFrom(now time.Time) {
+	w.meter.Store(NewMeter())
+	w.from.Store(int64(now.Sub(w.began)))
+}
 
 // Drain waits until every watcher has the last message that its session had acknowledged, or fails after a while, or
 // where a stream missed a message, had one twice, or ended.
@@ -142,8 +158,9 @@ func (w *Watchers) Drain(ctx context.Context, sessions []*Session, patience time
 
 // Delivered is the meter of the deliveries, over that measured time.
 func (w *Watchers) Delivered(measured time.Duration) *Meter {
-	w.meter.measuredFor(measured)
-	return w.meter
+	m := w.meter.Load()
+	m.measuredFor(measured)
+	return m
 }
 
 // Close ends the streams and waits for them.
