@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"runtime"
+	"slices"
 	"time"
 
 	"holdfast/cmd/holdfast/internal/floor"
@@ -121,7 +122,7 @@ func (c *benchCmd) choose() ([]scenario, error) {
 	var chosen []scenario
 	for _, s := range scenarios {
 		wanted := only.MatchString(s.name) && (!s.optional || c.Live || c.Only != "")
-		if wanted && (!c.NoFloor || !s.needsFloor()) && (!s.several || c.Servers > 1) {
+		if wanted && (!c.NoFloor || !s.needsPgbench()) && (!s.several || c.Servers > 1) {
 			chosen = append(chosen, s)
 		}
 	}
@@ -132,8 +133,11 @@ func (c *benchCmd) choose() ([]scenario, error) {
 }
 
 func (b *bench) run(ctx context.Context, chosen []scenario) (err error) {
-	if b.system, err = openBenchSystem(ctx, b); err != nil {
-		return err
+	b.system = &benchSystem{}
+	if slices.ContainsFunc(chosen, func(s scenario) bool { return !s.ownDatabase }) {
+		if b.system, err = openBenchSystem(ctx, b); err != nil {
+			return err
+		}
 	}
 	defer func() { err = errors.Join(err, b.system.close(ctx)) }()
 	if err := b.openFloor(ctx, chosen); err != nil {

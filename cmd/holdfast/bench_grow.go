@@ -18,8 +18,6 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 )
 
-const growPrefix = "grow-"
-
 // growth is how much is stored while a grow- scenario measures: conversations with so many messages each, and one long
 // one.
 type growth struct {
@@ -48,7 +46,8 @@ var growKinds = []struct{ name, what string }{
 }
 
 const (
-	growSample = 40 // conversations that a round looks at
+	growFlat   = 1.25 // times what it takes with least stored
+	growSample = 40   // conversations that a round looks at
 	// growFillers conversations of one large message each are more than the server's cache holds.
 	growFillers    = 100
 	growFillerText = 60_000
@@ -59,14 +58,18 @@ const (
 // the API, and verifies through it.
 func runGrow(sizes []growth) func(context.Context, *bench, scenario) ([]benchRow, error) {
 	return func(ctx context.Context, b *bench, s scenario) (rows []benchRow, err error) {
-		all := make([]*grower, len(sizes))
-		for i, size := range sizes {
+		var all []*grower
+		defer func() {
+			for _, g := range all {
+				err = errors.Join(err, g.close(ctx))
+			}
+		}()
+		for _, size := range sizes {
 			g, err := newGrower(ctx, b, s, size)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", size.name, err)
 			}
-			defer func() { err = errors.Join(err, g.close(ctx)) }()
-			all[i] = g
+			all = append(all, g)
 		}
 		// Not measured: connections to the database that saw no statement yet plan each of them first.
 		if err := growUntil(ctx, time.Now().Add(b.Warmup), all); err != nil {
@@ -137,30 +140,35 @@ func newGrower(ctx context.Context, b *bench, s scenario, size growth) (_ *growe
 		size.long = max(2*readLimit, size.long/b.Scale)
 	}
 	own := *b // but for the system
+	own.Servers = 1
+	if own.system, err = openBenchSystem(ctx, &own); err != nil {
+		return nil, err
+	}
 	g := &grower{bench: &own, scenario: s, size: size, seen: map[string]*load.Session{}, meters: map[string]*load.Meter{}}
-	if own.system, err = openBenchSystem(ctx, b); err != nil {
-		return nil, err
+	if err := g.fill(ctx); err != nil {
+		return nil, errors.Join(err, g.close(ctx))
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, g.close(ctx))
-		}
-	}()
-	if own.floor, err = floor.Open(ctx, own.system.pgbenchDir, own.system.pgbenchURL); err != nil {
-		return nil, err
+	return g, nil
+}
+
+// fill stores what the size says in the grower's system, and makes ready to measure.
+func (g *grower) fill(ctx context.Context) (err error) {
+	g.usage = g.bench.usage(g.scenario.name+"-"+g.size.name, true)
+	g.template = load.NewSession(g.system.target, g.system.token, g.id("template"), 0, g.began)
+	if g.floor, err = floor.Open(ctx, g.system.pgbenchDir, g.system.pgbenchURL); err != nil {
+		return err
 	}
-	g.usage = own.usage(s.name+"-"+size.name, true)
-	g.template = load.NewSession(own.system.target, own.system.token, g.id("template"), 0, own.began)
+	if g.report.Postgres, err = g.floor.Version(ctx); err != nil {
+		return err
+	}
 	if err := g.prepare(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	return g, g.load(ctx)
+	return g.load(ctx)
 }
 
 func (g *grower) close(ctx context.Context) (err error) {
-	if g.template != nil {
-		g.template.Close()
-	}
+	g.template.Close()
 	if g.floor != nil {
 		err = g.floor.Close(context.WithoutCancel(ctx))
 	}

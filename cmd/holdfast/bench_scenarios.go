@@ -25,6 +25,8 @@ type scenario struct {
 	pgbench bool
 	// ownDatabase: it starts and fills databases of its own, and none is at --api.
 	ownDatabase bool
+	// memory: it needs to know how much memory the server has in RAM.
+	memory bool
 	// several: it needs more servers than one, and is left out where there are none.
 	several bool
 	// across: watchers are at the first server, and where there are more, the sessions at the others.
@@ -66,7 +68,7 @@ var scenarios = []scenario{
 	{name: "read-64", what: "read state + 20 messages, 64 clients", run: runRead(64)},
 	{name: "open-1000", what: "steady: 1,000 sessions, each an append and a read a second", run: runOpen},
 	{name: "watch-1000", what: "steady: 1,000 watchers, 1,000 appends a second", across: true, run: runWatch},
-	{name: "streams", what: "steady: 1,000 appends a second, and more and more watchers", optional: true, run: runStreams},
+	{name: "streams", what: "steady: 1,000 appends a second, and more and more watchers", optional: true, memory: true, run: runStreams},
 	{name: "sweep-1000", what: "steady: 1,000 appends a second, beside a sweep", optional: true, pgbench: true, run: runSweep},
 	{name: "grow-messages", what: "at rest, with 1 thousand, 100 thousand and 2 million messages", optional: true, ownDatabase: true, run: runGrow(growMessages)},
 	{name: "grow-objects", what: "at rest, with 1 thousand and 1 million conversations", optional: true, ownDatabase: true, run: runGrow(growObjects)},
@@ -74,15 +76,19 @@ var scenarios = []scenario{
 	{name: "live-1000", what: "steady: 1,000 live sessions, 10 frames a second each", optional: true, run: runLiveOpen},
 }
 
-func (s scenario) needsFloor() bool {
-	return s.pgbench || s.ownDatabase || strings.HasPrefix(s.name, floorPrefix)
-}
+// needsPgbench: it is left out without pgbench.
+func (s scenario) needsPgbench() bool { return s.needsFloor() || s.ownDatabase }
+
+// needsFloor: it runs pgbench in the database of the run.
+func (s scenario) needsFloor() bool { return s.pgbench || strings.HasPrefix(s.name, floorPrefix) }
 
 // cannot says why a scenario cannot run; empty: it can.
 func (s scenario) cannot(b *bench) string {
 	switch {
 	case s.ownDatabase && b.API != "":
 		return "it fills databases of its own: leave --api out"
+	case s.memory && len(b.system.serverPIDs) == 0:
+		return "it needs --server-pid"
 	case s.needsFloor() && b.floor == nil:
 		return "it needs --pgbench-url"
 	case (s.tenants > 0 || s.pgbench) && b.system.database == nil:

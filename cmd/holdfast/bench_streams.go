@@ -62,7 +62,7 @@ func runStreams(ctx context.Context, b *bench, s scenario) (rows []benchRow, err
 				break
 			}
 		}
-		if all, err = b.moreStreams(ctx, s, all, watchers); err != nil {
+		if all, err = b.moreStreams(ctx, all, watchers); err != nil {
 			return rows, err
 		}
 	}
@@ -73,7 +73,7 @@ func runStreams(ctx context.Context, b *bench, s scenario) (rows []benchRow, err
 }
 
 // moreStreams makes the next conversations, whose sessions share the connections of the first, and their streams.
-func (b *bench) moreStreams(ctx context.Context, s scenario, all []*load.Session, watchers *load.Watchers) ([]*load.Session, error) {
+func (b *bench) moreStreams(ctx context.Context, all []*load.Session, watchers *load.Watchers) ([]*load.Session, error) {
 	more := make([]*load.Session, streamsStep)
 	for i := range more {
 		number := len(all) + i

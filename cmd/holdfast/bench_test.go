@@ -21,6 +21,12 @@ func TestBenchTargets(t *testing.T) {
 		{Name: "hot-64", Requests: 1, PerSecond: 12000},
 		{Name: "open-1000/read", Requests: 1, P99: 9.5},
 		{Name: "open-1000/append", P99: 0}, // nothing was answered
+		{Name: "grow-messages/1k/read", Requests: 1, P50: 0.2},
+		{Name: "grow-messages/2m/read", Requests: 1, P50: 0.3},
+		{Name: "streams/1000", Requests: 1, ServerRSSMiB: 110},
+		{Name: "streams/1250", Requests: 1, ServerRSSMiB: 122},
+		{Name: "streams/1500", Requests: 1, ServerRSSMiB: 122.1}, // more than 128 MB
+		{Name: "streams/1750", Requests: 1, ServerRSSMiB: 120},
 	}
 	var got []string
 	for _, m := range targets(rows) {
@@ -30,6 +36,8 @@ func TestBenchTargets(t *testing.T) {
 		"appends to own objects, 1,000 sessions, to pgbench's lock + update + insert | 1.60 x | at least 1.50 x | met",
 		"appends to one object, 64 writers, to pgbench's on one row | 4.00 x | at least 5.00 x | short",
 		"p99 of reads at a steady rate | 9.50 ms | at most 10.0 ms | met",
+		"read: median with 2 million messages, to that with 1 thousand | 1.50 x | at most 1.25 x | short",
+		"watchers that a server has room for in 128 MB | 1,250 streams | at least 1,000 streams | met",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -73,7 +81,7 @@ Skipped: append-tenants-1000: it needs --database-url
 
 func TestBenchChoose(t *testing.T) {
 	t.Parallel()
-	base := benchCmd{Duration: 5 * time.Second, MaxRequests: 1, Servers: 1}
+	base := benchCmd{Duration: 5 * time.Second, MaxRequests: 1, Servers: 1, Scale: 1}
 	names := func(c benchCmd) string {
 		chosen, err := c.choose()
 		if err != nil {
@@ -92,6 +100,9 @@ func TestBenchChoose(t *testing.T) {
 	}{
 		{"two by name", func(c *benchCmd) { c.Only = "hot-64" }, "floor-hot-64 hot-64"},
 		{"without pgbench", func(c *benchCmd) { c.Only, c.NoFloor = "hot-64", true }, "hot-64"},
+		{"several servers", func(c *benchCmd) { c.Only, c.Servers = "^turns-64", 3 }, "turns-64"},
+		{"one server", func(c *benchCmd) { c.Only = "^turns-64" }, "no scenario has such a name; --list shows them"},
+		{"what grows needs pgbench", func(c *benchCmd) { c.Only, c.NoFloor = "^grow", true }, "no scenario has such a name; --list shows them"},
 		{"optional by name", func(c *benchCmd) { c.Only = "^live-64" }, "live-64"},
 		{"no such name", func(c *benchCmd) { c.Only = "nothing" }, "no scenario has such a name; --list shows them"},
 		{"too long", func(c *benchCmd) { c.Duration = time.Hour }, "--duration is 1s to 10m0s, --warmup at most that"},

@@ -55,6 +55,16 @@ func TestSessionCalls(t *testing.T) {
 				if err := Verify(listed, []*Ledger{s.Ledger}); err != nil {
 					t.Error(err)
 				}
+				if err := s.Page(ctx, 100, 150); err != nil {
+					t.Error(err)
+				}
+				if err := s.Page(ctx, 200, 150); err == nil {
+					t.Error("a page that is too short is no error")
+				}
+				got, err := s.Get(ctx, 1)
+				if err != nil || len(got.GetMessages()) != 1 {
+					t.Errorf("%v, %v", got, err)
+				}
 				if err := s.Read(ctx, "unknown", 20); err == nil {
 					t.Error("a read of too few messages is no error")
 				}
@@ -63,6 +73,32 @@ func TestSessionCalls(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestSharedSession: a session that was stored past the API goes on from there, over another's connection and over its own.
+func TestSharedSession(t *testing.T) {
+	t.Parallel()
+	server, target := setup(t)
+	all := newSessions(t, target, 2, 2)
+	for n := range 2 {
+		server.add(all[1].Conversation, Stamp{Writer: 1, Number: n}.Text())
+	}
+	all[1].Loaded(2)
+	all[1].Share(all[0])
+	for range 2 {
+		if err := all[1].Append(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		all[0].Close()
+		all[1].Part()
+	}
+	listed, err := all[1].List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(listed, []*Ledger{all[1].Ledger}); err != nil || len(listed) != 4 {
+		t.Errorf("%d listed: %v", len(listed), err)
 	}
 }
 
