@@ -12,7 +12,7 @@ import (
 )
 
 // Notifications is LISTEN and NOTIFY of one database: each message reaches every process that listens, or is lost. It has
-// two connections of its own, so that a change never waits for one, and no NOTIFY is part of a change's transaction: there it
+// connections of its own, one that listens and up to two that notify, so that a change never waits for one, and no NOTIFY is part of a change's transaction: there it
 // would hold a lock of the whole database through the commit. Its login needs no right at all. It is safe for concurrent use.
 type Notifications struct {
 	config *pgx.ConnConfig
@@ -27,7 +27,8 @@ func NewNotifications(ctx context.Context, url string) (*Notifications, error) {
 		return nil, fmt.Errorf("the database URL is not valid: %w", err)
 	}
 	listener := c.ConnConfig.Copy()
-	c.MinConns, c.MinIdleConns, c.MaxConns = 0, 0, 1
+	// A second one, so that hints need not wait for signals.
+	c.MinConns, c.MinIdleConns, c.MaxConns = 0, 0, 2
 	sender, err := pgxpool.NewWithConfig(ctx, c)
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package object
 
 import (
 	"encoding/json"
+	"strconv"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -123,6 +124,20 @@ func DecodeHints(message string) (from string, hints []Hint) {
 		hints = append(hints, Hint{k.tenant, k.kind, k.id, v})
 	}
 	return from, hints
+}
+
+// SignalPause is how long a process is silent between signals.
+const SignalPause = signalPause
+
+// EncodeSignals makes messages of a signal of so many objects of tenants.
+func EncodeSignals(from string, sealer Sealer, objects map[identity.Tenant]int, m proto.Message) (messages []string, held int) {
+	pending := map[key]signal{}
+	for tenant, n := range objects {
+		for i := range n {
+			pending[key{tenant, "k", ID(strconv.Itoa(i))}] = signal{m, 1}
+		}
+	}
+	return encodeSignals(from, sealer, pending)
 }
 
 // Waiting is how many changes wait, Running how many batches are in flight.

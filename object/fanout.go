@@ -50,6 +50,7 @@ const (
 type fanout struct {
 	rt      *Runtime
 	carrier Carrier
+	signals *signals
 	self    string
 	greet   time.Duration
 	signal  chan struct{} // capacity 1: something waits to be sent
@@ -69,8 +70,12 @@ func newFanout(rt *Runtime, c Config) *fanout {
 		rt: rt, carrier: c.Carrier, self: rand.Text(), greet: c.GreetInterval,
 		signal: make(chan struct{}, 1), stop: make(chan struct{}), pending: map[key]Version{}, peers: map[string]time.Time{},
 	}
+	f.signals = newSignals(f, c.Sealer)
 	if f.carrier == nil {
 		return f
+	}
+	if f.signals.sealer != nil {
+		f.done.Go(f.signals.send)
 	}
 	f.done.Go(f.send)
 	f.done.Go(f.receive)
@@ -106,6 +111,13 @@ func (f *fanout) wake() {
 	case f.signal <- struct{}{}:
 	default:
 	}
+}
+
+// inCompany tells whether there are other processes.
+func (f *fanout) inCompany() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.peers) > 0
 }
 
 // hearing tells whether hints arrive here.
@@ -273,6 +285,10 @@ func (f *fanout) on(message string) (own bool) {
 	f.mu.Unlock()
 	if !known {
 		f.hello() // it does not know yet that we listen
+	}
+	if lines, ok := strings.CutPrefix(hints, signalsMark); ok {
+		f.signals.on(lines)
+		return false
 	}
 	n := 0
 	for k, v := range decodeHints(hints) {

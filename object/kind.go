@@ -42,6 +42,8 @@ type KindConfig[S proto.Message] struct {
 	// Recent names the collection whose newest entries View can return; at least RecentKeep of them stay in the cache.
 	Recent     string
 	RecentKeep int
+	// Signal is a message of the type that Kind.Signal tells, for signals to watchers at other processes. Optional.
+	Signal proto.Message
 	// OnTimer runs when a timer's time has come, as the tenant's service: a change like any other, pure as a closure of
 	// Update is, and journalled as "timer:<name>". The timer is cleared in the same change; OnTimer may set it again. tx.Now()
 	// is not before the time that was set. What it stages happens once, whatever number of processes run timers. After
@@ -68,6 +70,7 @@ type kind struct {
 	collections   map[string]proto.Message
 	recent        string
 	recentKeep    int
+	signal        proto.Message // nil: signals stay in this process
 	ttl           func(proto.Message) time.Duration
 	terms         func(proto.Message) []string
 	onTimer       func(*txn, string) error // nil: the kind has no timers
@@ -79,7 +82,7 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 	var prototype S
 	k := &kind{
 		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, userRestore: c.UserRestore, noRestore: c.NoRestore, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
-		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1),
+		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1), signal: c.Signal,
 		ttl: func(m proto.Message) time.Duration {
 			if c.TTLOf != nil {
 				if ttl := c.TTLOf(m.(S)); ttl != 0 { //nolint:forcetypeassert // the runtime made m

@@ -33,6 +33,7 @@ func toyConfig() object.KindConfig[toy] {
 		Terms:       func(s toy) []string { return slices.Compact(slices.Sorted(slices.Values(s.GetOneofs()))) },
 		Collections: map[string]proto.Message{toyEntries: &typepb.EnumValue{}, toyOther: &typepb.Field{}},
 		Recent:      toyEntries, RecentKeep: 4,
+		Signal: &typepb.EnumValue{},
 	}
 }
 

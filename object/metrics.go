@@ -9,6 +9,7 @@ import (
 // metrics are what the runtime tells of itself. No label names a tenant or an object: there may be any number of them.
 type metrics struct {
 	hintsSent, hintsReceived, hintsLost, hintsMissed prometheus.Counter
+	signalsSent, signalsReceived, signalsLost        prometheus.Counter
 	catchUps, catchUpReads                           prometheus.Counter
 	refused                                          *prometheus.CounterVec
 	batchObjects, batchChanges, changeWait, lockWait prometheus.Histogram
@@ -29,12 +30,15 @@ func newMetrics(rt *Runtime, reg prometheus.Registerer) *metrics {
 	}
 	seconds := prometheus.ExponentialBuckets(0.0001, 2, 17) // 0.1 ms to 6.5 s
 	m := &metrics{
-		hintsSent:     counter("hints_sent_total", "Objects whose changes were told to other processes."),
-		hintsReceived: counter("hints_received_total", "Objects whose changes other processes told of."),
-		hintsLost:     counter("hints_lost_total", "Objects whose changes could not be told to other processes."),
-		hintsMissed:   counter("hints_missed_total", "Watched objects that polling found changed, of which a hint should have told."),
-		catchUps:      counter("catch_ups_total", "Times that a watcher had to read the journal."),
-		catchUpReads:  counter("catch_up_reads_total", "Journals that were read for watchers; those of one object share one."),
+		hintsSent:       counter("hints_sent_total", "Objects whose changes were told to other processes."),
+		hintsReceived:   counter("hints_received_total", "Objects whose changes other processes told of."),
+		hintsLost:       counter("hints_lost_total", "Objects whose changes could not be told to other processes."),
+		hintsMissed:     counter("hints_missed_total", "Watched objects that polling found changed, of which a hint should have told."),
+		signalsSent:     counter("signals_sent_total", "Signals that were told to other processes."),
+		signalsReceived: counter("signals_received_total", "Signals of other processes, of objects that are watched here."),
+		signalsLost:     counter("signals_lost_total", "Signals that could not be told to other processes, or were too many or too large for it."),
+		catchUps:        counter("catch_ups_total", "Times that a watcher had to read the journal."),
+		catchUpReads:    counter("catch_up_reads_total", "Journals that were read for watchers; those of one object share one."),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "holdfast_refused_total", Help: "Changes, reads and watches that were refused because too much waited, by what was full.",
 		}, []string{"full"}),
@@ -80,7 +84,7 @@ func newMetrics(rt *Runtime, reg prometheus.Registerer) *metrics {
 				defer rt.hub.mu.Unlock()
 				return rt.hub.count
 			}),
-			m.hintsSent, m.hintsReceived, m.hintsLost, m.hintsMissed,
+			m.hintsSent, m.hintsReceived, m.hintsLost, m.hintsMissed, m.signalsSent, m.signalsReceived, m.signalsLost,
 			m.catchUps, m.catchUpReads, m.refused, m.batchObjects, m.batchChanges, m.changeWait,
 			m.lockWait, m.commits, m.watchLag, m.hearing, m.peers)
 	}

@@ -34,6 +34,8 @@ type Config struct {
 	PollInterval time.Duration
 	// Carrier brings hints of changes to and from other processes. nil: there are none, or watchers wait for the next poll.
 	Carrier Carrier
+	// Sealer keeps signals from those who listen to the carrier and are no process of ours. nil: signals stay in this process.
+	Sealer Sealer
 	// HintedPollInterval is PollInterval while hints arrive: it finds what they missed. Default 10 s.
 	HintedPollInterval time.Duration
 	// GreetInterval is how often processes tell each other that they are there. Default 5 s.

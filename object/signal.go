@@ -12,18 +12,22 @@ import (
 // no version, is not in the journal, and a slow watcher may miss it: a committed change takes the place of the signals
 // before it. m is shared and must not be changed afterwards. It returns ErrNotFound where the caller may not see the object.
 //
-// It reaches the watchers of this process, without waiting for anything where the process has the object at hand.
+// It reaches the watchers of this process, without waiting for anything where the process has the object at hand. Watchers of
+// other processes get it where there is a Carrier, a Sealer and KindConfig.Signal: the newest of each object, soon, or never.
 func (k *Kind[S]) Signal(ctx context.Context, id ID, m proto.Message) error {
 	caller, err := identity.From(ctx)
 	if err != nil {
 		return err
 	}
-	if _, known := k.Glance(ctx, id); !known {
-		if _, err := k.View(ctx, id); err != nil {
+	snap, known := k.Glance(ctx, id)
+	if !known {
+		if snap, err = k.View(ctx, id); err != nil {
 			return err
 		}
 	}
-	k.rt.hub.tell(key{caller.Tenant, k.name, id}, m)
+	at := key{caller.Tenant, k.name, id}
+	k.rt.hub.tell(at, m)
+	k.rt.fanout.signals.add(k.kind, at, snap.Version, m)
 	return nil
 }
 
@@ -44,18 +48,58 @@ func (k *Kind[S]) Glance(ctx context.Context, id ID) (Snapshot[S], bool) {
 // subscriptionSignals is how many signals wait for a watcher; the oldest give way.
 const subscriptionSignals = 8
 
-// tell brings a signal to the watchers of this process. Whoever carries signals between processes calls it for those that
-// come from others.
+// signal is a message that waits for a watcher.
+type signal struct {
+	message proto.Message
+	// version is the object's when another process told it: what is newer takes its place. 0: it was told here, where changes
+	// take the place of signals as they come.
+	version Version
+}
+
+// tell brings a signal to the watchers of this process.
 func (h *hub) tell(k key, m proto.Message) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for s := range h.subs[k] {
 		s.mu.Lock()
-		if len(s.told) == subscriptionSignals {
-			s.told = append(s.told[:0], s.told[1:]...)
-		}
-		s.told = append(s.told, m)
+		s.tell(signal{message: m})
 		s.mu.Unlock()
 		s.wake()
 	}
+}
+
+// toldElsewhere brings a signal of another process to the watchers here. One that is about a version that they have not seen is a
+// hint as well.
+func (h *hub) toldElsewhere(k key, told signal) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for s := range h.subs[k] {
+		s.mu.Lock()
+		if told.version > s.last {
+			s.events, s.told, s.behind = nil, nil, true
+		}
+		if told.version >= s.last {
+			s.tell(told)
+		}
+		s.mu.Unlock()
+		s.wake()
+	}
+}
+
+// kindOfWatched is the kind of an object that somebody here watches; nil: nobody does.
+func (h *hub) kindOfWatched(k key) *kind {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for s := range h.subs[k] {
+		return s.kind
+	}
+	return nil
+}
+
+// tell appends; the caller holds mu.
+func (s *subscription) tell(told signal) {
+	if len(s.told) == subscriptionSignals {
+		s.told = append(s.told[:0], s.told[1:]...)
+	}
+	s.told = append(s.told, told)
 }

@@ -94,7 +94,7 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 	silence := time.NewTimer(rt.hub.heartbeat)
 	defer silence.Stop()
 
-	events, told, behind := []event(nil), []proto.Message(nil), true
+	events, told, behind := []event(nil), []signal(nil), true
 	for {
 		if behind {
 			u, err := w.catchUp(ctx)
@@ -129,7 +129,10 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 			continue
 		}
 		for _, m := range told {
-			if !yield(&update{rec: &record{version: w.last}, signal: m}) {
+			if m.version != 0 && m.version < w.last {
+				continue // what was read is newer
+			}
+			if !yield(&update{rec: &record{version: w.last}, signal: m.message}) {
 				return nil
 			}
 		}
@@ -203,8 +206,8 @@ type subscription struct {
 	mu     sync.Mutex // guards what follows
 	events []event
 	behind bool
-	last   Version         // newest version that was published or read
-	told   []proto.Message // signals, newer than events
+	last   Version  // newest version that was published or read
+	told   []signal // newer than events
 }
 
 const subscriptionBuffer = 64
@@ -311,10 +314,10 @@ func (s *subscription) push(events []event) {
 	s.wake()
 }
 
-// lag makes the watcher read the journal.
+// lag makes the watcher read the journal, which is newer than what it was told.
 func (s *subscription) lag() {
 	s.mu.Lock()
-	s.events, s.behind = nil, true
+	s.events, s.told, s.behind = nil, nil, true
 	s.mu.Unlock()
 	s.wake()
 }
@@ -326,7 +329,7 @@ func (s *subscription) wake() {
 	}
 }
 
-func (s *subscription) take() (events []event, told []proto.Message, behind bool) {
+func (s *subscription) take() (events []event, told []signal, behind bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	events, told, behind = s.events, s.told, s.behind

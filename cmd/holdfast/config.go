@@ -175,7 +175,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 		}
 	}()
 	rt := object.NewRuntime(d, object.Config{
-		Log: log, Metrics: metrics, Tracer: c.telemetry.runtimeTracer(), Carrier: carrier, Timers: true,
+		Log: log, Metrics: metrics, Tracer: c.telemetry.runtimeTracer(), Carrier: carrier, Sealer: box, Timers: true,
 	})
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)

@@ -71,6 +71,7 @@ func Register(rt *object.Runtime) *object.Kind[state] {
 			inKeptFrames:     &conversationv1.KeptFrames{},
 		},
 		Recent: inMessages, RecentKeep: recentMessages,
+		Signal:  &conversationv1.LiveSignal{},
 		OnTimer: onTimer,
 	})
 }
