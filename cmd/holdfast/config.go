@@ -10,7 +10,6 @@ import (
 	"net/http/pprof"
 	"net/url"
 	"os"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -20,6 +19,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
+	"holdfast/cmd/holdfast/internal/footprint"
 	"holdfast/db"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
@@ -131,20 +131,12 @@ func (c serverConfig) check() error {
 	return c.fanoutConfig.check()
 }
 
-const (
-	// softMemory is the limit that the garbage collector works towards where GOMEMLIMIT sets none. The program's own pages come
-	// on top, and with 1,000 streams both together stay under 128 MiB.
-	softMemory = 92 << 20
-	// closeTimeout bounds what is left to do after the last call has ended.
-	closeTimeout = 2 * time.Second
-)
+// closeTimeout bounds what is left to do after the last call has ended.
+const closeTimeout = 2 * time.Second
 
 // run serves the API on addr from d until ctx ends, then drains, within handlers.DrainTimeout and closeTimeout. ready is
 // told the API's base URL once calls are answered.
 func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *db.DB, box *seal.Box, addr string, ready func(api string) error) (err error) {
-	if v, _ := env("GOMEMLIMIT"); v == "" {
-		debug.SetMemoryLimit(softMemory)
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the fetching of an identity provider's keys
 	tokens, err := c.JWT.tokens(ctx, log)
@@ -235,6 +227,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	if err != nil {
 		return err
 	}
+	footprint.Keep(ctx, env)
 	group, ctx := errgroup.WithContext(ctx)
 	if c.AdminAddr != "" {
 		admin, err := listen(ctx, c.AdminAddr, "--admin-addr")
