@@ -5,8 +5,6 @@ import (
 	"sync"
 	"time"
 
-	"connectrpc.com/connect"
-
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -29,23 +27,17 @@ type admission struct {
 	tenants map[identity.Tenant]int
 }
 
-// middleware stands behind the authenticator.
-func (a *admission) middleware(t *telemetry, next http.Handler, opts ...connect.HandlerOption) http.Handler {
-	refusals := connect.NewErrorWriter(opts...)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if a.streams[r.URL.Path] {
-			next.ServeHTTP(w, r)
-			return
-		}
-		tenant := callFrom(r.Context()).caller.Tenant
-		if full := a.enter(tenant); full != "" {
-			err := t.fail(r.Context(), &object.OverloadedError{What: full, RetryAfter: time.Second})
-			_ = refusals.Write(w, r, err) // who was refused may be gone
-			return
-		}
-		defer a.leave(tenant)
-		next.ServeHTTP(w, r)
-	})
+// admit counts an authenticated call in until it closes.
+func (a *admission) admit(c *call, r *http.Request) error {
+	if a.streams[r.URL.Path] {
+		return nil
+	}
+	tenant := c.caller.Tenant
+	if full := a.enter(tenant); full != "" {
+		return &object.OverloadedError{What: full, RetryAfter: time.Second}
+	}
+	c.leave = func() { a.leave(tenant) }
+	return nil
 }
 
 // enter counts a call; it returns what is full where it may not come in.

@@ -431,35 +431,40 @@ func invalidCredential(why string) *problem.Error {
 	return problem.Unauthenticated("CREDENTIAL_INVALID", "the credential was refused: "+why)
 }
 
-// middleware authenticates each request before its body is read, and puts who it is into the context. passive are the
-// procedures that say nothing of what the user does.
-func (a *Authenticator) middleware(t *telemetry, passive map[string]bool, next http.Handler, opts ...connect.HandlerOption) http.Handler {
-	m := authn.NewMiddleware(func(ctx context.Context, r *http.Request) (any, error) {
-		in, err := a.admit(r)
-		if err != nil {
-			e := t.fail(ctx, err)
-			if e.Code() == connect.CodeUnauthenticated {
-				challenge(e, callFrom(ctx).reason)
-			}
-			return nil, e
-		}
-		if in.touch && !passive[r.URL.Path] {
-			if err := a.touch(ctx, &in); err != nil {
-				t.log.WarnContext(ctx, "a session's activity could not be written", "error", err)
-			}
-		}
+// middleware authenticates each request and has it admitted, before its body is read. The call, which is the context, then
+// knows who it is. passive are the procedures that say nothing of what the user does.
+func (a *Authenticator) middleware(
+	t *telemetry, passive map[string]bool, entrance *admission, next http.Handler, opts ...connect.HandlerOption,
+) http.Handler {
+	return authn.NewMiddleware(func(ctx context.Context, r *http.Request) (any, error) {
 		c := callFrom(ctx)
-		c.caller, c.backs = in.who, in.backs
-		return &in, nil
-	}, opts...)
-	return m.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx := r.Context()
-		in, _ := authn.GetInfo(ctx).(*admitted)
-		if in != nil {
-			ctx = credential.With(identity.With(ctx, in.who), in.presented)
+		err := a.authenticate(c, r, t, passive)
+		if err == nil {
+			err = entrance.admit(c, r)
 		}
-		next.ServeHTTP(w, r.WithContext(ctx))
-	}))
+		if err == nil {
+			return nil, nil //nolint:nilnil // the call knows it
+		}
+		e := t.fail(ctx, err)
+		if e.Code() == connect.CodeUnauthenticated {
+			challenge(e, c.reason)
+		}
+		return nil, e
+	}, opts...).Wrap(next)
+}
+
+func (a *Authenticator) authenticate(c *call, r *http.Request, t *telemetry, passive map[string]bool) error {
+	in, err := a.admit(r)
+	if err != nil {
+		return err
+	}
+	if in.touch && !passive[r.URL.Path] {
+		if err := a.touch(c, &in); err != nil {
+			t.log.WarnContext(c, "a session's activity could not be written", "error", err)
+		}
+	}
+	c.admit(&in)
+	return nil
 }
 
 // challenge adds what RFC 6750 wants beside a refused credential.

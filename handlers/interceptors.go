@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -43,26 +44,33 @@ type outcome struct {
 }
 
 func (o *outcome) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
-	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		c := callFrom(ctx)
-		c.procedure = req.Spec().Procedure
+	return func(ctx context.Context, req connect.AnyRequest) (res connect.AnyResponse, err error) {
+		callFrom(ctx).procedure = req.Spec().Procedure
 		o.inFlight.Inc()
-		defer o.inFlight.Dec()
-		res, err := next(ctx, req)
-		if err != nil {
-			return nil, o.fail(ctx, err)
-		}
-		c.code = codeOK
-		return res, nil
+		defer o.settle(ctx, o.inFlight, &err)
+		return next(ctx, req)
 	}
 }
 
+// settle notes how a call ended, and makes its error, or its panic, one that the caller may know.
+func (o *outcome) settle(ctx context.Context, open prometheus.Gauge, err *error) {
+	open.Dec()
+	if value := recover(); value != nil { //nolint:revive // it is called by defer alone
+		*err = o.panicked(ctx, value)
+	}
+	if *err != nil {
+		*err = o.fail(ctx, *err)
+		return
+	}
+	callFrom(ctx).code = codeOK
+}
+
 func (o *outcome) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
-	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) (err error) {
 		c := callFrom(ctx)
 		c.procedure, c.stream = conn.Spec().Procedure, true
 		o.streams.Inc()
-		defer o.streams.Dec()
+		defer o.settle(ctx, o.streams, &err)
 
 		streamCtx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
@@ -71,9 +79,9 @@ func (o *outcome) WrapStreamingHandler(next connect.StreamingHandlerFunc) connec
 		leave := o.follow(c.backs, func(refusal error) { cancel(refusal) })
 		defer leave()
 		if c.response != nil {
-			conn = &timedConn{StreamingHandlerConn: conn, response: c.response, now: o.now}
+			conn = &timedConn{StreamingHandlerConn: conn, response: http.NewResponseController(c.response), now: o.now}
 		}
-		err := next(streamCtx, conn)
+		err = next(streamCtx, conn)
 		// A stream that we cut short must not look as if it had come to its end, nor as if the caller had left.
 		if errors.Is(context.Cause(streamCtx), errDraining) && (err == nil || errors.Is(err, context.Canceled)) {
 			err = errDraining
@@ -81,11 +89,7 @@ func (o *outcome) WrapStreamingHandler(next connect.StreamingHandlerFunc) connec
 		if refusal, ok := errors.AsType[*problem.Error](context.Cause(streamCtx)); ok && errors.Is(err, context.Canceled) {
 			err = refusal
 		}
-		if err != nil {
-			return o.fail(ctx, err)
-		}
-		c.code = codeOK
-		return nil
+		return err
 	}
 }
 

@@ -4,7 +4,7 @@
 //
 // The path of a call:
 //
-//	CORS -> telemetry -> route -> authenticate -> admit -> decode -> outcome -> recover -> storable -> validate -> ETag -> manager
+//	CORS -> route -> telemetry -> authenticate -> admit -> decode -> outcome -> storable -> validate -> ETag -> manager
 package handlers
 
 import (
@@ -134,12 +134,9 @@ func New(o Options) (*Server, error) {
 		connect.WithCodec(stableProto{}),
 		connect.WithReadMaxBytes(maxRequest),
 		connect.WithCompressMinBytes(minCompress),
-		connect.WithInterceptors(tracing...),
-		connect.WithInterceptors(&outcome{telemetry: t, whenDraining: func(f func()) func() bool {
+		connect.WithInterceptors(append(tracing, &outcome{telemetry: t, whenDraining: func(f func()) func() bool {
 			return context.AfterFunc(s.draining, f)
-		}, follow: o.Auth.guard.follow}),
-		connect.WithRecover(t.recovered),
-		connect.WithInterceptors(checked{check: checkStorable}, validate.NewInterceptor(validate.WithValidator(validator)), conditional{}),
+		}, follow: o.Auth.guard.follow}, checked{check: checkStorable}, validate.NewInterceptor(validate.WithValidator(validator)), conditional{})...),
 	}
 
 	admitted := &admission{
@@ -149,21 +146,20 @@ func New(o Options) (*Server, error) {
 	mux := http.NewServeMux()
 	for _, service := range o.Services {
 		path, h := service.Handler(options...)
-		mux.Handle(path, o.Auth.middleware(t, passive, admitted.middleware(t, h, options...), options...))
+		mux.Handle(path, t.wrap(o.Auth.middleware(t, passive, admitted, h, options...)))
 	}
 	for _, r := range o.Routes {
-		mux.Handle(r.Path, t.plain(r.Name, r.Handler))
+		mux.Handle(r.Path, t.wrap(t.plain(r.Name, r.Handler)))
 	}
-	mux.Handle(grpchealth.NewHandler(health{s, names}, options...))
+	open := func(path string, h http.Handler) { mux.Handle(path, t.wrap(h)) }
+	open(grpchealth.NewHandler(health{s, names}, options...))
 	reflector := grpcreflect.NewStaticReflector(append(slices.Clone(names), grpchealth.HealthV1ServiceName)...)
-	mux.Handle(grpcreflect.NewHandlerV1(reflector, options...))
-	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, options...))
-
-	root := http.NewServeMux()
-	root.Handle("/", t.wrap(mux))
-	root.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
-	root.HandleFunc("GET /readyz", s.readyz)
-	s.handler = root
+	open(grpcreflect.NewHandlerV1(reflector, options...))
+	open(grpcreflect.NewHandlerV1Alpha(reflector, options...))
+	open("/", http.NotFoundHandler())
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /readyz", s.readyz)
+	s.handler = mux
 	if len(o.Origins) > 0 {
 		s.handler = cors.New(cors.Options{
 			AllowedOrigins: o.Origins,
@@ -171,7 +167,7 @@ func New(o Options) (*Server, error) {
 			AllowedHeaders: append(connectcors.AllowedHeaders(), "Authorization", userHeader, "If-None-Match", "Traceparent"),
 			ExposedHeaders: append(connectcors.ExposedHeaders(), "ETag", "RateLimit", "RateLimit-Policy", "Retry-After", "WWW-Authenticate"),
 			MaxAge:         7200, // no browser keeps it longer
-		}).Handler(root)
+		}).Handler(mux)
 	}
 	return s, nil
 }

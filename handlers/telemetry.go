@@ -14,12 +14,19 @@ import (
 	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"holdfast/handlers/session/credential"
 	"holdfast/identity"
 )
 
-// call is what becomes known of one HTTP request on its way in. The middleware makes it and reports it at the end; the
-// authenticator and the interceptors between write to it, all in the request's goroutine.
+// call is what becomes known of one HTTP request on its way in, and its context. The middleware makes it and reports it at
+// the end; the authenticator and the interceptors between write to it, all in the request's goroutine.
 type call struct {
+	context.Context //nolint:containedctx // it is one; a copy of the request for each value more would cost more than the values
+
+	// admitted has who the caller is, for those who ask the context; nil: not known yet.
+	admitted context.Context //nolint:containedctx // as above
+
+	began     time.Time
 	trace     string
 	procedure string // empty: no interceptor ran
 	stream    bool
@@ -28,7 +35,26 @@ type call struct {
 	code      string
 	reason    string
 	err       error
-	response  *http.ResponseController
+	response  http.ResponseWriter
+	leave     func() // what admission counted; nil: it did not
+}
+
+// Value implements [context.Context].
+func (c *call) Value(key any) any {
+	switch {
+	case key == callKey{}:
+		return c
+	case c.admitted != nil:
+		return c.admitted.Value(key)
+	default:
+		return c.Context.Value(key)
+	}
+}
+
+// admit makes the caller known.
+func (c *call) admit(in *admitted) {
+	c.caller, c.backs = in.who, in.backs
+	c.admitted = credential.With(identity.With(c.Context, in.who), in.presented)
 }
 
 const (
@@ -44,7 +70,7 @@ func callFrom(ctx context.Context) *call {
 	if c, ok := ctx.Value(callKey{}).(*call); ok {
 		return c
 	}
-	return &call{trace: newTrace()}
+	return &call{Context: ctx, trace: newTrace()}
 }
 
 // refused notes how the call ends.
@@ -93,16 +119,26 @@ func newTelemetry(log *slog.Logger, now func() time.Time, procedures map[string]
 
 func (t *telemetry) wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c := &call{trace: traceOf(r), code: codeMalformed, response: http.NewResponseController(w)}
-		began := t.now()
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callKey{}, c)))
-		if c.procedure == "" {
-			if c.procedure = r.URL.Path; !t.procedures[c.procedure] {
-				c.procedure = "unknown"
-			}
-		}
-		t.report(r.Context(), c, t.now().Sub(began))
+		c := t.begin(w, r)
+		defer t.end(c, r)
+		next.ServeHTTP(w, r.WithContext(c))
 	})
+}
+
+func (t *telemetry) begin(w http.ResponseWriter, r *http.Request) *call {
+	return &call{Context: r.Context(), trace: traceOf(r), began: t.now(), code: codeMalformed, response: w}
+}
+
+func (t *telemetry) end(c *call, r *http.Request) {
+	if c.leave != nil {
+		c.leave()
+	}
+	if c.procedure == "" {
+		if c.procedure = r.URL.Path; !t.procedures[c.procedure] {
+			c.procedure = "unknown"
+		}
+	}
+	t.report(r.Context(), c, t.now().Sub(c.began))
 }
 
 // plain names the calls of a handler of plain HTTP, and their outcomes by status. A panic of its is one call's.
@@ -179,10 +215,13 @@ func (t *telemetry) fail(ctx context.Context, err error) *connect.Error {
 	return e
 }
 
-// recovered is the error of a panic. The caller is told no more than of any other internal error.
-func (t *telemetry) recovered(ctx context.Context, spec connect.Spec, _ http.Header, value any) error {
-	t.log.ErrorContext(ctx, "panic", "method", spec.Procedure, "trace_id", callFrom(ctx).trace,
-		"value", value, "stack", string(debug.Stack()))
+// panicked is the error of a panic. The caller is told no more than of any other internal error.
+func (t *telemetry) panicked(ctx context.Context, value any) error {
+	if value == http.ErrAbortHandler { //nolint:errorlint,err113 // as net/http compares it
+		panic(value)
+	}
+	c := callFrom(ctx)
+	t.log.ErrorContext(ctx, "panic", "method", c.procedure, "trace_id", c.trace, "value", value, "stack", string(debug.Stack()))
 	return connect.NewError(connect.CodeInternal, errPanic)
 }
 
