@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/exaring/otelpgx"
@@ -41,6 +42,7 @@ type DB struct {
 	pool     *pgxpool.Pool
 	clock    *clock
 	maxConns int
+	changes  sync.Pool // of *Changes
 }
 
 // Open connects and checks the login: one that could step round row-level security is refused with an error that
@@ -58,7 +60,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 		pc.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithTracerProvider(c.Traces))
 	}
 	pc.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
-		registerTexts(conn)
+		registerParams(conn)
 		return nil
 	}
 	if c.ConnectTimeout == 0 {

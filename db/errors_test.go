@@ -79,18 +79,18 @@ func TestTranslate(t *testing.T) {
 var createTime = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // storing is the parameters that store version expected + 1 of an object.
-func storing(tenant identity.Tenant, id string, expected int64) *dbsqlc.StoreChangesParams {
+func storing(tenant identity.Tenant, id string, expected int64) *db.Changes {
 	now := time.Now()
-	return &dbsqlc.StoreChangesParams{
+	return &db.Changes{StoreChangesParams: dbsqlc.StoreChangesParams{
 		TenantID: string(tenant), OKind: []string{"k"}, OID: []string{id}, OOwnerID: []string{""}, OExpected: []int64{expected},
 		OVersion: []int64{expected + 1}, OSchemaVersion: []int32{1}, OState: []string{`{"a": 1}`}, OCreateTime: []time.Time{createTime},
 		OUpdateTime: []time.Time{now}, OActivityTime: []time.Time{now}, OExpireTime: []time.Time{{}}, OReborn: []bool{false}, ORetermed: []bool{false},
 		VObject: []int32{1}, VVersion: []int64{expected + 1}, VEventType: []string{"x"}, VActor: []string{""}, VEventTime: []time.Time{now},
 		VRequestID: []string{""}, VRequestKey: [][]byte{nil}, VRequestHash: [][]byte{nil}, VReply: [][]byte{nil}, VUndo: []string{"{}"},
-	}
+	}}
 }
 
-func (b *testBundle) store(p *dbsqlc.StoreChangesParams) error {
+func (b *testBundle) store(p *db.Changes) error {
 	pipeline := b.DB.NewPipeline(db.Scope{Tenant: b.Tenant})
 	pipeline.StoreChanges(p)
 	return b.DB.RunAndCommit(b.ctx, pipeline)
@@ -114,7 +114,7 @@ func TestErrorsOfAStore(t *testing.T) {
 	if err := b.store(storing(b.Tenant, "a", 0)); err != nil {
 		t.Fatal(err)
 	}
-	keyed := func(id string, expected int64) *dbsqlc.StoreChangesParams {
+	keyed := func(id string, expected int64) *db.Changes {
 		p := storing(b.Tenant, id, expected)
 		p.VRequestID, p.VRequestKey = []string{"r"}, [][]byte{[]byte("sixteen bytes 16")}
 		return p
@@ -123,37 +123,37 @@ func TestErrorsOfAStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.seedHidden(t, "hidden")
-	changed := func(change func(*dbsqlc.StoreChangesParams)) *dbsqlc.StoreChangesParams {
+	changed := func(change func(*db.Changes)) *db.Changes {
 		p := storing(b.Tenant, "a", 1)
 		change(p)
 		return p
 	}
-	entry := func(key, body string) func(*dbsqlc.StoreChangesParams) {
-		return func(p *dbsqlc.StoreChangesParams) {
+	entry := func(key, body string) func(*db.Changes) {
+		return func(p *db.Changes) {
 			p.EObject, p.ECollection, p.EKey, p.EVersion, p.EBody = []int32{1}, []string{"c"}, []string{key}, []int64{2}, []string{body}
 		}
 	}
 	for name, c := range map[string]struct {
-		params *dbsqlc.StoreChangesParams
+		params *db.Changes
 		want   error
 	}{
 		"an older version":       {storing(b.Tenant, "a", 0), db.ErrFenced},
 		"a newer version":        {storing(b.Tenant, "a", 2), db.ErrFenced},
 		"an object that is gone": {storing(b.Tenant, "gone", 5), db.ErrFenced},
-		"an entry that was taken to be absent": {changed(func(p *dbsqlc.StoreChangesParams) {
+		"an entry that was taken to be absent": {changed(func(p *db.Changes) {
 			p.OID, p.OExpected, p.OVersion, p.VVersion = []string{"b"}, []int64{1}, []int64{2}, []int64{2}
 			p.AObject, p.ACollection, p.AKey = []int32{1}, []string{"c"}, []string{"there"}
 		}), db.ErrFenced},
 		"a known request":  {keyed("b", 1), db.ErrRequestKnown},
 		"another tenant's": {storing("other", "a", 0), db.ErrForbidden},
-		"another user's": {changed(func(p *dbsqlc.StoreChangesParams) {
+		"another user's": {changed(func(p *db.Changes) {
 			p.OID, p.OExpected, p.OOwnerID = []string{"new"}, []int64{0}, []string{"bob"}
 		}), db.ErrForbidden},
 		"in a hidden row's place": {storing(b.Tenant, "hidden", 0), db.ErrFenced},
 		"over a hidden row":       {storing(b.Tenant, "hidden", 1), db.ErrForbidden},
-		"U+0000":                  {changed(func(p *dbsqlc.StoreChangesParams) { p.OState = []string{`{"a": "\u0000"}`} }), db.ErrInvalidData},
-		"no JSON":                 {changed(func(p *dbsqlc.StoreChangesParams) { p.OState = []string{`{`} }), db.ErrInvalidData},
-		"nested deep": {changed(func(p *dbsqlc.StoreChangesParams) {
+		"U+0000":                  {changed(func(p *db.Changes) { p.OState = []string{`{"a": "\u0000"}`} }), db.ErrInvalidData},
+		"no JSON":                 {changed(func(p *db.Changes) { p.OState = []string{`{`} }), db.ErrInvalidData},
+		"nested deep": {changed(func(p *db.Changes) {
 			p.OState = []string{strings.Repeat(`{"a":`, 100_000) + "1" + strings.Repeat("}", 100_000)}
 		}), db.ErrInvalidData},
 		"U+0000 in a key":    {changed(entry("k\x00", "{}")), db.ErrInvalidData},

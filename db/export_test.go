@@ -4,8 +4,11 @@ import "time"
 
 // What the tests of package db_test see of the inside.
 
-// RegisterTexts makes a connection encode []string as the pool's do.
-var RegisterTexts = registerTexts
+// RegisterParams makes a connection encode parameters as the pool's do.
+var RegisterParams = registerParams
+
+// First is an argument that brings the buffer for all.
+func First(text string, buffer []byte) any { return first{text, buffer} }
 
 // Translate gives an error its meaning.
 func Translate(err error, commits bool) error { return translate(err, commits) }

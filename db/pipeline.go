@@ -103,10 +103,8 @@ func (p *Pipeline) ListEvents(a dbsqlc.ListEventsParams, each func(*dbsqlc.ListE
 	query(p, dbsqlc.ListEvents, a, each)
 }
 
-// StoreChanges queues dbsqlc.StoreChanges.
-func (p *Pipeline) StoreChanges(a *dbsqlc.StoreChangesParams) {
-	p.batch.Queue(dbsqlc.StoreChanges, fields(a)...)
-}
+// StoreChanges queues dbsqlc.StoreChanges. The changes may be reused once the pipeline was sent.
+func (p *Pipeline) StoreChanges(c *Changes) { p.batch.Queue(dbsqlc.StoreChanges, c.arguments()...) }
 
 // ClaimTimers queues dbsqlc.ClaimTimers, for a NewJanitor.
 func (p *Pipeline) ClaimTimers(a dbsqlc.ClaimTimersParams, each func(*dbsqlc.ClaimTimersRow) error) {

@@ -124,7 +124,7 @@ func TestOrdinaryUpdatesAreHOT(t *testing.T) {
 		return updates, hot
 	}
 	updates, hot := count()
-	if _, err := dbsqlc.New(tx).StoreChanges(b.ctx, *first); err != nil {
+	if _, err := dbsqlc.New(tx).StoreChanges(b.ctx, first.StoreChangesParams); err != nil {
 		t.Fatal(err)
 	}
 	if u, h := count(); u != updates+1 || h != hot+1 {

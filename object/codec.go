@@ -2,6 +2,7 @@ package object
 
 import (
 	"fmt"
+	"sync"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -17,12 +18,27 @@ var (
 	lenient = protojson.UnmarshalOptions{DiscardUnknown: true}
 )
 
-func encode(m proto.Message) (string, error) {
-	b, err := marshal.Marshal(m)
+// encoder keeps the buffers that messages are encoded into before their length is known. It is safe for concurrent use.
+type encoder struct{ buffers sync.Pool }
+
+// maxKept bounds what is kept for the next message.
+const maxKept = 64 << 10
+
+func (e *encoder) encode(m proto.Message) (string, error) {
+	buf, _ := e.buffers.Get().(*[]byte)
+	if buf == nil {
+		buf = new([]byte)
+	}
+	b, err := marshal.MarshalAppend((*buf)[:0], m)
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	return string(b), nil
+	encoded := string(b)
+	if cap(b) <= maxKept {
+		*buf = b
+		e.buffers.Put(buf)
+	}
+	return encoded, nil
 }
 
 // decode makes a new message of prototype's type out of stored JSON. newer: it holds what this release does not know.

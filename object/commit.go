@@ -79,12 +79,14 @@ func (rt *Runtime) commitFast(works []*work) (rest []*work) {
 	committed := rt.metrics.commit("fast", rt.db.Now)
 	defer committed()
 	sortByLock(settled)
-	p := rt.db.NewPipeline(scopeOf(settled))
-	params, err := storeParams(settled)
+	changes := rt.db.NewChanges()
+	err := store(changes, settled)
 	if err == nil {
-		p.StoreChanges(params)
+		p := rt.db.NewPipeline(scopeOf(settled))
+		p.StoreChanges(changes)
 		err = rt.db.RunAndCommit(ctx, p)
 	}
+	rt.db.Reuse(changes)
 	if err == nil {
 		rt.finish(settled)
 		return rest
@@ -238,13 +240,14 @@ func (rt *Runtime) tryCommit(works []*work) error {
 	if len(stored) == 0 {
 		return nil
 	}
-	params, err := storeParams(stored)
-	if err != nil {
+	changes := rt.db.NewChanges()
+	defer rt.db.Reuse(changes)
+	if err := store(changes, stored); err != nil {
 		return err
 	}
-	params.Locks = nil // they are held
+	changes.Locks = nil // they are held
 	p = tx.Next()
-	p.StoreChanges(params)
+	p.StoreChanges(changes)
 	return tx.Commit(ctx, p)
 }
 
@@ -359,15 +362,15 @@ func scopeOf(works []*work) db.Scope {
 	return s
 }
 
-func storeParams(works []*work) (*dbsqlc.StoreChangesParams, error) {
-	p := &dbsqlc.StoreChangesParams{TenantID: string(works[0].box.key.tenant)}
+func store(c *db.Changes, works []*work) error {
+	c.TenantID = string(works[0].box.key.tenant)
 	for _, w := range works {
-		p.Locks = append(p.Locks, w.lock)
-		if err := w.store(p); err != nil {
-			return nil, err
+		c.Locks = append(c.Locks, w.lock)
+		if err := w.store(&c.StoreChangesParams); err != nil {
+			return err
 		}
 	}
-	return p, nil
+	return nil
 }
 
 // doubt notes that an attempt may have been committed: it built on the version that the work has now.

@@ -162,7 +162,7 @@ func (e *eraser) change(ctx context.Context, at key, keys []entryKey) error {
 		return err
 	}
 	c := &change{ctx: ctx, caller: e.caller, done: make(chan struct{}), opts: updateOptions{prefetch: keys}, run: func(t *txn) error {
-		stored, err := encode(t.state)
+		stored, err := kind.rt.encoder.encode(t.state)
 		if err != nil {
 			return err
 		}
@@ -180,7 +180,7 @@ func (e *eraser) change(ctx context.Context, at key, keys []entryKey) error {
 			if old == nil {
 				continue
 			}
-			stored, err := encode(old)
+			stored, err := kind.rt.encoder.encode(old)
 			if err != nil {
 				return err
 			}

@@ -12,7 +12,8 @@ import (
 
 // What the tests of package object_test see of the inside.
 
-var Encode = encode
+// Encode is how messages are stored.
+func Encode(m proto.Message) (string, error) { return new(encoder).encode(m) }
 
 // Decode is decode, whoever wrote it.
 func Decode(prototype proto.Message, stored string) (proto.Message, error) {

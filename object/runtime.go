@@ -69,6 +69,7 @@ type Runtime struct {
 	log           *slog.Logger
 	limits        Limits
 	commitTimeout time.Duration
+	encoder       encoder
 	cache         *cache
 	hub           *hub
 	fanout        *fanout

@@ -92,7 +92,8 @@ func (t *txn) Info() Info {
 	if t.unchanged {
 		return t.base.info(t.work.box.key.id)
 	}
-	return t.next().info(t.work.box.key.id)
+	next := t.next()
+	return next.info(t.work.box.key.id)
 }
 
 // Entry returns an entry as the change sees it, or nil. It is shared: clone it to change it.
@@ -166,8 +167,8 @@ func (t *txn) Emit(eventType string) { t.eventType = eventType }
 func (t *txn) Unchanged() { t.unchanged = !t.remembered }
 
 // next is the record that the change will leave, but for its recent entries.
-func (t *txn) next() *record {
-	r := &record{
+func (t *txn) next() record {
+	r := record{
 		owner: t.caller.Owner(), version: t.Version() + 1, schema: t.work.kind.schemaVersion, create: t.now, update: t.now,
 		activity: t.now, state: t.state, timers: t.timers,
 	}

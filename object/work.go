@@ -40,7 +40,7 @@ type work struct {
 	// What the changes come to; start clears it.
 	cur     *record
 	fresh   bool // entries of an earlier life of the object do not count
-	staged  map[entryKey]staged
+	staged  stagedEntries
 	replied map[string]knownReply
 	assumed []entryKey
 	events  []event
@@ -49,9 +49,52 @@ type work struct {
 
 // staged is an entry as the batch will leave it; a nil value removes it.
 type staged struct {
+	entryKey
+
 	value   proto.Message
 	body    string
 	version Version
+}
+
+// stagedEntries is what a batch stages of one object, in the order in which it first did. Most stage an entry or two, and a
+// map would be a third of a kilobyte for each.
+type stagedEntries struct {
+	list  []staged
+	index map[entryKey]int // into list, once it is long
+}
+
+const longList = 8
+
+func (s *stagedEntries) find(k entryKey) *staged {
+	if s.index != nil {
+		if i, ok := s.index[k]; ok {
+			return &s.list[i]
+		}
+		return nil
+	}
+	for i := range s.list {
+		if s.list[i].entryKey == k {
+			return &s.list[i]
+		}
+	}
+	return nil
+}
+
+func (s *stagedEntries) set(e staged) {
+	if was := s.find(e.entryKey); was != nil {
+		*was = e
+		return
+	}
+	s.list = append(s.list, e)
+	switch {
+	case s.index != nil:
+		s.index[e.entryKey] = len(s.list) - 1
+	case len(s.list) > longList:
+		s.index = make(map[entryKey]int, 2*len(s.list))
+		for i := range s.list {
+			s.index[s.list[i].entryKey] = i
+		}
+	}
 }
 
 type knownReply struct {
@@ -77,7 +120,7 @@ type event struct {
 // compute runs the changes in mailbox order. It returns false where what is at hand does not suffice to say what they
 // come to: then nothing of them may be stored or answered, and missing says what to load.
 func (w *work) compute(now time.Time) bool {
-	w.cur, w.fresh, w.staged, w.replied, w.assumed, w.events, w.missing = w.base, !w.base.live(now), nil, nil, nil, nil, nil
+	w.cur, w.fresh, w.staged, w.replied, w.assumed, w.events, w.missing = w.base, !w.base.live(now), stagedEntries{}, nil, nil, nil, nil
 	if w.base != nil && now.Before(w.base.update) && w.base.update.Sub(now) < maxAhead {
 		now = w.base.update // the clock of another process ran a little ahead
 	}
@@ -187,13 +230,14 @@ const maxAhead = 10 * time.Second
 // accept makes a change that succeeded part of the batch, or refuses it for its size and leaves no trace.
 func (w *work) accept(c *change, t *txn) error {
 	live := t.Exists() || t.revived
-	next := t.next()
+	next := new(record)
+	*next = t.next()
 	limits := w.kind.rt.limits
 	if next.state != nil {
 		next.stateSize = proto.Size(next.state)
 	}
 	if next.stateSize > limits.StateBytes/jsonBlowUp {
-		s, err := encode(next.state)
+		s, err := w.kind.rt.encoder.encode(next.state)
 		if err != nil {
 			return err
 		}
@@ -214,7 +258,7 @@ func (w *work) accept(c *change, t *txn) error {
 	bodies := make([]string, len(t.puts))
 	for i, p := range t.puts {
 		if p.value != nil {
-			body, err := encode(p.value)
+			body, err := w.kind.rt.encoder.encode(p.value)
 			if err != nil {
 				return err
 			}
@@ -249,14 +293,11 @@ func (w *work) accept(c *change, t *txn) error {
 	}
 	// Nothing fails from here on.
 	if !live {
-		w.fresh, w.staged = true, nil
-	}
-	if w.staged == nil && len(t.puts) > 0 {
-		w.staged = make(map[entryKey]staged, len(t.puts))
+		w.fresh, w.staged = true, stagedEntries{}
 	}
 	had := len(next.recent.entries)
 	for i, p := range t.puts {
-		w.staged[p.entryKey] = staged{p.value, bodies[i], next.version}
+		w.staged.set(staged{p.entryKey, p.value, bodies[i], next.version})
 		if p.collection == w.kind.recent {
 			next.recent = next.recent.with(p.key, p.value, w.kind.recentKeep)
 			next.bytes += entryOverhead + decodedFactor*proto.Size(p.value)
@@ -300,7 +341,7 @@ func defaultEventType(t *txn) string {
 
 // entry looks an entry up as the next change of the batch sees it. sure is false where it has to be loaded first.
 func (w *work) entry(k entryKey) (value proto.Message, sure bool) {
-	if s, ok := w.staged[k]; ok {
+	if s := w.staged.find(k); s != nil {
 		return s.value, true
 	}
 	if w.fresh {
@@ -322,8 +363,7 @@ func (w *work) entry(k entryKey) (value proto.Message, sure bool) {
 
 // mayNotReplace tells that a newer release has written the entry, and nothing of this batch has replaced it since.
 func (w *work) mayNotReplace(k entryKey) bool {
-	_, replaced := w.staged[k]
-	return w.newer[k] && !replaced && !w.fresh
+	return w.newer[k] && w.staged.find(k) == nil && !w.fresh
 }
 
 func (w *work) reply(requestID string) (knownReply, bool) {
@@ -387,7 +427,7 @@ func (w *work) undo(t *txn, live bool) (string, error) {
 			}
 			body := "null"
 			if old, _ := w.entry(p.entryKey); old != nil && live {
-				if body, err = encode(old); err != nil {
+				if body, err = w.kind.rt.encoder.encode(old); err != nil {
 					return "", err
 				}
 			}
@@ -409,7 +449,7 @@ func (w *work) store(p *dbsqlc.StoreChangesParams) error {
 	state := ""
 	if w.cur.state != nil {
 		var err error
-		if state, err = encode(w.cur.state); err != nil {
+		if state, err = w.kind.rt.encoder.encode(w.cur.state); err != nil {
 			return err
 		}
 	}
@@ -435,16 +475,17 @@ func (w *work) store(p *dbsqlc.StoreChangesParams) error {
 		p.ACollection = append(p.ACollection, k.collection)
 		p.AKey = append(p.AKey, k.key)
 	}
-	for k, s := range w.staged {
+	for i := range w.staged.list {
+		s := &w.staged.list[i]
 		if s.value == nil {
 			p.DObject = append(p.DObject, object)
-			p.DCollection = append(p.DCollection, k.collection)
-			p.DKey = append(p.DKey, k.key)
+			p.DCollection = append(p.DCollection, s.collection)
+			p.DKey = append(p.DKey, s.key)
 			continue
 		}
 		p.EObject = append(p.EObject, object)
-		p.ECollection = append(p.ECollection, k.collection)
-		p.EKey = append(p.EKey, k.key)
+		p.ECollection = append(p.ECollection, s.collection)
+		p.EKey = append(p.EKey, s.key)
 		p.EVersion = append(p.EVersion, int64(s.version))
 		p.EBody = append(p.EBody, s.body)
 	}
