@@ -36,9 +36,8 @@ func (d *DB) Reuse(c *Changes) {
 	if cap(c.encoded) > maxKept {
 		return
 	}
-	v := reflect.ValueOf(&c.StoreChangesParams).Elem()
-	for i := range v.NumField() {
-		if f := v.Field(i); f.Kind() == reflect.Slice {
+	for _, f := range reflect.ValueOf(&c.StoreChangesParams).Elem().Fields() {
+		if f.Kind() == reflect.Slice {
 			f.Clear() // nothing of it stays in memory
 			f.SetLen(0)
 		} else {

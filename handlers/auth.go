@@ -438,7 +438,7 @@ func (a *Authenticator) middleware(
 ) http.Handler {
 	return authn.NewMiddleware(func(ctx context.Context, r *http.Request) (any, error) {
 		c := callFrom(ctx)
-		err := a.authenticate(c, r, t, passive)
+		err := a.authenticate(ctx, c, r, t, passive)
 		if err == nil {
 			err = entrance.admit(c, r)
 		}
@@ -453,14 +453,14 @@ func (a *Authenticator) middleware(
 	}, opts...).Wrap(next)
 }
 
-func (a *Authenticator) authenticate(c *call, r *http.Request, t *telemetry, passive map[string]bool) error {
+func (a *Authenticator) authenticate(ctx context.Context, c *call, r *http.Request, t *telemetry, passive map[string]bool) error {
 	in, err := a.admit(r)
 	if err != nil {
 		return err
 	}
 	if in.touch && !passive[r.URL.Path] {
-		if err := a.touch(c, &in); err != nil {
-			t.log.WarnContext(c, "a session's activity could not be written", "error", err)
+		if err := a.touch(ctx, &in); err != nil {
+			t.log.WarnContext(ctx, "a session's activity could not be written", "error", err)
 		}
 	}
 	c.admit(&in)

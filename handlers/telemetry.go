@@ -121,7 +121,7 @@ func (t *telemetry) wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := t.begin(w, r)
 		defer t.end(c, r)
-		next.ServeHTTP(w, r.WithContext(c))
+		next.ServeHTTP(w, r.WithContext(c)) //nolint:contextcheck // it carries the request's
 	})
 }
 
