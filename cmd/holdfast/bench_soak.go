@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,84 +20,194 @@ import (
 
 const (
 	soakSessions = 200
-	// soakFault is how often a server other than the first is killed, and started again.
-	soakFault = 15 * time.Second
+	// soakPostgres is the fault that Postgres ends at once; others are the number of a server, which is killed.
+	soakPostgres = -1
 	// soakSample is how often the first server's memory is looked at.
 	soakSample = time.Second
-	// soakGrowth is by how much the last third of the run may be above the one before.
+	// soakGrowth is by how much the last third of a life may be above the one before.
 	soakGrowth = 1.25
+	// soakPerStream is how many goroutines a stream may have: streams move when a server ends.
+	soakPerStream = 3
+	// soakLeast is how many samples of a life say anything.
+	soakLeast = 15
+	// soakPatience bounds what is left for the watchers when the load is over.
+	soakPatience = time.Minute
 )
 
-// soakSampleOf is what a server tells of itself at one moment.
-type soakState struct{ resident, heap, goroutines float64 }
+// soakPlan is what ends, one after the other, and how long after what was before: the servers but the first in turn, each fourth
+// time Postgres, and in the middle the first, which has two long lives so. All are there again well before the end.
+func soakPlan(d time.Duration, servers int) (interval time.Duration, faults []int) {
+	interval = min(max(d/12, 5*time.Second), 30*time.Second)
+	faults = make([]int, max(1, int(d/interval)-2))
+	turn := 0
+	for n := range faults {
+		switch {
+		case n == len(faults)/2:
+			faults[n] = 0
+		case n%4 == 3 || servers == 1:
+			faults[n] = soakPostgres
+		default:
+			faults[n] = 1 + turn%(servers-1)
+			turn++
+		}
+	}
+	return interval, faults
+}
 
-// soak runs mixed work for a long time: sessions that append and read, each once a second, and a watcher of each at the first
-// server. All other servers are killed in turn. Its error says what grew, or was lost.
+// soakState is what a server tells of itself at one moment.
+type soakState struct{ resident, heap, goroutines, streams float64 }
+
+// soakLives are the states of the first server in each of its lives. Safe for concurrent use.
+type soakLives struct {
+	mu     sync.Mutex // guards what follows
+	admin  string     // empty: it is dead
+	states [][]soakState
+}
+
+// begin notes a new life, at an address; empty: the end of one.
+func (l *soakLives) begin(admin string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.admin = admin; admin != "" {
+		l.states = append(l.states, nil)
+	}
+}
+
+// sample asks for the state, if there is somebody to ask.
+func (l *soakLives) sample(ctx context.Context) error {
+	l.mu.Lock()
+	admin := l.admin
+	l.mu.Unlock()
+	if admin == "" {
+		return nil
+	}
+	state, err := fetchSoakState(ctx, admin)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.admin != admin {
+		return nil // killed meanwhile
+	}
+	if err == nil {
+		life := len(l.states) - 1
+		l.states[life] = append(l.states[life], state)
+	}
+	return err
+}
+
+// soak runs mixed work for a long time: sessions that append and read, each once a second, and a watcher of each, spread over all
+// servers. Servers are killed and Postgres ends in turn, and both are started again. Its error says what grew, or was lost.
 func (b *bench) soak(ctx context.Context) (err error) {
 	if b.system, err = openBenchSystem(ctx, b); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.system.close(ctx)) }()
-	s := scenario{name: "soak", across: true}
-	all, err := b.sessions(ctx, s, soakSessions, soakSessions, 0)
+	b.system.serverPIDs, b.system.databasePID = nil, 0 // they change
+	all, err := b.sessions(ctx, scenario{name: "soak"}, soakSessions, soakSessions, readLimit)
 	if err != nil {
 		return err
 	}
 	defer closeAll(all)
-	watchers, err := load.Watch(ctx, b.system.target, b.system.token, all, 4, b.began)
+	watchers, err := load.WatchAll(ctx, b.system.targets, b.system.token, all, b.began)
 	if err != nil {
 		return err
 	}
 	defer watchers.Close()
 
-	around, stop := context.WithCancel(ctx)
+	lives := &soakLives{}
+	lives.begin(b.system.processes[0].admin)
+	run, abort := context.WithCancel(ctx) // the sessions' connections end with it
+	defer abort()
+	sampling, stop := context.WithCancel(run)
 	defer stop()
-	var states []soakState
-	kills := 0
-	group, around := errgroup.WithContext(around)
-	group.Go(func() error {
-		return every(around, soakSample, func() error {
-			state, err := b.system.state(around)
-			if err == nil {
-				states = append(states, state)
-			}
-			return err
-		})
-	})
-	if len(b.system.processes) > 1 {
-		group.Go(func() error {
-			return every(around, soakFault, func() error {
-				kills++
-				return b.system.restart(around, 1+kills%(len(b.system.processes)-1))
-			})
-		})
+	var beside errgroup.Group
+	orAbort := func(err error) error {
+		if err != nil {
+			abort()
+		}
+		return err
 	}
-	b.system.serverPIDs = b.system.serverPIDs[:1] // the others are killed
-	u := b.usage(s.name, true)
+	beside.Go(func() error {
+		return orAbort(every(sampling, soakSample, func() error { return lives.sample(sampling) }))
+	})
+	var ended soakFaults
+	beside.Go(func() (err error) { ended, err = b.faults(sampling, lives); return orAbort(err) })
+	u := b.usage("soak", true)
 	w := load.Workload{Workers: len(all), Warmup: time.Second, Duration: b.Soak, MaxRequests: b.MaxRequests, Observe: func(ctx context.Context) func() {
 		watchers.MeasureFrom(time.Now())
 		return u.observe(ctx)
 	}}
-	meters := load.Open(ctx, w, time.Second,
+	meters := load.Open(run, w, time.Second,
 		func(ctx context.Context, i int, due time.Time) error { return all[i].Append(ctx, due) },
 		func(ctx context.Context, i int, _ time.Time) error {
 			return all[i].Read(ctx, all[i].Conversation, readLimit)
 		})
 	stop()
-	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+	if err := beside.Wait(); err != nil {
 		return err
 	}
-	drained := watchers.Drain(ctx, all, time.Minute)
+	drained := watchers.Drain(ctx, all, soakPatience)
 	rows, err := b.finish(ctx, all, u,
 		rowOf("soak/append", "mixed work and faults: appends", meters[0]),
 		rowOf("soak/read", "mixed work and faults: reads", meters[1]),
 		rowOf("soak/deliver", "mixed work and faults: from due to delivered", watchers.Delivered(b.Soak)))
 	b.report.Rows = rows
-	middle, last := soakThirds(states)
-	fmt.Fprintf(b.log, "%d servers killed and started again; of the first, from the second third of the time to the last: "+
-		"memory %.1f to %.1f MiB, heap %.1f to %.1f MiB, goroutines %.0f to %.0f\n",
-		kills, middle.resident/(1<<20), last.resident/(1<<20), middle.heap/(1<<20), last.heap/(1<<20), middle.goroutines, last.goroutines)
-	return errors.Join(drained, err, grown(middle, last))
+	fmt.Fprintf(b.log, "%d servers were killed, the first %d times, and Postgres ended %d times; %d streams went on elsewhere\n",
+		ended.servers, ended.first, ended.postgres, watchers.Again())
+	return errors.Join(drained, err, lives.grown(b.log))
+}
+
+// soakFaults counts what has ended.
+type soakFaults struct{ servers, first, postgres int }
+
+// faults has one thing after the other end and start again, until all have or ctx is over. What has ended is started again in any
+// case: what is stored has still to be looked at.
+func (b *bench) faults(ctx context.Context, lives *soakLives) (ended soakFaults, err error) {
+	interval, plan := soakPlan(b.Soak, len(b.system.processes))
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	started := context.WithoutCancel(ctx)
+	for _, fault := range plan {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ended, nil
+		}
+		switch fault {
+		case soakPostgres:
+			ended.postgres++
+			err = b.system.box.crash(started)
+		case 0:
+			ended.servers++
+			ended.first++
+			lives.begin("")
+			if err = b.system.restart(started, 0); err == nil {
+				lives.begin(b.system.processes[0].admin)
+			}
+		default:
+			ended.servers++
+			err = b.system.restart(started, fault)
+		}
+		if err != nil {
+			return ended, fmt.Errorf("start again what has ended: %w", err)
+		}
+	}
+	return ended, nil
+}
+
+// grown says, of each life that was long enough, what has not stayed flat.
+func (l *soakLives) grown(log io.Writer) (err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for n, states := range l.states {
+		if len(states) < soakLeast {
+			continue
+		}
+		middle, last := soakThirds(states)
+		fmt.Fprintf(log, "life %d of the first server, %d s, from its second third to its last: memory %.1f to %.1f MiB, heap %.1f to %.1f MiB, goroutines %.0f to %.0f with %.0f to %.0f streams\n",
+			n+1, len(states), middle.resident/(1<<20), last.resident/(1<<20), middle.heap/(1<<20), last.heap/(1<<20), middle.goroutines, last.goroutines, middle.streams, last.streams)
+		err = errors.Join(err, grown(middle, last))
+	}
+	return err
 }
 
 // every calls do until ctx is over or do fails.
@@ -126,9 +237,9 @@ func (s *benchSystem) restart(ctx context.Context, i int) error {
 	return nil
 }
 
-// state asks the first server for its metrics.
-func (s *benchSystem) state(ctx context.Context) (soakState, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.processes[0].admin+"/metrics", http.NoBody)
+// fetchSoakState asks a server for its metrics.
+func fetchSoakState(ctx context.Context, admin string) (soakState, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, admin+"/metrics", http.NoBody)
 	if err != nil {
 		return soakState{}, err
 	}
@@ -146,6 +257,7 @@ func parseSoakState(r io.Reader) (s soakState, err error) {
 		name, text, _ := strings.Cut(lines.Text(), " ")
 		into := map[string]*float64{
 			"process_resident_memory_bytes": &s.resident, "go_memstats_heap_inuse_bytes": &s.heap, "go_goroutines": &s.goroutines,
+			"holdfast_watches": &s.streams,
 		}[name]
 		if into == nil {
 			continue
@@ -168,6 +280,7 @@ func soakMean(states []soakState) (m soakState) {
 		m.resident += s.resident / float64(len(states))
 		m.heap += s.heap / float64(len(states))
 		m.goroutines += s.goroutines / float64(len(states))
+		m.streams += s.streams / float64(len(states))
 	}
 	return m
 }
@@ -181,7 +294,7 @@ func grown(before, after soakState) (err error) {
 	}{
 		{"memory", before.resident, after.resident, 16 << 20},
 		{"heap", before.heap, after.heap, 16 << 20},
-		{"goroutines", before.goroutines, after.goroutines, 50},
+		{"goroutines", before.goroutines, after.goroutines, 50 + soakPerStream*max(0, after.streams-before.streams)},
 	} {
 		if g.is > g.was*soakGrowth && g.is > g.was+g.insensitive {
 			err = errors.Join(err, fmt.Errorf("%s grew from %.0f to %.0f", g.what, g.was, g.is))

@@ -21,10 +21,21 @@ const benchStartTimeout = 30 * time.Second
 // uses can be told from what the generator does.
 func (s *benchSystem) start(ctx context.Context) (api, admin string, err error) {
 	// Postgres keeps its own settings of durability: without them it would be another system.
-	box, err := openSandbox(ctx, os.LookupEnv, sandboxOptions{MaxConns: operatorConns, Log: slog.New(slog.DiscardHandler)})
+	options := sandboxOptions{MaxConns: operatorConns, Log: slog.New(slog.DiscardHandler)}
+	if s.crashes {
+		if options.Dir, err = os.MkdirTemp("", "holdfast-bench-"); err != nil {
+			return "", "", err
+		}
+		s.closers = append(s.closers, func(context.Context) error { return os.RemoveAll(options.Dir) })
+		if err := os.Chmod(options.Dir, 0o755); err != nil { //nolint:gosec // Postgres may have to run as another user
+			return "", "", err
+		}
+	}
+	box, err := openSandbox(ctx, os.LookupEnv, options)
 	if err != nil {
 		return "", "", err
 	}
+	s.box = box
 	s.closers = append(s.closers, box.close)
 	s.database, s.token = box.db, box.token
 	s.databasePID, s.pgbenchURL, s.pgbenchDir = box.postgres.PID(), box.ownerURL, box.postgres.BinDir()

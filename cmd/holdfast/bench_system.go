@@ -46,6 +46,8 @@ type benchSystem struct {
 	fanout, sealKey string
 	databaseURL     string
 	processes       []*benchServer
+	box             *sandbox
+	crashes         bool // Postgres is ended and started again, so it must have a directory that it finds again
 
 	tenantTokens []string
 	closers      []func(context.Context) error
@@ -53,7 +55,7 @@ type benchSystem struct {
 
 // openBenchSystem starts a Postgres and a server, or finds the ones that the flags name.
 func openBenchSystem(ctx context.Context, b *bench) (_ *benchSystem, err error) {
-	s := &benchSystem{pprof: b.Pprof, servers: b.Servers, fanout: b.Fanout, sealKey: seal.NewKey()}
+	s := &benchSystem{pprof: b.Pprof, servers: b.Servers, crashes: b.Soak != 0, fanout: b.Fanout, sealKey: seal.NewKey()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close(ctx))

@@ -139,6 +139,8 @@ type sandbox struct {
 	// ownerURL is the superuser's, url the server's login's.
 	ownerURL, url string
 	token         string
+
+	settings embedded.Options
 }
 
 type sandboxOptions struct {
@@ -164,7 +166,7 @@ func openSandbox(ctx context.Context, env lookup, o sandboxOptions) (_ *sandbox,
 		}
 		settings.Dir = filepath.Join(o.Dir, "postgres")
 	}
-	b := &sandbox{}
+	b := &sandbox{settings: settings}
 	if b.postgres, err = embedded.Start(ctx, settings); err != nil {
 		if errors.Is(err, embedded.ErrInUse) {
 			return nil, fmt.Errorf("another holdfast dev runs in %s; give this one another --data: %w", o.Dir, err)
@@ -226,6 +228,22 @@ func (b *sandbox) key(ctx context.Context, dir string) (string, error) {
 		return "", err
 	}
 	return token, keepSecret(dir, tokenFile, token)
+}
+
+// crash has Postgres end at once, without a checkpoint, and starts it again, where it recovers from its log. Only one with a
+// directory of its own has one.
+func (b *sandbox) crash(ctx context.Context) error {
+	atOnce, cancel := context.WithCancel(ctx)
+	cancel()
+	b.settings.Port = b.postgres.Port()
+	if err := b.postgres.Stop(atOnce); err != nil {
+		return err
+	}
+	p, err := embedded.Start(ctx, b.settings)
+	if err == nil {
+		b.postgres = p
+	}
+	return err
 }
 
 // close stops Postgres, which is gone when it returns.

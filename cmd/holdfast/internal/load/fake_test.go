@@ -26,6 +26,7 @@ type fakeServer struct {
 	refuse error // every append fails with it
 	lose   int64 // the message of that seq is acknowledged and not kept
 	hide   int64 // watchers are not told of the message of that seq
+	cut    bool  // a stream ends after each message
 
 	mu      sync.Mutex // guards what follows
 	objects map[string][]*conversationv1.Message
@@ -118,15 +119,21 @@ func (f *fakeServer) ListMessages(_ context.Context, req *conversationv1.ListMes
 }
 
 func (f *fakeServer) WatchConversation(ctx context.Context, req *conversationv1.WatchConversationRequest, stream *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
-	for seen, reset := 0, true; ; reset = false {
+	seen := max(0, int(req.GetAfterVersion())-1)
+	for reset := seen == 0; ; reset = false {
 		f.mu.Lock()
 		fresh, changed := f.objects[req.GetConversationId()][seen:], f.changed
 		f.mu.Unlock()
 		seen += len(fresh)
 		fresh = slices.DeleteFunc(slices.Clone(fresh), func(m *conversationv1.Message) bool { return m.GetSeq() == f.hide })
 		if reset || len(fresh) > 0 {
-			if err := stream.Send(&conversationv1.WatchConversationResponse{Reset_: reset, Messages: fresh}); err != nil {
+			if err := stream.Send(&conversationv1.WatchConversationResponse{
+				Reset_: reset, Messages: fresh, Metadata: &objectv1.Metadata{Version: int64(seen) + 1},
+			}); err != nil {
 				return err
+			}
+			if f.cut && !reset {
+				return connect.NewError(connect.CodeUnavailable, errors.New("over"))
 			}
 		}
 		select {

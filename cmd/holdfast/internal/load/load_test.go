@@ -217,6 +217,34 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// Watchers whose streams end go on elsewhere, and see every message once.
+func TestWatchAll(t *testing.T) {
+	t.Parallel()
+	fake, target := setup(t)
+	fake.cut = true
+	another := &Target{URL: target.URL, Codec: Proto}
+	t.Cleanup(another.Close)
+	sessions := newSessions(t, target, 4, 4)
+	w, err := WatchAll(t.Context(), []*Target{target, another}, "token", sessions, sessions[0].began)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for range 5 {
+		for _, s := range sessions {
+			if err := s.Append(t.Context(), time.Now()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := w.Drain(t.Context(), sessions, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if w.Again() == 0 {
+		t.Error("no stream was opened anew")
+	}
+}
+
 // TestWatchNoticesGap: a watcher that was not told of a message says so.
 func TestWatchNoticesGap(t *testing.T) {
 	t.Parallel()

@@ -20,6 +20,7 @@ import (
 // to be sent until its watcher has it.
 type Watchers struct {
 	target  *Target
+	others  []*Target // where a stream that ended goes on, target among them; empty: nowhere
 	token   string
 	meter   atomic.Pointer[Meter]
 	began   time.Time
@@ -29,13 +30,16 @@ type Watchers struct {
 	life    context.Context //nolint:containedctx // the streams' own: Close ends it
 	cancel  context.CancelFunc
 	done    sync.WaitGroup
+	again   atomic.Int64 // streams that were opened anew
 }
 
 // stream is one watcher.
 type stream struct {
 	conversation string
 	ready        chan struct{} // closed when the snapshot has come
+	begun        func()        // closes it
 	seq          atomic.Int64  // the last seq seen
+	version      int64         // the last version seen
 	mu           sync.Mutex    // guards failed
 	failed       error
 }
@@ -53,21 +57,51 @@ func Watch(ctx context.Context, t *Target, token string, sessions []*Session, co
 	return w, nil
 }
 
+// WatchAll is Watch at several servers, for a time in which they, or their database, may end: where a stream ends it goes on at the
+// next server, from its last version on.
+func WatchAll(ctx context.Context, targets []*Target, token string, sessions []*Session, began time.Time) (*Watchers, error) {
+	w := &Watchers{target: targets[0], others: targets, token: token, began: began}
+	w.life, w.cancel = context.WithCancel(ctx)
+	w.MeasureFrom(began.Add(math.MaxInt64))
+	if err := w.Add(ctx, sessions, len(targets)); err != nil {
+		w.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+// Again is how many streams were opened anew.
+func (w *Watchers) Again() int64 { return w.again.Load() }
+
 // Add opens streams for more sessions, over so many more connections, as Watch does.
 func (w *Watchers) Add(ctx context.Context, sessions []*Session, connections int) error {
 	services := make([]conversationv1connect.ConversationServiceClient, connections)
 	for i := range services {
 		client := NewHTTP2Client()
 		w.clients = append(w.clients, client)
-		services[i] = conversationv1connect.NewConversationServiceClient(client, w.target.URL.String())
+		t := w.target
+		if len(w.others) > 0 {
+			t = w.others[i]
+		}
+		services[i] = conversationv1connect.NewConversationServiceClient(client, t.URL.String())
 	}
 	first := len(w.streams)
 	for i, session := range sessions {
 		s := &stream{conversation: session.Conversation, ready: make(chan struct{})}
+		s.begun = sync.OnceFunc(func() { close(s.ready) })
 		w.streams = append(w.streams, s)
 		w.done.Go(func() {
-			if err := w.follow(w.life, services[i%connections], w.token, s); err != nil && w.life.Err() == nil {
-				s.fail(err)
+			for at := i; ; at++ {
+				err := w.follow(w.life, services[at%connections], w.token, s)
+				if w.life.Err() != nil {
+					return
+				}
+				if len(w.others) == 0 || s.version == 0 || errors.Is(err, errOutOfOrder) {
+					s.fail(err)
+					return
+				}
+				w.again.Add(1)
+				wait(w.life, time.Now().Add(pauseBeforeStream))
 			}
 		})
 	}
@@ -83,14 +117,21 @@ func (w *Watchers) Add(ctx context.Context, sessions []*Session, connections int
 	return nil
 }
 
+// pauseBeforeStream keeps a watcher from spinning while no server answers.
+const pauseBeforeStream = 100 * time.Millisecond
+
+// errOutOfOrder: a watcher was not told of a message, or twice, or that it had to begin anew.
+var errOutOfOrder = errors.New("out of order")
+
 // follow reads one stream to its end.
 func (w *Watchers) follow(ctx context.Context, service conversationv1connect.ConversationServiceClient, token string, s *stream) error {
-	ready := sync.OnceFunc(func() { close(s.ready) })
-	defer ready()
+	defer s.begun()
 	ctx, call := connect.NewClientContext(ctx)
 	call.RequestHeader().Set("Authorization", "Bearer "+token)
 	// The snapshot's one message says which seq comes next.
-	stream, err := service.WatchConversation(ctx, &conversationv1.WatchConversationRequest{ConversationId: s.conversation, MessageLimit: 1})
+	stream, err := service.WatchConversation(ctx, &conversationv1.WatchConversationRequest{
+		ConversationId: s.conversation, MessageLimit: 1, AfterVersion: s.version,
+	})
 	if err != nil {
 		return err
 	}
@@ -98,9 +139,12 @@ func (w *Watchers) follow(ctx context.Context, service conversationv1connect.Con
 	for stream.Receive() {
 		change := stream.Msg()
 		now := time.Since(w.began)
+		if change.GetReset_() && s.version > 0 {
+			return fmt.Errorf("watching %s: %w: a snapshot after version %d", s.conversation, errOutOfOrder, s.version)
+		}
 		for _, m := range change.GetMessages() {
 			if last := s.seq.Load(); !change.GetReset_() && m.GetSeq() != last+1 {
-				return fmt.Errorf("watching %s: seq %d follows seq %d", s.conversation, m.GetSeq(), last)
+				return fmt.Errorf("watching %s: %w: seq %d follows seq %d", s.conversation, errOutOfOrder, m.GetSeq(), last)
 			}
 			stamp, ok := ParseStamp(m.GetText())
 			if ok && !change.GetReset_() && int64(stamp.Sent) >= w.from.Load() {
@@ -108,8 +152,9 @@ func (w *Watchers) follow(ctx context.Context, service conversationv1connect.Con
 			}
 			s.seq.Store(m.GetSeq()) // Drain waits for it, so it comes last
 		}
+		s.version = max(s.version, change.GetMetadata().GetVersion())
 		if change.GetReset_() {
-			ready()
+			s.begun()
 		}
 	}
 	if err := stream.Err(); err != nil {
