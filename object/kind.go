@@ -35,6 +35,9 @@ type KindConfig[S proto.Message] struct {
 	TTL time.Duration
 	// TTLOf overrides TTL for one object, at least 24 h; 0: no override. Optional.
 	TTLOf func(S) time.Duration
+	// Scratch makes the copy of a state that a closure works on, where a copy of all of it is dear: what closures replace and
+	// never change in place may be shared. Default: proto.Clone.
+	Scratch func(S) S
 	// Terms are what List can filter an object by, without repeats. Optional.
 	Terms func(S) []string
 	// Collections maps the name of each collection to a message of its entries' type.
@@ -71,6 +74,7 @@ type kind struct {
 	recent        string
 	recentKeep    int
 	signal        proto.Message // nil: signals stay in this process
+	scratch       func(proto.Message) proto.Message
 	ttl           func(proto.Message) time.Duration
 	terms         func(proto.Message) []string
 	onTimer       func(*txn, string) error // nil: the kind has no timers
@@ -83,6 +87,7 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 	k := &kind{
 		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, userRestore: c.UserRestore, noRestore: c.NoRestore, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
 		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1), signal: c.Signal,
+		scratch: proto.Clone,
 		ttl: func(m proto.Message) time.Duration {
 			if c.TTLOf != nil {
 				if ttl := c.TTLOf(m.(S)); ttl != 0 { //nolint:forcetypeassert // the runtime made m
@@ -120,6 +125,9 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 	rt.mu.Lock()
 	rt.kinds[k.name] = k
 	rt.mu.Unlock()
+	if c.Scratch != nil {
+		k.scratch = func(m proto.Message) proto.Message { return c.Scratch(m.(S)) } //nolint:forcetypeassert // the runtime made m
+	}
 	if c.OnTimer != nil {
 		k.onTimer = func(t *txn, name string) error { return c.OnTimer(&Tx[S]{t}, name) }
 		rt.timers.add(k)

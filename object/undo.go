@@ -80,6 +80,9 @@ func appendUndo(b []byte, was, is proto.Message) ([]byte, error) {
 			switch {
 			case !old && !has:
 				continue
+			case old && has && f.IsMap():
+				deep = append(deep, f) // whether it differs is found on the way
+				continue
 			case old && has && same(f, a.Get(f), is.ProtoReflect().Get(f)):
 				continue
 			case old && has && opens(f):
@@ -101,13 +104,16 @@ func appendUndo(b []byte, was, is proto.Message) ([]byte, error) {
 	if len(deep) == 0 {
 		return b, nil
 	}
+	without := len(b)
 	b = append(b, `,"in":{`...)
 	empty = len(b)
 	for _, f := range deep {
-		b = appendName(b, empty, string(f.Name()))
-		if b, err = appendNode(b, f, a.Get(f), is.ProtoReflect().Get(f)); err != nil {
+		if b, err = appendNode(b, empty, string(f.Name()), f, a.Get(f), is.ProtoReflect().Get(f)); err != nil {
 			return nil, err
 		}
+	}
+	if len(b) == empty {
+		return b[:without], nil
 	}
 	return append(b, '}'), nil
 }
@@ -131,14 +137,19 @@ func opensMessage(d protoreflect.MessageDescriptor) bool {
 	return true
 }
 
-// appendNode appends how to make was, a map or a message, of is.
-func appendNode(b []byte, f protoreflect.FieldDescriptor, was, is protoreflect.Value) ([]byte, error) {
-	n := noter{b: append(b, '{')}
+// appendNode appends, as a member of an object whose members begin at empty, how to make was, a map or a message, of is;
+// nothing where they are the same.
+func appendNode(b []byte, empty int, name string, f protoreflect.FieldDescriptor, was, is protoreflect.Value) ([]byte, error) {
+	without := len(b)
+	n := noter{b: append(appendName(b, empty, name), '{')}
 	n.begin = len(n.b)
 	if f.IsMap() {
 		n.entries(f, was.Map(), is.Map())
 	} else {
 		n.fields(was.Message(), is.Message())
+	}
+	if len(n.b) == n.begin {
+		return n.b[:without], n.err
 	}
 	return append(n.b, '}'), n.err
 }
@@ -199,7 +210,7 @@ func (n *noter) fields(was, is protoreflect.Message) {
 		f := fields.Get(i)
 		old, now := was.Has(f), is.Has(f)
 		switch {
-		case !old && !now, old && now && same(f, was.Get(f), is.Get(f)):
+		case !old && !now, old && now && !f.IsMap() && same(f, was.Get(f), is.Get(f)):
 		case !old:
 			n.unset = append(n.unset, string(f.Name()))
 		case now && opens(f):
@@ -229,15 +240,14 @@ func (n *noter) rest() {
 	if len(n.in) == 0 || n.err != nil {
 		return
 	}
-	n.member("in")
+	in := n.member("in")
 	empty := len(n.b)
 	for _, x := range n.in {
-		n.b = appendName(n.b, empty, x.name)
-		if n.b, n.err = appendNode(n.b, x.f, x.was, x.is); n.err != nil {
+		if n.b, n.err = appendNode(n.b, empty, x.name, x.f, x.was, x.is); n.err != nil {
 			return
 		}
 	}
-	n.b = append(n.b, '}')
+	n.end(in, empty)
 }
 
 // member begins an object as a member of the node, and returns where it did so.
@@ -256,35 +266,21 @@ func (n *noter) end(at, empty int) {
 	}
 }
 
-// same compares two values of a field.
+// same compares two values of a field that is no map.
 func same(f protoreflect.FieldDescriptor, a, b protoreflect.Value) bool {
-	switch {
-	case f.IsMap():
-		x, y := a.Map(), b.Map()
-		if x.Len() != y.Len() {
-			return false
-		}
-		equal := true
-		x.Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
-			other := y.Get(k)
-			equal = other.IsValid() && sameSingle(f.MapValue(), v, other)
-			return equal
-		})
-		return equal
-	case f.IsList():
-		x, y := a.List(), b.List()
-		if x.Len() != y.Len() {
-			return false
-		}
-		for i := range x.Len() {
-			if !sameSingle(f, x.Get(i), y.Get(i)) {
-				return false
-			}
-		}
-		return true
-	default:
+	if !f.IsList() {
 		return sameSingle(f, a, b)
 	}
+	x, y := a.List(), b.List()
+	if x.Len() != y.Len() {
+		return false
+	}
+	for i := range x.Len() {
+		if !sameSingle(f, x.Get(i), y.Get(i)) {
+			return false
+		}
+	}
+	return true
 }
 
 // sameSingle compares two values of a map, a list or a singular field. Messages have a faster way than by reflection.
@@ -307,14 +303,7 @@ func appendName(b []byte, empty int, name string) []byte {
 func appendField(b []byte, f protoreflect.FieldDescriptor, v protoreflect.Value) (_ []byte, err error) {
 	switch {
 	case f.IsMap():
-		b = append(b, '{')
-		empty := len(b)
-		v.Map().Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
-			b = appendName(b, empty, k.String())
-			b, err = appendSingle(b, f.MapValue(), v)
-			return err == nil
-		})
-		return append(b, '}'), err
+		return appendMap(b, f, v.Map())
 	case f.IsList():
 		b = append(b, '[')
 		for i, list := 0, v.List(); i < list.Len() && err == nil; i++ {
@@ -327,6 +316,17 @@ func appendField(b []byte, f protoreflect.FieldDescriptor, v protoreflect.Value)
 	default:
 		return appendSingle(b, f, v)
 	}
+}
+
+func appendMap(b []byte, f protoreflect.FieldDescriptor, m protoreflect.Map) (_ []byte, err error) {
+	b = append(b, '{')
+	empty := len(b)
+	m.Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
+		b = appendName(b, empty, k.String())
+		b, err = appendSingle(b, f.MapValue(), v)
+		return err == nil
+	})
+	return append(b, '}'), err
 }
 
 func appendSingle(b []byte, f protoreflect.FieldDescriptor, v protoreflect.Value) ([]byte, error) {

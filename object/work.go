@@ -197,7 +197,7 @@ func (w *work) apply(c *change, now time.Time) error {
 		work: w, caller: c.caller, now: now, base: w.cur, remembered: c.opts.requestID != "", shared: c.opts.shared, revived: revived,
 	}
 	if live {
-		t.state, t.timers = proto.Clone(w.cur.state), w.cur.timers
+		t.state, t.timers = w.kind.scratch(w.cur.state), w.cur.timers
 	} else {
 		t.state = w.kind.prototype.ProtoReflect().New().Interface()
 	}

@@ -42,6 +42,13 @@ func (d *demand) covers(p policy) bool {
 	return len(p.GetOperations()) == 0 || slices.Contains(p.GetOperations(), d.operation)
 }
 
+// leases tells whether a policy that counts what runs at once covers the call.
+func (d *demand) leases(c *coordinationv1.ApiConfig) bool {
+	return slices.ContainsFunc(c.GetPolicies(), func(p policy) bool {
+		return p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CONCURRENCY && d.covers(p)
+	})
+}
+
 // shelf finds the buckets of an API, and of one user where policies of that scope count.
 type shelf struct {
 	state *coordinationv1.ApiState

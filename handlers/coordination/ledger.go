@@ -138,12 +138,15 @@ func (l *ledger) breaker() *coordinationv1.Breaker {
 }
 
 func (l *ledger) dropInFlight(seq int64) {
-	l.state.InFlight = slices.DeleteFunc(l.state.GetInFlight(), func(f *coordinationv1.InFlight) bool { return f.GetSeq() == seq })
+	all := l.state.GetInFlight() // shared with earlier states
+	if i := slices.IndexFunc(all, func(f *coordinationv1.InFlight) bool { return f.GetSeq() == seq }); i >= 0 {
+		l.state.InFlight = slices.Concat(all[:i], all[i+1:])
+	}
 }
 
 func (l *ledger) putInFlight(r row) {
 	l.dropInFlight(r.GetSeq())
-	l.state.InFlight = append(l.state.GetInFlight(), &coordinationv1.InFlight{Seq: r.GetSeq(), ExpireTime: r.GetLeaseExpireTime()})
+	l.state.InFlight = append(slices.Clip(l.state.GetInFlight()), &coordinationv1.InFlight{Seq: r.GetSeq(), ExpireTime: r.GetLeaseExpireTime()})
 }
 
 // begun is the answer to a begin, and the row to store, where something changed.

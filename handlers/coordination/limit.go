@@ -65,7 +65,13 @@ func slotTime(p policy, now time.Time) time.Time {
 func tidy(p policy, b bucket, now time.Time) {
 	switch p.GetAlgorithm() {
 	case coordinationv1.Algorithm_ALGORITHM_SLIDING:
-		b.Slots = slices.DeleteFunc(b.GetSlots(), func(s *coordinationv1.Slot) bool { return !now.Before(s.GetTime().AsTime().Add(hold(p))) })
+		over := func(s *coordinationv1.Slot) bool { return !now.Before(s.GetTime().AsTime().Add(hold(p))) }
+		for len(b.GetSlots()) > 0 && over(b.GetSlots()[0]) {
+			b.Slots = b.GetSlots()[1:]
+		}
+		if b.GetNewest() != nil && over(b.GetNewest()) {
+			b.Newest = nil
+		}
 	case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
 		if !now.Before(b.GetWindowEnd().AsTime()) {
 			// Finding a time zone takes longer than all else that a limit does: it is done once a window.
@@ -92,6 +98,7 @@ func used(p policy, b bucket) (n int64) {
 		for _, s := range b.GetSlots() {
 			n += s.GetUnits()
 		}
+		n += b.GetNewest().GetUnits()
 	case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
 		n = b.GetUsed()
 	case coordinationv1.Algorithm_ALGORITHM_CONCURRENCY:
@@ -130,6 +137,9 @@ func passes(p policy, b bucket, n int64, now time.Time) time.Time {
 			}
 			over -= s.GetUnits()
 			at = later(at, s.GetTime().AsTime().Add(hold(p)))
+		}
+		if over > 0 {
+			at = later(at, b.GetNewest().GetTime().AsTime().Add(hold(p)))
 		}
 	case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
 		if used(p, b)+n > capacity {
@@ -170,14 +180,31 @@ func take(p policy, b bucket, n int64, now time.Time) {
 	}
 }
 
-// putSlot adds what was taken at a time, in the order of time.
+// putSlot adds what was taken at a time, in the order of time. Slots, and the list of them, are shared with earlier states:
+// they are replaced.
 func putSlot(b bucket, at time.Time, n int64) {
-	i, found := slices.BinarySearchFunc(b.GetSlots(), at, func(s *coordinationv1.Slot, t time.Time) int { return s.GetTime().AsTime().Compare(t) })
-	if found {
-		b.Slots[i].Units += n
+	newest := b.GetNewest()
+	switch order := newest.GetTime().AsTime().Compare(at); {
+	case newest != nil && order == 0:
+		b.Newest = &coordinationv1.Slot{Time: newest.GetTime(), Units: newest.GetUnits() + n}
+		return
+	case newest != nil && order < 0:
+		b.Slots = append(slices.Clip(b.GetSlots()), newest)
+		b.Newest = &coordinationv1.Slot{Time: timestamppb.New(at), Units: n}
 		return
 	}
-	b.Slots = slices.Insert(b.GetSlots(), i, &coordinationv1.Slot{Time: timestamppb.New(at), Units: n})
+	i, found := slices.BinarySearchFunc(b.GetSlots(), at, func(s *coordinationv1.Slot, t time.Time) int { return s.GetTime().AsTime().Compare(t) })
+	if newest == nil && i == len(b.GetSlots()) {
+		b.Newest = &coordinationv1.Slot{Time: timestamppb.New(at), Units: n}
+		return
+	}
+	slots, rest := b.GetSlots()[:i], b.GetSlots()[i:]
+	slot := &coordinationv1.Slot{Time: timestamppb.New(at), Units: n}
+	if found {
+		slot.Units += rest[0].GetUnits()
+		rest = rest[1:]
+	}
+	b.Slots = slices.Concat(slots, []*coordinationv1.Slot{slot}, rest)
 }
 
 // times is n units' time, at most a year: a bucket in debt for longer would never be seen out of it.
@@ -204,13 +231,23 @@ func giveBack(p policy, b bucket, n int64, taken, now time.Time) {
 		}
 	case coordinationv1.Algorithm_ALGORITHM_SLIDING:
 		at := slotTime(p, taken)
-		for i, s := range b.GetSlots() {
-			if s.GetTime().AsTime().Equal(at) && s.GetUnits() >= n {
-				if s.Units -= n; s.GetUnits() == 0 {
-					b.Slots = slices.Delete(b.GetSlots(), i, i+1)
-				}
-				return
+		fits := func(s *coordinationv1.Slot) bool {
+			return s != nil && s.GetTime().AsTime().Equal(at) && s.GetUnits() >= n
+		}
+		without := func(s *coordinationv1.Slot) []*coordinationv1.Slot {
+			if s.GetUnits() == n {
+				return nil
 			}
+			return []*coordinationv1.Slot{{Time: s.GetTime(), Units: s.GetUnits() - n}}
+		}
+		if fits(b.GetNewest()) {
+			if left := without(b.GetNewest()); left != nil {
+				b.Newest = left[0]
+			} else {
+				b.Newest = nil
+			}
+		} else if i := slices.IndexFunc(b.GetSlots(), fits); i >= 0 {
+			b.Slots = slices.Concat(b.GetSlots()[:i], without(b.GetSlots()[i]), b.GetSlots()[i+1:])
 		}
 	case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
 		if !taken.Before(b.GetWindowStart().AsTime()) && now.Before(b.GetWindowEnd().AsTime()) {
@@ -225,8 +262,8 @@ func takeLease(b bucket, id string, n int64, owner string, until time.Time) {
 	if b.Leases == nil {
 		b.Leases = map[string]*coordinationv1.ConcurrencyLease{}
 	}
-	if l := b.GetLeases()[id]; l != nil {
-		l.ExpireTime = timestamppb.New(until)
+	if l := b.GetLeases()[id]; l != nil { // shared with earlier states
+		b.Leases[id] = &coordinationv1.ConcurrencyLease{Units: l.GetUnits(), ExpireTime: timestamppb.New(until), Owner: l.GetOwner()}
 		return
 	}
 	b.Leases[id] = &coordinationv1.ConcurrencyLease{Units: n, ExpireTime: timestamppb.New(until), Owner: owner}
@@ -254,7 +291,9 @@ func standing(p policy, b bucket, now time.Time) *coordinationv1.Standing {
 		s.Window, full = p.GetPeriod(), tat
 	case coordinationv1.Algorithm_ALGORITHM_SLIDING:
 		s.Remaining, s.Window = s.GetLimit()-used(p, b), p.GetPeriod()
-		if last := len(b.GetSlots()) - 1; last >= 0 {
+		if b.GetNewest() != nil {
+			full = b.GetNewest().GetTime().AsTime().Add(hold(p))
+		} else if last := len(b.GetSlots()) - 1; last >= 0 {
 			full = b.GetSlots()[last].GetTime().AsTime().Add(hold(p))
 		}
 	case coordinationv1.Algorithm_ALGORITHM_CALENDAR:

@@ -193,9 +193,12 @@ func TestLargeSlidingWindows(t *testing.T) {
 		p, b := sliding(rapid.Int64Range(maxSlots+1, 5000).Draw(t, "limit"), time.Minute), &coordinationv1.Bucket{}
 		var all []taken
 		now := epoch
-		for range rapid.IntRange(1, 100).Draw(t, "calls") {
-			now = now.Add(time.Duration(rapid.Int64Range(0, 5_000_000).Draw(t, "µs")) * time.Microsecond)
-			n := rapid.Int64Range(1, p.GetLimit()/4).Draw(t, "n")
+		// A steady pace, of which some are slow enough to meet each step, and some fast enough to meet the limit.
+		pace := rapid.Int64Range(1_000, 1_500_000).Draw(t, "pace, µs")
+		most := rapid.Int64Range(1, p.GetLimit()/4).Draw(t, "most")
+		for range rapid.IntRange(1, 200).Draw(t, "calls") {
+			now = now.Add(time.Duration(rapid.Int64Range(0, 2*pace).Draw(t, "µs")) * time.Microsecond)
+			n := rapid.Int64Range(1, most).Draw(t, "n")
 			ok, at := tryTake(p, b, n, now)
 			switch {
 			case ok && !slidingModel(p, all, n, now):
@@ -207,11 +210,62 @@ func TestLargeSlidingWindows(t *testing.T) {
 			case slidingModel(p, all, n, at.Add(-2*time.Minute/maxSlots)):
 				t.Fatalf("%d at %v: told %v, which is late by more than two steps", n, now, at)
 			}
-			if len(b.GetSlots()) > maxSlots+2 {
-				t.Fatalf("%d slots", len(b.GetSlots()))
+			if n := slotCount(b); n > maxSlots+1 {
+				t.Fatalf("%d slots", n)
 			}
 		}
 	})
+}
+
+func slotCount(b bucket) int {
+	n := len(b.GetSlots())
+	if b.GetNewest() != nil {
+		n++
+	}
+	return n
+}
+
+// However many calls there are, what a large window remembers is bounded, and the bound is met.
+func TestLargeSlidingWindowsAreBounded(t *testing.T) {
+	t.Parallel()
+	for _, pace := range []time.Duration{20 * time.Millisecond, 100 * time.Millisecond, 500 * time.Millisecond, 937_500 * time.Microsecond, 941 * time.Millisecond} {
+		p, b, most, now := sliding(1_000_000, time.Minute), &coordinationv1.Bucket{}, 0, epoch.Add(time.Microsecond)
+		for range int(3 * time.Minute / pace) {
+			now = now.Add(pace)
+			if ok, _ := tryTake(p, b, 1, now); !ok {
+				t.Fatal("refused")
+			}
+			most = max(most, slotCount(b))
+		}
+		if most > maxSlots+1 || most < maxSlots {
+			t.Errorf("a call each %v: up to %d slots", pace, most)
+		}
+	}
+}
+
+// A state that has no newest slot, as all had once, is counted and goes on.
+func TestSlotsWithoutANewest(t *testing.T) {
+	t.Parallel()
+	p := sliding(5, time.Minute)
+	b := &coordinationv1.Bucket{Slots: []*coordinationv1.Slot{{Time: stamp(epoch), Units: 2}, {Time: stamp(epoch.Add(10 * time.Second)), Units: 2}}}
+	now := epoch.Add(20 * time.Second)
+	if ok, at := tryTake(p, b, 2, now); ok || !at.Equal(epoch.Add(time.Minute)) {
+		t.Errorf("allowed %v, at %v", ok, at)
+	}
+	if got := standing(p, b, now); got.GetRemaining() != 1 || got.GetResetAfter().AsDuration() != 50*time.Second {
+		t.Errorf("stands at %v", got)
+	}
+	if ok, _ := tryTake(p, b, 1, now); !ok || used(p, b) != 5 {
+		t.Errorf("allowed %v, used %d", ok, used(p, b))
+	}
+	// The clock of another process is a little behind.
+	giveBack(p, b, 1, now, now)
+	if ok, _ := tryTake(p, b, 1, now.Add(-time.Second)); !ok || used(p, b) != 5 {
+		t.Errorf("a little earlier: allowed %v, used %d", ok, used(p, b))
+	}
+	if ok, at := tryTake(p, b, 5, now.Add(time.Hour)); !ok {
+		t.Errorf("later: refused until %v", at)
+	}
 }
 
 // What is given back leaves the bucket as if it had never been taken, or is not given back.

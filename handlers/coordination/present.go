@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -123,7 +122,7 @@ func writeHeaders(ctx context.Context, limits []*coordinationv1.Standing, retryA
 	if len(limits) > 0 {
 		policies, standings := make([]string, len(limits)), make([]string, len(limits))
 		for i, s := range limits {
-			policies[i], standings[i] = policyItem(s), fmt.Sprintf("%q;r=%d;t=%d", s.GetPolicy(), s.GetRemaining(), seconds(s.GetResetAfter()))
+			policies[i], standings[i] = policyItem(s), standingItem(s)
 		}
 		h.Set("Ratelimit-Policy", strings.Join(policies, ", "))
 		h.Set("Ratelimit", strings.Join(standings, ", "))
@@ -133,22 +132,36 @@ func writeHeaders(ctx context.Context, limits []*coordinationv1.Standing, retryA
 	}
 }
 
+// A policy's name needs no escaping. These are written for each acquisition.
 func policyItem(s *coordinationv1.Standing) string {
-	item := fmt.Sprintf("%q;q=%d", s.GetPolicy(), s.GetLimit())
+	b := append(append(make([]byte, 0, 64), '"'), s.GetPolicy()...)
+	b = strconv.AppendInt(append(b, `";q=`...), s.GetLimit(), 10)
 	switch {
 	case s.GetWindow() == nil:
-		item += `;qu="concurrent-requests"`
+		b = append(b, `;qu="concurrent-requests"`...)
 	case s.GetUnit() == coordinationv1.Unit_UNIT_COST:
-		item += `;qu="cost"` // the draft registers no unit for tokens or points
+		b = append(b, `;qu="cost"`...) // the draft registers no unit for tokens or points
 	}
 	if s.GetWindow() != nil {
-		item += fmt.Sprintf(";w=%d", seconds(s.GetWindow()))
+		b = strconv.AppendInt(append(b, ";w="...), seconds(s.GetWindow()), 10)
 	}
-	return item
+	return string(b)
+}
+
+func standingItem(s *coordinationv1.Standing) string {
+	b := append(append(make([]byte, 0, 64), '"'), s.GetPolicy()...)
+	b = strconv.AppendInt(append(b, `";r=`...), s.GetRemaining(), 10)
+	return string(strconv.AppendInt(append(b, ";t="...), seconds(s.GetResetAfter()), 10))
 }
 
 // seconds are rounded up: who waits so long does not come too early.
-func seconds(d *durationpb.Duration) int64 { return int64(math.Ceil(d.AsDuration().Seconds())) }
+func seconds(d *durationpb.Duration) int64 {
+	s := d.GetSeconds()
+	if d.GetNanos() > 0 {
+		s++
+	}
+	return s
+}
 
 // dependsOnClock says that the answer changes without a change of the object, so that its version does not tell
 // whether it still holds.

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -46,7 +47,7 @@ const recentRequests = 32
 // Register makes the kind "api" known to the runtime.
 func Register(rt *object.Runtime) *object.Kind[state] {
 	return object.Register(rt, object.KindConfig[state]{
-		Name: "api", SchemaVersion: 1, OnTimer: onTimer,
+		Name: "api", SchemaVersion: 1, OnTimer: onTimer, Scratch: scratch,
 		Collections: map[string]proto.Message{
 			inRequests:    &coordinationv1.ApiRequest{},
 			inRequestIDs:  &coordinationv1.RequestRef{},
@@ -461,19 +462,16 @@ func (m *Manager) Acquire(ctx context.Context, req *coordinationv1.AcquireReques
 	case req.GetScope() == coordinationv1.Scope_SCOPE_USER && caller.User == "":
 		return nil, problem.InvalidArgument("scope", "there is no user; act for one with Holdfast-User")
 	}
-	made := req.GetLeaseId()
-	if made == "" {
-		id, err := uuid.NewV7()
-		if err != nil {
-			return nil, err
-		}
-		made = id.String()
-	}
+	// Made only where a policy counts what runs at once, and the same however often the change runs.
+	newID := sync.OnceValue(func() string { return uuid.Must(uuid.NewV7()).String() })
 	res, err := change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.AcquireResponse, error) {
 		t.loadUser(caller.User)
 		d := &demand{
 			operation: req.GetOperation(), permits: max(1, req.GetPermits()), cost: req.GetCost(), only: req.GetPolicies(),
-			users: caller.User != "", leaseID: made, owner: string(caller.User),
+			users: caller.User != "", leaseID: req.GetLeaseId(), owner: string(caller.User),
+		}
+		if d.leaseID == "" && d.leases(t.config) {
+			d.leaseID = newID()
 		}
 		return t.acquire(d, req.GetPeek())
 	})

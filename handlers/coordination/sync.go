@@ -2,6 +2,7 @@ package coordination
 
 import (
 	"errors"
+	"maps"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -49,7 +50,7 @@ func reportSync(s *coordinationv1.ApiState, req *coordinationv1.ReportSyncReques
 		next.WebhookLag = durationpb.New(max(0, now.Sub(is.GetLastWebhookTime().AsTime())))
 	}
 	next.PageCursor, next.Error, next.UpdateTime = is.GetPageCursor(), is.GetError(), stamp(now)
-	if s.Sync == nil {
+	if s.Sync = maps.Clone(s.GetSync()); s.Sync == nil { // it is shared with earlier states
 		s.Sync = map[string]*coordinationv1.SyncState{}
 	}
 	s.Sync[req.GetResource()] = next
@@ -61,16 +62,16 @@ func reportSync(s *coordinationv1.ApiState, req *coordinationv1.ReportSyncReques
 func reportLive(
 	s *coordinationv1.ApiState, req *coordinationv1.ReportLiveRequest, owner string, now time.Time,
 ) (*coordinationv1.LiveSession, error) {
-	for id, l := range s.GetLive() {
-		if !now.Before(l.GetExpireTime().AsTime()) {
-			delete(s.Live, id)
-		}
+	// It is shared with earlier states, and so are the sessions.
+	if s.Live = maps.Clone(s.GetLive()); s.Live == nil {
+		s.Live = map[string]*coordinationv1.LiveSession{}
 	}
+	maps.DeleteFunc(s.GetLive(), func(_ string, l *coordinationv1.LiveSession) bool { return !now.Before(l.GetExpireTime().AsTime()) })
 	l := s.GetLive()[req.GetSessionId()]
 	if req.GetEpoch() < l.GetEpoch() {
 		return nil, errFenced
 	}
-	if s.LiveCounts == nil {
+	if s.LiveCounts = proto.CloneOf(s.GetLiveCounts()); s.LiveCounts == nil {
 		s.LiveCounts = &coordinationv1.LiveCounts{}
 	}
 	counts, was := s.GetLiveCounts(), l.GetStatus()
@@ -82,6 +83,8 @@ func reportLive(
 			return nil, errTooManyLive
 		}
 		l = &coordinationv1.LiveSession{Owner: owner}
+	} else {
+		l = proto.CloneOf(l)
 	}
 	if was == coordinationv1.LiveStatus_LIVE_STATUS_UNSPECIFIED {
 		l.OpenTime, l.GoAwayTime, l.CloseCode, l.Error = stamp(now), nil, 0, ""
@@ -95,9 +98,6 @@ func reportLive(
 		ttl = req.GetTtl().AsDuration()
 	}
 	l.ExpireTime = stamp(now.Add(ttl))
-	if s.Live == nil {
-		s.Live = map[string]*coordinationv1.LiveSession{}
-	}
 	s.Live[req.GetSessionId()] = l
 	first := was != req.GetStatus()
 	switch req.GetStatus() {

@@ -109,7 +109,11 @@ func (h *story[S]) change(t *rapid.T) {
 		case 1:
 			h.Set(tx.State(), text)
 		default:
-			Disturb(r, tx.State())
+			// A kind may share what its own rules replace: it is not changed in place.
+			other := proto.Clone(tx.State())
+			Disturb(r, other)
+			proto.Reset(tx.State())
+			proto.Merge(tx.State(), other)
 		}
 		for k, e := range staged {
 			if e == nil {

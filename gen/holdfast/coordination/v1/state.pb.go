@@ -902,7 +902,7 @@ type Bucket struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// ALGORITHM_GCRA: the theoretical arrival time: when the bucket will have drained.
 	Tat *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=tat,proto3" json:"tat,omitempty"`
-	// ALGORITHM_SLIDING: what was taken within the last period and margin, oldest first.
+	// ALGORITHM_SLIDING: what was taken within the last period and margin, oldest first, but for newest.
 	Slots []*Slot `protobuf:"bytes,2,rep,name=slots,proto3" json:"slots,omitempty"`
 	// ALGORITHM_CALENDAR: what was taken in the window that ends then, and when that began.
 	Used      int64                  `protobuf:"varint,3,opt,name=used,proto3" json:"used,omitempty"`
@@ -914,9 +914,12 @@ type Bucket struct {
 	// The provider's own limit, where it said another one than the policy has.
 	ObservedLimit int64 `protobuf:"varint,7,opt,name=observed_limit,json=observedLimit,proto3" json:"observed_limit,omitempty"`
 	// ALGORITHM_GCRA: when something was last taken, and how much at that time: what can be given back exactly.
-	LastTime      *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last_time,json=lastTime,proto3" json:"last_time,omitempty"`
-	LastUnits     int64                  `protobuf:"varint,9,opt,name=last_units,json=lastUnits,proto3" json:"last_units,omitempty"`
-	WindowStart   *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=window_start,json=windowStart,proto3" json:"window_start,omitempty"`
+	LastTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last_time,json=lastTime,proto3" json:"last_time,omitempty"`
+	LastUnits   int64                  `protobuf:"varint,9,opt,name=last_units,json=lastUnits,proto3" json:"last_units,omitempty"`
+	WindowStart *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=window_start,json=windowStart,proto3" json:"window_start,omitempty"`
+	// ALGORITHM_SLIDING: the newest slot. It stands by itself because most calls change it and nothing else: slots need not be
+	// written anew, nor noted in the journal.
+	Newest        *Slot `protobuf:"bytes,11,opt,name=newest,proto3" json:"newest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1017,6 +1020,13 @@ func (x *Bucket) GetLastUnits() int64 {
 func (x *Bucket) GetWindowStart() *timestamppb.Timestamp {
 	if x != nil {
 		return x.WindowStart
+	}
+	return nil
+}
+
+func (x *Bucket) GetNewest() *Slot {
+	if x != nil {
+		return x.Newest
 	}
 	return nil
 }
@@ -2181,7 +2191,7 @@ const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"\bopen_for\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xad\xe2\x04R\aopenFor\x12N\n" +
 	"\vprobe_lease\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xad\xe2\x04R\n" +
 	"probeLease\x12\x1a\n" +
-	"\bdisabled\x18\x04 \x01(\bR\bdisabled\"\xe7\x04\n" +
+	"\bdisabled\x18\x04 \x01(\bR\bdisabled\"\x9f\x05\n" +
 	"\x06Bucket\x12,\n" +
 	"\x03tat\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x03tat\x124\n" +
 	"\x05slots\x18\x02 \x03(\v2\x1e.holdfast.coordination.v1.SlotR\x05slots\x12\x12\n" +
@@ -2195,7 +2205,8 @@ const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"last_units\x18\t \x01(\x03R\tlastUnits\x12=\n" +
 	"\fwindow_start\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\vwindowStart\x1ae\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\vwindowStart\x126\n" +
+	"\x06newest\x18\v \x01(\v2\x1e.holdfast.coordination.v1.SlotR\x06newest\x1ae\n" +
 	"\vLeasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12@\n" +
 	"\x05value\x18\x02 \x01(\v2*.holdfast.coordination.v1.ConcurrencyLeaseR\x05value:\x028\x01\"L\n" +
@@ -2459,48 +2470,49 @@ var file_holdfast_coordination_v1_state_proto_depIdxs = []int32{
 	33, // 28: holdfast.coordination.v1.Bucket.blocked_until:type_name -> google.protobuf.Timestamp
 	33, // 29: holdfast.coordination.v1.Bucket.last_time:type_name -> google.protobuf.Timestamp
 	33, // 30: holdfast.coordination.v1.Bucket.window_start:type_name -> google.protobuf.Timestamp
-	33, // 31: holdfast.coordination.v1.Slot.time:type_name -> google.protobuf.Timestamp
-	33, // 32: holdfast.coordination.v1.ConcurrencyLease.expire_time:type_name -> google.protobuf.Timestamp
-	29, // 33: holdfast.coordination.v1.UserBuckets.buckets:type_name -> holdfast.coordination.v1.UserBuckets.BucketsEntry
-	30, // 34: holdfast.coordination.v1.UserBuckets.pools:type_name -> holdfast.coordination.v1.UserBuckets.PoolsEntry
-	4,  // 35: holdfast.coordination.v1.Breaker.status:type_name -> holdfast.coordination.v1.BreakerStatus
-	33, // 36: holdfast.coordination.v1.Breaker.open_time:type_name -> google.protobuf.Timestamp
-	33, // 37: holdfast.coordination.v1.Breaker.retry_time:type_name -> google.protobuf.Timestamp
-	33, // 38: holdfast.coordination.v1.InFlight.expire_time:type_name -> google.protobuf.Timestamp
-	5,  // 39: holdfast.coordination.v1.ApiRequest.status:type_name -> holdfast.coordination.v1.RequestStatus
-	33, // 40: holdfast.coordination.v1.ApiRequest.create_time:type_name -> google.protobuf.Timestamp
-	33, // 41: holdfast.coordination.v1.ApiRequest.update_time:type_name -> google.protobuf.Timestamp
-	33, // 42: holdfast.coordination.v1.ApiRequest.begin_time:type_name -> google.protobuf.Timestamp
-	33, // 43: holdfast.coordination.v1.ApiRequest.lease_expire_time:type_name -> google.protobuf.Timestamp
-	33, // 44: holdfast.coordination.v1.ApiRequest.not_before:type_name -> google.protobuf.Timestamp
-	19, // 45: holdfast.coordination.v1.ApiRequest.outcome:type_name -> holdfast.coordination.v1.Outcome
-	31, // 46: holdfast.coordination.v1.Outcome.headers:type_name -> holdfast.coordination.v1.Outcome.HeadersEntry
-	32, // 47: holdfast.coordination.v1.UsageDay.operations:type_name -> holdfast.coordination.v1.UsageDay.OperationsEntry
-	33, // 48: holdfast.coordination.v1.UsageDay.end_time:type_name -> google.protobuf.Timestamp
-	33, // 49: holdfast.coordination.v1.SyncState.high_water_mark:type_name -> google.protobuf.Timestamp
-	33, // 50: holdfast.coordination.v1.SyncState.pass_start_time:type_name -> google.protobuf.Timestamp
-	33, // 51: holdfast.coordination.v1.SyncState.pass_end_time:type_name -> google.protobuf.Timestamp
-	33, // 52: holdfast.coordination.v1.SyncState.last_webhook_time:type_name -> google.protobuf.Timestamp
-	34, // 53: holdfast.coordination.v1.SyncState.webhook_lag:type_name -> google.protobuf.Duration
-	33, // 54: holdfast.coordination.v1.SyncState.update_time:type_name -> google.protobuf.Timestamp
-	6,  // 55: holdfast.coordination.v1.LiveSession.status:type_name -> holdfast.coordination.v1.LiveStatus
-	33, // 56: holdfast.coordination.v1.LiveSession.open_time:type_name -> google.protobuf.Timestamp
-	33, // 57: holdfast.coordination.v1.LiveSession.update_time:type_name -> google.protobuf.Timestamp
-	33, // 58: holdfast.coordination.v1.LiveSession.go_away_time:type_name -> google.protobuf.Timestamp
-	33, // 59: holdfast.coordination.v1.LiveSession.expire_time:type_name -> google.protobuf.Timestamp
-	33, // 60: holdfast.coordination.v1.LiveCounts.last_failure_time:type_name -> google.protobuf.Timestamp
-	11, // 61: holdfast.coordination.v1.ApiState.BucketsEntry.value:type_name -> holdfast.coordination.v1.Bucket
-	11, // 62: holdfast.coordination.v1.ApiState.PoolsEntry.value:type_name -> holdfast.coordination.v1.Bucket
-	21, // 63: holdfast.coordination.v1.ApiState.SyncEntry.value:type_name -> holdfast.coordination.v1.SyncState
-	22, // 64: holdfast.coordination.v1.ApiState.LiveEntry.value:type_name -> holdfast.coordination.v1.LiveSession
-	13, // 65: holdfast.coordination.v1.Bucket.LeasesEntry.value:type_name -> holdfast.coordination.v1.ConcurrencyLease
-	11, // 66: holdfast.coordination.v1.UserBuckets.BucketsEntry.value:type_name -> holdfast.coordination.v1.Bucket
-	11, // 67: holdfast.coordination.v1.UserBuckets.PoolsEntry.value:type_name -> holdfast.coordination.v1.Bucket
-	68, // [68:68] is the sub-list for method output_type
-	68, // [68:68] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	12, // 31: holdfast.coordination.v1.Bucket.newest:type_name -> holdfast.coordination.v1.Slot
+	33, // 32: holdfast.coordination.v1.Slot.time:type_name -> google.protobuf.Timestamp
+	33, // 33: holdfast.coordination.v1.ConcurrencyLease.expire_time:type_name -> google.protobuf.Timestamp
+	29, // 34: holdfast.coordination.v1.UserBuckets.buckets:type_name -> holdfast.coordination.v1.UserBuckets.BucketsEntry
+	30, // 35: holdfast.coordination.v1.UserBuckets.pools:type_name -> holdfast.coordination.v1.UserBuckets.PoolsEntry
+	4,  // 36: holdfast.coordination.v1.Breaker.status:type_name -> holdfast.coordination.v1.BreakerStatus
+	33, // 37: holdfast.coordination.v1.Breaker.open_time:type_name -> google.protobuf.Timestamp
+	33, // 38: holdfast.coordination.v1.Breaker.retry_time:type_name -> google.protobuf.Timestamp
+	33, // 39: holdfast.coordination.v1.InFlight.expire_time:type_name -> google.protobuf.Timestamp
+	5,  // 40: holdfast.coordination.v1.ApiRequest.status:type_name -> holdfast.coordination.v1.RequestStatus
+	33, // 41: holdfast.coordination.v1.ApiRequest.create_time:type_name -> google.protobuf.Timestamp
+	33, // 42: holdfast.coordination.v1.ApiRequest.update_time:type_name -> google.protobuf.Timestamp
+	33, // 43: holdfast.coordination.v1.ApiRequest.begin_time:type_name -> google.protobuf.Timestamp
+	33, // 44: holdfast.coordination.v1.ApiRequest.lease_expire_time:type_name -> google.protobuf.Timestamp
+	33, // 45: holdfast.coordination.v1.ApiRequest.not_before:type_name -> google.protobuf.Timestamp
+	19, // 46: holdfast.coordination.v1.ApiRequest.outcome:type_name -> holdfast.coordination.v1.Outcome
+	31, // 47: holdfast.coordination.v1.Outcome.headers:type_name -> holdfast.coordination.v1.Outcome.HeadersEntry
+	32, // 48: holdfast.coordination.v1.UsageDay.operations:type_name -> holdfast.coordination.v1.UsageDay.OperationsEntry
+	33, // 49: holdfast.coordination.v1.UsageDay.end_time:type_name -> google.protobuf.Timestamp
+	33, // 50: holdfast.coordination.v1.SyncState.high_water_mark:type_name -> google.protobuf.Timestamp
+	33, // 51: holdfast.coordination.v1.SyncState.pass_start_time:type_name -> google.protobuf.Timestamp
+	33, // 52: holdfast.coordination.v1.SyncState.pass_end_time:type_name -> google.protobuf.Timestamp
+	33, // 53: holdfast.coordination.v1.SyncState.last_webhook_time:type_name -> google.protobuf.Timestamp
+	34, // 54: holdfast.coordination.v1.SyncState.webhook_lag:type_name -> google.protobuf.Duration
+	33, // 55: holdfast.coordination.v1.SyncState.update_time:type_name -> google.protobuf.Timestamp
+	6,  // 56: holdfast.coordination.v1.LiveSession.status:type_name -> holdfast.coordination.v1.LiveStatus
+	33, // 57: holdfast.coordination.v1.LiveSession.open_time:type_name -> google.protobuf.Timestamp
+	33, // 58: holdfast.coordination.v1.LiveSession.update_time:type_name -> google.protobuf.Timestamp
+	33, // 59: holdfast.coordination.v1.LiveSession.go_away_time:type_name -> google.protobuf.Timestamp
+	33, // 60: holdfast.coordination.v1.LiveSession.expire_time:type_name -> google.protobuf.Timestamp
+	33, // 61: holdfast.coordination.v1.LiveCounts.last_failure_time:type_name -> google.protobuf.Timestamp
+	11, // 62: holdfast.coordination.v1.ApiState.BucketsEntry.value:type_name -> holdfast.coordination.v1.Bucket
+	11, // 63: holdfast.coordination.v1.ApiState.PoolsEntry.value:type_name -> holdfast.coordination.v1.Bucket
+	21, // 64: holdfast.coordination.v1.ApiState.SyncEntry.value:type_name -> holdfast.coordination.v1.SyncState
+	22, // 65: holdfast.coordination.v1.ApiState.LiveEntry.value:type_name -> holdfast.coordination.v1.LiveSession
+	13, // 66: holdfast.coordination.v1.Bucket.LeasesEntry.value:type_name -> holdfast.coordination.v1.ConcurrencyLease
+	11, // 67: holdfast.coordination.v1.UserBuckets.BucketsEntry.value:type_name -> holdfast.coordination.v1.Bucket
+	11, // 68: holdfast.coordination.v1.UserBuckets.PoolsEntry.value:type_name -> holdfast.coordination.v1.Bucket
+	69, // [69:69] is the sub-list for method output_type
+	69, // [69:69] is the sub-list for method input_type
+	69, // [69:69] is the sub-list for extension type_name
+	69, // [69:69] is the sub-list for extension extendee
+	0,  // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_coordination_v1_state_proto_init() }

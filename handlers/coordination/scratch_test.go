@@ -1,0 +1,111 @@
+package coordination
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"pgregory.net/rapid"
+
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	"holdfast/object/objecttest"
+)
+
+// The copy has everything, also what a later release adds to the messages.
+func TestScratchIsWhole(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		s := &coordinationv1.ApiState{}
+		objecttest.Fill(rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0)), s)
+		if got := scratch(s); !proto.Equal(got, s) {
+			t.Fatalf("copied %v\nas %v", s, got)
+		}
+	})
+}
+
+// What rules do to a copy leaves every earlier state as it was.
+func TestRulesLeaveEarlierStatesAlone(t *testing.T) {
+	t.Parallel()
+	config := &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
+		gcra(100, time.Minute, 10), sliding(5, 10*time.Second), sliding(1000, 10*time.Second), calendar(1000, coordinationv1.Calendar_CALENDAR_MINUTE, ""),
+		{Algorithm: coordinationv1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 3},
+	}}
+	for i, p := range config.GetPolicies() {
+		p.Name, p.Dimension = fmt.Sprint("p", i), fmt.Sprint("d", i)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		s := &coordinationv1.ApiState{Config: config}
+		now := epoch
+		var states, copies []state
+		var rows []row
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+			states, copies = append(states, s), append(copies, proto.CloneOf(s))
+			s = scratch(s)
+			now = now.Add(time.Duration(rapid.SampledFrom([]int64{0, 1, 200, 3000, 20_000}).Draw(t, "ms")) * time.Millisecond)
+			l := &ledger{shelf: shelf{state: s, user: &coordinationv1.UserBuckets{}}, config: s.GetConfig(), now: now}
+			l.breaker()
+			name := func(what string) string { return fmt.Sprint(what, rapid.IntRange(1, 3).Draw(t, what)) }
+			d := &demand{operation: name("op"), permits: 1, cost: 1, leaseID: name("lease")}
+			switch rapid.IntRange(0, 9).Draw(t, "do") {
+			case 0, 1, 2:
+				if v := acquire(l.shelf, l.config, d, false, now); v.allowed {
+					l.count(countPermits(d.operation, 1, 1))
+				}
+			case 3:
+				releaseLease(s.GetPools(), d.leaseID, "", true)
+			case 4:
+				refund(l.shelf, l.config, d, now.Add(-time.Duration(rapid.SampledFrom([]int64{0, 1, 200}).Draw(t, "ago"))*time.Millisecond), now)
+			case 5:
+				remaining := rapid.Int64Range(0, 3).Draw(t, "remaining")
+				o := &observed{limits: map[string]*coordinationv1.ObservedLimit{}, retryAt: now.Add(time.Second)}
+				for _, p := range config.GetPolicies() {
+					o.limits[p.GetDimension()] = &coordinationv1.ObservedLimit{Remaining: &remaining, Limit: &remaining, ResetTime: stamp(now.Add(time.Second))}
+				}
+				correct(l.shelf, l.config, d, o, true, now)
+			case 6:
+				id := name("r")
+				i := slices.IndexFunc(rows, func(r row) bool { return r.GetRequestId() == id })
+				var r row
+				if i >= 0 {
+					r = rows[i]
+					rows = slices.Delete(rows, i, i+1)
+				}
+				got, err := l.begin(r, &coordinationv1.BeginRequestRequest{RequestId: id, Operation: "op", Timeout: durationpb.New(time.Second)}, "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got.put != nil {
+					r = got.put
+				}
+				if r != nil {
+					rows = append(rows, r)
+				}
+			case 7:
+				if len(rows) == 0 {
+					continue
+				}
+				r := rows[rapid.IntRange(0, len(rows)-1).Draw(t, "row")]
+				if rapid.Bool().Draw(t, "completes") {
+					_, _ = l.complete(r, r.GetLease(), &coordinationv1.CompleteRequestRequest{})
+				} else {
+					_, _ = l.fail(r, r.GetLease(), &coordinationv1.FailRequestRequest{Failure: coordinationv1.Failure_FAILURE_RETRYABLE, NotSent: true})
+				}
+			case 8:
+				status := coordinationv1.LiveStatus(rapid.Int32Range(1, 5).Draw(t, "status"))
+				_, _ = reportLive(s, &coordinationv1.ReportLiveRequest{SessionId: name("l"), Epoch: 1, Status: status, Ttl: durationpb.New(5 * time.Second)}, "", now)
+				_, _ = reportSync(s, &coordinationv1.ReportSyncRequest{Resource: name("s"), Sync: &coordinationv1.SyncState{PageCursor: name("c")}}, now)
+			default:
+				configure("x", s, proto.CloneOf(config))
+			}
+		}
+		for i := range states {
+			if !proto.Equal(states[i], copies[i]) {
+				t.Fatalf("state %d was\n%v\nand became\n%v", i, copies[i], states[i])
+			}
+		}
+	})
+}
