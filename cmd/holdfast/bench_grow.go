@@ -45,6 +45,27 @@ var growKinds = []struct{ name, what string }{
 	{"list", "a list of the 20 conversations that were active last"},
 }
 
+// growTable has the medians of a grow- scenario side by side; it is empty where they were not measured.
+func growTable(scenario string, sizes []growth, rows []benchRow) (columns []string, cells [][]string) {
+	columns = []string{scenario, "median ms"}
+	for _, size := range sizes {
+		columns = append(columns, size.name)
+	}
+	for _, k := range growKinds {
+		line := []string{k.name, k.what}
+		for _, size := range sizes {
+			name := scenario + "/" + size.name + "/" + k.name
+			if i := slices.IndexFunc(rows, func(r benchRow) bool { return r.Name == name }); i >= 0 {
+				line = append(line, figure(rows[i].P50))
+			}
+		}
+		if len(line) == len(columns) {
+			cells = append(cells, line)
+		}
+	}
+	return columns, cells
+}
+
 const (
 	growFlat   = 1.25 // times what it takes with least stored
 	growSample = 40   // conversations that a round looks at

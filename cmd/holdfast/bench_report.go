@@ -195,6 +195,15 @@ func (r *benchReport) write(w io.Writer, markdown bool) {
 	}
 	fmt.Fprintf(w, "%s\n\n", r.conditions())
 	table(w, benchColumns, 2, rows)
+	for _, of := range []struct {
+		scenario string
+		sizes    []growth
+	}{{"grow-messages", growMessages}, {"grow-objects", growObjects}} {
+		if columns, cells := growTable(of.scenario, of.sizes, r.Rows); len(cells) > 0 {
+			fmt.Fprintln(w)
+			table(w, columns, 2, cells)
+		}
+	}
 	if len(met) > 0 {
 		fmt.Fprintln(w)
 		table(w, targetColumns, 1, met)

@@ -21,7 +21,7 @@ const benchStartTimeout = 30 * time.Second
 // uses can be told from what the generator does.
 func (s *benchSystem) start(ctx context.Context) (api, admin string, err error) {
 	// Postgres keeps its own settings of durability: without them it would be another system.
-	options := sandboxOptions{MaxConns: operatorConns, Log: slog.New(slog.DiscardHandler)}
+	options := sandboxOptions{MaxConns: operatorConns, Servers: s.servers, Log: slog.New(slog.DiscardHandler)}
 	if s.crashes {
 		if options.Dir, err = os.MkdirTemp("", "holdfast-bench-"); err != nil {
 			return "", "", err

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"holdfast/db"
@@ -146,8 +147,13 @@ type sandbox struct {
 type sandboxOptions struct {
 	Dir      string // empty: thrown away at the end
 	MaxConns int
-	Log      *slog.Logger
+	// Servers is how many processes besides this one will use it, where that is known.
+	Servers int
+	Log     *slog.Logger
 }
+
+// connsPerServer is more than a server and what measures it take.
+const connsPerServer = 100
 
 const (
 	tokenFile    = "token"
@@ -158,6 +164,9 @@ const (
 // openSandbox starts a sandbox. On an error nothing is left running.
 func openSandbox(ctx context.Context, env lookup, o sandboxOptions) (_ *sandbox, err error) {
 	settings := embedded.Options{Log: o.Log, Ephemeral: o.Dir == ""}
+	if o.Servers > 1 {
+		settings.Parameters = map[string]string{"max_connections": strconv.Itoa(connsPerServer * o.Servers)}
+	}
 	settings.BinDir, _ = env("HOLDFAST_POSTGRES_BIN")
 	if o.Dir != "" {
 		// The directory is open to all, because Postgres may have to run as another user; what is secret in it is not.
