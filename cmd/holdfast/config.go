@@ -238,9 +238,6 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 		log.InfoContext(ctx, "metrics and profiles", "url", baseURL(admin))
 	}
 	group.Go(func() error { return server.Serve(ctx, api) })
-	if err := dropStartPages(); err != nil { // it only saves memory
-		log.DebugContext(ctx, "pages that only the start needed are kept", "error", err)
-	}
 	if err := ready(baseURL(api)); err != nil {
 		cancel()
 		return errors.Join(err, group.Wait())
