@@ -269,6 +269,7 @@ func (g *grower) load(ctx context.Context) error {
 	if err == nil {
 		err = g.floor.Settle(ctx)
 	}
+	g.template.Close() // a server ends a connection that is idle while the next size is stored; the next call makes another
 	fmt.Fprintf(g.log, "  %s: %s conversations, %s messages, stored in %.0f s\n", g.size.name, thousands(float64(g.size.objects+min(1, g.size.long))),
 		thousands(float64(g.size.objects*g.size.messages+g.size.long)), time.Since(began).Seconds())
 	return err
