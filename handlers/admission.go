@@ -14,6 +14,10 @@ import (
 const (
 	defaultCalls          = 4096
 	defaultCallsPerTenant = 3072
+	// Of a route's callers it is not known yet whose they are, but each tenant's webhooks have a path of their own. Their bodies
+	// may be large, and are held until their signature is known.
+	defaultRouteCalls        = 64
+	defaultRouteCallsPerPath = 16
 )
 
 // admission refuses unary calls that are over a bound, before their bodies are read: a refusal has to cost far less than an
@@ -38,6 +42,20 @@ func (a *admission) admit(c *call, r *http.Request) error {
 	}
 	c.leave = func() { a.leave(tenant) }
 	return nil
+}
+
+// route bounds what a route of plain HTTP answers at once, by path; a is of that route alone. Who is refused is told to come again.
+func (a *admission) route(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		path := identity.Tenant(r.URL.Path)
+		if a.enter(path) != "" {
+			w.Header().Set("Retry-After", "1")
+			http.Error(w, "too much at once; send it again", http.StatusTooManyRequests)
+			return
+		}
+		defer a.leave(path)
+		next.ServeHTTP(w, r)
+	})
 }
 
 // enter counts a call; it returns what is full where it may not come in.

@@ -3,6 +3,8 @@ package handlers
 import (
 	"context"
 	"errors"
+	"net/http"
+	"strings"
 	"sync"
 	"testing"
 
@@ -87,4 +89,55 @@ func TestAdmission(t *testing.T) {
 	if _, err := b.client().GetConversation(t.Context(), &conversationv1.GetConversationRequest{ConversationId: "a"}); err != nil {
 		t.Errorf("once there is room: %v", err)
 	}
+}
+
+// A route refuses what is over its bound for one path, or for all, before it reads the body, and takes others' calls.
+func TestAdmissionOfRoutes(t *testing.T) {
+	t.Parallel()
+	began, end := make(chan struct{}), make(chan struct{})
+	b := setup(t, func(o *Options) {
+		o.RouteCalls, o.RouteCallsPerPath = 3, 2
+		o.Routes = []Route{{Name: "hook", Path: "/hooks/", Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			began <- struct{}{}
+			<-end
+		})}}
+	})
+	post := func(path string) (status int, retry string) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+path, strings.NewReader("x"))
+		if err != nil {
+			t.Error(err)
+			return 0, ""
+		}
+		res, err := b.http.Do(req)
+		if err != nil {
+			t.Error(err)
+			return 0, ""
+		}
+		res.Body.Close()
+		return res.StatusCode, res.Header.Get("Retry-After")
+	}
+	var held sync.WaitGroup
+	hold := func(path string) {
+		held.Go(func() {
+			if status, _ := post(path); status != http.StatusOK {
+				t.Errorf("%s: %d", path, status)
+			}
+		})
+		<-began
+	}
+	refused := func(path string) {
+		t.Helper()
+		if status, retry := post(path); status != http.StatusTooManyRequests || retry != "1" {
+			t.Errorf("%s: %d, again after %q", path, status, retry)
+		}
+	}
+	hold("/hooks/a")
+	hold("/hooks/a")
+	refused("/hooks/a")
+	hold("/hooks/b")
+	refused("/hooks/b")
+	close(end)
+	held.Wait()
+	hold("/hooks/a") // there is room again
+	held.Wait()
 }

@@ -76,9 +76,11 @@ type Options struct {
 	Traces trace.TracerProvider
 	// Calls and CallsPerTenant bound the unary calls that are answered at once. 0: 4,096 and 3,072.
 	Calls, CallsPerTenant int
-	Metrics               prometheus.Registerer
-	Log                   *slog.Logger
-	Now                   func() time.Time
+	// RouteCalls and RouteCallsPerPath bound what each of Routes answers at once. 0: 64 and 16.
+	RouteCalls, RouteCallsPerPath int
+	Metrics                       prometheus.Registerer
+	Log                           *slog.Logger
+	Now                           func() time.Time
 }
 
 // Server is the HTTP side of Holdfast. It is safe for concurrent use.
@@ -149,7 +151,11 @@ func New(o Options) (*Server, error) {
 		mux.Handle(path, t.wrap(o.Auth.middleware(t, passive, admitted, h, options...)))
 	}
 	for _, r := range o.Routes {
-		mux.Handle(r.Path, t.wrap(t.plain(r.Name, r.Handler)))
+		bounded := &admission{
+			most: cmp.Or(o.RouteCalls, defaultRouteCalls), mostPerTenant: cmp.Or(o.RouteCallsPerPath, defaultRouteCallsPerPath),
+			tenants: map[identity.Tenant]int{},
+		}
+		mux.Handle(r.Path, t.wrap(t.plain(r.Name, bounded.route(r.Handler))))
 	}
 	open := func(path string, h http.Handler) { mux.Handle(path, t.wrap(h)) }
 	open(grpchealth.NewHandler(health{s, names}, options...))
