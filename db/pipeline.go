@@ -111,6 +111,11 @@ func (p *Pipeline) ClaimTimers(a dbsqlc.ClaimTimersParams, each func(*dbsqlc.Cla
 	query(p, dbsqlc.ClaimTimers, a, each)
 }
 
+// ClaimTimersInTurn queues dbsqlc.ClaimTimersInTurn, for a NewJanitor; its rows are those of ClaimTimers.
+func (p *Pipeline) ClaimTimersInTurn(a dbsqlc.ClaimTimersInTurnParams, each func(*dbsqlc.ClaimTimersRow) error) {
+	query(p, dbsqlc.ClaimTimersInTurn, a, each)
+}
+
 // SettleTimer queues dbsqlc.SettleTimer.
 func (p *Pipeline) SettleTimer(a *dbsqlc.SettleTimerParams) {
 	p.batch.Queue(dbsqlc.SettleTimer, fields(a)...)

@@ -369,6 +369,22 @@ func (b *testBundle) checkClaim(t *testing.T, large bool) {
 			t.Errorf("a claim of 50 timers took %d sequential scans and read %d rows", sequential, rows)
 		}
 	})
+	b.as(t, scope{role: db.RoleJanitor}, func(tx pgx.Tx) {
+		before := b.counters(t, tx)
+		rows, err := dbsqlc.New(tx).ClaimTimersInTurn(b.ctx, dbsqlc.ClaimTimersInTurnParams{
+			Kinds: []string{"other", "k", "none"}, AtMost: 50, LeaseSeconds: 20, ReadAtMost: 100,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		after := b.counters(t, tx)
+		if large && len(rows) != 50 {
+			t.Errorf("claimed %d timers in turn", len(rows))
+		}
+		if sequential, rows := after.sequential-before.sequential, after.rows-before.rows; sequential != 0 || rows > 100+120 {
+			t.Errorf("a claim of 50 timers in turn took %d sequential scans and read %d rows", sequential, rows)
+		}
+	})
 }
 
 // literals are a statement's parameters as SQL, in order.

@@ -43,7 +43,8 @@
 // into that table when the next one that it has set itself is due, and every half second for those of others, takes
 // what is due for some seconds, and runs each as a change of its object. The change first looks for this very timer,
 // name and time, in the object, and takes it away: so a timer happens once, however many processes took it. They go
-// through their tenants' lanes, and a process runs so many at a time, so writers wait behind no more than those.
+// through their tenants' lanes, and a process runs so many at a time, so writers wait behind no more than those. Where more
+// are due than that, it takes them of each tenant in turn.
 //
 //	due ──> taken for 20 s ──> OnTimer ──> gone, in the same commit
 //	 ^                            │ error or panic

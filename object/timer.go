@@ -25,6 +25,9 @@ const (
 	// timersInFlight is how many due timers a process runs at once. They share their tenants' lanes with all other
 	// changes, so however many are due, a writer waits behind no more than these.
 	timersInFlight = 128
+	// timersInView is how many due timers of a kind are looked at, where more are due than are taken, so that each tenant has its
+	// turn: some milliseconds of reading.
+	timersInView = 20_000
 	// timerLease is how long a timer is left to the process that claimed it, and so how long it waits if that dies.
 	timerLease = 20 * time.Second
 	// firstTimerPause is how long a timer waits after its first failure; each further one doubles it.
@@ -262,7 +265,7 @@ func (s *scheduler) run() {
 	done := make(chan struct{}, timersInFlight)
 	look := time.NewTimer(0)
 	defer look.Stop()
-	free, failing := timersInFlight, false
+	free, failing, more := timersInFlight, false, false
 	for {
 		select {
 		case <-s.stop:
@@ -277,7 +280,7 @@ func (s *scheduler) run() {
 		for ; wait <= 0 && free >= timersInFlight/2 && !s.stopped(); wait = s.wait() {
 			asked := free
 			s.plan(s.rt.db.Now().Add(s.poll*9/10 + rand.N(s.poll/5+1))) //nolint:gosec // jitter
-			due, err := s.claim(asked)
+			due, err := s.claim(asked, more)
 			if err != nil && !failing && s.rt.life.Err() == nil {
 				s.rt.log.Warn("looking for due timers failed; they wait until it succeeds", "error", err)
 			}
@@ -289,8 +292,8 @@ func (s *scheduler) run() {
 					done <- struct{}{}
 				})
 			}
-			if len(due) == asked {
-				s.plan(s.rt.db.Now()) // there may be more: look as soon as there is room
+			if more = len(due) == asked; more {
+				s.plan(s.rt.db.Now()) // look as soon as there is room
 			}
 		}
 		look.Reset(max(wait, 0))
@@ -327,8 +330,9 @@ func (s *scheduler) wait() time.Duration {
 	return s.wake.Sub(now)
 }
 
-// claim takes up to n due timers for this process.
-func (s *scheduler) claim(n int) (due []dbsqlc.ClaimTimersRow, err error) {
+// claim takes up to n due timers for this process: the oldest, which costs least, or, where more are due than that, of each
+// tenant in turn.
+func (s *scheduler) claim(n int, inTurn bool) (due []dbsqlc.ClaimTimersRow, err error) {
 	a := dbsqlc.ClaimTimersParams{AtMost: int32(n), LeaseSeconds: timerLease.Seconds()} //nolint:gosec // small
 	s.mu.Lock()
 	for name := range s.kinds { // in random order, so that none comes last each time
@@ -341,10 +345,17 @@ func (s *scheduler) claim(n int) (due []dbsqlc.ClaimTimersRow, err error) {
 	ctx, cancel := context.WithTimeout(s.rt.life, s.rt.commitTimeout)
 	defer cancel()
 	p := s.rt.db.NewJanitor()
-	p.ClaimTimers(a, func(r *dbsqlc.ClaimTimersRow) error {
+	each := func(r *dbsqlc.ClaimTimersRow) error {
 		due = append(due, *r)
 		return nil
-	})
+	}
+	if inTurn {
+		p.ClaimTimersInTurn(dbsqlc.ClaimTimersInTurnParams{
+			Kinds: a.Kinds, AtMost: a.AtMost, LeaseSeconds: a.LeaseSeconds, ReadAtMost: timersInView,
+		}, each)
+	} else {
+		p.ClaimTimers(a, each)
+	}
 	if err := s.rt.db.RunAndCommit(ctx, p); err != nil {
 		return nil, err // what was claimed after all is found again when its lease is over
 	}

@@ -1,13 +1,16 @@
 package object_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"holdfast/db/dbtest"
+	"holdfast/identity"
 	"holdfast/object"
 )
 
@@ -72,6 +75,59 @@ func TestManyTimersDoNotStarveWrites(t *testing.T) {
 		string(b.Tenant), each+1).Scan(&wrong)
 	if err != nil || wrong != 0 {
 		t.Errorf("%d objects are at a wrong version, %v", wrong, err)
+	}
+}
+
+// A tenant whose timers are due since long, by the thousands, does not keep another's waiting until they are worked off.
+func TestTimersOfTenantsTakeTurns(t *testing.T) {
+	t.Parallel()
+	const objects, each, others = 500, 20, 20
+	b := setupWith(t, dbtest.New(t), object.Config{})
+	quiet := identity.With(b.ctx, identity.Identity{Tenant: b.Tenant + "-quiet", User: "alice"})
+	var loud, waited atomic.Int64
+	left := atomic.Int64{}
+	left.Store(others)
+	done := make(chan struct{})
+	c := b.timedConfig(func(_ *object.Tx[toy], name string) error {
+		if name != "quiet" {
+			loud.Add(1)
+		} else if left.Add(-1) == 0 {
+			waited.Store(loud.Load())
+			close(done)
+		}
+		return nil
+	})
+	set := func(ctx context.Context, id string, names ...string) {
+		_, err := object.Register(b.rt, c).Update(ctx, object.ID(id), func(tx *object.Tx[toy]) error {
+			for _, name := range names {
+				tx.SetTimer(name, tx.Now())
+			}
+			return nil
+		}, object.Create())
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	names := make([]string, each)
+	for i := range names {
+		names[i] = fmt.Sprint(i)
+	}
+	var setting sync.WaitGroup
+	for i := range objects {
+		setting.Go(func() { set(b.ctx, fmt.Sprint("o", i), names...) })
+	}
+	setting.Wait()
+	for i := range others {
+		set(quiet, fmt.Sprint("o", i), "quiet")
+	}
+	object.Register(newRuntime(t, b.DB, object.Config{Timers: true}), c)
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Fatalf("after a minute %d of %d have run, and %d before them", others-left.Load(), others, loud.Load())
+	}
+	if n := waited.Load(); n > objects*each/4 {
+		t.Errorf("%d of %d timers of one tenant ran before %d of another", n, objects*each, others)
 	}
 }
 

@@ -7,6 +7,11 @@ SELECT set_config('role', 'holdfast_janitor', true), clock_timestamp()::timestam
 SELECT tenant_id, kind, object_id, name, due_time, next_time, attempts, last_error
 FROM holdfast.claim_timers(@kinds::text[], @at_most::integer, @lease_seconds::double precision);
 
+-- ClaimTimersInTurn takes due timers, of each tenant in turn; see the function.
+-- name: ClaimTimersInTurn :many
+SELECT tenant_id, kind, object_id, name, due_time, next_time, attempts, last_error
+FROM holdfast.claim_timers_in_turn(@kinds::text[], @at_most::integer, @lease_seconds::double precision, @read_at_most::integer);
+
 -- SettleTimer gives a claimed timer back, unless the object has set it anew or cleared it.
 -- name: SettleTimer :exec
 UPDATE holdfast.timers SET lease_time = NULL, next_time = @next_time, attempts = @attempts, last_error = @last_error,

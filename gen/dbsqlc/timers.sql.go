@@ -62,6 +62,64 @@ func (q *Queries) ClaimTimers(ctx context.Context, arg ClaimTimersParams) ([]Cla
 	return items, nil
 }
 
+const ClaimTimersInTurn = `-- name: ClaimTimersInTurn :many
+SELECT tenant_id, kind, object_id, name, due_time, next_time, attempts, last_error
+FROM holdfast.claim_timers_in_turn($1::text[], $2::integer, $3::double precision, $4::integer)
+`
+
+type ClaimTimersInTurnParams struct {
+	Kinds        []string
+	AtMost       int32
+	LeaseSeconds float64
+	ReadAtMost   int32
+}
+
+type ClaimTimersInTurnRow struct {
+	TenantID  string
+	Kind      string
+	ObjectID  string
+	Name      string
+	DueTime   time.Time
+	NextTime  time.Time
+	Attempts  int32
+	LastError string
+}
+
+// ClaimTimersInTurn takes due timers, of each tenant in turn; see the function.
+func (q *Queries) ClaimTimersInTurn(ctx context.Context, arg ClaimTimersInTurnParams) ([]ClaimTimersInTurnRow, error) {
+	rows, err := q.db.Query(ctx, ClaimTimersInTurn,
+		arg.Kinds,
+		arg.AtMost,
+		arg.LeaseSeconds,
+		arg.ReadAtMost,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ClaimTimersInTurnRow
+	for rows.Next() {
+		var i ClaimTimersInTurnRow
+		if err := rows.Scan(
+			&i.TenantID,
+			&i.Kind,
+			&i.ObjectID,
+			&i.Name,
+			&i.DueTime,
+			&i.NextTime,
+			&i.Attempts,
+			&i.LastError,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const DropTimer = `-- name: DropTimer :exec
 DELETE FROM holdfast.timers t
 WHERE t.tenant_id = $1 AND t.kind = $2 AND t.object_id = $3 AND t.name = $4
