@@ -210,11 +210,14 @@ func parseSummary(out string) (r Result, err error) {
 		return r, fmt.Errorf("pgbench: %s transactions failed", m[1])
 	}
 	processed, tps := processedLine.FindStringSubmatch(out), tpsLine.FindStringSubmatch(out)
-	if processed == nil || tps == nil {
+	if processed == nil {
 		return r, fmt.Errorf("pgbench: its summary is not understood: %q", out)
 	}
-	if r.Transactions, err = strconv.ParseInt(processed[1], 10, 64); err != nil {
-		return r, err
+	if r.Transactions, err = strconv.ParseInt(processed[1], 10, 64); err != nil || r.Transactions == 0 {
+		return r, err // where nothing was done there is no rate
+	}
+	if tps == nil {
+		return r, fmt.Errorf("pgbench: its summary is not understood: %q", out)
 	}
 	r.PerSecond, err = strconv.ParseFloat(tps[1], 64)
 	return r, err

@@ -26,6 +26,8 @@ func TestParseSummary(t *testing.T) {
 	}{
 		{name: "time", out: summary, want: Result{Transactions: 62190, PerSecond: 12693.880213}},
 		{name: "count", out: strings.Replace(summary, ": 62190", ": 62190/62190", 1), want: Result{Transactions: 62190, PerSecond: 12693.880213}},
+		{name: "none", out: "number of transactions actually processed: 0\nnumber of failed transactions: 0 (NaN%)\n"},
+		{name: "no rate", out: "number of transactions actually processed: 7\n", wantErr: "not understood"},
 		{name: "failures", out: strings.Replace(summary, ": 0 (0.000%)", ": 12 (0.019%)", 1), wantErr: "12 transactions failed"},
 		{name: "something else", out: "pgbench: usage", wantErr: "not understood"},
 	} {
