@@ -180,6 +180,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	queue := jobs.New(d, jobs.Config{Log: log})
 	c.addJobs(queue, d, metrics)
 	coordinator := coordination.NewManager(apis, d.Now)
+	metrics.MustRegister(coordinator.Metrics())
 	c.Linear.addJobs(queue, d, projectKinds, box, linearTransport(coordinator, log), log)
 	server, err := handlers.New(handlers.Options{
 		Services: []handlers.Service{

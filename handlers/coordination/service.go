@@ -18,6 +18,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -60,8 +61,9 @@ func Register(rt *object.Runtime) *object.Kind[state] {
 
 // Manager serves CoordinationService. It is safe for concurrent use.
 type Manager struct {
-	kind *object.Kind[state]
-	now  func() time.Time
+	kind    *object.Kind[state]
+	now     func() time.Time
+	refused *prometheus.CounterVec
 }
 
 var _ coordinationv1connect.CoordinationServiceHandler = (*Manager)(nil)
@@ -69,7 +71,35 @@ var _ coordinationv1connect.CoordinationServiceHandler = (*Manager)(nil)
 // NewManager serves the APIs of that kind. now is the clock by which what is read is shown, the database's; what is
 // decided is decided by that of the change.
 func NewManager(kind *object.Kind[state], now func() time.Time) *Manager {
-	return &Manager{kind: kind, now: now}
+	m := &Manager{kind: kind, now: now, refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "holdfast_api_refused_total", Help: "Calls of APIs that were told to wait, by API and by what refused them.",
+	}, []string{"api", "reason"})}
+	for _, reason := range reasons {
+		m.refused.WithLabelValues(otherAPI, reason) // 0 is a value, too
+	}
+	return m
+}
+
+// Metrics are those of the manager, to be registered once.
+func (m *Manager) Metrics() prometheus.Collector { return m.refused }
+
+// otherAPI stands in the metrics for the APIs that are not ready-made: a tenant may name any number of them.
+const otherAPI = "other"
+
+var reasons = map[coordinationv1.WaitReason]string{
+	coordinationv1.WaitReason_WAIT_REASON_LIMIT:   "limit",
+	coordinationv1.WaitReason_WAIT_REASON_BREAKER: "breaker",
+	coordinationv1.WaitReason_WAIT_REASON_PROBE:   "probe",
+	coordinationv1.WaitReason_WAIT_REASON_PAUSE:   "pause",
+	coordinationv1.WaitReason_WAIT_REASON_BACKOFF: "backoff",
+}
+
+// countRefusal counts a call that has to wait. The day's usage does not: that would write for each.
+func (m *Manager) countRefusal(api string, reason coordinationv1.WaitReason) {
+	if readyMade(api) == nil {
+		api = otherAPI
+	}
+	m.refused.WithLabelValues(api, reasons[reason]).Inc()
 }
 
 // tx is one change of an API, and who makes it.
@@ -262,6 +292,9 @@ func (m *Manager) BeginRequest(
 	}, object.ExpectAbsent(inRequestIDs, requestKey(owner, req.GetRequestId())))
 	if err != nil {
 		return nil, err
+	}
+	if res.GetDecision() == coordinationv1.Decision_DECISION_WAIT {
+		m.countRefusal(req.GetApi(), res.GetReason())
 	}
 	writeHeaders(ctx, res.GetLimits(), res.GetRetryAfter())
 	return res, nil
@@ -477,6 +510,9 @@ func (m *Manager) Acquire(ctx context.Context, req *coordinationv1.AcquireReques
 	})
 	if err != nil {
 		return nil, err
+	}
+	if !res.GetAllowed() && !req.GetPeek() {
+		m.countRefusal(req.GetApi(), res.GetReason())
 	}
 	writeHeaders(ctx, res.GetLimits(), res.GetRetryAfter())
 	return res, nil
