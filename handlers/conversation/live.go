@@ -20,10 +20,9 @@ const (
 	// Only the end of a longer transcription is shown.
 	maxTranscription = 4 << 10
 	maxPendingCalls  = 128
-	// The size of all pending calls together; at least one is kept.
-	maxPendingBytes = 64 << 10
-	// The same once responses have come that wait for their delivery. A larger one is kept by its entry only.
-	maxAnsweredBytes = 96 << 10
+	// The size of all pending calls together, with the responses that wait for their delivery. A call is kept whatever its
+	// size; a larger response is kept by its entry only.
+	maxPendingBytes = 96 << 10
 	// Provider ids and names: a call with a longer id is not understood, the others are cut.
 	maxName = 128
 	// A provider's count above it is no count.

@@ -568,10 +568,16 @@ func TestPendingResponsesAreBounded(t *testing.T) {
 	if waiting := s.state.GetLive().GetPendingCalls(); len(waiting) != 9 || waiting["2"] != nil || waiting["3"] == nil {
 		t.Errorf("%d calls wait", len(waiting))
 	}
+	// A call that is issued meanwhile takes no more room than it needs.
+	s.send(t, call("another"))
+	s.check(t)
+	if waiting := s.state.GetLive().GetPendingCalls(); len(waiting) != 10 || waiting["3"].GetResponse() == nil {
+		t.Errorf("%d calls wait beside another", len(waiting))
+	}
 	// One that is larger than all of them may be is in its entry alone.
 	s.send(t, call("large"))
 	s.do(testNow, func(f *folder) {
-		response := outputOf(strings.Repeat("x", maxAnsweredBytes))
+		response := outputOf(strings.Repeat("x", maxPendingBytes))
 		if _, deliver, err := f.completeCall(s.calls["large"], &conversationv1.CompleteToolCallRequest{Response: response}); err != nil || !deliver {
 			t.Errorf("to deliver: %t, %v", deliver, err)
 		}

@@ -505,8 +505,9 @@ func TestPendingCallsAreBounded(t *testing.T) {
 		t.Errorf("the entry of a forgotten call is %s", got)
 	}
 
-	large := fmt.Sprintf(`{"toolCall":{"functionCalls":[{"id":"large","args":{"s":%q}}]}}`, strings.Repeat("x", maxPendingBytes-10))
-	s.send(t, large)
+	for _, id := range []string{"other", "large"} {
+		s.send(t, fmt.Sprintf(`{"toolCall":{"functionCalls":[{"id":%q,"args":{"s":%q}}]}}`, id, strings.Repeat("x", maxPendingBytes/2+1)))
+	}
 	if len(pending) != 1 || pending["large"].GetArgs() == nil {
 		t.Errorf("%d calls are pending beside a large one", len(pending))
 	}
@@ -925,7 +926,7 @@ func (s *liveStore) checkLive(tb testing.TB) {
 			tb.Fatalf("the pending call and its entry differ:\n%v\n%v", call, entry)
 		}
 	}
-	if size > maxAnsweredBytes && len(live.GetPendingCalls()) > 1 {
+	if size > maxPendingBytes && len(live.GetPendingCalls()) > 1 {
 		tb.Fatalf("%d pending calls of %d bytes", len(live.GetPendingCalls()), size)
 	}
 	if got := s.state.GetToolCallCount(); got != int64(len(s.bySeq)) {

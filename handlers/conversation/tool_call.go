@@ -191,8 +191,8 @@ func (f *folder) replaceCall(call *conversationv1.ToolCall, change func(*convers
 	f.record(call)
 	if id := call.GetCallId(); f.live.GetPendingCalls()[id] == call { // it may have grown
 		delete(f.live.PendingCalls, id)
-		if size := proto.Size(call); size <= maxAnsweredBytes {
-			f.makeRoom(size, maxAnsweredBytes)
+		if size := proto.Size(call); size <= maxPendingBytes {
+			f.makeRoom(size, maxPendingBytes)
 			f.live.PendingCalls[id] = call
 		}
 	}
