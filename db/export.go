@@ -28,7 +28,8 @@ import (
 //	{"end":{"rows":2,"sha256":"…"}}                  of all bytes before this line
 //
 // Objects come last, and of all tables rows come in the order of their primary keys: two exports of the same rows are
-// the same bytes. What has expired is not in it, nor are tenants and API keys.
+// the same bytes. What has expired is not in it, nor are tenants and API keys. An entry that is packed is in it as it was
+// before, and nothing says that it is packed.
 const exportFormat = 1
 
 // ErrBadExport: what should be imported is no export, is not whole, or was changed.
@@ -126,6 +127,9 @@ func (d *DB) Export(ctx context.Context, tenant identity.Tenant, user identity.U
 		}
 		out.write(header, []byte("\n"))
 		for _, t := range tables {
+			if t.name == "packs" {
+				continue
+			}
 			if counted[t.name], err = exportTable(ctx, tx, t, tenant, user, out); err != nil {
 				return err
 			}
@@ -149,11 +153,24 @@ func (d *DB) Export(ctx context.Context, tenant identity.Tenant, user identity.U
 
 // exportTable writes a table's rows. Postgres sends them as they are read here.
 func exportTable(ctx context.Context, tx pgx.Tx, t tenantTable, tenant identity.Tenant, user identity.User, out *sumWriter) (n int64, err error) {
-	row := "to_jsonb(x) - 'tenant_id'"
-	if t.name == "terms" { // which begin with the tenant, see 00001_init.sql
+	from := "holdfast." + pgx.Identifier{t.name}.Sanitize() + " x"
+	row, order := "to_jsonb(x) - 'tenant_id'", quoted(t.key, "x.")
+	switch t.name {
+	case "objects":
+		row += " - 'packed'"
+	case "entries":
+		var packed bool
+		err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM holdfast.packs WHERE tenant_id = $1)", string(tenant)).Scan(&packed)
+		if err != nil {
+			return 0, err
+		}
+		if packed {
+			from, row, order = entriesAndPacks, "r.row", order+", r.n"
+		}
+	case "terms": // which begin with the tenant, see 00001_init.sql
 		row = "jsonb_set(" + row + ", '{term}', to_jsonb(substr(x.term, length(x.tenant_id) + 2)))"
 	}
-	sql := "SELECT (" + row + ")::text FROM holdfast." + pgx.Identifier{t.name}.Sanitize() + " x WHERE x.tenant_id = $1 AND ($2 = '' OR x.owner_id = $2)"
+	sql := "SELECT (" + row + ")::text FROM " + from + " WHERE x.tenant_id = $1 AND ($2 = '' OR x.owner_id = $2)"
 	const alive = " AND (%[1]s.expire_time IS NULL OR %[1]s.expire_time > now())"
 	switch {
 	case t.name == "objects":
@@ -162,7 +179,7 @@ func exportTable(ctx context.Context, tx pgx.Tx, t tenantTable, tenant identity.
 		sql += ` AND EXISTS (SELECT FROM holdfast.objects o WHERE o.tenant_id = x.tenant_id AND o.kind = x.kind AND o.object_id = x.object_id` +
 			fmt.Sprintf(alive, "o") + " OFFSET 0)"
 	}
-	rows, err := tx.Query(ctx, sql+" ORDER BY "+quoted(t.key, "x."), string(tenant), string(user))
+	rows, err := tx.Query(ctx, sql+" ORDER BY "+order, string(tenant), string(user))
 	if err != nil {
 		return 0, err
 	}
@@ -174,6 +191,21 @@ func exportTable(ctx context.Context, tx pgx.Tx, t tenantTable, tenant identity.
 	}
 	return n, errors.Join(rows.Err(), out.err)
 }
+
+// entriesAndPacks has the rows r of entries, and of what is in packs as if it were entries. No entry has its place within a
+// pack, so all are in order where entries and packs are.
+const entriesAndPacks = `(
+		SELECT e.tenant_id, e.kind, e.object_id, e.collection, e.key, e.owner_id, e.version, e.body, NULL::jsonb AS pack
+		FROM holdfast.entries e
+		UNION ALL
+		SELECT p.tenant_id, p.kind, p.object_id, p.collection, p.first_key, p.owner_id, NULL, NULL, p.entries
+		FROM holdfast.packs p
+	) x
+	CROSS JOIN LATERAL (
+		SELECT jsonb_build_object('kind', x.kind, 'object_id', x.object_id, 'collection', x.collection, 'owner_id', x.owner_id,
+			'key', u.e -> 0, 'version', u.e -> 1, 'body', u.e -> 2) AS row, u.n
+		FROM jsonb_array_elements(coalesce(x.pack, jsonb_build_array(jsonb_build_array(x.key, x.version, x.body)))) WITH ORDINALITY AS u (e, n)
+	) r`
 
 // sumWriter writes and sums up, until the first error.
 type sumWriter struct {

@@ -135,8 +135,8 @@ func (b *testBundle) seed(t *testing.T, tenant identity.Tenant, id, owner string
 	t.Helper()
 	for _, sql := range []string{
 		`INSERT INTO holdfast.objects (tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted,
-			create_time, update_time, activity_time, expire_time)
-		VALUES ($1, 'conversation', $2, $3, 0, 1, 1, '{"title": "t"}', false, now(), now(), now(), now() + interval '1 day')`,
+			create_time, update_time, activity_time, expire_time, packed)
+		VALUES ($1, 'conversation', $2, $3, 0, 1, 1, '{"title": "t"}', false, now(), now(), now(), now() + interval '1 day', '{"flow_steps": "2"}')`,
 		`INSERT INTO holdfast.terms (tenant_id, kind, object_id, owner_id, term, activity_time)
 		VALUES ($1, 'conversation', $2, $3, $1 || '/conversation/t', now())`,
 		`INSERT INTO holdfast.entries (tenant_id, kind, object_id, owner_id, collection, key, version, body)
@@ -145,6 +145,8 @@ func (b *testBundle) seed(t *testing.T, tenant identity.Tenant, id, owner string
 		VALUES ($1, 'conversation', $2, $3, 1, 'created', '', now(), '{}')`,
 		`INSERT INTO holdfast.timers (tenant_id, kind, object_id, owner_id, name, due_time, next_time)
 		VALUES ($1, 'conversation', $2, $3, 't', now() + interval '1 day', now() + interval '1 day')`,
+		`INSERT INTO holdfast.packs (tenant_id, kind, object_id, owner_id, collection, first_key, last_key, entry_count, entries)
+		VALUES ($1, 'conversation', $2, $3, 'flow_steps', '1', '2', 2, '[["1", 1, {"text": "one"}], ["2", 1, {"text": "two"}]]')`,
 	} {
 		b.exec(t, sql, string(tenant), id, owner)
 	}

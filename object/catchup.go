@@ -110,6 +110,7 @@ type account struct {
 	kind   *kind
 	recent int // the most entries that somebody wants of a snapshot
 	rec    *record
+	packed packedUpTo
 	events []dbsqlc.ListEventsRow
 	index  map[entryKey]int
 	// entries are those that the events put or deleted, as they are now, in the order of their first change.
@@ -171,7 +172,10 @@ func (rt *Runtime) readAccounts(ctx context.Context, scope db.Scope, accounts []
 		})
 	}
 	if snapshots {
-		return rt.db.RunSnapshot(ctx, p)
+		if err := rt.db.RunSnapshot(ctx, p); err != nil {
+			return err
+		}
+		return rt.readPackedRecent(ctx, scope, accounts)
 	}
 	tx, err := rt.db.Begin(ctx, p)
 	if err != nil {
@@ -195,16 +199,54 @@ func (rt *Runtime) readAccounts(ctx context.Context, scope db.Scope, accounts []
 		queueRecords(p, scope.Tenant, again, func(*account) bool { return true })
 	}
 	if len(wanted.Ords) > 0 {
-		p.LoadEntries(wanted, func(r *dbsqlc.LoadEntriesRow) error {
+		each := func(r *dbsqlc.LoadEntriesRow) error {
 			a := accounts[r.Ord]
 			value, _, err := decode(a.kind.collections[r.Collection], r.Body)
 			a.entries[a.index[entryKey{r.Collection, r.Key}]].Value = value
 			a.err = errors.Join(a.err, err) // it fails those who asked for it
 			return nil
-		})
+		}
+		p.LoadEntries(wanted, each)
+		// Of what has changed lately nothing is packed, but a watcher may come back after days.
+		if slices.ContainsFunc(accounts, func(a *account) bool { return len(a.entries) > 0 && a.packed != nil }) {
+			p.LoadPacked(wanted, each)
+		}
 	}
-	return tx.ReadAndEnd(ctx, p)
+	if err := tx.ReadAndEnd(ctx, p); err != nil {
+		return err
+	}
+	return rt.readPackedRecent(ctx, scope, again)
 }
+
+// readPackedRecent reads the objects anew of which a snapshot wants more entries than are not packed.
+func (rt *Runtime) readPackedRecent(ctx context.Context, scope db.Scope, accounts []*account) error {
+	var packed []*account
+	for _, a := range accounts {
+		if a.err == nil && a.rec.lacks(a.recent) {
+			packed = append(packed, a)
+		}
+	}
+	if len(packed) == 0 {
+		return nil
+	}
+	p := rt.db.NewSnapshot(scope)
+	queueRecords(p, scope.Tenant, packed, func(*account) bool { return false })
+	fill := make([]func(*record) error, len(packed))
+	for i, a := range packed {
+		a.rec = nil
+		fill[i] = queueRecent(p, a.kind, scope.Tenant, a.key.id, a.limit())
+	}
+	if err := rt.db.RunSnapshot(ctx, p); err != nil {
+		return err
+	}
+	for i, a := range packed {
+		a.err = errors.Join(a.err, fill[i](a.rec))
+	}
+	return nil
+}
+
+// limit is how many of the newest entries are read for a snapshot.
+func (a *account) limit() int { return max(a.recent, a.kind.recentLoad()) }
 
 // queueRecords queues the reading of the objects, with their newest entries where that is wanted. A row that cannot be read
 // fails those who asked for it.
@@ -213,7 +255,7 @@ func queueRecords(p *db.Pipeline, t identity.Tenant, accounts []*account, recent
 	for i, a := range accounts {
 		limit := 0
 		if recent(a) {
-			limit = max(a.recent, a.kind.recentLoad())
+			limit = a.limit()
 		}
 		v.Ords = append(v.Ords, int32(i))
 		v.Kinds = append(v.Kinds, a.key.kind)
@@ -224,7 +266,9 @@ func queueRecords(p *db.Pipeline, t identity.Tenant, accounts []*account, recent
 	}
 	p.ViewObjects(v, func(r *dbsqlc.ViewObjectsRow) error {
 		a := accounts[r.Ord]
-		a.rec, a.err = a.kind.record(r, int(v.Limits[r.Ord]))
+		if a.rec, a.err = a.kind.record(r, int(v.Limits[r.Ord])); a.err == nil {
+			a.packed, a.err = parsePacked(r.Packed)
+		}
 		return nil
 	})
 }

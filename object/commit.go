@@ -201,13 +201,16 @@ func (rt *Runtime) tryCommit(works []*work) error {
 	}
 	var now time.Time
 	p.LockObjects(locks, func(t time.Time) { now = t })
-	load(p, scope, works, works)
+	wanted := load(p, scope, works, works)
 	begun := rt.db.Now()
 	tx, err := rt.db.Begin(ctx, p)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback(ctx)
+	if err := loadPacked(ctx, tx, works, wanted); err != nil {
+		return err
+	}
 	rt.metrics.lockWait.Observe(max(0, now.Sub(begun).Seconds()))
 	for _, w := range works {
 		w.settleDoubt()
@@ -221,8 +224,11 @@ func (rt *Runtime) tryCommit(works []*work) error {
 		}
 		if len(again) > 0 {
 			p := tx.Next()
-			load(p, scope, nil, again)
+			wanted := load(p, scope, nil, again)
 			if err := tx.Read(ctx, p); err != nil {
+				return err
+			}
+			if err := loadPacked(ctx, tx, again, wanted); err != nil {
 				return err
 			}
 			for _, w := range again {
@@ -252,8 +258,8 @@ func (rt *Runtime) tryCommit(works []*work) error {
 }
 
 // load queues what has to be read: the objects themselves with their newest entries, the known replies, and entries
-// that closures looked for.
-func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) {
+// that closures looked for. It returns these: what of them is packed is read by loadPacked.
+func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) (wanted *dbsqlc.LoadEntriesParams) {
 	views := dbsqlc.ViewObjectsParams{TenantID: string(scope.Tenant)}
 	replies := dbsqlc.LoadRepliesParams{TenantID: string(scope.Tenant)}
 	for i, w := range objects {
@@ -274,7 +280,9 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) {
 	if len(objects) > 0 {
 		p.ViewObjects(views, func(r *dbsqlc.ViewObjectsRow) (err error) {
 			w := objects[r.Ord]
-			w.base, err = w.kind.record(r, w.kind.recentLoad())
+			if w.base, err = w.kind.record(r, w.kind.recentLoad()); err == nil {
+				w.packed, err = parsePacked(r.Packed)
+			}
 			return err
 		})
 	}
@@ -288,7 +296,7 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) {
 			return nil
 		})
 	}
-	wanted := dbsqlc.LoadEntriesParams{TenantID: string(scope.Tenant)}
+	wanted = &dbsqlc.LoadEntriesParams{TenantID: string(scope.Tenant)}
 	for i, w := range entries {
 		for _, k := range w.wanted() {
 			wanted.Ords = append(wanted.Ords, int32(i))
@@ -299,21 +307,39 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) {
 		}
 	}
 	if len(wanted.Ords) > 0 {
-		p.LoadEntries(wanted, func(r *dbsqlc.LoadEntriesRow) error {
-			w := entries[r.Ord]
-			value, newer, err := decode(w.kind.collections[r.Collection], r.Body)
-			if err == nil {
-				w.loaded[entryKey{r.Collection, r.Key}] = value
-			}
-			if newer {
-				if w.newer == nil {
-					w.newer = map[entryKey]bool{}
-				}
-				w.newer[entryKey{r.Collection, r.Key}] = true
-			}
-			return err
-		})
+		p.LoadEntries(*wanted, func(r *dbsqlc.LoadEntriesRow) error { return entries[r.Ord].take(r) })
 	}
+	return wanted
+}
+
+// loadPacked reads those of the wanted entries that were not found and may be packed, in the transaction that has the lock.
+func loadPacked(ctx context.Context, tx *db.Transaction, entries []*work, wanted *dbsqlc.LoadEntriesParams) error {
+	missed := dbsqlc.LoadEntriesParams{TenantID: wanted.TenantID}
+	for i, w := range entries {
+		w.packed.missed(wanted, int32(i), func(k entryKey) bool { return w.loaded[k] != nil }, &missed) //nolint:gosec // a batch is small
+	}
+	if len(missed.Ords) == 0 {
+		return nil
+	}
+	p := tx.Next()
+	p.LoadPacked(missed, func(r *dbsqlc.LoadEntriesRow) error { return entries[r.Ord].take(r) })
+	return tx.Read(ctx, p)
+}
+
+// take notes an entry that was loaded.
+func (w *work) take(r *dbsqlc.LoadEntriesRow) error {
+	k := entryKey{r.Collection, r.Key}
+	value, newer, err := decode(w.kind.collections[r.Collection], r.Body)
+	if err == nil {
+		w.loaded[k] = value
+	}
+	if newer {
+		if w.newer == nil {
+			w.newer = map[entryKey]bool{}
+		}
+		w.newer[k] = true
+	}
+	return err
 }
 
 // finish publishes what a committed batch left and answers its changes, in this order: a caller that reads after its
@@ -399,7 +425,7 @@ func (w *work) settleDoubt() {
 
 // forget clears what earlier attempts found.
 func (w *work) forget() {
-	w.base, w.known, w.newer, w.optimistic = nil, nil, nil, false
+	w.base, w.packed, w.known, w.newer, w.optimistic = nil, nil, nil, nil, false
 	w.loaded = map[entryKey]proto.Message{}
 	for _, c := range w.changes {
 		for _, k := range slices.Concat(c.opts.prefetch, c.opts.absent) {

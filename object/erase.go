@@ -56,7 +56,7 @@ func (rt *Runtime) EraseUser(ctx context.Context, user identity.User) (Erased, e
 	if out.Deleted, err = rt.db.DeleteOwned(ctx, caller.Tenant, user); err != nil {
 		return out, err
 	}
-	if out.Changed, err = e.objects(ctx); err != nil {
+	if out.Changed, err = e.everywhere(ctx); err != nil {
 		return out, err
 	}
 	if out.Events, err = e.events(ctx); err != nil {
@@ -83,6 +83,21 @@ func newEraser(rt *Runtime, caller identity.Identity, user identity.User) *erase
 	return &eraser{
 		rt: rt, caller: caller, user: string(user), pseudonym: "erased-" + hex.EncodeToString(sum[:8]),
 		mention: db.Mention{Tenant: caller.Tenant, User: user, Inside: len(user) >= longID},
+	}
+}
+
+// everywhere changes the objects of others that mention the user, what is packed of them included, and returns how many. What
+// is packed meanwhile is looked through again.
+func (e *eraser) everywhere(ctx context.Context) (changed int, err error) {
+	for {
+		packs, err := e.unpack(ctx)
+		if err != nil {
+			return changed, err
+		}
+		n, err := e.objects(ctx)
+		if changed += n; err != nil || packs == 0 {
+			return changed, err
+		}
 	}
 }
 

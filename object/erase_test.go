@@ -95,6 +95,10 @@ func testEraseUser(t *testing.T, user identity.User) {
 	}
 	change(bob, "bobs", mention, object.Create())
 	change(ada, "adas", mention, object.Create())
+	// The entries whose keys are the user's are packed, those behind them are not.
+	if p, err := rt.Pack(service, object.PackConfig{Idle: 1, Keep: 1, Size: 1, AllCollections: true, PerSecond: 1000}); err != nil || p.Packs != 5 {
+		t.Errorf("packed %+v, %v", p, err)
+	}
 	if err := k.Delete(bob, "deleted"); err != nil {
 		t.Fatal(err)
 	}

@@ -148,6 +148,8 @@ type rewinder struct {
 	key  key
 	past Past
 
+	packed packedUpTo
+
 	events    []dbsqlc.ListEventsBackRow // read, and not undone yet; the first is the one that made past.version
 	exhausted bool                       // the journal has no more
 	undone    int
@@ -196,6 +198,9 @@ func (k *kind) rewind(ctx context.Context, id ID) (*rewinder, error) {
 	}
 	if err == nil && row.Timers != "" {
 		err = json.Unmarshal([]byte(row.Timers), &r.past.timers)
+	}
+	if err == nil {
+		r.packed, err = parsePacked(row.Packed)
 	}
 	if err != nil {
 		r.close(ctx)
@@ -411,7 +416,11 @@ func (k *Kind[S]) EntriesAt(ctx context.Context, id ID, at Moment, collection st
 
 func (r *rewinder) entries(ctx context.Context, collection, after string, n int) (rows []dbsqlc.ListEntriesAfterRow, err error) {
 	pipe := r.tx.Next()
-	pipe.ListEntriesAfter(dbsqlc.ListEntriesAfterParams{
+	list := pipe.ListEntriesAfter
+	if r.packed.behind(collection, after) {
+		list = pipe.ListPackedAfter
+	}
+	list(dbsqlc.ListEntriesAfterParams{
 		TenantID: string(r.key.tenant), Kind: r.key.kind, ObjectID: string(r.key.id), Collection: collection, AfterKey: after,
 		PageSize: int32(n), //nolint:gosec // a page's size
 	}, func(row *dbsqlc.ListEntriesAfterRow) error {
@@ -542,12 +551,43 @@ func (k *Kind[S]) PastWhole(ctx context.Context, id ID, at Moment) (*Past, error
 			break
 		}
 	}
+	if err := r.readPacked(ctx); err != nil {
+		return nil, err
+	}
 	maps.DeleteFunc(p.entries, func(_ entryKey, body json.RawMessage) bool { return body == nil })
 	if len(p.entries) > maxRewritten {
 		return nil, fmt.Errorf("%w: the object has more than %d entries, too many for one change", ErrInvalid, maxRewritten)
 	}
 	p.timers, p.current = nil, 0
 	return p, nil
+}
+
+// readPacked adds all entries that are packed to the past, where it does not differ from them, until they are too many.
+func (r *rewinder) readPacked(ctx context.Context) error {
+	const atOnce = 8
+	p := &r.past
+	for from, n := (entryKey{}), atOnce; r.packed != nil && n == atOnce && len(p.entries) <= 2*maxRewritten; {
+		n = 0
+		pipe := r.tx.Next()
+		pipe.ListAllPacked(dbsqlc.ListAllPackedParams{
+			TenantID: string(r.key.tenant), Kind: r.key.kind, ObjectID: string(r.key.id), AfterCollection: from.collection, AfterFirstKey: from.key,
+			Packs: atOnce,
+		}, func(row *dbsqlc.ListAllPackedRow) error {
+			if first := (entryKey{row.Collection, row.FirstKey}); first != from {
+				from = first
+				n++
+			}
+			k := entryKey{row.Collection, row.Key}
+			if _, differs := p.entries[k]; !differs {
+				p.entries[k] = json.RawMessage(row.Body)
+			}
+			return nil
+		})
+		if err := r.tx.Read(ctx, pipe); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Restoring is what an Update needs for its Tx to become what the object itself was. It fails with a
@@ -733,10 +773,13 @@ func (r *rewinder) stored(ctx context.Context, wanted, known map[entryKey]json.R
 		return nil, nil
 	}
 	out := make(map[entryKey]json.RawMessage, len(a.Ords))
-	pipe := r.tx.Next()
-	pipe.LoadEntries(a, func(row *dbsqlc.LoadEntriesRow) error {
+	each := func(row *dbsqlc.LoadEntriesRow) error {
 		out[entryKey{row.Collection, row.Key}] = json.RawMessage(row.Body)
 		return nil
-	})
+	}
+	pipe := r.tx.Next()
+	if pipe.LoadEntries(a, each); r.packed != nil {
+		pipe.LoadPacked(a, each)
+	}
 	return out, r.tx.Read(ctx, pipe)
 }

@@ -47,6 +47,9 @@ type KindConfig[S proto.Message] struct {
 	RecentKeep int
 	// Signal is a message of the type that Kind.Signal tells, for signals to watchers at other processes. Optional.
 	Signal proto.Message
+	// Packed names collections whose old entries Pack packs: those that are appended to in the order of their keys, and whose
+	// old entries hardly ever change. Optional.
+	Packed []string
 	// OnTimer runs when a timer's time has come, as the tenant's service: a change like any other, pure as a closure of
 	// Update is, and journalled as "timer:<name>". The timer is cleared in the same change; OnTimer may set it again. tx.Now()
 	// is not before the time that was set. What it stages happens once, whatever number of processes run timers. After
@@ -75,6 +78,7 @@ type kind struct {
 	recentKeep    int
 	signal        proto.Message // nil: signals stay in this process
 	scratch       func(proto.Message) proto.Message
+	packs         []string
 	ttl           func(proto.Message) time.Duration
 	terms         func(proto.Message) []string
 	onTimer       func(*txn, string) error // nil: the kind has no timers
@@ -88,6 +92,7 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, userRestore: c.UserRestore, noRestore: c.NoRestore, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
 		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1), signal: c.Signal,
 		scratch: proto.Clone,
+		packs: c.Packed,
 		ttl: func(m proto.Message) time.Duration {
 			if c.TTLOf != nil {
 				if ttl := c.TTLOf(m.(S)); ttl != 0 { //nolint:forcetypeassert // the runtime made m
@@ -116,6 +121,11 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 		panic("object: a kind's TTL is at least 24 h")
 	case c.Recent != "" && c.Collections[c.Recent] == nil:
 		panic("object: Recent names no collection of the kind")
+	}
+	for _, name := range c.Packed {
+		if c.Collections[name] == nil {
+			panic("object: Packed names no collection of the kind")
+		}
 	}
 	for from := range c.Upcasters {
 		if from < 1 || from >= c.SchemaVersion {

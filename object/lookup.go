@@ -25,8 +25,7 @@ func (k *Kind[S]) Lookup(ctx context.Context, id ID, collection string, keys ...
 	}
 	var page EntriesPage
 	var rec *record
-	p := k.rt.db.NewSnapshot(callerScope(caller))
-	queueView1(p, k.kind, caller.Tenant, id, 0, 0, &rec)
+	var packed packedUpTo
 	a := dbsqlc.LoadEntriesParams{TenantID: string(caller.Tenant)}
 	for _, key := range keys {
 		a.Ords = append(a.Ords, 0)
@@ -35,12 +34,29 @@ func (k *Kind[S]) Lookup(ctx context.Context, id ID, collection string, keys ...
 		a.Collections = append(a.Collections, collection)
 		a.Keys = append(a.Keys, key)
 	}
-	p.LoadEntries(a, func(r *dbsqlc.LoadEntriesRow) error {
+	found := map[entryKey]bool{}
+	each := func(r *dbsqlc.LoadEntriesRow) error {
 		value, _, err := decode(k.collections[collection], r.Body)
 		page.Entries = append(page.Entries, Entry{r.Key, value})
+		found[entryKey{collection, r.Key}] = true
 		return err
-	})
-	if err := k.rt.db.RunSnapshot(ctx, p); err != nil {
+	}
+	read := func(alsoPacked bool) error {
+		page.Entries, rec = nil, nil
+		p := k.rt.db.NewSnapshot(callerScope(caller))
+		queueView1(p, k.kind, caller.Tenant, id, 0, 0, &rec, &packed)
+		p.LoadEntries(a, each)
+		if alsoPacked {
+			p.LoadPacked(a, each)
+		}
+		return k.rt.db.RunSnapshot(ctx, p)
+	}
+	err = read(false)
+	var missed dbsqlc.LoadEntriesParams
+	if packed.missed(&a, 0, func(k entryKey) bool { return found[k] }, &missed); err == nil && len(missed.Keys) > 0 {
+		err = read(true)
+	}
+	if err != nil {
 		return EntriesPage{}, err
 	}
 	if !rec.live(k.rt.db.Now()) || !caller.MaySee(rec.owner) {

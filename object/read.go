@@ -167,6 +167,11 @@ func (rt *Runtime) runViews(batch []*view) {
 		return nil
 	})
 	err := rt.db.Run(ctx, p)
+	for _, v := range batch {
+		if err == nil && v.err == nil && v.rec.lacks(v.recent) {
+			v.rec, v.err = rt.viewPacked(ctx, v)
+		}
+	}
 	now := rt.db.Now()
 	for _, v := range batch {
 		switch {
@@ -198,7 +203,17 @@ func (k *kind) recentLoad() int {
 	return k.recentKeep
 }
 
-// record decodes a row that was read with up to limit entries.
+// lacks tells that fewer than the newest n entries are at hand, and that packs have others.
+func (r *record) lacks(n int) bool {
+	if r == nil || r.state == nil {
+		return false
+	}
+	_, enough := r.recent.last(n)
+	return !enough
+}
+
+// record decodes a row that was read with up to limit entries. Of an object that has packs the newest ones may be fewer than
+// that: see lacks.
 func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit int) (*record, error) {
 	rec := &record{
 		owner: identity.User(r.OwnerID), version: Version(r.Version), schema: r.SchemaVersion,
@@ -222,14 +237,15 @@ func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit int) (*record, error) {
 	}
 	rec.stateSize = proto.Size(rec.state)
 	if limit > 0 {
-		rec.recent = recent{known: true, whole: len(r.Keys) < limit, entries: make([]Entry, 0, len(r.Keys)+k.recentKeep)}
-		for i, key := range slices.Backward(r.Keys) {
-			value, newer, err := decode(k.collections[k.recent], r.Bodies[i])
-			if err != nil {
-				return nil, err
-			}
-			rec.recent.newer = rec.recent.newer || newer
-			rec.recent.entries = append(rec.recent.entries, Entry{key, value})
+		if rec.recent, err = k.decodeRecent(r.Keys, r.Bodies, limit); err != nil {
+			return nil, err
+		}
+		packed, err := parsePacked(r.Packed)
+		if err != nil {
+			return nil, err
+		}
+		if upTo, ok := packed[k.recent]; ok {
+			rec.recent = rec.recent.unlessPacked(upTo)
 		}
 	}
 	rec.bytes = rec.measure()
@@ -394,26 +410,40 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 	}
 	var page EntriesPage
 	var rec *record
+	var packed packedUpTo
 	size := pageSize(o.PageSize)
-	p := k.rt.db.NewSnapshot(callerScope(caller))
-	queueView1(p, k.kind, caller.Tenant, id, 0, 0, &rec)
 	each := func(r *dbsqlc.ListEntriesAfterRow) error {
 		value, _, err := decode(k.collections[collection], r.Body)
 		page.Entries = append(page.Entries, Entry{r.Key, value})
 		return err
 	}
+	read := func(list func(p *db.Pipeline)) error {
+		page.Entries, rec = nil, nil
+		p := k.rt.db.NewSnapshot(callerScope(caller))
+		queueView1(p, k.kind, caller.Tenant, id, 0, 0, &rec, &packed)
+		list(p)
+		return k.rt.db.RunSnapshot(ctx, p)
+	}
 	if o.Before == "" {
-		p.ListEntriesAfter(dbsqlc.ListEntriesAfterParams{
+		a := dbsqlc.ListEntriesAfterParams{
 			TenantID: string(caller.Tenant), Kind: k.name, ObjectID: string(id), Collection: collection,
 			AfterKey: o.After, PageSize: size + 1,
-		}, each)
+		}
+		err = read(func(p *db.Pipeline) { p.ListEntriesAfter(a, each) })
+		if err == nil && packed.behind(collection, o.After) {
+			err = read(func(p *db.Pipeline) { p.ListPackedAfter(a, each) })
+		}
 	} else {
-		p.ListEntriesBefore(dbsqlc.ListEntriesBeforeParams{
+		a := dbsqlc.ListEntriesBeforeParams{
 			TenantID: string(caller.Tenant), Kind: k.name, ObjectID: string(id), Collection: collection,
 			BeforeKey: o.Before, PageSize: size + 1,
-		}, each)
+		}
+		err = read(func(p *db.Pipeline) { p.ListEntriesBefore(a, each) })
+		if n := len(page.Entries); err == nil && packed.behind(collection, "") && (n <= int(size) || packed.has(entryKey{collection, page.Entries[n-1].Key})) {
+			err = read(func(p *db.Pipeline) { p.ListPackedBefore(a, each) })
+		}
 	}
-	if err := k.rt.db.RunSnapshot(ctx, p); err != nil {
+	if err != nil {
 		return EntriesPage{}, err
 	}
 	if !rec.live(k.rt.db.Now()) || !caller.MaySee(rec.owner) {
@@ -429,14 +459,17 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 	return page, nil
 }
 
-// queueView1 queues the view of one object with up to limit entries, unless it is at version known.
-func queueView1(p *db.Pipeline, k *kind, t identity.Tenant, id ID, known Version, limit int, rec **record) {
+// queueView1 queues the view of one object with up to limit entries, unless it is at version known, and of what is packed,
+// where that is asked for.
+func queueView1(p *db.Pipeline, k *kind, t identity.Tenant, id ID, known Version, limit int, rec **record, packed *packedUpTo) {
 	limit = min(limit, math.MaxInt32)
 	p.ViewObjects(dbsqlc.ViewObjectsParams{
 		Ords: []int32{0}, Kinds: []string{k.name}, Ids: []string{string(id)}, Known: []int64{int64(known)},
 		Collections: []string{k.recent}, Limits: []int32{int32(limit)}, TenantID: string(t), //nolint:gosec // bounded above
 	}, func(r *dbsqlc.ViewObjectsRow) (err error) {
-		*rec, err = k.record(r, limit)
+		if *rec, err = k.record(r, limit); err == nil && packed != nil {
+			*packed, err = parsePacked(r.Packed)
+		}
 		return err
 	})
 }

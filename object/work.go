@@ -24,7 +24,8 @@ type work struct {
 	later []*change
 
 	// What is known of the object before the batch.
-	base   *record // nil: nothing is stored
+	base   *record    // nil: nothing is stored
+	packed packedUpTo // of base, where it was read under the lock
 	loaded map[entryKey]proto.Message
 	newer  map[entryKey]bool     // of loaded: what this release may not replace
 	known  map[string]knownReply // by request id

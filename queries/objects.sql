@@ -9,13 +9,14 @@ SELECT clock_timestamp()::timestamptz AS now FROM (
 ) locked;
 
 -- ViewObjects reads objects and the newest entries of one collection of each, as one snapshot. The state is
--- empty where the object is still at the version that the caller has, and no entries are read then.
+-- empty where the object is still at the version that the caller has, and no entries are read then. Packs are not looked
+-- into: packed says whether there are any, and of what.
 -- name: ViewObjects :many
 SELECT k.ord::integer AS ord, o.owner_id, o.version, o.schema_version, o.create_time, o.update_time, o.activity_time,
   o.expire_time, o.deleted,
   coalesce(CASE WHEN o.version <> k.known THEN o.state END::text, '')::text AS state,
   coalesce(CASE WHEN o.version <> k.known THEN o.timers END::text, '')::text AS timers,
-  e.keys::text[] AS keys, e.bodies::text[] AS bodies
+  coalesce(o.packed::text, '')::text AS packed, e.keys::text[] AS keys, e.bodies::text[] AS bodies
 FROM (
   SELECT unnest(@ords::integer[]) AS ord, unnest(@kinds::text[]) AS kind, unnest(@ids::text[]) AS object_id,
     unnest(@known::bigint[]) AS known, unnest(@collections::text[]) AS collection, unnest(@limits::integer[]) AS lim

@@ -245,7 +245,7 @@ SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS st
   o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
 FROM holdfast.terms t
 CROSS JOIN LATERAL (
-  SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers FROM holdfast.objects x
+  SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers, packed FROM holdfast.objects x
   WHERE x.tenant_id = $1::text AND x.kind = $2::text AND x.object_id = t.object_id
   OFFSET 0
 ) o
@@ -580,13 +580,13 @@ SELECT k.ord::integer AS ord, o.owner_id, o.version, o.schema_version, o.create_
   o.expire_time, o.deleted,
   coalesce(CASE WHEN o.version <> k.known THEN o.state END::text, '')::text AS state,
   coalesce(CASE WHEN o.version <> k.known THEN o.timers END::text, '')::text AS timers,
-  e.keys::text[] AS keys, e.bodies::text[] AS bodies
+  coalesce(o.packed::text, '')::text AS packed, e.keys::text[] AS keys, e.bodies::text[] AS bodies
 FROM (
   SELECT unnest($1::integer[]) AS ord, unnest($2::text[]) AS kind, unnest($3::text[]) AS object_id,
     unnest($4::bigint[]) AS known, unnest($5::text[]) AS collection, unnest($6::integer[]) AS lim
 ) k
 CROSS JOIN LATERAL (
-  SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers FROM holdfast.objects x
+  SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers, packed FROM holdfast.objects x
   WHERE x.tenant_id = $7::text AND x.kind = k.kind AND x.object_id = k.object_id
   OFFSET 0
 ) o
@@ -623,12 +623,14 @@ type ViewObjectsRow struct {
 	Deleted       bool
 	State         string
 	Timers        string
+	Packed        string
 	Keys          []string
 	Bodies        []string
 }
 
 // ViewObjects reads objects and the newest entries of one collection of each, as one snapshot. The state is
-// empty where the object is still at the version that the caller has, and no entries are read then.
+// empty where the object is still at the version that the caller has, and no entries are read then. Packs are not looked
+// into: packed says whether there are any, and of what.
 func (q *Queries) ViewObjects(ctx context.Context, arg ViewObjectsParams) ([]ViewObjectsRow, error) {
 	rows, err := q.db.Query(ctx, ViewObjects,
 		arg.Ords,
@@ -658,6 +660,7 @@ func (q *Queries) ViewObjects(ctx context.Context, arg ViewObjectsParams) ([]Vie
 			&i.Deleted,
 			&i.State,
 			&i.Timers,
+			&i.Packed,
 			&i.Keys,
 			&i.Bodies,
 		); err != nil {

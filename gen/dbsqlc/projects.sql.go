@@ -100,15 +100,15 @@ const ListObjectsFound = `-- name: ListObjectsFound :many
 SELECT n.object_id, n.owner_id, n.version, n.schema_version, n.state::text AS state, n.create_time, n.update_time,
   n.activity_time, n.expire_time, coalesce(n.timers::text, '')::text AS timers
 FROM (
-  SELECT DISTINCT ON (l.activity_time, l.object_id) l.tenant_id, l.kind, l.object_id, l.owner_id, l.base_version, l.version, l.schema_version, l.state, l.deleted, l.create_time, l.update_time, l.activity_time, l.expire_time, l.timers
+  SELECT DISTINCT ON (l.activity_time, l.object_id) l.tenant_id, l.kind, l.object_id, l.owner_id, l.base_version, l.version, l.schema_version, l.state, l.deleted, l.create_time, l.update_time, l.activity_time, l.expire_time, l.timers, l.packed
   FROM (
     SELECT unnest(holdfast.found_terms($1::text, $2::text, $3::text[], $4::text[],
       $5::text[], $6::text, $7::text[], $8::text[], $9::text, $10::text)) AS term
   ) f
   CROSS JOIN LATERAL (
-    SELECT o.tenant_id, o.kind, o.object_id, o.owner_id, o.base_version, o.version, o.schema_version, o.state, o.deleted, o.create_time, o.update_time, o.activity_time, o.expire_time, o.timers FROM holdfast.terms t
+    SELECT o.tenant_id, o.kind, o.object_id, o.owner_id, o.base_version, o.version, o.schema_version, o.state, o.deleted, o.create_time, o.update_time, o.activity_time, o.expire_time, o.timers, o.packed FROM holdfast.terms t
     CROSS JOIN LATERAL (
-      SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers FROM holdfast.objects x
+      SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers, packed FROM holdfast.objects x
       WHERE x.tenant_id = $1 AND x.kind = $11::text AND x.object_id = t.object_id
       OFFSET 0
     ) o
@@ -208,7 +208,7 @@ FROM (
   SELECT holdfast.found_id($1::text, $2::text, $3::text[], $4::text[], $5::text[]) AS id
 ) f
 CROSS JOIN LATERAL (
-  SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers FROM holdfast.objects x
+  SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers, packed FROM holdfast.objects x
   WHERE x.tenant_id = $1 AND x.kind = $6::text AND x.object_id = f.id
   OFFSET 0
 ) o

@@ -72,6 +72,7 @@ func Register(rt *object.Runtime) *object.Kind[state] {
 		},
 		Recent: inMessages, RecentKeep: recentMessages,
 		Signal:  &conversationv1.LiveSignal{},
+		Packed:  []string{inMessages, inIntents, inFlowSteps},
 		OnTimer: onTimer,
 	})
 }

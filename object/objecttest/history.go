@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
+	"holdfast/identity"
 	"holdfast/object"
 )
 
@@ -188,6 +189,15 @@ func (h *story[S]) fork(t *rapid.T, as object.ID) {
 	fork.check(t, 2)
 }
 
+// pack packs what there is; it is seen by nobody.
+func (h *story[S]) pack(t *rapid.T) {
+	c := tight()
+	c.Size = rapid.IntRange(1, 4).Draw(t, "entries a pack")
+	if _, err := h.rt.Pack(identity.With(h.ctx, identity.Identity{Tenant: h.Tenant, Service: true}), c); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // check compares one version with what the runtime says it was.
 func (h *story[S]) check(t *rapid.T, at object.Version) {
 	want, moment := h.versions[at], object.Moment{Version: at}
@@ -289,7 +299,7 @@ func renderMap(entries map[string]proto.Message) []string {
 }
 
 // Whatever was done to an object, every version of it can be had again as it was: state and entries, through deletions,
-// restores and forks.
+// restores, forks and packing.
 func (s *suite[S]) testEveryVersion(t *testing.T) {
 	ctx, cancel := context.WithTimeout(s.As(t, alice), 10*patience) // a hundred histories
 	defer cancel()
@@ -316,6 +326,8 @@ func (s *suite[S]) testEveryVersion(t *testing.T) {
 				h.fork(t, object.ID(fmt.Sprint(id, "-fork-", forks)))
 			case step == 3:
 				h.checkDiff(t)
+			case step == 4:
+				h.pack(t)
 			default:
 				h.change(t)
 			}
