@@ -130,7 +130,7 @@ func (d *DB) Export(ctx context.Context, tenant identity.Tenant, user identity.U
 			if t.name == "packs" {
 				continue
 			}
-			if counted[t.name], err = exportTable(ctx, tx, t, tenant, user, out); err != nil {
+			if counted[t.name], err = exportTable(ctx, tx, &t, tenant, user, out); err != nil {
 				return err
 			}
 		}
@@ -152,34 +152,18 @@ func (d *DB) Export(ctx context.Context, tenant identity.Tenant, user identity.U
 }
 
 // exportTable writes a table's rows. Postgres sends them as they are read here.
-func exportTable(ctx context.Context, tx pgx.Tx, t tenantTable, tenant identity.Tenant, user identity.User, out *sumWriter) (n int64, err error) {
-	from := "holdfast." + pgx.Identifier{t.name}.Sanitize() + " x"
-	row, order := "to_jsonb(x) - 'tenant_id'", quoted(t.key, "x.")
-	switch t.name {
-	case "objects":
-		row += " - 'packed'"
-	case "entries":
-		var packed bool
+func exportTable(ctx context.Context, tx pgx.Tx, t *tenantTable, tenant identity.Tenant, user identity.User, out *sumWriter) (n int64, err error) {
+	packed := false
+	if t.name == "entries" {
 		err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM holdfast.packs WHERE tenant_id = $1)", string(tenant)).Scan(&packed)
+		if err == nil && packed {
+			_, err = tx.Exec(ctx, mergeEntries)
+		}
 		if err != nil {
 			return 0, err
 		}
-		if packed {
-			from, row, order = entriesAndPacks, "r.row", order+", r.n"
-		}
-	case "terms": // which begin with the tenant, see 00001_init.sql
-		row = "jsonb_set(" + row + ", '{term}', to_jsonb(substr(x.term, length(x.tenant_id) + 2)))"
 	}
-	sql := "SELECT (" + row + ")::text FROM " + from + " WHERE x.tenant_id = $1 AND ($2 = '' OR x.owner_id = $2)"
-	const alive = " AND (%[1]s.expire_time IS NULL OR %[1]s.expire_time > now())"
-	switch {
-	case t.name == "objects":
-		sql += fmt.Sprintf(alive, "x")
-	case t.ofObjects:
-		sql += ` AND EXISTS (SELECT FROM holdfast.objects o WHERE o.tenant_id = x.tenant_id AND o.kind = x.kind AND o.object_id = x.object_id` +
-			fmt.Sprintf(alive, "o") + " OFFSET 0)"
-	}
-	rows, err := tx.Query(ctx, sql+" ORDER BY "+order, string(tenant), string(user))
+	rows, err := tx.Query(ctx, exportSQL(t, packed), string(tenant), string(user))
 	if err != nil {
 		return 0, err
 	}
@@ -192,20 +176,54 @@ func exportTable(ctx context.Context, tx pgx.Tx, t tenantTable, tenant identity.
 	return n, errors.Join(rows.Err(), out.err)
 }
 
-// entriesAndPacks has the rows r of entries, and of what is in packs as if it were entries. No entry has its place within a
-// pack, so all are in order where entries and packs are.
-const entriesAndPacks = `(
+// exportSQL reads a tenant's rows of a table, or one user's. packed: some of the entries are.
+func exportSQL(t *tenantTable, packed bool) string {
+	table := "holdfast." + pgx.Identifier{t.name}.Sanitize() + " x"
+	row := "to_jsonb(x) - 'tenant_id'"
+	switch {
+	case t.name == "objects":
+		row += " - 'packed'"
+	case packed:
+		table = entriesAndPacks
+	case t.name == "terms": // which begin with the tenant, see 00001_init.sql
+		row = "jsonb_set(" + row + ", '{term}', to_jsonb(substr(x.term, length(x.tenant_id) + 2)))"
+	}
+	from := table + " WHERE x.tenant_id = $1 AND ($2 = '' OR x.owner_id = $2)"
+	const alive = " AND (%[1]s.expire_time IS NULL OR %[1]s.expire_time > now())"
+	switch {
+	case t.name == "objects":
+		from += fmt.Sprintf(alive, "x")
+	case t.ofObjects:
+		from += ` AND EXISTS (SELECT FROM holdfast.objects o WHERE o.tenant_id = x.tenant_id AND o.kind = x.kind AND o.object_id = x.object_id` +
+			fmt.Sprintf(alive, "o") + " OFFSET 0)"
+	}
+	from += " ORDER BY " + quoted(t.key, "x.")
+	if packed {
+		return "SELECT r.row::text FROM (SELECT x.* FROM " + from + " OFFSET 0) x " + unpacked
+	}
+	return "SELECT (" + row + ")::text FROM " + from
+}
+
+const (
+	// entriesAndPacks has a row for each entry, and one for each pack. No entry has its place within a pack, so all are in
+	// order where these are.
+	entriesAndPacks = `(
 		SELECT e.tenant_id, e.kind, e.object_id, e.collection, e.key, e.owner_id, e.version, e.body, NULL::jsonb AS pack
 		FROM holdfast.entries e
 		UNION ALL
 		SELECT p.tenant_id, p.kind, p.object_id, p.collection, p.first_key, p.owner_id, NULL, NULL, p.entries
 		FROM holdfast.packs p
-	) x
-	CROSS JOIN LATERAL (
+	) x`
+	// unpacked has the rows r of such a row x, as they are without packs. A nested loop, which is all that it can be, keeps the
+	// order of what it begins with.
+	unpacked = `CROSS JOIN LATERAL (
 		SELECT jsonb_build_object('kind', x.kind, 'object_id', x.object_id, 'collection', x.collection, 'owner_id', x.owner_id,
-			'key', u.e -> 0, 'version', u.e -> 1, 'body', u.e -> 2) AS row, u.n
-		FROM jsonb_array_elements(coalesce(x.pack, jsonb_build_array(jsonb_build_array(x.key, x.version, x.body)))) WITH ORDINALITY AS u (e, n)
+			'key', u.e -> 0, 'version', u.e -> 1, 'body', u.e -> 2) AS row
+		FROM jsonb_array_elements(coalesce(x.pack, jsonb_build_array(jsonb_build_array(x.key, x.version, x.body)))) AS u (e)
 	) r`
+	// mergeEntries makes Postgres merge them by their indexes, and not sort all of them on disk.
+	mergeEntries = "SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true)"
+)
 
 // sumWriter writes and sums up, until the first error.
 type sumWriter struct {

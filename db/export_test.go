@@ -28,3 +28,9 @@ func (c Clock) Now() time.Time { return c.c.now() }
 
 // Sample takes an answer of the database.
 func (c Clock) Sample(asked, at time.Time) { c.c.sample(asked, at) }
+
+// MergeEntries comes before ExportPackedEntries.
+const MergeEntries = mergeEntries
+
+// ExportPackedEntries reads the entries of a tenant that has packs.
+var ExportPackedEntries = exportSQL(&tenantTable{name: "entries", key: []string{"kind", "object_id", "collection", "key"}, ofObjects: true}, true)

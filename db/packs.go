@@ -2,6 +2,7 @@ package db
 
 import (
 	"context"
+	"slices"
 
 	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
@@ -61,6 +62,26 @@ func (d *DB) UnpackObject(ctx context.Context, a dbsqlc.UnpackObjectParams) (pac
 func (d *DB) UnpackMentioning(ctx context.Context, m Mention, a dbsqlc.UnpackObjectParams) (packs int64, err error) {
 	a.Mention = m.json()
 	return d.UnpackObject(ctx, a)
+}
+
+// StoredTenants lists the tenants that have something stored, also those that only an identity provider's tokens name.
+func (d *DB) StoredTenants(ctx context.Context) ([]identity.Tenant, error) {
+	known, err := d.Tenants(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]identity.Tenant, 0, len(known))
+	for _, t := range known {
+		all = append(all, identity.Tenant(t.TenantID))
+	}
+	p := d.NewJanitor()
+	query(p, dbsqlc.ListStoredTenants, struct{}{}, func(r *struct{ TenantID string }) error {
+		all = append(all, identity.Tenant(r.TenantID))
+		return nil
+	})
+	err = d.Run(ctx, p)
+	slices.Sort(all)
+	return slices.Compact(all), err
 }
 
 // newPacking begins a pipeline that acts for a tenant as one of its services.

@@ -183,7 +183,8 @@ func plans(tenant identity.Tenant) []plan {
 		{
 			"ListAllPacked", dbsqlc.ListAllPacked,
 			dbsqlc.ListAllPackedParams{TenantID: id, Kind: "k", ObjectID: "long", AfterCollection: "p", AfterFirstKey: "000000000100", Packs: 8},
-			[]string{packs}, 16, 9, false,
+			[]string{packs},
+			16, 9, false,
 		},
 		{
 			"FindPackable", dbsqlc.FindPackable,

@@ -153,6 +153,8 @@ func TestJanitorsRights(t *testing.T) {
 		{"events", "reply"},
 		{"events", "actor"},
 		{"terms", "term"},
+		{"packs", "entries"},
+		{"packs", "first_key"},
 		{"tenants", "tenant_id"},
 		{"api_keys", "key_id"},
 	} {
@@ -164,7 +166,7 @@ func TestJanitorsRights(t *testing.T) {
 	}
 	for _, table := range objectTables {
 		b.as(t, janitor, func(tx pgx.Tx) {
-			if table != "events" {
+			if table != "events" && table != "packs" { // whose rows it may count, and not read
 				var ids []string
 				if err := tx.QueryRow(b.ctx, "SELECT array_agg(object_id) FROM holdfast."+table).Scan(&ids); err != nil || !slices.Equal(ids, []string{"expired"}) {
 					t.Errorf("%s: it sees %v, %v", table, ids, err)

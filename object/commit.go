@@ -316,7 +316,7 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) (wanted *dbs
 func loadPacked(ctx context.Context, tx *db.Transaction, entries []*work, wanted *dbsqlc.LoadEntriesParams) error {
 	missed := dbsqlc.LoadEntriesParams{TenantID: wanted.TenantID}
 	for i, w := range entries {
-		w.packed.missed(wanted, int32(i), func(k entryKey) bool { return w.loaded[k] != nil }, &missed) //nolint:gosec // a batch is small
+		w.packed.missed(wanted, int32(i), func(k entryKey) bool { return w.loaded[k] != nil }, &missed)
 	}
 	if len(missed.Ords) == 0 {
 		return nil

@@ -158,7 +158,7 @@ func (k *Kind[S]) Measure(ctx context.Context, id ID) (s Size, err error) {
 	}
 	var rec *record
 	p := k.rt.db.NewPipeline(callerScope(caller))
-	queueView1(p, k.kind, caller.Tenant, id, 0, 0, &rec, nil)
+	queueView1(p, k.kind, caller.Tenant, id, &rec, nil)
 	p.MeasureObject(dbsqlc.MeasureObjectParams{TenantID: string(caller.Tenant), Kind: k.name, ObjectID: string(id)},
 		func(r *dbsqlc.MeasureObjectRow) error {
 			s = Size{StateBytes: r.StateBytes, EntryBytes: r.EntryBytes, Entries: r.EntryCount}

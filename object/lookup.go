@@ -44,7 +44,7 @@ func (k *Kind[S]) Lookup(ctx context.Context, id ID, collection string, keys ...
 	read := func(alsoPacked bool) error {
 		page.Entries, rec = nil, nil
 		p := k.rt.db.NewSnapshot(callerScope(caller))
-		queueView1(p, k.kind, caller.Tenant, id, 0, 0, &rec, &packed)
+		queueView1(p, k.kind, caller.Tenant, id, &rec, &packed)
 		p.LoadEntries(a, each)
 		if alsoPacked {
 			p.LoadPacked(a, each)

@@ -80,7 +80,7 @@ func queueRecent(p *db.Pipeline, k *kind, t identity.Tenant, id ID, limit int) (
 func (rt *Runtime) viewPacked(ctx context.Context, v *view) (rec *record, err error) {
 	limit := max(v.recent, v.kind.recentLoad())
 	p := rt.db.NewSnapshot(callerScope(v.caller))
-	queueView1(p, v.kind, v.key.tenant, v.key.id, 0, 0, &rec, nil)
+	queueView1(p, v.kind, v.key.tenant, v.key.id, &rec, nil)
 	fill := queueRecent(p, v.kind, v.key.tenant, v.key.id, limit)
 	if err := rt.db.RunSnapshot(ctx, p); err != nil {
 		return nil, err

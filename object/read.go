@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
@@ -420,7 +419,7 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 	read := func(list func(p *db.Pipeline)) error {
 		page.Entries, rec = nil, nil
 		p := k.rt.db.NewSnapshot(callerScope(caller))
-		queueView1(p, k.kind, caller.Tenant, id, 0, 0, &rec, &packed)
+		queueView1(p, k.kind, caller.Tenant, id, &rec, &packed)
 		list(p)
 		return k.rt.db.RunSnapshot(ctx, p)
 	}
@@ -459,15 +458,13 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 	return page, nil
 }
 
-// queueView1 queues the view of one object with up to limit entries, unless it is at version known, and of what is packed,
-// where that is asked for.
-func queueView1(p *db.Pipeline, k *kind, t identity.Tenant, id ID, known Version, limit int, rec **record, packed *packedUpTo) {
-	limit = min(limit, math.MaxInt32)
+// queueView1 queues the view of one object, without entries, and of what is packed, where that is asked for.
+func queueView1(p *db.Pipeline, k *kind, t identity.Tenant, id ID, rec **record, packed *packedUpTo) {
 	p.ViewObjects(dbsqlc.ViewObjectsParams{
-		Ords: []int32{0}, Kinds: []string{k.name}, Ids: []string{string(id)}, Known: []int64{int64(known)},
-		Collections: []string{k.recent}, Limits: []int32{int32(limit)}, TenantID: string(t), //nolint:gosec // bounded above
+		Ords: []int32{0}, Kinds: []string{k.name}, Ids: []string{string(id)}, Known: []int64{0}, Collections: []string{""},
+		Limits: []int32{0}, TenantID: string(t),
 	}, func(r *dbsqlc.ViewObjectsRow) (err error) {
-		if *rec, err = k.record(r, limit); err == nil && packed != nil {
+		if *rec, err = k.record(r, 0); err == nil && packed != nil {
 			*packed, err = parsePacked(r.Packed)
 		}
 		return err

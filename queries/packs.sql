@@ -74,3 +74,7 @@ WHERE p.tenant_id = @tenant_id::text AND (p.kind, p.object_id) > (@after_kind::t
   AND (@mention::text = '' OR strpos(p.entries::text, @mention) > 0)
 ORDER BY p.kind, p.object_id
 LIMIT @page_size::integer;
+
+-- ListStoredTenants lists the tenants that have events or packs; see the function.
+-- name: ListStoredTenants :many
+SELECT t::text AS tenant_id FROM holdfast.list_stored_tenants() AS t;

@@ -178,7 +178,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	conversations, apis, projectKinds := known.conversations, known.apis, known.projects
 	sessions := session.NewManager(known.sessions, conversations, box)
 	queue := jobs.New(d, jobs.Config{Log: log})
-	c.addJobs(queue, d, metrics)
+	c.addJobs(queue, d, rt, metrics)
 	coordinator := coordination.NewManager(apis, d.Now)
 	metrics.MustRegister(coordinator.Metrics())
 	c.Linear.addJobs(queue, d, projectKinds, box, linearTransport(coordinator, log), log)

@@ -23,7 +23,8 @@ type cli struct {
 	Export  exportCmd  `cmd:"" help:"Write all of a tenant, or of one of its users, to standard output."`
 	Import  importCmd  `cmd:"" help:"Store an export in a tenant."`
 	Erase   eraseCmd   `cmd:"" help:"Delete all that belongs to a user, and take the user's id out of the rest."`
-	Sweep   sweepCmd   `cmd:"" help:"Delete what has expired, once; servers do so by themselves."`
+	Sweep   sweepCmd   `cmd:"" help:"Delete what has expired and pack what is cold, once; servers do so by themselves."`
+	Unpack  unpackCmd  `cmd:"" help:"Undo all packing, before a release is rolled back to that does not know of it."`
 	Object  objectCmd  `cmd:"" help:"Look into objects: what they are, were and wait for; restore and fork them."`
 	Bench   benchCmd   `cmd:"" help:"Measure a server under load."`
 	Replay  replayCmd  `cmd:"" help:"Send a recorded Gemini Live session to a server."`

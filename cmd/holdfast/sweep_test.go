@@ -35,7 +35,7 @@ func TestSweepOnce(t *testing.T) {
 	b := dbtest.Own(t)
 	seedExpired(t, b)
 	env := map[string]string{"DATABASE_URL": b.URL}
-	for i, want := range []string{"deleted 1 expired objects with 0 terms, 0 entries, 0 events and 0 timers, and 1 events older than 48h0m0s\n", "deleted 0 expired objects"} {
+	for i, want := range []string{"deleted 1 expired objects with 0 terms, 0 entries, 0 events and 0 timers, and 1 events older than 48h0m0s; packed 0 entries", "deleted 0 expired objects"} {
 		if code, stdout, _ := run(t, env, "sweep", "--journal-retention", "48h"); code != 0 || !strings.HasPrefix(stdout, want) {
 			t.Errorf("sweep %d ended with %d: %s", i+1, code, stdout)
 		}

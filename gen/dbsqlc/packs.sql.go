@@ -268,6 +268,31 @@ func (q *Queries) ListPackedBefore(ctx context.Context, arg ListPackedBeforePara
 	return items, nil
 }
 
+const ListStoredTenants = `-- name: ListStoredTenants :many
+SELECT t::text AS tenant_id FROM holdfast.list_stored_tenants() AS t
+`
+
+// ListStoredTenants lists the tenants that have events or packs; see the function.
+func (q *Queries) ListStoredTenants(ctx context.Context) ([]string, error) {
+	rows, err := q.db.Query(ctx, ListStoredTenants)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var tenant_id string
+		if err := rows.Scan(&tenant_id); err != nil {
+			return nil, err
+		}
+		items = append(items, tenant_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const LoadPacked = `-- name: LoadPacked :many
 WITH k AS MATERIALIZED (
   SELECT unnest($2::integer[]) AS ord, unnest($3::text[]) AS kind, unnest($4::text[]) AS object_id,
