@@ -3,10 +3,15 @@ package db_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -226,5 +231,73 @@ func TestStoredTenants(t *testing.T) {
 	end()
 	if _, err := b.DB.StoredTenants(ended); err == nil {
 		t.Error("a context that was over made no difference")
+	}
+}
+
+// What a message takes on disk, packed and not, indexes included: prose in JSON as a conversation has it. With -v it says.
+func TestBytesOfAMessage(t *testing.T) {
+	t.Parallel()
+	b := setupOwn(t)
+	files, err := filepath.Glob("../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var words []string
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		words = append(words, strings.Fields(string(text))...)
+	}
+	const messages, conversations = 2048 + 1, 8
+	b.exec(t, `INSERT INTO holdfast.objects (tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state,
+			create_time, update_time, activity_time)
+		SELECT $1, 'conversation', 'c' || i, 'alice', 0, 1, 1, '{}', now(), now() - interval '1 day', now() FROM generate_series(1, $2::integer) i`, string(b.Tenant), conversations)
+	r := rand.New(rand.NewPCG(1, 0))
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	rows := make([][]any, 0, messages*conversations)
+	length := 0
+	for c := range conversations {
+		for i := range messages {
+			from := r.IntN(len(words) - 60)
+			at = at.Add(time.Duration(r.IntN(60_000_000)) * time.Microsecond)
+			text := strings.Join(words[from:from+20+r.IntN(40)], " ")
+			body, err := json.Marshal(map[string]any{
+				"seq": fmt.Sprint(i + 1), "role": []string{"ROLE_USER", "ROLE_ASSISTANT"}[i%2], "modality": "MODALITY_VOICE", "status": "MESSAGE_STATUS_COMPLETE",
+				"text": text, "token_count": fmt.Sprint(len(text) / 4), "token_count_estimated": true, "create_time": at, "update_time": at,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			length += len(body)
+			rows = append(rows, []any{string(b.Tenant), "conversation", fmt.Sprint("c", c+1), "messages", fmt.Sprintf("%012d", i+1), "alice", int64(i + 1), string(body)})
+		}
+	}
+	_, err = b.owner.CopyFrom(b.ctx, pgx.Identifier{"holdfast", "entries"},
+		[]string{"tenant_id", "kind", "object_id", "collection", "key", "owner_id", "version", "body"}, pgx.CopyFromRows(rows))
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := func(table string) (bytes int) {
+		t.Helper()
+		b.exec(t, "VACUUM FULL holdfast."+table)
+		if err := b.owner.QueryRow(b.ctx, "SELECT pg_total_relation_size($1)", "holdfast."+table).Scan(&bytes); err != nil {
+			t.Fatal(err)
+		}
+		return bytes / len(rows)
+	}
+	before := size("entries")
+	began := time.Now()
+	for c := range conversations {
+		if p, err := b.DB.PackObject(b.ctx, packing(b.Tenant, fmt.Sprint("c", c+1))); err != nil || p.Packs != (messages-1)/256 {
+			t.Errorf("%+v, %v", p, err)
+		}
+	}
+	took := time.Since(began)
+	after := size("packs")
+	t.Logf("a message of %d bytes of JSON takes %d bytes on disk, and %d packed, indexes included; %d were packed in %v", length/len(rows), before, after, len(rows), took)
+	if after > before/2 {
+		t.Errorf("packed, a message takes %d bytes of %d", after, before)
 	}
 }

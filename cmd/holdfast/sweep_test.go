@@ -42,11 +42,12 @@ func TestSweepOnce(t *testing.T) {
 	}
 }
 
-// A server sweeps without being told to, and its metrics say what came of it.
+// A server sweeps and packs without being told to, and its metrics say what came of it.
 func TestServersSweep(t *testing.T) {
 	t.Parallel()
 	b := dbtest.Own(t)
 	seedExpired(t, b)
+	seedCold(t, b)
 	p := start(t, map[string]string{"DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0", "HOLDFAST_ADMIN_ADDR": "127.0.0.1:0", "HOLDFAST_JOURNAL_RETENTION": "24h"}, "serve")
 	admin := p.await(t, p.stderr, `"metrics and profiles".*"url":"([^"]+)"`)
 	deadline := time.After(2 * time.Minute)
@@ -55,7 +56,8 @@ func TestServersSweep(t *testing.T) {
 	for {
 		_, body := get(t, admin+"/metrics")
 		if strings.Contains(body, `holdfast_swept_rows_total{table="objects"} 1`) && strings.Contains(body, `holdfast_swept_rows_total{table="events"} 1`) &&
-			strings.Contains(body, `holdfast_sweep_last_success_timestamp_seconds{job="sweep"}`) {
+			strings.Contains(body, `holdfast_sweep_last_success_timestamp_seconds{job="sweep"}`) &&
+			strings.Contains(body, "holdfast_packed_entries_total 256\n") && strings.Contains(body, `holdfast_packed_bytes_total{when="after"}`) {
 			break
 		}
 		select {
@@ -65,4 +67,54 @@ func TestServersSweep(t *testing.T) {
 		}
 	}
 	p.end(t)
+}
+
+// seedCold stores a conversation of 600 messages that nobody has changed for three days, and is kept for ever.
+func seedCold(t *testing.T, b *dbtest.Bundle) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	for _, sql := range []string{
+		`INSERT INTO holdfast.objects (tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, create_time, update_time, activity_time)
+		VALUES ($1, 'conversation', 'cold', 'ada', 0, 1, 1, '{"last_seq": "600"}', now() - interval '3 days', now() - interval '3 days', now() - interval '3 days')`,
+		`INSERT INTO holdfast.entries (tenant_id, kind, object_id, owner_id, collection, key, version, body)
+		SELECT $1, 'conversation', 'cold', 'ada', 'messages', lpad(to_hex(i), 16, '0'), 1, jsonb_build_object('seq', i::text, 'role', 'ROLE_USER', 'text', 'hello ' || i)
+		FROM generate_series(1, 600) i`,
+		`INSERT INTO holdfast.events (tenant_id, kind, object_id, owner_id, version, event_type, actor, event_time, undo)
+		VALUES ($1, 'conversation', 'cold', 'ada', 1, 'created', '', now() - interval '1 hour', '{"created": true}')`,
+	} {
+		if _, err := conn.Exec(t.Context(), sql, string(b.Tenant)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What is cold is packed once, or not where that is told, and packing can be undone.
+func TestPackAndUnpack(t *testing.T) {
+	t.Parallel()
+	b := dbtest.Own(t)
+	seedCold(t, b)
+	env := map[string]string{"DATABASE_URL": b.URL}
+	for _, step := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"sweep", "--pack-after", "0"}, "; packed 0 entries of 0 objects"},
+		{[]string{"sweep", "--pack-after", "96h"}, "; packed 0 entries of 0 objects"},
+		{[]string{"sweep"}, "; packed 256 entries of 1 objects"},
+		{[]string{"sweep"}, "; packed 0 entries of 0 objects"},
+		{[]string{"unpack", "--tenant", "nobody"}, "unpacked 0 packs\n"},
+		{[]string{"unpack"}, "unpacked 1 packs\n"},
+		{[]string{"unpack"}, "unpacked 0 packs\n"},
+	} {
+		if code, stdout, stderr := run(t, env, step.args...); code != 0 || !strings.Contains(stdout, step.want) {
+			t.Errorf("%v ended with %d: %s%s; want %q", step.args, code, stdout, stderr, step.want)
+		}
+	}
+	if code, _, stderr := run(t, env, "sweep", "--pack-after", "-1h"); code != 2 || !strings.Contains(stderr, "--pack-after") {
+		t.Errorf("ended with %d: %s", code, stderr)
+	}
 }
