@@ -199,7 +199,7 @@ func exportSQL(t *tenantTable, packed bool) string {
 	}
 	from += " ORDER BY " + quoted(t.key, "x.")
 	if packed {
-		return "SELECT r.row::text FROM (SELECT x.* FROM " + from + " OFFSET 0) x " + unpacked
+		return "SELECT r.row::text FROM (SELECT x.kind, x.object_id, x.collection, x.key, x.owner_id, x.version, x.body, x.pack FROM " + from + " OFFSET 0) x " + unpacked
 	}
 	return "SELECT (" + row + ")::text FROM " + from
 }

@@ -141,8 +141,8 @@ func TestPacksNeverOverlap(t *testing.T) {
 		}
 	}
 	insert("m%03d", 0, 12)
-	pack(3) // 000000000001 and m000 to m010
-	insert("m002x%03d", 0, 3) // between two packs, and too few for one
+	pack(3)                            // 000000000001 and m000 to m010
+	insert("m002x%03d", 0, 3)          // between two packs, and too few for one
 	insert("0000000000001-%03d", 0, 6) // in front of what is packed
 	insert("z%03d", 0, 9)
 	pack(1 + 2) // what is in front, and m011 with the first of z
