@@ -256,6 +256,7 @@ func (d *DB) Import(ctx context.Context, tenant identity.Tenant, r io.ReadSeeker
 	im := importer{db: d, tenant: tenant, stored: stored}
 	err := d.tenantTx(ctx, tenant, pgx.TxOptions{}, func(tx pgx.Tx) (err error) {
 		im.tables, err = tenantTables(ctx, tx)
+		im.tables = slices.DeleteFunc(im.tables, func(t tenantTable) bool { return t.name == "packs" }) // no export has them
 		return err
 	})
 	if err != nil {

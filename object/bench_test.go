@@ -56,6 +56,35 @@ func BenchmarkAppend(b *testing.B) {
 	})
 }
 
+// BenchmarkEntries reads a page of 50 entries in the middle of 1,024.
+func BenchmarkEntries(b *testing.B) {
+	for _, packed := range []bool{false, true} {
+		b.Run(map[bool]string{false: "not packed", true: "packed"}[packed], func(b *testing.B) {
+			tb := setup(b)
+			_, err := tb.toys.Update(tb.ctx, "a", func(tx *object.Tx[toy]) error {
+				for i := range 1024 {
+					tx.Put(toyEntries, object.SeqKey(int64(i)), benchEntry)
+				}
+				return nil
+			}, object.Upsert())
+			if err != nil {
+				b.Fatal(err)
+			}
+			if packed {
+				if p, err := tb.rt.Pack(tb.AsService(b), object.PackConfig{Idle: 1, Keep: 1, AllCollections: true}); err != nil || p.Packs != 3 {
+					b.Fatalf("%+v, %v", p, err)
+				}
+			}
+			for b.Loop() {
+				page, err := tb.toys.Entries(tb.ctx, "a", toyEntries, object.EntriesOptions{After: object.SeqKey(300), PageSize: 50})
+				if err != nil || len(page.Entries) != 50 {
+					b.Fatal(len(page.Entries), err)
+				}
+			}
+		})
+	}
+}
+
 func BenchmarkView(b *testing.B) {
 	for _, recent := range []int{0, 4} {
 		for name, config := range map[string]object.Config{"in memory": {}, "not in memory": {CacheBytes: 1}} {

@@ -247,35 +247,33 @@ CREATE FUNCTION holdfast.make_room(
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
-  packed jsonb;
-  touched boolean;
+  i integer;
   found_first text;
   found_last text;
+  touched integer[] := '{}';
 BEGIN
   FOR i IN 1 .. cardinality(o_id) LOOP
-    packed := p_packed -> (o_kind[i] || '/' || o_id[i]);
-    CONTINUE WHEN packed IS NULL;
-    IF o_reborn[i] THEN
+    IF o_reborn[i] AND p_packed ? (o_kind[i] || '/' || o_id[i]) THEN
       DELETE FROM holdfast.packs p WHERE p.tenant_id = p_tenant_id AND p.kind = o_kind[i] AND p.object_id = o_id[i];
-      touched := true;
-    ELSE
-      touched := false;
-      FOR j IN 1 .. coalesce(cardinality(k_object), 0) LOOP
-        CONTINUE WHEN k_object[j] <> i OR NOT coalesce(k_key[j] <= (packed ->> k_collection[j]) COLLATE "C", false);
-        SELECT p.first_key, p.last_key INTO found_first, found_last FROM holdfast.packs p
-        WHERE p.tenant_id = p_tenant_id AND p.kind = o_kind[i] AND p.object_id = o_id[i] AND p.collection = k_collection[j]
-          AND p.first_key <= k_key[j]
-        ORDER BY p.first_key DESC
-        LIMIT 1;
-        IF FOUND AND found_last >= k_key[j] COLLATE "C" THEN
-          PERFORM holdfast.unpack_one(p_tenant_id, o_kind[i], o_id[i], k_collection[j], found_first);
-          touched := true;
-        END IF;
-      END LOOP;
+      touched := touched || i;
     END IF;
-    IF touched THEN
-      PERFORM holdfast.note_packed(p_tenant_id, o_kind[i], o_id[i]);
+  END LOOP;
+  FOR j IN 1 .. coalesce(cardinality(k_object), 0) LOOP
+    i := k_object[j];
+    CONTINUE WHEN o_reborn[i]
+      OR NOT coalesce(k_key[j] <= (p_packed -> (o_kind[i] || '/' || o_id[i]) ->> k_collection[j]) COLLATE "C", false);
+    SELECT p.first_key, p.last_key INTO found_first, found_last FROM holdfast.packs p
+    WHERE p.tenant_id = p_tenant_id AND p.kind = o_kind[i] AND p.object_id = o_id[i] AND p.collection = k_collection[j]
+      AND p.first_key <= k_key[j]
+    ORDER BY p.first_key DESC
+    LIMIT 1;
+    IF FOUND AND found_last >= k_key[j] COLLATE "C" THEN
+      PERFORM holdfast.unpack_one(p_tenant_id, o_kind[i], o_id[i], k_collection[j], found_first);
+      touched := touched || i;
     END IF;
+  END LOOP;
+  FOR i IN SELECT DISTINCT unnest(touched) LOOP
+    PERFORM holdfast.note_packed(p_tenant_id, o_kind[i], o_id[i]);
   END LOOP;
 END
 $$;
