@@ -2,6 +2,7 @@ package objecttest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -63,7 +64,7 @@ func (s *suite[S]) answers(t *testing.T, id object.ID, keys []string) (out []str
 	}
 	_, k := s.another(t, object.Config{}) // with nothing in memory
 	for _, kind := range []*object.Kind[S]{k, s.kind} {
-		for _, n := range []int{0, 1, 2, 5, 30, 200} {
+		for _, n := range []int{0, 1, 5, 30, 200} {
 			snap, err := kind.View(s.ctx, id, object.WithRecent(n))
 			note(fmt.Sprint("recent ", n), err, append(s.render(snap.Recent), fmt.Sprint(snap.Info), s.Text(snap.State))...)
 		}
@@ -89,7 +90,10 @@ func (s *suite[S]) answers(t *testing.T, id object.ID, keys []string) (out []str
 				t.Errorf("in pages of %d:\n%v\nand from behind\n%v", size, forward, backward)
 			}
 		}
-		for _, key := range append(keys, "none", "0", "~") {
+		for i, key := range append([]string{"0", "~"}, keys...) {
+			if i%4 == 3 {
+				continue
+			}
 			for _, o := range []object.EntriesOptions{{After: key, PageSize: 3}, {Before: key, PageSize: 3}} {
 				page, err := kind.Entries(s.ctx, id, s.Collection, o)
 				note(fmt.Sprintf("around %+v", o), err, append(s.render(page.Entries), fmt.Sprint(page.More))...)
@@ -101,7 +105,7 @@ func (s *suite[S]) answers(t *testing.T, id object.ID, keys []string) (out []str
 		note("count", err, fmt.Sprint(size.Entries))
 		for v := object.Version(1); v <= page.Version; v++ {
 			for after, more := "", true; more; {
-				page, err := kind.EntriesAt(s.ctx, id, object.Moment{Version: v}, s.Collection, object.EntriesOptions{After: after, PageSize: 7})
+				page, err := kind.EntriesAt(s.ctx, id, object.Moment{Version: v}, s.Collection, object.EntriesOptions{After: after, PageSize: 17})
 				note(fmt.Sprint("at ", v), err, s.render(page.Entries)...)
 				if more = page.More; more {
 					after = page.Entries[len(page.Entries)-1].Key
@@ -145,6 +149,9 @@ func (s *suite[S]) answers(t *testing.T, id object.ID, keys []string) (out []str
 
 // Whoever reads cannot tell whether entries are packed.
 func (s *suite[S]) testPackedAnswers(t *testing.T) {
+	ctx, cancel := context.WithTimeout(s.As(t, alice), 10*patience) // a thousand questions
+	defer cancel()
+	s.ctx = ctx
 	var keys []string
 	s.create(t, "a", "x")
 	for i := range 8 {
@@ -181,11 +188,9 @@ func (s *suite[S]) testPackedAnswers(t *testing.T) {
 	if p := s.pack(t, tight()); p != (object.Packed{}) {
 		t.Errorf("packed again: %+v", p)
 	}
-	// The entries that are not packed are fewer than a view asks for.
 	if n := s.unpack(t); n != 12 {
 		t.Errorf("%d packs were unpacked", n)
 	}
-	check("unpacked")
 	loose := tight()
 	loose.Size, loose.Keep = 7, 20
 	if p := s.pack(t, loose); p.Packs != 2 || p.Entries != 14 {
