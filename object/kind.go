@@ -91,8 +91,7 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 	k := &kind{
 		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, userRestore: c.UserRestore, noRestore: c.NoRestore, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
 		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1), signal: c.Signal,
-		scratch: proto.Clone,
-		packs: c.Packed,
+		scratch: proto.Clone, packs: c.Packed,
 		ttl: func(m proto.Message) time.Duration {
 			if c.TTLOf != nil {
 				if ttl := c.TTLOf(m.(S)); ttl != 0 { //nolint:forcetypeassert // the runtime made m
