@@ -57,6 +57,14 @@
 // restore is an ordinary change computed from that, fenced by the version it was computed at. A deleted object keeps its
 // rows for a day, and can come back with them; one that was made anew has no history of its earlier life.
 //
+// # Packs
+//
+// Of an object that has not changed for a while, old entries are packed, many in one row (pack.go, docs/adr/0006). An entry is in
+// a pack or in its table, never in both, and no entry's key lies within a pack's range. The object's row says up to which key each
+// collection may be packed; the version does not count it, so it is only believed of a row that was read in the same snapshot, or
+// under the lock. Reads look into packs where what they want is not in the table and may be in one. Writes do not know of
+// packs: the database makes a pack entries again in the transaction that writes into its range.
+//
 // # Releases side by side
 //
 // A row says which schema its state is of. An older one is brought up to date by the kind's upcasters whenever it is
