@@ -112,16 +112,18 @@ func (d *DB) DeleteExpired(ctx context.Context, tenant identity.Tenant) error {
 	return nil
 }
 
-// MentioningStates lists the objects whose states mention the user.
-func (d *DB) MentioningStates(ctx context.Context, m Mention) (out []dbsqlc.FindMentioningStatesRow, err error) {
+// MentioningStates lists objects whose states mention the user, behind the one that was last.
+func (d *DB) MentioningStates(ctx context.Context, m Mention, last dbsqlc.FindMentioningStatesRow) (out []dbsqlc.FindMentioningStatesRow, err error) {
 	err = d.tenantQueries(ctx, m.Tenant, func(q *dbsqlc.Queries) (err error) {
-		out, err = q.FindMentioningStates(ctx, dbsqlc.FindMentioningStatesParams{TenantID: string(m.Tenant), JsonMention: m.json()})
+		out, err = q.FindMentioningStates(ctx, dbsqlc.FindMentioningStatesParams{
+			TenantID: string(m.Tenant), AfterKind: last.Kind, AfterObjectID: last.ObjectID, JsonMention: m.json(), PageSize: MentionsPage,
+		})
 		return err
 	})
 	return out, err
 }
 
-// MentionsPage is how many rows MentioningEntries and MentioningEvents return at most.
+// MentionsPage is how many rows MentioningStates, MentioningEntries and MentioningEvents return at most.
 const MentionsPage = 200
 
 // MentioningEntries lists entries that mention the user, behind the one that was last.

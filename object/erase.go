@@ -104,16 +104,23 @@ func (e *eraser) everywhere(ctx context.Context) (changed int, err error) {
 // objects changes the objects of others that mention the user, and returns how many.
 func (e *eraser) objects(ctx context.Context) (int, error) {
 	changed := map[key]struct{}{}
-	states, err := e.rt.db.MentioningStates(ctx, e.mention)
-	if err != nil {
-		return 0, err
-	}
-	for _, o := range states {
-		k := key{e.caller.Tenant, o.Kind, ID(o.ObjectID)}
-		if err := e.change(ctx, k, nil); err != nil {
+	var lastState dbsqlc.FindMentioningStatesRow
+	for {
+		page, err := e.rt.db.MentioningStates(ctx, e.mention, lastState)
+		if err != nil {
 			return len(changed), err
 		}
-		changed[k] = struct{}{}
+		for _, o := range page {
+			k := key{e.caller.Tenant, o.Kind, ID(o.ObjectID)}
+			if err := e.change(ctx, k, nil); err != nil {
+				return len(changed), err
+			}
+			changed[k] = struct{}{}
+			lastState = o
+		}
+		if len(page) < db.MentionsPage {
+			break
+		}
 	}
 	var last dbsqlc.FindMentioningEntriesRow
 	for {

@@ -14,10 +14,13 @@ RETURNING kind, object_id;
 INSERT INTO holdfast.erasures (tenant_id, user_hash) VALUES (@tenant_id::text, @user_hash::bytea)
 ON CONFLICT (tenant_id, user_hash) DO UPDATE SET erase_time = clock_timestamp();
 
--- FindMentioningStates lists the objects of a tenant whose states hold a text.
+-- FindMentioningStates lists the objects of a tenant whose states hold a text, page by page.
 -- name: FindMentioningStates :many
 SELECT o.kind, o.object_id FROM holdfast.objects o
-WHERE o.tenant_id = @tenant_id AND strpos(o.state::text, @json_mention::text) > 0;
+WHERE o.tenant_id = @tenant_id::text AND (o.kind, o.object_id) > (@after_kind::text, @after_object_id::text)
+  AND strpos(o.state::text, @json_mention::text) > 0
+ORDER BY o.kind, o.object_id
+LIMIT @page_size::integer;
 
 -- FindMentioningEntries lists the entries of a tenant that hold a text, or have it in their keys, page by page. dead: the
 -- object is deleted or has expired.

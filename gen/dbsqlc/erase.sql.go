@@ -213,12 +213,18 @@ func (q *Queries) FindMentioningEvents(ctx context.Context, arg FindMentioningEv
 
 const FindMentioningStates = `-- name: FindMentioningStates :many
 SELECT o.kind, o.object_id FROM holdfast.objects o
-WHERE o.tenant_id = $1 AND strpos(o.state::text, $2::text) > 0
+WHERE o.tenant_id = $1::text AND (o.kind, o.object_id) > ($2::text, $3::text)
+  AND strpos(o.state::text, $4::text) > 0
+ORDER BY o.kind, o.object_id
+LIMIT $5::integer
 `
 
 type FindMentioningStatesParams struct {
-	TenantID    string
-	JsonMention string
+	TenantID      string
+	AfterKind     string
+	AfterObjectID string
+	JsonMention   string
+	PageSize      int32
 }
 
 type FindMentioningStatesRow struct {
@@ -226,9 +232,15 @@ type FindMentioningStatesRow struct {
 	ObjectID string
 }
 
-// FindMentioningStates lists the objects of a tenant whose states hold a text.
+// FindMentioningStates lists the objects of a tenant whose states hold a text, page by page.
 func (q *Queries) FindMentioningStates(ctx context.Context, arg FindMentioningStatesParams) ([]FindMentioningStatesRow, error) {
-	rows, err := q.db.Query(ctx, FindMentioningStates, arg.TenantID, arg.JsonMention)
+	rows, err := q.db.Query(ctx, FindMentioningStates,
+		arg.TenantID,
+		arg.AfterKind,
+		arg.AfterObjectID,
+		arg.JsonMention,
+		arg.PageSize,
+	)
 	if err != nil {
 		return nil, err
 	}
