@@ -173,6 +173,11 @@ func (p *Pipeline) ListByActivity(a dbsqlc.ListByActivityParams, each func(*dbsq
 	query(p, dbsqlc.ListByActivity, a, each)
 }
 
+// ListByOwner queues dbsqlc.ListByOwner, whose rows are those of ListByID.
+func (p *Pipeline) ListByOwner(a dbsqlc.ListByOwnerParams, each func(*dbsqlc.ListByIDRow) error) {
+	query(p, dbsqlc.ListByOwner, a, each)
+}
+
 // ListOldSchemas queues dbsqlc.ListOldSchemas.
 func (p *Pipeline) ListOldSchemas(a dbsqlc.ListOldSchemasParams, each func(id string) error) {
 	query(p, dbsqlc.ListOldSchemas, a, func(r *struct{ ID string }) error { return each(r.ID) })

@@ -153,6 +153,12 @@ func plans(tenant identity.Tenant) []plan {
 			50, 60, false,
 		},
 		{
+			"ListByOwner", dbsqlc.ListByOwner,
+			dbsqlc.ListByOwnerParams{TenantID: id, OwnerID: "alice", Kind: "owned", BeforeTime: far, PageSize: 50},
+			[]string{`Index Scan using objects_owner_idx .*Index Cond: \(\(?tenant_id = .*owner_id = .*kind = .*activity_time.*< ROW`},
+			50, 60, false,
+		},
+		{
 			"ListTimersOfObject", dbsqlc.ListTimersOfObject,
 			dbsqlc.ListTimersOfObjectParams{TenantID: id, Kind: "k", ObjectID: "o2", PageSize: 50},
 			[]string{`Index Scan using timers_pkey .*Index Cond: \(\(?` + byID + `name > `},
@@ -201,7 +207,7 @@ func TestPlans(t *testing.T) {
 	t.Parallel()
 	b := setupPlans(t)
 	b.checkPlans(t, "empty, never analysed", false)
-	b.fill(t, 1, rowsPlanned)
+	b.fillPlans(t, 1, rowsPlanned)
 	b.checkPlans(t, "large, never analysed", true)
 	b.exec(t, "ANALYZE")
 	b.checkPlans(t, "large", true)
@@ -213,10 +219,10 @@ func TestPlans(t *testing.T) {
 func TestPlansOfTablesThatGrew(t *testing.T) {
 	t.Parallel()
 	b := setupPlans(t)
-	b.fill(t, 1, 500)
+	b.fillPlans(t, 1, 500)
 	b.checkPlans(t, "small, never analysed", false)
 	b.exec(t, "ANALYZE")
-	b.fill(t, 501, rowsPlanned)
+	b.fillPlans(t, 501, rowsPlanned)
 	b.checkPlans(t, "grown", true)
 }
 
@@ -275,6 +281,16 @@ func (b *testBundle) fill(t *testing.T, from, to int) {
 	} {
 		b.exec(t, sql, string(b.Tenant), (from+4)/5, to/5)
 	}
+}
+
+// fillPlans also has many users' objects, a few of them alice's.
+func (b *testBundle) fillPlans(t *testing.T, from, to int) {
+	t.Helper()
+	b.fill(t, from, to)
+	b.exec(t, `INSERT INTO holdfast.objects (tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state,
+			create_time, update_time, activity_time)
+		SELECT $1, 'owned', 'o' || i, CASE WHEN i % 1000 = 0 THEN 'alice' ELSE 'user' || i % 100 END, 0, 1, 1, '{"a": 1}', now(), now(), now() + i * interval '1 second'
+		FROM generate_series($2::integer, $3::integer) i`, string(b.Tenant), from, to)
 }
 
 func (b *testBundle) checkPlan(t *testing.T, p *plan, large bool) {

@@ -96,12 +96,18 @@ func (k *Kind[S]) Find(ctx context.Context, o FindOptions) (Page[S], error) {
 	}
 	size := pageSize(o.PageSize)
 	p := k.rt.db.NewPipeline(callerScope(caller))
-	if o.ByID {
+	switch {
+	case o.ByID:
 		p.ListByID(dbsqlc.ListByIDParams{
 			TenantID: string(caller.Tenant), Kind: k.name, Prefix: o.Prefix, AfterID: from.ID, AnyOwner: o.Owner == nil,
 			OwnerID: string(owner), PageSize: size + 1,
 		}, each)
-	} else {
+	case owner != "":
+		p.ListByOwner(dbsqlc.ListByOwnerParams{
+			TenantID: string(caller.Tenant), OwnerID: string(owner), Kind: k.name, Prefix: o.Prefix, BeforeTime: from.Time, BeforeID: from.ID,
+			PageSize: size + 1,
+		}, each)
+	default:
 		p.ListByActivity(dbsqlc.ListByActivityParams{
 			TenantID: string(caller.Tenant), Kind: k.name, Prefix: o.Prefix, BeforeTime: from.Time, BeforeID: from.ID,
 			AnyOwner: o.Owner == nil, OwnerID: string(owner), PageSize: size + 1,

@@ -28,6 +28,8 @@ const (
 	// timersInView is how many due timers of a kind are looked at, where more are due than are taken, so that each tenant has its
 	// turn: some milliseconds of reading.
 	timersInView = 20_000
+	// timersAlone is how often the oldest are taken after a look found those of one tenant only: it has not to be repeated at once.
+	timersAlone = 7
 	// timerLease is how long a timer is left to the process that claimed it, and so how long it waits if that dies.
 	timerLease = 20 * time.Second
 	// firstTimerPause is how long a timer waits after its first failure; each further one doubles it.
@@ -265,7 +267,7 @@ func (s *scheduler) run() {
 	done := make(chan struct{}, timersInFlight)
 	look := time.NewTimer(0)
 	defer look.Stop()
-	free, failing, more := timersInFlight, false, false
+	free, failing, more, alone := timersInFlight, false, false, 0
 	for {
 		select {
 		case <-s.stop:
@@ -280,7 +282,12 @@ func (s *scheduler) run() {
 		for ; wait <= 0 && free >= timersInFlight/2 && !s.stopped(); wait = s.wait() {
 			asked := free
 			s.plan(s.rt.db.Now().Add(s.poll*9/10 + rand.N(s.poll/5+1))) //nolint:gosec // jitter
-			due, err := s.claim(asked, more)
+			inTurn := more && alone == 0
+			due, err := s.claim(asked, inTurn)
+			alone = max(0, alone-1)
+			if inTurn && ofOneTenant(due) {
+				alone = timersAlone
+			}
 			if err != nil && !failing && s.rt.life.Err() == nil {
 				s.rt.log.Warn("looking for due timers failed; they wait until it succeeds", "error", err)
 			}
@@ -328,6 +335,11 @@ func (s *scheduler) wait() time.Duration {
 		s.wake = latest
 	}
 	return s.wake.Sub(now)
+}
+
+// ofOneTenant tells whether timers are all of one tenant.
+func ofOneTenant(due []dbsqlc.ClaimTimersRow) bool {
+	return !slices.ContainsFunc(due, func(r dbsqlc.ClaimTimersRow) bool { return r.TenantID != due[0].TenantID })
 }
 
 // claim takes up to n due timers for this process: the oldest, which costs least, or, where more are due than that, of each

@@ -1,0 +1,11 @@
+-- ListByOwner is ListByActivity for the objects of one user.
+-- name: ListByOwner :many
+SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
+  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
+FROM holdfast.objects o
+WHERE o.tenant_id = @tenant_id::text AND o.owner_id = @owner_id::text AND o.owner_id <> '' AND o.kind = @kind::text AND NOT o.deleted
+  AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+  AND (o.activity_time, o.object_id) < (@before_time::timestamptz, @before_id::text)
+  AND starts_with(o.object_id, @prefix::text)
+ORDER BY o.activity_time DESC, o.object_id DESC
+LIMIT @page_size::integer;
