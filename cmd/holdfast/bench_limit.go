@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -59,6 +60,6 @@ func runLimit(clients int) func(context.Context, *bench, scenario) ([]benchRow, 
 		if err == nil && counted != granted {
 			err = fmt.Errorf("%d were granted, and the server has counted %d", granted, counted)
 		}
-		return rows, err
+		return rows, errors.Join(err, u.err())
 	}
 }

@@ -150,7 +150,8 @@ type ProjectServiceClient interface {
 	//
 	//	{"taskLimit": 20, "issueLimit": 20}
 	GetProjectContext(context.Context, *v1.GetProjectContextRequest) (*v1.GetProjectContextResponse, error)
-	// WatchProject streams what changes in a project. With after_version 0, or older than the journal, the first message
+	// WatchProject streams what changes in a project itself. Its tasks and issues change by themselves, with versions of their
+	// own: ask GetProjectContext with if_version_not for those. With after_version 0, or older than the journal, the first message
 	// is a snapshot with reset = true. A client that reconnects with the last version it saw misses nothing and sees
 	// nothing twice. A heartbeat comes every 15 s. The stream ends with `unavailable` when it is old or the server stops:
 	// reconnect.
@@ -708,7 +709,8 @@ type ProjectServiceHandler interface {
 	//
 	//	{"taskLimit": 20, "issueLimit": 20}
 	GetProjectContext(context.Context, *v1.GetProjectContextRequest) (*v1.GetProjectContextResponse, error)
-	// WatchProject streams what changes in a project. With after_version 0, or older than the journal, the first message
+	// WatchProject streams what changes in a project itself. Its tasks and issues change by themselves, with versions of their
+	// own: ask GetProjectContext with if_version_not for those. With after_version 0, or older than the journal, the first message
 	// is a snapshot with reset = true. A client that reconnects with the last version it saw misses nothing and sees
 	// nothing twice. A heartbeat comes every 15 s. The stream ends with `unavailable` when it is old or the server stops:
 	// reconnect.
