@@ -26,7 +26,10 @@ var (
 )
 
 // Constraint names that mean something to callers.
-const requestKey = "events_request_key"
+const (
+	entriesKey = "entries_pkey"
+	requestKey = "events_request_key"
+)
 
 // translate gives an error of a statement its meaning, keeping the cause. commits tells whether the round trip that
 // failed had the commit in it: a connection lost then leaves the outcome open.
@@ -52,8 +55,8 @@ func (e *rowError) Error() string { return e.err.Error() }
 func classify(err error, commits bool) error {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch class := pg.Code[:min(2, len(pg.Code))]; {
-		case pg.Code == "HF001":
-			return ErrFenced
+		case pg.Code == "HF001", pg.Code == "23505" && pg.ConstraintName == entriesKey:
+			return ErrFenced // not at the expected version, or an entry is there that was taken to be new
 		case pg.Code == "23505" && pg.ConstraintName == requestKey:
 			return ErrRequestKnown
 		case pg.Code == "42501":

@@ -128,6 +128,11 @@ func (p *Pipeline) ListEvents(a dbsqlc.ListEventsParams, each func(*dbsqlc.ListE
 // StoreChanges queues dbsqlc.StoreChanges. The changes may be reused once the pipeline was sent.
 func (p *Pipeline) StoreChanges(c *Changes) { p.batch.Queue(dbsqlc.StoreChanges, c.arguments()...) }
 
+// StoreChange queues dbsqlc.StoreChange.
+func (p *Pipeline) StoreChange(a *dbsqlc.StoreChangeParams) {
+	p.batch.Queue(dbsqlc.StoreChange, fields(a)...)
+}
+
 // ClaimTimers queues dbsqlc.ClaimTimers, for a NewJanitor.
 func (p *Pipeline) ClaimTimers(a dbsqlc.ClaimTimersParams, each func(*dbsqlc.ClaimTimersRow) error) {
 	query(p, dbsqlc.ClaimTimers, a, each)

@@ -79,14 +79,12 @@ func (rt *Runtime) commitFast(works []*work) (rest []*work) {
 	committed := rt.metrics.commit("fast", rt.db.Now)
 	defer committed()
 	sortByLock(settled)
-	changes := rt.db.NewChanges()
-	err := store(changes, settled)
+	p := rt.db.NewPipeline(scopeOf(settled))
+	done, err := rt.store(p, settled, true)
 	if err == nil {
-		p := rt.db.NewPipeline(scopeOf(settled))
-		p.StoreChanges(changes)
 		err = rt.db.RunAndCommit(ctx, p)
 	}
-	rt.db.Reuse(changes)
+	done()
 	if err == nil {
 		rt.finish(settled)
 		return rest
@@ -246,14 +244,12 @@ func (rt *Runtime) tryCommit(works []*work) error {
 	if len(stored) == 0 {
 		return nil
 	}
-	changes := rt.db.NewChanges()
-	defer rt.db.Reuse(changes)
-	if err := store(changes, stored); err != nil {
+	p = tx.Next()
+	done, err := rt.store(p, stored, false)
+	defer done()
+	if err != nil {
 		return err
 	}
-	changes.Locks = nil // they are held
-	p = tx.Next()
-	p.StoreChanges(changes)
 	return tx.Commit(ctx, p)
 }
 
@@ -388,15 +384,33 @@ func scopeOf(works []*work) db.Scope {
 	return s
 }
 
-func store(c *db.Changes, works []*work) error {
+// store queues the one statement that stores what the changes came to, and takes the locks if they are not held. done is to be
+// called when it was sent.
+func (rt *Runtime) store(p *db.Pipeline, works []*work, locks bool) (done func(), err error) {
+	if w := works[0]; len(works) == 1 && w.plain() {
+		var lock *int64
+		if locks {
+			lock = &w.lock
+		}
+		change, err := w.storePlain(lock)
+		p.StoreChange(&change)
+		return func() {}, err
+	}
+	c := rt.db.NewChanges()
 	c.TenantID = string(works[0].box.key.tenant)
 	for _, w := range works {
-		c.Locks = append(c.Locks, w.lock)
+		if locks {
+			c.Locks = append(c.Locks, w.lock)
+		}
 		if err := w.store(&c.StoreChangesParams); err != nil {
-			return err
+			return func() {}, err
 		}
 	}
-	return nil
+	if !locks {
+		c.Locks = nil // held already
+	}
+	p.StoreChanges(c)
+	return func() { rt.db.Reuse(c) }, nil
 }
 
 // doubt notes that an attempt may have been committed: it built on the version that the work has now.

@@ -55,6 +55,8 @@ type staged struct {
 	value   proto.Message
 	body    string
 	version Version
+	// fresh: it was not there before the batch, or is taken not to have been.
+	fresh bool
 }
 
 // stagedEntries is what a batch stages of one object, in the order in which it first did. Most stage an entry or two, and a
@@ -83,6 +85,7 @@ func (s *stagedEntries) find(k entryKey) *staged {
 
 func (s *stagedEntries) set(e staged) {
 	if was := s.find(e.entryKey); was != nil {
+		e.fresh = was.fresh
 		*was = e
 		return
 	}
@@ -298,7 +301,8 @@ func (w *work) accept(c *change, t *txn) error {
 	}
 	had := len(next.recent.entries)
 	for i, p := range t.puts {
-		w.staged.set(staged{p.entryKey, p.value, bodies[i], next.version})
+		old, sure := w.entry(p.entryKey)
+		w.staged.set(staged{p.entryKey, p.value, bodies[i], next.version, sure && old == nil})
 		if p.collection == w.kind.recent {
 			next.recent = next.recent.with(p.key, p.value, w.kind.recentKeep)
 			next.bytes += entryOverhead + decodedFactor*proto.Size(p.value)
@@ -510,16 +514,62 @@ func (w *work) store(p *dbsqlc.StoreChangesParams) error {
 	return nil
 }
 
-// storeTerms rewrites the object's terms where they or its activity changed.
-func (w *work) storeTerms(p *dbsqlc.StoreChangesParams, object int32) {
-	var was, is []string
+// plain tells whether the batch is one change of an object that was there, which adds entries or none and leaves the object's
+// terms and timers as they were: most that a server at rest is asked for.
+func (w *work) plain() bool {
+	if w.base == nil || w.base.state == nil || w.fresh || len(w.events) != 1 || w.cur.state == nil || !w.base.timers.equal(w.cur.timers) {
+		return false
+	}
+	if _, same := w.terms(); !same {
+		return false
+	}
+	for i := range w.staged.list {
+		if s := &w.staged.list[i]; s.value == nil || !s.fresh {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(w.assumed, func(k entryKey) bool { return w.staged.find(k) == nil })
+}
+
+// storePlain is store for a plain one; a lock that is held already is nil.
+func (w *work) storePlain(lock *int64) (dbsqlc.StoreChangeParams, error) {
+	w.wake = time.Time{}
+	e := &w.events[0]
+	state, err := w.kind.rt.encoder.encode(w.cur.state)
+	if err != nil {
+		return dbsqlc.StoreChangeParams{}, err
+	}
+	p := dbsqlc.StoreChangeParams{
+		TenantID: string(w.box.key.tenant), Lock: lock, Kind: w.kind.name, ObjectID: string(w.box.key.id), OwnerID: string(w.cur.owner),
+		Expected: int64(w.base.version), SchemaVersion: w.cur.schema, CreateTime: w.cur.create, UpdateTime: w.cur.update,
+		ActivityTime: w.cur.activity, ExpireTime: w.cur.expire, State: state,
+		EventType: e.eventType, Actor: e.actor, EventTime: e.time, RequestID: e.requestID, RequestHash: e.hash, Reply: e.reply, Undo: e.undo,
+	}
+	if e.requestID != "" {
+		p.RequestKey = w.box.key.requestKey(e.requestID)
+	}
+	for i := range w.staged.list {
+		s := &w.staged.list[i]
+		p.Collections, p.Keys, p.Bodies = append(p.Collections, s.collection), append(p.Keys, s.key), append(p.Bodies, s.body)
+	}
+	return p, nil
+}
+
+// terms are the object's after the batch; same tells whether they, and the activity that they are listed by, are as before.
+func (w *work) terms() (is []string, same bool) {
+	var was []string
 	if w.base != nil && w.base.state != nil {
 		was = w.kind.terms(w.base.state)
 	}
 	if w.cur.state != nil {
 		is = w.kind.terms(w.cur.state)
 	}
-	same := slices.Equal(was, is) && (len(is) == 0 || w.base != nil && w.base.activity.Equal(w.cur.activity))
+	return is, slices.Equal(was, is) && (len(is) == 0 || w.base != nil && w.base.activity.Equal(w.cur.activity))
+}
+
+// storeTerms rewrites the object's terms where they or its activity changed.
+func (w *work) storeTerms(p *dbsqlc.StoreChangesParams, object int32) {
+	is, same := w.terms()
 	p.ORetermed = append(p.ORetermed, !same)
 	if same {
 		return

@@ -459,6 +459,73 @@ func (q *Queries) LockObjects(ctx context.Context, locks []int64) (time.Time, er
 	return now, err
 }
 
+const StoreChange = `-- name: StoreChange :one
+SELECT holdfast.store_change($1::text, $2::bigint, $3::text, $4::text, $5::text,
+  $6::bigint, $7::integer, $8::timestamptz, $9::timestamptz,
+  $10::timestamptz, $11::timestamptz, $12::text, $13::text, $14::timestamptz,
+  $15::text, $16::bytea, $17::bytea, $18::bytea, $19::text, $20::text,
+  $21::text[], $22::text[], $23::text[]
+)::timestamptz AS now
+`
+
+type StoreChangeParams struct {
+	TenantID      string
+	Lock          *int64
+	Kind          string
+	ObjectID      string
+	OwnerID       string
+	Expected      int64
+	SchemaVersion int32
+	CreateTime    time.Time
+	UpdateTime    time.Time
+	ActivityTime  time.Time
+	ExpireTime    time.Time
+	EventType     string
+	Actor         string
+	EventTime     time.Time
+	RequestID     string
+	RequestKey    []byte
+	RequestHash   []byte
+	Reply         []byte
+	Undo          string
+	State         string
+	Collections   []string
+	Keys          []string
+	Bodies        []string
+}
+
+// StoreChange stores a batch of one change; see the function.
+func (q *Queries) StoreChange(ctx context.Context, arg StoreChangeParams) (time.Time, error) {
+	row := q.db.QueryRow(ctx, StoreChange,
+		arg.TenantID,
+		arg.Lock,
+		arg.Kind,
+		arg.ObjectID,
+		arg.OwnerID,
+		arg.Expected,
+		arg.SchemaVersion,
+		arg.CreateTime,
+		arg.UpdateTime,
+		arg.ActivityTime,
+		arg.ExpireTime,
+		arg.EventType,
+		arg.Actor,
+		arg.EventTime,
+		arg.RequestID,
+		arg.RequestKey,
+		arg.RequestHash,
+		arg.Reply,
+		arg.Undo,
+		arg.State,
+		arg.Collections,
+		arg.Keys,
+		arg.Bodies,
+	)
+	var now time.Time
+	err := row.Scan(&now)
+	return now, err
+}
+
 const StoreChanges = `-- name: StoreChanges :one
 SELECT holdfast.store_changes($1::text, $2::bigint[],
   $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[],
