@@ -174,6 +174,87 @@ func TestErrorsOfAStore(t *testing.T) {
 	}
 }
 
+// One plain change meets the same fence, by a lock of its own or one that is held.
+func TestErrorsOfAPlainStore(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	if err := b.store(storing(b.Tenant, "a", 0)); err != nil {
+		t.Fatal(err)
+	}
+	b.seedHidden(t, "hidden")
+	b.exec(t, `INSERT INTO holdfast.entries VALUES ($1, 'k', 'a', 'c', 'there', '', 1, '{}')`, string(b.Tenant))
+	lock := int64(1)
+	plain := func(change func(*dbsqlc.StoreChangeParams)) *dbsqlc.StoreChangeParams {
+		now := time.Now()
+		p := &dbsqlc.StoreChangeParams{
+			TenantID: string(b.Tenant), Lock: &lock, Kind: "k", ObjectID: "a", Expected: 1, SchemaVersion: 1, CreateTime: createTime,
+			UpdateTime: now, ActivityTime: now, EventType: "x", EventTime: now, RequestID: "r", RequestKey: []byte("sixteen bytes 16"),
+			Undo: "{}", State: `{"a": 2}`, Collections: []string{"c", "c"}, Keys: []string{"k", "l"}, Bodies: []string{"{}", `{"b": 1}`},
+		}
+		change(p)
+		return p
+	}
+	store := func(p *dbsqlc.StoreChangeParams) error {
+		pipeline := b.DB.NewPipeline(db.Scope{Tenant: b.Tenant})
+		pipeline.StoreChange(p)
+		return b.DB.RunAndCommit(b.ctx, pipeline)
+	}
+	for name, c := range map[string]struct {
+		change func(*dbsqlc.StoreChangeParams)
+		want   error
+	}{
+		"an older version":         {func(p *dbsqlc.StoreChangeParams) { p.Expected = 0 }, db.ErrFenced},
+		"a newer version":          {func(p *dbsqlc.StoreChangeParams) { p.Expected = 2 }, db.ErrFenced},
+		"an earlier life":          {func(p *dbsqlc.StoreChangeParams) { p.CreateTime = createTime.Add(1000) }, db.ErrFenced},
+		"an object never made":     {func(p *dbsqlc.StoreChangeParams) { p.ObjectID = "new" }, db.ErrFenced},
+		"a hidden row":             {func(p *dbsqlc.StoreChangeParams) { p.ObjectID = "hidden" }, db.ErrFenced},
+		"another tenant's":         {func(p *dbsqlc.StoreChangeParams) { p.TenantID = "other" }, db.ErrFenced},
+		"an entry that is there":   {func(p *dbsqlc.StoreChangeParams) { p.Keys = []string{"k", "there"} }, db.ErrFenced},
+		"a clock that is ahead":    {func(p *dbsqlc.StoreChangeParams) { p.UpdateTime = p.UpdateTime.Add(time.Minute) }, db.ErrFenced},
+		"no JSON":                  {func(p *dbsqlc.StoreChangeParams) { p.State = "{" }, db.ErrInvalidData},
+		"U+0000 in an entry":       {func(p *dbsqlc.StoreChangeParams) { p.Bodies = []string{"{}", `{"b": "\u0000"}`} }, db.ErrInvalidData},
+		"another user's entries":   {func(p *dbsqlc.StoreChangeParams) { p.OwnerID = "bob" }, db.ErrForbidden},
+		"a key that is none":       {func(p *dbsqlc.StoreChangeParams) { p.Keys = []string{"k", "\x00"} }, db.ErrInvalidData},
+		"a body that is no object": {func(p *dbsqlc.StoreChangeParams) { p.Bodies = []string{"{}", "1"} }, nil},
+	} {
+		err := store(plain(c.change))
+		if c.want == nil && err == nil || c.want != nil && !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+	if v := b.version(t, "a"); v != 1 {
+		t.Errorf("what failed left a trace: %d", v)
+	}
+	if err := store(plain(func(*dbsqlc.StoreChangeParams) {})); err != nil {
+		t.Fatal(err)
+	}
+	again := plain(func(p *dbsqlc.StoreChangeParams) { p.Expected, p.Keys = 2, []string{"m", "n"} })
+	if err := store(again); !errors.Is(err, db.ErrRequestKnown) {
+		t.Errorf("a known request: %v", err)
+	}
+	tx, err := b.DB.Begin(b.ctx, b.DB.NewTransaction(db.Scope{Tenant: b.Tenant}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := tx.Next()
+	p.StoreChange(plain(func(p *dbsqlc.StoreChangeParams) {
+		// Under a lock that is held the time was read from the clock, and no entries are an array of none.
+		p.Lock, p.Expected, p.RequestID, p.RequestKey, p.Collections, p.Keys, p.Bodies = nil, 2, "", nil, nil, nil, nil
+		p.ExpireTime, p.UpdateTime = createTime.AddDate(100, 0, 0), createTime
+	}))
+	if err := tx.Commit(b.ctx, p); err != nil {
+		t.Fatal(err)
+	}
+	var stored string
+	err = b.owner.QueryRow(b.ctx, `SELECT concat_ws(' ', o.base_version, o.version, o.state ->> 'a', extract(year FROM o.expire_time),
+		(SELECT string_agg(e.key || e.version, ',' ORDER BY e.key) FROM holdfast.entries e WHERE e.tenant_id = o.tenant_id AND e.object_id = 'a'),
+		(SELECT string_agg(concat(e.version, e.request_id), ',' ORDER BY e.version) FROM holdfast.events e WHERE e.tenant_id = o.tenant_id AND e.object_id = 'a'))
+		FROM holdfast.objects o WHERE o.tenant_id = $1 AND o.object_id = 'a'`, string(b.Tenant)).Scan(&stored)
+	if want := "2 3 2 2120 k2,l2,there1 1,2r,3"; err != nil || stored != want {
+		t.Errorf("stored is %q, %v; want %q", stored, err, want)
+	}
+}
+
 // seedHidden stores an object that the bundle's scope may not see.
 func (b *testBundle) seedHidden(t *testing.T, id string) {
 	t.Helper()

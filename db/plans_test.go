@@ -242,6 +242,7 @@ func (b *testBundle) checkPlans(t *testing.T, when string, large bool) {
 		t.Run(when+"/"+p.name, func(t *testing.T) { b.checkPlan(t, &p, large) })
 	}
 	t.Run(when+"/StoreChanges", func(t *testing.T) { b.checkStore(t) })
+	t.Run(when+"/StoreChange", func(t *testing.T) { b.checkPlainStore(t) })
 	t.Run(when+"/ClaimTimers", func(t *testing.T) { b.checkClaim(t, large) })
 }
 
@@ -398,6 +399,35 @@ func (b *testBundle) checkStore(t *testing.T) {
 		// Two objects, their terms, and a few entries.
 		if sequential, rows := after.sequential-before.sequential, after.rows-before.rows; sequential != 0 || rows > 20 {
 			t.Errorf("a store of three objects took %d sequential scans and read %d rows", sequential, rows)
+		}
+	})
+}
+
+// checkPlainStore stores one change of an object that is there, if there are any.
+func (b *testBundle) checkPlainStore(t *testing.T) {
+	t.Helper()
+	version := b.version(t, "o1")
+	if version == 0 {
+		return
+	}
+	b.as(t, scope{role: db.RoleApp, tenant: b.Tenant, owners: "{alice}"}, func(tx pgx.Tx) {
+		var p dbsqlc.StoreChangeParams
+		err := tx.QueryRow(b.ctx, "SELECT owner_id, create_time, clock_timestamp() FROM holdfast.objects WHERE tenant_id = $1 AND kind = 'k' AND object_id = 'o1'",
+			string(b.Tenant)).Scan(&p.OwnerID, &p.CreateTime, &p.UpdateTime)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lock := int64(1)
+		p.TenantID, p.Lock, p.Kind, p.ObjectID, p.Expected, p.SchemaVersion = string(b.Tenant), &lock, "k", "o1", version, 1
+		p.ActivityTime, p.EventType, p.EventTime, p.State, p.Undo = p.UpdateTime, "x", p.UpdateTime, "{}", "{}"
+		p.Collections, p.Keys, p.Bodies = []string{"c"}, []string{"zzz"}, []string{"{}"}
+		before := b.counters(t, tx)
+		if _, err := dbsqlc.New(tx).StoreChange(b.ctx, p); err != nil {
+			t.Fatal(err)
+		}
+		after := b.counters(t, tx)
+		if sequential, rows := after.sequential-before.sequential, after.rows-before.rows; sequential != 0 || rows > 2 {
+			t.Errorf("a store of one change took %d sequential scans and read %d rows", sequential, rows)
 		}
 	})
 }

@@ -46,12 +46,12 @@ BEGIN
     state = p_state::jsonb, update_time = p_update_time, activity_time = p_activity_time,
     expire_time = nullif(p_expire_time, '0001-01-01 00:00:00+00')
   WHERE o.tenant_id = p_tenant_id AND o.kind = p_kind AND o.object_id = p_object_id
-    AND o.version = p_expected AND o.create_time = p_create_time AND NOT o.deleted
+    AND o.version = p_expected AND o.create_time = p_create_time
   RETURNING o.packed INTO packed_upto;
   IF NOT FOUND THEN
     RAISE EXCEPTION 'object % is not at version %', p_object_id, p_expected USING ERRCODE = 'HF001';
   END IF;
-  IF packed_upto IS NOT NULL THEN
+  IF packed_upto IS NOT NULL AND p_keys IS NOT NULL THEN
     PERFORM holdfast.make_room(p_tenant_id, jsonb_build_object(p_kind || '/' || p_object_id, packed_upto), ARRAY[p_kind],
       ARRAY[p_object_id], ARRAY[false], array_fill(1, ARRAY[cardinality(p_keys)]), p_collections, p_keys);
   END IF;
