@@ -46,7 +46,11 @@ func cleanMappings(smaps io.Reader, file string) []mapping {
 			}
 			m.size = end - m.start
 		}
-		if m.size > 0 && len(fields) == 3 && fields[0] == "Anonymous:" && fields[1] == "0" {
+		switch {
+		case m.size == 0 || len(fields) != 3:
+		case fields[0] == "Anonymous:" && fields[1] != "0":
+			m = mapping{}
+		case fields[0] == "Swap:" && fields[1] == "0": // which comes after it
 			found = append(found, m)
 		}
 	}
