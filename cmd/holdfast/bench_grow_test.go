@@ -48,6 +48,7 @@ func benchOf(t *testing.T, servers int) (*bench, *sandbox) {
 func TestBenchTurns(t *testing.T) {
 	t.Parallel()
 	b, _ := benchOf(t, 2)
+	b.Duration = time.Minute // the requests end it
 	rows, err := runTurns(4)(t.Context(), b, scenario{name: "turns-4"})
 	if err != nil || len(rows) != 1 || len(rows[0].Errors) != 0 {
 		t.Fatalf("%v, %v", rows, err)

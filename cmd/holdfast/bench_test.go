@@ -169,7 +169,7 @@ func TestBench(t *testing.T) {
 	server := dev(t)
 	results := filepath.Join(t.TempDir(), "results.json")
 	code, stdout, stderr := run(t, nil, "bench", "--api", server.API, "--token", server.Token,
-		"--only", "^(append-64|append-tenants-1000|hot-64|live-64)$", "--duration", "5s", "--warmup", "0s", "--max-requests", "500", "--json", results)
+		"--only", "^(append-64|append-tenants-1000|hot-64|live-64)$", "--duration", "60s", "--warmup", "0s", "--max-requests", "500", "--json", results)
 	if code != 0 {
 		t.Fatalf("ended with %d: %s", code, stderr)
 	}
