@@ -133,6 +133,7 @@ func TestErrorsOfAStore(t *testing.T) {
 			p.EObject, p.ECollection, p.EKey, p.EVersion, p.EBody = []int32{1}, []string{"c"}, []string{key}, []int64{2}, []string{body}
 		}
 	}
+	b.exec(t, `INSERT INTO holdfast.entries VALUES ($1, 'k', 'b', 'c', 'there', '', 1, '{}')`, string(b.Tenant))
 	for name, c := range map[string]struct {
 		params *db.Changes
 		want   error
@@ -143,6 +144,11 @@ func TestErrorsOfAStore(t *testing.T) {
 		"an entry that was taken to be absent": {changed(func(p *db.Changes) {
 			p.OID, p.OExpected, p.OVersion, p.VVersion = []string{"b"}, []int64{1}, []int64{2}, []int64{2}
 			p.AObject, p.ACollection, p.AKey = []int32{1}, []string{"c"}, []string{"there"}
+		}), db.ErrFenced},
+		"an entry that was taken to be new": {changed(func(p *db.Changes) {
+			p.OID, p.OExpected, p.OVersion, p.VVersion = []string{"b"}, []int64{1}, []int64{2}, []int64{2}
+			entry("there", "{}")(p)
+			p.ENew = true
 		}), db.ErrFenced},
 		"a known request":  {keyed("b", 1), db.ErrRequestKnown},
 		"another tenant's": {storing("other", "a", 0), db.ErrForbidden},
@@ -159,9 +165,6 @@ func TestErrorsOfAStore(t *testing.T) {
 		"U+0000 in a key":    {changed(entry("k\x00", "{}")), db.ErrInvalidData},
 		"a number too large": {changed(entry("k", `{"a": 1e200000}`)), db.ErrInvalidData},
 	} {
-		if name == "an entry that was taken to be absent" {
-			b.exec(t, `INSERT INTO holdfast.entries VALUES ($1, 'k', 'b', 'c', 'there', '', 1, '{}')`, string(b.Tenant))
-		}
 		if err := b.store(c.params); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}

@@ -65,6 +65,8 @@ func encodedLen(args []any) int {
 		switch arg := arg.(type) {
 		case string:
 			n += scalar + len(arg)
+		case bool:
+			n += scalar
 		case []string:
 			n += array + element*len(arg)
 			for _, s := range arg {

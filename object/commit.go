@@ -397,7 +397,7 @@ func (rt *Runtime) store(p *db.Pipeline, works []*work, locks bool) (done func()
 		return func() {}, err
 	}
 	c := rt.db.NewChanges()
-	c.TenantID = string(works[0].box.key.tenant)
+	c.TenantID, c.ENew = string(works[0].box.key.tenant), !slices.ContainsFunc(works, (*work).replaces)
 	for _, w := range works {
 		if locks {
 			c.Locks = append(c.Locks, w.lock)

@@ -476,6 +476,9 @@ func (w *work) store(p *dbsqlc.StoreChangesParams) error {
 		return err
 	}
 	for _, k := range w.assumed {
+		if s := w.staged.find(k); p.ENew && s != nil && s.value != nil {
+			continue
+		}
 		p.AObject = append(p.AObject, object)
 		p.ACollection = append(p.ACollection, k.collection)
 		p.AKey = append(p.AKey, k.key)
@@ -523,12 +526,15 @@ func (w *work) plain() bool {
 	if _, same := w.terms(); !same {
 		return false
 	}
-	for i := range w.staged.list {
-		if s := &w.staged.list[i]; s.value == nil || !s.fresh {
-			return false
-		}
+	if w.replaces() || slices.ContainsFunc(w.staged.list, func(s staged) bool { return s.value == nil }) {
+		return false
 	}
 	return !slices.ContainsFunc(w.assumed, func(k entryKey) bool { return w.staged.find(k) == nil })
+}
+
+// replaces tells whether the batch stores an entry anew that was there.
+func (w *work) replaces() bool {
+	return slices.ContainsFunc(w.staged.list, func(s staged) bool { return s.value != nil && !s.fresh })
 }
 
 // storePlain is store for a plain one; a lock that is held already is nil.

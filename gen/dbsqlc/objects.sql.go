@@ -535,10 +535,11 @@ SELECT holdfast.store_changes($1::text, $2::bigint[],
   $17::integer[], $18::text[],
   $19::integer[], $20::text[], $21::text[],
   $22::integer[], $23::text[], $24::text[], $25::bigint[], $26::text[],
-  $27::integer[], $28::text[], $29::text[],
-  $30::integer[], $31::text[], $32::timestamptz[], $33::integer[], $34::text[],
-  $35::integer[], $36::bigint[], $37::text[], $38::text[],
-  $39::timestamptz[], $40::text[], $41::bytea[], $42::bytea[], $43::bytea[], $44::text[]
+  $27::boolean,
+  $28::integer[], $29::text[], $30::text[],
+  $31::integer[], $32::text[], $33::timestamptz[], $34::integer[], $35::text[],
+  $36::integer[], $37::bigint[], $38::text[], $39::text[],
+  $40::timestamptz[], $41::text[], $42::bytea[], $43::bytea[], $44::bytea[], $45::text[]
 )::timestamptz AS now
 `
 
@@ -569,6 +570,7 @@ type StoreChangesParams struct {
 	EKey           []string
 	EVersion       []int64
 	EBody          []string
+	ENew           bool
 	DObject        []int32
 	DCollection    []string
 	DKey           []string
@@ -618,6 +620,7 @@ func (q *Queries) StoreChanges(ctx context.Context, arg StoreChangesParams) (tim
 		arg.EKey,
 		arg.EVersion,
 		arg.EBody,
+		arg.ENew,
 		arg.DObject,
 		arg.DCollection,
 		arg.DKey,
