@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
@@ -340,7 +341,21 @@ func (f *folder) say(modality conversationv1.Modality, words string) {
 			turn.HeardText, turn.HeardEstimated = new(""), true
 		}
 	}
+	if f.live.GetCalledTools() && joins(turn.GetText(), words) {
+		words = " " + words
+	}
+	f.live.CalledTools = false
 	f.extend(&f.live.AssistantTurn, words)
+}
+
+// joins tells whether words that begin anew would be taken for one with the last of a text: the provider puts a space between
+// words, but not in front of what it says after a tool call ("… for it." and "The run is …"). Scripts that write words
+// without spaces have none here either.
+func joins(text, words string) bool {
+	last, _ := utf8.DecodeLastRuneInString(text)
+	first, _ := utf8.DecodeRuneInString(words)
+	return text != "" && !unicode.IsSpace(last) && (unicode.IsLetter(first) || unicode.IsDigit(first)) &&
+		!unicode.In(first, unicode.Han, unicode.Hiragana, unicode.Katakana, unicode.Thai, unicode.Lao, unicode.Khmer, unicode.Myanmar)
 }
 
 // interrupt cuts the model's turn off, which may not have said a word yet. It lasts until turnComplete all the same:
@@ -383,7 +398,7 @@ func (f *folder) endTurn(status conversationv1.MessageStatus) {
 	if turn := f.live.GetAssistantTurn(); turn.GetSeq() != 0 && turn.GetAudioMs() != f.live.GetTurnAudioMs() {
 		f.touch(turn)
 	}
-	f.live.AssistantTurn, f.live.TurnAudioMs = nil, 0
+	f.live.AssistantTurn, f.live.TurnAudioMs, f.live.CalledTools = nil, 0, false
 	if !f.live.GetInterrupted() {
 		f.endUtterance()
 	}

@@ -191,6 +191,14 @@ func TestTurns(t *testing.T) {
 		[]string{out("Hel"), generated, out("lo."), turnComplete},
 		[]string{"1 assistant voice complete: Hello."},
 	}, {
+		"words after a tool call begin anew",
+		[]string{out("For "), out("it."), call("a"), answer("a"), out("The "), out("run."), call("b"), out(" No two"), call("c"), out("."), turnComplete, out("Yes"), out("ter.")},
+		[]string{"1 assistant voice complete: For it. The run. No two.", "2 assistant voice streaming: Yester."},
+	}, {
+		"words after a tool call, in a script without spaces",
+		[]string{out("はい。"), call("a"), out("実行中です。"), turnComplete, call("b"), out("Done")},
+		[]string{"1 assistant voice complete: はい。実行中です。", "2 assistant voice streaming: Done"},
+	}, {
 		"words of the user during and after the answer",
 		[]string{in("Can "), audio, in("you "), out("Yes."), generated, in("look?"), turnComplete},
 		[]string{"1 user voice complete: Can you look?", "2 assistant voice complete: Yes."},

@@ -41,7 +41,7 @@ const maxResultText = 16 << 10
 // issue an orphan again: then it is its call.
 
 func (f *folder) callTools(calls []functionCall) {
-	f.modelTurn()
+	f.live.CalledTools = f.modelTurn().GetText() != ""
 	f.signal(modelCalledTools)
 	for _, call := range calls {
 		f.openCall(call)

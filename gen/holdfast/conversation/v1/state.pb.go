@@ -2253,8 +2253,10 @@ type LiveState struct {
 	// How long nothing must come until the voice turn is idle; unset: the server's default.
 	Silence *durationpb.Duration `protobuf:"bytes,39,opt,name=silence,proto3" json:"silence,omitempty"`
 	// The raw frames that are kept: batches first_kept to kept_batches.
-	FirstKept     int64 `protobuf:"varint,36,opt,name=first_kept,json=firstKept,proto3" json:"first_kept,omitempty"`
-	KeptBatches   int64 `protobuf:"varint,37,opt,name=kept_batches,json=keptBatches,proto3" json:"kept_batches,omitempty"`
+	FirstKept   int64 `protobuf:"varint,36,opt,name=first_kept,json=firstKept,proto3" json:"first_kept,omitempty"`
+	KeptBatches int64 `protobuf:"varint,37,opt,name=kept_batches,json=keptBatches,proto3" json:"kept_batches,omitempty"`
+	// True where the model has called a tool since its last words: what it says next begins anew.
+	CalledTools   bool `protobuf:"varint,42,opt,name=called_tools,json=calledTools,proto3" json:"called_tools,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2576,6 +2578,13 @@ func (x *LiveState) GetKeptBatches() int64 {
 	return 0
 }
 
+func (x *LiveState) GetCalledTools() bool {
+	if x != nil {
+		return x.CalledTools
+	}
+	return false
+}
+
 // KeptFrames are the frames of one batch as they came, encrypted: an entry of the collection "kept_frames", its key the
 // number of the batch.
 type KeptFrames struct {
@@ -2842,7 +2851,7 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\tafter_seq\x18\n" +
 	" \x01(\x03R\bafterSeq\x12&\n" +
 	"\x0fafter_tool_call\x18\v \x01(\x03R\rafterToolCall\x12\x12\n" +
-	"\x04dead\x18\f \x01(\bR\x04dead\"\xe9\x0f\n" +
+	"\x04dead\x18\f \x01(\bR\x04dead\"\x8c\x10\n" +
 	"\tLiveState\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12*\n" +
 	"\x11last_client_index\x18\x02 \x01(\x03R\x0flastClientIndex\x12\x1d\n" +
@@ -2896,7 +2905,8 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\asilence\x18' \x01(\v2\x19.google.protobuf.DurationR\asilence\x12\x1d\n" +
 	"\n" +
 	"first_kept\x18$ \x01(\x03R\tfirstKept\x12!\n" +
-	"\fkept_batches\x18% \x01(\x03R\vkeptBatches\x1ac\n" +
+	"\fkept_batches\x18% \x01(\x03R\vkeptBatches\x12!\n" +
+	"\fcalled_tools\x18* \x01(\bR\vcalledTools\x1ac\n" +
 	"\x11PendingCallsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x128\n" +
 	"\x05value\x18\x02 \x01(\v2\".holdfast.conversation.v1.ToolCallR\x05value:\x028\x01\x1a@\n" +
