@@ -8,36 +8,54 @@ import (
 )
 
 const (
-	// soft is the limit that the garbage collector works towards. The program's own pages come on top, and with 1,000
-	// streams both together stay under 128 MB.
-	soft = 97 << 20
+	// most is what a process may have in RAM: a little less than 128 MB, with 1,000 sessions and as many streams.
+	most = 120 << 20
+	// unused is how much of the collector's limit is not in RAM, as measured: room that it holds for what comes next.
+	unused = 5 << 20
+	// program is how much of the program's own pages is in use at least. (How much depends on the sizes in which the kernel
+	// happens to have the file in its cache: 28 and 35 MiB were seen of one program.)
+	program = 28 << 20
 	// growth is how much the heap may grow between two collections, in percent, as long as it stays within the limit. At
 	// Go's own 100 a server of few sessions collects five times as often as its memory asks for, which is a quarter of
 	// its CPU.
 	growth = 400
-	// period is how often the program's pages are given back.
-	period = time.Minute
+	// lookEvery is how often the limit is set anew, and releaseEvery how often the program's pages are given back.
+	lookEvery    = time.Second
+	releaseEvery = time.Minute
 )
 
 // Keep sets the collector's limits, but for those that the environment sets, and gives the program's unused pages back
 // until ctx ends.
 func Keep(ctx context.Context, env func(string) (string, bool)) {
-	if v, _ := env("GOMEMLIMIT"); v == "" {
-		debug.SetMemoryLimit(soft)
-	}
 	if v, _ := env("GOGC"); v == "" {
 		debug.SetGCPercent(growth)
 	}
+	own, _ := env("GOMEMLIMIT")
+	releaseProgram()
+	limit := int64(0)
+	look := func() {
+		if l := limitBeside(programResident()); own == "" && (limit-l >= 1<<20 || l-limit >= 1<<20) {
+			limit = l
+			debug.SetMemoryLimit(l) // which stops the world for a moment
+		}
+	}
+	look()
 	go func() {
-		ticker := time.NewTicker(period)
-		defer ticker.Stop()
+		ticks, releases := time.NewTicker(lookEvery), time.NewTicker(releaseEvery)
+		defer ticks.Stop()
+		defer releases.Stop()
 		for {
-			releaseProgram()
 			select {
 			case <-ctx.Done():
 				return
-			case <-ticker.C:
+			case <-releases.C:
+				releaseProgram()
+			case <-ticks.C:
+				look()
 			}
 		}
 	}()
 }
+
+// limitBeside is the collector's limit beside so many bytes of the program's own pages.
+func limitBeside(resident int64) int64 { return most + unused - max(resident, program) }

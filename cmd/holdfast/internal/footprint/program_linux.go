@@ -27,6 +27,20 @@ func releaseProgram() {
 	}
 }
 
+// programResident is how many bytes of files, which is the program's and its libraries', are in memory; 0 where it is not known.
+func programResident() int64 {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0
+	}
+	_, line, _ := strings.Cut(string(status), "RssFile:")
+	var kib int64
+	if _, err := fmt.Sscan(line, &kib); err != nil {
+		return 0
+	}
+	return kib << 10
+}
+
 type mapping struct{ start, size uintptr }
 
 // cleanMappings finds in smaps (see proc(5)) where a file is mapped to be read only, with no page that differs from the
