@@ -9,9 +9,7 @@ import (
 
 const (
 	// most is what a process may have in RAM: a little less than 128 MB, with 1,000 sessions and as many streams.
-	most = 120 << 20
-	// unused is how much of the collector's limit is not in RAM, as measured: room that it holds for what comes next.
-	unused = 5 << 20
+	most = 121 << 20
 	// program is how much of the program's own pages is in use at least. (How much depends on the sizes in which the kernel
 	// happens to have the file in its cache: 28 and 35 MiB were seen of one program.)
 	program = 28 << 20
@@ -58,4 +56,4 @@ func Keep(ctx context.Context, env func(string) (string, bool)) {
 }
 
 // limitBeside is the collector's limit beside so many bytes of the program's own pages.
-func limitBeside(resident int64) int64 { return most + unused - max(resident, program) }
+func limitBeside(resident int64) int64 { return most - max(resident, program) }
