@@ -55,8 +55,8 @@ type staged struct {
 	value   proto.Message
 	body    string
 	version Version
-	// fresh: it was not there before the batch, or is taken not to have been.
-	fresh bool
+	// added: it was not there before the batch, or is taken not to have been.
+	added bool
 }
 
 // stagedEntries is what a batch stages of one object, in the order in which it first did. Most stage an entry or two, and a
@@ -85,7 +85,7 @@ func (s *stagedEntries) find(k entryKey) *staged {
 
 func (s *stagedEntries) set(e staged) {
 	if was := s.find(e.entryKey); was != nil {
-		e.fresh = was.fresh
+		e.added = was.added
 		*was = e
 		return
 	}
@@ -534,7 +534,7 @@ func (w *work) plain() bool {
 
 // replaces tells whether the batch stores an entry anew that was there.
 func (w *work) replaces() bool {
-	return slices.ContainsFunc(w.staged.list, func(s staged) bool { return s.value != nil && !s.fresh })
+	return slices.ContainsFunc(w.staged.list, func(s staged) bool { return s.value != nil && !s.added })
 }
 
 // storePlain is store for a plain one; a lock that is held already is nil.
