@@ -19,7 +19,7 @@ type cache struct {
 func newCache(limitBytes int) *cache {
 	c := &cache{limit: limitBytes}
 	// The number of records is bounded by their bytes; the LRU's own bound only has to be out of the way.
-	lru, err := simplelru.NewLRU(1<<30, func(_ key, r *record) { c.bytes -= r.bytes })
+	lru, err := simplelru.NewLRU(1<<30, func(_ key, r *record) { c.bytes -= r.bytes() })
 	if err != nil {
 		panic(err) // only a size below 1 is refused
 	}
@@ -44,10 +44,10 @@ func (c *cache) put(k key, rec *record) {
 		if newer < 0 || newer == 0 && len(old.recent.entries) >= len(rec.recent.entries) {
 			return
 		}
-		c.bytes -= old.bytes
+		c.bytes -= old.bytes()
 	}
 	c.lru.Add(k, rec)
-	c.bytes += rec.bytes
+	c.bytes += rec.bytes()
 	for c.bytes > c.limit && c.lru.Len() > 0 {
 		c.lru.RemoveOldest()
 	}

@@ -64,9 +64,14 @@ func (rt *Runtime) CacheBytes() (believed, measured int) {
 	rt.cache.mu.Lock()
 	defer rt.cache.mu.Unlock()
 	for _, r := range rt.cache.lru.Values() {
-		measured += r.measure()
+		measured += r.bytes() - r.recent.bytes + LoadedRecent(r.recent.entries, 0).r.bytes
 	}
 	return rt.cache.bytes, measured
+}
+
+// AtHand is how many of an object's newest entries the cache has.
+func (rt *Runtime) AtHand(t identity.Tenant, kind string, id ID) int {
+	return len(rt.cache.get(key{t, kind, id}).recent.entries)
 }
 
 // Recent is the newest entries that are kept at hand, for the test of its bookkeeping.
@@ -74,7 +79,11 @@ type Recent struct{ r recent }
 
 // LoadedRecent is what a load of up to limit entries leaves at hand.
 func LoadedRecent(newest []Entry, limit int) Recent {
-	return Recent{recent{known: true, whole: len(newest) < limit, entries: newest}}
+	r := recent{known: true, whole: len(newest) < limit, entries: newest}
+	for _, e := range newest {
+		r.bytes += entryBytes(e.Value)
+	}
+	return Recent{r}
 }
 
 // Find looks an entry up.
@@ -90,6 +99,9 @@ func (r Recent) With(key string, value proto.Message, keep int) Recent {
 
 // Len is how many entries are at hand.
 func (r Recent) Len() int { return len(r.r.entries) }
+
+// Bytes is what they are believed to take.
+func (r Recent) Bytes() int { return r.r.bytes }
 
 // Hearing tells whether hints arrive, and Peers how many other processes were heard.
 func (rt *Runtime) Hearing() bool { return rt.fanout.hearing() }

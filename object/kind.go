@@ -42,7 +42,8 @@ type KindConfig[S proto.Message] struct {
 	Terms func(S) []string
 	// Collections maps the name of each collection to a message of its entries' type.
 	Collections map[string]proto.Message
-	// Recent names the collection whose newest entries View can return; at least RecentKeep of them stay in the cache.
+	// Recent names the collection whose newest entries View can return; at least RecentKeep of them stay in the cache while they
+	// are read, or found by changes.
 	Recent     string
 	RecentKeep int
 	// Signal is a message of the type that Kind.Signal tells, for signals to watchers at other processes. Optional.

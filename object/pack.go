@@ -71,7 +71,6 @@ func queueRecent(p *db.Pipeline, k *kind, t identity.Tenant, id ID, limit int) (
 		}
 		var err error
 		rec.recent, err = k.decodeRecent(keys, bodies, limit)
-		rec.bytes = rec.measure()
 		return err
 	}
 }
@@ -313,6 +312,7 @@ func (k *kind) decodeRecent(keys, bodies []string, limit int) (recent, error) {
 		}
 		out.newer = out.newer || newer
 		out.entries = append(out.entries, Entry{key, value})
+		out.bytes += entryBytes(value)
 	}
 	return out, nil
 }
@@ -325,7 +325,7 @@ func (r recent) unlessPacked(upTo string) recent {
 		}
 		return 1
 	})
-	r.entries, r.whole = r.entries[i:], false
+	r = r.newest(len(r.entries)-i, len(r.entries))
 	r.known = len(r.entries) > 0
 	return r
 }

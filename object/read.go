@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -117,6 +118,9 @@ func (rt *Runtime) runViews(batch []*view) {
 	for i, v := range batch {
 		var known Version
 		if rec := rt.cache.get(v.key); rec != nil {
+			if v.recent > 0 {
+				rec.unread.Store(0)
+			}
 			if _, enough := rec.recent.last(v.recent); enough {
 				v.known, known = rec, rec.version
 			}
@@ -215,7 +219,7 @@ func (r *record) lacks(n int) bool {
 // that: see lacks.
 func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit int) (*record, error) {
 	rec := &record{
-		owner: identity.User(r.OwnerID), version: Version(r.Version), schema: r.SchemaVersion,
+		owner: identity.User(r.OwnerID), version: Version(r.Version), schema: r.SchemaVersion, unread: new(atomic.Int32),
 		create: r.CreateTime.UTC(), update: r.UpdateTime.UTC(), activity: r.ActivityTime.UTC(),
 	}
 	if r.ExpireTime != nil {
@@ -247,7 +251,6 @@ func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit int) (*record, error) {
 			rec.recent = rec.recent.unlessPacked(upTo)
 		}
 	}
-	rec.bytes = rec.measure()
 	return rec, nil
 }
 

@@ -7,7 +7,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/typepb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"holdfast/object"
@@ -27,6 +29,7 @@ func TestRecentAgreesWithWhatIsStored(t *testing.T) {
 		limit := keep + r.IntN(2*keep)
 		recent := object.LoadedRecent(newest(stored, limit), limit)
 		for step := range 100 {
+			keep := keep - r.IntN(keep) // fewer of an object that nobody reads
 			k := key()
 			if seed%3 == 0 { // mostly at the end, as messages are
 				k = object.SeqKey(int64(step)/3 + r.Int64N(3))
@@ -38,8 +41,11 @@ func TestRecentAgreesWithWhatIsStored(t *testing.T) {
 				stored[k] = wrapperspb.Int32(int32(step))
 				recent = recent.With(k, stored[k], keep)
 			}
-			if recent.Len() > 2*max(keep, limit) {
+			if recent.Len() > 2*max(keep, limit)+4 {
 				t.Fatalf("seed %d, step %d: %d entries are at hand", seed, step, recent.Len())
+			}
+			if counted := object.LoadedRecent(all(recent), limit).Bytes(); recent.Bytes() != counted {
+				t.Fatalf("seed %d, step %d: %d bytes are at hand, counted anew %d", seed, step, recent.Bytes(), counted)
 			}
 			for i := range int64(keys + 40) {
 				k := object.SeqKey(i)
@@ -84,7 +90,138 @@ func TestRecentSharesNothingThatChanges(t *testing.T) {
 	}
 }
 
-func renderRecent(r object.Recent) string {
+func all(r object.Recent) []object.Entry {
 	entries, _ := r.Last(r.Len())
-	return fmt.Sprint(entries)
+	return entries
+}
+
+func renderRecent(r object.Recent) string { return fmt.Sprint(all(r)) }
+
+// What nobody reads is let go, but for the newest few; it stays while somebody does, or while changes find older ones.
+func TestUnreadEntriesAreLetGo(t *testing.T) {
+	t.Parallel()
+	const keep, changes = 12, 80
+	for name, c := range map[string]struct {
+		each        func(tb *testBundle, k *object.Kind[toy], i int)
+		least, most int // at hand in the end
+	}{
+		"unread": {func(*testBundle, *object.Kind[toy], int) {}, 4, 8},
+		"read now and then": {func(tb *testBundle, k *object.Kind[toy], i int) {
+			if i%16 == 0 {
+				viewNewest(t, tb, k, i, 3)
+			}
+		}, keep, keep + 4},
+		"read without entries": {func(tb *testBundle, k *object.Kind[toy], i int) { viewNewest(t, tb, k, i, 0) }, 4, 8},
+		"found by changes": {func(tb *testBundle, k *object.Kind[toy], i int) {
+			if i%16 == 0 {
+				putToy(t, tb, k, i, fmt.Sprint(i))
+			}
+		}, keep, keep + 4},
+		"read at last": {func(tb *testBundle, k *object.Kind[toy], i int) {
+			if i == changes-1 {
+				viewNewest(t, tb, k, i, 1) // the one is at hand, so that nothing is loaded
+			}
+		}, 4, 8},
+		"read at last for more": {func(tb *testBundle, k *object.Kind[toy], i int) {
+			if i == changes-1 {
+				viewNewest(t, tb, k, i, 9)
+			}
+		}, keep, keep},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tb := setup(t)
+			k := loggedKind(tb.rt, keep)
+			for i := range changes {
+				putToy(t, tb, k, i, fmt.Sprint(i))
+				c.each(tb, k, i)
+			}
+			if n := tb.rt.AtHand(tb.Tenant, "logged", "a"); n < c.least || n > c.most {
+				t.Errorf("%d entries are at hand, want %d to %d", n, c.least, c.most)
+			}
+			if believed, measured := tb.rt.CacheBytes(); believed != measured {
+				t.Errorf("the cache believes to hold %d bytes, and holds %d", believed, measured)
+			}
+		})
+	}
+}
+
+// After many changes that nobody read, all is found as it is stored: by reads of fewer and of more than is at hand, and by changes.
+func TestUnreadEntriesAreFound(t *testing.T) {
+	t.Parallel()
+	const keep, changes = 12, 60
+	for _, n := range []int{1, 4, 5, 8, 9, keep, keep + 5, changes, changes + 20} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
+			tb := setup(t)
+			k := loggedKind(tb.rt, keep)
+			for i := range changes {
+				putToy(t, tb, k, i, fmt.Sprint(i))
+			}
+			viewNewest(t, tb, k, changes-1, n)
+			putToy(t, tb, k, changes, fmt.Sprint(changes))
+			viewNewest(t, tb, k, changes, n)
+		})
+	}
+	t.Run("by changes", func(t *testing.T) {
+		t.Parallel()
+		tb := setup(t)
+		k := loggedKind(tb.rt, keep)
+		for i := range changes {
+			putToy(t, tb, k, i, fmt.Sprint(i))
+		}
+		for i := changes - 1; i >= changes-10; i-- { // all that is at hand, and more
+			_, err := k.Update(tb.ctx, "a", func(tx *object.Tx[toy]) error {
+				key := object.SeqKey(int64(i))
+				if was, _ := tx.Entry(toyEntries, key).(*typepb.EnumValue); was.GetName() != fmt.Sprint(i) {
+					return fmt.Errorf("entry %d is %v", i, was)
+				}
+				if tx.Entry(toyEntries, object.SeqKey(int64(i+1))) != nil {
+					return fmt.Errorf("entry %d is still there", i+1)
+				}
+				tx.DeleteEntry(toyEntries, key)
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		viewNewest(t, tb, k, changes-11, 20)
+	})
+}
+
+func loggedKind(rt *object.Runtime, keep int) *object.Kind[toy] {
+	c := toyConfig()
+	c.Name, c.RecentKeep = "logged", keep
+	return object.Register(rt, c)
+}
+
+func putToy(t *testing.T, tb *testBundle, k *object.Kind[toy], i int, text string) {
+	t.Helper()
+	_, err := k.Update(tb.ctx, "a", func(tx *object.Tx[toy]) error {
+		tx.Put(toyEntries, object.SeqKey(int64(i)), &typepb.EnumValue{Name: text})
+		return nil
+	}, object.Upsert())
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// viewNewest wants the newest n entries of those up to last.
+func viewNewest(t *testing.T, tb *testBundle, k *object.Kind[toy], last, n int) {
+	t.Helper()
+	s, err := k.View(tb.ctx, "a", object.WithRecent(n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got, want []string
+	for _, e := range s.Recent {
+		got = append(got, e.Key+" "+e.Value.(*typepb.EnumValue).GetName())
+	}
+	for i := max(0, last+1-n); i <= last; i++ {
+		want = append(want, object.SeqKey(int64(i))+" "+fmt.Sprint(i))
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the newest %d (-want +got):\n%s", n, diff)
+	}
 }

@@ -1,8 +1,8 @@
 package object
 
 import (
-	"slices"
 	"sort"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -29,8 +29,10 @@ type record struct {
 	newer     bool
 	timers    timers
 	recent    recent
-	bytes     int // estimated, in memory
 	stateSize int // encoded
+	// unread counts the changes since an entry was last asked for; versions of an object share it. It is a hint: a change that is
+	// computed again counts again.
+	unread *atomic.Int32
 	// distrust counts down the writes that load the object anew, because another process was found to write it too.
 	distrust int
 }
@@ -57,6 +59,7 @@ type recent struct {
 	known, whole bool
 	// newer: some of them hold what this release does not know. They can be read, but changes load them one by one.
 	newer bool
+	bytes int // estimated, in memory
 }
 
 // find looks a key up. sure is false where the answer is not at hand.
@@ -83,19 +86,19 @@ func (r recent) last(n int) (entries []Entry, sure bool) {
 	return r.entries[from:len(r.entries):len(r.entries)], true
 }
 
-// with returns r with a key set, or removed where value is nil. It keeps at least keep entries and at most a quarter more:
-// they are most of a server's memory.
+// with returns r with a key set, or removed where value is nil. It keeps at least keep entries and at most a quarter or four
+// more: they are most of a server's memory.
 func (r recent) with(k string, value proto.Message, keep int) recent {
 	if !r.known {
 		return r
 	}
 	n := len(r.entries)
 	if value != nil && (n == 0 || r.entries[n-1].Key < k) {
-		if most := keep + keep/4; n >= most {
-			r.entries = append(make([]Entry, 0, most), r.entries[n-keep+1:]...)
-			r.whole = false
+		if most := keep + max(keep/4, 4); n >= most {
+			r = r.newest(keep-1, most)
 		}
 		r.entries = append(r.entries, Entry{k, value})
+		r.bytes += entryBytes(value)
 		return r
 	}
 	i := sort.Search(n, func(i int) bool { return r.entries[i].Key >= k })
@@ -105,18 +108,46 @@ func (r recent) with(k string, value proto.Message, keep int) recent {
 	changed := append(make([]Entry, 0, n+1), r.entries[:i]...)
 	if value != nil {
 		changed = append(changed, Entry{k, value})
+		r.bytes += entryBytes(value)
 	}
 	if i < n && r.entries[i].Key == k {
+		r.bytes -= entryBytes(r.entries[i].Value)
 		i++
 	}
 	r.entries = append(changed, r.entries[i:]...)
 	switch {
 	case len(r.entries) > max(n, 2*keep):
-		r.entries, r.whole = slices.Clone(r.entries[len(r.entries)-keep:]), false
+		r = r.newest(keep, keep)
 	case len(r.entries) == 0 && !r.whole:
 		r.known = false // where the older ones end was the first one's key
 	}
 	return r
+}
+
+// newest returns r with no more than its newest n entries, and room for as many as there may be.
+func (r recent) newest(n, room int) recent {
+	older := r.entries[:len(r.entries)-n]
+	for _, e := range older {
+		r.bytes -= entryBytes(e.Value)
+	}
+	r.entries, r.whole = append(make([]Entry, 0, room), r.entries[len(older):]...), false
+	return r
+}
+
+const (
+	// unreadChanges is after how many changes without a reader an object's older entries are let go: they are most of what the
+	// collector has to look at. The next to ask for them has them loaded.
+	unreadChanges = 32
+	// unreadKeep is how many stay, and then go on to be found by those who change the newest one.
+	unreadKeep = 4
+)
+
+// keep is how many of the newest entries stay at hand at least, of the kind's keep.
+func (r *record) keep(keep int) int {
+	if r.unread.Load() > unreadChanges {
+		return min(keep, unreadKeep)
+	}
+	return keep
 }
 
 // Decoded messages take about four times their encoded bytes.
@@ -127,11 +158,9 @@ const (
 	decodedFactor  = 4
 )
 
-// measure estimates the record's bytes in memory from its messages' encoded sizes.
-func (r *record) measure() int {
-	n := recordOverhead + decodedFactor*r.stateSize + timerOverhead*len(r.timers) + len(r.raw)
-	for _, e := range r.recent.entries {
-		n += entryOverhead + decodedFactor*proto.Size(e.Value)
-	}
-	return n
+// bytes estimates what the record takes in memory.
+func (r *record) bytes() int {
+	return recordOverhead + decodedFactor*r.stateSize + timerOverhead*len(r.timers) + len(r.raw) + r.recent.bytes
 }
+
+func entryBytes(m proto.Message) int { return entryOverhead + decodedFactor*proto.Size(m) }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -250,12 +251,11 @@ func (w *work) accept(c *change, t *txn) error {
 		}
 	}
 	if live {
-		next.recent = t.base.recent
-		next.bytes = t.base.bytes - decodedFactor*t.base.stateSize + timerOverhead*(len(next.timers)-len(t.base.timers))
+		next.recent, next.unread = t.base.recent, t.base.unread
 	} else {
-		next.recent, next.bytes = recent{known: true, whole: true}, recordOverhead+timerOverhead*len(next.timers)
+		next.recent, next.unread = recent{known: true, whole: true}, new(atomic.Int32)
 	}
-	next.bytes += decodedFactor * next.stateSize
+	next.unread.Add(1)
 	if len(next.timers) > maxTimers {
 		return fmt.Errorf("%w: an object has at most %d timers", ErrInvalid, maxTimers)
 	}
@@ -299,18 +299,13 @@ func (w *work) accept(c *change, t *txn) error {
 	if !live {
 		w.fresh, w.staged = true, stagedEntries{}
 	}
-	had := len(next.recent.entries)
+	keep := next.keep(w.kind.recentKeep)
 	for i, p := range t.puts {
 		old, sure := w.entry(p.entryKey)
 		w.staged.set(staged{p.entryKey, p.value, bodies[i], next.version, sure && old == nil})
 		if p.collection == w.kind.recent {
-			next.recent = next.recent.with(p.key, p.value, w.kind.recentKeep)
-			next.bytes += entryOverhead + decodedFactor*proto.Size(p.value)
-			had++
+			next.recent = next.recent.with(p.key, p.value, keep)
 		}
-	}
-	if len(next.recent.entries) != had || t.revived { // not all were appended, or nothing was counted
-		next.bytes = next.measure()
 	}
 	w.cur = next
 	w.events = append(w.events, e)
@@ -357,6 +352,9 @@ func (w *work) entry(k entryKey) (value proto.Message, sure bool) {
 	}
 	if k.collection == w.kind.recent && w.base != nil {
 		if value, sure := w.base.recent.find(k.key); sure {
+			if value != nil {
+				w.base.unread.Store(0)
+			}
 			return value, true
 		}
 	}

@@ -50,7 +50,7 @@ var _ conversationv1connect.ConversationServiceHandler = (*Manager)(nil)
 // DefaultTTL is how long a conversation is kept after its last change, where it does not say.
 const DefaultTTL = 30 * 24 * time.Hour
 
-// recentMessages stay decoded in the cache of each conversation in use: as many as an assistant's turn usually reads.
+// recentMessages stay decoded in the cache of each conversation that is read: as many as an assistant's turn usually reads.
 const recentMessages = 20
 
 // Register adds the kind "conversation" to the runtime.
