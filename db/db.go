@@ -43,6 +43,7 @@ type DB struct {
 	clock    *clock
 	maxConns int
 	changes  sync.Pool // of *Changes
+	rooms    sync.Pool // of *room
 }
 
 // Open connects and checks the login: one that could step round row-level security is refused with an error that

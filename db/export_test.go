@@ -1,6 +1,10 @@
 package db
 
-import "time"
+import (
+	"time"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+)
 
 // What the tests of package db_test see of the inside.
 
@@ -34,3 +38,12 @@ const MergeEntries = mergeEntries
 
 // ExportPackedEntries reads the entries of a tenant that has packs.
 var ExportPackedEntries = exportSQL(&tenantTable{name: "entries", key: []string{"kind", "object_id", "collection", "key"}, ofObjects: true}, true)
+
+// Room is what pipelines are written in.
+type Room = room
+
+// LendTo lends the room to a connection's frontend, with at least size bytes.
+func (r *Room) LendTo(f *pgproto3.Frontend, size int) { r.lendTo(f, size) }
+
+// TakeBackFrom takes it back, and tells whether it may be lent again.
+func (r *Room) TakeBackFrom(f *pgproto3.Frontend) bool { return r.takeBackFrom(f) }

@@ -47,14 +47,15 @@ func (d *DB) Reuse(c *Changes) {
 	d.changes.Put(c)
 }
 
-// arguments are the fields in order. The first brings the buffer in which pgx encodes them all.
-func (c *Changes) arguments() []any {
-	args := fields(&c.StoreChangesParams)
-	if need := encodedLen(args); cap(c.encoded) < need {
-		c.encoded = make([]byte, 0, need+need/4)
+// arguments are the fields in order. The first brings the buffer in which pgx encodes them all. size is at least what they take.
+func (c *Changes) arguments() (args []any, size int) {
+	args = fields(&c.StoreChangesParams)
+	size = encodedLen(args)
+	if cap(c.encoded) < size {
+		c.encoded = make([]byte, 0, size+size/4)
 	}
 	args[0] = first{c.TenantID, c.encoded[:0]}
-	return args
+	return args, size
 }
 
 // encodedLen is at least what the binary forms of args take.
@@ -65,8 +66,8 @@ func encodedLen(args []any) int {
 		switch arg := arg.(type) {
 		case string:
 			n += scalar + len(arg)
-		case bool:
-			n += scalar
+		case []byte:
+			n += scalar + len(arg)
 		case []string:
 			n += array + element*len(arg)
 			for _, s := range arg {
@@ -78,7 +79,10 @@ func encodedLen(args []any) int {
 				n += len(b)
 			}
 		default:
-			n += array + element*reflect.ValueOf(arg).Len()
+			n += array
+			if v := reflect.ValueOf(arg); v.Kind() == reflect.Slice {
+				n += element * v.Len()
+			}
 		}
 	}
 	return n

@@ -14,7 +14,10 @@ import (
 
 // Pipeline is statements that travel to Postgres together, in one round trip. Its first enters a scope; there is no
 // way to make one without. Use it once, from one goroutine.
-type Pipeline struct{ batch pgx.Batch }
+type Pipeline struct {
+	batch pgx.Batch
+	large int // at least the bytes of its large parameters
+}
 
 // NewPipeline begins a pipeline that is a transaction of its own: it commits at its end, or nothing of it happens.
 func (d *DB) NewPipeline(s Scope) *Pipeline {
@@ -126,11 +129,17 @@ func (p *Pipeline) ListEvents(a dbsqlc.ListEventsParams, each func(*dbsqlc.ListE
 }
 
 // StoreChanges queues dbsqlc.StoreChanges. The changes may be reused once the pipeline was sent.
-func (p *Pipeline) StoreChanges(c *Changes) { p.batch.Queue(dbsqlc.StoreChanges, c.arguments()...) }
+func (p *Pipeline) StoreChanges(c *Changes) {
+	args, size := c.arguments()
+	p.batch.Queue(dbsqlc.StoreChanges, args...)
+	p.large += size
+}
 
 // StoreChange queues dbsqlc.StoreChange.
 func (p *Pipeline) StoreChange(a *dbsqlc.StoreChangeParams) {
-	p.batch.Queue(dbsqlc.StoreChange, fields(a)...)
+	args := fields(a)
+	p.batch.Queue(dbsqlc.StoreChange, args...)
+	p.large += encodedLen(args)
 }
 
 // ClaimTimers queues dbsqlc.ClaimTimers, for a NewJanitor.
@@ -210,7 +219,24 @@ func (d *DB) send(ctx context.Context, p *Pipeline, commits bool) error {
 		return acquireError(err)
 	}
 	defer conn.Release()
-	return translate(conn.SendBatch(ctx, &p.batch).Close(), commits)
+	return translate(d.sendBatch(ctx, conn, p).Close(), commits)
+}
+
+// sendBatch writes the pipeline, in a buffer that is large enough from the start.
+func (d *DB) sendBatch(ctx context.Context, conn *pgxpool.Conn, p *Pipeline) pgx.BatchResults {
+	if p.large == 0 {
+		return conn.SendBatch(ctx, &p.batch)
+	}
+	r, ok := d.rooms.Get().(*room)
+	if !ok {
+		r = &room{}
+	}
+	r.lend(conn.Conn().PgConn(), p.large)
+	sent := conn.SendBatch(ctx, &p.batch)
+	if r.takeBack(conn.Conn().PgConn()) {
+		d.rooms.Put(r)
+	}
+	return sent
 }
 
 // acquireError is that of a pool: whatever it was, nothing was sent.
@@ -261,7 +287,7 @@ func (d *DB) Begin(ctx context.Context, p *Pipeline) (*Transaction, error) {
 		return nil, acquireError(err)
 	}
 	t := &Transaction{db: d, conn: conn}
-	if err := conn.SendBatch(ctx, &p.batch).Close(); err != nil {
+	if err := d.sendBatch(ctx, conn, p).Close(); err != nil {
 		t.Rollback(ctx)
 		return nil, translate(err, false)
 	}
@@ -270,7 +296,7 @@ func (d *DB) Begin(ctx context.Context, p *Pipeline) (*Transaction, error) {
 
 // Read sends a further pipeline of reads; p comes from Next.
 func (t *Transaction) Read(ctx context.Context, p *Pipeline) error {
-	return translate(t.conn.SendBatch(ctx, &p.batch).Close(), false)
+	return translate(t.db.sendBatch(ctx, t.conn, p).Close(), false)
 }
 
 // ReadAndEnd sends the last pipeline of a transaction that only reads, and ends it.
@@ -284,7 +310,7 @@ func (t *Transaction) Commit(ctx context.Context, p *Pipeline) error { return t.
 
 func (t *Transaction) end(ctx context.Context, p *Pipeline, commits bool) error {
 	p.batch.Queue("COMMIT")
-	if err := t.conn.SendBatch(ctx, &p.batch).Close(); err != nil {
+	if err := t.db.sendBatch(ctx, t.conn, p).Close(); err != nil {
 		t.Rollback(ctx)
 		return translate(err, commits)
 	}
