@@ -431,26 +431,24 @@ func invalidCredential(why string) *problem.Error {
 	return problem.Unauthenticated("CREDENTIAL_INVALID", "the credential was refused: "+why)
 }
 
-// middleware authenticates each request and has it admitted, before its body is read. The call, which is the context, then
-// knows who it is. passive are the procedures that say nothing of what the user does.
-func (a *Authenticator) middleware(
-	t *telemetry, passive map[string]bool, entrance *admission, next http.Handler, opts ...connect.HandlerOption,
-) http.Handler {
-	return authn.NewMiddleware(func(ctx context.Context, r *http.Request) (any, error) {
-		c := callFrom(ctx)
+// entrance authenticates a request and has it admitted. The call, which is the context, then knows who it is. passive are the
+// procedures that say nothing of what the user does.
+func (a *Authenticator) entrance(t *telemetry, passive map[string]bool, admitted *admission) func(*call, *http.Request) *connect.Error {
+	return func(c *call, r *http.Request) *connect.Error {
+		ctx := r.Context()
 		err := a.authenticate(ctx, c, r, t, passive)
 		if err == nil {
-			err = entrance.admit(c, r)
+			err = admitted.admit(c, r)
 		}
 		if err == nil {
-			return nil, nil //nolint:nilnil // the call knows it
+			return nil
 		}
 		e := t.fail(ctx, err)
 		if e.Code() == connect.CodeUnauthenticated {
 			challenge(e, c.reason)
 		}
-		return nil, e
-	}, opts...).Wrap(next)
+		return e
+	}
 }
 
 func (a *Authenticator) authenticate(ctx context.Context, c *call, r *http.Request, t *telemetry, passive map[string]bool) error {

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"buf.build/go/protovalidate"
 	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
@@ -30,6 +32,31 @@ func (serverSide) WrapStreamingClient(next connect.StreamingClientFunc) connect.
 	return next
 }
 
+// inTurn is interceptors as one, the first outermost. Connect's own chain asks the context twice before each whether a client's
+// call has strayed here.
+type inTurn []connect.Interceptor
+
+func (in inTurn) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	for _, i := range slices.Backward(in) {
+		next = i.WrapUnary(next)
+	}
+	return next
+}
+
+func (in inTurn) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	for _, i := range slices.Backward(in) {
+		next = i.WrapStreamingClient(next)
+	}
+	return next
+}
+
+func (in inTurn) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	for _, i := range slices.Backward(in) {
+		next = i.WrapStreamingHandler(next)
+	}
+	return next
+}
+
 // outcome is the outermost interceptor: it counts what is open, ends streams when the server drains, and turns every
 // error into what the caller may know.
 type outcome struct {
@@ -45,11 +72,18 @@ type outcome struct {
 
 func (o *outcome) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (res connect.AnyResponse, err error) {
-		callFrom(ctx).procedure = req.Spec().Procedure
-		o.inFlight.Inc()
+		o.open(ctx, o.inFlight, req.Spec())
 		defer o.settle(ctx, o.inFlight, &err)
 		return next(ctx, req)
 	}
+}
+
+// open notes that a call has begun.
+func (*outcome) open(ctx context.Context, open prometheus.Gauge, s connect.Spec) *call {
+	c := callFrom(ctx)
+	c.procedure, c.stream = s.Procedure, s.StreamType != connect.StreamTypeUnary
+	open.Inc()
+	return c
 }
 
 // settle notes how a call ended, and makes its error, or its panic, one that the caller may know.
@@ -67,9 +101,7 @@ func (o *outcome) settle(ctx context.Context, open prometheus.Gauge, err *error)
 
 func (o *outcome) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) (err error) {
-		c := callFrom(ctx)
-		c.procedure, c.stream = conn.Spec().Procedure, true
-		o.streams.Inc()
+		c := o.open(ctx, o.streams, conn.Spec())
 		defer o.settle(ctx, o.streams, &err)
 
 		streamCtx, cancel := context.WithCancelCause(ctx)
@@ -109,19 +141,28 @@ func (t *timedConn) Send(m any) error {
 	return t.StreamingHandlerConn.Send(m)
 }
 
-// checked runs a check on every request message.
+// checked lets only those request messages through that can be stored and keep the rules of the protos.
 type checked struct {
 	serverSide
 
-	check func(proto.Message) error
+	validator protovalidate.Validator
+}
+
+func (c checked) check(message any) error {
+	m, ok := message.(proto.Message)
+	if !ok {
+		return nil
+	}
+	if err := checkStorable(m); err != nil {
+		return err
+	}
+	return c.validator.Validate(m)
 }
 
 func (c checked) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		if m, ok := req.Any().(proto.Message); ok {
-			if err := c.check(m); err != nil {
-				return nil, err
-			}
+		if err := c.check(req.Any()); err != nil {
+			return nil, err
 		}
 		return next(ctx, req)
 	}
@@ -129,24 +170,21 @@ func (c checked) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 
 func (c checked) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		return next(ctx, &checkedConn{StreamingHandlerConn: conn, check: c.check})
+		return next(ctx, &checkedConn{conn, c})
 	}
 }
 
 type checkedConn struct {
 	connect.StreamingHandlerConn
 
-	check func(proto.Message) error
+	checked checked
 }
 
 func (c *checkedConn) Receive(into any) error {
 	if err := c.StreamingHandlerConn.Receive(into); err != nil {
 		return err
 	}
-	if m, ok := into.(proto.Message); ok {
-		return c.check(m)
-	}
-	return nil
+	return c.checked.check(into)
 }
 
 // conditional makes side-effect-free calls by HTTP GET cacheable: the ETag is the version in the answer's metadata, and

@@ -4,7 +4,7 @@
 //
 // The path of a call:
 //
-//	CORS -> route -> telemetry -> authenticate -> admit -> decode -> outcome -> storable -> validate -> ETag -> manager
+//	CORS -> route -> telemetry -> authenticate -> admit -> decode -> outcome -> storable and valid -> ETag -> manager
 package handlers
 
 import (
@@ -24,7 +24,6 @@ import (
 	connectcors "connectrpc.com/cors"
 	"connectrpc.com/grpchealth"
 	"connectrpc.com/grpcreflect"
-	"connectrpc.com/validate"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/cors"
 	"go.opentelemetry.io/otel/trace"
@@ -136,9 +135,9 @@ func New(o Options) (*Server, error) {
 		connect.WithCodec(stableProto{}),
 		connect.WithReadMaxBytes(maxRequest),
 		connect.WithCompressMinBytes(minCompress),
-		connect.WithInterceptors(append(tracing, &outcome{telemetry: t, whenDraining: func(f func()) func() bool {
+		connect.WithInterceptors(inTurn(append(tracing, &outcome{telemetry: t, whenDraining: func(f func()) func() bool {
 			return context.AfterFunc(s.draining, f)
-		}, follow: o.Auth.guard.follow}, checked{check: checkStorable}, validate.NewInterceptor(validate.WithValidator(validator)), conditional{})...),
+		}, follow: o.Auth.guard.follow}, checked{validator: validator}, conditional{}))),
 	}
 
 	admitted := &admission{
@@ -148,7 +147,7 @@ func New(o Options) (*Server, error) {
 	mux := http.NewServeMux()
 	for _, service := range o.Services {
 		path, h := service.Handler(options...)
-		mux.Handle(path, t.wrap(o.Auth.middleware(t, passive, admitted, h, options...)))
+		mux.Handle(path, &edge{telemetry: t, enter: o.Auth.entrance(t, passive, admitted), refusals: connect.NewErrorWriter(options...), next: h})
 	}
 	for _, r := range o.Routes {
 		bounded := &admission{
@@ -188,7 +187,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	server := &http.Server{
-		Handler:           s,
+		Handler:           s.handler,
 		Protocols:         protocols,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,

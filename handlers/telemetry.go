@@ -70,8 +70,10 @@ func callFrom(ctx context.Context) *call {
 	if c, ok := ctx.Value(callKey{}).(*call); ok {
 		return c
 	}
-	return &call{Context: ctx, trace: newTrace()}
+	return untold(ctx)
 }
+
+func untold(ctx context.Context) *call { return &call{Context: ctx, trace: newTrace()} }
 
 // refused notes how the call ends.
 func (c *call) refused(err error, e *connect.Error, reason string) {
@@ -117,12 +119,29 @@ func newTelemetry(log *slog.Logger, now func() time.Time, procedures map[string]
 	return t
 }
 
-func (t *telemetry) wrap(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c := t.begin(w, r)
-		defer t.end(c, r)
-		next.ServeHTTP(w, r.WithContext(c)) //nolint:contextcheck // it carries the request's
-	})
+// edge is where calls come in, and are reported when they end.
+type edge struct {
+	*telemetry
+
+	// enter refuses calls before their bodies are read; nil: none.
+	enter    func(*call, *http.Request) *connect.Error
+	refusals *connect.ErrorWriter
+	next     http.Handler
+}
+
+func (t *telemetry) wrap(next http.Handler) http.Handler { return &edge{telemetry: t, next: next} }
+
+func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c := e.begin(w, r)
+	defer e.end(c, r)
+	in := r.WithContext(c) //nolint:contextcheck // it carries the request's
+	if e.enter != nil {
+		if refusal := e.enter(c, in); refusal != nil {
+			_ = e.refusals.Write(w, in, refusal)
+			return
+		}
+	}
+	e.next.ServeHTTP(w, in)
 }
 
 func (t *telemetry) begin(w http.ResponseWriter, r *http.Request) *call {
