@@ -145,18 +145,24 @@ func (t *timedConn) Send(m any) error {
 type checked struct {
 	serverSide
 
-	validator protovalidate.Validator
+	deep *deep
+}
+
+// newChecked is good until over is closed, and a little slower from then on.
+func newChecked(v protovalidate.Validator, over <-chan struct{}) checked {
+	return checked{deep: newDeep(func(m proto.Message) error {
+		if err := checkStorable(m); err != nil {
+			return err
+		}
+		return v.Validate(m)
+	}, over)}
 }
 
 func (c checked) check(message any) error {
-	m, ok := message.(proto.Message)
-	if !ok {
-		return nil
+	if m, ok := message.(proto.Message); ok {
+		return c.deep.run(m)
 	}
-	if err := checkStorable(m); err != nil {
-		return err
-	}
-	return c.validator.Validate(m)
+	return nil
 }
 
 func (c checked) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {

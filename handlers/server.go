@@ -137,7 +137,7 @@ func New(o Options) (*Server, error) {
 		connect.WithCompressMinBytes(minCompress),
 		connect.WithInterceptors(inTurn(append(tracing, &outcome{telemetry: t, whenDraining: func(f func()) func() bool {
 			return context.AfterFunc(s.draining, f)
-		}, follow: o.Auth.guard.follow}, checked{validator: validator}, conditional{}))),
+		}, follow: o.Auth.guard.follow}, newChecked(validator, s.draining.Done()), conditional{}))),
 	}
 
 	admitted := &admission{
