@@ -17,19 +17,36 @@ import (
 type Pipeline struct {
 	batch pgx.Batch
 	large int // at least the bytes of its large parameters
+	// entry is the scope, as long as no statement was queued that enters it.
+	entry *entry
+}
+
+// entry is a scope that is to be entered, and where the database's clock goes that it answers.
+type entry struct {
+	scope Scope
+	now   func(time.Time)
 }
 
 // NewPipeline begins a pipeline that is a transaction of its own: it commits at its end, or nothing of it happens.
 func (d *DB) NewPipeline(s Scope) *Pipeline {
-	p := &Pipeline{}
-	p.enter(d, s)
-	return p
+	asked := d.clock.read()
+	return &Pipeline{entry: &entry{s, func(t time.Time) { d.clock.sample(asked, t) }}}
 }
 
-func (p *Pipeline) enter(d *DB, s Scope) {
-	asked := d.clock.read()
-	query(p, dbsqlc.EnterScope, s.params(), func(r *dbsqlc.EnterScopeRow) error {
-		d.clock.sample(asked, r.Now)
+// queue queues a statement, behind the one that enters the scope.
+func (p *Pipeline) queue(sql string, args ...any) *pgx.QueuedQuery {
+	p.enter()
+	return p.batch.Queue(sql, args...)
+}
+
+func (p *Pipeline) enter() {
+	e := p.entry
+	if e == nil {
+		return
+	}
+	p.entry = nil
+	query(p, dbsqlc.EnterScope, e.scope.params(), func(r *dbsqlc.EnterScopeRow) error {
+		e.now(r.Now)
 		return nil
 	})
 }
@@ -46,14 +63,19 @@ func (d *DB) NewJanitor() *Pipeline {
 
 // LockObjects takes the advisory locks, which must be ascending, and answers the database's clock after the last.
 func (p *Pipeline) LockObjects(locks []int64, now func(time.Time)) {
-	p.batch.Queue(dbsqlc.LockObjects, locks).QueryRow(func(row pgx.Row) error {
+	p.queue(dbsqlc.LockObjects, locks).QueryRow(scanTime(now))
+}
+
+// scanTime takes the only column of the only row.
+func scanTime(each func(time.Time)) func(pgx.Row) error {
+	return func(row pgx.Row) error {
 		var t time.Time
 		if err := row.Scan(&t); err != nil {
 			return err
 		}
-		now(t)
+		each(t)
 		return nil
-	})
+	}
 }
 
 // ViewObjects queues dbsqlc.ViewObjects.
@@ -131,15 +153,22 @@ func (p *Pipeline) ListEvents(a dbsqlc.ListEventsParams, each func(*dbsqlc.ListE
 // StoreChanges queues dbsqlc.StoreChanges. The changes may be reused once the pipeline was sent.
 func (p *Pipeline) StoreChanges(c *Changes) {
 	args, size := c.arguments()
-	p.batch.Queue(dbsqlc.StoreChanges, args...)
+	p.queue(dbsqlc.StoreChanges, args...)
 	p.large += size
 }
 
-// StoreChange queues dbsqlc.StoreChange.
+// StoreChange queues dbsqlc.StoreChange, and where it is the first statement it enters the scope as well.
 func (p *Pipeline) StoreChange(a *dbsqlc.StoreChangeParams) {
 	args := fields(a)
-	p.batch.Queue(dbsqlc.StoreChange, args...)
 	p.large += encodedLen(args)
+	e := p.entry
+	if e == nil {
+		p.queue(dbsqlc.StoreChange, args...)
+		return
+	}
+	p.entry = nil
+	scope := e.scope.params()
+	p.queue(dbsqlc.StoreChangeInScope, append([]any{scope.TenantID, scope.Owners, scope.Service}, args...)...).QueryRow(scanTime(e.now))
 }
 
 // ClaimTimers queues dbsqlc.ClaimTimers, for a NewJanitor.
@@ -154,12 +183,12 @@ func (p *Pipeline) ClaimTimersInTurn(a dbsqlc.ClaimTimersInTurnParams, each func
 
 // SettleTimer queues dbsqlc.SettleTimer.
 func (p *Pipeline) SettleTimer(a *dbsqlc.SettleTimerParams) {
-	p.batch.Queue(dbsqlc.SettleTimer, fields(a)...)
+	p.queue(dbsqlc.SettleTimer, fields(a)...)
 }
 
 // DropTimer queues dbsqlc.DropTimer.
 func (p *Pipeline) DropTimer(a dbsqlc.DropTimerParams) {
-	p.batch.Queue(dbsqlc.DropTimer, fields(&a)...)
+	p.queue(dbsqlc.DropTimer, fields(&a)...)
 }
 
 // ListEventsBack queues dbsqlc.ListEventsBack.
@@ -265,9 +294,9 @@ func (d *DB) NewSnapshot(s Scope) *Pipeline {
 }
 
 func (d *DB) newTransaction(s Scope, begin string) *Pipeline {
-	p := &Pipeline{}
+	p := d.NewPipeline(s)
 	p.batch.Queue(begin)
-	p.enter(d, s)
+	p.enter() // also where no other statement follows in this round trip
 	return p
 }
 
@@ -335,7 +364,7 @@ func (t *Transaction) Rollback(ctx context.Context) {
 // query queues one of sqlc's statements: its parameters' fields are its arguments and its row's fields its columns,
 // both in order.
 func query[P, R any](p *Pipeline, sql string, params P, each func(*R) error) {
-	p.batch.Queue(sql, fields(&params)...).Query(func(rows pgx.Rows) error {
+	p.queue(sql, fields(&params)...).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			var r R
 			if err := rows.Scan(pointers(&r)...); err != nil {

@@ -86,6 +86,16 @@ SELECT holdfast.store_change(@tenant_id::text, sqlc.narg(lock)::bigint, @kind::t
   @collections::text[], @keys::text[], @bodies::text[]
 )::timestamptz AS now;
 
+-- StoreChangeInScope is EnterScope and StoreChange in one; see the function.
+-- name: StoreChangeInScope :one
+SELECT holdfast.store_change_in_scope(@scope::text, @owners::text, @service::text,
+  @tenant_id::text, sqlc.narg(lock)::bigint, @kind::text, @object_id::text, @owner_id::text,
+  @expected::bigint, @schema_version::integer, @create_time::timestamptz, @update_time::timestamptz,
+  @activity_time::timestamptz, @expire_time::timestamptz, @event_type::text, @actor::text, @event_time::timestamptz,
+  @request_id::text, @request_key::bytea, @request_hash::bytea, @reply::bytea, @undo::text, @state::text,
+  @collections::text[], @keys::text[], @bodies::text[]
+)::timestamptz AS now;
+
 -- ListObjects pages through the live objects of a kind, newest activity first.
 -- name: ListObjects :many
 SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,

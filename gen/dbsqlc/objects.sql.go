@@ -526,6 +526,80 @@ func (q *Queries) StoreChange(ctx context.Context, arg StoreChangeParams) (time.
 	return now, err
 }
 
+const StoreChangeInScope = `-- name: StoreChangeInScope :one
+SELECT holdfast.store_change_in_scope($1::text, $2::text, $3::text,
+  $4::text, $5::bigint, $6::text, $7::text, $8::text,
+  $9::bigint, $10::integer, $11::timestamptz, $12::timestamptz,
+  $13::timestamptz, $14::timestamptz, $15::text, $16::text, $17::timestamptz,
+  $18::text, $19::bytea, $20::bytea, $21::bytea, $22::text, $23::text,
+  $24::text[], $25::text[], $26::text[]
+)::timestamptz AS now
+`
+
+type StoreChangeInScopeParams struct {
+	Scope         string
+	Owners        string
+	Service       string
+	TenantID      string
+	Lock          *int64
+	Kind          string
+	ObjectID      string
+	OwnerID       string
+	Expected      int64
+	SchemaVersion int32
+	CreateTime    time.Time
+	UpdateTime    time.Time
+	ActivityTime  time.Time
+	ExpireTime    time.Time
+	EventType     string
+	Actor         string
+	EventTime     time.Time
+	RequestID     string
+	RequestKey    []byte
+	RequestHash   []byte
+	Reply         []byte
+	Undo          string
+	State         string
+	Collections   []string
+	Keys          []string
+	Bodies        []string
+}
+
+// StoreChangeInScope is EnterScope and StoreChange in one; see the function.
+func (q *Queries) StoreChangeInScope(ctx context.Context, arg StoreChangeInScopeParams) (time.Time, error) {
+	row := q.db.QueryRow(ctx, StoreChangeInScope,
+		arg.Scope,
+		arg.Owners,
+		arg.Service,
+		arg.TenantID,
+		arg.Lock,
+		arg.Kind,
+		arg.ObjectID,
+		arg.OwnerID,
+		arg.Expected,
+		arg.SchemaVersion,
+		arg.CreateTime,
+		arg.UpdateTime,
+		arg.ActivityTime,
+		arg.ExpireTime,
+		arg.EventType,
+		arg.Actor,
+		arg.EventTime,
+		arg.RequestID,
+		arg.RequestKey,
+		arg.RequestHash,
+		arg.Reply,
+		arg.Undo,
+		arg.State,
+		arg.Collections,
+		arg.Keys,
+		arg.Bodies,
+	)
+	var now time.Time
+	err := row.Scan(&now)
+	return now, err
+}
+
 const StoreChanges = `-- name: StoreChanges :one
 SELECT holdfast.store_changes($1::text, $2::bigint[],
   $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[],
