@@ -25,13 +25,21 @@ type encoder struct{ buffers sync.Pool }
 const maxKept = 64 << 10
 
 func (e *encoder) encode(m proto.Message) (string, error) {
+	if err := proto.CheckInitialized(m); err != nil {
+		return "", fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return e.text(func(b []byte) ([]byte, error) { return appendMessage(b, m.ProtoReflect()) })
+}
+
+// text is what write appends.
+func (e *encoder) text(write func([]byte) ([]byte, error)) (string, error) {
 	buf, _ := e.buffers.Get().(*[]byte)
 	if buf == nil {
 		buf = new([]byte)
 	}
-	b, err := marshal.MarshalAppend((*buf)[:0], m)
+	b, err := write((*buf)[:0])
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrInvalid, err)
+		return "", err
 	}
 	encoded := string(b)
 	if cap(b) <= maxKept {

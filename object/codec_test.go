@@ -2,16 +2,21 @@ package object_test
 
 import (
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	exprpb "google.golang.org/genproto/googleapis/api/expr/v1alpha1"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/known/apipb"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"google.golang.org/protobuf/types/known/typepb"
 
 	"holdfast/identity"
@@ -33,6 +38,54 @@ func random(seed uint64) proto.Message {
 	return m
 }
 
+func parsed(t *testing.T, text string) (v any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), &v); err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	return v
+}
+
+// Texts and times are written as protojson does.
+func TestEncoded(t *testing.T) {
+	t.Parallel()
+	var control strings.Builder
+	for c := range rune(0x30) {
+		control.WriteRune(c)
+	}
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for _, m := range []proto.Message{
+		&typepb.EnumValue{Name: control.String() + "\x7f\u2028é😀<&>\\\""},
+		timestamppb.New(at), timestamppb.New(at.Add(120 * time.Millisecond)), timestamppb.New(at.Add(1200 * time.Microsecond)),
+		timestamppb.New(at.Add(10)), &timestamppb.Timestamp{}, timestamppb.New(time.Date(1, 1, 1, 0, 0, 0, 1000, time.UTC)),
+		timestamppb.New(time.Date(9999, 12, 31, 23, 59, 59, 999_999_999, time.UTC)),
+		&typepb.Type{Name: "", Syntax: typepb.Syntax(77)}, &typepb.Type{},
+	} {
+		stored, err := object.Encode(m)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		standard, err := protojson.Marshal(m)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if diff := cmp.Diff(parsed(t, string(standard)), parsed(t, stored)); diff != "" {
+			t.Errorf("%s differs from protojson (-want +got):\n%s", stored, diff)
+		}
+	}
+	for _, bad := range []proto.Message{
+		&timestamppb.Timestamp{Seconds: -1 << 40}, &timestamppb.Timestamp{Nanos: -1}, &typepb.EnumValue{Name: "\xff"},
+		&exprpb.SourceInfo{MacroCalls: map[int64]*exprpb.Expr{1: {ExprKind: &exprpb.Expr_IdentExpr{IdentExpr: &exprpb.Expr_Ident{Name: "\xc3"}}}}},
+		&structpb.Struct{Fields: map[string]*structpb.Value{"\xff": structpb.NewNullValue()}},
+	} {
+		if stored, err := object.Encode(bad); !errors.Is(err, object.ErrInvalid) {
+			t.Errorf("%v is stored as %s, %v", bad, stored, err)
+		}
+	}
+}
+
 // What is encoded decodes to the same message. The seed makes the message, so what the fuzzer finds can be run again.
 func FuzzCodec(f *testing.F) {
 	for seed := range uint64(200) {
@@ -50,6 +103,13 @@ func FuzzCodec(f *testing.F) {
 		back, err := object.Decode(m, stored)
 		if err != nil {
 			t.Fatalf("decode %s: %v", stored, err)
+		}
+		standard, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(parsed(t, string(standard)), parsed(t, stored)); diff != "" {
+			t.Fatalf("%s differs from protojson (-want +got):\n%s", stored, diff)
 		}
 		if !proto.Equal(m, back) {
 			t.Fatalf("stored %v\nas %s\nread %v", m, stored, back)

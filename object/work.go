@@ -382,6 +382,10 @@ func (w *work) reply(requestID string) (knownReply, bool) {
 
 // undo is the journal's note of what the change replaced.
 func (w *work) undo(t *txn, live bool) (string, error) {
+	return w.kind.rt.encoder.text(func(b []byte) ([]byte, error) { return w.appendUndo(b, t, live) })
+}
+
+func (w *work) appendUndo(b []byte, t *txn, live bool) ([]byte, error) {
 	var was proto.Message
 	var timersWere, timersAre timers
 	if t.Exists() {
@@ -391,7 +395,6 @@ func (w *work) undo(t *txn, live bool) (string, error) {
 	if t.deleted {
 		is = nil
 	}
-	b := make([]byte, 0, 256)
 	var err error
 	if was != nil && t.base.raw != "" {
 		// It was of an older schema, in which the events before this one are written.
@@ -403,7 +406,7 @@ func (w *work) undo(t *txn, live bool) (string, error) {
 			b = append(b, '{')
 		}
 		if b, err = appendUndo(b, was, is); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
 	switch {
@@ -417,7 +420,7 @@ func (w *work) undo(t *txn, live bool) (string, error) {
 	}
 	timers, err := timersWere.undo(timersAre)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if timers != "" {
 		b = append(append(b, `,"timers":`...), timers...)
@@ -428,19 +431,18 @@ func (w *work) undo(t *txn, live bool) (string, error) {
 			if i > 0 {
 				b = append(b, ',')
 			}
-			body := "null"
-			if old, _ := w.entry(p.entryKey); old != nil && live {
-				if body, err = w.kind.rt.encoder.encode(old); err != nil {
-					return "", err
-				}
-			}
 			b = append(appendString(append(b, '['), p.collection), ',')
 			b = append(appendString(b, p.key), ',')
-			b = append(append(b, body...), ']')
+			if old, _ := w.entry(p.entryKey); old == nil || !live {
+				b = append(b, "null"...)
+			} else if b, err = appendMessage(b, old.ProtoReflect()); err != nil {
+				return nil, err
+			}
+			b = append(b, ']')
 		}
 		b = append(b, ']')
 	}
-	return string(append(b, '}')), nil
+	return append(b, '}'), nil
 }
 
 // store adds what the changes came to to the batch's one statement.

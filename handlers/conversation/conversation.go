@@ -34,6 +34,9 @@ func filter(projectID string, labels map[string]string) []string {
 	if projectID != "" {
 		t = append(t, "project="+projectID)
 	}
+	if len(labels) == 0 { // as a rule
+		return t
+	}
 	for _, k := range sortedKeys(labels) {
 		t = append(t, "label:"+k+"="+labels[k])
 	}
