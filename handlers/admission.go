@@ -36,11 +36,10 @@ func (a *admission) admit(c *call, r *http.Request) error {
 	if a.streams[r.URL.Path] {
 		return nil
 	}
-	tenant := c.caller.Tenant
-	if full := a.enter(tenant); full != "" {
+	if full := a.enter(c.caller.Tenant); full != "" {
 		return &object.OverloadedError{What: full, RetryAfter: time.Second}
 	}
-	c.leave = func() { a.leave(tenant) }
+	c.countedBy = a
 	return nil
 }
 

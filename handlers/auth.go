@@ -155,10 +155,10 @@ func (a *Authenticator) admit(r *http.Request) (admitted, error) {
 	if r.Header.Get("Authorization") == "" {
 		return admitted{}, problem.Unauthenticated("CREDENTIAL_MISSING", howToAuthenticate)
 	}
-	source := sourceOf(r, a.c.AddressHeader)
 	token, ok := authn.BearerToken(r)
 	token = strings.TrimSpace(token)
 	if !ok || token == "" || len(token) > maxCredential {
+		source := sourceOf(r, a.c.AddressHeader)
 		if wait := a.backoff.wait(source, "", a.c.Now()); wait > 0 {
 			return admitted{}, backOff(wait)
 		}
@@ -168,9 +168,9 @@ func (a *Authenticator) admit(r *http.Request) (admitted, error) {
 	var in admitted
 	var err error
 	if t, ok := credential.Parse(token); ok && t.Class == credential.Refresh && a.c.Find != nil {
-		in, err = a.admitRefresh(r, source, t)
+		in, err = a.admitRefresh(r, t)
 	} else {
-		in, err = a.admitBearer(r, source, token)
+		in, err = a.admitBearer(r, token)
 	}
 	if err != nil {
 		return admitted{}, err
@@ -179,9 +179,9 @@ func (a *Authenticator) admit(r *http.Request) (admitted, error) {
 	return in, err
 }
 
-func (a *Authenticator) admitBearer(r *http.Request, source, token string) (admitted, error) {
+func (a *Authenticator) admitBearer(r *http.Request, token string) (admitted, error) {
 	in := admitted{key: sha256.Sum256([]byte(token))}
-	v, err := a.verify(r.Context(), source, token, in.key)
+	v, err := a.verify(r, token, in.key)
 	if err != nil {
 		return admitted{}, err
 	}
@@ -195,10 +195,11 @@ func (a *Authenticator) admitBearer(r *http.Request, source, token string) (admi
 
 // admitRefresh lets a refresh token in where it is exchanged, and nowhere else. It says whose it is; what it is worth is
 // decided in the transaction that exchanges it.
-func (a *Authenticator) admitRefresh(r *http.Request, source string, t credential.Token) (admitted, error) {
+func (a *Authenticator) admitRefresh(r *http.Request, t credential.Token) (admitted, error) {
 	if r.URL.Path != sessionv1connect.SessionServiceRefreshSessionProcedure {
 		return admitted{}, invalidCredential("a refresh token is good for RefreshSession only")
 	}
+	source := sourceOf(r, a.c.AddressHeader)
 	if wait := a.backoff.wait(source, t.Session, a.c.Now()); wait > 0 {
 		return admitted{}, backOff(wait)
 	}
@@ -239,27 +240,31 @@ func (a *Authenticator) failed(ctx context.Context, source string, whose identit
 	_ = a.c.Refused(ctx, whose, n)
 }
 
-// verify remembers verdicts for a moment, and asks once for callers that come together.
-func (a *Authenticator) verify(ctx context.Context, source, token string, key [sha256.Size]byte) (verdict, error) {
-	// A verdict's time counts from before the look-up: what was read may be as old as that.
-	began := a.c.Now()
-	for _, cache := range []*lru.Cache[[sha256.Size]byte, verdict]{a.verified, a.refused} {
-		if v, ok := cache.Get(key); ok && began.Before(v.until) {
+// verify remembers verdicts for a moment.
+func (a *Authenticator) verify(r *http.Request, token string, key [sha256.Size]byte) (verdict, error) {
+	now := a.c.Now()
+	for _, cache := range [...]*lru.Cache[[sha256.Size]byte, verdict]{a.verified, a.refused} {
+		if v, ok := cache.Get(key); ok && now.Before(v.until) {
 			return v, v.err
 		}
 	}
+	return a.verifyAnew(r.Context(), sourceOf(r, a.c.AddressHeader), token, key)
+}
+
+// verifyAnew asks once for callers that come together.
+func (a *Authenticator) verifyAnew(ctx context.Context, source, token string, key [sha256.Size]byte) (verdict, error) {
 	named := ""
 	if t, ok := credential.Parse(token); ok {
 		named = t.Session
 	}
-	if wait := a.backoff.wait(source, named, began); wait > 0 {
+	if wait := a.backoff.wait(source, named, a.c.Now()); wait > 0 {
 		return verdict{}, backOff(wait)
 	}
 	// The look-up outlives the caller who happened to come first.
 	found := a.flight.DoChan(string(key[:]), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verifyTimeout)
 		defer cancel()
-		began := a.c.Now()
+		began := a.c.Now() // a verdict's time counts from before the look-up: what was read may be as old as that
 		v, err := a.lookUp(ctx, source, token, began)
 		v.err = err
 		var refusal *problem.Error

@@ -747,8 +747,12 @@ func TestTraceIDs(t *testing.T) {
 	} {
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
 		r.Header.Set("Traceparent", header)
-		if got := traceOf(r); (got == id) != want || len(got) != 32 {
+		if got := traceOf(r); want && got != id || !want && got != "" {
 			t.Errorf("traceOf(%q) = %q", header, got)
+		}
+		c := &call{trace: traceOf(r)}
+		if got := c.traceID(); len(got) != 32 || got != c.traceID() || (got == id) != want {
+			t.Errorf("the trace of %q is %q", header, got)
 		}
 	}
 }

@@ -81,22 +81,10 @@ func walk(m protoreflect.Message) *flaw {
 	}
 }
 
-func walkField(fd protoreflect.FieldDescriptor, v protoreflect.Value) (found *flaw) {
+func walkField(fd protoreflect.FieldDescriptor, v protoreflect.Value) *flaw {
 	switch {
 	case fd.IsMap():
-		v.Map().Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
-			if fd.MapKey().Kind() == protoreflect.StringKind {
-				found = checkText(k.String())
-			}
-			if found == nil {
-				found = walkSingle(fd.MapValue(), v)
-			}
-			if found != nil {
-				found.of(k.String())
-			}
-			return found == nil
-		})
-		return found
+		return walkMap(fd, v.Map())
 	case fd.IsList():
 		for i, l := 0, v.List(); i < l.Len(); i++ {
 			if f := walkSingle(fd, l.Get(i)); f != nil {
@@ -106,6 +94,22 @@ func walkField(fd protoreflect.FieldDescriptor, v protoreflect.Value) (found *fl
 		return nil
 	}
 	return walkSingle(fd, v)
+}
+
+func walkMap(fd protoreflect.FieldDescriptor, m protoreflect.Map) (found *flaw) {
+	m.Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
+		if fd.MapKey().Kind() == protoreflect.StringKind {
+			found = checkText(k.String())
+		}
+		if found == nil {
+			found = walkSingle(fd.MapValue(), v)
+		}
+		if found != nil {
+			found.of(k.String())
+		}
+		return found == nil
+	})
+	return found
 }
 
 func walkSingle(fd protoreflect.FieldDescriptor, v protoreflect.Value) *flaw {

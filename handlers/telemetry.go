@@ -27,7 +27,7 @@ type call struct {
 	admitted context.Context //nolint:containedctx // as above
 
 	began     time.Time
-	trace     string
+	trace     string // see traceID
 	procedure string // empty: no interceptor ran
 	stream    bool
 	caller    identity.Identity
@@ -36,7 +36,7 @@ type call struct {
 	reason    string
 	err       error
 	response  http.ResponseWriter
-	leave     func() // what admission counted; nil: it did not
+	countedBy *admission // nil: by none
 }
 
 // Value implements [context.Context].
@@ -54,7 +54,9 @@ func (c *call) Value(key any) any {
 // admit makes the caller known.
 func (c *call) admit(in *admitted) {
 	c.caller, c.backs = in.who, in.backs
-	c.admitted = credential.With(identity.With(c.Context, in.who), in.presented)
+	if c.admitted = identity.With(c.Context, in.who); in.presented != (credential.Presented{}) {
+		c.admitted = credential.With(c.admitted, in.presented)
+	}
 }
 
 const (
@@ -73,7 +75,15 @@ func callFrom(ctx context.Context) *call {
 	return untold(ctx)
 }
 
-func untold(ctx context.Context) *call { return &call{Context: ctx, trace: newTrace()} }
+func untold(ctx context.Context) *call { return &call{Context: ctx} }
+
+// traceID is the caller's, or one that is made when it is first told.
+func (c *call) traceID() string {
+	if c.trace == "" {
+		c.trace = newTrace()
+	}
+	return c.trace
+}
 
 // refused notes how the call ends.
 func (c *call) refused(err error, e *connect.Error, reason string) {
@@ -149,8 +159,8 @@ func (t *telemetry) begin(w http.ResponseWriter, r *http.Request) *call {
 }
 
 func (t *telemetry) end(c *call, r *http.Request) {
-	if c.leave != nil {
-		c.leave()
+	if c.countedBy != nil {
+		c.countedBy.leave(c.caller.Tenant)
 	}
 	if c.procedure == "" {
 		if c.procedure = r.URL.Path; !t.procedures[c.procedure] {
@@ -177,7 +187,7 @@ func (t *telemetry) caught(ctx context.Context, c *call, w http.ResponseWriter) 
 		return
 	}
 	c.code = strconv.Itoa(http.StatusInternalServerError)
-	t.log.ErrorContext(ctx, "panic", "method", c.procedure, "trace_id", c.trace, "value", value, "stack", string(debug.Stack()))
+	t.log.ErrorContext(ctx, "panic", "method", c.procedure, "trace_id", c.traceID(), "value", value, "stack", string(debug.Stack()))
 	http.Error(w, "internal error", http.StatusInternalServerError)
 }
 
@@ -212,7 +222,7 @@ func (t *telemetry) report(ctx context.Context, c *call, took time.Duration) {
 	}
 	attrs := append(make([]slog.Attr, 0, 8),
 		slog.String("method", c.procedure), slog.String("code", c.code), slog.Duration("took", took),
-		slog.String("trace_id", c.trace), slog.String("tenant", string(c.caller.Tenant)))
+		slog.String("trace_id", c.traceID()), slog.String("tenant", string(c.caller.Tenant)))
 	if c.caller.User != "" {
 		attrs = append(attrs, slog.String("user", string(c.caller.User)))
 	}
@@ -225,10 +235,10 @@ func (t *telemetry) report(ctx context.Context, c *call, took time.Duration) {
 // fail turns err into what the caller gets, notes it, and logs in full what the caller is not told.
 func (t *telemetry) fail(ctx context.Context, err error) *connect.Error {
 	c := callFrom(ctx)
-	e, reason, unexplained := wire(err, c.trace)
+	e, reason, unexplained := wire(err, c.traceID())
 	c.refused(err, e, reason)
 	if unexplained {
-		t.log.ErrorContext(ctx, "internal error", "method", c.procedure, "trace_id", c.trace,
+		t.log.ErrorContext(ctx, "internal error", "method", c.procedure, "trace_id", c.traceID(),
 			"tenant", string(c.caller.Tenant), "error", err)
 	}
 	return e
@@ -240,19 +250,23 @@ func (t *telemetry) panicked(ctx context.Context, value any) error {
 		panic(value)
 	}
 	c := callFrom(ctx)
-	t.log.ErrorContext(ctx, "panic", "method", c.procedure, "trace_id", c.trace, "value", value, "stack", string(debug.Stack()))
+	t.log.ErrorContext(ctx, "panic", "method", c.procedure, "trace_id", c.traceID(), "value", value, "stack", string(debug.Stack()))
 	return connect.NewError(connect.CodeInternal, errPanic)
 }
 
-// traceOf takes the trace id of a W3C traceparent header, or makes one.
+// traceOf takes the trace id of a W3C traceparent header; empty: there is none.
 func traceOf(r *http.Request) string {
 	// 00-<32 hex digits>-<16 hex digits>-<2 hex digits>
-	parts := strings.Split(r.Header.Get("Traceparent"), "-")
+	header := r.Header.Get("Traceparent")
+	if header == "" {
+		return ""
+	}
+	parts := strings.Split(header, "-")
 	if len(parts) < 4 || len(parts[1]) != 32 || parts[1] == strings.Repeat("0", 32) {
-		return newTrace()
+		return ""
 	}
 	if _, err := hex.DecodeString(parts[1]); err != nil {
-		return newTrace()
+		return ""
 	}
 	return parts[1]
 }
