@@ -47,6 +47,8 @@ const (
 
 // scenarios, in the order in which they run: what is compared is measured one after the other.
 var scenarios = []scenario{
+	{name: "edge-1", what: "append, acknowledged without a look, 1 session", run: runEdge(1)},
+	{name: "edge-1000", what: "append, acknowledged without a look, 1,000 sessions", run: runEdge(1000)},
 	{name: "floor-commit-1", what: "pgbench: commit of one row, 1 client", run: runFloor(floor.Commit, 1)},
 	{name: "floor-commit-64", what: "pgbench: commit of one row, 64 clients", run: runFloor(floor.Commit, 64)},
 	{name: "floor-append-1", what: "pgbench: lock + update + insert, 1 client", run: runFloor(floor.AppendOwn, 1)},
