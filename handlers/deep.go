@@ -13,6 +13,7 @@ import (
 // a fifth of what lives, and the growing would be done again after each collection. Safe for concurrent use.
 type deep struct {
 	check func(proto.Message) error
+	start func() // the goroutines, once
 	jobs  chan *deepJob
 	idle  sync.Pool       // of *deepJob
 	over  <-chan struct{} // closed: the goroutines are gone
@@ -28,17 +29,20 @@ type deepJob struct {
 // ones up.
 const deepStacks = 16
 
-// newDeep starts the goroutines. They end when over is closed.
+// newDeep has goroutines from the first check on. They end when over is closed.
 func newDeep(check func(proto.Message) error, over <-chan struct{}) *deep {
 	d := &deep{check: check, jobs: make(chan *deepJob), over: over}
-	for range deepStacks {
-		go d.work()
-	}
+	d.start = sync.OnceFunc(func() {
+		for range deepStacks {
+			go d.work()
+		}
+	})
 	return d
 }
 
 // run is check, elsewhere. After the end it is check.
 func (d *deep) run(m proto.Message) error {
+	d.start()
 	j, _ := d.idle.Get().(*deepJob)
 	if j == nil {
 		j = &deepJob{done: make(chan struct{}, 1)}
