@@ -1,14 +1,33 @@
 package handlers
 
 import (
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync"
 
+	"buf.build/go/protovalidate"
 	"google.golang.org/protobuf/proto"
 )
 
-// deep runs a check of messages on a few goroutines of its own. The check needs more stack than all else of a call: beside it
+// errUnchecked: whether a message is good could not be found out, which is no fault of its sender.
+var errUnchecked = errors.New("handlers: a check failed")
+
+// checks finds what cannot be stored, and what breaks the rules of the protos.
+func checks(v protovalidate.Validator) func(proto.Message) error {
+	return func(m proto.Message) error {
+		if err := checkStorable(m); err != nil {
+			return err
+		}
+		err := v.Validate(m)
+		if _, broken := errors.AsType[*protovalidate.ValidationError](err); err != nil && !broken {
+			return fmt.Errorf("%w: %w", errUnchecked, err)
+		}
+		return err
+	}
+}
+
+// deep is a validator that checks messages on a few goroutines of its own. The check needs more stack than all else of a call: beside it
 // 8 KB suffice, and a connection keeps the 16 that it has once grown to while it waits. Of 1,000 sessions that would be 8 MB,
 // a fifth of what lives, and the growing would be done again after each collection. Safe for concurrent use.
 type deep struct {
@@ -40,8 +59,8 @@ func newDeep(check func(proto.Message) error, over <-chan struct{}) *deep {
 	return d
 }
 
-// run is check, elsewhere. After the end it is check.
-func (d *deep) run(m proto.Message) error {
+// Validate implements [protovalidate.Validator]: it is check, elsewhere, and after the end here.
+func (d *deep) Validate(m proto.Message, _ ...protovalidate.ValidationOption) error {
 	d.start()
 	j, _ := d.idle.Get().(*deepJob)
 	if j == nil {
@@ -76,7 +95,7 @@ func (d *deep) work() {
 func (d *deep) caught(m proto.Message) (err error) {
 	defer func() {
 		if value := recover(); value != nil {
-			err = fmt.Errorf("handlers: a check panicked: %v\n%s", value, debug.Stack())
+			err = fmt.Errorf("%w: %v\n%s", errUnchecked, value, debug.Stack())
 		}
 	}()
 	return d.check(m)

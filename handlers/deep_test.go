@@ -29,7 +29,7 @@ func TestDeep(t *testing.T) {
 			return fmt.Errorf("%d is wrong, elsewhere %t", n, elsewhere())
 		}
 	}, over)
-	ask := func(n int32) string { return fmt.Sprint(d.run(wrapperspb.Int32(n))) }
+	ask := func(n int32) string { return fmt.Sprint(d.Validate(wrapperspb.Int32(n))) }
 
 	var all sync.WaitGroup
 	for i := range int32(200) {

@@ -136,9 +136,9 @@ func wire(err error, trace string) (_ *connect.Error, reason string, unexplained
 	p := explain(err)
 	if p == nil {
 		// Connect's own errors, of broken streams and oversized messages, have a code and no secrets. But unknown and
-		// internal are also the codes of what nobody thought of.
+		// internal are also the codes of what nobody thought of, and a check that failed is taken for an invalid argument.
 		var e *connect.Error
-		if errors.As(err, &e) && e.Code() != connect.CodeUnknown && e.Code() != connect.CodeInternal {
+		if errors.As(err, &e) && e.Code() != connect.CodeUnknown && e.Code() != connect.CodeInternal && !errors.Is(err, errUnchecked) {
 			return e, "", false
 		}
 		p = &problem.Error{

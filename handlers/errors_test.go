@@ -148,6 +148,7 @@ func TestUnknownErrorsAreNotTold(t *testing.T) {
 		errors.New("password is hunter2"),
 		connect.NewError(connect.CodeUnknown, errors.New("password is hunter2")),
 		connect.NewError(connect.CodeInternal, errors.New("password is hunter2")),
+		connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%w: %w", errUnchecked, errors.New("password is hunter2"))),
 	} {
 		e, reason, unexplained := wire(err, "abc")
 		if e.Code() != connect.CodeInternal || !unexplained || reason != "INTERNAL" || e.Message() != "internal error, trace abc" {

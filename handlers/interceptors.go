@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"buf.build/go/protovalidate"
 	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
@@ -139,58 +138,6 @@ func (t *timedConn) Send(m any) error {
 	_ = t.response.SetWriteDeadline(t.now().Add(sendTimeout))
 	defer func() { _ = t.response.SetWriteDeadline(time.Time{}) }()
 	return t.StreamingHandlerConn.Send(m)
-}
-
-// checked lets only those request messages through that can be stored and keep the rules of the protos.
-type checked struct {
-	serverSide
-
-	deep *deep
-}
-
-// newChecked is good until over is closed, and a little slower from then on.
-func newChecked(v protovalidate.Validator, over <-chan struct{}) checked {
-	return checked{deep: newDeep(func(m proto.Message) error {
-		if err := checkStorable(m); err != nil {
-			return err
-		}
-		return v.Validate(m)
-	}, over)}
-}
-
-func (c checked) check(message any) error {
-	if m, ok := message.(proto.Message); ok {
-		return c.deep.run(m)
-	}
-	return nil
-}
-
-func (c checked) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
-	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		if err := c.check(req.Any()); err != nil {
-			return nil, err
-		}
-		return next(ctx, req)
-	}
-}
-
-func (c checked) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
-	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		return next(ctx, &checkedConn{conn, c})
-	}
-}
-
-type checkedConn struct {
-	connect.StreamingHandlerConn
-
-	checked checked
-}
-
-func (c *checkedConn) Receive(into any) error {
-	if err := c.StreamingHandlerConn.Receive(into); err != nil {
-		return err
-	}
-	return c.checked.check(into)
 }
 
 // conditional makes side-effect-free calls by HTTP GET cacheable: the ETag is the version in the answer's metadata, and

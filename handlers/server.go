@@ -4,7 +4,7 @@
 //
 // The path of a call:
 //
-//	CORS -> route -> telemetry -> authenticate -> admit -> decode -> outcome -> storable and valid -> ETag -> manager
+//	CORS -> route -> telemetry -> authenticate -> admit -> decode -> outcome -> validate -> ETag -> manager
 package handlers
 
 import (
@@ -24,6 +24,7 @@ import (
 	connectcors "connectrpc.com/cors"
 	"connectrpc.com/grpchealth"
 	"connectrpc.com/grpcreflect"
+	"connectrpc.com/validate"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/cors"
 	"go.opentelemetry.io/otel/trace"
@@ -137,7 +138,8 @@ func New(o Options) (*Server, error) {
 		connect.WithCompressMinBytes(minCompress),
 		connect.WithInterceptors(inTurn(append(tracing, &outcome{telemetry: t, whenDraining: func(f func()) func() bool {
 			return context.AfterFunc(s.draining, f)
-		}, follow: o.Auth.guard.follow}, newChecked(validator, s.draining.Done()), conditional{}))),
+		}, follow: o.Auth.guard.follow}, validate.NewInterceptor(validate.WithValidator(newDeep(checks(validator), s.draining.Done())),
+			validate.WithoutErrorDetails()), conditional{}))),
 	}
 
 	admitted := &admission{
