@@ -34,7 +34,8 @@
 // it computed from the cache is right if and only if the version is still the same when the lock is held.
 //
 // Reads are strong. A view shares its round trip only with views that were asked before it was sent, and what the cache
-// has is used only if the database answers that the version is still the same.
+// has is used only if the database answers that the version is still the same. Of an object that is changed and not read the
+// cache has only the newest few entries (record.go).
 //
 // # Timers
 //
