@@ -200,19 +200,22 @@ func (want refusal) check(t *testing.T, err error) {
 	}
 }
 
-func reason(err error) string {
+func reason(err error) string { return info(err).GetReason() }
+
+// info is what a refusal says for programs, or nil.
+func info(err error) *errdetails.ErrorInfo {
 	e, _ := errors.AsType[*connect.Error](err)
 	if e == nil {
-		return ""
+		return nil
 	}
 	for _, d := range e.Details() {
 		if v, err := d.Value(); err == nil {
 			if info, ok := v.(*errdetails.ErrorInfo); ok {
-				return info.GetReason()
+				return info
 			}
 		}
 	}
-	return ""
+	return nil
 }
 
 var (
