@@ -30,7 +30,9 @@ func TestTranslate(t *testing.T) {
 		{"the fence", pg("HF001", ""), db.ErrFenced, db.ErrFenced},
 		{"request key", pg("23505", "events_request_key"), db.ErrRequestKnown, db.ErrRequestKnown},
 		{"another unique key", pg("23505", "events_pkey"), unknown, unknown},
-		{"privilege or row security", pg("42501", ""), db.ErrForbidden, db.ErrForbidden},
+		{"row security", &pgconn.PgError{Code: "42501", Routine: "ExecWithCheckOptions"}, db.ErrForbidden, db.ErrForbidden},
+		{"a missing right", &pgconn.PgError{Code: "42501", Routine: "aclcheck_error"}, db.ErrNoRight, db.ErrNoRight},
+		{"a missing right, nowhere in particular", pg("42501", ""), db.ErrNoRight, db.ErrNoRight},
 		{"no JSON", pg("22P02", ""), db.ErrInvalidData, db.ErrInvalidData},
 		{"U+0000 in JSON", pg("22P05", ""), db.ErrInvalidData, db.ErrInvalidData},
 		{"nested too deep", pg("54001", ""), db.ErrInvalidData, db.ErrInvalidData},
@@ -62,7 +64,7 @@ func TestTranslate(t *testing.T) {
 				t.Errorf("%s: %v has lost its cause", c.name, got)
 			}
 			for _, kind := range []error{
-				db.ErrFenced, db.ErrRequestKnown, db.ErrForbidden, db.ErrInvalidData, db.ErrUnavailable, db.ErrOutcomeUnknown,
+				db.ErrFenced, db.ErrRequestKnown, db.ErrForbidden, db.ErrNoRight, db.ErrInvalidData, db.ErrUnavailable, db.ErrOutcomeUnknown,
 			} {
 				if errors.Is(got, kind) != errors.Is(want, kind) {
 					t.Errorf("%s, with a commit %t: %v, want %v", c.name, commits, got, want)
@@ -373,7 +375,7 @@ func TestUnavailable(t *testing.T) {
 	if err := d.RunAndCommit(b.ctx, p); !errors.Is(err, db.ErrUnavailable) || errors.Is(err, db.ErrOutcomeUnknown) {
 		t.Errorf("a commit that was never sent: %v", err)
 	}
-	if _, err := d.Tenants(b.ctx); !errors.Is(err, db.ErrUnavailable) {
+	if _, err := d.StoredTenants(b.ctx); !errors.Is(err, db.ErrUnavailable) {
 		t.Errorf("a pool that is closed: %v", err)
 	}
 

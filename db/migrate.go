@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	_ "github.com/jackc/pgx/v5/stdlib" // goose speaks database/sql
@@ -133,6 +134,8 @@ func EnsureLogin(ctx context.Context, url, login, password string) error {
 		"SELECT pg_advisory_lock(hashtext('holdfast login'))",
 		alter,
 	}
+	// Logins of earlier releases had the operator's rights, too.
+	statements = append(statements, "REVOKE "+string(RoleOperator)+" FROM "+role)
 	for _, q := range append(statements, loginGrants(role, version)...) {
 		if _, err := conn.Exec(ctx, q); err != nil {
 			return translate(err, false)
@@ -141,11 +144,16 @@ func EnsureLogin(ctx context.Context, url, login, password string) error {
 	return nil
 }
 
+// loginRoles are the roles that the server's login enters.
+func loginRoles() []string {
+	return []string{string(RoleApp), string(RoleAuth), string(RoleJanitor), string(RoleVerify)}
+}
+
 // loginGrants is what a login needs to be the server's: the roles, none of them inherited, and the job queue's tables.
 func loginGrants(login string, version int) []string {
-	roles := "GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor, holdfast_verify TO " + login
+	roles := "GRANT " + strings.Join(loginRoles(), ", ") + " TO " + login
 	if version >= grantsInherit {
-		roles += " WITH INHERIT FALSE"
+		roles += " WITH INHERIT FALSE, SET TRUE"
 	}
 	return []string{
 		roles,

@@ -148,7 +148,7 @@ func TestTokens(t *testing.T) {
 	c.Now = func() time.Time { return now } // tokens do not age while the tests wait for their turn
 	tokens := newTokens(t, c)
 	var k keyring
-	a := NewAuthenticator(AuthConfig{FindKeys: k.find, Tokens: tokens, Now: time.Now})
+	a := NewAuthenticator(AuthConfig{Find: k.find, Tokens: tokens, Now: time.Now})
 
 	none := sign(t, jwt.SigningMethodNone, "k1", jwt.UnsafeAllowNoneSignatureType, good(nil))
 	hmac := sign(t, jwt.SigningMethodHS256, "k1", []byte("secret"), good(nil))

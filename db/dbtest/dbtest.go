@@ -25,6 +25,8 @@ import (
 type Bundle struct {
 	// DB is open as the server's login, in a tenant-isolated database that other tests share.
 	DB *db.DB
+	// Operator makes tenants and keys in it, as its owner.
+	Operator *db.Operator
 	// URL is the server's login's, OwnerURL that of the database's owner.
 	URL, OwnerURL string
 	// DirectURL is URL, unless that goes through a pooler: then this one does not, for who listens.
@@ -73,7 +75,7 @@ func New(tb testing.TB) *Bundle {
 	}
 	b := shared.bundle
 	b.Tenant = newTenant()
-	if _, err := b.DB.CreateTenant(tb.Context(), b.Tenant, tb.Name()); err != nil {
+	if _, err := b.Operator.CreateTenant(tb.Context(), b.Tenant, tb.Name()); err != nil {
 		tb.Fatal(err)
 	}
 	return &b
@@ -91,7 +93,7 @@ func Own(tb testing.TB) *Bundle {
 	}
 	tb.Cleanup(drop)
 	b.Tenant = newTenant()
-	if _, err := b.DB.CreateTenant(tb.Context(), b.Tenant, tb.Name()); err != nil {
+	if _, err := b.Operator.CreateTenant(tb.Context(), b.Tenant, tb.Name()); err != nil {
 		tb.Fatal(err)
 	}
 	return &b
@@ -189,8 +191,13 @@ func newDatabase(ctx context.Context, adminURL, pooler string) (b Bundle, drop f
 	if b.DB, err = db.Open(ctx, db.Config{URL: b.URL}); err != nil {
 		return b, nil, err
 	}
+	if b.Operator, err = db.OpenOperator(ctx, b.OwnerURL); err != nil {
+		b.DB.Close()
+		return b, nil, err
+	}
 	return b, func() {
 		b.DB.Close()
+		b.Operator.Close()
 		ctx, cancel := setupContext()
 		defer cancel()
 		admin, err := pgx.Connect(ctx, adminURL)

@@ -100,7 +100,7 @@ func serveWith(t *testing.T, d *dbtest.Bundle, box *seal.Box, c object.Config) *
 				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations, conversation.Options{Box: box, Now: time.Now})),
 		},
 		Auth: handlers.NewAuthenticator(handlers.AuthConfig{
-			FindKeys: d.DB.FindKeys, Find: d.DB.FindCredentials, Touch: b.manager.Touch, Refused: b.manager.Refused,
+			Find: d.DB.FindCredentials, Touch: b.manager.Touch, Refused: b.manager.Refused,
 			AddressHeader: "Test-Address", Now: time.Now,
 		}),
 		Log: slog.New(slog.NewJSONHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
