@@ -270,6 +270,57 @@ func TestBadCredentialsHaveToWait(t *testing.T) {
 	}
 }
 
+// Bad credentials at full speed cost few round trips, and a good one that nobody has seen before passes among them.
+func TestBadCredentialsCostFewLookUps(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var k keyring
+		named, fresh := k.add("acme", ""), k.add("acme", "ada")
+		a := NewAuthenticator(AuthConfig{Find: k.find, Now: time.Now})
+		ask := func(token string) string {
+			_, err := a.Authenticate(bearer(t.Context(), token))
+			return refusal(err)
+		}
+		random := func() string { token, _ := NewKey("acme", "", ""); return token }
+		for range freeOfSource + 1 {
+			ask(random())
+		}
+		// A real key's id, with a thousand secrets that are not its own.
+		before := k.asked.Load()
+		for range 1000 {
+			if got := ask(named[:20] + random()[20:]); got != "resource_exhausted BACK_OFF" {
+				t.Fatalf("a made-up secret: %s", got)
+			}
+		}
+		// One look-up a second: each of them paused.
+		if n := k.asked.Load() - before; n > 2 {
+			t.Errorf("a real id was looked up %d times", n)
+		}
+		if got := ask(named); got != "" {
+			t.Errorf("the key that the id is of: %s", got)
+		}
+		// Random ids, all at once, with a good one in the midst of them.
+		before = k.asked.Load()
+		var wait sync.WaitGroup
+		for i := range 5000 {
+			wait.Go(func() {
+				token, want := random(), "resource_exhausted BACK_OFF"
+				if i == 2500 {
+					token, want = fresh, ""
+				}
+				if got := ask(token); got != want {
+					t.Errorf("got %q, want %q", got, want)
+				}
+			})
+		}
+		wait.Wait()
+		if n := k.asked.Load() - before; n > 60 {
+			t.Errorf("5,000 credentials took %d round trips", n)
+		}
+		<-time.After(time.Second) // the last look-up has paused
+	})
+}
+
 // A database that is away is no bad credential.
 func TestDatabaseAwayIsNotABadToken(t *testing.T) {
 	t.Parallel()

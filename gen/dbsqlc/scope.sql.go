@@ -13,11 +13,12 @@ import (
 const CheckLogin = `-- name: CheckLogin :one
 SELECT r.rolname::text AS login, r.rolsuper::boolean AS superuser,
   r.rolbypassrls::boolean AS bypasses_rls, r.rolcreaterole::boolean AS creates_roles,
-  -- Roles that it could enter, or grant itself the right to enter, and that may do more than the server needs.
-  ARRAY(SELECT m.rolname::text FROM pg_catalog.pg_roles m
-    WHERE m.oid <> r.oid AND pg_has_role(current_user, m.oid, 'MEMBER') AND (m.rolsuper OR m.rolbypassrls OR m.rolcreaterole
-      OR m.rolname IN ('holdfast_operator', 'pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files')
-      OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = to_regnamespace('holdfast') AND c.relowner = m.oid))
+  -- What it was granted, directly, and could enter, or grant itself the right to enter, and that leads to more than the server needs.
+  ARRAY(SELECT DISTINCT d.rolname::text FROM pg_catalog.pg_auth_members a JOIN pg_catalog.pg_roles d ON d.oid = a.roleid
+    WHERE a.member = r.oid AND EXISTS (SELECT FROM pg_catalog.pg_roles m
+      WHERE pg_has_role(d.oid, m.oid, 'MEMBER') AND (m.rolsuper OR m.rolbypassrls OR m.rolcreaterole
+        OR m.rolname IN ('holdfast_operator', 'pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files')
+        OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = to_regnamespace('holdfast') AND c.relowner = m.oid)))
     ORDER BY 1)::text[] AS excess,
   -- From Postgres 16 on each grant says whether it is inherited, and the role only what new grants will say.
   (r.rolinherit OR EXISTS (SELECT FROM pg_catalog.pg_roles m WHERE m.rolname = ANY ($1::text[])
