@@ -106,11 +106,11 @@ func TestAStrangerLocksNobodyOut(t *testing.T) {
 						}
 					}
 					status, body := s.call(t, sessionv1connect.SessionServiceRefreshSessionProcedure, c.refresh, "192.0.2.1")
-					var pair struct{ AccessToken, RefreshToken string }
+					var pair struct{ Tokens struct{ AccessToken, RefreshToken string } }
 					if err := json.Unmarshal([]byte(body), &pair); status != http.StatusOK || err != nil {
 						t.Errorf("a good refresh token: %d %s", status, body)
 					}
-					all[i].access, all[i].refresh = pair.AccessToken, pair.RefreshToken
+					all[i].access, all[i].refresh = pair.Tokens.AccessToken, pair.Tokens.RefreshToken
 				}
 			}
 			close(ended)
@@ -170,11 +170,11 @@ func (s *credentialServer) issue(t *testing.T, user identity.User) (c credential
 		t.Fatal(err)
 	}
 	status, body := s.call(t, sessionv1connect.SessionServiceCreateSessionProcedure, handlertest.Key(t, s.Bundle, user), "198.51.100.1")
-	var signedIn struct{ AccessToken, RefreshToken string }
-	if err := json.Unmarshal([]byte(body), &signedIn); status != http.StatusOK || err != nil || signedIn.RefreshToken == "" {
+	var signedIn struct{ Tokens struct{ AccessToken, RefreshToken string } }
+	if err := json.Unmarshal([]byte(body), &signedIn); status != http.StatusOK || err != nil || signedIn.Tokens.RefreshToken == "" {
 		t.Fatalf("signing in: %d %s", status, body)
 	}
-	c.access, c.refresh = signedIn.AccessToken, signedIn.RefreshToken
+	c.access, c.refresh = signedIn.Tokens.AccessToken, signedIn.Tokens.RefreshToken
 	return c
 }
 
