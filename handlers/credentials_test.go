@@ -106,7 +106,9 @@ func TestAStrangerLocksNobodyOut(t *testing.T) {
 						}
 					}
 					status, body := s.call(t, sessionv1connect.SessionServiceRefreshSessionProcedure, c.refresh, "192.0.2.1")
-					var pair struct{ Tokens struct{ AccessToken, RefreshToken string } }
+					var pair struct {
+						Tokens struct{ AccessToken, RefreshToken string }
+					}
 					if err := json.Unmarshal([]byte(body), &pair); status != http.StatusOK || err != nil {
 						t.Errorf("a good refresh token: %d %s", status, body)
 					}
@@ -170,7 +172,9 @@ func (s *credentialServer) issue(t *testing.T, user identity.User) (c credential
 		t.Fatal(err)
 	}
 	status, body := s.call(t, sessionv1connect.SessionServiceCreateSessionProcedure, handlertest.Key(t, s.Bundle, user), "198.51.100.1")
-	var signedIn struct{ Tokens struct{ AccessToken, RefreshToken string } }
+	var signedIn struct {
+		Tokens struct{ AccessToken, RefreshToken string }
+	}
 	if err := json.Unmarshal([]byte(body), &signedIn); status != http.StatusOK || err != nil || signedIn.Tokens.RefreshToken == "" {
 		t.Fatalf("signing in: %d %s", status, body)
 	}
