@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"holdfast/db"
+	"holdfast/gen/dbsqlc"
 )
 
 // An answer that has waited, for a lock or on the way, is old: it must not set the clock back.
@@ -135,4 +136,32 @@ func (b *testBundle) clock(t *testing.T) time.Time {
 		t.Fatal(err)
 	}
 	return now
+}
+
+// Times that Postgres answers are in UTC, alone and in arrays, whatever the zone of the machine.
+func TestTimesOfTheDatabaseAreInUTC(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	p := b.DB.NewTransaction(db.Scope{Tenant: b.Tenant})
+	p.LockObjects([]int64{1}, func(at time.Time) {
+		if at.Location() != time.UTC {
+			t.Errorf("the clock is %v", at)
+		}
+	})
+	tx, err := b.DB.Begin(b.ctx, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx.Rollback(b.ctx)
+	b.seed(t, b.Tenant, "x", "")
+	p = b.DB.NewPipeline(db.Scope{Tenant: b.Tenant, Service: true})
+	p.ListByID(dbsqlc.ListByIDParams{TenantID: string(b.Tenant), Kind: "conversation", AnyOwner: true, PageSize: 1}, func(r *dbsqlc.ListByIDRow) error {
+		if r.CreateTime.Location() != time.UTC || r.ExpireTime.Location() != time.UTC {
+			t.Errorf("a row has %v", r)
+		}
+		return nil
+	})
+	if err := b.DB.Run(b.ctx, p); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -3,6 +3,7 @@ package db
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"slices"
 	"strings"
 
@@ -32,8 +33,28 @@ func (m Mention) json() string {
 // DeleteOwned deletes all rows that belong to a user: objects and what belongs to them, API keys, and tasks in the queue.
 // It returns how many, by table. What is under way on one of the objects meets the fence.
 func (d *DB) DeleteOwned(ctx context.Context, tenant identity.Tenant, user identity.User) (Rows, error) {
-	deleted := Rows{}
-	err := d.tenantTx(ctx, tenant, pgx.TxOptions{}, func(tx pgx.Tx) error {
+	var deleted Rows
+	// It takes the rows in another order than changes take their locks.
+	err := twice(func() error { return d.deleteRows(ctx, tenant, user, &deleted) })
+	if err != nil {
+		return nil, err
+	}
+	return deleted, nil
+}
+
+// twice runs do again where it failed because others held what it needs.
+func twice(do func() error) error {
+	err := do()
+	if errors.Is(err, ErrContention) {
+		err = do()
+	}
+	return err
+}
+
+func (d *DB) deleteRows(ctx context.Context, tenant identity.Tenant, user identity.User, out *Rows) error {
+	return d.tenantTx(ctx, tenant, pgx.TxOptions{}, func(tx pgx.Tx) error {
+		deleted := Rows{}
+		*out = deleted
 		tables, err := tenantTables(ctx, tx)
 		if err != nil {
 			return err
@@ -69,17 +90,13 @@ func (d *DB) DeleteOwned(ctx context.Context, tenant identity.Tenant, user ident
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return deleted, nil
 }
 
 // DeleteExpired sweeps one tenant at once, whatever the rate of sweeps.
 func (d *DB) DeleteExpired(ctx context.Context, tenant identity.Tenant) error {
 	const batch = 500
 	for deleted := batch; deleted == batch; {
-		err := d.tenantTx(ctx, tenant, pgx.TxOptions{}, func(tx pgx.Tx) error {
+		err := d.tenantTx(ctx, tenant, pgx.TxOptions{}, func(tx pgx.Tx) error { // it waits for no row
 			tables, err := tenantTables(ctx, tx)
 			if err != nil {
 				return err
@@ -127,15 +144,30 @@ func (d *DB) MentioningStates(ctx context.Context, m Mention, last dbsqlc.FindMe
 const MentionsPage = 200
 
 // MentioningEntries lists entries that mention the user, behind the one that was last.
-func (d *DB) MentioningEntries(ctx context.Context, m Mention, last dbsqlc.FindMentioningEntriesRow) (out []dbsqlc.FindMentioningEntriesRow, err error) {
+// Entries whose keys begin with one of the prefixes are the user's as well.
+func (d *DB) MentioningEntries(ctx context.Context, m Mention, prefixes []string, last dbsqlc.FindMentioningEntriesRow) (out []dbsqlc.FindMentioningEntriesRow, err error) {
 	err = d.tenantQueries(ctx, m.Tenant, func(q *dbsqlc.Queries) (err error) {
 		out, err = q.FindMentioningEntries(ctx, dbsqlc.FindMentioningEntriesParams{
 			TenantID: string(m.Tenant), AfterKind: last.Kind, AfterObjectID: last.ObjectID, AfterCollection: last.Collection, AfterKey: last.Key,
-			JsonMention: m.json(), Mention: string(m.User), Inside: m.Inside, PageSize: MentionsPage,
+			JsonMention: m.json(), Mention: string(m.User), Inside: m.Inside, Prefixes: prefixes, PageSize: MentionsPage,
 		})
 		return err
 	})
 	return out, err
+}
+
+// DeleteEntry deletes an entry of an object that is dead: nobody has it in memory.
+func (d *DB) DeleteEntry(ctx context.Context, a dbsqlc.DeleteEntryParams) error {
+	return d.tenantQueries(ctx, identity.Tenant(a.TenantID), func(q *dbsqlc.Queries) error { return q.DeleteEntry(ctx, a) })
+}
+
+// CutHistory takes a user out of an object's journal, and all by which changes could be undone. It returns of how many events.
+func (d *DB) CutHistory(ctx context.Context, a dbsqlc.CutHistoryParams) (n int64, err error) {
+	err = d.tenantQueries(ctx, identity.Tenant(a.TenantID), func(q *dbsqlc.Queries) (err error) {
+		n, err = q.CutHistory(ctx, a)
+		return err
+	})
+	return n, err
 }
 
 // ReplaceEntry replaces an entry of an object that is dead: nobody has it in memory.
@@ -204,5 +236,7 @@ func (d *DB) CountMentions(ctx context.Context, m Mention) (Rows, error) {
 
 // tenantQueries runs do in a transaction that acts for a tenant as one of its services.
 func (d *DB) tenantQueries(ctx context.Context, tenant identity.Tenant, do func(*dbsqlc.Queries) error) error {
-	return d.tenantTx(ctx, tenant, pgx.TxOptions{}, func(tx pgx.Tx) error { return do(dbsqlc.New(tx)) })
+	return twice(func() error {
+		return d.tenantTx(ctx, tenant, pgx.TxOptions{}, func(tx pgx.Tx) error { return do(dbsqlc.New(tx)) })
+	})
 }

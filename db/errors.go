@@ -15,6 +15,9 @@ var (
 	ErrFenced = errors.New("db: object is at another version")
 	// ErrRequestKnown: a change carried a request id that the object's journal has. Nothing was stored.
 	ErrRequestKnown = errors.New("db: request id is known")
+	// ErrContention: others hold what the transaction needs for too long, or it was chosen to end a deadlock. Nothing was
+	// stored; the same again may pass.
+	ErrContention = errors.New("db: others hold what the transaction needs")
 	// ErrForbidden: row-level security refused a row. Nothing was stored.
 	ErrForbidden = errors.New("db: refused by row-level security")
 	// ErrNoRight: the login, or the role that it had entered, lacks a right, which is a mistake in how the database is set up.
@@ -71,10 +74,12 @@ func classify(err error, commits bool) error {
 			return ErrNoRight
 		case class == "22", class == "54":
 			return ErrInvalidData
-		case strings.HasPrefix(pg.Code, "57P") && commits:
+		case strings.HasPrefix(pg.Code, "57P") && commits, pg.Code == "40003" && commits:
 			// The server was told to stop; whether before or after our commit is not known here.
 			return ErrOutcomeUnknown
-		case class == "08", class == "40", class == "53", class == "55", class == "57", class == "58", pg.Code == "25006", pg.Code == "25P03":
+		case class == "40", pg.Code == "55P03":
+			return ErrContention
+		case class == "08", class == "53", class == "55", class == "57", class == "58", pg.Code == "25006", pg.Code == "25P03":
 			return ErrUnavailable
 		}
 		return nil

@@ -37,11 +37,13 @@ func TestTranslate(t *testing.T) {
 		{"U+0000 in JSON", pg("22P05", ""), db.ErrInvalidData, db.ErrInvalidData},
 		{"nested too deep", pg("54001", ""), db.ErrInvalidData, db.ErrInvalidData},
 		{"too large for an index", pg("54000", ""), db.ErrInvalidData, db.ErrInvalidData},
-		{"deadlock", pg("40P01", ""), db.ErrUnavailable, db.ErrUnavailable},
-		{"serialization", pg("40001", ""), db.ErrUnavailable, db.ErrUnavailable},
+		{"deadlock", pg("40P01", ""), db.ErrContention, db.ErrContention},
+		{"serialization", pg("40001", ""), db.ErrContention, db.ErrContention},
+		{"integrity at commit", pg("40002", ""), db.ErrContention, db.ErrContention},
+		{"completion unknown", pg("40003", ""), db.ErrContention, db.ErrOutcomeUnknown},
 		{"too many connections", pg("53300", ""), db.ErrUnavailable, db.ErrUnavailable},
 		{"disk full", pg("53100", ""), db.ErrUnavailable, db.ErrUnavailable},
-		{"lock not available", pg("55P03", ""), db.ErrUnavailable, db.ErrUnavailable},
+		{"lock not available", pg("55P03", ""), db.ErrContention, db.ErrContention},
 		{"statement timeout", pg("57014", ""), db.ErrUnavailable, db.ErrUnavailable},
 		{"terminated", pg("57P01", ""), db.ErrUnavailable, db.ErrOutcomeUnknown},
 		{"crash of another backend", pg("57P02", ""), db.ErrUnavailable, db.ErrOutcomeUnknown},
@@ -64,7 +66,7 @@ func TestTranslate(t *testing.T) {
 				t.Errorf("%s: %v has lost its cause", c.name, got)
 			}
 			for _, kind := range []error{
-				db.ErrFenced, db.ErrRequestKnown, db.ErrForbidden, db.ErrNoRight, db.ErrInvalidData, db.ErrUnavailable, db.ErrOutcomeUnknown,
+				db.ErrFenced, db.ErrRequestKnown, db.ErrForbidden, db.ErrNoRight, db.ErrInvalidData, db.ErrContention, db.ErrUnavailable, db.ErrOutcomeUnknown,
 			} {
 				if errors.Is(got, kind) != errors.Is(want, kind) {
 					t.Errorf("%s, with a commit %t: %v, want %v", c.name, commits, got, want)

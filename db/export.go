@@ -241,81 +241,152 @@ func (w *sumWriter) write(parts ...[]byte) {
 	}
 }
 
-// Import stores the rows of an export in a tenant, which may be another. It reads the export twice: nothing is stored of one
-// that is not whole. Rows that are there already are left alone, so an import that was ended can be run again; an object
-// that is there and is not the export's is ErrImportConflict, before anything is stored. Objects are stored last and
-// are not found before. Nobody else should create objects of the same ids meanwhile.
+// Import stores the rows of an export in a tenant, which may be another, in one transaction: an import that is broken off
+// leaves nothing. It reads the export twice, and stores nothing of one that is not whole. Rows that are there already are
+// left alone; an object that is there and is not the export's is ErrImportConflict.
+//
+// A webhook endpoint that another tenant of the database has is left out, and counted as EndpointsLeftOut: its id is all that
+// finds the tenant, so a copy would cut the original off, and the secrets in it open for the other tenant only.
 func (d *DB) Import(ctx context.Context, tenant identity.Tenant, r io.ReadSeeker) (Rows, error) {
-	if err := d.checkExport(ctx, tenant, r); err != nil {
-		return nil, err
-	}
-	if _, err := r.Seek(0, io.SeekStart); err != nil {
-		return nil, err
-	}
-	stored := Rows{}
-	im := importer{db: d, tenant: tenant, stored: stored}
-	err := d.tenantTx(ctx, tenant, pgx.TxOptions{}, func(tx pgx.Tx) (err error) {
-		im.tables, err = tenantTables(ctx, tx)
-		im.tables = slices.DeleteFunc(im.tables, func(t tenantTable) bool { return t.name == "packs" }) // no export has them
-		return err
+	var stored Rows
+	err := d.tenantTx(ctx, tenant, pgx.TxOptions{}, func(tx pgx.Tx) error {
+		stored = Rows{}
+		return (&importer{tx: tx, tenant: tenant, stored: stored}).run(ctx, r)
 	})
 	if err != nil {
-		return stored, err
+		return nil, err
 	}
-	err = readExport(r, func(table string, row json.RawMessage) error { return im.add(ctx, table, row) })
-	if err == nil {
-		err = im.flush(ctx)
-	}
-	return stored, err
+	return stored, nil
 }
 
-// checkExport reads an export to its end, and looks for objects that are in its way.
-func (d *DB) checkExport(ctx context.Context, tenant identity.Tenant, r io.Reader) error {
-	const batch = 500
-	var rows []json.RawMessage
-	look := func() error {
-		if len(rows) == 0 {
-			return nil
-		}
-		text, err := json.Marshal(rows)
-		if err != nil {
-			return err
-		}
-		rows = rows[:0]
-		return d.tenantTx(ctx, tenant, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-			var kind, id string
-			err := tx.QueryRow(ctx, `SELECT o.kind, o.object_id FROM jsonb_populate_recordset(NULL::holdfast.objects, $2) r
-				CROSS JOIN LATERAL (
-					SELECT x.kind, x.object_id, x.create_time, x.version FROM holdfast.objects x WHERE x.tenant_id = $1 AND x.kind = r.kind AND x.object_id = r.object_id OFFSET 0
-				) o
-				WHERE o.create_time <> r.create_time OR o.version < r.version LIMIT 1`, string(tenant), string(text)).Scan(&kind, &id)
-			if errors.Is(err, pgx.ErrNoRows) {
-				return nil
-			}
-			if err == nil {
-				err = fmt.Errorf("%w: %s %q", ErrImportConflict, kind, id)
-			}
-			return err
-		})
+// EndpointsLeftOut stands among the tables of an import for the webhook endpoints that it left out.
+const EndpointsLeftOut = "webhook endpoints left out"
+
+// What an import knows of kinds: an endpoint and its sync have one id, and a delivery is one to some endpoint, or remembers
+// the id that was made for one.
+const (
+	endpointKind = "linear_endpoint"
+	syncKind     = "linear_sync"
+	deliveryKind = "linear_delivery"
+)
+
+func (im *importer) run(ctx context.Context, r io.ReadSeeker) error {
+	tables, err := tenantTables(ctx, im.tx)
+	if err != nil {
+		return err
 	}
-	err := readExport(r, func(table string, row json.RawMessage) error {
+	im.tables = slices.DeleteFunc(tables, func(t tenantTable) bool { return t.name == "packs" }) // no export has them
+	var endpoints []string
+	err = readExport(r, func(table string, row json.RawMessage) error {
 		if table != "objects" {
 			return nil
 		}
-		if rows = append(rows, bytes.Clone(row)); len(rows) < batch {
-			return nil
+		if kind, id := objectOf(row); kind == endpointKind {
+			endpoints = append(endpoints, id)
 		}
-		return look()
+		return im.add(table, row, func() error { return im.prepare(ctx) })
 	})
+	if err == nil {
+		err = im.prepare(ctx)
+	}
+	if err == nil && len(endpoints) > 0 {
+		err = im.leaveOut(ctx, endpoints)
+	}
 	if err != nil {
 		return err
 	}
-	return look()
+	if _, err := r.Seek(0, io.SeekStart); err != nil {
+		return &rowError{err}
+	}
+	err = readExport(r, func(table string, row json.RawMessage) error {
+		if len(im.leftOut) > 0 {
+			if kind, id := objectOf(row); kind == deliveryKind || (kind == endpointKind || kind == syncKind) && im.leftOut[id] {
+				return nil
+			}
+		}
+		return im.add(table, row, func() error { return im.flush(ctx) })
+	})
+	if err == nil {
+		err = im.flush(ctx)
+	}
+	return err
 }
 
-// readExport yields the rows of an export, each valid until the next, and checks that it is whole.
+// objectOf is whose row a row of an export is; empty where it is no object's.
+func objectOf(row json.RawMessage) (kind, id string) {
+	var of struct {
+		Kind string `json:"kind"`
+		ID   string `json:"object_id"`
+	}
+	_ = json.Unmarshal(row, &of) // add refuses what is no row
+	return of.Kind, of.ID
+}
+
+// leaveOut finds the endpoints that another tenant has.
+func (im *importer) leaveOut(ctx context.Context, endpoints []string) error {
+	q := dbsqlc.New(im.tx)
+	if _, err := q.EnterEndpoint(ctx, allEndpoints); err != nil {
+		return err
+	}
+	im.leftOut = map[string]bool{}
+	for _, id := range endpoints {
+		found, err := q.FindEndpoint(ctx, id)
+		if err != nil {
+			return err
+		}
+		for _, e := range found {
+			if e.TenantID != string(im.tenant) {
+				im.leftOut[id] = true
+			}
+		}
+	}
+	if len(im.leftOut) > 0 {
+		im.stored[EndpointsLeftOut] = int64(len(im.leftOut))
+	}
+	return enterTenant(ctx, im.tx, im.tenant)
+}
+
+// inTheWay finds an object of the batch that is there and is another one.
+const inTheWay = `SELECT o.kind, o.object_id FROM jsonb_populate_recordset(NULL::holdfast.objects, $2) r
+	CROSS JOIN LATERAL (
+		SELECT x.kind, x.object_id, x.create_time, x.version FROM holdfast.objects x WHERE x.tenant_id = $1 AND x.kind = r.kind AND x.object_id = r.object_id OFFSET 0
+	) o
+	WHERE o.create_time <> r.create_time OR o.version < r.version LIMIT 1`
+
+// prepare looks for objects in the way of the batch, and drops what is there of objects that are not.
+func (im *importer) prepare(ctx context.Context) error {
+	if im.rows == 0 {
+		return nil
+	}
+	rows := im.take()
+	if err := im.checkObjects(ctx, rows); err != nil {
+		return err
+	}
+	_, err := im.tx.Exec(ctx, `SELECT holdfast.drop_orphans($1, array_agg(r.kind), array_agg(r.object_id), array_agg(0::bigint))
+		FROM jsonb_populate_recordset(NULL::holdfast.objects, $2) r
+		WHERE NOT EXISTS (SELECT FROM holdfast.objects o
+			WHERE o.tenant_id = $1 AND o.kind = r.kind AND o.object_id = r.object_id OFFSET 0)`, string(im.tenant), rows)
+	return err
+}
+
+func (im *importer) checkObjects(ctx context.Context, rows string) error {
+	var kind, id string
+	err := im.tx.QueryRow(ctx, inTheWay, string(im.tenant), rows).Scan(&kind, &id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err == nil {
+		err = &rowError{fmt.Errorf("%w: %s %q", ErrImportConflict, kind, id)}
+	}
+	return err
+}
+
+// readExport yields the rows of an export, each valid until the next, and checks that it is whole. Its own
+// errors say nothing about Postgres.
 func readExport(r io.Reader, each func(table string, row json.RawMessage) error) error {
-	bad := func(why string, line int64) error { return fmt.Errorf("%w: line %d %s", ErrBadExport, line, why) }
+	bad := func(why string, line int64) error {
+		return &rowError{fmt.Errorf("%w: line %d %s", ErrBadExport, line, why)}
+	}
 	in := bufio.NewReaderSize(r, 64<<10)
 	sum := sha256.New()
 	var line []byte
@@ -331,7 +402,7 @@ func readExport(r io.Reader, each func(table string, row json.RawMessage) error)
 				return bad("is cut off, or the end is missing", n)
 			}
 			if err != nil {
-				return err
+				return &rowError{err}
 			}
 			break
 		}
@@ -370,12 +441,13 @@ func readExport(r io.Reader, each func(table string, row json.RawMessage) error)
 	}
 }
 
-// importer stores rows in batches of one table, each in a transaction.
+// importer stores rows in batches of one table.
 type importer struct {
-	db     *DB
-	tenant identity.Tenant
-	tables []tenantTable
-	stored Rows
+	tx      pgx.Tx
+	tenant  identity.Tenant
+	tables  []tenantTable
+	stored  Rows
+	leftOut map[string]bool // endpoints, by id
 
 	table   *tenantTable // of the batch
 	columns []string     // of the batch's rows
@@ -388,26 +460,30 @@ const (
 	importBytes = 1 << 20
 )
 
-func (im *importer) add(ctx context.Context, table string, row json.RawMessage) error {
+// add adds a row to the batch; full deals with one that has no room for it.
+func (im *importer) add(table string, row json.RawMessage, full func() error) error {
 	if im.table == nil || im.table.name != table || im.rows >= importRows || im.batch.Len()+len(row) > importBytes {
-		if err := im.flush(ctx); err != nil {
+		if err := full(); err != nil {
 			return err
 		}
+	}
+	bad := func(format string, args ...any) error {
+		return &rowError{fmt.Errorf("%w: "+format, append([]any{ErrBadExport}, args...)...)}
 	}
 	if im.rows == 0 {
 		i := slices.IndexFunc(im.tables, func(t tenantTable) bool { return t.name == table })
 		if i < 0 {
-			return fmt.Errorf("%w: there is no table %q; was it made by a newer release?", ErrBadExport, table)
+			return bad("there is no table %q; was it made by a newer release?", table)
 		}
 		im.table = &im.tables[i]
 		var members map[string]json.RawMessage
 		if err := json.Unmarshal(row, &members); err != nil {
-			return fmt.Errorf("%w: a row of %s is no object", ErrBadExport, table)
+			return bad("a row of %s is no object", table)
 		}
 		im.columns = slices.Sorted(maps.Keys(members))
 		for _, c := range im.columns {
 			if !slices.Contains(im.table.columns, c) {
-				return fmt.Errorf("%w: the table %s has no column %q; was it made by a newer release?", ErrBadExport, table, c)
+				return bad("the table %s has no column %q; was it made by a newer release?", table, c)
 			}
 		}
 	}
@@ -417,12 +493,20 @@ func (im *importer) add(ctx context.Context, table string, row json.RawMessage) 
 	return nil
 }
 
+// take empties the batch: a JSON array.
+func (im *importer) take() string {
+	im.batch.WriteByte(']')
+	rows := im.batch.String()
+	im.batch.Reset()
+	im.rows = 0
+	return rows
+}
+
 func (im *importer) flush(ctx context.Context) error {
 	if im.rows == 0 {
 		return nil
 	}
-	im.batch.WriteByte(']')
-	t := im.table
+	rows, t := im.take(), im.table
 	name := pgx.Identifier{t.name}.Sanitize()
 	values := quoted(im.columns, "r.")
 	if t.name == "terms" {
@@ -435,34 +519,39 @@ func (im *importer) flush(ctx context.Context) error {
 		sql += ` WHERE NOT EXISTS (SELECT FROM holdfast.objects o
 			WHERE o.tenant_id = $1 AND o.kind = r.kind AND o.object_id = r.object_id OFFSET 0)`
 	}
-	err := im.db.tenantTx(ctx, im.tenant, pgx.TxOptions{}, func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, sql+" ON CONFLICT DO NOTHING", string(im.tenant), im.batch.String())
-		im.stored[t.name] += tag.RowsAffected()
-		return err
-	})
-	im.batch.Reset()
-	im.rows = 0
+	tag, err := im.tx.Exec(ctx, sql+" ON CONFLICT DO NOTHING", string(im.tenant), rows)
+	im.stored[t.name] += tag.RowsAffected()
+	if err == nil && t.name == "objects" {
+		// Someone may have created one of them since it was looked for: what was stored of it must not become theirs.
+		err = im.checkObjects(ctx, rows)
+	}
 	return err
 }
 
 // tenantTx runs do in a transaction that acts for a tenant as one of its services.
 func (d *DB) tenantTx(ctx context.Context, tenant identity.Tenant, opts pgx.TxOptions, do func(pgx.Tx) error) error {
-	var own error // not Postgres's
+	var own *rowError // not Postgres's
 	err := pgx.BeginTxFunc(ctx, d.pool, opts, func(tx pgx.Tx) error {
-		if _, err := dbsqlc.New(tx).EnterScope(ctx, Scope{Tenant: tenant, Service: true}.params()); err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, "SELECT set_config('timezone', 'UTC', true)"); err != nil {
+		if err := enterTenant(ctx, tx, tenant); err != nil {
 			return err
 		}
 		err := do(tx)
-		if errors.Is(err, ErrImportConflict) || errors.Is(err, ErrBadExport) {
-			own = err
-		}
+		own, _ = errors.AsType[*rowError](err)
 		return err
 	})
 	if own != nil {
-		return own
+		return own.err
 	}
 	return translate(err, false)
+}
+
+// enterTenant makes the rest of a transaction act for a tenant as one of its services. It may take long, and may read a file
+// between two statements.
+func enterTenant(ctx context.Context, tx pgx.Tx, tenant identity.Tenant) error {
+	_, err := dbsqlc.New(tx).EnterScope(ctx, Scope{Tenant: tenant, Service: true}.params())
+	if err == nil {
+		_, err = tx.Exec(ctx, `SELECT set_config('timezone', 'UTC', true), set_config('statement_timeout', '0', true),
+			set_config('idle_in_transaction_session_timeout', '60s', true)`)
+	}
+	return err
 }

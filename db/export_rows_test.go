@@ -2,6 +2,7 @@ package db_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"holdfast/db"
+	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
 )
 
@@ -152,11 +154,16 @@ var errBroken = errors.New("broken")
 type breaking struct {
 	*bytes.Reader
 
-	after int
+	after  int
+	broken func() // in place of an error
 }
 
 func (r *breaking) Read(p []byte) (int, error) {
 	if r.after <= 0 {
+		if r.broken != nil {
+			r.broken()
+			return r.Reader.Read(p)
+		}
 		return 0, errBroken
 	}
 	n, err := r.Reader.Read(p[:min(len(p), r.after)])
@@ -183,5 +190,142 @@ func TestExportHasEveryTable(t *testing.T) {
 	}
 	if says := (db.Rows{"b": 2, "a": 1}).String(); says != "1 a, 2 b" {
 		t.Error(says)
+	}
+}
+
+// An import that is broken off at any point leaves nothing in any table, and so does one whose process is killed.
+func TestABrokenImportLeavesNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.seedOddities(t)
+	exported := b.export(t, b.Tenant, "")
+	target := b.Tenant + "-2"
+	left := func() (n int64) {
+		t.Helper()
+		rows, err := b.DB.Export(b.ctx, target, "", io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, table := range []string{"objects", "entries", "events", "terms", "timers", "packs"} {
+			var more int64
+			if err := b.owner.QueryRow(b.ctx, "SELECT count(*) FROM holdfast."+table+" WHERE tenant_id = $1", string(target)).Scan(&more); err != nil {
+				t.Fatal(err)
+			}
+			n += more
+		}
+		return n + rows["objects"]
+	}
+	for eighths := 1; eighths < 16; eighths += 2 {
+		r := &breaking{Reader: bytes.NewReader(exported), after: eighths * len(exported) / 8}
+		if rows, err := b.DB.Import(b.ctx, target, r); !errors.Is(err, errBroken) || errors.Is(err, db.ErrUnavailable) || len(rows) != 0 {
+			t.Errorf("broken after %d/8: %v, %v", eighths, rows, err)
+		}
+		if n := left(); n != 0 {
+			t.Fatalf("broken after %d/8 it left %d rows", eighths, n)
+		}
+		ctx, cancel := context.WithCancel(b.ctx)
+		r = &breaking{Reader: bytes.NewReader(exported), after: eighths * len(exported) / 8, broken: cancel}
+		if _, err := b.DB.Import(ctx, target, r); err == nil {
+			t.Error("it was not killed")
+		}
+		if n := left(); n != 0 {
+			t.Fatalf("killed after %d/8 it left %d rows", eighths, n)
+		}
+	}
+}
+
+// What an earlier release left of an object that is not there is not the object's that is imported.
+func TestAnImportInheritsNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.seed(t, b.Tenant, "x", "alice")
+	exported := b.export(t, b.Tenant, "")
+	target := b.Tenant + "-2"
+	b.seed(t, target, "x", "mallory")
+	b.exec(t, "DELETE FROM holdfast.objects WHERE tenant_id = $1", string(target))
+	b.exec(t, `UPDATE holdfast.entries SET body = '{"text": "mallory''s"}' WHERE tenant_id = $1`, string(target))
+	if _, err := b.DB.Import(b.ctx, target, bytes.NewReader(exported)); err != nil {
+		t.Fatal(err)
+	}
+	if again := b.export(t, target, ""); !bytes.Equal(again, exported) {
+		t.Errorf("it exports to\n%s\nand not to\n%s", again, exported)
+	}
+}
+
+// A webhook's endpoint is the original's while that is there; a tenant that was emptied gets its endpoints back.
+func TestAnImportLeavesAnothersEndpointsAlone(t *testing.T) {
+	t.Parallel()
+	b := setupOwn(t)
+	for _, id := range []string{"e1", "e2"} {
+		for _, kind := range []string{"linear_endpoint", "linear_sync", "linear_delivery"} {
+			b.exec(t, `INSERT INTO holdfast.objects (tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, create_time, update_time, activity_time)
+				VALUES ($1, $2, $3, '', 0, 1, 1, '{}', now(), now(), now())`, string(b.Tenant), kind, id)
+			b.exec(t, `INSERT INTO holdfast.events (tenant_id, kind, object_id, owner_id, version, event_type, actor, event_time, undo)
+				VALUES ($1, $2, $3, '', 1, 'created', '', now(), '{}')`, string(b.Tenant), kind, id)
+		}
+	}
+	b.seed(t, b.Tenant, "c", "")
+	exported := b.export(t, b.Tenant, "")
+	b.exec(t, "DELETE FROM holdfast.objects WHERE object_id = 'e2'") // the original has it no more
+	rows, err := b.DB.Import(b.ctx, b.Tenant+"-2", bytes.NewReader(exported))
+	if err != nil || rows[db.EndpointsLeftOut] != 1 || rows["objects"] != 3 { // e2, its sync, and the conversation
+		t.Errorf("a copy: %v, %v", rows, err)
+	}
+	found, err := b.DB.FindEndpoints(b.ctx, "e1")
+	if err != nil || len(found) != 1 || found[0].Tenant != b.Tenant {
+		t.Errorf("the original's endpoint: %v, %v", found, err)
+	}
+	for _, table := range []string{"objects", "events"} {
+		for _, row := range b.rows(t, "SELECT object_id FROM holdfast."+table+" WHERE tenant_id = $1 AND object_id = 'e1'", string(b.Tenant+"-2")) {
+			t.Errorf("the copy has %s in %s", row, table)
+		}
+	}
+	b.exec(t, "DELETE FROM holdfast.objects WHERE tenant_id <> $1", string(b.Tenant))
+	for _, table := range []string{"objects", "entries", "events", "terms", "timers", "packs"} {
+		b.exec(t, "DELETE FROM holdfast."+table)
+	}
+	rows, err = b.DB.Import(b.ctx, b.Tenant, bytes.NewReader(exported))
+	if err != nil || rows["objects"] != 7 || rows[db.EndpointsLeftOut] != 0 {
+		t.Errorf("a restore: %v, %v", rows, err)
+	}
+	if again := b.export(t, b.Tenant, ""); !bytes.Equal(again, exported) {
+		t.Error("it exports to something else")
+	}
+}
+
+// Rows that name an object which is not there, whoever owned them, are not its creator's.
+func TestACreateInheritsNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, owner := range []string{"", "alice", "mallory"} {
+		id := "x" + owner
+		b.seed(t, b.Tenant, id, owner)
+		b.exec(t, "DELETE FROM holdfast.objects WHERE tenant_id = $1", string(b.Tenant))
+		create := storing(b.Tenant, id, 0)
+		create.OKind, create.OOwnerID = []string{"conversation"}, []string{"alice"}
+		create.EObject, create.ECollection, create.EKey, create.EVersion, create.EBody = []int32{1}, []string{"messages"}, []string{"000000000001"}, []int64{1}, []string{`{"text": "alice's"}`}
+		create.ENew = true
+		p := b.DB.NewPipeline(db.Scope{Tenant: b.Tenant, Owners: []identity.User{"alice"}})
+		p.StoreChanges(create)
+		if err := b.DB.RunAndCommit(b.ctx, p); err != nil {
+			t.Fatalf("over what %q left: %v", owner, err)
+		}
+		for table, want := range map[string]int{"entries": 1, "events": 1, "terms": 0, "timers": 0, "packs": 0} {
+			if got := b.rows(t, "SELECT owner_id FROM holdfast."+table+" WHERE tenant_id = $1 AND object_id = $2", string(b.Tenant), id); len(got) != want || want == 1 && got[0] != "alice" {
+				t.Errorf("over what %q left, %s has %q", owner, table, got)
+			}
+		}
+	}
+	// A scope that makes an object is left as it was.
+	p := b.DB.NewPipeline(db.Scope{Tenant: b.Tenant, Owners: []identity.User{"alice"}})
+	p.StoreChanges(storing(b.Tenant, "another", 0))
+	b.seed(t, b.Tenant, "hidden", "mallory")
+	seen := 0
+	p.ListAllEntries(dbsqlc.ListAllEntriesParams{TenantID: string(b.Tenant), Kind: "conversation", ObjectID: "hidden", PageSize: 10}, func(*dbsqlc.ListAllEntriesRow) error {
+		seen++
+		return nil
+	})
+	if err := b.DB.RunAndCommit(b.ctx, p); err != nil || seen != 0 {
+		t.Errorf("it sees %d entries of another, %v", seen, err)
 	}
 }

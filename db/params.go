@@ -95,12 +95,15 @@ type first struct {
 	buffer []byte
 }
 
-// registerParams makes conn encode a batch's parameters in one go, without a value or a copy for each element.
+// registerParams makes conn encode a batch's parameters in one go, without a value or a copy for each element, and answer
+// times in UTC.
 func registerParams(conn *pgx.Conn) {
 	m := conn.TypeMap()
 	text, _ := m.TypeForOID(pgtype.TextOID)
-	instant, _ := m.TypeForOID(pgtype.TimestamptzOID)
+	// Without a location pgx answers in the zone of the machine.
+	instant := &pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}}
 	for _, t := range []*pgtype.Type{
+		instant,
 		{Name: "text", OID: pgtype.TextOID, Codec: encoded[first]{text.Codec, encodeFirst, true}},
 		{Name: "_text", OID: pgtype.TextArrayOID, Codec: encoded[[]string]{&pgtype.ArrayCodec{ElementType: text}, encodeTexts, false}},
 		{Name: "_timestamptz", OID: pgtype.TimestamptzArrayOID, Codec: encoded[[]time.Time]{&pgtype.ArrayCodec{ElementType: instant}, encodeInstants, false}},

@@ -288,6 +288,9 @@ func (d *DB) NewTransaction(s Scope) *Pipeline {
 	return d.newTransaction(s, "BEGIN ISOLATION LEVEL READ COMMITTED")
 }
 
+// WaitLonger makes the rest of the transaction wait for locks for longer than a server that was cut off can keep them.
+func (p *Pipeline) WaitLonger() { p.queue("SET LOCAL lock_timeout = '6s'") }
+
 // NewSnapshot begins the first pipeline of a transaction all of whose reads see one moment.
 func (d *DB) NewSnapshot(s Scope) *Pipeline {
 	return d.newTransaction(s, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")

@@ -101,8 +101,8 @@ func explain(err error) *problem.Error {
 		return problem.Unavailable("SHUTTING_DOWN", "this server is shutting down; reconnect", retrySoon)
 	case errors.Is(err, db.ErrUnavailable):
 		return problem.Unavailable("DATABASE_UNAVAILABLE", "the database cannot be reached; nothing was done", retryLater)
-	case errors.Is(err, db.ErrFenced), errors.Is(err, db.ErrRequestKnown):
-		// The runtime tries these again by itself. One that comes through lost to other processes each time.
+	case errors.Is(err, db.ErrFenced), errors.Is(err, db.ErrRequestKnown), errors.Is(err, db.ErrContention):
+		// The runtime tries these again by itself. One that comes through lost to others each time.
 		return problem.Unavailable("CONTENTION", "others change this object at the same time; nothing was done", retrySoon)
 
 	case errors.Is(err, context.DeadlineExceeded):

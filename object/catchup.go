@@ -279,7 +279,7 @@ func (a *account) explains() bool {
 	return n >= 0 && int64(len(a.events)) == n && (n == 0 || a.events[0].Version == int64(a.last)+1) &&
 		// What an earlier life of the object left is gone, and no event says so. Other events of the instant in which it was
 		// created make for a snapshot that was not needed, which does no harm.
-		!slices.ContainsFunc(a.events, func(e dbsqlc.ListEventsRow) bool { return e.EventTime.Equal(a.rec.create) })
+		!slices.ContainsFunc(a.events, func(e dbsqlc.ListEventsRow) bool { return e.EventTime.Equal(a.rec.create) || e.Undo == cutNote })
 }
 
 // want adds the entries that the events put or deleted to those that are to be loaded.

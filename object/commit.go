@@ -46,9 +46,13 @@ func (rt *Runtime) bound(works []*work) {
 	}
 }
 
-// prepare tells whether an object may go the fast way: the cache has it, or it is about to be created.
+// prepare tells whether an object may go the fast way: the cache has it, or it is about to be created. One that was deleted
+// does not: a retry of its deletion must not pass for the first request of a new life. Nor does one whose lock was not to be had.
 func (rt *Runtime) prepare(w *work) bool {
 	w.base = rt.cache.get(w.box.key)
+	if w.alone || w.base != nil && w.base.state == nil {
+		return false
+	}
 	if w.base != nil && w.base.distrust > 0 {
 		w.distrust = w.base.distrust - 1
 		return false
@@ -100,6 +104,10 @@ func (rt *Runtime) commitFast(works []*work) (rest []*work) {
 			w.doubt()
 		}
 	}
+	if errors.Is(err, db.ErrContention) {
+		rt.divide(settled)
+		return rest
+	}
 	return append(rest, settled...)
 }
 
@@ -123,6 +131,9 @@ func (rt *Runtime) commitSure(works []*work) {
 		rt.finish(works)
 		return
 	}
+	if errors.Is(err, db.ErrContention) && rt.life.Err() == nil && rt.divide(works) {
+		return
+	}
 	// Trying again one by one would only keep callers waiting for a database that is away.
 	if rt.life.Err() == nil && !errors.Is(err, db.ErrUnavailable) && !errors.Is(err, db.ErrOutcomeUnknown) {
 		if len(works) > 1 {
@@ -142,9 +153,9 @@ func (rt *Runtime) commitSure(works []*work) {
 			}
 			return
 		}
-		if w := works[0]; len(w.changes) > 1 && !w.inDoubt {
+		if w := works[0]; len(w.changes) > 1 && !w.inDoubt && !errors.Is(err, db.ErrContention) {
 			for _, c := range w.changes {
-				rt.commitSure([]*work{{box: w.box, kind: w.kind, changes: []*change{c}, distrust: w.distrust}})
+				rt.commitSure([]*work{{box: w.box, kind: w.kind, changes: []*change{c}, distrust: w.distrust, alone: true}})
 			}
 			return
 		}
@@ -165,6 +176,25 @@ func (rt *Runtime) commitSure(works []*work) {
 			close(c.done)
 		}
 	}
+}
+
+// divide deals with a transaction that failed because others held something: its objects are tried again one by one, and one
+// that fails by itself waits for the next batch, which it has to itself. It returns false where it had one already.
+func (rt *Runtime) divide(works []*work) bool {
+	if len(works) > 1 {
+		for _, w := range works {
+			rt.commitSure([]*work{w})
+		}
+		return true
+	}
+	w := works[0]
+	w.contended = true
+	if w.alone || w.inDoubt || w.moved {
+		return false
+	}
+	rt.cache.drop(w.box.key)
+	w.later, w.changes = slices.Concat(w.changes, w.later), nil
+	return true
 }
 
 // splitCreators tells those who create an object from those who change one.
@@ -193,6 +223,9 @@ func (rt *Runtime) tryCommit(works []*work) error {
 	}
 	scope := scopeOf(works)
 	p := rt.db.NewTransaction(scope)
+	if works[0].alone {
+		p.WaitLonger()
+	}
 	locks := make([]int64, len(works))
 	for i, w := range works {
 		locks[i] = w.lock
@@ -288,7 +321,7 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) (wanted *dbs
 			if w.known == nil {
 				w.known = map[string]knownReply{}
 			}
-			w.known[r.RequestID] = knownReply{r.RequestHash, r.Reply}
+			w.known[r.RequestID] = knownReply{Version(r.Version), r.RequestHash, r.Reply}
 			return nil
 		})
 	}

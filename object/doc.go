@@ -89,6 +89,8 @@
 //     it fails alone.
 //   - Another process writes the same object: the fence refuses the fast way, the sure way loads, and for the next few
 //     writes the cache is not asked.
+//   - A lock is held by another for too long (2 s): the batch's objects are tried again one by one, and the one that is stuck
+//     waits once more (6 s), alone and beside its lane, then fails with db.ErrContention. So it goes with a deadlock.
 //   - A closure is slow: it delays its batch, and one more batch of its tenant runs beside it. Closures do no I/O.
 //   - Too much waits: mailboxes, lanes and the whole are bounded, and what is over the bound is refused at once with
 //     an OverloadedError.

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -33,8 +34,9 @@ const longID = 8
 
 // EraseUser deletes all that belongs to a user of the caller's tenant, API keys included, and takes the user's id out of
 // what belongs to others: there it becomes a pseudonym, which is the same everywhere and tells nothing. Of an object that
-// is a change like any other; the journal, which could undo it, is rewritten too. Replies that mention the user are
-// forgotten: a retry of such a request gets an empty one.
+// is a change like any other; the journal, which could undo it, is rewritten too. What a kind says is personal goes
+// from the tenant's objects as well; see KindConfig. Replies that mention the user are forgotten: a retry of such a request
+// gets an empty one. The request ids that the user chose are forgotten, too.
 //
 // An id of less than 8 bytes is taken out only where it stands alone. Ids of objects cannot change; if they have the
 // user's id in them they are in Left. A user who may still sign in can begin anew. It may be ended and run again. It
@@ -76,12 +78,14 @@ type eraser struct {
 	mention   db.Mention
 	user      string
 	pseudonym string
+	// cut are objects that had the user's entries: their history goes.
+	cut map[key]struct{}
 }
 
 func newEraser(rt *Runtime, caller identity.Identity, user identity.User) *eraser {
 	sum := sha256.Sum256([]byte(string(caller.Tenant) + "\x00" + string(user)))
 	return &eraser{
-		rt: rt, caller: caller, user: string(user), pseudonym: "erased-" + hex.EncodeToString(sum[:8]),
+		rt: rt, caller: caller, user: string(user), pseudonym: "erased-" + hex.EncodeToString(sum[:8]), cut: map[key]struct{}{},
 		mention: db.Mention{Tenant: caller.Tenant, User: user, Inside: len(user) >= longID},
 	}
 }
@@ -124,7 +128,7 @@ func (e *eraser) objects(ctx context.Context) (int, error) {
 	}
 	var last dbsqlc.FindMentioningEntriesRow
 	for {
-		page, err := e.rt.db.MentioningEntries(ctx, e.mention, last)
+		page, err := e.rt.db.MentioningEntries(ctx, e.mention, e.prefixes(), last)
 		if err != nil || len(page) == 0 {
 			return len(changed), err
 		}
@@ -142,8 +146,17 @@ func (e *eraser) objects(ctx context.Context) (int, error) {
 			if err != nil {
 				return len(changed), err
 			}
-			body, _, err := e.json([]byte(r.Body), kind.entryDescriptor(r.Collection))
-			if err == nil {
+			body, _, err := e.json(kind, []byte(r.Body), kind.entryDescriptor(r.Collection))
+			switch {
+			case err != nil:
+			case e.owns(kind, r.Key, []byte(r.Body), kind.entryDescriptor(r.Collection)):
+				if kind.personalKeys != nil {
+					e.cut[k] = struct{}{}
+				}
+				err = e.rt.db.DeleteEntry(ctx, dbsqlc.DeleteEntryParams{
+					TenantID: string(k.tenant), Kind: r.Kind, ObjectID: r.ObjectID, Collection: r.Collection, Key: r.Key,
+				})
+			default:
 				err = e.rt.db.ReplaceEntry(ctx, dbsqlc.ReplaceEntryParams{
 					NewKey: e.text(r.Key), Body: body, TenantID: string(k.tenant), Kind: r.Kind, ObjectID: r.ObjectID, Collection: r.Collection, Key: r.Key,
 				})
@@ -158,6 +171,28 @@ func (e *eraser) objects(ctx context.Context) (int, error) {
 			}
 		}
 	}
+}
+
+// prefixes are what the keys of the user's entries begin with.
+func (e *eraser) prefixes() (out []string) {
+	e.rt.mu.Lock()
+	defer e.rt.mu.Unlock()
+	for _, k := range e.rt.kinds {
+		if k.personalKeys != nil {
+			out = append(out, k.personalKeys(identity.User(e.user)))
+		}
+	}
+	return out
+}
+
+// owns tells whether an entry is the user's, by its key or by what is stored of it.
+func (e *eraser) owns(k *kind, key string, stored []byte, d protoreflect.MessageDescriptor) bool {
+	if k.personalKeys != nil && strings.HasPrefix(key, k.personalKeys(identity.User(e.user))) {
+		return true
+	}
+	value, err := parseAny(stored)
+	w := walk{e: e, kind: k}
+	return err == nil && w.owned(value, d)
 }
 
 func (e *eraser) kind(name string) (*kind, error) {
@@ -188,7 +223,7 @@ func (e *eraser) change(ctx context.Context, at key, keys []entryKey) error {
 		if err != nil {
 			return err
 		}
-		text, differs, err := e.json([]byte(stored), kind.prototype.ProtoReflect().Descriptor())
+		text, differs, err := e.json(kind, []byte(stored), kind.prototype.ProtoReflect().Descriptor())
 		if err != nil {
 			return err
 		}
@@ -206,7 +241,12 @@ func (e *eraser) change(ctx context.Context, at key, keys []entryKey) error {
 			if err != nil {
 				return err
 			}
-			text, changed, err := e.json([]byte(stored), kind.entryDescriptor(k.collection))
+			if e.owns(kind, k.key, []byte(stored), kind.entryDescriptor(k.collection)) {
+				t.DeleteEntry(k.collection, k.key)
+				differs = true
+				continue
+			}
+			text, changed, err := e.json(kind, []byte(stored), kind.entryDescriptor(k.collection))
 			if err != nil {
 				return err
 			}
@@ -232,11 +272,20 @@ func (e *eraser) change(ctx context.Context, at key, keys []entryKey) error {
 	if err := e.rt.submit(ctx, kind, at.id, c); err != nil && !errors.Is(err, ErrNotFound) {
 		return fmt.Errorf("%s %s: %w", at.kind, at.id, err)
 	}
+	if kind.personalKeys != nil {
+		e.cut[at] = struct{}{}
+	}
 	return nil
 }
 
 // events takes the user out of the journal, and returns of how many events.
 func (e *eraser) events(ctx context.Context) (n int, err error) {
+	for at := range e.cut {
+		cut, err := e.cutHistory(ctx, at)
+		if n += cut; err != nil {
+			return n, err
+		}
+	}
 	var last dbsqlc.FindMentioningEventsRow
 	for {
 		page, err := e.rt.db.MentioningEvents(ctx, e.mention, last)
@@ -244,26 +293,52 @@ func (e *eraser) events(ctx context.Context) (n int, err error) {
 			return n, err
 		}
 		last = page[len(page)-1]
-		scrubbed := make([]dbsqlc.ScrubEventParams, len(page))
+		scrubbed := make([]dbsqlc.ScrubEventParams, 0, len(page))
 		for i := range page {
 			r := &page[i]
+			kind, err := e.kind(r.Kind)
+			if err != nil {
+				return n, err
+			}
+			if at := (key{e.caller.Tenant, r.Kind, ID(r.ObjectID)}); kind.personalKeys != nil {
+				if _, done := e.cut[at]; !done {
+					cut, err := e.cutHistory(ctx, at)
+					if n += cut; err != nil {
+						return n, err
+					}
+				}
+				if !r.InType && !r.InRequestID && !r.InReply {
+					continue
+				}
+				r.Undo = cutNote
+			}
 			undo, differs, err := e.undo(r.Kind, []byte(r.Undo))
 			if err != nil {
 				return n, err
 			}
-			scrubbed[i] = dbsqlc.ScrubEventParams{
-				Actor: r.Actor, Undo: undo, DropType: r.InType, DropReply: r.InReply || differs || r.Actor == e.user, DropRequest: r.InRequestID,
+			theirs := r.Actor == e.user
+			scrub := dbsqlc.ScrubEventParams{
+				Actor: r.Actor, Undo: undo, DropType: r.InType, DropReply: r.InReply || differs || theirs, DropRequest: r.InRequestID || theirs,
 				TenantID: string(e.caller.Tenant), Kind: r.Kind, ObjectID: r.ObjectID, Version: r.Version,
 			}
-			if r.Actor == e.user {
-				scrubbed[i].Actor = e.pseudonym
+			if theirs {
+				scrub.Actor = e.pseudonym
 			}
+			scrubbed = append(scrubbed, scrub)
 		}
 		if err := e.rt.db.ScrubEvents(ctx, e.caller.Tenant, scrubbed); err != nil {
 			return n, err
 		}
-		n += len(page)
+		n += len(scrubbed)
 	}
+}
+
+func (e *eraser) cutHistory(ctx context.Context, at key) (int, error) {
+	e.cut[at] = struct{}{}
+	n, err := e.rt.db.CutHistory(ctx, dbsqlc.CutHistoryParams{
+		UserID: e.user, Pseudonym: e.pseudonym, TenantID: string(at.tenant), Kind: at.kind, ObjectID: string(at.id),
+	})
+	return int(n), err
 }
 
 // undo takes the user out of the note that undoes a change.
@@ -272,7 +347,7 @@ func (e *eraser) undo(kindName string, stored []byte) ([]byte, bool, error) {
 	if err != nil {
 		return nil, false, err
 	}
-	w := walk{e: e}
+	w := walk{e: e, kind: kind}
 	note, err := parseAny(stored)
 	if err != nil {
 		return nil, false, err
@@ -301,12 +376,12 @@ func (e *eraser) undo(kindName string, stored []byte) ([]byte, bool, error) {
 }
 
 // json takes the user out of a stored message.
-func (e *eraser) json(stored []byte, d protoreflect.MessageDescriptor) (out []byte, changed bool, err error) {
+func (e *eraser) json(k *kind, stored []byte, d protoreflect.MessageDescriptor) (out []byte, changed bool, err error) {
 	value, err := parseAny(stored)
 	if err != nil {
 		return nil, false, err
 	}
-	w := walk{e: e}
+	w := walk{e: e, kind: k}
 	if m, ok := value.(map[string]any); ok {
 		w.message(m, d)
 	}
@@ -342,7 +417,28 @@ func (e *eraser) text(s string) string {
 // a text, or the name of a field, is left alone.
 type walk struct {
 	e       *eraser
+	kind    *kind
 	changed bool
+}
+
+// owned tells whether a message is the user's as a whole.
+func (w *walk) owned(v any, d protoreflect.MessageDescriptor) bool {
+	if d == nil {
+		return false
+	}
+	field, ok := w.kind.personal[d.FullName()]
+	m, _ := v.(map[string]any)
+	return ok && m[string(field)] == w.e.user
+}
+
+// strip takes all texts and bytes from a message of a type that is personal.
+func (w *walk) strip(m map[string]any, d protoreflect.MessageDescriptor) {
+	for name := range m {
+		if f := d.Fields().ByName(protoreflect.Name(name)); f != nil && (f.Kind() == protoreflect.StringKind || f.Kind() == protoreflect.BytesKind) {
+			delete(m, name)
+			w.changed = true
+		}
+	}
 }
 
 func (w *walk) text(s string) string {
@@ -367,10 +463,16 @@ func (w *walk) message(m map[string]any, d protoreflect.MessageDescriptor) {
 				m[name] = w.entries(entries, f)
 			}
 		case f.IsList():
-			list, _ := v.([]any)
-			for i := range list {
-				list[i] = w.single(list[i], f)
+			list, ok := v.([]any)
+			if !ok {
+				continue
 			}
+			kept := slices.DeleteFunc(list, func(x any) bool { return w.owned(x, f.Message()) })
+			w.changed = w.changed || len(kept) < len(list)
+			for i := range kept {
+				kept[i] = w.single(kept[i], f)
+			}
+			m[name] = kept
 		default:
 			m[name] = w.single(v, f)
 		}
@@ -425,9 +527,12 @@ func (w *walk) node(n map[string]any, f protoreflect.FieldDescriptor) {
 	}
 }
 
-// differing goes through the note of what differs within a message.
+// differing goes through the note of what differs within a message. Of a part of a personal one it is not known whose it was.
 func (w *walk) differing(n map[string]any, d protoreflect.MessageDescriptor) {
 	if set, ok := n["set"].(map[string]any); ok {
+		if _, personal := w.kind.personal[d.FullName()]; personal {
+			w.strip(set, d)
+		}
 		w.message(set, d)
 	}
 	if in, ok := n["in"].(map[string]any); ok {
@@ -438,6 +543,10 @@ func (w *walk) differing(n map[string]any, d protoreflect.MessageDescriptor) {
 func (w *walk) entries(m map[string]any, f protoreflect.FieldDescriptor) map[string]any {
 	out := make(map[string]any, len(m))
 	for k, v := range m {
+		if w.owned(v, f.MapValue().Message()) {
+			w.changed = true
+			continue
+		}
 		if f.MapKey().Kind() == protoreflect.StringKind {
 			k = w.text(k)
 		}
@@ -458,6 +567,9 @@ func (w *walk) single(v any, f protoreflect.FieldDescriptor) any {
 			return w.any(v)
 		default:
 			if m, ok := v.(map[string]any); ok {
+				if w.owned(m, f.Message()) {
+					w.strip(m, f.Message())
+				}
 				w.message(m, f.Message())
 			}
 		}

@@ -183,3 +183,63 @@ func testEraseUser(t *testing.T, user identity.User) {
 		}
 	}
 }
+
+// What a kind says is personal goes as a whole: entries, by what they hold or by their keys, elements of lists, and the
+// texts of what is neither. It is gone from what is deleted, and from all by which a change could be undone.
+func TestEraseUserRemovesWhatIsPersonal(t *testing.T) {
+	t.Parallel()
+	for _, deleted := range []bool{false, true} {
+		b := dbtest.Own(t)
+		rt := newRuntime(t, b.DB, object.Config{})
+		config := toyConfig()
+		config.Name = "personal"
+		config.Personal = []object.Personal{{Message: &typepb.Field{}, User: "name"}, {Message: &sourcecontextpb.SourceContext{}, User: "file_name"}}
+		config.PersonalKeys = func(u identity.User) string { return "key-" + string(u[:1]) + "/" }
+		k := object.Register(rt, config)
+		service := b.AsService(t)
+		for i, user := range []identity.User{"ada", "bob", "ada", "bob"} {
+			if _, err := k.Update(b.As(t, user), "x", func(tx *object.Tx[toy]) error {
+				tx.State().SourceContext = &sourcecontextpb.SourceContext{FileName: string(user)}
+				tx.State().Fields = append(tx.State().Fields, &typepb.Field{Name: string(user), TypeUrl: "secret of " + string(user)})
+				tx.Put(toyOther, fmt.Sprint(i), &typepb.Field{Name: string(user), TypeUrl: "secret of " + string(user)})
+				tx.Put(toyEntries, "key-"+string(user[:1])+"/1", &typepb.EnumValue{Name: "secret of " + string(user)})
+				return nil
+			}, object.Upsert(), object.Shared(), object.Request("secret of "+string(user)+fmt.Sprint(i), &typepb.EnumValue{})); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if deleted {
+			if err := k.Delete(service, "x"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := rt.EraseUser(service, "ada"); err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range []string{"secret of ada", `"ada"`, "key-a/"} {
+			for _, hit := range found(t, b, text) {
+				t.Errorf("deleted %t: %q is still there: %s", deleted, text, hit)
+			}
+		}
+		if again, err := rt.EraseUser(service, "ada"); err != nil || again.Changed != 0 || again.Events != 0 {
+			t.Errorf("again: %+v, %v", again, err)
+		}
+		if deleted {
+			continue
+		}
+		snap, err := k.View(service, "x")
+		if err != nil || len(snap.State.GetFields()) != 2 || snap.State.GetFields()[0].GetTypeUrl() != "secret of bob" || snap.State.GetSourceContext().GetFileName() != "bob" {
+			t.Errorf("%v, %v", snap.State, err)
+		}
+		page, err := k.Entries(service, "x", toyOther, object.EntriesOptions{})
+		if err != nil || len(page.Entries) != 2 {
+			t.Errorf("%v, %v", page.Entries, err)
+		}
+		if _, err := k.ViewAt(service, "x", object.Moment{Version: 1}); err == nil {
+			t.Error("its history can be walked")
+		}
+		if _, err := k.ViewAt(service, "x", object.Moment{Version: snap.Version}); err != nil {
+			t.Error("as it is:", err)
+		}
+	}
+}

@@ -166,3 +166,6 @@ func (rt *Runtime) Running() int {
 	defer rt.mu.Unlock()
 	return rt.running
 }
+
+// Forget drops an object from the cache.
+func (rt *Runtime) Forget(t identity.Tenant, kind string, id ID) { rt.cache.drop(key{t, kind, id}) }

@@ -65,6 +65,8 @@ type undo struct {
 	// Created: there was nothing before. Revived: the object was deleted before.
 	Created bool `json:"created"`
 	Revived bool `json:"revived"`
+	// Cut: what it would undo was erased.
+	Cut bool `json:"cut"`
 }
 
 // fields are the top-level fields that differ.
@@ -190,7 +192,7 @@ func (k *kind) rewind(ctx context.Context, id ID) (*rewinder, error) {
 		return nil, ErrNotFound
 	}
 	r.past = Past{
-		kind: k, owner: identity.User(row.OwnerID), create: row.CreateTime.UTC(), current: Version(row.Version), gone: row.Deleted,
+		kind: k, owner: identity.User(row.OwnerID), create: row.CreateTime, current: Version(row.Version), gone: row.Deleted,
 		version: Version(row.Version), schema: row.SchemaVersion, entries: map[entryKey]json.RawMessage{},
 	}
 	if !row.Deleted {
@@ -237,7 +239,7 @@ func (r *rewinder) to(ctx context.Context, at Moment) error {
 		if Version(e.Version) != p.version {
 			return fmt.Errorf("object: the journal has version %d where %d was expected", e.Version, p.version)
 		}
-		p.time = e.EventTime.UTC()
+		p.time = e.EventTime
 		if at.Version == p.version || at.Version == 0 && !p.time.After(at.Time) {
 			return nil
 		}
@@ -267,6 +269,9 @@ func (r *rewinder) read(ctx context.Context) error {
 	return nil
 }
 
+// cutNote is the note of an event that cannot be undone any more; see CutHistory.
+const cutNote = `{"cut": true}`
+
 // undo takes the event back that made the version.
 func (r *rewinder) undo(e *dbsqlc.ListEventsBackRow, at Moment) error {
 	p := &r.past
@@ -277,7 +282,7 @@ func (r *rewinder) undo(e *dbsqlc.ListEventsBackRow, at Moment) error {
 	switch {
 	case u.Created && at.Version == 0:
 		return ErrNotFound // it was not there yet
-	case u.Created:
+	case u.Created, u.Cut:
 		return &HistoryError{Oldest: p.version, Newest: p.current}
 	case u.Revived:
 		p.state, p.schema = nil, cmp.Or(u.Schema, p.schema)
@@ -461,7 +466,7 @@ func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (H
 			return err
 		}
 		e := Event{
-			Version: Version(row.Version), Type: row.EventType, Actor: identity.User(row.Actor), Time: row.EventTime.UTC(),
+			Version: Version(row.Version), Type: row.EventType, Actor: identity.User(row.Actor), Time: row.EventTime,
 			RequestID: row.RequestID, Fields: u.fields(), Timers: slices.Sorted(maps.Keys(u.Timers)),
 		}
 		err = u.each(func(k entryKey, _ json.RawMessage) {

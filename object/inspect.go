@@ -233,8 +233,8 @@ func (rt *Runtime) Timers(ctx context.Context, o TimerOptions) (timers []TimerIn
 			return err
 		}
 		timers = append(timers, TimerInfo{
-			Kind: r.Kind, ID: ID(r.ObjectID), Name: r.Name, Owner: identity.User(r.OwnerID), DueTime: r.DueTime.UTC(),
-			NextTime: r.NextTime.UTC(), Attempts: int(r.Attempts), LastError: r.LastError, Parked: r.Parked,
+			Kind: r.Kind, ID: ID(r.ObjectID), Name: r.Name, Owner: identity.User(r.OwnerID), DueTime: r.DueTime,
+			NextTime: r.NextTime, Attempts: int(r.Attempts), LastError: r.LastError, Parked: r.Parked,
 		})
 		return nil
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"holdfast/identity"
 )
@@ -51,12 +52,24 @@ type KindConfig[S proto.Message] struct {
 	// Packed names collections whose old entries Pack packs: those that are appended to in the order of their keys, and whose
 	// old entries hardly ever change. Optional.
 	Packed []string
+	// Personal are the types of messages, in states and entries, that belong to one user even where the object is the tenant's.
+	// EraseUser removes them: entries, and elements of lists and maps. One that is neither loses its texts. Optional.
+	Personal []Personal
+	// PersonalKeys is what the keys of a user's entries begin with, where an object has entries of many users: EraseUser removes
+	// these as well, and the history of the objects that had some. Optional.
+	PersonalKeys func(identity.User) string
 	// OnTimer runs when a timer's time has come, as the tenant's service: a change like any other, pure as a closure of
 	// Update is, and journalled as "timer:<name>". The timer is cleared in the same change; OnTimer may set it again. tx.Now()
 	// is not before the time that was set. What it stages happens once, whatever number of processes run timers. After
 	// an error or a panic it is tried again, later each time, and after MaxTimerTries the timer is parked. Optional: a
 	// kind without it has no timers.
 	OnTimer func(tx *Tx[S], name string) error
+}
+
+// Personal is a type of messages that belong to the user whom a field of theirs names.
+type Personal struct {
+	Message proto.Message
+	User    protoreflect.Name
 }
 
 // MinTTL is the least time that an object is kept after its last change.
@@ -84,6 +97,8 @@ type kind struct {
 	terms         func(proto.Message) []string
 	onTimer       func(*txn, string) error // nil: the kind has no timers
 	restored      func(state, was proto.Message, now time.Time)
+	personal      map[protoreflect.FullName]protoreflect.Name // the field that names the user, by type
+	personalKeys  func(identity.User) string                  // nil: keys tell nothing
 }
 
 // Register adds a kind to the runtime. Wrong configuration is a programming error and panics.
@@ -92,7 +107,7 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 	k := &kind{
 		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, userRestore: c.UserRestore, noRestore: c.NoRestore, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
 		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1), signal: c.Signal,
-		scratch: proto.Clone, packs: c.Packed,
+		scratch: proto.Clone, packs: c.Packed, personal: map[protoreflect.FullName]protoreflect.Name{}, personalKeys: c.PersonalKeys,
 		ttl: func(m proto.Message) time.Duration {
 			if c.TTLOf != nil {
 				if ttl := c.TTLOf(m.(S)); ttl != 0 { //nolint:forcetypeassert // the runtime made m
@@ -126,6 +141,13 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 		if c.Collections[name] == nil {
 			panic("object: Packed names no collection of the kind")
 		}
+	}
+	for _, p := range c.Personal {
+		d := p.Message.ProtoReflect().Descriptor()
+		if f := d.Fields().ByName(p.User); f == nil || f.Kind() != protoreflect.StringKind || f.IsList() {
+			panic(fmt.Sprintf("object: %s has no field %q that can name a user", d.FullName(), p.User))
+		}
+		k.personal[d.FullName()] = p.User
 	}
 	for from := range c.Upcasters {
 		if from < 1 || from >= c.SchemaVersion {
@@ -227,8 +249,10 @@ func Shared() UpdateOption { return func(o *updateOptions) { o.shared = true } }
 // IfVersion wants the object to be at version v: VersionMismatchError where it is not. 0 is no condition.
 func IfVersion(v Version) UpdateOption { return func(o *updateOptions) { o.ifVersion = v } }
 
-// Request makes the change idempotent: the same id with the same body returns the first reply, with no new version,
-// and with another body ErrRequestReused. The empty id is no request id. Ids are remembered as long as the journal.
+// Request makes the change idempotent: the same id with the same body from the same caller returns the first reply, with
+// no new version; another body or another caller is ErrRequestReused. A service that acts for a user is that user, and
+// otherwise a caller of its own. Ids count within one life of the object: one that is created again after it was deleted or
+// has expired knows none of the ids before. The empty id is no request id. Ids are remembered as long as the journal.
 func Request(id string, body proto.Message) UpdateOption {
 	return func(o *updateOptions) {
 		if id == "" {
@@ -292,6 +316,9 @@ func (k *Kind[S]) update(ctx context.Context, id ID, fn func(*Tx[S]) error, opts
 	c := &change{ctx: ctx, caller: caller, done: make(chan struct{}), run: func(t *txn) error { return fn(&Tx[S]{t}) }}
 	for _, opt := range opts {
 		opt(&c.opts)
+	}
+	if c.opts.requestID != "" {
+		c.opts.hash = sha256.Sum256(append(c.opts.hash[:], caller.User...))
 	}
 	return c, k.rt.submit(ctx, k.kind, id, c)
 }

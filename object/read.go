@@ -220,10 +220,10 @@ func (r *record) lacks(n int) bool {
 func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit int) (*record, error) {
 	rec := &record{
 		owner: identity.User(r.OwnerID), version: Version(r.Version), schema: r.SchemaVersion, unread: new(atomic.Int32),
-		create: r.CreateTime.UTC(), update: r.UpdateTime.UTC(), activity: r.ActivityTime.UTC(),
+		create: r.CreateTime, update: r.UpdateTime, activity: r.ActivityTime,
 	}
 	if r.ExpireTime != nil {
-		rec.expire = r.ExpireTime.UTC()
+		rec.expire = *r.ExpireTime
 	}
 	if r.Deleted {
 		return rec, nil

@@ -178,6 +178,10 @@ type lane struct {
 	waiting  int
 	inFlight int
 	queued   bool // in Runtime.turn
+	// stuck are mailboxes of objects whose lock was not to be had. They go one at a time, beside the batches in flight, so that
+	// the lane's other objects wait for none of them.
+	stuck    []*mailbox
+	stuckOne bool // is in flight
 }
 
 // mailbox holds the changes that wait for one object. While busy, a batch has the object.
@@ -186,7 +190,7 @@ type mailbox struct {
 	kind  *kind
 	lane  *lane
 	queue []*change
-	ready bool // in its lane's list
+	ready bool // in a list of its lane
 	busy  bool
 }
 
@@ -277,7 +281,7 @@ func (rt *Runtime) maxRunning() int { return max(1, rt.db.MaxConns()*3/4) }
 
 // offer queues the lane for a worker, if it has something to do and room to do it.
 func (rt *Runtime) offer(l *lane) {
-	if !l.queued && len(l.ready) > 0 && l.inFlight < lanesInFlight {
+	if !l.queued && (len(l.ready) > 0 && l.inFlight < lanesInFlight || len(l.stuck) > 0 && !l.stuckOne) {
 		l.queued = true
 		rt.turn = append(rt.turn, l)
 	}
@@ -310,9 +314,12 @@ func (rt *Runtime) take() []*work {
 	l.queued = false
 	left := rt.limits.BatchChanges
 	var batch []*work
-	n := 0
-	for ; n < len(l.ready) && len(batch) < maxBatch && left > 0; n++ {
-		b := l.ready[n]
+	n, from, most, stuck := 0, &l.ready, maxBatch, len(l.stuck) > 0 && !l.stuckOne
+	if stuck {
+		from, most = &l.stuck, 1
+	}
+	for ; n < len(*from) && len(batch) < most && left > 0; n++ {
+		b := (*from)[n]
 		b.ready = false
 		k := min(len(b.queue), left)
 		if k == 0 { // all were withdrawn
@@ -320,13 +327,13 @@ func (rt *Runtime) take() []*work {
 			continue
 		}
 		left -= k
-		batch = append(batch, &work{box: b, kind: b.kind, changes: b.queue[:k:k]})
+		batch = append(batch, &work{box: b, kind: b.kind, changes: b.queue[:k:k], alone: stuck})
 		if b.queue = b.queue[k:]; len(b.queue) == 0 {
 			b.queue = nil
 		}
 		b.busy = true
 	}
-	l.ready = append(l.ready[:0], l.ready[n:]...)
+	*from = append((*from)[:0], (*from)[n:]...)
 	taken := rt.limits.BatchChanges - left
 	l.waiting -= taken
 	rt.waiting -= taken
@@ -336,20 +343,28 @@ func (rt *Runtime) take() []*work {
 		}
 		return rt.take()
 	}
-	l.inFlight++
+	if l.stuckOne = l.stuckOne || stuck; !stuck {
+		l.inFlight++
+	}
 	rt.offer(l)
 	rt.metrics.batch(rt.db.Now(), batch, taken)
 	return batch
 }
 
-func (l *lane) idle() bool { return l.inFlight == 0 && l.waiting == 0 && len(l.ready) == 0 }
+func (l *lane) idle() bool {
+	return l.inFlight == 0 && !l.stuckOne && l.waiting == 0 && len(l.ready) == 0 && len(l.stuck) == 0
+}
 
 // release gives the batch's objects back.
 func (rt *Runtime) release(batch []*work) {
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
 	l := batch[0].box.lane
-	l.inFlight--
+	if batch[0].alone {
+		l.stuckOne = false
+	} else {
+		l.inFlight--
+	}
 	for _, w := range batch {
 		b := w.box
 		b.busy = false
@@ -358,10 +373,14 @@ func (rt *Runtime) release(batch []*work) {
 			l.waiting += len(w.later)
 			rt.waiting += len(w.later)
 		}
-		if len(b.queue) > 0 {
+		switch {
+		case len(b.queue) > 0 && w.contended:
+			b.ready = true
+			l.stuck = append(l.stuck, b)
+		case len(b.queue) > 0:
 			b.ready = true
 			l.ready = append(l.ready, b)
-		} else {
+		default:
 			delete(rt.boxes, b.key)
 		}
 	}

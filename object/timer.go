@@ -387,7 +387,7 @@ func (s *scheduler) deliver(r dbsqlc.ClaimTimersRow) {
 	var stale bool
 	c := &change{
 		ctx: rt.life, caller: identity.Identity{Tenant: identity.Tenant(r.TenantID), Service: true},
-		done: make(chan struct{}), notBefore: r.DueTime.UTC(), run: k.fire(r.Name, r.DueTime, &stale),
+		done: make(chan struct{}), notBefore: r.DueTime, run: k.fire(r.Name, r.DueTime, &stale),
 	}
 	err := rt.submit(rt.life, k, ID(r.ObjectID), c)
 	if err == nil && !stale || rt.life.Err() != nil {
@@ -417,7 +417,7 @@ func (s *scheduler) settle(r dbsqlc.ClaimTimersRow, err error) *dbsqlc.SettleTim
 	now := s.rt.db.Now()
 	overloaded, full := errors.AsType[*OverloadedError](err)
 	switch {
-	case errors.Is(err, ErrClosed), errors.Is(err, db.ErrUnavailable), errors.Is(err, db.ErrOutcomeUnknown):
+	case errors.Is(err, ErrClosed), errors.Is(err, db.ErrUnavailable), errors.Is(err, db.ErrContention), errors.Is(err, db.ErrOutcomeUnknown):
 	case full:
 		p.NextTime = now.Add(overloaded.RetryAfter + rand.N(time.Second)) //nolint:gosec // jitter
 	case errors.Is(err, ErrNewerSchema):

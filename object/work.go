@@ -23,6 +23,8 @@ type work struct {
 	room  *int
 	spent int
 	later []*change
+	// alone: the batch has no other object, because this one's lock was not to be had. contended: it was not, in this batch.
+	alone, contended bool
 
 	// What is known of the object before the batch.
 	base   *record    // nil: nothing is stored
@@ -42,6 +44,7 @@ type work struct {
 	// What the changes come to; start clears it.
 	cur     *record
 	fresh   bool // entries of an earlier life of the object do not count
+	anew    bool // neither do request ids: a change of the batch began a life
 	staged  stagedEntries
 	replied map[string]knownReply
 	assumed []entryKey
@@ -103,8 +106,9 @@ func (s *stagedEntries) set(e staged) {
 }
 
 type knownReply struct {
-	hash  []byte
-	reply []byte
+	version Version
+	hash    []byte
+	reply   []byte
 }
 
 // event is a row of the journal in the making.
@@ -120,12 +124,13 @@ type event struct {
 	puts      []put
 	after     *record
 	created   bool // anew, where the object had an earlier life
+	begins    bool // a life, in which no request id was used
 }
 
 // compute runs the changes in mailbox order. It returns false where what is at hand does not suffice to say what they
 // come to: then nothing of them may be stored or answered, and missing says what to load.
 func (w *work) compute(now time.Time) bool {
-	w.cur, w.fresh, w.staged, w.replied, w.assumed, w.events, w.missing = w.base, !w.base.live(now), stagedEntries{}, nil, nil, nil, nil
+	w.cur, w.fresh, w.anew, w.staged, w.replied, w.assumed, w.events, w.missing = w.base, !w.base.live(now), false, stagedEntries{}, nil, nil, nil, nil
 	if w.base != nil && now.Before(w.base.update) && w.base.update.Sub(now) < maxAhead {
 		now = w.base.update // the clock of another process ran a little ahead
 	}
@@ -162,7 +167,8 @@ func (w *work) apply(c *change, now time.Time) error {
 	if w.cur != nil && !c.caller.MaySee(w.cur.owner) {
 		return ErrNotFound
 	}
-	if known, ok := w.reply(c.opts.requestID); ok {
+	live := w.cur.live(now)
+	if known, ok := w.reply(c, live); ok {
 		if !bytes.Equal(known.hash, c.opts.hash[:]) {
 			return ErrRequestReused
 		}
@@ -175,7 +181,6 @@ func (w *work) apply(c *change, now time.Time) error {
 		}
 		// Not in the journal, so it was not this change.
 	}
-	live := w.cur.live(now)
 	revived := c.opts.revive && w.cur.deleted(now)
 	switch {
 	case live && c.opts.create:
@@ -278,7 +283,7 @@ func (w *work) accept(c *change, t *txn) error {
 	}
 	e := event{
 		version: next.version, eventType: t.eventType, actor: string(c.caller.User), time: t.now,
-		requestID: c.opts.requestID, undo: undo, puts: t.puts, after: next, created: !t.Exists(),
+		requestID: c.opts.requestID, undo: undo, puts: t.puts, after: next, created: !t.Exists(), begins: !live,
 	}
 	if e.eventType == "" {
 		e.eventType = defaultEventType(t)
@@ -290,14 +295,16 @@ func (w *work) accept(c *change, t *txn) error {
 				return err
 			}
 		}
-		if w.replied == nil {
-			w.replied = map[string]knownReply{}
-		}
-		w.replied[e.requestID] = knownReply{e.hash, e.reply}
 	}
 	// Nothing fails from here on.
 	if !live {
-		w.fresh, w.staged = true, stagedEntries{}
+		w.fresh, w.anew, w.staged, w.replied = true, true, stagedEntries{}, nil
+	}
+	if e.requestID != "" {
+		if w.replied == nil {
+			w.replied = map[string]knownReply{}
+		}
+		w.replied[e.requestID] = knownReply{e.version, e.hash, e.reply}
 	}
 	keep := next.keep(w.kind.recentKeep)
 	for i, p := range t.puts {
@@ -369,15 +376,18 @@ func (w *work) mayNotReplace(k entryKey) bool {
 	return w.newer[k] && w.staged.find(k) == nil && !w.fresh
 }
 
-func (w *work) reply(requestID string) (knownReply, bool) {
-	if requestID == "" {
+// reply is that of the first time, where the object's life has seen the change's request. What begins a new life is asked
+// for the first time; only a retry of what ended the last one is known still.
+func (w *work) reply(c *change, live bool) (knownReply, bool) {
+	if c.opts.requestID == "" || w.cur == nil {
 		return knownReply{}, false
 	}
-	if r, ok := w.replied[requestID]; ok {
-		return r, true
+	r, ok := w.replied[c.opts.requestID]
+	if !ok && !w.anew {
+		r, ok = w.known[c.opts.requestID]
 	}
-	r, ok := w.known[requestID]
-	return r, ok
+	begins := !live && (c.opts.create || c.opts.upsert)
+	return r, ok && (!begins || w.cur.state == nil && r.version == w.cur.version)
 }
 
 // undo is the journal's note of what the change replaced.
@@ -497,6 +507,12 @@ func (w *work) store(p *dbsqlc.StoreChangesParams) error {
 		p.EVersion = append(p.EVersion, int64(s.version))
 		p.EBody = append(p.EBody, s.body)
 	}
+	begins := 0
+	for i := range w.events {
+		if w.events[i].begins {
+			begins = i
+		}
+	}
 	for i := range w.events {
 		e := &w.events[i]
 		p.VObject = append(p.VObject, object)
@@ -506,7 +522,7 @@ func (w *work) store(p *dbsqlc.StoreChangesParams) error {
 		p.VEventTime = append(p.VEventTime, e.time)
 		p.VRequestID = append(p.VRequestID, e.requestID)
 		var requestKey []byte
-		if e.requestID != "" {
+		if e.requestID != "" && i >= begins {
 			requestKey = w.box.key.requestKey(e.requestID)
 		}
 		p.VRequestKey = append(p.VRequestKey, requestKey)

@@ -22,8 +22,8 @@ WHERE o.tenant_id = @tenant_id::text AND (o.kind, o.object_id) > (@after_kind::t
 ORDER BY o.kind, o.object_id
 LIMIT @page_size::integer;
 
--- FindMentioningEntries lists the entries of a tenant that hold a text, or have it in their keys, page by page. dead: the
--- object is deleted or has expired.
+-- FindMentioningEntries lists the entries of a tenant that hold a text, or have it or one of some prefixes in their keys,
+-- page by page. dead: the object is deleted or has expired.
 -- name: FindMentioningEntries :many
 SELECT e.kind, e.object_id, e.collection, e.key, e.body::text AS body, NOT EXISTS (
     SELECT FROM holdfast.objects o WHERE o.tenant_id = e.tenant_id AND o.kind = e.kind AND o.object_id = e.object_id
@@ -31,7 +31,8 @@ SELECT e.kind, e.object_id, e.collection, e.key, e.body::text AS body, NOT EXIST
 FROM holdfast.entries e
 WHERE e.tenant_id = @tenant_id::text
   AND (e.kind, e.object_id, e.collection, e.key) > (@after_kind::text, @after_object_id::text, @after_collection::text, @after_key::text)
-  AND (strpos(e.body::text, @json_mention::text) > 0 OR e.key = @mention::text OR @inside::boolean AND strpos(e.key, @mention::text) > 0)
+  AND (strpos(e.body::text, @json_mention::text) > 0 OR e.key = @mention::text OR @inside::boolean AND strpos(e.key, @mention::text) > 0
+    OR EXISTS (SELECT FROM (SELECT unnest(@prefixes::text[]) AS prefix) p WHERE starts_with(e.key, p.prefix)))
 ORDER BY e.kind, e.object_id, e.collection, e.key
 LIMIT @page_size::integer;
 
@@ -39,6 +40,22 @@ LIMIT @page_size::integer;
 -- name: ReplaceEntry :exec
 UPDATE holdfast.entries SET key = @new_key, body = @body::jsonb
 WHERE tenant_id = @tenant_id AND kind = @kind AND object_id = @object_id AND collection = @collection AND key = @key;
+
+-- DeleteEntry deletes an entry of a dead object, without a version.
+-- name: DeleteEntry :exec
+DELETE FROM holdfast.entries
+WHERE tenant_id = @tenant_id AND kind = @kind AND object_id = @object_id AND collection = @collection AND key = @key;
+
+-- CutHistory makes an object's events those of a journal that nothing can be undone by, and takes a user out of them. A
+-- retry of a service's request is answered with an empty reply, because a service is told of users' entries too.
+-- name: CutHistory :execrows
+UPDATE holdfast.events SET undo = '{"cut": true}',
+  actor = CASE WHEN actor = @user_id::text THEN @pseudonym::text ELSE actor END,
+  reply = CASE WHEN actor IN (@user_id, '') THEN NULL ELSE reply END,
+  request_id = CASE WHEN actor = @user_id THEN NULL ELSE request_id END,
+  request_key = CASE WHEN actor = @user_id THEN NULL ELSE request_key END,
+  request_hash = CASE WHEN actor = @user_id THEN NULL ELSE request_hash END
+WHERE tenant_id = @tenant_id AND kind = @kind AND object_id = @object_id;
 
 -- FindMentioningEvents lists the events of a tenant that a user made or that hold a text, page by page.
 -- name: FindMentioningEvents :many

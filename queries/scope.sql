@@ -1,12 +1,15 @@
 -- EnterScope makes the rest of the transaction act for one tenant's callers: the role, and the settings that
 -- row-level security reads. It answers the database's clock. Array statements are planned anew at each run unless
 -- told otherwise, which took a quarter of a read: hence the generic plan. A server that is cut off from Postgres between
--- the two round trips of a change would keep its locks as long as nobody notices: five seconds.
+-- the two round trips of a change would keep its locks as long as nobody notices: five seconds. A lock that
+-- is held for longer ends the wait for it, and a statement that goes on for longer than any caller waits is canceled, so
+-- that stuck transactions do not collect connections.
 -- name: EnterScope :one
 SELECT set_config('role', @role::text, true), set_config('app.tenant', @tenant_id::text, true),
   set_config('app.owners', @owners::text, true), set_config('app.service', @service::text, true),
   set_config('plan_cache_mode', 'force_generic_plan', true),
-  set_config('idle_in_transaction_session_timeout', '5s', true), clock_timestamp()::timestamptz AS now;
+  set_config('idle_in_transaction_session_timeout', '5s', true), set_config('lock_timeout', '2s', true),
+  set_config('statement_timeout', '15s', true), clock_timestamp()::timestamptz AS now;
 
 -- CheckLogin tells what a login may do that the server's must not, and what it may not that it must.
 -- name: CheckLogin :one

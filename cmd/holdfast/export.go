@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 
+	"holdfast/db"
 	"holdfast/handlers"
 	"holdfast/identity"
 )
@@ -45,7 +46,7 @@ type importCmd struct {
 	File   string `arg:"" help:"An export; - reads standard input into a temporary file first." placeholder:"FILE"`
 }
 
-// Run imports a file. It may be ended and run again.
+// Run imports a file. One that is ended leaves nothing, and may be run again.
 func (c *importCmd) Run(ctx context.Context, w *console) (err error) {
 	if err := checkTenantAndUser(c.Tenant, ""); err != nil {
 		return err
@@ -61,10 +62,16 @@ func (c *importCmd) Run(ctx context.Context, w *console) (err error) {
 	}
 	defer d.Close()
 	rows, err := d.Import(ctx, identity.Tenant(c.Tenant), f)
-	if len(rows) > 0 {
-		fmt.Fprintf(w.stdout, "imported %v\n", rows)
+	if err != nil {
+		return err
 	}
-	return err
+	leftOut := rows[db.EndpointsLeftOut]
+	delete(rows, db.EndpointsLeftOut)
+	fmt.Fprintf(w.stdout, "imported %v\n", rows)
+	if leftOut > 0 {
+		fmt.Fprintf(w.stdout, "left out %d webhook endpoints, which another tenant has; make new ones with CreateLinearEndpoint\n", leftOut)
+	}
+	return nil
 }
 
 // read opens the file, or a temporary one that is gone when it is closed.

@@ -1,5 +1,43 @@
 -- +goose Up
 
+-- drop_orphans deletes rows that name an object which is not there, such as those of an import that was broken off by an
+-- earlier release, so that nobody who creates the object inherits them. The caller holds the object's lock, or has stored
+-- its row as the first one, so such rows are nobody's, whoever owned them: hence all owners.
+-- +goose StatementBegin
+CREATE FUNCTION holdfast.drop_orphans(p_tenant_id text, o_kind text[], o_id text[], o_expected bigint[]) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+  service CONSTANT text := current_setting('app.service');
+  k text;
+  o text;
+BEGIN
+  PERFORM set_config('app.service', 'on', true);
+  FOR i IN 1 .. coalesce(cardinality(o_id), 0) LOOP
+    CONTINUE WHEN o_expected[i] <> 0;
+    k := o_kind[i];
+    o := o_id[i];
+    -- Counted, because for EXISTS the planner takes whichever index it believes to find a first row soonest by.
+    IF (SELECT count(*) FROM holdfast.entries x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o)
+      + (SELECT count(*) FROM holdfast.events x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o)
+      + (SELECT count(*) FROM holdfast.packs x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o)
+      + (SELECT count(*) FROM holdfast.terms x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o)
+      + (SELECT count(*) FROM holdfast.timers x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o) > 0
+    THEN
+      DELETE FROM holdfast.entries x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
+      DELETE FROM holdfast.events x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
+      DELETE FROM holdfast.packs x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
+      DELETE FROM holdfast.terms x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
+      DELETE FROM holdfast.timers x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
+    END IF;
+  END LOOP;
+  PERFORM set_config('app.service', service, true);
+END
+$$;
+-- +goose StatementEnd
+REVOKE ALL ON FUNCTION holdfast.drop_orphans FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION holdfast.drop_orphans TO holdfast_app;
+
 -- store_changes, written anew with what releases have added to it since, and with e_new: most batches only add entries, and
 -- a plain INSERT takes a fifth less of a batch than one that is ready to update. The primary key then tells where one was
 -- there, which is also the proof that keys taken to be absent were. The function of the release before stays for its servers.
@@ -97,6 +135,10 @@ BEGIN
     RAISE EXCEPTION 'of % objects % are at the expected version', cardinality(o_id), fenced USING ERRCODE = 'HF001';
   END IF;
 
+  IF 0 = ANY (o_expected) THEN
+    PERFORM holdfast.drop_orphans(p_tenant_id, o_kind, o_id, o_expected);
+  END IF;
+
   IF packed_of IS NOT NULL THEN
     PERFORM holdfast.make_room(p_tenant_id, packed_of, o_kind, o_id, o_reborn, a_object || e_object || d_object,
       a_collection || e_collection || d_collection, a_key || e_key || d_key);
@@ -109,6 +151,10 @@ BEGIN
         WHERE tenant_id = p_tenant_id AND kind = o_kind[i] AND object_id = o_id[i];
         DELETE FROM holdfast.timers
         WHERE tenant_id = p_tenant_id AND kind = o_kind[i] AND object_id = o_id[i];
+        -- A request id counts within one life. (With IS NOT NULL the planner took the index that has this condition, and
+        -- read it from end to end.)
+        UPDATE holdfast.events SET request_key = NULL
+        WHERE tenant_id = p_tenant_id AND kind = o_kind[i] AND object_id = o_id[i] AND coalesce(request_key, '') <> '';
       END IF;
       IF o_retermed[i] THEN
         DELETE FROM holdfast.terms
@@ -196,3 +242,4 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
+DROP FUNCTION holdfast.drop_orphans;

@@ -26,7 +26,7 @@ BEGIN
 BEGIN
   entered := set_config(''role'', ''holdfast_app'', true) || set_config(''app.tenant'', s_tenant_id, true)
     || set_config(''app.owners'', s_owners, true) || set_config(''app.service'', s_service, true)
-    || set_config(''plan_cache_mode'', ''force_generic_plan'', true);
+    || set_config(''plan_cache_mode'', ''force_generic_plan'', true) || set_config(''lock_timeout'', ''2s'', true);
 ');
   ASSERT was <> def, 'the variables of store_change are not where they were';
   EXECUTE def;

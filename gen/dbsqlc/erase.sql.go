@@ -9,6 +9,65 @@ import (
 	"context"
 )
 
+const CutHistory = `-- name: CutHistory :execrows
+UPDATE holdfast.events SET undo = '{"cut": true}',
+  actor = CASE WHEN actor = $1::text THEN $2::text ELSE actor END,
+  reply = CASE WHEN actor IN ($1, '') THEN NULL ELSE reply END,
+  request_id = CASE WHEN actor = $1 THEN NULL ELSE request_id END,
+  request_key = CASE WHEN actor = $1 THEN NULL ELSE request_key END,
+  request_hash = CASE WHEN actor = $1 THEN NULL ELSE request_hash END
+WHERE tenant_id = $3 AND kind = $4 AND object_id = $5
+`
+
+type CutHistoryParams struct {
+	UserID    string
+	Pseudonym string
+	TenantID  string
+	Kind      string
+	ObjectID  string
+}
+
+// CutHistory makes an object's events those of a journal that nothing can be undone by, and takes a user out of them. A
+// retry of a service's request is answered with an empty reply, because a service is told of users' entries too.
+func (q *Queries) CutHistory(ctx context.Context, arg CutHistoryParams) (int64, error) {
+	result, err := q.db.Exec(ctx, CutHistory,
+		arg.UserID,
+		arg.Pseudonym,
+		arg.TenantID,
+		arg.Kind,
+		arg.ObjectID,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const DeleteEntry = `-- name: DeleteEntry :exec
+DELETE FROM holdfast.entries
+WHERE tenant_id = $1 AND kind = $2 AND object_id = $3 AND collection = $4 AND key = $5
+`
+
+type DeleteEntryParams struct {
+	TenantID   string
+	Kind       string
+	ObjectID   string
+	Collection string
+	Key        string
+}
+
+// DeleteEntry deletes an entry of a dead object, without a version.
+func (q *Queries) DeleteEntry(ctx context.Context, arg DeleteEntryParams) error {
+	_, err := q.db.Exec(ctx, DeleteEntry,
+		arg.TenantID,
+		arg.Kind,
+		arg.ObjectID,
+		arg.Collection,
+		arg.Key,
+	)
+	return err
+}
+
 const DeleteExpired = `-- name: DeleteExpired :many
 DELETE FROM holdfast.objects WHERE tenant_id = $1::text AND ctid = ANY (ARRAY(
   SELECT x.ctid FROM holdfast.objects x WHERE x.tenant_id = $1 AND x.expire_time <= clock_timestamp() LIMIT $2::integer
@@ -72,9 +131,10 @@ SELECT e.kind, e.object_id, e.collection, e.key, e.body::text AS body, NOT EXIST
 FROM holdfast.entries e
 WHERE e.tenant_id = $1::text
   AND (e.kind, e.object_id, e.collection, e.key) > ($2::text, $3::text, $4::text, $5::text)
-  AND (strpos(e.body::text, $6::text) > 0 OR e.key = $7::text OR $8::boolean AND strpos(e.key, $7::text) > 0)
+  AND (strpos(e.body::text, $6::text) > 0 OR e.key = $7::text OR $8::boolean AND strpos(e.key, $7::text) > 0
+    OR EXISTS (SELECT FROM (SELECT unnest($9::text[]) AS prefix) p WHERE starts_with(e.key, p.prefix)))
 ORDER BY e.kind, e.object_id, e.collection, e.key
-LIMIT $9::integer
+LIMIT $10::integer
 `
 
 type FindMentioningEntriesParams struct {
@@ -86,6 +146,7 @@ type FindMentioningEntriesParams struct {
 	JsonMention     string
 	Mention         string
 	Inside          bool
+	Prefixes        []string
 	PageSize        int32
 }
 
@@ -98,8 +159,8 @@ type FindMentioningEntriesRow struct {
 	Dead       bool
 }
 
-// FindMentioningEntries lists the entries of a tenant that hold a text, or have it in their keys, page by page. dead: the
-// object is deleted or has expired.
+// FindMentioningEntries lists the entries of a tenant that hold a text, or have it or one of some prefixes in their keys,
+// page by page. dead: the object is deleted or has expired.
 func (q *Queries) FindMentioningEntries(ctx context.Context, arg FindMentioningEntriesParams) ([]FindMentioningEntriesRow, error) {
 	rows, err := q.db.Query(ctx, FindMentioningEntries,
 		arg.TenantID,
@@ -110,6 +171,7 @@ func (q *Queries) FindMentioningEntries(ctx context.Context, arg FindMentioningE
 		arg.JsonMention,
 		arg.Mention,
 		arg.Inside,
+		arg.Prefixes,
 		arg.PageSize,
 	)
 	if err != nil {

@@ -86,7 +86,8 @@ const EnterScope = `-- name: EnterScope :one
 SELECT set_config('role', $1::text, true), set_config('app.tenant', $2::text, true),
   set_config('app.owners', $3::text, true), set_config('app.service', $4::text, true),
   set_config('plan_cache_mode', 'force_generic_plan', true),
-  set_config('idle_in_transaction_session_timeout', '5s', true), clock_timestamp()::timestamptz AS now
+  set_config('idle_in_transaction_session_timeout', '5s', true), set_config('lock_timeout', '2s', true),
+  set_config('statement_timeout', '15s', true), clock_timestamp()::timestamptz AS now
 `
 
 type EnterScopeParams struct {
@@ -103,13 +104,17 @@ type EnterScopeRow struct {
 	SetConfig_4 string
 	SetConfig_5 string
 	SetConfig_6 string
+	SetConfig_7 string
+	SetConfig_8 string
 	Now         time.Time
 }
 
 // EnterScope makes the rest of the transaction act for one tenant's callers: the role, and the settings that
 // row-level security reads. It answers the database's clock. Array statements are planned anew at each run unless
 // told otherwise, which took a quarter of a read: hence the generic plan. A server that is cut off from Postgres between
-// the two round trips of a change would keep its locks as long as nobody notices: five seconds.
+// the two round trips of a change would keep its locks as long as nobody notices: five seconds. A lock that
+// is held for longer ends the wait for it, and a statement that goes on for longer than any caller waits is canceled, so
+// that stuck transactions do not collect connections.
 func (q *Queries) EnterScope(ctx context.Context, arg EnterScopeParams) (EnterScopeRow, error) {
 	row := q.db.QueryRow(ctx, EnterScope,
 		arg.Role,
@@ -125,6 +130,8 @@ func (q *Queries) EnterScope(ctx context.Context, arg EnterScopeParams) (EnterSc
 		&i.SetConfig_4,
 		&i.SetConfig_5,
 		&i.SetConfig_6,
+		&i.SetConfig_7,
+		&i.SetConfig_8,
 		&i.Now,
 	)
 	return i, err

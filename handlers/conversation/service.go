@@ -74,6 +74,8 @@ func Register(rt *object.Runtime) *object.Kind[state] {
 		Signal:  &conversationv1.LiveSignal{},
 		Packed:  []string{inMessages, inIntents, inFlowSteps},
 		OnTimer: onTimer,
+		// Who speaks on a conversation that is the tenant's.
+		Personal: []object.Personal{{Message: &conversationv1.Floor{}, User: "user"}},
 	})
 }
 
@@ -181,13 +183,15 @@ func (m *Manager) AppendMessages(
 			res := &conversationv1.AppendMessagesResponse{Messages: make([]*conversationv1.AppendedMessage, 0, len(req.GetMessages()))}
 			added := false
 			for _, n := range req.GetMessages() {
-				msg, duplicate := known(tx, n.GetClientMessageId()), true
-				if msg == nil {
-					var err error
+				msg, err := known(tx, n.GetClientMessageId())
+				if err != nil {
+					return nil, err
+				}
+				duplicate := msg != nil
+				if !duplicate {
 					if msg, err = appendMessage(tx.State(), n, tx.Now()); err != nil {
 						return nil, refuse(err)
 					}
-					duplicate = false
 					putMessage(tx, msg)
 					added = true
 				}
@@ -204,24 +208,31 @@ func (m *Manager) AppendMessages(
 		}, opts...)
 }
 
-// known is the message that has this client_message_id, or nil.
-func known(tx *object.Tx[state], clientMessageID string) *conversationv1.Message {
+// known is the message that has this client_message_id, or nil. Where another caller appended it, it is refused: two users
+// of a shared conversation may well count their messages alike, and neither's may be dropped for the other's.
+func known(tx *object.Tx[state], clientMessageID string) (*conversationv1.Message, error) {
 	if clientMessageID == "" {
-		return nil
+		return nil, nil
 	}
 	ref, _ := tx.Entry(inClientMessages, clientMessageID).(*conversationv1.MessageRef)
 	if ref == nil {
-		return nil
+		return nil, nil
+	}
+	if ref.GetUser() != string(tx.Caller().User) {
+		return nil, &problem.Error{
+			Code: connect.CodeAlreadyExists, Reason: "REQUEST_ID_REUSED",
+			Message: fmt.Sprintf("another caller appended a message with the client_message_id %q; use a new one", clientMessageID),
+		}
 	}
 	msg, _ := tx.Entry(inMessages, object.SeqKey(ref.GetSeq())).(*conversationv1.Message)
-	return msg
+	return msg, nil
 }
 
 // putMessage stages a message, and the way to find it by its client's id.
 func putMessage(tx *object.Tx[state], msg *conversationv1.Message) {
 	tx.Put(inMessages, object.SeqKey(msg.GetSeq()), msg)
 	if id := msg.GetClientMessageId(); id != "" {
-		tx.Put(inClientMessages, id, &conversationv1.MessageRef{Seq: msg.GetSeq()})
+		tx.Put(inClientMessages, id, &conversationv1.MessageRef{Seq: msg.GetSeq(), User: string(tx.Caller().User)})
 	}
 }
 

@@ -49,9 +49,9 @@ func present(
 			a.Live[id] = l
 		}
 	}
-	if !service(caller) && a.GetLiveCounts().GetLastError() != "" { // of whosever session
+	if !service(caller) && a.GetLiveCounts().GetLastFailureTime() != nil { // of whosever session
 		a.LiveCounts = proto.CloneOf(a.GetLiveCounts())
-		a.LiveCounts.LastError = ""
+		a.LiveCounts.LastError, a.LiveCounts.LastErrorUser = "", ""
 	}
 	if s.GetPauseUntil().AsTime().After(now) {
 		a.PauseUntil = s.GetPauseUntil()

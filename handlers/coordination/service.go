@@ -56,6 +56,13 @@ func Register(rt *object.Runtime) *object.Kind[state] {
 			inUsageDays:   &coordinationv1.UsageDay{},
 		},
 		Recent: inRequests, RecentKeep: recentRequests,
+		Personal: []object.Personal{
+			{Message: &coordinationv1.ApiRequest{}, User: "owner"},
+			{Message: &coordinationv1.LiveSession{}, User: "owner"},
+			{Message: &coordinationv1.ConcurrencyLease{}, User: "owner"},
+			{Message: &coordinationv1.LiveCounts{}, User: "last_error_user"},
+		},
+		PersonalKeys: ownerKey,
 	})
 }
 

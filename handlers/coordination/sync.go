@@ -121,7 +121,7 @@ func reportLive(
 			l.Failures++
 			counts.Failed++
 		}
-		counts.LastFailureTime, counts.LastError = stamp(now), req.GetError()
+		counts.LastFailureTime, counts.LastError, counts.LastErrorUser = stamp(now), req.GetError(), l.GetOwner()
 	default: // connecting
 	}
 	return l, nil

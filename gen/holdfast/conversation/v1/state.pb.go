@@ -865,8 +865,10 @@ func (x *Message) GetPinned() bool {
 // MessageRef finds a message by its client's id: an entry of the collection "client_messages", its key the
 // client_message_id.
 type MessageRef struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Seq           int64                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Seq   int64                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// The user who appended it; empty: a service on its own behalf.
+	User          string `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -906,6 +908,13 @@ func (x *MessageRef) GetSeq() int64 {
 		return x.Seq
 	}
 	return 0
+}
+
+func (x *MessageRef) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
 }
 
 // Part is one structured piece of a message.
@@ -2756,10 +2765,11 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\r\n" +
-	"\v_heard_text\"\x1e\n" +
+	"\v_heard_text\"2\n" +
 	"\n" +
 	"MessageRef\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xd8\x02\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x12\n" +
+	"\x04user\x18\x02 \x01(\tR\x04user\"\xd8\x02\n" +
 	"\x04Part\x12E\n" +
 	"\ttool_call\x18\x01 \x01(\v2&.holdfast.conversation.v1.ToolCallPartH\x00R\btoolCall\x12K\n" +
 	"\vtool_result\x18\x02 \x01(\v2(.holdfast.conversation.v1.ToolResultPartH\x00R\n" +

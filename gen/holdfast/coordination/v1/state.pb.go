@@ -2046,8 +2046,10 @@ type LiveCounts struct {
 	GoAways         int64                  `protobuf:"varint,4,opt,name=go_aways,json=goAways,proto3" json:"go_aways,omitempty"`
 	LastFailureTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_failure_time,json=lastFailureTime,proto3" json:"last_failure_time,omitempty"`
 	LastError       string                 `protobuf:"bytes,6,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Whose session that was.
+	LastErrorUser string `protobuf:"bytes,7,opt,name=last_error_user,json=lastErrorUser,proto3" json:"last_error_user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LiveCounts) Reset() {
@@ -2118,6 +2120,13 @@ func (x *LiveCounts) GetLastFailureTime() *timestamppb.Timestamp {
 func (x *LiveCounts) GetLastError() string {
 	if x != nil {
 		return x.LastError
+	}
+	return ""
+}
+
+func (x *LiveCounts) GetLastErrorUser() string {
+	if x != nil {
+		return x.LastErrorUser
 	}
 	return ""
 }
@@ -2331,7 +2340,7 @@ const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"close_code\x18\t \x01(\x05R\tcloseCode\x12\x14\n" +
 	"\x05error\x18\n" +
 	" \x01(\tR\x05error\x12\x1a\n" +
-	"\bfailures\x18\v \x01(\x05R\bfailures\"\xd6\x01\n" +
+	"\bfailures\x18\v \x01(\x05R\bfailures\"\xfe\x01\n" +
 	"\n" +
 	"LiveCounts\x12\x16\n" +
 	"\x06opened\x18\x01 \x01(\x03R\x06opened\x12\x16\n" +
@@ -2340,7 +2349,8 @@ const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"\bgo_aways\x18\x04 \x01(\x03R\agoAways\x12F\n" +
 	"\x11last_failure_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0flastFailureTime\x12\x1d\n" +
 	"\n" +
-	"last_error\x18\x06 \x01(\tR\tlastError*\x84\x01\n" +
+	"last_error\x18\x06 \x01(\tR\tlastError\x12&\n" +
+	"\x0flast_error_user\x18\a \x01(\tR\rlastErrorUser*\x84\x01\n" +
 	"\tAlgorithm\x12\x19\n" +
 	"\x15ALGORITHM_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ALGORITHM_SLIDING\x10\x01\x12\x12\n" +

@@ -146,7 +146,8 @@ type ConversationServiceClient interface {
 	//	{"conversationId": "c1"}
 	DeleteConversation(context.Context, *v1.DeleteConversationRequest) (*v1.DeleteConversationResponse, error)
 	// AppendMessages adds messages, all or none. A message whose client_message_id the conversation has already is not
-	// added again: the stored one is returned in its place.
+	// added again: the stored one is returned in its place. Where another caller appended that one, the request is refused
+	// as REQUEST_ID_REUSED.
 	//
 	//	{"conversationId": "c1", "messages": [{"role": "ROLE_USER", "text": "Hello"}], "requestId": "m-1"}
 	AppendMessages(context.Context, *v1.AppendMessagesRequest) (*v1.AppendMessagesResponse, error)
@@ -791,7 +792,8 @@ type ConversationServiceHandler interface {
 	//	{"conversationId": "c1"}
 	DeleteConversation(context.Context, *v1.DeleteConversationRequest) (*v1.DeleteConversationResponse, error)
 	// AppendMessages adds messages, all or none. A message whose client_message_id the conversation has already is not
-	// added again: the stored one is returned in its place.
+	// added again: the stored one is returned in its place. Where another caller appended that one, the request is refused
+	// as REQUEST_ID_REUSED.
 	//
 	//	{"conversationId": "c1", "messages": [{"role": "ROLE_USER", "text": "Hello"}], "requestId": "m-1"}
 	AppendMessages(context.Context, *v1.AppendMessagesRequest) (*v1.AppendMessagesResponse, error)

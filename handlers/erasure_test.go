@@ -1,0 +1,154 @@
+package handlers_test
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A user who is erased leaves nothing to read in the tenant's APIs: not in the ledger, its references and bodies, not in
+// limits, leases and live sessions, and not in the journal by which changes of them could be undone. Others keep theirs.
+func TestAnErasedUserLeavesNothingInAPIs(t *testing.T) {
+	t.Parallel()
+	for _, user := range []string{"ada", `ada-"lovelace"-4711`} {
+		for _, deleted := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/deleted=%t", user, deleted), func(t *testing.T) {
+				t.Parallel()
+				testErasureInAPIs(t, user, deleted)
+			})
+		}
+	}
+}
+
+func testErasureInAPIs(t *testing.T, user string, deleted bool) {
+	t.Helper()
+	b := setup(t)
+	const (
+		needle          = "Zq7-erasable-4f1d"
+		inspectRPC      = "/holdfast.inspect.v1.InspectService/"
+		conversationRPC = "/holdfast.conversation.v1.ConversationService/"
+	)
+	service, bob := b.key(t, ""), b.key(t, "bob")
+	ada := []string{service, "Holdfast-User: " + user}
+	must := func(path, body string, as ...string) string {
+		t.Helper()
+		got := b.do(t, "POST", path, strings.NewReader(strings.ReplaceAll(body, "$", needle)), append(as, "Content-Type: application/json")...)
+		if got.code != "ok" {
+			t.Fatalf("%s %s: %+v", path, body, got)
+		}
+		return got.body
+	}
+	api := func(method, body string, as ...string) string {
+		t.Helper()
+		return must(coordinationService+method, body, as...)
+	}
+	api("ConfigureApi", `{"api":"c1","config":{"policies":[{"name":"at-once","algorithm":"ALGORITHM_CONCURRENCY","limit":"9"},
+		{"name":"mine","algorithm":"ALGORITHM_CONCURRENCY","limit":"9","scope":"SCOPE_USER"},{"name":"u","algorithm":"ALGORITHM_SLIDING","limit":"99","period":"60s","scope":"SCOPE_USER"}]}}`, service)
+	body := base64.StdEncoding.EncodeToString([]byte("a body with " + needle + " in it"))
+	outcome := `"outcome":{"httpStatus":200,"headers":{"x-$":"$"},"body":"` + body + `","reference":"ref-$"}`
+	const begin = `{"api":"c1","operation":"send","requestId":"$-1","holder":"$","fingerprint":"$","beginId":"$"}`
+	api("BeginRequest", begin, ada...)
+	api("CompleteRequest", `{"api":"c1","requestId":"$-1","lease":"1.1",`+outcome+`}`, ada...)
+	api("BeginRequest", `{"api":"c1","operation":"send","requestId":"$-2","holder":"$"}`, ada...)
+	api("FailRequest", `{"api":"c1","requestId":"$-2","lease":"2.1","failure":"FAILURE_UNKNOWN","error":"$"}`, ada...)
+	api("BeginRequest", `{"api":"c1","operation":"send","requestId":"$-3"}`, ada...)
+	api("CompleteRequest", `{"api":"c1","requestId":"$-3","lease":"3.1",`+outcome+`}`, service) // a service on its own behalf
+	api("BeginRequest", `{"api":"c1","operation":"send","requestId":"$-4","timeout":"3600s"}`, ada...)
+	api("ReportLive", `{"api":"c1","sessionId":"$-live","epoch":"1","status":"LIVE_STATUS_CONNECTING","model":"$","requestId":"$-5"}`, ada...)
+	api("ReportLive", `{"api":"c1","sessionId":"$-gone","epoch":"1","status":"LIVE_STATUS_FAILED","error":"$","ttl":"60s"}`, ada...)
+	api("ReportLive", `{"api":"c1","sessionId":"$-gone","epoch":"2","status":"LIVE_STATUS_OPEN","model":"$"}`, ada...)
+	api("Acquire", `{"api":"c1","leaseId":"$-lease","requestId":"$-6"}`, ada...)
+	api("ReleaseLease", `{"api":"c1","leaseId":"$-lease","requestId":"$-7"}`, ada...)
+	api("Acquire", `{"api":"c1","leaseId":"$-lease","requestId":"$-8"}`, ada...)
+
+	api("BeginRequest", `{"api":"c1","operation":"send","requestId":"b-1"}`, bob)
+	api("CompleteRequest", `{"api":"c1","requestId":"b-1","lease":"5.1","outcome":{"httpStatus":200,"reference":"bobs"}}`, bob)
+	const bobs = `{"api":"c1","leaseId":"b-lease","requestId":"b-2"}`
+	granted := api("Acquire", bobs, bob)
+
+	// A request id may have anything in it, on what is not an API as well.
+	must(conversationRPC+"CreateConversation", `{"conversationId":"shared","shared":true}`, service)
+	must(conversationRPC+"AppendMessages", `{"conversationId":"shared","messages":[{"role":"ROLE_USER","text":"hello"}],"requestId":"$-9"}`, ada...)
+
+	if deleted {
+		must(inspectRPC+"DeleteObject", `{"kind":"api","objectId":"c1"}`, service)
+	}
+	must(inspectRPC+"EraseUser", fmt.Sprintf(`{"user":%q}`, user), service)
+
+	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	b.searchTables(t, conn, needle)
+	if deleted {
+		return
+	}
+	for _, as := range []string{service, bob} {
+		for path, body := range map[string]string{
+			coordinationService + "GetApiState":  `{"api":"c1"}`,
+			coordinationService + "ListRequests": `{"api":"c1"}`,
+			coordinationService + "GetUsage":     `{"api":"c1"}`,
+			inspectRPC + "GetObject":             `{"kind":"api","objectId":"c1","collection":"requests"}`,
+			inspectRPC + "ListEvents":            `{"kind":"api","objectId":"c1"}`,
+			inspectRPC + "GetObjectAt":           `{"kind":"api","objectId":"c1","at":{"version":"6"}}`,
+			inspectRPC + "DiffObject":            `{"kind":"api","objectId":"c1","from":{"version":"1"},"to":{"version":"9"}}`,
+		} {
+			if got := b.do(t, "POST", path, strings.NewReader(body), as, "Content-Type: application/json"); strings.Contains(got.body, needle) || got.code == "internal" {
+				t.Errorf("%s: %+v", path, got)
+			}
+		}
+	}
+	if got := api("GetRequest", `{"api":"c1","requestId":"b-1"}`, bob); !strings.Contains(got, "bobs") {
+		t.Errorf("bob's request is %s", got)
+	}
+	if again := api("Acquire", bobs, bob); again != granted {
+		t.Errorf("bob's retry is answered with %s, first with %s", again, granted)
+	}
+	if got := api("BeginRequest", begin, ada...); !strings.Contains(got, "DECISION_PROCEED") {
+		t.Errorf("ada begins again with %s", got)
+	}
+	if changed := must(inspectRPC+"EraseUser", `{"user":"nobody-such"}`, service); strings.Contains(changed, "changed") {
+		t.Errorf("a user who was never there changed %s", changed)
+	}
+}
+
+// searchTables looks for a text in all rows of a tenant, as it is, in hexadecimal and in base64, wherever that begins.
+func (b *bundle) searchTables(t *testing.T, conn *pgx.Conn, needle string) {
+	t.Helper()
+	forms := []string{needle, hex.EncodeToString([]byte(needle))}
+	for pad := range 3 {
+		encoded := base64.RawStdEncoding.EncodeToString([]byte(strings.Repeat("x", pad) + needle))
+		forms = append(forms, encoded[4:len(encoded)-4])
+	}
+	rows, err := conn.Query(t.Context(), `SELECT table_name::text FROM information_schema.columns WHERE table_schema = 'holdfast' AND column_name = 'tenant_id'`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range tables {
+		rows, err := conn.Query(t.Context(), "SELECT to_jsonb(x)::text FROM holdfast."+pgx.Identifier{table}.Sanitize()+" x WHERE tenant_id = $1", string(b.Tenant))
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range texts {
+			for _, form := range forms {
+				if strings.Contains(text, form) {
+					t.Errorf("%s has %q in %s", table, form, text)
+				}
+			}
+		}
+	}
+}
