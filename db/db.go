@@ -120,7 +120,7 @@ func (e *LoginError) Error() string {
 const grantsInherit = 160000
 
 func (d *DB) checkLogin(ctx context.Context) error {
-	roles := []string{string(RoleApp), string(RoleAuth), string(RoleOperator), string(RoleJanitor), string(RoleVerify)}
+	roles := loginRoles()
 	l, err := dbsqlc.New(d.pool).CheckLogin(ctx, roles)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return errors.New("db: the login has no role")
@@ -154,7 +154,7 @@ func (d *DB) checkLogin(ctx context.Context) error {
 	case l.Inherits:
 		mend := []string{"  ALTER ROLE " + login + " NOINHERIT;"}
 		if l.ServerVersion >= grantsInherit {
-			mend = append(mend, "  GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor, holdfast_verify TO "+login+" WITH INHERIT FALSE;")
+			mend = append(mend, "  "+loginGrants(login, int(l.ServerVersion))[0]+";")
 		}
 		return refuse("inherits its roles' rights, so a query outside a scope would not fail", mend...)
 	case !l.HasUsage || int(l.MemberOf) < len(roles) || !l.HasJobs:

@@ -16,7 +16,7 @@ var (
 	// ErrRequestKnown: a change carried a request id that the object's journal has. Nothing was stored.
 	ErrRequestKnown = errors.New("db: request id is known")
 	// ErrForbidden: row-level security or a missing privilege refused the statement.
-	ErrForbidden = errors.New("db: refused by row-level security")
+	ErrForbidden = errors.New("db: permission denied")
 	// ErrInvalidData: Postgres cannot store the value, such as JSON nested too deep for its stack.
 	ErrInvalidData = errors.New("db: value cannot be stored")
 	// ErrUnavailable: Postgres is away or has no room; nothing was stored, and trying again later may help.
@@ -45,6 +45,13 @@ func translate(err error, commits bool) error {
 		return fmt.Errorf("db: %w", err)
 	}
 	return fmt.Errorf("%w: %w", kind, err)
+}
+
+// roleChanged reports whether a statement on a role failed because another session changed that role at the same time.
+func roleChanged(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	// duplicate_object, unique_violation, and internal_error for "tuple concurrently updated".
+	return ok && (pg.Code == "42710" || pg.Code == "23505" || pg.Code == "XX000")
 }
 
 // rowError is the caller's own, about a row that arrived: it says nothing about Postgres.

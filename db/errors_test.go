@@ -99,7 +99,7 @@ func (b *testBundle) store(p *db.Changes) error {
 // version is what is stored of an object; 0 for nothing.
 func (b *testBundle) version(t *testing.T, id string) (v int64) {
 	t.Helper()
-	err := b.owner.QueryRow(b.ctx, "SELECT coalesce(max(version), 0) FROM holdfast.objects WHERE tenant_id = $1 AND object_id = $2",
+	err := b.super.QueryRow(b.ctx, "SELECT coalesce(max(version), 0) FROM holdfast.objects WHERE tenant_id = $1 AND object_id = $2",
 		string(b.Tenant), id).Scan(&v)
 	if err != nil {
 		t.Fatal(err)
@@ -249,7 +249,7 @@ func TestErrorsOfAPlainStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stored string
-	err = b.owner.QueryRow(b.ctx, `SELECT concat_ws(' ', o.base_version, o.version, o.state ->> 'a', extract(year FROM o.expire_time),
+	err = b.super.QueryRow(b.ctx, `SELECT concat_ws(' ', o.base_version, o.version, o.state ->> 'a', extract(year FROM o.expire_time),
 		(SELECT string_agg(e.key || e.version, ',' ORDER BY e.key) FROM holdfast.entries e WHERE e.tenant_id = o.tenant_id AND e.object_id = 'a'),
 		(SELECT string_agg(concat(e.version, e.request_id), ',' ORDER BY e.version) FROM holdfast.events e WHERE e.tenant_id = o.tenant_id AND e.object_id = 'a'))
 		FROM holdfast.objects o WHERE o.tenant_id = $1 AND o.object_id = 'a'`, string(b.Tenant)).Scan(&stored)
@@ -268,7 +268,7 @@ func (b *testBundle) seedHidden(t *testing.T, id string) {
 // waitForLocks waits until so many backends wait for an advisory lock, which nothing else signals.
 func (b *testBundle) waitForLocks(t *testing.T, lock int64, backends int) (pids []int32) {
 	t.Helper()
-	conn := b.connect(t, b.OwnerURL)
+	conn := b.connect(t, b.SuperuserURL)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	_ "github.com/jackc/pgx/v5/stdlib" // goose speaks database/sql
@@ -106,46 +107,128 @@ func withMigrator(url string, do func(*goose.Provider) error) error {
 	return nil
 }
 
-// EnsureLogin makes the server's login if it is not there, with just the rights that it needs, and sets its password.
-// url is that of a role that may create roles. Roles belong to the cluster: several databases share them.
+// EnsureLogin creates the server's login if it does not exist, sets its password, and grants it just the rights that it
+// needs. url is that of the database's owner, who may create roles and need be no superuser. Roles belong to the cluster:
+// several databases share them.
 func EnsureLogin(ctx context.Context, url, login, password string) error {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return translate(err, false)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	role := pgx.Identifier{login}.Sanitize()
-	// A password cannot be a parameter of CREATE ROLE, so format() quotes it.
+	for attempt := 1; ; attempt++ {
+		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return ensureLogin(ctx, tx, login, password) })
+		// Advisory locks end at the database, so two databases of a cluster may change the same role at once. Each failure
+		// means that another one got on, and the next attempt finds what that one left.
+		if attempt < 10 && roleChanged(err) {
+			continue
+		}
+		return err
+	}
+}
+
+func ensureLogin(ctx context.Context, tx pgx.Tx, login, password string) error {
+	// Within one database the grants on its schemas would collide as well.
+	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtext('holdfast login'))"); err != nil {
+		return translate(err, false)
+	}
+	p, err := loginPlan(ctx, tx, login)
+	if err != nil {
+		return err
+	}
+	// A role's name and password cannot be parameters of these statements, so Postgres quotes them.
+	attributes := "ALTER ROLE %I LOGIN NOINHERIT PASSWORD %L"
+	// Only a superuser may so much as name these two.
+	if p.LoginSuper {
+		attributes += " NOSUPERUSER"
+	}
+	if p.LoginBypasses {
+		attributes += " NOBYPASSRLS"
+	}
 	var alter string
-	if err := conn.QueryRow(ctx, "SELECT format('ALTER ROLE %s LOGIN NOINHERIT NOSUPERUSER NOBYPASSRLS PASSWORD %L', $1::text, $2::text)",
-		role, password).Scan(&alter); err != nil {
+	if err := tx.QueryRow(ctx, "SELECT format($1::text, $2::text, $3::text)", attributes, login, password).Scan(&alter); err != nil {
 		return translate(err, false)
 	}
-	var version int
-	if err := conn.QueryRow(ctx, "SELECT current_setting('server_version_num')::integer").Scan(&version); err != nil {
-		return translate(err, false)
+	role := pgx.Identifier{login}.Sanitize()
+	var statements []string
+	if !p.LoginExists {
+		statements = append(statements, "CREATE ROLE "+role)
 	}
-	create := "DO $$ BEGIN CREATE ROLE " + role + "; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
-	statements := []string{
-		create,
-		// Two databases of a cluster that are set up at once change the same rows of the catalogue, which Postgres
-		// answers with "tuple concurrently updated".
-		"SELECT pg_advisory_lock(hashtext('holdfast login'))",
-		alter,
-	}
-	for _, q := range append(statements, loginGrants(role, version)...) {
-		if _, err := conn.Exec(ctx, q); err != nil {
+	for _, q := range append(append(statements, alter), loginGrants(role, p.Version)...) {
+		if _, err := tx.Exec(ctx, q); err != nil {
 			return translate(err, false)
 		}
 	}
 	return nil
 }
 
+// plan is what EnsureLogin finds: the owner that runs it, and the login.
+type plan struct {
+	Version                                int
+	Owner                                  string
+	OwnerSuper, OwnerCreates               bool
+	LoginExists, LoginSuper, LoginBypasses bool
+	// Foreign are roles that exist and that the owner may not grant or alter.
+	Foreign []string
+}
+
+// loginPlan reads what there is, and returns an error that says what to do where the owner's rights do not suffice.
+func loginPlan(ctx context.Context, tx pgx.Tx, login string) (plan, error) {
+	var p plan
+	const maxName = 63 // Postgres cuts longer names off, and the login would have another name than it was given
+	if login == "" || len(login) > maxName {
+		return p, fmt.Errorf("the login's name %q has %d bytes; it may have 1 to %d", login, len(login), maxName)
+	}
+	rows, err := tx.Query(ctx, `
+		SELECT current_setting('server_version_num')::integer AS version, o.rolname::text AS owner, o.rolsuper AS owner_super,
+			o.rolcreaterole AS owner_creates, l.oid IS NOT NULL AS login_exists, coalesce(l.rolsuper, false) AS login_super,
+			coalesce(l.rolbypassrls, false) AS login_bypasses,
+			ARRAY (SELECT m.rolname::text FROM pg_catalog.pg_roles m WHERE m.rolname = ANY ($2)
+				AND NOT pg_has_role(o.oid, m.oid, 'MEMBER WITH ADMIN OPTION') ORDER BY 1) AS "foreign"
+		FROM pg_catalog.pg_roles o LEFT JOIN pg_catalog.pg_roles l ON l.rolname = $1
+		WHERE o.rolname = current_user`, login, append(loginRoles(), login))
+	if err != nil {
+		return p, translate(err, false)
+	}
+	if p, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[plan]); err != nil {
+		return p, translate(err, false)
+	}
+	owner, role := pgx.Identifier{p.Owner}.Sanitize(), pgx.Identifier{login}.Sanitize()
+	switch {
+	case login == p.Owner:
+		return p, fmt.Errorf("the login %q is the one that owns the database; name another, because row-level security does not bind an owner", login)
+	case p.OwnerSuper:
+		return p, nil
+	case p.LoginSuper || p.LoginBypasses:
+		return p, fmt.Errorf("the login %q is a superuser or has BYPASSRLS, and %q may not change that; name another, or run as a superuser:\n  ALTER ROLE %s NOSUPERUSER NOBYPASSRLS;",
+			login, p.Owner, role)
+	case !p.OwnerCreates:
+		return p, fmt.Errorf("%q may not create roles; run as a superuser:\n  ALTER ROLE %s CREATEROLE;", p.Owner, owner)
+	case p.Version >= grantsInherit && len(p.Foreign) > 0: // before, CREATEROLE was enough
+		return p, fmt.Errorf("another role of this cluster made %s, so %q may not grant or change them; as their maker or a superuser, run:\n  GRANT %[3]s TO %[4]s WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;",
+			strings.Join(p.Foreign, ", "), p.Owner, quoteAll(p.Foreign), owner)
+	}
+	return p, nil
+}
+
+func quoteAll(roles []string) string {
+	var out []string
+	for _, r := range roles {
+		out = append(out, pgx.Identifier{r}.Sanitize())
+	}
+	return strings.Join(out, ", ")
+}
+
+// loginRoles are the roles that the server's login enters.
+func loginRoles() []string {
+	return []string{string(RoleApp), string(RoleAuth), string(RoleOperator), string(RoleJanitor), string(RoleVerify)}
+}
+
 // loginGrants is what a login needs to be the server's: the roles, none of them inherited, and the job queue's tables.
 func loginGrants(login string, version int) []string {
-	roles := "GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor, holdfast_verify TO " + login
+	roles := "GRANT " + strings.Join(loginRoles(), ", ") + " TO " + login
 	if version >= grantsInherit {
-		roles += " WITH INHERIT FALSE"
+		roles += " WITH INHERIT FALSE, SET TRUE"
 	}
 	return []string{
 		roles,

@@ -330,7 +330,7 @@ func TestMigrate(t *testing.T) {
 	t.Parallel()
 	b := dbtest.Own(t)
 	b.DB.Close() // nobody else is there when the schema goes
-	env := map[string]string{"HOLDFAST_MIGRATE_DATABASE_URL": b.OwnerURL, "DATABASE_URL": "not this one", "HOLDFAST_LOGIN_PASSWORD": "secret"}
+	env := map[string]string{"HOLDFAST_MIGRATE_DATABASE_URL": b.MigrateURL, "DATABASE_URL": "not this one", "HOLDFAST_LOGIN_PASSWORD": "secret"}
 	states := func() string {
 		t.Helper()
 		code, stdout, stderr := run(t, env, "migrate", "status")
@@ -414,7 +414,7 @@ func TestWrongConfigurationOfAServer(t *testing.T) {
 		args []string
 		says string
 	}{
-		"the owner's login":   {[]string{"--database-url", b.OwnerURL}, "To mend it"},
+		"the owner's login":   {[]string{"--database-url", b.MigrateURL}, "To mend it"},
 		"listen URL":          {[]string{"--listen-url", "::"}, "--listen-url"},
 		"address":             {[]string{"--addr", "nowhere.invalid:1"}, "--addr"},
 		"admin address":       {[]string{"--admin-addr", "1.2.3.4:x"}, "--admin-addr"},
@@ -451,7 +451,9 @@ func TestHelpAndVersion(t *testing.T) {
 	if code, stdout, _ := run(t, nil, "serve", "--help"); code != 0 || !strings.Contains(stdout, "($HOLDFAST_DATABASE_URL, $DATABASE_URL)") {
 		t.Errorf("--help ended with %d: %s", code, stdout)
 	}
-	if code, stdout, _ := run(t, nil, "version"); code != 0 || !strings.HasPrefix(stdout, "holdfast ") {
-		t.Errorf("version ended with %d: %s", code, stdout)
+	for _, asked := range []string{"version", "--version"} {
+		if code, stdout, _ := run(t, nil, asked); code != 0 || !strings.HasPrefix(stdout, "holdfast ") || !strings.Contains(stdout, "commit ") {
+			t.Errorf("%s ended with %d: %s", asked, code, stdout)
+		}
 	}
 }

@@ -13,7 +13,7 @@ import (
 // seedExpired stores an object that has expired, and an event of long ago.
 func seedExpired(t *testing.T, b *dbtest.Bundle) {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func TestServersSweep(t *testing.T) {
 // seedCold stores a conversation of 600 messages that nobody has changed for three days, and is kept for ever.
 func seedCold(t *testing.T, b *dbtest.Bundle) {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}
