@@ -56,7 +56,7 @@ func TestServersSweep(t *testing.T) {
 	for {
 		_, body := get(t, admin+"/metrics")
 		if strings.Contains(body, `holdfast_swept_rows_total{table="objects"} 1`) && strings.Contains(body, `holdfast_swept_rows_total{table="events"} 1`) &&
-			strings.Contains(body, `holdfast_sweep_last_success_timestamp_seconds{job="sweep"}`) &&
+			strings.Contains(body, `holdfast_sweep_last_success_timestamp_seconds{task="sweep"} 1.`) &&
 			strings.Contains(body, "holdfast_packed_entries_total 256\n") && strings.Contains(body, `holdfast_packed_bytes_total{when="after"}`) {
 			break
 		}
