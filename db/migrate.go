@@ -26,8 +26,8 @@ type Migration struct {
 	Applied bool
 }
 
-// MigrateUp brings the schema up to date, and that of the job queue. url is the owner's, not the server's. Two at once
-// wait for each other.
+// MigrateUp brings the schema up to date, and that of the job queue, and lets the owner make tenants and keys. url is the
+// owner's, not the server's. Two at once wait for each other.
 func MigrateUp(ctx context.Context, url string) error {
 	err := withMigrator(url, func(p *goose.Provider) error {
 		_, err := p.Up(ctx)
@@ -36,7 +36,10 @@ func MigrateUp(ctx context.Context, url string) error {
 	if err != nil {
 		return err
 	}
-	return migrateJobs(ctx, url)
+	if err := migrateJobs(ctx, url); err != nil {
+		return err
+	}
+	return changeRoles(ctx, url, letOwnerOperate)
 }
 
 // MigrateDown undoes the newest migration; the data that it holds is lost.
@@ -111,20 +114,46 @@ func withMigrator(url string, do func(*goose.Provider) error) error {
 // needs. url is that of the database's owner, who may create roles and need be no superuser. Roles belong to the cluster:
 // several databases share them.
 func EnsureLogin(ctx context.Context, url, login, password string) error {
+	return changeRoles(ctx, url, func(ctx context.Context, tx pgx.Tx) error { return ensureLogin(ctx, tx, login, password) })
+}
+
+// changeRoles runs do in a transaction. Advisory locks end at the database, so two databases of a cluster may change the same
+// role at once: then it runs again, on what the other one left.
+func changeRoles(ctx context.Context, url string, do func(context.Context, pgx.Tx) error) error {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return translate(err, false)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	for attempt := 1; ; attempt++ {
-		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return ensureLogin(ctx, tx, login, password) })
-		// Advisory locks end at the database, so two databases of a cluster may change the same role at once. Each failure
-		// means that another one got on, and the next attempt finds what that one left.
-		if attempt < 10 && roleChanged(err) {
-			continue
+		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return do(ctx, tx) })
+		if attempt == 10 || !roleChanged(err) {
+			return err
 		}
-		return err
 	}
+}
+
+// letOwnerOperate lets the database's owner enter holdfast_operator, which makes tenants and keys. Making a role gives only the
+// right to grant it. An owner without that right stays as they are: another one may be granted the role.
+func letOwnerOperate(ctx context.Context, tx pgx.Tx) error {
+	var version int
+	var may, mayGrant bool
+	if err := tx.QueryRow(ctx, `
+		SELECT v.version, pg_has_role($1, CASE WHEN v.version >= $2 THEN 'SET' ELSE 'MEMBER' END),
+			rolcreaterole AND v.version < $2 OR pg_has_role($1, 'MEMBER WITH ADMIN OPTION')
+		FROM pg_catalog.pg_roles, (SELECT current_setting('server_version_num')::integer AS version) v
+		WHERE rolname = current_user`, string(RoleOperator), grantsInherit).Scan(&version, &may, &mayGrant); err != nil {
+		return translate(err, false)
+	}
+	if may || !mayGrant {
+		return nil
+	}
+	grant := "GRANT " + string(RoleOperator) + " TO CURRENT_USER"
+	if version >= grantsInherit {
+		grant += " WITH INHERIT FALSE, SET TRUE"
+	}
+	_, err := tx.Exec(ctx, grant)
+	return translate(err, false)
 }
 
 func ensureLogin(ctx context.Context, tx pgx.Tx, login, password string) error {
