@@ -84,9 +84,11 @@ func TestFaultAServerStopsWhilePostgresHangs(t *testing.T) {
 	told := time.Now()
 	c.stop()
 	<-c.done
-	// It takes nine seconds. What a busy machine adds is less than the 15 s of pgx for each connection.
-	if took := time.Since(told); took > 15*time.Second {
-		t.Errorf("the server ended %v after SIGTERM", took)
+	// It is bounded by nine seconds. What a busy machine adds is less than the 15 s that pgx takes for each connection.
+	took := time.Since(told)
+	t.Logf("the server ended %v after SIGTERM", took)
+	if took > 15*time.Second {
+		t.Error("that is too late")
 	}
 }
 
