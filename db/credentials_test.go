@@ -30,7 +30,7 @@ func TestFindCredentials(t *testing.T) {
 	b.seedSessions(t, mine, "s1")
 	b.seedSessions(t, mine+"-2", "s1")
 	key := db.Key{Tenant: b.Tenant, ID: mine, User: "alice", SecretHash: make([]byte, 32)}
-	if err := b.DB.CreateKey(b.ctx, key); err != nil {
+	if err := b.Operator.CreateKey(b.ctx, key); err != nil {
 		t.Fatal(err)
 	}
 	refs := []db.SessionRef{{Object: mine, Session: "s1"}, {Object: mine, Session: "none"}, {Object: `no"ne\`, Session: "s1"}, {Object: "o1", Session: "s1"}}

@@ -26,7 +26,7 @@ type Config struct {
 	MaxConns int
 	// Traces makes a span of each round trip of a traced call. nil: none.
 	Traces trace.TracerProvider
-	// ConnectTimeout bounds Open. 0: 10 s.
+	// ConnectTimeout bounds Open. 0: connectTimeout.
 	ConnectTimeout time.Duration
 	// Now reads this machine's clock, the monotonic one too. nil: time.Now. Tests set it to see what follows where the
 	// database's time is taken for another than it is.
@@ -46,8 +46,8 @@ type DB struct {
 	rooms    sync.Pool // of *room
 }
 
-// Open connects and checks the login: one that could step round row-level security is refused with an error that
-// says how to mend it.
+// Open connects and checks the login: one that could step round row-level security, or make tenants and API keys, is
+// refused with an error that says how to mend it.
 func Open(ctx context.Context, c Config) (*DB, error) {
 	pc, err := pgxpool.ParseConfig(c.URL)
 	if err != nil {
@@ -65,7 +65,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 		return nil
 	}
 	if c.ConnectTimeout == 0 {
-		c.ConnectTimeout = 10 * time.Second
+		c.ConnectTimeout = connectTimeout
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.ConnectTimeout)
 	defer cancel()
@@ -123,6 +123,11 @@ func (d *DB) Ping(ctx context.Context) error {
 	return nil
 }
 
+// connectTimeout bounds Open and OpenOperator.
+const connectTimeout = 10 * time.Second
+
+var errNotMigrated = errors.New("the database's schema is missing or older than this release: run `holdfast migrate up` with the owner's URL first")
+
 // LoginError says why the login may not be used, and the SQL that mends it.
 type LoginError struct {
 	Login  string
@@ -165,10 +170,19 @@ func (d *DB) checkLogin(ctx context.Context) error {
 		return refuse("is a superuser, whom row-level security does not bind", separate...)
 	case l.BypassesRls:
 		return refuse("has BYPASSRLS, so row-level security does not bind it", "  ALTER ROLE "+login+" NOBYPASSRLS;")
+	case l.CreatesRoles:
+		return refuse("has CREATEROLE, so it could grant itself the right to make API keys", "  ALTER ROLE "+login+" NOCREATEROLE;")
 	case l.OwnsTables:
 		return refuse("owns the tables, so it could switch row-level security off", separate...)
 	case !l.Migrated:
-		return errors.New("the database's schema is missing or older than this release: run `holdfast migrate up` with the owner's URL first")
+		return errNotMigrated
+	case len(l.Excess) > 0:
+		excess := make([]string, len(l.Excess))
+		for i, role := range l.Excess {
+			excess[i] = pgx.Identifier{role}.Sanitize()
+		}
+		all := strings.Join(excess, ", ")
+		return refuse("may act as "+all+", which may do more than the server needs", "  REVOKE "+all+" FROM "+login+";")
 	case l.Inherits:
 		mend := []string{"  ALTER ROLE " + login + " NOINHERIT;"}
 		if l.ServerVersion >= grantsInherit {

@@ -49,6 +49,13 @@ func (d *DB) DeleteOwned(ctx context.Context, tenant identity.Tenant, user ident
 				deleted[t.name] = n
 			}
 		}
+		n, err := dbsqlc.New(tx).DeleteKeysOfUser(ctx, dbsqlc.DeleteKeysOfUserParams{TenantID: string(tenant), OwnerID: string(user)})
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			deleted["api_keys"] = n
+		}
 		// The login itself has the queue.
 		if _, err := tx.Exec(ctx, "SELECT set_config('role', 'none', true)"); err != nil {
 			return err
@@ -65,14 +72,7 @@ func (d *DB) DeleteOwned(ctx context.Context, tenant identity.Tenant, user ident
 	if err != nil {
 		return nil, err
 	}
-	err = d.operate(ctx, func(q *dbsqlc.Queries) error {
-		n, err := q.DeleteKeysOfUser(ctx, dbsqlc.DeleteKeysOfUserParams{TenantID: string(tenant), OwnerID: string(user)})
-		if n > 0 {
-			deleted["api_keys"] = n
-		}
-		return err
-	})
-	return deleted, err
+	return deleted, nil
 }
 
 // DeleteExpired sweeps one tenant at once, whatever the rate of sweeps.

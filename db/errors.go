@@ -15,8 +15,10 @@ var (
 	ErrFenced = errors.New("db: object is at another version")
 	// ErrRequestKnown: a change carried a request id that the object's journal has. Nothing was stored.
 	ErrRequestKnown = errors.New("db: request id is known")
-	// ErrForbidden: row-level security or a missing privilege refused the statement.
-	ErrForbidden = errors.New("db: permission denied")
+	// ErrForbidden: row-level security refused a row. Nothing was stored.
+	ErrForbidden = errors.New("db: refused by row-level security")
+	// ErrNoRight: the login, or the role that it had entered, lacks a right, which is a mistake in how the database is set up.
+	ErrNoRight = errors.New("db: permission denied")
 	// ErrInvalidData: Postgres cannot store the value, such as JSON nested too deep for its stack.
 	ErrInvalidData = errors.New("db: value cannot be stored")
 	// ErrUnavailable: Postgres is away or has no room; nothing was stored, and trying again later may help.
@@ -30,6 +32,10 @@ const (
 	entriesKey = "entries_pkey"
 	requestKey = "events_request_key"
 )
+
+// rowSecurity is the function of Postgres that refuses a row. Missing rights have the same SQLSTATE, and the text depends on
+// the server's language.
+const rowSecurity = "ExecWithCheckOptions"
 
 // translate gives an error of a statement its meaning, keeping the cause. commits tells whether the round trip that
 // failed had the commit in it: a connection lost then leaves the outcome open.
@@ -66,8 +72,10 @@ func classify(err error, commits bool) error {
 			return ErrFenced // not at the expected version, or an entry is there that was taken to be new
 		case pg.Code == "23505" && pg.ConstraintName == requestKey:
 			return ErrRequestKnown
-		case pg.Code == "42501":
+		case pg.Code == "42501" && pg.Routine == rowSecurity:
 			return ErrForbidden
+		case pg.Code == "42501":
+			return ErrNoRight
 		case class == "22", class == "54":
 			return ErrInvalidData
 		case strings.HasPrefix(pg.Code, "57P") && commits:

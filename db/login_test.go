@@ -19,7 +19,7 @@ import (
 func TestLoginThatIsRefused(t *testing.T) {
 	t.Parallel()
 	b := setupOwn(t)
-	const fine = "CREATE ROLE $ LOGIN NOINHERIT PASSWORD 'secret'; GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor, holdfast_verify TO $; GRANT USAGE ON SCHEMA holdfast TO $;" +
+	const fine = "CREATE ROLE $ LOGIN NOINHERIT PASSWORD 'secret'; GRANT holdfast_app, holdfast_auth, holdfast_janitor, holdfast_verify TO $; GRANT USAGE ON SCHEMA holdfast TO $;" +
 		"GRANT USAGE ON SCHEMA holdfast_jobs TO $; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA holdfast_jobs TO $; GRANT USAGE ON ALL SEQUENCES IN SCHEMA holdfast_jobs TO $;"
 	for _, c := range []struct {
 		name, setUp, reason string
@@ -28,9 +28,16 @@ func TestLoginThatIsRefused(t *testing.T) {
 		{"superuser", fine + "ALTER ROLE $ SUPERUSER", "superuser"},
 		{"BYPASSRLS", fine + "ALTER ROLE $ BYPASSRLS", "BYPASSRLS"},
 		{"inherits", fine + "ALTER ROLE $ INHERIT", "inherits"},
-		{"inherited when it was granted", "CREATE ROLE $ LOGIN PASSWORD 'secret'; GRANT holdfast_app, holdfast_auth, holdfast_operator, holdfast_janitor, holdfast_verify TO $; GRANT USAGE ON SCHEMA holdfast TO $", "inherits"},
+		{"inherited when it was granted", "CREATE ROLE $ LOGIN PASSWORD 'secret'; GRANT holdfast_app, holdfast_auth, holdfast_janitor, holdfast_verify TO $; GRANT USAGE ON SCHEMA holdfast TO $", "inherits"},
 		{"no roles", "CREATE ROLE $ LOGIN NOINHERIT PASSWORD 'secret'; GRANT USAGE ON SCHEMA holdfast TO $", "lacks rights"},
-		{"one role missing", fine + "REVOKE holdfast_operator FROM $", "lacks rights"},
+		{"one role missing", fine + "REVOKE holdfast_verify FROM $", "lacks rights"},
+		{"the operator's role", fine + "GRANT holdfast_operator TO $", "holdfast_operator"},
+		{"the operator's role through another", fine + "CREATE ROLE $_group NOLOGIN NOINHERIT; GRANT holdfast_operator TO $_group; GRANT $_group TO $", "may act as"},
+		{"a superuser's group", fine + "CREATE ROLE $_group NOLOGIN SUPERUSER; GRANT $_group TO $", "may act as"},
+		{"a group with BYPASSRLS", fine + "CREATE ROLE $_group NOLOGIN BYPASSRLS; GRANT $_group TO $", "may act as"},
+		{"the owner's group", fine + "CREATE ROLE $_group NOLOGIN; ALTER TABLE holdfast.terms OWNER TO $_group; GRANT $_group TO $", "may act as"},
+		{"programs of the server", fine + "GRANT pg_execute_server_program TO $", "pg_execute_server_program"},
+		{"CREATEROLE", fine + "ALTER ROLE $ CREATEROLE", "CREATEROLE"},
 		{"no schema", fine + "REVOKE USAGE ON SCHEMA holdfast FROM $", "lacks rights"},
 		{"no rights on the queue", fine + "REVOKE ALL ON SCHEMA holdfast_jobs FROM $", "lacks rights"},
 		{"one table of the queue missing", fine + "REVOKE DELETE ON holdfast_jobs.river_job FROM $", "lacks rights"},
@@ -111,6 +118,7 @@ func (b *testBundle) newLogin(t *testing.T) string {
 	t.Helper()
 	name := "holdfast_login_" + strings.ReplaceAll(uuid.NewString(), "-", "")[:12]
 	b.dropLogin(t, name)
+	b.dropLogin(t, name+"_group")
 	return name
 }
 

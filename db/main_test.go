@@ -103,7 +103,11 @@ type scope struct {
 // as runs do in a transaction of the login that enters a scope, and rolls back.
 func (b *testBundle) as(t *testing.T, s scope, do func(pgx.Tx)) {
 	t.Helper()
-	tx, err := b.login.Begin(b.ctx)
+	conn := b.login
+	if s.role == db.RoleOperator {
+		conn = b.super // the server's login may not enter it
+	}
+	tx, err := conn.Begin(b.ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -183,7 +183,11 @@ func ensureLogin(ctx context.Context, tx pgx.Tx, login, password string) error {
 	if !p.LoginExists {
 		statements = append(statements, "CREATE ROLE "+role)
 	}
-	for _, q := range append(append(statements, alter), loginGrants(role, p.Version)...) {
+	statements = append(statements, alter)
+	if p.LoginOperates { // as logins of earlier releases did
+		statements = append(statements, "REVOKE "+string(RoleOperator)+" FROM "+role)
+	}
+	for _, q := range append(statements, loginGrants(role, p.Version)...) {
 		if _, err := tx.Exec(ctx, q); err != nil {
 			return translate(err, false)
 		}
@@ -197,6 +201,7 @@ type plan struct {
 	Owner                                  string
 	OwnerSuper, OwnerCreates               bool
 	LoginExists, LoginSuper, LoginBypasses bool
+	LoginOperates                          bool // was granted holdfast_operator
 	// Foreign are roles that exist and that the owner may not grant or alter.
 	Foreign []string
 }
@@ -212,10 +217,11 @@ func loginPlan(ctx context.Context, tx pgx.Tx, login string) (plan, error) {
 		SELECT current_setting('server_version_num')::integer AS version, o.rolname::text AS owner, o.rolsuper AS owner_super,
 			o.rolcreaterole AS owner_creates, l.oid IS NOT NULL AS login_exists, coalesce(l.rolsuper, false) AS login_super,
 			coalesce(l.rolbypassrls, false) AS login_bypasses,
+			EXISTS (SELECT FROM pg_catalog.pg_auth_members g WHERE g.member = l.oid AND g.roleid = to_regrole($3)) AS login_operates,
 			ARRAY (SELECT m.rolname::text FROM pg_catalog.pg_roles m WHERE m.rolname = ANY ($2)
 				AND NOT pg_has_role(o.oid, m.oid, 'MEMBER WITH ADMIN OPTION') ORDER BY 1) AS "foreign"
 		FROM pg_catalog.pg_roles o LEFT JOIN pg_catalog.pg_roles l ON l.rolname = $1
-		WHERE o.rolname = current_user`, login, append(loginRoles(), login))
+		WHERE o.rolname = current_user`, login, append(loginRoles(), login), string(RoleOperator))
 	if err != nil {
 		return p, translate(err, false)
 	}
@@ -250,7 +256,7 @@ func quoteAll(roles []string) string {
 
 // loginRoles are the roles that the server's login enters.
 func loginRoles() []string {
-	return []string{string(RoleApp), string(RoleAuth), string(RoleOperator), string(RoleJanitor), string(RoleVerify)}
+	return []string{string(RoleApp), string(RoleAuth), string(RoleJanitor), string(RoleVerify)}
 }
 
 // loginGrants is what a login needs to be the server's: the roles, none of them inherited, and the job queue's tables.

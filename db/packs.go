@@ -2,7 +2,6 @@ package db
 
 import (
 	"context"
-	"slices"
 
 	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
@@ -64,24 +63,15 @@ func (d *DB) UnpackMentioning(ctx context.Context, m Mention, a dbsqlc.UnpackObj
 	return d.UnpackObject(ctx, a)
 }
 
-// StoredTenants lists the tenants that have something stored, also those that only an identity provider's tokens name.
+// StoredTenants lists the tenants by id, also those that only an identity provider's tokens name.
 func (d *DB) StoredTenants(ctx context.Context) ([]identity.Tenant, error) {
-	known, err := d.Tenants(ctx)
-	if err != nil {
-		return nil, err
-	}
-	all := make([]identity.Tenant, 0, len(known))
-	for _, t := range known {
-		all = append(all, identity.Tenant(t.TenantID))
-	}
+	var all []identity.Tenant
 	p := d.NewJanitor()
 	query(p, dbsqlc.ListStoredTenants, struct{}{}, func(r *struct{ TenantID string }) error {
 		all = append(all, identity.Tenant(r.TenantID))
 		return nil
 	})
-	err = d.Run(ctx, p)
-	slices.Sort(all)
-	return slices.Compact(all), err
+	return all, d.Run(ctx, p)
 }
 
 // newPacking begins a pipeline that acts for a tenant as one of its services.

@@ -220,7 +220,7 @@ func TestStoredTenants(t *testing.T) {
 	b.seed(t, "by-token", "o", "")
 	b.seed(t, "only-packs", "o", "")
 	b.exec(t, "DELETE FROM holdfast.events WHERE tenant_id = 'only-packs'")
-	if _, err := b.DB.CreateTenant(b.ctx, "by-name", ""); err != nil {
+	if _, err := b.Operator.CreateTenant(b.ctx, "by-name", ""); err != nil {
 		t.Fatal(err)
 	}
 	got, err := b.DB.StoredTenants(b.ctx)

@@ -16,7 +16,7 @@ const (
 	RoleApp Role = "holdfast_app"
 	// RoleAuth reads the one API key that a credential names.
 	RoleAuth Role = "holdfast_auth"
-	// RoleOperator makes tenants and API keys.
+	// RoleOperator makes tenants and API keys. The server's login may not enter it; see Operator.
 	RoleOperator Role = "holdfast_operator"
 	// RoleJanitor sees only what has expired.
 	RoleJanitor Role = "holdfast_janitor"

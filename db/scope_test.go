@@ -171,14 +171,14 @@ func TestRolesSeeOnlyTheirPart(t *testing.T) {
 		db.RoleApp: {
 			"objects": "SELECT INSERT UPDATE DELETE", "terms": "SELECT INSERT UPDATE DELETE", "entries": "SELECT INSERT UPDATE DELETE",
 			"events": "SELECT INSERT UPDATE DELETE", "timers": "SELECT INSERT UPDATE DELETE", "erasures": "SELECT INSERT UPDATE", "conversations": "SELECT", "messages": "SELECT",
-			"packs": "SELECT INSERT UPDATE DELETE", "all_entries": "SELECT",
+			"packs": "SELECT INSERT UPDATE DELETE", "all_entries": "SELECT", "api_keys": "SELECT DELETE",
 		},
 		db.RoleAuth:     {"api_keys": "SELECT", "objects": "SELECT"}, // of objects only who has which endpoint: see TestEndpoints
 		db.RoleVerify:   {"api_keys": "SELECT", "objects": "SELECT"}, // of objects only the sessions that credentials name: see TestFindCredentials
-		db.RoleOperator: {"tenants": "SELECT INSERT UPDATE", "api_keys": "SELECT INSERT UPDATE DELETE"},
+		db.RoleOperator: {"tenants": "SELECT INSERT UPDATE", "api_keys": "SELECT INSERT UPDATE"},
 		db.RoleJanitor: {
 			"objects": "SELECT DELETE", "terms": "SELECT DELETE", "entries": "SELECT DELETE", "events": "SELECT DELETE", "timers": "SELECT DELETE",
-			"packs": "SELECT DELETE",
+			"packs": "SELECT DELETE", "tenants": "SELECT",
 		},
 	}
 	for role, allowed := range rights {
@@ -350,7 +350,7 @@ func TestAuthAndJanitor(t *testing.T) {
 	b := setup(t)
 	hash := make([]byte, 32)
 	for _, id := range []string{"k1-" + string(b.Tenant), "k2-" + string(b.Tenant)} {
-		if err := b.DB.CreateKey(b.ctx, db.Key{Tenant: b.Tenant, ID: id, SecretHash: hash}); err != nil {
+		if err := b.Operator.CreateKey(b.ctx, db.Key{Tenant: b.Tenant, ID: id, SecretHash: hash}); err != nil {
 			t.Fatal(err)
 		}
 	}

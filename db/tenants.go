@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
@@ -29,10 +31,69 @@ type Key struct {
 	RevokeTime  *time.Time
 }
 
+// Operator makes tenants and API keys. It is safe for concurrent use.
+type Operator struct{ pool *pgxpool.Pool }
+
+// operatorConns is enough for commands that ask one thing after the other.
+const operatorConns = 2
+
+// OpenOperator connects as the database's owner, or as a login that was granted the role holdfast_operator. Another one, such
+// as the server's, is refused with an error that says how to mend it.
+func OpenOperator(ctx context.Context, url string) (*Operator, error) {
+	pc, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("the database URL is not valid: %w", err)
+	}
+	pc.MaxConns = operatorConns
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, translate(err, false)
+	}
+	o := &Operator{pool}
+	if err := o.check(ctx); err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return o, nil
+}
+
+// Close closes the connections.
+func (o *Operator) Close() { o.pool.Close() }
+
+func (o *Operator) check(ctx context.Context) error {
+	var login string
+	var migrated, owner, may bool
+	err := o.pool.QueryRow(ctx, `
+		SELECT current_user::text, to_regclass('holdfast.tenants') IS NOT NULL,
+			EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = to_regnamespace('holdfast') AND pg_has_role(c.relowner, 'MEMBER')),
+			EXISTS (SELECT FROM pg_catalog.pg_roles m WHERE m.rolname = $1 AND pg_has_role(m.oid,
+				CASE WHEN current_setting('server_version_num')::integer >= $2::integer THEN 'SET' ELSE 'MEMBER' END))`,
+		string(RoleOperator), grantsInherit).Scan(&login, &migrated, &owner, &may)
+	switch {
+	case err != nil:
+		return translate(err, false)
+	case may && migrated:
+		return nil
+	case !migrated:
+		return errNotMigrated
+	}
+	mend := []string{
+		"  CREATE ROLE holdfast_operations LOGIN NOINHERIT PASSWORD '…';",
+		"  GRANT " + string(RoleOperator) + " TO holdfast_operations;",
+		"and use that login, or the owner's own.",
+	}
+	if owner {
+		mend = []string{"  GRANT " + string(RoleOperator) + " TO " + pgx.Identifier{login}.Sanitize() + ";"}
+	}
+	return &LoginError{Login: login, Reason: "may not make tenants and API keys", Mend: strings.Join(mend, "\n")}
+}
+
 // CreateTenant adds a tenant and tells whether it is new.
-func (d *DB) CreateTenant(ctx context.Context, t identity.Tenant, title string) (bool, error) {
+func (o *Operator) CreateTenant(ctx context.Context, t identity.Tenant, title string) (bool, error) {
 	var n int64
-	err := d.operate(ctx, func(q *dbsqlc.Queries) (err error) {
+	err := o.operate(ctx, func(q *dbsqlc.Queries) (err error) {
 		n, err = q.CreateTenant(ctx, dbsqlc.CreateTenantParams{TenantID: string(t), Title: title})
 		return err
 	})
@@ -40,8 +101,8 @@ func (d *DB) CreateTenant(ctx context.Context, t identity.Tenant, title string) 
 }
 
 // Tenants lists the tenants by id.
-func (d *DB) Tenants(ctx context.Context) (out []dbsqlc.ListTenantsRow, err error) {
-	err = d.operate(ctx, func(q *dbsqlc.Queries) (err error) {
+func (o *Operator) Tenants(ctx context.Context) (out []dbsqlc.ListTenantsRow, err error) {
+	err = o.operate(ctx, func(q *dbsqlc.Queries) (err error) {
 		out, err = q.ListTenants(ctx)
 		return err
 	})
@@ -49,8 +110,8 @@ func (d *DB) Tenants(ctx context.Context) (out []dbsqlc.ListTenantsRow, err erro
 }
 
 // CreateKey stores a key of a tenant, or answers ErrTenantUnknown.
-func (d *DB) CreateKey(ctx context.Context, k Key) error {
-	return d.operate(ctx, func(q *dbsqlc.Queries) error {
+func (o *Operator) CreateKey(ctx context.Context, k Key) error {
+	return o.operate(ctx, func(q *dbsqlc.Queries) error {
 		known, err := q.TenantExists(ctx, string(k.Tenant))
 		if err != nil {
 			return err
@@ -70,8 +131,8 @@ func (d *DB) CreateKey(ctx context.Context, k Key) error {
 }
 
 // Keys lists a tenant's keys, newest first.
-func (d *DB) Keys(ctx context.Context, t identity.Tenant) (out []Key, err error) {
-	err = d.operate(ctx, func(q *dbsqlc.Queries) error {
+func (o *Operator) Keys(ctx context.Context, t identity.Tenant) (out []Key, err error) {
+	err = o.operate(ctx, func(q *dbsqlc.Queries) error {
 		rows, err := q.ListKeys(ctx, string(t))
 		for _, r := range rows {
 			out = append(out, Key{
@@ -85,8 +146,8 @@ func (d *DB) Keys(ctx context.Context, t identity.Tenant) (out []Key, err error)
 }
 
 // RevokeKey ends a key for good, or answers ErrKeyUnknown.
-func (d *DB) RevokeKey(ctx context.Context, t identity.Tenant, id string) error {
-	return d.operate(ctx, func(q *dbsqlc.Queries) error {
+func (o *Operator) RevokeKey(ctx context.Context, t identity.Tenant, id string) error {
+	return o.operate(ctx, func(q *dbsqlc.Queries) error {
 		n, err := q.RevokeKey(ctx, dbsqlc.RevokeKeyParams{TenantID: string(t), KeyID: id})
 		if err == nil && n == 0 {
 			return fmt.Errorf("%w: %q of tenant %q", ErrKeyUnknown, id, t)
@@ -113,8 +174,8 @@ func (d *DB) FindKeys(ctx context.Context, id string) (out []Key, err error) {
 }
 
 // operate runs do as the operator, in one transaction.
-func (d *DB) operate(ctx context.Context, do func(*dbsqlc.Queries) error) error {
-	err := pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+func (o *Operator) operate(ctx context.Context, do func(*dbsqlc.Queries) error) error {
+	err := pgx.BeginFunc(ctx, o.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT set_config('role', $1, true)", string(RoleOperator)); err != nil {
 			return err
 		}

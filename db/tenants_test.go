@@ -15,15 +15,15 @@ import (
 func TestTenants(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	if made, err := b.DB.CreateTenant(b.ctx, b.Tenant, "another title"); err != nil || made {
+	if made, err := b.Operator.CreateTenant(b.ctx, b.Tenant, "another title"); err != nil || made {
 		t.Errorf("a tenant was made twice: %t, %v", made, err)
 	}
 	for _, bad := range []identity.Tenant{"", "a b", "a/b", "ä", "a\n"} {
-		if _, err := b.DB.CreateTenant(b.ctx, bad, ""); err == nil {
+		if _, err := b.Operator.CreateTenant(b.ctx, bad, ""); err == nil {
 			t.Errorf("tenant %q was made", bad)
 		}
 	}
-	all, err := b.DB.Tenants(b.ctx)
+	all, err := b.Operator.Tenants(b.ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,22 +46,22 @@ func TestKeys(t *testing.T) {
 		{Tenant: b.Tenant, ID: service, SecretHash: hash(2)},
 		{Tenant: other.Tenant, ID: service, SecretHash: hash(3)}, // uniqueness never crosses tenants
 	} {
-		if err := b.DB.CreateKey(b.ctx, k); err != nil {
+		if err := b.Operator.CreateKey(b.ctx, k); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for name, bad := range map[string]db.Key{
 		"twice": {Tenant: b.Tenant, ID: user, SecretHash: hash(4)}, "no hash": {Tenant: b.Tenant, ID: "x", SecretHash: []byte("short")},
 	} {
-		if err := b.DB.CreateKey(b.ctx, bad); err == nil {
+		if err := b.Operator.CreateKey(b.ctx, bad); err == nil {
 			t.Errorf("%s: it was made", name)
 		}
 	}
-	if err := b.DB.CreateKey(b.ctx, db.Key{Tenant: "nobody", ID: "x", SecretHash: hash(1)}); !errors.Is(err, db.ErrTenantUnknown) {
+	if err := b.Operator.CreateKey(b.ctx, db.Key{Tenant: "nobody", ID: "x", SecretHash: hash(1)}); !errors.Is(err, db.ErrTenantUnknown) {
 		t.Errorf("a key of no tenant: %v", err)
 	}
 
-	listed, err := b.DB.Keys(b.ctx, b.Tenant)
+	listed, err := b.Operator.Keys(b.ctx, b.Tenant)
 	if err != nil || len(listed) != 2 {
 		t.Fatal(listed, err)
 	}
@@ -84,17 +84,17 @@ func TestKeys(t *testing.T) {
 	}
 
 	for range 2 { // again is no mistake
-		if err := b.DB.RevokeKey(b.ctx, b.Tenant, service); err != nil {
+		if err := b.Operator.RevokeKey(b.ctx, b.Tenant, service); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if found, err := b.DB.FindKeys(b.ctx, service); err != nil || len(found) != 1 || found[0].Tenant != other.Tenant {
 		t.Errorf("after it was revoked: %+v, %v", found, err)
 	}
-	if err := b.DB.RevokeKey(b.ctx, other.Tenant, user); !errors.Is(err, db.ErrKeyUnknown) {
+	if err := b.Operator.RevokeKey(b.ctx, other.Tenant, user); !errors.Is(err, db.ErrKeyUnknown) {
 		t.Errorf("another tenant's key: %v", err)
 	}
-	listed, err = b.DB.Keys(b.ctx, b.Tenant)
+	listed, err = b.Operator.Keys(b.ctx, b.Tenant)
 	if err != nil || len(listed) != 2 {
 		t.Fatal(listed, err)
 	}

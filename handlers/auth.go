@@ -79,10 +79,7 @@ func SplitKey(token string) (id string, hash []byte, ok bool) {
 
 // AuthConfig says how credentials are verified.
 type AuthConfig struct {
-	// FindKeys reads the API keys in force of an id: db.DB.FindKeys.
-	FindKeys func(ctx context.Context, id string) ([]db.Key, error)
-	// Find reads what there is of many credentials: db.DB.FindCredentials. Without it no session's tokens are accepted, and
-	// the credentials of open streams are not looked up again.
+	// Find reads what there is of many credentials: db.DB.FindCredentials.
 	Find func(ctx context.Context, keys []string, sessions []db.SessionRef) (db.Found, error)
 	// Tokens verifies JWTs; nil: none are accepted.
 	Tokens *Tokens
@@ -102,17 +99,37 @@ type Authenticator struct {
 	c AuthConfig
 	// verified and refused are two caches, so that a flood of bad credentials does not push out the good ones.
 	verified, refused *lru.Cache[[sha256.Size]byte, verdict]
-	flight            singleflight.Group
-	touching          singleflight.Group
-	backoff           *backoff
-	guard             guard
-	finder            finder
+	// named is what was found by the ids that credentials name.
+	named    *lru.Cache[string, named]
+	flight   singleflight.Group
+	touching singleflight.Group
+	backoff  *backoff
+	guard    guard
+	// finder looks up for everyone but the sources that have presented many bad credentials: for those suspects does.
+	finder, suspects finder
+}
+
+// named is what was found by the id of an API key or of a session, for refuseFor. What it shows to be made up needs no look-up,
+// however many such credentials there are. It lets nothing in.
+type named struct {
+	keys      []db.Key
+	familyKey []byte
+	whose     identity.Identity
+	until     time.Time
+}
+
+// presenter is where a credential comes from, and how long a bad one from there has to wait.
+type presenter struct {
+	source string
+	wait   time.Duration
 }
 
 // verdict is what a credential was found to be.
 type verdict struct {
-	who   identity.Identity
-	err   error // always a problem.Error: a failure to verify is no verdict
+	who identity.Identity
+	err error // always a problem.Error: a failure to verify is no verdict
+	// bad: it was never any good. What has expired or was revoked was, once.
+	bad   bool
 	until time.Time
 	// backs is what the verdict rests on, as long as a stream lasts.
 	backs backing
@@ -124,15 +141,18 @@ type verdict struct {
 func NewAuthenticator(c AuthConfig) *Authenticator {
 	verified, err1 := lru.New[[sha256.Size]byte, verdict](cachedCredentials)
 	refused, err2 := lru.New[[sha256.Size]byte, verdict](cachedCredentials)
-	if err := errors.Join(err1, err2); err != nil {
+	byID, err3 := lru.New[string, named](cachedCredentials)
+	if err := errors.Join(err1, err2, err3); err != nil {
 		panic(err) // only for a size below 1
 	}
 	if c.FreeFailures == 0 {
 		c.FreeFailures = freeOfSource
 	}
-	a := &Authenticator{c: c, verified: verified, refused: refused, backoff: newBackoff(c.FreeFailures)}
-	a.guard.a, a.finder.find = a, c.Find
-	return a
+	return &Authenticator{
+		c: c, verified: verified, refused: refused, named: byID, backoff: newBackoff(c.FreeFailures),
+		guard:  guard{find: c.Find, now: c.Now},
+		finder: finder{find: c.Find, inFlight: findsInFlight}, suspects: finder{find: c.Find, inFlight: 1, pause: suspectsPause},
+	}
 }
 
 // admitted is a request that may go on.
@@ -158,16 +178,13 @@ func (a *Authenticator) admit(r *http.Request) (admitted, error) {
 	token, ok := authn.BearerToken(r)
 	token = strings.TrimSpace(token)
 	if !ok || token == "" || len(token) > maxCredential {
-		source := sourceOf(r, a.c.AddressHeader)
-		if wait := a.backoff.wait(source, "", a.c.Now()); wait > 0 {
-			return admitted{}, backOff(wait)
-		}
-		a.backoff.failed(source, "", a.c.Now())
-		return admitted{}, invalidCredential("it is not of the form `Bearer <API key, session token or JWT>`")
+		from := a.presenter(r, "")
+		a.failed(r.Context(), from, identity.Identity{})
+		return admitted{}, from.slow(invalidCredential("it is not of the form `Bearer <API key, session token or JWT>`"))
 	}
 	var in admitted
 	var err error
-	if t, ok := credential.Parse(token); ok && t.Class == credential.Refresh && a.c.Find != nil {
+	if t, ok := credential.Parse(token); ok && t.Class == credential.Refresh {
 		in, err = a.admitRefresh(r, t)
 	} else {
 		in, err = a.admitBearer(r, token)
@@ -199,15 +216,16 @@ func (a *Authenticator) admitRefresh(r *http.Request, t credential.Token) (admit
 	if r.URL.Path != sessionv1connect.SessionServiceRefreshSessionProcedure {
 		return admitted{}, invalidCredential("a refresh token is good for RefreshSession only")
 	}
-	source := sourceOf(r, a.c.AddressHeader)
-	if wait := a.backoff.wait(source, t.Session, a.c.Now()); wait > 0 {
-		return admitted{}, backOff(wait)
+	from := a.presenter(r, t.Session)
+	whose, known := a.madeUp(t)
+	if known {
+		a.failed(r.Context(), from, whose)
+		return admitted{}, from.slow(credential.Unknown())
 	}
-	found, _, err := a.finder.session(r.Context(), t.Session)
+	found, _, err := a.findSession(r.Context(), from, t.Session)
 	if err != nil {
 		return admitted{}, err
 	}
-	var whose identity.Identity
 	for _, s := range found {
 		rec, err := credential.Decode(s.Record)
 		if err != nil {
@@ -219,8 +237,55 @@ func (a *Authenticator) admitRefresh(r *http.Request, t credential.Token) (admit
 			return admitted{who: whose, presented: credential.Presented{Refresh: t}, backs: backing{session: t.Session}}, nil
 		}
 	}
-	a.failed(r.Context(), source, whose)
-	return admitted{}, credential.Unknown()
+	a.failed(r.Context(), from, whose)
+	return admitted{}, from.slow(credential.Unknown())
+}
+
+// presenter is where a request comes from. session is the one that its credential names, if any.
+func (a *Authenticator) presenter(r *http.Request, session string) presenter {
+	source := sourceOf(r, a.c.AddressHeader)
+	return presenter{source, a.backoff.wait(source, session, a.c.Now())}
+}
+
+// slow is the answer to a bad credential: its refusal, or that the next one has to wait.
+func (p presenter) slow(refusal error) error {
+	if p.wait > 0 {
+		return problem.Exhausted("BACK_OFF", "too many credentials from here were refused; wait before the next", p.wait)
+	}
+	return refusal
+}
+
+func (a *Authenticator) finderFor(from presenter) *finder {
+	if a.backoff.suspects(from.source, a.c.Now()) {
+		return &a.suspects
+	}
+	return &a.finder
+}
+
+// findSession reads what there is of a session, and remembers what shows that a token of it is made up.
+func (a *Authenticator) findSession(ctx context.Context, from presenter, id string) ([]db.FoundSession, time.Time, error) {
+	began := a.c.Now()
+	found, clock, err := a.finderFor(from).findSession(ctx, id)
+	if err == nil && len(found) == 1 {
+		rec, err := credential.Decode(found[0].Record)
+		if err != nil {
+			return nil, time.Time{}, err
+		}
+		a.named.Add(id, named{
+			familyKey: rec.GetFamilyKey(), whose: identity.Identity{Tenant: found[0].Tenant, User: found[0].User, Session: id}, until: began.Add(refuseFor),
+		})
+	}
+	return found, clock, err
+}
+
+// madeUp reports whether a token is known to be none of the session that it names. Then whose is whose that is. The tag tells: a
+// session's family key never changes, and all its tokens have one.
+func (a *Authenticator) madeUp(t credential.Token) (whose identity.Identity, known bool) {
+	n, ok := a.named.Get(t.Session)
+	if !ok || !a.c.Now().Before(n.until) || t.Issued(n.familyKey) {
+		return identity.Identity{}, false
+	}
+	return n.whose, true
 }
 
 func refOf(session string) db.SessionRef {
@@ -229,8 +294,12 @@ func refOf(session string) db.SessionRef {
 
 // failed counts a bad credential, and tells the audit of the user whose session it names, if there is one: of the first,
 // and then each time that they are twice as many.
-func (a *Authenticator) failed(ctx context.Context, source string, whose identity.Identity) {
-	n := a.backoff.failed(source, whose.Session, a.c.Now())
+// While it has to wait nothing is counted.
+func (a *Authenticator) failed(ctx context.Context, from presenter, whose identity.Identity) {
+	if from.wait > 0 {
+		return
+	}
+	n := a.backoff.failed(from.source, whose.Session, a.c.Now())
 	if whose.Tenant == "" || n&(n-1) != 0 || a.c.Refused == nil {
 		return
 	}
@@ -243,29 +312,32 @@ func (a *Authenticator) failed(ctx context.Context, source string, whose identit
 // verify remembers verdicts for a moment.
 func (a *Authenticator) verify(r *http.Request, token string, key [sha256.Size]byte) (verdict, error) {
 	now := a.c.Now()
-	for _, cache := range [...]*lru.Cache[[sha256.Size]byte, verdict]{a.verified, a.refused} {
-		if v, ok := cache.Get(key); ok && now.Before(v.until) {
-			return v, v.err
-		}
+	if v, ok := a.verified.Get(key); ok && now.Before(v.until) {
+		return v, nil
 	}
-	return a.verifyAnew(r.Context(), sourceOf(r, a.c.AddressHeader), token, key)
+	session := ""
+	if t, ok := credential.Parse(token); ok {
+		session = t.Session
+	}
+	from := a.presenter(r, session)
+	v, ok := a.refused.Get(key)
+	if !ok || !now.Before(v.until) {
+		v = a.verifyAnew(r.Context(), from, token, key)
+	}
+	if v.bad {
+		return v, from.slow(v.err)
+	}
+	return v, v.err
 }
 
 // verifyAnew asks once for callers that come together.
-func (a *Authenticator) verifyAnew(ctx context.Context, source, token string, key [sha256.Size]byte) (verdict, error) {
-	named := ""
-	if t, ok := credential.Parse(token); ok {
-		named = t.Session
-	}
-	if wait := a.backoff.wait(source, named, a.c.Now()); wait > 0 {
-		return verdict{}, backOff(wait)
-	}
+func (a *Authenticator) verifyAnew(ctx context.Context, from presenter, token string, key [sha256.Size]byte) verdict {
 	// The look-up outlives the caller who happened to come first.
 	found := a.flight.DoChan(string(key[:]), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verifyTimeout)
 		defer cancel()
 		began := a.c.Now() // a verdict's time counts from before the look-up: what was read may be as old as that
-		v, err := a.lookUp(ctx, source, token, began)
+		v, err := a.lookUp(ctx, from, token, began)
 		v.err = err
 		var refusal *problem.Error
 		switch {
@@ -282,28 +354,33 @@ func (a *Authenticator) verifyAnew(ctx context.Context, source, token string, ke
 	select {
 	case r := <-found:
 		v, _ := r.Val.(verdict)
-		return v, v.err
+		return v
 	case <-ctx.Done():
-		return verdict{}, ctx.Err()
+		return verdict{err: ctx.Err()}
 	}
 }
 
-func (a *Authenticator) lookUp(ctx context.Context, source, token string, now time.Time) (verdict, error) {
+// refuse counts a bad credential.
+func (a *Authenticator) refuse(ctx context.Context, from presenter, whose identity.Identity, refusal error) (verdict, error) {
+	a.failed(ctx, from, whose)
+	return verdict{bad: true}, refusal
+}
+
+func (a *Authenticator) lookUp(ctx context.Context, from presenter, token string, now time.Time) (verdict, error) {
 	switch {
 	case strings.HasPrefix(token, keyPrefix):
-		return a.lookUpKey(ctx, source, token, now)
-	case credential.IsOne(token) && a.c.Find != nil:
-		return a.lookUpSession(ctx, source, token, now)
+		return a.lookUpKey(ctx, from, token, now)
+	case credential.IsOne(token):
+		return a.lookUpSession(ctx, from, token, now)
 	case a.c.Tokens == nil:
-		a.failed(ctx, source, identity.Identity{})
-		return verdict{}, invalidCredential("it is no API key and no session's token, and this server accepts nothing else")
+		return a.refuse(ctx, from, identity.Identity{}, invalidCredential("it is no API key and no session's token, and this server accepts nothing else"))
 	}
 	who, expires, err := a.c.Tokens.verify(ctx, token)
 	if err != nil {
 		// One that has expired was good once: its bearer did not make it up.
 		var refusal *problem.Error
 		if !errors.Is(err, errTokenExpired) && errors.As(err, &refusal) && refusal.Code == connect.CodeUnauthenticated {
-			a.failed(ctx, source, identity.Identity{})
+			return a.refuse(ctx, from, identity.Identity{}, err)
 		}
 		return verdict{}, err
 	}
@@ -315,17 +392,19 @@ func (a *Authenticator) lookUp(ctx context.Context, source, token string, now ti
 }
 
 // lookUpSession verifies an access token.
-func (a *Authenticator) lookUpSession(ctx context.Context, source, token string, now time.Time) (verdict, error) {
+func (a *Authenticator) lookUpSession(ctx context.Context, from presenter, token string, now time.Time) (verdict, error) {
 	t, ok := credential.Parse(token)
 	if !ok {
-		a.failed(ctx, source, identity.Identity{})
-		return verdict{}, invalidCredential("it begins like a session's token, but is cut or changed")
+		return a.refuse(ctx, from, identity.Identity{}, invalidCredential("it begins like a session's token, but is cut or changed"))
 	}
-	found, clock, err := a.finder.session(ctx, t.Session)
+	whose, known := a.madeUp(t)
+	if known {
+		return a.refuse(ctx, from, whose, credential.Unknown())
+	}
+	found, clock, err := a.findSession(ctx, from, t.Session)
 	if err != nil {
 		return verdict{}, err
 	}
-	var whose identity.Identity
 	for _, s := range found {
 		rec, err := credential.Decode(s.Record)
 		if err != nil {
@@ -343,8 +422,7 @@ func (a *Authenticator) lookUpSession(ctx context.Context, source, token string,
 			return verdict{}, refusal // it was this session's once
 		}
 	}
-	a.failed(ctx, source, whose)
-	return verdict{}, credential.Unknown()
+	return a.refuse(ctx, from, whose, credential.Unknown())
 }
 
 // touch writes down that a session's user did something, once for callers that come together.
@@ -365,27 +443,30 @@ func (a *Authenticator) touch(ctx context.Context, in *admitted) error {
 	return err
 }
 
-func backOff(wait time.Duration) error {
-	return problem.Exhausted("BACK_OFF", "too many credentials from here were refused; wait before the next", wait)
-}
-
 // nobody is what a secret is compared with where the id is unknown, so that both take the same time.
 var nobody = []db.Key{{SecretHash: make([]byte, sha256.Size)}}
 
-func (a *Authenticator) lookUpKey(ctx context.Context, source, token string, now time.Time) (verdict, error) {
+func (a *Authenticator) lookUpKey(ctx context.Context, from presenter, token string, now time.Time) (verdict, error) {
 	id, hash, ok := SplitKey(token)
 	if !ok {
-		a.failed(ctx, source, identity.Identity{})
-		return verdict{}, invalidCredential("it begins like an API key, but is cut or changed")
+		return a.refuse(ctx, from, identity.Identity{}, invalidCredential("it begins like an API key, but is cut or changed"))
 	}
-	keys, err := a.c.FindKeys(ctx, id)
+	unknown := invalidCredential("the API key is unknown or was revoked")
+	if n, ok := a.named.Get(id); ok && now.Before(n.until) {
+		if _, ok := matchKey(n.keys, hash); !ok {
+			return a.refuse(ctx, from, identity.Identity{}, unknown)
+		}
+	}
+	keys, err := a.finderFor(from).findKeys(ctx, id)
 	if err != nil {
 		return verdict{}, err
 	}
+	if len(keys) > 0 {
+		a.named.Add(id, named{keys: keys, until: now.Add(refuseFor)})
+	}
 	who, ok := matchKey(keys, hash)
 	if !ok {
-		a.failed(ctx, source, identity.Identity{})
-		return verdict{}, invalidCredential("the API key is unknown or was revoked")
+		return a.refuse(ctx, from, identity.Identity{}, unknown)
 	}
 	return verdict{who: who, until: now.Add(trustFor), backs: backing{keyID: id, keyHash: [sha256.Size]byte(hash)}}, nil
 }

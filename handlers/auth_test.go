@@ -22,7 +22,7 @@ import (
 	"holdfast/identity"
 )
 
-// keyring is a FindKeys over keys in memory.
+// keyring is a Find over keys in memory.
 type keyring struct {
 	mu    sync.Mutex
 	keys  []db.Key
@@ -30,13 +30,16 @@ type keyring struct {
 	asked atomic.Int32
 }
 
-func (k *keyring) find(_ context.Context, id string) (found []db.Key, _ error) {
+func (k *keyring) find(_ context.Context, ids []string, sessions []db.SessionRef) (db.Found, error) {
 	k.asked.Add(1)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, key := range k.keys {
-		if key.ID == id {
-			found = append(found, key)
+	found := db.Found{Keys: make([][]db.Key, len(ids)), Sessions: make([][]db.FoundSession, len(sessions)), Now: time.Now()}
+	for i, id := range ids {
+		for _, key := range k.keys {
+			if key.ID == id {
+				found.Keys[i] = append(found.Keys[i], key)
+			}
 		}
 	}
 	return found, k.err
@@ -58,7 +61,7 @@ func (k *keyring) set(keys []db.Key, err error) {
 }
 
 func newAuth(k *keyring) *Authenticator {
-	return NewAuthenticator(AuthConfig{FindKeys: k.find, Now: time.Now})
+	return NewAuthenticator(AuthConfig{Find: k.find, Now: time.Now})
 }
 
 func bearer(ctx context.Context, token string, users ...string) *http.Request {
@@ -179,7 +182,7 @@ func TestRevocationTakesEffectWithinTwoSeconds(t *testing.T) {
 	t.Parallel()
 	var k keyring
 	token, now := k.add("acme", ""), time.Unix(1e9, 0)
-	a := NewAuthenticator(AuthConfig{FindKeys: k.find, Now: func() time.Time { return now }})
+	a := NewAuthenticator(AuthConfig{Find: k.find, Now: func() time.Time { return now }})
 	for range 10 {
 		if _, err := a.Authenticate(bearer(t.Context(), token)); err != nil {
 			t.Fatal(err)
@@ -200,7 +203,7 @@ func TestARefusalIsForgottenSooner(t *testing.T) {
 	var k keyring
 	token, key := NewKey("acme", "", "")
 	now := time.Unix(1e9, 0)
-	a := NewAuthenticator(AuthConfig{FindKeys: k.find, Now: func() time.Time { return now }})
+	a := NewAuthenticator(AuthConfig{Find: k.find, Now: func() time.Time { return now }})
 	for range 10 {
 		if _, err := a.Authenticate(bearer(t.Context(), token)); err == nil {
 			t.Fatal("accepted")
@@ -238,12 +241,12 @@ func TestCallersThatComeTogetherAskOnce(t *testing.T) {
 		var k keyring
 		token := k.add("acme", "")
 		release := make(chan struct{})
-		a := NewAuthenticator(AuthConfig{Now: time.Now, FindKeys: func(ctx context.Context, id string) ([]db.Key, error) {
+		a := NewAuthenticator(AuthConfig{Now: time.Now, Find: func(ctx context.Context, ids []string, sessions []db.SessionRef) (db.Found, error) {
 			<-release
 			if ctx.Err() != nil {
-				return nil, ctx.Err()
+				return db.Found{}, ctx.Err()
 			}
-			return k.find(ctx, id)
+			return k.find(ctx, ids, sessions)
 		}})
 		// The first gives up; those who wait with it must not fail for it.
 		first, giveUp := context.WithCancel(t.Context())

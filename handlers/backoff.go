@@ -12,8 +12,8 @@ import (
 )
 
 // What repeated bad credentials cost. A secret of 256 bits is not guessed; this keeps those who try from costing much,
-// and the audit readable. It must not be a way to shut somebody out: a credential that was verified a moment ago goes
-// through, and a session's tokens are refused unseen only where they come from a source that presented bad ones itself.
+// and the audit readable. It is no way to shut anyone out: a good credential passes whatever is counted here, and only the answer
+// to a bad one is to wait.
 const (
 	// Failures that cost nothing: people mistype, and clients hold on to what was revoked.
 	freeOfSource, freeOfSession = 20, 3
@@ -48,7 +48,7 @@ func newBackoff(free int64) *backoff {
 	return &backoff{free: free, sources: sources, sessions: sessions}
 }
 
-// wait is how long a credential from a source, which may name a session, is not to be looked at.
+// wait is how long a bad credential from a source, which may name a session, has to wait.
 func (b *backoff) wait(source, session string, now time.Time) time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -58,6 +58,13 @@ func (b *backoff) wait(source, session string, now time.Time) time.Duration {
 		wait = max(wait, recall(b.sessions, session, now).until.Sub(now))
 	}
 	return max(wait, 0)
+}
+
+// suspects reports whether a source has presented more bad credentials than are free.
+func (b *backoff) suspects(source string, now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return recall(b.sources, source, now).count > b.free
 }
 
 // failed counts a bad credential, and answers how many there were that named the session, if it names one.

@@ -8,44 +8,85 @@ import (
 	"holdfast/db"
 )
 
-// finder looks sessions up. Look-ups that wait together share a round trip, and few are in flight: a thousand clients that
-// refresh at once must not keep the connections from the commits that they wait for. It is safe for concurrent use.
+// finder looks API keys and sessions up. Look-ups that wait together share a round trip, and few are in flight: a thousand
+// clients that refresh at once, or a stranger with a thousand made-up keys, must not keep the connections from the commits.
+// It is safe for concurrent use.
 type finder struct {
 	find func(ctx context.Context, keys []string, sessions []db.SessionRef) (db.Found, error)
-
-	mu       sync.Mutex // guards what follows; nothing slow happens under it
-	waiting  []*finding
+	// inFlight is how many round trips may be on their way, and pause how long each waits before it makes room for the next.
 	inFlight int
+	pause    time.Duration
+
+	mu      sync.Mutex // guards what follows; nothing slow happens under it
+	waiting []*finding
+	named   map[string]*finding // the waiting ones, by the id that they look for
+	running int
 }
 
-// findsInFlight is how many round trips of look-ups may be on their way.
-const findsInFlight = 2
+const (
+	// findsInFlight is how many round trips of look-ups may be on their way.
+	findsInFlight = 2
+	// suspectsPause bounds the look-ups for sources with many failures to one round trip at a time, 200 a second.
+	suspectsPause = 5 * time.Millisecond
+)
 
+// finding is the look-up of a key or of a session. Callers that ask for the same before it is on its way share it.
 type finding struct {
-	ref  db.SessionRef
-	done chan struct{} // closed when what follows is final
+	key     string
+	session string
+	done    chan struct{} // closed when what follows is final
 
-	found []db.FoundSession
-	now   time.Time
-	err   error
+	keys     []db.Key
+	sessions []db.FoundSession
+	now      time.Time
+	err      error
 }
 
-// session reads what there is of a session, and the database's clock.
-func (f *finder) session(ctx context.Context, id string) ([]db.FoundSession, time.Time, error) {
-	l := &finding{ref: refOf(id), done: make(chan struct{})}
-	f.mu.Lock()
-	f.waiting = append(f.waiting, l)
-	if f.inFlight < findsInFlight {
-		f.inFlight++
-		go f.run() //nolint:contextcheck,gosec // a round trip serves many callers, and outlives the one who happened to come first
+// findKeys reads the API keys in force of an id.
+func (f *finder) findKeys(ctx context.Context, id string) ([]db.Key, error) {
+	l, err := f.look(ctx, id, "")
+	if err != nil {
+		return nil, err
 	}
-	f.mu.Unlock()
+	return l.keys, nil
+}
+
+// findSession reads what there is of a session, and the database's clock.
+func (f *finder) findSession(ctx context.Context, id string) ([]db.FoundSession, time.Time, error) {
+	l, err := f.look(ctx, "", id)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	return l.sessions, l.now, nil
+}
+
+func (f *finder) look(ctx context.Context, key, session string) (*finding, error) {
+	l := f.join(key, session)
 	select {
 	case <-l.done:
-		return l.found, l.now, l.err
+		return l, l.err
 	case <-ctx.Done():
-		return nil, time.Time{}, ctx.Err()
+		return nil, ctx.Err()
 	}
+}
+
+func (f *finder) join(key, session string) *finding {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	name := key + "/" + session
+	if l, ok := f.named[name]; ok {
+		return l
+	}
+	if f.named == nil {
+		f.named = map[string]*finding{}
+	}
+	l := &finding{key: key, session: session, done: make(chan struct{})}
+	f.waiting, f.named[name] = append(f.waiting, l), l
+	if f.running < f.inFlight {
+		f.running++
+		go f.run()
+	}
+	return l
 }
 
 // run looks up until nobody waits.
@@ -54,25 +95,48 @@ func (f *finder) run() {
 		f.mu.Lock()
 		n := min(len(f.waiting), guardBatch)
 		if n == 0 {
-			f.inFlight--
+			f.running--
 			f.mu.Unlock()
 			return
 		}
 		batch := f.waiting[:n:n]
 		f.waiting = f.waiting[n:]
+		for _, l := range batch {
+			delete(f.named, l.key+"/"+l.session)
+		}
 		f.mu.Unlock()
-		refs := make([]db.SessionRef, n)
-		for i, l := range batch {
-			refs[i] = l.ref
+		f.lookUp(batch)
+		if f.pause > 0 {
+			<-time.After(f.pause)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), verifyTimeout)
-		found, err := f.find(ctx, nil, refs)
-		cancel()
-		for i, l := range batch {
-			if l.err = err; err == nil {
-				l.found, l.now = found.Sessions[i], found.Now
-			}
-			close(l.done)
+	}
+}
+
+func (f *finder) lookUp(batch []*finding) {
+	var keys []string
+	var refs []db.SessionRef
+	for _, l := range batch {
+		if l.session == "" {
+			keys = append(keys, l.key)
+		} else {
+			refs = append(refs, refOf(l.session))
 		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), verifyTimeout)
+	defer cancel()
+	found, err := f.find(ctx, keys, refs)
+	k, s := 0, 0
+	for _, l := range batch {
+		switch {
+		case err != nil:
+			l.err = err
+		case l.session == "":
+			l.keys = found.Keys[k]
+			k++
+		default:
+			l.sessions, l.now = found.Sessions[s], found.Now
+			s++
+		}
+		close(l.done)
 	}
 }

@@ -33,7 +33,8 @@ type backing struct {
 
 // guard ends the streams whose credential is not good any more. Its goroutine runs while there are streams.
 type guard struct {
-	a *Authenticator
+	find func(ctx context.Context, keys []string, sessions []db.SessionRef) (db.Found, error)
+	now  func() time.Time
 
 	mu   sync.Mutex // guards what follows; nothing slow happens under it
 	open map[*guarded]struct{}
@@ -48,7 +49,7 @@ type guarded struct {
 
 // follow watches over a stream until stop is called. end is called at most once, with what the caller is to be told.
 func (g *guard) follow(b backing, end func(error)) (stop func()) {
-	if b == (backing{}) || g.a.c.Find == nil {
+	if b == (backing{}) {
 		return func() {}
 	}
 	s := &guarded{b, end}
@@ -104,7 +105,7 @@ func (g *guard) check(ctx context.Context) {
 			sessions = append(sessions, b)
 		case b.keyID != "":
 			keys = append(keys, b)
-		case !g.a.c.Now().Before(b.expires):
+		case !g.now().Before(b.expires):
 			endAll(all, invalidCredential("the token has expired; get a new one"))
 		}
 	}
@@ -134,7 +135,7 @@ func (g *guard) refusals(ctx context.Context, keys, sessions []backing) map[back
 	}
 	ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
 	defer cancel()
-	found, err := g.a.c.Find(ctx, ids, refs)
+	found, err := g.find(ctx, ids, refs)
 	if err != nil {
 		return nil
 	}

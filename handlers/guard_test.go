@@ -237,7 +237,7 @@ func TestBadCredentialsHaveToWait(t *testing.T) {
 	var k keyring
 	good := k.add("acme", "ada")
 	now := time.Unix(1e9, 0)
-	a := NewAuthenticator(AuthConfig{FindKeys: k.find, Now: func() time.Time { return now }})
+	a := NewAuthenticator(AuthConfig{Find: k.find, Now: func() time.Time { return now }})
 	ask := func(token, address string) error {
 		r := bearer(t.Context(), token)
 		r.RemoteAddr = address + ":1"
@@ -270,17 +270,64 @@ func TestBadCredentialsHaveToWait(t *testing.T) {
 	}
 }
 
-// A database that is away is no bad credential, and a session's token is none where nobody looks for sessions.
-func TestSessionTokensNeedAFinder(t *testing.T) {
+// Bad credentials at full speed cost few round trips, and a good one that nobody has seen before passes among them.
+func TestBadCredentialsCostFewLookUps(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var k keyring
+		named, fresh := k.add("acme", ""), k.add("acme", "ada")
+		a := NewAuthenticator(AuthConfig{Find: k.find, Now: time.Now})
+		ask := func(token string) string {
+			_, err := a.Authenticate(bearer(t.Context(), token))
+			return refusal(err)
+		}
+		random := func() string { token, _ := NewKey("acme", "", ""); return token }
+		for range freeOfSource + 1 {
+			ask(random())
+		}
+		// A real key's id, with a thousand secrets that are not its own.
+		before := k.asked.Load()
+		for range 1000 {
+			if got := ask(named[:20] + random()[20:]); got != "resource_exhausted BACK_OFF" {
+				t.Fatalf("a made-up secret: %s", got)
+			}
+		}
+		// One look-up a second: each of them paused.
+		if n := k.asked.Load() - before; n > 2 {
+			t.Errorf("a real id was looked up %d times", n)
+		}
+		if got := ask(named); got != "" {
+			t.Errorf("the key that the id is of: %s", got)
+		}
+		// Random ids, all at once, with a good one in the midst of them.
+		before = k.asked.Load()
+		var wait sync.WaitGroup
+		for i := range 5000 {
+			wait.Go(func() {
+				token, want := random(), "resource_exhausted BACK_OFF"
+				if i == 2500 {
+					token, want = fresh, ""
+				}
+				if got := ask(token); got != want {
+					t.Errorf("got %q, want %q", got, want)
+				}
+			})
+		}
+		wait.Wait()
+		if n := k.asked.Load() - before; n > 60 {
+			t.Errorf("5,000 credentials took %d round trips", n)
+		}
+		<-time.After(time.Second) // the last look-up has paused
+	})
+}
+
+// A database that is away is no bad credential.
+func TestDatabaseAwayIsNotABadToken(t *testing.T) {
 	t.Parallel()
 	o := credential.Origin{Session: credential.NewSessionID(credential.ObjectID("acme", "ada"), []byte("random")), FamilyKey: make([]byte, 32)}
 	token := o.Issue(credential.Access).Bearer()
-	var k keyring
-	if _, err := newAuth(&k).Authenticate(bearer(t.Context(), token)); refusal(err) != "unauthenticated CREDENTIAL_INVALID" {
-		t.Errorf("without: %v", err)
-	}
 	v := &vault{err: db.ErrUnavailable}
-	a := NewAuthenticator(AuthConfig{FindKeys: k.find, Find: v.find, Now: time.Now})
+	a := NewAuthenticator(AuthConfig{Find: v.find, Now: time.Now})
 	for range 2 * freeOfSource {
 		if _, err := a.Authenticate(bearer(t.Context(), token)); refusal(err) != "unavailable DATABASE_UNAVAILABLE" {
 			t.Fatalf("away: %v", err)
@@ -352,7 +399,7 @@ func TestLookUpsShareRoundTrips(t *testing.T) {
 			<-time.After(time.Millisecond)
 			return v.find(ctx, keys, sessions)
 		}
-		f := &finder{find: slow}
+		f := &finder{find: slow, inFlight: findsInFlight}
 		id := func(i int) string { return fmt.Sprintf("%s%010d", credential.ObjectID("acme", "ada"), i) }
 		var wait sync.WaitGroup
 		for i := range 1000 {
@@ -361,7 +408,7 @@ func TestLookUpsShareRoundTrips(t *testing.T) {
 				v.set(func() { v.sessions[name] = &sessionv1.SessionRecord{Generation: int64(i)} })
 			}
 			wait.Go(func() {
-				found, now, err := f.session(t.Context(), name)
+				found, now, err := f.findSession(t.Context(), name)
 				if err != nil || now.IsZero() || len(found) != (i+1)%2 || i%2 == 0 && found[0].Record != protojson.Format(&sessionv1.SessionRecord{Generation: int64(i)}) {
 					t.Errorf("%d: %v, %v", i, found, err)
 				}

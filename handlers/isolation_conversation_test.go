@@ -63,7 +63,7 @@ var conversationArea = area{
 		"/holdfast.conversation.v1.ConversationService/ListIntents":        {body: `{"conversationId":"c1"}`},
 		"/holdfast.conversation.v1.ConversationService/AdvanceFlow":        {body: `{"conversationId":"c1","flow":"mine","step":"mine"}`},
 		"/holdfast.conversation.v1.ConversationService/ListFlowSteps":      {body: `{"conversationId":"c1"}`},
-		"/holdfast.conversation.v1.ConversationService/IngestLive":         {body: `{"conversationId":"c1","epoch":9,"frames":[{"clientIndex":1,"text":"{\"serverContent\":{\"inputTranscription\":{\"text\":\"mine\"}}}"}]}`},
+		"/holdfast.conversation.v1.ConversationService/IngestLive":         {body: `{"conversationId":"c1","epoch":2,"frames":[{"clientIndex":9,"text":"{\"serverContent\":{\"inputTranscription\":{\"text\":\"mine\"}}}"}]}`},
 		"/holdfast.conversation.v1.ConversationService/OpenLive":           {body: `{"conversationId":"c1","device":"mine"}`},
 		"/holdfast.conversation.v1.ConversationService/CloseLive":          {body: `{"conversationId":"c1","epoch":2}`},
 		"/holdfast.conversation.v1.ConversationService/GetResumePlan":      {body: `{"conversationId":"c1"}`},

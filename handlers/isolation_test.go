@@ -95,7 +95,7 @@ func setup(tb testing.TB) *bundle {
 	server := handlertest.Serve(tb, d, rt, handlers.Options{
 		Services: services,
 		Auth: handlers.NewAuthenticator(handlers.AuthConfig{
-			FindKeys: d.DB.FindKeys, Find: d.DB.FindCredentials, Touch: sessions.Touch, Refused: sessions.Refused, Now: time.Now,
+			Find: d.DB.FindCredentials, Touch: sessions.Touch, Refused: sessions.Refused, Now: time.Now,
 			FreeFailures: 1 << 30, // the tests present many, all from one address
 		}),
 	})
@@ -380,7 +380,7 @@ func (b *bundle) isolate(t *testing.T, m protoreflect.MethodDescriptor, c isolat
 	ada, eve, service, revoked := b.key(t, "ada"), b.key(t, "eve"), b.key(t, ""), b.key(t, "ada")
 	areas[m.ParentFile().Package()].fill(t, b, ada)
 	body := b.body(c.body)
-	if err := b.DB.RevokeKey(t.Context(), b.Tenant, strings.Split(revoked, "_")[1]); err != nil {
+	if err := b.Operator.RevokeKey(t.Context(), b.Tenant, strings.Split(revoked, "_")[1]); err != nil {
 		t.Fatal(err)
 	}
 	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)

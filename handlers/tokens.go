@@ -8,24 +8,20 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/MicahParks/keyfunc/v3"
 	"github.com/golang-jwt/jwt/v5"
-	"golang.org/x/time/rate"
 
 	"holdfast/handlers/problem"
 	"holdfast/identity"
 )
 
-const (
-	clockSkew = 30 * time.Second
-	// keysEvery is how often the identity provider's keys are fetched, and unknownKeyEvery how often at most because
-	// a token names a key that is not among them: anybody can send such a token.
-	keysEvery       = 5 * time.Minute
-	unknownKeyEvery = 30 * time.Second
-)
+// clockSkew is how far a provider's clock may be ahead of ours: a token may be that much younger than it says. When it expires
+// counts exactly.
+const clockSkew = 30 * time.Second
 
 // algorithms are those with a public key. With a shared secret whoever can verify a token could also make one.
 var algorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
@@ -52,11 +48,11 @@ type TokenConfig struct {
 type Tokens struct {
 	c      TokenConfig
 	parser *jwt.Parser
-	key    func(context.Context) jwt.Keyfunc
-	ready  func(context.Context) bool
+	key    func(context.Context) jwt.Keyfunc // nil: set has the keys
+	set    *keySet
 }
 
-// NewTokens answers an error that says how to mend a wrong configuration. ctx ends the fetching of keys. A provider that
+// NewTokens returns an error that says how to mend a wrong configuration. ctx ends the fetching of keys. A provider that
 // cannot be reached is no error: its tokens are not accepted until it can.
 func NewTokens(ctx context.Context, c TokenConfig) (*Tokens, error) {
 	switch {
@@ -71,36 +67,17 @@ func NewTokens(ctx context.Context, c TokenConfig) (*Tokens, error) {
 	case c.Tenant != "" && !ValidTenant(c.Tenant):
 		return nil, fmt.Errorf("%q cannot be a tenant: 1 to 128 of A-Z a-z 0-9 . _ : -", c.Tenant)
 	}
-	t := &Tokens{c: c, ready: func(context.Context) bool { return true }}
+	t := &Tokens{c: c}
 	t.parser = jwt.NewParser(jwt.WithValidMethods(algorithms), jwt.WithIssuer(c.Issuer), jwt.WithAudience(c.Audience),
-		jwt.WithExpirationRequired(), jwt.WithLeeway(clockSkew), jwt.WithTimeFunc(c.Now))
+		jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithLeeway(clockSkew), jwt.WithTimeFunc(c.Now))
 	if len(c.Key) > 0 {
 		key, err := staticKey(c.Key)
 		t.key = key
 		return t, err
 	}
-	if c.Client == nil {
-		t.c.Client = &http.Client{Timeout: verifyTimeout}
-	}
-	set, err := keyfunc.NewDefaultOverrideCtx(ctx, []string{c.JWKSURL}, keyfunc.Override{
-		Client: t.c.Client, HTTPTimeout: verifyTimeout, RefreshInterval: keysEvery,
-		// Who would have to wait longer than this for a fetch is refused at once.
-		RefreshUnknownKID: rate.NewLimiter(rate.Every(unknownKeyEvery), 1), RateLimitWaitMax: verifyTimeout,
-		RefreshErrorHandlerFunc: func(u string) func(context.Context, error) {
-			return func(ctx context.Context, err error) {
-				c.Log.WarnContext(ctx, "cannot fetch the identity provider's keys", "url", u, "error", err)
-			}
-		},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("the JWKS URL cannot be used: %w", err)
-	}
-	t.key = set.KeyfuncCtx
-	t.ready = func(ctx context.Context) bool {
-		keys, err := set.Storage().KeyReadAll(ctx)
-		return err == nil && len(keys) > 0
-	}
-	return t, nil
+	set, err := newKeySet(ctx, c)
+	t.set = set
+	return t, err
 }
 
 // staticKey reads a public key, a certificate, a JWK or a JWKS.
@@ -145,12 +122,12 @@ var errTokenExpired = errors.New("handlers: the token has expired")
 // verify answers whom a token is for, and from when on it is not good any more.
 func (t *Tokens) verify(ctx context.Context, token string) (identity.Identity, time.Time, error) {
 	refuse := func(err error) (identity.Identity, time.Time, error) { return identity.Identity{}, time.Time{}, err }
-	claims := jwt.MapClaims{}
-	if _, err := t.parser.ParseWithClaims(token, claims, t.key(ctx)); err != nil {
-		if errors.Is(err, jwt.ErrTokenUnverifiable) && !t.ready(ctx) {
-			return refuse(problem.Unavailable("PROVIDER_UNAVAILABLE",
-				"the identity provider's keys cannot be fetched, so the token cannot be verified", retryLater))
-		}
+	claims, err := t.parse(ctx, token)
+	if errors.Is(err, errProvider) {
+		return refuse(problem.Unavailable("PROVIDER_UNAVAILABLE",
+			"the identity provider's keys have yet to be fetched, so the token cannot be verified now", unknownKeyEvery))
+	}
+	if err != nil {
 		refusal := invalidCredential(t.whyNot(err))
 		if errors.Is(err, jwt.ErrTokenExpired) {
 			return refuse(fmt.Errorf("%w: %w", errTokenExpired, refusal))
@@ -172,12 +149,64 @@ func (t *Tokens) verify(ctx context.Context, token string) (identity.Identity, t
 	if err != nil || expires == nil { // the parser wants one
 		return refuse(invalidCredential(t.whyNot(jwt.ErrTokenRequiredClaimMissing)))
 	}
-	return identity.Identity{Tenant: tenant, User: user}, expires.Add(clockSkew), nil
+	return identity.Identity{Tenant: tenant, User: user}, expires.Time, nil
+}
+
+var (
+	errExtension = errors.New("handlers: the token has an extension of JWS")
+	errProvider  = errors.New("handlers: the identity provider's keys are not at hand")
+)
+
+// parse verifies a token. Where its key is not at hand it waits for the provider's newest.
+func (t *Tokens) parse(ctx context.Context, token string) (jwt.MapClaims, error) {
+	unverified, _, err := t.parser.ParseUnverified(token, jwt.MapClaims{})
+	if err != nil {
+		return nil, err
+	}
+	// RFC 7515, 4.1.11: what must be understood and is not is refused. We know no extension.
+	for _, extension := range []string{"crit", "b64"} {
+		if _, has := unverified.Header[extension]; has {
+			return nil, errExtension
+		}
+	}
+	if !slices.Contains(algorithms, unverified.Method.Alg()) {
+		return nil, jwt.ErrTokenSignatureInvalid
+	}
+	if t.set == nil {
+		return t.parseWith(token, t.key(ctx))
+	}
+	if keys, ok := t.set.current(); ok {
+		if claims, err := t.parseWith(token, keys.KeyfuncCtx(ctx)); err == nil || !unpublished(unverified, err) {
+			return claims, err
+		}
+	}
+	if err := t.set.renew(ctx); err != nil {
+		return nil, fmt.Errorf("%w: %w", errProvider, err)
+	}
+	keys, ok := t.set.current()
+	if !ok {
+		return nil, errProvider
+	}
+	return t.parseWith(token, keys.KeyfuncCtx(ctx))
+}
+
+func (t *Tokens) parseWith(token string, key jwt.Keyfunc) (jwt.MapClaims, error) {
+	claims := jwt.MapClaims{}
+	if _, err := t.parser.ParseWithClaims(token, claims, key); err != nil {
+		return nil, err
+	}
+	// The parser has one leeway for all times.
+	if exp, err := claims.GetExpirationTime(); err != nil || exp == nil || !t.c.Now().Before(exp.Time) {
+		return nil, errors.Join(jwt.ErrTokenExpired, err)
+	}
+	return claims, nil
 }
 
 // whyNot says what is wrong with a token without quoting it.
 func (t *Tokens) whyNot(err error) string {
 	switch {
+	case errors.Is(err, errExtension):
+		return "the token's header has crit or b64, and this server knows no extension of JWS"
 	case errors.Is(err, jwt.ErrTokenMalformed):
 		return "it is neither an API key nor a JWT"
 	case errors.Is(err, jwt.ErrTokenUnverifiable):
@@ -186,7 +215,7 @@ func (t *Tokens) whyNot(err error) string {
 		return "the token's signature or algorithm is not accepted"
 	case errors.Is(err, jwt.ErrTokenExpired):
 		return "the token has expired; get a new one"
-	case errors.Is(err, jwt.ErrTokenNotValidYet):
+	case errors.Is(err, jwt.ErrTokenNotValidYet), errors.Is(err, jwt.ErrTokenUsedBeforeIssued):
 		return "the token is not valid yet"
 	case errors.Is(err, jwt.ErrTokenInvalidIssuer):
 		return fmt.Sprintf("the token's issuer is not %q", t.c.Issuer)

@@ -75,6 +75,9 @@ WHERE p.tenant_id = @tenant_id::text AND (p.kind, p.object_id) > (@after_kind::t
 ORDER BY p.kind, p.object_id
 LIMIT @page_size::integer;
 
--- ListStoredTenants lists the tenants that have events or packs; see the function.
+-- ListStoredTenants lists the tenants that were made, and those that have events or packs; see the function.
 -- name: ListStoredTenants :many
-SELECT t::text AS tenant_id FROM holdfast.list_stored_tenants() AS t;
+SELECT t::text AS tenant_id FROM holdfast.list_stored_tenants() AS t
+UNION
+SELECT tenant_id FROM holdfast.tenants
+ORDER BY tenant_id;

@@ -38,7 +38,7 @@ type benchCmd struct {
 	API         string `help:"Base URL of a server that runs already. Default: start a Postgres that is thrown away, and a server." name:"api" placeholder:"URL"`
 	Token       string `help:"API key for --api." env:"HOLDFAST_TOKEN"`
 	AllowRemote bool   `help:"Let --api be another machine than this one. It will be busy."`
-	DatabaseURL string `help:"The database login of the server at --api, to make tenants and keys with." placeholder:"URL"`
+	DatabaseURL string `help:"The owner of the database of the server at --api, to make tenants and keys with." placeholder:"URL"`
 	PgbenchURL  string `help:"A login that may create a schema in the database of the server at --api, for pgbench." placeholder:"URL"`
 	Admin       string `help:"Base URL of the admin address of the server at --api, for --pprof." placeholder:"URL"`
 	ServerPID   int    `help:"Process of the server at --api, if it runs here: its CPU and memory are shown." name:"server-pid" placeholder:"PID"`

@@ -93,8 +93,10 @@ func (s scenario) cannot(b *bench) string {
 		return "it needs --server-pid"
 	case s.needsFloor() && b.floor == nil:
 		return "it needs --pgbench-url"
-	case (s.tenants > 0 || s.pgbench) && b.system.database == nil:
+	case s.tenants > 0 && b.system.operator == nil:
 		return "it needs --database-url"
+	case s.pgbench && b.system.database == nil:
+		return "it sweeps the database: leave --api out"
 	}
 	return ""
 }

@@ -44,6 +44,9 @@ func (s *benchSystem) start(ctx context.Context) (api, admin string, err error) 
 	if err := box.postgres.Season(ctx, benchWALFiles); err != nil {
 		return "", "", err
 	}
+	if err := s.open(ctx, box.ownerURL); err != nil {
+		return "", "", err
+	}
 	s.database, s.token = box.db, box.token
 	s.databasePID, s.pgbenchURL, s.pgbenchDir = box.postgres.PID(), box.ownerURL, box.postgres.BinDir()
 	s.databaseURL = box.url

@@ -33,8 +33,9 @@ type benchSystem struct {
 	admin   *url.URL // nil: not known
 	pprof   string   // the directory for profiles; empty: none
 
-	database   *db.DB // as the server's login; nil: not known
-	pgbenchURL string // a login that may create a schema; empty: not known
+	database   *db.DB       // as the server's login; nil: not known
+	operator   *db.Operator // nil: not known
+	pgbenchURL string       // a login that may create a schema; empty: not known
 	pgbenchDir string
 
 	// serverPIDs are those of the servers that are measured; empty: not known. databasePID 0: not known.
@@ -103,15 +104,15 @@ func openBenchSystem(ctx context.Context, b *bench) (_ *benchSystem, err error) 
 	return s, os.MkdirAll(s.pprof, 0o755) //nolint:gosec // profiles are no secret
 }
 
-// open opens the database of a server that runs already, if its login is given.
+// open opens the database of a server that runs already, if its owner's URL is given.
 func (s *benchSystem) open(ctx context.Context, databaseURL string) (err error) {
 	if databaseURL == "" {
 		return nil
 	}
-	if s.database, err = db.Open(ctx, db.Config{URL: databaseURL, MaxConns: operatorConns}); err != nil {
+	if s.operator, err = db.OpenOperator(ctx, databaseURL); err != nil {
 		return fmt.Errorf("--database-url: %w", err)
 	}
-	s.closers = append(s.closers, func(context.Context) error { s.database.Close(); return nil })
+	s.closers = append(s.closers, func(context.Context) error { s.operator.Close(); return nil })
 	return nil
 }
 
@@ -164,12 +165,12 @@ func (s *benchSystem) makeTenants(ctx context.Context, count int) ([]string, err
 	for i := range tokens {
 		group.Go(func() error {
 			tenant := identity.Tenant(fmt.Sprintf("bench-%s-%d", stamp, i))
-			if _, err := s.database.CreateTenant(ctx, tenant, "holdfast bench"); err != nil {
+			if _, err := s.operator.CreateTenant(ctx, tenant, "holdfast bench"); err != nil {
 				return err
 			}
 			token, key := handlers.NewKey(tenant, "", "holdfast bench")
 			tokens[i] = token
-			return s.database.CreateKey(ctx, key)
+			return s.operator.CreateKey(ctx, key)
 		})
 	}
 	return tokens, group.Wait()

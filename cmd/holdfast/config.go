@@ -209,7 +209,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 			Kinds: projectKinds, FindEndpoints: d.FindEndpoints, Open: box.Open, Now: time.Now, Log: log,
 		})}},
 		Auth: handlers.NewAuthenticator(handlers.AuthConfig{
-			FindKeys: d.FindKeys, Find: d.FindCredentials, Tokens: tokens, Touch: sessions.Touch, Refused: sessions.Refused,
+			Find: d.FindCredentials, Tokens: tokens, Touch: sessions.Touch, Refused: sessions.Refused,
 			AddressHeader: c.AddressHeader, Now: time.Now,
 		}),
 		Ping:    d.Ping,

@@ -31,7 +31,7 @@ func TestThirtyCreationsOverThreeProcesses(t *testing.T) {
 	)
 	b := dbtest.New(t)
 	token, key := handlers.NewKey(b.Tenant, "", "")
-	if err := b.DB.CreateKey(t.Context(), key); err != nil {
+	if err := b.Operator.CreateKey(t.Context(), key); err != nil {
 		t.Fatal(err)
 	}
 	connections := func() *http.Transport {

@@ -256,7 +256,7 @@ func TestKilledServer(t *testing.T) {
 	t.Parallel()
 	b := dbtest.New(t)
 	token, key := handlers.NewKey(b.Tenant, "", "")
-	if err := b.DB.CreateKey(t.Context(), key); err != nil {
+	if err := b.Operator.CreateKey(t.Context(), key); err != nil {
 		t.Fatal(err)
 	}
 	up := func() (*child, conversationv1connect.ConversationServiceClient) {

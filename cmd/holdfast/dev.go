@@ -208,15 +208,20 @@ func openSandbox(ctx context.Context, env lookup, o sandboxOptions) (_ *sandbox,
 	if b.db, err = db.Open(ctx, db.Config{URL: b.url, MaxConns: o.MaxConns}); err != nil {
 		return nil, err
 	}
-	if _, err := b.db.CreateTenant(ctx, devTenant, "Development"); err != nil {
+	operator, err := db.OpenOperator(ctx, b.ownerURL)
+	if err != nil {
 		return nil, err
 	}
-	b.token, err = b.key(ctx, o.Dir)
+	defer operator.Close()
+	if _, err := operator.CreateTenant(ctx, devTenant, "Development"); err != nil {
+		return nil, err
+	}
+	b.token, err = b.key(ctx, operator, o.Dir)
 	return b, err
 }
 
 // key returns the token of the last start, if it still is one, or a new one.
-func (b *sandbox) key(ctx context.Context, dir string) (string, error) {
+func (b *sandbox) key(ctx context.Context, operator *db.Operator, dir string) (string, error) {
 	token, err := secret(dir, tokenFile)
 	if err != nil {
 		return "", err
@@ -233,7 +238,7 @@ func (b *sandbox) key(ctx context.Context, dir string) (string, error) {
 		}
 	}
 	token, k := handlers.NewKey(devTenant, "", "made by holdfast dev")
-	if err := b.db.CreateKey(ctx, k); err != nil {
+	if err := operator.CreateKey(ctx, k); err != nil {
 		return "", err
 	}
 	return token, keepSecret(dir, tokenFile, token)

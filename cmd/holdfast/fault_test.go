@@ -76,7 +76,7 @@ func startSystem(t *testing.T, dir string) *system {
 	if err := db.EnsureLogin(ctx, s.postgres.AdminURL(), faultLogin, faultPassword); err != nil {
 		t.Fatal(err)
 	}
-	d, err := db.Open(ctx, db.Config{URL: s.postgres.URL("postgres", url.UserPassword(faultLogin, faultPassword)), MaxConns: 2})
+	d, err := db.OpenOperator(ctx, s.postgres.AdminURL())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ type keyCmd struct {
 }
 
 type keyCreateCmd struct {
-	databaseConfig
+	ownerConfig
 
 	Tenant      string `required:"" help:"Whose key it is." env:"HOLDFAST_TENANT" placeholder:"TENANT"`
 	User        string `help:"The user that the key acts as. Default: a service, which may act for every user." placeholder:"USER"`
@@ -32,13 +32,13 @@ func (c *keyCreateCmd) Run(ctx context.Context, w *console) error {
 	if c.User != "" && !handlers.ValidUser(identity.User(c.User)) {
 		return wrongUsage("--user: a user's id is 1 to 128 bytes, without control characters")
 	}
-	d, err := c.open(ctx, operatorConns)
+	o, err := c.operator(ctx)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
+	defer o.Close()
 	token, k := handlers.NewKey(identity.Tenant(c.Tenant), identity.User(c.User), c.Description)
-	if err := d.CreateKey(ctx, k); err != nil {
+	if err := o.CreateKey(ctx, k); err != nil {
 		if errors.Is(err, db.ErrTenantUnknown) {
 			return fmt.Errorf("there is no tenant %q; `holdfast tenant create %s` makes it", c.Tenant, c.Tenant)
 		}
@@ -57,19 +57,19 @@ func role(k db.Key) string {
 }
 
 type keyListCmd struct {
-	databaseConfig
+	ownerConfig
 
 	Tenant string `required:"" help:"Whose keys." env:"HOLDFAST_TENANT" placeholder:"TENANT"`
 }
 
 // Run lists a tenant's keys, the revoked ones too.
 func (c *keyListCmd) Run(ctx context.Context, w *console) error {
-	d, err := c.open(ctx, operatorConns)
+	o, err := c.operator(ctx)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	keys, err := d.Keys(ctx, identity.Tenant(c.Tenant))
+	defer o.Close()
+	keys, err := o.Keys(ctx, identity.Tenant(c.Tenant))
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func (c *keyListCmd) Run(ctx context.Context, w *console) error {
 }
 
 type keyRevokeCmd struct {
-	databaseConfig
+	ownerConfig
 
 	Tenant string `required:"" help:"Whose key." env:"HOLDFAST_TENANT" placeholder:"TENANT"`
 	Key    string `arg:"" help:"The key's id, as listed: the part of its token between the underscores."`
@@ -94,12 +94,12 @@ type keyRevokeCmd struct {
 
 // Run revokes a key.
 func (c *keyRevokeCmd) Run(ctx context.Context, w *console) error {
-	d, err := c.open(ctx, operatorConns)
+	o, err := c.operator(ctx)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	if err := d.RevokeKey(ctx, identity.Tenant(c.Tenant), c.Key); err != nil {
+	defer o.Close()
+	if err := o.RevokeKey(ctx, identity.Tenant(c.Tenant), c.Key); err != nil {
 		if errors.Is(err, db.ErrKeyUnknown) {
 			return fmt.Errorf("tenant %s has no key %q; `holdfast key list` shows them", c.Tenant, c.Key)
 		}

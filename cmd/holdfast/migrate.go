@@ -16,7 +16,7 @@ type migrateCmd struct {
 	State  migrateStateCmd  `cmd:"" help:"Rewrite the objects that older releases have written. Servers do so one by one when they change."`
 }
 
-// ownerConfig says which database to migrate.
+// ownerConfig says which database to migrate, or to make tenants and keys in.
 type ownerConfig struct {
 	DatabaseURL string `help:"Postgres, as the owner of the database, not the server's login." env:"HOLDFAST_MIGRATE_DATABASE_URL,HOLDFAST_DATABASE_URL,DATABASE_URL" placeholder:"URL"`
 }
@@ -26,6 +26,14 @@ func (c ownerConfig) check() error {
 		return wrongUsage("no database: set HOLDFAST_MIGRATE_DATABASE_URL or DATABASE_URL to the URL of its owner, or give --database-url")
 	}
 	return nil
+}
+
+// operator opens the database for what the server's login may not do.
+func (c ownerConfig) operator(ctx context.Context) (*db.Operator, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	return db.OpenOperator(ctx, c.DatabaseURL)
 }
 
 type migrateUpCmd struct {

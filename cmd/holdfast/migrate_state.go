@@ -31,12 +31,12 @@ func (c *migrateStateCmd) Run(ctx context.Context, w *console) (err error) {
 	}
 	defer d.Close()
 	if len(c.Tenant) == 0 {
-		all, err := d.Tenants(ctx)
+		all, err := d.StoredTenants(ctx)
 		if err != nil {
 			return err
 		}
 		for _, t := range all {
-			c.Tenant = append(c.Tenant, t.TenantID)
+			c.Tenant = append(c.Tenant, string(t))
 		}
 	}
 	rt := object.NewRuntime(d, object.Config{CacheBytes: 1 << 20}) // nothing is read twice

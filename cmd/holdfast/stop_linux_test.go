@@ -38,7 +38,7 @@ func TestFaultAServerStopsWhilePostgresHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	u := p.URL("postgres", url.UserPassword(faultLogin, faultPassword))
-	d, err := db.Open(ctx, db.Config{URL: u})
+	d, err := db.OpenOperator(ctx, p.AdminURL())
 	if err != nil {
 		t.Fatal(err)
 	}

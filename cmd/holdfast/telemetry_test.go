@@ -140,7 +140,7 @@ func TestTraces(t *testing.T) { //nolint:paralleltest // the exporter reads the 
 	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
 	b := dbtest.New(t)
 	token, key := handlers.NewKey(b.Tenant, "", "")
-	if err := b.DB.CreateKey(t.Context(), key); err != nil {
+	if err := b.Operator.CreateKey(t.Context(), key); err != nil {
 		t.Fatal(err)
 	}
 	p := start(t, map[string]string{

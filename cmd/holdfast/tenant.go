@@ -20,7 +20,7 @@ type tenantCmd struct {
 const operatorConns = 2
 
 type tenantCreateCmd struct {
-	databaseConfig
+	ownerConfig
 
 	Tenant string `arg:"" help:"Its id: 1 to 128 of A-Z a-z 0-9 . _ : -"`
 	Title  string `help:"What people call it."`
@@ -31,12 +31,12 @@ func (c *tenantCreateCmd) Run(ctx context.Context, w *console) error {
 	if !handlers.ValidTenant(identity.Tenant(c.Tenant)) {
 		return wrongUsage("%q cannot be a tenant's id: it is 1 to 128 of A-Z a-z 0-9 . _ : -", c.Tenant)
 	}
-	d, err := c.open(ctx, operatorConns)
+	o, err := c.operator(ctx)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	isNew, err := d.CreateTenant(ctx, identity.Tenant(c.Tenant), c.Title)
+	defer o.Close()
+	isNew, err := o.CreateTenant(ctx, identity.Tenant(c.Tenant), c.Title)
 	if err != nil {
 		return err
 	}
@@ -48,16 +48,16 @@ func (c *tenantCreateCmd) Run(ctx context.Context, w *console) error {
 	return nil
 }
 
-type tenantListCmd struct{ databaseConfig }
+type tenantListCmd struct{ ownerConfig }
 
 // Run lists the tenants.
 func (c *tenantListCmd) Run(ctx context.Context, w *console) error {
-	d, err := c.open(ctx, operatorConns)
+	o, err := c.operator(ctx)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	tenants, err := d.Tenants(ctx)
+	defer o.Close()
+	tenants, err := o.Tenants(ctx)
 	if err != nil {
 		return err
 	}

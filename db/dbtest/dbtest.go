@@ -25,6 +25,8 @@ import (
 type Bundle struct {
 	// DB is open as the server's login, in a tenant-isolated database that other tests share.
 	DB *db.DB
+	// Operator makes tenants and keys in it, as its owner.
+	Operator *db.Operator
 	// URL is the server's login's.
 	URL string
 	// MigrateURL is that of the database's owner, which made the schema and the login. As on a managed Postgres, it may create
@@ -79,7 +81,7 @@ func New(tb testing.TB) *Bundle {
 	}
 	b := shared.bundle
 	b.Tenant = newTenant()
-	if _, err := b.DB.CreateTenant(tb.Context(), b.Tenant, tb.Name()); err != nil {
+	if _, err := b.Operator.CreateTenant(tb.Context(), b.Tenant, tb.Name()); err != nil {
 		tb.Fatal(err)
 	}
 	return &b
@@ -97,7 +99,7 @@ func Own(tb testing.TB) *Bundle {
 	}
 	tb.Cleanup(drop)
 	b.Tenant = newTenant()
-	if _, err := b.DB.CreateTenant(tb.Context(), b.Tenant, tb.Name()); err != nil {
+	if _, err := b.Operator.CreateTenant(tb.Context(), b.Tenant, tb.Name()); err != nil {
 		tb.Fatal(err)
 	}
 	return &b
@@ -196,8 +198,13 @@ func newDatabase(ctx context.Context, adminURL, pooler string) (b Bundle, drop f
 	if b.DB, err = db.Open(ctx, db.Config{URL: b.URL}); err != nil {
 		return b, nil, err
 	}
+	if b.Operator, err = db.OpenOperator(ctx, b.MigrateURL); err != nil {
+		b.DB.Close()
+		return b, nil, err
+	}
 	return b, func() {
 		b.DB.Close()
+		b.Operator.Close()
 		ctx, cancel := setupContext()
 		defer cancel()
 		admin, err := pgx.Connect(ctx, adminURL)

@@ -270,9 +270,12 @@ func (q *Queries) ListPackedBefore(ctx context.Context, arg ListPackedBeforePara
 
 const ListStoredTenants = `-- name: ListStoredTenants :many
 SELECT t::text AS tenant_id FROM holdfast.list_stored_tenants() AS t
+UNION
+SELECT tenant_id FROM holdfast.tenants
+ORDER BY tenant_id
 `
 
-// ListStoredTenants lists the tenants that have events or packs; see the function.
+// ListStoredTenants lists the tenants that were made, and those that have events or packs; see the function.
 func (q *Queries) ListStoredTenants(ctx context.Context) ([]string, error) {
 	rows, err := q.db.Query(ctx, ListStoredTenants)
 	if err != nil {

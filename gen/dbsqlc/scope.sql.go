@@ -12,7 +12,14 @@ import (
 
 const CheckLogin = `-- name: CheckLogin :one
 SELECT r.rolname::text AS login, r.rolsuper::boolean AS superuser,
-  r.rolbypassrls::boolean AS bypasses_rls,
+  r.rolbypassrls::boolean AS bypasses_rls, r.rolcreaterole::boolean AS creates_roles,
+  -- What it was granted, directly, and could enter, or grant itself the right to enter, and that leads to more than the server needs.
+  ARRAY(SELECT DISTINCT d.rolname::text FROM pg_catalog.pg_auth_members a JOIN pg_catalog.pg_roles d ON d.oid = a.roleid
+    WHERE a.member = r.oid AND EXISTS (SELECT FROM pg_catalog.pg_roles m
+      WHERE pg_has_role(d.oid, m.oid, 'MEMBER') AND (m.rolsuper OR m.rolbypassrls OR m.rolcreaterole
+        OR m.rolname IN ('holdfast_operator', 'pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files')
+        OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = to_regnamespace('holdfast') AND c.relowner = m.oid)))
+    ORDER BY 1)::text[] AS excess,
   -- From Postgres 16 on each grant says whether it is inherited, and the role only what new grants will say.
   (r.rolinherit OR EXISTS (SELECT FROM pg_catalog.pg_roles m WHERE m.rolname = ANY ($1::text[])
     AND pg_has_role(current_user, m.oid, 'USAGE')))::boolean AS inherits,
@@ -29,8 +36,9 @@ SELECT r.rolname::text AS login, r.rolsuper::boolean AS superuser,
           AND has_table_privilege(current_user, c.oid, 'UPDATE') AND has_table_privilege(current_user, c.oid, 'DELETE'))
         WHEN 'S' THEN NOT has_sequence_privilege(current_user, c.oid, 'USAGE')
         ELSE false END))::boolean AS has_jobs,
+  -- From Postgres 16 on a member need not have the right to enter a role.
   (SELECT count(*) FROM pg_catalog.pg_roles m WHERE m.rolname = ANY ($1::text[])
-    AND pg_has_role(current_user, m.oid, 'MEMBER')) AS member_of,
+    AND pg_has_role(current_user, m.oid, CASE WHEN current_setting('server_version_num')::integer >= 160000 THEN 'SET' ELSE 'MEMBER' END)) AS member_of,
   current_setting('default_transaction_isolation')::text AS isolation,
   current_setting('server_version_num')::integer AS server_version
 FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
@@ -40,6 +48,8 @@ type CheckLoginRow struct {
 	Login         string
 	Superuser     bool
 	BypassesRls   bool
+	CreatesRoles  bool
+	Excess        []string
 	Inherits      bool
 	OwnsTables    bool
 	Migrated      bool
@@ -58,6 +68,8 @@ func (q *Queries) CheckLogin(ctx context.Context, roles []string) (CheckLoginRow
 		&i.Login,
 		&i.Superuser,
 		&i.BypassesRls,
+		&i.CreatesRoles,
+		&i.Excess,
 		&i.Inherits,
 		&i.OwnsTables,
 		&i.Migrated,

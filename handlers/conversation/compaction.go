@@ -24,6 +24,8 @@ var (
 	errStaleLease = errors.New("another lease was given since")
 	// errMoved: another summary was committed while the range was read.
 	errMoved = errors.New("another summary was committed meanwhile")
+	// errSummarised: the lease has another summary already.
+	errSummarised = errors.New("another text was committed under this lease; propose again to replace it")
 )
 
 // leasedError: another may summarise until then.
@@ -50,17 +52,20 @@ func leaseCompaction(
 	return given, nil
 }
 
-// commitSummary puts a summary in place of the leased range, or is errStaleLease. It returns nil where one was committed
-// under this lease already. A lease that is over counts until another is given: the range is closed, so the summary is
+// commitSummary puts a summary in place of the leased range, or is errStaleLease or errSummarised. It returns nil where the
+// same was committed under this lease already. A lease that is over counts until another is given: the range is closed, so the summary is
 // right however late it comes.
 func commitSummary(
 	s *conversationv1.ConversationState, req *conversationv1.CommitSummaryRequest, now time.Time,
 ) (*conversationv1.Summary, error) {
 	lease := s.GetCompaction()
-	if lease.GetToken() != req.GetLeaseToken() {
+	if lease.GetToken() != req.GetLeaseToken() || lease.GetToSeq() == 0 { // a restored conversation has the token alone
 		return nil, errStaleLease
 	}
 	if lease.GetSummarySeq() != 0 {
+		if s.GetSummary().GetText() != req.GetText() {
+			return nil, errSummarised
+		}
 		return nil, nil
 	}
 	s.SummaryCount++

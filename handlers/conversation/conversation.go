@@ -109,12 +109,12 @@ func present(i object.Info, s *conversationv1.ConversationState) *conversationv1
 	}
 }
 
-// shownFloor is the floor without the holder's session: its id is the first half of a token.
+// shownFloor is the floor without the holder's credential: a session's id is the first half of a token.
 func shownFloor(f *conversationv1.Floor) *conversationv1.Floor {
 	if f == nil {
 		return nil
 	}
 	f = proto.CloneOf(f)
-	f.SessionId = ""
+	f.SessionId, f.Key = "", ""
 	return f
 }

@@ -5,59 +5,65 @@ import (
 	"time"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/handlers/conversation/floor"
+	"holdfast/handlers/problem"
+	"holdfast/identity"
 )
 
-// writer is who wants to change a conversation, as far as somebody else may have taken over.
+// writer is a live connection that wants to change a conversation.
 type writer struct {
-	// The epoch of its connection to the provider; 0: it has none.
-	epoch int64
-	// The session whose token it calls with; empty: it calls with something else, and only its epoch counts.
-	session string
-	now     time.Time
+	epoch  int64
+	caller identity.Identity
+	now    time.Time
 }
 
-// fence refuses a writer that a newer one has replaced, with a fencedError. It is the one place that says who may
-// write: every change that comes from a connection asks it first. Who loses the floor is replaced by who gets it, by the
-// floor's fence and, as long as that one holds it, by name: an old holder that connects anew is still not the holder.
+// fence refuses a writer that is not the newest connection, or does not have the floor that another holds. It is the one
+// place that decides who may write: every change that comes from a live connection asks it first. Only an epoch that was
+// replaced is a fencedError: what such a connection still sends is kept as fragments.
 func fence(s *conversationv1.ConversationState, w writer) error {
-	current := newestEpoch(s)
-	if w.epoch != 0 && w.epoch < current {
-		return fencedError{current: current}
+	newest := floor.Newest(s)
+	if w.epoch < newest {
+		return fencedError{epoch: w.epoch, newest: newest, by: replacement(s)}
 	}
-	if f := s.GetFloor(); w.session != "" && floorHeld(f, w.now) && f.GetSessionId() != w.session {
-		return fencedError{current: current}
+	if f := s.GetFloor(); !floor.MaySpeak(f, w.caller, w.now) {
+		return floor.Refuse(f, "another connection holds the floor; acquire the floor before you send frames")
+	}
+	if !issued(s, w.epoch) {
+		return epochUnknown(w.epoch, newest)
 	}
 	return nil
 }
 
-// newestEpoch is the oldest that may write.
-func newestEpoch(s *conversationv1.ConversationState) int64 {
-	return max(s.GetLive().GetEpoch(), s.GetFloor().GetFence())
+// issued reports whether someone was given an epoch that is not older than the newest. A client whose conversation never
+// had a connection may begin with the first epoch by itself; the epoch of a restored state is nobody's.
+func issued(s *conversationv1.ConversationState, epoch int64) bool {
+	live := s.GetLive()
+	return epoch == max(floor.Newest(s), 1) && (epoch != live.GetEpoch() || live.GetOpenTime() != nil)
 }
 
-// floorHeld tells whether somebody has the floor.
-func floorHeld(f *conversationv1.Floor, now time.Time) bool {
-	return f.GetHeld() && now.Before(f.GetExpireTime().AsTime())
+func epochUnknown(epoch, newest int64) error {
+	return problem.FailedPrecondition("EPOCH_UNKNOWN",
+		fmt.Sprintf("epoch %d was never issued, the newest is epoch %d; call OpenLive for the next", epoch, newest))
 }
 
-// floorTimer ends the lease of the floor. The manager of sessions sets it, under this name.
-const floorTimer = "floor"
-
-// endFloor writes down that the lease is over, so that watchers see it. It tells whether it was.
-func endFloor(s *conversationv1.ConversationState, now time.Time) bool {
-	if f := s.GetFloor(); f.GetHeld() && !floorHeld(f, now) {
-		f.Held = false
-		return true
+// replacement is what has the newest epoch.
+func replacement(s *conversationv1.ConversationState) string {
+	switch live := s.GetLive(); {
+	case s.GetFloor().GetFence() > live.GetEpoch():
+		return "a new holder of the floor"
+	case live.GetOpenTime() == nil:
+		return "a restore"
+	default:
+		return "a newer connection"
 	}
-	return false
 }
 
-// fencedError is the answer to a connection that a newer one has replaced.
+// fencedError is the answer to a connection whose epoch was replaced.
 type fencedError struct {
-	// The newest epoch.
-	current int64
+	epoch, newest int64
+	by            string
 }
 
 func (e fencedError) Error() string {
-	return fmt.Sprintf("a newer connection, of epoch %d, has taken over", e.current)
+	return fmt.Sprintf("epoch %d is over: %s has taken over with epoch %d", e.epoch, e.by, e.newest)
 }

@@ -85,7 +85,7 @@ func (s *liveStore) play(t *testing.T, lines []scenarioLine, most int) (voice []
 			if err := protojson.Unmarshal(line.Open, req); err != nil {
 				t.Fatal(err)
 			}
-			s.do(testNow, func(f *folder) { f.open(req, testLimits) })
+			s.do(testNow, func(f *folder) { f.open(req, 0, testLimits) })
 		case line.Close != 0:
 			s.do(testNow, func(f *folder) { f.closeLive(line.Close) })
 		default:

@@ -48,9 +48,9 @@ type liveEffects struct {
 type findCall func(session int64, callID string) *conversationv1.ToolCall
 
 // ingest folds a batch of frames into the state. It is pure: the same frames in one batch or in many lead to the same
-// state and messages. An epoch older than the newest is fencedError, and changes nothing.
+// state and messages. A batch that fence refuses changes nothing.
 func (f *folder) ingest(batch liveBatch) (liveEffects, error) {
-	if err := fence(f.state, writer{epoch: batch.epoch, session: batch.session, now: f.now.AsTime()}); err != nil {
+	if err := fence(f.state, writer{epoch: batch.epoch, caller: batch.caller, now: f.now.AsTime()}); err != nil {
 		return liveEffects{}, err
 	}
 	if batch.epoch > f.live.GetEpoch() {

@@ -186,7 +186,12 @@ func TestIngestLive(t *testing.T) {
 		t.Errorf("messages are %v", got)
 	}
 
-	// A new connection counts anew, and the old one is shut out.
+	// A new connection counts anew, and the old ones are shut out.
+	for want := int64(2); want <= 3; want++ {
+		if got := must(c.OpenLive(t.Context(), &conversationv1.OpenLiveRequest{ConversationId: c1}))(t).GetEpoch(); got != want {
+			t.Fatalf("the epoch is %d, not %d", got, want)
+		}
+	}
 	next := ingestOne(t, c, 3, textFrame(1, in("Next")))
 	if next.GetLastClientIndex() != 1 || next.GetSkippedFrames() != 0 {
 		t.Errorf("the next epoch: %v", next)
@@ -256,6 +261,10 @@ func TestTheRecordingThroughTheAPI(t *testing.T) {
 		last, batch = batch, nil
 		if i+1 < len(lines) && lines[i+1].epoch != line.epoch {
 			last = nil
+			opened := must(clients[i%2].OpenLive(t.Context(), &conversationv1.OpenLiveRequest{ConversationId: c1}))(t)
+			if opened.GetEpoch() != lines[i+1].epoch {
+				t.Fatalf("the connection %d has the epoch %d", lines[i+1].epoch, opened.GetEpoch())
+			}
 		}
 	}
 

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/identity"
 )
 
 const (
@@ -242,10 +243,9 @@ func (f *liveFrame) fleeting() bool {
 
 // liveBatch is the frames of one request, read.
 type liveBatch struct {
-	epoch int64
-	// The session whose token it was sent with; empty: none.
-	session string
-	frames  []readFrame
+	epoch  int64
+	caller identity.Identity
+	frames []readFrame
 	// Nothing in it must be stored by itself.
 	fleeting bool
 }

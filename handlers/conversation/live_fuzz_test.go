@@ -114,7 +114,7 @@ func (z *fuzzed) step(op int, text string) {
 	switch op {
 	case 0, 1:
 		z.do(func(f *folder, _ *liveStore) {
-			f.open(&conversationv1.OpenLiveRequest{SetupHash: setup, Seeding: text == ""}, testLimits)
+			f.open(&conversationv1.OpenLiveRequest{SetupHash: setup, Seeding: text == ""}, 0, testLimits)
 		})
 		z.index = 0
 	case 2:

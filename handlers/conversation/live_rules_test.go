@@ -33,7 +33,7 @@ var testLimits = LiveLimits{}.withDefaults()
 func opens(setups ...string) *liveStore {
 	s := newLiveStore()
 	for _, hash := range setups {
-		s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: hash}, testLimits) })
+		s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: hash}, 0, testLimits) })
 	}
 	return s
 }
@@ -81,15 +81,15 @@ func TestWhichHandle(t *testing.T) {
 		}, 0, "a", 0},
 		"of a session that another followed": {func(t *testing.T, s *liveStore) {
 			s.send(t, resumption("h1"))
-			s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "b"}, testLimits) })
+			s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "b"}, 0, testLimits) })
 		}, 0, "a", 0},
 		"of the session that is resumed": {func(t *testing.T, s *liveStore) {
 			s.send(t, resumption("h1"))
-			s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, testLimits) })
+			s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, 0, testLimits) })
 		}, 0, "a", 1},
 		"it began anew all the same": {func(t *testing.T, s *liveStore) {
 			s.send(t, resumption("h1"))
-			s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, testLimits) })
+			s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, 0, testLimits) })
 			s.send(t, `{"setup":{"sessionResumption":{}}}`)
 		}, 0, "a", 0},
 	} {
@@ -119,13 +119,13 @@ func TestVertexHandlesLiveLonger(t *testing.T) {
 	t.Parallel()
 	s := newLiveStore()
 	s.do(testNow, func(f *folder) {
-		f.open(&conversationv1.OpenLiveRequest{SetupHash: "a", Provider: conversationv1.LiveProvider_LIVE_PROVIDER_VERTEX_AI}, testLimits)
+		f.open(&conversationv1.OpenLiveRequest{SetupHash: "a", Provider: conversationv1.LiveProvider_LIVE_PROVIDER_VERTEX_AI}, 0, testLimits)
 	})
 	s.send(t, resumption("h1"))
 	if s.planAt(testNow.Add(23*time.Hour), "a").handle == nil || s.planAt(testNow.Add(24*time.Hour), "a").handle != nil {
 		t.Error("not 24 h")
 	}
-	s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, testLimits) })
+	s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, 0, testLimits) })
 	if got := s.state.GetLive().GetSession(); got != 2 {
 		t.Errorf("the Developer API resumes session %d of Vertex", got)
 	}
@@ -214,7 +214,7 @@ func TestSeedsAreNoNews(t *testing.T) {
 			s := opens("a")
 			s.send(t, tt.before...)
 			s.do(testNow, func(f *folder) {
-				f.open(&conversationv1.OpenLiveRequest{SetupHash: "b", Seeding: tt.seeding}, testLimits)
+				f.open(&conversationv1.OpenLiveRequest{SetupHash: "b", Seeding: tt.seeding}, 0, testLimits)
 			})
 			s.send(t, tt.frames...)
 			var got []string
@@ -374,7 +374,7 @@ func TestCallsOfDeadConnections(t *testing.T) {
 		})
 	}
 	reopen := func(_ *testing.T, s *liveStore) {
-		s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, testLimits) })
+		s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, 0, testLimits) })
 	}
 	closed := func(_ *testing.T, s *liveStore) { s.do(testNow, func(f *folder) { f.closeLive(1006) }) }
 	send := func(frame string) func(*testing.T, *liveStore) {
@@ -431,7 +431,7 @@ func TestCallIDsCountWithinALiveSession(t *testing.T) {
 	if len(s.bySeq) != 1 || s.bySeq[1].GetStatus() != callCompleted {
 		t.Errorf("the same call, again: %v", s.bySeq)
 	}
-	s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "b"}, testLimits) })
+	s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "b"}, 0, testLimits) })
 	s.send(t, call("a"))
 	if len(s.bySeq) != 2 || s.bySeq[2].GetStatus() != callPending || s.bySeq[2].GetSession() != 2 {
 		t.Errorf("another call: %v", s.bySeq)
@@ -442,7 +442,7 @@ func TestAbandoned(t *testing.T) {
 	t.Parallel()
 	s := opens("a")
 	s.send(t, in("Set "), call("a"))
-	s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, testLimits) })
+	s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, 0, testLimits) })
 	late := func(frames ...*conversationv1.LiveFrame) (got *conversationv1.Fragment) {
 		s.do(testNow, func(f *folder) { got = f.abandon(readBatch(1, frames, sealed)) })
 		s.check(t)
@@ -609,7 +609,7 @@ func TestSilence(t *testing.T) {
 			t.Parallel()
 			s := opens("a")
 			if tt.open != nil {
-				s.do(testNow, func(f *folder) { f.open(tt.open, testLimits) })
+				s.do(testNow, func(f *folder) { f.open(tt.open, 0, testLimits) })
 			}
 			s.send(t, tt.frames...)
 			next := silent(s.state, at(tt.after))
@@ -669,7 +669,7 @@ func TestRestored(t *testing.T) {
 	t.Parallel()
 	past := func() state {
 		return &conversationv1.ConversationState{
-			Title: "then", LastSeq: 2, Compaction: &conversationv1.CompactionLease{},
+			Title: "then", LastSeq: 2, Compaction: &conversationv1.CompactionLease{Token: 2, ToSeq: 1},
 			Floor: &conversationv1.Floor{Fence: 3, User: "ada", Held: true},
 			Live: &conversationv1.LiveState{
 				Epoch: 3, Session: 1, FencingToken: 4, HandleCount: 2, LastClientIndex: 9, UserTurn: &conversationv1.Message{Seq: 2},
@@ -679,20 +679,20 @@ func TestRestored(t *testing.T) {
 		}
 	}
 	since := &conversationv1.ConversationState{
-		Floor: &conversationv1.Floor{Fence: 7, User: "eve", Held: true},
-		Live:  &conversationv1.LiveState{Epoch: 6, Session: 2, FencingToken: 5, HandleCount: 3, LastClientIndex: 12, FencedIndexes: map[int64]int64{5: 1}},
+		Floor: &conversationv1.Floor{Fence: 7, User: "eve", Held: true}, Compaction: &conversationv1.CompactionLease{Token: 5, ToSeq: 2},
+		Live: &conversationv1.LiveState{Epoch: 6, Session: 2, FencingToken: 5, HandleCount: 3, LastClientIndex: 12, FencedIndexes: map[int64]int64{5: 1}},
 	}
 	for name, tt := range map[string]struct {
 		s, was                         state
 		epoch, session, token, handles int64
-		fence                          int64
+		fence, lease                   int64
 		fenced                         map[int64]int64
 		holder                         string
 	}{
-		"over a newer one":     {past(), since, 8, 3, 5, 3, 7, map[int64]int64{5: 1, 6: 12}, "eve"},
-		"over an older one":    {past(), &conversationv1.ConversationState{}, 4, 2, 4, 2, 3, nil, "ada"},
-		"over none, or a fork": {past(), nil, 4, 2, 4, 2, 3, nil, "ada"},
-		"without a connection": {&conversationv1.ConversationState{}, since, 8, 3, 5, 3, 7, map[int64]int64{5: 1, 6: 12}, "eve"},
+		"over a newer one":     {past(), since, 8, 3, 5, 3, 7, 6, map[int64]int64{5: 1, 6: 12}, "eve"},
+		"over an older one":    {past(), &conversationv1.ConversationState{}, 4, 2, 4, 2, 3, 3, nil, "ada"},
+		"over none, or a fork": {past(), nil, 4, 2, 4, 2, 3, 3, nil, "ada"},
+		"without a connection": {&conversationv1.ConversationState{}, since, 8, 3, 5, 3, 7, 6, map[int64]int64{5: 1, 6: 12}, "eve"},
 	} {
 		kept := proto.Clone(since)
 		restored(tt.s, tt.was, testNow)
@@ -702,11 +702,23 @@ func TestRestored(t *testing.T) {
 			!maps.Equal(l.GetFencedIndexes(), tt.fenced) {
 			t.Errorf("%s: the connection is %v", name, l)
 		}
-		if f := tt.s.GetFloor(); f.GetHeld() || f.GetFence() != tt.fence || f.GetUser() != tt.holder || tt.s.GetCompaction() != nil {
+		if f := tt.s.GetFloor(); f.GetHeld() || f.GetFence() != tt.fence || f.GetUser() != tt.holder || tt.s.GetCompaction().GetToSeq() != 0 {
 			t.Errorf("%s: the floor is %v, the lease %v", name, f, tt.s.GetCompaction())
 		}
 		if !proto.Equal(kept, since) {
 			t.Errorf("%s: what is there was changed", name)
+		}
+		// Its epoch was issued to nobody, and no old lease commits.
+		if err := fence(tt.s, writer{epoch: l.GetEpoch(), now: testNow}); err == nil {
+			t.Errorf("%s: the epoch %d may write", name, l.GetEpoch())
+		}
+		for token := range int64(7) {
+			if _, err := commitSummary(tt.s, &conversationv1.CommitSummaryRequest{LeaseToken: token, Text: "x"}, testNow); !errors.Is(err, errStaleLease) {
+				t.Errorf("%s: under the lease %d: %v", name, token, err)
+			}
+		}
+		if got, err := leaseCompaction(tt.s, &conversationv1.CompactionLease{FromSeq: 1, ToSeq: 2}, 0, time.Minute, testNow); err != nil || got.GetToken() != tt.lease {
+			t.Errorf("%s: the next lease is %v: %v", name, got, err)
 		}
 	}
 	none := &conversationv1.ConversationState{Title: "then"}

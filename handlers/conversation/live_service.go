@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/handlers/conversation/floor"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
@@ -20,12 +21,13 @@ import (
 func (m *Manager) OpenLive(ctx context.Context, req *conversationv1.OpenLiveRequest) (*conversationv1.OpenLiveResponse, error) {
 	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.OpenLiveResponse, error) {
-			// Who lost the floor does not get it back by connecting anew.
-			if err := fence(tx.State(), writer{session: tx.Caller().Session, now: tx.Now()}); err != nil {
-				return nil, refuse(err)
+			// Who lost the floor does not get it back by a new connection.
+			under, err := floor.Open(tx.State().GetFloor(), tx.Caller(), req.GetConnectionId(), tx.Now())
+			if err != nil {
+				return nil, err
 			}
 			f := newLive(tx)
-			f.open(req, m.limits)
+			f.open(req, under, m.limits)
 			f.put(tx)
 			tx.Emit("live_opened")
 			return &conversationv1.OpenLiveResponse{
@@ -51,13 +53,13 @@ func (m *Manager) CloseLive(ctx context.Context, req *conversationv1.CloseLiveRe
 		})
 }
 
-// checkEpoch refuses an epoch that is not the newest.
+// checkEpoch refuses an epoch that is not that of the newest connection.
 func (m *Manager) checkEpoch(tx *object.Tx[state], epoch int64) error {
-	if err := fence(tx.State(), writer{epoch: epoch, session: tx.Caller().Session, now: tx.Now()}); err != nil {
+	if err := fence(tx.State(), writer{epoch: epoch, caller: tx.Caller(), now: tx.Now()}); err != nil {
 		return refuse(err)
 	}
-	if current := tx.State().GetLive().GetEpoch(); epoch > current {
-		return problem.FailedPrecondition("EPOCH_UNKNOWN", fmt.Sprintf("the newest connection has epoch %d", current))
+	if newest := tx.State().GetLive().GetEpoch(); epoch > newest { // a fence under which nothing was opened
+		return epochUnknown(epoch, newest)
 	}
 	return nil
 }
@@ -91,7 +93,10 @@ func (m *Manager) GetResumePlan(
 		handle, err := m.box.Open(p.handle.GetSealed(), handleContext(caller.Tenant, req.GetConversationId()))
 		if err == nil { // else its key is gone: start fresh
 			res.Action, res.Handle, res.HandleId = conversationv1.ResumeAction_RESUME_ACTION_RESUME, string(handle), p.handle.GetId()
-			res.HandleExpireTime, res.HandleAfterSeq = timestamppb.New(p.expires), p.handle.GetAfterSeq()
+			res.HandleAfterSeq = p.handle.GetAfterSeq()
+			if !p.expires.IsZero() {
+				res.HandleExpireTime = timestamppb.New(p.expires)
+			}
 			return res, m.addCatchUp(ctx, req, p.handle, res)
 		}
 	}
@@ -188,7 +193,7 @@ func (m *Manager) IngestLive(
 		}
 	}
 	frames := req.GetFrames()
-	if p := m.partials.take(partialKey{caller.Tenant, req.GetConversationId()}); p != nil && p.batch.epoch == batch.epoch {
+	if p := m.partials.take(partialKey{caller, req.GetConversationId()}); p != nil && p.batch.epoch == batch.epoch {
 		earlier := p.before(batch.frames[0].index)
 		batch.frames, frames = append(p.batch.frames[:earlier:earlier], batch.frames...), append(p.raw[:earlier:earlier], frames...)
 	}
@@ -199,7 +204,7 @@ func (m *Manager) IngestLive(
 func (m *Manager) ingest(
 	ctx context.Context, caller identity.Identity, req *conversationv1.IngestLiveRequest, batch liveBatch, raw []*conversationv1.LiveFrame,
 ) (*conversationv1.IngestLiveResponse, error) {
-	batch.session = caller.Session
+	batch.caller = caller
 	keep := &rawFrames{m: m, caller: caller, id: req.GetConversationId(), frames: raw}
 	res, err := object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.IngestLiveResponse, error) {
@@ -341,6 +346,8 @@ func refuseCall(err callError) error {
 		p := problem.FailedPrecondition("TOOL_CALL_CLAIMED", "another worker has the tool call")
 		p.Metadata = map[string]string{"lease_expire_time": err.claimed.UTC().Format(timeFormat)}
 		return p
+	case err.answered:
+		return problem.FailedPrecondition("ILLEGAL_TRANSITION", err.Error())
 	default:
 		status := strings.ToLower(strings.TrimPrefix(err.status.String(), "TOOL_CALL_STATUS_"))
 		return problem.FailedPrecondition("ILLEGAL_TRANSITION", "the tool call is "+status,

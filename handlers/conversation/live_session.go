@@ -58,6 +58,7 @@ func (f *folder) connect(epoch int64) {
 		f.rememberFenced(old)
 	}
 	f.live.Epoch, f.live.LastClientIndex, f.live.FrameCount, f.live.ByteCount = epoch, 0, 0, 0
+	f.live.Fence, f.live.LastCloseTime = 0, f.live.GetCloseTime()
 	f.live.OpenTime, f.live.CloseTime, f.live.CloseCode, f.live.GoAwayTime = f.now, nil, 0, nil
 	f.live.Device, f.live.SessionId, f.live.Seeding = "", "", false
 	f.live.CallsBefore = f.state.GetToolCallCount()
@@ -95,8 +96,8 @@ func (f *folder) rememberFenced(epoch int64) {
 	}
 }
 
-// open takes the conversation over for a new connection.
-func (f *folder) open(req *conversationv1.OpenLiveRequest, limits LiveLimits) {
+// open takes the conversation over for a new connection, under the fence of the floor that it has; 0: it has none.
+func (f *folder) open(req *conversationv1.OpenLiveRequest, under int64, limits LiveLimits) {
 	provider := req.GetProvider()
 	if provider == conversationv1.LiveProvider_LIVE_PROVIDER_UNSPECIFIED {
 		provider = conversationv1.LiveProvider_LIVE_PROVIDER_DEVELOPER_API
@@ -106,6 +107,7 @@ func (f *folder) open(req *conversationv1.OpenLiveRequest, limits LiveLimits) {
 		handle = nil
 	}
 	f.connect(max(f.live.GetEpoch()+1, f.state.GetFloor().GetFence()))
+	f.live.Fence = under
 	f.live.Device, f.live.Provider, f.live.SetupHash = req.GetDevice(), provider, req.GetSetupHash()
 	f.live.KeepFrames, f.live.Silence = req.GetKeepFramesFor(), req.GetSilence()
 	if f.live.ResumedHandleId = handle.GetId(); handle == nil {
@@ -232,25 +234,40 @@ func usableHandle(live *conversationv1.LiveState, setupHash string, now time.Tim
 		return nil
 	case h.GetSession() != live.GetSession(), h.GetSetupHash() != setupHash:
 		return nil
-	case !now.Before(handleExpiry(live, h, limits)):
+	}
+	if end := handleExpiry(live, h, now, limits); !end.IsZero() && !now.Before(end) {
 		return nil
 	}
 	return h
 }
 
-// handleExpiry counts from when the session was last known to live.
-func handleExpiry(live *conversationv1.LiveState, h *conversationv1.LiveHandle, limits LiveLimits) time.Time {
+// handleExpiry is when a handle is over; zero: its connection is open, as far as is known. It counts from when the session
+// was last known to live.
+func handleExpiry(live *conversationv1.LiveState, h *conversationv1.LiveHandle, now time.Time, limits LiveLimits) time.Time {
+	if h.GetEpoch() == live.GetEpoch() && live.GetCloseTime() == nil && now.Before(providerCloses(live, limits)) {
+		return time.Time{}
+	}
 	last := h.GetReceiveTime().AsTime()
-	if t := live.GetFrameTime(); t != nil && t.AsTime().After(last) {
-		last = t.AsTime()
+	for _, t := range []*timestamppb.Timestamp{live.GetFrameTime(), live.GetCloseTime(), live.GetLastCloseTime()} {
+		if t != nil && t.AsTime().After(last) {
+			last = t.AsTime()
+		}
 	}
 	return last.Add(limits.handles(h.GetProvider()))
+}
+
+// providerCloses is when the provider closes the newest connection, by what it said or documents.
+func providerCloses(live *conversationv1.LiveState, limits LiveLimits) time.Time {
+	if t := live.GetGoAwayTime(); t != nil {
+		return t.AsTime()
+	}
+	return live.GetOpenTime().AsTime().Add(limits.Connection)
 }
 
 // resumePlan is what a client should do now, but for the secret and the seed.
 type resumePlan struct {
 	handle   *conversationv1.LiveHandle // nil: start fresh
-	expires  time.Time
+	expires  time.Time                  // zero: its connection is open
 	wait     bool
 	waitTill time.Time
 	retry    time.Time // zero: at once
@@ -274,7 +291,7 @@ func plan(s *conversationv1.ConversationState, setupHash string, now time.Time, 
 		p.retry = time.Time{}
 	}
 	if p.handle != nil {
-		p.expires = handleExpiry(live, p.handle, limits)
+		p.expires = handleExpiry(live, p.handle, now, limits)
 	}
 	if live.GetEpoch() == 0 || live.GetCloseTime() != nil {
 		return p
@@ -285,11 +302,7 @@ func plan(s *conversationv1.ConversationState, setupHash string, now time.Time, 
 		p.wait = true // resuming now would lose what it does
 	}
 	if p.wait {
-		end := live.GetOpenTime().AsTime().Add(limits.Connection)
-		if t := live.GetGoAwayTime(); t != nil {
-			end = t.AsTime()
-		}
-		p.waitTill = end.Add(-rotateAhead)
+		p.waitTill = providerCloses(live, limits).Add(-rotateAhead)
 	}
 	if p.wait && !now.Before(p.waitTill) {
 		p.wait, p.waitTill = false, time.Time{}

@@ -2,6 +2,7 @@ package conversation
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -382,8 +383,12 @@ func TestToolCallsThroughTheAPI(t *testing.T) {
 	}
 	_, err := complete(99)
 	refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}.check(t, err)
-	if got := must(complete(claimed[won].GetToolCall().GetClaim().GetFencingToken()))(t); !got.GetDeliver() || got.GetToolCall().GetStatus() != callCompleted {
+	token := claimed[won].GetToolCall().GetClaim().GetFencingToken()
+	if got := must(complete(token))(t); !got.GetDeliver() || got.GetToolCall().GetStatus() != callCompleted {
 		t.Errorf("%v", got)
+	}
+	if got := must(complete(token))(t); !got.GetDeliver() || jsonText(got.GetToolCall().GetResponse()) != jsonText(outputOf("ok")) {
+		t.Errorf("the same again: %v", got)
 	}
 	_, err = c.ClaimToolCall(t.Context(), &claimReq{ConversationId: c1, Seq: 2, Worker: "w"})
 	refusal{code: connect.CodeFailedPrecondition, reason: "ILLEGAL_TRANSITION", says: []string{"completed"}}.check(t, err)
@@ -476,8 +481,10 @@ func TestCompactionThroughTheAPI(t *testing.T) {
 	if got := committed.GetSummary(); got.GetSeq() != 1 || got.GetToSeq() != 569 || got.GetReplacedTokenCount() != 2843 {
 		t.Errorf("committed %v", got)
 	}
-	again := must(other.CommitSummary(t.Context(), &commitReq{ConversationId: c1, LeaseToken: proposed.GetLeaseToken(), Text: "Something else."}))(t)
+	again := must(other.CommitSummary(t.Context(), &commitReq{ConversationId: c1, LeaseToken: proposed.GetLeaseToken(), Text: "They talked."}))(t)
 	same(t, "committed again", again.GetSummary(), committed.GetSummary())
+	_, err = other.CommitSummary(t.Context(), &commitReq{ConversationId: c1, LeaseToken: proposed.GetLeaseToken(), Text: "Something else."})
+	refusal{code: connect.CodeFailedPrecondition, reason: "ILLEGAL_TRANSITION"}.check(t, err)
 	_, err = c.CommitSummary(t.Context(), &commitReq{ConversationId: c1, LeaseToken: 99, Text: "x"})
 	refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}.check(t, err)
 
@@ -586,4 +593,126 @@ func TestLimitsOfLiveSessions(t *testing.T) {
 		}
 	}
 	same(t, "after the refusals", get(t, c), before)
+}
+
+// The first response of a tool call counts, also where the provider has withdrawn the call. A worker that has another is
+// told so, and does not send it.
+func TestTheFirstResponseOfAToolCallCounts(t *testing.T) {
+	t.Parallel()
+	for name, before := range map[string][]string{
+		"called":    {call("a")},
+		"withdrawn": {call("a"), `{"toolCallCancellation":{"ids":["a"]}}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := setup(t).client(t, ada)
+			create(t, c)
+			ingestOne(t, c, 1, textFrame(1, before[0]))
+			token := must(c.ClaimToolCall(t.Context(), &claimReq{ConversationId: c1, Seq: 1, Worker: "w"}))(t).GetToolCall().GetClaim().GetFencingToken()
+			for i, frame := range before[1:] {
+				ingestOne(t, c, 1, textFrame(int64(i)+2, frame))
+			}
+			complete := func(token int64, said string, failed bool) (*conversationv1.CompleteToolCallResponse, error) {
+				return c.CompleteToolCall(t.Context(), &conversationv1.CompleteToolCallRequest{ConversationId: c1, Seq: 1, FencingToken: token, Response: outputOf(said), IsError: failed})
+			}
+			first := must(complete(token, "ok", false))(t)
+			same(t, "the same again", must(complete(token, "ok", false))(t), first)
+			illegal := refusal{code: connect.CodeFailedPrecondition, reason: "ILLEGAL_TRANSITION"}
+			for _, other := range []string{"", "OK", "ok "} {
+				_, err := complete(token, other, false)
+				illegal.check(t, err)
+			}
+			_, err := complete(token, "ok", true)
+			illegal.check(t, err)
+			for _, stale := range []int64{token + 1, math.MaxInt64} {
+				_, err = complete(stale, "ok", false)
+				refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}.check(t, err)
+			}
+			calls := must(c.ListToolCalls(t.Context(), &conversationv1.ListToolCallsRequest{ConversationId: c1}))(t)
+			same(t, "what is stored", calls.GetToolCalls()[0], first.GetToolCall())
+			if got := calls.GetMetadata().GetVersion(); got != first.GetMetadata().GetVersion() {
+				t.Errorf("version %d, was %d", got, first.GetMetadata().GetVersion())
+			}
+		})
+	}
+}
+
+// A handle is valid as long as its connection is open, and from its close on for as long as the provider documents.
+func TestAHandleOfAnOpenConnectionDoesNotExpire(t *testing.T) {
+	t.Parallel()
+	c := setup(t).client(t, ada)
+	create(t, c)
+	plan := func() *conversationv1.GetResumePlanResponse {
+		t.Helper()
+		got := must(c.GetResumePlan(t.Context(), &planReq{ConversationId: c1}))(t)
+		if got.GetHandle() != "h1" {
+			t.Errorf("the plan is %v", got)
+		}
+		return got
+	}
+	epoch := must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t).GetEpoch()
+	ingestOne(t, c, epoch, textFrame(1, resumption("h1")))
+	if got := plan(); got.GetHandleExpireTime() != nil {
+		t.Errorf("while it is open: %v", got)
+	}
+	closed := must(c.CloseLive(t.Context(), &conversationv1.CloseLiveRequest{ConversationId: c1, Epoch: epoch}))(t).GetLive().GetCloseTime().AsTime()
+	if got := plan().GetHandleExpireTime().AsTime(); !got.Equal(closed.Add(testLimits.DeveloperHandles)) {
+		t.Errorf("closed at %v, valid until %v", closed, got)
+	}
+	// The next connection has no handle of its own yet: the old one is over when it was.
+	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
+	if got := plan().GetHandleExpireTime().AsTime(); !got.Equal(closed.Add(testLimits.DeveloperHandles)) {
+		t.Errorf("open again: closed at %v, valid until %v", closed, got)
+	}
+}
+
+// Epochs are issued by the server. Only the first of a conversation may begin by itself; the number of any other that was
+// not issued is refused, whatever the call, and changes nothing.
+func TestAnEpochThatWasNeverIssuedChangesNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	unknown := refusal{code: connect.CodeFailedPrecondition, reason: "EPOCH_UNKNOWN"}
+	for name, tt := range map[string]struct {
+		before func(t *testing.T, c client)
+		newest int64
+	}{
+		"fresh":           {func(*testing.T, client) {}, 0},
+		"begun by itself": {func(t *testing.T, c client) { ingestOne(t, c, 1, textFrame(1, in("Hi"))) }, 1},
+		"opened": {func(t *testing.T, c client) {
+			for range 3 {
+				must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
+			}
+		}, 3},
+		"closed": {func(t *testing.T, c client) {
+			must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
+			must(c.CloseLive(t.Context(), &conversationv1.CloseLiveRequest{ConversationId: c1, Epoch: 1}))(t)
+		}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := b.tenant(t).client(t, ada)
+			create(t, c)
+			tt.before(t, c)
+			before := get(t, c)
+			for _, epoch := range []int64{tt.newest + 1, tt.newest + 2, 7, 1 << 31, 1<<62 + 1, math.MaxInt64} {
+				if epoch == 1 {
+					continue // the first one
+				}
+				_, err := c.IngestLive(t.Context(), &ingestReq{ConversationId: c1, Epoch: epoch, Frames: []*conversationv1.LiveFrame{textFrame(1, in("x"))}})
+				unknown.check(t, err)
+				_, err = c.CloseLive(t.Context(), &conversationv1.CloseLiveRequest{ConversationId: c1, Epoch: epoch})
+				unknown.check(t, err)
+				_, err = c.ReportResumeFailed(t.Context(), &failedReq{ConversationId: c1, Epoch: epoch, HandleId: 1})
+				unknown.check(t, err)
+			}
+			for _, epoch := range []int64{0, -1, math.MinInt64} {
+				_, err := c.IngestLive(t.Context(), &ingestReq{ConversationId: c1, Epoch: epoch, Frames: []*conversationv1.LiveFrame{textFrame(1, in("x"))}})
+				refusal{code: connect.CodeInvalidArgument, field: "epoch"}.check(t, err)
+			}
+			same(t, "after the refusals", get(t, c), before)
+			if got := must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t).GetEpoch(); got != tt.newest+1 {
+				t.Errorf("the next epoch is %d", got)
+			}
+		})
+	}
 }

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/handlers/conversation/floor"
 )
 
 var updateGolden = flag.Bool("update", false, "rewrite the golden files")
@@ -47,8 +48,14 @@ func newLiveStore() *liveStore {
 	}
 }
 
+// ingest folds a batch. An epoch that is newer than the newest is issued first, as AcquireFloor would.
 func (s *liveStore) ingest(epoch int64, frames ...*conversationv1.LiveFrame) (liveEffects, error) {
 	f := s.folder(testNow)
+	if epoch > floor.Newest(s.state) {
+		was := s.state.GetFloor()
+		s.state.Floor = &conversationv1.Floor{Fence: epoch}
+		defer func() { s.state.Floor = was }()
+	}
 	effects, err := f.ingest(readBatch(epoch, frames, sealed))
 	s.keep(&effects)
 	return effects, err
@@ -626,7 +633,7 @@ func TestEpochs(t *testing.T) {
 		t.Errorf("a resend did something: %+v, %v", effects, err)
 	}
 	var fenced fencedError
-	if _, err := s.ingest(2, textFrame(9, in("x"))); !errors.As(err, &fenced) || fenced.current != 3 {
+	if _, err := s.ingest(2, textFrame(9, in("x"))); !errors.As(err, &fenced) || fenced.newest != 3 {
 		t.Errorf("an older epoch: %v", err)
 	}
 	if !proto.Equal(before, s.state) {

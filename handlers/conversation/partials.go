@@ -28,8 +28,9 @@ const (
 	partialsTimeout = 15 * time.Second
 )
 
+// partialKey keeps the callers apart: what is refused to one touches nothing that another has waiting.
 type partialKey struct {
-	tenant       identity.Tenant
+	caller       identity.Identity
 	conversation string
 }
 
@@ -103,14 +104,17 @@ func (m *Manager) show(
 	if !known || wait <= 0 || live.GetEpoch() != batch.epoch || live.GetKeepFrames() != nil || last <= live.GetLastClientIndex() {
 		return nil
 	}
-	k := partialKey{caller.Tenant, req.GetConversationId()}
-	frames := m.partials.add(k, batch, req.GetFrames(), min(wait, partialsEvery), func() { m.storePartial(k, caller) }) //nolint:contextcheck // it is stored when the call is over
+	if fence(snap.State, writer{epoch: batch.epoch, caller: caller, now: m.now()}) != nil {
+		return nil
+	}
+	k := partialKey{caller, req.GetConversationId()}
+	frames := m.partials.add(k, batch, req.GetFrames(), min(wait, partialsEvery), func() { m.storePartial(k) }) //nolint:contextcheck // it is stored when the call is over
 	if frames == nil {
 		return nil
 	}
 	scratch := &conversationv1.ConversationState{Voice: proto.CloneOf(snap.State.GetVoice()), Live: proto.CloneOf(live), Floor: snap.State.GetFloor()}
 	f := newFolder(scratch, m.now(), func(int64, string) *conversationv1.ToolCall { return nil })
-	if _, err := f.ingest(liveBatch{epoch: batch.epoch, session: caller.Session, frames: frames}); err != nil {
+	if _, err := f.ingest(liveBatch{epoch: batch.epoch, caller: caller, frames: frames}); err != nil {
 		return nil
 	}
 	signal := &conversationv1.LiveSignal{Epoch: batch.epoch, ClientIndex: last, Voice: scratch.GetVoice()}
@@ -123,13 +127,13 @@ func (m *Manager) show(
 }
 
 // storePartial commits what waits for a conversation. Nobody waits for it: where it fails, the client still has the frames.
-func (m *Manager) storePartial(k partialKey, caller identity.Identity) {
+func (m *Manager) storePartial(k partialKey) {
 	p := m.partials.take(k)
 	if p == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(identity.With(context.Background(), caller), partialsTimeout)
+	ctx, cancel := context.WithTimeout(identity.With(context.Background(), k.caller), partialsTimeout)
 	defer cancel()
 	req := &conversationv1.IngestLiveRequest{ConversationId: k.conversation, Epoch: p.batch.epoch, Frames: p.raw}
-	_, _ = m.ingest(ctx, caller, req, p.batch, p.raw)
+	_, _ = m.ingest(ctx, k.caller, req, p.batch, p.raw)
 }

@@ -14,7 +14,11 @@ import (
 // call, the floor or a summary in hand, has to begin anew: epochs and fencing tokens never run backwards. was is what the
 // state replaces; nil: it is a fork, or the conversation was deleted.
 func restored(s, was *conversationv1.ConversationState, now time.Time) {
-	s.Compaction = nil
+	// The lease is nobody's any more, but its token is not given twice.
+	token := max(s.GetCompaction().GetToken(), was.GetCompaction().GetToken())
+	if s.Compaction = nil; token > 0 {
+		s.Compaction = &conversationv1.CompactionLease{Token: token}
+	}
 	if f := was.GetFloor(); f.GetFence() > s.GetFloor().GetFence() {
 		s.Floor = proto.CloneOf(f)
 	}
@@ -38,6 +42,7 @@ func restored(s, was *conversationv1.ConversationState, now time.Time) {
 		l.FencedIndexes[old.GetEpoch()] = old.GetLastClientIndex()
 	}
 	l.Epoch, l.LastClientIndex = max(l.GetEpoch(), old.GetEpoch(), s.GetFloor().GetFence())+1, 0
+	l.OpenTime, l.Fence = nil, 0 // nobody has opened this epoch
 	l.Session = max(l.GetSession(), old.GetSession()) + 1
 	l.FencingToken = max(l.GetFencingToken(), old.GetFencingToken())
 	l.HandleCount = max(l.GetHandleCount(), old.GetHandleCount())

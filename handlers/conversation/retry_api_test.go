@@ -66,7 +66,7 @@ func retried(t *testing.T) map[string][2]interface {
 		},
 		"IngestLive": {
 			&conversationv1.IngestLiveRequest{ConversationId: c1, Epoch: 1, Frames: []*conversationv1.LiveFrame{textFrame(1, in("Hi")), textFrame(2, `{"toolCall":{"functionCalls":[{"id":"a","name":"n","args":`+string(jsonOf(t, data))+`}]}}`)}, RequestId: id},
-			&conversationv1.IngestLiveRequest{ConversationId: c1, Epoch: 2, Frames: []*conversationv1.LiveFrame{textFrame(1, in("Hi"))}, RequestId: id},
+			&conversationv1.IngestLiveRequest{ConversationId: c1, Epoch: 1, Frames: []*conversationv1.LiveFrame{textFrame(1, in("Ho"))}, RequestId: id},
 		},
 		"OpenLive": {
 			&conversationv1.OpenLiveRequest{ConversationId: c1, Device: "phone", RequestId: id},

@@ -399,6 +399,9 @@ func refuse(err error) error {
 	if errors.Is(err, errStaleLease) {
 		return problem.FailedPrecondition("FENCED", "another lease was given since; propose again")
 	}
+	if errors.Is(err, errSummarised) {
+		return problem.FailedPrecondition("ILLEGAL_TRANSITION", err.Error())
+	}
 	if errors.Is(err, errPinned) {
 		return problem.FailedPrecondition("PINNED_LIMIT",
 			fmt.Sprintf("a conversation has at most %d messages that are pinned or of the role system", maxPinned))
@@ -407,7 +410,7 @@ func refuse(err error) error {
 		return refuseCall(call)
 	}
 	if fenced, ok := errors.AsType[fencedError](err); ok {
-		return problem.FailedPrecondition("FENCED", fmt.Sprintf("a newer connection, epoch %d, has taken over", fenced.current))
+		return problem.FailedPrecondition("FENCED", fenced.Error()+"; call OpenLive for a new epoch")
 	}
 	return err
 }

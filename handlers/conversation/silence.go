@@ -6,6 +6,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/handlers/conversation/floor"
 	"holdfast/object"
 )
 
@@ -27,8 +28,8 @@ func onTimer(tx *object.Tx[state], name string) error {
 	case framesTimer:
 		dropKept(tx)
 		tx.Emit("frames_dropped")
-	case floorTimer:
-		endFloor(tx.State(), tx.Now())
+	case floor.Timer:
+		floor.End(tx.State(), tx.Now())
 		tx.Emit("floor_expired")
 	}
 	return nil

@@ -271,6 +271,8 @@ type callError struct {
 	status  conversationv1.ToolCallStatus
 	claimed time.Time
 	stale   bool
+	// answered: it has another response, which stays.
+	answered bool
 }
 
 func (e callError) Error() string {
@@ -279,6 +281,8 @@ func (e callError) Error() string {
 		return "another worker has claimed the tool call since"
 	case !e.claimed.IsZero():
 		return "another worker has the tool call"
+	case e.answered:
+		return "the tool call has another response already, which stays"
 	default:
 		return "the tool call is " + strings.ToLower(strings.TrimPrefix(e.status.String(), "TOOL_CALL_STATUS_"))
 	}
@@ -318,7 +322,8 @@ func (f *folder) claimCall(entry *conversationv1.ToolCall, req *conversationv1.C
 	return call, nil
 }
 
-// completeCall records a claimed call's response, or is a callError. It tells whether the response is for the provider.
+// completeCall records a claimed call's response, or is a callError: the first response stays. It tells whether the
+// response is for the provider.
 func (f *folder) completeCall(
 	entry *conversationv1.ToolCall, req *conversationv1.CompleteToolCallRequest,
 ) (call *conversationv1.ToolCall, deliver bool, err error) {
@@ -326,8 +331,11 @@ func (f *folder) completeCall(
 	if call.GetClaim().GetFencingToken() != req.GetFencingToken() {
 		return nil, false, callError{stale: true}
 	}
+	known := call.GetStatus() == callCompleted || call.GetStatus() == callCancelled && call.GetResponse() != nil
 	switch {
-	case call.GetStatus() == callCompleted: // the first response stands
+	case known && (call.GetIsError() != req.GetIsError() || !proto.Equal(call.GetResponse(), req.GetResponse())):
+		return nil, false, callError{status: call.GetStatus(), answered: true}
+	case known: // the caller did not get the answer, and asks again
 	case call.GetStatus() == callCancelled: // too late, but what it did is worth knowing
 		f.settle(call, func(c *conversationv1.ToolCall) { c.Response, c.IsError = req.GetResponse(), req.GetIsError() })
 	case f.isCurrent(call):

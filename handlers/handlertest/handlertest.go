@@ -38,7 +38,7 @@ func Serve(tb testing.TB, d *dbtest.Bundle, rt *object.Runtime, o handlers.Optio
 	tb.Helper()
 	o.Ping, o.Now = d.DB.Ping, time.Now
 	if o.Auth == nil {
-		o.Auth = handlers.NewAuthenticator(handlers.AuthConfig{FindKeys: d.DB.FindKeys, Now: time.Now})
+		o.Auth = handlers.NewAuthenticator(handlers.AuthConfig{Find: d.DB.FindCredentials, Now: time.Now})
 	}
 	if o.Metrics == nil {
 		o.Metrics = prometheus.NewRegistry()
@@ -78,7 +78,7 @@ func Serve(tb testing.TB, d *dbtest.Bundle, rt *object.Runtime, o handlers.Optio
 func Key(tb testing.TB, d *dbtest.Bundle, user identity.User) string {
 	tb.Helper()
 	token, k := handlers.NewKey(d.Tenant, user, tb.Name())
-	if err := d.DB.CreateKey(tb.Context(), k); err != nil {
+	if err := d.Operator.CreateKey(tb.Context(), k); err != nil {
 		tb.Fatal(err)
 	}
 	return token

@@ -100,7 +100,7 @@ func serveWith(t *testing.T, d *dbtest.Bundle, box *seal.Box, c object.Config) *
 				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations, conversation.Options{Box: box, Now: time.Now})),
 		},
 		Auth: handlers.NewAuthenticator(handlers.AuthConfig{
-			FindKeys: d.DB.FindKeys, Find: d.DB.FindCredentials, Touch: b.manager.Touch, Refused: b.manager.Refused,
+			Find: d.DB.FindCredentials, Touch: b.manager.Touch, Refused: b.manager.Refused,
 			AddressHeader: "Test-Address", Now: time.Now,
 		}),
 		Log: slog.New(slog.NewJSONHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -200,19 +200,22 @@ func (want refusal) check(t *testing.T, err error) {
 	}
 }
 
-func reason(err error) string {
+func reason(err error) string { return info(err).GetReason() }
+
+// info is what a refusal says for programs, or nil.
+func info(err error) *errdetails.ErrorInfo {
 	e, _ := errors.AsType[*connect.Error](err)
 	if e == nil {
-		return ""
+		return nil
 	}
 	for _, d := range e.Details() {
 		if v, err := d.Value(); err == nil {
 			if info, ok := v.(*errdetails.ErrorInfo); ok {
-				return info.GetReason()
+				return info
 			}
 		}
 	}
-	return ""
+	return nil
 }
 
 var (

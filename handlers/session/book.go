@@ -19,9 +19,11 @@ import (
 // The bounds of what one user's object holds.
 const (
 	maxConnections = 32
-	maxEnded       = 20
-	keepEnded      = 24 * time.Hour
-	keepEvents     = 10_000
+	// maxSilent is how many connections are remembered that have fallen silent and may come back.
+	maxSilent  = 16
+	maxEnded   = 20
+	keepEnded  = 24 * time.Hour
+	keepEvents = 10_000
 )
 
 // announceBefore is how long before a session's absolute end its watchers are told.
@@ -55,8 +57,7 @@ func open(s *sessionv1.UserSessions, now time.Time, actor string) *book {
 	return b
 }
 
-// settle ends the sessions whose time is over, forgets connections that are gone and sessions that ended long ago, and
-// announces ends that are near.
+// settle ends the sessions whose time is over, forgets those that ended long ago, and announces ends that are near.
 func (b *book) settle() {
 	actor := b.actor
 	b.actor = server
@@ -73,11 +74,6 @@ func (b *book) settle() {
 		}
 		if r.GetFloor() != nil && b.floor(r) == nil {
 			r.Floor, b.changed = nil, true
-		}
-	}
-	for _, id := range slices.Sorted(maps.Keys(b.s.GetConnections())) {
-		if c := b.s.GetConnections()[id]; !b.now.Before(c.GetExpireTime().AsTime()) {
-			b.disconnect(c)
 		}
 	}
 	b.forgetEnded()
@@ -383,14 +379,14 @@ func (b *book) setActive(r *sessionv1.SessionRecord, conversation, project *stri
 
 // connect opens a connection of a session.
 func (b *book) connect(id, session string, req *sessionv1.OpenConnectionRequest, settings *sessionv1.SessionSettings) (*sessionv1.Connection, error) {
-	if len(b.s.GetConnections()) >= maxConnections {
-		return nil, problem.Exhausted("CONNECTION_LIMIT", "the user has 32 connections; close one, or wait until one falls silent",
-			settings.GetConnectionTimeout().AsDuration())
+	timeout := settings.GetConnectionTimeout()
+	if err := b.room(timeout.AsDuration()); err != nil {
+		return nil, err
 	}
 	if b.s.GetConnections()[id] != nil {
 		return nil, errIDTaken
 	}
-	timeout := settings.GetConnectionTimeout()
+	b.forgetSilent()
 	c := &sessionv1.Connection{
 		ConnectionId: id, SessionId: session, Device: keptDevice(req.GetDevice(), settings), Modality: req.GetModality(),
 		Capabilities: slices.Clone(req.GetCapabilities()), OpenTime: timestamppb.New(b.now), Timeout: timeout,
@@ -400,23 +396,59 @@ func (b *book) connect(id, session string, req *sessionv1.OpenConnectionRequest,
 	return c, nil
 }
 
-// connection is a connection of a session that is there.
+// room refuses one more connection where the user has too many.
+func (b *book) room(timeout time.Duration) error {
+	if len(b.connections()) < maxConnections {
+		return nil
+	}
+	return problem.Exhausted("CONNECTION_LIMIT", "the user has 32 connections; close one, or wait until one falls silent", timeout)
+}
+
+// silent reports whether a connection is gone until it sends a heartbeat again.
+func (b *book) silent(c *sessionv1.Connection) bool {
+	return !b.now.Before(c.GetExpireTime().AsTime())
+}
+
+// forgetSilent keeps the connections that fell silent last.
+func (b *book) forgetSilent() {
+	var gone []*sessionv1.Connection
+	for _, c := range b.s.GetConnections() {
+		if b.silent(c) {
+			gone = append(gone, c)
+		}
+	}
+	slices.SortFunc(gone, func(a, c *sessionv1.Connection) int {
+		return cmp.Or(c.GetExpireTime().AsTime().Compare(a.GetExpireTime().AsTime()), cmp.Compare(a.GetConnectionId(), c.GetConnectionId()))
+	})
+	for _, c := range gone[min(len(gone), maxSilent):] {
+		b.disconnect(c)
+	}
+}
+
+// connection is a connection of a session, which may have fallen silent.
 func (b *book) connection(id, session string) (*sessionv1.Connection, error) {
 	c := b.s.GetConnections()[id]
 	if c == nil || c.GetSessionId() != session {
-		return nil, problem.NotFound("there is no such connection, or it has fallen silent; open another")
+		return nil, problem.NotFound("there is no such connection; open another")
 	}
 	return c, nil
 }
 
-// heartbeat keeps a connection alive. Heartbeats that come thick are not written.
-func (b *book) heartbeat(c *sessionv1.Connection, modality sessionv1.Modality) {
+// heartbeat keeps a connection alive, or brings it back. Heartbeats that come thick are not written.
+func (b *book) heartbeat(c *sessionv1.Connection, modality sessionv1.Modality) error {
+	silent := b.silent(c)
+	if silent {
+		if err := b.room(c.GetTimeout().AsDuration()); err != nil {
+			return err
+		}
+	}
 	if modality != sessionv1.Modality_MODALITY_UNSPECIFIED && modality != c.GetModality() {
 		c.Modality, b.changed = modality, true
 	}
-	if b.now.Sub(c.GetHeartbeatTime().AsTime()) >= c.GetTimeout().AsDuration()/3 {
+	if silent || b.now.Sub(c.GetHeartbeatTime().AsTime()) >= c.GetTimeout().AsDuration()/3 {
 		b.beat(c)
 	}
+	return nil
 }
 
 func (b *book) beat(c *sessionv1.Connection) {
@@ -463,7 +495,7 @@ func (b *book) next() time.Time {
 			consider(r.GetFloor().GetExpireTime().AsTime())
 		}
 	}
-	for _, c := range b.s.GetConnections() {
+	for _, c := range b.connections() {
 		consider(c.GetExpireTime().AsTime())
 	}
 	return soonest

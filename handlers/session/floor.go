@@ -2,12 +2,11 @@ package session
 
 import (
 	"context"
-	"time"
-
-	"google.golang.org/protobuf/types/known/timestamppb"
+	"errors"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
+	"holdfast/handlers/conversation/floor"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/handlers/session/credential"
@@ -18,62 +17,6 @@ import (
 // The floor is kept in the conversation, where the fence of live frames is checked: who speaks, and whose frames are
 // folded, is one object and one transaction. A session's own note of it serves those who watch the session, and frees the
 // floor when the session ends.
-
-// floorTimer ends the lease of a floor: a timer of the conversation, whose manager knows it by this name.
-const floorTimer = "floor"
-
-// holder is a connection that wants the floor.
-type holder struct {
-	user                identity.User
-	session, connection string
-}
-
-// held tells whether somebody holds a floor.
-func held(f *conversationv1.Floor, now time.Time) bool {
-	return f.GetHeld() && now.Before(f.GetExpireTime().AsTime())
-}
-
-func (h holder) had(f *conversationv1.Floor) bool {
-	return f.GetSessionId() == h.session && f.GetConnectionId() == h.connection
-}
-
-// acquireFloor gives the floor to a connection until a moment, or lets it keep it. One that had it last gets it back
-// with the same fence, so that its live connection goes on.
-func acquireFloor(s *conversationv1.ConversationState, h holder, takeover bool, now, until time.Time) (*conversationv1.Floor, error) {
-	f := s.GetFloor()
-	mine := h.had(f)
-	if held(f, now) && !mine {
-		if f.GetUser() != string(h.user) {
-			return nil, problem.FailedPrecondition("FLOOR_HELD", "another user holds the floor; only its own user can take it over")
-		}
-		if !takeover {
-			return nil, problem.FailedPrecondition("FLOOR_HELD", "another connection holds the floor; set takeover to take it")
-		}
-	}
-	if mine && held(f, now) {
-		f.ExpireTime = timestamppb.New(until)
-		return f, nil
-	}
-	fence := max(f.GetFence(), s.GetLive().GetEpoch())
-	if !mine {
-		fence++
-	}
-	s.Floor = &conversationv1.Floor{
-		Fence: fence, User: string(h.user), SessionId: h.session, ConnectionId: h.connection,
-		AcquireTime: timestamppb.New(now), ExpireTime: timestamppb.New(until), Held: true,
-	}
-	return s.GetFloor(), nil
-}
-
-// releaseFloor gives the floor back, and tells whether the connection had it.
-func releaseFloor(s *conversationv1.ConversationState, h holder, now time.Time) bool {
-	f := s.GetFloor()
-	if !held(f, now) || !h.had(f) {
-		return false
-	}
-	f.Held = false
-	return true
-}
 
 // AcquireFloor implements SessionService.
 func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorRequest) (*sessionv1.AcquireFloorResponse, error) {
@@ -93,29 +36,40 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 	if err != nil {
 		return nil, err
 	}
-	if _, err := b.connection(req.GetConnectionId(), at.session); err != nil {
+	c, err := b.connection(req.GetConnectionId(), at.session)
+	if err != nil {
 		return nil, err
+	}
+	if b.silent(c) {
+		if err := m.revive(ctx, at, req.GetConnectionId()); err != nil {
+			return nil, err
+		}
 	}
 	// A floor is not held for longer than its session lives.
 	end, _ := credential.End(r)
 	// Whoever asks, only a user who may see the conversation gets its floor.
 	asUser := identity.With(ctx, identity.Identity{Tenant: at.caller.Tenant, User: info.Owner, Session: at.caller.Session})
-	h := holder{user: info.Owner, session: at.session, connection: req.GetConnectionId()}
+	wants := floor.Connection{User: info.Owner, Session: at.session, ID: req.GetConnectionId(), Caller: at.caller}
 	res, err := object.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[*conversationv1.ConversationState]) (*sessionv1.AcquireFloorResponse, error) {
+			var holder *sessionv1.Connection // nil where it is another user's
+			if f := tx.State().GetFloor(); f.GetUser() == string(info.Owner) {
+				holder = b.s.GetConnections()[f.GetConnectionId()]
+			}
 			until := tx.Now().Add(set.GetFloorLease().AsDuration())
 			if end.Before(until) {
 				until = end
 			}
-			f, err := acquireFloor(tx.State(), h, req.GetTakeover(), tx.Now(), until)
+			free := req.GetTakeover() || holder != nil && b.silent(holder)
+			f, err := floor.Acquire(tx.State(), wants, free, tx.Now(), until)
 			if err != nil {
-				return nil, err
+				return nil, nameDevice(err, holder)
 			}
-			tx.SetTimer(floorTimer, until)
+			tx.SetTimer(floor.Timer, until)
 			tx.Emit("floor_acquired")
 			return &sessionv1.AcquireFloorResponse{
 				Floor: &sessionv1.FloorHold{
-					ConversationId: req.GetConversationId(), ConnectionId: h.connection, Fence: f.GetFence(), ExpireTime: f.GetExpireTime(),
+					ConversationId: req.GetConversationId(), ConnectionId: wants.ID, Fence: f.GetFence(), ExpireTime: f.GetExpireTime(),
 				},
 				Metadata: rpc.Metadata(tx.Info()),
 			}, nil
@@ -124,6 +78,31 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 		return nil, err
 	}
 	return res, m.noteFloor(asUser, at.object, at.session, res.GetFloor())
+}
+
+// nameDevice adds the device of a floor's holder to a refusal.
+func nameDevice(err error, holder *sessionv1.Connection) error {
+	if p, ok := errors.AsType[*problem.Error](err); ok && holder.GetDevice().GetName() != "" {
+		p.Metadata["device"] = holder.GetDevice().GetName()
+	}
+	return err
+}
+
+// revive brings a connection back that has fallen silent.
+func (m *Manager) revive(ctx context.Context, at place, connection string) error {
+	_, err := m.kinds.Users.Update(ctx, at.object, func(tx *object.Tx[state]) error {
+		b := open(tx.State(), tx.Now(), actor(at.caller))
+		c, err := b.connection(connection, at.session)
+		if err != nil {
+			return err
+		}
+		if err := b.heartbeat(c, sessionv1.Modality_MODALITY_UNSPECIFIED); err != nil {
+			return err
+		}
+		b.commit(tx)
+		return nil
+	})
+	return err
 }
 
 // noteFloor tells a user's sessions which of them has the floor. What the session had of another conversation is freed:
@@ -177,14 +156,14 @@ func (m *Manager) ReleaseFloor(ctx context.Context, req *sessionv1.ReleaseFloorR
 		return nil, err
 	}
 	asUser := identity.With(ctx, identity.Identity{Tenant: at.caller.Tenant, User: info.Owner, Session: at.caller.Session})
-	h := holder{user: info.Owner, session: at.session, connection: req.GetConnectionId()}
+	had := floor.Connection{User: info.Owner, Session: at.session, ID: req.GetConnectionId(), Caller: at.caller}
 	res, err := object.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[*conversationv1.ConversationState]) (*sessionv1.ReleaseFloorResponse, error) {
-			released := releaseFloor(tx.State(), h, tx.Now())
+			released := floor.Release(tx.State(), had, tx.Now())
 			if !released {
 				tx.Unchanged()
 			} else {
-				tx.ClearTimer(floorTimer)
+				tx.ClearTimer(floor.Timer)
 			}
 			tx.Emit("floor_released")
 			return &sessionv1.ReleaseFloorResponse{Released: released, Metadata: rpc.Metadata(tx.Info())}, nil
@@ -209,12 +188,12 @@ func (m *Manager) ReleaseFloor(ctx context.Context, req *sessionv1.ReleaseFloorR
 func (m *Manager) free(ctx context.Context, floors []*sessionv1.FloorHold) {
 	for _, f := range floors {
 		_, _ = m.conversations.Update(ctx, object.ID(f.GetConversationId()), func(tx *object.Tx[*conversationv1.ConversationState]) error {
-			if cur := tx.State().GetFloor(); cur.GetFence() != f.GetFence() || cur.GetConnectionId() != f.GetConnectionId() || !held(cur, tx.Now()) {
+			if cur := tx.State().GetFloor(); cur.GetFence() != f.GetFence() || cur.GetConnectionId() != f.GetConnectionId() || !floor.Held(cur, tx.Now()) {
 				tx.Unchanged()
 				return nil
 			}
 			tx.State().Floor.Held = false
-			tx.ClearTimer(floorTimer)
+			tx.ClearTimer(floor.Timer)
 			tx.Emit("floor_released")
 			return nil
 		})

@@ -110,13 +110,13 @@ func TestTwoTabsPressTalk(t *testing.T) {
 	if err := first.say(t, "Can you look"); err != nil {
 		t.Fatal(err)
 	}
-	fenced.check(t, second.live(t)) // it does not have the floor
+	floorHeld.check(t, second.live(t)) // it does not have the floor
 	taken := must(second.acquire(t, true))(t)
 	if taken.GetFloor().GetFence() <= first.epoch {
 		t.Errorf("the fence is %d, the first tab's epoch %d", taken.GetFloor().GetFence(), first.epoch)
 	}
 	fenced.check(t, first.say(t, " at the late one"))
-	fenced.check(t, first.live(t)) // connecting anew does not get the floor back
+	floorHeld.check(t, first.live(t)) // connecting anew does not get the floor back
 	_, err := first.acquire(t, false)
 	floorHeld.check(t, err)
 	if err := second.live(t); err != nil {

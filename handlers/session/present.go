@@ -42,7 +42,9 @@ func (b *book) floor(r *sessionv1.SessionRecord) *sessionv1.FloorHold {
 func (b *book) connections() []*sessionv1.Connection {
 	all := make([]*sessionv1.Connection, 0, len(b.s.GetConnections()))
 	for _, c := range b.s.GetConnections() {
-		all = append(all, c)
+		if !b.silent(c) {
+			all = append(all, c)
+		}
 	}
 	slices.SortFunc(all, func(a, c *sessionv1.Connection) int {
 		return cmp.Or(a.GetOpenTime().AsTime().Compare(c.GetOpenTime().AsTime()), cmp.Compare(a.GetConnectionId(), c.GetConnectionId()))

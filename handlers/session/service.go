@@ -470,7 +470,9 @@ func (m *Manager) HeartbeatConnection(
 		if err != nil {
 			return nil, err
 		}
-		b.heartbeat(c, req.GetModality())
+		if err := b.heartbeat(c, req.GetModality()); err != nil {
+			return nil, err
+		}
 		if req.GetUserActive() {
 			b.touch(r)
 		}

@@ -274,7 +274,7 @@ func TestARevokedKeysStreamEnds(t *testing.T) {
 	if !stream.Receive() {
 		t.Fatal(stream.Err())
 	}
-	if err := b.DB.RevokeKey(t.Context(), b.Tenant, strings.Split(key, "_")[1]); err != nil {
+	if err := b.Operator.RevokeKey(t.Context(), b.Tenant, strings.Split(key, "_")[1]); err != nil {
 		t.Fatal(err)
 	}
 	for stream.Receive() {

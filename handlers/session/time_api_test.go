@@ -83,7 +83,8 @@ func (w *watched) next(t *testing.T) *sessionv1.WatchSessionResponse {
 	return w.until(t, "a change", func(m *sessionv1.WatchSessionResponse) bool { return !m.GetHeartbeat() })
 }
 
-// A connection that falls silent is gone: for those who read at that instant, for those who watch soon after.
+// A connection that falls silent is gone until its next heartbeat: for those who read at that instant, for those who watch
+// soon after.
 func TestASilentConnectionExpires(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -102,14 +103,7 @@ func TestASilentConnectionExpires(t *testing.T) {
 	if p := presence(t, b); p.GetOnline() {
 		t.Errorf("she is there: %v", p)
 	}
-	_, err := c.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{ConnectionId: opened.GetConnectionId()})
-	notFound.check(t, err)
 	w.until(t, "it is gone", func(m *sessionv1.WatchSessionResponse) bool { return !m.GetHeartbeat() && len(m.GetConnections()) == 0 })
-	eventually(t, "it is forgotten", func() bool {
-		gone := false
-		b.peek(t, ada, func(s *sessionv1.UserSessions) { gone = len(s.GetConnections()) == 0 })
-		return gone
-	})
 	if got := presence(t, b); got.GetActiveTime() == nil || got.GetOnline() {
 		t.Errorf("now: %v", got)
 	}

@@ -1223,9 +1223,12 @@ type OpenLiveRequest struct {
 	// How long to keep raw frames, encrypted: 1 minute to 7 days; unset: not at all.
 	KeepFramesFor *durationpb.Duration `protobuf:"bytes,6,opt,name=keep_frames_for,json=keepFramesFor,proto3" json:"keep_frames_for,omitempty"`
 	// How long nothing must come until the voice turn is idle by itself: 1 second to 1 hour; unset: 30 s.
-	Silence       *durationpb.Duration `protobuf:"bytes,9,opt,name=silence,proto3" json:"silence,omitempty"`
-	RequestId     string               `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64                `protobuf:"varint,8,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	Silence *durationpb.Duration `protobuf:"bytes,9,opt,name=silence,proto3" json:"silence,omitempty"`
+	// The connection that holds the floor, from OpenConnection. Without it the token of the holder's session counts as the
+	// holder, as does an API key where one acquired the floor; so set it where a session has several tabs.
+	ConnectionId  string `protobuf:"bytes,10,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
+	RequestId     string `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion     int64  `protobuf:"varint,8,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1307,6 +1310,13 @@ func (x *OpenLiveRequest) GetSilence() *durationpb.Duration {
 		return x.Silence
 	}
 	return nil
+}
+
+func (x *OpenLiveRequest) GetConnectionId() string {
+	if x != nil {
+		return x.ConnectionId
+	}
+	return ""
 }
 
 func (x *OpenLiveRequest) GetRequestId() string {
@@ -1591,7 +1601,8 @@ type GetResumePlanResponse struct {
 	Handle string `protobuf:"bytes,2,opt,name=handle,proto3" json:"handle,omitempty"`
 	// For ReportResumeFailed.
 	HandleId int64 `protobuf:"varint,3,opt,name=handle_id,json=handleId,proto3" json:"handle_id,omitempty"`
-	// Until when the handle is valid, by what the provider documents; unset while its connection is open.
+	// Until when the handle is valid, by what the provider documents; unset while its connection is open, as far as is
+	// known.
 	HandleExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=handle_expire_time,json=handleExpireTime,proto3" json:"handle_expire_time,omitempty"`
 	// Messages after this one are not known to a session that is resumed.
 	HandleAfterSeq int64 `protobuf:"varint,5,opt,name=handle_after_seq,json=handleAfterSeq,proto3" json:"handle_after_seq,omitempty"`
@@ -5097,7 +5108,8 @@ func (*LiveFrame_Object) isLiveFrame_Frame() {}
 type IngestLiveRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// From OpenLive; or the client's own count of its connections to the provider in this conversation, from 1, rising.
+	// From OpenLive, or the fence from AcquireFloor. Clients do not count epochs: only the first connection of a conversation
+	// may begin without either, in epoch 1.
 	Epoch         int64        `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Frames        []*LiveFrame `protobuf:"bytes,3,rep,name=frames,proto3" json:"frames,omitempty"`
 	RequestId     string       `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -5657,7 +5669,7 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"if_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"V\n" +
 	"\x1aDeleteConversationResponse\x128\n" +
-	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xf7\x03\n" +
+	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb6\x04\n" +
 	"\x0fOpenLiveRequest\x12E\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12 \n" +
 	"\x06device\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x06device\x12L\n" +
@@ -5667,7 +5679,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\aseeding\x18\x05 \x01(\bR\aseeding\x12S\n" +
 	"\x0fkeep_frames_for\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
 	"\"\x04\b\x80\xf5$2\x02\b<R\rkeepFramesFor\x12D\n" +
-	"\asilence\x18\t \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\asilence\x12'\n" +
+	"\asilence\x18\t \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\asilence\x12=\n" +
+	"\rconnection_id\x18\n" +
+	" \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{16})?$R\fconnectionId\x12'\n" +
 	"\n" +
 	"request_id\x18\a \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +

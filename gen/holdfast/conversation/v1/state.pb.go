@@ -578,7 +578,9 @@ type Floor struct {
 	// From this instant on nobody holds it.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// False once it was given back, or the lease was seen to be over.
-	Held          bool `protobuf:"varint,7,opt,name=held,proto3" json:"held,omitempty"`
+	Held bool `protobuf:"varint,7,opt,name=held,proto3" json:"held,omitempty"`
+	// Whose API key acquired it, "user" or "service"; empty: it was the session's own token. Never shown.
+	Key           string `protobuf:"bytes,8,opt,name=key,proto3" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -660,6 +662,13 @@ func (x *Floor) GetHeld() bool {
 		return x.Held
 	}
 	return false
+}
+
+func (x *Floor) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
 }
 
 // Message is one message of a conversation: an entry of the collection "messages", its key the seq.
@@ -2256,7 +2265,11 @@ type LiveState struct {
 	FirstKept   int64 `protobuf:"varint,36,opt,name=first_kept,json=firstKept,proto3" json:"first_kept,omitempty"`
 	KeptBatches int64 `protobuf:"varint,37,opt,name=kept_batches,json=keptBatches,proto3" json:"kept_batches,omitempty"`
 	// True where the model has called a tool since its last words: what it says next begins anew.
-	CalledTools   bool `protobuf:"varint,42,opt,name=called_tools,json=calledTools,proto3" json:"called_tools,omitempty"`
+	CalledTools bool `protobuf:"varint,42,opt,name=called_tools,json=calledTools,proto3" json:"called_tools,omitempty"`
+	// The fence of the floor that the newest connection was opened under; 0: it was opened without the floor.
+	Fence int64 `protobuf:"varint,43,opt,name=fence,proto3" json:"fence,omitempty"`
+	// When the connection before the newest was closed; unset: nobody said so.
+	LastCloseTime *timestamppb.Timestamp `protobuf:"bytes,44,opt,name=last_close_time,json=lastCloseTime,proto3" json:"last_close_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2585,6 +2598,20 @@ func (x *LiveState) GetCalledTools() bool {
 	return false
 }
 
+func (x *LiveState) GetFence() int64 {
+	if x != nil {
+		return x.Fence
+	}
+	return 0
+}
+
+func (x *LiveState) GetLastCloseTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastCloseTime
+	}
+	return nil
+}
+
 // KeptFrames are the frames of one batch as they came, encrypted: an entry of the collection "kept_frames", its key the
 // number of the batch.
 type KeptFrames struct {
@@ -2690,7 +2717,7 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\x05floor\x18\x19 \x01(\v2\x1f.holdfast.conversation.v1.FloorR\x05floor\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x97\x02\n" +
 	"\x05Floor\x12\x14\n" +
 	"\x05fence\x18\x01 \x01(\x03R\x05fence\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x1d\n" +
@@ -2700,7 +2727,8 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\facquire_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vacquireTime\x12;\n" +
 	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12\x12\n" +
-	"\x04held\x18\a \x01(\bR\x04held\"\xa3\a\n" +
+	"\x04held\x18\a \x01(\bR\x04held\x12\x10\n" +
+	"\x03key\x18\b \x01(\tR\x03key\"\xa3\a\n" +
 	"\aMessage\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x122\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x1e.holdfast.conversation.v1.RoleR\x04role\x12>\n" +
@@ -2851,7 +2879,7 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\tafter_seq\x18\n" +
 	" \x01(\x03R\bafterSeq\x12&\n" +
 	"\x0fafter_tool_call\x18\v \x01(\x03R\rafterToolCall\x12\x12\n" +
-	"\x04dead\x18\f \x01(\bR\x04dead\"\x8c\x10\n" +
+	"\x04dead\x18\f \x01(\bR\x04dead\"\xe6\x10\n" +
 	"\tLiveState\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12*\n" +
 	"\x11last_client_index\x18\x02 \x01(\x03R\x0flastClientIndex\x12\x1d\n" +
@@ -2906,7 +2934,9 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"first_kept\x18$ \x01(\x03R\tfirstKept\x12!\n" +
 	"\fkept_batches\x18% \x01(\x03R\vkeptBatches\x12!\n" +
-	"\fcalled_tools\x18* \x01(\bR\vcalledTools\x1ac\n" +
+	"\fcalled_tools\x18* \x01(\bR\vcalledTools\x12\x14\n" +
+	"\x05fence\x18+ \x01(\x03R\x05fence\x12B\n" +
+	"\x0flast_close_time\x18, \x01(\v2\x1a.google.protobuf.TimestampR\rlastCloseTime\x1ac\n" +
 	"\x11PendingCallsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x128\n" +
 	"\x05value\x18\x02 \x01(\v2\".holdfast.conversation.v1.ToolCallR\x05value:\x028\x01\x1a@\n" +
@@ -3065,14 +3095,15 @@ var file_holdfast_conversation_v1_state_proto_depIdxs = []int32{
 	31, // 55: holdfast.conversation.v1.LiveState.idle_check_time:type_name -> google.protobuf.Timestamp
 	30, // 56: holdfast.conversation.v1.LiveState.keep_frames:type_name -> google.protobuf.Duration
 	30, // 57: holdfast.conversation.v1.LiveState.silence:type_name -> google.protobuf.Duration
-	31, // 58: holdfast.conversation.v1.KeptFrames.create_time:type_name -> google.protobuf.Timestamp
-	31, // 59: holdfast.conversation.v1.KeptFrames.expire_time:type_name -> google.protobuf.Timestamp
-	21, // 60: holdfast.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.conversation.v1.ToolCall
-	61, // [61:61] is the sub-list for method output_type
-	61, // [61:61] is the sub-list for method input_type
-	61, // [61:61] is the sub-list for extension type_name
-	61, // [61:61] is the sub-list for extension extendee
-	0,  // [0:61] is the sub-list for field type_name
+	31, // 58: holdfast.conversation.v1.LiveState.last_close_time:type_name -> google.protobuf.Timestamp
+	31, // 59: holdfast.conversation.v1.KeptFrames.create_time:type_name -> google.protobuf.Timestamp
+	31, // 60: holdfast.conversation.v1.KeptFrames.expire_time:type_name -> google.protobuf.Timestamp
+	21, // 61: holdfast.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.conversation.v1.ToolCall
+	62, // [62:62] is the sub-list for method output_type
+	62, // [62:62] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_conversation_v1_state_proto_init() }

@@ -183,12 +183,13 @@ type ConversationServiceClient interface {
 	ListFlowSteps(context.Context, *v1.ListFlowStepsRequest) (*v1.ListFlowStepsResponse, error)
 	// OpenLive takes the conversation over for a new connection to Gemini Live, and answers its epoch. Older connections are
 	// shut out from then on: their frames are refused, reason FENCED, and watchers see the new epoch. Call it before you
-	// connect, then ask GetResumePlan how.
+	// connect, then ask GetResumePlan how. While another connection holds the floor it is `failed_precondition`, reason
+	// FLOOR_HELD; the details name the holder.
 	//
 	//	{"conversationId": "c1", "device": "phone", "provider": "LIVE_PROVIDER_DEVELOPER_API", "setupHash": "b1946ac9"}
 	OpenLive(context.Context, *v1.OpenLiveRequest) (*v1.OpenLiveResponse, error)
 	// CloseLive notes that a connection has ended. Its open tool calls become orphans. Closing twice changes nothing; an
-	// older epoch is FENCED.
+	// older epoch is FENCED, and one that was never issued EPOCH_UNKNOWN.
 	//
 	//	{"conversationId": "c1", "epoch": 1, "closeCode": 1006}
 	CloseLive(context.Context, *v1.CloseLiveRequest) (*v1.CloseLiveResponse, error)
@@ -205,7 +206,8 @@ type ConversationServiceClient interface {
 	// IngestLive folds Gemini Live frames, as they came, into the conversation: transcriptions become one message a
 	// turn, tool calls are recorded, the voice state follows. A batch is one version. Frames whose client_index was
 	// folded already change nothing. An epoch older than the newest is `failed_precondition`, reason FENCED; what was said in
-	// such frames is kept as a fragment.
+	// such frames is kept as a fragment. An epoch that was never issued is EPOCH_UNKNOWN, and while another session or user
+	// holds the floor its epoch is FLOOR_HELD: neither changes anything.
 	//
 	// Keep frames above last_client_index and send them again with the next: a batch that has nothing but words which may
 	// still change, signs of speech or audio is shown to watchers at once and stored within 250 ms.
@@ -232,9 +234,10 @@ type ConversationServiceClient interface {
 	//
 	//	{"conversationId": "c1", "seq": 1, "worker": "runner-7", "lease": "30s"}
 	ClaimToolCall(context.Context, *v1.ClaimToolCallRequest) (*v1.ClaimToolCallResponse, error)
-	// CompleteToolCall records a claimed call's response. A fencing token that is not the newest is FENCED. Where deliver is
-	// true in the answer, send the response to the provider as a tool response and ingest that frame; otherwise do not: it is
-	// a message of the conversation, or the call was cancelled.
+	// CompleteToolCall records a claimed call's response. A fencing token that is not the newest is FENCED. The first response
+	// counts: repeating it changes nothing, and a different one is `failed_precondition`, reason ILLEGAL_TRANSITION. Where
+	// deliver is true in the answer, send the response to the provider as a tool response and ingest that frame; otherwise do
+	// not: it is a message of the conversation, or the call was cancelled.
 	//
 	//	{"conversationId": "c1", "seq": 1, "fencingToken": 1, "response": {"output": "ok"}}
 	CompleteToolCall(context.Context, *v1.CompleteToolCallRequest) (*v1.CompleteToolCallResponse, error)
@@ -256,7 +259,8 @@ type ConversationServiceClient interface {
 	//	{"conversationId": "c1", "keepTokens": 4000, "lease": "60s"}
 	ProposeCompaction(context.Context, *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error)
 	// CommitSummary puts a summary in place of the leased range in context windows; the messages stay readable. Under a lease
-	// that is not the newest it is FENCED. Committing again under one lease returns the first summary.
+	// that is not the newest it is FENCED. Committing the same text again under one lease returns the first summary; a
+	// different text is ILLEGAL_TRANSITION.
 	//
 	//	{"conversationId": "c1", "leaseToken": 1, "text": "They agreed on …"}
 	CommitSummary(context.Context, *v1.CommitSummaryRequest) (*v1.CommitSummaryResponse, error)
@@ -824,12 +828,13 @@ type ConversationServiceHandler interface {
 	ListFlowSteps(context.Context, *v1.ListFlowStepsRequest) (*v1.ListFlowStepsResponse, error)
 	// OpenLive takes the conversation over for a new connection to Gemini Live, and answers its epoch. Older connections are
 	// shut out from then on: their frames are refused, reason FENCED, and watchers see the new epoch. Call it before you
-	// connect, then ask GetResumePlan how.
+	// connect, then ask GetResumePlan how. While another connection holds the floor it is `failed_precondition`, reason
+	// FLOOR_HELD; the details name the holder.
 	//
 	//	{"conversationId": "c1", "device": "phone", "provider": "LIVE_PROVIDER_DEVELOPER_API", "setupHash": "b1946ac9"}
 	OpenLive(context.Context, *v1.OpenLiveRequest) (*v1.OpenLiveResponse, error)
 	// CloseLive notes that a connection has ended. Its open tool calls become orphans. Closing twice changes nothing; an
-	// older epoch is FENCED.
+	// older epoch is FENCED, and one that was never issued EPOCH_UNKNOWN.
 	//
 	//	{"conversationId": "c1", "epoch": 1, "closeCode": 1006}
 	CloseLive(context.Context, *v1.CloseLiveRequest) (*v1.CloseLiveResponse, error)
@@ -846,7 +851,8 @@ type ConversationServiceHandler interface {
 	// IngestLive folds Gemini Live frames, as they came, into the conversation: transcriptions become one message a
 	// turn, tool calls are recorded, the voice state follows. A batch is one version. Frames whose client_index was
 	// folded already change nothing. An epoch older than the newest is `failed_precondition`, reason FENCED; what was said in
-	// such frames is kept as a fragment.
+	// such frames is kept as a fragment. An epoch that was never issued is EPOCH_UNKNOWN, and while another session or user
+	// holds the floor its epoch is FLOOR_HELD: neither changes anything.
 	//
 	// Keep frames above last_client_index and send them again with the next: a batch that has nothing but words which may
 	// still change, signs of speech or audio is shown to watchers at once and stored within 250 ms.
@@ -873,9 +879,10 @@ type ConversationServiceHandler interface {
 	//
 	//	{"conversationId": "c1", "seq": 1, "worker": "runner-7", "lease": "30s"}
 	ClaimToolCall(context.Context, *v1.ClaimToolCallRequest) (*v1.ClaimToolCallResponse, error)
-	// CompleteToolCall records a claimed call's response. A fencing token that is not the newest is FENCED. Where deliver is
-	// true in the answer, send the response to the provider as a tool response and ingest that frame; otherwise do not: it is
-	// a message of the conversation, or the call was cancelled.
+	// CompleteToolCall records a claimed call's response. A fencing token that is not the newest is FENCED. The first response
+	// counts: repeating it changes nothing, and a different one is `failed_precondition`, reason ILLEGAL_TRANSITION. Where
+	// deliver is true in the answer, send the response to the provider as a tool response and ingest that frame; otherwise do
+	// not: it is a message of the conversation, or the call was cancelled.
 	//
 	//	{"conversationId": "c1", "seq": 1, "fencingToken": 1, "response": {"output": "ok"}}
 	CompleteToolCall(context.Context, *v1.CompleteToolCallRequest) (*v1.CompleteToolCallResponse, error)
@@ -897,7 +904,8 @@ type ConversationServiceHandler interface {
 	//	{"conversationId": "c1", "keepTokens": 4000, "lease": "60s"}
 	ProposeCompaction(context.Context, *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error)
 	// CommitSummary puts a summary in place of the leased range in context windows; the messages stay readable. Under a lease
-	// that is not the newest it is FENCED. Committing again under one lease returns the first summary.
+	// that is not the newest it is FENCED. Committing the same text again under one lease returns the first summary; a
+	// different text is ILLEGAL_TRANSITION.
 	//
 	//	{"conversationId": "c1", "leaseToken": 1, "text": "They agreed on …"}
 	CommitSummary(context.Context, *v1.CommitSummaryRequest) (*v1.CommitSummaryResponse, error)

@@ -127,13 +127,14 @@ type SessionServiceClient interface {
 	//
 	//	{"exceptCurrent": true}
 	RevokeSessions(context.Context, *v1.RevokeSessionsRequest) (*v1.RevokeSessionsResponse, error)
-	// OpenConnection tells that a client is there. It is gone again when it closes, or stays silent for longer than the
-	// tenant's timeout (60 s). A user has up to 32 at once: then it is `resource_exhausted`, reason CONNECTION_LIMIT.
+	// OpenConnection tells that a client is there. It is gone again when it closes, or while it stays silent for longer than
+	// the tenant's timeout (60 s). A user has up to 32 at once: then it is `resource_exhausted`, reason CONNECTION_LIMIT.
 	//
 	//	{"modality": "MODALITY_BOTH", "device": {"platform": "web"}, "capabilities": ["barge_in"]}
 	OpenConnection(context.Context, *v1.OpenConnectionRequest) (*v1.OpenConnectionResponse, error)
 	// HeartbeatConnection keeps a connection alive, and may change its modality. A client sends one in a third of the
-	// timeout. Heartbeats do not keep a session from becoming idle, unless they say that the user was active.
+	// timeout. Heartbeats do not keep a session from becoming idle, unless they say that the user was active. A connection
+	// that has fallen silent comes back with its next heartbeat, with the floor and its fence if nobody has taken them.
 	//
 	//	{"connectionId": "k3xw5q2h7m4tzb6d", "modality": "MODALITY_TEXT"}
 	HeartbeatConnection(context.Context, *v1.HeartbeatConnectionRequest) (*v1.HeartbeatConnectionResponse, error)
@@ -146,9 +147,10 @@ type SessionServiceClient interface {
 	//	{"user": "ada"}
 	GetPresence(context.Context, *v1.GetPresenceRequest) (*v1.GetPresenceResponse, error)
 	// AcquireFloor takes the microphone of a conversation for a connection, or keeps it: the holder calls it again before
-	// the lease is over (30 s). It is another's: `failed_precondition`, reason FLOOR_HELD, unless takeover is set and it is
-	// the same user's. The fence is the live epoch to speak in: frames of an older one are refused from then on, reason
-	// FENCED. if_version is of the conversation.
+	// the lease is over (30 s). It is another's: `failed_precondition`, reason FLOOR_HELD, unless it is the same user's and
+	// takeover is set or the holder has fallen silent; the details name the holder. The fence is the least live epoch to
+	// speak in: frames of an older one are refused from then on, reason FENCED. A connection that acquires the floor again
+	// keeps its fence, unless another has opened a live connection since. if_version is of the conversation.
 	//
 	//	{"conversationId": "c1", "connectionId": "k3xw5q2h7m4tzb6d", "takeover": true}
 	AcquireFloor(context.Context, *v1.AcquireFloorRequest) (*v1.AcquireFloorResponse, error)
@@ -509,13 +511,14 @@ type SessionServiceHandler interface {
 	//
 	//	{"exceptCurrent": true}
 	RevokeSessions(context.Context, *v1.RevokeSessionsRequest) (*v1.RevokeSessionsResponse, error)
-	// OpenConnection tells that a client is there. It is gone again when it closes, or stays silent for longer than the
-	// tenant's timeout (60 s). A user has up to 32 at once: then it is `resource_exhausted`, reason CONNECTION_LIMIT.
+	// OpenConnection tells that a client is there. It is gone again when it closes, or while it stays silent for longer than
+	// the tenant's timeout (60 s). A user has up to 32 at once: then it is `resource_exhausted`, reason CONNECTION_LIMIT.
 	//
 	//	{"modality": "MODALITY_BOTH", "device": {"platform": "web"}, "capabilities": ["barge_in"]}
 	OpenConnection(context.Context, *v1.OpenConnectionRequest) (*v1.OpenConnectionResponse, error)
 	// HeartbeatConnection keeps a connection alive, and may change its modality. A client sends one in a third of the
-	// timeout. Heartbeats do not keep a session from becoming idle, unless they say that the user was active.
+	// timeout. Heartbeats do not keep a session from becoming idle, unless they say that the user was active. A connection
+	// that has fallen silent comes back with its next heartbeat, with the floor and its fence if nobody has taken them.
 	//
 	//	{"connectionId": "k3xw5q2h7m4tzb6d", "modality": "MODALITY_TEXT"}
 	HeartbeatConnection(context.Context, *v1.HeartbeatConnectionRequest) (*v1.HeartbeatConnectionResponse, error)
@@ -528,9 +531,10 @@ type SessionServiceHandler interface {
 	//	{"user": "ada"}
 	GetPresence(context.Context, *v1.GetPresenceRequest) (*v1.GetPresenceResponse, error)
 	// AcquireFloor takes the microphone of a conversation for a connection, or keeps it: the holder calls it again before
-	// the lease is over (30 s). It is another's: `failed_precondition`, reason FLOOR_HELD, unless takeover is set and it is
-	// the same user's. The fence is the live epoch to speak in: frames of an older one are refused from then on, reason
-	// FENCED. if_version is of the conversation.
+	// the lease is over (30 s). It is another's: `failed_precondition`, reason FLOOR_HELD, unless it is the same user's and
+	// takeover is set or the holder has fallen silent; the details name the holder. The fence is the least live epoch to
+	// speak in: frames of an older one are refused from then on, reason FENCED. A connection that acquires the floor again
+	// keeps its fence, unless another has opened a live connection since. if_version is of the conversation.
 	//
 	//	{"conversationId": "c1", "connectionId": "k3xw5q2h7m4tzb6d", "takeover": true}
 	AcquireFloor(context.Context, *v1.AcquireFloorRequest) (*v1.AcquireFloorResponse, error)
