@@ -8,6 +8,8 @@ IMAGE ?= holdfast:dev
 BENCH ?= .
 COUNT ?= 1
 PGBOUNCER ?= /usr/sbin/pgbouncer
+VERSIONS ?= 16 17 18
+CACHE ?= /var/tmp/holdfast-postgres
 
 .PHONY: help
 help: ## List these targets
@@ -19,7 +21,8 @@ build: ## Build ./holdfast, static and stripped
 
 .PHONY: image
 image: ## Build the container image (IMAGE=holdfast:dev)
-	docker build --tag "$(IMAGE)" .
+	docker build --tag "$(IMAGE)" --build-arg VERSION="$$(git describe --tags --exact-match 2>/dev/null || true)" \
+		--build-arg COMMIT="$$(git describe --always --dirty --abbrev=40 --exclude '*')" .
 
 .PHONY: generate
 generate: ## Write gen/ anew from proto/ and queries/
@@ -71,7 +74,7 @@ test-race: ## Run all tests under the race detector
 
 .PHONY: test-docker
 test-docker: ## Run the tests that need a database again, in Docker
-	HOLDFAST_TEST_BACKEND=docker go test -count=1 $$(for d in db object handlers; do [ ! -d $$d ] || echo ./$$d/...; done)
+	HOLDFAST_TEST_BACKEND=docker go test -count=1 $$(for d in db object jobs handlers; do [ ! -d $$d ] || echo ./$$d/...; done)
 
 .PHONY: test-pooler
 test-pooler: ## Run them again through PgBouncer in transaction mode (PGBOUNCER=path)
@@ -80,6 +83,19 @@ test-pooler: ## Run them again through PgBouncer in transaction mode (PGBOUNCER=
 .PHONY: test-faults
 test-faults: ## Run the tests of faults, so many times (COUNT=1)
 	go test -count=$(COUNT) -timeout=$$((10 + 5 * $(COUNT)))m -run 'Fault|DiskFull|Killed' ./cmd/holdfast
+
+.PHONY: test-versions
+test-versions: ## Run the tests of the layers that speak SQL on other Postgres versions (VERSIONS, downloads to CACHE)
+	@for v in $(VERSIONS); do \
+		bin=$$(.ci/postgres $$v $(CACHE)); \
+		echo "Postgres $$v"; \
+		HOLDFAST_TEST_BACKEND=local HOLDFAST_POSTGRES_BIN=$$bin go test -count=1 ./db ./object ./jobs; \
+	done
+
+.PHONY: test-alerts
+test-alerts: ## Try the alert rules (needs promtool, of Debian's prometheus)
+	promtool check rules deploy/prometheus/alerts.yaml
+	promtool test rules deploy/prometheus/alerts_test.yaml
 
 .PHONY: bench
 bench: ## Run benchmarks (BENCH=pattern)

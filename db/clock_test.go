@@ -132,7 +132,7 @@ func TestClockAfterALock(t *testing.T) {
 func (b *testBundle) clock(t *testing.T) time.Time {
 	t.Helper()
 	var now time.Time
-	if err := b.owner.QueryRow(b.ctx, "SELECT clock_timestamp()").Scan(&now); err != nil {
+	if err := b.super.QueryRow(b.ctx, "SELECT clock_timestamp()").Scan(&now); err != nil {
 		t.Fatal(err)
 	}
 	return now

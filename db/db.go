@@ -85,8 +85,26 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	return d, nil
 }
 
-// Close waits for the connections in use and closes the pool.
-func (d *DB) Close() { d.pool.Close() }
+// Close closes the pool. It waits for the connections in use, up to closeTimeout.
+func (d *DB) Close() { closePool(d.pool) }
+
+// closeTimeout bounds the wait for connections in use. pgx waits up to 15 s for each connection to a Postgres that no longer
+// answers, and a process that is told to stop has less.
+const closeTimeout = 500 * time.Millisecond
+
+func closePool(pool *pgxpool.Pool) {
+	closed := make(chan struct{})
+	go func() {
+		pool.Close()
+		close(closed)
+	}()
+	timer := time.NewTimer(closeTimeout)
+	defer timer.Stop()
+	select {
+	case <-closed:
+	case <-timer.C:
+	}
+}
 
 // MaxConns is the size of the pool.
 func (d *DB) MaxConns() int { return d.maxConns }

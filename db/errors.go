@@ -56,6 +56,13 @@ func translate(err error, commits bool) error {
 	return fmt.Errorf("%w: %w", kind, err)
 }
 
+// roleChanged reports whether a statement on a role failed because another session changed that role at the same time.
+func roleChanged(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	// duplicate_object, unique_violation, and internal_error for "tuple concurrently updated".
+	return ok && (pg.Code == "42710" || pg.Code == "23505" || pg.Code == "XX000")
+}
+
 // rowError is the caller's own, about a row that arrived: it says nothing about Postgres.
 type rowError struct{ err error }
 

@@ -36,8 +36,8 @@ func NewNotifications(ctx context.Context, url string) (*Notifications, error) {
 	return &Notifications{config: listener, sender: sender}, nil
 }
 
-// Close closes the sender's connection; Receive has one of its own, which ends with it.
-func (n *Notifications) Close() { n.sender.Close() }
+// Close closes the sender's connections and waits for them up to closeTimeout; Receive has one of its own, which ends with it.
+func (n *Notifications) Close() { closePool(n.sender) }
 
 // Send notifies everybody who listens. Each message must be shorter than 8,000 bytes.
 func (n *Notifications) Send(ctx context.Context, messages []string) error {

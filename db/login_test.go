@@ -53,7 +53,7 @@ func TestLoginThatIsRefused(t *testing.T) {
 			b.exec(t, strings.ReplaceAll(c.setUp, "$", login))
 			refused := false
 			for range 5 {
-				d, err := db.Open(b.ctx, db.Config{URL: withUser(t, b.OwnerURL, login, "secret")})
+				d, err := db.Open(b.ctx, db.Config{URL: withUser(t, b.SuperuserURL, login, "secret")})
 				if err == nil {
 					d.Close()
 					if refused != (c.reason != "") {
@@ -83,7 +83,7 @@ func TestLoginThatIsRefused(t *testing.T) {
 // wantPowerless fails the test where a login may do anything outside a scope.
 func (b *testBundle) wantPowerless(t *testing.T, login string) {
 	t.Helper()
-	conn := b.connect(t, withUser(t, b.OwnerURL, login, "secret"))
+	conn := b.connect(t, withUser(t, b.SuperuserURL, login, "secret"))
 	for _, table := range tables {
 		if _, err := conn.Exec(b.ctx, "SELECT FROM holdfast."+table); sqlState(err) != denied {
 			t.Errorf("outside a scope %s may read %s: %v", login, table, err)
@@ -117,10 +117,16 @@ func (b *testBundle) mend(t *testing.T, mend, login string) string {
 func (b *testBundle) newLogin(t *testing.T) string {
 	t.Helper()
 	name := "holdfast_login_" + strings.ReplaceAll(uuid.NewString(), "-", "")[:12]
-	for _, role := range []string{name, name + "_group"} {
-		b.afterwards(t, "REASSIGN OWNED BY "+role+" TO CURRENT_USER", "DROP OWNED BY "+role, "DROP ROLE "+role)
-	}
+	b.dropLogin(t, name)
+	b.dropLogin(t, name+"_group")
 	return name
+}
+
+// dropLogin drops a role after the test, with all that it was granted.
+func (b *testBundle) dropLogin(t *testing.T, name string) {
+	t.Helper()
+	name = pgx.Identifier{name}.Sanitize()
+	b.afterwards(t, "REASSIGN OWNED BY "+name+" TO CURRENT_USER", "DROP OWNED BY "+name, "DROP ROLE "+name)
 }
 
 func TestOpenRefuses(t *testing.T) {
@@ -154,36 +160,143 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// A login that is made twice, or at once, is the same; one that was made carelessly is put right.
-func TestEnsureLogin(t *testing.T) {
+// A login that is made twice, or at once, is the same. Its maker is the owner of the database, who is no superuser.
+func TestAnOwnerWhoIsNoSuperuserMakesTheLogin(t *testing.T) {
 	t.Parallel()
 	b := setupOwn(t)
-	login := b.newLogin(t)
-	done := make(chan error)
-	const atOnce = 4
-	for range atOnce {
-		go func() { done <- db.EnsureLogin(b.ctx, b.OwnerURL, login, `pass'word\`) }()
+	plain := b.newLogin(t)
+	logins := map[string]string{
+		plain:                  `pass'word\`,
+		plain + ` "o'$$` + "é": `$$'; \ "$body$ %L`,
+		plain + "%s-A":         "secret",
 	}
-	for range atOnce {
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+	for login := range logins {
+		b.dropLogin(t, login)
 	}
-	careless := b.newLogin(t)
-	b.exec(t, "CREATE ROLE "+careless+" LOGIN BYPASSRLS; GRANT holdfast_app, holdfast_operator TO "+careless)
-	if err := db.EnsureLogin(b.ctx, b.OwnerURL, careless, `pass'word\`); err != nil {
+	// The same roles and login serve a second database of the cluster.
+	second := b.newDatabase(t, b.MigrateURL)
+	if err := db.MigrateUp(b.ctx, second); err != nil {
 		t.Fatal(err)
 	}
-	for _, l := range []string{login, careless} {
-		d, err := db.Open(b.ctx, db.Config{URL: withUser(t, b.OwnerURL, l, `pass'word\`)})
+	for login, password := range logins {
+		done := make(chan error)
+		urls := []string{b.MigrateURL, second, b.MigrateURL, second}
+		for _, u := range urls {
+			go func() { done <- db.EnsureLogin(b.ctx, u, login, password) }()
+		}
+		for range urls {
+			if err := <-done; err != nil {
+				t.Errorf("%q: %v", login, err)
+			}
+		}
+		for _, u := range []string{b.MigrateURL, second} {
+			if err := db.EnsureLogin(b.ctx, u, login, password); err != nil {
+				t.Errorf("%q, again: %v", login, err)
+			}
+			d, err := db.Open(b.ctx, db.Config{URL: withUser(t, u, login, password)})
+			if err != nil {
+				t.Errorf("%q: %v", login, err)
+				continue
+			}
+			d.Close()
+		}
+	}
+	b.exec(t, "ALTER ROLE "+plain+" PASSWORD 'secret'")
+	b.wantPowerless(t, plain)
+}
+
+// A superuser puts a login right that was made carelessly.
+func TestASuperuserMendsALogin(t *testing.T) {
+	t.Parallel()
+	b := setupOwn(t)
+	for _, careless := range []string{"LOGIN BYPASSRLS", "SUPERUSER", "LOGIN"} {
+		login := b.newLogin(t)
+		b.exec(t, "CREATE ROLE "+login+" "+careless+"; GRANT holdfast_app, holdfast_auth TO "+login)
+		if err := db.EnsureLogin(b.ctx, b.SuperuserURL, login, "secret"); err != nil {
+			t.Fatal(err)
+		}
+		d, err := db.Open(b.ctx, db.Config{URL: withUser(t, b.SuperuserURL, login, "secret")})
 		if err != nil {
 			t.Fatal(err)
 		}
 		d.Close()
-		b.exec(t, "ALTER ROLE "+l+" PASSWORD 'secret'")
-		b.wantPowerless(t, l)
+		b.wantPowerless(t, login)
 	}
-	if err := db.EnsureLogin(b.ctx, withUser(t, b.OwnerURL, login, `pass'word\`), "x", "x"); err == nil {
+}
+
+// Where the owner's rights do not suffice, the error has the SQL with which they do.
+func TestAnOwnerWhoMayNotMakeTheLoginIsToldWhatToDo(t *testing.T) {
+	t.Parallel()
+	b := setupOwn(t)
+	var version int
+	if err := b.super.QueryRow(b.ctx, "SELECT current_setting('server_version_num')::integer").Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, owner, login string
+		refused, mended    bool
+	}{
+		{"may create roles", "CREATEROLE", "", version >= 160000, true}, // from 16 on the schema's roles are their maker's
+		{"may not create roles", "", "", true, true},
+		{"the login is another's", "CREATEROLE", "LOGIN", version >= 160000, true},
+		{"the login has BYPASSRLS", "CREATEROLE", "LOGIN BYPASSRLS", true, true},
+		{"the login is a superuser", "CREATEROLE", "SUPERUSER", true, true},
+		{"the login is the owner", "CREATEROLE", "itself", true, false},
+		{"the login has no name", "CREATEROLE", "empty", true, false},
+		{"the login has a name of 64 bytes", "CREATEROLE", "long", true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			owner, login := b.newLogin(t), b.newLogin(t)
+			b.exec(t, "CREATE ROLE "+owner+" LOGIN CREATEDB PASSWORD 'secret' "+c.owner)
+			url := b.newDatabase(t, withUser(t, b.SuperuserURL, owner, "secret"))
+			switch c.login {
+			case "":
+			case "itself":
+				login = owner
+			case "empty":
+				login = ""
+			case "long":
+				login = strings.Repeat("x", 64)
+			default:
+				b.exec(t, "CREATE ROLE "+login+" "+c.login)
+			}
+			// The schema comes up as its second owner's.
+			if err := db.MigrateUp(b.ctx, url); err != nil && c.owner != "" {
+				t.Fatal(err)
+			}
+			for attempt := range 4 {
+				err := db.EnsureLogin(b.ctx, url, login, "secret")
+				if attempt == 0 && (err != nil) != c.refused {
+					t.Errorf("refused: %v", err)
+				}
+				if err == nil {
+					break
+				}
+				if !c.mended {
+					return
+				}
+				if errors.Is(err, db.ErrForbidden) {
+					t.Fatalf("the error does not say what to do: %v", err)
+				}
+				b.mend(t, err.Error(), login)
+				if err := db.MigrateUp(b.ctx, url); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d, err := db.Open(b.ctx, db.Config{URL: withUser(t, url, login, "secret")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.Close()
+		})
+	}
+}
+
+// The server's login makes no logins.
+func TestALoginMakesNoOther(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	if err := db.EnsureLogin(b.ctx, b.URL, "x", "x"); err == nil {
 		t.Error("a login made another")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -19,13 +20,13 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(dbtest.MainWithoutLeaks(m)) }
 
-// testBundle is a tenant with raw connections, as the server's login and as the database's owner.
+// testBundle is a tenant with raw connections, as the server's login and as a superuser.
 type testBundle struct {
 	*dbtest.Bundle
 
 	ctx   context.Context
 	login *pgx.Conn
-	owner *pgx.Conn
+	super *pgx.Conn
 }
 
 func setup(t *testing.T) *testBundle {
@@ -44,7 +45,7 @@ func newTestBundle(t *testing.T, b *dbtest.Bundle) *testBundle {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	tb := &testBundle{Bundle: b, ctx: ctx}
-	tb.login, tb.owner = tb.connect(t, b.URL), tb.connect(t, b.OwnerURL)
+	tb.login, tb.super = tb.connect(t, b.URL), tb.connect(t, b.SuperuserURL)
 	return tb
 }
 
@@ -58,21 +59,33 @@ func (b *testBundle) connect(t *testing.T, connString string) *pgx.Conn {
 	return conn
 }
 
-// exec runs SQL as the database's owner.
+// exec runs SQL as a superuser.
 func (b *testBundle) exec(t *testing.T, sql string, args ...any) {
 	t.Helper()
-	if _, err := b.owner.Exec(b.ctx, sql, args...); err != nil {
+	if _, err := b.super.Exec(b.ctx, sql, args...); err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}
 }
 
-// afterwards runs SQL as the database's owner when the test is over.
+// newDatabase makes an empty database as an owner, and returns the owner's URL of it. It is dropped after the test.
+func (b *testBundle) newDatabase(t *testing.T, ownerURL string) string {
+	t.Helper()
+	name := pgx.Identifier{"holdfast_new_" + uuid.NewString()[:13]}
+	conn := b.connect(t, ownerURL)
+	if _, err := conn.Exec(b.ctx, "CREATE DATABASE "+name.Sanitize()+" TEMPLATE template0"); err != nil {
+		t.Fatal(err)
+	}
+	b.afterwards(t, "DROP DATABASE "+name.Sanitize()+" WITH (FORCE)")
+	return withDatabase(t, ownerURL, name[0])
+}
+
+// afterwards runs SQL as a superuser when the test is over.
 func (b *testBundle) afterwards(t *testing.T, statements ...string) {
 	t.Helper()
 	t.Cleanup(func() {
 		for _, sql := range statements {
 			// A role that the test did not come to make is not there to be dropped.
-			if _, err := b.owner.Exec(context.WithoutCancel(b.ctx), sql); err != nil && sqlState(err) != "42704" {
+			if _, err := b.super.Exec(context.WithoutCancel(b.ctx), sql); err != nil && sqlState(err) != "42704" {
 				t.Errorf("%s: %v", sql, err)
 			}
 		}
@@ -92,7 +105,7 @@ func (b *testBundle) as(t *testing.T, s scope, do func(pgx.Tx)) {
 	t.Helper()
 	conn := b.login
 	if s.role == db.RoleOperator {
-		conn = b.owner // the server's login may not enter it
+		conn = b.super // the server's login may not enter it
 	}
 	tx, err := conn.Begin(b.ctx)
 	if err != nil {

@@ -26,8 +26,8 @@ type Migration struct {
 	Applied bool
 }
 
-// MigrateUp brings the schema up to date, and that of the job queue. url is the owner's, not the server's. Two at once
-// wait for each other.
+// MigrateUp brings the schema up to date, and that of the job queue, and lets the owner make tenants and keys. url is the
+// owner's, not the server's. Two at once wait for each other.
 func MigrateUp(ctx context.Context, url string) error {
 	err := withMigrator(url, func(p *goose.Provider) error {
 		_, err := p.Up(ctx)
@@ -36,7 +36,10 @@ func MigrateUp(ctx context.Context, url string) error {
 	if err != nil {
 		return err
 	}
-	return migrateJobs(ctx, url)
+	if err := migrateJobs(ctx, url); err != nil {
+		return err
+	}
+	return changeRoles(ctx, url, letOwnerOperate)
 }
 
 // MigrateDown undoes the newest migration; the data that it holds is lost.
@@ -107,41 +110,148 @@ func withMigrator(url string, do func(*goose.Provider) error) error {
 	return nil
 }
 
-// EnsureLogin makes the server's login if it is not there, with just the rights that it needs, and sets its password.
-// url is that of a role that may create roles. Roles belong to the cluster: several databases share them.
+// EnsureLogin creates the server's login if it does not exist, sets its password, and grants it just the rights that it
+// needs. url is that of the database's owner, who may create roles and need be no superuser. Roles belong to the cluster:
+// several databases share them.
 func EnsureLogin(ctx context.Context, url, login, password string) error {
+	return changeRoles(ctx, url, func(ctx context.Context, tx pgx.Tx) error { return ensureLogin(ctx, tx, login, password) })
+}
+
+// changeRoles runs do in a transaction. Advisory locks end at the database, so two databases of a cluster may change the same
+// role at once: then it runs again, on what the other one left.
+func changeRoles(ctx context.Context, url string, do func(context.Context, pgx.Tx) error) error {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return translate(err, false)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	role := pgx.Identifier{login}.Sanitize()
-	// A password cannot be a parameter of CREATE ROLE, so format() quotes it.
-	var alter string
-	if err := conn.QueryRow(ctx, "SELECT format('ALTER ROLE %s LOGIN NOINHERIT NOSUPERUSER NOBYPASSRLS PASSWORD %L', $1::text, $2::text)",
-		role, password).Scan(&alter); err != nil {
-		return translate(err, false)
+	for attempt := 1; ; attempt++ {
+		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return do(ctx, tx) })
+		if attempt == 10 || !roleChanged(err) {
+			return err
+		}
 	}
+}
+
+// letOwnerOperate lets the database's owner enter holdfast_operator, which makes tenants and keys. Making a role gives only the
+// right to grant it. An owner without that right stays as they are: another one may be granted the role.
+func letOwnerOperate(ctx context.Context, tx pgx.Tx) error {
 	var version int
-	if err := conn.QueryRow(ctx, "SELECT current_setting('server_version_num')::integer").Scan(&version); err != nil {
+	var may, mayGrant bool
+	if err := tx.QueryRow(ctx, `
+		SELECT v.version, pg_has_role($1, CASE WHEN v.version >= $2 THEN 'SET' ELSE 'MEMBER' END),
+			rolcreaterole AND v.version < $2 OR pg_has_role($1, 'MEMBER WITH ADMIN OPTION')
+		FROM pg_catalog.pg_roles, (SELECT current_setting('server_version_num')::integer AS version) v
+		WHERE rolname = current_user`, string(RoleOperator), grantsInherit).Scan(&version, &may, &mayGrant); err != nil {
 		return translate(err, false)
 	}
-	create := "DO $$ BEGIN CREATE ROLE " + role + "; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
-	statements := []string{
-		create,
-		// Two databases of a cluster that are set up at once change the same rows of the catalogue, which Postgres
-		// answers with "tuple concurrently updated".
-		"SELECT pg_advisory_lock(hashtext('holdfast login'))",
-		alter,
+	if may || !mayGrant {
+		return nil
 	}
-	// Logins of earlier releases had the operator's rights, too.
-	statements = append(statements, "REVOKE "+string(RoleOperator)+" FROM "+role)
-	for _, q := range append(statements, loginGrants(role, version)...) {
-		if _, err := conn.Exec(ctx, q); err != nil {
+	grant := "GRANT " + string(RoleOperator) + " TO CURRENT_USER"
+	if version >= grantsInherit {
+		grant += " WITH INHERIT FALSE, SET TRUE"
+	}
+	_, err := tx.Exec(ctx, grant)
+	return translate(err, false)
+}
+
+func ensureLogin(ctx context.Context, tx pgx.Tx, login, password string) error {
+	// Within one database the grants on its schemas would collide as well.
+	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtext('holdfast login'))"); err != nil {
+		return translate(err, false)
+	}
+	p, err := loginPlan(ctx, tx, login)
+	if err != nil {
+		return err
+	}
+	// A role's name and password cannot be parameters of these statements, so Postgres quotes them.
+	attributes := "ALTER ROLE %I LOGIN NOINHERIT PASSWORD %L"
+	// Only a superuser may so much as name these two.
+	if p.LoginSuper {
+		attributes += " NOSUPERUSER"
+	}
+	if p.LoginBypasses {
+		attributes += " NOBYPASSRLS"
+	}
+	var alter string
+	if err := tx.QueryRow(ctx, "SELECT format($1::text, $2::text, $3::text)", attributes, login, password).Scan(&alter); err != nil {
+		return translate(err, false)
+	}
+	role := pgx.Identifier{login}.Sanitize()
+	var statements []string
+	if !p.LoginExists {
+		statements = append(statements, "CREATE ROLE "+role)
+	}
+	statements = append(statements, alter)
+	if p.LoginOperates { // as logins of earlier releases did
+		statements = append(statements, "REVOKE "+string(RoleOperator)+" FROM "+role)
+	}
+	for _, q := range append(statements, loginGrants(role, p.Version)...) {
+		if _, err := tx.Exec(ctx, q); err != nil {
 			return translate(err, false)
 		}
 	}
 	return nil
+}
+
+// plan is what EnsureLogin finds: the owner that runs it, and the login.
+type plan struct {
+	Version                                int
+	Owner                                  string
+	OwnerSuper, OwnerCreates               bool
+	LoginExists, LoginSuper, LoginBypasses bool
+	LoginOperates                          bool // was granted holdfast_operator
+	// Foreign are roles that exist and that the owner may not grant or alter.
+	Foreign []string
+}
+
+// loginPlan reads what there is, and returns an error that says what to do where the owner's rights do not suffice.
+func loginPlan(ctx context.Context, tx pgx.Tx, login string) (plan, error) {
+	var p plan
+	const maxName = 63 // Postgres cuts longer names off, and the login would have another name than it was given
+	if login == "" || len(login) > maxName {
+		return p, fmt.Errorf("the login's name %q has %d bytes; it may have 1 to %d", login, len(login), maxName)
+	}
+	rows, err := tx.Query(ctx, `
+		SELECT current_setting('server_version_num')::integer AS version, o.rolname::text AS owner, o.rolsuper AS owner_super,
+			o.rolcreaterole AS owner_creates, l.oid IS NOT NULL AS login_exists, coalesce(l.rolsuper, false) AS login_super,
+			coalesce(l.rolbypassrls, false) AS login_bypasses,
+			EXISTS (SELECT FROM pg_catalog.pg_auth_members g WHERE g.member = l.oid AND g.roleid = to_regrole($3)) AS login_operates,
+			ARRAY (SELECT m.rolname::text FROM pg_catalog.pg_roles m WHERE m.rolname = ANY ($2)
+				AND NOT pg_has_role(o.oid, m.oid, 'MEMBER WITH ADMIN OPTION') ORDER BY 1) AS "foreign"
+		FROM pg_catalog.pg_roles o LEFT JOIN pg_catalog.pg_roles l ON l.rolname = $1
+		WHERE o.rolname = current_user`, login, append(loginRoles(), login), string(RoleOperator))
+	if err != nil {
+		return p, translate(err, false)
+	}
+	if p, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[plan]); err != nil {
+		return p, translate(err, false)
+	}
+	owner, role := pgx.Identifier{p.Owner}.Sanitize(), pgx.Identifier{login}.Sanitize()
+	switch {
+	case login == p.Owner:
+		return p, fmt.Errorf("the login %q is the one that owns the database; name another, because row-level security does not bind an owner", login)
+	case p.OwnerSuper:
+		return p, nil
+	case p.LoginSuper || p.LoginBypasses:
+		return p, fmt.Errorf("the login %q is a superuser or has BYPASSRLS, and %q may not change that; name another, or run as a superuser:\n  ALTER ROLE %s NOSUPERUSER NOBYPASSRLS;",
+			login, p.Owner, role)
+	case !p.OwnerCreates:
+		return p, fmt.Errorf("%q may not create roles; run as a superuser:\n  ALTER ROLE %s CREATEROLE;", p.Owner, owner)
+	case p.Version >= grantsInherit && len(p.Foreign) > 0: // before, CREATEROLE was enough
+		return p, fmt.Errorf("another role of this cluster made %s, so %q may not grant or change them; as their maker or a superuser, run:\n  GRANT %[3]s TO %[4]s WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;",
+			strings.Join(p.Foreign, ", "), p.Owner, quoteAll(p.Foreign), owner)
+	}
+	return p, nil
+}
+
+func quoteAll(roles []string) string {
+	var out []string
+	for _, r := range roles {
+		out = append(out, pgx.Identifier{r}.Sanitize())
+	}
+	return strings.Join(out, ", ")
 }
 
 // loginRoles are the roles that the server's login enters.

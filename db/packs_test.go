@@ -164,7 +164,7 @@ func TestPackingWaitsForNobody(t *testing.T) {
 	b.seedOddities(t)
 	b.exec(t, `UPDATE holdfast.objects SET update_time = now() - interval '1 day' WHERE tenant_id = $1`, string(b.Tenant))
 	for _, lock := range []string{"SELECT pg_advisory_xact_lock(1)", "SELECT FROM holdfast.objects WHERE tenant_id = '" + string(b.Tenant) + "' FOR UPDATE"} {
-		tx, err := b.owner.Begin(b.ctx)
+		tx, err := b.super.Begin(b.ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -274,7 +274,7 @@ func TestBytesOfAMessage(t *testing.T) {
 			rows = append(rows, []any{string(b.Tenant), "conversation", fmt.Sprint("c", c+1), "messages", fmt.Sprintf("%012d", i+1), "alice", int64(i + 1), string(body)})
 		}
 	}
-	_, err = b.owner.CopyFrom(b.ctx, pgx.Identifier{"holdfast", "entries"},
+	_, err = b.super.CopyFrom(b.ctx, pgx.Identifier{"holdfast", "entries"},
 		[]string{"tenant_id", "kind", "object_id", "collection", "key", "owner_id", "version", "body"}, pgx.CopyFromRows(rows))
 	if err != nil {
 		t.Fatal(err)
@@ -282,7 +282,7 @@ func TestBytesOfAMessage(t *testing.T) {
 	size := func(table string) (bytes int) {
 		t.Helper()
 		b.exec(t, "VACUUM FULL holdfast."+table)
-		if err := b.owner.QueryRow(b.ctx, "SELECT pg_total_relation_size($1)", "holdfast."+table).Scan(&bytes); err != nil {
+		if err := b.super.QueryRow(b.ctx, "SELECT pg_total_relation_size($1)", "holdfast."+table).Scan(&bytes); err != nil {
 			t.Fatal(err)
 		}
 		return bytes / len(rows)
@@ -313,14 +313,14 @@ func TestMigrateDownUnpacks(t *testing.T) {
 		t.Fatalf("%+v, %v", p, err)
 	}
 	for b.rows(t, "SELECT coalesce(to_regclass('holdfast.packs')::text, '')")[0] != "" {
-		if err := db.MigrateDown(b.ctx, b.OwnerURL); err != nil {
+		if err := db.MigrateDown(b.ctx, b.MigrateURL); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if got := b.rows(t, "SELECT row_to_json(e)::text FROM holdfast.entries e ORDER BY 1"); !slices.Equal(got, all) {
 		t.Errorf("%d entries are left of %d", len(got), len(all))
 	}
-	if err := db.MigrateUp(b.ctx, b.OwnerURL); err != nil {
+	if err := db.MigrateUp(b.ctx, b.MigrateURL); err != nil {
 		t.Fatal(err)
 	}
 	b.seed(t, b.Tenant, "new", "")

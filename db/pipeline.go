@@ -181,6 +181,11 @@ func (p *Pipeline) ClaimTimersInTurn(a dbsqlc.ClaimTimersInTurnParams, each func
 	query(p, dbsqlc.ClaimTimersInTurn, a, each)
 }
 
+// CountTimers queues dbsqlc.CountTimers, for a NewJanitor.
+func (p *Pipeline) CountTimers(a dbsqlc.CountTimersParams, each func(*dbsqlc.CountTimersRow) error) {
+	query(p, dbsqlc.CountTimers, a, each)
+}
+
 // SettleTimer queues dbsqlc.SettleTimer.
 func (p *Pipeline) SettleTimer(a *dbsqlc.SettleTimerParams) {
 	p.queue(dbsqlc.SettleTimer, fields(a)...)

@@ -5,7 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"holdfast/db"
@@ -15,7 +14,7 @@ import (
 // rows are those of a query on the catalogue.
 func (b *testBundle) rows(t *testing.T, sql string, args ...any) []string {
 	t.Helper()
-	rows, err := b.owner.Query(b.ctx, sql, args...)
+	rows, err := b.super.Query(b.ctx, sql, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +78,7 @@ func TestCatalogue(t *testing.T) {
 		"policies that name the tenant": `SELECT polname FROM pg_policy
 			WHERE pg_get_expr(polqual, polrelid) NOT LIKE '%tenant_id = ( SELECT current_setting(''app.tenant''::text, true)%'
 			AND polname NOT IN ('api_keys_auth', 'tenants_operator', 'api_keys_operator', 'api_keys_verify', 'objects_verify', 'tenants_janitor', 'objects_endpoint_auth',
-				'objects_janitor', 'terms_janitor', 'entries_janitor', 'events_janitor', 'events_janitor_walk', 'events_janitor_trim', 'timers_janitor', 'packs_janitor', 'packs_janitor_walk')`,
+				'objects_janitor', 'terms_janitor', 'entries_janitor', 'events_janitor', 'events_janitor_walk', 'events_janitor_trim', 'timers_janitor', 'timers_janitor_parked', 'packs_janitor', 'packs_janitor_walk')`,
 		"constraints named for their table": `SELECT conname FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid
 			WHERE c.connamespace = 'holdfast'::regnamespace AND c.contype <> 'n' AND NOT starts_with(c.conname, r.relname || '_')`,
 	} {
@@ -111,7 +110,7 @@ func TestOrdinaryUpdatesAreHOT(t *testing.T) {
 	}
 	first := storing(b.Tenant, "a", 1)
 	b.exec(t, "UPDATE holdfast.objects SET activity_time = $1", first.OActivityTime[0])
-	tx, err := b.owner.Begin(b.ctx)
+	tx, err := b.super.Begin(b.ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,10 +135,7 @@ func TestOrdinaryUpdatesAreHOT(t *testing.T) {
 func TestMigrateUpDownUp(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	name := "holdfast_migrate_" + uuid.NewString()[:13]
-	b.exec(t, "CREATE DATABASE "+pgx.Identifier{name}.Sanitize()+" TEMPLATE template0")
-	url := withDatabase(t, b.OwnerURL, name)
-	b.afterwards(t, "DROP DATABASE "+pgx.Identifier{name}.Sanitize()+" WITH (FORCE)")
+	url := b.newDatabase(t, b.MigrateURL)
 	applied := func(want bool) {
 		t.Helper()
 		all, err := db.Migrations(b.ctx, url)
@@ -214,7 +210,7 @@ func TestMigrateUpDownUp(t *testing.T) {
 	if err != nil || len(hash) != 16 {
 		t.Errorf("hash %q, %v", hash, err)
 	}
-	if err := db.MigrateUp(b.ctx, withDatabase(t, b.OwnerURL, "no-such-database")); err == nil {
+	if err := db.MigrateUp(b.ctx, withDatabase(t, b.MigrateURL, "no-such-database")); err == nil {
 		t.Error("a database that is not there was migrated")
 	}
 }

@@ -87,7 +87,7 @@ func TestStoreInScope(t *testing.T) {
 			OwnerID: owner, Expected: 1, SchemaVersion: 1, EventType: "x", Undo: "{}", State: "{}",
 			Collections: []string{"messages"}, Keys: []string{"000000000002"}, Bodies: []string{"{}"},
 		}
-		err := b.owner.QueryRow(b.ctx, "SELECT create_time, clock_timestamp() FROM holdfast.objects WHERE tenant_id = $1 AND object_id = $2", string(tenant), id).
+		err := b.super.QueryRow(b.ctx, "SELECT create_time, clock_timestamp() FROM holdfast.objects WHERE tenant_id = $1 AND object_id = $2", string(tenant), id).
 			Scan(&p.CreateTime, &p.UpdateTime)
 		if err != nil {
 			t.Fatal(err)
@@ -102,7 +102,7 @@ func TestStoreInScope(t *testing.T) {
 		store dbsqlc.StoreChangeInScopeParams
 		want  string
 	}{
-		"a stranger":           {b.connect(t, withUser(t, b.OwnerURL, stranger, "secret")), hers, denied},
+		"a stranger":           {b.connect(t, withUser(t, b.SuperuserURL, stranger, "secret")), hers, denied},
 		"another user's":       {b.login, storing(b.Tenant, "bobs", "bob"), fenced},
 		"another tenant's":     {b.login, storing(other, "alices", "alice"), fenced},
 		"entries for another":  {b.login, storing(b.Tenant, "alices", "bob"), denied},

@@ -78,7 +78,7 @@ func TestSweepPassesOver(t *testing.T) {
 	b.seed(t, b.Tenant, "held", "")
 	b.seed(t, b.Tenant, "free", "")
 	b.expire(t, b.Tenant, "held", "free")
-	tx, err := b.owner.Begin(b.ctx)
+	tx, err := b.super.Begin(b.ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -125,7 +125,7 @@ func isolateAPI(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
 	t.Helper()
 	ada, eve, service := b.key(t, "ada"), b.key(t, "eve"), b.key(t, "")
 	fillAPI(t, b, ada, service)
-	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}

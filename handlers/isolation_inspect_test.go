@@ -106,7 +106,7 @@ func fillInspected(tb testing.TB, b *bundle, ada string) {
 	if got := b.call(tb, m, `{"conversationId":"c1","status":"VOICE_STATUS_LISTENING","requestId":"`+secret+`"}`, ada); got.code != "ok" {
 		tb.Fatalf("%+v", got)
 	}
-	conn, err := pgx.Connect(tb.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(tb.Context(), b.SuperuserURL)
 	if err != nil {
 		tb.Fatal(err)
 	}

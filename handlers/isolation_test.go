@@ -383,7 +383,7 @@ func (b *bundle) isolate(t *testing.T, m protoreflect.MethodDescriptor, c isolat
 	if err := b.Operator.RevokeKey(t.Context(), b.Tenant, strings.Split(revoked, "_")[1]); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -112,7 +112,7 @@ func TestOneAtATime(t *testing.T) {
 
 func (b *testBundle) count(t *testing.T) (n int) {
 	t.Helper()
-	owner, err := pgx.Connect(t.Context(), b.OwnerURL)
+	owner, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ import (
 // found are the places in the whole database where a text can be found, as a search of a dump would find it.
 func found(t *testing.T, b *dbtest.Bundle, text string) (out []string) {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func testEraseUser(t *testing.T, user identity.User) {
 	if _, err := remembers.View(bob, "shared", object.WithRecent(4)); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}

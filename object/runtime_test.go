@@ -61,7 +61,7 @@ func newRuntime(t testing.TB, d *db.DB, c object.Config) *object.Runtime {
 // owner is a connection that row-level security does not bind.
 func (b *testBundle) owner(t testing.TB) *pgx.Conn {
 	t.Helper()
-	conn, err := pgx.Connect(b.ctx, b.OwnerURL)
+	conn, err := pgx.Connect(b.ctx, b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -225,8 +226,18 @@ func newScheduler(rt *Runtime, c Config) *scheduler {
 	}
 	if s.enabled {
 		rt.workers.Go(s.run)
+		if c.Metrics != nil {
+			c.Metrics.MustRegister(newTimerCounts(s))
+		}
 	}
 	return s
+}
+
+// kindNames are the kinds that have timers, in random order.
+func (s *scheduler) kindNames() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.kinds))
 }
 
 // add makes the timers of a kind known.
@@ -349,12 +360,8 @@ func ofOneTenant(due []dbsqlc.ClaimTimersRow) bool {
 // claim takes up to n due timers for this process: the oldest, which costs least, or, where more are due than that, of each
 // tenant in turn.
 func (s *scheduler) claim(n int, inTurn bool) (due []dbsqlc.ClaimTimersRow, err error) {
-	a := dbsqlc.ClaimTimersParams{AtMost: int32(n), LeaseSeconds: timerLease.Seconds()} //nolint:gosec // small
-	s.mu.Lock()
-	for name := range s.kinds { // in random order, so that none comes last each time
-		a.Kinds = append(a.Kinds, name)
-	}
-	s.mu.Unlock()
+	// The kinds are in random order, so that none comes last each time.
+	a := dbsqlc.ClaimTimersParams{Kinds: s.kindNames(), AtMost: int32(n), LeaseSeconds: timerLease.Seconds()} //nolint:gosec // small
 	if len(a.Kinds) == 0 {
 		return nil, nil
 	}

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"holdfast/db/dbtest"
 	"holdfast/identity"
 	"holdfast/object"
@@ -241,5 +243,32 @@ func TestTimersOutliveEveryRead(t *testing.T) {
 				t.Errorf("the timer is in both places: %t, %v", both, err)
 			}
 		})
+	}
+}
+
+// What waits although it should not is counted, of all tenants, and what waits in its time is not.
+func TestOverdueAndParkedTimersAreCounted(t *testing.T) {
+	t.Parallel()
+	reg := prometheus.NewRegistry()
+	b := setupWith(t, dbtest.Own(t), object.Config{})
+	c := b.timedConfig(func(*object.Tx[toy], string) error { return nil })
+	object.Register(newRuntime(t, b.DB, object.Config{Timers: true, Metrics: reg}), c)
+	for _, timer := range []struct {
+		tenant, name, due string
+		parked            bool
+	}{
+		{"a", "overdue", "-1 h", false},
+		{"b", "overdue", "-11 s", false},
+		{"b", "due just now", "0 s", false},
+		{"b", "to come", "1 h", false},
+		{"c", "parked", "-1 h", true},
+	} {
+		// Leased, so that nobody runs it.
+		b.exec(t, `INSERT INTO holdfast.timers (tenant_id, kind, object_id, name, owner_id, due_time, next_time, lease_time, parked)
+			VALUES ($1, $2, 'o', $3, '', now(), now() + $4::interval, now() + interval '1 h', $5)`,
+			timer.tenant, c.Name, timer.name, timer.due, timer.parked)
+	}
+	if overdue, parked := metric(t, reg, "holdfast_timers_overdue"), metric(t, reg, "holdfast_timers_parked"); overdue != 2 || parked != 1 {
+		t.Errorf("%v are overdue, %v parked", overdue, parked)
 	}
 }

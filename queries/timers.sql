@@ -26,3 +26,17 @@ WHERE t.tenant_id = @tenant_id AND t.kind = @kind AND t.object_id = @object_id A
     SELECT FROM holdfast.objects o
     WHERE o.tenant_id = @tenant_id AND o.kind = @kind AND o.object_id = @object_id AND NOT o.deleted
       AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp()) AND o.timers -> t.name IS NOT NULL);
+
+-- CountTimers counts the timers of all tenants that have been due for ten seconds, and those that are parked, each up to a
+-- bound.
+-- name: CountTimers :one
+SELECT coalesce(sum(d.n), 0)::bigint AS overdue,
+  (SELECT count(*) FROM (SELECT 1 FROM holdfast.timers WHERE parked LIMIT @at_most::integer) p) AS parked
+FROM unnest(@kinds::text[]) AS k
+CROSS JOIN LATERAL (
+  SELECT count(*) AS n FROM (
+    SELECT 1 FROM holdfast.timers t
+    WHERE t.kind = k AND NOT t.parked AND t.next_time <= (SELECT clock_timestamp() - interval '10 s')
+    LIMIT @at_most
+  ) o
+) d;

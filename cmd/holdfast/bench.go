@@ -77,7 +77,7 @@ func (c *benchCmd) Run(ctx context.Context, w *console) error {
 	}
 	b := &bench{benchCmd: *c, began: time.Now(), log: w.stderr}
 	b.report = &benchReport{
-		Started: b.began, Version: buildVersion(), Cores: runtime.NumCPU(), Go: runtime.Version(),
+		Started: b.began, Version: readBuild().String(), Cores: runtime.NumCPU(), Go: runtime.Version(),
 		Servers: c.Servers, Codec: c.Codec, HTTP: c.HTTP, Seconds: c.Duration.Seconds(),
 	}
 	var runErr error

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -131,20 +132,31 @@ func (c serverConfig) check() error {
 	return c.fanoutConfig.check()
 }
 
-// closeTimeout bounds what is left to do after the last call has ended.
+// closeTimeout bounds what is left to do after the last call has ended, all of it together.
 const closeTimeout = 2 * time.Second
+
+// closing returns a function that begins closeTimeout when it is first called, and returns the context that ends with it.
+func closing(ctx context.Context) (begin func() context.Context, cancel func()) {
+	ctx, cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return sync.OnceValue(func() context.Context {
+		time.AfterFunc(closeTimeout, cancel)
+		return ctx
+	}), cancel
+}
 
 // run serves the API on addr from d until ctx ends, then drains, within handlers.DrainTimeout and closeTimeout. ready is
 // told the API's base URL once calls are answered.
 func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *db.DB, box *seal.Box, addr string, ready func(api string) error) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the fetching of an identity provider's keys
+	stopping, stopped := closing(ctx)
+	defer stopped()
 	tokens, err := c.JWT.tokens(ctx, log)
 	if err != nil {
 		return err
 	}
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), readBuild().metric())
 
 	carrier, closeCarrier, err := c.carrier(ctx)
 	if err != nil {
@@ -162,18 +174,14 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 		return err
 	}
 	defer func() {
-		if late := c.telemetry.close(ctx); late != nil { // no reason to fail
+		if late := c.telemetry.close(stopping()); late != nil { // no reason to fail
 			log.WarnContext(ctx, "not all telemetry was sent", "error", late)
 		}
 	}()
 	rt := object.NewRuntime(d, object.Config{
 		Log: log, Metrics: metrics, Tracer: c.telemetry.runtimeTracer(), Carrier: carrier, Sealer: box, Timers: true,
 	})
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-		defer cancel()
-		err = errors.Join(err, rt.Close(ctx))
-	}()
+	defer func() { err = errors.Join(err, rt.Close(stopping())) }()
 	known := registerKinds(rt)
 	conversations, apis, projectKinds := known.conversations, known.apis, known.projects
 	sessions := session.NewManager(known.sessions, conversations, box)
@@ -181,7 +189,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	c.addJobs(queue, d, rt, metrics)
 	coordinator := coordination.NewManager(apis, d.Now)
 	metrics.MustRegister(coordinator.Metrics())
-	c.Linear.addJobs(queue, d, projectKinds, box, linearTransport(coordinator, log), log)
+	c.Linear.addJobs(queue, d, projectKinds, box, linearTransport(coordinator, log), metrics, log)
 	server, err := handlers.New(handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](
@@ -218,11 +226,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	if err := queue.Start(ctx); err != nil {
 		return err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-		defer cancel()
-		err = errors.Join(err, queue.Stop(ctx))
-	}()
+	defer func() { err = errors.Join(err, queue.Stop(stopping())) }()
 
 	api, err := listen(ctx, addr, "--addr")
 	if err != nil {

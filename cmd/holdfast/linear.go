@@ -2,10 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/url"
+	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"holdfast/coordclient"
 	"holdfast/db"
@@ -39,20 +43,24 @@ const (
 
 // addJobs tells the queue how issues are read: one job asks which endpoints there are, and one reads for each.
 // transport makes Linear's limits those of all of the tenant's processes.
-func (c linearConfig) addJobs(q *jobs.Queue, d *db.DB, kinds project.Kinds, box *seal.Box, transport http.RoundTripper, log *slog.Logger) {
+func (c linearConfig) addJobs(q *jobs.Queue, d *db.DB, kinds project.Kinds, box *seal.Box, transport http.RoundTripper, metrics prometheus.Registerer, log *slog.Logger) {
 	if c.Sync == 0 {
 		return
 	}
-	sync := project.NewSync(project.SyncConfig{
+	syncer := project.NewSync(project.SyncConfig{
 		Kinds: kinds, Open: box.Open, Client: &http.Client{Transport: transport, Timeout: linearTimeout}, URL: c.URL,
 		RetryAfter: coordclient.RetryAfter, Now: time.Now, Log: log,
 	})
+	lag := &syncLag{now: d.Now, fresh: 3*c.Sync + jobsGrace}
+	metrics.MustRegister(lag)
 	const one, all = "linear-sync", "linear-sync-all"
 	q.Add(jobs.Job{Name: one, Timeout: syncTimeout, MaxAttempts: 1, Run: func(ctx context.Context, t jobs.Task) error {
-		return sync.Once(ctx, db.Endpoint{Tenant: t.Tenant, ID: t.ID})
+		return syncer.Once(ctx, db.Endpoint{Tenant: t.Tenant, ID: t.ID})
 	}})
 	q.Add(jobs.Job{Name: all, Every: c.Sync, Run: func(ctx context.Context, _ jobs.Task) error {
 		const atOnce = 100
+		var behind time.Time // when the endpoint furthest behind was last synced; zero: there is none
+		var unknown error    // what cannot be read of one endpoint does not hold up the others
 		for after := ""; ; {
 			endpoints, err := d.Endpoints(ctx, after, atOnce)
 			if err != nil {
@@ -62,11 +70,62 @@ func (c linearConfig) addJobs(q *jobs.Queue, d *db.DB, kinds project.Kinds, box 
 				if err := q.Enqueue(ctx, one, jobs.Task{Tenant: e.Tenant, ID: e.ID}, time.Now()); err != nil {
 					return err
 				}
+				at, syncs, err := syncer.At(ctx, e)
+				unknown = errors.Join(unknown, err)
+				if syncs && (behind.IsZero() || at.Before(behind)) {
+					behind = at
+				}
 				after = e.ID
 			}
 			if len(endpoints) < atOnce {
-				return nil
+				if unknown == nil {
+					lag.set(behind)
+				}
+				return unknown
 			}
 		}
 	}})
+}
+
+// jobsGrace is by how much a periodic job may be late where nothing is wrong.
+const jobsGrace = time.Minute
+
+// syncLag exposes how far Linear's sync is behind, from the server whose turn it last was. What another server finds out since
+// then is not known here, so it is no longer exposed once it is not fresh.
+type syncLag struct {
+	now   func() time.Time
+	fresh time.Duration
+
+	mu     sync.Mutex // guards what follows
+	behind time.Time  // zero: no endpoint is synced
+	seen   time.Time
+}
+
+func (l *syncLag) set(behind time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.behind, l.seen = behind, l.now()
+}
+
+// Describe implements [prometheus.Collector].
+func (l *syncLag) Describe(ch chan<- *prometheus.Desc) { ch <- syncLagDesc() }
+
+// Collect implements [prometheus.Collector].
+func (l *syncLag) Collect(ch chan<- prometheus.Metric) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	if l.seen.IsZero() || now.Sub(l.seen) > l.fresh {
+		return
+	}
+	seconds := 0.0
+	if !l.behind.IsZero() {
+		seconds = max(0, now.Sub(l.behind).Seconds())
+	}
+	ch <- prometheus.MustNewConstMetric(syncLagDesc(), prometheus.GaugeValue, seconds)
+}
+
+func syncLagDesc() *prometheus.Desc {
+	return prometheus.NewDesc("holdfast_linear_sync_lag_seconds",
+		"How long ago the endpoint that is furthest behind was last synced with Linear to the end; absent on servers that have not looked lately.", nil, nil)
 }

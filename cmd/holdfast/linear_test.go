@@ -84,7 +84,15 @@ func TestSyncObeysTheCoordinator(t *testing.T) {
 		}
 		return got
 	}
+	endpoint := db.Endpoint{Tenant: b.Tenant, ID: made.GetEndpoint().GetEndpointId()}
+	created, _, err := sync.At(t.Context(), endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
 	run(1)
+	if at, syncs, err := sync.At(t.Context(), endpoint); err != nil || !syncs || !at.After(created) {
+		t.Errorf("made at %v, synced at %v, %t, %v", created, at, syncs, err)
+	}
 	if !acquire().GetAllowed() {
 		t.Error("others may not call Linear")
 	}

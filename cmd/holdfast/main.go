@@ -29,6 +29,8 @@ type cli struct {
 	Bench   benchCmd   `cmd:"" help:"Measure a server under load."`
 	Replay  replayCmd  `cmd:"" help:"Send a recorded Gemini Live session to a server."`
 	Version versionCmd `cmd:"" help:"Print the version."`
+
+	ShowVersion kong.VersionFlag `help:"Print the version." name:"version"`
 }
 
 func main() {
@@ -66,6 +68,7 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 		kong.Description("Durable state for conversational assistants, on Postgres. A flag's environment variable is in parentheses; the flag wins."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(code int) { panic(exit(code)) }),
+		kong.Vars{"version": versionLine()},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(&console{stdin, stdout, stderr, env}),

@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +20,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/jackc/pgx/v5"
 	"go.uber.org/goleak"
 
 	"holdfast/db/dbtest"
@@ -330,7 +333,7 @@ func TestMigrate(t *testing.T) {
 	t.Parallel()
 	b := dbtest.Own(t)
 	b.DB.Close() // nobody else is there when the schema goes
-	env := map[string]string{"HOLDFAST_MIGRATE_DATABASE_URL": b.OwnerURL, "DATABASE_URL": "not this one", "HOLDFAST_LOGIN_PASSWORD": "secret"}
+	env := map[string]string{"HOLDFAST_MIGRATE_DATABASE_URL": b.MigrateURL, "DATABASE_URL": "not this one", "HOLDFAST_LOGIN_PASSWORD": "secret"}
 	states := func() string {
 		t.Helper()
 		code, stdout, stderr := run(t, env, "migrate", "status")
@@ -354,6 +357,80 @@ func TestMigrate(t *testing.T) {
 		if code, _, stderr := run(t, env, "migrate", "up", "--login", "holdfast_test_cmd"); code != 0 || states() != before {
 			t.Errorf("up ended with %d: %s", code, stderr)
 		}
+	}
+}
+
+// What README says of production works for the owner of a managed Postgres, who is no superuser, and on a second database of
+// the cluster.
+func TestTheFirstStepsWorkForAnOwnerWhoIsNoSuperuser(t *testing.T) {
+	t.Parallel()
+	b := dbtest.New(t)
+	conn, err := pgx.Connect(t.Context(), b.MigrateURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	login := "holdfast_first_" + strings.ToLower(rand.Text()[:8])
+	t.Cleanup(func() {
+		if _, err := conn.Exec(context.Background(), "DROP ROLE IF EXISTS "+login); err != nil {
+			t.Error(err)
+		}
+	})
+	for i := range 2 {
+		name := fmt.Sprint(login, "_", i)
+		if _, err := conn.Exec(t.Context(), "CREATE DATABASE "+name); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if _, err := conn.Exec(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+				t.Error(err)
+			}
+		})
+		in := func(user *url.Userinfo) string {
+			u, err := url.Parse(b.MigrateURL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			u.Path = "/" + name
+			if user != nil {
+				u.User = user
+			}
+			return u.String()
+		}
+		env := map[string]string{
+			"HOLDFAST_MIGRATE_DATABASE_URL": in(nil), "HOLDFAST_DATABASE_URL": in(url.UserPassword(login, "pass'word")),
+			"HOLDFAST_LOGIN_PASSWORD": "pass'word", "HOLDFAST_ADDR": "127.0.0.1:0", "HOLDFAST_SEAL_KEYS": sealKey,
+		}
+		do := func(args ...string) string {
+			t.Helper()
+			code, stdout, stderr := run(t, env, args...)
+			if code != 0 {
+				t.Fatalf("database %d: %v ended with %d: %s", i, args, code, stderr)
+			}
+			return stdout
+		}
+		do("migrate", "up", "--login", login)
+		do("migrate", "up", "--login", login)
+		if strings.Contains(do("migrate", "status"), "pending") {
+			t.Error("a migration is pending")
+		}
+		do("tenant", "create", "acme")
+		token := strings.TrimSpace(do("key", "create", "--tenant", "acme", "--description", "backend"))
+		p := start(t, env, "serve")
+		api := p.await(t, p.stderr, `"ready".*"api":"([^"]+)"`)
+		if _, err := clientOf(t, api, token).CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "c1"}); err != nil {
+			t.Error(err)
+		}
+		p.end(t)
+		file := filepath.Join(t.TempDir(), "acme.ndjson")
+		if err := os.WriteFile(file, []byte(do("export", "--tenant", "acme")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		do("tenant", "create", "other")
+		do("import", "--tenant", "other", file)
+		do("erase", "--tenant", "acme", "--user", "alice")
+		do("sweep")
+		do("migrate", "state")
 	}
 }
 
@@ -414,7 +491,7 @@ func TestWrongConfigurationOfAServer(t *testing.T) {
 		args []string
 		says string
 	}{
-		"the owner's login":   {[]string{"--database-url", b.OwnerURL}, "To mend it"},
+		"the owner's login":   {[]string{"--database-url", b.MigrateURL}, "To mend it"},
 		"listen URL":          {[]string{"--listen-url", "::"}, "--listen-url"},
 		"address":             {[]string{"--addr", "nowhere.invalid:1"}, "--addr"},
 		"admin address":       {[]string{"--admin-addr", "1.2.3.4:x"}, "--admin-addr"},
@@ -451,7 +528,9 @@ func TestHelpAndVersion(t *testing.T) {
 	if code, stdout, _ := run(t, nil, "serve", "--help"); code != 0 || !strings.Contains(stdout, "($HOLDFAST_DATABASE_URL, $DATABASE_URL)") {
 		t.Errorf("--help ended with %d: %s", code, stdout)
 	}
-	if code, stdout, _ := run(t, nil, "version"); code != 0 || !strings.HasPrefix(stdout, "holdfast ") {
-		t.Errorf("version ended with %d: %s", code, stdout)
+	for _, asked := range []string{"version", "--version"} {
+		if code, stdout, _ := run(t, nil, asked); code != 0 || !strings.HasPrefix(stdout, "holdfast ") || !strings.Contains(stdout, "commit ") {
+			t.Errorf("%s ended with %d: %s", asked, code, stdout)
+		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 func TestMigrateState(t *testing.T) {
 	t.Parallel()
 	b := dbtest.New(t)
-	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}

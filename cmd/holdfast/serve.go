@@ -39,12 +39,14 @@ func (c *serveCmd) Run(ctx context.Context, w *console) error {
 	c.traces = c.telemetry.tracer()
 	d, err := c.open(ctx, c.MaxConns)
 	if err != nil {
-		return errors.Join(err, c.telemetry.close(ctx))
+		stopping, stopped := closing(ctx)
+		defer stopped()
+		return errors.Join(err, c.telemetry.close(stopping()))
 	}
 	defer d.Close()
 	c.ListenURL = cmp.Or(c.ListenURL, c.DatabaseURL)
 	return c.run(ctx, w.env, log, d, box, c.Addr, func(api string) error {
-		log.InfoContext(ctx, "ready", "api", api, "version", buildVersion())
+		log.InfoContext(ctx, "ready", "api", api, "version", readBuild().String())
 		return nil
 	})
 }

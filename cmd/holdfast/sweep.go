@@ -79,8 +79,8 @@ func (c sweepConfig) addJobs(q *jobs.Queue, d *db.DB, rt *object.Runtime, metric
 		Name: "holdfast_swept_rows_total", Help: "Rows that were deleted because they had expired, by table.",
 	}, []string{"table"})
 	last := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "holdfast_sweep_last_success_timestamp_seconds", Help: "When this server last came to the end of a sweep, by job.",
-	}, []string{"job"})
+		Name: "holdfast_sweep_last_success_timestamp_seconds", Help: "When this server last came to the end of a sweep, by task; 0 until it has.",
+	}, []string{"task"})
 	packed := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "holdfast_packed_entries_total", Help: "Entries that were packed, 256 of them in one row.",
 	})
@@ -121,6 +121,7 @@ func (c sweepConfig) addJobs(q *jobs.Queue, d *db.DB, rt *object.Runtime, metric
 		if j.name == "pack" && c.PackAfter == 0 {
 			continue
 		}
+		last.WithLabelValues(j.name) // 0: not yet
 		q.Add(jobs.Job{Name: j.name, Every: j.every, Timeout: j.timeout, Run: func(ctx context.Context, _ jobs.Task) error {
 			err := j.run(ctx)
 			if err == nil {

@@ -13,7 +13,7 @@ import (
 // seedExpired stores an object that has expired, and an event of long ago.
 func seedExpired(t *testing.T, b *dbtest.Bundle) {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestServersSweep(t *testing.T) {
 	for {
 		_, body := get(t, admin+"/metrics")
 		if strings.Contains(body, `holdfast_swept_rows_total{table="objects"} 1`) && strings.Contains(body, `holdfast_swept_rows_total{table="events"} 1`) &&
-			strings.Contains(body, `holdfast_sweep_last_success_timestamp_seconds{job="sweep"}`) &&
+			strings.Contains(body, `holdfast_sweep_last_success_timestamp_seconds{task="sweep"} 1.`) &&
 			strings.Contains(body, "holdfast_packed_entries_total 256\n") && strings.Contains(body, `holdfast_packed_bytes_total{when="after"}`) {
 			break
 		}
@@ -72,7 +72,7 @@ func TestServersSweep(t *testing.T) {
 // seedCold stores a conversation of 600 messages that nobody has changed for three days, and is kept for ever.
 func seedCold(t *testing.T, b *dbtest.Bundle) {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}

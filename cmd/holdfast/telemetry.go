@@ -86,10 +86,8 @@ func (o *openTelemetry) runtimeTracer() trace.Tracer {
 	return o.traces.Tracer("holdfast/object")
 }
 
-// close sends what is left.
+// close sends what is left, until ctx ends.
 func (o *openTelemetry) close(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-	defer cancel()
 	var errs []error
 	if o.metrics != nil {
 		errs = append(errs, o.metrics.Shutdown(ctx))
@@ -106,7 +104,7 @@ func (o *openTelemetry) close(ctx context.Context) error {
 // telemetryResource says who we are, unless OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say it.
 func telemetryResource(ctx context.Context) (*resource.Resource, error) {
 	r, err := resource.New(ctx,
-		resource.WithAttributes(attribute.String("service.name", "holdfast"), attribute.String("service.version", buildVersion())),
+		resource.WithAttributes(attribute.String("service.name", "holdfast"), attribute.String("service.version", readBuild().String())),
 		resource.WithFromEnv(), resource.WithHost(), resource.WithProcessPID())
 	if err != nil {
 		return nil, fmt.Errorf("telemetry: %w", err)

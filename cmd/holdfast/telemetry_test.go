@@ -51,7 +51,7 @@ func TestDashboardAndAlerts(t *testing.T) {
 	}
 	// These show once something has happened.
 	for _, late := range []string{
-		"holdfast_requests_total", "holdfast_request_duration_seconds_bucket", "holdfast_swept_rows_total", "holdfast_sweep_last_success_timestamp_seconds",
+		"holdfast_requests_total", "holdfast_request_duration_seconds_bucket", "holdfast_swept_rows_total", "holdfast_linear_sync_lag_seconds",
 	} {
 		known[late] = true
 	}
@@ -73,7 +73,39 @@ func TestDashboardAndAlerts(t *testing.T) {
 	if named < 40 {
 		t.Errorf("only %d metrics are named", named)
 	}
+	for _, part := range []string{`holdfast_build_info{commit="`, "holdfast_timers_overdue 0", "holdfast_timers_parked 0", `holdfast_sweep_last_success_timestamp_seconds{task="pack"} `} {
+		if !strings.Contains(exposed, part) {
+			t.Errorf("a server does not expose %s", part)
+		}
+	}
 	p.end(t)
+}
+
+// Each alert is tried, and has a runbook.
+func TestAlertsAreTriedAndHaveRunbooks(t *testing.T) {
+	t.Parallel()
+	read := func(name string) string {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join("..", "..", filepath.FromSlash(name)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	rules, tried, operations := read("deploy/prometheus/alerts.yaml"), read("deploy/prometheus/alerts_test.yaml"), read("docs/operations.md")
+	alerts := strings.Split(rules, "- alert: ")[1:]
+	for _, rule := range alerts {
+		name := strings.Fields(rule)[0]
+		if !strings.Contains(tried, `alertname="`+name+`"`) {
+			t.Errorf("%s is not tried in alerts_test.yaml", name)
+		}
+		if !strings.Contains(rule, "runbook: docs/operations.md#"+strings.ToLower(name)+"\n") || !strings.Contains(operations, "\n### "+name+"\n") {
+			t.Errorf("%s has no runbook in docs/operations.md", name)
+		}
+	}
+	if len(alerts) < 15 {
+		t.Errorf("there are only %d alerts", len(alerts))
+	}
 }
 
 // collector takes traces as OpenTelemetry's own does.

@@ -27,8 +27,13 @@ type Bundle struct {
 	DB *db.DB
 	// Operator makes tenants and keys in it, as its owner.
 	Operator *db.Operator
-	// URL is the server's login's, OwnerURL that of the database's owner.
-	URL, OwnerURL string
+	// URL is the server's login's.
+	URL string
+	// MigrateURL is that of the database's owner, which made the schema and the login. As on a managed Postgres, it may create
+	// roles and databases, and is no superuser: row-level security hides every row from it.
+	MigrateURL string
+	// SuperuserURL is for tests that look at all rows, or meddle with the cluster.
+	SuperuserURL string
 	// DirectURL is URL, unless that goes through a pooler: then this one does not, for who listens.
 	DirectURL string
 	// Tenant is fresh.
@@ -49,6 +54,7 @@ func (b *Bundle) AsService(tb testing.TB) context.Context {
 
 const (
 	login    = "holdfast_test"
+	owner    = "holdfast_test_owner"
 	password = "holdfast-test"
 )
 
@@ -182,10 +188,11 @@ func newDatabase(ctx context.Context, adminURL, pooler string) (b Bundle, drop f
 		}
 	}
 	quoted := pgx.Identifier{name}.Sanitize()
-	if _, err := admin.Exec(ctx, "CREATE DATABASE "+quoted+" TEMPLATE "+pgx.Identifier{template}.Sanitize()); err != nil {
+	if _, err := admin.Exec(ctx, "CREATE DATABASE "+quoted+" TEMPLATE "+pgx.Identifier{template}.Sanitize()+" OWNER "+owner); err != nil {
 		return b, nil, err
 	}
-	b.OwnerURL = withDatabase(adminURL, name, nil)
+	b.SuperuserURL = withDatabase(adminURL, name, nil)
+	b.MigrateURL = withDatabase(adminURL, name, url.UserPassword(owner, password))
 	b.DirectURL = withDatabase(adminURL, name, url.UserPassword(login, password))
 	if b.URL = b.DirectURL; pooler != "" {
 		b.URL = throughPooler(b.DirectURL, pooler)
@@ -193,7 +200,7 @@ func newDatabase(ctx context.Context, adminURL, pooler string) (b Bundle, drop f
 	if b.DB, err = db.Open(ctx, db.Config{URL: b.URL}); err != nil {
 		return b, nil, err
 	}
-	if b.Operator, err = db.OpenOperator(ctx, b.OwnerURL); err != nil {
+	if b.Operator, err = db.OpenOperator(ctx, b.MigrateURL); err != nil {
 		b.DB.Close()
 		return b, nil, err
 	}
@@ -215,13 +222,17 @@ func newDatabase(ctx context.Context, adminURL, pooler string) (b Bundle, drop f
 
 func makeTemplate(ctx context.Context, admin *pgx.Conn, adminURL, template string) error {
 	quoted := pgx.Identifier{template}.Sanitize()
-	owner := withDatabase(adminURL, template, nil)
+	ownerURL := withDatabase(adminURL, template, url.UserPassword(owner, password))
+	exec := func(sql string) func() error {
+		return func() error { _, err := admin.Exec(ctx, sql); return err }
+	}
 	for _, step := range []func() error{
-		func() error { _, err := admin.Exec(ctx, "DROP DATABASE IF EXISTS "+quoted); return err },
-		func() error { _, err := admin.Exec(ctx, "CREATE DATABASE "+quoted); return err },
-		func() error { return db.MigrateUp(ctx, owner) },
-		func() error { return db.EnsureLogin(ctx, owner, login, password) },
-		func() error { _, err := admin.Exec(ctx, "ALTER DATABASE "+quoted+" IS_TEMPLATE true"); return err },
+		exec("DROP DATABASE IF EXISTS " + quoted),
+		exec(makeOwner),
+		exec("CREATE DATABASE " + quoted + " OWNER " + owner),
+		func() error { return db.MigrateUp(ctx, ownerURL) },
+		func() error { return db.EnsureLogin(ctx, ownerURL, login, password) },
+		exec("ALTER DATABASE " + quoted + " IS_TEMPLATE true"),
 	} {
 		if err := step(); err != nil {
 			return fmt.Errorf("making the template database: %w", err)
@@ -229,6 +240,22 @@ func makeTemplate(ctx context.Context, admin *pgx.Conn, adminURL, template strin
 	}
 	return nil
 }
+
+// makeOwner makes the owner of all test databases. On a server that tests have used before, the roles of the schema may be
+// there, made by another.
+const makeOwner = `DO $do$
+DECLARE
+  r text;
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '` + owner + `') THEN
+    CREATE ROLE ` + owner + ` LOGIN CREATEROLE CREATEDB PASSWORD '` + password + `';
+  END IF;
+  FOR r IN SELECT rolname FROM pg_roles WHERE rolname ~ '^holdfast_' AND rolname <> '` + owner + `'
+    AND NOT rolsuper AND NOT pg_has_role('` + owner + `', oid, 'MEMBER WITH ADMIN OPTION') LOOP
+    EXECUTE format('GRANT %I TO ` + owner + ` WITH ADMIN OPTION', r);
+  END LOOP;
+END
+$do$`
 
 // withDatabase is a URL of the same server with another database, and another user where one is given.
 func withDatabase(adminURL, database string, user *url.Userinfo) string {

@@ -120,6 +120,38 @@ func (q *Queries) ClaimTimersInTurn(ctx context.Context, arg ClaimTimersInTurnPa
 	return items, nil
 }
 
+const CountTimers = `-- name: CountTimers :one
+SELECT coalesce(sum(d.n), 0)::bigint AS overdue,
+  (SELECT count(*) FROM (SELECT 1 FROM holdfast.timers WHERE parked LIMIT $1::integer) p) AS parked
+FROM unnest($2::text[]) AS k
+CROSS JOIN LATERAL (
+  SELECT count(*) AS n FROM (
+    SELECT 1 FROM holdfast.timers t
+    WHERE t.kind = k AND NOT t.parked AND t.next_time <= (SELECT clock_timestamp() - interval '10 s')
+    LIMIT $1
+  ) o
+) d
+`
+
+type CountTimersParams struct {
+	AtMost int32
+	Kinds  []string
+}
+
+type CountTimersRow struct {
+	Overdue int64
+	Parked  int64
+}
+
+// CountTimers counts the timers of all tenants that have been due for ten seconds, and those that are parked, each up to a
+// bound.
+func (q *Queries) CountTimers(ctx context.Context, arg CountTimersParams) (CountTimersRow, error) {
+	row := q.db.QueryRow(ctx, CountTimers, arg.AtMost, arg.Kinds)
+	var i CountTimersRow
+	err := row.Scan(&i.Overdue, &i.Parked)
+	return i, err
+}
+
 const DropTimer = `-- name: DropTimer :exec
 DELETE FROM holdfast.timers t
 WHERE t.tenant_id = $1 AND t.kind = $2 AND t.object_id = $3 AND t.name = $4

@@ -265,7 +265,7 @@ func texts(messages []*conversationv1.Message) []string {
 // sql asks the database what no RPC tells, as its owner, whom row-level security does not bind.
 func (b *bundle) sql(t *testing.T) *pgx.Conn {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -396,7 +396,7 @@ func TestPostgresIsAway(t *testing.T) {
 	w := watchAfter(t, c, 0)
 	w.next(t)
 
-	u, err := pgx.ParseConfig(d.OwnerURL)
+	u, err := pgx.ParseConfig(d.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 // exec runs SQL as the database's owner.
 func (b *bundle) exec(t *testing.T, sql string, args ...any) {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -123,7 +123,7 @@ func (b *bundle) selectOf(t *testing.B, size int) {
 	if err != nil {
 		t.Skip("pgbench is not there; it comes with Postgres's client programs")
 	}
-	conn := must(pgx.Connect(t.Context(), b.OwnerURL))(t)
+	conn := must(pgx.Connect(t.Context(), b.SuperuserURL))(t)
 	defer conn.Close(t.Context())
 	for _, sql := range []string{
 		"CREATE TABLE IF NOT EXISTS public.bench_context (id integer PRIMARY KEY, body text NOT NULL)",
@@ -142,7 +142,7 @@ func (b *bundle) selectOf(t *testing.B, size int) {
 	for t.Loop() {
 		continue // pgbench has its own loop
 	}
-	out, err := exec.CommandContext(t.Context(), program, "--no-vacuum", "--protocol=prepared", "--client=1", "--time=3", "--file="+script, b.OwnerURL).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), program, "--no-vacuum", "--protocol=prepared", "--client=1", "--time=3", "--file="+script, b.SuperuserURL).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

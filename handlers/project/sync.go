@@ -100,6 +100,28 @@ func (s *Sync) Once(ctx context.Context, e db.Endpoint) error {
 	return run.note(ctx, err)
 }
 
+// At returns when the last pass for an endpoint was completed, or the endpoint made where none was, and false where it has no
+// API key or is gone, so that nothing is synced.
+func (s *Sync) At(ctx context.Context, e db.Endpoint) (time.Time, bool, error) {
+	ctx = identity.With(ctx, identity.Identity{Tenant: e.Tenant, Service: true})
+	id := object.ID(e.ID)
+	endpoint, err := s.c.Endpoints.View(ctx, id)
+	if errors.Is(err, object.ErrNotFound) || err == nil && endpoint.State.GetApiKey() == nil {
+		return time.Time{}, false, nil
+	}
+	if err != nil {
+		return time.Time{}, false, err
+	}
+	state, err := s.c.Syncs.View(ctx, id)
+	if errors.Is(err, object.ErrNotFound) || err == nil && state.State.GetCompleteTime() == nil {
+		return endpoint.CreateTime, true, nil
+	}
+	if err != nil {
+		return time.Time{}, false, err
+	}
+	return state.State.GetCompleteTime().AsTime(), true, nil
+}
+
 // syncRun is one run for one endpoint, and where its sync stands.
 type syncRun struct {
 	*Sync

@@ -222,7 +222,7 @@ func TestSecretsAreRotated(t *testing.T) {
 	_, err := c.UpdateLinearEndpoint(ctx, &projectv1.UpdateLinearEndpointRequest{EndpointId: e.GetEndpointId(), RemoveSecretId: "none"})
 	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
 
-	conn := must(pgx.Connect(ctx, b.OwnerURL))(t)
+	conn := must(pgx.Connect(ctx, b.SuperuserURL))(t)
 	defer conn.Close(ctx)
 	var found int
 	sql := `SELECT count(*) FROM holdfast.events v JOIN holdfast.objects o USING (tenant_id, kind, object_id)

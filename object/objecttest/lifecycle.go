@@ -260,7 +260,7 @@ func (s *suite[S]) testCloseGivesUp(t *testing.T) {
 // lockRow keeps every change of an object waiting inside Postgres.
 func (s *suite[S]) lockRow(t *testing.T, id object.ID) (unlock func()) {
 	t.Helper()
-	conn, err := pgx.Connect(s.ctx, s.OwnerURL)
+	conn, err := pgx.Connect(s.ctx, s.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}

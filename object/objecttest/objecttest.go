@@ -231,7 +231,7 @@ func wantError(t *testing.T, err, target error) {
 // exec runs SQL as the owner of the database, whom row-level security does not bind.
 func (s *suite[S]) exec(t *testing.T, sql string, args ...any) {
 	t.Helper()
-	conn, err := pgx.Connect(s.ctx, s.OwnerURL)
+	conn, err := pgx.Connect(s.ctx, s.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +250,7 @@ func (s *suite[S]) journal(t *testing.T, id object.ID) []string {
 
 func (s *suite[S]) journalOf(t *testing.T, k *object.Kind[S], id object.ID) []string {
 	t.Helper()
-	conn, err := pgx.Connect(s.ctx, s.OwnerURL)
+	conn, err := pgx.Connect(s.ctx, s.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}

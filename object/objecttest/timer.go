@@ -81,7 +81,7 @@ type timerRow struct {
 
 func (s *suite[S]) timerRows(t *testing.T, k *object.Kind[S], id object.ID) (rows []timerRow) {
 	t.Helper()
-	conn, err := pgx.Connect(s.ctx, s.OwnerURL)
+	conn, err := pgx.Connect(s.ctx, s.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +228,7 @@ func (s *suite[S]) testTimersWithTheState(t *testing.T) {
 
 func (s *suite[S]) count(t *testing.T, sql string) (n int) {
 	t.Helper()
-	conn, err := pgx.Connect(s.ctx, s.OwnerURL)
+	conn, err := pgx.Connect(s.ctx, s.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +290,7 @@ func (s *suite[S]) testTimersExactlyOnce(t *testing.T) {
 	stop := make(chan struct{})
 	robbed := make(chan error, 1)
 	go func() { // leases come to nothing, so that several processes run the same timers
-		conn, err := pgx.Connect(s.ctx, s.OwnerURL)
+		conn, err := pgx.Connect(s.ctx, s.SuperuserURL)
 		if err != nil {
 			robbed <- err
 			return
