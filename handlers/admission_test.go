@@ -3,7 +3,9 @@ package handlers
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,7 +23,7 @@ func TestAdmission(t *testing.T) {
 	var k keyring
 	other := k.add("other", "")
 	b := setup(t, func(o *Options) {
-		o.Calls, o.CallsPerTenant = 3, 2
+		o.Bounds = Bounds{Server: Load{Calls: 3}, Tenant: Load{Calls: 2}}
 		o.Auth = newAuth(&k)
 	})
 	b.token = k.add("acme", "")
@@ -91,53 +93,85 @@ func TestAdmission(t *testing.T) {
 	}
 }
 
-// A route refuses what is over its bound for one path, or for all, before it reads the body, and takes others' calls.
-func TestAdmissionOfRoutes(t *testing.T) {
+// On a route the body that has been arriving for longest makes room for the next, of its path or of all, and who refuses by the headers needs no room.
+func TestASlowBodyOnARouteMakesRoomForTheNext(t *testing.T) {
 	t.Parallel()
-	began, end := make(chan struct{}), make(chan struct{})
+	began := make(chan string)
 	b := setup(t, func(o *Options) {
 		o.RouteCalls, o.RouteCallsPerPath = 3, 2
-		o.Routes = []Route{{Name: "hook", Path: "/hooks/", Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
-			began <- struct{}{}
-			<-end
+		o.Routes = []Route{{Name: "hook", Path: "/hooks/", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Signature") == "" {
+				http.Error(w, "unsigned", http.StatusBadRequest)
+				return
+			}
+			first := make([]byte, 1)
+			_, err := r.Body.Read(first)
+			if err == nil {
+				began <- string(first)
+				_, err = io.ReadAll(r.Body)
+			}
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusTooManyRequests)
+				return
+			}
 		})}}
 	})
-	post := func(path string) (status int, retry string) {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+path, strings.NewReader("x"))
-		if err != nil {
-			t.Error(err)
-			return 0, ""
-		}
-		res, err := b.http.Do(req)
-		if err != nil {
-			t.Error(err)
-			return 0, ""
-		}
-		res.Body.Close()
-		return res.StatusCode, res.Header.Get("Retry-After")
+	type slow struct {
+		body   *io.PipeWriter
+		status chan int
 	}
-	var held sync.WaitGroup
-	hold := func(path string) {
-		held.Go(func() {
-			if status, _ := post(path); status != http.StatusOK {
-				t.Errorf("%s: %d", path, status)
+	post := func(path, first string, signed bool) slow {
+		r, w := io.Pipe()
+		s := slow{w, make(chan int, 1)}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+path, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if signed {
+			req.Header.Set("Signature", "s")
+		}
+		go func() {
+			res, err := b.http.Do(req)
+			if err != nil {
+				t.Error(err)
+				close(s.status)
+				return
 			}
-		})
-		<-began
-	}
-	refused := func(path string) {
-		t.Helper()
-		if status, retry := post(path); status != http.StatusTooManyRequests || retry != "1" {
-			t.Errorf("%s: %d, again after %q", path, status, retry)
+			res.Body.Close()
+			s.status <- res.StatusCode
+		}()
+		if signed {
+			_, _ = io.WriteString(w, first)
+			if got := <-began; got != first {
+				t.Fatalf("%q began, not %q", got, first)
+			}
 		}
+		return s
 	}
-	hold("/hooks/a")
-	hold("/hooks/a")
-	refused("/hooks/a")
-	hold("/hooks/b")
-	refused("/hooks/b")
-	close(end)
-	held.Wait()
-	hold("/hooks/a") // there is room again
-	held.Wait()
+	ends := func(s slow, want int) {
+		t.Helper()
+		if got := <-s.status; got != want {
+			t.Errorf("status %d, want %d", got, want)
+		}
+		s.body.Close()
+	}
+	one, two := post("/hooks/a", "1", true), post("/hooks/a", "2", true)
+	for range 10 {
+		unsigned := post("/hooks/a", "", false)
+		unsigned.body.Close()
+		ends(unsigned, http.StatusBadRequest)
+	}
+	three := post("/hooks/a", "3", true)
+	ends(one, http.StatusTooManyRequests)
+	four := post("/hooks/b", "4", true)
+	five := post("/hooks/c", "5", true)
+	ends(two, http.StatusTooManyRequests)
+	for _, s := range []slow{three, four, five} {
+		s.body.Close()
+		ends(s, http.StatusOK)
+	}
+
+	if got := b.metric(t, "holdfast_requests_refused_total"); !slices.ContainsFunc(got, func(s string) bool { return strings.HasPrefix(s, "OVERLOADED ") }) {
+		t.Errorf("refusals: %v", got)
+	}
 }

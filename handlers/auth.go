@@ -519,12 +519,12 @@ func invalidCredential(why string) *problem.Error {
 
 // entrance authenticates a request and has it admitted. The call, which is the context, then knows who it is. passive are the
 // procedures that say nothing of what the user does.
-func (a *Authenticator) entrance(t *telemetry, passive map[string]bool, admitted *admission) func(*call, *http.Request) *connect.Error {
+func (a *Authenticator) entrance(t *telemetry, passive map[string]bool, admitted func(*call, *http.Request) error) func(*call, *http.Request) *connect.Error {
 	return func(c *call, r *http.Request) *connect.Error {
 		ctx := r.Context()
 		err := a.authenticate(ctx, c, r, t, passive)
 		if err == nil {
-			err = admitted.admit(c, r)
+			err = admitted(c, r)
 		}
 		if err == nil {
 			return nil

@@ -110,7 +110,9 @@ func (o *outcome) WrapStreamingHandler(next connect.StreamingHandlerFunc) connec
 		leave := o.follow(c.backs, func(refusal error) { cancel(refusal) })
 		defer leave()
 		if c.response != nil {
-			conn = &timedConn{StreamingHandlerConn: conn, response: http.NewResponseController(c.response), now: o.now}
+			timed := &timedConn{StreamingHandlerConn: conn, response: http.NewResponseController(c.response), now: o.now}
+			defer timed.begin() // for how the stream ended
+			conn = timed
 		}
 		err = next(streamCtx, conn)
 		// A stream that we cut short must not look as if it had come to its end, nor as if the caller had left.
@@ -133,9 +135,11 @@ type timedConn struct {
 	now      func() time.Time
 }
 
+// begin gives the caller sendTimeout to read. Not every ResponseWriter has deadlines; where none can be set there is none.
+func (t *timedConn) begin() { _ = t.response.SetWriteDeadline(t.now().Add(sendTimeout)) }
+
 func (t *timedConn) Send(m any) error {
-	// Not every ResponseWriter has deadlines; where none can be set there is none.
-	_ = t.response.SetWriteDeadline(t.now().Add(sendTimeout))
+	t.begin()
 	defer func() { _ = t.response.SetWriteDeadline(time.Time{}) }()
 	return t.StreamingHandlerConn.Send(m)
 }

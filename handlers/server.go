@@ -1,10 +1,11 @@
 // Package handlers is the edge of Holdfast: HTTP and Connect on the one side, managers on the other. It says who is
-// asking (auth.go), what a request may hold (storable.go), what an error means (errors.go), and reports each call
+// asking (auth.go), how much may be asked at once (admission.go) and in one request (intake.go, values.go), what a request may hold
+// (storable.go), what an error means (errors.go), and reports each call
 // (telemetry.go). The managers are in the folders below, and know none of it.
 //
 // The path of a call:
 //
-//	CORS -> route -> telemetry -> authenticate -> admit -> decode -> outcome -> validate -> ETag -> manager
+//	CORS -> route -> telemetry -> authenticate -> admit -> read -> decode -> outcome -> validate -> ETag -> manager
 package handlers
 
 import (
@@ -14,9 +15,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"buf.build/go/protovalidate"
@@ -28,17 +31,23 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/cors"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/singleflight"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
-	"holdfast/identity"
+	"holdfast/object"
 )
 
 const (
-	maxRequest  = 4 << 20
 	minCompress = 4 << 10 // compressing small answers took a fifth of a read's CPU
 	pingTimeout = time.Second
+	// pingEvery is how long an answer of the database holds for those who ask whether we are ready: anyone may.
+	pingEvery = time.Second
+	// requestTimeout is for all of a request, headers and body. Streams of reflection, which have no other end, get openStreamTime.
+	requestTimeout = 10 * time.Second
+	openStreamTime = 30 * time.Second
+	maxOpenStreams = 16
 	// DrainTimeout bounds the end of Serve. With what else must stop, the process is gone within ten seconds.
 	DrainTimeout = 6 * time.Second
 )
@@ -74,9 +83,13 @@ type Options struct {
 	Origins []string
 	// Traces takes a span for each call. nil: none.
 	Traces trace.TracerProvider
-	// Calls and CallsPerTenant bound the unary calls that are answered at once. 0: 4,096 and 3,072.
-	Calls, CallsPerTenant int
-	// RouteCalls and RouteCallsPerPath bound what each of Routes answers at once. 0: 64 and 16.
+	// Bounds say how much is answered at once. Zero fields have defaults.
+	Bounds Bounds
+	// RequestTimeout is how long a caller has to send a request, headers and body. 0: 10 s.
+	RequestTimeout time.Duration
+	// NoReflection: callers are not told which services there are.
+	NoReflection bool
+	// RouteCalls and RouteCallsPerPath bound the bodies that each of Routes has at once. 0: 64 and 16.
 	RouteCalls, RouteCallsPerPath int
 	Metrics                       prometheus.Registerer
 	Log                           *slog.Logger
@@ -89,6 +102,15 @@ type Server struct {
 	handler  http.Handler
 	draining context.Context //nolint:containedctx // a state of the server, which streams follow
 	drain    context.CancelFunc
+	leaving  atomic.Bool
+	pings    singleflight.Group
+	pinged   atomic.Pointer[ping] // the last
+}
+
+// ping is an answer of the database.
+type ping struct {
+	at  time.Time
+	err error
 }
 
 // New puts a server together. An error means that the services' protos contradict themselves.
@@ -97,7 +119,7 @@ func New(o Options) (*Server, error) {
 	s.draining, s.drain = context.WithCancel(context.Background())
 
 	names := make([]string, len(o.Services))
-	procedures, streams := map[string]bool{}, map[string]bool{}
+	procedures, in := map[string]bool{}, &intake{rpcs: map[string]rpc{}}
 	// What clients do by themselves does not keep a session from becoming idle.
 	passive := map[string]bool{
 		sessionv1connect.SessionServiceHeartbeatConnectionProcedure: true,
@@ -114,7 +136,7 @@ func New(o Options) (*Server, error) {
 		for j, all := 0, sd.Methods(); j < all.Len(); j++ {
 			p := "/" + service.Name + "/" + string(all.Get(j).Name())
 			procedures[p] = true
-			streams[p] = all.Get(j).IsStreamingServer() || all.Get(j).IsStreamingClient()
+			in.rpcs[p] = newRPC(p, all.Get(j))
 			if all.Get(j).IsStreamingServer() {
 				passive[p] = true
 			}
@@ -134,7 +156,7 @@ func New(o Options) (*Server, error) {
 	}
 	options := []connect.HandlerOption{
 		connect.WithCodec(stableProto{}),
-		connect.WithReadMaxBytes(maxRequest),
+		connect.WithReadMaxBytes(int(slices.Max(slices.Collect(maps.Values(largeRequests))))), // intake has refused what is over its limit
 		connect.WithCompressMinBytes(minCompress),
 		connect.WithInterceptors(inTurn(append(tracing, &outcome{telemetry: t, whenDraining: func(f func()) func() bool {
 			return context.AfterFunc(s.draining, f)
@@ -142,28 +164,31 @@ func New(o Options) (*Server, error) {
 			validate.WithoutErrorDetails()), conditional{}))),
 	}
 
-	admitted := &admission{
-		most: cmp.Or(o.Calls, defaultCalls), mostPerTenant: cmp.Or(o.CallsPerTenant, defaultCallsPerTenant),
-		streams: streams, tenants: map[identity.Tenant]int{},
-	}
+	admission := newAdmission(o.Bounds)
+	admitted := func(c *call, r *http.Request) error { return admission.admit(c, in.rpcs[r.URL.Path].stream) }
+	refusals := connect.NewErrorWriter(options...)
 	mux := http.NewServeMux()
 	for _, service := range o.Services {
 		path, h := service.Handler(options...)
-		mux.Handle(path, &edge{telemetry: t, enter: o.Auth.entrance(t, passive, admitted), refusals: connect.NewErrorWriter(options...), next: h})
+		mux.Handle(path, &edge{telemetry: t, enter: o.Auth.entrance(t, passive, admitted), intake: in, refusals: refusals, next: h})
 	}
 	for _, r := range o.Routes {
-		bounded := &admission{
-			most: cmp.Or(o.RouteCalls, defaultRouteCalls), mostPerTenant: cmp.Or(o.RouteCallsPerPath, defaultRouteCallsPerPath),
-			tenants: map[identity.Tenant]int{},
-		}
+		bounded := &places{most: cmp.Or(o.RouteCalls, defaultRouteCalls), mostPerPath: cmp.Or(o.RouteCallsPerPath, defaultRouteCallsPerPath)}
 		mux.Handle(r.Path, t.wrap(t.plain(r.Name, bounded.route(r.Handler))))
 	}
-	open := func(path string, h http.Handler) { mux.Handle(path, t.wrap(h)) }
-	open(grpchealth.NewHandler(health{s, names}, options...))
-	reflector := grpcreflect.NewStaticReflector(append(slices.Clone(names), grpchealth.HealthV1ServiceName)...)
-	open(grpcreflect.NewHandlerV1(reflector, options...))
-	open(grpcreflect.NewHandlerV1Alpha(reflector, options...))
-	open("/", http.NotFoundHandler())
+	path, h := grpchealth.NewHandler(health{s, names}, options...)
+	mux.Handle(path, &edge{telemetry: t, refusals: refusals, next: h, intake: &intake{rpcs: map[string]rpc{
+		path + "Check": {limit: maxOpenRequest, open: true}, path + "Watch": {limit: maxOpenRequest, open: true},
+	}}})
+	if !o.NoReflection {
+		reflector := grpcreflect.NewStaticReflector(append(slices.Clone(names), grpchealth.HealthV1ServiceName)...)
+		streams := &openStreams{telemetry: t, refusals: refusals, free: make(chan struct{}, maxOpenStreams)}
+		small := append(slices.Clone(options), connect.WithReadMaxBytes(maxOpenRequest))
+		reflect := func(path string, h http.Handler) { mux.Handle(path, t.wrap(streams.bound(h))) }
+		reflect(grpcreflect.NewHandlerV1(reflector, small...))
+		reflect(grpcreflect.NewHandlerV1Alpha(reflector, small...))
+	}
+	mux.Handle("/", t.wrap(http.NotFoundHandler()))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", s.readyz)
 	s.handler = mux
@@ -171,16 +196,29 @@ func New(o Options) (*Server, error) {
 		s.handler = cors.New(cors.Options{
 			AllowedOrigins: o.Origins,
 			AllowedMethods: connectcors.AllowedMethods(),
-			AllowedHeaders: append(connectcors.AllowedHeaders(), "Authorization", userHeader, "If-None-Match", "Traceparent"),
-			ExposedHeaders: append(connectcors.ExposedHeaders(), "ETag", "RateLimit", "RateLimit-Policy", "Retry-After", "WWW-Authenticate"),
+			AllowedHeaders: slices.Concat(connectcors.AllowedHeaders(), []string{"Authorization", userHeader, "If-None-Match"}, tracingHeaders),
+			ExposedHeaders: append(connectcors.ExposedHeaders(), "Date", "ETag", "RateLimit", "RateLimit-Policy", "Retry-After", "WWW-Authenticate"),
 			MaxAge:         7200, // no browser keeps it longer
 		}).Handler(mux)
 	}
 	return s, nil
 }
 
+// tracingHeaders are sent along by the tracing of pages. A browser makes no call at all where one of its headers is not allowed.
+var tracingHeaders = []string{
+	"Traceparent", "Tracestate", "Baggage", "Sentry-Trace", "B3", "X-B3-Traceid", "X-B3-Spanid", "X-B3-Parentspanid", "X-B3-Sampled", "X-B3-Flags",
+	"X-Request-Id", "X-Correlation-Id", "X-Cloud-Trace-Context", "X-Amzn-Trace-Id", "X-Datadog-Trace-Id", "X-Datadog-Parent-Id",
+	"X-Datadog-Origin", "X-Datadog-Sampling-Priority", "Uber-Trace-Id",
+}
+
 // ServeHTTP implements [http.Handler].
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor == 1 {
+		// HTTP/1.1 keeps the deadline of the request before. What takes longer to begin its answer sets it again.
+		_ = http.NewResponseController(w).SetWriteDeadline(s.o.Now().Add(sendTimeout))
+	}
+	s.handler.ServeHTTP(w, r)
+}
 
 // Serve answers on l, HTTP/1.1 and HTTP/2 in clear alike, until ctx ends. Then it drains: it is no longer ready, streams
 // end with unavailable, and unary calls have DrainTimeout to end by themselves.
@@ -189,13 +227,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	server := &http.Server{
-		Handler:           s.handler,
-		Protocols:         protocols,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		// There is no limit on reading or writing as a whole, because streams are open for long. Dead peers show by
-		// pings, and slow ones by sendTimeout.
+		Handler:        s,
+		Protocols:      protocols,
+		ReadTimeout:    cmp.Or(s.o.RequestTimeout, requestTimeout),
+		IdleTimeout:    2 * time.Minute,
+		MaxHeaderBytes: 64 << 10,
+		// There is no limit on writing as a whole, because streams are open for long. Dead peers show by pings, and slow ones by
+		// sendTimeout.
 		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 1000, SendPingTimeout: 30 * time.Second, WriteByteTimeout: sendTimeout},
 		ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
 	}
@@ -220,21 +258,37 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 }
 
 // Drain makes the server not ready and ends its streams. It does not wait.
-func (s *Server) Drain() { s.drain() }
-
-// ready tells whether requests should come here.
-func (s *Server) ready(ctx context.Context) error {
-	if s.draining.Err() != nil {
-		return errDraining
-	}
-	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
-	defer cancel()
-	return s.o.Ping(ctx)
+func (s *Server) Drain() {
+	s.Leave()
+	s.drain()
 }
 
-func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
-	if err := s.ready(r.Context()); err != nil {
-		s.o.Log.WarnContext(r.Context(), "not ready", "error", err)
+// Leave makes the server not ready. It goes on answering, so that those who send calls here can find out first.
+func (s *Server) Leave() { s.leaving.Store(true) }
+
+// ready tells whether requests should come here. The database is asked once in pingEvery, however many want to know.
+func (s *Server) ready() error {
+	if s.leaving.Load() {
+		return errDraining
+	}
+	_, err, _ := s.pings.Do("", func() (any, error) {
+		if last := s.pinged.Load(); last != nil && s.o.Now().Sub(last.at) < pingEvery {
+			return nil, last.err
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), pingTimeout)
+		defer cancel()
+		err := s.o.Ping(ctx)
+		if err != nil {
+			s.o.Log.WarnContext(ctx, "not ready", "error", err)
+		}
+		s.pinged.Store(&ping{s.o.Now(), err})
+		return nil, err
+	})
+	return err
+}
+
+func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
+	if s.ready() != nil {
 		http.Error(w, "not ready", http.StatusServiceUnavailable)
 		return
 	}
@@ -248,13 +302,42 @@ type health struct {
 	names []string
 }
 
-func (h health) Check(ctx context.Context, req *grpchealth.CheckRequest) (*grpchealth.CheckResponse, error) {
+func (h health) Check(_ context.Context, req *grpchealth.CheckRequest) (*grpchealth.CheckResponse, error) {
 	if req.Service != "" && !slices.Contains(h.names, req.Service) {
 		return nil, connect.NewError(connect.CodeNotFound, fmt.Errorf("there is no service %q", req.Service))
 	}
 	res := &grpchealth.CheckResponse{Status: grpchealth.StatusServing}
-	if err := h.ready(ctx); err != nil {
+	if h.ready() != nil {
 		res.Status = grpchealth.StatusNotServing
 	}
 	return res, nil
+}
+
+// openStreams bounds, in number, age and size, the streams that need no credential.
+type openStreams struct {
+	*telemetry
+
+	refusals *connect.ErrorWriter
+	free     chan struct{}
+}
+
+func (o *openStreams) bound(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if e := cmp.Or(r.Header.Get("Grpc-Encoding"), r.Header.Get("Connect-Content-Encoding"), "identity"); e != "identity" {
+			_ = o.refusals.Write(w, r, o.fail(r.Context(), errOpenCompression))
+			return
+		}
+		select {
+		case o.free <- struct{}{}:
+			defer func() { <-o.free }()
+		default:
+			_ = o.refusals.Write(w, r, o.fail(r.Context(), &object.OverloadedError{What: "server", RetryAfter: time.Second}))
+			return
+		}
+		// Not every ResponseWriter has deadlines; where none can be set there is none.
+		_ = http.NewResponseController(w).SetReadDeadline(o.now().Add(openStreamTime))
+		ctx, cancel := context.WithTimeout(r.Context(), openStreamTime)
+		defer cancel()
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
 }

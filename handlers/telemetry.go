@@ -1,6 +1,7 @@
 package handlers
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -9,6 +10,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -37,6 +39,8 @@ type call struct {
 	err       error
 	response  http.ResponseWriter
 	countedBy *admission // nil: by none
+	load      Load       // what it is charged with there
+	answer    answerWriter
 }
 
 // Value implements [context.Context].
@@ -101,8 +105,10 @@ type telemetry struct {
 	procedures map[string]bool // so that no caller can invent label values
 	calls      *prometheus.CounterVec
 	seconds    *prometheus.HistogramVec
+	refusals   *prometheus.CounterVec
 	inFlight   prometheus.Gauge
 	streams    prometheus.Gauge
+	sampled    sampler
 }
 
 // newTelemetry registers its metrics with reg; nil: they go nowhere.
@@ -112,6 +118,9 @@ func newTelemetry(log *slog.Logger, now func() time.Time, procedures map[string]
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "holdfast_requests_total", Help: "Calls that have ended, by method and code.",
 		}, []string{"method", "code"}),
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "holdfast_requests_refused_total", Help: "Calls that were refused, by the reason in their answer.",
+		}, []string{"reason"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "holdfast_request_duration_seconds", Help: "How long unary calls took.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14), // 0.5 ms to 4 s
@@ -124,7 +133,7 @@ func newTelemetry(log *slog.Logger, now func() time.Time, procedures map[string]
 		}),
 	}
 	if reg != nil {
-		reg.MustRegister(t.calls, t.seconds, t.inFlight, t.streams)
+		reg.MustRegister(t.calls, t.refusals, t.seconds, t.inFlight, t.streams)
 	}
 	return t
 }
@@ -134,7 +143,9 @@ type edge struct {
 	*telemetry
 
 	// enter refuses calls before their bodies are read; nil: none.
-	enter    func(*call, *http.Request) *connect.Error
+	enter func(*call, *http.Request) *connect.Error
+	// intake reads their bodies; nil: they are next's to read.
+	intake   *intake
 	refusals *connect.ErrorWriter
 	next     http.Handler
 }
@@ -145,23 +156,62 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := e.begin(w, r)
 	defer e.end(c, r)
 	in := r.WithContext(c) //nolint:contextcheck // it carries the request's
-	if e.enter != nil {
-		if refusal := e.enter(c, in); refusal != nil {
-			_ = e.refusals.Write(w, in, refusal)
-			return
-		}
+	c.answer = answerWriter{ResponseWriter: w, now: e.now}
+	if refusal := e.receive(c, w, in); refusal != nil {
+		_ = e.refusals.Write(&c.answer, in, refusal)
+		return
+	}
+	if e.intake == nil || !e.intake.rpcs[r.URL.Path].stream { // the Sends of a stream have deadlines of their own
+		w = &c.answer
 	}
 	e.next.ServeHTTP(w, in)
 }
+
+// receive lets a request in and reads it.
+func (e *edge) receive(c *call, w http.ResponseWriter, r *http.Request) *connect.Error {
+	if e.enter != nil {
+		if refusal := e.enter(c, r); refusal != nil {
+			return refusal
+		}
+	}
+	if e.intake != nil {
+		if err := e.intake.read(c, w, r); err != nil {
+			return e.fail(c, err)
+		}
+	}
+	return nil
+}
+
+// answerWriter ends an answer that is not read within sendTimeout: there is no other limit on a response's time. The deadline stays
+// until the next request, because HTTP/1.1 sends the end of an answer after the handler.
+type answerWriter struct {
+	http.ResponseWriter
+
+	now func() time.Time
+	set bool
+}
+
+func (w *answerWriter) Write(p []byte) (int, error) {
+	if !w.set {
+		w.set = true
+		// Not every ResponseWriter has deadlines; where none can be set there is none.
+		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(w.now().Add(sendTimeout))
+	}
+	return w.ResponseWriter.Write(p) //nolint:wrapcheck // it is an io.Writer
+}
+
+// Flush implements [http.Flusher].
+func (w *answerWriter) Flush() { _ = http.NewResponseController(w.ResponseWriter).Flush() }
+
+// Unwrap is for http.ResponseController.
+func (w *answerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (t *telemetry) begin(w http.ResponseWriter, r *http.Request) *call {
 	return &call{Context: r.Context(), trace: traceOf(r), began: t.now(), code: codeMalformed, response: w}
 }
 
 func (t *telemetry) end(c *call, r *http.Request) {
-	if c.countedBy != nil {
-		c.countedBy.leave(c.caller.Tenant)
-	}
+	c.leave()
 	if c.procedure == "" {
 		if c.procedure = r.URL.Path; !t.procedures[c.procedure] {
 			c.procedure = "unknown"
@@ -201,6 +251,7 @@ type statusWriter struct {
 func (w *statusWriter) WriteHeader(status int) {
 	if status >= http.StatusBadRequest {
 		w.call.code = strconv.Itoa(status)
+		w.call.reason = cmp.Or(w.call.reason, "HTTP_"+w.call.code)
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
@@ -210,6 +261,9 @@ func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (t *telemetry) report(ctx context.Context, c *call, took time.Duration) {
 	t.calls.WithLabelValues(c.procedure, c.code).Inc()
+	if c.reason != "" {
+		t.refusals.WithLabelValues(c.reason).Inc()
+	}
 	if !c.stream {
 		t.seconds.WithLabelValues(c.procedure).Observe(took.Seconds())
 	}
@@ -217,7 +271,7 @@ func (t *telemetry) report(ctx context.Context, c *call, took time.Duration) {
 	if c.code != codeOK {
 		level = slog.LevelInfo
 	}
-	if !t.log.Enabled(ctx, level) {
+	if !t.log.Enabled(ctx, level) || !t.log.Enabled(ctx, slog.LevelDebug) && !t.sampled.passes(t.log, c.caller.Tenant) {
 		return
 	}
 	attrs := append(make([]slog.Attr, 0, 8),
@@ -230,6 +284,44 @@ func (t *telemetry) report(ctx context.Context, c *call, took time.Duration) {
 		attrs = append(attrs, slog.String("reason", c.reason), slog.Any("error", c.err))
 	}
 	t.log.LogAttrs(ctx, level, "call", attrs...)
+}
+
+const (
+	// loggedCalls is how many refused calls of one tenant, or of strangers, are logged one by one in a logPeriod.
+	loggedCalls = 10
+	logPeriod   = time.Second
+)
+
+// sampler keeps callers from filling the log: what is over loggedCalls is counted, and told in one line. Safe for concurrent use.
+type sampler struct {
+	mu    sync.Mutex // guards what follows
+	calls map[identity.Tenant]int64
+}
+
+// passes counts a line of a tenant, or of strangers where it is empty, and tells whether it is to be written.
+func (s *sampler) passes(log *slog.Logger, of identity.Tenant) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.calls == nil {
+		s.calls = map[identity.Tenant]int64{}
+		time.AfterFunc(logPeriod, func() { s.tell(log) })
+	}
+	s.calls[of]++
+	return s.calls[of] <= loggedCalls
+}
+
+// tell ends a period.
+func (s *sampler) tell(log *slog.Logger) {
+	s.mu.Lock()
+	calls := s.calls
+	s.calls = nil
+	s.mu.Unlock()
+	for of, n := range calls {
+		if n > loggedCalls {
+			log.LogAttrs(context.Background(), slog.LevelInfo, "more calls were refused than are logged",
+				slog.String("tenant", string(of)), slog.Int64("unlogged", n-loggedCalls))
+		}
+	}
 }
 
 // fail turns err into what the caller gets, notes it, and logs in full what the caller is not told.

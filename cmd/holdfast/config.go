@@ -60,7 +60,10 @@ type serverConfig struct {
 	AdminAddr     string     `help:"Address for /metrics and /debug/pprof, such as 127.0.0.1:9090; keep it private. Default: none." env:"HOLDFAST_ADMIN_ADDR" placeholder:"HOST:PORT"`
 	MaxConns      int        `help:"Connections to Postgres." env:"HOLDFAST_MAX_CONNS" default:"16"`
 	SealKeys      []string   `help:"Keys that secrets are kept under, newest first, separated by commas: base64 of 32 bytes each, as openssl rand -base64 32 makes them." env:"HOLDFAST_SEAL_KEYS" placeholder:"KEY"`
-	LogLevel      slog.Level `help:"debug, info, warn or error. At debug every call is logged." env:"HOLDFAST_LOG_LEVEL" default:"info"`
+	LogLevel      slog.Level `help:"debug, info, warn or error. At debug every call is logged; at info those that failed, ten a second of a tenant one by one." env:"HOLDFAST_LOG_LEVEL" default:"info"`
+	Reflection    bool       `help:"Tell anyone who asks by gRPC which services and messages there are." env:"HOLDFAST_REFLECTION" default:"true" negatable:""`
+
+	drainDelay time.Duration // how long it serves on after ctx has ended
 
 	fanoutConfig
 
@@ -144,11 +147,22 @@ func closing(ctx context.Context) (begin func() context.Context, cancel func()) 
 	}), cancel
 }
 
-// run serves the API on addr from d until ctx ends, then drains, within handlers.DrainTimeout and closeTimeout. ready is
-// told the API's base URL once calls are answered.
+// run serves the API on addr from d until ctx ends. Then it says that it is not ready, goes on for the drain delay, and drains,
+// within handlers.DrainTimeout and closeTimeout. ready is told the API's base URL once calls are answered.
 func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *db.DB, box *seal.Box, addr string, ready func(api string) error) (err error) {
-	ctx, cancel := context.WithCancel(ctx)
+	ended := ctx
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel() // ends the fetching of an identity provider's keys
+	// All that answers calls goes on for the delay.
+	defer context.AfterFunc(ended, func() {
+		delay := time.NewTimer(c.drainDelay)
+		defer delay.Stop()
+		select {
+		case <-delay.C:
+			cancel()
+		case <-ctx.Done():
+		}
+	})()
 	stopping, stopped := closing(ctx)
 	defer stopped()
 	tokens, err := c.JWT.tokens(ctx, log)
@@ -212,16 +226,18 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 			Find: d.FindCredentials, Tokens: tokens, Touch: sessions.Touch, Refused: sessions.Refused,
 			AddressHeader: c.AddressHeader, Now: time.Now,
 		}),
-		Ping:    d.Ping,
-		Origins: c.Origins,
-		Metrics: metrics,
-		Traces:  c.telemetry.tracer(),
-		Log:     log,
-		Now:     time.Now,
+		Ping:         d.Ping,
+		Origins:      c.Origins,
+		NoReflection: !c.Reflection,
+		Metrics:      metrics,
+		Traces:       c.telemetry.tracer(),
+		Log:          log,
+		Now:          time.Now,
 	})
 	if err != nil {
 		return err
 	}
+	defer context.AfterFunc(ended, server.Leave)()
 
 	if err := queue.Start(ctx); err != nil {
 		return err

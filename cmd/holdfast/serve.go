@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"strconv"
+	"time"
 
 	"holdfast/seal"
 )
@@ -17,6 +18,8 @@ type serveCmd struct {
 
 	Addr string `help:"Address of the API. Default: all interfaces, the port of --port." env:"HOLDFAST_ADDR" placeholder:"HOST:PORT"`
 	Port uint16 `help:"Port of the API, where --addr is not set." env:"PORT" default:"8080"`
+
+	DrainDelay time.Duration `help:"How long to serve on after SIGTERM, no longer ready, so that balancers notice; then calls have 10 s to end." env:"HOLDFAST_DRAIN_DELAY" default:"0s"`
 }
 
 // Run serves until ctx ends.
@@ -24,6 +27,10 @@ func (c *serveCmd) Run(ctx context.Context, w *console) error {
 	if err := c.check(); err != nil {
 		return err
 	}
+	if c.DrainDelay < 0 {
+		return wrongUsage("--drain-delay is %v; it is 0 or more", c.DrainDelay)
+	}
+	c.drainDelay = c.DrainDelay
 	if c.Addr == "" {
 		c.Addr = net.JoinHostPort("", strconv.Itoa(int(c.Port)))
 	}

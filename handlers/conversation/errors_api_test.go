@@ -308,19 +308,19 @@ func TestTooLarge(t *testing.T) {
 			same(t, "after the refusal", get(t, c), before)
 		})
 	}
-	// A request over 4 MiB is not read.
+	// A hundred messages of 64 KiB fit in a request, and 8 MiB do not.
 	for name, opts := range map[string][]connect.ClientOption{"Connect": nil, "gRPC": {connect.WithGRPC()}, "gRPC-Web": {connect.WithGRPCWeb()}} {
 		t.Run("request by "+name, func(t *testing.T) {
 			t.Parallel()
 			c := b.tenant(t).client(t, ada, opts...)
 			create(t, c)
-			texts := make([]string, 65)
+			texts := make([]string, 130)
 			for i := range texts {
 				texts[i] = strings.Repeat("x", 64<<10)
 			}
 			_, err := c.AppendMessages(t.Context(), &appendReq{ConversationId: c1, Messages: said(texts...)})
-			refusal{code: connect.CodeResourceExhausted, says: []string{"4194304"}}.check(t, err)
-			must(c.AppendMessages(t.Context(), &appendReq{ConversationId: c1, Messages: said(texts[:63]...)}))(t)
+			refusal{code: connect.CodeInvalidArgument, reason: "LIMIT_EXCEEDED", says: []string{"8388608"}}.check(t, err)
+			must(c.AppendMessages(t.Context(), &appendReq{ConversationId: c1, Messages: said(texts[:100]...)}))(t)
 		})
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 
 	"holdfast/db"
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	"holdfast/handlers/problem"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -60,6 +62,11 @@ type refusal struct {
 
 func (r *refusal) Error() string { return r.said }
 
+var (
+	errNoEndpoint      = &refusal{http.StatusNotFound, "there is no such endpoint"}
+	errWebhookTooLarge = &refusal{http.StatusRequestEntityTooLarge, fmt.Sprintf("over %d bytes", maxWebhook)}
+)
+
 // ServeHTTP implements [http.Handler].
 func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodPost {
@@ -78,7 +85,10 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	refused, ok := errors.AsType[*refusal](err)
-	if !ok {
+	if full, isFull := errors.AsType[*problem.Error](err); isFull {
+		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(full.RetryAfter.Seconds()))))
+		refused = &refusal{http.StatusTooManyRequests, full.Message}
+	} else if !ok {
 		h.c.Log.ErrorContext(ctx, "a webhook failed", "error", err)
 		refused = &refusal{http.StatusServiceUnavailable, "not now; send it again"}
 	}
@@ -87,18 +97,33 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // answer says what became of a webhook.
 func (h *Webhook) answer(ctx context.Context, r *http.Request, body io.Reader) (string, error) {
-	ctx, endpoint, err := h.find(ctx, strings.TrimPrefix(r.URL.Path, WebhookPath))
-	if err != nil {
-		return "", err
+	// What can be told by the headers is refused before anything is read, or asked of the database.
+	id := strings.TrimPrefix(r.URL.Path, WebhookPath)
+	if len(id) != endpointIDLen || strings.ContainsFunc(id, notIDRune) {
+		return "", errNoEndpoint
+	}
+	signature, err := hex.DecodeString(strings.TrimSpace(r.Header.Get("Linear-Signature")))
+	if err != nil || len(signature) != sha256.Size {
+		return "", &refusal{http.StatusBadRequest, "the header Linear-Signature is missing, or no signature"}
+	}
+	if r.ContentLength > maxWebhook {
+		return "", errWebhookTooLarge
 	}
 	raw, err := io.ReadAll(body)
 	if err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return "", &refusal{http.StatusRequestEntityTooLarge, fmt.Sprintf("over %d bytes", maxWebhook)}
+			return "", errWebhookTooLarge
+		}
+		if full, ok := errors.AsType[*problem.Error](err); ok {
+			return "", full
 		}
 		return "", &refusal{http.StatusBadRequest, "the body cannot be read"}
 	}
-	if err := h.verify(ctx, endpoint, raw, r.Header.Get("Linear-Signature")); err != nil {
+	ctx, endpoint, err := h.find(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	if err := h.verify(ctx, endpoint, raw, signature); err != nil {
 		return "", err
 	}
 	envelope, err := readPayload(raw)
@@ -111,21 +136,17 @@ func (h *Webhook) answer(ctx context.Context, r *http.Request, body io.Reader) (
 // find makes ctx act for the tenant that has the endpoint, and reads it.
 func (h *Webhook) find(ctx context.Context, id string) (context.Context, object.Snapshot[endpointState], error) {
 	none := object.Snapshot[endpointState]{}
-	unknown := &refusal{http.StatusNotFound, "there is no such endpoint"}
-	if len(id) != endpointIDLen || strings.ContainsFunc(id, notIDRune) {
-		return ctx, none, unknown
-	}
 	endpoints, err := h.c.FindEndpoints(ctx, id)
 	if err != nil {
 		return ctx, none, err
 	}
 	if len(endpoints) != 1 {
-		return ctx, none, unknown
+		return ctx, none, errNoEndpoint
 	}
 	ctx = identity.With(ctx, identity.Identity{Tenant: endpoints[0].Tenant, Service: true})
 	s, err := h.c.Endpoints.View(ctx, object.ID(id))
 	if errors.Is(err, object.ErrNotFound) {
-		return ctx, none, unknown
+		return ctx, none, errNoEndpoint
 	}
 	return ctx, s, err
 }
@@ -134,14 +155,10 @@ func (h *Webhook) find(ctx context.Context, id string) (context.Context, object.
 const endpointIDLen = 26
 
 // verify wants the hex HMAC-SHA256 of the raw body under one of the endpoint's secrets.
-func (h *Webhook) verify(ctx context.Context, endpoint object.Snapshot[endpointState], raw []byte, signature string) error {
+func (h *Webhook) verify(ctx context.Context, endpoint object.Snapshot[endpointState], raw, signature []byte) error {
 	caller, err := identity.From(ctx)
 	if err != nil {
 		return err
-	}
-	given, err := hex.DecodeString(strings.TrimSpace(signature))
-	if err != nil || len(given) != sha256.Size {
-		return &refusal{http.StatusBadRequest, "the header Linear-Signature is missing, or no signature"}
 	}
 	good := false
 	for _, secret := range endpoint.State.GetSecrets() {
@@ -152,7 +169,7 @@ func (h *Webhook) verify(ctx context.Context, endpoint object.Snapshot[endpointS
 		}
 		mac := hmac.New(sha256.New, key)
 		mac.Write(raw)
-		if hmac.Equal(mac.Sum(nil), given) {
+		if hmac.Equal(mac.Sum(nil), signature) {
 			good = true // and go on: how long it takes tells nothing
 		}
 	}

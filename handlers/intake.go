@@ -1,0 +1,352 @@
+package handlers
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	"holdfast/gen/holdfast/project/v1/projectv1connect"
+	"holdfast/handlers/problem"
+)
+
+// What a request may have, unpacked. An RPC that is not in largeRequests stores one thing at most, of 256 KiB; twice that leaves room
+// for JSON's escapes.
+const (
+	maxRequest       = 512 << 10
+	maxStreamRequest = 16 << 10 // it only says what to watch
+	maxOpenRequest   = 4 << 10  // of callers without a credential
+)
+
+// largeRequests are the limits of the RPCs that store more.
+var largeRequests = map[string]int64{
+	conversationv1connect.ConversationServiceAppendMessagesProcedure:   8 << 20, // 100 messages of 64 KiB
+	conversationv1connect.ConversationServiceIngestLiveProcedure:       4 << 20, // 1,000 frames, of 64 KiB at most
+	conversationv1connect.ConversationServiceUpdateMessageProcedure:    1 << 20, // text, 64 parts and metadata
+	conversationv1connect.ConversationServiceCompleteToolCallProcedure: 1 << 20,
+	coordinationv1connect.CoordinationServiceCompleteRequestProcedure:  1 << 20, // 100 headers and a body
+	coordinationv1connect.CoordinationServiceFailRequestProcedure:      1 << 20,
+	coordinationv1connect.CoordinationServiceReportLimitsProcedure:     1 << 20,
+	projectv1connect.ProjectServiceUpsertIssuesProcedure:               8 << 20, // 100 issues as Linear returned them
+}
+
+const (
+	// Beyond freeValues each value is charged as valueBytes: what it takes in memory once it is decoded.
+	freeValues = 100
+	valueBytes = 256
+	// drainMost is how much of a body that is too large is read and dropped, so that clients of HTTP/1.1 which send all of it before
+	// they read see why it was refused.
+	drainMost = 16 << 20
+	// maxSlack is how much longer than its content a compressed body may be.
+	maxSlack = 64 << 10
+)
+
+// rpc is what the edge knows of a procedure.
+type rpc struct {
+	input  protoreflect.MessageDescriptor
+	limit  int64
+	stream bool
+	// open: it needs no credential, and so it gets no decompression.
+	open bool
+}
+
+func newRPC(procedure string, m protoreflect.MethodDescriptor) rpc {
+	r := rpc{input: m.Input(), limit: maxRequest, stream: m.IsStreamingServer() || m.IsStreamingClient()}
+	if large, ok := largeRequests[procedure]; ok {
+		r.limit = large
+	} else if r.stream {
+		r.limit = maxStreamRequest
+	}
+	return r
+}
+
+// intake reads the request of a call whole before Connect sees it: within the RPC's limit and what is free for the caller, by the
+// server's read deadline, and unpacked. Connect would answer without details, and unpack what is too large to its end.
+type intake struct {
+	rpcs   map[string]rpc // by procedure
+	unzips sync.Pool      // of *gzip.Reader
+}
+
+func (in *intake) read(c *call, w http.ResponseWriter, r *http.Request) error {
+	what, ok := in.rpcs[r.URL.Path]
+	switch {
+	case !ok:
+		return nil // Connect knows no such method either
+	case r.Method == http.MethodGet:
+		return in.readQuery(c, what, r)
+	case r.Method != http.MethodPost:
+		return nil
+	}
+	err := in.readBody(c, what, r)
+	if what.stream {
+		c.arrived()
+	}
+	if large, ok := errors.AsType[*problem.Error](err); ok && large.Reason == reasonTooLarge && r.ProtoMajor == 1 {
+		_, _ = io.CopyN(io.Discard, r.Body, drainMost)
+	}
+	if err == nil && r.ProtoMajor == 1 {
+		// HTTP/1.1 looks for the caller's leaving with a read of its own, which must not end with the body's deadline.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	}
+	return err
+}
+
+// form is how a body holds its message.
+type form struct {
+	enveloped bool // behind five bytes: a flag and the length
+	gzip      bool
+	json      bool
+	unknown   bool // Connect will refuse it
+}
+
+func formOf(h http.Header) form {
+	kind := h.Get("Content-Type")
+	f := form{json: strings.Contains(kind, "json")}
+	encoding := "Content-Encoding"
+	switch {
+	case strings.HasPrefix(kind, "application/grpc"):
+		f.enveloped, encoding = true, "Grpc-Encoding"
+	case strings.HasPrefix(kind, "application/connect+"):
+		f.enveloped, encoding = true, "Connect-Content-Encoding"
+	}
+	switch h.Get(encoding) {
+	case "", "identity":
+	case "gzip":
+		f.gzip = true
+	default:
+		f.unknown = true
+	}
+	return f
+}
+
+func (in *intake) readBody(c *call, what rpc, r *http.Request) error {
+	f := formOf(r.Header)
+	if what.open && (f.gzip || f.unknown) {
+		return errOpenCompression
+	}
+	if f.unknown {
+		return nil
+	}
+	var message, prefix []byte
+	var err error
+	if f.enveloped {
+		prefix, message, err = in.readEnvelope(c, what, f, r)
+	} else {
+		message, err = in.readMessage(c, what, f.gzip, r.Body, r.ContentLength)
+		r.Header.Del("Content-Encoding")
+	}
+	if err != nil {
+		return broken(r, err)
+	}
+	if err := in.weigh(c, what, f.json, message); err != nil {
+		return err
+	}
+	r.Body = &held{prefix, message}
+	r.ContentLength = int64(len(prefix) + len(message))
+	return nil
+}
+
+// readMessage reads src, of which size bytes are announced, or -1.
+func (in *intake) readMessage(c *call, what rpc, zipped bool, src io.Reader, size int64) ([]byte, error) {
+	if !zipped {
+		return c.fill(src, size, what.limit)
+	}
+	src = io.LimitReader(src, what.limit+maxSlack)
+	z, _ := in.unzips.Get().(*gzip.Reader)
+	if z == nil {
+		z = &gzip.Reader{}
+	}
+	defer in.unzips.Put(z)
+	if err := z.Reset(src); errors.Is(err, io.EOF) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("it is not gzip: %w", err)
+	}
+	return c.fill(z, -1, what.limit)
+}
+
+// readEnvelope reads the one message of a stream, and returns it behind the prefix that it has when unpacked.
+func (in *intake) readEnvelope(c *call, what rpc, f form, r *http.Request) (prefix, message []byte, err error) {
+	prefix = make([]byte, 5, 10)
+	if _, err := io.ReadFull(r.Body, prefix); errors.Is(err, io.EOF) {
+		return nil, nil, nil // Connect says that there must be a message
+	} else if err != nil {
+		return nil, nil, err
+	}
+	size := int64(binary.BigEndian.Uint32(prefix[1:]))
+	if size > what.limit+maxSlack {
+		return nil, nil, tooLarge(size, what.limit)
+	}
+	src := io.LimitReader(r.Body, size)
+	if zipped := f.gzip && prefix[0]&1 != 0 && size > 0; zipped {
+		message, err = in.readMessage(c, what, true, src, size)
+		prefix[0] &^= 1
+		if err == nil {
+			_, err = io.Copy(io.Discard, src)
+		}
+	} else if message, err = in.readMessage(c, what, false, src, size); err == nil && int64(len(message)) < size {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	binary.BigEndian.PutUint32(prefix[1:], uint32(len(message))) //nolint:gosec // it is within the limit
+	switch _, err := io.ReadFull(r.Body, make([]byte, 1)); {
+	case errors.Is(err, io.EOF):
+		return prefix, message, nil
+	case err != nil:
+		return nil, nil, err
+	}
+	// An empty message in front of it makes two, which Connect refuses.
+	return append(make([]byte, 5, 10), prefix...), message, nil
+}
+
+// readQuery does the same for the message in the query of a GET.
+func (in *intake) readQuery(c *call, what rpc, r *http.Request) error {
+	if len(r.URL.RawQuery) < freeValues && !strings.Contains(r.URL.RawQuery, "compression") {
+		return nil
+	}
+	q := r.URL.Query()
+	message := []byte(q.Get("message"))
+	if q.Get("base64") == "1" {
+		var err error
+		if message, err = base64.RawURLEncoding.DecodeString(strings.TrimRight(q.Get("message"), "=")); err != nil {
+			return nil // Connect refuses it
+		}
+	}
+	if q.Get("compression") == "gzip" && len(message) > 0 {
+		var err error
+		if message, err = in.readMessage(c, what, true, bytes.NewReader(message), -1); err != nil {
+			return broken(r, err)
+		}
+		q.Del("compression")
+		q.Set("base64", "1")
+		q.Set("message", base64.RawURLEncoding.EncodeToString(message))
+		u := *r.URL
+		u.RawQuery = q.Encode()
+		r.URL = &u
+	}
+	return in.weigh(c, what, q.Get("encoding") == "json", message)
+}
+
+// weigh charges the caller for a message as it will be when decoded.
+func (in *intake) weigh(c *call, what rpc, isJSON bool, message []byte) error {
+	var values int
+	switch {
+	case isJSON:
+		values = countJSON(message)
+	case what.input != nil:
+		values = countWire(message, what.input)
+	}
+	if values > maxValues {
+		p := problem.InvalidArgument("", fmt.Sprintf("the request has %d values, over the limit of %d; send it in parts", values, maxValues))
+		p.Reason = reasonTooLarge
+		p.Metadata = map[string]string{"what": "values", "size": strconv.Itoa(values), "limit": strconv.Itoa(maxValues)}
+		return p
+	}
+	return c.hold(int64(len(message) + valueBytes*max(0, values-freeValues)))
+}
+
+// fill reads src to its end. Memory is taken as the bytes arrive, and charged to the caller before.
+func (c *call) fill(src io.Reader, size, limit int64) ([]byte, error) {
+	if size > limit {
+		return nil, tooLarge(size, limit)
+	}
+	if size >= 0 {
+		if err := c.hold(size); err != nil {
+			return nil, err
+		}
+	}
+	most := limit + 1
+	if size >= 0 {
+		most = size + 1
+	}
+	var buf []byte
+	for {
+		if len(buf) == cap(buf) {
+			grown := min(max(2*int64(cap(buf)), 512), most)
+			if size < 0 {
+				if err := c.hold(grown); err != nil {
+					return nil, err
+				}
+			}
+			buf = append(make([]byte, 0, grown), buf...)
+		}
+		n, err := src.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		switch {
+		case int64(len(buf)) > limit:
+			return nil, tooLarge(int64(len(buf)), limit)
+		case errors.Is(err, io.EOF):
+			return buf, nil
+		case err != nil:
+			return nil, err
+		case int64(len(buf)) == most:
+			return buf, nil
+		}
+	}
+}
+
+var errOpenCompression = &problem.Error{
+	Code: connect.CodeUnimplemented, Reason: "COMPRESSION_REFUSED", Message: "requests of methods that need no credential must not be compressed",
+}
+
+// reasonTooLarge is the reason of whatever is over a limit that waiting does not change.
+const reasonTooLarge = "LIMIT_EXCEEDED"
+
+func tooLarge(size, limit int64) error {
+	p := problem.InvalidArgument("", fmt.Sprintf("the request has %d bytes or more, over the limit of %d for this method; send it in parts", size, limit))
+	p.Reason = reasonTooLarge
+	p.Metadata = map[string]string{"what": "request", "size": strconv.FormatInt(size, 10), "limit": strconv.FormatInt(limit, 10)}
+	return p
+}
+
+// broken is the refusal of a body that could not be read.
+func broken(r *http.Request, err error) error {
+	_, refused := errors.AsType[*problem.Error](err)
+	switch {
+	case refused:
+		return err
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return &problem.Error{
+			Code: connect.CodeDeadlineExceeded, Reason: "BODY_TIMEOUT", Message: "the request's body did not arrive in time; nothing was done",
+		}
+	case r.Context().Err() != nil:
+		return fmt.Errorf("read the body: %w", r.Context().Err())
+	default:
+		return &problem.Error{Code: connect.CodeInvalidArgument, Reason: "BODY_BROKEN", Message: "the request's body cannot be read: " + err.Error()}
+	}
+}
+
+// held is a body that was read, until Connect has it.
+type held struct{ prefix, message []byte }
+
+func (h *held) Read(p []byte) (int, error) {
+	n := copy(p, h.prefix)
+	h.prefix = h.prefix[n:]
+	m := copy(p[n:], h.message)
+	if h.message = h.message[m:]; len(h.prefix)+len(h.message) == 0 {
+		h.message = nil
+		return n + m, io.EOF
+	}
+	return n + m, nil
+}
+
+func (h *held) Close() error {
+	h.prefix, h.message = nil, nil
+	return nil
+}
