@@ -16,6 +16,7 @@ import (
 
 	"holdfast/handlers/session/credential"
 	"holdfast/identity"
+	"holdfast/object"
 )
 
 // call is what becomes known of one HTTP request on its way in, and its context. The middleware makes it and reports it at
@@ -37,6 +38,7 @@ type call struct {
 	err       error
 	response  http.ResponseWriter
 	countedBy *admission // nil: by none
+	answer    object.Answer
 }
 
 // Value implements [context.Context].
@@ -155,10 +157,13 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (t *telemetry) begin(w http.ResponseWriter, r *http.Request) *call {
-	return &call{Context: r.Context(), trace: traceOf(r), began: t.now(), code: codeMalformed, response: w}
+	c := &call{trace: traceOf(r), began: t.now(), code: codeMalformed, response: w}
+	c.Context = object.Answering(r.Context(), &c.answer)
+	return c
 }
 
 func (t *telemetry) end(c *call, r *http.Request) {
+	c.answer.Sent()
 	if c.countedBy != nil {
 		c.countedBy.leave(c.caller.Tenant)
 	}

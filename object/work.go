@@ -120,6 +120,7 @@ type event struct {
 	puts      []put
 	after     *record
 	created   bool // anew, where the object had an earlier life
+	large     bool // it may not fit in one message of a watch
 }
 
 // compute runs the changes in mailbox order. It returns false where what is at hand does not suffice to say what they
@@ -304,7 +305,7 @@ func (w *work) accept(c *change, t *txn) error {
 		old, sure := w.entry(p.entryKey)
 		w.staged.set(staged{p.entryKey, p.value, bodies[i], next.version, sure && old == nil})
 		if p.collection == w.kind.recent {
-			next.recent = next.recent.with(p.key, p.value, keep)
+			next.recent = next.recent.with(p.key, p.value, len(bodies[i]), keep)
 		}
 	}
 	w.cur = next
@@ -314,6 +315,7 @@ func (w *work) accept(c *change, t *txn) error {
 	for _, body := range bodies {
 		size += len(body)
 	}
+	w.events[len(w.events)-1].large = size > AnswerBytes/binaryBlowUp
 	w.spend(size)
 	return nil
 }
@@ -324,6 +326,9 @@ func (w *work) spend(bytes int) {
 		*w.room -= bytes
 	}
 }
+
+// binaryBlowUp is more than any message grows from its JSON to its binary form.
+const binaryBlowUp = 6
 
 // jsonBlowUp is more than any message grows from its binary form to JSON with its field names.
 const jsonBlowUp = 64
