@@ -88,6 +88,16 @@ func (p *Pipeline) LoadEntries(a dbsqlc.LoadEntriesParams, each func(*dbsqlc.Loa
 	query(p, dbsqlc.LoadEntries, a, each)
 }
 
+// MeasureEntries queues dbsqlc.MeasureEntries.
+func (p *Pipeline) MeasureEntries(a dbsqlc.MeasureEntriesParams, each func(*dbsqlc.MeasureEntriesRow) error) {
+	query(p, dbsqlc.MeasureEntries, a, each)
+}
+
+// FindOldest queues dbsqlc.FindOldest.
+func (p *Pipeline) FindOldest(a dbsqlc.FindOldestParams, each func(*dbsqlc.FindOldestRow) error) {
+	query(p, dbsqlc.FindOldest, a, each)
+}
+
 // LoadReplies queues dbsqlc.LoadReplies.
 func (p *Pipeline) LoadReplies(a dbsqlc.LoadRepliesParams, each func(*dbsqlc.LoadRepliesRow) error) {
 	query(p, dbsqlc.LoadReplies, a, each)

@@ -42,7 +42,7 @@ func plans(tenant identity.Tenant) []plan {
 			"ViewObjects", dbsqlc.ViewObjects,
 			dbsqlc.ViewObjectsParams{
 				Ords: []int32{0, 1, 2}, Kinds: []string{"k", "k", "k"}, Ids: []string{"o1", "o2", "none"}, Known: []int64{0, 1, 0},
-				Collections: []string{"c", "c", "c"}, Limits: []int32{20, 20, 20}, TenantID: id,
+				Collections: []string{"c", "c", "c"}, Limits: []int32{20, 20, 20}, TenantID: id, MostBytes: 1 << 20,
 			},
 			[]string{objects, entries},
 			2, 2 + 20, false,
@@ -66,20 +66,20 @@ func plans(tenant identity.Tenant) []plan {
 		},
 		{
 			"ListObjects", dbsqlc.ListObjects,
-			dbsqlc.ListObjectsParams{TenantID: id, Kind: "k", BeforeTime: far, PageSize: 50},
+			dbsqlc.ListObjectsParams{TenantID: id, Kind: "k", BeforeTime: far, PageSize: 50, MostBytes: 1 << 20},
 			[]string{`Index Scan using objects_activity_idx .*Index Cond: \(\(?tenant_id = .*kind = .*activity_time.*< ROW`},
 			50, 60, false,
 		},
 		{
 			"ListObjects, a later page", dbsqlc.ListObjects,
-			dbsqlc.ListObjectsParams{TenantID: id, Kind: "k", BeforeTime: time.Date(2020, 1, 1, 1, 0, 0, 0, time.UTC), BeforeID: "o9", PageSize: 50},
+			dbsqlc.ListObjectsParams{TenantID: id, Kind: "k", BeforeTime: time.Date(2020, 1, 1, 1, 0, 0, 0, time.UTC), BeforeID: "o9", PageSize: 50, MostBytes: 1 << 20},
 			[]string{`Index Scan using objects_activity_idx .*Index Cond: \(\(?tenant_id = .*kind = .*activity_time.*< ROW`},
 			50, 60, false,
 		},
 		{
 			"ListObjectsByTerms", dbsqlc.ListObjectsByTerms,
 			dbsqlc.ListObjectsByTermsParams{
-				TenantID: id, Kind: "k", Term: id + "/k/common", OtherTerms: []string{}, BeforeTime: far, PageSize: 50,
+				TenantID: id, Kind: "k", Term: id + "/k/common", OtherTerms: []string{}, BeforeTime: far, PageSize: 50, MostBytes: 1 << 20,
 			},
 			[]string{objects, `Index Scan using terms_activity_idx .*Index Cond: \(\(?term = .*activity_time.*< ROW`, `terms_pkey .*Index Cond: \(\(?` + byID},
 			50, 110, false,
@@ -87,14 +87,14 @@ func plans(tenant identity.Tenant) []plan {
 		{
 			"ListObjectsByTerms, two", dbsqlc.ListObjectsByTerms,
 			dbsqlc.ListObjectsByTermsParams{
-				TenantID: id, Kind: "k", Term: id + "/k/common", OtherTerms: []string{id + "/k/common"}, BeforeTime: far, PageSize: 50,
+				TenantID: id, Kind: "k", Term: id + "/k/common", OtherTerms: []string{id + "/k/common"}, BeforeTime: far, PageSize: 50, MostBytes: 1 << 20,
 			},
 			[]string{objects, `Index Scan using terms_activity_idx `, `terms_pkey .*Index Cond: \(\(?` + byID},
 			50, 170, false,
 		},
 		{
 			"ListObjectsFound", dbsqlc.ListObjectsFound,
-			dbsqlc.ListObjectsFoundParams{TenantID: id, Given: "common", Prefixes: []string{id + "/k/", id + "/k/none/"}, Kind: "k", BeforeTime: far, PageSize: 50},
+			dbsqlc.ListObjectsFoundParams{TenantID: id, Given: "common", Prefixes: []string{id + "/k/", id + "/k/none/"}, Kind: "k", BeforeTime: far, PageSize: 50, MostBytes: 1 << 20},
 			[]string{objects, `Index Scan using terms_activity_idx .*Index Cond: \(\(?term = .*activity_time.*< ROW`},
 			50, 110, true,
 		},
@@ -107,7 +107,7 @@ func plans(tenant identity.Tenant) []plan {
 		{
 			"ListEntriesAfter", dbsqlc.ListEntriesAfter,
 			dbsqlc.ListEntriesAfterParams{
-				TenantID: id, Kind: "k", ObjectID: "long", Collection: "c", AfterKey: "000000000100", PageSize: 50,
+				TenantID: id, Kind: "k", ObjectID: "long", Collection: "c", AfterKey: "000000000100", PageSize: 50, MostBytes: 1 << 20,
 			},
 			[]string{entries + `.*key > `},
 			50, 51, false,
@@ -115,7 +115,7 @@ func plans(tenant identity.Tenant) []plan {
 		{
 			"ListEntriesBefore", dbsqlc.ListEntriesBefore,
 			dbsqlc.ListEntriesBeforeParams{
-				TenantID: id, Kind: "k", ObjectID: "long", Collection: "c", BeforeKey: "000000000100", PageSize: 50,
+				TenantID: id, Kind: "k", ObjectID: "long", Collection: "c", BeforeKey: "000000000100", PageSize: 50, MostBytes: 1 << 20,
 			},
 			[]string{`Index Scan Backward using entries_pkey .*Index Cond: \(\(?` + byID + `collection = .*key < `},
 			50, 51, false,
@@ -130,7 +130,7 @@ func plans(tenant identity.Tenant) []plan {
 		},
 		{
 			"ListEventsBack", dbsqlc.ListEventsBack,
-			dbsqlc.ListEventsBackParams{TenantID: id, Kind: "k", ObjectID: "long", FromVersion: 100, PageSize: 50},
+			dbsqlc.ListEventsBackParams{TenantID: id, Kind: "k", ObjectID: "long", FromVersion: 100, PageSize: 50, MostBytes: 1 << 20},
 			[]string{`Index Scan Backward using events_pkey .*Index Cond: \(\(?` + byID + `version <= `},
 			50, 51, false,
 		},
@@ -142,19 +142,19 @@ func plans(tenant identity.Tenant) []plan {
 		},
 		{
 			"ListByID", dbsqlc.ListByID,
-			dbsqlc.ListByIDParams{TenantID: id, Kind: "k", Prefix: "o1", AfterID: "o15", AnyOwner: true, PageSize: 50},
+			dbsqlc.ListByIDParams{TenantID: id, Kind: "k", Prefix: "o1", AfterID: "o15", AnyOwner: true, PageSize: 50, MostBytes: 1 << 20},
 			[]string{`Index Scan using objects_pkey .*Index Cond: \(\(?tenant_id = .*kind = .*object_id >`},
 			50, 51, false,
 		},
 		{
 			"ListByActivity", dbsqlc.ListByActivity,
-			dbsqlc.ListByActivityParams{TenantID: id, Kind: "k", BeforeTime: far, AnyOwner: true, PageSize: 50},
+			dbsqlc.ListByActivityParams{TenantID: id, Kind: "k", BeforeTime: far, AnyOwner: true, PageSize: 50, MostBytes: 1 << 20},
 			[]string{`Index Scan using objects_activity_idx .*Index Cond: \(\(?tenant_id = .*kind = .*activity_time.*< ROW`},
 			50, 60, false,
 		},
 		{
 			"ListByOwner", dbsqlc.ListByOwner,
-			dbsqlc.ListByOwnerParams{TenantID: id, OwnerID: "alice", Kind: "owned", BeforeTime: far, PageSize: 50},
+			dbsqlc.ListByOwnerParams{TenantID: id, OwnerID: "alice", Kind: "owned", BeforeTime: far, PageSize: 50, MostBytes: 1 << 20},
 			[]string{`Index Scan using objects_owner_idx .*Index Cond: \(\(?tenant_id = .*owner_id = .*kind = .*activity_time.*< ROW`},
 			50, 60, false,
 		},
@@ -173,17 +173,17 @@ func plans(tenant identity.Tenant) []plan {
 		// Of functions the plan does not tell, only how much they read: here 25 packs, and as many entries that are none.
 		{
 			"ListPackedAfter", dbsqlc.ListPackedAfter,
-			dbsqlc.ListPackedAfterParams{TenantID: id, Kind: "k", ObjectID: "long", Collection: "p", AfterKey: "000000000100", PageSize: 50},
+			dbsqlc.ListPackedAfterParams{TenantID: id, Kind: "k", ObjectID: "long", Collection: "p", AfterKey: "000000000100", PageSize: 50, MostBytes: 1 << 20},
 			nil, 50, 30, false,
 		},
 		{
 			"ListPackedBefore", dbsqlc.ListPackedBefore,
-			dbsqlc.ListPackedBeforeParams{TenantID: id, Kind: "k", ObjectID: "long", Collection: "p", BeforeKey: "000000000100", PageSize: 50},
+			dbsqlc.ListPackedBeforeParams{TenantID: id, Kind: "k", ObjectID: "long", Collection: "p", BeforeKey: "000000000100", PageSize: 50, MostBytes: 1 << 20},
 			nil, 50, 30, false,
 		},
 		{
 			"ListPackedAfter, without packs", dbsqlc.ListPackedAfter,
-			dbsqlc.ListPackedAfterParams{TenantID: id, Kind: "k", ObjectID: "long", Collection: "c", AfterKey: "000000000100", PageSize: 50},
+			dbsqlc.ListPackedAfterParams{TenantID: id, Kind: "k", ObjectID: "long", Collection: "c", AfterKey: "000000000100", PageSize: 50, MostBytes: 1 << 20},
 			nil, 50, 51, false,
 		},
 		{

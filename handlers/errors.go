@@ -90,8 +90,12 @@ func explain(err error) *problem.Error {
 		return problem.InvalidArgument("", "the request holds a value that cannot be stored, such as JSON nested too deep")
 
 	case errors.As(err, &full):
-		p := problem.Exhausted("OVERLOADED", "too much is waiting for the "+full.What+"; nothing was done", max(full.RetryAfter, retrySoon))
-		p.Metadata = map[string]string{"limit": full.What}
+		said, metadata := "too much is waiting for the "+full.What, map[string]string{"limit": full.What}
+		if full.Of != "" {
+			said, metadata["scope"] = "too much at once: "+full.What+" of the "+full.Of, full.Of
+		}
+		p := problem.Exhausted("OVERLOADED", said+"; nothing was done", max(full.RetryAfter, retrySoon))
+		p.Metadata = metadata
 		return p
 	case errors.Is(err, object.ErrNewerSchema):
 		return problem.Unavailable("NEWER_SCHEMA", "a newer release wrote this object; this one will not change it", retryLater)

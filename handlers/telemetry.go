@@ -18,6 +18,7 @@ import (
 
 	"holdfast/handlers/session/credential"
 	"holdfast/identity"
+	"holdfast/object"
 )
 
 // call is what becomes known of one HTTP request on its way in, and its context. The middleware makes it and reports it at
@@ -41,6 +42,7 @@ type call struct {
 	countedBy *admission // nil: by none
 	load      Load       // what it is charged with there
 	answer    answerWriter
+	permit    object.Answer // of a large answer
 }
 
 // Value implements [context.Context].
@@ -207,11 +209,14 @@ func (w *answerWriter) Flush() { _ = http.NewResponseController(w.ResponseWriter
 func (w *answerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (t *telemetry) begin(w http.ResponseWriter, r *http.Request) *call {
-	return &call{Context: r.Context(), trace: traceOf(r), began: t.now(), code: codeMalformed, response: w}
+	c := &call{trace: traceOf(r), began: t.now(), code: codeMalformed, response: w}
+	c.Context = object.Answering(r.Context(), &c.permit)
+	return c
 }
 
 func (t *telemetry) end(c *call, r *http.Request) {
 	c.leave()
+	c.permit.Sent()
 	if c.procedure == "" {
 		if c.procedure = r.URL.Path; !t.procedures[c.procedure] {
 			c.procedure = "unknown"

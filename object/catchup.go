@@ -33,11 +33,13 @@ type catchUp struct {
 	err    error
 }
 
-// missed is what follows version last of an object; reset asks for a snapshot in its place.
+// missed is what follows version last of an object, and within that many entries of the next version; reset asks for a
+// snapshot in its place.
 type missed struct {
-	key   key
-	last  Version
-	reset bool
+	key    key
+	last   Version
+	within int
+	reset  bool
 }
 
 const (
@@ -47,6 +49,10 @@ const (
 	maxCatchUps = 64
 	// catchUpsInFlight is how many snapshots of one tenant's watchers may be open.
 	catchUpsInFlight = 2
+	// catchUpAnswers is how much is read in one snapshot, in full answers: where more watchers share it each has a smaller piece,
+	// of leastCaughtUp bytes at least.
+	catchUpAnswers = 4
+	leastCaughtUp  = 128 << 10
 )
 
 // catchUp answers what a watcher missed, as of one moment after it asked. It refuses nobody: the number of watchers is bounded.
@@ -113,8 +119,12 @@ type account struct {
 	packed packedUpTo
 	events []dbsqlc.ListEventsRow
 	index  map[entryKey]int
-	// entries are those that the events put or deleted, as they are now, in the order of their first change.
+	// entries are those that the events put or deleted, as they are now, in the order of their first change; ends has how many
+	// there are up to the end of each event. Those behind piece are left to the next message.
 	entries []EntryChange
+	ends    []int
+	piece   int
+	most    int // bytes of one message
 	err     error
 }
 
@@ -155,6 +165,9 @@ func (rt *Runtime) runCatchUps(tenant identity.Tenant, batch []*catchUp) {
 }
 
 func (rt *Runtime) readAccounts(ctx context.Context, scope db.Scope, accounts []*account) error {
+	for _, a := range accounts {
+		a.most = min(max(AnswerBytes*catchUpAnswers/len(accounts), leastCaughtUp), AnswerBytes)
+	}
 	p := rt.db.NewSnapshot(scope)
 	queueRecords(p, scope.Tenant, accounts, func(a *account) bool { return a.reset })
 	snapshots := true
@@ -182,47 +195,123 @@ func (rt *Runtime) readAccounts(ctx context.Context, scope db.Scope, accounts []
 		return err
 	}
 	defer tx.Rollback(ctx)
-	p = tx.Next()
-	var again []*account
-	wanted := dbsqlc.LoadEntriesParams{TenantID: string(scope.Tenant)}
-	for i, a := range accounts {
+	var again, told []*account
+	for _, a := range accounts {
 		switch {
 		case a.err != nil, a.reset, a.rec == nil, a.rec.state == nil:
 		case !a.explains():
 			a.reset = true
 			again = append(again, a)
 		default:
-			a.err = a.want(&wanted, int32(i))
+			if a.err = a.want(); a.err == nil {
+				told = append(told, a)
+			}
 		}
 	}
+	if err := measure(ctx, tx, scope.Tenant, told); err != nil {
+		return err
+	}
+	p = tx.Next()
 	if len(again) > 0 {
 		queueRecords(p, scope.Tenant, again, func(*account) bool { return true })
 	}
+	wanted := dbsqlc.LoadEntriesParams{TenantID: string(scope.Tenant)}
+	for i, a := range told {
+		for _, e := range a.entries[:a.piece] {
+			wanted.Ords = append(wanted.Ords, int32(i))
+			wanted.Kinds = append(wanted.Kinds, a.key.kind)
+			wanted.Ids = append(wanted.Ids, string(a.key.id))
+			wanted.Collections = append(wanted.Collections, e.Collection)
+			wanted.Keys = append(wanted.Keys, e.Key)
+		}
+	}
 	if len(wanted.Ords) > 0 {
 		each := func(r *dbsqlc.LoadEntriesRow) error {
-			a := accounts[r.Ord]
+			a := told[r.Ord]
 			value, _, err := decode(a.kind.collections[r.Collection], r.Body)
-			a.entries[a.index[entryKey{r.Collection, r.Key}]].Value = value
+			a.entries[a.index[entryKey{r.Collection, r.Key}]].Entry = newEntry(r.Key, value, len(r.Body))
 			a.err = errors.Join(a.err, err) // it fails those who asked for it
 			return nil
 		}
 		p.LoadEntries(wanted, each)
 		// Of what has changed lately nothing is packed, but a watcher may come back after days.
-		if slices.ContainsFunc(accounts, func(a *account) bool { return len(a.entries) > 0 && a.packed != nil }) {
+		if slices.ContainsFunc(told, func(a *account) bool { return len(a.entries) > 0 && a.packed != nil }) {
 			p.LoadPacked(wanted, each)
 		}
 	}
 	if err := tx.ReadAndEnd(ctx, p); err != nil {
 		return err
 	}
+	for _, a := range told {
+		a.cut(func(i int) int { return a.entries[i].size })
+	}
 	return rt.readPackedRecent(ctx, scope, again)
 }
+
+// unmeasured is how many entries are loaded without asking for their sizes first.
+const unmeasured = 8
+
+// measure decides how many of each account's entries are loaded: as many as one message has.
+func measure(ctx context.Context, tx *db.Transaction, t identity.Tenant, accounts []*account) error {
+	m := dbsqlc.MeasureEntriesParams{TenantID: string(t)}
+	for i, a := range accounts {
+		a.piece = len(a.entries)
+		for n, e := range a.entries {
+			m.Ords = append(m.Ords, int32(i))
+			m.Numbers = append(m.Numbers, int32(n)) //nolint:gosec // an object's entries
+			m.Kinds = append(m.Kinds, a.key.kind)
+			m.Ids = append(m.Ids, string(a.key.id))
+			m.Collections = append(m.Collections, e.Collection)
+			m.Keys = append(m.Keys, e.Key)
+		}
+	}
+	if len(m.Ords) <= unmeasured {
+		return nil
+	}
+	p := tx.Next()
+	p.MeasureEntries(m, func(r *dbsqlc.MeasureEntriesRow) error {
+		accounts[r.Ord].entries[r.N].size = int(r.Bytes)
+		return nil
+	})
+	if err := tx.Read(ctx, p); err != nil {
+		return err
+	}
+	for _, a := range accounts {
+		a.cut(func(i int) int { return len(a.entries[i].Key) + a.entries[i].size })
+	}
+	return nil
+}
+
+// cut lets the message end where it is full: behind the last version that fits as a whole, or within the first one.
+func (a *account) cut(size func(i int) int) {
+	room := Room{Bytes: max(a.most-a.rec.stateSize, leastCaughtUp)}
+	n := 0
+	for n < a.piece && room.Fits(entryChangeOverhead+size(n)) {
+		n++
+	}
+	if n == a.piece {
+		return
+	}
+	a.piece = n
+	if whole := a.whole(); whole > 0 {
+		a.piece = a.ends[whole-1]
+	}
+}
+
+// whole is how many events are in the message with all of their entries.
+func (a *account) whole() int {
+	n, _ := slices.BinarySearch(a.ends, a.piece+1)
+	return n
+}
+
+// entryChangeOverhead is what a message has around an entry.
+const entryChangeOverhead = 32
 
 // readPackedRecent reads the objects anew of which a snapshot wants more entries than are not packed.
 func (rt *Runtime) readPackedRecent(ctx context.Context, scope db.Scope, accounts []*account) error {
 	var packed []*account
 	for _, a := range accounts {
-		if a.err == nil && a.rec.lacks(a.recent) {
+		if a.err == nil && a.packed != nil && a.rec.lacks(a.recent) {
 			packed = append(packed, a)
 		}
 	}
@@ -263,10 +352,11 @@ func queueRecords(p *db.Pipeline, t identity.Tenant, accounts []*account, recent
 		v.Known = append(v.Known, 0)
 		v.Collections = append(v.Collections, a.kind.recent)
 		v.Limits = append(v.Limits, int32(limit))
+		v.MostBytes = int64(a.most)
 	}
 	p.ViewObjects(v, func(r *dbsqlc.ViewObjectsRow) error {
 		a := accounts[r.Ord]
-		if a.rec, a.err = a.kind.record(r, int(v.Limits[r.Ord])); a.err == nil {
+		if a.rec, a.err = a.kind.record(r, int(v.Limits[r.Ord]), a.most); a.err == nil {
 			a.packed, a.err = parsePacked(r.Packed)
 		}
 		return nil
@@ -282,26 +372,26 @@ func (a *account) explains() bool {
 		!slices.ContainsFunc(a.events, func(e dbsqlc.ListEventsRow) bool { return e.EventTime.Equal(a.rec.create) || e.Undo == cutNote })
 }
 
-// want adds the entries that the events put or deleted to those that are to be loaded.
-func (a *account) want(wanted *dbsqlc.LoadEntriesParams, ord int32) error {
+// want lists the entries that the events put or deleted.
+func (a *account) want() error {
 	a.index = map[entryKey]int{}
-	for _, e := range a.events {
+	for i, e := range a.events {
 		keys, err := undoKeys(e.Undo)
 		if err != nil {
 			return err
 		}
+		keys = slices.DeleteFunc(keys, func(k entryKey) bool { return a.kind.collections[k.collection] == nil }) // a newer release's
+		if i == 0 {
+			keys = keys[min(a.within, len(keys)):]
+		}
 		for _, k := range keys {
-			if _, ok := a.index[k]; ok || a.kind.collections[k.collection] == nil {
-				continue // a collection may be a newer release's
+			if _, ok := a.index[k]; ok {
+				continue
 			}
 			a.index[k] = len(a.entries)
 			a.entries = append(a.entries, EntryChange{Collection: k.collection, Entry: Entry{Key: k.key}})
-			wanted.Ords = append(wanted.Ords, ord)
-			wanted.Kinds = append(wanted.Kinds, a.key.kind)
-			wanted.Ids = append(wanted.Ids, string(a.key.id))
-			wanted.Collections = append(wanted.Collections, k.collection)
-			wanted.Keys = append(wanted.Keys, k.key)
 		}
+		a.ends = append(a.ends, len(a.entries))
 	}
 	return nil
 }
@@ -315,18 +405,24 @@ func (a *account) tell(c *catchUp, now time.Time) (*update, error) {
 	case a.rec == nil, !c.caller.MaySee(a.rec.owner), gone && (a.last == 0 || a.rec.state != nil):
 		return nil, ErrNotFound // deleted before the watch began, or expired
 	case gone:
-		return &update{rec: a.rec}, nil
+		return &update{rec: a.rec, at: a.rec.version}, nil
 	case a.reset:
-		u := &update{rec: a.rec, reset: true}
+		u := &update{rec: a.rec, at: a.rec.version, reset: true}
 		newest, _ := a.rec.recent.last(min(c.recent, len(a.rec.recent.entries)))
-		for _, e := range newest {
+		fit := fitting(newest, Room{Bytes: AnswerBytes - a.rec.stateSize})
+		u.older = len(fit) < len(newest) || len(fit) > 0 && len(fit) < c.recent && !a.rec.recent.whole
+		for _, e := range fit {
 			u.entries = append(u.entries, EntryChange{a.kind.recent, e})
 		}
 		return u, nil
 	case len(a.events) == 0:
 		return nil, nil
 	default:
-		return &update{rec: a.rec, entries: a.entries}, nil
+		u := &update{rec: a.rec, at: a.last, within: a.within + a.piece, entries: a.entries[:a.piece], more: true}
+		if n := a.whole(); n > 0 {
+			u.at, u.within, u.more = Version(a.events[n-1].Version), 0, n < len(a.events)
+		}
+		return u, nil
 	}
 }
 

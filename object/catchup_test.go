@@ -75,7 +75,7 @@ func TestHotWatchedObject(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	carrier := newFaulty()
 	c := hinting(carrier)
-	c.Metrics = reg
+	c.Metrics, c.Limits.WatchesPerUser = reg, 1000
 	writer, watcher := newRuntime(t, b.DB, hinting(carrier)), newRuntime(t, b.DB, c)
 	acquainted(t, writer, watcher)
 	writing, watching := toyKind(writer), toyKind(watcher)

@@ -307,9 +307,10 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) (wanted *dbs
 		}
 	}
 	if len(objects) > 0 {
+		views.MostBytes = AnswerBytes
 		p.ViewObjects(views, func(r *dbsqlc.ViewObjectsRow) (err error) {
 			w := objects[r.Ord]
-			if w.base, err = w.kind.record(r, w.kind.recentLoad()); err == nil {
+			if w.base, err = w.kind.record(r, w.kind.recentLoad(), AnswerBytes); err == nil {
 				w.packed, err = parsePacked(r.Packed)
 			}
 			return err

@@ -32,12 +32,19 @@ func (e *VersionMismatchError) Error() string {
 
 // OverloadedError: a bounded queue is full. Nothing was done; trying again after RetryAfter may help.
 type OverloadedError struct {
-	// What is full: "object", "tenant", "server" or "streams".
-	What       string
+	// What is full: the queue of an "object", a "user", a "tenant" or the "server"; or "streams", "history" or "answers".
+	What string
+	// Of says whose streams, history or answers: those of the "user", the "tenant" or the "server".
+	Of         string
 	RetryAfter time.Duration
 }
 
-func (e *OverloadedError) Error() string { return "object: too much waits for the " + e.What }
+func (e *OverloadedError) Error() string {
+	if e.Of != "" {
+		return "object: too much at once: " + e.What + " of the " + e.Of
+	}
+	return "object: too much waits for the " + e.What
+}
 
 // TooLargeError: what a change would store is over a limit.
 type TooLargeError struct {

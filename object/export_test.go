@@ -2,6 +2,7 @@ package object
 
 import (
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -89,12 +90,19 @@ func LoadedRecent(newest []Entry, limit int) Recent {
 // Find looks an entry up.
 func (r Recent) Find(key string) (proto.Message, bool) { return r.r.find(key) }
 
-// Last returns the newest entries.
-func (r Recent) Last(n int) ([]Entry, bool) { return r.r.last(n) }
+// Last returns the newest entries, without their sizes.
+func (r Recent) Last(n int) ([]Entry, bool) {
+	entries, sure := r.r.last(n)
+	entries = slices.Clone(entries)
+	for i := range entries {
+		entries[i].size = 0
+	}
+	return entries, sure
+}
 
 // With sets or removes an entry.
 func (r Recent) With(key string, value proto.Message, keep int) Recent {
-	return Recent{r.r.with(key, value, keep)}
+	return Recent{r.r.with(key, value, 0, keep)}
 }
 
 // Len is how many entries are at hand.
@@ -169,3 +177,10 @@ func (rt *Runtime) Running() int {
 
 // Forget drops an object from the cache.
 func (rt *Runtime) Forget(t identity.Tenant, kind string, id ID) { rt.cache.drop(key{t, kind, id}) }
+// HoldHistory takes a caller's place among the calls that go back in history, until leave is called.
+func (rt *Runtime) HoldHistory(i identity.Identity) (leave func()) {
+	if full := rt.history.enter(i); full != "" {
+		panic(full)
+	}
+	return func() { rt.history.leave(i) }
+}

@@ -155,17 +155,49 @@ type rewinder struct {
 	events    []dbsqlc.ListEventsBackRow // read, and not undone yet; the first is the one that made past.version
 	exhausted bool                       // the journal has no more
 	undone    int
+	read      int64  // bytes of the journal and of entries
+	done      func() // gives back what the call holds
 }
 
-// maxUndone is how many changes one rewinding undoes: it keeps a connection busy.
-const maxUndone = 50_000
+const (
+	// maxUndone is how many changes one call undoes, and maxRewound how many bytes it reads for that: it keeps a connection
+	// busy, and much of what it reads in memory.
+	maxUndone  = 50_000
+	maxRewound = 32 << 20
+	// rewindTime bounds one call.
+	rewindTime = 10 * time.Second
+)
 
 // rewindPage is how many events are read at once.
 const rewindPage = 200
 
-// rewind begins at the object as it is now. A deleted object has a history for as long as its rows are there. The caller
+// rewind is begin for a call that goes back in history, of which few run at once: the others are refused. Its context ends
+// when its time is over.
+func (k *kind) rewind(ctx context.Context, id ID) (*rewinder, context.Context, error) {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if full := k.rt.history.enter(caller); full != "" {
+		return nil, nil, k.rt.overloadedOf("history", full)
+	}
+	ctx, cancel := context.WithTimeout(ctx, rewindTime)
+	done := func() {
+		cancel()
+		k.rt.history.leave(caller)
+	}
+	r, err := k.begin(ctx, id)
+	if err != nil {
+		done()
+		return nil, nil, err
+	}
+	r.done = done
+	return r, ctx, nil
+}
+
+// begin begins at the object as it is now. A deleted object has a history for as long as its rows are there. The caller
 // calls close.
-func (k *kind) rewind(ctx context.Context, id ID) (*rewinder, error) {
+func (k *kind) begin(ctx context.Context, id ID) (*rewinder, error) {
 	caller, err := identity.From(ctx)
 	if err != nil {
 		return nil, err
@@ -174,7 +206,7 @@ func (k *kind) rewind(ctx context.Context, id ID) (*rewinder, error) {
 		return nil, err
 	}
 	d := k.rt.db
-	r := &rewinder{db: d, kind: k, key: key{caller.Tenant, k.name, id}}
+	r := &rewinder{db: d, kind: k, key: key{caller.Tenant, k.name, id}, done: func() {}}
 	var row *dbsqlc.ViewObjectsRow
 	p := d.NewSnapshot(callerScope(caller))
 	p.ViewObjects(dbsqlc.ViewObjectsParams{
@@ -211,7 +243,18 @@ func (k *kind) rewind(ctx context.Context, id ID) (*rewinder, error) {
 	return r, nil
 }
 
-func (r *rewinder) close(ctx context.Context) { r.tx.Rollback(ctx) }
+func (r *rewinder) close(ctx context.Context) {
+	r.tx.Rollback(ctx)
+	r.done()
+}
+
+// spend counts bytes that were read.
+func (r *rewinder) spend(bytes int) error {
+	if r.read += int64(bytes); r.read > maxRewound {
+		return fmt.Errorf("%w: going back so far takes more than the %d MiB that one call reads; ask for a later moment", ErrInvalid, maxRewound>>20)
+	}
+	return nil
+}
 
 // to goes back to a moment, undoing one event after the other.
 func (r *rewinder) to(ctx context.Context, at Moment) error {
@@ -224,7 +267,7 @@ func (r *rewinder) to(ctx context.Context, at Moment) error {
 	}
 	for {
 		if len(r.events) == 0 && !r.exhausted {
-			if err := r.read(ctx); err != nil {
+			if err := r.readEvents(ctx); err != nil {
 				return err
 			}
 		}
@@ -253,19 +296,20 @@ func (r *rewinder) to(ctx context.Context, at Moment) error {
 	}
 }
 
-func (r *rewinder) read(ctx context.Context) error {
-	pipe := r.tx.Next()
+func (r *rewinder) readEvents(ctx context.Context) error {
+	pipe, bytes := r.tx.Next(), 0
 	pipe.ListEventsBack(dbsqlc.ListEventsBackParams{
 		TenantID: string(r.key.tenant), Kind: r.key.kind, ObjectID: string(r.key.id), FromVersion: int64(r.past.version),
-		PageSize: rewindPage,
+		PageSize: rewindPage, MostBytes: AnswerBytes,
 	}, func(row *dbsqlc.ListEventsBackRow) error {
 		r.events = append(r.events, *row)
-		return nil
+		bytes += len(row.Undo)
+		return r.spend(len(row.Undo))
 	})
 	if err := r.tx.Read(ctx, pipe); err != nil {
 		return err
 	}
-	r.exhausted = len(r.events) < rewindPage
+	r.exhausted = len(r.events) < rewindPage && bytes <= AnswerBytes
 	return nil
 }
 
@@ -327,7 +371,7 @@ func (p *Past) undo(u *undo) error {
 // Past reads what an object was like at a moment. It returns ErrNotFound where it did not exist then or was deleted,
 // and HistoryError where the journal does not reach so far. What it takes grows with the changes since.
 func (k *Kind[S]) Past(ctx context.Context, id ID, at Moment) (*Past, error) {
-	r, err := k.rewind(ctx, id)
+	r, ctx, err := k.rewind(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -359,7 +403,7 @@ func (k *Kind[S]) EntriesAt(ctx context.Context, id ID, at Moment, collection st
 	if k.collections[collection] == nil {
 		return EntriesPage{}, fmt.Errorf("%w: the kind %s has no collection %q", ErrInvalid, k.name, collection)
 	}
-	r, err := k.rewind(ctx, id)
+	r, ctx, err := k.rewind(ctx, id)
 	if err != nil {
 		return EntriesPage{}, err
 	}
@@ -380,22 +424,26 @@ func (k *Kind[S]) EntriesAt(ctx context.Context, id ID, at Moment, collection st
 	}
 	slices.SortFunc(differ, func(a, b entryKey) int { return cmp.Compare(a.key, b.key) })
 	size := int(pageSize(o.PageSize))
+	var room Room
 	add := func(key, body string) error {
 		value, _, err := decode(k.collections[collection], body)
-		page.Entries = append(page.Entries, Entry{key, value})
+		e := newEntry(key, value, len(body))
+		if page.More = len(page.Entries) == size || !room.Fits(e.size); !page.More {
+			page.Entries = append(page.Entries, e)
+		}
 		return err
 	}
-	for read, more := o.After, true; len(page.Entries) <= size && (more || len(differ) > 0); {
+	for read, more := o.After, true; !page.More && (more || len(differ) > 0); {
 		var stored []dbsqlc.ListEntriesAfterRow
 		if more {
-			if stored, err = r.entries(ctx, collection, read, size+1); err != nil {
+			if stored, more, err = r.entries(ctx, collection, read, size+1); err != nil {
 				return EntriesPage{}, err
 			}
-			if more = len(stored) > size; more {
-				read = stored[size].Key // others may be stored beyond it
+			if more {
+				read = stored[len(stored)-1].Key // others may be stored beyond it
 			}
 		}
-		for len(page.Entries) <= size && (len(stored) > 0 || len(differ) > 0 && (!more || differ[0].key <= read)) {
+		for !page.More && (len(stored) > 0 || len(differ) > 0 && (!more || differ[0].key <= read)) {
 			if len(stored) > 0 && (len(differ) == 0 || stored[0].Key < differ[0].key) {
 				err = add(stored[0].Key, stored[0].Body)
 				stored = stored[1:]
@@ -413,26 +461,26 @@ func (k *Kind[S]) EntriesAt(ctx context.Context, id ID, at Moment, collection st
 			}
 		}
 	}
-	if len(page.Entries) > size {
-		page.Entries, page.More = page.Entries[:size], true
-	}
 	return page, nil
 }
 
-func (r *rewinder) entries(ctx context.Context, collection, after string, n int) (rows []dbsqlc.ListEntriesAfterRow, err error) {
-	pipe := r.tx.Next()
+// entries reads n stored entries, or as many as pass what an answer has. more: there may be others.
+func (r *rewinder) entries(ctx context.Context, collection, after string, n int) (rows []dbsqlc.ListEntriesAfterRow, more bool, err error) {
+	pipe, bytes := r.tx.Next(), 0
 	list := pipe.ListEntriesAfter
 	if r.packed.behind(collection, after) {
 		list = pipe.ListPackedAfter
 	}
 	list(dbsqlc.ListEntriesAfterParams{
 		TenantID: string(r.key.tenant), Kind: r.key.kind, ObjectID: string(r.key.id), Collection: collection, AfterKey: after,
-		PageSize: int32(n), //nolint:gosec // a page's size
+		PageSize: int32(n), MostBytes: AnswerBytes, //nolint:gosec // a page's size
 	}, func(row *dbsqlc.ListEntriesAfterRow) error {
 		rows = append(rows, *row)
-		return nil
+		bytes += len(row.Body)
+		return r.spend(len(row.Body))
 	})
-	return rows, r.tx.Read(ctx, pipe)
+	err = r.tx.Read(ctx, pipe)
+	return rows, len(rows) == n || bytes > AnswerBytes, err
 }
 
 // HistoryPage is a page of an object's journal, newest first.
@@ -444,7 +492,7 @@ type HistoryPage struct {
 // History pages back through an object's journal from a version on, or from the newest where from is 0. A deleted
 // object has one for as long as its rows are there.
 func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (HistoryPage, error) {
-	r, err := k.rewind(ctx, id)
+	r, err := k.begin(ctx, id)
 	if err != nil {
 		return HistoryPage{}, err
 	}
@@ -453,12 +501,14 @@ func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (H
 		from = r.past.version
 	}
 	var page HistoryPage
-	n := pageSize(size)
+	var room Room
+	bytes, n := 0, pageSize(size)
 	pipe := r.tx.Next()
 	pipe.ListEventsBack(dbsqlc.ListEventsBackParams{
 		TenantID: string(r.key.tenant), Kind: k.name, ObjectID: string(id), FromVersion: int64(from), PageSize: n + 1,
+		MostBytes: AnswerBytes,
 	}, func(row *dbsqlc.ListEventsBackRow) error {
-		if page.More = len(page.Events) == int(n); page.More {
+		if bytes += len(row.Undo); page.More {
 			return nil
 		}
 		u, err := parseUndo(row.Undo)
@@ -472,10 +522,15 @@ func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (H
 		err = u.each(func(k entryKey, _ json.RawMessage) {
 			e.Entries = append(e.Entries, EntryChange{Collection: k.collection, Entry: Entry{Key: k.key}})
 		})
-		page.Events = append(page.Events, e)
+		// The undo has the names that an answer may have, besides values.
+		if page.More = len(page.Events) == int(n) || !room.Fits(itemOverhead+len(row.Undo)); !page.More {
+			page.Events = append(page.Events, e)
+		}
 		return err
 	})
-	return page, r.tx.Read(ctx, pipe)
+	err = r.tx.Read(ctx, pipe)
+	page.More = page.More || bytes > AnswerBytes
+	return page, err
 }
 
 // Restore makes an object what it was at a moment, entries and timers included, as a new version; undoing that is
@@ -523,7 +578,7 @@ func retryStale(do func() (basedOn Version, err error)) error {
 // PastWhole is Past with all entries of the object, for a Tx of another object to become. It returns ErrInvalid where
 // these are more than 10,000.
 func (k *Kind[S]) PastWhole(ctx context.Context, id ID, at Moment) (*Past, error) {
-	r, err := k.rewind(ctx, id)
+	r, ctx, err := k.rewind(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -544,6 +599,9 @@ func (k *Kind[S]) PastWhole(ctx context.Context, id ID, at Moment) (*Past, error
 		}, func(row *dbsqlc.ListAllEntriesRow) error {
 			n++
 			after = entryKey{row.Collection, row.Key}
+			if err := r.spend(len(row.Body)); err != nil {
+				return err
+			}
 			if _, differs := p.entries[after]; !differs {
 				p.entries[after] = json.RawMessage(row.Body)
 			}
@@ -581,6 +639,9 @@ func (r *rewinder) readPacked(ctx context.Context) error {
 			if first := (entryKey{row.Collection, row.FirstKey}); first != from {
 				from = first
 				n++
+			}
+			if err := r.spend(len(row.Body)); err != nil {
+				return err
 			}
 			k := entryKey{row.Collection, row.Key}
 			if _, differs := p.entries[k]; !differs {
@@ -694,7 +755,7 @@ type EntryDifference struct {
 
 // Diff tells in what an object differs between two moments, from and to, which is not earlier; see Past.
 func (k *Kind[S]) Diff(ctx context.Context, id ID, from, to Moment) (Difference, error) {
-	r, err := k.rewind(ctx, id)
+	r, ctx, err := k.rewind(ctx, id)
 	if err != nil {
 		return Difference{}, err
 	}
@@ -780,7 +841,7 @@ func (r *rewinder) stored(ctx context.Context, wanted, known map[entryKey]json.R
 	out := make(map[entryKey]json.RawMessage, len(a.Ords))
 	each := func(row *dbsqlc.LoadEntriesRow) error {
 		out[entryKey{row.Collection, row.Key}] = json.RawMessage(row.Body)
-		return nil
+		return r.spend(len(row.Body))
 	}
 	pipe := r.tx.Next()
 	if pipe.LoadEntries(a, each); r.packed != nil {

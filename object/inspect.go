@@ -89,9 +89,9 @@ func (k *Kind[S]) Find(ctx context.Context, o FindOptions) (Page[S], error) {
 	if o.Owner != nil {
 		owner = *o.Owner
 	}
-	var rows []dbsqlc.ListByIDRow
+	var rows []dbsqlc.ListObjectsRow
 	each := func(r *dbsqlc.ListByIDRow) error {
-		rows = append(rows, *r)
+		rows = append(rows, dbsqlc.ListObjectsRow(*r))
 		return nil
 	}
 	size := pageSize(o.PageSize)
@@ -100,36 +100,23 @@ func (k *Kind[S]) Find(ctx context.Context, o FindOptions) (Page[S], error) {
 	case o.ByID:
 		p.ListByID(dbsqlc.ListByIDParams{
 			TenantID: string(caller.Tenant), Kind: k.name, Prefix: o.Prefix, AfterID: from.ID, AnyOwner: o.Owner == nil,
-			OwnerID: string(owner), PageSize: size + 1,
+			OwnerID: string(owner), PageSize: size + 1, MostBytes: AnswerBytes,
 		}, each)
 	case owner != "":
 		p.ListByOwner(dbsqlc.ListByOwnerParams{
 			TenantID: string(caller.Tenant), OwnerID: string(owner), Kind: k.name, Prefix: o.Prefix, BeforeTime: from.Time, BeforeID: from.ID,
-			PageSize: size + 1,
+			PageSize: size + 1, MostBytes: AnswerBytes,
 		}, each)
 	default:
 		p.ListByActivity(dbsqlc.ListByActivityParams{
 			TenantID: string(caller.Tenant), Kind: k.name, Prefix: o.Prefix, BeforeTime: from.Time, BeforeID: from.ID,
-			AnyOwner: o.Owner == nil, OwnerID: string(owner), PageSize: size + 1,
+			AnyOwner: o.Owner == nil, OwnerID: string(owner), PageSize: size + 1, MostBytes: AnswerBytes,
 		}, each)
 	}
 	if err := k.rt.db.Run(ctx, p); err != nil {
 		return Page[S]{}, err
 	}
-	var page Page[S]
-	for i, r := range rows {
-		if i == int(size) {
-			page.Next, err = writeToken(listCursor{rows[i-1].ActivityTime, rows[i-1].ObjectID})
-			return page, err
-		}
-		row := dbsqlc.ListObjectsRow(r)
-		item, err := listed(k, &row)
-		if err != nil {
-			return Page[S]{}, err
-		}
-		page.Items = append(page.Items, item)
-	}
-	return page, nil
+	return pageOf(ctx, k, rows, size)
 }
 
 func readToken(token string, into any) error {

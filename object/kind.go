@@ -191,7 +191,7 @@ type viewOptions struct {
 	not    Version
 }
 
-// WithRecent returns the newest n entries of the kind's Recent collection as well.
+// WithRecent returns the newest n entries of the kind's Recent collection as well, or as many of them as fit in one answer.
 func WithRecent(n int) ViewOption { return func(o *viewOptions) { o.recent = n } }
 
 // IfVersionNot answers NotModified where the object is at version v. 0 is no condition.
@@ -205,6 +205,14 @@ func (k *Kind[S]) View(ctx context.Context, id ID, opts ...ViewOption) (Snapshot
 		opt(&o)
 	}
 	rec, err := k.rt.view(ctx, k.kind, id, o.recent)
+	if err == nil && rec.recentBytes(o.recent) > smallAnswer && o.not != rec.version {
+		var done func()
+		if done, err = k.rt.holdFor(ctx); err != nil {
+			return Snapshot[S]{}, err
+		}
+		defer done()
+		rec, err = k.rt.view(ctx, k.kind, id, o.recent)
+	}
 	if err != nil {
 		return Snapshot[S]{}, err
 	}
@@ -214,7 +222,8 @@ func (k *Kind[S]) View(ctx context.Context, id ID, opts ...ViewOption) (Snapshot
 		return s, nil
 	}
 	s.State = rec.state.(S) //nolint:forcetypeassert // decoded from the kind's prototype
-	s.Recent, _ = rec.recent.last(o.recent)
+	recent, _ := rec.recent.last(o.recent)
+	s.Recent = fitting(recent, Room{Bytes: AnswerBytes - rec.stateSize})
 	return s, nil
 }
 

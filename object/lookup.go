@@ -37,7 +37,7 @@ func (k *Kind[S]) Lookup(ctx context.Context, id ID, collection string, keys ...
 	found := map[entryKey]bool{}
 	each := func(r *dbsqlc.LoadEntriesRow) error {
 		value, _, err := decode(k.collections[collection], r.Body)
-		page.Entries = append(page.Entries, Entry{r.Key, value})
+		page.Entries = append(page.Entries, newEntry(r.Key, value, len(r.Body)))
 		found[entryKey{collection, r.Key}] = true
 		return err
 	}

@@ -55,7 +55,7 @@ func newMetrics(rt *Runtime, reg prometheus.Registerer) *metrics {
 		hearing: gauge("hints_hearing", "1 where hints arrive, 0 where watchers depend on polling."),
 		peers:   gauge("peers", "Other processes that were heard lately."),
 	}
-	for _, what := range []string{"object", "tenant", "server", "streams"} {
+	for _, what := range []string{"object", "user", "tenant", "server", "streams", "history", "answers"} {
 		m.refused.WithLabelValues(what) // 0 is a value, too
 	}
 	for _, way := range []string{"fast", "sure"} {

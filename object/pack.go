@@ -60,7 +60,7 @@ func queueRecent(p *db.Pipeline, k *kind, t identity.Tenant, id ID, limit int) (
 	var keys, bodies []string
 	p.ListPackedBefore(dbsqlc.ListEntriesBeforeParams{
 		TenantID: string(t), Kind: k.name, ObjectID: string(id), Collection: k.recent, BeforeKey: beyondAll,
-		PageSize: int32(limit), //nolint:gosec // small
+		PageSize: int32(limit), MostBytes: AnswerBytes, //nolint:gosec // small
 	}, func(r *dbsqlc.ListEntriesAfterRow) error {
 		keys, bodies = append(keys, r.Key), append(bodies, r.Body)
 		return nil
@@ -70,7 +70,7 @@ func queueRecent(p *db.Pipeline, k *kind, t identity.Tenant, id ID, limit int) (
 			return nil
 		}
 		var err error
-		rec.recent, err = k.decodeRecent(keys, bodies, limit)
+		rec.recent, err = k.decodeRecent(keys, bodies, limit, AnswerBytes)
 		return err
 	}
 }
@@ -302,16 +302,24 @@ func (e *eraser) unpack(ctx context.Context) (packs int64, err error) {
 	}
 }
 
-// decodeRecent makes the newest entries out of rows that come newest first, of which up to limit were asked for.
-func (k *kind) decodeRecent(keys, bodies []string, limit int) (recent, error) {
-	out := recent{known: true, whole: len(keys) < limit, entries: make([]Entry, 0, len(keys)+k.recentKeep)}
+// decodeRecent makes the newest entries out of rows that come newest first, of which up to limit were asked for, and none
+// behind the one that passed most bytes.
+func (k *kind) decodeRecent(keys, bodies []string, limit, most int) (recent, error) {
+	bytes := 0
+	for _, body := range bodies {
+		bytes += len(body)
+	}
+	out := recent{
+		known: true, whole: len(keys) < limit && bytes <= most, full: bytes > most && most >= AnswerBytes,
+		entries: make([]Entry, 0, len(keys)+k.recentKeep),
+	}
 	for i, key := range slices.Backward(keys) {
 		value, newer, err := decode(k.collections[k.recent], bodies[i])
 		if err != nil {
 			return recent{}, err
 		}
 		out.newer = out.newer || newer
-		out.entries = append(out.entries, Entry{key, value})
+		out.entries = append(out.entries, newEntry(key, value, len(bodies[i])))
 		out.bytes += entryBytes(value)
 	}
 	return out, nil

@@ -1,6 +1,7 @@
 package object
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -48,6 +49,12 @@ func (rt *Runtime) view(ctx context.Context, k *kind, id ID, recent int) (*recor
 		return nil, err
 	}
 	v := &view{ctx: ctx, caller: caller, kind: k, key: key{caller.Tenant, k.name, id}, recent: recent, done: make(chan struct{})}
+	if caller.User != "" {
+		if full := rt.viewing.enter(caller); full != "" {
+			return nil, rt.overloaded(full, retryAfter)
+		}
+		defer rt.viewing.leave(caller)
+	}
 	if err := rt.queueView(v); err != nil { //nolint:contextcheck // a round trip serves many views
 		return nil, err
 	}
@@ -140,6 +147,9 @@ func (rt *Runtime) runViews(batch []*view) {
 			scope.Owners = append(scope.Owners, u)
 		}
 	}
+	// Many together read little of each; who wants more than that is read again, in company of a few.
+	most := min(max(AnswerBytes*fewViews/len(batch), leastViewed), AnswerBytes)
+	a.MostBytes = int64(most)
 	ctx, cancel := context.WithTimeout(rt.life, rt.commitTimeout)
 	defer cancel()
 	ctx, end := rt.traced(ctx, "read", func(yield func(context.Context) bool) {
@@ -164,8 +174,12 @@ func (rt *Runtime) runViews(batch []*view) {
 			return nil
 		}
 		// A row that cannot be read fails its own view only.
-		if v.rec, v.err = v.kind.record(r, int(a.Limits[r.Ord])); v.err == nil {
+		if v.rec, v.err = v.kind.record(r, int(a.Limits[r.Ord]), most); v.err == nil {
 			rt.cache.put(v.key, v.rec)
+		}
+		if v.err == nil && most < AnswerBytes && len(r.Keys) < v.recent && textBytes(r.Bodies) > most {
+			v.known, v.rec = nil, nil
+			again = append(again, v)
 		}
 		return nil
 	})
@@ -193,9 +207,25 @@ func (rt *Runtime) runViews(batch []*view) {
 		}
 		close(v.done)
 	}
-	if err == nil && len(again) > 0 {
-		rt.runViews(again)
+	for err == nil && len(again) > 0 {
+		n := min(len(again), fewViews)
+		rt.runViews(again[:n:n])
+		again = again[n:]
 	}
+}
+
+const (
+	// fewViews is how many views may each read as much as an answer has in one round trip, and leastViewed what each reads at
+	// least of entries when they are many.
+	fewViews    = 8
+	leastViewed = 64 << 10
+)
+
+func textBytes(texts []string) (n int) {
+	for _, t := range texts {
+		n += len(t)
+	}
+	return n
 }
 
 // recentLoad is how many of the newest entries come along when an object is loaded.
@@ -215,9 +245,9 @@ func (r *record) lacks(n int) bool {
 	return !enough
 }
 
-// record decodes a row that was read with up to limit entries. Of an object that has packs the newest ones may be fewer than
+// record decodes a row that was read with up to limit entries of some most bytes. Of an object that has packs the newest ones may be fewer than
 // that: see lacks.
-func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit int) (*record, error) {
+func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit, most int) (*record, error) {
 	rec := &record{
 		owner: identity.User(r.OwnerID), version: Version(r.Version), schema: r.SchemaVersion, unread: new(atomic.Int32),
 		create: r.CreateTime, update: r.UpdateTime, activity: r.ActivityTime,
@@ -240,7 +270,7 @@ func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit int) (*record, error) {
 	}
 	rec.stateSize = proto.Size(rec.state)
 	if limit > 0 {
-		if rec.recent, err = k.decodeRecent(r.Keys, r.Bodies, limit); err != nil {
+		if rec.recent, err = k.decodeRecent(r.Keys, r.Bodies, limit, most); err != nil {
 			return nil, err
 		}
 		packed, err := parsePacked(r.Packed)
@@ -256,7 +286,7 @@ func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit int) (*record, error) {
 
 // ListOptions choose a page of objects.
 type ListOptions struct {
-	// PageSize: 1 to 200; 0: 50.
+	// PageSize: 1 to 200; 0: 50. A page has fewer where more would not fit in one answer; see AnswerBytes.
 	PageSize int
 	// PageToken is the last page's Next; empty: the first page.
 	PageToken string
@@ -309,19 +339,28 @@ func (k *Kind[S]) List(ctx context.Context, o ListOptions) (Page[S], error) {
 	if err := k.rt.db.Run(ctx, p); err != nil {
 		return Page[S]{}, err
 	}
-	var page Page[S]
-	for i, r := range rows {
-		if i == int(size) {
-			b, err := json.Marshal(listCursor{rows[i-1].ActivityTime, rows[i-1].ObjectID})
-			if err != nil {
-				return Page[S]{}, err
+	return pageOf(ctx, k, rows, size)
+}
+
+// pageOf makes a page of up to size rows, as far as they fit in one answer.
+func pageOf[S proto.Message](ctx context.Context, k *Kind[S], rows []dbsqlc.ListObjectsRow, size int32) (page Page[S], err error) {
+	var room Room
+	defer func() {
+		if err == nil && room.taken > smallAnswer {
+			var done func()
+			if done, err = k.rt.holdFor(ctx); err == nil {
+				done()
 			}
-			page.Next = base64.RawURLEncoding.EncodeToString(b)
-			break
 		}
-		item, err := listed(k, &r)
+	}()
+	for i, r := range rows {
+		item, bytes, err := listed(k, &r)
 		if err != nil {
 			return Page[S]{}, err
+		}
+		if i == int(size) || !room.Fits(bytes) {
+			page.Next, err = writeToken(listCursor{rows[i-1].ActivityTime, rows[i-1].ObjectID})
+			return page, err
 		}
 		page.Items = append(page.Items, item)
 	}
@@ -335,6 +374,7 @@ func queueList(
 	if len(terms) == 0 {
 		p.ListObjects(dbsqlc.ListObjectsParams{
 			TenantID: string(t), Kind: k.name, BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1,
+			MostBytes: AnswerBytes,
 		}, each)
 		return
 	}
@@ -344,17 +384,18 @@ func queueList(
 	}
 	p.ListObjectsByTerms(dbsqlc.ListObjectsByTermsParams{
 		TenantID: string(t), Kind: k.name, Term: stored[0], OtherTerms: stored[1:],
-		BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1,
+		BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1, MostBytes: AnswerBytes,
 	}, each)
 }
 
-// listed decodes a row of a list.
-func listed[S proto.Message](k *Kind[S], r *dbsqlc.ListObjectsRow) (Snapshot[S], error) {
-	rec, err := k.record(listedRow(r), 0)
+// listed decodes a row of a list; bytes is what it takes in an answer.
+func listed[S proto.Message](k *Kind[S], r *dbsqlc.ListObjectsRow) (s Snapshot[S], bytes int, err error) {
+	rec, err := k.record(listedRow(r), 0, 0)
 	if err != nil {
-		return Snapshot[S]{}, err
+		return Snapshot[S]{}, 0, err
 	}
-	return Snapshot[S]{Info: rec.info(ID(r.ObjectID)), State: rec.state.(S)}, nil //nolint:forcetypeassert // decoded from the kind's prototype
+	s = Snapshot[S]{Info: rec.info(ID(r.ObjectID)), State: rec.state.(S)} //nolint:forcetypeassert // decoded from the kind's prototype
+	return s, itemOverhead + max(len(r.State), rec.stateSize), nil
 }
 
 // listedRow is all of the object's row: what it makes may go into the cache, and changes build on that.
@@ -386,7 +427,9 @@ func callerScope(i identity.Identity) db.Scope {
 type EntriesOptions struct {
 	// After: entries behind this key, ascending. Before: the last ones in front of this key, where set.
 	After, Before string
-	// PageSize: 1 to 200; 0: 50.
+
+	room int // bytes; 0: all of an answer
+	// PageSize: 1 to 200; 0: 50. A page has fewer where more would not fit in one answer; see AnswerBytes.
 	PageSize int
 }
 
@@ -413,48 +456,70 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 	var page EntriesPage
 	var rec *record
 	var packed packedUpTo
+	var room Room
+	var last string // key that was read, in the page or not
 	size := pageSize(o.PageSize)
 	each := func(r *dbsqlc.ListEntriesAfterRow) error {
+		if last = r.Key; page.More {
+			return nil
+		}
 		value, _, err := decode(k.collections[collection], r.Body)
-		page.Entries = append(page.Entries, Entry{r.Key, value})
+		e := newEntry(r.Key, value, len(r.Body))
+		if page.More = len(page.Entries) == int(size) || !room.Fits(e.size); !page.More {
+			page.Entries = append(page.Entries, e)
+		}
 		return err
 	}
-	read := func(list func(p *db.Pipeline)) error {
-		page.Entries, rec = nil, nil
-		p := k.rt.db.NewSnapshot(callerScope(caller))
-		queueView1(p, k.kind, caller.Tenant, id, &rec, &packed)
-		list(p)
-		return k.rt.db.RunSnapshot(ctx, p)
-	}
-	if o.Before == "" {
-		a := dbsqlc.ListEntriesAfterParams{
-			TenantID: string(caller.Tenant), Kind: k.name, ObjectID: string(id), Collection: collection,
-			AfterKey: o.After, PageSize: size + 1,
+	load := func(most int) error {
+		read := func(list func(p *db.Pipeline)) error {
+			page.Entries, page.More, rec, room = nil, false, nil, Room{Bytes: most}
+			p := k.rt.db.NewSnapshot(callerScope(caller))
+			queueView1(p, k.kind, caller.Tenant, id, &rec, &packed)
+			list(p)
+			return k.rt.db.RunSnapshot(ctx, p)
 		}
-		err = read(func(p *db.Pipeline) { p.ListEntriesAfter(a, each) })
-		if err == nil && packed.behind(collection, o.After) {
-			err = read(func(p *db.Pipeline) { p.ListPackedAfter(a, each) })
+		if o.Before == "" {
+			a := dbsqlc.ListEntriesAfterParams{
+				TenantID: string(caller.Tenant), Kind: k.name, ObjectID: string(id), Collection: collection,
+				AfterKey: o.After, PageSize: size + 1, MostBytes: int64(most),
+			}
+			err := read(func(p *db.Pipeline) { p.ListEntriesAfter(a, each) })
+			if err == nil && packed.behind(collection, o.After) {
+				err = read(func(p *db.Pipeline) { p.ListPackedAfter(a, each) })
+			}
+			return err
 		}
-	} else {
 		a := dbsqlc.ListEntriesBeforeParams{
 			TenantID: string(caller.Tenant), Kind: k.name, ObjectID: string(id), Collection: collection,
-			BeforeKey: o.Before, PageSize: size + 1,
+			BeforeKey: o.Before, PageSize: size + 1, MostBytes: int64(most),
 		}
-		err = read(func(p *db.Pipeline) { p.ListEntriesBefore(a, each) })
-		if n := len(page.Entries); err == nil && packed.behind(collection, "") && (n <= int(size) || packed.has(entryKey{collection, page.Entries[n-1].Key})) {
+		err := read(func(p *db.Pipeline) { p.ListEntriesBefore(a, each) })
+		if err == nil && packed.behind(collection, "") && (!page.More || packed.has(entryKey{collection, last})) {
 			err = read(func(p *db.Pipeline) { p.ListPackedBefore(a, each) })
 		}
+		return err
 	}
-	if err != nil {
+	if err := load(smallAnswer); err != nil {
 		return EntriesPage{}, err
 	}
 	if !rec.live(k.rt.db.Now()) || !caller.MaySee(rec.owner) {
 		return EntriesPage{}, ErrNotFound
 	}
-	page.Info = rec.info(id)
-	if len(page.Entries) > int(size) {
-		page.Entries, page.More = page.Entries[:size], true
+	if page.More && len(page.Entries) < int(size) || room.taken > smallAnswer {
+		page.Entries = nil
+		done, err := k.rt.hold(ctx, caller)
+		if err != nil {
+			return EntriesPage{}, err
+		}
+		defer done()
+		if err := load(cmp.Or(o.room, AnswerBytes)); err != nil {
+			return EntriesPage{}, err
+		}
+		if !rec.live(k.rt.db.Now()) || !caller.MaySee(rec.owner) {
+			return EntriesPage{}, ErrNotFound
+		}
 	}
+	page.Info = rec.info(id)
 	if o.Before != "" {
 		slices.Reverse(page.Entries)
 	}
@@ -467,7 +532,7 @@ func queueView1(p *db.Pipeline, k *kind, t identity.Tenant, id ID, rec **record,
 		Ords: []int32{0}, Kinds: []string{k.name}, Ids: []string{string(id)}, Known: []int64{0}, Collections: []string{""},
 		Limits: []int32{0}, TenantID: string(t),
 	}, func(r *dbsqlc.ViewObjectsRow) (err error) {
-		if *rec, err = k.record(r, 0); err == nil && packed != nil {
+		if *rec, err = k.record(r, 0, 0); err == nil && packed != nil {
 			*packed, err = parsePacked(r.Packed)
 		}
 		return err

@@ -14,6 +14,16 @@ import (
 type Entry struct {
 	Key   string
 	Value proto.Message // read only: it is shared
+
+	size int // in an answer; 0: not known
+}
+
+// Size is what the entry takes in an answer, in bytes; 0: not known.
+func (e Entry) Size() int { return e.size }
+
+// newEntry is an entry whose stored form has so many bytes.
+func newEntry(key string, value proto.Message, stored int) Entry {
+	return Entry{key, value, len(key) + answerSize(stored, value)}
 }
 
 // record is an object as one version left it. It is immutable and shared between the cache, readers and watchers.
@@ -57,6 +67,8 @@ type recent struct {
 	entries []Entry // ascending
 	// known: entries holds every entry of the collection from its first one's key on. If whole, there are no others.
 	known, whole bool
+	// full: entries holds more than one answer may have, so none of its readers needs older ones.
+	full bool
 	// newer: some of them hold what this release does not know. They can be read, but changes load them one by one.
 	newer bool
 	bytes int // estimated, in memory
@@ -79,16 +91,16 @@ func (r recent) last(n int) (entries []Entry, sure bool) {
 	if n == 0 {
 		return nil, true
 	}
-	if !r.known || len(r.entries) < n && !r.whole {
+	if !r.known || len(r.entries) < n && !r.whole && !r.full {
 		return nil, false
 	}
 	from := max(0, len(r.entries)-n)
 	return r.entries[from:len(r.entries):len(r.entries)], true
 }
 
-// with returns r with a key set, or removed where value is nil. It keeps at least keep entries and at most a quarter or four
-// more: they are most of a server's memory.
-func (r recent) with(k string, value proto.Message, keep int) recent {
+// with returns r with a key set, or removed where value is nil; stored is the length of its stored form. It keeps at least
+// keep entries and at most a quarter or four more: they are most of a server's memory.
+func (r recent) with(k string, value proto.Message, stored, keep int) recent {
 	if !r.known {
 		return r
 	}
@@ -97,7 +109,7 @@ func (r recent) with(k string, value proto.Message, keep int) recent {
 		if most := keep + max(keep/4, 4); n >= most {
 			r = r.newest(keep-1, most)
 		}
-		r.entries = append(r.entries, Entry{k, value})
+		r.entries = append(r.entries, newEntry(k, value, stored))
 		r.bytes += entryBytes(value)
 		return r
 	}
@@ -105,9 +117,10 @@ func (r recent) with(k string, value proto.Message, keep int) recent {
 	if (i == n || r.entries[i].Key != k) && i == 0 && !r.whole {
 		return r // older than what is at hand
 	}
+	r.full = false
 	changed := append(make([]Entry, 0, n+1), r.entries[:i]...)
 	if value != nil {
-		changed = append(changed, Entry{k, value})
+		changed = append(changed, newEntry(k, value, stored))
 		r.bytes += entryBytes(value)
 	}
 	if i < n && r.entries[i].Key == k {
@@ -124,12 +137,22 @@ func (r recent) with(k string, value proto.Message, keep int) recent {
 	return r
 }
 
+// recentBytes is what the newest n entries at hand take in an answer.
+func (r *record) recentBytes(n int) (bytes int) {
+	entries, _ := r.recent.last(n)
+	for _, e := range entries {
+		bytes += e.size
+	}
+	return bytes
+}
+
 // newest returns r with no more than its newest n entries, and room for as many as there may be.
 func (r recent) newest(n, room int) recent {
 	older := r.entries[:len(r.entries)-n]
 	for _, e := range older {
 		r.bytes -= entryBytes(e.Value)
 	}
+	r.full = r.full && len(older) == 0
 	r.entries, r.whole = append(make([]Entry, 0, room), r.entries[len(older):]...), false
 	return r
 }

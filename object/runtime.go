@@ -54,9 +54,20 @@ type Limits struct {
 	PerObject int // default 2,048
 	PerTenant int // default 8,192
 	PerServer int // default 32,768
-	Watches   int // default 10,000
+	// PerUser leaves room for the tenant's other users, in the mailbox of an object that they share as well; default 1,024.
+	PerUser int
+	Watches int // default 10,000
 	// WatchesPerTenant leaves room for other tenants. Default: four fifths of Watches.
 	WatchesPerTenant int
+	// WatchesPerUser leaves room for the tenant's other users: some sixty tabs of four watches, or a bot that follows as many
+	// objects. Default 256.
+	WatchesPerUser int
+	// History is how many calls may go back in the history of objects at once; a tenant may make half as many, and a user one.
+	// Each takes a connection and a share of the database's time. Default 4.
+	History int
+	// Answers is how many calls may hold an answer of more than 128 KiB at once; a tenant half as many, and a user an eighth.
+	// The others wait. Each costs some times AnswerBytes until it is sent. Default 24.
+	Answers int
 	// BatchChanges and BatchBytes bound one transaction, in changes and in what they store as JSON: a tenant with more
 	// takes turns with the others. A change that is larger by itself goes alone. Defaults 1,024 and 8 MiB.
 	BatchChanges, BatchBytes int
@@ -73,12 +84,16 @@ type Runtime struct {
 	cache         *cache
 	hub           *hub
 	fanout        *fanout
-	metrics       *metrics
-	tracer        trace.Tracer
-	timers        *scheduler
-	life          context.Context //nolint:containedctx // the runtime's own: it ends when Close gives up waiting
-	end           context.CancelFunc
-	workers       sync.WaitGroup
+	// Changes and views that users wait for, and calls that go back in history.
+	changing, viewing, history *gate
+
+	answers *answers
+	metrics *metrics
+	tracer  trace.Tracer
+	timers  *scheduler
+	life    context.Context //nolint:containedctx // the runtime's own: it ends when Close gives up waiting
+	end     context.CancelFunc
+	workers sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows; nothing slow happens under it
 	closed  bool
@@ -120,7 +135,11 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 	def(&c.Limits.PerTenant, 8192)
 	def(&c.Limits.PerServer, 32768)
 	def(&c.Limits.Watches, 10_000)
+	def(&c.Limits.PerUser, 1024)
 	def(&c.Limits.WatchesPerTenant, c.Limits.Watches-c.Limits.Watches/5)
+	def(&c.Limits.WatchesPerUser, 256)
+	def(&c.Limits.History, 4)
+	def(&c.Limits.Answers, 24)
 	def(&c.Limits.BatchChanges, 1024)
 	def(&c.Limits.BatchBytes, 8<<20)
 	def(&c.CacheBytes, 20<<20)
@@ -138,7 +157,12 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 		db: d, log: c.Log, limits: c.Limits, commitTimeout: c.CommitTimeout, cache: newCache(c.CacheBytes),
 		lanes: map[identity.Tenant]*lane{}, boxes: map[key]*mailbox{}, kinds: map[string]*kind{}, reads: map[identity.Tenant]*readLane{},
 		catchUps: map[identity.Tenant]*catchUpLane{},
+		changing: newGate(bounds{user: c.Limits.PerUser}), viewing: newGate(bounds{user: c.Limits.PerUser}),
+		history: newGate(bounds{1, max(1, c.Limits.History/2), c.Limits.History}),
 	}
+	rt.answers = &answers{rt: rt, left: make(chan struct{}), gate: newGate(bounds{
+		max(1, c.Limits.Answers/8), max(1, c.Limits.Answers/2), c.Limits.Answers,
+	})}
 	rt.life, rt.end = context.WithCancel(context.Background())
 	rt.metrics, rt.tracer = newMetrics(rt, c.Metrics), c.Tracer
 	rt.hub = newHub(rt, c)
@@ -200,6 +224,12 @@ func (rt *Runtime) submit(ctx context.Context, k *kind, id ID, c *change) error 
 		return err
 	}
 	key := key{c.caller.Tenant, k.name, id}
+	if c.caller.User != "" {
+		if full := rt.changing.enter(c.caller); full != "" {
+			return rt.overloaded(full, retryAfter)
+		}
+		defer rt.changing.leave(c.caller)
+	}
 	if err := rt.enqueue(key, k, c); err != nil { //nolint:contextcheck // a batch serves many changes
 		return err
 	}
@@ -272,6 +302,12 @@ func (rt *Runtime) enqueue(key key, k *kind, c *change) error {
 func (rt *Runtime) overloaded(what string, after time.Duration) error {
 	rt.metrics.refused.WithLabelValues(what).Inc()
 	return &OverloadedError{What: what, RetryAfter: after}
+}
+
+// overloadedOf is overloaded for what is counted apart, and names whose bound it is over.
+func (rt *Runtime) overloadedOf(what, whose string) error {
+	rt.metrics.refused.WithLabelValues(what).Inc()
+	return &OverloadedError{What: what, Of: whose, RetryAfter: time.Second}
 }
 
 const retryAfter = 100 * time.Millisecond

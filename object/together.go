@@ -65,7 +65,7 @@ func ViewIn[S proto.Message](r *Together, k *Kind[S], id ID) *Viewed[S] {
 			}
 			return nil
 		}
-		rec, err = k.record(row, 0)
+		rec, err = k.record(row, 0, 0)
 		return err
 	})
 	r.done = append(r.done, func(caller identity.Identity, now time.Time) {
@@ -84,7 +84,7 @@ func ViewIn[S proto.Message](r *Together, k *Kind[S], id ID) *Viewed[S] {
 func ListIn[S proto.Message](r *Together, k *Kind[S], o ListOptions) *Page[S] {
 	page, size := &Page[S]{}, pageSize(o.PageSize)
 	r.lists = append(r.lists, func(p *db.Pipeline, caller identity.Identity) {
-		queueList(p, k.kind, caller.Tenant, o.Terms, listCursor{Time: farFuture}, size, appendTo(page, k, caller.Tenant, size))
+		queueList(p, k.kind, caller.Tenant, o.Terms, listCursor{Time: farFuture}, size, appendTo(page, k, caller.Tenant, size, Room{}))
 	})
 	return page
 }
@@ -145,6 +145,8 @@ type FoundList struct {
 	Otherwise string
 	// Limit: 1 to 200; 0: 50.
 	Limit int
+	// Bytes is how much of the answer the list may take. 0: AnswerBytes.
+	Bytes int
 }
 
 // Via names array fields of the objects of a kind, by their stored names, and what each one's terms begin with.
@@ -169,6 +171,7 @@ func ListFoundIn[S proto.Message](r *Together, k *Kind[S], o FoundList) *Page[S]
 	r.lists = append(r.lists, func(p *db.Pipeline, caller identity.Identity) {
 		a := dbsqlc.ListObjectsFoundParams{
 			TenantID: string(caller.Tenant), Kind: k.name, Given: o.Found.Given, Suffix: o.After, BeforeTime: farFuture, PageSize: size + 1,
+			MostBytes: AnswerBytes,
 		}
 		o.Found.add(&a.FoundKinds, &a.FoundIds, &a.FoundFields)
 		prefixes := []string{o.Before}
@@ -181,15 +184,15 @@ func ListFoundIn[S proto.Message](r *Together, k *Kind[S], o FoundList) *Page[S]
 		if o.Otherwise != "" {
 			a.Otherwise = storedTerm(caller.Tenant, k.name, o.Otherwise)
 		}
-		p.ListObjectsFound(a, appendTo(page, k, caller.Tenant, size))
+		p.ListObjectsFound(a, appendTo(page, k, caller.Tenant, size, Room{Bytes: o.Bytes}))
 	})
 	return page
 }
 
-// appendTo collects the rows of a list, which may be one more than its size.
-func appendTo[S proto.Message](page *Page[S], k *Kind[S], t identity.Tenant, size int32) func(*dbsqlc.ListObjectsRow) error {
+// appendTo collects the rows of a list, which may be one more than its size, as far as there is room.
+func appendTo[S proto.Message](page *Page[S], k *Kind[S], t identity.Tenant, size int32, room Room) func(*dbsqlc.ListObjectsRow) error {
 	return func(r *dbsqlc.ListObjectsRow) error {
-		if len(page.Items) == int(size) {
+		if page.Next != "" || len(page.Items) == int(size) || !room.Fits(itemOverhead+len(r.State)) {
 			page.Next = "more"
 			return nil
 		}
@@ -206,7 +209,7 @@ func known[S proto.Message](k *Kind[S], t identity.Tenant, r *dbsqlc.ListObjects
 	if rec := k.rt.cache.get(at); rec.is(Version(r.Version), r.CreateTime) {
 		return Snapshot[S]{Info: rec.info(id), State: rec.state.(S)}, nil //nolint:forcetypeassert // decoded from the kind's prototype
 	}
-	rec, err := k.record(listedRow(r), 0)
+	rec, err := k.record(listedRow(r), 0, 0)
 	if err != nil {
 		return Snapshot[S]{}, err
 	}

@@ -21,6 +21,10 @@ type Change[S proto.Message] struct {
 	Heartbeat bool
 	// Reset: a snapshot, with the newest entries of the kind's Recent collection. Forget what came before.
 	Reset bool
+	// More of the same follows in the next Change: it was too much for one, see AnswerBytes. Version is the last one of which
+	// nothing is missing: who is cut off goes on from there, and may be told again what he was told of the next. While a
+	// snapshot is not complete it is 0.
+	More bool
 	// Deleted: the object is gone; nothing follows.
 	Deleted bool
 	// State is shared: read it, never change it.
@@ -44,7 +48,8 @@ func (k *Kind[S]) Watch(ctx context.Context, id ID, after Version, recent int) i
 	return func(yield func(Change[S], error) bool) {
 		w := watch{kind: k.kind, last: after, recent: recent, reset: after == 0}
 		err := w.run(ctx, id, func(u *update) bool {
-			c := Change[S]{Info: u.rec.info(id), Heartbeat: u.heartbeat, Reset: u.reset, Entries: u.entries, Signal: u.signal}
+			c := Change[S]{Info: u.rec.info(id), Heartbeat: u.heartbeat, Reset: u.reset, More: u.more, Entries: u.entries, Signal: u.signal}
+			c.Version = u.at
 			c.State, _ = u.rec.state.(S)
 			c.Deleted = u.rec.state == nil && !u.heartbeat && u.signal == nil
 			return yield(c, nil) && !c.Deleted
@@ -58,6 +63,10 @@ func (k *Kind[S]) Watch(ctx context.Context, id ID, after Version, recent int) i
 // update is a Change before its state has a type.
 type update struct {
 	rec              *record
+	at               Version // up to which nothing is missing
+	within           int     // entries of the version behind it that were told already
+	more             bool
+	older            bool // it is a snapshot that lacks entries, for they did not fit
 	heartbeat, reset bool
 	entries          []EntryChange
 	signal           proto.Message
@@ -69,6 +78,7 @@ type watch struct {
 	key    key
 	caller identity.Identity
 	last   Version
+	within int // entries of version last + 1 that were told already
 	recent int
 	reset  bool // the next message must be a snapshot
 }
@@ -84,7 +94,7 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 		return err
 	}
 	w.caller, w.key = caller, key{caller.Tenant, w.kind.name, id}
-	s, err := rt.hub.subscribe(w.key, w.kind) //nolint:contextcheck // the poller serves all watches
+	s, err := rt.hub.subscribe(w.key, w.kind, caller) //nolint:contextcheck // the poller serves all watches
 	if err != nil {
 		return err
 	}
@@ -104,10 +114,18 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 			if u != nil && !u.reset {
 				rt.metrics.lag(fromJournal, rt.db.Now().Sub(u.rec.update))
 			}
-			if u != nil && !yield(u) {
-				return nil
+			if u != nil && u.older {
+				if more, err := w.tellOlder(ctx, id, u, yield); err != nil || !more {
+					return err
+				}
+			} else if u != nil {
+				if more, err := w.tell(ctx, u, yield); err != nil || !more {
+					return err
+				}
 			}
-			s.seen(w.last)
+			if s.seen(w.last); u != nil && u.more {
+				continue
+			}
 		}
 		behind = false
 		for i := range events {
@@ -115,13 +133,13 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 			if e.version <= w.last {
 				continue
 			}
-			if e.version != w.last+1 || e.created {
-				behind = true // another process wrote in between, or what came before is gone
+			if e.version != w.last+1 || e.created || e.large {
+				behind = true // another process wrote in between, or what came before is gone, or it comes in pieces
 				break
 			}
 			w.last = e.version
 			rt.metrics.lag(fromHere, rt.db.Now().Sub(e.time))
-			if !yield(&update{rec: e.after, entries: entryChanges(e.puts)}) {
+			if !yield(&update{rec: e.after, at: e.version, entries: entryChanges(e.puts)}) {
 				return nil
 			}
 		}
@@ -132,7 +150,7 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 			if m.version != 0 && m.version < w.last {
 				continue // what was read is newer
 			}
-			if !yield(&update{rec: &record{version: w.last}, signal: m.message}) {
+			if !yield(&update{rec: &record{}, at: w.last, signal: m.message}) {
 				return nil
 			}
 		}
@@ -142,7 +160,7 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 		case <-s.signal:
 			events, told, behind = s.take()
 		case <-silence.C:
-			if !yield(&update{rec: &record{version: w.last}, heartbeat: true}) {
+			if !yield(&update{rec: &record{}, at: w.last, heartbeat: true}) {
 				return nil
 			}
 		case <-age.C:
@@ -158,36 +176,95 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 func entryChanges(puts []put) []EntryChange {
 	out := make([]EntryChange, len(puts))
 	for i, p := range puts {
-		out[i] = EntryChange{p.collection, Entry{p.key, p.value}}
+		out[i] = EntryChange{p.collection, Entry{Key: p.key, Value: p.value}}
 	}
 	return out
 }
 
-// catchUp reads what the watcher missed, as of one moment, and moves it to that moment's version. It is nil where nothing
-// was missed.
+// catchUp reads what the watcher missed, as of one moment and as much as one message has, and moves it behind that. It is nil
+// where nothing was missed.
 func (w *watch) catchUp(ctx context.Context) (*update, error) {
 	u, err := w.kind.rt.catchUp(ctx, &catchUp{
-		caller: w.caller, kind: w.kind, missed: missed{w.key, w.last, w.reset}, recent: w.recent,
+		caller: w.caller, kind: w.kind, missed: missed{w.key, w.last, w.within, w.reset}, recent: w.recent,
 	})
-	if u != nil {
-		w.last, w.reset = u.rec.version, false
+	if u != nil && !u.older {
+		w.last, w.within, w.reset = u.at, u.within, false
 	}
 	return u, err
+}
+
+// tell tells an update, and where it is large once there is room for it.
+func (w *watch) tell(ctx context.Context, u *update, yield func(*update) bool) (more bool, err error) {
+	bytes := 0
+	for _, e := range u.entries {
+		bytes += e.size
+	}
+	if bytes > smallAnswer {
+		var answer Answer
+		defer answer.Sent()
+		if _, err := w.kind.rt.hold(Answering(ctx, &answer), w.caller); err != nil {
+			return false, err
+		}
+	}
+	return yield(u), nil
+}
+
+// tellOlder tells a snapshot that is too much for one message, page by page from its oldest entry to its newest one. What is
+// changed meanwhile is told in what follows it. more is false where yield has returned false.
+func (w *watch) tellOlder(ctx context.Context, id ID, u *update, yield func(*update) bool) (more bool, err error) {
+	k := &Kind[proto.Message]{w.kind}
+	newest := u.entries[len(u.entries)-1].Key
+	var after string
+	p := w.kind.rt.db.NewPipeline(callerScope(w.caller))
+	p.FindOldest(dbsqlc.FindOldestParams{
+		TenantID: string(w.key.tenant), Kind: w.kind.name, ObjectID: string(id), Collection: w.kind.recent, BeforeKey: beyondAll,
+		PageSize: int32(w.recent) + 1, //nolint:gosec // a page's size
+	}, func(r *dbsqlc.FindOldestRow) error {
+		if r.Keys > int64(w.recent) {
+			after = r.Key
+		}
+		return nil
+	})
+	if err := w.kind.rt.db.Run(ctx, p); err != nil {
+		return false, err
+	}
+	var answer Answer
+	defer answer.Sent()
+	for first := true; ; first = false {
+		answer.Sent()
+		page, err := k.Entries(Answering(ctx, &answer), id, w.kind.recent, EntriesOptions{After: after, PageSize: MaxPageSize, room: AnswerBytes - u.rec.stateSize})
+		if err != nil {
+			return false, err
+		}
+		piece := &update{rec: u.rec, reset: first, more: page.More}
+		for _, e := range page.Entries {
+			if after = e.Key; after <= newest {
+				piece.entries = append(piece.entries, EntryChange{w.kind.recent, e})
+			}
+		}
+		if piece.more = piece.more && after < newest; !piece.more {
+			piece.at = u.at
+			w.last, w.within, w.reset = u.at, 0, false
+		}
+		if !yield(piece) {
+			return false, nil
+		}
+		if !piece.more {
+			return true, nil
+		}
+	}
 }
 
 // hub brings changes to the watchers of this process. Safe for concurrent use.
 type hub struct {
 	rt             *Runtime
 	heartbeat, age time.Duration
-	limit          int
-	perTenant      int
+	room           *gate
 	closed         chan struct{}
 
 	mu    sync.Mutex // guards what follows; publishing never waits under it
 	subs  map[key]map[*subscription]struct{}
 	count int
-	// tenants is how many of them each tenant has.
-	tenants map[identity.Tenant]int
 
 	done bool
 	poll bool // the poller runs
@@ -201,6 +278,7 @@ type hub struct {
 type subscription struct {
 	key    key
 	kind   *kind
+	caller identity.Identity
 	signal chan struct{} // capacity 1
 
 	mu     sync.Mutex // guards what follows
@@ -214,29 +292,28 @@ const subscriptionBuffer = 64
 
 func newHub(rt *Runtime, c Config) *hub {
 	return &hub{
-		rt: rt, heartbeat: c.Heartbeat, age: c.WatchAge, limit: c.Limits.Watches, perTenant: c.Limits.WatchesPerTenant, tenants: map[identity.Tenant]int{},
+		rt: rt, heartbeat: c.Heartbeat, age: c.WatchAge, room: newGate(bounds{c.Limits.WatchesPerUser, c.Limits.WatchesPerTenant, c.Limits.Watches}),
 		every: c.PollInterval, hinting: c.HintedPollInterval, look: make(chan struct{}, 1),
 		closed: make(chan struct{}), subs: map[key]map[*subscription]struct{}{},
 	}
 }
 
 // subscribe begins at no position: the caller's own may be beyond the object's version, and would hide all that comes.
-func (h *hub) subscribe(k key, kind *kind) (*subscription, error) {
+func (h *hub) subscribe(k key, kind *kind, caller identity.Identity) (*subscription, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.done {
 		return nil, ErrClosed
 	}
-	if h.count >= h.limit || h.tenants[k.tenant] >= h.perTenant {
-		return nil, h.rt.overloaded("streams", time.Second)
+	if full := h.room.enter(caller); full != "" {
+		return nil, h.rt.overloadedOf("streams", full)
 	}
-	s := &subscription{key: k, kind: kind, signal: make(chan struct{}, 1)}
+	s := &subscription{key: k, kind: kind, caller: caller, signal: make(chan struct{}, 1)}
 	if h.subs[k] == nil {
 		h.subs[k] = map[*subscription]struct{}{}
 	}
 	h.subs[k][s] = struct{}{}
 	h.count++
-	h.tenants[k.tenant]++
 	if !h.poll {
 		h.poll = true
 		select {
@@ -257,9 +334,7 @@ func (h *hub) unsubscribe(s *subscription) {
 		delete(h.subs, s.key)
 	}
 	h.count--
-	if h.tenants[s.key.tenant]--; h.tenants[s.key.tenant] == 0 {
-		delete(h.tenants, s.key.tenant)
-	}
+	h.room.leave(s.caller)
 }
 
 // publish brings changes that were made here to the watchers here, and a hint of them to other processes.

@@ -125,6 +125,7 @@ type event struct {
 	after     *record
 	created   bool // anew, where the object had an earlier life
 	begins    bool // a life, in which no request id was used
+	large     bool // it may not fit in one message of a watch
 }
 
 // compute runs the changes in mailbox order. It returns false where what is at hand does not suffice to say what they
@@ -311,7 +312,7 @@ func (w *work) accept(c *change, t *txn) error {
 		old, sure := w.entry(p.entryKey)
 		w.staged.set(staged{p.entryKey, p.value, bodies[i], next.version, sure && old == nil})
 		if p.collection == w.kind.recent {
-			next.recent = next.recent.with(p.key, p.value, keep)
+			next.recent = next.recent.with(p.key, p.value, len(bodies[i]), keep)
 		}
 	}
 	w.cur = next
@@ -321,6 +322,7 @@ func (w *work) accept(c *change, t *txn) error {
 	for _, body := range bodies {
 		size += len(body)
 	}
+	w.events[len(w.events)-1].large = size > AnswerBytes/binaryBlowUp
 	w.spend(size)
 	return nil
 }
@@ -331,6 +333,9 @@ func (w *work) spend(bytes int) {
 		*w.room -= bytes
 	}
 }
+
+// binaryBlowUp is more than any message grows from its JSON to its binary form.
+const binaryBlowUp = 6
 
 // jsonBlowUp is more than any message grows from its binary form to JSON with its field names.
 const jsonBlowUp = 64

@@ -1,11 +1,19 @@
 -- ListEventsBack reads an object's journal backwards from a version on.
 -- name: ListEventsBack :many
-SELECT e.version, e.event_type, e.actor, e.event_time, coalesce(e.request_id, '')::text AS request_id, e.undo::text AS undo
-FROM holdfast.events e
-WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
-  AND e.version <= @from_version::bigint
-ORDER BY e.version DESC
-LIMIT @page_size::integer;
+SELECT l.version, l.event_type, l.actor, l.event_time, l.request_id, l.undo
+FROM (
+  SELECT n.*, sum(octet_length(n.undo)) OVER (ORDER BY n.version DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.undo) AS bytes
+  FROM (
+    SELECT e.version, e.event_type, e.actor, e.event_time, coalesce(e.request_id, '')::text AS request_id, e.undo::text AS undo
+    FROM holdfast.events e
+    WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
+      AND e.version <= @from_version::bigint
+    ORDER BY e.version DESC
+    LIMIT @page_size::integer
+  ) n
+) l
+WHERE l.bytes <= @most_bytes::bigint
+ORDER BY l.version DESC;
 
 -- ListAllEntries pages through all collections of an object.
 -- name: ListAllEntries :many
@@ -31,26 +39,44 @@ LEFT JOIN holdfast.entries e ON e.tenant_id = @tenant_id AND e.kind = @kind AND 
 
 -- ListByID pages through a kind's live objects by id, those that begin with a prefix: no id has a character behind '~'.
 -- name: ListByID :many
-SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
-FROM holdfast.objects o
-WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND o.object_id >= @prefix::text AND o.object_id < @prefix || '~'
-  AND o.object_id > @after_id::text AND NOT o.deleted AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
-  AND (@any_owner::boolean OR o.owner_id = @owner_id::text)
-ORDER BY o.object_id
-LIMIT @page_size::integer;
+SELECT l.object_id, l.owner_id, l.version, l.schema_version, l.state, l.create_time, l.update_time, l.activity_time,
+  l.expire_time, l.timers
+FROM (
+  SELECT n.*, sum(octet_length(n.state)) OVER (ORDER BY n.object_id ROWS UNBOUNDED PRECEDING) - octet_length(n.state) AS bytes
+  FROM (
+    SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
+      o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
+    FROM holdfast.objects o
+    WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND o.object_id >= @prefix::text AND o.object_id < @prefix || '~'
+      AND o.object_id > @after_id::text AND NOT o.deleted AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+      AND (@any_owner::boolean OR o.owner_id = @owner_id::text)
+    ORDER BY o.object_id
+    LIMIT @page_size::integer
+  ) n
+) l
+WHERE l.bytes <= @most_bytes::bigint
+ORDER BY l.object_id;
 
 -- ListByActivity is ListByID in another order: newest activity first.
 -- name: ListByActivity :many
-SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
-FROM holdfast.objects o
-WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND NOT o.deleted
-  AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
-  AND (o.activity_time, o.object_id) < (@before_time::timestamptz, @before_id::text)
-  AND starts_with(o.object_id, @prefix::text) AND (@any_owner::boolean OR o.owner_id = @owner_id::text)
-ORDER BY o.activity_time DESC, o.object_id DESC
-LIMIT @page_size::integer;
+SELECT l.object_id, l.owner_id, l.version, l.schema_version, l.state, l.create_time, l.update_time, l.activity_time,
+  l.expire_time, l.timers
+FROM (
+  SELECT n.*, sum(octet_length(n.state)) OVER (ORDER BY n.activity_time DESC, n.object_id DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.state) AS bytes
+  FROM (
+    SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
+      o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
+    FROM holdfast.objects o
+    WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND NOT o.deleted
+      AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+      AND (o.activity_time, o.object_id) < (@before_time::timestamptz, @before_id::text)
+      AND starts_with(o.object_id, @prefix::text) AND (@any_owner::boolean OR o.owner_id = @owner_id::text)
+    ORDER BY o.activity_time DESC, o.object_id DESC
+    LIMIT @page_size::integer
+  ) n
+) l
+WHERE l.bytes <= @most_bytes::bigint
+ORDER BY l.activity_time DESC, l.object_id DESC;
 
 -- ListOldSchemas pages through a kind's objects that an older release has written, by id.
 -- name: ListOldSchemas :many

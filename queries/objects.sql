@@ -1,3 +1,6 @@
+-- Pages end in bytes as well as in rows: they have the row with which they pass most_bytes and none behind it, so that one
+-- call reads no more than it answers, and the caller sees that there is more.
+
 -- The array statements below reach their tables by LATERAL … OFFSET 0: one primary-key probe a row whatever the
 -- statistics say. `id = ANY($1)` on a table that was never analysed read the tenant's whole kind.
 
@@ -10,7 +13,7 @@ SELECT clock_timestamp()::timestamptz AS now FROM (
 
 -- ViewObjects reads objects and the newest entries of one collection of each, as one snapshot. The state is
 -- empty where the object is still at the version that the caller has, and no entries are read then. Packs are not looked
--- into: packed says whether there are any, and of what.
+-- into: packed says whether there are any, and of what. Entries end with the one that passes most_bytes.
 -- name: ViewObjects :many
 SELECT k.ord::integer AS ord, o.owner_id, o.version, o.schema_version, o.create_time, o.update_time, o.activity_time,
   o.expire_time, o.deleted,
@@ -27,13 +30,17 @@ CROSS JOIN LATERAL (
   OFFSET 0
 ) o
 CROSS JOIN LATERAL (
-  SELECT array_agg(n.key) AS keys, array_agg(n.body::text) AS bodies FROM (
-    SELECT x.key, x.body FROM holdfast.entries x
-    WHERE x.tenant_id = @tenant_id AND x.kind = k.kind AND x.object_id = k.object_id
-      AND x.collection = k.collection AND o.version <> k.known
-    ORDER BY x.key DESC
-    LIMIT k.lim
+  SELECT array_agg(n.key) AS keys, array_agg(n.body) AS bodies FROM (
+    SELECT l.key, l.body, sum(octet_length(l.body)) OVER (ORDER BY l.key DESC ROWS UNBOUNDED PRECEDING) - octet_length(l.body) AS bytes
+    FROM (
+      SELECT x.key, x.body::text AS body FROM holdfast.entries x
+      WHERE x.tenant_id = @tenant_id AND x.kind = k.kind AND x.object_id = k.object_id
+        AND x.collection = k.collection AND o.version <> k.known
+      ORDER BY x.key DESC
+      LIMIT k.lim
+    ) l
   ) n
+  WHERE n.bytes <= @most_bytes::bigint
 ) e;
 
 -- LoadEntries reads entries by their keys.
@@ -41,6 +48,20 @@ CROSS JOIN LATERAL (
 SELECT k.ord::integer AS ord, e.collection, e.key, e.body::text AS body
 FROM (
   SELECT unnest(@ords::integer[]) AS ord, unnest(@kinds::text[]) AS kind, unnest(@ids::text[]) AS object_id,
+    unnest(@collections::text[]) AS collection, unnest(@keys::text[]) AS key
+) k
+CROSS JOIN LATERAL (
+  SELECT * FROM holdfast.entries x
+  WHERE x.tenant_id = @tenant_id::text AND x.kind = k.kind AND x.object_id = k.object_id
+    AND x.collection = k.collection AND x.key = k.key
+  OFFSET 0
+) e;
+
+-- MeasureEntries is LoadEntries for the lengths of the bodies, of entries that are not packed.
+-- name: MeasureEntries :many
+SELECT k.ord::integer AS ord, k.n::integer AS n, octet_length(e.body::text)::integer AS bytes
+FROM (
+  SELECT unnest(@ords::integer[]) AS ord, unnest(@numbers::integer[]) AS n, unnest(@kinds::text[]) AS kind, unnest(@ids::text[]) AS object_id,
     unnest(@collections::text[]) AS collection, unnest(@keys::text[]) AS key
 ) k
 CROSS JOIN LATERAL (
@@ -98,60 +119,99 @@ SELECT holdfast.store_change_in_scope(@scope::text, @owners::text, @service::tex
 
 -- ListObjects pages through the live objects of a kind, newest activity first.
 -- name: ListObjects :many
-SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
-FROM holdfast.objects o
-WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND NOT o.deleted
-  AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
-  AND (o.activity_time, o.object_id) < (@before_time::timestamptz, @before_id::text)
-ORDER BY o.activity_time DESC, o.object_id DESC
-LIMIT @page_size::integer;
+SELECT l.object_id, l.owner_id, l.version, l.schema_version, l.state, l.create_time, l.update_time, l.activity_time,
+  l.expire_time, l.timers
+FROM (
+  SELECT n.*, sum(octet_length(n.state)) OVER (ORDER BY n.activity_time DESC, n.object_id DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.state) AS bytes
+  FROM (
+    SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
+      o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
+    FROM holdfast.objects o
+    WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND NOT o.deleted
+      AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+      AND (o.activity_time, o.object_id) < (@before_time::timestamptz, @before_id::text)
+    ORDER BY o.activity_time DESC, o.object_id DESC
+    LIMIT @page_size::integer
+  ) n
+) l
+WHERE l.bytes <= @most_bytes::bigint
+ORDER BY l.activity_time DESC, l.object_id DESC;
 
 -- ListObjectsByTerms is ListObjects for the objects that have all of some terms. It walks the first term's index.
 -- name: ListObjectsByTerms :many
-SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
-FROM holdfast.terms t
-CROSS JOIN LATERAL (
-  SELECT * FROM holdfast.objects x
-  WHERE x.tenant_id = @tenant_id::text AND x.kind = @kind::text AND x.object_id = t.object_id
-  OFFSET 0
-) o
-WHERE t.tenant_id = @tenant_id AND t.term = @term::text AND NOT o.deleted
-  AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
-  AND (t.activity_time, t.object_id) < (@before_time::timestamptz, @before_id::text)
-  AND NOT EXISTS (
-    SELECT FROM (SELECT unnest(@other_terms::text[]) AS term) k
-    WHERE NOT EXISTS (
-      SELECT FROM (
-        SELECT x.term FROM holdfast.terms x
-        WHERE x.tenant_id = @tenant_id AND x.kind = @kind AND x.object_id = t.object_id
-        OFFSET 0
-      ) x WHERE x.term = k.term))
-ORDER BY t.activity_time DESC, t.object_id DESC
-LIMIT @page_size::integer;
+SELECT l.object_id, l.owner_id, l.version, l.schema_version, l.state, l.create_time, l.update_time, l.activity_time,
+  l.expire_time, l.timers
+FROM (
+  SELECT n.*, sum(octet_length(n.state)) OVER (ORDER BY n.activity_time DESC, n.object_id DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.state) AS bytes
+  FROM (
+    SELECT t.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
+      t.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
+    FROM holdfast.terms t
+    CROSS JOIN LATERAL (
+      SELECT * FROM holdfast.objects x
+      WHERE x.tenant_id = @tenant_id::text AND x.kind = @kind::text AND x.object_id = t.object_id
+      OFFSET 0
+    ) o
+    WHERE t.tenant_id = @tenant_id AND t.term = @term::text AND NOT o.deleted
+      AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+      AND (t.activity_time, t.object_id) < (@before_time::timestamptz, @before_id::text)
+      AND NOT EXISTS (
+        SELECT FROM (SELECT unnest(@other_terms::text[]) AS term) k
+        WHERE NOT EXISTS (
+          SELECT FROM (
+            SELECT x.term FROM holdfast.terms x
+            WHERE x.tenant_id = @tenant_id AND x.kind = @kind AND x.object_id = t.object_id
+            OFFSET 0
+          ) x WHERE x.term = k.term))
+    ORDER BY t.activity_time DESC, t.object_id DESC
+    LIMIT @page_size::integer
+  ) n
+) l
+WHERE l.bytes <= @most_bytes::bigint
+ORDER BY l.activity_time DESC, l.object_id DESC;
 
 -- ListEntriesAfter pages through one collection of an object, in the order of the keys.
 -- name: ListEntriesAfter :many
-SELECT e.key, e.body::text AS body
-FROM holdfast.entries e
-WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
-  AND e.collection = @collection::text AND e.key > @after_key::text
-ORDER BY e.key
-LIMIT @page_size::integer;
+SELECT l.key, l.body
+FROM (
+  SELECT n.*, sum(octet_length(n.body)) OVER (ORDER BY n.key ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
+  FROM (
+    SELECT e.key, e.body::text AS body
+    FROM holdfast.entries e
+    WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
+      AND e.collection = @collection::text AND e.key > @after_key::text
+    ORDER BY e.key
+    LIMIT @page_size::integer
+  ) n
+) l
+WHERE l.bytes <= @most_bytes::bigint
+ORDER BY l.key;
 
 -- ListEntriesBefore pages through one collection of an object, backwards.
 -- name: ListEntriesBefore :many
-SELECT e.key, e.body::text AS body
-FROM holdfast.entries e
-WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
-  AND e.collection = @collection::text AND e.key < @before_key::text
-ORDER BY e.key DESC
-LIMIT @page_size::integer;
+SELECT l.key, l.body
+FROM (
+  SELECT n.*, sum(octet_length(n.body)) OVER (ORDER BY n.key DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
+  FROM (
+    SELECT e.key, e.body::text AS body
+    FROM holdfast.entries e
+    WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
+      AND e.collection = @collection::text AND e.key < @before_key::text
+    ORDER BY e.key DESC
+    LIMIT @page_size::integer
+  ) n
+) l
+WHERE l.bytes <= @most_bytes::bigint
+ORDER BY l.key DESC;
 
--- ListEvents reads an object's journal after a version. Names and old values only where the caller follows changes.
+-- ListEvents reads an object's journal after a version, for those who follow changes. Where an undo is long only the keys of
+-- its entries are read.
 -- name: ListEvents :many
-SELECT e.version, e.event_type, e.actor, e.event_time, e.undo::text AS undo
+SELECT e.version, e.event_type, e.actor, e.event_time,
+  CASE WHEN pg_column_size(e.undo) < 2000 AND octet_length(e.undo::text) < 8000 THEN e.undo::text
+    ELSE jsonb_build_object('entries', coalesce((
+      SELECT jsonb_agg(u.e - 2 ORDER BY u.n) FROM jsonb_array_elements(e.undo -> 'entries') WITH ORDINALITY AS u (e, n)
+    ), '[]'))::text END::text AS undo
 FROM holdfast.events e
 WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
   AND e.version > @after_version::bigint

@@ -3,12 +3,31 @@
 
 -- ListPackedAfter is ListEntriesAfter; see the function.
 -- name: ListPackedAfter :many
-SELECT l.key::text AS key, l.body::text AS body
-FROM holdfast.list_packed_after(@tenant_id::text, @kind::text, @object_id::text, @collection::text, @after_key::text, @page_size::integer) l;
+SELECT l.key, l.body
+FROM (
+  SELECT n.key, n.body, sum(octet_length(n.body)) OVER (ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
+  FROM (
+    SELECT l.key::text AS key, l.body::text AS body
+    FROM holdfast.list_packed_after(@tenant_id::text, @kind::text, @object_id::text, @collection::text, @after_key::text, @page_size::integer) l
+  ) n
+) l
+WHERE l.bytes <= @most_bytes::bigint;
 
 -- ListPackedBefore is ListEntriesBefore; see the function.
 -- name: ListPackedBefore :many
-SELECT l.key::text AS key, l.body::text AS body
+SELECT l.key, l.body
+FROM (
+  SELECT n.key, n.body, sum(octet_length(n.body)) OVER (ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
+  FROM (
+    SELECT l.key::text AS key, l.body::text AS body
+    FROM holdfast.list_packed_before(@tenant_id::text, @kind::text, @object_id::text, @collection::text, @before_key::text, @page_size::integer) l
+  ) n
+) l
+WHERE l.bytes <= @most_bytes::bigint;
+
+-- FindOldest reads the first of the newest keys, packed or not, and how many there are.
+-- name: FindOldest :one
+SELECT coalesce(min(l.key), '')::text AS key, count(*)::bigint AS keys
 FROM holdfast.list_packed_before(@tenant_id::text, @kind::text, @object_id::text, @collection::text, @before_key::text, @page_size::integer) l;
 
 -- LoadPacked is LoadEntries for entries that are packed.

@@ -63,15 +63,24 @@ func (q *Queries) ListAllEntries(ctx context.Context, arg ListAllEntriesParams) 
 }
 
 const ListByActivity = `-- name: ListByActivity :many
-SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
-FROM holdfast.objects o
-WHERE o.tenant_id = $1::text AND o.kind = $2::text AND NOT o.deleted
-  AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
-  AND (o.activity_time, o.object_id) < ($3::timestamptz, $4::text)
-  AND starts_with(o.object_id, $5::text) AND ($6::boolean OR o.owner_id = $7::text)
-ORDER BY o.activity_time DESC, o.object_id DESC
-LIMIT $8::integer
+SELECT l.object_id, l.owner_id, l.version, l.schema_version, l.state, l.create_time, l.update_time, l.activity_time,
+  l.expire_time, l.timers
+FROM (
+  SELECT n.object_id, n.owner_id, n.version, n.schema_version, n.state, n.create_time, n.update_time, n.activity_time, n.expire_time, n.timers, sum(octet_length(n.state)) OVER (ORDER BY n.activity_time DESC, n.object_id DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.state) AS bytes
+  FROM (
+    SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
+      o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
+    FROM holdfast.objects o
+    WHERE o.tenant_id = $1::text AND o.kind = $2::text AND NOT o.deleted
+      AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+      AND (o.activity_time, o.object_id) < ($3::timestamptz, $4::text)
+      AND starts_with(o.object_id, $5::text) AND ($6::boolean OR o.owner_id = $7::text)
+    ORDER BY o.activity_time DESC, o.object_id DESC
+    LIMIT $8::integer
+  ) n
+) l
+WHERE l.bytes <= $9::bigint
+ORDER BY l.activity_time DESC, l.object_id DESC
 `
 
 type ListByActivityParams struct {
@@ -83,6 +92,7 @@ type ListByActivityParams struct {
 	AnyOwner   bool
 	OwnerID    string
 	PageSize   int32
+	MostBytes  int64
 }
 
 type ListByActivityRow struct {
@@ -109,6 +119,7 @@ func (q *Queries) ListByActivity(ctx context.Context, arg ListByActivityParams) 
 		arg.AnyOwner,
 		arg.OwnerID,
 		arg.PageSize,
+		arg.MostBytes,
 	)
 	if err != nil {
 		return nil, err
@@ -140,24 +151,34 @@ func (q *Queries) ListByActivity(ctx context.Context, arg ListByActivityParams) 
 }
 
 const ListByID = `-- name: ListByID :many
-SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
-FROM holdfast.objects o
-WHERE o.tenant_id = $1::text AND o.kind = $2::text AND o.object_id >= $3::text AND o.object_id < $3 || '~'
-  AND o.object_id > $4::text AND NOT o.deleted AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
-  AND ($5::boolean OR o.owner_id = $6::text)
-ORDER BY o.object_id
-LIMIT $7::integer
+SELECT l.object_id, l.owner_id, l.version, l.schema_version, l.state, l.create_time, l.update_time, l.activity_time,
+  l.expire_time, l.timers
+FROM (
+  SELECT n.object_id, n.owner_id, n.version, n.schema_version, n.state, n.create_time, n.update_time, n.activity_time, n.expire_time, n.timers, sum(octet_length(n.state)) OVER (ORDER BY n.object_id ROWS UNBOUNDED PRECEDING) - octet_length(n.state) AS bytes
+  FROM (
+    SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
+      o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
+    FROM holdfast.objects o
+    WHERE o.tenant_id = $1::text AND o.kind = $2::text AND o.object_id >= $3::text AND o.object_id < $3 || '~'
+      AND o.object_id > $4::text AND NOT o.deleted AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+      AND ($5::boolean OR o.owner_id = $6::text)
+    ORDER BY o.object_id
+    LIMIT $7::integer
+  ) n
+) l
+WHERE l.bytes <= $8::bigint
+ORDER BY l.object_id
 `
 
 type ListByIDParams struct {
-	TenantID string
-	Kind     string
-	Prefix   string
-	AfterID  string
-	AnyOwner bool
-	OwnerID  string
-	PageSize int32
+	TenantID  string
+	Kind      string
+	Prefix    string
+	AfterID   string
+	AnyOwner  bool
+	OwnerID   string
+	PageSize  int32
+	MostBytes int64
 }
 
 type ListByIDRow struct {
@@ -183,6 +204,7 @@ func (q *Queries) ListByID(ctx context.Context, arg ListByIDParams) ([]ListByIDR
 		arg.AnyOwner,
 		arg.OwnerID,
 		arg.PageSize,
+		arg.MostBytes,
 	)
 	if err != nil {
 		return nil, err
@@ -214,12 +236,20 @@ func (q *Queries) ListByID(ctx context.Context, arg ListByIDParams) ([]ListByIDR
 }
 
 const ListEventsBack = `-- name: ListEventsBack :many
-SELECT e.version, e.event_type, e.actor, e.event_time, coalesce(e.request_id, '')::text AS request_id, e.undo::text AS undo
-FROM holdfast.events e
-WHERE e.tenant_id = $1::text AND e.kind = $2::text AND e.object_id = $3::text
-  AND e.version <= $4::bigint
-ORDER BY e.version DESC
-LIMIT $5::integer
+SELECT l.version, l.event_type, l.actor, l.event_time, l.request_id, l.undo
+FROM (
+  SELECT n.version, n.event_type, n.actor, n.event_time, n.request_id, n.undo, sum(octet_length(n.undo)) OVER (ORDER BY n.version DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.undo) AS bytes
+  FROM (
+    SELECT e.version, e.event_type, e.actor, e.event_time, coalesce(e.request_id, '')::text AS request_id, e.undo::text AS undo
+    FROM holdfast.events e
+    WHERE e.tenant_id = $1::text AND e.kind = $2::text AND e.object_id = $3::text
+      AND e.version <= $4::bigint
+    ORDER BY e.version DESC
+    LIMIT $5::integer
+  ) n
+) l
+WHERE l.bytes <= $6::bigint
+ORDER BY l.version DESC
 `
 
 type ListEventsBackParams struct {
@@ -228,6 +258,7 @@ type ListEventsBackParams struct {
 	ObjectID    string
 	FromVersion int64
 	PageSize    int32
+	MostBytes   int64
 }
 
 type ListEventsBackRow struct {
@@ -247,6 +278,7 @@ func (q *Queries) ListEventsBack(ctx context.Context, arg ListEventsBackParams) 
 		arg.ObjectID,
 		arg.FromVersion,
 		arg.PageSize,
+		arg.MostBytes,
 	)
 	if err != nil {
 		return nil, err

@@ -11,12 +11,20 @@ import (
 )
 
 const ListEntriesAfter = `-- name: ListEntriesAfter :many
-SELECT e.key, e.body::text AS body
-FROM holdfast.entries e
-WHERE e.tenant_id = $1::text AND e.kind = $2::text AND e.object_id = $3::text
-  AND e.collection = $4::text AND e.key > $5::text
-ORDER BY e.key
-LIMIT $6::integer
+SELECT l.key, l.body
+FROM (
+  SELECT n.key, n.body, sum(octet_length(n.body)) OVER (ORDER BY n.key ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
+  FROM (
+    SELECT e.key, e.body::text AS body
+    FROM holdfast.entries e
+    WHERE e.tenant_id = $1::text AND e.kind = $2::text AND e.object_id = $3::text
+      AND e.collection = $4::text AND e.key > $5::text
+    ORDER BY e.key
+    LIMIT $6::integer
+  ) n
+) l
+WHERE l.bytes <= $7::bigint
+ORDER BY l.key
 `
 
 type ListEntriesAfterParams struct {
@@ -26,6 +34,7 @@ type ListEntriesAfterParams struct {
 	Collection string
 	AfterKey   string
 	PageSize   int32
+	MostBytes  int64
 }
 
 type ListEntriesAfterRow struct {
@@ -42,6 +51,7 @@ func (q *Queries) ListEntriesAfter(ctx context.Context, arg ListEntriesAfterPara
 		arg.Collection,
 		arg.AfterKey,
 		arg.PageSize,
+		arg.MostBytes,
 	)
 	if err != nil {
 		return nil, err
@@ -62,12 +72,20 @@ func (q *Queries) ListEntriesAfter(ctx context.Context, arg ListEntriesAfterPara
 }
 
 const ListEntriesBefore = `-- name: ListEntriesBefore :many
-SELECT e.key, e.body::text AS body
-FROM holdfast.entries e
-WHERE e.tenant_id = $1::text AND e.kind = $2::text AND e.object_id = $3::text
-  AND e.collection = $4::text AND e.key < $5::text
-ORDER BY e.key DESC
-LIMIT $6::integer
+SELECT l.key, l.body
+FROM (
+  SELECT n.key, n.body, sum(octet_length(n.body)) OVER (ORDER BY n.key DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
+  FROM (
+    SELECT e.key, e.body::text AS body
+    FROM holdfast.entries e
+    WHERE e.tenant_id = $1::text AND e.kind = $2::text AND e.object_id = $3::text
+      AND e.collection = $4::text AND e.key < $5::text
+    ORDER BY e.key DESC
+    LIMIT $6::integer
+  ) n
+) l
+WHERE l.bytes <= $7::bigint
+ORDER BY l.key DESC
 `
 
 type ListEntriesBeforeParams struct {
@@ -77,6 +95,7 @@ type ListEntriesBeforeParams struct {
 	Collection string
 	BeforeKey  string
 	PageSize   int32
+	MostBytes  int64
 }
 
 type ListEntriesBeforeRow struct {
@@ -93,6 +112,7 @@ func (q *Queries) ListEntriesBefore(ctx context.Context, arg ListEntriesBeforePa
 		arg.Collection,
 		arg.BeforeKey,
 		arg.PageSize,
+		arg.MostBytes,
 	)
 	if err != nil {
 		return nil, err
@@ -113,7 +133,11 @@ func (q *Queries) ListEntriesBefore(ctx context.Context, arg ListEntriesBeforePa
 }
 
 const ListEvents = `-- name: ListEvents :many
-SELECT e.version, e.event_type, e.actor, e.event_time, e.undo::text AS undo
+SELECT e.version, e.event_type, e.actor, e.event_time,
+  CASE WHEN pg_column_size(e.undo) < 2000 AND octet_length(e.undo::text) < 8000 THEN e.undo::text
+    ELSE jsonb_build_object('entries', coalesce((
+      SELECT jsonb_agg(u.e - 2 ORDER BY u.n) FROM jsonb_array_elements(e.undo -> 'entries') WITH ORDINALITY AS u (e, n)
+    ), '[]'))::text END::text AS undo
 FROM holdfast.events e
 WHERE e.tenant_id = $1::text AND e.kind = $2::text AND e.object_id = $3::text
   AND e.version > $4::bigint
@@ -137,7 +161,8 @@ type ListEventsRow struct {
 	Undo      string
 }
 
-// ListEvents reads an object's journal after a version. Names and old values only where the caller follows changes.
+// ListEvents reads an object's journal after a version, for those who follow changes. Where an undo is long only the keys of
+// its entries are read.
 func (q *Queries) ListEvents(ctx context.Context, arg ListEventsParams) ([]ListEventsRow, error) {
 	rows, err := q.db.Query(ctx, ListEvents,
 		arg.TenantID,
@@ -171,14 +196,23 @@ func (q *Queries) ListEvents(ctx context.Context, arg ListEventsParams) ([]ListE
 }
 
 const ListObjects = `-- name: ListObjects :many
-SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
-FROM holdfast.objects o
-WHERE o.tenant_id = $1::text AND o.kind = $2::text AND NOT o.deleted
-  AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
-  AND (o.activity_time, o.object_id) < ($3::timestamptz, $4::text)
-ORDER BY o.activity_time DESC, o.object_id DESC
-LIMIT $5::integer
+SELECT l.object_id, l.owner_id, l.version, l.schema_version, l.state, l.create_time, l.update_time, l.activity_time,
+  l.expire_time, l.timers
+FROM (
+  SELECT n.object_id, n.owner_id, n.version, n.schema_version, n.state, n.create_time, n.update_time, n.activity_time, n.expire_time, n.timers, sum(octet_length(n.state)) OVER (ORDER BY n.activity_time DESC, n.object_id DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.state) AS bytes
+  FROM (
+    SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
+      o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
+    FROM holdfast.objects o
+    WHERE o.tenant_id = $1::text AND o.kind = $2::text AND NOT o.deleted
+      AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+      AND (o.activity_time, o.object_id) < ($3::timestamptz, $4::text)
+    ORDER BY o.activity_time DESC, o.object_id DESC
+    LIMIT $5::integer
+  ) n
+) l
+WHERE l.bytes <= $6::bigint
+ORDER BY l.activity_time DESC, l.object_id DESC
 `
 
 type ListObjectsParams struct {
@@ -187,6 +221,7 @@ type ListObjectsParams struct {
 	BeforeTime time.Time
 	BeforeID   string
 	PageSize   int32
+	MostBytes  int64
 }
 
 type ListObjectsRow struct {
@@ -210,6 +245,7 @@ func (q *Queries) ListObjects(ctx context.Context, arg ListObjectsParams) ([]Lis
 		arg.BeforeTime,
 		arg.BeforeID,
 		arg.PageSize,
+		arg.MostBytes,
 	)
 	if err != nil {
 		return nil, err
@@ -241,27 +277,36 @@ func (q *Queries) ListObjects(ctx context.Context, arg ListObjectsParams) ([]Lis
 }
 
 const ListObjectsByTerms = `-- name: ListObjectsByTerms :many
-SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
-FROM holdfast.terms t
-CROSS JOIN LATERAL (
-  SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers, packed FROM holdfast.objects x
-  WHERE x.tenant_id = $1::text AND x.kind = $2::text AND x.object_id = t.object_id
-  OFFSET 0
-) o
-WHERE t.tenant_id = $1 AND t.term = $3::text AND NOT o.deleted
-  AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
-  AND (t.activity_time, t.object_id) < ($4::timestamptz, $5::text)
-  AND NOT EXISTS (
-    SELECT FROM (SELECT unnest($6::text[]) AS term) k
-    WHERE NOT EXISTS (
-      SELECT FROM (
-        SELECT x.term FROM holdfast.terms x
-        WHERE x.tenant_id = $1 AND x.kind = $2 AND x.object_id = t.object_id
-        OFFSET 0
-      ) x WHERE x.term = k.term))
-ORDER BY t.activity_time DESC, t.object_id DESC
-LIMIT $7::integer
+SELECT l.object_id, l.owner_id, l.version, l.schema_version, l.state, l.create_time, l.update_time, l.activity_time,
+  l.expire_time, l.timers
+FROM (
+  SELECT n.object_id, n.owner_id, n.version, n.schema_version, n.state, n.create_time, n.update_time, n.activity_time, n.expire_time, n.timers, sum(octet_length(n.state)) OVER (ORDER BY n.activity_time DESC, n.object_id DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.state) AS bytes
+  FROM (
+    SELECT t.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
+      t.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
+    FROM holdfast.terms t
+    CROSS JOIN LATERAL (
+      SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers, packed FROM holdfast.objects x
+      WHERE x.tenant_id = $1::text AND x.kind = $2::text AND x.object_id = t.object_id
+      OFFSET 0
+    ) o
+    WHERE t.tenant_id = $1 AND t.term = $3::text AND NOT o.deleted
+      AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+      AND (t.activity_time, t.object_id) < ($4::timestamptz, $5::text)
+      AND NOT EXISTS (
+        SELECT FROM (SELECT unnest($6::text[]) AS term) k
+        WHERE NOT EXISTS (
+          SELECT FROM (
+            SELECT x.term FROM holdfast.terms x
+            WHERE x.tenant_id = $1 AND x.kind = $2 AND x.object_id = t.object_id
+            OFFSET 0
+          ) x WHERE x.term = k.term))
+    ORDER BY t.activity_time DESC, t.object_id DESC
+    LIMIT $7::integer
+  ) n
+) l
+WHERE l.bytes <= $8::bigint
+ORDER BY l.activity_time DESC, l.object_id DESC
 `
 
 type ListObjectsByTermsParams struct {
@@ -272,6 +317,7 @@ type ListObjectsByTermsParams struct {
 	BeforeID   string
 	OtherTerms []string
 	PageSize   int32
+	MostBytes  int64
 }
 
 type ListObjectsByTermsRow struct {
@@ -297,6 +343,7 @@ func (q *Queries) ListObjectsByTerms(ctx context.Context, arg ListObjectsByTerms
 		arg.BeforeID,
 		arg.OtherTerms,
 		arg.PageSize,
+		arg.MostBytes,
 	)
 	if err != nil {
 		return nil, err
@@ -443,11 +490,14 @@ func (q *Queries) LoadReplies(ctx context.Context, arg LoadRepliesParams) ([]Loa
 
 const LockObjects = `-- name: LockObjects :one
 
+
 SELECT clock_timestamp()::timestamptz AS now FROM (
   SELECT count(pg_advisory_xact_lock(k.lock)) FROM (SELECT unnest($1::bigint[]) AS lock) k
 ) locked
 `
 
+// Pages end in bytes as well as in rows: they have the row with which they pass most_bytes and none behind it, so that one
+// call reads no more than it answers, and the caller sees that there is more.
 // The array statements below reach their tables by LATERAL … OFFSET 0: one primary-key probe a row whatever the
 // statistics say. `id = ANY($1)` on a table that was never analysed read the tenant's whole kind.
 // LockObjects takes the advisory locks of a batch, which must be in ascending order, and answers the clock after the
@@ -457,6 +507,65 @@ func (q *Queries) LockObjects(ctx context.Context, locks []int64) (time.Time, er
 	var now time.Time
 	err := row.Scan(&now)
 	return now, err
+}
+
+const MeasureEntries = `-- name: MeasureEntries :many
+SELECT k.ord::integer AS ord, k.n::integer AS n, octet_length(e.body::text)::integer AS bytes
+FROM (
+  SELECT unnest($1::integer[]) AS ord, unnest($2::integer[]) AS n, unnest($3::text[]) AS kind, unnest($4::text[]) AS object_id,
+    unnest($5::text[]) AS collection, unnest($6::text[]) AS key
+) k
+CROSS JOIN LATERAL (
+  SELECT tenant_id, kind, object_id, collection, key, owner_id, version, body FROM holdfast.entries x
+  WHERE x.tenant_id = $7::text AND x.kind = k.kind AND x.object_id = k.object_id
+    AND x.collection = k.collection AND x.key = k.key
+  OFFSET 0
+) e
+`
+
+type MeasureEntriesParams struct {
+	Ords        []int32
+	Numbers     []int32
+	Kinds       []string
+	Ids         []string
+	Collections []string
+	Keys        []string
+	TenantID    string
+}
+
+type MeasureEntriesRow struct {
+	Ord   int32
+	N     int32
+	Bytes int32
+}
+
+// MeasureEntries is LoadEntries for the lengths of the bodies, of entries that are not packed.
+func (q *Queries) MeasureEntries(ctx context.Context, arg MeasureEntriesParams) ([]MeasureEntriesRow, error) {
+	rows, err := q.db.Query(ctx, MeasureEntries,
+		arg.Ords,
+		arg.Numbers,
+		arg.Kinds,
+		arg.Ids,
+		arg.Collections,
+		arg.Keys,
+		arg.TenantID,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []MeasureEntriesRow
+	for rows.Next() {
+		var i MeasureEntriesRow
+		if err := rows.Scan(&i.Ord, &i.N, &i.Bytes); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const StoreChange = `-- name: StoreChange :one
@@ -735,13 +844,17 @@ CROSS JOIN LATERAL (
   OFFSET 0
 ) o
 CROSS JOIN LATERAL (
-  SELECT array_agg(n.key) AS keys, array_agg(n.body::text) AS bodies FROM (
-    SELECT x.key, x.body FROM holdfast.entries x
-    WHERE x.tenant_id = $7 AND x.kind = k.kind AND x.object_id = k.object_id
-      AND x.collection = k.collection AND o.version <> k.known
-    ORDER BY x.key DESC
-    LIMIT k.lim
+  SELECT array_agg(n.key) AS keys, array_agg(n.body) AS bodies FROM (
+    SELECT l.key, l.body, sum(octet_length(l.body)) OVER (ORDER BY l.key DESC ROWS UNBOUNDED PRECEDING) - octet_length(l.body) AS bytes
+    FROM (
+      SELECT x.key, x.body::text AS body FROM holdfast.entries x
+      WHERE x.tenant_id = $7 AND x.kind = k.kind AND x.object_id = k.object_id
+        AND x.collection = k.collection AND o.version <> k.known
+      ORDER BY x.key DESC
+      LIMIT k.lim
+    ) l
   ) n
+  WHERE n.bytes <= $8::bigint
 ) e
 `
 
@@ -753,6 +866,7 @@ type ViewObjectsParams struct {
 	Collections []string
 	Limits      []int32
 	TenantID    string
+	MostBytes   int64
 }
 
 type ViewObjectsRow struct {
@@ -774,7 +888,7 @@ type ViewObjectsRow struct {
 
 // ViewObjects reads objects and the newest entries of one collection of each, as one snapshot. The state is
 // empty where the object is still at the version that the caller has, and no entries are read then. Packs are not looked
-// into: packed says whether there are any, and of what.
+// into: packed says whether there are any, and of what. Entries end with the one that passes most_bytes.
 func (q *Queries) ViewObjects(ctx context.Context, arg ViewObjectsParams) ([]ViewObjectsRow, error) {
 	rows, err := q.db.Query(ctx, ViewObjects,
 		arg.Ords,
@@ -784,6 +898,7 @@ func (q *Queries) ViewObjects(ctx context.Context, arg ViewObjectsParams) ([]Vie
 		arg.Collections,
 		arg.Limits,
 		arg.TenantID,
+		arg.MostBytes,
 	)
 	if err != nil {
 		return nil, err

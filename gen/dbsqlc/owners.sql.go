@@ -11,15 +11,24 @@ import (
 )
 
 const ListByOwner = `-- name: ListByOwner :many
-SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
-  o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
-FROM holdfast.objects o
-WHERE o.tenant_id = $1::text AND o.owner_id = $2::text AND o.owner_id <> '' AND o.kind = $3::text AND NOT o.deleted
-  AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
-  AND (o.activity_time, o.object_id) < ($4::timestamptz, $5::text)
-  AND starts_with(o.object_id, $6::text)
-ORDER BY o.activity_time DESC, o.object_id DESC
-LIMIT $7::integer
+SELECT l.object_id, l.owner_id, l.version, l.schema_version, l.state, l.create_time, l.update_time, l.activity_time,
+  l.expire_time, l.timers
+FROM (
+  SELECT n.object_id, n.owner_id, n.version, n.schema_version, n.state, n.create_time, n.update_time, n.activity_time, n.expire_time, n.timers, sum(octet_length(n.state)) OVER (ORDER BY n.activity_time DESC, n.object_id DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.state) AS bytes
+  FROM (
+    SELECT o.object_id, o.owner_id, o.version, o.schema_version, o.state::text AS state, o.create_time, o.update_time,
+      o.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
+    FROM holdfast.objects o
+    WHERE o.tenant_id = $1::text AND o.owner_id = $2::text AND o.owner_id <> '' AND o.kind = $3::text AND NOT o.deleted
+      AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+      AND (o.activity_time, o.object_id) < ($4::timestamptz, $5::text)
+      AND starts_with(o.object_id, $6::text)
+    ORDER BY o.activity_time DESC, o.object_id DESC
+    LIMIT $7::integer
+  ) n
+) l
+WHERE l.bytes <= $8::bigint
+ORDER BY l.activity_time DESC, l.object_id DESC
 `
 
 type ListByOwnerParams struct {
@@ -30,6 +39,7 @@ type ListByOwnerParams struct {
 	BeforeID   string
 	Prefix     string
 	PageSize   int32
+	MostBytes  int64
 }
 
 type ListByOwnerRow struct {
@@ -55,6 +65,7 @@ func (q *Queries) ListByOwner(ctx context.Context, arg ListByOwnerParams) ([]Lis
 		arg.BeforeID,
 		arg.Prefix,
 		arg.PageSize,
+		arg.MostBytes,
 	)
 	if err != nil {
 		return nil, err

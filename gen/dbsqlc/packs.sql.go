@@ -10,6 +10,40 @@ import (
 	"time"
 )
 
+const FindOldest = `-- name: FindOldest :one
+SELECT coalesce(min(l.key), '')::text AS key, count(*)::bigint AS keys
+FROM holdfast.list_packed_before($1::text, $2::text, $3::text, $4::text, $5::text, $6::integer) l
+`
+
+type FindOldestParams struct {
+	TenantID   string
+	Kind       string
+	ObjectID   string
+	Collection string
+	BeforeKey  string
+	PageSize   int32
+}
+
+type FindOldestRow struct {
+	Key  string
+	Keys int64
+}
+
+// FindOldest reads the first of the newest keys, packed or not, and how many there are.
+func (q *Queries) FindOldest(ctx context.Context, arg FindOldestParams) (FindOldestRow, error) {
+	row := q.db.QueryRow(ctx, FindOldest,
+		arg.TenantID,
+		arg.Kind,
+		arg.ObjectID,
+		arg.Collection,
+		arg.BeforeKey,
+		arg.PageSize,
+	)
+	var i FindOldestRow
+	err := row.Scan(&i.Key, &i.Keys)
+	return i, err
+}
+
 const FindPackable = `-- name: FindPackable :many
 SELECT f.object_id::text AS object_id, f.activity_time::timestamptz AS activity_time, f.packable::boolean AS packable
 FROM holdfast.find_packable($1::text, $2::text, $3::text[], $4::integer, $5::timestamptz,
@@ -173,8 +207,15 @@ func (q *Queries) ListAllPacked(ctx context.Context, arg ListAllPackedParams) ([
 
 const ListPackedAfter = `-- name: ListPackedAfter :many
 
-SELECT l.key::text AS key, l.body::text AS body
-FROM holdfast.list_packed_after($1::text, $2::text, $3::text, $4::text, $5::text, $6::integer) l
+SELECT l.key, l.body
+FROM (
+  SELECT n.key, n.body, sum(octet_length(n.body)) OVER (ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
+  FROM (
+    SELECT l.key::text AS key, l.body::text AS body
+    FROM holdfast.list_packed_after($1::text, $2::text, $3::text, $4::text, $5::text, $6::integer) l
+  ) n
+) l
+WHERE l.bytes <= $7::bigint
 `
 
 type ListPackedAfterParams struct {
@@ -184,6 +225,7 @@ type ListPackedAfterParams struct {
 	Collection string
 	AfterKey   string
 	PageSize   int32
+	MostBytes  int64
 }
 
 type ListPackedAfterRow struct {
@@ -202,6 +244,7 @@ func (q *Queries) ListPackedAfter(ctx context.Context, arg ListPackedAfterParams
 		arg.Collection,
 		arg.AfterKey,
 		arg.PageSize,
+		arg.MostBytes,
 	)
 	if err != nil {
 		return nil, err
@@ -222,8 +265,15 @@ func (q *Queries) ListPackedAfter(ctx context.Context, arg ListPackedAfterParams
 }
 
 const ListPackedBefore = `-- name: ListPackedBefore :many
-SELECT l.key::text AS key, l.body::text AS body
-FROM holdfast.list_packed_before($1::text, $2::text, $3::text, $4::text, $5::text, $6::integer) l
+SELECT l.key, l.body
+FROM (
+  SELECT n.key, n.body, sum(octet_length(n.body)) OVER (ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
+  FROM (
+    SELECT l.key::text AS key, l.body::text AS body
+    FROM holdfast.list_packed_before($1::text, $2::text, $3::text, $4::text, $5::text, $6::integer) l
+  ) n
+) l
+WHERE l.bytes <= $7::bigint
 `
 
 type ListPackedBeforeParams struct {
@@ -233,6 +283,7 @@ type ListPackedBeforeParams struct {
 	Collection string
 	BeforeKey  string
 	PageSize   int32
+	MostBytes  int64
 }
 
 type ListPackedBeforeRow struct {
@@ -249,6 +300,7 @@ func (q *Queries) ListPackedBefore(ctx context.Context, arg ListPackedBeforePara
 		arg.Collection,
 		arg.BeforeKey,
 		arg.PageSize,
+		arg.MostBytes,
 	)
 	if err != nil {
 		return nil, err

@@ -97,32 +97,41 @@ func (q *Queries) ListEndpoints(ctx context.Context, arg ListEndpointsParams) ([
 }
 
 const ListObjectsFound = `-- name: ListObjectsFound :many
-SELECT n.object_id, n.owner_id, n.version, n.schema_version, n.state::text AS state, n.create_time, n.update_time,
-  n.activity_time, n.expire_time, coalesce(n.timers::text, '')::text AS timers
+SELECT l.object_id, l.owner_id, l.version, l.schema_version, l.state, l.create_time, l.update_time, l.activity_time,
+  l.expire_time, l.timers
 FROM (
-  SELECT DISTINCT ON (l.activity_time, l.object_id) l.tenant_id, l.kind, l.object_id, l.owner_id, l.base_version, l.version, l.schema_version, l.state, l.deleted, l.create_time, l.update_time, l.activity_time, l.expire_time, l.timers, l.packed
+  SELECT n.object_id, n.owner_id, n.version, n.schema_version, n.state, n.create_time, n.update_time, n.activity_time, n.expire_time, n.timers, sum(octet_length(n.state)) OVER (ORDER BY n.activity_time DESC, n.object_id DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.state) AS bytes
   FROM (
-    SELECT unnest(holdfast.found_terms($1::text, $2::text, $3::text[], $4::text[],
-      $5::text[], $6::text, $7::text[], $8::text[], $9::text, $10::text)) AS term
-  ) f
-  CROSS JOIN LATERAL (
-    SELECT o.tenant_id, o.kind, o.object_id, o.owner_id, o.base_version, o.version, o.schema_version, o.state, o.deleted, o.create_time, o.update_time, o.activity_time, o.expire_time, o.timers, o.packed FROM holdfast.terms t
-    CROSS JOIN LATERAL (
-      SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers, packed FROM holdfast.objects x
-      WHERE x.tenant_id = $1 AND x.kind = $11::text AND x.object_id = t.object_id
-      OFFSET 0
-    ) o
-    WHERE t.tenant_id = $1 AND t.term = f.term AND NOT o.deleted
-      AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
-      -- True of all; it says to the planner that the index is in order, as the same words do in ListObjectsByTerms.
-      AND (t.activity_time, t.object_id) < ($12::timestamptz, '')
-    ORDER BY t.activity_time DESC, t.object_id DESC
-    LIMIT $13::integer
-  ) l
-  ORDER BY l.activity_time DESC, l.object_id DESC
-  LIMIT $13
-) n
-ORDER BY n.activity_time DESC, n.object_id DESC
+    SELECT n.object_id, n.owner_id, n.version, n.schema_version, n.state::text AS state, n.create_time, n.update_time,
+      n.activity_time, n.expire_time, coalesce(n.timers::text, '')::text AS timers
+    FROM (
+      SELECT DISTINCT ON (l.activity_time, l.object_id) l.tenant_id, l.kind, l.object_id, l.owner_id, l.base_version, l.version, l.schema_version, l.state, l.deleted, l.create_time, l.update_time, l.activity_time, l.expire_time, l.timers, l.packed
+      FROM (
+        SELECT unnest(holdfast.found_terms($1::text, $2::text, $3::text[], $4::text[],
+          $5::text[], $6::text, $7::text[], $8::text[], $9::text, $10::text)) AS term
+      ) f
+      CROSS JOIN LATERAL (
+        SELECT o.tenant_id, o.kind, o.object_id, o.owner_id, o.base_version, o.version, o.schema_version, o.state, o.deleted, o.create_time, o.update_time, o.activity_time, o.expire_time, o.timers, o.packed FROM holdfast.terms t
+        CROSS JOIN LATERAL (
+          SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers, packed FROM holdfast.objects x
+          WHERE x.tenant_id = $1 AND x.kind = $11::text AND x.object_id = t.object_id
+          OFFSET 0
+        ) o
+        WHERE t.tenant_id = $1 AND t.term = f.term AND NOT o.deleted
+          AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+          -- True of all; it says to the planner that the index is in order, as the same words do in ListObjectsByTerms.
+          AND (t.activity_time, t.object_id) < ($12::timestamptz, '')
+        ORDER BY t.activity_time DESC, t.object_id DESC
+        LIMIT $13::integer
+      ) l
+      ORDER BY l.activity_time DESC, l.object_id DESC
+      LIMIT $13
+    ) n
+    ORDER BY n.activity_time DESC, n.object_id DESC
+  ) n
+) l
+WHERE l.bytes <= $14::bigint
+ORDER BY l.activity_time DESC, l.object_id DESC
 `
 
 type ListObjectsFoundParams struct {
@@ -139,6 +148,7 @@ type ListObjectsFoundParams struct {
 	Kind        string
 	BeforeTime  time.Time
 	PageSize    int32
+	MostBytes   int64
 }
 
 type ListObjectsFoundRow struct {
@@ -171,6 +181,7 @@ func (q *Queries) ListObjectsFound(ctx context.Context, arg ListObjectsFoundPara
 		arg.Kind,
 		arg.BeforeTime,
 		arg.PageSize,
+		arg.MostBytes,
 	)
 	if err != nil {
 		return nil, err

@@ -168,14 +168,19 @@ func (r *reader) contextWindow(ctx context.Context, budget int64, policy convers
 		costs[m.GetSeq()] = windowItem{message: m}.tokens()
 	}
 	after := w.summary.GetToSeq()
+	var taken int
+	for _, m := range pinned {
+		taken += windowItem{message: m}.bytes()
+	}
 	items, whole, err := r.items(ctx, after, func(items []windowItem, whole bool) bool {
 		_, ok := choose(items, whole, room, costs)
-		return ok
+		return ok || newestWithin(items, object.AnswerBytes-taken) > 0
 	})
 	if err != nil {
 		return nil, err
 	}
 	chosen, _ := choose(items, whole, room, costs)
+	chosen = chosen.within(items, whole, object.AnswerBytes-taken)
 	w.items = items[chosen.from:]
 	w.about.TotalTokens, w.about.OverBudget, w.about.SummarySeq = chosen.tokens+w.summary.GetTokenCount(), chosen.over, w.summary.GetSeq()
 	first := r.s.GetLastSeq() + 1
@@ -265,10 +270,13 @@ func (m *Manager) addCatchUp(
 			return nil
 		}
 		// A call that it does not know may have followed the last message that it does.
-		items, _, err := r.items(ctx, max(h.GetAfterSeq()-1, r.s.GetLastSeq()-maxCatchUp, 0), func([]windowItem, bool) bool { return false })
+		items, _, err := r.items(ctx, max(h.GetAfterSeq()-1, r.s.GetLastSeq()-maxCatchUp, 0), func(items []windowItem, _ bool) bool {
+			return newestWithin(items, object.AnswerBytes) > 0
+		})
 		if err != nil {
 			return err
 		}
+		items = items[newestWithin(items, object.AnswerBytes):]
 		t := &turns{onlyText: true}
 		for _, i := range items {
 			if i.message.GetSeq() > h.GetAfterSeq() && !i.open() || i.call.GetSeq() > h.GetAfterToolCall() {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -105,15 +106,26 @@ func (m *Manager) ListLiveFrames(
 		return nil, err
 	}
 	res := &conversationv1.ListLiveFramesResponse{HasMore: page.More, Metadata: rpc.Metadata(page.Info)}
+	var room object.Room
 	for _, e := range page.Entries {
 		kept, _ := e.Value.(*conversationv1.KeptFrames)
 		batch, err := m.openKept(caller.Tenant, req.GetConversationId(), e.Key, kept, m.now())
 		if err != nil {
 			return nil, err
 		}
-		if batch != nil {
-			res.Batches = append(res.Batches, batch)
+		if batch == nil {
+			continue
 		}
+		// In the open, and in JSON, frames are larger than what is kept of them.
+		shown, err := protojson.Marshal(batch)
+		if err != nil {
+			return nil, err
+		}
+		if !room.Fits(max(len(shown), proto.Size(batch))) {
+			res.HasMore = true
+			break
+		}
+		res.Batches = append(res.Batches, batch)
 	}
 	return res, nil
 }

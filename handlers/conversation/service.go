@@ -367,7 +367,7 @@ func changed(c *object.Change[state]) *conversationv1.WatchConversationResponse 
 	if c.Heartbeat {
 		return &conversationv1.WatchConversationResponse{Heartbeat: true, Metadata: &objectv1.Metadata{Version: int64(c.Version)}}
 	}
-	res := &conversationv1.WatchConversationResponse{Reset_: c.Reset, Deleted: c.Deleted, Metadata: rpc.Metadata(c.Info)}
+	res := &conversationv1.WatchConversationResponse{Reset_: c.Reset, HasMore: c.More, Deleted: c.Deleted, Metadata: rpc.Metadata(c.Info)}
 	if !c.Deleted {
 		res.Conversation = present(c.Info, c.State)
 	}

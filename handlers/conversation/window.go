@@ -35,6 +35,36 @@ func (i windowItem) tokens() int64 {
 	}
 }
 
+// bytes is about what the item takes in an answer: its text is escaped in JSON.
+func (i windowItem) bytes() int {
+	if i.call != nil {
+		return proto.Size(i.call)
+	}
+	n := proto.Size(i.message)
+	for _, c := range []byte(i.message.GetText()) {
+		switch {
+		case c == '"', c == '\\', c == '\n', c == '\r', c == '\t':
+			n++
+		case c < ' ':
+			n += len(`u0000`)
+		default: // as it is
+		}
+	}
+	return n
+}
+
+// newestWithin is the index from which the items have no more than so many bytes; the last one counts whatever it has.
+func newestWithin(items []windowItem, bytes int) int {
+	from := len(items)
+	for from > 0 {
+		if bytes -= items[from-1].bytes(); bytes < 0 && from < len(items) {
+			break
+		}
+		from--
+	}
+	return from
+}
+
 func (i windowItem) isUser() bool { return i.message.GetRole() == conversationv1.Role_ROLE_USER }
 
 // open tells whether the item may still change by itself.
@@ -145,6 +175,26 @@ func choose(items []windowItem, whole bool, budget int64, pinned map[int64]int64
 		}
 	}
 	return best, whole
+}
+
+// within is the window without its oldest items, as many as are over so many bytes. It begins where a window may, unless its
+// newest turn is too much by itself.
+func (w window) within(items []windowItem, whole bool, bytes int) window {
+	from := newestWithin(items, bytes)
+	if from <= w.from {
+		return w
+	}
+	for i, may := range cuts(items, whole)[from:] {
+		if may {
+			from += i
+			break
+		}
+	}
+	for _, item := range items[w.from:from] {
+		w.tokens -= item.tokens()
+	}
+	w.from = from
+	return w
 }
 
 func sum(m map[int64]int64) int64 {

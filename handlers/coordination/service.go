@@ -451,6 +451,7 @@ func (m *Manager) ListRequests(
 		before = math.MaxInt64
 	}
 	res := &coordinationv1.ListRequestsResponse{Metadata: rpc.Metadata(s.Info)}
+	var room object.Room
 	const scans = 5 // a filter that matches little must not read the whole ledger at once
 	for range scans {
 		page, err := m.kind.Entries(ctx, id, inRequests, object.EntriesOptions{Before: object.SeqKey(before), PageSize: object.MaxPageSize})
@@ -463,10 +464,15 @@ func (m *Manager) ListRequests(
 				res.NextBeforeSeq = before
 				return res, nil
 			}
-			before = r.GetSeq()
 			if mayTouch(caller, r.GetOwner()) && !forgotten(r, config, m.now()) && matches(r, req, m.now()) {
-				res.Requests = append(res.Requests, withoutBody(shown(asSeen(r, m.now()))))
+				request := withoutBody(shown(asSeen(r, m.now())))
+				if !room.Fits(2 * proto.Size(request)) { // JSON has names and quotes
+					res.NextBeforeSeq = before
+					return res, nil
+				}
+				res.Requests = append(res.Requests, request)
 			}
+			before = r.GetSeq()
 		}
 		if !page.More {
 			return res, nil
@@ -847,7 +853,7 @@ func (m *Manager) WatchApi( //nolint:revive // the service has it so
 // changed is one message of a watch. Other users' requests are not in it.
 func (m *Manager) changed(api string, c *object.Change[state], caller identity.Identity) *coordinationv1.WatchApiResponse {
 	res := &coordinationv1.WatchApiResponse{
-		Reset_: c.Reset, State: present(api, c.State, nil, caller, m.now()), Metadata: rpc.Metadata(c.Info),
+		Reset_: c.Reset, HasMore: c.More, State: present(api, c.State, nil, caller, m.now()), Metadata: rpc.Metadata(c.Info),
 	}
 	for _, e := range c.Entries {
 		if r, ok := e.Value.(row); ok && mayTouch(caller, r.GetOwner()) {

@@ -35,7 +35,7 @@ var _ inspectv1connect.InspectServiceHandler = (*Manager)(nil)
 // NewManager inspects all kinds that are registered with rt, also those that are yet to be.
 func NewManager(rt *object.Runtime) *Manager { return &Manager{rt} }
 
-// Lists of differences and of what an event changed are cut off behind so many.
+// Lists of differences and of what an event changed are cut off behind so many, and behind what an answer has room for.
 const (
 	maxDifferences  = 1000
 	maxEventEntries = 200
@@ -107,7 +107,7 @@ func (m *Manager) GetObject(ctx context.Context, req *inspectv1.GetObjectRequest
 		if err != nil {
 			return nil, err
 		}
-		if res.Entries, res.NextKey, err = renderPage(req.GetCollection(), &page); err != nil {
+		if res.Entries, res.NextKey, err = renderPage(req.GetCollection(), &page, proto.Size(res)); err != nil {
 			return nil, err
 		}
 	}
@@ -126,13 +126,20 @@ func (m *Manager) GetObject(ctx context.Context, req *inspectv1.GetObjectRequest
 	return res, nil
 }
 
-func renderPage(collection string, page *object.EntriesPage) (out []*inspectv1.Entry, next string, err error) {
+// renderPage renders as much of a page as an answer has room for beside what it has taken. A Struct may be larger than what
+// it renders.
+func renderPage(collection string, page *object.EntriesPage, taken int) (out []*inspectv1.Entry, next string, err error) {
+	room := object.Room{Bytes: object.AnswerBytes - taken}
 	for _, e := range page.Entries {
 		value, err := render(e.Value)
 		if err != nil {
 			return nil, "", err
 		}
-		out = append(out, &inspectv1.Entry{Collection: collection, Key: e.Key, Value: value})
+		entry := &inspectv1.Entry{Collection: collection, Key: e.Key, Value: value}
+		if !room.Fits(max(proto.Size(entry), e.Size())) {
+			return out, out[len(out)-1].GetKey(), nil
+		}
+		out = append(out, entry)
 	}
 	if page.More && len(page.Entries) > 0 {
 		next = page.Entries[len(page.Entries)-1].Key
@@ -228,7 +235,7 @@ func (m *Manager) GetObjectAt(ctx context.Context, req *inspectv1.GetObjectAtReq
 	if err != nil {
 		return nil, outOfReach(err, "at", at)
 	}
-	res.Entries, res.NextKey, err = renderPage(req.GetCollection(), &page)
+	res.Entries, res.NextKey, err = renderPage(req.GetCollection(), &page, proto.Size(res))
 	return res, err
 }
 
@@ -252,6 +259,7 @@ func (m *Manager) DiffObject(ctx context.Context, req *inspectv1.DiffObjectReque
 	if res.Fields, err = fieldDifferences(d.Before, d.After); err != nil {
 		return nil, err
 	}
+	room := object.Room{Bytes: object.AnswerBytes - proto.Size(res)}
 	for _, e := range d.Entries[:min(len(d.Entries), maxDifferences)] {
 		difference := &inspectv1.EntryDifference{Collection: e.Collection, Key: e.Key}
 		if difference.Before, err = render(e.Before); err != nil {
@@ -259,6 +267,9 @@ func (m *Manager) DiffObject(ctx context.Context, req *inspectv1.DiffObjectReque
 		}
 		if difference.After, err = render(e.After); err != nil {
 			return nil, err
+		}
+		if !room.Fits(proto.Size(difference)) {
+			break
 		}
 		res.Entries = append(res.Entries, difference)
 	}

@@ -19,6 +19,10 @@ import (
 // contextLimit is how many tasks and issues come along where the request does not say.
 const contextLimit = 20
 
+// contextBytes is how much of the answer tasks may take, and issues as well: the rest is for the project, what the user
+// prefers and the last summary, each of which may be a whole state.
+const contextBytes = object.AnswerBytes / 4
+
 // contextAPIs is how many APIs a context shows: those that were called last.
 const contextAPIs = 16
 
@@ -43,10 +47,10 @@ func (m *Manager) GetProjectContext(
 	own, defaults := m.viewPreferences(r, caller)
 	project := object.ViewFoundIn(r, m.o.Projects, found)
 	tasks := object.ListFoundIn(r, m.o.Tasks, object.FoundList{
-		Found: found, Before: "project=", After: "/open", Otherwise: "open", Limit: limit(req.GetTaskLimit()),
+		Found: found, Before: "project=", After: "/open", Otherwise: "open", Limit: limit(req.GetTaskLimit()), Bytes: contextBytes,
 	})
 	issues := object.ListFoundIn(r, m.o.Issues, object.FoundList{
-		Found: found, After: "/open", Limit: limit(req.GetIssueLimit()),
+		Found: found, After: "/open", Limit: limit(req.GetIssueLimit()), Bytes: contextBytes,
 		Via: object.ViaFields(m.o.Projects, [2]string{"linear_team_ids", "team="}, [2]string{"linear_project_ids", "linear_project="}),
 	})
 	conversations := object.ListFoundIn(r, m.o.Conversations, object.FoundList{Found: found, Before: "project=", Limit: 1})

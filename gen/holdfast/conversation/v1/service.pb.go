@@ -669,7 +669,8 @@ func (x *CreateConversationResponse) GetMetadata() *v1.Metadata {
 type GetConversationRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// How many of the last messages come along: 0 to 200.
+	// How many of the last messages come along: 0 to 200. Fewer do where they would be more than 2 MiB; ListMessages with
+	// before_seq has those before.
 	MessageLimit int32 `protobuf:"varint,2,opt,name=message_limit,json=messageLimit,proto3" json:"message_limit,omitempty"`
 	// At this version the answer is `not_modified` and nothing else.
 	IfVersionNot  int64 `protobuf:"varint,3,opt,name=if_version_not,json=ifVersionNot,proto3" json:"if_version_not,omitempty"`
@@ -2855,7 +2856,7 @@ func (x *TruncateMessageResponse) GetMetadata() *v1.Metadata {
 type GetContextWindowRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// 256 to 2,000,000; 0: 32,000.
+	// 256 to 2,000,000; 0: 32,000. A window also ends at 2 MiB.
 	BudgetTokens int64         `protobuf:"varint,2,opt,name=budget_tokens,json=budgetTokens,proto3" json:"budget_tokens,omitempty"`
 	Policy       ContextPolicy `protobuf:"varint,3,opt,name=policy,proto3,enum=holdfast.conversation.v1.ContextPolicy" json:"policy,omitempty"`
 	Format       ContextFormat `protobuf:"varint,4,opt,name=format,proto3,enum=holdfast.conversation.v1.ContextFormat" json:"format,omitempty"`
@@ -5370,9 +5371,14 @@ type WatchConversationResponse struct {
 	Metadata *v1.Metadata `protobuf:"bytes,9,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	// What happens just now, before it is stored, or though it never will be. Nothing else is set but metadata.version. A
 	// watcher that is slow may miss it.
-	Signal        *LiveSignal `protobuf:"bytes,10,opt,name=signal,proto3" json:"signal,omitempty"`
-	Summaries     []*Summary  `protobuf:"bytes,11,rep,name=summaries,proto3" json:"summaries,omitempty"`
-	Fragments     []*Fragment `protobuf:"bytes,12,rep,name=fragments,proto3" json:"fragments,omitempty"`
+	Signal    *LiveSignal `protobuf:"bytes,10,opt,name=signal,proto3" json:"signal,omitempty"`
+	Summaries []*Summary  `protobuf:"bytes,11,rep,name=summaries,proto3" json:"summaries,omitempty"`
+	Fragments []*Fragment `protobuf:"bytes,12,rep,name=fragments,proto3" json:"fragments,omitempty"`
+	// True where more follows at once, because it would have been more than 2 MiB in one message. metadata.version is then the
+	// last version of which nothing is missing: a client that is cut off goes on from there, and may receive again what it has
+	// of the next version, which is the same messages by seq. It is 0 while a snapshot is not complete. A snapshot in pieces
+	// has its messages from the oldest to the newest, and reset in the first piece only.
+	HasMore       bool `protobuf:"varint,13,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5489,6 +5495,13 @@ func (x *WatchConversationResponse) GetFragments() []*Fragment {
 		return x.Fragments
 	}
 	return nil
+}
+
+func (x *WatchConversationResponse) GetHasMore() bool {
+	if x != nil {
+		return x.HasMore
+	}
+	return false
 }
 
 // LiveSignal is what a live connection tells of the moment.
@@ -6062,7 +6075,7 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12,\n" +
 	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\x12/\n" +
 	"\rmessage_limit\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\fmessageLimit\"\xb1\x05\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\fmessageLimit\"\xcc\x05\n" +
 	"\x19WatchConversationResponse\x12\x1c\n" +
 	"\theartbeat\x18\x01 \x01(\bR\theartbeat\x12\x14\n" +
 	"\x05reset\x18\x02 \x01(\bR\x05reset\x12J\n" +
@@ -6078,7 +6091,8 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x06signal\x18\n" +
 	" \x01(\v2$.holdfast.conversation.v1.LiveSignalR\x06signal\x12?\n" +
 	"\tsummaries\x18\v \x03(\v2!.holdfast.conversation.v1.SummaryR\tsummaries\x12@\n" +
-	"\tfragments\x18\f \x03(\v2\".holdfast.conversation.v1.FragmentR\tfragments\"\x81\x01\n" +
+	"\tfragments\x18\f \x03(\v2\".holdfast.conversation.v1.FragmentR\tfragments\x12\x19\n" +
+	"\bhas_more\x18\r \x01(\bR\ahasMore\"\x81\x01\n" +
 	"\n" +
 	"LiveSignal\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12!\n" +

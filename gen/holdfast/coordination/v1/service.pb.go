@@ -2910,8 +2910,12 @@ type WatchApiResponse struct {
 	Reset_ bool `protobuf:"varint,2,opt,name=reset,proto3" json:"reset,omitempty"`
 	State  *Api `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	// The requests that changed, the caller's own or, for a service, all.
-	Requests      []*ApiRequest `protobuf:"bytes,4,rep,name=requests,proto3" json:"requests,omitempty"`
-	Metadata      *v1.Metadata  `protobuf:"bytes,5,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Requests []*ApiRequest `protobuf:"bytes,4,rep,name=requests,proto3" json:"requests,omitempty"`
+	Metadata *v1.Metadata  `protobuf:"bytes,5,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// True where more follows at once, because it would have been more than 2 MiB in one message. metadata.version is then the
+	// last version of which nothing is missing: a client that is cut off goes on from there. It is 0 while a snapshot is not
+	// complete.
+	HasMore       bool `protobuf:"varint,6,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2979,6 +2983,13 @@ func (x *WatchApiResponse) GetMetadata() *v1.Metadata {
 		return x.Metadata
 	}
 	return nil
+}
+
+func (x *WatchApiResponse) GetHasMore() bool {
+	if x != nil {
+		return x.HasMore
+	}
+	return false
 }
 
 var File_holdfast_coordination_v1_service_proto protoreflect.FileDescriptor
@@ -3251,13 +3262,14 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"o\n" +
 	"\x0fWatchApiRequest\x12.\n" +
 	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12,\n" +
-	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\xf7\x01\n" +
+	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\x92\x02\n" +
 	"\x10WatchApiResponse\x12\x1c\n" +
 	"\theartbeat\x18\x01 \x01(\bR\theartbeat\x12\x14\n" +
 	"\x05reset\x18\x02 \x01(\bR\x05reset\x123\n" +
 	"\x05state\x18\x03 \x01(\v2\x1d.holdfast.coordination.v1.ApiR\x05state\x12@\n" +
 	"\brequests\x18\x04 \x03(\v2$.holdfast.coordination.v1.ApiRequestR\brequests\x128\n" +
-	"\bmetadata\x18\x05 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata*\xa6\x01\n" +
+	"\bmetadata\x18\x05 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12\x19\n" +
+	"\bhas_more\x18\x06 \x01(\bR\ahasMore*\xa6\x01\n" +
 	"\bDecision\x12\x18\n" +
 	"\x14DECISION_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10DECISION_PROCEED\x10\x01\x12\x11\n" +
