@@ -177,6 +177,7 @@ func (rt *Runtime) Running() int {
 
 // Forget drops an object from the cache.
 func (rt *Runtime) Forget(t identity.Tenant, kind string, id ID) { rt.cache.drop(key{t, kind, id}) }
+
 // HoldHistory takes a caller's place among the calls that go back in history, until leave is called.
 func (rt *Runtime) HoldHistory(i identity.Identity) (leave func()) {
 	if full := rt.history.enter(i); full != "" {
