@@ -75,7 +75,12 @@ func explain(err error) *problem.Error {
 			Message: "this request_id was used for another request; use a new one for each change",
 		}
 	case errors.Is(err, object.ErrExists):
-		return &problem.Error{Code: connect.CodeAlreadyExists, Reason: "OBJECT_EXISTS", Message: "there is an object of this id already"}
+		return &problem.Error{
+			Code: connect.CodeAlreadyExists, Reason: "OBJECT_EXISTS",
+			Message: "this id is taken; choose another, or leave it out where the server can make one",
+		}
+	case errors.Is(err, object.ErrServicesOnly):
+		return problem.PermissionDenied("this belongs to the whole tenant, and only a service key may do that to it, on its own behalf")
 	case errors.Is(err, object.ErrNotFound), errors.Is(err, db.ErrForbidden):
 		return problem.NotFound("there is no such object, or it is not yours")
 

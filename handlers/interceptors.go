@@ -2,20 +2,24 @@ package handlers
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"maps"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	"holdfast/handlers/problem"
+	"holdfast/identity"
 )
 
 var errPanic = errors.New("handlers: a handler panicked")
@@ -144,8 +148,32 @@ func (t *timedConn) Send(m any) error {
 	return t.StreamingHandlerConn.Send(m)
 }
 
-// conditional makes side-effect-free calls by HTTP GET cacheable: the ETag is the version in the answer's metadata, and
-// If-None-Match is if_version_not where the request has that field. Streams have no ETag.
+// tagged are the calls whose answers have an ETag. Each is the same until what is stored changes, and holds no secret. All other
+// answers are no-store. A call whose answer depends on the clock or holds a secret is not NO_SIDE_EFFECTS either, so that no
+// browser is asked to keep it.
+func tagged(procedure string) bool {
+	switch procedure {
+	case conversationv1connect.ConversationServiceGetConversationProcedure,
+		conversationv1connect.ConversationServiceListMessagesProcedure,
+		conversationv1connect.ConversationServiceListIntentsProcedure,
+		conversationv1connect.ConversationServiceListFlowStepsProcedure,
+		conversationv1connect.ConversationServiceListToolCallsProcedure,
+		conversationv1connect.ConversationServiceListFragmentsProcedure,
+		conversationv1connect.ConversationServiceListSummariesProcedure,
+		projectv1connect.ProjectServiceGetProjectProcedure,
+		projectv1connect.ProjectServiceGetProjectContextProcedure,
+		projectv1connect.ProjectServiceGetTaskProcedure,
+		projectv1connect.ProjectServiceListTaskTransitionsProcedure,
+		projectv1connect.ProjectServiceGetIssueProcedure,
+		projectv1connect.ProjectServiceGetPreferencesProcedure:
+		return true
+	}
+	return false
+}
+
+// conditional gives the answers to tagged calls by HTTP GET an ETag, and answers 304 to who presents it. A browser's cache knows
+// an answer by its URL, whoever asked, and Chromium asks with its ETag also where Vary says that it is another's. So the tag is a
+// hash of the caller and of the whole answer, in which are the object's version and the time when its life began.
 type conditional struct{ serverSide }
 
 func (conditional) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
@@ -154,31 +182,22 @@ func (conditional) WrapStreamingHandler(next connect.StreamingHandlerFunc) conne
 
 func (conditional) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		if req.HTTPMethod() != http.MethodGet {
+		if req.HTTPMethod() != http.MethodGet || !tagged(req.Spec().Procedure) {
 			return next(ctx, req)
-		}
-		known, asked := versionOfETag(req.Header().Get("If-None-Match"))
-		passedOn := false
-		if m, ok := req.Any().(proto.Message); ok && asked {
-			passedOn = setIfVersionNot(m.ProtoReflect(), known)
 		}
 		res, err := next(ctx, req)
 		if err != nil {
 			return res, err
 		}
-		m, ok := res.Any().(proto.Message)
-		if !ok || dependsOnClock(ctx) {
-			return res, nil
+		tag, err := etag(callFrom(ctx).caller, res.Any())
+		if err != nil {
+			return nil, err
 		}
-		version, notModified := answered(m.ProtoReflect())
-		if notModified && version == 0 && passedOn {
-			version = known
+		if c := callFrom(ctx); c.response != nil {
+			c.response.Header().Set("Cache-Control", "private, no-cache")
 		}
-		if version == 0 {
-			return res, nil
-		}
-		header := cacheHeader(version)
-		if asked && version == known {
+		header := http.Header{"Etag": {tag}, "Vary": {"Authorization, Holdfast-User"}}
+		if presents(req.Header().Get("If-None-Match"), tag) {
 			return nil, connect.NewNotModifiedError(header)
 		}
 		maps.Copy(res.Header(), header)
@@ -186,55 +205,27 @@ func (conditional) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	}
 }
 
-// dependsOnClock tells whether the handler has said that its answer changes by itself: then its version does not tell
-// whether it still holds.
-func dependsOnClock(ctx context.Context) bool {
-	call, ok := connect.CallInfoForHandlerContext(ctx)
-	return ok && call.ResponseHeader().Get("Cache-Control") == "no-store"
+func etag(caller identity.Identity, answer any) (string, error) {
+	m, ok := answer.(proto.Message)
+	if !ok {
+		return "", fmt.Errorf("handlers: %T is no message", answer)
+	}
+	hash := sha256.New()
+	fmt.Fprintf(hash, "%q %q %t ", caller.Tenant, caller.User, caller.Service)
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		return "", fmt.Errorf("handlers: the ETag of an answer: %w", err)
+	}
+	hash.Write(b)
+	return `W/"` + base64.RawURLEncoding.EncodeToString(hash.Sum(nil)[:16]) + `"`, nil
 }
 
-// cacheHeader lets the caller's own cache keep an answer, if it asks each time whether it still holds.
-func cacheHeader(version int64) http.Header {
-	return http.Header{
-		"Etag":          {`W/"` + strconv.FormatInt(version, 10) + `"`},
-		"Cache-Control": {"private, no-cache"},
-		"Vary":          {"Authorization, Holdfast-User"},
+// presents reports whether an If-None-Match has the tag, strong or weak. A browser sends one, a proxy may send several.
+func presents(header, tag string) bool {
+	for one := range strings.SplitSeq(header, ",") {
+		if strings.TrimPrefix(strings.TrimSpace(one), "W/") == strings.TrimPrefix(tag, "W/") {
+			return true
+		}
 	}
-}
-
-// versionOfETag reads an If-None-Match with one tag of ours; any other is no condition.
-func versionOfETag(header string) (int64, bool) {
-	tag := strings.TrimPrefix(strings.TrimSpace(header), "W/")
-	if len(tag) < 3 || tag[0] != '"' || tag[len(tag)-1] != '"' {
-		return 0, false
-	}
-	v, err := strconv.ParseInt(tag[1:len(tag)-1], 10, 64)
-	return v, err == nil && v > 0
-}
-
-// setIfVersionNot tells whether the request has the field and the caller had not set it.
-func setIfVersionNot(m protoreflect.Message, version int64) bool {
-	fd := m.Descriptor().Fields().ByName("if_version_not")
-	if fd == nil || fd.Kind() != protoreflect.Int64Kind || m.Has(fd) {
-		return false
-	}
-	m.Set(fd, protoreflect.ValueOfInt64(version))
-	return true
-}
-
-// answered reads metadata.version and not_modified of an answer; 0 and false where it has none.
-func answered(m protoreflect.Message) (version int64, notModified bool) {
-	fields := m.Descriptor().Fields()
-	if fd := fields.ByName("not_modified"); fd != nil && fd.Kind() == protoreflect.BoolKind {
-		notModified = m.Get(fd).Bool()
-	}
-	meta := fields.ByName("metadata")
-	if meta == nil || meta.Message() == nil || meta.IsMap() || meta.IsList() {
-		return 0, notModified
-	}
-	fd := meta.Message().Fields().ByName("version")
-	if fd == nil || fd.Kind() != protoreflect.Int64Kind {
-		return 0, notModified
-	}
-	return m.Get(meta).Message().Get(fd).Int(), notModified
+	return false
 }

@@ -28,7 +28,7 @@ func inspectService(rt *object.Runtime) handlers.Service {
 }
 
 var inspectArea = area{
-	fill: fillInspected,
+	fill: fillInspected, alone: true, // what is the tenant's is in isolation_kinds_test.go
 	fuzzing: fuzzing{
 		seed: [][2]string{
 			{"/holdfast.conversation.v1.ConversationService/CreateConversation", `{"conversationId":"c1","labels":{"a":"b"}}`},
@@ -53,14 +53,14 @@ var inspectArea = area{
 	},
 	cases: map[string]isolationCase{
 		"/holdfast.inspect.v1.InspectService/ListObjects":   {test: isolateListObjects},
-		"/holdfast.inspect.v1.InspectService/GetObject":     {body: `{"kind":"conversation","objectId":"c1","collection":"messages"}`},
+		"/holdfast.inspect.v1.InspectService/GetObject":     {body: `{"kind":"conversation","objectId":"c1","collection":"messages"}`, reads: true},
 		"/holdfast.inspect.v1.InspectService/ListEvents":    {body: `{"kind":"conversation","objectId":"c1"}`},
 		"/holdfast.inspect.v1.InspectService/GetObjectAt":   {body: `{"kind":"conversation","objectId":"c1","at":{"version":2},"collection":"messages"}`},
 		"/holdfast.inspect.v1.InspectService/DiffObject":    {body: `{"kind":"conversation","objectId":"c1","from":{"version":1}}`},
 		"/holdfast.inspect.v1.InspectService/RestoreObject": {body: `{"kind":"conversation","objectId":"c1","at":{"version":1}}`},
 		"/holdfast.inspect.v1.InspectService/ForkObject":    {body: `{"kind":"conversation","objectId":"c1","newObjectId":"c2"}`},
 		"/holdfast.inspect.v1.InspectService/DeleteObject":  {body: `{"kind":"conversation","objectId":"c1"}`},
-		"/holdfast.inspect.v1.InspectService/ListTimers":    {body: `{"kind":"probe"}`, outside: isEmpty, inside: isEmpty},
+		"/holdfast.inspect.v1.InspectService/ListTimers":    {body: `{"kind":"probe"}`, outside: isEmpty, inside: isEmpty, reads: true},
 		"/holdfast.inspect.v1.InspectService/RetryTimer":    {body: `{"kind":"probe","objectId":"c1","name":"` + secret + `"}`},
 		"/holdfast.inspect.v1.InspectService/EraseUser":     {test: isolateEraseUser},
 	},

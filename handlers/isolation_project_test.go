@@ -41,7 +41,7 @@ var projectArea = area{
 			"UpdatePreferences": {"GetPreferences", `{}`}, "": {"GetProject", `{"projectId":"c1"}`},
 		},
 		service: map[string]string{
-			"CreateLinearEndpoint": "ok", "ListLinearEndpoints": "ok", "GetLinearEndpoint": "not_found", "UpdateLinearEndpoint": "not_found",
+			"UpsertIssues": "ok", "CreateLinearEndpoint": "ok", "ListLinearEndpoints": "ok", "GetLinearEndpoint": "not_found", "UpdateLinearEndpoint": "not_found",
 			"DeleteLinearEndpoint": "not_found",
 		},
 		full: map[string]string{
@@ -78,23 +78,22 @@ var projectArea = area{
 		},
 	},
 	cases: map[string]isolationCase{
-		"/holdfast.project.v1.ProjectService/CreateProject":       {body: `{"projectId":"c1","project":{"title":"mine"}}`, outside: isOwn},
-		"/holdfast.project.v1.ProjectService/GetProject":          {body: `{"projectId":"c1"}`},
-		"/holdfast.project.v1.ProjectService/ListProjects":        {body: `{}`, outside: isEmpty, inside: isEmpty},
-		"/holdfast.project.v1.ProjectService/UpdateProject":       {body: `{"projectId":"c1","project":{"title":"mine"}}`},
-		"/holdfast.project.v1.ProjectService/ArchiveProject":      {body: `{"projectId":"c1"}`},
-		"/holdfast.project.v1.ProjectService/DeleteProject":       {body: `{"projectId":"c1"}`},
-		"/holdfast.project.v1.ProjectService/SetActiveProject":    {body: `{"projectId":"c1"}`},
-		"/holdfast.project.v1.ProjectService/GetProjectContext":   {body: `{"projectId":"c1"}`},
-		"/holdfast.project.v1.ProjectService/WatchProject":        {body: `{"projectId":"c1"}`},
-		"/holdfast.project.v1.ProjectService/PutTask":             {body: `{"taskId":"c1","task":{"title":"mine"}}`, outside: isOwn},
-		"/holdfast.project.v1.ProjectService/GetTask":             {body: `{"taskId":"c1","transitionLimit":9}`},
-		"/holdfast.project.v1.ProjectService/ListTasks":           {body: `{}`, outside: isEmpty, inside: isEmpty},
-		"/holdfast.project.v1.ProjectService/UpdateTaskStatus":    {body: `{"taskId":"c1","rawStatus":"RUNNING"}`},
-		"/holdfast.project.v1.ProjectService/ListTaskTransitions": {body: `{"taskId":"c1"}`},
-		"/holdfast.project.v1.ProjectService/DeleteTask":          {body: `{"taskId":"c1"}`},
-		// The same issue again: it changes nothing of the tenant's.
-		"/holdfast.project.v1.ProjectService/UpsertIssues":         {body: `{"issues":[` + issueC1 + `]}`, outside: isOwn, inside: isOwn},
+		"/holdfast.project.v1.ProjectService/CreateProject":        {body: `{"projectId":"c1","project":{"title":"mine"}}`, outside: isOwn, inside: isTaken, tenants: isTaken},
+		"/holdfast.project.v1.ProjectService/GetProject":           {body: `{"projectId":"c1"}`},
+		"/holdfast.project.v1.ProjectService/ListProjects":         {body: `{}`, outside: isEmpty, inside: isEmpty},
+		"/holdfast.project.v1.ProjectService/UpdateProject":        {body: `{"projectId":"c1","project":{"title":"mine"}}`},
+		"/holdfast.project.v1.ProjectService/ArchiveProject":       {body: `{"projectId":"c1"}`},
+		"/holdfast.project.v1.ProjectService/DeleteProject":        {body: `{"projectId":"c1"}`, tenants: deniedUser},
+		"/holdfast.project.v1.ProjectService/SetActiveProject":     {body: `{"projectId":"c1"}`},
+		"/holdfast.project.v1.ProjectService/GetProjectContext":    {body: `{"projectId":"c1"}`},
+		"/holdfast.project.v1.ProjectService/WatchProject":         {body: `{"projectId":"c1"}`},
+		"/holdfast.project.v1.ProjectService/PutTask":              {body: `{"taskId":"c1","task":{"title":"mine"}}`, outside: isOwn, inside: isTaken},
+		"/holdfast.project.v1.ProjectService/GetTask":              {body: `{"taskId":"c1","transitionLimit":9}`},
+		"/holdfast.project.v1.ProjectService/ListTasks":            {body: `{}`, outside: isEmpty, inside: isEmpty},
+		"/holdfast.project.v1.ProjectService/UpdateTaskStatus":     {body: `{"taskId":"c1","rawStatus":"RUNNING"}`},
+		"/holdfast.project.v1.ProjectService/ListTaskTransitions":  {body: `{"taskId":"c1"}`},
+		"/holdfast.project.v1.ProjectService/DeleteTask":           {body: `{"taskId":"c1"}`, tenants: deniedUser},
+		"/holdfast.project.v1.ProjectService/UpsertIssues":         {test: isolateUpsert},
 		"/holdfast.project.v1.ProjectService/GetIssue":             {body: `{"issueId":"c1","withPayload":true}`, inside: isShared},
 		"/holdfast.project.v1.ProjectService/ListIssues":           {body: `{}`, outside: isEmpty, inside: isShared},
 		"/holdfast.project.v1.ProjectService/GetPreferences":       {test: isolatePreferences},
@@ -114,12 +113,12 @@ func projectMethod(name string) protoreflect.MethodDescriptor {
 // fillProject makes c1 thrice: a project and a task of the user ada, and an issue of the tenant.
 func fillProject(tb testing.TB, b *bundle, ada string) {
 	tb.Helper()
-	for _, step := range []struct{ method, body string }{
-		{"CreateProject", `{"projectId":"c1","project":{"title":"` + secret + `","labels":{"a":"` + secret + `"}},"requestId":"r-1"}`},
-		{"PutTask", `{"taskId":"c1","task":{"title":"` + secret + `","projectId":"c1"},"source":"` + secret + `"}`},
-		{"UpsertIssues", `{"issues":[` + issueC1 + `]}`},
+	for _, step := range []struct{ method, body, as string }{
+		{"CreateProject", `{"projectId":"c1","project":{"title":"` + secret + `","labels":{"a":"` + secret + `"}},"requestId":"r-1"}`, ada},
+		{"PutTask", `{"taskId":"c1","task":{"title":"` + secret + `","projectId":"c1"},"source":"` + secret + `"}`, ada},
+		{"UpsertIssues", `{"issues":[` + issueC1 + `]}`, b.key(tb, "")},
 	} {
-		if got := b.call(tb, projectMethod(step.method), step.body, ada); got.code != "ok" {
+		if got := b.call(tb, projectMethod(step.method), step.body, step.as); got.code != "ok" {
 			tb.Fatalf("%s: %+v", step.method, got)
 		}
 	}
@@ -170,6 +169,32 @@ func isolatePreferences(t *testing.T, b *bundle, _ protoreflect.MethodDescriptor
 	}
 	if got := b.call(t, update, `{"preferences":{"voice":"mine"}}`, service); got.reason != "USER_REQUIRED" {
 		t.Errorf("a service for itself: %+v", got)
+	}
+}
+
+// isolateUpsert: issues are written by the tenant's services only.
+func isolateUpsert(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
+	ada, service := b.key(t, "ada"), b.key(t, "")
+	for _, there := range []bool{false, true} {
+		for name, tt := range map[string]struct {
+			headers []string
+			want    string
+		}{
+			"a user":               {[]string{ada}, deniedUser},
+			"a user's session":     {[]string{b.signIn(t, "ada")}, deniedUser},
+			"a service for a user": {[]string{service, "Holdfast-User: ada"}, deniedUser},
+			"nobody":               {nil, "unauthenticated CREDENTIAL_MISSING"},
+		} {
+			if got := b.call(t, m, `{"issues":[`+strings.Replace(issueC1, "2026", "2030", 1)+`]}`, tt.headers...); got.code+" "+got.reason != tt.want {
+				t.Errorf("there already: %t; %s is answered with %+v", there, name, got)
+			}
+		}
+		b.must(t, projectRPCs+"UpsertIssues", `{"issues":[`+issueC1+`]}`, service)
+	}
+	other := b.tenant(t)
+	other.must(t, projectRPCs+"UpsertIssues", `{"issues":[`+strings.ReplaceAll(issueC1, secret, "theirs")+`]}`, other.key(t, ""))
+	if got := b.call(t, projectMethod("GetIssue"), `{"issueId":"c1"}`, ada); !strings.Contains(got.body, secret) || strings.Contains(got.body, "2030") {
+		t.Errorf("in the end: %+v", got)
 	}
 }
 

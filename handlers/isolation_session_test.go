@@ -12,19 +12,20 @@ const sessionService = "/holdfast.session.v1.SessionService/"
 
 var sessionArea = area{
 	fill:    fillSession,
+	alone:   true,
 	fuzzing: sessionFuzzing,
 	cases: map[string]isolationCase{
 		sessionService + "CreateSession":       {test: isolateSignIn},
 		sessionService + "RefreshSession":      {test: isolateRefresh},
-		sessionService + "GetSession":          {body: `{"sessionId":"$session"}`},
-		sessionService + "ListSessions":        {body: `{"user":"ada"}`, outside: isEmpty, inside: deniedUser},
+		sessionService + "GetSession":          {body: `{"sessionId":"$session"}`, reads: true},
+		sessionService + "ListSessions":        {body: `{"user":"ada"}`, outside: isEmpty, inside: deniedUser, reads: true},
 		sessionService + "UpdateSession":       {body: `{"sessionId":"$session","activeConversationId":"mine"}`},
 		sessionService + "EndSession":          {body: `{"sessionId":"$session"}`},
 		sessionService + "RevokeSessions":      {body: `{"user":"ada"}`, outside: isEmpty, inside: deniedUser},
 		sessionService + "OpenConnection":      {body: `{"sessionId":"$session","modality":"MODALITY_VOICE"}`},
 		sessionService + "HeartbeatConnection": {body: `{"sessionId":"$session","connectionId":"$connection","modality":"MODALITY_VOICE"}`},
 		sessionService + "CloseConnection":     {body: `{"sessionId":"$session","connectionId":"$connection"}`},
-		sessionService + "GetPresence":         {body: `{"user":"ada"}`, outside: isEmpty, inside: deniedUser},
+		sessionService + "GetPresence":         {body: `{"user":"ada"}`, outside: isEmpty, inside: deniedUser, reads: true},
 		sessionService + "AcquireFloor":        {body: `{"conversationId":"c1","sessionId":"$session","connectionId":"$connection"}`},
 		sessionService + "ReleaseFloor":        {body: `{"conversationId":"held","sessionId":"$session","connectionId":"$connection"}`},
 		sessionService + "WatchSession":        {body: `{"sessionId":"$session"}`},

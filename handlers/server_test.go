@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -461,9 +462,6 @@ func TestConditionalGet(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.get = func(_ context.Context, req *conversationv1.GetConversationRequest) (*conversationv1.GetConversationResponse, error) {
-		if req.IfVersionNot == 7 {
-			return &conversationv1.GetConversationResponse{NotModified: true}, nil
-		}
 		return &conversationv1.GetConversationResponse{
 			Conversation: &conversationv1.Conversation{Title: "changed"}, Metadata: &objectv1.Metadata{Version: 7},
 		}, nil
@@ -478,20 +476,24 @@ func TestConditionalGet(t *testing.T) {
 			"Authorization: Bearer "+b.token, "If-None-Match: "+tag)
 	}
 	const id = `{"conversationId":"c"}`
+	first, list := get(t, "GetConversation", id, ""), get(t, "ListMessages", id, "")
+	tag, ofList := first.header.Get("ETag"), list.header.Get("ETag")
+	if first.status != 200 || !regexp.MustCompile(`^W/"[A-Za-z0-9_-]{22}"$`).MatchString(tag) || tag == ofList {
+		t.Fatalf("got %d, ETag %s, and %s of a list", first.status, tag, ofList)
+	}
 	tests := []struct {
 		name, method, message, tag string
 		status                     int
 		etag                       string
 	}{
-		{"first", "GetConversation", id, ``, 200, `W/"7"`},
-		{"same", "GetConversation", id, `W/"7"`, 304, `W/"7"`},
-		{"same, strong", "GetConversation", id, `"7"`, 304, `W/"7"`},
-		{"changed", "GetConversation", id, `W/"6"`, 200, `W/"7"`},
-		{"several tags", "GetConversation", id, `W/"6", W/"7"`, 200, `W/"7"`},
-		{"no tag of ours", "GetConversation", id, `*`, 200, `W/"7"`},
-		{"the field wins", "GetConversation", `{"conversationId":"c","ifVersionNot":"7"}`, `W/"6"`, 200, ""},
-		{"without the field", "ListMessages", id, `W/"7"`, 304, `W/"7"`},
-		{"without the field, changed", "ListMessages", id, `W/"6"`, 200, `W/"7"`},
+		{"same", "GetConversation", id, tag, 304, tag},
+		{"same, strong", "GetConversation", id, strings.TrimPrefix(tag, "W/"), 304, tag},
+		{"changed", "GetConversation", id, `W/"6"`, 200, tag},
+		{"a bare version", "GetConversation", id, `W/"7"`, 200, tag},
+		{"several tags", "GetConversation", id, `W/"6", ` + tag, 304, tag},
+		{"no tag of ours", "GetConversation", id, `*`, 200, tag},
+		{"a list", "ListMessages", id, ofList, 304, ofList},
+		{"a list, changed", "ListMessages", id, tag, 200, ofList},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -500,18 +502,26 @@ func TestConditionalGet(t *testing.T) {
 			if got.status != tt.status || got.header.Get("ETag") != tt.etag {
 				t.Errorf("got %d, ETag %s; want %d, %s: %s", got.status, got.header.Get("ETag"), tt.status, tt.etag, got.body)
 			}
-			if tt.etag != "" && got.header.Get("Cache-Control") != "private, no-cache" {
-				t.Errorf("Cache-Control is %q", got.header.Get("Cache-Control"))
+			if h := got.header.Values("Cache-Control"); !slices.Equal(h, []string{"private, no-cache"}) {
+				t.Errorf("Cache-Control is %q", h)
 			}
 			if got.status == 304 && got.body != "" {
 				t.Errorf("304 has a body: %s", got.body)
 			}
 		})
 	}
+	t.Run("nobody's", func(t *testing.T) {
+		t.Parallel()
+		q := url.Values{"connect": {"v1"}, "encoding": {"json"}, "message": {id}}
+		got := b.do(t, http.MethodGet, conversationv1connect.ConversationServiceGetConversationProcedure+"?"+q.Encode(), "", "If-None-Match: "+tag)
+		if got.status != 401 || got.header.Get("Cache-Control") != "no-store" {
+			t.Errorf("got %d, %v", got.status, got.header)
+		}
+	})
 	t.Run("not by POST", func(t *testing.T) {
 		t.Parallel()
-		got := b.call(t, "GetConversation", id, `If-None-Match: W/"7"`)
-		if got.status != 200 || got.header.Get("ETag") != "" {
+		got := b.call(t, "GetConversation", id, "If-None-Match: "+tag)
+		if got.status != 200 || got.header.Get("ETag") != "" || got.header.Get("Cache-Control") != "no-store" {
 			t.Errorf("got %d, ETag %s", got.status, got.header.Get("ETag"))
 		}
 	})

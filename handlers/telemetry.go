@@ -157,7 +157,8 @@ func (t *telemetry) wrap(next http.Handler) http.Handler { return &edge{telemetr
 func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := e.begin(w, r)
 	defer e.end(c, r)
-	in := r.WithContext(c) //nolint:contextcheck // it carries the request's
+	in := r.WithContext(c)                      //nolint:contextcheck // it carries the request's
+	w.Header().Set("Cache-Control", "no-store") // unless the answer has an ETag; RFC 6749, 5.1, asks for it where tokens are issued
 	c.answer = answerWriter{ResponseWriter: w, now: e.now}
 	if refusal := e.receive(c, w, in); refusal != nil {
 		_ = e.refusals.Write(&c.answer, in, refusal)

@@ -32,6 +32,8 @@ type Identity struct {
 	User User
 	// Service may see and change every object of the tenant. A service that acts for a user has the user's rights only.
 	Service bool
+	// OwnOnly: the caller sees nothing of what belongs to the whole tenant. A service sees it all the same.
+	OwnOnly bool
 	// Session is the id of the session whose token the call is made with; empty where it is made with anything else.
 	Session string
 }
@@ -39,9 +41,9 @@ type Identity struct {
 // Owner is the owner of what the caller creates.
 func (i Identity) Owner() User { return i.User }
 
-// MaySee tells whether the caller may see and change what owner has. The tenants are equal already.
+// MaySee reports whether the caller may see what owner has. The tenants are equal already.
 func (i Identity) MaySee(owner User) bool {
-	return i.Service || owner == "" || owner == i.User
+	return i.Service || owner == "" && !i.OwnOnly || owner != "" && owner == i.User
 }
 
 type key struct{}

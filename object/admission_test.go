@@ -126,7 +126,7 @@ func TestStreamsPerTenant(t *testing.T) {
 	}
 }
 
-// Who creates over another user's object is told that there is none to be had, and nobody who shared the batch suffers.
+// Who creates over another user's object is told that the id is taken, and nobody who shared the batch suffers.
 func TestCreateOverAnothers(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -138,7 +138,7 @@ func TestCreateOverAnothers(t *testing.T) {
 		calls.Go(func() {
 			id, want := object.ID(fmt.Sprint("bobs", i)), error(nil)
 			if i%10 == 0 {
-				id, want = "alices", object.ErrNotFound
+				id, want = "alices", object.ErrExists
 			}
 			if _, err := b.toys.Update(bob, id, naming("his"), object.Create()); !errors.Is(err, want) {
 				t.Errorf("%s: %v, want %v", id, err, want)

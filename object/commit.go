@@ -160,7 +160,10 @@ func (rt *Runtime) commitSure(works []*work) {
 			return
 		}
 		if errors.Is(err, db.ErrForbidden) || errors.Is(err, db.ErrFenced) && works[0].base == nil {
-			err = ErrNotFound // a row that the caller may not see is in the way
+			// A row that the caller may not see is in the way.
+			if err = ErrNotFound; works[0].base == nil {
+				err = ErrExists
+			}
 		}
 	}
 	if rt.life.Err() != nil {

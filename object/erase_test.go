@@ -99,7 +99,7 @@ func testEraseUser(t *testing.T, user identity.User) {
 	if p, err := rt.Pack(service, object.PackConfig{Idle: 1, Keep: 1, Size: 1, AllCollections: true, PerSecond: 1000}); err != nil || p.Packs != 5 {
 		t.Errorf("packed %+v, %v", p, err)
 	}
-	if err := k.Delete(bob, "deleted"); err != nil {
+	if err := k.Delete(service, "deleted"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := remembers.View(bob, "shared", object.WithRecent(4)); err != nil {

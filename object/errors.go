@@ -9,7 +9,9 @@ import (
 var (
 	// ErrNotFound: there is no such object, or not for this caller. The two are never told apart.
 	ErrNotFound = errors.New("object: not found")
-	// ErrExists: the object to create is there already.
+	// ErrServicesOnly: the caller may see the object, or knows of it anyway, and only a service may change it.
+	ErrServicesOnly = errors.New("object: only a service may change this")
+	// ErrExists: the object to create is there already. It may be another user's.
 	ErrExists = errors.New("object: exists already")
 	// ErrRequestReused: the request id was used for another request.
 	ErrRequestReused = errors.New("object: request id was used for another request")

@@ -490,13 +490,18 @@ type HistoryPage struct {
 }
 
 // History pages back through an object's journal from a version on, or from the newest where from is 0. A deleted
-// object has one for as long as its rows are there.
+// object has one for as long as its rows are there. A user is told of the object's present life only: it may have been another's
+// before.
 func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (HistoryPage, error) {
 	r, err := k.begin(ctx, id)
 	if err != nil {
 		return HistoryPage{}, err
 	}
 	defer r.close(ctx)
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return HistoryPage{}, err
+	}
 	if from == 0 || from > r.past.version {
 		from = r.past.version
 	}
@@ -508,6 +513,9 @@ func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (H
 		TenantID: string(r.key.tenant), Kind: k.name, ObjectID: string(id), FromVersion: int64(from), PageSize: n + 1,
 		MostBytes: AnswerBytes,
 	}, func(row *dbsqlc.ListEventsBackRow) error {
+		if !caller.Service && row.EventTime.Before(r.past.create) {
+			return nil
+		}
 		if bytes += len(row.Undo); page.More {
 			return nil
 		}
@@ -661,7 +669,7 @@ func (r *rewinder) readPacked(ctx context.Context) error {
 func (p *Past) Restoring() []UpdateOption {
 	keys := slices.Collect(maps.Keys(p.entries))
 	return []UpdateOption{func(o *updateOptions) {
-		o.basedOn, o.revive = p.current, true
+		o.basedOn, o.revive, o.rewrite = p.current, true, true
 		o.prefetch = append(o.prefetch, keys...)
 	}}
 }

@@ -47,6 +47,9 @@ func (k *Kind[S]) PrototypeOf(collection string) proto.Message { return k.collec
 // SchemaVersion is that of the states that this release writes.
 func (k *Kind[S]) SchemaVersion() int32 { return k.schemaVersion }
 
+// ServicesOnly reports whether users are shown nothing of the kind's objects; see UsersNever.
+func (k *Kind[S]) ServicesOnly() bool { return k.users == UsersNever }
+
 // UserRestore tells whether users may restore, fork and delete what they own through the inspector; see KindConfig.
 func (k *Kind[S]) UserRestore() bool { return k.userRestore }
 
@@ -88,6 +91,13 @@ func (k *Kind[S]) Find(ctx context.Context, o FindOptions) (Page[S], error) {
 	var owner identity.User
 	if o.Owner != nil {
 		owner = *o.Owner
+	}
+	if caller.OwnOnly && !caller.Service {
+		if o.Owner != nil && owner != caller.User {
+			return Page[S]{}, nil
+		}
+		owner = caller.User
+		o.Owner = &owner
 	}
 	var rows []dbsqlc.ListObjectsRow
 	each := func(r *dbsqlc.ListByIDRow) error {
@@ -211,7 +221,7 @@ func (rt *Runtime) Timers(ctx context.Context, o TimerOptions) (timers []TimerIn
 	if err := readToken(o.PageToken, &from); err != nil {
 		return nil, "", err
 	}
-	size := pageSize(o.PageSize)
+	size, shared := pageSize(o.PageSize), caller.MaySee("")
 	p := rt.db.NewPipeline(callerScope(caller))
 	each := func(r *dbsqlc.ListTimersRow) (err error) {
 		if len(timers) == int(size) {
@@ -228,7 +238,7 @@ func (rt *Runtime) Timers(ctx context.Context, o TimerOptions) (timers []TimerIn
 	if o.Kind != "" && o.ID != "" {
 		p.ListTimersOfObject(dbsqlc.ListTimersOfObjectParams{
 			TenantID: string(caller.Tenant), Kind: o.Kind, ObjectID: string(o.ID), AfterName: from.Name, OnlyParked: o.Parked,
-			PageSize: size + 1,
+			AlsoTenants: shared, PageSize: size + 1,
 		}, each)
 	} else {
 		last := o.Kind
@@ -236,7 +246,7 @@ func (rt *Runtime) Timers(ctx context.Context, o TimerOptions) (timers []TimerIn
 			last = "\U0010FFFF" // no kind comes behind it
 		}
 		p.ListTimers(dbsqlc.ListTimersParams{
-			TenantID: string(caller.Tenant), FirstKind: o.Kind, LastKind: last, ObjectID: string(o.ID), OnlyParked: o.Parked,
+			TenantID: string(caller.Tenant), FirstKind: o.Kind, LastKind: last, ObjectID: string(o.ID), OnlyParked: o.Parked, AlsoTenants: shared,
 			AfterKind: from.Kind, AfterObjectID: from.ID, AfterName: from.Name, PageSize: size + 1,
 		}, each)
 	}

@@ -23,6 +23,8 @@ type KindConfig[S proto.Message] struct {
 	// that only added fields needs none. Rows are rewritten when they next change, or by MigrateState. Entries have no
 	// schema: they only ever gain fields.
 	Upcasters map[int32]func(state []byte) ([]byte, error)
+	// Users says what users may do to objects of the kind. A service may do everything.
+	Users Users
 	// UserRestore lets users, and not only services, restore, fork and delete what they own through the inspector, past the
 	// rules of the kind's manager.
 	UserRestore bool
@@ -72,6 +74,19 @@ type Personal struct {
 	User    protoreflect.Name
 }
 
+// Users is what the users of a tenant may do to objects of a kind. Every change of an object is checked against it, whichever
+// RPC makes it.
+type Users int
+
+const (
+	// UsersChangeOwn lets users change what they own, and read what belongs to the whole tenant.
+	UsersChangeOwn Users = iota
+	// UsersShare lets them change what belongs to the whole tenant too, and create it. They neither delete nor restore it.
+	UsersShare
+	// UsersNever lets users change nothing. The inspector shows them nothing either.
+	UsersNever
+)
+
 // MinTTL is the least time that an object is kept after its last change.
 const MinTTL = 24 * time.Hour
 
@@ -84,6 +99,7 @@ type kind struct {
 	name          string
 	schemaVersion int32
 	upcasters     map[int32]func([]byte) ([]byte, error)
+	users         Users
 	userRestore   bool
 	noRestore     bool
 	prototype     proto.Message
@@ -105,7 +121,7 @@ type kind struct {
 func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 	var prototype S
 	k := &kind{
-		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, userRestore: c.UserRestore, noRestore: c.NoRestore, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
+		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, users: c.Users, userRestore: c.UserRestore, noRestore: c.NoRestore, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
 		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1), signal: c.Signal,
 		scratch: proto.Clone, packs: c.Packed, personal: map[protoreflect.FullName]protoreflect.Name{}, personalKeys: c.PersonalKeys,
 		ttl: func(m proto.Message) time.Duration {
@@ -165,6 +181,17 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 		rt.timers.add(k)
 	}
 	return &Kind[S]{k}
+}
+
+// mayChange returns ErrServicesOnly where a caller may see what owner has, and not change it.
+func (k *kind) mayChange(caller identity.Identity, owner identity.User, rewrite bool) error {
+	switch {
+	case caller.Service:
+		return nil
+	case k.users == UsersNever, owner == "" && (rewrite || k.users != UsersShare):
+		return ErrServicesOnly
+	}
+	return nil
 }
 
 // Name is the kind's name.
@@ -241,14 +268,15 @@ type updateOptions struct {
 	absent    []entryKey
 	basedOn   Version // of what the closure was computed from; 0: only what Update hands it
 	revive    bool    // of a deleted object that is still there: it goes on with its entries
+	rewrite   bool
 }
 
 type entryKey struct{ collection, key string }
 
-// Create wants the object not to exist: ErrExists where it does.
+// Create wants the object not to exist: ErrExists where it does, whoever has it.
 func Create() UpdateOption { return func(o *updateOptions) { o.create = true } }
 
-// Upsert creates the object where it does not exist.
+// Upsert creates the object where it does not exist: ErrExists where another user has it.
 func Upsert() UpdateOption { return func(o *updateOptions) { o.upsert = true } }
 
 // Shared makes what the change creates belong to the whole tenant, whoever the caller is. An object that is there keeps
@@ -280,6 +308,10 @@ func Request(id string, body proto.Message) UpdateOption {
 	}
 }
 
+// Rewrite marks a change that passes by the rules of the kind's manager. Users make none to an object that belongs to the whole
+// tenant: ErrServicesOnly.
+func Rewrite() UpdateOption { return func(o *updateOptions) { o.rewrite = true } }
+
 // Prefetch names entries that the closure will look at. Without it the closure runs again once they are loaded.
 func Prefetch(collection string, keys ...string) UpdateOption {
 	return func(o *updateOptions) {
@@ -304,7 +336,7 @@ func ExpectAbsent(collection string, keys ...string) UpdateOption {
 // again on fresher state and only its last run counts. It returns after the commit, with the snapshot that the commit
 // left (after a replayed request, the newest one known).
 //
-// It returns fn's own error, ErrNotFound, ErrExists, VersionMismatchError, ErrRequestReused, TooLargeError,
+// It returns fn's own error, ErrNotFound, ErrExists, ErrServicesOnly, VersionMismatchError, ErrRequestReused, TooLargeError,
 // OverloadedError, ErrNewerSchema, ErrClosed, ctx's error, or an error of package db. After ctx's error the change may
 // yet happen.
 func (k *Kind[S]) Update(ctx context.Context, id ID, fn func(*Tx[S]) error, opts ...UpdateOption) (Snapshot[S], error) {

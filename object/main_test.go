@@ -29,7 +29,7 @@ func toyKind(rt *object.Runtime) *object.Kind[toy] { return object.Register(rt, 
 
 func toyConfig() object.KindConfig[toy] {
 	return object.KindConfig[toy]{
-		Name: "toy", SchemaVersion: 1, TTL: 48 * time.Hour,
+		Name: "toy", SchemaVersion: 1, TTL: 48 * time.Hour, Users: object.UsersShare,
 		Terms:       func(s toy) []string { return slices.Compact(slices.Sorted(slices.Values(s.GetOneofs()))) },
 		Collections: map[string]proto.Message{toyEntries: &typepb.EnumValue{}, toyOther: &typepb.Field{}},
 		Recent:      toyEntries, RecentKeep: 4,

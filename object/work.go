@@ -165,10 +165,25 @@ func (w *work) apply(c *change, now time.Time) error {
 	if err := c.ctx.Err(); err != nil {
 		return err
 	}
-	if w.cur != nil && !c.caller.MaySee(w.cur.owner) {
-		return ErrNotFound
-	}
 	live := w.cur.live(now)
+	revived := c.opts.revive && w.cur.deleted(now)
+	creates := c.opts.create || c.opts.upsert
+	owner := c.caller.Owner()
+	switch {
+	case w.cur != nil && !c.caller.MaySee(w.cur.owner) && creates:
+		return ErrExists // an id is a name in the tenant
+	case w.cur != nil && !c.caller.MaySee(w.cur.owner):
+		return ErrNotFound
+	case live, revived:
+		owner = w.cur.owner
+	case c.opts.shared:
+		owner = ""
+	}
+	if live || revived || creates {
+		if err := w.kind.mayChange(c.caller, owner, c.opts.rewrite); err != nil {
+			return err
+		}
+	}
 	if known, ok := w.reply(c, live); ok {
 		if !bytes.Equal(known.hash, c.opts.hash[:]) {
 			return ErrRequestReused
@@ -182,11 +197,10 @@ func (w *work) apply(c *change, now time.Time) error {
 		}
 		// Not in the journal, so it was not this change.
 	}
-	revived := c.opts.revive && w.cur.deleted(now)
 	switch {
 	case live && c.opts.create:
 		return ErrExists
-	case !live && !revived && !c.opts.create && !c.opts.upsert:
+	case !live && !revived && !creates:
 		return ErrNotFound
 	case live && w.cur.newer:
 		return ErrNewerSchema
@@ -225,6 +239,11 @@ func (w *work) apply(c *change, now time.Time) error {
 	}
 	if err != nil {
 		return err
+	}
+	if t.deleted {
+		if err := w.kind.mayChange(c.caller, owner, true); err != nil {
+			return err
+		}
 	}
 	if t.unchanged && live {
 		c.after = w.cur

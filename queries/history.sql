@@ -95,6 +95,7 @@ SELECT t.kind, t.object_id, t.name, t.owner_id, t.due_time, t.next_time, t.attem
 FROM holdfast.timers t
 WHERE t.tenant_id = @tenant_id::text AND t.kind >= @first_kind::text AND t.kind <= @last_kind::text
   AND (@object_id::text = '' OR t.object_id = @object_id) AND (NOT @only_parked::boolean OR t.parked)
+  AND (@also_tenants::boolean OR t.owner_id <> '')
   AND (t.kind, t.object_id, t.name) > (@after_kind::text, @after_object_id::text, @after_name::text)
 ORDER BY t.kind, t.object_id, t.name
 LIMIT @page_size::integer;
@@ -104,6 +105,6 @@ LIMIT @page_size::integer;
 SELECT t.kind, t.object_id, t.name, t.owner_id, t.due_time, t.next_time, t.attempts, t.last_error, t.parked
 FROM holdfast.timers t
 WHERE t.tenant_id = @tenant_id::text AND t.kind = @kind::text AND t.object_id = @object_id::text AND t.name > @after_name::text
-  AND (NOT @only_parked::boolean OR t.parked)
+  AND (NOT @only_parked::boolean OR t.parked) AND (@also_tenants::boolean OR t.owner_id <> '')
 ORDER BY t.name
 LIMIT @page_size::integer;

@@ -355,9 +355,10 @@ SELECT t.kind, t.object_id, t.name, t.owner_id, t.due_time, t.next_time, t.attem
 FROM holdfast.timers t
 WHERE t.tenant_id = $1::text AND t.kind >= $2::text AND t.kind <= $3::text
   AND ($4::text = '' OR t.object_id = $4) AND (NOT $5::boolean OR t.parked)
-  AND (t.kind, t.object_id, t.name) > ($6::text, $7::text, $8::text)
+  AND ($6::boolean OR t.owner_id <> '')
+  AND (t.kind, t.object_id, t.name) > ($7::text, $8::text, $9::text)
 ORDER BY t.kind, t.object_id, t.name
-LIMIT $9::integer
+LIMIT $10::integer
 `
 
 type ListTimersParams struct {
@@ -366,6 +367,7 @@ type ListTimersParams struct {
 	LastKind      string
 	ObjectID      string
 	OnlyParked    bool
+	AlsoTenants   bool
 	AfterKind     string
 	AfterObjectID string
 	AfterName     string
@@ -393,6 +395,7 @@ func (q *Queries) ListTimers(ctx context.Context, arg ListTimersParams) ([]ListT
 		arg.LastKind,
 		arg.ObjectID,
 		arg.OnlyParked,
+		arg.AlsoTenants,
 		arg.AfterKind,
 		arg.AfterObjectID,
 		arg.AfterName,
@@ -430,18 +433,19 @@ const ListTimersOfObject = `-- name: ListTimersOfObject :many
 SELECT t.kind, t.object_id, t.name, t.owner_id, t.due_time, t.next_time, t.attempts, t.last_error, t.parked
 FROM holdfast.timers t
 WHERE t.tenant_id = $1::text AND t.kind = $2::text AND t.object_id = $3::text AND t.name > $4::text
-  AND (NOT $5::boolean OR t.parked)
+  AND (NOT $5::boolean OR t.parked) AND ($6::boolean OR t.owner_id <> '')
 ORDER BY t.name
-LIMIT $6::integer
+LIMIT $7::integer
 `
 
 type ListTimersOfObjectParams struct {
-	TenantID   string
-	Kind       string
-	ObjectID   string
-	AfterName  string
-	OnlyParked bool
-	PageSize   int32
+	TenantID    string
+	Kind        string
+	ObjectID    string
+	AfterName   string
+	OnlyParked  bool
+	AlsoTenants bool
+	PageSize    int32
 }
 
 type ListTimersOfObjectRow struct {
@@ -464,6 +468,7 @@ func (q *Queries) ListTimersOfObject(ctx context.Context, arg ListTimersOfObject
 		arg.ObjectID,
 		arg.AfterName,
 		arg.OnlyParked,
+		arg.AlsoTenants,
 		arg.PageSize,
 	)
 	if err != nil {

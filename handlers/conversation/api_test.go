@@ -625,19 +625,21 @@ func TestConditionalGet(t *testing.T) {
 		q := url.Values{"connect": {"v1"}, "encoding": {"json"}, "message": {message}}
 		return b.send(t, http.MethodGet, method+"?"+q.Encode(), nil, auth, "If-None-Match: "+tag)
 	}
+	before := map[string]string{}
 	for _, method := range []string{"GetConversation", "ListMessages", "ListIntents", "ListFlowSteps"} {
 		first := read(t, method, `{"conversationId":"c1"}`, "")
-		if first.status != 200 || first.header.Get("ETag") != `W/"1"` || !strings.Contains(first.body, `"metadata"`) {
+		if first.status != 200 || first.header.Get("ETag") == "" || !strings.Contains(first.body, `"metadata"`) {
 			t.Fatalf("%s: %d %v %s", method, first.status, first.header, first.body)
 		}
+		before[method] = first.header.Get("ETag")
 		if again := read(t, method, `{"conversationId":"c1"}`, first.header.Get("ETag")); again.status != 304 || again.body != "" {
 			t.Errorf("%s again: %d %s", method, again.status, again.body)
 		}
 	}
 	say(t, c, "x")
 	for _, method := range []string{"GetConversation", "ListMessages"} {
-		changed := read(t, method, `{"conversationId":"c1"}`, `W/"1"`)
-		if changed.status != 200 || changed.header.Get("ETag") != `W/"2"` {
+		changed := read(t, method, `{"conversationId":"c1"}`, before[method])
+		if changed.status != 200 || changed.header.Get("ETag") == before[method] {
 			t.Errorf("%s, changed: %d %v", method, changed.status, changed.header)
 		}
 	}

@@ -284,6 +284,38 @@ func TestPartialsComeAlong(t *testing.T) {
 	}
 }
 
+// Frames that wait are their sender's: another user's call on the conversation touches none of them.
+func TestAStrangerDropsNoFramesThatWait(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.client(t, ada)
+	create(t, c)
+	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
+	strangers := []client{b.client(t, "eve"), b.tenant(t).client(t, ada)}
+	var index int64
+	for early := 0; early < 3; {
+		index++
+		if index > 500 {
+			t.Fatal("each was stored at once")
+		}
+		if ingestOne(t, c, 1, textFrame(index, interim(fmt.Sprint("word ", index)))).GetLastClientIndex() == index {
+			continue
+		}
+		early++
+		for _, stranger := range strangers {
+			for _, text := range []string{in("mine"), interim("mine")} {
+				_, err := stranger.IngestLive(t.Context(), &ingestReq{ConversationId: c1, Epoch: 1, Frames: []*conversationv1.LiveFrame{textFrame(index+1, text)}})
+				notFound.check(t, err)
+			}
+		}
+		w := watchAfter(t, c, 0)
+		for stored := false; !stored; {
+			stored = w.next(t).GetConversation().GetLive().GetLastClientIndex() == index
+		}
+		w.stream.Close()
+	}
+}
+
 func TestVoiceBecomesIdleByItself(t *testing.T) {
 	t.Parallel()
 	c := setup(t, func(c *object.Config) { c.Timers = true }).client(t, ada)

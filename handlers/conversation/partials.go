@@ -2,11 +2,14 @@ package conversation
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	"holdfast/db"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
@@ -20,12 +23,20 @@ import (
 //
 //	fleeting batch ──▶ signal to watchers ──▶ wait here ──partialsEvery after the last commit──▶ commit
 //	any other batch ─────────────────────────────┴── takes what waits along ──────────────────▶ commit
+//
+// What waits is its sender's: nobody else's call touches it. It stays here until it is stored. Where that fails because of the
+// database it is tried again, less and less often; after the last try it is up to the client, as after a crash.
 
 const (
 	partialsEvery = 250 * time.Millisecond
-	// maxPartials is how many frames of one conversation wait, and partialsTimeout how long storing them may take.
+	// maxPartials and maxPartialBytes are how much of one sender waits for a conversation, and maxWaitingBytes how much waits in
+	// all. What is more is stored at once.
 	maxPartials     = 1000
+	maxPartialBytes = 256 << 10
+	maxWaitingBytes = 16 << 20
+	// partialsTimeout is how long storing them may take, and partialsTries how often it is tried.
 	partialsTimeout = 15 * time.Second
+	partialsTries   = 6
 )
 
 // partialKey keeps the callers apart: what is refused to one touches nothing that another has waiting.
@@ -36,15 +47,18 @@ type partialKey struct {
 
 // partials are the batches that wait. The zero value is ready; it is safe for concurrent use.
 type partials struct {
-	mu      sync.Mutex // guards waiting; nothing slow happens under it
+	mu      sync.Mutex // guards what follows; nothing slow happens under it
 	waiting map[partialKey]*partial
+	bytes   int // of all that wait
 }
 
 // partial is what waits for one conversation.
 type partial struct {
 	batch liveBatch
 	raw   []*conversationv1.LiveFrame
+	bytes int // of the frames
 	timer *time.Timer
+	tries int // to store it that have failed
 }
 
 // before is how many of the frames come before an index.
@@ -57,16 +71,67 @@ func (p *partial) before(index int64) int {
 	return len(p.batch.frames)
 }
 
-// take removes what waits for a conversation, or returns nil.
+// take removes what waits, or returns nil.
 func (ps *partials) take(k partialKey) *partial {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	p := ps.waiting[k]
-	if p != nil {
+	ps.drop(k)
+	return p
+}
+
+// drop removes what waits. The caller holds mu.
+func (ps *partials) drop(k partialKey) {
+	if p := ps.waiting[k]; p != nil {
 		p.timer.Stop()
+		ps.bytes -= p.bytes
 		delete(ps.waiting, k)
 	}
-	return p
+}
+
+// due returns a copy of what waits, which goes on waiting; nil: nothing does.
+func (ps *partials) due(k partialKey) *partial {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	p := ps.waiting[k]
+	if p == nil {
+		return nil
+	}
+	return &partial{batch: liveBatch{epoch: p.batch.epoch, frames: slices.Clone(p.batch.frames)}, raw: slices.Clone(p.raw)}
+}
+
+// settle ends a try to store what was due. What came meanwhile goes on waiting, and so does all of it where again says so.
+func (ps *partials) settle(k partialKey, tried *partial, again bool) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	p := ps.waiting[k]
+	if p == nil || p.batch.epoch != tried.batch.epoch {
+		return // another batch took it along
+	}
+	if again {
+		p.tries++
+	}
+	if again && p.tries < partialsTries {
+		p.timer.Reset(partialsEvery << p.tries)
+		return
+	}
+	n := p.before(tried.batch.frames[len(tried.batch.frames)-1].index + 1)
+	if n == len(p.batch.frames) {
+		ps.drop(k)
+		return
+	}
+	p.batch.frames, p.raw, p.tries = slices.Clone(p.batch.frames[n:]), slices.Clone(p.raw[n:]), 0
+	left := size(p.batch.frames)
+	p.bytes, ps.bytes = left, ps.bytes-p.bytes+left
+	p.timer.Reset(partialsEvery)
+}
+
+// size is what frames take, about.
+func size(frames []readFrame) (bytes int) {
+	for i := range frames {
+		bytes += frames[i].size
+	}
+	return bytes
 }
 
 // add lets a batch wait, with what waits already, and returns all of it; nil: it is too much. The timer calls store.
@@ -74,22 +139,28 @@ func (ps *partials) add(k partialKey, batch liveBatch, raw []*conversationv1.Liv
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	p := ps.waiting[k]
-	if p == nil || p.batch.epoch != batch.epoch {
-		if p != nil {
-			p.timer.Stop()
-		}
+	if p != nil && p.batch.epoch != batch.epoch {
+		ps.drop(k)
+		p = nil
+	}
+	n, was, bytes := 0, 0, size(batch.frames)
+	if p != nil {
+		n, was = p.before(batch.frames[0].index), p.bytes
+		bytes += size(p.batch.frames[:n])
+	}
+	if n+len(batch.frames) > maxPartials || bytes > maxPartialBytes || ps.bytes-was+bytes > maxWaitingBytes {
+		return nil
+	}
+	if p == nil {
 		p = &partial{batch: liveBatch{epoch: batch.epoch}, timer: time.AfterFunc(wait, store)}
 		if ps.waiting == nil {
 			ps.waiting = map[partialKey]*partial{}
 		}
 		ps.waiting[k] = p
 	}
-	n := p.before(batch.frames[0].index)
-	if n+len(batch.frames) > maxPartials {
-		return nil
-	}
 	p.batch.frames = append(p.batch.frames[:n:n], batch.frames...)
 	p.raw = append(p.raw[:n:n], raw...)
+	p.bytes, ps.bytes = bytes, ps.bytes-was+bytes
 	return p.batch.frames
 }
 
@@ -126,14 +197,16 @@ func (m *Manager) show(
 	}
 }
 
-// storePartial commits what waits for a conversation. Nobody waits for it: where it fails, the client still has the frames.
+// storePartial commits what waits. Frames that another batch stored meanwhile are skipped by their indexes.
 func (m *Manager) storePartial(k partialKey) {
-	p := m.partials.take(k)
+	p := m.partials.due(k)
 	if p == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(identity.With(context.Background(), k.caller), partialsTimeout)
 	defer cancel()
 	req := &conversationv1.IngestLiveRequest{ConversationId: k.conversation, Epoch: p.batch.epoch, Frames: p.raw}
-	_, _ = m.ingest(ctx, k.caller, req, p.batch, p.raw)
+	_, err := m.ingest(ctx, k.caller, req, p.batch, p.raw)
+	_, full := errors.AsType[*object.OverloadedError](err)
+	m.partials.settle(k, p, full || errors.Is(err, db.ErrUnavailable) || errors.Is(err, db.ErrOutcomeUnknown) || errors.Is(err, context.DeadlineExceeded))
 }

@@ -162,11 +162,3 @@ func seconds(d *durationpb.Duration) int64 {
 	}
 	return s
 }
-
-// dependsOnClock says that the answer changes without a change of the object, so that its version does not tell
-// whether it still holds.
-func dependsOnClock(ctx context.Context) {
-	if call, ok := connect.CallInfoForHandlerContext(ctx); ok {
-		call.ResponseHeader().Set("Cache-Control", "no-store")
-	}
-}

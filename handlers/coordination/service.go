@@ -48,7 +48,7 @@ const recentRequests = 32
 // Register makes the kind "api" known to the runtime.
 func Register(rt *object.Runtime) *object.Kind[state] {
 	return object.Register(rt, object.KindConfig[state]{
-		Name: "api", SchemaVersion: 1, OnTimer: onTimer, Scratch: scratch,
+		Name: "api", SchemaVersion: 1, Users: object.UsersShare, OnTimer: onTimer, Scratch: scratch,
 		Collections: map[string]proto.Message{
 			inRequests:    &coordinationv1.ApiRequest{},
 			inRequestIDs:  &coordinationv1.RequestRef{},
@@ -409,7 +409,6 @@ func (m *Manager) GetRequest(
 	if r == nil || forgotten(r, configOf(req.GetApi(), s.State), m.now()) {
 		return nil, refuse(errNoRequest)
 	}
-	dependsOnClock(ctx)
 	return &coordinationv1.GetRequestResponse{Request: shown(asSeen(r, m.now())), Metadata: rpc.Metadata(info)}, nil
 }
 
@@ -442,7 +441,6 @@ func (m *Manager) ListRequests(
 	if err != nil {
 		return nil, err
 	}
-	dependsOnClock(ctx)
 	config, size, before := configOf(req.GetApi(), s.State), int(req.GetPageSize()), req.GetBeforeSeq()
 	if size == 0 {
 		size = object.DefaultPageSize
@@ -727,7 +725,6 @@ func (m *Manager) GetApiState( //nolint:revive // the service has it so
 	if err != nil {
 		return nil, err
 	}
-	dependsOnClock(ctx)
 	id := object.ID(req.GetApi())
 	s, err := m.kind.View(ctx, id)
 	switch {
@@ -780,7 +777,6 @@ func (m *Manager) GetUsage(ctx context.Context, req *coordinationv1.GetUsageRequ
 	if err != nil {
 		return nil, err
 	}
-	dependsOnClock(ctx)
 	days := int(req.GetDays())
 	if days == 0 {
 		days = 30

@@ -41,12 +41,24 @@ const (
 	maxEventEntries = 200
 )
 
-func (m *Manager) kind(name string) (anyKind, error) {
-	k, ok := m.rt.Kind(name)
-	if !ok {
-		return nil, problem.InvalidArgument("kind", fmt.Sprintf("there is no kind %q; there are %s", name, strings.Join(m.rt.Kinds(), ", ")))
+// kind returns a kind that the caller may inspect, and a context that reads of it what the caller may see here: a service all of
+// the tenant's, a user what the user owns.
+func (m *Manager) kind(ctx context.Context, name string) (own context.Context, k anyKind, err error) {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
-	return k, nil
+	if name != "" {
+		var ok bool
+		switch k, ok = m.rt.Kind(name); {
+		case !ok:
+			return nil, nil, problem.InvalidArgument("kind", fmt.Sprintf("there is no kind %q; there are %s", name, strings.Join(m.rt.Kinds(), ", ")))
+		case k.ServicesOnly() && !caller.Service:
+			return nil, nil, problem.PermissionDenied("objects of the kind " + name + " are for services only")
+		}
+	}
+	caller.OwnOnly = true
+	return identity.With(ctx, caller), k, nil
 }
 
 // ListObjects implements InspectService.
@@ -54,7 +66,7 @@ func (m *Manager) ListObjects(ctx context.Context, req *inspectv1.ListObjectsReq
 	if req.GetKind() == "" {
 		return &inspectv1.ListObjectsResponse{Kinds: m.rt.Kinds()}, nil
 	}
-	k, err := m.kind(req.GetKind())
+	ctx, k, err := m.kind(ctx, req.GetKind())
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +99,7 @@ func badToken(err error) error {
 
 // GetObject implements InspectService.
 func (m *Manager) GetObject(ctx context.Context, req *inspectv1.GetObjectRequest) (*inspectv1.GetObjectResponse, error) {
-	k, err := m.kind(req.GetKind())
+	ctx, k, err := m.kind(ctx, req.GetKind())
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +161,7 @@ func renderPage(collection string, page *object.EntriesPage, taken int) (out []*
 
 // ListEvents implements InspectService.
 func (m *Manager) ListEvents(ctx context.Context, req *inspectv1.ListEventsRequest) (*inspectv1.ListEventsResponse, error) {
-	k, err := m.kind(req.GetKind())
+	ctx, k, err := m.kind(ctx, req.GetKind())
 	if err != nil {
 		return nil, err
 	}
@@ -205,7 +217,7 @@ func outOfReach(err error, field string, at object.Moment) error {
 
 // GetObjectAt implements InspectService.
 func (m *Manager) GetObjectAt(ctx context.Context, req *inspectv1.GetObjectAtRequest) (*inspectv1.GetObjectAtResponse, error) {
-	k, err := m.kind(req.GetKind())
+	ctx, k, err := m.kind(ctx, req.GetKind())
 	if err != nil {
 		return nil, err
 	}
@@ -241,7 +253,7 @@ func (m *Manager) GetObjectAt(ctx context.Context, req *inspectv1.GetObjectAtReq
 
 // DiffObject implements InspectService.
 func (m *Manager) DiffObject(ctx context.Context, req *inspectv1.DiffObjectRequest) (*inspectv1.DiffObjectResponse, error) {
-	k, err := m.kind(req.GetKind())
+	ctx, k, err := m.kind(ctx, req.GetKind())
 	if err != nil {
 		return nil, err
 	}
@@ -278,14 +290,14 @@ func (m *Manager) DiffObject(ctx context.Context, req *inspectv1.DiffObjectReque
 
 // RestoreObject implements InspectService.
 func (m *Manager) RestoreObject(ctx context.Context, req *inspectv1.RestoreObjectRequest) (*inspectv1.RestoreObjectResponse, error) {
-	k, err := m.kind(req.GetKind())
+	_, k, err := m.kind(ctx, req.GetKind())
 	if err != nil {
 		return nil, err
 	}
 	id, at := object.ID(req.GetObjectId()), moment(req.GetAt())
 	for try := 1; ; try++ {
 		past, refused := k.Past(ctx, id, at)
-		var opts []object.UpdateOption
+		opts := []object.UpdateOption{object.Rewrite()}
 		if refused == nil {
 			opts = past.Restoring()
 		}
@@ -312,28 +324,22 @@ func (m *Manager) RestoreObject(ctx context.Context, req *inspectv1.RestoreObjec
 	}
 }
 
-// mayRewrite refuses what would let a user step round the rules of a kind, or change what is the whole tenant's.
+// mayRewrite refuses a user who would pass by the rules of a kind that does not allow it.
 func mayRewrite(k anyKind, tx *object.Tx[proto.Message]) error {
-	caller := tx.Caller()
-	switch {
-	case caller.Service:
-		return nil
-	case !k.UserRestore():
+	if !tx.Caller().Service && !k.UserRestore() {
 		return problem.PermissionDenied("objects of the kind " + k.Name() + " may be restored, forked and deleted here by services only")
-	case tx.Info().Owner != caller.User:
-		return problem.PermissionDenied("what belongs to the whole tenant may be restored and deleted here by services only")
 	}
 	return nil
 }
 
 // ForkObject implements InspectService.
 func (m *Manager) ForkObject(ctx context.Context, req *inspectv1.ForkObjectRequest) (*inspectv1.ForkObjectResponse, error) {
-	k, err := m.kind(req.GetKind())
+	own, k, err := m.kind(ctx, req.GetKind())
 	if err != nil {
 		return nil, err
 	}
 	at := moment(req.GetAt())
-	past, refused := k.PastWhole(ctx, object.ID(req.GetObjectId()), at)
+	past, refused := k.PastWhole(own, object.ID(req.GetObjectId()), at)
 	res, err := object.Do(ctx, k, object.ID(req.GetNewObjectId()), req, func(tx *object.Tx[proto.Message]) (*inspectv1.ForkObjectResponse, error) {
 		if refused != nil {
 			return nil, refused
@@ -352,7 +358,7 @@ func (m *Manager) ForkObject(ctx context.Context, req *inspectv1.ForkObjectReque
 
 // DeleteObject implements InspectService.
 func (m *Manager) DeleteObject(ctx context.Context, req *inspectv1.DeleteObjectRequest) (*inspectv1.DeleteObjectResponse, error) {
-	k, err := m.kind(req.GetKind())
+	_, k, err := m.kind(ctx, req.GetKind())
 	if err != nil {
 		return nil, err
 	}
@@ -362,11 +368,15 @@ func (m *Manager) DeleteObject(ctx context.Context, req *inspectv1.DeleteObjectR
 		}
 		tx.DeleteObject()
 		return &inspectv1.DeleteObjectResponse{Metadata: rpc.Metadata(tx.Info())}, nil
-	})
+	}, object.Rewrite())
 }
 
 // ListTimers implements InspectService.
 func (m *Manager) ListTimers(ctx context.Context, req *inspectv1.ListTimersRequest) (*inspectv1.ListTimersResponse, error) {
+	ctx, _, err := m.kind(ctx, req.GetKind())
+	if err != nil {
+		return nil, err
+	}
 	timers, next, err := m.rt.Timers(ctx, object.TimerOptions{
 		Kind: req.GetKind(), ID: object.ID(req.GetObjectId()), Parked: req.GetParked(), PageSize: int(req.GetPageSize()),
 		PageToken: req.GetPageToken(),
@@ -383,7 +393,7 @@ func (m *Manager) ListTimers(ctx context.Context, req *inspectv1.ListTimersReque
 
 // RetryTimer implements InspectService.
 func (m *Manager) RetryTimer(ctx context.Context, req *inspectv1.RetryTimerRequest) (*inspectv1.RetryTimerResponse, error) {
-	k, err := m.kind(req.GetKind())
+	_, k, err := m.kind(ctx, req.GetKind())
 	if err != nil {
 		return nil, err
 	}
@@ -394,7 +404,7 @@ func (m *Manager) RetryTimer(ctx context.Context, req *inspectv1.RetryTimerReque
 		tx.SetTimer(req.GetName(), tx.Now())
 		tx.Emit("timer retried")
 		return &inspectv1.RetryTimerResponse{Metadata: rpc.Metadata(tx.Info())}, nil
-	})
+	}, object.Rewrite())
 }
 
 func presentTimer(t *object.TimerInfo) *inspectv1.Timer {

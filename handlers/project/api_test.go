@@ -127,7 +127,7 @@ func TestRetries(t *testing.T) {
 			if o {
 				req.Issues[0] = other
 			}
-			return c.UpsertIssues(ctx, req)
+			return service.UpsertIssues(ctx, req)
 		},
 		"SetActiveProject": func(other bool) (proto.Message, error) {
 			req := &projectv1.SetActiveProjectRequest{ProjectId: "p", RequestId: "r-5"}
@@ -290,7 +290,7 @@ func TestContextOnANewDevice(t *testing.T) {
 		for _, raw := range []string{"PENDING", "ACTIVE", "COMPLETE"} {
 			must(c.PutTask(ctx, &projectv1.PutTaskRequest{TaskId: id + "-" + raw, RawStatus: raw, Task: &projectv1.Task{ProjectId: id, Title: raw}}))(t)
 		}
-		must(c.UpsertIssues(ctx, &projectv1.UpsertIssuesRequest{Issues: []*structpb.Struct{
+		must(b.as(t, nobody).UpsertIssues(ctx, &projectv1.UpsertIssuesRequest{Issues: []*structpb.Struct{
 			linearIssue("1-"+id, "open", "2026-11-23T00:00:00Z", "started", "t-"+id), linearIssue("2-"+id, "done", "2026-11-23T00:00:00Z", "completed", "t-"+id),
 		}}))(t)
 		must(b.talk(t, ada).CreateConversation(ctx, &conversationv1.CreateConversationRequest{ConversationId: "c-" + id, ProjectId: id, Title: "About " + id}))(t)
@@ -338,7 +338,7 @@ func TestContextOnANewDevice(t *testing.T) {
 			must(c.UpdateTaskStatus(ctx, &projectv1.UpdateTaskStatusRequest{TaskId: "api-ACTIVE", RawStatus: "COMPLETE"}))(t)
 		}},
 		{"an issue is done", func() {
-			must(c.UpsertIssues(ctx, &projectv1.UpsertIssuesRequest{Issues: []*structpb.Struct{linearIssue("1-api", "open", "2026-11-24T00:00:00Z", "completed", "t-api")}}))(t)
+			must(b.as(t, nobody).UpsertIssues(ctx, &projectv1.UpsertIssuesRequest{Issues: []*structpb.Struct{linearIssue("1-api", "open", "2026-11-24T00:00:00Z", "completed", "t-api")}}))(t)
 		}},
 		{"an API is paused", func() {
 			b.api(t, func(s *coordinationv1.ApiState) { s.PauseUntil = timestamppb.New(linearAt) })

@@ -106,7 +106,7 @@ func (b *bundle) fillContext(t testing.TB, c client, much bool) {
 			issue.Fields["description"] = structpb.NewStringValue(strings.Repeat("words ", 80))
 			batch = append(batch, issue)
 		}
-		must(c.UpsertIssues(ctx, &projectv1.UpsertIssuesRequest{Issues: batch}))(t)
+		must(b.as(t, nobody).UpsertIssues(ctx, &projectv1.UpsertIssuesRequest{Issues: batch}))(t)
 	}
 	must(b.talk(t, ada).CreateConversation(ctx, &conversationv1.CreateConversationRequest{ConversationId: "c1", ProjectId: "p0", Title: "Login"}))(t)
 	b.summarise(t, ada, "c1", strings.Repeat("We agreed. ", 40))

@@ -59,10 +59,10 @@ type Kinds struct {
 func Register(rt *object.Runtime) Kinds {
 	return Kinds{
 		Projects: object.Register(rt, object.KindConfig[projectState]{
-			Name: "project", SchemaVersion: 1, Terms: projectTerms, UserRestore: true,
+			Name: "project", SchemaVersion: 1, Terms: projectTerms, Users: object.UsersShare, UserRestore: true,
 		}),
 		Tasks: object.Register(rt, object.KindConfig[taskState]{
-			Name: "task", SchemaVersion: 1, Terms: taskTerms, UserRestore: true,
+			Name: "task", SchemaVersion: 1, Terms: taskTerms, Users: object.UsersShare, UserRestore: true,
 			Collections: map[string]proto.Message{inTransitions: &projectv1.TaskTransition{}},
 			Recent:      inTransitions, RecentKeep: 4,
 		}),
@@ -71,11 +71,14 @@ func Register(rt *object.Runtime) Kinds {
 			Collections: map[string]proto.Message{inRaw: &projectv1.LinearIssuePayload{}},
 		}),
 		Preferences: object.Register(rt, object.KindConfig[preferencesState]{Name: "preferences", SchemaVersion: 1}),
-		Endpoints:   object.Register(rt, object.KindConfig[endpointState]{Name: "linear_endpoint", SchemaVersion: 1}),
-		Deliveries: object.Register(rt, object.KindConfig[deliveryState]{
-			Name: "linear_delivery", SchemaVersion: 1, TTL: deliveryTTL,
+		// Secrets are sealed for their endpoint, and one that was removed must not be good again.
+		Endpoints: object.Register(rt, object.KindConfig[endpointState]{
+			Name: "linear_endpoint", SchemaVersion: 1, Users: object.UsersNever, NoRestore: true,
 		}),
-		Syncs: object.Register(rt, object.KindConfig[syncState]{Name: "linear_sync", SchemaVersion: 1}),
+		Deliveries: object.Register(rt, object.KindConfig[deliveryState]{
+			Name: "linear_delivery", SchemaVersion: 1, Users: object.UsersNever, TTL: deliveryTTL,
+		}),
+		Syncs: object.Register(rt, object.KindConfig[syncState]{Name: "linear_sync", SchemaVersion: 1, Users: object.UsersNever}),
 	}
 }
 

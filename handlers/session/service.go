@@ -11,7 +11,6 @@ import (
 	"slices"
 	"time"
 
-	"connectrpc.com/connect"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
@@ -68,7 +67,9 @@ func Register(rt *object.Runtime) Kinds {
 			OnTimer:     onTime,
 			NoRestore:   true,
 		}),
-		Settings: object.Register(rt, object.KindConfig[settings]{Name: "session_settings", SchemaVersion: 1}),
+		Settings: object.Register(rt, object.KindConfig[settings]{
+			Name: "session_settings", SchemaVersion: 1, Users: object.UsersNever,
+		}),
 	}
 }
 
@@ -140,7 +141,6 @@ func (m *Manager) CreateSession(ctx context.Context, req *sessionv1.CreateSessio
 	}
 	m.free(asUser, freed)
 	res.Tokens = issued
-	noStore(ctx)
 	return res, nil
 }
 
@@ -173,15 +173,7 @@ func (m *Manager) signedInBefore(
 	if res.GetTokens() == nil {
 		return nil, errTokensGone
 	}
-	noStore(ctx)
 	return res, nil
-}
-
-// noStore keeps an answer with tokens out of every cache, as RFC 6749 5.1 wants it.
-func noStore(ctx context.Context) {
-	if call, ok := connect.CallInfoForHandlerContext(ctx); ok {
-		call.ResponseHeader().Set("Cache-Control", "no-store")
-	}
 }
 
 // RefreshSession implements SessionService.
@@ -223,7 +215,6 @@ func (m *Manager) RefreshSession(ctx context.Context, _ *sessionv1.RefreshSessio
 	if res.GetTokens() == nil {
 		return nil, credential.Refusal(sessionv1.EndReason_END_REASON_REUSE_DETECTED)
 	}
-	noStore(ctx)
 	return res, nil
 }
 

@@ -301,7 +301,11 @@ func renderMap(entries map[string]proto.Message) []string {
 // Whatever was done to an object, every version of it can be had again as it was: state and entries, through deletions,
 // restores, forks and packing.
 func (s *suite[S]) testEveryVersion(t *testing.T) {
-	ctx, cancel := context.WithTimeout(s.As(t, alice), 10*patience) // a hundred histories
+	who := s.As(t, alice)
+	if s.kind.ServicesOnly() {
+		who = s.AsService(t)
+	}
+	ctx, cancel := context.WithTimeout(who, 10*patience) // a hundred histories
 	defer cancel()
 	s.ctx = ctx
 	var objects atomic.Int64

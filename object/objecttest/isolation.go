@@ -129,7 +129,7 @@ func (s *suite[S]) testOwners(t *testing.T) {
 			if err := call(bobs); err == nil {
 				t.Errorf("in memory %t: %s of another's object succeeded", warm, name)
 			} else {
-				wantError(t, err, object.ErrNotFound)
+				wantError(t, err, refusalOf(name))
 			}
 		}
 	}
@@ -170,7 +170,7 @@ func (s *suite[S]) testOwners(t *testing.T) {
 		}
 	}
 
-	// Deleted or expired, it stays hers until it is swept: nobody learns that the id was in use.
+	// Deleted or expired, it stays hers until it is swept, and so does the id.
 	if err := s.kind.Delete(s.ctx, "alices"); err != nil {
 		t.Fatal(err)
 	}
@@ -178,9 +178,17 @@ func (s *suite[S]) testOwners(t *testing.T) {
 		if err := call(bobs); err == nil {
 			t.Errorf("%s of another's deleted object succeeded", name)
 		} else {
-			wantError(t, err, object.ErrNotFound)
+			wantError(t, err, refusalOf(name))
 		}
 	}
+}
+
+// refusalOf is how a call to another's object is refused: only who would create it learns that the id is taken.
+func refusalOf(call string) error {
+	if call == "Create" || call == "Upsert" {
+		return object.ErrExists
+	}
+	return object.ErrNotFound
 }
 
 // Row-level security opens a batch to all of its callers; the runtime tells them apart.
@@ -196,18 +204,19 @@ func (s *suite[S]) testOwnersInOneBatch(t *testing.T) {
 		}
 		release := s.stall(t)
 		type update struct {
-			done <-chan outcome[S]
-			fine bool
+			done    <-chan outcome[S]
+			fine    bool
+			refusal error
 		}
 		var cases []update
 		for _, ctx := range []context.Context{s.ctx, bobs} {
 			for _, id := range []object.ID{"alices", "bobs"} {
 				fine := (ctx == s.ctx) == (id == "alices")
-				for _, opts := range [][]object.UpdateOption{nil, {object.Upsert()}} {
+				for refusal, opts := range map[error][]object.UpdateOption{object.ErrNotFound: nil, object.ErrExists: {object.Upsert()}} {
 					cases = append(cases, update{s.start(ctx, id, func(tx *object.Tx[S]) error {
 						s.Set(tx.State(), s.Text(tx.State())+string(tx.Caller().User[0]))
 						return nil
-					}, opts...), fine})
+					}, opts...), fine, refusal})
 				}
 			}
 		}
@@ -218,7 +227,7 @@ func (s *suite[S]) testOwnersInOneBatch(t *testing.T) {
 				t.Errorf("update %d: %v", i, o.err)
 			}
 			if !c.fine {
-				wantError(t, o.err, object.ErrNotFound)
+				wantError(t, o.err, c.refusal)
 			}
 		}
 	}

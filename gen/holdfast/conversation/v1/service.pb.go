@@ -6110,7 +6110,7 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x1aCONTEXT_FORMAT_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CONTEXT_FORMAT_NEUTRAL\x10\x01\x12\"\n" +
 	"\x1eCONTEXT_FORMAT_GEMINI_CONTENTS\x10\x02\x12\x1c\n" +
-	"\x18CONTEXT_FORMAT_LIVE_SEED\x10\x032\xb0\x1b\n" +
+	"\x18CONTEXT_FORMAT_LIVE_SEED\x10\x032\xaa\x1b\n" +
 	"\x13ConversationService\x12\x81\x01\n" +
 	"\x12CreateConversation\x123.holdfast.conversation.v1.CreateConversationRequest\x1a4.holdfast.conversation.v1.CreateConversationResponse\"\x00\x12{\n" +
 	"\x0fGetConversation\x120.holdfast.conversation.v1.GetConversationRequest\x1a1.holdfast.conversation.v1.GetConversationResponse\"\x03\x90\x02\x01\x12\x81\x01\n" +
@@ -6126,13 +6126,13 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\vAdvanceFlow\x12,.holdfast.conversation.v1.AdvanceFlowRequest\x1a-.holdfast.conversation.v1.AdvanceFlowResponse\"\x00\x12u\n" +
 	"\rListFlowSteps\x12..holdfast.conversation.v1.ListFlowStepsRequest\x1a/.holdfast.conversation.v1.ListFlowStepsResponse\"\x03\x90\x02\x01\x12c\n" +
 	"\bOpenLive\x12).holdfast.conversation.v1.OpenLiveRequest\x1a*.holdfast.conversation.v1.OpenLiveResponse\"\x00\x12f\n" +
-	"\tCloseLive\x12*.holdfast.conversation.v1.CloseLiveRequest\x1a+.holdfast.conversation.v1.CloseLiveResponse\"\x00\x12u\n" +
-	"\rGetResumePlan\x12..holdfast.conversation.v1.GetResumePlanRequest\x1a/.holdfast.conversation.v1.GetResumePlanResponse\"\x03\x90\x02\x01\x12\x81\x01\n" +
+	"\tCloseLive\x12*.holdfast.conversation.v1.CloseLiveRequest\x1a+.holdfast.conversation.v1.CloseLiveResponse\"\x00\x12r\n" +
+	"\rGetResumePlan\x12..holdfast.conversation.v1.GetResumePlanRequest\x1a/.holdfast.conversation.v1.GetResumePlanResponse\"\x00\x12\x81\x01\n" +
 	"\x12ReportResumeFailed\x123.holdfast.conversation.v1.ReportResumeFailedRequest\x1a4.holdfast.conversation.v1.ReportResumeFailedResponse\"\x00\x12i\n" +
 	"\n" +
 	"IngestLive\x12+.holdfast.conversation.v1.IngestLiveRequest\x1a,.holdfast.conversation.v1.IngestLiveResponse\"\x00\x12u\n" +
-	"\rListFragments\x12..holdfast.conversation.v1.ListFragmentsRequest\x1a/.holdfast.conversation.v1.ListFragmentsResponse\"\x03\x90\x02\x01\x12x\n" +
-	"\x0eListLiveFrames\x12/.holdfast.conversation.v1.ListLiveFramesRequest\x1a0.holdfast.conversation.v1.ListLiveFramesResponse\"\x03\x90\x02\x01\x12u\n" +
+	"\rListFragments\x12..holdfast.conversation.v1.ListFragmentsRequest\x1a/.holdfast.conversation.v1.ListFragmentsResponse\"\x03\x90\x02\x01\x12u\n" +
+	"\x0eListLiveFrames\x12/.holdfast.conversation.v1.ListLiveFramesRequest\x1a0.holdfast.conversation.v1.ListLiveFramesResponse\"\x00\x12u\n" +
 	"\rListToolCalls\x12..holdfast.conversation.v1.ListToolCallsRequest\x1a/.holdfast.conversation.v1.ListToolCallsResponse\"\x03\x90\x02\x01\x12r\n" +
 	"\rClaimToolCall\x12..holdfast.conversation.v1.ClaimToolCallRequest\x1a/.holdfast.conversation.v1.ClaimToolCallResponse\"\x00\x12{\n" +
 	"\x10CompleteToolCall\x121.holdfast.conversation.v1.CompleteToolCallRequest\x1a2.holdfast.conversation.v1.CompleteToolCallResponse\"\x00\x12x\n" +

@@ -3290,14 +3290,14 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\x13FAILURE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11FAILURE_RETRYABLE\x10\x01\x12\x14\n" +
 	"\x10FAILURE_TERMINAL\x10\x02\x12\x13\n" +
-	"\x0fFAILURE_UNKNOWN\x10\x032\xe2\r\n" +
+	"\x0fFAILURE_UNKNOWN\x10\x032\xd3\r\n" +
 	"\x13CoordinationService\x12o\n" +
 	"\fBeginRequest\x12-.holdfast.coordination.v1.BeginRequestRequest\x1a..holdfast.coordination.v1.BeginRequestResponse\"\x00\x12x\n" +
 	"\x0fCompleteRequest\x120.holdfast.coordination.v1.CompleteRequestRequest\x1a1.holdfast.coordination.v1.CompleteRequestResponse\"\x00\x12l\n" +
-	"\vFailRequest\x12,.holdfast.coordination.v1.FailRequestRequest\x1a-.holdfast.coordination.v1.FailRequestResponse\"\x00\x12l\n" +
+	"\vFailRequest\x12,.holdfast.coordination.v1.FailRequestRequest\x1a-.holdfast.coordination.v1.FailRequestResponse\"\x00\x12i\n" +
 	"\n" +
-	"GetRequest\x12+.holdfast.coordination.v1.GetRequestRequest\x1a,.holdfast.coordination.v1.GetRequestResponse\"\x03\x90\x02\x01\x12r\n" +
-	"\fListRequests\x12-.holdfast.coordination.v1.ListRequestsRequest\x1a..holdfast.coordination.v1.ListRequestsResponse\"\x03\x90\x02\x01\x12`\n" +
+	"GetRequest\x12+.holdfast.coordination.v1.GetRequestRequest\x1a,.holdfast.coordination.v1.GetRequestResponse\"\x00\x12o\n" +
+	"\fListRequests\x12-.holdfast.coordination.v1.ListRequestsRequest\x1a..holdfast.coordination.v1.ListRequestsResponse\"\x00\x12`\n" +
 	"\aAcquire\x12(.holdfast.coordination.v1.AcquireRequest\x1a).holdfast.coordination.v1.AcquireResponse\"\x00\x12]\n" +
 	"\x06Refund\x12'.holdfast.coordination.v1.RefundRequest\x1a(.holdfast.coordination.v1.RefundResponse\"\x00\x12o\n" +
 	"\fReleaseLease\x12-.holdfast.coordination.v1.ReleaseLeaseRequest\x1a..holdfast.coordination.v1.ReleaseLeaseResponse\"\x00\x12o\n" +
@@ -3305,10 +3305,10 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"ReportSync\x12+.holdfast.coordination.v1.ReportSyncRequest\x1a,.holdfast.coordination.v1.ReportSyncResponse\"\x00\x12i\n" +
 	"\n" +
-	"ReportLive\x12+.holdfast.coordination.v1.ReportLiveRequest\x1a,.holdfast.coordination.v1.ReportLiveResponse\"\x00\x12o\n" +
-	"\vGetApiState\x12,.holdfast.coordination.v1.GetApiStateRequest\x1a-.holdfast.coordination.v1.GetApiStateResponse\"\x03\x90\x02\x01\x12f\n" +
-	"\bListApis\x12).holdfast.coordination.v1.ListApisRequest\x1a*.holdfast.coordination.v1.ListApisResponse\"\x03\x90\x02\x01\x12f\n" +
-	"\bGetUsage\x12).holdfast.coordination.v1.GetUsageRequest\x1a*.holdfast.coordination.v1.GetUsageResponse\"\x03\x90\x02\x01\x12o\n" +
+	"ReportLive\x12+.holdfast.coordination.v1.ReportLiveRequest\x1a,.holdfast.coordination.v1.ReportLiveResponse\"\x00\x12l\n" +
+	"\vGetApiState\x12,.holdfast.coordination.v1.GetApiStateRequest\x1a-.holdfast.coordination.v1.GetApiStateResponse\"\x00\x12c\n" +
+	"\bListApis\x12).holdfast.coordination.v1.ListApisRequest\x1a*.holdfast.coordination.v1.ListApisResponse\"\x00\x12c\n" +
+	"\bGetUsage\x12).holdfast.coordination.v1.GetUsageRequest\x1a*.holdfast.coordination.v1.GetUsageResponse\"\x00\x12o\n" +
 	"\fConfigureApi\x12-.holdfast.coordination.v1.ConfigureApiRequest\x1a..holdfast.coordination.v1.ConfigureApiResponse\"\x00\x12e\n" +
 	"\bWatchApi\x12).holdfast.coordination.v1.WatchApiRequest\x1a*.holdfast.coordination.v1.WatchApiResponse\"\x000\x01B\xe4\x01\n" +
 	"\x1ccom.holdfast.coordination.v1B\fServiceProtoP\x01Z4holdfast/gen/holdfast/coordination/v1;coordinationv1\xa2\x02\x03HCX\xaa\x02\x18Holdfast.Coordination.V1\xca\x02\x18Holdfast\\Coordination\\V1\xe2\x02$Holdfast\\Coordination\\V1\\GPBMetadata\xea\x02\x1aHoldfast::Coordination::V1b\x06proto3"

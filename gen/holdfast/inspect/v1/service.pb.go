@@ -2530,10 +2530,10 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"\x05Order\x12\x15\n" +
 	"\x11ORDER_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eORDER_ACTIVITY\x10\x01\x12\f\n" +
-	"\bORDER_ID\x10\x022\xdc\b\n" +
+	"\bORDER_ID\x10\x022\xd6\b\n" +
 	"\x0eInspectService\x12e\n" +
-	"\vListObjects\x12'.holdfast.inspect.v1.ListObjectsRequest\x1a(.holdfast.inspect.v1.ListObjectsResponse\"\x03\x90\x02\x01\x12_\n" +
-	"\tGetObject\x12%.holdfast.inspect.v1.GetObjectRequest\x1a&.holdfast.inspect.v1.GetObjectResponse\"\x03\x90\x02\x01\x12b\n" +
+	"\vListObjects\x12'.holdfast.inspect.v1.ListObjectsRequest\x1a(.holdfast.inspect.v1.ListObjectsResponse\"\x03\x90\x02\x01\x12\\\n" +
+	"\tGetObject\x12%.holdfast.inspect.v1.GetObjectRequest\x1a&.holdfast.inspect.v1.GetObjectResponse\"\x00\x12b\n" +
 	"\n" +
 	"ListEvents\x12&.holdfast.inspect.v1.ListEventsRequest\x1a'.holdfast.inspect.v1.ListEventsResponse\"\x03\x90\x02\x01\x12e\n" +
 	"\vGetObjectAt\x12'.holdfast.inspect.v1.GetObjectAtRequest\x1a(.holdfast.inspect.v1.GetObjectAtResponse\"\x03\x90\x02\x01\x12b\n" +
@@ -2542,9 +2542,9 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"\rRestoreObject\x12).holdfast.inspect.v1.RestoreObjectRequest\x1a*.holdfast.inspect.v1.RestoreObjectResponse\"\x00\x12_\n" +
 	"\n" +
 	"ForkObject\x12&.holdfast.inspect.v1.ForkObjectRequest\x1a'.holdfast.inspect.v1.ForkObjectResponse\"\x00\x12e\n" +
-	"\fDeleteObject\x12(.holdfast.inspect.v1.DeleteObjectRequest\x1a).holdfast.inspect.v1.DeleteObjectResponse\"\x00\x12b\n" +
+	"\fDeleteObject\x12(.holdfast.inspect.v1.DeleteObjectRequest\x1a).holdfast.inspect.v1.DeleteObjectResponse\"\x00\x12_\n" +
 	"\n" +
-	"ListTimers\x12&.holdfast.inspect.v1.ListTimersRequest\x1a'.holdfast.inspect.v1.ListTimersResponse\"\x03\x90\x02\x01\x12_\n" +
+	"ListTimers\x12&.holdfast.inspect.v1.ListTimersRequest\x1a'.holdfast.inspect.v1.ListTimersResponse\"\x00\x12_\n" +
 	"\n" +
 	"RetryTimer\x12&.holdfast.inspect.v1.RetryTimerRequest\x1a'.holdfast.inspect.v1.RetryTimerResponse\"\x00\x12\\\n" +
 	"\tEraseUser\x12%.holdfast.inspect.v1.EraseUserRequest\x1a&.holdfast.inspect.v1.EraseUserResponse\"\x00B\xc1\x01\n" +

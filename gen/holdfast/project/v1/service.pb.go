@@ -5004,7 +5004,7 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"if_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"X\n" +
 	"\x1cDeleteLinearEndpointResponse\x128\n" +
-	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata2\xc9\x15\n" +
+	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata2\xc3\x15\n" +
 	"\x0eProjectService\x12h\n" +
 	"\rCreateProject\x12).holdfast.project.v1.CreateProjectRequest\x1a*.holdfast.project.v1.CreateProjectResponse\"\x00\x12b\n" +
 	"\n" +
@@ -5029,9 +5029,9 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"ListIssues\x12&.holdfast.project.v1.ListIssuesRequest\x1a'.holdfast.project.v1.ListIssuesResponse\"\x03\x90\x02\x01\x12n\n" +
 	"\x0eGetPreferences\x12*.holdfast.project.v1.GetPreferencesRequest\x1a+.holdfast.project.v1.GetPreferencesResponse\"\x03\x90\x02\x01\x12t\n" +
 	"\x11UpdatePreferences\x12-.holdfast.project.v1.UpdatePreferencesRequest\x1a..holdfast.project.v1.UpdatePreferencesResponse\"\x00\x12}\n" +
-	"\x14CreateLinearEndpoint\x120.holdfast.project.v1.CreateLinearEndpointRequest\x1a1.holdfast.project.v1.CreateLinearEndpointResponse\"\x00\x12w\n" +
-	"\x11GetLinearEndpoint\x12-.holdfast.project.v1.GetLinearEndpointRequest\x1a..holdfast.project.v1.GetLinearEndpointResponse\"\x03\x90\x02\x01\x12}\n" +
-	"\x13ListLinearEndpoints\x12/.holdfast.project.v1.ListLinearEndpointsRequest\x1a0.holdfast.project.v1.ListLinearEndpointsResponse\"\x03\x90\x02\x01\x12}\n" +
+	"\x14CreateLinearEndpoint\x120.holdfast.project.v1.CreateLinearEndpointRequest\x1a1.holdfast.project.v1.CreateLinearEndpointResponse\"\x00\x12t\n" +
+	"\x11GetLinearEndpoint\x12-.holdfast.project.v1.GetLinearEndpointRequest\x1a..holdfast.project.v1.GetLinearEndpointResponse\"\x00\x12z\n" +
+	"\x13ListLinearEndpoints\x12/.holdfast.project.v1.ListLinearEndpointsRequest\x1a0.holdfast.project.v1.ListLinearEndpointsResponse\"\x00\x12}\n" +
 	"\x14UpdateLinearEndpoint\x120.holdfast.project.v1.UpdateLinearEndpointRequest\x1a1.holdfast.project.v1.UpdateLinearEndpointResponse\"\x00\x12}\n" +
 	"\x14DeleteLinearEndpoint\x120.holdfast.project.v1.DeleteLinearEndpointRequest\x1a1.holdfast.project.v1.DeleteLinearEndpointResponse\"\x00B\xc1\x01\n" +
 	"\x17com.holdfast.project.v1B\fServiceProtoP\x01Z*holdfast/gen/holdfast/project/v1;projectv1\xa2\x02\x03HPX\xaa\x02\x13Holdfast.Project.V1\xca\x02\x13Holdfast\\Project\\V1\xe2\x02\x1fHoldfast\\Project\\V1\\GPBMetadata\xea\x02\x15Holdfast::Project::V1b\x06proto3"

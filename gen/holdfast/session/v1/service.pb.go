@@ -2538,21 +2538,21 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\x19GetSessionSettingsRequest\"\x98\x01\n" +
 	"\x1aGetSessionSettingsResponse\x12@\n" +
 	"\bsettings\x18\x01 \x01(\v2$.holdfast.session.v1.SessionSettingsR\bsettings\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata2\xd2\x0e\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata2\xc9\x0e\n" +
 	"\x0eSessionService\x12h\n" +
 	"\rCreateSession\x12).holdfast.session.v1.CreateSessionRequest\x1a*.holdfast.session.v1.CreateSessionResponse\"\x00\x12k\n" +
-	"\x0eRefreshSession\x12*.holdfast.session.v1.RefreshSessionRequest\x1a+.holdfast.session.v1.RefreshSessionResponse\"\x00\x12b\n" +
+	"\x0eRefreshSession\x12*.holdfast.session.v1.RefreshSessionRequest\x1a+.holdfast.session.v1.RefreshSessionResponse\"\x00\x12_\n" +
 	"\n" +
-	"GetSession\x12&.holdfast.session.v1.GetSessionRequest\x1a'.holdfast.session.v1.GetSessionResponse\"\x03\x90\x02\x01\x12h\n" +
-	"\fListSessions\x12(.holdfast.session.v1.ListSessionsRequest\x1a).holdfast.session.v1.ListSessionsResponse\"\x03\x90\x02\x01\x12h\n" +
+	"GetSession\x12&.holdfast.session.v1.GetSessionRequest\x1a'.holdfast.session.v1.GetSessionResponse\"\x00\x12e\n" +
+	"\fListSessions\x12(.holdfast.session.v1.ListSessionsRequest\x1a).holdfast.session.v1.ListSessionsResponse\"\x00\x12h\n" +
 	"\rUpdateSession\x12).holdfast.session.v1.UpdateSessionRequest\x1a*.holdfast.session.v1.UpdateSessionResponse\"\x00\x12_\n" +
 	"\n" +
 	"EndSession\x12&.holdfast.session.v1.EndSessionRequest\x1a'.holdfast.session.v1.EndSessionResponse\"\x00\x12k\n" +
 	"\x0eRevokeSessions\x12*.holdfast.session.v1.RevokeSessionsRequest\x1a+.holdfast.session.v1.RevokeSessionsResponse\"\x00\x12k\n" +
 	"\x0eOpenConnection\x12*.holdfast.session.v1.OpenConnectionRequest\x1a+.holdfast.session.v1.OpenConnectionResponse\"\x00\x12z\n" +
 	"\x13HeartbeatConnection\x12/.holdfast.session.v1.HeartbeatConnectionRequest\x1a0.holdfast.session.v1.HeartbeatConnectionResponse\"\x00\x12n\n" +
-	"\x0fCloseConnection\x12+.holdfast.session.v1.CloseConnectionRequest\x1a,.holdfast.session.v1.CloseConnectionResponse\"\x00\x12e\n" +
-	"\vGetPresence\x12'.holdfast.session.v1.GetPresenceRequest\x1a(.holdfast.session.v1.GetPresenceResponse\"\x03\x90\x02\x01\x12e\n" +
+	"\x0fCloseConnection\x12+.holdfast.session.v1.CloseConnectionRequest\x1a,.holdfast.session.v1.CloseConnectionResponse\"\x00\x12b\n" +
+	"\vGetPresence\x12'.holdfast.session.v1.GetPresenceRequest\x1a(.holdfast.session.v1.GetPresenceResponse\"\x00\x12e\n" +
 	"\fAcquireFloor\x12(.holdfast.session.v1.AcquireFloorRequest\x1a).holdfast.session.v1.AcquireFloorResponse\"\x00\x12e\n" +
 	"\fReleaseFloor\x12(.holdfast.session.v1.ReleaseFloorRequest\x1a).holdfast.session.v1.ReleaseFloorResponse\"\x00\x12g\n" +
 	"\fWatchSession\x12(.holdfast.session.v1.WatchSessionRequest\x1a).holdfast.session.v1.WatchSessionResponse\"\x000\x01\x12z\n" +

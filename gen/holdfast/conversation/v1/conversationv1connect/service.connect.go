@@ -125,7 +125,8 @@ const (
 // ConversationServiceClient is a client for the holdfast.conversation.v1.ConversationService
 // service.
 type ConversationServiceClient interface {
-	// CreateConversation makes a conversation. An id that is taken is `already_exists`.
+	// CreateConversation makes a conversation. An id that is taken, by whichever user of the tenant, is `already_exists`,
+	// reason OBJECT_EXISTS. Without an id the server makes one.
 	//
 	//	{"title": "Auth refactor", "labels": {"team": "core"}, "requestId": "c-1"}
 	CreateConversation(context.Context, *v1.CreateConversationRequest) (*v1.CreateConversationResponse, error)
@@ -141,7 +142,8 @@ type ConversationServiceClient interface {
 	//
 	//	{"conversationId": "c1", "conversation": {"title": "Auth"}, "updateMask": "title"}
 	UpdateConversation(context.Context, *v1.UpdateConversationRequest) (*v1.UpdateConversationResponse, error)
-	// DeleteConversation removes a conversation; from then on it is `not_found`.
+	// DeleteConversation removes a conversation; from then on it is `not_found`. For a user, one that belongs to the whole
+	// tenant is `permission_denied`, reason ROLE_REQUIRED.
 	//
 	//	{"conversationId": "c1"}
 	DeleteConversation(context.Context, *v1.DeleteConversationRequest) (*v1.DeleteConversationResponse, error)
@@ -389,7 +391,6 @@ func NewConversationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			httpClient,
 			baseURL+ConversationServiceGetResumePlanProcedure,
 			connect.WithSchema(conversationServiceMethods.ByName("GetResumePlan")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		reportResumeFailed: connect.NewClient[v1.ReportResumeFailedRequest, v1.ReportResumeFailedResponse](
@@ -415,7 +416,6 @@ func NewConversationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			httpClient,
 			baseURL+ConversationServiceListLiveFramesProcedure,
 			connect.WithSchema(conversationServiceMethods.ByName("ListLiveFrames")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		listToolCalls: connect.NewClient[v1.ListToolCallsRequest, v1.ListToolCallsResponse](
@@ -771,7 +771,8 @@ func (c *conversationServiceClient) WatchConversation(ctx context.Context, req *
 // ConversationServiceHandler is an implementation of the
 // holdfast.conversation.v1.ConversationService service.
 type ConversationServiceHandler interface {
-	// CreateConversation makes a conversation. An id that is taken is `already_exists`.
+	// CreateConversation makes a conversation. An id that is taken, by whichever user of the tenant, is `already_exists`,
+	// reason OBJECT_EXISTS. Without an id the server makes one.
 	//
 	//	{"title": "Auth refactor", "labels": {"team": "core"}, "requestId": "c-1"}
 	CreateConversation(context.Context, *v1.CreateConversationRequest) (*v1.CreateConversationResponse, error)
@@ -787,7 +788,8 @@ type ConversationServiceHandler interface {
 	//
 	//	{"conversationId": "c1", "conversation": {"title": "Auth"}, "updateMask": "title"}
 	UpdateConversation(context.Context, *v1.UpdateConversationRequest) (*v1.UpdateConversationResponse, error)
-	// DeleteConversation removes a conversation; from then on it is `not_found`.
+	// DeleteConversation removes a conversation; from then on it is `not_found`. For a user, one that belongs to the whole
+	// tenant is `permission_denied`, reason ROLE_REQUIRED.
 	//
 	//	{"conversationId": "c1"}
 	DeleteConversation(context.Context, *v1.DeleteConversationRequest) (*v1.DeleteConversationResponse, error)
@@ -1030,7 +1032,6 @@ func NewConversationServiceHandler(svc ConversationServiceHandler, opts ...conne
 		ConversationServiceGetResumePlanProcedure,
 		svc.GetResumePlan,
 		connect.WithSchema(conversationServiceMethods.ByName("GetResumePlan")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	conversationServiceReportResumeFailedHandler := connect.NewUnaryHandlerSimple(
@@ -1056,7 +1057,6 @@ func NewConversationServiceHandler(svc ConversationServiceHandler, opts ...conne
 		ConversationServiceListLiveFramesProcedure,
 		svc.ListLiveFrames,
 		connect.WithSchema(conversationServiceMethods.ByName("ListLiveFrames")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	conversationServiceListToolCallsHandler := connect.NewUnaryHandlerSimple(

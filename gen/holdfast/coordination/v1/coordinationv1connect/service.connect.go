@@ -203,14 +203,12 @@ func NewCoordinationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			httpClient,
 			baseURL+CoordinationServiceGetRequestProcedure,
 			connect.WithSchema(coordinationServiceMethods.ByName("GetRequest")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		listRequests: connect.NewClient[v1.ListRequestsRequest, v1.ListRequestsResponse](
 			httpClient,
 			baseURL+CoordinationServiceListRequestsProcedure,
 			connect.WithSchema(coordinationServiceMethods.ByName("ListRequests")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		acquire: connect.NewClient[v1.AcquireRequest, v1.AcquireResponse](
@@ -253,21 +251,18 @@ func NewCoordinationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			httpClient,
 			baseURL+CoordinationServiceGetApiStateProcedure,
 			connect.WithSchema(coordinationServiceMethods.ByName("GetApiState")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		listApis: connect.NewClient[v1.ListApisRequest, v1.ListApisResponse](
 			httpClient,
 			baseURL+CoordinationServiceListApisProcedure,
 			connect.WithSchema(coordinationServiceMethods.ByName("ListApis")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		getUsage: connect.NewClient[v1.GetUsageRequest, v1.GetUsageResponse](
 			httpClient,
 			baseURL+CoordinationServiceGetUsageProcedure,
 			connect.WithSchema(coordinationServiceMethods.ByName("GetUsage")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		configureApi: connect.NewClient[v1.ConfigureApiRequest, v1.ConfigureApiResponse](
@@ -560,14 +555,12 @@ func NewCoordinationServiceHandler(svc CoordinationServiceHandler, opts ...conne
 		CoordinationServiceGetRequestProcedure,
 		svc.GetRequest,
 		connect.WithSchema(coordinationServiceMethods.ByName("GetRequest")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	coordinationServiceListRequestsHandler := connect.NewUnaryHandlerSimple(
 		CoordinationServiceListRequestsProcedure,
 		svc.ListRequests,
 		connect.WithSchema(coordinationServiceMethods.ByName("ListRequests")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	coordinationServiceAcquireHandler := connect.NewUnaryHandlerSimple(
@@ -610,21 +603,18 @@ func NewCoordinationServiceHandler(svc CoordinationServiceHandler, opts ...conne
 		CoordinationServiceGetApiStateProcedure,
 		svc.GetApiState,
 		connect.WithSchema(coordinationServiceMethods.ByName("GetApiState")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	coordinationServiceListApisHandler := connect.NewUnaryHandlerSimple(
 		CoordinationServiceListApisProcedure,
 		svc.ListApis,
 		connect.WithSchema(coordinationServiceMethods.ByName("ListApis")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	coordinationServiceGetUsageHandler := connect.NewUnaryHandlerSimple(
 		CoordinationServiceGetUsageProcedure,
 		svc.GetUsage,
 		connect.WithSchema(coordinationServiceMethods.ByName("GetUsage")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	coordinationServiceConfigureApiHandler := connect.NewUnaryHandlerSimple(

@@ -98,8 +98,9 @@ type InspectServiceClient interface {
 	//
 	//	{"kind": "conversation", "objectId": "c1", "at": {"version": "3"}, "requestId": "r-1"}
 	RestoreObject(context.Context, *v1.RestoreObjectRequest) (*v1.RestoreObjectResponse, error)
-	// ForkObject makes a new object of what another was, without its timers. A user owns what he forks; what a service
-	// forks stays its owner's. An id that is taken is `already_exists`.
+	// ForkObject makes a new object of what another was, without its timers. What a user forks belongs to that user; what a
+	// service forks stays its owner's. An id that is taken, by whichever user, is `already_exists`. An object whose secrets are
+	// sealed for its id, a linear_endpoint, is neither restored nor forked: `invalid_argument`.
 	//
 	//	{"kind": "conversation", "objectId": "c1", "at": {"version": "3"}, "newObjectId": "c2", "requestId": "r-1"}
 	ForkObject(context.Context, *v1.ForkObjectRequest) (*v1.ForkObjectResponse, error)
@@ -146,7 +147,6 @@ func NewInspectServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+InspectServiceGetObjectProcedure,
 			connect.WithSchema(inspectServiceMethods.ByName("GetObject")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		listEvents: connect.NewClient[v1.ListEventsRequest, v1.ListEventsResponse](
@@ -192,7 +192,6 @@ func NewInspectServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+InspectServiceListTimersProcedure,
 			connect.WithSchema(inspectServiceMethods.ByName("ListTimers")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		retryTimer: connect.NewClient[v1.RetryTimerRequest, v1.RetryTimerResponse](
@@ -354,8 +353,9 @@ type InspectServiceHandler interface {
 	//
 	//	{"kind": "conversation", "objectId": "c1", "at": {"version": "3"}, "requestId": "r-1"}
 	RestoreObject(context.Context, *v1.RestoreObjectRequest) (*v1.RestoreObjectResponse, error)
-	// ForkObject makes a new object of what another was, without its timers. A user owns what he forks; what a service
-	// forks stays its owner's. An id that is taken is `already_exists`.
+	// ForkObject makes a new object of what another was, without its timers. What a user forks belongs to that user; what a
+	// service forks stays its owner's. An id that is taken, by whichever user, is `already_exists`. An object whose secrets are
+	// sealed for its id, a linear_endpoint, is neither restored nor forked: `invalid_argument`.
 	//
 	//	{"kind": "conversation", "objectId": "c1", "at": {"version": "3"}, "newObjectId": "c2", "requestId": "r-1"}
 	ForkObject(context.Context, *v1.ForkObjectRequest) (*v1.ForkObjectResponse, error)
@@ -398,7 +398,6 @@ func NewInspectServiceHandler(svc InspectServiceHandler, opts ...connect.Handler
 		InspectServiceGetObjectProcedure,
 		svc.GetObject,
 		connect.WithSchema(inspectServiceMethods.ByName("GetObject")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	inspectServiceListEventsHandler := connect.NewUnaryHandlerSimple(
@@ -444,7 +443,6 @@ func NewInspectServiceHandler(svc InspectServiceHandler, opts ...connect.Handler
 		InspectServiceListTimersProcedure,
 		svc.ListTimers,
 		connect.WithSchema(inspectServiceMethods.ByName("ListTimers")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	inspectServiceRetryTimerHandler := connect.NewUnaryHandlerSimple(

@@ -109,7 +109,8 @@ const (
 
 // ProjectServiceClient is a client for the holdfast.project.v1.ProjectService service.
 type ProjectServiceClient interface {
-	// CreateProject makes a project. An id that is taken is `already_exists`.
+	// CreateProject makes a project. An id that is taken, by whichever user of the tenant, is `already_exists`, reason
+	// OBJECT_EXISTS. Without an id the server makes one.
 	//
 	//	{"projectId": "api", "project": {"title": "API", "repository": {"provider": "github", "name": "acme/api"}},
 	//	 "shared": true, "requestId": "p-1"}
@@ -159,7 +160,8 @@ type ProjectServiceClient interface {
 	//	{"projectId": "api", "afterVersion": 0}
 	WatchProject(context.Context, *v1.WatchProjectRequest) (*connect.ServerStreamForClient[v1.WatchProjectResponse], error)
 	// PutTask makes a task, or sets all fields of the one that is there. Its status follows the rules of
-	// UpdateTaskStatus.
+	// UpdateTaskStatus. An id that another user has is `already_exists`, reason OBJECT_EXISTS. Without an id the server makes
+	// one.
 	//
 	//	{"taskId": "codegen-71", "task": {"title": "Fix login", "projectId": "api", "provider": "codegen", "runId": "71"},
 	//	 "rawStatus": "PENDING", "source": "api"}
@@ -192,7 +194,8 @@ type ProjectServiceClient interface {
 	DeleteTask(context.Context, *v1.DeleteTaskRequest) (*v1.DeleteTaskResponse, error)
 	// UpsertIssues stores issues as Linear's API returned them: an object with at least `id`, `title` and `updatedAt`, in
 	// the names of Linear's GraphQL schema or of its webhooks. Of two words on an issue the newer one, by `updatedAt`,
-	// wins, whichever comes first. Each issue is stored by itself: after an error send the same request again.
+	// wins, whichever comes first. Each issue is stored by itself: after an error send the same request again. Only services
+	// may.
 	//
 	//	{"issues": [{"id": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "identifier": "ENG-12", "title": "Login fails",
 	//	 "updatedAt": "2026-11-23T04:00:00.000Z", "state": {"id": "s1", "name": "Todo", "type": "unstarted"},
@@ -391,14 +394,12 @@ func NewProjectServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+ProjectServiceGetLinearEndpointProcedure,
 			connect.WithSchema(projectServiceMethods.ByName("GetLinearEndpoint")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		listLinearEndpoints: connect.NewClient[v1.ListLinearEndpointsRequest, v1.ListLinearEndpointsResponse](
 			httpClient,
 			baseURL+ProjectServiceListLinearEndpointsProcedure,
 			connect.WithSchema(projectServiceMethods.ByName("ListLinearEndpoints")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		updateLinearEndpoint: connect.NewClient[v1.UpdateLinearEndpointRequest, v1.UpdateLinearEndpointResponse](
@@ -668,7 +669,8 @@ func (c *projectServiceClient) DeleteLinearEndpoint(ctx context.Context, req *v1
 
 // ProjectServiceHandler is an implementation of the holdfast.project.v1.ProjectService service.
 type ProjectServiceHandler interface {
-	// CreateProject makes a project. An id that is taken is `already_exists`.
+	// CreateProject makes a project. An id that is taken, by whichever user of the tenant, is `already_exists`, reason
+	// OBJECT_EXISTS. Without an id the server makes one.
 	//
 	//	{"projectId": "api", "project": {"title": "API", "repository": {"provider": "github", "name": "acme/api"}},
 	//	 "shared": true, "requestId": "p-1"}
@@ -718,7 +720,8 @@ type ProjectServiceHandler interface {
 	//	{"projectId": "api", "afterVersion": 0}
 	WatchProject(context.Context, *v1.WatchProjectRequest, *connect.ServerStream[v1.WatchProjectResponse]) error
 	// PutTask makes a task, or sets all fields of the one that is there. Its status follows the rules of
-	// UpdateTaskStatus.
+	// UpdateTaskStatus. An id that another user has is `already_exists`, reason OBJECT_EXISTS. Without an id the server makes
+	// one.
 	//
 	//	{"taskId": "codegen-71", "task": {"title": "Fix login", "projectId": "api", "provider": "codegen", "runId": "71"},
 	//	 "rawStatus": "PENDING", "source": "api"}
@@ -751,7 +754,8 @@ type ProjectServiceHandler interface {
 	DeleteTask(context.Context, *v1.DeleteTaskRequest) (*v1.DeleteTaskResponse, error)
 	// UpsertIssues stores issues as Linear's API returned them: an object with at least `id`, `title` and `updatedAt`, in
 	// the names of Linear's GraphQL schema or of its webhooks. Of two words on an issue the newer one, by `updatedAt`,
-	// wins, whichever comes first. Each issue is stored by itself: after an error send the same request again.
+	// wins, whichever comes first. Each issue is stored by itself: after an error send the same request again. Only services
+	// may.
 	//
 	//	{"issues": [{"id": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "identifier": "ENG-12", "title": "Login fails",
 	//	 "updatedAt": "2026-11-23T04:00:00.000Z", "state": {"id": "s1", "name": "Todo", "type": "unstarted"},
@@ -946,14 +950,12 @@ func NewProjectServiceHandler(svc ProjectServiceHandler, opts ...connect.Handler
 		ProjectServiceGetLinearEndpointProcedure,
 		svc.GetLinearEndpoint,
 		connect.WithSchema(projectServiceMethods.ByName("GetLinearEndpoint")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	projectServiceListLinearEndpointsHandler := connect.NewUnaryHandlerSimple(
 		ProjectServiceListLinearEndpointsProcedure,
 		svc.ListLinearEndpoints,
 		connect.WithSchema(projectServiceMethods.ByName("ListLinearEndpoints")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	projectServiceUpdateLinearEndpointHandler := connect.NewUnaryHandlerSimple(
