@@ -208,7 +208,7 @@ func TestABrokenImportLeavesNothing(t *testing.T) {
 		}
 		for _, table := range []string{"objects", "entries", "events", "terms", "timers", "packs"} {
 			var more int64
-			if err := b.owner.QueryRow(b.ctx, "SELECT count(*) FROM holdfast."+table+" WHERE tenant_id = $1", string(target)).Scan(&more); err != nil {
+			if err := b.super.QueryRow(b.ctx, "SELECT count(*) FROM holdfast."+table+" WHERE tenant_id = $1", string(target)).Scan(&more); err != nil {
 				t.Fatal(err)
 			}
 			n += more

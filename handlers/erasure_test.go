@@ -80,7 +80,7 @@ func testErasureInAPIs(t *testing.T, user string, deleted bool) {
 	}
 	must(inspectRPC+"EraseUser", fmt.Sprintf(`{"user":%q}`, user), service)
 
-	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}
