@@ -113,7 +113,7 @@ func TestABrowserShowsNobodyWhatAnotherWasTold(t *testing.T) {
 	b.must(t, projectRPCs+"DeleteProject", `{"projectId":"c1"}`, ada)
 	b.must(t, projectRPCs+"CreateProject", `{"projectId":"c1","project":{"title":"first"}}`, ada)
 	look("in another life")
-	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}
