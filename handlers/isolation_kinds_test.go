@@ -115,7 +115,7 @@ func fillKinds(tb testing.TB, b *bundle, ada, service string) {
 	b.must(tb, projectRPCs+"UpdatePreferences", `{"preferences":{"voice":"aoede"},"tenantDefaults":true}`, service)
 	b.must(tb, projectRPCs+"CreateLinearEndpoint", `{"title":`+words+`,"secret":`+words+`,"requestId":"e-1"}`, service)
 	b.must(tb, sessionService+"ConfigureSessions", `{"settings":{"maxSessions":2}}`, service)
-	conn, err := pgx.Connect(tb.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(tb.Context(), b.SuperuserURL)
 	if err != nil {
 		tb.Fatal(err)
 	}
