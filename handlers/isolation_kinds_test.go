@@ -192,7 +192,7 @@ func TestTheInspectorShowsUsersWhatTheyOwn(t *testing.T) {
 	ada, service := b.key(t, "ada"), b.key(t, "")
 	fillKinds(t, b, ada, service)
 	askers := b.askers(t, ada, service)
-	conn, err := pgx.Connect(t.Context(), b.OwnerURL)
+	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
 		t.Fatal(err)
 	}
