@@ -160,7 +160,7 @@ func plans(tenant identity.Tenant) []plan {
 		},
 		{
 			"ListTimersOfObject", dbsqlc.ListTimersOfObject,
-			dbsqlc.ListTimersOfObjectParams{TenantID: id, Kind: "k", ObjectID: "o2", PageSize: 50},
+			dbsqlc.ListTimersOfObjectParams{TenantID: id, Kind: "k", ObjectID: "o2", PageSize: 50, AlsoTenants: true},
 			[]string{`Index Scan using timers_pkey .*Index Cond: \(\(?` + byID + `name > `},
 			1, 1, false,
 		},

@@ -155,7 +155,7 @@ func TestJanitorsRights(t *testing.T) {
 		{"terms", "term"},
 		{"packs", "entries"},
 		{"packs", "first_key"},
-		{"tenants", "tenant_id"},
+		{"tenants", "title"},
 		{"api_keys", "key_id"},
 	} {
 		b.as(t, janitor, func(tx pgx.Tx) {

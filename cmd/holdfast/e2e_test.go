@@ -107,7 +107,7 @@ func TestREADME(t *testing.T) {
 func TestSIGTERM(t *testing.T) {
 	t.Parallel()
 	b := dbtest.New(t)
-	env := map[string]string{"DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0"}
+	env := map[string]string{"HOLDFAST_MIGRATE_DATABASE_URL": b.MigrateURL, "DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0"}
 	token := strings.TrimSpace(succeed(t, env, "key", "create", "--tenant", string(b.Tenant)))
 	p := spawn(t, env, "serve")
 	c := clientOf(t, p.await(t, p.stderr, `"ready".*"api":"([^"]+)"`), token)
@@ -160,7 +160,7 @@ func succeed(t *testing.T, env map[string]string, args ...string) string {
 func TestKeysFromCradleToGrave(t *testing.T) {
 	t.Parallel()
 	b := dbtest.New(t)
-	env := map[string]string{"HOLDFAST_DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0", "HOLDFAST_LOG_LEVEL": "debug"}
+	env := map[string]string{"HOLDFAST_MIGRATE_DATABASE_URL": b.MigrateURL, "HOLDFAST_DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0", "HOLDFAST_LOG_LEVEL": "debug"}
 	tenant := string(b.Tenant) + ".acme"
 	if said := succeed(t, env, "tenant", "create", tenant, "--title", "Acme"); !strings.Contains(said, "is created") {
 		t.Errorf("tenant create: %s", said)
@@ -245,7 +245,7 @@ func TestSentences(t *testing.T) {
 		says string
 	}{
 		"the owner's login":        {map[string]string{"DATABASE_URL": b.MigrateURL}, []string{"serve", "--addr", "127.0.0.1:0"}, 1, "To mend it"},
-		"the owner's login, keys":  {map[string]string{"DATABASE_URL": b.MigrateURL}, []string{"tenant", "list"}, 1, "To mend it"},
+		"the server's login, keys": {map[string]string{"DATABASE_URL": b.URL}, []string{"tenant", "list"}, 1, "To mend it"},
 		"no database":              {nil, []string{"serve"}, 2, "DATABASE_URL"},
 		"nobody there":             {map[string]string{"DATABASE_URL": unreachable}, []string{"serve"}, 1, "127.0.0.1"},
 		"no URL":                   {map[string]string{"DATABASE_URL": "postgress://holdfast:hunter2@db/x"}, []string{"serve"}, 1, "database URL"},
@@ -257,7 +257,7 @@ func TestSentences(t *testing.T) {
 		"replay without a file":    {map[string]string{"HOLDFAST_TOKEN": "hfk_hunter2"}, []string{"replay", "nowhere.jsonl"}, 1, "nowhere.jsonl"},
 		"replay without a server":  {map[string]string{"HOLDFAST_TOKEN": "hfk_hunter2", "HOLDFAST_API": "http://127.0.0.1:1"}, []string{"replay", "../../examples/gemini-live-session.jsonl"}, 1, "holdfast dev"},
 		"migrate, nobody there":    {map[string]string{"DATABASE_URL": unreachable}, []string{"migrate", "up"}, 1, "127.0.0.1"},
-		"revoke what is not there": {map[string]string{"DATABASE_URL": b.URL}, []string{"key", "revoke", "--tenant", string(b.Tenant), "nokey"}, 1, "key list"},
+		"revoke what is not there": {map[string]string{"DATABASE_URL": b.MigrateURL}, []string{"key", "revoke", "--tenant", string(b.Tenant), "nokey"}, 1, "key list"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

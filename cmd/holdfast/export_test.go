@@ -18,7 +18,7 @@ import (
 func TestExportAndImport(t *testing.T) {
 	t.Parallel()
 	from, to := dbtest.New(t), dbtest.New(t)
-	env := map[string]string{"DATABASE_URL": from.URL, "HOLDFAST_ADDR": "127.0.0.1:0"}
+	env := map[string]string{"HOLDFAST_MIGRATE_DATABASE_URL": from.MigrateURL, "DATABASE_URL": from.URL, "HOLDFAST_ADDR": "127.0.0.1:0"}
 	must := func(stdin string, args ...string) string {
 		t.Helper()
 		var out, errs bytes.Buffer
@@ -82,7 +82,7 @@ func TestExportAndImport(t *testing.T) {
 func TestErase(t *testing.T) {
 	t.Parallel()
 	b := dbtest.Own(t)
-	env := map[string]string{"DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0"}
+	env := map[string]string{"HOLDFAST_MIGRATE_DATABASE_URL": b.MigrateURL, "DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0"}
 	must := func(args ...string) string {
 		t.Helper()
 		code, stdout, stderr := run(t, env, args...)

@@ -256,7 +256,7 @@ func TestDevKeepsWhatItHas(t *testing.T) {
 func TestServe(t *testing.T) {
 	t.Parallel()
 	b := dbtest.New(t)
-	env := map[string]string{"DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0", "HOLDFAST_ADMIN_ADDR": "127.0.0.1:0"}
+	env := map[string]string{"HOLDFAST_MIGRATE_DATABASE_URL": b.MigrateURL, "DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0", "HOLDFAST_ADMIN_ADDR": "127.0.0.1:0"}
 	tenant := string(b.Tenant)
 	succeed := func(args ...string) string {
 		t.Helper()
@@ -502,7 +502,7 @@ func TestWrongConfigurationOfAServer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			env := map[string]string{"DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0"}
+			env := map[string]string{"HOLDFAST_MIGRATE_DATABASE_URL": b.MigrateURL, "DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0"}
 			code, _, stderr := run(t, env, append([]string{"serve"}, tt.args...)...)
 			if code == 0 || !strings.Contains(stderr, tt.says) {
 				t.Errorf("ended with %d, want %q: %s", code, tt.says, stderr)
@@ -514,7 +514,7 @@ func TestWrongConfigurationOfAServer(t *testing.T) {
 func TestUnknownTenantAndKey(t *testing.T) {
 	t.Parallel()
 	b := dbtest.New(t)
-	env := map[string]string{"HOLDFAST_DATABASE_URL": b.URL, "DATABASE_URL": "not this one"}
+	env := map[string]string{"HOLDFAST_MIGRATE_DATABASE_URL": b.MigrateURL, "DATABASE_URL": "not this one"}
 	if code, _, stderr := run(t, env, "key", "create", "--tenant", "nobody"); code != 1 || !strings.Contains(stderr, "holdfast tenant create nobody") {
 		t.Errorf("key create ended with %d: %s", code, stderr)
 	}
