@@ -453,12 +453,12 @@ func abuses() []*abuse {
 	}, &abuse{
 		name: "one crowded object", by: oneUser, what: "3,200 appends at once to one conversation", bound: "waiting changes of an object and a user",
 		attack: func(a *attacker) {
-			per := 400
-			a.hold(a.size(1200, 3200)/per, func(int) {
-				client := a.client(true)
-				a.loop(per, func(int) {
-					a.send(client, &call{path: conversations + "AppendMessages", token: a.Keys[bobA], body: strings.NewReader(`{"conversationId":"flooded","messages":[{"role":"ROLE_USER","text":"x"}]}`)})
-				})
+			clients := make([]*http.Client, 4)
+			for i := range clients {
+				clients[i] = a.client(true)
+			}
+			a.loop(a.size(1200, 3200), func(i int) {
+				a.send(clients[i%len(clients)], &call{path: conversations + "AppendMessages", token: a.Keys[bobA], body: strings.NewReader(`{"conversationId":"flooded","messages":[{"role":"ROLE_USER","text":"x"}]}`)})
 			})
 		},
 	})

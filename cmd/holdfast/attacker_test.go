@@ -59,9 +59,8 @@ type attacker struct {
 	url *url.URL
 
 	// missing is how many of the attackers are not in place yet; inPlace is closed when all are.
-	missing   atomic.Int64
-	inPlace   chan struct{}
-	startOnce sync.Once
+	missing atomic.Int64
+	inPlace chan struct{}
 
 	mu     sync.Mutex // guards counts
 	counts map[string]int64
@@ -75,11 +74,7 @@ func newAttacker() *attacker {
 }
 
 // expect says how many attackers have to be in place before the attack's time begins. It is called first, and once.
-func (a *attacker) expect(n int) {
-	if a.missing.Store(int64(n)); n == 0 {
-		close(a.inPlace)
-	}
-}
+func (a *attacker) expect(n int) { a.missing.Store(int64(n)) }
 
 // arrive notes that an attacker is in place, or was turned away.
 func (a *attacker) arrive() {
@@ -207,10 +202,12 @@ func (a *attacker) hold(n int, f func(i int)) {
 	all.Wait()
 }
 
-// loop has so many clients call f again and again until the attack is over.
+// loop has so many clients call f again and again until the attack is over. They are in place once each has called it once.
 func (a *attacker) loop(n int, f func(i int)) {
-	a.startOnce.Do(func() { a.expect(0) })
+	a.expect(n)
 	a.hold(n, func(i int) {
+		f(i)
+		a.arrive()
 		for a.ctx.Err() == nil {
 			f(i)
 		}
