@@ -69,7 +69,11 @@ func TestNothingOutlivesItsDeadline(t *testing.T) {
 				return a.try(a.client(true), with(c, io.MultiReader(bytes.NewReader(enveloped(0, 1<<20, nil)), &unfinished{a: a, left: 100})))
 			},
 		} {
-			stalls = append(stalls, stall{name + ", " + how, readPatience, one})
+			patience := readPatience
+			if strings.HasPrefix(name, "reflection") {
+				patience = writePatience // whose streams have no other end
+			}
+			stalls = append(stalls, stall{name + ", " + how, patience, one})
 		}
 	}
 	page := `{"conversationId":"fat","pageSize":200}`
@@ -93,14 +97,14 @@ func TestNothingOutlivesItsDeadline(t *testing.T) {
 				return err.Error()
 			}
 			_, _ = io.WriteString(conn, "GET /readyz HTTP/1.1\r\nHost: x\r\n")
-			return outcomeOfConnection(a, conn)
+			return a.answer(conn)
 		},
 		"a connection that says nothing": func(a *attacker) string {
 			conn, err := a.dial(0)
 			if err != nil {
 				return err.Error()
 			}
-			return outcomeOfConnection(a, conn)
+			return a.answer(conn)
 		},
 	} {
 		stalls = append(stalls, stall{name, writePatience, one})

@@ -57,7 +57,7 @@ const (
 // The environment of the suite: it runs only where one of these is set.
 const (
 	attacksVar     = "HOLDFAST_ATTACKS"      // anything: small sizes, and bounds that a busy machine keeps
-	attackTableVar = "HOLDFAST_ATTACK_TABLE" // a file: full sizes, and the table of docs/security.md is written there
+	attackTableVar = "HOLDFAST_ATTACK_TABLE" // docs/security.md: full sizes, and its table is written
 	attackRunsVar  = "HOLDFAST_ATTACK_RUNS"  // how often each abuse is measured for the table; the median counts
 )
 
@@ -576,9 +576,25 @@ func TestAttacks(t *testing.T) { //nolint:paralleltest // others' time is measur
 		})
 	}
 	if table != "" {
-		if err := os.WriteFile(table, tableOf(rows), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		writeTable(t, table, tableOf(rows))
+	}
+}
+
+// write puts the table into a page, between its marks.
+func writeTable(t *testing.T, path string, table []byte) {
+	t.Helper()
+	const begin, end = "<!-- attack table -->\n", "<!-- end of attack table -->"
+	page, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok1 := strings.Cut(string(page), begin)
+	_, after, ok2 := strings.Cut(rest, end)
+	if !ok1 || !ok2 {
+		t.Fatalf("%s has no marks for the table", path)
+	}
+	if err := os.WriteFile(path, []byte(before+begin+string(table)+end+after), 0o644); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -622,7 +638,12 @@ func milliseconds(d time.Duration) string {
 
 // tableOf writes the table of docs/security.md, of each abuse the medians of its runs.
 func tableOf(rows map[string][]*result) []byte {
+	most := 0
+	for _, runs := range rows {
+		most = max(most, len(runs))
+	}
 	var out bytes.Buffer
+	fmt.Fprintf(&out, "%s, %d cores, median of %d.\n\n", time.Now().Format(time.DateOnly), runtime.NumCPU(), most)
 	out.WriteString("| abuse | by | bound | another tenant's append, p50 and p99, before → during | peak RSS |\n|---|---|---|---|---|\n")
 	for _, abuse := range abuses() {
 		runs := rows[abuse.name]

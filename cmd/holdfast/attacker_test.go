@@ -437,29 +437,20 @@ func (a *attacker) stall(c *call, declared int64, sent int, pause time.Duration)
 		}
 		a.trickle(w, sent, pause)
 	}()
-	// A server may answer and read on for a moment. The request is over once the connection is.
-	out := outcomeOfConnection(a, conn)
+	out := a.answer(conn)
 	conn.Close()
 	<-writing
 	return out
 }
 
-// outcomeOfConnection reads an answer and waits for the end of the connection.
-func outcomeOfConnection(a *attacker, conn net.Conn) string {
-	r := bufio.NewReader(conn)
-	res, err := http.ReadResponse(r, nil)
+// answer reads an answer, or waits for the end of the connection.
+func (a *attacker) answer(conn net.Conn) string {
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		return a.broken()
 	}
-	out := answered(res)
-	res.Body.Close()
-	if res.Close {
-		return out
-	}
-	if _, err := r.ReadByte(); a.ctx.Err() != nil && err != nil {
-		return out + " " + outcomeHeld
-	}
-	return out
+	defer res.Body.Close()
+	return answered(res)
 }
 
 // chunks writes each piece as a chunk.
