@@ -499,7 +499,7 @@ func abuses() []*abuse {
 				"GetConversation?connect=v1&encoding=json&base64=1&message=" + huge,
 				"GetConversation?connect=v1&encoding=json&message=" + url.QueryEscape(deep),
 				"GetConversation?connect=v1&encoding=json&message=%7B%7D" + strings.Repeat("&x=1", 10<<10),
-				"GetConversation?connect=v1&encoding=proto&base64=1&compression=gzip&message=" + base64.RawURLEncoding.EncodeToString(bomb(32 << 20)),
+				"GetConversation?connect=v1&encoding=proto&base64=1&compression=gzip&message=" + base64.RawURLEncoding.EncodeToString(bomb(32<<20)),
 			}
 			a.loop(64, func(i int) {
 				a.send(client, &call{method: http.MethodGet, path: conversations + queries[i%len(queries)], token: a.Keys[bobA]})

@@ -60,11 +60,11 @@ func TestNothingOutlivesItsDeadline(t *testing.T) {
 		"a call that expects to be told on": {path: conversations + "AppendMessages", token: f.keys[bobA], header: map[string]string{"Expect": "100-continue"}},
 	} {
 		for how, one := range map[string]func(a *attacker) string{
-			"nothing":    func(a *attacker) string { return a.stall(c, 1000, 0, 0) },
-			"some":       func(a *attacker) string { return a.stall(c, 100_000, 5000, 0) },
-			"by drops":   func(a *attacker) string { return a.stall(c, 100_000, 10, 250*time.Millisecond) },
-			"by chunks":  func(a *attacker) string { return a.stall(c, -1, 10, 250*time.Millisecond) },
-			"in HTTP/2":  func(a *attacker) string { return a.try(a.client(true), with(c, &unfinished{a: a, left: 100})) },
+			"nothing":   func(a *attacker) string { return a.stall(c, 1000, 0, 0) },
+			"some":      func(a *attacker) string { return a.stall(c, 100_000, 5000, 0) },
+			"by drops":  func(a *attacker) string { return a.stall(c, 100_000, 10, 250*time.Millisecond) },
+			"by chunks": func(a *attacker) string { return a.stall(c, -1, 10, 250*time.Millisecond) },
+			"in HTTP/2": func(a *attacker) string { return a.try(a.client(true), with(c, &unfinished{a: a, left: 100})) },
 			"an envelope": func(a *attacker) string {
 				return a.try(a.client(true), with(c, io.MultiReader(bytes.NewReader(enveloped(0, 1<<20, nil)), &unfinished{a: a, left: 100})))
 			},

@@ -300,8 +300,6 @@ func appender(t *testing.T, api, name, token string) *bystander {
 	return &bystander{name: name, errors: map[string]int{}, call: func(ctx context.Context) error {
 		n++
 		req.RequestId = strconv.Itoa(n)
-		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-		defer cancel()
 		out, err := conn.Call(ctx, conversationv1connect.ConversationServiceAppendMessagesProcedure, req)
 		if err == nil {
 			err = proto.Unmarshal(out, &conversationv1.AppendMessagesResponse{})
@@ -669,4 +667,3 @@ func tableOf(rows map[string][]*result) []byte {
 	}
 	return out.Bytes()
 }
-
