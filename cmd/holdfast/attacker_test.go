@@ -275,7 +275,6 @@ const (
 	conversations  = "/holdfast.conversation.v1.ConversationService/"
 	sessions       = "/holdfast.session.v1.SessionService/"
 	inspector      = "/holdfast.inspect.v1.InspectService/"
-	projects       = "/holdfast.project.v1.ProjectService/"
 	healthCheck    = "/grpc.health.v1.Health/Check"
 	reflection     = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 	webhooks       = "/webhooks/linear/"
