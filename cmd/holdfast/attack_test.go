@@ -538,7 +538,7 @@ func (abuse *abuse) check(r *result) (broken, slow []string) {
 }
 
 // mostLogged is what an attack may make a server log.
-const mostLogged = 64 << 10
+const mostLogged = 128 << 10
 
 // TestAttacks has callers do their worst to a real server. Nobody else is refused or much slower, and the server's memory stays
 // within its bound.
