@@ -7,6 +7,7 @@ TOOL := go tool -modfile=tools/go.mod
 IMAGE ?= holdfast:dev
 BENCH ?= .
 COUNT ?= 1
+RUNS ?= 3
 PGBOUNCER ?= /usr/sbin/pgbouncer
 VERSIONS ?= 16 17 18
 CACHE ?= /var/tmp/holdfast-postgres
@@ -96,6 +97,14 @@ test-versions: ## Run the tests of the layers that speak SQL on other Postgres v
 test-alerts: ## Try the alert rules (needs promtool, of Debian's prometheus)
 	promtool check rules deploy/prometheus/alerts.yaml
 	promtool test rules deploy/prometheus/alerts_test.yaml
+
+.PHONY: test-attacks
+test-attacks: ## Attack a server and see that nobody else notices
+	HOLDFAST_ATTACKS=1 go test -count=1 -timeout=20m -run TestAttacks ./cmd/holdfast
+
+.PHONY: attack-table
+attack-table: ## Measure the same in full and write the table of docs/security.md (RUNS=3)
+	HOLDFAST_ATTACK_TABLE="$(CURDIR)/docs/security.md" HOLDFAST_ATTACK_RUNS=$(RUNS) go test -count=1 -timeout=90m -run TestAttacks -v ./cmd/holdfast
 
 .PHONY: bench
 bench: ## Run benchmarks (BENCH=pattern)

@@ -2,6 +2,7 @@ package coordination
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -39,7 +40,26 @@ func (d *demand) covers(p policy) bool {
 	case len(d.only) > 0:
 		return slices.Contains(d.only, p.GetName())
 	}
-	return len(p.GetOperations()) == 0 || slices.Contains(p.GetOperations(), d.operation)
+	return len(p.GetOperations()) == 0 || slices.ContainsFunc(p.GetOperations(), func(pattern string) bool {
+		return fits(pattern, d.operation)
+	})
+}
+
+// fits reports whether an operation matches a pattern, in which each * stands for any characters or none. A slash is a
+// character like any other: a limit that covers too much is noticed, and one that covers too little is not.
+func fits(pattern, operation string) bool {
+	parts := strings.Split(pattern, "*")
+	last := len(parts) - 1
+	if last == 0 {
+		return pattern == operation
+	}
+	rest, ok := strings.CutPrefix(operation, parts[0])
+	for _, part := range parts[1:last] {
+		if ok {
+			_, rest, ok = strings.Cut(rest, part)
+		}
+	}
+	return ok && strings.HasSuffix(rest, parts[last])
 }
 
 // leases tells whether a policy that counts what runs at once covers the call.

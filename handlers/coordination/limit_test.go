@@ -365,3 +365,40 @@ func TestConcurrency(t *testing.T) {
 		t.Errorf("after one has expired: %v", got)
 	}
 }
+
+func TestAPolicyCoversWhatItsPatternsMatch(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		pattern, operation string
+		want               bool
+	}{
+		{"create_run", "create_run", true},
+		{"create_run", "create_runs", false},
+		{"create_run", "", false},
+		{"*", "create_run", true},
+		{"*", "", true},
+		{"*", "POST /v1/runs/*", true},
+		{"**", "x", true},
+		{"create_*", "create_run", true},
+		{"create_*", "create_", true},
+		{"create_*", "recreate_run", false},
+		{"create_*", "create", false},
+		{"*_run", "create_run", true},
+		{"*_run", "create_run_log", false},
+		{"GET /v1/*/logs", "GET /v1/runs/logs", true},
+		{"GET /v1/*/logs", "GET /v1/runs/*/logs", true},
+		{"GET /v1/*/logs", "GET /v1/logs", false},
+		{"POST /v1/runs/*", "POST /v1/runs/*", true},
+		{"*a*b*", "xaxbx", true},
+		{"*a*b*", "xbxax", false},
+		{"a*a", "a", false},
+		{"ab*ba", "aba", false},
+		{"*ab", "aab", true},
+		{"a*b*b", "ab", false},
+	} {
+		d := &demand{operation: c.operation}
+		if got := d.covers(&coordinationv1.Policy{Operations: []string{"other", c.pattern}}); got != c.want {
+			t.Errorf("%q covers %q: %t", c.pattern, c.operation, got)
+		}
+	}
+}

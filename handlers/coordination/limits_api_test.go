@@ -85,6 +85,32 @@ func TestConfigureApi(t *testing.T) {
 	}
 }
 
+func TestAPolicyForEveryOperationLimitsEach(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.client(t, nobody)
+	for _, pattern := range []string{"*", "create_*", "*_run"} {
+		rate, slots := sliding(3, time.Hour), sliding(2, time.Minute)
+		rate.Operations = []string{pattern}
+		slots.Name, slots.Algorithm, slots.Operations = "slots", coordinationv1.Algorithm_ALGORITHM_CONCURRENCY, []string{pattern}
+		configure1(t, c, "any", &coordinationv1.ApiConfig{Policies: []policy{rate}})
+		configure1(t, c, "leased", &coordinationv1.ApiConfig{Policies: []policy{slots}})
+		for n := range 5 {
+			got := must(c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Operation: "create_run"}))(t)
+			if got.GetAllowed() != (n < 3) {
+				t.Errorf("%s: call %d is allowed: %t", pattern, n, got.GetAllowed())
+			}
+			got = must(c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "leased", Operation: "create_run"}))(t)
+			if got.GetAllowed() != (n < 2) {
+				t.Errorf("%s: lease %d is granted: %t", pattern, n, got.GetAllowed())
+			}
+		}
+		for _, api := range []string{"any", "leased"} { // the next pattern begins with empty buckets
+			configure1(t, c, api, &coordinationv1.ApiConfig{})
+		}
+	}
+}
+
 func TestReadyMadeApis(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -689,7 +689,8 @@ type Policy struct {
 	Scope Scope `protobuf:"varint,8,opt,name=scope,proto3,enum=holdfast.coordination.v1.Scope" json:"scope,omitempty"`
 	// Unset: UNIT_PERMIT.
 	Unit Unit `protobuf:"varint,9,opt,name=unit,proto3,enum=holdfast.coordination.v1.Unit" json:"unit,omitempty"`
-	// The operations that it covers; none: all.
+	// The operations that it covers; none: all. In each, * stands for any characters or none, so create_* covers create_run,
+	// and * covers every operation.
 	Operations []string `protobuf:"bytes,10,rep,name=operations,proto3" json:"operations,omitempty"`
 	// ALGORITHM_CONCURRENCY: how long a lease lasts that is not renewed, 1 s to 24 h; unset: 60 s.
 	Lease *durationpb.Duration `protobuf:"bytes,11,opt,name=lease,proto3" json:"lease,omitempty"`
