@@ -26,7 +26,6 @@ type cli struct {
 	Sweep   sweepCmd   `cmd:"" help:"Delete what has expired and pack what is cold, once; servers do so by themselves."`
 	Unpack  unpackCmd  `cmd:"" help:"Undo all packing, before a release is rolled back to that does not know of it."`
 	Object  objectCmd  `cmd:"" help:"Look into objects: what they are, were and wait for; restore and fork them."`
-	Bench   benchCmd   `cmd:"" help:"Measure a server under load."`
 	Replay  replayCmd  `cmd:"" help:"Send a recorded Gemini Live session to a server."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 

@@ -47,7 +47,7 @@ func (s *Session) Ingest(ctx context.Context, due time.Time) error {
 			Frame:       &conversationv1.LiveFrame_Text{Text: fillFrame(frame, &parts)},
 		})
 	}
-	body, err := s.caller.Call(ctx, conversationv1connect.ConversationServiceIngestLiveProcedure, s.live)
+	body, err := s.caller.call(ctx, conversationv1connect.ConversationServiceIngestLiveProcedure, s.live)
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,7 @@ type Limiter struct {
 	// Granted is how many of its requests were allowed.
 	Granted int64
 
-	caller  Caller
+	caller  *caller
 	codec   Codec
 	api     string
 	acquire *coordinationv1.AcquireRequest
@@ -21,22 +21,22 @@ type Limiter struct {
 
 // NewLimiter returns a client of an API's limits.
 func NewLimiter(t *Target, token, api string) *Limiter {
-	return &Limiter{caller: t.Caller(token), codec: t.Codec, api: api, acquire: &coordinationv1.AcquireRequest{Api: api, Operation: "bench", Cost: 10}}
+	return &Limiter{caller: t.caller(token), codec: t.Codec, api: api, acquire: &coordinationv1.AcquireRequest{Api: api, Operation: "bench", Cost: 10}}
 }
 
 // Close closes the client's connection.
-func (l *Limiter) Close() { l.caller.Close() }
+func (l *Limiter) Close() { l.caller.close() }
 
 // Configure gives the API its policies.
 func (l *Limiter) Configure(ctx context.Context, c *coordinationv1.ApiConfig) error {
-	_, err := l.caller.Call(ctx, coordinationv1connect.CoordinationServiceConfigureApiProcedure,
+	_, err := l.caller.call(ctx, coordinationv1connect.CoordinationServiceConfigureApiProcedure,
 		&coordinationv1.ConfigureApiRequest{Api: l.api, Config: c})
 	return err
 }
 
 // Acquire acquires once, and fails where it is not allowed.
 func (l *Limiter) Acquire(ctx context.Context) error {
-	body, err := l.caller.Call(ctx, coordinationv1connect.CoordinationServiceAcquireProcedure, l.acquire)
+	body, err := l.caller.call(ctx, coordinationv1connect.CoordinationServiceAcquireProcedure, l.acquire)
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (l *Limiter) Acquire(ctx context.Context) error {
 
 // Counted is how many permits the server says that it has granted.
 func (l *Limiter) Counted(ctx context.Context) (permits int64, err error) {
-	body, err := l.caller.Call(ctx, coordinationv1connect.CoordinationServiceGetUsageProcedure, &coordinationv1.GetUsageRequest{Api: l.api})
+	body, err := l.caller.call(ctx, coordinationv1connect.CoordinationServiceGetUsageProcedure, &coordinationv1.GetUsageRequest{Api: l.api})
 	if err != nil {
 		return 0, err
 	}

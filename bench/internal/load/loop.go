@@ -18,7 +18,7 @@ type Workload struct {
 	Workers int
 	// Warmup comes first and is not measured, Duration follows and is.
 	Warmup, Duration time.Duration
-	// MaxRequests ends a closed loop early; an open loop has as many requests as its rate and its time make.
+	// MaxRequests ends a closed loop early; 0: it ends by time alone.
 	MaxRequests int64
 	// Observe is called when the measured time begins, and what it returns when that time ends. It may be nil.
 	Observe func(ctx context.Context) (stop func())

@@ -29,7 +29,6 @@ type Script string
 
 // The scripts, files in sql/.
 const (
-	Commit    Script = "commit"     // a bare commit of one row
 	AppendOwn Script = "append_own" // lock, update and insert as one function, over 1,000 objects
 	AppendHot Script = "append_hot" // the same, on one object
 	Read      Script = "read"       // the scope, a state and its last 20 entries, as one pipeline
@@ -132,35 +131,6 @@ func (f *Floor) Run(ctx context.Context, s Script, clients int, warmup, duration
 	slices.Sort(latencies)
 	res.P50, res.P95, res.P99 = percentile(latencies, 50), percentile(latencies, 95), percentile(latencies, 99)
 	return res, nil
-}
-
-// Expire stores so many objects that have expired, in Holdfast's own tables, for a sweep to delete.
-func (f *Floor) Expire(ctx context.Context, objects int) error {
-	_, _, err := f.pgbench(ctx, "--protocol=simple", "--transactions=1", "--define=objects="+strconv.Itoa(objects), "--file="+f.file("expired"))
-	return err
-}
-
-// Copies are conversations like one that was made through the API.
-type Copies struct {
-	// Template is the id of that one. It has two messages, each appended by itself.
-	Template string
-	// The copies are called Prefix1, Prefix2 and so on, and have so many messages each.
-	Prefix            string
-	Objects, Messages int
-}
-
-// Grow stores copies in Holdfast's own tables, as so many calls of the API would have left them.
-func (f *Floor) Grow(ctx context.Context, c Copies) error {
-	quoted := func(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
-	_, _, err := f.pgbench(ctx, "--protocol=simple", "--transactions=1", "--define=template="+quoted(c.Template), "--define=prefix="+quoted(c.Prefix),
-		"--define=objects="+strconv.Itoa(c.Objects), "--define=messages="+strconv.Itoa(c.Messages), "--file="+f.file("grow"))
-	return err
-}
-
-// Settle does to Holdfast's tables at once what Postgres would do by and by: vacuum, analyze and checkpoint.
-func (f *Floor) Settle(ctx context.Context) error {
-	_, _, err := f.pgbench(ctx, "--protocol=simple", "--transactions=1", "--file="+f.file("settle"))
-	return err
 }
 
 // Version is pgbench's own, such as "Postgres 17.2": the one that came with the server, as a rule.

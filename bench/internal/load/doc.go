@@ -10,7 +10,7 @@
 // at times fixed beforehand and measures from those times, so that a server that stalls is charged for every request
 // that should have been sent meanwhile ("coordinated omission").
 //
-// The generator shares its machine with the server, so it is built to cost little: see Conn.
+// The generator shares its machine with the server, so it is built to cost little.
 //
 // # Failure
 //

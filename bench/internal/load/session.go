@@ -21,8 +21,7 @@ type Session struct {
 	Conversation string
 	Ledger       *Ledger
 
-	caller Caller // own, or another session's
-	own    Caller
+	caller *caller
 	codec  Codec
 	began  time.Time
 	append *conversationv1.AppendMessagesRequest
@@ -32,11 +31,10 @@ type Session struct {
 
 // NewSession returns the session with that number, whose messages say when they were sent since began.
 func NewSession(t *Target, token, conversation string, number int, began time.Time) *Session {
-	caller := t.Caller(token)
 	return &Session{
 		Conversation: conversation,
 		Ledger:       &Ledger{writer: number},
-		caller:       caller, own: caller, codec: t.Codec, began: began,
+		caller:       t.caller(token), codec: t.Codec, began: began,
 		append: &conversationv1.AppendMessagesRequest{
 			ConversationId: conversation,
 			Messages:       []*conversationv1.NewMessage{{Role: conversationv1.Role_ROLE_USER}},
@@ -47,26 +45,11 @@ func NewSession(t *Target, token, conversation string, number int, began time.Ti
 }
 
 // Close closes the session's own connection.
-func (s *Session) Close() { s.own.Close() }
-
-// Share makes the session call over another's connection from now on. The two then take turns: they are not to be used
-// at once.
-func (s *Session) Share(other *Session) { s.caller = other.own }
-
-// Part makes the session call over a connection of its own again.
-func (s *Session) Part() { s.caller = s.own }
-
-// Loaded notes messages of the session that were stored past the API: its first, none of which has a time.
-func (s *Session) Loaded(messages int) {
-	for range messages {
-		n := s.Ledger.Send()
-		s.Ledger.Acknowledge(n, int64(n)+1)
-	}
-}
+func (s *Session) Close() { s.caller.close() }
 
 // Create makes the session's conversation.
 func (s *Session) Create(ctx context.Context) error {
-	_, err := s.caller.Call(ctx, conversationv1connect.ConversationServiceCreateConversationProcedure,
+	_, err := s.caller.call(ctx, conversationv1connect.ConversationServiceCreateConversationProcedure,
 		&conversationv1.CreateConversationRequest{ConversationId: s.Conversation})
 	return err
 }
@@ -75,14 +58,6 @@ func (s *Session) Create(ctx context.Context) error {
 func (s *Session) Append(ctx context.Context, due time.Time) error {
 	n := s.next(s.append.GetMessages()[0], due)
 	return s.send(ctx, s.append, n)
-}
-
-// AppendText appends one message that is no part of the ledger.
-func (s *Session) AppendText(ctx context.Context, text string) error {
-	_, err := s.caller.Call(ctx, conversationv1connect.ConversationServiceAppendMessagesProcedure, &conversationv1.AppendMessagesRequest{
-		ConversationId: s.Conversation, Messages: []*conversationv1.NewMessage{{Role: conversationv1.Role_ROLE_USER, Text: text}},
-	})
-	return err
 }
 
 // Fill appends count messages with one request.
@@ -99,6 +74,7 @@ func (s *Session) Fill(ctx context.Context, count int) error {
 
 func (s *Session) next(m *conversationv1.NewMessage, due time.Time) int {
 	n := s.Ledger.Send()
+	m.ClientMessageId = fmt.Sprintf("%d-%d", s.Ledger.writer, n)
 	m.Text = Stamp{Writer: s.Ledger.writer, Number: n, Sent: max(0, due.Sub(s.began))}.Text()
 	return n
 }
@@ -125,7 +101,7 @@ func (s *Session) send(ctx context.Context, req *conversationv1.AppendMessagesRe
 // messages without decoding them, as pgbench does with the rows that it is compared with.
 func (s *Session) Read(ctx context.Context, conversation string, count int32) error {
 	s.read.ConversationId, s.read.MessageLimit = conversation, count
-	body, err := s.caller.Call(ctx, conversationv1connect.ConversationServiceGetConversationProcedure, s.read)
+	body, err := s.caller.call(ctx, conversationv1connect.ConversationServiceGetConversationProcedure, s.read)
 	if err != nil {
 		return err
 	}
@@ -136,36 +112,8 @@ func (s *Session) Read(ctx context.Context, conversation string, count int32) er
 	return err
 }
 
-// Page reads count messages from behind a seq, and fails where fewer come.
-func (s *Session) Page(ctx context.Context, after int64, count int32) error {
-	var res conversationv1.ListMessagesResponse
-	err := s.call(ctx, conversationv1connect.ConversationServiceListMessagesProcedure,
-		&conversationv1.ListMessagesRequest{ConversationId: s.Conversation, AfterSeq: after, PageSize: count}, &res)
-	if err == nil && len(res.GetMessages()) != int(count) {
-		err = fmt.Errorf("%d messages read, not %d", len(res.GetMessages()), count)
-	}
-	return err
-}
-
-// Conversations lists the count conversations of the tenant that were active last, and fails where there are fewer.
-func (s *Session) Conversations(ctx context.Context, count int32) error {
-	var res conversationv1.ListConversationsResponse
-	err := s.call(ctx, conversationv1connect.ConversationServiceListConversationsProcedure, &conversationv1.ListConversationsRequest{PageSize: count}, &res)
-	if err == nil && len(res.GetConversations()) != int(count) {
-		err = fmt.Errorf("%d conversations listed, not %d", len(res.GetConversations()), count)
-	}
-	return err
-}
-
-// Get reads the conversation and its last count messages.
-func (s *Session) Get(ctx context.Context, count int32) (*conversationv1.GetConversationResponse, error) {
-	res := &conversationv1.GetConversationResponse{}
-	return res, s.call(ctx, conversationv1connect.ConversationServiceGetConversationProcedure,
-		&conversationv1.GetConversationRequest{ConversationId: s.Conversation, MessageLimit: count}, res)
-}
-
 func (s *Session) call(ctx context.Context, procedure string, req, res proto.Message) error {
-	body, err := s.caller.Call(ctx, procedure, req)
+	body, err := s.caller.call(ctx, procedure, req)
 	if err != nil {
 		return err
 	}

@@ -49,7 +49,6 @@ func setup(t *testing.T) (*fakeServer, *Target) {
 		t.Fatal(err)
 	}
 	target := &Target{URL: u, Codec: Proto}
-	t.Cleanup(target.Close)
 	return f, target
 }
 

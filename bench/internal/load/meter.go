@@ -36,44 +36,12 @@ func (m *Meter) Observe(took time.Duration) {
 	_ = m.micros.RecordValue(max(1, took.Microseconds()))
 }
 
-// Time observes how long do takes. The throughput is then that of one client who does nothing else.
-func (m *Meter) Time(do func() error) error {
-	began := time.Now()
-	err := do()
-	took := time.Since(began)
-	if err != nil {
-		m.Fail(err)
-		return err
-	}
-	m.Observe(took)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.seconds += took.Seconds()
-	return nil
-}
-
 // Fail counts one request that failed.
 func (m *Meter) Fail(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.errors[codeOf(err)]++
 	m.example = err
-}
-
-// Merge adds what another meter observed at another time.
-func (m *Meter) Merge(other *Meter) {
-	other.mu.Lock()
-	defer other.mu.Unlock()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.micros.Merge(other.micros)
-	for code, n := range other.errors {
-		m.errors[code] += n
-	}
-	m.seconds += other.seconds
-	if other.example != nil {
-		m.example = other.example
-	}
 }
 
 // Count is how many requests were observed.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,11 +14,12 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"holdfast/cmd/holdfast/internal/load"
+	"holdfast/bench/internal/load"
 )
 
 const (
 	soakSessions = 200
+	soakServers  = 3
 	// soakPostgres is the fault that Postgres ends at once; others are the number of a server, which is killed.
 	soakPostgres = -1
 	// soakSample is how often the first server's memory is looked at.
@@ -94,27 +94,25 @@ func (l *soakLives) sample(ctx context.Context) error {
 	return err
 }
 
-// soak runs mixed work for a long time: sessions that append and read, each once a second, and a watcher of each, spread over all
-// servers. Servers are killed and Postgres ends in turn, and both are started again. Its error says what grew, or was lost.
+// soak runs mixed work for a long time: sessions that append and read, each once a second, and a watcher of each, spread over
+// all servers. Servers are killed and Postgres crashes in turn, and both are started again. Its error says what grew, or what
+// was lost.
 func (b *bench) soak(ctx context.Context) (err error) {
-	if b.system, err = openBenchSystem(ctx, b); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, b.system.close(ctx)) }()
-	b.system.serverPIDs, b.system.databasePID = nil, 0 // they change
-	all, err := b.sessions(ctx, scenario{name: "soak"}, soakSessions, soakSessions, readLimit)
+	sys := b.systems[0]
+	b.report.Seconds = b.Soak.Seconds()
+	all, err := b.sessions(ctx, sys, scenario{name: "soak", clients: soakSessions}, soakSessions, readLimit)
 	if err != nil {
 		return err
 	}
 	defer closeAll(all)
-	watchers, err := load.WatchAll(ctx, b.system.targets, b.system.token, all, b.began)
+	watchers, err := load.WatchAll(ctx, sys.targets, sys.token, all, b.began)
 	if err != nil {
 		return err
 	}
 	defer watchers.Close()
 
 	lives := &soakLives{}
-	lives.begin(b.system.processes[0].admin)
+	lives.begin(sys.servers[0].admin)
 	run, abort := context.WithCancel(ctx) // the sessions' connections end with it
 	defer abort()
 	sampling, stop := context.WithCancel(run)
@@ -130,11 +128,10 @@ func (b *bench) soak(ctx context.Context) (err error) {
 		return orAbort(every(sampling, soakSample, func() error { return lives.sample(sampling) }))
 	})
 	var ended soakFaults
-	beside.Go(func() (err error) { ended, err = b.faults(sampling, lives); return orAbort(err) })
-	u := b.usage("soak", true)
-	w := load.Workload{Workers: len(all), Warmup: time.Second, Duration: b.Soak, MaxRequests: b.MaxRequests, Observe: func(ctx context.Context) func() {
+	beside.Go(func() (err error) { ended, err = b.faults(sampling, sys, lives); return orAbort(err) })
+	w := load.Workload{Workers: len(all), Warmup: time.Second, Duration: b.Soak, Observe: func(context.Context) func() {
 		watchers.MeasureFrom(time.Now())
-		return u.observe(ctx)
+		return func() {}
 	}}
 	meters := load.Open(run, w, time.Second,
 		func(ctx context.Context, i int, due time.Time) error { return all[i].Append(ctx, due) },
@@ -146,14 +143,14 @@ func (b *bench) soak(ctx context.Context) (err error) {
 		return err
 	}
 	drained := watchers.Drain(ctx, all, soakPatience)
-	rows, err := b.finish(ctx, all, u,
+	b.report.Rows = []row{
 		rowOf("soak/append", "mixed work and faults: appends", meters[0]),
 		rowOf("soak/read", "mixed work and faults: reads", meters[1]),
-		rowOf("soak/deliver", "mixed work and faults: from due to delivered", watchers.Delivered(b.Soak)))
-	b.report.Rows = rows
-	fmt.Fprintf(b.log, "%d servers were killed, the first %d times, and Postgres ended %d times; %d streams went on elsewhere\n",
+		rowOf("soak/deliver", "mixed work and faults: from due to delivered", watchers.Delivered(b.Soak)),
+	}
+	fmt.Fprintf(b.log, "%d servers were killed, the first %d times, and Postgres crashed %d times; %d streams went on elsewhere\n",
 		ended.servers, ended.first, ended.postgres, watchers.Again())
-	return errors.Join(drained, err, lives.grown(b.log))
+	return errors.Join(drained, b.verify(ctx, all), lives.grown(b.log))
 }
 
 // soakFaults counts what has ended.
@@ -161,8 +158,8 @@ type soakFaults struct{ servers, first, postgres int }
 
 // faults has one thing after the other end and start again, until all have or ctx is over. What has ended is started again in any
 // case: what is stored has still to be looked at.
-func (b *bench) faults(ctx context.Context, lives *soakLives) (ended soakFaults, err error) {
-	interval, plan := soakPlan(b.Soak, len(b.system.processes))
+func (b *bench) faults(ctx context.Context, sys *system, lives *soakLives) (ended soakFaults, err error) {
+	interval, plan := soakPlan(b.Soak, len(sys.servers))
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	started := context.WithoutCancel(ctx)
@@ -175,17 +172,17 @@ func (b *bench) faults(ctx context.Context, lives *soakLives) (ended soakFaults,
 		switch fault {
 		case soakPostgres:
 			ended.postgres++
-			err = b.system.box.crash(started)
+			err = sys.crash(started)
 		case 0:
 			ended.servers++
 			ended.first++
 			lives.begin("")
-			if err = b.system.restart(started, 0); err == nil {
-				lives.begin(b.system.processes[0].admin)
+			if err = sys.restart(started, 0); err == nil {
+				lives.begin(sys.servers[0].admin)
 			}
 		default:
 			ended.servers++
-			err = b.system.restart(started, fault)
+			err = sys.restart(started, fault)
 		}
 		if err != nil {
 			return ended, fmt.Errorf("start again what has ended: %w", err)
@@ -224,17 +221,6 @@ func every(ctx context.Context, d time.Duration, do func() error) error {
 			}
 		}
 	}
-}
-
-// restart kills a server as kill -9 does, and starts it again at the same address.
-func (s *benchSystem) restart(ctx context.Context, i int) error {
-	s.processes[i].end(os.Kill)
-	p, err := s.startServer(ctx, strings.TrimPrefix(s.processes[i].api, "http://"))
-	if err != nil {
-		return err
-	}
-	s.processes[i] = p
-	return nil
 }
 
 // fetchSoakState asks a server for its metrics.

@@ -77,7 +77,7 @@ func (w *Watchers) Again() int64 { return w.again.Load() }
 func (w *Watchers) Add(ctx context.Context, sessions []*Session, connections int) error {
 	services := make([]conversationv1connect.ConversationServiceClient, connections)
 	for i := range services {
-		client := NewHTTP2Client()
+		client := newHTTP2Client()
 		w.clients = append(w.clients, client)
 		t := w.target
 		if len(w.others) > 0 {

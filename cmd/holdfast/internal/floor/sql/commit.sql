@@ -1,2 +1,0 @@
--- A bare commit of one row.
-INSERT INTO bench_floor.commits (body) VALUES ('xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx');

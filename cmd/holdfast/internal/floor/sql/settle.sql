@@ -1,3 +1,0 @@
--- What autovacuum and the checkpointer would have done by and by.
-VACUUM (ANALYZE) holdfast.objects, holdfast.entries, holdfast.events, holdfast.terms, holdfast.timers;
-CHECKPOINT;
