@@ -249,7 +249,7 @@ func (l *traffic) recover(t *testing.T, c conversationv1connect.ConversationServ
 	}
 }
 
-// Between the crashes the server's writers are few and its load is short; a longer one is `holdfast bench`.
+// Between the crashes the server's writers are few and its load is short; a longer one is bench's.
 const acknowledgedBeforeACrash = 200
 
 func TestKilledServer(t *testing.T) {

@@ -13,7 +13,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"holdfast/db"
@@ -137,23 +136,15 @@ Try it, in another terminal:
 type sandbox struct {
 	postgres *embedded.Server
 	db       *db.DB
-	// ownerURL is the superuser's, url the server's login's.
-	ownerURL, url string
-	token         string
-
-	settings embedded.Options
+	url      string // the server's login's
+	token    string
 }
 
 type sandboxOptions struct {
 	Dir      string // empty: thrown away at the end
 	MaxConns int
-	// Servers is how many processes besides this one will use it, where that is known.
-	Servers int
-	Log     *slog.Logger
+	Log      *slog.Logger
 }
-
-// connsPerServer is more than a server and what measures it take.
-const connsPerServer = 100
 
 const (
 	tokenFile    = "token"
@@ -164,9 +155,6 @@ const (
 // openSandbox starts a sandbox. On an error nothing is left running.
 func openSandbox(ctx context.Context, env lookup, o sandboxOptions) (_ *sandbox, err error) {
 	settings := embedded.Options{Log: o.Log, Ephemeral: o.Dir == ""}
-	if o.Servers > 1 {
-		settings.Parameters = map[string]string{"max_connections": strconv.Itoa(connsPerServer * o.Servers)}
-	}
 	settings.BinDir, _ = env("HOLDFAST_POSTGRES_BIN")
 	if o.Dir != "" {
 		// The directory is open to all, because Postgres may have to run as another user; what is secret in it is not.
@@ -175,7 +163,7 @@ func openSandbox(ctx context.Context, env lookup, o sandboxOptions) (_ *sandbox,
 		}
 		settings.Dir = filepath.Join(o.Dir, "postgres")
 	}
-	b := &sandbox{settings: settings}
+	b := &sandbox{}
 	if b.postgres, err = embedded.Start(ctx, settings); err != nil {
 		if errors.Is(err, embedded.ErrInUse) {
 			return nil, fmt.Errorf("another holdfast dev runs in %s; give this one another --data: %w", o.Dir, err)
@@ -187,8 +175,8 @@ func openSandbox(ctx context.Context, env lookup, o sandboxOptions) (_ *sandbox,
 			err = errors.Join(err, b.close(ctx))
 		}
 	}()
-	b.ownerURL = b.postgres.AdminURL()
-	if err := db.MigrateUp(ctx, b.ownerURL); err != nil {
+	owner := b.postgres.AdminURL()
+	if err := db.MigrateUp(ctx, owner); err != nil {
 		return nil, err
 	}
 	password, err := secret(o.Dir, passwordFile)
@@ -201,7 +189,7 @@ func openSandbox(ctx context.Context, env lookup, o sandboxOptions) (_ *sandbox,
 			return nil, err
 		}
 	}
-	if err := db.EnsureLogin(ctx, b.ownerURL, devLogin, password); err != nil {
+	if err := db.EnsureLogin(ctx, owner, devLogin, password); err != nil {
 		return nil, err
 	}
 	b.url = b.postgres.URL("postgres", url.UserPassword(devLogin, password))
@@ -242,22 +230,6 @@ func (b *sandbox) key(ctx context.Context, operator *db.Operator, dir string) (s
 		return "", err
 	}
 	return token, keepSecret(dir, tokenFile, token)
-}
-
-// crash has Postgres end at once, without a checkpoint, and starts it again, where it recovers from its log. Only one with a
-// directory of its own has one.
-func (b *sandbox) crash(ctx context.Context) error {
-	atOnce, cancel := context.WithCancel(ctx)
-	cancel()
-	b.settings.Port = b.postgres.Port()
-	if err := b.postgres.Stop(atOnce); err != nil {
-		return err
-	}
-	p, err := embedded.Start(ctx, b.settings)
-	if err == nil {
-		b.postgres = p
-	}
-	return err
 }
 
 // close stops Postgres, which is gone when it returns.

@@ -534,3 +534,14 @@ func TestHelpAndVersion(t *testing.T) {
 		}
 	}
 }
+
+// dev starts a server for development.
+func dev(t *testing.T) greeting {
+	t.Helper()
+	p := start(t, nil, "dev", "--ephemeral", "--json", "--addr", "127.0.0.1:0")
+	var ready greeting
+	if err := json.Unmarshal([]byte(p.await(t, p.stdout, `.+`)), &ready); err != nil {
+		t.Fatal(err)
+	}
+	return ready
+}

@@ -277,29 +277,6 @@ func (s *Server) askDataDir(ctx context.Context) (dir string, err error) {
 	return dir, err
 }
 
-// Season gives a new server what one that has written for a while has: files of WAL, so many of 16 MB each, to use again.
-// Until its checkpoints have left some, a server makes each anew, 16 MB of zeros and a sync, while every commit waits: 15 to
-// 50 ms, every 16 MB.
-func (s *Server) Season(ctx context.Context, files int) error {
-	conn, err := pgx.Connect(ctx, s.AdminURL())
-	if err != nil {
-		return fmt.Errorf("embedded: %w", err)
-	}
-	defer func() { _ = conn.Close(ctx) }()
-	for _, statement := range []string{
-		fmt.Sprintf("ALTER SYSTEM SET min_wal_size = '%dMB'", 16*files),
-		"SELECT pg_reload_conf()",
-		// A file in which nothing was written is not switched from.
-		fmt.Sprintf("SELECT count(pg_switch_wal() <> pg_logical_emit_message(false, 'holdfast', '')) FROM generate_series(1, %d)", files),
-		"CHECKPOINT",
-	} {
-		if _, err := conn.Exec(ctx, statement); err != nil {
-			return fmt.Errorf("embedded: %s: %w", statement, err)
-		}
-	}
-	return nil
-}
-
 // AdminURL connects to the database postgres as the superuser postgres.
 func (s *Server) AdminURL() string { return s.URL(maintenance, nil) }
 

@@ -279,30 +279,6 @@ func TestEphemeral(t *testing.T) {
 	}
 }
 
-func TestSeason(t *testing.T) {
-	t.Parallel()
-	s := setup(t)
-	server := s.start(t, s.kept())
-	// Files that are there already, after the one that is being written.
-	ahead := func() (n int) {
-		n, err := strconv.Atoi(query(t, server.AdminURL(),
-			`SELECT count(*)::text FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$' AND name > pg_walfile_name(pg_current_wal_lsn())`))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	if n := ahead(); n > 1 {
-		t.Fatalf("a new server has %d files of WAL to come, so there is nothing to show", n)
-	}
-	if err := server.Season(t.Context(), 8); err != nil {
-		t.Fatal(err)
-	}
-	if n := ahead(); n < 6 {
-		t.Errorf("%d files of WAL to come", n)
-	}
-}
-
 func TestKilledPostmasterRecovers(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
