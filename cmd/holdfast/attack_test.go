@@ -29,9 +29,7 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
-	"google.golang.org/protobuf/proto"
 
-	"holdfast/cmd/holdfast/internal/load"
 	"holdfast/db"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
@@ -285,14 +283,9 @@ func (b *bystander) measured() (latency, map[string]int) {
 // appender appends to a conversation of its own by a credential.
 func appender(t *testing.T, api, name, token string) *bystander {
 	t.Helper()
-	u, err := url.Parse(api)
-	if err != nil {
-		t.Fatal(err)
-	}
-	target := &load.Target{URL: u, Codec: load.Proto}
-	conn := target.Caller(token)
+	client := clientOf(t, api, token)
 	id := fmt.Sprint("bystander-", strings.ReplaceAll(name, " ", "-"), "-", time.Now().UnixNano())
-	if _, err := conn.Call(t.Context(), conversationv1connect.ConversationServiceCreateConversationProcedure, &conversationv1.CreateConversationRequest{ConversationId: id}); err != nil {
+	if _, err := client.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: id}); err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
 	req := &conversationv1.AppendMessagesRequest{ConversationId: id, Messages: []*conversationv1.NewMessage{{Role: conversationv1.Role_ROLE_USER, Text: "Hello"}}}
@@ -300,10 +293,7 @@ func appender(t *testing.T, api, name, token string) *bystander {
 	return &bystander{name: name, errors: map[string]int{}, call: func(ctx context.Context) error {
 		n++
 		req.RequestId = strconv.Itoa(n)
-		out, err := conn.Call(ctx, conversationv1connect.ConversationServiceAppendMessagesProcedure, req)
-		if err == nil {
-			err = proto.Unmarshal(out, &conversationv1.AppendMessagesResponse{})
-		}
+		_, err := client.AppendMessages(ctx, req)
 		return err
 	}}
 }
@@ -390,8 +380,8 @@ func (c *target) held(t *testing.T) (h holdings) {
 	return holdings{number("go_goroutines"), number("process_open_fds")}
 }
 
-// peakMemory is the most that the process has had in RAM.
-func (c *target) peakMemory(t *testing.T) int64 {
+// memory is what the process has in RAM (VmRSS), or the most that it has had (VmHWM).
+func (c *target) memory(t *testing.T, which string) int64 {
 	t.Helper()
 	file, err := os.Open(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
 	if err != nil {
@@ -399,7 +389,7 @@ func (c *target) peakMemory(t *testing.T) int64 {
 	}
 	defer file.Close()
 	for s := bufio.NewScanner(file); s.Scan(); {
-		if v, ok := strings.CutPrefix(s.Text(), "VmHWM:"); ok {
+		if v, ok := strings.CutPrefix(s.Text(), which+":"); ok {
 			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
 			if err != nil {
 				t.Fatal(err)
@@ -407,7 +397,7 @@ func (c *target) peakMemory(t *testing.T) int64 {
 			return kib << 10
 		}
 	}
-	t.Fatal("no VmHWM in /proc/<pid>/status")
+	t.Fatalf("no %s in /proc/<pid>/status", which)
 	return 0
 }
 
@@ -476,7 +466,7 @@ func (f *battlefield) run(t *testing.T, abuse *abuse, full bool) *result {
 	cancel()
 	running.Wait()
 	r.settled = c.settle(t, held)
-	r.peak, r.logged = c.peakMemory(t), int64(len(c.stderr.String())-logged)
+	r.peak, r.logged = c.memory(t, "VmHWM"), int64(len(c.stderr.String())-logged)
 	select {
 	case <-c.done:
 		t.Fatalf("the server ended with %d", c.code)
@@ -492,10 +482,7 @@ func (c *target) settle(t *testing.T, was holdings) error {
 	deadline := time.Now().Add(settleTime)
 	for {
 		is := c.held(t)
-		memory, err := load.Resident(c.cmd.Process.Pid)
-		if err != nil {
-			return err
-		}
+		memory := c.memory(t, "VmRSS")
 		if is.goroutines <= was.goroutines+slack && is.files <= was.files+slack && memory <= mostMemory {
 			return nil
 		}

@@ -196,7 +196,7 @@ func openSandbox(ctx context.Context, env lookup, o sandboxOptions) (_ *sandbox,
 	if b.db, err = db.Open(ctx, db.Config{URL: b.url, MaxConns: o.MaxConns}); err != nil {
 		return nil, err
 	}
-	operator, err := db.OpenOperator(ctx, b.ownerURL)
+	operator, err := db.OpenOperator(ctx, owner)
 	if err != nil {
 		return nil, err
 	}
