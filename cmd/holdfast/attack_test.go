@@ -32,7 +32,6 @@ import (
 
 	"holdfast/db"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
