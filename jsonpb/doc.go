@@ -1,0 +1,10 @@
+// Package jsonpb reads and writes the JSON form of protobuf messages, as google.golang.org/protobuf/encoding/protojson
+// does, at a fraction of its cost. The API and the stored rows both use it; protojson took half of the CPU of a JSON read.
+//
+// What makes the difference is a table for each message type, made once: its fields in order, with their names ready to be
+// written, and found by name in one look-up. Struct, Value, ListValue and Timestamp have code of their own. The remaining
+// well-known types, and messages of proto2 with extensions or required fields, go through protojson.
+//
+// The output is protojson's without its random blanks, byte for byte, and the input that is accepted is the same. Fuzz tests
+// hold both in both directions.
+package jsonpb
