@@ -92,11 +92,11 @@ func (c *Codec) makeTable(d protoreflect.MessageDescriptor, made map[protoreflec
 	}
 	t := &table{form: forms[d.FullName()]}
 	made[d] = t
-	if d.ExtensionRanges().Len() > 0 || d.RequiredNumbers().Len() > 0 {
-		t.form = foreign
-	}
 	if t.form != object {
 		return t
+	}
+	if d.ExtensionRanges().Len() > 0 || d.RequiredNumbers().Len() > 0 {
+		t.form = foreign
 	}
 	t.byName = map[string]*field{}
 	for i := range d.Fields().Len() {
@@ -122,7 +122,7 @@ func (c *Codec) makeTable(d protoreflect.MessageDescriptor, made map[protoreflec
 		if c.protoNames {
 			name = fd.TextName()
 		}
-		f.written = string(append(appendString(nil, name), ':'))
+		f.written = string(append(AppendString(nil, name), ':'))
 		t.fields = append(t.fields, f)
 	}
 	for _, f := range t.fields {

@@ -30,13 +30,9 @@ func (c *Codec) Append(b []byte, m proto.Message) ([]byte, error) {
 	return c.appendMessage(b, c.table(r.Descriptor()), r)
 }
 
-// AppendField appends the value of one field, without its name.
+// AppendField appends the value of one field, without its name. The field's message must not be a well-known type.
 func (c *Codec) AppendField(b []byte, fd protoreflect.FieldDescriptor, v protoreflect.Value) ([]byte, error) {
-	t := c.table(fd.ContainingMessage())
-	if t.form != object {
-		return nil, fmt.Errorf("%s has no fields in JSON", fd.ContainingMessage().FullName())
-	}
-	return c.appendField(b, t.fields[fd.Index()], v)
+	return c.appendField(b, c.table(fd.ContainingMessage()).fields[fd.Index()], v)
 }
 
 func (c *Codec) appendMessage(b []byte, t *table, m protoreflect.Message) (_ []byte, err error) {
@@ -105,7 +101,7 @@ func (c *Codec) appendMap(b []byte, f *field, m protoreflect.Map) (_ []byte, err
 		if !utf8.ValidString(name) {
 			return nil, fmt.Errorf("a key of %s is invalid UTF-8", f.FullName())
 		}
-		if b, err = c.appendSingle(append(appendString(b, name), ':'), f, m.Get(k)); err != nil {
+		if b, err = c.appendSingle(append(AppendString(b, name), ':'), f, m.Get(k)); err != nil {
 			return nil, err
 		}
 	}
@@ -153,7 +149,7 @@ func (c *Codec) appendSingle(b []byte, f *field, v protoreflect.Value) ([]byte, 
 		if !utf8.ValidString(v.String()) {
 			return nil, fmt.Errorf("%s holds invalid UTF-8", f.FullName())
 		}
-		return appendString(b, v.String()), nil
+		return AppendString(b, v.String()), nil
 	case protoreflect.BytesKind:
 		return append(base64.StdEncoding.AppendEncode(append(b, '"'), v.Bytes()), '"'), nil
 	case protoreflect.EnumKind:
@@ -190,7 +186,7 @@ func appendStruct(b []byte, s *structpb.Struct) (_ []byte, err error) {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		if b, err = appendValue(append(appendString(b, name), ':'), fields[name]); err != nil {
+		if b, err = appendValue(append(AppendString(b, name), ':'), fields[name]); err != nil {
 			return nil, err
 		}
 	}
@@ -225,7 +221,7 @@ func appendValue(b []byte, v *structpb.Value) ([]byte, error) {
 		if !utf8.ValidString(kind.StringValue) {
 			return nil, errors.New("a google.protobuf.Value holds invalid UTF-8")
 		}
-		return appendString(b, kind.StringValue), nil
+		return AppendString(b, kind.StringValue), nil
 	case *structpb.Value_StructValue:
 		return appendStruct(b, kind.StructValue)
 	case *structpb.Value_ListValue:
@@ -261,8 +257,8 @@ func appendFloat(b []byte, n float64, bits int) []byte {
 	return b
 }
 
-// appendString appends a text of valid UTF-8.
-func appendString(b []byte, s string) []byte {
+// AppendString appends a text as JSON. It has to be valid UTF-8.
+func AppendString(b []byte, s string) []byte {
 	const hex = "0123456789abcdef"
 	b = append(b, '"')
 	written := 0

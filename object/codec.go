@@ -4,18 +4,7 @@ import (
 	"fmt"
 	"sync"
 
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-)
-
-// Stored messages are protojson with the proto's own field names, so that SQL and people can read them and `buf
-// breaking` can guard them.
-var (
-	marshal = protojson.MarshalOptions{UseProtoNames: true}
-	// Reads are lenient: what a newer release added is passed over. Writes are not, see ErrNewerSchema: what strict refuses
-	// and lenient does not holds something that this release would drop.
-	strict  = protojson.UnmarshalOptions{}
-	lenient = protojson.UnmarshalOptions{DiscardUnknown: true}
 )
 
 // encoder keeps the buffers that messages are encoded into before their length is known. It is safe for concurrent use.
@@ -28,7 +17,7 @@ func (e *encoder) encode(m proto.Message) (string, error) {
 	if err := proto.CheckInitialized(m); err != nil {
 		return "", fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	return e.text(func(b []byte) ([]byte, error) { return appendMessage(b, m.ProtoReflect()) })
+	return e.text(func(b []byte) ([]byte, error) { return appendMessage(b, m) })
 }
 
 // text is what write appends.
@@ -49,20 +38,17 @@ func (e *encoder) text(write func([]byte) ([]byte, error)) (string, error) {
 	return encoded, nil
 }
 
-// decode makes a new message of prototype's type out of stored JSON. newer: it holds what this release does not know.
-func decode(prototype proto.Message, stored string) (m proto.Message, newer bool, err error) {
+// decode makes a new message of prototype's type out of stored JSON. Reads are lenient: they pass over what a newer release
+// added, and newer says that there was something. Writes are not, see ErrNewerSchema.
+func decode(prototype proto.Message, text string) (m proto.Message, newer bool, err error) {
 	if prototype == nil {
 		return nil, false, fmt.Errorf("%w: the kind has no such collection", ErrInvalid)
 	}
 	m = prototype.ProtoReflect().New().Interface()
-	if strict.Unmarshal([]byte(stored), m) == nil {
-		return m, false, nil
-	}
-	proto.Reset(m)
-	if err := lenient.Unmarshal([]byte(stored), m); err != nil {
+	if newer, err = stored.UnmarshalLenient([]byte(text), m); err != nil {
 		return nil, false, fmt.Errorf("object: stored %s cannot be read: %w", m.ProtoReflect().Descriptor().FullName(), err)
 	}
-	return m, true, nil
+	return m, newer, nil
 }
 
 // upcast brings a stored state to the schema of this release. One of this schema or a newer is returned as it is.

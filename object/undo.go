@@ -7,6 +7,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"holdfast/jsonpb"
 )
 
 // What undoes a change of a state is JSON, a part of the event's note:
@@ -184,7 +186,7 @@ func (n *noter) entries(f protoreflect.FieldDescriptor, was, is protoreflect.Map
 			}
 		}
 		n.b = appendName(n.b, empty, k.String())
-		n.b, n.err = appendSingle(n.b, value, old)
+		n.b, n.err = appendField(n.b, value, old)
 		return n.err == nil
 	})
 	n.end(set, empty)
@@ -229,7 +231,7 @@ func (n *noter) rest() {
 			if i > 0 {
 				n.b = append(n.b, ',')
 			}
-			n.b = appendString(n.b, name)
+			n.b = jsonpb.AppendString(n.b, name)
 		}
 		n.b = append(n.b, ']')
 	}

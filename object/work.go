@@ -11,6 +11,7 @@ import (
 
 	"holdfast/db"
 	"holdfast/gen/dbsqlc"
+	"holdfast/jsonpb"
 )
 
 // work is one object of a batch: the changes that wait for it, and what they come to.
@@ -465,11 +466,11 @@ func (w *work) appendUndo(b []byte, t *txn, live bool) ([]byte, error) {
 			if i > 0 {
 				b = append(b, ',')
 			}
-			b = append(appendString(append(b, '['), p.collection), ',')
-			b = append(appendString(b, p.key), ',')
+			b = append(jsonpb.AppendString(append(b, '['), p.collection), ',')
+			b = append(jsonpb.AppendString(b, p.key), ',')
 			if old, _ := w.entry(p.entryKey); old == nil || !live {
 				b = append(b, "null"...)
-			} else if b, err = appendMessage(b, old.ProtoReflect()); err != nil {
+			} else if b, err = appendMessage(b, old); err != nil {
 				return nil, err
 			}
 			b = append(b, ']')
