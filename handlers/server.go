@@ -36,6 +36,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
+	"holdfast/jsonpb"
 	"holdfast/object"
 )
 
@@ -149,6 +150,7 @@ func New(o Options) (*Server, error) {
 		return nil, fmt.Errorf("handlers: the rules of the protos: %w", err)
 	}
 
+	texts := jsonpb.New()
 	t := newTelemetry(o.Log, o.Now, procedures, o.Metrics)
 	tracing, err := traced(o.Traces)
 	if err != nil {
@@ -156,6 +158,8 @@ func New(o Options) (*Server, error) {
 	}
 	options := []connect.HandlerOption{
 		connect.WithCodec(stableProto{}),
+		connect.WithCodec(fastJSON{"json", texts}),
+		connect.WithCodec(fastJSON{"json; charset=utf-8", texts}),
 		connect.WithReadMaxBytes(int(slices.Max(slices.Collect(maps.Values(largeRequests))))), // intake has refused what is over its limit
 		connect.WithCompressMinBytes(minCompress),
 		connect.WithInterceptors(inTurn(append(tracing, &outcome{telemetry: t, whenDraining: func(f func()) func() bool {

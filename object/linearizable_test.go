@@ -115,9 +115,11 @@ func TestLinearizable(t *testing.T) {
 	var mu sync.Mutex
 	var history []porcupine.Operation
 	var unknown, refused, killed int
+	finished := make(chan struct{}, clients*each+objects)
 	record := func(client int, c call, from int64, a answer, err error) {
 		mu.Lock()
 		defer mu.Unlock()
+		finished <- struct{}{}
 		to := since()
 		switch {
 		case err == nil:
@@ -178,13 +180,14 @@ func TestLinearizable(t *testing.T) {
 	var killing sync.WaitGroup
 	killing.Go(func() {
 		conn := b.owner(t)
-		tick := time.NewTicker(15 * time.Millisecond)
-		defer tick.Stop()
 		for {
-			select {
-			case <-done:
-				return
-			case <-tick.C:
+			// Some operations come through between two deaths, however slow the machine is.
+			for range 4 {
+				select {
+				case <-done:
+					return
+				case <-finished:
+				}
 			}
 			var n int
 			err := conn.QueryRow(b.ctx, `SELECT count(pg_terminate_backend(pid)) FROM (

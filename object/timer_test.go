@@ -27,7 +27,7 @@ func (b *testBundle) timedConfig(onTimer func(*object.Tx[toy], string) error) ob
 func TestManyTimersDoNotStarveWrites(t *testing.T) {
 	t.Parallel()
 	const objects, each = 2000, 5
-	b := setupWith(t, dbtest.New(t), object.Config{})
+	b := setupWith(t, dbtest.New(t), object.Config{Limits: object.Limits{PerUser: objects}})
 	var fired atomic.Int64
 	c := b.timedConfig(func(tx *object.Tx[toy], _ string) error {
 		fired.Add(1)
