@@ -46,21 +46,18 @@ func TestAStrangerLocksNobodyOut(t *testing.T) {
 		return o.Issue(class).Bearer()
 	}
 	const withoutSecret = len("hfa_") + 36 + 1
-	for name, bad := range map[string]struct {
-		make  func(real credentials) string
-		waits bool // it is told to
-	}{
-		"no credential at all":           {func(credentials) string { return "" }, true},
-		"text":                           {func(credentials) string { return random(8) }, true},
-		"a key, cut":                     {func(c credentials) string { return c.service[:30] }, true},
-		"a key, made up":                 {func(credentials) string { return newKey() }, true},
-		"a service key's id":             {func(c credentials) string { return c.service[:20] + newKey()[20:] }, true},
-		"a user key's id":                {func(c credentials) string { return c.user[:20] + newKey()[20:] }, true},
-		"an access token, made up":       {func(credentials) string { return session(credential.Access) }, true},
-		"an access token's session":      {func(c credentials) string { return c.access[:withoutSecret] + random(48) }, true},
-		"a refresh token of the session": {func(c credentials) string { return c.refresh[:withoutSecret] + random(48) }, true},
-		"a JWT, forged":                  {func(c credentials) string { return c.jwt[:strings.LastIndexByte(c.jwt, '.')+1] + random(64) }, true},
-		"the same one again and again":   {func(c credentials) string { return c.service[:20] + strings.Repeat("A", 44)[1:] }, true},
+	for name, bad := range map[string]func(real credentials) string{
+		"no credential at all":           func(credentials) string { return "" },
+		"text":                           func(credentials) string { return random(8) },
+		"a key, cut":                     func(c credentials) string { return c.service[:30] },
+		"a key, made up":                 func(credentials) string { return newKey() },
+		"a service key's id":             func(c credentials) string { return c.service[:20] + newKey()[20:] },
+		"a user key's id":                func(c credentials) string { return c.user[:20] + newKey()[20:] },
+		"an access token, made up":       func(credentials) string { return session(credential.Access) },
+		"an access token's session":      func(c credentials) string { return c.access[:withoutSecret] + random(48) },
+		"a refresh token of the session": func(c credentials) string { return c.refresh[:withoutSecret] + random(48) },
+		"a JWT, forged":                  func(c credentials) string { return c.jwt[:strings.LastIndexByte(c.jwt, '.')+1] + random(64) },
+		"the same one again and again":   func(c credentials) string { return c.service[:20] + strings.Repeat("A", 44)[1:] },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -68,9 +65,7 @@ func TestAStrangerLocksNobodyOut(t *testing.T) {
 			named := s.issue(t, "named") // whose ids the stranger knows
 			ended := make(chan struct{})
 			var wait sync.WaitGroup
-			var mu sync.Mutex
-			waited := false
-			for range 4 {
+			for range 2 {
 				wait.Go(func() {
 					for {
 						select {
@@ -79,7 +74,7 @@ func TestAStrangerLocksNobodyOut(t *testing.T) {
 						default:
 						}
 						path := conversationv1connect.ConversationServiceListConversationsProcedure
-						token := bad.make(named)
+						token := bad(named)
 						if strings.HasPrefix(token, string(credential.Refresh)) {
 							path = sessionv1connect.SessionServiceRefreshSessionProcedure
 						}
@@ -88,9 +83,6 @@ func TestAStrangerLocksNobodyOut(t *testing.T) {
 							t.Errorf("a bad credential: %d %s", status, body)
 							return
 						}
-						mu.Lock()
-						waited = waited || strings.Contains(body, "BACK_OFF")
-						mu.Unlock()
 					}
 				})
 			}
@@ -117,9 +109,6 @@ func TestAStrangerLocksNobodyOut(t *testing.T) {
 			}
 			close(ended)
 			wait.Wait()
-			if waited != bad.waits {
-				t.Errorf("the stranger was told to wait: %t", waited)
-			}
 		})
 	}
 }

@@ -36,7 +36,7 @@ func setupWith(t testing.TB, b *dbtest.Bundle, c object.Config) *testBundle {
 	ctx := b.As(t, "alice")
 	if _, ok := t.(*testing.T); ok { // a benchmark takes as long as it is told to
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Minute)
+		ctx, cancel = context.WithTimeout(ctx, 5*time.Minute) // parallel subtests wait for their turn
 		t.Cleanup(cancel)
 	}
 	tb := &testBundle{Bundle: b, ctx: ctx}
