@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 TOOL := go tool -modfile=tools/go.mod
 IMAGE ?= holdfast:dev
-BENCH ?= .
+BENCH ?=
 COUNT ?= 1
 RUNS ?= 3
 PGBOUNCER ?= /usr/sbin/pgbouncer
@@ -107,8 +107,13 @@ attack-table: ## Measure the same in full and write the table of docs/security.m
 	HOLDFAST_ATTACK_TABLE="$(CURDIR)/docs/security.md" HOLDFAST_ATTACK_RUNS=$(RUNS) go test -count=1 -timeout=90m -run TestAttacks -v ./cmd/holdfast
 
 .PHONY: bench
-bench: ## Run benchmarks (BENCH=pattern)
-	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+bench: ## Measure a server next to pgbench (BENCH='--only hot --duration 3s')
+	go run -C bench . $(BENCH)
+
+.PHONY: test-bench
+test-bench: ## Vet and test the benchmark
+	go vet -C bench ./...
+	go test -C bench ./...
 
 .PHONY: smoke
 smoke: ## Start the development server, call it, stop it
