@@ -332,7 +332,7 @@ func abuses() []*abuse {
 			})
 		},
 	}, &abuse{
-		name: "reset streams", by: stranger, what: "16 HTTP/2 connections that open and reset streams as fast as they can", bound: "HTTP/2's own: 1,000 streams of a connection",
+		name: "reset streams", by: stranger, what: "16 HTTP/2 connections that open and reset streams as fast as they can", bound: "250 streams of a connection",
 		attack: func(a *attacker) {
 			a.loop(16, func(int) {
 				f, err := a.h2()
