@@ -225,7 +225,7 @@ func TestASuperuserMendsALogin(t *testing.T) {
 }
 
 // Where the owner's rights do not suffice, the error has the SQL with which they do.
-func TestAnOwnerWhoMayNotMakeTheLoginIsToldWhatToDo(t *testing.T) {
+func TestAnOwnerWhoMayNotMakeTheLoginIsToldWhatToDo(t *testing.T) { //nolint:tparallel // a cluster has one set of roles
 	t.Parallel()
 	b := setupOwn(t)
 	var version int

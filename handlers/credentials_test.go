@@ -46,7 +46,7 @@ func TestAStrangerLocksNobodyOut(t *testing.T) {
 		return o.Issue(class).Bearer()
 	}
 	const withoutSecret = len("hfa_") + 36 + 1
-	for name, bad := range map[string]func(real credentials) string{
+	for name, bad := range map[string]func(of credentials) string{
 		"no credential at all":           func(credentials) string { return "" },
 		"text":                           func(credentials) string { return random(8) },
 		"a key, cut":                     func(c credentials) string { return c.service[:30] },

@@ -324,7 +324,7 @@ func TestAStalledBodyIsCutOff(t *testing.T) {
 				return
 			}
 			defer res.Body.Close()
-			if text, _ := io.ReadAll(res.Body); res.StatusCode == 200 {
+			if text, _ := io.ReadAll(res.Body); res.StatusCode == http.StatusOK {
 				t.Errorf("%d %s", res.StatusCode, text)
 			}
 		})
@@ -460,7 +460,7 @@ func TestABombIsUnpackedToTheLimit(t *testing.T) {
 func TestValuesAreCounted(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]int{
-		`{}`: 1, ` [ ] `: 1, `[1,2]`: 3, `{"a":{}}`: 2, `{"a":[{},{},[]]}`: 5, `{"a":"x,y[{\"","b\\":["\\",","]}`: 5, ``: 0, `{"a":null,"b":{"c":[1,{"d":true}]}}`: 7,
+		`{}`: 1, "\t[ ]\n": 1, `[1,2]`: 3, `{"a":{}}`: 2, `{"a":[{},{},[]]}`: 5, `{"a":"x,y[{\"","b\\":["\\",","]}`: 5, ``: 0, `{"a":null,"b":{"c":[1,{"d":true}]}}`: 7,
 	} {
 		if got := countJSON([]byte(text)); got != want {
 			t.Errorf("%s has %d values, counted %d", text, want, got)
@@ -589,7 +589,7 @@ func TestReflectionIsBounded(t *testing.T) {
 	client := grpcreflect.NewClient(h2c(t), b.url, connect.WithGRPC())
 	for range maxOpenStreams {
 		s := client.NewStream(t.Context())
-		defer s.Close()
+		t.Cleanup(func() { _, _ = s.Close() })
 		if _, err := s.ListServices(); err != nil {
 			t.Fatal(err)
 		}

@@ -61,7 +61,7 @@ func (f *finder) findSession(ctx context.Context, id string) ([]db.FoundSession,
 }
 
 func (f *finder) look(ctx context.Context, key, session string) (*finding, error) {
-	l := f.join(key, session)
+	l := f.join(key, session) //nolint:contextcheck // a look-up serves many callers
 	select {
 	case <-l.done:
 		return l, l.err

@@ -225,7 +225,7 @@ func (in *intake) readQuery(c *call, what rpc, r *http.Request) error {
 	if q.Get("base64") == "1" {
 		var err error
 		if message, err = base64.RawURLEncoding.DecodeString(strings.TrimRight(q.Get("message"), "=")); err != nil {
-			return nil // Connect refuses it
+			return nil //nolint:nilerr // Connect refuses it
 		}
 	}
 	if q.Get("compression") == "gzip" && len(message) > 0 {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"sync"
 	"testing"
@@ -259,9 +260,7 @@ func TestExtensionsAreRefused(t *testing.T) {
 	} {
 		token := jwt.NewWithClaims(jwt.SigningMethodES256, good(nil))
 		token.Header["kid"] = "k1"
-		for k, v := range header {
-			token.Header[k] = v
-		}
+		maps.Copy(token.Header, header)
 		s, err := token.SignedString(p.keys["k1"])
 		if err != nil {
 			t.Fatal(err)

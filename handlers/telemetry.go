@@ -160,7 +160,7 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	in := r.WithContext(c)                      //nolint:contextcheck // it carries the request's
 	w.Header().Set("Cache-Control", "no-store") // unless the answer has an ETag; RFC 6749, 5.1, asks for it where tokens are issued
 	c.answer = answerWriter{ResponseWriter: w, now: e.now}
-	if refusal := e.receive(c, w, in); refusal != nil {
+	if refusal := e.receive(c, w, in); refusal != nil { //nolint:contextcheck // the call is the context
 		_ = e.refusals.Write(&c.answer, in, refusal)
 		return
 	}
@@ -277,7 +277,7 @@ func (t *telemetry) report(ctx context.Context, c *call, took time.Duration) {
 	if c.code != codeOK {
 		level = slog.LevelInfo
 	}
-	if !t.log.Enabled(ctx, level) || !t.log.Enabled(ctx, slog.LevelDebug) && !t.sampled.passes(t.log, c.caller.Tenant) {
+	if !t.log.Enabled(ctx, level) || !t.log.Enabled(ctx, slog.LevelDebug) && !t.sampled.passes(t.log, c.caller.Tenant) { //nolint:contextcheck // what it tells later is of many calls
 		return
 	}
 	attrs := append(make([]slog.Attr, 0, 8),

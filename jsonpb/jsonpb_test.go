@@ -85,7 +85,7 @@ func reads(tb testing.TB, prototype proto.Message, text []byte) {
 func TestItIsProtojson(t *testing.T) {
 	t.Parallel()
 	for i := range 4000 {
-		r := rand.New(rand.NewPCG(uint64(i), 0)) //nolint:gosec // a test's numbers
+		r := rand.New(rand.NewPCG(uint64(i), 0))
 		m := prototypes[r.IntN(len(prototypes))].ProtoReflect().New().Interface()
 		objecttest.Fill(r, m)
 		differs(t, m)

@@ -302,7 +302,7 @@ func mapKey(kind protoreflect.Kind, name string) (_ protoreflect.MapKey, ok bool
 	case protoreflect.Int32Kind, protoreflect.Sint32Kind, protoreflect.Sfixed32Kind:
 		var n int64
 		n, err = strconv.ParseInt(name, 10, 32)
-		v = protoreflect.ValueOfInt32(int32(n)) //nolint:gosec // ParseInt bounds it
+		v = protoreflect.ValueOfInt32(int32(n))
 	case protoreflect.Int64Kind, protoreflect.Sint64Kind, protoreflect.Sfixed64Kind:
 		var n int64
 		n, err = strconv.ParseInt(name, 10, 64)
@@ -310,7 +310,7 @@ func mapKey(kind protoreflect.Kind, name string) (_ protoreflect.MapKey, ok bool
 	case protoreflect.Uint32Kind, protoreflect.Fixed32Kind:
 		var n uint64
 		n, err = strconv.ParseUint(name, 10, 32)
-		v = protoreflect.ValueOfUint32(uint32(n)) //nolint:gosec // ParseUint bounds it
+		v = protoreflect.ValueOfUint32(uint32(n))
 	default:
 		var n uint64
 		n, err = strconv.ParseUint(name, 10, 64)
@@ -439,11 +439,11 @@ func floatValue(kind protoreflect.Kind, n float64) protoreflect.Value {
 }
 
 func numberValue(kind protoreflect.Kind, literal string) (protoreflect.Value, bool) {
-	switch kind {
-	case protoreflect.FloatKind:
+	if kind == protoreflect.FloatKind {
 		n, err := strconv.ParseFloat(literal, 32)
 		return protoreflect.ValueOfFloat32(float32(n)), err == nil
-	case protoreflect.DoubleKind:
+	}
+	if kind == protoreflect.DoubleKind {
 		n, err := strconv.ParseFloat(literal, 64)
 		return protoreflect.ValueOfFloat64(n), err == nil
 	}
@@ -456,13 +456,13 @@ func numberValue(kind protoreflect.Kind, literal string) (protoreflect.Value, bo
 	switch kind {
 	case protoreflect.Int32Kind, protoreflect.Sint32Kind, protoreflect.Sfixed32Kind:
 		n, err := strconv.ParseInt(literal, 10, 32)
-		return protoreflect.ValueOfInt32(int32(n)), err == nil //nolint:gosec // ParseInt bounds it
+		return protoreflect.ValueOfInt32(int32(n)), err == nil
 	case protoreflect.Int64Kind, protoreflect.Sint64Kind, protoreflect.Sfixed64Kind:
 		n, err := strconv.ParseInt(literal, 10, 64)
 		return protoreflect.ValueOfInt64(n), err == nil
 	case protoreflect.Uint32Kind, protoreflect.Fixed32Kind:
 		n, err := strconv.ParseUint(literal, 10, 32)
-		return protoreflect.ValueOfUint32(uint32(n)), err == nil //nolint:gosec // ParseUint bounds it
+		return protoreflect.ValueOfUint32(uint32(n)), err == nil
 	default:
 		n, err := strconv.ParseUint(literal, 10, 64)
 		return protoreflect.ValueOfUint64(n), err == nil
@@ -653,7 +653,7 @@ func unicodeEscape(s []byte) (unit rune, ok bool) {
 		return 0, false
 	}
 	n, err := strconv.ParseUint(string(s[2:6]), 16, 16)
-	return rune(n), err == nil //nolint:gosec // 16 bits
+	return rune(n), err == nil
 }
 
 // skip passes over a value, which has to be well formed.

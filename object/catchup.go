@@ -258,7 +258,7 @@ func measure(ctx context.Context, tx *db.Transaction, t identity.Tenant, account
 		a.piece = len(a.entries)
 		for n, e := range a.entries {
 			m.Ords = append(m.Ords, int32(i))
-			m.Numbers = append(m.Numbers, int32(n)) //nolint:gosec // an object's entries
+			m.Numbers = append(m.Numbers, int32(n))
 			m.Kinds = append(m.Kinds, a.key.kind)
 			m.Ids = append(m.Ids, string(a.key.id))
 			m.Collections = append(m.Collections, e.Collection)

@@ -60,9 +60,3 @@ func (g *gate) leave(i identity.Identity) {
 	}
 	g.held--
 }
-
-func (g *gate) count() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.held
-}

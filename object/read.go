@@ -51,7 +51,7 @@ func (rt *Runtime) view(ctx context.Context, k *kind, id ID, recent int) (*recor
 	v := &view{ctx: ctx, caller: caller, kind: k, key: key{caller.Tenant, k.name, id}, recent: recent, done: make(chan struct{})}
 	if caller.User != "" {
 		if full := rt.viewing.enter(caller); full != "" {
-			return nil, rt.overloaded(full, retryAfter)
+			return nil, rt.overloaded(full)
 		}
 		defer rt.viewing.leave(caller)
 	}
@@ -75,9 +75,9 @@ func (rt *Runtime) queueView(v *view) error {
 	l := rt.reads[v.key.tenant]
 	switch {
 	case l != nil && len(l.waiting) >= rt.limits.PerTenant:
-		return rt.overloaded("tenant", retryAfter)
+		return rt.overloaded("tenant")
 	case rt.reading >= rt.limits.PerServer:
-		return rt.overloaded("server", retryAfter)
+		return rt.overloaded("server")
 	}
 	if l == nil {
 		l = &readLane{}

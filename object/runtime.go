@@ -226,7 +226,7 @@ func (rt *Runtime) submit(ctx context.Context, k *kind, id ID, c *change) error 
 	key := key{c.caller.Tenant, k.name, id}
 	if c.caller.User != "" {
 		if full := rt.changing.enter(c.caller); full != "" {
-			return rt.overloaded(full, retryAfter)
+			return rt.overloaded(full)
 		}
 		defer rt.changing.leave(c.caller)
 	}
@@ -267,11 +267,11 @@ func (rt *Runtime) enqueue(key key, k *kind, c *change) error {
 	l, b := rt.lanes[key.tenant], rt.boxes[key]
 	switch {
 	case b != nil && len(b.queue) >= rt.limits.PerObject:
-		return rt.overloaded("object", retryAfter)
+		return rt.overloaded("object")
 	case l != nil && l.waiting >= rt.limits.PerTenant:
-		return rt.overloaded("tenant", retryAfter)
+		return rt.overloaded("tenant")
 	case rt.waiting >= rt.limits.PerServer:
-		return rt.overloaded("server", retryAfter)
+		return rt.overloaded("server")
 	}
 	if l == nil {
 		l = &lane{tenant: key.tenant}
@@ -299,9 +299,9 @@ func (rt *Runtime) enqueue(key key, k *kind, c *change) error {
 }
 
 // overloaded is the refusal of what is over a bound. What it names is full.
-func (rt *Runtime) overloaded(what string, after time.Duration) error {
+func (rt *Runtime) overloaded(what string) error {
 	rt.metrics.refused.WithLabelValues(what).Inc()
-	return &OverloadedError{What: what, RetryAfter: after}
+	return &OverloadedError{What: what, RetryAfter: retryAfter}
 }
 
 // overloadedOf is overloaded for what is counted apart, and names whose bound it is over.

@@ -19,7 +19,7 @@ func TestTimesAreInUTC(t *testing.T) {
 	check = func(what string, v reflect.Value) {
 		switch {
 		case v.Type() == reflect.TypeFor[time.Time]():
-			if at, _ := v.Interface().(time.Time); at.Location() != time.UTC {
+			if at, _ := reflect.TypeAssert[time.Time](v); at.Location() != time.UTC {
 				t.Errorf("%s is %v", what, at)
 			}
 		case v.Kind() == reflect.Slice:

@@ -70,7 +70,7 @@ func abuses() []*abuse {
 			},
 		})
 	}
-	all = append(all, &abuse{
+	all = append(all, &abuse{ //nolint:gocritic // by groups
 		name: "stalled appends in HTTP/2", by: oneUser, what: "512 unfinished bodies of 64 KiB in HTTP/2", bound: "calls of a user, bytes being read at once",
 		attack: func(a *attacker) {
 			client := a.client(true)
@@ -166,7 +166,7 @@ func abuses() []*abuse {
 			},
 		})
 	}
-	all = append(all, &abuse{
+	all = append(all, &abuse{ //nolint:gocritic // by groups
 		name: "structs within the limit", by: oneUser, what: "16 at once of the largest Struct of empty objects that a body limit of 512 KiB lets in", bound: "values counted while they are decoded",
 		attack: func(a *attacker) {
 			body := []byte(`{"conversationId":"deep","flow":"f","step":"s","data":{"a":[{}` + strings.Repeat(`,{}`, 170_000) + `]}}`)
@@ -262,7 +262,7 @@ func abuses() []*abuse {
 	}
 
 	// Streams and connections.
-	all = append(all, &abuse{
+	all = append(all, &abuse{ //nolint:gocritic // by groups
 		name: "streams", by: oneUser, what: "12,000 watches with one key", bound: "streams of a user", refused: []string{"200 OVERLOADED"},
 		attack: func(a *attacker) {
 			n, per := a.size(3000, 12_000), 500
@@ -443,7 +443,7 @@ func abuses() []*abuse {
 			client := a.client(false)
 			labels := make([]string, 64)
 			for i := range labels {
-				labels[i] = fmt.Sprintf(`"label-%d":"%s"`, i, strings.Repeat("v", 64))
+				labels[i] = fmt.Sprintf(`"label-%d":%q`, i, strings.Repeat("v", 64))
 			}
 			body := `{"labels":{` + strings.Join(labels, ",") + `}}`
 			a.loop(64, func(int) {

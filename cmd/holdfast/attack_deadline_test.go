@@ -20,10 +20,10 @@ const (
 // TestNothingOutlivesItsDeadline has callers begin what they do not finish, in every protocol and with every credential. The server
 // ends each request in time, although its caller stays.
 func TestNothingOutlivesItsDeadline(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("half a minute, in which nothing is done")
 	}
-	t.Parallel()
 	f := prepare(t)
 	server := f.serve(t, nil)
 	type stall struct {

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -192,9 +193,7 @@ func (f *battlefield) serve(t *testing.T, env map[string]string) *target {
 		"DATABASE_URL": f.url, "HOLDFAST_ADDR": "127.0.0.1:0", "HOLDFAST_ADMIN_ADDR": "127.0.0.1:0", "HOLDFAST_SEAL_KEYS": sealKey,
 		"HOLDFAST_JWT_ISSUER": issuerOfTheJWTs, "HOLDFAST_JWT_AUDIENCE": "holdfast", "HOLDFAST_JWT_JWKS_URL": f.jwks, "HOLDFAST_JWT_TENANT": string(tenantA),
 	}
-	for name, v := range env {
-		all[name] = v
-	}
+	maps.Copy(all, env)
 	c := &target{child: spawn(t, all, "serve")}
 	c.admin = c.await(t, c.stderr, `"metrics and profiles".*"url":"([^"]+)"`)
 	c.api = c.await(t, c.stderr, `"ready".*"api":"([^"]+)"`)
@@ -452,9 +451,7 @@ func (f *battlefield) run(t *testing.T, abuse *abuse, full bool) *result {
 	held, logged := c.held(t), len(c.stderr.String())
 
 	params := map[string]string{}
-	for k, v := range f.params {
-		params[k] = v
-	}
+	maps.Copy(params, f.params)
 	params["badJWT"] = f.jwt(t, "k2", "bob")
 	outcomes := attack(t, &orders{Abuse: abuse.name, API: api, Keys: f.keys, Params: params, Full: full, For: during})
 	r.outcomes = outcomes()

@@ -55,7 +55,7 @@ type orders struct {
 type attacker struct {
 	orders
 
-	ctx context.Context //nolint:containedctx // an attack is one run: it ends with the process
+	ctx context.Context
 	url *url.URL
 
 	// missing is how many of the attackers are not in place yet; inPlace is closed when all are.
@@ -487,7 +487,8 @@ func (a *attacker) h2() (*frames, error) {
 	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
 		return nil, err
 	}
-	return f, f.WriteSettings()
+	err = f.WriteSettings()
+	return f, err
 }
 
 // open begins a stream, with a body, which ends it, or without one, and then it stays open.

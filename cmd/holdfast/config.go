@@ -154,7 +154,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel() // ends the fetching of an identity provider's keys
 	// All that answers calls goes on for the delay.
-	defer context.AfterFunc(ended, func() {
+	stopWaiting := context.AfterFunc(ended, func() {
 		delay := time.NewTimer(c.drainDelay)
 		defer delay.Stop()
 		select {
@@ -162,7 +162,8 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 			cancel()
 		case <-ctx.Done():
 		}
-	})()
+	})
+	defer stopWaiting()
 	stopping, stopped := closing(ctx)
 	defer stopped()
 	tokens, err := c.JWT.tokens(ctx, log)
@@ -188,14 +189,14 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 		return err
 	}
 	defer func() {
-		if late := c.telemetry.close(stopping()); late != nil { // no reason to fail
+		if late := c.telemetry.close(stopping()); late != nil { //nolint:contextcheck // it has a bound of its own; no reason to fail
 			log.WarnContext(ctx, "not all telemetry was sent", "error", late)
 		}
 	}()
 	rt := object.NewRuntime(d, object.Config{
 		Log: log, Metrics: metrics, Tracer: c.telemetry.runtimeTracer(), Carrier: carrier, Sealer: box, Timers: true,
 	})
-	defer func() { err = errors.Join(err, rt.Close(stopping())) }()
+	defer func() { err = errors.Join(err, rt.Close(stopping())) }() //nolint:contextcheck // see closing
 	known := registerKinds(rt)
 	conversations, apis, projectKinds := known.conversations, known.apis, known.projects
 	sessions := session.NewManager(known.sessions, conversations, box)
@@ -237,12 +238,13 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	if err != nil {
 		return err
 	}
-	defer context.AfterFunc(ended, server.Leave)()
+	stopLeaving := context.AfterFunc(ended, server.Leave)
+	defer stopLeaving()
 
 	if err := queue.Start(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, queue.Stop(stopping())) }()
+	defer func() { err = errors.Join(err, queue.Stop(stopping())) }() //nolint:contextcheck // see closing
 
 	api, err := listen(ctx, addr, "--addr")
 	if err != nil {

@@ -30,7 +30,6 @@ func TestAServerAnswersWhileBalancersFindOutThatItLeaves(t *testing.T) {
 	}
 	p.stop()
 	for get("/readyz") != http.StatusServiceUnavailable { // the signal is on its way
-
 	}
 	if got := get("/healthz"); got != http.StatusOK {
 		t.Errorf("a call meanwhile: %d", got)

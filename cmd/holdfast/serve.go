@@ -48,7 +48,7 @@ func (c *serveCmd) Run(ctx context.Context, w *console) error {
 	if err != nil {
 		stopping, stopped := closing(ctx)
 		defer stopped()
-		return errors.Join(err, c.telemetry.close(stopping()))
+		return errors.Join(err, c.telemetry.close(stopping())) //nolint:contextcheck // see closing
 	}
 	defer d.Close()
 	c.ListenURL = cmp.Or(c.ListenURL, c.DatabaseURL)

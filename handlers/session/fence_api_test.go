@@ -17,8 +17,6 @@ import (
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 )
 
-var epochUnknown = refusal{connect.CodeFailedPrecondition, "EPOCH_UNKNOWN"}
-
 // speaker is a connection of a session that wants to write, with a credential of its own.
 type speaker struct {
 	name                string
