@@ -127,9 +127,9 @@ func explain(err error) *problem.Error {
 
 // overQuota has no delay to try again after: without somebody's doing it will not help.
 func overQuota(e *object.QuotaError) *problem.Error {
-	freed := "what is deleted is free at once"
+	freed := "one that is deleted is free at once"
 	if e.Name == "bytes" {
-		freed = "what is deleted is free when it was cleaned up, after two days at most"
+		freed = "an object that is deleted is free once it was cleaned up, after two days at most"
 	}
 	return &problem.Error{
 		Code: connect.CodeResourceExhausted, Reason: "QUOTA_EXCEEDED",

@@ -43,8 +43,9 @@ const (
 	// flushEvery is how often usage is flushed, and flushTimeout bounds one flush.
 	flushEvery   = time.Second
 	flushTimeout = 5 * time.Second
-	// idleFlushes is after how many flushes an account that nobody asked for is forgotten, unless it is fairly full.
-	idleFlushes = 60
+	// freshFlushes is for how many flushes an account that nobody asks for is still read, and idleFlushes after how many it is forgotten.
+	// One that is half full is always read, so that who waits for a server to forget gets nothing for it.
+	freshFlushes, idleFlushes = 5, 60
 )
 
 // amount is what is stored, or was added.
@@ -182,7 +183,7 @@ func (u *usage) add(t identity.Tenant, owner identity.User, n amount) {
 	}
 }
 
-// flush adds what was counted to the totals, and reads those of all accounts that were asked for since the last time.
+// flush adds what was counted to the totals, and reads them.
 func (u *usage) flush(ctx context.Context) error {
 	u.flushing.Lock()
 	defer u.flushing.Unlock()
@@ -221,9 +222,9 @@ func (u *usage) begin() (holders []holder, p dbsqlc.AddUsageParams) {
 			quota = u.limits.Tenant
 		}
 		switch {
-		case a.idle == 0 || a.added != (amount{}):
+		case a.idle < freshFlushes || a.added != (amount{}) || quota.half(a.total):
 			holders = append(holders, h)
-		case a.idle > idleFlushes && !quota.half(a.total):
+		case a.idle > idleFlushes:
 			delete(u.accounts, h)
 		}
 		a.idle++
