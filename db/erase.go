@@ -55,6 +55,9 @@ func (d *DB) deleteRows(ctx context.Context, tenant identity.Tenant, user identi
 	return d.tenantTx(ctx, tenant, pgx.TxOptions{}, func(tx pgx.Tx) error {
 		deleted := Rows{}
 		*out = deleted
+		if err := dbsqlc.New(tx).ReturnUsage(ctx, dbsqlc.ReturnUsageParams{TenantID: string(tenant), OwnerID: string(user)}); err != nil {
+			return err
+		}
 		tables, err := tenantTables(ctx, tx)
 		if err != nil {
 			return err
@@ -66,7 +69,7 @@ func (d *DB) deleteRows(ctx context.Context, tenant identity.Tenant, user identi
 			if err != nil {
 				return err
 			}
-			if n := tag.RowsAffected(); n > 0 {
+			if n := tag.RowsAffected(); n > 0 && t.name != "usage" {
 				deleted[t.name] = n
 			}
 		}

@@ -77,6 +77,9 @@ type tenantTable struct {
 	ofObjects bool
 }
 
+// derived tells whether a table says nothing that others do not: no export has it.
+func (t tenantTable) derived() bool { return t.name == "packs" || t.name == "usage" }
+
 // tenantTables are the tables of the application, objects last. They come of the catalogue, so that a table or a column
 // that a migration adds is in every export, and goes with every user.
 func tenantTables(ctx context.Context, tx pgx.Tx) ([]tenantTable, error) {
@@ -127,7 +130,7 @@ func (d *DB) Export(ctx context.Context, tenant identity.Tenant, user identity.U
 		}
 		out.write(header, []byte("\n"))
 		for _, t := range tables {
-			if t.name == "packs" {
+			if t.derived() {
 				continue
 			}
 			if counted[t.name], err = exportTable(ctx, tx, &t, tenant, user, out); err != nil {
@@ -275,7 +278,7 @@ func (im *importer) run(ctx context.Context, r io.ReadSeeker) error {
 	if err != nil {
 		return err
 	}
-	im.tables = slices.DeleteFunc(tables, func(t tenantTable) bool { return t.name == "packs" }) // no export has them
+	im.tables = slices.DeleteFunc(tables, tenantTable.derived)
 	var endpoints []string
 	err = readExport(r, func(table string, row json.RawMessage) error {
 		if table != "objects" {

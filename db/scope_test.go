@@ -14,7 +14,7 @@ import (
 	"holdfast/identity"
 )
 
-var tables = []string{"tenants", "api_keys", "objects", "terms", "entries", "events", "timers", "erasures", "packs"}
+var tables = []string{"tenants", "api_keys", "objects", "terms", "entries", "events", "timers", "erasures", "packs", "usage"}
 
 // The login has no right of its own: what is asked outside a scope is refused, whatever it is.
 func TestNothingOutsideAScope(t *testing.T) {
@@ -171,14 +171,14 @@ func TestRolesSeeOnlyTheirPart(t *testing.T) {
 		db.RoleApp: {
 			"objects": "SELECT INSERT UPDATE DELETE", "terms": "SELECT INSERT UPDATE DELETE", "entries": "SELECT INSERT UPDATE DELETE",
 			"events": "SELECT INSERT UPDATE DELETE", "timers": "SELECT INSERT UPDATE DELETE", "erasures": "SELECT INSERT UPDATE", "conversations": "SELECT", "messages": "SELECT",
-			"packs": "SELECT INSERT UPDATE DELETE", "all_entries": "SELECT", "api_keys": "SELECT DELETE",
+			"packs": "SELECT INSERT UPDATE DELETE", "all_entries": "SELECT", "api_keys": "SELECT DELETE", "usage": "SELECT INSERT UPDATE DELETE",
 		},
 		db.RoleAuth:     {"api_keys": "SELECT", "objects": "SELECT"}, // of objects only who has which endpoint: see TestEndpoints
 		db.RoleVerify:   {"api_keys": "SELECT", "objects": "SELECT"}, // of objects only the sessions that credentials name: see TestFindCredentials
 		db.RoleOperator: {"tenants": "SELECT INSERT UPDATE", "api_keys": "SELECT INSERT UPDATE"},
 		db.RoleJanitor: {
 			"objects": "SELECT DELETE", "terms": "SELECT DELETE", "entries": "SELECT DELETE", "events": "SELECT DELETE", "timers": "SELECT DELETE",
-			"packs": "SELECT DELETE", "tenants": "SELECT",
+			"packs": "SELECT DELETE", "tenants": "SELECT", "usage": "SELECT INSERT UPDATE",
 		},
 	}
 	for role, allowed := range rights {

@@ -43,6 +43,7 @@ func explain(err error) *problem.Error {
 		mismatch *object.VersionMismatchError
 		full     *object.OverloadedError
 		large    *object.TooLargeError
+		quota    *object.QuotaError
 	)
 	switch {
 	case errors.As(err, &refusal):
@@ -89,6 +90,8 @@ func explain(err error) *problem.Error {
 		p.Reason = "LIMIT_EXCEEDED"
 		p.Metadata = map[string]string{"size": strconv.Itoa(large.Size), "limit": strconv.Itoa(large.Limit)}
 		return p
+	case errors.As(err, &quota):
+		return overQuota(quota)
 	case errors.Is(err, object.ErrInvalid):
 		return &problem.Error{Code: connect.CodeInvalidArgument, Reason: "FIELD_INVALID", Message: err.Error()}
 	case errors.Is(err, db.ErrInvalidData):
@@ -120,6 +123,22 @@ func explain(err error) *problem.Error {
 		return &problem.Error{Code: connect.CodeCanceled, Reason: "CANCELED", Message: "the caller gave up"}
 	}
 	return nil
+}
+
+// overQuota has no delay to try again after: without somebody's doing it will not help.
+func overQuota(e *object.QuotaError) *problem.Error {
+	freed := "one that is deleted is free at once"
+	if e.Name == "bytes" {
+		freed = "an object that is deleted is free once it was cleaned up, after two days at most"
+	}
+	return &problem.Error{
+		Code: connect.CodeResourceExhausted, Reason: "QUOTA_EXCEEDED",
+		Message: fmt.Sprintf("the %[1]s has %[2]d %[3]s stored, and its quota is %[4]d: delete what is no longer needed (%[5]s), or ask the operator for a larger quota (--%[1]s-%[3]s)",
+			e.Scope, e.Used, e.Name, e.Limit, freed),
+		Metadata: map[string]string{
+			"scope": e.Scope, "name": e.Name, "limit": strconv.FormatInt(e.Limit, 10), "value": strconv.FormatInt(e.Used, 10),
+		},
+	}
 }
 
 func violations(err *protovalidate.ValidationError) *problem.Error {

@@ -91,7 +91,10 @@ func TestEveryErrorOfTheTable(t *testing.T) {
 			reason: "OVERLOADED", metadata: "limit=tenant", retry: true,
 		},
 		{name: "mailbox, no delay", err: &object.OverloadedError{What: "streams"}, code: connect.CodeResourceExhausted, reason: "OVERLOADED", metadata: "limit=streams", retry: true},
-		{name: "quota", err: problem.Exhausted("QUOTA", "x", time.Second), code: connect.CodeResourceExhausted, reason: "QUOTA", retry: true},
+		{
+			name: "quota", err: &object.QuotaError{Scope: "user", Name: "objects", Limit: 3, Used: 4}, code: connect.CodeResourceExhausted,
+			reason: "QUOTA_EXCEEDED", metadata: "limit=3",
+		},
 		{name: "postgres away", err: fmt.Errorf("%w: %w", db.ErrUnavailable, context.DeadlineExceeded), code: connect.CodeUnavailable, reason: "DATABASE_UNAVAILABLE", retry: true},
 		{name: "shutdown", err: object.ErrClosed, code: connect.CodeUnavailable, reason: "SHUTTING_DOWN", retry: true},
 		{name: "draining", err: errDraining, code: connect.CodeUnavailable, reason: "SHUTTING_DOWN", retry: true},

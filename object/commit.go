@@ -381,6 +381,7 @@ func (rt *Runtime) finish(works []*work) {
 	for _, w := range works {
 		switch {
 		case len(w.events) > 0:
+			w.count()
 			w.cur.distrust = w.distrust
 			rt.cache.put(w.box.key, w.cur)
 			rt.hub.publish(w.box.key, w.events)

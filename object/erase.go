@@ -55,6 +55,10 @@ func (rt *Runtime) EraseUser(ctx context.Context, user identity.User) (Erased, e
 	if err := rt.db.DeleteExpired(ctx, caller.Tenant); err != nil {
 		return out, err
 	}
+	// What was counted of the user goes with the rest, and not back in behind it.
+	if err := rt.FlushUsage(ctx); err != nil {
+		return out, err
+	}
 	if out.Deleted, err = rt.db.DeleteOwned(ctx, caller.Tenant, user); err != nil {
 		return out, err
 	}
@@ -218,7 +222,7 @@ func (e *eraser) change(ctx context.Context, at key, keys []entryKey) error {
 	if err != nil {
 		return err
 	}
-	c := &change{ctx: ctx, caller: e.caller, done: make(chan struct{}), opts: updateOptions{prefetch: keys}, run: func(t *txn) error {
+	c := &change{ctx: ctx, caller: e.caller, unmetered: true, done: make(chan struct{}), opts: updateOptions{prefetch: keys}, run: func(t *txn) error {
 		stored, err := kind.rt.encoder.encode(t.state)
 		if err != nil {
 			return err

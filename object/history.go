@@ -722,7 +722,7 @@ func (t *txn) Become(p *Past) error {
 		}
 		if body == nil {
 			t.newer = t.newer || t.work.mayNotReplace(k)
-			t.puts = append(t.puts, put{k, nil})
+			t.puts = append(t.puts, put{entryKey: k})
 			continue
 		}
 		value, newer, err := decode(t.work.kind.collections[k.collection], string(body))
@@ -730,7 +730,7 @@ func (t *txn) Become(p *Past) error {
 			return err
 		}
 		t.newer = t.newer || newer || t.work.mayNotReplace(k)
-		t.puts = append(t.puts, put{k, value})
+		t.puts = append(t.puts, put{entryKey: k, value: value})
 	}
 	if len(t.missing) > 0 {
 		panic(errMissing)

@@ -60,6 +60,9 @@ type KindConfig[S proto.Message] struct {
 	// PersonalKeys is what the keys of a user's entries begin with, where an object has entries of many users: EraseUser removes
 	// these as well, and the history of the objects that had some. Optional.
 	PersonalKeys func(identity.User) string
+	// Unmetered objects are counted, but no quota refuses a change of them: their manager bounds them, and who is over a quota needs
+	// them to get at the others.
+	Unmetered bool
 	// OnTimer runs when a timer's time has come, as the tenant's service: a change like any other, pure as a closure of
 	// Update is, and journalled as "timer:<name>". The timer is cleared in the same change; OnTimer may set it again. tx.Now()
 	// is not before the time that was set. What it stages happens once, whatever number of processes run timers. After
@@ -102,6 +105,7 @@ type kind struct {
 	users         Users
 	userRestore   bool
 	noRestore     bool
+	unmetered     bool
 	prototype     proto.Message
 	collections   map[string]proto.Message
 	recent        string
@@ -121,7 +125,7 @@ type kind struct {
 func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 	var prototype S
 	k := &kind{
-		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, users: c.Users, userRestore: c.UserRestore, noRestore: c.NoRestore, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
+		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, users: c.Users, userRestore: c.UserRestore, noRestore: c.NoRestore, unmetered: c.Unmetered, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
 		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1), signal: c.Signal,
 		scratch: proto.Clone, packs: c.Packed, personal: map[protoreflect.FullName]protoreflect.Name{}, personalKeys: c.PersonalKeys,
 		ttl: func(m proto.Message) time.Duration {
@@ -337,7 +341,7 @@ func ExpectAbsent(collection string, keys ...string) UpdateOption {
 // left (after a replayed request, the newest one known).
 //
 // It returns fn's own error, ErrNotFound, ErrExists, ErrServicesOnly, VersionMismatchError, ErrRequestReused, TooLargeError,
-// OverloadedError, ErrNewerSchema, ErrClosed, ctx's error, or an error of package db. After ctx's error the change may
+// QuotaError, OverloadedError, ErrNewerSchema, ErrClosed, ctx's error, or an error of package db. After ctx's error the change may
 // yet happen.
 func (k *Kind[S]) Update(ctx context.Context, id ID, fn func(*Tx[S]) error, opts ...UpdateOption) (Snapshot[S], error) {
 	c, err := k.update(ctx, id, fn, opts)

@@ -18,6 +18,7 @@ import (
 type Config struct {
 	Log    *slog.Logger
 	Limits Limits
+	Quotas Quotas
 	// Metrics takes the runtime's metrics; nil: they go nowhere.
 	Metrics prometheus.Registerer
 	// Tracer makes a span of each transaction that serves a traced call. nil: none.
@@ -90,6 +91,7 @@ type Runtime struct {
 	answers *answers
 	metrics *metrics
 	tracer  trace.Tracer
+	usage   *usage
 	timers  *scheduler
 	life    context.Context //nolint:containedctx // the runtime's own: it ends when Close gives up waiting
 	end     context.CancelFunc
@@ -165,6 +167,10 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 	})}
 	rt.life, rt.end = context.WithCancel(context.Background())
 	rt.metrics, rt.tracer = newMetrics(rt, c.Metrics), c.Tracer
+	rt.usage = newUsage(rt, c.Quotas)
+	if c.Metrics != nil {
+		c.Metrics.MustRegister(newFullTenants(rt.usage))
+	}
 	rt.hub = newHub(rt, c)
 	rt.fanout = newFanout(rt, c)
 	rt.timers = newScheduler(rt, c)
@@ -185,6 +191,7 @@ func (rt *Runtime) Close(ctx context.Context) error {
 	}()
 	defer rt.end()
 	defer rt.fanout.close()
+	defer rt.usage.close(ctx)
 	select {
 	case <-drained:
 		return nil

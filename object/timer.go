@@ -394,7 +394,7 @@ func (s *scheduler) deliver(r dbsqlc.ClaimTimersRow) {
 	var stale bool
 	c := &change{
 		ctx: rt.life, caller: identity.Identity{Tenant: identity.Tenant(r.TenantID), Service: true},
-		done: make(chan struct{}), notBefore: r.DueTime, run: k.fire(r.Name, r.DueTime, &stale),
+		done: make(chan struct{}), notBefore: r.DueTime, unmetered: true, run: k.fire(r.Name, r.DueTime, &stale),
 	}
 	err := rt.submit(rt.life, k, ID(r.ObjectID), c)
 	if err == nil && !stale || rt.life.Err() != nil {

@@ -29,6 +29,8 @@ type change struct {
 
 	// notBefore is the least time that the closure may see; zero: any.
 	notBefore time.Time
+	// unmetered: no quota refuses it, because nobody asked for it who could do without.
+	unmetered bool
 
 	err    error
 	after  *record
@@ -68,6 +70,7 @@ type txn struct {
 type put struct {
 	entryKey
 	value proto.Message
+	was   int // the bytes of the entry before, once the note that undoes the change was made; 0: it was not there
 }
 
 // Exists is false where the change creates the object.
@@ -133,7 +136,7 @@ func (t *txn) stage(collection, key string, value proto.Message) {
 		}
 	}
 	if old := t.Entry(collection, key); old != nil || value != nil {
-		t.puts = append(t.puts, put{k, value})
+		t.puts = append(t.puts, put{entryKey: k, value: value})
 		t.newer = t.newer || t.work.mayNotReplace(k)
 	}
 }

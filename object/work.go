@@ -51,6 +51,9 @@ type work struct {
 	assumed []entryKey
 	events  []event
 	missing []entryKey
+	grown   int64 // bytes of entries and events
+	// termsGrown is the bytes of terms, once terms was called.
+	termsGrown int64
 }
 
 // staged is an entry as the batch will leave it; a nil value removes it.
@@ -133,6 +136,7 @@ type event struct {
 // come to: then nothing of them may be stored or answered, and missing says what to load.
 func (w *work) compute(now time.Time) bool {
 	w.cur, w.fresh, w.anew, w.staged, w.replied, w.assumed, w.events, w.missing = w.base, !w.base.live(now), false, stagedEntries{}, nil, nil, nil, nil
+	w.grown = 0
 	if w.base != nil && now.Before(w.base.update) && w.base.update.Sub(now) < maxAhead {
 		now = w.base.update // the clock of another process ran a little ahead
 	}
@@ -317,6 +321,14 @@ func (w *work) accept(c *change, t *txn) error {
 			}
 		}
 	}
+	entries, note := entriesGrow(t.puts, bodies), int64(rowBytes+len(undo)+len(e.reply))
+	grown := entries + int64(next.stateSize)
+	if live {
+		grown -= int64(t.base.stateSize)
+	}
+	if err := w.mayGrow(c, t, next, growth{bytes: grown, note: note}); err != nil {
+		return err
+	}
 	// Nothing fails from here on.
 	if !live {
 		w.fresh, w.anew, w.staged, w.replied = true, true, stagedEntries{}, nil
@@ -336,6 +348,7 @@ func (w *work) accept(c *change, t *txn) error {
 		}
 	}
 	w.cur = next
+	w.grown += entries + note
 	w.events = append(w.events, e)
 	c.after = next
 	size := next.stateSize + len(undo) + len(e.reply)
@@ -470,8 +483,12 @@ func (w *work) appendUndo(b []byte, t *txn, live bool) ([]byte, error) {
 			b = append(jsonpb.AppendString(b, p.key), ',')
 			if old, _ := w.entry(p.entryKey); old == nil || !live {
 				b = append(b, "null"...)
-			} else if b, err = appendMessage(b, old); err != nil {
-				return nil, err
+			} else {
+				was := len(b)
+				if b, err = appendMessage(b, old); err != nil {
+					return nil, err
+				}
+				t.puts[i].was = len(b) - was
 			}
 			b = append(b, ']')
 		}
@@ -611,7 +628,12 @@ func (w *work) terms() (is []string, same bool) {
 	if w.cur.state != nil {
 		is = w.kind.terms(w.cur.state)
 	}
-	return is, slices.Equal(was, is) && (len(is) == 0 || w.base != nil && w.base.activity.Equal(w.cur.activity))
+	w.termsGrown = 0
+	if !slices.Equal(was, is) {
+		w.termsGrown = w.termsBytes(is) - w.termsBytes(was)
+		return is, false
+	}
+	return is, len(is) == 0 || w.base != nil && w.base.activity.Equal(w.cur.activity)
 }
 
 // storeTerms rewrites the object's terms where they or its activity changed.

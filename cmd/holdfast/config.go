@@ -63,6 +63,8 @@ type serverConfig struct {
 	LogLevel      slog.Level `help:"debug, info, warn or error. At debug every call is logged; at info those that failed, ten a second of a tenant one by one." env:"HOLDFAST_LOG_LEVEL" default:"info"`
 	Reflection    bool       `help:"Tell anyone who asks by gRPC which services and messages there are." env:"HOLDFAST_REFLECTION" default:"true" negatable:""`
 
+	Quotas quotaConfig `embed:"" group:"What may be stored; 0 is no limit:"`
+
 	drainDelay time.Duration // how long it serves on after ctx has ended
 
 	fanoutConfig
@@ -84,6 +86,32 @@ type liveConfig struct {
 
 func (c liveConfig) limits() conversation.LiveLimits {
 	return conversation.LiveLimits{DeveloperHandles: c.DeveloperHandles, VertexHandles: c.VertexHandles, Connection: c.Connection}
+}
+
+// quotaConfig bounds what is stored.
+type quotaConfig struct {
+	UserObjects   int64 `help:"Objects of a user." env:"HOLDFAST_USER_OBJECTS" default:"100000" placeholder:"N"`
+	UserBytes     int64 `help:"Bytes of a user, journal included." env:"HOLDFAST_USER_BYTES" default:"1073741824" placeholder:"N"`
+	TenantObjects int64 `help:"Objects of a tenant, its users' among them." env:"HOLDFAST_TENANT_OBJECTS" default:"10000000" placeholder:"N"`
+	TenantBytes   int64 `help:"Bytes of a tenant." env:"HOLDFAST_TENANT_BYTES" default:"107374182400" placeholder:"N"`
+}
+
+func (c quotaConfig) check() error {
+	for flag, n := range map[string]int64{
+		"user-objects": c.UserObjects, "user-bytes": c.UserBytes, "tenant-objects": c.TenantObjects, "tenant-bytes": c.TenantBytes,
+	} {
+		if n < 0 {
+			return wrongUsage("--%s is %d; it is a number, or 0 for no limit", flag, n)
+		}
+	}
+	return nil
+}
+
+func (c quotaConfig) quotas() object.Quotas {
+	return object.Quotas{
+		User:   object.Quota{Objects: c.UserObjects, Bytes: c.UserBytes},
+		Tenant: object.Quota{Objects: c.TenantObjects, Bytes: c.TenantBytes},
+	}
 }
 
 // jwtConfig says which JWTs are accepted. Without an issuer there are none.
@@ -124,7 +152,7 @@ func (c serverConfig) check() error {
 	if c.MaxConns < 2 || c.MaxConns > 1000 {
 		return wrongUsage("--max-conns is %d; it is 2 to 1000", c.MaxConns)
 	}
-	if err := errors.Join(c.checkSweep(), c.Linear.check()); err != nil {
+	if err := errors.Join(c.checkSweep(), c.Linear.check(), c.Quotas.check()); err != nil {
 		return err
 	}
 	for _, o := range c.Origins {
@@ -194,7 +222,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 		}
 	}()
 	rt := object.NewRuntime(d, object.Config{
-		Log: log, Metrics: metrics, Tracer: c.telemetry.runtimeTracer(), Carrier: carrier, Sealer: box, Timers: true,
+		Log: log, Metrics: metrics, Tracer: c.telemetry.runtimeTracer(), Carrier: carrier, Sealer: box, Timers: true, Quotas: c.Quotas.quotas(),
 	})
 	defer func() { err = errors.Join(err, rt.Close(stopping())) }() //nolint:contextcheck // see closing
 	known := registerKinds(rt)

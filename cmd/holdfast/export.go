@@ -65,6 +65,9 @@ func (c *importCmd) Run(ctx context.Context, w *console) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := d.RecountUsage(ctx, identity.Tenant(c.Tenant)); err != nil {
+		fmt.Fprintf(w.stderr, "usage was not recounted, which quotas go by; it is once a day: %v\n", err)
+	}
 	leftOut := rows[db.EndpointsLeftOut]
 	delete(rows, db.EndpointsLeftOut)
 	fmt.Fprintf(w.stdout, "imported %v\n", rows)

@@ -461,6 +461,7 @@ func TestWrongUsage(t *testing.T) {
 		"NATS URL, no NATS":  {[]string{"serve", "--nats-url", "nats://x"}, nil, 2, "--fanout nats"},
 		"listen, no LISTEN":  {[]string{"serve", "--fanout", "local", "--listen-url", "x"}, nil, 2, "--fanout postgres"},
 		"bad retention":      {[]string{"serve", "--journal-retention", "1h"}, nil, 2, "--journal-retention"},
+		"bad quota":          {[]string{"serve", "--user-bytes", "-1"}, nil, 2, "--user-bytes"},
 		"bad sweep rate":     {[]string{"sweep", "--sweep-rate", "0"}, nil, 2, "--sweep-rate"},
 		"migrate, no owner":  {[]string{"migrate", "up"}, nil, 2, "HOLDFAST_MIGRATE_DATABASE_URL"},
 		"login, no password": {[]string{"migrate", "up", "--login", "x"}, map[string]string{"DATABASE_URL": nowhere}, 2, "HOLDFAST_LOGIN_PASSWORD"},

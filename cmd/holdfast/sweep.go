@@ -41,7 +41,20 @@ const (
 	sweepEvery = 5 * time.Minute
 	trimEvery  = 24 * time.Hour
 	packEvery  = 24 * time.Hour
+
+	recountEvery = 24 * time.Hour
 )
+
+// recount corrects the totals that quotas go by, of all tenants.
+func recount(ctx context.Context, d *db.DB) error {
+	return eachTenant(ctx, d, nil, func(ctx context.Context) error {
+		caller, err := identity.From(ctx)
+		if err != nil {
+			return err
+		}
+		return d.RecountUsage(ctx, caller.Tenant)
+	})
+}
 
 // pack packs what is cold of some tenants, or of all where none is named. It goes on with the others where one fails.
 func (c sweepConfig) pack(ctx context.Context, d *db.DB, rt *object.Runtime, tenants ...identity.Tenant) (total object.Packed, err error) {
@@ -117,6 +130,7 @@ func (c sweepConfig) addJobs(q *jobs.Queue, d *db.DB, rt *object.Runtime, metric
 		{"sweep", sweepEvery, 30 * time.Minute, sweep},
 		{"trim_journal", trimEvery, 30 * time.Minute, trim},
 		{"pack", packEvery, 4 * time.Hour, pack},
+		{"recount_usage", recountEvery, 12 * time.Hour, func(ctx context.Context) error { return recount(ctx, d) }},
 	} {
 		if j.name == "pack" && c.PackAfter == 0 {
 			continue
@@ -138,7 +152,7 @@ type sweepCmd struct {
 	sweepConfig
 }
 
-// Run sweeps and packs once. Servers do so by themselves; this is for who would rather have a scheduler do it.
+// Run sweeps, packs and recounts once. Servers do so by themselves; this is for who would rather have a scheduler do it.
 func (c *sweepCmd) Run(ctx context.Context, w *console) error {
 	if err := c.checkSweep(); err != nil {
 		return err
@@ -156,6 +170,9 @@ func (c *sweepCmd) Run(ctx context.Context, w *console) error {
 	var packed object.Packed
 	if err == nil && c.PackAfter > 0 {
 		packed, err = c.packOnce(ctx, d)
+	}
+	if err == nil {
+		err = recount(ctx, d)
 	}
 	_, printed := fmt.Fprintf(w.stdout, "deleted %d expired objects with %d terms, %d entries, %d events and %d timers, and %d events older than %v; packed %d entries of %d objects, %d bytes to %d\n",
 		swept.Objects, swept.Terms, swept.Entries, swept.Events, swept.Timers, trimmed, c.JournalRetention, packed.Entries, packed.Objects, packed.BytesBefore, packed.BytesAfter)

@@ -51,7 +51,7 @@ func TestDashboardAndAlerts(t *testing.T) {
 	}
 	// These show once something has happened.
 	for _, late := range []string{
-		"holdfast_requests_total", "holdfast_request_duration_seconds_bucket", "holdfast_swept_rows_total", "holdfast_linear_sync_lag_seconds",
+		"holdfast_requests_total", "holdfast_request_duration_seconds_bucket", "holdfast_swept_rows_total", "holdfast_linear_sync_lag_seconds", "holdfast_quota_used_ratio",
 	} {
 		known[late] = true
 	}

@@ -3,3 +3,10 @@
 //   sqlc v1.31.1
 
 package dbsqlc
+
+type HoldfastUsage struct {
+	TenantID string
+	OwnerID  string
+	Objects  int64
+	Bytes    int64
+}

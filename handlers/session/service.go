@@ -66,9 +66,10 @@ func Register(rt *object.Runtime) Kinds {
 			Collections: map[string]proto.Message{inEvents: &sessionv1.SecurityEvent{}},
 			OnTimer:     onTime,
 			NoRestore:   true,
+			Unmetered:   true,
 		}),
 		Settings: object.Register(rt, object.KindConfig[settings]{
-			Name: "session_settings", SchemaVersion: 1, Users: object.UsersNever,
+			Name: "session_settings", SchemaVersion: 1, Users: object.UsersNever, Unmetered: true,
 		}),
 	}
 }
