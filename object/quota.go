@@ -105,6 +105,7 @@ type usage struct {
 	closing       sync.Once
 }
 
+//nolint:contextcheck,nolintlint // it lives as long as the runtime; the linter looks for this at its callers
 func newUsage(rt *Runtime, limits Quotas) *usage {
 	u := &usage{rt: rt, limits: limits, accounts: map[holder]*tally{}, stop: make(chan struct{}), stopped: make(chan struct{})}
 	ctx, cancel := context.WithCancel(rt.life)
