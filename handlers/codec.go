@@ -71,8 +71,6 @@ func (c fastJSON) Unmarshal(data []byte, message any) error {
 	if len(data) == 0 {
 		return errors.New("an empty body is no JSON object; send {}")
 	}
-	if _, err := c.UnmarshalLenient(data, m); err != nil {
-		return fmt.Errorf("unmarshal into %T: %w", message, err)
-	}
-	return nil
+	_, err := c.UnmarshalLenient(data, m)
+	return err //nolint:wrapcheck // Connect says that the message could not be read; the error says where
 }
