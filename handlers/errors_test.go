@@ -93,7 +93,7 @@ func TestEveryErrorOfTheTable(t *testing.T) {
 		{name: "mailbox, no delay", err: &object.OverloadedError{What: "streams"}, code: connect.CodeResourceExhausted, reason: "OVERLOADED", metadata: "limit=streams", retry: true},
 		{
 			name: "quota", err: &object.QuotaError{Scope: "user", Name: "objects", Limit: 3, Used: 4}, code: connect.CodeResourceExhausted,
-			reason: "QUOTA_EXCEEDED", metadata: "limit=3",
+			reason: "QUOTA_EXCEEDED", metadata: "limit=3 name=objects scope=user value=4",
 		},
 		{name: "postgres away", err: fmt.Errorf("%w: %w", db.ErrUnavailable, context.DeadlineExceeded), code: connect.CodeUnavailable, reason: "DATABASE_UNAVAILABLE", retry: true},
 		{name: "shutdown", err: object.ErrClosed, code: connect.CodeUnavailable, reason: "SHUTTING_DOWN", retry: true},

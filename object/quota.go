@@ -100,7 +100,9 @@ type usage struct {
 	mu       sync.Mutex // guards accounts; nothing slow happens under it
 	accounts map[holder]*tally
 
-	cancel        context.CancelFunc // of a flush by itself
+	life          context.Context //nolint:containedctx // of a flush by itself
+	cancel        context.CancelFunc
+	begun         sync.Once // run has, or never will
 	stop, stopped chan struct{}
 	closing       sync.Once
 }
@@ -108,14 +110,14 @@ type usage struct {
 //nolint:contextcheck,nolintlint // it lives as long as the runtime; the linter looks for this at its callers
 func newUsage(rt *Runtime, limits Quotas) *usage {
 	u := &usage{rt: rt, limits: limits, accounts: map[holder]*tally{}, stop: make(chan struct{}), stopped: make(chan struct{})}
-	ctx, cancel := context.WithCancel(rt.life)
-	u.cancel = cancel
-	go u.run(ctx)
+	u.life, u.cancel = context.WithCancel(rt.life)
 	return u
 }
 
-func (u *usage) run(ctx context.Context) {
+// run flushes from the first account on.
+func (u *usage) run() {
 	defer close(u.stopped)
+	ctx := u.life
 	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
 	failing := false
@@ -136,6 +138,7 @@ func (u *usage) run(ctx context.Context) {
 // close flushes what was counted, unless ctx is over first.
 func (u *usage) close(ctx context.Context) {
 	u.closing.Do(func() {
+		u.begun.Do(func() { close(u.stopped) })
 		close(u.stop)
 		select {
 		case <-u.stopped:
@@ -155,6 +158,7 @@ func (u *usage) at(h holder) *tally {
 	if a == nil {
 		a = &tally{}
 		u.accounts[h] = a
+		u.begun.Do(func() { go u.run() })
 	}
 	a.idle = 0
 	return a

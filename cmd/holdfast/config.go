@@ -181,6 +181,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	ended := ctx
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel() // ends the fetching of an identity provider's keys
+	over := ctx.Done()
 	// All that answers calls goes on for the delay.
 	stopWaiting := context.AfterFunc(ended, func() {
 		delay := time.NewTimer(c.drainDelay)
@@ -188,7 +189,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 		select {
 		case <-delay.C:
 			cancel()
-		case <-ctx.Done():
+		case <-over:
 		}
 	})
 	defer stopWaiting()
