@@ -71,7 +71,7 @@ test: ## Run all tests
 
 .PHONY: test-race
 test-race: ## Run all tests under the race detector
-	go test -race ./...
+	go test -race -timeout=20m ./...
 
 .PHONY: test-docker
 test-docker: ## Run the tests that need a database again, in Docker

@@ -148,7 +148,9 @@ func TestRawFramesExpire(t *testing.T) {
 	c := b.client(t, ada)
 	create(t, c)
 	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1, KeepFramesFor: durationpb.New(time.Hour)}))(t)
-	kind := Register(object.NewRuntime(b.DB, object.Config{}))
+	rt := object.NewRuntime(b.DB, object.Config{})
+	t.Cleanup(func() { _ = rt.Close(context.WithoutCancel(t.Context())) })
+	kind := Register(rt)
 	keepFor := func(d time.Duration) { // the API has no time as short
 		t.Helper()
 		if _, err := kind.Update(b.As(t, ada), c1, func(tx *object.Tx[state]) error {
