@@ -33,13 +33,8 @@ func setup(t testing.TB) *testBundle {
 
 func setupWith(t testing.TB, b *dbtest.Bundle, c object.Config) *testBundle {
 	t.Helper()
-	ctx := b.As(t, "alice")
-	if _, ok := t.(*testing.T); ok { // a benchmark takes as long as it is told to
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, 5*time.Minute) // parallel subtests wait for their turn
-		t.Cleanup(cancel)
-	}
-	tb := &testBundle{Bundle: b, ctx: ctx}
+	// The context has no deadline: parallel subtests wait long for their turn on a busy machine.
+	tb := &testBundle{Bundle: b, ctx: b.As(t, "alice")}
 	tb.rt = newRuntime(t, b.DB, c)
 	tb.toys = toyKind(tb.rt)
 	return tb

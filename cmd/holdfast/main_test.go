@@ -370,9 +370,15 @@ func TestTheFirstStepsWorkForAnOwnerWhoIsNoSuperuser(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close(context.Background()) })
+	// Only a superuser may end the backends that a closed server's connections leave for a moment.
+	super, err := pgx.Connect(t.Context(), b.SuperuserURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { super.Close(context.Background()) })
 	login := "holdfast_first_" + strings.ToLower(rand.Text()[:8])
 	t.Cleanup(func() {
-		if _, err := conn.Exec(context.Background(), "DROP ROLE IF EXISTS "+login); err != nil {
+		if _, err := super.Exec(context.Background(), "DROP ROLE IF EXISTS "+login); err != nil {
 			t.Error(err)
 		}
 	})
@@ -382,7 +388,7 @@ func TestTheFirstStepsWorkForAnOwnerWhoIsNoSuperuser(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			if _, err := conn.Exec(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+			if _, err := super.Exec(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
 				t.Error(err)
 			}
 		})
