@@ -14,13 +14,13 @@ import (
 	"sync"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
-	"holdfast/cmd/holdfast/internal/footprint"
 	"holdfast/db"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
@@ -279,7 +279,10 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	if err != nil {
 		return err
 	}
-	footprint.Keep(ctx, env)
+	// The collector works harder near the container's limit instead of running into it. GOMEMLIMIT wins.
+	if _, err := memlimit.Set(); err != nil {
+		log.DebugContext(ctx, "no memory limit was found", "error", err)
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	if c.AdminAddr != "" {
 		admin, err := listen(ctx, c.AdminAddr, "--admin-addr")
