@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
@@ -32,31 +31,6 @@ const sendTimeout = 30 * time.Second
 type serverSide struct{}
 
 func (serverSide) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
-	return next
-}
-
-// inTurn is interceptors as one, the first outermost. Connect's own chain asks the context twice before each whether a client's
-// call has strayed here.
-type inTurn []connect.Interceptor
-
-func (in inTurn) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
-	for _, i := range slices.Backward(in) {
-		next = i.WrapUnary(next)
-	}
-	return next
-}
-
-func (in inTurn) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
-	for _, i := range slices.Backward(in) {
-		next = i.WrapStreamingClient(next)
-	}
-	return next
-}
-
-func (in inTurn) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
-	for _, i := range slices.Backward(in) {
-		next = i.WrapStreamingHandler(next)
-	}
 	return next
 }
 

@@ -145,7 +145,7 @@ func New(o Options) (*Server, error) {
 		}
 	}
 	// The rules are compiled now: the first request does not wait for it.
-	validator, err := protovalidate.New(protovalidate.WithMessageDescriptors(requests...))
+	rules, err := protovalidate.New(protovalidate.WithMessageDescriptors(requests...))
 	if err != nil {
 		return nil, fmt.Errorf("handlers: the rules of the protos: %w", err)
 	}
@@ -162,10 +162,10 @@ func New(o Options) (*Server, error) {
 		connect.WithCodec(fastJSON{"json; charset=utf-8", texts}),
 		connect.WithReadMaxBytes(int(slices.Max(slices.Collect(maps.Values(largeRequests))))), // intake has refused what is over its limit
 		connect.WithCompressMinBytes(minCompress),
-		connect.WithInterceptors(inTurn(append(tracing, &outcome{telemetry: t, whenDraining: func(f func()) func() bool {
+		connect.WithInterceptors(append(tracing, &outcome{telemetry: t, whenDraining: func(f func()) func() bool {
 			return context.AfterFunc(s.draining, f)
-		}, follow: o.Auth.guard.follow}, validate.NewInterceptor(validate.WithValidator(newDeep(checks(validator), s.draining.Done())),
-			validate.WithoutErrorDetails()), conditional{}))),
+		}, follow: o.Auth.guard.follow}, validate.NewInterceptor(validate.WithValidator(validator{rules}), validate.WithoutErrorDetails()),
+			conditional{})...),
 	}
 
 	admission := newAdmission(o.Bounds)
