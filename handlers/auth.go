@@ -517,8 +517,8 @@ func invalidCredential(why string) *problem.Error {
 	return problem.Unauthenticated("CREDENTIAL_INVALID", "the credential was refused: "+why)
 }
 
-// entrance authenticates a request and has it admitted. The call, which is the context, then knows who it is. passive are the
-// procedures that say nothing of what the user does.
+// entrance authenticates a request and has it admitted. It notes the caller in the call. passive are the procedures that do
+// not count as the user's activity.
 func (a *Authenticator) entrance(t *telemetry, passive map[string]bool, admitted func(*call, *http.Request) error) func(*call, *http.Request) *connect.Error {
 	return func(c *call, r *http.Request) *connect.Error {
 		ctx := r.Context()
@@ -547,7 +547,7 @@ func (a *Authenticator) authenticate(ctx context.Context, c *call, r *http.Reque
 			t.log.WarnContext(ctx, "a session's activity could not be written", "error", err)
 		}
 	}
-	c.admit(&in)
+	c.caller, c.presented, c.backs = in.who, in.presented, in.backs
 	return nil
 }
 

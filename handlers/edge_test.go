@@ -395,7 +395,7 @@ func TestChargesAreGivenBack(t *testing.T) {
 		"good": strings.NewReader(`{"a":1}`), "large": bytes.NewReader(make([]byte, maxRequest+1)), "broken": io.MultiReader(strings.NewReader("{"), failing{}),
 	} {
 		for _, size := range []int64{-1, 7} {
-			c := untold(t.Context())
+			c := &call{}
 			c.caller.Tenant, c.caller.User = "acme", "bob"
 			if err := a.admit(c, false); err != nil {
 				t.Fatal(err)
@@ -615,7 +615,7 @@ func TestRefusalsDoNotFillTheLog(t *testing.T) {
 		tell := newTelemetry(slog.New(slog.NewTextHandler(&log, nil)), time.Now, nil, nil)
 		refuse := func(n int, tenant identity.Tenant) {
 			for range n {
-				c := &call{Context: t.Context(), code: "unauthenticated", reason: "CREDENTIAL_MISSING"}
+				c := &call{code: "unauthenticated", reason: "CREDENTIAL_MISSING"}
 				c.caller.Tenant = tenant
 				tell.report(t.Context(), c, 0)
 			}

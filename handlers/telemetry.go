@@ -21,19 +21,15 @@ import (
 	"holdfast/object"
 )
 
-// call is what becomes known of one HTTP request on its way in, and its context. The middleware makes it and reports it at
-// the end; the authenticator and the interceptors between write to it, all in the request's goroutine.
+// call collects what is known of one HTTP request. The edge makes it and reports it at the end; the authenticator and the
+// interceptors in between write to it, all in the request's goroutine.
 type call struct {
-	context.Context //nolint:containedctx // it is one; a copy of the request for each value more would cost more than the values
-
-	// admitted has who the caller is, for those who ask the context; nil: not known yet.
-	admitted context.Context //nolint:containedctx // as above
-
 	began     time.Time
 	trace     string // see traceID
 	procedure string // empty: no interceptor ran
 	stream    bool
 	caller    identity.Identity
+	presented credential.Presented
 	backs     backing
 	code      string
 	reason    string
@@ -45,24 +41,15 @@ type call struct {
 	permit    object.Answer // of a large answer
 }
 
-// Value implements [context.Context].
-func (c *call) Value(key any) any {
-	switch {
-	case key == callKey{}:
-		return c
-	case c.admitted != nil:
-		return c.admitted.Value(key)
-	default:
-		return c.Context.Value(key)
+// identified adds the caller to the context of the call's handler.
+func (c *call) identified(ctx context.Context) context.Context {
+	if c.caller != (identity.Identity{}) {
+		ctx = identity.With(ctx, c.caller)
 	}
-}
-
-// admit makes the caller known.
-func (c *call) admit(in *admitted) {
-	c.caller, c.backs = in.who, in.backs
-	if c.admitted = identity.With(c.Context, in.who); in.presented != (credential.Presented{}) {
-		c.admitted = credential.With(c.admitted, in.presented)
+	if c.presented != (credential.Presented{}) {
+		ctx = credential.With(ctx, c.presented)
 	}
+	return ctx
 }
 
 const (
@@ -78,10 +65,8 @@ func callFrom(ctx context.Context) *call {
 	if c, ok := ctx.Value(callKey{}).(*call); ok {
 		return c
 	}
-	return untold(ctx)
+	return &call{}
 }
-
-func untold(ctx context.Context) *call { return &call{Context: ctx} }
 
 // traceID is the caller's, or one that is made when it is first told.
 func (c *call) traceID() string {
@@ -155,19 +140,20 @@ type edge struct {
 func (t *telemetry) wrap(next http.Handler) http.Handler { return &edge{telemetry: t, next: next} }
 
 func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c := e.begin(w, r)
+	c := &call{trace: traceOf(r), began: e.now(), code: codeMalformed, response: w}
 	defer e.end(c, r)
-	in := r.WithContext(c)                      //nolint:contextcheck // it carries the request's
+	ctx := context.WithValue(object.Answering(r.Context(), &c.permit), callKey{}, c)
+	in := r.WithContext(ctx)
 	w.Header().Set("Cache-Control", "no-store") // unless the answer has an ETag; RFC 6749, 5.1, asks for it where tokens are issued
 	c.answer = answerWriter{ResponseWriter: w, now: e.now}
-	if refusal := e.receive(c, w, in); refusal != nil { //nolint:contextcheck // the call is the context
+	if refusal := e.receive(c, w, in); refusal != nil {
 		_ = e.refusals.Write(&c.answer, in, refusal)
 		return
 	}
 	if e.intake == nil || !e.intake.rpcs[r.URL.Path].stream { // the Sends of a stream have deadlines of their own
 		w = &c.answer
 	}
-	e.next.ServeHTTP(w, in)
+	e.next.ServeHTTP(w, in.WithContext(c.identified(ctx)))
 }
 
 // receive lets a request in and reads it.
@@ -179,7 +165,7 @@ func (e *edge) receive(c *call, w http.ResponseWriter, r *http.Request) *connect
 	}
 	if e.intake != nil {
 		if err := e.intake.read(c, w, r); err != nil {
-			return e.fail(c, err)
+			return e.fail(r.Context(), err)
 		}
 	}
 	return nil
@@ -208,12 +194,6 @@ func (w *answerWriter) Flush() { _ = http.NewResponseController(w.ResponseWriter
 
 // Unwrap is for http.ResponseController.
 func (w *answerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-func (t *telemetry) begin(w http.ResponseWriter, r *http.Request) *call {
-	c := &call{trace: traceOf(r), began: t.now(), code: codeMalformed, response: w}
-	c.Context = object.Answering(r.Context(), &c.permit)
-	return c
-}
 
 func (t *telemetry) end(c *call, r *http.Request) {
 	c.leave()

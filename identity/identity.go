@@ -48,29 +48,14 @@ func (i Identity) MaySee(owner User) bool {
 
 type key struct{}
 
-// carrier is a context with an identity: one value for each call, and not three.
-type carrier struct {
-	context.Context //nolint:containedctx // it is one
-
-	identity Identity
-}
-
-// Value implements [context.Context].
-func (c *carrier) Value(k any) any {
-	if k == (key{}) {
-		return &c.identity
-	}
-	return c.Context.Value(k)
-}
-
 // With returns a context that carries i.
-func With(ctx context.Context, i Identity) context.Context { return &carrier{ctx, i} }
+func With(ctx context.Context, i Identity) context.Context { return context.WithValue(ctx, key{}, i) }
 
 // From returns the identity that ctx carries, or ErrAbsent.
 func From(ctx context.Context) (Identity, error) {
-	i, ok := ctx.Value(key{}).(*Identity)
-	if !ok || i.Tenant == "" {
+	i, _ := ctx.Value(key{}).(Identity)
+	if i.Tenant == "" {
 		return Identity{}, ErrAbsent
 	}
-	return *i, nil
+	return i, nil
 }
