@@ -44,13 +44,14 @@ type databaseConfig struct {
 	DatabaseURL string `help:"Postgres, as postgres://login:password@host:port/database; the server's login, which owns no table." env:"HOLDFAST_DATABASE_URL,DATABASE_URL" placeholder:"URL"`
 
 	traces trace.TracerProvider // nil: none
+	now    func() time.Time     // nil: time.Now
 }
 
 func (c databaseConfig) open(ctx context.Context, maxConns int) (*db.DB, error) {
 	if c.DatabaseURL == "" {
 		return nil, wrongUsage("no database: set HOLDFAST_DATABASE_URL or DATABASE_URL, or give --database-url; `holdfast dev` needs none")
 	}
-	return db.Open(ctx, db.Config{URL: c.DatabaseURL, MaxConns: maxConns, Traces: c.traces})
+	return db.Open(ctx, db.Config{URL: c.DatabaseURL, MaxConns: maxConns, Traces: c.traces, Now: c.now})
 }
 
 // serverConfig is what dev and serve have in common.
@@ -126,14 +127,14 @@ type jwtConfig struct {
 }
 
 // tokens is nil where no JWTs are accepted.
-func (c jwtConfig) tokens(ctx context.Context, log *slog.Logger) (*handlers.Tokens, error) {
+func (c jwtConfig) tokens(ctx context.Context, log *slog.Logger, now func() time.Time) (*handlers.Tokens, error) {
 	if c == (jwtConfig{UserClaim: c.UserClaim}) {
 		return nil, nil
 	}
 	t := handlers.TokenConfig{
 		Issuer: c.Issuer, Audience: c.Audience, JWKSURL: c.JWKSURL,
 		TenantClaim: c.TenantClaim, Tenant: identity.Tenant(c.Tenant), UserClaim: c.UserClaim,
-		Log: log, Now: time.Now,
+		Log: log, Now: now,
 	}
 	if c.KeyFile != "" {
 		var err error
@@ -177,7 +178,7 @@ func closing(ctx context.Context) (begin func() context.Context, cancel func()) 
 
 // run serves the API on addr from d until ctx ends. Then it says that it is not ready, goes on for the drain delay, and drains,
 // within handlers.DrainTimeout and closeTimeout. ready is told the API's base URL once calls are answered.
-func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *db.DB, box *seal.Box, addr string, ready func(api string) error) (err error) {
+func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *db.DB, box *seal.Box, addr string, ready func(api string) error) (err error) {
 	ended := ctx
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel() // ends the fetching of an identity provider's keys
@@ -195,7 +196,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	defer stopWaiting()
 	stopping, stopped := closing(ctx)
 	defer stopped()
-	tokens, err := c.JWT.tokens(ctx, log)
+	tokens, err := c.JWT.tokens(ctx, log, w.now)
 	if err != nil {
 		return err
 	}
@@ -210,11 +211,11 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 	metrics.MustRegister(d.Metrics())
 	if c.telemetry == nil {
 		c.telemetry = &openTelemetry{}
-		if err := c.telemetry.startTraces(ctx, env); err != nil {
+		if err := c.telemetry.startTraces(ctx, w.env); err != nil {
 			return err
 		}
 	}
-	if err := c.telemetry.startMetrics(ctx, env, metrics); err != nil {
+	if err := c.telemetry.startMetrics(ctx, w.env, metrics); err != nil {
 		return err
 	}
 	defer func() {
@@ -250,11 +251,11 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 				inspectv1connect.InspectServiceName, inspectv1connect.NewInspectServiceHandler, inspect.NewManager(rt)),
 		},
 		Routes: []handlers.Route{{Name: "linear webhook", Path: project.WebhookPath, Handler: project.NewWebhook(project.WebhookConfig{
-			Kinds: projectKinds, FindEndpoints: d.FindEndpoints, Open: box.Open, Now: time.Now, Log: log,
+			Kinds: projectKinds, FindEndpoints: d.FindEndpoints, Open: box.Open, Now: w.now, Log: log,
 		})}},
 		Auth: handlers.NewAuthenticator(handlers.AuthConfig{
 			Find: d.FindCredentials, Tokens: tokens, Touch: sessions.Touch, Refused: sessions.Refused,
-			AddressHeader: c.AddressHeader, Now: time.Now,
+			AddressHeader: c.AddressHeader, Now: w.now,
 		}),
 		Ping:         d.Ping,
 		Origins:      c.Origins,
@@ -262,7 +263,7 @@ func (c serverConfig) run(ctx context.Context, env lookup, log *slog.Logger, d *
 		Metrics:      metrics,
 		Traces:       c.telemetry.tracer(),
 		Log:          log,
-		Now:          time.Now,
+		Now:          time.Now, // it sets deadlines, which follow the kernel's clock whatever w.now says
 	})
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,11 +26,19 @@ import (
 	"holdfast/handlers"
 )
 
-// What is killed has to be a process of its own. The test binary is one: where this variable is set, it is holdfast.
-const asHoldfast = "HOLDFAST_TEST_AS_HOLDFAST"
+// What is killed has to be a process of its own. The test binary is one: where this variable is set, it is holdfast. Where it is
+// steppable, lines on standard input set how far its clock is from the machine's.
+const (
+	asHoldfast = "HOLDFAST_TEST_AS_HOLDFAST"
+	steppable  = "steppable"
+)
 
 func init() { //nolint:gochecknoinits // before the tests begin, and without TestMain, which starts and stops databases
-	if os.Getenv(asHoldfast) != "" {
+	switch os.Getenv(asHoldfast) {
+	case "":
+	case steppable:
+		steppableMain() // exits
+	default:
 		main() // exits
 	}
 }
@@ -38,7 +47,8 @@ func init() { //nolint:gochecknoinits // before the tests begin, and without Tes
 type child struct {
 	*process
 
-	cmd *exec.Cmd
+	cmd   *exec.Cmd
+	stdin io.WriteCloser
 }
 
 // spawn starts holdfast with that environment, and of ours only what every program needs. stop sends SIGTERM.
@@ -65,6 +75,9 @@ func spawn(t *testing.T, env map[string]string, args ...string) *child {
 	c.cmd.Stdout, c.cmd.Stderr = c.stdout, c.stderr
 	// A database of its own that is still shutting down must not keep us waiting for its output.
 	c.cmd.WaitDelay = time.Second
+	if c.stdin, err = c.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	if err := c.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

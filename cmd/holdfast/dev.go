@@ -69,7 +69,7 @@ func (c *devCmd) Run(ctx context.Context, w *console) (err error) {
 		}
 	}()
 	c.ListenURL = cmp.Or(c.ListenURL, box.url)
-	err = c.run(serving, w.env, log, box.db, secrets, c.Addr, func(api string) error { return c.greet(w, api, box.token) })
+	err = c.run(serving, w, log, box.db, secrets, c.Addr, func(api string) error { return c.greet(w, api, box.token) })
 	if ctx.Err() == nil && context.Cause(serving) != nil {
 		err = errors.Join(context.Cause(serving), err)
 	}

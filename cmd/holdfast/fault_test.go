@@ -23,6 +23,7 @@ import (
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/anishathalye/porcupine"
+	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
 
 	"holdfast/db"
@@ -59,8 +60,8 @@ type system struct {
 	apis     []*atomic.Pointer[url.URL]
 }
 
-// startSystem starts all of it, with the database in a directory.
-func startSystem(t *testing.T, dir string) *system {
+// startSystem starts all of it, with the database in a directory. The superuser runs prepare before the schema is made.
+func startSystem(t *testing.T, dir string, prepare ...string) *system {
 	t.Helper()
 	s := &system{t: t, dir: dir}
 	s.startPostgres()
@@ -70,6 +71,7 @@ func startSystem(t *testing.T, dir string) *system {
 		}
 	})
 	ctx := t.Context()
+	s.exec(t, prepare...)
 	if err := db.MigrateUp(ctx, s.postgres.AdminURL()); err != nil {
 		t.Fatal(err)
 	}
@@ -108,6 +110,21 @@ func startSystem(t *testing.T, dir string) *system {
 	return s
 }
 
+// exec runs statements as the superuser.
+func (s *system) exec(t *testing.T, statements ...string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), s.postgres.AdminURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	for _, sql := range statements {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+}
+
 // toServer sends requests to where a server is now.
 type toServer struct {
 	api  *atomic.Pointer[url.URL]
@@ -139,7 +156,7 @@ func (s *system) startServer(i int) {
 	t := s.t
 	t.Helper()
 	u := "postgres://" + faultLogin + ":" + faultPassword + "@" + s.proxies[i].Listen + "/postgres?sslmode=disable"
-	c := spawn(t, map[string]string{"DATABASE_URL": u, "HOLDFAST_ADDR": "127.0.0.1:0", "HOLDFAST_MAX_CONNS": "8", "HOLDFAST_SEAL_KEYS": sealKey}, "serve")
+	c := spawn(t, map[string]string{"DATABASE_URL": u, "HOLDFAST_ADDR": "127.0.0.1:0", "HOLDFAST_MAX_CONNS": "8", "HOLDFAST_SEAL_KEYS": sealKey, asHoldfast: steppable}, "serve")
 	api, err := url.Parse(c.await(t, c.stderr, `"ready".*"api":"([^"]+)"`))
 	if err != nil {
 		t.Fatal(err)

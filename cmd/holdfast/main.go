@@ -1,4 +1,4 @@
-// Command holdfast is Holdfast: the server, and what an operator needs beside it.
+// Command holdfast runs the server, and has the commands that its operator needs.
 package main
 
 import (
@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 )
@@ -22,10 +23,10 @@ type cli struct {
 	Key     keyCmd     `cmd:"" help:"Create, list and revoke API keys."`
 	Export  exportCmd  `cmd:"" help:"Write all of a tenant, or of one of its users, to standard output."`
 	Import  importCmd  `cmd:"" help:"Store an export in a tenant."`
-	Erase   eraseCmd   `cmd:"" help:"Delete all that belongs to a user, and take the user's id out of the rest."`
-	Sweep   sweepCmd   `cmd:"" help:"Delete what has expired and pack what is cold, once; servers do so by themselves."`
-	Unpack  unpackCmd  `cmd:"" help:"Undo all packing, before a release is rolled back to that does not know of it."`
-	Object  objectCmd  `cmd:"" help:"Look into objects: what they are, were and wait for; restore and fork them."`
+	Erase   eraseCmd   `cmd:"" help:"Delete everything that a user owns, and remove the user's id from the rest."`
+	Sweep   sweepCmd   `cmd:"" help:"Delete expired objects and pack cold ones, once; servers do so by themselves."`
+	Unpack  unpackCmd  `cmd:"" help:"Undo all packing, before a rollback to a release that cannot read it."`
+	Object  objectCmd  `cmd:"" help:"Inspect objects, their history and their timers; restore and fork them."`
 	Replay  replayCmd  `cmd:"" help:"Send a recorded Gemini Live session to a server."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 
@@ -41,17 +42,22 @@ func main() {
 // lookup reads an environment variable.
 type lookup func(name string) (value string, set bool)
 
-// console is what a command has of the world around it.
+// console connects a command to the world outside the process.
 type console struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	env            lookup
+	now            func() time.Time // this machine's clock
 }
 
-// Main runs one command until it is done, or until ctx ends, and returns the process's exit code: 0, 1 where it failed,
-// 2 where it was called wrongly. It is main without the process, so that end-to-end tests can run it.
+// Main runs one command until it is done, or until ctx ends. It returns the exit code: 0, 1 if the command failed, 2 if it was
+// called wrongly. End-to-end tests run it in place of a process.
 func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, env lookup) (code int) {
-	// Kong calls Exit after --help and goes on where that returns.
+	return (&console{stdin, stdout, stderr, env, time.Now}).run(ctx, args)
+}
+
+func (w *console) run(ctx context.Context, args []string) (code int) {
+	// Kong calls Exit after --help, and continues if Exit returns.
 	type exit int
 	defer func() {
 		switch r := recover().(type) {
@@ -65,45 +71,45 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 	parser, err := kong.New(&cli{},
 		kong.Name("holdfast"),
 		kong.Description("Durable state for conversational assistants, on Postgres. A flag's environment variable is in parentheses; the flag wins."),
-		kong.Writers(stdout, stderr),
+		kong.Writers(w.stdout, w.stderr),
 		kong.Exit(func(code int) { panic(exit(code)) }),
 		kong.Vars{"version": versionLine()},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.BindTo(ctx, (*context.Context)(nil)),
-		kong.Bind(&console{stdin, stdout, stderr, env}),
-		environment(env),
+		kong.Bind(w),
+		environment(w.env),
 	)
 	if err != nil {
-		fmt.Fprintln(stderr, "holdfast:", err)
+		fmt.Fprintln(w.stderr, "holdfast:", err)
 		return 2
 	}
 	command, err := parser.Parse(args)
 	if err != nil {
-		fmt.Fprintf(stderr, "holdfast: %v\nholdfast --help says more\n", err)
+		fmt.Fprintf(w.stderr, "holdfast: %v\nholdfast --help says more\n", err)
 		return 2
 	}
 	err = command.Run()
 	var wrong *usageError
 	switch {
 	case errors.As(err, &wrong):
-		fmt.Fprintln(stderr, "holdfast:", err)
+		fmt.Fprintln(w.stderr, "holdfast:", err)
 		return 2
 	case err != nil:
-		fmt.Fprintln(stderr, "holdfast:", err)
+		fmt.Fprintln(w.stderr, "holdfast:", err)
 		return 1
 	}
 	return 0
 }
 
-// usageError is a wrong flag or variable, found after parsing. It says how to mend it.
+// usageError reports a wrong flag or variable, found after parsing, and says how to fix it.
 type usageError struct{ message string }
 
 func (e *usageError) Error() string { return e.message }
 
 func wrongUsage(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
 
-// environment makes flags read their variables from env instead of the process's environment, and an empty variable the
-// same as none: that is how compose files and shells pass what is not set.
+// environment makes flags read their variables from env, not from the process. An empty variable counts as unset, because
+// compose files and shells pass unset variables that way.
 func environment(env lookup) kong.Option {
 	names := map[*kong.Value][]string{}
 	collect := kong.PostBuild(func(k *kong.Kong) error {

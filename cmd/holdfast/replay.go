@@ -52,7 +52,7 @@ func (c *replayCmd) Run(ctx context.Context, w *console) error {
 	}
 	if c.Token == "" {
 		fmt.Fprintln(w.stderr, "There is no HOLDFAST_TOKEN, so this starts a server of its own, which is gone afterwards.")
-		return withThrowAwayServer(ctx, w.env, func(ctx context.Context, api, token string) error {
+		return withThrowAwayServer(ctx, w, func(ctx context.Context, api, token string) error {
 			return c.replay(ctx, w.stdout, api, token, frames)
 		})
 	}
@@ -86,9 +86,9 @@ func (c *replayCmd) replay(ctx context.Context, stdout io.Writer, api, token str
 }
 
 // withThrowAwayServer runs do beside a server that nobody else uses.
-func withThrowAwayServer(ctx context.Context, env lookup, do func(ctx context.Context, api, token string) error) (err error) {
+func withThrowAwayServer(ctx context.Context, w *console, do func(ctx context.Context, api, token string) error) (err error) {
 	log := slog.New(slog.DiscardHandler)
-	box, err := openSandbox(ctx, env, sandboxOptions{Log: log})
+	box, err := openSandbox(ctx, w.env, sandboxOptions{Log: log})
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func withThrowAwayServer(ctx context.Context, env lookup, do func(ctx context.Co
 	group, serving := errgroup.WithContext(serving)
 	ready := make(chan string, 1)
 	group.Go(func() error {
-		return serverConfig{}.run(serving, env, log, box.db, secrets, "127.0.0.1:0", func(api string) error {
+		return serverConfig{}.run(serving, w, log, box.db, secrets, "127.0.0.1:0", func(api string) error {
 			ready <- api
 			return nil
 		})

@@ -43,7 +43,7 @@ func (c *serveCmd) Run(ctx context.Context, w *console) error {
 	if err := c.telemetry.startTraces(ctx, w.env); err != nil {
 		return err
 	}
-	c.traces = c.telemetry.tracer()
+	c.traces, c.now = c.telemetry.tracer(), w.now
 	d, err := c.open(ctx, c.MaxConns)
 	if err != nil {
 		stopping, stopped := closing(ctx)
@@ -52,7 +52,7 @@ func (c *serveCmd) Run(ctx context.Context, w *console) error {
 	}
 	defer d.Close()
 	c.ListenURL = cmp.Or(c.ListenURL, c.DatabaseURL)
-	return c.run(ctx, w.env, log, d, box, c.Addr, func(api string) error {
+	return c.run(ctx, w, log, d, box, c.Addr, func(api string) error {
 		log.InfoContext(ctx, "ready", "api", api, "version", readBuild().String())
 		return nil
 	})
