@@ -6,10 +6,10 @@ import (
 )
 
 // clock extrapolates the database's clock from its answers, so that a change can be computed before its only round
-// trip. It runs on the process's monotonic clock, so steps of the machine's wall clock do not matter, and it does not
-// run backwards: where the database's turns out to be a little behind, it stands still until that has caught up. Where
-// they are leap or more apart, one of them was set, and standing still would stop all that waits for a time; then it
-// goes back. Safe for concurrent use.
+// trip. It runs on the process's monotonic clock, so steps of the machine's wall clock do not matter. It does not run
+// backwards: when the database turns out to be slightly behind, the clock stands still until the database has caught up. When
+// they differ by leap or more, one of them was set, and standing still would stop everything that waits for a time; then the
+// clock goes back. Safe for concurrent use.
 type clock struct {
 	read   func() time.Time // with the monotonic reading
 	start  time.Time        // read once
@@ -17,10 +17,10 @@ type clock struct {
 	newest atomic.Int64     // what now answered last, in ns since start
 }
 
-// leap is more than a clock that nobody sets is ever off.
+// leap exceeds the error of any clock that was not set by hand.
 const leap = 2 * time.Second
 
-// newClock runs on this machine's clock, which is read by read; nil: time.Now.
+// newClock returns a clock that reads this machine's time with read, or with time.Now if read is nil.
 func newClock(read func() time.Time) *clock {
 	if read == nil {
 		read = time.Now
@@ -30,7 +30,7 @@ func newClock(read func() time.Time) *clock {
 
 func (c *clock) since() int64 { return int64(c.read().Sub(c.start)) }
 
-// now is the database's time as far as is known, in microseconds, which is what Postgres keeps.
+// now returns the estimated time of the database in whole microseconds, Postgres's precision.
 func (c *clock) now() time.Time {
 	for {
 		newest := c.newest.Load()
@@ -41,9 +41,8 @@ func (c *clock) now() time.Time {
 	}
 }
 
-// sample takes a time that the database answered to what was asked then. It read its clock somewhere between that
-// moment and this one, which may be far apart where a statement waited for a lock: an estimate that lies between is
-// kept.
+// sample corrects the estimate by a time that the database answered to a question asked at asked. The database read its clock at
+// some moment since then, perhaps long ago if the statement waited for a lock, so an estimate within that range is kept.
 func (c *clock) sample(asked, at time.Time) {
 	answer := at.Round(0).Sub(c.start.Round(0))
 	since := c.since()
@@ -53,7 +52,7 @@ func (c *clock) sample(asked, at time.Time) {
 		sampled := min(max(old, least), most)
 		if sampled == old || c.offset.CompareAndSwap(old, sampled) {
 			if newest := c.newest.Load(); newest-since-sampled > int64(leap) {
-				c.newest.CompareAndSwap(newest, since+sampled) // where it fails, somebody has done so
+				c.newest.CompareAndSwap(newest, since+sampled) // if it fails, another goroutine has done so
 			}
 			return
 		}

@@ -1,5 +1,5 @@
-// Package db is how Holdfast holds Postgres: a pool whose every transaction enters a scope, pipelines of statements
-// that sqlc has checked, and the errors of Postgres in the words of the callers.
+// Package db connects Holdfast to Postgres. Every transaction of its pool enters a scope, its pipelines send statements that
+// sqlc has checked, and it translates Postgres's errors for its callers.
 package db
 
 import (
@@ -18,7 +18,7 @@ import (
 	"holdfast/gen/dbsqlc"
 )
 
-// Config says how to reach Postgres.
+// Config configures Open.
 type Config struct {
 	// URL is a connection string of the server's login, which must not own the tables.
 	URL string
@@ -28,13 +28,13 @@ type Config struct {
 	Traces trace.TracerProvider
 	// ConnectTimeout bounds Open. 0: connectTimeout.
 	ConnectTimeout time.Duration
-	// Now reads this machine's clock, the monotonic one too. nil: time.Now. Tests set it to see what follows where the
-	// database's time is taken for another than it is.
+	// Now reads this machine's clock, with its monotonic reading. nil: time.Now. Tests step it, so that the estimate of the
+	// database's time is wrong.
 	Now func() time.Time
 }
 
-// DefaultMaxConns is the pool's size where none is given. Group commit needs few connections: more only make
-// Postgres's processes take turns on its cores.
+// DefaultMaxConns sizes the pool unless Config does. Group commit needs few connections; more of them only make Postgres's
+// processes compete for its cores.
 const DefaultMaxConns = 16
 
 // DB is a pool of connections to Postgres. It is safe for concurrent use.
@@ -46,8 +46,8 @@ type DB struct {
 	rooms    sync.Pool // of *room
 }
 
-// Open connects and checks the login: one that could step round row-level security, or make tenants and API keys, is
-// refused with an error that says how to mend it.
+// Open connects and checks the login. It returns a LoginError, which has the SQL that fixes it, for a login that could bypass
+// row-level security, or create tenants or API keys.
 func Open(ctx context.Context, c Config) (*DB, error) {
 	pc, err := pgxpool.ParseConfig(c.URL)
 	if err != nil {
@@ -89,7 +89,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 func (d *DB) Close() { closePool(d.pool) }
 
 // closeTimeout bounds the wait for connections in use. pgx waits up to 15 s for each connection to a Postgres that no longer
-// answers, and a process that is told to stop has less.
+// answers; a process that has to stop has less time.
 const closeTimeout = 500 * time.Millisecond
 
 func closePool(pool *pgxpool.Pool) {
@@ -106,10 +106,10 @@ func closePool(pool *pgxpool.Pool) {
 	}
 }
 
-// MaxConns is the size of the pool.
+// MaxConns returns the size of the pool.
 func (d *DB) MaxConns() int { return d.maxConns }
 
-// Now is the database's clock, extrapolated from its last answer, in whole microseconds.
+// Now returns the database's time, extrapolated from its last answer, in whole microseconds.
 func (d *DB) Now() time.Time { return d.clock.now() }
 
 // Ping asks Postgres for its time.
@@ -128,18 +128,18 @@ const connectTimeout = 10 * time.Second
 
 var errNotMigrated = errors.New("the database's schema is missing or older than this release: run `holdfast migrate up` with the owner's URL first")
 
-// LoginError says why the login may not be used, and the SQL that mends it.
+// LoginError refuses a database login. Fix is the SQL that makes it usable, or creates another.
 type LoginError struct {
 	Login  string
 	Reason string
-	Mend   string
+	Fix    string
 }
 
 func (e *LoginError) Error() string {
-	return fmt.Sprintf("database login %q %s. To mend it, as the owner of the database:\n%s", e.Login, e.Reason, e.Mend)
+	return fmt.Sprintf("database login %q %s. To fix it, run as the owner of the database:\n%s", e.Login, e.Reason, e.Fix)
 }
 
-// grantsInherit is the version from which on a grant, and not the role, says whether it is inherited.
+// grantsInherit is the first version of Postgres in which the grant decides about inheritance, not the role.
 const grantsInherit = 160000
 
 func (d *DB) checkLogin(ctx context.Context) error {
@@ -152,8 +152,8 @@ func (d *DB) checkLogin(ctx context.Context) error {
 		return translate(err, false)
 	}
 	login := pgx.Identifier{l.Login}.Sanitize()
-	refuse := func(reason string, mend ...string) error {
-		return &LoginError{Login: l.Login, Reason: reason, Mend: strings.Join(mend, "\n")}
+	refuse := func(reason string, fix ...string) error {
+		return &LoginError{Login: l.Login, Reason: reason, Fix: strings.Join(fix, "\n")}
 	}
 	grants := func(login string) string {
 		return "  " + strings.Join(loginGrants(login, int(l.ServerVersion)), ";\n  ") + ";"
@@ -161,15 +161,15 @@ func (d *DB) checkLogin(ctx context.Context) error {
 	separate := []string{
 		"  CREATE ROLE holdfast LOGIN NOINHERIT PASSWORD '…';",
 		grants("holdfast"),
-		"and put that login into the server's database URL.",
+		"and use that login in the server's database URL.",
 	}
 	switch {
 	case l.ServerVersion < 150000:
 		return fmt.Errorf("postgres %d is too old: 15 or newer is needed", l.ServerVersion/10000)
 	case l.Superuser:
-		return refuse("is a superuser, whom row-level security does not bind", separate...)
+		return refuse("is a superuser, which row-level security does not restrict", separate...)
 	case l.BypassesRls:
-		return refuse("has BYPASSRLS, so row-level security does not bind it", "  ALTER ROLE "+login+" NOBYPASSRLS;")
+		return refuse("has BYPASSRLS, so row-level security does not restrict it", "  ALTER ROLE "+login+" NOBYPASSRLS;")
 	case l.CreatesRoles:
 		return refuse("has CREATEROLE, so it could grant itself the right to make API keys", "  ALTER ROLE "+login+" NOCREATEROLE;")
 	case l.OwnsTables:
@@ -182,18 +182,18 @@ func (d *DB) checkLogin(ctx context.Context) error {
 			excess[i] = pgx.Identifier{role}.Sanitize()
 		}
 		all := strings.Join(excess, ", ")
-		return refuse("may act as "+all+", which may do more than the server needs", "  REVOKE "+all+" FROM "+login+";")
+		return refuse("may act as "+all+", which has more rights than the server needs", "  REVOKE "+all+" FROM "+login+";")
 	case l.Inherits:
-		mend := []string{"  ALTER ROLE " + login + " NOINHERIT;"}
+		fix := []string{"  ALTER ROLE " + login + " NOINHERIT;"}
 		if l.ServerVersion >= grantsInherit {
-			mend = append(mend, "  "+loginGrants(login, int(l.ServerVersion))[0]+";")
+			fix = append(fix, "  "+loginGrants(login, int(l.ServerVersion))[0]+";")
 		}
-		return refuse("inherits its roles' rights, so a query outside a scope would not fail", mend...)
+		return refuse("inherits its roles' rights, so a query outside a scope would not fail", fix...)
 	case !l.HasUsage || int(l.MemberOf) < len(roles) || !l.HasJobs:
 		return refuse("lacks rights that the server needs", grants(login))
 	case l.Isolation != "read committed":
-		// Under a lock that was waited for, REPEATABLE READ would show the rows from before the wait.
-		return refuse("has another default isolation than READ COMMITTED, which the write path builds on",
+		// After a wait for a lock, REPEATABLE READ would still show the rows from before the wait.
+		return refuse("has a default isolation other than READ COMMITTED, which the write path needs",
 			"  ALTER ROLE "+login+" SET default_transaction_isolation = 'read committed';")
 	}
 	return nil

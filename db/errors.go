@@ -9,39 +9,39 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// What can go wrong in Postgres, as callers tell it apart. SQLSTATEs and constraint names end in this file.
+// Callers distinguish these failures of Postgres. SQLSTATEs and constraint names do not leave this file.
 var (
-	// ErrFenced: an object was not at the version that the change was computed from. Nothing was stored.
+	// ErrFenced means that an object was no longer at the version that the change was computed from. Nothing was stored.
 	ErrFenced = errors.New("db: object is at another version")
-	// ErrRequestKnown: a change carried a request id that the object's journal has. Nothing was stored.
+	// ErrRequestKnown means that the object's journal already has the change's request id. Nothing was stored.
 	ErrRequestKnown = errors.New("db: request id is known")
-	// ErrContention: others hold what the transaction needs for too long, or it was chosen to end a deadlock. Nothing was
-	// stored; the same again may pass.
+	// ErrContention means that others held the transaction's locks for too long, or that Postgres ended it to resolve a
+	// deadlock. Nothing was stored; a retry may succeed.
 	ErrContention = errors.New("db: others hold what the transaction needs")
-	// ErrForbidden: row-level security refused a row. Nothing was stored.
+	// ErrForbidden means that row-level security refused a row. Nothing was stored.
 	ErrForbidden = errors.New("db: refused by row-level security")
-	// ErrNoRight: the login, or the role that it had entered, lacks a right, which is a mistake in how the database is set up.
+	// ErrNoRight means that the login, or the role that it had entered, lacks a right: the database is set up wrongly.
 	ErrNoRight = errors.New("db: permission denied")
-	// ErrInvalidData: Postgres cannot store the value, such as JSON nested too deep for its stack.
+	// ErrInvalidData means that Postgres cannot store the value, such as JSON nested too deeply for its stack.
 	ErrInvalidData = errors.New("db: value cannot be stored")
-	// ErrUnavailable: Postgres is away or has no room; nothing was stored, and trying again later may help.
+	// ErrUnavailable means that Postgres cannot be reached or has no room. Nothing was stored; a later retry may succeed.
 	ErrUnavailable = errors.New("db: postgres is unavailable")
-	// ErrOutcomeUnknown: the connection was lost while a commit was on its way; it may or may not have happened.
+	// ErrOutcomeUnknown means that the connection was lost during a commit, which may or may not have happened.
 	ErrOutcomeUnknown = errors.New("db: the outcome of the commit is unknown")
 )
 
-// Constraint names that mean something to callers.
+// Violations of these constraints have errors of their own.
 const (
 	entriesKey = "entries_pkey"
 	requestKey = "events_request_key"
 )
 
-// rowSecurity is the function of Postgres that refuses a row. Missing rights have the same SQLSTATE, and the text depends on
-// the server's language.
+// rowSecurity is the C function in Postgres that refuses a row. Missing rights have the same SQLSTATE, and the message depends
+// on the server's language.
 const rowSecurity = "ExecWithCheckOptions"
 
-// translate gives an error of a statement its meaning, keeping the cause. commits tells whether the round trip that
-// failed had the commit in it: a connection lost then leaves the outcome open.
+// translate wraps a statement's error in one of the errors above, if one fits. commits says that the failed round trip included
+// the commit, so that a lost connection leaves the outcome unknown.
 func translate(err error, commits bool) error {
 	if err == nil {
 		return nil
@@ -63,7 +63,7 @@ func roleChanged(err error) bool {
 	return ok && (pg.Code == "42710" || pg.Code == "23505" || pg.Code == "XX000")
 }
 
-// rowError is the caller's own, about a row that arrived: it says nothing about Postgres.
+// rowError carries an error with which the caller refused a row; it is not Postgres's.
 type rowError struct{ err error }
 
 func (e *rowError) Error() string { return e.err.Error() }
@@ -72,7 +72,7 @@ func classify(err error, commits bool) error {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch class := pg.Code[:min(2, len(pg.Code))]; {
 		case pg.Code == "HF001", pg.Code == "23505" && pg.ConstraintName == entriesKey:
-			return ErrFenced // not at the expected version, or an entry is there that was taken to be new
+			return ErrFenced // not at the expected version, or an entry exists that was expected to be new
 		case pg.Code == "23505" && pg.ConstraintName == requestKey:
 			return ErrRequestKnown
 		case pg.Code == "42501" && pg.Routine == rowSecurity:
@@ -82,7 +82,7 @@ func classify(err error, commits bool) error {
 		case class == "22", class == "54":
 			return ErrInvalidData
 		case strings.HasPrefix(pg.Code, "57P") && commits, pg.Code == "40003" && commits:
-			// The server was told to stop; whether before or after our commit is not known here.
+			// The server was shutting down; the commit may have come before.
 			return ErrOutcomeUnknown
 		case class == "40", pg.Code == "55P03":
 			return ErrContention

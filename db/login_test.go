@@ -69,11 +69,11 @@ func TestLoginThatIsRefused(t *testing.T) {
 				if !refused && (c.reason == "" || !strings.Contains(flaw.Reason, c.reason)) {
 					t.Errorf("refused, because it %s", flaw.Reason)
 				}
-				if flaw.Login != login || !strings.Contains(err.Error(), flaw.Mend) || !strings.Contains(err.Error(), login) {
-					t.Errorf("the error does not say whom it is about or how to mend it: %v", err)
+				if flaw.Login != login || !strings.Contains(err.Error(), flaw.Fix) || !strings.Contains(err.Error(), login) {
+					t.Errorf("the error does not say whom it is about or how to fix it: %v", err)
 				}
 				refused = true
-				login = b.mend(t, flaw.Mend, login)
+				login = b.mend(t, flaw.Fix, login)
 			}
 			t.Error("what was said to mend it does not")
 		})

@@ -38,7 +38,7 @@ type Operator struct{ pool *pgxpool.Pool }
 const operatorConns = 2
 
 // OpenOperator connects as the database's owner, or as a login that was granted the role holdfast_operator. Another one, such
-// as the server's, is refused with an error that says how to mend it.
+// as the server's, is refused with an error that says how to fix it.
 func OpenOperator(ctx context.Context, url string) (*Operator, error) {
 	pc, err := pgxpool.ParseConfig(url)
 	if err != nil {
@@ -79,18 +79,18 @@ func (o *Operator) check(ctx context.Context) error {
 	case !migrated:
 		return errNotMigrated
 	}
-	mend := []string{
+	fix := []string{
 		"  CREATE ROLE holdfast_operations LOGIN NOINHERIT PASSWORD '…';",
 		"  GRANT " + string(RoleOperator) + " TO holdfast_operations;",
 		"and use that login, or the owner's own.",
 	}
 	if owner {
-		mend = []string{"  GRANT " + string(RoleOperator) + " TO " + pgx.Identifier{login}.Sanitize() + ";"}
+		fix = []string{"  GRANT " + string(RoleOperator) + " TO " + pgx.Identifier{login}.Sanitize() + ";"}
 	}
-	return &LoginError{Login: login, Reason: "may not make tenants and API keys", Mend: strings.Join(mend, "\n")}
+	return &LoginError{Login: login, Reason: "may not make tenants and API keys", Fix: strings.Join(fix, "\n")}
 }
 
-// CreateTenant adds a tenant and tells whether it is new.
+// CreateTenant adds a tenant and reports whether it is new.
 func (o *Operator) CreateTenant(ctx context.Context, t identity.Tenant, title string) (bool, error) {
 	var n int64
 	err := o.operate(ctx, func(q *dbsqlc.Queries) (err error) {

@@ -244,8 +244,8 @@ func TestSentences(t *testing.T) {
 		code int
 		says string
 	}{
-		"the owner's login":        {map[string]string{"DATABASE_URL": b.MigrateURL}, []string{"serve", "--addr", "127.0.0.1:0"}, 1, "To mend it"},
-		"the server's login, keys": {map[string]string{"DATABASE_URL": b.URL}, []string{"tenant", "list"}, 1, "To mend it"},
+		"the owner's login":        {map[string]string{"DATABASE_URL": b.MigrateURL}, []string{"serve", "--addr", "127.0.0.1:0"}, 1, "To fix it"},
+		"the server's login, keys": {map[string]string{"DATABASE_URL": b.URL}, []string{"tenant", "list"}, 1, "To fix it"},
 		"no database":              {nil, []string{"serve"}, 2, "DATABASE_URL"},
 		"nobody there":             {map[string]string{"DATABASE_URL": unreachable}, []string{"serve"}, 1, "127.0.0.1"},
 		"no URL":                   {map[string]string{"DATABASE_URL": "postgress://holdfast:hunter2@db/x"}, []string{"serve"}, 1, "database URL"},

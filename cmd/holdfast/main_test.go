@@ -498,7 +498,7 @@ func TestWrongConfigurationOfAServer(t *testing.T) {
 		args []string
 		says string
 	}{
-		"the owner's login":   {[]string{"--database-url", b.MigrateURL}, "To mend it"},
+		"the owner's login":   {[]string{"--database-url", b.MigrateURL}, "To fix it"},
 		"listen URL":          {[]string{"--listen-url", "::"}, "--listen-url"},
 		"address":             {[]string{"--addr", "nowhere.invalid:1"}, "--addr"},
 		"admin address":       {[]string{"--admin-addr", "1.2.3.4:x"}, "--admin-addr"},

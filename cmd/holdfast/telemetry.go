@@ -17,14 +17,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// openTelemetry sends traces and metrics by OTLP over HTTP to where OpenTelemetry's standard variables say, and costs nothing
-// where they say nothing. What it sends as metrics is what /metrics shows.
+// openTelemetry sends traces, and the metrics of /metrics, by OTLP over HTTP to the endpoints in OpenTelemetry's standard variables.
+// It does nothing if they are not set.
 type openTelemetry struct {
 	traces  *sdktrace.TracerProvider // nil: off
 	metrics *sdkmetric.MeterProvider // nil: off
 }
 
-// wantsTelemetry tells whether the standard variables name an endpoint for a signal, TRACES or METRICS.
+// wantsTelemetry reports whether the standard variables name an endpoint for a signal, TRACES or METRICS.
 func wantsTelemetry(env lookup, signal string) bool {
 	if v, _ := env("OTEL_SDK_DISABLED"); v == "true" {
 		return false
@@ -70,7 +70,7 @@ func (o *openTelemetry) startMetrics(ctx context.Context, env lookup, from prome
 	return nil
 }
 
-// tracer is nil where traces are off.
+// tracer returns nil if traces are off.
 func (o *openTelemetry) tracer() trace.TracerProvider {
 	if o.traces == nil {
 		return nil
@@ -78,7 +78,7 @@ func (o *openTelemetry) tracer() trace.TracerProvider {
 	return o.traces
 }
 
-// runtimeTracer is the tracer of package object.
+// runtimeTracer returns the tracer for package object.
 func (o *openTelemetry) runtimeTracer() trace.Tracer {
 	if o.traces == nil {
 		return nil
@@ -86,7 +86,7 @@ func (o *openTelemetry) runtimeTracer() trace.Tracer {
 	return o.traces.Tracer("holdfast/object")
 }
 
-// close sends what is left, until ctx ends.
+// close flushes until ctx ends.
 func (o *openTelemetry) close(ctx context.Context) error {
 	var errs []error
 	if o.metrics != nil {
@@ -101,7 +101,7 @@ func (o *openTelemetry) close(ctx context.Context) error {
 	return nil
 }
 
-// telemetryResource says who we are, unless OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say it.
+// telemetryResource describes this process. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override it.
 func telemetryResource(ctx context.Context) (*resource.Resource, error) {
 	r, err := resource.New(ctx,
 		resource.WithAttributes(attribute.String("service.name", "holdfast"), attribute.String("service.version", readBuild().String())),
