@@ -26,13 +26,13 @@ import (
 )
 
 const (
-	// trustFor is how long a verified credential is not looked up again, and so how long a revocation may take.
+	// A verified credential is trusted for trustFor before it is looked up again, so a revocation may take that long.
 	trustFor = 2 * time.Second
-	// refuseFor is the same for one that was refused. It is shorter, so that a key works as soon as it is made.
+	// A refused credential is refused for refuseFor without another look-up. It is short, so that a new key works at once.
 	refuseFor = time.Second
 	// verifyTimeout bounds a verification, which many callers may wait for.
 	verifyTimeout = 5 * time.Second
-	// maxCredential is the longest credential that is looked at.
+	// maxCredential bounds a credential's length in bytes.
 	maxCredential = 8 << 10
 
 	cachedCredentials = 10_000
@@ -51,8 +51,8 @@ const (
 
 var keyIDEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 
-// NewKey makes an API key of a user, or of a service where user is empty. The token is the credential: it cannot be
-// had again, since what is stored is only its hash.
+// NewKey makes an API key for a user, or for a service if user is empty. The token is the credential. Only its hash is stored, so
+// it cannot be shown again.
 func NewKey(tenant identity.Tenant, user identity.User, description string) (token string, _ db.Key) {
 	var id [keyIDLen * 5 / 8]byte
 	var secret [32]byte
@@ -64,8 +64,8 @@ func NewKey(tenant identity.Tenant, user identity.User, description string) (tok
 	return token, k
 }
 
-// SplitKey takes an API key's token apart: the key's id, and the hash that is stored of its secret. ok tells whether it
-// has the form of one.
+// SplitKey returns the id in an API key's token and the hash of its secret, as stored. ok is false if the token does not have
+// the form of an API key.
 func SplitKey(token string) (id string, hash []byte, ok bool) {
 	if len(token) != keyLen || !strings.HasPrefix(token, keyPrefix) || token[len(keyPrefix)+keyIDLen] != '_' {
 		return "", nil, false
@@ -77,40 +77,41 @@ func SplitKey(token string) (id string, hash []byte, ok bool) {
 	return id, sum[:], err1 == nil && err2 == nil
 }
 
-// AuthConfig says how credentials are verified.
+// AuthConfig configures an Authenticator.
 type AuthConfig struct {
-	// Find reads what there is of many credentials: db.DB.FindCredentials.
+	// Find looks up many credentials at once: db.DB.FindCredentials.
 	Find func(ctx context.Context, keys []string, sessions []db.SessionRef) (db.Found, error)
 	// Tokens verifies JWTs; nil: none are accepted.
 	Tokens *Tokens
-	// Touch notes that a session's user did something: session.Manager.Touch. Optional.
+	// Touch records activity of a session's user: session.Manager.Touch. Optional.
 	Touch func(ctx context.Context, who identity.Identity) error
-	// Refused notes that credentials which name a session were wrong, count of them: session.Manager.Refused. Optional.
+	// Refused records that count wrong credentials named a session: session.Manager.Refused. Optional.
 	Refused func(ctx context.Context, whose identity.Identity, count int64) error
-	// AddressHeader names the header in which a proxy in front says where a request comes from. Empty: there is none.
+	// AddressHeader names the header with the client's address that a trusted proxy sets. Empty: there is no proxy.
 	AddressHeader string
-	// FreeFailures is how many bad credentials from one address are refused before it has to wait. 0: 20.
+	// FreeFailures bounds the bad credentials from one address that are refused without a wait. 0: 20.
 	FreeFailures int64
 	Now          func() time.Time
 }
 
-// Authenticator tells who sends a request, and watches over the streams that were let in. It is safe for concurrent use.
+// Authenticator finds out who sends a request, and ends streams whose credential expires or is revoked. It is safe for concurrent
+// use.
 type Authenticator struct {
 	c AuthConfig
 	// verified and refused are two caches, so that a flood of bad credentials does not push out the good ones.
 	verified, refused *lru.Cache[[sha256.Size]byte, verdict]
-	// named is what was found by the ids that credentials name.
+	// named caches what the ids in credentials refer to.
 	named    *lru.Cache[string, named]
 	flight   singleflight.Group
 	touching singleflight.Group
 	backoff  *backoff
 	guard    guard
-	// finder looks up for everyone but the sources that have presented many bad credentials: for those suspects does.
+	// suspects looks up credentials from sources that have presented many bad ones, finder all others.
 	finder, suspects finder
 }
 
-// named is what was found by the id of an API key or of a session, for refuseFor. What it shows to be made up needs no look-up,
-// however many such credentials there are. It lets nothing in.
+// named caches, for refuseFor, what the id of an API key or of a session refers to. Made-up credentials are refused by it without
+// a look-up, however many there are. It never admits a credential.
 type named struct {
 	keys      []db.Key
 	familyKey []byte
@@ -118,22 +119,22 @@ type named struct {
 	until     time.Time
 }
 
-// presenter is where a credential comes from, and how long a bad one from there has to wait.
+// presenter describes the source of a credential, and how long the source has to wait if the credential is bad.
 type presenter struct {
 	source string
 	wait   time.Duration
 }
 
-// verdict is what a credential was found to be.
+// verdict caches the result of verifying a credential.
 type verdict struct {
 	who identity.Identity
 	err error // always a problem.Error: a failure to verify is no verdict
-	// bad: it was never any good. What has expired or was revoked was, once.
+	// bad means that the credential was never valid, as opposed to expired or revoked.
 	bad   bool
 	until time.Time
-	// backs is what the verdict rests on, as long as a stream lasts.
+	// backs identifies what has to stay valid while a stream is open.
 	backs backing
-	// stale is when the activity of a session has to be written again.
+	// From stale on, activity of the session has to be written again.
 	stale time.Time
 }
 
@@ -241,13 +242,13 @@ func (a *Authenticator) admitRefresh(r *http.Request, t credential.Token) (admit
 	return admitted{}, from.slow(credential.Unknown())
 }
 
-// presenter is where a request comes from. session is the one that its credential names, if any.
+// presenter returns the source of a request. session is the session that its credential names, if any.
 func (a *Authenticator) presenter(r *http.Request, session string) presenter {
 	source := sourceOf(r, a.c.AddressHeader)
 	return presenter{source, a.backoff.wait(source, session, a.c.Now())}
 }
 
-// slow is the answer to a bad credential: its refusal, or that the next one has to wait.
+// slow returns the error for a bad credential: its refusal, or a request to wait.
 func (p presenter) slow(refusal error) error {
 	if p.wait > 0 {
 		return problem.Exhausted("BACK_OFF", "too many credentials from here were refused; wait before the next", p.wait)
@@ -262,7 +263,7 @@ func (a *Authenticator) finderFor(from presenter) *finder {
 	return &a.finder
 }
 
-// findSession reads what there is of a session, and remembers what shows that a token of it is made up.
+// findSession looks a session up, and caches what proves that a token of the session is made up.
 func (a *Authenticator) findSession(ctx context.Context, from presenter, id string) ([]db.FoundSession, time.Time, error) {
 	began := a.c.Now()
 	found, clock, err := a.finderFor(from).findSession(ctx, id)
@@ -278,8 +279,8 @@ func (a *Authenticator) findSession(ctx context.Context, from presenter, id stri
 	return found, clock, err
 }
 
-// madeUp reports whether a token is known to be none of the session that it names. Then whose is whose that is. The tag tells: a
-// session's family key never changes, and all its tokens have one.
+// madeUp reports whether a token is known not to belong to the session that it names, and returns the session's owner. A
+// session's family key never changes, and all its tokens carry a tag made with it.
 func (a *Authenticator) madeUp(t credential.Token) (whose identity.Identity, known bool) {
 	n, ok := a.named.Get(t.Session)
 	if !ok || !a.c.Now().Before(n.until) || t.Issued(n.familyKey) {
@@ -443,8 +444,8 @@ func (a *Authenticator) touch(ctx context.Context, in *admitted) error {
 	return err
 }
 
-// nobody is what a secret is compared with where the id is unknown, so that both take the same time.
-var nobody = []db.Key{{SecretHash: make([]byte, sha256.Size)}}
+// dummyKey keeps the time of a comparison the same if the key's id is unknown.
+var dummyKey = []db.Key{{SecretHash: make([]byte, sha256.Size)}}
 
 func (a *Authenticator) lookUpKey(ctx context.Context, from presenter, token string, now time.Time) (verdict, error) {
 	id, hash, ok := SplitKey(token)
@@ -474,7 +475,7 @@ func (a *Authenticator) lookUpKey(ctx context.Context, from presenter, token str
 // matchKey finds the key with this hash among those of an id.
 func matchKey(keys []db.Key, hash []byte) (who identity.Identity, ok bool) {
 	if len(keys) == 0 {
-		keys = nobody
+		keys = dummyKey
 	}
 	for _, k := range keys {
 		if subtle.ConstantTimeCompare(hash, k.SecretHash) == 1 {
@@ -484,12 +485,12 @@ func matchKey(keys []db.Key, hash []byte) (who identity.Identity, ok bool) {
 	return who, who.Tenant != ""
 }
 
-// actFor applies the header with which a service says whom it acts for. It then has that user's rights only.
+// actFor applies the header by which a service acts for a user. The call then has only that user's rights.
 func actFor(who identity.Identity, header []string) (identity.Identity, error) {
 	if len(header) == 0 {
 		return who, nil
 	}
-	// An empty header is a caller whose variable was empty: it must not become the whole tenant's rights.
+	// An empty header comes from an empty variable in the caller; it must not grant the rights of the whole tenant.
 	user := identity.User(header[0])
 	if len(header) > 1 || !ValidUser(user) {
 		return identity.Identity{}, problem.InvalidArgument(userHeader,
@@ -505,12 +506,12 @@ func actFor(who identity.Identity, header []string) (identity.Identity, error) {
 	return identity.Identity{Tenant: who.Tenant, User: user}, nil
 }
 
-// ValidUser tells whether u can be a user's id: 1 to 128 bytes of printable text.
+// ValidUser reports whether u can be a user's id: 1 to 128 bytes of printable text.
 func ValidUser(u identity.User) bool { return u.Valid() }
 
 var tenantPattern = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
 
-// ValidTenant tells whether t can be a tenant's id: 1 to 128 of A-Z a-z 0-9 . _ : -
+// ValidTenant reports whether t can be a tenant's id: 1 to 128 of A-Z a-z 0-9 . _ : -
 func ValidTenant(t identity.Tenant) bool { return tenantPattern.MatchString(string(t)) }
 
 func invalidCredential(why string) *problem.Error {
@@ -551,7 +552,7 @@ func (a *Authenticator) authenticate(ctx context.Context, c *call, r *http.Reque
 	return nil
 }
 
-// challenge adds what RFC 6750 wants beside a refused credential.
+// challenge adds the header that RFC 6750 requires with a refused credential.
 func challenge(e *connect.Error, reason string) {
 	said := `Bearer realm="holdfast"`
 	if reason != "CREDENTIAL_MISSING" {

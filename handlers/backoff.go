@@ -11,21 +11,20 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 )
 
-// What repeated bad credentials cost. A secret of 256 bits is not guessed; this keeps those who try from costing much,
-// and the audit readable. It is no way to shut anyone out: a good credential passes whatever is counted here, and only the answer
-// to a bad one is to wait.
+// Repeated bad credentials have to wait. A secret of 256 bits cannot be guessed; the wait keeps attempts cheap for us, and the
+// audit readable. It cannot lock anyone out, because a good credential is never refused for it.
 const (
 	// Failures that cost nothing: people mistype, and clients hold on to what was revoked.
 	freeOfSource, freeOfSession = 20, 3
 	firstWait, longestWait      = time.Second, time.Minute
-	// forgetFailures is how long after the last failure all is forgotten.
+	// All failures are forgotten forgetFailures after the last one.
 	forgetFailures = 10 * time.Minute
-	// trackedFailures bounds the memory: the longest unseen is forgotten.
+	// trackedFailures bounds the memory; the least recently seen source is forgotten first.
 	trackedFailures = 10_000
 )
 
-// backoff counts bad credentials by where they come from and by the session that they name. It is of this process only.
-// It is safe for concurrent use.
+// backoff counts bad credentials by source and by the session that they name, in this process only. It is safe for concurrent
+// use.
 type backoff struct {
 	free int64 // failures of a source that cost nothing
 
@@ -48,7 +47,7 @@ func newBackoff(free int64) *backoff {
 	return &backoff{free: free, sources: sources, sessions: sessions}
 }
 
-// wait is how long a bad credential from a source, which may name a session, has to wait.
+// wait returns how long a source has to wait after a bad credential, which may name a session.
 func (b *backoff) wait(source, session string, now time.Time) time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -97,8 +96,8 @@ func count(of *lru.Cache[string, failures], name string, free int64, now time.Ti
 	return f.count
 }
 
-// sourceOf is where a request comes from: its address, or the network of it that one machine has to itself. header names
-// the one in which a proxy in front of us says so; what comes last in it is the proxy's own word.
+// sourceOf returns the address of a request's sender, or its network for IPv6, where one machine has a whole /64. header names
+// the header that a proxy in front of us sets; the proxy appends its entry, so the last one counts.
 func sourceOf(r *http.Request, header string) string {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {

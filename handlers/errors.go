@@ -22,20 +22,19 @@ import (
 // domain is the ErrorInfo domain of every reason.
 const domain = "holdfast"
 
-// How long a caller should wait where the error itself does not say.
+// Callers wait this long if the error itself does not say.
 const (
 	retrySoon  = 250 * time.Millisecond
 	retryLater = 2 * time.Second
 )
 
-// errDraining is the cause of a stream's end at shutdown.
+// errDraining ends streams at shutdown.
 var errDraining = errors.New("handlers: shutting down")
 
-// explain says what an error means to the caller: the table of every error that a caller can get. It answers nil for
-// one that has no meaning to them.
+// explain translates every error that a caller can get. It returns nil for an error that means nothing to the caller.
 //
-// The order matters where errors wrap each other: an unknown outcome may have a canceled context as its cause, and the
-// outcome is what the caller must know.
+// The order matters when errors wrap each other: an unknown outcome may be caused by a canceled context, and the caller must
+// learn of the outcome.
 func explain(err error) *problem.Error {
 	var (
 		refusal  *problem.Error
@@ -64,7 +63,7 @@ func explain(err error) *problem.Error {
 	case errors.As(err, &mismatch):
 		return &problem.Error{
 			Code: connect.CodeAborted, Reason: "VERSION_MISMATCH",
-			Message: fmt.Sprintf("the object is at version %d, not %d; read it again and decide anew", mismatch.Current, mismatch.Expected),
+			Message: fmt.Sprintf("the object is at version %d, not %d; read it again and decide again", mismatch.Current, mismatch.Expected),
 			Metadata: map[string]string{
 				"current_version": strconv.FormatInt(int64(mismatch.Current), 10),
 				"if_version":      strconv.FormatInt(int64(mismatch.Expected), 10),
@@ -125,7 +124,7 @@ func explain(err error) *problem.Error {
 	return nil
 }
 
-// overQuota has no delay to try again after: without somebody's doing it will not help.
+// overQuota sets no retry delay: a retry does not help until someone has deleted something or raised the quota.
 func overQuota(e *object.QuotaError) *problem.Error {
 	freed := "one that is deleted is free at once"
 	if e.Name == "bytes" {
@@ -153,8 +152,8 @@ func violations(err *protovalidate.ValidationError) *problem.Error {
 	return problem.InvalidFields(fields...)
 }
 
-// wire is the Connect error of err, and its reason. An error that means nothing to the caller is answered with one
-// fixed sentence; then unexplained is true, and the error must be logged.
+// wire returns the Connect error for err, and its reason. An error that means nothing to the caller becomes one fixed
+// sentence; then unexplained is true, and the caller of wire logs the error.
 func wire(err error, trace string) (_ *connect.Error, reason string, unexplained bool) {
 	if connect.IsNotModifiedError(err) {
 		var e *connect.Error
@@ -163,8 +162,8 @@ func wire(err error, trace string) (_ *connect.Error, reason string, unexplained
 	}
 	p := explain(err)
 	if p == nil {
-		// Connect's own errors, of broken streams and oversized messages, have a code and no secrets. But unknown and
-		// internal are also the codes of what nobody thought of, and a check that failed is taken for an invalid argument.
+		// Connect's own errors, such as broken streams and oversized messages, have a code and no secrets. But unexpected errors
+		// are also unknown or internal, and Connect reports a failed check as an invalid argument.
 		var e *connect.Error
 		if errors.As(err, &e) && e.Code() != connect.CodeUnknown && e.Code() != connect.CodeInternal && !errors.Is(err, errUnchecked) {
 			return e, "", false
@@ -178,8 +177,8 @@ func wire(err error, trace string) (_ *connect.Error, reason string, unexplained
 	return encode(p), p.Reason, unexplained
 }
 
-// encode puts a refusal into Connect's form, with google.rpc details. Connect's JSON has them as base64 and, under
-// "debug", in clear.
+// encode converts a refusal to a Connect error with google.rpc details. Connect's JSON has them in base64 and, under "debug",
+// as JSON.
 func encode(p *problem.Error) *connect.Error {
 	e := connect.NewError(p.Code, errors.New(p.Message))
 	add := func(m proto.Message) {

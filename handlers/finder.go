@@ -8,12 +8,12 @@ import (
 	"holdfast/db"
 )
 
-// finder looks API keys and sessions up. Look-ups that wait together share a round trip, and few are in flight: a thousand
-// clients that refresh at once, or a stranger with a thousand made-up keys, must not keep the connections from the commits.
+// finder looks up API keys and sessions. Waiting look-ups share a round trip, and few are in flight: a thousand clients that
+// refresh at once, or a stranger with a thousand made-up keys, must not take the connections that commits need.
 // It is safe for concurrent use.
 type finder struct {
 	find func(ctx context.Context, keys []string, sessions []db.SessionRef) (db.Found, error)
-	// inFlight is how many round trips may be on their way, and pause how long each waits before it makes room for the next.
+	// inFlight bounds the concurrent round trips. Each of them is followed by a pause.
 	inFlight int
 	pause    time.Duration
 
@@ -24,13 +24,13 @@ type finder struct {
 }
 
 const (
-	// findsInFlight is how many round trips of look-ups may be on their way.
+	// findsInFlight bounds the concurrent round trips of ordinary look-ups.
 	findsInFlight = 2
 	// suspectsPause bounds the look-ups for sources with many failures to one round trip at a time, 200 a second.
 	suspectsPause = 5 * time.Millisecond
 )
 
-// finding is the look-up of a key or of a session. Callers that ask for the same before it is on its way share it.
+// finding is one look-up of a key or a session. Callers that ask for the same one before it is sent share it.
 type finding struct {
 	key     string
 	session string
@@ -42,7 +42,7 @@ type finding struct {
 	err      error
 }
 
-// findKeys reads the API keys in force of an id.
+// findKeys returns the valid API keys with an id.
 func (f *finder) findKeys(ctx context.Context, id string) ([]db.Key, error) {
 	l, err := f.look(ctx, id, "")
 	if err != nil {
@@ -51,7 +51,7 @@ func (f *finder) findKeys(ctx context.Context, id string) ([]db.Key, error) {
 	return l.keys, nil
 }
 
-// findSession reads what there is of a session, and the database's clock.
+// findSession returns a session, if it exists, and the database's time.
 func (f *finder) findSession(ctx context.Context, id string) ([]db.FoundSession, time.Time, error) {
 	l, err := f.look(ctx, "", id)
 	if err != nil {
@@ -89,7 +89,7 @@ func (f *finder) join(key, session string) *finding {
 	return l
 }
 
-// run looks up until nobody waits.
+// run looks up until no look-up waits.
 func (f *finder) run() {
 	for {
 		f.mu.Lock()

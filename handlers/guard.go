@@ -13,17 +13,17 @@ import (
 )
 
 const (
-	// guardEvery is how often the credentials of open streams are looked up again: together with the look-up itself it is
-	// less than trustFor.
+	// The credentials of open streams are looked up every guardEvery. Together with the look-up itself that is less than
+	// trustFor.
 	guardEvery = time.Second
-	// guardBatch is how many are asked for in one round trip. Row-level security compares each row with each of them: 500
-	// took three times as long as five times 100, which take 5 ms each on a busy machine.
+	// guardBatch bounds the credentials of one round trip. Row-level security compares each row with each of them: 500 took
+	// three times as long as five times 100, which take 5 ms each on a busy machine.
 	guardBatch = 100
 )
 
-// backing is what an admitted stream rests on: an API key until it is revoked, a JWT until it expires, a session until it
-// is over. (A session's stream outlives the access token that opened it: tokens come and go every few minutes, and the
-// session is what its user can end.) The zero backing lasts.
+// backing identifies what must stay valid while a stream is open: an API key until it is revoked, a JWT until it expires, or a
+// session until it ends. (A session's stream outlives the access token that opened it: tokens change every few minutes, and a user
+// ends sessions, not tokens.) The zero backing stays valid.
 type backing struct {
 	keyID   string
 	keyHash [sha256.Size]byte
@@ -31,7 +31,7 @@ type backing struct {
 	expires time.Time
 }
 
-// guard ends the streams whose credential is not good any more. Its goroutine runs while there are streams.
+// guard ends streams whose credential is no longer valid. Its goroutine runs while there are streams.
 type guard struct {
 	find func(ctx context.Context, keys []string, sessions []db.SessionRef) (db.Found, error)
 	now  func() time.Time
@@ -47,7 +47,7 @@ type guarded struct {
 	end func(error)
 }
 
-// follow watches over a stream until stop is called. end is called at most once, with what the caller is to be told.
+// follow guards a stream until stop is called. It calls end at most once, with the error for the stream's caller.
 func (g *guard) follow(b backing, end func(error)) (stop func()) {
 	if b == (backing{}) {
 		return func() {}

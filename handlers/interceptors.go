@@ -23,27 +23,27 @@ import (
 
 var errPanic = errors.New("handlers: a handler panicked")
 
-// sendTimeout ends a stream whose client has stopped reading: there is no other limit on a response's time.
+// sendTimeout ends a stream whose client has stopped reading. Nothing else limits a response's time.
 const sendTimeout = 30 * time.Second
 
-// serverSide is an interceptor that leaves clients alone. Each of ours embeds it and adds the two server methods: one
-// with only WrapUnary would skip streams without a word.
+// serverSide is an interceptor that does nothing to clients. Each of ours embeds it and adds both server methods: an interceptor
+// with only WrapUnary would silently skip streams.
 type serverSide struct{}
 
 func (serverSide) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
 	return next
 }
 
-// outcome is the outermost interceptor: it counts what is open, ends streams when the server drains, and turns every
-// error into what the caller may know.
+// outcome is the outermost interceptor. It counts open calls, ends streams when the server drains, and translates every error
+// for the caller.
 type outcome struct {
 	serverSide
 
 	*telemetry
 
-	// whenDraining calls f once streams must end, unless it is stopped before.
+	// whenDraining calls f when streams must end, unless it is stopped first.
 	whenDraining func(f func()) (stop func() bool)
-	// follow calls end once a stream's credential is not good any more, unless it is stopped before.
+	// follow calls end when a stream's credential is no longer valid, unless it is stopped first.
 	follow func(b backing, end func(error)) (stop func())
 }
 
@@ -55,7 +55,7 @@ func (o *outcome) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	}
 }
 
-// open notes that a call has begun.
+// open records the start of a call.
 func (*outcome) open(ctx context.Context, open prometheus.Gauge, s connect.Spec) *call {
 	c := callFrom(ctx)
 	c.procedure, c.stream = s.Procedure, s.StreamType != connect.StreamTypeUnary
@@ -63,7 +63,7 @@ func (*outcome) open(ctx context.Context, open prometheus.Gauge, s connect.Spec)
 	return c
 }
 
-// settle notes how a call ended, and makes its error, or its panic, one that the caller may know.
+// settle records how a call ended, and translates its error or panic for the caller.
 func (o *outcome) settle(ctx context.Context, open prometheus.Gauge, err *error) {
 	open.Dec()
 	if value := recover(); value != nil { //nolint:revive // it is called by defer alone
@@ -93,7 +93,7 @@ func (o *outcome) WrapStreamingHandler(next connect.StreamingHandlerFunc) connec
 			conn = timed
 		}
 		err = next(streamCtx, conn)
-		// A stream that we cut short must not look as if it had come to its end, nor as if the caller had left.
+		// A stream that we cut short must not look complete, nor as if the caller had left.
 		if errors.Is(context.Cause(streamCtx), errDraining) && (err == nil || errors.Is(err, context.Canceled)) {
 			err = errDraining
 		}
@@ -113,7 +113,7 @@ type timedConn struct {
 	now      func() time.Time
 }
 
-// begin gives the caller sendTimeout to read. Not every ResponseWriter has deadlines; where none can be set there is none.
+// begin gives the caller sendTimeout to read, if the ResponseWriter has deadlines.
 func (t *timedConn) begin() { _ = t.response.SetWriteDeadline(t.now().Add(sendTimeout)) }
 
 func (t *timedConn) Send(m any) error {
@@ -145,9 +145,9 @@ func tagged(procedure string) bool {
 	return false
 }
 
-// conditional gives the answers to tagged calls by HTTP GET an ETag, and answers 304 to who presents it. A browser's cache knows
-// an answer by its URL, whoever asked, and Chromium asks with its ETag also where Vary says that it is another's. So the tag is a
-// hash of the caller and of the whole answer, in which are the object's version and the time when its life began.
+// conditional adds an ETag to answers of tagged calls by HTTP GET, and answers 304 if the caller presents it. A browser's cache
+// finds an answer by its URL, whoever asked, and Chromium presents the ETag even if Vary says that the answer was another
+// user's. So the tag is a hash of the caller and of the whole answer, which includes the object's version and creation time.
 type conditional struct{ serverSide }
 
 func (conditional) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {

@@ -43,54 +43,55 @@ import (
 const (
 	minCompress = 4 << 10 // compressing small answers took a fifth of a read's CPU
 	pingTimeout = time.Second
-	// pingEvery is how long an answer of the database holds for those who ask whether we are ready: anyone may.
+	// Readiness checks, which anyone may send, ask the database at most once in pingEvery.
 	pingEvery = time.Second
-	// requestTimeout is for all of a request, headers and body. Streams of reflection, which have no other end, get openStreamTime.
+	// requestTimeout bounds the reading of a request, headers and body. openStreamTime bounds streams of reflection, which have
+	// no other end.
 	requestTimeout = 10 * time.Second
 	openStreamTime = 30 * time.Second
 	maxOpenStreams = 16
-	// DrainTimeout bounds the end of Serve. With what else must stop, the process is gone within ten seconds.
+	// DrainTimeout bounds the end of Serve, so that the whole process stops within ten seconds.
 	DrainTimeout = 6 * time.Second
 )
 
-// Service is a Connect service to serve: the name of its proto service, and its generated constructor.
+// Service names a proto service and has its generated Connect constructor.
 type Service struct {
 	Name    string
 	Handler func(...connect.HandlerOption) (path string, handler http.Handler)
 }
 
-// NewService is the service that impl implements; handler is the generated constructor.
+// NewService returns the service that impl implements; handler is the generated constructor.
 func NewService[H any](name string, handler func(H, ...connect.HandlerOption) (string, http.Handler), impl H) Service {
 	return Service{name, func(o ...connect.HandlerOption) (string, http.Handler) { return handler(impl, o...) }}
 }
 
-// Route is a handler of plain HTTP, which authenticates by itself.
+// Route is a plain HTTP handler that does its own authentication.
 type Route struct {
-	// Name is what logs and metrics call it.
+	// Name labels the route in logs and metrics.
 	Name string
-	// Path is a pattern of http.ServeMux.
+	// Path is a pattern for http.ServeMux.
 	Path    string
 	Handler http.Handler
 }
 
-// Options say what a Server serves. All but Routes, Origins and Metrics must be set.
+// Options configure a Server. All fields without a default must be set, except Routes, Origins and Metrics.
 type Options struct {
 	Services []Service
 	Routes   []Route
 	Auth     *Authenticator
-	// Ping asks the database whether it is there.
+	// Ping checks the connection to the database.
 	Ping func(context.Context) error
-	// Origins are those whose pages browsers let call the API, "*" any. Empty: none.
+	// Origins lists the origins whose pages may call the API from a browser; "*" allows any. Empty: none.
 	Origins []string
-	// Traces takes a span for each call. nil: none.
+	// Traces receives a span for each call. nil: none.
 	Traces trace.TracerProvider
-	// Bounds say how much is answered at once. Zero fields have defaults.
+	// Bounds limit the calls in progress. Zero fields have defaults.
 	Bounds Bounds
-	// RequestTimeout is how long a caller has to send a request, headers and body. 0: 10 s.
+	// RequestTimeout bounds the time that a caller takes to send a request, headers and body. 0: 10 s.
 	RequestTimeout time.Duration
-	// NoReflection: callers are not told which services there are.
+	// NoReflection turns gRPC reflection off.
 	NoReflection bool
-	// RouteCalls and RouteCallsPerPath bound the bodies that each of Routes has at once. 0: 64 and 16.
+	// RouteCalls and RouteCallsPerPath bound the concurrent requests of each of Routes, and of each path. 0: 64 and 16.
 	RouteCalls, RouteCallsPerPath int
 	Metrics                       prometheus.Registerer
 	Log                           *slog.Logger
@@ -108,20 +109,20 @@ type Server struct {
 	pinged   atomic.Pointer[ping] // the last
 }
 
-// ping is an answer of the database.
+// ping is the result of a check of the database.
 type ping struct {
 	at  time.Time
 	err error
 }
 
-// New puts a server together. An error means that the services' protos contradict themselves.
+// New returns a server that is ready to serve. It fails only if the services' protos are inconsistent.
 func New(o Options) (*Server, error) {
 	s := &Server{o: o}
 	s.draining, s.drain = context.WithCancel(context.Background())
 
 	names := make([]string, len(o.Services))
 	procedures, in := map[string]bool{}, &intake{rpcs: map[string]rpc{}}
-	// What clients do by themselves does not keep a session from becoming idle.
+	// Calls that clients make without their user do not keep a session from becoming idle.
 	passive := map[string]bool{
 		sessionv1connect.SessionServiceHeartbeatConnectionProcedure: true,
 		sessionv1connect.SessionServiceRefreshSessionProcedure:      true,
@@ -144,7 +145,7 @@ func New(o Options) (*Server, error) {
 			requests = append(requests, all.Get(j).Input())
 		}
 	}
-	// The rules are compiled now: the first request does not wait for it.
+	// The rules are compiled now, so that the first request does not wait for them.
 	rules, err := protovalidate.New(protovalidate.WithMessageDescriptors(requests...))
 	if err != nil {
 		return nil, fmt.Errorf("handlers: the rules of the protos: %w", err)
@@ -208,7 +209,7 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// tracingHeaders are sent along by the tracing of pages. A browser makes no call at all where one of its headers is not allowed.
+// tracingHeaders are added to calls by tracing in web pages. A browser refuses the whole call if one of its headers is not allowed.
 var tracingHeaders = []string{
 	"Traceparent", "Tracestate", "Baggage", "Sentry-Trace", "B3", "X-B3-Traceid", "X-B3-Spanid", "X-B3-Parentspanid", "X-B3-Sampled", "X-B3-Flags",
 	"X-Request-Id", "X-Correlation-Id", "X-Cloud-Trace-Context", "X-Amzn-Trace-Id", "X-Datadog-Trace-Id", "X-Datadog-Parent-Id",
@@ -236,8 +237,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		ReadTimeout:    cmp.Or(s.o.RequestTimeout, requestTimeout),
 		IdleTimeout:    2 * time.Minute,
 		MaxHeaderBytes: 64 << 10,
-		// There is no limit on writing as a whole, because streams are open for long. Dead peers show by pings, and slow ones by
-		// sendTimeout.
+		// Streams stay open for long, so there is no limit on writing as a whole. Pings find dead peers, and sendTimeout slow
+		// ones.
 		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, WriteByteTimeout: sendTimeout},
 		ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
 	}
@@ -261,16 +262,16 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return err
 }
 
-// Drain makes the server not ready and ends its streams. It does not wait.
+// Drain makes the server unready and ends its streams. It does not wait.
 func (s *Server) Drain() {
 	s.Leave()
 	s.drain()
 }
 
-// Leave makes the server not ready. It goes on answering, so that those who send calls here can find out first.
+// Leave makes the server unready. It continues to answer, so that balancers can notice first.
 func (s *Server) Leave() { s.leaving.Store(true) }
 
-// ready tells whether requests should come here. The database is asked once in pingEvery, however many want to know.
+// ready returns an error if requests should go elsewhere. It asks the database at most once in pingEvery.
 func (s *Server) ready() error {
 	if s.leaving.Load() {
 		return errDraining
@@ -317,7 +318,7 @@ func (h health) Check(_ context.Context, req *grpchealth.CheckRequest) (*grpchea
 	return res, nil
 }
 
-// openStreams bounds, in number, age and size, the streams that need no credential.
+// openStreams bounds the number, age and size of streams that need no credential.
 type openStreams struct {
 	*telemetry
 

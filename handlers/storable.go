@@ -30,7 +30,7 @@ func checkStorable(m proto.Message) error {
 	return nil
 }
 
-// flaw is what is wrong with a value. Its path is built on the way out, so that a good value costs nothing.
+// flaw describes what is wrong with a value. Its path is built on the way out, so that a good value costs nothing.
 type flaw struct {
 	said  string
 	steps []string // innermost first
@@ -192,7 +192,7 @@ func textFields(md protoreflect.MessageDescriptor) []protoreflect.FieldDescripto
 	return fields
 }
 
-// holdsText tells whether text can be reached from a field. seen keeps a recursive type from being walked twice.
+// holdsText reports whether text can be reached from a field. seen keeps a recursive type from being walked twice.
 func holdsText(fd protoreflect.FieldDescriptor, seen map[protoreflect.FullName]bool) bool {
 	switch fd.Kind() {
 	case protoreflect.StringKind:

@@ -68,7 +68,7 @@ func callFrom(ctx context.Context) *call {
 	return &call{}
 }
 
-// traceID is the caller's, or one that is made when it is first told.
+// traceID returns the caller's trace id, or one that it makes on first use.
 func (c *call) traceID() string {
 	if c.trace == "" {
 		c.trace = newTrace()
@@ -76,7 +76,7 @@ func (c *call) traceID() string {
 	return c.trace
 }
 
-// refused notes how the call ends.
+// refused records how the call ends.
 func (c *call) refused(err error, e *connect.Error, reason string) {
 	c.code, c.reason, c.err = e.Code().String(), reason, err
 	if connect.IsNotModifiedError(e) {
@@ -84,12 +84,12 @@ func (c *call) refused(err error, e *connect.Error, reason string) {
 	}
 }
 
-// telemetry reports every call once, when it ends: as a log line and in the metrics. Bodies and credentials are in
-// neither. An interceptor could not do it alone, because a unary call that cannot be decoded never reaches one.
+// telemetry reports every call once, when it ends, in the log and in the metrics, without bodies and credentials. An interceptor
+// cannot do it alone, because a unary call that cannot be decoded never reaches one.
 type telemetry struct {
 	log        *slog.Logger
 	now        func() time.Time
-	procedures map[string]bool // so that no caller can invent label values
+	procedures map[string]bool // keeps callers from inventing label values
 	calls      *prometheus.CounterVec
 	seconds    *prometheus.HistogramVec
 	refusals   *prometheus.CounterVec
@@ -98,7 +98,7 @@ type telemetry struct {
 	sampled    sampler
 }
 
-// newTelemetry registers its metrics with reg; nil: they go nowhere.
+// newTelemetry registers its metrics with reg, unless reg is nil.
 func newTelemetry(log *slog.Logger, now func() time.Time, procedures map[string]bool, reg prometheus.Registerer) *telemetry {
 	t := &telemetry{
 		log: log, now: now, procedures: procedures,
@@ -125,13 +125,13 @@ func newTelemetry(log *slog.Logger, now func() time.Time, procedures map[string]
 	return t
 }
 
-// edge is where calls come in, and are reported when they end.
+// edge receives calls, and reports them when they end.
 type edge struct {
 	*telemetry
 
-	// enter refuses calls before their bodies are read; nil: none.
+	// enter can refuse a call before its body is read. nil: none is refused.
 	enter func(*call, *http.Request) *connect.Error
-	// intake reads their bodies; nil: they are next's to read.
+	// intake reads bodies. nil: next reads them.
 	intake   *intake
 	refusals *connect.ErrorWriter
 	next     http.Handler
@@ -156,7 +156,7 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e.next.ServeHTTP(w, in.WithContext(c.identified(ctx)))
 }
 
-// receive lets a request in and reads it.
+// receive admits a request and reads its body.
 func (e *edge) receive(c *call, w http.ResponseWriter, r *http.Request) *connect.Error {
 	if e.enter != nil {
 		if refusal := e.enter(c, r); refusal != nil {
@@ -171,8 +171,8 @@ func (e *edge) receive(c *call, w http.ResponseWriter, r *http.Request) *connect
 	return nil
 }
 
-// answerWriter ends an answer that is not read within sendTimeout: there is no other limit on a response's time. The deadline stays
-// until the next request, because HTTP/1.1 sends the end of an answer after the handler.
+// answerWriter ends an answer that the caller does not read within sendTimeout; nothing else limits it. The deadline stays until
+// the next request, because HTTP/1.1 sends the end of an answer after the handler has returned.
 type answerWriter struct {
 	http.ResponseWriter
 
@@ -206,7 +206,7 @@ func (t *telemetry) end(c *call, r *http.Request) {
 	t.report(r.Context(), c, t.now().Sub(c.began))
 }
 
-// plain names the calls of a handler of plain HTTP, and their outcomes by status. A panic of its is one call's.
+// plain reports the calls of a plain HTTP handler under a name, with their status as outcome. A panic ends only its own call.
 func (t *telemetry) plain(name string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := callFrom(r.Context())
@@ -216,7 +216,7 @@ func (t *telemetry) plain(name string, next http.Handler) http.Handler {
 	})
 }
 
-// caught answers for a panic.
+// caught recovers from a panic and answers with an internal error.
 func (t *telemetry) caught(ctx context.Context, c *call, w http.ResponseWriter) {
 	value := recover() //nolint:revive // it is called by defer alone
 	if value == nil {
@@ -227,7 +227,7 @@ func (t *telemetry) caught(ctx context.Context, c *call, w http.ResponseWriter) 
 	http.Error(w, "internal error", http.StatusInternalServerError)
 }
 
-// statusWriter notes the status of an answer.
+// statusWriter records the status of an answer.
 type statusWriter struct {
 	http.ResponseWriter
 
@@ -273,18 +273,19 @@ func (t *telemetry) report(ctx context.Context, c *call, took time.Duration) {
 }
 
 const (
-	// loggedCalls is how many refused calls of one tenant, or of strangers, are logged one by one in a logPeriod.
+	// In each logPeriod, loggedCalls failed calls of a tenant, or of callers without one, are logged one by one.
 	loggedCalls = 10
 	logPeriod   = time.Second
 )
 
-// sampler keeps callers from filling the log: what is over loggedCalls is counted, and told in one line. Safe for concurrent use.
+// sampler keeps callers from filling the log: it counts the calls beyond loggedCalls, and logs their number in one line. Safe for
+// concurrent use.
 type sampler struct {
 	mu    sync.Mutex // guards what follows
 	calls map[identity.Tenant]int64
 }
 
-// passes counts a line of a tenant, or of strangers where it is empty, and tells whether it is to be written.
+// passes counts a line of a tenant (empty: of callers without one), and reports whether it is to be written.
 func (s *sampler) passes(log *slog.Logger, of identity.Tenant) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -296,7 +297,7 @@ func (s *sampler) passes(log *slog.Logger, of identity.Tenant) bool {
 	return s.calls[of] <= loggedCalls
 }
 
-// tell ends a period.
+// tell ends a period and logs how many lines it left out.
 func (s *sampler) tell(log *slog.Logger) {
 	s.mu.Lock()
 	calls := s.calls
@@ -310,7 +311,7 @@ func (s *sampler) tell(log *slog.Logger) {
 	}
 }
 
-// fail turns err into what the caller gets, notes it, and logs in full what the caller is not told.
+// fail returns the caller's form of err and records it. It logs an error in full if the caller is not told about it.
 func (t *telemetry) fail(ctx context.Context, err error) *connect.Error {
 	c := callFrom(ctx)
 	e, reason, unexplained := wire(err, c.traceID())
@@ -322,7 +323,7 @@ func (t *telemetry) fail(ctx context.Context, err error) *connect.Error {
 	return e
 }
 
-// panicked is the error of a panic. The caller is told no more than of any other internal error.
+// panicked logs a panic and returns an internal error without details for the caller.
 func (t *telemetry) panicked(ctx context.Context, value any) error {
 	if value == http.ErrAbortHandler { //nolint:errorlint,err113 // as net/http compares it
 		panic(value)
@@ -332,7 +333,7 @@ func (t *telemetry) panicked(ctx context.Context, value any) error {
 	return connect.NewError(connect.CodeInternal, errPanic)
 }
 
-// traceOf takes the trace id of a W3C traceparent header; empty: there is none.
+// traceOf returns the trace id in a W3C traceparent header, or "" if there is none.
 func traceOf(r *http.Request) string {
 	// 00-<32 hex digits>-<16 hex digits>-<2 hex digits>
 	header := r.Header.Get("Traceparent")

@@ -52,7 +52,7 @@ type Tokens struct {
 	set    *keySet
 }
 
-// NewTokens returns an error that says how to mend a wrong configuration. ctx ends the fetching of keys. A provider that
+// NewTokens returns an error that says how to fix a wrong configuration. ctx ends the fetching of keys. A provider that
 // cannot be reached is no error: its tokens are not accepted until it can.
 func NewTokens(ctx context.Context, c TokenConfig) (*Tokens, error) {
 	switch {

@@ -44,7 +44,7 @@ func endOfString(data []byte, i int) int {
 	return i
 }
 
-// maxWireDepth is how deep package proto decodes.
+// maxWireDepth is the nesting limit of package proto.
 const maxWireDepth = 10_000
 
 // countWire counts the values of an encoded message. A malformed one is left to package proto to refuse.
