@@ -14,9 +14,6 @@ import (
 	"holdfast/identity"
 )
 
-// distrustWrites is how many writes of an object go the way that loads it, once the cache was found to be stale.
-const distrustWrites = 8
-
 // commit runs a batch of one tenant's objects and answers its changes. What the cache knows goes the fast way, in one
 // round trip; the rest, and what the fast way could not settle, goes the sure way, in two.
 func (rt *Runtime) commit(batch []*work) {
@@ -51,10 +48,6 @@ func (rt *Runtime) bound(works []*work) {
 func (rt *Runtime) prepare(w *work) bool {
 	w.base = rt.cache.get(w.box.key)
 	if w.alone || w.base != nil && w.base.state == nil {
-		return false
-	}
-	if w.base != nil && w.base.distrust > 0 {
-		w.distrust = w.base.distrust - 1
 		return false
 	}
 	w.optimistic = w.base != nil || w.changes[0].opts.create
@@ -97,9 +90,6 @@ func (rt *Runtime) commitFast(works []*work) (rest []*work) {
 	// then or will meet the fence.
 	for _, w := range settled {
 		rt.cache.drop(w.box.key)
-		if errors.Is(err, db.ErrFenced) {
-			w.distrust = distrustWrites
-		}
 		if errors.Is(err, db.ErrOutcomeUnknown) {
 			w.doubt()
 		}
@@ -155,7 +145,7 @@ func (rt *Runtime) commitSure(works []*work) {
 		}
 		if w := works[0]; len(w.changes) > 1 && !w.inDoubt && !errors.Is(err, db.ErrContention) {
 			for _, c := range w.changes {
-				rt.commitSure([]*work{{box: w.box, kind: w.kind, changes: []*change{c}, distrust: w.distrust, alone: true}})
+				rt.commitSure([]*work{{box: w.box, kind: w.kind, changes: []*change{c}, alone: true}})
 			}
 			return
 		}
@@ -382,7 +372,6 @@ func (rt *Runtime) finish(works []*work) {
 		switch {
 		case len(w.events) > 0:
 			w.count()
-			w.cur.distrust = w.distrust
 			rt.cache.put(w.box.key, w.cur)
 			rt.hub.publish(w.box.key, w.events)
 			rt.timers.expect(w.wake)

@@ -38,15 +38,15 @@ type KindConfig[S proto.Message] struct {
 	TTL time.Duration
 	// TTLOf overrides TTL for one object, at least 24 h; 0: no override. Optional.
 	TTLOf func(S) time.Duration
-	// Scratch makes the copy of a state that a closure works on, where a copy of all of it is dear: what closures replace and
-	// never change in place may be shared. Default: proto.Clone.
+	// Scratch copies a state for a closure to work on, where a deep copy is expensive: the copy may share what closures replace
+	// and never change in place. Default: proto.Clone.
 	Scratch func(S) S
 	// Terms are what List can filter an object by, without repeats. Optional.
 	Terms func(S) []string
 	// Collections maps the name of each collection to a message of its entries' type.
 	Collections map[string]proto.Message
-	// Recent names the collection whose newest entries View can return; at least RecentKeep of them stay in the cache while they
-	// are read, or found by changes.
+	// Recent names the collection whose newest entries View can return; at least RecentKeep of them stay in the cache
+	// with the state.
 	Recent     string
 	RecentKeep int
 	// Signal is a message of the type that Kind.Signal tells, for signals to watchers at other processes. Optional.

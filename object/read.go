@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -125,9 +124,6 @@ func (rt *Runtime) runViews(batch []*view) {
 	for i, v := range batch {
 		var known Version
 		if rec := rt.cache.get(v.key); rec != nil {
-			if v.recent > 0 {
-				rec.unread.Store(0)
-			}
 			if _, enough := rec.recent.last(v.recent); enough {
 				v.known, known = rec, rec.version
 			}
@@ -249,7 +245,7 @@ func (r *record) lacks(n int) bool {
 // that: see lacks.
 func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit, most int) (*record, error) {
 	rec := &record{
-		owner: identity.User(r.OwnerID), version: Version(r.Version), schema: r.SchemaVersion, unread: new(atomic.Int32),
+		owner: identity.User(r.OwnerID), version: Version(r.Version), schema: r.SchemaVersion,
 		create: r.CreateTime, update: r.UpdateTime, activity: r.ActivityTime,
 	}
 	if r.ExpireTime != nil {

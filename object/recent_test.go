@@ -29,7 +29,7 @@ func TestRecentAgreesWithWhatIsStored(t *testing.T) {
 		limit := keep + r.IntN(2*keep)
 		recent := object.LoadedRecent(newest(stored, limit), limit)
 		for step := range 100 {
-			keep := keep - r.IntN(keep) // fewer of an object that nobody reads
+			keep := keep - r.IntN(keep)
 			k := key()
 			if seed%3 == 0 { // mostly at the end, as messages are
 				k = object.SeqKey(int64(step)/3 + r.Int64N(3))
@@ -97,57 +97,25 @@ func all(r object.Recent) []object.Entry {
 
 func renderRecent(r object.Recent) string { return fmt.Sprint(all(r)) }
 
-// What nobody reads is let go, but for the newest few; it stays while somebody does, or while changes find older ones.
-func TestUnreadEntriesAreLetGo(t *testing.T) {
+// As many of the newest entries stay at hand as the kind wants, and hardly more.
+func TestTheNewestEntriesStayAtHand(t *testing.T) {
 	t.Parallel()
 	const keep, changes = 12, 80
-	for name, c := range map[string]struct {
-		each        func(tb *testBundle, k *object.Kind[toy], i int)
-		least, most int // at hand in the end
-	}{
-		"unread": {func(*testBundle, *object.Kind[toy], int) {}, 4, 8},
-		"read now and then": {func(tb *testBundle, k *object.Kind[toy], i int) {
-			if i%16 == 0 {
-				viewNewest(t, tb, k, i, 3)
-			}
-		}, keep, keep + 4},
-		"read without entries": {func(tb *testBundle, k *object.Kind[toy], i int) { viewNewest(t, tb, k, i, 0) }, 4, 8},
-		"found by changes": {func(tb *testBundle, k *object.Kind[toy], i int) {
-			if i%16 == 0 {
-				putToy(t, tb, k, i, fmt.Sprint(i))
-			}
-		}, keep, keep + 4},
-		"read at last": {func(tb *testBundle, k *object.Kind[toy], i int) {
-			if i == changes-1 {
-				viewNewest(t, tb, k, i, 1) // the one is at hand, so that nothing is loaded
-			}
-		}, 4, 8},
-		"read at last for more": {func(tb *testBundle, k *object.Kind[toy], i int) {
-			if i == changes-1 {
-				viewNewest(t, tb, k, i, 9)
-			}
-		}, keep, keep},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			tb := setup(t)
-			k := loggedKind(tb.rt, keep)
-			for i := range changes {
-				putToy(t, tb, k, i, fmt.Sprint(i))
-				c.each(tb, k, i)
-			}
-			if n := tb.rt.AtHand(tb.Tenant, "logged", "a"); n < c.least || n > c.most {
-				t.Errorf("%d entries are at hand, want %d to %d", n, c.least, c.most)
-			}
-			if believed, measured := tb.rt.CacheBytes(); believed != measured {
-				t.Errorf("the cache believes to hold %d bytes, and holds %d", believed, measured)
-			}
-		})
+	tb := setup(t)
+	k := loggedKind(tb.rt, keep)
+	for i := range changes {
+		putToy(t, tb, k, i, fmt.Sprint(i))
+	}
+	if n := tb.rt.AtHand(tb.Tenant, "logged", "a"); n < keep || n > keep+4 {
+		t.Errorf("%d entries are at hand, want %d to %d", n, keep, keep+4)
+	}
+	if believed, measured := tb.rt.CacheBytes(); believed != measured {
+		t.Errorf("the cache believes to hold %d bytes, and holds %d", believed, measured)
 	}
 }
 
-// After many changes that nobody read, all is found as it is stored: by reads of fewer and of more than is at hand, and by changes.
-func TestUnreadEntriesAreFound(t *testing.T) {
+// After many changes all is found as it is stored: by reads of fewer and of more than is at hand, and by changes.
+func TestEntriesAreFoundAfterManyChanges(t *testing.T) {
 	t.Parallel()
 	const keep, changes = 12, 60
 	for _, n := range []int{1, 4, 5, 8, 9, keep, keep + 5, changes, changes + 20} {

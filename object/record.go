@@ -2,7 +2,6 @@ package object
 
 import (
 	"sort"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -40,11 +39,6 @@ type record struct {
 	timers    timers
 	recent    recent
 	stateSize int // encoded
-	// unread counts the changes since an entry was last asked for; versions of an object share it. It is a hint: a change that is
-	// computed again counts again.
-	unread *atomic.Int32
-	// distrust counts down the writes that load the object anew, because another process was found to write it too.
-	distrust int
 }
 
 // live tells whether the object can be found at now: time to live is a read rule, deletion only housekeeping.
@@ -155,22 +149,6 @@ func (r recent) newest(n, room int) recent {
 	r.full = r.full && len(older) == 0
 	r.entries, r.whole = append(make([]Entry, 0, room), r.entries[len(older):]...), false
 	return r
-}
-
-const (
-	// unreadChanges is after how many changes without a reader an object's older entries are let go: they are most of what the
-	// collector has to look at. The next to ask for them has them loaded.
-	unreadChanges = 32
-	// unreadKeep is how many stay, and then go on to be found by those who change the newest one.
-	unreadKeep = 4
-)
-
-// keep is how many of the newest entries stay at hand at least, of the kind's keep.
-func (r *record) keep(keep int) int {
-	if r.unread.Load() > unreadChanges {
-		return min(keep, unreadKeep)
-	}
-	return keep
 }
 
 // Decoded messages take about four times their encoded bytes.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -35,7 +34,6 @@ type work struct {
 	known  map[string]knownReply // by request id
 	// optimistic: run on what the cache had; keys in ExpectAbsent options count as absent until the commit says otherwise.
 	optimistic bool
-	distrust   int       // of the record that the batch leaves
 	lock       int64     // of the object, once sorted by it
 	wake       time.Time // when the first of the timers is due that the batch sets; zero: it sets none
 	// inDoubt: an attempt that built on builtOn may have been committed. moved: something was, since.
@@ -281,11 +279,10 @@ func (w *work) accept(c *change, t *txn) error {
 		}
 	}
 	if live {
-		next.recent, next.unread = t.base.recent, t.base.unread
+		next.recent = t.base.recent
 	} else {
-		next.recent, next.unread = recent{known: true, whole: true}, new(atomic.Int32)
+		next.recent = recent{known: true, whole: true}
 	}
-	next.unread.Add(1)
 	if len(next.timers) > maxTimers {
 		return fmt.Errorf("%w: an object has at most %d timers", ErrInvalid, maxTimers)
 	}
@@ -339,7 +336,7 @@ func (w *work) accept(c *change, t *txn) error {
 		}
 		w.replied[e.requestID] = knownReply{e.version, e.hash, e.reply}
 	}
-	keep := next.keep(w.kind.recentKeep)
+	keep := w.kind.recentKeep
 	for i, p := range t.puts {
 		old, sure := w.entry(p.entryKey)
 		w.staged.set(staged{p.entryKey, p.value, bodies[i], next.version, sure && old == nil})
@@ -397,9 +394,6 @@ func (w *work) entry(k entryKey) (value proto.Message, sure bool) {
 	}
 	if k.collection == w.kind.recent && w.base != nil {
 		if value, sure := w.base.recent.find(k.key); sure {
-			if value != nil {
-				w.base.unread.Store(0)
-			}
 			return value, true
 		}
 	}
