@@ -191,6 +191,7 @@ func (f *battlefield) serve(t *testing.T, env map[string]string) *target {
 	t.Helper()
 	all := map[string]string{
 		"DATABASE_URL": f.url, "HOLDFAST_ADDR": "127.0.0.1:0", "HOLDFAST_ADMIN_ADDR": "127.0.0.1:0", "HOLDFAST_SEAL_KEYS": sealKey,
+		"GOMEMLIMIT":          "230MiB", // nine tenths of mostMemory, as in a container with that limit
 		"HOLDFAST_JWT_ISSUER": issuerOfTheJWTs, "HOLDFAST_JWT_AUDIENCE": "holdfast", "HOLDFAST_JWT_JWKS_URL": f.jwks, "HOLDFAST_JWT_TENANT": string(tenantA),
 	}
 	maps.Copy(all, env)
