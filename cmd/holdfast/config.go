@@ -39,7 +39,7 @@ import (
 	"holdfast/seal"
 )
 
-// databaseConfig says which database a command works on.
+// databaseConfig selects the database of a command.
 type databaseConfig struct {
 	DatabaseURL string `help:"Postgres, as postgres://login:password@host:port/database; the server's login, which owns no table." env:"HOLDFAST_DATABASE_URL,DATABASE_URL" placeholder:"URL"`
 
@@ -54,7 +54,7 @@ func (c databaseConfig) open(ctx context.Context, maxConns int) (*db.DB, error) 
 	return db.Open(ctx, db.Config{URL: c.DatabaseURL, MaxConns: maxConns, Traces: c.traces, Now: c.now})
 }
 
-// serverConfig is what dev and serve have in common.
+// serverConfig has the flags that dev and serve share.
 type serverConfig struct {
 	Origins       []string   `help:"Origins whose pages may call the API from a browser, separated by commas; * for any." env:"HOLDFAST_ORIGINS" placeholder:"ORIGIN"`
 	AddressHeader string     `help:"Header in which a proxy in front says where a request comes from, such as X-Forwarded-For; only with such a proxy." env:"HOLDFAST_ADDRESS_HEADER" placeholder:"HEADER"`
@@ -66,7 +66,7 @@ type serverConfig struct {
 
 	Quotas quotaConfig `embed:"" group:"What may be stored; 0 is no limit:"`
 
-	drainDelay time.Duration // how long it serves on after ctx has ended
+	drainDelay time.Duration // the server continues for so long after ctx has ended
 
 	fanoutConfig
 
@@ -75,10 +75,10 @@ type serverConfig struct {
 
 	Linear linearConfig `embed:"" prefix:"linear-" group:"Linear, for tenants with an endpoint:"`
 	Live   liveConfig   `embed:"" prefix:"live-" group:"What Gemini Live allows, should it change:"`
-	JWT    jwtConfig    `embed:"" prefix:"jwt-" group:"JWTs of your own identity provider, beside API keys:"`
+	JWT    jwtConfig    `embed:"" prefix:"jwt-" group:"JWTs of your own identity provider, in addition to API keys:"`
 }
 
-// liveConfig has the provider's limits.
+// liveConfig has the limits of Gemini Live.
 type liveConfig struct {
 	DeveloperHandles time.Duration `help:"How long a resumption handle of the Developer API is valid after its session." env:"HOLDFAST_LIVE_DEVELOPER_HANDLES" default:"2h"`
 	VertexHandles    time.Duration `help:"The same for Vertex AI." env:"HOLDFAST_LIVE_VERTEX_HANDLES" default:"24h"`
@@ -115,7 +115,7 @@ func (c quotaConfig) quotas() object.Quotas {
 	}
 }
 
-// jwtConfig says which JWTs are accepted. Without an issuer there are none.
+// jwtConfig selects the JWTs that are accepted: none without an issuer.
 type jwtConfig struct {
 	Issuer      string `help:"The tokens' iss." env:"HOLDFAST_JWT_ISSUER" placeholder:"URL"`
 	Audience    string `help:"The tokens' aud." env:"HOLDFAST_JWT_AUDIENCE" placeholder:"NAME"`
@@ -126,7 +126,7 @@ type jwtConfig struct {
 	UserClaim   string `help:"The claim that names the user." env:"HOLDFAST_JWT_USER_CLAIM" default:"sub" placeholder:"CLAIM"`
 }
 
-// tokens is nil where no JWTs are accepted.
+// tokens returns nil if no JWTs are accepted.
 func (c jwtConfig) tokens(ctx context.Context, log *slog.Logger, now func() time.Time) (*handlers.Tokens, error) {
 	if c == (jwtConfig{UserClaim: c.UserClaim}) {
 		return nil, nil
@@ -164,7 +164,7 @@ func (c serverConfig) check() error {
 	return c.fanoutConfig.check()
 }
 
-// closeTimeout bounds what is left to do after the last call has ended, all of it together.
+// closeTimeout bounds all the work after the last call has ended.
 const closeTimeout = 2 * time.Second
 
 // closing returns a function that begins closeTimeout when it is first called, and returns the context that ends with it.
@@ -176,14 +176,14 @@ func closing(ctx context.Context) (begin func() context.Context, cancel func()) 
 	}), cancel
 }
 
-// run serves the API on addr from d until ctx ends. Then it says that it is not ready, goes on for the drain delay, and drains,
-// within handlers.DrainTimeout and closeTimeout. ready is told the API's base URL once calls are answered.
+// run serves the API on addr from d until ctx ends. Then it reports that it is not ready, continues for the drain delay, and drains
+// within handlers.DrainTimeout and closeTimeout. It calls ready with the API's base URL once it answers calls.
 func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *db.DB, box *seal.Box, addr string, ready func(api string) error) (err error) {
 	ended := ctx
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel() // ends the fetching of an identity provider's keys
 	over := ctx.Done()
-	// All that answers calls goes on for the delay.
+	// Everything that answers calls continues for the delay.
 	stopWaiting := context.AfterFunc(ended, func() {
 		delay := time.NewTimer(c.drainDelay)
 		defer delay.Stop()
@@ -309,7 +309,7 @@ func listen(ctx context.Context, addr, flag string) (net.Listener, error) {
 	return l, nil
 }
 
-// baseURL is how this machine reaches a listener.
+// baseURL returns the URL by which this machine reaches a listener.
 func baseURL(l net.Listener) string {
 	host, port, _ := net.SplitHostPort(l.Addr().String())
 	if ip := net.ParseIP(host); ip.IsUnspecified() {
@@ -318,7 +318,7 @@ func baseURL(l net.Listener) string {
 	return "http://" + net.JoinHostPort(host, port)
 }
 
-// serveAdmin has what only operators may see. It outlives the drain by nothing: scrapes are short.
+// serveAdmin serves metrics and profiles, which only operators may see. It does not drain, because scrapes are short.
 func serveAdmin(ctx context.Context, l net.Listener, metrics *prometheus.Registry) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))

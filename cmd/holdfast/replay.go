@@ -32,9 +32,9 @@ type replayCmd struct {
 
 const (
 	replayAPI = "http://127.0.0.1:8080"
-	// catchUp is how long the watcher may take to see the last change.
+	// catchUp bounds the time until the watcher sees the last change.
 	catchUp = 10 * time.Second
-	// shownMessages is how many messages are redrawn in place; with the tool calls they fit on a small terminal.
+	// shownMessages bounds the messages that are redrawn in place; with the tool calls they fit on a small terminal.
 	shownMessages = 9
 )
 
@@ -85,7 +85,7 @@ func (c *replayCmd) replay(ctx context.Context, stdout io.Writer, api, token str
 	return nil
 }
 
-// withThrowAwayServer runs do beside a server that nobody else uses.
+// withThrowAwayServer starts a server for do alone.
 func withThrowAwayServer(ctx context.Context, w *console, do func(ctx context.Context, api, token string) error) (err error) {
 	log := slog.New(slog.DiscardHandler)
 	box, err := openSandbox(ctx, w.env, sandboxOptions{Log: log})
@@ -297,7 +297,7 @@ func inPlace(w io.Writer) func(*replay.View, []string) {
 	return func(v *replay.View, _ []string) { screen.Draw(v.Lines(shownMessages)) }
 }
 
-// isTerminal tells whether w is a terminal that can be drawn on.
+// isTerminal reports whether w is a terminal that can be redrawn.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {

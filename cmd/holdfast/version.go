@@ -23,7 +23,7 @@ func (versionCmd) Run(w *console) error {
 	return err
 }
 
-// versionLine is what `version` and --version print.
+// versionLine is the output of `version` and --version.
 func versionLine() string {
 	return fmt.Sprintf("holdfast %s, %s, %s/%s", readBuild(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
