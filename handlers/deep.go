@@ -13,9 +13,12 @@ import (
 // errUnchecked: whether a message is good could not be found out, which is no fault of its sender.
 var errUnchecked = errors.New("handlers: a check failed")
 
-// checks finds what cannot be stored, and what breaks the rules of the protos.
+// checks finds what could not be read, what cannot be stored, and what breaks the rules of the protos.
 func checks(v protovalidate.Validator) func(proto.Message) error {
 	return func(m proto.Message) error {
+		if err := checkReadable(m); err != nil {
+			return err
+		}
 		if err := checkStorable(m); err != nil {
 			return err
 		}

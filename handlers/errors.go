@@ -167,6 +167,9 @@ func wire(err error, trace string) (_ *connect.Error, reason string, unexplained
 		// internal are also the codes of what nobody thought of, and a check that failed is taken for an invalid argument.
 		var e *connect.Error
 		if errors.As(err, &e) && e.Code() != connect.CodeUnknown && e.Code() != connect.CodeInternal && !errors.Is(err, errUnchecked) {
+			if e.Code() == connect.CodeInvalidArgument { // of its framing: the codecs and intake say what else is wrong
+				return encode(bodyBroken("it is not as its protocol has it")), reasonBroken, false
+			}
 			return e, "", false
 		}
 		p = &problem.Error{
