@@ -236,10 +236,23 @@ func (m *Manager) ingest(
 	return res, err
 }
 
+// smallEffects is so little, in binary, that no answer is too small for its JSON.
+const smallEffects = 16 << 10
+
 // fitting are the effects that an answer has room for. more is true where that is not all of them.
 func (e *liveEffects) fitting(bytes int) (messages []*conversationv1.Message, calls []*conversationv1.ToolCall, more bool) {
-	room := object.Room{Bytes: bytes}
 	messages, calls = e.messages, e.toolCalls
+	least := 0
+	for _, m := range messages {
+		least += proto.Size(m)
+	}
+	for _, c := range calls {
+		least += proto.Size(c)
+	}
+	if least < smallEffects {
+		return messages, calls, false
+	}
+	room := object.Room{Bytes: bytes}
 	if i := slices.IndexFunc(messages, func(m *conversationv1.Message) bool { return !room.Fits(rpc.AnswerSize(m)) }); i >= 0 {
 		return messages[:i], nil, true
 	}
