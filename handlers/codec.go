@@ -3,9 +3,12 @@ package handlers
 import (
 	"errors"
 	"fmt"
+	"strings"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"holdfast/handlers/problem"
 	"holdfast/jsonpb"
 )
 
@@ -34,8 +37,8 @@ func (stableProto) Unmarshal(data []byte, message any) error {
 	if !ok {
 		return fmt.Errorf("%T is no proto message", message)
 	}
-	if err := proto.Unmarshal(data, m); err != nil {
-		return fmt.Errorf("unmarshal into %T: %w", message, err)
+	if proto.Unmarshal(data, m) != nil {
+		markUnreadable(m, "", "it is no "+string(m.ProtoReflect().Descriptor().FullName())+" in binary form, with texts in UTF-8")
 	}
 	return nil
 }
@@ -69,8 +72,50 @@ func (c fastJSON) Unmarshal(data []byte, message any) error {
 		return fmt.Errorf("%T is no proto message", message)
 	}
 	if len(data) == 0 {
-		return errors.New("an empty body is no JSON object; send {}")
+		markUnreadable(m, "", "it is empty, which is no JSON; send {}")
+		return nil
 	}
-	_, err := c.UnmarshalLenient(data, m)
-	return err //nolint:wrapcheck // Connect says that the message could not be read; the error says where
+	if _, err := c.UnmarshalLenient(data, m); err != nil {
+		e, ok := errors.AsType[*jsonpb.Error](err)
+		if !ok {
+			return fmt.Errorf("handlers: read JSON: %w", err)
+		}
+		markUnreadable(m, e.Path, e.Message)
+	}
+	return nil
+}
+
+// unreadable is the unknown field that marks a request which could not be read. Connect decodes before the interceptors run, and
+// answers what a codec returns without a reason; so the codecs return nothing, and checkReadable does. A caller who sends the
+// field is refused in their own words.
+const unreadable = protowire.MaxValidNumber
+
+func markUnreadable(m proto.Message, path, said string) {
+	proto.Reset(m)
+	var b []byte
+	for _, text := range []string{path, said} {
+		b = protowire.AppendString(protowire.AppendTag(b, unreadable, protowire.BytesType), text)
+	}
+	m.ProtoReflect().SetUnknown(b)
+}
+
+// checkReadable returns why a request could not be read.
+func checkReadable(m proto.Message) error {
+	b := m.ProtoReflect().GetUnknown()
+	var texts [2]string
+	for i := range texts {
+		number, kind, n := protowire.ConsumeTag(b)
+		if number != unreadable || kind != protowire.BytesType {
+			return nil
+		}
+		text, size := protowire.ConsumeString(b[n:])
+		if size < 0 {
+			return nil
+		}
+		texts[i], b = strings.ToValidUTF8(text, "\uFFFD"), b[n+size:]
+	}
+	if texts[0] != "" {
+		return problem.InvalidArgument(texts[0], texts[1])
+	}
+	return bodyBroken(texts[1])
 }

@@ -166,6 +166,9 @@ func wire(err error, trace string) (_ *connect.Error, reason string, unexplained
 		// are also unknown or internal, and Connect reports a failed check as an invalid argument.
 		var e *connect.Error
 		if errors.As(err, &e) && e.Code() != connect.CodeUnknown && e.Code() != connect.CodeInternal && !errors.Is(err, errUnchecked) {
+			if e.Code() == connect.CodeInvalidArgument { // of its framing: the codecs and intake say what else is wrong
+				return encode(bodyBroken("it is not as its protocol has it")), reasonBroken, false
+			}
 			return e, "", false
 		}
 		p = &problem.Error{

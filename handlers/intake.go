@@ -2,6 +2,7 @@ package handlers
 
 import (
 	"bytes"
+	"compress/flate"
 	"compress/gzip"
 	"encoding/base64"
 	"encoding/binary"
@@ -9,7 +10,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +20,7 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
 
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
@@ -62,10 +66,15 @@ type rpc struct {
 	stream bool
 	// open: it needs no credential, and so it gets no decompression.
 	open bool
+	// get: it can be called by GET.
+	get bool
 }
 
 func newRPC(procedure string, m protoreflect.MethodDescriptor) rpc {
 	r := rpc{input: m.Input(), limit: maxRequest, stream: m.IsStreamingServer() || m.IsStreamingClient()}
+	if o, ok := m.Options().(*descriptorpb.MethodOptions); ok {
+		r.get = o.GetIdempotencyLevel() == descriptorpb.MethodOptions_NO_SIDE_EFFECTS
+	}
 	if large, ok := largeRequests[procedure]; ok {
 		r.limit = large
 	} else if r.stream {
@@ -83,10 +92,14 @@ type intake struct {
 
 func (in *intake) read(c *call, w http.ResponseWriter, r *http.Request) error {
 	what, ok := in.rpcs[r.URL.Path]
-	switch {
-	case !ok:
+	if !ok {
 		return nil // Connect knows no such method either
-	case r.Method == http.MethodGet:
+	}
+	if err := checkHeaders(r.Header); err != nil {
+		return err
+	}
+	switch {
+	case r.Method == http.MethodGet && what.get:
 		return in.readQuery(c, what, r)
 	case r.Method != http.MethodPost:
 		return nil
@@ -174,7 +187,7 @@ func (in *intake) readMessage(c *call, what rpc, zipped bool, src io.Reader, siz
 	if err := z.Reset(src); errors.Is(err, io.EOF) {
 		return nil, nil
 	} else if err != nil {
-		return nil, fmt.Errorf("it is not gzip: %w", err)
+		return nil, err
 	}
 	return c.fill(z, -1, what.limit)
 }
@@ -217,19 +230,25 @@ func (in *intake) readEnvelope(c *call, what rpc, f form, r *http.Request) (pref
 
 // readQuery does the same for the message in the query of a GET.
 func (in *intake) readQuery(c *call, what rpc, r *http.Request) error {
-	if len(r.URL.RawQuery) < freeValues && !strings.Contains(r.URL.RawQuery, "compression") {
-		return nil
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	encoding := q.Get("encoding")
+	switch {
+	case err != nil:
+		return bodyBroken("the query is not escaped as a URL has it")
+	case !q.Has("message"):
+		return bodyBroken("there is no query parameter message; send message={} for an empty request")
+	case encoding != "json" && encoding != "proto":
+		return bodyBroken("the query parameter encoding must be json or proto")
+	case q.Get("connect") != "" && q.Get("connect") != "v1":
+		return bodyBroken("the query parameter connect must be v1")
 	}
-	q := r.URL.Query()
 	message := []byte(q.Get("message"))
 	if q.Get("base64") == "1" {
-		var err error
 		if message, err = base64.RawURLEncoding.DecodeString(strings.TrimRight(q.Get("message"), "=")); err != nil {
-			return nil //nolint:nilerr // Connect refuses it
+			return bodyBroken("the query parameter message is not base64 of the URL's alphabet")
 		}
 	}
 	if q.Get("compression") == "gzip" && len(message) > 0 {
-		var err error
 		if message, err = in.readMessage(c, what, true, bytes.NewReader(message), -1); err != nil {
 			return broken(r, err)
 		}
@@ -240,7 +259,7 @@ func (in *intake) readQuery(c *call, what rpc, r *http.Request) error {
 		u.RawQuery = q.Encode()
 		r.URL = &u
 	}
-	return in.weigh(c, what, q.Get("encoding") == "json", message)
+	return in.weigh(c, what, encoding == "json", message)
 }
 
 // weigh charges the caller for a message as it will be when decoded.
@@ -327,9 +346,43 @@ func broken(r *http.Request, err error) error {
 		}
 	case r.Context().Err() != nil:
 		return fmt.Errorf("read the body: %w", r.Context().Err())
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return bodyBroken("it ends too early")
+	case errors.Is(err, gzip.ErrHeader), errors.Is(err, gzip.ErrChecksum), isCorrupt(err):
+		return bodyBroken("it is not gzip, or damaged")
 	default:
-		return &problem.Error{Code: connect.CodeInvalidArgument, Reason: "BODY_BROKEN", Message: "the request's body cannot be read: " + err.Error()}
+		return bodyBroken("it did not arrive whole")
 	}
+}
+
+func isCorrupt(err error) bool {
+	_, ok := errors.AsType[flate.CorruptInputError](err)
+	return ok
+}
+
+// reasonBroken is the reason of a request that could not be read.
+const reasonBroken = "BODY_BROKEN"
+
+func bodyBroken(why string) *problem.Error {
+	return &problem.Error{Code: connect.CodeInvalidArgument, Reason: reasonBroken, Message: "the request cannot be read: " + why}
+}
+
+var (
+	connectTimeout = regexp.MustCompile(`^[0-9]{1,10}$`)
+	grpcTimeout    = regexp.MustCompile(`^[0-9]{1,8}[HMSmun]$`)
+)
+
+// checkHeaders refuses what Connect would refuse without a reason.
+func checkHeaders(h http.Header) error {
+	switch t, g, v := h.Get("Connect-Timeout-Ms"), h.Get("Grpc-Timeout"), h.Get("Connect-Protocol-Version"); {
+	case t != "" && !connectTimeout.MatchString(t):
+		return bodyBroken("the header Connect-Timeout-Ms must be a number of at most 10 digits")
+	case g != "" && !grpcTimeout.MatchString(g):
+		return bodyBroken("the header Grpc-Timeout must be a number of at most 8 digits and a unit")
+	case v != "" && v != "1":
+		return bodyBroken("the header Connect-Protocol-Version must be 1")
+	}
+	return nil
 }
 
 // held is a body that was read, until Connect has it.

@@ -89,6 +89,13 @@ func services(tb testing.TB, rt *object.Runtime) (_ []handlers.Service, sessions
 
 func setup(tb testing.TB) *bundle {
 	tb.Helper()
+	b, _ := setupRuntime(tb)
+	return b
+}
+
+// setupRuntime is setup for tests that also write past the managers.
+func setupRuntime(tb testing.TB) (*bundle, *object.Runtime) {
+	tb.Helper()
 	d := dbtest.New(tb)
 	rt := object.NewRuntime(d.DB, object.Config{})
 	services, sessions := services(tb, rt)
@@ -101,7 +108,7 @@ func setup(tb testing.TB) *bundle {
 	})
 	transport := &http.Transport{}
 	tb.Cleanup(transport.CloseIdleConnections)
-	return &bundle{d, server.Handler, server.URL, &http.Client{Transport: transport}, map[string]string{}}
+	return &bundle{d, server.Handler, server.URL, &http.Client{Transport: transport}, map[string]string{}}, rt
 }
 
 // tenant is a fresh tenant on the same server.
@@ -158,7 +165,7 @@ func (b *bundle) do(tb testing.TB, verb, path string, body io.Reader, headers ..
 	}
 	defer res.Body.Close()
 	var text []byte
-	if res.Header.Get("Content-Type") == "application/connect+json" {
+	if strings.HasPrefix(res.Header.Get("Content-Type"), "application/connect+") {
 		text, err = firstFrame(res.Body)
 	} else {
 		text, err = io.ReadAll(res.Body)

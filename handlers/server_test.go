@@ -434,7 +434,7 @@ func TestEachCallIsReportedOnce(t *testing.T) {
 
 	const service = "/holdfast.conversation.v1.ConversationService/"
 	want := []string{
-		"malformed " + service + "CreateConversation 1",
+		"invalid_argument " + service + "CreateConversation 1",
 		"malformed unknown 2",
 		"not_found " + service + "GetConversation 1",
 		"ok " + service + "CreateConversation 1",

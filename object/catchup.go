@@ -284,7 +284,8 @@ func measure(ctx context.Context, tx *db.Transaction, t identity.Tenant, account
 
 // cut lets the message end where it is full: behind the last version that fits as a whole, or within the first one.
 func (a *account) cut(size func(i int) int) {
-	room := Room{Bytes: max(a.most-a.rec.stateSize, leastCaughtUp)}
+	room := a.kind.room(a.rec)
+	room.Bytes = max(a.most-AnswerBytes+room.Bytes, leastCaughtUp)
 	n := 0
 	for n < a.piece && room.Fits(entryChangeOverhead+size(n)) {
 		n++
@@ -409,7 +410,7 @@ func (a *account) tell(c *catchUp, now time.Time) (*update, error) {
 	case a.reset:
 		u := &update{rec: a.rec, at: a.rec.version, reset: true}
 		newest, _ := a.rec.recent.last(min(c.recent, len(a.rec.recent.entries)))
-		fit := fitting(newest, Room{Bytes: AnswerBytes - a.rec.stateSize})
+		fit := fitting(newest, a.kind.room(a.rec))
 		u.older = len(fit) < len(newest) || len(fit) > 0 && len(fit) < c.recent && !a.rec.recent.whole
 		for _, e := range fit {
 			u.entries = append(u.entries, EntryChange{a.kind.recent, e})

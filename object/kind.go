@@ -254,7 +254,7 @@ func (k *Kind[S]) View(ctx context.Context, id ID, opts ...ViewOption) (Snapshot
 	}
 	s.State = rec.state.(S) //nolint:forcetypeassert // decoded from the kind's prototype
 	recent, _ := rec.recent.last(o.recent)
-	s.Recent = fitting(recent, Room{Bytes: AnswerBytes - rec.stateSize})
+	s.Recent = fitting(recent, k.room(rec))
 	return s, nil
 }
 

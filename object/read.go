@@ -288,6 +288,8 @@ type ListOptions struct {
 	PageToken string
 	// Terms that the objects must all have; see KindConfig.
 	Terms []string
+	// Around is how many bytes an answer may have for each object beside what is stored of it.
+	Around int
 }
 
 // Page sizes of every list.
@@ -335,11 +337,11 @@ func (k *Kind[S]) List(ctx context.Context, o ListOptions) (Page[S], error) {
 	if err := k.rt.db.Run(ctx, p); err != nil {
 		return Page[S]{}, err
 	}
-	return pageOf(ctx, k, rows, size)
+	return pageOf(ctx, k, rows, size, o.Around)
 }
 
-// pageOf makes a page of up to size rows, as far as they fit in one answer.
-func pageOf[S proto.Message](ctx context.Context, k *Kind[S], rows []dbsqlc.ListObjectsRow, size int32) (page Page[S], err error) {
+// pageOf makes a page of up to size rows, as far as they fit in one answer with so many bytes around each.
+func pageOf[S proto.Message](ctx context.Context, k *Kind[S], rows []dbsqlc.ListObjectsRow, size int32, around int) (page Page[S], err error) {
 	var room Room
 	defer func() {
 		if err == nil && room.taken > smallAnswer {
@@ -354,7 +356,7 @@ func pageOf[S proto.Message](ctx context.Context, k *Kind[S], rows []dbsqlc.List
 		if err != nil {
 			return Page[S]{}, err
 		}
-		if i == int(size) || !room.Fits(bytes) {
+		if i == int(size) || !room.Fits(bytes+around) {
 			page.Next, err = writeToken(listCursor{rows[i-1].ActivityTime, rows[i-1].ObjectID})
 			return page, err
 		}

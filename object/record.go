@@ -41,6 +41,11 @@ type record struct {
 	stateSize int // encoded
 }
 
+// room is what an answer has for entries beside the state, which grows in JSON but not past its limit.
+func (k *kind) room(r *record) Room {
+	return Room{Bytes: AnswerBytes - max(r.stateSize, min(jsonBlowUp*r.stateSize, k.rt.limits.StateBytes))}
+}
+
 // live tells whether the object can be found at now: time to live is a read rule, deletion only housekeeping.
 func (r *record) live(now time.Time) bool {
 	return r != nil && r.state != nil && (r.expire.IsZero() || now.Before(r.expire))

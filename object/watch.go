@@ -232,7 +232,7 @@ func (w *watch) tellOlder(ctx context.Context, id ID, u *update, yield func(*upd
 	defer answer.Sent()
 	for first := true; ; first = false {
 		answer.Sent()
-		page, err := k.Entries(Answering(ctx, &answer), id, w.kind.recent, EntriesOptions{After: after, PageSize: MaxPageSize, room: AnswerBytes - u.rec.stateSize})
+		page, err := k.Entries(Answering(ctx, &answer), id, w.kind.recent, EntriesOptions{After: after, PageSize: MaxPageSize, room: w.kind.room(u.rec).Bytes})
 		if err != nil {
 			return false, err
 		}

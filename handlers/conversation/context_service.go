@@ -1,6 +1,7 @@
 package conversation
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,8 @@ type reader struct {
 	id   object.ID
 	info object.Info
 	s    state
+	// outline: it keeps no more than the outlines of what it reads.
+	outline bool
 }
 
 // read calls do with a reader, again where the version changes meanwhile.
@@ -64,29 +67,29 @@ func (r *reader) items(
 ) (items []windowItem, whole bool, err error) {
 	messages, calls := &tail{r: r, collection: inMessages}, &tail{r: r, collection: inToolCalls, done: r.s.GetToolCallCount() == 0}
 	for {
-		if err := messages.more(ctx, func(e object.Entry) bool { return e.Value.(*conversationv1.Message).GetSeq() > after }); err != nil { //nolint:forcetypeassert // the collection's type
+		if err := messages.more(ctx, func(i windowItem) bool { return i.seq() > after }); err != nil {
 			return nil, false, err
 		}
-		found := values[*conversationv1.Message](messages.entries)
+		found := messages.items
 		first := after + 1
 		if len(found) > 0 && !messages.done {
-			first = found[0].GetSeq()
+			first = found[0].seq()
 		}
 		// Calls belong to the window from its first message on; all of them where it is the conversation's.
 		if first == 1 {
 			first = 0
 		}
-		belongs := func(e object.Entry) bool { return e.Value.(*conversationv1.ToolCall).GetAfterSeq() >= first } //nolint:forcetypeassert // the collection's type
-		for !calls.done && (len(calls.entries) == 0 || belongs(calls.entries[0])) {
+		belongs := func(i windowItem) bool { return i.seq() >= first }
+		for !calls.done && (len(calls.items) == 0 || belongs(calls.items[0])) {
 			if err := calls.more(ctx, nil); err != nil {
 				return nil, false, err
 			}
 		}
-		i := slices.IndexFunc(calls.entries, belongs)
+		i := slices.IndexFunc(calls.items, belongs)
 		if i < 0 {
-			i = len(calls.entries)
+			i = len(calls.items)
 		}
-		items = arrange(found, values[*conversationv1.ToolCall](calls.entries[i:]))
+		items = arrange(found, calls.items[i:])
 		whole = messages.done || len(found) >= maxWindow
 		if whole || enough(items, whole) {
 			return items, whole, nil
@@ -98,25 +101,25 @@ func (r *reader) items(
 type tail struct {
 	r          *reader
 	collection string
-	entries    []object.Entry // oldest first
-	done       bool           // there are no more that are wanted
+	items      []windowItem // oldest first
+	before     string       // key of the oldest
+	done       bool         // there are no more that are wanted
 }
 
-// more reads one more page. Entries that are not wanted end it.
-func (t *tail) more(ctx context.Context, wanted func(object.Entry) bool) error {
+// more reads one more page. Items that are not wanted end it.
+func (t *tail) more(ctx context.Context, wanted func(windowItem) bool) error {
 	if t.done {
 		return nil
 	}
-	before := "~" // behind every key
-	if len(t.entries) > 0 {
-		before = t.entries[0].Key
-	}
+	before := cmp.Or(t.before, "~") // behind every key
 	page, err := t.r.same(t.r.m.kind.Entries(ctx, t.r.id, t.collection, object.EntriesOptions{Before: before, PageSize: object.MaxPageSize}))
 	if err != nil {
 		return err
 	}
-	got := page.Entries
-	t.done = !page.More
+	got := itemsOf(page.Entries)
+	if t.done = !page.More; len(page.Entries) > 0 {
+		t.before = page.Entries[0].Key
+	}
 	if wanted != nil {
 		if i := slices.IndexFunc(got, wanted); i > 0 || i < 0 && len(got) > 0 {
 			t.done = true
@@ -126,7 +129,12 @@ func (t *tail) more(ctx context.Context, wanted func(object.Entry) bool) error {
 			got = got[i:]
 		}
 	}
-	t.entries = slices.Concat(got, t.entries)
+	if t.r.outline {
+		for i := range got {
+			got[i] = got[i].outline()
+		}
+	}
+	t.items = slices.Concat(got, t.items)
 	return nil
 }
 
@@ -151,8 +159,8 @@ type contextWindow struct {
 	items   []windowItem
 }
 
-// contextWindow reads what a model should be told within a budget.
-func (r *reader) contextWindow(ctx context.Context, budget int64, policy conversationv1.ContextPolicy) (*contextWindow, error) {
+// contextWindow reads what a model should be told within a budget, in an answer of which so many bytes are taken.
+func (r *reader) contextWindow(ctx context.Context, budget int64, policy conversationv1.ContextPolicy, taken int) (*contextWindow, error) {
 	w := &contextWindow{about: &conversationv1.ContextWindow{}}
 	room := budget
 	if policy != conversationv1.ContextPolicy_CONTEXT_POLICY_RECENT_ONLY {
@@ -168,7 +176,9 @@ func (r *reader) contextWindow(ctx context.Context, budget int64, policy convers
 		costs[m.GetSeq()] = windowItem{message: m}.tokens()
 	}
 	after := w.summary.GetToSeq()
-	var taken int
+	if w.summary != nil {
+		taken += rpc.AnswerSize(w.summary)
+	}
 	for _, m := range pinned {
 		taken += windowItem{message: m}.bytes()
 	}
@@ -232,7 +242,12 @@ func (w *contextWindow) turns(onlyText, withSystem bool) *turns {
 
 func (w *contextWindow) systemMessages() []*conversationv1.Message {
 	var out []*conversationv1.Message
-	for _, i := range slices.Concat(arrange(w.outside, nil), w.items) {
+	for _, m := range w.outside {
+		if m.GetRole() == conversationv1.Role_ROLE_SYSTEM {
+			out = append(out, m)
+		}
+	}
+	for _, i := range w.items {
 		if i.message.GetRole() == conversationv1.Role_ROLE_SYSTEM {
 			out = append(out, i.message)
 		}
@@ -265,18 +280,19 @@ func (w *contextWindow) neutral() []*conversationv1.ContextItem {
 func (m *Manager) addCatchUp(
 	ctx context.Context, req *conversationv1.GetResumePlanRequest, h *conversationv1.LiveHandle, res *conversationv1.GetResumePlanResponse,
 ) error {
+	most := object.AnswerBytes - rpc.AnswerSize(res)
 	_, err := m.read(ctx, req.GetConversationId(), func(r *reader) error {
 		if r.s.GetLastSeq() == h.GetAfterSeq() && r.s.GetToolCallCount() == h.GetAfterToolCall() {
 			return nil
 		}
 		// A call that it does not know may have followed the last message that it does.
 		items, _, err := r.items(ctx, max(h.GetAfterSeq()-1, r.s.GetLastSeq()-maxCatchUp, 0), func(items []windowItem, _ bool) bool {
-			return newestWithin(items, object.AnswerBytes) > 0
+			return newestWithin(items, most) > 0
 		})
 		if err != nil {
 			return err
 		}
-		items = items[newestWithin(items, object.AnswerBytes):]
+		items = items[newestWithin(items, most):]
 		t := &turns{onlyText: true}
 		for _, i := range items {
 			if i.message.GetSeq() > h.GetAfterSeq() && !i.open() || i.call.GetSeq() > h.GetAfterToolCall() {
@@ -295,8 +311,9 @@ func (m *Manager) addSeed(ctx context.Context, req *conversationv1.GetResumePlan
 	if budget == 0 {
 		budget = defaultSeed
 	}
+	taken := rpc.AnswerSize(res)
 	_, err := m.read(ctx, req.GetConversationId(), func(r *reader) error {
-		w, err := r.contextWindow(ctx, budget, conversationv1.ContextPolicy_CONTEXT_POLICY_SUMMARY_AND_RECENT)
+		w, err := r.contextWindow(ctx, budget, conversationv1.ContextPolicy_CONTEXT_POLICY_SUMMARY_AND_RECENT, taken)
 		if err != nil {
 			return err
 		}
@@ -316,7 +333,7 @@ func (m *Manager) GetContextWindow(
 	}
 	res := &conversationv1.GetContextWindowResponse{}
 	r, err := m.read(ctx, req.GetConversationId(), func(r *reader) error {
-		w, err := r.contextWindow(ctx, budget, req.GetPolicy())
+		w, err := r.contextWindow(ctx, budget, req.GetPolicy(), 0)
 		if err != nil {
 			return err
 		}
@@ -385,13 +402,15 @@ func (m *Manager) ProposeCompaction(
 	return nil, problem.Unavailable("CONTENTION", "others summarise this conversation all the time", 250*time.Millisecond)
 }
 
-// compaction chooses the range to summarise next; nil: there is none.
+// compaction chooses the range to summarise next; nil: there is none. It walks through all that no summary has, and keeps the
+// outline of it alone.
 func (r *reader) compaction(ctx context.Context, keep int64, fromScratch bool) (*conversationv1.CompactionLease, error) {
 	after := r.s.GetSummary().GetToSeq()
 	lease := &conversationv1.CompactionLease{BaseSummarySeq: r.s.GetSummary().GetSeq(), TokenCount: r.s.GetSummary().GetTokenCount()}
 	if fromScratch {
 		after, lease.TokenCount = 0, 0
 	}
+	r.outline = true
 	items, whole, err := r.items(ctx, after, func([]windowItem, bool) bool { return false })
 	if err != nil {
 		return nil, err

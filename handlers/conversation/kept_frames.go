@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -18,23 +17,37 @@ import (
 // maxKept is how many batches of raw frames are kept.
 const maxKept = 256
 
+// keptTogether is how large kept frames are that stand in one entry, unless one frame is larger. Sealed and in base64 they fit.
+const keptTogether = 128 << 10
+
 // rawFrames seals a batch's frames once, and only if somebody asks: most connections do not keep them.
 type rawFrames struct {
 	m      *Manager
 	caller identity.Identity
 	id     string
 	frames []*conversationv1.LiveFrame
-	sealed []byte
+	sealed [][]byte
 }
 
-func (r *rawFrames) seal() ([]byte, error) {
-	if r.sealed == nil {
-		plain, err := proto.Marshal(&conversationv1.LiveFrameBatch{Frames: r.frames})
+// seal seals the frames in parts, each of which an entry has room for.
+func (r *rawFrames) seal() ([][]byte, error) {
+	if r.sealed != nil {
+		return r.sealed, nil
+	}
+	var parts [][]byte
+	for frames := r.frames; len(frames) > 0; {
+		room, n := object.Room{Bytes: keptTogether}, 0
+		for n < len(frames) && room.Fits(rpc.AnswerSize(frames[n])) {
+			n++
+		}
+		plain, err := proto.Marshal(&conversationv1.LiveFrameBatch{Frames: frames[:n]})
 		if err != nil {
 			return nil, err
 		}
-		r.sealed = r.m.box.Seal(plain, framesContext(r.caller.Tenant, r.id))
+		parts = append(parts, r.m.box.Seal(plain, framesContext(r.caller.Tenant, r.id)))
+		frames = frames[n:]
 	}
+	r.sealed = parts
 	return r.sealed, nil
 }
 
@@ -52,13 +65,15 @@ func (r *rawFrames) keep(tx *object.Tx[state]) error {
 	if err != nil {
 		return err
 	}
-	live.KeptBatches++
-	expires := tx.Now().Add(live.GetKeepFrames().AsDuration())
-	tx.Put(inKeptFrames, object.SeqKey(live.GetKeptBatches()), &conversationv1.KeptFrames{
-		Epoch: live.GetEpoch(), Sealed: sealed, CreateTime: timestamppb.New(tx.Now()), ExpireTime: timestamppb.New(expires),
-	})
+	first, expires := live.GetKeptBatches()+1, tx.Now().Add(live.GetKeepFrames().AsDuration())
+	for _, part := range sealed {
+		live.KeptBatches++
+		tx.Put(inKeptFrames, object.SeqKey(live.GetKeptBatches()), &conversationv1.KeptFrames{
+			Epoch: live.GetEpoch(), Sealed: part, CreateTime: timestamppb.New(tx.Now()), ExpireTime: timestamppb.New(expires),
+		})
+	}
 	if live.GetFirstKept() == 0 {
-		live.FirstKept = live.GetKeptBatches()
+		live.FirstKept = first
 		tx.SetTimer(framesTimer, expires)
 	}
 	for live.GetKeptBatches()-live.GetFirstKept() >= maxKept {
@@ -100,32 +115,33 @@ func (m *Manager) ListLiveFrames(
 	if req.GetPageSize() > 0 {
 		size = int(req.GetPageSize())
 	}
-	page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inKeptFrames,
-		object.EntriesOptions{PageSize: size, After: object.SeqKey(req.GetAfterNumber())})
-	if err != nil {
-		return nil, err
-	}
-	res := &conversationv1.ListLiveFramesResponse{HasMore: page.More, Metadata: rpc.Metadata(page.Info)}
+	res := &conversationv1.ListLiveFramesResponse{}
 	var room object.Room
-	for _, e := range page.Entries {
-		kept, _ := e.Value.(*conversationv1.KeptFrames)
-		batch, err := m.openKept(caller.Tenant, req.GetConversationId(), e.Key, kept, m.now())
+	// A page of which all is over is no answer: there would be nothing to go on from.
+	for after, more := object.SeqKey(req.GetAfterNumber()), true; more && len(res.GetBatches()) == 0; {
+		page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inKeptFrames, object.EntriesOptions{PageSize: size, After: after})
 		if err != nil {
 			return nil, err
 		}
-		if batch == nil {
-			continue
+		more = page.More
+		res.HasMore, res.Metadata = page.More, rpc.Metadata(page.Info)
+		for _, e := range page.Entries {
+			after = e.Key
+			kept, _ := e.Value.(*conversationv1.KeptFrames)
+			batch, err := m.openKept(caller.Tenant, req.GetConversationId(), e.Key, kept, m.now())
+			if err != nil {
+				return nil, err
+			}
+			if batch == nil {
+				continue
+			}
+			// In the open, and in JSON, frames are larger than what is kept of them.
+			if !room.Fits(rpc.AnswerSize(batch)) {
+				res.HasMore = true
+				break
+			}
+			res.Batches = append(res.Batches, batch)
 		}
-		// In the open, and in JSON, frames are larger than what is kept of them.
-		shown, err := protojson.Marshal(batch)
-		if err != nil {
-			return nil, err
-		}
-		if !room.Fits(max(len(shown), proto.Size(batch))) {
-			res.HasMore = true
-			break
-		}
-		res.Batches = append(res.Batches, batch)
 	}
 	return res, nil
 }

@@ -56,6 +56,9 @@ func (f *folder) ingest(batch liveBatch) (liveEffects, error) {
 	if batch.epoch > f.live.GetEpoch() {
 		f.connectUntold(batch.epoch)
 	}
+	if err := batch.checkIndexes(f.live.GetLastClientIndex()); err != nil {
+		return liveEffects{}, err
+	}
 	var skipped, unknown int32
 	for i := range batch.frames {
 		frame := &batch.frames[i]

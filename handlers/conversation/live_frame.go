@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/handlers/problem"
 	"holdfast/identity"
 )
 
@@ -256,6 +258,23 @@ type readFrame struct {
 	messages []liveFrame
 	unknown  int
 	size     int
+}
+
+// maxIndexGap is how many numbers of frames a client may leave out: a day of all that a microphone sends, which need not come here.
+const maxIndexGap = 1_000_000
+
+// checkIndexes refuses a frame that is too far ahead of the one before it: all that the client sends later would be taken for
+// frames that were folded already.
+func (b *liveBatch) checkIndexes(last int64) error {
+	for i := range b.frames {
+		index := b.frames[i].index
+		if index-last > maxIndexGap+1 {
+			return problem.InvalidArgument("frames", fmt.Sprintf(
+				"client_index %d follows %d: it counts the frames of its epoch from 1, and leaves out %d of them at most", index, last, maxIndexGap))
+		}
+		last = max(last, index)
+	}
+	return nil
 }
 
 // readBatch reads the frames of a request. Resumption handles are replaced by what seal makes of them.

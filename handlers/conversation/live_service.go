@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -221,16 +222,44 @@ func (m *Manager) ingest(
 				return nil, err
 			}
 			awaitSilence(tx)
-			return &conversationv1.IngestLiveResponse{
-				Messages: effects.messages, ToolCalls: effects.toolCalls, Voice: s.GetVoice(),
+			res := &conversationv1.IngestLiveResponse{
+				Voice:           s.GetVoice(),
 				LastClientIndex: s.GetLive().GetLastClientIndex(), ReceivedClientIndex: s.GetLive().GetLastClientIndex(),
 				SkippedFrames: effects.skipped, UnknownFrames: effects.unknown, Metadata: rpc.Metadata(tx.Info()),
-			}, nil
+			}
+			res.Messages, res.ToolCalls, res.HasMore = effects.fitting(object.AnswerBytes - rpc.AnswerSize(res))
+			return res, nil
 		})
 	if fenced, ok := errors.AsType[fencedError](err); ok {
 		return nil, errors.Join(m.abandon(ctx, req.GetConversationId(), batch), refuse(fenced))
 	}
 	return res, err
+}
+
+// smallEffects is so little, in binary, that no answer is too small for its JSON.
+const smallEffects = 16 << 10
+
+// fitting are the effects that an answer has room for. more is true where that is not all of them.
+func (e *liveEffects) fitting(bytes int) (messages []*conversationv1.Message, calls []*conversationv1.ToolCall, more bool) {
+	messages, calls = e.messages, e.toolCalls
+	least := 0
+	for _, m := range messages {
+		least += proto.Size(m)
+	}
+	for _, c := range calls {
+		least += proto.Size(c)
+	}
+	if least < smallEffects {
+		return messages, calls, false
+	}
+	room := object.Room{Bytes: bytes}
+	if i := slices.IndexFunc(messages, func(m *conversationv1.Message) bool { return !room.Fits(rpc.AnswerSize(m)) }); i >= 0 {
+		return messages[:i], nil, true
+	}
+	if i := slices.IndexFunc(calls, func(c *conversationv1.ToolCall) bool { return !room.Fits(rpc.AnswerSize(c)) }); i >= 0 {
+		return messages, calls[:i], true
+	}
+	return messages, calls, false
 }
 
 // abandon keeps what a connection sent that another has replaced.

@@ -330,6 +330,9 @@ func (f *folder) abandon(batch liveBatch) *conversationv1.Fragment {
 	if batch.epoch == f.live.GetEpoch() { // it lost the floor, and nobody has connected since
 		known = max(known, f.live.GetLastClientIndex())
 	}
+	if batch.checkIndexes(known) != nil {
+		return nil
+	}
 	fragment := &conversationv1.Fragment{Epoch: batch.epoch, CreateTime: f.now}
 	for i := range batch.frames {
 		frame := &batch.frames[i]

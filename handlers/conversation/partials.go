@@ -175,6 +175,9 @@ func (m *Manager) show(
 	if !known || wait <= 0 || live.GetEpoch() != batch.epoch || live.GetKeepFrames() != nil || last <= live.GetLastClientIndex() {
 		return nil
 	}
+	if batch.checkIndexes(live.GetLastClientIndex()) != nil { // of what waits already, as far as is known here
+		return nil
+	}
 	if fence(snap.State, writer{epoch: batch.epoch, caller: caller, now: m.now()}) != nil {
 		return nil
 	}

@@ -6,6 +6,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/handlers/rpc"
+	"holdfast/object"
 )
 
 // windowItem is one piece of a conversation, as a context window has it: a message, or a tool call of the Live API with
@@ -13,6 +15,26 @@ import (
 type windowItem struct {
 	message *conversationv1.Message
 	call    *conversationv1.ToolCall
+	// cost is the item's tokens where its content was let go; nil: it was not.
+	cost *int64
+}
+
+// outline is an item without its content: what it costs, and what says where a window may begin and a summary end.
+func (i windowItem) outline() windowItem {
+	cost := i.tokens()
+	if i.call != nil {
+		return windowItem{call: &conversationv1.ToolCall{Seq: i.call.GetSeq(), AfterSeq: i.call.GetAfterSeq(), Status: i.call.GetStatus()}, cost: &cost}
+	}
+	m := &conversationv1.Message{Seq: i.message.GetSeq(), Role: i.message.GetRole(), Status: i.message.GetStatus()}
+	for _, p := range i.message.GetParts() {
+		switch {
+		case p.GetToolCall() != nil:
+			m.Parts = append(m.Parts, &conversationv1.Part{Part: &conversationv1.Part_ToolCall{ToolCall: &conversationv1.ToolCallPart{CallId: p.GetToolCall().GetCallId()}}})
+		case p.GetToolResult() != nil:
+			m.Parts = append(m.Parts, &conversationv1.Part{Part: &conversationv1.Part_ToolResult{ToolResult: &conversationv1.ToolResultPart{CallId: p.GetToolResult().GetCallId()}}})
+		}
+	}
+	return windowItem{message: m, cost: &cost}
 }
 
 // seq is the item's place: a call comes behind the message that was the newest when it was issued.
@@ -26,6 +48,8 @@ func (i windowItem) seq() int64 {
 // tokens is what the item costs. The provider's count of a message is of all that was generated.
 func (i windowItem) tokens() int64 {
 	switch {
+	case i.cost != nil:
+		return *i.cost
 	case i.call != nil:
 		return estimateTokens(i.call.GetName()) + estimateTokens(jsonText(i.call.GetArgs())) + estimateTokens(jsonText(i.call.GetResponse()))
 	case i.message.HeardText != nil && i.message.GetHeardText() != i.message.GetText():
@@ -38,7 +62,10 @@ func (i windowItem) tokens() int64 {
 // bytes is about what the item takes in an answer: its text is escaped in JSON.
 func (i windowItem) bytes() int {
 	if i.call != nil {
-		return proto.Size(i.call)
+		return rpc.AnswerSize(i.call)
+	}
+	if len(i.message.GetParts()) > 0 || len(i.message.GetMetadata()) > 0 {
+		return rpc.AnswerSize(i.message)
 	}
 	n := proto.Size(i.message)
 	for _, c := range []byte(i.message.GetText()) {
@@ -86,19 +113,30 @@ func heard(m *conversationv1.Message) *conversationv1.Message {
 	return m
 }
 
-// arrange puts messages and tool calls in one order. Both rise already.
-func arrange(messages []*conversationv1.Message, calls []*conversationv1.ToolCall) []windowItem {
-	items := make([]windowItem, 0, len(messages)+len(calls))
-	for _, m := range messages {
-		for len(calls) > 0 && calls[0].GetAfterSeq() < m.GetSeq() {
-			items, calls = append(items, windowItem{call: calls[0]}), calls[1:]
+// itemsOf are a collection's entries as items.
+func itemsOf(entries []object.Entry) []windowItem {
+	items := make([]windowItem, 0, len(entries))
+	for _, e := range entries {
+		switch v := e.Value.(type) {
+		case *conversationv1.Message:
+			items = append(items, windowItem{message: v})
+		case *conversationv1.ToolCall:
+			items = append(items, windowItem{call: v})
 		}
-		items = append(items, windowItem{message: m})
-	}
-	for _, c := range calls {
-		items = append(items, windowItem{call: c})
 	}
 	return items
+}
+
+// arrange puts messages and tool calls in one order. Both rise already.
+func arrange(messages, calls []windowItem) []windowItem {
+	items := make([]windowItem, 0, len(messages)+len(calls))
+	for _, m := range messages {
+		for len(calls) > 0 && calls[0].seq() < m.seq() {
+			items, calls = append(items, calls[0]), calls[1:]
+		}
+		items = append(items, m)
+	}
+	return append(items, calls...)
 }
 
 // cuts tells for each item whether a window may begin with it: where a user's turn begins, and where no tool call is

@@ -6,6 +6,7 @@
 package coordination
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base32"
@@ -464,7 +465,7 @@ func (m *Manager) ListRequests(
 			}
 			if mayTouch(caller, r.GetOwner()) && !forgotten(r, config, m.now()) && matches(r, req, m.now()) {
 				request := withoutBody(shown(asSeen(r, m.now())))
-				if !room.Fits(2 * proto.Size(request)) { // JSON has names and quotes
+				if !room.Fits(rpc.AnswerSize(request)) {
 					res.NextBeforeSeq = before
 					return res, nil
 				}
@@ -753,7 +754,7 @@ func (m *Manager) ListApis(ctx context.Context, req *coordinationv1.ListApisRequ
 	if err != nil {
 		return nil, err
 	}
-	page, err := m.kind.List(ctx, object.ListOptions{PageSize: int(req.GetPageSize()), PageToken: req.GetPageToken()})
+	page, err := m.kind.List(ctx, object.ListOptions{PageSize: int(req.GetPageSize()), PageToken: req.GetPageToken(), Around: standingBytes})
 	if errors.Is(err, object.ErrInvalid) {
 		return nil, problem.InvalidArgument("page_token", "is none of this list; take next_page_token as it came")
 	}
@@ -767,7 +768,10 @@ func (m *Manager) ListApis(ctx context.Context, req *coordinationv1.ListApisRequ
 	return res, nil
 }
 
-// GetUsage implements CoordinationService.
+// standingBytes is what an answer has of an API beside its state: how its 32 policies at most stand.
+const standingBytes = 32 * 320
+
+// GetUsage implements CoordinationService. It reads from the newest day to the oldest, as far as the answer has room.
 func (m *Manager) GetUsage(ctx context.Context, req *coordinationv1.GetUsageRequest) (*coordinationv1.GetUsageResponse, error) {
 	id := object.ID(req.GetApi())
 	s, err := m.kind.View(ctx, id)
@@ -783,27 +787,40 @@ func (m *Manager) GetUsage(ctx context.Context, req *coordinationv1.GetUsageRequ
 	}
 	first := m.now().In(location(configOf(req.GetApi(), s.State).GetTimeZone())).AddDate(0, 0, 1-days).Format(time.DateOnly)
 	res := &coordinationv1.GetUsageResponse{Metadata: rpc.Metadata(s.Info)}
-	// Strictly behind the day before: no date lies between a date and itself with a lower last byte.
-	after := first[:len(first)-1] + string(first[len(first)-1]-1) + "~"
-	for {
-		page, err := m.kind.Entries(ctx, id, inUsageDays, object.EntriesOptions{After: after, PageSize: object.MaxPageSize})
+	var room object.Room
+	add := func(d *coordinationv1.UsageDay) (goOn bool) {
+		if d.GetDate() < first {
+			return false
+		}
+		if res.HasMore = !room.Fits(rpc.AnswerSize(d)); !res.GetHasMore() {
+			res.Days = append(res.Days, d)
+		}
+		return !res.GetHasMore()
+	}
+	before := cmp.Or(req.GetBeforeDate(), beyondDates)
+	if today := s.State.GetToday(); today != nil && today.GetDate() < before {
+		add(today)
+	}
+	for more := true; more; {
+		page, err := m.kind.Entries(ctx, id, inUsageDays, object.EntriesOptions{Before: before, PageSize: object.MaxPageSize})
 		if err != nil {
 			return nil, err
 		}
-		for _, e := range page.Entries {
+		more = page.More
+		for _, e := range slices.Backward(page.Entries) {
 			d, _ := e.Value.(*coordinationv1.UsageDay)
-			res.Days = append(res.Days, d)
-			after = e.Key
-		}
-		if !page.More {
-			break
+			if before = e.Key; !add(d) {
+				more = false
+				break
+			}
 		}
 	}
-	if today := s.State.GetToday(); today.GetDate() >= first {
-		res.Days = append(res.Days, today)
-	}
+	slices.Reverse(res.GetDays())
 	return res, nil
 }
+
+// beyondDates is behind every date.
+const beyondDates = "~"
 
 // ConfigureApi implements CoordinationService.
 func (m *Manager) ConfigureApi( //nolint:revive // the service has it so

@@ -35,10 +35,12 @@ var _ inspectv1connect.InspectServiceHandler = (*Manager)(nil)
 // NewManager inspects all kinds that are registered with rt, also those that are yet to be.
 func NewManager(rt *object.Runtime) *Manager { return &Manager{rt} }
 
-// Lists of differences and of what an event changed are cut off behind so many, and behind what an answer has room for.
+// Lists of differences and of what an event changed are cut off behind so many.
 const (
 	maxDifferences  = 1000
 	maxEventEntries = 200
+	// maxDiffered leaves room for the names of all differences.
+	maxDiffered = object.AnswerBytes - maxDifferences*512
 )
 
 // kind returns a kind that the caller may inspect, and a context that reads of it what the caller may see here: a service all of
@@ -114,21 +116,21 @@ func (m *Manager) GetObject(ctx context.Context, req *inspectv1.GetObjectRequest
 	if res.State, err = render(s.State); err != nil {
 		return nil, err
 	}
-	if req.GetCollection() != "" {
-		page, err := k.Entries(ctx, id, req.GetCollection(), object.EntriesOptions{After: req.GetAfterKey(), PageSize: int(req.GetPageSize())})
-		if err != nil {
-			return nil, err
-		}
-		if res.Entries, res.NextKey, err = renderPage(req.GetCollection(), &page, proto.Size(res)); err != nil {
-			return nil, err
-		}
-	}
 	timers, _, err := m.rt.Timers(ctx, object.TimerOptions{Kind: k.Name(), ID: id, PageSize: object.MaxPageSize})
 	if err != nil {
 		return nil, err
 	}
 	for i := range timers {
 		res.Timers = append(res.Timers, presentTimer(&timers[i]))
+	}
+	if req.GetCollection() != "" {
+		page, err := k.Entries(ctx, id, req.GetCollection(), object.EntriesOptions{After: req.GetAfterKey(), PageSize: int(req.GetPageSize())})
+		if err != nil {
+			return nil, err
+		}
+		if res.Entries, res.NextKey, err = renderPage(req.GetCollection(), &page, rpc.AnswerSize(res)); err != nil {
+			return nil, err
+		}
 	}
 	size, err := k.Measure(ctx, id)
 	if err != nil {
@@ -170,6 +172,7 @@ func (m *Manager) ListEvents(ctx context.Context, req *inspectv1.ListEventsReque
 		return nil, err
 	}
 	res := &inspectv1.ListEventsResponse{}
+	var room object.Room
 	for _, e := range page.Events {
 		event := &inspectv1.Event{
 			Version: int64(e.Version), Type: e.Type, Actor: string(e.Actor), Time: timestamppb.New(e.Time), RequestId: e.RequestID,
@@ -178,10 +181,14 @@ func (m *Manager) ListEvents(ctx context.Context, req *inspectv1.ListEventsReque
 		for _, c := range e.Entries[:min(len(e.Entries), maxEventEntries)] {
 			event.Entries = append(event.Entries, c.Collection+"/"+c.Key)
 		}
+		if !room.Fits(rpc.AnswerSize(event)) {
+			page.More = true
+			break
+		}
 		res.Events = append(res.Events, event)
 	}
-	if page.More && len(page.Events) > 0 {
-		res.NextFromVersion = int64(page.Events[len(page.Events)-1].Version) - 1
+	if page.More && len(res.GetEvents()) > 0 {
+		res.NextFromVersion = res.GetEvents()[len(res.GetEvents())-1].GetVersion() - 1
 	}
 	return res, nil
 }
@@ -247,7 +254,7 @@ func (m *Manager) GetObjectAt(ctx context.Context, req *inspectv1.GetObjectAtReq
 	if err != nil {
 		return nil, outOfReach(err, "at", at)
 	}
-	res.Entries, res.NextKey, err = renderPage(req.GetCollection(), &page, proto.Size(res))
+	res.Entries, res.NextKey, err = renderPage(req.GetCollection(), &page, rpc.AnswerSize(res))
 	return res, err
 }
 
@@ -271,7 +278,7 @@ func (m *Manager) DiffObject(ctx context.Context, req *inspectv1.DiffObjectReque
 	if res.Fields, err = fieldDifferences(d.Before, d.After); err != nil {
 		return nil, err
 	}
-	room := object.Room{Bytes: object.AnswerBytes - proto.Size(res)}
+	taken := rpc.AnswerSize(res)
 	for _, e := range d.Entries[:min(len(d.Entries), maxDifferences)] {
 		difference := &inspectv1.EntryDifference{Collection: e.Collection, Key: e.Key}
 		if difference.Before, err = render(e.Before); err != nil {
@@ -280,8 +287,10 @@ func (m *Manager) DiffObject(ctx context.Context, req *inspectv1.DiffObjectReque
 		if difference.After, err = render(e.After); err != nil {
 			return nil, err
 		}
-		if !room.Fits(proto.Size(difference)) {
-			break
+		if size := rpc.AnswerSize(difference); taken+size <= maxDiffered {
+			taken += size
+		} else {
+			difference.Before, difference.After = nil, nil
 		}
 		res.Entries = append(res.Entries, difference)
 	}

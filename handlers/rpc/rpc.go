@@ -8,13 +8,27 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	"holdfast/identity"
+	"holdfast/jsonpb"
 	"holdfast/object"
 )
+
+var texts = jsonpb.New() //nolint:gochecknoglobals // a cache of what never changes
+
+// AnswerSize returns how many bytes a message has in an answer, in the larger of its two forms. A message that has no JSON
+// has its size in binary.
+func AnswerSize(m proto.Message) int {
+	text, err := texts.Append(nil, m)
+	if err != nil {
+		text = nil
+	}
+	return max(len(text), proto.Size(m))
+}
 
 // Metadata is where an object stands, as a reply tells it.
 func Metadata(i object.Info) *objectv1.Metadata {

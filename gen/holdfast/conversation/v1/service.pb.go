@@ -2068,7 +2068,7 @@ func (x *ListFragmentsResponse) GetMetadata() *v1.Metadata {
 	return nil
 }
 
-// LiveFrameBatch is the raw frames of one batch.
+// LiveFrameBatch is the raw frames of one batch, or of a part of a large one.
 type LiveFrameBatch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Number        int64                  `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
@@ -4998,7 +4998,7 @@ func (x *ListFlowStepsResponse) GetMetadata() *v1.Metadata {
 type LiveFrame struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The client's count of frames in this epoch, from 1, rising. A frame that is not above the last one folded is
-	// skipped, so a resend changes nothing.
+	// skipped, so a resend changes nothing. It may leave out numbers, but not more than 1,000,000 in a row.
 	ClientIndex int64 `protobuf:"varint,1,opt,name=client_index,json=clientIndex,proto3" json:"client_index,omitempty"`
 	// Types that are valid to be assigned to Frame:
 	//
@@ -5200,6 +5200,9 @@ type IngestLiveResponse struct {
 	ReceivedClientIndex int64 `protobuf:"varint,7,opt,name=received_client_index,json=receivedClientIndex,proto3" json:"received_client_index,omitempty"`
 	// Frames of the batch that the server did not understand, or not wholly.
 	UnknownFrames int32 `protobuf:"varint,8,opt,name=unknown_frames,json=unknownFrames,proto3" json:"unknown_frames,omitempty"`
+	// True where messages or tool_calls end early, because the answer would be more than 2 MiB. ListMessages and ListToolCalls
+	// have the rest.
+	HasMore       bool `protobuf:"varint,9,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5288,6 +5291,13 @@ func (x *IngestLiveResponse) GetUnknownFrames() int32 {
 		return x.UnknownFrames
 	}
 	return 0
+}
+
+func (x *IngestLiveResponse) GetHasMore() bool {
+	if x != nil {
+		return x.HasMore
+	}
+	return false
 }
 
 type WatchConversationRequest struct {
@@ -6060,7 +6070,7 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
-	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xba\x03\n" +
+	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xd5\x03\n" +
 	"\x12IngestLiveResponse\x12=\n" +
 	"\bmessages\x18\x01 \x03(\v2!.holdfast.conversation.v1.MessageR\bmessages\x12A\n" +
 	"\n" +
@@ -6070,7 +6080,8 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x0eskipped_frames\x18\x05 \x01(\x05R\rskippedFrames\x128\n" +
 	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x122\n" +
 	"\x15received_client_index\x18\a \x01(\x03R\x13receivedClientIndex\x12%\n" +
-	"\x0eunknown_frames\x18\b \x01(\x05R\runknownFrames\"\xc0\x01\n" +
+	"\x0eunknown_frames\x18\b \x01(\x05R\runknownFrames\x12\x19\n" +
+	"\bhas_more\x18\t \x01(\bR\ahasMore\"\xc0\x01\n" +
 	"\x18WatchConversationRequest\x12E\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12,\n" +
 	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\x12/\n" +

@@ -2630,7 +2630,9 @@ type GetUsageRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Api   string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
 	// 1 to 366; 0: 30.
-	Days          int32 `protobuf:"varint,2,opt,name=days,proto3" json:"days,omitempty"`
+	Days int32 `protobuf:"varint,2,opt,name=days,proto3" json:"days,omitempty"`
+	// Only days before this one, such as 2026-01-31; empty: up to today.
+	BeforeDate    string `protobuf:"bytes,3,opt,name=before_date,json=beforeDate,proto3" json:"before_date,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2679,10 +2681,20 @@ func (x *GetUsageRequest) GetDays() int32 {
 	return 0
 }
 
+func (x *GetUsageRequest) GetBeforeDate() string {
+	if x != nil {
+		return x.BeforeDate
+	}
+	return ""
+}
+
 type GetUsageResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Days          []*UsageDay            `protobuf:"bytes,1,rep,name=days,proto3" json:"days,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Days     []*UsageDay            `protobuf:"bytes,1,rep,name=days,proto3" json:"days,omitempty"`
+	Metadata *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// True where older days are left out, because the answer would be more than 2 MiB: ask again with before_date set to the
+	// first date of this answer.
+	HasMore       bool `protobuf:"varint,3,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2729,6 +2741,13 @@ func (x *GetUsageResponse) GetMetadata() *v1.Metadata {
 		return x.Metadata
 	}
 	return nil
+}
+
+func (x *GetUsageResponse) GetHasMore() bool {
+	if x != nil {
+		return x.HasMore
+	}
+	return false
 }
 
 type ConfigureApiRequest struct {
@@ -3242,14 +3261,17 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\"m\n" +
 	"\x10ListApisResponse\x121\n" +
 	"\x04apis\x18\x01 \x03(\v2\x1d.holdfast.coordination.v1.ApiR\x04apis\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"a\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xaa\x01\n" +
 	"\x0fGetUsageRequest\x12.\n" +
 	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12\x1e\n" +
 	"\x04days\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xee\x02(\x00R\x04days\"\x84\x01\n" +
+	"\xbaH\a\x1a\x05\x18\xee\x02(\x00R\x04days\x12G\n" +
+	"\vbefore_date\x18\x03 \x01(\tB&\xbaH#r!2\x1f^([0-9]{4}-[0-9]{2}-[0-9]{2})?$R\n" +
+	"beforeDate\"\x9f\x01\n" +
 	"\x10GetUsageResponse\x126\n" +
 	"\x04days\x18\x01 \x03(\v2\".holdfast.coordination.v1.UsageDayR\x04days\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd2\x01\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12\x19\n" +
+	"\bhas_more\x18\x03 \x01(\bR\ahasMore\"\xd2\x01\n" +
 	"\x13ConfigureApiRequest\x12.\n" +
 	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12;\n" +
 	"\x06config\x18\x02 \x01(\v2#.holdfast.coordination.v1.ApiConfigR\x06config\x12&\n" +

@@ -1468,7 +1468,8 @@ type DiffObjectResponse struct {
 	ToVersion int64 `protobuf:"varint,2,opt,name=to_version,json=toVersion,proto3" json:"to_version,omitempty"`
 	// The fields that differ. A deleted object has none set.
 	Fields []*FieldDifference `protobuf:"bytes,3,rep,name=fields,proto3" json:"fields,omitempty"`
-	// The entries that differ; the first 1,000, or as many of them as are 2 MiB. entry_count says whether that is all.
+	// The entries that differ, the first 1,000; entry_count says whether that is all. Those for which an answer of 2 MiB has no
+	// room have neither before nor after: read them with GetObjectAt.
 	Entries []*EntryDifference `protobuf:"bytes,4,rep,name=entries,proto3" json:"entries,omitempty"`
 	// How many entries differ.
 	EntryCount    int32 `protobuf:"varint,5,opt,name=entry_count,json=entryCount,proto3" json:"entry_count,omitempty"`
