@@ -97,6 +97,22 @@ func (rt *Runtime) hold(ctx context.Context, i identity.Identity) (done func(), 
 	return func() {}, nil
 }
 
+// readLarge reads a large answer in the caller's turn; see hold for done.
+func (rt *Runtime) readLarge(ctx context.Context, i identity.Identity, read func() error) (done func(), err error) {
+	if done, err = rt.hold(ctx, i); err != nil {
+		return nil, err
+	}
+	leave, err := rt.large.Enter(ctx, i)
+	if err == nil {
+		err = read()
+		leave()
+	}
+	if err != nil {
+		done()
+	}
+	return done, err
+}
+
 // holdFor is hold for the caller of ctx.
 func (rt *Runtime) holdFor(ctx context.Context) (done func(), err error) {
 	caller, err := identity.From(ctx)
