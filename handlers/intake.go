@@ -100,6 +100,7 @@ func (in *intake) read(c *call, w http.ResponseWriter, r *http.Request) error {
 	err := in.readBody(c, what, r)
 	if what.stream {
 		c.arrived()
+		c.settled()
 	}
 	if large, ok := errors.AsType[*problem.Error](err); ok && large.Reason == reasonTooLarge && r.ProtoMajor == 1 {
 		_, _ = io.CopyN(io.Discard, r.Body, drainMost)
@@ -346,8 +347,9 @@ func tooLarge(size, limit int64) error {
 // broken is the refusal of a body that could not be read.
 func broken(r *http.Request, err error) error {
 	_, refused := errors.AsType[*problem.Error](err)
+	_, late := errors.AsType[*object.OverloadedError](err)
 	switch {
-	case refused:
+	case refused, late:
 		return err
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return &problem.Error{

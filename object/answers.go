@@ -2,6 +2,7 @@ package object
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -103,6 +104,9 @@ func (rt *Runtime) readLarge(ctx context.Context, i identity.Identity, read func
 		return nil, err
 	}
 	leave, err := rt.large.Enter(ctx, i)
+	if full, ok := errors.AsType[*OverloadedError](err); ok {
+		err = rt.overloadedOf(full.What, full.Of)
+	}
 	if err == nil {
 		err = read()
 		leave()

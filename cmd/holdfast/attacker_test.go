@@ -139,7 +139,9 @@ func attack(t *testing.T, o *orders) (outcomes func() map[string]int64) {
 	}
 	// An attacker is on a machine of its own. On this one it has what CPU the server, its database and its callers leave.
 	cmd := exec.CommandContext(t.Context(), "chrt", "--idle", "0", self)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if o.Full {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	}
 	cmd.Env = []string{asAttacker + "=" + string(text), "GOMEMLIMIT=1GiB"}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -150,8 +152,10 @@ func attack(t *testing.T, o *orders) (outcomes func() map[string]int64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Linux may share CPU between sessions first, and among the processes of each only then. Where it does not, there is no such file.
-	_ = os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", cmd.Process.Pid), []byte("19"), 0o600)
+	if o.Full {
+		// Linux may share CPU between sessions first, and within each only then. Where it does not, there is no such file.
+		_ = os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", cmd.Process.Pid), []byte("19"), 0o600)
+	}
 	over := make(chan error, 1)
 	go func() { over <- cmd.Wait() }()
 	stop := sync.OnceValue(func() error {
