@@ -135,12 +135,18 @@ func (p *Pipeline) ListEntriesBefore(a dbsqlc.ListEntriesBeforeParams, each func
 
 // ListPackedAfter queues dbsqlc.ListPackedAfter, whose rows are those of ListEntriesAfter.
 func (p *Pipeline) ListPackedAfter(a dbsqlc.ListEntriesAfterParams, each func(*dbsqlc.ListEntriesAfterRow) error) {
-	query(p, dbsqlc.ListPackedAfter, dbsqlc.ListPackedAfterParams(a), each)
+	query(p, dbsqlc.ListPackedAfter, dbsqlc.ListPackedAfterParams{
+		TenantID: a.TenantID, Kind: a.Kind, ObjectID: a.ObjectID, Collection: a.Collection, AfterKey: a.AfterKey,
+		PageSize: a.PageSize, MostBytes: a.MostBytes,
+	}, each)
 }
 
 // ListPackedBefore queues dbsqlc.ListPackedBefore, whose rows are those of ListEntriesAfter.
 func (p *Pipeline) ListPackedBefore(a dbsqlc.ListEntriesBeforeParams, each func(*dbsqlc.ListEntriesAfterRow) error) {
-	query(p, dbsqlc.ListPackedBefore, dbsqlc.ListPackedBeforeParams(a), each)
+	query(p, dbsqlc.ListPackedBefore, dbsqlc.ListPackedBeforeParams{
+		TenantID: a.TenantID, Kind: a.Kind, ObjectID: a.ObjectID, Collection: a.Collection, BeforeKey: a.BeforeKey,
+		PageSize: a.PageSize, MostBytes: a.MostBytes,
+	}, each)
 }
 
 // LoadPacked queues dbsqlc.LoadPacked, whose rows are those of LoadEntries.

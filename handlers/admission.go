@@ -91,6 +91,13 @@ func (c *call) take(l Load) error {
 // arrived gives back what a stream took while its request was read.
 func (c *call) arrived() { _ = c.take(Load{arriving: -c.load.arriving}) }
 
+// settled ends the call's turn, if it has one.
+func (c *call) settled() {
+	if c.endTurn != nil {
+		c.endTurn()
+	}
+}
+
 // leave gives everything back.
 func (c *call) leave() { _ = c.take(Load{-c.load.Calls, -c.load.Bytes, -c.load.arriving}) }
 

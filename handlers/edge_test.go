@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strings"
@@ -38,6 +39,7 @@ import (
 	_ "holdfast/gen/holdfast/project/v1"
 	_ "holdfast/gen/holdfast/session/v1"
 	"holdfast/identity"
+	"holdfast/object"
 )
 
 const conversations = "/" + conversationv1connect.ConversationServiceName + "/"
@@ -413,6 +415,48 @@ func TestChargesAreGivenBack(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A compressed request has a turn until it is decoded, and a stream's until it is read. Who waits for one in vain is told to come again.
+func TestTurnsOfCompressedRequests(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a := newAdmission(Bounds{})
+		in := &intake{heavy: object.NewLine(), rpcs: map[string]rpc{"/unary": {limit: maxRequest}, "/stream": {limit: maxRequest, stream: true}}}
+		read := func(path, kind, encoding string, body []byte) (*call, error) {
+			c := &call{}
+			c.caller.Tenant, c.caller.User = "acme", "bob"
+			if err := a.admit(c, in.rpcs[path].stream); err != nil {
+				t.Fatal(err)
+			}
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, path, bytes.NewReader(body))
+			r.Header.Set("Content-Type", kind)
+			r.Header.Set(encoding, "gzip")
+			return c, in.read(c, httptest.NewRecorder(), r)
+		}
+		for range 100 {
+			if _, err := read("/stream", "application/connect+json", "Connect-Content-Encoding", envelope(1, zip([]byte("{}")))); err != nil {
+				t.Fatalf("a stream: %v", err)
+			}
+		}
+		var held []*call
+		for {
+			c, err := read("/unary", "application/json", "Content-Encoding", zip([]byte("{}")))
+			if err != nil {
+				if e := explain(err); e.Reason != "OVERLOADED" || e.Metadata["limit"] != "work" || len(held) == 0 {
+					t.Errorf("beside %d others: %v", len(held), err)
+				}
+				break
+			}
+			held = append(held, c)
+		}
+		for _, c := range held {
+			c.settled()
+		}
+		if _, err := read("/unary", "application/json", "Content-Encoding", zip([]byte("{}"))); err != nil {
+			t.Errorf("once they are decoded: %v", err)
+		}
+	})
 }
 
 type failing struct{}

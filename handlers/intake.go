@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/flate"
 	"compress/gzip"
+	"context"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
@@ -26,6 +27,7 @@ import (
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	"holdfast/handlers/problem"
+	"holdfast/object"
 )
 
 // What a request may have, unpacked. An RPC that is not in largeRequests stores one thing at most, of 256 KiB; twice that leaves room
@@ -52,6 +54,8 @@ const (
 	// Beyond freeValues each value is charged as valueBytes: what it takes in memory once it is decoded.
 	freeValues = 100
 	valueBytes = 256
+	// Beyond lightBytes, as charged, a request is decoded and checked in its caller's turn.
+	lightBytes = 128 << 10
 	// drainMost is how much of a body that is too large is read and dropped, so that clients of HTTP/1.1 which send all of it before
 	// they read see why it was refused.
 	drainMost = 16 << 20
@@ -88,6 +92,8 @@ func newRPC(procedure string, m protoreflect.MethodDescriptor) rpc {
 type intake struct {
 	rpcs   map[string]rpc // by procedure
 	unzips sync.Pool      // of *gzip.Reader
+	// heavy are calls that unpack, or decode and check what is large.
+	heavy *object.Line
 }
 
 func (in *intake) read(c *call, w http.ResponseWriter, r *http.Request) error {
@@ -107,6 +113,7 @@ func (in *intake) read(c *call, w http.ResponseWriter, r *http.Request) error {
 	err := in.readBody(c, what, r)
 	if what.stream {
 		c.arrived()
+		c.settled()
 	}
 	if large, ok := errors.AsType[*problem.Error](err); ok && large.Reason == reasonTooLarge && r.ProtoMajor == 1 {
 		_, _ = io.CopyN(io.Discard, r.Body, drainMost)
@@ -159,13 +166,13 @@ func (in *intake) readBody(c *call, what rpc, r *http.Request) error {
 	if f.enveloped {
 		prefix, message, err = in.readEnvelope(c, what, f, r)
 	} else {
-		message, err = in.readMessage(c, what, f.gzip, r.Body, r.ContentLength)
+		message, err = in.readMessage(r.Context(), c, what, f.gzip, r.Body, r.ContentLength)
 		r.Header.Del("Content-Encoding")
 	}
 	if err != nil {
 		return broken(r, err)
 	}
-	if err := in.weigh(c, what, f.json, message); err != nil {
+	if err := in.weigh(r.Context(), c, what, f.json, message); err != nil {
 		return err
 	}
 	r.Body = &held{prefix, message}
@@ -174,22 +181,29 @@ func (in *intake) readBody(c *call, what rpc, r *http.Request) error {
 }
 
 // readMessage reads src, of which size bytes are announced, or -1.
-func (in *intake) readMessage(c *call, what rpc, zipped bool, src io.Reader, size int64) ([]byte, error) {
+func (in *intake) readMessage(ctx context.Context, c *call, what rpc, zipped bool, src io.Reader, size int64) ([]byte, error) {
 	if !zipped {
-		return c.fill(src, size, what.limit)
+		return c.fill(src, size, what.limit, 0)
 	}
-	src = io.LimitReader(src, what.limit+maxSlack)
+	// All of it is here before the turn: a slow caller keeps nobody waiting.
+	packed, err := c.fill(src, size, what.limit+maxSlack, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := in.turn(ctx, c); err != nil {
+		return nil, err
+	}
 	z, _ := in.unzips.Get().(*gzip.Reader)
 	if z == nil {
 		z = &gzip.Reader{}
 	}
 	defer in.unzips.Put(z)
-	if err := z.Reset(src); errors.Is(err, io.EOF) {
+	if err := z.Reset(bytes.NewReader(packed)); errors.Is(err, io.EOF) {
 		return nil, nil
 	} else if err != nil {
 		return nil, err
 	}
-	return c.fill(z, -1, what.limit)
+	return c.fill(z, -1, what.limit, int64(len(packed)))
 }
 
 // readEnvelope reads the one message of a stream, and returns it behind the prefix that it has when unpacked.
@@ -206,12 +220,12 @@ func (in *intake) readEnvelope(c *call, what rpc, f form, r *http.Request) (pref
 	}
 	src := io.LimitReader(r.Body, size)
 	if zipped := f.gzip && prefix[0]&1 != 0 && size > 0; zipped {
-		message, err = in.readMessage(c, what, true, src, size)
+		message, err = in.readMessage(r.Context(), c, what, true, src, size)
 		prefix[0] &^= 1
 		if err == nil {
 			_, err = io.Copy(io.Discard, src)
 		}
-	} else if message, err = in.readMessage(c, what, false, src, size); err == nil && int64(len(message)) < size {
+	} else if message, err = in.readMessage(r.Context(), c, what, false, src, size); err == nil && int64(len(message)) < size {
 		err = io.ErrUnexpectedEOF
 	}
 	if err != nil {
@@ -249,7 +263,7 @@ func (in *intake) readQuery(c *call, what rpc, r *http.Request) error {
 		}
 	}
 	if q.Get("compression") == "gzip" && len(message) > 0 {
-		if message, err = in.readMessage(c, what, true, bytes.NewReader(message), -1); err != nil {
+		if message, err = in.readMessage(r.Context(), c, what, true, bytes.NewReader(message), -1); err != nil {
 			return broken(r, err)
 		}
 		q.Del("compression")
@@ -259,11 +273,11 @@ func (in *intake) readQuery(c *call, what rpc, r *http.Request) error {
 		u.RawQuery = q.Encode()
 		r.URL = &u
 	}
-	return in.weigh(c, what, encoding == "json", message)
+	return in.weigh(r.Context(), c, what, encoding == "json", message)
 }
 
 // weigh charges the caller for a message as it will be when decoded.
-func (in *intake) weigh(c *call, what rpc, isJSON bool, message []byte) error {
+func (in *intake) weigh(ctx context.Context, c *call, what rpc, isJSON bool, message []byte) error {
 	var values int
 	switch {
 	case isJSON:
@@ -277,16 +291,31 @@ func (in *intake) weigh(c *call, what rpc, isJSON bool, message []byte) error {
 		p.Metadata = map[string]string{"what": "values", "size": strconv.Itoa(values), "limit": strconv.Itoa(maxValues)}
 		return p
 	}
-	return c.hold(int64(len(message) + valueBytes*max(0, values-freeValues)))
+	if err := c.hold(int64(len(message) + valueBytes*max(0, values-freeValues))); err != nil || c.load.Bytes <= lightBytes {
+		return err
+	}
+	return in.turn(ctx, c)
 }
 
-// fill reads src to its end. Memory is taken as the bytes arrive, and charged to the caller before.
-func (c *call) fill(src io.Reader, size, limit int64) ([]byte, error) {
+// turn waits until the call may do what takes a core for long. The turn ends with settled.
+func (in *intake) turn(ctx context.Context, c *call) error {
+	if c.endTurn != nil || c.countedBy == nil {
+		return nil
+	}
+	leave, err := in.heavy.Enter(ctx, c.caller)
+	if err == nil {
+		c.endTurn = sync.OnceFunc(leave)
+	}
+	return err
+}
+
+// fill reads src to its end. Memory is taken as the bytes arrive, and charged to the caller before, beside what is charged for already.
+func (c *call) fill(src io.Reader, size, limit, beside int64) ([]byte, error) {
 	if size > limit {
 		return nil, tooLarge(size, limit)
 	}
 	if size >= 0 {
-		if err := c.hold(size); err != nil {
+		if err := c.hold(beside + size); err != nil {
 			return nil, err
 		}
 	}
@@ -299,7 +328,7 @@ func (c *call) fill(src io.Reader, size, limit int64) ([]byte, error) {
 		if len(buf) == cap(buf) {
 			grown := min(max(2*int64(cap(buf)), 512), most)
 			if size < 0 {
-				if err := c.hold(grown); err != nil {
+				if err := c.hold(beside + grown); err != nil {
 					return nil, err
 				}
 			}
@@ -337,8 +366,9 @@ func tooLarge(size, limit int64) error {
 // broken is the refusal of a body that could not be read.
 func broken(r *http.Request, err error) error {
 	_, refused := errors.AsType[*problem.Error](err)
+	_, late := errors.AsType[*object.OverloadedError](err)
 	switch {
-	case refused:
+	case refused, late:
 		return err
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return &problem.Error{

@@ -122,6 +122,20 @@ func (t *timedConn) Send(m any) error {
 	return t.StreamingHandlerConn.Send(m)
 }
 
+// settled ends the turn of a large request, which is decoded and checked by now.
+type settled struct{ serverSide }
+
+func (settled) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return next // their requests are small
+}
+
+func (settled) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		callFrom(ctx).settled()
+		return next(ctx, req)
+	}
+}
+
 // tagged are the calls whose answers have an ETag. Each is the same until what is stored changes, and holds no secret. All other
 // answers are no-store. A call whose answer depends on the clock or holds a secret is not NO_SIDE_EFFECTS either, so that no
 // browser is asked to keep it.

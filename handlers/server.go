@@ -121,7 +121,7 @@ func New(o Options) (*Server, error) {
 	s.draining, s.drain = context.WithCancel(context.Background())
 
 	names := make([]string, len(o.Services))
-	procedures, in := map[string]bool{}, &intake{rpcs: map[string]rpc{}}
+	procedures, in := map[string]bool{}, &intake{rpcs: map[string]rpc{}, heavy: object.NewLine()}
 	// Calls that clients make without their user do not keep a session from becoming idle.
 	passive := map[string]bool{
 		sessionv1connect.SessionServiceHeartbeatConnectionProcedure: true,
@@ -166,7 +166,7 @@ func New(o Options) (*Server, error) {
 		connect.WithInterceptors(append(tracing, &outcome{telemetry: t, whenDraining: func(f func()) func() bool {
 			return context.AfterFunc(s.draining, f)
 		}, follow: o.Auth.guard.follow}, validate.NewInterceptor(validate.WithValidator(validator{rules}), validate.WithoutErrorDetails()),
-			conditional{})...),
+			settled{}, conditional{})...),
 	}
 
 	admission := newAdmission(o.Bounds)

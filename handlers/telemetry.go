@@ -39,6 +39,7 @@ type call struct {
 	load      Load       // what it is charged with there
 	answer    answerWriter
 	permit    object.Answer // of a large answer
+	endTurn   func()        // ends the turn of a large request; nil: it has none
 }
 
 // identified adds the caller to the context of the call's handler.
@@ -197,6 +198,7 @@ func (w *answerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (t *telemetry) end(c *call, r *http.Request) {
 	c.leave()
+	c.settled()
 	c.permit.Sent()
 	if c.procedure == "" {
 		if c.procedure = r.URL.Path; !t.procedures[c.procedure] {

@@ -2,6 +2,7 @@ package object
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -95,6 +96,25 @@ func (rt *Runtime) hold(ctx context.Context, i identity.Identity) (done func(), 
 		a.leave = func() { rt.answers.leave(i) }
 	}
 	return func() {}, nil
+}
+
+// readLarge reads a large answer in the caller's turn; see hold for done.
+func (rt *Runtime) readLarge(ctx context.Context, i identity.Identity, read func() error) (done func(), err error) {
+	if done, err = rt.hold(ctx, i); err != nil {
+		return nil, err
+	}
+	leave, err := rt.large.Enter(ctx, i)
+	if full, ok := errors.AsType[*OverloadedError](err); ok {
+		err = rt.overloadedOf(full.What, full.Of)
+	}
+	if err == nil {
+		err = read()
+		leave()
+	}
+	if err != nil {
+		done()
+	}
+	return done, err
 }
 
 // holdFor is hold for the caller of ctx.

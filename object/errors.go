@@ -34,9 +34,9 @@ func (e *VersionMismatchError) Error() string {
 
 // OverloadedError: a bounded queue is full. Nothing was done; trying again after RetryAfter may help.
 type OverloadedError struct {
-	// What is full: the queue of an "object", a "user", a "tenant" or the "server"; or "streams", "history" or "answers".
+	// What is full: the queue of an "object", a "user", a "tenant" or the "server"; or "streams", "history", "answers" or "work".
 	What string
-	// Of says whose streams, history or answers: those of the "user", the "tenant" or the "server".
+	// Of says whose streams, history, answers or work: those of the "user", the "tenant" or the "server".
 	Of         string
 	RetryAfter time.Duration
 }

@@ -237,12 +237,15 @@ func (k *Kind[S]) View(ctx context.Context, id ID, opts ...ViewOption) (Snapshot
 	}
 	rec, err := k.rt.view(ctx, k.kind, id, o.recent)
 	if err == nil && rec.recentBytes(o.recent) > smallAnswer && o.not != rec.version {
-		var done func()
-		if done, err = k.rt.holdFor(ctx); err != nil {
-			return Snapshot[S]{}, err
+		caller, _ := identity.From(ctx) // view had one
+		done, late := k.rt.readLarge(ctx, caller, func() error {
+			rec, err = k.rt.view(ctx, k.kind, id, o.recent)
+			return err
+		})
+		if late != nil {
+			return Snapshot[S]{}, late
 		}
 		defer done()
-		rec, err = k.rt.view(ctx, k.kind, id, o.recent)
 	}
 	if err != nil {
 		return Snapshot[S]{}, err

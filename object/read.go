@@ -505,14 +505,11 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 	}
 	if page.More && len(page.Entries) < int(size) || room.taken > smallAnswer {
 		page.Entries = nil
-		done, err := k.rt.hold(ctx, caller)
+		done, err := k.rt.readLarge(ctx, caller, func() error { return load(cmp.Or(o.room, AnswerBytes)) })
 		if err != nil {
 			return EntriesPage{}, err
 		}
 		defer done()
-		if err := load(cmp.Or(o.room, AnswerBytes)); err != nil {
-			return EntriesPage{}, err
-		}
 		if !rec.live(k.rt.db.Now()) || !caller.MaySee(rec.owner) {
 			return EntriesPage{}, ErrNotFound
 		}

@@ -89,6 +89,7 @@ type Runtime struct {
 	changing, viewing, history *gate
 
 	answers *answers
+	large   *Line // reads of large answers
 	metrics *metrics
 	tracer  trace.Tracer
 	usage   *usage
@@ -165,6 +166,7 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 	rt.answers = &answers{rt: rt, left: make(chan struct{}), gate: newGate(bounds{
 		max(1, c.Limits.Answers/8), max(1, c.Limits.Answers/2), c.Limits.Answers,
 	})}
+	rt.large = NewLine()
 	rt.life, rt.end = context.WithCancel(context.Background())
 	rt.metrics, rt.tracer = newMetrics(rt, c.Metrics), c.Tracer
 	rt.usage = newUsage(rt, c.Quotas)

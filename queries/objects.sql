@@ -170,18 +170,37 @@ FROM (
 WHERE l.bytes <= @most_bytes::bigint
 ORDER BY l.activity_time DESC, l.object_id DESC;
 
--- ListEntriesAfter pages through one collection of an object, in the order of the keys.
+-- ListEntriesAfter pages through one collection of an object, in the order of the keys. To know how long a body is costs as much as
+-- to read it, so read counts rows in growing steps, and stops where the page ends.
 -- name: ListEntriesAfter :many
+WITH RECURSIVE read AS (
+  SELECT 0 AS rows, @after_key::text AS last, 0::bigint AS bytes, 8 AS more, @page_size::integer AS most
+  UNION ALL
+  SELECT read.rows + c.rows, c.last COLLATE "default", read.bytes + c.bytes, 2 * read.more, read.most
+  FROM read
+  CROSS JOIN LATERAL (
+    SELECT count(*)::integer AS rows, max(x.key) AS last, sum(octet_length(x.body))::bigint AS bytes
+    FROM (
+      SELECT e.key, e.body::text AS body
+      FROM holdfast.entries e
+      WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
+        AND e.collection = @collection::text AND e.key > read.last
+      ORDER BY e.key
+      LIMIT least(read.more, read.most - read.rows)
+    ) x
+  ) c
+  WHERE c.rows > 0 AND read.rows < read.most AND read.bytes <= @most_bytes::bigint
+)
 SELECT l.key, l.body
 FROM (
-  SELECT n.*, sum(octet_length(n.body)) OVER (ORDER BY n.key ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
+  SELECT n.key, n.body, sum(octet_length(n.body)) OVER (ORDER BY n.key ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
   FROM (
     SELECT e.key, e.body::text AS body
     FROM holdfast.entries e
     WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
       AND e.collection = @collection::text AND e.key > @after_key::text
     ORDER BY e.key
-    LIMIT @page_size::integer
+    LIMIT (SELECT max(read.rows) FROM read)
   ) n
 ) l
 WHERE l.bytes <= @most_bytes::bigint
@@ -189,16 +208,34 @@ ORDER BY l.key;
 
 -- ListEntriesBefore pages through one collection of an object, backwards.
 -- name: ListEntriesBefore :many
+WITH RECURSIVE read AS (
+  SELECT 0 AS rows, @before_key::text AS last, 0::bigint AS bytes, 8 AS more, @page_size::integer AS most
+  UNION ALL
+  SELECT read.rows + c.rows, c.last COLLATE "default", read.bytes + c.bytes, 2 * read.more, read.most
+  FROM read
+  CROSS JOIN LATERAL (
+    SELECT count(*)::integer AS rows, min(x.key) AS last, sum(octet_length(x.body))::bigint AS bytes
+    FROM (
+      SELECT e.key, e.body::text AS body
+      FROM holdfast.entries e
+      WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
+        AND e.collection = @collection::text AND e.key < read.last
+      ORDER BY e.key DESC
+      LIMIT least(read.more, read.most - read.rows)
+    ) x
+  ) c
+  WHERE c.rows > 0 AND read.rows < read.most AND read.bytes <= @most_bytes::bigint
+)
 SELECT l.key, l.body
 FROM (
-  SELECT n.*, sum(octet_length(n.body)) OVER (ORDER BY n.key DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
+  SELECT n.key, n.body, sum(octet_length(n.body)) OVER (ORDER BY n.key DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
   FROM (
     SELECT e.key, e.body::text AS body
     FROM holdfast.entries e
     WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
       AND e.collection = @collection::text AND e.key < @before_key::text
     ORDER BY e.key DESC
-    LIMIT @page_size::integer
+    LIMIT (SELECT max(read.rows) FROM read)
   ) n
 ) l
 WHERE l.bytes <= @most_bytes::bigint

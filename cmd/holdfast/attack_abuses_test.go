@@ -102,7 +102,7 @@ func abuses() []*abuse {
 		name: "gzip bombs", by: oneUser, what: "4 MB of gzip that unpack to 4 GB", bound: "unpacking ends at the limit of the RPC",
 		attack: bombs(bobA, 6, 4<<30, conversations+"AppendMessages"),
 	}, &abuse{
-		name: "many small gzip bombs", by: oneUser, what: "64 at once of 99 KB that unpack to 100 MB", bound: "bytes being read at once",
+		name: "many small gzip bombs", by: oneUser, what: "64 at once of 99 KB that unpack to 100 MB", bound: "bytes being read at once, unpacking takes turns",
 		attack: bombs(bobA, 64, 100<<20, conversations+"AppendMessages"),
 	})
 
@@ -216,7 +216,7 @@ func abuses() []*abuse {
 			})
 		},
 	}, &abuse{
-		name: "large pages", by: oneUser, what: "64 clients that read pages of 200 large messages", bound: "answers end at 2 MiB, calls of a user",
+		name: "large pages", by: oneUser, what: "64 clients that read pages of 200 large messages", bound: "answers end at 2 MiB, their reads take turns",
 		attack: func(a *attacker) {
 			client := a.client(false)
 			a.loop(64, func(int) {
@@ -224,7 +224,7 @@ func abuses() []*abuse {
 			})
 		},
 	}, &abuse{
-		name: "large windows", by: oneUser, what: "64 clients that ask for context windows of 2,000,000 tokens", bound: "answers end at 2 MiB, calls of a user",
+		name: "large windows", by: oneUser, what: "64 clients that ask for context windows of 2,000,000 tokens", bound: "answers end at 2 MiB, their reads take turns",
 		attack: func(a *attacker) {
 			client := a.client(false)
 			a.loop(64, func(int) {
@@ -438,7 +438,8 @@ func abuses() []*abuse {
 
 	// What is stored, and where everybody waits.
 	all = append(all, &abuse{
-		name: "many objects", by: oneUser, what: "64 clients that make conversations with 64 labels each", bound: "quotas of objects and bytes of a user",
+		name: "many objects", by: oneUser, what: "64 clients that make conversations with 64 labels each", bound: "quotas of objects and bytes of a user, here 500 objects",
+		env: map[string]string{"HOLDFAST_USER_OBJECTS": "500"}, refused: []string{"429 QUOTA_EXCEEDED"},
 		attack: func(a *attacker) {
 			client := a.client(false)
 			labels := make([]string, 64)
@@ -447,7 +448,8 @@ func abuses() []*abuse {
 			}
 			body := `{"labels":{` + strings.Join(labels, ",") + `}}`
 			a.loop(64, func(int) {
-				a.send(client, &call{path: conversations + "CreateConversation", token: a.Keys[bobA], body: strings.NewReader(body)})
+				for a.send(client, &call{path: conversations + "CreateConversation", token: a.Keys[bobA], body: strings.NewReader(body)}) == "200" {
+				}
 			})
 		},
 	}, &abuse{

@@ -11,6 +11,24 @@ import (
 )
 
 const ListEntriesAfter = `-- name: ListEntriesAfter :many
+WITH RECURSIVE read AS (
+  SELECT 0 AS rows, $5::text AS last, 0::bigint AS bytes, 8 AS more, $7::integer AS most
+  UNION ALL
+  SELECT read.rows + c.rows, c.last COLLATE "default", read.bytes + c.bytes, 2 * read.more, read.most
+  FROM read
+  CROSS JOIN LATERAL (
+    SELECT count(*)::integer AS rows, max(x.key) AS last, sum(octet_length(x.body))::bigint AS bytes
+    FROM (
+      SELECT e.key, e.body::text AS body
+      FROM holdfast.entries e
+      WHERE e.tenant_id = $1::text AND e.kind = $2::text AND e.object_id = $3::text
+        AND e.collection = $4::text AND e.key > read.last
+      ORDER BY e.key
+      LIMIT least(read.more, read.most - read.rows)
+    ) x
+  ) c
+  WHERE c.rows > 0 AND read.rows < read.most AND read.bytes <= $6::bigint
+)
 SELECT l.key, l.body
 FROM (
   SELECT n.key, n.body, sum(octet_length(n.body)) OVER (ORDER BY n.key ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
@@ -20,10 +38,10 @@ FROM (
     WHERE e.tenant_id = $1::text AND e.kind = $2::text AND e.object_id = $3::text
       AND e.collection = $4::text AND e.key > $5::text
     ORDER BY e.key
-    LIMIT $6::integer
+    LIMIT (SELECT max(read.rows) FROM read)
   ) n
 ) l
-WHERE l.bytes <= $7::bigint
+WHERE l.bytes <= $6::bigint
 ORDER BY l.key
 `
 
@@ -33,8 +51,8 @@ type ListEntriesAfterParams struct {
 	ObjectID   string
 	Collection string
 	AfterKey   string
-	PageSize   int32
 	MostBytes  int64
+	PageSize   int32
 }
 
 type ListEntriesAfterRow struct {
@@ -50,8 +68,8 @@ func (q *Queries) ListEntriesAfter(ctx context.Context, arg ListEntriesAfterPara
 		arg.ObjectID,
 		arg.Collection,
 		arg.AfterKey,
-		arg.PageSize,
 		arg.MostBytes,
+		arg.PageSize,
 	)
 	if err != nil {
 		return nil, err
@@ -72,6 +90,24 @@ func (q *Queries) ListEntriesAfter(ctx context.Context, arg ListEntriesAfterPara
 }
 
 const ListEntriesBefore = `-- name: ListEntriesBefore :many
+WITH RECURSIVE read AS (
+  SELECT 0 AS rows, $5::text AS last, 0::bigint AS bytes, 8 AS more, $7::integer AS most
+  UNION ALL
+  SELECT read.rows + c.rows, c.last COLLATE "default", read.bytes + c.bytes, 2 * read.more, read.most
+  FROM read
+  CROSS JOIN LATERAL (
+    SELECT count(*)::integer AS rows, min(x.key) AS last, sum(octet_length(x.body))::bigint AS bytes
+    FROM (
+      SELECT e.key, e.body::text AS body
+      FROM holdfast.entries e
+      WHERE e.tenant_id = $1::text AND e.kind = $2::text AND e.object_id = $3::text
+        AND e.collection = $4::text AND e.key < read.last
+      ORDER BY e.key DESC
+      LIMIT least(read.more, read.most - read.rows)
+    ) x
+  ) c
+  WHERE c.rows > 0 AND read.rows < read.most AND read.bytes <= $6::bigint
+)
 SELECT l.key, l.body
 FROM (
   SELECT n.key, n.body, sum(octet_length(n.body)) OVER (ORDER BY n.key DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
@@ -81,10 +117,10 @@ FROM (
     WHERE e.tenant_id = $1::text AND e.kind = $2::text AND e.object_id = $3::text
       AND e.collection = $4::text AND e.key < $5::text
     ORDER BY e.key DESC
-    LIMIT $6::integer
+    LIMIT (SELECT max(read.rows) FROM read)
   ) n
 ) l
-WHERE l.bytes <= $7::bigint
+WHERE l.bytes <= $6::bigint
 ORDER BY l.key DESC
 `
 
@@ -94,8 +130,8 @@ type ListEntriesBeforeParams struct {
 	ObjectID   string
 	Collection string
 	BeforeKey  string
-	PageSize   int32
 	MostBytes  int64
+	PageSize   int32
 }
 
 type ListEntriesBeforeRow struct {
@@ -111,8 +147,8 @@ func (q *Queries) ListEntriesBefore(ctx context.Context, arg ListEntriesBeforePa
 		arg.ObjectID,
 		arg.Collection,
 		arg.BeforeKey,
-		arg.PageSize,
 		arg.MostBytes,
+		arg.PageSize,
 	)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,97 @@
+package object
+
+import (
+	"context"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"holdfast/identity"
+)
+
+// lineWait bounds the wait in a Line.
+const lineWait = 4 * time.Second
+
+// Line bounds how many calls do costly work at once, to fewer than there are cores: small calls always find a core. A call
+// waits for the user's earlier calls, then for other users of the tenant, then for other tenants. So a flood of one user
+// delays each other user by one call at a time. Safe for concurrent use.
+type Line struct {
+	places int64
+
+	mu   sync.Mutex // guards held; nothing waits under it
+	held map[holder]*places
+}
+
+// places are those of a user, of a tenant (without a user), or of the server (without either).
+type places struct {
+	*semaphore.Weighted
+
+	calls int // that hold one or wait for one
+}
+
+// NewLine returns an empty Line.
+func NewLine() *Line {
+	return &Line{places: int64(max(1, runtime.GOMAXPROCS(0)-1)), held: map[holder]*places{}}
+}
+
+// Enter waits for the caller's turn. The work ends with leave. The error is an OverloadedError after four seconds, or that of ctx.
+func (l *Line) Enter(ctx context.Context, i identity.Identity) (leave func(), err error) {
+	waiting, cancel := context.WithTimeout(ctx, lineWait)
+	defer cancel()
+	all := []struct {
+		of   holder
+		most int64
+		name string
+	}{
+		{holder{i.Tenant, i.User}, max(1, l.places/4), "user"},
+		{holder{tenant: i.Tenant}, max(1, l.places/2), "tenant"},
+		{holder{}, l.places, "server"},
+	}
+	if i.User == "" { // a service calls for many users
+		all = all[1:]
+	}
+	var left []func()
+	leave = func() {
+		for _, f := range left {
+			f()
+		}
+	}
+	for _, one := range all {
+		p := l.at(one.of, one.most)
+		if err := p.Acquire(waiting, 1); err != nil {
+			l.forget(one.of, p)
+			leave()
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			return nil, &OverloadedError{What: "work", Of: one.name, RetryAfter: time.Second}
+		}
+		left = append(left, func() {
+			p.Release(1)
+			l.forget(one.of, p)
+		})
+	}
+	return leave, nil
+}
+
+func (l *Line) at(of holder, most int64) *places {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := l.held[of]
+	if p == nil {
+		p = &places{Weighted: semaphore.NewWeighted(most)}
+		l.held[of] = p
+	}
+	p.calls++
+	return p
+}
+
+func (l *Line) forget(of holder, p *places) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p.calls--; p.calls == 0 {
+		delete(l.held, of)
+	}
+}
