@@ -1,11 +1,16 @@
 package db
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 
@@ -13,7 +18,7 @@ import (
 	"holdfast/identity"
 )
 
-// Mention is how a user's id is looked for in what others have. It is read only.
+// Mention describes how a user's id is looked for in what others have. It is read only.
 type Mention struct {
 	Tenant identity.Tenant
 	User   identity.User
@@ -21,13 +26,158 @@ type Mention struct {
 	Inside bool
 }
 
-// json is the id as it stands in stored JSON, with its quotation marks where nothing may stand beside it.
+// In reports whether a text mentions the user.
+func (m Mention) In(text string) bool {
+	return text == string(m.User) || m.Inside && m.next(text, 0) >= 0
+}
+
+// Replace returns a text with another name in place of the user's id.
+func (m Mention) Replace(text, name string) string {
+	if text == string(m.User) {
+		return name
+	}
+	if !m.Inside {
+		return text
+	}
+	var out strings.Builder
+	for from := 0; ; {
+		at := m.next(text, from)
+		if at < 0 {
+			out.WriteString(text[from:])
+			return out.String()
+		}
+		out.WriteString(text[from:at])
+		out.WriteString(name)
+		from = at + len(m.User)
+	}
+}
+
+// next returns where the text mentions the user next, from some byte on; -1: nowhere. An id within a longer word is another
+// user's: joann@example.com does not mention ann@example.com.
+func (m Mention) next(text string, from int) int {
+	id := string(m.User)
+	for {
+		at := strings.Index(text[from:], id)
+		if at < 0 {
+			return -1
+		}
+		at += from
+		before, after := lastTwo(text[:at]), firstTwo(text[at+len(id):])
+		if !m.continued(lastTwo(id)[0], after) && !m.continued(firstTwo(id)[0], before) {
+			return at
+		}
+		_, size := utf8.DecodeRuneInString(text[at:])
+		from = at + size
+	}
+}
+
+// continued reports whether an id goes on over its edge, given the two runes next to it: as a word, or an address of mail by
+// a dot or the like.
+func (m Mention) continued(edge rune, next [2]rune) bool {
+	word := func(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) || r == '_' }
+	if !word(edge) {
+		return false
+	}
+	return word(next[0]) || strings.ContainsRune(string(m.User), '@') && strings.ContainsRune(".-+%", next[0]) && word(next[1])
+}
+
+func firstTwo(s string) (out [2]rune) {
+	for i := range out {
+		r, size := utf8.DecodeRuneInString(s)
+		if size == 0 {
+			break
+		}
+		out[i], s = r, s[size:]
+	}
+	return out
+}
+
+func lastTwo(s string) (out [2]rune) {
+	for i := range out {
+		r, size := utf8.DecodeLastRuneInString(s)
+		if size == 0 {
+			break
+		}
+		out[i], s = r, s[:len(s)-size]
+	}
+	return out
+}
+
+// InMessage reports whether a proto message in its binary form mentions the user. Where it cannot be told whether the byte
+// before the id is a letter or a length, it does.
+func (m Mention) InMessage(message []byte) bool {
+	if !m.Inside {
+		return false
+	}
+	id := []byte(m.User)
+	for from := 0; ; {
+		at := bytes.Index(message[from:], id)
+		if at < 0 {
+			return false
+		}
+		at += from
+		if at < 2 || message[at-2]&7 == 2 && int(message[at-1]) <= len(message)-at || m.In(string(message[max(0, at-8):min(len(message), at+len(id)+8)])) {
+			return true
+		}
+		from = at + 1
+	}
+}
+
+// NamesUser reports whether a field of this name holds a user's id and nothing else.
+func NamesUser(field string) bool {
+	switch field {
+	case "owner", "owner_id", "user", "user_id", "actor", "last_error_user":
+		return true
+	}
+	return false
+}
+
+// inJSON reports whether a value of stored JSON, in a field of this name, mentions the user.
+func (m Mention) inJSON(field string, value any) bool {
+	switch v := value.(type) {
+	case string:
+		if NamesUser(field) {
+			return v == string(m.User)
+		}
+		if m.In(v) {
+			return true
+		}
+		plain, err := base64.StdEncoding.DecodeString(v)
+		return err == nil && m.In(string(plain))
+	case []any:
+		return slices.ContainsFunc(v, func(x any) bool { return m.inJSON("", x) })
+	case map[string]any:
+		for k, x := range v {
+			if m.In(k) || m.inJSON(k, x) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// json returns the id as it stands in stored JSON, with its quotation marks if nothing may stand next to it.
 func (m Mention) json() string {
 	escaped := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(string(m.User))
 	if m.Inside {
 		return escaped
 	}
 	return `"` + escaped + `"`
+}
+
+// needles returns what stored JSON holds, at least one of them, if it mentions the user: the id, and within bytes what
+// base64 makes of it at each of three places.
+func (m Mention) needles() []string {
+	out := []string{m.json()}
+	if !m.Inside {
+		return append(out, `"`+base64.StdEncoding.EncodeToString([]byte(m.User))+`"`)
+	}
+	for skip := range 3 {
+		text := append(make([]byte, skip), m.User...)
+		text = text[:len(text)/3*3]                                               // what comes behind the id changes the last digits
+		out = append(out, base64.StdEncoding.EncodeToString(text)[(skip*8+5)/6:]) // and what stands before it the first
+	}
+	return out
 }
 
 // DeleteOwned deletes all rows that belong to a user: objects and what belongs to them, API keys, and tasks in the queue.
@@ -136,7 +286,7 @@ func (d *DB) DeleteExpired(ctx context.Context, tenant identity.Tenant) error {
 func (d *DB) MentioningStates(ctx context.Context, m Mention, last dbsqlc.FindMentioningStatesRow) (out []dbsqlc.FindMentioningStatesRow, err error) {
 	err = d.tenantQueries(ctx, m.Tenant, func(q *dbsqlc.Queries) (err error) {
 		out, err = q.FindMentioningStates(ctx, dbsqlc.FindMentioningStatesParams{
-			TenantID: string(m.Tenant), AfterKind: last.Kind, AfterObjectID: last.ObjectID, JsonMention: m.json(), PageSize: MentionsPage,
+			TenantID: string(m.Tenant), AfterKind: last.Kind, AfterObjectID: last.ObjectID, Needles: m.needles(), PageSize: MentionsPage,
 		})
 		return err
 	})
@@ -152,7 +302,7 @@ func (d *DB) MentioningEntries(ctx context.Context, m Mention, prefixes []string
 	err = d.tenantQueries(ctx, m.Tenant, func(q *dbsqlc.Queries) (err error) {
 		out, err = q.FindMentioningEntries(ctx, dbsqlc.FindMentioningEntriesParams{
 			TenantID: string(m.Tenant), AfterKind: last.Kind, AfterObjectID: last.ObjectID, AfterCollection: last.Collection, AfterKey: last.Key,
-			JsonMention: m.json(), Mention: string(m.User), Inside: m.Inside, Prefixes: prefixes, PageSize: MentionsPage,
+			Needles: m.needles(), Mention: string(m.User), Inside: m.Inside, Prefixes: prefixes, PageSize: MentionsPage,
 		})
 		return err
 	})
@@ -183,7 +333,7 @@ func (d *DB) MentioningEvents(ctx context.Context, m Mention, last dbsqlc.FindMe
 	err = d.tenantQueries(ctx, m.Tenant, func(q *dbsqlc.Queries) (err error) {
 		out, err = q.FindMentioningEvents(ctx, dbsqlc.FindMentioningEventsParams{
 			TenantID: string(m.Tenant), AfterKind: last.Kind, AfterObjectID: last.ObjectID, AfterVersion: last.Version,
-			JsonMention: m.json(), Mention: string(m.User), Inside: m.Inside, PageSize: MentionsPage,
+			Needles: m.needles(), Mention: string(m.User), Inside: m.Inside, PageSize: MentionsPage,
 		})
 		return err
 	})
@@ -213,7 +363,7 @@ func (d *DB) NoteErasure(ctx context.Context, m Mention) error {
 	})
 }
 
-// CountMentions counts the rows of each table in which a search of a dump would find the user.
+// CountMentions counts the rows of each table that mention the user.
 func (d *DB) CountMentions(ctx context.Context, m Mention) (Rows, error) {
 	found := Rows{}
 	err := d.tenantTx(ctx, m.Tenant, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
@@ -222,9 +372,7 @@ func (d *DB) CountMentions(ctx context.Context, m Mention) (Rows, error) {
 			return err
 		}
 		for _, t := range tables {
-			var n int64
-			err := tx.QueryRow(ctx, "SELECT count(*) FROM holdfast."+pgx.Identifier{t.name}.Sanitize()+
-				" x WHERE x.tenant_id = $1 AND strpos((to_jsonb(x) - 'tenant_id')::text, $2) > 0", string(m.Tenant), m.json()).Scan(&n)
+			n, err := countMentions(ctx, tx, &t, m)
 			if err != nil {
 				return err
 			}
@@ -235,6 +383,27 @@ func (d *DB) CountMentions(ctx context.Context, m Mention) (Rows, error) {
 		return nil
 	})
 	return found, err
+}
+
+func countMentions(ctx context.Context, tx pgx.Tx, t *tenantTable, m Mention) (n int64, err error) {
+	rows, err := tx.Query(ctx, "SELECT x.row FROM (SELECT (to_jsonb(t) - 'tenant_id')::text AS row FROM holdfast."+pgx.Identifier{t.name}.Sanitize()+
+		" t WHERE t.tenant_id = $1 OFFSET 0) x WHERE EXISTS (SELECT FROM unnest($2::text[]) n WHERE strpos(x.row, n) > 0)", string(m.Tenant), m.needles())
+	if err != nil {
+		return 0, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		d := json.NewDecoder(bytes.NewReader(rows.RawValues()[0]))
+		d.UseNumber()
+		var row any
+		if err := d.Decode(&row); err != nil {
+			return 0, err
+		}
+		if m.inJSON("", row) {
+			n++
+		}
+	}
+	return n, rows.Err()
 }
 
 // tenantQueries runs do in a transaction that acts for a tenant as one of its services.

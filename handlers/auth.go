@@ -10,6 +10,7 @@ import (
 	"errors"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,10 +78,12 @@ func SplitKey(token string) (id string, hash []byte, ok bool) {
 	return id, sum[:], err1 == nil && err2 == nil
 }
 
+type findFunc = func(ctx context.Context, keys []string, sessions []db.SessionRef) (db.Found, error)
+
 // AuthConfig configures an Authenticator.
 type AuthConfig struct {
 	// Find looks up many credentials at once: db.DB.FindCredentials.
-	Find func(ctx context.Context, keys []string, sessions []db.SessionRef) (db.Found, error)
+	Find findFunc
 	// Tokens verifies JWTs; nil: none are accepted.
 	Tokens *Tokens
 	// Touch records activity of a session's user: session.Manager.Touch. Optional.
@@ -149,10 +152,25 @@ func NewAuthenticator(c AuthConfig) *Authenticator {
 	if c.FreeFailures == 0 {
 		c.FreeFailures = freeOfSource
 	}
+	c.Find = ownSessions(c.Find)
 	return &Authenticator{
 		c: c, verified: verified, refused: refused, named: byID, backoff: newBackoff(c.FreeFailures),
 		guard:  guard{find: c.Find, now: c.Now},
 		finder: finder{find: c.Find, inFlight: findsInFlight}, suspects: finder{find: c.Find, inFlight: 1, pause: suspectsPause},
+	}
+}
+
+// ownSessions leaves out sessions whose id does not name their tenant and user: a token knows its session by id alone, and a copy
+// of the session, as an import into another tenant makes one, must not open anything there.
+func ownSessions(find findFunc) findFunc {
+	return func(ctx context.Context, keys []string, sessions []db.SessionRef) (db.Found, error) {
+		found, err := find(ctx, keys, sessions)
+		for i := range found.Sessions {
+			found.Sessions[i] = slices.DeleteFunc(found.Sessions[i], func(s db.FoundSession) bool {
+				return credential.ObjectID(s.Tenant, s.User) != sessions[i].Object
+			})
+		}
+		return found, err
 	}
 }
 

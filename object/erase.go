@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -120,10 +122,13 @@ func (e *eraser) objects(ctx context.Context) (int, error) {
 		}
 		for _, o := range page {
 			k := key{e.caller.Tenant, o.Kind, ID(o.ObjectID)}
-			if err := e.change(ctx, k, nil); err != nil {
+			differs, err := e.change(ctx, k, nil)
+			if err != nil {
 				return len(changed), err
 			}
-			changed[k] = struct{}{}
+			if differs {
+				changed[k] = struct{}{}
+			}
 			lastState = o
 		}
 		if len(page) < db.MentionsPage {
@@ -141,7 +146,6 @@ func (e *eraser) objects(ctx context.Context) (int, error) {
 		for i := range page {
 			r := &page[i]
 			k := key{e.caller.Tenant, r.Kind, ID(r.ObjectID)}
-			changed[k] = struct{}{}
 			if !r.Dead {
 				live[k] = append(live[k], entryKey{r.Collection, r.Key})
 				continue
@@ -150,19 +154,24 @@ func (e *eraser) objects(ctx context.Context) (int, error) {
 			if err != nil {
 				return len(changed), err
 			}
-			body, _, err := e.json(kind, []byte(r.Body), kind.entryDescriptor(r.Collection))
+			body, differs, err := e.json(kind, []byte(r.Body), kind.entryDescriptor(r.Collection))
+			renamed := e.text(r.Key)
+			owned := err == nil && e.owns(kind, r.Key, []byte(r.Body), kind.entryDescriptor(r.Collection))
+			if owned || differs || renamed != r.Key {
+				changed[k] = struct{}{}
+			}
 			switch {
 			case err != nil:
-			case e.owns(kind, r.Key, []byte(r.Body), kind.entryDescriptor(r.Collection)):
+			case owned:
 				if kind.personalKeys != nil {
 					e.cut[k] = struct{}{}
 				}
 				err = e.rt.db.DeleteEntry(ctx, dbsqlc.DeleteEntryParams{
 					TenantID: string(k.tenant), Kind: r.Kind, ObjectID: r.ObjectID, Collection: r.Collection, Key: r.Key,
 				})
-			default:
+			case differs, renamed != r.Key:
 				err = e.rt.db.ReplaceEntry(ctx, dbsqlc.ReplaceEntryParams{
-					NewKey: e.text(r.Key), Body: body, TenantID: string(k.tenant), Kind: r.Kind, ObjectID: r.ObjectID, Collection: r.Collection, Key: r.Key,
+					NewKey: renamed, Body: body, TenantID: string(k.tenant), Kind: r.Kind, ObjectID: r.ObjectID, Collection: r.Collection, Key: r.Key,
 				})
 			}
 			if err != nil {
@@ -170,8 +179,12 @@ func (e *eraser) objects(ctx context.Context) (int, error) {
 			}
 		}
 		for k, keys := range live {
-			if err := e.change(ctx, k, keys); err != nil {
+			differs, err := e.change(ctx, k, keys)
+			if err != nil {
 				return len(changed), err
+			}
+			if differs {
+				changed[k] = struct{}{}
 			}
 		}
 	}
@@ -215,22 +228,23 @@ func (k *kind) entryDescriptor(collection string) protoreflect.MessageDescriptor
 	return nil // of an older or a newer release
 }
 
-// change takes the user out of an object's state and of some of its entries, as one change. An object that is gone
-// meanwhile needs none.
-func (e *eraser) change(ctx context.Context, at key, keys []entryKey) error {
+// change takes the user out of an object's state and of some of its entries, as one change, and reports whether anything
+// differs. An object that is gone meanwhile needs no change.
+func (e *eraser) change(ctx context.Context, at key, keys []entryKey) (differs bool, err error) {
 	kind, err := e.kind(at.kind)
 	if err != nil {
-		return err
+		return false, err
 	}
 	c := &change{ctx: ctx, caller: e.caller, unmetered: true, done: make(chan struct{}), opts: updateOptions{prefetch: keys}, run: func(t *txn) error {
 		stored, err := kind.rt.encoder.encode(t.state)
 		if err != nil {
 			return err
 		}
-		text, differs, err := e.json(kind, []byte(stored), kind.prototype.ProtoReflect().Descriptor())
+		text, changed, err := e.json(kind, []byte(stored), kind.prototype.ProtoReflect().Descriptor())
 		if err != nil {
 			return err
 		}
+		differs = changed
 		if differs {
 			if t.state, _, err = decode(kind.prototype, string(text)); err != nil {
 				return err
@@ -274,12 +288,12 @@ func (e *eraser) change(ctx context.Context, at key, keys []entryKey) error {
 		return nil
 	}}
 	if err := e.rt.submit(ctx, kind, at.id, c); err != nil && !errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("%s %s: %w", at.kind, at.id, err)
+		return false, fmt.Errorf("%s %s: %w", at.kind, at.id, err)
 	}
-	if kind.personalKeys != nil {
+	if differs && kind.personalKeys != nil {
 		e.cut[at] = struct{}{}
 	}
-	return nil
+	return differs, nil
 }
 
 // events takes the user out of the journal, and returns of how many events.
@@ -304,6 +318,14 @@ func (e *eraser) events(ctx context.Context) (n int, err error) {
 			if err != nil {
 				return n, err
 			}
+			undo, differs, err := e.undo(r.Kind, []byte(r.Undo))
+			if err != nil {
+				return n, err
+			}
+			theirs, inType, inRequestID, inReply := r.Actor == e.user, e.mention.In(r.EventType), e.mention.In(r.RequestID), e.mention.InMessage(r.Reply)
+			if !theirs && !differs && !inType && !inRequestID && !inReply {
+				continue
+			}
 			if at := (key{e.caller.Tenant, r.Kind, ID(r.ObjectID)}); kind.personalKeys != nil {
 				if _, done := e.cut[at]; !done {
 					cut, err := e.cutHistory(ctx, at)
@@ -311,18 +333,13 @@ func (e *eraser) events(ctx context.Context) (n int, err error) {
 						return n, err
 					}
 				}
-				if !r.InType && !r.InRequestID && !r.InReply {
+				if !inType && !inRequestID && !inReply {
 					continue
 				}
-				r.Undo = cutNote
+				undo = []byte(cutNote)
 			}
-			undo, differs, err := e.undo(r.Kind, []byte(r.Undo))
-			if err != nil {
-				return n, err
-			}
-			theirs := r.Actor == e.user
 			scrub := dbsqlc.ScrubEventParams{
-				Actor: r.Actor, Undo: undo, DropType: r.InType, DropReply: r.InReply || differs || theirs, DropRequest: r.InRequestID || theirs,
+				Actor: r.Actor, Undo: undo, DropType: inType, DropReply: inReply || differs || theirs, DropRequest: inRequestID || theirs,
 				TenantID: string(e.caller.Tenant), Kind: r.Kind, ObjectID: r.ObjectID, Version: r.Version,
 			}
 			if theirs {
@@ -405,17 +422,8 @@ func parseAny(stored []byte) (v any, err error) {
 	return v, nil
 }
 
-// text is a text without the user.
-func (e *eraser) text(s string) string {
-	switch {
-	case s == e.user:
-		return e.pseudonym
-	case e.mention.Inside:
-		return strings.ReplaceAll(s, e.user, e.pseudonym)
-	default:
-		return s
-	}
-}
+// text returns a text without the user.
+func (e *eraser) text(s string) string { return e.mention.Replace(s, e.pseudonym) }
 
 // walk goes through a message in its stored form, by its descriptor: only texts can be an id. A number that is written as
 // a text, or the name of a field, is left alone.
@@ -449,6 +457,19 @@ func (w *walk) text(s string) string {
 	out := w.e.text(s)
 	w.changed = w.changed || out != s
 	return out
+}
+
+// bytes changes bytes that are text. Others that hold the user's id go.
+func (w *walk) bytes(stored string) string {
+	plain, err := base64.StdEncoding.DecodeString(stored)
+	if err != nil || !w.e.mention.In(string(plain)) {
+		return stored
+	}
+	w.changed = true
+	if !utf8.Valid(plain) {
+		return ""
+	}
+	return base64.StdEncoding.EncodeToString([]byte(w.e.text(string(plain))))
 }
 
 // message changes m in place. What a nil d does not describe is taken for free JSON, and so are fields that it does not have:
@@ -562,8 +583,12 @@ func (w *walk) entries(m map[string]any, f protoreflect.FieldDescriptor) map[str
 func (w *walk) single(v any, f protoreflect.FieldDescriptor) any {
 	switch f.Kind() {
 	case protoreflect.StringKind:
-		if s, ok := v.(string); ok {
+		if s, ok := v.(string); ok && (s == w.e.user || !db.NamesUser(string(f.Name()))) {
 			return w.text(s)
+		}
+	case protoreflect.BytesKind:
+		if s, ok := v.(string); ok {
+			return w.bytes(s)
 		}
 	case protoreflect.MessageKind, protoreflect.GroupKind:
 		switch name := f.Message().FullName(); name {
@@ -577,7 +602,7 @@ func (w *walk) single(v any, f protoreflect.FieldDescriptor) any {
 				w.message(m, f.Message())
 			}
 		}
-	default: // a number, an enum, bytes: no id
+	default: // a number or an enum: no id
 	}
 	return v
 }

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"holdfast/db"
 	"holdfast/identity"
 )
 
@@ -47,7 +48,7 @@ func Undone(stored, note string) (string, error) {
 
 // EraseNote takes a user out of a note about a state; the pseudonym is "erased".
 func EraseNote(state proto.Message, user identity.User, note string) (string, error) {
-	e := eraser{rt: &Runtime{kinds: map[string]*kind{"k": {prototype: state}}}, user: string(user), pseudonym: "erased"}
+	e := eraser{rt: &Runtime{kinds: map[string]*kind{"k": {prototype: state}}}, user: string(user), pseudonym: "erased", mention: db.Mention{User: user}}
 	out, _, err := e.undo("k", []byte(note))
 	return string(out), err
 }

@@ -35,7 +35,8 @@ type Config struct {
 	PollInterval time.Duration
 	// Carrier brings hints of changes to and from other processes. nil: there are none, or watchers wait for the next poll.
 	Carrier Carrier
-	// Sealer keeps signals from those who listen to the carrier and are no process of ours. nil: signals stay in this process.
+	// Sealer keeps signals from those who listen to the carrier and are no process of ours, and ids that MakeID makes from being
+	// guessed. nil: signals stay in this process, and so does the knowledge of which request made which id.
 	Sealer Sealer
 	// HintedPollInterval is PollInterval while hints arrive: it finds what they missed. Default 10 s.
 	HintedPollInterval time.Duration
@@ -82,6 +83,7 @@ type Runtime struct {
 	limits        Limits
 	commitTimeout time.Duration
 	encoder       encoder
+	macs          func(message []byte) [][]byte // Sealer.MACs
 	cache         *cache
 	hub           *hub
 	fanout        *fanout
@@ -156,8 +158,13 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	macs := ownMACs()
+	if c.Sealer != nil {
+		macs = c.Sealer.MACs
+	}
 	rt := &Runtime{
-		db: d, log: c.Log, limits: c.Limits, commitTimeout: c.CommitTimeout, cache: newCache(c.CacheBytes),
+		macs: macs,
+		db:   d, log: c.Log, limits: c.Limits, commitTimeout: c.CommitTimeout, cache: newCache(c.CacheBytes),
 		lanes: map[identity.Tenant]*lane{}, boxes: map[key]*mailbox{}, kinds: map[string]*kind{}, reads: map[identity.Tenant]*readLane{},
 		catchUps: map[identity.Tenant]*catchUpLane{},
 		changing: newGate(bounds{user: c.Limits.PerUser}), viewing: newGate(bounds{user: c.Limits.PerUser}),

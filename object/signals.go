@@ -14,10 +14,12 @@ import (
 )
 
 // Sealer encrypts and authenticates, under keys that all processes on one database share. What it sealed opens only in the same
-// context. Package seal's Box is one. It must be safe for concurrent use.
+// context. MACs authenticates a message under each of the keys, the newest first. Package seal's Box is one. It must be safe for
+// concurrent use.
 type Sealer interface {
 	Seal(plain, context []byte) []byte
 	Open(sealed, context []byte) ([]byte, error)
+	MACs(message []byte) [][]byte
 }
 
 const (

@@ -14,15 +14,15 @@ RETURNING kind, object_id;
 INSERT INTO holdfast.erasures (tenant_id, user_hash) VALUES (@tenant_id::text, @user_hash::bytea)
 ON CONFLICT (tenant_id, user_hash) DO UPDATE SET erase_time = clock_timestamp();
 
--- FindMentioningStates lists the objects of a tenant whose states hold a text, page by page.
+-- FindMentioningStates lists the objects of a tenant whose states hold one of some texts, page by page.
 -- name: FindMentioningStates :many
 SELECT o.kind, o.object_id FROM holdfast.objects o
 WHERE o.tenant_id = @tenant_id::text AND (o.kind, o.object_id) > (@after_kind::text, @after_object_id::text)
-  AND strpos(o.state::text, @json_mention::text) > 0
+  AND EXISTS (SELECT FROM (SELECT unnest(@needles::text[]) AS needle) n WHERE strpos(o.state::text, n.needle) > 0)
 ORDER BY o.kind, o.object_id
 LIMIT @page_size::integer;
 
--- FindMentioningEntries lists the entries of a tenant that hold a text, or have it or one of some prefixes in their keys,
+-- FindMentioningEntries lists the entries of a tenant that hold one of some texts, or have one or a prefix in their keys,
 -- page by page. dead: the object is deleted or has expired.
 -- name: FindMentioningEntries :many
 SELECT e.kind, e.object_id, e.collection, e.key, e.body::text AS body, NOT EXISTS (
@@ -31,7 +31,7 @@ SELECT e.kind, e.object_id, e.collection, e.key, e.body::text AS body, NOT EXIST
 FROM holdfast.entries e
 WHERE e.tenant_id = @tenant_id::text
   AND (e.kind, e.object_id, e.collection, e.key) > (@after_kind::text, @after_object_id::text, @after_collection::text, @after_key::text)
-  AND (strpos(e.body::text, @json_mention::text) > 0 OR e.key = @mention::text OR @inside::boolean AND strpos(e.key, @mention::text) > 0
+  AND (EXISTS (SELECT FROM (SELECT unnest(@needles::text[]) AS needle) n WHERE strpos(e.body::text, n.needle) > 0) OR e.key = @mention::text OR @inside::boolean AND strpos(e.key, @mention::text) > 0
     OR EXISTS (SELECT FROM (SELECT unnest(@prefixes::text[]) AS prefix) p WHERE starts_with(e.key, p.prefix)))
 ORDER BY e.kind, e.object_id, e.collection, e.key
 LIMIT @page_size::integer;
@@ -57,15 +57,15 @@ UPDATE holdfast.events SET undo = '{"cut": true}',
   request_hash = CASE WHEN actor = @user_id THEN NULL ELSE request_hash END
 WHERE tenant_id = @tenant_id AND kind = @kind AND object_id = @object_id;
 
--- FindMentioningEvents lists the events of a tenant that a user made or that hold a text, page by page.
+-- FindMentioningEvents lists the events of a tenant that a user made or that may mention the user, page by page. reply is there
+-- only if it holds the id.
 -- name: FindMentioningEvents :many
-SELECT e.kind, e.object_id, e.version, e.actor, e.undo::text AS undo,
-  coalesce(@inside::boolean AND strpos(e.event_type, @mention::text) > 0, false)::boolean AS in_type,
-  coalesce(e.request_id = @mention::text OR @inside::boolean AND strpos(e.request_id, @mention::text) > 0, false)::boolean AS in_request_id,
-  coalesce(@inside::boolean AND position(convert_to(@mention::text, 'UTF8') IN e.reply) > 0, false)::boolean AS in_reply
+SELECT e.kind, e.object_id, e.version, e.actor, e.undo::text AS undo, e.event_type, coalesce(e.request_id, '')::text AS request_id,
+  CASE WHEN @inside::boolean AND position(convert_to(@mention::text, 'UTF8') IN e.reply) > 0 THEN e.reply END::bytea AS reply
 FROM holdfast.events e
 WHERE e.tenant_id = @tenant_id::text AND (e.kind, e.object_id, e.version) > (@after_kind::text, @after_object_id::text, @after_version::bigint)
-  AND (e.actor = @mention::text OR strpos(e.undo::text, @json_mention::text) > 0 OR e.request_id = @mention::text
+  AND (e.actor = @mention::text OR e.request_id = @mention::text
+    OR EXISTS (SELECT FROM (SELECT unnest(@needles::text[]) AS needle) n WHERE strpos(e.undo::text, n.needle) > 0)
     OR @inside::boolean AND (strpos(e.request_id, @mention::text) > 0 OR strpos(e.event_type, @mention::text) > 0 OR position(convert_to(@mention::text, 'UTF8') IN e.reply) > 0))
 ORDER BY e.kind, e.object_id, e.version
 LIMIT @page_size::integer;

@@ -5,6 +5,8 @@ package seal
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -32,12 +34,14 @@ const (
 type Box struct{ keys []sealer }
 
 type sealer struct {
-	id   [idSize]byte // begins the key's SHA-256, so that a key finds what it sealed
-	aead cipher.AEAD
+	id     [idSize]byte // begins the key's SHA-256, so that a key finds what it sealed
+	aead   cipher.AEAD
+	macKey []byte
 }
 
-// NewBox makes a box of keys in base64 of 32 bytes each, the newest first. To rotate, put a new key in front; an old one
-// may go once nothing that it sealed is left. Without keys there is an error: a server that seals must have one.
+// NewBox makes a box of keys in base64 of 32 bytes each, the newest first. To rotate, add a new key at the end of every server's
+// list, then move it to the front; an old one may go once nothing that it sealed is left. Without keys there is an error: a
+// server that seals must have one.
 func NewBox(keys ...string) (*Box, error) {
 	if len(keys) == 0 {
 		return nil, errors.New("seal: no key")
@@ -56,8 +60,12 @@ func NewBox(keys ...string) (*Box, error) {
 		if err != nil {
 			return nil, err
 		}
+		macKey, err := hkdf.Key(sha256.New, key, nil, "holdfast mac", KeySize)
+		if err != nil {
+			return nil, err
+		}
 		sum := sha256.Sum256(key)
-		s := sealer{id: [idSize]byte(sum[:idSize]), aead: aead}
+		s := sealer{id: [idSize]byte(sum[:idSize]), aead: aead, macKey: macKey}
 		if slices.ContainsFunc(b.keys, func(other sealer) bool { return other.id == s.id }) {
 			return nil, fmt.Errorf("seal: key %d is there twice", i+1)
 		}
@@ -98,4 +106,16 @@ func (b *Box) Open(sealed, context []byte) ([]byte, error) {
 		}
 	}
 	return nil, ErrOpen
+}
+
+// MACs returns the HMAC-SHA256 of a message under each key of the box, the newest key's first. Only a holder of the key can
+// compute one.
+func (b *Box) MACs(message []byte) [][]byte {
+	sums := make([][]byte, len(b.keys))
+	for i, k := range b.keys {
+		h := hmac.New(sha256.New, k.macKey)
+		h.Write(message)
+		sums[i] = h.Sum(nil)
+	}
+	return sums
 }

@@ -131,7 +131,7 @@ SELECT e.kind, e.object_id, e.collection, e.key, e.body::text AS body, NOT EXIST
 FROM holdfast.entries e
 WHERE e.tenant_id = $1::text
   AND (e.kind, e.object_id, e.collection, e.key) > ($2::text, $3::text, $4::text, $5::text)
-  AND (strpos(e.body::text, $6::text) > 0 OR e.key = $7::text OR $8::boolean AND strpos(e.key, $7::text) > 0
+  AND (EXISTS (SELECT FROM (SELECT unnest($6::text[]) AS needle) n WHERE strpos(e.body::text, n.needle) > 0) OR e.key = $7::text OR $8::boolean AND strpos(e.key, $7::text) > 0
     OR EXISTS (SELECT FROM (SELECT unnest($9::text[]) AS prefix) p WHERE starts_with(e.key, p.prefix)))
 ORDER BY e.kind, e.object_id, e.collection, e.key
 LIMIT $10::integer
@@ -143,7 +143,7 @@ type FindMentioningEntriesParams struct {
 	AfterObjectID   string
 	AfterCollection string
 	AfterKey        string
-	JsonMention     string
+	Needles         []string
 	Mention         string
 	Inside          bool
 	Prefixes        []string
@@ -159,7 +159,7 @@ type FindMentioningEntriesRow struct {
 	Dead       bool
 }
 
-// FindMentioningEntries lists the entries of a tenant that hold a text, or have it or one of some prefixes in their keys,
+// FindMentioningEntries lists the entries of a tenant that hold one of some texts, or have one or a prefix in their keys,
 // page by page. dead: the object is deleted or has expired.
 func (q *Queries) FindMentioningEntries(ctx context.Context, arg FindMentioningEntriesParams) ([]FindMentioningEntriesRow, error) {
 	rows, err := q.db.Query(ctx, FindMentioningEntries,
@@ -168,7 +168,7 @@ func (q *Queries) FindMentioningEntries(ctx context.Context, arg FindMentioningE
 		arg.AfterObjectID,
 		arg.AfterCollection,
 		arg.AfterKey,
-		arg.JsonMention,
+		arg.Needles,
 		arg.Mention,
 		arg.Inside,
 		arg.Prefixes,
@@ -200,13 +200,12 @@ func (q *Queries) FindMentioningEntries(ctx context.Context, arg FindMentioningE
 }
 
 const FindMentioningEvents = `-- name: FindMentioningEvents :many
-SELECT e.kind, e.object_id, e.version, e.actor, e.undo::text AS undo,
-  coalesce($1::boolean AND strpos(e.event_type, $2::text) > 0, false)::boolean AS in_type,
-  coalesce(e.request_id = $2::text OR $1::boolean AND strpos(e.request_id, $2::text) > 0, false)::boolean AS in_request_id,
-  coalesce($1::boolean AND position(convert_to($2::text, 'UTF8') IN e.reply) > 0, false)::boolean AS in_reply
+SELECT e.kind, e.object_id, e.version, e.actor, e.undo::text AS undo, e.event_type, coalesce(e.request_id, '')::text AS request_id,
+  CASE WHEN $1::boolean AND position(convert_to($2::text, 'UTF8') IN e.reply) > 0 THEN e.reply END::bytea AS reply
 FROM holdfast.events e
 WHERE e.tenant_id = $3::text AND (e.kind, e.object_id, e.version) > ($4::text, $5::text, $6::bigint)
-  AND (e.actor = $2::text OR strpos(e.undo::text, $7::text) > 0 OR e.request_id = $2::text
+  AND (e.actor = $2::text OR e.request_id = $2::text
+    OR EXISTS (SELECT FROM (SELECT unnest($7::text[]) AS needle) n WHERE strpos(e.undo::text, n.needle) > 0)
     OR $1::boolean AND (strpos(e.request_id, $2::text) > 0 OR strpos(e.event_type, $2::text) > 0 OR position(convert_to($2::text, 'UTF8') IN e.reply) > 0))
 ORDER BY e.kind, e.object_id, e.version
 LIMIT $8::integer
@@ -219,22 +218,23 @@ type FindMentioningEventsParams struct {
 	AfterKind     string
 	AfterObjectID string
 	AfterVersion  int64
-	JsonMention   string
+	Needles       []string
 	PageSize      int32
 }
 
 type FindMentioningEventsRow struct {
-	Kind        string
-	ObjectID    string
-	Version     int64
-	Actor       string
-	Undo        string
-	InType      bool
-	InRequestID bool
-	InReply     bool
+	Kind      string
+	ObjectID  string
+	Version   int64
+	Actor     string
+	Undo      string
+	EventType string
+	RequestID string
+	Reply     []byte
 }
 
-// FindMentioningEvents lists the events of a tenant that a user made or that hold a text, page by page.
+// FindMentioningEvents lists the events of a tenant that a user made or that may mention the user, page by page. reply is there
+// only if it holds the id.
 func (q *Queries) FindMentioningEvents(ctx context.Context, arg FindMentioningEventsParams) ([]FindMentioningEventsRow, error) {
 	rows, err := q.db.Query(ctx, FindMentioningEvents,
 		arg.Inside,
@@ -243,7 +243,7 @@ func (q *Queries) FindMentioningEvents(ctx context.Context, arg FindMentioningEv
 		arg.AfterKind,
 		arg.AfterObjectID,
 		arg.AfterVersion,
-		arg.JsonMention,
+		arg.Needles,
 		arg.PageSize,
 	)
 	if err != nil {
@@ -259,9 +259,9 @@ func (q *Queries) FindMentioningEvents(ctx context.Context, arg FindMentioningEv
 			&i.Version,
 			&i.Actor,
 			&i.Undo,
-			&i.InType,
-			&i.InRequestID,
-			&i.InReply,
+			&i.EventType,
+			&i.RequestID,
+			&i.Reply,
 		); err != nil {
 			return nil, err
 		}
@@ -276,7 +276,7 @@ func (q *Queries) FindMentioningEvents(ctx context.Context, arg FindMentioningEv
 const FindMentioningStates = `-- name: FindMentioningStates :many
 SELECT o.kind, o.object_id FROM holdfast.objects o
 WHERE o.tenant_id = $1::text AND (o.kind, o.object_id) > ($2::text, $3::text)
-  AND strpos(o.state::text, $4::text) > 0
+  AND EXISTS (SELECT FROM (SELECT unnest($4::text[]) AS needle) n WHERE strpos(o.state::text, n.needle) > 0)
 ORDER BY o.kind, o.object_id
 LIMIT $5::integer
 `
@@ -285,7 +285,7 @@ type FindMentioningStatesParams struct {
 	TenantID      string
 	AfterKind     string
 	AfterObjectID string
-	JsonMention   string
+	Needles       []string
 	PageSize      int32
 }
 
@@ -294,13 +294,13 @@ type FindMentioningStatesRow struct {
 	ObjectID string
 }
 
-// FindMentioningStates lists the objects of a tenant whose states hold a text, page by page.
+// FindMentioningStates lists the objects of a tenant whose states hold one of some texts, page by page.
 func (q *Queries) FindMentioningStates(ctx context.Context, arg FindMentioningStatesParams) ([]FindMentioningStatesRow, error) {
 	rows, err := q.db.Query(ctx, FindMentioningStates,
 		arg.TenantID,
 		arg.AfterKind,
 		arg.AfterObjectID,
-		arg.JsonMention,
+		arg.Needles,
 		arg.PageSize,
 	)
 	if err != nil {

@@ -60,7 +60,8 @@ type ListEntriesAfterRow struct {
 	Body string
 }
 
-// ListEntriesAfter pages through one collection of an object, in the order of the keys.
+// ListEntriesAfter pages through one collection of an object, in the order of the keys. To know how long a body is costs as much as
+// to read it, so read counts rows in growing steps, and stops where the page ends.
 func (q *Queries) ListEntriesAfter(ctx context.Context, arg ListEntriesAfterParams) ([]ListEntriesAfterRow, error) {
 	rows, err := q.db.Query(ctx, ListEntriesAfter,
 		arg.TenantID,

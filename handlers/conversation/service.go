@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
@@ -88,7 +87,7 @@ func NewManager(kind *object.Kind[state], o Options) *Manager {
 func (m *Manager) CreateConversation(
 	ctx context.Context, req *conversationv1.CreateConversationRequest,
 ) (*conversationv1.CreateConversationResponse, error) {
-	id, err := rpc.NewID(ctx, idSpace, req.GetConversationId(), req.GetRequestId())
+	id, err := rpc.NewID(ctx, m.kind, req.GetConversationId(), req.GetRequestId())
 	if err != nil {
 		return nil, err
 	}
@@ -98,9 +97,6 @@ func (m *Manager) CreateConversation(
 		return &conversationv1.CreateConversationResponse{Conversation: present(tx.Info(), s), Metadata: rpc.Metadata(tx.Info())}, nil
 	}, object.Create())
 }
-
-// idSpace must never change: it would break the retries of requests that were made before.
-var idSpace = uuid.MustParse("6e0f3d1c-9b1f-4c39-8a53-2d6b7f0e41a7")
 
 // GetConversation implements ConversationService.
 func (m *Manager) GetConversation(

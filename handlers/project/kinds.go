@@ -8,7 +8,6 @@ import (
 	"encoding/base32"
 	"time"
 
-	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
@@ -102,9 +101,6 @@ var _ projectv1connect.ProjectServiceHandler = (*Manager)(nil)
 
 // NewManager makes a manager of kinds that Register made.
 func NewManager(o Options) *Manager { return &Manager{o} }
-
-// idSpace must never change: it would break the retries of requests that were made before.
-var idSpace = uuid.MustParse("c1f0e0f2-52f1-4d6c-9d0b-3c7b3b3f8a15")
 
 // hashID is an id made of text that may have any characters, which an object's id may not.
 func hashID(prefix, text string) object.ID {

@@ -84,7 +84,7 @@ func presentProject(i object.Info, s *projectv1.ProjectState) *projectv1.Project
 func (m *Manager) CreateProject(
 	ctx context.Context, req *projectv1.CreateProjectRequest,
 ) (*projectv1.CreateProjectResponse, error) {
-	id, err := rpc.NewID(ctx, idSpace, req.GetProjectId(), req.GetRequestId())
+	id, err := rpc.NewID(ctx, m.o.Projects, req.GetProjectId(), req.GetRequestId())
 	if err != nil {
 		return nil, err
 	}

@@ -181,7 +181,7 @@ func record(tx *object.Tx[taskState], w word) (*projectv1.TaskTransition, error)
 
 // PutTask implements ProjectService.
 func (m *Manager) PutTask(ctx context.Context, req *projectv1.PutTaskRequest) (*projectv1.PutTaskResponse, error) {
-	id, err := rpc.NewID(ctx, idSpace, req.GetTaskId(), req.GetRequestId())
+	id, err := rpc.NewID(ctx, m.o.Tasks, req.GetTaskId(), req.GetRequestId())
 	if err != nil {
 		return nil, err
 	}

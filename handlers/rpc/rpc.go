@@ -3,17 +3,14 @@ package rpc
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
-	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	objectv1 "holdfast/gen/holdfast/object/v1"
-	"holdfast/identity"
 	"holdfast/jsonpb"
 	"holdfast/object"
 )
@@ -45,22 +42,12 @@ func timestamp(t time.Time) *timestamppb.Timestamp {
 	return timestamppb.New(t)
 }
 
-// NewID is the id that a request names, or one made for it. A retry has to find what the first try made, so a request
-// id determines it; space is the kind's own. It returns identity.ErrAbsent where nobody asks.
-func NewID(ctx context.Context, space uuid.UUID, named, requestID string) (object.ID, error) {
+// NewID returns the id that a create request names, or else makes one; see object.Kind.MakeID.
+func NewID[S proto.Message](ctx context.Context, k *object.Kind[S], named, requestID string) (object.ID, error) {
 	if named != "" {
 		return object.ID(named), nil
 	}
-	if requestID == "" {
-		id, err := uuid.NewV7()
-		return object.ID(id.String()), err
-	}
-	caller, err := identity.From(ctx)
-	if err != nil {
-		return "", err
-	}
-	seed := fmt.Sprintf("%s\x00%s\x00%s", caller.Tenant, caller.User, requestID)
-	return object.ID(uuid.NewSHA1(space, []byte(seed)).String()), nil
+	return k.MakeID(ctx, requestID)
 }
 
 // MaskHas tells whether a mask names a path. An empty mask names all.
