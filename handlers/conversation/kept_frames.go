@@ -70,6 +70,7 @@ func (r *rawFrames) keep(tx *object.Tx[state]) error {
 		live.KeptBatches++
 		tx.Put(inKeptFrames, object.SeqKey(live.GetKeptBatches()), &conversationv1.KeptFrames{
 			Epoch: live.GetEpoch(), Sealed: part, CreateTime: timestamppb.New(tx.Now()), ExpireTime: timestamppb.New(expires),
+			User: string(r.caller.User),
 		})
 	}
 	if live.GetFirstKept() == 0 {

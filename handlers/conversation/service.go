@@ -73,8 +73,10 @@ func Register(rt *object.Runtime) *object.Kind[state] {
 		Signal:  &conversationv1.LiveSignal{},
 		Packed:  []string{inMessages, inIntents, inFlowSteps},
 		OnTimer: onTimer,
-		// Who speaks on a conversation that is the tenant's.
-		Personal: []object.Personal{{Message: &conversationv1.Floor{}, User: "user"}},
+		// Who speaks on a conversation that is the tenant's, and what they sent.
+		Personal: []object.Personal{
+			{Message: &conversationv1.Floor{}, User: "user"}, {Message: &conversationv1.KeptFrames{}, User: "user"},
+		},
 	})
 }
 

@@ -2630,7 +2630,9 @@ type KeptFrames struct {
 	Sealed     []byte                 `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// From this instant on they are not shown.
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Who sent them; empty: a service.
+	User          string `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2691,6 +2693,13 @@ func (x *KeptFrames) GetExpireTime() *timestamppb.Timestamp {
 		return x.ExpireTime
 	}
 	return nil
+}
+
+func (x *KeptFrames) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
 }
 
 var File_holdfast_conversation_v1_state_proto protoreflect.FileDescriptor
@@ -2952,7 +2961,7 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\v2\".holdfast.conversation.v1.ToolCallR\x05value:\x028\x01\x1a@\n" +
 	"\x12FencedIndexesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x03R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xb9\x01\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xcd\x01\n" +
 	"\n" +
 	"KeptFrames\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12\x1b\n" +
@@ -2960,7 +2969,8 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\vcreate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime*_\n" +
+	"expireTime\x12\x12\n" +
+	"\x04user\x18\x05 \x01(\tR\x04user*_\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tROLE_USER\x10\x01\x12\x12\n" +
