@@ -227,7 +227,7 @@ func TestMigrateReplacesFunctions(t *testing.T) {
 	defer conn.Close(b.ctx)
 	functions := func() []string {
 		t.Helper()
-		rows, err := conn.Query(b.ctx, "SELECT pg_get_functiondef(oid) || array_to_string(proacl, ' ') FROM pg_proc WHERE pronamespace = 'holdfast'::regnamespace ORDER BY 1")
+		rows, err := conn.Query(b.ctx, "SELECT concat(pg_get_functiondef(oid), proacl) FROM pg_proc WHERE pronamespace = 'holdfast'::regnamespace ORDER BY 1")
 		if err != nil {
 			t.Fatal(err)
 		}
