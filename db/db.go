@@ -7,11 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/exaring/otelpgx"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/trace"
 
@@ -42,8 +42,6 @@ type DB struct {
 	pool     *pgxpool.Pool
 	clock    *clock
 	maxConns int
-	changes  sync.Pool // of *Changes
-	rooms    sync.Pool // of *room
 }
 
 // Open connects and checks the login. It returns a LoginError, which has the SQL that fixes it, for a login that could bypass
@@ -61,7 +59,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 		pc.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithTracerProvider(c.Traces))
 	}
 	pc.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
-		registerParams(conn)
+		answerInUTC(conn)
 		return nil
 	}
 	if c.ConnectTimeout == 0 {
@@ -83,6 +81,13 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// answerInUTC makes conn answer times in UTC. pgx would answer in the zone of the machine.
+func answerInUTC(conn *pgx.Conn) {
+	instant := &pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}}
+	conn.TypeMap().RegisterType(instant)
+	conn.TypeMap().RegisterType(&pgtype.Type{Name: "_timestamptz", OID: pgtype.TimestamptzArrayOID, Codec: &pgtype.ArrayCodec{ElementType: instant}})
 }
 
 // Close closes the pool. It waits for the connections in use, up to closeTimeout.

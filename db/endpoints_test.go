@@ -15,7 +15,7 @@ func TestEndpoints(t *testing.T) {
 	b := setupOwn(t)
 	for id, kind := range map[string]string{"e1": "linear_endpoint", "e2": "linear_endpoint", "c1": "conversation"} {
 		p := storing(b.Tenant, id, 0)
-		p.OKind = []string{kind}
+		p.Objects[0].Kind = kind
 		if err := b.store(p); err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -82,21 +83,21 @@ func TestTranslate(t *testing.T) {
 // createTime is that of every object that a test stores by hand: a change carries on the life that it was computed from.
 var createTime = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// storing is the parameters that store version expected + 1 of an object.
+// storing stores version expected + 1 of an object.
 func storing(tenant identity.Tenant, id string, expected int64) *db.Changes {
-	now := time.Now()
-	return &db.Changes{StoreChangesParams: dbsqlc.StoreChangesParams{
-		TenantID: string(tenant), OKind: []string{"k"}, OID: []string{id}, OOwnerID: []string{""}, OExpected: []int64{expected},
-		OVersion: []int64{expected + 1}, OSchemaVersion: []int32{1}, OState: []string{`{"a": 1}`}, OCreateTime: []time.Time{createTime},
-		OUpdateTime: []time.Time{now}, OActivityTime: []time.Time{now}, OExpireTime: []time.Time{{}}, OReborn: []bool{false}, ORetermed: []bool{false},
-		VObject: []int32{1}, VVersion: []int64{expected + 1}, VEventType: []string{"x"}, VActor: []string{""}, VEventTime: []time.Time{now},
-		VRequestID: []string{""}, VRequestKey: [][]byte{nil}, VRequestHash: [][]byte{nil}, VReply: [][]byte{nil}, VUndo: []string{"{}"},
-	}}
+	now, name := time.Now(), db.Name{Kind: "k", Object: id}
+	return &db.Changes{
+		Tenant: tenant,
+		Objects: []db.ObjectRow{{
+			Name: name, BaseVersion: expected, Version: expected + 1, Schema: 1, State: `{"a": 1}`, Create: createTime, Update: now, Activity: now,
+		}},
+		Events: []db.EventRow{{Name: name, Version: expected + 1, Type: "x", Time: now, Undo: "{}"}},
+	}
 }
 
-func (b *testBundle) store(p *db.Changes) error {
+func (b *testBundle) store(c *db.Changes) error {
 	pipeline := b.DB.NewPipeline(db.Scope{Tenant: b.Tenant})
-	pipeline.StoreChanges(p)
+	pipeline.StoreChanges(c)
 	return b.DB.RunAndCommit(b.ctx, pipeline)
 }
 
@@ -119,56 +120,58 @@ func TestErrorsOfAStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	keyed := func(id string, expected int64) *db.Changes {
-		p := storing(b.Tenant, id, expected)
-		p.VRequestID, p.VRequestKey = []string{"r"}, [][]byte{[]byte("sixteen bytes 16")}
-		return p
+		c := storing(b.Tenant, id, expected)
+		c.Events[0].RequestID, c.Events[0].RequestKey = "r", []byte("sixteen bytes 16")
+		return c
 	}
 	if err := b.store(keyed("b", 0)); err != nil {
 		t.Fatal(err)
 	}
 	b.seedHidden(t, "hidden")
 	changed := func(change func(*db.Changes)) *db.Changes {
-		p := storing(b.Tenant, "a", 1)
-		change(p)
-		return p
+		c := storing(b.Tenant, "b", 1)
+		change(c)
+		return c
 	}
-	entry := func(key, body string) func(*db.Changes) {
-		return func(p *db.Changes) {
-			p.EObject, p.ECollection, p.EKey, p.EVersion, p.EBody = []int32{1}, []string{"c"}, []string{key}, []int64{2}, []string{body}
-		}
+	entry := func(key, body string) []db.EntryRow {
+		return []db.EntryRow{{Name: db.Name{Kind: "k", Object: "b"}, Collection: "c", Key: key, Version: 2, Body: body}}
 	}
 	b.exec(t, `INSERT INTO holdfast.entries VALUES ($1, 'k', 'b', 'c', 'there', '', 1, '{}')`, string(b.Tenant))
+	deep := strings.Repeat(`{"a":`, 100_000) + "1" + strings.Repeat("}", 100_000)
 	for name, c := range map[string]struct {
 		params *db.Changes
 		want   error
 	}{
-		"an older version":       {storing(b.Tenant, "a", 0), db.ErrFenced},
-		"a newer version":        {storing(b.Tenant, "a", 2), db.ErrFenced},
-		"an object that is gone": {storing(b.Tenant, "gone", 5), db.ErrFenced},
-		"an entry that was taken to be absent": {changed(func(p *db.Changes) {
-			p.OID, p.OExpected, p.OVersion, p.VVersion = []string{"b"}, []int64{1}, []int64{2}, []int64{2}
-			p.AObject, p.ACollection, p.AKey = []int32{1}, []string{"c"}, []string{"there"}
+		"an older version":                     {storing(b.Tenant, "a", 0), db.ErrFenced},
+		"a newer version":                      {storing(b.Tenant, "a", 2), db.ErrFenced},
+		"an object that is gone":               {storing(b.Tenant, "gone", 5), db.ErrFenced},
+		"an earlier life":                      {changed(func(c *db.Changes) { c.Objects[0].Create = createTime.Add(1000) }), db.ErrFenced},
+		"an entry that was taken to be absent": {changed(func(c *db.Changes) { c.Absent = entry("there", "") }), db.ErrFenced},
+		"an entry that was taken to be new":    {changed(func(c *db.Changes) { c.Added = entry("there", "{}") }), db.ErrFenced},
+		"a clock that is ahead": {changed(func(c *db.Changes) {
+			c.Locks, c.Objects[0].Update = []int64{1}, c.Objects[0].Update.Add(time.Minute)
 		}), db.ErrFenced},
-		"an entry that was taken to be new": {changed(func(p *db.Changes) {
-			p.OID, p.OExpected, p.OVersion, p.VVersion = []string{"b"}, []int64{1}, []int64{2}, []int64{2}
-			entry("there", "{}")(p)
-			p.ENew = true
+		"one of several": {changed(func(c *db.Changes) {
+			c.Objects = append(c.Objects, storing(b.Tenant, "a", 0).Objects...)
 		}), db.ErrFenced},
 		"a known request":  {keyed("b", 1), db.ErrRequestKnown},
 		"another tenant's": {storing("other", "a", 0), db.ErrForbidden},
-		"another user's": {changed(func(p *db.Changes) {
-			p.OID, p.OExpected, p.OOwnerID = []string{"new"}, []int64{0}, []string{"bob"}
+		"another user's": {changed(func(c *db.Changes) {
+			c.Objects[0].Object, c.Objects[0].BaseVersion, c.Objects[0].Owner = "new", 0, "bob"
 		}), db.ErrForbidden},
-		"over a hidden row": {storing(b.Tenant, "hidden", 1), db.ErrForbidden},
-		"U+0000":            {changed(func(p *db.Changes) { p.OState = []string{`{"a": "\u0000"}`} }), db.ErrInvalidData},
-		"no JSON":           {changed(func(p *db.Changes) { p.OState = []string{`{`} }), db.ErrInvalidData},
-		"nested deep": {changed(func(p *db.Changes) {
-			p.OState = []string{strings.Repeat(`{"a":`, 100_000) + "1" + strings.Repeat("}", 100_000)}
-		}), db.ErrInvalidData},
-		"U+0000 in a key":    {changed(entry("k\x00", "{}")), db.ErrInvalidData},
-		"a number too large": {changed(entry("k", `{"a": 1e200000}`)), db.ErrInvalidData},
+		"another user's entries":   {changed(func(c *db.Changes) { c.Added = entry("k", "{}"); c.Added[0].Owner = "bob" }), db.ErrForbidden},
+		"over a hidden row":        {storing(b.Tenant, "hidden", 1), db.ErrForbidden},
+		"U+0000":                   {changed(func(c *db.Changes) { c.Objects[0].State = `{"a": "\u0000"}` }), db.ErrInvalidData},
+		"no JSON":                  {changed(func(c *db.Changes) { c.Objects[0].State = "{" }), db.ErrInvalidData},
+		"nested deep":              {changed(func(c *db.Changes) { c.Objects[0].State = deep }), db.ErrInvalidData},
+		"U+0000 in a key":          {changed(func(c *db.Changes) { c.Added = entry("k\x00", "{}") }), db.ErrInvalidData},
+		"a key that is no text":    {changed(func(c *db.Changes) { c.Added = entry("k\xff", "{}") }), db.ErrInvalidData},
+		"U+0000 in an entry":       {changed(func(c *db.Changes) { c.Replaced = entry("k", `{"a": "\u0000"}`) }), db.ErrInvalidData},
+		"a number too large":       {changed(func(c *db.Changes) { c.Added = entry("k", `{"a": 1e200000}`) }), db.ErrInvalidData},
+		"a body that is no object": {changed(func(c *db.Changes) { c.Added = entry("k", "1") }), nil},
 	} {
-		if err := b.store(c.params); !errors.Is(err, c.want) {
+		err := b.store(c.params)
+		if c.want == nil && (err == nil || errors.Is(err, db.ErrInvalidData)) || c.want != nil && !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
 	}
@@ -184,84 +187,73 @@ func TestErrorsOfAStore(t *testing.T) {
 	}
 }
 
-// One plain change meets the same fence, by a lock of its own or one that is held.
-func TestErrorsOfAPlainStore(t *testing.T) {
+// What is stored is what the rows say, whatever characters, times and bytes are in them; what they leave out is NULL.
+func TestStoredRows(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	if err := b.store(storing(b.Tenant, "a", 0)); err != nil {
-		t.Fatal(err)
+	odd := "\"\\\n\u2028 \x01{}[],:'ünïcødé 😀"
+	at := time.Date(2031, 3, 29, 2, 30, 0, 123_456_789, time.FixedZone("", 7200))
+	name := db.Name{Kind: "k", Object: odd}
+	row := func(key, body string) db.EntryRow {
+		return db.EntryRow{Name: name, Collection: odd, Key: key, Version: 1, Body: body}
 	}
-	b.seedHidden(t, "hidden")
-	b.exec(t, `INSERT INTO holdfast.entries VALUES ($1, 'k', 'a', 'c', 'there', '', 1, '{}')`, string(b.Tenant))
-	lock := int64(1)
-	plain := func(change func(*dbsqlc.StoreChangeParams)) *dbsqlc.StoreChangeParams {
-		now := time.Now()
-		p := &dbsqlc.StoreChangeParams{
-			TenantID: string(b.Tenant), Lock: &lock, Kind: "k", ObjectID: "a", Expected: 1, SchemaVersion: 1, CreateTime: createTime,
-			UpdateTime: now, ActivityTime: now, EventType: "x", EventTime: now, RequestID: "r", RequestKey: []byte("sixteen bytes 16"),
-			Undo: "{}", State: `{"a": 2}`, Collections: []string{"c", "c"}, Keys: []string{"k", "l"}, Bodies: []string{"{}", `{"b": 1}`},
-		}
-		change(p)
-		return p
+	first := &db.Changes{
+		Tenant: b.Tenant, Locks: []int64{1},
+		Objects: []db.ObjectRow{{
+			Name: name, Version: 1, Schema: 3, State: `{"a": "\u00fc"}`, Timers: `{"t": "2031-03-29T00:30:00Z"}`, Create: createTime, Update: time.Now(), Activity: at, Expire: at,
+		}},
+		Terms:  []db.TermsRow{{Name: name, Activity: at, Terms: []string{odd, "other"}}},
+		Added:  []db.EntryRow{row("1", "{}"), row("2", `{"b": [1.50, null, "\\"]}`), row("3", "{}")},
+		Absent: []db.EntryRow{row("4", "")},
+		Timers: []db.TimerRow{{Name: name, Timer: "t", Due: at}, {Name: name, Timer: "cleared"}},
+		Events: []db.EventRow{{
+			Name: name, Version: 1, Type: odd, Actor: odd, Time: at, RequestID: odd, RequestKey: []byte("sixteen bytes 16"),
+			RequestHash: []byte{0, 255, '"', '\\'}, Reply: []byte{}, Undo: "{}",
+		}},
 	}
-	store := func(p *dbsqlc.StoreChangeParams) error {
-		pipeline := b.DB.NewPipeline(db.Scope{Tenant: b.Tenant})
-		pipeline.StoreChange(p)
-		return b.DB.RunAndCommit(b.ctx, pipeline)
-	}
-	for name, c := range map[string]struct {
-		change func(*dbsqlc.StoreChangeParams)
-		want   error
+	second := storing(b.Tenant, odd, 1)
+	second.Objects[0].State, second.Objects[0].Expire = "", at
+	second.Terms = []db.TermsRow{{Name: name}}
+	second.Replaced = []db.EntryRow{row("1", `{"c": 1}`), row("2", ""), row("5", "{}"), row("none", "")}
+	second.Replaced[0].Version = 2
+	second.Timers = []db.TimerRow{{Name: name, Timer: "t"}}
+	const objects = `SELECT concat_ws(' ', base_version, version, schema_version, state, deleted, timers, activity_time AT TIME ZONE 'UTC', expire_time AT TIME ZONE 'UTC')
+		FROM holdfast.objects WHERE tenant_id = $1 AND object_id = $2`
+	const entries = "SELECT concat_ws(' ', key, version, body) FROM holdfast.entries WHERE tenant_id = $1 AND object_id = $2 AND collection = $2 ORDER BY key"
+	const terms = "SELECT term FROM holdfast.terms WHERE tenant_id = $1 AND object_id = $2 ORDER BY term"
+	const timers = "SELECT concat_ws(' ', name, due_time AT TIME ZONE 'UTC') FROM holdfast.timers WHERE tenant_id = $1 AND object_id = $2"
+	const events = `SELECT concat_ws(' ', version, event_type = $2, actor = $2, request_id = $2, request_key, request_hash, reply, undo)
+		FROM holdfast.events WHERE tenant_id = $1 AND object_id = $2 ORDER BY version`
+	for _, step := range []struct {
+		changes *db.Changes
+		want    map[string][]string
 	}{
-		"an older version":         {func(p *dbsqlc.StoreChangeParams) { p.Expected = 0 }, db.ErrFenced},
-		"a newer version":          {func(p *dbsqlc.StoreChangeParams) { p.Expected = 2 }, db.ErrFenced},
-		"an earlier life":          {func(p *dbsqlc.StoreChangeParams) { p.CreateTime = createTime.Add(1000) }, db.ErrFenced},
-		"an object never made":     {func(p *dbsqlc.StoreChangeParams) { p.ObjectID = "new" }, db.ErrFenced},
-		"a hidden row":             {func(p *dbsqlc.StoreChangeParams) { p.ObjectID = "hidden" }, db.ErrFenced},
-		"another tenant's":         {func(p *dbsqlc.StoreChangeParams) { p.TenantID = "other" }, db.ErrFenced},
-		"an entry that is there":   {func(p *dbsqlc.StoreChangeParams) { p.Keys = []string{"k", "there"} }, db.ErrFenced},
-		"a clock that is ahead":    {func(p *dbsqlc.StoreChangeParams) { p.UpdateTime = p.UpdateTime.Add(time.Minute) }, db.ErrFenced},
-		"no JSON":                  {func(p *dbsqlc.StoreChangeParams) { p.State = "{" }, db.ErrInvalidData},
-		"U+0000 in an entry":       {func(p *dbsqlc.StoreChangeParams) { p.Bodies = []string{"{}", `{"b": "\u0000"}`} }, db.ErrInvalidData},
-		"another user's entries":   {func(p *dbsqlc.StoreChangeParams) { p.OwnerID = "bob" }, db.ErrForbidden},
-		"a key that is none":       {func(p *dbsqlc.StoreChangeParams) { p.Keys = []string{"k", "\x00"} }, db.ErrInvalidData},
-		"a body that is no object": {func(p *dbsqlc.StoreChangeParams) { p.Bodies = []string{"{}", "1"} }, nil},
+		{first, map[string][]string{
+			objects: {`0 1 3 {"a": "ü"} f {"t": "2031-03-29T00:30:00Z"} 2031-03-29 00:30:00.123456 2031-03-29 00:30:00.123456`},
+			entries: {"1 1 {}", `2 1 {"b": [1.50, null, "\\"]}`, "3 1 {}"},
+			terms:   {odd, "other"},
+			timers:  {"t 2031-03-29 00:30:00.123456"},
+			events:  {`1 t t t \x7369787465656e206279746573203136 \x00ff225c \x {}`},
+		}},
+		{second, map[string][]string{
+			objects: nil, // see below: activity is now
+			entries: {`1 2 {"c": 1}`, "3 1 {}", "5 1 {}"},
+			terms:   {},
+			timers:  {},
+			events:  {`1 t t t \x7369787465656e206279746573203136 \x00ff225c \x {}`, "2 f f {}"},
+		}},
 	} {
-		err := store(plain(c.change))
-		if c.want == nil && err == nil || c.want != nil && !errors.Is(err, c.want) {
-			t.Errorf("%s: %v, want %v", name, err, c.want)
+		if err := b.store(step.changes); err != nil {
+			t.Fatal(err)
+		}
+		for sql, want := range step.want {
+			if got := b.rows(t, sql, string(b.Tenant), odd); want != nil && !slices.Equal(got, want) {
+				t.Errorf("%s:\n%q, want\n%q", sql, got, want)
+			}
 		}
 	}
-	if v := b.version(t, "a"); v != 1 {
-		t.Errorf("what failed left a trace: %d", v)
-	}
-	if err := store(plain(func(*dbsqlc.StoreChangeParams) {})); err != nil {
-		t.Fatal(err)
-	}
-	again := plain(func(p *dbsqlc.StoreChangeParams) { p.Expected, p.Keys = 2, []string{"m", "n"} })
-	if err := store(again); !errors.Is(err, db.ErrRequestKnown) {
-		t.Errorf("a known request: %v", err)
-	}
-	tx, err := b.DB.Begin(b.ctx, b.DB.NewTransaction(db.Scope{Tenant: b.Tenant}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := tx.Next()
-	p.StoreChange(plain(func(p *dbsqlc.StoreChangeParams) {
-		// Under a lock that is held the time was read from the clock, and no entries are an array of none.
-		p.Lock, p.Expected, p.RequestID, p.RequestKey, p.Collections, p.Keys, p.Bodies = nil, 2, "", nil, nil, nil, nil
-		p.ExpireTime, p.UpdateTime = createTime.AddDate(100, 0, 0), createTime
-	}))
-	if err := tx.Commit(b.ctx, p); err != nil {
-		t.Fatal(err)
-	}
-	var stored string
-	err = b.super.QueryRow(b.ctx, `SELECT concat_ws(' ', o.base_version, o.version, o.state ->> 'a', extract(year FROM o.expire_time),
-		(SELECT string_agg(e.key || e.version, ',' ORDER BY e.key) FROM holdfast.entries e WHERE e.tenant_id = o.tenant_id AND e.object_id = 'a'),
-		(SELECT string_agg(concat(e.version, e.request_id), ',' ORDER BY e.version) FROM holdfast.events e WHERE e.tenant_id = o.tenant_id AND e.object_id = 'a'))
-		FROM holdfast.objects o WHERE o.tenant_id = $1 AND o.object_id = 'a'`, string(b.Tenant)).Scan(&stored)
-	if want := "2 3 2 2120 k2,l2,there1 1,2r,3"; err != nil || stored != want {
-		t.Errorf("stored is %q, %v; want %q", stored, err, want)
+	if got := b.rows(t, "SELECT object_id FROM holdfast.objects WHERE tenant_id = $1 AND deleted AND state IS NULL AND timers IS NULL", string(b.Tenant)); !slices.Equal(got, []string{odd}) {
+		t.Errorf("deleted are %q", got)
 	}
 }
 

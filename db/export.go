@@ -365,7 +365,7 @@ func (im *importer) prepare(ctx context.Context) error {
 	if err := im.checkObjects(ctx, rows); err != nil {
 		return err
 	}
-	_, err := im.tx.Exec(ctx, `SELECT holdfast.drop_orphans($1, array_agg(r.kind), array_agg(r.object_id), array_agg(0::bigint))
+	_, err := im.tx.Exec(ctx, `SELECT holdfast.drop_orphans($1, jsonb_agg(jsonb_build_object('kind', r.kind, 'object_id', r.object_id)))
 		FROM jsonb_populate_recordset(NULL::holdfast.objects, $2) r
 		WHERE NOT EXISTS (SELECT FROM holdfast.objects o
 			WHERE o.tenant_id = $1 AND o.kind = r.kind AND o.object_id = r.object_id OFFSET 0)`, string(im.tenant), rows)

@@ -302,9 +302,9 @@ func TestACreateInheritsNothing(t *testing.T) {
 		b.seed(t, b.Tenant, id, owner)
 		b.exec(t, "DELETE FROM holdfast.objects WHERE tenant_id = $1", string(b.Tenant))
 		create := storing(b.Tenant, id, 0)
-		create.OKind, create.OOwnerID = []string{"conversation"}, []string{"alice"}
-		create.EObject, create.ECollection, create.EKey, create.EVersion, create.EBody = []int32{1}, []string{"messages"}, []string{"000000000001"}, []int64{1}, []string{`{"text": "alice's"}`}
-		create.ENew = true
+		name := db.Name{Kind: "conversation", Object: id}
+		create.Objects[0].Name, create.Objects[0].Owner, create.Events[0].Name, create.Events[0].Owner = name, "alice", name, "alice"
+		create.Added = []db.EntryRow{{Name: name, Owner: "alice", Collection: "messages", Key: "000000000001", Version: 1, Body: `{"text": "alice's"}`}}
 		p := b.DB.NewPipeline(db.Scope{Tenant: b.Tenant, Owners: []identity.User{"alice"}})
 		p.StoreChanges(create)
 		if err := b.DB.RunAndCommit(b.ctx, p); err != nil {

@@ -3,16 +3,13 @@ package db
 import (
 	"time"
 
-	"github.com/jackc/pgx/v5/pgproto3"
+	"holdfast/gen/dbsqlc"
 )
 
 // What the tests of package db_test see of the inside.
 
-// RegisterParams makes a connection encode parameters as the pool's do.
-var RegisterParams = registerParams
-
-// First is an argument that brings the buffer for all.
-func First(text string, buffer []byte) any { return first{text, buffer} }
+// Params are the changes as the statement takes them.
+func (c *Changes) Params() dbsqlc.StoreChangesParams { return c.params() }
 
 // Translate gives an error its meaning.
 func Translate(err error, commits bool) error { return translate(err, commits) }
@@ -38,12 +35,3 @@ const MergeEntries = mergeEntries
 
 // ExportPackedEntries reads the entries of a tenant that has packs.
 var ExportPackedEntries = exportSQL(&tenantTable{name: "entries", key: []string{"kind", "object_id", "collection", "key"}, ofObjects: true}, true)
-
-// Room is what pipelines are written in.
-type Room = room
-
-// LendTo lends the room to a connection's frontend, with at least size bytes.
-func (r *Room) LendTo(f *pgproto3.Frontend, size int) { r.lendTo(f, size) }
-
-// TakeBackFrom takes it back, and tells whether it may be lent again.
-func (r *Room) TakeBackFrom(f *pgproto3.Frontend) bool { return r.takeBackFrom(f) }

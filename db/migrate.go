@@ -3,21 +3,23 @@ package db
 import (
 	"context"
 	"crypto/sha256"
-	"database/sql"
 	"embed"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io/fs"
+	"path"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
-	_ "github.com/jackc/pgx/v5/stdlib" // goose speaks database/sql
-	"github.com/pressly/goose/v3"
-	"github.com/pressly/goose/v3/lock"
 )
 
-//go:embed migrations/*.sql
-var migrations embed.FS
+// schema holds the migrations, each with a .down.sql that undoes it, and the functions.
+//
+//go:embed schema
+var schema embed.FS
 
 // Migration is one step of the schema and whether a database has it.
 type Migration struct {
@@ -26,12 +28,26 @@ type Migration struct {
 	Applied bool
 }
 
-// MigrateUp brings the schema up to date, and that of the job queue, and lets the owner make tenants and keys. url is the
-// owner's, not the server's. Two at once wait for each other.
+// MigrateUp brings the schema and the job queue's up to date, and lets the owner make tenants and keys. url is the owner's, not the
+// server's. What is new in the tables and all functions come in one transaction. Two at once wait for each other.
 func MigrateUp(ctx context.Context, url string) error {
-	err := withMigrator(url, func(p *goose.Provider) error {
-		_, err := p.Up(ctx)
-		return err
+	err := inSchema(ctx, url, func(tx pgx.Tx, all []Migration) error {
+		if _, err := tx.Exec(ctx, `CREATE TABLE IF NOT EXISTS public.holdfast_schema (
+			version bigint PRIMARY KEY, name text NOT NULL, apply_time timestamptz NOT NULL DEFAULT clock_timestamp())`); err != nil {
+			return err
+		}
+		for _, m := range all {
+			if m.Applied {
+				continue
+			}
+			if err := execFile(ctx, tx, "schema/"+m.Name); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, "INSERT INTO public.holdfast_schema (version, name) VALUES ($1, $2)", m.Version, m.Name); err != nil {
+				return err
+			}
+		}
+		return createFunctions(ctx, tx)
 	})
 	if err != nil {
 		return err
@@ -44,8 +60,18 @@ func MigrateUp(ctx context.Context, url string) error {
 
 // MigrateDown undoes the newest migration; the data that it holds is lost.
 func MigrateDown(ctx context.Context, url string) error {
-	return withMigrator(url, func(p *goose.Provider) error {
-		_, err := p.Down(ctx)
+	return inSchema(ctx, url, func(tx pgx.Tx, all []Migration) error {
+		for len(all) > 0 && !all[len(all)-1].Applied {
+			all = all[:len(all)-1]
+		}
+		if len(all) == 0 {
+			return errors.New("there is no migration to undo")
+		}
+		m := all[len(all)-1]
+		if err := execFile(ctx, tx, "schema/"+strings.TrimSuffix(m.Name, ".sql")+".down.sql"); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, "DELETE FROM public.holdfast_schema WHERE version = $1", m.Version)
 		return err
 	})
 }
@@ -53,14 +79,8 @@ func MigrateDown(ctx context.Context, url string) error {
 // Migrations lists the migrations in order.
 func Migrations(ctx context.Context, url string) ([]Migration, error) {
 	var out []Migration
-	err := withMigrator(url, func(p *goose.Provider) error {
-		all, err := p.Status(ctx)
-		if err != nil {
-			return err
-		}
-		for _, s := range all {
-			out = append(out, Migration{Version: s.Source.Version, Name: s.Source.Path, Applied: s.State == goose.StateApplied})
-		}
+	err := inSchema(ctx, url, func(_ pgx.Tx, all []Migration) error {
+		out = all
 		return nil
 	})
 	return out, err
@@ -69,11 +89,11 @@ func Migrations(ctx context.Context, url string) ([]Migration, error) {
 // MigrationsHash identifies the schema: equal hashes mean equal schemas.
 func MigrationsHash() (string, error) {
 	h := sha256.New()
-	err := fs.WalkDir(migrations, ".", func(path string, e fs.DirEntry, err error) error {
+	err := fs.WalkDir(schema, ".", func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
 			return err
 		}
-		b, err := fs.ReadFile(migrations, path)
+		b, err := fs.ReadFile(schema, path)
 		fmt.Fprintf(h, "%s %d\n%s", path, len(b), b)
 		return err
 	})
@@ -85,27 +105,110 @@ func MigrationsHash() (string, error) {
 	return hex.EncodeToString(h.Sum(nil)[:8]), err
 }
 
-func withMigrator(url string, do func(*goose.Provider) error) error {
-	conn, err := sql.Open("pgx", url)
+// inSchema runs do in a transaction that nobody else changes the schema beside, with the migrations and which of them are applied.
+func inSchema(ctx context.Context, url string, do func(pgx.Tx, []Migration) error) error {
+	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
-		return fmt.Errorf("the database URL is not valid: %w", err)
+		return fmt.Errorf("migrate: %w", translate(err, false))
 	}
-	defer conn.Close()
-	files, err := fs.Sub(migrations, "migrations")
+	defer conn.Close(context.WithoutCancel(ctx))
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtext('holdfast schema'))"); err != nil {
+			return err
+		}
+		all, err := migrations(ctx, tx)
+		if err != nil {
+			return err
+		}
+		return do(tx, all)
+	})
 	if err != nil {
-		return err
-	}
-	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 300)) // looks every second, for 5 min
-	if err != nil {
-		return err
-	}
-	p, err := goose.NewProvider(goose.DialectPostgres, conn, files, goose.WithSessionLocker(locker),
-		goose.WithTableName("public.holdfast_migrations"))
-	if err != nil {
-		return err
-	}
-	if err := do(p); err != nil {
 		return fmt.Errorf("migrate: %w", err)
+	}
+	return nil
+}
+
+func migrations(ctx context.Context, tx pgx.Tx) ([]Migration, error) {
+	files, err := fs.Glob(schema, "schema/*.sql") // in order
+	if err != nil {
+		return nil, err
+	}
+	var all []Migration
+	for _, file := range files {
+		name := path.Base(file)
+		if strings.HasSuffix(name, ".down.sql") {
+			continue
+		}
+		number, _, _ := strings.Cut(name, "_")
+		version, err := strconv.ParseInt(number, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("the migration %s has no number: %w", name, err)
+		}
+		all = append(all, Migration{Version: version, Name: name})
+	}
+	var known, made bool
+	err = tx.QueryRow(ctx, "SELECT to_regclass('public.holdfast_schema') IS NOT NULL, to_regnamespace('holdfast') IS NOT NULL").Scan(&known, &made)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case made && !known:
+		return nil, errors.New("the database has a schema from before the first release, which cannot be brought up to date; use a new database (holdfast dev: --ephemeral, or another --data)")
+	case !known:
+		return all, nil
+	}
+	rows, err := tx.Query(ctx, "SELECT version FROM public.holdfast_schema")
+	if err != nil {
+		return nil, err
+	}
+	applied, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, err
+	}
+	for _, version := range applied {
+		i := slices.IndexFunc(all, func(m Migration) bool { return m.Version == version })
+		if i < 0 {
+			return nil, fmt.Errorf("the database has migration %d of a newer release; run that release", version)
+		}
+		all[i].Applied = true
+	}
+	return all, nil
+}
+
+// createFunctions drops all functions and creates those of the files. Statements that servers have prepared go on: Postgres plans them
+// again, and finds the new functions by name.
+func createFunctions(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, `DO $$
+		DECLARE
+		  f regprocedure;
+		BEGIN
+		  FOR f IN SELECT oid FROM pg_proc WHERE pronamespace = 'holdfast'::regnamespace LOOP
+		    EXECUTE 'DROP FUNCTION ' || f;
+		  END LOOP;
+		END $$`)
+	if err != nil {
+		return err
+	}
+	files, err := fs.Glob(schema, "schema/functions/*.sql")
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		if err := execFile(ctx, tx, file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// execFile runs a file's statements.
+func execFile(ctx context.Context, tx pgx.Tx, file string) error {
+	statements, err := fs.ReadFile(schema, file)
+	if err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, string(statements)); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
 	}
 	return nil
 }

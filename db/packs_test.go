@@ -301,27 +301,3 @@ func TestBytesOfAMessage(t *testing.T) {
 		t.Errorf("packed, a message takes %d bytes of %d", after, before)
 	}
 }
-
-// A migration down makes all that is packed entries again.
-func TestMigrateDownUnpacks(t *testing.T) {
-	t.Parallel()
-	b := setupOwn(t)
-	b.seedOddities(t)
-	b.exec(t, `UPDATE holdfast.objects SET update_time = now() - interval '1 day'`)
-	all := b.rows(t, "SELECT row_to_json(e)::text FROM holdfast.all_entries e ORDER BY 1")
-	if p, err := b.DB.PackObject(b.ctx, packing(b.Tenant, "alices")); err != nil || p.Packs != 11 {
-		t.Fatalf("%+v, %v", p, err)
-	}
-	for b.rows(t, "SELECT coalesce(to_regclass('holdfast.packs')::text, '')")[0] != "" {
-		if err := db.MigrateDown(b.ctx, b.MigrateURL); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if got := b.rows(t, "SELECT row_to_json(e)::text FROM holdfast.entries e ORDER BY 1"); !slices.Equal(got, all) {
-		t.Errorf("%d entries are left of %d", len(got), len(all))
-	}
-	if err := db.MigrateUp(b.ctx, b.MigrateURL); err != nil {
-		t.Fatal(err)
-	}
-	b.seed(t, b.Tenant, "new", "")
-}

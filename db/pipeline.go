@@ -14,39 +14,19 @@ import (
 
 // Pipeline is statements that travel to Postgres together, in one round trip. Its first enters a scope; there is no
 // way to make one without. Use it once, from one goroutine.
-type Pipeline struct {
-	batch pgx.Batch
-	large int // at least the bytes of its large parameters
-	// entry is the scope, as long as no statement was queued that enters it.
-	entry *entry
-}
-
-// entry is a scope that is to be entered, and where the database's clock goes that it answers.
-type entry struct {
-	scope Scope
-	now   func(time.Time)
-}
+type Pipeline struct{ batch pgx.Batch }
 
 // NewPipeline begins a pipeline that is a transaction of its own: it commits at its end, or nothing of it happens.
 func (d *DB) NewPipeline(s Scope) *Pipeline {
+	p := &Pipeline{}
+	d.enter(p, s)
+	return p
+}
+
+func (d *DB) enter(p *Pipeline, s Scope) {
 	asked := d.clock.read()
-	return &Pipeline{entry: &entry{s, func(t time.Time) { d.clock.sample(asked, t) }}}
-}
-
-// queue queues a statement, behind the one that enters the scope.
-func (p *Pipeline) queue(sql string, args ...any) *pgx.QueuedQuery {
-	p.enter()
-	return p.batch.Queue(sql, args...)
-}
-
-func (p *Pipeline) enter() {
-	e := p.entry
-	if e == nil {
-		return
-	}
-	p.entry = nil
-	query(p, dbsqlc.EnterScope, e.scope.params(), func(r *dbsqlc.EnterScopeRow) error {
-		e.now(r.Now)
+	query(p, dbsqlc.EnterScope, s.params(), func(r *dbsqlc.EnterScopeRow) error {
+		d.clock.sample(asked, r.Now)
 		return nil
 	})
 }
@@ -63,7 +43,7 @@ func (d *DB) NewJanitor() *Pipeline {
 
 // LockObjects takes the advisory locks, which must be ascending, and answers the database's clock after the last.
 func (p *Pipeline) LockObjects(locks []int64, now func(time.Time)) {
-	p.queue(dbsqlc.LockObjects, locks).QueryRow(scanTime(now))
+	p.batch.Queue(dbsqlc.LockObjects, locks).QueryRow(scanTime(now))
 }
 
 // scanTime takes the only column of the only row.
@@ -166,27 +146,6 @@ func (p *Pipeline) ListEvents(a dbsqlc.ListEventsParams, each func(*dbsqlc.ListE
 	query(p, dbsqlc.ListEvents, a, each)
 }
 
-// StoreChanges queues dbsqlc.StoreChanges. The changes may be reused once the pipeline was sent.
-func (p *Pipeline) StoreChanges(c *Changes) {
-	args, size := c.arguments()
-	p.queue(dbsqlc.StoreChanges, args...)
-	p.large += size
-}
-
-// StoreChange queues dbsqlc.StoreChange, and where it is the first statement it enters the scope as well.
-func (p *Pipeline) StoreChange(a *dbsqlc.StoreChangeParams) {
-	args := fields(a)
-	p.large += encodedLen(args)
-	e := p.entry
-	if e == nil {
-		p.queue(dbsqlc.StoreChange, args...)
-		return
-	}
-	p.entry = nil
-	scope := e.scope.params()
-	p.queue(dbsqlc.StoreChangeInScope, append([]any{scope.TenantID, scope.Owners, scope.Service}, args...)...).QueryRow(scanTime(e.now))
-}
-
 // ClaimTimers queues dbsqlc.ClaimTimers, for a NewJanitor.
 func (p *Pipeline) ClaimTimers(a dbsqlc.ClaimTimersParams, each func(*dbsqlc.ClaimTimersRow) error) {
 	query(p, dbsqlc.ClaimTimers, a, each)
@@ -204,12 +163,12 @@ func (p *Pipeline) CountTimers(a dbsqlc.CountTimersParams, each func(*dbsqlc.Cou
 
 // SettleTimer queues dbsqlc.SettleTimer.
 func (p *Pipeline) SettleTimer(a *dbsqlc.SettleTimerParams) {
-	p.queue(dbsqlc.SettleTimer, fields(a)...)
+	p.batch.Queue(dbsqlc.SettleTimer, fields(a)...)
 }
 
 // DropTimer queues dbsqlc.DropTimer.
 func (p *Pipeline) DropTimer(a dbsqlc.DropTimerParams) {
-	p.queue(dbsqlc.DropTimer, fields(&a)...)
+	p.batch.Queue(dbsqlc.DropTimer, fields(&a)...)
 }
 
 // ListEventsBack queues dbsqlc.ListEventsBack.
@@ -269,24 +228,7 @@ func (d *DB) send(ctx context.Context, p *Pipeline, commits bool) error {
 		return acquireError(err)
 	}
 	defer conn.Release()
-	return translate(d.sendBatch(ctx, conn, p).Close(), commits)
-}
-
-// sendBatch writes the pipeline, in a buffer that is large enough from the start.
-func (d *DB) sendBatch(ctx context.Context, conn *pgxpool.Conn, p *Pipeline) pgx.BatchResults {
-	if p.large == 0 {
-		return conn.SendBatch(ctx, &p.batch)
-	}
-	r, ok := d.rooms.Get().(*room)
-	if !ok {
-		r = &room{}
-	}
-	r.lend(conn.Conn().PgConn(), p.large)
-	sent := conn.SendBatch(ctx, &p.batch)
-	if r.takeBack(conn.Conn().PgConn()) {
-		d.rooms.Put(r)
-	}
-	return sent
+	return translate(conn.SendBatch(ctx, &p.batch).Close(), commits)
 }
 
 // acquireError is that of a pool: whatever it was, nothing was sent.
@@ -310,7 +252,7 @@ func (d *DB) NewTransaction(s Scope) *Pipeline {
 }
 
 // WaitLonger makes the rest of the transaction wait for locks for longer than a server that was cut off can keep them.
-func (p *Pipeline) WaitLonger() { p.queue("SET LOCAL lock_timeout = '6s'") }
+func (p *Pipeline) WaitLonger() { p.batch.Queue("SET LOCAL lock_timeout = '6s'") }
 
 // NewSnapshot begins the first pipeline of a transaction all of whose reads see one moment.
 func (d *DB) NewSnapshot(s Scope) *Pipeline {
@@ -318,9 +260,9 @@ func (d *DB) NewSnapshot(s Scope) *Pipeline {
 }
 
 func (d *DB) newTransaction(s Scope, begin string) *Pipeline {
-	p := d.NewPipeline(s)
+	p := &Pipeline{}
 	p.batch.Queue(begin)
-	p.enter() // also where no other statement follows in this round trip
+	d.enter(p, s)
 	return p
 }
 
@@ -340,7 +282,7 @@ func (d *DB) Begin(ctx context.Context, p *Pipeline) (*Transaction, error) {
 		return nil, acquireError(err)
 	}
 	t := &Transaction{db: d, conn: conn}
-	if err := d.sendBatch(ctx, conn, p).Close(); err != nil {
+	if err := conn.SendBatch(ctx, &p.batch).Close(); err != nil {
 		t.Rollback(ctx)
 		return nil, translate(err, false)
 	}
@@ -349,7 +291,7 @@ func (d *DB) Begin(ctx context.Context, p *Pipeline) (*Transaction, error) {
 
 // Read sends a further pipeline of reads; p comes from Next.
 func (t *Transaction) Read(ctx context.Context, p *Pipeline) error {
-	return translate(t.db.sendBatch(ctx, t.conn, p).Close(), false)
+	return translate(t.conn.SendBatch(ctx, &p.batch).Close(), false)
 }
 
 // ReadAndEnd sends the last pipeline of a transaction that only reads, and ends it.
@@ -363,7 +305,7 @@ func (t *Transaction) Commit(ctx context.Context, p *Pipeline) error { return t.
 
 func (t *Transaction) end(ctx context.Context, p *Pipeline, commits bool) error {
 	p.batch.Queue("COMMIT")
-	if err := t.db.sendBatch(ctx, t.conn, p).Close(); err != nil {
+	if err := t.conn.SendBatch(ctx, &p.batch).Close(); err != nil {
 		t.Rollback(ctx)
 		return translate(err, commits)
 	}
@@ -388,7 +330,7 @@ func (t *Transaction) Rollback(ctx context.Context) {
 // query queues one of sqlc's statements: its parameters' fields are its arguments and its row's fields its columns,
 // both in order.
 func query[P, R any](p *Pipeline, sql string, params P, each func(*R) error) {
-	p.queue(sql, fields(&params)...).Query(func(rows pgx.Rows) error {
+	p.batch.Queue(sql, fields(&params)...).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			var r R
 			if err := rows.Scan(pointers(&r)...); err != nil {

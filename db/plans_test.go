@@ -242,7 +242,6 @@ func (b *testBundle) checkPlans(t *testing.T, when string, large bool) {
 		t.Run(when+"/"+p.name, func(t *testing.T) { b.checkPlan(t, &p, large) })
 	}
 	t.Run(when+"/StoreChanges", func(t *testing.T) { b.checkStore(t) })
-	t.Run(when+"/StoreChange", func(t *testing.T) { b.checkPlainStore(t) })
 	t.Run(when+"/ClaimTimers", func(t *testing.T) { b.checkClaim(t, large) })
 }
 
@@ -368,66 +367,35 @@ func (b *testBundle) checkStore(t *testing.T) {
 		expected[id] = b.version(t, id)
 	}
 	now := time.Now()
-	p := dbsqlc.StoreChangesParams{TenantID: string(b.Tenant), Locks: []int64{1, 2, 3}}
+	c := &db.Changes{Tenant: b.Tenant, Locks: []int64{1, 2, 3}}
 	for i, id := range []string{"new", "o1", "o2"} {
-		version := expected[id] + 1
-		p.OKind, p.OID, p.OOwnerID = append(p.OKind, "k"), append(p.OID, id), append(p.OOwnerID, "alice")
-		p.OExpected, p.OVersion, p.OSchemaVersion = append(p.OExpected, expected[id]), append(p.OVersion, version), append(p.OSchemaVersion, 1)
-		p.OState, p.OCreateTime, p.OUpdateTime = append(p.OState, "{}"), append(p.OCreateTime, createTime), append(p.OUpdateTime, now)
-		p.OActivityTime, p.OExpireTime = append(p.OActivityTime, now), append(p.OExpireTime, time.Time{})
-		p.OReborn, p.ORetermed = append(p.OReborn, id == "o2"), append(p.ORetermed, true)
-		object := int32(i + 1)
-		p.TObject, p.TTerm = append(p.TObject, object), append(p.TTerm, string(b.Tenant)+"/k/new")
-		p.AObject, p.ACollection, p.AKey = append(p.AObject, object), append(p.ACollection, "c"), append(p.AKey, "absent")
-		p.EObject, p.ECollection, p.EKey = append(p.EObject, object), append(p.ECollection, "c"), append(p.EKey, "000000000001")
-		p.EVersion, p.EBody = append(p.EVersion, version), append(p.EBody, "{}")
-		p.DObject, p.DCollection, p.DKey = append(p.DObject, object), append(p.DCollection, "c"), append(p.DKey, "000000000002")
-		p.OTimers = append(p.OTimers, `{"t": "2020-01-01T00:00:00Z"}`)
-		p.MObject, p.MName, p.MDueTime = append(p.MObject, object), append(p.MName, "t"), append(p.MDueTime, now)
-		p.CObject, p.CName = append(p.CObject, object), append(p.CName, "other")
-		p.VObject, p.VVersion, p.VEventType = append(p.VObject, object), append(p.VVersion, version), append(p.VEventType, "x")
-		p.VActor, p.VEventTime, p.VRequestID = append(p.VActor, "alice"), append(p.VEventTime, now), append(p.VRequestID, "r")
-		p.VRequestKey, p.VRequestHash = append(p.VRequestKey, []byte(fmt.Sprintf("%016d", i))), append(p.VRequestHash, []byte("h"))
-		p.VReply, p.VUndo = append(p.VReply, []byte("r")), append(p.VUndo, "{}")
+		version, name, owner := expected[id]+1, db.Name{Kind: "k", Object: id}, identity.User("alice")
+		entry := func(key, body string) db.EntryRow {
+			return db.EntryRow{Name: name, Owner: owner, Collection: "c", Key: key, Version: version, Body: body}
+		}
+		c.Objects = append(c.Objects, db.ObjectRow{
+			Name: name, Owner: owner, BaseVersion: expected[id], Version: version, Schema: 1, State: "{}", Timers: `{"t": "2020-01-01T00:00:00Z"}`,
+			Create: createTime, Update: now, Activity: now, Reborn: id == "o2",
+		})
+		c.Terms = append(c.Terms, db.TermsRow{Name: name, Owner: owner, Activity: now, Terms: []string{string(b.Tenant) + "/k/new"}})
+		c.Absent = append(c.Absent, entry("absent", ""))
+		c.Added = append(c.Added, entry("added", "{}"))
+		c.Replaced = append(c.Replaced, entry("000000000001", "{}"), entry("000000000002", ""))
+		c.Timers = append(c.Timers, db.TimerRow{Name: name, Owner: owner, Timer: "t", Due: now}, db.TimerRow{Name: name, Timer: "other"})
+		c.Events = append(c.Events, db.EventRow{
+			Name: name, Owner: owner, Version: version, Type: "x", Actor: "alice", Time: now, RequestID: "r", RequestKey: []byte(fmt.Sprintf("%016d", i)),
+			RequestHash: []byte("h"), Reply: []byte("r"), Undo: "{}",
+		})
 	}
 	b.as(t, scope{role: db.RoleApp, tenant: b.Tenant, owners: "{alice}"}, func(tx pgx.Tx) {
 		before := b.counters(t, tx)
-		if _, err := dbsqlc.New(tx).StoreChanges(b.ctx, p); err != nil {
+		if _, err := dbsqlc.New(tx).StoreChanges(b.ctx, c.Params()); err != nil {
 			t.Fatal(err)
 		}
 		after := b.counters(t, tx)
 		// Two objects, their terms, and a few entries.
 		if sequential, rows := after.sequential-before.sequential, after.rows-before.rows; sequential != 0 || rows > 20 {
 			t.Errorf("a store of three objects took %d sequential scans and read %d rows", sequential, rows)
-		}
-	})
-}
-
-// checkPlainStore stores one change of an object that is there, if there are any.
-func (b *testBundle) checkPlainStore(t *testing.T) {
-	t.Helper()
-	version := b.version(t, "o1")
-	if version == 0 {
-		return
-	}
-	b.as(t, scope{role: db.RoleApp, tenant: b.Tenant, owners: "{alice}"}, func(tx pgx.Tx) {
-		var p dbsqlc.StoreChangeParams
-		err := tx.QueryRow(b.ctx, "SELECT owner_id, create_time, clock_timestamp() FROM holdfast.objects WHERE tenant_id = $1 AND kind = 'k' AND object_id = 'o1'",
-			string(b.Tenant)).Scan(&p.OwnerID, &p.CreateTime, &p.UpdateTime)
-		if err != nil {
-			t.Fatal(err)
-		}
-		lock := int64(1)
-		p.TenantID, p.Lock, p.Kind, p.ObjectID, p.Expected, p.SchemaVersion = string(b.Tenant), &lock, "k", "o1", version, 1
-		p.ActivityTime, p.EventType, p.EventTime, p.State, p.Undo = p.UpdateTime, "x", p.UpdateTime, "{}", "{}"
-		p.Collections, p.Keys, p.Bodies = []string{"c"}, []string{"zzz"}, []string{"{}"}
-		before := b.counters(t, tx)
-		if _, err := dbsqlc.New(tx).StoreChange(b.ctx, p); err != nil {
-			t.Fatal(err)
-		}
-		after := b.counters(t, tx)
-		if sequential, rows := after.sequential-before.sequential, after.rows-before.rows; sequential != 0 || rows > 2 {
-			t.Errorf("a store of one change took %d sequential scans and read %d rows", sequential, rows)
 		}
 	})
 }

@@ -66,9 +66,8 @@ func TestCatalogue(t *testing.T) {
 		"views that keep the caller's rights": `SELECT relname FROM pg_class
 			WHERE relnamespace = 'holdfast'::regnamespace AND relkind IN ('v', 'm') AND NOT coalesce('security_invoker=true' = ANY (reloptions), false)`,
 		"functions that keep the caller's rights": `SELECT proname FROM pg_proc WHERE pronamespace = 'holdfast'::regnamespace AND prosecdef`,
-		// But for the one that begins by entering a scope: see TestStoreInScope.
 		"functions that not everybody may run": `SELECT proname FROM pg_proc WHERE pronamespace = 'holdfast'::regnamespace
-			AND has_function_privilege('public', oid, 'EXECUTE') AND proname <> 'store_change_in_scope'`,
+			AND has_function_privilege('public', oid, 'EXECUTE')`,
 		"nothing for everybody": `SELECT c.relname FROM pg_class c, aclexplode(c.relacl) a
 			WHERE c.relnamespace = 'holdfast'::regnamespace AND a.grantee = 0`,
 		"roles without a login or a way round row-level security": `SELECT rolname FROM pg_roles
@@ -109,7 +108,7 @@ func TestOrdinaryUpdatesAreHOT(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := storing(b.Tenant, "a", 1)
-	b.exec(t, "UPDATE holdfast.objects SET activity_time = $1", first.OActivityTime[0])
+	b.exec(t, "UPDATE holdfast.objects SET activity_time = $1", first.Objects[0].Activity)
 	tx, err := b.super.Begin(b.ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -124,7 +123,7 @@ func TestOrdinaryUpdatesAreHOT(t *testing.T) {
 		return updates, hot
 	}
 	updates, hot := count()
-	if _, err := dbsqlc.New(tx).StoreChanges(b.ctx, first.StoreChangesParams); err != nil {
+	if _, err := dbsqlc.New(tx).StoreChanges(b.ctx, first.Params()); err != nil {
 		t.Fatal(err)
 	}
 	if u, h := count(); u != updates+1 || h != hot+1 {
@@ -195,8 +194,8 @@ func TestMigrateUpDownUp(t *testing.T) {
 	if left := shape(); len(left) != 0 {
 		t.Errorf("down left %v", left)
 	}
-	if err := db.MigrateDown(b.ctx, url); err == nil {
-		t.Error("there was nothing to undo, and it was undone")
+	if err := db.MigrateDown(b.ctx, url); err == nil || !strings.Contains(err.Error(), "no migration to undo") {
+		t.Errorf("there was nothing to undo: %v", err)
 	}
 	if err := db.MigrateUp(b.ctx, url); err != nil {
 		t.Fatal(err)
@@ -212,5 +211,81 @@ func TestMigrateUpDownUp(t *testing.T) {
 	}
 	if err := db.MigrateUp(b.ctx, withDatabase(t, b.MigrateURL, "no-such-database")); err == nil {
 		t.Error("a database that is not there was migrated")
+	}
+}
+
+// Each migration brings the functions up to date: what differs is replaced, and what no file has goes. Statements that a server has
+// prepared go on.
+func TestMigrateReplacesFunctions(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	url := b.newDatabase(t, b.MigrateURL)
+	if err := db.MigrateUp(b.ctx, url); err != nil {
+		t.Fatal(err)
+	}
+	conn := b.connect(t, url)
+	defer conn.Close(b.ctx)
+	functions := func() []string {
+		t.Helper()
+		rows, err := conn.Query(b.ctx, "SELECT concat(pg_get_functiondef(oid), proacl) FROM pg_proc WHERE pronamespace = 'holdfast'::regnamespace ORDER BY 1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	first := functions()
+	for _, sql := range []string{
+		"CREATE FUNCTION holdfast.found_id(text) RETURNS text LANGUAGE sql AS 'SELECT $1'",
+		"CREATE FUNCTION holdfast.gone() RETURNS void LANGUAGE sql AS ''",
+		"CREATE OR REPLACE FUNCTION holdfast.list_stored_tenants() RETURNS SETOF text LANGUAGE sql AS 'SELECT 1::text'",
+	} {
+		if _, err := conn.Exec(b.ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if slices.Equal(functions(), first) {
+		t.Fatal("nothing differs")
+	}
+	const prepared = "SELECT count(*)::integer FROM holdfast.list_stored_tenants()"
+	for _, want := range []int{1, 0} {
+		var n int
+		if err := conn.QueryRow(b.ctx, prepared).Scan(&n); err != nil || n != want {
+			t.Errorf("a prepared statement: %d, %v; want %d", n, err, want)
+		}
+		if err := db.MigrateUp(b.ctx, url); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if again := functions(); !slices.Equal(again, first) {
+		t.Errorf("the functions are %v, and were %v", again, first)
+	}
+}
+
+// What this release does not know it leaves alone, and says so.
+func TestMigrateRefusesWhatItDoesNotKnow(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for says, sql := range map[string]string{
+		"from before the first release": "CREATE SCHEMA holdfast",
+		"migration 999 of a newer": `CREATE TABLE public.holdfast_schema (version bigint PRIMARY KEY, name text NOT NULL);
+			INSERT INTO public.holdfast_schema VALUES (999, '00999_new.sql')`,
+	} {
+		url := b.newDatabase(t, b.MigrateURL)
+		conn := b.connect(t, url)
+		_, err := conn.Exec(b.ctx, sql)
+		conn.Close(b.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := db.MigrateUp(b.ctx, url); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v does not say %q", err, says)
+		}
+		if err := db.MigrateDown(b.ctx, url); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("down: %v does not say %q", err, says)
+		}
 	}
 }

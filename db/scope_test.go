@@ -1,7 +1,6 @@
 package db_test
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -62,91 +61,11 @@ func TestNothingOutsideAScope(t *testing.T) {
 	}
 }
 
-// calls are one of each of the schema's functions, with nothing but NULL, but for the one that enters a scope itself.
+// calls are one of each of the schema's functions, with nothing but NULL.
 func (b *testBundle) calls(t *testing.T) []string {
 	t.Helper()
 	return b.rows(t, `SELECT format('SELECT holdfast.%I(%s)', proname, (SELECT string_agg('NULL', ', ') FROM generate_series(1, pronargs)))
-		FROM pg_proc WHERE pronamespace = 'holdfast'::regnamespace AND proname <> 'store_change_in_scope'`)
-}
-
-// A store that enters its scope itself gives nobody a right: it is for members of the role only, what is in it and behind it is
-// bound by row-level security, and with its transaction the scope ends.
-func TestStoreInScope(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	other := identity.Tenant("other-" + string(b.Tenant))
-	b.seed(t, b.Tenant, "alices", "alice")
-	b.seed(t, b.Tenant, "bobs", "bob")
-	b.seed(t, other, "alices", "alice")
-	stranger := b.newLogin(t)
-	b.exec(t, "CREATE ROLE "+stranger+" LOGIN PASSWORD 'secret'; GRANT USAGE ON SCHEMA holdfast TO "+stranger)
-	lock := int64(1)
-	storing := func(tenant identity.Tenant, id, owner string) dbsqlc.StoreChangeInScopeParams {
-		p := dbsqlc.StoreChangeInScopeParams{
-			Scope: string(b.Tenant), Owners: "{alice}", Service: "off", TenantID: string(tenant), Lock: &lock, Kind: "conversation", ObjectID: id,
-			OwnerID: owner, Expected: 1, SchemaVersion: 1, EventType: "x", Undo: "{}", State: "{}",
-			Collections: []string{"messages"}, Keys: []string{"000000000002"}, Bodies: []string{"{}"},
-		}
-		err := b.super.QueryRow(b.ctx, "SELECT create_time, clock_timestamp() FROM holdfast.objects WHERE tenant_id = $1 AND object_id = $2", string(tenant), id).
-			Scan(&p.CreateTime, &p.UpdateTime)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p.ActivityTime, p.EventTime = p.UpdateTime, p.UpdateTime
-		return p
-	}
-	const fenced = "HF001"
-	hers := storing(b.Tenant, "alices", "alice")
-	for name, c := range map[string]struct {
-		by    *pgx.Conn
-		store dbsqlc.StoreChangeInScopeParams
-		want  string
-	}{
-		"a stranger":           {b.connect(t, withUser(t, b.SuperuserURL, stranger, "secret")), hers, denied},
-		"another user's":       {b.login, storing(b.Tenant, "bobs", "bob"), fenced},
-		"another tenant's":     {b.login, storing(other, "alices", "alice"), fenced},
-		"entries for another":  {b.login, storing(b.Tenant, "alices", "bob"), denied},
-		"no scope":             {b.login, func() dbsqlc.StoreChangeInScopeParams { p := hers; p.Scope = ""; return p }(), fenced},
-		"nobody's scope":       {b.login, func() dbsqlc.StoreChangeInScopeParams { p := hers; p.Owners = "{}"; return p }(), fenced},
-		"what is no service's": {b.login, func() dbsqlc.StoreChangeInScopeParams { p := hers; p.Owners, p.Service = "{}", "true"; return p }(), fenced},
-	} {
-		if _, err := dbsqlc.New(c.by).StoreChangeInScope(b.ctx, c.store); sqlState(err) != c.want {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	tx, err := b.login.Begin(b.ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback(b.ctx)
-	for version := range int64(8) { // more often than it takes for a plan to be kept
-		p := hers
-		p.Expected, p.Keys = version+1, []string{fmt.Sprint("1", version)}
-		if _, err := dbsqlc.New(tx).StoreChangeInScope(b.ctx, p); err != nil {
-			t.Fatal(err)
-		}
-	}
-	seen := func(q interface {
-		QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-	}, count string,
-	) (user string, n int) {
-		if err := q.QueryRow(b.ctx, "SELECT current_user, "+count).Scan(&user, &n); err != nil {
-			t.Fatal(err)
-		}
-		return user, n
-	}
-	if user, n := seen(tx, "(SELECT count(*) FROM holdfast.objects)"); user != string(db.RoleApp) || n != 1 {
-		t.Errorf("behind it %s sees %d objects", user, n)
-	}
-	if err := tx.Commit(b.ctx); err != nil {
-		t.Fatal(err)
-	}
-	if user, n := seen(b.login, "length(current_setting('app.tenant') || current_setting('app.owners') || current_setting('app.service'))"); user != b.login.Config().User || n != 0 {
-		t.Errorf("after it the user is %s, and %d bytes of the scope are left", user, n)
-	}
-	if v := b.rows(t, "SELECT string_agg(object_id || version, ' ' ORDER BY tenant_id <> $1, object_id) FROM holdfast.objects WHERE tenant_id IN ($1, $2)", string(b.Tenant), string(other)); !slices.Equal(v, []string{"alices9 bobs1 alices1"}) {
-		t.Errorf("stored are %v", v)
-	}
+		FROM pg_proc WHERE pronamespace = 'holdfast'::regnamespace`)
 }
 
 func viewOf(tenant identity.Tenant, ids ...string) dbsqlc.ViewObjectsParams {

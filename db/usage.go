@@ -15,7 +15,7 @@ import (
 // The rows must be sorted. Like all counting it may be lost in a crash of Postgres; see RecountUsage.
 func (d *DB) AddUsage(ctx context.Context, a dbsqlc.AddUsageParams, each func(*dbsqlc.HoldfastUsage) error) error {
 	p := d.newSweep()
-	p.queue(dbsqlc.AddUsage, fields(&a)...)
+	p.batch.Queue(dbsqlc.AddUsage, fields(&a)...)
 	query(p, dbsqlc.LoadUsage, dbsqlc.LoadUsageParams{Tenants: a.Tenants, Owners: a.Owners}, each)
 	return d.RunAndCommit(ctx, p)
 }

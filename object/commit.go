@@ -77,11 +77,10 @@ func (rt *Runtime) commitFast(works []*work) (rest []*work) {
 	defer committed()
 	sortByLock(settled)
 	p := rt.db.NewPipeline(scopeOf(settled))
-	done, err := rt.store(p, settled, true)
+	err := rt.store(p, settled, true)
 	if err == nil {
 		err = rt.db.RunAndCommit(ctx, p)
 	}
-	done()
 	if err == nil {
 		rt.finish(settled)
 		return rest
@@ -271,9 +270,7 @@ func (rt *Runtime) tryCommit(works []*work) error {
 		return nil
 	}
 	p = tx.Next()
-	done, err := rt.store(p, stored, false)
-	defer done()
-	if err != nil {
+	if err := rt.store(p, stored, false); err != nil {
 		return err
 	}
 	return tx.Commit(ctx, p)
@@ -411,33 +408,19 @@ func scopeOf(works []*work) db.Scope {
 	return s
 }
 
-// store queues the one statement that stores what the changes came to, and takes the locks if they are not held. done is to be
-// called when it was sent.
-func (rt *Runtime) store(p *db.Pipeline, works []*work, locks bool) (done func(), err error) {
-	if w := works[0]; len(works) == 1 && w.plain() {
-		var lock *int64
-		if locks {
-			lock = &w.lock
-		}
-		change, err := w.storePlain(lock)
-		p.StoreChange(&change)
-		return func() {}, err
-	}
-	c := rt.db.NewChanges()
-	c.TenantID, c.ENew = string(works[0].box.key.tenant), !slices.ContainsFunc(works, (*work).replaces)
+// store queues the one statement that stores what the changes came to, and takes the locks if they are not held.
+func (rt *Runtime) store(p *db.Pipeline, works []*work, locks bool) error {
+	c := &db.Changes{Tenant: works[0].box.key.tenant}
 	for _, w := range works {
 		if locks {
 			c.Locks = append(c.Locks, w.lock)
 		}
-		if err := w.store(&c.StoreChangesParams); err != nil {
-			return func() {}, err
+		if err := w.store(c); err != nil {
+			return err
 		}
 	}
-	if !locks {
-		c.Locks = nil // held already
-	}
 	p.StoreChanges(c)
-	return func() { rt.db.Reuse(c) }, nil
+	return nil
 }
 
 // doubt notes that an attempt may have been committed: it built on the version that the work has now.

@@ -102,5 +102,5 @@
 //   - The clock of the machine steps: nothing happens. Time is the database's, read after the lock, or extrapolated
 //     from its last answer on the process's monotonic clock; it does not run backwards for one object.
 //   - The database's clock is set, or the process was frozen: what is computed by the old estimate is refused by the fence of
-//     time (store_changes, store_change), and computed again by the clock that is read under the lock.
+//     time (store_changes), and computed again by the clock that is read under the lock.
 package object

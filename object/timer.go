@@ -158,34 +158,26 @@ func (ts timers) undo(is timers) (string, error) {
 	return string(b), err
 }
 
-// storeTimers adds to the batch's statement what changes about the object's timers.
-func (w *work) storeTimers(p *dbsqlc.StoreChangesParams, object int32) error {
+// storeTimers adds to the batch's statement what changes about the object's timers, and returns all of them as they are stored.
+func (w *work) storeTimers(c *db.Changes, name db.Name) (stored string, err error) {
 	w.wake = time.Time{}
 	var was timers // those in the table
 	if !w.fresh {
 		was = w.base.timers
 	}
 	is := w.cur.timers
-	if len(is) > 0 {
-		stored, err := is.encode()
-		if err != nil {
-			return err
-		}
-		p.OTimers = append(p.OTimers, make([]string, int(object)-1-len(p.OTimers))...) // objects without timers so far
-		p.OTimers = append(p.OTimers, stored)
-	}
 	was.diff(is, func(t timer) {
-		p.MObject = append(p.MObject, object)
-		p.MName = append(p.MName, t.name)
-		p.MDueTime = append(p.MDueTime, t.due)
+		c.Timers = append(c.Timers, db.TimerRow{Name: name, Owner: w.cur.owner, Timer: t.name, Due: t.due})
 		if w.wake.IsZero() || t.due.Before(w.wake) {
 			w.wake = t.due
 		}
-	}, func(name string) {
-		p.CObject = append(p.CObject, object)
-		p.CName = append(p.CName, name)
+	}, func(timer string) {
+		c.Timers = append(c.Timers, db.TimerRow{Name: name, Timer: timer})
 	})
-	return nil
+	if len(is) == 0 {
+		return "", nil
+	}
+	return is.encode()
 }
 
 // fire is the closure of a timer's change. What it finds under the fence decides: a timer that another process has run

@@ -9,7 +9,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"holdfast/db"
-	"holdfast/gen/dbsqlc"
 	"holdfast/jsonpb"
 )
 
@@ -492,56 +491,45 @@ func (w *work) appendUndo(b []byte, t *txn, live bool) ([]byte, error) {
 }
 
 // store adds what the changes came to to the batch's one statement.
-func (w *work) store(p *dbsqlc.StoreChangesParams) error {
-	var expected Version
-	if w.base != nil {
-		expected = w.base.version
+func (w *work) store(c *db.Changes) error {
+	name, owner := db.Name{Kind: w.kind.name, Object: string(w.box.key.id)}, w.cur.owner
+	o := db.ObjectRow{
+		Name: name, Owner: owner, Version: int64(w.cur.version), Schema: w.cur.schema, Create: w.cur.create, Update: w.cur.update,
+		Activity: w.cur.activity, Expire: w.cur.expire, Reborn: w.fresh && w.base != nil,
 	}
-	state := ""
+	if w.base != nil {
+		o.BaseVersion = int64(w.base.version)
+	}
+	var err error
 	if w.cur.state != nil {
-		var err error
-		if state, err = w.kind.rt.encoder.encode(w.cur.state); err != nil {
+		if o.State, err = w.kind.rt.encoder.encode(w.cur.state); err != nil {
 			return err
 		}
 	}
-	p.OKind = append(p.OKind, w.kind.name)
-	p.OID = append(p.OID, string(w.box.key.id))
-	p.OOwnerID = append(p.OOwnerID, string(w.cur.owner))
-	p.OExpected = append(p.OExpected, int64(expected))
-	p.OVersion = append(p.OVersion, int64(w.cur.version))
-	p.OSchemaVersion = append(p.OSchemaVersion, w.cur.schema)
-	p.OState = append(p.OState, state)
-	p.OCreateTime = append(p.OCreateTime, w.cur.create)
-	p.OUpdateTime = append(p.OUpdateTime, w.cur.update)
-	p.OActivityTime = append(p.OActivityTime, w.cur.activity)
-	p.OExpireTime = append(p.OExpireTime, w.cur.expire)
-	p.OReborn = append(p.OReborn, w.fresh && w.base != nil)
-	object := int32(len(p.OID)) //nolint:gosec // a batch is small
-	w.storeTerms(p, object)
-	if err := w.storeTimers(p, object); err != nil {
+	if o.Timers, err = w.storeTimers(c, name); err != nil {
 		return err
 	}
-	for _, k := range w.assumed {
-		if s := w.staged.find(k); p.ENew && s != nil && s.value != nil {
-			continue
+	c.Objects = append(c.Objects, o)
+	if is, same := w.terms(); !same {
+		t := db.TermsRow{Name: name, Owner: owner, Activity: w.cur.activity}
+		for _, term := range is {
+			t.Terms = append(t.Terms, storedTerm(w.box.key.tenant, w.kind.name, term))
 		}
-		p.AObject = append(p.AObject, object)
-		p.ACollection = append(p.ACollection, k.collection)
-		p.AKey = append(p.AKey, k.key)
+		c.Terms = append(c.Terms, t)
+	}
+	for _, k := range w.assumed {
+		if s := w.staged.find(k); s == nil || s.value == nil || !s.added {
+			c.Absent = append(c.Absent, db.EntryRow{Name: name, Collection: k.collection, Key: k.key})
+		}
 	}
 	for i := range w.staged.list {
 		s := &w.staged.list[i]
-		if s.value == nil {
-			p.DObject = append(p.DObject, object)
-			p.DCollection = append(p.DCollection, s.collection)
-			p.DKey = append(p.DKey, s.key)
-			continue
+		e := db.EntryRow{Name: name, Owner: owner, Collection: s.collection, Key: s.key, Version: int64(s.version), Body: s.body}
+		if s.added && s.value != nil {
+			c.Added = append(c.Added, e)
+		} else {
+			c.Replaced = append(c.Replaced, e)
 		}
-		p.EObject = append(p.EObject, object)
-		p.ECollection = append(p.ECollection, s.collection)
-		p.EKey = append(p.EKey, s.key)
-		p.EVersion = append(p.EVersion, int64(s.version))
-		p.EBody = append(p.EBody, s.body)
 	}
 	begins := 0
 	for i := range w.events {
@@ -551,66 +539,16 @@ func (w *work) store(p *dbsqlc.StoreChangesParams) error {
 	}
 	for i := range w.events {
 		e := &w.events[i]
-		p.VObject = append(p.VObject, object)
-		p.VVersion = append(p.VVersion, int64(e.version))
-		p.VEventType = append(p.VEventType, e.eventType)
-		p.VActor = append(p.VActor, e.actor)
-		p.VEventTime = append(p.VEventTime, e.time)
-		p.VRequestID = append(p.VRequestID, e.requestID)
-		var requestKey []byte
-		if e.requestID != "" && i >= begins {
-			requestKey = w.box.key.requestKey(e.requestID)
+		r := db.EventRow{
+			Name: name, Owner: owner, Version: int64(e.version), Type: e.eventType, Actor: e.actor, Time: e.time,
+			RequestID: e.requestID, RequestHash: e.hash, Reply: e.reply, Undo: e.undo,
 		}
-		p.VRequestKey = append(p.VRequestKey, requestKey)
-		p.VRequestHash = append(p.VRequestHash, e.hash)
-		p.VReply = append(p.VReply, e.reply)
-		p.VUndo = append(p.VUndo, e.undo)
+		if e.requestID != "" && i >= begins {
+			r.RequestKey = w.box.key.requestKey(e.requestID)
+		}
+		c.Events = append(c.Events, r)
 	}
 	return nil
-}
-
-// plain tells whether the batch is one change of an object that was there, which adds entries or none and leaves the object's
-// terms and timers as they were: most that a server at rest is asked for.
-func (w *work) plain() bool {
-	if w.base == nil || w.base.state == nil || w.fresh || len(w.events) != 1 || w.cur.state == nil || !w.base.timers.equal(w.cur.timers) {
-		return false
-	}
-	if _, same := w.terms(); !same {
-		return false
-	}
-	if w.replaces() || slices.ContainsFunc(w.staged.list, func(s staged) bool { return s.value == nil }) {
-		return false
-	}
-	return !slices.ContainsFunc(w.assumed, func(k entryKey) bool { return w.staged.find(k) == nil })
-}
-
-// replaces tells whether the batch stores an entry anew that was there.
-func (w *work) replaces() bool {
-	return slices.ContainsFunc(w.staged.list, func(s staged) bool { return s.value != nil && !s.added })
-}
-
-// storePlain is store for a plain one; a lock that is held already is nil.
-func (w *work) storePlain(lock *int64) (dbsqlc.StoreChangeParams, error) {
-	w.wake = time.Time{}
-	e := &w.events[0]
-	state, err := w.kind.rt.encoder.encode(w.cur.state)
-	if err != nil {
-		return dbsqlc.StoreChangeParams{}, err
-	}
-	p := dbsqlc.StoreChangeParams{
-		TenantID: string(w.box.key.tenant), Lock: lock, Kind: w.kind.name, ObjectID: string(w.box.key.id), OwnerID: string(w.cur.owner),
-		Expected: int64(w.base.version), SchemaVersion: w.cur.schema, CreateTime: w.cur.create, UpdateTime: w.cur.update,
-		ActivityTime: w.cur.activity, ExpireTime: w.cur.expire, State: state,
-		EventType: e.eventType, Actor: e.actor, EventTime: e.time, RequestID: e.requestID, RequestHash: e.hash, Reply: e.reply, Undo: e.undo,
-	}
-	if e.requestID != "" {
-		p.RequestKey = w.box.key.requestKey(e.requestID)
-	}
-	for i := range w.staged.list {
-		s := &w.staged.list[i]
-		p.Collections, p.Keys, p.Bodies = append(p.Collections, s.collection), append(p.Keys, s.key), append(p.Bodies, s.body)
-	}
-	return p, nil
 }
 
 // terms are the object's after the batch; same tells whether they, and the activity that they are listed by, are as before.
@@ -628,17 +566,4 @@ func (w *work) terms() (is []string, same bool) {
 		return is, false
 	}
 	return is, len(is) == 0 || w.base != nil && w.base.activity.Equal(w.cur.activity)
-}
-
-// storeTerms rewrites the object's terms where they or its activity changed.
-func (w *work) storeTerms(p *dbsqlc.StoreChangesParams, object int32) {
-	is, same := w.terms()
-	p.ORetermed = append(p.ORetermed, !same)
-	if same {
-		return
-	}
-	for _, term := range is {
-		p.TObject = append(p.TObject, object)
-		p.TTerm = append(p.TTerm, storedTerm(w.box.key.tenant, w.kind.name, term))
-	}
 }

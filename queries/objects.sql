@@ -83,39 +83,8 @@ CROSS JOIN LATERAL (
 
 -- StoreChanges stores a batch; see the function.
 -- name: StoreChanges :one
-SELECT holdfast.store_changes(@tenant_id::text, @locks::bigint[],
-  @o_kind::text[], @o_id::text[], @o_owner_id::text[], @o_expected::bigint[], @o_version::bigint[],
-  @o_schema_version::integer[], @o_state::text[], @o_create_time::timestamptz[], @o_update_time::timestamptz[],
-  @o_activity_time::timestamptz[], @o_expire_time::timestamptz[], @o_reborn::boolean[], @o_retermed::boolean[],
-  @o_timers::text[],
-  @t_object::integer[], @t_term::text[],
-  @a_object::integer[], @a_collection::text[], @a_key::text[],
-  @e_object::integer[], @e_collection::text[], @e_key::text[], @e_version::bigint[], @e_body::text[],
-  @e_new::boolean,
-  @d_object::integer[], @d_collection::text[], @d_key::text[],
-  @m_object::integer[], @m_name::text[], @m_due_time::timestamptz[], @c_object::integer[], @c_name::text[],
-  @v_object::integer[], @v_version::bigint[], @v_event_type::text[], @v_actor::text[],
-  @v_event_time::timestamptz[], @v_request_id::text[], @v_request_key::bytea[], @v_request_hash::bytea[], @v_reply::bytea[], @v_undo::text[]
-)::timestamptz AS now;
-
--- StoreChange stores a batch of one change; see the function.
--- name: StoreChange :one
-SELECT holdfast.store_change(@tenant_id::text, sqlc.narg(lock)::bigint, @kind::text, @object_id::text, @owner_id::text,
-  @expected::bigint, @schema_version::integer, @create_time::timestamptz, @update_time::timestamptz,
-  @activity_time::timestamptz, @expire_time::timestamptz, @event_type::text, @actor::text, @event_time::timestamptz,
-  @request_id::text, @request_key::bytea, @request_hash::bytea, @reply::bytea, @undo::text, @state::text,
-  @collections::text[], @keys::text[], @bodies::text[]
-)::timestamptz AS now;
-
--- StoreChangeInScope is EnterScope and StoreChange in one; see the function.
--- name: StoreChangeInScope :one
-SELECT holdfast.store_change_in_scope(@scope::text, @owners::text, @service::text,
-  @tenant_id::text, sqlc.narg(lock)::bigint, @kind::text, @object_id::text, @owner_id::text,
-  @expected::bigint, @schema_version::integer, @create_time::timestamptz, @update_time::timestamptz,
-  @activity_time::timestamptz, @expire_time::timestamptz, @event_type::text, @actor::text, @event_time::timestamptz,
-  @request_id::text, @request_key::bytea, @request_hash::bytea, @reply::bytea, @undo::text, @state::text,
-  @collections::text[], @keys::text[], @bodies::text[]
-)::timestamptz AS now;
+SELECT holdfast.store_changes(@tenant_id::text, @locks::bigint[], @objects::jsonb, @terms::jsonb, @added::jsonb, @replaced::jsonb,
+  @absent::jsonb, @timers::jsonb, @events::jsonb)::timestamptz AS now;
 
 -- ListObjects pages through the live objects of a kind, newest activity first.
 -- name: ListObjects :many

@@ -27,8 +27,9 @@ SELECT r.rolname::text AS login, r.rolsuper::boolean AS superuser,
     AND pg_has_role(current_user, m.oid, 'USAGE')))::boolean AS inherits,
   EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = 'holdfast' AND c.relkind = 'r' AND c.relowner = r.oid)::boolean AS owns_tables,
-  (to_regnamespace('holdfast') IS NOT NULL AND EXISTS (SELECT FROM pg_catalog.pg_class c
-    WHERE c.relnamespace = to_regnamespace('holdfast_jobs') AND c.relname = 'river_job'))::boolean AS migrated,
+  (EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = to_regnamespace('public') AND c.relname = 'holdfast_schema')
+    AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = to_regnamespace('holdfast_jobs') AND c.relname = 'river_job')
+  )::boolean AS migrated,
   coalesce(has_schema_privilege(current_user, to_regnamespace('holdfast')::oid, 'USAGE'), false)::boolean AS has_usage,
   -- The job queue's tables: of several privileges in one string any would do.
   (coalesce(has_schema_privilege(current_user, to_regnamespace('holdfast_jobs')::oid, 'USAGE'), false)

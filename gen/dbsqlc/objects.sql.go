@@ -605,210 +605,21 @@ func (q *Queries) MeasureEntries(ctx context.Context, arg MeasureEntriesParams) 
 	return items, nil
 }
 
-const StoreChange = `-- name: StoreChange :one
-SELECT holdfast.store_change($1::text, $2::bigint, $3::text, $4::text, $5::text,
-  $6::bigint, $7::integer, $8::timestamptz, $9::timestamptz,
-  $10::timestamptz, $11::timestamptz, $12::text, $13::text, $14::timestamptz,
-  $15::text, $16::bytea, $17::bytea, $18::bytea, $19::text, $20::text,
-  $21::text[], $22::text[], $23::text[]
-)::timestamptz AS now
-`
-
-type StoreChangeParams struct {
-	TenantID      string
-	Lock          *int64
-	Kind          string
-	ObjectID      string
-	OwnerID       string
-	Expected      int64
-	SchemaVersion int32
-	CreateTime    time.Time
-	UpdateTime    time.Time
-	ActivityTime  time.Time
-	ExpireTime    time.Time
-	EventType     string
-	Actor         string
-	EventTime     time.Time
-	RequestID     string
-	RequestKey    []byte
-	RequestHash   []byte
-	Reply         []byte
-	Undo          string
-	State         string
-	Collections   []string
-	Keys          []string
-	Bodies        []string
-}
-
-// StoreChange stores a batch of one change; see the function.
-func (q *Queries) StoreChange(ctx context.Context, arg StoreChangeParams) (time.Time, error) {
-	row := q.db.QueryRow(ctx, StoreChange,
-		arg.TenantID,
-		arg.Lock,
-		arg.Kind,
-		arg.ObjectID,
-		arg.OwnerID,
-		arg.Expected,
-		arg.SchemaVersion,
-		arg.CreateTime,
-		arg.UpdateTime,
-		arg.ActivityTime,
-		arg.ExpireTime,
-		arg.EventType,
-		arg.Actor,
-		arg.EventTime,
-		arg.RequestID,
-		arg.RequestKey,
-		arg.RequestHash,
-		arg.Reply,
-		arg.Undo,
-		arg.State,
-		arg.Collections,
-		arg.Keys,
-		arg.Bodies,
-	)
-	var now time.Time
-	err := row.Scan(&now)
-	return now, err
-}
-
-const StoreChangeInScope = `-- name: StoreChangeInScope :one
-SELECT holdfast.store_change_in_scope($1::text, $2::text, $3::text,
-  $4::text, $5::bigint, $6::text, $7::text, $8::text,
-  $9::bigint, $10::integer, $11::timestamptz, $12::timestamptz,
-  $13::timestamptz, $14::timestamptz, $15::text, $16::text, $17::timestamptz,
-  $18::text, $19::bytea, $20::bytea, $21::bytea, $22::text, $23::text,
-  $24::text[], $25::text[], $26::text[]
-)::timestamptz AS now
-`
-
-type StoreChangeInScopeParams struct {
-	Scope         string
-	Owners        string
-	Service       string
-	TenantID      string
-	Lock          *int64
-	Kind          string
-	ObjectID      string
-	OwnerID       string
-	Expected      int64
-	SchemaVersion int32
-	CreateTime    time.Time
-	UpdateTime    time.Time
-	ActivityTime  time.Time
-	ExpireTime    time.Time
-	EventType     string
-	Actor         string
-	EventTime     time.Time
-	RequestID     string
-	RequestKey    []byte
-	RequestHash   []byte
-	Reply         []byte
-	Undo          string
-	State         string
-	Collections   []string
-	Keys          []string
-	Bodies        []string
-}
-
-// StoreChangeInScope is EnterScope and StoreChange in one; see the function.
-func (q *Queries) StoreChangeInScope(ctx context.Context, arg StoreChangeInScopeParams) (time.Time, error) {
-	row := q.db.QueryRow(ctx, StoreChangeInScope,
-		arg.Scope,
-		arg.Owners,
-		arg.Service,
-		arg.TenantID,
-		arg.Lock,
-		arg.Kind,
-		arg.ObjectID,
-		arg.OwnerID,
-		arg.Expected,
-		arg.SchemaVersion,
-		arg.CreateTime,
-		arg.UpdateTime,
-		arg.ActivityTime,
-		arg.ExpireTime,
-		arg.EventType,
-		arg.Actor,
-		arg.EventTime,
-		arg.RequestID,
-		arg.RequestKey,
-		arg.RequestHash,
-		arg.Reply,
-		arg.Undo,
-		arg.State,
-		arg.Collections,
-		arg.Keys,
-		arg.Bodies,
-	)
-	var now time.Time
-	err := row.Scan(&now)
-	return now, err
-}
-
 const StoreChanges = `-- name: StoreChanges :one
-SELECT holdfast.store_changes($1::text, $2::bigint[],
-  $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[],
-  $8::integer[], $9::text[], $10::timestamptz[], $11::timestamptz[],
-  $12::timestamptz[], $13::timestamptz[], $14::boolean[], $15::boolean[],
-  $16::text[],
-  $17::integer[], $18::text[],
-  $19::integer[], $20::text[], $21::text[],
-  $22::integer[], $23::text[], $24::text[], $25::bigint[], $26::text[],
-  $27::boolean,
-  $28::integer[], $29::text[], $30::text[],
-  $31::integer[], $32::text[], $33::timestamptz[], $34::integer[], $35::text[],
-  $36::integer[], $37::bigint[], $38::text[], $39::text[],
-  $40::timestamptz[], $41::text[], $42::bytea[], $43::bytea[], $44::bytea[], $45::text[]
-)::timestamptz AS now
+SELECT holdfast.store_changes($1::text, $2::bigint[], $3::jsonb, $4::jsonb, $5::jsonb, $6::jsonb,
+  $7::jsonb, $8::jsonb, $9::jsonb)::timestamptz AS now
 `
 
 type StoreChangesParams struct {
-	TenantID       string
-	Locks          []int64
-	OKind          []string
-	OID            []string
-	OOwnerID       []string
-	OExpected      []int64
-	OVersion       []int64
-	OSchemaVersion []int32
-	OState         []string
-	OCreateTime    []time.Time
-	OUpdateTime    []time.Time
-	OActivityTime  []time.Time
-	OExpireTime    []time.Time
-	OReborn        []bool
-	ORetermed      []bool
-	OTimers        []string
-	TObject        []int32
-	TTerm          []string
-	AObject        []int32
-	ACollection    []string
-	AKey           []string
-	EObject        []int32
-	ECollection    []string
-	EKey           []string
-	EVersion       []int64
-	EBody          []string
-	ENew           bool
-	DObject        []int32
-	DCollection    []string
-	DKey           []string
-	MObject        []int32
-	MName          []string
-	MDueTime       []time.Time
-	CObject        []int32
-	CName          []string
-	VObject        []int32
-	VVersion       []int64
-	VEventType     []string
-	VActor         []string
-	VEventTime     []time.Time
-	VRequestID     []string
-	VRequestKey    [][]byte
-	VRequestHash   [][]byte
-	VReply         [][]byte
-	VUndo          []string
+	TenantID string
+	Locks    []int64
+	Objects  []byte
+	Terms    []byte
+	Added    []byte
+	Replaced []byte
+	Absent   []byte
+	Timers   []byte
+	Events   []byte
 }
 
 // StoreChanges stores a batch; see the function.
@@ -816,49 +627,13 @@ func (q *Queries) StoreChanges(ctx context.Context, arg StoreChangesParams) (tim
 	row := q.db.QueryRow(ctx, StoreChanges,
 		arg.TenantID,
 		arg.Locks,
-		arg.OKind,
-		arg.OID,
-		arg.OOwnerID,
-		arg.OExpected,
-		arg.OVersion,
-		arg.OSchemaVersion,
-		arg.OState,
-		arg.OCreateTime,
-		arg.OUpdateTime,
-		arg.OActivityTime,
-		arg.OExpireTime,
-		arg.OReborn,
-		arg.ORetermed,
-		arg.OTimers,
-		arg.TObject,
-		arg.TTerm,
-		arg.AObject,
-		arg.ACollection,
-		arg.AKey,
-		arg.EObject,
-		arg.ECollection,
-		arg.EKey,
-		arg.EVersion,
-		arg.EBody,
-		arg.ENew,
-		arg.DObject,
-		arg.DCollection,
-		arg.DKey,
-		arg.MObject,
-		arg.MName,
-		arg.MDueTime,
-		arg.CObject,
-		arg.CName,
-		arg.VObject,
-		arg.VVersion,
-		arg.VEventType,
-		arg.VActor,
-		arg.VEventTime,
-		arg.VRequestID,
-		arg.VRequestKey,
-		arg.VRequestHash,
-		arg.VReply,
-		arg.VUndo,
+		arg.Objects,
+		arg.Terms,
+		arg.Added,
+		arg.Replaced,
+		arg.Absent,
+		arg.Timers,
+		arg.Events,
 	)
 	var now time.Time
 	err := row.Scan(&now)

@@ -1,0 +1,34 @@
+-- drop_orphans deletes rows that name an object which is not there, so that nobody who creates the object inherits them. p_objects
+-- are the kinds and ids of objects that are not there, or that this transaction has stored for the first time: rows that name
+-- them belong to nobody, whoever owned them. Hence all owners.
+CREATE OR REPLACE FUNCTION holdfast.drop_orphans(p_tenant_id text, p_objects jsonb) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+  service CONSTANT text := current_setting('app.service');
+  k text;
+  o text;
+BEGIN
+  PERFORM set_config('app.service', 'on', true);
+  FOR k, o IN
+    SELECT n.kind, n.object_id FROM jsonb_to_recordset(p_objects) AS n (kind text, object_id text)
+  LOOP
+    -- Counted, because for EXISTS the planner takes whichever index it believes to find a first row soonest by.
+    IF (SELECT count(*) FROM holdfast.entries x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o)
+      + (SELECT count(*) FROM holdfast.events x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o)
+      + (SELECT count(*) FROM holdfast.packs x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o)
+      + (SELECT count(*) FROM holdfast.terms x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o)
+      + (SELECT count(*) FROM holdfast.timers x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o) > 0
+    THEN
+      DELETE FROM holdfast.entries x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
+      DELETE FROM holdfast.events x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
+      DELETE FROM holdfast.packs x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
+      DELETE FROM holdfast.terms x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
+      DELETE FROM holdfast.timers x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
+    END IF;
+  END LOOP;
+  PERFORM set_config('app.service', service, true);
+END
+$$;
+REVOKE ALL ON FUNCTION holdfast.drop_orphans FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION holdfast.drop_orphans TO holdfast_app;
