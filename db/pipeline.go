@@ -93,14 +93,9 @@ func (p *Pipeline) ListObjectsByTerms(a dbsqlc.ListObjectsByTermsParams, each fu
 	query(p, dbsqlc.ListObjectsByTerms, a, each)
 }
 
-// ViewObjectFound queues dbsqlc.ViewObjectFound, whose rows are those of ListObjects.
-func (p *Pipeline) ViewObjectFound(a dbsqlc.ViewObjectFoundParams, each func(*dbsqlc.ListObjectsRow) error) {
-	query(p, dbsqlc.ViewObjectFound, a, each)
-}
-
-// ListObjectsFound queues dbsqlc.ListObjectsFound, whose rows are those of ListObjects.
-func (p *Pipeline) ListObjectsFound(a dbsqlc.ListObjectsFoundParams, each func(*dbsqlc.ListObjectsRow) error) {
-	query(p, dbsqlc.ListObjectsFound, a, each)
+// ListObjectsByAnyTerm queues dbsqlc.ListObjectsByAnyTerm, whose rows are those of ListObjects.
+func (p *Pipeline) ListObjectsByAnyTerm(a dbsqlc.ListObjectsByAnyTermParams, each func(*dbsqlc.ListObjectsRow) error) {
+	query(p, dbsqlc.ListObjectsByAnyTerm, a, each)
 }
 
 // ListEntriesAfter queues dbsqlc.ListEntriesAfter.

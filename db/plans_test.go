@@ -93,16 +93,12 @@ func plans(tenant identity.Tenant) []plan {
 			50, 170, false,
 		},
 		{
-			"ListObjectsFound", dbsqlc.ListObjectsFound,
-			dbsqlc.ListObjectsFoundParams{TenantID: id, Given: "common", Prefixes: []string{id + "/k/", id + "/k/none/"}, Kind: "k", BeforeTime: far, PageSize: 50, MostBytes: 1 << 20},
+			"ListObjectsByAnyTerm", dbsqlc.ListObjectsByAnyTerm,
+			dbsqlc.ListObjectsByAnyTermParams{
+				TenantID: id, Kind: "k", Terms: []string{id + "/k/common", id + "/k/none/common"}, BeforeTime: far, PageSize: 50, MostBytes: 1 << 20,
+			},
 			[]string{objects, `Index Scan using terms_activity_idx .*Index Cond: \(\(?term = .*activity_time.*< ROW`},
 			50, 110, true,
-		},
-		{
-			"ViewObjectFound", dbsqlc.ViewObjectFound,
-			dbsqlc.ViewObjectFoundParams{TenantID: id, Given: "o1", Kind: "k"},
-			[]string{objects},
-			1, 2, false,
 		},
 		{
 			"ListEntriesAfter", dbsqlc.ListEntriesAfter,

@@ -239,7 +239,7 @@ func TestMigrateReplacesFunctions(t *testing.T) {
 	}
 	first := functions()
 	for _, sql := range []string{
-		"CREATE FUNCTION holdfast.found_id(text) RETURNS text LANGUAGE sql AS 'SELECT $1'",
+		"CREATE FUNCTION holdfast.list_stored_tenants(text) RETURNS text LANGUAGE sql AS 'SELECT $1'",
 		"CREATE FUNCTION holdfast.gone() RETURNS void LANGUAGE sql AS ''",
 		"CREATE OR REPLACE FUNCTION holdfast.list_stored_tenants() RETURNS SETOF text LANGUAGE sql AS 'SELECT 1::text'",
 	} {

@@ -116,12 +116,3 @@ func (rt *Runtime) readLarge(ctx context.Context, i identity.Identity, read func
 	}
 	return done, err
 }
-
-// holdFor is hold for the caller of ctx.
-func (rt *Runtime) holdFor(ctx context.Context) (done func(), err error) {
-	caller, err := identity.From(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return rt.hold(ctx, caller)
-}

@@ -290,6 +290,8 @@ type ListOptions struct {
 	Terms []string
 	// Around is how many bytes an answer may have for each object beside what is stored of it.
 	Around int
+	// AnyTerm, if set, lists the objects that have any of these terms instead.
+	AnyTerm []string
 }
 
 // Page sizes of every list.
@@ -330,29 +332,37 @@ func (k *Kind[S]) List(ctx context.Context, o ListOptions) (Page[S], error) {
 	size := pageSize(o.PageSize)
 	var rows []dbsqlc.ListObjectsRow
 	p := k.rt.db.NewPipeline(callerScope(caller))
-	queueList(p, k.kind, caller.Tenant, o.Terms, from, size, func(r *dbsqlc.ListObjectsRow) error {
+	queueList(p, k.kind, caller.Tenant, o, from, size, func(r *dbsqlc.ListObjectsRow) error {
 		rows = append(rows, *r)
 		return nil
 	})
 	if err := k.rt.db.Run(ctx, p); err != nil {
 		return Page[S]{}, err
 	}
-	return pageOf(ctx, k, rows, size, o.Around)
+	return heldPage(ctx, k, caller, rows, size, o.Around)
 }
 
-// pageOf makes a page of up to size rows, as far as they fit in one answer with so many bytes around each.
-func pageOf[S proto.Message](ctx context.Context, k *Kind[S], rows []dbsqlc.ListObjectsRow, size int32, around int) (page Page[S], err error) {
+// heldPage makes a page that is a whole answer, with so many bytes around each item, and holds it if it is large.
+func heldPage[S proto.Message](
+	ctx context.Context, k *Kind[S], caller identity.Identity, rows []dbsqlc.ListObjectsRow, size int32, around int,
+) (Page[S], error) {
 	var room Room
-	defer func() {
-		if err == nil && room.taken > smallAnswer {
-			var done func()
-			if done, err = k.rt.holdFor(ctx); err == nil {
-				done()
-			}
+	page, err := pageOf(k, caller.Tenant, rows, size, around, &room)
+	if err == nil && room.taken > smallAnswer {
+		var done func()
+		if done, err = k.rt.hold(ctx, caller); err == nil {
+			done()
 		}
-	}()
+	}
+	return page, err
+}
+
+// pageOf makes a page of up to size rows, as far as they fit with so many bytes around each.
+func pageOf[S proto.Message](
+	k *Kind[S], t identity.Tenant, rows []dbsqlc.ListObjectsRow, size int32, around int, room *Room,
+) (page Page[S], err error) {
 	for i, r := range rows {
-		item, bytes, err := listed(k, &r)
+		item, bytes, err := listed(k, t, &r)
 		if err != nil {
 			return Page[S]{}, err
 		}
@@ -367,36 +377,48 @@ func pageOf[S proto.Message](ctx context.Context, k *Kind[S], rows []dbsqlc.List
 
 // queueList queues a page of a list, and one row more.
 func queueList(
-	p *db.Pipeline, k *kind, t identity.Tenant, terms []string, from listCursor, size int32, each func(*dbsqlc.ListObjectsRow) error,
+	p *db.Pipeline, k *kind, t identity.Tenant, o ListOptions, from listCursor, size int32, each func(*dbsqlc.ListObjectsRow) error,
 ) {
-	if len(terms) == 0 {
+	stored := func(terms []string) []string {
+		out := make([]string, len(terms))
+		for i, term := range terms {
+			out[i] = storedTerm(t, k.name, term)
+		}
+		return out
+	}
+	switch terms := stored(o.Terms); {
+	case len(o.AnyTerm) > 0:
+		p.ListObjectsByAnyTerm(dbsqlc.ListObjectsByAnyTermParams{
+			TenantID: string(t), Kind: k.name, Terms: stored(o.AnyTerm), BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1,
+			MostBytes: AnswerBytes,
+		}, each)
+	case len(terms) > 0:
+		p.ListObjectsByTerms(dbsqlc.ListObjectsByTermsParams{
+			TenantID: string(t), Kind: k.name, Term: terms[0], OtherTerms: terms[1:],
+			BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1, MostBytes: AnswerBytes,
+		}, each)
+	default:
 		p.ListObjects(dbsqlc.ListObjectsParams{
 			TenantID: string(t), Kind: k.name, BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1,
 			MostBytes: AnswerBytes,
 		}, each)
-		return
 	}
-	stored := make([]string, len(terms))
-	for i, term := range terms {
-		stored[i] = storedTerm(t, k.name, term)
-	}
-	p.ListObjectsByTerms(dbsqlc.ListObjectsByTermsParams{
-		TenantID: string(t), Kind: k.name, Term: stored[0], OtherTerms: stored[1:],
-		BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1, MostBytes: AnswerBytes,
-	}, each)
 }
 
-// listed decodes a row of a list; bytes is what it takes in an answer.
-func listed[S proto.Message](k *Kind[S], r *dbsqlc.ListObjectsRow) (s Snapshot[S], bytes int, err error) {
-	rec, err := k.record(listedRow(r), 0, 0)
-	if err != nil {
-		return Snapshot[S]{}, 0, err
+// listed returns a row of a list and the bytes that it takes in an answer. It decodes no state that the cache has.
+func listed[S proto.Message](k *Kind[S], t identity.Tenant, r *dbsqlc.ListObjectsRow) (s Snapshot[S], bytes int, err error) {
+	id := ID(r.ObjectID)
+	rec := k.rt.cache.get(key{t, k.name, id})
+	if rec == nil || rec.state == nil || rec.version != Version(r.Version) || !rec.create.Equal(r.CreateTime) {
+		if rec, err = k.record(listedRow(r), 0, 0); err != nil {
+			return Snapshot[S]{}, 0, err
+		}
 	}
-	s = Snapshot[S]{Info: rec.info(ID(r.ObjectID)), State: rec.state.(S)} //nolint:forcetypeassert // decoded from the kind's prototype
+	s = Snapshot[S]{Info: rec.info(id), State: rec.state.(S)} //nolint:forcetypeassert // decoded from the kind's prototype
 	return s, itemOverhead + max(len(r.State), rec.stateSize), nil
 }
 
-// listedRow is all of the object's row: what it makes may go into the cache, and changes build on that.
+// listedRow is the row as record decodes it.
 func listedRow(r *dbsqlc.ListObjectsRow) *dbsqlc.ViewObjectsRow {
 	return &dbsqlc.ViewObjectsRow{
 		OwnerID: r.OwnerID, Version: r.Version, SchemaVersion: r.SchemaVersion, State: r.State, CreateTime: r.CreateTime,

@@ -19,7 +19,7 @@ func (k *Kind[S]) Signal(ctx context.Context, id ID, m proto.Message) error {
 	if err != nil {
 		return err
 	}
-	snap, known := k.Glance(ctx, id)
+	snap, known := k.Cached(ctx, id)
 	if !known {
 		if snap, err = k.View(ctx, id); err != nil {
 			return err
@@ -31,9 +31,9 @@ func (k *Kind[S]) Signal(ctx context.Context, id ID, m proto.Message) error {
 	return nil
 }
 
-// Glance returns an object as this process last knew it, if it has it at hand. It is what some commit left, but others may
-// have followed: nothing that must be right may rest on it.
-func (k *Kind[S]) Glance(ctx context.Context, id ID) (Snapshot[S], bool) {
+// Cached returns an object from this process's cache, if it is there. Newer versions may have been committed since: use it only
+// where a stale answer does no harm.
+func (k *Kind[S]) Cached(ctx context.Context, id ID) (Snapshot[S], bool) {
 	caller, err := identity.From(ctx)
 	if err != nil {
 		return Snapshot[S]{}, false

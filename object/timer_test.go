@@ -195,17 +195,7 @@ func TestTimersOutliveEveryRead(t *testing.T) {
 		},
 		"ListIn": func(rt *object.Runtime, k *object.Kind[toy], id object.ID) error {
 			r := rt.Together()
-			object.ListIn(r, k, object.ListOptions{Terms: []string{string(id)}})
-			return r.Run(b.ctx)
-		},
-		"ViewFoundIn": func(rt *object.Runtime, k *object.Kind[toy], id object.ID) error {
-			r := rt.Together()
-			object.ViewFoundIn(r, k, object.Found{Given: string(id)})
-			return r.Run(b.ctx)
-		},
-		"ListFoundIn": func(rt *object.Runtime, k *object.Kind[toy], id object.ID) error {
-			r := rt.Together()
-			object.ListFoundIn(r, k, object.FoundList{Found: object.Found{Given: string(id)}})
+			object.ListIn(r, k, object.ListOptions{Terms: []string{string(id)}}, 0)
 			return r.Run(b.ctx)
 		},
 	} {

@@ -7,16 +7,13 @@ import (
 	"slices"
 	"testing"
 
-	"google.golang.org/protobuf/types/known/sourcecontextpb"
-
 	"holdfast/object"
 )
 
-// tagged makes or changes an object: its name, its terms, and the text of a field further in.
-func tagged(name, inner string, terms ...string) func(*object.Tx[toy]) error {
+// tagged makes or changes an object: its name and its terms.
+func tagged(name string, terms ...string) func(*object.Tx[toy]) error {
 	return func(tx *object.Tx[toy]) error {
-		s := tx.State()
-		s.Name, s.Oneofs, s.SourceContext = name, terms, &sourcecontextpb.SourceContext{FileName: inner}
+		tx.State().Name, tx.State().Oneofs = name, terms
 		return nil
 	}
 }
@@ -33,41 +30,28 @@ func TestTogether(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	up := object.Upsert()
-	b.update(t, "pointer", tagged("", "target"), up)
-	b.update(t, "target", tagged("the target", "", "one", "two"), up)
 	for i := range 5 {
-		b.update(t, object.ID(fmt.Sprint("one-", i)), tagged(fmt.Sprint("one-", i), "", "of=one/open", "of=one"), up)
-		b.update(t, object.ID(fmt.Sprint("closed-", i)), tagged(fmt.Sprint("closed-", i), "", "of=one", "in=target"), up)
+		b.update(t, object.ID(fmt.Sprint("one-", i)), tagged(fmt.Sprint("one-", i), "of=one/open", "of=one"), up)
+		b.update(t, object.ID(fmt.Sprint("closed-", i)), tagged(fmt.Sprint("closed-", i), "of=one"), up)
 	}
-	b.update(t, "both", tagged("both", "", "of=one/open", "of=two/open", "in=target/open"), up)
-	if _, err := b.toys.Update(b.As(t, "bob"), "bobs", tagged("bobs", "target", "of=one/open"), up); err != nil {
+	b.update(t, "both", tagged("both", "of=one/open", "of=two/open"), up)
+	if _, err := b.toys.Update(b.As(t, "bob"), "bobs", tagged("bobs", "of=one/open"), up); err != nil {
 		t.Fatal(err)
 	}
-
-	found := object.Found{Fields: []object.Field{
-		object.FieldOf(b.toys, "none", "name"), object.FieldOf(b.toys, "pointer", "name"), object.FieldOf(b.toys, "pointer", "source_context.file_name"),
-	}}
-	nothing := object.Found{Fields: []object.Field{object.FieldOf(b.toys, "pointer", "name"), object.FieldOf(b.toys, "bobs", "source_context.file_name")}}
-	via := object.ViaFields(b.toys, [2]string{"oneofs", "of="}, [2]string{"fields", "never="})
 	for range 2 { // the second time from the cache
 		r := b.rt.Together()
-		pointer, none, bobs := object.ViewIn(r, b.toys, "pointer"), object.ViewIn(r, b.toys, "none"), object.ViewIn(r, b.toys, "bobs")
-		target, nobody := object.ViewFoundIn(r, b.toys, found), object.ViewFoundIn(r, b.toys, nothing)
-		given, hidden := object.ViewFoundIn(r, b.toys, object.Found{Given: "both"}), object.ViewFoundIn(r, b.toys, object.Found{Given: "bobs"})
-		listed := object.ListIn(r, b.toys, object.ListOptions{Terms: []string{"of=one/open"}, PageSize: 3})
-		direct := object.ListFoundIn(r, b.toys, object.FoundList{Found: found, Before: "in=", After: "/open"})
-		open := object.ListFoundIn(r, b.toys, object.FoundList{Found: found, Via: via, After: "/open"})
-		few := object.ListFoundIn(r, b.toys, object.FoundList{Found: found, Via: via, After: "/open", Limit: 2})
-		empty := object.ListFoundIn(r, b.toys, object.FoundList{Found: nothing, Before: "in=", After: "/open"})
-		otherwise := object.ListFoundIn(r, b.toys, object.FoundList{Found: nothing, Before: "in=", After: "/open", Otherwise: "of=two/open"})
+		both, none, bobs := object.ViewIn(r, b.toys, "both"), object.ViewIn(r, b.toys, "none"), object.ViewIn(r, b.toys, "bobs")
+		either := []string{"of=one/open", "of=two/open", "of=three/open"}
+		few := object.ListIn(r, b.toys, object.ListOptions{Terms: []string{"of=one/open"}, PageSize: 3}, 0)
+		all := object.ListIn(r, b.toys, object.ListOptions{Terms: []string{"of=one/open", "of=two/open"}}, 0)
+		anyOf := object.ListIn(r, b.toys, object.ListOptions{AnyTerm: either}, 0)
+		fewOf := object.ListIn(r, b.toys, object.ListOptions{AnyTerm: either, PageSize: 2}, 0)
+		small := object.ListIn(r, b.toys, object.ListOptions{AnyTerm: either}, 1)
 		if err := r.Run(b.ctx); err != nil {
 			t.Fatal(err)
 		}
-		if !pointer.Found || pointer.Snapshot.State.GetSourceContext().GetFileName() != "target" || pointer.Snapshot.Version != 1 || none.Found || bobs.Found {
-			t.Errorf("viewed: %+v %+v %+v", pointer, none, bobs)
-		}
-		if !target.Found || target.Snapshot.ID != "target" || nobody.Found || !given.Found || hidden.Found {
-			t.Errorf("viewed: %+v %+v %+v %+v", target, nobody, given, hidden)
+		if !both.Found || both.Snapshot.ID != "both" || both.Snapshot.Version != 1 || both.Snapshot.State.GetName() != "both" || none.Found || bobs.Found {
+			t.Errorf("viewed: %+v %+v %+v", both, none, bobs)
 		}
 		for what, l := range map[string]struct {
 			page *object.Page[toy]
@@ -75,9 +59,9 @@ func TestTogether(t *testing.T) {
 			more bool
 			want []string
 		}{
-			"by a term": {listed, 3, true, nil}, "by what is found": {direct, 1, false, []string{"both"}},
-			"by elements of what is found": {open, 6, false, []string{"both", "one-0", "one-1", "one-2", "one-3", "one-4"}},
-			"a few":                        {few, 2, true, nil}, "by nothing": {empty, 0, false, nil}, "otherwise": {otherwise, 1, false, []string{"both"}},
+			"by a term": {few, 3, true, nil}, "by two terms": {all, 1, false, []string{"both"}},
+			"by any term": {anyOf, 6, false, []string{"both", "one-0", "one-1", "one-2", "one-3", "one-4"}},
+			"a few":       {fewOf, 2, true, nil}, "in few bytes": {small, 1, true, nil},
 		} {
 			if got := names(l.page); len(got) != l.n || l.want != nil && !slices.Equal(got, l.want) || (l.page.Next != "") != l.more {
 				t.Errorf("%s: %v, more: %q", what, got, l.page.Next)
@@ -95,6 +79,36 @@ func TestTogether(t *testing.T) {
 	}
 }
 
+// A list by any of several terms has each object once, in order, page by page.
+func TestListByAnyTermHasPages(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for i := range 7 {
+		terms := [][]string{{"a"}, {"b"}, {"a", "b"}}[i%3]
+		b.update(t, object.ID(fmt.Sprint(i)), tagged(fmt.Sprint(i), terms...), object.Upsert())
+	}
+	seen := map[string]bool{}
+	o := object.ListOptions{AnyTerm: []string{"a", "b", "a", "c"}, PageSize: 3}
+	for {
+		page, err := b.toys.List(b.ctx, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names(&page) {
+			if seen[name] {
+				t.Errorf("%s comes twice", name)
+			}
+			seen[name] = true
+		}
+		if o.PageToken = page.Next; o.PageToken == "" {
+			break
+		}
+	}
+	if len(seen) != 7 {
+		t.Errorf("listed: %v", seen)
+	}
+}
+
 // However much is asked for, it is one round trip.
 func TestTogetherIsOneRoundTrip(t *testing.T) {
 	t.Parallel()
@@ -102,23 +116,21 @@ func TestTogetherIsOneRoundTrip(t *testing.T) {
 	p, d := newProxy(t, b.URL)
 	rt := newRuntime(t, d, object.Config{})
 	toys := toyKind(rt)
-	b.update(t, "a", tagged("a", "a", "x"), object.Upsert())
+	b.update(t, "a", tagged("a", "x"), object.Upsert())
 	read := func() {
 		t.Helper()
 		r := rt.Together()
 		a := object.ViewIn(r, toys, "a")
-		found := object.Found{Fields: []object.Field{object.FieldOf(toys, "a", "name")}}
-		again := object.ViewFoundIn(r, toys, found)
 		var lists []*object.Page[toy]
 		for range 5 {
-			lists = append(lists, object.ListIn(r, toys, object.ListOptions{Terms: []string{"x"}}),
-				object.ListFoundIn(r, toys, object.FoundList{Found: found, Via: object.ViaFields(toys, [2]string{"oneofs", ""})}))
+			lists = append(lists, object.ListIn(r, toys, object.ListOptions{Terms: []string{"x"}}, 0),
+				object.ListIn(r, toys, object.ListOptions{AnyTerm: []string{"x", "y"}}, 0))
 		}
 		if err := r.Run(b.ctx); err != nil {
 			t.Fatal(err)
 		}
-		if !a.Found || !again.Found || slices.ContainsFunc(lists, func(l *object.Page[toy]) bool { return len(l.Items) != 1 }) {
-			t.Errorf("%+v %+v %+v", a, again, lists)
+		if !a.Found || slices.ContainsFunc(lists, func(l *object.Page[toy]) bool { return len(l.Items) != 1 }) {
+			t.Errorf("%+v %+v", a, lists)
 		}
 	}
 	read() // Postgres prepares the statements
@@ -134,8 +146,8 @@ func TestTogetherIsOneMoment(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	other := toyKind(newRuntime(t, b.DB, object.Config{}))
-	b.update(t, "first", tagged("first", ""), object.Upsert())
-	b.update(t, "second", tagged("second", "", "x"), object.Upsert())
+	b.update(t, "first", tagged("first"), object.Upsert())
+	b.update(t, "second", tagged("second", "x"), object.Upsert())
 	ctx, stop := context.WithCancel(b.ctx)
 	done := make(chan error, 1)
 	go func() {
@@ -154,7 +166,7 @@ func TestTogetherIsOneMoment(t *testing.T) {
 	}()
 	for range 300 {
 		r := b.rt.Together()
-		first, second := object.ViewIn(r, b.toys, "first"), object.ListIn(r, b.toys, object.ListOptions{Terms: []string{"x"}})
+		first, second := object.ViewIn(r, b.toys, "first"), object.ListIn(r, b.toys, object.ListOptions{Terms: []string{"x"}}, 0)
 		if err := r.Run(b.ctx); err != nil {
 			t.Fatal(err)
 		}
@@ -165,27 +177,5 @@ func TestTogetherIsOneMoment(t *testing.T) {
 	stop()
 	if err := <-done; err != nil {
 		t.Error(err)
-	}
-}
-
-func TestMark(t *testing.T) {
-	t.Parallel()
-	of := func(ids ...string) object.Version {
-		var m object.Mark
-		for i, id := range ids {
-			m.Add("k", object.Info{ID: object.ID(id), Version: object.Version(i + 1)})
-		}
-		return m.Version()
-	}
-	seen := map[object.Version]string{}
-	for _, ids := range [][]string{{}, {"a"}, {"b"}, {"a", "b"}, {"b", "a"}, {"a", "b", "c"}, {"ab"}, {"a", "a"}} {
-		v := of(ids...)
-		if v < 1 || v != of(ids...) {
-			t.Errorf("%v: %d and %d", ids, v, of(ids...))
-		}
-		if other, ok := seen[v]; ok {
-			t.Errorf("%v has the mark of %s", ids, other)
-		}
-		seen[v] = fmt.Sprint(ids)
 	}
 }

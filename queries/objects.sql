@@ -139,6 +139,41 @@ FROM (
 WHERE l.bytes <= @most_bytes::bigint
 ORDER BY l.activity_time DESC, l.object_id DESC;
 
+-- ListObjectsByAnyTerm is ListObjects for the objects that have any of some terms. It walks each term's index, so an object with
+-- none of them costs nothing.
+-- name: ListObjectsByAnyTerm :many
+SELECT l.object_id, l.owner_id, l.version, l.schema_version, l.state, l.create_time, l.update_time, l.activity_time,
+  l.expire_time, l.timers
+FROM (
+  SELECT n.*, sum(octet_length(n.state)) OVER (ORDER BY n.activity_time DESC, n.object_id DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.state) AS bytes
+  FROM (
+    SELECT n.object_id, n.owner_id, n.version, n.schema_version, n.state::text AS state, n.create_time, n.update_time,
+      n.activity_time, n.expire_time, coalesce(n.timers::text, '')::text AS timers
+    FROM (
+      SELECT DISTINCT ON (l.activity_time, l.object_id) l.*
+      FROM (SELECT unnest(@terms::text[]) AS term) f
+      CROSS JOIN LATERAL (
+        SELECT o.* FROM holdfast.terms t
+        CROSS JOIN LATERAL (
+          SELECT * FROM holdfast.objects x
+          WHERE x.tenant_id = @tenant_id::text AND x.kind = @kind::text AND x.object_id = t.object_id
+          OFFSET 0
+        ) o
+        WHERE t.tenant_id = @tenant_id AND t.term = f.term AND NOT o.deleted
+          AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+          AND (t.activity_time, t.object_id) < (@before_time::timestamptz, @before_id::text)
+        ORDER BY t.activity_time DESC, t.object_id DESC
+        LIMIT @page_size::integer
+      ) l
+      ORDER BY l.activity_time DESC, l.object_id DESC
+      LIMIT @page_size
+    ) n
+    ORDER BY n.activity_time DESC, n.object_id DESC
+  ) n
+) l
+WHERE l.bytes <= @most_bytes::bigint
+ORDER BY l.activity_time DESC, l.object_id DESC;
+
 -- ListEntriesAfter pages through one collection of an object, in the order of the keys. To know how long a body is costs as much as
 -- to read it, so read counts rows in growing steps, and stops where the page ends.
 -- name: ListEntriesAfter :many

@@ -313,6 +313,104 @@ func (q *Queries) ListObjects(ctx context.Context, arg ListObjectsParams) ([]Lis
 	return items, nil
 }
 
+const ListObjectsByAnyTerm = `-- name: ListObjectsByAnyTerm :many
+SELECT l.object_id, l.owner_id, l.version, l.schema_version, l.state, l.create_time, l.update_time, l.activity_time,
+  l.expire_time, l.timers
+FROM (
+  SELECT n.object_id, n.owner_id, n.version, n.schema_version, n.state, n.create_time, n.update_time, n.activity_time, n.expire_time, n.timers, sum(octet_length(n.state)) OVER (ORDER BY n.activity_time DESC, n.object_id DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.state) AS bytes
+  FROM (
+    SELECT n.object_id, n.owner_id, n.version, n.schema_version, n.state::text AS state, n.create_time, n.update_time,
+      n.activity_time, n.expire_time, coalesce(n.timers::text, '')::text AS timers
+    FROM (
+      SELECT DISTINCT ON (l.activity_time, l.object_id) l.tenant_id, l.kind, l.object_id, l.owner_id, l.base_version, l.version, l.schema_version, l.state, l.deleted, l.create_time, l.update_time, l.activity_time, l.expire_time, l.timers, l.packed
+      FROM (SELECT unnest($1::text[]) AS term) f
+      CROSS JOIN LATERAL (
+        SELECT o.tenant_id, o.kind, o.object_id, o.owner_id, o.base_version, o.version, o.schema_version, o.state, o.deleted, o.create_time, o.update_time, o.activity_time, o.expire_time, o.timers, o.packed FROM holdfast.terms t
+        CROSS JOIN LATERAL (
+          SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers, packed FROM holdfast.objects x
+          WHERE x.tenant_id = $2::text AND x.kind = $3::text AND x.object_id = t.object_id
+          OFFSET 0
+        ) o
+        WHERE t.tenant_id = $2 AND t.term = f.term AND NOT o.deleted
+          AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp())
+          AND (t.activity_time, t.object_id) < ($4::timestamptz, $5::text)
+        ORDER BY t.activity_time DESC, t.object_id DESC
+        LIMIT $6::integer
+      ) l
+      ORDER BY l.activity_time DESC, l.object_id DESC
+      LIMIT $6
+    ) n
+    ORDER BY n.activity_time DESC, n.object_id DESC
+  ) n
+) l
+WHERE l.bytes <= $7::bigint
+ORDER BY l.activity_time DESC, l.object_id DESC
+`
+
+type ListObjectsByAnyTermParams struct {
+	Terms      []string
+	TenantID   string
+	Kind       string
+	BeforeTime time.Time
+	BeforeID   string
+	PageSize   int32
+	MostBytes  int64
+}
+
+type ListObjectsByAnyTermRow struct {
+	ObjectID      string
+	OwnerID       string
+	Version       int64
+	SchemaVersion int32
+	State         string
+	CreateTime    time.Time
+	UpdateTime    time.Time
+	ActivityTime  time.Time
+	ExpireTime    *time.Time
+	Timers        string
+}
+
+// ListObjectsByAnyTerm is ListObjects for the objects that have any of some terms. It walks each term's index, so an object with
+// none of them costs nothing.
+func (q *Queries) ListObjectsByAnyTerm(ctx context.Context, arg ListObjectsByAnyTermParams) ([]ListObjectsByAnyTermRow, error) {
+	rows, err := q.db.Query(ctx, ListObjectsByAnyTerm,
+		arg.Terms,
+		arg.TenantID,
+		arg.Kind,
+		arg.BeforeTime,
+		arg.BeforeID,
+		arg.PageSize,
+		arg.MostBytes,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListObjectsByAnyTermRow
+	for rows.Next() {
+		var i ListObjectsByAnyTermRow
+		if err := rows.Scan(
+			&i.ObjectID,
+			&i.OwnerID,
+			&i.Version,
+			&i.SchemaVersion,
+			&i.State,
+			&i.CreateTime,
+			&i.UpdateTime,
+			&i.ActivityTime,
+			&i.ExpireTime,
+			&i.Timers,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const ListObjectsByTerms = `-- name: ListObjectsByTerms :many
 SELECT l.object_id, l.owner_id, l.version, l.schema_version, l.state, l.create_time, l.update_time, l.activity_time,
   l.expire_time, l.timers

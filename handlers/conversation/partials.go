@@ -168,7 +168,7 @@ func (ps *partials) add(k partialKey, batch liveBatch, raw []*conversationv1.Liv
 func (m *Manager) show(
 	ctx context.Context, caller identity.Identity, req *conversationv1.IngestLiveRequest, batch liveBatch,
 ) *conversationv1.IngestLiveResponse {
-	snap, known := m.kind.Glance(ctx, object.ID(req.GetConversationId()))
+	snap, known := m.kind.Cached(ctx, object.ID(req.GetConversationId()))
 	live := snap.State.GetLive()
 	last := batch.frames[len(batch.frames)-1].index
 	wait := partialsEvery - m.now().Sub(snap.UpdateTime)

@@ -368,6 +368,51 @@ func TestContextOnANewDevice(t *testing.T) {
 	}
 }
 
+// A context's lists are those of the project that it has, also on a server whose cache has another one.
+func TestContextIsOfOneMoment(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c, other := b.as(t, ada), b.another(t).as(t, ada)
+	for _, id := range []string{"api", "web"} {
+		must(c.CreateProject(t.Context(), &projectv1.CreateProjectRequest{ProjectId: id, Project: &projectv1.Project{Title: id, LinearTeamIds: []string{"t-" + id}}}))(t)
+		must(c.PutTask(t.Context(), &projectv1.PutTaskRequest{TaskId: id, RawStatus: "PENDING", Task: &projectv1.Task{ProjectId: id, Title: id}}))(t)
+		must(b.as(t, nobody).UpsertIssues(t.Context(), &projectv1.UpsertIssuesRequest{Issues: []*structpb.Struct{
+			linearIssue(id, "open", "2026-11-23T00:00:00Z", "started", "t-"+id),
+		}}))(t)
+	}
+	must(c.SetActiveProject(t.Context(), &projectv1.SetActiveProjectRequest{ProjectId: "api"}))(t)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		for i := 0; ; i++ {
+			id := []string{"web", "api"}[i%2]
+			_, err := c.SetActiveProject(ctx, &projectv1.SetActiveProjectRequest{ProjectId: id})
+			if err == nil {
+				_, err = c.UpdateProject(ctx, &projectv1.UpdateProjectRequest{ProjectId: id, Project: &projectv1.Project{Title: id, LinearTeamIds: []string{"none", "t-" + id}[i/2%2:]}})
+			}
+			if ctx.Err() != nil {
+				done <- nil
+				return
+			}
+			if err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	for range 100 {
+		got := must(other.GetProjectContext(t.Context(), &projectv1.GetProjectContextRequest{}))(t)
+		id := got.GetProject().GetProjectId()
+		if len(got.GetTasks()) != 1 || got.GetTasks()[0].GetTaskId() != id || len(got.GetIssues()) != 1 || got.GetIssues()[0].GetIssueId() != id {
+			t.Fatalf("the context of %s has the tasks %v and the issues %v", id, got.GetTasks(), got.GetIssues())
+		}
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // What nobody is shown makes no new context: an API changes with each call of it.
 func TestContextOfABusyAPI(t *testing.T) {
 	t.Parallel()

@@ -1,7 +1,11 @@
 package project
 
 import (
+	"cmp"
 	"context"
+	"encoding/binary"
+	"hash/fnv"
+	"slices"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
@@ -26,8 +30,77 @@ const contextBytes = object.AnswerBytes / 4
 // contextAPIs is how many APIs a context shows: those that were called last.
 const contextAPIs = 16
 
-// GetProjectContext implements ProjectService. It is one round trip: which project is active, and which teams' issues are
-// its, the database finds out while it reads.
+// projectContext is what one read of a context returns.
+type projectContext struct {
+	own, defaults *object.Viewed[preferencesState]
+	project       *object.Viewed[projectState]
+	tasks         *object.Page[taskState]
+	issues        *object.Page[issueState]
+	conversations *object.Page[*conversationv1.ConversationState]
+	apis          *object.Page[*coordinationv1.ApiState]
+}
+
+// activeProject is the id of the project that a context is about; empty: none.
+func activeProject(named string, own, defaults preferencesState) object.ID {
+	return object.ID(cmp.Or(named, own.GetActiveProjectId(), own.GetPreferences().GetDefaultProjectId(), defaults.GetPreferences().GetDefaultProjectId()))
+}
+
+// openIssueTerms are the terms of a project's open issues.
+func openIssueTerms(p projectState) (terms []string) {
+	for _, team := range p.GetLinearTeamIds() {
+		terms = append(terms, "team="+team+"/open")
+	}
+	for _, project := range p.GetLinearProjectIds() {
+		terms = append(terms, "linear_project="+project+"/open")
+	}
+	return terms
+}
+
+// viewContext reads a context of one moment. Its lists go by what the preferences and the project say. It takes that from the
+// cache, and reads again until the same read shows that it is right: twice more at most, unless they change meanwhile.
+func (m *Manager) viewContext(ctx context.Context, caller identity.Identity, req *projectv1.GetProjectContextRequest) (*projectContext, error) {
+	own, _ := m.o.Preferences.Cached(ctx, preferencesID(caller.User))
+	defaults, _ := m.o.Preferences.Cached(ctx, tenantDefaults)
+	id := activeProject(req.GetProjectId(), own.State, defaults.State)
+	project, _ := m.o.Projects.Cached(ctx, id)
+	terms := openIssueTerms(project.State)
+	for {
+		c, err := m.readContext(ctx, caller, req, id, terms)
+		if err != nil {
+			return nil, err
+		}
+		wasID, wasTerms := id, terms
+		id = activeProject(req.GetProjectId(), c.own.Snapshot.State, c.defaults.Snapshot.State)
+		terms = openIssueTerms(c.project.Snapshot.State)
+		if id == wasID && slices.Equal(terms, wasTerms) {
+			return c, nil
+		}
+	}
+}
+
+func (m *Manager) readContext(
+	ctx context.Context, caller identity.Identity, req *projectv1.GetProjectContextRequest, id object.ID, terms []string,
+) (*projectContext, error) {
+	c := &projectContext{
+		project: &object.Viewed[projectState]{}, issues: &object.Page[issueState]{}, conversations: &object.Page[*conversationv1.ConversationState]{},
+	}
+	r := m.o.Runtime.Together()
+	c.own, c.defaults = m.viewPreferences(r, caller)
+	tasks := "open"
+	if id != "" {
+		tasks = "project=" + string(id) + "/open"
+		c.project = object.ViewIn(r, m.o.Projects, id)
+		c.conversations = object.ListIn(r, m.o.Conversations, object.ListOptions{Terms: []string{"project=" + string(id)}, PageSize: 1}, 0)
+	}
+	c.tasks = object.ListIn(r, m.o.Tasks, object.ListOptions{Terms: []string{tasks}, PageSize: limit(req.GetTaskLimit())}, contextBytes)
+	if len(terms) > 0 {
+		c.issues = object.ListIn(r, m.o.Issues, object.ListOptions{AnyTerm: terms, PageSize: limit(req.GetIssueLimit())}, contextBytes)
+	}
+	c.apis = object.ListIn(r, m.o.APIs, object.ListOptions{PageSize: contextAPIs}, 0)
+	return c, r.Run(ctx)
+}
+
+// GetProjectContext implements ProjectService.
 func (m *Manager) GetProjectContext(
 	ctx context.Context, req *projectv1.GetProjectContextRequest,
 ) (*projectv1.GetProjectContextResponse, error) {
@@ -35,70 +108,68 @@ func (m *Manager) GetProjectContext(
 	if err != nil {
 		return nil, err
 	}
-	found := object.Found{Given: req.GetProjectId()}
-	if caller.User != "" {
-		own := preferencesID(caller.User)
-		found.Fields = append(found.Fields, object.FieldOf(m.o.Preferences, own, "active_project_id"),
-			object.FieldOf(m.o.Preferences, own, "preferences.default_project_id"))
-	}
-	found.Fields = append(found.Fields, object.FieldOf(m.o.Preferences, tenantDefaults, "preferences.default_project_id"))
-
-	r := m.o.Runtime.Together()
-	own, defaults := m.viewPreferences(r, caller)
-	project := object.ViewFoundIn(r, m.o.Projects, found)
-	tasks := object.ListFoundIn(r, m.o.Tasks, object.FoundList{
-		Found: found, Before: "project=", After: "/open", Otherwise: "open", Limit: limit(req.GetTaskLimit()), Bytes: contextBytes,
-	})
-	issues := object.ListFoundIn(r, m.o.Issues, object.FoundList{
-		Found: found, After: "/open", Limit: limit(req.GetIssueLimit()), Bytes: contextBytes,
-		Via: object.ViaFields(m.o.Projects, [2]string{"linear_team_ids", "team="}, [2]string{"linear_project_ids", "linear_project="}),
-	})
-	conversations := object.ListFoundIn(r, m.o.Conversations, object.FoundList{Found: found, Before: "project=", Limit: 1})
-	apis := object.ListIn(r, m.o.APIs, object.ListOptions{PageSize: contextAPIs})
-	if err := r.Run(ctx); err != nil {
+	c, err := m.viewContext(ctx, caller, req)
+	if err != nil {
 		return nil, err
 	}
-	if req.GetProjectId() != "" && !project.Found {
+	if req.GetProjectId() != "" && !c.project.Found {
 		return nil, object.ErrNotFound
 	}
 
 	res := &projectv1.GetProjectContextResponse{
-		Preferences: merged(own.Snapshot.State.GetPreferences(), defaults.Snapshot.State.GetPreferences()),
-		MoreTasks:   tasks.Next != "", MoreIssues: issues.Next != "",
+		Preferences: merged(c.own.Snapshot.State.GetPreferences(), c.defaults.Snapshot.State.GetPreferences()),
+		MoreTasks:   c.tasks.Next != "", MoreIssues: c.issues.Next != "",
 	}
-	var mark object.Mark
-	addViewed(&mark, own)
-	addViewed(&mark, defaults)
-	addViewed(&mark, project)
-	if project.Found {
-		res.Project = presentProject(project.Snapshot.Info, project.Snapshot.State)
+	var mark fingerprint
+	addViewed(&mark, c.own)
+	addViewed(&mark, c.defaults)
+	addViewed(&mark, c.project)
+	if c.project.Found {
+		res.Project = presentProject(c.project.Snapshot.Info, c.project.Snapshot.State)
 	}
-	for _, s := range tasks.Items {
-		mark.Add("task", s.Info)
+	for _, s := range c.tasks.Items {
+		mark.add("task", s.Info)
 		res.Tasks = append(res.Tasks, presentTask(s.Info, s.State))
 	}
-	for _, s := range issues.Items {
-		mark.Add("issue", s.Info)
+	for _, s := range c.issues.Items {
+		mark.add("issue", s.Info)
 		res.Issues = append(res.Issues, presentIssue(s.ID, s.State))
 	}
-	for _, s := range conversations.Items {
-		mark.Add("conversation", s.Info)
+	for _, s := range c.conversations.Items {
+		mark.add("conversation", s.Info)
 		res.LastConversation = lastConversation(s)
 	}
-	for _, s := range apis.Items {
+	for _, s := range c.apis.Items {
 		brief := briefAPI(string(s.ID), s.State)
 		res.Apis = append(res.Apis, brief)
 		// Every call changes an API, and few calls change what is shown of it.
-		mark.Add("api", object.Info{ID: s.ID, Version: object.Version(brief.GetRetryTime().AsTime().UnixMicro())})
-		mark.Add(brief.GetBreaker(), object.Info{})
+		mark.add("api", object.Info{ID: s.ID, Version: object.Version(brief.GetRetryTime().AsTime().UnixMicro())})
+		mark.add(brief.GetBreaker(), object.Info{})
 	}
-	mark.Add("more", object.Info{Version: flags(res.GetMoreTasks(), res.GetMoreIssues())})
-	res.Metadata = &objectv1.Metadata{Version: int64(mark.Version())}
+	mark.add("more", object.Info{Version: flags(res.GetMoreTasks(), res.GetMoreIssues())})
+	res.Metadata = &objectv1.Metadata{Version: mark.version()}
 	if req.GetIfVersionNot() == res.GetMetadata().GetVersion() {
 		return &projectv1.GetProjectContextResponse{Metadata: res.GetMetadata(), NotModified: true}, nil
 	}
 	res.TokenEstimate = estimateTokens(res)
 	return res, nil
+}
+
+// fingerprint hashes the versions of a set of objects: it is the same for the same objects at the same versions, and almost
+// certainly another one otherwise. It has no order.
+type fingerprint struct{ sum []byte }
+
+// add adds an object. Order matters.
+func (f *fingerprint) add(kind string, i object.Info) {
+	f.sum = append(append(append(f.sum, kind...), 0), i.ID...)
+	f.sum = binary.BigEndian.AppendUint64(append(f.sum, 0), uint64(i.Version)) //nolint:gosec // not negative
+}
+
+// version is the hash as a positive number.
+func (f *fingerprint) version() int64 {
+	h := fnv.New64a()
+	h.Write(f.sum)
+	return max(1, int64(h.Sum64()>>1)) //nolint:gosec // 63 bits
 }
 
 // briefAPI says whether an API can be called, and from when on where it cannot.

@@ -73,10 +73,10 @@ func (m *Manager) GetPreferences(
 	if err := r.Run(ctx); err != nil {
 		return nil, err
 	}
-	var mark object.Mark
+	var mark fingerprint
 	addViewed(&mark, own)
 	addViewed(&mark, defaults)
-	res := &projectv1.GetPreferencesResponse{Metadata: &objectv1.Metadata{Version: int64(mark.Version())}}
+	res := &projectv1.GetPreferencesResponse{Metadata: &objectv1.Metadata{Version: mark.version()}}
 	if req.GetIfVersionNot() == res.GetMetadata().GetVersion() {
 		res.NotModified = true
 		return res, nil
@@ -97,11 +97,11 @@ func (m *Manager) viewPreferences(r *object.Together, caller identity.Identity) 
 	return own, object.ViewIn(r, m.o.Preferences, tenantDefaults)
 }
 
-func addViewed[S proto.Message](m *object.Mark, v *object.Viewed[S]) {
+func addViewed[S proto.Message](f *fingerprint, v *object.Viewed[S]) {
 	if v.Found {
-		m.Add("", v.Snapshot.Info)
+		f.add("", v.Snapshot.Info)
 	} else {
-		m.Add("none", object.Info{})
+		f.add("none", object.Info{})
 	}
 }
 

@@ -77,7 +77,7 @@ func (s *suite[S]) testSweptAndMadeAnew(t *testing.T) {
 	for range 2 {
 		read := s.rt.Together()
 		seen := object.ViewIn(read, s.kind, "seen")
-		page := object.ListIn(read, s.kind, object.ListOptions{})
+		page := object.ListIn(read, s.kind, object.ListOptions{}, 0)
 		if err := read.Run(s.ctx); err != nil {
 			t.Fatal(err)
 		}
