@@ -13,6 +13,7 @@ import (
 	"holdfast/db/dbtest"
 	"holdfast/identity"
 	"holdfast/object"
+	"holdfast/object/objecttest"
 )
 
 const (
@@ -250,10 +251,10 @@ func TestHistoryCallsAreFew(t *testing.T) {
 		t.Helper()
 		calls := map[string]func() error{
 			"past":    func() error { _, err := b.toys.Past(ctx, "a", object.Latest()); return err },
-			"view at": func() error { _, err := b.toys.ViewAt(ctx, "a", object.Latest()); return err },
+			"view at": func() error { _, err := objecttest.ViewAt(ctx, b.toys, "a", object.Latest()); return err },
 			"whole":   func() error { _, err := b.toys.PastWhole(ctx, "a", object.Latest()); return err },
-			"restore": func() error { _, err := b.toys.Restore(ctx, "a", object.Latest()); return err },
-			"fork":    func() error { _, err := b.toys.Fork(ctx, "a", object.Latest(), "b"); return err },
+			"restore": func() error { _, err := objecttest.Restore(ctx, b.toys, "a", object.Latest()); return err },
+			"fork":    func() error { _, err := objecttest.Fork(ctx, b.toys, "a", object.Latest(), "b"); return err },
 			"diff":    func() error { _, err := b.toys.Diff(ctx, "a", object.Moment{Version: 1}, object.Latest()); return err },
 			"entries": func() error {
 				_, err := b.toys.EntriesAt(ctx, "a", object.Latest(), toyEntries, object.EntriesOptions{})

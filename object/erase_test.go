@@ -13,6 +13,7 @@ import (
 	"holdfast/db/dbtest"
 	"holdfast/identity"
 	"holdfast/object"
+	"holdfast/object/objecttest"
 )
 
 // found are the places in the whole database where a text can be found, as a search of a dump would find it.
@@ -99,7 +100,7 @@ func testEraseUser(t *testing.T, user identity.User) {
 	if p, err := rt.Pack(service, object.PackConfig{Idle: 1, Keep: 1, Size: 1, AllCollections: true, PerSecond: 1000}); err != nil || p.Packs != 5 {
 		t.Errorf("packed %+v, %v", p, err)
 	}
-	if err := k.Delete(service, "deleted"); err != nil {
+	if err := objecttest.Delete(service, k, "deleted"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := remembers.View(bob, "shared", object.WithRecent(4)); err != nil {
@@ -164,11 +165,11 @@ func testEraseUser(t *testing.T, user identity.User) {
 			t.Errorf("listed by what the term is now: %d, %v", len(page.Items), err)
 		}
 	}
-	first, err := k.ViewAt(bob, "shared", object.Moment{Version: 1})
+	first, err := objecttest.ViewAt(bob, k, "shared", object.Moment{Version: 1})
 	if err != nil || first.State.GetName() != "quiet" {
 		t.Errorf("as it was first: %v, %v", first.State, err)
 	}
-	second, err := k.ViewAt(bob, "shared", object.Moment{Version: 2})
+	second, err := objecttest.ViewAt(bob, k, "shared", object.Moment{Version: 2})
 	if err != nil || !strings.Contains(second.State.GetName(), "erased-") {
 		t.Errorf("as it was then: %v, %v", second.State, err)
 	}
@@ -209,7 +210,7 @@ func TestEraseUserRemovesWhatIsPersonal(t *testing.T) {
 			}
 		}
 		if deleted {
-			if err := k.Delete(service, "x"); err != nil {
+			if err := objecttest.Delete(service, k, "x"); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -235,10 +236,10 @@ func TestEraseUserRemovesWhatIsPersonal(t *testing.T) {
 		if err != nil || len(page.Entries) != 2 {
 			t.Errorf("%v, %v", page.Entries, err)
 		}
-		if _, err := k.ViewAt(service, "x", object.Moment{Version: 1}); err == nil {
+		if _, err := objecttest.ViewAt(service, k, "x", object.Moment{Version: 1}); err == nil {
 			t.Error("its history can be walked")
 		}
-		if _, err := k.ViewAt(service, "x", object.Moment{Version: snap.Version}); err != nil {
+		if _, err := objecttest.ViewAt(service, k, "x", object.Moment{Version: snap.Version}); err != nil {
 			t.Error("as it is:", err)
 		}
 	}

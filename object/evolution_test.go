@@ -16,6 +16,7 @@ import (
 
 	"holdfast/identity"
 	"holdfast/object"
+	"holdfast/object/objecttest"
 )
 
 // release registers the toy kind as some release of it would, with a runtime of its own, as another process. Schema n
@@ -95,7 +96,7 @@ func TestUpcast(t *testing.T) {
 		t.Errorf("the first change of a newer schema is undone by %s, want %s", undo, want)
 	}
 	for v, want := range map[object.Version]string{1: "3:x ", 2: "3:x e0", 3: "3:x e1"} {
-		s, err := newest.ViewAt(b.ctx, "a", object.Moment{Version: v})
+		s, err := objecttest.ViewAt(b.ctx, newest, "a", object.Moment{Version: v})
 		if got := s.State.GetName() + " " + s.State.GetEdition(); err != nil || got != want {
 			t.Errorf("version %d was %q, %v, want %q", v, got, err, want)
 		}
@@ -141,7 +142,7 @@ func TestHistoryAcrossSchemas(t *testing.T) {
 				if v = history[at]; v.gone {
 					continue
 				}
-				snap, err = k.Restore(ctx, id, object.Moment{Version: at})
+				snap, err = objecttest.Restore(ctx, k, id, object.Moment{Version: at})
 			case last > 0 && step == 2 && !now.gone: // not the text
 				v.text, v.edition = now.text, fmt.Sprint("e", last)
 				snap, err = k.Update(ctx, id, func(tx *object.Tx[toy]) error { tx.State().Edition = v.edition; return nil })
@@ -161,7 +162,7 @@ func TestHistoryAcrossSchemas(t *testing.T) {
 			history[last] = v
 		}
 		for v := first; v <= last; v++ {
-			s, err := releases[3].ViewAt(ctx, id, object.Moment{Version: v})
+			s, err := objecttest.ViewAt(ctx, releases[3], id, object.Moment{Version: v})
 			if history[v].gone {
 				if !errors.Is(err, object.ErrNotFound) {
 					t.Fatalf("version %d was deleted: %v", v, err)
@@ -199,9 +200,9 @@ func TestOlderReleaseErasesNothing(t *testing.T) {
 				for name, do := range map[string]func() error{
 					"change":  func() error { _, err := older.Update(b.ctx, id, naming("1:lost")); return err },
 					"upsert":  func() error { _, err := older.Update(b.ctx, id, naming("1:lost"), object.Upsert()); return err },
-					"delete":  func() error { return older.Delete(b.ctx, id) },
-					"restore": func() error { _, err := older.Restore(b.ctx, id, object.Latest()); return err },
-					"fork":    func() error { _, err := older.Fork(b.ctx, id, object.Latest(), id+"-fork"); return err },
+					"delete":  func() error { return objecttest.Delete(b.ctx, older, id) },
+					"restore": func() error { _, err := objecttest.Restore(b.ctx, older, id, object.Latest()); return err },
+					"fork":    func() error { _, err := objecttest.Fork(b.ctx, older, id, object.Latest(), id+"-fork"); return err },
 				} {
 					if err := do(); !errors.Is(err, object.ErrNewerSchema) {
 						t.Errorf("%s by the older release: %v", name, err)
@@ -309,7 +310,7 @@ func TestMigrateState(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := old.Delete(b.As(t, "user-0"), "o0"); err != nil {
+	if err := objecttest.Delete(b.As(t, "user-0"), old, "o0"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := newest.Update(b.As(t, "user-1"), "o1", naming("3:y")); err != nil {

@@ -102,6 +102,7 @@ func (u *undo) each(do func(k entryKey, old json.RawMessage)) error {
 // Past is an object as it was at a moment, as far as it differs from what is stored now.
 type Past struct {
 	kind    *kind
+	refused error // why it could not be read; the rest is not set then
 	owner   identity.User
 	create  time.Time
 	current Version // that it differs from
@@ -385,19 +386,6 @@ func (k *Kind[S]) Past(ctx context.Context, id ID, at Moment) (*Past, error) {
 	return &r.past, nil
 }
 
-// ViewAt reads an object as it was at a moment; see Past. Recent is not set.
-func (k *Kind[S]) ViewAt(ctx context.Context, id ID, at Moment) (Snapshot[S], error) {
-	p, err := k.Past(ctx, id, at)
-	if err != nil {
-		return Snapshot[S]{}, err
-	}
-	state, _, err := p.decode()
-	if err != nil {
-		return Snapshot[S]{}, err
-	}
-	return Snapshot[S]{Info: p.Info(id), State: state.(S)}, nil //nolint:forcetypeassert // decoded from the kind's prototype
-}
-
 // EntriesAt pages forward through a collection as it was at a moment; see Past. Of its options Before is not one.
 func (k *Kind[S]) EntriesAt(ctx context.Context, id ID, at Moment, collection string, o EntriesOptions) (EntriesPage, error) {
 	if k.collections[collection] == nil {
@@ -541,50 +529,41 @@ func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (H
 	return page, err
 }
 
-// Restore makes an object what it was at a moment, entries and timers included, as a new version; undoing that is
-// another Restore. A deleted object comes back while its rows are there, within 24 h at least. Timers that were due since
-// run at once. It returns what Past and Update return, and ErrInvalid where it would write more than 10,000 entries.
-func (k *Kind[S]) Restore(ctx context.Context, id ID, at Moment, opts ...UpdateOption) (Snapshot[S], error) {
-	var snap Snapshot[S]
-	err := retryStale(func() (stale Version, err error) {
-		p, err := k.Past(ctx, id, at)
-		if err != nil {
-			return 0, err
-		}
-		snap, err = k.Update(ctx, id, func(tx *Tx[S]) error { return tx.Become(p) }, append(p.Restoring(), opts...)...)
-		return p.current, err
-	})
-	return snap, err
-}
-
-// Fork makes a new object of what another was at a moment, entries included but no timers. A user owns what he forks;
-// what a service forks stays its owner's. It returns what Past and Update return.
-func (k *Kind[S]) Fork(ctx context.Context, id ID, at Moment, as ID, opts ...UpdateOption) (Snapshot[S], error) {
-	p, err := k.PastWhole(ctx, id, at)
-	if err != nil {
-		return Snapshot[S]{}, err
-	}
-	return k.Update(ctx, as, func(tx *Tx[S]) error { return tx.Become(p) }, append(opts, Create())...)
-}
-
-// Restored does to a state what a restore or a fork does to the one that it brings back; see KindConfig.
-func (k *Kind[S]) Restored(state, was S, now time.Time) { k.restored(state, was, now) }
-
-// RestoreTries is how often a restore is computed anew because the object has changed meanwhile.
-const RestoreTries = 5
-
-// retryStale repeats do while what it computed from is not what is stored any more.
-func retryStale(do func() (basedOn Version, err error)) error {
+// Restore calls do with what an object was at a moment, and with the options that an Update needs for its Tx to become that:
+// state, entries and timers, as a new version. Undoing it is another Restore. A deleted object comes back while its rows are
+// there, for 24 h at least. Timers that were due since run at once. Restore calls do again if the object has changed since it
+// was read. What cannot be read is refused by Become, so that a repeated request still gets its first reply. Restore returns what
+// Past and do return, and ErrInvalid if more than 10,000 entries would be written.
+func (k *Kind[S]) Restore(ctx context.Context, id ID, at Moment, do func(*Past, ...UpdateOption) error) error {
 	for try := 1; ; try++ {
-		basedOn, err := do()
-		if mismatch, ok := errors.AsType[*VersionMismatchError](err); !ok || mismatch.Expected != basedOn || try == RestoreTries {
+		p, err := k.Past(ctx, id, at)
+		opts := []UpdateOption{Rewrite()}
+		if err != nil {
+			p = &Past{refused: err}
+		} else {
+			opts = append(opts, p.restoring())
+		}
+		err = do(p, opts...)
+		mismatch, moved := errors.AsType[*VersionMismatchError](err)
+		switch {
+		case moved && mismatch.Expected == p.current && p.refused == nil && try < restoreTries:
+		case errors.Is(err, ErrNotFound) && p.refused != nil:
+			return p.refused // a deleted object has a history too
+		default:
 			return err
 		}
 	}
 }
 
-// PastWhole is Past with all entries of the object, for a Tx of another object to become. It returns ErrInvalid where
-// these are more than 10,000.
+// restoreTries is how often a restore is computed, if the object keeps changing.
+const restoreTries = 5
+
+// Restored does to a state what a restore or a fork does to the one that it brings back; see KindConfig.
+func (k *Kind[S]) Restored(state, was S, now time.Time) { k.restored(state, was, now) }
+
+// PastWhole is Past with all entries of the object, for a Tx that creates another object to become: a fork, which has no timers. A
+// user owns what the user forks; what a service forks stays its owner's. It returns ErrInvalid if there are more than 10,000
+// entries.
 func (k *Kind[S]) PastWhole(ctx context.Context, id ID, at Moment) (*Past, error) {
 	r, ctx, err := k.rewind(ctx, id)
 	if err != nil {
@@ -664,22 +643,21 @@ func (r *rewinder) readPacked(ctx context.Context) error {
 	return nil
 }
 
-// Restoring is what an Update needs for its Tx to become what the object itself was. It fails with a
-// VersionMismatchError where the object has changed since: read the past again.
-func (p *Past) Restoring() []UpdateOption {
+// restoring bases an Update on the version that the past differs from.
+func (p *Past) restoring() UpdateOption {
 	keys := slices.Collect(maps.Keys(p.entries))
-	return []UpdateOption{func(o *updateOptions) {
-		o.basedOn, o.revive, o.rewrite = p.current, true, true
+	return func(o *updateOptions) {
+		o.basedOn, o.revive = p.current, true
 		o.prefetch = append(o.prefetch, keys...)
-	}}
+	}
 }
 
-// Current is the version that the past differs from.
-func (p *Past) Current() Version { return p.current }
-
-// Become makes the object what p says: its state, the entries in which it differs, and its timers. The Update has the
-// options of Restoring, or creates another object out of a PastWhole.
+// Become makes the object what p says: its state, the entries in which it differs, and its timers. p comes from Restore, with the
+// options for the Update, or from PastWhole, for an Update that creates another object.
 func (t *txn) Become(p *Past) error {
+	if p.refused != nil {
+		return p.refused
+	}
 	if t.work.kind.noRestore {
 		return fmt.Errorf("%w: objects of the kind %s are never restored nor forked", ErrInvalid, t.work.kind.name)
 	}

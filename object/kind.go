@@ -405,14 +405,5 @@ func Do[R, S proto.Message](
 	return reply, nil
 }
 
-// Delete removes an object: it is not found from then on. Its version goes on counting, should it be created again.
-func (k *Kind[S]) Delete(ctx context.Context, id ID, opts ...UpdateOption) error {
-	_, err := k.Update(ctx, id, func(tx *Tx[S]) error {
-		tx.DeleteObject()
-		return nil
-	}, opts...)
-	return err
-}
-
 // errMissing unwinds a closure that looked at an entry which is not at hand. It never leaves the runtime.
 var errMissing = errors.New("object: an entry is not at hand")

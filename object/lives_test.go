@@ -11,6 +11,7 @@ import (
 	"holdfast/db/dbtest"
 	"holdfast/identity"
 	"holdfast/object"
+	"holdfast/object/objecttest"
 )
 
 // A request id counts within one life of an object and for one caller: on the path that loads, on the one that does not,
@@ -55,7 +56,7 @@ func lives(t *testing.T) map[string]nextLife {
 	t.Helper()
 	deleted := func(t *testing.T, b *testBundle) {
 		t.Helper()
-		if err := b.toys.Delete(b.AsService(t), "x"); err != nil {
+		if err := objecttest.Delete(b.AsService(t), b.toys, "x"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -77,7 +78,7 @@ func lives(t *testing.T) map[string]nextLife {
 		"restored": {func(t *testing.T, b *testBundle) {
 			t.Helper()
 			deleted(t, b)
-			if _, err := b.toys.Restore(b.AsService(t), "x", object.Moment{Version: 2}); err != nil {
+			if _, err := objecttest.Restore(b.AsService(t), b.toys, "x", object.Moment{Version: 2}); err != nil {
 				t.Fatal(err)
 			}
 		}, false},

@@ -13,6 +13,7 @@ import (
 	"holdfast/db/dbtest"
 	"holdfast/identity"
 	"holdfast/object"
+	"holdfast/object/objecttest"
 )
 
 // total is what is stored of a user, or of the tenant, as the database has it.
@@ -81,7 +82,7 @@ func TestAQuotaOfObjects(t *testing.T) {
 	refusedBy(t, "of the whole tenant, by alice", makes(alice, b.toys, "t0", withText(1), object.Shared()), "")
 	refusedBy(t, "an upsert", func() error { _, err := b.toys.Update(alice, "a3", withText(1), object.Upsert()); return err }(), "user objects")
 	refusedBy(t, "a fork", func() error {
-		_, err := b.toys.Fork(alice, "a0", object.Latest(), "a3")
+		_, err := objecttest.Fork(alice, b.toys, "a0", object.Latest(), "a3")
 		return err
 	}(), "user objects")
 	refusedBy(t, "bob", makes(bob, b.toys, "b0", withText(1)), "")
@@ -91,7 +92,7 @@ func TestAQuotaOfObjects(t *testing.T) {
 	if _, err := b.toys.View(alice, "a0"); err != nil {
 		t.Error(err)
 	}
-	refusedBy(t, "a deletion", b.toys.Delete(alice, "a0"), "")
+	refusedBy(t, "a deletion", objecttest.Delete(alice, b.toys, "a0"), "")
 	refusedBy(t, "in its place", makes(alice, b.toys, "a3", withText(1)), "")
 	refusedBy(t, "and no other", makes(alice, b.toys, "a0", withText(1)), "user objects")
 	b.flush(t)
@@ -142,7 +143,7 @@ func TestAQuotaOfBytes(t *testing.T) {
 	_, err = fill(service, "t")
 	refusedBy(t, "the tenant's own", err, "tenant bytes")
 	refusedBy(t, "bob with the tenant full", func() error { _, err := b.toys.Update(bob, "bobs", put); return err }(), "tenant bytes")
-	refusedBy(t, "a deletion", b.toys.Delete(b.ctx, "a"), "")
+	refusedBy(t, "a deletion", objecttest.Delete(b.ctx, b.toys, "a"), "")
 	b.flush(t)
 	if got := b.totals(t); got["alice"].Bytes < limit*9/10 || got["alice"].Bytes > limit*13/10 || got[""].Bytes > limit*25/10 {
 		t.Errorf("counted are %v", got)
@@ -174,8 +175,8 @@ func TestAQuotaHoldsOnAllServersAndAfterARestart(t *testing.T) {
 	_ = makes(b.ctx, k, "4", withText(1))
 	b.flush(t, third)
 	refusedBy(t, "after a restart", makes(b.ctx, k, "5", withText(1)), "user objects")
-	refusedBy(t, "a deletion", b.toys.Delete(b.ctx, "1"), "")
-	if err := b.toys.Delete(b.ctx, "2"); err != nil {
+	refusedBy(t, "a deletion", objecttest.Delete(b.ctx, b.toys, "1"), "")
+	if err := objecttest.Delete(b.ctx, b.toys, "2"); err != nil {
 		t.Error(err)
 	}
 	b.flush(t)
@@ -235,7 +236,7 @@ func TestARecountCorrects(t *testing.T) {
 	}, object.Create())
 	b.update(t, "a", naming("b"))
 	b.update(t, "gone", naming("b"), object.Create())
-	if err := b.toys.Delete(b.ctx, "gone"); err != nil {
+	if err := objecttest.Delete(b.ctx, b.toys, "gone"); err != nil {
 		t.Fatal(err)
 	}
 	refusedBy(t, "of the tenant", makes(b.AsService(t), b.toys, "t", withText(10)), "")

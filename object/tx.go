@@ -159,7 +159,8 @@ func (t *txn) ClearTimer(name string) { t.timers = t.timers.without(name) }
 // Timer is when a timer is due, as the change sees it; ok is false where there is none of that name.
 func (t *txn) Timer(name string) (at time.Time, ok bool) { return t.timers.find(name) }
 
-// DeleteObject stages the removal of the object, with its timers.
+// DeleteObject stages the removal of the object, with its timers: it is not found from then on. Its version goes on counting if
+// it is created again.
 func (t *txn) DeleteObject() { t.deleted = true }
 
 // Emit names the change in the journal; the default is "created", "updated" or "deleted".

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"holdfast/object"
+	"holdfast/object/objecttest"
 )
 
 // What users may do to what is the tenant's is said by the kind, and holds for every change.
@@ -43,10 +44,10 @@ func TestWhatUsersMayChange(t *testing.T) {
 				return err
 			}, want.remove},
 			"restore": {func(ctx context.Context) error {
-				_, err := k.Restore(ctx, "shared", object.Moment{Version: 1})
+				_, err := objecttest.Restore(ctx, k, "shared", object.Moment{Version: 1})
 				return err
 			}, want.remove},
-			"delete": {func(ctx context.Context) error { return k.Delete(ctx, "shared") }, want.remove},
+			"delete": {func(ctx context.Context) error { return objecttest.Delete(ctx, k, "shared") }, want.remove},
 		} {
 			err := do.call(alice)
 			if do.may && err != nil || !do.may && !errors.Is(err, object.ErrServicesOnly) {
@@ -56,7 +57,7 @@ func TestWhatUsersMayChange(t *testing.T) {
 		if _, err := k.Update(alice, "nowhere", rename); !errors.Is(err, object.ErrNotFound) {
 			t.Errorf("%s: what is not there: %v", k.Name(), err)
 		}
-		if err := k.Delete(service, "shared"); err != nil {
+		if err := objecttest.Delete(service, k, "shared"); err != nil {
 			t.Errorf("%s: a service: %v", k.Name(), err)
 		}
 	}
@@ -76,7 +77,7 @@ func TestAnEarlierLifeIsNotTold(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := k.Delete(service, "a"); err != nil {
+	if err := objecttest.Delete(service, k, "a"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := k.Update(bob, "a", rename, object.Create()); err != nil {
@@ -97,7 +98,7 @@ func TestAnEarlierLifeIsNotTold(t *testing.T) {
 		}
 	}
 	for v := object.Version(1); v < 4; v++ {
-		if _, err := k.ViewAt(bob, "a", object.Moment{Version: v}); err == nil {
+		if _, err := objecttest.ViewAt(bob, k, "a", object.Moment{Version: v}); err == nil {
 			t.Errorf("bob sees version %d", v)
 		}
 	}

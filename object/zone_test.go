@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"holdfast/object"
+	"holdfast/object/objecttest"
 )
 
 // All times that the runtime gives are in UTC, whatever the zones of the machine and of the database.
@@ -66,7 +67,7 @@ func TestTimesAreInUTC(t *testing.T) {
 	see("list", page, err)
 	entries, err := kind.Entries(b.ctx, "x", toyEntries, object.EntriesOptions{})
 	see("entries", entries, err)
-	past, err := kind.ViewAt(b.ctx, "x", object.Moment{Version: 1})
+	past, err := objecttest.ViewAt(b.ctx, kind, "x", object.Moment{Version: 1})
 	see("past", past, err)
 	history, err := kind.History(b.ctx, "x", 0, 10)
 	see("history", history, err)

@@ -25,6 +25,7 @@ import (
 	"holdfast/handlers/handlertest"
 	"holdfast/identity"
 	"holdfast/object"
+	"holdfast/object/objecttest"
 )
 
 func TestMain(m *testing.M) { os.Exit(dbtest.MainWithoutLeaks(m)) }
@@ -280,7 +281,7 @@ func TestRefusals(t *testing.T) {
 	_, err = b.ada.ListObjects(t.Context(), &inspectv1.ListObjectsRequest{Kind: "toy", PageToken: "x"})
 	wantRefusal(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
 
-	if err := b.toys.Delete(b.ctx, "a"); err != nil {
+	if err := objecttest.Delete(b.ctx, b.toys, "a"); err != nil {
 		t.Fatal(err)
 	}
 	b.put(b.ctx, t, b.toys, "a", "second life")

@@ -304,16 +304,9 @@ func (m *Manager) RestoreObject(ctx context.Context, req *inspectv1.RestoreObjec
 		return nil, err
 	}
 	id, at := object.ID(req.GetObjectId()), moment(req.GetAt())
-	for try := 1; ; try++ {
-		past, refused := k.Past(ctx, id, at)
-		opts := []object.UpdateOption{object.Rewrite()}
-		if refused == nil {
-			opts = past.Restoring()
-		}
-		res, err := object.Do(ctx, k, id, req, func(tx *object.Tx[proto.Message]) (*inspectv1.RestoreObjectResponse, error) {
-			if refused != nil { // only now, because a retry gets the first reply whatever became of the object
-				return nil, refused
-			}
+	var res *inspectv1.RestoreObjectResponse
+	err = k.Restore(ctx, id, at, func(past *object.Past, opts ...object.UpdateOption) (err error) {
+		res, err = object.Do(ctx, k, id, req, func(tx *object.Tx[proto.Message]) (*inspectv1.RestoreObjectResponse, error) {
 			if err := mayRewrite(k, tx); err != nil {
 				return nil, err
 			}
@@ -322,15 +315,9 @@ func (m *Manager) RestoreObject(ctx context.Context, req *inspectv1.RestoreObjec
 			}
 			return &inspectv1.RestoreObjectResponse{RestoredVersion: int64(past.Version()), Metadata: rpc.Metadata(tx.Info())}, nil
 		}, opts...)
-		mismatch, moved := errors.AsType[*object.VersionMismatchError](err)
-		switch {
-		case moved && refused == nil && mismatch.Expected == past.Current() && int64(mismatch.Expected) != req.GetIfVersion() && try < object.RestoreTries:
-			continue
-		case errors.Is(err, object.ErrNotFound) && refused != nil:
-			err = refused // a deleted object has a history too
-		}
-		return res, outOfReach(err, "at", at)
-	}
+		return err
+	})
+	return res, outOfReach(err, "at", at)
 }
 
 // mayRewrite refuses a user who would pass by the rules of a kind that does not allow it.

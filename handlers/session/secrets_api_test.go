@@ -16,6 +16,7 @@ import (
 
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/object"
+	"holdfast/object/objecttest"
 )
 
 // Nothing that the database has, and nothing that a server logs at its most talkative, is a token or the secret of one.
@@ -156,10 +157,10 @@ func TestARevokedSessionIsNotRestored(t *testing.T) {
 	must(b.with(t, b.key(t, ada)).EndSession(t.Context(), &sessionv1.EndSessionRequest{SessionId: in.GetSession().GetSessionId()}))(t)
 	id := object.ID(objectID(b.Tenant, ada))
 	for who, ctx := range map[string]context.Context{"a service": b.AsService(t), "the user": b.As(t, ada)} {
-		if _, err := b.manager.kinds.Users.Restore(ctx, id, object.Moment{Version: 1}); !errors.Is(err, object.ErrInvalid) {
+		if _, err := objecttest.Restore(ctx, b.manager.kinds.Users, id, object.Moment{Version: 1}); !errors.Is(err, object.ErrInvalid) {
 			t.Errorf("%s restores: %v", who, err)
 		}
-		if _, err := b.manager.kinds.Users.Fork(ctx, id, object.Moment{Version: 1}, object.ID(objectID(b.Tenant, "eve"))); !errors.Is(err, object.ErrInvalid) {
+		if _, err := objecttest.Fork(ctx, b.manager.kinds.Users, id, object.Moment{Version: 1}, object.ID(objectID(b.Tenant, "eve"))); !errors.Is(err, object.ErrInvalid) {
 			t.Errorf("%s forks: %v", who, err)
 		}
 	}

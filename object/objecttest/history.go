@@ -148,7 +148,7 @@ func (h *story[S]) drawMoment(t *rapid.T) object.Version {
 func (h *story[S]) restore(t *rapid.T) {
 	at := h.drawMoment(t)
 	then, was := h.versions[at], h.now()
-	snap, err := h.kind.Restore(h.ctx, h.id, object.Moment{Version: at})
+	snap, err := Restore(h.ctx, h.kind, h.id, object.Moment{Version: at})
 	if !then.exists {
 		if !errors.Is(err, object.ErrNotFound) {
 			t.Fatalf("version %d, which was deleted, was restored: %v", at, err)
@@ -171,7 +171,7 @@ func (h *story[S]) broughtBack(then, was version[S], now time.Time) S {
 func (h *story[S]) fork(t *rapid.T, as object.ID) {
 	at := h.drawMoment(t)
 	then := h.versions[at]
-	snap, err := h.kind.Fork(h.ctx, h.id, object.Moment{Version: at}, as)
+	snap, err := Fork(h.ctx, h.kind, h.id, object.Moment{Version: at}, as)
 	if !then.exists {
 		if !errors.Is(err, object.ErrNotFound) {
 			t.Fatalf("version %d, which was deleted, was forked: %v", at, err)
@@ -201,7 +201,7 @@ func (h *story[S]) pack(t *rapid.T) {
 // check compares one version with what the runtime says it was.
 func (h *story[S]) check(t *rapid.T, at object.Version) {
 	want, moment := h.versions[at], object.Moment{Version: at}
-	snap, err := h.kind.ViewAt(h.ctx, h.id, moment)
+	snap, err := ViewAt(h.ctx, h.kind, h.id, moment)
 	var entries []object.Entry
 	for after, more := "", true; more && err == nil; {
 		var page object.EntriesPage
@@ -339,14 +339,14 @@ func (s *suite[S]) testEveryVersion(t *testing.T) {
 		for v := h.first; v <= h.last && v > 0; v++ {
 			h.check(t, v)
 			if at := h.versions[v]; at.exists { // by time, it is the last version of that microsecond
-				snap, err := h.kind.ViewAt(h.ctx, h.id, object.Moment{Time: at.time})
+				snap, err := ViewAt(h.ctx, h.kind, h.id, object.Moment{Time: at.time})
 				if err == nil && (snap.Version < v || !snap.UpdateTime.Equal(at.time)) {
 					t.Fatalf("at %v it was at version %d of %v, not %d", at.time, snap.Version, snap.UpdateTime, v)
 				}
 			}
 		}
 		if h.first > 1 {
-			_, err := h.kind.ViewAt(h.ctx, h.id, object.Moment{Version: h.first - 1})
+			_, err := ViewAt(h.ctx, h.kind, h.id, object.Moment{Version: h.first - 1})
 			if gone, ok := errors.AsType[*object.HistoryError](err); !ok || gone.Oldest != h.first || gone.Newest != h.last {
 				t.Fatalf("version %d, of an earlier life: %v", h.first-1, err)
 			}
@@ -359,16 +359,16 @@ func (s *suite[S]) testHistoryIsolation(t *testing.T) {
 	s.set(t, "a", "two")
 	first := object.Moment{Version: 1}
 	for name, ctx := range map[string]func() error{
-		"ViewAt": func() error { _, err := s.kind.ViewAt(s.as(t, bob), "a", first); return err },
+		"ViewAt": func() error { _, err := ViewAt(s.as(t, bob), s.kind, "a", first); return err },
 		"EntriesAt": func() error {
 			_, err := s.kind.EntriesAt(s.as(t, bob), "a", first, s.Collection, object.EntriesOptions{})
 			return err
 		},
 		"History": func() error { _, err := s.kind.History(s.as(t, bob), "a", 0, 0); return err },
 		"Diff":    func() error { _, err := s.kind.Diff(s.as(t, bob), "a", first, first); return err },
-		"Restore": func() error { _, err := s.kind.Restore(s.as(t, bob), "a", first); return err },
-		"Fork":    func() error { _, err := s.kind.Fork(s.as(t, bob), "a", first, "b"); return err },
-		"nobody":  func() error { _, err := s.kind.Fork(s.as(t, alice), "none", first, "b"); return err },
+		"Restore": func() error { _, err := Restore(s.as(t, bob), s.kind, "a", first); return err },
+		"Fork":    func() error { _, err := Fork(s.as(t, bob), s.kind, "a", first, "b"); return err },
+		"nobody":  func() error { _, err := Fork(s.as(t, alice), s.kind, "none", first, "b"); return err },
 	} {
 		if err := ctx(); !errors.Is(err, object.ErrNotFound) {
 			t.Errorf("%s: %v", name, err)
@@ -376,14 +376,14 @@ func (s *suite[S]) testHistoryIsolation(t *testing.T) {
 	}
 	// A service's fork stays its owner's, a user's own is the user's.
 	for id, ctx := range map[object.ID]func() (object.Snapshot[S], error){
-		"of-service": func() (object.Snapshot[S], error) { return s.kind.Fork(s.asService(t), "a", first, "of-service") },
-		"of-alice":   func() (object.Snapshot[S], error) { return s.kind.Fork(s.ctx, "a", first, "of-alice") },
+		"of-service": func() (object.Snapshot[S], error) { return Fork(s.asService(t), s.kind, "a", first, "of-service") },
+		"of-alice":   func() (object.Snapshot[S], error) { return Fork(s.ctx, s.kind, "a", first, "of-alice") },
 	} {
 		if snap, err := ctx(); err != nil || snap.Owner != alice || s.Text(snap.State) != "one" {
 			t.Errorf("%s: owner %q, text %q, %v", id, snap.Owner, s.Text(snap.State), err)
 		}
 	}
-	_, err := s.kind.Fork(s.ctx, "a", first, "of-alice")
+	_, err := Fork(s.ctx, s.kind, "a", first, "of-alice")
 	wantError(t, err, object.ErrExists)
 }
 
@@ -395,7 +395,7 @@ func (s *suite[S]) testTrimmedHistory(t *testing.T) {
 	}
 	s.exec(t, "DELETE FROM holdfast.events WHERE tenant_id = $1 AND version <= 3", string(s.Tenant))
 	for v := object.Version(-1); v <= 6; v++ {
-		snap, err := s.kind.ViewAt(s.ctx, "a", object.Moment{Version: v})
+		snap, err := ViewAt(s.ctx, s.kind, "a", object.Moment{Version: v})
 		gone, isGone := errors.AsType[*object.HistoryError](err)
 		switch {
 		case v <= 0:
@@ -412,12 +412,12 @@ func (s *suite[S]) testTrimmedHistory(t *testing.T) {
 			t.Errorf("version %d: %q of %v, %v", v, s.Text(snap.State), snap.UpdateTime, err)
 		}
 	}
-	_, err := s.kind.ViewAt(s.ctx, "a", object.Moment{Time: time.Unix(0, 0)})
+	_, err := ViewAt(s.ctx, s.kind, "a", object.Moment{Time: time.Unix(0, 0)})
 	if _, ok := errors.AsType[*object.HistoryError](err); !ok {
 		t.Errorf("a time before the journal: %v", err)
 	}
 	s.create(t, "b", "1")
-	_, err = s.kind.ViewAt(s.ctx, "b", object.Moment{Time: time.Unix(0, 0)})
+	_, err = ViewAt(s.ctx, s.kind, "b", object.Moment{Time: time.Unix(0, 0)})
 	wantError(t, err, object.ErrNotFound)
 	_, err = s.kind.EntriesAt(s.ctx, "b", object.Moment{Version: 1}, "no such collection", object.EntriesOptions{})
 	wantError(t, err, object.ErrInvalid)
@@ -430,7 +430,7 @@ func (s *suite[S]) testHistoryPages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.kind.Restore(s.asService(t), "a", object.Moment{Version: 1}); err != nil {
+	if _, err := Restore(s.asService(t), s.kind, "a", object.Moment{Version: 1}); err != nil {
 		t.Fatal(err)
 	}
 	page, err := s.kind.History(s.ctx, "a", 0, 3)
@@ -474,7 +474,7 @@ func (s *suite[S]) testRestoreOfMovingObject(t *testing.T) {
 					done <- err
 					return
 				}
-				_, err = s.kind.Restore(s.ctx, "a", object.Moment{Version: 1})
+				_, err = Restore(s.ctx, s.kind, "a", object.Moment{Version: 1})
 				if _, ok := errors.AsType[*object.OverloadedError](err); ok {
 					continue // a user has one call of history at once
 				}
@@ -491,7 +491,7 @@ func (s *suite[S]) testRestoreOfMovingObject(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.kind.Restore(s.ctx, "a", object.Moment{Version: 1}); err != nil {
+	if _, err := Restore(s.ctx, s.kind, "a", object.Moment{Version: 1}); err != nil {
 		t.Fatal(err)
 	}
 	if snap, err := s.kind.View(s.ctx, "a"); err != nil || s.Text(snap.State) != "0" {
@@ -500,7 +500,7 @@ func (s *suite[S]) testRestoreOfMovingObject(t *testing.T) {
 	if got := s.texts(t, "a"); len(got) != 0 {
 		t.Errorf("entries that were not there at version 1: %v", got)
 	}
-	_, err := s.kind.Restore(s.ctx, "a", object.Moment{Version: 1}, object.IfVersion(1))
+	_, err := Restore(s.ctx, s.kind, "a", object.Moment{Version: 1}, object.IfVersion(1))
 	if mismatch, ok := errors.AsType[*object.VersionMismatchError](err); !ok || mismatch.Expected != 1 {
 		t.Errorf("a restore on a condition that does not hold: %v", err)
 	}

@@ -41,7 +41,7 @@ func (s *suite[S]) calls(k *object.Kind[S], id object.ID) map[string]func(contex
 			return err
 		},
 		"Do":     func(ctx context.Context) error { _, err := s.do(ctx, k, id, r); return err },
-		"Delete": func(ctx context.Context) error { return k.Delete(ctx, id) },
+		"Delete": func(ctx context.Context) error { return Delete(ctx, k, id) },
 		"Entries": func(ctx context.Context) error {
 			_, err := k.Entries(ctx, id, s.Collection, object.EntriesOptions{})
 			return err
@@ -108,7 +108,7 @@ func (s *suite[S]) testTenants(t *testing.T) {
 	if got := s.texts(t, "a"); !slices.Equal(got, []string{"k1=text of k1"}) {
 		t.Errorf("entries: %v", got)
 	}
-	if err := s.kind.Delete(theirs, "a"); err != nil {
+	if err := Delete(theirs, s.kind, "a"); err != nil {
 		t.Fatal(err)
 	}
 	s.want(t, s.ctx, "a", 2, "ours")
@@ -171,7 +171,7 @@ func (s *suite[S]) testOwners(t *testing.T) {
 	}
 
 	// Deleted or expired, it stays hers until it is swept, and so does the id.
-	if err := s.kind.Delete(s.ctx, "alices"); err != nil {
+	if err := Delete(s.ctx, s.kind, "alices"); err != nil {
 		t.Fatal(err)
 	}
 	for name, call := range s.calls(s.kind, "alices") {
@@ -299,7 +299,7 @@ func (s *suite[S]) testOwnerChanges(t *testing.T) {
 	bobs, service := s.as(t, bob), s.asService(t)
 	s.create(t, "a", "hers")
 	s.put(t, "a", "k1")
-	if err := s.kind.Delete(s.ctx, "a"); err != nil {
+	if err := Delete(s.ctx, s.kind, "a"); err != nil {
 		t.Fatal(err)
 	}
 	var term string
@@ -325,7 +325,7 @@ func (s *suite[S]) testOwnerChanges(t *testing.T) {
 		s.restart(t, object.Config{PollInterval: time.Millisecond})
 	}
 	// And the other way round.
-	if err := s.kind.Delete(service, "a"); err != nil {
+	if err := Delete(service, s.kind, "a"); err != nil {
 		t.Fatal(err)
 	}
 	_, err = s.kind.Update(bobs, "a", s.setting("his"), object.Create())

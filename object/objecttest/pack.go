@@ -287,7 +287,7 @@ func (s *suite[S]) testPackedChanges(t *testing.T) {
 			t.Fatalf("version %d: %v, %v\nwant\n%v", v, s.render(page.Entries), err, lines(want))
 		}
 	}
-	if _, err := s.kind.Restore(s.ctx, "a", object.Moment{Version: 7}); err != nil {
+	if _, err := Restore(s.ctx, s.kind, "a", object.Moment{Version: 7}); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := s.texts(t, "a"), lines(versions[7]); !slices.Equal(got, want) {
@@ -315,14 +315,14 @@ func (s *suite[S]) testPackedLives(t *testing.T) {
 	if p := s.pack(t, tight()); p.Objects != 3 {
 		t.Fatalf("packed %+v", p)
 	}
-	if _, err := s.kind.Fork(s.ctx, "forked", object.Latest(), "fork"); err != nil {
+	if _, err := Fork(s.ctx, s.kind, "forked", object.Latest(), "fork"); err != nil {
 		t.Fatal(err)
 	}
 	if got := s.texts(t, "fork"); !slices.Equal(got, want) {
 		t.Errorf("the fork has %v, want %v", got, want)
 	}
 	for _, id := range []object.ID{"restored", "anew"} {
-		if err := s.kind.Delete(s.ctx, id); err != nil {
+		if err := Delete(s.ctx, s.kind, id); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -330,7 +330,7 @@ func (s *suite[S]) testPackedLives(t *testing.T) {
 		t.Errorf("of what is deleted and the fork was packed: %+v", p)
 	}
 	s.restart(t, object.Config{})
-	if _, err := s.kind.Restore(s.ctx, "restored", object.Moment{Version: 2}); err != nil {
+	if _, err := Restore(s.ctx, s.kind, "restored", object.Moment{Version: 2}); err != nil {
 		t.Fatal(err)
 	}
 	if got := s.texts(t, "restored"); !slices.Equal(got, want) {

@@ -254,7 +254,7 @@ func (s *suite[S]) testListByTerms(t *testing.T) {
 		tag(id)
 	}
 	check()
-	if err := s.kind.Delete(s.ctx, "xy"); err != nil {
+	if err := Delete(s.ctx, s.kind, "xy"); err != nil {
 		t.Fatal(err)
 	}
 	delete(tags, "xy")
@@ -281,7 +281,7 @@ func (s *suite[S]) testNewerSchema(t *testing.T) {
 	for range 2 { // with nothing in memory, and with it
 		_, err := s.kind.Update(s.ctx, "a", s.setting("y"))
 		wantError(t, err, object.ErrNewerSchema)
-		wantError(t, s.kind.Delete(s.ctx, "a"), object.ErrNewerSchema)
+		wantError(t, Delete(s.ctx, s.kind, "a"), object.ErrNewerSchema)
 		s.want(t, s.ctx, "a", 1, "x")
 	}
 }

@@ -112,7 +112,7 @@ func (s *suite[S]) testSweptAndDeletedAnew(t *testing.T) {
 		}
 		var err error
 		if deleted {
-			err = k.Delete(s.ctx, id)
+			err = Delete(s.ctx, k, id)
 		} else {
 			_, err = k.Update(s.ctx, id, s.setting(text))
 		}

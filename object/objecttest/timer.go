@@ -243,7 +243,7 @@ func (s *suite[S]) count(t *testing.T, sql string) (n int) {
 func (s *suite[S]) testTimersEndWithTheObject(t *testing.T) {
 	k := s.timed(t, object.Config{}, s.noting)
 	s.setTimers(t, k, "a", map[string]time.Duration{"first life": time.Hour})
-	if err := k.Delete(s.ctx, "a"); err != nil {
+	if err := Delete(s.ctx, k, "a"); err != nil {
 		t.Fatal(err)
 	}
 	if got := s.timerNames(t, k, "a"); got != nil {

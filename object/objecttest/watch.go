@@ -280,7 +280,7 @@ func (s *suite[S]) testWatchDeletion(t *testing.T) {
 		c := streams[i].change(t)
 		s.wantChange(t, &c, 2, true, "2")
 	}
-	if err := s.kind.Delete(s.ctx, "a"); err != nil {
+	if err := Delete(s.ctx, s.kind, "a"); err != nil {
 		t.Fatal(err)
 	}
 	streams = append(streams, s.watch(t, s.kind, "a", 1, 0)) // which missed it
@@ -297,7 +297,7 @@ func (s *suite[S]) testWatchDeletion(t *testing.T) {
 func (s *suite[S]) testWatchRebirth(t *testing.T) {
 	s.create(t, "a", "first life")
 	s.put(t, "a", "k1", "k2")
-	if err := s.kind.Delete(s.ctx, "a"); err != nil {
+	if err := Delete(s.ctx, s.kind, "a"); err != nil {
 		t.Fatal(err)
 	}
 	s.create(t, "a", "second life")

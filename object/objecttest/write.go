@@ -114,7 +114,7 @@ func (s *suite[S]) testUpsert(t *testing.T) {
 func (s *suite[S]) testDelete(t *testing.T) {
 	s.create(t, "a", "first life")
 	s.put(t, "a", "k1", "k2")
-	if err := s.kind.Delete(s.ctx, "a"); err != nil {
+	if err := Delete(s.ctx, s.kind, "a"); err != nil {
 		t.Fatal(err)
 	}
 	gone := func() {
@@ -125,7 +125,7 @@ func (s *suite[S]) testDelete(t *testing.T) {
 		wantError(t, err, object.ErrNotFound)
 		_, err = s.kind.Entries(s.ctx, "a", s.Collection, object.EntriesOptions{})
 		wantError(t, err, object.ErrNotFound)
-		wantError(t, s.kind.Delete(s.ctx, "a"), object.ErrNotFound)
+		wantError(t, Delete(s.ctx, s.kind, "a"), object.ErrNotFound)
 		page, err := s.kind.List(s.ctx, object.ListOptions{})
 		if err != nil || len(page.Items) != 0 {
 			t.Errorf("list: %d items, %v", len(page.Items), err)
@@ -188,11 +188,11 @@ func (s *suite[S]) testConflict(t *testing.T) {
 			}
 		}
 	}
-	if err := s.kind.Delete(s.ctx, "a", object.IfVersion(1)); err == nil {
+	if err := Delete(s.ctx, s.kind, "a", object.IfVersion(1)); err == nil {
 		t.Error("deleted another version")
 	}
 	s.want(t, s.ctx, "a", 2, "2")
-	if err := s.kind.Delete(s.ctx, "a", object.IfVersion(2)); err != nil {
+	if err := Delete(s.ctx, s.kind, "a", object.IfVersion(2)); err != nil {
 		t.Error(err)
 	}
 	var mismatch *object.VersionMismatchError
@@ -516,7 +516,7 @@ func (s *suite[S]) testJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.put(t, "a", "k")
-	if err := s.kind.Delete(s.ctx, "a"); err != nil {
+	if err := Delete(s.ctx, s.kind, "a"); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := s.journal(t, "a"), []string{"created", "something.happened", "updated", "deleted"}; !slices.Equal(got, want) {
