@@ -148,7 +148,7 @@ func (r *reader) pinned(ctx context.Context) ([]*conversationv1.Message, error) 
 		keys[i] = object.SeqKey(seq)
 	}
 	page, err := r.same(r.m.kind.Lookup(ctx, r.id, inMessages, keys...))
-	return values[*conversationv1.Message](page.Entries), err
+	return rpc.Values[*conversationv1.Message](page.Entries), err
 }
 
 // contextWindow is a window, with what is in it.
@@ -463,14 +463,8 @@ func (m *Manager) CommitSummary(
 func (m *Manager) ListSummaries(
 	ctx context.Context, req *conversationv1.ListSummariesRequest,
 ) (*conversationv1.ListSummariesResponse, error) {
-	page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inSummaries,
-		object.EntriesOptions{PageSize: int(req.GetPageSize()), After: object.SeqKey(req.GetAfterSeq())})
-	if err != nil {
-		return nil, err
-	}
-	return &conversationv1.ListSummariesResponse{
-		Summaries: values[*conversationv1.Summary](page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
-	}, nil
+	summaries, page, err := rpc.ListAfterSeq[*conversationv1.Summary](ctx, m.kind, req.GetConversationId(), inSummaries, req)
+	return &conversationv1.ListSummariesResponse{Summaries: summaries, HasMore: page.More, Metadata: rpc.Metadata(page.Info)}, err
 }
 
 // TruncateMessage implements ConversationService.

@@ -285,28 +285,16 @@ func (m *Manager) abandon(ctx context.Context, id string, batch liveBatch) error
 func (m *Manager) ListFragments(
 	ctx context.Context, req *conversationv1.ListFragmentsRequest,
 ) (*conversationv1.ListFragmentsResponse, error) {
-	page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inFragments,
-		object.EntriesOptions{PageSize: int(req.GetPageSize()), After: object.SeqKey(req.GetAfterSeq())})
-	if err != nil {
-		return nil, err
-	}
-	return &conversationv1.ListFragmentsResponse{
-		Fragments: values[*conversationv1.Fragment](page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
-	}, nil
+	fragments, page, err := rpc.ListAfterSeq[*conversationv1.Fragment](ctx, m.kind, req.GetConversationId(), inFragments, req)
+	return &conversationv1.ListFragmentsResponse{Fragments: fragments, HasMore: page.More, Metadata: rpc.Metadata(page.Info)}, err
 }
 
 // ListToolCalls implements ConversationService.
 func (m *Manager) ListToolCalls(
 	ctx context.Context, req *conversationv1.ListToolCallsRequest,
 ) (*conversationv1.ListToolCallsResponse, error) {
-	page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inToolCalls,
-		object.EntriesOptions{PageSize: int(req.GetPageSize()), After: object.SeqKey(req.GetAfterSeq())})
-	if err != nil {
-		return nil, err
-	}
-	return &conversationv1.ListToolCallsResponse{
-		ToolCalls: values[*conversationv1.ToolCall](page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
-	}, nil
+	toolCalls, page, err := rpc.ListAfterSeq[*conversationv1.ToolCall](ctx, m.kind, req.GetConversationId(), inToolCalls, req)
+	return &conversationv1.ListToolCallsResponse{ToolCalls: toolCalls, HasMore: page.More, Metadata: rpc.Metadata(page.Info)}, err
 }
 
 // ClaimToolCall implements ConversationService.

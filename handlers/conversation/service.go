@@ -113,7 +113,7 @@ func (m *Manager) GetConversation(
 		return &conversationv1.GetConversationResponse{Metadata: rpc.Metadata(s.Info), NotModified: true}, nil
 	}
 	return &conversationv1.GetConversationResponse{
-		Conversation: present(s.Info, s.State), Messages: values[*conversationv1.Message](s.Recent), Metadata: rpc.Metadata(s.Info),
+		Conversation: present(s.Info, s.State), Messages: rpc.Values[*conversationv1.Message](s.Recent), Metadata: rpc.Metadata(s.Info),
 	}, nil
 }
 
@@ -121,22 +121,11 @@ func (m *Manager) GetConversation(
 func (m *Manager) ListConversations(
 	ctx context.Context, req *conversationv1.ListConversationsRequest,
 ) (*conversationv1.ListConversationsResponse, error) {
-	page, err := m.kind.List(ctx, object.ListOptions{
-		PageSize: int(req.GetPageSize()), PageToken: req.GetPageToken(), Terms: filter(req.GetProjectId(), req.GetLabels()),
-	})
-	if errors.Is(err, object.ErrInvalid) {
-		return nil, problem.InvalidArgument("page_token", "is none of this list; take next_page_token as it came")
-	}
-	if err != nil {
-		return nil, err
-	}
-	res := &conversationv1.ListConversationsResponse{NextPageToken: page.Next}
-	for _, s := range page.Items {
-		res.Conversations = append(res.Conversations, &conversationv1.ConversationItem{
-			Conversation: present(s.Info, s.State), Metadata: rpc.Metadata(s.Info),
+	items, next, err := rpc.List(ctx, m.kind, req, object.ListOptions{Terms: filter(req.GetProjectId(), req.GetLabels())},
+		func(s object.Snapshot[state]) *conversationv1.ConversationItem {
+			return &conversationv1.ConversationItem{Conversation: present(s.Info, s.State), Metadata: rpc.Metadata(s.Info)}
 		})
-	}
-	return res, nil
+	return &conversationv1.ListConversationsResponse{Conversations: items, NextPageToken: next}, err
 }
 
 // UpdateConversation implements ConversationService.
@@ -267,7 +256,7 @@ func (m *Manager) ListMessages(
 		return nil, err
 	}
 	return &conversationv1.ListMessagesResponse{
-		Messages: values[*conversationv1.Message](page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
+		Messages: rpc.Values[*conversationv1.Message](page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
 	}, nil
 }
 
@@ -304,14 +293,8 @@ func (m *Manager) RecordIntent(
 func (m *Manager) ListIntents(
 	ctx context.Context, req *conversationv1.ListIntentsRequest,
 ) (*conversationv1.ListIntentsResponse, error) {
-	page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inIntents,
-		object.EntriesOptions{PageSize: int(req.GetPageSize()), After: object.SeqKey(req.GetAfterSeq())})
-	if err != nil {
-		return nil, err
-	}
-	return &conversationv1.ListIntentsResponse{
-		Intents: values[*conversationv1.Intent](page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
-	}, nil
+	intents, page, err := rpc.ListAfterSeq[*conversationv1.Intent](ctx, m.kind, req.GetConversationId(), inIntents, req)
+	return &conversationv1.ListIntentsResponse{Intents: intents, HasMore: page.More, Metadata: rpc.Metadata(page.Info)}, err
 }
 
 // AdvanceFlow implements ConversationService.
@@ -330,14 +313,8 @@ func (m *Manager) AdvanceFlow(
 func (m *Manager) ListFlowSteps(
 	ctx context.Context, req *conversationv1.ListFlowStepsRequest,
 ) (*conversationv1.ListFlowStepsResponse, error) {
-	page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inFlowSteps,
-		object.EntriesOptions{PageSize: int(req.GetPageSize()), After: object.SeqKey(req.GetAfterSeq())})
-	if err != nil {
-		return nil, err
-	}
-	return &conversationv1.ListFlowStepsResponse{
-		Steps: values[*conversationv1.FlowStep](page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
-	}, nil
+	steps, page, err := rpc.ListAfterSeq[*conversationv1.FlowStep](ctx, m.kind, req.GetConversationId(), inFlowSteps, req)
+	return &conversationv1.ListFlowStepsResponse{Steps: steps, HasMore: page.More, Metadata: rpc.Metadata(page.Info)}, err
 }
 
 // WatchConversation implements ConversationService.
@@ -422,17 +399,6 @@ func refuse(err error) error {
 		return problem.FailedPrecondition("FENCED", fenced.Error()+"; call OpenLive for a new epoch")
 	}
 	return err
-}
-
-// values are the entries' values, which are all of one type.
-func values[M proto.Message](entries []object.Entry) []M {
-	out := make([]M, 0, len(entries))
-	for _, e := range entries {
-		if v, ok := e.Value.(M); ok {
-			out = append(out, v)
-		}
-	}
-	return out
 }
 
 func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }

@@ -754,18 +754,10 @@ func (m *Manager) ListApis(ctx context.Context, req *coordinationv1.ListApisRequ
 	if err != nil {
 		return nil, err
 	}
-	page, err := m.kind.List(ctx, object.ListOptions{PageSize: int(req.GetPageSize()), PageToken: req.GetPageToken(), Around: standingBytes})
-	if errors.Is(err, object.ErrInvalid) {
-		return nil, problem.InvalidArgument("page_token", "is none of this list; take next_page_token as it came")
-	}
-	if err != nil {
-		return nil, err
-	}
-	res := &coordinationv1.ListApisResponse{NextPageToken: page.Next}
-	for _, s := range page.Items {
-		res.Apis = append(res.Apis, present(string(s.ID), s.State, nil, caller, m.now()))
-	}
-	return res, nil
+	apis, next, err := rpc.List(ctx, m.kind, req, object.ListOptions{Around: standingBytes}, func(s object.Snapshot[state]) *coordinationv1.Api {
+		return present(string(s.ID), s.State, nil, caller, m.now())
+	})
+	return &coordinationv1.ListApisResponse{Apis: apis, NextPageToken: next}, err
 }
 
 // standingBytes is what an answer has of an API beside its state: how its 32 policies at most stand.

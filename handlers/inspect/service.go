@@ -82,21 +82,13 @@ func (m *Manager) ListObjects(ctx context.Context, req *inspectv1.ListObjectsReq
 	}
 	page, err := k.Find(ctx, o)
 	if err != nil {
-		return nil, badToken(err)
+		return nil, rpc.PageError(err)
 	}
 	res := &inspectv1.ListObjectsResponse{NextPageToken: page.Next}
 	for _, s := range page.Items {
 		res.Objects = append(res.Objects, &inspectv1.ObjectItem{ObjectId: string(s.ID), Owner: string(s.Owner), Metadata: rpc.Metadata(s.Info)})
 	}
 	return res, nil
-}
-
-// badToken is what a list's error means: its only wrong value is the token, the others are validated.
-func badToken(err error) error {
-	if errors.Is(err, object.ErrInvalid) {
-		return problem.InvalidArgument("page_token", "is none of this list; take next_page_token as it came")
-	}
-	return err
 }
 
 // GetObject implements InspectService.
@@ -378,7 +370,7 @@ func (m *Manager) ListTimers(ctx context.Context, req *inspectv1.ListTimersReque
 		PageToken: req.GetPageToken(),
 	})
 	if err != nil {
-		return nil, badToken(err)
+		return nil, rpc.PageError(err)
 	}
 	res := &inspectv1.ListTimersResponse{NextPageToken: next}
 	for i := range timers {

@@ -177,17 +177,10 @@ func (m *Manager) ListLinearEndpoints(
 	if err := requireService(ctx); err != nil {
 		return nil, err
 	}
-	page, err := m.o.Endpoints.List(ctx, object.ListOptions{PageSize: int(req.GetPageSize()), PageToken: req.GetPageToken()})
-	if err != nil {
-		return nil, badPage(err)
-	}
-	res := &projectv1.ListLinearEndpointsResponse{NextPageToken: page.Next}
-	for _, s := range page.Items {
-		res.Endpoints = append(res.Endpoints, &projectv1.LinearEndpointItem{
-			Endpoint: presentEndpoint(s.ID, s.State), Metadata: rpc.Metadata(s.Info),
-		})
-	}
-	return res, nil
+	items, next, err := rpc.List(ctx, m.o.Endpoints, req, object.ListOptions{}, func(s object.Snapshot[endpointState]) *projectv1.LinearEndpointItem {
+		return &projectv1.LinearEndpointItem{Endpoint: presentEndpoint(s.ID, s.State), Metadata: rpc.Metadata(s.Info)}
+	})
+	return &projectv1.ListLinearEndpointsResponse{Endpoints: items, NextPageToken: next}, err
 }
 
 // UpdateLinearEndpoint implements ProjectService.

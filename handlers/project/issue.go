@@ -476,17 +476,10 @@ func (m *Manager) GetIssue(ctx context.Context, req *projectv1.GetIssueRequest) 
 
 // ListIssues implements ProjectService.
 func (m *Manager) ListIssues(ctx context.Context, req *projectv1.ListIssuesRequest) (*projectv1.ListIssuesResponse, error) {
-	page, err := m.o.Issues.List(ctx, object.ListOptions{
-		PageSize: int(req.GetPageSize()), PageToken: req.GetPageToken(), Terms: issueFilter(req),
+	items, next, err := rpc.List(ctx, m.o.Issues, req, object.ListOptions{Terms: issueFilter(req)}, func(s object.Snapshot[issueState]) *projectv1.IssueItem {
+		return &projectv1.IssueItem{Issue: presentIssue(s.ID, s.State), Metadata: rpc.Metadata(s.Info)}
 	})
-	if err != nil {
-		return nil, badPage(err)
-	}
-	res := &projectv1.ListIssuesResponse{NextPageToken: page.Next}
-	for _, s := range page.Items {
-		res.Issues = append(res.Issues, &projectv1.IssueItem{Issue: presentIssue(s.ID, s.State), Metadata: rpc.Metadata(s.Info)})
-	}
-	return res, nil
+	return &projectv1.ListIssuesResponse{Issues: items, NextPageToken: next}, err
 }
 
 // readPayload reads JSON that came over the wire as a struct. Numbers become float64.

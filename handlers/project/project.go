@@ -2,7 +2,6 @@ package project
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -13,7 +12,6 @@ import (
 
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
-	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
@@ -114,25 +112,10 @@ func (m *Manager) ListProjects(
 	if len(terms) > 1 {
 		terms = terms[1:] // each label's term has it in it
 	}
-	page, err := m.o.Projects.List(ctx, object.ListOptions{
-		PageSize: int(req.GetPageSize()), PageToken: req.GetPageToken(), Terms: terms,
+	items, next, err := rpc.List(ctx, m.o.Projects, req, object.ListOptions{Terms: terms}, func(s object.Snapshot[projectState]) *projectv1.ProjectItem {
+		return &projectv1.ProjectItem{Project: presentProject(s.Info, s.State), Metadata: rpc.Metadata(s.Info)}
 	})
-	if err != nil {
-		return nil, badPage(err)
-	}
-	res := &projectv1.ListProjectsResponse{NextPageToken: page.Next}
-	for _, s := range page.Items {
-		res.Projects = append(res.Projects, &projectv1.ProjectItem{Project: presentProject(s.Info, s.State), Metadata: rpc.Metadata(s.Info)})
-	}
-	return res, nil
-}
-
-// badPage says what a list's only invalid value is.
-func badPage(err error) error {
-	if errors.Is(err, object.ErrInvalid) {
-		return problem.InvalidArgument("page_token", "is none of this list; take next_page_token as it came")
-	}
-	return err
+	return &projectv1.ListProjectsResponse{Projects: items, NextPageToken: next}, err
 }
 
 // UpdateProject implements ProjectService.

@@ -221,32 +221,16 @@ func (m *Manager) GetTask(ctx context.Context, req *projectv1.GetTaskRequest) (*
 		return &projectv1.GetTaskResponse{Metadata: rpc.Metadata(s.Info), NotModified: true}, nil
 	}
 	return &projectv1.GetTaskResponse{
-		Task: presentTask(s.Info, s.State), Transitions: transitions(s.Recent), Metadata: rpc.Metadata(s.Info),
+		Task: presentTask(s.Info, s.State), Transitions: rpc.Values[*projectv1.TaskTransition](s.Recent), Metadata: rpc.Metadata(s.Info),
 	}, nil
-}
-
-func transitions(entries []object.Entry) (out []*projectv1.TaskTransition) {
-	for _, e := range entries {
-		if t, ok := e.Value.(*projectv1.TaskTransition); ok {
-			out = append(out, t)
-		}
-	}
-	return out
 }
 
 // ListTasks implements ProjectService.
 func (m *Manager) ListTasks(ctx context.Context, req *projectv1.ListTasksRequest) (*projectv1.ListTasksResponse, error) {
-	page, err := m.o.Tasks.List(ctx, object.ListOptions{
-		PageSize: int(req.GetPageSize()), PageToken: req.GetPageToken(), Terms: taskFilter(req),
+	items, next, err := rpc.List(ctx, m.o.Tasks, req, object.ListOptions{Terms: taskFilter(req)}, func(s object.Snapshot[taskState]) *projectv1.TaskItem {
+		return &projectv1.TaskItem{Task: presentTask(s.Info, s.State), Metadata: rpc.Metadata(s.Info)}
 	})
-	if err != nil {
-		return nil, badPage(err)
-	}
-	res := &projectv1.ListTasksResponse{NextPageToken: page.Next}
-	for _, s := range page.Items {
-		res.Tasks = append(res.Tasks, &projectv1.TaskItem{Task: presentTask(s.Info, s.State), Metadata: rpc.Metadata(s.Info)})
-	}
-	return res, nil
+	return &projectv1.ListTasksResponse{Tasks: items, NextPageToken: next}, err
 }
 
 // UpdateTaskStatus implements ProjectService.
@@ -272,14 +256,8 @@ func (m *Manager) UpdateTaskStatus(
 func (m *Manager) ListTaskTransitions(
 	ctx context.Context, req *projectv1.ListTaskTransitionsRequest,
 ) (*projectv1.ListTaskTransitionsResponse, error) {
-	page, err := m.o.Tasks.Entries(ctx, object.ID(req.GetTaskId()), inTransitions,
-		object.EntriesOptions{PageSize: int(req.GetPageSize()), After: object.SeqKey(req.GetAfterSeq())})
-	if err != nil {
-		return nil, err
-	}
-	return &projectv1.ListTaskTransitionsResponse{
-		Transitions: transitions(page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
-	}, nil
+	transitions, page, err := rpc.ListAfterSeq[*projectv1.TaskTransition](ctx, m.o.Tasks, req.GetTaskId(), inTransitions, req)
+	return &projectv1.ListTaskTransitionsResponse{Transitions: transitions, HasMore: page.More, Metadata: rpc.Metadata(page.Info)}, err
 }
 
 // DeleteTask implements ProjectService.
