@@ -17,15 +17,15 @@ import (
 // in the database, and those of one object at one version its rows as well: a change of an object with a thousand
 // watchers in this process is read once. None joins a snapshot that was begun before it asked.
 type catchUpLane struct {
-	waiting  []*catchUp
+	waiting  []*catchUpRequest
 	inFlight int
 }
 
-// catchUp is a watcher's question what it missed.
-type catchUp struct {
+// catchUpRequest asks for the changes that one watcher missed.
+type catchUpRequest struct {
 	caller identity.Identity
 	kind   *kind
-	missed missed
+	gap    gap
 	recent int // how many of the newest entries a snapshot has
 	done   chan struct{}
 
@@ -33,9 +33,9 @@ type catchUp struct {
 	err    error
 }
 
-// missed is what follows version last of an object, and within that many entries of the next version; reset asks for a
-// snapshot in its place.
-type missed struct {
+// gap is what a watcher lacks: all that follows version last of an object and the first entries of the next version, as many as
+// within. reset asks for a snapshot instead.
+type gap struct {
 	key    key
 	last   Version
 	within int
@@ -55,8 +55,8 @@ const (
 	leastCaughtUp  = 128 << 10
 )
 
-// catchUp answers what a watcher missed, as of one moment after it asked. It refuses nobody: the number of watchers is bounded.
-func (rt *Runtime) catchUp(ctx context.Context, c *catchUp) (*update, error) {
+// requestCatchUp waits for what a watcher missed, as of one moment after it asked. It refuses no request: the number of watchers is bounded.
+func (rt *Runtime) requestCatchUp(ctx context.Context, c *catchUpRequest) (*update, error) {
 	c.done = make(chan struct{})
 	tenant := c.caller.Tenant
 	rt.mu.Lock()
@@ -64,16 +64,16 @@ func (rt *Runtime) catchUp(ctx context.Context, c *catchUp) (*update, error) {
 		rt.mu.Unlock()
 		return nil, ErrClosed
 	}
-	l := rt.catchUps[tenant]
+	l := rt.catchUpLanes[tenant]
 	if l == nil {
 		l = &catchUpLane{}
-		rt.catchUps[tenant] = l
+		rt.catchUpLanes[tenant] = l
 	}
 	l.waiting = append(l.waiting, c)
 	if l.inFlight < catchUpsInFlight {
 		l.inFlight++
 		rt.workers.Add(1)
-		go rt.catchUpAll(tenant, l) //nolint:contextcheck // a snapshot serves many watchers
+		go rt.runCatchUpLane(tenant, l) //nolint:contextcheck // a snapshot serves many watchers
 	}
 	rt.mu.Unlock()
 	select {
@@ -84,20 +84,20 @@ func (rt *Runtime) catchUp(ctx context.Context, c *catchUp) (*update, error) {
 	}
 }
 
-// catchUpAll answers the lane's watchers until none waits.
-func (rt *Runtime) catchUpAll(tenant identity.Tenant, l *catchUpLane) {
+// runCatchUpLane answers the lane's requests until none waits.
+func (rt *Runtime) runCatchUpLane(tenant identity.Tenant, l *catchUpLane) {
 	defer rt.workers.Done()
 	for {
 		rt.mu.Lock()
 		n := 0
-		distinct := map[missed]struct{}{}
+		distinct := map[gap]struct{}{}
 		for n < len(l.waiting) && len(distinct) < maxCatchUps {
-			distinct[l.waiting[n].missed] = struct{}{}
+			distinct[l.waiting[n].gap] = struct{}{}
 			n++
 		}
 		if n == 0 {
 			if l.inFlight--; l.inFlight == 0 {
-				delete(rt.catchUps, tenant)
+				delete(rt.catchUpLanes, tenant)
 			}
 			rt.mu.Unlock()
 			return
@@ -105,13 +105,13 @@ func (rt *Runtime) catchUpAll(tenant identity.Tenant, l *catchUpLane) {
 		batch := l.waiting[:n:n]
 		l.waiting = l.waiting[n:]
 		rt.mu.Unlock()
-		rt.runCatchUps(tenant, batch)
+		rt.answerCatchUps(tenant, batch)
 	}
 }
 
-// account is what there is to say to all who missed the same.
-type account struct {
-	missed
+// catchUpRead reads what all watchers with the same gap lack.
+type catchUpRead struct {
+	gap
 
 	kind   *kind
 	recent int // the most entries that somebody wants of a snapshot
@@ -128,18 +128,18 @@ type account struct {
 	err     error
 }
 
-// runCatchUps answers a batch of one tenant's watchers from one snapshot: a first round trip for objects and journals,
+// answerCatchUps answers a batch of one tenant's watchers from one snapshot: a first round trip for objects and journals,
 // and a second for the entries that the journals name.
-func (rt *Runtime) runCatchUps(tenant identity.Tenant, batch []*catchUp) {
+func (rt *Runtime) answerCatchUps(tenant identity.Tenant, batch []*catchUpRequest) {
 	scope := db.Scope{Tenant: tenant}
-	byMissed := make(map[missed]*account, len(batch))
-	var accounts []*account
+	byGap := make(map[gap]*catchUpRead, len(batch))
+	var reads []*catchUpRead
 	for _, c := range batch {
-		a := byMissed[c.missed]
+		a := byGap[c.gap]
 		if a == nil {
-			a = &account{missed: c.missed, kind: c.kind}
-			byMissed[c.missed] = a
-			accounts = append(accounts, a)
+			a = &catchUpRead{gap: c.gap, kind: c.kind}
+			byGap[c.gap] = a
+			reads = append(reads, a)
 		}
 		a.recent = max(a.recent, c.recent)
 		scope.Service = scope.Service || c.caller.Service
@@ -148,30 +148,30 @@ func (rt *Runtime) runCatchUps(tenant identity.Tenant, batch []*catchUp) {
 		}
 	}
 	rt.metrics.catchUps.Add(float64(len(batch)))
-	rt.metrics.catchUpReads.Add(float64(len(accounts)))
+	rt.metrics.catchUpReads.Add(float64(len(reads)))
 	ctx, cancel := context.WithTimeout(rt.life, rt.commitTimeout)
 	defer cancel()
-	err := rt.readAccounts(ctx, scope, accounts)
+	err := rt.readGaps(ctx, scope, reads)
 	if err != nil && rt.life.Err() != nil {
 		err = ErrClosed
 	}
 	now := rt.db.Now()
 	for _, c := range batch {
 		if c.err = err; err == nil {
-			c.update, c.err = byMissed[c.missed].tell(c, now)
+			c.update, c.err = byGap[c.gap].answer(c, now)
 		}
 		close(c.done)
 	}
 }
 
-func (rt *Runtime) readAccounts(ctx context.Context, scope db.Scope, accounts []*account) error {
-	for _, a := range accounts {
-		a.most = min(max(AnswerBytes*catchUpAnswers/len(accounts), leastCaughtUp), AnswerBytes)
+func (rt *Runtime) readGaps(ctx context.Context, scope db.Scope, reads []*catchUpRead) error {
+	for _, a := range reads {
+		a.most = min(max(AnswerBytes*catchUpAnswers/len(reads), leastCaughtUp), AnswerBytes)
 	}
 	p := rt.db.NewSnapshot(scope)
-	queueRecords(p, scope.Tenant, accounts, func(a *account) bool { return a.reset })
+	queueRecords(p, scope.Tenant, reads, func(a *catchUpRead) bool { return a.reset })
 	snapshots := true
-	for _, a := range accounts {
+	for _, a := range reads {
 		if a.reset {
 			continue
 		}
@@ -188,15 +188,15 @@ func (rt *Runtime) readAccounts(ctx context.Context, scope db.Scope, accounts []
 		if err := rt.db.RunSnapshot(ctx, p); err != nil {
 			return err
 		}
-		return rt.readPackedRecent(ctx, scope, accounts)
+		return rt.readPackedRecent(ctx, scope, reads)
 	}
 	tx, err := rt.db.Begin(ctx, p)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback(ctx)
-	var again, told []*account
-	for _, a := range accounts {
+	var again, told []*catchUpRead
+	for _, a := range reads {
 		switch {
 		case a.err != nil, a.reset, a.rec == nil, a.rec.state == nil:
 		case !a.explains():
@@ -213,7 +213,7 @@ func (rt *Runtime) readAccounts(ctx context.Context, scope db.Scope, accounts []
 	}
 	p = tx.Next()
 	if len(again) > 0 {
-		queueRecords(p, scope.Tenant, again, func(*account) bool { return true })
+		queueRecords(p, scope.Tenant, again, func(*catchUpRead) bool { return true })
 	}
 	wanted := dbsqlc.LoadEntriesParams{TenantID: string(scope.Tenant)}
 	for i, a := range told {
@@ -235,7 +235,7 @@ func (rt *Runtime) readAccounts(ctx context.Context, scope db.Scope, accounts []
 		}
 		p.LoadEntries(wanted, each)
 		// Of what has changed lately nothing is packed, but a watcher may come back after days.
-		if slices.ContainsFunc(told, func(a *account) bool { return len(a.entries) > 0 && a.packed != nil }) {
+		if slices.ContainsFunc(told, func(a *catchUpRead) bool { return len(a.entries) > 0 && a.packed != nil }) {
 			p.LoadPacked(wanted, each)
 		}
 	}
@@ -251,10 +251,10 @@ func (rt *Runtime) readAccounts(ctx context.Context, scope db.Scope, accounts []
 // unmeasured is how many entries are loaded without asking for their sizes first.
 const unmeasured = 8
 
-// measure decides how many of each account's entries are loaded: as many as one message has.
-func measure(ctx context.Context, tx *db.Transaction, t identity.Tenant, accounts []*account) error {
+// measure decides how many entries each read loads: as many as one message has.
+func measure(ctx context.Context, tx *db.Transaction, t identity.Tenant, reads []*catchUpRead) error {
 	m := dbsqlc.MeasureEntriesParams{TenantID: string(t)}
-	for i, a := range accounts {
+	for i, a := range reads {
 		a.piece = len(a.entries)
 		for n, e := range a.entries {
 			m.Ords = append(m.Ords, int32(i))
@@ -270,20 +270,20 @@ func measure(ctx context.Context, tx *db.Transaction, t identity.Tenant, account
 	}
 	p := tx.Next()
 	p.MeasureEntries(m, func(r *dbsqlc.MeasureEntriesRow) error {
-		accounts[r.Ord].entries[r.N].size = int(r.Bytes)
+		reads[r.Ord].entries[r.N].size = int(r.Bytes)
 		return nil
 	})
 	if err := tx.Read(ctx, p); err != nil {
 		return err
 	}
-	for _, a := range accounts {
+	for _, a := range reads {
 		a.cut(func(i int) int { return len(a.entries[i].Key) + a.entries[i].size })
 	}
 	return nil
 }
 
 // cut lets the message end where it is full: behind the last version that fits as a whole, or within the first one.
-func (a *account) cut(size func(i int) int) {
+func (a *catchUpRead) cut(size func(i int) int) {
 	room := a.kind.room(a.rec)
 	room.Bytes = max(a.most-AnswerBytes+room.Bytes, leastCaughtUp)
 	n := 0
@@ -300,7 +300,7 @@ func (a *account) cut(size func(i int) int) {
 }
 
 // whole is how many events are in the message with all of their entries.
-func (a *account) whole() int {
+func (a *catchUpRead) whole() int {
 	n, _ := slices.BinarySearch(a.ends, a.piece+1)
 	return n
 }
@@ -309,9 +309,9 @@ func (a *account) whole() int {
 const entryChangeOverhead = 32
 
 // readPackedRecent reads the objects anew of which a snapshot wants more entries than are not packed.
-func (rt *Runtime) readPackedRecent(ctx context.Context, scope db.Scope, accounts []*account) error {
-	var packed []*account
-	for _, a := range accounts {
+func (rt *Runtime) readPackedRecent(ctx context.Context, scope db.Scope, reads []*catchUpRead) error {
+	var packed []*catchUpRead
+	for _, a := range reads {
 		if a.err == nil && a.packed != nil && a.rec.lacks(a.recent) {
 			packed = append(packed, a)
 		}
@@ -320,7 +320,7 @@ func (rt *Runtime) readPackedRecent(ctx context.Context, scope db.Scope, account
 		return nil
 	}
 	p := rt.db.NewSnapshot(scope)
-	queueRecords(p, scope.Tenant, packed, func(*account) bool { return false })
+	queueRecords(p, scope.Tenant, packed, func(*catchUpRead) bool { return false })
 	fill := make([]func(*record) error, len(packed))
 	for i, a := range packed {
 		a.rec = nil
@@ -336,13 +336,13 @@ func (rt *Runtime) readPackedRecent(ctx context.Context, scope db.Scope, account
 }
 
 // limit is how many of the newest entries are read for a snapshot.
-func (a *account) limit() int { return max(a.recent, a.kind.recentLoad()) }
+func (a *catchUpRead) limit() int { return max(a.recent, a.kind.recentLoad()) }
 
 // queueRecords queues the reading of the objects, with their newest entries where that is wanted. A row that cannot be read
 // fails those who asked for it.
-func queueRecords(p *db.Pipeline, t identity.Tenant, accounts []*account, recent func(*account) bool) {
+func queueRecords(p *db.Pipeline, t identity.Tenant, reads []*catchUpRead, recent func(*catchUpRead) bool) {
 	v := dbsqlc.ViewObjectsParams{TenantID: string(t)}
-	for i, a := range accounts {
+	for i, a := range reads {
 		limit := 0
 		if recent(a) {
 			limit = a.limit()
@@ -356,7 +356,7 @@ func queueRecords(p *db.Pipeline, t identity.Tenant, accounts []*account, recent
 		v.MostBytes = int64(a.most)
 	}
 	p.ViewObjects(v, func(r *dbsqlc.ViewObjectsRow) error {
-		a := accounts[r.Ord]
+		a := reads[r.Ord]
 		if a.rec, a.err = a.kind.record(r, int(v.Limits[r.Ord]), a.most); a.err == nil {
 			a.packed, a.err = parsePacked(r.Packed)
 		}
@@ -365,7 +365,7 @@ func queueRecords(p *db.Pipeline, t identity.Tenant, accounts []*account, recent
 }
 
 // explains tells whether the events are all that was missed.
-func (a *account) explains() bool {
+func (a *catchUpRead) explains() bool {
 	n := int64(a.rec.version - a.last)
 	return n >= 0 && int64(len(a.events)) == n && (n == 0 || a.events[0].Version == int64(a.last)+1) &&
 		// What an earlier life of the object left is gone, and no event says so. Other events of the instant in which it was
@@ -374,7 +374,7 @@ func (a *account) explains() bool {
 }
 
 // want lists the entries that the events put or deleted.
-func (a *account) want() error {
+func (a *catchUpRead) want() error {
 	a.index = map[entryKey]int{}
 	for i, e := range a.events {
 		keys, err := undoKeys(e.Undo)
@@ -397,8 +397,8 @@ func (a *account) want() error {
 	return nil
 }
 
-// tell is the answer to one watcher.
-func (a *account) tell(c *catchUp, now time.Time) (*update, error) {
+// answer returns the update for one watcher.
+func (a *catchUpRead) answer(c *catchUpRequest, now time.Time) (*update, error) {
 	gone := !a.rec.live(now)
 	switch {
 	case a.err != nil:

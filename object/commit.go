@@ -14,8 +14,8 @@ import (
 	"holdfast/identity"
 )
 
-// commit runs a batch of one tenant's objects and answers its changes. What the cache knows goes the fast way, in one
-// round trip; the rest, and what the fast way could not settle, goes the sure way, in two.
+// commit runs a batch of one tenant's objects and answers its changes. What the cache knows takes the fast path, in one
+// round trip; the rest, and what the fast path could not settle, takes the slow path, in two.
 func (rt *Runtime) commit(batch []*work) {
 	var fast, sure []*work
 	for _, w := range batch {
@@ -43,7 +43,7 @@ func (rt *Runtime) bound(works []*work) {
 	}
 }
 
-// prepare tells whether an object may go the fast way: the cache has it, or it is about to be created. One that was deleted
+// prepare tells whether an object may take the fast path: the cache has it, or it is about to be created. One that was deleted
 // does not: a retry of its deletion must not pass for the first request of a new life. Nor does one whose lock was not to be had.
 func (rt *Runtime) prepare(w *work) bool {
 	w.base = rt.cache.get(w.box.key)
@@ -85,7 +85,7 @@ func (rt *Runtime) commitFast(works []*work) (rest []*work) {
 		rt.finish(settled)
 		return rest
 	}
-	// Whatever it was, the sure way finds out: it locks the objects, so a transaction of ours that lives on is over by
+	// Whatever it was, the slow path finds out: it locks the objects, so a transaction of ours that lives on is over by
 	// then or will meet the fence.
 	for _, w := range settled {
 		rt.cache.drop(w.box.key)
@@ -201,7 +201,7 @@ func splitCreators(works []*work) (changing, creating []*work) {
 	return changing, creating
 }
 
-// tryCommit is one attempt of the sure way. Where it returns nil, every change has its outcome.
+// tryCommit is one attempt of the slow path. Where it returns nil, every change has its outcome.
 func (rt *Runtime) tryCommit(works []*work) error {
 	ctx, cancel := context.WithTimeout(rt.life, rt.commitTimeout)
 	defer cancel()

@@ -8,11 +8,11 @@
 //	           one an      one a tenant;    up to 256 objects with all that
 //	           object      lanes in turn    waits for them, in one transaction
 //
-//	the fast way, where the cache has every object of the batch (one round trip):
+//	the fast path, where the cache has every object of the batch (one round trip):
 //
 //	    run closures on cached states ──> [ enter scope · lock, store if still at that version ] ──> publish ──> reply
 //
-//	the sure way, where it has not, or where the fast way met another version (two round trips):
+//	the slow path, where it has not, or where the fast path met another version (two round trips):
 //
 //	    [ BEGIN · enter scope · lock · load ] ──> run closures ──> [ store · COMMIT ] ──> publish ──> reply
 //
@@ -22,7 +22,7 @@
 //
 // # Closures
 //
-// A change is a closure over a scratch copy of the state. It is pure, so it may run again: on the sure way after the
+// A change is a closure over a scratch copy of the state. It is pure, so it may run again: on the slow path after the
 // fast one failed, in a smaller batch after its neighbour failed, or because it looked at an entry that was not at hand,
 // which unwinds it and loads the entry. Only its last run counts. One that returns an error or panics leaves no trace.
 //
@@ -30,7 +30,7 @@
 //
 // A transaction-level advisory lock on (tenant, kind, id) serializes writers, also of an object that does not exist
 // yet. It is a statement of its own: the load that follows has a younger snapshot than the lock. The version fence
-// (UPDATE … WHERE version = expected) would catch every mistake in that, and is all that the fast way relies on: what
+// (UPDATE … WHERE version = expected) would catch every mistake in that, and is all that the fast path relies on: what
 // it computed from the cache is right if and only if the version is still the same when the lock is held.
 //
 // Reads are strong. A view shares its round trip only with views that were asked before it was sent, and what the cache
@@ -87,7 +87,7 @@
 //   - Postgres is away: changes and reads fail at once with db.ErrUnavailable. Nothing is queued for later.
 //   - A change cannot be stored (a poisoned one): its batch is tried again object by object, then change by change, and
 //     it fails alone.
-//   - Another process writes the same object: the fence refuses the fast way, the sure way loads, and for the next few
+//   - Another process writes the same object: the fence refuses the fast path, the slow path loads, and for the next few
 //     writes the cache is not asked.
 //   - A lock is held by another for too long (2 s): the batch's objects are tried again one by one, and the one that is stuck
 //     waits once more (6 s), alone and beside its lane, then fails with db.ErrContention. So it goes with a deadlock.
@@ -98,7 +98,7 @@
 //     it missed in one message.
 //   - Another process writes what is watched here: a hint says so (fanout.go), and the watcher reads the journal. Hints may
 //     be lost, late or wrong, and the connection that brings them may be dead: watchers poll as well. Signals go the same way,
-//     sealed (signals.go); what is lost of them is not told again.
+//     sealed (signal_relay.go); what is lost of them is not told again.
 //   - The clock of the machine steps: nothing happens. Time is the database's, read after the lock, or extrapolated
 //     from its last answer on the process's monotonic clock; it does not run backwards for one object.
 //   - The database's clock is set, or the process was frozen: what is computed by the old estimate is refused by the fence of

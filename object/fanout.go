@@ -50,7 +50,7 @@ const (
 type fanout struct {
 	rt      *Runtime
 	carrier Carrier
-	signals *signals
+	signals *signalRelay
 	self    string
 	greet   time.Duration
 	signal  chan struct{} // capacity 1: something waits to be sent
@@ -70,7 +70,7 @@ func newFanout(rt *Runtime, c Config) *fanout {
 		rt: rt, carrier: c.Carrier, self: rand.Text(), greet: c.GreetInterval,
 		signal: make(chan struct{}, 1), stop: make(chan struct{}), pending: map[key]Version{}, peers: map[string]time.Time{},
 	}
-	f.signals = newSignals(f, c.Sealer)
+	f.signals = newSignalRelay(f, c.Sealer)
 	if f.carrier == nil {
 		return f
 	}

@@ -111,7 +111,7 @@ type Runtime struct {
 	reads   map[identity.Tenant]*readLane
 	reading int // views that wait or run
 
-	catchUps map[identity.Tenant]*catchUpLane
+	catchUpLanes map[identity.Tenant]*catchUpLane
 }
 
 const (
@@ -166,8 +166,8 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 		macs: macs,
 		db:   d, log: c.Log, limits: c.Limits, commitTimeout: c.CommitTimeout, cache: newCache(c.CacheBytes),
 		lanes: map[identity.Tenant]*lane{}, boxes: map[key]*mailbox{}, kinds: map[string]*kind{}, reads: map[identity.Tenant]*readLane{},
-		catchUps: map[identity.Tenant]*catchUpLane{},
-		changing: newGate(bounds{user: c.Limits.PerUser}), viewing: newGate(bounds{user: c.Limits.PerUser}),
+		catchUpLanes: map[identity.Tenant]*catchUpLane{},
+		changing:     newGate(bounds{user: c.Limits.PerUser}), viewing: newGate(bounds{user: c.Limits.PerUser}),
 		history: newGate(bounds{1, max(1, c.Limits.History/2), c.Limits.History}),
 	}
 	rt.answers = &answers{rt: rt, left: make(chan struct{}), gate: newGate(bounds{

@@ -139,7 +139,7 @@ func opensMessage(d protoreflect.MessageDescriptor) bool {
 // nothing where they are the same.
 func appendNode(b []byte, empty int, name string, f protoreflect.FieldDescriptor, was, is protoreflect.Value) ([]byte, error) {
 	without := len(b)
-	n := noter{b: append(appendName(b, empty, name), '{')}
+	n := undoWriter{b: append(appendName(b, empty, name), '{')}
 	n.begin = len(n.b)
 	if f.IsMap() {
 		n.entries(f, was.Map(), is.Map())
@@ -152,8 +152,8 @@ func appendNode(b []byte, empty int, name string, f protoreflect.FieldDescriptor
 	return append(n.b, '}'), n.err
 }
 
-// noter writes one node.
-type noter struct {
+// undoWriter writes one node.
+type undoWriter struct {
 	b     []byte
 	begin int // of the node's members
 	err   error
@@ -168,7 +168,7 @@ type inner struct {
 	was, is protoreflect.Value
 }
 
-func (n *noter) entries(f protoreflect.FieldDescriptor, was, is protoreflect.Map) {
+func (n *undoWriter) entries(f protoreflect.FieldDescriptor, was, is protoreflect.Map) {
 	value := f.MapValue()
 	deep := value.Message() != nil && opensMessage(value.Message())
 	set := n.member("set")
@@ -201,7 +201,7 @@ func (n *noter) entries(f protoreflect.FieldDescriptor, was, is protoreflect.Map
 	n.rest()
 }
 
-func (n *noter) fields(was, is protoreflect.Message) {
+func (n *undoWriter) fields(was, is protoreflect.Message) {
 	set := n.member("set")
 	empty := len(n.b)
 	for i, fields := 0, was.Descriptor().Fields(); i < fields.Len() && n.err == nil; i++ {
@@ -223,7 +223,7 @@ func (n *noter) fields(was, is protoreflect.Message) {
 }
 
 // rest writes the members that follow set.
-func (n *noter) rest() {
+func (n *undoWriter) rest() {
 	if len(n.unset) > 0 {
 		n.member("unset")
 		n.b[len(n.b)-1] = '['
@@ -249,14 +249,14 @@ func (n *noter) rest() {
 }
 
 // member begins an object as a member of the node, and returns where it did so.
-func (n *noter) member(name string) (at int) {
+func (n *undoWriter) member(name string) (at int) {
 	at = len(n.b)
 	n.b = append(appendName(n.b, n.begin, name), '{')
 	return at
 }
 
 // end ends a member, or takes it back if it is empty.
-func (n *noter) end(at, empty int) {
+func (n *undoWriter) end(at, empty int) {
 	if len(n.b) == empty {
 		n.b = n.b[:at]
 	} else {

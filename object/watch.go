@@ -184,8 +184,8 @@ func entryChanges(puts []put) []EntryChange {
 // catchUp reads what the watcher missed, as of one moment and as much as one message has, and moves it behind that. It is nil
 // where nothing was missed.
 func (w *watch) catchUp(ctx context.Context) (*update, error) {
-	u, err := w.kind.rt.catchUp(ctx, &catchUp{
-		caller: w.caller, kind: w.kind, missed: missed{w.key, w.last, w.within, w.reset}, recent: w.recent,
+	u, err := w.kind.rt.requestCatchUp(ctx, &catchUpRequest{
+		caller: w.caller, kind: w.kind, gap: gap{w.key, w.last, w.within, w.reset}, recent: w.recent,
 	})
 	if u != nil && !u.older {
 		w.last, w.within, w.reset = u.at, u.within, false

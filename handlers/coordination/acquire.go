@@ -69,14 +69,14 @@ func (d *demand) leases(c *coordinationv1.ApiConfig) bool {
 	})
 }
 
-// shelf finds the buckets of an API, and of one user where policies of that scope count.
-type shelf struct {
+// bucketStore holds the buckets of an API, and those of one user if policies of the scope user count.
+type bucketStore struct {
 	state *coordinationv1.ApiState
 	user  *coordinationv1.UserBuckets
 }
 
 // bucket is a policy's bucket, tidied, and made where there is none.
-func (s shelf) bucket(p policy, now time.Time) bucket {
+func (s bucketStore) bucket(p policy, now time.Time) bucket {
 	pool := p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CONCURRENCY
 	var m *map[string]bucket
 	switch {
@@ -122,7 +122,7 @@ type verdict struct {
 
 // acquire lets a call pass and takes what it wants, or does neither. peek takes nothing in any case. It changes the
 // state for the better only, by forgetting what is over, where the call may not pass.
-func acquire(s shelf, c *coordinationv1.ApiConfig, d *demand, peek bool, now time.Time) verdict {
+func acquire(s bucketStore, c *coordinationv1.ApiConfig, d *demand, peek bool, now time.Time) verdict {
 	v := verdict{allowed: true, retryAt: now}
 	refuse := func(at time.Time, reason coordinationv1.WaitReason) {
 		v.allowed = false
@@ -235,7 +235,7 @@ func probeLease(c *coordinationv1.ApiConfig) time.Duration {
 
 // charge corrects what a call took once its true cost is known. More than thought is taken whether or not it is there;
 // less is given back.
-func charge(s shelf, c *coordinationv1.ApiConfig, d *demand, actual int64, taken, now time.Time) {
+func charge(s bucketStore, c *coordinationv1.ApiConfig, d *demand, actual int64, taken, now time.Time) {
 	for _, p := range c.GetPolicies() {
 		if unitOf(p) != coordinationv1.Unit_UNIT_COST || p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CONCURRENCY || !d.covers(p) {
 			continue
@@ -250,7 +250,7 @@ func charge(s shelf, c *coordinationv1.ApiConfig, d *demand, actual int64, taken
 }
 
 // refund gives back what a call took at that time and did not use.
-func refund(s shelf, c *coordinationv1.ApiConfig, d *demand, taken, now time.Time) (limits []*coordinationv1.Standing) {
+func refund(s bucketStore, c *coordinationv1.ApiConfig, d *demand, taken, now time.Time) (limits []*coordinationv1.Standing) {
 	for _, p := range c.GetPolicies() {
 		if !d.covers(p) {
 			continue
@@ -276,7 +276,7 @@ func releaseLease(pools map[string]bucket, id string, owner string, service bool
 // standings are how all policies stand, of the user too where user is given.
 func standings(s *coordinationv1.ApiState, user *coordinationv1.UserBuckets, c *coordinationv1.ApiConfig, now time.Time) []*coordinationv1.Standing {
 	// A reader must leave what it reads alone, and buckets are tidied.
-	sh := shelf{state: &coordinationv1.ApiState{Buckets: cloned(s.GetBuckets()), Pools: cloned(s.GetPools())}}
+	sh := bucketStore{state: &coordinationv1.ApiState{Buckets: cloned(s.GetBuckets()), Pools: cloned(s.GetPools())}}
 	if user != nil {
 		sh.user = proto.CloneOf(user)
 	}

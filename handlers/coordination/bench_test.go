@@ -39,8 +39,8 @@ func BenchmarkAcquire(b *testing.B) {
 		for b.Loop() {
 			now = now.Add(200 * time.Microsecond)
 			s = scratch(s)
-			l := ledger{shelf: shelf{state: s}, config: s.GetConfig(), now: now}
-			v := acquire(l.shelf, l.config, &demand{operation: "bench", permits: 1, cost: 10, leaseID: "lease"}, false, now)
+			l := ledger{bucketStore: bucketStore{state: s}, config: s.GetConfig(), now: now}
+			v := acquire(l.bucketStore, l.config, &demand{operation: "bench", permits: 1, cost: 10, leaseID: "lease"}, false, now)
 			if !v.allowed {
 				b.Fatal("refused")
 			}

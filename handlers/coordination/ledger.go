@@ -103,7 +103,7 @@ func asSeen(r row, now time.Time) row {
 
 // ledger is what a rule of the ledger works on: one API, and the day's count that its change brought to an end.
 type ledger struct {
-	shelf
+	bucketStore
 
 	config *coordinationv1.ApiConfig
 	now    time.Time
@@ -233,7 +233,7 @@ func (l *ledger) send(r row, req *coordinationv1.BeginRequestRequest, owner stri
 	d := demandOf(req.GetOperation(), max(1, req.GetPermits()), req.GetCost(), owner, seq)
 	d.lease = l.timeout(req)
 	l.breaker()
-	v := acquire(l.shelf, l.config, d, false, l.now)
+	v := acquire(l.bucketStore, l.config, d, false, l.now)
 	res := &coordinationv1.BeginRequestResponse{Request: r, Limits: v.limits}
 	if !v.allowed {
 		if v.tooMuch != "" {
@@ -348,7 +348,7 @@ func (l *ledger) complete(r row, lease int64, req *coordinationv1.CompleteReques
 	}
 	l.end(r, lease, healthUp)
 	if req.Cost != nil {
-		charge(l.shelf, l.config, demandOfRow(r), req.GetCost(), r.GetBeginTime().AsTime(), l.now)
+		charge(l.bucketStore, l.config, demandOfRow(r), req.GetCost(), r.GetBeginTime().AsTime(), l.now)
 		was := r.GetCost()
 		l.count(func(d *coordinationv1.UsageDay) { d.Cost = max(0, d.GetCost()+req.GetCost()-was) })
 	}
@@ -387,7 +387,7 @@ func (l *ledger) fail(r row, lease int64, req *coordinationv1.FailRequestRequest
 	}
 	l.end(r, lease, h)
 	if req.GetNotSent() && lease == r.GetAttemptLease() {
-		refund(l.shelf, l.config, demandOfRow(r), r.GetBeginTime().AsTime(), l.now)
+		refund(l.bucketStore, l.config, demandOfRow(r), r.GetBeginTime().AsTime(), l.now)
 		l.count(countPermits(r.GetOperation(), -r.GetPermits(), -r.GetCost()))
 	}
 	was := r.GetStatus()

@@ -28,7 +28,7 @@ func newBook() *book {
 }
 
 func (b *book) ledger() *ledger {
-	return &ledger{shelf: shelf{state: b.state, user: &coordinationv1.UserBuckets{}}, config: b.conf, now: b.now}
+	return &ledger{bucketStore: bucketStore{state: b.state, user: &coordinationv1.UserBuckets{}}, config: b.conf, now: b.now}
 }
 
 func (b *book) begin(change ...func(*coordinationv1.BeginRequestRequest)) (*coordinationv1.BeginRequestResponse, error) {
@@ -398,7 +398,7 @@ func TestBreaker(t *testing.T) {
 func TestTwoMinutesOfOutage(t *testing.T) {
 	t.Parallel()
 	const minutes = 2
-	s := shelf{state: &coordinationv1.ApiState{Breaker: &coordinationv1.Breaker{}}}
+	s := bucketStore{state: &coordinationv1.ApiState{Breaker: &coordinationv1.Breaker{}}}
 	c := &coordinationv1.ApiConfig{Breaker: &coordinationv1.BreakerConfig{OpenFor: durationpb.New(20 * time.Second)}}
 	type call struct {
 		ends       time.Time

@@ -390,7 +390,7 @@ func quotaDimension(quotaID string) string {
 
 // correct makes the policies that cover an operation agree with what a provider said. It only makes them tighter; a limit
 // rises only where mayRaise. It returns the names of the policies that it changed, and whether it paused the API.
-func correct(s shelf, c *coordinationv1.ApiConfig, d *demand, o *observed, mayRaise bool, now time.Time) (corrected []string, paused bool) {
+func correct(s bucketStore, c *coordinationv1.ApiConfig, d *demand, o *observed, mayRaise bool, now time.Time) (corrected []string, paused bool) {
 	named := false // the provider said which budget is used up, and some policy is that budget
 	for _, p := range c.GetPolicies() {
 		l := o.limits[p.GetDimension()]

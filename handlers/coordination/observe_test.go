@@ -181,7 +181,7 @@ func FuzzObserve(f *testing.F) {
 		}
 		for _, p := range []policy{sliding(5, time.Minute), gcra(5, time.Minute, 0), calendar(5, coordinationv1.Calendar_CALENDAR_DAY, "")} {
 			p.Dimension = "requests"
-			s := shelf{state: &coordinationv1.ApiState{}}
+			s := bucketStore{state: &coordinationv1.ApiState{}}
 			b := s.bucket(p, epoch)
 			take(p, b, 2, epoch)
 			correct(s, &coordinationv1.ApiConfig{Policies: []policy{p}}, &demand{}, o, false, epoch)
@@ -241,7 +241,7 @@ func TestCorrections(t *testing.T) {
 			if tt.policy.Dimension == "" {
 				tt.policy.Dimension = "requests"
 			}
-			s, c := shelf{state: &coordinationv1.ApiState{}}, &coordinationv1.ApiConfig{Policies: []policy{tt.policy}}
+			s, c := bucketStore{state: &coordinationv1.ApiState{}}, &coordinationv1.ApiConfig{Policies: []policy{tt.policy}}
 			b := s.bucket(tt.policy, epoch)
 			take(tt.policy, b, tt.taken, epoch)
 			o := observe(&coordinationv1.ProviderResponse{HttpStatus: tt.status, Headers: tt.headers, Body: []byte(tt.body)}, epoch)
@@ -260,7 +260,7 @@ func TestCorrections(t *testing.T) {
 // A provider that wants silence without saying for which budget gets it for all.
 func TestPause(t *testing.T) {
 	t.Parallel()
-	s, c := shelf{state: &coordinationv1.ApiState{}}, &coordinationv1.ApiConfig{Policies: []policy{sliding(10, time.Minute)}}
+	s, c := bucketStore{state: &coordinationv1.ApiState{}}, &coordinationv1.ApiConfig{Policies: []policy{sliding(10, time.Minute)}}
 	o := observe(&coordinationv1.ProviderResponse{HttpStatus: http.StatusServiceUnavailable, Headers: map[string]string{"Retry-After": "30"}}, epoch)
 	if corrected, paused := correct(s, c, &demand{}, o, false, epoch); len(corrected) > 0 || !paused {
 		t.Fatalf("corrected %v, paused %v", corrected, paused)

@@ -46,26 +46,26 @@ func TestRulesLeaveEarlierStatesAlone(t *testing.T) {
 			states, copies = append(states, s), append(copies, proto.CloneOf(s))
 			s = scratch(s)
 			now = now.Add(time.Duration(rapid.SampledFrom([]int64{0, 1, 200, 3000, 20_000}).Draw(t, "ms")) * time.Millisecond)
-			l := &ledger{shelf: shelf{state: s, user: &coordinationv1.UserBuckets{}}, config: s.GetConfig(), now: now}
+			l := &ledger{bucketStore: bucketStore{state: s, user: &coordinationv1.UserBuckets{}}, config: s.GetConfig(), now: now}
 			l.breaker()
 			name := func(what string) string { return fmt.Sprint(what, rapid.IntRange(1, 3).Draw(t, what)) }
 			d := &demand{operation: name("op"), permits: 1, cost: 1, leaseID: name("lease")}
 			switch rapid.IntRange(0, 9).Draw(t, "do") {
 			case 0, 1, 2:
-				if v := acquire(l.shelf, l.config, d, false, now); v.allowed {
+				if v := acquire(l.bucketStore, l.config, d, false, now); v.allowed {
 					l.count(countPermits(d.operation, 1, 1))
 				}
 			case 3:
 				releaseLease(s.GetPools(), d.leaseID, "", true)
 			case 4:
-				refund(l.shelf, l.config, d, now.Add(-time.Duration(rapid.SampledFrom([]int64{0, 1, 200}).Draw(t, "ago"))*time.Millisecond), now)
+				refund(l.bucketStore, l.config, d, now.Add(-time.Duration(rapid.SampledFrom([]int64{0, 1, 200}).Draw(t, "ago"))*time.Millisecond), now)
 			case 5:
 				remaining := rapid.Int64Range(0, 3).Draw(t, "remaining")
 				o := &observed{limits: map[string]*coordinationv1.ObservedLimit{}, retryAt: now.Add(time.Second)}
 				for _, p := range config.GetPolicies() {
 					o.limits[p.GetDimension()] = &coordinationv1.ObservedLimit{Remaining: &remaining, Limit: &remaining, ResetTime: stamp(now.Add(time.Second))}
 				}
-				correct(l.shelf, l.config, d, o, true, now)
+				correct(l.bucketStore, l.config, d, o, true, now)
 			case 6:
 				id := name("r")
 				i := slices.IndexFunc(rows, func(r row) bool { return r.GetRequestId() == id })

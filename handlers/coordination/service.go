@@ -175,8 +175,8 @@ func change[R proto.Message](
 
 func newTx(otx *object.Tx[state], api string, caller identity.Identity) *tx {
 	t := &tx{Tx: otx, api: api, caller: caller, key: ownerKey(caller.User)}
-	t.shelf = shelf{state: otx.State(), user: &coordinationv1.UserBuckets{}}
-	t.config, t.ledger.now = configOf(api, t.shelf.state), otx.Now()
+	t.bucketStore = bucketStore{state: otx.State(), user: &coordinationv1.UserBuckets{}}
+	t.config, t.ledger.now = configOf(api, t.bucketStore.state), otx.Now()
 	return t
 }
 
@@ -375,7 +375,7 @@ func (m *Manager) FailRequest(
 // report corrects the limits by what the provider answered; nil says nothing.
 func (t *tx) report(d *demand, r *coordinationv1.ProviderResponse) (o *observed, corrected []string, paused bool) {
 	o = observe(r, t.ledger.now)
-	corrected, paused = correct(t.shelf, t.config, d, o, service(t.caller), t.ledger.now)
+	corrected, paused = correct(t.bucketStore, t.config, d, o, service(t.caller), t.ledger.now)
 	return o, corrected, paused
 }
 
@@ -540,7 +540,7 @@ func (t *tx) acquire(d *demand, peek bool) (*coordinationv1.AcquireResponse, err
 		return nil, err
 	}
 	breaker := t.breaker()
-	v := acquire(t.shelf, t.config, d, peek, t.ledger.now)
+	v := acquire(t.bucketStore, t.config, d, peek, t.ledger.now)
 	if v.tooMuch != "" {
 		return nil, tooMuchError(v.tooMuch)
 	}
@@ -596,7 +596,7 @@ func (m *Manager) Refund(ctx context.Context, req *coordinationv1.RefundRequest)
 	return change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.RefundResponse, error) {
 		t.loadUser(identity.User(req.GetUser()))
 		d := &demand{operation: req.GetOperation(), permits: req.GetPermits(), cost: req.GetCost(), users: req.GetUser() != ""}
-		limits := refund(t.shelf, t.config, d, req.GetGrantTime().AsTime(), t.ledger.now)
+		limits := refund(t.bucketStore, t.config, d, req.GetGrantTime().AsTime(), t.ledger.now)
 		t.Emit("refunded")
 		return &coordinationv1.RefundResponse{Limits: limits}, nil
 	})

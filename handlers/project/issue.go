@@ -25,7 +25,7 @@ import (
 	"holdfast/object"
 )
 
-// rank orders words on an issue that have the same time: what was read from Linear's API settles what webhooks say, and a
+// rank orders reports on an issue that have the same time: what was read from Linear's API settles what webhooks say, and a
 // removal wins over all.
 const (
 	rankWebhook int32 = 1
@@ -40,8 +40,8 @@ const (
 	maxIssueID     = 128
 )
 
-// issueWord is what someone says of an issue: a webhook, an answer of Linear's API, or a caller who has one.
-type issueWord struct {
+// issueReport is one report about an issue, from a webhook, Linear's API or a caller.
+type issueReport struct {
 	id       string
 	fields   *projectv1.LinearIssueState // without what the server keeps of its own
 	removed  bool
@@ -49,15 +49,15 @@ type issueWord struct {
 	payload  *projectv1.LinearIssuePayload
 	endpoint string // "": none
 	delivery string // "": none
-	// create: of a create, which may be the first word; trusted: the whole issue as Linear has it, now.
+	// create: of a create, which may be the first report; trusted: the whole issue as Linear has it, now.
 	create, trusted bool
 }
 
-// newIssueWord reads an issue as Linear wrote it, in a webhook or in an answer of its API. sent is when it was sent, or
+// newIssueReport reads an issue as Linear wrote it, in a webhook or in an answer of its API. sent is when it was sent, or
 // read. An error says what is wrong with it, in the caller's words.
-func newIssueWord(payload *structpb.Struct, source string, rank int32, sent time.Time) (*issueWord, error) {
+func newIssueReport(payload *structpb.Struct, source string, rank int32, sent time.Time) (*issueReport, error) {
 	f := payload.GetFields()
-	w := &issueWord{id: text(f, "id"), fields: issueFields(f), trusted: rank == rankRead}
+	w := &issueReport{id: text(f, "id"), fields: issueFields(f), trusted: rank == rankRead}
 	switch {
 	case w.id == "":
 		return nil, fmt.Errorf("has no id")
@@ -76,8 +76,8 @@ func newIssueWord(payload *structpb.Struct, source string, rank int32, sent time
 	return w, nil
 }
 
-// removal turns a word into one that says that the issue was removed at a time.
-func (w *issueWord) removal(at time.Time) *issueWord {
+// removal turns a report into one of the issue's removal at a time.
+func (w *issueReport) removal(at time.Time) *issueReport {
 	w.removed, w.trusted = true, true
 	w.stamp.TimeMs, w.stamp.Rank = max(at.UnixMilli(), w.stamp.GetTimeMs()), rankRemoval
 	return w
@@ -258,18 +258,18 @@ func storable(v *structpb.Value, depth int) *structpb.Value {
 	return v
 }
 
-// compareStamps orders words on one issue.
+// compareStamps orders reports on one issue.
 func compareStamps(a, b *projectv1.LinearIssueStamp) int {
 	return cmp.Or(cmp.Compare(a.GetTimeMs(), b.GetTimeMs()), cmp.Compare(a.GetRank(), b.GetRank()),
 		cmp.Compare(a.GetSentMs(), b.GetSentMs()), cmp.Compare(a.GetHash(), b.GetHash()))
 }
 
-// applyWord lets a word change what is stored, and tells whether it did, and whether its fields are what is stored now.
-// The newest word wins, so words may come in any order and more than once.
+// applyReport applies a report to what is stored. It returns whether that changed anything, and whether the report's fields are stored
+// now. The newest report wins, so reports may come in any order and more than once.
 //
 // Linear has to be asked where two webhooks of one time disagree, and where an update was the first that was heard of an
 // issue: it may be that its creation is still to come, or never comes.
-func applyWord(s *projectv1.LinearIssueState, w *issueWord, exists bool) (changed, applied bool) {
+func applyReport(s *projectv1.LinearIssueState, w *issueReport, exists bool) (changed, applied bool) {
 	known := exists && s.GetStamp() != nil
 	old := s.GetStamp()
 	if known && compareStamps(w.stamp, old) <= 0 {
@@ -301,9 +301,9 @@ func applyWord(s *projectv1.LinearIssueState, w *issueWord, exists bool) (change
 	return true, true
 }
 
-// applyIssue is applyWord in a change, with the payload beside it.
-func applyIssue(tx *object.Tx[issueState], w *issueWord) bool {
-	changed, applied := applyWord(tx.State(), w, tx.Exists())
+// applyIssue is applyReport in a change, with the payload beside it.
+func applyIssue(tx *object.Tx[issueState], w *issueReport) bool {
+	changed, applied := applyReport(tx.State(), w, tx.Exists())
 	switch {
 	case applied && w.payload != nil:
 		payload := proto.CloneOf(w.payload)
@@ -405,17 +405,17 @@ func presentIssue(id object.ID, s *projectv1.LinearIssueState) *projectv1.Issue 
 func (m *Manager) UpsertIssues(
 	ctx context.Context, req *projectv1.UpsertIssuesRequest,
 ) (*projectv1.UpsertIssuesResponse, error) {
-	words := make([]*issueWord, len(req.GetIssues()))
+	reports := make([]*issueReport, len(req.GetIssues()))
 	for i, payload := range req.GetIssues() {
-		// When it was read nobody knows; the sent time of 0 makes the same issue the same word however often it comes.
-		w, err := newIssueWord(payload, "api", rankRead, time.UnixMilli(0))
+		// When it was read nobody knows; the sent time of 0 makes the same issue the same report however often it comes.
+		w, err := newIssueReport(payload, "api", rankRead, time.UnixMilli(0))
 		if err != nil {
 			return nil, problem.InvalidArgument(fmt.Sprintf("issues[%d]", i), err.Error())
 		}
-		words[i] = w
+		reports[i] = w
 	}
-	res := &projectv1.UpsertIssuesResponse{Issues: make([]*projectv1.UpsertedIssue, len(words))}
-	err := eachIssue(words, func(i int, w *issueWord) error {
+	res := &projectv1.UpsertIssuesResponse{Issues: make([]*projectv1.UpsertedIssue, len(reports))}
+	err := eachIssue(reports, func(i int, w *issueReport) error {
 		// Each issue remembers the request by itself, with its own part of it.
 		part := &projectv1.UpsertIssuesRequest{Issues: req.GetIssues()[i : i+1], RequestId: req.GetRequestId()}
 		reply, err := object.Do(ctx, m.o.Issues, object.ID(w.id), part,
@@ -432,11 +432,11 @@ func (m *Manager) UpsertIssues(
 	return res, nil
 }
 
-// eachIssue does something for every word, side by side, so that they share transactions. It returns the first error.
-func eachIssue(words []*issueWord, do func(int, *issueWord) error) error {
+// eachIssue calls do for every report, side by side, so that they share transactions. It returns the first error.
+func eachIssue(reports []*issueReport, do func(int, *issueReport) error) error {
 	var wait sync.WaitGroup
-	errs := make([]error, len(words))
-	for i, w := range words {
+	errs := make([]error, len(reports))
+	for i, w := range reports {
 		wait.Go(func() { errs[i] = do(i, w) })
 	}
 	wait.Wait()

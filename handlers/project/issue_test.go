@@ -15,54 +15,54 @@ import (
 )
 
 // said makes a word of an issue at a time in seconds.
-func said(t *testing.T, rank int32, at, sent int, title string) *issueWord {
+func said(t *testing.T, rank int32, at, sent int, title string) *issueReport {
 	t.Helper()
 	p := must(structpb.NewStruct(map[string]any{"id": "i", "title": title, "updatedAt": stamp(at)}))(t)
-	return must(newIssueWord(p, "test", rank, linearAt.Add(time.Duration(sent)*time.Second)))(t)
+	return must(newIssueReport(p, "test", rank, linearAt.Add(time.Duration(sent)*time.Second)))(t)
 }
 
 func TestNewestWordWins(t *testing.T) {
 	t.Parallel()
-	hook := func(at, sent int, title string) *issueWord { return said(t, rankWebhook, at, sent, title) }
-	read := func(at, sent int, title string) *issueWord { return said(t, rankRead, at, sent, title) }
-	create := func(at, sent int, title string) *issueWord {
+	hook := func(at, sent int, title string) *issueReport { return said(t, rankWebhook, at, sent, title) }
+	read := func(at, sent int, title string) *issueReport { return said(t, rankRead, at, sent, title) }
+	create := func(at, sent int, title string) *issueReport {
 		w := hook(at, sent, title)
 		w.create = true
 		return w
 	}
-	remove := func(at, sent int, title string) *issueWord {
+	remove := func(at, sent int, title string) *issueReport {
 		return hook(at, sent, title).removal(linearAt.Add(time.Duration(at) * time.Second))
 	}
 	for name, tt := range map[string]struct {
-		words   []*issueWord
+		words   []*issueReport
 		title   string
 		refetch bool
 		removed bool
 	}{
-		"in order":                                {[]*issueWord{create(1, 1, "a"), hook(2, 2, "b")}, "b", false, false},
-		"a create behind its update":              {[]*issueWord{hook(2, 2, "b"), create(1, 3, "a")}, "b", true, false},
-		"an update of what is unknown":            {[]*issueWord{hook(2, 2, "b")}, "b", true, false},
-		"the same twice":                          {[]*issueWord{create(1, 1, "a"), create(1, 1, "a")}, "a", false, false},
-		"the same, sent again later":              {[]*issueWord{create(1, 1, "a"), create(1, 9, "a")}, "a", false, false},
-		"two of one time that disagree":           {[]*issueWord{create(1, 1, "a"), hook(1, 2, "b")}, "b", true, false},
-		"the same two the other way round":        {[]*issueWord{hook(1, 2, "b"), create(1, 1, "a")}, "b", true, false},
-		"a removal":                               {[]*issueWord{create(1, 1, "a"), remove(2, 2, "a")}, "a", false, true},
-		"an update behind a removal":              {[]*issueWord{create(1, 1, "a"), remove(3, 3, "a"), hook(2, 2, "b")}, "a", false, true},
-		"an update at the time of a removal":      {[]*issueWord{create(1, 1, "a"), remove(3, 3, "a"), hook(3, 9, "b")}, "a", false, true},
-		"a removal at the time of an update":      {[]*issueWord{create(1, 1, "a"), hook(3, 9, "b"), remove(3, 3, "a")}, "a", false, true},
-		"a removal behind what is newer":          {[]*issueWord{create(1, 1, "a"), hook(4, 4, "b"), remove(3, 5, "a")}, "b", false, false},
-		"a removal of what is unknown":            {[]*issueWord{remove(3, 3, "a"), create(1, 1, "a")}, "a", false, true},
-		"restored":                                {[]*issueWord{create(1, 1, "a"), remove(3, 3, "a"), hook(4, 4, "b")}, "b", false, false},
-		"Linear's answer settles two of one time": {[]*issueWord{create(1, 1, "a"), hook(1, 2, "b"), read(1, 5, "a")}, "a", false, false},
-		"a webhook behind Linear's answer":        {[]*issueWord{read(1, 5, "a"), hook(1, 9, "b")}, "a", false, false},
-		"an answer older than the webhook":        {[]*issueWord{hook(2, 2, "b"), read(1, 5, "a")}, "b", true, false},
-		"Linear no longer has it":                 {[]*issueWord{create(1, 1, "a"), removedWord("i", "e", linearAt.Add(time.Hour))}, "a", false, true},
-		"Linear never had it, for all we know":    {[]*issueWord{removedWord("i", "e", linearAt.Add(time.Hour)), hook(5, 5, "b")}, "", false, true},
+		"in order":                                {[]*issueReport{create(1, 1, "a"), hook(2, 2, "b")}, "b", false, false},
+		"a create behind its update":              {[]*issueReport{hook(2, 2, "b"), create(1, 3, "a")}, "b", true, false},
+		"an update of what is unknown":            {[]*issueReport{hook(2, 2, "b")}, "b", true, false},
+		"the same twice":                          {[]*issueReport{create(1, 1, "a"), create(1, 1, "a")}, "a", false, false},
+		"the same, sent again later":              {[]*issueReport{create(1, 1, "a"), create(1, 9, "a")}, "a", false, false},
+		"two of one time that disagree":           {[]*issueReport{create(1, 1, "a"), hook(1, 2, "b")}, "b", true, false},
+		"the same two the other way round":        {[]*issueReport{hook(1, 2, "b"), create(1, 1, "a")}, "b", true, false},
+		"a removal":                               {[]*issueReport{create(1, 1, "a"), remove(2, 2, "a")}, "a", false, true},
+		"an update behind a removal":              {[]*issueReport{create(1, 1, "a"), remove(3, 3, "a"), hook(2, 2, "b")}, "a", false, true},
+		"an update at the time of a removal":      {[]*issueReport{create(1, 1, "a"), remove(3, 3, "a"), hook(3, 9, "b")}, "a", false, true},
+		"a removal at the time of an update":      {[]*issueReport{create(1, 1, "a"), hook(3, 9, "b"), remove(3, 3, "a")}, "a", false, true},
+		"a removal behind what is newer":          {[]*issueReport{create(1, 1, "a"), hook(4, 4, "b"), remove(3, 5, "a")}, "b", false, false},
+		"a removal of what is unknown":            {[]*issueReport{remove(3, 3, "a"), create(1, 1, "a")}, "a", false, true},
+		"restored":                                {[]*issueReport{create(1, 1, "a"), remove(3, 3, "a"), hook(4, 4, "b")}, "b", false, false},
+		"Linear's answer settles two of one time": {[]*issueReport{create(1, 1, "a"), hook(1, 2, "b"), read(1, 5, "a")}, "a", false, false},
+		"a webhook behind Linear's answer":        {[]*issueReport{read(1, 5, "a"), hook(1, 9, "b")}, "a", false, false},
+		"an answer older than the webhook":        {[]*issueReport{hook(2, 2, "b"), read(1, 5, "a")}, "b", true, false},
+		"Linear no longer has it":                 {[]*issueReport{create(1, 1, "a"), removedReport("i", "e", linearAt.Add(time.Hour))}, "a", false, true},
+		"Linear never had it, for all we know":    {[]*issueReport{removedReport("i", "e", linearAt.Add(time.Hour)), hook(5, 5, "b")}, "", false, true},
 	} {
 		s := &projectv1.LinearIssueState{}
 		for i, w := range tt.words {
 			before := proto.CloneOf(s)
-			changed, applied := applyWord(s, w, i > 0)
+			changed, applied := applyReport(s, w, i > 0)
 			if changed == proto.Equal(before, s) || applied && !changed {
 				t.Errorf("%s, word %d: changed is %v, applied %v", name, i, changed, applied)
 			}
@@ -111,11 +111,11 @@ func TestIssueFields(t *testing.T) {
 		"a strange id": {"id": "a/b", "title": "t", "updatedAt": stamp(0)}, "a long id": {"id": strings.Repeat("x", 129), "title": "t", "updatedAt": stamp(0)},
 		"no real time": {"id": "i", "title": "t", "updatedAt": "yesterday"}, "a time before time": {"id": "i", "title": "t", "updatedAt": "0001-01-01T00:00:00Z"},
 	} {
-		if _, err := newIssueWord(must(structpb.NewStruct(m))(t), "test", rankRead, linearAt); err == nil {
+		if _, err := newIssueReport(must(structpb.NewStruct(m))(t), "test", rankRead, linearAt); err == nil {
 			t.Errorf("%s: it was taken", name)
 		}
 	}
-	if _, err := newIssueWord(nil, "test", rankRead, linearAt); err == nil {
+	if _, err := newIssueReport(nil, "test", rankRead, linearAt); err == nil {
 		t.Error("nothing was taken for an issue")
 	}
 }

@@ -216,24 +216,24 @@ func (r *syncRun) page(ctx context.Context) error {
 // store applies what Linear's API answered and tells the newest updatedAt.
 func (r *syncRun) store(ctx context.Context, payloads []*structpb.Struct) (newest time.Time, _ error) {
 	read := r.c.Now()
-	words := make([]*issueWord, 0, len(payloads))
+	reports := make([]*issueReport, 0, len(payloads))
 	for _, payload := range payloads {
-		w, err := newIssueWord(payload, "poll", rankRead, read)
+		w, err := newIssueReport(payload, "poll", rankRead, read)
 		if err != nil {
 			r.c.Log.WarnContext(ctx, "linear answered with an issue that cannot be read", "endpoint", string(r.id), "error", err)
 			continue
 		}
 		w.endpoint = string(r.id)
-		words = append(words, w)
+		reports = append(reports, w)
 		if t := w.fields.GetUpdateTime().AsTime(); t.After(newest) {
 			newest = t
 		}
 	}
-	return newest, r.apply(ctx, words)
+	return newest, r.apply(ctx, reports)
 }
 
-func (r *syncRun) apply(ctx context.Context, words []*issueWord) error {
-	return eachIssue(words, func(_ int, w *issueWord) error {
+func (r *syncRun) apply(ctx context.Context, reports []*issueReport) error {
+	return eachIssue(reports, func(_ int, w *issueReport) error {
 		_, err := r.c.Issues.Update(ctx, object.ID(w.id), func(tx *object.Tx[issueState]) error {
 			applyIssue(tx, w)
 			return nil
@@ -266,11 +266,11 @@ func (r *syncRun) refetch(ctx context.Context) error {
 		if _, err := r.store(ctx, payloads); err != nil {
 			return err
 		}
-		words := make([]*issueWord, 0, len(gone))
+		reports := make([]*issueReport, 0, len(gone))
 		for id := range gone {
-			words = append(words, removedWord(id, string(r.id), read))
+			reports = append(reports, removedReport(id, string(r.id), read))
 		}
-		if err := r.apply(ctx, words); err != nil {
+		if err := r.apply(ctx, reports); err != nil {
 			return err
 		}
 		// An issue whose webhook is newer than Linear's answer stays in doubt: it is for the next run.
@@ -292,9 +292,9 @@ func (r *syncRun) anySettled(ctx context.Context, ids []string) (bool, error) {
 	return false, nil
 }
 
-// removedWord says that Linear no longer has an issue.
-func removedWord(id, endpoint string, at time.Time) *issueWord {
-	return &issueWord{
+// removedReport says that Linear no longer has an issue.
+func removedReport(id, endpoint string, at time.Time) *issueReport {
+	return &issueReport{
 		id: id, removed: true, trusted: true, endpoint: endpoint,
 		stamp: &projectv1.LinearIssueStamp{TimeMs: at.UnixMilli(), Rank: rankRemoval, SentMs: at.UnixMilli()},
 	}

@@ -51,8 +51,8 @@ func normalise(raw string) (status projectv1.TaskStatus, reason string) {
 // ended tells whether a status ends a task, until it is resumed.
 func ended(s projectv1.TaskStatus) bool { return s == succeeded || s == cancelled || s == failed }
 
-// word is what someone says of a task's status.
-type word struct {
+// statusReport is one report of a task's status.
+type statusReport struct {
 	raw, source string
 	observed    time.Time // zero: now
 	resume      *projectv1.TaskResume
@@ -65,9 +65,9 @@ func (e notResumedError) Error() string {
 	return fmt.Sprintf("%v after %v without a resume", e.to, e.from)
 }
 
-// transition applies a word to the task. It returns the transition to record, or nil where the word says nothing new or
+// transition applies a report to the task. It returns the transition to record, or nil if the report says nothing new or
 // is older than the newest one, or a notResumedError.
-func transition(s *projectv1.TaskState, w word, now time.Time) (*projectv1.TaskTransition, error) {
+func transition(s *projectv1.TaskState, w statusReport, now time.Time) (*projectv1.TaskTransition, error) {
 	if w.observed.IsZero() || w.observed.After(now) {
 		w.observed = now // nobody has seen the future; a clock that runs ahead must not silence the others
 	}
@@ -167,8 +167,8 @@ func presentTask(i object.Info, s *projectv1.TaskState) *projectv1.Task {
 	}
 }
 
-// record stages the transition that a word makes, if any.
-func record(tx *object.Tx[taskState], w word) (*projectv1.TaskTransition, error) {
+// record stages the transition that a report makes, if any.
+func record(tx *object.Tx[taskState], w statusReport) (*projectv1.TaskTransition, error) {
 	t, err := transition(tx.State(), w, tx.Now())
 	if err != nil {
 		return nil, refuseTransition(err)
@@ -187,7 +187,7 @@ func (m *Manager) PutTask(ctx context.Context, req *projectv1.PutTaskRequest) (*
 	}
 	return object.Do(ctx, m.o.Tasks, id, req, func(tx *object.Tx[taskState]) (*projectv1.PutTaskResponse, error) {
 		setTask(tx.State(), req.GetTask())
-		w := word{req.GetRawStatus(), req.GetSource(), observed(req), req.GetResume()}
+		w := statusReport{req.GetRawStatus(), req.GetSource(), observed(req), req.GetResume()}
 		if w.raw == "" && !tx.Exists() {
 			w.raw = "PENDING"
 		}
@@ -239,7 +239,7 @@ func (m *Manager) UpdateTaskStatus(
 ) (*projectv1.UpdateTaskStatusResponse, error) {
 	return object.Do(ctx, m.o.Tasks, object.ID(req.GetTaskId()), req,
 		func(tx *object.Tx[taskState]) (*projectv1.UpdateTaskStatusResponse, error) {
-			t, err := record(tx, word{req.GetRawStatus(), req.GetSource(), observed(req), req.GetResume()})
+			t, err := record(tx, statusReport{req.GetRawStatus(), req.GetSource(), observed(req), req.GetResume()})
 			if err != nil {
 				return nil, err
 			}

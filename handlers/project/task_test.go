@@ -59,7 +59,7 @@ func TestTransition(t *testing.T) {
 		for i, w := range words {
 			from := s.GetStatus()
 			now := start.Add(time.Duration(100+i) * time.Second)
-			word := word{raw: w.raw, source: "test", observed: start.Add(time.Duration(w.at) * time.Second)}
+			word := statusReport{raw: w.raw, source: "test", observed: start.Add(time.Duration(w.at) * time.Second)}
 			if w.resume {
 				word.resume = resume
 			}

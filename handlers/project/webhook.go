@@ -35,7 +35,7 @@ const (
 // Webhook answers `POST /webhooks/linear/{endpoint_id}`. It is safe for concurrent use.
 //
 // A webhook counts if one of its endpoint's secrets signs the raw body. What it says is applied by the rules of
-// applyWord, so order and repeats do not matter. One that is signed but old may be a retry that Linear did not stamp anew,
+// applyReport, so order and repeats do not matter. One that is signed but old may be a retry that Linear did not stamp anew,
 // or a replay: it is not applied, and the issue is fetched from Linear instead.
 type Webhook struct{ c WebhookConfig }
 
@@ -197,7 +197,7 @@ func (h *Webhook) take(
 	if text(envelope, "type") != "Issue" {
 		return "ignored: only issues are kept", nil
 	}
-	w, err := newIssueWord(envelope["data"].GetStructValue(), "webhook", rankWebhook, sent)
+	w, err := newIssueReport(envelope["data"].GetStructValue(), "webhook", rankWebhook, sent)
 	if err != nil {
 		// Asking for it again would not make it better.
 		h.c.Log.WarnContext(ctx, "a signed webhook has an issue that cannot be read", "endpoint", string(endpoint.ID), "error", err)
@@ -255,7 +255,7 @@ func bodyID(raw []byte) []byte {
 	return sum[:16]
 }
 
-func (h *Webhook) apply(ctx context.Context, w *issueWord) (said string, _ error) {
+func (h *Webhook) apply(ctx context.Context, w *issueReport) (said string, _ error) {
 	_, err := h.c.Issues.Update(ctx, object.ID(w.id), func(tx *object.Tx[issueState]) error {
 		said = "applied"
 		if !applyIssue(tx, w) {
@@ -266,8 +266,8 @@ func (h *Webhook) apply(ctx context.Context, w *issueWord) (said string, _ error
 	return said, err
 }
 
-// refetch notes that Linear has to be asked for an issue, unless what the word says is known.
-func (h *Webhook) refetch(ctx context.Context, w *issueWord) (said string, _ error) {
+// refetch notes that Linear has to be asked for an issue, unless what the report says is known.
+func (h *Webhook) refetch(ctx context.Context, w *issueReport) (said string, _ error) {
 	_, err := h.c.Issues.Update(ctx, object.ID(w.id), func(tx *object.Tx[issueState]) error {
 		said = "too old to be applied: the issue will be fetched"
 		if !noteStale(tx.State(), w) {
@@ -282,7 +282,7 @@ func (h *Webhook) refetch(ctx context.Context, w *issueWord) (said string, _ err
 }
 
 // noteStale marks the issue for fetching and tells whether it had to.
-func noteStale(s *projectv1.LinearIssueState, w *issueWord) bool {
+func noteStale(s *projectv1.LinearIssueState, w *issueReport) bool {
 	if s.GetStamp() != nil && compareStamps(w.stamp, s.GetStamp()) <= 0 {
 		return false
 	}

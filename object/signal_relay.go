@@ -34,10 +34,10 @@ const (
 	signalsMark = "signals\n"
 )
 
-// signals brings signals to watchers at other processes. They go the way of the hints, in messages and on a connection of their
+// signalRelay brings signals to watchers at other processes. They go the way of the hints, in messages and on a connection of their
 // own, so that no hint waits for them, and may be lost. Who may listen to a database, or to a subject of NATS, may not for that
 // read each tenant's objects: so they are sealed, for one version of one object. Safe for concurrent use.
-type signals struct {
+type signalRelay struct {
 	f      *fanout
 	sealer Sealer        // nil: nothing is sent or understood
 	wake   chan struct{} // capacity 1: something waits
@@ -46,12 +46,12 @@ type signals struct {
 	pending map[key]signal
 }
 
-func newSignals(f *fanout, sealer Sealer) *signals {
-	return &signals{f: f, sealer: sealer, wake: make(chan struct{}, 1), pending: map[key]signal{}}
+func newSignalRelay(f *fanout, sealer Sealer) *signalRelay {
+	return &signalRelay{f: f, sealer: sealer, wake: make(chan struct{}, 1), pending: map[key]signal{}}
 }
 
 // add takes a signal for other processes, if there are any. It does not wait.
-func (s *signals) add(kind *kind, k key, v Version, m proto.Message) {
+func (s *signalRelay) add(kind *kind, k key, v Version, m proto.Message) {
 	if s.sealer == nil || s.f.carrier == nil || kind.signal == nil || !s.f.inCompany() {
 		return
 	}
@@ -69,7 +69,7 @@ func (s *signals) add(kind *kind, k key, v Version, m proto.Message) {
 }
 
 // send sends what waits, and pauses, until the fan-out is closed. What waits then is lost.
-func (s *signals) send() {
+func (s *signalRelay) send() {
 	pause := time.NewTimer(signalPause)
 	defer pause.Stop()
 	for {
@@ -100,7 +100,7 @@ func (s *signals) send() {
 }
 
 // on takes what follows the mark in a message of another process. What is not sealed by one that shares our keys is left out.
-func (s *signals) on(message string) {
+func (s *signalRelay) on(message string) {
 	if s.sealer == nil {
 		return
 	}
