@@ -376,7 +376,7 @@ func (m *Manager) ProposeCompaction(
 		}); err != nil {
 			return nil, err
 		}
-		res, err := object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		res, err := rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 			func(tx *object.Tx[state]) (*conversationv1.ProposeCompactionResponse, error) {
 				if wanted == nil {
 					return nil, problem.FailedPrecondition("NOTHING_TO_COMPACT", "no closed range lies before what is kept")
@@ -388,7 +388,7 @@ func (m *Manager) ProposeCompaction(
 				tx.Emit("compaction_leased")
 				res := &conversationv1.ProposeCompactionResponse{
 					LeaseToken: got.GetToken(), LeaseExpireTime: got.GetExpireTime(), FromSeq: got.GetFromSeq(), ToSeq: got.GetToSeq(),
-					TokenCount: got.GetTokenCount(), Metadata: rpc.Metadata(tx.Info()),
+					TokenCount: got.GetTokenCount(),
 				}
 				if got.GetFromSeq() > 1 {
 					res.Previous = previous
@@ -441,7 +441,7 @@ func (r *reader) compaction(ctx context.Context, keep int64, fromScratch bool) (
 func (m *Manager) CommitSummary(
 	ctx context.Context, req *conversationv1.CommitSummaryRequest,
 ) (*conversationv1.CommitSummaryResponse, error) {
-	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.CommitSummaryResponse, error) {
 			s := tx.State()
 			summary, err := commitSummary(s, req, tx.Now())
@@ -455,7 +455,7 @@ func (m *Manager) CommitSummary(
 				tx.Put(inSummaries, object.SeqKey(summary.GetSeq()), summary)
 				tx.Emit("compacted")
 			}
-			return &conversationv1.CommitSummaryResponse{Summary: summary, Metadata: rpc.Metadata(tx.Info())}, nil
+			return &conversationv1.CommitSummaryResponse{Summary: summary}, nil
 		})
 }
 
@@ -471,7 +471,7 @@ func (m *Manager) ListSummaries(
 func (m *Manager) TruncateMessage(
 	ctx context.Context, req *conversationv1.TruncateMessageRequest,
 ) (*conversationv1.TruncateMessageResponse, error) {
-	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.TruncateMessageResponse, error) {
 			key := object.SeqKey(req.GetSeq())
 			old, _ := tx.Entry(inMessages, key).(*conversationv1.Message)
@@ -487,6 +487,6 @@ func (m *Manager) TruncateMessage(
 			} else {
 				tx.Unchanged()
 			}
-			return &conversationv1.TruncateMessageResponse{Message: msg, Metadata: rpc.Metadata(tx.Info())}, nil
+			return &conversationv1.TruncateMessageResponse{Message: msg}, nil
 		})
 }

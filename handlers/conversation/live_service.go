@@ -20,7 +20,7 @@ import (
 
 // OpenLive implements ConversationService.
 func (m *Manager) OpenLive(ctx context.Context, req *conversationv1.OpenLiveRequest) (*conversationv1.OpenLiveResponse, error) {
-	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.OpenLiveResponse, error) {
 			// Who lost the floor does not get it back by a new connection.
 			under, err := floor.Open(tx.State().GetFloor(), tx.Caller(), req.GetConnectionId(), tx.Now())
@@ -31,15 +31,13 @@ func (m *Manager) OpenLive(ctx context.Context, req *conversationv1.OpenLiveRequ
 			f.open(req, under, m.limits)
 			f.put(tx)
 			tx.Emit("live_opened")
-			return &conversationv1.OpenLiveResponse{
-				Epoch: f.live.GetEpoch(), Live: presentLive(f.live), Metadata: rpc.Metadata(tx.Info()),
-			}, nil
+			return &conversationv1.OpenLiveResponse{Epoch: f.live.GetEpoch(), Live: presentLive(f.live)}, nil
 		})
 }
 
 // CloseLive implements ConversationService.
 func (m *Manager) CloseLive(ctx context.Context, req *conversationv1.CloseLiveRequest) (*conversationv1.CloseLiveResponse, error) {
-	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.CloseLiveResponse, error) {
 			if err := m.checkEpoch(tx, req.GetEpoch()); err != nil {
 				return nil, err
@@ -50,7 +48,7 @@ func (m *Manager) CloseLive(ctx context.Context, req *conversationv1.CloseLiveRe
 			}
 			f.put(tx)
 			tx.Emit("live_closed")
-			return &conversationv1.CloseLiveResponse{Live: presentLive(f.live), Metadata: rpc.Metadata(tx.Info())}, nil
+			return &conversationv1.CloseLiveResponse{Live: presentLive(f.live)}, nil
 		})
 }
 
@@ -108,7 +106,7 @@ func (m *Manager) GetResumePlan(
 func (m *Manager) ReportResumeFailed(
 	ctx context.Context, req *conversationv1.ReportResumeFailedRequest,
 ) (*conversationv1.ReportResumeFailedResponse, error) {
-	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.ReportResumeFailedResponse, error) {
 			if err := m.checkEpoch(tx, req.GetEpoch()); err != nil {
 				return nil, err
@@ -123,7 +121,7 @@ func (m *Manager) ReportResumeFailed(
 			f.put(tx)
 			tx.Emit("live_resume_failed")
 			res := &conversationv1.ReportResumeFailedResponse{
-				ResumeFailures: f.live.GetResumeFailures(), Live: presentLive(f.live), Metadata: rpc.Metadata(tx.Info()),
+				ResumeFailures: f.live.GetResumeFailures(), Live: presentLive(f.live),
 			}
 			if t := retryTime(f.live); !t.IsZero() {
 				res.RetryTime = timestamppb.New(t)
@@ -301,7 +299,7 @@ func (m *Manager) ListToolCalls(
 func (m *Manager) ClaimToolCall(
 	ctx context.Context, req *conversationv1.ClaimToolCallRequest,
 ) (*conversationv1.ClaimToolCallResponse, error) {
-	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.ClaimToolCallResponse, error) {
 			entry, err := toolCall(tx, req.GetSeq())
 			if err != nil {
@@ -313,7 +311,7 @@ func (m *Manager) ClaimToolCall(
 				return nil, refuse(err)
 			}
 			f.put(tx)
-			return &conversationv1.ClaimToolCallResponse{ToolCall: call, Metadata: rpc.Metadata(tx.Info())}, nil
+			return &conversationv1.ClaimToolCallResponse{ToolCall: call}, nil
 		}, object.Prefetch(inToolCalls, object.SeqKey(req.GetSeq())))
 }
 
@@ -324,7 +322,7 @@ func (m *Manager) CompleteToolCall(
 	if size := len(jsonText(req.GetResponse())); size > maxObjectBytes {
 		return nil, problem.InvalidArgument("response", fmt.Sprintf("has %d bytes as JSON, over the limit of %d", size, maxObjectBytes))
 	}
-	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.CompleteToolCallResponse, error) {
 			entry, err := toolCall(tx, req.GetSeq())
 			if err != nil {
@@ -339,7 +337,7 @@ func (m *Manager) CompleteToolCall(
 			if len(f.toolCalls) == 0 {
 				tx.Unchanged()
 			}
-			return &conversationv1.CompleteToolCallResponse{ToolCall: call, Deliver: deliver, Metadata: rpc.Metadata(tx.Info())}, nil
+			return &conversationv1.CompleteToolCallResponse{ToolCall: call, Deliver: deliver}, nil
 		}, object.Prefetch(inToolCalls, object.SeqKey(req.GetSeq())))
 }
 

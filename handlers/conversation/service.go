@@ -93,10 +93,10 @@ func (m *Manager) CreateConversation(
 	if err != nil {
 		return nil, err
 	}
-	return object.Do(ctx, m.kind, id, req, func(tx *object.Tx[state]) (*conversationv1.CreateConversationResponse, error) {
+	return rpc.Do(ctx, m.kind, id, req, func(tx *object.Tx[state]) (*conversationv1.CreateConversationResponse, error) {
 		s := tx.State()
 		s.Title, s.Labels, s.ProjectId, s.Ttl = req.GetTitle(), req.GetLabels(), req.GetProjectId(), req.GetTtl()
-		return &conversationv1.CreateConversationResponse{Conversation: present(tx.Info(), s), Metadata: rpc.Metadata(tx.Info())}, nil
+		return &conversationv1.CreateConversationResponse{Conversation: present(tx.Info(), s)}, nil
 	}, object.Create())
 }
 
@@ -132,12 +132,10 @@ func (m *Manager) ListConversations(
 func (m *Manager) UpdateConversation(
 	ctx context.Context, req *conversationv1.UpdateConversationRequest,
 ) (*conversationv1.UpdateConversationResponse, error) {
-	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.UpdateConversationResponse, error) {
 			updateConversation(tx.State(), req)
-			return &conversationv1.UpdateConversationResponse{
-				Conversation: present(tx.Info(), tx.State()), Metadata: rpc.Metadata(tx.Info()),
-			}, nil
+			return &conversationv1.UpdateConversationResponse{Conversation: present(tx.Info(), tx.State())}, nil
 		})
 }
 
@@ -145,10 +143,10 @@ func (m *Manager) UpdateConversation(
 func (m *Manager) DeleteConversation(
 	ctx context.Context, req *conversationv1.DeleteConversationRequest,
 ) (*conversationv1.DeleteConversationResponse, error) {
-	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.DeleteConversationResponse, error) {
 			tx.DeleteObject()
-			return &conversationv1.DeleteConversationResponse{Metadata: rpc.Metadata(tx.Info())}, nil
+			return &conversationv1.DeleteConversationResponse{}, nil
 		})
 }
 
@@ -165,7 +163,7 @@ func (m *Manager) AppendMessages(
 			opts = append(opts, object.ExpectAbsent(inClientMessages, id))
 		}
 	}
-	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.AppendMessagesResponse, error) {
 			res := &conversationv1.AppendMessagesResponse{Messages: make([]*conversationv1.AppendedMessage, 0, len(req.GetMessages()))}
 			added := false
@@ -190,7 +188,6 @@ func (m *Manager) AppendMessages(
 			if !added {
 				tx.Unchanged()
 			}
-			res.Metadata = rpc.Metadata(tx.Info())
 			return res, nil
 		}, opts...)
 }
@@ -227,7 +224,7 @@ func putMessage(tx *object.Tx[state], msg *conversationv1.Message) {
 func (m *Manager) UpdateMessage(
 	ctx context.Context, req *conversationv1.UpdateMessageRequest,
 ) (*conversationv1.UpdateMessageResponse, error) {
-	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.UpdateMessageResponse, error) {
 			key := object.SeqKey(req.GetMessage().GetSeq())
 			old, _ := tx.Entry(inMessages, key).(*conversationv1.Message)
@@ -239,7 +236,7 @@ func (m *Manager) UpdateMessage(
 				return nil, refuse(err)
 			}
 			tx.Put(inMessages, key, msg)
-			return &conversationv1.UpdateMessageResponse{Message: msg, Metadata: rpc.Metadata(tx.Info())}, nil
+			return &conversationv1.UpdateMessageResponse{Message: msg}, nil
 		})
 }
 
@@ -264,13 +261,13 @@ func (m *Manager) ListMessages(
 func (m *Manager) SetVoiceState(
 	ctx context.Context, req *conversationv1.SetVoiceStateRequest,
 ) (*conversationv1.SetVoiceStateResponse, error) {
-	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.SetVoiceStateResponse, error) {
 			if err := setVoice(tx.State(), req, tx.Now()); err != nil {
 				return nil, refuse(err)
 			}
 			awaitSilence(tx)
-			return &conversationv1.SetVoiceStateResponse{Voice: tx.State().GetVoice(), Metadata: rpc.Metadata(tx.Info())}, nil
+			return &conversationv1.SetVoiceStateResponse{Voice: tx.State().GetVoice()}, nil
 		})
 }
 
@@ -278,14 +275,14 @@ func (m *Manager) SetVoiceState(
 func (m *Manager) RecordIntent(
 	ctx context.Context, req *conversationv1.RecordIntentRequest,
 ) (*conversationv1.RecordIntentResponse, error) {
-	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.RecordIntentResponse, error) {
 			if last := tx.State().GetLastSeq(); req.GetMessageSeq() > last {
 				return nil, problem.InvalidArgument("message_seq", fmt.Sprintf("the conversation's last message is %d", last))
 			}
 			intent := recordIntent(tx.State(), req, tx.Now())
 			tx.Put(inIntents, object.SeqKey(intent.GetSeq()), intent)
-			return &conversationv1.RecordIntentResponse{Intent: intent, Metadata: rpc.Metadata(tx.Info())}, nil
+			return &conversationv1.RecordIntentResponse{Intent: intent}, nil
 		})
 }
 
@@ -301,11 +298,11 @@ func (m *Manager) ListIntents(
 func (m *Manager) AdvanceFlow(
 	ctx context.Context, req *conversationv1.AdvanceFlowRequest,
 ) (*conversationv1.AdvanceFlowResponse, error) {
-	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.AdvanceFlowResponse, error) {
 			step := advanceFlow(tx.State(), req, tx.Now())
 			tx.Put(inFlowSteps, object.SeqKey(step.GetSeq()), step)
-			return &conversationv1.AdvanceFlowResponse{Step: step, Metadata: rpc.Metadata(tx.Info())}, nil
+			return &conversationv1.AdvanceFlowResponse{Step: step}, nil
 		})
 }
 

@@ -298,14 +298,14 @@ func (m *Manager) RestoreObject(ctx context.Context, req *inspectv1.RestoreObjec
 	id, at := object.ID(req.GetObjectId()), moment(req.GetAt())
 	var res *inspectv1.RestoreObjectResponse
 	err = k.Restore(ctx, id, at, func(past *object.Past, opts ...object.UpdateOption) (err error) {
-		res, err = object.Do(ctx, k, id, req, func(tx *object.Tx[proto.Message]) (*inspectv1.RestoreObjectResponse, error) {
+		res, err = rpc.Do(ctx, k, id, req, func(tx *object.Tx[proto.Message]) (*inspectv1.RestoreObjectResponse, error) {
 			if err := mayRewrite(k, tx); err != nil {
 				return nil, err
 			}
 			if err := tx.Become(past); err != nil {
 				return nil, err
 			}
-			return &inspectv1.RestoreObjectResponse{RestoredVersion: int64(past.Version()), Metadata: rpc.Metadata(tx.Info())}, nil
+			return &inspectv1.RestoreObjectResponse{RestoredVersion: int64(past.Version())}, nil
 		}, opts...)
 		return err
 	})
@@ -350,12 +350,12 @@ func (m *Manager) DeleteObject(ctx context.Context, req *inspectv1.DeleteObjectR
 	if err != nil {
 		return nil, err
 	}
-	return object.Do(ctx, k, object.ID(req.GetObjectId()), req, func(tx *object.Tx[proto.Message]) (*inspectv1.DeleteObjectResponse, error) {
+	return rpc.Do(ctx, k, object.ID(req.GetObjectId()), req, func(tx *object.Tx[proto.Message]) (*inspectv1.DeleteObjectResponse, error) {
 		if err := mayRewrite(k, tx); err != nil {
 			return nil, err
 		}
 		tx.DeleteObject()
-		return &inspectv1.DeleteObjectResponse{Metadata: rpc.Metadata(tx.Info())}, nil
+		return &inspectv1.DeleteObjectResponse{}, nil
 	}, object.Rewrite())
 }
 
@@ -385,13 +385,13 @@ func (m *Manager) RetryTimer(ctx context.Context, req *inspectv1.RetryTimerReque
 	if err != nil {
 		return nil, err
 	}
-	return object.Do(ctx, k, object.ID(req.GetObjectId()), req, func(tx *object.Tx[proto.Message]) (*inspectv1.RetryTimerResponse, error) {
+	return rpc.Do(ctx, k, object.ID(req.GetObjectId()), req, func(tx *object.Tx[proto.Message]) (*inspectv1.RetryTimerResponse, error) {
 		if _, ok := tx.Timer(req.GetName()); !ok {
 			return nil, problem.NotFound("the object has no timer of that name")
 		}
 		tx.SetTimer(req.GetName(), tx.Now())
 		tx.Emit("timer retried")
-		return &inspectv1.RetryTimerResponse{Metadata: rpc.Metadata(tx.Info())}, nil
+		return &inspectv1.RetryTimerResponse{}, nil
 	}, object.Rewrite())
 }
 

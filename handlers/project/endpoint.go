@@ -193,7 +193,7 @@ func (m *Manager) UpdateLinearEndpoint(
 	}
 	id := object.ID(req.GetEndpointId())
 	secret, key := m.seal(req.GetAddSecret(), tenant, id), m.seal(req.GetApiKey(), tenant, id)
-	return object.Do(ctx, m.o.Endpoints, id, req,
+	return rpc.Do(ctx, m.o.Endpoints, id, req,
 		func(tx *object.Tx[endpointState]) (*projectv1.UpdateLinearEndpointResponse, error) {
 			s := tx.State()
 			if gone := req.GetRemoveSecretId(); gone != "" && !removeSecret(s, gone) {
@@ -204,7 +204,7 @@ func (m *Manager) UpdateLinearEndpoint(
 				s.ApiKey = nil
 			}
 			setAPIKey(s, key, tx.Now())
-			return &projectv1.UpdateLinearEndpointResponse{Endpoint: presentEndpoint(id, s), Metadata: rpc.Metadata(tx.Info())}, nil
+			return &projectv1.UpdateLinearEndpointResponse{Endpoint: presentEndpoint(id, s)}, nil
 		})
 }
 
@@ -215,9 +215,9 @@ func (m *Manager) DeleteLinearEndpoint(
 	if err := requireService(ctx); err != nil {
 		return nil, err
 	}
-	return object.Do(ctx, m.o.Endpoints, object.ID(req.GetEndpointId()), req,
+	return rpc.Do(ctx, m.o.Endpoints, object.ID(req.GetEndpointId()), req,
 		func(tx *object.Tx[endpointState]) (*projectv1.DeleteLinearEndpointResponse, error) {
 			tx.DeleteObject()
-			return &projectv1.DeleteLinearEndpointResponse{Metadata: rpc.Metadata(tx.Info())}, nil
+			return &projectv1.DeleteLinearEndpointResponse{}, nil
 		})
 }

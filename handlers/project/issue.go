@@ -418,10 +418,10 @@ func (m *Manager) UpsertIssues(
 	err := eachIssue(reports, func(i int, w *issueReport) error {
 		// Each issue remembers the request by itself, with its own part of it.
 		part := &projectv1.UpsertIssuesRequest{Issues: req.GetIssues()[i : i+1], RequestId: req.GetRequestId()}
-		reply, err := object.Do(ctx, m.o.Issues, object.ID(w.id), part,
+		reply, err := rpc.Do(ctx, m.o.Issues, object.ID(w.id), part,
 			func(tx *object.Tx[issueState]) (*projectv1.UpsertedIssue, error) {
 				applied := applyIssue(tx, w)
-				return &projectv1.UpsertedIssue{IssueId: w.id, Applied: applied, Metadata: rpc.Metadata(tx.Info())}, nil
+				return &projectv1.UpsertedIssue{IssueId: w.id, Applied: applied}, nil
 			}, object.Upsert(), object.Shared())
 		res.Issues[i] = reply
 		return err

@@ -118,10 +118,10 @@ func (m *Manager) UpdatePreferences(
 	if err != nil {
 		return nil, err
 	}
-	return object.Do(ctx, m.o.Preferences, id, req,
+	return rpc.Do(ctx, m.o.Preferences, id, req,
 		func(tx *object.Tx[preferencesState]) (*projectv1.UpdatePreferencesResponse, error) {
 			setPreferences(tx.State(), req)
-			return &projectv1.UpdatePreferencesResponse{Preferences: tx.State().GetPreferences(), Metadata: rpc.Metadata(tx.Info())}, nil
+			return &projectv1.UpdatePreferencesResponse{Preferences: tx.State().GetPreferences()}, nil
 		}, opts...)
 }
 
@@ -138,7 +138,7 @@ func (m *Manager) SetActiveProject(
 	if err != nil {
 		return nil, err
 	}
-	return object.Do(ctx, m.o.Preferences, id, req,
+	return rpc.Do(ctx, m.o.Preferences, id, req,
 		func(tx *object.Tx[preferencesState]) (*projectv1.SetActiveProjectResponse, error) {
 			s := tx.State()
 			if tx.Exists() && s.GetActiveProjectId() == req.GetProjectId() {
@@ -146,7 +146,7 @@ func (m *Manager) SetActiveProject(
 			} else {
 				s.ActiveProjectId, s.ActiveProjectTime = req.GetProjectId(), timestamppb.New(tx.Now())
 			}
-			return &projectv1.SetActiveProjectResponse{ProjectId: req.GetProjectId(), Metadata: rpc.Metadata(tx.Info())}, nil
+			return &projectv1.SetActiveProjectResponse{ProjectId: req.GetProjectId()}, nil
 		}, object.Upsert())
 }
 

@@ -86,9 +86,9 @@ func (m *Manager) CreateProject(
 	if err != nil {
 		return nil, err
 	}
-	return object.Do(ctx, m.o.Projects, id, req, func(tx *object.Tx[projectState]) (*projectv1.CreateProjectResponse, error) {
+	return rpc.Do(ctx, m.o.Projects, id, req, func(tx *object.Tx[projectState]) (*projectv1.CreateProjectResponse, error) {
 		setProject(tx.State(), req.GetProject(), nil)
-		return &projectv1.CreateProjectResponse{Project: presentProject(tx.Info(), tx.State()), Metadata: rpc.Metadata(tx.Info())}, nil
+		return &projectv1.CreateProjectResponse{Project: presentProject(tx.Info(), tx.State())}, nil
 	}, append(shared(req.GetShared()), object.Create())...)
 }
 
@@ -122,10 +122,10 @@ func (m *Manager) ListProjects(
 func (m *Manager) UpdateProject(
 	ctx context.Context, req *projectv1.UpdateProjectRequest,
 ) (*projectv1.UpdateProjectResponse, error) {
-	return object.Do(ctx, m.o.Projects, object.ID(req.GetProjectId()), req,
+	return rpc.Do(ctx, m.o.Projects, object.ID(req.GetProjectId()), req,
 		func(tx *object.Tx[projectState]) (*projectv1.UpdateProjectResponse, error) {
 			setProject(tx.State(), req.GetProject(), req.GetUpdateMask())
-			return &projectv1.UpdateProjectResponse{Project: presentProject(tx.Info(), tx.State()), Metadata: rpc.Metadata(tx.Info())}, nil
+			return &projectv1.UpdateProjectResponse{Project: presentProject(tx.Info(), tx.State())}, nil
 		})
 }
 
@@ -133,12 +133,12 @@ func (m *Manager) UpdateProject(
 func (m *Manager) ArchiveProject(
 	ctx context.Context, req *projectv1.ArchiveProjectRequest,
 ) (*projectv1.ArchiveProjectResponse, error) {
-	return object.Do(ctx, m.o.Projects, object.ID(req.GetProjectId()), req,
+	return rpc.Do(ctx, m.o.Projects, object.ID(req.GetProjectId()), req,
 		func(tx *object.Tx[projectState]) (*projectv1.ArchiveProjectResponse, error) {
 			if !archive(tx.State(), req.GetRestore(), tx.Now()) {
 				tx.Unchanged()
 			}
-			return &projectv1.ArchiveProjectResponse{Project: presentProject(tx.Info(), tx.State()), Metadata: rpc.Metadata(tx.Info())}, nil
+			return &projectv1.ArchiveProjectResponse{Project: presentProject(tx.Info(), tx.State())}, nil
 		})
 }
 
@@ -146,10 +146,10 @@ func (m *Manager) ArchiveProject(
 func (m *Manager) DeleteProject(
 	ctx context.Context, req *projectv1.DeleteProjectRequest,
 ) (*projectv1.DeleteProjectResponse, error) {
-	return object.Do(ctx, m.o.Projects, object.ID(req.GetProjectId()), req,
+	return rpc.Do(ctx, m.o.Projects, object.ID(req.GetProjectId()), req,
 		func(tx *object.Tx[projectState]) (*projectv1.DeleteProjectResponse, error) {
 			tx.DeleteObject()
-			return &projectv1.DeleteProjectResponse{Metadata: rpc.Metadata(tx.Info())}, nil
+			return &projectv1.DeleteProjectResponse{}, nil
 		})
 }
 

@@ -185,7 +185,7 @@ func (m *Manager) PutTask(ctx context.Context, req *projectv1.PutTaskRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	return object.Do(ctx, m.o.Tasks, id, req, func(tx *object.Tx[taskState]) (*projectv1.PutTaskResponse, error) {
+	return rpc.Do(ctx, m.o.Tasks, id, req, func(tx *object.Tx[taskState]) (*projectv1.PutTaskResponse, error) {
 		setTask(tx.State(), req.GetTask())
 		w := statusReport{req.GetRawStatus(), req.GetSource(), observed(req), req.GetResume()}
 		if w.raw == "" && !tx.Exists() {
@@ -196,7 +196,7 @@ func (m *Manager) PutTask(ctx context.Context, req *projectv1.PutTaskRequest) (*
 				return nil, err
 			}
 		}
-		return &projectv1.PutTaskResponse{Task: presentTask(tx.Info(), tx.State()), Metadata: rpc.Metadata(tx.Info())}, nil
+		return &projectv1.PutTaskResponse{Task: presentTask(tx.Info(), tx.State())}, nil
 	}, append(shared(req.GetShared()), object.Upsert())...)
 }
 
@@ -237,7 +237,7 @@ func (m *Manager) ListTasks(ctx context.Context, req *projectv1.ListTasksRequest
 func (m *Manager) UpdateTaskStatus(
 	ctx context.Context, req *projectv1.UpdateTaskStatusRequest,
 ) (*projectv1.UpdateTaskStatusResponse, error) {
-	return object.Do(ctx, m.o.Tasks, object.ID(req.GetTaskId()), req,
+	return rpc.Do(ctx, m.o.Tasks, object.ID(req.GetTaskId()), req,
 		func(tx *object.Tx[taskState]) (*projectv1.UpdateTaskStatusResponse, error) {
 			t, err := record(tx, statusReport{req.GetRawStatus(), req.GetSource(), observed(req), req.GetResume()})
 			if err != nil {
@@ -246,9 +246,7 @@ func (m *Manager) UpdateTaskStatus(
 			if t == nil {
 				tx.Unchanged()
 			}
-			return &projectv1.UpdateTaskStatusResponse{
-				Task: presentTask(tx.Info(), tx.State()), Transition: t, Metadata: rpc.Metadata(tx.Info()),
-			}, nil
+			return &projectv1.UpdateTaskStatusResponse{Task: presentTask(tx.Info(), tx.State()), Transition: t}, nil
 		})
 }
 
@@ -262,10 +260,10 @@ func (m *Manager) ListTaskTransitions(
 
 // DeleteTask implements ProjectService.
 func (m *Manager) DeleteTask(ctx context.Context, req *projectv1.DeleteTaskRequest) (*projectv1.DeleteTaskResponse, error) {
-	return object.Do(ctx, m.o.Tasks, object.ID(req.GetTaskId()), req,
+	return rpc.Do(ctx, m.o.Tasks, object.ID(req.GetTaskId()), req,
 		func(tx *object.Tx[taskState]) (*projectv1.DeleteTaskResponse, error) {
 			tx.DeleteObject()
-			return &projectv1.DeleteTaskResponse{Metadata: rpc.Metadata(tx.Info())}, nil
+			return &projectv1.DeleteTaskResponse{}, nil
 		})
 }
 

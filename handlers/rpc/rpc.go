@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -53,4 +54,18 @@ func NewID[S proto.Message](ctx context.Context, k *object.Kind[S], named, reque
 // MaskHas tells whether a mask names a path. An empty mask names all.
 func MaskHas(mask *fieldmaskpb.FieldMask) func(path string) bool {
 	return func(path string) bool { return len(mask.GetPaths()) == 0 || slices.Contains(mask.GetPaths(), path) }
+}
+
+// Do is object.Do for a reply with a field "metadata", which it sets to where the change leaves the object.
+func Do[R, S proto.Message](
+	ctx context.Context, k *object.Kind[S], id object.ID, req object.ChangeRequest, fn func(*object.Tx[S]) (R, error), opts ...object.UpdateOption,
+) (R, error) {
+	return object.Do(ctx, k, id, req, func(tx *object.Tx[S]) (R, error) {
+		reply, err := fn(tx)
+		if err == nil {
+			m := reply.ProtoReflect()
+			m.Set(m.Descriptor().Fields().ByName("metadata"), protoreflect.ValueOfMessage(Metadata(tx.Info()).ProtoReflect()))
+		}
+		return reply, err
+	}, opts...)
 }

@@ -50,7 +50,7 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 	// Whoever asks, only a user who may see the conversation gets its floor.
 	asUser := identity.With(ctx, identity.Identity{Tenant: at.caller.Tenant, User: info.Owner, Session: at.caller.Session})
 	wants := floor.Connection{User: info.Owner, Session: at.session, ID: req.GetConnectionId(), Caller: at.caller}
-	res, err := object.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
+	res, err := rpc.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[*conversationv1.ConversationState]) (*sessionv1.AcquireFloorResponse, error) {
 			var holder *sessionv1.Connection // nil where it is another user's
 			if f := tx.State().GetFloor(); f.GetUser() == string(info.Owner) {
@@ -71,7 +71,6 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 				Floor: &sessionv1.FloorHold{
 					ConversationId: req.GetConversationId(), ConnectionId: wants.ID, Fence: f.GetFence(), ExpireTime: f.GetExpireTime(),
 				},
-				Metadata: rpc.Metadata(tx.Info()),
 			}, nil
 		})
 	if err != nil {
@@ -157,7 +156,7 @@ func (m *Manager) ReleaseFloor(ctx context.Context, req *sessionv1.ReleaseFloorR
 	}
 	asUser := identity.With(ctx, identity.Identity{Tenant: at.caller.Tenant, User: info.Owner, Session: at.caller.Session})
 	had := floor.Connection{User: info.Owner, Session: at.session, ID: req.GetConnectionId(), Caller: at.caller}
-	res, err := object.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
+	res, err := rpc.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[*conversationv1.ConversationState]) (*sessionv1.ReleaseFloorResponse, error) {
 			released := floor.Release(tx.State(), had, tx.Now())
 			if !released {
@@ -166,7 +165,7 @@ func (m *Manager) ReleaseFloor(ctx context.Context, req *sessionv1.ReleaseFloorR
 				tx.ClearTimer(floor.Timer)
 			}
 			tx.Emit("floor_released")
-			return &sessionv1.ReleaseFloorResponse{Released: released, Metadata: rpc.Metadata(tx.Info())}, nil
+			return &sessionv1.ReleaseFloorResponse{Released: released}, nil
 		})
 	if err != nil {
 		return nil, err

@@ -118,7 +118,7 @@ func (m *Manager) CreateSession(ctx context.Context, req *sessionv1.CreateSessio
 	}
 	var freed []*sessionv1.FloorHold
 	var issued *sessionv1.Tokens
-	res, err := object.Do(asUser, m.kinds.Users, object.ID(id), req, func(tx *object.Tx[state]) (*sessionv1.CreateSessionResponse, error) {
+	res, err := rpc.Do(asUser, m.kinds.Users, object.ID(id), req, func(tx *object.Tx[state]) (*sessionv1.CreateSessionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(caller))
 		evicted, err := b.signIn(in)
 		if err != nil {
@@ -127,9 +127,7 @@ func (m *Manager) CreateSession(ctx context.Context, req *sessionv1.CreateSessio
 		freed, issued = b.freed, tokens(in.id, b.s.GetSessions()[in.id], in.key, m.box)
 		b.commit(tx)
 		// The tokens are not part of the reply, which the journal keeps for retries.
-		return &sessionv1.CreateSessionResponse{
-			Session: b.present(in.id, ""), EvictedSessionIds: evicted, Metadata: rpc.Metadata(tx.Info()),
-		}, nil
+		return &sessionv1.CreateSessionResponse{Session: b.present(in.id, ""), EvictedSessionIds: evicted}, nil
 	}, object.Upsert())
 	if full, ok := errors.AsType[limitError](err); ok {
 		return nil, m.signInRefused(asUser, id, caller, full)
@@ -276,7 +274,7 @@ func (m *Manager) UpdateSession(ctx context.Context, req *sessionv1.UpdateSessio
 	if has("active_project_id") {
 		project = &req.ActiveProjectId
 	}
-	return object.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.UpdateSessionResponse, error) {
+	return rpc.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.UpdateSessionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(at.caller))
 		r, err := b.session(at.session)
 		if err != nil {
@@ -285,7 +283,7 @@ func (m *Manager) UpdateSession(ctx context.Context, req *sessionv1.UpdateSessio
 		b.setActive(r, conversation, project)
 		b.touch(r)
 		b.commit(tx)
-		return &sessionv1.UpdateSessionResponse{Session: b.present(at.session, at.caller.Session), Metadata: rpc.Metadata(tx.Info())}, nil
+		return &sessionv1.UpdateSessionResponse{Session: b.present(at.session, at.caller.Session)}, nil
 	})
 }
 
@@ -300,7 +298,7 @@ func (m *Manager) EndSession(ctx context.Context, req *sessionv1.EndSessionReque
 		why = sessionv1.EndReason_END_REASON_REVOKED
 	}
 	var freed []*sessionv1.FloorHold
-	res, err := object.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.EndSessionResponse, error) {
+	res, err := rpc.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.EndSessionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(at.caller))
 		if b.s.GetSessions()[at.session] == nil {
 			return nil, object.ErrNotFound
@@ -308,7 +306,7 @@ func (m *Manager) EndSession(ctx context.Context, req *sessionv1.EndSessionReque
 		b.end(at.session, why)
 		b.commit(tx)
 		freed = b.freed
-		return &sessionv1.EndSessionResponse{Session: b.present(at.session, at.caller.Session), Metadata: rpc.Metadata(tx.Info())}, nil
+		return &sessionv1.EndSessionResponse{Session: b.present(at.session, at.caller.Session)}, nil
 	})
 	if err != nil {
 		return nil, err
@@ -338,13 +336,13 @@ func (m *Manager) RevokeSessions(ctx context.Context, req *sessionv1.RevokeSessi
 		except = caller.Session
 	}
 	var freed []*sessionv1.FloorHold
-	res, err := object.Do(asUser, m.kinds.Users, object.ID(credential.ObjectID(caller.Tenant, user)), req,
+	res, err := rpc.Do(asUser, m.kinds.Users, object.ID(credential.ObjectID(caller.Tenant, user)), req,
 		func(tx *object.Tx[state]) (*sessionv1.RevokeSessionsResponse, error) {
 			b := open(tx.State(), tx.Now(), actor(caller))
 			ended := b.revoke(except)
 			b.commit(tx)
 			freed = b.freed
-			return &sessionv1.RevokeSessionsResponse{SessionIds: ended, SessionCount: int64(len(ended)), Metadata: rpc.Metadata(tx.Info())}, nil
+			return &sessionv1.RevokeSessionsResponse{SessionIds: ended, SessionCount: int64(len(ended))}, nil
 		})
 	if errors.Is(err, object.ErrNotFound) {
 		return &sessionv1.RevokeSessionsResponse{}, nil // who never signed in has none
@@ -426,7 +424,7 @@ func (m *Manager) OpenConnection(ctx context.Context, req *sessionv1.OpenConnect
 		return nil, err
 	}
 	id := credential.EncodeID(random(10))
-	return object.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.OpenConnectionResponse, error) {
+	return rpc.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.OpenConnectionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(at.caller))
 		r, err := b.session(at.session)
 		if err != nil {
@@ -438,9 +436,7 @@ func (m *Manager) OpenConnection(ctx context.Context, req *sessionv1.OpenConnect
 		}
 		b.touch(r)
 		b.commit(tx)
-		return &sessionv1.OpenConnectionResponse{
-			Connection: c, Session: b.present(at.session, at.caller.Session), Metadata: rpc.Metadata(tx.Info()),
-		}, nil
+		return &sessionv1.OpenConnectionResponse{Connection: c, Session: b.present(at.session, at.caller.Session)}, nil
 	})
 }
 
@@ -452,7 +448,7 @@ func (m *Manager) HeartbeatConnection(
 	if err != nil {
 		return nil, err
 	}
-	return object.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.HeartbeatConnectionResponse, error) {
+	return rpc.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.HeartbeatConnectionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(at.caller))
 		r, err := b.session(at.session)
 		if err != nil {
@@ -469,7 +465,7 @@ func (m *Manager) HeartbeatConnection(
 			b.touch(r)
 		}
 		b.commit(tx)
-		return &sessionv1.HeartbeatConnectionResponse{Connection: c, Metadata: rpc.Metadata(tx.Info())}, nil
+		return &sessionv1.HeartbeatConnectionResponse{Connection: c}, nil
 	})
 }
 
@@ -480,7 +476,7 @@ func (m *Manager) CloseConnection(ctx context.Context, req *sessionv1.CloseConne
 		return nil, err
 	}
 	var freed []*sessionv1.FloorHold
-	res, err := object.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.CloseConnectionResponse, error) {
+	res, err := rpc.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.CloseConnectionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(at.caller))
 		c, err := b.connection(req.GetConnectionId(), at.session)
 		if err != nil {
@@ -489,7 +485,7 @@ func (m *Manager) CloseConnection(ctx context.Context, req *sessionv1.CloseConne
 		b.disconnect(c)
 		b.commit(tx)
 		freed = b.freed
-		return &sessionv1.CloseConnectionResponse{Metadata: rpc.Metadata(tx.Info())}, nil
+		return &sessionv1.CloseConnectionResponse{}, nil
 	})
 	if err != nil {
 		return nil, err
@@ -562,11 +558,11 @@ func (m *Manager) ConfigureSessions(
 	if err := checkSettings(all); err != nil {
 		return nil, err
 	}
-	return object.Do(ctx, m.kinds.Settings, settingsID, req, func(tx *object.Tx[settings]) (*sessionv1.ConfigureSessionsResponse, error) {
+	return rpc.Do(ctx, m.kinds.Settings, settingsID, req, func(tx *object.Tx[settings]) (*sessionv1.ConfigureSessionsResponse, error) {
 		s := tx.State()
 		proto.Reset(s)
 		proto.Merge(s, req.GetSettings())
-		return &sessionv1.ConfigureSessionsResponse{Settings: all, Metadata: rpc.Metadata(tx.Info())}, nil
+		return &sessionv1.ConfigureSessionsResponse{Settings: all}, nil
 	}, object.Upsert())
 }
 
