@@ -18,7 +18,7 @@ import (
 	"holdfast/identity"
 )
 
-// Moment is a point in an object's history: a version, or where that is 0 the last version at a time.
+// Moment is a point in an object's history: a version or, if that is 0, the last version at a time.
 type Moment struct {
 	Version Version
 	Time    time.Time
@@ -27,8 +27,8 @@ type Moment struct {
 // Latest is the newest version.
 func Latest() Moment { return Moment{Time: farFuture} }
 
-// HistoryError: the object's journal does not reach to the moment that was asked for. Versions Oldest to Newest can be
-// had. What is older was trimmed, or belonged to an earlier life of the object.
+// HistoryError is returned if the object's journal does not reach back to the moment. It has the versions Oldest to Newest. Older
+// ones were trimmed, or belonged to an earlier life of the object.
 type HistoryError struct{ Oldest, Newest Version }
 
 func (e *HistoryError) Error() string {
@@ -38,7 +38,7 @@ func (e *HistoryError) Error() string {
 // maxRewritten is how many entries a restore or a fork may write: they are one change, and one row of the journal.
 const maxRewritten = 10_000
 
-// Event is what the journal has of one version.
+// Event is the journal's entry for one version.
 type Event struct {
 	Version Version
 	// Type is "created", "updated", "deleted", "restored:<version>", "timer:<name>", or what the change called itself.
@@ -53,19 +53,19 @@ type Event struct {
 	Timers  []string
 }
 
-// undo is an event's note of what its change replaced. null stands for what was not there.
+// undo holds the values that an event's change replaced. null means that there was none.
 type undo struct {
-	// State has the fields that differ, or all of them where Schema is set: the change was the first of a newer schema.
+	// State has the fields that differ, or all fields if Schema is set: the change was the first of a newer schema.
 	State  map[string]json.RawMessage `json:"state"`
 	Schema int32                      `json:"schema"`
-	// In has what differs within fields of which State has not all.
+	// In has the differences within fields that State does not have as a whole.
 	In      map[string]*node      `json:"in"`
 	Entries [][3]json.RawMessage  `json:"entries"`
 	Timers  map[string]*time.Time `json:"timers"`
-	// Created: there was nothing before. Revived: the object was deleted before.
+	// Created: the object did not exist before. Revived: it was deleted before.
 	Created bool `json:"created"`
 	Revived bool `json:"revived"`
-	// Cut: what it would undo was erased.
+	// Cut: the old values were erased.
 	Cut bool `json:"cut"`
 }
 
@@ -83,7 +83,7 @@ func parseUndo(stored string) (u undo, err error) {
 	return u, nil
 }
 
-// each goes through the entries that the undo is about; old is nil for one that was not there.
+// each calls do for every entry that the change replaced; old is nil if the entry did not exist.
 func (u *undo) each(do func(k entryKey, old json.RawMessage)) error {
 	for _, e := range u.Entries {
 		var k entryKey
@@ -99,13 +99,13 @@ func (u *undo) each(do func(k entryKey, old json.RawMessage)) error {
 	return nil
 }
 
-// Past is an object as it was at a moment, as far as it differs from what is stored now.
+// Past is an object as it was at a moment. It holds only the entries that differ from what is stored now.
 type Past struct {
 	kind    *kind
 	refused error // why it could not be read; the rest is not set then
 	owner   identity.User
 	create  time.Time
-	current Version // that it differs from
+	current Version // the stored version that it was computed from
 	gone    bool    // deleted now
 
 	version Version
@@ -113,28 +113,28 @@ type Past struct {
 	state   map[string]json.RawMessage
 	schema  int32
 	timers  map[string]time.Time
-	entries map[entryKey]json.RawMessage // nil for one that was not there
+	entries map[entryKey]json.RawMessage // nil: it did not exist
 }
 
-// Info is the object's at that moment; when it would have expired is not known, nor its update time where the journal does
-// not have that version's event any more.
+// Info returns the object's info at that moment, without its expiry, and without its update time if the journal no longer has that
+// version's event.
 func (p *Past) Info(id ID) Info {
 	return Info{ID: id, Owner: p.owner, Version: p.version, CreateTime: p.create, UpdateTime: p.time}
 }
 
-// Timers are when the object's timers were due, by name. Do not change them.
+// Timers returns the due times of the object's timers by name. Do not change them.
 func (p *Past) Timers() map[string]time.Time { return p.timers }
 
-// Version is the version that the moment is at.
+// Version returns the version at that moment.
 func (p *Past) Version() Version { return p.version }
 
-// State is that of the moment, in this release's form.
+// State returns the state at that moment, in this release's schema.
 func (p *Past) State() (proto.Message, error) {
 	state, _, err := p.decode()
 	return state, err
 }
 
-// decode is the state of that moment in this release's form.
+// decode returns the state at that moment, in this release's schema.
 func (p *Past) decode() (state proto.Message, newer bool, err error) {
 	stored, err := json.Marshal(p.state)
 	if err != nil {
@@ -143,7 +143,7 @@ func (p *Past) decode() (state proto.Message, newer bool, err error) {
 	return p.kind.decodeState(string(stored), p.schema)
 }
 
-// rewinder goes back in one object's history, in one snapshot of the database.
+// rewinder walks back through one object's history, in one snapshot of the database.
 type rewinder struct {
 	db   *db.DB
 	tx   *db.Transaction
@@ -157,23 +157,23 @@ type rewinder struct {
 	exhausted bool                       // the journal has no more
 	undone    int
 	read      int64  // bytes of the journal and of entries
-	done      func() // gives back what the call holds
+	done      func() // releases the call's place
 }
 
 const (
-	// maxUndone is how many changes one call undoes, and maxRewound how many bytes it reads for that: it keeps a connection
-	// busy, and much of what it reads in memory.
+	// maxUndone bounds the changes that one call undoes, and maxRewound the bytes that it reads: a call keeps a connection busy and
+	// holds most of what it reads in memory.
 	maxUndone  = 50_000
 	maxRewound = 32 << 20
 	// rewindTime bounds one call.
 	rewindTime = 10 * time.Second
 )
 
-// rewindPage is how many events are read at once.
+// rewindPage is the number of events that are read at once.
 const rewindPage = 200
 
-// rewind is begin for a call that goes back in history, of which few run at once: the others are refused. Its context ends
-// when its time is over.
+// rewind is begin for calls that go back in history. Few of them run at once; others are refused. The returned context has the
+// call's deadline.
 func (k *kind) rewind(ctx context.Context, id ID) (*rewinder, context.Context, error) {
 	caller, err := identity.From(ctx)
 	if err != nil {
@@ -196,8 +196,7 @@ func (k *kind) rewind(ctx context.Context, id ID) (*rewinder, context.Context, e
 	return r, ctx, nil
 }
 
-// begin begins at the object as it is now. A deleted object has a history for as long as its rows are there. The caller
-// calls close.
+// begin starts at the object as it is now. A deleted object has a history as long as its rows exist. The caller must call close.
 func (k *kind) begin(ctx context.Context, id ID) (*rewinder, error) {
 	caller, err := identity.From(ctx)
 	if err != nil {
@@ -249,7 +248,7 @@ func (r *rewinder) close(ctx context.Context) {
 	r.done()
 }
 
-// spend counts bytes that were read.
+// spend counts bytes that were read, and fails when they are too many.
 func (r *rewinder) spend(bytes int) error {
 	if r.read += int64(bytes); r.read > maxRewound {
 		return fmt.Errorf("%w: going back so far takes more than the %d MiB that one call reads; ask for a later moment", ErrInvalid, maxRewound>>20)
@@ -257,7 +256,7 @@ func (r *rewinder) spend(bytes int) error {
 	return nil
 }
 
-// to goes back to a moment, undoing one event after the other.
+// to goes back to a moment, one event at a time.
 func (r *rewinder) to(ctx context.Context, at Moment) error {
 	p := &r.past
 	if at.Version < 0 || at.Version == 0 && at.Time.IsZero() {
@@ -314,10 +313,10 @@ func (r *rewinder) readEvents(ctx context.Context) error {
 	return nil
 }
 
-// cutNote is the note of an event that cannot be undone any more; see CutHistory.
+// cutNote is the undo of an event whose old values were erased; see CutHistory.
 const cutNote = `{"cut": true}`
 
-// undo takes the event back that made the version.
+// undo reverts the event that made the current version.
 func (r *rewinder) undo(e *dbsqlc.ListEventsBackRow, at Moment) error {
 	p := &r.past
 	u, err := parseUndo(e.Undo)
@@ -353,9 +352,9 @@ func (r *rewinder) undo(e *dbsqlc.ListEventsBackRow, at Moment) error {
 	return u.each(func(k entryKey, old json.RawMessage) { p.entries[k] = old })
 }
 
-// undo makes of the state what it was before a change.
+// undo reverts a change of the state.
 func (p *Past) undo(u *undo) error {
-	p.state = maps.Clone(p.state) // somebody may have kept it
+	p.state = maps.Clone(p.state) // the caller may have kept it
 	if p.state == nil {
 		p.state = map[string]json.RawMessage{}
 	}
@@ -369,8 +368,8 @@ func (p *Past) undo(u *undo) error {
 	return applyAll(p.state, u.In)
 }
 
-// Past reads what an object was like at a moment. It returns ErrNotFound where it did not exist then or was deleted,
-// and HistoryError where the journal does not reach so far. What it takes grows with the changes since.
+// Past reads an object as it was at a moment. It returns ErrNotFound if the object did not exist then or was deleted, and
+// HistoryError if the journal does not reach so far. Its cost grows with the number of changes since.
 func (k *Kind[S]) Past(ctx context.Context, id ID, at Moment) (*Past, error) {
 	r, ctx, err := k.rewind(ctx, id)
 	if err != nil {
@@ -386,7 +385,7 @@ func (k *Kind[S]) Past(ctx context.Context, id ID, at Moment) (*Past, error) {
 	return &r.past, nil
 }
 
-// EntriesAt pages forward through a collection as it was at a moment; see Past. Of its options Before is not one.
+// EntriesAt pages forward through a collection as it was at a moment; see Past. It ignores o.Before.
 func (k *Kind[S]) EntriesAt(ctx context.Context, id ID, at Moment, collection string, o EntriesOptions) (EntriesPage, error) {
 	if k.collections[collection] == nil {
 		return EntriesPage{}, fmt.Errorf("%w: the kind %s has no collection %q", ErrInvalid, k.name, collection)
@@ -403,7 +402,7 @@ func (k *Kind[S]) EntriesAt(ctx context.Context, id ID, at Moment, collection st
 		return EntriesPage{}, ErrNotFound
 	}
 	page := EntriesPage{Info: r.past.Info(id)}
-	// What differs from now, in order, is merged with what is stored.
+	// Merge the entries that differ from now with the stored ones, in order of their keys.
 	var differ []entryKey
 	for k := range r.past.entries {
 		if k.collection == collection && k.key > o.After {
@@ -452,7 +451,7 @@ func (k *Kind[S]) EntriesAt(ctx context.Context, id ID, at Moment, collection st
 	return page, nil
 }
 
-// entries reads n stored entries, or as many as pass what an answer has. more: there may be others.
+// entries reads n stored entries, or fewer if they fill an answer. more: there may be others.
 func (r *rewinder) entries(ctx context.Context, collection, after string, n int) (rows []dbsqlc.ListEntriesAfterRow, more bool, err error) {
 	pipe, bytes := r.tx.Next(), 0
 	list := pipe.ListEntriesAfter
@@ -477,9 +476,8 @@ type HistoryPage struct {
 	More   bool
 }
 
-// History pages back through an object's journal from a version on, or from the newest where from is 0. A deleted
-// object has one for as long as its rows are there. A user is told of the object's present life only: it may have been another's
-// before.
+// History pages back through an object's journal from a version, or from the newest if from is 0. A deleted object has a journal as
+// long as its rows exist. Users see the events of the object's present life only: another user may have owned it before.
 func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (HistoryPage, error) {
 	r, err := k.begin(ctx, id)
 	if err != nil {
@@ -518,7 +516,7 @@ func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (H
 		err = u.each(func(k entryKey, _ json.RawMessage) {
 			e.Entries = append(e.Entries, EntryChange{Collection: k.collection, Entry: Entry{Key: k.key}})
 		})
-		// The undo has the names that an answer may have, besides values.
+		// The undo has every name that the answer has, and values too, so it is an upper bound.
 		if page.More = len(page.Events) == int(n) || !room.Fits(itemOverhead+len(row.Undo)); !page.More {
 			page.Events = append(page.Events, e)
 		}
@@ -558,7 +556,7 @@ func (k *Kind[S]) Restore(ctx context.Context, id ID, at Moment, do func(*Past, 
 // restoreTries is how often a restore is computed, if the object keeps changing.
 const restoreTries = 5
 
-// Restored does to a state what a restore or a fork does to the one that it brings back; see KindConfig.
+// Restored applies the kind's KindConfig.Restored to a state, as a restore and a fork do.
 func (k *Kind[S]) Restored(state, was S, now time.Time) { k.restored(state, was, now) }
 
 // PastWhole is Past with all entries of the object, for a Tx that creates another object to become: a fork, which has no timers. A
@@ -612,7 +610,7 @@ func (k *Kind[S]) PastWhole(ctx context.Context, id ID, at Moment) (*Past, error
 	return p, nil
 }
 
-// readPacked adds all entries that are packed to the past, where it does not differ from them, until they are too many.
+// readPacked adds the packed entries that the past does not have already, until there are too many.
 func (r *rewinder) readPacked(ctx context.Context) error {
 	const atOnce = 8
 	p := &r.past
@@ -685,7 +683,7 @@ func (t *txn) Become(p *Past) error {
 	keys := slices.SortedFunc(maps.Keys(p.entries), func(a, b entryKey) int {
 		return cmp.Or(cmp.Compare(a.collection, b.collection), cmp.Compare(a.key, b.key))
 	})
-	// Not by Put, which looks through all that is staged for each.
+	// Not by Put, which searches everything that is staged.
 	t.puts = make([]put, 0, len(keys))
 	for _, k := range keys {
 		body := p.entries[k]
@@ -724,22 +722,22 @@ func (t *txn) Become(p *Past) error {
 	return nil
 }
 
-// Difference is in what an object differs between two moments.
+// Difference is how an object differs between two moments.
 type Difference struct {
 	From, To Info
-	// Before and After are the states, nil where it was deleted.
+	// Before and After are the states; nil: it was deleted.
 	Before, After proto.Message
-	// Entries that differ, by collection and key.
+	// Entries are those that differ, in order of collection and key.
 	Entries []EntryDifference
 }
 
-// EntryDifference is an entry that differs between two versions; nil: it was not there.
+// EntryDifference is an entry that differs between two versions; nil: it did not exist.
 type EntryDifference struct {
 	Collection, Key string
 	Before, After   proto.Message
 }
 
-// Diff tells in what an object differs between two moments, from and to, which is not earlier; see Past.
+// Diff compares an object at two moments; from must not be later than to. See Past.
 func (k *Kind[S]) Diff(ctx context.Context, id ID, from, to Moment) (Difference, error) {
 	r, ctx, err := k.rewind(ctx, id)
 	if err != nil {
@@ -799,7 +797,7 @@ func (p *Past) decodeIfThere() (proto.Message, error) {
 	return state, err
 }
 
-// decodeEntry is nil for one that is not there, or in a collection that only a newer release knows.
+// decodeEntry returns nil if there is no entry, or if only a newer release knows its collection.
 func (k *kind) decodeEntry(key entryKey, body json.RawMessage) (proto.Message, error) {
 	if body == nil || k.collections[key.collection] == nil {
 		return nil, nil
@@ -808,7 +806,7 @@ func (k *kind) decodeEntry(key entryKey, body json.RawMessage) (proto.Message, e
 	return value, err
 }
 
-// stored reads those of the wanted entries that are not known otherwise.
+// stored reads the wanted entries, except those that are already known.
 func (r *rewinder) stored(ctx context.Context, wanted, known map[entryKey]json.RawMessage) (map[entryKey]json.RawMessage, error) {
 	a := dbsqlc.LoadEntriesParams{TenantID: string(r.key.tenant)}
 	for k := range wanted {

@@ -8,12 +8,12 @@ import (
 	"holdfast/identity"
 )
 
-// Signal tells the watchers of an object something that is not stored: a Change with nothing but Signal and Version. It has
-// no version, is not in the journal, and a slow watcher may miss it: a committed change takes the place of the signals
-// before it. m is shared and must not be changed afterwards. It returns ErrNotFound where the caller may not see the object.
+// Signal sends a message that is not stored to the watchers of an object: a Change with Signal and Version only. It makes no
+// version and no event, and a slow watcher may miss it: a committed change drops the signals before it. m is shared and must not
+// be changed afterwards. Signal returns ErrNotFound if the caller may not see the object.
 //
-// It reaches the watchers of this process, without waiting for anything where the process has the object at hand. Watchers of
-// other processes get it where there is a Carrier, a Sealer and KindConfig.Signal: the newest of each object, soon, or never.
+// Watchers of this process get it at once; if the object is in the cache, Signal does no I/O. Watchers of other processes get the
+// newest signal of each object, soon or never, if there is a Carrier, a Sealer and KindConfig.Signal.
 func (k *Kind[S]) Signal(ctx context.Context, id ID, m proto.Message) error {
 	caller, err := identity.From(ctx)
 	if err != nil {
@@ -45,18 +45,18 @@ func (k *Kind[S]) Cached(ctx context.Context, id ID) (Snapshot[S], bool) {
 	return Snapshot[S]{Info: rec.info(id), State: rec.state.(S)}, true //nolint:forcetypeassert // decoded from the kind's prototype
 }
 
-// subscriptionSignals is how many signals wait for a watcher; the oldest give way.
+// subscriptionSignals is the number of signals that wait for a watcher; the oldest are dropped.
 const subscriptionSignals = 8
 
 // signal is a message that waits for a watcher.
 type signal struct {
 	message proto.Message
-	// version is the object's when another process told it: what is newer takes its place. 0: it was told here, where changes
-	// take the place of signals as they come.
+	// version is the object's version at the other process that sent the signal: a newer version drops it. 0: this process sent it,
+	// and changes drop it when they come.
 	version Version
 }
 
-// tell brings a signal to the watchers of this process.
+// tell hands a signal to the watchers of this process.
 func (h *hub) tell(k key, m proto.Message) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -68,8 +68,8 @@ func (h *hub) tell(k key, m proto.Message) {
 	}
 }
 
-// toldElsewhere brings a signal of another process to the watchers here. One that is about a version that they have not seen is a
-// hint as well.
+// toldElsewhere hands a signal from another process to the watchers of this one. If it has a version that they have not seen, it is
+// a hint as well.
 func (h *hub) toldElsewhere(k key, told signal) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -86,7 +86,7 @@ func (h *hub) toldElsewhere(k key, told signal) {
 	}
 }
 
-// kindOfWatched is the kind of an object that somebody here watches; nil: nobody does.
+// kindOfWatched returns the kind of an object, or nil if it has no watcher in this process.
 func (h *hub) kindOfWatched(k key) *kind {
 	h.mu.Lock()
 	defer h.mu.Unlock()

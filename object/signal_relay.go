@@ -13,9 +13,8 @@ import (
 	"holdfast/identity"
 )
 
-// Sealer encrypts and authenticates, under keys that all processes on one database share. What it sealed opens only in the same
-// context. MACs authenticates a message under each of the keys, the newest first. Package seal's Box is one. It must be safe for
-// concurrent use.
+// Sealer encrypts and authenticates under keys that all processes on one database share. Open needs the context that Seal was given.
+// MACs authenticates a message under each of the keys, the newest first. seal.Box is a Sealer. It must be safe for concurrent use.
 type Sealer interface {
 	Seal(plain, context []byte) []byte
 	Open(sealed, context []byte) ([]byte, error)
@@ -23,20 +22,19 @@ type Sealer interface {
 }
 
 const (
-	// signalPause is how long a process is silent after it has sent signals: so it sends at most twenty a second of each
-	// object, the newest of what is told.
+	// signalPause is the pause after each send: a process sends at most twenty signals a second of each object, the newest ones.
 	signalPause = 50 * time.Millisecond
-	// maxSignalBytes is what it sends at once, so 640 KB a second. What is over is lost, of each tenant alike.
+	// maxSignalBytes is the most that one send takes, so 640 KB a second. The rest is lost, shared equally among tenants.
 	maxSignalBytes = 32 << 10
-	// maxSignals bounds the objects whose signals wait.
+	// maxSignals bounds the objects with a waiting signal.
 	maxSignals = 4096
-	// signalsMark begins a message of signals, after its sender. A release that knows none finds no hint in it.
+	// signalsMark follows the sender in a message of signals. A release without signals finds no hint in such a message.
 	signalsMark = "signals\n"
 )
 
-// signalRelay brings signals to watchers at other processes. They go the way of the hints, in messages and on a connection of their
-// own, so that no hint waits for them, and may be lost. Who may listen to a database, or to a subject of NATS, may not for that
-// read each tenant's objects: so they are sealed, for one version of one object. Safe for concurrent use.
+// signalRelay sends signals to the watchers of other processes over the fan-out's carrier, in messages of their own, so that no hint
+// waits for them. They may be lost. Listening to a database or to a NATS subject must not reveal a tenant's objects, so each signal is
+// sealed for one version of one object. Safe for concurrent use.
 type signalRelay struct {
 	f      *fanout
 	sealer Sealer        // nil: nothing is sent or understood
@@ -50,7 +48,7 @@ func newSignalRelay(f *fanout, sealer Sealer) *signalRelay {
 	return &signalRelay{f: f, sealer: sealer, wake: make(chan struct{}, 1), pending: map[key]signal{}}
 }
 
-// add takes a signal for other processes, if there are any. It does not wait.
+// add queues a signal if there are other processes. It never blocks.
 func (s *signalRelay) add(kind *kind, k key, v Version, m proto.Message) {
 	if s.sealer == nil || s.f.carrier == nil || kind.signal == nil || !s.f.inCompany() {
 		return
@@ -68,7 +66,7 @@ func (s *signalRelay) add(kind *kind, k key, v Version, m proto.Message) {
 	}
 }
 
-// send sends what waits, and pauses, until the fan-out is closed. What waits then is lost.
+// send sends queued signals, with pauses, until the fan-out is closed. Signals that are queued then are lost.
 func (s *signalRelay) send() {
 	pause := time.NewTimer(signalPause)
 	defer pause.Stop()
@@ -99,7 +97,7 @@ func (s *signalRelay) send() {
 	}
 }
 
-// on takes what follows the mark in a message of another process. What is not sealed by one that shares our keys is left out.
+// on receives the signals in a message from another process. It skips those that were sealed under other keys.
 func (s *signalRelay) on(message string) {
 	if s.sealer == nil {
 		return
@@ -135,14 +133,14 @@ func (s *signalRelay) on(message string) {
 	}
 }
 
-// signalParts are those of a signal's line: tenant, kind, id, version, and what is sealed.
+// signalParts is the number of fields in a signal's line: tenant, kind, id, version and sealed message.
 const signalParts = 5
 
-// encodeSignals writes messages, one signal a line, as far as the bound goes: one of each tenant in turn. It returns how many
-// signals they hold.
+// encodeSignals writes up to maxSignalBytes of messages, one signal a line, one tenant after the other in turn. It returns the
+// messages and the number of signals in them.
 func encodeSignals(from string, sealer Sealer, pending map[key]signal) (messages []string, held int) {
 	byTenant := map[identity.Tenant][]key{}
-	for k := range pending { // in no order, so each has its turn
+	for k := range pending { // in random order, so that every object has its turn
 		byTenant[k.tenant] = append(byTenant[k.tenant], k)
 	}
 	header := from + "\n" + strings.TrimSuffix(signalsMark, "\n")
@@ -175,7 +173,7 @@ func encodeSignals(from string, sealer Sealer, pending map[key]signal) (messages
 	return messages, held
 }
 
-// encodeSignal writes a line; ok is false where it would be longer than most.
+// encodeSignal writes a line; ok is false if it is longer than most.
 func encodeSignal(k key, told signal, sealer Sealer, most int) (line string, ok bool) {
 	if proto.Size(told.message) > most {
 		return "", false
@@ -189,7 +187,7 @@ func encodeSignal(k key, told signal, sealer Sealer, most int) (line string, ok 
 	return line, len(line) <= most
 }
 
-// signalContext is what a signal is sealed for.
+// signalContext returns the context that a signal is sealed for.
 func signalContext(k key, v Version) []byte {
 	return []byte(strings.Join([]string{"signal", string(k.tenant), k.kind, string(k.id), strconv.FormatInt(int64(v), 10)}, "\x00"))
 }

@@ -281,7 +281,7 @@ func same(f protoreflect.FieldDescriptor, a, b protoreflect.Value) bool {
 	return true
 }
 
-// sameSingle compares two values of a map, a list or a singular field. Messages have a faster way than by reflection.
+// sameSingle compares two values of a map, a list or a singular field. For messages there is a faster comparison than by reflection.
 func sameSingle(f protoreflect.FieldDescriptor, a, b protoreflect.Value) bool {
 	if f.Message() != nil {
 		return proto.Equal(a.Message().Interface(), b.Message().Interface())

@@ -197,7 +197,7 @@ func moment(m *inspectv1.Moment) object.Moment {
 	}
 }
 
-// outOfReach says what a HistoryError means for a request.
+// outOfReach translates a HistoryError into the request's words.
 func outOfReach(err error, field string, at object.Moment) error {
 	gone, ok := errors.AsType[*object.HistoryError](err)
 	switch {
@@ -312,7 +312,7 @@ func (m *Manager) RestoreObject(ctx context.Context, req *inspectv1.RestoreObjec
 	return res, outOfReach(err, "at", at)
 }
 
-// mayRewrite refuses a user who would pass by the rules of a kind that does not allow it.
+// mayRewrite refuses a user if the kind does not let users bypass its manager's rules.
 func mayRewrite(k anyKind, tx *object.Tx[proto.Message]) error {
 	if !tx.Caller().Service && !k.UserRestore() {
 		return problem.PermissionDenied("objects of the kind " + k.Name() + " may be restored, forked and deleted here by services only")

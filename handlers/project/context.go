@@ -20,14 +20,14 @@ import (
 	"holdfast/object"
 )
 
-// contextLimit is how many tasks and issues come along where the request does not say.
+// contextLimit is the default number of tasks, and of issues.
 const contextLimit = 20
 
-// contextBytes is how much of the answer tasks may take, and issues as well: the rest is for the project, what the user
-// prefers and the last summary, each of which may be a whole state.
+// contextBytes is how much of the answer tasks may take, and issues too. The rest is for the project, the preferences and the last
+// summary, each of which may be a whole state.
 const contextBytes = object.AnswerBytes / 4
 
-// contextAPIs is how many APIs a context shows: those that were called last.
+// contextAPIs is the number of APIs in a context: those that were called last.
 const contextAPIs = 16
 
 // projectContext is what one read of a context returns.
@@ -142,7 +142,7 @@ func (m *Manager) GetProjectContext(
 	for _, s := range c.apis.Items {
 		brief := briefAPI(string(s.ID), s.State)
 		res.Apis = append(res.Apis, brief)
-		// Every call changes an API, and few calls change what is shown of it.
+		// Every call changes an API, but few calls change what a context shows of it.
 		mark.add("api", object.Info{ID: s.ID, Version: object.Version(brief.GetRetryTime().AsTime().UnixMicro())})
 		mark.add(brief.GetBreaker(), object.Info{})
 	}
@@ -172,7 +172,7 @@ func (f *fingerprint) version() int64 {
 	return max(1, int64(h.Sum64()>>1)) //nolint:gosec // 63 bits
 }
 
-// briefAPI says whether an API can be called, and from when on where it cannot.
+// briefAPI returns whether an API can be called and, if not, when it can.
 func briefAPI(id string, s *coordinationv1.ApiState) *projectv1.ApiBrief {
 	b := &projectv1.ApiBrief{ApiId: id, Breaker: "closed", RetryTime: s.GetPauseUntil()}
 	if s.GetConfig().GetBreaker().GetDisabled() {
@@ -217,7 +217,7 @@ func lastConversation(s object.Snapshot[*conversationv1.ConversationState]) *pro
 	}
 }
 
-// estimateTokens is a quarter of the characters of all texts in a message, rounded up.
+// estimateTokens returns a quarter of the number of characters in a message's texts, rounded up.
 func estimateTokens(m proto.Message) int64 { return (characters(m.ProtoReflect()) + 3) / 4 }
 
 func characters(m protoreflect.Message) (n int64) {
@@ -227,7 +227,7 @@ func characters(m protoreflect.Message) (n int64) {
 			n += int64(utf8.RuneCountInString(v.String()))
 		case protoreflect.MessageKind, protoreflect.GroupKind:
 			n += characters(v.Message())
-		default: // numbers and flags are next to nothing
+		default: // numbers and flags hardly count
 		}
 	}
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {

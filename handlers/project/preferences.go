@@ -15,25 +15,25 @@ import (
 	"holdfast/object"
 )
 
-// tenantDefaults is the id of the tenant's own preferences. No user's begins like it.
+// tenantDefaults is the id of the tenant's own preferences. No user's id begins like it.
 const tenantDefaults object.ID = "tenant"
 
-// preferencesID is the id of a user's preferences: a user's id may have characters that an object's may not.
+// preferencesID returns the id of a user's preferences. It is a hash: a user id may have characters that an object id may not.
 func preferencesID(u identity.User) object.ID { return hashID("u-", string(u)) }
 
-// merged is a user's preferences where they are set, and the tenant's elsewhere.
+// merged returns the tenant's preferences, overridden by those that the user has set.
 func merged(own, defaults *projectv1.Preferences) *projectv1.Preferences {
 	p := &projectv1.Preferences{}
 	if defaults != nil {
 		proto.Merge(p, defaults)
 	}
 	if own != nil {
-		proto.Merge(p, own) // which adds the map's keys and sets what is set
+		proto.Merge(p, own) // adds the map's keys and overrides set fields
 	}
 	return p
 }
 
-// setPreferences sets the fields that a request's mask names; one that has no value is unset.
+// setPreferences sets the fields that a request's mask names, and clears those without a value.
 func setPreferences(s *projectv1.PreferencesState, req *projectv1.UpdatePreferencesRequest) {
 	has, p := rpc.MaskHas(req.GetUpdateMask()), req.GetPreferences()
 	if s.Preferences == nil {
@@ -150,7 +150,7 @@ func (m *Manager) SetActiveProject(
 		}, object.Upsert())
 }
 
-// userPreferences is the id of the calling user's preferences, or a refusal of one who is no user.
+// userPreferences returns the id of the calling user's preferences. It refuses a service without a user.
 func userPreferences(ctx context.Context) (object.ID, error) {
 	caller, err := identity.From(ctx)
 	if err != nil {

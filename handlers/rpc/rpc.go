@@ -1,4 +1,4 @@
-// Package rpc is a leaf: what the RPCs of all managers have in common.
+// Package rpc has what the RPCs of all managers share. It is a leaf.
 package rpc
 
 import (
@@ -28,7 +28,7 @@ func AnswerSize(m proto.Message) int {
 	return max(len(text), proto.Size(m))
 }
 
-// Metadata is where an object stands, as a reply tells it.
+// Metadata returns an object's info as replies have it.
 func Metadata(i object.Info) *objectv1.Metadata {
 	return &objectv1.Metadata{
 		Version: int64(i.Version), CreateTime: timestamp(i.CreateTime), UpdateTime: timestamp(i.UpdateTime), ExpireTime: timestamp(i.ExpireTime),
@@ -51,12 +51,12 @@ func NewID[S proto.Message](ctx context.Context, k *object.Kind[S], named, reque
 	return k.MakeID(ctx, requestID)
 }
 
-// MaskHas tells whether a mask names a path. An empty mask names all.
+// MaskHas reports whether a mask names a path. An empty mask names all.
 func MaskHas(mask *fieldmaskpb.FieldMask) func(path string) bool {
 	return func(path string) bool { return len(mask.GetPaths()) == 0 || slices.Contains(mask.GetPaths(), path) }
 }
 
-// Do is object.Do for a reply with a field "metadata", which it sets to where the change leaves the object.
+// Do is object.Do for replies with a field "metadata": it sets that field to the object's info after the change.
 func Do[R, S proto.Message](
 	ctx context.Context, k *object.Kind[S], id object.ID, req object.ChangeRequest, fn func(*object.Tx[S]) (R, error), opts ...object.UpdateOption,
 ) (R, error) {
