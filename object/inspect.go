@@ -299,17 +299,3 @@ func (k *Kind[S]) MigrateState(ctx context.Context, from ID, n int) (rewritten i
 	}
 	return rewritten, next, err
 }
-
-// DecodeState makes a state out of its stored form, of any schema. newer: it holds what this release does not know.
-func (k *Kind[S]) DecodeState(stored []byte, schema int32) (state S, newer bool, err error) {
-	m, newer, err := k.decodeState(string(stored), schema)
-	if err != nil {
-		return state, false, err
-	}
-	return m.(S), newer, nil //nolint:forcetypeassert // decoded from the kind's prototype
-}
-
-// DecodeEntry is DecodeState for an entry of a collection.
-func (k *Kind[S]) DecodeEntry(collection string, stored []byte) (value proto.Message, newer bool, err error) {
-	return decode(k.collections[collection], string(stored))
-}
