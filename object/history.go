@@ -570,6 +570,11 @@ func (k *Kind[S]) Fork(ctx context.Context, id ID, at Moment, as ID, opts ...Upd
 // Restored does to a state what a restore or a fork does to the one that it brings back; see KindConfig.
 func (k *Kind[S]) Restored(state, was S, now time.Time) { k.restored(state, was, now) }
 
+// NewLife does to a state what the first change of a life does where the id had an earlier one; see KindConfig.
+func (k *Kind[S]) NewLife(state S, first Info) {
+	k.newLife(state, issuedBefore(first.UpdateTime, first.Version))
+}
+
 // RestoreTries is how often a restore is computed anew because the object has changed meanwhile.
 const RestoreTries = 5
 
@@ -699,6 +704,7 @@ func (t *txn) Become(p *Past) error {
 	}
 	t.work.kind.restored(state, was, t.now)
 	t.state, t.timers = state, nil
+	t.beginLife()
 	if t.work.kind.onTimer != nil {
 		for name, due := range p.timers {
 			t.timers = t.timers.with(name, due)

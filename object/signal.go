@@ -10,67 +10,33 @@ import (
 
 // Signal tells the watchers of an object something that is not stored: a Change with nothing but Signal and Version. It has
 // no version, is not in the journal, and a slow watcher may miss it: a committed change takes the place of the signals
-// before it. m is shared and must not be changed afterwards. It returns ErrNotFound where the caller may not see the object.
+// before it. m is shared and must not be changed afterwards. as is the object that the signal is about, as the caller has just
+// viewed it: watchers that have seen a later version, of this life or the next, are told nothing.
 //
-// It reaches the watchers of this process, without waiting for anything where the process has the object at hand. Watchers of
-// other processes get it where there is a Carrier, a Sealer and KindConfig.Signal: the newest of each object, soon, or never.
-func (k *Kind[S]) Signal(ctx context.Context, id ID, m proto.Message) error {
+// Watchers of other processes get it where there is a Carrier, a Sealer and KindConfig.Signal: the newest of each object, soon,
+// or never.
+func (k *Kind[S]) Signal(ctx context.Context, as Info, m proto.Message) error {
 	caller, err := identity.From(ctx)
 	if err != nil {
 		return err
 	}
-	snap, known := k.Glance(ctx, id)
-	if !known {
-		if snap, err = k.View(ctx, id); err != nil {
-			return err
-		}
-	}
-	at := key{caller.Tenant, k.name, id}
-	k.rt.hub.tell(at, m)
-	k.rt.fanout.signals.add(k.kind, at, snap.Version, m)
+	at := key{caller.Tenant, k.name, as.ID}
+	k.rt.hub.tell(at, signal{m, as.Version})
+	k.rt.fanout.signals.add(k.kind, at, as.Version, m)
 	return nil
-}
-
-// Glance returns an object as this process last knew it, if it has it at hand. It is what some commit left, but others may
-// have followed: nothing that must be right may rest on it.
-func (k *Kind[S]) Glance(ctx context.Context, id ID) (Snapshot[S], bool) {
-	caller, err := identity.From(ctx)
-	if err != nil {
-		return Snapshot[S]{}, false
-	}
-	rec := k.rt.cache.get(key{caller.Tenant, k.name, id})
-	if !rec.live(k.rt.db.Now()) || !caller.MaySee(rec.owner) {
-		return Snapshot[S]{}, false
-	}
-	return Snapshot[S]{Info: rec.info(id), State: rec.state.(S)}, true //nolint:forcetypeassert // decoded from the kind's prototype
 }
 
 // subscriptionSignals is how many signals wait for a watcher; the oldest give way.
 const subscriptionSignals = 8
 
-// signal is a message that waits for a watcher.
+// signal is a message that waits for a watcher. It is for those who are at the object's version.
 type signal struct {
 	message proto.Message
-	// version is the object's when another process told it: what is newer takes its place. 0: it was told here, where changes
-	// take the place of signals as they come.
 	version Version
 }
 
-// tell brings a signal to the watchers of this process.
-func (h *hub) tell(k key, m proto.Message) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for s := range h.subs[k] {
-		s.mu.Lock()
-		s.tell(signal{message: m})
-		s.mu.Unlock()
-		s.wake()
-	}
-}
-
-// toldElsewhere brings a signal of another process to the watchers here. One that is about a version that they have not seen is a
-// hint as well.
-func (h *hub) toldElsewhere(k key, told signal) {
+// tell brings a signal to the watchers of this process. One that is about a version that they have not seen is a hint as well.
+func (h *hub) tell(k key, told signal) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for s := range h.subs[k] {

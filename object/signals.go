@@ -131,7 +131,7 @@ func (s *signals) on(message string) {
 			continue
 		}
 		s.f.rt.metrics.signalsReceived.Inc()
-		s.f.rt.hub.toldElsewhere(k, signal{m, Version(version)})
+		s.f.rt.hub.tell(k, signal{m, Version(version)})
 	}
 }
 

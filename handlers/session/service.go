@@ -300,6 +300,7 @@ func (m *Manager) EndSession(ctx context.Context, req *sessionv1.EndSessionReque
 		why = sessionv1.EndReason_END_REASON_REVOKED
 	}
 	var freed []*sessionv1.FloorHold
+	var replayed bool
 	res, err := object.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.EndSessionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(at.caller))
 		if b.s.GetSessions()[at.session] == nil {
@@ -309,9 +310,9 @@ func (m *Manager) EndSession(ctx context.Context, req *sessionv1.EndSessionReque
 		b.commit(tx)
 		freed = b.freed
 		return &sessionv1.EndSessionResponse{Session: b.present(at.session, at.caller.Session), Metadata: rpc.Metadata(tx.Info())}, nil
-	})
-	if err != nil {
-		return nil, err
+	}, object.Replayed(&replayed))
+	if err != nil || replayed {
+		return res, err
 	}
 	m.free(ctx, freed)
 	return res, nil
@@ -338,6 +339,7 @@ func (m *Manager) RevokeSessions(ctx context.Context, req *sessionv1.RevokeSessi
 		except = caller.Session
 	}
 	var freed []*sessionv1.FloorHold
+	var replayed bool
 	res, err := object.Do(asUser, m.kinds.Users, object.ID(credential.ObjectID(caller.Tenant, user)), req,
 		func(tx *object.Tx[state]) (*sessionv1.RevokeSessionsResponse, error) {
 			b := open(tx.State(), tx.Now(), actor(caller))
@@ -345,12 +347,12 @@ func (m *Manager) RevokeSessions(ctx context.Context, req *sessionv1.RevokeSessi
 			b.commit(tx)
 			freed = b.freed
 			return &sessionv1.RevokeSessionsResponse{SessionIds: ended, SessionCount: int64(len(ended)), Metadata: rpc.Metadata(tx.Info())}, nil
-		})
+		}, object.Replayed(&replayed))
 	if errors.Is(err, object.ErrNotFound) {
 		return &sessionv1.RevokeSessionsResponse{}, nil // who never signed in has none
 	}
-	if err != nil {
-		return nil, err
+	if err != nil || replayed {
+		return res, err
 	}
 	m.free(asUser, freed)
 	return res, nil
@@ -480,6 +482,7 @@ func (m *Manager) CloseConnection(ctx context.Context, req *sessionv1.CloseConne
 		return nil, err
 	}
 	var freed []*sessionv1.FloorHold
+	var replayed bool
 	res, err := object.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.CloseConnectionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(at.caller))
 		c, err := b.connection(req.GetConnectionId(), at.session)
@@ -490,9 +493,9 @@ func (m *Manager) CloseConnection(ctx context.Context, req *sessionv1.CloseConne
 		b.commit(tx)
 		freed = b.freed
 		return &sessionv1.CloseConnectionResponse{Metadata: rpc.Metadata(tx.Info())}, nil
-	})
-	if err != nil {
-		return nil, err
+	}, object.Replayed(&replayed))
+	if err != nil || replayed {
+		return res, err
 	}
 	m.free(ctx, freed)
 	return res, nil
