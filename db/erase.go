@@ -9,6 +9,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -354,13 +355,27 @@ func (d *DB) ScrubEvents(ctx context.Context, tenant identity.Tenant, events []d
 
 // NoteErasure keeps that a user was erased, by a hash, and forgets what timers failed with where that mentions the user.
 func (d *DB) NoteErasure(ctx context.Context, m Mention) error {
-	hash := sha256.Sum256([]byte(string(m.Tenant) + "\x00" + string(m.User)))
+	hash := userHash(m.Tenant, m.User)
 	return d.tenantQueries(ctx, m.Tenant, func(q *dbsqlc.Queries) error {
 		if err := q.ScrubTimers(ctx, dbsqlc.ScrubTimersParams{TenantID: string(m.Tenant), Mention: string(m.User)}); err != nil {
 			return err
 		}
 		return q.NoteErasure(ctx, dbsqlc.NoteErasureParams{TenantID: string(m.Tenant), UserHash: hash[:]})
 	})
+}
+
+// ErasedSince reports whether a user was erased at or after a time, by the database's clock.
+func (d *DB) ErasedSince(ctx context.Context, tenant identity.Tenant, user identity.User, since time.Time) (erased bool, err error) {
+	hash := userHash(tenant, user)
+	err = d.tenantQueries(ctx, tenant, func(q *dbsqlc.Queries) (err error) {
+		erased, err = q.ErasedSince(ctx, dbsqlc.ErasedSinceParams{TenantID: string(tenant), UserHash: hash[:], Since: since})
+		return err
+	})
+	return erased, err
+}
+
+func userHash(tenant identity.Tenant, user identity.User) [sha256.Size]byte {
+	return sha256.Sum256([]byte(string(tenant) + "\x00" + string(user)))
 }
 
 // CountMentions counts the rows of each table that mention the user.

@@ -308,7 +308,7 @@ func TestWhatIsSealedForItsObjectIsNotForked(t *testing.T) {
 	ada, service := b.key(t, "ada"), b.key(t, "")
 	fillKinds(t, b, ada, service)
 	b.signIn(t, "ada")
-	for _, kind := range []string{"linear_endpoint", "user_sessions"} {
+	for _, kind := range []string{"linear_endpoint", "user_sessions", "api"} {
 		var list struct{ Objects []struct{ ObjectID string } }
 		b.inspect(t, "ListObjects", fmt.Sprintf(`{"kind":%q}`, kind), &list, service)
 		if len(list.Objects) == 0 {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -53,6 +54,10 @@ func (rt *Runtime) EraseUser(ctx context.Context, user identity.User) (Erased, e
 		return out, fmt.Errorf("%w: a service erases a user", ErrInvalid)
 	}
 	e := newEraser(rt, caller, user)
+	// First, so that what servers have not stored yet of the user is not stored behind it.
+	if err := rt.db.NoteErasure(ctx, e.mention); err != nil {
+		return out, err
+	}
 	// What has expired mentions the user as well, and cannot be changed any more.
 	if err := rt.db.DeleteExpired(ctx, caller.Tenant); err != nil {
 		return out, err
@@ -75,6 +80,15 @@ func (rt *Runtime) EraseUser(ctx context.Context, user identity.User) (Erased, e
 	}
 	out.Left, err = rt.db.CountMentions(ctx, e.mention)
 	return out, err
+}
+
+// Erased reports whether the caller, who is a user, was erased at or after a time.
+func (k *Kind[S]) Erased(ctx context.Context, since time.Time) (bool, error) {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return false, err
+	}
+	return k.rt.db.ErasedSince(ctx, caller.Tenant, caller.User, since)
 }
 
 // eraser takes one user out of one tenant.

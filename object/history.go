@@ -527,6 +527,11 @@ func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (H
 	return page, err
 }
 
+// NewLife does to a state what the first change of a life does where the id had an earlier one; see KindConfig.
+func (k *Kind[S]) NewLife(state S, first Info) {
+	k.newLife(state, issuedBefore(first.UpdateTime, first.Version))
+}
+
 // Restore calls do with what an object was at a moment, and with the options that an Update needs for its Tx to become that:
 // state, entries and timers, as a new version. Undoing it is another Restore. A deleted object comes back while its rows are
 // there, for 24 h at least. Timers that were due since run at once. Restore calls do again if the object has changed since it
@@ -675,6 +680,7 @@ func (t *txn) Become(p *Past) error {
 	}
 	t.work.kind.restored(state, was, t.now)
 	t.state, t.timers = state, nil
+	t.beginLife()
 	if t.work.kind.onTimer != nil {
 		for name, due := range p.timers {
 			t.timers = t.timers.with(name, due)

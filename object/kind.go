@@ -34,6 +34,10 @@ type KindConfig[S proto.Message] struct {
 	// tokens that were given to others since. was is the state that it replaces, nil where there is none: read it, never
 	// change it. Pure. Optional.
 	Restored func(state, was S, now time.Time)
+	// NewLife changes the state that a life of an object begins with where its id had an earlier life: it is created again, or it was
+	// deleted and is restored. Earlier lives may have issued any number up to issued, so epochs, fencing tokens and the like go on
+	// above it. Pure. Optional: a kind without it issues none.
+	NewLife func(state S, issued int64)
 	// TTL is how long an object is kept after its last change, at least 24 h. 0: for ever.
 	TTL time.Duration
 	// TTLOf overrides TTL for one object, at least 24 h; 0: no override. Optional.
@@ -117,6 +121,7 @@ type kind struct {
 	terms         func(proto.Message) []string
 	onTimer       func(*txn, string) error // nil: the kind has no timers
 	restored      func(state, was proto.Message, now time.Time)
+	newLife       func(state proto.Message, issued int64)
 	personal      map[protoreflect.FullName]protoreflect.Name // the field that names the user, by type
 	personalKeys  func(identity.User) string                  // nil: keys tell nothing
 }
@@ -140,6 +145,11 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 			if c.Restored != nil {
 				old, _ := was.(S)
 				c.Restored(state.(S), old, now) //nolint:forcetypeassert // the runtime made it
+			}
+		},
+		newLife: func(state proto.Message, issued int64) {
+			if c.NewLife != nil {
+				c.NewLife(state.(S), issued) //nolint:forcetypeassert // the runtime made it
 			}
 		},
 		terms: func(m proto.Message) []string {
@@ -276,6 +286,7 @@ type updateOptions struct {
 	basedOn   Version // of what the closure was computed from; 0: only what Update hands it
 	revive    bool    // of a deleted object that is still there: it goes on with its entries
 	rewrite   bool
+	replayed  *bool
 }
 
 type entryKey struct{ collection, key string }
@@ -314,6 +325,10 @@ func Request(id string, body proto.Message) UpdateOption {
 		h.Sum(o.hash[:0])
 	}
 }
+
+// Replayed sets to where the reply is that of an earlier call with the same request id: this call has changed nothing, and what its
+// closure assigned is not to be used.
+func Replayed(to *bool) UpdateOption { return func(o *updateOptions) { o.replayed = to } }
 
 // Rewrite marks a change that passes by the rules of the kind's manager. Users make none to an object that belongs to the whole
 // tenant: ErrServicesOnly.
@@ -368,7 +383,11 @@ func (k *Kind[S]) update(ctx context.Context, id ID, fn func(*Tx[S]) error, opts
 	if c.opts.requestID != "" {
 		c.opts.hash = sha256.Sum256(append(c.opts.hash[:], caller.User...))
 	}
-	return c, k.rt.submit(ctx, k.kind, id, c)
+	err = k.rt.submit(ctx, k.kind, id, c)
+	if err == nil && c.opts.replayed != nil {
+		*c.opts.replayed = c.stored != nil
+	}
+	return c, err
 }
 
 // ChangeRequest is a request that changes one object.

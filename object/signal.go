@@ -8,26 +8,21 @@ import (
 	"holdfast/identity"
 )
 
-// Signal sends a message that is not stored to the watchers of an object: a Change with Signal and Version only. It makes no
-// version and no event, and a slow watcher may miss it: a committed change drops the signals before it. m is shared and must not
-// be changed afterwards. Signal returns ErrNotFound if the caller may not see the object.
+// Signal tells the watchers of an object something that is not stored: a Change with nothing but Signal and Version. It has
+// no version, is not in the journal, and a slow watcher may miss it: a committed change takes the place of the signals
+// before it. m is shared and must not be changed afterwards. as is the object that the signal is about, as the caller has just
+// viewed it: watchers that have seen a later version, of this life or the next, are told nothing.
 //
-// Watchers of this process get it at once; if the object is in the cache, Signal does no I/O. Watchers of other processes get the
-// newest signal of each object, soon or never, if there is a Carrier, a Sealer and KindConfig.Signal.
-func (k *Kind[S]) Signal(ctx context.Context, id ID, m proto.Message) error {
+// Watchers of other processes get it where there is a Carrier, a Sealer and KindConfig.Signal: the newest of each object, soon,
+// or never.
+func (k *Kind[S]) Signal(ctx context.Context, as Info, m proto.Message) error {
 	caller, err := identity.From(ctx)
 	if err != nil {
 		return err
 	}
-	snap, known := k.Cached(ctx, id)
-	if !known {
-		if snap, err = k.View(ctx, id); err != nil {
-			return err
-		}
-	}
-	at := key{caller.Tenant, k.name, id}
-	k.rt.hub.tell(at, m)
-	k.rt.fanout.signals.add(k.kind, at, snap.Version, m)
+	at := key{caller.Tenant, k.name, as.ID}
+	k.rt.hub.tell(at, signal{m, as.Version})
+	k.rt.fanout.signals.add(k.kind, at, as.Version, m)
 	return nil
 }
 
@@ -48,29 +43,14 @@ func (k *Kind[S]) Cached(ctx context.Context, id ID) (Snapshot[S], bool) {
 // subscriptionSignals is the number of signals that wait for a watcher; the oldest are dropped.
 const subscriptionSignals = 8
 
-// signal is a message that waits for a watcher.
+// signal is a message that waits for a watcher. It is for those who are at the object's version.
 type signal struct {
 	message proto.Message
-	// version is the object's version at the other process that sent the signal: a newer version drops it. 0: this process sent it,
-	// and changes drop it when they come.
 	version Version
 }
 
-// tell hands a signal to the watchers of this process.
-func (h *hub) tell(k key, m proto.Message) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for s := range h.subs[k] {
-		s.mu.Lock()
-		s.tell(signal{message: m})
-		s.mu.Unlock()
-		s.wake()
-	}
-}
-
-// toldElsewhere hands a signal from another process to the watchers of this one. If it has a version that they have not seen, it is
-// a hint as well.
-func (h *hub) toldElsewhere(k key, told signal) {
+// tell brings a signal to the watchers of this process. One that is about a version that they have not seen is a hint as well.
+func (h *hub) tell(k key, told signal) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for s := range h.subs[k] {

@@ -129,7 +129,7 @@ func (s *signalRelay) on(message string) {
 			continue
 		}
 		s.f.rt.metrics.signalsReceived.Inc()
-		s.f.rt.hub.toldElsewhere(k, signal{m, Version(version)})
+		s.f.rt.hub.tell(k, signal{m, Version(version)})
 	}
 }
 

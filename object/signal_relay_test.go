@@ -73,7 +73,11 @@ func word(w string) *typepb.EnumValue { return &typepb.EnumValue{Name: w} }
 
 func (b *testBundle) signal(t testing.TB, k *object.Kind[toy], w string) {
 	t.Helper()
-	if err := k.Signal(b.ctx, "a", word(w)); err != nil {
+	snap, err := k.View(b.ctx, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Signal(b.ctx, snap.Info, word(w)); err != nil {
 		t.Fatal(err)
 	}
 }

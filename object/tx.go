@@ -66,6 +66,18 @@ type txn struct {
 	owner *identity.User
 }
 
+// beginLife prepares the first state of a life whose id had an earlier one.
+func (t *txn) beginLife() {
+	if t.base != nil && !t.Exists() {
+		t.work.kind.newLife(t.state, issuedBefore(t.now, t.Version()+1))
+	}
+}
+
+// issuedBefore is a number that no earlier life of an object has come to whose first change has that time and version. A change issues
+// one number of a sort at most, so a life that began above its own time and version is below those of every later change. Forks
+// and imports count on from numbers of other objects, which were no further in their time. It is below 2^53 until the year 2255.
+func issuedBefore(now time.Time, v Version) int64 { return now.UnixMicro() + int64(v) }
+
 // put is one staged entry; a nil value removes it.
 type put struct {
 	entryKey

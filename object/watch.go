@@ -147,8 +147,8 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 			continue
 		}
 		for _, m := range told {
-			if m.version != 0 && m.version < w.last {
-				continue // what was read is newer
+			if m.version != w.last {
+				continue // it is about what was, in an earlier life perhaps
 			}
 			if !yield(&update{rec: &record{}, at: w.last, signal: m.message}) {
 				return nil

@@ -227,6 +227,7 @@ func (w *work) apply(c *change, now time.Time) error {
 		t.state, t.timers = w.kind.scratch(w.cur.state), w.cur.timers
 	} else {
 		t.state = w.kind.prototype.ProtoReflect().New().Interface()
+		t.beginLife()
 	}
 	if w.optimistic {
 		w.assumed = append(w.assumed, c.opts.absent...)

@@ -14,6 +14,11 @@ RETURNING kind, object_id;
 INSERT INTO holdfast.erasures (tenant_id, user_hash) VALUES (@tenant_id::text, @user_hash::bytea)
 ON CONFLICT (tenant_id, user_hash) DO UPDATE SET erase_time = clock_timestamp();
 
+-- ErasedSince answers whether a user was erased at or after a time.
+-- name: ErasedSince :one
+SELECT EXISTS (SELECT FROM holdfast.erasures
+  WHERE tenant_id = @tenant_id::text AND user_hash = @user_hash::bytea AND erase_time >= @since::timestamptz);
+
 -- FindMentioningStates lists the objects of a tenant whose states hold one of some texts, page by page.
 -- name: FindMentioningStates :many
 SELECT o.kind, o.object_id FROM holdfast.objects o

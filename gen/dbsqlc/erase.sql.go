@@ -7,6 +7,7 @@ package dbsqlc
 
 import (
 	"context"
+	"time"
 )
 
 const CutHistory = `-- name: CutHistory :execrows
@@ -122,6 +123,25 @@ func (q *Queries) DeleteKeysOfUser(ctx context.Context, arg DeleteKeysOfUserPara
 		return 0, err
 	}
 	return result.RowsAffected(), nil
+}
+
+const ErasedSince = `-- name: ErasedSince :one
+SELECT EXISTS (SELECT FROM holdfast.erasures
+  WHERE tenant_id = $1::text AND user_hash = $2::bytea AND erase_time >= $3::timestamptz)
+`
+
+type ErasedSinceParams struct {
+	TenantID string
+	UserHash []byte
+	Since    time.Time
+}
+
+// ErasedSince answers whether a user was erased at or after a time.
+func (q *Queries) ErasedSince(ctx context.Context, arg ErasedSinceParams) (bool, error) {
+	row := q.db.QueryRow(ctx, ErasedSince, arg.TenantID, arg.UserHash, arg.Since)
+	var exists bool
+	err := row.Scan(&exists)
+	return exists, err
 }
 
 const FindMentioningEntries = `-- name: FindMentioningEntries :many

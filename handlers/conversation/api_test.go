@@ -57,6 +57,8 @@ type bundle struct {
 	url     string
 	stop    func()          // begins the drain
 	stopped <-chan struct{} // closed once the server has ended
+	rt      *object.Runtime
+	manager *Manager
 }
 
 // testBox is that of all servers of the tests: what one sealed another opens.
@@ -88,9 +90,10 @@ func serveWith(t *testing.T, d *dbtest.Bundle, box *seal.Box, change ...func(*ob
 		f(&c)
 	}
 	rt := object.NewRuntime(d.DB, c)
+	manager := NewManager(Register(rt), Options{Box: box, Now: time.Now})
 	server := handlertest.Serve(t, d, rt, handlers.Options{Services: []handlers.Service{handlers.NewService[conversationv1connect.ConversationServiceHandler](
-		conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, NewManager(Register(rt), Options{Box: box, Now: time.Now}))}})
-	return &bundle{Bundle: d, url: server.URL, stop: server.Stop, stopped: server.Stopped}
+		conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, manager)}})
+	return &bundle{Bundle: d, url: server.URL, stop: server.Stop, stopped: server.Stopped, rt: rt, manager: manager}
 }
 
 // tenant is a fresh tenant on the same server, for tests in parallel.

@@ -46,7 +46,7 @@ func leaseCompaction(
 		return nil, errMoved
 	}
 	given := proto.CloneOf(wanted)
-	given.Token = held.GetToken() + 1
+	given.Token = max(held.GetToken(), s.GetIssuedBefore()) + 1
 	given.ExpireTime = timestamppb.New(now.Add(lease))
 	s.Compaction = given
 	return given, nil

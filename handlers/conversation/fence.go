@@ -22,6 +22,11 @@ type writer struct {
 // replaced is a fencedError: what such a connection still sends is kept as fragments.
 func fence(s *conversationv1.ConversationState, w writer) error {
 	newest := floor.Newest(s)
+	if 0 < w.epoch && w.epoch <= s.GetIssuedBefore() {
+		// Not a fencedError: words of a conversation that was deleted are not kept in the next of its id.
+		return problem.FailedPrecondition("FENCED",
+			fmt.Sprintf("epoch %d is over: its conversation was deleted; call OpenLive for an epoch of this one", w.epoch))
+	}
 	if w.epoch < newest {
 		return fencedError{epoch: w.epoch, newest: newest, by: replacement(s)}
 	}

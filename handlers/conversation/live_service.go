@@ -187,21 +187,27 @@ func (m *Manager) IngestLive(
 		return m.box.Seal(handle, handleContext(caller.Tenant, req.GetConversationId()))
 	})
 	if batch.fleeting && req.GetRequestId() == "" && req.GetIfVersion() == 0 {
-		if res := m.show(ctx, caller, req, batch); res != nil {
-			return res, nil
+		if res, err := m.show(ctx, caller, req, batch); res != nil || err != nil {
+			return res, err
 		}
 	}
-	frames := req.GetFrames()
-	if p := m.partials.take(partialKey{caller, req.GetConversationId()}); p != nil && p.batch.epoch == batch.epoch {
+	frames, k := req.GetFrames(), partialKey{caller, req.GetConversationId()}
+	if p := m.partials.due(k); p != nil && p.batch.epoch == batch.epoch {
 		earlier := p.before(batch.frames[0].index)
 		batch.frames, frames = append(p.batch.frames[:earlier:earlier], batch.frames...), append(p.raw[:earlier:earlier], frames...)
 	}
-	return m.ingest(ctx, caller, req, batch, frames)
+	var replayed bool
+	res, err := m.ingest(ctx, caller, req, batch, frames, object.Replayed(&replayed))
+	if err == nil && !replayed {
+		m.partials.settle(k, batch, false)
+	}
+	return res, err
 }
 
 // ingest stores a batch.
 func (m *Manager) ingest(
 	ctx context.Context, caller identity.Identity, req *conversationv1.IngestLiveRequest, batch liveBatch, raw []*conversationv1.LiveFrame,
+	opts ...object.UpdateOption,
 ) (*conversationv1.IngestLiveResponse, error) {
 	batch.caller = caller
 	keep := &rawFrames{m: m, caller: caller, id: req.GetConversationId(), frames: raw}
@@ -227,7 +233,7 @@ func (m *Manager) ingest(
 			}
 			res.Messages, res.ToolCalls, res.HasMore = effects.fitting(object.AnswerBytes - rpc.AnswerSize(res))
 			return res, nil
-		})
+		}, opts...)
 	if fenced, ok := errors.AsType[fencedError](err); ok {
 		return nil, errors.Join(m.abandon(ctx, req.GetConversationId(), batch), refuse(fenced))
 	}

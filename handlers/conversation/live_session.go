@@ -106,7 +106,7 @@ func (f *folder) open(req *conversationv1.OpenLiveRequest, under int64, limits L
 	if handle.GetProvider() != provider {
 		handle = nil
 	}
-	f.connect(max(f.live.GetEpoch()+1, f.state.GetFloor().GetFence()))
+	f.connect(max(f.live.GetEpoch()+1, f.state.GetIssuedBefore()+1, f.state.GetFloor().GetFence()))
 	f.live.Fence = under
 	f.live.Device, f.live.Provider, f.live.SetupHash = req.GetDevice(), provider, req.GetSetupHash()
 	f.live.KeepFrames, f.live.Silence = req.GetKeepFramesFor(), req.GetSilence()

@@ -24,8 +24,12 @@ import (
 //	fleeting batch ──▶ signal to watchers ──▶ wait here ──partialsEvery after the last commit──▶ commit
 //	any other batch ─────────────────────────────┴── takes what waits along ──────────────────▶ commit
 //
+// Whether a batch may be shown is decided by the conversation as it is stored, as for any other call: it costs a read, which
+// shares its round trip with others, and no commit.
+//
 // What waits is its sender's: nobody else's call touches it. It stays here until it is stored. Where that fails because of the
-// database it is tried again, less and less often; after the last try it is up to the client, as after a crash.
+// database it is tried again, less and less often; after the last try it is up to the client, as after a crash. What a user has
+// waiting who is erased meanwhile is dropped.
 
 const (
 	partialsEvery = 250 * time.Millisecond
@@ -58,7 +62,8 @@ type partial struct {
 	raw   []*conversationv1.LiveFrame
 	bytes int // of the frames
 	timer *time.Timer
-	tries int // to store it that have failed
+	tries int       // to store it that have failed
+	since time.Time // when the first of it came
 }
 
 // before is how many of the frames come before an index.
@@ -69,15 +74,6 @@ func (p *partial) before(index int64) int {
 		}
 	}
 	return len(p.batch.frames)
-}
-
-// take removes what waits, or returns nil.
-func (ps *partials) take(k partialKey) *partial {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	p := ps.waiting[k]
-	ps.drop(k)
-	return p
 }
 
 // drop removes what waits. The caller holds mu.
@@ -97,15 +93,15 @@ func (ps *partials) due(k partialKey) *partial {
 	if p == nil {
 		return nil
 	}
-	return &partial{batch: liveBatch{epoch: p.batch.epoch, frames: slices.Clone(p.batch.frames)}, raw: slices.Clone(p.raw)}
+	return &partial{batch: liveBatch{epoch: p.batch.epoch, frames: slices.Clone(p.batch.frames)}, raw: slices.Clone(p.raw), since: p.since}
 }
 
-// settle ends a try to store what was due. What came meanwhile goes on waiting, and so does all of it where again says so.
-func (ps *partials) settle(k partialKey, tried *partial, again bool) {
+// settle ends a try to store what was due, or a batch that took it along. What came meanwhile goes on waiting, and so does all of it where again says so.
+func (ps *partials) settle(k partialKey, tried liveBatch, again bool) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	p := ps.waiting[k]
-	if p == nil || p.batch.epoch != tried.batch.epoch {
+	if p == nil || p.batch.epoch != tried.epoch {
 		return // another batch took it along
 	}
 	if again {
@@ -115,7 +111,7 @@ func (ps *partials) settle(k partialKey, tried *partial, again bool) {
 		p.timer.Reset(partialsEvery << p.tries)
 		return
 	}
-	n := p.before(tried.batch.frames[len(tried.batch.frames)-1].index + 1)
+	n := p.before(tried.frames[len(tried.frames)-1].index + 1)
 	if n == len(p.batch.frames) {
 		ps.drop(k)
 		return
@@ -135,7 +131,9 @@ func size(frames []readFrame) (bytes int) {
 }
 
 // add lets a batch wait, with what waits already, and returns all of it; nil: it is too much. The timer calls store.
-func (ps *partials) add(k partialKey, batch liveBatch, raw []*conversationv1.LiveFrame, wait time.Duration, store func()) []readFrame {
+func (ps *partials) add(
+	k partialKey, batch liveBatch, raw []*conversationv1.LiveFrame, now time.Time, wait time.Duration, store func(),
+) []readFrame {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	p := ps.waiting[k]
@@ -152,7 +150,7 @@ func (ps *partials) add(k partialKey, batch liveBatch, raw []*conversationv1.Liv
 		return nil
 	}
 	if p == nil {
-		p = &partial{batch: liveBatch{epoch: batch.epoch}, timer: time.AfterFunc(wait, store)}
+		p = &partial{batch: liveBatch{epoch: batch.epoch}, timer: time.AfterFunc(wait, store), since: now}
 		if ps.waiting == nil {
 			ps.waiting = map[partialKey]*partial{}
 		}
@@ -164,40 +162,44 @@ func (ps *partials) add(k partialKey, batch liveBatch, raw []*conversationv1.Liv
 	return p.batch.frames
 }
 
-// show tells the watchers what a fleeting batch says, and lets it wait. It returns nil where the batch must be stored now.
+// show tells the watchers what a fleeting batch says, and lets it wait. It returns nil where the batch must be stored now, which is
+// also where it is refused.
 func (m *Manager) show(
 	ctx context.Context, caller identity.Identity, req *conversationv1.IngestLiveRequest, batch liveBatch,
-) *conversationv1.IngestLiveResponse {
-	snap, known := m.kind.Cached(ctx, object.ID(req.GetConversationId()))
-	live := snap.State.GetLive()
+) (*conversationv1.IngestLiveResponse, error) {
+	snap, err := m.kind.View(ctx, object.ID(req.GetConversationId()))
+	if err != nil {
+		return nil, err
+	}
+	live, now := snap.State.GetLive(), m.now()
 	last := batch.frames[len(batch.frames)-1].index
-	wait := partialsEvery - m.now().Sub(snap.UpdateTime)
-	if !known || wait <= 0 || live.GetEpoch() != batch.epoch || live.GetKeepFrames() != nil || last <= live.GetLastClientIndex() {
-		return nil
+	wait := partialsEvery - now.Sub(snap.UpdateTime)
+	if wait <= 0 || live.GetEpoch() != batch.epoch || live.GetKeepFrames() != nil || last <= live.GetLastClientIndex() {
+		return nil, nil
 	}
 	if batch.checkIndexes(live.GetLastClientIndex()) != nil { // of what waits already, as far as is known here
-		return nil
+		return nil, nil
 	}
-	if fence(snap.State, writer{epoch: batch.epoch, caller: caller, now: m.now()}) != nil {
-		return nil
+	if fence(snap.State, writer{epoch: batch.epoch, caller: caller, now: now}) != nil {
+		return nil, nil
 	}
 	k := partialKey{caller, req.GetConversationId()}
-	frames := m.partials.add(k, batch, req.GetFrames(), min(wait, partialsEvery), func() { m.storePartial(k) }) //nolint:contextcheck // it is stored when the call is over
+	frames := m.partials.add(k, batch, req.GetFrames(), now, min(wait, partialsEvery), func() { m.storePartial(k) }) //nolint:contextcheck // it is stored when the call is over
 	if frames == nil {
-		return nil
+		return nil, nil
 	}
 	scratch := &conversationv1.ConversationState{Voice: proto.CloneOf(snap.State.GetVoice()), Live: proto.CloneOf(live), Floor: snap.State.GetFloor()}
-	f := newFolder(scratch, m.now(), func(int64, string) *conversationv1.ToolCall { return nil })
+	f := newFolder(scratch, now, func(int64, string) *conversationv1.ToolCall { return nil })
 	if _, err := f.ingest(liveBatch{epoch: batch.epoch, caller: caller, frames: frames}); err != nil {
-		return nil
+		return nil, nil //nolint:nilerr // ingest says it to the caller
 	}
 	signal := &conversationv1.LiveSignal{Epoch: batch.epoch, ClientIndex: last, Voice: scratch.GetVoice()}
-	if err := m.kind.Signal(ctx, snap.ID, signal); err != nil {
-		return nil
+	if err := m.kind.Signal(ctx, snap.Info, signal); err != nil {
+		return nil, err
 	}
 	return &conversationv1.IngestLiveResponse{
 		Voice: scratch.GetVoice(), LastClientIndex: live.GetLastClientIndex(), ReceivedClientIndex: last, Metadata: rpc.Metadata(snap.Info),
-	}
+	}, nil
 }
 
 // storePartial commits what waits. Frames that another batch stored meanwhile are skipped by their indexes.
@@ -208,8 +210,14 @@ func (m *Manager) storePartial(k partialKey) {
 	}
 	ctx, cancel := context.WithTimeout(identity.With(context.Background(), k.caller), partialsTimeout)
 	defer cancel()
-	req := &conversationv1.IngestLiveRequest{ConversationId: k.conversation, Epoch: p.batch.epoch, Frames: p.raw}
-	_, err := m.ingest(ctx, k.caller, req, p.batch, p.raw)
+	erased, err := false, error(nil)
+	if k.caller.User != "" {
+		erased, err = m.kind.Erased(ctx, p.since)
+	}
+	if err == nil && !erased {
+		req := &conversationv1.IngestLiveRequest{ConversationId: k.conversation, Epoch: p.batch.epoch, Frames: p.raw}
+		_, err = m.ingest(ctx, k.caller, req, p.batch, p.raw)
+	}
 	_, full := errors.AsType[*object.OverloadedError](err)
-	m.partials.settle(k, p, full || errors.Is(err, db.ErrUnavailable) || errors.Is(err, db.ErrOutcomeUnknown) || errors.Is(err, context.DeadlineExceeded))
+	m.partials.settle(k, p.batch, full || errors.Is(err, db.ErrUnavailable) || errors.Is(err, db.ErrOutcomeUnknown) || errors.Is(err, context.DeadlineExceeded))
 }

@@ -10,10 +10,17 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 )
 
+// newLife begins a conversation whose id had one before, which was deleted or has expired. Connections and workers of that have
+// epochs and tokens, and must not be taken for those of this one.
+func newLife(s *conversationv1.ConversationState, issued int64) {
+	s.IssuedBefore, s.Floor = issued, nil
+}
+
 // restored takes from a state that is brought back what must not come back with it. Whoever was connected since, or had a
 // call, the floor or a summary in hand, has to begin anew: epochs and fencing tokens never run backwards. was is what the
 // state replaces; nil: it is a fork, or the conversation was deleted.
 func restored(s, was *conversationv1.ConversationState, now time.Time) {
+	s.IssuedBefore = max(s.GetIssuedBefore(), was.GetIssuedBefore())
 	// The lease is nobody's any more, but its token is not given twice.
 	token := max(s.GetCompaction().GetToken(), was.GetCompaction().GetToken())
 	if s.Compaction = nil; token > 0 {
@@ -45,6 +52,7 @@ func restored(s, was *conversationv1.ConversationState, now time.Time) {
 	l.OpenTime, l.Fence = nil, 0 // nobody has opened this epoch
 	l.Session = max(l.GetSession(), old.GetSession()) + 1
 	l.FencingToken = max(l.GetFencingToken(), old.GetFencingToken())
+	l.VoidClaims = l.GetFencingToken() // others may have claimed the calls since
 	l.HandleCount = max(l.GetHandleCount(), old.GetHandleCount())
 	l.Handles, l.ResumedHandleId, l.PendingCalls, l.GoAwayTime = nil, 0, nil, nil
 	l.CloseTime = timestamppb.New(now)

@@ -55,7 +55,7 @@ const recentMessages = 20
 // Register adds the kind "conversation" to the runtime.
 func Register(rt *object.Runtime) *object.Kind[state] {
 	return object.Register(rt, object.KindConfig[state]{
-		Name: "conversation", SchemaVersion: 1, TTL: DefaultTTL, Users: object.UsersShare, UserRestore: true, Restored: restored,
+		Name: "conversation", SchemaVersion: 1, TTL: DefaultTTL, Users: object.UsersShare, UserRestore: true, Restored: restored, NewLife: newLife,
 		TTLOf: func(s state) time.Duration { return s.GetTtl().AsDuration() },
 		Terms: terms,
 		Collections: map[string]proto.Message{

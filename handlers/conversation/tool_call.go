@@ -310,7 +310,7 @@ func (f *folder) claimCall(entry *conversationv1.ToolCall, req *conversationv1.C
 	}
 	token := claim.GetFencingToken()
 	if !renews {
-		f.live.FencingToken++
+		f.live.FencingToken = max(f.live.GetFencingToken(), f.state.GetIssuedBefore()) + 1
 		token = f.live.GetFencingToken()
 	}
 	f.replaceCall(call, func(c *conversationv1.ToolCall) {
@@ -357,15 +357,18 @@ func (f *folder) toDeliver(call *conversationv1.ToolCall) bool {
 
 // mine is the state's copy of a stored call. One that was forgotten there is kept again if it waits.
 func (f *folder) mine(entry *conversationv1.ToolCall) *conversationv1.ToolCall {
-	if call := f.live.GetPendingCalls()[entry.GetCallId()]; call.GetSeq() == entry.GetSeq() {
-		return call
-	}
-	call := proto.CloneOf(entry)
-	if s := call.GetStatus(); s == callPending || s == callRunning { // forgotten, also when its connection went
-		call.Status = callOrphaned
-		if f.isCurrent(call) {
-			call.Status = f.waiting(call.GetClaim())
+	call := f.live.GetPendingCalls()[entry.GetCallId()]
+	if call.GetSeq() != entry.GetSeq() {
+		call = proto.CloneOf(entry)
+		if s := call.GetStatus(); s == callPending || s == callRunning { // forgotten, also when its connection went
+			call.Status = callOrphaned
+			if f.isCurrent(call) {
+				call.Status = f.waiting(call.GetClaim())
+			}
 		}
+	}
+	if call.GetStatus() != callCompleted && call.GetClaim().GetFencingToken() <= f.live.GetVoidClaims() {
+		call.Claim = nil
 	}
 	return call
 }

@@ -50,6 +50,8 @@ const recentRequests = 32
 func Register(rt *object.Runtime) *object.Kind[state] {
 	return object.Register(rt, object.KindConfig[state]{
 		Name: "api", SchemaVersion: 1, Users: object.UsersShare, OnTimer: onTimer, Scratch: scratch,
+		// What was sent since would be sent again.
+		NoRestore: true, NewLife: newLife,
 		Collections: map[string]proto.Message{
 			inRequests:    &coordinationv1.ApiRequest{},
 			inRequestIDs:  &coordinationv1.RequestRef{},
@@ -66,6 +68,9 @@ func Register(rt *object.Runtime) *object.Kind[state] {
 		PersonalKeys: ownerKey,
 	})
 }
+
+// newLife begins an API whose id had one before: leases of that one's requests are none of this one's.
+func newLife(s state, issued int64) { s.LastSeq = issued }
 
 // Manager serves CoordinationService. It is safe for concurrent use.
 type Manager struct {

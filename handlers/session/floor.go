@@ -40,15 +40,15 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 	if err != nil {
 		return nil, err
 	}
-	if b.silent(c) {
-		if err := m.revive(ctx, at, req.GetConnectionId()); err != nil {
-			return nil, err
-		}
+	// A connection that has fallen silent comes back with the floor, if there is room for it; noteFloor writes that down.
+	if err := b.heartbeat(c, sessionv1.Modality_MODALITY_UNSPECIFIED); err != nil {
+		return nil, err
 	}
 	// A floor is not held for longer than its session lives.
 	end, _ := credential.End(r)
 	// Whoever asks, only a user who may see the conversation gets its floor.
 	asUser := identity.With(ctx, identity.Identity{Tenant: at.caller.Tenant, User: info.Owner, Session: at.caller.Session})
+	var replayed bool
 	wants := floor.Connection{User: info.Owner, Session: at.session, ID: req.GetConnectionId(), Caller: at.caller}
 	res, err := rpc.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[*conversationv1.ConversationState]) (*sessionv1.AcquireFloorResponse, error) {
@@ -72,9 +72,9 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 					ConversationId: req.GetConversationId(), ConnectionId: wants.ID, Fence: f.GetFence(), ExpireTime: f.GetExpireTime(),
 				},
 			}, nil
-		})
-	if err != nil {
-		return nil, err
+		}, object.Replayed(&replayed))
+	if err != nil || replayed { // what the session has may have changed since
+		return res, err
 	}
 	return res, m.noteFloor(asUser, at.object, at.session, res.GetFloor())
 }
@@ -84,23 +84,6 @@ func nameDevice(err error, holder *sessionv1.Connection) error {
 	if p, ok := errors.AsType[*problem.Error](err); ok && holder.GetDevice().GetName() != "" {
 		p.Metadata["device"] = holder.GetDevice().GetName()
 	}
-	return err
-}
-
-// revive brings a connection back that has fallen silent.
-func (m *Manager) revive(ctx context.Context, at place, connection string) error {
-	_, err := m.kinds.Users.Update(ctx, at.object, func(tx *object.Tx[state]) error {
-		b := open(tx.State(), tx.Now(), actor(at.caller))
-		c, err := b.connection(connection, at.session)
-		if err != nil {
-			return err
-		}
-		if err := b.heartbeat(c, sessionv1.Modality_MODALITY_UNSPECIFIED); err != nil {
-			return err
-		}
-		b.commit(tx)
-		return nil
-	})
 	return err
 }
 
@@ -135,10 +118,13 @@ func (b *book) takeFloor(session string, f *sessionv1.FloorHold) {
 			b.freed = append(b.freed, had)
 		}
 	}
-	r := b.s.GetSessions()[session]
-	if r == nil || r.GetEnd() != nil || b.s.GetConnections()[f.GetConnectionId()] == nil {
+	r, c := b.s.GetSessions()[session], b.s.GetConnections()[f.GetConnectionId()]
+	if r == nil || r.GetEnd() != nil || c == nil {
 		b.freed = append(b.freed, f)
 		return
+	}
+	if b.silent(c) {
+		b.beat(c)
 	}
 	b.touch(r)
 	r.Floor, b.changed = f, true
@@ -155,6 +141,7 @@ func (m *Manager) ReleaseFloor(ctx context.Context, req *sessionv1.ReleaseFloorR
 		return nil, err
 	}
 	asUser := identity.With(ctx, identity.Identity{Tenant: at.caller.Tenant, User: info.Owner, Session: at.caller.Session})
+	var replayed bool
 	had := floor.Connection{User: info.Owner, Session: at.session, ID: req.GetConnectionId(), Caller: at.caller}
 	res, err := rpc.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[*conversationv1.ConversationState]) (*sessionv1.ReleaseFloorResponse, error) {
@@ -166,9 +153,9 @@ func (m *Manager) ReleaseFloor(ctx context.Context, req *sessionv1.ReleaseFloorR
 			}
 			tx.Emit("floor_released")
 			return &sessionv1.ReleaseFloorResponse{Released: released}, nil
-		})
-	if err != nil {
-		return nil, err
+		}, object.Replayed(&replayed))
+	if err != nil || replayed {
+		return res, err
 	}
 	_, err = m.kinds.Users.Update(asUser, at.object, func(tx *object.Tx[state]) error {
 		b := open(tx.State(), tx.Now(), server)

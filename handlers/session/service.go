@@ -298,6 +298,7 @@ func (m *Manager) EndSession(ctx context.Context, req *sessionv1.EndSessionReque
 		why = sessionv1.EndReason_END_REASON_REVOKED
 	}
 	var freed []*sessionv1.FloorHold
+	var replayed bool
 	res, err := rpc.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.EndSessionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(at.caller))
 		if b.s.GetSessions()[at.session] == nil {
@@ -307,9 +308,9 @@ func (m *Manager) EndSession(ctx context.Context, req *sessionv1.EndSessionReque
 		b.commit(tx)
 		freed = b.freed
 		return &sessionv1.EndSessionResponse{Session: b.present(at.session, at.caller.Session)}, nil
-	})
-	if err != nil {
-		return nil, err
+	}, object.Replayed(&replayed))
+	if err != nil || replayed {
+		return res, err
 	}
 	m.free(ctx, freed)
 	return res, nil
@@ -336,6 +337,7 @@ func (m *Manager) RevokeSessions(ctx context.Context, req *sessionv1.RevokeSessi
 		except = caller.Session
 	}
 	var freed []*sessionv1.FloorHold
+	var replayed bool
 	res, err := rpc.Do(asUser, m.kinds.Users, object.ID(credential.ObjectID(caller.Tenant, user)), req,
 		func(tx *object.Tx[state]) (*sessionv1.RevokeSessionsResponse, error) {
 			b := open(tx.State(), tx.Now(), actor(caller))
@@ -343,12 +345,12 @@ func (m *Manager) RevokeSessions(ctx context.Context, req *sessionv1.RevokeSessi
 			b.commit(tx)
 			freed = b.freed
 			return &sessionv1.RevokeSessionsResponse{SessionIds: ended, SessionCount: int64(len(ended))}, nil
-		})
+		}, object.Replayed(&replayed))
 	if errors.Is(err, object.ErrNotFound) {
 		return &sessionv1.RevokeSessionsResponse{}, nil // who never signed in has none
 	}
-	if err != nil {
-		return nil, err
+	if err != nil || replayed {
+		return res, err
 	}
 	m.free(asUser, freed)
 	return res, nil
@@ -476,6 +478,7 @@ func (m *Manager) CloseConnection(ctx context.Context, req *sessionv1.CloseConne
 		return nil, err
 	}
 	var freed []*sessionv1.FloorHold
+	var replayed bool
 	res, err := rpc.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.CloseConnectionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(at.caller))
 		c, err := b.connection(req.GetConnectionId(), at.session)
@@ -486,9 +489,9 @@ func (m *Manager) CloseConnection(ctx context.Context, req *sessionv1.CloseConne
 		b.commit(tx)
 		freed = b.freed
 		return &sessionv1.CloseConnectionResponse{}, nil
-	})
-	if err != nil {
-		return nil, err
+	}, object.Replayed(&replayed))
+	if err != nil || replayed {
+		return res, err
 	}
 	m.free(ctx, freed)
 	return res, nil

@@ -156,7 +156,11 @@ func (h *story[S]) restore(t *rapid.T) {
 		return
 	}
 	h.made(t, &snap, err, version[S]{exists: true, entries: then.entries})
-	if want := h.broughtBack(then, was, snap.UpdateTime); !proto.Equal(snap.State, want) {
+	want := h.broughtBack(then, was, snap.UpdateTime)
+	if !was.exists {
+		h.kind.NewLife(want, snap.Info)
+	}
+	if !proto.Equal(snap.State, want) {
 		t.Fatalf("restored version %d as\n%v\nwant\n%v", at, snap.State, want)
 	}
 }

@@ -35,9 +35,10 @@ func End(s *conversationv1.ConversationState, now time.Time) bool {
 	return false
 }
 
-// Newest is the newest epoch that was issued, by OpenLive or as a fence. Older ones may not write.
+// Newest is the newest epoch that was issued, by OpenLive or as a fence, or perhaps in an earlier life of the id. Older ones may not
+// write.
 func Newest(s *conversationv1.ConversationState) int64 {
-	return max(s.GetLive().GetEpoch(), s.GetFloor().GetFence())
+	return max(s.GetLive().GetEpoch(), s.GetFloor().GetFence(), s.GetIssuedBefore())
 }
 
 // Connection is a connection that wants the floor.

@@ -5110,7 +5110,7 @@ type IngestLiveRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// From OpenLive, or the fence from AcquireFloor. Clients do not count epochs: only the first connection of a conversation
-	// may begin without either, in epoch 1.
+	// may begin without either, in epoch 1. Where the id had a conversation before, epochs go on above those of that.
 	Epoch         int64        `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Frames        []*LiveFrame `protobuf:"bytes,3,rep,name=frames,proto3" json:"frames,omitempty"`
 	RequestId     string       `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`

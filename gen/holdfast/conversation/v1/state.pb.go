@@ -395,8 +395,10 @@ type ConversationState struct {
 	// The number of abandoned fragments kept.
 	FragmentCount int64 `protobuf:"varint,17,opt,name=fragment_count,json=fragmentCount,proto3" json:"fragment_count,omitempty"`
 	// The newest summary; the context window begins with it. Unset: none was committed.
-	Summary       *Summary `protobuf:"bytes,24,opt,name=summary,proto3" json:"summary,omitempty"`
-	Floor         *Floor   `protobuf:"bytes,25,opt,name=floor,proto3" json:"floor,omitempty"`
+	Summary *Summary `protobuf:"bytes,24,opt,name=summary,proto3" json:"summary,omitempty"`
+	Floor   *Floor   `protobuf:"bytes,25,opt,name=floor,proto3" json:"floor,omitempty"`
+	// No epoch, fence or token is given up to this number: an earlier life of the id may have given it. 0: there was none.
+	IssuedBefore  int64 `protobuf:"varint,26,opt,name=issued_before,json=issuedBefore,proto3" json:"issued_before,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -562,6 +564,13 @@ func (x *ConversationState) GetFloor() *Floor {
 		return x.Floor
 	}
 	return nil
+}
+
+func (x *ConversationState) GetIssuedBefore() int64 {
+	if x != nil {
+		return x.IssuedBefore
+	}
+	return 0
 }
 
 // Floor is who holds the conversation's microphone: one connection of one session, until the lease is over.
@@ -2243,6 +2252,8 @@ type LiveState struct {
 	ResumeFailureTime *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=resume_failure_time,json=resumeFailureTime,proto3" json:"resume_failure_time,omitempty"`
 	// The newest fencing token of a claim.
 	FencingToken int64 `protobuf:"varint,25,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	// Claims up to this token are void: the conversation was restored since.
+	VoidClaims int64 `protobuf:"varint,45,opt,name=void_claims,json=voidClaims,proto3" json:"void_claims,omitempty"`
 	// Of older connections, the newest frame that was folded or kept as a fragment, by epoch; at most 8.
 	FencedIndexes map[int64]int64 `protobuf:"bytes,26,rep,name=fenced_indexes,json=fencedIndexes,proto3" json:"fenced_indexes,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// True while it is not known whether the user's words on a new connection are those that it has from the last one.
@@ -2488,6 +2499,13 @@ func (x *LiveState) GetFencingToken() int64 {
 	return 0
 }
 
+func (x *LiveState) GetVoidClaims() int64 {
+	if x != nil {
+		return x.VoidClaims
+	}
+	return 0
+}
+
 func (x *LiveState) GetFencedIndexes() map[int64]int64 {
 	if x != nil {
 		return x.FencedIndexes
@@ -2706,7 +2724,7 @@ var File_holdfast_conversation_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"$holdfast/conversation/v1/state.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\a\n" +
+	"$holdfast/conversation/v1/state.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe8\a\n" +
 	"\x11ConversationState\x12\x14\n" +
 	"\x05title\x18\x01 \x01(\tR\x05title\x12O\n" +
 	"\x06labels\x18\x02 \x03(\v27.holdfast.conversation.v1.ConversationState.LabelsEntryR\x06labels\x12\x1d\n" +
@@ -2732,7 +2750,8 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\rsummary_count\x18\x10 \x01(\x03R\fsummaryCount\x12%\n" +
 	"\x0efragment_count\x18\x11 \x01(\x03R\rfragmentCount\x12;\n" +
 	"\asummary\x18\x18 \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x125\n" +
-	"\x05floor\x18\x19 \x01(\v2\x1f.holdfast.conversation.v1.FloorR\x05floor\x1a9\n" +
+	"\x05floor\x18\x19 \x01(\v2\x1f.holdfast.conversation.v1.FloorR\x05floor\x12#\n" +
+	"\rissued_before\x18\x1a \x01(\x03R\fissuedBefore\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x97\x02\n" +
@@ -2898,7 +2917,7 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\tafter_seq\x18\n" +
 	" \x01(\x03R\bafterSeq\x12&\n" +
 	"\x0fafter_tool_call\x18\v \x01(\x03R\rafterToolCall\x12\x12\n" +
-	"\x04dead\x18\f \x01(\bR\x04dead\"\xe6\x10\n" +
+	"\x04dead\x18\f \x01(\bR\x04dead\"\x87\x11\n" +
 	"\tLiveState\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12*\n" +
 	"\x11last_client_index\x18\x02 \x01(\x03R\x0flastClientIndex\x12\x1d\n" +
@@ -2931,7 +2950,9 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\fhandle_count\x18\x16 \x01(\x03R\vhandleCount\x12'\n" +
 	"\x0fresume_failures\x18\x17 \x01(\x05R\x0eresumeFailures\x12J\n" +
 	"\x13resume_failure_time\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\x11resumeFailureTime\x12#\n" +
-	"\rfencing_token\x18\x19 \x01(\x03R\ffencingToken\x12]\n" +
+	"\rfencing_token\x18\x19 \x01(\x03R\ffencingToken\x12\x1f\n" +
+	"\vvoid_claims\x18- \x01(\x03R\n" +
+	"voidClaims\x12]\n" +
 	"\x0efenced_indexes\x18\x1a \x03(\v26.holdfast.conversation.v1.LiveState.FencedIndexesEntryR\rfencedIndexes\x12\x1c\n" +
 	"\tretelling\x18\x1b \x01(\bR\tretelling\x12\x16\n" +
 	"\x06retold\x18\x1c \x01(\tR\x06retold\x12%\n" +

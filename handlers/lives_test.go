@@ -1,0 +1,228 @@
+package handlers_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strconv"
+	"testing"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"holdfast/db/dbtest"
+	"holdfast/object"
+)
+
+// answer is what a call that has to succeed is answered with.
+func (b *bundle) answer(t *testing.T, method, body string, headers ...string) map[string]any {
+	t.Helper()
+	got := b.call(t, registered()[method], body, headers...)
+	var out map[string]any
+	if err := json.Unmarshal([]byte(got.body), &out); err != nil || got.code != "ok" {
+		t.Fatalf("%s %s: %+v, %v", method, body, got, err)
+	}
+	return out
+}
+
+// field is one of an answer; numbers are those of strings.
+func field(t *testing.T, from any, path ...string) string {
+	t.Helper()
+	for _, name := range path {
+		from = from.(map[string]any)[name] //nolint:forcetypeassert // a test
+	}
+	return fmt.Sprint(from)
+}
+
+func number(t *testing.T, s string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// lifeSteps lead from one life of the conversation or API c1 to the next.
+var lifeSteps = map[string]func(t *testing.T, b *bundle, kind, version, service string, create func()){
+	"created again": func(t *testing.T, b *bundle, kind, _, service string, create func()) {
+		t.Helper()
+		b.must(t, inspectRPCs+"DeleteObject", `{"kind":"`+kind+`","objectId":"c1"}`, service)
+		create()
+	},
+	"restored": func(t *testing.T, b *bundle, kind, version, service string, _ func()) {
+		t.Helper()
+		b.must(t, inspectRPCs+"DeleteObject", `{"kind":"`+kind+`","objectId":"c1"}`, service)
+		b.must(t, inspectRPCs+"RestoreObject", `{"kind":"`+kind+`","objectId":"c1","at":{"version":"`+version+`"}}`, service)
+	},
+	"restored while it was there": func(t *testing.T, b *bundle, kind, version, service string, _ func()) {
+		t.Helper()
+		b.must(t, inspectRPCs+"RestoreObject", `{"kind":"`+kind+`","objectId":"c1","at":{"version":"`+version+`"}}`, service)
+	},
+}
+
+// Whatever a conversation's earlier life issued is worth nothing in the next, and what the next issues is above it: epochs,
+// fences, the tokens of tool calls and of summaries.
+func TestFencesNeverRunBackwardsAcrossLives(t *testing.T) {
+	t.Parallel()
+	const (
+		frame = `{"conversationId":"c1","epoch":"%s","frames":[{"clientIndex":"%d","object":{"realtimeInput":{"text":"%s"}}}]}`
+		call  = `{"conversationId":"c1","epoch":"%s","frames":[{"clientIndex":"1","object":{"toolCall":{"functionCalls":[{"id":"fc","name":"f","args":{}}]}}}]}`
+	)
+	for step, next := range lifeSteps {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			ada, service := b.key(t, "ada"), b.key(t, "")
+			token := b.signIn(t, "ada")
+			connection := field(t, b.answer(t, sessionService+"OpenConnection", `{"modality":"MODALITY_VOICE"}`, token), "connection", "connectionId")
+			acquire := func() int64 {
+				t.Helper()
+				return number(t, field(t, b.answer(t, sessionService+"AcquireFloor", `{"conversationId":"c1","connectionId":"`+connection+`"}`, token), "floor", "fence"))
+			}
+			open := func() int64 {
+				t.Helper()
+				return number(t, field(t, b.answer(t, conversationRPCs+"OpenLive", `{"conversationId":"c1","connectionId":"`+connection+`"}`, token), "epoch"))
+			}
+			create := func() { t.Helper(); b.must(t, conversationRPCs+"CreateConversation", `{"conversationId":"c1"}`, ada) }
+			claim := func() string {
+				t.Helper()
+				return field(t, b.answer(t, conversationRPCs+"ClaimToolCall", `{"conversationId":"c1","seq":"1","worker":"w","lease":"600s"}`, ada), "toolCall", "claim", "fencingToken")
+			}
+			propose := func() string {
+				t.Helper()
+				for i := range 12 {
+					b.must(t, conversationRPCs+"AppendMessages", fmt.Sprintf(`{"conversationId":"c1","messages":[{"role":"ROLE_%s","text":"%0200d"}]}`, []string{"USER", "ASSISTANT"}[i%2], i), ada)
+				}
+				return field(t, b.answer(t, conversationRPCs+"ProposeCompaction", `{"conversationId":"c1","keepTokens":"100","lease":"600s"}`, ada), "leaseToken")
+			}
+			refused := func(method, body string) {
+				t.Helper()
+				if got := b.call(t, registered()[conversationRPCs+method], body, token); got.reason != "FENCED" {
+					t.Errorf("%s %s: %+v", method, body, got)
+				}
+			}
+			create()
+			var newest, lastClaim, lastLease int64
+			var claims, leases []string
+			for range 3 { // lives
+				oldest := newest
+				lease := propose()
+				if number(t, lease) <= lastLease {
+					t.Errorf("the lease %s follows %d", lease, lastLease)
+				}
+				lastLease = number(t, lease)
+				for _, old := range leases {
+					refused("CommitSummary", `{"conversationId":"c1","leaseToken":"`+old+`","text":"old"}`)
+				}
+				leases = append(leases, lease)
+				for range 2 {
+					if fence := acquire(); fence <= oldest {
+						t.Errorf("the fence is %d, the life before came to %d", fence, oldest)
+					}
+					for range 2 {
+						epoch := open()
+						if epoch <= newest {
+							t.Errorf("the epoch %d follows %d", epoch, newest)
+						}
+						newest = epoch
+					}
+				}
+				b.must(t, conversationRPCs+"IngestLive", fmt.Sprintf(call, strconv.FormatInt(newest, 10)), token)
+				for _, old := range claims {
+					refused("CompleteToolCall", `{"conversationId":"c1","seq":"1","fencingToken":"`+old+`","response":{"by":"old"}}`)
+				}
+				got := claim()
+				if number(t, got) <= lastClaim {
+					t.Errorf("the claim %s follows %d", got, lastClaim)
+				}
+				lastClaim = number(t, got)
+				for _, old := range claims {
+					refused("CompleteToolCall", `{"conversationId":"c1","seq":"1","fencingToken":"`+old+`","response":{"by":"old"}}`)
+				}
+				claims = append(claims, got)
+				version := field(t, b.answer(t, conversationRPCs+"GetConversation", `{"conversationId":"c1"}`, ada), "metadata", "version")
+				next(t, b, "conversation", version, service, create)
+				for epoch := max(1, newest-3); epoch <= newest; epoch++ {
+					refused("IngestLive", fmt.Sprintf(frame, strconv.FormatInt(epoch, 10), 100, "old"))
+					refused("CloseLive", fmt.Sprintf(`{"conversationId":"c1","epoch":"%d"}`, epoch))
+				}
+				refused("IngestLive", fmt.Sprintf(frame, "1", 100, "old"))
+				messages := b.call(t, registered()[conversationRPCs+"ListMessages"], `{"conversationId":"c1","pageSize":200}`, ada).body
+				if regexp.MustCompile(`"old"`).MatchString(messages) {
+					t.Errorf("what an old connection sent was folded: %s", messages)
+				}
+			}
+		})
+	}
+}
+
+// The ledger of an API that was deleted is gone with it, but its leases are worth nothing in the next of that name.
+func TestALeaseOfADeletedAPIIsWorthNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ada, service := b.key(t, "ada"), b.key(t, "")
+	create := func() { t.Helper(); b.must(t, coordinationService+"ConfigureApi", `{"api":"c1","config":{}}`, service) }
+	begin := func() string {
+		t.Helper()
+		return field(t, b.answer(t, coordinationService+"BeginRequest", `{"api":"c1","operation":"op","requestId":"r"}`, ada), "lease")
+	}
+	create()
+	old := []string{begin()}
+	for range 3 {
+		lifeSteps["created again"](t, b, "api", "", service, create)
+		lease := begin()
+		for _, lost := range old {
+			for _, method := range []string{"CompleteRequest", "FailRequest"} {
+				body := `{"api":"c1","requestId":"r","lease":"` + lost + `"}`
+				if method == "FailRequest" {
+					body = `{"api":"c1","requestId":"r","lease":"` + lost + `","failure":"FAILURE_TERMINAL"}`
+				}
+				if got := b.call(t, registered()[coordinationService+method], body, ada); got.code == "ok" {
+					t.Errorf("%s under the lease %s of an earlier life, now it is %s: %+v", method, lost, lease, got)
+				}
+			}
+		}
+		old = append(old, lease)
+	}
+	version := field(t, b.answer(t, coordinationService+"GetApiState", `{"api":"c1"}`, service), "metadata", "version")
+	if got := b.call(t, registered()[inspectRPCs+"RestoreObject"], `{"kind":"api","objectId":"c1","at":{"version":"`+version+`"}}`, service); got.code != "invalid_argument" {
+		t.Errorf("a ledger goes back: %+v", got)
+	}
+}
+
+// fencing are the kinds that issue numbers or secrets which must not be good again: each says what becomes of them when it is
+// restored.
+var fencing = regexp.MustCompile(`epoch|fence|fencing|lease|generation|secret|^token$|_token$`)
+
+func TestNoKindThatFencesIsRestoredUnawares(t *testing.T) {
+	t.Parallel()
+	rt := object.NewRuntime(dbtest.New(t).DB, object.Config{})
+	defer rt.Close(t.Context())
+	services(t, rt)
+	restored := map[string]bool{"conversation": true} // by a rule of its own, see TestFencesNeverRunBackwardsAcrossLives
+	for _, name := range rt.Kinds() {
+		kind, _ := rt.Kind(name)
+		all := []protoreflect.MessageDescriptor{kind.Prototype().ProtoReflect().Descriptor()}
+		for _, c := range kind.Collections() {
+			all = append(all, kind.PrototypeOf(c).ProtoReflect().Descriptor())
+		}
+		seen := map[protoreflect.FullName]bool{}
+		for len(all) > 0 {
+			d := all[0]
+			all = all[1:]
+			if seen[d.FullName()] {
+				continue
+			}
+			seen[d.FullName()] = true
+			for i := range d.Fields().Len() {
+				f := d.Fields().Get(i)
+				if fencing.MatchString(string(f.Name())) && name != "session_settings" && !kind.NoRestore() && !restored[name] {
+					t.Errorf("the kind %s keeps %s, and may be restored", name, f.FullName())
+				}
+				if f.Message() != nil {
+					all = append(all, f.Message())
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,101 @@
+package session
+
+import (
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	sessionv1 "holdfast/gen/holdfast/session/v1"
+)
+
+// A late retry of a call that changes a conversation and a user's sessions gets the first reply, and changes neither: what others
+// were given since stays theirs.
+func TestARetryChangesNothing(t *testing.T) {
+	t.Parallel()
+	const c2 = "c2"
+	acquire := func(x *speaker, conversation, requestID string) (proto.Message, error) {
+		return x.client.AcquireFloor(t.Context(), &sessionv1.AcquireFloorRequest{
+			ConversationId: conversation, SessionId: x.session, ConnectionId: x.connection, RequestId: requestID,
+		})
+	}
+	none := func(*testing.T, *bundle, *speaker) {}
+	for name, tt := range map[string]struct {
+		before func(t *testing.T, b *bundle, x *speaker)
+		call   func(t *testing.T, b *bundle, x *speaker) (proto.Message, error)
+		since  func(t *testing.T, b *bundle, x *speaker)
+	}{
+		"AcquireFloor": {
+			none,
+			func(_ *testing.T, _ *bundle, x *speaker) (proto.Message, error) { return acquire(x, c1, "k") },
+			func(t *testing.T, _ *bundle, x *speaker) { t.Helper(); must(acquire(x, c2, ""))(t) },
+		},
+		"ReleaseFloor": {
+			func(t *testing.T, _ *bundle, x *speaker) { t.Helper(); must(acquire(x, c1, ""))(t) },
+			func(t *testing.T, _ *bundle, x *speaker) (proto.Message, error) {
+				t.Helper()
+				return x.client.ReleaseFloor(t.Context(), &sessionv1.ReleaseFloorRequest{
+					ConversationId: c1, SessionId: x.session, ConnectionId: x.connection, RequestId: "k",
+				})
+			},
+			func(t *testing.T, _ *bundle, x *speaker) { t.Helper(); must(acquire(x, c1, ""))(t) },
+		},
+		"RevokeSessions": {
+			none,
+			func(t *testing.T, b *bundle, _ *speaker) (proto.Message, error) {
+				t.Helper()
+				return b.with(t, b.key(t, nobody)).RevokeSessions(t.Context(), &sessionv1.RevokeSessionsRequest{User: string(ada), RequestId: "k"})
+			},
+			func(t *testing.T, b *bundle, _ *speaker) {
+				t.Helper()
+				in := b.signIn(t, ada)
+				must(acquire(b.speaker(t, "another tab", in, in.GetTokens().GetAccessToken()), c1, ""))(t)
+			},
+		},
+		"CloseConnection": {
+			func(t *testing.T, _ *bundle, x *speaker) { t.Helper(); must(acquire(x, c1, ""))(t) },
+			func(t *testing.T, _ *bundle, x *speaker) (proto.Message, error) {
+				t.Helper()
+				return x.client.CloseConnection(t.Context(), &sessionv1.CloseConnectionRequest{SessionId: x.session, ConnectionId: x.connection, RequestId: "k"})
+			},
+			func(t *testing.T, b *bundle, x *speaker) {
+				t.Helper()
+				again := must(x.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{SessionId: x.session, Modality: sessionv1.Modality_MODALITY_VOICE}))(t)
+				must(acquire(&speaker{client: x.client, session: x.session, connection: again.GetConnection().GetConnectionId()}, c1, ""))(t)
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			other := serve(t, b.Bundle, b.box) // which has at hand what was before
+			x, _ := b.tabs(t)
+			key := b.conversations(t, b.key(t, ada))
+			create(t, key)
+			must(key.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: c2}))(t)
+			tt.before(t, b, x)
+			y := *x
+			y.client = other.with(t, b.key(t, ada))
+			must(y.client.ListSessions(t.Context(), &sessionv1.ListSessionsRequest{}))(t)
+			first := must(tt.call(t, b, x))(t)
+			tt.since(t, b, x)
+			read := func() []proto.Message {
+				sessions := must(b.with(t, b.key(t, ada)).ListSessions(t.Context(), &sessionv1.ListSessionsRequest{IncludeEnded: true}))(t)
+				state := []proto.Message{sessions}
+				for _, id := range []string{c1, c2} {
+					state = append(state, must(key.GetConversation(t.Context(), &conversationv1.GetConversationRequest{ConversationId: id}))(t))
+				}
+				return state
+			}
+			want := read()
+			for _, server := range []*bundle{b, other} {
+				z := *x
+				z.client = server.with(t, b.key(t, ada))
+				same(t, "the reply to a retry", must(tt.call(t, server, &z))(t), first)
+				for i, got := range read() {
+					same(t, "after a retry", got, want[i])
+				}
+			}
+		})
+	}
+}
