@@ -422,7 +422,7 @@ func TestTurnsOfCompressedRequests(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		a := newAdmission(Bounds{})
-		in := &intake{heavy: object.NewLine(), rpcs: map[string]rpc{"/unary": {limit: maxRequest}, "/stream": {limit: maxRequest, stream: true}}}
+		in := &intake{draining: t.Context(), now: time.Now, heavy: object.NewLine(), rpcs: map[string]rpc{"/unary": {limit: maxRequest}, "/stream": {limit: maxRequest, stream: true}}}
 		read := func(path, kind, encoding string, body []byte) (*call, error) {
 			c := &call{}
 			c.caller.Tenant, c.caller.User = "acme", "bob"
