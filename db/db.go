@@ -173,12 +173,13 @@ func (d *DB) checkLogin(ctx context.Context) error {
 		return fmt.Errorf("postgres %d is too old: 15 or newer is needed", l.ServerVersion/10000)
 	case l.Superuser:
 		return refuse("is a superuser, which row-level security does not restrict", separate...)
+	case l.OwnsTables:
+		return refuse("owns the tables: this is the owner's URL, which only `migrate`, `tenant` and `key` commands need. The server needs the login of "+
+			"`holdfast migrate up --login NAME`", separate...)
 	case l.BypassesRls:
 		return refuse("has BYPASSRLS, so row-level security does not restrict it", "  ALTER ROLE "+login+" NOBYPASSRLS;")
 	case l.CreatesRoles:
 		return refuse("has CREATEROLE, so it could grant itself the right to make API keys", "  ALTER ROLE "+login+" NOCREATEROLE;")
-	case l.OwnsTables:
-		return refuse("owns the tables, so it could switch row-level security off", separate...)
 	case !l.Migrated:
 		return errNotMigrated
 	case len(l.Excess) > 0:

@@ -391,7 +391,7 @@ func TestStalledBodiesLeaveRoom(t *testing.T) {
 func TestChargesAreGivenBack(t *testing.T) {
 	t.Parallel()
 	a := newAdmission(Bounds{})
-	in := &intake{}
+	in := &intake{draining: t.Context(), now: time.Now}
 	what := rpc{limit: maxRequest}
 	for name, body := range map[string]io.Reader{
 		"good": strings.NewReader(`{"a":1}`), "large": bytes.NewReader(make([]byte, maxRequest+1)), "broken": io.MultiReader(strings.NewReader("{"), failing{}),
@@ -422,7 +422,7 @@ func TestTurnsOfCompressedRequests(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		a := newAdmission(Bounds{})
-		in := &intake{heavy: object.NewLine(), rpcs: map[string]rpc{"/unary": {limit: maxRequest}, "/stream": {limit: maxRequest, stream: true}}}
+		in := &intake{draining: t.Context(), now: time.Now, heavy: object.NewLine(), rpcs: map[string]rpc{"/unary": {limit: maxRequest}, "/stream": {limit: maxRequest, stream: true}}}
 		read := func(path, kind, encoding string, body []byte) (*call, error) {
 			c := &call{}
 			c.caller.Tenant, c.caller.User = "acme", "bob"
@@ -477,7 +477,7 @@ func TestABombIsUnpackedToTheLimit(t *testing.T) {
 			return b.call(t, "CreateConversation", string(envelope(1, bomb)), "Content-Type: application/grpc-web+proto", "Grpc-Encoding: gzip")
 		},
 		"GET": func() answer {
-			small := zip(make([]byte, 20<<20))
+			small := zip(make([]byte, 8<<20))
 			q := url.Values{"encoding": {"json"}, "compression": {"gzip"}, "base64": {"1"}, "message": {base64.RawURLEncoding.EncodeToString(small)}}
 			return b.do(t, http.MethodGet, conversations+"GetConversation?"+q.Encode(), "", "Authorization: Bearer "+b.token)
 		},

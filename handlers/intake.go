@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/url"
 	"os"
@@ -63,6 +64,12 @@ const (
 	maxSlack = 64 << 10
 )
 
+const (
+	grpcEncoding     = "Grpc-Encoding"
+	codecJSON        = "json"
+	codecJSONCharset = "json; charset=utf-8"
+)
+
 // rpc is what the edge knows of a procedure.
 type rpc struct {
 	input  protoreflect.MessageDescriptor
@@ -90,8 +97,10 @@ func newRPC(procedure string, m protoreflect.MethodDescriptor) rpc {
 // intake reads the request of a call whole before Connect sees it: within the RPC's limit and what is free for the caller, by the
 // server's read deadline, and unpacked. Connect would answer without details, and unpack what is too large to its end.
 type intake struct {
-	rpcs   map[string]rpc // by procedure
-	unzips sync.Pool      // of *gzip.Reader
+	rpcs     map[string]rpc  // by procedure
+	draining context.Context //nolint:containedctx // a state of the server
+	now      func() time.Time
+	unzips   sync.Pool // of *gzip.Reader
 	// heavy are calls that unpack, or decode and check what is large.
 	heavy *object.Line
 }
@@ -110,7 +119,11 @@ func (in *intake) read(c *call, w http.ResponseWriter, r *http.Request) error {
 	case r.Method != http.MethodPost:
 		return nil
 	}
+	arrived := in.hurry(w)
 	err := in.readBody(c, what, r)
+	if cut := arrived(); cut && err != nil {
+		err = errDraining
+	}
 	if what.stream {
 		c.arrived()
 		c.settled()
@@ -125,49 +138,90 @@ func (in *intake) read(c *call, w http.ResponseWriter, r *http.Request) error {
 	return err
 }
 
-// form is how a body holds its message.
-type form struct {
-	enveloped bool // behind five bytes: a flag and the length
-	gzip      bool
-	json      bool
-	unknown   bool // Connect will refuse it
+// hurry ends the reading of a body soon after the server begins to drain, until arrived is called. It reports whether that was so.
+func (in *intake) hurry(w http.ResponseWriter) (arrived func() (cut bool)) {
+	done := make(chan struct{})
+	stop := context.AfterFunc(in.draining, func() {
+		defer close(done)
+		_ = http.NewResponseController(w).SetReadDeadline(in.now().Add(drainBodyTime))
+	})
+	return func() bool {
+		if stop() {
+			return false
+		}
+		<-done
+		return true
+	}
 }
 
-func formOf(h http.Header) form {
+// form is how a request by POST holds its message.
+type form struct {
+	enveloped bool   // behind five bytes: a flag and the length
+	encoding  string // the header that names the compression
+	json      bool
+}
+
+// unaryForms and streamForms have every Content-Type that Connect accepts.
+var unaryForms, streamForms = newForms(false), newForms(true)
+
+func newForms(stream bool) map[string]form {
+	forms := map[string]form{"application/grpc": {true, grpcEncoding, false}, "application/grpc-web": {true, grpcEncoding, false}}
+	for _, codec := range []string{"proto", codecJSON, codecJSONCharset} {
+		isJSON := codec != "proto"
+		forms["application/grpc+"+codec] = form{true, grpcEncoding, isJSON}
+		forms["application/grpc-web+"+codec] = form{true, grpcEncoding, isJSON}
+		if stream {
+			forms["application/connect+"+codec] = form{true, "Connect-Content-Encoding", isJSON}
+		} else {
+			forms["application/"+codec] = form{false, "Content-Encoding", isJSON}
+		}
+	}
+	return forms
+}
+
+// formOf returns the form of a request by POST. Connect reads a Content-Type in many spellings, so formOf writes the plain one back:
+// both must see the same form.
+func formOf(h http.Header, stream bool) (f form, known bool) {
+	forms := unaryForms
+	if stream {
+		forms = streamForms
+	}
 	kind := h.Get("Content-Type")
-	f := form{json: strings.Contains(kind, "json")}
-	encoding := "Content-Encoding"
-	switch {
-	case strings.HasPrefix(kind, "application/grpc"):
-		f.enveloped, encoding = true, "Grpc-Encoding"
-	case strings.HasPrefix(kind, "application/connect+"):
-		f.enveloped, encoding = true, "Connect-Content-Encoding"
+	if f, known = forms[kind]; known {
+		return f, true
 	}
-	switch h.Get(encoding) {
-	case "", "identity":
-	case "gzip":
-		f.gzip = true
-	default:
-		f.unknown = true
+	base, parameters, err := mime.ParseMediaType(kind)
+	if err != nil {
+		return form{}, false
 	}
-	return f
+	if charset, ok := parameters["charset"]; ok {
+		parameters["charset"] = strings.ToLower(charset)
+	}
+	plain := mime.FormatMediaType(base, parameters)
+	if f, known = forms[plain]; known {
+		h.Set("Content-Type", plain)
+	}
+	return f, known
 }
 
 func (in *intake) readBody(c *call, what rpc, r *http.Request) error {
-	f := formOf(r.Header)
-	if what.open && (f.gzip || f.unknown) {
+	f, known := formOf(r.Header, what.stream)
+	encoding := r.Header.Get(f.encoding)
+	plain := encoding == "" || encoding == "identity"
+	switch {
+	case what.open && !plain:
 		return errOpenCompression
-	}
-	if f.unknown {
+	case !known || !plain && encoding != "gzip":
+		r.Body, r.ContentLength = http.NoBody, 0 // Connect refuses it because of its headers
 		return nil
 	}
+	r.Header.Del(f.encoding) // what Connect gets is unpacked
 	var message, prefix []byte
 	var err error
 	if f.enveloped {
-		prefix, message, err = in.readEnvelope(c, what, f, r)
+		prefix, message, err = in.readEnvelope(c, what, !plain, r)
 	} else {
-		message, err = in.readMessage(r.Context(), c, what, f.gzip, r.Body, r.ContentLength)
-		r.Header.Del("Content-Encoding")
+		message, err = in.readMessage(r.Context(), c, what, !plain, r.Body, r.ContentLength)
 	}
 	if err != nil {
 		return broken(r, err)
@@ -207,21 +261,25 @@ func (in *intake) readMessage(ctx context.Context, c *call, what rpc, zipped boo
 }
 
 // readEnvelope reads the one message of a stream, and returns it behind the prefix that it has when unpacked.
-func (in *intake) readEnvelope(c *call, what rpc, f form, r *http.Request) (prefix, message []byte, err error) {
+func (in *intake) readEnvelope(c *call, what rpc, gzipped bool, r *http.Request) (prefix, message []byte, err error) {
 	prefix = make([]byte, 5, 10)
 	if _, err := io.ReadFull(r.Body, prefix); errors.Is(err, io.EOF) {
 		return nil, nil, nil // Connect says that there must be a message
 	} else if err != nil {
 		return nil, nil, err
 	}
+	packed := gzipped && prefix[0] == 1
+	if prefix[0] != 0 && !packed {
+		return nil, nil, bodyBroken(fmt.Sprintf("the message has the flags %#x; they must be 1 if it is compressed as the headers say, and else 0", prefix[0]))
+	}
+	prefix[0] = 0
 	size := int64(binary.BigEndian.Uint32(prefix[1:]))
 	if size > what.limit+maxSlack {
 		return nil, nil, tooLarge(size, what.limit)
 	}
 	src := io.LimitReader(r.Body, size)
-	if zipped := f.gzip && prefix[0]&1 != 0 && size > 0; zipped {
+	if packed && size > 0 {
 		message, err = in.readMessage(r.Context(), c, what, true, src, size)
-		prefix[0] &^= 1
 		if err == nil {
 			_, err = io.Copy(io.Discard, src)
 		}
@@ -245,13 +303,13 @@ func (in *intake) readEnvelope(c *call, what rpc, f form, r *http.Request) (pref
 // readQuery does the same for the message in the query of a GET.
 func (in *intake) readQuery(c *call, what rpc, r *http.Request) error {
 	q, err := url.ParseQuery(r.URL.RawQuery)
-	encoding := q.Get("encoding")
+	f, known := unaryForms["application/"+q.Get("encoding")]
 	switch {
 	case err != nil:
 		return bodyBroken("the query is not escaped as a URL has it")
 	case !q.Has("message"):
 		return bodyBroken("there is no query parameter message; send message={} for an empty request")
-	case encoding != "json" && encoding != "proto":
+	case !known || f.enveloped:
 		return bodyBroken("the query parameter encoding must be json or proto")
 	case q.Get("connect") != "" && q.Get("connect") != "v1":
 		return bodyBroken("the query parameter connect must be v1")
@@ -262,7 +320,7 @@ func (in *intake) readQuery(c *call, what rpc, r *http.Request) error {
 			return bodyBroken("the query parameter message is not base64 of the URL's alphabet")
 		}
 	}
-	if q.Get("compression") == "gzip" && len(message) > 0 {
+	if q.Get("compression") == "gzip" {
 		if message, err = in.readMessage(r.Context(), c, what, true, bytes.NewReader(message), -1); err != nil {
 			return broken(r, err)
 		}
@@ -273,7 +331,7 @@ func (in *intake) readQuery(c *call, what rpc, r *http.Request) error {
 		u.RawQuery = q.Encode()
 		r.URL = &u
 	}
-	return in.weigh(r.Context(), c, what, encoding == "json", message)
+	return in.weigh(r.Context(), c, what, f.json, message)
 }
 
 // weigh charges the caller for a message as it will be when decoded.
@@ -414,6 +472,15 @@ func checkHeaders(h http.Header) error {
 	}
 	return nil
 }
+
+// unpacked is the decompressor that Connect gets. The edge unpacks every request, so a compressed one was not recognized by it.
+type unpacked struct{}
+
+var errPacked = errors.New("the message is compressed in a way that its headers do not name")
+
+func (unpacked) Read([]byte) (int, error) { return 0, errPacked }
+func (unpacked) Reset(io.Reader) error    { return errPacked }
+func (unpacked) Close() error             { return nil }
 
 // held is a body that was read, until Connect has it.
 type held struct{ prefix, message []byte }

@@ -93,6 +93,9 @@ func (o *outcome) WrapStreamingHandler(next connect.StreamingHandlerFunc) connec
 			conn = timed
 		}
 		err = next(streamCtx, conn)
+		if c.answer != nil {
+			c.answer.counted = false // the stream's bound counts it no more, and its end is still to be sent
+		}
 		// A stream that we cut short must not look complete, nor as if the caller had left.
 		if errors.Is(context.Cause(streamCtx), errDraining) && (err == nil || errors.Is(err, context.Canceled)) {
 			err = errDraining

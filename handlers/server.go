@@ -10,12 +10,12 @@ package handlers
 
 import (
 	"cmp"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -31,6 +31,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/cors"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/net/netutil"
 	"golang.org/x/sync/singleflight"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -50,8 +51,17 @@ const (
 	requestTimeout = 10 * time.Second
 	openStreamTime = 30 * time.Second
 	maxOpenStreams = 16
-	// DrainTimeout bounds the end of Serve, so that the whole process stops within ten seconds.
-	DrainTimeout = 6 * time.Second
+	// DrainTimeout bounds the end of Serve, so that the whole process stops within ten seconds. Bodies that are still arriving get
+	// drainBodyTime.
+	DrainTimeout  = 4 * time.Second
+	drainBodyTime = 500 * time.Millisecond
+	// Callers without a credential can hold so many connections, answers that they do not read (over HTTP/2, where a connection has
+	// many), and bodies that do not arrive. A connection takes some 10 KiB and the rest some 20 KiB, with a head of maxHead at most.
+	maxConnections = 16 << 10
+	maxOpenAnswers = 1 << 10
+	maxOpenBodies  = 256
+	// maxHead leaves room for a large JWT and for the cookies of a site.
+	maxHead = 16 << 10
 )
 
 // Service names a proto service and has its generated Connect constructor.
@@ -105,6 +115,7 @@ type Server struct {
 	draining context.Context //nolint:containedctx // a state of the server, which streams follow
 	drain    context.CancelFunc
 	leaving  atomic.Bool
+	open     chan struct{} // the places of answerWriter
 	pings    singleflight.Group
 	pinged   atomic.Pointer[ping] // the last
 }
@@ -117,11 +128,11 @@ type ping struct {
 
 // New returns a server that is ready to serve. It fails only if the services' protos are inconsistent.
 func New(o Options) (*Server, error) {
-	s := &Server{o: o}
+	s := &Server{o: o, open: make(chan struct{}, maxOpenAnswers)}
 	s.draining, s.drain = context.WithCancel(context.Background())
 
 	names := make([]string, len(o.Services))
-	procedures, in := map[string]bool{}, &intake{rpcs: map[string]rpc{}, heavy: object.NewLine()}
+	procedures, in := map[string]bool{}, &intake{draining: s.draining, now: o.Now, rpcs: map[string]rpc{}, heavy: object.NewLine()}
 	// Calls that clients make without their user do not keep a session from becoming idle.
 	passive := map[string]bool{
 		sessionv1connect.SessionServiceHeartbeatConnectionProcedure: true,
@@ -159,9 +170,10 @@ func New(o Options) (*Server, error) {
 	}
 	options := []connect.HandlerOption{
 		connect.WithCodec(stableProto{}),
-		connect.WithCodec(fastJSON{"json", texts}),
-		connect.WithCodec(fastJSON{"json; charset=utf-8", texts}),
-		connect.WithReadMaxBytes(int(slices.Max(slices.Collect(maps.Values(largeRequests))))), // intake has refused what is over its limit
+		connect.WithCodec(fastJSON{codecJSON, texts}),
+		connect.WithCodec(fastJSON{codecJSONCharset, texts}),
+		connect.WithCompression("gzip", func() connect.Decompressor { return unpacked{} },
+			func() connect.Compressor { return gzip.NewWriter(io.Discard) }),
 		connect.WithCompressMinBytes(minCompress),
 		connect.WithInterceptors(append(tracing, &outcome{telemetry: t, whenDraining: func(f func()) func() bool {
 			return context.AfterFunc(s.draining, f)
@@ -173,22 +185,27 @@ func New(o Options) (*Server, error) {
 	admitted := func(c *call, r *http.Request) error { return admission.admit(c, in.rpcs[r.URL.Path].stream) }
 	refusals := connect.NewErrorWriter(options...)
 	mux := http.NewServeMux()
+	// Intake has refused what is over a limit. Connect keeps to the limits too, should intake miss something.
+	limited := append(slices.Clone(options), connect.WithConditionalHandlerOptions(func(s connect.Spec) []connect.HandlerOption {
+		return []connect.HandlerOption{connect.WithReadMaxBytes(int(in.rpcs[s.Procedure].limit))}
+	}))
+	small := append(slices.Clone(options), connect.WithReadMaxBytes(maxOpenRequest))
 	for _, service := range o.Services {
-		path, h := service.Handler(options...)
+		path, h := service.Handler(limited...)
 		mux.Handle(path, &edge{telemetry: t, enter: o.Auth.entrance(t, passive, admitted), intake: in, refusals: refusals, next: h})
 	}
 	for _, r := range o.Routes {
 		bounded := &places{most: cmp.Or(o.RouteCalls, defaultRouteCalls), mostPerPath: cmp.Or(o.RouteCallsPerPath, defaultRouteCallsPerPath)}
 		mux.Handle(r.Path, t.wrap(t.plain(r.Name, bounded.route(r.Handler))))
 	}
-	path, h := grpchealth.NewHandler(health{s, names}, options...)
-	mux.Handle(path, &edge{telemetry: t, refusals: refusals, next: h, intake: &intake{rpcs: map[string]rpc{
-		path + "Check": {limit: maxOpenRequest, open: true}, path + "Watch": {limit: maxOpenRequest, open: true},
-	}}})
+	path, h := grpchealth.NewHandler(health{s, names}, small...)
+	bodies := &places{most: maxOpenBodies, mostPerPath: maxOpenBodies}
+	mux.Handle(path, bodies.route(&edge{telemetry: t, refusals: refusals, next: h, intake: &intake{draining: s.draining, now: o.Now, rpcs: map[string]rpc{
+		path + "Check": {limit: maxOpenRequest, open: true}, path + "Watch": {limit: maxOpenRequest, open: true, stream: true},
+	}}}))
 	if !o.NoReflection {
 		reflector := grpcreflect.NewStaticReflector(append(slices.Clone(names), grpchealth.HealthV1ServiceName)...)
 		streams := &openStreams{telemetry: t, refusals: refusals, free: make(chan struct{}, maxOpenStreams)}
-		small := append(slices.Clone(options), connect.WithReadMaxBytes(maxOpenRequest))
 		reflect := func(path string, h http.Handler) { mux.Handle(path, t.wrap(streams.bound(h))) }
 		reflect(grpcreflect.NewHandlerV1(reflector, small...))
 		reflect(grpcreflect.NewHandlerV1Alpha(reflector, small...))
@@ -218,11 +235,16 @@ var tracingHeaders = []string{
 
 // ServeHTTP implements [http.Handler].
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	answer := &answerWriter{ResponseWriter: w, now: s.o.Now}
 	if r.ProtoMajor == 1 {
 		// HTTP/1.1 keeps the deadline of the request before. What takes longer to begin its answer sets it again.
 		_ = http.NewResponseController(w).SetWriteDeadline(s.o.Now().Add(sendTimeout))
+	} else {
+		answer.open = s.open
+		defer answer.leave()
 	}
-	s.handler.ServeHTTP(w, r)
+	s.handler.ServeHTTP(answer, r)
+	answer.finish()
 }
 
 // Serve answers on l, HTTP/1.1 and HTTP/2 in clear alike, until ctx ends. Then it drains: it is no longer ready, streams
@@ -236,14 +258,14 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		Protocols:      protocols,
 		ReadTimeout:    cmp.Or(s.o.RequestTimeout, requestTimeout),
 		IdleTimeout:    2 * time.Minute,
-		MaxHeaderBytes: 64 << 10,
+		MaxHeaderBytes: maxHead,
 		// Streams stay open for long, so there is no limit on writing as a whole. Pings find dead peers, and sendTimeout slow
 		// ones.
 		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, WriteByteTimeout: sendTimeout},
 		ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
 	}
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
+	go func() { served <- server.Serve(netutil.LimitListener(l, maxConnections)) }()
 	select {
 	case err := <-served:
 		return err

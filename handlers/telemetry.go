@@ -35,9 +35,9 @@ type call struct {
 	reason    string
 	err       error
 	response  http.ResponseWriter
-	countedBy *admission // nil: by none
-	load      Load       // what it is charged with there
-	answer    answerWriter
+	countedBy *admission    // nil: by none
+	load      Load          // what it is charged with there
+	answer    *answerWriter // nil: the edge has no Server around it
 	permit    object.Answer // of a large answer
 	endTurn   func()        // ends the turn of a large request; nil: it has none
 }
@@ -142,17 +142,18 @@ func (t *telemetry) wrap(next http.Handler) http.Handler { return &edge{telemetr
 
 func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{trace: traceOf(r), began: e.now(), code: codeMalformed, response: w}
+	c.answer, _ = w.(*answerWriter)
 	defer e.end(c, r)
 	ctx := context.WithValue(object.Answering(r.Context(), &c.permit), callKey{}, c)
 	in := r.WithContext(ctx)
 	w.Header().Set("Cache-Control", "no-store") // unless the answer has an ETag; RFC 6749, 5.1, asks for it where tokens are issued
-	c.answer = answerWriter{ResponseWriter: w, now: e.now}
 	if refusal := e.receive(c, w, in); refusal != nil {
-		_ = e.refusals.Write(&c.answer, in, refusal)
+		_ = e.refusals.Write(w, in, refusal)
 		return
 	}
-	if e.intake == nil || !e.intake.rpcs[r.URL.Path].stream { // the Sends of a stream have deadlines of their own
-		w = &c.answer
+	if c.answer != nil {
+		c.answer.counted = c.countedBy != nil
+		defer c.answer.finish()
 	}
 	e.next.ServeHTTP(w, in.WithContext(c.identified(ctx)))
 }
@@ -178,16 +179,42 @@ type answerWriter struct {
 	http.ResponseWriter
 
 	now func() time.Time
-	set bool
+	// open has a place for each answer over HTTP/2 that no bound of a user counts. nil: HTTP/1.1, where a connection has one answer.
+	open    chan struct{}
+	counted bool // by the bounds of a user
+	placed  bool
+	set     bool
 }
 
 func (w *answerWriter) Write(p []byte) (int, error) {
+	if w.open != nil && !w.counted && !w.placed {
+		select {
+		case w.open <- struct{}{}:
+			w.placed = true
+		default:
+			return len(p), nil // a caller that does not read can delay bodies, but not a status
+		}
+	}
 	if !w.set {
 		w.set = true
 		// Not every ResponseWriter has deadlines; where none can be set there is none.
 		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(w.now().Add(sendTimeout))
 	}
 	return w.ResponseWriter.Write(p) //nolint:wrapcheck // it is an io.Writer
+}
+
+// finish sends the body. HTTP/2 would do so after the handler has returned, when no bound counts the answer any more.
+func (w *answerWriter) finish() {
+	if w.open != nil && w.set {
+		w.Flush()
+	}
+}
+
+// leave gives the answer's place back.
+func (w *answerWriter) leave() {
+	if w.placed {
+		<-w.open
+	}
 }
 
 // Flush implements [http.Flusher].

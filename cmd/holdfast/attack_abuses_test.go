@@ -467,18 +467,18 @@ func abuses() []*abuse {
 
 	// Headers and queries.
 	all = append(all, &abuse{
-		name: "large heads", by: stranger, what: "64 clients with heads of 60 KB", bound: "64 KiB of head", refused: []string{"401", "431"},
+		name: "large heads", by: stranger, what: "64 clients with heads of 12 KB", bound: "16 KiB of head", refused: []string{"401", "431"},
 		attack: func(a *attacker) {
 			client := a.client(false)
-			header := map[string]string{"X-Large": strings.Repeat("x", 60<<10)}
+			header := map[string]string{"X-Large": strings.Repeat("x", 12<<10)}
 			a.loop(64, func(int) {
 				a.send(client, &call{path: conversations + "GetConversation", header: header, body: strings.NewReader(`{}`)})
 			})
 		},
 	}, &abuse{
-		name: "large heads in HTTP/2", by: stranger, what: "2,000 streams with heads of 60 KB that stay open", bound: "64 KiB of head, refused from their headers",
+		name: "large heads in HTTP/2", by: stranger, what: "2,000 streams with heads of 12 KB that stay open", bound: "16 KiB of head, refused from their headers",
 		attack: func(a *attacker) {
-			header := map[string]string{"X-Large": strings.Repeat("x", 60<<10)}
+			header := map[string]string{"X-Large": strings.Repeat("x", 12<<10)}
 			n := a.size(1000, 2000)
 			a.expect(n / 2)
 			a.hold(4, func(int) {
@@ -490,18 +490,18 @@ func abuses() []*abuse {
 			})
 		},
 	}, &abuse{
-		name: "long queries", by: oneUser, what: "64 clients of GET with 60 KB of query: messages, parameters, page tokens", bound: "64 KiB of head", refused: []string{"400", "404", "414", "431"},
+		name: "long queries", by: oneUser, what: "64 clients of GET with 10 KB of query: messages, parameters, page tokens", bound: "16 KiB of head", refused: []string{"400", "404", "414", "431"},
 		attack: func(a *attacker) {
 			client := a.client(false)
-			huge := strings.Repeat("A", 50<<10)
+			huge := strings.Repeat("A", 10<<10)
 			token, _ := json.Marshal(map[string]any{"pageToken": huge})
-			deep := `{"conversationId":` + strings.Repeat("[", 10_000) + `}`
+			deep := `{"conversationId":` + strings.Repeat("[", 3_000) + `}`
 			queries := []string{
 				"ListConversations?connect=v1&encoding=json&message=" + url.QueryEscape(string(token)),
 				"GetConversation?connect=v1&encoding=json&base64=1&message=" + huge,
 				"GetConversation?connect=v1&encoding=json&message=" + url.QueryEscape(deep),
-				"GetConversation?connect=v1&encoding=json&message=%7B%7D" + strings.Repeat("&x=1", 10<<10),
-				"GetConversation?connect=v1&encoding=proto&base64=1&compression=gzip&message=" + base64.RawURLEncoding.EncodeToString(bomb(32<<20)),
+				"GetConversation?connect=v1&encoding=json&message=%7B%7D" + strings.Repeat("&x=1", 2<<10),
+				"GetConversation?connect=v1&encoding=proto&base64=1&compression=gzip&message=" + base64.RawURLEncoding.EncodeToString(bomb(8<<20)),
 			}
 			a.loop(64, func(i int) {
 				a.send(client, &call{method: http.MethodGet, path: conversations + queries[i%len(queries)], token: a.Keys[bobA]})
