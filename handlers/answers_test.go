@@ -721,13 +721,11 @@ func (f *filler) stream(m protoreflect.MethodDescriptor, request map[string]any,
 		}
 		messages = append(messages, message)
 		msg := dynamicpb.NewMessage(m.Output())
-		err := error(nil)
+		decode := proto.Unmarshal
 		if codec == "json" {
-			err = protojson.Unmarshal(message, msg)
-		} else {
-			err = proto.Unmarshal(message, msg)
+			decode = protojson.Unmarshal
 		}
-		if err != nil {
+		if err := decode(message, msg); err != nil {
 			f.Fatal(err)
 		}
 		more := m.Output().Fields().ByName("has_more")

@@ -71,7 +71,7 @@ func ask(t *testing.T, h http.Handler, verb, target, token string, header http.H
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
 	text := fmt.Sprint(w.Code, w.Body)
-	for _, h := range []http.Header{w.Result().Header, w.Result().Trailer} { //nolint:bodyclose // of a recorder
+	for _, h := range []http.Header{w.Result().Header, w.Result().Trailer} {
 		details, _ := base64.RawStdEncoding.DecodeString(strings.TrimRight(h.Get("Grpc-Status-Details-Bin"), "="))
 		text += fmt.Sprint(" ", h, string(details))
 	}

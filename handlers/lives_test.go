@@ -28,7 +28,7 @@ func (b *bundle) answer(t *testing.T, method, body string, headers ...string) ma
 func field(t *testing.T, from any, path ...string) string {
 	t.Helper()
 	for _, name := range path {
-		from = from.(map[string]any)[name] //nolint:forcetypeassert // a test
+		from = from.(map[string]any)[name]
 	}
 	return fmt.Sprint(from)
 }

@@ -46,7 +46,7 @@ func TestNobodyElseCanMakeTheID(t *testing.T) {
 			t.Errorf("the id is %s, too", name)
 		}
 	}
-	if id(before, "ada", "") == id(before, "ada", "") {
+	if one, another := id(before, "ada", ""), id(before, "ada", ""); one == another {
 		t.Error("without a request id two ids are one")
 	}
 	for _, turns := range [][2]*object.Kind[toy]{{before, before}, {before, during}, {before, after}, {during, after}, {after, during}, {after, after}} {

@@ -84,10 +84,6 @@ func (ts timers) without(name string) timers {
 	return append(append(make(timers, 0, len(ts)-1), ts[:i]...), ts[i+1:]...)
 }
 
-func (ts timers) equal(is timers) bool {
-	return slices.EqualFunc(ts, is, func(a, b timer) bool { return a.name == b.name && a.due.Equal(b.due) })
-}
-
 // diff tells each timer that is other than it was: set at a time, or cleared.
 func (ts timers) diff(is timers, set func(timer), cleared func(name string)) {
 	for len(ts) > 0 || len(is) > 0 {

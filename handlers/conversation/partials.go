@@ -177,11 +177,9 @@ func (m *Manager) show(
 	if wait <= 0 || live.GetEpoch() != batch.epoch || live.GetKeepFrames() != nil || last <= live.GetLastClientIndex() {
 		return nil, nil
 	}
-	if batch.checkIndexes(live.GetLastClientIndex()) != nil { // of what waits already, as far as is known here
-		return nil, nil
-	}
-	if fence(snap.State, writer{epoch: batch.epoch, caller: caller, now: now}) != nil {
-		return nil, nil
+	refused := errors.Join(batch.checkIndexes(live.GetLastClientIndex()), fence(snap.State, writer{epoch: batch.epoch, caller: caller, now: now}))
+	if refused != nil {
+		return nil, nil //nolint:nilerr // ingest says it to the caller
 	}
 	k := partialKey{caller, req.GetConversationId()}
 	frames := m.partials.add(k, batch, req.GetFrames(), now, min(wait, partialsEvery), func() { m.storePartial(k) }) //nolint:contextcheck // it is stored when the call is over

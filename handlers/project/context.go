@@ -169,7 +169,7 @@ func (f *fingerprint) add(kind string, i object.Info) {
 func (f *fingerprint) version() int64 {
 	h := fnv.New64a()
 	h.Write(f.sum)
-	return max(1, int64(h.Sum64()>>1)) //nolint:gosec // 63 bits
+	return max(1, int64(h.Sum64()>>1))
 }
 
 // briefAPI returns whether an API can be called and, if not, when it can.
