@@ -85,7 +85,7 @@ func serve(t *testing.T, d *dbtest.Bundle, change ...func(*object.Config)) *bund
 // serveWith starts a server that seals with a box of its own.
 func serveWith(t *testing.T, d *dbtest.Bundle, box *seal.Box, change ...func(*object.Config)) *bundle {
 	t.Helper()
-	var c object.Config
+	c := object.Config{Sealer: box}
 	for _, f := range change {
 		f(&c)
 	}

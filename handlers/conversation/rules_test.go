@@ -301,7 +301,7 @@ func TestIntentsAndFlowsAreCounted(t *testing.T) {
 func TestPresent(t *testing.T) {
 	t.Parallel()
 	// Every field of the state is shown, but for those that only the reducer and the counters need.
-	hidden := map[string]bool{"last_seq": true, "intent_count": true, "flow_step_count": true, "summary_count": true, "compaction": true}
+	hidden := map[string]bool{"last_seq": true, "intent_count": true, "flow_step_count": true, "summary_count": true, "compaction": true, "issued_before": true}
 	fields := (&conversationv1.ConversationState{}).ProtoReflect().Descriptor().Fields()
 	shown := (&conversationv1.Conversation{}).ProtoReflect().Descriptor().Fields()
 	for i := range fields.Len() {
