@@ -121,7 +121,11 @@ func (in *intake) read(c *call, w http.ResponseWriter, r *http.Request) error {
 	}
 	arrived := in.hurry(w)
 	err := in.readBody(c, what, r)
-	if cut := arrived(); cut && err != nil {
+	switch cut := arrived(); {
+	case errors.Is(err, errUnknownForm):
+		r.Body, r.ContentLength = http.NoBody, 0 // Connect refuses it because of its headers
+		return nil
+	case cut && err != nil:
 		err = errDraining
 	}
 	if what.stream {
@@ -204,6 +208,8 @@ func formOf(h http.Header, stream bool) (f form, known bool) {
 	return f, known
 }
 
+var errUnknownForm = errors.New("handlers: a form that Connect does not know")
+
 func (in *intake) readBody(c *call, what rpc, r *http.Request) error {
 	f, known := formOf(r.Header, what.stream)
 	encoding := r.Header.Get(f.encoding)
@@ -212,8 +218,7 @@ func (in *intake) readBody(c *call, what rpc, r *http.Request) error {
 	case what.open && !plain:
 		return errOpenCompression
 	case !known || !plain && encoding != "gzip":
-		r.Body, r.ContentLength = http.NoBody, 0 // Connect refuses it because of its headers
-		return nil
+		return errUnknownForm
 	}
 	r.Header.Del(f.encoding) // what Connect gets is unpacked
 	var message, prefix []byte

@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -51,7 +52,7 @@ const (
 	requestTimeout = 10 * time.Second
 	openStreamTime = 30 * time.Second
 	maxOpenStreams = 16
-	// DrainTimeout bounds the end of Serve, so that the whole process stops within ten seconds. Bodies that are still arriving get
+	// DrainTimeout bounds the end of Serve, so that the whole process stops within ten seconds. Requests that are still arriving get
 	// drainBodyTime.
 	DrainTimeout  = 4 * time.Second
 	drainBodyTime = 500 * time.Millisecond
@@ -264,6 +265,15 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, WriteByteTimeout: sendTimeout},
 		ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
 	}
+	// Shutdown waits 5 s for connections without a request yet, such as browsers open in advance.
+	var silent sync.Map
+	server.ConnState = func(c net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			silent.Store(c, nil)
+		} else {
+			silent.Delete(c)
+		}
+	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(netutil.LimitListener(l, maxConnections)) }()
 	select {
@@ -274,6 +284,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	s.Drain()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), DrainTimeout)
 	defer cancel()
+	closing := time.AfterFunc(drainBodyTime, func() {
+		silent.Range(func(c, _ any) bool {
+			_ = c.(net.Conn).Close() //nolint:forcetypeassert // ConnState stores nothing else
+			return true
+		})
+	})
+	defer closing.Stop()
 	err := server.Shutdown(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = errors.Join(fmt.Errorf("calls were cut short after %v", DrainTimeout), server.Close())
