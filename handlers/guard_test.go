@@ -51,6 +51,11 @@ func (v *vault) find(_ context.Context, keys []string, sessions []db.SessionRef)
 	return f, v.err
 }
 
+// sessionOf returns the id of a session of the user that a vault has.
+func sessionOf(name string) string {
+	return credential.NewSessionID(credential.ObjectID("acme", "ada"), []byte((name + "      ")[:credential.SessionRandomLen]))
+}
+
 func (v *vault) set(change func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -67,7 +72,7 @@ func TestGuard(t *testing.T) {
 				ActiveTime: timestamppb.Now(), IdleTimeout: durationpb.New(time.Minute), ExpireTime: timestamppb.New(time.Now().Add(time.Hour)),
 			}
 		}
-		const s1, s2, s3 = "s1", "s2", "s3"
+		s1, s2, s3 := sessionOf("s1"), sessionOf("s2"), sessionOf("s3")
 		v := &vault{keys: map[string]db.Key{key.ID: key}, sessions: map[string]*sessionv1.SessionRecord{s1: live(), s2: live(), s3: live()}}
 		a := NewAuthenticator(AuthConfig{Find: v.find, Now: time.Now})
 		all := map[string]string{}
