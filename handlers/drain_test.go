@@ -2,7 +2,6 @@ package handlers_test
 
 import (
 	"net"
-	"net/http"
 	"strings"
 	"testing"
 
@@ -22,9 +21,10 @@ func TestADrainDoesNotWaitForSilentConnections(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
+		t.Cleanup(func() { conn.Close() })
 	}
-	if res, err := http.Get(s.URL + "/healthz"); err != nil || res.Body.Close() != nil { //nolint:noctx // the connections before are accepted now
+	// Once this is answered, the connections before it are accepted.
+	if res, err := handlertest.Client(t, d, "", nil).Get(s.URL + "/healthz"); err != nil || res.Body.Close() != nil {
 		t.Fatal(err)
 	}
 	s.Stop()
