@@ -77,7 +77,7 @@ type tenantTable struct {
 	ofObjects bool
 }
 
-// derived tells whether a table says nothing that others do not: no export has it.
+// derived reports whether a table can be computed from the others. Exports leave it out.
 func (t tenantTable) derived() bool { return t.name == "packs" || t.name == "usage" }
 
 // tenantTables are the tables of the application, objects last. They come of the catalogue, so that a table or a column

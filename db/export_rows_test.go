@@ -173,7 +173,7 @@ func (r *breaking) Read(p []byte) (int, error) {
 
 var _ io.ReadSeeker = (*breaking)(nil)
 
-// Every table of the application is in an export, but for what the operator makes, and packs, which are in it as entries.
+// An export has every table of the application, except those that the operator fills. Packs are exported as entries.
 func TestExportHasEveryTable(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -293,7 +293,7 @@ func TestAnImportLeavesAnothersEndpointsAlone(t *testing.T) {
 	}
 }
 
-// Rows that name an object which is not there, whoever owned them, are not its creator's.
+// Whoever creates an object inherits no rows that were left under its id.
 func TestACreateInheritsNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

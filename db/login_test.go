@@ -12,8 +12,7 @@ import (
 	"holdfast/db"
 )
 
-// A login that could step round row-level security, or would not work, is refused, and the SQL that the refusal names
-// mends it.
+// A login that could bypass row-level security, or would not work, is refused. The SQL in the refusal fixes it.
 //
 //nolint:tparallel // its cases change the same rows of the catalogue
 func TestLoginThatIsRefused(t *testing.T) {
@@ -73,9 +72,9 @@ func TestLoginThatIsRefused(t *testing.T) {
 					t.Errorf("the error does not say whom it is about or how to fix it: %v", err)
 				}
 				refused = true
-				login = b.mend(t, flaw.Fix, login)
+				login = b.fix(t, flaw.Fix, login)
 			}
-			t.Error("what was said to mend it does not")
+			t.Error("the SQL in the refusal does not fix it")
 		})
 	}
 }
@@ -91,24 +90,24 @@ func (b *testBundle) wantPowerless(t *testing.T, login string) {
 	}
 }
 
-// mend runs the SQL of a refusal, and returns the login to use from then on.
-func (b *testBundle) mend(t *testing.T, mend, login string) string {
+// fix runs the SQL in a refusal, and returns the login to use from then on.
+func (b *testBundle) fix(t *testing.T, sql, login string) string {
 	t.Helper()
-	if strings.Contains(mend, "CREATE ROLE holdfast ") {
+	if strings.Contains(sql, "CREATE ROLE holdfast ") {
 		// The role that it makes belongs to the cluster, which other tests use.
 		login = b.newLogin(t)
-		mend = regexp.MustCompile(`(ROLE|TO) holdfast\b`).ReplaceAllString(mend, "$1 "+login)
-		mend = strings.ReplaceAll(mend, "PASSWORD '…'", "PASSWORD 'secret'")
+		sql = regexp.MustCompile(`(ROLE|TO) holdfast\b`).ReplaceAllString(sql, "$1 "+login)
+		sql = strings.ReplaceAll(sql, "PASSWORD '…'", "PASSWORD 'secret'")
 	}
 	statements := 0
-	for line := range strings.Lines(mend) {
-		if sql := strings.TrimSpace(line); strings.HasSuffix(sql, ";") {
-			b.exec(t, sql)
+	for line := range strings.Lines(sql) {
+		if statement := strings.TrimSpace(line); strings.HasSuffix(statement, ";") {
+			b.exec(t, statement)
 			statements++
 		}
 	}
 	if statements == 0 {
-		t.Fatalf("there is no SQL in %q", mend)
+		t.Fatalf("there is no SQL in %q", sql)
 	}
 	return login
 }
@@ -278,7 +277,7 @@ func TestAnOwnerWhoMayNotMakeTheLoginIsToldWhatToDo(t *testing.T) { //nolint:tpa
 				if errors.Is(err, db.ErrForbidden) {
 					t.Fatalf("the error does not say what to do: %v", err)
 				}
-				b.mend(t, err.Error(), login)
+				b.fix(t, err.Error(), login)
 				if err := db.MigrateUp(b.ctx, url); err != nil {
 					t.Fatal(err)
 				}

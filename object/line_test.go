@@ -24,7 +24,7 @@ func TestAFloodDelaysOthersByOneCall(t *testing.T) { //nolint:paralleltest // it
 		call := func(i identity.Identity) {
 			leave, err := l.Enter(t.Context(), i)
 			if err == nil {
-				<-time.After(work) // of the bubble: nobody waits
+				time.Sleep(work) //nolint:forbidigo // the clock of synctest: nobody waits
 				leave()
 			}
 			done <- time.Since(began)

@@ -39,7 +39,7 @@ const (
 	twoUsers = "two users"
 )
 
-// stalledSize is what stalled requests say that they will send, and do but for the last byte.
+// stalledSize is the Content-Length of stalled requests. They send all of it except the last byte.
 const stalledSize = 4<<20 - 10
 
 func abuses() []*abuse {

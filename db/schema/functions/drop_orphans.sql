@@ -1,6 +1,6 @@
--- drop_orphans deletes rows that name an object which is not there, so that nobody who creates the object inherits them. p_objects
--- are the kinds and ids of objects that are not there, or that this transaction has stored for the first time: rows that name
--- them belong to nobody, whoever owned them. Hence all owners.
+-- drop_orphans deletes rows left under the ids of objects that do not exist, so that whoever creates such an object does not
+-- inherit them. p_objects has the kinds and ids of objects that do not exist, or that this transaction has stored for the first
+-- time. It deletes the rows of all owners.
 CREATE OR REPLACE FUNCTION holdfast.drop_orphans(p_tenant_id text, p_objects jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE
 AS $$
