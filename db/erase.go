@@ -206,21 +206,21 @@ func (d *DB) deleteRows(ctx context.Context, tenant identity.Tenant, user identi
 	return d.tenantTx(ctx, tenant, pgx.TxOptions{}, func(tx pgx.Tx) error {
 		deleted := Rows{}
 		*out = deleted
-		if err := dbsqlc.New(tx).ReturnUsage(ctx, dbsqlc.ReturnUsageParams{TenantID: string(tenant), OwnerID: string(user)}); err != nil {
-			return err
-		}
 		tables, err := tenantTables(ctx, tx)
 		if err != nil {
 			return err
 		}
 		// The objects first: who writes one waits for its row, and stores nothing behind our back.
 		for _, t := range slices.Backward(tables) {
+			if t.name == "usage" {
+				continue // NoteErasure
+			}
 			tag, err := tx.Exec(ctx, "DELETE FROM holdfast."+pgx.Identifier{t.name}.Sanitize()+
 				" WHERE tenant_id = $1 AND owner_id = $2", string(tenant), string(user))
 			if err != nil {
 				return err
 			}
-			if n := tag.RowsAffected(); n > 0 && t.name != "usage" {
+			if n := tag.RowsAffected(); n > 0 {
 				deleted[t.name] = n
 			}
 		}
@@ -353,14 +353,21 @@ func (d *DB) ScrubEvents(ctx context.Context, tenant identity.Tenant, events []d
 	})
 }
 
-// NoteErasure keeps that a user was erased, by a hash, and forgets what timers failed with where that mentions the user.
+// NoteErasure keeps that a user was erased, by a hash, and forgets what timers failed with where that mentions the user. It forgets
+// what was counted of the user too, and what servers count within the next minute.
 func (d *DB) NoteErasure(ctx context.Context, m Mention) error {
 	hash := userHash(m.Tenant, m.User)
 	return d.tenantQueries(ctx, m.Tenant, func(q *dbsqlc.Queries) error {
 		if err := q.ScrubTimers(ctx, dbsqlc.ScrubTimersParams{TenantID: string(m.Tenant), Mention: string(m.User)}); err != nil {
 			return err
 		}
-		return q.NoteErasure(ctx, dbsqlc.NoteErasureParams{TenantID: string(m.Tenant), UserHash: hash[:]})
+		if err := q.NoteErasure(ctx, dbsqlc.NoteErasureParams{TenantID: string(m.Tenant), UserHash: hash[:]}); err != nil {
+			return err
+		}
+		if err := q.ReturnUsage(ctx, dbsqlc.ReturnUsageParams{TenantID: string(m.Tenant), OwnerID: string(m.User)}); err != nil {
+			return err
+		}
+		return q.DropUsage(ctx, dbsqlc.DropUsageParams{TenantID: string(m.Tenant), OwnerID: string(m.User)})
 	})
 }
 

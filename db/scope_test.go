@@ -97,7 +97,7 @@ func TestRolesSeeOnlyTheirPart(t *testing.T) {
 		db.RoleOperator: {"tenants": "SELECT INSERT UPDATE", "api_keys": "SELECT INSERT UPDATE"},
 		db.RoleJanitor: {
 			"objects": "SELECT DELETE", "terms": "SELECT DELETE", "entries": "SELECT DELETE", "events": "SELECT DELETE", "timers": "SELECT DELETE",
-			"packs": "SELECT DELETE", "tenants": "SELECT", "usage": "SELECT INSERT UPDATE",
+			"packs": "SELECT DELETE", "tenants": "SELECT", "usage": "SELECT INSERT UPDATE", "erasures": "SELECT",
 		},
 	}
 	for role, allowed := range rights {

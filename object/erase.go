@@ -54,16 +54,16 @@ func (rt *Runtime) EraseUser(ctx context.Context, user identity.User) (Erased, e
 		return out, fmt.Errorf("%w: a service erases a user", ErrInvalid)
 	}
 	e := newEraser(rt, caller, user)
-	// First, so that what servers have not stored yet of the user is not stored behind it.
+	// What this process has counted of the user goes with the rest.
+	if err := rt.FlushUsage(ctx); err != nil {
+		return out, err
+	}
+	// Before the rest, so that what servers have not stored yet of the user is not stored behind it.
 	if err := rt.db.NoteErasure(ctx, e.mention); err != nil {
 		return out, err
 	}
 	// What has expired mentions the user as well, and cannot be changed any more.
 	if err := rt.db.DeleteExpired(ctx, caller.Tenant); err != nil {
-		return out, err
-	}
-	// What was counted of the user goes with the rest, and not back in behind it.
-	if err := rt.FlushUsage(ctx); err != nil {
 		return out, err
 	}
 	if out.Deleted, err = rt.db.DeleteOwned(ctx, caller.Tenant, user); err != nil {

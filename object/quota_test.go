@@ -287,6 +287,26 @@ func TestAnErasedUserLeavesNoUsage(t *testing.T) {
 	}
 }
 
+// What a server has counted of a user and not added yet does not bring the user's id back.
+func TestUsageThatComesAfterAnErasureIsNotAdded(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	other := object.NewRuntime(b.DB, object.Config{})
+	refusedBy(t, "alice", makes(b.ctx, toyKind(other), "a", withText(1)), "")
+	refusedBy(t, "bob", makes(b.As(t, "bob"), toyKind(other), "b", withText(1)), "")
+	erased, err := b.rt.EraseUser(b.AsService(t), "alice")
+	if err != nil || len(erased.Left) > 0 {
+		t.Errorf("left are %v: %v", erased.Left, err)
+	}
+	if err := other.Close(b.ctx); err != nil { // which adds what is left to add
+		t.Fatal(err)
+	}
+	got := b.totals(t)
+	if _, there := got["alice"]; there || got["bob"].Objects != 1 {
+		t.Errorf("counted are %v", got)
+	}
+}
+
 // Of tenants the fullest are exposed, and those with room are not.
 func TestFullTenantsAreExposed(t *testing.T) {
 	t.Parallel()

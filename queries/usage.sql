@@ -1,10 +1,13 @@
--- AddUsage adds to the totals of tenants and users. Two that name the same rows must name them in the same order.
+-- AddUsage adds to the totals of tenants and users. Two that name the same rows must name them in the same order. What comes
+-- within a minute of a user's erasure was counted before it, and would bring the user's id back.
 -- name: AddUsage :exec
 INSERT INTO holdfast.usage AS u (tenant_id, owner_id, objects, bytes)
 SELECT d.tenant_id, d.owner_id, d.objects, d.bytes
 FROM (SELECT unnest(@tenants::text[]) AS tenant_id, unnest(@owners::text[]) AS owner_id, unnest(@objects::bigint[]) AS objects,
   unnest(@bytes::bigint[]) AS bytes) d
-WHERE d.objects <> 0 OR d.bytes <> 0
+WHERE (d.objects <> 0 OR d.bytes <> 0) AND NOT EXISTS (SELECT FROM holdfast.erasures e
+  WHERE e.tenant_id = d.tenant_id AND e.user_hash = sha256(convert_to(d.tenant_id, 'UTF8') || '\x00'::bytea || convert_to(d.owner_id, 'UTF8'))
+    AND e.erase_time > clock_timestamp() - interval '1 minute' OFFSET 0)
 ON CONFLICT (tenant_id, owner_id) DO UPDATE SET objects = u.objects + EXCLUDED.objects, bytes = u.bytes + EXCLUDED.bytes;
 
 -- LoadUsage reads the totals that there are of some tenants and users.
@@ -71,3 +74,7 @@ DELETE FROM holdfast.usage WHERE tenant_id = @tenant_id::text AND objects = 0 AN
 UPDATE holdfast.usage t SET objects = t.objects - u.objects, bytes = t.bytes - u.bytes
 FROM holdfast.usage u
 WHERE t.tenant_id = @tenant_id::text AND t.owner_id = '' AND u.tenant_id = @tenant_id AND u.owner_id = @owner_id::text;
+
+-- DropUsage removes a user's total.
+-- name: DropUsage :exec
+DELETE FROM holdfast.usage WHERE tenant_id = @tenant_id::text AND owner_id = @owner_id::text;

@@ -383,6 +383,9 @@ GRANT SELECT (tenant_id) ON holdfast.tenants TO holdfast_janitor;
 CREATE POLICY tenants_janitor ON holdfast.tenants FOR SELECT TO holdfast_janitor USING (true);
 GRANT SELECT, INSERT, UPDATE ON holdfast.usage TO holdfast_janitor;
 CREATE POLICY usage_janitor ON holdfast.usage TO holdfast_janitor USING (true);
+-- What was counted of an erased user is not added.
+GRANT SELECT (tenant_id, user_hash, erase_time) ON holdfast.erasures TO holdfast_janitor;
+CREATE POLICY erasures_janitor ON holdfast.erasures FOR SELECT TO holdfast_janitor USING (true);
 
 -- holdfast_operator makes tenants and keys, and sees no object. The server's login does not get it. The database's owner does,
 -- because forced row-level security binds an owner who is not a superuser.

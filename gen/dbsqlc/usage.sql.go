@@ -15,7 +15,9 @@ INSERT INTO holdfast.usage AS u (tenant_id, owner_id, objects, bytes)
 SELECT d.tenant_id, d.owner_id, d.objects, d.bytes
 FROM (SELECT unnest($1::text[]) AS tenant_id, unnest($2::text[]) AS owner_id, unnest($3::bigint[]) AS objects,
   unnest($4::bigint[]) AS bytes) d
-WHERE d.objects <> 0 OR d.bytes <> 0
+WHERE (d.objects <> 0 OR d.bytes <> 0) AND NOT EXISTS (SELECT FROM holdfast.erasures e
+  WHERE e.tenant_id = d.tenant_id AND e.user_hash = sha256(convert_to(d.tenant_id, 'UTF8') || '\x00'::bytea || convert_to(d.owner_id, 'UTF8'))
+    AND e.erase_time > clock_timestamp() - interval '1 minute' OFFSET 0)
 ON CONFLICT (tenant_id, owner_id) DO UPDATE SET objects = u.objects + EXCLUDED.objects, bytes = u.bytes + EXCLUDED.bytes
 `
 
@@ -26,7 +28,8 @@ type AddUsageParams struct {
 	Bytes   []int64
 }
 
-// AddUsage adds to the totals of tenants and users. Two that name the same rows must name them in the same order.
+// AddUsage adds to the totals of tenants and users. Two that name the same rows must name them in the same order. What comes
+// within a minute of a user's erasure was counted before it, and would bring the user's id back.
 func (q *Queries) AddUsage(ctx context.Context, arg AddUsageParams) error {
 	_, err := q.db.Exec(ctx, AddUsage,
 		arg.Tenants,
@@ -44,6 +47,21 @@ DELETE FROM holdfast.usage WHERE tenant_id = $1::text AND objects = 0 AND bytes 
 // DropEmptyUsage removes totals of 0.
 func (q *Queries) DropEmptyUsage(ctx context.Context, tenantID string) error {
 	_, err := q.db.Exec(ctx, DropEmptyUsage, tenantID)
+	return err
+}
+
+const DropUsage = `-- name: DropUsage :exec
+DELETE FROM holdfast.usage WHERE tenant_id = $1::text AND owner_id = $2::text
+`
+
+type DropUsageParams struct {
+	TenantID string
+	OwnerID  string
+}
+
+// DropUsage removes a user's total.
+func (q *Queries) DropUsage(ctx context.Context, arg DropUsageParams) error {
+	_, err := q.db.Exec(ctx, DropUsage, arg.TenantID, arg.OwnerID)
 	return err
 }
 
