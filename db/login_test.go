@@ -299,3 +299,26 @@ func TestALoginMakesNoOther(t *testing.T) {
 		t.Error("a login made another")
 	}
 }
+
+// Names that cannot be logins are refused with what to do, not with what Postgres says.
+func TestARoleIsNoLogin(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, name := range []string{"holdfast_app", "holdfast_auth", "holdfast_janitor", "holdfast_verify", "holdfast_operator", "pg_read_all_data", "pg_mine"} {
+		if err := db.EnsureLogin(b.ctx, b.MigrateURL, name, "secret"); err == nil || !strings.Contains(err.Error(), "name another") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Who migrates with the server's URL is told whose it takes.
+func TestTheServersLoginMigratesNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	if err := db.MigrateUp(b.ctx, b.URL); err == nil || !strings.Contains(err.Error(), "database's owner") {
+		t.Errorf("up: %v", err)
+	}
+	if err := db.MigrateDown(b.ctx, b.URL); err == nil || !strings.Contains(err.Error(), "database's owner") {
+		t.Errorf("down: %v", err)
+	}
+}

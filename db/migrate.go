@@ -122,10 +122,13 @@ func inSchema(ctx context.Context, url string, do func(pgx.Tx, []Migration) erro
 		}
 		return do(tx, all)
 	})
-	if err != nil {
-		return fmt.Errorf("migrate: %w", err)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(translate(err, false), ErrNoRight):
+		return fmt.Errorf("migrate: this login may not change the schema; give the URL of the database's owner: %w", err)
 	}
-	return nil
+	return fmt.Errorf("migrate: %w", err)
 }
 
 func migrations(ctx context.Context, tx pgx.Tx) ([]Migration, error) {
@@ -315,6 +318,9 @@ func loginPlan(ctx context.Context, tx pgx.Tx, login string) (plan, error) {
 	const maxName = 63 // Postgres cuts longer names off, and the login would have another name than it was given
 	if login == "" || len(login) > maxName {
 		return p, fmt.Errorf("the login's name %q has %d bytes; it may have 1 to %d", login, len(login), maxName)
+	}
+	if slices.Contains(append(loginRoles(), string(RoleOperator)), login) || strings.HasPrefix(login, "pg_") {
+		return p, fmt.Errorf("%q is the name of a role without a login; name another", login)
 	}
 	rows, err := tx.Query(ctx, `
 		SELECT current_setting('server_version_num')::integer AS version, o.rolname::text AS owner, o.rolsuper AS owner_super,
