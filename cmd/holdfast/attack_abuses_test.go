@@ -99,6 +99,18 @@ func abuses() []*abuse {
 		name: "gzip bombs without a credential", by: stranger, what: "4 MB of gzip that unpack to 4 GB, health check", bound: "nothing is unpacked without a credential",
 		attack: bombs("", 6, 4<<30, healthCheck, conversations+"AppendMessages"),
 	}, &abuse{
+		name: "gzip bombs in capital letters", by: stranger, what: "64 at once of 99 KB of gzip that unpack to 100 MB, health check; headers in other spellings", bound: "headers are read as Connect reads them",
+		attack: func(a *attacker) {
+			body := bomb(100 << 20)
+			kinds := []string{"Application/Json", "application/json ;charset=UTF-8", "APPLICATION/PROTO", "Application/Grpc+Proto", "application/Connect+json"}
+			a.loop(64, func(i int) {
+				a.send(a.client(false), &call{
+					path: healthCheck, kind: kinds[i%len(kinds)], body: bytes.NewReader(body),
+					header: map[string]string{"Content-Encoding": "gzip", "Grpc-Encoding": "gzip", "Connect-Content-Encoding": "gzip"},
+				})
+			})
+		},
+	}, &abuse{
 		name: "gzip bombs", by: oneUser, what: "4 MB of gzip that unpack to 4 GB", bound: "unpacking ends at the limit of the RPC",
 		attack: bombs(bobA, 6, 4<<30, conversations+"AppendMessages"),
 	}, &abuse{
@@ -204,6 +216,32 @@ func abuses() []*abuse {
 					}
 				}
 				f.read()
+			})
+		},
+	}, &abuse{
+		name: "unread health", by: stranger, what: "4,000 streams of liveness, readiness and health checks over HTTP/2 connections whose window is 0", bound: "answers of strangers, 30 s to take one",
+		attack: func(a *attacker) {
+			n, per := a.size(1000, 4000), 250
+			a.expect(n / per)
+			a.hold(n/per, func(int) {
+				for a.ctx.Err() == nil {
+					f, err := a.h2(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+					a.arrive()
+					if err != nil {
+						pause(a.ctx, 200*time.Millisecond)
+						continue
+					}
+					for i := range per {
+						c, body := &call{method: http.MethodGet, path: "/readyz"}, []byte{}
+						if i%2 == 1 {
+							c, body = &call{path: healthCheck}, []byte(`{}`)
+						}
+						if _, err := f.open(c, body); err != nil {
+							break
+						}
+					}
+					f.read()
+				}
 			})
 		},
 	}, &abuse{

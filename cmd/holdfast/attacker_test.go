@@ -480,8 +480,9 @@ type frames struct {
 	live    map[uint32]string // by stream, its status as far as it is known
 }
 
-// h2 opens a connection that grants the server only the windows of the standard, 64 KiB, and never more.
-func (a *attacker) h2() (*frames, error) {
+// h2 opens a connection that grants the server only the windows of the standard, 64 KiB, unless the settings say otherwise, and
+// never more.
+func (a *attacker) h2(settings ...http2.Setting) (*frames, error) {
 	conn, err := a.dial(4 << 10)
 	if err != nil {
 		return nil, err
@@ -492,7 +493,7 @@ func (a *attacker) h2() (*frames, error) {
 	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
 		return nil, err
 	}
-	err = f.WriteSettings()
+	err = f.WriteSettings(settings...)
 	return f, err
 }
 
