@@ -26,19 +26,20 @@ image: ## Build the container image (IMAGE=holdfast:dev)
 		--build-arg COMMIT="$$(git describe --always --dirty --abbrev=40 --exclude '*')" .
 
 .PHONY: generate
-generate: ## Write gen/ anew from proto/ and queries/
-	@# A file that nothing generates any more must go, so gen/ is emptied, but only once both inputs are known to be good.
+generate: ## Write gen/ and docs/api/ anew from proto/ and queries/
+	@# A file that nothing generates any more must go, so both are emptied, but only once the inputs are known to be good.
 	$(TOOL) buf build --output /dev/null
 	$(TOOL) sqlc compile
-	rm -rf gen
+	rm -rf gen docs/api
 	$(TOOL) buf generate
+	$(TOOL) buf build --as-file-descriptor-set --output - | go run -C tools ./apidoc ../docs/api
 	$(TOOL) sqlc generate
 	$(TOOL) genqlient
 
 .PHONY: check-generated
-check-generated: generate ## Fail where gen/ is not what generate writes
-	@git diff --exit-code -- gen
-	@new=$$(git ls-files --others --exclude-standard -- gen); \
+check-generated: generate ## Fail where gen/ or docs/api/ is not what generate writes
+	@git diff --exit-code -- gen docs/api
+	@new=$$(git ls-files --others --exclude-standard -- gen docs/api); \
 	if [ -n "$$new" ]; then printf 'generated, but not committed:\n%s\n' "$$new" >&2; exit 1; fi
 
 .PHONY: fmt
