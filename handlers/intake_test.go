@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -13,6 +14,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -383,6 +385,50 @@ func TestStrangersHoldFewAnswers(t *testing.T) {
 			t.Errorf("%s: a call with a credential got %d %q", name, got.status, got.body)
 		}
 	}
+}
+
+// A connection whose calls are taken back before they are answered is closed. One that gets as many answers is not, nor is one whose
+// streams had begun to answer.
+func TestAConnectionThatTakesItsCallsBackIsClosed(t *testing.T) {
+	t.Parallel()
+	begun, ended := make(chan struct{}), make(chan struct{})
+	b := setup(t, func(o *Options) {
+		o.Routes = []Route{{"wait", "/wait/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/wait/answered" {
+				_, _ = io.WriteString(w, "x")
+			}
+			begun <- struct{}{}
+			<-r.Context().Done()
+			ended <- struct{}{}
+		})}}
+	})
+	reset := func(u *unread, path string) {
+		t.Helper()
+		u.ask(t, "GET", path)
+		<-begun
+		if err := u.WriteRSTStream(u.stream, http2.ErrCodeCancel); err != nil {
+			t.Fatal(err)
+		}
+		<-ended
+	}
+	honest, streams, greedy := b.unread(t), b.unread(t), b.unread(t)
+	for _, u := range []*unread{honest, streams} {
+		if err := u.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 10}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range maxResets + 1 {
+		reset(honest, "/wait/")
+		honest.ask(t, "OPTIONS", "/nowhere")
+		reset(streams, "/wait/answered")
+		reset(greedy, "/wait/")
+	}
+	_ = greedy.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if _, err := io.Copy(io.Discard, greedy.Conn); err != nil && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("it is not closed: %v", err)
+	}
+	reset(honest, "/wait/")
+	reset(streams, "/wait/answered")
 }
 
 // A user that does not read small answers is bounded by the calls of a user: they count until they are sent.

@@ -61,6 +61,8 @@ const (
 	maxConnections = 16 << 10
 	maxOpenAnswers = 4 << 10
 	maxOpenBodies  = 256
+	// maxResets is how many more calls a connection of HTTP/2 may take back before they are answered than it lets be answered.
+	maxResets = 200
 	// maxHead leaves room for a large JWT and for the cookies of a site.
 	maxHead = 16 << 10
 )
@@ -236,7 +238,7 @@ var tracingHeaders = []string{
 
 // ServeHTTP implements [http.Handler].
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	answer := &answerWriter{ResponseWriter: w, now: s.o.Now}
+	answer := &answerWriter{ResponseWriter: w, now: s.o.Now, call: r.Context()}
 	if r.ProtoMajor == 1 {
 		// HTTP/1.1 keeps the deadline of the request before. What takes longer to begin its answer sets it again.
 		_ = http.NewResponseController(w).SetWriteDeadline(s.o.Now().Add(sendTimeout))
@@ -246,6 +248,28 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s.handler.ServeHTTP(answer, r)
 	answer.finish()
+	if p, ok := r.Context().Value(peerKey{}).(*peer); ok && r.ProtoMajor > 1 {
+		p.ended(answer.taken || r.Context().Err() == nil)
+	}
+}
+
+// peer is the other side of a connection.
+type peer struct {
+	conn   net.Conn
+	resets atomic.Int64
+}
+
+type peerKey struct{}
+
+// ended closes a connection whose calls are mostly taken back: opening and resetting a stream costs a caller less than it costs us.
+func (p *peer) ended(answered bool) {
+	if !answered {
+		if p.resets.Add(1) > maxResets {
+			_ = p.conn.Close()
+		}
+	} else if p.resets.Add(-1) < 0 {
+		p.resets.Store(0)
+	}
 }
 
 // Serve answers on l, HTTP/1.1 and HTTP/2 in clear alike, until ctx ends. Then it drains: it is no longer ready, streams
@@ -264,6 +288,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		// ones.
 		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, WriteByteTimeout: sendTimeout},
 		ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
+	}
+	server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		return context.WithValue(ctx, peerKey{}, &peer{conn: c})
 	}
 	// Shutdown waits 5 s for connections without a request yet, such as browsers open in advance.
 	var silent sync.Map

@@ -178,12 +178,14 @@ func (e *edge) receive(c *call, w http.ResponseWriter, r *http.Request) *connect
 type answerWriter struct {
 	http.ResponseWriter
 
-	now func() time.Time
+	now  func() time.Time
+	call context.Context //nolint:containedctx // of the request, which an answer is too late for when it is over
 	// open has a place for each answer over HTTP/2 that no bound of a user counts. nil: HTTP/1.1, where a connection has one answer.
 	open    chan struct{}
 	counted bool // by the bounds of a user
 	placed  bool
 	set     bool
+	taken   bool // something was written while the caller waited for it
 }
 
 func (w *answerWriter) Write(p []byte) (int, error) {
@@ -196,7 +198,7 @@ func (w *answerWriter) Write(p []byte) (int, error) {
 		}
 	}
 	if !w.set {
-		w.set = true
+		w.set, w.taken = true, w.call.Err() == nil
 		// Not every ResponseWriter has deadlines; where none can be set there is none.
 		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(w.now().Add(sendTimeout))
 	}
