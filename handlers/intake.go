@@ -224,9 +224,9 @@ func (in *intake) readBody(c *call, what rpc, r *http.Request) error {
 	var message, prefix []byte
 	var err error
 	if f.enveloped {
-		prefix, message, err = in.readEnvelope(c, what, !plain, r)
+		prefix, message, err = in.readEnvelope(c, what, f.json, !plain, r)
 	} else {
-		message, err = in.readMessage(r.Context(), c, what, !plain, r.Body, r.ContentLength)
+		message, err = in.readMessage(r.Context(), c, what, f.json, !plain, r.Body, r.ContentLength)
 	}
 	if err != nil {
 		return broken(r, err)
@@ -240,12 +240,13 @@ func (in *intake) readBody(c *call, what rpc, r *http.Request) error {
 }
 
 // readMessage reads src, of which size bytes are announced, or -1.
-func (in *intake) readMessage(ctx context.Context, c *call, what rpc, zipped bool, src io.Reader, size int64) ([]byte, error) {
+func (in *intake) readMessage(ctx context.Context, c *call, what rpc, isJSON, zipped bool, src io.Reader, size int64) ([]byte, error) {
+	check := func(part []byte) error { return checkValues(what.countValues(isJSON, part)) }
 	if !zipped {
-		return c.fill(src, size, what.limit, 0)
+		return c.fill(src, size, what.limit, 0, check)
 	}
 	// All of it is here before the turn: a slow caller keeps nobody waiting.
-	packed, err := c.fill(src, size, what.limit+maxSlack, 0)
+	packed, err := c.fill(src, size, what.limit+maxSlack, 0, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -262,11 +263,11 @@ func (in *intake) readMessage(ctx context.Context, c *call, what rpc, zipped boo
 	} else if err != nil {
 		return nil, err
 	}
-	return c.fill(z, -1, what.limit, int64(len(packed)))
+	return c.fill(z, -1, what.limit, int64(len(packed)), check)
 }
 
 // readEnvelope reads the one message of a stream, and returns it behind the prefix that it has when unpacked.
-func (in *intake) readEnvelope(c *call, what rpc, gzipped bool, r *http.Request) (prefix, message []byte, err error) {
+func (in *intake) readEnvelope(c *call, what rpc, isJSON, gzipped bool, r *http.Request) (prefix, message []byte, err error) {
 	prefix = make([]byte, 5, 10)
 	if _, err := io.ReadFull(r.Body, prefix); errors.Is(err, io.EOF) {
 		return nil, nil, nil // Connect says that there must be a message
@@ -284,11 +285,11 @@ func (in *intake) readEnvelope(c *call, what rpc, gzipped bool, r *http.Request)
 	}
 	src := io.LimitReader(r.Body, size)
 	if packed && size > 0 {
-		message, err = in.readMessage(r.Context(), c, what, true, src, size)
+		message, err = in.readMessage(r.Context(), c, what, isJSON, true, src, size)
 		if err == nil {
 			_, err = io.Copy(io.Discard, src)
 		}
-	} else if message, err = in.readMessage(r.Context(), c, what, false, src, size); err == nil && int64(len(message)) < size {
+	} else if message, err = in.readMessage(r.Context(), c, what, isJSON, false, src, size); err == nil && int64(len(message)) < size {
 		err = io.ErrUnexpectedEOF
 	}
 	if err != nil {
@@ -326,7 +327,7 @@ func (in *intake) readQuery(c *call, what rpc, r *http.Request) error {
 		}
 	}
 	if q.Get("compression") == "gzip" {
-		if message, err = in.readMessage(r.Context(), c, what, true, bytes.NewReader(message), -1); err != nil {
+		if message, err = in.readMessage(r.Context(), c, what, f.json, true, bytes.NewReader(message), -1); err != nil {
 			return broken(r, err)
 		}
 		q.Del("compression")
@@ -341,23 +342,36 @@ func (in *intake) readQuery(c *call, what rpc, r *http.Request) error {
 
 // weigh charges the caller for a message as it will be when decoded.
 func (in *intake) weigh(ctx context.Context, c *call, what rpc, isJSON bool, message []byte) error {
-	var values int
-	switch {
-	case isJSON:
-		values = countJSON(message)
-	case what.input != nil:
-		values = countWire(message, what.input)
-	}
-	if values > maxValues {
-		p := problem.InvalidArgument("", fmt.Sprintf("the request has %d values, over the limit of %d; send it in parts", values, maxValues))
-		p.Reason = reasonTooLarge
-		p.Metadata = map[string]string{"what": "values", "size": strconv.Itoa(values), "limit": strconv.Itoa(maxValues)}
-		return p
+	values := what.countValues(isJSON, message)
+	if err := checkValues(values); err != nil {
+		return err
 	}
 	if err := c.hold(int64(len(message) + valueBytes*max(0, values-freeValues))); err != nil || c.load.Bytes <= lightBytes {
 		return err
 	}
 	return in.turn(ctx, c)
+}
+
+// countValues counts the values of a message, or of its beginning.
+func (what rpc) countValues(isJSON bool, message []byte) int {
+	switch {
+	case isJSON:
+		return countJSON(message)
+	case what.input != nil:
+		return countWire(message, what.input)
+	}
+	return 0
+}
+
+// checkValues refuses a message that has so many values, or whose beginning has.
+func checkValues(values int) error {
+	if values <= maxValues {
+		return nil
+	}
+	p := problem.InvalidArgument("", fmt.Sprintf("the request has %d values or more, over the limit of %d; send it in parts", values, maxValues))
+	p.Reason = reasonTooLarge
+	p.Metadata = map[string]string{"what": "values", "size": strconv.Itoa(values), "limit": strconv.Itoa(maxValues)}
+	return p
 }
 
 // turn waits until the call may do what takes a core for long. The turn ends with settled.
@@ -373,7 +387,8 @@ func (in *intake) turn(ctx context.Context, c *call) error {
 }
 
 // fill reads src to its end. Memory is taken as the bytes arrive, and charged to the caller before, beside what is charged for already.
-func (c *call) fill(src io.Reader, size, limit, beside int64) ([]byte, error) {
+// check, which may be nil, looks at what has come, each time that it has doubled, so that what will be refused is not read to its end.
+func (c *call) fill(src io.Reader, size, limit, beside int64, check func([]byte) error) ([]byte, error) {
 	if size > limit {
 		return nil, tooLarge(size, limit)
 	}
@@ -390,6 +405,11 @@ func (c *call) fill(src io.Reader, size, limit, beside int64) ([]byte, error) {
 	for {
 		if len(buf) == cap(buf) {
 			grown := min(max(2*int64(cap(buf)), 512), most)
+			if check != nil && len(buf) >= maxValues {
+				if err := check(buf); err != nil {
+					return nil, err
+				}
+			}
 			if size < 0 {
 				if err := c.hold(beside + grown); err != nil {
 					return nil, err
