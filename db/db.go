@@ -42,6 +42,7 @@ type DB struct {
 	pool     *pgxpool.Pool
 	clock    *clock
 	maxConns int
+	zip      zip
 }
 
 // Open connects and checks the login. It returns a LoginError, which has the SQL that fixes it, for a login that could bypass
@@ -72,7 +73,10 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 		return nil, translate(err, false)
 	}
 	d := &DB{pool: pool, clock: newClock(c.Now), maxConns: int(pc.MaxConns)}
-	err = d.checkLogin(ctx)
+	d.zip, err = newZip()
+	if err == nil {
+		err = d.checkLogin(ctx)
+	}
 	if err == nil {
 		err = d.Ping(ctx) // the first change is computed by the database's clock, too
 	}

@@ -159,7 +159,7 @@ func (m Mention) inJSON(field string, value any) bool {
 
 // json returns the id as it stands in stored JSON, with its quotation marks if nothing may stand next to it.
 func (m Mention) json() string {
-	escaped := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(string(m.User))
+	escaped := escapeJSON.Replace(string(m.User))
 	if m.Inside {
 		return escaped
 	}
@@ -180,6 +180,8 @@ func (m Mention) needles() []string {
 	}
 	return out
 }
+
+var escapeJSON = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
 
 // DeleteOwned deletes all rows that belong to a user: objects and what belongs to them, API keys, and tasks in the queue.
 // It returns how many, by table. What is under way on one of the objects meets the fence.
@@ -385,7 +387,7 @@ func userHash(tenant identity.Tenant, user identity.User) [sha256.Size]byte {
 	return sha256.Sum256([]byte(string(tenant) + "\x00" + string(user)))
 }
 
-// CountMentions counts the rows of each table that mention the user.
+// CountMentions counts the rows of each table that mention the user, and the sleepers that may have such rows.
 func (d *DB) CountMentions(ctx context.Context, m Mention) (Rows, error) {
 	found := Rows{}
 	err := d.tenantTx(ctx, m.Tenant, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
@@ -404,11 +406,18 @@ func (d *DB) CountMentions(ctx context.Context, m Mention) (Rows, error) {
 		}
 		return nil
 	})
+	if err != nil {
+		return found, err
+	}
+	asleep, err := d.MentioningSleepers(ctx, m, nil)
+	if len(asleep) > 0 {
+		found["sleepers"] = int64(len(asleep))
+	}
 	return found, err
 }
 
 func countMentions(ctx context.Context, tx pgx.Tx, t *tenantTable, m Mention) (n int64, err error) {
-	rows, err := tx.Query(ctx, "SELECT x.row FROM (SELECT (to_jsonb(t) - 'tenant_id')::text AS row FROM holdfast."+pgx.Identifier{t.name}.Sanitize()+
+	rows, err := tx.Query(ctx, "SELECT x.row FROM (SELECT (to_jsonb(t) - 'tenant_id' - 'compressed')::text AS row FROM holdfast."+pgx.Identifier{t.name}.Sanitize()+
 		" t WHERE t.tenant_id = $1 OFFSET 0) x WHERE EXISTS (SELECT FROM unnest($2::text[]) n WHERE strpos(x.row, n) > 0)", string(m.Tenant), m.needles())
 	if err != nil {
 		return 0, err

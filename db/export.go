@@ -28,8 +28,8 @@ import (
 //	{"end":{"rows":2,"sha256":"…"}}                  of all bytes before this line
 //
 // Objects come last, and of all tables rows come in the order of their primary keys: two exports of the same rows are
-// the same bytes. What has expired is not in it, nor are tenants and API keys. An entry that is packed is in it as it was
-// before, and nothing says that it is packed.
+// the same bytes. What has expired is not in it, nor are tenants and API keys. Objects that sleep are in it as if they
+// were awake.
 const exportFormat = 1
 
 // ErrBadExport: what should be imported is no export, is not whole, or was changed.
@@ -77,8 +77,11 @@ type tenantTable struct {
 	ofObjects bool
 }
 
-// derived reports whether a table can be computed from the others. Exports leave it out.
-func (t tenantTable) derived() bool { return t.name == "packs" || t.name == "usage" }
+// derived reports whether exports leave a table out, because other rows say the same.
+func (t tenantTable) derived() bool { return t.name == "sleepers" || t.name == "usage" }
+
+// sleeps reports whether sleepers may have rows of the table.
+func (t tenantTable) sleeps() bool { return t.name == "entries" || t.name == "events" }
 
 // tenantTables are the tables of the application, objects last. They come of the catalogue, so that a table or a column
 // that a migration adds is in every export, and goes with every user.
@@ -133,7 +136,7 @@ func (d *DB) Export(ctx context.Context, tenant identity.Tenant, user identity.U
 			if t.derived() {
 				continue
 			}
-			if counted[t.name], err = exportTable(ctx, tx, &t, tenant, user, out); err != nil {
+			if counted[t.name], err = d.exportTable(ctx, tx, &t, tenant, user, out); err != nil {
 				return err
 			}
 		}
@@ -155,78 +158,69 @@ func (d *DB) Export(ctx context.Context, tenant identity.Tenant, user identity.U
 }
 
 // exportTable writes a table's rows. Postgres sends them as they are read here.
-func exportTable(ctx context.Context, tx pgx.Tx, t *tenantTable, tenant identity.Tenant, user identity.User, out *sumWriter) (n int64, err error) {
-	packed := false
-	if t.name == "entries" {
-		err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM holdfast.packs WHERE tenant_id = $1)", string(tenant)).Scan(&packed)
-		if err == nil && packed {
-			_, err = tx.Exec(ctx, mergeEntries)
-		}
-		if err != nil {
+func (d *DB) exportTable(ctx context.Context, tx pgx.Tx, t *tenantTable, tenant identity.Tenant, user identity.User, out *sumWriter) (n int64, err error) {
+	if t.sleeps() {
+		if _, err := tx.Exec(ctx, mergeSleepers); err != nil {
 			return 0, err
 		}
 	}
-	rows, err := tx.Query(ctx, exportSQL(t, packed), string(tenant), string(user))
+	rows, err := tx.Query(ctx, exportSQL(t), string(tenant), string(user))
 	if err != nil {
 		return 0, err
 	}
 	defer rows.Close()
 	begin := []byte(`{"` + t.name + `":`)
 	for rows.Next() && out.err == nil {
-		out.write(begin, rows.RawValues()[0], []byte("}\n"))
-		n++
+		lines := rows.RawValues()[0]
+		if lines == nil {
+			var compressed []byte
+			if err := rows.Scan(nil, &compressed); err != nil {
+				return n, err
+			}
+			if lines, err = d.zip.lines(compressed); err != nil {
+				return n, &rowError{err}
+			}
+		}
+		for line := range bytes.Lines(lines) {
+			out.write(begin, bytes.TrimSuffix(line, []byte("\n")), []byte("}\n"))
+			n++
+		}
 	}
 	return n, errors.Join(rows.Err(), out.err)
 }
 
-// exportSQL reads a tenant's rows of a table, or one user's. packed: some of the entries are.
-func exportSQL(t *tenantTable, packed bool) string {
-	table := "holdfast." + pgx.Identifier{t.name}.Sanitize() + " x"
+// exportSQL reads a tenant's rows of a table, or one user's, and sleepers in the places of their rows.
+func exportSQL(t *tenantTable) string {
 	row := "to_jsonb(x) - 'tenant_id'"
-	switch {
-	case t.name == "objects":
-		row += " - 'packed'"
-	case packed:
-		table = entriesAndPacks
-	case t.name == "terms": // which begin with the tenant, see 00001_init.sql
+	switch t.name {
+	case "objects":
+		row += " - 'asleep' - 'wake_time'"
+	case "terms": // which begin with the tenant, see 00001_init.sql
 		row = "jsonb_set(" + row + ", '{term}', to_jsonb(substr(x.term, length(x.tenant_id) + 2)))"
 	}
-	from := table + " WHERE x.tenant_id = $1 AND ($2 = '' OR x.owner_id = $2)"
+	row = "(" + row + ")::text"
+	from := "holdfast." + pgx.Identifier{t.name}.Sanitize() + " x"
+	if t.sleeps() {
+		// An object is awake or sleeps, so kind and object_id say where its sleeper belongs.
+		from = "(SELECT x.tenant_id, x.owner_id, " + quoted(t.key, "x.") + ", " + row + " AS line, NULL::bytea AS compressed FROM " + from +
+			" UNION ALL SELECT x.tenant_id, x.owner_id, x.kind, x.object_id" + strings.Repeat(", NULL", len(t.key)-2) +
+			", NULL, x.compressed FROM holdfast.sleepers x WHERE x.part = '" + t.name + "') x"
+		row = "x.line, x.compressed"
+	}
+	sql := "SELECT " + row + " FROM " + from + " WHERE x.tenant_id = $1 AND ($2 = '' OR x.owner_id = $2)"
 	const alive = " AND (%[1]s.expire_time IS NULL OR %[1]s.expire_time > now())"
 	switch {
 	case t.name == "objects":
-		from += fmt.Sprintf(alive, "x")
+		sql += fmt.Sprintf(alive, "x")
 	case t.ofObjects:
-		from += ` AND EXISTS (SELECT FROM holdfast.objects o WHERE o.tenant_id = x.tenant_id AND o.kind = x.kind AND o.object_id = x.object_id` +
+		sql += ` AND EXISTS (SELECT FROM holdfast.objects o WHERE o.tenant_id = x.tenant_id AND o.kind = x.kind AND o.object_id = x.object_id` +
 			fmt.Sprintf(alive, "o") + " OFFSET 0)"
 	}
-	from += " ORDER BY " + quoted(t.key, "x.")
-	if packed {
-		return "SELECT r.row::text FROM (SELECT x.kind, x.object_id, x.collection, x.key, x.owner_id, x.version, x.body, x.pack FROM " + from + " OFFSET 0) x " + unpacked
-	}
-	return "SELECT (" + row + ")::text FROM " + from
+	return sql + " ORDER BY " + quoted(t.key, "x.")
 }
 
-const (
-	// entriesAndPacks has a row for each entry, and one for each pack. No entry has its place within a pack, so all are in
-	// order where these are.
-	entriesAndPacks = `(
-		SELECT e.tenant_id, e.kind, e.object_id, e.collection, e.key, e.owner_id, e.version, e.body, NULL::jsonb AS pack
-		FROM holdfast.entries e
-		UNION ALL
-		SELECT p.tenant_id, p.kind, p.object_id, p.collection, p.first_key, p.owner_id, NULL, NULL, p.entries
-		FROM holdfast.packs p
-	) x`
-	// unpacked has the rows r of such a row x, as they are without packs. A nested loop, which is all that it can be, keeps the
-	// order of what it begins with.
-	unpacked = `CROSS JOIN LATERAL (
-		SELECT jsonb_build_object('kind', x.kind, 'object_id', x.object_id, 'collection', x.collection, 'owner_id', x.owner_id,
-			'key', u.e -> 0, 'version', u.e -> 1, 'body', u.e -> 2) AS row
-		FROM jsonb_array_elements(coalesce(x.pack, jsonb_build_array(jsonb_build_array(x.key, x.version, x.body)))) AS u (e)
-	) r`
-	// mergeEntries makes Postgres merge them by their indexes, and not sort all of them on disk.
-	mergeEntries = "SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true)"
-)
+// mergeSleepers makes Postgres merge rows and sleepers by their indexes, instead of sorting all of them on disk.
+const mergeSleepers = "SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true)"
 
 // sumWriter writes and sums up, until the first error.
 type sumWriter struct {
@@ -510,13 +504,7 @@ func (im *importer) flush(ctx context.Context) error {
 		return nil
 	}
 	rows, t := im.take(), im.table
-	name := pgx.Identifier{t.name}.Sanitize()
-	values := quoted(im.columns, "r.")
-	if t.name == "terms" {
-		values = strings.Replace(values, `r."term"`, `$1 || '/' || r."term"`, 1)
-	}
-	sql := "INSERT INTO holdfast." + name + " (tenant_id, " + quoted(im.columns, "") + ") SELECT $1, " + values +
-		" FROM jsonb_populate_recordset(NULL::holdfast." + name + ", $2) r"
+	sql := insertRows(t.name, im.columns)
 	if t.ofObjects && t.name != "objects" {
 		// What belongs to an object that is there was stored with it, and may have been deleted since.
 		sql += ` WHERE NOT EXISTS (SELECT FROM holdfast.objects o
@@ -529,6 +517,16 @@ func (im *importer) flush(ctx context.Context) error {
 		err = im.checkObjects(ctx, rows)
 	}
 	return err
+}
+
+// insertRows stores rows as an export has them: $2, of the tenant $1.
+func insertRows(table string, columns []string) string {
+	values := quoted(columns, "r.")
+	if table == "terms" {
+		values = strings.Replace(values, `r."term"`, `$1 || '/' || r."term"`, 1)
+	}
+	table = "holdfast." + pgx.Identifier{table}.Sanitize()
+	return "INSERT INTO " + table + " (tenant_id, " + quoted(columns, "") + ") SELECT $1, " + values + " FROM jsonb_populate_recordset(NULL::" + table + ", $2) r"
 }
 
 // tenantTx runs do in a transaction that acts for a tenant as one of its services.

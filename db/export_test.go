@@ -30,8 +30,11 @@ func (c Clock) Now() time.Time { return c.c.now() }
 // Sample takes an answer of the database.
 func (c Clock) Sample(asked, at time.Time) { c.c.sample(asked, at) }
 
-// MergeEntries comes before ExportPackedEntries.
-const MergeEntries = mergeEntries
+// MergeSleepers comes before ExportEntries.
+const MergeSleepers = mergeSleepers
 
-// ExportPackedEntries reads the entries of a tenant that has packs.
-var ExportPackedEntries = exportSQL(&tenantTable{name: "entries", key: []string{"kind", "object_id", "collection", "key"}, ofObjects: true}, true)
+// ExportEntries reads the entries of a tenant.
+var ExportEntries = exportSQL(&tenantTable{name: "entries", key: []string{"kind", "object_id", "collection", "key"}, ofObjects: true})
+
+// Compress makes what a sleeper has of lines.
+func Compress(d *DB, lines string) []byte { return d.zip.enc.EncodeAll([]byte(lines), nil) }

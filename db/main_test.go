@@ -145,13 +145,13 @@ const (
 	malformed = "22P02"
 )
 
-// seed stores one object with a term, an entry and an event, straight into the tables.
+// seed stores one object with a term, an entry, an event and a sleeper that has nothing, straight into the tables.
 func (b *testBundle) seed(t *testing.T, tenant identity.Tenant, id, owner string) {
 	t.Helper()
 	for _, sql := range []string{
 		`INSERT INTO holdfast.objects (tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted,
-			create_time, update_time, activity_time, expire_time, packed)
-		VALUES ($1, 'conversation', $2, $3, 0, 1, 1, '{"title": "t"}', false, now(), now(), now(), now() + interval '1 day', '{"flow_steps": "2"}')`,
+			create_time, update_time, activity_time, expire_time)
+		VALUES ($1, 'conversation', $2, $3, 0, 1, 1, '{"title": "t"}', false, now(), now(), now(), now() + interval '1 day')`,
 		`INSERT INTO holdfast.terms (tenant_id, kind, object_id, owner_id, term, activity_time)
 		VALUES ($1, 'conversation', $2, $3, $1 || '/conversation/t', now())`,
 		`INSERT INTO holdfast.entries (tenant_id, kind, object_id, owner_id, collection, key, version, body)
@@ -160,11 +160,11 @@ func (b *testBundle) seed(t *testing.T, tenant identity.Tenant, id, owner string
 		VALUES ($1, 'conversation', $2, $3, 1, 'created', '', now(), '{}')`,
 		`INSERT INTO holdfast.timers (tenant_id, kind, object_id, owner_id, name, due_time, next_time)
 		VALUES ($1, 'conversation', $2, $3, 't', now() + interval '1 day', now() + interval '1 day')`,
-		`INSERT INTO holdfast.packs (tenant_id, kind, object_id, owner_id, collection, first_key, last_key, entry_count, entries)
-		VALUES ($1, 'conversation', $2, $3, 'flow_steps', '1', '2', 2, '[["1", 1, {"text": "one"}], ["2", 1, {"text": "two"}]]')`,
 	} {
 		b.exec(t, sql, string(tenant), id, owner)
 	}
+	b.exec(t, `INSERT INTO holdfast.sleepers (tenant_id, kind, object_id, owner_id, part, row_count, bytes, compressed)
+		VALUES ($1, 'conversation', $2, $3, 'entries', 0, 0, $4)`, string(tenant), id, owner, db.Compress(b.DB, ""))
 }
 
 // withUser is a URL with another user.

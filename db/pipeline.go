@@ -108,34 +108,6 @@ func (p *Pipeline) ListEntriesBefore(a dbsqlc.ListEntriesBeforeParams, each func
 	query(p, dbsqlc.ListEntriesBefore, a, each)
 }
 
-// ListPackedAfter queues dbsqlc.ListPackedAfter, whose rows are those of ListEntriesAfter.
-func (p *Pipeline) ListPackedAfter(a dbsqlc.ListEntriesAfterParams, each func(*dbsqlc.ListEntriesAfterRow) error) {
-	query(p, dbsqlc.ListPackedAfter, dbsqlc.ListPackedAfterParams{
-		TenantID: a.TenantID, Kind: a.Kind, ObjectID: a.ObjectID, Collection: a.Collection, AfterKey: a.AfterKey,
-		PageSize: a.PageSize, MostBytes: a.MostBytes,
-	}, each)
-}
-
-// ListPackedBefore queues dbsqlc.ListPackedBefore, whose rows are those of ListEntriesAfter.
-func (p *Pipeline) ListPackedBefore(a dbsqlc.ListEntriesBeforeParams, each func(*dbsqlc.ListEntriesAfterRow) error) {
-	query(p, dbsqlc.ListPackedBefore, dbsqlc.ListPackedBeforeParams{
-		TenantID: a.TenantID, Kind: a.Kind, ObjectID: a.ObjectID, Collection: a.Collection, BeforeKey: a.BeforeKey,
-		PageSize: a.PageSize, MostBytes: a.MostBytes,
-	}, each)
-}
-
-// LoadPacked queues dbsqlc.LoadPacked, whose rows are those of LoadEntries.
-func (p *Pipeline) LoadPacked(a dbsqlc.LoadEntriesParams, each func(*dbsqlc.LoadEntriesRow) error) {
-	query(p, dbsqlc.LoadPacked, dbsqlc.LoadPackedParams{
-		TenantID: a.TenantID, Ords: a.Ords, Kinds: a.Kinds, Ids: a.Ids, Collections: a.Collections, Keys: a.Keys,
-	}, each)
-}
-
-// ListAllPacked queues dbsqlc.ListAllPacked.
-func (p *Pipeline) ListAllPacked(a dbsqlc.ListAllPackedParams, each func(*dbsqlc.ListAllPackedRow) error) {
-	query(p, dbsqlc.ListAllPacked, a, each)
-}
-
 // ListEvents queues dbsqlc.ListEvents.
 func (p *Pipeline) ListEvents(a dbsqlc.ListEventsParams, each func(*dbsqlc.ListEventsRow) error) {
 	query(p, dbsqlc.ListEvents, a, each)

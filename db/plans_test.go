@@ -35,7 +35,7 @@ func plans(tenant identity.Tenant) []plan {
 	id, far := string(tenant), time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 	const byID = `tenant_id = .*kind = .*object_id = .*`
 	objects := `Index Scan using objects_pkey .*Index Cond: \(\(?` + byID
-	packs := `Index Scan using packs_pkey .*Index Cond: \(\(?` + byID
+	sleepers := `Index Scan using sleepers_pkey .*Index Cond: \(\(?` + byID
 	entries := `Index Scan (Backward )?using entries_pkey .*Index Cond: \(\(?` + byID + `collection = `
 	return []plan{
 		{
@@ -163,35 +163,23 @@ func plans(tenant identity.Tenant) []plan {
 		{
 			"MeasureObject", dbsqlc.MeasureObject,
 			dbsqlc.MeasureObjectParams{TenantID: id, Kind: "k", ObjectID: "o1"},
-			[]string{objects, `Index Scan using entries_pkey .*Index Cond: \(\(?` + byID, packs},
+			[]string{objects, `Index Scan using entries_pkey .*Index Cond: \(\(?` + byID, sleepers},
 			1, 5, false,
 		},
-		// Of functions the plan does not tell, only how much they read: here 25 packs, and as many entries that are none.
 		{
-			"ListPackedAfter", dbsqlc.ListPackedAfter,
-			dbsqlc.ListPackedAfterParams{TenantID: id, Kind: "k", ObjectID: "long", Collection: "p", AfterKey: "000000000100", PageSize: 50, MostBytes: 1 << 20},
-			nil, 50, 30, false,
+			"FindOldest", dbsqlc.FindOldest,
+			dbsqlc.FindOldestParams{TenantID: id, Kind: "k", ObjectID: "long", Collection: "c", PageSize: 50},
+			[]string{`Index (Only )?Scan Backward using entries_pkey .*Index Cond: \(\(?` + byID + `collection = `},
+			1, 51, false,
 		},
 		{
-			"ListPackedBefore", dbsqlc.ListPackedBefore,
-			dbsqlc.ListPackedBeforeParams{TenantID: id, Kind: "k", ObjectID: "long", Collection: "p", BeforeKey: "000000000100", PageSize: 50, MostBytes: 1 << 20},
-			nil, 50, 30, false,
-		},
-		{
-			"ListPackedAfter, without packs", dbsqlc.ListPackedAfter,
-			dbsqlc.ListPackedAfterParams{TenantID: id, Kind: "k", ObjectID: "long", Collection: "c", AfterKey: "000000000100", PageSize: 50, MostBytes: 1 << 20},
-			nil, 50, 51, false,
-		},
-		{
-			"ListAllPacked", dbsqlc.ListAllPacked,
-			dbsqlc.ListAllPackedParams{TenantID: id, Kind: "k", ObjectID: "long", AfterCollection: "p", AfterFirstKey: "000000000100", Packs: 8},
-			[]string{packs},
-			16, 9, false,
-		},
-		{
-			"FindPackable", dbsqlc.FindPackable,
-			dbsqlc.FindPackableParams{Collections: []string{"c", "d"}, TenantID: id, Kind: "k", Entries: 1, BeforeTime: far, PageSize: 50},
-			nil, 50, 50 + 100, false,
+			"FindIdle", dbsqlc.FindIdle,
+			dbsqlc.FindIdleParams{TenantID: id, Kind: "k", Since: far, BeforeTime: far, LeastRows: 1, EnoughRows: 11, MostBytes: 1 << 20, PageSize: 50},
+			[]string{
+				`Index Scan using objects_activity_idx .*Index Cond: \(\(?tenant_id = .*kind = .*activity_time.*< ROW`,
+				`Index Scan using entries_pkey .*Index Cond: \(\(?` + byID, `Index Scan using events_pkey .*Index Cond: \(\(?` + byID,
+			},
+			50, 50 * 5, false,
 		},
 	}
 }
@@ -260,16 +248,12 @@ func (b *testBundle) fill(t *testing.T, from, to int) {
 		`INSERT INTO holdfast.timers (tenant_id, kind, object_id, owner_id, name, due_time, next_time, lease_time)
 		SELECT $1, 'k', 'o' || i, '', 't', due, due, CASE WHEN i % 10 = 0 THEN now() + interval '1 day' END
 		FROM generate_series($2::integer, $3::integer) i, LATERAL (SELECT now() + (i - 200) * interval '1 hour' AS due) d`,
-		`INSERT INTO holdfast.packs (tenant_id, kind, object_id, owner_id, collection, first_key, last_key, entry_count, entries)
-		SELECT $1, 'k', 'o' || i, '', 'p', '1', '2', 2, '[["1", 1, {"a": 1}], ["2", 1, {"a": 2}]]' FROM generate_series($2::integer, $3::integer) i`,
+		`INSERT INTO holdfast.sleepers (tenant_id, kind, object_id, owner_id, part, row_count, bytes, last_time, compressed)
+		SELECT $1, 'k', 'o' || i, '', 'events', 0, 0, now(), '' FROM generate_series($2::integer, $3::integer) i`,
 	} {
 		b.exec(t, sql, string(b.Tenant), from, to)
 	}
 	for _, sql := range []string{
-		`INSERT INTO holdfast.packs (tenant_id, kind, object_id, owner_id, collection, first_key, last_key, entry_count, entries)
-		SELECT $1, 'k', 'long', '', 'p', lpad(i::text, 12, '0'), lpad(i::text, 12, '0') || 'b', 2,
-			jsonb_build_array(jsonb_build_array(lpad(i::text, 12, '0'), i, '{}'::jsonb), jsonb_build_array(lpad(i::text, 12, '0') || 'b', i, '{}'::jsonb))
-		FROM generate_series($2::integer, $3::integer) i`,
 		`INSERT INTO holdfast.entries (tenant_id, kind, object_id, owner_id, collection, key, version, body)
 		SELECT $1, 'k', 'long', '', 'c', lpad(i::text, 12, '0'), 1, '{"a": 1}' FROM generate_series($2::integer, $3::integer) i`,
 		`INSERT INTO holdfast.events (tenant_id, kind, object_id, owner_id, version, event_type, actor, event_time, undo)

@@ -77,7 +77,7 @@ func TestCatalogue(t *testing.T) {
 		"policies that name the tenant": `SELECT polname FROM pg_policy
 			WHERE pg_get_expr(polqual, polrelid) NOT LIKE '%tenant_id = ( SELECT current_setting(''app.tenant''::text, true)%'
 			AND polname NOT IN ('api_keys_auth', 'tenants_operator', 'api_keys_operator', 'api_keys_verify', 'objects_verify', 'tenants_janitor', 'objects_endpoint_auth',
-				'objects_janitor', 'terms_janitor', 'entries_janitor', 'events_janitor', 'events_janitor_walk', 'events_janitor_trim', 'timers_janitor', 'timers_janitor_parked', 'packs_janitor', 'packs_janitor_walk', 'usage_janitor', 'erasures_janitor')`,
+				'objects_janitor', 'terms_janitor', 'entries_janitor', 'events_janitor', 'events_janitor_walk', 'events_janitor_trim', 'timers_janitor', 'timers_janitor_parked', 'sleepers_janitor', 'sleepers_janitor_walk', 'sleepers_janitor_trim', 'usage_janitor', 'erasures_janitor')`,
 		"constraints named for their table": `SELECT conname FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid
 			WHERE c.connamespace = 'holdfast'::regnamespace AND c.contype <> 'n' AND NOT starts_with(c.conname, r.relname || '_')`,
 	} {
@@ -91,7 +91,7 @@ func TestCatalogue(t *testing.T) {
 func TestCompression(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	want := b.rows(t, `SELECT c FROM pg_settings, unnest(ARRAY['entries.body', 'events.reply', 'events.undo', 'objects.state', 'packs.entries']) c
+	want := b.rows(t, `SELECT c FROM pg_settings, unnest(ARRAY['entries.body', 'events.reply', 'events.undo', 'objects.state']) c
 		WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)`)
 	got := b.rows(t, `SELECT c.relname || '.' || a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
 		WHERE c.relnamespace = 'holdfast'::regnamespace AND a.attcompression = 'l' ORDER BY 1`)

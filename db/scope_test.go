@@ -13,7 +13,7 @@ import (
 	"holdfast/identity"
 )
 
-var tables = []string{"tenants", "api_keys", "objects", "terms", "entries", "events", "timers", "erasures", "packs", "usage"}
+var tables = []string{"tenants", "api_keys", "objects", "terms", "entries", "events", "timers", "erasures", "sleepers", "usage"}
 
 // The login has no right of its own: what is asked outside a scope is refused, whatever it is.
 func TestNothingOutsideAScope(t *testing.T) {
@@ -21,7 +21,7 @@ func TestNothingOutsideAScope(t *testing.T) {
 	b := setup(t)
 	b.seed(t, b.Tenant, "o1", "")
 	var statements []string
-	for _, table := range append(tables, "conversations", "messages", "all_entries") {
+	for _, table := range append(tables, "conversations", "messages") {
 		statements = append(statements, "SELECT FROM holdfast."+table)
 	}
 	for _, table := range tables {
@@ -90,18 +90,18 @@ func TestRolesSeeOnlyTheirPart(t *testing.T) {
 		db.RoleApp: {
 			"objects": "SELECT INSERT UPDATE DELETE", "terms": "SELECT INSERT UPDATE DELETE", "entries": "SELECT INSERT UPDATE DELETE",
 			"events": "SELECT INSERT UPDATE DELETE", "timers": "SELECT INSERT UPDATE DELETE", "erasures": "SELECT INSERT UPDATE", "conversations": "SELECT", "messages": "SELECT",
-			"packs": "SELECT INSERT UPDATE DELETE", "all_entries": "SELECT", "api_keys": "SELECT DELETE", "usage": "SELECT INSERT UPDATE DELETE",
+			"sleepers": "SELECT INSERT UPDATE DELETE", "api_keys": "SELECT DELETE", "usage": "SELECT INSERT UPDATE DELETE",
 		},
 		db.RoleAuth:     {"api_keys": "SELECT", "objects": "SELECT"}, // of objects only who has which endpoint: see TestEndpoints
 		db.RoleVerify:   {"api_keys": "SELECT", "objects": "SELECT"}, // of objects only the sessions that credentials name: see TestFindCredentials
 		db.RoleOperator: {"tenants": "SELECT INSERT UPDATE", "api_keys": "SELECT INSERT UPDATE"},
 		db.RoleJanitor: {
 			"objects": "SELECT DELETE", "terms": "SELECT DELETE", "entries": "SELECT DELETE", "events": "SELECT DELETE", "timers": "SELECT DELETE",
-			"packs": "SELECT DELETE", "tenants": "SELECT", "usage": "SELECT INSERT UPDATE", "erasures": "SELECT",
+			"sleepers": "SELECT DELETE", "tenants": "SELECT", "usage": "SELECT INSERT UPDATE", "erasures": "SELECT",
 		},
 	}
 	for role, allowed := range rights {
-		for _, table := range append(tables, "conversations", "messages", "all_entries") {
+		for _, table := range append(tables, "conversations", "messages") {
 			for verb, sql := range map[string]string{
 				"SELECT": "SELECT tenant_id FROM holdfast.%s", "INSERT": "INSERT INTO holdfast.%s (tenant_id) SELECT '' WHERE false",
 				"UPDATE": "UPDATE holdfast.%s SET owner_id = '' WHERE false", "DELETE": "DELETE FROM holdfast.%s WHERE false",
@@ -152,7 +152,7 @@ func TestRowLevelSecurity(t *testing.T) {
 		"a pattern for a tenant":      {scope{tenant: "%", service: "on"}, nil},
 	} {
 		for table, id := range map[string]string{
-			"objects": "object_id", "terms": "object_id", "entries": "object_id", "events": "object_id", "timers": "object_id", "packs": "object_id",
+			"objects": "object_id", "terms": "object_id", "entries": "object_id", "events": "object_id", "timers": "object_id", "sleepers": "object_id",
 			"conversations": "conversation_id", "messages": "conversation_id",
 		} {
 			c.role = db.RoleApp
@@ -190,9 +190,9 @@ func TestRowLevelSecurity(t *testing.T) {
 			(current_setting('app.tenant'), 'conversation', 'bobs', 'messages', '2', 'bob', 1, '{}')`,
 		"an event for another user": `INSERT INTO holdfast.events (tenant_id, kind, object_id, version, owner_id, event_type, actor, event_time, undo)
 			VALUES (current_setting('app.tenant'), 'conversation', 'bobs', 2, 'bob', '', '', now(), '{}')`,
-		"a term for another user": `INSERT INTO holdfast.terms VALUES (current_setting('app.tenant'), 'conversation', 'bobs', 't2', 'bob', now())`,
-		"a pack for another user": `INSERT INTO holdfast.packs VALUES (current_setting('app.tenant'), 'conversation', 'bobs', 'messages', '1', '1', 'bob', 1, '[["1", 1, {}]]')`,
-		"row security off":        `SET LOCAL row_security = off; SELECT FROM holdfast.objects`,
+		"a term for another user":    `INSERT INTO holdfast.terms VALUES (current_setting('app.tenant'), 'conversation', 'bobs', 't2', 'bob', now())`,
+		"a sleeper for another user": `INSERT INTO holdfast.sleepers VALUES (current_setting('app.tenant'), 'k', 'bobs', 'events', 'bob', 0, 0, NULL, '')`,
+		"row security off":           `SET LOCAL row_security = off; SELECT FROM holdfast.objects`,
 	} {
 		b.as(t, scope{role: db.RoleApp, tenant: b.Tenant, owners: "{alice}"}, func(tx pgx.Tx) {
 			_, err := tx.Exec(b.ctx, sql)

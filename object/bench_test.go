@@ -58,30 +58,50 @@ func BenchmarkAppend(b *testing.B) {
 
 // BenchmarkEntries reads a page of 50 entries in the middle of 1,024.
 func BenchmarkEntries(b *testing.B) {
-	for _, packed := range []bool{false, true} {
-		b.Run(map[bool]string{false: "not packed", true: "packed"}[packed], func(b *testing.B) {
-			tb := setup(b)
-			_, err := tb.toys.Update(tb.ctx, "a", func(tx *object.Tx[toy]) error {
-				for i := range 1024 {
-					tx.Put(toyEntries, object.SeqKey(int64(i)), benchEntry)
-				}
-				return nil
-			}, object.Upsert())
+	tb := setup(b)
+	_, err := tb.toys.Update(tb.ctx, "a", func(tx *object.Tx[toy]) error {
+		for i := range 1024 {
+			tx.Put(toyEntries, object.SeqKey(int64(i)), benchEntry)
+		}
+		return nil
+	}, object.Upsert())
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		page, err := tb.toys.Entries(tb.ctx, "a", toyEntries, object.EntriesOptions{After: object.SeqKey(300), PageSize: 50})
+		if err != nil || len(page.Entries) != 50 {
+			b.Fatal(len(page.Entries), err)
+		}
+	}
+}
+
+// BenchmarkWake reads the newest entries of an object of 200 changes with two entries each that sleeps.
+func BenchmarkWake(b *testing.B) {
+	tb := setup(b)
+	for i := range 200 {
+		if _, err := tb.toys.Update(tb.ctx, "a", func(tx *object.Tx[toy]) error {
+			tx.Put(toyEntries, object.SeqKey(int64(i)), benchEntry)
+			tx.Put(toyEntries, fmt.Sprintf("client-%d", i), benchEntry)
+			return nil
+		}, object.Upsert(), object.Request(fmt.Sprint(i), benchEntry)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for b.Loop() {
+		b.StopTimer()
+		for slept := int64(0); slept == 0; {
+			h, err := tb.rt.Hibernate(tb.AsService(b), object.HibernateConfig{Idle: 1})
 			if err != nil {
 				b.Fatal(err)
 			}
-			if packed {
-				if p, err := tb.rt.Pack(tb.AsService(b), object.PackConfig{Idle: 1, Keep: 1, AllCollections: true}); err != nil || p.Packs != 3 {
-					b.Fatalf("%+v, %v", p, err)
-				}
-			}
-			for b.Loop() {
-				page, err := tb.toys.Entries(tb.ctx, "a", toyEntries, object.EntriesOptions{After: object.SeqKey(300), PageSize: 50})
-				if err != nil || len(page.Entries) != 50 {
-					b.Fatal(len(page.Entries), err)
-				}
-			}
-		})
+			slept = h.Objects
+		}
+		toys := toyKind(newRuntime(b, tb.DB, object.Config{}))
+		b.StartTimer()
+		if snap, err := toys.View(tb.ctx, "a", object.WithRecent(4)); err != nil || len(snap.Recent) != 4 {
+			b.Fatal(len(snap.Recent), err)
+		}
 	}
 }
 

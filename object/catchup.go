@@ -56,6 +56,7 @@ const (
 )
 
 // requestCatchUp waits for what a watcher missed, as of one moment after it asked. It refuses no request: the number of watchers is bounded.
+// It returns errAsleep if the object must wake first.
 func (rt *Runtime) requestCatchUp(ctx context.Context, c *catchUpRequest) (*update, error) {
 	c.done = make(chan struct{})
 	tenant := c.caller.Tenant
@@ -116,7 +117,6 @@ type catchUpRead struct {
 	kind   *kind
 	recent int // the most entries that somebody wants of a snapshot
 	rec    *record
-	packed packedUpTo
 	events []dbsqlc.ListEventsRow
 	index  map[entryKey]int
 	// entries are those that the events put or deleted, as they are now, in the order of their first change; ends has how many
@@ -185,10 +185,7 @@ func (rt *Runtime) readGaps(ctx context.Context, scope db.Scope, reads []*catchU
 		})
 	}
 	if snapshots {
-		if err := rt.db.RunSnapshot(ctx, p); err != nil {
-			return err
-		}
-		return rt.readPackedRecent(ctx, scope, reads)
+		return rt.db.RunSnapshot(ctx, p)
 	}
 	tx, err := rt.db.Begin(ctx, p)
 	if err != nil {
@@ -226,18 +223,13 @@ func (rt *Runtime) readGaps(ctx context.Context, scope db.Scope, reads []*catchU
 		}
 	}
 	if len(wanted.Ords) > 0 {
-		each := func(r *dbsqlc.LoadEntriesRow) error {
+		p.LoadEntries(wanted, func(r *dbsqlc.LoadEntriesRow) error {
 			a := told[r.Ord]
 			value, _, err := decode(a.kind.collections[r.Collection], r.Body)
 			a.entries[a.index[entryKey{r.Collection, r.Key}]].Entry = newEntry(r.Key, value, len(r.Body))
 			a.err = errors.Join(a.err, err) // it fails those who asked for it
 			return nil
-		}
-		p.LoadEntries(wanted, each)
-		// Of what has changed lately nothing is packed, but a watcher may come back after days.
-		if slices.ContainsFunc(told, func(a *catchUpRead) bool { return len(a.entries) > 0 && a.packed != nil }) {
-			p.LoadPacked(wanted, each)
-		}
+		})
 	}
 	if err := tx.ReadAndEnd(ctx, p); err != nil {
 		return err
@@ -245,7 +237,7 @@ func (rt *Runtime) readGaps(ctx context.Context, scope db.Scope, reads []*catchU
 	for _, a := range told {
 		a.cut(func(i int) int { return a.entries[i].size })
 	}
-	return rt.readPackedRecent(ctx, scope, again)
+	return nil
 }
 
 // unmeasured is how many entries are loaded without asking for their sizes first.
@@ -308,36 +300,6 @@ func (a *catchUpRead) whole() int {
 // entryChangeOverhead is what a message has around an entry.
 const entryChangeOverhead = 32
 
-// readPackedRecent reads the objects anew of which a snapshot wants more entries than are not packed.
-func (rt *Runtime) readPackedRecent(ctx context.Context, scope db.Scope, reads []*catchUpRead) error {
-	var packed []*catchUpRead
-	for _, a := range reads {
-		if a.err == nil && a.packed != nil && a.rec.lacks(a.recent) {
-			packed = append(packed, a)
-		}
-	}
-	if len(packed) == 0 {
-		return nil
-	}
-	p := rt.db.NewSnapshot(scope)
-	queueRecords(p, scope.Tenant, packed, func(*catchUpRead) bool { return false })
-	fill := make([]func(*record) error, len(packed))
-	for i, a := range packed {
-		a.rec = nil
-		fill[i] = queueRecent(p, a.kind, scope.Tenant, a.key.id, a.limit())
-	}
-	if err := rt.db.RunSnapshot(ctx, p); err != nil {
-		return err
-	}
-	for i, a := range packed {
-		a.err = errors.Join(a.err, fill[i](a.rec))
-	}
-	return nil
-}
-
-// limit is how many of the newest entries are read for a snapshot.
-func (a *catchUpRead) limit() int { return max(a.recent, a.kind.recentLoad()) }
-
 // queueRecords queues the reading of the objects, with their newest entries where that is wanted. A row that cannot be read
 // fails those who asked for it.
 func queueRecords(p *db.Pipeline, t identity.Tenant, reads []*catchUpRead, recent func(*catchUpRead) bool) {
@@ -345,7 +307,7 @@ func queueRecords(p *db.Pipeline, t identity.Tenant, reads []*catchUpRead, recen
 	for i, a := range reads {
 		limit := 0
 		if recent(a) {
-			limit = a.limit()
+			limit = a.recent
 		}
 		v.Ords = append(v.Ords, int32(i))
 		v.Kinds = append(v.Kinds, a.key.kind)
@@ -357,8 +319,9 @@ func queueRecords(p *db.Pipeline, t identity.Tenant, reads []*catchUpRead, recen
 	}
 	p.ViewObjects(v, func(r *dbsqlc.ViewObjectsRow) error {
 		a := reads[r.Ord]
-		if a.rec, a.err = a.kind.record(r, int(v.Limits[r.Ord]), a.most); a.err == nil {
-			a.packed, a.err = parsePacked(r.Packed)
+		a.rec, a.err = a.kind.record(r, int(v.Limits[r.Ord]), a.most)
+		if a.err == nil && r.Asleep && !a.reset && a.rec.version != a.last {
+			a.err = errAsleep // with the events that it wants
 		}
 		return nil
 	})
@@ -401,10 +364,12 @@ func (a *catchUpRead) want() error {
 func (a *catchUpRead) answer(c *catchUpRequest, now time.Time) (*update, error) {
 	gone := !a.rec.live(now)
 	switch {
-	case a.err != nil:
+	case a.err != nil && !errors.Is(a.err, errAsleep):
 		return nil, a.err
 	case a.rec == nil, !c.caller.MaySee(a.rec.owner), gone && (a.last == 0 || a.rec.state != nil):
 		return nil, ErrNotFound // deleted before the watch began, or expired
+	case a.err != nil:
+		return nil, a.err
 	case gone:
 		return &update{rec: a.rec, at: a.rec.version}, nil
 	case a.reset:

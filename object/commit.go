@@ -120,6 +120,12 @@ func (rt *Runtime) commitSure(works []*work) {
 		rt.finish(works)
 		return
 	}
+	if errors.Is(err, errAsleep) {
+		if works, err = rt.wakeSleepers(works); err == nil {
+			rt.commitSure(works)
+			return
+		}
+	}
 	if errors.Is(err, db.ErrContention) && rt.life.Err() == nil && rt.divide(works) {
 		return
 	}
@@ -224,15 +230,15 @@ func (rt *Runtime) tryCommit(works []*work) error {
 	}
 	var now time.Time
 	p.LockObjects(locks, func(t time.Time) { now = t })
-	wanted := load(p, scope, works, works)
+	load(p, scope, works, works)
 	begun := rt.db.Now()
 	tx, err := rt.db.Begin(ctx, p)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback(ctx)
-	if err := loadPacked(ctx, tx, works, wanted); err != nil {
-		return err
+	if slices.ContainsFunc(works, func(w *work) bool { return w.asleep }) {
+		return errAsleep
 	}
 	rt.metrics.lockWait.Observe(max(0, now.Sub(begun).Seconds()))
 	for _, w := range works {
@@ -247,11 +253,8 @@ func (rt *Runtime) tryCommit(works []*work) error {
 		}
 		if len(again) > 0 {
 			p := tx.Next()
-			wanted := load(p, scope, nil, again)
+			load(p, scope, nil, again)
 			if err := tx.Read(ctx, p); err != nil {
-				return err
-			}
-			if err := loadPacked(ctx, tx, again, wanted); err != nil {
 				return err
 			}
 			for _, w := range again {
@@ -277,8 +280,8 @@ func (rt *Runtime) tryCommit(works []*work) error {
 }
 
 // load queues what has to be read: the objects themselves with their newest entries, the known replies, and entries
-// that closures looked for. It returns these: what of them is packed is read by loadPacked.
-func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) (wanted *dbsqlc.LoadEntriesParams) {
+// that closures looked for.
+func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) {
 	views := dbsqlc.ViewObjectsParams{TenantID: string(scope.Tenant)}
 	replies := dbsqlc.LoadRepliesParams{TenantID: string(scope.Tenant)}
 	for i, w := range objects {
@@ -300,8 +303,8 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) (wanted *dbs
 		views.MostBytes = AnswerBytes
 		p.ViewObjects(views, func(r *dbsqlc.ViewObjectsRow) (err error) {
 			w := objects[r.Ord]
-			if w.base, err = w.kind.record(r, w.kind.recentLoad(), AnswerBytes); err == nil {
-				w.packed, err = parsePacked(r.Packed)
+			if w.asleep = r.Asleep; !w.asleep {
+				w.base, err = w.kind.record(r, w.kind.recentLoad(), AnswerBytes)
 			}
 			return err
 		})
@@ -316,7 +319,7 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) (wanted *dbs
 			return nil
 		})
 	}
-	wanted = &dbsqlc.LoadEntriesParams{TenantID: string(scope.Tenant)}
+	wanted := dbsqlc.LoadEntriesParams{TenantID: string(scope.Tenant)}
 	for i, w := range entries {
 		for _, k := range w.wanted() {
 			wanted.Ords = append(wanted.Ords, int32(i))
@@ -327,23 +330,8 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) (wanted *dbs
 		}
 	}
 	if len(wanted.Ords) > 0 {
-		p.LoadEntries(*wanted, func(r *dbsqlc.LoadEntriesRow) error { return entries[r.Ord].take(r) })
+		p.LoadEntries(wanted, func(r *dbsqlc.LoadEntriesRow) error { return entries[r.Ord].take(r) })
 	}
-	return wanted
-}
-
-// loadPacked reads those of the wanted entries that were not found and may be packed, in the transaction that has the lock.
-func loadPacked(ctx context.Context, tx *db.Transaction, entries []*work, wanted *dbsqlc.LoadEntriesParams) error {
-	missed := dbsqlc.LoadEntriesParams{TenantID: wanted.TenantID}
-	for i, w := range entries {
-		w.packed.missed(wanted, int32(i), func(k entryKey) bool { return w.loaded[k] != nil }, &missed)
-	}
-	if len(missed.Ords) == 0 {
-		return nil
-	}
-	p := tx.Next()
-	p.LoadPacked(missed, func(r *dbsqlc.LoadEntriesRow) error { return entries[r.Ord].take(r) })
-	return tx.Read(ctx, p)
 }
 
 // take notes an entry that was loaded.
@@ -449,7 +437,7 @@ func (w *work) settleDoubt() {
 
 // forget clears what earlier attempts found.
 func (w *work) forget() {
-	w.base, w.packed, w.known, w.newer, w.optimistic = nil, nil, nil, nil, false
+	w.base, w.asleep, w.known, w.newer, w.optimistic = nil, false, nil, nil, false
 	w.loaded = map[entryKey]proto.Message{}
 	for _, c := range w.changes {
 		for _, k := range slices.Concat(c.opts.prefetch, c.opts.absent) {

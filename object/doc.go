@@ -58,13 +58,12 @@
 // restore is an ordinary change computed from that, fenced by the version it was computed at. A deleted object keeps its
 // rows for a day, and can come back with them; one that was made anew has no history of its earlier life.
 //
-// # Packs
+// # Sleep
 //
-// Of an object that has not changed for a while, old entries are packed, many in one row (pack.go, docs/adr/0006). An entry is in
-// a pack or in its table, never in both, and no entry's key lies within a pack's range. The object's row says up to which key each
-// collection may be packed; the version does not count it, so it is only believed of a row that was read in the same snapshot, or
-// under the lock. Reads look into packs where what they want is not in the table and may be in one. Writes do not know of
-// packs: the database makes a pack entries again in the transaction that writes into its range.
+// An object that nobody has touched for a while sleeps: its entries and events are compressed (hibernate.go, docs/adr/0009),
+// and its own row says so. The version does not count it. Reads of state do not notice. What needs entries or events
+// is unwound by errAsleep, wakes the object under its lock, and runs again; the fence refuses to store what was computed from the cache
+// while the object sleeps.
 //
 // # Releases side by side
 //

@@ -69,11 +69,18 @@ func (rt *Runtime) EraseUser(ctx context.Context, user identity.User) (Erased, e
 	if out.Deleted, err = rt.db.DeleteOwned(ctx, caller.Tenant, user); err != nil {
 		return out, err
 	}
-	if out.Changed, err = e.everywhere(ctx); err != nil {
-		return out, err
-	}
-	if out.Events, err = e.events(ctx); err != nil {
-		return out, err
+	for again := true; again; { // an object may fall asleep before its turn
+		changed, err := e.objects(ctx)
+		if out.Changed += changed; err != nil {
+			return out, err
+		}
+		events, err := e.events(ctx)
+		if out.Events += events; err != nil {
+			return out, err
+		}
+		if again, err = e.wake(ctx); err != nil {
+			return out, err
+		}
 	}
 	if err := rt.db.NoteErasure(ctx, e.mention); err != nil {
 		return out, err
@@ -110,19 +117,18 @@ func newEraser(rt *Runtime, caller identity.Identity, user identity.User) *erase
 	}
 }
 
-// everywhere changes the objects of others that mention the user, what is packed of them included, and returns how many. What
-// is packed meanwhile is looked through again.
-func (e *eraser) everywhere(ctx context.Context) (changed int, err error) {
-	for {
-		packs, err := e.unpack(ctx)
-		if err != nil {
-			return changed, err
-		}
-		n, err := e.objects(ctx)
-		if changed += n; err != nil || packs == 0 {
-			return changed, err
+// wake wakes the objects whose sleepers mention the user, and returns whether there were any.
+func (e *eraser) wake(ctx context.Context) (woke bool, err error) {
+	found, err := e.rt.db.MentioningSleepers(ctx, e.mention, e.prefixes())
+	if err != nil {
+		return false, err
+	}
+	for _, s := range found {
+		if err := e.rt.wake(ctx, key{e.caller.Tenant, s.Kind, ID(s.ID)}); err != nil {
+			return false, err
 		}
 	}
+	return len(found) > 0, nil
 }
 
 // objects changes the objects of others that mention the user, and returns how many.

@@ -96,10 +96,17 @@ func testEraseUser(t *testing.T, user identity.User) {
 	}
 	change(bob, "bobs", mention, object.Create())
 	change(ada, "adas", mention, object.Create())
-	// The entries whose keys are the user's are packed, those behind them are not.
-	if p, err := rt.Pack(service, object.PackConfig{Idle: 1, Keep: 1, Size: 1, AllCollections: true, PerSecond: 1000}); err != nil || p.Packs != 5 {
-		t.Errorf("packed %+v, %v", p, err)
+	hibernate := func(want int64) {
+		t.Helper()
+		for slept := int64(0); slept < want; {
+			h, err := rt.Hibernate(service, object.HibernateConfig{Idle: 1, LeastRows: 1, PerSecond: 1000})
+			if slept += h.Objects; err != nil || slept > want {
+				t.Fatalf("%d were put to sleep instead of %d, %v", slept, want, err)
+			}
+		}
 	}
+	change(bob, "quiet", func(tx *object.Tx[toy]) { tx.State().Name = "sleeps on" }, object.Create())
+	hibernate(6)
 	if err := objecttest.Delete(service, k, "deleted"); err != nil {
 		t.Fatal(err)
 	}
@@ -130,6 +137,7 @@ func testEraseUser(t *testing.T, user identity.User) {
 		}
 	}
 
+	hibernate(1) // shared, which was viewed
 	erased, err := rt.EraseUser(service, user)
 	if err != nil {
 		t.Fatal(err)

@@ -151,8 +151,6 @@ type rewinder struct {
 	key  key
 	past Past
 
-	packed packedUpTo
-
 	events    []dbsqlc.ListEventsBackRow // read, and not undone yet; the first is the one that made past.version
 	exhausted bool                       // the journal has no more
 	undone    int
@@ -208,15 +206,18 @@ func (k *kind) begin(ctx context.Context, id ID) (*rewinder, error) {
 	d := k.rt.db
 	r := &rewinder{db: d, kind: k, key: key{caller.Tenant, k.name, id}, done: func() {}}
 	var row *dbsqlc.ViewObjectsRow
-	p := d.NewSnapshot(callerScope(caller))
-	p.ViewObjects(dbsqlc.ViewObjectsParams{
-		Ords: []int32{0}, Kinds: []string{k.name}, Ids: []string{string(id)}, Known: []int64{0}, Collections: []string{""},
-		Limits: []int32{0}, TenantID: string(caller.Tenant),
-	}, func(found *dbsqlc.ViewObjectsRow) error {
-		row = found
-		return nil
+	err = k.rt.awake(ctx, r.key, func() (err error) {
+		p := d.NewSnapshot(callerScope(caller))
+		queueView1(p, k, caller.Tenant, id, func(found *dbsqlc.ViewObjectsRow) error {
+			if row = found; row.Asleep {
+				return errAsleep
+			}
+			return nil
+		})
+		r.tx, err = d.Begin(ctx, p)
+		return err
 	})
-	if r.tx, err = d.Begin(ctx, p); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	if row == nil || !caller.MaySee(identity.User(row.OwnerID)) || row.ExpireTime != nil && !d.Now().Before(*row.ExpireTime) {
@@ -232,9 +233,6 @@ func (k *kind) begin(ctx context.Context, id ID) (*rewinder, error) {
 	}
 	if err == nil && row.Timers != "" {
 		err = json.Unmarshal([]byte(row.Timers), &r.past.timers)
-	}
-	if err == nil {
-		r.packed, err = parsePacked(row.Packed)
 	}
 	if err != nil {
 		r.close(ctx)
@@ -454,11 +452,7 @@ func (k *Kind[S]) EntriesAt(ctx context.Context, id ID, at Moment, collection st
 // entries reads n stored entries, or fewer if they fill an answer. more: there may be others.
 func (r *rewinder) entries(ctx context.Context, collection, after string, n int) (rows []dbsqlc.ListEntriesAfterRow, more bool, err error) {
 	pipe, bytes := r.tx.Next(), 0
-	list := pipe.ListEntriesAfter
-	if r.packed.behind(collection, after) {
-		list = pipe.ListPackedAfter
-	}
-	list(dbsqlc.ListEntriesAfterParams{
+	pipe.ListEntriesAfter(dbsqlc.ListEntriesAfterParams{
 		TenantID: string(r.key.tenant), Kind: r.key.kind, ObjectID: string(r.key.id), Collection: collection, AfterKey: after,
 		PageSize: int32(n), MostBytes: AnswerBytes, //nolint:gosec // a page's size
 	}, func(row *dbsqlc.ListEntriesAfterRow) error {
@@ -604,46 +598,12 @@ func (k *Kind[S]) PastWhole(ctx context.Context, id ID, at Moment) (*Past, error
 			break
 		}
 	}
-	if err := r.readPacked(ctx); err != nil {
-		return nil, err
-	}
 	maps.DeleteFunc(p.entries, func(_ entryKey, body json.RawMessage) bool { return body == nil })
 	if len(p.entries) > maxRewritten {
 		return nil, fmt.Errorf("%w: the object has more than %d entries, too many for one change", ErrInvalid, maxRewritten)
 	}
 	p.timers, p.current = nil, 0
 	return p, nil
-}
-
-// readPacked adds the packed entries that the past does not have already, until there are too many.
-func (r *rewinder) readPacked(ctx context.Context) error {
-	const atOnce = 8
-	p := &r.past
-	for from, n := (entryKey{}), atOnce; r.packed != nil && n == atOnce && len(p.entries) <= 2*maxRewritten; {
-		n = 0
-		pipe := r.tx.Next()
-		pipe.ListAllPacked(dbsqlc.ListAllPackedParams{
-			TenantID: string(r.key.tenant), Kind: r.key.kind, ObjectID: string(r.key.id), AfterCollection: from.collection, AfterFirstKey: from.key,
-			Packs: atOnce,
-		}, func(row *dbsqlc.ListAllPackedRow) error {
-			if first := (entryKey{row.Collection, row.FirstKey}); first != from {
-				from = first
-				n++
-			}
-			if err := r.spend(len(row.Body)); err != nil {
-				return err
-			}
-			k := entryKey{row.Collection, row.Key}
-			if _, differs := p.entries[k]; !differs {
-				p.entries[k] = json.RawMessage(row.Body)
-			}
-			return nil
-		})
-		if err := r.tx.Read(ctx, pipe); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // restoring bases an Update on the version that the past differs from.
@@ -829,13 +789,10 @@ func (r *rewinder) stored(ctx context.Context, wanted, known map[entryKey]json.R
 		return nil, nil
 	}
 	out := make(map[entryKey]json.RawMessage, len(a.Ords))
-	each := func(row *dbsqlc.LoadEntriesRow) error {
+	pipe := r.tx.Next()
+	pipe.LoadEntries(a, func(row *dbsqlc.LoadEntriesRow) error {
 		out[entryKey{row.Collection, row.Key}] = json.RawMessage(row.Body)
 		return r.spend(len(row.Body))
-	}
-	pipe := r.tx.Next()
-	if pipe.LoadEntries(a, each); r.packed != nil {
-		pipe.LoadPacked(a, each)
-	}
+	})
 	return out, r.tx.Read(ctx, pipe)
 }

@@ -151,6 +151,7 @@ func writeToken(from any) (string, error) {
 // Size is what an object takes on disk, before indexes, compressed as it is, and without its journal.
 type Size struct {
 	StateBytes, EntryBytes, Entries int64
+	Asleep                          bool
 }
 
 // Measure reads all of an object to tell its size.
@@ -161,10 +162,15 @@ func (k *Kind[S]) Measure(ctx context.Context, id ID) (s Size, err error) {
 	}
 	var rec *record
 	p := k.rt.db.NewPipeline(callerScope(caller))
-	queueView1(p, k.kind, caller.Tenant, id, &rec, nil)
+	asleep := false
+	queueView1(p, k.kind, caller.Tenant, id, func(r *dbsqlc.ViewObjectsRow) (err error) {
+		asleep = r.Asleep
+		rec, err = k.record(r, 0, 0)
+		return err
+	})
 	p.MeasureObject(dbsqlc.MeasureObjectParams{TenantID: string(caller.Tenant), Kind: k.name, ObjectID: string(id)},
 		func(r *dbsqlc.MeasureObjectRow) error {
-			s = Size{StateBytes: r.StateBytes, EntryBytes: r.EntryBytes, Entries: r.EntryCount}
+			s = Size{StateBytes: r.StateBytes, EntryBytes: r.EntryBytes, Entries: r.EntryCount, Asleep: asleep}
 			return nil
 		})
 	if err := k.rt.db.Run(ctx, p); err != nil {

@@ -55,9 +55,6 @@ type KindConfig[S proto.Message] struct {
 	RecentKeep int
 	// Signal is a message of the type that Kind.Signal tells, for signals to watchers at other processes. Optional.
 	Signal proto.Message
-	// Packed names collections whose old entries Pack packs: those that are appended to in the order of their keys, and whose
-	// old entries hardly ever change. Optional.
-	Packed []string
 	// Personal are the types of messages, in states and entries, that belong to one user even where the object is the tenant's.
 	// EraseUser removes them: entries, and elements of lists and maps. One that is neither loses its texts. Optional.
 	Personal []Personal
@@ -116,7 +113,6 @@ type kind struct {
 	recentKeep    int
 	signal        proto.Message // nil: signals stay in this process
 	scratch       func(proto.Message) proto.Message
-	packs         []string
 	ttl           func(proto.Message) time.Duration
 	terms         func(proto.Message) []string
 	onTimer       func(*txn, string) error // nil: the kind has no timers
@@ -132,7 +128,7 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 	k := &kind{
 		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, users: c.Users, userRestore: c.UserRestore, noRestore: c.NoRestore, unmetered: c.Unmetered, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
 		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1), signal: c.Signal,
-		scratch: proto.Clone, packs: c.Packed, personal: map[protoreflect.FullName]protoreflect.Name{}, personalKeys: c.PersonalKeys,
+		scratch: proto.Clone, personal: map[protoreflect.FullName]protoreflect.Name{}, personalKeys: c.PersonalKeys,
 		ttl: func(m proto.Message) time.Duration {
 			if c.TTLOf != nil {
 				if ttl := c.TTLOf(m.(S)); ttl != 0 { //nolint:forcetypeassert // the runtime made m
@@ -166,11 +162,6 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 		panic("object: a kind's TTL is at least 24 h")
 	case c.Recent != "" && c.Collections[c.Recent] == nil:
 		panic("object: Recent names no collection of the kind")
-	}
-	for _, name := range c.Packed {
-		if c.Collections[name] == nil {
-			panic("object: Packed names no collection of the kind")
-		}
 	}
 	for _, p := range c.Personal {
 		d := p.Message.ProtoReflect().Descriptor()

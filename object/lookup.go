@@ -25,37 +25,25 @@ func (k *Kind[S]) Lookup(ctx context.Context, id ID, collection string, keys ...
 	}
 	var page EntriesPage
 	var rec *record
-	var packed packedUpTo
 	a := dbsqlc.LoadEntriesParams{TenantID: string(caller.Tenant)}
-	for _, key := range keys {
+	for _, name := range keys {
 		a.Ords = append(a.Ords, 0)
 		a.Kinds = append(a.Kinds, k.name)
 		a.Ids = append(a.Ids, string(id))
 		a.Collections = append(a.Collections, collection)
-		a.Keys = append(a.Keys, key)
+		a.Keys = append(a.Keys, name)
 	}
-	found := map[entryKey]bool{}
-	each := func(r *dbsqlc.LoadEntriesRow) error {
-		value, _, err := decode(k.collections[collection], r.Body)
-		page.Entries = append(page.Entries, newEntry(r.Key, value, len(r.Body)))
-		found[entryKey{collection, r.Key}] = true
-		return err
-	}
-	read := func(alsoPacked bool) error {
+	err = k.rt.awake(ctx, key{caller.Tenant, k.name, id}, func() error {
 		page.Entries, rec = nil, nil
 		p := k.rt.db.NewSnapshot(callerScope(caller))
-		queueView1(p, k.kind, caller.Tenant, id, &rec, &packed)
-		p.LoadEntries(a, each)
-		if alsoPacked {
-			p.LoadPacked(a, each)
-		}
+		queueAwake(p, k.kind, caller.Tenant, id, &rec)
+		p.LoadEntries(a, func(r *dbsqlc.LoadEntriesRow) error {
+			value, _, err := decode(k.collections[collection], r.Body)
+			page.Entries = append(page.Entries, newEntry(r.Key, value, len(r.Body)))
+			return err
+		})
 		return k.rt.db.RunSnapshot(ctx, p)
-	}
-	err = read(false)
-	var missed dbsqlc.LoadEntriesParams
-	if packed.missed(&a, 0, func(k entryKey) bool { return found[k] }, &missed); err == nil && len(missed.Keys) > 0 {
-		err = read(true)
-	}
+	})
 	if err != nil {
 		return EntriesPage{}, err
 	}

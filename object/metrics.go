@@ -10,7 +10,7 @@ import (
 type metrics struct {
 	hintsSent, hintsReceived, hintsLost, hintsMissed prometheus.Counter
 	signalsSent, signalsReceived, signalsLost        prometheus.Counter
-	catchUps, catchUpReads                           prometheus.Counter
+	catchUps, catchUpReads, hibernated, woken        prometheus.Counter
 	refused                                          *prometheus.CounterVec
 	batchObjects, batchChanges, changeWait, lockWait prometheus.Histogram
 	commits, watchLag                                *prometheus.HistogramVec
@@ -39,6 +39,8 @@ func newMetrics(rt *Runtime, reg prometheus.Registerer) *metrics {
 		signalsLost:     counter("signals_lost_total", "Signals that could not be told to other processes, or were too many or too large for it."),
 		catchUps:        counter("catch_ups_total", "Times that a watcher had to read the journal."),
 		catchUpReads:    counter("catch_up_reads_total", "Journals that were read for watchers; those of one object share one."),
+		hibernated:      counter("hibernated_objects_total", "Objects that were put to sleep: their entries and events became one row."),
+		woken:           counter("woken_objects_total", "Objects that slept until somebody read or changed them."),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "holdfast_refused_total", Help: "Changes, reads and watches that were refused because too much waited, by what was full.",
 		}, []string{"full"}),
@@ -85,7 +87,7 @@ func newMetrics(rt *Runtime, reg prometheus.Registerer) *metrics {
 				return rt.hub.count
 			}),
 			m.hintsSent, m.hintsReceived, m.hintsLost, m.hintsMissed, m.signalsSent, m.signalsReceived, m.signalsLost,
-			m.catchUps, m.catchUpReads, m.refused, m.batchObjects, m.batchChanges, m.changeWait,
+			m.catchUps, m.catchUpReads, m.hibernated, m.woken, m.refused, m.batchObjects, m.batchChanges, m.changeWait,
 			m.lockWait, m.commits, m.watchLag, m.hearing, m.peers)
 	}
 	return m

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -47,22 +48,31 @@ func (rt *Runtime) view(ctx context.Context, k *kind, id ID, recent int) (*recor
 	if err := id.check(); err != nil {
 		return nil, err
 	}
-	v := &view{ctx: ctx, caller: caller, kind: k, key: key{caller.Tenant, k.name, id}, recent: recent, done: make(chan struct{})}
 	if caller.User != "" {
 		if full := rt.viewing.enter(caller); full != "" {
 			return nil, rt.overloaded(full)
 		}
 		defer rt.viewing.leave(caller)
 	}
-	if err := rt.queueView(v); err != nil { //nolint:contextcheck // a round trip serves many views
+	at := key{caller.Tenant, k.name, id}
+	var rec *record
+	err = rt.awake(ctx, at, func() error {
+		v := &view{ctx: ctx, caller: caller, kind: k, key: at, recent: recent, done: make(chan struct{})}
+		if err := rt.queueView(v); err != nil { //nolint:contextcheck // a round trip serves many views
+			return err
+		}
+		select {
+		case <-v.done:
+			rec = v.rec
+			return v.err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	if err != nil {
 		return nil, err
 	}
-	select {
-	case <-v.done:
-		return v.rec, v.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+	return rec, nil
 }
 
 func (rt *Runtime) queueView(v *view) error {
@@ -180,17 +190,12 @@ func (rt *Runtime) runViews(batch []*view) {
 		return nil
 	})
 	err := rt.db.Run(ctx, p)
-	for _, v := range batch {
-		if err == nil && v.err == nil && v.rec.lacks(v.recent) {
-			v.rec, v.err = rt.viewPacked(ctx, v)
-		}
-	}
 	now := rt.db.Now()
 	for _, v := range batch {
 		switch {
 		case err == nil && slices.Contains(again, v):
 			continue
-		case v.err != nil:
+		case v.err != nil && !errors.Is(v.err, errAsleep):
 		case err != nil && rt.life.Err() != nil:
 			v.err = ErrClosed
 		case err != nil:
@@ -199,7 +204,7 @@ func (rt *Runtime) runViews(batch []*view) {
 			rt.cache.drop(v.key)
 			v.err = ErrNotFound
 		case !v.rec.live(now) || !v.caller.MaySee(v.rec.owner):
-			v.err = ErrNotFound
+			v.err = ErrNotFound // also where it sleeps: it wakes for nobody who may not see it
 		}
 		close(v.done)
 	}
@@ -232,17 +237,8 @@ func (k *kind) recentLoad() int {
 	return k.recentKeep
 }
 
-// lacks tells that fewer than the newest n entries are at hand, and that packs have others.
-func (r *record) lacks(n int) bool {
-	if r == nil || r.state == nil {
-		return false
-	}
-	_, enough := r.recent.last(n)
-	return !enough
-}
-
-// record decodes a row that was read with up to limit entries of some most bytes. Of an object that has packs the newest ones may be fewer than
-// that: see lacks.
+// record decodes a row that was read with up to limit entries of some most bytes. It returns errAsleep, and the record without
+// entries, where there were none to be read because the object sleeps.
 func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit, most int) (*record, error) {
 	rec := &record{
 		owner: identity.User(r.OwnerID), version: Version(r.Version), schema: r.SchemaVersion,
@@ -266,15 +262,11 @@ func (k *kind) record(r *dbsqlc.ViewObjectsRow, limit, most int) (*record, error
 	}
 	rec.stateSize = proto.Size(rec.state)
 	if limit > 0 {
+		if r.Asleep {
+			return rec, errAsleep
+		}
 		if rec.recent, err = k.decodeRecent(r.Keys, r.Bodies, limit, most); err != nil {
 			return nil, err
-		}
-		packed, err := parsePacked(r.Packed)
-		if err != nil {
-			return nil, err
-		}
-		if upTo, ok := packed[k.recent]; ok {
-			rec.recent = rec.recent.unlessPacked(upTo)
 		}
 	}
 	return rec, nil
@@ -475,12 +467,10 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 	}
 	var page EntriesPage
 	var rec *record
-	var packed packedUpTo
 	var room Room
-	var last string // key that was read, in the page or not
 	size := pageSize(o.PageSize)
 	each := func(r *dbsqlc.ListEntriesAfterRow) error {
-		if last = r.Key; page.More {
+		if page.More {
 			return nil
 		}
 		value, _, err := decode(k.collections[collection], r.Body)
@@ -491,33 +481,23 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 		return err
 	}
 	load := func(most int) error {
-		read := func(list func(p *db.Pipeline)) error {
+		return k.rt.awake(ctx, key{caller.Tenant, k.name, id}, func() error {
 			page.Entries, page.More, rec, room = nil, false, nil, Room{Bytes: most}
 			p := k.rt.db.NewSnapshot(callerScope(caller))
-			queueView1(p, k.kind, caller.Tenant, id, &rec, &packed)
-			list(p)
+			queueAwake(p, k.kind, caller.Tenant, id, &rec)
+			if o.Before == "" {
+				p.ListEntriesAfter(dbsqlc.ListEntriesAfterParams{
+					TenantID: string(caller.Tenant), Kind: k.name, ObjectID: string(id), Collection: collection,
+					AfterKey: o.After, PageSize: size + 1, MostBytes: int64(most),
+				}, each)
+			} else {
+				p.ListEntriesBefore(dbsqlc.ListEntriesBeforeParams{
+					TenantID: string(caller.Tenant), Kind: k.name, ObjectID: string(id), Collection: collection,
+					BeforeKey: o.Before, PageSize: size + 1, MostBytes: int64(most),
+				}, each)
+			}
 			return k.rt.db.RunSnapshot(ctx, p)
-		}
-		if o.Before == "" {
-			a := dbsqlc.ListEntriesAfterParams{
-				TenantID: string(caller.Tenant), Kind: k.name, ObjectID: string(id), Collection: collection,
-				AfterKey: o.After, PageSize: size + 1, MostBytes: int64(most),
-			}
-			err := read(func(p *db.Pipeline) { p.ListEntriesAfter(a, each) })
-			if err == nil && packed.behind(collection, o.After) {
-				err = read(func(p *db.Pipeline) { p.ListPackedAfter(a, each) })
-			}
-			return err
-		}
-		a := dbsqlc.ListEntriesBeforeParams{
-			TenantID: string(caller.Tenant), Kind: k.name, ObjectID: string(id), Collection: collection,
-			BeforeKey: o.Before, PageSize: size + 1, MostBytes: int64(most),
-		}
-		err := read(func(p *db.Pipeline) { p.ListEntriesBefore(a, each) })
-		if err == nil && packed.behind(collection, "") && (!page.More || packed.has(entryKey{collection, last})) {
-			err = read(func(p *db.Pipeline) { p.ListPackedBefore(a, each) })
-		}
-		return err
+		})
 	}
 	if err := load(smallAnswer); err != nil {
 		return EntriesPage{}, err
@@ -543,15 +523,44 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 	return page, nil
 }
 
-// queueView1 queues the view of one object, without entries, and of what is packed, where that is asked for.
-func queueView1(p *db.Pipeline, k *kind, t identity.Tenant, id ID, rec **record, packed *packedUpTo) {
+// queueView1 queues the view of one object, without entries.
+func queueView1(p *db.Pipeline, k *kind, t identity.Tenant, id ID, each func(*dbsqlc.ViewObjectsRow) error) {
 	p.ViewObjects(dbsqlc.ViewObjectsParams{
 		Ords: []int32{0}, Kinds: []string{k.name}, Ids: []string{string(id)}, Known: []int64{0}, Collections: []string{""},
 		Limits: []int32{0}, TenantID: string(t),
-	}, func(r *dbsqlc.ViewObjectsRow) (err error) {
-		if *rec, err = k.record(r, 0, 0); err == nil && packed != nil {
-			*packed, err = parsePacked(r.Packed)
+	}, each)
+}
+
+// queueAwake queues the view of one object whose entries the pipeline reads: if it sleeps, the pipeline ends with errAsleep.
+func queueAwake(p *db.Pipeline, k *kind, t identity.Tenant, id ID, rec **record) {
+	queueView1(p, k, t, id, func(r *dbsqlc.ViewObjectsRow) (err error) {
+		if r.Asleep {
+			return errAsleep
 		}
+		*rec, err = k.record(r, 0, 0)
 		return err
 	})
+}
+
+// decodeRecent makes the newest entries out of rows that come newest first, of which up to limit were asked for, and none
+// behind the one that passed most bytes.
+func (k *kind) decodeRecent(keys, bodies []string, limit, most int) (recent, error) {
+	bytes := 0
+	for _, body := range bodies {
+		bytes += len(body)
+	}
+	out := recent{
+		known: true, whole: len(keys) < limit && bytes <= most, full: bytes > most && most >= AnswerBytes,
+		entries: make([]Entry, 0, len(keys)+k.recentKeep),
+	}
+	for i, key := range slices.Backward(keys) {
+		value, newer, err := decode(k.collections[k.recent], bodies[i])
+		if err != nil {
+			return recent{}, err
+		}
+		out.newer = out.newer || newer
+		out.entries = append(out.entries, newEntry(key, value, len(bodies[i])))
+		out.bytes += entryBytes(value)
+	}
+	return out, nil
 }

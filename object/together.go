@@ -39,7 +39,10 @@ func ViewIn[S proto.Message](r *Together, k *Kind[S], id ID) *Viewed[S] {
 	}
 	var rec *record
 	r.reads = append(r.reads, func(p *db.Pipeline, caller identity.Identity) {
-		queueView1(p, k.kind, caller.Tenant, id, &rec, nil)
+		queueView1(p, k.kind, caller.Tenant, id, func(r *dbsqlc.ViewObjectsRow) (err error) {
+			rec, err = k.record(r, 0, 0)
+			return err
+		})
 	})
 	r.done = append(r.done, func(caller identity.Identity, now time.Time) error {
 		if rec.live(now) && caller.MaySee(rec.owner) {

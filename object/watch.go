@@ -183,9 +183,12 @@ func entryChanges(puts []put) []EntryChange {
 
 // catchUp reads what the watcher missed, as of one moment and as much as one message has, and moves it behind that. It is nil
 // where nothing was missed.
-func (w *watch) catchUp(ctx context.Context) (*update, error) {
-	u, err := w.kind.rt.requestCatchUp(ctx, &catchUpRequest{
-		caller: w.caller, kind: w.kind, gap: gap{w.key, w.last, w.within, w.reset}, recent: w.recent,
+func (w *watch) catchUp(ctx context.Context) (u *update, err error) {
+	err = w.kind.rt.awake(ctx, w.key, func() (err error) {
+		u, err = w.kind.rt.requestCatchUp(ctx, &catchUpRequest{
+			caller: w.caller, kind: w.kind, gap: gap{w.key, w.last, w.within, w.reset}, recent: w.recent,
+		})
+		return err
 	})
 	if u != nil && !u.older {
 		w.last, w.within, w.reset = u.at, u.within, false
@@ -215,17 +218,22 @@ func (w *watch) tellOlder(ctx context.Context, id ID, u *update, yield func(*upd
 	k := &Kind[proto.Message]{w.kind}
 	newest := u.entries[len(u.entries)-1].Key
 	var after string
-	p := w.kind.rt.db.NewPipeline(callerScope(w.caller))
-	p.FindOldest(dbsqlc.FindOldestParams{
-		TenantID: string(w.key.tenant), Kind: w.kind.name, ObjectID: string(id), Collection: w.kind.recent, BeforeKey: beyondAll,
-		PageSize: int32(w.recent) + 1, //nolint:gosec // a page's size
-	}, func(r *dbsqlc.FindOldestRow) error {
-		if r.Keys > int64(w.recent) {
-			after = r.Key
-		}
-		return nil
+	err = k.rt.awake(ctx, w.key, func() error {
+		var rec *record
+		p := k.rt.db.NewSnapshot(callerScope(w.caller))
+		queueAwake(p, w.kind, w.key.tenant, id, &rec)
+		p.FindOldest(dbsqlc.FindOldestParams{
+			TenantID: string(w.key.tenant), Kind: w.kind.name, ObjectID: string(id), Collection: w.kind.recent,
+			PageSize: int32(w.recent) + 1, //nolint:gosec // a page's size
+		}, func(r *dbsqlc.FindOldestRow) error {
+			if r.Keys > int64(w.recent) {
+				after = r.Key
+			}
+			return nil
+		})
+		return k.rt.db.RunSnapshot(ctx, p)
 	})
-	if err := w.kind.rt.db.Run(ctx, p); err != nil {
+	if err != nil {
 		return false, err
 	}
 	var answer Answer

@@ -24,10 +24,10 @@ type work struct {
 	later []*change
 	// alone: the batch has no other object, because this one's lock was not to be had. contended: it was not, in this batch.
 	alone, contended bool
+	asleep           bool // the object slept when the batch came to it
 
 	// What is known of the object before the batch.
-	base   *record    // nil: nothing is stored
-	packed packedUpTo // of base, where it was read under the lock
+	base   *record // nil: nothing is stored
 	loaded map[entryKey]proto.Message
 	newer  map[entryKey]bool     // of loaded: what this release may not replace
 	known  map[string]knownReply // by request id

@@ -24,17 +24,16 @@ WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = 
 ORDER BY e.collection, e.key
 LIMIT @page_size::integer;
 
--- MeasureObject tells how many entries an object has, packed or not, and what it takes on disk before its indexes.
+-- MeasureObject tells how many entries an object has, awake or not, and what it takes on disk before its indexes.
 -- name: MeasureObject :one
 SELECT
   (SELECT pg_column_size(o.*) FROM holdfast.objects o
     WHERE o.tenant_id = @tenant_id::text AND o.kind = @kind::text AND o.object_id = @object_id::text)::bigint AS state_bytes,
-  (count(e.key) + coalesce(max(p.entry_count), 0))::bigint AS entry_count,
-  (coalesce(sum(pg_column_size(e.*)), 0) + coalesce(max(p.pack_bytes), 0))::bigint AS entry_bytes
+  (count(e.key) + max(s.entry_count))::bigint AS entry_count, (coalesce(sum(pg_column_size(e.*)), 0) + max(s.bytes))::bigint AS entry_bytes
 FROM (
-  SELECT sum(x.entry_count) AS entry_count, sum(pg_column_size(x.*)) AS pack_bytes FROM holdfast.packs x
-  WHERE x.tenant_id = @tenant_id AND x.kind = @kind AND x.object_id = @object_id
-) p
+  SELECT coalesce(sum(x.row_count), 0) AS entry_count, coalesce(sum(octet_length(x.compressed)), 0) AS bytes FROM holdfast.sleepers x
+  WHERE x.tenant_id = @tenant_id AND x.kind = @kind AND x.object_id = @object_id AND x.part = 'entries'
+) s
 LEFT JOIN holdfast.entries e ON e.tenant_id = @tenant_id AND e.kind = @kind AND e.object_id = @object_id;
 
 -- ListByID pages through a kind's live objects by id, those that begin with a prefix: no id has a character behind '~'.

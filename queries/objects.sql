@@ -12,14 +12,14 @@ SELECT clock_timestamp()::timestamptz AS now FROM (
 ) locked;
 
 -- ViewObjects reads objects and the newest entries of one collection of each, as one snapshot. The state is
--- empty where the object is still at the version that the caller has, and no entries are read then. Packs are not looked
--- into: packed says whether there are any, and of what. Entries end with the one that passes most_bytes.
+-- empty where the object is still at the version that the caller has, and no entries are read then. Of an object that
+-- is asleep none are there to be read. Entries end with the one that passes most_bytes.
 -- name: ViewObjects :many
 SELECT k.ord::integer AS ord, o.owner_id, o.version, o.schema_version, o.create_time, o.update_time, o.activity_time,
   o.expire_time, o.deleted,
   coalesce(CASE WHEN o.version <> k.known THEN o.state END::text, '')::text AS state,
   coalesce(CASE WHEN o.version <> k.known THEN o.timers END::text, '')::text AS timers,
-  coalesce(o.packed::text, '')::text AS packed, e.keys::text[] AS keys, e.bodies::text[] AS bodies
+  o.asleep, e.keys::text[] AS keys, e.bodies::text[] AS bodies
 FROM (
   SELECT unnest(@ords::integer[]) AS ord, unnest(@kinds::text[]) AS kind, unnest(@ids::text[]) AS object_id,
     unnest(@known::bigint[]) AS known, unnest(@collections::text[]) AS collection, unnest(@limits::integer[]) AS lim
@@ -57,7 +57,7 @@ CROSS JOIN LATERAL (
   OFFSET 0
 ) e;
 
--- MeasureEntries is LoadEntries for the lengths of the bodies, of entries that are not packed.
+-- MeasureEntries is LoadEntries for the lengths of the bodies.
 -- name: MeasureEntries :many
 SELECT k.ord::integer AS ord, k.n::integer AS n, octet_length(e.body::text)::integer AS bytes
 FROM (
@@ -70,6 +70,16 @@ CROSS JOIN LATERAL (
     AND x.collection = k.collection AND x.key = k.key
   OFFSET 0
 ) e;
+
+-- FindOldest reads the first of the newest keys of a collection, and how many there are.
+-- name: FindOldest :one
+SELECT coalesce(min(l.key), '')::text AS key, count(*)::bigint AS keys
+FROM (
+  SELECT x.key FROM holdfast.entries x
+  WHERE x.tenant_id = @tenant_id::text AND x.kind = @kind::text AND x.object_id = @object_id::text AND x.collection = @collection::text
+  ORDER BY x.key DESC
+  LIMIT @page_size::integer
+) l;
 
 -- LoadReplies reads the events of requests, by their keys.
 -- name: LoadReplies :many

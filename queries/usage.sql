@@ -35,12 +35,12 @@ LIMIT @at_most::integer;
 SELECT u.owner_id, u.objects, u.bytes FROM holdfast.usage u WHERE u.tenant_id = @tenant_id::text;
 
 -- MeasureObjects measures what is stored of a tenant's objects, page by page. A row counts as 256 bytes for its keys and its places
--- in indexes, and for what it holds as it lies on disk. counted: the object is older than since. What is newer is in the totals that
--- servers add up, and so is what was deleted since.
+-- in indexes, and for what it holds as it lies on disk. What sleeps counts as it does awake. counted: the object is older than since.
+-- What is newer is in the totals that servers add up, and so is what was deleted since.
 -- name: MeasureObjects :many
 SELECT o.kind, o.object_id, o.owner_id, (o.create_time < @since::timestamptz)::boolean AS counted,
   (NOT o.deleted OR o.update_time >= @since::timestamptz)::boolean AS live,
-  (256 + coalesce(pg_column_size(o.state), 0) + t.bytes + e.bytes + p.bytes + v.bytes)::bigint AS bytes
+  (256 + coalesce(pg_column_size(o.state), 0) + t.bytes + e.bytes + s.bytes + v.bytes)::bigint AS bytes
 FROM (
   SELECT x.kind, x.object_id, x.owner_id, x.create_time, x.update_time, x.deleted, x.state FROM holdfast.objects x
   WHERE x.tenant_id = @tenant_id::text AND (x.kind, x.object_id) > (@after_kind::text, @after_object_id::text)
@@ -56,9 +56,9 @@ CROSS JOIN LATERAL (
   WHERE x.tenant_id = @tenant_id AND x.kind = o.kind AND x.object_id = o.object_id OFFSET 0
 ) e
 CROSS JOIN LATERAL (
-  SELECT coalesce(sum(256 + pg_column_size(x.entries)), 0) AS bytes FROM holdfast.packs x
+  SELECT coalesce(sum(x.bytes), 0) AS bytes FROM holdfast.sleepers x
   WHERE x.tenant_id = @tenant_id AND x.kind = o.kind AND x.object_id = o.object_id OFFSET 0
-) p
+) s
 CROSS JOIN LATERAL (
   SELECT coalesce(sum(256 + pg_column_size(x.undo) + coalesce(pg_column_size(x.reply), 0)), 0) AS bytes FROM holdfast.events x
   WHERE x.tenant_id = @tenant_id AND x.kind = o.kind AND x.object_id = o.object_id OFFSET 0

@@ -24,8 +24,7 @@ type cli struct {
 	Export  exportCmd  `cmd:"" help:"Write all of a tenant, or of one of its users, to standard output."`
 	Import  importCmd  `cmd:"" help:"Store an export in a tenant."`
 	Erase   eraseCmd   `cmd:"" help:"Delete everything that a user owns, and remove the user's id from the rest."`
-	Sweep   sweepCmd   `cmd:"" help:"Delete expired objects and pack cold ones, once; servers do so by themselves."`
-	Unpack  unpackCmd  `cmd:"" help:"Undo all packing, before a rollback to a release that cannot read it."`
+	Sweep   sweepCmd   `cmd:"" help:"Delete expired objects and put idle ones to sleep, once; servers do so by themselves."`
 	Object  objectCmd  `cmd:"" help:"Inspect objects, their history and their timers; restore and fork them."`
 	Replay  replayCmd  `cmd:"" help:"Send a recorded Gemini Live session to a server."`
 	Version versionCmd `cmd:"" help:"Print the version."`

@@ -14,11 +14,11 @@ import (
 	"holdfast/object"
 )
 
-// sweepConfig says how the database is cleaned and packed.
+// sweepConfig says how the database is kept small.
 type sweepConfig struct {
 	JournalRetention time.Duration `help:"How long events are kept, and request ids with them; at least 24h." env:"HOLDFAST_JOURNAL_RETENTION" default:"720h" placeholder:"DURATION"`
 	SweepRate        int           `help:"How many expired objects are deleted a second, at most." env:"HOLDFAST_SWEEP_RATE" default:"500" placeholder:"N"`
-	PackAfter        time.Duration `help:"Pack the old messages of conversations that have not changed for so long, and are kept for as long again. 0: never." env:"HOLDFAST_PACK_AFTER" default:"24h" placeholder:"DURATION"`
+	HibernateAfter   time.Duration `help:"Put objects to sleep that nobody has touched for so long, and that are kept for as long again: they take a fraction of the room until someone reads or changes them. 0: never." env:"HOLDFAST_HIBERNATE_AFTER" default:"24h" placeholder:"DURATION"`
 }
 
 func (c sweepConfig) checkSweep() error {
@@ -27,8 +27,8 @@ func (c sweepConfig) checkSweep() error {
 		return wrongUsage("--journal-retention is %v; it is at least %v", c.JournalRetention, db.MinJournalRetention)
 	case c.SweepRate < 1:
 		return wrongUsage("--sweep-rate is %d; it is at least 1", c.SweepRate)
-	case c.PackAfter < 0:
-		return wrongUsage("--pack-after is %v; it is a duration, or 0 for never", c.PackAfter)
+	case c.HibernateAfter < 0:
+		return wrongUsage("--hibernate-after is %v; it is a duration, or 0 for never", c.HibernateAfter)
 	}
 	return nil
 }
@@ -40,46 +40,38 @@ func (c sweepConfig) db() db.SweepConfig {
 const (
 	sweepEvery = 5 * time.Minute
 	trimEvery  = 24 * time.Hour
-	packEvery  = 24 * time.Hour
 
-	recountEvery = 24 * time.Hour
+	hibernateEvery = 24 * time.Hour
+	recountEvery   = 24 * time.Hour
 )
 
 // recount corrects the totals that quotas go by, of all tenants.
 func recount(ctx context.Context, d *db.DB) error {
-	return eachTenant(ctx, d, nil, func(ctx context.Context) error {
-		caller, err := identity.From(ctx)
-		if err != nil {
-			return err
-		}
-		return d.RecountUsage(ctx, caller.Tenant)
-	})
+	return eachTenant(ctx, d, d.RecountUsage)
 }
 
-// pack packs what is cold of some tenants, or of all where none is named. It goes on with the others where one fails.
-func (c sweepConfig) pack(ctx context.Context, d *db.DB, rt *object.Runtime, tenants ...identity.Tenant) (total object.Packed, err error) {
-	err = eachTenant(ctx, d, tenants, func(ctx context.Context) error {
-		packed, err := rt.Pack(ctx, object.PackConfig{Idle: c.PackAfter})
-		total.Add(packed)
+// hibernate puts to sleep what rests, of all tenants.
+func (c sweepConfig) hibernate(ctx context.Context, d *db.DB, rt *object.Runtime) (total object.Hibernated, err error) {
+	err = eachTenant(ctx, d, func(ctx context.Context, _ identity.Tenant) error {
+		h, err := rt.Hibernate(ctx, object.HibernateConfig{Idle: c.HibernateAfter})
+		total.Add(h)
 		return err
 	})
 	return total, err
 }
 
-// eachTenant does something as the service of some tenants, or of all where none is named, and goes on where it fails.
-func eachTenant(ctx context.Context, d *db.DB, tenants []identity.Tenant, do func(context.Context) error) error {
-	if len(tenants) == 0 {
-		var err error
-		if tenants, err = d.StoredTenants(ctx); err != nil {
-			return err
-		}
+// eachTenant does something as the service of each tenant, and goes on with the others if it fails for one.
+func eachTenant(ctx context.Context, d *db.DB, do func(context.Context, identity.Tenant) error) error {
+	tenants, err := d.StoredTenants(ctx)
+	if err != nil {
+		return err
 	}
 	var errs []error
 	for _, t := range tenants {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		if err := do(identity.With(ctx, identity.Identity{Tenant: t, Service: true})); err != nil {
+		if err := do(identity.With(ctx, identity.Identity{Tenant: t, Service: true}), t); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", t, err))
 		}
 	}
@@ -94,13 +86,7 @@ func (c sweepConfig) addJobs(q *jobs.Queue, d *db.DB, rt *object.Runtime, metric
 	last := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "holdfast_sweep_last_success_timestamp_seconds", Help: "When this server last came to the end of a sweep, by task; 0 until it has.",
 	}, []string{"task"})
-	packed := prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "holdfast_packed_entries_total", Help: "Entries that were packed, 256 of them in one row.",
-	})
-	packedBytes := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "holdfast_packed_bytes_total", Help: "What the entries that were packed took on disk, without indexes, before and after.",
-	}, []string{"when"})
-	metrics.MustRegister(rows, last, packed, packedBytes)
+	metrics.MustRegister(rows, last)
 	sweep := func(ctx context.Context) error {
 		swept, err := d.Sweep(ctx, c.db())
 		rows.WithLabelValues("objects").Add(float64(swept.Objects))
@@ -115,11 +101,8 @@ func (c sweepConfig) addJobs(q *jobs.Queue, d *db.DB, rt *object.Runtime, metric
 		rows.WithLabelValues("events").Add(float64(events))
 		return err
 	}
-	pack := func(ctx context.Context) error {
-		p, err := c.pack(ctx, d, rt)
-		packed.Add(float64(p.Entries))
-		packedBytes.WithLabelValues("before").Add(float64(p.BytesBefore))
-		packedBytes.WithLabelValues("after").Add(float64(p.BytesAfter))
+	hibernate := func(ctx context.Context) error {
+		_, err := c.hibernate(ctx, d, rt)
 		return err
 	}
 	for _, j := range []struct {
@@ -129,10 +112,10 @@ func (c sweepConfig) addJobs(q *jobs.Queue, d *db.DB, rt *object.Runtime, metric
 	}{
 		{"sweep", sweepEvery, 30 * time.Minute, sweep},
 		{"trim_journal", trimEvery, 30 * time.Minute, trim},
-		{"pack", packEvery, 4 * time.Hour, pack},
+		{"hibernate", hibernateEvery, 4 * time.Hour, hibernate},
 		{"recount_usage", recountEvery, 12 * time.Hour, func(ctx context.Context) error { return recount(ctx, d) }},
 	} {
-		if j.name == "pack" && c.PackAfter == 0 {
+		if j.name == "hibernate" && c.HibernateAfter == 0 {
 			continue
 		}
 		last.WithLabelValues(j.name) // 0: not yet
@@ -152,7 +135,7 @@ type sweepCmd struct {
 	sweepConfig
 }
 
-// Run sweeps, packs and recounts once. Servers do so by themselves; this is for who would rather have a scheduler do it.
+// Run sweeps, trims, puts to sleep and recounts once. Servers do so by themselves; this is for who would rather have a scheduler do it.
 func (c *sweepCmd) Run(ctx context.Context, w *console) error {
 	if err := c.checkSweep(); err != nil {
 		return err
@@ -167,51 +150,21 @@ func (c *sweepCmd) Run(ctx context.Context, w *console) error {
 	if err == nil {
 		trimmed, err = d.TrimJournal(ctx, c.sweepConfig.db())
 	}
-	var packed object.Packed
-	if err == nil && c.PackAfter > 0 {
-		packed, err = c.packOnce(ctx, d)
+	var slept object.Hibernated
+	if err == nil && c.HibernateAfter > 0 {
+		slept, err = c.hibernateOnce(ctx, d)
 	}
 	if err == nil {
 		err = recount(ctx, d)
 	}
-	_, printed := fmt.Fprintf(w.stdout, "deleted %d expired objects with %d terms, %d entries, %d events and %d timers, and %d events older than %v; packed %d entries of %d objects, %d bytes to %d\n",
-		swept.Objects, swept.Terms, swept.Entries, swept.Events, swept.Timers, trimmed, c.JournalRetention, packed.Entries, packed.Objects, packed.BytesBefore, packed.BytesAfter)
+	_, printed := fmt.Fprintf(w.stdout, "deleted %d expired objects with %d terms, %d entries, %d events and %d timers, and %d events older than %v; put %d objects to sleep, %d bytes to %d\n",
+		swept.Objects, swept.Terms, swept.Entries, swept.Events, swept.Timers, trimmed, c.JournalRetention, slept.Objects, slept.BytesBefore, slept.BytesAfter)
 	return errors.Join(err, printed)
 }
 
-func (c *sweepCmd) packOnce(ctx context.Context, d *db.DB) (packed object.Packed, err error) {
+func (c *sweepCmd) hibernateOnce(ctx context.Context, d *db.DB) (slept object.Hibernated, err error) {
 	rt := object.NewRuntime(d, object.Config{})
 	defer func() { err = errors.Join(err, rt.Close(context.WithoutCancel(ctx))) }()
 	registerKinds(rt)
-	return c.pack(ctx, d, rt)
-}
-
-// unpackCmd is `holdfast unpack`.
-type unpackCmd struct {
-	databaseConfig
-
-	Tenant []string `help:"Only these tenants. Default: all." placeholder:"TENANT"`
-}
-
-// Run undoes all packing. Servers that run meanwhile should be told not to pack, with --pack-after=0.
-func (c *unpackCmd) Run(ctx context.Context, w *console) (err error) {
-	d, err := c.open(ctx, operatorConns)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	rt := object.NewRuntime(d, object.Config{})
-	defer func() { err = errors.Join(err, rt.Close(context.WithoutCancel(ctx))) }()
-	var tenants []identity.Tenant
-	for _, t := range c.Tenant {
-		tenants = append(tenants, identity.Tenant(t))
-	}
-	var packs int64
-	err = eachTenant(ctx, d, tenants, func(ctx context.Context) error {
-		n, err := rt.Unpack(ctx)
-		packs += n
-		return err
-	})
-	_, printed := fmt.Fprintf(w.stdout, "unpacked %d packs\n", packs)
-	return errors.Join(err, printed)
+	return c.hibernate(ctx, d, rt)
 }

@@ -35,19 +35,19 @@ func TestSweepOnce(t *testing.T) {
 	b := dbtest.Own(t)
 	seedExpired(t, b)
 	env := map[string]string{"DATABASE_URL": b.URL}
-	for i, want := range []string{"deleted 1 expired objects with 0 terms, 0 entries, 0 events and 0 timers, and 1 events older than 48h0m0s; packed 0 entries", "deleted 0 expired objects"} {
+	for i, want := range []string{"deleted 1 expired objects with 0 terms, 0 entries, 0 events and 0 timers, and 1 events older than 48h0m0s; put 0 objects to sleep", "deleted 0 expired objects"} {
 		if code, stdout, _ := run(t, env, "sweep", "--journal-retention", "48h"); code != 0 || !strings.HasPrefix(stdout, want) {
 			t.Errorf("sweep %d ended with %d: %s", i+1, code, stdout)
 		}
 	}
 }
 
-// A server sweeps and packs without being told to, and its metrics say what came of it.
+// A server sweeps and puts to sleep without being told to, and its metrics say what came of it.
 func TestServersSweep(t *testing.T) {
 	t.Parallel()
 	b := dbtest.Own(t)
 	seedExpired(t, b)
-	seedCold(t, b)
+	seedCold(t, b, "1 hour")
 	p := start(t, map[string]string{"DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0", "HOLDFAST_ADMIN_ADDR": "127.0.0.1:0", "HOLDFAST_JOURNAL_RETENTION": "24h"}, "serve")
 	admin := p.await(t, p.stderr, `"metrics and profiles".*"url":"([^"]+)"`)
 	deadline := time.After(2 * time.Minute)
@@ -57,7 +57,7 @@ func TestServersSweep(t *testing.T) {
 		_, body := get(t, admin+"/metrics")
 		if strings.Contains(body, `holdfast_swept_rows_total{table="objects"} 1`) && strings.Contains(body, `holdfast_swept_rows_total{table="events"} 1`) &&
 			strings.Contains(body, `holdfast_sweep_last_success_timestamp_seconds{task="sweep"} 1.`) &&
-			strings.Contains(body, "holdfast_packed_entries_total 256\n") && strings.Contains(body, `holdfast_packed_bytes_total{when="after"}`) {
+			strings.Contains(body, "holdfast_hibernated_objects_total 1\n") && strings.Contains(body, `holdfast_sweep_last_success_timestamp_seconds{task="hibernate"} 1.`) {
 			break
 		}
 		select {
@@ -69,8 +69,8 @@ func TestServersSweep(t *testing.T) {
 	p.end(t)
 }
 
-// seedCold stores a conversation of 600 messages that nobody has changed for three days, and is kept for ever.
-func seedCold(t *testing.T, b *dbtest.Bundle) {
+// seedCold stores a conversation of 600 messages that nobody has changed for three days, and is kept for ever. Its event is so old.
+func seedCold(t *testing.T, b *dbtest.Bundle, event string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
@@ -84,37 +84,38 @@ func seedCold(t *testing.T, b *dbtest.Bundle) {
 		SELECT $1, 'conversation', 'cold', 'ada', 'messages', lpad(to_hex(i), 16, '0'), 1, jsonb_build_object('seq', i::text, 'role', 'ROLE_USER', 'text', 'hello ' || i)
 		FROM generate_series(1, 600) i`,
 		`INSERT INTO holdfast.events (tenant_id, kind, object_id, owner_id, version, event_type, actor, event_time, undo)
-		VALUES ($1, 'conversation', 'cold', 'ada', 1, 'created', '', now() - interval '1 hour', '{"created": true}')`,
+		VALUES ($1, 'conversation', 'cold', 'ada', 1, 'created', '', now() - $2::interval, '{"created": true}')`,
 	} {
-		if _, err := conn.Exec(t.Context(), sql, string(b.Tenant)); err != nil {
+		args := []any{string(b.Tenant)}
+		if strings.Contains(sql, "$2") {
+			args = append(args, event)
+		}
+		if _, err := conn.Exec(t.Context(), sql, args...); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// What is cold is packed once, or not where that is told, and packing can be undone.
-func TestPackAndUnpack(t *testing.T) {
+// What is cold is put to sleep once, or not where that is told. What is old in the journal goes from what sleeps, too.
+func TestHibernateOnce(t *testing.T) {
 	t.Parallel()
 	b := dbtest.Own(t)
-	seedCold(t, b)
+	seedCold(t, b, "3 days")
 	env := map[string]string{"DATABASE_URL": b.URL}
 	for _, step := range []struct {
 		args []string
 		want string
 	}{
-		{[]string{"sweep", "--pack-after", "0"}, "; packed 0 entries of 0 objects"},
-		{[]string{"sweep", "--pack-after", "96h"}, "; packed 0 entries of 0 objects"},
-		{[]string{"sweep"}, "; packed 256 entries of 1 objects"},
-		{[]string{"sweep"}, "; packed 0 entries of 0 objects"},
-		{[]string{"unpack", "--tenant", "nobody"}, "unpacked 0 packs\n"},
-		{[]string{"unpack"}, "unpacked 1 packs\n"},
-		{[]string{"unpack"}, "unpacked 0 packs\n"},
+		{[]string{"sweep", "--hibernate-after", "0"}, "; put 0 objects to sleep"},
+		{[]string{"sweep", "--hibernate-after", "96h"}, "; put 0 objects to sleep"},
+		{[]string{"sweep"}, "and 0 events older than 720h0m0s; put 1 objects to sleep"},
+		{[]string{"sweep", "--journal-retention", "48h"}, "and 1 events older than 48h0m0s; put 0 objects to sleep"},
 	} {
 		if code, stdout, stderr := run(t, env, step.args...); code != 0 || !strings.Contains(stdout, step.want) {
 			t.Errorf("%v ended with %d: %s%s; want %q", step.args, code, stdout, stderr, step.want)
 		}
 	}
-	if code, _, stderr := run(t, env, "sweep", "--pack-after", "-1h"); code != 2 || !strings.Contains(stderr, "--pack-after") {
+	if code, _, stderr := run(t, env, "sweep", "--hibernate-after", "-1h"); code != 2 || !strings.Contains(stderr, "--hibernate-after") {
 		t.Errorf("ended with %d: %s", code, stderr)
 	}
 }

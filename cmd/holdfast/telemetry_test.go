@@ -73,7 +73,7 @@ func TestDashboardAndAlerts(t *testing.T) {
 	if named < 40 {
 		t.Errorf("only %d metrics are named", named)
 	}
-	for _, part := range []string{`holdfast_build_info{commit="`, "holdfast_timers_overdue 0", "holdfast_timers_parked 0", `holdfast_sweep_last_success_timestamp_seconds{task="pack"} `} {
+	for _, part := range []string{`holdfast_build_info{commit="`, "holdfast_timers_overdue 0", "holdfast_timers_parked 0", `holdfast_sweep_last_success_timestamp_seconds{task="hibernate"} `} {
 		if !strings.Contains(exposed, part) {
 			t.Errorf("a server does not expose %s", part)
 		}

@@ -73,9 +73,9 @@ CREATE TABLE holdfast.objects (
   -- {name: due time}; NULL: none. They are in this row as well as in holdfast.timers, so that the version that fences the
   -- state fences the timers too.
   timers         jsonb,
-  -- Up to which key each collection of the object is packed: {collection: key}; NULL: nothing is. It is not part of the
-  -- object: the version does not count it, and an export does not have it.
-  packed         jsonb,
+  -- Its entries and events are in sleepers. wake_time is when it last woke.
+  asleep         boolean NOT NULL DEFAULT false,
+  wake_time      timestamptz,
   CONSTRAINT objects_pkey PRIMARY KEY (tenant_id, kind, object_id),
   -- One constraint, because Postgres parses each of them for each statement: four took a twelfth of a write.
   CONSTRAINT objects_state_check CHECK (CASE WHEN deleted THEN state IS NULL ELSE jsonb_typeof(state) = 'object' END IS TRUE)
@@ -197,24 +197,28 @@ CREATE TABLE holdfast.usage (
 -- Each scrape looks for the fullest tenants, among many users.
 CREATE INDEX usage_tenants_idx ON holdfast.usage (tenant_id) WHERE owner_id = '';
 
--- Packs: entries of objects that nobody has changed for a while, 256 of them in one row, which Postgres compresses as one
--- value. An entry is either in a pack or in holdfast.entries, never in both, and no entry there has a key between a pack's
--- first and last one.
-CREATE TABLE holdfast.packs (
-  tenant_id   text COLLATE "C" NOT NULL,
-  kind        text COLLATE "C" NOT NULL,
-  object_id   text COLLATE "C" NOT NULL,
-  collection  text COLLATE "C" NOT NULL,
-  first_key   text COLLATE "C" NOT NULL,
-  last_key    text COLLATE "C" NOT NULL,
-  owner_id    text COLLATE "C" NOT NULL,
-  entry_count integer NOT NULL,
-  -- [[key, version, body], …], by key.
-  entries     jsonb NOT NULL,
-  CONSTRAINT packs_pkey PRIMARY KEY (tenant_id, kind, object_id, collection, first_key),
-  CONSTRAINT packs_entries_check CHECK (jsonb_array_length(entries) = entry_count AND entry_count > 0
-    AND entries -> 0 ->> 0 = first_key AND entries -> -1 ->> 0 = last_key)
+-- Sleepers: the entries and events of an object that has rested long enough, as one row each. The object's own row stays as it
+-- was, so lists and reads of state cost what they did. See docs/adr/0009-objects-sleep.md.
+CREATE TABLE holdfast.sleepers (
+  tenant_id  text COLLATE "C" NOT NULL,
+  kind       text COLLATE "C" NOT NULL,
+  object_id  text COLLATE "C" NOT NULL,
+  -- The table that the rows are of.
+  part       text COLLATE "C" NOT NULL,
+  owner_id   text COLLATE "C" NOT NULL,
+  row_count  bigint NOT NULL,
+  -- What the rows take when the object is awake, as quotas count it.
+  bytes      bigint NOT NULL,
+  -- Of the newest event; NULL: entries have none.
+  last_time  timestamptz,
+  -- The rows, as lines of an export.
+  compressed bytea NOT NULL,
+  CONSTRAINT sleepers_pkey PRIMARY KEY (tenant_id, kind, object_id, part),
+  CONSTRAINT sleepers_part_check CHECK (part IN ('entries', 'events'))
 );
+-- Journals that are too old go by it.
+CREATE INDEX sleepers_last_time_idx ON holdfast.sleepers (last_time) WHERE last_time IS NOT NULL;
+ALTER TABLE holdfast.sleepers ALTER COLUMN compressed SET STORAGE EXTERNAL; -- it is compressed already
 
 -- Values of more than about 2 KB are compressed by lz4 where the server was built with it: states of 50 KB took a twentieth
 -- less than by the default, in half the time.
@@ -223,7 +227,6 @@ BEGIN
   ALTER TABLE holdfast.objects ALTER COLUMN state SET COMPRESSION lz4;
   ALTER TABLE holdfast.entries ALTER COLUMN body SET COMPRESSION lz4;
   ALTER TABLE holdfast.events ALTER COLUMN undo SET COMPRESSION lz4, ALTER COLUMN reply SET COMPRESSION lz4;
-  ALTER TABLE holdfast.packs ALTER COLUMN entries SET COMPRESSION lz4;
 EXCEPTION WHEN feature_not_supported THEN
   RAISE NOTICE 'this Postgres has no lz4; values are compressed by its default';
 END
@@ -242,12 +245,6 @@ ALTER TABLE holdfast.events SET (autovacuum_vacuum_scale_factor = 0.05, autovacu
   autovacuum_analyze_scale_factor = 0.05);
 
 -- Typed columns for analysts. security_invoker keeps the caller's row-level security.
-CREATE VIEW holdfast.all_entries WITH (security_invoker = true) AS
-SELECT e.tenant_id, e.kind, e.object_id, e.collection, e.key, e.owner_id, e.version, e.body
-FROM holdfast.entries e
-UNION ALL
-SELECT p.tenant_id, p.kind, p.object_id, p.collection, (u.e ->> 0) COLLATE "C", p.owner_id, (u.e ->> 1)::bigint, u.e -> 2
-FROM holdfast.packs p CROSS JOIN LATERAL jsonb_array_elements(p.entries) AS u (e);
 CREATE VIEW holdfast.conversations WITH (security_invoker = true) AS
 SELECT tenant_id, object_id AS conversation_id, owner_id, version, state ->> 'title' AS title,
   state ->> 'project_id' AS project_id, state -> 'labels' AS labels,
@@ -260,7 +257,7 @@ CREATE VIEW holdfast.messages WITH (security_invoker = true) AS
 SELECT tenant_id, object_id AS conversation_id, (body ->> 'seq')::bigint AS seq, owner_id, body ->> 'role' AS role,
   body ->> 'modality' AS modality, body ->> 'status' AS status, body ->> 'text' AS text,
   coalesce((body ->> 'token_count')::bigint, 0) AS token_count, (body ->> 'create_time')::timestamptz AS create_time
-FROM holdfast.all_entries
+FROM holdfast.entries
 WHERE kind = 'conversation' AND collection = 'messages';
 CREATE VIEW holdfast.tasks WITH (security_invoker = true) AS
 SELECT tenant_id, object_id AS task_id, owner_id, version, state ->> 'title' AS title,
@@ -288,7 +285,7 @@ BEGIN
   END LOOP;
 
   -- holdfast_app sees the rows of its tenant that are shared, or belong to one of its callers; a service sees all of them.
-  FOREACH t IN ARRAY ARRAY['objects', 'terms', 'entries', 'events', 'timers', 'packs'] LOOP
+  FOREACH t IN ARRAY ARRAY['objects', 'terms', 'entries', 'events', 'timers', 'sleepers'] LOOP
     EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON holdfast.%I TO holdfast_app', t);
     EXECUTE format($policy$
       CREATE POLICY %I ON holdfast.%I TO holdfast_app USING (
@@ -301,7 +298,7 @@ BEGIN
 
   -- holdfast_janitor deletes the rows of objects that have expired. It may not read what is in them: of each table it sees the
   -- columns that name a row. OFFSET 0 keeps the planner from hashing all expired objects to look at the entries of one.
-  FOREACH t IN ARRAY ARRAY['terms', 'entries', 'events', 'packs'] LOOP
+  FOREACH t IN ARRAY ARRAY['terms', 'entries', 'events', 'sleepers'] LOOP
     EXECUTE format('GRANT SELECT (tenant_id, kind, object_id), DELETE ON holdfast.%I TO holdfast_janitor', t);
     EXECUTE format($policy$
       CREATE POLICY %1$I ON holdfast.%2$I TO holdfast_janitor USING (EXISTS (
@@ -314,7 +311,7 @@ BEGIN
 END
 $$;
 
-GRANT SELECT ON holdfast.conversations, holdfast.messages, holdfast.tasks, holdfast.linear_issues, holdfast.all_entries
+GRANT SELECT ON holdfast.conversations, holdfast.messages, holdfast.tasks, holdfast.linear_issues
   TO holdfast_app;
 GRANT SELECT, INSERT, UPDATE ON holdfast.erasures TO holdfast_app;
 CREATE POLICY erasures_app ON holdfast.erasures TO holdfast_app
@@ -373,10 +370,11 @@ GRANT SELECT (version, event_time) ON holdfast.events TO holdfast_janitor;
 CREATE POLICY events_janitor_walk ON holdfast.events FOR SELECT TO holdfast_janitor USING (true);
 CREATE POLICY events_janitor_trim ON holdfast.events FOR DELETE TO holdfast_janitor
   USING (event_time <= (SELECT clock_timestamp() - interval '24 hours'));
--- It counts the entries that it deletes with a pack, and sees which tenants have packs: a tenant need not be in
--- holdfast.tenants.
-GRANT SELECT (entry_count) ON holdfast.packs TO holdfast_janitor;
-CREATE POLICY packs_janitor_walk ON holdfast.packs FOR SELECT TO holdfast_janitor USING (true);
+-- It counts what it deletes with a sleeper, and sees which tenants have sleepers: a tenant need not be in holdfast.tenants.
+GRANT SELECT (part, row_count, last_time) ON holdfast.sleepers TO holdfast_janitor;
+CREATE POLICY sleepers_janitor_trim ON holdfast.sleepers FOR DELETE TO holdfast_janitor
+  USING (last_time <= (SELECT clock_timestamp() - interval '24 hours'));
+CREATE POLICY sleepers_janitor_walk ON holdfast.sleepers FOR SELECT TO holdfast_janitor USING (true);
 -- It goes from tenant to tenant, and adds to the usage of all of them in one statement: numbers, and nothing that is in an
 -- object.
 GRANT SELECT (tenant_id) ON holdfast.tenants TO holdfast_janitor;

@@ -503,12 +503,11 @@ const MeasureObject = `-- name: MeasureObject :one
 SELECT
   (SELECT pg_column_size(o.*) FROM holdfast.objects o
     WHERE o.tenant_id = $1::text AND o.kind = $2::text AND o.object_id = $3::text)::bigint AS state_bytes,
-  (count(e.key) + coalesce(max(p.entry_count), 0))::bigint AS entry_count,
-  (coalesce(sum(pg_column_size(e.*)), 0) + coalesce(max(p.pack_bytes), 0))::bigint AS entry_bytes
+  (count(e.key) + max(s.entry_count))::bigint AS entry_count, (coalesce(sum(pg_column_size(e.*)), 0) + max(s.bytes))::bigint AS entry_bytes
 FROM (
-  SELECT sum(x.entry_count) AS entry_count, sum(pg_column_size(x.*)) AS pack_bytes FROM holdfast.packs x
-  WHERE x.tenant_id = $1 AND x.kind = $2 AND x.object_id = $3
-) p
+  SELECT coalesce(sum(x.row_count), 0) AS entry_count, coalesce(sum(octet_length(x.compressed)), 0) AS bytes FROM holdfast.sleepers x
+  WHERE x.tenant_id = $1 AND x.kind = $2 AND x.object_id = $3 AND x.part = 'entries'
+) s
 LEFT JOIN holdfast.entries e ON e.tenant_id = $1 AND e.kind = $2 AND e.object_id = $3
 `
 
@@ -524,7 +523,7 @@ type MeasureObjectRow struct {
 	EntryBytes int64
 }
 
-// MeasureObject tells how many entries an object has, packed or not, and what it takes on disk before its indexes.
+// MeasureObject tells how many entries an object has, awake or not, and what it takes on disk before its indexes.
 func (q *Queries) MeasureObject(ctx context.Context, arg MeasureObjectParams) (MeasureObjectRow, error) {
 	row := q.db.QueryRow(ctx, MeasureObject, arg.TenantID, arg.Kind, arg.ObjectID)
 	var i MeasureObjectRow

@@ -10,6 +10,43 @@ import (
 	"time"
 )
 
+const FindOldest = `-- name: FindOldest :one
+SELECT coalesce(min(l.key), '')::text AS key, count(*)::bigint AS keys
+FROM (
+  SELECT x.key FROM holdfast.entries x
+  WHERE x.tenant_id = $1::text AND x.kind = $2::text AND x.object_id = $3::text AND x.collection = $4::text
+  ORDER BY x.key DESC
+  LIMIT $5::integer
+) l
+`
+
+type FindOldestParams struct {
+	TenantID   string
+	Kind       string
+	ObjectID   string
+	Collection string
+	PageSize   int32
+}
+
+type FindOldestRow struct {
+	Key  string
+	Keys int64
+}
+
+// FindOldest reads the first of the newest keys of a collection, and how many there are.
+func (q *Queries) FindOldest(ctx context.Context, arg FindOldestParams) (FindOldestRow, error) {
+	row := q.db.QueryRow(ctx, FindOldest,
+		arg.TenantID,
+		arg.Kind,
+		arg.ObjectID,
+		arg.Collection,
+		arg.PageSize,
+	)
+	var i FindOldestRow
+	err := row.Scan(&i.Key, &i.Keys)
+	return i, err
+}
+
 const ListEntriesAfter = `-- name: ListEntriesAfter :many
 WITH RECURSIVE read AS (
   SELECT 0 AS rows, $5::text AS last, 0::bigint AS bytes, 8 AS more, $7::integer AS most
@@ -322,12 +359,12 @@ FROM (
     SELECT n.object_id, n.owner_id, n.version, n.schema_version, n.state::text AS state, n.create_time, n.update_time,
       n.activity_time, n.expire_time, coalesce(n.timers::text, '')::text AS timers
     FROM (
-      SELECT DISTINCT ON (l.activity_time, l.object_id) l.tenant_id, l.kind, l.object_id, l.owner_id, l.base_version, l.version, l.schema_version, l.state, l.deleted, l.create_time, l.update_time, l.activity_time, l.expire_time, l.timers, l.packed
+      SELECT DISTINCT ON (l.activity_time, l.object_id) l.tenant_id, l.kind, l.object_id, l.owner_id, l.base_version, l.version, l.schema_version, l.state, l.deleted, l.create_time, l.update_time, l.activity_time, l.expire_time, l.timers, l.asleep, l.wake_time
       FROM (SELECT unnest($1::text[]) AS term) f
       CROSS JOIN LATERAL (
-        SELECT o.tenant_id, o.kind, o.object_id, o.owner_id, o.base_version, o.version, o.schema_version, o.state, o.deleted, o.create_time, o.update_time, o.activity_time, o.expire_time, o.timers, o.packed FROM holdfast.terms t
+        SELECT o.tenant_id, o.kind, o.object_id, o.owner_id, o.base_version, o.version, o.schema_version, o.state, o.deleted, o.create_time, o.update_time, o.activity_time, o.expire_time, o.timers, o.asleep, o.wake_time FROM holdfast.terms t
         CROSS JOIN LATERAL (
-          SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers, packed FROM holdfast.objects x
+          SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers, asleep, wake_time FROM holdfast.objects x
           WHERE x.tenant_id = $2::text AND x.kind = $3::text AND x.object_id = t.object_id
           OFFSET 0
         ) o
@@ -421,7 +458,7 @@ FROM (
       t.activity_time, o.expire_time, coalesce(o.timers::text, '')::text AS timers
     FROM holdfast.terms t
     CROSS JOIN LATERAL (
-      SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers, packed FROM holdfast.objects x
+      SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers, asleep, wake_time FROM holdfast.objects x
       WHERE x.tenant_id = $1::text AND x.kind = $2::text AND x.object_id = t.object_id
       OFFSET 0
     ) o
@@ -674,7 +711,7 @@ type MeasureEntriesRow struct {
 	Bytes int32
 }
 
-// MeasureEntries is LoadEntries for the lengths of the bodies, of entries that are not packed.
+// MeasureEntries is LoadEntries for the lengths of the bodies.
 func (q *Queries) MeasureEntries(ctx context.Context, arg MeasureEntriesParams) ([]MeasureEntriesRow, error) {
 	rows, err := q.db.Query(ctx, MeasureEntries,
 		arg.Ords,
@@ -743,13 +780,13 @@ SELECT k.ord::integer AS ord, o.owner_id, o.version, o.schema_version, o.create_
   o.expire_time, o.deleted,
   coalesce(CASE WHEN o.version <> k.known THEN o.state END::text, '')::text AS state,
   coalesce(CASE WHEN o.version <> k.known THEN o.timers END::text, '')::text AS timers,
-  coalesce(o.packed::text, '')::text AS packed, e.keys::text[] AS keys, e.bodies::text[] AS bodies
+  o.asleep, e.keys::text[] AS keys, e.bodies::text[] AS bodies
 FROM (
   SELECT unnest($1::integer[]) AS ord, unnest($2::text[]) AS kind, unnest($3::text[]) AS object_id,
     unnest($4::bigint[]) AS known, unnest($5::text[]) AS collection, unnest($6::integer[]) AS lim
 ) k
 CROSS JOIN LATERAL (
-  SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers, packed FROM holdfast.objects x
+  SELECT tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, deleted, create_time, update_time, activity_time, expire_time, timers, asleep, wake_time FROM holdfast.objects x
   WHERE x.tenant_id = $7::text AND x.kind = k.kind AND x.object_id = k.object_id
   OFFSET 0
 ) o
@@ -791,14 +828,14 @@ type ViewObjectsRow struct {
 	Deleted       bool
 	State         string
 	Timers        string
-	Packed        string
+	Asleep        bool
 	Keys          []string
 	Bodies        []string
 }
 
 // ViewObjects reads objects and the newest entries of one collection of each, as one snapshot. The state is
-// empty where the object is still at the version that the caller has, and no entries are read then. Packs are not looked
-// into: packed says whether there are any, and of what. Entries end with the one that passes most_bytes.
+// empty where the object is still at the version that the caller has, and no entries are read then. Of an object that
+// is asleep none are there to be read. Entries end with the one that passes most_bytes.
 func (q *Queries) ViewObjects(ctx context.Context, arg ViewObjectsParams) ([]ViewObjectsRow, error) {
 	rows, err := q.db.Query(ctx, ViewObjects,
 		arg.Ords,
@@ -829,7 +866,7 @@ func (q *Queries) ViewObjects(ctx context.Context, arg ViewObjectsParams) ([]Vie
 			&i.Deleted,
 			&i.State,
 			&i.Timers,
-			&i.Packed,
+			&i.Asleep,
 			&i.Keys,
 			&i.Bodies,
 		); err != nil {

@@ -71,7 +71,6 @@ func Register(rt *object.Runtime) *object.Kind[state] {
 		},
 		Recent: inMessages, RecentKeep: recentMessages,
 		Signal:  &conversationv1.LiveSignal{},
-		Packed:  []string{inMessages, inIntents, inFlowSteps},
 		OnTimer: onTimer,
 		// Who speaks on a conversation that is the tenant's, and what they sent.
 		Personal: []object.Personal{

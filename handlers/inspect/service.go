@@ -128,6 +128,7 @@ func (m *Manager) GetObject(ctx context.Context, req *inspectv1.GetObjectRequest
 	if err != nil {
 		return nil, err
 	}
+	res.Asleep = size.Asleep
 	res.Size = &inspectv1.Size{StateBytes: size.StateBytes, EntryBytes: size.EntryBytes, EntryCount: size.Entries}
 	return res, nil
 }

@@ -193,11 +193,9 @@ func (h *story[S]) fork(t *rapid.T, as object.ID) {
 	fork.check(t, 2)
 }
 
-// pack packs what there is; it is seen by nobody.
-func (h *story[S]) pack(t *rapid.T) {
-	c := tight()
-	c.Size = rapid.IntRange(1, 4).Draw(t, "entries a pack")
-	if _, err := h.rt.Pack(identity.With(h.ctx, identity.Identity{Tenant: h.Tenant, Service: true}), c); err != nil {
+// hibernate puts to sleep what there is; nobody sees it.
+func (h *story[S]) hibernate(t *rapid.T) {
+	if _, err := h.rt.Hibernate(identity.With(h.ctx, identity.Identity{Tenant: h.Tenant, Service: true}), atOnce); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -303,7 +301,7 @@ func renderMap(entries map[string]proto.Message) []string {
 }
 
 // Whatever was done to an object, every version of it can be had again as it was: state and entries, through deletions,
-// restores, forks and packing.
+// restores, forks and sleep.
 func (s *suite[S]) testEveryVersion(t *testing.T) {
 	who := s.As(t, alice)
 	if s.kind.ServicesOnly() {
@@ -335,7 +333,7 @@ func (s *suite[S]) testEveryVersion(t *testing.T) {
 			case step == 3:
 				h.checkDiff(t)
 			case step == 4:
-				h.pack(t)
+				h.hibernate(t)
 			default:
 				h.change(t)
 			}

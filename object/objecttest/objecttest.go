@@ -52,7 +52,7 @@ func Run[S proto.Message](t *testing.T, c Case[S]) {
 		{"Swept", sweptTests[S]()},
 		{"Load", loadTests[S]()},
 		{"History", historyTests[S]()},
-		{"Pack", packTests[S]()},
+		{"Hibernate", hibernateTests[S]()},
 		{"Timer", timerTests[S]()},
 	} {
 		if g.name == "Timer" && c.Timed == nil {

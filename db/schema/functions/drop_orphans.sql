@@ -16,13 +16,13 @@ BEGIN
     -- Counted, because for EXISTS the planner takes whichever index it believes to find a first row soonest by.
     IF (SELECT count(*) FROM holdfast.entries x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o)
       + (SELECT count(*) FROM holdfast.events x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o)
-      + (SELECT count(*) FROM holdfast.packs x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o)
+      + (SELECT count(*) FROM holdfast.sleepers x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o)
       + (SELECT count(*) FROM holdfast.terms x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o)
       + (SELECT count(*) FROM holdfast.timers x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o) > 0
     THEN
       DELETE FROM holdfast.entries x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
       DELETE FROM holdfast.events x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
-      DELETE FROM holdfast.packs x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
+      DELETE FROM holdfast.sleepers x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
       DELETE FROM holdfast.terms x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
       DELETE FROM holdfast.timers x WHERE x.tenant_id = p_tenant_id AND x.kind = k AND x.object_id = o;
     END IF;

@@ -20,7 +20,6 @@ LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
   fenced bigint; -- objects that passed the fence
-  packs jsonb;   -- objects.packed of those that have packs, by "kind/id"
   r record;
 BEGIN
   IF p_locks IS NOT NULL THEN
@@ -35,7 +34,7 @@ BEGIN
 
   -- Whatever the planner believes of the table, ON CONFLICT finds the row by the primary key: an UPDATE with FROM read the whole
   -- kind on a table without statistics. A version alone does not say which life of the object it is of, because a swept object
-  -- begins at 1 again: the row must be of the life that the change continues, or one that is over.
+  -- begins at 1 again: the row must be of the life that the change continues, or one that is over. What sleeps has to wake first.
   WITH stored AS (
     INSERT INTO holdfast.objects AS o (tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state,
       deleted, create_time, update_time, activity_time, expire_time, timers)
@@ -49,15 +48,13 @@ BEGIN
       state = EXCLUDED.state, deleted = EXCLUDED.deleted, create_time = EXCLUDED.create_time,
       update_time = EXCLUDED.update_time, activity_time = EXCLUDED.activity_time, expire_time = EXCLUDED.expire_time,
       timers = EXCLUDED.timers
-    WHERE o.version = EXCLUDED.base_version
+    WHERE o.version = EXCLUDED.base_version AND NOT o.asleep
       AND (o.create_time = EXCLUDED.create_time OR o.create_time < EXCLUDED.create_time
         AND (o.deleted OR o.expire_time <= EXCLUDED.create_time))
     -- An inserted row has no xmax. If the change built on a version, the row should have been there: it was swept since.
-    RETURNING xmax = 0 AND o.base_version > 0 AS swept,
-      CASE WHEN o.packed IS NOT NULL THEN o.kind || '/' || o.object_id END AS name, o.packed
+    RETURNING xmax = 0 AND o.base_version > 0 AS swept
   )
-  SELECT count(*) FILTER (WHERE NOT swept), jsonb_object_agg(name, packed) FILTER (WHERE packed IS NOT NULL)
-  INTO fenced, packs FROM stored;
+  SELECT count(*) FILTER (WHERE NOT swept) INTO fenced FROM stored;
   IF fenced <> jsonb_array_length(p_objects) THEN
     RAISE EXCEPTION 'of % objects % are at the expected version', jsonb_array_length(p_objects), fenced USING ERRCODE = 'HF001';
   END IF;
@@ -65,10 +62,6 @@ BEGIN
   IF p_objects @> '[{"base_version": 0}]' THEN
     PERFORM holdfast.drop_orphans(p_tenant_id, jsonb_agg(n)) FROM jsonb_array_elements(p_objects) AS n
     WHERE n -> 'base_version' = '0';
-  END IF;
-  IF packs IS NOT NULL THEN
-    PERFORM holdfast.make_room(p_tenant_id, packs, p_objects,
-      coalesce(p_added, '[]') || coalesce(p_replaced, '[]') || coalesce(p_absent, '[]'));
   END IF;
 
   IF p_objects @> '[{"reborn": true}]' THEN

@@ -16,6 +16,7 @@ LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
   o record;
+  s record;
   n bigint;
 BEGIN
   last_time := p_after;
@@ -33,12 +34,16 @@ BEGIN
     DELETE FROM holdfast.entries x WHERE x.tenant_id = o.tenant_id AND x.kind = o.kind AND x.object_id = o.object_id;
     GET DIAGNOSTICS n = ROW_COUNT;
     entries := entries + n;
-    WITH gone AS (
-      DELETE FROM holdfast.packs x WHERE x.tenant_id = o.tenant_id AND x.kind = o.kind AND x.object_id = o.object_id
-      RETURNING x.entry_count
-    )
-    SELECT coalesce(sum(gone.entry_count), 0) INTO n FROM gone;
-    entries := entries + n;
+    FOR s IN
+      DELETE FROM holdfast.sleepers x WHERE x.tenant_id = o.tenant_id AND x.kind = o.kind AND x.object_id = o.object_id
+      RETURNING x.part, x.row_count
+    LOOP
+      IF s.part = 'entries' THEN
+        entries := entries + s.row_count;
+      ELSE
+        events := events + s.row_count;
+      END IF;
+    END LOOP;
     DELETE FROM holdfast.events x WHERE x.tenant_id = o.tenant_id AND x.kind = o.kind AND x.object_id = o.object_id;
     GET DIAGNOSTICS n = ROW_COUNT;
     events := events + n;

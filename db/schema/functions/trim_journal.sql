@@ -1,7 +1,7 @@
 -- trim_journal walks the journal from object to object, one probe of the primary key each, from behind the object that
 -- at_tenant_id, at_kind and at_object_id name, and deletes events from before p_before. It stops after p_objects objects
 -- or about p_events events and answers where; done: there are no more. An index by time would be quicker to trim by, and
--- would cost every write.
+-- would cost every write. The journal of an object that sleeps goes once all of it is too old, up to p_objects of them a call.
 CREATE OR REPLACE FUNCTION holdfast.trim_journal(
   p_before timestamptz,
   p_objects integer,
@@ -20,15 +20,22 @@ DECLARE
   o record;
   upto bigint; -- the newest version of the chunk that goes
   n bigint;
+  slept bigint; -- journals of sleepers that went
 BEGIN
-  objects := 0; events := 0; done := false;
+  objects := 0; done := false;
+  WITH gone AS (
+    DELETE FROM holdfast.sleepers s WHERE (s.tenant_id, s.kind, s.object_id, s.part) IN (
+      SELECT x.tenant_id, x.kind, x.object_id, x.part FROM holdfast.sleepers x WHERE x.last_time < p_before ORDER BY x.last_time LIMIT p_objects)
+    RETURNING s.row_count
+  )
+  SELECT count(*), coalesce(sum(gone.row_count), 0) INTO slept, events FROM gone;
   WHILE objects < p_objects LOOP
     SELECT x.tenant_id, x.kind, x.object_id, x.event_time INTO o FROM holdfast.events x
     WHERE (x.tenant_id, x.kind, x.object_id) > (at_tenant_id, at_kind, at_object_id)
     ORDER BY x.tenant_id, x.kind, x.object_id, x.version
     LIMIT 1;
     IF NOT FOUND THEN
-      done := true;
+      done := slept < p_objects;
       RETURN;
     END IF;
     n := CASE WHEN o.event_time < p_before THEN chunk ELSE 0 END;

@@ -723,7 +723,9 @@ type GetObjectResponse struct {
 	// What it takes on disk.
 	Size *Size `protobuf:"bytes,8,opt,name=size,proto3" json:"size,omitempty"`
 	// Its version and times.
-	Metadata      *v1.Metadata `protobuf:"bytes,9,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata *v1.Metadata `protobuf:"bytes,9,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// Nobody has touched it for a while, so its entries and its journal are compressed. Reading or changing it wakes it.
+	Asleep        bool `protobuf:"varint,10,opt,name=asleep,proto3" json:"asleep,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -819,6 +821,13 @@ func (x *GetObjectResponse) GetMetadata() *v1.Metadata {
 		return x.Metadata
 	}
 	return nil
+}
+
+func (x *GetObjectResponse) GetAsleep() bool {
+	if x != nil {
+		return x.Asleep
+	}
+	return false
 }
 
 // ListEventsRequest names an object, and a page of its journal.
@@ -2388,7 +2397,7 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"collection\x12%\n" +
 	"\tafter_key\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\bafterKey\x12'\n" +
 	"\tpage_size\x18\x05 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\x8f\x03\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xa7\x03\n" +
 	"\x11GetObjectResponse\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12-\n" +
 	"\x05state\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x05state\x12%\n" +
@@ -2398,7 +2407,9 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"\bnext_key\x18\x06 \x01(\tR\anextKey\x122\n" +
 	"\x06timers\x18\a \x03(\v2\x1a.holdfast.inspect.v1.TimerR\x06timers\x12-\n" +
 	"\x04size\x18\b \x01(\v2\x19.holdfast.inspect.v1.SizeR\x04size\x128\n" +
-	"\bmetadata\x18\t \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc2\x01\n" +
+	"\bmetadata\x18\t \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12\x16\n" +
+	"\x06asleep\x18\n" +
+	" \x01(\bR\x06asleep\"\xc2\x01\n" +
 	"\x11ListEventsRequest\x12\x1d\n" +
 	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
 	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x12*\n" +
