@@ -64,6 +64,10 @@ const (
 	maxSlack = 64 << 10
 )
 
+// lenientHeader asks that unknown fields and names of enum values in JSON are ignored, so that a newer client can talk to an older
+// server.
+const lenientHeader = "Holdfast-Lenient"
+
 const (
 	grpcEncoding     = "Grpc-Encoding"
 	codecJSON        = "json"
@@ -234,6 +238,12 @@ func (in *intake) readBody(c *call, what rpc, r *http.Request) error {
 	if err := in.weigh(r.Context(), c, what, f.json, message); err != nil {
 		return err
 	}
+	if f.json && r.Header.Get(lenientHeader) == "true" {
+		if f.enveloped && prefix != nil {
+			binary.BigEndian.PutUint32(prefix[len(prefix)-4:], uint32(len(message)+1)) //nolint:gosec // it is within the limit
+		}
+		prefix = append(prefix, lenientMark)
+	}
 	r.Body = &held{prefix, message}
 	r.ContentLength = int64(len(prefix) + len(message))
 	return nil
@@ -325,18 +335,27 @@ func (in *intake) readQuery(c *call, what rpc, r *http.Request) error {
 			return bodyBroken("the query parameter message is not base64 of the URL's alphabet")
 		}
 	}
-	if q.Get("compression") == "gzip" {
+	packed, lenient := q.Get("compression") == "gzip", f.json && r.Header.Get(lenientHeader) == "true"
+	if packed {
 		if message, err = in.readMessage(r.Context(), c, what, true, bytes.NewReader(message), -1); err != nil {
 			return broken(r, err)
 		}
 		q.Del("compression")
+	}
+	if err := in.weigh(r.Context(), c, what, f.json, message); err != nil {
+		return err
+	}
+	if lenient {
+		message = append([]byte{lenientMark}, message...)
+	}
+	if packed || lenient {
 		q.Set("base64", "1")
 		q.Set("message", base64.RawURLEncoding.EncodeToString(message))
 		u := *r.URL
 		u.RawQuery = q.Encode()
 		r.URL = &u
 	}
-	return in.weigh(r.Context(), c, what, f.json, message)
+	return nil
 }
 
 // weigh charges the caller for a message as it will be when decoded.
@@ -465,9 +484,11 @@ var (
 	grpcTimeout    = regexp.MustCompile(`^[0-9]{1,8}[HMSmun]$`)
 )
 
-// checkHeaders refuses what Connect would refuse without a reason.
+// checkHeaders refuses what Connect would refuse without a reason, and a lenientHeader that would be misread.
 func checkHeaders(h http.Header) error {
-	switch t, g, v := h.Get("Connect-Timeout-Ms"), h.Get("Grpc-Timeout"), h.Get("Connect-Protocol-Version"); {
+	switch t, g, v, l := h.Get("Connect-Timeout-Ms"), h.Get("Grpc-Timeout"), h.Get("Connect-Protocol-Version"), h.Get(lenientHeader); {
+	case l != "" && l != "true" && l != "false":
+		return bodyBroken("the header " + lenientHeader + " must be true or false")
 	case t != "" && !connectTimeout.MatchString(t):
 		return bodyBroken("the header Connect-Timeout-Ms must be a number of at most 10 digits")
 	case g != "" && !grpcTimeout.MatchString(g):

@@ -188,9 +188,9 @@ func New(o Options) (*Server, error) {
 	admitted := func(c *call, r *http.Request) error { return admission.admit(c, in.rpcs[r.URL.Path].stream) }
 	refusals := connect.NewErrorWriter(options...)
 	mux := http.NewServeMux()
-	// Intake has refused what is over a limit. Connect keeps to the limits too, should intake miss something.
+	// Intake has refused what is over a limit. Connect keeps to the limits too, should intake miss something. lenientMark has a byte.
 	limited := append(slices.Clone(options), connect.WithConditionalHandlerOptions(func(s connect.Spec) []connect.HandlerOption {
-		return []connect.HandlerOption{connect.WithReadMaxBytes(int(in.rpcs[s.Procedure].limit))}
+		return []connect.HandlerOption{connect.WithReadMaxBytes(int(in.rpcs[s.Procedure].limit) + 1)}
 	}))
 	small := append(slices.Clone(options), connect.WithReadMaxBytes(maxOpenRequest))
 	for _, service := range o.Services {
@@ -221,7 +221,7 @@ func New(o Options) (*Server, error) {
 		s.handler = cors.New(cors.Options{
 			AllowedOrigins: o.Origins,
 			AllowedMethods: connectcors.AllowedMethods(),
-			AllowedHeaders: slices.Concat(connectcors.AllowedHeaders(), []string{"Authorization", userHeader, "If-None-Match"}, tracingHeaders),
+			AllowedHeaders: slices.Concat(connectcors.AllowedHeaders(), []string{"Authorization", userHeader, lenientHeader, "If-None-Match"}, tracingHeaders),
 			ExposedHeaders: append(connectcors.ExposedHeaders(), "Date", "ETag", "RateLimit", "RateLimit-Policy", "Retry-After", "WWW-Authenticate"),
 			MaxAge:         7200, // no browser keeps it longer
 		}).Handler(mux)
