@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"strings"
 
+	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/handlers/problem"
 	"holdfast/jsonpb"
 )
@@ -97,22 +99,19 @@ const unreadable = protowire.MaxValidNumber
 // lenientMark begins the JSON of callers who ask for leniency. A codec does not see their headers, and no JSON begins with it.
 const lenientMark = '\x06'
 
-const (
-	reasonUnknown = "FIELD_UNKNOWN"
-	reasonInexact = "NUMBER_INEXACT"
-)
-
 func markUnreadable(m proto.Message, e *jsonpb.Error) {
-	reason := ""
+	reason := errorv1.Reason_REASON_BODY_BROKEN
 	switch {
 	case e.Unknown:
-		reason = reasonUnknown
+		reason = errorv1.Reason_REASON_FIELD_UNKNOWN
 	case e.Inexact:
-		reason = reasonInexact
+		reason = errorv1.Reason_REASON_NUMBER_INEXACT
+	case e.Path != "":
+		reason = errorv1.Reason_REASON_FIELD_INVALID
 	}
 	proto.Reset(m)
 	var b []byte
-	for _, text := range []string{reason, e.Path, e.Message} {
+	for _, text := range []string{reason.String(), e.Path, e.Message} {
 		b = protowire.AppendString(protowire.AppendTag(b, unreadable, protowire.BytesType), text)
 	}
 	m.ProtoReflect().SetUnknown(b)
@@ -134,11 +133,9 @@ func checkReadable(m proto.Message) error {
 		texts[i], b = strings.ToValidUTF8(text, "\uFFFD"), b[n+size:]
 	}
 	p := problem.InvalidArgument(texts[1], texts[2])
-	switch {
-	case texts[0] == reasonUnknown, texts[0] == reasonInexact:
-		p.Reason = texts[0]
-	case texts[1] == "":
-		p = bodyBroken(texts[2])
+	p.Reason = errorv1.Reason(errorv1.Reason_value[texts[0]])
+	if p.Reason == errorv1.Reason_REASON_BODY_BROKEN || p.Code() != connect.CodeInvalidArgument {
+		return bodyBroken(texts[2])
 	}
 	return p
 }

@@ -37,7 +37,9 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
+	"holdfast/handlers/problem"
 	"holdfast/jsonpb"
 	"holdfast/object"
 )
@@ -213,7 +215,9 @@ func New(o Options) (*Server, error) {
 		reflect(grpcreflect.NewHandlerV1(reflector, small...))
 		reflect(grpcreflect.NewHandlerV1Alpha(reflector, small...))
 	}
-	mux.Handle("/", t.wrap(http.NotFoundHandler()))
+	mux.Handle("/", t.wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		refuse(refusals, w, r, t.fail(r.Context(), methodUnknown(callFrom(r.Context()), http.StatusNotFound, r)))
+	})))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", s.readyz)
 	s.handler = mux
@@ -392,10 +396,24 @@ type openStreams struct {
 	free     chan struct{}
 }
 
+// checkOpenStream refuses what Connect would refuse without a reason, and compression.
+func checkOpenStream(r *http.Request) error {
+	if r.Method != http.MethodPost || r.ProtoMajor < 2 {
+		return problem.New(errorv1.Reason_REASON_METHOD_UNKNOWN, "reflection is called by POST over HTTP/2")
+	}
+	if _, known := formOf(r.Header, true); !known {
+		return formUnknown(callFrom(r.Context()), true)
+	}
+	if e := cmp.Or(r.Header.Get(grpcEncoding), r.Header.Get("Connect-Content-Encoding"), "identity"); e != "identity" {
+		return errOpenCompression
+	}
+	return checkHeaders(r.Header)
+}
+
 func (o *openStreams) bound(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if e := cmp.Or(r.Header.Get("Grpc-Encoding"), r.Header.Get("Connect-Content-Encoding"), "identity"); e != "identity" {
-			_ = o.refusals.Write(w, r, o.fail(r.Context(), errOpenCompression))
+		if err := checkOpenStream(r); err != nil {
+			refuse(o.refusals, w, r, o.fail(r.Context(), err))
 			return
 		}
 		select {
