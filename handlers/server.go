@@ -218,8 +218,12 @@ func New(o Options) (*Server, error) {
 	mux.Handle("/", t.wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		refuse(refusals, w, r, t.fail(r.Context(), methodUnknown(callFrom(r.Context()), http.StatusNotFound, r)))
 	})))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
-	mux.HandleFunc("GET /readyz", s.readyz)
+	for _, path := range []string{"/health/live", "/healthz"} { // Cloud Run keeps paths that end in z to itself
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	}
+	for _, path := range []string{"/health/ready", "/readyz"} {
+		mux.HandleFunc("GET "+path, s.readyz)
+	}
 	s.handler = mux
 	if len(o.Origins) > 0 {
 		s.handler = cors.New(cors.Options{
@@ -370,7 +374,7 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
 	_, _ = io.WriteString(w, "ready\n")
 }
 
-// health answers gRPC's health checks as /readyz does.
+// health answers gRPC's health checks as /health/ready does.
 type health struct {
 	*Server
 

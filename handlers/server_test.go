@@ -581,7 +581,7 @@ func TestCORS(t *testing.T) {
 func TestPublicPaths(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	for path, want := range map[string]int{"/healthz": 200, "/readyz": 200, "/": 404} {
+	for path, want := range map[string]int{"/health/live": 200, "/health/ready": 200, "/healthz": 200, "/readyz": 200, "/health": 404, "/": 404} {
 		if got := b.do(t, http.MethodGet, path, ""); got.status != want {
 			t.Errorf("%s is %d", path, got.status)
 		}
