@@ -26,8 +26,8 @@ image: ## Build the container image (IMAGE=holdfast:dev)
 		--build-arg COMMIT="$$(git describe --always --dirty --abbrev=40 --exclude '*')" .
 
 .PHONY: generate
-generate: ## Write gen/ and docs/api/ anew from proto/ and queries/
-	@# A file that nothing generates any more must go, so both are emptied, but only once the inputs are known to be good.
+generate: ## Write gen/, docs/api/ and docs/errors.md anew from proto/ and queries/
+	@# A file that nothing generates any more must go, so the folders are emptied, but only once the inputs are known to be good.
 	$(TOOL) buf build --output /dev/null
 	$(TOOL) sqlc compile
 	rm -rf gen docs/api
@@ -35,11 +35,12 @@ generate: ## Write gen/ and docs/api/ anew from proto/ and queries/
 	$(TOOL) buf build --as-file-descriptor-set --output - | go run -C tools ./apidoc ../docs/api
 	$(TOOL) sqlc generate
 	$(TOOL) genqlient
+	$(TOOL) buf build --output - --path proto/holdfast/error | go run ./handlers/problem/errorsdoc >docs/errors.md
 
 .PHONY: check-generated
-check-generated: generate ## Fail where gen/ or docs/api/ is not what generate writes
-	@git diff --exit-code -- gen docs/api
-	@new=$$(git ls-files --others --exclude-standard -- gen docs/api); \
+check-generated: generate ## Fail where gen/, docs/api/ or docs/errors.md is not what generate writes
+	@git diff --exit-code -- gen docs/api docs/errors.md
+	@new=$$(git ls-files --others --exclude-standard -- gen docs/api docs/errors.md); \
 	if [ -n "$$new" ]; then printf 'generated, but not committed:\n%s\n' "$$new" >&2; exit 1; fi
 
 .PHONY: fmt

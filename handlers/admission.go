@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
 )
@@ -80,11 +81,11 @@ func (c *call) take(l Load) error {
 		c.load = c.load.plus(l)
 		return nil
 	}
-	p := problem.Exhausted("OVERLOADED", "too much is waiting for the "+of+"; nothing was done", time.Second)
+	p := problem.Later(errorv1.Reason_REASON_OVERLOADED, "too much is waiting for the "+of+"; nothing was done", time.Second)
 	if what == "bytes" {
 		p.Message = "too many bytes of requests are in memory for the " + of + "; nothing was done"
 	}
-	p.Metadata = map[string]string{"limit": of, "what": what}
+	p.Detail = &errorv1.Limit{Name: what, Scope: of}
 	return p
 }
 
@@ -176,7 +177,7 @@ type placed struct {
 }
 
 // errPutOut is what a handler gets from a body without a place.
-var errPutOut = problem.Exhausted("OVERLOADED", "too much at once; send it again", time.Second)
+var errPutOut = problem.Later(errorv1.Reason_REASON_OVERLOADED, "too much at once; send it again", time.Second)
 
 // route gives next bodies that take places.
 func (p *places) route(next http.Handler) http.Handler {
@@ -202,7 +203,7 @@ func (b *placed) Read(to []byte) (int, error) {
 }
 
 func (b *placed) refused() error {
-	b.call.reason = errPutOut.Reason
+	b.call.reason = problem.Name(errPutOut.Reason)
 	return errPutOut
 }
 

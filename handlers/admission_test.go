@@ -62,7 +62,7 @@ func TestAdmission(t *testing.T) {
 			for _, d := range e.Details() {
 				switch v, _ := d.Value(); v := v.(type) {
 				case *errdetails.ErrorInfo:
-					limit = v.GetMetadata()["limit"]
+					limit = v.GetMetadata()["scope"]
 				case *errdetails.RetryInfo:
 					retry = v.GetRetryDelay().AsDuration() > 0
 				}

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"holdfast/db"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/session/credential"
@@ -192,7 +193,7 @@ func (a *Authenticator) Authenticate(r *http.Request) (identity.Identity, error)
 
 func (a *Authenticator) admit(r *http.Request) (admitted, error) {
 	if r.Header.Get("Authorization") == "" {
-		return admitted{}, problem.Unauthenticated("CREDENTIAL_MISSING", howToAuthenticate)
+		return admitted{}, problem.New(errorv1.Reason_REASON_CREDENTIAL_MISSING, howToAuthenticate)
 	}
 	token, ok := authn.BearerToken(r)
 	token = strings.TrimSpace(token)
@@ -269,7 +270,7 @@ func (a *Authenticator) presenter(r *http.Request, session string) presenter {
 // slow returns the error for a bad credential: its refusal, or a request to wait.
 func (p presenter) slow(refusal error) error {
 	if p.wait > 0 {
-		return problem.Exhausted("BACK_OFF", "too many credentials from here were refused; wait before the next", p.wait)
+		return problem.Later(errorv1.Reason_REASON_AUTH_BACKOFF, "too many credentials from here were refused; wait before the next", p.wait)
 	}
 	return refusal
 }
@@ -363,7 +364,7 @@ func (a *Authenticator) verifyAnew(ctx context.Context, from presenter, token st
 		case err == nil:
 			a.verified.Add(key, v)
 			a.refused.Remove(key)
-		case errors.As(err, &refusal) && refusal.Code == connect.CodeUnauthenticated:
+		case errors.As(err, &refusal) && refusal.Code() == connect.CodeUnauthenticated:
 			v.until = began.Add(refuseFor)
 			a.refused.Add(key, v)
 			a.verified.Remove(key)
@@ -398,7 +399,7 @@ func (a *Authenticator) lookUp(ctx context.Context, from presenter, token string
 	if err != nil {
 		// One that has expired was good once: its bearer did not make it up.
 		var refusal *problem.Error
-		if !errors.Is(err, errTokenExpired) && errors.As(err, &refusal) && refusal.Code == connect.CodeUnauthenticated {
+		if !errors.Is(err, errTokenExpired) && errors.As(err, &refusal) && refusal.Code() == connect.CodeUnauthenticated {
 			return a.refuse(ctx, from, identity.Identity{}, err)
 		}
 		return verdict{}, err
@@ -533,7 +534,7 @@ var tenantPattern = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
 func ValidTenant(t identity.Tenant) bool { return tenantPattern.MatchString(string(t)) }
 
 func invalidCredential(why string) *problem.Error {
-	return problem.Unauthenticated("CREDENTIAL_INVALID", "the credential was refused: "+why)
+	return problem.New(errorv1.Reason_REASON_CREDENTIAL_INVALID, "the credential was refused: "+why)
 }
 
 // entrance authenticates a request and has it admitted. It notes the caller in the call. passive are the procedures that do

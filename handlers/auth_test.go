@@ -18,6 +18,7 @@ import (
 	"connectrpc.com/connect"
 
 	"holdfast/db"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
 )
@@ -79,7 +80,7 @@ func refusal(err error) string {
 		return ""
 	}
 	if p := explain(err); p != nil {
-		return p.Code.String() + " " + p.Reason
+		return p.Code().String() + " " + problem.Name(p.Reason)
 	}
 	return err.Error()
 }
@@ -279,12 +280,12 @@ func TestCallersThatComeTogetherAskOnce(t *testing.T) {
 
 func TestChallenge(t *testing.T) {
 	t.Parallel()
-	for reason, want := range map[string]string{
-		"CREDENTIAL_MISSING": `Bearer realm="holdfast"`,
-		"CREDENTIAL_INVALID": `Bearer realm="holdfast", error="invalid_token"`,
+	for reason, want := range map[errorv1.Reason]string{
+		errorv1.Reason_REASON_CREDENTIAL_MISSING: `Bearer realm="holdfast"`,
+		errorv1.Reason_REASON_CREDENTIAL_INVALID: `Bearer realm="holdfast", error="invalid_token"`,
 	} {
-		e := encode(problem.Unauthenticated(reason, "x"))
-		challenge(e, reason)
+		e := encode(problem.New(reason, "x"), "")
+		challenge(e, problem.Name(reason))
 		if got := e.Meta().Get("WWW-Authenticate"); got != want || e.Code() != connect.CodeUnauthenticated {
 			t.Errorf("%s: %s", reason, got)
 		}

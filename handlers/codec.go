@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"strings"
 
+	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/handlers/problem"
 	"holdfast/jsonpb"
 )
@@ -38,13 +40,13 @@ func (stableProto) Unmarshal(data []byte, message any) error {
 		return fmt.Errorf("%T is no proto message", message)
 	}
 	if proto.Unmarshal(data, m) != nil {
-		markUnreadable(m, "", "it is no "+string(m.ProtoReflect().Descriptor().FullName())+" in binary form, with texts in UTF-8")
+		markUnreadable(m, &jsonpb.Error{Message: "it is no " + string(m.ProtoReflect().Descriptor().FullName()) + " in binary form, with texts in UTF-8"})
 	}
 	return nil
 }
 
-// fastJSON is Connect's codec "json" by package jsonpb: what protojson writes and reads, at a third of its cost. Unknown
-// fields are passed over.
+// fastJSON is Connect's codec "json" by package jsonpb: what protojson writes and reads, at a third of its cost, except
+// that what is unknown or inexact is refused.
 type fastJSON struct {
 	name string
 	*jsonpb.Codec
@@ -71,16 +73,20 @@ func (c fastJSON) Unmarshal(data []byte, message any) error {
 	if !ok {
 		return fmt.Errorf("%T is no proto message", message)
 	}
+	var pass jsonpb.Pass
+	if len(data) > 0 && data[0] == lenientMark {
+		data, pass = data[1:], jsonpb.Unknown
+	}
 	if len(data) == 0 {
-		markUnreadable(m, "", "it is empty, which is no JSON; send {}")
+		markUnreadable(m, &jsonpb.Error{Message: "it is empty, which is no JSON; send {}"})
 		return nil
 	}
-	if _, err := c.UnmarshalLenient(data, m); err != nil {
+	if _, err := c.Codec.Unmarshal(data, m, pass); err != nil {
 		e, ok := errors.AsType[*jsonpb.Error](err)
 		if !ok {
 			return fmt.Errorf("handlers: read JSON: %w", err)
 		}
-		markUnreadable(m, e.Path, e.Message)
+		markUnreadable(m, e)
 	}
 	return nil
 }
@@ -90,10 +96,22 @@ func (c fastJSON) Unmarshal(data []byte, message any) error {
 // field is refused in their own words.
 const unreadable = protowire.MaxValidNumber
 
-func markUnreadable(m proto.Message, path, said string) {
+// lenientMark begins the JSON of callers who ask for leniency. A codec does not see their headers, and no JSON begins with it.
+const lenientMark = '\x06'
+
+func markUnreadable(m proto.Message, e *jsonpb.Error) {
+	reason := errorv1.Reason_REASON_BODY_BROKEN
+	switch {
+	case e.Unknown:
+		reason = errorv1.Reason_REASON_FIELD_UNKNOWN
+	case e.Inexact:
+		reason = errorv1.Reason_REASON_NUMBER_INEXACT
+	case e.Path != "":
+		reason = errorv1.Reason_REASON_FIELD_INVALID
+	}
 	proto.Reset(m)
 	var b []byte
-	for _, text := range []string{path, said} {
+	for _, text := range []string{reason.String(), e.Path, e.Message} {
 		b = protowire.AppendString(protowire.AppendTag(b, unreadable, protowire.BytesType), text)
 	}
 	m.ProtoReflect().SetUnknown(b)
@@ -102,7 +120,7 @@ func markUnreadable(m proto.Message, path, said string) {
 // checkReadable returns why a request could not be read.
 func checkReadable(m proto.Message) error {
 	b := m.ProtoReflect().GetUnknown()
-	var texts [2]string
+	var texts [3]string
 	for i := range texts {
 		number, kind, n := protowire.ConsumeTag(b)
 		if number != unreadable || kind != protowire.BytesType {
@@ -114,8 +132,10 @@ func checkReadable(m proto.Message) error {
 		}
 		texts[i], b = strings.ToValidUTF8(text, "\uFFFD"), b[n+size:]
 	}
-	if texts[0] != "" {
-		return problem.InvalidArgument(texts[0], texts[1])
+	p := problem.InvalidArgument(texts[1], texts[2])
+	p.Reason = errorv1.Reason(errorv1.Reason_value[texts[0]])
+	if p.Reason == errorv1.Reason_REASON_BODY_BROKEN || p.Code() != connect.CodeInvalidArgument {
+		return bodyBroken(texts[2])
 	}
-	return bodyBroken(texts[1])
+	return p
 }

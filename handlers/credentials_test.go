@@ -79,7 +79,7 @@ func TestAStrangerLocksNobodyOut(t *testing.T) {
 							path = sessionv1connect.SessionServiceRefreshSessionProcedure
 						}
 						status, body := s.call(t, path, token, "192.0.2.1")
-						if status != http.StatusUnauthorized && !strings.Contains(body, "BACK_OFF") {
+						if status != http.StatusUnauthorized && !strings.Contains(body, "AUTH_BACKOFF") {
 							t.Errorf("a bad credential: %d %s", status, body)
 							return
 						}

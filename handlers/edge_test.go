@@ -35,6 +35,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	_ "holdfast/gen/holdfast/coordination/v1" // for its descriptors, as the next
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	_ "holdfast/gen/holdfast/inspect/v1"
 	_ "holdfast/gen/holdfast/project/v1"
 	_ "holdfast/gen/holdfast/session/v1"
@@ -159,10 +160,10 @@ func TestARequestOverTheLimitIsRefusedByName(t *testing.T) {
 						}
 						return string(text)
 					}
-					if got := send(limit + 1); !strings.Contains(got, "LIMIT_EXCEEDED") || !strings.Contains(got, fmt.Sprint(limit)) {
+					if got := send(limit + 1); !strings.Contains(got, "SIZE_EXCEEDED") || !strings.Contains(got, fmt.Sprint(limit)) {
 						t.Errorf("over the limit: %q", got)
 					}
-					if got := send(limit); strings.Contains(got, "LIMIT_EXCEEDED") || strings.Contains(got, "BODY_BROKEN") || strings.Contains(got, "unmarshal") {
+					if got := send(limit); strings.Contains(got, "SIZE_EXCEEDED") || strings.Contains(got, "BODY_BROKEN") || strings.Contains(got, "unmarshal") {
 						t.Errorf("at the limit: %q", got)
 					}
 				})
@@ -303,7 +304,7 @@ func TestAStalledBodyIsCutOff(t *testing.T) {
 		t.Run("HTTP/1.1 "+path, func(t *testing.T) {
 			t.Parallel()
 			conn := b.wire(t, head(path, b.token, 1000)+"{")
-			if code, said := status(t, conn); code == 504 && !strings.Contains(said, "BODY_TIMEOUT") || code == 200 {
+			if code, said := status(t, conn); code == 504 && !strings.Contains(said, "DEADLINE_EXCEEDED") || code == 200 {
 				t.Errorf("%d %s", code, said)
 			}
 			if _, err := conn.Read(make([]byte, 1)); err == nil {
@@ -443,7 +444,7 @@ func TestTurnsOfCompressedRequests(t *testing.T) {
 		for {
 			c, err := read("/unary", "application/json", "Content-Encoding", zip([]byte("{}")))
 			if err != nil {
-				if e := explain(err); e.Reason != "OVERLOADED" || e.Metadata["limit"] != "work" || len(held) == 0 {
+				if e := explain(err); e.Reason != errorv1.Reason_REASON_OVERLOADED || e.Detail.(*errorv1.Limit).GetName() != "work" || len(held) == 0 {
 					t.Errorf("beside %d others: %v", len(held), err)
 				}
 				break
@@ -546,7 +547,7 @@ func TestManyTinyValuesAreRefused(t *testing.T) {
 		"proto":      b.call(t, "AdvanceFlow", string(data), "Content-Type: application/proto"),
 		"unknown":    b.call(t, "AdvanceFlow", `{"nobody":[`+strings.Repeat("[],", maxValues)+`[]]}`),
 	} {
-		if got.status != 400 || !strings.Contains(got.body, "LIMIT_EXCEEDED") || !strings.Contains(got.body, "50000") {
+		if got.status != 400 || !strings.Contains(got.body, "SIZE_EXCEEDED") || !strings.Contains(got.body, "50000") {
 			t.Errorf("%s: %d %s", name, got.status, got.body)
 		}
 	}
@@ -621,7 +622,7 @@ func TestStrangersDoNotReachTheDatabase(t *testing.T) {
 	if b.do(t, http.MethodGet, "/readyz", ""); asked.Load() != 2 {
 		t.Errorf("a second later asked %d times", asked.Load())
 	}
-	if got := b.do(t, http.MethodPost, "/grpc.health.v1.Health/Check", string(sized(true, maxOpenRequest+1)), "Content-Type: application/json"); !strings.Contains(got.body, "LIMIT_EXCEEDED") {
+	if got := b.do(t, http.MethodPost, "/grpc.health.v1.Health/Check", string(sized(true, maxOpenRequest+1)), "Content-Type: application/json"); !strings.Contains(got.body, "SIZE_EXCEEDED") {
 		t.Errorf("a large body: %d %s", got.status, got.body)
 	}
 }

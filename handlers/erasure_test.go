@@ -72,7 +72,7 @@ func testErasureInAPIs(t *testing.T, user string, deleted bool) {
 	granted := api("Acquire", bobs, bob)
 
 	// A request id may have anything in it, on what is not an API as well.
-	must(conversationRPC+"CreateConversation", `{"conversationId":"shared","shared":true}`, service)
+	must(conversationRPC+"CreateConversation", `{"conversationId":"shared"}`, service)
 	must(conversationRPC+"AppendMessages", `{"conversationId":"shared","messages":[{"role":"ROLE_USER","text":"hello"}],"requestId":"$-9"}`, ada...)
 
 	if deleted {

@@ -4,16 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
+	"strings"
 	"time"
 
 	"buf.build/go/protovalidate"
 	"connectrpc.com/connect"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"holdfast/db"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
 	"holdfast/object"
@@ -51,77 +54,100 @@ func explain(err error) *problem.Error {
 		return violations(fields)
 
 	case errors.Is(err, identity.ErrAbsent):
-		return problem.Unauthenticated("CREDENTIAL_MISSING", howToAuthenticate)
+		return problem.New(errorv1.Reason_REASON_CREDENTIAL_MISSING, howToAuthenticate)
 	case errors.Is(err, db.ErrOutcomeUnknown):
 		// Not unavailable, which clients and proxies repeat without asking: without a request id that could apply the
 		// change twice. Not aborted, which promises that nothing happened.
-		return &problem.Error{
-			Code: connect.CodeUnknown, Reason: "OUTCOME_UNKNOWN",
-			Message: "the connection to the database was lost during the commit, so the change may or may not have happened; " +
-				"with a request_id, sending the same request again is safe",
-		}
+		return problem.New(errorv1.Reason_REASON_OUTCOME_UNKNOWN,
+			"the connection to the database was lost during the commit, so the change may or may not have happened; "+
+				"with a request_id, sending the same request again is safe")
 	case errors.As(err, &mismatch):
-		return &problem.Error{
-			Code: connect.CodeAborted, Reason: "VERSION_MISMATCH",
-			Message: fmt.Sprintf("the object is at version %d, not %d; read it again and decide again", mismatch.Current, mismatch.Expected),
-			Metadata: map[string]string{
-				"current_version": strconv.FormatInt(int64(mismatch.Current), 10),
-				"if_version":      strconv.FormatInt(int64(mismatch.Expected), 10),
-			},
-		}
+		return versionMismatch(mismatch)
 	case errors.Is(err, object.ErrRequestReused):
-		return &problem.Error{
-			Code: connect.CodeAlreadyExists, Reason: "REQUEST_ID_REUSED",
-			Message: "this request_id was used for another request; use a new one for each change",
-		}
+		return problem.New(errorv1.Reason_REASON_REQUEST_ID_REUSED, "this request_id was used for another request; use a new one for each change")
 	case errors.Is(err, object.ErrExists):
-		return &problem.Error{
-			Code: connect.CodeAlreadyExists, Reason: "OBJECT_EXISTS",
-			Message: "this id is taken; choose another, or leave it out where the server can make one",
-		}
+		return problem.New(errorv1.Reason_REASON_ALREADY_EXISTS, "this id is taken; choose another, or leave it out where the server can make one")
 	case errors.Is(err, object.ErrServicesOnly):
 		return problem.PermissionDenied("this belongs to the whole tenant, and only a service key may do that to it, on its own behalf")
 	case errors.Is(err, object.ErrNotFound), errors.Is(err, db.ErrForbidden):
 		return problem.NotFound("there is no such object, or it is not yours")
 
 	case errors.As(err, &large):
-		p := problem.InvalidArgument(large.What, fmt.Sprintf("would have %d bytes, over the limit of %d", large.Size, large.Limit))
-		p.Reason = "LIMIT_EXCEEDED"
-		p.Metadata = map[string]string{"size": strconv.Itoa(large.Size), "limit": strconv.Itoa(large.Limit)}
+		p := problem.SizeExceeded(large.What, int64(large.Size), int64(large.Limit),
+			fmt.Sprintf("%s: would have %d bytes, over the limit of %d", large.What, large.Size, large.Limit))
+		p.Detail.(*errorv1.Limit).Scope = "object" //nolint:forcetypeassert // SizeExceeded has just set it
 		return p
 	case errors.As(err, &quota):
 		return overQuota(quota)
 	case errors.Is(err, object.ErrInvalid):
-		return &problem.Error{Code: connect.CodeInvalidArgument, Reason: "FIELD_INVALID", Message: err.Error()}
+		return problem.New(errorv1.Reason_REASON_FIELD_INVALID, err.Error())
 	case errors.Is(err, db.ErrInvalidData):
 		return problem.InvalidArgument("", "the request holds a value that cannot be stored, such as JSON nested too deep")
 
 	case errors.As(err, &full):
-		said, metadata := "too much is waiting for the "+full.What, map[string]string{"limit": full.What}
+		said, limit := "too much is waiting for the "+full.What, &errorv1.Limit{Name: "calls", Scope: full.What}
 		if full.Of != "" {
-			said, metadata["scope"] = "too much at once: "+full.What+" of the "+full.Of, full.Of
+			said, limit = "too much at once: "+full.What+" of the "+full.Of, &errorv1.Limit{Name: full.What, Scope: full.Of}
 		}
-		p := problem.Exhausted("OVERLOADED", said+"; nothing was done", max(full.RetryAfter, retrySoon))
-		p.Metadata = metadata
+		p := problem.Later(errorv1.Reason_REASON_OVERLOADED, said+"; nothing was done", max(full.RetryAfter, retrySoon))
+		p.Detail = limit
 		return p
 	case errors.Is(err, object.ErrNewerSchema):
-		return problem.Unavailable("NEWER_SCHEMA", "a newer release wrote this object; this one will not change it", retryLater)
+		return problem.Later(errorv1.Reason_REASON_NEWER_SCHEMA, "a newer release wrote this object; this one will not change it", retryLater)
 	case errors.Is(err, object.ErrWatchOver):
-		return problem.Unavailable("STREAM_OVER", "this stream has reached its greatest age; reconnect with the last version that you saw", retrySoon)
+		return problem.Later(errorv1.Reason_REASON_STREAM_OVER,
+			"this stream has reached its greatest age; reconnect with the last version that you saw", retrySoon)
 	case errors.Is(err, object.ErrClosed), errors.Is(err, errDraining):
-		return problem.Unavailable("SHUTTING_DOWN", "this server is shutting down; reconnect", retrySoon)
+		return problem.Later(errorv1.Reason_REASON_SHUTTING_DOWN, "this server is shutting down; reconnect", retrySoon)
 	case errors.Is(err, db.ErrUnavailable):
-		return problem.Unavailable("DATABASE_UNAVAILABLE", "the database cannot be reached; nothing was done", retryLater)
+		return problem.Later(errorv1.Reason_REASON_DATABASE_UNAVAILABLE, "the database cannot be reached; nothing was done", retryLater)
 	case errors.Is(err, db.ErrFenced), errors.Is(err, db.ErrRequestKnown), errors.Is(err, db.ErrContention):
 		// The runtime tries these again by itself. One that comes through lost to others each time.
-		return problem.Unavailable("CONTENTION", "others change this object at the same time; nothing was done", retrySoon)
+		return problem.Later(errorv1.Reason_REASON_CONTENTION, "others change this object at the same time; nothing was done", retrySoon)
 
 	case errors.Is(err, context.DeadlineExceeded):
-		return &problem.Error{Code: connect.CodeDeadlineExceeded, Reason: "DEADLINE_EXCEEDED", Message: "the time for this call is over"}
+		return problem.New(errorv1.Reason_REASON_DEADLINE_EXCEEDED, "the time for this call is over")
 	case errors.Is(err, context.Canceled):
-		return &problem.Error{Code: connect.CodeCanceled, Reason: "CANCELED", Message: "the caller gave up"}
+		return problem.New(errorv1.Reason_REASON_CANCELED, "the caller gave up")
+	case errors.Is(err, errUnchecked):
+		return nil // connect reports a failed check as an invalid argument
+	}
+	return explainConnect(err)
+}
+
+// explainConnect translates what Connect itself refuses. Its texts are about the request and hold no secrets, except those of codes
+// that unexpected errors have, too: these mean nothing to the caller.
+func explainConnect(err error) *problem.Error {
+	e, ok := errors.AsType[*connect.Error](err)
+	if !ok {
+		return nil
+	}
+	switch e.Code() { //nolint:exhaustive // Connect makes no others
+	case connect.CodeInvalidArgument:
+		return bodyBroken("it is not as its protocol has it")
+	case connect.CodeUnimplemented:
+		return problem.New(errorv1.Reason_REASON_METHOD_UNKNOWN, e.Message())
+	case connect.CodeResourceExhausted:
+		return problem.New(errorv1.Reason_REASON_SIZE_EXCEEDED, e.Message())
+	case connect.CodeNotFound:
+		return problem.NotFound(e.Message())
+	case connect.CodeDeadlineExceeded:
+		return problem.New(errorv1.Reason_REASON_DEADLINE_EXCEEDED, e.Message())
+	case connect.CodeCanceled:
+		return problem.New(errorv1.Reason_REASON_CANCELED, e.Message())
 	}
 	return nil
+}
+
+func versionMismatch(e *object.VersionMismatchError) *problem.Error {
+	at := fmt.Sprintf("is at version %d, not %d", e.Current, e.Expected)
+	if e.Current == 0 {
+		at = fmt.Sprintf("does not exist, so it is not at version %d", e.Expected)
+	}
+	name := e.Kind + "/" + string(e.ID)
+	p := problem.New(errorv1.Reason_REASON_VERSION_MISMATCH, name+" "+at+"; read it again and decide again")
+	p.Detail = &errorv1.Mismatch{CurrentVersion: int64(e.Current), Exists: e.Current != 0, Object: name}
+	return p
 }
 
 // overQuota sets no retry delay: a retry does not help until someone has deleted something or raised the quota.
@@ -130,24 +156,21 @@ func overQuota(e *object.QuotaError) *problem.Error {
 	if e.Name == "bytes" {
 		freed = "an object that is deleted is free once it was cleaned up, after two days at most"
 	}
-	return &problem.Error{
-		Code: connect.CodeResourceExhausted, Reason: "QUOTA_EXCEEDED",
-		Message: fmt.Sprintf("the %[1]s has %[2]d %[3]s stored, and its quota is %[4]d: delete what is no longer needed (%[5]s), or ask the operator for a larger quota (--%[1]s-%[3]s)",
-			e.Scope, e.Used, e.Name, e.Limit, freed),
-		Metadata: map[string]string{
-			"scope": e.Scope, "name": e.Name, "limit": strconv.FormatInt(e.Limit, 10), "value": strconv.FormatInt(e.Used, 10),
-		},
-	}
+	p := problem.New(errorv1.Reason_REASON_QUOTA_EXCEEDED,
+		fmt.Sprintf("the %[1]s has %[2]d %[3]s stored, and its quota is %[4]d: delete what is no longer needed (%[5]s), or ask the operator for a larger quota (--%[1]s-%[3]s)",
+			e.Scope, e.Used, e.Name, e.Limit, freed))
+	p.Detail = &errorv1.Limit{Scope: e.Scope, Name: e.Name, Limit: e.Limit, Value: e.Used}
+	return p
 }
 
 func violations(err *protovalidate.ValidationError) *problem.Error {
-	fields := make([]problem.Field, len(err.Violations))
+	fields := make([]*errorv1.Violation, len(err.Violations))
 	for i, v := range err.Violations {
 		said := v.Proto.GetMessage()
 		if said == "" {
 			said = "breaks the rule " + v.Proto.GetRuleId()
 		}
-		fields[i] = problem.Field{Path: protovalidate.FieldPathString(v.Proto.GetField()), Description: said}
+		fields[i] = &errorv1.Violation{Field: protovalidate.FieldPathString(v.Proto.GetField()), Rule: v.Proto.GetRuleId(), Description: said}
 	}
 	return problem.InvalidFields(fields...)
 }
@@ -162,50 +185,79 @@ func wire(err error, trace string) (_ *connect.Error, reason string, unexplained
 	}
 	p := explain(err)
 	if p == nil {
-		// Connect's own errors, such as broken streams and oversized messages, have a code and no secrets. But unexpected errors
-		// are also unknown or internal, and Connect reports a failed check as an invalid argument.
-		var e *connect.Error
-		if errors.As(err, &e) && e.Code() != connect.CodeUnknown && e.Code() != connect.CodeInternal && !errors.Is(err, errUnchecked) {
-			if e.Code() == connect.CodeInvalidArgument { // of its framing: the codecs and intake say what else is wrong
-				return encode(bodyBroken("it is not as its protocol has it")), reasonBroken, false
-			}
-			return e, "", false
-		}
-		p = &problem.Error{
-			Code: connect.CodeInternal, Reason: "INTERNAL", Message: "internal error, trace " + trace,
-			Metadata: map[string]string{"trace_id": trace},
-		}
+		p = problem.New(errorv1.Reason_REASON_INTERNAL, "internal error, trace "+trace)
 		unexplained = true
 	}
-	return encode(p), p.Reason, unexplained
+	return encode(p, trace), problem.Name(p.Reason), unexplained
 }
 
-// encode converts a refusal to a Connect error with google.rpc details. Connect's JSON has them in base64 and, under "debug",
-// as JSON.
-func encode(p *problem.Error) *connect.Error {
-	e := connect.NewError(p.Code, errors.New(p.Message))
+// encode converts a refusal to a Connect error. Its details are our Problem, then what tools for google.rpc know. Connect's JSON has
+// them in base64 and, under "debug", as JSON.
+func encode(p *problem.Error, trace string) *connect.Error {
+	e := connect.NewError(p.Code(), errors.New(p.Message))
 	add := func(m proto.Message) {
 		if d, err := connect.NewErrorDetail(m); err == nil {
 			e.AddDetail(d)
 		}
 	}
-	add(&errdetails.ErrorInfo{Reason: p.Reason, Domain: domain, Metadata: p.Metadata})
-	if len(p.Fields) > 0 {
+	said := &errorv1.Problem{Reason: problem.Name(p.Reason), Retry: p.Retry()}
+	info := &errdetails.ErrorInfo{Reason: said.GetReason(), Domain: domain}
+	if p.Reason == errorv1.Reason_REASON_INTERNAL {
+		said.TraceId, info.Metadata = trace, map[string]string{"trace_id": trace}
+	}
+	if p.RetryAfter > 0 {
+		said.RetryAfter = durationpb.New(p.RetryAfter)
+	}
+	if p.Detail != nil {
+		info.Metadata = setDetail(said.ProtoReflect(), p.Detail.ProtoReflect())
+	}
+	add(said)
+	add(info)
+	fields := said.GetViolations().GetFields()
+	if l := said.GetLimit(); l != nil && p.Code() == connect.CodeInvalidArgument {
+		fields = []*errorv1.Violation{{Field: l.GetName(), Description: p.Message}}
+	}
+	if len(fields) > 0 {
 		bad := &errdetails.BadRequest{}
-		for _, f := range p.Fields {
+		for _, f := range fields {
 			bad.FieldViolations = append(bad.FieldViolations, &errdetails.BadRequest_FieldViolation{
-				Field: f.Path, Description: f.Description, Reason: p.Reason,
+				Field: f.GetField(), Description: f.GetDescription(), Reason: said.GetReason(),
 			})
 		}
 		add(bad)
 	}
-	if p.Code == connect.CodeFailedPrecondition {
-		add(&errdetails.PreconditionFailure{
-			Violations: []*errdetails.PreconditionFailure_Violation{{Type: p.Reason, Description: p.Message}},
-		})
-	}
 	if p.RetryAfter > 0 {
-		add(&errdetails.RetryInfo{RetryDelay: durationpb.New(p.RetryAfter)})
+		add(&errdetails.RetryInfo{RetryDelay: said.GetRetryAfter()})
 	}
 	return e
+}
+
+// setDetail sets the one field of a Problem that a detail fits, and returns the detail's fields as texts for ErrorInfo.
+func setDetail(said, detail protoreflect.Message) map[string]string {
+	of := said.Descriptor().Oneofs().ByName("detail").Fields()
+	for i := range of.Len() {
+		if of.Get(i).Message() == detail.Descriptor() {
+			said.Set(of.Get(i), protoreflect.ValueOfMessage(detail))
+		}
+	}
+	metadata := map[string]string{}
+	detail.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case fd.IsList() && fd.Message() != nil: // violations, which BadRequest has
+		case fd.Message() != nil:
+			if at, ok := v.Message().Interface().(*timestamppb.Timestamp); ok {
+				metadata[string(fd.Name())] = at.AsTime().Format(time.RFC3339Nano)
+			}
+		case fd.IsList():
+			all := make([]string, v.List().Len())
+			for i := range all {
+				all[i] = v.List().Get(i).String()
+			}
+			metadata[string(fd.Name())] = strings.Join(all, ",")
+		default:
+			metadata[string(fd.Name())] = v.String()
+		}
+		return true
+	})
+	return metadata
 }

@@ -16,6 +16,7 @@ import (
 
 	"holdfast/db"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
 	"holdfast/object"
@@ -50,7 +51,7 @@ func TestEveryErrorOfTheTable(t *testing.T) {
 	}{
 		{name: "no credential", err: identity.ErrAbsent, code: connect.CodeUnauthenticated, reason: "CREDENTIAL_MISSING"},
 		{name: "bad credential", err: invalidCredential("x"), code: connect.CodeUnauthenticated, reason: "CREDENTIAL_INVALID"},
-		{name: "session", err: problem.Unauthenticated("SESSION_EXPIRED", "x"), code: connect.CodeUnauthenticated, reason: "SESSION_EXPIRED"},
+		{name: "session", err: problem.New(errorv1.Reason_REASON_SESSION_EXPIRED, "x"), code: connect.CodeUnauthenticated, reason: "SESSION_EXPIRED"},
 		{name: "not there", err: object.ErrNotFound, code: connect.CodeNotFound, reason: "NOT_FOUND"},
 		{name: "another's row", err: fmt.Errorf("%w: 42501", db.ErrForbidden), code: connect.CodeNotFound, reason: "NOT_FOUND"},
 		{name: "part of an object", err: problem.NotFound("no such message"), code: connect.CodeNotFound, reason: "NOT_FOUND"},
@@ -69,28 +70,28 @@ func TestEveryErrorOfTheTable(t *testing.T) {
 		},
 		{
 			name: "too large", err: &object.TooLargeError{What: "state", Size: 300, Limit: 200}, code: connect.CodeInvalidArgument,
-			reason: "LIMIT_EXCEEDED", metadata: "limit=200 size=300", fields: []string{"state"},
+			reason: "SIZE_EXCEEDED", metadata: "limit=200 name=state scope=object value=300", fields: []string{"state"},
 		},
 		{name: "not storable", err: db.ErrInvalidData, code: connect.CodeInvalidArgument, reason: "FIELD_INVALID", fields: []string{""}},
 		{
-			name: "version", err: fmt.Errorf("update: %w", &object.VersionMismatchError{Expected: 3, Current: 5}), code: connect.CodeAborted,
-			reason: "VERSION_MISMATCH", metadata: "current_version=5 if_version=3",
+			name: "version", err: fmt.Errorf("update: %w", &object.VersionMismatchError{Kind: "conversation", ID: "c1", Expected: 3, Current: 5}), code: connect.CodeAborted,
+			reason: "VERSION_MISMATCH", metadata: "current_version=5 exists=true object=conversation/c1",
 		},
 		{name: "request id", err: object.ErrRequestReused, code: connect.CodeAlreadyExists, reason: "REQUEST_ID_REUSED"},
-		{name: "exists", err: object.ErrExists, code: connect.CodeAlreadyExists, reason: "OBJECT_EXISTS"},
+		{name: "exists", err: object.ErrExists, code: connect.CodeAlreadyExists, reason: "ALREADY_EXISTS"},
 		{
 			name: "transition", err: problem.IllegalTransition("IDLE", "SPEAKING", "LISTENING", "ENDED"),
-			code: connect.CodeFailedPrecondition, reason: "ILLEGAL_TRANSITION", metadata: "allowed=LISTENING,ENDED",
+			code: connect.CodeFailedPrecondition, reason: "ILLEGAL_TRANSITION", metadata: "allowed=LISTENING,ENDED from=IDLE to=SPEAKING",
 		},
 		{
-			name: "fenced", err: problem.FailedPrecondition("FENCED", "epoch 1 is over"), code: connect.CodeFailedPrecondition,
+			name: "fenced", err: problem.New(errorv1.Reason_REASON_FENCED, "epoch 1 is over"), code: connect.CodeFailedPrecondition,
 			reason: "FENCED",
 		},
 		{
 			name: "mailbox", err: &object.OverloadedError{What: "tenant", RetryAfter: time.Second}, code: connect.CodeResourceExhausted,
-			reason: "OVERLOADED", metadata: "limit=tenant", retry: true,
+			reason: "OVERLOADED", metadata: "name=calls scope=tenant", retry: true,
 		},
-		{name: "mailbox, no delay", err: &object.OverloadedError{What: "streams"}, code: connect.CodeResourceExhausted, reason: "OVERLOADED", metadata: "limit=streams", retry: true},
+		{name: "mailbox, no delay", err: &object.OverloadedError{What: "streams"}, code: connect.CodeResourceExhausted, reason: "OVERLOADED", metadata: "name=calls scope=streams", retry: true},
 		{
 			name: "quota", err: &object.QuotaError{Scope: "user", Name: "objects", Limit: 3, Used: 4}, code: connect.CodeResourceExhausted,
 			reason: "QUOTA_EXCEEDED", metadata: "limit=3 name=objects scope=user value=4",
@@ -137,9 +138,8 @@ func TestEveryErrorOfTheTable(t *testing.T) {
 			if retry := detail[*errdetails.RetryInfo](t, e); (retry.GetRetryDelay().AsDuration() > 0) != tt.retry {
 				t.Errorf("RetryInfo is %v", retry)
 			}
-			precondition := detail[*errdetails.PreconditionFailure](t, e).GetViolations()
-			if (len(precondition) == 1 && precondition[0].GetType() == tt.reason) != (tt.code == connect.CodeFailedPrecondition) {
-				t.Errorf("PreconditionFailure is %v", precondition)
+			if first, err := e.Details()[0].Value(); err != nil || first.(*errorv1.Problem).GetReason() != tt.reason {
+				t.Errorf("the first detail is %v, %v", first, err)
 			}
 		})
 	}
@@ -163,10 +163,12 @@ func TestUnknownErrorsAreNotTold(t *testing.T) {
 	}
 }
 
-func TestConnectsOwnErrorsPass(t *testing.T) {
+func TestConnectsOwnErrorsGetAReason(t *testing.T) {
 	t.Parallel()
-	in := connect.NewError(connect.CodeResourceExhausted, errors.New("message is larger than the limit"))
-	if e, _, unexplained := wire(fmt.Errorf("receive: %w", in), ""); e != in || unexplained {
-		t.Errorf("wire = %v, unexplained %v", e, unexplained)
+	for code := connect.CodeCanceled; code <= connect.CodeUnauthenticated; code++ {
+		e, reason, unexplained := wire(fmt.Errorf("receive: %w", connect.NewError(code, errors.New("x"))), "")
+		if errorv1.Reason_value["REASON_"+reason] == 0 || unexplained != (e.Code() == connect.CodeInternal) {
+			t.Errorf("%v: %v %s, unexplained %v", code, e, reason, unexplained)
+		}
 	}
 }

@@ -12,12 +12,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"holdfast/db"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/session/credential"
@@ -260,7 +260,7 @@ func TestBadCredentialsHaveToWait(t *testing.T) {
 	}
 	err := ask(good+"x", "192.0.2.1")
 	var p *problem.Error
-	if !errors.As(err, &p) || p.Reason != "BACK_OFF" || p.Code != connect.CodeResourceExhausted || p.RetryAfter <= 0 {
+	if !errors.As(err, &p) || p.Reason != errorv1.Reason_REASON_AUTH_BACKOFF || p.RetryAfter <= 0 {
 		t.Errorf("the next: %v", err)
 	}
 	if err := ask(good, "192.0.2.1"); err != nil {
@@ -293,7 +293,7 @@ func TestBadCredentialsCostFewLookUps(t *testing.T) {
 		// A real key's id, with a thousand secrets that are not its own.
 		before := k.asked.Load()
 		for range 1000 {
-			if got := ask(named[:20] + random()[20:]); got != "resource_exhausted BACK_OFF" {
+			if got := ask(named[:20] + random()[20:]); got != "resource_exhausted AUTH_BACKOFF" {
 				t.Fatalf("a made-up secret: %s", got)
 			}
 		}
@@ -309,7 +309,7 @@ func TestBadCredentialsCostFewLookUps(t *testing.T) {
 		var wait sync.WaitGroup
 		for i := range 5000 {
 			wait.Go(func() {
-				token, want := random(), "resource_exhausted BACK_OFF"
+				token, want := random(), "resource_exhausted AUTH_BACKOFF"
 				if i == 2500 {
 					token, want = fresh, ""
 				}

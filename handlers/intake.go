@@ -15,17 +15,16 @@ import (
 	"net/url"
 	"os"
 	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"connectrpc.com/connect"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	"holdfast/handlers/problem"
 	"holdfast/object"
@@ -63,6 +62,10 @@ const (
 	// maxSlack is how much longer than its content a compressed body may be.
 	maxSlack = 64 << 10
 )
+
+// lenientHeader asks that unknown fields and names of enum values in JSON are ignored, so that a newer client can talk to an older
+// server.
+const lenientHeader = "Holdfast-Lenient"
 
 const (
 	grpcEncoding     = "Grpc-Encoding"
@@ -108,7 +111,7 @@ type intake struct {
 func (in *intake) read(c *call, w http.ResponseWriter, r *http.Request) error {
 	what, ok := in.rpcs[r.URL.Path]
 	if !ok {
-		return nil // Connect knows no such method either
+		return methodUnknown(c, http.StatusNotFound, r)
 	}
 	if err := checkHeaders(r.Header); err != nil {
 		return err
@@ -117,22 +120,19 @@ func (in *intake) read(c *call, w http.ResponseWriter, r *http.Request) error {
 	case r.Method == http.MethodGet && what.get:
 		return in.readQuery(c, what, r)
 	case r.Method != http.MethodPost:
-		return nil
+		w.Header().Set("Allow", map[bool]string{true: "GET, POST", false: http.MethodPost}[what.get])
+		return methodUnknown(c, http.StatusMethodNotAllowed, r)
 	}
 	arrived := in.hurry(w)
 	err := in.readBody(c, what, r)
-	switch cut := arrived(); {
-	case errors.Is(err, errUnknownForm):
-		r.Body, r.ContentLength = http.NoBody, 0 // Connect refuses it because of its headers
-		return nil
-	case cut && err != nil:
+	if cut := arrived(); cut && err != nil {
 		err = errDraining
 	}
 	if what.stream {
 		c.arrived()
 		c.settled()
 	}
-	if large, ok := errors.AsType[*problem.Error](err); ok && large.Reason == reasonTooLarge && r.ProtoMajor == 1 {
+	if large, ok := errors.AsType[*problem.Error](err); ok && large.Reason == errorv1.Reason_REASON_SIZE_EXCEEDED && r.ProtoMajor == 1 {
 		_, _ = io.CopyN(io.Discard, r.Body, drainMost)
 	}
 	if err == nil && r.ProtoMajor == 1 {
@@ -208,8 +208,6 @@ func formOf(h http.Header, stream bool) (f form, known bool) {
 	return f, known
 }
 
-var errUnknownForm = errors.New("handlers: a form that Connect does not know")
-
 func (in *intake) readBody(c *call, what rpc, r *http.Request) error {
 	f, known := formOf(r.Header, what.stream)
 	encoding := r.Header.Get(f.encoding)
@@ -217,8 +215,10 @@ func (in *intake) readBody(c *call, what rpc, r *http.Request) error {
 	switch {
 	case what.open && !plain:
 		return errOpenCompression
-	case !known || !plain && encoding != "gzip":
-		return errUnknownForm
+	case !known:
+		return formUnknown(c, what.stream)
+	case !plain && encoding != "gzip":
+		return problem.New(errorv1.Reason_REASON_COMPRESSION_REFUSED, "requests must not be compressed, or with gzip")
 	}
 	r.Header.Del(f.encoding) // what Connect gets is unpacked
 	var message, prefix []byte
@@ -233,6 +233,12 @@ func (in *intake) readBody(c *call, what rpc, r *http.Request) error {
 	}
 	if err := in.weigh(r.Context(), c, what, f.json, message); err != nil {
 		return err
+	}
+	if f.json && r.Header.Get(lenientHeader) == "true" {
+		if f.enveloped {
+			binary.BigEndian.PutUint32(prefix[1:], uint32(len(message)+1)) //nolint:gosec // it is within the limit
+		}
+		prefix = append(prefix, lenientMark)
 	}
 	r.Body = &held{prefix, message}
 	r.ContentLength = int64(len(prefix) + len(message))
@@ -268,9 +274,9 @@ func (in *intake) readMessage(ctx context.Context, c *call, what rpc, isJSON, zi
 
 // readEnvelope reads the one message of a stream, and returns it behind the prefix that it has when unpacked.
 func (in *intake) readEnvelope(c *call, what rpc, isJSON, gzipped bool, r *http.Request) (prefix, message []byte, err error) {
-	prefix = make([]byte, 5, 10)
+	prefix = make([]byte, 5, 6)
 	if _, err := io.ReadFull(r.Body, prefix); errors.Is(err, io.EOF) {
-		return nil, nil, nil // Connect says that there must be a message
+		return nil, nil, bodyBroken("there is no message in it")
 	} else if err != nil {
 		return nil, nil, err
 	}
@@ -302,8 +308,7 @@ func (in *intake) readEnvelope(c *call, what rpc, isJSON, gzipped bool, r *http.
 	case err != nil:
 		return nil, nil, err
 	}
-	// An empty message in front of it makes two, which Connect refuses.
-	return append(make([]byte, 5, 10), prefix...), message, nil
+	return nil, nil, bodyBroken("there is more than one message in it")
 }
 
 // readQuery does the same for the message in the query of a GET.
@@ -326,18 +331,27 @@ func (in *intake) readQuery(c *call, what rpc, r *http.Request) error {
 			return bodyBroken("the query parameter message is not base64 of the URL's alphabet")
 		}
 	}
-	if q.Get("compression") == "gzip" {
+	packed, lenient := q.Get("compression") == "gzip", f.json && r.Header.Get(lenientHeader) == "true"
+	if packed {
 		if message, err = in.readMessage(r.Context(), c, what, f.json, true, bytes.NewReader(message), -1); err != nil {
 			return broken(r, err)
 		}
 		q.Del("compression")
+	}
+	if err := in.weigh(r.Context(), c, what, f.json, message); err != nil {
+		return err
+	}
+	if lenient {
+		message = append([]byte{lenientMark}, message...)
+	}
+	if packed || lenient {
 		q.Set("base64", "1")
 		q.Set("message", base64.RawURLEncoding.EncodeToString(message))
 		u := *r.URL
 		u.RawQuery = q.Encode()
 		r.URL = &u
 	}
-	return in.weigh(r.Context(), c, what, f.json, message)
+	return nil
 }
 
 // weigh charges the caller for a message as it will be when decoded.
@@ -368,10 +382,8 @@ func checkValues(values int) error {
 	if values <= maxValues {
 		return nil
 	}
-	p := problem.InvalidArgument("", fmt.Sprintf("the request has %d values or more, over the limit of %d; send it in parts", values, maxValues))
-	p.Reason = reasonTooLarge
-	p.Metadata = map[string]string{"what": "values", "size": strconv.Itoa(values), "limit": strconv.Itoa(maxValues)}
-	return p
+	return problem.SizeExceeded("values", int64(values), maxValues,
+		fmt.Sprintf("the request has %d values or more, over the limit of %d; send it in parts", values, maxValues))
 }
 
 // turn waits until the call may do what takes a core for long. The turn ends with settled.
@@ -432,18 +444,24 @@ func (c *call) fill(src io.Reader, size, limit, beside int64, check func([]byte)
 	}
 }
 
-var errOpenCompression = &problem.Error{
-	Code: connect.CodeUnimplemented, Reason: "COMPRESSION_REFUSED", Message: "requests of methods that need no credential must not be compressed",
-}
-
-// reasonTooLarge is the reason of whatever is over a limit that waiting does not change.
-const reasonTooLarge = "LIMIT_EXCEEDED"
+var errOpenCompression = problem.New(errorv1.Reason_REASON_COMPRESSION_REFUSED, "requests of methods that need no credential must not be compressed")
 
 func tooLarge(size, limit int64) error {
-	p := problem.InvalidArgument("", fmt.Sprintf("the request has %d bytes or more, over the limit of %d for this method; send it in parts", size, limit))
-	p.Reason = reasonTooLarge
-	p.Metadata = map[string]string{"what": "request", "size": strconv.FormatInt(size, 10), "limit": strconv.FormatInt(limit, 10)}
-	return p
+	return problem.SizeExceeded("bytes", size, limit,
+		fmt.Sprintf("the request has %d bytes or more, over the limit of %d for this method; send it in parts", size, limit))
+}
+
+func methodUnknown(c *call, status int, r *http.Request) error {
+	c.status = status
+	return problem.New(errorv1.Reason_REASON_METHOD_UNKNOWN, fmt.Sprintf("there is nothing at %.200q for %.20q", r.URL.Path, r.Method))
+}
+
+func formUnknown(c *call, stream bool) error {
+	c.status = http.StatusUnsupportedMediaType
+	if stream {
+		return bodyBroken("the Content-Type of a stream must be application/connect+json or application/connect+proto, or that of gRPC or gRPC-web")
+	}
+	return bodyBroken("the Content-Type must be application/json or application/proto, or that of gRPC or gRPC-web")
 }
 
 // broken is the refusal of a body that could not be read.
@@ -454,9 +472,7 @@ func broken(r *http.Request, err error) error {
 	case refused, late:
 		return err
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return &problem.Error{
-			Code: connect.CodeDeadlineExceeded, Reason: "BODY_TIMEOUT", Message: "the request's body did not arrive in time; nothing was done",
-		}
+		return problem.New(errorv1.Reason_REASON_DEADLINE_EXCEEDED, "the request's body did not arrive in time; nothing was done")
 	case r.Context().Err() != nil:
 		return fmt.Errorf("read the body: %w", r.Context().Err())
 	case errors.Is(err, io.ErrUnexpectedEOF):
@@ -473,11 +489,8 @@ func isCorrupt(err error) bool {
 	return ok
 }
 
-// reasonBroken is the reason of a request that could not be read.
-const reasonBroken = "BODY_BROKEN"
-
 func bodyBroken(why string) *problem.Error {
-	return &problem.Error{Code: connect.CodeInvalidArgument, Reason: reasonBroken, Message: "the request cannot be read: " + why}
+	return problem.New(errorv1.Reason_REASON_BODY_BROKEN, "the request cannot be read: "+why)
 }
 
 var (
@@ -485,9 +498,11 @@ var (
 	grpcTimeout    = regexp.MustCompile(`^[0-9]{1,8}[HMSmun]$`)
 )
 
-// checkHeaders refuses what Connect would refuse without a reason.
+// checkHeaders refuses what Connect would refuse without a reason, and a lenientHeader that would be misread.
 func checkHeaders(h http.Header) error {
-	switch t, g, v := h.Get("Connect-Timeout-Ms"), h.Get("Grpc-Timeout"), h.Get("Connect-Protocol-Version"); {
+	switch t, g, v, l := h.Get("Connect-Timeout-Ms"), h.Get("Grpc-Timeout"), h.Get("Connect-Protocol-Version"), h.Get(lenientHeader); {
+	case l != "" && l != "true" && l != "false":
+		return bodyBroken("the header " + lenientHeader + " must be true or false")
 	case t != "" && !connectTimeout.MatchString(t):
 		return bodyBroken("the header Connect-Timeout-Ms must be a number of at most 10 digits")
 	case g != "" && !grpcTimeout.MatchString(g):

@@ -140,10 +140,10 @@ func TestEverySpellingOfARequestIsMeasured(t *testing.T) {
 							}
 							reached++
 							inside.id = ""
-							if got := ask(t, edge, http.MethodPost, path, token, header, bodies[packed][1]); !strings.Contains(got, "LIMIT_EXCEEDED") || !strings.Contains(got, fmt.Sprint(limit)) {
+							if got := ask(t, edge, http.MethodPost, path, token, header, bodies[packed][1]); !strings.Contains(got, "SIZE_EXCEEDED") || !strings.Contains(got, fmt.Sprint(limit)) {
 								t.Errorf("%q, packed %t: a byte over the limit: %s", header, packed, got)
 							}
-							if got := ask(t, edge, http.MethodPost, path, token, header, bodies[packed][2]); !strings.Contains(got, "LIMIT_EXCEEDED") {
+							if got := ask(t, edge, http.MethodPost, path, token, header, bodies[packed][2]); !strings.Contains(got, "SIZE_EXCEEDED") {
 								t.Errorf("%q, packed %t: many values: %s", header, packed, got)
 							}
 							if inside.id != "" {
@@ -193,7 +193,7 @@ func TestEverySpellingOfARequestIsMeasured(t *testing.T) {
 							reached++
 							inside.id = ""
 							for _, message := range messages[1:] {
-								if got := ask(t, edge, http.MethodGet, put(message, encode), token, http.Header{}, nil); inside.id != "" || !strings.Contains(got, "LIMIT_EXCEEDED") {
+								if got := ask(t, edge, http.MethodGet, put(message, encode), token, http.Header{}, nil); inside.id != "" || !strings.Contains(got, "SIZE_EXCEEDED") {
 									t.Errorf("%s: %d bytes: %.200s", target, len(message), got)
 								}
 							}

@@ -28,6 +28,7 @@ import (
 	"holdfast/db/dbtest"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
@@ -199,6 +200,7 @@ func parse(tb testing.TB, status int, text []byte) reply {
 	var e struct {
 		Code    string `json:"code"`
 		Details []struct {
+			Type  string `json:"type"`
 			Debug struct {
 				Reason string `json:"reason"`
 			} `json:"debug"`
@@ -209,6 +211,9 @@ func parse(tb testing.TB, status int, text []byte) reply {
 		r.code = e.Code
 		if len(e.Details) > 0 {
 			r.reason = e.Details[0].Debug.Reason
+		}
+		if errorv1.Reason_value["REASON_"+r.reason] == 0 || e.Details[0].Type != "holdfast.error.v1.Problem" {
+			tb.Errorf("an error without a Problem: %s", text)
 		}
 	} else if status != http.StatusOK {
 		r.code = fmt.Sprint("HTTP ", status)
@@ -258,7 +263,7 @@ const (
 	// What every user of the tenant may see.
 	isShared = "ok, the tenant's"
 	// Whoever has it, an id is taken.
-	isTaken    = "already_exists OBJECT_EXISTS"
+	isTaken    = "already_exists ALREADY_EXISTS"
 	isNotFound = "not_found NOT_FOUND"
 )
 

@@ -20,7 +20,7 @@ import (
 
 const (
 	invalidToken = "unauthenticated CREDENTIAL_INVALID"
-	providerAway = "unavailable PROVIDER_UNAVAILABLE"
+	providerAway = "unavailable IDENTITY_PROVIDER_UNAVAILABLE"
 )
 
 // until verifies a token again for as long as the answer is to try again, as a client does.

@@ -46,7 +46,7 @@ func TestWhatCannotBeReadIsRefusedWithAReason(t *testing.T) {
 		}
 		return get + "?" + q.Encode()
 	}
-	const broken, field = "BODY_BROKEN", "FIELD_INVALID"
+	const broken, field, unknown, inexact = "BODY_BROKEN", "FIELD_INVALID", "FIELD_UNKNOWN", "NUMBER_INEXACT"
 	for name, tt := range map[string]struct {
 		path, body string
 		headers    []string
@@ -63,12 +63,12 @@ func TestWhatCannotBeReadIsRefusedWithAReason(t *testing.T) {
 		"a wrong type, deep":            {appendMessages, `{"conversationId":"c1","messages":[{"text":"a"},{"text":{}}]}`, []string{asJSON}, field, "messages[1].text"},
 		"an object for a list":          {appendMessages, `{"messages":{}}`, []string{asJSON}, field, "messages"},
 		"a field twice":                 {appendMessages, `{"conversationId":"a","conversationId":"b"}`, []string{asJSON}, field, "conversationId"},
-		"an enum of no known name":      {appendMessages, `{"conversationId":"c1","messages":[{"role":"ROLE_KING"}]}`, []string{asJSON}, field, "role"},
+		"an enum of no known name":      {appendMessages, `{"conversationId":"c1","messages":[{"role":"ROLE_KING"}]}`, []string{asJSON}, unknown, "role"},
 		"an enum that is a list":        {appendMessages, `{"conversationId":"c1","messages":[{"role":[]}]}`, []string{asJSON}, field, "role"},
 		"bad base64":                    {ingest, `{"conversationId":"c1","epoch":1,"frames":[{"clientIndex":1,"binary":"***"}]}`, []string{asJSON}, field, "binary"},
-		"a number out of range":         {get, `{"conversationId":"c1","messageLimit":2147483648}`, []string{asJSON}, field, "messageLimit"},
-		"a number beyond all":           {get, `{"conversationId":"c1","ifVersionNot":"99999999999999999999"}`, []string{asJSON}, field, "ifVersionNot"},
-		"a fraction":                    {get, `{"conversationId":"c1","messageLimit":1.5}`, []string{asJSON}, field, "messageLimit"},
+		"a number out of range":         {get, `{"conversationId":"c1","messageLimit":2147483648}`, []string{asJSON}, inexact, "messageLimit"},
+		"a number beyond all":           {get, `{"conversationId":"c1","ifVersionNot":"99999999999999999999"}`, []string{asJSON}, inexact, "ifVersionNot"},
+		"a fraction":                    {get, `{"conversationId":"c1","messageLimit":1.5}`, []string{asJSON}, inexact, "messageLimit"},
 		"a duration that is none":       {create, `{"conversationId":"c1","ttl":"a week"}`, []string{asJSON}, field, "ttl"},
 		"invalid UTF-8 in JSON":         {appendMessages, "{\"conversationId\":\"\xff\"}", []string{asJSON}, field, "conversationId"},
 		"half a surrogate pair":         {appendMessages, `{"conversationId":"\ud800"}`, []string{asJSON}, field, "conversationId"},

@@ -37,7 +37,9 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
+	"holdfast/handlers/problem"
 	"holdfast/jsonpb"
 	"holdfast/object"
 )
@@ -188,9 +190,9 @@ func New(o Options) (*Server, error) {
 	admitted := func(c *call, r *http.Request) error { return admission.admit(c, in.rpcs[r.URL.Path].stream) }
 	refusals := connect.NewErrorWriter(options...)
 	mux := http.NewServeMux()
-	// Intake has refused what is over a limit. Connect keeps to the limits too, should intake miss something.
+	// Intake has refused what is over a limit. Connect keeps to the limits too, should intake miss something. lenientMark has a byte.
 	limited := append(slices.Clone(options), connect.WithConditionalHandlerOptions(func(s connect.Spec) []connect.HandlerOption {
-		return []connect.HandlerOption{connect.WithReadMaxBytes(int(in.rpcs[s.Procedure].limit))}
+		return []connect.HandlerOption{connect.WithReadMaxBytes(int(in.rpcs[s.Procedure].limit) + 1)}
 	}))
 	small := append(slices.Clone(options), connect.WithReadMaxBytes(maxOpenRequest))
 	for _, service := range o.Services {
@@ -213,15 +215,21 @@ func New(o Options) (*Server, error) {
 		reflect(grpcreflect.NewHandlerV1(reflector, small...))
 		reflect(grpcreflect.NewHandlerV1Alpha(reflector, small...))
 	}
-	mux.Handle("/", t.wrap(http.NotFoundHandler()))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
-	mux.HandleFunc("GET /readyz", s.readyz)
+	mux.Handle("/", t.wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		refuse(refusals, w, r, t.fail(r.Context(), methodUnknown(callFrom(r.Context()), http.StatusNotFound, r)))
+	})))
+	for _, path := range []string{"/health/live", "/healthz"} { // Cloud Run keeps paths that end in z to itself
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	}
+	for _, path := range []string{"/health/ready", "/readyz"} {
+		mux.HandleFunc("GET "+path, s.readyz)
+	}
 	s.handler = mux
 	if len(o.Origins) > 0 {
 		s.handler = cors.New(cors.Options{
 			AllowedOrigins: o.Origins,
 			AllowedMethods: connectcors.AllowedMethods(),
-			AllowedHeaders: slices.Concat(connectcors.AllowedHeaders(), []string{"Authorization", userHeader, "If-None-Match"}, tracingHeaders),
+			AllowedHeaders: slices.Concat(connectcors.AllowedHeaders(), []string{"Authorization", userHeader, lenientHeader, "If-None-Match"}, tracingHeaders),
 			ExposedHeaders: append(connectcors.ExposedHeaders(), "Date", "ETag", "RateLimit", "RateLimit-Policy", "Retry-After", "WWW-Authenticate"),
 			MaxAge:         7200, // no browser keeps it longer
 		}).Handler(mux)
@@ -366,7 +374,7 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
 	_, _ = io.WriteString(w, "ready\n")
 }
 
-// health answers gRPC's health checks as /readyz does.
+// health answers gRPC's health checks as /health/ready does.
 type health struct {
 	*Server
 
@@ -392,10 +400,24 @@ type openStreams struct {
 	free     chan struct{}
 }
 
+// checkOpenStream refuses what Connect would refuse without a reason, and compression.
+func checkOpenStream(r *http.Request) error {
+	if r.Method != http.MethodPost || r.ProtoMajor < 2 {
+		return problem.New(errorv1.Reason_REASON_METHOD_UNKNOWN, "reflection is called by POST over HTTP/2")
+	}
+	if _, known := formOf(r.Header, true); !known {
+		return formUnknown(callFrom(r.Context()), true)
+	}
+	if e := cmp.Or(r.Header.Get(grpcEncoding), r.Header.Get("Connect-Content-Encoding"), "identity"); e != "identity" {
+		return errOpenCompression
+	}
+	return checkHeaders(r.Header)
+}
+
 func (o *openStreams) bound(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if e := cmp.Or(r.Header.Get("Grpc-Encoding"), r.Header.Get("Connect-Content-Encoding"), "identity"); e != "identity" {
-			_ = o.refusals.Write(w, r, o.fail(r.Context(), errOpenCompression))
+		if err := checkOpenStream(r); err != nil {
+			refuse(o.refusals, w, r, o.fail(r.Context(), err))
 			return
 		}
 		select {

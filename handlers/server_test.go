@@ -29,6 +29,7 @@ import (
 	"holdfast/db"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
@@ -352,7 +353,7 @@ func TestStreamsAreInterceptedToo(t *testing.T) {
 			return err
 		}
 		<-looked
-		return problem.FailedPrecondition("FENCED", "no")
+		return problem.New(errorv1.Reason_REASON_FENCED, "no")
 	}
 	err := b.watchUntilEnd(t, func() {
 		if got := b.metric(t, "holdfast_streams_open"); !slices.Equal(got, []string{" 1"}) {
@@ -435,11 +436,11 @@ func TestEachCallIsReportedOnce(t *testing.T) {
 	const service = "/holdfast.conversation.v1.ConversationService/"
 	want := []string{
 		"invalid_argument " + service + "CreateConversation 1",
-		"malformed unknown 2",
 		"not_found " + service + "GetConversation 1",
 		"ok " + service + "CreateConversation 1",
 		"ok " + service + "WatchConversation 1",
 		"unauthenticated " + service + "CreateConversation 1",
+		"unimplemented unknown 2",
 	}
 	if diff := cmp.Diff(want, b.metric(t, "holdfast_requests_total")); diff != "" {
 		t.Error(diff)
@@ -580,7 +581,7 @@ func TestCORS(t *testing.T) {
 func TestPublicPaths(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	for path, want := range map[string]int{"/healthz": 200, "/readyz": 200, "/": 404} {
+	for path, want := range map[string]int{"/health/live": 200, "/health/ready": 200, "/healthz": 200, "/readyz": 200, "/health": 404, "/": 404} {
 		if got := b.do(t, http.MethodGet, path, ""); got.status != want {
 			t.Errorf("%s is %d", path, got.status)
 		}

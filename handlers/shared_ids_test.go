@@ -14,7 +14,7 @@ func TestAnothersIDSwallowsNoMessage(t *testing.T) {
 	call := func(method, body string, as ...string) reply {
 		return b.do(t, "POST", "/holdfast.conversation.v1.ConversationService/"+method, strings.NewReader(body), append(as, "Content-Type: application/json")...)
 	}
-	if got := call("CreateConversation", `{"conversationId":"shared","shared":true}`, service); got.code != "ok" {
+	if got := call("CreateConversation", `{"conversationId":"shared"}`, service); got.code != "ok" {
 		t.Fatal(got)
 	}
 	for _, body := range []string{

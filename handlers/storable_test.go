@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/handlers/problem"
 )
 
@@ -82,10 +83,10 @@ func TestStorable(t *testing.T) {
 			switch {
 			case tt.field == "" && err != nil:
 				t.Errorf("refused: %v", err)
-			case tt.field != "" && (!errors.As(err, &p) || len(p.Fields) != 1):
+			case tt.field != "" && (!errors.As(err, &p) || len(p.Detail.(*errorv1.Violations).GetFields()) != 1):
 				t.Errorf("error is %v, want one of %s", err, tt.field)
-			case tt.field != "" && !strings.HasPrefix(p.Fields[0].Path, tt.field):
-				t.Errorf("field is %s, want %s", p.Fields[0].Path, tt.field)
+			case tt.field != "" && !strings.HasPrefix(p.Detail.(*errorv1.Violations).GetFields()[0].GetField(), tt.field):
+				t.Errorf("field is %v, want %s", p.Detail, tt.field)
 			}
 		})
 	}

@@ -32,6 +32,7 @@ type call struct {
 	presented credential.Presented
 	backs     backing
 	code      string
+	status    int // of HTTP, in place of the code's; 0: the code's
 	reason    string
 	err       error
 	response  http.ResponseWriter
@@ -148,7 +149,7 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	in := r.WithContext(ctx)
 	w.Header().Set("Cache-Control", "no-store") // unless the answer has an ETag; RFC 6749, 5.1, asks for it where tokens are issued
 	if refusal := e.receive(c, w, in); refusal != nil {
-		_ = e.refusals.Write(w, in, refusal)
+		refuse(e.refusals, w, in, refusal)
 		return
 	}
 	if c.answer != nil {
@@ -156,6 +157,32 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer c.answer.finish()
 	}
 	e.next.ServeHTTP(w, in.WithContext(c.identified(ctx)))
+}
+
+// refuse answers with an error in the protocol of the request. Where HTTP has a status of its own for the error, it has that status; a
+// request of unknown form gets JSON.
+func refuse(errors *connect.ErrorWriter, w http.ResponseWriter, r *http.Request, e *connect.Error) {
+	if status := callFrom(r.Context()).status; status != 0 {
+		w = fixedStatus{w, status}
+		if status == http.StatusUnsupportedMediaType {
+			r.Header.Del("Content-Type")
+		}
+	}
+	_ = errors.Write(w, r, e)
+}
+
+// fixedStatus has another status than that of its error's code. In protocols that have errors in a body or trailer it is 200.
+type fixedStatus struct {
+	http.ResponseWriter
+
+	status int
+}
+
+func (w fixedStatus) WriteHeader(status int) {
+	if status != http.StatusOK {
+		status = w.status
+	}
+	w.ResponseWriter.WriteHeader(status)
 }
 
 // receive admits a request and reads its body.

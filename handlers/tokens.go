@@ -15,6 +15,7 @@ import (
 	"github.com/MicahParks/keyfunc/v3"
 	"github.com/golang-jwt/jwt/v5"
 
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
 )
@@ -124,7 +125,7 @@ func (t *Tokens) verify(ctx context.Context, token string) (identity.Identity, t
 	refuse := func(err error) (identity.Identity, time.Time, error) { return identity.Identity{}, time.Time{}, err }
 	claims, err := t.parse(ctx, token)
 	if errors.Is(err, errProvider) {
-		return refuse(problem.Unavailable("PROVIDER_UNAVAILABLE",
+		return refuse(problem.Later(errorv1.Reason_REASON_IDENTITY_PROVIDER_UNAVAILABLE,
 			"the identity provider's keys have yet to be fetched, so the token cannot be verified now", unknownKeyEvery))
 	}
 	if err != nil {

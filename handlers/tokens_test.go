@@ -261,7 +261,7 @@ func TestProviderAwayIsNotABadCredential(t *testing.T) {
 	p.setDown(true)
 	tokens := newTokens(t, tokenConfig(p))
 	token := p.sign(t, "k1", good(nil))
-	if _, _, err := tokens.verify(t.Context(), token); refusal(err) != "unavailable PROVIDER_UNAVAILABLE" {
+	if _, _, err := tokens.verify(t.Context(), token); refusal(err) != "unavailable IDENTITY_PROVIDER_UNAVAILABLE" {
 		t.Errorf("away: %v", err)
 	}
 }

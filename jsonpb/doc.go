@@ -5,6 +5,6 @@
 // written, and found by name in one look-up. Struct, Value, ListValue and Timestamp have code of their own. The remaining
 // well-known types, and messages of proto2 with extensions or required fields, go through protojson.
 //
-// The output is protojson's without its random blanks, byte for byte, and the input that is accepted is the same. Fuzz tests
-// hold both in both directions.
+// The output is protojson's without its random blanks, byte for byte, and the input that is accepted is the same, except that
+// unknown values of enums and inexact numbers are refused unless the caller lets them pass. Fuzz tests hold both in both directions.
 package jsonpb

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"math"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -61,7 +63,7 @@ func differs(tb testing.TB, m proto.Message) {
 			tb.Fatalf("%T is written as\n%s\nprotojson:\n%s", m, got[1:], compact.Bytes())
 		}
 		back := m.ProtoReflect().New().Interface()
-		if err := of.codec.Unmarshal(got[1:], back); err != nil || !proto.Equal(m, back) {
+		if _, err := of.codec.Unmarshal(got[1:], back, jsonpb.Unknown|jsonpb.Inexact); err != nil || !proto.Equal(m, back) {
 			tb.Fatalf("%s is read back as %v, %v", got[1:], back, err)
 		}
 	}
@@ -71,12 +73,15 @@ func differs(tb testing.TB, m proto.Message) {
 func reads(tb testing.TB, prototype proto.Message, text []byte) {
 	tb.Helper()
 	want, got := prototype.ProtoReflect().New().Interface(), prototype.ProtoReflect().New().Interface()
-	wantErr, err := protojson.Unmarshal(text, want), camel.Unmarshal(text, got)
-	if (err == nil) != (wantErr == nil) || err == nil && !proto.Equal(want, got) {
+	wantErr := protojson.Unmarshal(text, want)
+	_, err := camel.Unmarshal(text, got, jsonpb.Inexact)
+	e, ok := errors.AsType[*jsonpb.Error](err)
+	unnamed := ok && e.Unknown && wantErr == nil // an enum's value has no name
+	if (err == nil) != (wantErr == nil) && !unnamed || err == nil && !proto.Equal(want, got) {
 		tb.Fatalf("%T from %q: %v, %v; protojson: %v, %v", prototype, text, got, err, want, wantErr)
 	}
 	lenientErr := protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(text, want)
-	unknown, err := camel.UnmarshalLenient(text, got)
+	unknown, err := camel.Unmarshal(text, got, jsonpb.Unknown|jsonpb.Inexact)
 	if (err == nil) != (lenientErr == nil) || err == nil && (!proto.Equal(want, got) || unknown != (wantErr != nil)) {
 		tb.Fatalf("leniently, %T from %q: %v, unknown %v, %v; protojson: %v, %v, strictly %v", prototype, text, got, unknown, err, want, lenientErr, wantErr)
 	}
@@ -149,14 +154,18 @@ func TestNumbersAreWrittenAsInECMAScript(t *testing.T) {
 func TestAnErrorNamesTheField(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		`{"messages":[{},{"rol":1}]}`:            "messages[1].rol unknown",
-		`{"messages":[{},{"role":"ROLE_KING"}]}`: "messages[1].role unknown",
-		`{"messages":[{"seq":"x"}]}`:             "messages[0].seq",
-		`{"conversation":{"labels":{"a":1}}}`:    "conversation.labels.a",
-		`{"messages":[{"createTime":"today"}]}`:  "messages[0].createTime",
-		`{`:                                      "",
+		`{"messages":[{},{"rol":1}]}`:                                          "messages[1].rol unknown",
+		`{"messages":[{},{"role":"ROLE_KING"}]}`:                               "messages[1].role unknown",
+		`{"messages":[{"seq":"x"}]}`:                                           "messages[0].seq",
+		`{"messages":[{"role":99}]}`:                                           "messages[0].role unknown",
+		`{"messages":[{"client_message_id":1}]}`:                               "messages[0].client_message_id",
+		`{"messages":[{"seq":1.5}]}`:                                           "messages[0].seq inexact",
+		`{"messages":[{"parts":[{"json":{"a":[1,{"b":9007199254740993}]}}]}]}`: "messages[0].parts[0].json.a[1].b inexact",
+		`{"conversation":{"labels":{"a":1}}}`:                                  "conversation.labels.a",
+		`{"messages":[{"createTime":"today"}]}`:                                "messages[0].createTime",
+		`{`:                                                                    "",
 	} {
-		err := camel.Unmarshal([]byte(text), &conversationv1.GetConversationResponse{})
+		_, err := camel.Unmarshal([]byte(text), &conversationv1.GetConversationResponse{}, 0)
 		var e *jsonpb.Error
 		if !errors.As(err, &e) {
 			t.Fatalf("%s: %v", text, err)
@@ -165,8 +174,48 @@ func TestAnErrorNamesTheField(t *testing.T) {
 		if e.Unknown {
 			got += " unknown"
 		}
+		if e.Inexact {
+			got += " inexact"
+		}
 		if got != want {
 			t.Errorf("%s: %q, want %q (%v)", text, got, want, err)
+		}
+	}
+}
+
+func TestANumberThatADoubleWouldChangeIsRefused(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]bool{
+		"0": true, "-0": true, "0.0e5": true, "1": true, "-1.50": true, "0.1": true, "100e-3": true, "1e21": true, "123456789012345680000": true,
+		"9007199254740992": true, "9007199254740993": false, "-9007199254740993": false, "9007199254740993.0": false, "1234567890123456789": false,
+		"18446744073709551615": false, "1152921504606847000": true, "0.30000000000000004": true, "0.10000000000000001": true,
+		"0.1234567890123456789": false, "3.141592653589793": true, "3.14159265358979323846": false, "1.7976931348623157e308": true, "1e400": false,
+		"-1e400": false, "1e-400": false, "5e-324": true, "1e99999999999": false, "1e-99999999999": false, "0e99999999999": true, "0.1e1": true,
+	} {
+		v := &structpb.Value{}
+		_, err := camel.Unmarshal([]byte(text), v, 0)
+		if e, _ := errors.AsType[*jsonpb.Error](err); (err == nil) != want || !want && (e == nil || !e.Inexact) {
+			t.Errorf("%s: %v", text, err)
+		}
+		if _, err := camel.Unmarshal([]byte(text), &wrapperspb.DoubleValue{}, jsonpb.Inexact); (err != nil) != strings.Contains(text, "e400") && !strings.Contains(text, "e99999") {
+			t.Errorf("%s in a row: %v", text, err)
+		}
+	}
+	for i := range 20_000 {
+		r := rand.New(rand.NewPCG(uint64(i), 2))
+		n := math.Float64frombits(r.Uint64())
+		if math.IsNaN(n) || math.IsInf(n, 0) {
+			continue
+		}
+		for _, printed := range []string{strconv.FormatFloat(n, 'g', -1, 64), strconv.FormatFloat(n, 'e', 16, 64)} {
+			v := &structpb.Value{}
+			if _, err := camel.Unmarshal([]byte(printed), v, 0); err != nil || v.GetNumberValue() != n {
+				t.Errorf("%s is a double: %v, %v", printed, v, err)
+			}
+		}
+		long := strconv.FormatUint(r.Uint64N(1<<63)|1<<62|1, 10) // an odd number above 2^53
+		if _, err := camel.Unmarshal([]byte(long), &structpb.Value{}, 0); err == nil {
+			t.Errorf("%s was taken", long)
 		}
 	}
 }
@@ -213,7 +262,7 @@ func BenchmarkJSON(b *testing.B) {
 	})
 	b.Run("read", func(b *testing.B) {
 		for b.Loop() {
-			_ = camel.Unmarshal(text, &conversationv1.GetConversationResponse{})
+			_, _ = camel.Unmarshal(text, &conversationv1.GetConversationResponse{}, 0)
 		}
 	})
 	b.Run("read/protojson", func(b *testing.B) {

@@ -37,11 +37,53 @@ func (d *reader) number(kind protoreflect.Kind) (v protoreflect.Value, err error
 		d.blanks()
 	}
 	v, ok := numberValue(kind, literal)
+	if ok && kind == protoreflect.DoubleKind && d.pass&Inexact == 0 {
+		ok = isExact(literal, v.Float())
+	}
 	if !ok {
 		d.at = at
-		return v, d.fail("%.40s is not of the type %v", literal, kind)
+		return v, d.inexact(literal, kind)
 	}
 	return v, nil
+}
+
+func (d *reader) inexact(literal string, kind protoreflect.Kind) *Error {
+	e := d.fail("the type %v cannot hold %.40s exactly", kind, literal)
+	e.Inexact = true
+	return e
+}
+
+// isExact reports whether n still has each digit of the literal that it was read from. A literal with a fraction or an exponent
+// may have the 17 digits that some libraries print of each double. An integer must be the one that n is written as.
+func isExact(literal string, n float64) bool {
+	digits, exponent := significant(literal)
+	short, shortExponent := significant(strconv.FormatFloat(n, 'e', -1, 64))
+	if digits == short && exponent == shortExponent {
+		return true
+	}
+	const mostPrinted = 17
+	if len(digits) > mostPrinted || !strings.ContainsAny(literal, ".eE") {
+		return false
+	}
+	printed, printedExponent := significant(strconv.FormatFloat(n, 'e', max(len(digits)-1, 0), 64))
+	return digits == printed && exponent == printedExponent
+}
+
+// significant returns the digits of a number without zeros at either end, and the exponent of 0.digits.
+func significant(literal string) (digits string, exponent int64) {
+	mantissa := strings.TrimPrefix(literal, "-")
+	if i := strings.IndexAny(mantissa, "eE"); i >= 0 {
+		// An exponent out of range becomes the greatest or smallest, which no double has. As protojson has it, "1e" is 1.
+		exponent, _ = strconv.ParseInt(mantissa[i+1:], 10, 32)
+		mantissa = mantissa[:i]
+	}
+	whole, fraction, _ := strings.Cut(mantissa, ".")
+	digits = strings.TrimLeft(whole+fraction, "0")
+	exponent += int64(len(whole) - (len(whole+fraction) - len(digits)))
+	if digits = strings.TrimRight(digits, "0"); digits == "" {
+		exponent = 0
+	}
+	return digits, exponent
 }
 
 func floatValue(kind protoreflect.Kind, n float64) protoreflect.Value {

@@ -24,8 +24,10 @@ type Error struct {
 	Path string
 	// Message is for people.
 	Message string
-	// Unknown is set where there is no such field, or no such name of an enum's value.
+	// Unknown is set where there is no such field, or no such value of an enum.
 	Unknown bool
+	// Inexact is set for a number that its type would round, cut off or not hold at all.
+	Inexact bool
 }
 
 func (e *Error) Error() string {
@@ -53,22 +55,22 @@ func within(name string, err error) error {
 	return e
 }
 
-// Unmarshal replaces what m holds by what the text says. A field or a name of an enum's value that the type does not have
-// is an error, as is everything else that protojson refuses; it is an *Error.
-func (c *Codec) Unmarshal(text []byte, m proto.Message) error {
-	_, err := c.unmarshal(text, m, false)
-	return err
-}
+// Pass is a set of faults that a reader passes over.
+type Pass uint8
 
-// UnmarshalLenient passes over unknown fields and unknown names of enum values. unknown is set where there were any.
-func (c *Codec) UnmarshalLenient(text []byte, m proto.Message) (unknown bool, err error) {
-	return c.unmarshal(text, m, true)
-}
+const (
+	// Unknown skips fields and names of enum values that the type does not have, and keeps unknown numbers of enum values.
+	Unknown Pass = 1 << iota
+	// Inexact rounds numbers that a double cannot hold, as protojson does.
+	Inexact
+)
 
-func (c *Codec) unmarshal(text []byte, m proto.Message, lenient bool) (unknown bool, err error) {
+// Unmarshal replaces what m holds by what the text says. What protojson refuses is an *Error, and so are unknown values of enums
+// and inexact numbers, except for what pass names. unknown reports whether something unknown was passed over.
+func (c *Codec) Unmarshal(text []byte, m proto.Message, pass Pass) (unknown bool, err error) {
 	proto.Reset(m)
 	r := m.ProtoReflect()
-	d := reader{text: text, lenient: lenient}
+	d := reader{text: text, pass: pass}
 	d.blanks()
 	if err := d.message(c.table(r.Descriptor()), r); err != nil {
 		return d.unknown, err
@@ -102,23 +104,23 @@ func (d *reader) message(t *table, m protoreflect.Message) error {
 		f := t.byName[string(name)]
 		if f == nil {
 			d.unknown = true
-			if d.lenient {
+			if d.pass&Unknown != 0 {
 				return d.skip()
 			}
-			return within(string(name), &Error{Message: "there is no such field", Unknown: true})
+			return within(string(name), &Error{Message: fmt.Sprintf("%s has no such field", m.Descriptor().FullName()), Unknown: true})
 		}
 		if !fields.add(f.index) {
-			return within(f.name, d.fail("the field is there twice"))
+			return within(string(name), d.fail("the field is there twice"))
 		}
 		// null is the same as nothing, except where it is a value.
 		if d.next() == 'n' && (f.message == nil || f.message.form != value) && !f.nullValue && d.word("null") {
 			return nil
 		}
 		if f.oneof >= 0 && !oneofs.add(f.oneof) {
-			return within(f.name, d.fail("another field of the same oneof is set"))
+			return within(string(name), d.fail("another field of the same oneof is set"))
 		}
 		if err := d.field(f, m); err != nil {
-			return within(f.name, err)
+			return within(string(name), err)
 		}
 		return nil
 	})
@@ -252,10 +254,10 @@ func (d *reader) enum(f *field) (protoreflect.Value, error) {
 			return protoreflect.ValueOfEnum(v.Number()), nil
 		}
 		d.unknown = true
-		if d.lenient {
+		if d.pass&Unknown != 0 {
 			return protoreflect.Value{}, nil
 		}
-		return protoreflect.Value{}, &Error{Message: fmt.Sprintf("%s has no value %q", f.enum.FullName(), name), Unknown: true}
+		return protoreflect.Value{}, noSuchValue(f.enum, strconv.Quote(string(name)))
 	case c == 'n' && f.nullValue && d.word("null"):
 		return protoreflect.ValueOfEnum(0), nil
 	case c == '-' || '0' <= c && c <= '9':
@@ -263,10 +265,26 @@ func (d *reader) enum(f *field) (protoreflect.Value, error) {
 		if err != nil {
 			return n, err
 		}
-		return protoreflect.ValueOfEnum(protoreflect.EnumNumber(n.Int())), nil //nolint:gosec // an int32
+		number := protoreflect.EnumNumber(n.Int()) //nolint:gosec // an int32
+		if d.pass&Unknown == 0 && f.enum.Values().ByNumber(number) == nil {
+			return protoreflect.Value{}, noSuchValue(f.enum, strconv.Itoa(int(number)))
+		}
+		return protoreflect.ValueOfEnum(number), nil
 	default:
 		return protoreflect.Value{}, d.unexpected("the name of a value")
 	}
+}
+
+func noSuchValue(enum protoreflect.EnumDescriptor, spelt string) *Error {
+	const most = 20
+	var names []string
+	for i := range min(enum.Values().Len(), most) {
+		names = append(names, string(enum.Values().Get(i).Name()))
+	}
+	if enum.Values().Len() > most {
+		names = append(names, "…")
+	}
+	return &Error{Message: fmt.Sprintf("%s has no value %.100s; it has %s", enum.FullName(), spelt, strings.Join(names, ", ")), Unknown: true}
 }
 
 // indexes is a set of small numbers.

@@ -11,7 +11,7 @@ type reader struct {
 	text    []byte
 	at      int
 	depth   int
-	lenient bool
+	pass    Pass
 	unknown bool
 }
 

@@ -20,7 +20,7 @@ func (d *reader) foreign(m protoreflect.Message) error {
 	}
 	o := protojson.UnmarshalOptions{RecursionLimit: maxDepth - d.depth + 1}
 	err := o.Unmarshal(d.text[start:d.at], m.Interface())
-	if err != nil && d.lenient {
+	if err != nil && d.pass&Unknown != 0 {
 		o.DiscardUnknown = true
 		if lenient := o.Unmarshal(d.text[start:d.at], m.Interface()); lenient == nil {
 			d.unknown, err = true, nil
@@ -104,9 +104,10 @@ func (d *reader) value(v *structpb.Value) error {
 		if n == 0 {
 			return d.unexpected("a value")
 		}
-		number, err := strconv.ParseFloat(string(d.text[d.at:d.at+n]), 64)
-		if err != nil {
-			return d.fail("%.40s is too large a number", d.text[d.at:d.at+n])
+		literal := string(d.text[d.at : d.at+n])
+		number, err := strconv.ParseFloat(literal, 64)
+		if err != nil || d.pass&Inexact == 0 && !isExact(literal, number) {
+			return d.inexact(literal, protoreflect.DoubleKind)
 		}
 		v.Kind = &structpb.Value_NumberValue{NumberValue: number}
 		d.at += n

@@ -5,6 +5,8 @@ import (
 	"sync"
 
 	"google.golang.org/protobuf/proto"
+
+	"holdfast/jsonpb"
 )
 
 // encoder keeps the buffers that messages are encoded into before their length is known. It is safe for concurrent use.
@@ -45,7 +47,7 @@ func decode(prototype proto.Message, text string) (m proto.Message, newer bool, 
 		return nil, false, fmt.Errorf("%w: the kind has no such collection", ErrInvalid)
 	}
 	m = prototype.ProtoReflect().New().Interface()
-	if newer, err = stored.UnmarshalLenient([]byte(text), m); err != nil {
+	if newer, err = stored.Unmarshal([]byte(text), m, jsonpb.Unknown|jsonpb.Inexact); err != nil {
 		return nil, false, fmt.Errorf("object: stored %s cannot be read: %w", m.ProtoReflect().Descriptor().FullName(), err)
 	}
 	return m, newer, nil

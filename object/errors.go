@@ -25,8 +25,12 @@ var (
 	ErrInvalid = errors.New("invalid value")
 )
 
-// VersionMismatchError: the precondition named another version than the object's.
-type VersionMismatchError struct{ Expected, Current Version }
+// VersionMismatchError: the precondition named another version than the object's. Current is 0 where there is no object.
+type VersionMismatchError struct {
+	Kind              string
+	ID                ID
+	Expected, Current Version
+}
 
 func (e *VersionMismatchError) Error() string {
 	return fmt.Sprintf("object: at version %d, not %d", e.Current, e.Expected)

@@ -210,7 +210,7 @@ func (w *work) apply(c *change, now time.Time) error {
 	for _, v := range []Version{c.opts.ifVersion, c.opts.basedOn} {
 		there := live || revived && v == c.opts.basedOn
 		if v != 0 && (!there || v != w.cur.version) {
-			mismatch := &VersionMismatchError{Expected: v}
+			mismatch := &VersionMismatchError{Kind: w.kind.name, ID: w.box.key.id, Expected: v}
 			if there {
 				mismatch.Current = w.cur.version
 			}

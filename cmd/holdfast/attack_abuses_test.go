@@ -435,7 +435,7 @@ func abuses() []*abuse {
 			})
 		},
 	}, &abuse{
-		name: "wrong credentials", by: stranger, what: "32 clients with wrong keys, tokens of sessions and JWTs", bound: "look-ups of what has failed wait; good ones pass", refused: []string{"401", "429 BACK_OFF"},
+		name: "wrong credentials", by: stranger, what: "32 clients with wrong keys, tokens of sessions and JWTs", bound: "look-ups of what has failed wait; good ones pass", refused: []string{"401", "429 AUTH_BACKOFF"},
 		attack: wrongCredentials,
 		bystanders: func(t *testing.T, f *battlefield, api string) []*bystander {
 			return []*bystander{

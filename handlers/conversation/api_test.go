@@ -363,7 +363,7 @@ func TestCreateConversation(t *testing.T) {
 		t.Errorf("ids are %q and %q", id, second.GetConversation().GetConversationId())
 	}
 	_, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: id})
-	refusal{code: connect.CodeAlreadyExists, reason: "OBJECT_EXISTS"}.check(t, err)
+	refusal{code: connect.CodeAlreadyExists, reason: "ALREADY_EXISTS"}.check(t, err)
 
 	// What a service makes for itself is the whole tenant's.
 	shared := must(service.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "shared"}))(t)
@@ -745,7 +745,7 @@ func TestListConversations(t *testing.T) {
 		t.Run("token "+token, func(t *testing.T) {
 			t.Parallel()
 			_, err := c.ListConversations(t.Context(), &conversationv1.ListConversationsRequest{PageToken: token})
-			invalidField("page_token").check(t, err)
+			refusal{code: connect.CodeInvalidArgument, reason: "PAGE_TOKEN_INVALID", field: "page_token"}.check(t, err)
 		})
 	}
 }

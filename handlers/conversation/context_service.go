@@ -9,6 +9,7 @@ import (
 	"time"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
@@ -50,7 +51,7 @@ func (m *Manager) read(ctx context.Context, id string, do func(*reader) error) (
 			return r, err
 		}
 	}
-	return nil, problem.Unavailable("CONTENTION", "others change this conversation all the time", 250*time.Millisecond)
+	return nil, problem.Later(errorv1.Reason_REASON_CONTENTION, "others change this conversation all the time", 250*time.Millisecond)
 }
 
 func (r *reader) same(page object.EntriesPage, err error) (object.EntriesPage, error) {
@@ -379,7 +380,8 @@ func (m *Manager) ProposeCompaction(
 		res, err := rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 			func(tx *object.Tx[state]) (*conversationv1.ProposeCompactionResponse, error) {
 				if wanted == nil {
-					return nil, problem.FailedPrecondition("NOTHING_TO_COMPACT", "no closed range lies before what is kept")
+					tx.Unchanged()
+					return &conversationv1.ProposeCompactionResponse{}, nil
 				}
 				got, err := leaseCompaction(tx.State(), wanted, req.GetLeaseToken(), lease, tx.Now())
 				if err != nil {
@@ -399,7 +401,7 @@ func (m *Manager) ProposeCompaction(
 			return res, err
 		}
 	}
-	return nil, problem.Unavailable("CONTENTION", "others summarise this conversation all the time", 250*time.Millisecond)
+	return nil, problem.Later(errorv1.Reason_REASON_CONTENTION, "others summarise this conversation all the time", 250*time.Millisecond)
 }
 
 // compaction chooses the range to summarise next; nil: there is none. It walks through all that no summary has, and keeps the
@@ -479,7 +481,7 @@ func (m *Manager) TruncateMessage(
 			case old == nil:
 				return nil, problem.NotFound(fmt.Sprintf("the conversation has no message %d", req.GetSeq()))
 			case old.GetRole() != conversationv1.Role_ROLE_ASSISTANT:
-				return nil, problem.FailedPrecondition("NOT_ASSISTANT", "only what the assistant says is heard or not")
+				return nil, problem.InvalidArgument("seq", "is not a message of the assistant; only what the assistant says is heard or not")
 			}
 			msg, changed := truncate(tx.State(), old, req, tx.Now())
 			if changed {

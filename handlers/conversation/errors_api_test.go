@@ -301,7 +301,7 @@ func TestTooLarge(t *testing.T) {
 			say(t, c, "one")
 			before := get(t, c)
 			err := invoke(t, c, tt.req)
-			refusal{code: connect.CodeInvalidArgument, reason: "LIMIT_EXCEEDED", field: tt.what, says: []string{"262144"}}.check(t, err)
+			refusal{code: connect.CodeInvalidArgument, reason: "SIZE_EXCEEDED", field: tt.what, says: []string{"262144"}}.check(t, err)
 			if limit := detail[*errdetails.ErrorInfo](t, err).GetMetadata()["limit"]; limit != "262144" {
 				t.Errorf("the limit is said to be %q", limit)
 			}
@@ -319,7 +319,7 @@ func TestTooLarge(t *testing.T) {
 				texts[i] = strings.Repeat("x", 64<<10)
 			}
 			_, err := c.AppendMessages(t.Context(), &appendReq{ConversationId: c1, Messages: said(texts...)})
-			refusal{code: connect.CodeInvalidArgument, reason: "LIMIT_EXCEEDED", says: []string{"8388608"}}.check(t, err)
+			refusal{code: connect.CodeInvalidArgument, reason: "SIZE_EXCEEDED", says: []string{"8388608"}}.check(t, err)
 			must(c.AppendMessages(t.Context(), &appendReq{ConversationId: c1, Messages: said(texts[:100]...)}))(t)
 		})
 	}
@@ -443,7 +443,7 @@ func TestRefusalsAsCurlSeesThem(t *testing.T) {
 		status       int
 		says         []string
 	}{
-		{"CreateConversation", `{"conversationId": "c1"}`, 409, []string{"already_exists", "OBJECT_EXISTS"}},
+		{"CreateConversation", `{"conversationId": "c1"}`, 409, []string{"already_exists", "ALREADY_EXISTS"}},
 		{"GetConversation", `{"conversationId": "c2"}`, 404, []string{"not_found", "NOT_FOUND", "or it is not yours"}},
 		{"UpdateConversation", `{"conversationId": "c1", "conversation": {}, "ifVersion": 9}`, 409, []string{"aborted", "VERSION_MISMATCH", `"current_version":"1"`}},
 		{"SetVoiceState", `{"conversationId": "c1", "status": "VOICE_STATUS_RESPONDING"}`, 400, []string{"failed_precondition", "ILLEGAL_TRANSITION", "VOICE_STATUS_LISTENING"}},

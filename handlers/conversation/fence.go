@@ -5,6 +5,7 @@ import (
 	"time"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/handlers/conversation/floor"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
@@ -24,7 +25,7 @@ func fence(s *conversationv1.ConversationState, w writer) error {
 	newest := floor.Newest(s)
 	if 0 < w.epoch && w.epoch <= s.GetIssuedBefore() {
 		// Not a fencedError: words of a conversation that was deleted are not kept in the next of its id.
-		return problem.FailedPrecondition("FENCED",
+		return problem.New(errorv1.Reason_REASON_FENCED,
 			fmt.Sprintf("epoch %d is over: its conversation was deleted; call OpenLive for an epoch of this one", w.epoch))
 	}
 	if w.epoch < newest {
@@ -47,7 +48,7 @@ func issued(s *conversationv1.ConversationState, epoch int64) bool {
 }
 
 func epochUnknown(epoch, newest int64) error {
-	return problem.FailedPrecondition("EPOCH_UNKNOWN",
+	return problem.New(errorv1.Reason_REASON_FENCED,
 		fmt.Sprintf("epoch %d was never issued, the newest is epoch %d; call OpenLive for the next", epoch, newest))
 }
 

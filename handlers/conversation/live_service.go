@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/handlers/conversation/floor"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
@@ -355,23 +356,21 @@ func toolCall(tx *object.Tx[state], seq int64) (*conversationv1.ToolCall, error)
 	return call, nil
 }
 
-// timeFormat is how errors tell a time.
-const timeFormat = "2006-01-02T15:04:05.000Z"
-
 // refuseCall puts a callError into the caller's words.
 func refuseCall(err callError) error {
 	switch {
 	case err.stale:
-		return problem.FailedPrecondition("FENCED", "another worker has claimed the tool call since; its response counts")
+		return problem.New(errorv1.Reason_REASON_FENCED, "another worker has claimed the tool call since; its response counts")
 	case !err.claimed.IsZero():
-		p := problem.FailedPrecondition("TOOL_CALL_CLAIMED", "another worker has the tool call")
-		p.Metadata = map[string]string{"lease_expire_time": err.claimed.UTC().Format(timeFormat)}
+		p := problem.New(errorv1.Reason_REASON_LEASE_HELD, "another worker has the tool call")
+		p.Detail = &errorv1.Held{What: "tool_call", ExpireTime: timestamppb.New(err.claimed)}
 		return p
 	case err.answered:
-		return problem.FailedPrecondition("ILLEGAL_TRANSITION", err.Error())
+		return problem.New(errorv1.Reason_REASON_ILLEGAL_TRANSITION, err.Error())
 	default:
-		status := strings.ToLower(strings.TrimPrefix(err.status.String(), "TOOL_CALL_STATUS_"))
-		return problem.FailedPrecondition("ILLEGAL_TRANSITION", "the tool call is "+status,
-			callPending.String(), callRunning.String(), callOrphaned.String())
+		p := problem.New(errorv1.Reason_REASON_ILLEGAL_TRANSITION,
+			"the tool call is "+strings.ToLower(strings.TrimPrefix(err.status.String(), "TOOL_CALL_STATUS_"))+"; only one that is not over is claimed or completed")
+		p.Detail = &errorv1.Transition{From: err.status.String()}
+		return p
 	}
 }

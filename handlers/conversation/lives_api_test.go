@@ -42,7 +42,7 @@ func TestARefusedCallDropsNoFramesThatWait(t *testing.T) {
 		requestID        string
 		want             refusal
 	}{
-		"an epoch that was never issued": {epoch: 99, want: refusal{code: connect.CodeFailedPrecondition, reason: "EPOCH_UNKNOWN"}},
+		"an epoch that was never issued": {epoch: 99, want: refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}},
 		"an epoch that is over":          {epoch: 1, want: refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}},
 		"another version":                {epoch: 2, ifVersion: 999, want: refusal{code: connect.CodeAborted, reason: "VERSION_MISMATCH"}},
 		"a request id of another call":   {epoch: 2, requestID: "other", want: refusal{code: connect.CodeAlreadyExists, reason: "REQUEST_ID_REUSED"}},

@@ -83,7 +83,7 @@ func TestAppendIsAllOrNothing(t *testing.T) {
 	messages := numbered(3)
 	messages[2].Parts = []*conversationv1.Part{{Part: &conversationv1.Part_Json{Json: structOf(t, map[string]any{"x": strings.Repeat("x", 300<<10)})}}}
 	_, err := c.AppendMessages(t.Context(), &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: messages})
-	refusal{code: connect.CodeInvalidArgument, reason: "LIMIT_EXCEEDED"}.check(t, err)
+	refusal{code: connect.CodeInvalidArgument, reason: "SIZE_EXCEEDED"}.check(t, err)
 	if got := get(t, c); got.GetMetadata().GetVersion() != 1 || len(got.GetMessages()) != 0 || got.GetConversation().GetMessageCount() != 0 {
 		t.Errorf("left behind: %v", got)
 	}

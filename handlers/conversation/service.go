@@ -12,9 +12,11 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
@@ -203,7 +205,7 @@ func known(tx *object.Tx[state], clientMessageID string) (*conversationv1.Messag
 	}
 	if ref.GetUser() != string(tx.Caller().User) {
 		return nil, &problem.Error{
-			Code: connect.CodeAlreadyExists, Reason: "REQUEST_ID_REUSED",
+			Reason:  errorv1.Reason_REASON_REQUEST_ID_REUSED,
 			Message: fmt.Sprintf("another caller appended a message with the client_message_id %q; use a new one", clientMessageID),
 		}
 	}
@@ -374,25 +376,25 @@ func refuse(err error) error {
 		return problem.IllegalTransition(illegal.from.String(), illegal.to.String(), allowed...)
 	}
 	if leased, ok := errors.AsType[leasedError](err); ok {
-		p := problem.FailedPrecondition("COMPACTION_LEASED", "another summarises this conversation now")
-		p.Metadata = map[string]string{"lease_expire_time": leased.until.UTC().Format(timeFormat)}
+		p := problem.New(errorv1.Reason_REASON_LEASE_HELD, "another summarises this conversation now")
+		p.Detail = &errorv1.Held{What: "compaction", ExpireTime: timestamppb.New(leased.until)}
 		return p
 	}
 	if errors.Is(err, errStaleLease) {
-		return problem.FailedPrecondition("FENCED", "another lease was given since; propose again")
+		return problem.New(errorv1.Reason_REASON_FENCED, "another lease was given since; propose again")
 	}
 	if errors.Is(err, errSummarised) {
-		return problem.FailedPrecondition("ILLEGAL_TRANSITION", err.Error())
+		return problem.New(errorv1.Reason_REASON_ILLEGAL_TRANSITION, err.Error())
 	}
 	if errors.Is(err, errPinned) {
-		return problem.FailedPrecondition("PINNED_LIMIT",
-			fmt.Sprintf("a conversation has at most %d messages that are pinned or of the role system", maxPinned))
+		return problem.LimitReached("object", "pinned_messages", maxPinned,
+			fmt.Sprintf("a conversation has at most %d messages that are pinned or of the role system", maxPinned), 0)
 	}
 	if call, ok := errors.AsType[callError](err); ok {
 		return refuseCall(call)
 	}
 	if fenced, ok := errors.AsType[fencedError](err); ok {
-		return problem.FailedPrecondition("FENCED", fenced.Error()+"; call OpenLive for a new epoch")
+		return problem.New(errorv1.Reason_REASON_FENCED, fenced.Error()+"; call OpenLive for a new epoch")
 	}
 	return err
 }

@@ -147,7 +147,7 @@ func TestARequestFromBeginToEnd(t *testing.T) {
 	_, err = c.FailRequest(t.Context(), &coordinationv1.FailRequestRequest{
 		Api: "codegen", RequestId: "r", Lease: first.GetLease(), Failure: coordinationv1.Failure_FAILURE_UNKNOWN,
 	})
-	refused(t, err, connect.CodeFailedPrecondition, "REQUEST_DONE")
+	refused(t, err, connect.CodeFailedPrecondition, "ILLEGAL_TRANSITION")
 
 	got := must(c.GetRequest(t.Context(), &coordinationv1.GetRequestRequest{Api: "codegen", RequestId: "r"}))(t)
 	if got.GetRequest().GetOutcome().GetReference() != "5" {
@@ -228,7 +228,7 @@ func TestALeaseThatEndsIsUnknown(t *testing.T) {
 		t.Errorf("after it was found not to have happened: %v", second)
 	}
 	_, err := c.CompleteRequest(t.Context(), &coordinationv1.CompleteRequestRequest{Api: "codegen", RequestId: "r", Lease: first.GetLease()})
-	refused(t, err, connect.CodeFailedPrecondition, "LEASE_LOST")
+	refused(t, err, connect.CodeFailedPrecondition, "FENCED")
 }
 
 func (b *bundle) watch(ctx context.Context, t *testing.T) *connect.ServerStreamForClient[coordinationv1.WatchApiResponse] {

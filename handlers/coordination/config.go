@@ -5,14 +5,15 @@ import (
 	"time"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/handlers/problem"
 )
 
 // checkConfig refuses what the fields' own rules cannot.
 func checkConfig(c *coordinationv1.ApiConfig) error {
-	var fields []problem.Field
+	var fields []*errorv1.Violation
 	wrong := func(path, format string, args ...any) {
-		fields = append(fields, problem.Field{Path: path, Description: fmt.Sprintf(format, args...)})
+		fields = append(fields, &errorv1.Violation{Field: path, Description: fmt.Sprintf(format, args...)})
 	}
 	zone := func(path, name string) {
 		// "Local" would be the server's own.

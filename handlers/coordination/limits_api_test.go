@@ -170,7 +170,7 @@ func TestLeases(t *testing.T) {
 		t.Errorf("with an id of the server's: %v", made)
 	}
 	_, err := acquire(b.client(t, eve), "s-1")
-	refused(t, err, connect.CodeAlreadyExists, "LEASE_TAKEN")
+	refused(t, err, connect.CodeAlreadyExists, "ALREADY_EXISTS")
 	third := must(acquire(c, "s-3"))(t)
 	if third.GetAllowed() || third.GetRetryAfter().AsDuration() > time.Minute || third.GetRetryAfter().AsDuration() < 30*time.Second {
 		t.Errorf("one too many: %v", third)
@@ -282,7 +282,7 @@ func TestReportSync(t *testing.T) {
 		t.Errorf("a webhook that was overtaken: %v", got)
 	}
 	_, err := report(&coordinationv1.SyncState{HighWaterMark: at(9)}, false)
-	refused(t, err, connect.CodeFailedPrecondition, "HIGH_WATER_MARK")
+	refused(t, err, connect.CodeFailedPrecondition, "ILLEGAL_TRANSITION")
 	got = must(report(&coordinationv1.SyncState{HighWaterMark: at(0)}, true))(t).GetSync()
 	if !got.GetHighWaterMark().AsTime().Equal(epoch) || got.GetLastWebhookTime() != nil {
 		t.Errorf("started over: %v", got)

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
@@ -89,25 +90,25 @@ func refuse(err error) error {
 		return problem.InvalidArgument("permits", fmt.Sprintf("the call takes more than the policy %q ever lets pass at once", string(tooMuch)))
 	case errors.Is(err, errReused):
 		return &problem.Error{
-			Code: connect.CodeAlreadyExists, Reason: "REQUEST_ID_REUSED",
+			Reason:  errorv1.Reason_REASON_REQUEST_ID_REUSED,
 			Message: "this request_id was used for another operation or fingerprint; use a new one for each request",
 		}
 	case errors.Is(err, errLeaseLost):
-		return problem.FailedPrecondition("LEASE_LOST", "this lease is over and another has been given for the request; get the request to see how it stands")
+		return problem.New(errorv1.Reason_REASON_FENCED, "this lease is over and another has been given for the request; get the request to see how it stands")
 	case errors.Is(err, errRequestDone):
-		return problem.FailedPrecondition("REQUEST_DONE", "it is settled already what became of the request; get it to see how")
+		return problem.New(errorv1.Reason_REASON_ILLEGAL_TRANSITION, "it is settled already what became of the request; get it to see how")
 	case errors.Is(err, errNoRequest):
 		return object.ErrNotFound // in the words for an API that is not there: neither is told from the other
 	case errors.Is(err, errTooMany):
-		return problem.Exhausted("IN_FLIGHT", fmt.Sprintf("%d requests of this API are in flight, the most there may be", maxInFlight), time.Second)
+		return problem.LimitReached("object", "in_flight", maxInFlight, fmt.Sprintf("%d requests of this API are in flight, the most there may be", maxInFlight), time.Second)
 	case errors.Is(err, errFenced):
-		return problem.FailedPrecondition("FENCED", "a newer connection of this session has been reported")
+		return problem.New(errorv1.Reason_REASON_FENCED, "a newer connection of this session has been reported")
 	case errors.Is(err, errBackwards):
-		return problem.FailedPrecondition("HIGH_WATER_MARK", "the high-water mark does not go back; set reset to start over")
+		return problem.New(errorv1.Reason_REASON_ILLEGAL_TRANSITION, "the high-water mark does not go back; set reset to start over")
 	case errors.Is(err, errTooManyLive):
-		return problem.Exhausted("LIVE_SESSIONS", fmt.Sprintf("%d live sessions are reported, the most there may be", maxLive), time.Second)
+		return problem.LimitReached("object", "live_sessions", maxLive, fmt.Sprintf("%d live sessions are reported, the most there may be", maxLive), time.Second)
 	case errors.Is(err, errTooManyResources):
-		return problem.Exhausted("RESOURCES", fmt.Sprintf("%d resources are synced, the most there may be", maxResources), 0)
+		return problem.LimitReached("object", "resources", maxResources, fmt.Sprintf("%d resources are synced, the most there may be", maxResources), 0)
 	}
 	return err
 }

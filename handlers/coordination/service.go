@@ -25,6 +25,7 @@ import (
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
@@ -578,7 +579,7 @@ func (t *tx) acquire(d *demand, peek bool) (*coordinationv1.AcquireResponse, err
 func (t *tx) checkLeaseID(d *demand) error {
 	for _, b := range t.state.GetPools() {
 		if l := b.GetLeases()[d.leaseID]; l != nil && l.GetOwner() != d.owner && t.ledger.now.Before(l.GetExpireTime().AsTime()) {
-			return &problem.Error{Code: connect.CodeAlreadyExists, Reason: "LEASE_TAKEN", Message: "another has a lease of this id; choose another id"}
+			return &problem.Error{Reason: errorv1.Reason_REASON_ALREADY_EXISTS, Message: "another has a lease of this id; choose another id"}
 		}
 	}
 	return nil

@@ -240,7 +240,7 @@ func TestRestoreAndFork(t *testing.T) {
 		}
 	}
 	_, err = b.ada.ForkObject(t.Context(), &inspectv1.ForkObjectRequest{Kind: "toy", ObjectId: "b", NewObjectId: "b"})
-	wantRefusal(t, err, connect.CodeAlreadyExists, "OBJECT_EXISTS")
+	wantRefusal(t, err, connect.CodeAlreadyExists, "ALREADY_EXISTS")
 	_, err = b.ada.GetObject(t.Context(), &inspectv1.GetObjectRequest{Kind: "toy", ObjectId: "a"})
 	wantRefusal(t, err, connect.CodeNotFound, "NOT_FOUND")
 	// What was deleted comes back.
@@ -279,7 +279,7 @@ func TestRefusals(t *testing.T) {
 	_, err = b.ada.DiffObject(t.Context(), &inspectv1.DiffObjectRequest{Kind: "toy", ObjectId: "a", From: at(2), To: at(1)})
 	wantRefusal(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
 	_, err = b.ada.ListObjects(t.Context(), &inspectv1.ListObjectsRequest{Kind: "toy", PageToken: "x"})
-	wantRefusal(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
+	wantRefusal(t, err, connect.CodeInvalidArgument, "PAGE_TOKEN_INVALID")
 
 	if err := objecttest.Delete(b.ctx, b.toys, "a"); err != nil {
 		t.Fatal(err)
@@ -430,5 +430,5 @@ func TestTimers(t *testing.T) {
 		wantRefusal(t, err, connect.CodeNotFound, "NOT_FOUND")
 	}
 	_, err = b.ada.ListTimers(t.Context(), &inspectv1.ListTimersRequest{PageToken: "x"})
-	wantRefusal(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
+	wantRefusal(t, err, connect.CodeInvalidArgument, "PAGE_TOKEN_INVALID")
 }

@@ -8,12 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	inspectv1 "holdfast/gen/holdfast/inspect/v1"
 	"holdfast/gen/holdfast/inspect/v1/inspectv1connect"
 	"holdfast/handlers/problem"
@@ -207,11 +207,9 @@ func outOfReach(err error, field string, at object.Moment) error {
 	case at.Version > gone.Newest:
 		return problem.InvalidArgument(field, fmt.Sprintf("the object is at version %d", gone.Newest))
 	}
-	p := problem.FailedPrecondition("HISTORY_GONE", fmt.Sprintf(
+	p := problem.New(errorv1.Reason_REASON_HISTORY_GONE, fmt.Sprintf(
 		"the object's journal reaches back to version %d; what was before is gone, or was another object of that id", gone.Oldest))
-	p.Metadata = map[string]string{
-		"oldest_version": strconv.FormatInt(int64(gone.Oldest), 10), "newest_version": strconv.FormatInt(int64(gone.Newest), 10),
-	}
+	p.Detail = &errorv1.History{OldestVersion: int64(gone.Oldest), NewestVersion: int64(gone.Newest)}
 	return p
 }
 

@@ -1,5 +1,5 @@
-// Package problem is what a manager says when it refuses: the error contract that managers share with the package
-// handlers, which alone puts it on the wire. It is a leaf.
+// Package problem has the errors by which a manager refuses. The package handlers, which alone puts errors on the wire, sends them as
+// holdfast.error.v1 defines them: a reason has one code and one answer to whether a retry helps. It is a leaf.
 package problem
 
 import (
@@ -8,85 +8,117 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/descriptorpb"
+
+	errorv1 "holdfast/gen/holdfast/error/v1"
 )
 
 // Error is a refusal in the caller's words. All of it reaches the caller, so none of it may quote what only the server
 // should know.
 type Error struct {
-	Code connect.Code
-	// Reason is one constant word for programs, such as ILLEGAL_TRANSITION.
-	Reason string
+	Reason errorv1.Reason
 	// Message is a sentence for people.
 	Message string
-	// Metadata are more facts for programs, by snake_case name.
-	Metadata map[string]string
-	// Fields are the request's fields that are wrong.
-	Fields []Field
-	// RetryAfter is when trying again may help; 0: it will not.
+	// Detail has facts for programs: one of the messages that Problem.detail can hold, or nil.
+	Detail proto.Message
+	// RetryAfter is when trying again may help; 0: at any time, or never.
 	RetryAfter time.Duration
 }
 
-// Field is one field of a request, as a path of its proto names, and what is wrong with it.
-type Field struct{ Path, Description string }
+func (e *Error) Error() string { return strings.ToLower(Name(e.Reason)) + ": " + e.Message }
 
-func (e *Error) Error() string { return strings.ToLower(e.Reason) + ": " + e.Message }
+// Code returns the code of the error's reason.
+func (e *Error) Code() connect.Code { return rules[e.Reason].code }
 
-// InvalidArgument refuses one field's value.
+// Retry returns whether a retry helps.
+func (e *Error) Retry() errorv1.Retry { return rules[e.Reason].retry }
+
+// Name returns a reason as it is on the wire, such as NOT_FOUND.
+func Name(r errorv1.Reason) string { return strings.TrimPrefix(r.String(), "REASON_") }
+
+type rule struct {
+	code  connect.Code
+	retry errorv1.Retry
+}
+
+// rules have those of each reason.
+var rules = newRules() //nolint:gochecknoglobals // never changed
+
+func newRules() map[errorv1.Reason]rule {
+	all := map[errorv1.Reason]rule{}
+	for number := range errorv1.Reason_name {
+		r := errorv1.Reason(number)
+		options, _ := r.Descriptor().Values().ByNumber(r.Number()).Options().(*descriptorpb.EnumValueOptions)
+		of, _ := proto.GetExtension(options, errorv1.E_Rule).(*errorv1.Rule)
+		code := connect.CodeInternal
+		if of != nil {
+			_ = code.UnmarshalText([]byte(of.GetCode())) // a test reads them all
+		}
+		all[r] = rule{code, of.GetRetry()}
+	}
+	return all
+}
+
+// New refuses for a reason.
+func New(reason errorv1.Reason, message string) *Error {
+	return &Error{Reason: reason, Message: message}
+}
+
+// Later refuses for now: trying again may help after a while.
+func Later(reason errorv1.Reason, message string, after time.Duration) *Error {
+	return &Error{Reason: reason, Message: message, RetryAfter: after}
+}
+
+// InvalidArgument refuses one field's value. The path has the field's proto names.
 func InvalidArgument(field, description string) *Error {
-	return InvalidFields(Field{field, description})
+	return InvalidFields(&errorv1.Violation{Field: field, Description: description})
 }
 
 // InvalidFields refuses several fields' values; there is at least one.
-func InvalidFields(fields ...Field) *Error {
+func InvalidFields(fields ...*errorv1.Violation) *Error {
 	said := make([]string, len(fields))
 	for i, f := range fields {
-		said[i] = f.Description
-		if f.Path != "" {
-			said[i] = f.Path + ": " + f.Description
+		said[i] = f.GetDescription()
+		if f.GetField() != "" {
+			said[i] = f.GetField() + ": " + f.GetDescription()
 		}
 	}
 	return &Error{
-		Code: connect.CodeInvalidArgument, Reason: "FIELD_INVALID", Message: strings.Join(said, "; "), Fields: fields,
+		Reason: errorv1.Reason_REASON_FIELD_INVALID, Message: strings.Join(said, "; "), Detail: &errorv1.Violations{Fields: fields},
 	}
-}
-
-// FailedPrecondition refuses a change that the object's state does not allow. Where others would be, they are allowed.
-func FailedPrecondition(reason, message string, allowed ...string) *Error {
-	e := &Error{Code: connect.CodeFailedPrecondition, Reason: reason, Message: message}
-	if len(allowed) > 0 {
-		list := strings.Join(allowed, ",")
-		e.Metadata = map[string]string{"allowed": list}
-		e.Message = fmt.Sprintf("%s; allowed: %s", message, list)
-	}
-	return e
 }
 
 // IllegalTransition refuses to go from one status to another, and names those that are allowed.
 func IllegalTransition(from, to string, allowed ...string) *Error {
-	return FailedPrecondition("ILLEGAL_TRANSITION", fmt.Sprintf("%s cannot follow %s", to, from), allowed...)
+	e := New(errorv1.Reason_REASON_ILLEGAL_TRANSITION, fmt.Sprintf("%s cannot follow %s", to, from))
+	e.Detail = &errorv1.Transition{From: from, To: to, Allowed: allowed}
+	if len(allowed) > 0 {
+		e.Message += "; allowed: " + strings.Join(allowed, ",")
+	}
+	return e
+}
+
+// SizeExceeded refuses a request that has too much of what name says, such as bytes.
+func SizeExceeded(name string, size, limit int64, message string) *Error {
+	return &Error{
+		Reason: errorv1.Reason_REASON_SIZE_EXCEEDED, Message: message,
+		Detail: &errorv1.Limit{Name: name, Scope: "request", Limit: limit, Value: size},
+	}
+}
+
+// LimitReached refuses one more of what is bounded. It ends by itself after a while, unless after is 0.
+func LimitReached(scope, name string, limit int, message string, after time.Duration) *Error {
+	return &Error{
+		Reason: errorv1.Reason_REASON_LIMIT_REACHED, Message: message, RetryAfter: after,
+		Detail: &errorv1.Limit{Name: name, Scope: scope, Limit: int64(limit), Value: int64(limit)},
+	}
 }
 
 // NotFound says that something is not there, or not for this caller. The two are never told apart.
-func NotFound(message string) *Error {
-	return &Error{Code: connect.CodeNotFound, Reason: "NOT_FOUND", Message: message}
-}
+func NotFound(message string) *Error { return New(errorv1.Reason_REASON_NOT_FOUND, message) }
 
 // PermissionDenied refuses what the caller's role lacks the right to.
 func PermissionDenied(message string) *Error {
-	return &Error{Code: connect.CodePermissionDenied, Reason: "ROLE_REQUIRED", Message: message}
-}
-
-// Unauthenticated refuses a credential.
-func Unauthenticated(reason, message string) *Error {
-	return &Error{Code: connect.CodeUnauthenticated, Reason: reason, Message: message}
-}
-
-// Exhausted refuses for now: something bounded is full.
-func Exhausted(reason, message string, retryAfter time.Duration) *Error {
-	return &Error{Code: connect.CodeResourceExhausted, Reason: reason, Message: message, RetryAfter: retryAfter}
-}
-
-// Unavailable refuses for now. Nothing was done, so trying again is safe.
-func Unavailable(reason, message string, retryAfter time.Duration) *Error {
-	return &Error{Code: connect.CodeUnavailable, Reason: reason, Message: message, RetryAfter: retryAfter}
+	return New(errorv1.Reason_REASON_ROLE_REQUIRED, message)
 }

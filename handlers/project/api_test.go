@@ -34,7 +34,7 @@ func TestProjects(t *testing.T) {
 		t.Errorf("%v", made)
 	}
 	_, err := c.CreateProject(ctx, &projectv1.CreateProjectRequest{ProjectId: "api"})
-	refused(t, err, connect.CodeAlreadyExists, "OBJECT_EXISTS")
+	refused(t, err, connect.CodeAlreadyExists, "ALREADY_EXISTS")
 	updated := must(c.UpdateProject(ctx, &projectv1.UpdateProjectRequest{
 		ProjectId: "api", Project: &projectv1.Project{Title: "The API", LinearTeamIds: []string{"t1"}},
 		UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"title", "linear_team_ids"}}, IfVersion: 1,
@@ -93,7 +93,7 @@ func TestProjects(t *testing.T) {
 	_, err = c.GetProject(ctx, &projectv1.GetProjectRequest{ProjectId: "api"})
 	refused(t, err, connect.CodeNotFound, "NOT_FOUND")
 	_, err = c.ListProjects(ctx, &projectv1.ListProjectsRequest{PageToken: "nonsense"})
-	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
+	refused(t, err, connect.CodeInvalidArgument, "PAGE_TOKEN_INVALID")
 }
 
 // Every change is made once however often it is sent, and a request id is of one request.

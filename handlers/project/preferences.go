@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	"holdfast/handlers/problem"
@@ -157,7 +158,7 @@ func userPreferences(ctx context.Context) (object.ID, error) {
 		return "", err
 	}
 	if caller.User == "" {
-		return "", problem.FailedPrecondition("USER_REQUIRED",
+		return "", problem.New(errorv1.Reason_REASON_USER_REQUIRED,
 			"a service has no preferences of its own; name a user with the header Holdfast-User, or set tenant_defaults where there is one")
 	}
 	return preferencesID(caller.User), nil

@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/handlers/problem"
 	"holdfast/object"
 )
@@ -35,7 +36,9 @@ func List[S proto.Message, I any](
 // PageError translates the error of a list whose options are validated but for the page token.
 func PageError(err error) error {
 	if errors.Is(err, object.ErrInvalid) {
-		return problem.InvalidArgument("page_token", "is not from this list; pass next_page_token unchanged")
+		p := problem.InvalidArgument("page_token", "is not from this list; pass next_page_token unchanged")
+		p.Reason = errorv1.Reason_REASON_PAGE_TOKEN_INVALID
+		return p
 	}
 	return err
 }

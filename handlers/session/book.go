@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/session/credential"
@@ -150,7 +151,7 @@ func (b *book) session(id string) (*sessionv1.SessionRecord, error) {
 		return nil, object.ErrNotFound
 	}
 	if r.GetEnd() != nil {
-		return nil, problem.FailedPrecondition("SESSION_ENDED", "the session is over")
+		return nil, problem.New(errorv1.Reason_REASON_ILLEGAL_TRANSITION, "the session is over")
 	}
 	return r, nil
 }
@@ -401,7 +402,7 @@ func (b *book) room(timeout time.Duration) error {
 	if len(b.connections()) < maxConnections {
 		return nil
 	}
-	return problem.Exhausted("CONNECTION_LIMIT", "the user has 32 connections; close one, or wait until one falls silent", timeout)
+	return problem.LimitReached("user", "connections", maxConnections, "the user has 32 connections; close one, or wait until one falls silent", timeout)
 }
 
 // silent reports whether a connection is gone until it sends a heartbeat again.

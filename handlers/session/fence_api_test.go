@@ -138,7 +138,7 @@ func TestOnlyTheHolderOfTheFloorWrites(t *testing.T) {
 				for _, epoch := range []int64{old, newest + 1, newest + 5, math.MaxInt64} {
 					switch got := reason(call(t, shared, epoch)); {
 					case epoch == old && got == "FENCED":
-					case epoch > newest && (got == "EPOCH_UNKNOWN" || got == "FLOOR_HELD"):
+					case epoch > newest && (got == "FENCED" || got == "LEASE_HELD"):
 					default:
 						t.Errorf("%s: %s of %s with epoch %d: %q", stage, name, s.name, epoch, got)
 					}
@@ -147,7 +147,7 @@ func TestOnlyTheHolderOfTheFloorWrites(t *testing.T) {
 			_, err := s.open(t, shared, s.connection)
 			floorHeld.check(t, err)
 			holds := info(err).GetMetadata()
-			if holds["connection_id"] != holder.connection || holds["user"] != string(ada) || holds["lease_expire_time"] == "" {
+			if holds["connection_id"] != holder.connection || holds["user"] != string(ada) || holds["expire_time"] == "" {
 				t.Errorf("%s: the holder is %v", s.name, holds)
 			}
 			if s != loser {
@@ -273,7 +273,7 @@ func TestASilentConnectionComesBack(t *testing.T) {
 			again, err := x.acquire(t, c1, false)
 			if !tt.keeps {
 				floorHeld.check(t, err)
-				if got := info(err).GetMetadata()["device"]; got != y.name {
+				if got := info(err).GetMetadata()["device_name"]; got != y.name {
 					t.Errorf("the holder's device is %q", got)
 				}
 				fenced.check(t, x.say(t, c1, x.epoch, 2))
@@ -298,7 +298,7 @@ func TestASilentConnectionComesBack(t *testing.T) {
 			must(x.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_TEXT}))(t)
 		}
 		_, err := x.client.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{ConnectionId: x.connection})
-		refusal{connect.CodeResourceExhausted, "CONNECTION_LIMIT"}.check(t, err)
+		refusal{connect.CodeResourceExhausted, "LIMIT_REACHED"}.check(t, err)
 		must(x.client.EndSession(t.Context(), &sessionv1.EndSessionRequest{}))(t)
 		b.peek(t, ada, func(s *sessionv1.UserSessions) {
 			if n := len(s.GetConnections()); n != 0 {
@@ -369,7 +369,7 @@ func TestFloorsAndEpochsInAnyOrder(t *testing.T) {
 			case 0, 1:
 				hold, err := s.acquire(t, id, o.Takeover)
 				if holder != nil && holder != s && !o.Takeover {
-					expect("acquire", err, "FLOOR_HELD")
+					expect("acquire", err, "LEASE_HELD")
 					changed = false
 					break
 				}
@@ -396,7 +396,7 @@ func TestFloorsAndEpochsInAnyOrder(t *testing.T) {
 			case 3, 4:
 				epoch, err := s.open(t, id, s.connection)
 				if holder != nil && holder != s {
-					expect("open", err, "FLOOR_HELD")
+					expect("open", err, "LEASE_HELD")
 					changed = false
 					break
 				}
@@ -424,9 +424,9 @@ func TestFloorsAndEpochsInAnyOrder(t *testing.T) {
 				case epoch < newest:
 					expect("write", err, "FENCED")
 				case holder != nil && s.token && s.session != holder.session:
-					expect("write", err, "FLOOR_HELD")
+					expect("write", err, "LEASE_HELD")
 				case epoch != first:
-					expect("write", err, "EPOCH_UNKNOWN")
+					expect("write", err, "FENCED")
 				default:
 					expect("write", err, "")
 					if owner := owners[epoch]; holder != nil && owner != holder {

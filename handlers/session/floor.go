@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/handlers/conversation/floor"
 	"holdfast/handlers/problem"
@@ -81,8 +82,10 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 
 // nameDevice adds the device of a floor's holder to a refusal.
 func nameDevice(err error, holder *sessionv1.Connection) error {
-	if p, ok := errors.AsType[*problem.Error](err); ok && holder.GetDevice().GetName() != "" {
-		p.Metadata["device"] = holder.GetDevice().GetName()
+	if p, ok := errors.AsType[*problem.Error](err); ok {
+		if held, ok := p.Detail.(*errorv1.Held); ok {
+			held.DeviceName = holder.GetDevice().GetName()
+		}
 	}
 	return err
 }

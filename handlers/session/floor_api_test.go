@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	floorHeld = refusal{connect.CodeFailedPrecondition, "FLOOR_HELD"}
+	floorHeld = refusal{connect.CodeFailedPrecondition, "LEASE_HELD"}
 	fenced    = refusal{connect.CodeFailedPrecondition, "FENCED"}
 )
 

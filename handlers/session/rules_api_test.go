@@ -129,7 +129,7 @@ func TestConnectionLimit(t *testing.T) {
 		last = must(open())(t)
 	}
 	_, err := open()
-	refusal{connect.CodeResourceExhausted, "CONNECTION_LIMIT"}.check(t, err)
+	refusal{connect.CodeResourceExhausted, "LIMIT_REACHED"}.check(t, err)
 	must(c.CloseConnection(t.Context(), &sessionv1.CloseConnectionRequest{ConnectionId: last.GetConnection().GetConnectionId()}))(t)
 	must(open())(t)
 }
@@ -249,7 +249,7 @@ func TestInvalidRequests(t *testing.T) {
 	notFound.check(t, err)
 	must(hers.EndSession(t.Context(), &sessionv1.EndSessionRequest{SessionId: id}))(t)
 	_, err = hers.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{SessionId: id, Modality: 1})
-	refusal{connect.CodeFailedPrecondition, "SESSION_ENDED"}.check(t, err)
+	refusal{connect.CodeFailedPrecondition, "ILLEGAL_TRANSITION"}.check(t, err)
 }
 
 func second[R any](_ R, err error) error { return err }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	"holdfast/handlers/problem"
@@ -41,10 +42,10 @@ const keepFor = 90 * 24 * time.Hour
 const settingsID = object.ID("settings")
 
 // errIDTaken is a random id that was drawn twice.
-var errIDTaken = problem.Unavailable("ID_TAKEN", "the id that was drawn is taken; try again", 100*time.Millisecond)
+var errIDTaken = problem.Later(errorv1.Reason_REASON_CONTENTION, "the id that was drawn is taken; try again", 100*time.Millisecond)
 
 // errTokensGone refuses a retry whose first answer cannot be given again.
-var errTokensGone = problem.FailedPrecondition("TOKENS_GONE",
+var errTokensGone = problem.New(errorv1.Reason_REASON_TOKENS_GONE,
 	"the tokens that were issued before cannot be given again: they were refreshed since, or issued for another credential or under another key; make another session")
 
 // limitError refuses a sign-in at the limit of sessions.
@@ -154,7 +155,7 @@ func (m *Manager) signInRefused(ctx context.Context, id string, caller identity.
 	if err != nil {
 		return err
 	}
-	return problem.Exhausted("SESSION_LIMIT", fmt.Sprintf("the user has %d sessions, and the tenant allows no more; end one", full.limit), time.Minute)
+	return problem.LimitReached("user", "sessions", full.limit, fmt.Sprintf("the user has %d sessions, and the tenant allows no more; end one", full.limit), time.Minute)
 }
 
 // signedInBefore answers a retry: the session is that of the first time, and so are the tokens, if the credential is.
@@ -184,7 +185,7 @@ func (m *Manager) RefreshSession(ctx context.Context, _ *sessionv1.RefreshSessio
 	presented, _ := credential.From(ctx)
 	t := presented.Refresh
 	if t.Class != credential.Refresh {
-		return nil, problem.Unauthenticated(credential.Invalid, "send the refresh token as the header `Authorization: Bearer hfr_…`; nothing else is exchanged")
+		return nil, problem.New(credential.Invalid, "send the refresh token as the header `Authorization: Bearer hfr_…`; nothing else is exchanged")
 	}
 	set, err := m.settings(ctx)
 	if err != nil {

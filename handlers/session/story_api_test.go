@@ -308,7 +308,7 @@ func TestEvictionAtTheLimit(t *testing.T) {
 
 	configure(&sessionv1.SessionSettings{MaxSessions: 2, LimitPolicy: sessionv1.SessionLimitPolicy_SESSION_LIMIT_POLICY_REFUSE})
 	_, err = b.with(t, b.key(t, ada)).CreateSession(t.Context(), &sessionv1.CreateSessionRequest{})
-	refusal{connect.CodeResourceExhausted, "SESSION_LIMIT"}.check(t, err)
+	refusal{connect.CodeResourceExhausted, "LIMIT_REACHED"}.check(t, err)
 	must(b.with(t, second.GetTokens().GetAccessToken()).EndSession(t.Context(), &sessionv1.EndSessionRequest{}))(t)
 	b.signIn(t, ada)
 	want := []string{"SIGNED_IN", "SIGNED_IN", "SESSION_ENDED EVICTED", "SIGNED_IN", "SIGN_IN_REFUSED", "SESSION_ENDED SIGNED_OUT", "SIGNED_IN"}

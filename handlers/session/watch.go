@@ -68,7 +68,7 @@ func (m *Manager) lastWord(
 	ctx context.Context, at place, stream *connect.ServerStream[sessionv1.WatchSessionResponse], err error,
 ) error {
 	refusal, ok := errors.AsType[*problem.Error](context.Cause(ctx))
-	if !ok || refusal.Code != connect.CodeUnauthenticated {
+	if !ok || refusal.Code() != connect.CodeUnauthenticated {
 		return err
 	}
 	s, viewErr := m.kinds.Users.View(context.WithoutCancel(ctx), at.object)

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
 )
@@ -139,10 +140,7 @@ func keyOf(caller identity.Identity) string {
 // Refuse is the answer where another holds the floor. It names the holder, but not its session: the id of a session is
 // half of a token.
 func Refuse(f *conversationv1.Floor, message string) *problem.Error {
-	p := problem.FailedPrecondition("FLOOR_HELD", message)
-	p.Metadata = map[string]string{
-		"user": f.GetUser(), "connection_id": f.GetConnectionId(),
-		"lease_expire_time": f.GetExpireTime().AsTime().UTC().Format("2006-01-02T15:04:05.000Z"),
-	}
+	p := problem.New(errorv1.Reason_REASON_LEASE_HELD, message)
+	p.Detail = &errorv1.Held{What: "floor", User: f.GetUser(), ConnectionId: f.GetConnectionId(), ExpireTime: f.GetExpireTime()}
 	return p
 }

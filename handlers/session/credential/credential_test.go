@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 )
 
@@ -153,12 +154,12 @@ func TestCheck(t *testing.T) {
 		record func(*sessionv1.SessionRecord)
 		token  Token
 		until  time.Duration
-		reason string
+		reason errorv1.Reason
 	}{
-		"newest":                      {nil, newest.Issue(Access), 10 * time.Minute, ""},
-		"the one before":              {nil, older.Issue(Access), 20 * time.Second, ""},
-		"until the session is idle":   {func(r *sessionv1.SessionRecord) { r.ActiveTime = at(-55 * time.Minute) }, newest.Issue(Access), 5 * time.Minute, ""},
-		"until its absolute end":      {func(r *sessionv1.SessionRecord) { r.ExpireTime = at(time.Minute) }, newest.Issue(Access), time.Minute, ""},
+		"newest":                      {nil, newest.Issue(Access), 10 * time.Minute, 0},
+		"the one before":              {nil, older.Issue(Access), 20 * time.Second, 0},
+		"until the session is idle":   {func(r *sessionv1.SessionRecord) { r.ActiveTime = at(-55 * time.Minute) }, newest.Issue(Access), 5 * time.Minute, 0},
+		"until its absolute end":      {func(r *sessionv1.SessionRecord) { r.ExpireTime = at(time.Minute) }, newest.Issue(Access), time.Minute, 0},
 		"newest, its time over":       {func(r *sessionv1.SessionRecord) { r.AccessExpireTime = at(0) }, newest.Issue(Access), 0, TokenExpired},
 		"the one before, after grace": {func(r *sessionv1.SessionRecord) { r.OldAccessExpireTime = at(0) }, older.Issue(Access), 0, TokenExpired},
 		"an old one":                  {nil, oldest.Issue(Access), 0, TokenExpired},
@@ -176,9 +177,9 @@ func TestCheck(t *testing.T) {
 	} {
 		until, refusal := Check(record(tt.record), tt.token, now)
 		switch {
-		case tt.reason == "" && (refusal != nil || !until.Equal(now.Add(tt.until))):
+		case tt.reason == 0 && (refusal != nil || !until.Equal(now.Add(tt.until))):
 			t.Errorf("%s: until %v, %v", name, until.Sub(now), refusal)
-		case tt.reason != "" && (refusal == nil || refusal.Reason != tt.reason):
+		case tt.reason != 0 && (refusal == nil || refusal.Reason != tt.reason):
 			t.Errorf("%s: %v, want %s", name, refusal, tt.reason)
 		}
 	}

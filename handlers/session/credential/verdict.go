@@ -5,16 +5,17 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/handlers/problem"
 )
 
 // Reasons of refusals.
 const (
-	Invalid      = "CREDENTIAL_INVALID"
-	TokenExpired = "TOKEN_EXPIRED"
-	Expired      = "SESSION_EXPIRED"
-	Revoked      = "SESSION_REVOKED"
+	Invalid      = errorv1.Reason_REASON_CREDENTIAL_INVALID
+	TokenExpired = errorv1.Reason_REASON_TOKEN_EXPIRED
+	Expired      = errorv1.Reason_REASON_SESSION_EXPIRED
+	Revoked      = errorv1.Reason_REASON_SESSION_REVOKED
 )
 
 // Decode reads a session as the database has it.
@@ -61,26 +62,26 @@ func Ended(r *sessionv1.SessionRecord, now time.Time) (sessionv1.EndReason, bool
 func Refusal(why sessionv1.EndReason) *problem.Error {
 	switch why {
 	case sessionv1.EndReason_END_REASON_IDLE_TIMEOUT:
-		return problem.Unauthenticated(Expired, "the session was idle for too long; sign in again")
+		return problem.New(Expired, "the session was idle for too long; sign in again")
 	case sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT:
-		return problem.Unauthenticated(Expired, "the session has reached its greatest age; sign in again")
+		return problem.New(Expired, "the session has reached its greatest age; sign in again")
 	case sessionv1.EndReason_END_REASON_REPLACED:
-		return problem.Unauthenticated(Revoked, "the user has signed in again on this device, in another session")
+		return problem.New(Revoked, "the user has signed in again on this device, in another session")
 	case sessionv1.EndReason_END_REASON_SIGNED_OUT:
-		return problem.Unauthenticated(Revoked, "the user has signed out; sign in again")
+		return problem.New(Revoked, "the user has signed out; sign in again")
 	case sessionv1.EndReason_END_REASON_REUSE_DETECTED:
-		return problem.Unauthenticated(Revoked, "a refresh token of the session was used twice, so the session was ended; sign in again")
+		return problem.New(Revoked, "a refresh token of the session was used twice, so the session was ended; sign in again")
 	case sessionv1.EndReason_END_REASON_EVICTED:
-		return problem.Unauthenticated(Revoked, "a newer session has taken the place of this one; sign in again")
+		return problem.New(Revoked, "a newer session has taken the place of this one; sign in again")
 	default:
-		return problem.Unauthenticated(Revoked, "the session was revoked; sign in again")
+		return problem.New(Revoked, "the session was revoked; sign in again")
 	}
 }
 
 // Unknown is what a caller is told whose token is none of the session that it names. It does not say whether there is
 // such a session.
 func Unknown() *problem.Error {
-	return problem.Unauthenticated(Invalid, "the credential was refused: it is no token of a session that this server knows")
+	return problem.New(Invalid, "the credential was refused: it is no token of a session that this server knows")
 }
 
 // Check says whether an access token is good for its session at now, and until when at most. A token that this session
@@ -100,7 +101,7 @@ func Check(r *sessionv1.SessionRecord, t Token, now time.Time) (until time.Time,
 		until = r.GetOldAccessExpireTime().AsTime()
 	}
 	if !now.Before(until) {
-		return time.Time{}, problem.Unauthenticated(TokenExpired, "the access token is not good any more; call RefreshSession for a new one")
+		return time.Time{}, problem.New(TokenExpired, "the access token is not good any more; call RefreshSession for a new one")
 	}
 	if end, _ := End(r); end.Before(until) {
 		until = end

@@ -126,7 +126,7 @@ const (
 // service.
 type ConversationServiceClient interface {
 	// CreateConversation makes a conversation. An id that is taken, by whichever user of the tenant, is `already_exists`,
-	// reason OBJECT_EXISTS. Without an id the server makes one.
+	// reason ALREADY_EXISTS. Without an id the server makes one.
 	//
 	//	{"title": "Auth refactor", "labels": {"team": "core"}, "requestId": "c-1"}
 	CreateConversation(context.Context, *v1.CreateConversationRequest) (*v1.CreateConversationResponse, error)
@@ -187,12 +187,12 @@ type ConversationServiceClient interface {
 	// OpenLive takes the conversation over for a new connection to Gemini Live, and answers its epoch. Older connections are
 	// shut out from then on: their frames are refused, reason FENCED, and watchers see the new epoch. Call it before you
 	// connect, then ask GetResumePlan how. While another connection holds the floor it is `failed_precondition`, reason
-	// FLOOR_HELD; the details name the holder.
+	// LEASE_HELD; the details name the holder.
 	//
 	//	{"conversationId": "c1", "device": "phone", "provider": "LIVE_PROVIDER_DEVELOPER_API", "setupHash": "b1946ac9"}
 	OpenLive(context.Context, *v1.OpenLiveRequest) (*v1.OpenLiveResponse, error)
 	// CloseLive notes that a connection has ended. Its open tool calls become orphans. Closing twice changes nothing; an
-	// older epoch is FENCED, and one that was never issued EPOCH_UNKNOWN.
+	// epoch that is older, or was never issued, is FENCED.
 	//
 	//	{"conversationId": "c1", "epoch": 1, "closeCode": 1006}
 	CloseLive(context.Context, *v1.CloseLiveRequest) (*v1.CloseLiveResponse, error)
@@ -209,8 +209,8 @@ type ConversationServiceClient interface {
 	// IngestLive folds Gemini Live frames, as they came, into the conversation: transcriptions become one message a
 	// turn, tool calls are recorded, the voice state follows. A batch is one version. Frames whose client_index was
 	// folded already change nothing. An epoch older than the newest is `failed_precondition`, reason FENCED; what was said in
-	// such frames is kept as a fragment. An epoch that was never issued is EPOCH_UNKNOWN, and while another session or user
-	// holds the floor its epoch is FLOOR_HELD: neither changes anything.
+	// such frames is kept as a fragment. An epoch that was never issued is FENCED, too, and while another session or user
+	// holds the floor its epoch is LEASE_HELD: neither changes anything.
 	//
 	// Keep frames above last_client_index and send them again with the next: a batch that has nothing but words which may
 	// still change, signs of speech or audio is shown to watchers at once and stored within 250 ms.
@@ -233,7 +233,7 @@ type ConversationServiceClient interface {
 	ListToolCalls(context.Context, *v1.ListToolCallsRequest) (*v1.ListToolCallsResponse, error)
 	// ClaimToolCall gives the execution of a tool call to one worker, for as long as the lease. With its fencing token the
 	// worker may claim again, which renews the lease. A call that another has is `failed_precondition`, reason
-	// TOOL_CALL_CLAIMED; one that is completed or cancelled, reason ILLEGAL_TRANSITION.
+	// LEASE_HELD; one that is completed or cancelled, reason ILLEGAL_TRANSITION.
 	//
 	//	{"conversationId": "c1", "seq": 1, "worker": "runner-7", "lease": "30s"}
 	ClaimToolCall(context.Context, *v1.ClaimToolCallRequest) (*v1.ClaimToolCallResponse, error)
@@ -256,8 +256,8 @@ type ConversationServiceClient interface {
 	//	{"conversationId": "c1", "budgetTokens": 8000, "format": "CONTEXT_FORMAT_GEMINI_CONTENTS"}
 	GetContextWindow(context.Context, *v1.GetContextWindowRequest) (*v1.GetContextWindowResponse, error)
 	// ProposeCompaction leases a closed range at the conversation's beginning, for the caller to summarise. Others may write
-	// meanwhile. While another has the lease it is `failed_precondition`, reason COMPACTION_LEASED; where there is nothing
-	// to summarise, reason NOTHING_TO_COMPACT.
+	// meanwhile. While another has the lease it is `failed_precondition`, reason LEASE_HELD. Where there is nothing
+	// to summarise the answer has no lease.
 	//
 	//	{"conversationId": "c1", "keepTokens": 4000, "lease": "60s"}
 	ProposeCompaction(context.Context, *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error)
@@ -772,7 +772,7 @@ func (c *conversationServiceClient) WatchConversation(ctx context.Context, req *
 // holdfast.conversation.v1.ConversationService service.
 type ConversationServiceHandler interface {
 	// CreateConversation makes a conversation. An id that is taken, by whichever user of the tenant, is `already_exists`,
-	// reason OBJECT_EXISTS. Without an id the server makes one.
+	// reason ALREADY_EXISTS. Without an id the server makes one.
 	//
 	//	{"title": "Auth refactor", "labels": {"team": "core"}, "requestId": "c-1"}
 	CreateConversation(context.Context, *v1.CreateConversationRequest) (*v1.CreateConversationResponse, error)
@@ -833,12 +833,12 @@ type ConversationServiceHandler interface {
 	// OpenLive takes the conversation over for a new connection to Gemini Live, and answers its epoch. Older connections are
 	// shut out from then on: their frames are refused, reason FENCED, and watchers see the new epoch. Call it before you
 	// connect, then ask GetResumePlan how. While another connection holds the floor it is `failed_precondition`, reason
-	// FLOOR_HELD; the details name the holder.
+	// LEASE_HELD; the details name the holder.
 	//
 	//	{"conversationId": "c1", "device": "phone", "provider": "LIVE_PROVIDER_DEVELOPER_API", "setupHash": "b1946ac9"}
 	OpenLive(context.Context, *v1.OpenLiveRequest) (*v1.OpenLiveResponse, error)
 	// CloseLive notes that a connection has ended. Its open tool calls become orphans. Closing twice changes nothing; an
-	// older epoch is FENCED, and one that was never issued EPOCH_UNKNOWN.
+	// epoch that is older, or was never issued, is FENCED.
 	//
 	//	{"conversationId": "c1", "epoch": 1, "closeCode": 1006}
 	CloseLive(context.Context, *v1.CloseLiveRequest) (*v1.CloseLiveResponse, error)
@@ -855,8 +855,8 @@ type ConversationServiceHandler interface {
 	// IngestLive folds Gemini Live frames, as they came, into the conversation: transcriptions become one message a
 	// turn, tool calls are recorded, the voice state follows. A batch is one version. Frames whose client_index was
 	// folded already change nothing. An epoch older than the newest is `failed_precondition`, reason FENCED; what was said in
-	// such frames is kept as a fragment. An epoch that was never issued is EPOCH_UNKNOWN, and while another session or user
-	// holds the floor its epoch is FLOOR_HELD: neither changes anything.
+	// such frames is kept as a fragment. An epoch that was never issued is FENCED, too, and while another session or user
+	// holds the floor its epoch is LEASE_HELD: neither changes anything.
 	//
 	// Keep frames above last_client_index and send them again with the next: a batch that has nothing but words which may
 	// still change, signs of speech or audio is shown to watchers at once and stored within 250 ms.
@@ -879,7 +879,7 @@ type ConversationServiceHandler interface {
 	ListToolCalls(context.Context, *v1.ListToolCallsRequest) (*v1.ListToolCallsResponse, error)
 	// ClaimToolCall gives the execution of a tool call to one worker, for as long as the lease. With its fencing token the
 	// worker may claim again, which renews the lease. A call that another has is `failed_precondition`, reason
-	// TOOL_CALL_CLAIMED; one that is completed or cancelled, reason ILLEGAL_TRANSITION.
+	// LEASE_HELD; one that is completed or cancelled, reason ILLEGAL_TRANSITION.
 	//
 	//	{"conversationId": "c1", "seq": 1, "worker": "runner-7", "lease": "30s"}
 	ClaimToolCall(context.Context, *v1.ClaimToolCallRequest) (*v1.ClaimToolCallResponse, error)
@@ -902,8 +902,8 @@ type ConversationServiceHandler interface {
 	//	{"conversationId": "c1", "budgetTokens": 8000, "format": "CONTEXT_FORMAT_GEMINI_CONTENTS"}
 	GetContextWindow(context.Context, *v1.GetContextWindowRequest) (*v1.GetContextWindowResponse, error)
 	// ProposeCompaction leases a closed range at the conversation's beginning, for the caller to summarise. Others may write
-	// meanwhile. While another has the lease it is `failed_precondition`, reason COMPACTION_LEASED; where there is nothing
-	// to summarise, reason NOTHING_TO_COMPACT.
+	// meanwhile. While another has the lease it is `failed_precondition`, reason LEASE_HELD. Where there is nothing
+	// to summarise the answer has no lease.
 	//
 	//	{"conversationId": "c1", "keepTokens": 4000, "lease": "60s"}
 	ProposeCompaction(context.Context, *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error)

@@ -95,7 +95,7 @@ type CoordinationServiceClient interface {
 	//	{"api": "codegen", "operation": "create_run", "requestId": "issue-17", "fingerprint": "sha256:9f86…", "holder": "worker-1"}
 	BeginRequest(context.Context, *v1.BeginRequestRequest) (*v1.BeginRequestResponse, error)
 	// CompleteRequest stores what the provider answered. Whoever begins the request again gets it back. Repeating it
-	// changes nothing. A lease that another has taken over is `failed_precondition`, reason LEASE_LOST.
+	// changes nothing. A lease that another has taken over is `failed_precondition`, reason FENCED.
 	//
 	//	{"api": "codegen", "requestId": "issue-17", "lease": "1.1", "outcome": {"httpStatus": 200, "reference": "run-5"}}
 	CompleteRequest(context.Context, *v1.CompleteRequestRequest) (*v1.CompleteRequestResponse, error)
@@ -452,7 +452,7 @@ type CoordinationServiceHandler interface {
 	//	{"api": "codegen", "operation": "create_run", "requestId": "issue-17", "fingerprint": "sha256:9f86…", "holder": "worker-1"}
 	BeginRequest(context.Context, *v1.BeginRequestRequest) (*v1.BeginRequestResponse, error)
 	// CompleteRequest stores what the provider answered. Whoever begins the request again gets it back. Repeating it
-	// changes nothing. A lease that another has taken over is `failed_precondition`, reason LEASE_LOST.
+	// changes nothing. A lease that another has taken over is `failed_precondition`, reason FENCED.
 	//
 	//	{"api": "codegen", "requestId": "issue-17", "lease": "1.1", "outcome": {"httpStatus": 200, "reference": "run-5"}}
 	CompleteRequest(context.Context, *v1.CompleteRequestRequest) (*v1.CompleteRequestResponse, error)

@@ -110,7 +110,7 @@ const (
 // ProjectServiceClient is a client for the holdfast.project.v1.ProjectService service.
 type ProjectServiceClient interface {
 	// CreateProject makes a project. An id that is taken, by whichever user of the tenant, is `already_exists`, reason
-	// OBJECT_EXISTS. Without an id the server makes one.
+	// ALREADY_EXISTS. Without an id the server makes one.
 	//
 	//	{"projectId": "api", "project": {"title": "API", "repository": {"provider": "github", "name": "acme/api"}},
 	//	 "shared": true, "requestId": "p-1"}
@@ -160,7 +160,7 @@ type ProjectServiceClient interface {
 	//	{"projectId": "api", "afterVersion": 0}
 	WatchProject(context.Context, *v1.WatchProjectRequest) (*connect.ServerStreamForClient[v1.WatchProjectResponse], error)
 	// PutTask makes a task, or sets all fields of the one that is there. Its status follows the rules of
-	// UpdateTaskStatus. An id that another user has is `already_exists`, reason OBJECT_EXISTS. Without an id the server makes
+	// UpdateTaskStatus. An id that another user has is `already_exists`, reason ALREADY_EXISTS. Without an id the server makes
 	// one.
 	//
 	//	{"taskId": "codegen-71", "task": {"title": "Fix login", "projectId": "api", "provider": "codegen", "runId": "71"},
@@ -670,7 +670,7 @@ func (c *projectServiceClient) DeleteLinearEndpoint(ctx context.Context, req *v1
 // ProjectServiceHandler is an implementation of the holdfast.project.v1.ProjectService service.
 type ProjectServiceHandler interface {
 	// CreateProject makes a project. An id that is taken, by whichever user of the tenant, is `already_exists`, reason
-	// OBJECT_EXISTS. Without an id the server makes one.
+	// ALREADY_EXISTS. Without an id the server makes one.
 	//
 	//	{"projectId": "api", "project": {"title": "API", "repository": {"provider": "github", "name": "acme/api"}},
 	//	 "shared": true, "requestId": "p-1"}
@@ -720,7 +720,7 @@ type ProjectServiceHandler interface {
 	//	{"projectId": "api", "afterVersion": 0}
 	WatchProject(context.Context, *v1.WatchProjectRequest, *connect.ServerStream[v1.WatchProjectResponse]) error
 	// PutTask makes a task, or sets all fields of the one that is there. Its status follows the rules of
-	// UpdateTaskStatus. An id that another user has is `already_exists`, reason OBJECT_EXISTS. Without an id the server makes
+	// UpdateTaskStatus. An id that another user has is `already_exists`, reason ALREADY_EXISTS. Without an id the server makes
 	// one.
 	//
 	//	{"taskId": "codegen-71", "task": {"title": "Fix login", "projectId": "api", "provider": "codegen", "runId": "71"},

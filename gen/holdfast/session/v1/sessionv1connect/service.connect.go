@@ -89,7 +89,7 @@ const (
 // SessionServiceClient is a client for the holdfast.session.v1.SessionService service.
 type SessionServiceClient interface {
 	// CreateSession signs a user in. At the tenant's limit of sessions it ends the oldest, or is `resource_exhausted`,
-	// reason SESSION_LIMIT. A session's own token cannot make another session: `permission_denied`.
+	// reason LIMIT_REACHED. A session's own token cannot make another session: `permission_denied`.
 	//
 	// No reply with tokens is stored. A retry with the same request_id and the same credential gets the same tokens again,
 	// as long as they were not refreshed; later, or with another credential, it is `failed_precondition`, reason
@@ -128,7 +128,7 @@ type SessionServiceClient interface {
 	//	{"exceptCurrent": true}
 	RevokeSessions(context.Context, *v1.RevokeSessionsRequest) (*v1.RevokeSessionsResponse, error)
 	// OpenConnection tells that a client is there. It is gone again when it closes, or while it stays silent for longer than
-	// the tenant's timeout (60 s). A user has up to 32 at once: then it is `resource_exhausted`, reason CONNECTION_LIMIT.
+	// the tenant's timeout (60 s). A user has up to 32 at once: then it is `resource_exhausted`, reason LIMIT_REACHED.
 	//
 	//	{"modality": "MODALITY_BOTH", "device": {"platform": "web"}, "capabilities": ["barge_in"]}
 	OpenConnection(context.Context, *v1.OpenConnectionRequest) (*v1.OpenConnectionResponse, error)
@@ -147,7 +147,7 @@ type SessionServiceClient interface {
 	//	{"user": "ada"}
 	GetPresence(context.Context, *v1.GetPresenceRequest) (*v1.GetPresenceResponse, error)
 	// AcquireFloor takes the microphone of a conversation for a connection, or keeps it: the holder calls it again before
-	// the lease is over (30 s). It is another's: `failed_precondition`, reason FLOOR_HELD, unless it is the same user's and
+	// the lease is over (30 s). It is another's: `failed_precondition`, reason LEASE_HELD, unless it is the same user's and
 	// takeover is set or the holder has fallen silent; the details name the holder. The fence is the least live epoch to
 	// speak in: frames of an older one are refused from then on, reason FENCED. A connection that acquires the floor again
 	// keeps its fence, unless another has opened a live connection since. if_version is of the conversation.
@@ -470,7 +470,7 @@ func (c *sessionServiceClient) GetSessionSettings(ctx context.Context, req *v1.G
 // SessionServiceHandler is an implementation of the holdfast.session.v1.SessionService service.
 type SessionServiceHandler interface {
 	// CreateSession signs a user in. At the tenant's limit of sessions it ends the oldest, or is `resource_exhausted`,
-	// reason SESSION_LIMIT. A session's own token cannot make another session: `permission_denied`.
+	// reason LIMIT_REACHED. A session's own token cannot make another session: `permission_denied`.
 	//
 	// No reply with tokens is stored. A retry with the same request_id and the same credential gets the same tokens again,
 	// as long as they were not refreshed; later, or with another credential, it is `failed_precondition`, reason
@@ -509,7 +509,7 @@ type SessionServiceHandler interface {
 	//	{"exceptCurrent": true}
 	RevokeSessions(context.Context, *v1.RevokeSessionsRequest) (*v1.RevokeSessionsResponse, error)
 	// OpenConnection tells that a client is there. It is gone again when it closes, or while it stays silent for longer than
-	// the tenant's timeout (60 s). A user has up to 32 at once: then it is `resource_exhausted`, reason CONNECTION_LIMIT.
+	// the tenant's timeout (60 s). A user has up to 32 at once: then it is `resource_exhausted`, reason LIMIT_REACHED.
 	//
 	//	{"modality": "MODALITY_BOTH", "device": {"platform": "web"}, "capabilities": ["barge_in"]}
 	OpenConnection(context.Context, *v1.OpenConnectionRequest) (*v1.OpenConnectionResponse, error)
@@ -528,7 +528,7 @@ type SessionServiceHandler interface {
 	//	{"user": "ada"}
 	GetPresence(context.Context, *v1.GetPresenceRequest) (*v1.GetPresenceResponse, error)
 	// AcquireFloor takes the microphone of a conversation for a connection, or keeps it: the holder calls it again before
-	// the lease is over (30 s). It is another's: `failed_precondition`, reason FLOOR_HELD, unless it is the same user's and
+	// the lease is over (30 s). It is another's: `failed_precondition`, reason LEASE_HELD, unless it is the same user's and
 	// takeover is set or the holder has fallen silent; the details name the holder. The fence is the least live epoch to
 	// speak in: frames of an older one are refused from then on, reason FENCED. A connection that acquires the floor again
 	// keeps its fence, unless another has opened a live connection since. if_version is of the conversation.
