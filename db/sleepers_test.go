@@ -326,7 +326,7 @@ func TestBytesOfAMessage(t *testing.T) {
 				hash[j] = byte(r.Uint32())
 			}
 			copy(reply, hash)
-			undo := fmt.Sprintf(`{"state": {"last_seq": "%d", "token_count": "%d"}, "entries": [["messages", "%s", null], ["client_messages", "%s", null]]}`, i, length, key, client)
+			undo := fmt.Sprintf(`{"state": {"last_seq": "%d", "token_count": "%d"}, "entries": [["messages", %q, null], ["client_messages", %q, null]]}`, i, length, key, client)
 			entries = append(entries,
 				[]any{string(b.Tenant), "conversation", id, "messages", key, "alice", int64(i + 1), string(body)},
 				[]any{string(b.Tenant), "conversation", id, "client_messages", client, "alice", int64(i + 1), `{"seq": "` + seq + `", "user": "alice"}`})

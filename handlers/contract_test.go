@@ -77,7 +77,7 @@ func TestEveryErrorHasAProblem(t *testing.T) {
 		check   = "/grpc.health.v1.Health/Check"
 	)
 	frame := func(flag byte, body string) string {
-		return string(binary.BigEndian.AppendUint32([]byte{flag}, uint32(len(body)))) + body //nolint:gosec // small
+		return string(binary.BigEndian.AppendUint32([]byte{flag}, uint32(len(body)))) + body
 	}
 	const c1 = `{"conversationId":"c1"}`
 	for name, tt := range map[string]struct {

@@ -42,7 +42,7 @@ func wrongs(md protoreflect.MessageDescriptor, above map[protoreflect.FullName]b
 			before, after, path = fmt.Sprintf(`{%q:`, key), "}", path+"."+key
 		}
 		inner := func(value string) string { return wrap(fmt.Sprintf(`{%q:%s%s%s}`, name, before, value, after)) }
-		switch single.Kind() {
+		switch single.Kind() { //nolint:exhaustive // of the others no value is like another
 		case protoreflect.EnumKind:
 			if single.Enum().FullName() == "google.protobuf.NullValue" {
 				continue

@@ -120,7 +120,7 @@ func (rt *Runtime) Hibernate(ctx context.Context, c HibernateConfig) (total Hibe
 	for _, kind := range rt.Kinds() {
 		const pageSize = 200
 		find := dbsqlc.FindIdleParams{
-			TenantID: string(caller.Tenant), Kind: kind, LeastRows: int32(min(c.LeastRows, db.MostSleeperRows)), Since: since, Until: until,
+			TenantID: string(caller.Tenant), Kind: kind, LeastRows: int32(min(c.LeastRows, db.MostSleeperRows)), Since: since, Until: until, //nolint:gosec // it is small
 			BeforeTime: since, BeforeID: beyondAll, PageSize: pageSize,
 		}
 		for more := true; more; {

@@ -5,7 +5,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"log"
 	"os"
 	"strings"
 
@@ -44,7 +43,8 @@ HTTP that is no request at all (such as headers of more than 16 KiB). Go by its 
 
 func main() {
 	if err := run(os.Stdin, os.Stdout); err != nil {
-		log.Fatal("errorsdoc: ", err)
+		fmt.Fprintln(os.Stderr, "errorsdoc:", err)
+		os.Exit(1)
 	}
 }
 
@@ -93,5 +93,5 @@ func run(image io.Reader, out io.Writer) error {
 			strings.TrimPrefix(e.Retry().String(), "RETRY_"), strings.ReplaceAll(what, "|", `\|`))
 	}
 	_, err = io.WriteString(out, text.String())
-	return err //nolint:wrapcheck // log.Fatal says enough
+	return err //nolint:wrapcheck // main says enough
 }
