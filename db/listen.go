@@ -2,6 +2,7 @@ package db
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -27,8 +28,7 @@ func NewNotifications(ctx context.Context, url string) (*Notifications, error) {
 		return nil, fmt.Errorf("the database URL is not valid: %w", err)
 	}
 	listener := c.ConnConfig.Copy()
-	// A second one, so that hints need not wait for signals.
-	c.MinConns, c.MinIdleConns, c.MaxConns = 0, 0, 2
+	c.MinConns, c.MinIdleConns, c.MaxConns = 0, 0, senders
 	sender, err := pgxpool.NewWithConfig(ctx, c)
 	if err != nil {
 		return nil, err
@@ -39,9 +39,19 @@ func NewNotifications(ctx context.Context, url string) (*Notifications, error) {
 // Close closes the sender's connections and waits for them up to closeTimeout; Receive has one of its own, which ends with it.
 func (n *Notifications) Close() { closePool(n.sender) }
 
-// Send notifies everybody who listens. Each message must be shorter than 8,000 bytes.
-func (n *Notifications) Send(ctx context.Context, messages []string) error {
-	return translate(dbsqlc.New(n.sender).Notify(ctx, messages), false)
+// senders is how many connections notify: a second one, so that hints need not wait for signals.
+const senders = 2
+
+// Send notifies everybody who listens. Each message must be shorter than 8,000 bytes. A connection that was lost since it was last
+// used fails at its next use, so there is a try for each and one more; a message may arrive twice.
+func (n *Notifications) Send(ctx context.Context, messages []string) (err error) {
+	for range senders + 1 {
+		err = translate(dbsqlc.New(n.sender).Notify(ctx, messages), false)
+		if !errors.Is(err, ErrUnavailable) {
+			break
+		}
+	}
+	return err
 }
 
 // Receive calls connected when it listens, and on for each message, until the connection is lost or ctx is over.

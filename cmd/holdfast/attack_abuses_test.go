@@ -370,7 +370,7 @@ func abuses() []*abuse {
 			})
 		},
 	}, &abuse{
-		name: "reset streams", by: stranger, what: "16 HTTP/2 connections that open and reset streams as fast as they can", bound: "250 streams of a connection",
+		name: "reset streams", by: stranger, what: "16 HTTP/2 connections that open and reset streams as fast as they can", bound: "a connection whose calls are mostly taken back is closed",
 		attack: func(a *attacker) {
 			a.loop(16, func(int) {
 				f, err := a.h2()
