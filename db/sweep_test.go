@@ -71,7 +71,7 @@ func TestSweepInBatches(t *testing.T) {
 	}
 }
 
-// What somebody has locked is passed over: he is making the object anew.
+// An object that another transaction has locked is passed over: it may be creating the object again.
 func TestSweepPassesOver(t *testing.T) {
 	t.Parallel()
 	b := setupOwn(t)

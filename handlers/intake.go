@@ -218,7 +218,7 @@ func (in *intake) readBody(c *call, what rpc, r *http.Request) error {
 	case !known:
 		return formUnknown(c, what.stream)
 	case !plain && encoding != "gzip":
-		return problem.New(errorv1.Reason_REASON_COMPRESSION_REFUSED, "requests must not be compressed, or with gzip")
+		return problem.New(errorv1.Reason_REASON_COMPRESSION_REFUSED, "requests may be compressed with gzip, and with nothing else")
 	}
 	r.Header.Del(f.encoding) // what Connect gets is unpacked
 	var message, prefix []byte
@@ -417,7 +417,7 @@ func (c *call) fill(src io.Reader, size, limit, beside int64, check func([]byte)
 	for {
 		if len(buf) == cap(buf) {
 			grown := min(max(2*int64(cap(buf)), 512), most)
-			if check != nil && len(buf) >= maxValues {
+			if check != nil && len(buf) >= maxValues { // a value takes a byte at least
 				if err := check(buf); err != nil {
 					return nil, err
 				}

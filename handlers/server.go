@@ -59,7 +59,8 @@ const (
 	DrainTimeout  = 4 * time.Second
 	drainBodyTime = 500 * time.Millisecond
 	// Callers without a credential can hold so many connections, answers that they do not read (over HTTP/2, where a connection has
-	// many; thousands of sessions that refresh at once need a place each for a moment), and bodies that do not arrive. A connection takes some 10 KiB and the rest some 20 KiB, with a head of maxHead at most.
+	// many; thousands of sessions that refresh at once need a place each for a moment), and bodies that do not arrive. A connection
+	// takes some 10 KiB and the rest some 20 KiB, with a head of maxHead at most.
 	maxConnections = 16 << 10
 	maxOpenAnswers = 4 << 10
 	maxOpenBodies  = 256

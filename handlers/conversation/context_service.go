@@ -62,7 +62,7 @@ func (r *reader) same(page object.EntriesPage, err error) (object.EntriesPage, e
 }
 
 // items reads the newest messages, at least until enough says so, and the tool calls among them. after is the message
-// before the first that counts. whole tells whether that was reached.
+// before the first that counts. whole reports whether that was reached.
 func (r *reader) items(
 	ctx context.Context, after int64, enough func(items []windowItem, whole bool) bool,
 ) (items []windowItem, whole bool, err error) {

@@ -183,7 +183,7 @@ func TestIngestLive(t *testing.T) {
 		t.Errorf("messages are %v", got)
 	}
 
-	// A new connection counts anew, and the old ones are shut out.
+	// A new connection counts from 1 again, and the old ones are shut out.
 	for want := int64(2); want <= 3; want++ {
 		if got := must(c.OpenLive(t.Context(), &conversationv1.OpenLiveRequest{ConversationId: c1}))(t).GetEpoch(); got != want {
 			t.Fatalf("the epoch is %d, not %d", got, want)

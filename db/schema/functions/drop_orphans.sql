@@ -1,4 +1,4 @@
--- drop_orphans deletes rows left under the ids of objects that do not exist, so that whoever creates such an object does not
+-- drop_orphans deletes rows left under the ids of objects that do not exist, so that a new object does not
 -- inherit them. p_objects has the kinds and ids of objects that do not exist, or that this transaction has stored for the first
 -- time. It deletes the rows of all owners.
 CREATE OR REPLACE FUNCTION holdfast.drop_orphans(p_tenant_id text, p_objects jsonb) RETURNS void

@@ -1,6 +1,6 @@
 -- sweep_expired deletes a batch of expired objects with all their rows, and answers how many rows went and when the last
 -- of the objects had expired: the next batch begins there, because the index still leads to the rows that are gone. What
--- another transaction holds is passed over: someone creates the object anew, or sweeps beside us. A statement an object
+-- another transaction holds is passed over: it creates the object again, or is another sweep. There is one statement for each object
 -- and table, because a join would be planned by what the planner believes of the tables.
 CREATE OR REPLACE FUNCTION holdfast.sweep_expired(
   p_after timestamptz,
