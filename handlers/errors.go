@@ -141,8 +141,11 @@ func explainConnect(err error) *problem.Error {
 
 func versionMismatch(e *object.VersionMismatchError) *problem.Error {
 	at := fmt.Sprintf("is at version %d, not %d", e.Current, e.Expected)
-	if e.Current == 0 {
+	switch {
+	case e.Current == 0:
 		at = fmt.Sprintf("does not exist, so it is not at version %d", e.Expected)
+	case e.Expected == 0:
+		at = fmt.Sprintf("exists, at version %d, and if_version 0 says that it must not", e.Current)
 	}
 	name := e.Kind + "/" + string(e.ID)
 	p := problem.New(errorv1.Reason_REASON_VERSION_MISMATCH, name+" "+at+"; read it again and decide again")

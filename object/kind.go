@@ -269,7 +269,7 @@ type updateOptions struct {
 	create    bool
 	upsert    bool
 	shared    bool
-	ifVersion Version
+	ifVersion *Version
 	requestID string
 	hash      [sha256.Size]byte
 	prefetch  []entryKey
@@ -292,8 +292,8 @@ func Upsert() UpdateOption { return func(o *updateOptions) { o.upsert = true } }
 // its owner.
 func Shared() UpdateOption { return func(o *updateOptions) { o.shared = true } }
 
-// IfVersion wants the object to be at version v: VersionMismatchError where it is not. 0 is no condition.
-func IfVersion(v Version) UpdateOption { return func(o *updateOptions) { o.ifVersion = v } }
+// IfVersion wants the object to be at version v, or not to exist where v is 0: VersionMismatchError where that is not so.
+func IfVersion(v Version) UpdateOption { return func(o *updateOptions) { o.ifVersion = &v } }
 
 // Request makes the change idempotent: the same id with the same body from the same caller returns the first reply, with
 // no new version; another body or another caller is ErrRequestReused. A service that acts for a user is that user, and
@@ -387,16 +387,24 @@ type ChangeRequest interface {
 	GetRequestId() string
 }
 
-// Do is Update for an RPC: the request brings its id and, where it has one, its precondition, and fn returns the
-// reply, which is stored with the change so that a retry gets the same. opts come on top.
+// Asked is what a request asks of its change: to be made once, by its id, and its precondition where if_version is set.
+func Asked(req ChangeRequest) UpdateOption {
+	return func(o *updateOptions) {
+		Request(req.GetRequestId(), req)(o)
+		m := req.ProtoReflect()
+		if f := m.Descriptor().Fields().ByName("if_version"); f != nil && m.Has(f) {
+			IfVersion(Version(m.Get(f).Int()))(o)
+		}
+	}
+}
+
+// Do is Update for an RPC: what the request asks holds, and fn returns the reply, which is stored with the change so that a retry
+// gets the same. opts come on top.
 func Do[R, S proto.Message](
 	ctx context.Context, k *Kind[S], id ID, req ChangeRequest, fn func(*Tx[S]) (R, error), opts ...UpdateOption,
 ) (R, error) {
 	var reply, none R
-	opts = append(opts, Request(req.GetRequestId(), req))
-	if r, ok := req.(interface{ GetIfVersion() int64 }); ok {
-		opts = append(opts, IfVersion(Version(r.GetIfVersion())))
-	}
+	opts = append(opts, Asked(req))
 	c, err := k.update(ctx, id, func(tx *Tx[S]) error {
 		r, err := fn(tx)
 		tx.reply, reply = r, r

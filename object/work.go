@@ -207,15 +207,18 @@ func (w *work) apply(c *change, now time.Time) error {
 	case live && w.cur.newer:
 		return ErrNewerSchema
 	}
-	for _, v := range []Version{c.opts.ifVersion, c.opts.basedOn} {
-		there := live || revived && v == c.opts.basedOn
-		if v != 0 && (!there || v != w.cur.version) {
-			mismatch := &VersionMismatchError{Kind: w.kind.name, ID: w.box.key.id, Expected: v}
-			if there {
-				mismatch.Current = w.cur.version
-			}
-			return mismatch
-		}
+	var at, past Version // past: counting an object that was deleted and goes on
+	if live {
+		at = w.cur.version
+	}
+	if live || revived {
+		past = w.cur.version
+	}
+	if want := c.opts.ifVersion; want != nil && *want != at {
+		return &VersionMismatchError{Kind: w.kind.name, ID: w.box.key.id, Expected: *want, Current: at}
+	}
+	if want := c.opts.basedOn; want != 0 && want != past {
+		return &VersionMismatchError{Kind: w.kind.name, ID: w.box.key.id, Expected: want, Current: past}
 	}
 	if revived && w.cur == w.base {
 		w.fresh = false // its entries are still there

@@ -834,7 +834,7 @@ func (m *Manager) ConfigureApi( //nolint:revive // the service has it so
 		configure(t.api, t.state, req.GetConfig())
 		t.Emit("configured")
 		return &coordinationv1.ConfigureApiResponse{State: present(t.api, t.state, nil, t.caller, t.ledger.now)}, nil
-	}, object.IfVersion(object.Version(req.GetIfVersion())))
+	}, object.Asked(req))
 }
 
 // WatchApi implements CoordinationService.

@@ -31,12 +31,12 @@ func AnswerSize(m proto.Message) int {
 // Metadata returns an object's info as replies have it.
 func Metadata(i object.Info) *objectv1.Metadata {
 	return &objectv1.Metadata{
-		Version: int64(i.Version), CreateTime: timestamp(i.CreateTime), UpdateTime: timestamp(i.UpdateTime), ExpireTime: timestamp(i.ExpireTime),
+		Version: int64(i.Version), CreateTime: Timestamp(i.CreateTime), UpdateTime: Timestamp(i.UpdateTime), ExpireTime: Timestamp(i.ExpireTime),
 	}
 }
 
-// timestamp is unset for the zero time.
-func timestamp(t time.Time) *timestamppb.Timestamp {
+// Timestamp is unset for the zero time.
+func Timestamp(t time.Time) *timestamppb.Timestamp {
 	if t.IsZero() {
 		return nil
 	}

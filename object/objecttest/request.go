@@ -28,12 +28,11 @@ func requestTests[S proto.Message]() tests[S] {
 	}
 }
 
-// request is an RPC's request: a body, an idempotency key and a precondition.
+// request is an RPC's request: a body and an idempotency key.
 type request struct {
 	*structpb.Value
 
-	id        string
-	ifVersion int64
+	id string
 }
 
 func newRequest(body string) *request {
@@ -41,7 +40,6 @@ func newRequest(body string) *request {
 }
 
 func (r *request) GetRequestId() string { return r.id } //nolint:revive // protobuf names it
-func (r *request) GetIfVersion() int64  { return r.ifVersion }
 
 type reply = *wrapperspb.StringValue
 
@@ -95,12 +93,11 @@ func (s *suite[S]) testReplay(t *testing.T) {
 	s.want(t, s.ctx, "a", 3, "xy")
 
 	// The precondition held the first time.
-	conditional := newRequest("z")
-	conditional.ifVersion = 3
-	second := s.mustDo(t, "a", conditional, nil)
-	s.mustDo(t, "a", conditional, second)
+	conditional, at3 := newRequest("z"), object.IfVersion(3)
+	second := s.mustDo(t, "a", conditional, nil, at3)
+	s.mustDo(t, "a", conditional, second, at3)
 	s.restart(t, object.Config{})
-	s.mustDo(t, "a", conditional, second)
+	s.mustDo(t, "a", conditional, second, at3)
 	s.want(t, s.ctx, "a", 4, "xyz")
 
 	// The same id on another object is another request.
@@ -190,7 +187,6 @@ func (s *suite[S]) testReplayInOneBatch(t *testing.T) {
 // A replay whose closure or precondition would fail by now, in a batch with changes that succeed.
 func (s *suite[S]) testReplayBesideOthers(t *testing.T) {
 	creation, conditional, once := newRequest("c"), newRequest("x"), newRequest("o")
-	conditional.ifVersion = 1
 	doOnce := func(ctx context.Context) (reply, error) {
 		return object.Do(ctx, s.kind, "a", once, func(tx *object.Tx[S]) (reply, error) {
 			if tx.Version() > 2 {
@@ -210,7 +206,7 @@ func (s *suite[S]) testReplayBesideOthers(t *testing.T) {
 	}
 	calls := []func(context.Context) (reply, error){
 		func(ctx context.Context) (reply, error) { return s.do(ctx, s.kind, "a", creation, object.Create()) },
-		func(ctx context.Context) (reply, error) { return s.do(ctx, s.kind, "a", conditional) },
+		func(ctx context.Context) (reply, error) { return s.do(ctx, s.kind, "a", conditional, object.IfVersion(1)) },
 		doOnce,
 		doUnchanged,
 	}

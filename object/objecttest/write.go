@@ -177,7 +177,7 @@ func (s *suite[S]) testConflict(t *testing.T) {
 		if !warm {
 			s.restart(t, object.Config{})
 		}
-		for _, v := range []object.Version{1, 3} {
+		for _, v := range []object.Version{0, 1, 3} {
 			_, err := s.kind.Update(s.ctx, "a", func(*object.Tx[S]) error {
 				t.Error("the closure ran")
 				return nil
@@ -200,6 +200,7 @@ func (s *suite[S]) testConflict(t *testing.T) {
 	if !errors.As(err, &mismatch) || mismatch.Current != 0 {
 		t.Errorf("IfVersion of a deleted object gave %v", err)
 	}
+	s.set(t, "a", "3", object.Upsert(), object.IfVersion(0))
 	s.journal(t, "a")
 }
 
