@@ -419,15 +419,12 @@ var answerCases = map[string]answerCase{
 		body: `{"kind":"conversation","pageSize":200}`, items: []string{"objects.objectId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 24,
 	},
 	"/holdfast.inspect.v1.InspectService/GetObject": {
-		fill: largeObject, body: `{"kind":"conversation","objectId":"c1","collection":"messages","pageSize":200}`, items: []string{"entries.key"},
-		next: [2]string{"nextKey", "afterKey"}, want: 16,
-	},
-	"/holdfast.inspect.v1.InspectService/GetObjectAt": {
-		fill: largeObject, body: `{"kind":"conversation","objectId":"c1","collection":"messages","pageSize":200,"at":{"version":"4"}}`,
-		items: []string{"entries.key"}, next: [2]string{"nextKey", "afterKey"}, want: 12,
+		fill: largeObject, body: `{"ref":{"kind":"conversation","objectId":"c1"},"collection":"messages","pageSize":200}`,
+		items: []string{"entries.key"}, next: [2]string{"nextPageToken", "pageToken"}, want: 16,
 	},
 	"/holdfast.inspect.v1.InspectService/DiffObject": {
-		fill: largeObject, body: `{"kind":"conversation","objectId":"c1","from":{"version":"1"}}`, items: []string{"entries.key"}, pages: 1, want: 16,
+		fill: largeObject, body: `{"ref":{"kind":"conversation","objectId":"c1"},"from":{"version":"1"},"pageSize":200}`,
+		items: []string{"entries.key"}, next: [2]string{"nextPageToken", "pageToken"}, want: 16,
 	},
 	"/holdfast.inspect.v1.InspectService/ListEvents": {
 		fill: func(f *filler) {
@@ -440,8 +437,8 @@ var answerCases = map[string]answerCase{
 				})
 			}
 		},
-		body: `{"kind":"conversation","objectId":"c1","pageSize":200}`, items: []string{"events.version"},
-		next: [2]string{"nextFromVersion", "fromVersion"}, want: 60,
+		body: `{"ref":{"kind":"conversation","objectId":"c1"},"pageSize":200}`, items: []string{"events.version"},
+		next: [2]string{"nextPageToken", "pageToken"}, want: 60,
 	},
 	"/holdfast.inspect.v1.InspectService/ListTimers": {bounded: "200 timers, each of names of 64, 128 and 128 bytes and an error of a word or two"},
 	"/holdfast.inspect.v1.InspectService/EraseUser":  {bounded: "a number for each table"},

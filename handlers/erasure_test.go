@@ -76,7 +76,7 @@ func testErasureInAPIs(t *testing.T, user string, deleted bool) {
 	must(conversationRPC+"AppendMessages", `{"conversationId":"shared","messages":[{"role":"ROLE_USER","text":"hello"}],"requestId":"$-9"}`, ada...)
 
 	if deleted {
-		must(inspectRPC+"DeleteObject", `{"kind":"api","objectId":"c1"}`, service)
+		must(inspectRPC+"DeleteObject", `{"ref":{"kind":"api","objectId":"c1"}}`, service)
 	}
 	must(inspectRPC+"EraseUser", fmt.Sprintf(`{"user":%q}`, user), service)
 
@@ -90,17 +90,17 @@ func testErasureInAPIs(t *testing.T, user string, deleted bool) {
 		return
 	}
 	for _, as := range []string{service, bob} {
-		for path, body := range map[string]string{
-			coordinationService + "GetApiState":  `{"api":"c1"}`,
-			coordinationService + "ListRequests": `{"api":"c1"}`,
-			coordinationService + "GetUsage":     `{"api":"c1"}`,
-			inspectRPC + "GetObject":             `{"kind":"api","objectId":"c1","collection":"requests"}`,
-			inspectRPC + "ListEvents":            `{"kind":"api","objectId":"c1"}`,
-			inspectRPC + "GetObjectAt":           `{"kind":"api","objectId":"c1","at":{"version":"6"}}`,
-			inspectRPC + "DiffObject":            `{"kind":"api","objectId":"c1","from":{"version":"1"},"to":{"version":"9"}}`,
+		for _, call := range [][2]string{
+			{coordinationService + "GetApiState", `{"api":"c1"}`},
+			{coordinationService + "ListRequests", `{"api":"c1"}`},
+			{coordinationService + "GetUsage", `{"api":"c1"}`},
+			{inspectRPC + "GetObject", `{"ref":{"kind":"api","objectId":"c1"},"collection":"requests"}`},
+			{inspectRPC + "ListEvents", `{"ref":{"kind":"api","objectId":"c1"}}`},
+			{inspectRPC + "GetObject", `{"ref":{"kind":"api","objectId":"c1"},"at":{"version":"6"}}`},
+			{inspectRPC + "DiffObject", `{"ref":{"kind":"api","objectId":"c1"},"from":{"version":"1"},"to":{"version":"9"}}`},
 		} {
-			if got := b.do(t, "POST", path, strings.NewReader(body), as, "Content-Type: application/json"); strings.Contains(got.body, needle) || got.code == "internal" {
-				t.Errorf("%s: %+v", path, got)
+			if got := b.do(t, "POST", call[0], strings.NewReader(call[1]), as, "Content-Type: application/json"); strings.Contains(got.body, needle) || got.code == "internal" {
+				t.Errorf("%s: %+v", call[0], got)
 			}
 		}
 	}

@@ -18,9 +18,8 @@ import (
 // cached are bodies about what fillKinds makes, for every call by GET that is about one object. Others are asked with {}.
 var cached = map[protoreflect.Name]string{
 	"GetProject": `{"projectId":"c1"}`, "GetTask": `{"taskId":"c1"}`, "ListTaskTransitions": `{"taskId":"c1"}`, "GetIssue": `{"issueId":"c1"}`,
-	"ListObjects": `{"kind":"conversation"}`, "ListEvents": `{"kind":"conversation","objectId":"c1"}`,
-	"GetObjectAt":     `{"kind":"conversation","objectId":"c1","at":{"time":"2099-01-01T00:00:00Z"}}`,
-	"DiffObject":      `{"kind":"conversation","objectId":"c1","from":{"version":"1"}}`,
+	"ListObjects": `{"kind":"conversation"}`, "ListEvents": `{"ref":{"kind":"conversation","objectId":"c1"}}`,
+	"DiffObject":      `{"ref":{"kind":"conversation","objectId":"c1"},"from":{"version":"1"}}`,
 	"GetConversation": `{"conversationId":"c1","messageLimit":9}`, "ListMessages": `{"conversationId":"c1"}`, "ListIntents": `{"conversationId":"c1"}`,
 	"ListFlowSteps": `{"conversationId":"c1"}`, "ListFragments": `{"conversationId":"c1"}`, "ListToolCalls": `{"conversationId":"c1"}`,
 	"GetContextWindow": `{"conversationId":"c1"}`, "ListSummaries": `{"conversationId":"c1"}`,

@@ -33,7 +33,7 @@ var conversationArea = area{
 			"ListSummaries":      `{"conversationId":"c1","afterSeq":"1","pageSize":1}`,
 			"CreateConversation": `{"conversationId":"c1-2","title":"t","labels":{"a":"b"},"projectId":"p","ttl":"90000s","requestId":"r-2"}`,
 			"GetConversation":    `{"conversationId":"c1","messageLimit":9,"ifVersionNot":"9"}`,
-			"ListConversations":  `{"pageSize":5,"pageToken":"eyJ0IjoiMjAyNi0wMS0wMVQwMDowMDowMFoiLCJpIjoiYzEifQ","projectId":"p","labels":{"a":"b"}}`,
+			"ListConversations":  `{"pageSize":5,"projectId":"p","labels":{"a":"b"}}`,
 			"UpdateConversation": `{"conversationId":"c1","conversation":{"title":"t","labels":{"a":"b"},"projectId":"p","ttl":"90000s","messageCount":"5","voice":{"changeTime":"2026-01-01T00:00:00Z"}},"updateMask":"title,labels","requestId":"r-2","ifVersion":"2"}`,
 			"DeleteConversation": `{"conversationId":"c1","requestId":"r-2","ifVersion":"2"}`,
 			"AppendMessages": `{"conversationId":"c1","messages":[{"role":"ROLE_USER","modality":"MODALITY_VOICE","text":"t","clientMessageId":"m-2","tokenCount":"3","metadata":{"a":"b"},

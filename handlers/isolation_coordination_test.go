@@ -67,7 +67,7 @@ var coordinationFuzzing = fuzzing{
 			"lastWebhookTime":"2026-11-23T10:00:00Z","webhookLag":"1s","error":"e","updateTime":"2026-11-23T10:00:00Z"},"reset":true,"requestId":"r-3"}`,
 		"ReportLive":  `{"api":"c1","sessionId":"s-1","epoch":"2","status":"LIVE_STATUS_GOING_AWAY","model":"m","timeLeft":"50s","closeCode":1011,"error":"e","ttl":"60s","requestId":"r-3"}`,
 		"GetApiState": `{"api":"c1"}`,
-		"ListApis":    `{"pageSize":5,"pageToken":"eyJ0IjoiMjAyNi0wMS0wMVQwMDowMDowMFoiLCJpIjoiYzEifQ"}`,
+		"ListApis":    `{"pageSize":5}`,
 		"GetUsage":    `{"api":"c1","days":7}`,
 		"ConfigureApi": `{"api":"c1","config":{"policies":[{"name":"p","algorithm":"ALGORITHM_GCRA","limit":"10","period":"60s","burst":"5","scope":"SCOPE_USER","unit":"UNIT_COST","operations":["send"],"dimension":"requests"},
 			{"name":"q","algorithm":"ALGORITHM_CALENDAR","limit":"10","calendar":"CALENDAR_DAY","timeZone":"America/Los_Angeles"},{"name":"s","algorithm":"ALGORITHM_SLIDING","limit":"10","period":"60s","margin":"1s"},

@@ -34,34 +34,32 @@ var inspectArea = area{
 			{"/holdfast.conversation.v1.ConversationService/CreateConversation", `{"conversationId":"c1","labels":{"a":"b"}}`},
 			{"/holdfast.conversation.v1.ConversationService/AppendMessages", `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"x"}]}`},
 		},
-		reads: map[string][2]string{"": {"GetObject", `{"kind":"conversation","objectId":"c1","collection":"messages"}`}},
+		reads: map[string][2]string{"": {"GetObject", `{"ref":{"kind":"conversation","objectId":"c1"},"collection":"messages"}`}},
 		// No user may retry what is not there, and no service either.
 		service: map[string]string{"RetryTimer": "not_found", "EraseUser": "ok"},
 		full: map[string]string{
-			"ListObjects":   `{"kind":"conversation","owner":"ada","prefix":"c","order":"ORDER_ID","pageSize":5,"pageToken":"eyJ0IjoiMjAyNi0wMS0wMVQwMDowMDowMFoiLCJpIjoiYzEifQ"}`,
-			"GetObject":     `{"kind":"conversation","objectId":"c1","collection":"messages","afterKey":"0","pageSize":5}`,
-			"ListEvents":    `{"kind":"conversation","objectId":"c1","fromVersion":"9","pageSize":5}`,
-			"GetObjectAt":   `{"kind":"conversation","objectId":"c1","at":{"version":"1"},"collection":"messages","afterKey":"0","pageSize":5}`,
-			"DiffObject":    `{"kind":"conversation","objectId":"c1","from":{"version":"1"},"to":{"time":"2099-01-01T00:00:00Z"}}`,
-			"RestoreObject": `{"kind":"conversation","objectId":"c1","at":{"version":"1"},"requestId":"r-2","ifVersion":"2"}`,
-			"ForkObject":    `{"kind":"conversation","objectId":"c1","at":{"version":"1"},"newObjectId":"c1-2","requestId":"r-2"}`,
-			"DeleteObject":  `{"kind":"conversation","objectId":"c1","requestId":"r-2","ifVersion":"2"}`,
-			"ListTimers":    `{"kind":"conversation","objectId":"c1","parked":true,"pageSize":5,"pageToken":"eyJrIjoiYSIsImkiOiJiIiwibiI6ImMifQ"}`,
-			"RetryTimer":    `{"kind":"probe","objectId":"c1","name":"n","requestId":"r-2","ifVersion":"1"}`,
+			"ListObjects":   `{"kind":"conversation","owner":"ada","prefix":"c","byId":true,"pageSize":5}`,
+			"GetObject":     `{"ref":{"kind":"conversation","objectId":"c1"},"at":{"version":"1"},"collection":"messages","pageSize":5}`,
+			"ListEvents":    `{"ref":{"kind":"conversation","objectId":"c1"},"pageSize":5}`,
+			"DiffObject":    `{"ref":{"kind":"conversation","objectId":"c1"},"from":{"version":"1"},"to":{"time":"2099-01-01T00:00:00Z"},"pageSize":5}`,
+			"RestoreObject": `{"ref":{"kind":"conversation","objectId":"c1"},"at":{"version":"1"},"requestId":"r-2","ifVersion":"2"}`,
+			"ForkObject":    `{"ref":{"kind":"conversation","objectId":"c1"},"at":{"version":"1"},"newObjectId":"c1-2","requestId":"r-2"}`,
+			"DeleteObject":  `{"ref":{"kind":"conversation","objectId":"c1"},"requestId":"r-2","ifVersion":"2"}`,
+			"ListTimers":    `{"kind":"conversation","objectId":"c1","parked":true,"pageSize":5}`,
+			"RetryTimer":    `{"ref":{"kind":"probe","objectId":"c1"},"name":"n","requestId":"r-2","ifVersion":"1"}`,
 			"EraseUser":     `{"user":"nobody@example.com"}`,
 		},
 	},
 	cases: map[string]isolationCase{
 		"/holdfast.inspect.v1.InspectService/ListObjects":   {test: isolateListObjects},
-		"/holdfast.inspect.v1.InspectService/GetObject":     {body: `{"kind":"conversation","objectId":"c1","collection":"messages"}`, reads: true},
-		"/holdfast.inspect.v1.InspectService/ListEvents":    {body: `{"kind":"conversation","objectId":"c1"}`},
-		"/holdfast.inspect.v1.InspectService/GetObjectAt":   {body: `{"kind":"conversation","objectId":"c1","at":{"version":2},"collection":"messages"}`},
-		"/holdfast.inspect.v1.InspectService/DiffObject":    {body: `{"kind":"conversation","objectId":"c1","from":{"version":1}}`},
-		"/holdfast.inspect.v1.InspectService/RestoreObject": {body: `{"kind":"conversation","objectId":"c1","at":{"version":1}}`},
-		"/holdfast.inspect.v1.InspectService/ForkObject":    {body: `{"kind":"conversation","objectId":"c1","newObjectId":"c2"}`},
-		"/holdfast.inspect.v1.InspectService/DeleteObject":  {body: `{"kind":"conversation","objectId":"c1"}`},
+		"/holdfast.inspect.v1.InspectService/GetObject":     {body: `{"ref":{"kind":"conversation","objectId":"c1"},"collection":"messages"}`, reads: true},
+		"/holdfast.inspect.v1.InspectService/ListEvents":    {body: `{"ref":{"kind":"conversation","objectId":"c1"}}`},
+		"/holdfast.inspect.v1.InspectService/DiffObject":    {body: `{"ref":{"kind":"conversation","objectId":"c1"},"from":{"version":1}}`},
+		"/holdfast.inspect.v1.InspectService/RestoreObject": {body: `{"ref":{"kind":"conversation","objectId":"c1"},"at":{"version":1}}`},
+		"/holdfast.inspect.v1.InspectService/ForkObject":    {body: `{"ref":{"kind":"conversation","objectId":"c1"},"newObjectId":"c2"}`},
+		"/holdfast.inspect.v1.InspectService/DeleteObject":  {body: `{"ref":{"kind":"conversation","objectId":"c1"}}`, outside: isEmpty, inside: isEmpty},
 		"/holdfast.inspect.v1.InspectService/ListTimers":    {body: `{"kind":"probe"}`, outside: isEmpty, inside: isEmpty, reads: true},
-		"/holdfast.inspect.v1.InspectService/RetryTimer":    {body: `{"kind":"probe","objectId":"c1","name":"` + secret + `"}`},
+		"/holdfast.inspect.v1.InspectService/RetryTimer":    {body: `{"ref":{"kind":"probe","objectId":"c1"},"name":"` + secret + `"}`},
 		"/holdfast.inspect.v1.InspectService/EraseUser":     {test: isolateEraseUser},
 	},
 }
@@ -74,7 +72,7 @@ func isolateEraseUser(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) 
 	read := registered()["/holdfast.inspect.v1.InspectService/GetObject"]
 	there := func() string {
 		t.Helper()
-		return b.call(t, read, `{"kind":"conversation","objectId":"c1"}`, service).code
+		return b.call(t, read, `{"ref":{"kind":"conversation","objectId":"c1"}}`, service).code
 	}
 	for _, c := range []struct {
 		name    string
@@ -128,7 +126,7 @@ func isolateListObjects(t *testing.T, b *bundle, m protoreflect.MethodDescriptor
 	ada := b.key(t, "ada")
 	fillInspected(t, b, ada)
 	for _, body := range []string{
-		`{"kind":"conversation"}`, `{"kind":"conversation","order":"ORDER_ID"}`, `{"kind":"conversation","owner":"ada"}`, `{"kind":"conversation","prefix":"c1"}`,
+		`{"kind":"conversation"}`, `{"kind":"conversation","byId":true}`, `{"kind":"conversation","owner":"ada"}`, `{"kind":"conversation","prefix":"c1"}`,
 	} {
 		for name, c := range map[string]struct {
 			header string

@@ -55,18 +55,18 @@ var kindCases = map[string]kindCase{
 var inspections = map[protoreflect.Name]struct {
 	body string
 	// list: what is not shown is left out. changes: the caller sees the tenant's object, and may not change it.
-	list, changes bool
+	// absent: what is not shown is not there, which is no error.
+	list, changes, absent bool
 }{
 	"ListObjects":   {body: `{"kind":"%[1]s","prefix":"%[2]s"}`, list: true},
-	"GetObject":     {body: `{"kind":"%[1]s","objectId":"%[2]s","collection":"%[3]s"}`},
-	"ListEvents":    {body: `{"kind":"%[1]s","objectId":"%[2]s"}`},
-	"GetObjectAt":   {body: `{"kind":"%[1]s","objectId":"%[2]s","at":{"time":"2099-01-01T00:00:00Z"},"collection":"%[3]s"}`},
-	"DiffObject":    {body: `{"kind":"%[1]s","objectId":"%[2]s","from":{"version":"1"}}`},
-	"RestoreObject": {body: `{"kind":"%[1]s","objectId":"%[2]s","at":{"version":"1"}}`, changes: true},
-	"ForkObject":    {body: `{"kind":"%[1]s","objectId":"%[2]s","at":{"time":"2099-01-01T00:00:00Z"},"newObjectId":"a-fork"}`},
-	"DeleteObject":  {body: `{"kind":"%[1]s","objectId":"%[2]s"}`, changes: true},
+	"GetObject":     {body: `{"ref":{"kind":"%[1]s","objectId":"%[2]s"},"collection":"%[3]s"}`},
+	"ListEvents":    {body: `{"ref":{"kind":"%[1]s","objectId":"%[2]s"}}`},
+	"DiffObject":    {body: `{"ref":{"kind":"%[1]s","objectId":"%[2]s"},"from":{"version":"1"}}`},
+	"RestoreObject": {body: `{"ref":{"kind":"%[1]s","objectId":"%[2]s"},"at":{"version":"1"}}`, changes: true},
+	"ForkObject":    {body: `{"ref":{"kind":"%[1]s","objectId":"%[2]s"},"at":{"time":"2099-01-01T00:00:00Z"},"newObjectId":"a-fork"}`},
+	"DeleteObject":  {body: `{"ref":{"kind":"%[1]s","objectId":"%[2]s"}}`, changes: true, absent: true},
 	"ListTimers":    {body: `{"kind":"%[1]s","objectId":"%[2]s"}`, list: true},
-	"RetryTimer":    {body: `{"kind":"%[1]s","objectId":"%[2]s","name":"%[4]s"}`, changes: true},
+	"RetryTimer":    {body: `{"ref":{"kind":"%[1]s","objectId":"%[2]s"},"name":"%[4]s"}`, changes: true},
 }
 
 func TestEveryKindHasAnIsolationCase(t *testing.T) {
@@ -241,7 +241,7 @@ func (b *bundle) inspect(tb testing.TB, method, body string, into any, headers .
 func (b *bundle) inspectAs(t *testing.T, kind string, c kindCase, id, owner string, askers []asker, service string) {
 	t.Helper()
 	var whole struct{ Collections []string }
-	b.inspect(t, "GetObject", fmt.Sprintf(`{"kind":%q,"objectId":%q}`, kind, id), &whole, service)
+	b.inspect(t, "GetObject", fmt.Sprintf(`{"ref":{"kind":%q,"objectId":%q}}`, kind, id), &whole, service)
 	const notFound, forbidden = "not_found NOT_FOUND", "permission_denied ROLE_REQUIRED"
 	for _, who := range askers {
 		told := false // ada's words, by the kind's own RPCs
@@ -268,6 +268,9 @@ func (b *bundle) inspectAs(t *testing.T, kind string, c kindCase, id, owner stri
 				want = ""
 			case !who.outside && owner == "" && i.changes:
 				want = forbidden
+			}
+			if want == notFound && i.absent {
+				want = "ok {}"
 			}
 			if want == "" && (i.changes || name == "ForkObject") {
 				continue // it would succeed
@@ -315,7 +318,7 @@ func TestWhatIsSealedForItsObjectIsNotForked(t *testing.T) {
 			t.Fatalf("there is no %s", kind)
 		}
 		for _, method := range []string{"ForkObject", "RestoreObject"} {
-			body := fmt.Sprintf(`{"kind":%q,"objectId":%q,"at":{"version":"1"},"newObjectId":"fork"}`, kind, list.Objects[0].ObjectID)
+			body := fmt.Sprintf(`{"ref":{"kind":%q,"objectId":%q},"at":{"version":"1"},"newObjectId":"fork"}`, kind, list.Objects[0].ObjectID)
 			if method == "RestoreObject" {
 				body = strings.Replace(body, `,"newObjectId":"fork"`, "", 1)
 			}

@@ -273,10 +273,10 @@ func abuses() []*abuse {
 
 	// The past.
 	for _, c := range []struct{ name, method, body string }{
-		{"reads of the past", "GetObjectAt", `{"kind":"conversation","objectId":"deep","at":{"version":"1"}}`},
-		{"differences with the past", "DiffObject", `{"kind":"conversation","objectId":"deep","from":{"version":"1"},"to":{"version":"100"}}`},
-		{"restored objects", "RestoreObject", `{"kind":"conversation","objectId":"deep","at":{"version":"%d"}}`},
-		{"forks of the past", "ForkObject", `{"kind":"conversation","objectId":"deep","at":{"version":"2"},"newObjectId":"fork-%d-%d"}`},
+		{"reads of the past", "GetObject", `{"ref":{"kind":"conversation","objectId":"deep"},"at":{"version":"1"}}`},
+		{"differences with the past", "DiffObject", `{"ref":{"kind":"conversation","objectId":"deep"},"from":{"version":"1"},"to":{"version":"100"}}`},
+		{"restored objects", "RestoreObject", `{"ref":{"kind":"conversation","objectId":"deep"},"at":{"version":"%d"}}`},
+		{"forks of the past", "ForkObject", `{"ref":{"kind":"conversation","objectId":"deep"},"at":{"version":"2"},"newObjectId":"fork-%d-%d"}`},
 	} {
 		all = append(all, &abuse{
 			name: c.name, by: oneUser, what: "32 clients of " + c.method + " on 12,000 messages", bound: "calls of history, 2 of a tenant and 4 of a server", refused: []string{"429"},

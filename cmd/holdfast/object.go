@@ -20,6 +20,7 @@ import (
 
 	inspectv1 "holdfast/gen/holdfast/inspect/v1"
 	"holdfast/gen/holdfast/inspect/v1/inspectv1connect"
+	typev1 "holdfast/gen/holdfast/type/v1"
 )
 
 // objectCmd is `holdfast object`: the inspector, over the API of a running server.
@@ -91,6 +92,8 @@ type objectRef struct {
 	ID   string `arg:"" help:"The object's id."`
 }
 
+func (r *objectRef) ref() *typev1.ObjectRef { return &typev1.ObjectRef{Kind: r.Kind, ObjectId: r.ID} }
+
 type objectListCmd struct {
 	apiConfig
 
@@ -104,11 +107,9 @@ type objectListCmd struct {
 // Run prints one object a line.
 func (c *objectListCmd) Run(ctx context.Context, w *console) error {
 	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
-		req := &inspectv1.ListObjectsRequest{Kind: c.Kind, Prefix: c.Prefix, Owner: c.Owner, PageSize: c.Limit}
-		if c.ByID {
-			req.Order = inspectv1.Order_ORDER_ID
-		}
-		res, err := s.ListObjects(ctx, req)
+		res, err := s.ListObjects(ctx, &inspectv1.ListObjectsRequest{
+			Kind: c.Kind, Prefix: c.Prefix, Owner: c.Owner, ById: c.ByID, PageSize: c.Limit,
+		})
 		if err != nil {
 			return err
 		}
@@ -120,7 +121,7 @@ func (c *objectListCmd) Run(ctx context.Context, w *console) error {
 			fmt.Fprintln(t, "ID\tOWNER\tVERSION\tUPDATED")
 		}
 		for _, o := range res.GetObjects() {
-			fmt.Fprintf(t, "%s\t%s\t%d\t%s\n", o.GetObjectId(), o.GetOwner(), o.GetMetadata().GetVersion(), stamp(o.GetMetadata().GetUpdateTime()))
+			fmt.Fprintf(t, "%s\t%s\t%d\t%s\n", o.GetObjectId(), o.GetOwner(), o.GetVersion(), stamp(o.GetUpdateTime()))
 		}
 		return t.Flush()
 	})
@@ -133,7 +134,7 @@ type objectGetCmd struct {
 
 	At         string `help:"As it was at this version or time." placeholder:"MOMENT"`
 	Collection string `help:"With entries of this collection." placeholder:"NAME"`
-	After      string `help:"Entries behind this key." placeholder:"KEY"`
+	Page       string `help:"The last page's nextPageToken." placeholder:"TOKEN"`
 	Limit      int32  `help:"At most so many entries, up to 200." default:"50"`
 }
 
@@ -144,17 +145,8 @@ func (c *objectGetCmd) Run(ctx context.Context, w *console) error {
 		return err
 	}
 	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
-		if at == nil {
-			res, err := s.GetObject(ctx, &inspectv1.GetObjectRequest{
-				Kind: c.Kind, ObjectId: c.ID, Collection: c.Collection, AfterKey: c.After, PageSize: c.Limit,
-			})
-			if err != nil {
-				return err
-			}
-			return printJSON(w.stdout, res)
-		}
-		res, err := s.GetObjectAt(ctx, &inspectv1.GetObjectAtRequest{
-			Kind: c.Kind, ObjectId: c.ID, At: at, Collection: c.Collection, AfterKey: c.After, PageSize: c.Limit,
+		res, err := s.GetObject(ctx, &inspectv1.GetObjectRequest{
+			Ref: c.ref(), At: at, Collection: c.Collection, PageToken: c.Page, PageSize: c.Limit,
 		})
 		if err != nil {
 			return err
@@ -166,14 +158,14 @@ func (c *objectGetCmd) Run(ctx context.Context, w *console) error {
 type objectEventsCmd struct {
 	objectRef
 
-	From  int64 `help:"From this version back; 0: from the newest." placeholder:"VERSION"`
-	Limit int32 `help:"At most so many, up to 200." default:"50"`
+	Page  string `help:"The last page's token, which is printed where there is more." placeholder:"TOKEN"`
+	Limit int32  `help:"At most so many, up to 200." default:"50"`
 }
 
 // Run prints one event a line.
 func (c *objectEventsCmd) Run(ctx context.Context, w *console) error {
 	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
-		res, err := s.ListEvents(ctx, &inspectv1.ListEventsRequest{Kind: c.Kind, ObjectId: c.ID, FromVersion: c.From, PageSize: c.Limit})
+		res, err := s.ListEvents(ctx, &inspectv1.ListEventsRequest{Ref: c.ref(), PageToken: c.Page, PageSize: c.Limit})
 		if err != nil {
 			return err
 		}
@@ -186,6 +178,9 @@ func (c *objectEventsCmd) Run(ctx context.Context, w *console) error {
 			}
 			fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", e.GetVersion(), stamp(e.GetTime()), e.GetType(), e.GetActor(),
 				strings.Join(e.GetFields(), " "), entries, e.GetRequestId())
+		}
+		if next := res.GetNextPageToken(); next != "" {
+			fmt.Fprintf(t, "older ones: --page %s\n", next)
 		}
 		return t.Flush()
 	})
@@ -209,7 +204,7 @@ func (c *objectDiffCmd) Run(ctx context.Context, w *console) error {
 		return err
 	}
 	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
-		res, err := s.DiffObject(ctx, &inspectv1.DiffObjectRequest{Kind: c.Kind, ObjectId: c.ID, From: from, To: to})
+		res, err := s.DiffObject(ctx, &inspectv1.DiffObjectRequest{Ref: c.ref(), From: from, To: to})
 		if err != nil {
 			return err
 		}
@@ -221,7 +216,7 @@ type objectRestoreCmd struct {
 	objectRef
 
 	At        string `arg:"" help:"The version or time to go back to."`
-	IfVersion int64  `help:"Only while it is at this version." placeholder:"VERSION"`
+	IfVersion *int64 `help:"Only while it is at this version." placeholder:"VERSION"`
 }
 
 // Run restores an object and prints its new version.
@@ -232,13 +227,13 @@ func (c *objectRestoreCmd) Run(ctx context.Context, w *console) error {
 	}
 	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
 		res, err := s.RestoreObject(ctx, &inspectv1.RestoreObjectRequest{
-			Kind: c.Kind, ObjectId: c.ID, At: at, RequestId: uuid.NewString(), IfVersion: c.IfVersion,
+			RequestId: uuid.NewString(), IfVersion: c.IfVersion, Ref: c.ref(), At: at,
 		})
 		if err != nil {
 			return err
 		}
 		_, err = fmt.Fprintf(w.stdout, "%s %s is as it was at version %d; it is at version %d now, and `holdfast object restore %s %s %d` undoes that\n",
-			c.Kind, c.ID, res.GetRestoredVersion(), res.GetMetadata().GetVersion(), c.Kind, c.ID, res.GetMetadata().GetVersion()-1)
+			c.Kind, c.ID, res.GetRestoredVersion(), res.GetVersion(), c.Kind, c.ID, res.GetVersion()-1)
 		return err
 	})
 }
@@ -258,7 +253,7 @@ func (c *objectForkCmd) Run(ctx context.Context, w *console) error {
 	}
 	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
 		res, err := s.ForkObject(ctx, &inspectv1.ForkObjectRequest{
-			Kind: c.Kind, ObjectId: c.ID, At: at, NewObjectId: c.NewID, RequestId: uuid.NewString(),
+			RequestId: uuid.NewString(), Ref: c.ref(), At: at, NewObjectId: c.NewID,
 		})
 		if err != nil {
 			return err
@@ -312,7 +307,7 @@ type objectRetryCmd struct {
 func (c *objectRetryCmd) Run(ctx context.Context, w *console) error {
 	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
 		if _, err := s.RetryTimer(ctx, &inspectv1.RetryTimerRequest{
-			Kind: c.Kind, ObjectId: c.ID, Name: c.Timer, RequestId: uuid.NewString(),
+			RequestId: uuid.NewString(), Ref: c.ref(), Name: c.Timer,
 		}); err != nil {
 			return err
 		}

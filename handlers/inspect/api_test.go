@@ -21,6 +21,7 @@ import (
 	"holdfast/db/dbtest"
 	inspectv1 "holdfast/gen/holdfast/inspect/v1"
 	"holdfast/gen/holdfast/inspect/v1/inspectv1connect"
+	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/handlers"
 	"holdfast/handlers/handlertest"
 	"holdfast/identity"
@@ -111,6 +112,8 @@ func at(v int64) *inspectv1.Moment {
 	return &inspectv1.Moment{Point: &inspectv1.Moment_Version{Version: v}}
 }
 
+func ref(kind, id string) *typev1.ObjectRef { return &typev1.ObjectRef{Kind: kind, ObjectId: id} }
+
 // text is a message as JSON with stable spaces.
 func text(t *testing.T, m proto.Message) string {
 	t.Helper()
@@ -134,43 +137,43 @@ func TestInspect(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	ref := &inspectv1.GetObjectRequest{Kind: "toy", ObjectId: "a", Collection: "values", PageSize: 1}
-	now, err := b.ada.GetObject(t.Context(), ref)
+	page := &inspectv1.GetObjectRequest{Ref: ref("toy", "a"), Collection: "values", PageSize: 1}
+	now, err := b.ada.GetObject(t.Context(), page)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := text(t, now.GetState()); got != `{"name":"two","oneofs":["o"]}` {
+	if got := text(t, now.GetObject().GetState()); got != `{"name":"two","oneofs":["o"]}` {
 		t.Errorf("state %s", got)
 	}
-	if now.GetOwner() != "ada" || now.GetSchemaVersion() != 3 || now.GetNextKey() != "k2" || len(now.GetEntries()) != 1 || now.GetMetadata().GetVersion() != 3 {
+	if now.GetObject().GetOwner() != "ada" || now.GetObject().GetSchemaVersion() != 3 || now.GetNextPageToken() == "" || len(now.GetEntries()) != 1 || now.GetObject().GetVersion() != 3 {
 		t.Errorf("%v", now)
 	}
-	if s := now.GetSize(); s.GetEntryCount() != 2 || s.GetStateBytes() == 0 || s.GetEntryBytes() == 0 {
+	if s := now.GetObject().GetSize(); s.GetEntryCount() != 2 || s.GetStateBytes() == 0 || s.GetEntryBytes() == 0 {
 		t.Errorf("size %v", s)
 	}
-	if len(now.GetTimers()) != 1 || now.GetTimers()[0].GetName() != "later" || now.GetTimers()[0].GetDueTime() == nil {
-		t.Errorf("timers %v", now.GetTimers())
+	if len(now.GetObject().GetTimers()) != 1 || now.GetObject().GetTimers()[0].GetName() != "later" || now.GetObject().GetTimers()[0].GetDueTime() == nil {
+		t.Errorf("timers %v", now.GetObject().GetTimers())
 	}
-	ref.AfterKey = "k2"
-	if rest, err := b.ada.GetObject(t.Context(), ref); err != nil || len(rest.GetEntries()) != 1 || rest.GetEntries()[0].GetKey() != "k3" || rest.GetNextKey() != "" {
+	page.PageToken = now.GetNextPageToken()
+	if rest, err := b.ada.GetObject(t.Context(), page); err != nil || len(rest.GetEntries()) != 1 || rest.GetEntries()[0].GetKey() != "k3" || rest.GetNextPageToken() != "" {
 		t.Errorf("second page: %v, %v", rest, err)
 	}
 
-	was, err := b.ada.GetObjectAt(t.Context(), &inspectv1.GetObjectAtRequest{Kind: "toy", ObjectId: "a", At: at(1), Collection: "values"})
+	was, err := b.ada.GetObject(t.Context(), &inspectv1.GetObjectRequest{Ref: ref("toy", "a"), At: at(1), Collection: "values"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if text(t, was.GetState()) != `{"name":"one"}` || len(was.GetEntries()) != 2 || was.GetMetadata().GetVersion() != 1 || len(was.GetTimers()) != 0 {
+	if text(t, was.GetObject().GetState()) != `{"name":"one"}` || len(was.GetEntries()) != 2 || was.GetObject().GetVersion() != 1 || len(was.GetObject().GetTimers()) != 0 {
 		t.Errorf("version 1 was %v", was)
 	}
-	byTime, err := b.ada.GetObjectAt(t.Context(), &inspectv1.GetObjectAtRequest{
-		Kind: "toy", ObjectId: "a", At: &inspectv1.Moment{Point: &inspectv1.Moment_Time{Time: was.GetMetadata().GetUpdateTime()}}, Collection: "values",
+	byTime, err := b.ada.GetObject(t.Context(), &inspectv1.GetObjectRequest{
+		Ref: ref("toy", "a"), At: &inspectv1.Moment{Point: &inspectv1.Moment_Time{Time: was.GetObject().GetUpdateTime()}}, Collection: "values",
 	})
-	if err != nil || byTime.GetMetadata().GetVersion() != 1 {
+	if err != nil || byTime.GetObject().GetVersion() != 1 {
 		t.Errorf("by time: %v, %v", byTime, err)
 	}
 
-	diff, err := b.ada.DiffObject(t.Context(), &inspectv1.DiffObjectRequest{Kind: "toy", ObjectId: "a", From: at(1)})
+	diff, err := b.ada.DiffObject(t.Context(), &inspectv1.DiffObjectRequest{Ref: ref("toy", "a"), From: at(1)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,8 +184,8 @@ func TestInspect(t *testing.T) {
 		t.Errorf("difference\n%s\nwant\n%s", got, want)
 	}
 
-	events, err := b.ada.ListEvents(t.Context(), &inspectv1.ListEventsRequest{Kind: "toy", ObjectId: "a", PageSize: 2})
-	if err != nil || len(events.GetEvents()) != 2 || events.GetNextFromVersion() != 1 {
+	events, err := b.ada.ListEvents(t.Context(), &inspectv1.ListEventsRequest{Ref: ref("toy", "a"), PageSize: 2})
+	if err != nil || len(events.GetEvents()) != 2 || events.GetNextPageToken() == "" {
 		t.Fatalf("%v, %v", events, err)
 	}
 	if e := events.GetEvents()[1]; e.GetVersion() != 2 || e.GetActor() != "ada" || e.GetEntryCount() != 3 || !cmp.Equal(e.GetFields(), []string{"name"}) || e.GetEntries()[0] != "values/k1" {
@@ -199,9 +202,9 @@ func TestRestoreAndFork(t *testing.T) {
 	b := setup(t)
 	b.put(b.ctx, t, b.toys, "a", "one", "k1=x")
 	b.put(b.ctx, t, b.toys, "a", "two", "k1=", "k2=y")
-	req := &inspectv1.RestoreObjectRequest{Kind: "toy", ObjectId: "a", At: at(1), RequestId: "r-1"}
+	req := &inspectv1.RestoreObjectRequest{Ref: ref("toy", "a"), At: at(1), RequestId: "r-1"}
 	first, err := b.ada.RestoreObject(t.Context(), req)
-	if err != nil || first.GetRestoredVersion() != 1 || first.GetMetadata().GetVersion() != 3 {
+	if err != nil || first.GetRestoredVersion() != 1 || first.GetVersion() != 3 {
 		t.Fatalf("%v, %v", first, err)
 	}
 	b.put(b.ctx, t, b.toys, "a", "four")
@@ -212,21 +215,21 @@ func TestRestoreAndFork(t *testing.T) {
 	req.At = at(2)
 	_, err = b.ada.RestoreObject(t.Context(), req)
 	wantRefusal(t, err, connect.CodeAlreadyExists, "REQUEST_ID_REUSED")
-	_, err = b.ada.RestoreObject(t.Context(), &inspectv1.RestoreObjectRequest{Kind: "toy", ObjectId: "a", At: at(1), IfVersion: 3})
+	_, err = b.ada.RestoreObject(t.Context(), &inspectv1.RestoreObjectRequest{Ref: ref("toy", "a"), At: at(1), IfVersion: proto.Int64(3)})
 	wantRefusal(t, err, connect.CodeAborted, "VERSION_MISMATCH")
 
-	fork := &inspectv1.ForkObjectRequest{Kind: "toy", ObjectId: "a", At: at(2), NewObjectId: "b", RequestId: "r-1"}
+	fork := &inspectv1.ForkObjectRequest{Ref: ref("toy", "a"), At: at(2), NewObjectId: "b", RequestId: "r-1"}
 	made, err := b.ada.ForkObject(t.Context(), fork)
-	if err != nil || made.GetOwner() != "ada" || made.GetForkedVersion() != 2 || made.GetMetadata().GetVersion() != 1 {
+	if err != nil || made.GetOwner() != "ada" || made.GetForkedVersion() != 2 || made.GetVersion() != 1 {
 		t.Fatalf("%v, %v", made, err)
 	}
-	got, err := b.ada.GetObject(t.Context(), &inspectv1.GetObjectRequest{Kind: "toy", ObjectId: "b", Collection: "values"})
-	if err != nil || text(t, got.GetState()) != `{"name":"two"}` || len(got.GetEntries()) != 1 || got.GetEntries()[0].GetKey() != "k2" {
+	got, err := b.ada.GetObject(t.Context(), &inspectv1.GetObjectRequest{Ref: ref("toy", "b"), Collection: "values"})
+	if err != nil || text(t, got.GetObject().GetState()) != `{"name":"two"}` || len(got.GetEntries()) != 1 || got.GetEntries()[0].GetKey() != "k2" {
 		t.Errorf("%v, %v", got, err)
 	}
-	remove := &inspectv1.DeleteObjectRequest{Kind: "toy", ObjectId: "a", RequestId: "r-2"}
+	remove := &inspectv1.DeleteObjectRequest{Ref: ref("toy", "a"), RequestId: "r-2"}
 	gone, err := b.ada.DeleteObject(t.Context(), remove)
-	if err != nil || gone.GetMetadata().GetVersion() != 5 {
+	if err != nil || gone.GetVersion() != 5 {
 		t.Fatalf("%v, %v", gone, err)
 	}
 	for name, do := range map[string]func() (proto.Message, error){
@@ -239,13 +242,13 @@ func TestRestoreAndFork(t *testing.T) {
 			t.Errorf("a retry of %s after the object is gone is answered with %v, %v; the first was %v", name, got, err, want)
 		}
 	}
-	_, err = b.ada.ForkObject(t.Context(), &inspectv1.ForkObjectRequest{Kind: "toy", ObjectId: "b", NewObjectId: "b"})
+	_, err = b.ada.ForkObject(t.Context(), &inspectv1.ForkObjectRequest{Ref: ref("toy", "b"), NewObjectId: "b"})
 	wantRefusal(t, err, connect.CodeAlreadyExists, "ALREADY_EXISTS")
-	_, err = b.ada.GetObject(t.Context(), &inspectv1.GetObjectRequest{Kind: "toy", ObjectId: "a"})
+	_, err = b.ada.GetObject(t.Context(), &inspectv1.GetObjectRequest{Ref: ref("toy", "a")})
 	wantRefusal(t, err, connect.CodeNotFound, "NOT_FOUND")
 	// What was deleted comes back.
-	back, err := b.ada.RestoreObject(t.Context(), &inspectv1.RestoreObjectRequest{Kind: "toy", ObjectId: "a", At: at(4)})
-	if err != nil || back.GetMetadata().GetVersion() != 6 {
+	back, err := b.ada.RestoreObject(t.Context(), &inspectv1.RestoreObjectRequest{Ref: ref("toy", "a"), At: at(4)})
+	if err != nil || back.GetVersion() != 6 {
 		t.Fatalf("%v, %v", back, err)
 	}
 	b.put(b.ctx, t, b.toys, "a", "seven")
@@ -261,22 +264,22 @@ func TestRefusals(t *testing.T) {
 		b.put(b.ctx, t, k, "a", "two")
 	}
 	get := func(kind, id, collection string) error {
-		_, err := b.ada.GetObject(t.Context(), &inspectv1.GetObjectRequest{Kind: kind, ObjectId: id, Collection: collection})
+		_, err := b.ada.GetObject(t.Context(), &inspectv1.GetObjectRequest{Ref: ref(kind, id), Collection: collection})
 		return err
 	}
 	wantRefusal(t, get("no-kind", "a", ""), connect.CodeInvalidArgument, "FIELD_INVALID")
 	wantRefusal(t, get("toy", "a b", ""), connect.CodeInvalidArgument, "FIELD_INVALID")
 	wantRefusal(t, get("toy", "none", ""), connect.CodeNotFound, "NOT_FOUND")
 	wantRefusal(t, get("toy", "a", "none"), connect.CodeInvalidArgument, "FIELD_INVALID")
-	_, err := b.ada.GetObjectAt(t.Context(), &inspectv1.GetObjectAtRequest{Kind: "toy", ObjectId: "a"})
+	_, err := b.ada.GetObject(t.Context(), &inspectv1.GetObjectRequest{})
 	wantRefusal(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
-	_, err = b.ada.GetObjectAt(t.Context(), &inspectv1.GetObjectAtRequest{Kind: "toy", ObjectId: "a", At: at(3)})
+	_, err = b.ada.GetObject(t.Context(), &inspectv1.GetObjectRequest{Ref: ref("toy", "a"), At: at(3)})
 	wantRefusal(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
-	_, err = b.ada.GetObjectAt(t.Context(), &inspectv1.GetObjectAtRequest{Kind: "toy", ObjectId: "a", At: &inspectv1.Moment{
+	_, err = b.ada.GetObject(t.Context(), &inspectv1.GetObjectRequest{Ref: ref("toy", "a"), At: &inspectv1.Moment{
 		Point: &inspectv1.Moment_Time{Time: timestamppb.New(time.Unix(0, 0))},
 	}})
 	wantRefusal(t, err, connect.CodeNotFound, "NOT_FOUND")
-	_, err = b.ada.DiffObject(t.Context(), &inspectv1.DiffObjectRequest{Kind: "toy", ObjectId: "a", From: at(2), To: at(1)})
+	_, err = b.ada.DiffObject(t.Context(), &inspectv1.DiffObjectRequest{Ref: ref("toy", "a"), From: at(2), To: at(1)})
 	wantRefusal(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
 	_, err = b.ada.ListObjects(t.Context(), &inspectv1.ListObjectsRequest{Kind: "toy", PageToken: "x"})
 	wantRefusal(t, err, connect.CodeInvalidArgument, "PAGE_TOKEN_INVALID")
@@ -285,7 +288,7 @@ func TestRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.put(b.ctx, t, b.toys, "a", "second life")
-	_, err = b.ada.RestoreObject(t.Context(), &inspectv1.RestoreObjectRequest{Kind: "toy", ObjectId: "a", At: at(2)})
+	_, err = b.ada.RestoreObject(t.Context(), &inspectv1.RestoreObjectRequest{Ref: ref("toy", "a"), At: at(2)})
 	if facts := wantRefusal(t, err, connect.CodeFailedPrecondition, "HISTORY_GONE"); facts["oldest_version"] != "4" {
 		t.Errorf("%v", facts)
 	}
@@ -298,17 +301,17 @@ func TestRefusals(t *testing.T) {
 	for _, c := range []struct{ kind, id string }{{"strict", "a"}, {"toy", "shared"}} {
 		calls := map[string]func(inspectv1connect.InspectServiceClient) error{
 			"restore": func(s inspectv1connect.InspectServiceClient) error {
-				_, err := s.RestoreObject(t.Context(), &inspectv1.RestoreObjectRequest{Kind: c.kind, ObjectId: c.id, At: at(1)})
+				_, err := s.RestoreObject(t.Context(), &inspectv1.RestoreObjectRequest{Ref: ref(c.kind, c.id), At: at(1)})
 				return err
 			},
 			"delete": func(s inspectv1connect.InspectServiceClient) error {
-				_, err := s.DeleteObject(t.Context(), &inspectv1.DeleteObjectRequest{Kind: c.kind, ObjectId: c.id})
+				_, err := s.DeleteObject(t.Context(), &inspectv1.DeleteObjectRequest{Ref: ref(c.kind, c.id)})
 				return err
 			},
 		}
 		if c.kind == "strict" {
 			calls["fork"] = func(s inspectv1connect.InspectServiceClient) error {
-				_, err := s.ForkObject(t.Context(), &inspectv1.ForkObjectRequest{Kind: c.kind, ObjectId: c.id, NewObjectId: fmt.Sprint(c.id, "-fork")})
+				_, err := s.ForkObject(t.Context(), &inspectv1.ForkObjectRequest{Ref: ref(c.kind, c.id), NewObjectId: fmt.Sprint(c.id, "-fork")})
 				return err
 			}
 		}
@@ -343,12 +346,12 @@ func TestListObjects(t *testing.T) {
 		req  *inspectv1.ListObjectsRequest
 		want []string
 	}{
-		"by id":                {b.service, &inspectv1.ListObjectsRequest{Order: inspectv1.Order_ORDER_ID}, []string{"a1", "a2", "a3", "a4", "a5", "b1"}},
+		"by id":                {b.service, &inspectv1.ListObjectsRequest{ById: true}, []string{"a1", "a2", "a3", "a4", "a5", "b1"}},
 		"by activity":          {b.service, &inspectv1.ListObjectsRequest{}, []string{"a5", "a4", "a3", "a1", "a2", "b1"}},
-		"a user":               {b.ada, &inspectv1.ListObjectsRequest{Order: inspectv1.Order_ORDER_ID}, []string{"a1", "a2", "a3", "b1"}},
-		"a prefix":             {b.ada, &inspectv1.ListObjectsRequest{Order: inspectv1.Order_ORDER_ID, Prefix: "b"}, []string{"b1"}},
+		"a user":               {b.ada, &inspectv1.ListObjectsRequest{ById: true}, []string{"a1", "a2", "a3", "b1"}},
+		"a prefix":             {b.ada, &inspectv1.ListObjectsRequest{ById: true, Prefix: "b"}, []string{"b1"}},
 		"a prefix by activity": {b.ada, &inspectv1.ListObjectsRequest{Prefix: "b"}, []string{"b1"}},
-		"an owner":             {b.service, &inspectv1.ListObjectsRequest{Order: inspectv1.Order_ORDER_ID, Owner: &eve}, []string{"a4"}},
+		"an owner":             {b.service, &inspectv1.ListObjectsRequest{ById: true, Owner: &eve}, []string{"a4"}},
 		"an owner, activity":   {b.service, &inspectv1.ListObjectsRequest{Owner: &eve}, []string{"a4"}},
 		"shared, a service":    {b.service, &inspectv1.ListObjectsRequest{Owner: &nobody}, []string{"a5"}},
 		"another owner":        {b.ada, &inspectv1.ListObjectsRequest{Owner: &eve}, nil},
@@ -414,9 +417,9 @@ func TestTimers(t *testing.T) {
 	if got := list(&inspectv1.ListTimersRequest{Parked: true}); !cmp.Equal(got, all[3:]) {
 		t.Errorf("parked: %v", got)
 	}
-	req := &inspectv1.RetryTimerRequest{Kind: "toy", ObjectId: "b", Name: "t2", RequestId: "r-1"}
+	req := &inspectv1.RetryTimerRequest{Ref: ref("toy", "b"), Name: "t2", RequestId: "r-1"}
 	first, err := b.ada.RetryTimer(t.Context(), req)
-	if err != nil || first.GetMetadata().GetVersion() != 2 {
+	if err != nil || first.GetVersion() != 2 {
 		t.Fatalf("%v, %v", first, err)
 	}
 	if again, err := b.ada.RetryTimer(t.Context(), req); err != nil || cmp.Diff(first, again, protocmp.Transform()) != "" {
@@ -426,7 +429,7 @@ func TestTimers(t *testing.T) {
 		t.Errorf("after a retry: %v", got)
 	}
 	for _, c := range []struct{ kind, id, name string }{{"toy", "b", "none"}, {"toy", "none", "t1"}} {
-		_, err := b.ada.RetryTimer(t.Context(), &inspectv1.RetryTimerRequest{Kind: c.kind, ObjectId: c.id, Name: c.name})
+		_, err := b.ada.RetryTimer(t.Context(), &inspectv1.RetryTimerRequest{Ref: ref(c.kind, c.id), Name: c.name})
 		wantRefusal(t, err, connect.CodeNotFound, "NOT_FOUND")
 	}
 	_, err = b.ada.ListTimers(t.Context(), &inspectv1.ListTimersRequest{PageToken: "x"})

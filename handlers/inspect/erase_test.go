@@ -31,9 +31,9 @@ func TestEraseUser(t *testing.T) {
 			t.Errorf("%v, %v", got, err)
 		}
 	}
-	_, err = b.service.GetObject(t.Context(), &inspectv1.GetObjectRequest{Kind: "toy", ObjectId: "hers"})
+	_, err = b.service.GetObject(t.Context(), &inspectv1.GetObjectRequest{Ref: ref("toy", "hers")})
 	wantRefusal(t, err, connect.CodeNotFound, "NOT_FOUND")
-	_, err = b.service.GetObject(t.Context(), &inspectv1.GetObjectRequest{Kind: "toy", ObjectId: "shared"})
+	_, err = b.service.GetObject(t.Context(), &inspectv1.GetObjectRequest{Ref: ref("toy", "shared")})
 	if err != nil {
 		t.Error(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -35,13 +36,8 @@ var _ inspectv1connect.InspectServiceHandler = (*Manager)(nil)
 // NewManager inspects all kinds that are registered with rt, also those that are yet to be.
 func NewManager(rt *object.Runtime) *Manager { return &Manager{rt} }
 
-// Lists of differences and of what an event changed are cut off behind so many.
-const (
-	maxDifferences  = 1000
-	maxEventEntries = 200
-	// maxDiffered leaves room for the names of all differences.
-	maxDiffered = object.AnswerBytes - maxDifferences*512
-)
+// maxEventEntries is how many entries an event names.
+const maxEventEntries = 200
 
 // kind returns a kind that the caller may inspect, and a context that reads of it what the caller may see here: a service all of
 // the tenant's, a user what the user owns.
@@ -72,10 +68,11 @@ func (m *Manager) ListObjects(ctx context.Context, req *inspectv1.ListObjectsReq
 	if err != nil {
 		return nil, err
 	}
-	o := object.FindOptions{
-		Prefix: req.GetPrefix(), ByID: req.GetOrder() == inspectv1.Order_ORDER_ID, PageSize: int(req.GetPageSize()),
-		PageToken: req.GetPageToken(),
+	token, err := rpc.Cursor(req)
+	if err != nil {
+		return nil, err
 	}
+	o := object.FindOptions{Prefix: req.GetPrefix(), ByID: req.GetById(), PageSize: int(req.GetPageSize()), PageToken: token}
 	if req.Owner != nil {
 		owner := identity.User(req.GetOwner())
 		o.Owner = &owner
@@ -84,28 +81,48 @@ func (m *Manager) ListObjects(ctx context.Context, req *inspectv1.ListObjectsReq
 	if err != nil {
 		return nil, rpc.PageError(err)
 	}
-	res := &inspectv1.ListObjectsResponse{NextPageToken: page.Next}
+	res := &inspectv1.ListObjectsResponse{NextPageToken: rpc.Token(req, page.Next)}
 	for _, s := range page.Items {
-		res.Objects = append(res.Objects, &inspectv1.ObjectItem{ObjectId: string(s.ID), Owner: string(s.Owner), Metadata: rpc.Metadata(s.Info)})
+		res.Objects = append(res.Objects, stored(k, s.Info))
 	}
 	return res, nil
 }
 
+// stored is an object as it stands in a list.
+func stored(k anyKind, i object.Info) *inspectv1.StoredObject {
+	return &inspectv1.StoredObject{
+		ObjectId: string(i.ID), Owner: string(i.Owner), Version: int64(i.Version), CreateTime: rpc.Timestamp(i.CreateTime),
+		UpdateTime: rpc.Timestamp(i.UpdateTime), ExpireTime: rpc.Timestamp(i.ExpireTime), Kind: k.Name(),
+	}
+}
+
 // GetObject implements InspectService.
 func (m *Manager) GetObject(ctx context.Context, req *inspectv1.GetObjectRequest) (*inspectv1.GetObjectResponse, error) {
-	ctx, k, err := m.kind(ctx, req.GetKind())
+	ctx, k, err := m.kind(ctx, req.GetRef().GetKind())
 	if err != nil {
 		return nil, err
 	}
-	id := object.ID(req.GetObjectId())
+	after, err := rpc.Cursor(req)
+	if err != nil {
+		return nil, err
+	}
+	read := m.now
+	if req.GetAt() != nil {
+		read = m.past
+	}
+	return read(ctx, k, req, object.EntriesOptions{After: after, PageSize: int(req.GetPageSize())})
+}
+
+// now is an object as it is.
+func (m *Manager) now(ctx context.Context, k anyKind, req *inspectv1.GetObjectRequest, o object.EntriesOptions) (*inspectv1.GetObjectResponse, error) {
+	id := object.ID(req.GetRef().GetObjectId())
 	s, err := k.View(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	res := &inspectv1.GetObjectResponse{
-		Owner: string(s.Owner), SchemaVersion: k.SchemaVersion(), Collections: k.Collections(), Metadata: rpc.Metadata(s.Info),
-	}
-	if res.State, err = render(s.State); err != nil {
+	out := stored(k, s.Info)
+	out.SchemaVersion, out.Collections = k.SchemaVersion(), k.Collections()
+	if out.State, err = render(s.State); err != nil {
 		return nil, err
 	}
 	timers, _, err := m.rt.Timers(ctx, object.TimerOptions{Kind: k.Name(), ID: id, PageSize: object.MaxPageSize})
@@ -113,54 +130,88 @@ func (m *Manager) GetObject(ctx context.Context, req *inspectv1.GetObjectRequest
 		return nil, err
 	}
 	for i := range timers {
-		res.Timers = append(res.Timers, presentTimer(&timers[i]))
-	}
-	if req.GetCollection() != "" {
-		page, err := k.Entries(ctx, id, req.GetCollection(), object.EntriesOptions{After: req.GetAfterKey(), PageSize: int(req.GetPageSize())})
-		if err != nil {
-			return nil, err
-		}
-		if res.Entries, res.NextKey, err = renderPage(req.GetCollection(), &page, rpc.AnswerSize(res)); err != nil {
-			return nil, err
-		}
+		out.Timers = append(out.Timers, presentTimer(&timers[i]))
 	}
 	size, err := k.Measure(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	res.Asleep = size.Asleep
-	res.Size = &inspectv1.Size{StateBytes: size.StateBytes, EntryBytes: size.EntryBytes, EntryCount: size.Entries}
-	return res, nil
+	out.Hibernated = size.Asleep
+	out.Size = &inspectv1.Size{StateBytes: size.StateBytes, EntryBytes: size.EntryBytes, EntryCount: size.Entries}
+	res := &inspectv1.GetObjectResponse{Object: out}
+	if req.GetCollection() == "" {
+		return res, nil
+	}
+	page, err := k.Entries(ctx, id, req.GetCollection(), o)
+	if err != nil {
+		return nil, err
+	}
+	return res, addEntries(res, req, &page)
 }
 
-// renderPage renders as much of a page as an answer has room for beside what it has taken. A Struct may be larger than what
-// it renders.
-func renderPage(collection string, page *object.EntriesPage, taken int) (out []*inspectv1.Entry, next string, err error) {
-	room := object.Room{Bytes: object.AnswerBytes - taken}
+// past is an object as it was.
+func (m *Manager) past(ctx context.Context, k anyKind, req *inspectv1.GetObjectRequest, o object.EntriesOptions) (*inspectv1.GetObjectResponse, error) {
+	id, at := object.ID(req.GetRef().GetObjectId()), moment(req.GetAt())
+	past, err := k.Past(ctx, id, at)
+	if err != nil {
+		return nil, outOfReach(err, "at", at)
+	}
+	state, err := past.State()
+	if err != nil {
+		return nil, err
+	}
+	out := stored(k, past.Info(id))
+	out.SchemaVersion, out.Collections = k.SchemaVersion(), k.Collections()
+	if out.State, err = render(state); err != nil {
+		return nil, err
+	}
+	for name, due := range past.Timers() {
+		out.Timers = append(out.Timers, &inspectv1.Timer{Kind: k.Name(), ObjectId: string(id), Name: name, DueTime: timestamppb.New(due)})
+	}
+	slices.SortFunc(out.GetTimers(), func(a, b *inspectv1.Timer) int { return cmp.Compare(a.GetName(), b.GetName()) })
+	res := &inspectv1.GetObjectResponse{Object: out}
+	if req.GetCollection() == "" {
+		return res, nil
+	}
+	page, err := k.EntriesAt(ctx, id, object.Moment{Version: past.Version()}, req.GetCollection(), o)
+	if err != nil {
+		return nil, outOfReach(err, "at", at)
+	}
+	return res, addEntries(res, req, &page)
+}
+
+// addEntries renders as much of a page as the answer has room for. A Struct may be larger than what it renders.
+func addEntries(res *inspectv1.GetObjectResponse, req *inspectv1.GetObjectRequest, page *object.EntriesPage) error {
+	room := object.Room{Bytes: object.AnswerBytes - rpc.AnswerSize(res)}
 	for _, e := range page.Entries {
 		value, err := render(e.Value)
 		if err != nil {
-			return nil, "", err
+			return err
 		}
-		entry := &inspectv1.Entry{Collection: collection, Key: e.Key, Value: value}
+		entry := &inspectv1.StoredEntry{Collection: req.GetCollection(), Key: e.Key, Value: value}
 		if !room.Fits(max(proto.Size(entry), e.Size())) {
-			return out, out[len(out)-1].GetKey(), nil
+			page.More = true
+			break
 		}
-		out = append(out, entry)
+		res.Entries = append(res.Entries, entry)
 	}
-	if page.More && len(page.Entries) > 0 {
-		next = page.Entries[len(page.Entries)-1].Key
+	if n := len(res.GetEntries()); page.More && n > 0 {
+		res.NextPageToken = rpc.Token(req, res.GetEntries()[n-1].GetKey())
 	}
-	return out, next, nil
+	return nil
 }
 
 // ListEvents implements InspectService.
 func (m *Manager) ListEvents(ctx context.Context, req *inspectv1.ListEventsRequest) (*inspectv1.ListEventsResponse, error) {
-	ctx, k, err := m.kind(ctx, req.GetKind())
+	ctx, k, err := m.kind(ctx, req.GetRef().GetKind())
 	if err != nil {
 		return nil, err
 	}
-	page, err := k.History(ctx, object.ID(req.GetObjectId()), object.Version(req.GetFromVersion()), int(req.GetPageSize()))
+	var from object.Version
+	if err := rpc.ScanCursor(req, &from); err != nil {
+		return nil, err
+	}
+	page, err := k.History(ctx, object.ID(req.GetRef().GetObjectId()), from, int(req.GetPageSize()))
 	if err != nil {
 		return nil, err
 	}
@@ -180,8 +231,8 @@ func (m *Manager) ListEvents(ctx context.Context, req *inspectv1.ListEventsReque
 		}
 		res.Events = append(res.Events, event)
 	}
-	if page.More && len(res.GetEvents()) > 0 {
-		res.NextFromVersion = res.GetEvents()[len(res.GetEvents())-1].GetVersion() - 1
+	if n := len(res.GetEvents()); page.More && n > 0 {
+		res.NextPageToken = rpc.Token(req, strconv.FormatInt(res.GetEvents()[n-1].GetVersion()-1, 10))
 	}
 	return res, nil
 }
@@ -213,50 +264,21 @@ func outOfReach(err error, field string, at object.Moment) error {
 	return p
 }
 
-// GetObjectAt implements InspectService.
-func (m *Manager) GetObjectAt(ctx context.Context, req *inspectv1.GetObjectAtRequest) (*inspectv1.GetObjectAtResponse, error) {
-	ctx, k, err := m.kind(ctx, req.GetKind())
-	if err != nil {
-		return nil, err
-	}
-	id, at := object.ID(req.GetObjectId()), moment(req.GetAt())
-	past, err := k.Past(ctx, id, at)
-	if err != nil {
-		return nil, outOfReach(err, "at", at)
-	}
-	state, err := past.State()
-	if err != nil {
-		return nil, err
-	}
-	i := past.Info(id)
-	res := &inspectv1.GetObjectAtResponse{Owner: string(i.Owner), Metadata: rpc.Metadata(i)}
-	if res.State, err = render(state); err != nil {
-		return nil, err
-	}
-	for name, due := range past.Timers() {
-		res.Timers = append(res.Timers, &inspectv1.Timer{Kind: k.Name(), ObjectId: string(id), Name: name, DueTime: timestamppb.New(due)})
-	}
-	slices.SortFunc(res.GetTimers(), func(a, b *inspectv1.Timer) int { return cmp.Compare(a.GetName(), b.GetName()) })
-	if req.GetCollection() == "" {
-		return res, nil
-	}
-	page, err := k.EntriesAt(ctx, id, object.Moment{Version: past.Version()}, req.GetCollection(),
-		object.EntriesOptions{After: req.GetAfterKey(), PageSize: int(req.GetPageSize())})
-	if err != nil {
-		return nil, outOfReach(err, "at", at)
-	}
-	res.Entries, res.NextKey, err = renderPage(req.GetCollection(), &page, rpc.AnswerSize(res))
-	return res, err
-}
-
 // DiffObject implements InspectService.
 func (m *Manager) DiffObject(ctx context.Context, req *inspectv1.DiffObjectRequest) (*inspectv1.DiffObjectResponse, error) {
-	ctx, k, err := m.kind(ctx, req.GetKind())
+	ctx, k, err := m.kind(ctx, req.GetRef().GetKind())
 	if err != nil {
 		return nil, err
 	}
 	from, to := moment(req.GetFrom()), moment(req.GetTo())
-	d, err := k.Diff(ctx, object.ID(req.GetObjectId()), from, to)
+	skip := 0
+	if req.GetPageToken() != "" {
+		from, to = object.Moment{}, object.Moment{}
+		if err := rpc.ScanCursor(req, &from.Version, &to.Version, &skip); err != nil {
+			return nil, err
+		}
+	}
+	d, err := k.Diff(ctx, object.ID(req.GetRef().GetObjectId()), from, to)
 	if err != nil {
 		if to.Version > 0 {
 			return nil, outOfReach(err, "to", to)
@@ -266,11 +288,14 @@ func (m *Manager) DiffObject(ctx context.Context, req *inspectv1.DiffObjectReque
 	res := &inspectv1.DiffObjectResponse{
 		FromVersion: int64(d.From.Version), ToVersion: int64(d.To.Version), EntryCount: int32(min(len(d.Entries), 1<<30)),
 	}
-	if res.Fields, err = fieldDifferences(d.Before, d.After); err != nil {
-		return nil, err
+	if skip == 0 {
+		if res.Fields, err = fieldDifferences(d.Before, d.After); err != nil {
+			return nil, err
+		}
 	}
-	taken := rpc.AnswerSize(res)
-	for _, e := range d.Entries[:min(len(d.Entries), maxDifferences)] {
+	room := object.Room{Bytes: object.AnswerBytes - rpc.AnswerSize(res)}
+	rest := d.Entries[min(skip, len(d.Entries)):]
+	for _, e := range rest[:min(len(rest), cmp.Or(int(req.GetPageSize()), object.DefaultPageSize))] {
 		difference := &inspectv1.EntryDifference{Collection: e.Collection, Key: e.Key}
 		if difference.Before, err = render(e.Before); err != nil {
 			return nil, err
@@ -278,33 +303,34 @@ func (m *Manager) DiffObject(ctx context.Context, req *inspectv1.DiffObjectReque
 		if difference.After, err = render(e.After); err != nil {
 			return nil, err
 		}
-		if size := rpc.AnswerSize(difference); taken+size <= maxDiffered {
-			taken += size
-		} else {
-			difference.Before, difference.After = nil, nil
+		if !room.Fits(rpc.AnswerSize(difference)) {
+			break
 		}
 		res.Entries = append(res.Entries, difference)
+	}
+	if n := skip + len(res.GetEntries()); n < len(d.Entries) {
+		res.NextPageToken = rpc.Token(req, fmt.Sprint(d.From.Version, " ", d.To.Version, " ", n))
 	}
 	return res, nil
 }
 
 // RestoreObject implements InspectService.
 func (m *Manager) RestoreObject(ctx context.Context, req *inspectv1.RestoreObjectRequest) (*inspectv1.RestoreObjectResponse, error) {
-	_, k, err := m.kind(ctx, req.GetKind())
+	_, k, err := m.kind(ctx, req.GetRef().GetKind())
 	if err != nil {
 		return nil, err
 	}
-	id, at := object.ID(req.GetObjectId()), moment(req.GetAt())
+	id, at := object.ID(req.GetRef().GetObjectId()), moment(req.GetAt())
 	var res *inspectv1.RestoreObjectResponse
 	err = k.Restore(ctx, id, at, func(past *object.Past, opts ...object.UpdateOption) (err error) {
-		res, err = rpc.Do(ctx, k, id, req, func(tx *object.Tx[proto.Message]) (*inspectv1.RestoreObjectResponse, error) {
+		res, err = object.Do(ctx, k, id, req, func(tx *object.Tx[proto.Message]) (*inspectv1.RestoreObjectResponse, error) {
 			if err := mayRewrite(k, tx); err != nil {
 				return nil, err
 			}
 			if err := tx.Become(past); err != nil {
 				return nil, err
 			}
-			return &inspectv1.RestoreObjectResponse{RestoredVersion: int64(past.Version())}, nil
+			return &inspectv1.RestoreObjectResponse{RestoredVersion: int64(past.Version()), Version: int64(tx.Info().Version)}, nil
 		}, opts...)
 		return err
 	})
@@ -321,12 +347,12 @@ func mayRewrite(k anyKind, tx *object.Tx[proto.Message]) error {
 
 // ForkObject implements InspectService.
 func (m *Manager) ForkObject(ctx context.Context, req *inspectv1.ForkObjectRequest) (*inspectv1.ForkObjectResponse, error) {
-	own, k, err := m.kind(ctx, req.GetKind())
+	own, k, err := m.kind(ctx, req.GetRef().GetKind())
 	if err != nil {
 		return nil, err
 	}
 	at := moment(req.GetAt())
-	past, refused := k.PastWhole(own, object.ID(req.GetObjectId()), at)
+	past, refused := k.PastWhole(own, object.ID(req.GetRef().GetObjectId()), at)
 	res, err := object.Do(ctx, k, object.ID(req.GetNewObjectId()), req, func(tx *object.Tx[proto.Message]) (*inspectv1.ForkObjectResponse, error) {
 		if refused != nil {
 			return nil, refused
@@ -338,24 +364,29 @@ func (m *Manager) ForkObject(ctx context.Context, req *inspectv1.ForkObjectReque
 			return nil, err
 		}
 		i := tx.Info()
-		return &inspectv1.ForkObjectResponse{ForkedVersion: int64(past.Version()), Owner: string(i.Owner), Metadata: rpc.Metadata(i)}, nil
+		return &inspectv1.ForkObjectResponse{ForkedVersion: int64(past.Version()), Owner: string(i.Owner), Version: int64(i.Version)}, nil
 	}, object.Create())
 	return res, outOfReach(err, "at", at)
 }
 
 // DeleteObject implements InspectService.
 func (m *Manager) DeleteObject(ctx context.Context, req *inspectv1.DeleteObjectRequest) (*inspectv1.DeleteObjectResponse, error) {
-	_, k, err := m.kind(ctx, req.GetKind())
+	_, k, err := m.kind(ctx, req.GetRef().GetKind())
 	if err != nil {
 		return nil, err
 	}
-	return rpc.Do(ctx, k, object.ID(req.GetObjectId()), req, func(tx *object.Tx[proto.Message]) (*inspectv1.DeleteObjectResponse, error) {
+	id := object.ID(req.GetRef().GetObjectId())
+	res, err := object.Do(ctx, k, id, req, func(tx *object.Tx[proto.Message]) (*inspectv1.DeleteObjectResponse, error) {
 		if err := mayRewrite(k, tx); err != nil {
 			return nil, err
 		}
 		tx.DeleteObject()
-		return &inspectv1.DeleteObjectResponse{}, nil
+		return &inspectv1.DeleteObjectResponse{Existed: true, Version: int64(tx.Info().Version)}, nil
 	}, object.Rewrite())
+	if rpc.Absent(err, req) {
+		return &inspectv1.DeleteObjectResponse{}, nil
+	}
+	return res, err
 }
 
 // ListTimers implements InspectService.
@@ -364,14 +395,17 @@ func (m *Manager) ListTimers(ctx context.Context, req *inspectv1.ListTimersReque
 	if err != nil {
 		return nil, err
 	}
+	token, err := rpc.Cursor(req)
+	if err != nil {
+		return nil, err
+	}
 	timers, next, err := m.rt.Timers(ctx, object.TimerOptions{
-		Kind: req.GetKind(), ID: object.ID(req.GetObjectId()), Parked: req.GetParked(), PageSize: int(req.GetPageSize()),
-		PageToken: req.GetPageToken(),
+		Kind: req.GetKind(), ID: object.ID(req.GetObjectId()), Parked: req.GetParked(), PageSize: int(req.GetPageSize()), PageToken: token,
 	})
 	if err != nil {
 		return nil, rpc.PageError(err)
 	}
-	res := &inspectv1.ListTimersResponse{NextPageToken: next}
+	res := &inspectv1.ListTimersResponse{NextPageToken: rpc.Token(req, next)}
 	for i := range timers {
 		res.Timers = append(res.Timers, presentTimer(&timers[i]))
 	}
@@ -380,17 +414,18 @@ func (m *Manager) ListTimers(ctx context.Context, req *inspectv1.ListTimersReque
 
 // RetryTimer implements InspectService.
 func (m *Manager) RetryTimer(ctx context.Context, req *inspectv1.RetryTimerRequest) (*inspectv1.RetryTimerResponse, error) {
-	_, k, err := m.kind(ctx, req.GetKind())
+	_, k, err := m.kind(ctx, req.GetRef().GetKind())
 	if err != nil {
 		return nil, err
 	}
-	return rpc.Do(ctx, k, object.ID(req.GetObjectId()), req, func(tx *object.Tx[proto.Message]) (*inspectv1.RetryTimerResponse, error) {
+	id := object.ID(req.GetRef().GetObjectId())
+	return object.Do(ctx, k, id, req, func(tx *object.Tx[proto.Message]) (*inspectv1.RetryTimerResponse, error) {
 		if _, ok := tx.Timer(req.GetName()); !ok {
 			return nil, problem.NotFound("the object has no timer of that name")
 		}
 		tx.SetTimer(req.GetName(), tx.Now())
 		tx.Emit("timer retried")
-		return &inspectv1.RetryTimerResponse{}, nil
+		return &inspectv1.RetryTimerResponse{Version: int64(tx.Info().Version)}, nil
 	}, object.Rewrite())
 }
 

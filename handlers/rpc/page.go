@@ -1,10 +1,12 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"fmt"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -55,10 +57,22 @@ func Cursor(req ListRequest) (string, error) {
 		return "", nil
 	}
 	b, err := base64.RawURLEncoding.DecodeString(req.GetPageToken())
-	if err != nil || len(b) <= tokenHash || string(b[:tokenHash]) != string(query(req)) {
+	if err != nil || len(b) <= tokenHash || !bytes.Equal(b[:tokenHash], query(req)) {
 		return "", errPageToken()
 	}
 	return string(b[tokenHash:]), nil
+}
+
+// ScanCursor reads a cursor of words and numbers, separated by blanks, into where into points; on the first page those stay as they are.
+func ScanCursor(req ListRequest, into ...any) error {
+	cursor, err := Cursor(req)
+	if err != nil || cursor == "" {
+		return err
+	}
+	if _, err := fmt.Sscan(cursor, into...); err != nil {
+		return errPageToken()
+	}
+	return nil
 }
 
 func errPageToken() *problem.Error {

@@ -3,6 +3,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -49,6 +50,15 @@ func NewID[S proto.Message](ctx context.Context, k *object.Kind[S], named, reque
 		return object.ID(named), nil
 	}
 	return k.MakeID(ctx, requestID)
+}
+
+// Absent reports whether a deletion found nothing to delete, which is no error unless the request names a version (AIP-135).
+func Absent(err error, req interface {
+	object.ChangeRequest
+	GetIfVersion() int64
+},
+) bool {
+	return errors.Is(err, object.ErrNotFound) && req.GetIfVersion() == 0
 }
 
 // MaskHas reports whether a mask names a path. An empty mask names all.

@@ -12,7 +12,7 @@ import (
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	structpb "google.golang.org/protobuf/types/known/structpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
-	v1 "holdfast/gen/holdfast/object/v1"
+	v1 "holdfast/gen/holdfast/type/v1"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -24,59 +24,6 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
-
-// Order of a list of objects.
-type Order int32
-
-const (
-	// The same as ORDER_ACTIVITY.
-	Order_ORDER_UNSPECIFIED Order = 0
-	// Newest activity first; activity is tracked to the minute.
-	Order_ORDER_ACTIVITY Order = 1
-	// By id.
-	Order_ORDER_ID Order = 2
-)
-
-// Enum value maps for Order.
-var (
-	Order_name = map[int32]string{
-		0: "ORDER_UNSPECIFIED",
-		1: "ORDER_ACTIVITY",
-		2: "ORDER_ID",
-	}
-	Order_value = map[string]int32{
-		"ORDER_UNSPECIFIED": 0,
-		"ORDER_ACTIVITY":    1,
-		"ORDER_ID":          2,
-	}
-)
-
-func (x Order) Enum() *Order {
-	p := new(Order)
-	*p = x
-	return p
-}
-
-func (x Order) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (Order) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_inspect_v1_service_proto_enumTypes[0].Descriptor()
-}
-
-func (Order) Type() protoreflect.EnumType {
-	return &file_holdfast_inspect_v1_service_proto_enumTypes[0]
-}
-
-func (x Order) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use Order.Descriptor instead.
-func (Order) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{0}
-}
 
 // Moment is a point in an object's history.
 type Moment struct {
@@ -165,33 +112,50 @@ func (*Moment_Version) isMoment_Point() {}
 
 func (*Moment_Time) isMoment_Point() {}
 
-// Entry is an element of one of an object's collections.
-type Entry struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The collection, such as messages.
-	Collection string `protobuf:"bytes,1,opt,name=collection,proto3" json:"collection,omitempty"`
-	// Its key there; entries are in the order of their keys.
-	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
-	// What is stored.
-	Value         *structpb.Struct `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+// StoredObject is an object of any kind.
+type StoredObject struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	ObjectId string                 `protobuf:"bytes,1,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
+	// Whose it is; empty: the whole tenant's.
+	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	// 1 at creation, +1 for each change, never a gap.
+	Version    int64                  `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it was last changed. Unset of an object as it was where the journal no longer has it.
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// From then on it is not found. Unset: it does not expire.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	Kind       string                 `protobuf:"bytes,7,opt,name=kind,proto3" json:"kind,omitempty"`
+	// What is stored, without secrets. Not in lists, and nor is what follows.
+	State *structpb.Struct `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
+	// The schema of the states that this server writes.
+	SchemaVersion int32 `protobuf:"varint,9,opt,name=schema_version,json=schemaVersion,proto3" json:"schema_version,omitempty"`
+	// The collections that objects of the kind have.
+	Collections []string `protobuf:"bytes,10,rep,name=collections,proto3" json:"collections,omitempty"`
+	// Its timers, the first 200. Of an object as it was: name and due_time only.
+	Timers []*Timer `protobuf:"bytes,11,rep,name=timers,proto3" json:"timers,omitempty"`
+	// What it takes on disk. Not of an object as it was.
+	Size *Size `protobuf:"bytes,12,opt,name=size,proto3" json:"size,omitempty"`
+	// Nobody has touched it for a while, so its entries and its journal are compressed. Reading or changing it wakes it.
+	Hibernated    bool `protobuf:"varint,13,opt,name=hibernated,proto3" json:"hibernated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Entry) Reset() {
-	*x = Entry{}
+func (x *StoredObject) Reset() {
+	*x = StoredObject{}
 	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Entry) String() string {
+func (x *StoredObject) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Entry) ProtoMessage() {}
+func (*StoredObject) ProtoMessage() {}
 
-func (x *Entry) ProtoReflect() protoreflect.Message {
+func (x *StoredObject) ProtoReflect() protoreflect.Message {
 	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -203,26 +167,160 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Entry.ProtoReflect.Descriptor instead.
-func (*Entry) Descriptor() ([]byte, []int) {
+// Deprecated: Use StoredObject.ProtoReflect.Descriptor instead.
+func (*StoredObject) Descriptor() ([]byte, []int) {
 	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *Entry) GetCollection() string {
+func (x *StoredObject) GetObjectId() string {
+	if x != nil {
+		return x.ObjectId
+	}
+	return ""
+}
+
+func (x *StoredObject) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *StoredObject) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *StoredObject) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *StoredObject) GetUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdateTime
+	}
+	return nil
+}
+
+func (x *StoredObject) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *StoredObject) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *StoredObject) GetState() *structpb.Struct {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+func (x *StoredObject) GetSchemaVersion() int32 {
+	if x != nil {
+		return x.SchemaVersion
+	}
+	return 0
+}
+
+func (x *StoredObject) GetCollections() []string {
+	if x != nil {
+		return x.Collections
+	}
+	return nil
+}
+
+func (x *StoredObject) GetTimers() []*Timer {
+	if x != nil {
+		return x.Timers
+	}
+	return nil
+}
+
+func (x *StoredObject) GetSize() *Size {
+	if x != nil {
+		return x.Size
+	}
+	return nil
+}
+
+func (x *StoredObject) GetHibernated() bool {
+	if x != nil {
+		return x.Hibernated
+	}
+	return false
+}
+
+// StoredEntry is an element of one of an object's collections.
+type StoredEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The collection, such as messages.
+	Collection string `protobuf:"bytes,1,opt,name=collection,proto3" json:"collection,omitempty"`
+	// Its key there; entries are in the order of their keys.
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// What is stored, without secrets.
+	Value         *structpb.Struct `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoredEntry) Reset() {
+	*x = StoredEntry{}
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoredEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoredEntry) ProtoMessage() {}
+
+func (x *StoredEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoredEntry.ProtoReflect.Descriptor instead.
+func (*StoredEntry) Descriptor() ([]byte, []int) {
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *StoredEntry) GetCollection() string {
 	if x != nil {
 		return x.Collection
 	}
 	return ""
 }
 
-func (x *Entry) GetKey() string {
+func (x *StoredEntry) GetKey() string {
 	if x != nil {
 		return x.Key
 	}
 	return ""
 }
 
-func (x *Entry) GetValue() *structpb.Struct {
+func (x *StoredEntry) GetValue() *structpb.Struct {
 	if x != nil {
 		return x.Value
 	}
@@ -254,7 +352,7 @@ type Timer struct {
 
 func (x *Timer) Reset() {
 	*x = Timer{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[2]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -266,7 +364,7 @@ func (x *Timer) String() string {
 func (*Timer) ProtoMessage() {}
 
 func (x *Timer) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[2]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -279,7 +377,7 @@ func (x *Timer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timer.ProtoReflect.Descriptor instead.
 func (*Timer) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Timer) GetKind() string {
@@ -353,7 +451,7 @@ type Size struct {
 
 func (x *Size) Reset() {
 	*x = Size{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[3]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -365,7 +463,7 @@ func (x *Size) String() string {
 func (*Size) ProtoMessage() {}
 
 func (x *Size) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[3]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -378,7 +476,7 @@ func (x *Size) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Size.ProtoReflect.Descriptor instead.
 func (*Size) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Size) GetStateBytes() int64 {
@@ -402,85 +500,21 @@ func (x *Size) GetEntryCount() int64 {
 	return 0
 }
 
-// ObjectItem is an object in a list.
-type ObjectItem struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Its id.
-	ObjectId string `protobuf:"bytes,1,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
-	// Whose it is; empty: the whole tenant's.
-	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
-	// Its versions and times.
-	Metadata      *v1.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ObjectItem) Reset() {
-	*x = ObjectItem{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[4]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ObjectItem) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ObjectItem) ProtoMessage() {}
-
-func (x *ObjectItem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[4]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ObjectItem.ProtoReflect.Descriptor instead.
-func (*ObjectItem) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{4}
-}
-
-func (x *ObjectItem) GetObjectId() string {
-	if x != nil {
-		return x.ObjectId
-	}
-	return ""
-}
-
-func (x *ObjectItem) GetOwner() string {
-	if x != nil {
-		return x.Owner
-	}
-	return ""
-}
-
-func (x *ObjectItem) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
 // ListObjectsRequest says which objects, and which page of them.
 type ListObjectsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The kind; none: which kinds there are.
-	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	// Only what belongs to this user; the empty string is what belongs to the whole tenant.
-	Owner *string `protobuf:"bytes,2,opt,name=owner,proto3,oneof" json:"owner,omitempty"`
-	// Only ids that begin so.
-	Prefix string `protobuf:"bytes,3,opt,name=prefix,proto3" json:"prefix,omitempty"`
-	// Newest activity first, unless this says otherwise.
-	Order Order `protobuf:"varint,4,opt,name=order,proto3,enum=holdfast.inspect.v1.Order" json:"order,omitempty"`
 	// 1 to 200; 0: 50.
-	PageSize int32 `protobuf:"varint,5,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before; the rest of the request must be the same.
-	PageToken     string `protobuf:"bytes,6,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The last page's next_page_token; the other fields must be the same.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// The kind; none: which kinds there are.
+	Kind string `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Only what belongs to this user; the empty string is what belongs to the whole tenant.
+	Owner *string `protobuf:"bytes,4,opt,name=owner,proto3,oneof" json:"owner,omitempty"`
+	// Only ids that begin so.
+	Prefix string `protobuf:"bytes,5,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// In the order of their ids, and not newest activity first. Activity is tracked to the minute.
+	ById          bool `protobuf:"varint,6,opt,name=by_id,json=byId,proto3" json:"by_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -515,6 +549,20 @@ func (*ListObjectsRequest) Descriptor() ([]byte, []int) {
 	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{5}
 }
 
+func (x *ListObjectsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListObjectsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 func (x *ListObjectsRequest) GetKind() string {
 	if x != nil {
 		return x.Kind
@@ -536,34 +584,19 @@ func (x *ListObjectsRequest) GetPrefix() string {
 	return ""
 }
 
-func (x *ListObjectsRequest) GetOrder() Order {
+func (x *ListObjectsRequest) GetById() bool {
 	if x != nil {
-		return x.Order
+		return x.ById
 	}
-	return Order_ORDER_UNSPECIFIED
-}
-
-func (x *ListObjectsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-func (x *ListObjectsRequest) GetPageToken() string {
-	if x != nil {
-		return x.PageToken
-	}
-	return ""
+	return false
 }
 
 // ListObjectsResponse is a page of objects.
 type ListObjectsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The objects.
-	Objects []*ObjectItem `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
-	// For the next page; empty on the last.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Empty on the last page.
+	NextPageToken string          `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	Objects       []*StoredObject `protobuf:"bytes,2,rep,name=objects,proto3" json:"objects,omitempty"`
 	// All kinds, where none was asked for.
 	Kinds         []string `protobuf:"bytes,3,rep,name=kinds,proto3" json:"kinds,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -600,18 +633,18 @@ func (*ListObjectsResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{6}
 }
 
-func (x *ListObjectsResponse) GetObjects() []*ObjectItem {
-	if x != nil {
-		return x.Objects
-	}
-	return nil
-}
-
 func (x *ListObjectsResponse) GetNextPageToken() string {
 	if x != nil {
 		return x.NextPageToken
 	}
 	return ""
+}
+
+func (x *ListObjectsResponse) GetObjects() []*StoredObject {
+	if x != nil {
+		return x.Objects
+	}
+	return nil
 }
 
 func (x *ListObjectsResponse) GetKinds() []string {
@@ -624,16 +657,15 @@ func (x *ListObjectsResponse) GetKinds() []string {
 // GetObjectRequest names an object, and a page of one of its collections.
 type GetObjectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The kind.
-	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	// The object.
-	ObjectId string `protobuf:"bytes,2,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
-	// The collection whose entries to return; empty: none.
-	Collection string `protobuf:"bytes,3,opt,name=collection,proto3" json:"collection,omitempty"`
-	// Entries behind this key; empty: from the first.
-	AfterKey string `protobuf:"bytes,4,opt,name=after_key,json=afterKey,proto3" json:"after_key,omitempty"`
 	// 1 to 200; 0: 50.
-	PageSize      int32 `protobuf:"varint,5,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The last page's next_page_token; the other fields must be the same.
+	PageToken string        `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Ref       *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
+	// The moment; unset: now.
+	At *Moment `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	// The collection whose entries to return; empty: none.
+	Collection    string `protobuf:"bytes,5,opt,name=collection,proto3" json:"collection,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -668,18 +700,32 @@ func (*GetObjectRequest) Descriptor() ([]byte, []int) {
 	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *GetObjectRequest) GetKind() string {
+func (x *GetObjectRequest) GetPageSize() int32 {
 	if x != nil {
-		return x.Kind
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *GetObjectRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
 	}
 	return ""
 }
 
-func (x *GetObjectRequest) GetObjectId() string {
+func (x *GetObjectRequest) GetRef() *v1.ObjectRef {
 	if x != nil {
-		return x.ObjectId
+		return x.Ref
 	}
-	return ""
+	return nil
+}
+
+func (x *GetObjectRequest) GetAt() *Moment {
+	if x != nil {
+		return x.At
+	}
+	return nil
 }
 
 func (x *GetObjectRequest) GetCollection() string {
@@ -689,43 +735,14 @@ func (x *GetObjectRequest) GetCollection() string {
 	return ""
 }
 
-func (x *GetObjectRequest) GetAfterKey() string {
-	if x != nil {
-		return x.AfterKey
-	}
-	return ""
-}
-
-func (x *GetObjectRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-// GetObjectResponse is an object as it is.
+// GetObjectResponse is an object, and a page of the collection.
 type GetObjectResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whose it is; empty: the whole tenant's.
-	Owner string `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
-	// What is stored, without secrets.
-	State *structpb.Struct `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
-	// The schema of the states that this server writes.
-	SchemaVersion int32 `protobuf:"varint,3,opt,name=schema_version,json=schemaVersion,proto3" json:"schema_version,omitempty"`
-	// The collections that objects of the kind have.
-	Collections []string `protobuf:"bytes,4,rep,name=collections,proto3" json:"collections,omitempty"`
-	// The page of the collection that was asked for.
-	Entries []*Entry `protobuf:"bytes,5,rep,name=entries,proto3" json:"entries,omitempty"`
-	// For after_key of the next page; empty on the last.
-	NextKey string `protobuf:"bytes,6,opt,name=next_key,json=nextKey,proto3" json:"next_key,omitempty"`
-	// Its timers, the first 200.
-	Timers []*Timer `protobuf:"bytes,7,rep,name=timers,proto3" json:"timers,omitempty"`
-	// What it takes on disk.
-	Size *Size `protobuf:"bytes,8,opt,name=size,proto3" json:"size,omitempty"`
-	// Its version and times.
-	Metadata *v1.Metadata `protobuf:"bytes,9,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// Nobody has touched it for a while, so its entries and its journal are compressed. Reading or changing it wakes it.
-	Asleep        bool `protobuf:"varint,10,opt,name=asleep,proto3" json:"asleep,omitempty"`
+	// Of the collection's next page; empty on the last. While one pages through an object as it is, it may change: name a version in
+	// `at` to see one state throughout.
+	NextPageToken string         `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	Object        *StoredObject  `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`
+	Entries       []*StoredEntry `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -760,87 +777,35 @@ func (*GetObjectResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{8}
 }
 
-func (x *GetObjectResponse) GetOwner() string {
+func (x *GetObjectResponse) GetNextPageToken() string {
 	if x != nil {
-		return x.Owner
+		return x.NextPageToken
 	}
 	return ""
 }
 
-func (x *GetObjectResponse) GetState() *structpb.Struct {
+func (x *GetObjectResponse) GetObject() *StoredObject {
 	if x != nil {
-		return x.State
+		return x.Object
 	}
 	return nil
 }
 
-func (x *GetObjectResponse) GetSchemaVersion() int32 {
-	if x != nil {
-		return x.SchemaVersion
-	}
-	return 0
-}
-
-func (x *GetObjectResponse) GetCollections() []string {
-	if x != nil {
-		return x.Collections
-	}
-	return nil
-}
-
-func (x *GetObjectResponse) GetEntries() []*Entry {
+func (x *GetObjectResponse) GetEntries() []*StoredEntry {
 	if x != nil {
 		return x.Entries
 	}
 	return nil
 }
 
-func (x *GetObjectResponse) GetNextKey() string {
-	if x != nil {
-		return x.NextKey
-	}
-	return ""
-}
-
-func (x *GetObjectResponse) GetTimers() []*Timer {
-	if x != nil {
-		return x.Timers
-	}
-	return nil
-}
-
-func (x *GetObjectResponse) GetSize() *Size {
-	if x != nil {
-		return x.Size
-	}
-	return nil
-}
-
-func (x *GetObjectResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-func (x *GetObjectResponse) GetAsleep() bool {
-	if x != nil {
-		return x.Asleep
-	}
-	return false
-}
-
 // ListEventsRequest names an object, and a page of its journal.
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The kind.
-	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	// The object.
-	ObjectId string `protobuf:"bytes,2,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
-	// Events of this version and older ones; 0: from the newest.
-	FromVersion int64 `protobuf:"varint,3,opt,name=from_version,json=fromVersion,proto3" json:"from_version,omitempty"`
 	// 1 to 200; 0: 50.
-	PageSize      int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The last page's next_page_token; the other fields must be the same.
+	PageToken     string        `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Ref           *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -875,32 +840,25 @@ func (*ListEventsRequest) Descriptor() ([]byte, []int) {
 	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{9}
 }
 
-func (x *ListEventsRequest) GetKind() string {
-	if x != nil {
-		return x.Kind
-	}
-	return ""
-}
-
-func (x *ListEventsRequest) GetObjectId() string {
-	if x != nil {
-		return x.ObjectId
-	}
-	return ""
-}
-
-func (x *ListEventsRequest) GetFromVersion() int64 {
-	if x != nil {
-		return x.FromVersion
-	}
-	return 0
-}
-
 func (x *ListEventsRequest) GetPageSize() int32 {
 	if x != nil {
 		return x.PageSize
 	}
 	return 0
+}
+
+func (x *ListEventsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListEventsRequest) GetRef() *v1.ObjectRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
 }
 
 // Event is what the journal has of one version.
@@ -1024,12 +982,11 @@ func (x *Event) GetEntryCount() int32 {
 // ListEventsResponse is a page of a journal, newest first.
 type ListEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The events.
-	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
-	// For from_version of the next page; 0 on the last.
-	NextFromVersion int64 `protobuf:"varint,2,opt,name=next_from_version,json=nextFromVersion,proto3" json:"next_from_version,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Empty on the last page.
+	NextPageToken string   `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	Events        []*Event `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListEventsResponse) Reset() {
@@ -1062,6 +1019,13 @@ func (*ListEventsResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{11}
 }
 
+func (x *ListEventsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 func (x *ListEventsResponse) GetEvents() []*Event {
 	if x != nil {
 		return x.Events
@@ -1069,213 +1033,25 @@ func (x *ListEventsResponse) GetEvents() []*Event {
 	return nil
 }
 
-func (x *ListEventsResponse) GetNextFromVersion() int64 {
-	if x != nil {
-		return x.NextFromVersion
-	}
-	return 0
-}
-
-// GetObjectAtRequest names an object and a moment, and a page of one of its collections.
-type GetObjectAtRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The kind.
-	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	// The object.
-	ObjectId string `protobuf:"bytes,2,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
-	// The moment.
-	At *Moment `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
-	// The collection whose entries to return; empty: none.
-	Collection string `protobuf:"bytes,4,opt,name=collection,proto3" json:"collection,omitempty"`
-	// Entries behind this key; empty: from the first.
-	AfterKey string `protobuf:"bytes,5,opt,name=after_key,json=afterKey,proto3" json:"after_key,omitempty"`
-	// 1 to 200; 0: 50.
-	PageSize      int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetObjectAtRequest) Reset() {
-	*x = GetObjectAtRequest{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[12]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetObjectAtRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetObjectAtRequest) ProtoMessage() {}
-
-func (x *GetObjectAtRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[12]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetObjectAtRequest.ProtoReflect.Descriptor instead.
-func (*GetObjectAtRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{12}
-}
-
-func (x *GetObjectAtRequest) GetKind() string {
-	if x != nil {
-		return x.Kind
-	}
-	return ""
-}
-
-func (x *GetObjectAtRequest) GetObjectId() string {
-	if x != nil {
-		return x.ObjectId
-	}
-	return ""
-}
-
-func (x *GetObjectAtRequest) GetAt() *Moment {
-	if x != nil {
-		return x.At
-	}
-	return nil
-}
-
-func (x *GetObjectAtRequest) GetCollection() string {
-	if x != nil {
-		return x.Collection
-	}
-	return ""
-}
-
-func (x *GetObjectAtRequest) GetAfterKey() string {
-	if x != nil {
-		return x.AfterKey
-	}
-	return ""
-}
-
-func (x *GetObjectAtRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-// GetObjectAtResponse is an object as it was.
-type GetObjectAtResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whose it is; empty: the whole tenant's.
-	Owner string `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
-	// What was stored, without secrets.
-	State *structpb.Struct `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
-	// The page of the collection that was asked for.
-	Entries []*Entry `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
-	// For after_key of the next page; empty on the last.
-	NextKey string `protobuf:"bytes,4,opt,name=next_key,json=nextKey,proto3" json:"next_key,omitempty"`
-	// The timers that it had: name and due_time only.
-	Timers []*Timer `protobuf:"bytes,5,rep,name=timers,proto3" json:"timers,omitempty"`
-	// Its version then; update_time is that version's, unset where the journal no longer has it.
-	Metadata      *v1.Metadata `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetObjectAtResponse) Reset() {
-	*x = GetObjectAtResponse{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[13]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetObjectAtResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetObjectAtResponse) ProtoMessage() {}
-
-func (x *GetObjectAtResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[13]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetObjectAtResponse.ProtoReflect.Descriptor instead.
-func (*GetObjectAtResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{13}
-}
-
-func (x *GetObjectAtResponse) GetOwner() string {
-	if x != nil {
-		return x.Owner
-	}
-	return ""
-}
-
-func (x *GetObjectAtResponse) GetState() *structpb.Struct {
-	if x != nil {
-		return x.State
-	}
-	return nil
-}
-
-func (x *GetObjectAtResponse) GetEntries() []*Entry {
-	if x != nil {
-		return x.Entries
-	}
-	return nil
-}
-
-func (x *GetObjectAtResponse) GetNextKey() string {
-	if x != nil {
-		return x.NextKey
-	}
-	return ""
-}
-
-func (x *GetObjectAtResponse) GetTimers() []*Timer {
-	if x != nil {
-		return x.Timers
-	}
-	return nil
-}
-
-func (x *GetObjectAtResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
 // DiffObjectRequest names an object and two moments, the second not before the first.
 type DiffObjectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The kind.
-	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	// The object.
-	ObjectId string `protobuf:"bytes,2,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
+	// Of entries: 1 to 200; 0: 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The last page's next_page_token; the other fields must be the same.
+	PageToken string        `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Ref       *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
 	// The earlier moment.
-	From *Moment `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	From *Moment `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
 	// The later moment; unset: now.
-	To            *Moment `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
+	To            *Moment `protobuf:"bytes,5,opt,name=to,proto3" json:"to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DiffObjectRequest) Reset() {
 	*x = DiffObjectRequest{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1063,7 @@ func (x *DiffObjectRequest) String() string {
 func (*DiffObjectRequest) ProtoMessage() {}
 
 func (x *DiffObjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,21 +1076,28 @@ func (x *DiffObjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffObjectRequest.ProtoReflect.Descriptor instead.
 func (*DiffObjectRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{12}
 }
 
-func (x *DiffObjectRequest) GetKind() string {
+func (x *DiffObjectRequest) GetPageSize() int32 {
 	if x != nil {
-		return x.Kind
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *DiffObjectRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
 	}
 	return ""
 }
 
-func (x *DiffObjectRequest) GetObjectId() string {
+func (x *DiffObjectRequest) GetRef() *v1.ObjectRef {
 	if x != nil {
-		return x.ObjectId
+		return x.Ref
 	}
-	return ""
+	return nil
 }
 
 func (x *DiffObjectRequest) GetFrom() *Moment {
@@ -1346,7 +1129,7 @@ type FieldDifference struct {
 
 func (x *FieldDifference) Reset() {
 	*x = FieldDifference{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1141,7 @@ func (x *FieldDifference) String() string {
 func (*FieldDifference) ProtoMessage() {}
 
 func (x *FieldDifference) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1154,7 @@ func (x *FieldDifference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldDifference.ProtoReflect.Descriptor instead.
 func (*FieldDifference) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FieldDifference) GetField() string {
@@ -1412,7 +1195,7 @@ type EntryDifference struct {
 
 func (x *EntryDifference) Reset() {
 	*x = EntryDifference{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1207,7 @@ func (x *EntryDifference) String() string {
 func (*EntryDifference) ProtoMessage() {}
 
 func (x *EntryDifference) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1220,7 @@ func (x *EntryDifference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryDifference.ProtoReflect.Descriptor instead.
 func (*EntryDifference) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *EntryDifference) GetCollection() string {
@@ -1471,24 +1254,25 @@ func (x *EntryDifference) GetAfter() *structpb.Struct {
 // DiffObjectResponse is in what the moments differ.
 type DiffObjectResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty on the last page of the entries. The token holds on to the two versions.
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// The version of the earlier moment.
-	FromVersion int64 `protobuf:"varint,1,opt,name=from_version,json=fromVersion,proto3" json:"from_version,omitempty"`
+	FromVersion int64 `protobuf:"varint,2,opt,name=from_version,json=fromVersion,proto3" json:"from_version,omitempty"`
 	// The version of the later moment.
-	ToVersion int64 `protobuf:"varint,2,opt,name=to_version,json=toVersion,proto3" json:"to_version,omitempty"`
-	// The fields that differ. A deleted object has none set.
-	Fields []*FieldDifference `protobuf:"bytes,3,rep,name=fields,proto3" json:"fields,omitempty"`
-	// The entries that differ, the first 1,000; entry_count says whether that is all. Those for which an answer of 2 MiB has no
-	// room have neither before nor after: read them with GetObjectAt.
-	Entries []*EntryDifference `protobuf:"bytes,4,rep,name=entries,proto3" json:"entries,omitempty"`
-	// How many entries differ.
-	EntryCount    int32 `protobuf:"varint,5,opt,name=entry_count,json=entryCount,proto3" json:"entry_count,omitempty"`
+	ToVersion int64 `protobuf:"varint,3,opt,name=to_version,json=toVersion,proto3" json:"to_version,omitempty"`
+	// The fields that differ, on the first page. A deleted object has none set.
+	Fields []*FieldDifference `protobuf:"bytes,4,rep,name=fields,proto3" json:"fields,omitempty"`
+	// The entries that differ, by collection and key.
+	Entries []*EntryDifference `protobuf:"bytes,5,rep,name=entries,proto3" json:"entries,omitempty"`
+	// How many entries differ, on all pages.
+	EntryCount    int32 `protobuf:"varint,6,opt,name=entry_count,json=entryCount,proto3" json:"entry_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DiffObjectResponse) Reset() {
 	*x = DiffObjectResponse{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +1284,7 @@ func (x *DiffObjectResponse) String() string {
 func (*DiffObjectResponse) ProtoMessage() {}
 
 func (x *DiffObjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +1297,14 @@ func (x *DiffObjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffObjectResponse.ProtoReflect.Descriptor instead.
 func (*DiffObjectResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DiffObjectResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 func (x *DiffObjectResponse) GetFromVersion() int64 {
@@ -1554,23 +1345,19 @@ func (x *DiffObjectResponse) GetEntryCount() int32 {
 // RestoreObjectRequest names an object and the moment to take it back to.
 type RestoreObjectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The kind.
-	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	// The object.
-	ObjectId string `protobuf:"bytes,2,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
-	// The moment.
-	At *Moment `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
 	// Makes the change happen once.
-	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Only at this version; 0: at any.
-	IfVersion     int64 `protobuf:"varint,5,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; unset: at any.
+	IfVersion     *int64        `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	Ref           *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
+	At            *Moment       `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RestoreObjectRequest) Reset() {
 	*x = RestoreObjectRequest{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1369,7 @@ func (x *RestoreObjectRequest) String() string {
 func (*RestoreObjectRequest) ProtoMessage() {}
 
 func (x *RestoreObjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,28 +1382,7 @@ func (x *RestoreObjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreObjectRequest.ProtoReflect.Descriptor instead.
 func (*RestoreObjectRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *RestoreObjectRequest) GetKind() string {
-	if x != nil {
-		return x.Kind
-	}
-	return ""
-}
-
-func (x *RestoreObjectRequest) GetObjectId() string {
-	if x != nil {
-		return x.ObjectId
-	}
-	return ""
-}
-
-func (x *RestoreObjectRequest) GetAt() *Moment {
-	if x != nil {
-		return x.At
-	}
-	return nil
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RestoreObjectRequest) GetRequestId() string {
@@ -1627,10 +1393,24 @@ func (x *RestoreObjectRequest) GetRequestId() string {
 }
 
 func (x *RestoreObjectRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
 	}
 	return 0
+}
+
+func (x *RestoreObjectRequest) GetRef() *v1.ObjectRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *RestoreObjectRequest) GetAt() *Moment {
+	if x != nil {
+		return x.At
+	}
+	return nil
 }
 
 // RestoreObjectResponse tells what became of it.
@@ -1638,15 +1418,15 @@ type RestoreObjectResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The version that was restored.
 	RestoredVersion int64 `protobuf:"varint,1,opt,name=restored_version,json=restoredVersion,proto3" json:"restored_version,omitempty"`
-	// The object's new version and times.
-	Metadata      *v1.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// The object's new version.
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RestoreObjectResponse) Reset() {
 	*x = RestoreObjectResponse{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +1438,7 @@ func (x *RestoreObjectResponse) String() string {
 func (*RestoreObjectResponse) ProtoMessage() {}
 
 func (x *RestoreObjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +1451,7 @@ func (x *RestoreObjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreObjectResponse.ProtoReflect.Descriptor instead.
 func (*RestoreObjectResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RestoreObjectResponse) GetRestoredVersion() int64 {
@@ -1681,33 +1461,32 @@ func (x *RestoreObjectResponse) GetRestoredVersion() int64 {
 	return 0
 }
 
-func (x *RestoreObjectResponse) GetMetadata() *v1.Metadata {
+func (x *RestoreObjectResponse) GetVersion() int64 {
 	if x != nil {
-		return x.Metadata
+		return x.Version
 	}
-	return nil
+	return 0
 }
 
 // ForkObjectRequest names an object, a moment, and the id of the new object.
 type ForkObjectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The kind.
-	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	// The object to copy.
-	ObjectId string `protobuf:"bytes,2,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
-	// The moment; unset: now.
-	At *Moment `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
-	// The id of the copy.
-	NewObjectId string `protobuf:"bytes,4,opt,name=new_object_id,json=newObjectId,proto3" json:"new_object_id,omitempty"`
 	// Makes the change happen once.
-	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; unset: at any.
+	IfVersion *int64        `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	Ref       *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
+	// The moment; unset: now.
+	At *Moment `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	// The id of the copy.
+	NewObjectId   string `protobuf:"bytes,5,opt,name=new_object_id,json=newObjectId,proto3" json:"new_object_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ForkObjectRequest) Reset() {
 	*x = ForkObjectRequest{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1719,7 +1498,7 @@ func (x *ForkObjectRequest) String() string {
 func (*ForkObjectRequest) ProtoMessage() {}
 
 func (x *ForkObjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1732,21 +1511,28 @@ func (x *ForkObjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkObjectRequest.ProtoReflect.Descriptor instead.
 func (*ForkObjectRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{18}
 }
 
-func (x *ForkObjectRequest) GetKind() string {
+func (x *ForkObjectRequest) GetRequestId() string {
 	if x != nil {
-		return x.Kind
+		return x.RequestId
 	}
 	return ""
 }
 
-func (x *ForkObjectRequest) GetObjectId() string {
-	if x != nil {
-		return x.ObjectId
+func (x *ForkObjectRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
 	}
-	return ""
+	return 0
+}
+
+func (x *ForkObjectRequest) GetRef() *v1.ObjectRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
 }
 
 func (x *ForkObjectRequest) GetAt() *Moment {
@@ -1763,13 +1549,6 @@ func (x *ForkObjectRequest) GetNewObjectId() string {
 	return ""
 }
 
-func (x *ForkObjectRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
 // ForkObjectResponse tells what was made.
 type ForkObjectResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1777,15 +1556,15 @@ type ForkObjectResponse struct {
 	ForkedVersion int64 `protobuf:"varint,1,opt,name=forked_version,json=forkedVersion,proto3" json:"forked_version,omitempty"`
 	// Whose the copy is; empty: the whole tenant's.
 	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
-	// The copy's version and times.
-	Metadata      *v1.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// The copy's version.
+	Version       int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ForkObjectResponse) Reset() {
 	*x = ForkObjectResponse{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1797,7 +1576,7 @@ func (x *ForkObjectResponse) String() string {
 func (*ForkObjectResponse) ProtoMessage() {}
 
 func (x *ForkObjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1810,7 +1589,7 @@ func (x *ForkObjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkObjectResponse.ProtoReflect.Descriptor instead.
 func (*ForkObjectResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ForkObjectResponse) GetForkedVersion() int64 {
@@ -1827,31 +1606,28 @@ func (x *ForkObjectResponse) GetOwner() string {
 	return ""
 }
 
-func (x *ForkObjectResponse) GetMetadata() *v1.Metadata {
+func (x *ForkObjectResponse) GetVersion() int64 {
 	if x != nil {
-		return x.Metadata
+		return x.Version
 	}
-	return nil
+	return 0
 }
 
 // DeleteObjectRequest names an object.
 type DeleteObjectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The kind.
-	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	// The object.
-	ObjectId string `protobuf:"bytes,2,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
 	// Makes the change happen once.
-	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Only at this version; 0: at any.
-	IfVersion     int64 `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; unset: at any.
+	IfVersion     *int64        `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	Ref           *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteObjectRequest) Reset() {
 	*x = DeleteObjectRequest{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +1639,7 @@ func (x *DeleteObjectRequest) String() string {
 func (*DeleteObjectRequest) ProtoMessage() {}
 
 func (x *DeleteObjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,21 +1652,7 @@ func (x *DeleteObjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteObjectRequest.ProtoReflect.Descriptor instead.
 func (*DeleteObjectRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{22}
-}
-
-func (x *DeleteObjectRequest) GetKind() string {
-	if x != nil {
-		return x.Kind
-	}
-	return ""
-}
-
-func (x *DeleteObjectRequest) GetObjectId() string {
-	if x != nil {
-		return x.ObjectId
-	}
-	return ""
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteObjectRequest) GetRequestId() string {
@@ -1901,24 +1663,33 @@ func (x *DeleteObjectRequest) GetRequestId() string {
 }
 
 func (x *DeleteObjectRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
 	}
 	return 0
+}
+
+func (x *DeleteObjectRequest) GetRef() *v1.ObjectRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
 }
 
 // DeleteObjectResponse tells at which version the object ended.
 type DeleteObjectResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether there was one.
+	Existed bool `protobuf:"varint,1,opt,name=existed,proto3" json:"existed,omitempty"`
 	// The version that deleted it.
-	Metadata      *v1.Metadata `protobuf:"bytes,1,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteObjectResponse) Reset() {
 	*x = DeleteObjectResponse{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +1701,7 @@ func (x *DeleteObjectResponse) String() string {
 func (*DeleteObjectResponse) ProtoMessage() {}
 
 func (x *DeleteObjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,36 +1714,43 @@ func (x *DeleteObjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteObjectResponse.ProtoReflect.Descriptor instead.
 func (*DeleteObjectResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{21}
 }
 
-func (x *DeleteObjectResponse) GetMetadata() *v1.Metadata {
+func (x *DeleteObjectResponse) GetExisted() bool {
 	if x != nil {
-		return x.Metadata
+		return x.Existed
 	}
-	return nil
+	return false
+}
+
+func (x *DeleteObjectResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 // ListTimersRequest says which timers, and which page of them.
 type ListTimersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only of objects of this kind; empty: any.
-	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	// Only of the object of this id; empty: any.
-	ObjectId string `protobuf:"bytes,2,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
-	// Only those that are not tried any more.
-	Parked bool `protobuf:"varint,3,opt,name=parked,proto3" json:"parked,omitempty"`
 	// 1 to 200; 0: 50.
-	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before; the rest of the request must be the same.
-	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The last page's next_page_token; the other fields must be the same.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only of objects of this kind; empty: any.
+	Kind string `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Only of the object of this id; empty: any.
+	ObjectId string `protobuf:"bytes,4,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
+	// Only those that are not tried any more.
+	Parked        bool `protobuf:"varint,5,opt,name=parked,proto3" json:"parked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListTimersRequest) Reset() {
 	*x = ListTimersRequest{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1984,7 +1762,7 @@ func (x *ListTimersRequest) String() string {
 func (*ListTimersRequest) ProtoMessage() {}
 
 func (x *ListTimersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1997,7 +1775,21 @@ func (x *ListTimersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTimersRequest.ProtoReflect.Descriptor instead.
 func (*ListTimersRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ListTimersRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListTimersRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
 }
 
 func (x *ListTimersRequest) GetKind() string {
@@ -2021,34 +1813,19 @@ func (x *ListTimersRequest) GetParked() bool {
 	return false
 }
 
-func (x *ListTimersRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-func (x *ListTimersRequest) GetPageToken() string {
-	if x != nil {
-		return x.PageToken
-	}
-	return ""
-}
-
 // ListTimersResponse is a page of timers, by kind, object and name.
 type ListTimersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The timers.
-	Timers []*Timer `protobuf:"bytes,1,rep,name=timers,proto3" json:"timers,omitempty"`
-	// For the next page; empty on the last.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Empty on the last page.
+	NextPageToken string   `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	Timers        []*Timer `protobuf:"bytes,2,rep,name=timers,proto3" json:"timers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListTimersResponse) Reset() {
 	*x = ListTimersResponse{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +1837,7 @@ func (x *ListTimersResponse) String() string {
 func (*ListTimersResponse) ProtoMessage() {}
 
 func (x *ListTimersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2073,14 +1850,7 @@ func (x *ListTimersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTimersResponse.ProtoReflect.Descriptor instead.
 func (*ListTimersResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{25}
-}
-
-func (x *ListTimersResponse) GetTimers() []*Timer {
-	if x != nil {
-		return x.Timers
-	}
-	return nil
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListTimersResponse) GetNextPageToken() string {
@@ -2090,26 +1860,30 @@ func (x *ListTimersResponse) GetNextPageToken() string {
 	return ""
 }
 
+func (x *ListTimersResponse) GetTimers() []*Timer {
+	if x != nil {
+		return x.Timers
+	}
+	return nil
+}
+
 // RetryTimerRequest names a timer.
 type RetryTimerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The object's kind.
-	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	// The object.
-	ObjectId string `protobuf:"bytes,2,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
-	// The timer.
-	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	// Makes the change happen once.
-	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Only at this version; 0: at any.
-	IfVersion     int64 `protobuf:"varint,5,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; unset: at any.
+	IfVersion *int64        `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	Ref       *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
+	// The timer.
+	Name          string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RetryTimerRequest) Reset() {
 	*x = RetryTimerRequest{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2121,7 +1895,7 @@ func (x *RetryTimerRequest) String() string {
 func (*RetryTimerRequest) ProtoMessage() {}
 
 func (x *RetryTimerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2134,28 +1908,7 @@ func (x *RetryTimerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryTimerRequest.ProtoReflect.Descriptor instead.
 func (*RetryTimerRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{26}
-}
-
-func (x *RetryTimerRequest) GetKind() string {
-	if x != nil {
-		return x.Kind
-	}
-	return ""
-}
-
-func (x *RetryTimerRequest) GetObjectId() string {
-	if x != nil {
-		return x.ObjectId
-	}
-	return ""
-}
-
-func (x *RetryTimerRequest) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RetryTimerRequest) GetRequestId() string {
@@ -2166,24 +1919,38 @@ func (x *RetryTimerRequest) GetRequestId() string {
 }
 
 func (x *RetryTimerRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
 	}
 	return 0
+}
+
+func (x *RetryTimerRequest) GetRef() *v1.ObjectRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *RetryTimerRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
 }
 
 // RetryTimerResponse tells where the object stands.
 type RetryTimerResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The object's version and times. The timer runs as a version of its own.
-	Metadata      *v1.Metadata `protobuf:"bytes,1,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// The object's version. The timer runs as a version of its own.
+	Version       int64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RetryTimerResponse) Reset() {
 	*x = RetryTimerResponse{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +1962,7 @@ func (x *RetryTimerResponse) String() string {
 func (*RetryTimerResponse) ProtoMessage() {}
 
 func (x *RetryTimerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,14 +1975,14 @@ func (x *RetryTimerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryTimerResponse.ProtoReflect.Descriptor instead.
 func (*RetryTimerResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{25}
 }
 
-func (x *RetryTimerResponse) GetMetadata() *v1.Metadata {
+func (x *RetryTimerResponse) GetVersion() int64 {
 	if x != nil {
-		return x.Metadata
+		return x.Version
 	}
-	return nil
+	return 0
 }
 
 // EraseUserRequest names a user of the caller's tenant.
@@ -2229,7 +1996,7 @@ type EraseUserRequest struct {
 
 func (x *EraseUserRequest) Reset() {
 	*x = EraseUserRequest{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2241,7 +2008,7 @@ func (x *EraseUserRequest) String() string {
 func (*EraseUserRequest) ProtoMessage() {}
 
 func (x *EraseUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2254,7 +2021,7 @@ func (x *EraseUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseUserRequest.ProtoReflect.Descriptor instead.
 func (*EraseUserRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *EraseUserRequest) GetUser() string {
@@ -2282,7 +2049,7 @@ type EraseUserResponse struct {
 
 func (x *EraseUserResponse) Reset() {
 	*x = EraseUserResponse{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2294,7 +2061,7 @@ func (x *EraseUserResponse) String() string {
 func (*EraseUserResponse) ProtoMessage() {}
 
 func (x *EraseUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2307,7 +2074,7 @@ func (x *EraseUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseUserResponse.ProtoReflect.Descriptor instead.
 func (*EraseUserResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *EraseUserResponse) GetDeletedRows() map[string]int64 {
@@ -2342,12 +2109,32 @@ var File_holdfast_inspect_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"!holdfast/inspect/v1/service.proto\x12\x13holdfast.inspect.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fholdfast/object/v1/object.proto\"o\n" +
+	"!holdfast/inspect/v1/service.proto\x12\x13holdfast.inspect.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bholdfast/type/v1/type.proto\"o\n" +
 	"\x06Moment\x12#\n" +
 	"\aversion\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x01H\x00R\aversion\x120\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampH\x00R\x04timeB\x0e\n" +
-	"\x05point\x12\x05\xbaH\x02\b\x01\"h\n" +
-	"\x05Entry\x12\x1e\n" +
+	"\x05point\x12\x05\xbaH\x02\b\x01\"\xa1\x04\n" +
+	"\fStoredObject\x12\x1b\n" +
+	"\tobject_id\x18\x01 \x01(\tR\bobjectId\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\x12;\n" +
+	"\vcreate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vupdate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"updateTime\x12;\n" +
+	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12\x12\n" +
+	"\x04kind\x18\a \x01(\tR\x04kind\x12-\n" +
+	"\x05state\x18\b \x01(\v2\x17.google.protobuf.StructR\x05state\x12%\n" +
+	"\x0eschema_version\x18\t \x01(\x05R\rschemaVersion\x12 \n" +
+	"\vcollections\x18\n" +
+	" \x03(\tR\vcollections\x122\n" +
+	"\x06timers\x18\v \x03(\v2\x1a.holdfast.inspect.v1.TimerR\x06timers\x12-\n" +
+	"\x04size\x18\f \x01(\v2\x19.holdfast.inspect.v1.SizeR\x04size\x12\x1e\n" +
+	"\n" +
+	"hibernated\x18\r \x01(\bR\n" +
+	"hibernated\"n\n" +
+	"\vStoredEntry\x12\x1e\n" +
 	"\n" +
 	"collection\x18\x01 \x01(\tR\n" +
 	"collection\x12\x10\n" +
@@ -2369,53 +2156,41 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"\ventry_bytes\x18\x02 \x01(\x03R\n" +
 	"entryBytes\x12\x1f\n" +
 	"\ventry_count\x18\x03 \x01(\x03R\n" +
-	"entryCount\"y\n" +
-	"\n" +
-	"ObjectItem\x12\x1b\n" +
-	"\tobject_id\x18\x01 \x01(\tR\bobjectId\x12\x14\n" +
-	"\x05owner\x18\x02 \x01(\tR\x05owner\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa7\x02\n" +
-	"\x12ListObjectsRequest\x12\x1b\n" +
-	"\x04kind\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04kind\x12#\n" +
-	"\x05owner\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01H\x00R\x05owner\x88\x01\x01\x127\n" +
-	"\x06prefix\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\x06prefix\x12:\n" +
-	"\x05order\x18\x04 \x01(\x0e2\x1a.holdfast.inspect.v1.OrderB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05order\x12'\n" +
-	"\tpage_size\x18\x05 \x01(\x05B\n" +
+	"entryCount\"\x80\x02\n" +
+	"\x12ListObjectsRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"page_token\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\xe8\aR\tpageTokenB\b\n" +
-	"\x06_owner\"\x8e\x01\n" +
-	"\x13ListObjectsResponse\x129\n" +
-	"\aobjects\x18\x01 \x03(\v2\x1f.holdfast.inspect.v1.ObjectItemR\aobjects\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
-	"\x05kinds\x18\x03 \x03(\tR\x05kinds\"\xe5\x01\n" +
-	"\x10GetObjectRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x12'\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x10R\tpageToken\x12\x1b\n" +
+	"\x04kind\x18\x03 \x01(\tB\a\xbaH\x04r\x02(@R\x04kind\x12#\n" +
+	"\x05owner\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01H\x00R\x05owner\x88\x01\x01\x127\n" +
+	"\x06prefix\x18\x05 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\x06prefix\x12\x13\n" +
+	"\x05by_id\x18\x06 \x01(\bR\x04byIdB\b\n" +
+	"\x06_owner\"\x90\x01\n" +
+	"\x13ListObjectsResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x12;\n" +
+	"\aobjects\x18\x02 \x03(\v2!.holdfast.inspect.v1.StoredObjectR\aobjects\x12\x14\n" +
+	"\x05kinds\x18\x03 \x03(\tR\x05kinds\"\xf1\x01\n" +
+	"\x10GetObjectRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"collection\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\n" +
-	"collection\x12%\n" +
-	"\tafter_key\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\bafterKey\x12'\n" +
-	"\tpage_size\x18\x05 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xa7\x03\n" +
-	"\x11GetObjectResponse\x12\x14\n" +
-	"\x05owner\x18\x01 \x01(\tR\x05owner\x12-\n" +
-	"\x05state\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x05state\x12%\n" +
-	"\x0eschema_version\x18\x03 \x01(\x05R\rschemaVersion\x12 \n" +
-	"\vcollections\x18\x04 \x03(\tR\vcollections\x124\n" +
-	"\aentries\x18\x05 \x03(\v2\x1a.holdfast.inspect.v1.EntryR\aentries\x12\x19\n" +
-	"\bnext_key\x18\x06 \x01(\tR\anextKey\x122\n" +
-	"\x06timers\x18\a \x03(\v2\x1a.holdfast.inspect.v1.TimerR\x06timers\x12-\n" +
-	"\x04size\x18\b \x01(\v2\x19.holdfast.inspect.v1.SizeR\x04size\x128\n" +
-	"\bmetadata\x18\t \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12\x16\n" +
-	"\x06asleep\x18\n" +
-	" \x01(\bR\x06asleep\"\xc2\x01\n" +
-	"\x11ListEventsRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x12*\n" +
-	"\ffrom_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\vfromVersion\x12'\n" +
-	"\tpage_size\x18\x04 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\x85\x02\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x10R\tpageToken\x125\n" +
+	"\x03ref\x18\x03 \x01(\v2\x1b.holdfast.type.v1.ObjectRefB\x06\xbaH\x03\xc8\x01\x01R\x03ref\x12+\n" +
+	"\x02at\x18\x04 \x01(\v2\x1b.holdfast.inspect.v1.MomentR\x02at\x12'\n" +
+	"\n" +
+	"collection\x18\x05 \x01(\tB\a\xbaH\x04r\x02(@R\n" +
+	"collection\"\xb2\x01\n" +
+	"\x11GetObjectResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x129\n" +
+	"\x06object\x18\x02 \x01(\v2!.holdfast.inspect.v1.StoredObjectR\x06object\x12:\n" +
+	"\aentries\x18\x03 \x03(\v2 .holdfast.inspect.v1.StoredEntryR\aentries\"\x9c\x01\n" +
+	"\x11ListEventsRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x10R\tpageToken\x125\n" +
+	"\x03ref\x18\x03 \x01(\v2\x1b.holdfast.type.v1.ObjectRefB\x06\xbaH\x03\xc8\x01\x01R\x03ref\"\x85\x02\n" +
 	"\x05Event\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x03R\aversion\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x14\n" +
@@ -2427,32 +2202,18 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"\aentries\x18\a \x03(\tR\aentries\x12\x16\n" +
 	"\x06timers\x18\b \x03(\tR\x06timers\x12\x1f\n" +
 	"\ventry_count\x18\t \x01(\x05R\n" +
-	"entryCount\"t\n" +
-	"\x12ListEventsResponse\x122\n" +
-	"\x06events\x18\x01 \x03(\v2\x1a.holdfast.inspect.v1.EventR\x06events\x12*\n" +
-	"\x11next_from_version\x18\x02 \x01(\x03R\x0fnextFromVersion\"\x9c\x02\n" +
-	"\x12GetObjectAtRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x123\n" +
-	"\x02at\x18\x03 \x01(\v2\x1b.holdfast.inspect.v1.MomentB\x06\xbaH\x03\xc8\x01\x01R\x02at\x12'\n" +
+	"entryCount\"p\n" +
+	"\x12ListEventsResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x122\n" +
+	"\x06events\x18\x02 \x03(\v2\x1a.holdfast.inspect.v1.EventR\x06events\"\x82\x02\n" +
+	"\x11DiffObjectRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"collection\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\n" +
-	"collection\x12%\n" +
-	"\tafter_key\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\bafterKey\x12'\n" +
-	"\tpage_size\x18\x06 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\x99\x02\n" +
-	"\x13GetObjectAtResponse\x12\x14\n" +
-	"\x05owner\x18\x01 \x01(\tR\x05owner\x12-\n" +
-	"\x05state\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x05state\x124\n" +
-	"\aentries\x18\x03 \x03(\v2\x1a.holdfast.inspect.v1.EntryR\aentries\x12\x19\n" +
-	"\bnext_key\x18\x04 \x01(\tR\anextKey\x122\n" +
-	"\x06timers\x18\x05 \x03(\v2\x1a.holdfast.inspect.v1.TimerR\x06timers\x128\n" +
-	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd3\x01\n" +
-	"\x11DiffObjectRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x127\n" +
-	"\x04from\x18\x03 \x01(\v2\x1b.holdfast.inspect.v1.MomentB\x06\xbaH\x03\xc8\x01\x01R\x04from\x12+\n" +
-	"\x02to\x18\x04 \x01(\v2\x1b.holdfast.inspect.v1.MomentR\x02to\"\x85\x01\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x10R\tpageToken\x125\n" +
+	"\x03ref\x18\x03 \x01(\v2\x1b.holdfast.type.v1.ObjectRefB\x06\xbaH\x03\xc8\x01\x01R\x03ref\x127\n" +
+	"\x04from\x18\x04 \x01(\v2\x1b.holdfast.inspect.v1.MomentB\x06\xbaH\x03\xc8\x01\x01R\x04from\x12+\n" +
+	"\x02to\x18\x05 \x01(\v2\x1b.holdfast.inspect.v1.MomentR\x02to\"\x85\x01\n" +
 	"\x0fFieldDifference\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12.\n" +
 	"\x06before\x18\x02 \x01(\v2\x16.google.protobuf.ValueR\x06before\x12,\n" +
@@ -2463,68 +2224,72 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"collection\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12/\n" +
 	"\x06before\x18\x03 \x01(\v2\x17.google.protobuf.StructR\x06before\x12-\n" +
-	"\x05after\x18\x04 \x01(\v2\x17.google.protobuf.StructR\x05after\"\xf5\x01\n" +
-	"\x12DiffObjectResponse\x12!\n" +
-	"\ffrom_version\x18\x01 \x01(\x03R\vfromVersion\x12\x1d\n" +
+	"\x05after\x18\x04 \x01(\v2\x17.google.protobuf.StructR\x05after\"\x9d\x02\n" +
+	"\x12DiffObjectResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x12!\n" +
+	"\ffrom_version\x18\x02 \x01(\x03R\vfromVersion\x12\x1d\n" +
 	"\n" +
-	"to_version\x18\x02 \x01(\x03R\ttoVersion\x12<\n" +
-	"\x06fields\x18\x03 \x03(\v2$.holdfast.inspect.v1.FieldDifferenceR\x06fields\x12>\n" +
-	"\aentries\x18\x04 \x03(\v2$.holdfast.inspect.v1.EntryDifferenceR\aentries\x12\x1f\n" +
-	"\ventry_count\x18\x05 \x01(\x05R\n" +
-	"entryCount\"\xf6\x01\n" +
-	"\x14RestoreObjectRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x123\n" +
-	"\x02at\x18\x03 \x01(\v2\x1b.holdfast.inspect.v1.MomentB\x06\xbaH\x03\xc8\x01\x01R\x02at\x12'\n" +
+	"to_version\x18\x03 \x01(\x03R\ttoVersion\x12<\n" +
+	"\x06fields\x18\x04 \x03(\v2$.holdfast.inspect.v1.FieldDifferenceR\x06fields\x12>\n" +
+	"\aentries\x18\x05 \x03(\v2$.holdfast.inspect.v1.EntryDifferenceR\aentries\x12\x1f\n" +
+	"\ventry_count\x18\x06 \x01(\x05R\n" +
+	"entryCount\"\xe7\x01\n" +
+	"\x14RestoreObjectRequest\x12'\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"|\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x125\n" +
+	"\x03ref\x18\x03 \x01(\v2\x1b.holdfast.type.v1.ObjectRefB\x06\xbaH\x03\xc8\x01\x01R\x03ref\x123\n" +
+	"\x02at\x18\x04 \x01(\v2\x1b.holdfast.inspect.v1.MomentB\x06\xbaH\x03\xc8\x01\x01R\x02atB\r\n" +
+	"\v_if_version\"\\\n" +
 	"\x15RestoreObjectResponse\x12)\n" +
-	"\x10restored_version\x18\x01 \x01(\x03R\x0frestoredVersion\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x85\x02\n" +
-	"\x11ForkObjectRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x12+\n" +
-	"\x02at\x18\x03 \x01(\v2\x1b.holdfast.inspect.v1.MomentR\x02at\x12@\n" +
-	"\rnew_object_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\vnewObjectId\x12'\n" +
+	"\x10restored_version\x18\x01 \x01(\x03R\x0frestoredVersion\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\x9e\x02\n" +
+	"\x11ForkObjectRequest\x12'\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\"\x8b\x01\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x125\n" +
+	"\x03ref\x18\x03 \x01(\v2\x1b.holdfast.type.v1.ObjectRefB\x06\xbaH\x03\xc8\x01\x01R\x03ref\x12+\n" +
+	"\x02at\x18\x04 \x01(\v2\x1b.holdfast.inspect.v1.MomentR\x02at\x12@\n" +
+	"\rnew_object_id\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\vnewObjectIdB\r\n" +
+	"\v_if_version\"k\n" +
 	"\x12ForkObjectResponse\x12%\n" +
 	"\x0eforked_version\x18\x01 \x01(\x03R\rforkedVersion\x12\x14\n" +
-	"\x05owner\x18\x02 \x01(\tR\x05owner\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xc0\x01\n" +
-	"\x13DeleteObjectRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x12'\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\"\xb1\x01\n" +
+	"\x13DeleteObjectRequest\x12'\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"if_version\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"P\n" +
-	"\x14DeleteObjectResponse\x128\n" +
-	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd8\x01\n" +
-	"\x11ListTimersRequest\x12\x1b\n" +
-	"\x04kind\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04kind\x12<\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\bobjectId\x12\x16\n" +
-	"\x06parked\x18\x03 \x01(\bR\x06parked\x12'\n" +
-	"\tpage_size\x18\x04 \x01(\x05B\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x125\n" +
+	"\x03ref\x18\x03 \x01(\v2\x1b.holdfast.type.v1.ObjectRefB\x06\xbaH\x03\xc8\x01\x01R\x03refB\r\n" +
+	"\v_if_version\"J\n" +
+	"\x14DeleteObjectResponse\x12\x18\n" +
+	"\aexisted\x18\x01 \x01(\bR\aexisted\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\xd8\x01\n" +
+	"\x11ListTimersRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"page_token\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\xd0\x0fR\tpageToken\"p\n" +
-	"\x12ListTimersResponse\x122\n" +
-	"\x06timers\x18\x01 \x03(\v2\x1a.holdfast.inspect.v1.TimerR\x06timers\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xde\x01\n" +
-	"\x11RetryTimerRequest\x12\x1d\n" +
-	"\x04kind\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04kind\x129\n" +
-	"\tobject_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bobjectId\x12\x1e\n" +
-	"\x04name\x18\x03 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04name\x12'\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x10R\tpageToken\x12\x1b\n" +
+	"\x04kind\x18\x03 \x01(\tB\a\xbaH\x04r\x02(@R\x04kind\x12<\n" +
+	"\tobject_id\x18\x04 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\bobjectId\x12\x16\n" +
+	"\x06parked\x18\x05 \x01(\bR\x06parked\"p\n" +
+	"\x12ListTimersResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x122\n" +
+	"\x06timers\x18\x02 \x03(\v2\x1a.holdfast.inspect.v1.TimerR\x06timers\"\xcf\x01\n" +
+	"\x11RetryTimerRequest\x12'\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"N\n" +
-	"\x12RetryTimerResponse\x128\n" +
-	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"2\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x125\n" +
+	"\x03ref\x18\x03 \x01(\v2\x1b.holdfast.type.v1.ObjectRefB\x06\xbaH\x03\xc8\x01\x01R\x03ref\x12\x1e\n" +
+	"\x04name\x18\x04 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04nameB\r\n" +
+	"\v_if_version\".\n" +
+	"\x12RetryTimerResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x03R\aversion\"2\n" +
 	"\x10EraseUserRequest\x12\x1e\n" +
 	"\x04user\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04user\"\xa3\x03\n" +
@@ -2538,17 +2303,12 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a@\n" +
 	"\x12RemainingRowsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01*@\n" +
-	"\x05Order\x12\x15\n" +
-	"\x11ORDER_UNSPECIFIED\x10\x00\x12\x12\n" +
-	"\x0eORDER_ACTIVITY\x10\x01\x12\f\n" +
-	"\bORDER_ID\x10\x022\xd6\b\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x012\xef\a\n" +
 	"\x0eInspectService\x12e\n" +
 	"\vListObjects\x12'.holdfast.inspect.v1.ListObjectsRequest\x1a(.holdfast.inspect.v1.ListObjectsResponse\"\x03\x90\x02\x01\x12\\\n" +
 	"\tGetObject\x12%.holdfast.inspect.v1.GetObjectRequest\x1a&.holdfast.inspect.v1.GetObjectResponse\"\x00\x12b\n" +
 	"\n" +
-	"ListEvents\x12&.holdfast.inspect.v1.ListEventsRequest\x1a'.holdfast.inspect.v1.ListEventsResponse\"\x03\x90\x02\x01\x12e\n" +
-	"\vGetObjectAt\x12'.holdfast.inspect.v1.GetObjectAtRequest\x1a(.holdfast.inspect.v1.GetObjectAtResponse\"\x03\x90\x02\x01\x12b\n" +
+	"ListEvents\x12&.holdfast.inspect.v1.ListEventsRequest\x1a'.holdfast.inspect.v1.ListEventsResponse\"\x03\x90\x02\x01\x12b\n" +
 	"\n" +
 	"DiffObject\x12&.holdfast.inspect.v1.DiffObjectRequest\x1a'.holdfast.inspect.v1.DiffObjectResponse\"\x03\x90\x02\x01\x12h\n" +
 	"\rRestoreObject\x12).holdfast.inspect.v1.RestoreObjectRequest\x1a*.holdfast.inspect.v1.RestoreObjectResponse\"\x00\x12_\n" +
@@ -2574,108 +2334,102 @@ func file_holdfast_inspect_v1_service_proto_rawDescGZIP() []byte {
 	return file_holdfast_inspect_v1_service_proto_rawDescData
 }
 
-var file_holdfast_inspect_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_holdfast_inspect_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_holdfast_inspect_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_holdfast_inspect_v1_service_proto_goTypes = []any{
-	(Order)(0),                    // 0: holdfast.inspect.v1.Order
-	(*Moment)(nil),                // 1: holdfast.inspect.v1.Moment
-	(*Entry)(nil),                 // 2: holdfast.inspect.v1.Entry
+	(*Moment)(nil),                // 0: holdfast.inspect.v1.Moment
+	(*StoredObject)(nil),          // 1: holdfast.inspect.v1.StoredObject
+	(*StoredEntry)(nil),           // 2: holdfast.inspect.v1.StoredEntry
 	(*Timer)(nil),                 // 3: holdfast.inspect.v1.Timer
 	(*Size)(nil),                  // 4: holdfast.inspect.v1.Size
-	(*ObjectItem)(nil),            // 5: holdfast.inspect.v1.ObjectItem
-	(*ListObjectsRequest)(nil),    // 6: holdfast.inspect.v1.ListObjectsRequest
-	(*ListObjectsResponse)(nil),   // 7: holdfast.inspect.v1.ListObjectsResponse
-	(*GetObjectRequest)(nil),      // 8: holdfast.inspect.v1.GetObjectRequest
-	(*GetObjectResponse)(nil),     // 9: holdfast.inspect.v1.GetObjectResponse
-	(*ListEventsRequest)(nil),     // 10: holdfast.inspect.v1.ListEventsRequest
-	(*Event)(nil),                 // 11: holdfast.inspect.v1.Event
-	(*ListEventsResponse)(nil),    // 12: holdfast.inspect.v1.ListEventsResponse
-	(*GetObjectAtRequest)(nil),    // 13: holdfast.inspect.v1.GetObjectAtRequest
-	(*GetObjectAtResponse)(nil),   // 14: holdfast.inspect.v1.GetObjectAtResponse
-	(*DiffObjectRequest)(nil),     // 15: holdfast.inspect.v1.DiffObjectRequest
-	(*FieldDifference)(nil),       // 16: holdfast.inspect.v1.FieldDifference
-	(*EntryDifference)(nil),       // 17: holdfast.inspect.v1.EntryDifference
-	(*DiffObjectResponse)(nil),    // 18: holdfast.inspect.v1.DiffObjectResponse
-	(*RestoreObjectRequest)(nil),  // 19: holdfast.inspect.v1.RestoreObjectRequest
-	(*RestoreObjectResponse)(nil), // 20: holdfast.inspect.v1.RestoreObjectResponse
-	(*ForkObjectRequest)(nil),     // 21: holdfast.inspect.v1.ForkObjectRequest
-	(*ForkObjectResponse)(nil),    // 22: holdfast.inspect.v1.ForkObjectResponse
-	(*DeleteObjectRequest)(nil),   // 23: holdfast.inspect.v1.DeleteObjectRequest
-	(*DeleteObjectResponse)(nil),  // 24: holdfast.inspect.v1.DeleteObjectResponse
-	(*ListTimersRequest)(nil),     // 25: holdfast.inspect.v1.ListTimersRequest
-	(*ListTimersResponse)(nil),    // 26: holdfast.inspect.v1.ListTimersResponse
-	(*RetryTimerRequest)(nil),     // 27: holdfast.inspect.v1.RetryTimerRequest
-	(*RetryTimerResponse)(nil),    // 28: holdfast.inspect.v1.RetryTimerResponse
-	(*EraseUserRequest)(nil),      // 29: holdfast.inspect.v1.EraseUserRequest
-	(*EraseUserResponse)(nil),     // 30: holdfast.inspect.v1.EraseUserResponse
-	nil,                           // 31: holdfast.inspect.v1.EraseUserResponse.DeletedRowsEntry
-	nil,                           // 32: holdfast.inspect.v1.EraseUserResponse.RemainingRowsEntry
-	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 34: google.protobuf.Struct
-	(*v1.Metadata)(nil),           // 35: holdfast.object.v1.Metadata
-	(*structpb.Value)(nil),        // 36: google.protobuf.Value
+	(*ListObjectsRequest)(nil),    // 5: holdfast.inspect.v1.ListObjectsRequest
+	(*ListObjectsResponse)(nil),   // 6: holdfast.inspect.v1.ListObjectsResponse
+	(*GetObjectRequest)(nil),      // 7: holdfast.inspect.v1.GetObjectRequest
+	(*GetObjectResponse)(nil),     // 8: holdfast.inspect.v1.GetObjectResponse
+	(*ListEventsRequest)(nil),     // 9: holdfast.inspect.v1.ListEventsRequest
+	(*Event)(nil),                 // 10: holdfast.inspect.v1.Event
+	(*ListEventsResponse)(nil),    // 11: holdfast.inspect.v1.ListEventsResponse
+	(*DiffObjectRequest)(nil),     // 12: holdfast.inspect.v1.DiffObjectRequest
+	(*FieldDifference)(nil),       // 13: holdfast.inspect.v1.FieldDifference
+	(*EntryDifference)(nil),       // 14: holdfast.inspect.v1.EntryDifference
+	(*DiffObjectResponse)(nil),    // 15: holdfast.inspect.v1.DiffObjectResponse
+	(*RestoreObjectRequest)(nil),  // 16: holdfast.inspect.v1.RestoreObjectRequest
+	(*RestoreObjectResponse)(nil), // 17: holdfast.inspect.v1.RestoreObjectResponse
+	(*ForkObjectRequest)(nil),     // 18: holdfast.inspect.v1.ForkObjectRequest
+	(*ForkObjectResponse)(nil),    // 19: holdfast.inspect.v1.ForkObjectResponse
+	(*DeleteObjectRequest)(nil),   // 20: holdfast.inspect.v1.DeleteObjectRequest
+	(*DeleteObjectResponse)(nil),  // 21: holdfast.inspect.v1.DeleteObjectResponse
+	(*ListTimersRequest)(nil),     // 22: holdfast.inspect.v1.ListTimersRequest
+	(*ListTimersResponse)(nil),    // 23: holdfast.inspect.v1.ListTimersResponse
+	(*RetryTimerRequest)(nil),     // 24: holdfast.inspect.v1.RetryTimerRequest
+	(*RetryTimerResponse)(nil),    // 25: holdfast.inspect.v1.RetryTimerResponse
+	(*EraseUserRequest)(nil),      // 26: holdfast.inspect.v1.EraseUserRequest
+	(*EraseUserResponse)(nil),     // 27: holdfast.inspect.v1.EraseUserResponse
+	nil,                           // 28: holdfast.inspect.v1.EraseUserResponse.DeletedRowsEntry
+	nil,                           // 29: holdfast.inspect.v1.EraseUserResponse.RemainingRowsEntry
+	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 31: google.protobuf.Struct
+	(*v1.ObjectRef)(nil),          // 32: holdfast.type.v1.ObjectRef
+	(*structpb.Value)(nil),        // 33: google.protobuf.Value
 }
 var file_holdfast_inspect_v1_service_proto_depIdxs = []int32{
-	33, // 0: holdfast.inspect.v1.Moment.time:type_name -> google.protobuf.Timestamp
-	34, // 1: holdfast.inspect.v1.Entry.value:type_name -> google.protobuf.Struct
-	33, // 2: holdfast.inspect.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
-	33, // 3: holdfast.inspect.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
-	35, // 4: holdfast.inspect.v1.ObjectItem.metadata:type_name -> holdfast.object.v1.Metadata
-	0,  // 5: holdfast.inspect.v1.ListObjectsRequest.order:type_name -> holdfast.inspect.v1.Order
-	5,  // 6: holdfast.inspect.v1.ListObjectsResponse.objects:type_name -> holdfast.inspect.v1.ObjectItem
-	34, // 7: holdfast.inspect.v1.GetObjectResponse.state:type_name -> google.protobuf.Struct
-	2,  // 8: holdfast.inspect.v1.GetObjectResponse.entries:type_name -> holdfast.inspect.v1.Entry
-	3,  // 9: holdfast.inspect.v1.GetObjectResponse.timers:type_name -> holdfast.inspect.v1.Timer
-	4,  // 10: holdfast.inspect.v1.GetObjectResponse.size:type_name -> holdfast.inspect.v1.Size
-	35, // 11: holdfast.inspect.v1.GetObjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	33, // 12: holdfast.inspect.v1.Event.time:type_name -> google.protobuf.Timestamp
-	11, // 13: holdfast.inspect.v1.ListEventsResponse.events:type_name -> holdfast.inspect.v1.Event
-	1,  // 14: holdfast.inspect.v1.GetObjectAtRequest.at:type_name -> holdfast.inspect.v1.Moment
-	34, // 15: holdfast.inspect.v1.GetObjectAtResponse.state:type_name -> google.protobuf.Struct
-	2,  // 16: holdfast.inspect.v1.GetObjectAtResponse.entries:type_name -> holdfast.inspect.v1.Entry
-	3,  // 17: holdfast.inspect.v1.GetObjectAtResponse.timers:type_name -> holdfast.inspect.v1.Timer
-	35, // 18: holdfast.inspect.v1.GetObjectAtResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	1,  // 19: holdfast.inspect.v1.DiffObjectRequest.from:type_name -> holdfast.inspect.v1.Moment
-	1,  // 20: holdfast.inspect.v1.DiffObjectRequest.to:type_name -> holdfast.inspect.v1.Moment
-	36, // 21: holdfast.inspect.v1.FieldDifference.before:type_name -> google.protobuf.Value
-	36, // 22: holdfast.inspect.v1.FieldDifference.after:type_name -> google.protobuf.Value
-	34, // 23: holdfast.inspect.v1.EntryDifference.before:type_name -> google.protobuf.Struct
-	34, // 24: holdfast.inspect.v1.EntryDifference.after:type_name -> google.protobuf.Struct
-	16, // 25: holdfast.inspect.v1.DiffObjectResponse.fields:type_name -> holdfast.inspect.v1.FieldDifference
-	17, // 26: holdfast.inspect.v1.DiffObjectResponse.entries:type_name -> holdfast.inspect.v1.EntryDifference
-	1,  // 27: holdfast.inspect.v1.RestoreObjectRequest.at:type_name -> holdfast.inspect.v1.Moment
-	35, // 28: holdfast.inspect.v1.RestoreObjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	1,  // 29: holdfast.inspect.v1.ForkObjectRequest.at:type_name -> holdfast.inspect.v1.Moment
-	35, // 30: holdfast.inspect.v1.ForkObjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	35, // 31: holdfast.inspect.v1.DeleteObjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	30, // 0: holdfast.inspect.v1.Moment.time:type_name -> google.protobuf.Timestamp
+	30, // 1: holdfast.inspect.v1.StoredObject.create_time:type_name -> google.protobuf.Timestamp
+	30, // 2: holdfast.inspect.v1.StoredObject.update_time:type_name -> google.protobuf.Timestamp
+	30, // 3: holdfast.inspect.v1.StoredObject.expire_time:type_name -> google.protobuf.Timestamp
+	31, // 4: holdfast.inspect.v1.StoredObject.state:type_name -> google.protobuf.Struct
+	3,  // 5: holdfast.inspect.v1.StoredObject.timers:type_name -> holdfast.inspect.v1.Timer
+	4,  // 6: holdfast.inspect.v1.StoredObject.size:type_name -> holdfast.inspect.v1.Size
+	31, // 7: holdfast.inspect.v1.StoredEntry.value:type_name -> google.protobuf.Struct
+	30, // 8: holdfast.inspect.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
+	30, // 9: holdfast.inspect.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
+	1,  // 10: holdfast.inspect.v1.ListObjectsResponse.objects:type_name -> holdfast.inspect.v1.StoredObject
+	32, // 11: holdfast.inspect.v1.GetObjectRequest.ref:type_name -> holdfast.type.v1.ObjectRef
+	0,  // 12: holdfast.inspect.v1.GetObjectRequest.at:type_name -> holdfast.inspect.v1.Moment
+	1,  // 13: holdfast.inspect.v1.GetObjectResponse.object:type_name -> holdfast.inspect.v1.StoredObject
+	2,  // 14: holdfast.inspect.v1.GetObjectResponse.entries:type_name -> holdfast.inspect.v1.StoredEntry
+	32, // 15: holdfast.inspect.v1.ListEventsRequest.ref:type_name -> holdfast.type.v1.ObjectRef
+	30, // 16: holdfast.inspect.v1.Event.time:type_name -> google.protobuf.Timestamp
+	10, // 17: holdfast.inspect.v1.ListEventsResponse.events:type_name -> holdfast.inspect.v1.Event
+	32, // 18: holdfast.inspect.v1.DiffObjectRequest.ref:type_name -> holdfast.type.v1.ObjectRef
+	0,  // 19: holdfast.inspect.v1.DiffObjectRequest.from:type_name -> holdfast.inspect.v1.Moment
+	0,  // 20: holdfast.inspect.v1.DiffObjectRequest.to:type_name -> holdfast.inspect.v1.Moment
+	33, // 21: holdfast.inspect.v1.FieldDifference.before:type_name -> google.protobuf.Value
+	33, // 22: holdfast.inspect.v1.FieldDifference.after:type_name -> google.protobuf.Value
+	31, // 23: holdfast.inspect.v1.EntryDifference.before:type_name -> google.protobuf.Struct
+	31, // 24: holdfast.inspect.v1.EntryDifference.after:type_name -> google.protobuf.Struct
+	13, // 25: holdfast.inspect.v1.DiffObjectResponse.fields:type_name -> holdfast.inspect.v1.FieldDifference
+	14, // 26: holdfast.inspect.v1.DiffObjectResponse.entries:type_name -> holdfast.inspect.v1.EntryDifference
+	32, // 27: holdfast.inspect.v1.RestoreObjectRequest.ref:type_name -> holdfast.type.v1.ObjectRef
+	0,  // 28: holdfast.inspect.v1.RestoreObjectRequest.at:type_name -> holdfast.inspect.v1.Moment
+	32, // 29: holdfast.inspect.v1.ForkObjectRequest.ref:type_name -> holdfast.type.v1.ObjectRef
+	0,  // 30: holdfast.inspect.v1.ForkObjectRequest.at:type_name -> holdfast.inspect.v1.Moment
+	32, // 31: holdfast.inspect.v1.DeleteObjectRequest.ref:type_name -> holdfast.type.v1.ObjectRef
 	3,  // 32: holdfast.inspect.v1.ListTimersResponse.timers:type_name -> holdfast.inspect.v1.Timer
-	35, // 33: holdfast.inspect.v1.RetryTimerResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	31, // 34: holdfast.inspect.v1.EraseUserResponse.deleted_rows:type_name -> holdfast.inspect.v1.EraseUserResponse.DeletedRowsEntry
-	32, // 35: holdfast.inspect.v1.EraseUserResponse.remaining_rows:type_name -> holdfast.inspect.v1.EraseUserResponse.RemainingRowsEntry
-	6,  // 36: holdfast.inspect.v1.InspectService.ListObjects:input_type -> holdfast.inspect.v1.ListObjectsRequest
-	8,  // 37: holdfast.inspect.v1.InspectService.GetObject:input_type -> holdfast.inspect.v1.GetObjectRequest
-	10, // 38: holdfast.inspect.v1.InspectService.ListEvents:input_type -> holdfast.inspect.v1.ListEventsRequest
-	13, // 39: holdfast.inspect.v1.InspectService.GetObjectAt:input_type -> holdfast.inspect.v1.GetObjectAtRequest
-	15, // 40: holdfast.inspect.v1.InspectService.DiffObject:input_type -> holdfast.inspect.v1.DiffObjectRequest
-	19, // 41: holdfast.inspect.v1.InspectService.RestoreObject:input_type -> holdfast.inspect.v1.RestoreObjectRequest
-	21, // 42: holdfast.inspect.v1.InspectService.ForkObject:input_type -> holdfast.inspect.v1.ForkObjectRequest
-	23, // 43: holdfast.inspect.v1.InspectService.DeleteObject:input_type -> holdfast.inspect.v1.DeleteObjectRequest
-	25, // 44: holdfast.inspect.v1.InspectService.ListTimers:input_type -> holdfast.inspect.v1.ListTimersRequest
-	27, // 45: holdfast.inspect.v1.InspectService.RetryTimer:input_type -> holdfast.inspect.v1.RetryTimerRequest
-	29, // 46: holdfast.inspect.v1.InspectService.EraseUser:input_type -> holdfast.inspect.v1.EraseUserRequest
-	7,  // 47: holdfast.inspect.v1.InspectService.ListObjects:output_type -> holdfast.inspect.v1.ListObjectsResponse
-	9,  // 48: holdfast.inspect.v1.InspectService.GetObject:output_type -> holdfast.inspect.v1.GetObjectResponse
-	12, // 49: holdfast.inspect.v1.InspectService.ListEvents:output_type -> holdfast.inspect.v1.ListEventsResponse
-	14, // 50: holdfast.inspect.v1.InspectService.GetObjectAt:output_type -> holdfast.inspect.v1.GetObjectAtResponse
-	18, // 51: holdfast.inspect.v1.InspectService.DiffObject:output_type -> holdfast.inspect.v1.DiffObjectResponse
-	20, // 52: holdfast.inspect.v1.InspectService.RestoreObject:output_type -> holdfast.inspect.v1.RestoreObjectResponse
-	22, // 53: holdfast.inspect.v1.InspectService.ForkObject:output_type -> holdfast.inspect.v1.ForkObjectResponse
-	24, // 54: holdfast.inspect.v1.InspectService.DeleteObject:output_type -> holdfast.inspect.v1.DeleteObjectResponse
-	26, // 55: holdfast.inspect.v1.InspectService.ListTimers:output_type -> holdfast.inspect.v1.ListTimersResponse
-	28, // 56: holdfast.inspect.v1.InspectService.RetryTimer:output_type -> holdfast.inspect.v1.RetryTimerResponse
-	30, // 57: holdfast.inspect.v1.InspectService.EraseUser:output_type -> holdfast.inspect.v1.EraseUserResponse
-	47, // [47:58] is the sub-list for method output_type
-	36, // [36:47] is the sub-list for method input_type
+	32, // 33: holdfast.inspect.v1.RetryTimerRequest.ref:type_name -> holdfast.type.v1.ObjectRef
+	28, // 34: holdfast.inspect.v1.EraseUserResponse.deleted_rows:type_name -> holdfast.inspect.v1.EraseUserResponse.DeletedRowsEntry
+	29, // 35: holdfast.inspect.v1.EraseUserResponse.remaining_rows:type_name -> holdfast.inspect.v1.EraseUserResponse.RemainingRowsEntry
+	5,  // 36: holdfast.inspect.v1.InspectService.ListObjects:input_type -> holdfast.inspect.v1.ListObjectsRequest
+	7,  // 37: holdfast.inspect.v1.InspectService.GetObject:input_type -> holdfast.inspect.v1.GetObjectRequest
+	9,  // 38: holdfast.inspect.v1.InspectService.ListEvents:input_type -> holdfast.inspect.v1.ListEventsRequest
+	12, // 39: holdfast.inspect.v1.InspectService.DiffObject:input_type -> holdfast.inspect.v1.DiffObjectRequest
+	16, // 40: holdfast.inspect.v1.InspectService.RestoreObject:input_type -> holdfast.inspect.v1.RestoreObjectRequest
+	18, // 41: holdfast.inspect.v1.InspectService.ForkObject:input_type -> holdfast.inspect.v1.ForkObjectRequest
+	20, // 42: holdfast.inspect.v1.InspectService.DeleteObject:input_type -> holdfast.inspect.v1.DeleteObjectRequest
+	22, // 43: holdfast.inspect.v1.InspectService.ListTimers:input_type -> holdfast.inspect.v1.ListTimersRequest
+	24, // 44: holdfast.inspect.v1.InspectService.RetryTimer:input_type -> holdfast.inspect.v1.RetryTimerRequest
+	26, // 45: holdfast.inspect.v1.InspectService.EraseUser:input_type -> holdfast.inspect.v1.EraseUserRequest
+	6,  // 46: holdfast.inspect.v1.InspectService.ListObjects:output_type -> holdfast.inspect.v1.ListObjectsResponse
+	8,  // 47: holdfast.inspect.v1.InspectService.GetObject:output_type -> holdfast.inspect.v1.GetObjectResponse
+	11, // 48: holdfast.inspect.v1.InspectService.ListEvents:output_type -> holdfast.inspect.v1.ListEventsResponse
+	15, // 49: holdfast.inspect.v1.InspectService.DiffObject:output_type -> holdfast.inspect.v1.DiffObjectResponse
+	17, // 50: holdfast.inspect.v1.InspectService.RestoreObject:output_type -> holdfast.inspect.v1.RestoreObjectResponse
+	19, // 51: holdfast.inspect.v1.InspectService.ForkObject:output_type -> holdfast.inspect.v1.ForkObjectResponse
+	21, // 52: holdfast.inspect.v1.InspectService.DeleteObject:output_type -> holdfast.inspect.v1.DeleteObjectResponse
+	23, // 53: holdfast.inspect.v1.InspectService.ListTimers:output_type -> holdfast.inspect.v1.ListTimersResponse
+	25, // 54: holdfast.inspect.v1.InspectService.RetryTimer:output_type -> holdfast.inspect.v1.RetryTimerResponse
+	27, // 55: holdfast.inspect.v1.InspectService.EraseUser:output_type -> holdfast.inspect.v1.EraseUserResponse
+	46, // [46:56] is the sub-list for method output_type
+	36, // [36:46] is the sub-list for method input_type
 	36, // [36:36] is the sub-list for extension type_name
 	36, // [36:36] is the sub-list for extension extendee
 	0,  // [0:36] is the sub-list for field type_name
@@ -2691,19 +2445,22 @@ func file_holdfast_inspect_v1_service_proto_init() {
 		(*Moment_Time)(nil),
 	}
 	file_holdfast_inspect_v1_service_proto_msgTypes[5].OneofWrappers = []any{}
+	file_holdfast_inspect_v1_service_proto_msgTypes[16].OneofWrappers = []any{}
+	file_holdfast_inspect_v1_service_proto_msgTypes[18].OneofWrappers = []any{}
+	file_holdfast_inspect_v1_service_proto_msgTypes[20].OneofWrappers = []any{}
+	file_holdfast_inspect_v1_service_proto_msgTypes[24].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_inspect_v1_service_proto_rawDesc), len(file_holdfast_inspect_v1_service_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   32,
+			NumEnums:      0,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_holdfast_inspect_v1_service_proto_goTypes,
 		DependencyIndexes: file_holdfast_inspect_v1_service_proto_depIdxs,
-		EnumInfos:         file_holdfast_inspect_v1_service_proto_enumTypes,
 		MessageInfos:      file_holdfast_inspect_v1_service_proto_msgTypes,
 	}.Build()
 	File_holdfast_inspect_v1_service_proto = out.File

@@ -42,9 +42,6 @@ const (
 	// InspectServiceListEventsProcedure is the fully-qualified name of the InspectService's ListEvents
 	// RPC.
 	InspectServiceListEventsProcedure = "/holdfast.inspect.v1.InspectService/ListEvents"
-	// InspectServiceGetObjectAtProcedure is the fully-qualified name of the InspectService's
-	// GetObjectAt RPC.
-	InspectServiceGetObjectAtProcedure = "/holdfast.inspect.v1.InspectService/GetObjectAt"
 	// InspectServiceDiffObjectProcedure is the fully-qualified name of the InspectService's DiffObject
 	// RPC.
 	InspectServiceDiffObjectProcedure = "/holdfast.inspect.v1.InspectService/DiffObject"
@@ -72,41 +69,37 @@ const (
 type InspectServiceClient interface {
 	// ListObjects lists the objects of a kind. No kind answers the names of all kinds.
 	//
-	//	{"kind": "conversation", "prefix": "c", "order": "ORDER_ID", "pageSize": 20}
+	//	{"kind": "conversation", "prefix": "c", "byId": true, "pageSize": 20}
 	ListObjects(context.Context, *v1.ListObjectsRequest) (*v1.ListObjectsResponse, error)
-	// GetObject returns an object as it is: its state, a page of one of its collections, its timers and its size.
+	// GetObject returns an object as it is, or as it was: its state, a page of one of its collections, and its timers. Where it was
+	// not there at that moment it is `not_found`; what the journal does not reach is `failed_precondition`, reason HISTORY_GONE,
+	// with the oldest_version that can be had. What a look back takes grows with the changes since.
 	//
-	//	{"kind": "conversation", "objectId": "c1", "collection": "messages", "pageSize": 20}
+	//	{"ref": {"kind": "conversation", "objectId": "c1"}, "at": {"version": "1"}, "collection": "messages", "pageSize": 20}
 	GetObject(context.Context, *v1.GetObjectRequest) (*v1.GetObjectResponse, error)
 	// ListEvents lists what happened to an object, newest first: one event a version. A deleted object has events for a
 	// day at least.
 	//
-	//	{"kind": "conversation", "objectId": "c1"}
+	//	{"ref": {"kind": "conversation", "objectId": "c1"}}
 	ListEvents(context.Context, *v1.ListEventsRequest) (*v1.ListEventsResponse, error)
-	// GetObjectAt returns an object as it was: its state, a page of one of its collections, and its timers. Where it was not
-	// there at that moment it is `not_found`; what the journal does not reach is `failed_precondition`, reason HISTORY_GONE,
-	// with the oldest_version that can be had. What the call takes grows with the changes since.
-	//
-	//	{"kind": "conversation", "objectId": "c1", "at": {"version": "3"}}
-	GetObjectAt(context.Context, *v1.GetObjectAtRequest) (*v1.GetObjectAtResponse, error)
 	// DiffObject tells in what an object differs between two moments: the top-level fields of its state, and its entries.
 	//
-	//	{"kind": "conversation", "objectId": "c1", "from": {"version": "3"}, "to": {"version": "5"}}
+	//	{"ref": {"kind": "conversation", "objectId": "c1"}, "from": {"version": "1"}, "to": {"version": "2"}}
 	DiffObject(context.Context, *v1.DiffObjectRequest) (*v1.DiffObjectResponse, error)
 	// RestoreObject makes an object what it was, as a new version: to undo it, restore the version before. Timers of that
 	// moment that are due by now run at once. A deleted object comes back within a day.
 	//
-	//	{"kind": "conversation", "objectId": "c1", "at": {"version": "3"}, "requestId": "r-1"}
+	//	{"requestId": "r-1", "ref": {"kind": "conversation", "objectId": "c1"}, "at": {"version": "1"}}
 	RestoreObject(context.Context, *v1.RestoreObjectRequest) (*v1.RestoreObjectResponse, error)
 	// ForkObject makes a new object of what another was, without its timers. What a user forks belongs to that user; what a
 	// service forks stays its owner's. An id that is taken, by whichever user, is `already_exists`. An object whose secrets are
 	// sealed for its id, a linear_endpoint, is neither restored nor forked: `invalid_argument`.
 	//
-	//	{"kind": "conversation", "objectId": "c1", "at": {"version": "3"}, "newObjectId": "c2", "requestId": "r-1"}
+	//	{"requestId": "r-2", "ref": {"kind": "conversation", "objectId": "c1"}, "at": {"version": "1"}, "newObjectId": "c2"}
 	ForkObject(context.Context, *v1.ForkObjectRequest) (*v1.ForkObjectResponse, error)
-	// DeleteObject removes an object; from then on it is `not_found`.
+	// DeleteObject removes an object; from then on it is `not_found`. What is not there is no error.
 	//
-	//	{"kind": "conversation", "objectId": "c1", "requestId": "r-1"}
+	//	{"requestId": "r-3", "ref": {"kind": "conversation", "objectId": "c2"}}
 	DeleteObject(context.Context, *v1.DeleteObjectRequest) (*v1.DeleteObjectResponse, error)
 	// ListTimers lists what objects wait for, those included that are not tried any more.
 	//
@@ -114,7 +107,7 @@ type InspectServiceClient interface {
 	ListTimers(context.Context, *v1.ListTimersRequest) (*v1.ListTimersResponse, error)
 	// RetryTimer makes a timer due now, as if it had never been tried. One that is not set is `not_found`.
 	//
-	//	{"kind": "conversation", "objectId": "c1", "name": "idle", "requestId": "r-1"}
+	//	{"requestId": "r-4", "ref": {"kind": "conversation", "objectId": "c1"}, "name": "idle"}
 	RetryTimer(context.Context, *v1.RetryTimerRequest) (*v1.RetryTimerResponse, error)
 	// EraseUser deletes all that belongs to a user, API keys included, and takes the user's id out of what belongs to others:
 	// out of their states, entries and journals, where a pseudonym takes its place. Only a service may, and there is no way
@@ -153,13 +146,6 @@ func NewInspectServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+InspectServiceListEventsProcedure,
 			connect.WithSchema(inspectServiceMethods.ByName("ListEvents")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
-			connect.WithClientOptions(opts...),
-		),
-		getObjectAt: connect.NewClient[v1.GetObjectAtRequest, v1.GetObjectAtResponse](
-			httpClient,
-			baseURL+InspectServiceGetObjectAtProcedure,
-			connect.WithSchema(inspectServiceMethods.ByName("GetObjectAt")),
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
@@ -214,7 +200,6 @@ type inspectServiceClient struct {
 	listObjects   *connect.Client[v1.ListObjectsRequest, v1.ListObjectsResponse]
 	getObject     *connect.Client[v1.GetObjectRequest, v1.GetObjectResponse]
 	listEvents    *connect.Client[v1.ListEventsRequest, v1.ListEventsResponse]
-	getObjectAt   *connect.Client[v1.GetObjectAtRequest, v1.GetObjectAtResponse]
 	diffObject    *connect.Client[v1.DiffObjectRequest, v1.DiffObjectResponse]
 	restoreObject *connect.Client[v1.RestoreObjectRequest, v1.RestoreObjectResponse]
 	forkObject    *connect.Client[v1.ForkObjectRequest, v1.ForkObjectResponse]
@@ -245,15 +230,6 @@ func (c *inspectServiceClient) GetObject(ctx context.Context, req *v1.GetObjectR
 // ListEvents calls holdfast.inspect.v1.InspectService.ListEvents.
 func (c *inspectServiceClient) ListEvents(ctx context.Context, req *v1.ListEventsRequest) (*v1.ListEventsResponse, error) {
 	response, err := c.listEvents.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// GetObjectAt calls holdfast.inspect.v1.InspectService.GetObjectAt.
-func (c *inspectServiceClient) GetObjectAt(ctx context.Context, req *v1.GetObjectAtRequest) (*v1.GetObjectAtResponse, error) {
-	response, err := c.getObjectAt.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -327,41 +303,37 @@ func (c *inspectServiceClient) EraseUser(ctx context.Context, req *v1.EraseUserR
 type InspectServiceHandler interface {
 	// ListObjects lists the objects of a kind. No kind answers the names of all kinds.
 	//
-	//	{"kind": "conversation", "prefix": "c", "order": "ORDER_ID", "pageSize": 20}
+	//	{"kind": "conversation", "prefix": "c", "byId": true, "pageSize": 20}
 	ListObjects(context.Context, *v1.ListObjectsRequest) (*v1.ListObjectsResponse, error)
-	// GetObject returns an object as it is: its state, a page of one of its collections, its timers and its size.
+	// GetObject returns an object as it is, or as it was: its state, a page of one of its collections, and its timers. Where it was
+	// not there at that moment it is `not_found`; what the journal does not reach is `failed_precondition`, reason HISTORY_GONE,
+	// with the oldest_version that can be had. What a look back takes grows with the changes since.
 	//
-	//	{"kind": "conversation", "objectId": "c1", "collection": "messages", "pageSize": 20}
+	//	{"ref": {"kind": "conversation", "objectId": "c1"}, "at": {"version": "1"}, "collection": "messages", "pageSize": 20}
 	GetObject(context.Context, *v1.GetObjectRequest) (*v1.GetObjectResponse, error)
 	// ListEvents lists what happened to an object, newest first: one event a version. A deleted object has events for a
 	// day at least.
 	//
-	//	{"kind": "conversation", "objectId": "c1"}
+	//	{"ref": {"kind": "conversation", "objectId": "c1"}}
 	ListEvents(context.Context, *v1.ListEventsRequest) (*v1.ListEventsResponse, error)
-	// GetObjectAt returns an object as it was: its state, a page of one of its collections, and its timers. Where it was not
-	// there at that moment it is `not_found`; what the journal does not reach is `failed_precondition`, reason HISTORY_GONE,
-	// with the oldest_version that can be had. What the call takes grows with the changes since.
-	//
-	//	{"kind": "conversation", "objectId": "c1", "at": {"version": "3"}}
-	GetObjectAt(context.Context, *v1.GetObjectAtRequest) (*v1.GetObjectAtResponse, error)
 	// DiffObject tells in what an object differs between two moments: the top-level fields of its state, and its entries.
 	//
-	//	{"kind": "conversation", "objectId": "c1", "from": {"version": "3"}, "to": {"version": "5"}}
+	//	{"ref": {"kind": "conversation", "objectId": "c1"}, "from": {"version": "1"}, "to": {"version": "2"}}
 	DiffObject(context.Context, *v1.DiffObjectRequest) (*v1.DiffObjectResponse, error)
 	// RestoreObject makes an object what it was, as a new version: to undo it, restore the version before. Timers of that
 	// moment that are due by now run at once. A deleted object comes back within a day.
 	//
-	//	{"kind": "conversation", "objectId": "c1", "at": {"version": "3"}, "requestId": "r-1"}
+	//	{"requestId": "r-1", "ref": {"kind": "conversation", "objectId": "c1"}, "at": {"version": "1"}}
 	RestoreObject(context.Context, *v1.RestoreObjectRequest) (*v1.RestoreObjectResponse, error)
 	// ForkObject makes a new object of what another was, without its timers. What a user forks belongs to that user; what a
 	// service forks stays its owner's. An id that is taken, by whichever user, is `already_exists`. An object whose secrets are
 	// sealed for its id, a linear_endpoint, is neither restored nor forked: `invalid_argument`.
 	//
-	//	{"kind": "conversation", "objectId": "c1", "at": {"version": "3"}, "newObjectId": "c2", "requestId": "r-1"}
+	//	{"requestId": "r-2", "ref": {"kind": "conversation", "objectId": "c1"}, "at": {"version": "1"}, "newObjectId": "c2"}
 	ForkObject(context.Context, *v1.ForkObjectRequest) (*v1.ForkObjectResponse, error)
-	// DeleteObject removes an object; from then on it is `not_found`.
+	// DeleteObject removes an object; from then on it is `not_found`. What is not there is no error.
 	//
-	//	{"kind": "conversation", "objectId": "c1", "requestId": "r-1"}
+	//	{"requestId": "r-3", "ref": {"kind": "conversation", "objectId": "c2"}}
 	DeleteObject(context.Context, *v1.DeleteObjectRequest) (*v1.DeleteObjectResponse, error)
 	// ListTimers lists what objects wait for, those included that are not tried any more.
 	//
@@ -369,7 +341,7 @@ type InspectServiceHandler interface {
 	ListTimers(context.Context, *v1.ListTimersRequest) (*v1.ListTimersResponse, error)
 	// RetryTimer makes a timer due now, as if it had never been tried. One that is not set is `not_found`.
 	//
-	//	{"kind": "conversation", "objectId": "c1", "name": "idle", "requestId": "r-1"}
+	//	{"requestId": "r-4", "ref": {"kind": "conversation", "objectId": "c1"}, "name": "idle"}
 	RetryTimer(context.Context, *v1.RetryTimerRequest) (*v1.RetryTimerResponse, error)
 	// EraseUser deletes all that belongs to a user, API keys included, and takes the user's id out of what belongs to others:
 	// out of their states, entries and journals, where a pseudonym takes its place. Only a service may, and there is no way
@@ -404,13 +376,6 @@ func NewInspectServiceHandler(svc InspectServiceHandler, opts ...connect.Handler
 		InspectServiceListEventsProcedure,
 		svc.ListEvents,
 		connect.WithSchema(inspectServiceMethods.ByName("ListEvents")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
-		connect.WithHandlerOptions(opts...),
-	)
-	inspectServiceGetObjectAtHandler := connect.NewUnaryHandlerSimple(
-		InspectServiceGetObjectAtProcedure,
-		svc.GetObjectAt,
-		connect.WithSchema(inspectServiceMethods.ByName("GetObjectAt")),
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
@@ -465,8 +430,6 @@ func NewInspectServiceHandler(svc InspectServiceHandler, opts ...connect.Handler
 			inspectServiceGetObjectHandler.ServeHTTP(w, r)
 		case InspectServiceListEventsProcedure:
 			inspectServiceListEventsHandler.ServeHTTP(w, r)
-		case InspectServiceGetObjectAtProcedure:
-			inspectServiceGetObjectAtHandler.ServeHTTP(w, r)
 		case InspectServiceDiffObjectProcedure:
 			inspectServiceDiffObjectHandler.ServeHTTP(w, r)
 		case InspectServiceRestoreObjectProcedure:
@@ -500,10 +463,6 @@ func (UnimplementedInspectServiceHandler) GetObject(context.Context, *v1.GetObje
 
 func (UnimplementedInspectServiceHandler) ListEvents(context.Context, *v1.ListEventsRequest) (*v1.ListEventsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.inspect.v1.InspectService.ListEvents is not implemented"))
-}
-
-func (UnimplementedInspectServiceHandler) GetObjectAt(context.Context, *v1.GetObjectAtRequest) (*v1.GetObjectAtResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.inspect.v1.InspectService.GetObjectAt is not implemented"))
 }
 
 func (UnimplementedInspectServiceHandler) DiffObject(context.Context, *v1.DiffObjectRequest) (*v1.DiffObjectResponse, error) {
