@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -137,7 +138,7 @@ func (m *Manager) now(ctx context.Context, k anyKind, req *inspectv1.GetObjectRe
 		return nil, err
 	}
 	out.Hibernated = size.Asleep
-	out.Size = &inspectv1.Size{StateBytes: size.StateBytes, EntryBytes: size.EntryBytes, EntryCount: size.Entries}
+	out.Size = &inspectv1.Size{StateBytes: size.StateBytes, EntryBytes: size.EntryBytes, EntryCount: int32(min(size.Entries, math.MaxInt32))} //nolint:gosec // bounded
 	res := &inspectv1.GetObjectResponse{Object: out}
 	if req.GetCollection() == "" {
 		return res, nil

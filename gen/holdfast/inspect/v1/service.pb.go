@@ -444,7 +444,7 @@ type Size struct {
 	// Of all entries.
 	EntryBytes int64 `protobuf:"varint,2,opt,name=entry_bytes,json=entryBytes,proto3" json:"entry_bytes,omitempty"`
 	// How many entries it has, in all collections.
-	EntryCount    int64 `protobuf:"varint,3,opt,name=entry_count,json=entryCount,proto3" json:"entry_count,omitempty"`
+	EntryCount    int32 `protobuf:"varint,3,opt,name=entry_count,json=entryCount,proto3" json:"entry_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -493,7 +493,7 @@ func (x *Size) GetEntryBytes() int64 {
 	return 0
 }
 
-func (x *Size) GetEntryCount() int64 {
+func (x *Size) GetEntryCount() int32 {
 	if x != nil {
 		return x.EntryCount
 	}
@@ -2155,7 +2155,7 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"stateBytes\x12\x1f\n" +
 	"\ventry_bytes\x18\x02 \x01(\x03R\n" +
 	"entryBytes\x12\x1f\n" +
-	"\ventry_count\x18\x03 \x01(\x03R\n" +
+	"\ventry_count\x18\x03 \x01(\x05R\n" +
 	"entryCount\"\x80\x02\n" +
 	"\x12ListObjectsRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +

@@ -107,7 +107,7 @@ type InspectServiceClient interface {
 	ListTimers(context.Context, *v1.ListTimersRequest) (*v1.ListTimersResponse, error)
 	// RetryTimer makes a timer due now, as if it had never been tried. One that is not set is `not_found`.
 	//
-	//	{"requestId": "r-4", "ref": {"kind": "conversation", "objectId": "c1"}, "name": "idle"}
+	//	{"requestId": "r-4", "ref": {"kind": "conversation", "objectId": "c1"}, "name": "silence"}
 	RetryTimer(context.Context, *v1.RetryTimerRequest) (*v1.RetryTimerResponse, error)
 	// EraseUser deletes all that belongs to a user, API keys included, and takes the user's id out of what belongs to others:
 	// out of their states, entries and journals, where a pseudonym takes its place. Only a service may, and there is no way
@@ -341,7 +341,7 @@ type InspectServiceHandler interface {
 	ListTimers(context.Context, *v1.ListTimersRequest) (*v1.ListTimersResponse, error)
 	// RetryTimer makes a timer due now, as if it had never been tried. One that is not set is `not_found`.
 	//
-	//	{"requestId": "r-4", "ref": {"kind": "conversation", "objectId": "c1"}, "name": "idle"}
+	//	{"requestId": "r-4", "ref": {"kind": "conversation", "objectId": "c1"}, "name": "silence"}
 	RetryTimer(context.Context, *v1.RetryTimerRequest) (*v1.RetryTimerResponse, error)
 	// EraseUser deletes all that belongs to a user, API keys included, and takes the user's id out of what belongs to others:
 	// out of their states, entries and journals, where a pseudonym takes its place. Only a service may, and there is no way
