@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -180,6 +181,22 @@ func TestAnErrorNamesTheField(t *testing.T) {
 		if got != want {
 			t.Errorf("%s: %q, want %q (%v)", text, got, want, err)
 		}
+	}
+}
+
+func TestAMaskKeepsItsKeys(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string][]string{
+		`""`: nil, `"title"`: {"title"}, `"createTime,labels.teamENG"`: {"create_time", "labels.teamENG"}, `"create_time, labels.a_b.C"`: {"create_time", "labels.a_b.C"},
+		`"settings.x.fooBar,*"`: {"settings.x.fooBar", "*"}, `"a,,b"`: {"a", "", "b"}, `null`: nil,
+	} {
+		got := &conversationv1.UpdateConversationRequest{}
+		if _, err := camel.Unmarshal([]byte(`{"updateMask":`+text+`}`), got, 0); err != nil || !slices.Equal(got.GetUpdateMask().GetPaths(), want) {
+			t.Errorf("%s: %q, %v", text, got.GetUpdateMask().GetPaths(), err)
+		}
+	}
+	if _, err := camel.Unmarshal([]byte(`{"updateMask":{"paths":["title"]}}`), &conversationv1.UpdateConversationRequest{}, 0); err == nil {
+		t.Error("a mask in JSON is a text")
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -95,6 +96,8 @@ func (d *reader) message(t *table, m protoreflect.Message) error {
 		return d.value(message)
 	case *structpb.ListValue:
 		return d.listValue(message)
+	case *fieldmaskpb.FieldMask:
+		return d.fieldMask(message)
 	}
 	if t.form != object {
 		return d.foreign(m)

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -48,6 +49,36 @@ func (d *reader) timestamp(t *timestamppb.Timestamp) error {
 		return d.fail("it is no time as in RFC 3339, such as 2026-01-02T03:04:05Z")
 	}
 	return nil
+}
+
+// fieldMask reads paths as they are spelt, but for the first name of each, which may be in either spelling. protojson takes a key for a
+// name in camelCase ("labels.ENG"), and refuses one with an underscore.
+func (d *reader) fieldMask(m *fieldmaskpb.FieldMask) error {
+	text, err := d.string()
+	if err != nil || len(text) == 0 {
+		return err
+	}
+	for path := range strings.SplitSeq(string(text), ",") {
+		name, rest, dot := strings.Cut(strings.TrimSpace(path), ".")
+		name = snakeCase(name)
+		if dot {
+			name += "." + rest
+		}
+		m.Paths = append(m.Paths, name)
+	}
+	return nil
+}
+
+func snakeCase(name string) string {
+	var b strings.Builder
+	for _, c := range []byte(name) {
+		if 'A' <= c && c <= 'Z' {
+			b.WriteByte('_')
+			c += 'a' - 'A'
+		}
+		b.WriteByte(c)
+	}
+	return b.String()
 }
 
 func (d *reader) structure(s *structpb.Struct) error {
