@@ -19,7 +19,11 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 )
 
-const ours = "holdfast."
+const (
+	ours = "holdfast."
+	// stored is what rows hold, which no caller sees.
+	stored = ours + "store."
+)
 
 func main() {
 	log.SetFlags(0)
@@ -74,7 +78,7 @@ func packages(files *protoregistry.Files) map[protoreflect.FullName]*reference {
 	out := map[protoreflect.FullName]*reference{}
 	for _, path := range slices.Sorted(maps.Keys(all)) {
 		f := all[path]
-		if !strings.HasPrefix(string(f.Package()), ours) {
+		if pkg := string(f.Package()); !strings.HasPrefix(pkg, ours) || strings.HasPrefix(pkg, stored) {
 			continue
 		}
 		r := out[f.Package()]
