@@ -23,7 +23,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
-	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -400,7 +400,7 @@ var answerCases = map[string]answerCase{
 			for from := 10; from < 1000; from += 90 {
 				f.update("user_sessions", id, func(tx *object.Tx[proto.Message]) {
 					for i := from; i < from+90; i++ {
-						tx.Put("security_events", object.SeqKey(int64(i)), &sessionv1.SecurityEvent{Seq: int64(i), Device: &sessionv1.Device{
+						tx.Put("security_events", object.SeqKey(int64(i)), &storev1.SecurityEvent{Seq: int64(i), Device: &storev1.Device{
 							Name: strings.Repeat("\x01", 128), Platform: strings.Repeat("\x01", 64), UserAgent: strings.Repeat("\x01", 2048),
 						}})
 					}

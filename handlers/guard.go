@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"holdfast/db"
-	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/session/credential"
 )
@@ -146,7 +146,7 @@ func (g *guard) refusals(ctx context.Context, keys, sessions []backing) map[back
 		}
 	}
 	for i, b := range sessions {
-		refusal := credential.Refusal(sessionv1.EndReason_END_REASON_REVOKED)
+		refusal := credential.Refusal(storev1.EndReason_END_REASON_REVOKED)
 		for _, s := range found.Sessions[i] {
 			rec, err := credential.Decode(s.Record)
 			if err != nil {

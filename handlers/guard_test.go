@@ -18,7 +18,7 @@ import (
 
 	"holdfast/db"
 	errorv1 "holdfast/gen/holdfast/error/v1"
-	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/session/credential"
 	"holdfast/identity"
@@ -28,7 +28,7 @@ import (
 type vault struct {
 	mu       sync.Mutex
 	keys     map[string]db.Key
-	sessions map[string]*sessionv1.SessionRecord
+	sessions map[string]*storev1.SessionRecord
 	err      error
 	asked    int
 }
@@ -67,13 +67,13 @@ func TestGuard(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		_, key := NewKey("acme", "ada", "")
-		live := func() *sessionv1.SessionRecord {
-			return &sessionv1.SessionRecord{
+		live := func() *storev1.SessionRecord {
+			return &storev1.SessionRecord{
 				ActiveTime: timestamppb.Now(), IdleTimeout: durationpb.New(time.Minute), ExpireTime: timestamppb.New(time.Now().Add(time.Hour)),
 			}
 		}
 		s1, s2, s3 := sessionOf("s1"), sessionOf("s2"), sessionOf("s3")
-		v := &vault{keys: map[string]db.Key{key.ID: key}, sessions: map[string]*sessionv1.SessionRecord{s1: live(), s2: live(), s3: live()}}
+		v := &vault{keys: map[string]db.Key{key.ID: key}, sessions: map[string]*storev1.SessionRecord{s1: live(), s2: live(), s3: live()}}
 		a := NewAuthenticator(AuthConfig{Find: v.find, Now: time.Now})
 		all := map[string]string{}
 		follow := func(name string, b backing) (stop func()) {
@@ -106,7 +106,7 @@ func TestGuard(t *testing.T) {
 		}
 		v.set(func() {
 			v.err = nil
-			v.sessions[s1].End = &sessionv1.SessionEnd{Reason: sessionv1.EndReason_END_REASON_REUSE_DETECTED}
+			v.sessions[s1].End = &storev1.SessionEnd{Reason: storev1.EndReason_END_REASON_REUSE_DETECTED}
 			delete(v.sessions, s3)
 		})
 		wait(2 * time.Second)
@@ -347,11 +347,11 @@ func TestSessionTokensAreCached(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := credential.Origin{Session: credential.NewSessionID(credential.ObjectID("acme", "ada"), []byte("random")), Generation: 1, FamilyKey: make([]byte, 32)}
 		token := o.Issue(credential.Access)
-		r := &sessionv1.SessionRecord{
+		r := &storev1.SessionRecord{
 			ActiveTime: timestamppb.Now(), IdleTimeout: durationpb.New(time.Hour), ExpireTime: timestamppb.New(time.Now().Add(90 * time.Second)),
 			FamilyKey: o.FamilyKey, AccessHash: token.Hash(), AccessExpireTime: timestamppb.New(time.Now().Add(10 * time.Minute)),
 		}
-		v := &vault{sessions: map[string]*sessionv1.SessionRecord{o.Session: r}}
+		v := &vault{sessions: map[string]*storev1.SessionRecord{o.Session: r}}
 		touched := 0
 		a := NewAuthenticator(AuthConfig{Find: v.find, Now: time.Now, Touch: func(context.Context, identity.Identity) error {
 			touched++
@@ -399,7 +399,7 @@ func TestSessionTokensAreCached(t *testing.T) {
 func TestLookUpsShareRoundTrips(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		v := &vault{sessions: map[string]*sessionv1.SessionRecord{}}
+		v := &vault{sessions: map[string]*storev1.SessionRecord{}}
 		slow := func(ctx context.Context, keys []string, sessions []db.SessionRef) (db.Found, error) {
 			<-time.After(time.Millisecond)
 			return v.find(ctx, keys, sessions)
@@ -410,11 +410,11 @@ func TestLookUpsShareRoundTrips(t *testing.T) {
 		for i := range 1000 {
 			name := strings.NewReplacer("0", "a", "1", "b", "8", "c", "9", "d").Replace(id(i))
 			if i%2 == 0 {
-				v.set(func() { v.sessions[name] = &sessionv1.SessionRecord{Generation: int64(i)} })
+				v.set(func() { v.sessions[name] = &storev1.SessionRecord{Generation: int64(i)} })
 			}
 			wait.Go(func() {
 				found, now, err := f.findSession(t.Context(), name)
-				if err != nil || now.IsZero() || len(found) != (i+1)%2 || i%2 == 0 && found[0].Record != protojson.Format(&sessionv1.SessionRecord{Generation: int64(i)}) {
+				if err != nil || now.IsZero() || len(found) != (i+1)%2 || i%2 == 0 && found[0].Record != protojson.Format(&storev1.SessionRecord{Generation: int64(i)}) {
 					t.Errorf("%d: %v, %v", i, found, err)
 				}
 			})

@@ -21,6 +21,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 )
 
 // steppableMain is main with a clock that standard input sets. (A fault test of a whole machine would set the kernel's clock,
@@ -74,7 +75,7 @@ func startPresence(t *testing.T, s *system, server int) *presence {
 		t.Fatal(err)
 	}
 	p := &presence{client: client(created.GetTokens().GetAccessToken()), session: created.GetSession().GetSessionId()}
-	opened, err := p.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_VOICE})
+	opened, err := p.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_VOICE})
 	if err != nil {
 		t.Fatal(err)
 	}

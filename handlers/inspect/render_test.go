@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	projectv1 "holdfast/gen/holdfast/project/v1"
-	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 )
 
 // exec runs SQL as the database's owner.
@@ -46,7 +46,7 @@ func TestSecretsAreNotShown(t *testing.T) {
 	if before, after := d[0].GetBefore().GetStructValue().GetFields()["sealed"].GetStringValue(), d[0].GetAfter().GetStructValue().GetFields()["sealed"].GetStringValue(); before != redacted || after != redacted {
 		t.Errorf("%q and %q are shown", before, after)
 	}
-	users := &sessionv1.UserSessions{Sessions: map[string]*sessionv1.SessionRecord{"s1": {Generation: 1, RefreshHash: []byte("secret")}}}
+	users := &storev1.UserSessions{Sessions: map[string]*storev1.SessionRecord{"s1": {Generation: 1, RefreshHash: []byte("secret")}}}
 	if got, want := rendered(t, users), `{"sessions":{"s1":{"generation":"1","refresh_hash":"[REDACTED]"}}}`; got != want {
 		t.Errorf("shown as\n%s\nwant\n%s", got, want)
 	}

@@ -24,6 +24,7 @@ import (
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/handlertest"
@@ -169,7 +170,7 @@ func (b *bundle) refresh(t *testing.T, token string) (*sessionv1.RefreshSessionR
 }
 
 // change does to a user's sessions what time would. What that leads to is left to the timer, or to those who read.
-func (b *bundle) change(t *testing.T, user identity.User, change func(*sessionv1.UserSessions, time.Time)) {
+func (b *bundle) change(t *testing.T, user identity.User, change func(*storev1.UserSessions, time.Time)) {
 	t.Helper()
 	id := object.ID(objectID(b.Tenant, user))
 	_, err := b.manager.kinds.Users.Update(b.As(t, user), id, func(tx *object.Tx[state]) error {
@@ -292,7 +293,7 @@ func TestASessionFromSignInToSignOut(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	in := must(b.with(t, b.key(t, nobody)).CreateSession(t.Context(), &sessionv1.CreateSessionRequest{
-		User: "ada", Device: &sessionv1.Device{Name: "laptop", UserAgent: "Firefox", Address: "192.0.2.1"}, RequestId: "r-1",
+		User: "ada", Device: &storev1.Device{Name: "laptop", UserAgent: "Firefox", Address: "192.0.2.1"}, RequestId: "r-1",
 	}))(t)
 	hers := b.with(t, in.GetTokens().GetAccessToken())
 
@@ -308,7 +309,7 @@ func TestASessionFromSignInToSignOut(t *testing.T) {
 		t.Errorf("now on %v", s)
 	}
 	ended := must(hers.EndSession(t.Context(), &sessionv1.EndSessionRequest{}))(t)
-	if ended.GetSession().GetEnd().GetReason() != sessionv1.EndReason_END_REASON_SIGNED_OUT {
+	if ended.GetSession().GetEnd().GetReason() != storev1.EndReason_END_REASON_SIGNED_OUT {
 		t.Errorf("ended: %v", ended)
 	}
 	eventually(t, "the token is refused", func() bool {

@@ -11,6 +11,7 @@ import (
 
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/session/credential"
 	"holdfast/object"
@@ -35,23 +36,23 @@ const server = "server"
 
 // book is one change of a user's sessions: the rules write into it, and commit stages what came of it. It is used once.
 type book struct {
-	s     *sessionv1.UserSessions
+	s     *storev1.UserSessions
 	now   time.Time
 	actor string
 
-	events []*sessionv1.SecurityEvent
+	events []*storev1.SecurityEvent
 	// freed are the floors of sessions and connections that are gone.
-	freed   []*sessionv1.FloorHold
+	freed   []*storev1.FloorHold
 	changed bool
 }
 
 // open begins a change, and writes down what time has brought.
-func open(s *sessionv1.UserSessions, now time.Time, actor string) *book {
+func open(s *storev1.UserSessions, now time.Time, actor string) *book {
 	if s.Sessions == nil {
-		s.Sessions = map[string]*sessionv1.SessionRecord{}
+		s.Sessions = map[string]*storev1.SessionRecord{}
 	}
 	if s.Connections == nil {
-		s.Connections = map[string]*sessionv1.Connection{}
+		s.Connections = map[string]*storev1.Connection{}
 	}
 	b := &book{s: s, now: now, actor: actor}
 	b.settle()
@@ -80,7 +81,7 @@ func (b *book) settle() {
 	b.forgetEnded()
 }
 
-func announceTime(r *sessionv1.SessionRecord) time.Time {
+func announceTime(r *storev1.SessionRecord) time.Time {
 	return r.GetExpireTime().AsTime().Add(-announceBefore)
 }
 
@@ -138,14 +139,14 @@ func onTime(tx *object.Tx[state], _ string) error {
 }
 
 // record adds a line to the audit.
-func (b *book) record(e *sessionv1.SecurityEvent) {
+func (b *book) record(e *storev1.SecurityEvent) {
 	b.s.EventCount++
 	e.Seq, e.EventTime, e.Actor = b.s.GetEventCount(), timestamppb.New(b.now), b.actor
 	b.events, b.changed = append(b.events, e), true
 }
 
 // session is a session that is not over, or the reason why there is none.
-func (b *book) session(id string) (*sessionv1.SessionRecord, error) {
+func (b *book) session(id string) (*storev1.SessionRecord, error) {
 	r := b.s.GetSessions()[id]
 	if r == nil {
 		return nil, object.ErrNotFound
@@ -170,7 +171,7 @@ func (b *book) live() []string {
 }
 
 // end ends a session with its connections. One that is over stays as it is.
-func (b *book) end(id string, why sessionv1.EndReason) {
+func (b *book) end(id string, why storev1.EndReason) {
 	r := b.s.GetSessions()[id]
 	if r.GetEnd() != nil {
 		return
@@ -184,11 +185,11 @@ func (b *book) end(id string, why sessionv1.EndReason) {
 			delete(b.s.Connections, c.GetConnectionId())
 		}
 	}
-	r.End = &sessionv1.SessionEnd{Reason: why, EndTime: timestamppb.New(b.now)}
+	r.End = &storev1.SessionEnd{Reason: why, EndTime: timestamppb.New(b.now)}
 	// Its tokens make no more tokens. The hashes stay, so that their owner is told why they are refused.
 	r.SealedSalt = nil
-	b.record(&sessionv1.SecurityEvent{
-		Type: sessionv1.SecurityEventType_SECURITY_EVENT_TYPE_SESSION_ENDED, SessionId: id, EndReason: why,
+	b.record(&storev1.SecurityEvent{
+		Type: storev1.SecurityEventType_SECURITY_EVENT_TYPE_SESSION_ENDED, SessionId: id, EndReason: why,
 	})
 }
 
@@ -200,8 +201,8 @@ type signIn struct {
 	// key is of the credential that the user signs in with.
 	key      [32]byte
 	user     string
-	settings *sessionv1.SessionSettings
-	device   *sessionv1.Device
+	settings *storev1.SessionSettings
+	device   *storev1.Device
 	// What the session is on; empty: what the user was last on.
 	conversation, project string
 	// replaces is a session that this one takes the place of.
@@ -216,20 +217,20 @@ func (b *book) signIn(in signIn) (evicted []string, err error) {
 	conversation, project := b.s.GetActiveConversationId(), b.s.GetActiveProjectId()
 	if old := b.s.GetSessions()[in.replaces]; old != nil && old.GetEnd() == nil {
 		conversation, project = old.GetActiveConversationId(), old.GetActiveProjectId()
-		b.end(in.replaces, sessionv1.EndReason_END_REASON_REPLACED)
+		b.end(in.replaces, storev1.EndReason_END_REASON_REPLACED)
 	}
 	limit := int(in.settings.GetMaxSessions())
 	if live := b.live(); len(live) >= limit {
-		if in.settings.GetLimitPolicy() == sessionv1.SessionLimitPolicy_SESSION_LIMIT_POLICY_REFUSE {
+		if in.settings.GetLimitPolicy() == storev1.SessionLimitPolicy_SESSION_LIMIT_POLICY_REFUSE {
 			return nil, limitError{limit}
 		}
 		evicted = live[:len(live)-limit+1]
 		for _, id := range evicted {
-			b.end(id, sessionv1.EndReason_END_REASON_EVICTED)
+			b.end(id, storev1.EndReason_END_REASON_EVICTED)
 		}
 	}
 	b.s.User = in.user
-	r := &sessionv1.SessionRecord{
+	r := &storev1.SessionRecord{
 		CreateTime: timestamppb.New(b.now), ActiveTime: timestamppb.New(b.now),
 		ExpireTime:           timestamppb.New(b.now.Add(in.settings.GetAbsoluteTimeout().AsDuration())),
 		FamilyKey:            in.familyKey,
@@ -242,14 +243,14 @@ func (b *book) signIn(in signIn) (evicted []string, err error) {
 	b.s.ActiveConversationId, b.s.ActiveProjectId = r.GetActiveConversationId(), r.GetActiveProjectId()
 	b.s.Sessions[in.id] = r
 	b.issue(in.id, in.key, in.salt, in.settings)
-	b.record(&sessionv1.SecurityEvent{
-		Type: sessionv1.SecurityEventType_SECURITY_EVENT_TYPE_SIGNED_IN, SessionId: in.id, Device: r.GetDevice(),
+	b.record(&storev1.SecurityEvent{
+		Type: storev1.SecurityEventType_SECURITY_EVENT_TYPE_SIGNED_IN, SessionId: in.id, Device: r.GetDevice(),
 	})
 	return evicted, nil
 }
 
 // keptDevice is what may be stored of a device.
-func keptDevice(d *sessionv1.Device, settings *sessionv1.SessionSettings) *sessionv1.Device {
+func keptDevice(d *storev1.Device, settings *storev1.SessionSettings) *storev1.Device {
 	if d == nil || settings.GetDiscardDevices() {
 		return nil
 	}
@@ -257,7 +258,7 @@ func keptDevice(d *sessionv1.Device, settings *sessionv1.SessionSettings) *sessi
 }
 
 // issue makes the next pair of tokens of a session.
-func (b *book) issue(id string, key [32]byte, salt salt, settings *sessionv1.SessionSettings) {
+func (b *book) issue(id string, key [32]byte, salt salt, settings *storev1.SessionSettings) {
 	r := b.s.GetSessions()[id]
 	r.Generation++
 	r.SealedSalt, r.IssueTime = salt.sealed, timestamppb.New(b.now)
@@ -295,14 +296,14 @@ func newSalt(box *seal.Box, session string) salt {
 func saltContext(session string) []byte { return []byte("session salt\x00" + session) }
 
 // pair makes the tokens of a session's newest generation for the credential with this key.
-func pair(id string, r *sessionv1.SessionRecord, key [32]byte, salt []byte) (access, refresh credential.Token) {
+func pair(id string, r *storev1.SessionRecord, key [32]byte, salt []byte) (access, refresh credential.Token) {
 	o := credential.Origin{Session: id, Generation: r.GetGeneration(), Key: key, Salt: salt, FamilyKey: r.GetFamilyKey()}
 	return o.Issue(credential.Access), o.Issue(credential.Refresh)
 }
 
 // tokens gives the newest pair of a session, again or for the first time, to the credential that it was issued for; nil
 // where this is another.
-func tokens(id string, r *sessionv1.SessionRecord, key [32]byte, box *seal.Box) *sessionv1.Tokens {
+func tokens(id string, r *storev1.SessionRecord, key [32]byte, box *seal.Box) *sessionv1.Tokens {
 	plain, err := box.Open(r.GetSealedSalt(), saltContext(id))
 	if err != nil {
 		return nil
@@ -318,7 +319,7 @@ func tokens(id string, r *sessionv1.SessionRecord, key [32]byte, box *seal.Box) 
 
 // refresh exchanges a refresh token for a new pair. A retry within the grace gets the newest pair again. A reuse ends the
 // session: then there are no tokens, and the change stands.
-func (b *book) refresh(t credential.Token, salt salt, settings *sessionv1.SessionSettings, box *seal.Box) (*sessionv1.Tokens, error) {
+func (b *book) refresh(t credential.Token, salt salt, settings *storev1.SessionSettings, box *seal.Box) (*sessionv1.Tokens, error) {
 	r := b.s.GetSessions()[t.Session]
 	newest, old := t.Matches(r.GetRefreshHash()), t.Matches(r.GetOldRefreshHash())
 	if t.Class != credential.Refresh || !newest && !old && !t.Issued(r.GetFamilyKey()) {
@@ -330,8 +331,8 @@ func (b *book) refresh(t credential.Token, salt salt, settings *sessionv1.Sessio
 	switch {
 	case newest:
 		b.issue(t.Session, t.Key(), salt, settings)
-		b.record(&sessionv1.SecurityEvent{
-			Type: sessionv1.SecurityEventType_SECURITY_EVENT_TYPE_TOKENS_REFRESHED, SessionId: t.Session, Generation: t.Generation(),
+		b.record(&storev1.SecurityEvent{
+			Type: storev1.SecurityEventType_SECURITY_EVENT_TYPE_TOKENS_REFRESHED, SessionId: t.Session, Generation: t.Generation(),
 		})
 		return tokens(t.Session, r, t.Key(), box), nil
 	case old && b.now.Sub(r.GetIssueTime().AsTime()) <= r.GetRefreshGrace().AsDuration() && r.GetRefreshGrace().AsDuration() > 0:
@@ -341,10 +342,10 @@ func (b *book) refresh(t credential.Token, salt salt, settings *sessionv1.Sessio
 		// The salt was sealed under a key that this server does not have. That is no reason to suspect a thief.
 		return nil, errTokensGone
 	}
-	b.record(&sessionv1.SecurityEvent{
-		Type: sessionv1.SecurityEventType_SECURITY_EVENT_TYPE_REUSE_DETECTED, SessionId: t.Session, Generation: t.Generation(),
+	b.record(&storev1.SecurityEvent{
+		Type: storev1.SecurityEventType_SECURITY_EVENT_TYPE_REUSE_DETECTED, SessionId: t.Session, Generation: t.Generation(),
 	})
-	b.end(t.Session, sessionv1.EndReason_END_REASON_REUSE_DETECTED)
+	b.end(t.Session, storev1.EndReason_END_REASON_REUSE_DETECTED)
 	return nil, nil
 }
 
@@ -353,7 +354,7 @@ func (b *book) revoke(except string) []string {
 	var ended []string
 	for _, id := range b.live() {
 		if id != except {
-			b.end(id, sessionv1.EndReason_END_REASON_REVOKED)
+			b.end(id, storev1.EndReason_END_REASON_REVOKED)
 			ended = append(ended, id)
 		}
 	}
@@ -361,14 +362,14 @@ func (b *book) revoke(except string) []string {
 }
 
 // touch notes that the user did something.
-func (b *book) touch(r *sessionv1.SessionRecord) {
+func (b *book) touch(r *storev1.SessionRecord) {
 	if !b.now.Before(credential.Stale(r)) {
 		r.ActiveTime, b.changed = timestamppb.New(b.now), true
 	}
 }
 
 // setActive says what a session, and with it its user, is on.
-func (b *book) setActive(r *sessionv1.SessionRecord, conversation, project *string) {
+func (b *book) setActive(r *storev1.SessionRecord, conversation, project *string) {
 	if conversation != nil {
 		r.ActiveConversationId, b.s.ActiveConversationId = *conversation, *conversation
 	}
@@ -379,7 +380,7 @@ func (b *book) setActive(r *sessionv1.SessionRecord, conversation, project *stri
 }
 
 // connect opens a connection of a session.
-func (b *book) connect(id, session string, req *sessionv1.OpenConnectionRequest, settings *sessionv1.SessionSettings) (*sessionv1.Connection, error) {
+func (b *book) connect(id, session string, req *sessionv1.OpenConnectionRequest, settings *storev1.SessionSettings) (*storev1.Connection, error) {
 	timeout := settings.GetConnectionTimeout()
 	if err := b.room(timeout.AsDuration()); err != nil {
 		return nil, err
@@ -388,7 +389,7 @@ func (b *book) connect(id, session string, req *sessionv1.OpenConnectionRequest,
 		return nil, errIDTaken
 	}
 	b.forgetSilent()
-	c := &sessionv1.Connection{
+	c := &storev1.Connection{
 		ConnectionId: id, SessionId: session, Device: keptDevice(req.GetDevice(), settings), Modality: req.GetModality(),
 		Capabilities: slices.Clone(req.GetCapabilities()), OpenTime: timestamppb.New(b.now), Timeout: timeout,
 	}
@@ -406,19 +407,19 @@ func (b *book) room(timeout time.Duration) error {
 }
 
 // silent reports whether a connection is gone until it sends a heartbeat again.
-func (b *book) silent(c *sessionv1.Connection) bool {
+func (b *book) silent(c *storev1.Connection) bool {
 	return !b.now.Before(c.GetExpireTime().AsTime())
 }
 
 // forgetSilent keeps the connections that fell silent last.
 func (b *book) forgetSilent() {
-	var gone []*sessionv1.Connection
+	var gone []*storev1.Connection
 	for _, c := range b.s.GetConnections() {
 		if b.silent(c) {
 			gone = append(gone, c)
 		}
 	}
-	slices.SortFunc(gone, func(a, c *sessionv1.Connection) int {
+	slices.SortFunc(gone, func(a, c *storev1.Connection) int {
 		return cmp.Or(c.GetExpireTime().AsTime().Compare(a.GetExpireTime().AsTime()), cmp.Compare(a.GetConnectionId(), c.GetConnectionId()))
 	})
 	for _, c := range gone[min(len(gone), maxSilent):] {
@@ -427,7 +428,7 @@ func (b *book) forgetSilent() {
 }
 
 // connection is a connection of a session, which may have fallen silent.
-func (b *book) connection(id, session string) (*sessionv1.Connection, error) {
+func (b *book) connection(id, session string) (*storev1.Connection, error) {
 	c := b.s.GetConnections()[id]
 	if c == nil || c.GetSessionId() != session {
 		return nil, problem.NotFound("there is no such connection; open another")
@@ -436,14 +437,14 @@ func (b *book) connection(id, session string) (*sessionv1.Connection, error) {
 }
 
 // heartbeat keeps a connection alive, or brings it back. Heartbeats that come thick are not written.
-func (b *book) heartbeat(c *sessionv1.Connection, modality sessionv1.Modality) error {
+func (b *book) heartbeat(c *storev1.Connection, modality storev1.Modality) error {
 	silent := b.silent(c)
 	if silent {
 		if err := b.room(c.GetTimeout().AsDuration()); err != nil {
 			return err
 		}
 	}
-	if modality != sessionv1.Modality_MODALITY_UNSPECIFIED && modality != c.GetModality() {
+	if modality != storev1.Modality_MODALITY_UNSPECIFIED && modality != c.GetModality() {
 		c.Modality, b.changed = modality, true
 	}
 	if silent || b.now.Sub(c.GetHeartbeatTime().AsTime()) >= c.GetTimeout().AsDuration()/3 {
@@ -452,14 +453,14 @@ func (b *book) heartbeat(c *sessionv1.Connection, modality sessionv1.Modality) e
 	return nil
 }
 
-func (b *book) beat(c *sessionv1.Connection) {
+func (b *book) beat(c *storev1.Connection) {
 	c.HeartbeatTime = timestamppb.New(b.now)
 	c.ExpireTime = timestamppb.New(b.now.Add(c.GetTimeout().AsDuration()))
 	b.changed = true
 }
 
 // disconnect forgets a connection, and the floor if it had it.
-func (b *book) disconnect(c *sessionv1.Connection) {
+func (b *book) disconnect(c *storev1.Connection) {
 	delete(b.s.Connections, c.GetConnectionId())
 	b.changed = true
 	if r := b.s.GetSessions()[c.GetSessionId()]; r.GetFloor().GetConnectionId() == c.GetConnectionId() {
@@ -470,8 +471,8 @@ func (b *book) disconnect(c *sessionv1.Connection) {
 
 // refused notes that credentials which name a session were wrong, count of them since the first.
 func (b *book) refused(session string, count int64) {
-	b.record(&sessionv1.SecurityEvent{
-		Type: sessionv1.SecurityEventType_SECURITY_EVENT_TYPE_CREDENTIALS_REFUSED, SessionId: session, Count: count,
+	b.record(&storev1.SecurityEvent{
+		Type: storev1.SecurityEventType_SECURITY_EVENT_TYPE_CREDENTIALS_REFUSED, SessionId: session, Count: count,
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 )
 
 // speaker is a connection of a session that wants to write, with a credential of its own.
@@ -37,7 +38,7 @@ func (b *bundle) speaker(t *testing.T, name string, in *sessionv1.CreateSessionR
 		token: credential == in.GetTokens().GetAccessToken(),
 	}
 	s.connection = must(s.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{
-		SessionId: s.session, Modality: sessionv1.Modality_MODALITY_VOICE, Device: &sessionv1.Device{Name: name},
+		SessionId: s.session, Modality: storev1.Modality_MODALITY_VOICE, Device: &storev1.Device{Name: name},
 	}))(t).GetConnection().GetConnectionId()
 	return s
 }
@@ -50,7 +51,7 @@ func (b *bundle) tabs(t *testing.T) (x, y *speaker) {
 	return b.speaker(t, "a tab", in, token), b.speaker(t, "another tab", in, token)
 }
 
-func (s *speaker) acquire(t *testing.T, conversation string, takeover bool) (*sessionv1.FloorHold, error) {
+func (s *speaker) acquire(t *testing.T, conversation string, takeover bool) (*storev1.FloorHold, error) {
 	t.Helper()
 	res, err := s.client.AcquireFloor(t.Context(), &sessionv1.AcquireFloorRequest{
 		ConversationId: conversation, SessionId: s.session, ConnectionId: s.connection, Takeover: takeover,
@@ -231,17 +232,17 @@ func TestASilentConnectionComesBack(t *testing.T) {
 	t.Parallel()
 	silence := func(t *testing.T, b *bundle, x *speaker) {
 		t.Helper()
-		b.change(t, ada, func(s *sessionv1.UserSessions, now time.Time) {
+		b.change(t, ada, func(s *storev1.UserSessions, now time.Time) {
 			s.GetConnections()[x.connection].ExpireTime = timestamppb.New(now)
 		})
-		if p := must(x.client.GetPresence(t.Context(), &sessionv1.GetPresenceRequest{}))(t); slices.ContainsFunc(p.GetConnections(), func(c *sessionv1.Connection) bool { return c.GetConnectionId() == x.connection }) {
+		if p := must(x.client.GetPresence(t.Context(), &sessionv1.GetPresenceRequest{}))(t); slices.ContainsFunc(p.GetConnections(), func(c *storev1.Connection) bool { return c.GetConnectionId() == x.connection }) {
 			t.Fatalf("it is not silent: %v", p)
 		}
 	}
 	heartbeat := func(t *testing.T, x *speaker) {
 		t.Helper()
 		got := must(x.client.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{ConnectionId: x.connection}))(t).GetConnection()
-		if p := must(x.client.GetPresence(t.Context(), &sessionv1.GetPresenceRequest{}))(t); !slices.ContainsFunc(p.GetConnections(), func(c *sessionv1.Connection) bool { return proto.Equal(c, got) }) {
+		if p := must(x.client.GetPresence(t.Context(), &sessionv1.GetPresenceRequest{}))(t); !slices.ContainsFunc(p.GetConnections(), func(c *storev1.Connection) bool { return proto.Equal(c, got) }) {
 			t.Errorf("it is not back: %v", p)
 		}
 	}
@@ -295,12 +296,12 @@ func TestASilentConnectionComesBack(t *testing.T) {
 		x, _ := b.tabs(t)
 		silence(t, b, x)
 		for range maxConnections - 1 {
-			must(x.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_TEXT}))(t)
+			must(x.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_TEXT}))(t)
 		}
 		_, err := x.client.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{ConnectionId: x.connection})
 		refusal{connect.CodeResourceExhausted, "LIMIT_REACHED"}.check(t, err)
 		must(x.client.EndSession(t.Context(), &sessionv1.EndSessionRequest{}))(t)
-		b.peek(t, ada, func(s *sessionv1.UserSessions) {
+		b.peek(t, ada, func(s *storev1.UserSessions) {
 			if n := len(s.GetConnections()); n != 0 {
 				t.Errorf("%d connections outlive their session", n)
 			}
@@ -312,10 +313,10 @@ func TestASilentConnectionComesBack(t *testing.T) {
 		x, y := b.tabs(t)
 		silence(t, b, x)
 		for range maxSilent {
-			z := must(y.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_TEXT}))(t).GetConnection().GetConnectionId()
+			z := must(y.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_TEXT}))(t).GetConnection().GetConnectionId()
 			silence(t, b, &speaker{client: y.client, connection: z})
 		}
-		must(y.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_TEXT}))(t)
+		must(y.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_TEXT}))(t)
 		_, err := x.client.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{ConnectionId: x.connection})
 		notFound.check(t, err)
 	})
@@ -326,7 +327,7 @@ func TestASilentConnectionComesBack(t *testing.T) {
 func TestFloorsAndEpochsInAnyOrder(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	must(b.with(t, b.key(t, nobody)).ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &sessionv1.SessionSettings{
+	must(b.with(t, b.key(t, nobody)).ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &storev1.SessionSettings{
 		FloorLease: durationpb.New(5 * time.Minute), ConnectionTimeout: durationpb.New(10 * time.Minute),
 	}}))(t)
 	x, y := b.tabs(t)

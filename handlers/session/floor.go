@@ -7,6 +7,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/handlers/conversation/floor"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
@@ -42,7 +43,7 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 		return nil, err
 	}
 	// A connection that has fallen silent comes back with the floor, if there is room for it; noteFloor writes that down.
-	if err := b.heartbeat(c, sessionv1.Modality_MODALITY_UNSPECIFIED); err != nil {
+	if err := b.heartbeat(c, storev1.Modality_MODALITY_UNSPECIFIED); err != nil {
 		return nil, err
 	}
 	// A floor is not held for longer than its session lives.
@@ -53,7 +54,7 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 	wants := floor.Connection{User: info.Owner, Session: at.session, ID: req.GetConnectionId(), Caller: at.caller}
 	res, err := rpc.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[*conversationv1.ConversationState]) (*sessionv1.AcquireFloorResponse, error) {
-			var holder *sessionv1.Connection // nil where it is another user's
+			var holder *storev1.Connection // nil where it is another user's
 			if f := tx.State().GetFloor(); f.GetUser() == string(info.Owner) {
 				holder = b.s.GetConnections()[f.GetConnectionId()]
 			}
@@ -69,7 +70,7 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 			tx.SetTimer(floor.Timer, until)
 			tx.Emit("floor_acquired")
 			return &sessionv1.AcquireFloorResponse{
-				Floor: &sessionv1.FloorHold{
+				Floor: &storev1.FloorHold{
 					ConversationId: req.GetConversationId(), ConnectionId: wants.ID, Fence: f.GetFence(), ExpireTime: f.GetExpireTime(),
 				},
 			}, nil
@@ -81,7 +82,7 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 }
 
 // nameDevice adds the device of a floor's holder to a refusal.
-func nameDevice(err error, holder *sessionv1.Connection) error {
+func nameDevice(err error, holder *storev1.Connection) error {
 	if p, ok := errors.AsType[*problem.Error](err); ok {
 		if held, ok := p.Detail.(*errorv1.Held); ok {
 			held.DeviceName = holder.GetDevice().GetName()
@@ -92,8 +93,8 @@ func nameDevice(err error, holder *sessionv1.Connection) error {
 
 // noteFloor tells a user's sessions which of them has the floor. What the session had of another conversation is freed:
 // a user has one mouth.
-func (m *Manager) noteFloor(ctx context.Context, id object.ID, session string, f *sessionv1.FloorHold) error {
-	var freed []*sessionv1.FloorHold
+func (m *Manager) noteFloor(ctx context.Context, id object.ID, session string, f *storev1.FloorHold) error {
+	var freed []*storev1.FloorHold
 	_, err := m.kinds.Users.Update(ctx, id, func(tx *object.Tx[state]) error {
 		b := open(tx.State(), tx.Now(), server)
 		b.takeFloor(session, f)
@@ -110,7 +111,7 @@ func (m *Manager) noteFloor(ctx context.Context, id object.ID, session string, f
 
 // takeFloor notes that a session has a floor, and that no other session of the user has it any more. A session that
 // ended meanwhile gives it back at once.
-func (b *book) takeFloor(session string, f *sessionv1.FloorHold) {
+func (b *book) takeFloor(session string, f *storev1.FloorHold) {
 	for id, r := range b.s.GetSessions() {
 		had := r.GetFloor()
 		switch {
@@ -174,7 +175,7 @@ func (m *Manager) ReleaseFloor(ctx context.Context, req *sessionv1.ReleaseFloorR
 
 // free gives floors back whose sessions or connections are gone. It does what it can: where it fails, the lease ends the
 // hold, which is never longer than the session.
-func (m *Manager) free(ctx context.Context, floors []*sessionv1.FloorHold) {
+func (m *Manager) free(ctx context.Context, floors []*storev1.FloorHold) {
 	for _, f := range floors {
 		_, _ = m.conversations.Update(ctx, object.ID(f.GetConversationId()), func(tx *object.Tx[*conversationv1.ConversationState]) error {
 			if cur := tx.State().GetFloor(); cur.GetFence() != f.GetFence() || cur.GetConnectionId() != f.GetConnectionId() || !floor.Held(cur, tx.Now()) {

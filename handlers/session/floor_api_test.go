@@ -13,6 +13,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -36,7 +37,7 @@ func (b *bundle) tab(t *testing.T, user identity.User) *tab {
 	t.Helper()
 	x := &tab{in: b.signIn(t, user)}
 	x.client, x.talk = b.with(t, x.in.GetTokens().GetAccessToken()), b.conversations(t, x.in.GetTokens().GetAccessToken())
-	x.connection = must(x.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_VOICE}))(t).GetConnection().GetConnectionId()
+	x.connection = must(x.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_VOICE}))(t).GetConnection().GetConnectionId()
 	return x
 }
 
@@ -248,7 +249,7 @@ func TestTheFloorExpires(t *testing.T) {
 	b := setup(t)
 	x, y := b.tab(t, ada), b.tab(t, ada)
 	create(t, x.talk)
-	must(b.with(t, b.key(t, nobody)).ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &sessionv1.SessionSettings{FloorLease: durationpb.New(5 * time.Second)}}))(t)
+	must(b.with(t, b.key(t, nobody)).ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &storev1.SessionSettings{FloorLease: durationpb.New(5 * time.Second)}}))(t)
 	watch := must(x.talk.WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: c1}))(t)
 	t.Cleanup(func() { watch.Close() })
 	held := must(x.acquire(t, false))(t).GetFloor()
@@ -273,13 +274,13 @@ func TestTheFloorExpires(t *testing.T) {
 func TestTimeOutDuringAVoiceTurn(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
-		near func(r *sessionv1.SessionRecord, end *timestamppb.Timestamp)
-		why  sessionv1.EndReason
+		near func(r *storev1.SessionRecord, end *timestamppb.Timestamp)
+		why  storev1.EndReason
 	}{
-		"idle": {func(r *sessionv1.SessionRecord, end *timestamppb.Timestamp) {
+		"idle": {func(r *storev1.SessionRecord, end *timestamppb.Timestamp) {
 			r.ActiveTime = timestamppb.New(end.AsTime().Add(-r.GetIdleTimeout().AsDuration()))
-		}, sessionv1.EndReason_END_REASON_IDLE_TIMEOUT},
-		"absolute": {func(r *sessionv1.SessionRecord, end *timestamppb.Timestamp) { r.ExpireTime = end }, sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT},
+		}, storev1.EndReason_END_REASON_IDLE_TIMEOUT},
+		"absolute": {func(r *storev1.SessionRecord, end *timestamppb.Timestamp) { r.ExpireTime = end }, storev1.EndReason_END_REASON_ABSOLUTE_TIMEOUT},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -304,7 +305,7 @@ func TestTimeOutDuringAVoiceTurn(t *testing.T) {
 
 			// Its end is there. The floor's lease, which is never longer than the session, ends with it.
 			id := x.in.GetSession().GetSessionId()
-			b.change(t, ada, func(s *sessionv1.UserSessions, now time.Time) { tt.near(s.GetSessions()[id], timestamppb.New(now)) })
+			b.change(t, ada, func(s *storev1.UserSessions, now time.Time) { tt.near(s.GetSessions()[id], timestamppb.New(now)) })
 			last := w.until(t, "the end", func(m *sessionv1.WatchSessionResponse) bool { return m.GetEnd() != nil })
 			if last.GetEnd().GetReason() != tt.why {
 				t.Errorf("it ended with %v", last.GetEnd())
@@ -346,7 +347,7 @@ func TestTheFloorDoesNotOutliveItsSession(t *testing.T) {
 	x := b.tab(t, ada)
 	create(t, x.talk)
 	end := timestamppb.New(time.Time{})
-	b.change(t, ada, func(s *sessionv1.UserSessions, now time.Time) {
+	b.change(t, ada, func(s *storev1.UserSessions, now time.Time) {
 		end = timestamppb.New(now.Add(25 * time.Second))
 		s.GetSessions()[x.in.GetSession().GetSessionId()].ExpireTime = end
 	})

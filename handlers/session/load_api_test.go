@@ -8,6 +8,7 @@ import (
 
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 )
 
 // crowd shares one transport between many credentials.
@@ -113,7 +114,7 @@ func TestSignInsAtOnceKeepTheLimit(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	service, with := b.key(t, nobody), b.crowd(t)
-	must(with(service).ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &sessionv1.SessionSettings{MaxSessions: 3}}))(t)
+	must(with(service).ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &storev1.SessionSettings{MaxSessions: 3}}))(t)
 	var wait sync.WaitGroup
 	for range 20 {
 		wait.Go(func() {

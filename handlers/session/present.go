@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/handlers/rpc"
 	"holdfast/handlers/session/credential"
 	"holdfast/object"
@@ -31,7 +32,7 @@ func (b *book) present(id, current string) *sessionv1.Session {
 }
 
 // floor is the floor that a session holds, unless its lease is over.
-func (b *book) floor(r *sessionv1.SessionRecord) *sessionv1.FloorHold {
+func (b *book) floor(r *storev1.SessionRecord) *storev1.FloorHold {
 	if f := r.GetFloor(); f != nil && b.now.Before(f.GetExpireTime().AsTime()) {
 		return f
 	}
@@ -39,14 +40,14 @@ func (b *book) floor(r *sessionv1.SessionRecord) *sessionv1.FloorHold {
 }
 
 // connections are those that are there, the oldest first.
-func (b *book) connections() []*sessionv1.Connection {
-	all := make([]*sessionv1.Connection, 0, len(b.s.GetConnections()))
+func (b *book) connections() []*storev1.Connection {
+	all := make([]*storev1.Connection, 0, len(b.s.GetConnections()))
 	for _, c := range b.s.GetConnections() {
 		if !b.silent(c) {
 			all = append(all, c)
 		}
 	}
-	slices.SortFunc(all, func(a, c *sessionv1.Connection) int {
+	slices.SortFunc(all, func(a, c *storev1.Connection) int {
 		return cmp.Or(a.GetOpenTime().AsTime().Compare(c.GetOpenTime().AsTime()), cmp.Compare(a.GetConnectionId(), c.GetConnectionId()))
 	})
 	return all

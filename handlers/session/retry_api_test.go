@@ -7,6 +7,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 )
 
 // A late retry of a call that changes a conversation and a user's sessions gets the first reply, and changes neither: what others
@@ -60,7 +61,7 @@ func TestARetryChangesNothing(t *testing.T) {
 			},
 			func(t *testing.T, b *bundle, x *speaker) {
 				t.Helper()
-				again := must(x.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{SessionId: x.session, Modality: sessionv1.Modality_MODALITY_VOICE}))(t)
+				again := must(x.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{SessionId: x.session, Modality: storev1.Modality_MODALITY_VOICE}))(t)
 				must(acquire(&speaker{client: x.client, session: x.session, connection: again.GetConnection().GetConnectionId()}, c1, ""))(t)
 			},
 		},

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 )
 
 var fieldInvalid = refusal{connect.CodeInvalidArgument, "FIELD_INVALID"}
@@ -40,7 +41,7 @@ func TestRefusedCredentialsAreInTheAudit(t *testing.T) {
 	res := must(b.with(t, b.key(t, ada)).ListSecurityEvents(t.Context(), &sessionv1.ListSecurityEventsRequest{}))(t)
 	var counts []int64
 	for _, e := range res.GetEvents() {
-		if e.GetType() == sessionv1.SecurityEventType_SECURITY_EVENT_TYPE_CREDENTIALS_REFUSED {
+		if e.GetType() == storev1.SecurityEventType_SECURITY_EVENT_TYPE_CREDENTIALS_REFUSED {
 			counts = append(counts, e.GetCount())
 			if e.GetSessionId() != in.GetSession().GetSessionId() || e.GetActor() != server {
 				t.Errorf("the audit has %v", e)
@@ -62,15 +63,15 @@ func TestDevicesAreNotStoredWhereTheTenantSaysSo(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	service := b.with(t, b.key(t, nobody))
-	must(service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &sessionv1.SessionSettings{DiscardDevices: true}}))(t)
-	device := &sessionv1.Device{Name: "name-7f3a", Platform: "platform-7f3a", UserAgent: "agent-7f3a", Address: "address-7f3a"}
+	must(service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &storev1.SessionSettings{DiscardDevices: true}}))(t)
+	device := &storev1.Device{Name: "name-7f3a", Platform: "platform-7f3a", UserAgent: "agent-7f3a", Address: "address-7f3a"}
 	in := must(service.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{User: string(ada), Device: device, RequestId: "r-1"}))(t)
 	must(b.with(t, in.GetTokens().GetAccessToken()).OpenConnection(t.Context(),
-		&sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_TEXT, Device: device, RequestId: "r-2"}))(t)
+		&sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_TEXT, Device: device, RequestId: "r-2"}))(t)
 	if strings.Contains(b.dump(t), "7f3a") {
 		t.Error("something of the device is stored")
 	}
-	must(service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &sessionv1.SessionSettings{}}))(t)
+	must(service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &storev1.SessionSettings{}}))(t)
 	in = must(service.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{User: string(ada), Device: device}))(t)
 	same(t, "the device", in.GetSession().GetDevice(), device)
 	events := must(service.ListSecurityEvents(t.Context(), &sessionv1.ListSecurityEventsRequest{User: string(ada), PageSize: 1}))(t)
@@ -88,7 +89,7 @@ func TestSettings(t *testing.T) {
 		in.GetTokens().GetAccessExpireTime().AsTime().Sub(s.GetCreateTime().AsTime()) != 15*time.Minute {
 		t.Errorf("by default: %v", s)
 	}
-	set := &sessionv1.SessionSettings{
+	set := &storev1.SessionSettings{
 		AccessTtl: durationpb.New(time.Minute), IdleTimeout: durationpb.New(5 * time.Minute), AbsoluteTimeout: durationpb.New(10 * time.Minute), RefreshGrace: durationpb.New(0),
 	}
 	want := effective(set)
@@ -103,7 +104,7 @@ func TestSettings(t *testing.T) {
 	if s := next.GetSession(); s.GetExpireTime().AsTime().Sub(s.GetCreateTime().AsTime()) != 10*time.Minute || s.GetIdleExpireTime().AsTime().Sub(s.GetActiveTime().AsTime()) != 5*time.Minute {
 		t.Errorf("tightened: %v", s)
 	}
-	must(service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &sessionv1.SessionSettings{RefreshGrace: durationpb.New(0)}}))(t)
+	must(service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &storev1.SessionSettings{RefreshGrace: durationpb.New(0)}}))(t)
 	next = must(b.refresh(t, next.GetTokens().GetRefreshToken()))(t)
 	if s := next.GetSession(); s.GetExpireTime().AsTime().Sub(s.GetCreateTime().AsTime()) != 10*time.Minute {
 		t.Errorf("loosened: %v", s)
@@ -122,7 +123,7 @@ func TestConnectionLimit(t *testing.T) {
 	b := setup(t)
 	c := b.with(t, b.signIn(t, ada).GetTokens().GetAccessToken())
 	open := func() (*sessionv1.OpenConnectionResponse, error) {
-		return c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_TEXT})
+		return c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_TEXT})
 	}
 	var last *sessionv1.OpenConnectionResponse
 	for range maxConnections {
@@ -154,7 +155,7 @@ func TestRequestIDs(t *testing.T) {
 			t.Errorf("%s changed something again: version %d, then %d", name, version, now)
 		}
 	}
-	open := &sessionv1.OpenConnectionRequest{SessionId: id, Modality: sessionv1.Modality_MODALITY_TEXT, RequestId: "open"}
+	open := &sessionv1.OpenConnectionRequest{SessionId: id, Modality: storev1.Modality_MODALITY_TEXT, RequestId: "open"}
 	twice("OpenConnection", func() (any, error) { return c.OpenConnection(t.Context(), open) })
 	connection := must(c.OpenConnection(t.Context(), open))(t).GetConnection().GetConnectionId()
 	twice("HeartbeatConnection", func() (any, error) {
@@ -201,7 +202,7 @@ func TestInvalidRequests(t *testing.T) {
 		},
 		"a service for nobody": func() error { return second(service.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{})) },
 		"a device's name too long": func() error {
-			return second(hers.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{Device: &sessionv1.Device{Name: long}}))
+			return second(hers.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{Device: &storev1.Device{Name: long}}))
 		},
 		"a conversation that cannot be": func() error {
 			return second(hers.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{ActiveConversationId: "a b"}))
@@ -223,13 +224,13 @@ func TestInvalidRequests(t *testing.T) {
 			return second(hers.UpdateSession(t.Context(), &sessionv1.UpdateSessionRequest{SessionId: id, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"device"}}}))
 		},
 		"an idle time-out too short": func() error {
-			return second(service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &sessionv1.SessionSettings{IdleTimeout: durationpb.New(time.Second)}}))
+			return second(service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &storev1.SessionSettings{IdleTimeout: durationpb.New(time.Second)}}))
 		},
 		"too many sessions": func() error {
-			return second(service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &sessionv1.SessionSettings{MaxSessions: 51}}))
+			return second(service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &storev1.SessionSettings{MaxSessions: 51}}))
 		},
 		"an access token that outlives its session": func() error {
-			return second(service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &sessionv1.SessionSettings{
+			return second(service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &storev1.SessionSettings{
 				AbsoluteTimeout: durationpb.New(5 * time.Minute), IdleTimeout: durationpb.New(5 * time.Minute),
 			}}))
 		},
@@ -270,7 +271,7 @@ func TestWhatIsKept(t *testing.T) {
 	if n := len(list()); n != maxEnded {
 		t.Errorf("%d are kept", n)
 	}
-	b.change(t, ada, func(s *sessionv1.UserSessions, now time.Time) {
+	b.change(t, ada, func(s *storev1.UserSessions, now time.Time) {
 		for _, r := range s.GetSessions() {
 			r.End.EndTime = timestamppb.New(now.Add(-keepEnded))
 		}
@@ -294,7 +295,7 @@ func TestWhatIsKept(t *testing.T) {
 		t.Errorf("the audit has %v", seqs)
 	}
 	// Events are only ever added; the oldest go when there are too many.
-	b.change(t, ada, func(s *sessionv1.UserSessions, _ time.Time) { s.EventCount = keepEvents })
+	b.change(t, ada, func(s *storev1.UserSessions, _ time.Time) { s.EventCount = keepEvents })
 	b.signIn(t, ada)
 	last := must(c.ListSecurityEvents(t.Context(), &sessionv1.ListSecurityEventsRequest{BeforeSeq: 3}))(t).GetEvents()
 	if len(last) != 1 || last[0].GetSeq() != 2 {
@@ -318,7 +319,7 @@ func TestActors(t *testing.T) {
 	if !slices.Equal(actors, []string{"service", "ada", "service"}) {
 		t.Errorf("by %q", actors)
 	}
-	if why := events[0].GetEndReason(); why != sessionv1.EndReason_END_REASON_REVOKED {
+	if why := events[0].GetEndReason(); why != storev1.EndReason_END_REASON_REVOKED {
 		t.Errorf("ended with %v", why)
 	}
 }

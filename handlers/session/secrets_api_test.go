@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/object"
 	"holdfast/object/objecttest"
 )
@@ -41,7 +42,7 @@ func TestNoTokenIsStoredOrLogged(t *testing.T) {
 	had(must(b.refresh(t, in.GetTokens().GetRefreshToken()))(t).GetTokens())
 	c := b.with(t, next.GetTokens().GetAccessToken())
 	must(c.GetSession(t.Context(), &sessionv1.GetSessionRequest{}))(t)
-	must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_TEXT, RequestId: "r-2"}))(t)
+	must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_TEXT, RequestId: "r-2"}))(t)
 	w := watch(t, c, &sessionv1.WatchSessionRequest{})
 	w.until(t, "a snapshot", func(m *sessionv1.WatchSessionResponse) bool { return m.GetReset_() })
 	_, err = b.with(t, next.GetTokens().GetRefreshToken()).GetSession(t.Context(), &sessionv1.GetSessionRequest{})
@@ -131,12 +132,12 @@ func TestAccessTokensExpire(t *testing.T) {
 			t.Errorf("within the grace: %v", err)
 		}
 	}
-	for what, change := range map[string]func(*sessionv1.SessionRecord, *timestamppb.Timestamp){
-		"replaced": func(r *sessionv1.SessionRecord, now *timestamppb.Timestamp) { r.OldAccessExpireTime = now },
-		"newest":   func(r *sessionv1.SessionRecord, now *timestamppb.Timestamp) { r.AccessExpireTime = now },
+	for what, change := range map[string]func(*storev1.SessionRecord, *timestamppb.Timestamp){
+		"replaced": func(r *storev1.SessionRecord, now *timestamppb.Timestamp) { r.OldAccessExpireTime = now },
+		"newest":   func(r *storev1.SessionRecord, now *timestamppb.Timestamp) { r.AccessExpireTime = now },
 	} {
 		token := map[string]string{"replaced": in.GetTokens().GetAccessToken(), "newest": next.GetTokens().GetAccessToken()}[what]
-		b.change(t, ada, func(s *sessionv1.UserSessions, now time.Time) { change(s.GetSessions()[id], timestamppb.New(now)) })
+		b.change(t, ada, func(s *storev1.UserSessions, now time.Time) { change(s.GetSessions()[id], timestamppb.New(now)) })
 		eventually(t, what, func() bool { return reason(ask(token)) == tokenExpired.reason })
 	}
 	// The refresh token is good still. Two refreshes later the first access token is an old one of this session, not a guess.

@@ -18,6 +18,7 @@ import (
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/handlers/session/credential"
@@ -28,8 +29,8 @@ import (
 
 // state is what a user's sessions store, and settings what a tenant's settings do.
 type (
-	state    = *sessionv1.UserSessions
-	settings = *sessionv1.SessionSettings
+	state    = *storev1.UserSessions
+	settings = *storev1.SessionSettings
 )
 
 // inEvents is the collection of a user's security events; its keys are their seqs.
@@ -64,7 +65,7 @@ func Register(rt *object.Runtime) Kinds {
 	return Kinds{
 		Users: object.Register(rt, object.KindConfig[state]{
 			Name: "user_sessions", SchemaVersion: 1, TTL: keepFor,
-			Collections: map[string]proto.Message{inEvents: &sessionv1.SecurityEvent{}},
+			Collections: map[string]proto.Message{inEvents: &storev1.SecurityEvent{}},
 			OnTimer:     onTime,
 			NoRestore:   true,
 			Unmetered:   true,
@@ -117,7 +118,7 @@ func (m *Manager) CreateSession(ctx context.Context, req *sessionv1.CreateSessio
 		familyKey: random(credential.FamilyKeyLen), key: presented.Key, user: string(user), settings: set, device: req.GetDevice(),
 		conversation: req.GetActiveConversationId(), project: req.GetActiveProjectId(), replaces: req.GetReplacesSessionId(),
 	}
-	var freed []*sessionv1.FloorHold
+	var freed []*storev1.FloorHold
 	var issued *sessionv1.Tokens
 	res, err := rpc.Do(asUser, m.kinds.Users, object.ID(id), req, func(tx *object.Tx[state]) (*sessionv1.CreateSessionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(caller))
@@ -148,7 +149,7 @@ func (m *Manager) CreateSession(ctx context.Context, req *sessionv1.CreateSessio
 func (m *Manager) signInRefused(ctx context.Context, id string, caller identity.Identity, full limitError) error {
 	_, err := m.kinds.Users.Update(ctx, object.ID(id), func(tx *object.Tx[state]) error {
 		b := open(tx.State(), tx.Now(), actor(caller))
-		b.record(&sessionv1.SecurityEvent{Type: sessionv1.SecurityEventType_SECURITY_EVENT_TYPE_SIGN_IN_REFUSED})
+		b.record(&storev1.SecurityEvent{Type: storev1.SecurityEventType_SECURITY_EVENT_TYPE_SIGN_IN_REFUSED})
 		b.commit(tx)
 		return nil
 	})
@@ -193,7 +194,7 @@ func (m *Manager) RefreshSession(ctx context.Context, _ *sessionv1.RefreshSessio
 	}
 	salt := newSalt(m.box, t.Session)
 	var res *sessionv1.RefreshSessionResponse
-	var freed []*sessionv1.FloorHold
+	var freed []*storev1.FloorHold
 	_, err = m.kinds.Users.Update(ctx, object.ID(credential.ObjectOf(t.Session)), func(tx *object.Tx[state]) error {
 		b := open(tx.State(), tx.Now(), actor(caller))
 		issued, err := b.refresh(t, salt, set, m.box)
@@ -213,7 +214,7 @@ func (m *Manager) RefreshSession(ctx context.Context, _ *sessionv1.RefreshSessio
 	}
 	m.free(ctx, freed)
 	if res.GetTokens() == nil {
-		return nil, credential.Refusal(sessionv1.EndReason_END_REASON_REUSE_DETECTED)
+		return nil, credential.Refusal(storev1.EndReason_END_REASON_REUSE_DETECTED)
 	}
 	return res, nil
 }
@@ -294,11 +295,11 @@ func (m *Manager) EndSession(ctx context.Context, req *sessionv1.EndSessionReque
 	if err != nil {
 		return nil, err
 	}
-	why := sessionv1.EndReason_END_REASON_SIGNED_OUT
+	why := storev1.EndReason_END_REASON_SIGNED_OUT
 	if at.caller.Service {
-		why = sessionv1.EndReason_END_REASON_REVOKED
+		why = storev1.EndReason_END_REASON_REVOKED
 	}
-	var freed []*sessionv1.FloorHold
+	var freed []*storev1.FloorHold
 	var replayed bool
 	res, err := rpc.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.EndSessionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(at.caller))
@@ -337,7 +338,7 @@ func (m *Manager) RevokeSessions(ctx context.Context, req *sessionv1.RevokeSessi
 		}
 		except = caller.Session
 	}
-	var freed []*sessionv1.FloorHold
+	var freed []*storev1.FloorHold
 	var replayed bool
 	res, err := rpc.Do(asUser, m.kinds.Users, object.ID(credential.ObjectID(caller.Tenant, user)), req,
 		func(tx *object.Tx[state]) (*sessionv1.RevokeSessionsResponse, error) {
@@ -401,7 +402,7 @@ func (m *Manager) revokeAll(ctx context.Context, caller identity.Identity) (*ses
 
 func (m *Manager) revokeUser(ctx context.Context, id object.ID, caller identity.Identity) ([]string, error) {
 	var ended []string
-	var freed []*sessionv1.FloorHold
+	var freed []*storev1.FloorHold
 	_, err := m.kinds.Users.Update(ctx, id, func(tx *object.Tx[state]) error {
 		b := open(tx.State(), tx.Now(), actor(caller))
 		ended = b.revoke("")
@@ -478,7 +479,7 @@ func (m *Manager) CloseConnection(ctx context.Context, req *sessionv1.CloseConne
 	if err != nil {
 		return nil, err
 	}
-	var freed []*sessionv1.FloorHold
+	var freed []*storev1.FloorHold
 	var replayed bool
 	res, err := rpc.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.CloseConnectionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(at.caller))
@@ -544,7 +545,7 @@ func (m *Manager) ListSecurityEvents(
 	}
 	res := &sessionv1.ListSecurityEventsResponse{HasMore: page.More, Metadata: rpc.Metadata(page.Info)}
 	for _, e := range slices.Backward(page.Entries) {
-		if v, ok := e.Value.(*sessionv1.SecurityEvent); ok {
+		if v, ok := e.Value.(*storev1.SecurityEvent); ok {
 			res.Events = append(res.Events, v)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/identity"
 	"holdfast/object"
 	"holdfast/seal"
@@ -29,7 +30,7 @@ func TestStolenRefreshToken(t *testing.T) {
 	second := must(b.refresh(t, first.GetTokens().GetRefreshToken()))(t)
 	third := must(b.refresh(t, second.GetTokens().GetRefreshToken()))(t)
 	open := must(b.with(t, third.GetTokens().GetAccessToken()).OpenConnection(t.Context(),
-		&sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_VOICE}))(t)
+		&sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_VOICE}))(t)
 	if !presence(t, b).GetOnline() {
 		t.Errorf("she is not there, with %v", open)
 	}
@@ -87,7 +88,7 @@ func TestRetryAfterTheGrace(t *testing.T) {
 	b := setup(t)
 	first := b.signIn(t, ada)
 	next := must(b.refresh(t, first.GetTokens().GetRefreshToken()))(t)
-	b.change(t, ada, func(s *sessionv1.UserSessions, now time.Time) {
+	b.change(t, ada, func(s *storev1.UserSessions, now time.Time) {
 		s.Sessions[first.GetSession().GetSessionId()].IssueTime = timestamppb.New(now.Add(-31 * time.Second))
 	})
 	_, err := b.refresh(t, first.GetTokens().GetRefreshToken())
@@ -101,7 +102,7 @@ func TestLostSignIn(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	key := b.key(t, ada)
-	req := &sessionv1.CreateSessionRequest{RequestId: "r-1", Device: &sessionv1.Device{Name: "laptop"}}
+	req := &sessionv1.CreateSessionRequest{RequestId: "r-1", Device: &storev1.Device{Name: "laptop"}}
 	first := must(b.with(t, key).CreateSession(t.Context(), req))(t)
 	same(t, "the retry", must(b.with(t, key).CreateSession(t.Context(), req))(t), first)
 	same(t, "the retry at another server", must(serve(t, b.Bundle, b.box).with(t, key).CreateSession(t.Context(), req))(t), first)
@@ -167,7 +168,7 @@ func TestSignOutEverywhereWhileStreamsAreOpen(t *testing.T) {
 	}
 	for name, w := range map[string]*watched{"here": here, "elsewhere": there} {
 		last := w.until(t, name, func(m *sessionv1.WatchSessionResponse) bool { return m.GetEnd() != nil })
-		if last.GetEnd().GetReason() != sessionv1.EndReason_END_REASON_REVOKED {
+		if last.GetEnd().GetReason() != storev1.EndReason_END_REASON_REVOKED {
 			t.Errorf("%s the last word is %v", name, last)
 		}
 		if w.stream.Receive() || w.stream.Err() != nil {
@@ -287,11 +288,11 @@ func TestEvictionAtTheLimit(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	service := b.with(t, b.key(t, nobody))
-	configure := func(s *sessionv1.SessionSettings) {
+	configure := func(s *storev1.SessionSettings) {
 		t.Helper()
 		must(service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: s}))(t)
 	}
-	configure(&sessionv1.SessionSettings{MaxSessions: 2})
+	configure(&storev1.SessionSettings{MaxSessions: 2})
 	first, second := b.signIn(t, ada), b.signIn(t, ada)
 	w := watch(t, b.with(t, first.GetTokens().GetAccessToken()), &sessionv1.WatchSessionRequest{})
 	w.until(t, "a snapshot", func(m *sessionv1.WatchSessionResponse) bool { return m.GetReset_() })
@@ -300,13 +301,13 @@ func TestEvictionAtTheLimit(t *testing.T) {
 		t.Errorf("evicted %v", third)
 	}
 	last := w.until(t, "the end", func(m *sessionv1.WatchSessionResponse) bool { return m.GetEnd() != nil })
-	if last.GetEnd().GetReason() != sessionv1.EndReason_END_REASON_EVICTED {
+	if last.GetEnd().GetReason() != storev1.EndReason_END_REASON_EVICTED {
 		t.Errorf("the last word is %v", last)
 	}
 	_, err := b.refresh(t, first.GetTokens().GetRefreshToken())
 	revoked.check(t, err)
 
-	configure(&sessionv1.SessionSettings{MaxSessions: 2, LimitPolicy: sessionv1.SessionLimitPolicy_SESSION_LIMIT_POLICY_REFUSE})
+	configure(&storev1.SessionSettings{MaxSessions: 2, LimitPolicy: storev1.SessionLimitPolicy_SESSION_LIMIT_POLICY_REFUSE})
 	_, err = b.with(t, b.key(t, ada)).CreateSession(t.Context(), &sessionv1.CreateSessionRequest{})
 	refusal{connect.CodeResourceExhausted, "LIMIT_REACHED"}.check(t, err)
 	must(b.with(t, second.GetTokens().GetAccessToken()).EndSession(t.Context(), &sessionv1.EndSessionRequest{}))(t)
@@ -318,7 +319,7 @@ func TestEvictionAtTheLimit(t *testing.T) {
 
 	// Another user has a limit of his own, and settings that contradict themselves are refused.
 	b.signIn(t, "eve")
-	_, err = service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &sessionv1.SessionSettings{
+	_, err = service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &storev1.SessionSettings{
 		IdleTimeout: durationpb.New(2 * time.Hour), AbsoluteTimeout: durationpb.New(time.Hour),
 	}})
 	refusal{connect.CodeInvalidArgument, "FIELD_INVALID"}.check(t, err)
@@ -333,18 +334,18 @@ func TestIdleAndAbsoluteTimeOut(t *testing.T) {
 	}
 	b := serveWith(t, dbtest.New(t), box, object.Config{}) // no timer runs here; another test's server may run it, late
 	for name, tt := range map[string]struct {
-		pass func(*sessionv1.SessionRecord, time.Time)
-		why  sessionv1.EndReason
+		pass func(*storev1.SessionRecord, time.Time)
+		why  storev1.EndReason
 	}{
-		"idle":     {func(r *sessionv1.SessionRecord, now time.Time) { r.ActiveTime = timestamppb.New(now.Add(-time.Hour)) }, sessionv1.EndReason_END_REASON_IDLE_TIMEOUT},
-		"absolute": {func(r *sessionv1.SessionRecord, now time.Time) { r.ExpireTime = timestamppb.New(now) }, sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT},
+		"idle":     {func(r *storev1.SessionRecord, now time.Time) { r.ActiveTime = timestamppb.New(now.Add(-time.Hour)) }, storev1.EndReason_END_REASON_IDLE_TIMEOUT},
+		"absolute": {func(r *storev1.SessionRecord, now time.Time) { r.ExpireTime = timestamppb.New(now) }, storev1.EndReason_END_REASON_ABSOLUTE_TIMEOUT},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			user := identity.User(name)
 			in := b.signIn(t, user)
 			id := in.GetSession().GetSessionId()
-			b.change(t, user, func(s *sessionv1.UserSessions, now time.Time) { tt.pass(s.GetSessions()[id], now) })
+			b.change(t, user, func(s *storev1.UserSessions, now time.Time) { tt.pass(s.GetSessions()[id], now) })
 			eventually(t, "the access token is refused", func() bool {
 				_, err := b.with(t, in.GetTokens().GetAccessToken()).GetSession(t.Context(), &sessionv1.GetSessionRequest{})
 				return reason(err) == "SESSION_EXPIRED"

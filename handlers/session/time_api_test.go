@@ -9,6 +9,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -25,7 +26,7 @@ func TestWatchSession(t *testing.T) {
 		t.Errorf("first: %v", first)
 	}
 	opened := must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{
-		Modality: sessionv1.Modality_MODALITY_VOICE, Device: &sessionv1.Device{Name: "phone"}, Capabilities: []string{"barge_in"},
+		Modality: storev1.Modality_MODALITY_VOICE, Device: &storev1.Device{Name: "phone"}, Capabilities: []string{"barge_in"},
 	}))(t)
 	same(t, "a connection", w.next(t).GetSession().GetConnections()[0], opened.GetConnection())
 
@@ -33,12 +34,12 @@ func TestWatchSession(t *testing.T) {
 	must(c.UpdateSession(t.Context(), &sessionv1.UpdateSessionRequest{ActiveConversationId: c1, ActiveProjectId: "p1"}))(t)
 	w.next(t)
 	must(c.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{
-		ConnectionId: opened.GetConnection().GetConnectionId(), Modality: sessionv1.Modality_MODALITY_TEXT,
+		ConnectionId: opened.GetConnection().GetConnectionId(), Modality: storev1.Modality_MODALITY_TEXT,
 	}))(t)
-	if m := w.next(t); m.GetConnections()[0].GetModality() != sessionv1.Modality_MODALITY_TEXT || m.GetSession().GetActiveConversationId() != c1 {
+	if m := w.next(t); m.GetConnections()[0].GetModality() != storev1.Modality_MODALITY_TEXT || m.GetSession().GetActiveConversationId() != c1 {
 		t.Errorf("after the switch: %v", m)
 	}
-	other := must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_BOTH, Device: &sessionv1.Device{Name: "laptop"}}))(t)
+	other := must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_BOTH, Device: &storev1.Device{Name: "laptop"}}))(t)
 	if s := other.GetSession(); s.GetActiveConversationId() != c1 || s.GetActiveProjectId() != "p1" || len(s.GetConnections()) != 2 {
 		t.Errorf("on another device: %v", s)
 	}
@@ -50,7 +51,7 @@ func TestWatchSession(t *testing.T) {
 
 	// The connections of the user's other sessions are presence, too.
 	phone := b.signIn(t, ada)
-	must(b.with(t, phone.GetTokens().GetAccessToken()).OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_VOICE}))(t)
+	must(b.with(t, phone.GetTokens().GetAccessToken()).OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_VOICE}))(t)
 	m := w.until(t, "the phone", func(m *sessionv1.WatchSessionResponse) bool { return len(m.GetConnections()) == 2 })
 	if len(m.GetSession().GetConnections()) != 1 {
 		t.Errorf("of this session: %v", m.GetSession())
@@ -58,15 +59,15 @@ func TestWatchSession(t *testing.T) {
 
 	// Its end comes near: the warning, and then, at the very time, the end.
 	end := timestamppb.New(time.Time{})
-	b.change(t, ada, func(s *sessionv1.UserSessions, now time.Time) {
+	b.change(t, ada, func(s *storev1.UserSessions, now time.Time) {
 		end = timestamppb.New(now.Add(announceBefore + 2*time.Second))
 		s.GetSessions()[id].ExpireTime = end
 	})
 	warned := w.until(t, "the warning", func(m *sessionv1.WatchSessionResponse) bool { return m.GetExpiryWarning() != nil })
 	same(t, "the warning", warned.GetExpiryWarning(), end)
-	b.change(t, ada, func(s *sessionv1.UserSessions, now time.Time) { s.GetSessions()[id].ExpireTime = timestamppb.New(now) })
+	b.change(t, ada, func(s *storev1.UserSessions, now time.Time) { s.GetSessions()[id].ExpireTime = timestamppb.New(now) })
 	last := w.until(t, "the end", func(m *sessionv1.WatchSessionResponse) bool { return m.GetEnd() != nil })
-	if last.GetEnd().GetReason() != sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT || len(last.GetSession().GetConnections()) != 0 {
+	if last.GetEnd().GetReason() != storev1.EndReason_END_REASON_ABSOLUTE_TIMEOUT || len(last.GetSession().GetConnections()) != 0 {
 		t.Errorf("last: %v", last)
 	}
 	if w.stream.Receive() || w.stream.Err() != nil {
@@ -92,12 +93,12 @@ func TestASilentConnectionExpires(t *testing.T) {
 	c := b.with(t, in.GetTokens().GetAccessToken())
 	w := watch(t, c, &sessionv1.WatchSessionRequest{})
 	w.next(t)
-	opened := must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_VOICE}))(t).GetConnection()
+	opened := must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_VOICE}))(t).GetConnection()
 	w.next(t)
 	if got := opened.GetExpireTime().AsTime().Sub(opened.GetOpenTime().AsTime()); got != time.Minute {
 		t.Errorf("it lives for %v", got)
 	}
-	b.change(t, ada, func(s *sessionv1.UserSessions, now time.Time) {
+	b.change(t, ada, func(s *storev1.UserSessions, now time.Time) {
 		s.GetConnections()[opened.GetConnectionId()].ExpireTime = timestamppb.New(now)
 	})
 	if p := presence(t, b); p.GetOnline() {
@@ -116,7 +117,7 @@ func TestWhatCountsAsActivity(t *testing.T) {
 	in := b.signIn(t, ada)
 	c := b.with(t, in.GetTokens().GetAccessToken())
 	id := in.GetSession().GetSessionId()
-	connection := must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: sessionv1.Modality_MODALITY_TEXT}))(t).GetConnection().GetConnectionId()
+	connection := must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_TEXT}))(t).GetConnection().GetConnectionId()
 	talk := b.conversations(t, in.GetTokens().GetAccessToken())
 	for name, tt := range map[string]struct {
 		do     func() error
@@ -148,7 +149,7 @@ func TestWhatCountsAsActivity(t *testing.T) {
 		}, true},
 	} {
 		before := timestamppb.New(time.Time{})
-		b.change(t, ada, func(s *sessionv1.UserSessions, now time.Time) {
+		b.change(t, ada, func(s *storev1.UserSessions, now time.Time) {
 			before = timestamppb.New(now.Add(-10 * time.Minute))
 			s.GetSessions()[id].ActiveTime = before
 		})
@@ -163,13 +164,13 @@ func TestWhatCountsAsActivity(t *testing.T) {
 					t.Fatalf("%s: %v", name, err)
 				}
 				written := false
-				b.peek(t, ada, func(s *sessionv1.UserSessions) {
+				b.peek(t, ada, func(s *storev1.UserSessions) {
 					written = !s.GetSessions()[id].GetActiveTime().AsTime().Equal(before.AsTime())
 				})
 				return written
 			})
 		}
-		b.peek(t, ada, func(s *sessionv1.UserSessions) {
+		b.peek(t, ada, func(s *storev1.UserSessions) {
 			if got := !s.GetSessions()[id].GetActiveTime().AsTime().Equal(before.AsTime()); got != tt.active {
 				t.Errorf("%s counts: %t", name, got)
 			}
@@ -178,7 +179,7 @@ func TestWhatCountsAsActivity(t *testing.T) {
 }
 
 // peek reads a user's sessions as they are stored.
-func (b *bundle) peek(t *testing.T, user identity.User, look func(*sessionv1.UserSessions)) {
+func (b *bundle) peek(t *testing.T, user identity.User, look func(*storev1.UserSessions)) {
 	t.Helper()
 	s := must(b.manager.kinds.Users.View(b.As(t, user), object.ID(objectID(b.Tenant, user))))(t)
 	look(s.State)

@@ -15,7 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	errorv1 "holdfast/gen/holdfast/error/v1"
-	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 )
 
 func made() Origin {
@@ -133,8 +133,8 @@ func TestCheck(t *testing.T) {
 	at := func(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(now.Add(d)) }
 	newest, older, oldest := made(), made(), made()
 	newest.Generation, older.Generation, oldest.Generation = 3, 2, 1
-	record := func(change func(*sessionv1.SessionRecord)) *sessionv1.SessionRecord {
-		r := &sessionv1.SessionRecord{
+	record := func(change func(*storev1.SessionRecord)) *storev1.SessionRecord {
+		r := &storev1.SessionRecord{
 			ActiveTime: at(-time.Minute), IdleTimeout: durationpb.New(time.Hour), ExpireTime: at(5 * time.Hour), FamilyKey: newest.FamilyKey,
 			AccessHash: newest.Issue(Access).Hash(), AccessExpireTime: at(10 * time.Minute),
 			OldAccessHash: older.Issue(Access).Hash(), OldAccessExpireTime: at(20 * time.Second),
@@ -145,35 +145,35 @@ func TestCheck(t *testing.T) {
 		}
 		return r
 	}
-	end := func(why sessionv1.EndReason) func(*sessionv1.SessionRecord) {
-		return func(r *sessionv1.SessionRecord) { r.End = &sessionv1.SessionEnd{Reason: why} }
+	end := func(why storev1.EndReason) func(*storev1.SessionRecord) {
+		return func(r *storev1.SessionRecord) { r.End = &storev1.SessionEnd{Reason: why} }
 	}
 	stranger := made()
 	stranger.FamilyKey = bytes.Repeat([]byte{7}, FamilyKeyLen)
 	for name, tt := range map[string]struct {
-		record func(*sessionv1.SessionRecord)
+		record func(*storev1.SessionRecord)
 		token  Token
 		until  time.Duration
 		reason errorv1.Reason
 	}{
 		"newest":                      {nil, newest.Issue(Access), 10 * time.Minute, 0},
 		"the one before":              {nil, older.Issue(Access), 20 * time.Second, 0},
-		"until the session is idle":   {func(r *sessionv1.SessionRecord) { r.ActiveTime = at(-55 * time.Minute) }, newest.Issue(Access), 5 * time.Minute, 0},
-		"until its absolute end":      {func(r *sessionv1.SessionRecord) { r.ExpireTime = at(time.Minute) }, newest.Issue(Access), time.Minute, 0},
-		"newest, its time over":       {func(r *sessionv1.SessionRecord) { r.AccessExpireTime = at(0) }, newest.Issue(Access), 0, TokenExpired},
-		"the one before, after grace": {func(r *sessionv1.SessionRecord) { r.OldAccessExpireTime = at(0) }, older.Issue(Access), 0, TokenExpired},
+		"until the session is idle":   {func(r *storev1.SessionRecord) { r.ActiveTime = at(-55 * time.Minute) }, newest.Issue(Access), 5 * time.Minute, 0},
+		"until its absolute end":      {func(r *storev1.SessionRecord) { r.ExpireTime = at(time.Minute) }, newest.Issue(Access), time.Minute, 0},
+		"newest, its time over":       {func(r *storev1.SessionRecord) { r.AccessExpireTime = at(0) }, newest.Issue(Access), 0, TokenExpired},
+		"the one before, after grace": {func(r *storev1.SessionRecord) { r.OldAccessExpireTime = at(0) }, older.Issue(Access), 0, TokenExpired},
 		"an old one":                  {nil, oldest.Issue(Access), 0, TokenExpired},
 		"a refresh token":             {nil, newest.Issue(Refresh), 0, Invalid},
 		"one never issued":            {nil, stranger.Issue(Access), 0, Invalid},
-		"one never issued, when over": {end(sessionv1.EndReason_END_REASON_REVOKED), stranger.Issue(Access), 0, Invalid},
-		"idle":                        {func(r *sessionv1.SessionRecord) { r.ActiveTime = at(-time.Hour) }, newest.Issue(Access), 0, Expired},
-		"too old":                     {func(r *sessionv1.SessionRecord) { r.ExpireTime = at(0) }, newest.Issue(Access), 0, Expired},
-		"signed out":                  {end(sessionv1.EndReason_END_REASON_SIGNED_OUT), newest.Issue(Access), 0, Revoked},
-		"revoked":                     {end(sessionv1.EndReason_END_REASON_REVOKED), older.Issue(Access), 0, Revoked},
-		"reused":                      {end(sessionv1.EndReason_END_REASON_REUSE_DETECTED), oldest.Issue(Access), 0, Revoked},
-		"evicted":                     {end(sessionv1.EndReason_END_REASON_EVICTED), newest.Issue(Access), 0, Revoked},
-		"ended idle":                  {end(sessionv1.EndReason_END_REASON_IDLE_TIMEOUT), newest.Issue(Access), 0, Expired},
-		"an empty record":             {func(r *sessionv1.SessionRecord) { proto.Reset(r) }, newest.Issue(Access), 0, Invalid},
+		"one never issued, when over": {end(storev1.EndReason_END_REASON_REVOKED), stranger.Issue(Access), 0, Invalid},
+		"idle":                        {func(r *storev1.SessionRecord) { r.ActiveTime = at(-time.Hour) }, newest.Issue(Access), 0, Expired},
+		"too old":                     {func(r *storev1.SessionRecord) { r.ExpireTime = at(0) }, newest.Issue(Access), 0, Expired},
+		"signed out":                  {end(storev1.EndReason_END_REASON_SIGNED_OUT), newest.Issue(Access), 0, Revoked},
+		"revoked":                     {end(storev1.EndReason_END_REASON_REVOKED), older.Issue(Access), 0, Revoked},
+		"reused":                      {end(storev1.EndReason_END_REASON_REUSE_DETECTED), oldest.Issue(Access), 0, Revoked},
+		"evicted":                     {end(storev1.EndReason_END_REASON_EVICTED), newest.Issue(Access), 0, Revoked},
+		"ended idle":                  {end(storev1.EndReason_END_REASON_IDLE_TIMEOUT), newest.Issue(Access), 0, Expired},
+		"an empty record":             {func(r *storev1.SessionRecord) { proto.Reset(r) }, newest.Issue(Access), 0, Invalid},
 	} {
 		until, refusal := Check(record(tt.record), tt.token, now)
 		switch {

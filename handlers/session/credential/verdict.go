@@ -6,7 +6,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	errorv1 "holdfast/gen/holdfast/error/v1"
-	sessionv1 "holdfast/gen/holdfast/session/v1"
+	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/handlers/problem"
 )
 
@@ -19,23 +19,23 @@ const (
 )
 
 // Decode reads a session as the database has it.
-func Decode(stored string) (*sessionv1.SessionRecord, error) {
-	r := &sessionv1.SessionRecord{}
+func Decode(stored string) (*storev1.SessionRecord, error) {
+	r := &storev1.SessionRecord{}
 	return r, protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal([]byte(stored), r)
 }
 
 // IdleEnd is when the session ends if its user does nothing more.
-func IdleEnd(r *sessionv1.SessionRecord) time.Time {
+func IdleEnd(r *storev1.SessionRecord) time.Time {
 	return r.GetActiveTime().AsTime().Add(r.GetIdleTimeout().AsDuration())
 }
 
 // End is when a session that is not over will be, if its user does nothing more, and why.
-func End(r *sessionv1.SessionRecord) (time.Time, sessionv1.EndReason) {
+func End(r *storev1.SessionRecord) (time.Time, storev1.EndReason) {
 	idle, absolute := IdleEnd(r), r.GetExpireTime().AsTime()
 	if idle.Before(absolute) {
-		return idle, sessionv1.EndReason_END_REASON_IDLE_TIMEOUT
+		return idle, storev1.EndReason_END_REASON_IDLE_TIMEOUT
 	}
-	return absolute, sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT
+	return absolute, storev1.EndReason_END_REASON_ABSOLUTE_TIMEOUT
 }
 
 // activeStep is how often a session's activity is written at most.
@@ -43,35 +43,35 @@ const activeStep = time.Minute
 
 // Stale is when the activity of a session's user has to be written again: seldom, and often enough for the shortest idle
 // time-out.
-func Stale(r *sessionv1.SessionRecord) time.Time {
+func Stale(r *storev1.SessionRecord) time.Time {
 	return r.GetActiveTime().AsTime().Add(min(activeStep, r.GetIdleTimeout().AsDuration()/4))
 }
 
 // Ended tells whether and why a session is over at now, whether or not that was written down yet.
-func Ended(r *sessionv1.SessionRecord, now time.Time) (sessionv1.EndReason, bool) {
+func Ended(r *storev1.SessionRecord, now time.Time) (storev1.EndReason, bool) {
 	if r.GetEnd() != nil {
 		return r.GetEnd().GetReason(), true
 	}
 	if end, why := End(r); !now.Before(end) {
 		return why, true
 	}
-	return sessionv1.EndReason_END_REASON_UNSPECIFIED, false
+	return storev1.EndReason_END_REASON_UNSPECIFIED, false
 }
 
 // Refusal is what a caller with a token of a session that is over is told.
-func Refusal(why sessionv1.EndReason) *problem.Error {
+func Refusal(why storev1.EndReason) *problem.Error {
 	switch why {
-	case sessionv1.EndReason_END_REASON_IDLE_TIMEOUT:
+	case storev1.EndReason_END_REASON_IDLE_TIMEOUT:
 		return problem.New(Expired, "the session was idle for too long; sign in again")
-	case sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT:
+	case storev1.EndReason_END_REASON_ABSOLUTE_TIMEOUT:
 		return problem.New(Expired, "the session has reached its greatest age; sign in again")
-	case sessionv1.EndReason_END_REASON_REPLACED:
+	case storev1.EndReason_END_REASON_REPLACED:
 		return problem.New(Revoked, "the user has signed in again on this device, in another session")
-	case sessionv1.EndReason_END_REASON_SIGNED_OUT:
+	case storev1.EndReason_END_REASON_SIGNED_OUT:
 		return problem.New(Revoked, "the user has signed out; sign in again")
-	case sessionv1.EndReason_END_REASON_REUSE_DETECTED:
+	case storev1.EndReason_END_REASON_REUSE_DETECTED:
 		return problem.New(Revoked, "a refresh token of the session was used twice, so the session was ended; sign in again")
-	case sessionv1.EndReason_END_REASON_EVICTED:
+	case storev1.EndReason_END_REASON_EVICTED:
 		return problem.New(Revoked, "a newer session has taken the place of this one; sign in again")
 	default:
 		return problem.New(Revoked, "the session was revoked; sign in again")
@@ -86,7 +86,7 @@ func Unknown() *problem.Error {
 
 // Check says whether an access token is good for its session at now, and until when at most. A token that this session
 // never issued is Unknown.
-func Check(r *sessionv1.SessionRecord, t Token, now time.Time) (until time.Time, refusal *problem.Error) {
+func Check(r *storev1.SessionRecord, t Token, now time.Time) (until time.Time, refusal *problem.Error) {
 	newest, old := t.Matches(r.GetAccessHash()), t.Matches(r.GetOldAccessHash())
 	if t.Class != Access || !newest && !old && !t.Issued(r.GetFamilyKey()) {
 		return time.Time{}, Unknown()

@@ -12,7 +12,8 @@ import (
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
-	v1 "holdfast/gen/holdfast/object/v1"
+	v11 "holdfast/gen/holdfast/object/v1"
+	v1 "holdfast/gen/holdfast/store/session/v1"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -40,16 +41,16 @@ type Session struct {
 	// The absolute end.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// Counts the pairs of tokens that were issued.
-	Generation           int64   `protobuf:"varint,8,opt,name=generation,proto3" json:"generation,omitempty"`
-	Device               *Device `protobuf:"bytes,9,opt,name=device,proto3" json:"device,omitempty"`
-	ActiveConversationId string  `protobuf:"bytes,10,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
-	ActiveProjectId      string  `protobuf:"bytes,11,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
+	Generation           int64      `protobuf:"varint,8,opt,name=generation,proto3" json:"generation,omitempty"`
+	Device               *v1.Device `protobuf:"bytes,9,opt,name=device,proto3" json:"device,omitempty"`
+	ActiveConversationId string     `protobuf:"bytes,10,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
+	ActiveProjectId      string     `protobuf:"bytes,11,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
 	// The floor that the session holds; unset: none.
-	Floor *FloorHold `protobuf:"bytes,12,opt,name=floor,proto3" json:"floor,omitempty"`
+	Floor *v1.FloorHold `protobuf:"bytes,12,opt,name=floor,proto3" json:"floor,omitempty"`
 	// Set: the session is over.
-	End *SessionEnd `protobuf:"bytes,13,opt,name=end,proto3" json:"end,omitempty"`
+	End *v1.SessionEnd `protobuf:"bytes,13,opt,name=end,proto3" json:"end,omitempty"`
 	// Those that are there.
-	Connections   []*Connection `protobuf:"bytes,14,rep,name=connections,proto3" json:"connections,omitempty"`
+	Connections   []*v1.Connection `protobuf:"bytes,14,rep,name=connections,proto3" json:"connections,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -140,7 +141,7 @@ func (x *Session) GetGeneration() int64 {
 	return 0
 }
 
-func (x *Session) GetDevice() *Device {
+func (x *Session) GetDevice() *v1.Device {
 	if x != nil {
 		return x.Device
 	}
@@ -161,21 +162,21 @@ func (x *Session) GetActiveProjectId() string {
 	return ""
 }
 
-func (x *Session) GetFloor() *FloorHold {
+func (x *Session) GetFloor() *v1.FloorHold {
 	if x != nil {
 		return x.Floor
 	}
 	return nil
 }
 
-func (x *Session) GetEnd() *SessionEnd {
+func (x *Session) GetEnd() *v1.SessionEnd {
 	if x != nil {
 		return x.End
 	}
 	return nil
 }
 
-func (x *Session) GetConnections() []*Connection {
+func (x *Session) GetConnections() []*v1.Connection {
 	if x != nil {
 		return x.Connections
 	}
@@ -246,8 +247,8 @@ func (x *Tokens) GetRefreshToken() string {
 type CreateSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The user to sign in: for services only.
-	User   string  `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
-	Device *Device `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
+	User   string     `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	Device *v1.Device `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
 	// What the session is on; empty: what the user was last on.
 	ActiveConversationId string `protobuf:"bytes,3,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
 	ActiveProjectId      string `protobuf:"bytes,4,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
@@ -296,7 +297,7 @@ func (x *CreateSessionRequest) GetUser() string {
 	return ""
 }
 
-func (x *CreateSessionRequest) GetDevice() *Device {
+func (x *CreateSessionRequest) GetDevice() *v1.Device {
 	if x != nil {
 		return x.Device
 	}
@@ -336,8 +337,8 @@ type CreateSessionResponse struct {
 	Session *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	Tokens  *Tokens                `protobuf:"bytes,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	// The session that had to end for this one.
-	EvictedSessionIds []string     `protobuf:"bytes,3,rep,name=evicted_session_ids,json=evictedSessionIds,proto3" json:"evicted_session_ids,omitempty"`
-	Metadata          *v1.Metadata `protobuf:"bytes,4,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	EvictedSessionIds []string      `protobuf:"bytes,3,rep,name=evicted_session_ids,json=evictedSessionIds,proto3" json:"evicted_session_ids,omitempty"`
+	Metadata          *v11.Metadata `protobuf:"bytes,4,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -393,7 +394,7 @@ func (x *CreateSessionResponse) GetEvictedSessionIds() []string {
 	return nil
 }
 
-func (x *CreateSessionResponse) GetMetadata() *v1.Metadata {
+func (x *CreateSessionResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -440,7 +441,7 @@ type RefreshSessionResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	Tokens        *Tokens                `protobuf:"bytes,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -489,7 +490,7 @@ func (x *RefreshSessionResponse) GetTokens() *Tokens {
 	return nil
 }
 
-func (x *RefreshSessionResponse) GetMetadata() *v1.Metadata {
+func (x *RefreshSessionResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -543,7 +544,7 @@ func (x *GetSessionRequest) GetSessionId() string {
 type GetSessionResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -585,7 +586,7 @@ func (x *GetSessionResponse) GetSession() *Session {
 	return nil
 }
 
-func (x *GetSessionResponse) GetMetadata() *v1.Metadata {
+func (x *GetSessionResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -648,7 +649,7 @@ func (x *ListSessionsRequest) GetIncludeEnded() bool {
 type ListSessionsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sessions      []*Session             `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -690,7 +691,7 @@ func (x *ListSessionsResponse) GetSessions() []*Session {
 	return nil
 }
 
-func (x *ListSessionsResponse) GetMetadata() *v1.Metadata {
+func (x *ListSessionsResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -784,7 +785,7 @@ func (x *UpdateSessionRequest) GetIfVersion() int64 {
 type UpdateSessionResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -826,7 +827,7 @@ func (x *UpdateSessionResponse) GetSession() *Session {
 	return nil
 }
 
-func (x *UpdateSessionResponse) GetMetadata() *v1.Metadata {
+func (x *UpdateSessionResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -896,7 +897,7 @@ func (x *EndSessionRequest) GetIfVersion() int64 {
 type EndSessionResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -938,7 +939,7 @@ func (x *EndSessionResponse) GetSession() *Session {
 	return nil
 }
 
-func (x *EndSessionResponse) GetMetadata() *v1.Metadata {
+func (x *EndSessionResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1029,7 +1030,7 @@ type RevokeSessionsResponse struct {
 	// Those that this call ended; of all users at most 1,000 of them.
 	SessionIds []string `protobuf:"bytes,1,rep,name=session_ids,json=sessionIds,proto3" json:"session_ids,omitempty"`
 	// Not of all users.
-	Metadata *v1.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata *v11.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	// How many sessions this call ended.
 	SessionCount  int64 `protobuf:"varint,3,opt,name=session_count,json=sessionCount,proto3" json:"session_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1073,7 +1074,7 @@ func (x *RevokeSessionsResponse) GetSessionIds() []string {
 	return nil
 }
 
-func (x *RevokeSessionsResponse) GetMetadata() *v1.Metadata {
+func (x *RevokeSessionsResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1090,8 +1091,8 @@ func (x *RevokeSessionsResponse) GetSessionCount() int64 {
 type OpenConnectionRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	Device    *Device                `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
-	Modality  Modality               `protobuf:"varint,3,opt,name=modality,proto3,enum=holdfast.session.v1.Modality" json:"modality,omitempty"`
+	Device    *v1.Device             `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
+	Modality  v1.Modality            `protobuf:"varint,3,opt,name=modality,proto3,enum=holdfast.store.session.v1.Modality" json:"modality,omitempty"`
 	// What the client can do, in the application's own words.
 	Capabilities  []string `protobuf:"bytes,4,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	RequestId     string   `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1136,18 +1137,18 @@ func (x *OpenConnectionRequest) GetSessionId() string {
 	return ""
 }
 
-func (x *OpenConnectionRequest) GetDevice() *Device {
+func (x *OpenConnectionRequest) GetDevice() *v1.Device {
 	if x != nil {
 		return x.Device
 	}
 	return nil
 }
 
-func (x *OpenConnectionRequest) GetModality() Modality {
+func (x *OpenConnectionRequest) GetModality() v1.Modality {
 	if x != nil {
 		return x.Modality
 	}
-	return Modality_MODALITY_UNSPECIFIED
+	return v1.Modality(0)
 }
 
 func (x *OpenConnectionRequest) GetCapabilities() []string {
@@ -1166,10 +1167,10 @@ func (x *OpenConnectionRequest) GetRequestId() string {
 
 type OpenConnectionResponse struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
-	Connection *Connection            `protobuf:"bytes,1,opt,name=connection,proto3" json:"connection,omitempty"`
+	Connection *v1.Connection         `protobuf:"bytes,1,opt,name=connection,proto3" json:"connection,omitempty"`
 	// The session as it is now: what to go on with.
-	Session       *Session     `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Session       *Session      `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1204,7 +1205,7 @@ func (*OpenConnectionResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{17}
 }
 
-func (x *OpenConnectionResponse) GetConnection() *Connection {
+func (x *OpenConnectionResponse) GetConnection() *v1.Connection {
 	if x != nil {
 		return x.Connection
 	}
@@ -1218,7 +1219,7 @@ func (x *OpenConnectionResponse) GetSession() *Session {
 	return nil
 }
 
-func (x *OpenConnectionResponse) GetMetadata() *v1.Metadata {
+func (x *OpenConnectionResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1230,7 +1231,7 @@ type HeartbeatConnectionRequest struct {
 	SessionId    string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	ConnectionId string                 `protobuf:"bytes,2,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
 	// Unset: as before.
-	Modality Modality `protobuf:"varint,3,opt,name=modality,proto3,enum=holdfast.session.v1.Modality" json:"modality,omitempty"`
+	Modality v1.Modality `protobuf:"varint,3,opt,name=modality,proto3,enum=holdfast.store.session.v1.Modality" json:"modality,omitempty"`
 	// The user did something since the last heartbeat.
 	UserActive    bool   `protobuf:"varint,4,opt,name=user_active,json=userActive,proto3" json:"user_active,omitempty"`
 	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1282,11 +1283,11 @@ func (x *HeartbeatConnectionRequest) GetConnectionId() string {
 	return ""
 }
 
-func (x *HeartbeatConnectionRequest) GetModality() Modality {
+func (x *HeartbeatConnectionRequest) GetModality() v1.Modality {
 	if x != nil {
 		return x.Modality
 	}
-	return Modality_MODALITY_UNSPECIFIED
+	return v1.Modality(0)
 }
 
 func (x *HeartbeatConnectionRequest) GetUserActive() bool {
@@ -1305,8 +1306,8 @@ func (x *HeartbeatConnectionRequest) GetRequestId() string {
 
 type HeartbeatConnectionResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Connection    *Connection            `protobuf:"bytes,1,opt,name=connection,proto3" json:"connection,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Connection    *v1.Connection         `protobuf:"bytes,1,opt,name=connection,proto3" json:"connection,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1341,14 +1342,14 @@ func (*HeartbeatConnectionResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{19}
 }
 
-func (x *HeartbeatConnectionResponse) GetConnection() *Connection {
+func (x *HeartbeatConnectionResponse) GetConnection() *v1.Connection {
 	if x != nil {
 		return x.Connection
 	}
 	return nil
 }
 
-func (x *HeartbeatConnectionResponse) GetMetadata() *v1.Metadata {
+func (x *HeartbeatConnectionResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1417,7 +1418,7 @@ func (x *CloseConnectionRequest) GetRequestId() string {
 
 type CloseConnectionResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,1,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,1,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1452,7 +1453,7 @@ func (*CloseConnectionResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{21}
 }
 
-func (x *CloseConnectionResponse) GetMetadata() *v1.Metadata {
+func (x *CloseConnectionResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1506,13 +1507,13 @@ func (x *GetPresenceRequest) GetUser() string {
 type GetPresenceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// There is at least one connection.
-	Online      bool          `protobuf:"varint,1,opt,name=online,proto3" json:"online,omitempty"`
-	Connections []*Connection `protobuf:"bytes,2,rep,name=connections,proto3" json:"connections,omitempty"`
+	Online      bool             `protobuf:"varint,1,opt,name=online,proto3" json:"online,omitempty"`
+	Connections []*v1.Connection `protobuf:"bytes,2,rep,name=connections,proto3" json:"connections,omitempty"`
 	// The newest of the user's sessions' active times.
 	ActiveTime           *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=active_time,json=activeTime,proto3" json:"active_time,omitempty"`
 	ActiveConversationId string                 `protobuf:"bytes,4,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
 	ActiveProjectId      string                 `protobuf:"bytes,5,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
-	Metadata             *v1.Metadata           `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata             *v11.Metadata          `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -1554,7 +1555,7 @@ func (x *GetPresenceResponse) GetOnline() bool {
 	return false
 }
 
-func (x *GetPresenceResponse) GetConnections() []*Connection {
+func (x *GetPresenceResponse) GetConnections() []*v1.Connection {
 	if x != nil {
 		return x.Connections
 	}
@@ -1582,7 +1583,7 @@ func (x *GetPresenceResponse) GetActiveProjectId() string {
 	return ""
 }
 
-func (x *GetPresenceResponse) GetMetadata() *v1.Metadata {
+func (x *GetPresenceResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1676,9 +1677,9 @@ func (x *AcquireFloorRequest) GetIfVersion() int64 {
 
 type AcquireFloorResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Floor *FloorHold             `protobuf:"bytes,1,opt,name=floor,proto3" json:"floor,omitempty"`
+	Floor *v1.FloorHold          `protobuf:"bytes,1,opt,name=floor,proto3" json:"floor,omitempty"`
 	// Of the conversation.
-	Metadata      *v1.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1713,14 +1714,14 @@ func (*AcquireFloorResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{25}
 }
 
-func (x *AcquireFloorResponse) GetFloor() *FloorHold {
+func (x *AcquireFloorResponse) GetFloor() *v1.FloorHold {
 	if x != nil {
 		return x.Floor
 	}
 	return nil
 }
 
-func (x *AcquireFloorResponse) GetMetadata() *v1.Metadata {
+func (x *AcquireFloorResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1808,7 +1809,7 @@ type ReleaseFloorResponse struct {
 	// False: it was not the connection's.
 	Released bool `protobuf:"varint,1,opt,name=released,proto3" json:"released,omitempty"`
 	// Of the conversation.
-	Metadata      *v1.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1850,7 +1851,7 @@ func (x *ReleaseFloorResponse) GetReleased() bool {
 	return false
 }
 
-func (x *ReleaseFloorResponse) GetMetadata() *v1.Metadata {
+func (x *ReleaseFloorResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1914,16 +1915,16 @@ type WatchSessionResponse struct {
 	// The session as it is now, with its connections and its floor.
 	Session *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	// All connections of the user, of this session and the others.
-	Connections []*Connection `protobuf:"bytes,2,rep,name=connections,proto3" json:"connections,omitempty"`
+	Connections []*v1.Connection `protobuf:"bytes,2,rep,name=connections,proto3" json:"connections,omitempty"`
 	// Set from five minutes before the session's absolute end on: when that is.
 	ExpiryWarning *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expiry_warning,json=expiryWarning,proto3" json:"expiry_warning,omitempty"`
 	// Set in the last message: the session is over.
-	End *SessionEnd `protobuf:"bytes,4,opt,name=end,proto3" json:"end,omitempty"`
+	End *v1.SessionEnd `protobuf:"bytes,4,opt,name=end,proto3" json:"end,omitempty"`
 	// A snapshot: forget what came before.
 	Reset_ bool `protobuf:"varint,5,opt,name=reset,proto3" json:"reset,omitempty"`
 	// Nothing happened for a while; only metadata.version is set.
-	Heartbeat     bool         `protobuf:"varint,6,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,7,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Heartbeat     bool          `protobuf:"varint,6,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,7,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1965,7 +1966,7 @@ func (x *WatchSessionResponse) GetSession() *Session {
 	return nil
 }
 
-func (x *WatchSessionResponse) GetConnections() []*Connection {
+func (x *WatchSessionResponse) GetConnections() []*v1.Connection {
 	if x != nil {
 		return x.Connections
 	}
@@ -1979,7 +1980,7 @@ func (x *WatchSessionResponse) GetExpiryWarning() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *WatchSessionResponse) GetEnd() *SessionEnd {
+func (x *WatchSessionResponse) GetEnd() *v1.SessionEnd {
 	if x != nil {
 		return x.End
 	}
@@ -2000,7 +2001,7 @@ func (x *WatchSessionResponse) GetHeartbeat() bool {
 	return false
 }
 
-func (x *WatchSessionResponse) GetMetadata() *v1.Metadata {
+func (x *WatchSessionResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2072,10 +2073,10 @@ func (x *ListSecurityEventsRequest) GetPageSize() int32 {
 type ListSecurityEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest first.
-	Events []*SecurityEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	Events []*v1.SecurityEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// Older ones follow.
-	HasMore       bool         `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	HasMore       bool          `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2110,7 +2111,7 @@ func (*ListSecurityEventsResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{31}
 }
 
-func (x *ListSecurityEventsResponse) GetEvents() []*SecurityEvent {
+func (x *ListSecurityEventsResponse) GetEvents() []*v1.SecurityEvent {
 	if x != nil {
 		return x.Events
 	}
@@ -2124,7 +2125,7 @@ func (x *ListSecurityEventsResponse) GetHasMore() bool {
 	return false
 }
 
-func (x *ListSecurityEventsResponse) GetMetadata() *v1.Metadata {
+func (x *ListSecurityEventsResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2133,7 +2134,7 @@ func (x *ListSecurityEventsResponse) GetMetadata() *v1.Metadata {
 
 type ConfigureSessionsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Settings      *SessionSettings       `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
+	Settings      *v1.SessionSettings    `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
 	RequestId     string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	IfVersion     int64                  `protobuf:"varint,3,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2170,7 +2171,7 @@ func (*ConfigureSessionsRequest) Descriptor() ([]byte, []int) {
 	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{32}
 }
 
-func (x *ConfigureSessionsRequest) GetSettings() *SessionSettings {
+func (x *ConfigureSessionsRequest) GetSettings() *v1.SessionSettings {
 	if x != nil {
 		return x.Settings
 	}
@@ -2193,8 +2194,8 @@ func (x *ConfigureSessionsRequest) GetIfVersion() int64 {
 
 type ConfigureSessionsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Settings      *SessionSettings       `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Settings      *v1.SessionSettings    `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2229,14 +2230,14 @@ func (*ConfigureSessionsResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{33}
 }
 
-func (x *ConfigureSessionsResponse) GetSettings() *SessionSettings {
+func (x *ConfigureSessionsResponse) GetSettings() *v1.SessionSettings {
 	if x != nil {
 		return x.Settings
 	}
 	return nil
 }
 
-func (x *ConfigureSessionsResponse) GetMetadata() *v1.Metadata {
+func (x *ConfigureSessionsResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2281,9 +2282,9 @@ func (*GetSessionSettingsRequest) Descriptor() ([]byte, []int) {
 
 type GetSessionSettingsResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
-	Settings *SessionSettings       `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
+	Settings *v1.SessionSettings    `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
 	// Version 0: the tenant has set none.
-	Metadata      *v1.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2318,14 +2319,14 @@ func (*GetSessionSettingsResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{35}
 }
 
-func (x *GetSessionSettingsResponse) GetSettings() *SessionSettings {
+func (x *GetSessionSettingsResponse) GetSettings() *v1.SessionSettings {
 	if x != nil {
 		return x.Settings
 	}
 	return nil
 }
 
-func (x *GetSessionSettingsResponse) GetMetadata() *v1.Metadata {
+func (x *GetSessionSettingsResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2336,7 +2337,7 @@ var File_holdfast_session_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"!holdfast/session/v1/service.proto\x12\x13holdfast.session.v1\x1a\x1bbuf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fholdfast/object/v1/object.proto\x1a\x1fholdfast/session/v1/state.proto\"\xb6\x05\n" +
+	"!holdfast/session/v1/service.proto\x12\x13holdfast.session.v1\x1a\x1bbuf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fholdfast/object/v1/object.proto\x1a%holdfast/store/session/v1/state.proto\"\xce\x05\n" +
 	"\aSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x12\n" +
@@ -2351,21 +2352,21 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"expireTime\x12\x1e\n" +
 	"\n" +
 	"generation\x18\b \x01(\x03R\n" +
-	"generation\x123\n" +
-	"\x06device\x18\t \x01(\v2\x1b.holdfast.session.v1.DeviceR\x06device\x124\n" +
+	"generation\x129\n" +
+	"\x06device\x18\t \x01(\v2!.holdfast.store.session.v1.DeviceR\x06device\x124\n" +
 	"\x16active_conversation_id\x18\n" +
 	" \x01(\tR\x14activeConversationId\x12*\n" +
-	"\x11active_project_id\x18\v \x01(\tR\x0factiveProjectId\x124\n" +
-	"\x05floor\x18\f \x01(\v2\x1e.holdfast.session.v1.FloorHoldR\x05floor\x121\n" +
-	"\x03end\x18\r \x01(\v2\x1f.holdfast.session.v1.SessionEndR\x03end\x12A\n" +
-	"\vconnections\x18\x0e \x03(\v2\x1f.holdfast.session.v1.ConnectionR\vconnections\"\xa4\x01\n" +
+	"\x11active_project_id\x18\v \x01(\tR\x0factiveProjectId\x12:\n" +
+	"\x05floor\x18\f \x01(\v2$.holdfast.store.session.v1.FloorHoldR\x05floor\x127\n" +
+	"\x03end\x18\r \x01(\v2%.holdfast.store.session.v1.SessionEndR\x03end\x12G\n" +
+	"\vconnections\x18\x0e \x03(\v2%.holdfast.store.session.v1.ConnectionR\vconnections\"\xa4\x01\n" +
 	"\x06Tokens\x12&\n" +
 	"\faccess_token\x18\x01 \x01(\tB\x03\x80\x01\x01R\vaccessToken\x12H\n" +
 	"\x12access_expire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x10accessExpireTime\x12(\n" +
-	"\rrefresh_token\x18\x03 \x01(\tB\x03\x80\x01\x01R\frefreshToken\"\xfa\x02\n" +
+	"\rrefresh_token\x18\x03 \x01(\tB\x03\x80\x01\x01R\frefreshToken\"\x80\x03\n" +
 	"\x14CreateSessionRequest\x12\x1c\n" +
-	"\x04user\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\x123\n" +
-	"\x06device\x18\x02 \x01(\v2\x1b.holdfast.session.v1.DeviceR\x06device\x12R\n" +
+	"\x04user\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\x129\n" +
+	"\x06device\x18\x02 \x01(\v2!.holdfast.store.session.v1.DeviceR\x06device\x12R\n" +
 	"\x16active_conversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x14activeConversationId\x12H\n" +
 	"\x11active_project_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x0factiveProjectId\x12'\n" +
 	"\n" +
@@ -2431,34 +2432,34 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\vsession_ids\x18\x01 \x03(\tR\n" +
 	"sessionIds\x128\n" +
 	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12#\n" +
-	"\rsession_count\x18\x03 \x01(\x03R\fsessionCount\"\xad\x02\n" +
+	"\rsession_count\x18\x03 \x01(\x03R\fsessionCount\"\xb9\x02\n" +
 	"\x15OpenConnectionRequest\x127\n" +
 	"\n" +
-	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x123\n" +
-	"\x06device\x18\x02 \x01(\v2\x1b.holdfast.session.v1.DeviceR\x06device\x12E\n" +
-	"\bmodality\x18\x03 \x01(\x0e2\x1d.holdfast.session.v1.ModalityB\n" +
+	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x129\n" +
+	"\x06device\x18\x02 \x01(\v2!.holdfast.store.session.v1.DeviceR\x06device\x12K\n" +
+	"\bmodality\x18\x03 \x01(\x0e2#.holdfast.store.session.v1.ModalityB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\bmodality\x126\n" +
 	"\fcapabilities\x18\x04 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x10\x18\x01\"\x06r\x04 \x01(@R\fcapabilities\x12'\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\"\xcb\x01\n" +
-	"\x16OpenConnectionResponse\x12?\n" +
+	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\"\xd1\x01\n" +
+	"\x16OpenConnectionResponse\x12E\n" +
 	"\n" +
-	"connection\x18\x01 \x01(\v2\x1f.holdfast.session.v1.ConnectionR\n" +
+	"connection\x18\x01 \x01(\v2%.holdfast.store.session.v1.ConnectionR\n" +
 	"connection\x126\n" +
 	"\asession\x18\x02 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa0\x02\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa6\x02\n" +
 	"\x1aHeartbeatConnectionRequest\x127\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12:\n" +
-	"\rconnection_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[a-z2-7]{16}$R\fconnectionId\x12C\n" +
-	"\bmodality\x18\x03 \x01(\x0e2\x1d.holdfast.session.v1.ModalityB\b\xbaH\x05\x82\x01\x02\x10\x01R\bmodality\x12\x1f\n" +
+	"\rconnection_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[a-z2-7]{16}$R\fconnectionId\x12I\n" +
+	"\bmodality\x18\x03 \x01(\x0e2#.holdfast.store.session.v1.ModalityB\b\xbaH\x05\x82\x01\x02\x10\x01R\bmodality\x12\x1f\n" +
 	"\vuser_active\x18\x04 \x01(\bR\n" +
 	"userActive\x12'\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\"\x98\x01\n" +
-	"\x1bHeartbeatConnectionResponse\x12?\n" +
+	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\"\x9e\x01\n" +
+	"\x1bHeartbeatConnectionResponse\x12E\n" +
 	"\n" +
-	"connection\x18\x01 \x01(\v2\x1f.holdfast.session.v1.ConnectionR\n" +
+	"connection\x18\x01 \x01(\v2%.holdfast.store.session.v1.ConnectionR\n" +
 	"connection\x128\n" +
 	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb6\x01\n" +
 	"\x16CloseConnectionRequest\x127\n" +
@@ -2470,10 +2471,10 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\x17CloseConnectionResponse\x128\n" +
 	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"2\n" +
 	"\x12GetPresenceRequest\x12\x1c\n" +
-	"\x04user\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\"\xc9\x02\n" +
+	"\x04user\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\"\xcf\x02\n" +
 	"\x13GetPresenceResponse\x12\x16\n" +
-	"\x06online\x18\x01 \x01(\bR\x06online\x12A\n" +
-	"\vconnections\x18\x02 \x03(\v2\x1f.holdfast.session.v1.ConnectionR\vconnections\x12;\n" +
+	"\x06online\x18\x01 \x01(\bR\x06online\x12G\n" +
+	"\vconnections\x18\x02 \x03(\v2%.holdfast.store.session.v1.ConnectionR\vconnections\x12;\n" +
 	"\vactive_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"activeTime\x124\n" +
 	"\x16active_conversation_id\x18\x04 \x01(\tR\x14activeConversationId\x12*\n" +
@@ -2488,9 +2489,9 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
-	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x86\x01\n" +
-	"\x14AcquireFloorResponse\x124\n" +
-	"\x05floor\x18\x01 \x01(\v2\x1e.holdfast.session.v1.FloorHoldR\x05floor\x128\n" +
+	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x8c\x01\n" +
+	"\x14AcquireFloorResponse\x12:\n" +
+	"\x05floor\x18\x01 \x01(\v2$.holdfast.store.session.v1.FloorHoldR\x05floor\x128\n" +
 	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa2\x02\n" +
 	"\x13ReleaseFloorRequest\x12E\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x127\n" +
@@ -2507,12 +2508,12 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\x13WatchSessionRequest\x127\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12,\n" +
-	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\xf5\x02\n" +
+	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\x81\x03\n" +
 	"\x14WatchSessionResponse\x126\n" +
-	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x12A\n" +
-	"\vconnections\x18\x02 \x03(\v2\x1f.holdfast.session.v1.ConnectionR\vconnections\x12A\n" +
-	"\x0eexpiry_warning\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\rexpiryWarning\x121\n" +
-	"\x03end\x18\x04 \x01(\v2\x1f.holdfast.session.v1.SessionEndR\x03end\x12\x14\n" +
+	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x12G\n" +
+	"\vconnections\x18\x02 \x03(\v2%.holdfast.store.session.v1.ConnectionR\vconnections\x12A\n" +
+	"\x0eexpiry_warning\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\rexpiryWarning\x127\n" +
+	"\x03end\x18\x04 \x01(\v2%.holdfast.store.session.v1.SessionEndR\x03end\x12\x14\n" +
 	"\x05reset\x18\x05 \x01(\bR\x05reset\x12\x1c\n" +
 	"\theartbeat\x18\x06 \x01(\bR\theartbeat\x128\n" +
 	"\bmetadata\x18\a \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x8a\x01\n" +
@@ -2521,23 +2522,23 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"before_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tbeforeSeq\x12'\n" +
 	"\tpage_size\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xad\x01\n" +
-	"\x1aListSecurityEventsResponse\x12:\n" +
-	"\x06events\x18\x01 \x03(\v2\".holdfast.session.v1.SecurityEventR\x06events\x12\x19\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xb3\x01\n" +
+	"\x1aListSecurityEventsResponse\x12@\n" +
+	"\x06events\x18\x01 \x03(\v2(.holdfast.store.session.v1.SecurityEventR\x06events\x12\x19\n" +
 	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb5\x01\n" +
-	"\x18ConfigureSessionsRequest\x12H\n" +
-	"\bsettings\x18\x01 \x01(\v2$.holdfast.session.v1.SessionSettingsB\x06\xbaH\x03\xc8\x01\x01R\bsettings\x12'\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xbb\x01\n" +
+	"\x18ConfigureSessionsRequest\x12N\n" +
+	"\bsettings\x18\x01 \x01(\v2*.holdfast.store.session.v1.SessionSettingsB\x06\xbaH\x03\xc8\x01\x01R\bsettings\x12'\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
-	"if_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x97\x01\n" +
-	"\x19ConfigureSessionsResponse\x12@\n" +
-	"\bsettings\x18\x01 \x01(\v2$.holdfast.session.v1.SessionSettingsR\bsettings\x128\n" +
+	"if_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x9d\x01\n" +
+	"\x19ConfigureSessionsResponse\x12F\n" +
+	"\bsettings\x18\x01 \x01(\v2*.holdfast.store.session.v1.SessionSettingsR\bsettings\x128\n" +
 	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x1b\n" +
-	"\x19GetSessionSettingsRequest\"\x98\x01\n" +
-	"\x1aGetSessionSettingsResponse\x12@\n" +
-	"\bsettings\x18\x01 \x01(\v2$.holdfast.session.v1.SessionSettingsR\bsettings\x128\n" +
+	"\x19GetSessionSettingsRequest\"\x9e\x01\n" +
+	"\x1aGetSessionSettingsResponse\x12F\n" +
+	"\bsettings\x18\x01 \x01(\v2*.holdfast.store.session.v1.SessionSettingsR\bsettings\x128\n" +
 	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata2\xc9\x0e\n" +
 	"\x0eSessionService\x12h\n" +
 	"\rCreateSession\x12).holdfast.session.v1.CreateSessionRequest\x1a*.holdfast.session.v1.CreateSessionResponse\"\x00\x12k\n" +
@@ -2612,27 +2613,27 @@ var file_holdfast_session_v1_service_proto_goTypes = []any{
 	(*GetSessionSettingsRequest)(nil),   // 34: holdfast.session.v1.GetSessionSettingsRequest
 	(*GetSessionSettingsResponse)(nil),  // 35: holdfast.session.v1.GetSessionSettingsResponse
 	(*timestamppb.Timestamp)(nil),       // 36: google.protobuf.Timestamp
-	(*Device)(nil),                      // 37: holdfast.session.v1.Device
-	(*FloorHold)(nil),                   // 38: holdfast.session.v1.FloorHold
-	(*SessionEnd)(nil),                  // 39: holdfast.session.v1.SessionEnd
-	(*Connection)(nil),                  // 40: holdfast.session.v1.Connection
-	(*v1.Metadata)(nil),                 // 41: holdfast.object.v1.Metadata
+	(*v1.Device)(nil),                   // 37: holdfast.store.session.v1.Device
+	(*v1.FloorHold)(nil),                // 38: holdfast.store.session.v1.FloorHold
+	(*v1.SessionEnd)(nil),               // 39: holdfast.store.session.v1.SessionEnd
+	(*v1.Connection)(nil),               // 40: holdfast.store.session.v1.Connection
+	(*v11.Metadata)(nil),                // 41: holdfast.object.v1.Metadata
 	(*fieldmaskpb.FieldMask)(nil),       // 42: google.protobuf.FieldMask
-	(Modality)(0),                       // 43: holdfast.session.v1.Modality
-	(*SecurityEvent)(nil),               // 44: holdfast.session.v1.SecurityEvent
-	(*SessionSettings)(nil),             // 45: holdfast.session.v1.SessionSettings
+	(v1.Modality)(0),                    // 43: holdfast.store.session.v1.Modality
+	(*v1.SecurityEvent)(nil),            // 44: holdfast.store.session.v1.SecurityEvent
+	(*v1.SessionSettings)(nil),          // 45: holdfast.store.session.v1.SessionSettings
 }
 var file_holdfast_session_v1_service_proto_depIdxs = []int32{
 	36, // 0: holdfast.session.v1.Session.create_time:type_name -> google.protobuf.Timestamp
 	36, // 1: holdfast.session.v1.Session.active_time:type_name -> google.protobuf.Timestamp
 	36, // 2: holdfast.session.v1.Session.idle_expire_time:type_name -> google.protobuf.Timestamp
 	36, // 3: holdfast.session.v1.Session.expire_time:type_name -> google.protobuf.Timestamp
-	37, // 4: holdfast.session.v1.Session.device:type_name -> holdfast.session.v1.Device
-	38, // 5: holdfast.session.v1.Session.floor:type_name -> holdfast.session.v1.FloorHold
-	39, // 6: holdfast.session.v1.Session.end:type_name -> holdfast.session.v1.SessionEnd
-	40, // 7: holdfast.session.v1.Session.connections:type_name -> holdfast.session.v1.Connection
+	37, // 4: holdfast.session.v1.Session.device:type_name -> holdfast.store.session.v1.Device
+	38, // 5: holdfast.session.v1.Session.floor:type_name -> holdfast.store.session.v1.FloorHold
+	39, // 6: holdfast.session.v1.Session.end:type_name -> holdfast.store.session.v1.SessionEnd
+	40, // 7: holdfast.session.v1.Session.connections:type_name -> holdfast.store.session.v1.Connection
 	36, // 8: holdfast.session.v1.Tokens.access_expire_time:type_name -> google.protobuf.Timestamp
-	37, // 9: holdfast.session.v1.CreateSessionRequest.device:type_name -> holdfast.session.v1.Device
+	37, // 9: holdfast.session.v1.CreateSessionRequest.device:type_name -> holdfast.store.session.v1.Device
 	0,  // 10: holdfast.session.v1.CreateSessionResponse.session:type_name -> holdfast.session.v1.Session
 	1,  // 11: holdfast.session.v1.CreateSessionResponse.tokens:type_name -> holdfast.session.v1.Tokens
 	41, // 12: holdfast.session.v1.CreateSessionResponse.metadata:type_name -> holdfast.object.v1.Metadata
@@ -2649,32 +2650,32 @@ var file_holdfast_session_v1_service_proto_depIdxs = []int32{
 	0,  // 23: holdfast.session.v1.EndSessionResponse.session:type_name -> holdfast.session.v1.Session
 	41, // 24: holdfast.session.v1.EndSessionResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	41, // 25: holdfast.session.v1.RevokeSessionsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	37, // 26: holdfast.session.v1.OpenConnectionRequest.device:type_name -> holdfast.session.v1.Device
-	43, // 27: holdfast.session.v1.OpenConnectionRequest.modality:type_name -> holdfast.session.v1.Modality
-	40, // 28: holdfast.session.v1.OpenConnectionResponse.connection:type_name -> holdfast.session.v1.Connection
+	37, // 26: holdfast.session.v1.OpenConnectionRequest.device:type_name -> holdfast.store.session.v1.Device
+	43, // 27: holdfast.session.v1.OpenConnectionRequest.modality:type_name -> holdfast.store.session.v1.Modality
+	40, // 28: holdfast.session.v1.OpenConnectionResponse.connection:type_name -> holdfast.store.session.v1.Connection
 	0,  // 29: holdfast.session.v1.OpenConnectionResponse.session:type_name -> holdfast.session.v1.Session
 	41, // 30: holdfast.session.v1.OpenConnectionResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	43, // 31: holdfast.session.v1.HeartbeatConnectionRequest.modality:type_name -> holdfast.session.v1.Modality
-	40, // 32: holdfast.session.v1.HeartbeatConnectionResponse.connection:type_name -> holdfast.session.v1.Connection
+	43, // 31: holdfast.session.v1.HeartbeatConnectionRequest.modality:type_name -> holdfast.store.session.v1.Modality
+	40, // 32: holdfast.session.v1.HeartbeatConnectionResponse.connection:type_name -> holdfast.store.session.v1.Connection
 	41, // 33: holdfast.session.v1.HeartbeatConnectionResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	41, // 34: holdfast.session.v1.CloseConnectionResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	40, // 35: holdfast.session.v1.GetPresenceResponse.connections:type_name -> holdfast.session.v1.Connection
+	40, // 35: holdfast.session.v1.GetPresenceResponse.connections:type_name -> holdfast.store.session.v1.Connection
 	36, // 36: holdfast.session.v1.GetPresenceResponse.active_time:type_name -> google.protobuf.Timestamp
 	41, // 37: holdfast.session.v1.GetPresenceResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	38, // 38: holdfast.session.v1.AcquireFloorResponse.floor:type_name -> holdfast.session.v1.FloorHold
+	38, // 38: holdfast.session.v1.AcquireFloorResponse.floor:type_name -> holdfast.store.session.v1.FloorHold
 	41, // 39: holdfast.session.v1.AcquireFloorResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	41, // 40: holdfast.session.v1.ReleaseFloorResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	0,  // 41: holdfast.session.v1.WatchSessionResponse.session:type_name -> holdfast.session.v1.Session
-	40, // 42: holdfast.session.v1.WatchSessionResponse.connections:type_name -> holdfast.session.v1.Connection
+	40, // 42: holdfast.session.v1.WatchSessionResponse.connections:type_name -> holdfast.store.session.v1.Connection
 	36, // 43: holdfast.session.v1.WatchSessionResponse.expiry_warning:type_name -> google.protobuf.Timestamp
-	39, // 44: holdfast.session.v1.WatchSessionResponse.end:type_name -> holdfast.session.v1.SessionEnd
+	39, // 44: holdfast.session.v1.WatchSessionResponse.end:type_name -> holdfast.store.session.v1.SessionEnd
 	41, // 45: holdfast.session.v1.WatchSessionResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	44, // 46: holdfast.session.v1.ListSecurityEventsResponse.events:type_name -> holdfast.session.v1.SecurityEvent
+	44, // 46: holdfast.session.v1.ListSecurityEventsResponse.events:type_name -> holdfast.store.session.v1.SecurityEvent
 	41, // 47: holdfast.session.v1.ListSecurityEventsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	45, // 48: holdfast.session.v1.ConfigureSessionsRequest.settings:type_name -> holdfast.session.v1.SessionSettings
-	45, // 49: holdfast.session.v1.ConfigureSessionsResponse.settings:type_name -> holdfast.session.v1.SessionSettings
+	45, // 48: holdfast.session.v1.ConfigureSessionsRequest.settings:type_name -> holdfast.store.session.v1.SessionSettings
+	45, // 49: holdfast.session.v1.ConfigureSessionsResponse.settings:type_name -> holdfast.store.session.v1.SessionSettings
 	41, // 50: holdfast.session.v1.ConfigureSessionsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	45, // 51: holdfast.session.v1.GetSessionSettingsResponse.settings:type_name -> holdfast.session.v1.SessionSettings
+	45, // 51: holdfast.session.v1.GetSessionSettingsResponse.settings:type_name -> holdfast.store.session.v1.SessionSettings
 	41, // 52: holdfast.session.v1.GetSessionSettingsResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	2,  // 53: holdfast.session.v1.SessionService.CreateSession:input_type -> holdfast.session.v1.CreateSessionRequest
 	4,  // 54: holdfast.session.v1.SessionService.RefreshSession:input_type -> holdfast.session.v1.RefreshSessionRequest
@@ -2722,7 +2723,6 @@ func file_holdfast_session_v1_service_proto_init() {
 	if File_holdfast_session_v1_service_proto != nil {
 		return
 	}
-	file_holdfast_session_v1_state_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -2,7 +2,7 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        (unknown)
-// source: holdfast/session/v1/state.proto
+// source: holdfast/store/session/v1/state.proto
 
 // What a user's sessions store. The names of these fields are the on-disk format for ever: a field may be added,
 // never renamed, retyped or reused.
@@ -81,11 +81,11 @@ func (x EndReason) String() string {
 }
 
 func (EndReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_session_v1_state_proto_enumTypes[0].Descriptor()
+	return file_holdfast_store_session_v1_state_proto_enumTypes[0].Descriptor()
 }
 
 func (EndReason) Type() protoreflect.EnumType {
-	return &file_holdfast_session_v1_state_proto_enumTypes[0]
+	return &file_holdfast_store_session_v1_state_proto_enumTypes[0]
 }
 
 func (x EndReason) Number() protoreflect.EnumNumber {
@@ -94,7 +94,7 @@ func (x EndReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EndReason.Descriptor instead.
 func (EndReason) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_state_proto_rawDescGZIP(), []int{0}
+	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{0}
 }
 
 // Modality is how the user talks over a connection.
@@ -134,11 +134,11 @@ func (x Modality) String() string {
 }
 
 func (Modality) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_session_v1_state_proto_enumTypes[1].Descriptor()
+	return file_holdfast_store_session_v1_state_proto_enumTypes[1].Descriptor()
 }
 
 func (Modality) Type() protoreflect.EnumType {
-	return &file_holdfast_session_v1_state_proto_enumTypes[1]
+	return &file_holdfast_store_session_v1_state_proto_enumTypes[1]
 }
 
 func (x Modality) Number() protoreflect.EnumNumber {
@@ -147,7 +147,7 @@ func (x Modality) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Modality.Descriptor instead.
 func (Modality) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{1}
 }
 
 // SecurityEventType is what happened.
@@ -198,11 +198,11 @@ func (x SecurityEventType) String() string {
 }
 
 func (SecurityEventType) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_session_v1_state_proto_enumTypes[2].Descriptor()
+	return file_holdfast_store_session_v1_state_proto_enumTypes[2].Descriptor()
 }
 
 func (SecurityEventType) Type() protoreflect.EnumType {
-	return &file_holdfast_session_v1_state_proto_enumTypes[2]
+	return &file_holdfast_store_session_v1_state_proto_enumTypes[2]
 }
 
 func (x SecurityEventType) Number() protoreflect.EnumNumber {
@@ -211,7 +211,7 @@ func (x SecurityEventType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SecurityEventType.Descriptor instead.
 func (SecurityEventType) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{2}
 }
 
 // SessionLimitPolicy is what a sign-in at the limit of sessions does.
@@ -250,11 +250,11 @@ func (x SessionLimitPolicy) String() string {
 }
 
 func (SessionLimitPolicy) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_session_v1_state_proto_enumTypes[3].Descriptor()
+	return file_holdfast_store_session_v1_state_proto_enumTypes[3].Descriptor()
 }
 
 func (SessionLimitPolicy) Type() protoreflect.EnumType {
-	return &file_holdfast_session_v1_state_proto_enumTypes[3]
+	return &file_holdfast_store_session_v1_state_proto_enumTypes[3]
 }
 
 func (x SessionLimitPolicy) Number() protoreflect.EnumNumber {
@@ -263,7 +263,7 @@ func (x SessionLimitPolicy) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SessionLimitPolicy.Descriptor instead.
 func (SessionLimitPolicy) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{3}
 }
 
 // UserSessions is all that one user's sessions are: one object of the kind "user_sessions" per user, so that a limit, a
@@ -286,7 +286,7 @@ type UserSessions struct {
 
 func (x *UserSessions) Reset() {
 	*x = UserSessions{}
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[0]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -298,7 +298,7 @@ func (x *UserSessions) String() string {
 func (*UserSessions) ProtoMessage() {}
 
 func (x *UserSessions) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[0]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -311,7 +311,7 @@ func (x *UserSessions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserSessions.ProtoReflect.Descriptor instead.
 func (*UserSessions) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_state_proto_rawDescGZIP(), []int{0}
+	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *UserSessions) GetUser() string {
@@ -399,7 +399,7 @@ type SessionRecord struct {
 
 func (x *SessionRecord) Reset() {
 	*x = SessionRecord{}
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -411,7 +411,7 @@ func (x *SessionRecord) String() string {
 func (*SessionRecord) ProtoMessage() {}
 
 func (x *SessionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -424,7 +424,7 @@ func (x *SessionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRecord.ProtoReflect.Descriptor instead.
 func (*SessionRecord) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *SessionRecord) GetCreateTime() *timestamppb.Timestamp {
@@ -577,7 +577,7 @@ func (x *SessionRecord) GetEnd() *SessionEnd {
 // SessionEnd says why a session is over.
 type SessionEnd struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reason        EndReason              `protobuf:"varint,1,opt,name=reason,proto3,enum=holdfast.session.v1.EndReason" json:"reason,omitempty"`
+	Reason        EndReason              `protobuf:"varint,1,opt,name=reason,proto3,enum=holdfast.store.session.v1.EndReason" json:"reason,omitempty"`
 	EndTime       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -585,7 +585,7 @@ type SessionEnd struct {
 
 func (x *SessionEnd) Reset() {
 	*x = SessionEnd{}
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -597,7 +597,7 @@ func (x *SessionEnd) String() string {
 func (*SessionEnd) ProtoMessage() {}
 
 func (x *SessionEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -610,7 +610,7 @@ func (x *SessionEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionEnd.ProtoReflect.Descriptor instead.
 func (*SessionEnd) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SessionEnd) GetReason() EndReason {
@@ -642,7 +642,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +654,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +667,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Device) GetName() string {
@@ -704,7 +704,7 @@ type Connection struct {
 	ConnectionId string                 `protobuf:"bytes,1,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
 	SessionId    string                 `protobuf:"bytes,2,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	Device       *Device                `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
-	Modality     Modality               `protobuf:"varint,4,opt,name=modality,proto3,enum=holdfast.session.v1.Modality" json:"modality,omitempty"`
+	Modality     Modality               `protobuf:"varint,4,opt,name=modality,proto3,enum=holdfast.store.session.v1.Modality" json:"modality,omitempty"`
 	Capabilities []string               `protobuf:"bytes,5,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	OpenTime     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
 	// Written at most once in a third of the timeout.
@@ -719,7 +719,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +731,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +744,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Connection) GetConnectionId() string {
@@ -824,7 +824,7 @@ type FloorHold struct {
 
 func (x *FloorHold) Reset() {
 	*x = FloorHold{}
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +836,7 @@ func (x *FloorHold) String() string {
 func (*FloorHold) ProtoMessage() {}
 
 func (x *FloorHold) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +849,7 @@ func (x *FloorHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FloorHold.ProtoReflect.Descriptor instead.
 func (*FloorHold) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *FloorHold) GetConversationId() string {
@@ -886,13 +886,13 @@ type SecurityEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 for the first event of the user, +1 for each.
 	Seq       int64                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
-	Type      SecurityEventType      `protobuf:"varint,2,opt,name=type,proto3,enum=holdfast.session.v1.SecurityEventType" json:"type,omitempty"`
+	Type      SecurityEventType      `protobuf:"varint,2,opt,name=type,proto3,enum=holdfast.store.session.v1.SecurityEventType" json:"type,omitempty"`
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
 	SessionId string                 `protobuf:"bytes,4,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// Who did it: the user's id, "service" or "server".
 	Actor string `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
 	// Why the session ended; of SESSION_ENDED.
-	EndReason EndReason `protobuf:"varint,6,opt,name=end_reason,json=endReason,proto3,enum=holdfast.session.v1.EndReason" json:"end_reason,omitempty"`
+	EndReason EndReason `protobuf:"varint,6,opt,name=end_reason,json=endReason,proto3,enum=holdfast.store.session.v1.EndReason" json:"end_reason,omitempty"`
 	// The generation of the token that was presented; of TOKENS_REFRESHED and REUSE_DETECTED.
 	Generation int64 `protobuf:"varint,7,opt,name=generation,proto3" json:"generation,omitempty"`
 	// How many credentials were refused since the first of them; of CREDENTIALS_REFUSED.
@@ -905,7 +905,7 @@ type SecurityEvent struct {
 
 func (x *SecurityEvent) Reset() {
 	*x = SecurityEvent{}
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +917,7 @@ func (x *SecurityEvent) String() string {
 func (*SecurityEvent) ProtoMessage() {}
 
 func (x *SecurityEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +930,7 @@ func (x *SecurityEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecurityEvent.ProtoReflect.Descriptor instead.
 func (*SecurityEvent) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SecurityEvent) GetSeq() int64 {
@@ -1009,7 +1009,7 @@ type SessionSettings struct {
 	// How many sessions a user may have at once: 1 to 50; default 10.
 	MaxSessions int32 `protobuf:"varint,4,opt,name=max_sessions,json=maxSessions,proto3" json:"max_sessions,omitempty"`
 	// What a sign-in beyond that does; default: evict the oldest.
-	LimitPolicy SessionLimitPolicy `protobuf:"varint,5,opt,name=limit_policy,json=limitPolicy,proto3,enum=holdfast.session.v1.SessionLimitPolicy" json:"limit_policy,omitempty"`
+	LimitPolicy SessionLimitPolicy `protobuf:"varint,5,opt,name=limit_policy,json=limitPolicy,proto3,enum=holdfast.store.session.v1.SessionLimitPolicy" json:"limit_policy,omitempty"`
 	// How long a retry of a refresh gets the same tokens again: up to 60 s; default 30 s. 0 s: never.
 	RefreshGrace *durationpb.Duration `protobuf:"bytes,6,opt,name=refresh_grace,json=refreshGrace,proto3" json:"refresh_grace,omitempty"`
 	// How long a connection lives after a heartbeat: 10 s to 10 min; default 60 s.
@@ -1024,7 +1024,7 @@ type SessionSettings struct {
 
 func (x *SessionSettings) Reset() {
 	*x = SessionSettings{}
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1036,7 @@ func (x *SessionSettings) String() string {
 func (*SessionSettings) ProtoMessage() {}
 
 func (x *SessionSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1049,7 @@ func (x *SessionSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionSettings.ProtoReflect.Descriptor instead.
 func (*SessionSettings) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SessionSettings) GetAccessTtl() *durationpb.Duration {
@@ -1115,25 +1115,25 @@ func (x *SessionSettings) GetDiscardDevices() bool {
 	return false
 }
 
-var File_holdfast_session_v1_state_proto protoreflect.FileDescriptor
+var File_holdfast_store_session_v1_state_proto protoreflect.FileDescriptor
 
-const file_holdfast_session_v1_state_proto_rawDesc = "" +
+const file_holdfast_store_session_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"\x1fholdfast/session/v1/state.proto\x12\x13holdfast.session.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x04\n" +
+	"%holdfast/store/session/v1/state.proto\x12\x19holdfast.store.session.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x04\n" +
 	"\fUserSessions\x12\x12\n" +
-	"\x04user\x18\x01 \x01(\tR\x04user\x12K\n" +
-	"\bsessions\x18\x02 \x03(\v2/.holdfast.session.v1.UserSessions.SessionsEntryR\bsessions\x12T\n" +
-	"\vconnections\x18\x03 \x03(\v22.holdfast.session.v1.UserSessions.ConnectionsEntryR\vconnections\x12\x1f\n" +
+	"\x04user\x18\x01 \x01(\tR\x04user\x12Q\n" +
+	"\bsessions\x18\x02 \x03(\v25.holdfast.store.session.v1.UserSessions.SessionsEntryR\bsessions\x12Z\n" +
+	"\vconnections\x18\x03 \x03(\v28.holdfast.store.session.v1.UserSessions.ConnectionsEntryR\vconnections\x12\x1f\n" +
 	"\vevent_count\x18\x04 \x01(\x03R\n" +
 	"eventCount\x124\n" +
 	"\x16active_conversation_id\x18\x05 \x01(\tR\x14activeConversationId\x12*\n" +
-	"\x11active_project_id\x18\x06 \x01(\tR\x0factiveProjectId\x1a_\n" +
+	"\x11active_project_id\x18\x06 \x01(\tR\x0factiveProjectId\x1ae\n" +
 	"\rSessionsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x128\n" +
-	"\x05value\x18\x02 \x01(\v2\".holdfast.session.v1.SessionRecordR\x05value:\x028\x01\x1a_\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12>\n" +
+	"\x05value\x18\x02 \x01(\v2(.holdfast.store.session.v1.SessionRecordR\x05value:\x028\x01\x1ae\n" +
 	"\x10ConnectionsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x125\n" +
-	"\x05value\x18\x02 \x01(\v2\x1f.holdfast.session.v1.ConnectionR\x05value:\x028\x01\"\xd9\b\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12;\n" +
+	"\x05value\x18\x02 \x01(\v2%.holdfast.store.session.v1.ConnectionR\x05value:\x028\x01\"\xeb\b\n" +
 	"\rSessionRecord\x12;\n" +
 	"\vcreate_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
@@ -1159,30 +1159,30 @@ const file_holdfast_session_v1_state_proto_rawDesc = "" +
 	"\frefresh_hash\x18\r \x01(\fB\x03\x80\x01\x01R\vrefreshHash\x12-\n" +
 	"\x10old_refresh_hash\x18\x0e \x01(\fB\x03\x80\x01\x01R\x0eoldRefreshHash\x129\n" +
 	"\n" +
-	"issue_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tissueTime\x123\n" +
-	"\x06device\x18\x10 \x01(\v2\x1b.holdfast.session.v1.DeviceR\x06device\x124\n" +
+	"issue_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tissueTime\x129\n" +
+	"\x06device\x18\x10 \x01(\v2!.holdfast.store.session.v1.DeviceR\x06device\x124\n" +
 	"\x16active_conversation_id\x18\x11 \x01(\tR\x14activeConversationId\x12*\n" +
-	"\x11active_project_id\x18\x12 \x01(\tR\x0factiveProjectId\x124\n" +
-	"\x05floor\x18\x13 \x01(\v2\x1e.holdfast.session.v1.FloorHoldR\x05floor\x12)\n" +
-	"\x10expiry_announced\x18\x14 \x01(\bR\x0fexpiryAnnounced\x121\n" +
-	"\x03end\x18\x15 \x01(\v2\x1f.holdfast.session.v1.SessionEndR\x03end\"{\n" +
+	"\x11active_project_id\x18\x12 \x01(\tR\x0factiveProjectId\x12:\n" +
+	"\x05floor\x18\x13 \x01(\v2$.holdfast.store.session.v1.FloorHoldR\x05floor\x12)\n" +
+	"\x10expiry_announced\x18\x14 \x01(\bR\x0fexpiryAnnounced\x127\n" +
+	"\x03end\x18\x15 \x01(\v2%.holdfast.store.session.v1.SessionEndR\x03end\"\x81\x01\n" +
 	"\n" +
-	"SessionEnd\x126\n" +
-	"\x06reason\x18\x01 \x01(\x0e2\x1e.holdfast.session.v1.EndReasonR\x06reason\x125\n" +
+	"SessionEnd\x12<\n" +
+	"\x06reason\x18\x01 \x01(\x0e2$.holdfast.store.session.v1.EndReasonR\x06reason\x125\n" +
 	"\bend_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\"\x97\x01\n" +
 	"\x06Device\x12\x1c\n" +
 	"\x04name\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04name\x12#\n" +
 	"\bplatform\x18\x02 \x01(\tB\a\xbaH\x04r\x02(@R\bplatform\x12'\n" +
 	"\n" +
 	"user_agent\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\tuserAgent\x12!\n" +
-	"\aaddress\x18\x04 \x01(\tB\a\xbaH\x04r\x02(@R\aaddress\"\xd2\x03\n" +
+	"\aaddress\x18\x04 \x01(\tB\a\xbaH\x04r\x02(@R\aaddress\"\xde\x03\n" +
 	"\n" +
 	"Connection\x12#\n" +
 	"\rconnection_id\x18\x01 \x01(\tR\fconnectionId\x12\x1d\n" +
 	"\n" +
-	"session_id\x18\x02 \x01(\tR\tsessionId\x123\n" +
-	"\x06device\x18\x03 \x01(\v2\x1b.holdfast.session.v1.DeviceR\x06device\x129\n" +
-	"\bmodality\x18\x04 \x01(\x0e2\x1d.holdfast.session.v1.ModalityR\bmodality\x12\"\n" +
+	"session_id\x18\x02 \x01(\tR\tsessionId\x129\n" +
+	"\x06device\x18\x03 \x01(\v2!.holdfast.store.session.v1.DeviceR\x06device\x12?\n" +
+	"\bmodality\x18\x04 \x01(\x0e2#.holdfast.store.session.v1.ModalityR\bmodality\x12\"\n" +
 	"\fcapabilities\x18\x05 \x03(\tR\fcapabilities\x127\n" +
 	"\topen_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bopenTime\x12A\n" +
 	"\x0eheartbeat_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\rheartbeatTime\x12;\n" +
@@ -1194,29 +1194,29 @@ const file_holdfast_session_v1_state_proto_rawDesc = "" +
 	"\rconnection_id\x18\x02 \x01(\tR\fconnectionId\x12\x14\n" +
 	"\x05fence\x18\x03 \x01(\x03R\x05fence\x12;\n" +
 	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\xf7\x02\n" +
+	"expireTime\"\x89\x03\n" +
 	"\rSecurityEvent\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12:\n" +
-	"\x04type\x18\x02 \x01(\x0e2&.holdfast.session.v1.SecurityEventTypeR\x04type\x129\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12@\n" +
+	"\x04type\x18\x02 \x01(\x0e2,.holdfast.store.session.v1.SecurityEventTypeR\x04type\x129\n" +
 	"\n" +
 	"event_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\teventTime\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x04 \x01(\tR\tsessionId\x12\x14\n" +
-	"\x05actor\x18\x05 \x01(\tR\x05actor\x12=\n" +
+	"\x05actor\x18\x05 \x01(\tR\x05actor\x12C\n" +
 	"\n" +
-	"end_reason\x18\x06 \x01(\x0e2\x1e.holdfast.session.v1.EndReasonR\tendReason\x12\x1e\n" +
+	"end_reason\x18\x06 \x01(\x0e2$.holdfast.store.session.v1.EndReasonR\tendReason\x12\x1e\n" +
 	"\n" +
 	"generation\x18\a \x01(\x03R\n" +
 	"generation\x12\x14\n" +
-	"\x05count\x18\b \x01(\x03R\x05count\x123\n" +
-	"\x06device\x18\t \x01(\v2\x1b.holdfast.session.v1.DeviceR\x06device\"\xaa\x05\n" +
+	"\x05count\x18\b \x01(\x03R\x05count\x129\n" +
+	"\x06device\x18\t \x01(\v2!.holdfast.store.session.v1.DeviceR\x06device\"\xb0\x05\n" +
 	"\x0fSessionSettings\x12I\n" +
 	"\n" +
 	"access_ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b<R\taccessTtl\x12O\n" +
 	"\fidle_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\bxR\vidleTimeout\x12X\n" +
 	"\x10absolute_timeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x05\b\x80\x9a\x9e\x012\x03\b\xac\x02R\x0fabsoluteTimeout\x12,\n" +
-	"\fmax_sessions\x18\x04 \x01(\x05B\t\xbaH\x06\x1a\x04\x182(\x00R\vmaxSessions\x12T\n" +
-	"\flimit_policy\x18\x05 \x01(\x0e2'.holdfast.session.v1.SessionLimitPolicyB\b\xbaH\x05\x82\x01\x02\x10\x01R\vlimitPolicy\x12L\n" +
+	"\fmax_sessions\x18\x04 \x01(\x05B\t\xbaH\x06\x1a\x04\x182(\x00R\vmaxSessions\x12Z\n" +
+	"\flimit_policy\x18\x05 \x01(\x0e2-.holdfast.store.session.v1.SessionLimitPolicyB\b\xbaH\x05\x82\x01\x02\x10\x01R\vlimitPolicy\x12L\n" +
 	"\rrefresh_grace\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b<2\x00R\frefreshGrace\x12Y\n" +
 	"\x12connection_timeout\x18\a \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\xd8\x042\x02\b\n" +
 	"R\x11connectionTimeout\x12K\n" +
@@ -1248,78 +1248,78 @@ const file_holdfast_session_v1_state_proto_rawDesc = "" +
 	"\x12SessionLimitPolicy\x12$\n" +
 	" SESSION_LIMIT_POLICY_UNSPECIFIED\x10\x00\x12%\n" +
 	"!SESSION_LIMIT_POLICY_EVICT_OLDEST\x10\x01\x12\x1f\n" +
-	"\x1bSESSION_LIMIT_POLICY_REFUSE\x10\x02B\xbf\x01\n" +
-	"\x17com.holdfast.session.v1B\n" +
-	"StateProtoP\x01Z*holdfast/gen/holdfast/session/v1;sessionv1\xa2\x02\x03HSX\xaa\x02\x13Holdfast.Session.V1\xca\x02\x13Holdfast\\Session\\V1\xe2\x02\x1fHoldfast\\Session\\V1\\GPBMetadata\xea\x02\x15Holdfast::Session::V1b\x06proto3"
+	"\x1bSESSION_LIMIT_POLICY_REFUSE\x10\x02B\xe4\x01\n" +
+	"\x1dcom.holdfast.store.session.v1B\n" +
+	"StateProtoP\x01Z0holdfast/gen/holdfast/store/session/v1;sessionv1\xa2\x02\x03HSS\xaa\x02\x19Holdfast.Store.Session.V1\xca\x02\x19Holdfast\\Store\\Session\\V1\xe2\x02%Holdfast\\Store\\Session\\V1\\GPBMetadata\xea\x02\x1cHoldfast::Store::Session::V1b\x06proto3"
 
 var (
-	file_holdfast_session_v1_state_proto_rawDescOnce sync.Once
-	file_holdfast_session_v1_state_proto_rawDescData []byte
+	file_holdfast_store_session_v1_state_proto_rawDescOnce sync.Once
+	file_holdfast_store_session_v1_state_proto_rawDescData []byte
 )
 
-func file_holdfast_session_v1_state_proto_rawDescGZIP() []byte {
-	file_holdfast_session_v1_state_proto_rawDescOnce.Do(func() {
-		file_holdfast_session_v1_state_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_holdfast_session_v1_state_proto_rawDesc), len(file_holdfast_session_v1_state_proto_rawDesc)))
+func file_holdfast_store_session_v1_state_proto_rawDescGZIP() []byte {
+	file_holdfast_store_session_v1_state_proto_rawDescOnce.Do(func() {
+		file_holdfast_store_session_v1_state_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_holdfast_store_session_v1_state_proto_rawDesc), len(file_holdfast_store_session_v1_state_proto_rawDesc)))
 	})
-	return file_holdfast_session_v1_state_proto_rawDescData
+	return file_holdfast_store_session_v1_state_proto_rawDescData
 }
 
-var file_holdfast_session_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_holdfast_session_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
-var file_holdfast_session_v1_state_proto_goTypes = []any{
-	(EndReason)(0),                // 0: holdfast.session.v1.EndReason
-	(Modality)(0),                 // 1: holdfast.session.v1.Modality
-	(SecurityEventType)(0),        // 2: holdfast.session.v1.SecurityEventType
-	(SessionLimitPolicy)(0),       // 3: holdfast.session.v1.SessionLimitPolicy
-	(*UserSessions)(nil),          // 4: holdfast.session.v1.UserSessions
-	(*SessionRecord)(nil),         // 5: holdfast.session.v1.SessionRecord
-	(*SessionEnd)(nil),            // 6: holdfast.session.v1.SessionEnd
-	(*Device)(nil),                // 7: holdfast.session.v1.Device
-	(*Connection)(nil),            // 8: holdfast.session.v1.Connection
-	(*FloorHold)(nil),             // 9: holdfast.session.v1.FloorHold
-	(*SecurityEvent)(nil),         // 10: holdfast.session.v1.SecurityEvent
-	(*SessionSettings)(nil),       // 11: holdfast.session.v1.SessionSettings
-	nil,                           // 12: holdfast.session.v1.UserSessions.SessionsEntry
-	nil,                           // 13: holdfast.session.v1.UserSessions.ConnectionsEntry
+var file_holdfast_store_session_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_holdfast_store_session_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_holdfast_store_session_v1_state_proto_goTypes = []any{
+	(EndReason)(0),                // 0: holdfast.store.session.v1.EndReason
+	(Modality)(0),                 // 1: holdfast.store.session.v1.Modality
+	(SecurityEventType)(0),        // 2: holdfast.store.session.v1.SecurityEventType
+	(SessionLimitPolicy)(0),       // 3: holdfast.store.session.v1.SessionLimitPolicy
+	(*UserSessions)(nil),          // 4: holdfast.store.session.v1.UserSessions
+	(*SessionRecord)(nil),         // 5: holdfast.store.session.v1.SessionRecord
+	(*SessionEnd)(nil),            // 6: holdfast.store.session.v1.SessionEnd
+	(*Device)(nil),                // 7: holdfast.store.session.v1.Device
+	(*Connection)(nil),            // 8: holdfast.store.session.v1.Connection
+	(*FloorHold)(nil),             // 9: holdfast.store.session.v1.FloorHold
+	(*SecurityEvent)(nil),         // 10: holdfast.store.session.v1.SecurityEvent
+	(*SessionSettings)(nil),       // 11: holdfast.store.session.v1.SessionSettings
+	nil,                           // 12: holdfast.store.session.v1.UserSessions.SessionsEntry
+	nil,                           // 13: holdfast.store.session.v1.UserSessions.ConnectionsEntry
 	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
 }
-var file_holdfast_session_v1_state_proto_depIdxs = []int32{
-	12, // 0: holdfast.session.v1.UserSessions.sessions:type_name -> holdfast.session.v1.UserSessions.SessionsEntry
-	13, // 1: holdfast.session.v1.UserSessions.connections:type_name -> holdfast.session.v1.UserSessions.ConnectionsEntry
-	14, // 2: holdfast.session.v1.SessionRecord.create_time:type_name -> google.protobuf.Timestamp
-	14, // 3: holdfast.session.v1.SessionRecord.active_time:type_name -> google.protobuf.Timestamp
-	14, // 4: holdfast.session.v1.SessionRecord.expire_time:type_name -> google.protobuf.Timestamp
-	15, // 5: holdfast.session.v1.SessionRecord.idle_timeout:type_name -> google.protobuf.Duration
-	15, // 6: holdfast.session.v1.SessionRecord.refresh_grace:type_name -> google.protobuf.Duration
-	14, // 7: holdfast.session.v1.SessionRecord.access_expire_time:type_name -> google.protobuf.Timestamp
-	14, // 8: holdfast.session.v1.SessionRecord.old_access_expire_time:type_name -> google.protobuf.Timestamp
-	14, // 9: holdfast.session.v1.SessionRecord.issue_time:type_name -> google.protobuf.Timestamp
-	7,  // 10: holdfast.session.v1.SessionRecord.device:type_name -> holdfast.session.v1.Device
-	9,  // 11: holdfast.session.v1.SessionRecord.floor:type_name -> holdfast.session.v1.FloorHold
-	6,  // 12: holdfast.session.v1.SessionRecord.end:type_name -> holdfast.session.v1.SessionEnd
-	0,  // 13: holdfast.session.v1.SessionEnd.reason:type_name -> holdfast.session.v1.EndReason
-	14, // 14: holdfast.session.v1.SessionEnd.end_time:type_name -> google.protobuf.Timestamp
-	7,  // 15: holdfast.session.v1.Connection.device:type_name -> holdfast.session.v1.Device
-	1,  // 16: holdfast.session.v1.Connection.modality:type_name -> holdfast.session.v1.Modality
-	14, // 17: holdfast.session.v1.Connection.open_time:type_name -> google.protobuf.Timestamp
-	14, // 18: holdfast.session.v1.Connection.heartbeat_time:type_name -> google.protobuf.Timestamp
-	14, // 19: holdfast.session.v1.Connection.expire_time:type_name -> google.protobuf.Timestamp
-	15, // 20: holdfast.session.v1.Connection.timeout:type_name -> google.protobuf.Duration
-	14, // 21: holdfast.session.v1.FloorHold.expire_time:type_name -> google.protobuf.Timestamp
-	2,  // 22: holdfast.session.v1.SecurityEvent.type:type_name -> holdfast.session.v1.SecurityEventType
-	14, // 23: holdfast.session.v1.SecurityEvent.event_time:type_name -> google.protobuf.Timestamp
-	0,  // 24: holdfast.session.v1.SecurityEvent.end_reason:type_name -> holdfast.session.v1.EndReason
-	7,  // 25: holdfast.session.v1.SecurityEvent.device:type_name -> holdfast.session.v1.Device
-	15, // 26: holdfast.session.v1.SessionSettings.access_ttl:type_name -> google.protobuf.Duration
-	15, // 27: holdfast.session.v1.SessionSettings.idle_timeout:type_name -> google.protobuf.Duration
-	15, // 28: holdfast.session.v1.SessionSettings.absolute_timeout:type_name -> google.protobuf.Duration
-	3,  // 29: holdfast.session.v1.SessionSettings.limit_policy:type_name -> holdfast.session.v1.SessionLimitPolicy
-	15, // 30: holdfast.session.v1.SessionSettings.refresh_grace:type_name -> google.protobuf.Duration
-	15, // 31: holdfast.session.v1.SessionSettings.connection_timeout:type_name -> google.protobuf.Duration
-	15, // 32: holdfast.session.v1.SessionSettings.floor_lease:type_name -> google.protobuf.Duration
-	5,  // 33: holdfast.session.v1.UserSessions.SessionsEntry.value:type_name -> holdfast.session.v1.SessionRecord
-	8,  // 34: holdfast.session.v1.UserSessions.ConnectionsEntry.value:type_name -> holdfast.session.v1.Connection
+var file_holdfast_store_session_v1_state_proto_depIdxs = []int32{
+	12, // 0: holdfast.store.session.v1.UserSessions.sessions:type_name -> holdfast.store.session.v1.UserSessions.SessionsEntry
+	13, // 1: holdfast.store.session.v1.UserSessions.connections:type_name -> holdfast.store.session.v1.UserSessions.ConnectionsEntry
+	14, // 2: holdfast.store.session.v1.SessionRecord.create_time:type_name -> google.protobuf.Timestamp
+	14, // 3: holdfast.store.session.v1.SessionRecord.active_time:type_name -> google.protobuf.Timestamp
+	14, // 4: holdfast.store.session.v1.SessionRecord.expire_time:type_name -> google.protobuf.Timestamp
+	15, // 5: holdfast.store.session.v1.SessionRecord.idle_timeout:type_name -> google.protobuf.Duration
+	15, // 6: holdfast.store.session.v1.SessionRecord.refresh_grace:type_name -> google.protobuf.Duration
+	14, // 7: holdfast.store.session.v1.SessionRecord.access_expire_time:type_name -> google.protobuf.Timestamp
+	14, // 8: holdfast.store.session.v1.SessionRecord.old_access_expire_time:type_name -> google.protobuf.Timestamp
+	14, // 9: holdfast.store.session.v1.SessionRecord.issue_time:type_name -> google.protobuf.Timestamp
+	7,  // 10: holdfast.store.session.v1.SessionRecord.device:type_name -> holdfast.store.session.v1.Device
+	9,  // 11: holdfast.store.session.v1.SessionRecord.floor:type_name -> holdfast.store.session.v1.FloorHold
+	6,  // 12: holdfast.store.session.v1.SessionRecord.end:type_name -> holdfast.store.session.v1.SessionEnd
+	0,  // 13: holdfast.store.session.v1.SessionEnd.reason:type_name -> holdfast.store.session.v1.EndReason
+	14, // 14: holdfast.store.session.v1.SessionEnd.end_time:type_name -> google.protobuf.Timestamp
+	7,  // 15: holdfast.store.session.v1.Connection.device:type_name -> holdfast.store.session.v1.Device
+	1,  // 16: holdfast.store.session.v1.Connection.modality:type_name -> holdfast.store.session.v1.Modality
+	14, // 17: holdfast.store.session.v1.Connection.open_time:type_name -> google.protobuf.Timestamp
+	14, // 18: holdfast.store.session.v1.Connection.heartbeat_time:type_name -> google.protobuf.Timestamp
+	14, // 19: holdfast.store.session.v1.Connection.expire_time:type_name -> google.protobuf.Timestamp
+	15, // 20: holdfast.store.session.v1.Connection.timeout:type_name -> google.protobuf.Duration
+	14, // 21: holdfast.store.session.v1.FloorHold.expire_time:type_name -> google.protobuf.Timestamp
+	2,  // 22: holdfast.store.session.v1.SecurityEvent.type:type_name -> holdfast.store.session.v1.SecurityEventType
+	14, // 23: holdfast.store.session.v1.SecurityEvent.event_time:type_name -> google.protobuf.Timestamp
+	0,  // 24: holdfast.store.session.v1.SecurityEvent.end_reason:type_name -> holdfast.store.session.v1.EndReason
+	7,  // 25: holdfast.store.session.v1.SecurityEvent.device:type_name -> holdfast.store.session.v1.Device
+	15, // 26: holdfast.store.session.v1.SessionSettings.access_ttl:type_name -> google.protobuf.Duration
+	15, // 27: holdfast.store.session.v1.SessionSettings.idle_timeout:type_name -> google.protobuf.Duration
+	15, // 28: holdfast.store.session.v1.SessionSettings.absolute_timeout:type_name -> google.protobuf.Duration
+	3,  // 29: holdfast.store.session.v1.SessionSettings.limit_policy:type_name -> holdfast.store.session.v1.SessionLimitPolicy
+	15, // 30: holdfast.store.session.v1.SessionSettings.refresh_grace:type_name -> google.protobuf.Duration
+	15, // 31: holdfast.store.session.v1.SessionSettings.connection_timeout:type_name -> google.protobuf.Duration
+	15, // 32: holdfast.store.session.v1.SessionSettings.floor_lease:type_name -> google.protobuf.Duration
+	5,  // 33: holdfast.store.session.v1.UserSessions.SessionsEntry.value:type_name -> holdfast.store.session.v1.SessionRecord
+	8,  // 34: holdfast.store.session.v1.UserSessions.ConnectionsEntry.value:type_name -> holdfast.store.session.v1.Connection
 	35, // [35:35] is the sub-list for method output_type
 	35, // [35:35] is the sub-list for method input_type
 	35, // [35:35] is the sub-list for extension type_name
@@ -1327,27 +1327,27 @@ var file_holdfast_session_v1_state_proto_depIdxs = []int32{
 	0,  // [0:35] is the sub-list for field type_name
 }
 
-func init() { file_holdfast_session_v1_state_proto_init() }
-func file_holdfast_session_v1_state_proto_init() {
-	if File_holdfast_session_v1_state_proto != nil {
+func init() { file_holdfast_store_session_v1_state_proto_init() }
+func file_holdfast_store_session_v1_state_proto_init() {
+	if File_holdfast_store_session_v1_state_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_session_v1_state_proto_rawDesc), len(file_holdfast_session_v1_state_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_session_v1_state_proto_rawDesc), len(file_holdfast_store_session_v1_state_proto_rawDesc)),
 			NumEnums:      4,
 			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
-		GoTypes:           file_holdfast_session_v1_state_proto_goTypes,
-		DependencyIndexes: file_holdfast_session_v1_state_proto_depIdxs,
-		EnumInfos:         file_holdfast_session_v1_state_proto_enumTypes,
-		MessageInfos:      file_holdfast_session_v1_state_proto_msgTypes,
+		GoTypes:           file_holdfast_store_session_v1_state_proto_goTypes,
+		DependencyIndexes: file_holdfast_store_session_v1_state_proto_depIdxs,
+		EnumInfos:         file_holdfast_store_session_v1_state_proto_enumTypes,
+		MessageInfos:      file_holdfast_store_session_v1_state_proto_msgTypes,
 	}.Build()
-	File_holdfast_session_v1_state_proto = out.File
-	file_holdfast_session_v1_state_proto_goTypes = nil
-	file_holdfast_session_v1_state_proto_depIdxs = nil
+	File_holdfast_store_session_v1_state_proto = out.File
+	file_holdfast_store_session_v1_state_proto_goTypes = nil
+	file_holdfast_store_session_v1_state_proto_depIdxs = nil
 }
