@@ -380,11 +380,10 @@ var answerCases = map[string]answerCase{
 		service: true, fill: requests, body: `{"api":"a1"}`, items: []string{"requests.seq"}, pages: 1,
 	},
 
-	"/holdfast.session.v1.SessionService/CreateSession":  {bounded: "ids of the sessions that were evicted, 50 at most"},
-	"/holdfast.session.v1.SessionService/RevokeSessions": {bounded: "ids of 1,000 sessions"},
-	"/holdfast.session.v1.SessionService/ListSessions":   {bounded: "50 sessions, 20 that are over and 32 connections, all of one state of 256 KiB"},
-	"/holdfast.session.v1.SessionService/GetPresence":    {bounded: "32 connections of one state of 256 KiB"},
-	"/holdfast.session.v1.SessionService/WatchSession":   {bounded: "a session and 32 connections of one state of 256 KiB, twice"},
+	"/holdfast.session.v1.SessionService/CreateSession": {bounded: "a session with 32 connections, and ids of the sessions that ended, 51 at most"},
+	"/holdfast.session.v1.SessionService/EndSessions":   {bounded: "ids of 1,000 sessions"},
+	"/holdfast.session.v1.SessionService/ListSessions":  {bounded: "50 sessions, 20 that are over and 32 connections, twice, all of one state of 256 KiB"},
+	"/holdfast.session.v1.SessionService/WatchSession":  {bounded: "a session and 32 connections of one state of 256 KiB, twice"},
 	"/holdfast.session.v1.SessionService/ListSecurityEvents": {
 		fill: func(f *filler) {
 			got := f.call("/holdfast.session.v1.SessionService/CreateSession", `{}`)
@@ -400,14 +399,14 @@ var answerCases = map[string]answerCase{
 			for from := 10; from < 1000; from += 90 {
 				f.update("user_sessions", id, func(tx *object.Tx[proto.Message]) {
 					for i := from; i < from+90; i++ {
-						tx.Put("security_events", object.SeqKey(int64(i)), &storev1.SecurityEvent{Seq: int64(i), Device: &storev1.Device{
+						tx.Put("security_events", object.SeqKey(int64(i)), &storev1.SecurityEvent{Seq: int32(i), Device: &storev1.Device{
 							Name: strings.Repeat("\x01", 128), Platform: strings.Repeat("\x01", 64), UserAgent: strings.Repeat("\x01", 2048),
 						}})
 					}
 				})
 			}
 		},
-		body: `{"pageSize":200}`, items: []string{"events.seq"}, next: [2]string{"hasMore", "beforeSeq"}, want: 991,
+		body: `{"pageSize":200}`, items: []string{"events.seq"}, next: [2]string{"nextPageToken", "pageToken"}, want: 991,
 	},
 
 	"/holdfast.inspect.v1.InspectService/ListObjects": {

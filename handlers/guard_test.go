@@ -410,11 +410,11 @@ func TestLookUpsShareRoundTrips(t *testing.T) {
 		for i := range 1000 {
 			name := strings.NewReplacer("0", "a", "1", "b", "8", "c", "9", "d").Replace(id(i))
 			if i%2 == 0 {
-				v.set(func() { v.sessions[name] = &storev1.SessionRecord{Generation: int64(i)} })
+				v.set(func() { v.sessions[name] = &storev1.SessionRecord{Generation: int32(i)} })
 			}
 			wait.Go(func() {
 				found, now, err := f.findSession(t.Context(), name)
-				if err != nil || now.IsZero() || len(found) != (i+1)%2 || i%2 == 0 && found[0].Record != protojson.Format(&storev1.SessionRecord{Generation: int64(i)}) {
+				if err != nil || now.IsZero() || len(found) != (i+1)%2 || i%2 == 0 && found[0].Record != protojson.Format(&storev1.SessionRecord{Generation: int32(i)}) {
 					t.Errorf("%d: %v, %v", i, found, err)
 				}
 			})

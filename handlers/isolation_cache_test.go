@@ -148,7 +148,7 @@ func TestSecretsAndClocksAreNotForGet(t *testing.T) {
 	fillKinds(t, b, ada, service)
 	for _, p := range []string{
 		conversationRPCs + "GetResumePlan", conversationRPCs + "ListLiveFrames", sessionService + "GetSession", sessionService + "ListSessions",
-		sessionService + "GetPresence", projectRPCs + "GetLinearEndpoint", projectRPCs + "ListLinearEndpoints", inspectRPCs + "GetObject",
+		sessionService + "PutSessionSettings", projectRPCs + "GetLinearEndpoint", projectRPCs + "ListLinearEndpoints", inspectRPCs + "GetObject",
 		inspectRPCs + "ListTimers", coordinationService + "GetRequest", coordinationService + "ListRequests", coordinationService + "GetApiState",
 		coordinationService + "ListApis", coordinationService + "GetUsage", sessionService + "CreateSession", sessionService + "RefreshSession",
 	} {

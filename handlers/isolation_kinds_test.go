@@ -44,7 +44,7 @@ var kindCases = map[string]kindCase{
 	"linear_delivery":  {tenants: true, services: true},
 	"linear_sync":      {tenants: true, services: true},
 	"user_sessions":    {own: true, tells: [][2]string{{sessionService + "ListSessions", `{}`}}},
-	"session_settings": {tenants: true, services: true, tells: [][2]string{{sessionService + "GetSessionSettings", `{}`}}},
+	"session_settings": {tenants: true, services: true, tells: [][2]string{{sessionService + "PutSessionSettings", `{}`}}},
 	"api": {tenants: true, tells: [][2]string{
 		{coordinationService + "ListRequests", `{"api":"c1"}`}, {coordinationService + "GetApiState", `{"api":"c1"}`},
 	}},
@@ -114,7 +114,7 @@ func fillKinds(tb testing.TB, b *bundle, ada, service string) {
 	b.must(tb, projectRPCs+"UpdatePreferences", `{"preferences":{"voice":`+words+`}}`, ada)
 	b.must(tb, projectRPCs+"UpdatePreferences", `{"preferences":{"voice":"aoede"},"tenantDefaults":true}`, service)
 	b.must(tb, projectRPCs+"CreateLinearEndpoint", `{"title":`+words+`,"secret":`+words+`,"requestId":"e-1"}`, service)
-	b.must(tb, sessionService+"ConfigureSessions", `{"settings":{"maxSessions":2}}`, service)
+	b.must(tb, sessionService+"PutSessionSettings", `{"settings":{"maxSessions":2}}`, service)
 	conn, err := pgx.Connect(tb.Context(), b.SuperuserURL)
 	if err != nil {
 		tb.Fatal(err)

@@ -15,52 +15,42 @@ var sessionArea = area{
 	alone:   true,
 	fuzzing: sessionFuzzing,
 	cases: map[string]isolationCase{
-		sessionService + "CreateSession":       {test: isolateSignIn},
-		sessionService + "RefreshSession":      {test: isolateRefresh},
-		sessionService + "GetSession":          {body: `{"sessionId":"$session"}`, reads: true},
-		sessionService + "ListSessions":        {body: `{"user":"ada"}`, outside: isEmpty, inside: deniedUser, reads: true},
-		sessionService + "UpdateSession":       {body: `{"sessionId":"$session","activeConversationId":"mine"}`},
-		sessionService + "EndSession":          {body: `{"sessionId":"$session"}`},
-		sessionService + "RevokeSessions":      {body: `{"user":"ada"}`, outside: isEmpty, inside: deniedUser},
-		sessionService + "OpenConnection":      {body: `{"sessionId":"$session","modality":"MODALITY_VOICE"}`},
-		sessionService + "HeartbeatConnection": {body: `{"sessionId":"$session","connectionId":"$connection","modality":"MODALITY_VOICE"}`},
-		sessionService + "CloseConnection":     {body: `{"sessionId":"$session","connectionId":"$connection"}`},
-		sessionService + "GetPresence":         {body: `{"user":"ada"}`, outside: isEmpty, inside: deniedUser, reads: true},
-		sessionService + "AcquireFloor":        {body: `{"conversationId":"c1","sessionId":"$session","connectionId":"$connection"}`},
-		sessionService + "ReleaseFloor":        {body: `{"conversationId":"held","sessionId":"$session","connectionId":"$connection"}`},
-		sessionService + "WatchSession":        {body: `{"sessionId":"$session"}`},
-		sessionService + "ListSecurityEvents":  {body: `{"user":"ada"}`, outside: isEmpty, inside: deniedUser},
-		sessionService + "ConfigureSessions":   {test: isolateSettings},
-		sessionService + "GetSessionSettings":  {test: isolateSettings},
+		sessionService + "CreateSession":      {test: isolateSignIn},
+		sessionService + "RefreshSession":     {test: isolateRefresh},
+		sessionService + "GetSession":         {body: `{"sessionId":"$session"}`, reads: true},
+		sessionService + "ListSessions":       {body: `{"user":"ada"}`, outside: isEmpty, inside: deniedUser, reads: true},
+		sessionService + "UpdateSession":      {body: `{"sessionId":"$session","session":{"activeConversationId":"mine"}}`},
+		sessionService + "EndSessions":        {body: `{"sessionIds":["$session"]}`},
+		sessionService + "PutConnection":      {body: `{"sessionId":"$session","connection":{"connectionId":"$connection","modality":"MODALITY_VOICE"}}`},
+		sessionService + "AcquireFloor":       {body: `{"conversationId":"c1","sessionId":"$session","connectionId":"$connection"}`},
+		sessionService + "ReleaseFloor":       {body: `{"conversationId":"held","sessionId":"$session","connectionId":"$connection"}`},
+		sessionService + "WatchSession":       {body: `{"sessionId":"$session"}`},
+		sessionService + "ListSecurityEvents": {body: `{"user":"ada"}`, outside: isEmpty, inside: deniedUser},
+		sessionService + "PutSessionSettings": {test: isolateSettings},
 	},
 }
 
 // The ids of sessions and connections are the server's: what names one finds none here. TestIsolation has them in place.
 var sessionFuzzing = fuzzing{
 	seed:    [][2]string{{"CreateSession", `{"activeProjectId":"c1"}`}},
-	reads:   map[string][2]string{"": {"ListSessions", `{}`}, "ConfigureSessions": {sessionService + "GetSessionSettings", `{}`}},
-	service: map[string]string{"ConfigureSessions": "ok", "GetSessionSettings": "ok"},
-	needy: []string{
-		"GetSession", "UpdateSession", "EndSession", "OpenConnection", "HeartbeatConnection", "CloseConnection", "AcquireFloor", "ReleaseFloor",
-	},
+	reads:   map[string][2]string{"": {"ListSessions", `{}`}, "PutSessionSettings": {sessionService + "PutSessionSettings", `{}`}},
+	service: map[string]string{"PutSessionSettings": "ok"},
+	needy:   []string{"GetSession", "UpdateSession", "PutConnection", "AcquireFloor", "ReleaseFloor"},
 	full: map[string]string{
-		"CreateSession": `{"user":"ada","device":{"name":"n","platform":"p","userAgent":"u","address":"a"},"activeConversationId":"c1","activeProjectId":"p",
-			"requestId":"r-2","replacesSessionId":"` + noSession + `"}`,
-		"GetSession":     `{"sessionId":"` + noSession + `"}`,
-		"ListSessions":   `{"user":"ada","includeEnded":true}`,
-		"UpdateSession":  `{"sessionId":"` + noSession + `","activeConversationId":"c1","activeProjectId":"p","updateMask":"activeProjectId","requestId":"r-2","ifVersion":"1"}`,
-		"EndSession":     `{"sessionId":"` + noSession + `","requestId":"r-2","ifVersion":"1"}`,
-		"RevokeSessions": `{"user":"ada","exceptCurrent":false,"requestId":"r-2","allUsers":false}`,
-		"OpenConnection": `{"sessionId":"` + noSession + `","device":{"name":"n","platform":"p","userAgent":"u","address":"a"},"modality":"MODALITY_BOTH",
-			"capabilities":["a","b"],"requestId":"r-2"}`,
-		"HeartbeatConnection": `{"sessionId":"` + noSession + `","connectionId":"` + noConnection + `","modality":"MODALITY_TEXT","userActive":true,"requestId":"r-2"}`,
-		"CloseConnection":     `{"sessionId":"` + noSession + `","connectionId":"` + noConnection + `","requestId":"r-2"}`,
-		"GetPresence":         `{"user":"ada"}`,
-		"AcquireFloor":        `{"conversationId":"c1","sessionId":"` + noSession + `","connectionId":"` + noConnection + `","takeover":true,"requestId":"r-2","ifVersion":"1"}`,
-		"ReleaseFloor":        `{"conversationId":"c1","sessionId":"` + noSession + `","connectionId":"` + noConnection + `","requestId":"r-2","ifVersion":"1"}`,
-		"ListSecurityEvents":  `{"user":"ada","beforeSeq":"9","pageSize":5}`,
-		"ConfigureSessions": `{"settings":{"accessTtl":"60s","idleTimeout":"300s","absoluteTimeout":"600s","maxSessions":5,"limitPolicy":"SESSION_LIMIT_POLICY_REFUSE",
-			"refreshGrace":"10s","connectionTimeout":"30s","floorLease":"10s","discardDevices":true},"requestId":"r-2","ifVersion":"0"}`,
+		"CreateSession": `{"requestId":"r-2","user":"ada","device":{"name":"n","platform":"p","userAgent":"u","address":"a"},"replaceSessionId":"` + noSession + `",
+			"activeConversationId":"c1","activeProjectId":"p"}`,
+		"GetSession":   `{"sessionId":"` + noSession + `","ifVersionNot":"1"}`,
+		"ListSessions": `{"pageSize":5,"pageToken":"","user":"ada","includeEnded":true}`,
+		"UpdateSession": `{"requestId":"r-2","ifVersion":"1","sessionId":"` + noSession + `","session":{"activeConversationId":"c1","activeProjectId":"p","labels":{"a":"b"}},
+			"updateMask":"activeProjectId,labels.a"}`,
+		"EndSessions": `{"requestId":"r-2","sessionIds":[],"scope":"END_SCOPE_USER","user":"ada"}`,
+		"PutConnection": `{"requestId":"r-2","ifVersion":"1","sessionId":"` + noSession + `","connection":{"connectionId":"` + noConnection + `",
+			"device":{"name":"n","platform":"p","userAgent":"u","address":"a"},"modality":"MODALITY_BOTH","capabilities":["a","b"]},"userActive":true,"close":false}`,
+		"AcquireFloor":       `{"conversationId":"c1","sessionId":"` + noSession + `","connectionId":"` + noConnection + `","takeover":true,"requestId":"r-2","ifVersion":"1"}`,
+		"ReleaseFloor":       `{"conversationId":"c1","sessionId":"` + noSession + `","connectionId":"` + noConnection + `","requestId":"r-2","ifVersion":"1"}`,
+		"ListSecurityEvents": `{"pageSize":5,"pageToken":"","user":"ada"}`,
+		"PutSessionSettings": `{"requestId":"r-2","ifVersion":"0","settings":{"accessTtl":"60s","idleTimeout":"300s","absoluteTimeout":"600s","maxSessions":5,
+			"limitPolicy":"SESSION_LIMIT_POLICY_REFUSE","refreshGrace":"10s","connectionTimeout":"30s","floorLease":"10s","discardDevices":true},"updateMask":"maxSessions"}`,
 	},
 }
 
@@ -110,7 +100,7 @@ func fillSession(tb testing.TB, b *bundle, ada string) {
 			ConnectionID string `json:"connectionId"`
 		} `json:"connection"`
 	}
-	b.session(tb, "OpenConnection", b.body(`{"sessionId":"$session","modality":"MODALITY_TEXT","device":{"name":"`+secret+`"}}`), &opened, ada)
+	b.session(tb, "PutConnection", b.body(`{"sessionId":"$session","connection":{"modality":"MODALITY_TEXT","device":{"name":"`+secret+`"}}}`), &opened, ada)
 	b.names["$connection"] = opened.Connection.ConnectionID
 	b.session(tb, "AcquireFloor", b.body(`{"conversationId":"held","sessionId":"$session","connectionId":"$connection"}`), &struct{}{}, ada)
 }
@@ -188,20 +178,45 @@ func isolateRefresh(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
 // Settings are the tenant's, for its services only.
 func isolateSettings(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
 	service, other := b.key(t, ""), b.tenant(t)
-	body := map[protoreflect.Name]string{"ConfigureSessions": `{"settings":{"maxSessions":2}}`, "GetSessionSettings": `{}`}[m.Name()]
+	const set2 = `{"settings":{"maxSessions":2}}`
 	for name, headers := range map[string][]string{"a user": {b.key(t, "ada")}, "a service for a user": {service, "Holdfast-User: ada"}} {
-		if got := b.call(t, m, body, headers...); got.code+" "+got.reason != deniedUser {
-			t.Errorf("%s is answered with %+v", name, got)
+		for _, body := range []string{`{}`, set2} {
+			if got := b.call(t, m, body, headers...); got.code+" "+got.reason != deniedUser {
+				t.Errorf("%s is answered with %+v", name, got)
+			}
 		}
 	}
-	if got := b.call(t, registered()[sessionService+"ConfigureSessions"], `{"settings":{"maxSessions":2}}`, service); got.code != "ok" {
+	if got := b.call(t, m, set2, service); got.code != "ok" {
 		t.Errorf("a service is answered with %+v", got)
 	}
 	type set struct{ Settings struct{ MaxSessions int } }
 	var mine, theirs set
-	b.session(t, "GetSessionSettings", `{}`, &mine, service)
-	b.session(t, "GetSessionSettings", `{}`, &theirs, other.key(t, ""))
+	b.session(t, "PutSessionSettings", `{}`, &mine, service)
+	b.session(t, "PutSessionSettings", `{}`, &theirs, other.key(t, ""))
 	if mine.Settings.MaxSessions != 2 || theirs.Settings.MaxSessions != 10 {
 		t.Errorf("this tenant's are %+v, another's %+v", mine, theirs)
 	}
+}
+
+// Nobody ends another's sessions by the user's name, and a session's token of another tenant reaches none here.
+func TestNobodyEndsAnothersSessions(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	hers := b.signIn(t, "ada")
+	end := registered()[sessionService+"EndSessions"]
+	for name, tt := range map[string]struct{ credential, body, want string }{
+		"another user":                  {b.key(t, "eve"), `{"scope":"END_SCOPE_USER","user":"ada"}`, deniedUser},
+		"another user's session":        {b.signIn(t, "eve"), `{"scope":"END_SCOPE_USER","user":"ada"}`, deniedUser},
+		"another user, everybody's":     {b.key(t, "eve"), `{"scope":"END_SCOPE_TENANT"}`, deniedUser},
+		"another user, his own":         {b.signIn(t, "eve"), `{"scope":"END_SCOPE_OTHERS"}`, "ok "},
+		"another tenant's service":      {b.tenant(t).key(t, ""), `{"scope":"END_SCOPE_USER","user":"ada"}`, "ok "},
+		"another tenant's, everybody's": {b.tenant(t).key(t, ""), `{"scope":"END_SCOPE_TENANT"}`, "ok "},
+		"another tenant's same name":    {b.tenant(t).key(t, "ada"), `{"scope":"END_SCOPE_USER"}`, "ok "},
+	} {
+		got := b.call(t, end, tt.body, tt.credential)
+		if got.code+" "+got.reason != tt.want || strings.Contains(got.body, hers[len("Authorization: Bearer hfa_"):][:26]) {
+			t.Errorf("%s is answered with %+v", name, got)
+		}
+	}
+	b.must(t, sessionService+"GetSession", `{}`, hers)
 }

@@ -74,7 +74,7 @@ func TestFencesNeverRunBackwardsAcrossLives(t *testing.T) {
 			b := setup(t)
 			ada, service := b.key(t, "ada"), b.key(t, "")
 			token := b.signIn(t, "ada")
-			connection := field(t, b.answer(t, sessionService+"OpenConnection", `{"modality":"MODALITY_VOICE"}`, token), "connection", "connectionId")
+			connection := field(t, b.answer(t, sessionService+"PutConnection", `{"connection":{"modality":"MODALITY_VOICE"}}`, token), "connection", "connectionId")
 			acquire := func() int64 {
 				t.Helper()
 				return number(t, field(t, b.answer(t, sessionService+"AcquireFloor", `{"conversationId":"c1","connectionId":"`+connection+`"}`, token), "floor", "fence"))

@@ -141,8 +141,8 @@ func New(o Options) (*Server, error) {
 	procedures, in := map[string]bool{}, &intake{draining: s.draining, now: o.Now, rpcs: map[string]rpc{}, heavy: object.NewLine()}
 	// Calls that clients make without their user do not keep a session from becoming idle.
 	passive := map[string]bool{
-		sessionv1connect.SessionServiceHeartbeatConnectionProcedure: true,
-		sessionv1connect.SessionServiceRefreshSessionProcedure:      true,
+		sessionv1connect.SessionServicePutConnectionProcedure:  true,
+		sessionv1connect.SessionServiceRefreshSessionProcedure: true,
 	}
 	var requests []protoreflect.MessageDescriptor
 	for i, service := range o.Services {

@@ -21,7 +21,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
-	storev1 "holdfast/gen/holdfast/store/session/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 )
 
 // steppableMain is main with a clock that standard input sets. (A fault test of a whole machine would set the kernel's clock,
@@ -75,7 +75,7 @@ func startPresence(t *testing.T, s *system, server int) *presence {
 		t.Fatal(err)
 	}
 	p := &presence{client: client(created.GetTokens().GetAccessToken()), session: created.GetSession().GetSessionId()}
-	opened, err := p.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_VOICE})
+	opened, err := p.client.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{Connection: &sessionv1.Connection{Modality: typev1.Modality_MODALITY_VOICE}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ func (p *presence) beat(t *testing.T, ctx context.Context) bool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	_, err := p.client.HeartbeatConnection(ctx, &sessionv1.HeartbeatConnectionRequest{ConnectionId: p.connection, UserActive: true})
+	_, err := p.client.PutConnection(ctx, &sessionv1.PutConnectionRequest{UserActive: true, Connection: &sessionv1.Connection{ConnectionId: p.connection}})
 	switch connect.CodeOf(err) {
 	case connect.CodeUnauthenticated, connect.CodeNotFound, connect.CodeFailedPrecondition, connect.CodePermissionDenied:
 		t.Errorf("a heartbeat: %v", err)
@@ -113,7 +113,7 @@ func (p *presence) end(t *testing.T) {
 	p.done.Wait()
 	awaitTrue(t, "a last heartbeat", func() bool { return p.beat(t, t.Context()) || t.Failed() })
 	got, err := p.client.GetSession(t.Context(), &sessionv1.GetSessionRequest{})
-	if err != nil || got.GetSession().GetSessionId() != p.session || got.GetSession().GetEnd() != nil {
+	if err != nil || got.GetSession().GetSessionId() != p.session || got.GetSession().GetEndReason() != 0 {
 		t.Errorf("the session is now %v, %v", got, err)
 	}
 }

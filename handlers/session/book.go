@@ -12,6 +12,7 @@ import (
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/session/credential"
 	"holdfast/object"
@@ -26,6 +27,7 @@ const (
 	maxEnded   = 20
 	keepEnded  = 24 * time.Hour
 	keepEvents = 10_000
+	maxLabels  = 8
 )
 
 // announceBefore is how long before a session's absolute end its watchers are told.
@@ -36,7 +38,7 @@ const server = "server"
 
 // book is one change of a user's sessions: the rules write into it, and commit stages what came of it. It is used once.
 type book struct {
-	s     *storev1.UserSessions
+	s     state
 	now   time.Time
 	actor string
 
@@ -47,7 +49,7 @@ type book struct {
 }
 
 // open begins a change, and writes down what time has brought.
-func open(s *storev1.UserSessions, now time.Time, actor string) *book {
+func open(s state, now time.Time, actor string) *book {
 	if s.Sessions == nil {
 		s.Sessions = map[string]*storev1.SessionRecord{}
 	}
@@ -106,9 +108,9 @@ func (b *book) forgetEnded() {
 // commit stages the change: what was recorded, and the timer for what time will bring next.
 func (b *book) commit(tx *object.Tx[state]) {
 	for _, e := range b.events {
-		tx.Put(inEvents, object.SeqKey(e.GetSeq()), e)
+		tx.Put(inEvents, object.SeqKey(int64(e.GetSeq())), e)
 		if old := e.GetSeq() - keepEvents; old > 0 {
-			tx.DeleteEntry(inEvents, object.SeqKey(old))
+			tx.DeleteEntry(inEvents, object.SeqKey(int64(old)))
 		}
 	}
 	if !b.changed {
@@ -170,11 +172,11 @@ func (b *book) live() []string {
 	return ids
 }
 
-// end ends a session with its connections. One that is over stays as it is.
-func (b *book) end(id string, why storev1.EndReason) {
+// end ends a session with its connections. It reports whether it did: one that is over stays as it is.
+func (b *book) end(id string, why storev1.EndReason) bool {
 	r := b.s.GetSessions()[id]
 	if r.GetEnd() != nil {
-		return
+		return false
 	}
 	if r.GetFloor() != nil {
 		b.freed = append(b.freed, r.GetFloor())
@@ -191,6 +193,7 @@ func (b *book) end(id string, why storev1.EndReason) {
 	b.record(&storev1.SecurityEvent{
 		Type: storev1.SecurityEventType_SECURITY_EVENT_TYPE_SESSION_ENDED, SessionId: id, EndReason: why,
 	})
+	return true
 }
 
 // signIn is what a new session is made of.
@@ -201,16 +204,16 @@ type signIn struct {
 	// key is of the credential that the user signs in with.
 	key      [32]byte
 	user     string
-	settings *storev1.SessionSettings
-	device   *storev1.Device
+	settings settings
+	device   *typev1.Device
 	// What the session is on; empty: what the user was last on.
 	conversation, project string
 	// replaces is a session that this one takes the place of.
 	replaces string
 }
 
-// signIn makes a session. At the limit it ends the oldest ones, or is refused.
-func (b *book) signIn(in signIn) (evicted []string, err error) {
+// signIn makes a session, and returns those that ended for it. At the limit it ends the oldest ones, or is refused.
+func (b *book) signIn(in signIn) (ended []string, err error) {
 	if b.s.GetSessions()[in.id] != nil {
 		return nil, errIDTaken
 	}
@@ -218,15 +221,16 @@ func (b *book) signIn(in signIn) (evicted []string, err error) {
 	if old := b.s.GetSessions()[in.replaces]; old != nil && old.GetEnd() == nil {
 		conversation, project = old.GetActiveConversationId(), old.GetActiveProjectId()
 		b.end(in.replaces, storev1.EndReason_END_REASON_REPLACED)
+		ended = append(ended, in.replaces)
 	}
 	limit := int(in.settings.GetMaxSessions())
 	if live := b.live(); len(live) >= limit {
 		if in.settings.GetLimitPolicy() == storev1.SessionLimitPolicy_SESSION_LIMIT_POLICY_REFUSE {
 			return nil, limitError{limit}
 		}
-		evicted = live[:len(live)-limit+1]
-		for _, id := range evicted {
+		for _, id := range live[:len(live)-limit+1] {
 			b.end(id, storev1.EndReason_END_REASON_EVICTED)
+			ended = append(ended, id)
 		}
 	}
 	b.s.User = in.user
@@ -246,19 +250,11 @@ func (b *book) signIn(in signIn) (evicted []string, err error) {
 	b.record(&storev1.SecurityEvent{
 		Type: storev1.SecurityEventType_SECURITY_EVENT_TYPE_SIGNED_IN, SessionId: in.id, Device: r.GetDevice(),
 	})
-	return evicted, nil
-}
-
-// keptDevice is what may be stored of a device.
-func keptDevice(d *storev1.Device, settings *storev1.SessionSettings) *storev1.Device {
-	if d == nil || settings.GetDiscardDevices() {
-		return nil
-	}
-	return proto.CloneOf(d)
+	return ended, nil
 }
 
 // issue makes the next pair of tokens of a session.
-func (b *book) issue(id string, key [32]byte, salt salt, settings *storev1.SessionSettings) {
+func (b *book) issue(id string, key [32]byte, salt salt, settings settings) {
 	r := b.s.GetSessions()[id]
 	r.Generation++
 	r.SealedSalt, r.IssueTime = salt.sealed, timestamppb.New(b.now)
@@ -303,7 +299,8 @@ func pair(id string, r *storev1.SessionRecord, key [32]byte, salt []byte) (acces
 
 // tokens gives the newest pair of a session, again or for the first time, to the credential that it was issued for; nil
 // where this is another.
-func tokens(id string, r *storev1.SessionRecord, key [32]byte, box *seal.Box) *sessionv1.Tokens {
+func (b *book) tokens(id string, key [32]byte, box *seal.Box) *sessionv1.Tokens {
+	r := b.s.GetSessions()[id]
 	plain, err := box.Open(r.GetSealedSalt(), saltContext(id))
 	if err != nil {
 		return nil
@@ -313,13 +310,14 @@ func tokens(id string, r *storev1.SessionRecord, key [32]byte, box *seal.Box) *s
 		return nil
 	}
 	return &sessionv1.Tokens{
-		AccessToken: access.Bearer(), AccessExpireTime: r.GetAccessExpireTime(), RefreshToken: refresh.Bearer(),
+		AccessToken: access.Bearer(), AccessExpireTime: r.GetAccessExpireTime(), AccessExpiresIn: b.expiresIn(r.GetAccessExpireTime()),
+		RefreshToken: refresh.Bearer(),
 	}
 }
 
 // refresh exchanges a refresh token for a new pair. A retry within the grace gets the newest pair again. A reuse ends the
 // session: then there are no tokens, and the change stands.
-func (b *book) refresh(t credential.Token, salt salt, settings *storev1.SessionSettings, box *seal.Box) (*sessionv1.Tokens, error) {
+func (b *book) refresh(t credential.Token, salt salt, settings settings, box *seal.Box) (*sessionv1.Tokens, error) {
 	r := b.s.GetSessions()[t.Session]
 	newest, old := t.Matches(r.GetRefreshHash()), t.Matches(r.GetOldRefreshHash())
 	if t.Class != credential.Refresh || !newest && !old && !t.Issued(r.GetFamilyKey()) {
@@ -334,9 +332,9 @@ func (b *book) refresh(t credential.Token, salt salt, settings *storev1.SessionS
 		b.record(&storev1.SecurityEvent{
 			Type: storev1.SecurityEventType_SECURITY_EVENT_TYPE_TOKENS_REFRESHED, SessionId: t.Session, Generation: t.Generation(),
 		})
-		return tokens(t.Session, r, t.Key(), box), nil
+		return b.tokens(t.Session, t.Key(), box), nil
 	case old && b.now.Sub(r.GetIssueTime().AsTime()) <= r.GetRefreshGrace().AsDuration() && r.GetRefreshGrace().AsDuration() > 0:
-		if again := tokens(t.Session, r, t.Key(), box); again != nil {
+		if again := b.tokens(t.Session, t.Key(), box); again != nil {
 			return again, nil
 		}
 		// The salt was sealed under a key that this server does not have. That is no reason to suspect a thief.
@@ -351,14 +349,11 @@ func (b *book) refresh(t credential.Token, salt salt, settings *storev1.SessionS
 
 // revoke ends all sessions but one, which may be none, and returns those that it ended.
 func (b *book) revoke(except string) []string {
-	var ended []string
-	for _, id := range b.live() {
-		if id != except {
-			b.end(id, storev1.EndReason_END_REASON_REVOKED)
-			ended = append(ended, id)
-		}
+	live := slices.DeleteFunc(b.live(), func(id string) bool { return id == except })
+	for _, id := range live {
+		b.end(id, storev1.EndReason_END_REASON_REVOKED)
 	}
-	return ended
+	return live
 }
 
 // touch notes that the user did something.
@@ -368,19 +363,19 @@ func (b *book) touch(r *storev1.SessionRecord) {
 	}
 }
 
-// setActive says what a session, and with it its user, is on.
-func (b *book) setActive(r *storev1.SessionRecord, conversation, project *string) {
-	if conversation != nil {
-		r.ActiveConversationId, b.s.ActiveConversationId = *conversation, *conversation
+// update makes a session what it is wanted to be. What the request asks for is also what its user was last on.
+func (b *book) update(r *storev1.SessionRecord, want, asked *sessionv1.Session) {
+	if c := want.GetActiveConversationId(); c != r.GetActiveConversationId() || asked.GetActiveConversationId() != "" {
+		r.ActiveConversationId, b.s.ActiveConversationId = c, c
 	}
-	if project != nil {
-		r.ActiveProjectId, b.s.ActiveProjectId = *project, *project
+	if p := want.GetActiveProjectId(); p != r.GetActiveProjectId() || asked.GetActiveProjectId() != "" {
+		r.ActiveProjectId, b.s.ActiveProjectId = p, p
 	}
-	b.changed = true
+	r.Labels, b.changed = want.GetLabels(), true
 }
 
 // connect opens a connection of a session.
-func (b *book) connect(id, session string, req *sessionv1.OpenConnectionRequest, settings *storev1.SessionSettings) (*storev1.Connection, error) {
+func (b *book) connect(id, session string, settings settings) (*storev1.Connection, error) {
 	timeout := settings.GetConnectionTimeout()
 	if err := b.room(timeout.AsDuration()); err != nil {
 		return nil, err
@@ -389,10 +384,7 @@ func (b *book) connect(id, session string, req *sessionv1.OpenConnectionRequest,
 		return nil, errIDTaken
 	}
 	b.forgetSilent()
-	c := &storev1.Connection{
-		ConnectionId: id, SessionId: session, Device: keptDevice(req.GetDevice(), settings), Modality: req.GetModality(),
-		Capabilities: slices.Clone(req.GetCapabilities()), OpenTime: timestamppb.New(b.now), Timeout: timeout,
-	}
+	c := &storev1.Connection{ConnectionId: id, SessionId: session, OpenTime: timestamppb.New(b.now), Timeout: timeout}
 	b.beat(c)
 	b.s.Connections[id] = c
 	return c, nil
@@ -437,20 +429,30 @@ func (b *book) connection(id, session string) (*storev1.Connection, error) {
 }
 
 // heartbeat keeps a connection alive, or brings it back. Heartbeats that come thick are not written.
-func (b *book) heartbeat(c *storev1.Connection, modality storev1.Modality) error {
+func (b *book) heartbeat(c *storev1.Connection) error {
 	silent := b.silent(c)
 	if silent {
 		if err := b.room(c.GetTimeout().AsDuration()); err != nil {
 			return err
 		}
 	}
-	if modality != storev1.Modality_MODALITY_UNSPECIFIED && modality != c.GetModality() {
-		c.Modality, b.changed = modality, true
-	}
 	if silent || b.now.Sub(c.GetHeartbeatTime().AsTime()) >= c.GetTimeout().AsDuration()/3 {
 		b.beat(c)
 	}
 	return nil
+}
+
+// change sets what a request says of a connection.
+func (b *book) change(c *storev1.Connection, want *sessionv1.Connection, settings settings) {
+	was := proto.CloneOf(c)
+	c.Modality = cmp.Or(storev1.Modality(want.GetModality()), c.GetModality())
+	if len(want.GetCapabilities()) > 0 {
+		c.Capabilities = slices.Clone(want.GetCapabilities())
+	}
+	if want.GetDevice() != nil {
+		c.Device = keptDevice(want.GetDevice(), settings)
+	}
+	b.changed = b.changed || !proto.Equal(was, c)
 }
 
 func (b *book) beat(c *storev1.Connection) {
@@ -470,7 +472,7 @@ func (b *book) disconnect(c *storev1.Connection) {
 }
 
 // refused notes that credentials which name a session were wrong, count of them since the first.
-func (b *book) refused(session string, count int64) {
+func (b *book) refused(session string, count int32) {
 	b.record(&storev1.SecurityEvent{
 		Type: storev1.SecurityEventType_SECURITY_EVENT_TYPE_CREDENTIALS_REFUSED, SessionId: session, Count: count,
 	})

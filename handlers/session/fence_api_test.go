@@ -16,6 +16,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 )
 
 // speaker is a connection of a session that wants to write, with a credential of its own.
@@ -37,9 +38,7 @@ func (b *bundle) speaker(t *testing.T, name string, in *sessionv1.CreateSessionR
 		name: name, client: b.with(t, credential), talk: b.conversations(t, credential), session: in.GetSession().GetSessionId(),
 		token: credential == in.GetTokens().GetAccessToken(),
 	}
-	s.connection = must(s.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{
-		SessionId: s.session, Modality: storev1.Modality_MODALITY_VOICE, Device: &storev1.Device{Name: name},
-	}))(t).GetConnection().GetConnectionId()
+	s.connection = must(s.client.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{SessionId: s.session, Connection: &sessionv1.Connection{Modality: typev1.Modality_MODALITY_VOICE, Device: &typev1.Device{Name: name}}}))(t).GetConnection().GetConnectionId()
 	return s
 }
 
@@ -51,7 +50,7 @@ func (b *bundle) tabs(t *testing.T) (x, y *speaker) {
 	return b.speaker(t, "a tab", in, token), b.speaker(t, "another tab", in, token)
 }
 
-func (s *speaker) acquire(t *testing.T, conversation string, takeover bool) (*storev1.FloorHold, error) {
+func (s *speaker) acquire(t *testing.T, conversation string, takeover bool) (*sessionv1.FloorHold, error) {
 	t.Helper()
 	res, err := s.client.AcquireFloor(t.Context(), &sessionv1.AcquireFloorRequest{
 		ConversationId: conversation, SessionId: s.session, ConnectionId: s.connection, Takeover: takeover,
@@ -235,14 +234,16 @@ func TestASilentConnectionComesBack(t *testing.T) {
 		b.change(t, ada, func(s *storev1.UserSessions, now time.Time) {
 			s.GetConnections()[x.connection].ExpireTime = timestamppb.New(now)
 		})
-		if p := must(x.client.GetPresence(t.Context(), &sessionv1.GetPresenceRequest{}))(t); slices.ContainsFunc(p.GetConnections(), func(c *storev1.Connection) bool { return c.GetConnectionId() == x.connection }) {
+		if p := must(x.client.ListSessions(t.Context(), &sessionv1.ListSessionsRequest{}))(t).GetPresence(); slices.ContainsFunc(p.GetConnections(), func(c *sessionv1.Connection) bool { return c.GetConnectionId() == x.connection }) {
 			t.Fatalf("it is not silent: %v", p)
 		}
 	}
-	heartbeat := func(t *testing.T, x *speaker) {
+	back := func(t *testing.T, x *speaker) {
 		t.Helper()
-		got := must(x.client.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{ConnectionId: x.connection}))(t).GetConnection()
-		if p := must(x.client.GetPresence(t.Context(), &sessionv1.GetPresenceRequest{}))(t); !slices.ContainsFunc(p.GetConnections(), func(c *storev1.Connection) bool { return proto.Equal(c, got) }) {
+		got := must(x.client.PutConnection(t.Context(), heartbeat(x.connection)))(t).GetConnection()
+		if p := must(x.client.ListSessions(t.Context(), &sessionv1.ListSessionsRequest{}))(t).GetPresence(); !slices.ContainsFunc(p.GetConnections(), func(c *sessionv1.Connection) bool {
+			return c.GetConnectionId() == got.GetConnectionId() && proto.Equal(c.GetExpireTime(), got.GetExpireTime())
+		}) {
 			t.Errorf("it is not back: %v", p)
 		}
 	}
@@ -251,11 +252,11 @@ func TestASilentConnectionComesBack(t *testing.T) {
 		back      func(t *testing.T, x *speaker)
 		keeps     bool
 	}{
-		"by a heartbeat":    {func(*testing.T, *bundle, *speaker) {}, heartbeat, true},
+		"by a heartbeat":    {func(*testing.T, *bundle, *speaker) {}, back, true},
 		"by the floor":      {func(*testing.T, *bundle, *speaker) {}, func(*testing.T, *speaker) {}, true},
-		"after the lease":   {func(t *testing.T, b *bundle, _ *speaker) { b.expireFloor(t) }, heartbeat, true},
-		"after a takeover":  {func(t *testing.T, _ *bundle, y *speaker) { must(y.acquire(t, c1, true))(t) }, heartbeat, false},
-		"after it was free": {func(t *testing.T, _ *bundle, y *speaker) { must(y.acquire(t, c1, false))(t) }, heartbeat, false},
+		"after the lease":   {func(t *testing.T, b *bundle, _ *speaker) { b.expireFloor(t) }, back, true},
+		"after a takeover":  {func(t *testing.T, _ *bundle, y *speaker) { must(y.acquire(t, c1, true))(t) }, back, false},
+		"after it was free": {func(t *testing.T, _ *bundle, y *speaker) { must(y.acquire(t, c1, false))(t) }, back, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -296,11 +297,11 @@ func TestASilentConnectionComesBack(t *testing.T) {
 		x, _ := b.tabs(t)
 		silence(t, b, x)
 		for range maxConnections - 1 {
-			must(x.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_TEXT}))(t)
+			must(x.client.PutConnection(t.Context(), opening(typev1.Modality_MODALITY_TEXT)))(t)
 		}
-		_, err := x.client.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{ConnectionId: x.connection})
+		_, err := x.client.PutConnection(t.Context(), heartbeat(x.connection))
 		refusal{connect.CodeResourceExhausted, "LIMIT_REACHED"}.check(t, err)
-		must(x.client.EndSession(t.Context(), &sessionv1.EndSessionRequest{}))(t)
+		must(x.client.EndSessions(t.Context(), &sessionv1.EndSessionsRequest{}))(t)
 		b.peek(t, ada, func(s *storev1.UserSessions) {
 			if n := len(s.GetConnections()); n != 0 {
 				t.Errorf("%d connections outlive their session", n)
@@ -313,11 +314,11 @@ func TestASilentConnectionComesBack(t *testing.T) {
 		x, y := b.tabs(t)
 		silence(t, b, x)
 		for range maxSilent {
-			z := must(y.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_TEXT}))(t).GetConnection().GetConnectionId()
+			z := must(y.client.PutConnection(t.Context(), opening(typev1.Modality_MODALITY_TEXT)))(t).GetConnection().GetConnectionId()
 			silence(t, b, &speaker{client: y.client, connection: z})
 		}
-		must(y.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_TEXT}))(t)
-		_, err := x.client.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{ConnectionId: x.connection})
+		must(y.client.PutConnection(t.Context(), opening(typev1.Modality_MODALITY_TEXT)))(t)
+		_, err := x.client.PutConnection(t.Context(), heartbeat(x.connection))
 		notFound.check(t, err)
 	})
 }
@@ -327,7 +328,7 @@ func TestASilentConnectionComesBack(t *testing.T) {
 func TestFloorsAndEpochsInAnyOrder(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	must(b.with(t, b.key(t, nobody)).ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &storev1.SessionSettings{
+	must(b.with(t, b.key(t, nobody)).PutSessionSettings(t.Context(), &sessionv1.PutSessionSettingsRequest{Settings: &sessionv1.SessionSettings{
 		FloorLease: durationpb.New(5 * time.Minute), ConnectionTimeout: durationpb.New(10 * time.Minute),
 	}}))(t)
 	x, y := b.tabs(t)

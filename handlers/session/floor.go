@@ -43,7 +43,7 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 		return nil, err
 	}
 	// A connection that has fallen silent comes back with the floor, if there is room for it; noteFloor writes that down.
-	if err := b.heartbeat(c, storev1.Modality_MODALITY_UNSPECIFIED); err != nil {
+	if err := b.heartbeat(c); err != nil {
 		return nil, err
 	}
 	// A floor is not held for longer than its session lives.
@@ -51,6 +51,7 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 	// Whoever asks, only a user who may see the conversation gets its floor.
 	asUser := identity.With(ctx, identity.Identity{Tenant: at.caller.Tenant, User: info.Owner, Session: at.caller.Session})
 	var replayed bool
+	var hold *storev1.FloorHold
 	wants := floor.Connection{User: info.Owner, Session: at.session, ID: req.GetConnectionId(), Caller: at.caller}
 	res, err := rpc.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[*conversationv1.ConversationState]) (*sessionv1.AcquireFloorResponse, error) {
@@ -69,16 +70,15 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 			}
 			tx.SetTimer(floor.Timer, until)
 			tx.Emit("floor_acquired")
-			return &sessionv1.AcquireFloorResponse{
-				Floor: &storev1.FloorHold{
-					ConversationId: req.GetConversationId(), ConnectionId: wants.ID, Fence: f.GetFence(), ExpireTime: f.GetExpireTime(),
-				},
-			}, nil
+			hold = &storev1.FloorHold{
+				ConversationId: req.GetConversationId(), ConnectionId: wants.ID, Fence: f.GetFence(), ExpireTime: f.GetExpireTime(),
+			}
+			return &sessionv1.AcquireFloorResponse{Floor: floorHold(hold)}, nil
 		}, object.Replayed(&replayed))
 	if err != nil || replayed { // what the session has may have changed since
 		return res, err
 	}
-	return res, m.noteFloor(asUser, at.object, at.session, res.GetFloor())
+	return res, m.noteFloor(asUser, at.object, at.session, hold)
 }
 
 // nameDevice adds the device of a floor's holder to a refusal.

@@ -14,6 +14,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -37,7 +38,7 @@ func (b *bundle) tab(t *testing.T, user identity.User) *tab {
 	t.Helper()
 	x := &tab{in: b.signIn(t, user)}
 	x.client, x.talk = b.with(t, x.in.GetTokens().GetAccessToken()), b.conversations(t, x.in.GetTokens().GetAccessToken())
-	x.connection = must(x.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_VOICE}))(t).GetConnection().GetConnectionId()
+	x.connection = must(x.client.PutConnection(t.Context(), opening(typev1.Modality_MODALITY_VOICE)))(t).GetConnection().GetConnectionId()
 	return x
 }
 
@@ -189,7 +190,7 @@ func TestTheFloorsLease(t *testing.T) {
 	w := watch(t, x.client, &sessionv1.WatchSessionRequest{})
 	first := must(x.acquire(t, false))(t).GetFloor()
 	w.until(t, "the floor", func(m *sessionv1.WatchSessionResponse) bool {
-		return m.GetSession().GetFloor().GetFence() == first.GetFence()
+		return m.GetSession().GetFloorConversationId() == first.GetConversationId()
 	})
 	again := must(x.acquire(t, false))(t).GetFloor()
 	if again.GetFence() != first.GetFence() || !again.GetExpireTime().AsTime().After(first.GetExpireTime().AsTime()) {
@@ -206,7 +207,7 @@ func TestTheFloorsLease(t *testing.T) {
 		t.Error("it is given back once")
 	}
 	w.until(t, "no floor", func(m *sessionv1.WatchSessionResponse) bool {
-		return !m.GetHeartbeat() && m.GetSession().GetFloor() == nil
+		return !m.GetHeartbeat() && m.GetSession().GetFloorConversationId() == ""
 	})
 	if back := must(x.acquire(t, false))(t).GetFloor(); back.GetFence() != first.GetFence() {
 		t.Errorf("nobody had it meanwhile, and the fence is %d, was %d", back.GetFence(), first.GetFence())
@@ -216,10 +217,10 @@ func TestTheFloorsLease(t *testing.T) {
 		t.Errorf("another's fence is %d, was %d", other.GetFence(), first.GetFence())
 	}
 	// A connection that closes frees the floor.
-	must(y.client.CloseConnection(t.Context(), &sessionv1.CloseConnectionRequest{ConnectionId: y.connection}))(t)
+	must(y.client.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{Connection: &sessionv1.Connection{ConnectionId: y.connection}, Close: true}))(t)
 	must(x.acquire(t, false))(t)
 	// So does a session that ends.
-	must(x.client.EndSession(t.Context(), &sessionv1.EndSessionRequest{}))(t)
+	must(x.client.EndSessions(t.Context(), &sessionv1.EndSessionsRequest{}))(t)
 	z := b.tab(t, ada)
 	must(z.acquire(t, false))(t)
 	_, err := z.client.AcquireFloor(t.Context(), &sessionv1.AcquireFloorRequest{ConversationId: c1, ConnectionId: y.connection})
@@ -249,7 +250,7 @@ func TestTheFloorExpires(t *testing.T) {
 	b := setup(t)
 	x, y := b.tab(t, ada), b.tab(t, ada)
 	create(t, x.talk)
-	must(b.with(t, b.key(t, nobody)).ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &storev1.SessionSettings{FloorLease: durationpb.New(5 * time.Second)}}))(t)
+	must(b.with(t, b.key(t, nobody)).PutSessionSettings(t.Context(), &sessionv1.PutSessionSettingsRequest{Settings: &sessionv1.SessionSettings{FloorLease: durationpb.New(5 * time.Second)}}))(t)
 	watch := must(x.talk.WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: c1}))(t)
 	t.Cleanup(func() { watch.Close() })
 	held := must(x.acquire(t, false))(t).GetFloor()
@@ -275,12 +276,12 @@ func TestTimeOutDuringAVoiceTurn(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		near func(r *storev1.SessionRecord, end *timestamppb.Timestamp)
-		why  storev1.EndReason
+		why  sessionv1.EndReason
 	}{
 		"idle": {func(r *storev1.SessionRecord, end *timestamppb.Timestamp) {
 			r.ActiveTime = timestamppb.New(end.AsTime().Add(-r.GetIdleTimeout().AsDuration()))
-		}, storev1.EndReason_END_REASON_IDLE_TIMEOUT},
-		"absolute": {func(r *storev1.SessionRecord, end *timestamppb.Timestamp) { r.ExpireTime = end }, storev1.EndReason_END_REASON_ABSOLUTE_TIMEOUT},
+		}, sessionv1.EndReason_END_REASON_IDLE_TIMEOUT},
+		"absolute": {func(r *storev1.SessionRecord, end *timestamppb.Timestamp) { r.ExpireTime = end }, sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -306,9 +307,9 @@ func TestTimeOutDuringAVoiceTurn(t *testing.T) {
 			// Its end is there. The floor's lease, which is never longer than the session, ends with it.
 			id := x.in.GetSession().GetSessionId()
 			b.change(t, ada, func(s *storev1.UserSessions, now time.Time) { tt.near(s.GetSessions()[id], timestamppb.New(now)) })
-			last := w.until(t, "the end", func(m *sessionv1.WatchSessionResponse) bool { return m.GetEnd() != nil })
-			if last.GetEnd().GetReason() != tt.why {
-				t.Errorf("it ended with %v", last.GetEnd())
+			last := w.until(t, "the end", func(m *sessionv1.WatchSessionResponse) bool { return m.GetSession().GetEndReason() != 0 })
+			if last.GetSession().GetEndReason() != tt.why {
+				t.Errorf("it ended with %v", last.GetSession())
 			}
 			eventually(t, "the token is refused", func() bool {
 				_, err := x.client.GetSession(t.Context(), &sessionv1.GetSessionRequest{})

@@ -7,7 +7,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
-	storev1 "holdfast/gen/holdfast/store/session/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 )
 
 // A late retry of a call that changes a conversation and a user's sessions gets the first reply, and changes neither: what others
@@ -45,7 +45,7 @@ func TestARetryChangesNothing(t *testing.T) {
 			none,
 			func(t *testing.T, b *bundle, _ *speaker) (proto.Message, error) {
 				t.Helper()
-				return b.with(t, b.key(t, nobody)).RevokeSessions(t.Context(), &sessionv1.RevokeSessionsRequest{User: string(ada), RequestId: "k"})
+				return b.with(t, b.key(t, nobody)).EndSessions(t.Context(), &sessionv1.EndSessionsRequest{RequestId: "k", Scope: sessionv1.EndScope_END_SCOPE_USER, User: string(ada)})
 			},
 			func(t *testing.T, b *bundle, _ *speaker) {
 				t.Helper()
@@ -57,11 +57,11 @@ func TestARetryChangesNothing(t *testing.T) {
 			func(t *testing.T, _ *bundle, x *speaker) { t.Helper(); must(acquire(x, c1, ""))(t) },
 			func(t *testing.T, _ *bundle, x *speaker) (proto.Message, error) {
 				t.Helper()
-				return x.client.CloseConnection(t.Context(), &sessionv1.CloseConnectionRequest{SessionId: x.session, ConnectionId: x.connection, RequestId: "k"})
+				return x.client.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{SessionId: x.session, RequestId: "k", Connection: &sessionv1.Connection{ConnectionId: x.connection}, Close: true})
 			},
 			func(t *testing.T, b *bundle, x *speaker) {
 				t.Helper()
-				again := must(x.client.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{SessionId: x.session, Modality: storev1.Modality_MODALITY_VOICE}))(t)
+				again := must(x.client.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{SessionId: x.session, Connection: &sessionv1.Connection{Modality: typev1.Modality_MODALITY_VOICE}}))(t)
 				must(acquire(&speaker{client: x.client, session: x.session, connection: again.GetConnection().GetConnectionId()}, c1, ""))(t)
 			},
 		},

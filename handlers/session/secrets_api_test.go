@@ -16,6 +16,7 @@ import (
 
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/object"
 	"holdfast/object/objecttest"
 )
@@ -42,7 +43,7 @@ func TestNoTokenIsStoredOrLogged(t *testing.T) {
 	had(must(b.refresh(t, in.GetTokens().GetRefreshToken()))(t).GetTokens())
 	c := b.with(t, next.GetTokens().GetAccessToken())
 	must(c.GetSession(t.Context(), &sessionv1.GetSessionRequest{}))(t)
-	must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_TEXT, RequestId: "r-2"}))(t)
+	must(c.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{RequestId: "r-2", Connection: &sessionv1.Connection{Modality: typev1.Modality_MODALITY_TEXT}}))(t)
 	w := watch(t, c, &sessionv1.WatchSessionRequest{})
 	w.until(t, "a snapshot", func(m *sessionv1.WatchSessionResponse) bool { return m.GetReset_() })
 	_, err = b.with(t, next.GetTokens().GetRefreshToken()).GetSession(t.Context(), &sessionv1.GetSessionRequest{})
@@ -155,7 +156,7 @@ func TestARevokedSessionIsNotRestored(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	in := b.signIn(t, ada)
-	must(b.with(t, b.key(t, ada)).EndSession(t.Context(), &sessionv1.EndSessionRequest{SessionId: in.GetSession().GetSessionId()}))(t)
+	must(b.with(t, b.key(t, ada)).EndSessions(t.Context(), &sessionv1.EndSessionsRequest{SessionIds: []string{in.GetSession().GetSessionId()}}))(t)
 	id := object.ID(objectID(b.Tenant, ada))
 	for who, ctx := range map[string]context.Context{"a service": b.AsService(t), "the user": b.As(t, ada)} {
 		if _, err := objecttest.Restore(ctx, b.manager.kinds.Users, id, object.Moment{Version: 1}); !errors.Is(err, object.ErrInvalid) {

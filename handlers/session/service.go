@@ -4,10 +4,12 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
+	"holdfast/handlers/mask"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/handlers/session/credential"
@@ -81,13 +84,14 @@ type Manager struct {
 	kinds         Kinds
 	conversations *object.Kind[*conversationv1.ConversationState]
 	box           *seal.Box
+	endAtOnce     int
 }
 
 var _ sessionv1connect.SessionServiceHandler = (*Manager)(nil)
 
 // NewManager returns a manager of these kinds, which gives the floor of these conversations, and seals in this box.
 func NewManager(kinds Kinds, conversations *object.Kind[*conversationv1.ConversationState], box *seal.Box) *Manager {
-	return &Manager{kinds: kinds, conversations: conversations, box: box}
+	return &Manager{kinds: kinds, conversations: conversations, box: box, endAtOnce: 10_000}
 }
 
 // CreateSession implements SessionService.
@@ -116,20 +120,20 @@ func (m *Manager) CreateSession(ctx context.Context, req *sessionv1.CreateSessio
 	in := signIn{
 		id: session, salt: newSalt(m.box, session),
 		familyKey: random(credential.FamilyKeyLen), key: presented.Key, user: string(user), settings: set, device: req.GetDevice(),
-		conversation: req.GetActiveConversationId(), project: req.GetActiveProjectId(), replaces: req.GetReplacesSessionId(),
+		conversation: req.GetActiveConversationId(), project: req.GetActiveProjectId(), replaces: req.GetReplaceSessionId(),
 	}
 	var freed []*storev1.FloorHold
 	var issued *sessionv1.Tokens
-	res, err := rpc.Do(asUser, m.kinds.Users, object.ID(id), req, func(tx *object.Tx[state]) (*sessionv1.CreateSessionResponse, error) {
+	res, err := object.Do(asUser, m.kinds.Users, object.ID(id), req, func(tx *object.Tx[state]) (*sessionv1.CreateSessionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(caller))
-		evicted, err := b.signIn(in)
+		ended, err := b.signIn(in)
 		if err != nil {
 			return nil, err
 		}
-		freed, issued = b.freed, tokens(in.id, b.s.GetSessions()[in.id], in.key, m.box)
+		freed, issued = b.freed, b.tokens(in.id, in.key, m.box)
 		b.commit(tx)
 		// The tokens are not part of the reply, which the journal keeps for retries.
-		return &sessionv1.CreateSessionResponse{Session: b.present(in.id, ""), EvictedSessionIds: evicted}, nil
+		return &sessionv1.CreateSessionResponse{Session: b.present(in.id, "", tx.Info()), EndedSessionIds: ended}, nil
 	}, object.Upsert())
 	if full, ok := errors.AsType[limitError](err); ok {
 		return nil, m.signInRefused(asUser, id, caller, full)
@@ -169,7 +173,8 @@ func (m *Manager) signedInBefore(
 	}
 	r := s.State.GetSessions()[res.GetSession().GetSessionId()]
 	if r.GetEnd() == nil && r.GetGeneration() == 1 {
-		res.Tokens = tokens(res.GetSession().GetSessionId(), r, key, m.box)
+		b := &book{s: s.State, now: m.kinds.Users.Now()}
+		res.Tokens = b.tokens(res.GetSession().GetSessionId(), key, m.box)
 	}
 	if res.GetTokens() == nil {
 		return nil, errTokensGone
@@ -203,7 +208,7 @@ func (m *Manager) RefreshSession(ctx context.Context, _ *sessionv1.RefreshSessio
 		}
 		b.commit(tx)
 		freed = b.freed
-		res = &sessionv1.RefreshSessionResponse{Session: b.present(t.Session, t.Session), Tokens: issued, Metadata: rpc.Metadata(tx.Info())}
+		res = &sessionv1.RefreshSessionResponse{Session: b.present(t.Session, t.Session, tx.Info()), Tokens: issued}
 		return nil
 	})
 	if errors.Is(err, object.ErrNotFound) {
@@ -232,7 +237,13 @@ func (m *Manager) GetSession(ctx context.Context, req *sessionv1.GetSessionReque
 	if b.s.GetSessions()[at.session] == nil {
 		return nil, object.ErrNotFound
 	}
-	return &sessionv1.GetSessionResponse{Session: b.present(at.session, at.caller.Session), Metadata: rpc.Metadata(s.Info)}, nil
+	if v := req.IfVersionNot; v != nil && *v == int64(s.Version) {
+		// Time may have brought something since that nobody has written yet.
+		if next := open(proto.CloneOf(s.State), s.UpdateTime, server).next(); next.IsZero() || next.After(b.now) {
+			return &sessionv1.GetSessionResponse{NotModified: true}, nil
+		}
+	}
+	return &sessionv1.GetSessionResponse{Session: b.present(at.session, at.caller.Session, s.Info)}, nil
 }
 
 // ListSessions implements SessionService.
@@ -252,13 +263,25 @@ func (m *Manager) ListSessions(ctx context.Context, req *sessionv1.ListSessionsR
 	if err != nil {
 		return nil, err
 	}
-	res := &sessionv1.ListSessionsResponse{Metadata: rpc.Metadata(s.Info)}
+	after, err := rpc.Cursor(req)
+	if err != nil {
+		return nil, err
+	}
+	var places []string
 	for id, r := range b.s.GetSessions() {
-		if r.GetEnd() == nil || req.GetIncludeEnded() {
-			res.Sessions = append(res.Sessions, b.present(id, caller.Session))
+		if place := newestFirst(r, id); place > after && (r.GetEnd() == nil || req.GetIncludeEnded()) {
+			places = append(places, place)
 		}
 	}
-	slices.SortFunc(res.GetSessions(), newestFirst)
+	slices.Sort(places)
+	res := &sessionv1.ListSessionsResponse{Presence: b.presence()}
+	if size := cmp.Or(int(req.GetPageSize()), object.DefaultPageSize); size < len(places) {
+		places = places[:size]
+		res.NextPageToken = rpc.Token(req, places[size-1])
+	}
+	for _, place := range places {
+		res.Sessions = append(res.Sessions, b.present(place[placeLen:], caller.Session, s.Info))
+	}
 	return res, nil
 }
 
@@ -268,255 +291,220 @@ func (m *Manager) UpdateSession(ctx context.Context, req *sessionv1.UpdateSessio
 	if err != nil {
 		return nil, err
 	}
-	has := rpc.MaskHas(req.GetUpdateMask())
-	var conversation, project *string
-	if has("active_conversation_id") {
-		conversation = &req.ActiveConversationId
-	}
-	if has("active_project_id") {
-		project = &req.ActiveProjectId
-	}
-	return rpc.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.UpdateSessionResponse, error) {
+	return object.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.UpdateSessionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(at.caller))
 		r, err := b.session(at.session)
 		if err != nil {
 			return nil, err
 		}
-		b.setActive(r, conversation, project)
+		want := b.present(at.session, "", object.Info{})
+		if err := mask.Merge(want, req.GetSession(), req.GetUpdateMask(), "active_conversation_id", "active_project_id", "labels"); err != nil {
+			return nil, err
+		}
+		if len(want.GetLabels()) > maxLabels {
+			return nil, problem.InvalidArgument("session.labels", "must have at most 8 keys, with those that the session has already")
+		}
+		b.update(r, want, req.GetSession())
 		b.touch(r)
 		b.commit(tx)
-		return &sessionv1.UpdateSessionResponse{Session: b.present(at.session, at.caller.Session)}, nil
+		return &sessionv1.UpdateSessionResponse{Session: b.present(at.session, at.caller.Session, tx.Info())}, nil
 	})
 }
 
-// EndSession implements SessionService.
-func (m *Manager) EndSession(ctx context.Context, req *sessionv1.EndSessionRequest) (*sessionv1.EndSessionResponse, error) {
-	at, err := locate(ctx, req.GetSessionId())
+// EndSessions implements SessionService.
+func (m *Manager) EndSessions(ctx context.Context, req *sessionv1.EndSessionsRequest) (*sessionv1.EndSessionsResponse, error) {
+	caller, err := identity.From(ctx)
 	if err != nil {
 		return nil, err
 	}
+	switch req.GetScope() {
+	case sessionv1.EndScope_END_SCOPE_TENANT:
+		return m.endAll(ctx, caller)
+	case sessionv1.EndScope_END_SCOPE_OTHERS, sessionv1.EndScope_END_SCOPE_USER:
+		except := ""
+		if req.GetScope() == sessionv1.EndScope_END_SCOPE_OTHERS {
+			if except = caller.Session; except == "" {
+				return nil, problem.InvalidArgument("scope", "END_SCOPE_OTHERS needs a session's token: the call is made with none, so there is no current session")
+			}
+		}
+		asUser, user, err := subject(ctx, req.GetUser())
+		if err != nil {
+			return nil, err
+		}
+		res, err := m.end(asUser, object.ID(credential.ObjectID(caller.Tenant, user)), req, actor(caller), func(b *book) ([]string, error) {
+			return b.revoke(except), nil
+		})
+		if errors.Is(err, object.ErrNotFound) {
+			return &sessionv1.EndSessionsResponse{}, nil // who never signed in has none
+		}
+		return res, err
+	default:
+		return m.endNamed(ctx, req, caller)
+	}
+}
+
+// endNamed ends the sessions that a request names, or the one whose token it was made with.
+func (m *Manager) endNamed(ctx context.Context, req *sessionv1.EndSessionsRequest, caller identity.Identity) (*sessionv1.EndSessionsResponse, error) {
+	named := req.GetSessionIds()
+	if len(named) == 0 {
+		if caller.Session == "" {
+			return nil, problem.InvalidArgument("session_ids", "must be set: the call is made with no session's token")
+		}
+		named = []string{caller.Session}
+	}
+	id := credential.ObjectOf(named[0])
+	for _, session := range named {
+		if credential.ObjectOf(session) != id {
+			return nil, problem.InvalidArgument("session_ids", "must all be of one user")
+		}
+	}
 	why := storev1.EndReason_END_REASON_SIGNED_OUT
-	if at.caller.Service {
+	if caller.Service {
 		why = storev1.EndReason_END_REASON_REVOKED
 	}
+	return m.end(ctx, object.ID(id), req, actor(caller), func(b *book) ([]string, error) {
+		var ended []string
+		for _, session := range named {
+			if b.s.GetSessions()[session] == nil {
+				return nil, object.ErrNotFound
+			}
+			if b.end(session, why) {
+				ended = append(ended, session)
+			}
+		}
+		return ended, nil
+	})
+}
+
+// end ends sessions of one user, and frees the floors that they had.
+func (m *Manager) end(
+	ctx context.Context, id object.ID, req *sessionv1.EndSessionsRequest, by string, end func(*book) ([]string, error),
+) (*sessionv1.EndSessionsResponse, error) {
 	var freed []*storev1.FloorHold
 	var replayed bool
-	res, err := rpc.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.EndSessionResponse, error) {
-		b := open(tx.State(), tx.Now(), actor(at.caller))
-		if b.s.GetSessions()[at.session] == nil {
-			return nil, object.ErrNotFound
+	res, err := object.Do(ctx, m.kinds.Users, id, req, func(tx *object.Tx[state]) (*sessionv1.EndSessionsResponse, error) {
+		b := open(tx.State(), tx.Now(), by)
+		ended, err := end(b)
+		if err != nil {
+			return nil, err
 		}
-		b.end(at.session, why)
 		b.commit(tx)
 		freed = b.freed
-		return &sessionv1.EndSessionResponse{Session: b.present(at.session, at.caller.Session)}, nil
+		return &sessionv1.EndSessionsResponse{SessionIds: ended, SessionCount: int32(len(ended))}, nil //nolint:gosec // 50 at most
 	}, object.Replayed(&replayed))
-	if err != nil || replayed {
+	if err != nil || replayed { // what was freed may be another's since
 		return res, err
 	}
 	m.free(ctx, freed)
 	return res, nil
 }
 
-// RevokeSessions implements SessionService.
-func (m *Manager) RevokeSessions(ctx context.Context, req *sessionv1.RevokeSessionsRequest) (*sessionv1.RevokeSessionsResponse, error) {
-	caller, err := identity.From(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if req.GetAllUsers() {
-		return m.revokeAll(ctx, caller)
-	}
-	asUser, user, err := subject(ctx, req.GetUser())
-	if err != nil {
-		return nil, err
-	}
-	except := ""
-	if req.GetExceptCurrent() {
-		if caller.Session == "" {
-			return nil, problem.InvalidArgument("except_current", "the call is made with no session's token, so there is no current session")
-		}
-		except = caller.Session
-	}
-	var freed []*storev1.FloorHold
-	var replayed bool
-	res, err := rpc.Do(asUser, m.kinds.Users, object.ID(credential.ObjectID(caller.Tenant, user)), req,
-		func(tx *object.Tx[state]) (*sessionv1.RevokeSessionsResponse, error) {
-			b := open(tx.State(), tx.Now(), actor(caller))
-			ended := b.revoke(except)
-			b.commit(tx)
-			freed = b.freed
-			return &sessionv1.RevokeSessionsResponse{SessionIds: ended, SessionCount: int64(len(ended))}, nil
-		}, object.Replayed(&replayed))
-	if errors.Is(err, object.ErrNotFound) {
-		return &sessionv1.RevokeSessionsResponse{}, nil // who never signed in has none
-	}
-	if err != nil || replayed {
-		return res, err
-	}
-	m.free(asUser, freed)
-	return res, nil
-}
-
 const (
-	// revokeAtOnce is how many users' sessions are ended side by side: together they share commits.
-	revokeAtOnce = 32
-	// revokedNamed is how many of them are named.
-	revokedNamed = 1000
+	// usersAtOnce is how many users' sessions are ended side by side: together they share commits.
+	usersAtOnce = 32
+	// endedNamed is how many of the ended sessions are named.
+	endedNamed = 1000
 )
 
-// revokeAll ends the sessions of every user of the tenant, page by page. Who is changed moves to the front of the list,
-// which was read already, so nobody is left out; who signs in meanwhile stays.
-func (m *Manager) revokeAll(ctx context.Context, caller identity.Identity) (*sessionv1.RevokeSessionsResponse, error) {
+// endAll ends the sessions of the users of the tenant, page by page, until it has ended endAtOnce of them. A changed user moves
+// to the front of the list, which was read already, so nobody is left out; who signs in meanwhile stays.
+func (m *Manager) endAll(ctx context.Context, caller identity.Identity) (*sessionv1.EndSessionsResponse, error) {
 	if !caller.Service {
 		return nil, problem.PermissionDenied("only a service may end the sessions of all users")
 	}
-	res := &sessionv1.RevokeSessionsResponse{}
+	res := &sessionv1.EndSessionsResponse{}
 	for token := ""; ; {
 		page, err := m.kinds.Users.List(ctx, object.ListOptions{PageSize: object.MaxPageSize, PageToken: token})
 		if err != nil {
 			return nil, err
 		}
-		ended := make([][]string, len(page.Items))
+		ended := make([]*sessionv1.EndSessionsResponse, len(page.Items))
 		group, groupCtx := errgroup.WithContext(ctx)
-		group.SetLimit(revokeAtOnce)
+		group.SetLimit(usersAtOnce)
 		for i, s := range page.Items {
+			if len((&book{s: s.State}).live()) == 0 {
+				continue
+			}
 			group.Go(func() error {
 				var err error
-				ended[i], err = m.revokeUser(groupCtx, s.ID, caller)
+				ended[i], err = m.end(groupCtx, s.ID, &sessionv1.EndSessionsRequest{}, actor(caller), func(b *book) ([]string, error) { return b.revoke(""), nil })
+				if errors.Is(err, object.ErrNotFound) {
+					return nil // deleted since the list
+				}
 				return err
 			})
 		}
 		if err := group.Wait(); err != nil {
 			return nil, err
 		}
-		for _, ids := range ended {
-			res.SessionCount += int64(len(ids))
-			res.SessionIds = append(res.SessionIds, ids[:min(len(ids), revokedNamed-len(res.GetSessionIds()))]...)
+		for _, user := range ended {
+			res.SessionCount += user.GetSessionCount()
+			res.SessionIds = append(res.SessionIds, user.GetSessionIds()[:min(len(user.GetSessionIds()), endedNamed-len(res.GetSessionIds()))]...)
 		}
-		if token = page.Next; token == "" {
+		token = page.Next
+		if res.More = token != "" && int(res.GetSessionCount()) >= m.endAtOnce; token == "" || res.GetMore() {
 			return res, nil
 		}
 	}
 }
 
-func (m *Manager) revokeUser(ctx context.Context, id object.ID, caller identity.Identity) ([]string, error) {
-	var ended []string
-	var freed []*storev1.FloorHold
-	_, err := m.kinds.Users.Update(ctx, id, func(tx *object.Tx[state]) error {
-		b := open(tx.State(), tx.Now(), actor(caller))
-		ended = b.revoke("")
-		b.commit(tx)
-		freed = b.freed
-		return nil
-	})
-	if errors.Is(err, object.ErrNotFound) {
-		return nil, nil // deleted since the list
-	}
-	m.free(ctx, freed)
-	return ended, err
-}
-
-// OpenConnection implements SessionService.
-func (m *Manager) OpenConnection(ctx context.Context, req *sessionv1.OpenConnectionRequest) (*sessionv1.OpenConnectionResponse, error) {
+// PutConnection implements SessionService.
+func (m *Manager) PutConnection(ctx context.Context, req *sessionv1.PutConnectionRequest) (*sessionv1.PutConnectionResponse, error) {
 	at, err := locate(ctx, req.GetSessionId())
 	if err != nil {
 		return nil, err
 	}
-	set, err := m.settings(ctx)
-	if err != nil {
-		return nil, err
+	id := req.GetConnection().GetConnectionId()
+	opens := id == ""
+	if opens {
+		id = credential.EncodeID(random(10))
 	}
-	id := credential.EncodeID(random(10))
-	return rpc.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.OpenConnectionResponse, error) {
-		b := open(tx.State(), tx.Now(), actor(at.caller))
-		r, err := b.session(at.session)
-		if err != nil {
+	var set settings
+	if opens || req.GetConnection().GetDevice() != nil { // a mere heartbeat does not need them
+		if set, err = m.settings(ctx); err != nil {
 			return nil, err
 		}
-		c, err := b.connect(id, at.session, req, set)
-		if err != nil {
-			return nil, err
-		}
-		b.touch(r)
-		b.commit(tx)
-		return &sessionv1.OpenConnectionResponse{Connection: c, Session: b.present(at.session, at.caller.Session)}, nil
-	})
-}
-
-// HeartbeatConnection implements SessionService.
-func (m *Manager) HeartbeatConnection(
-	ctx context.Context, req *sessionv1.HeartbeatConnectionRequest,
-) (*sessionv1.HeartbeatConnectionResponse, error) {
-	at, err := locate(ctx, req.GetSessionId())
-	if err != nil {
-		return nil, err
-	}
-	return rpc.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.HeartbeatConnectionResponse, error) {
-		b := open(tx.State(), tx.Now(), actor(at.caller))
-		r, err := b.session(at.session)
-		if err != nil {
-			return nil, err
-		}
-		c, err := b.connection(req.GetConnectionId(), at.session)
-		if err != nil {
-			return nil, err
-		}
-		if err := b.heartbeat(c, req.GetModality()); err != nil {
-			return nil, err
-		}
-		if req.GetUserActive() {
-			b.touch(r)
-		}
-		b.commit(tx)
-		return &sessionv1.HeartbeatConnectionResponse{Connection: c}, nil
-	})
-}
-
-// CloseConnection implements SessionService.
-func (m *Manager) CloseConnection(ctx context.Context, req *sessionv1.CloseConnectionRequest) (*sessionv1.CloseConnectionResponse, error) {
-	at, err := locate(ctx, req.GetSessionId())
-	if err != nil {
-		return nil, err
 	}
 	var freed []*storev1.FloorHold
 	var replayed bool
-	res, err := rpc.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.CloseConnectionResponse, error) {
+	res, err := object.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.PutConnectionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(at.caller))
-		c, err := b.connection(req.GetConnectionId(), at.session)
+		r, err := b.session(at.session)
 		if err != nil {
 			return nil, err
 		}
-		b.disconnect(c)
+		var c *storev1.Connection
+		if opens {
+			c, err = b.connect(id, at.session, set)
+		} else {
+			c, err = b.connection(id, at.session)
+		}
+		if err != nil {
+			return nil, err
+		}
+		var there *sessionv1.Connection
+		if req.GetClose() {
+			b.disconnect(c)
+		} else {
+			if err := b.heartbeat(c); err != nil {
+				return nil, err
+			}
+			b.change(c, req.GetConnection(), set)
+			there = connection(c)
+			there.ExpiresIn = b.expiresIn(c.GetExpireTime())
+		}
+		if opens || req.GetUserActive() {
+			b.touch(r)
+		}
 		b.commit(tx)
 		freed = b.freed
-		return &sessionv1.CloseConnectionResponse{}, nil
+		return &sessionv1.PutConnectionResponse{Connection: there, Session: b.present(at.session, at.caller.Session, tx.Info())}, nil
 	}, object.Replayed(&replayed))
 	if err != nil || replayed {
 		return res, err
 	}
 	m.free(ctx, freed)
 	return res, nil
-}
-
-// GetPresence implements SessionService.
-func (m *Manager) GetPresence(ctx context.Context, req *sessionv1.GetPresenceRequest) (*sessionv1.GetPresenceResponse, error) {
-	asUser, user, err := subject(ctx, req.GetUser())
-	if err != nil {
-		return nil, err
-	}
-	caller, err := identity.From(asUser)
-	if err != nil {
-		return nil, err
-	}
-	s, b, err := m.read(asUser, object.ID(credential.ObjectID(caller.Tenant, user)))
-	if errors.Is(err, object.ErrNotFound) {
-		return &sessionv1.GetPresenceResponse{}, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return b.presence(s.Info), nil
 }
 
 // ListSecurityEvents implements SessionService.
@@ -531,61 +519,52 @@ func (m *Manager) ListSecurityEvents(
 	if err != nil {
 		return nil, err
 	}
-	before := req.GetBeforeSeq()
-	if before == 0 {
-		before = 1 << 62
-	}
-	page, err := m.kinds.Users.Entries(asUser, object.ID(credential.ObjectID(caller.Tenant, user)), inEvents,
-		object.EntriesOptions{PageSize: int(req.GetPageSize()), Before: object.SeqKey(before)})
+	page, next, err := rpc.ListEntries(asUser, m.kinds.Users, object.ID(credential.ObjectID(caller.Tenant, user)), inEvents, req,
+		object.EntriesOptions{Before: object.SeqKey(math.MaxInt64)})
 	if errors.Is(err, object.ErrNotFound) {
 		return &sessionv1.ListSecurityEventsResponse{}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	res := &sessionv1.ListSecurityEventsResponse{HasMore: page.More, Metadata: rpc.Metadata(page.Info)}
-	for _, e := range slices.Backward(page.Entries) {
-		if v, ok := e.Value.(*storev1.SecurityEvent); ok {
-			res.Events = append(res.Events, v)
-		}
+	res := &sessionv1.ListSecurityEventsResponse{NextPageToken: next}
+	for _, e := range slices.Backward(rpc.Values[*storev1.SecurityEvent](page.Entries)) {
+		res.Events = append(res.Events, securityEvent(e))
 	}
 	return res, nil
 }
 
-// ConfigureSessions implements SessionService.
-func (m *Manager) ConfigureSessions(
-	ctx context.Context, req *sessionv1.ConfigureSessionsRequest,
-) (*sessionv1.ConfigureSessionsResponse, error) {
-	if err := servicesOnly(ctx); err != nil {
-		return nil, err
-	}
-	all := effective(req.GetSettings())
-	if err := checkSettings(all); err != nil {
-		return nil, err
-	}
-	return rpc.Do(ctx, m.kinds.Settings, settingsID, req, func(tx *object.Tx[settings]) (*sessionv1.ConfigureSessionsResponse, error) {
-		s := tx.State()
-		proto.Reset(s)
-		proto.Merge(s, req.GetSettings())
-		return &sessionv1.ConfigureSessionsResponse{Settings: all}, nil
-	}, object.Upsert())
-}
-
-// GetSessionSettings implements SessionService.
-func (m *Manager) GetSessionSettings(
-	ctx context.Context, _ *sessionv1.GetSessionSettingsRequest,
-) (*sessionv1.GetSessionSettingsResponse, error) {
-	if err := servicesOnly(ctx); err != nil {
-		return nil, err
-	}
-	s, err := m.kinds.Settings.View(ctx, settingsID)
-	if errors.Is(err, object.ErrNotFound) {
-		return &sessionv1.GetSessionSettingsResponse{Settings: defaults()}, nil
-	}
+// PutSessionSettings implements SessionService.
+func (m *Manager) PutSessionSettings(
+	ctx context.Context, req *sessionv1.PutSessionSettingsRequest,
+) (*sessionv1.PutSessionSettingsResponse, error) {
+	caller, err := identity.From(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &sessionv1.GetSessionSettingsResponse{Settings: effective(s.State), Metadata: rpc.Metadata(s.Info)}, nil
+	if !caller.Service {
+		return nil, problem.PermissionDenied("only a service key may see and set the tenant's settings")
+	}
+	if req.GetSettings() == nil && len(req.GetUpdateMask().GetPaths()) == 0 {
+		s, err := m.kinds.Settings.View(ctx, settingsID)
+		if err != nil && !errors.Is(err, object.ErrNotFound) {
+			return nil, err
+		}
+		return &sessionv1.PutSessionSettingsResponse{Settings: presentSettings(effective(s.State)), Version: int64(s.Version)}, nil
+	}
+	return object.Do(ctx, m.kinds.Settings, settingsID, req, func(tx *object.Tx[settings]) (*sessionv1.PutSessionSettingsResponse, error) {
+		want := presentSettings(tx.State())
+		if err := mask.Merge(want, req.GetSettings(), req.GetUpdateMask(), settingNames...); err != nil {
+			return nil, err
+		}
+		all := effective(storedSettings(want))
+		if err := checkSettings(all); err != nil {
+			return nil, err
+		}
+		proto.Reset(tx.State())
+		proto.Merge(tx.State(), storedSettings(want))
+		return &sessionv1.PutSessionSettingsResponse{Settings: presentSettings(all), Version: int64(tx.Info().Version)}, nil
+	}, object.Upsert())
 }
 
 // Touch notes that the session's user did something. A session that is over, or is active as far as is written, stays as
@@ -606,7 +585,7 @@ func (m *Manager) Touch(ctx context.Context, who identity.Identity) error {
 func (m *Manager) Refused(ctx context.Context, whose identity.Identity, count int64) error {
 	_, err := m.kinds.Users.Update(identity.With(ctx, whose), object.ID(credential.ObjectOf(whose.Session)), func(tx *object.Tx[state]) error {
 		b := open(tx.State(), tx.Now(), server)
-		b.refused(whose.Session, count)
+		b.refused(whose.Session, int32(min(count, math.MaxInt32))) //nolint:gosec // bounded
 		b.commit(tx)
 		return nil
 	})
@@ -616,10 +595,7 @@ func (m *Manager) Refused(ctx context.Context, whose identity.Identity, count in
 // settings are the tenant's, with the defaults for what it did not set.
 func (m *Manager) settings(ctx context.Context) (settings, error) {
 	s, err := m.kinds.Settings.View(ctx, settingsID)
-	if errors.Is(err, object.ErrNotFound) {
-		return defaults(), nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, object.ErrNotFound) {
 		return nil, err
 	}
 	return effective(s.State), nil
@@ -679,17 +655,6 @@ func locate(ctx context.Context, named string) (place, error) {
 		return place{}, object.ErrNotFound
 	}
 	return place{caller, object.ID(id), named}, nil
-}
-
-func servicesOnly(ctx context.Context) error {
-	caller, err := identity.From(ctx)
-	if err != nil {
-		return err
-	}
-	if !caller.Service {
-		return problem.PermissionDenied("only a service key may see and set the tenant's settings")
-	}
-	return nil
 }
 
 // actor is how the audit names a caller.

@@ -13,7 +13,7 @@ import (
 
 // defaults are the settings of a tenant that has set none. NIST SP 800-63B-4 allows its AAL2 a day, and an hour without
 // activity.
-func defaults() *storev1.SessionSettings {
+func defaults() settings {
 	return &storev1.SessionSettings{
 		AccessTtl:         durationpb.New(15 * time.Minute),
 		IdleTimeout:       durationpb.New(time.Hour),
@@ -26,9 +26,16 @@ func defaults() *storev1.SessionSettings {
 	}
 }
 
+// settingNames are the settings that a tenant may set.
+var settingNames = []string{
+	"access_ttl", "idle_timeout", "absolute_timeout", "max_sessions", "limit_policy", "refresh_grace", "connection_timeout", "floor_lease",
+	"discard_devices",
+}
+
 // effective is what a tenant set, with the defaults for what it did not.
-func effective(set *storev1.SessionSettings) *storev1.SessionSettings {
-	all := proto.CloneOf(set)
+func effective(set settings) settings {
+	all := &storev1.SessionSettings{}
+	proto.Merge(all, set)
 	into := all.ProtoReflect()
 	defaults().ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		if !into.Has(fd) {
@@ -40,7 +47,7 @@ func effective(set *storev1.SessionSettings) *storev1.SessionSettings {
 }
 
 // checkSettings refuses settings that contradict each other. The range of each is the proto's.
-func checkSettings(s *storev1.SessionSettings) error {
+func checkSettings(s settings) error {
 	absolute := s.GetAbsoluteTimeout().AsDuration()
 	if s.GetIdleTimeout().AsDuration() > absolute {
 		return problem.InvalidArgument("settings.idle_timeout", "must not be longer than absolute_timeout")

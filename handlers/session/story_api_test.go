@@ -17,6 +17,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/identity"
 	"holdfast/object"
 	"holdfast/seal"
@@ -29,8 +30,8 @@ func TestStolenRefreshToken(t *testing.T) {
 	first := b.signIn(t, ada)
 	second := must(b.refresh(t, first.GetTokens().GetRefreshToken()))(t)
 	third := must(b.refresh(t, second.GetTokens().GetRefreshToken()))(t)
-	open := must(b.with(t, third.GetTokens().GetAccessToken()).OpenConnection(t.Context(),
-		&sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_VOICE}))(t)
+	open := must(b.with(t, third.GetTokens().GetAccessToken()).PutConnection(t.Context(),
+		opening(typev1.Modality_MODALITY_VOICE)))(t)
 	if !presence(t, b).GetOnline() {
 		t.Errorf("she is not there, with %v", open)
 	}
@@ -56,9 +57,9 @@ func TestStolenRefreshToken(t *testing.T) {
 	}
 }
 
-func presence(t *testing.T, b *bundle) *sessionv1.GetPresenceResponse {
+func presence(t *testing.T, b *bundle) *sessionv1.Presence {
 	t.Helper()
-	return must(b.with(t, b.key(t, nobody)).GetPresence(t.Context(), &sessionv1.GetPresenceRequest{User: string(ada)}))(t)
+	return must(b.with(t, b.key(t, nobody)).ListSessions(t.Context(), &sessionv1.ListSessionsRequest{User: string(ada)}))(t).GetPresence()
 }
 
 // The response of a refresh is lost. The client tries again with the token that it has, gets what was lost, and goes on.
@@ -102,7 +103,7 @@ func TestLostSignIn(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	key := b.key(t, ada)
-	req := &sessionv1.CreateSessionRequest{RequestId: "r-1", Device: &storev1.Device{Name: "laptop"}}
+	req := &sessionv1.CreateSessionRequest{RequestId: "r-1", Device: &typev1.Device{Name: "laptop"}}
 	first := must(b.with(t, key).CreateSession(t.Context(), req))(t)
 	same(t, "the retry", must(b.with(t, key).CreateSession(t.Context(), req))(t), first)
 	same(t, "the retry at another server", must(serve(t, b.Bundle, b.box).with(t, key).CreateSession(t.Context(), req))(t), first)
@@ -162,13 +163,13 @@ func TestSignOutEverywhereWhileStreamsAreOpen(t *testing.T) {
 		t.Fatal(talk.Err())
 	}
 
-	res := must(b.with(t, b.key(t, nobody)).RevokeSessions(t.Context(), &sessionv1.RevokeSessionsRequest{User: string(ada)}))(t)
+	res := must(b.with(t, b.key(t, nobody)).EndSessions(t.Context(), &sessionv1.EndSessionsRequest{Scope: sessionv1.EndScope_END_SCOPE_USER, User: string(ada)}))(t)
 	if len(res.GetSessionIds()) != 2 {
 		t.Errorf("revoked %v", res)
 	}
 	for name, w := range map[string]*watched{"here": here, "elsewhere": there} {
-		last := w.until(t, name, func(m *sessionv1.WatchSessionResponse) bool { return m.GetEnd() != nil })
-		if last.GetEnd().GetReason() != storev1.EndReason_END_REASON_REVOKED {
+		last := w.until(t, name, func(m *sessionv1.WatchSessionResponse) bool { return m.GetSession().GetEndReason() != 0 })
+		if last.GetSession().GetEndReason() != sessionv1.EndReason_END_REASON_REVOKED {
 			t.Errorf("%s the last word is %v", name, last)
 		}
 		if w.stream.Receive() || w.stream.Err() != nil {
@@ -192,7 +193,7 @@ func TestSignOutEverywhereElse(t *testing.T) {
 	b := setup(t)
 	this, other := b.signIn(t, ada), b.signIn(t, ada)
 	c := b.with(t, this.GetTokens().GetAccessToken())
-	res := must(c.RevokeSessions(t.Context(), &sessionv1.RevokeSessionsRequest{ExceptCurrent: true}))(t)
+	res := must(c.EndSessions(t.Context(), &sessionv1.EndSessionsRequest{Scope: sessionv1.EndScope_END_SCOPE_OTHERS}))(t)
 	if !slices.Equal(res.GetSessionIds(), []string{other.GetSession().GetSessionId()}) {
 		t.Errorf("revoked %v", res)
 	}
@@ -221,11 +222,11 @@ func TestSignEverybodyOut(t *testing.T) {
 		})
 	}
 	wait.Wait()
-	_, err := b.with(t, b.key(t, ada)).RevokeSessions(t.Context(), &sessionv1.RevokeSessionsRequest{AllUsers: true})
+	_, err := b.with(t, b.key(t, ada)).EndSessions(t.Context(), &sessionv1.EndSessionsRequest{Scope: sessionv1.EndScope_END_SCOPE_TENANT})
 	refusal{connect.CodePermissionDenied, "ROLE_REQUIRED"}.check(t, err)
-	_, err = with(service).RevokeSessions(t.Context(), &sessionv1.RevokeSessionsRequest{AllUsers: true, User: "ada"})
+	_, err = with(service).EndSessions(t.Context(), &sessionv1.EndSessionsRequest{Scope: sessionv1.EndScope_END_SCOPE_TENANT, User: "ada"})
 	fieldInvalid.check(t, err)
-	res := must(with(service).RevokeSessions(t.Context(), &sessionv1.RevokeSessionsRequest{AllUsers: true}))(t)
+	res := must(with(service).EndSessions(t.Context(), &sessionv1.EndSessionsRequest{Scope: sessionv1.EndScope_END_SCOPE_TENANT}))(t)
 	if res.GetSessionCount() != users || len(res.GetSessionIds()) != users {
 		t.Errorf("ended %d, named %d", res.GetSessionCount(), len(res.GetSessionIds()))
 	}
@@ -244,10 +245,10 @@ func TestSigningInAgain(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	before, another := b.signIn(t, ada), b.signIn(t, ada)
-	must(b.with(t, before.GetTokens().GetAccessToken()).UpdateSession(t.Context(), &sessionv1.UpdateSessionRequest{ActiveConversationId: c1}))(t)
-	must(b.with(t, another.GetTokens().GetAccessToken()).UpdateSession(t.Context(), &sessionv1.UpdateSessionRequest{ActiveConversationId: "c2"}))(t)
+	must(b.with(t, before.GetTokens().GetAccessToken()).UpdateSession(t.Context(), &sessionv1.UpdateSessionRequest{Session: &sessionv1.Session{ActiveConversationId: c1}}))(t)
+	must(b.with(t, another.GetTokens().GetAccessToken()).UpdateSession(t.Context(), &sessionv1.UpdateSessionRequest{Session: &sessionv1.Session{ActiveConversationId: "c2"}}))(t)
 	key := b.with(t, b.key(t, ada))
-	again := must(key.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{ReplacesSessionId: before.GetSession().GetSessionId()}))(t)
+	again := must(key.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{ReplaceSessionId: before.GetSession().GetSessionId()}))(t)
 	if again.GetSession().GetActiveConversationId() != c1 || again.GetTokens().GetAccessToken() == before.GetTokens().GetAccessToken() {
 		t.Errorf("again: %v", again.GetSession())
 	}
@@ -256,7 +257,7 @@ func TestSigningInAgain(t *testing.T) {
 	must(b.refresh(t, another.GetTokens().GetRefreshToken()))(t)
 	// Another user's session is none of hers.
 	eves := b.signIn(t, "eve")
-	must(key.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{ReplacesSessionId: eves.GetSession().GetSessionId()}))(t)
+	must(key.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{ReplaceSessionId: eves.GetSession().GetSessionId()}))(t)
 	must(b.refresh(t, eves.GetTokens().GetRefreshToken()))(t)
 	if got := b.events(t, ada); !slices.Contains(got, "SESSION_ENDED REPLACED") {
 		t.Errorf("the audit has %q", got)
@@ -288,29 +289,29 @@ func TestEvictionAtTheLimit(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	service := b.with(t, b.key(t, nobody))
-	configure := func(s *storev1.SessionSettings) {
+	configure := func(s *sessionv1.SessionSettings) {
 		t.Helper()
-		must(service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: s}))(t)
+		must(service.PutSessionSettings(t.Context(), &sessionv1.PutSessionSettingsRequest{Settings: s}))(t)
 	}
-	configure(&storev1.SessionSettings{MaxSessions: 2})
+	configure(&sessionv1.SessionSettings{MaxSessions: 2})
 	first, second := b.signIn(t, ada), b.signIn(t, ada)
 	w := watch(t, b.with(t, first.GetTokens().GetAccessToken()), &sessionv1.WatchSessionRequest{})
 	w.until(t, "a snapshot", func(m *sessionv1.WatchSessionResponse) bool { return m.GetReset_() })
 	third := b.signIn(t, ada)
-	if !slices.Equal(third.GetEvictedSessionIds(), []string{first.GetSession().GetSessionId()}) {
+	if !slices.Equal(third.GetEndedSessionIds(), []string{first.GetSession().GetSessionId()}) {
 		t.Errorf("evicted %v", third)
 	}
-	last := w.until(t, "the end", func(m *sessionv1.WatchSessionResponse) bool { return m.GetEnd() != nil })
-	if last.GetEnd().GetReason() != storev1.EndReason_END_REASON_EVICTED {
+	last := w.until(t, "the end", func(m *sessionv1.WatchSessionResponse) bool { return m.GetSession().GetEndReason() != 0 })
+	if last.GetSession().GetEndReason() != sessionv1.EndReason_END_REASON_EVICTED {
 		t.Errorf("the last word is %v", last)
 	}
 	_, err := b.refresh(t, first.GetTokens().GetRefreshToken())
 	revoked.check(t, err)
 
-	configure(&storev1.SessionSettings{MaxSessions: 2, LimitPolicy: storev1.SessionLimitPolicy_SESSION_LIMIT_POLICY_REFUSE})
+	configure(&sessionv1.SessionSettings{MaxSessions: 2, LimitPolicy: sessionv1.SessionLimitPolicy_SESSION_LIMIT_POLICY_REFUSE})
 	_, err = b.with(t, b.key(t, ada)).CreateSession(t.Context(), &sessionv1.CreateSessionRequest{})
 	refusal{connect.CodeResourceExhausted, "LIMIT_REACHED"}.check(t, err)
-	must(b.with(t, second.GetTokens().GetAccessToken()).EndSession(t.Context(), &sessionv1.EndSessionRequest{}))(t)
+	must(b.with(t, second.GetTokens().GetAccessToken()).EndSessions(t.Context(), &sessionv1.EndSessionsRequest{}))(t)
 	b.signIn(t, ada)
 	want := []string{"SIGNED_IN", "SIGNED_IN", "SESSION_ENDED EVICTED", "SIGNED_IN", "SIGN_IN_REFUSED", "SESSION_ENDED SIGNED_OUT", "SIGNED_IN"}
 	if got := b.events(t, ada); !slices.Equal(got, want) {
@@ -319,7 +320,7 @@ func TestEvictionAtTheLimit(t *testing.T) {
 
 	// Another user has a limit of his own, and settings that contradict themselves are refused.
 	b.signIn(t, "eve")
-	_, err = service.ConfigureSessions(t.Context(), &sessionv1.ConfigureSessionsRequest{Settings: &storev1.SessionSettings{
+	_, err = service.PutSessionSettings(t.Context(), &sessionv1.PutSessionSettingsRequest{Settings: &sessionv1.SessionSettings{
 		IdleTimeout: durationpb.New(2 * time.Hour), AbsoluteTimeout: durationpb.New(time.Hour),
 	}})
 	refusal{connect.CodeInvalidArgument, "FIELD_INVALID"}.check(t, err)
@@ -335,10 +336,10 @@ func TestIdleAndAbsoluteTimeOut(t *testing.T) {
 	b := serveWith(t, dbtest.New(t), box, object.Config{}) // no timer runs here; another test's server may run it, late
 	for name, tt := range map[string]struct {
 		pass func(*storev1.SessionRecord, time.Time)
-		why  storev1.EndReason
+		why  sessionv1.EndReason
 	}{
-		"idle":     {func(r *storev1.SessionRecord, now time.Time) { r.ActiveTime = timestamppb.New(now.Add(-time.Hour)) }, storev1.EndReason_END_REASON_IDLE_TIMEOUT},
-		"absolute": {func(r *storev1.SessionRecord, now time.Time) { r.ExpireTime = timestamppb.New(now) }, storev1.EndReason_END_REASON_ABSOLUTE_TIMEOUT},
+		"idle":     {func(r *storev1.SessionRecord, now time.Time) { r.ActiveTime = timestamppb.New(now.Add(-time.Hour)) }, sessionv1.EndReason_END_REASON_IDLE_TIMEOUT},
+		"absolute": {func(r *storev1.SessionRecord, now time.Time) { r.ExpireTime = timestamppb.New(now) }, sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -353,7 +354,7 @@ func TestIdleAndAbsoluteTimeOut(t *testing.T) {
 			_, err := b.refresh(t, in.GetTokens().GetRefreshToken())
 			expired.check(t, err)
 			got := must(b.with(t, b.key(t, nobody)).GetSession(t.Context(), &sessionv1.GetSessionRequest{SessionId: id}))(t)
-			if got.GetSession().GetEnd().GetReason() != tt.why {
+			if got.GetSession().GetEndReason() != tt.why {
 				t.Errorf("it ended with %v", got)
 			}
 		})

@@ -10,6 +10,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -22,36 +23,37 @@ func TestWatchSession(t *testing.T) {
 	id, c := in.GetSession().GetSessionId(), b.with(t, in.GetTokens().GetAccessToken())
 	w := watch(t, c, &sessionv1.WatchSessionRequest{})
 	first := w.until(t, "a snapshot", func(m *sessionv1.WatchSessionResponse) bool { return m.GetReset_() })
-	if first.GetSession().GetSessionId() != id || !first.GetSession().GetCurrent() || first.GetExpiryWarning() != nil || first.GetEnd() != nil {
+	if first.GetSession().GetSessionId() != id || !first.GetSession().GetCurrent() || first.GetSession().GetEndsSoon() || first.GetSession().GetEndReason() != 0 {
 		t.Errorf("first: %v", first)
 	}
-	opened := must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{
-		Modality: storev1.Modality_MODALITY_VOICE, Device: &storev1.Device{Name: "phone"}, Capabilities: []string{"barge_in"},
-	}))(t)
+	opened := must(c.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{Connection: &sessionv1.Connection{Modality: typev1.Modality_MODALITY_VOICE, Device: &typev1.Device{Name: "phone"}, Capabilities: []string{"barge_in"}}}))(t)
+	if got := opened.GetConnection().GetExpiresIn().AsDuration(); got != time.Minute {
+		t.Errorf("it expires in %v", got)
+	}
 	same(t, "a connection", w.next(t).GetSession().GetConnections()[0], opened.GetConnection())
 
 	// The modality and the device change, and what the session is on does not.
-	must(c.UpdateSession(t.Context(), &sessionv1.UpdateSessionRequest{ActiveConversationId: c1, ActiveProjectId: "p1"}))(t)
+	must(c.UpdateSession(t.Context(), &sessionv1.UpdateSessionRequest{Session: &sessionv1.Session{ActiveConversationId: c1, ActiveProjectId: "p1"}}))(t)
 	w.next(t)
-	must(c.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{
-		ConnectionId: opened.GetConnection().GetConnectionId(), Modality: storev1.Modality_MODALITY_TEXT,
-	}))(t)
-	if m := w.next(t); m.GetConnections()[0].GetModality() != storev1.Modality_MODALITY_TEXT || m.GetSession().GetActiveConversationId() != c1 {
+	must(c.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{Connection: &sessionv1.Connection{
+		ConnectionId: opened.GetConnection().GetConnectionId(), Modality: typev1.Modality_MODALITY_TEXT,
+	}}))(t)
+	if m := w.next(t); m.GetConnections()[0].GetModality() != typev1.Modality_MODALITY_TEXT || m.GetSession().GetActiveConversationId() != c1 {
 		t.Errorf("after the switch: %v", m)
 	}
-	other := must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_BOTH, Device: &storev1.Device{Name: "laptop"}}))(t)
+	other := must(c.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{Connection: &sessionv1.Connection{Modality: typev1.Modality_MODALITY_BOTH, Device: &typev1.Device{Name: "laptop"}}}))(t)
 	if s := other.GetSession(); s.GetActiveConversationId() != c1 || s.GetActiveProjectId() != "p1" || len(s.GetConnections()) != 2 {
 		t.Errorf("on another device: %v", s)
 	}
 	w.next(t)
-	must(c.CloseConnection(t.Context(), &sessionv1.CloseConnectionRequest{ConnectionId: opened.GetConnection().GetConnectionId()}))(t)
+	must(c.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{Connection: &sessionv1.Connection{ConnectionId: opened.GetConnection().GetConnectionId()}, Close: true}))(t)
 	if m := w.next(t); len(m.GetConnections()) != 1 || m.GetConnections()[0].GetDevice().GetName() != "laptop" {
 		t.Errorf("after the close: %v", m)
 	}
 
 	// The connections of the user's other sessions are presence, too.
 	phone := b.signIn(t, ada)
-	must(b.with(t, phone.GetTokens().GetAccessToken()).OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_VOICE}))(t)
+	must(b.with(t, phone.GetTokens().GetAccessToken()).PutConnection(t.Context(), opening(typev1.Modality_MODALITY_VOICE)))(t)
 	m := w.until(t, "the phone", func(m *sessionv1.WatchSessionResponse) bool { return len(m.GetConnections()) == 2 })
 	if len(m.GetSession().GetConnections()) != 1 {
 		t.Errorf("of this session: %v", m.GetSession())
@@ -63,11 +65,11 @@ func TestWatchSession(t *testing.T) {
 		end = timestamppb.New(now.Add(announceBefore + 2*time.Second))
 		s.GetSessions()[id].ExpireTime = end
 	})
-	warned := w.until(t, "the warning", func(m *sessionv1.WatchSessionResponse) bool { return m.GetExpiryWarning() != nil })
-	same(t, "the warning", warned.GetExpiryWarning(), end)
+	warned := w.until(t, "the warning", func(m *sessionv1.WatchSessionResponse) bool { return m.GetSession().GetEndsSoon() })
+	same(t, "the end that is near", warned.GetSession().GetExpireTime(), end)
 	b.change(t, ada, func(s *storev1.UserSessions, now time.Time) { s.GetSessions()[id].ExpireTime = timestamppb.New(now) })
-	last := w.until(t, "the end", func(m *sessionv1.WatchSessionResponse) bool { return m.GetEnd() != nil })
-	if last.GetEnd().GetReason() != storev1.EndReason_END_REASON_ABSOLUTE_TIMEOUT || len(last.GetSession().GetConnections()) != 0 {
+	last := w.until(t, "the end", func(m *sessionv1.WatchSessionResponse) bool { return m.GetSession().GetEndReason() != 0 })
+	if last.GetSession().GetEndReason() != sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT || len(last.GetSession().GetConnections()) != 0 {
 		t.Errorf("last: %v", last)
 	}
 	if w.stream.Receive() || w.stream.Err() != nil {
@@ -93,7 +95,7 @@ func TestASilentConnectionExpires(t *testing.T) {
 	c := b.with(t, in.GetTokens().GetAccessToken())
 	w := watch(t, c, &sessionv1.WatchSessionRequest{})
 	w.next(t)
-	opened := must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_VOICE}))(t).GetConnection()
+	opened := must(c.PutConnection(t.Context(), opening(typev1.Modality_MODALITY_VOICE)))(t).GetConnection()
 	w.next(t)
 	if got := opened.GetExpireTime().AsTime().Sub(opened.GetOpenTime().AsTime()); got != time.Minute {
 		t.Errorf("it lives for %v", got)
@@ -117,18 +119,18 @@ func TestWhatCountsAsActivity(t *testing.T) {
 	in := b.signIn(t, ada)
 	c := b.with(t, in.GetTokens().GetAccessToken())
 	id := in.GetSession().GetSessionId()
-	connection := must(c.OpenConnection(t.Context(), &sessionv1.OpenConnectionRequest{Modality: storev1.Modality_MODALITY_TEXT}))(t).GetConnection().GetConnectionId()
+	connection := must(c.PutConnection(t.Context(), opening(typev1.Modality_MODALITY_TEXT)))(t).GetConnection().GetConnectionId()
 	talk := b.conversations(t, in.GetTokens().GetAccessToken())
 	for name, tt := range map[string]struct {
 		do     func() error
 		active bool
 	}{
 		"a heartbeat": {func() error {
-			_, err := c.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{ConnectionId: connection})
+			_, err := c.PutConnection(t.Context(), heartbeat(connection))
 			return err
 		}, false},
 		"a heartbeat of somebody who is there": {func() error {
-			_, err := c.HeartbeatConnection(t.Context(), &sessionv1.HeartbeatConnectionRequest{ConnectionId: connection, UserActive: true})
+			_, err := c.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{UserActive: true, Connection: &sessionv1.Connection{ConnectionId: connection}})
 			return err
 		}, true},
 		"a refresh": {func() error {

@@ -7,10 +7,8 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
-	objectv1 "holdfast/gen/holdfast/object/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/handlers/problem"
-	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
 
@@ -27,7 +25,7 @@ func (m *Manager) WatchSession(
 			return m.lastWord(ctx, at, stream, err)
 		}
 		if c.Heartbeat {
-			err := stream.Send(&sessionv1.WatchSessionResponse{Heartbeat: true, Metadata: &objectv1.Metadata{Version: int64(c.Version)}})
+			err := stream.Send(&sessionv1.WatchSessionResponse{Heartbeat: true, Version: int64(c.Version)})
 			if err != nil {
 				return err
 			}
@@ -53,13 +51,9 @@ func (m *Manager) tell(
 	if r == nil {
 		return true, object.ErrNotFound
 	}
-	res := &sessionv1.WatchSessionResponse{
-		Session: b.present(at.session, at.caller.Session), Connections: b.connections(), End: r.GetEnd(), Reset_: reset, Metadata: rpc.Metadata(i),
-	}
-	if r.GetEnd() == nil && !b.now.Before(announceTime(r)) {
-		res.ExpiryWarning = r.GetExpireTime()
-	}
-	return res.GetEnd() != nil, stream.Send(res)
+	return r.GetEnd() != nil, stream.Send(&sessionv1.WatchSessionResponse{
+		Session: b.present(at.session, at.caller.Session, i), Connections: b.presence().GetConnections(), Reset_: reset, Version: int64(i.Version),
+	})
 }
 
 // lastWord is how a watch ends that was cut short. Where it was because the session is over, which may show before the

@@ -124,7 +124,7 @@ func (t Token) Hash() []byte {
 func (t Token) Matches(hash []byte) bool { return subtle.ConstantTimeCompare(t.Hash(), hash) == 1 }
 
 // Generation is which of the session's pairs the token says it is of.
-func (t Token) Generation() int64 { return int64(binary.BigEndian.Uint32(t.secret[:4])) }
+func (t Token) Generation() int32 { return int32(binary.BigEndian.Uint32(t.secret[:4])) } //nolint:gosec // wraps after two billion refreshes
 
 // Issued tells whether the session with this family key issued the token at any time.
 func (t Token) Issued(familyKey []byte) bool {
@@ -155,7 +155,7 @@ func KeyOf(credential string) [sha256.Size]byte {
 // Origin is what the tokens of one generation are made of.
 type Origin struct {
 	Session    string
-	Generation int64
+	Generation int32
 	// Key is of the credential that they are issued for.
 	Key       [sha256.Size]byte
 	Salt      []byte
@@ -165,7 +165,7 @@ type Origin struct {
 // Issue makes the token of a class; the same one each time.
 func (o Origin) Issue(c Class) Token {
 	t := Token{Class: c, Session: o.Session}
-	binary.BigEndian.PutUint32(t.secret[:], uint32(o.Generation)) //nolint:gosec // wraps after four billion refreshes
+	binary.BigEndian.PutUint32(t.secret[:], uint32(o.Generation)) //nolint:gosec // it is never negative
 	copy(t.secret[4:], mac(o.Key[:], "holdfast token", string(c), o.Session, string(t.secret[:4]), string(o.Salt)))
 	copy(t.secret[secretLen-tagLen:], t.tag(o.FamilyKey))
 	return t

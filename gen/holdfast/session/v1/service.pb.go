@@ -11,9 +11,8 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
-	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	v11 "holdfast/gen/holdfast/object/v1"
-	v1 "holdfast/gen/holdfast/store/session/v1"
+	v1 "holdfast/gen/holdfast/type/v1"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -26,243 +25,88 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Session is a session as callers see it.
-type Session struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	User      string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
-	// True of the session whose token the call was made with.
-	Current    bool                   `protobuf:"varint,3,opt,name=current,proto3" json:"current,omitempty"`
-	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When the user last did something, to the minute.
-	ActiveTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=active_time,json=activeTime,proto3" json:"active_time,omitempty"`
-	// Without anything done until then, the session is over.
-	IdleExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=idle_expire_time,json=idleExpireTime,proto3" json:"idle_expire_time,omitempty"`
-	// The absolute end.
-	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	// Counts the pairs of tokens that were issued.
-	Generation           int64      `protobuf:"varint,8,opt,name=generation,proto3" json:"generation,omitempty"`
-	Device               *v1.Device `protobuf:"bytes,9,opt,name=device,proto3" json:"device,omitempty"`
-	ActiveConversationId string     `protobuf:"bytes,10,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
-	ActiveProjectId      string     `protobuf:"bytes,11,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
-	// The floor that the session holds; unset: none.
-	Floor *v1.FloorHold `protobuf:"bytes,12,opt,name=floor,proto3" json:"floor,omitempty"`
-	// Set: the session is over.
-	End *v1.SessionEnd `protobuf:"bytes,13,opt,name=end,proto3" json:"end,omitempty"`
-	// Those that are there.
-	Connections   []*v1.Connection `protobuf:"bytes,14,rep,name=connections,proto3" json:"connections,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
+// EndScope is whose sessions end.
+type EndScope int32
 
-func (x *Session) Reset() {
-	*x = Session{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
+const (
+	// As END_SCOPE_NAMED.
+	EndScope_END_SCOPE_UNSPECIFIED EndScope = 0
+	// Those that session_ids names.
+	EndScope_END_SCOPE_NAMED EndScope = 1
+	// All of the caller's but the one whose token the call is made with.
+	EndScope_END_SCOPE_OTHERS EndScope = 2
+	// All of a user's.
+	EndScope_END_SCOPE_USER EndScope = 3
+	// All of the tenant's: for services only. A request_id does not count: the call ends what there is, one user after
+	// another.
+	EndScope_END_SCOPE_TENANT EndScope = 4
+)
 
-func (x *Session) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Session) ProtoMessage() {}
-
-func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
+// Enum value maps for EndScope.
+var (
+	EndScope_name = map[int32]string{
+		0: "END_SCOPE_UNSPECIFIED",
+		1: "END_SCOPE_NAMED",
+		2: "END_SCOPE_OTHERS",
+		3: "END_SCOPE_USER",
+		4: "END_SCOPE_TENANT",
 	}
-	return mi.MessageOf(x)
+	EndScope_value = map[string]int32{
+		"END_SCOPE_UNSPECIFIED": 0,
+		"END_SCOPE_NAMED":       1,
+		"END_SCOPE_OTHERS":      2,
+		"END_SCOPE_USER":        3,
+		"END_SCOPE_TENANT":      4,
+	}
+)
+
+func (x EndScope) Enum() *EndScope {
+	p := new(EndScope)
+	*p = x
+	return p
 }
 
-// Deprecated: Use Session.ProtoReflect.Descriptor instead.
-func (*Session) Descriptor() ([]byte, []int) {
+func (x EndScope) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EndScope) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_session_v1_service_proto_enumTypes[0].Descriptor()
+}
+
+func (EndScope) Type() protoreflect.EnumType {
+	return &file_holdfast_session_v1_service_proto_enumTypes[0]
+}
+
+func (x EndScope) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EndScope.Descriptor instead.
+func (EndScope) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *Session) GetSessionId() string {
-	if x != nil {
-		return x.SessionId
-	}
-	return ""
-}
-
-func (x *Session) GetUser() string {
-	if x != nil {
-		return x.User
-	}
-	return ""
-}
-
-func (x *Session) GetCurrent() bool {
-	if x != nil {
-		return x.Current
-	}
-	return false
-}
-
-func (x *Session) GetCreateTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.CreateTime
-	}
-	return nil
-}
-
-func (x *Session) GetActiveTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ActiveTime
-	}
-	return nil
-}
-
-func (x *Session) GetIdleExpireTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.IdleExpireTime
-	}
-	return nil
-}
-
-func (x *Session) GetExpireTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ExpireTime
-	}
-	return nil
-}
-
-func (x *Session) GetGeneration() int64 {
-	if x != nil {
-		return x.Generation
-	}
-	return 0
-}
-
-func (x *Session) GetDevice() *v1.Device {
-	if x != nil {
-		return x.Device
-	}
-	return nil
-}
-
-func (x *Session) GetActiveConversationId() string {
-	if x != nil {
-		return x.ActiveConversationId
-	}
-	return ""
-}
-
-func (x *Session) GetActiveProjectId() string {
-	if x != nil {
-		return x.ActiveProjectId
-	}
-	return ""
-}
-
-func (x *Session) GetFloor() *v1.FloorHold {
-	if x != nil {
-		return x.Floor
-	}
-	return nil
-}
-
-func (x *Session) GetEnd() *v1.SessionEnd {
-	if x != nil {
-		return x.End
-	}
-	return nil
-}
-
-func (x *Session) GetConnections() []*v1.Connection {
-	if x != nil {
-		return x.Connections
-	}
-	return nil
-}
-
-// Tokens are a session's credentials. They cannot be had again: what is stored of them is only hashes.
-type Tokens struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	AccessToken      string                 `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
-	AccessExpireTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=access_expire_time,json=accessExpireTime,proto3" json:"access_expire_time,omitempty"`
-	RefreshToken     string                 `protobuf:"bytes,3,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
-}
-
-func (x *Tokens) Reset() {
-	*x = Tokens{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Tokens) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Tokens) ProtoMessage() {}
-
-func (x *Tokens) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Tokens.ProtoReflect.Descriptor instead.
-func (*Tokens) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *Tokens) GetAccessToken() string {
-	if x != nil {
-		return x.AccessToken
-	}
-	return ""
-}
-
-func (x *Tokens) GetAccessExpireTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.AccessExpireTime
-	}
-	return nil
-}
-
-func (x *Tokens) GetRefreshToken() string {
-	if x != nil {
-		return x.RefreshToken
-	}
-	return ""
-}
-
 type CreateSessionRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
 	// The user to sign in: for services only.
-	User   string     `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
-	Device *v1.Device `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
-	// What the session is on; empty: what the user was last on.
-	ActiveConversationId string `protobuf:"bytes,3,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
-	ActiveProjectId      string `protobuf:"bytes,4,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
-	RequestId            string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	User   string     `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	Device *v1.Device `protobuf:"bytes,4,opt,name=device,proto3" json:"device,omitempty"`
 	// A session of the same user that this one takes the place of, after a new sign-in on the same device: it ends, and the
 	// new one goes on with what it was on. One that is over, or that the user does not have, is passed over.
-	ReplacesSessionId string `protobuf:"bytes,6,opt,name=replaces_session_id,json=replacesSessionId,proto3" json:"replaces_session_id,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	ReplaceSessionId string `protobuf:"bytes,5,opt,name=replace_session_id,json=replaceSessionId,proto3" json:"replace_session_id,omitempty"`
+	// What the session is on; empty: what the user was last on.
+	ActiveConversationId string `protobuf:"bytes,6,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
+	ActiveProjectId      string `protobuf:"bytes,7,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *CreateSessionRequest) Reset() {
 	*x = CreateSessionRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[2]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -274,7 +118,7 @@ func (x *CreateSessionRequest) String() string {
 func (*CreateSessionRequest) ProtoMessage() {}
 
 func (x *CreateSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[2]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -287,7 +131,21 @@ func (x *CreateSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSessionRequest.ProtoReflect.Descriptor instead.
 func (*CreateSessionRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *CreateSessionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CreateSessionRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
 }
 
 func (x *CreateSessionRequest) GetUser() string {
@@ -304,6 +162,13 @@ func (x *CreateSessionRequest) GetDevice() *v1.Device {
 	return nil
 }
 
+func (x *CreateSessionRequest) GetReplaceSessionId() string {
+	if x != nil {
+		return x.ReplaceSessionId
+	}
+	return ""
+}
+
 func (x *CreateSessionRequest) GetActiveConversationId() string {
 	if x != nil {
 		return x.ActiveConversationId
@@ -318,34 +183,19 @@ func (x *CreateSessionRequest) GetActiveProjectId() string {
 	return ""
 }
 
-func (x *CreateSessionRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *CreateSessionRequest) GetReplacesSessionId() string {
-	if x != nil {
-		return x.ReplacesSessionId
-	}
-	return ""
-}
-
 type CreateSessionResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Session *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	Tokens  *Tokens                `protobuf:"bytes,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
-	// The session that had to end for this one.
-	EvictedSessionIds []string      `protobuf:"bytes,3,rep,name=evicted_session_ids,json=evictedSessionIds,proto3" json:"evicted_session_ids,omitempty"`
-	Metadata          *v11.Metadata `protobuf:"bytes,4,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// The sessions that ended for this one: the one that it replaces, and the oldest at the limit.
+	EndedSessionIds []string `protobuf:"bytes,3,rep,name=ended_session_ids,json=endedSessionIds,proto3" json:"ended_session_ids,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *CreateSessionResponse) Reset() {
 	*x = CreateSessionResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[3]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -357,7 +207,7 @@ func (x *CreateSessionResponse) String() string {
 func (*CreateSessionResponse) ProtoMessage() {}
 
 func (x *CreateSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[3]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -370,7 +220,7 @@ func (x *CreateSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSessionResponse.ProtoReflect.Descriptor instead.
 func (*CreateSessionResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *CreateSessionResponse) GetSession() *Session {
@@ -387,16 +237,9 @@ func (x *CreateSessionResponse) GetTokens() *Tokens {
 	return nil
 }
 
-func (x *CreateSessionResponse) GetEvictedSessionIds() []string {
+func (x *CreateSessionResponse) GetEndedSessionIds() []string {
 	if x != nil {
-		return x.EvictedSessionIds
-	}
-	return nil
-}
-
-func (x *CreateSessionResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
+		return x.EndedSessionIds
 	}
 	return nil
 }
@@ -409,7 +252,7 @@ type RefreshSessionRequest struct {
 
 func (x *RefreshSessionRequest) Reset() {
 	*x = RefreshSessionRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[4]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -421,7 +264,7 @@ func (x *RefreshSessionRequest) String() string {
 func (*RefreshSessionRequest) ProtoMessage() {}
 
 func (x *RefreshSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[4]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -434,21 +277,20 @@ func (x *RefreshSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshSessionRequest.ProtoReflect.Descriptor instead.
 func (*RefreshSessionRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{2}
 }
 
 type RefreshSessionResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	Tokens        *Tokens                `protobuf:"bytes,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
-	Metadata      *v11.Metadata          `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RefreshSessionResponse) Reset() {
 	*x = RefreshSessionResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[5]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -460,7 +302,7 @@ func (x *RefreshSessionResponse) String() string {
 func (*RefreshSessionResponse) ProtoMessage() {}
 
 func (x *RefreshSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[5]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -473,7 +315,7 @@ func (x *RefreshSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshSessionResponse.ProtoReflect.Descriptor instead.
 func (*RefreshSessionResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RefreshSessionResponse) GetSession() *Session {
@@ -490,23 +332,18 @@ func (x *RefreshSessionResponse) GetTokens() *Tokens {
 	return nil
 }
 
-func (x *RefreshSessionResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
 type GetSessionRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// While the session is as it was at this version the answer is `not_modified` and nothing else.
+	IfVersionNot  *int64 `protobuf:"varint,2,opt,name=if_version_not,json=ifVersionNot,proto3,oneof" json:"if_version_not,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetSessionRequest) Reset() {
 	*x = GetSessionRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[6]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -518,7 +355,7 @@ func (x *GetSessionRequest) String() string {
 func (*GetSessionRequest) ProtoMessage() {}
 
 func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[6]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -531,7 +368,7 @@ func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionRequest.ProtoReflect.Descriptor instead.
 func (*GetSessionRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *GetSessionRequest) GetSessionId() string {
@@ -541,17 +378,24 @@ func (x *GetSessionRequest) GetSessionId() string {
 	return ""
 }
 
+func (x *GetSessionRequest) GetIfVersionNot() int64 {
+	if x != nil && x.IfVersionNot != nil {
+		return *x.IfVersionNot
+	}
+	return 0
+}
+
 type GetSessionResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	NotModified   bool                   `protobuf:"varint,2,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetSessionResponse) Reset() {
 	*x = GetSessionResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[7]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +407,7 @@ func (x *GetSessionResponse) String() string {
 func (*GetSessionResponse) ProtoMessage() {}
 
 func (x *GetSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[7]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +420,7 @@ func (x *GetSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionResponse.ProtoReflect.Descriptor instead.
 func (*GetSessionResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GetSessionResponse) GetSession() *Session {
@@ -586,25 +430,28 @@ func (x *GetSessionResponse) GetSession() *Session {
 	return nil
 }
 
-func (x *GetSessionResponse) GetMetadata() *v11.Metadata {
+func (x *GetSessionResponse) GetNotModified() bool {
 	if x != nil {
-		return x.Metadata
+		return x.NotModified
 	}
-	return nil
+	return false
 }
 
 type ListSessionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	User  string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	// 1 to 200; 0: 50.
+	PageSize  int32  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	User      string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
 	// Also those that ended in the last 24 hours, of which up to 20 are kept.
-	IncludeEnded  bool `protobuf:"varint,2,opt,name=include_ended,json=includeEnded,proto3" json:"include_ended,omitempty"`
+	IncludeEnded  bool `protobuf:"varint,4,opt,name=include_ended,json=includeEnded,proto3" json:"include_ended,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[8]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -616,7 +463,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[8]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -629,7 +476,21 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListSessionsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListSessionsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
 }
 
 func (x *ListSessionsRequest) GetUser() string {
@@ -648,15 +509,17 @@ func (x *ListSessionsRequest) GetIncludeEnded() bool {
 
 type ListSessionsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sessions      []*Session             `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
-	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	Sessions      []*Session             `protobuf:"bytes,2,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	// The same on every page. Unset: the user never signed in.
+	Presence      *Presence `protobuf:"bytes,3,opt,name=presence,proto3" json:"presence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[9]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +531,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[9]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +544,14 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListSessionsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -691,28 +561,27 @@ func (x *ListSessionsResponse) GetSessions() []*Session {
 	return nil
 }
 
-func (x *ListSessionsResponse) GetMetadata() *v11.Metadata {
+func (x *ListSessionsResponse) GetPresence() *Presence {
 	if x != nil {
-		return x.Metadata
+		return x.Presence
 	}
 	return nil
 }
 
 type UpdateSessionRequest struct {
-	state                protoimpl.MessageState `protogen:"open.v1"`
-	SessionId            string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	ActiveConversationId string                 `protobuf:"bytes,2,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
-	ActiveProjectId      string                 `protobuf:"bytes,3,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
-	UpdateMask           *fieldmaskpb.FieldMask `protobuf:"bytes,4,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	RequestId            string                 `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion            int64                  `protobuf:"varint,6,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion     *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	SessionId     string                 `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	Session       *Session               `protobuf:"bytes,4,opt,name=session,proto3" json:"session,omitempty"`
+	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateSessionRequest) Reset() {
 	*x = UpdateSessionRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[10]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -724,7 +593,7 @@ func (x *UpdateSessionRequest) String() string {
 func (*UpdateSessionRequest) ProtoMessage() {}
 
 func (x *UpdateSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[10]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -737,35 +606,7 @@ func (x *UpdateSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSessionRequest.ProtoReflect.Descriptor instead.
 func (*UpdateSessionRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{10}
-}
-
-func (x *UpdateSessionRequest) GetSessionId() string {
-	if x != nil {
-		return x.SessionId
-	}
-	return ""
-}
-
-func (x *UpdateSessionRequest) GetActiveConversationId() string {
-	if x != nil {
-		return x.ActiveConversationId
-	}
-	return ""
-}
-
-func (x *UpdateSessionRequest) GetActiveProjectId() string {
-	if x != nil {
-		return x.ActiveProjectId
-	}
-	return ""
-}
-
-func (x *UpdateSessionRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
-	if x != nil {
-		return x.UpdateMask
-	}
-	return nil
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UpdateSessionRequest) GetRequestId() string {
@@ -776,23 +617,43 @@ func (x *UpdateSessionRequest) GetRequestId() string {
 }
 
 func (x *UpdateSessionRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
 	}
 	return 0
+}
+
+func (x *UpdateSessionRequest) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *UpdateSessionRequest) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *UpdateSessionRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
 }
 
 type UpdateSessionResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateSessionResponse) Reset() {
 	*x = UpdateSessionResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[11]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -804,7 +665,7 @@ func (x *UpdateSessionResponse) String() string {
 func (*UpdateSessionResponse) ProtoMessage() {}
 
 func (x *UpdateSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[11]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -817,7 +678,7 @@ func (x *UpdateSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSessionResponse.ProtoReflect.Descriptor instead.
 func (*UpdateSessionResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *UpdateSessionResponse) GetSession() *Session {
@@ -827,37 +688,34 @@ func (x *UpdateSessionResponse) GetSession() *Session {
 	return nil
 }
 
-func (x *UpdateSessionResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type EndSessionRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	RequestId     string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64                  `protobuf:"varint,3,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+type EndSessionsRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// Sessions of one user; of another user for services only. None: the session whose token the call is made with.
+	SessionIds []string `protobuf:"bytes,3,rep,name=session_ids,json=sessionIds,proto3" json:"session_ids,omitempty"`
+	Scope      EndScope `protobuf:"varint,4,opt,name=scope,proto3,enum=holdfast.session.v1.EndScope" json:"scope,omitempty"`
+	// Whose sessions, with END_SCOPE_USER.
+	User          string `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *EndSessionRequest) Reset() {
-	*x = EndSessionRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[12]
+func (x *EndSessionsRequest) Reset() {
+	*x = EndSessionsRequest{}
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *EndSessionRequest) String() string {
+func (x *EndSessionsRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*EndSessionRequest) ProtoMessage() {}
+func (*EndSessionsRequest) ProtoMessage() {}
 
-func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[12]
+func (x *EndSessionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -868,671 +726,73 @@ func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use EndSessionRequest.ProtoReflect.Descriptor instead.
-func (*EndSessionRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{12}
+// Deprecated: Use EndSessionsRequest.ProtoReflect.Descriptor instead.
+func (*EndSessionsRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{10}
 }
 
-func (x *EndSessionRequest) GetSessionId() string {
-	if x != nil {
-		return x.SessionId
-	}
-	return ""
-}
-
-func (x *EndSessionRequest) GetRequestId() string {
+func (x *EndSessionsRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
 	}
 	return ""
 }
 
-func (x *EndSessionRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
+func (x *EndSessionsRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
 	}
 	return 0
 }
 
-type EndSessionResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *EndSessionResponse) Reset() {
-	*x = EndSessionResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[13]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *EndSessionResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*EndSessionResponse) ProtoMessage() {}
-
-func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[13]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use EndSessionResponse.ProtoReflect.Descriptor instead.
-func (*EndSessionResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{13}
-}
-
-func (x *EndSessionResponse) GetSession() *Session {
-	if x != nil {
-		return x.Session
-	}
-	return nil
-}
-
-func (x *EndSessionResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type RevokeSessionsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whose sessions: for services only.
-	User string `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
-	// Keep the session whose token the call is made with.
-	ExceptCurrent bool   `protobuf:"varint,2,opt,name=except_current,json=exceptCurrent,proto3" json:"except_current,omitempty"`
-	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64  `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	// Of every user of the tenant: for services only, and with nothing else but request_id, which is of no account then.
-	AllUsers      bool `protobuf:"varint,5,opt,name=all_users,json=allUsers,proto3" json:"all_users,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RevokeSessionsRequest) Reset() {
-	*x = RevokeSessionsRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[14]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RevokeSessionsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RevokeSessionsRequest) ProtoMessage() {}
-
-func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[14]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RevokeSessionsRequest.ProtoReflect.Descriptor instead.
-func (*RevokeSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{14}
-}
-
-func (x *RevokeSessionsRequest) GetUser() string {
-	if x != nil {
-		return x.User
-	}
-	return ""
-}
-
-func (x *RevokeSessionsRequest) GetExceptCurrent() bool {
-	if x != nil {
-		return x.ExceptCurrent
-	}
-	return false
-}
-
-func (x *RevokeSessionsRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *RevokeSessionsRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-func (x *RevokeSessionsRequest) GetAllUsers() bool {
-	if x != nil {
-		return x.AllUsers
-	}
-	return false
-}
-
-type RevokeSessionsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Those that this call ended; of all users at most 1,000 of them.
-	SessionIds []string `protobuf:"bytes,1,rep,name=session_ids,json=sessionIds,proto3" json:"session_ids,omitempty"`
-	// Not of all users.
-	Metadata *v11.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// How many sessions this call ended.
-	SessionCount  int64 `protobuf:"varint,3,opt,name=session_count,json=sessionCount,proto3" json:"session_count,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RevokeSessionsResponse) Reset() {
-	*x = RevokeSessionsResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[15]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RevokeSessionsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RevokeSessionsResponse) ProtoMessage() {}
-
-func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[15]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RevokeSessionsResponse.ProtoReflect.Descriptor instead.
-func (*RevokeSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{15}
-}
-
-func (x *RevokeSessionsResponse) GetSessionIds() []string {
+func (x *EndSessionsRequest) GetSessionIds() []string {
 	if x != nil {
 		return x.SessionIds
 	}
 	return nil
 }
 
-func (x *RevokeSessionsResponse) GetMetadata() *v11.Metadata {
+func (x *EndSessionsRequest) GetScope() EndScope {
 	if x != nil {
-		return x.Metadata
+		return x.Scope
 	}
-	return nil
+	return EndScope_END_SCOPE_UNSPECIFIED
 }
 
-func (x *RevokeSessionsResponse) GetSessionCount() int64 {
-	if x != nil {
-		return x.SessionCount
-	}
-	return 0
-}
-
-type OpenConnectionRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	Device    *v1.Device             `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
-	Modality  v1.Modality            `protobuf:"varint,3,opt,name=modality,proto3,enum=holdfast.store.session.v1.Modality" json:"modality,omitempty"`
-	// What the client can do, in the application's own words.
-	Capabilities  []string `protobuf:"bytes,4,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
-	RequestId     string   `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *OpenConnectionRequest) Reset() {
-	*x = OpenConnectionRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *OpenConnectionRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*OpenConnectionRequest) ProtoMessage() {}
-
-func (x *OpenConnectionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use OpenConnectionRequest.ProtoReflect.Descriptor instead.
-func (*OpenConnectionRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *OpenConnectionRequest) GetSessionId() string {
-	if x != nil {
-		return x.SessionId
-	}
-	return ""
-}
-
-func (x *OpenConnectionRequest) GetDevice() *v1.Device {
-	if x != nil {
-		return x.Device
-	}
-	return nil
-}
-
-func (x *OpenConnectionRequest) GetModality() v1.Modality {
-	if x != nil {
-		return x.Modality
-	}
-	return v1.Modality(0)
-}
-
-func (x *OpenConnectionRequest) GetCapabilities() []string {
-	if x != nil {
-		return x.Capabilities
-	}
-	return nil
-}
-
-func (x *OpenConnectionRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-type OpenConnectionResponse struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	Connection *v1.Connection         `protobuf:"bytes,1,opt,name=connection,proto3" json:"connection,omitempty"`
-	// The session as it is now: what to go on with.
-	Session       *Session      `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
-	Metadata      *v11.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *OpenConnectionResponse) Reset() {
-	*x = OpenConnectionResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *OpenConnectionResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*OpenConnectionResponse) ProtoMessage() {}
-
-func (x *OpenConnectionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use OpenConnectionResponse.ProtoReflect.Descriptor instead.
-func (*OpenConnectionResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{17}
-}
-
-func (x *OpenConnectionResponse) GetConnection() *v1.Connection {
-	if x != nil {
-		return x.Connection
-	}
-	return nil
-}
-
-func (x *OpenConnectionResponse) GetSession() *Session {
-	if x != nil {
-		return x.Session
-	}
-	return nil
-}
-
-func (x *OpenConnectionResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type HeartbeatConnectionRequest struct {
-	state        protoimpl.MessageState `protogen:"open.v1"`
-	SessionId    string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	ConnectionId string                 `protobuf:"bytes,2,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
-	// Unset: as before.
-	Modality v1.Modality `protobuf:"varint,3,opt,name=modality,proto3,enum=holdfast.store.session.v1.Modality" json:"modality,omitempty"`
-	// The user did something since the last heartbeat.
-	UserActive    bool   `protobuf:"varint,4,opt,name=user_active,json=userActive,proto3" json:"user_active,omitempty"`
-	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *HeartbeatConnectionRequest) Reset() {
-	*x = HeartbeatConnectionRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *HeartbeatConnectionRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*HeartbeatConnectionRequest) ProtoMessage() {}
-
-func (x *HeartbeatConnectionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use HeartbeatConnectionRequest.ProtoReflect.Descriptor instead.
-func (*HeartbeatConnectionRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *HeartbeatConnectionRequest) GetSessionId() string {
-	if x != nil {
-		return x.SessionId
-	}
-	return ""
-}
-
-func (x *HeartbeatConnectionRequest) GetConnectionId() string {
-	if x != nil {
-		return x.ConnectionId
-	}
-	return ""
-}
-
-func (x *HeartbeatConnectionRequest) GetModality() v1.Modality {
-	if x != nil {
-		return x.Modality
-	}
-	return v1.Modality(0)
-}
-
-func (x *HeartbeatConnectionRequest) GetUserActive() bool {
-	if x != nil {
-		return x.UserActive
-	}
-	return false
-}
-
-func (x *HeartbeatConnectionRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-type HeartbeatConnectionResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Connection    *v1.Connection         `protobuf:"bytes,1,opt,name=connection,proto3" json:"connection,omitempty"`
-	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *HeartbeatConnectionResponse) Reset() {
-	*x = HeartbeatConnectionResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[19]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *HeartbeatConnectionResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*HeartbeatConnectionResponse) ProtoMessage() {}
-
-func (x *HeartbeatConnectionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[19]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use HeartbeatConnectionResponse.ProtoReflect.Descriptor instead.
-func (*HeartbeatConnectionResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{19}
-}
-
-func (x *HeartbeatConnectionResponse) GetConnection() *v1.Connection {
-	if x != nil {
-		return x.Connection
-	}
-	return nil
-}
-
-func (x *HeartbeatConnectionResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type CloseConnectionRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	ConnectionId  string                 `protobuf:"bytes,2,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
-	RequestId     string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CloseConnectionRequest) Reset() {
-	*x = CloseConnectionRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[20]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CloseConnectionRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CloseConnectionRequest) ProtoMessage() {}
-
-func (x *CloseConnectionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[20]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CloseConnectionRequest.ProtoReflect.Descriptor instead.
-func (*CloseConnectionRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{20}
-}
-
-func (x *CloseConnectionRequest) GetSessionId() string {
-	if x != nil {
-		return x.SessionId
-	}
-	return ""
-}
-
-func (x *CloseConnectionRequest) GetConnectionId() string {
-	if x != nil {
-		return x.ConnectionId
-	}
-	return ""
-}
-
-func (x *CloseConnectionRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-type CloseConnectionResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Metadata      *v11.Metadata          `protobuf:"bytes,1,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CloseConnectionResponse) Reset() {
-	*x = CloseConnectionResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[21]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CloseConnectionResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CloseConnectionResponse) ProtoMessage() {}
-
-func (x *CloseConnectionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[21]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CloseConnectionResponse.ProtoReflect.Descriptor instead.
-func (*CloseConnectionResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{21}
-}
-
-func (x *CloseConnectionResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type GetPresenceRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	User          string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetPresenceRequest) Reset() {
-	*x = GetPresenceRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[22]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetPresenceRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetPresenceRequest) ProtoMessage() {}
-
-func (x *GetPresenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[22]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetPresenceRequest.ProtoReflect.Descriptor instead.
-func (*GetPresenceRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{22}
-}
-
-func (x *GetPresenceRequest) GetUser() string {
+func (x *EndSessionsRequest) GetUser() string {
 	if x != nil {
 		return x.User
 	}
 	return ""
 }
 
-type GetPresenceResponse struct {
+type EndSessionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// There is at least one connection.
-	Online      bool             `protobuf:"varint,1,opt,name=online,proto3" json:"online,omitempty"`
-	Connections []*v1.Connection `protobuf:"bytes,2,rep,name=connections,proto3" json:"connections,omitempty"`
-	// The newest of the user's sessions' active times.
-	ActiveTime           *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=active_time,json=activeTime,proto3" json:"active_time,omitempty"`
-	ActiveConversationId string                 `protobuf:"bytes,4,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
-	ActiveProjectId      string                 `protobuf:"bytes,5,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
-	Metadata             *v11.Metadata          `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// Those that this call ended; the first 1,000 of them.
+	SessionIds []string `protobuf:"bytes,1,rep,name=session_ids,json=sessionIds,proto3" json:"session_ids,omitempty"`
+	// How many sessions this call ended.
+	SessionCount int32 `protobuf:"varint,2,opt,name=session_count,json=sessionCount,proto3" json:"session_count,omitempty"`
+	// With END_SCOPE_TENANT: there may be more, so call again.
+	More          bool `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
-func (x *GetPresenceResponse) Reset() {
-	*x = GetPresenceResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[23]
+func (x *EndSessionsResponse) Reset() {
+	*x = EndSessionsResponse{}
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *GetPresenceResponse) String() string {
+func (x *EndSessionsResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*GetPresenceResponse) ProtoMessage() {}
+func (*EndSessionsResponse) ProtoMessage() {}
 
-func (x *GetPresenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[23]
+func (x *EndSessionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1543,49 +803,169 @@ func (x *GetPresenceResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use GetPresenceResponse.ProtoReflect.Descriptor instead.
-func (*GetPresenceResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{23}
+// Deprecated: Use EndSessionsResponse.ProtoReflect.Descriptor instead.
+func (*EndSessionsResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{11}
 }
 
-func (x *GetPresenceResponse) GetOnline() bool {
+func (x *EndSessionsResponse) GetSessionIds() []string {
 	if x != nil {
-		return x.Online
+		return x.SessionIds
+	}
+	return nil
+}
+
+func (x *EndSessionsResponse) GetSessionCount() int32 {
+	if x != nil {
+		return x.SessionCount
+	}
+	return 0
+}
+
+func (x *EndSessionsResponse) GetMore() bool {
+	if x != nil {
+		return x.More
 	}
 	return false
 }
 
-func (x *GetPresenceResponse) GetConnections() []*v1.Connection {
-	if x != nil {
-		return x.Connections
-	}
-	return nil
+type PutConnectionRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	SessionId string                 `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// Of a connection that is open, what is set here changes: device, modality, capabilities.
+	Connection *Connection `protobuf:"bytes,4,opt,name=connection,proto3" json:"connection,omitempty"`
+	// The user did something since the last heartbeat. Opening a connection counts as such.
+	UserActive bool `protobuf:"varint,5,opt,name=user_active,json=userActive,proto3" json:"user_active,omitempty"`
+	// Close the connection, and free the floor if it had it.
+	Close         bool `protobuf:"varint,6,opt,name=close,proto3" json:"close,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
-func (x *GetPresenceResponse) GetActiveTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ActiveTime
-	}
-	return nil
+func (x *PutConnectionRequest) Reset() {
+	*x = PutConnectionRequest{}
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
 }
 
-func (x *GetPresenceResponse) GetActiveConversationId() string {
+func (x *PutConnectionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutConnectionRequest) ProtoMessage() {}
+
+func (x *PutConnectionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[12]
 	if x != nil {
-		return x.ActiveConversationId
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutConnectionRequest.ProtoReflect.Descriptor instead.
+func (*PutConnectionRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PutConnectionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
 	}
 	return ""
 }
 
-func (x *GetPresenceResponse) GetActiveProjectId() string {
+func (x *PutConnectionRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *PutConnectionRequest) GetSessionId() string {
 	if x != nil {
-		return x.ActiveProjectId
+		return x.SessionId
 	}
 	return ""
 }
 
-func (x *GetPresenceResponse) GetMetadata() *v11.Metadata {
+func (x *PutConnectionRequest) GetConnection() *Connection {
 	if x != nil {
-		return x.Metadata
+		return x.Connection
+	}
+	return nil
+}
+
+func (x *PutConnectionRequest) GetUserActive() bool {
+	if x != nil {
+		return x.UserActive
+	}
+	return false
+}
+
+func (x *PutConnectionRequest) GetClose() bool {
+	if x != nil {
+		return x.Close
+	}
+	return false
+}
+
+type PutConnectionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unset: it is closed.
+	Connection *Connection `protobuf:"bytes,1,opt,name=connection,proto3" json:"connection,omitempty"`
+	// The session as it is now: what to go on with.
+	Session       *Session `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutConnectionResponse) Reset() {
+	*x = PutConnectionResponse{}
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutConnectionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutConnectionResponse) ProtoMessage() {}
+
+func (x *PutConnectionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutConnectionResponse.ProtoReflect.Descriptor instead.
+func (*PutConnectionResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *PutConnectionResponse) GetConnection() *Connection {
+	if x != nil {
+		return x.Connection
+	}
+	return nil
+}
+
+func (x *PutConnectionResponse) GetSession() *Session {
+	if x != nil {
+		return x.Session
 	}
 	return nil
 }
@@ -1605,7 +985,7 @@ type AcquireFloorRequest struct {
 
 func (x *AcquireFloorRequest) Reset() {
 	*x = AcquireFloorRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +997,7 @@ func (x *AcquireFloorRequest) String() string {
 func (*AcquireFloorRequest) ProtoMessage() {}
 
 func (x *AcquireFloorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1010,7 @@ func (x *AcquireFloorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcquireFloorRequest.ProtoReflect.Descriptor instead.
 func (*AcquireFloorRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AcquireFloorRequest) GetConversationId() string {
@@ -1677,7 +1057,7 @@ func (x *AcquireFloorRequest) GetIfVersion() int64 {
 
 type AcquireFloorResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Floor *v1.FloorHold          `protobuf:"bytes,1,opt,name=floor,proto3" json:"floor,omitempty"`
+	Floor *FloorHold             `protobuf:"bytes,1,opt,name=floor,proto3" json:"floor,omitempty"`
 	// Of the conversation.
 	Metadata      *v11.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1686,7 +1066,7 @@ type AcquireFloorResponse struct {
 
 func (x *AcquireFloorResponse) Reset() {
 	*x = AcquireFloorResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +1078,7 @@ func (x *AcquireFloorResponse) String() string {
 func (*AcquireFloorResponse) ProtoMessage() {}
 
 func (x *AcquireFloorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,10 +1091,10 @@ func (x *AcquireFloorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcquireFloorResponse.ProtoReflect.Descriptor instead.
 func (*AcquireFloorResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{15}
 }
 
-func (x *AcquireFloorResponse) GetFloor() *v1.FloorHold {
+func (x *AcquireFloorResponse) GetFloor() *FloorHold {
 	if x != nil {
 		return x.Floor
 	}
@@ -1741,7 +1121,7 @@ type ReleaseFloorRequest struct {
 
 func (x *ReleaseFloorRequest) Reset() {
 	*x = ReleaseFloorRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1753,7 +1133,7 @@ func (x *ReleaseFloorRequest) String() string {
 func (*ReleaseFloorRequest) ProtoMessage() {}
 
 func (x *ReleaseFloorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1766,7 +1146,7 @@ func (x *ReleaseFloorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseFloorRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseFloorRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReleaseFloorRequest) GetConversationId() string {
@@ -1816,7 +1196,7 @@ type ReleaseFloorResponse struct {
 
 func (x *ReleaseFloorResponse) Reset() {
 	*x = ReleaseFloorResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +1208,7 @@ func (x *ReleaseFloorResponse) String() string {
 func (*ReleaseFloorResponse) ProtoMessage() {}
 
 func (x *ReleaseFloorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +1221,7 @@ func (x *ReleaseFloorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseFloorResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseFloorResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ReleaseFloorResponse) GetReleased() bool {
@@ -1868,7 +1248,7 @@ type WatchSessionRequest struct {
 
 func (x *WatchSessionRequest) Reset() {
 	*x = WatchSessionRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1880,7 +1260,7 @@ func (x *WatchSessionRequest) String() string {
 func (*WatchSessionRequest) ProtoMessage() {}
 
 func (x *WatchSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1893,7 +1273,7 @@ func (x *WatchSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSessionRequest.ProtoReflect.Descriptor instead.
 func (*WatchSessionRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WatchSessionRequest) GetSessionId() string {
@@ -1912,26 +1292,22 @@ func (x *WatchSessionRequest) GetAfterVersion() int64 {
 
 type WatchSessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The session as it is now, with its connections and its floor.
+	// The session as it is now. In the last message it has its end_reason.
 	Session *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	// All connections of the user, of this session and the others.
-	Connections []*v1.Connection `protobuf:"bytes,2,rep,name=connections,proto3" json:"connections,omitempty"`
-	// Set from five minutes before the session's absolute end on: when that is.
-	ExpiryWarning *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expiry_warning,json=expiryWarning,proto3" json:"expiry_warning,omitempty"`
-	// Set in the last message: the session is over.
-	End *v1.SessionEnd `protobuf:"bytes,4,opt,name=end,proto3" json:"end,omitempty"`
+	Connections []*Connection `protobuf:"bytes,2,rep,name=connections,proto3" json:"connections,omitempty"`
 	// A snapshot: forget what came before.
-	Reset_ bool `protobuf:"varint,5,opt,name=reset,proto3" json:"reset,omitempty"`
-	// Nothing happened for a while; only metadata.version is set.
-	Heartbeat     bool          `protobuf:"varint,6,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
-	Metadata      *v11.Metadata `protobuf:"bytes,7,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Reset_ bool `protobuf:"varint,3,opt,name=reset,proto3" json:"reset,omitempty"`
+	// Nothing happened for a while; only version is set.
+	Heartbeat     bool  `protobuf:"varint,4,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	Version       int64 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchSessionResponse) Reset() {
 	*x = WatchSessionResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1943,7 +1319,7 @@ func (x *WatchSessionResponse) String() string {
 func (*WatchSessionResponse) ProtoMessage() {}
 
 func (x *WatchSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1956,7 +1332,7 @@ func (x *WatchSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSessionResponse.ProtoReflect.Descriptor instead.
 func (*WatchSessionResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WatchSessionResponse) GetSession() *Session {
@@ -1966,23 +1342,9 @@ func (x *WatchSessionResponse) GetSession() *Session {
 	return nil
 }
 
-func (x *WatchSessionResponse) GetConnections() []*v1.Connection {
+func (x *WatchSessionResponse) GetConnections() []*Connection {
 	if x != nil {
 		return x.Connections
-	}
-	return nil
-}
-
-func (x *WatchSessionResponse) GetExpiryWarning() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ExpiryWarning
-	}
-	return nil
-}
-
-func (x *WatchSessionResponse) GetEnd() *v1.SessionEnd {
-	if x != nil {
-		return x.End
 	}
 	return nil
 }
@@ -2001,27 +1363,26 @@ func (x *WatchSessionResponse) GetHeartbeat() bool {
 	return false
 }
 
-func (x *WatchSessionResponse) GetMetadata() *v11.Metadata {
+func (x *WatchSessionResponse) GetVersion() int64 {
 	if x != nil {
-		return x.Metadata
+		return x.Version
 	}
-	return nil
+	return 0
 }
 
 type ListSecurityEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	User  string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
-	// Only events before this seq; 0: from the newest on.
-	BeforeSeq int64 `protobuf:"varint,2,opt,name=before_seq,json=beforeSeq,proto3" json:"before_seq,omitempty"`
 	// 1 to 200; 0: 50.
-	PageSize      int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageSize      int32  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	User          string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSecurityEventsRequest) Reset() {
 	*x = ListSecurityEventsRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[30]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2033,7 +1394,7 @@ func (x *ListSecurityEventsRequest) String() string {
 func (*ListSecurityEventsRequest) ProtoMessage() {}
 
 func (x *ListSecurityEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[30]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2046,21 +1407,7 @@ func (x *ListSecurityEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecurityEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecurityEventsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{30}
-}
-
-func (x *ListSecurityEventsRequest) GetUser() string {
-	if x != nil {
-		return x.User
-	}
-	return ""
-}
-
-func (x *ListSecurityEventsRequest) GetBeforeSeq() int64 {
-	if x != nil {
-		return x.BeforeSeq
-	}
-	return 0
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListSecurityEventsRequest) GetPageSize() int32 {
@@ -2070,20 +1417,32 @@ func (x *ListSecurityEventsRequest) GetPageSize() int32 {
 	return 0
 }
 
+func (x *ListSecurityEventsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListSecurityEventsRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
 type ListSecurityEventsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NextPageToken string                 `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// The newest first.
-	Events []*v1.SecurityEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
-	// Older ones follow.
-	HasMore       bool          `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
-	Metadata      *v11.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Events        []*SecurityEvent `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSecurityEventsResponse) Reset() {
 	*x = ListSecurityEventsResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[31]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2095,7 +1454,7 @@ func (x *ListSecurityEventsResponse) String() string {
 func (*ListSecurityEventsResponse) ProtoMessage() {}
 
 func (x *ListSecurityEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[31]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2108,54 +1467,49 @@ func (x *ListSecurityEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecurityEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecurityEventsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{21}
 }
 
-func (x *ListSecurityEventsResponse) GetEvents() []*v1.SecurityEvent {
+func (x *ListSecurityEventsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListSecurityEventsResponse) GetEvents() []*SecurityEvent {
 	if x != nil {
 		return x.Events
 	}
 	return nil
 }
 
-func (x *ListSecurityEventsResponse) GetHasMore() bool {
-	if x != nil {
-		return x.HasMore
-	}
-	return false
-}
-
-func (x *ListSecurityEventsResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type ConfigureSessionsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Settings      *v1.SessionSettings    `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
-	RequestId     string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64                  `protobuf:"varint,3,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+type PutSessionSettingsRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	Settings  *SessionSettings       `protobuf:"bytes,3,opt,name=settings,proto3" json:"settings,omitempty"`
+	// What it names and settings does not have goes back to its default.
+	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,4,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ConfigureSessionsRequest) Reset() {
-	*x = ConfigureSessionsRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[32]
+func (x *PutSessionSettingsRequest) Reset() {
+	*x = PutSessionSettingsRequest{}
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ConfigureSessionsRequest) String() string {
+func (x *PutSessionSettingsRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ConfigureSessionsRequest) ProtoMessage() {}
+func (*PutSessionSettingsRequest) ProtoMessage() {}
 
-func (x *ConfigureSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[32]
+func (x *PutSessionSettingsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,105 +1520,64 @@ func (x *ConfigureSessionsRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ConfigureSessionsRequest.ProtoReflect.Descriptor instead.
-func (*ConfigureSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{32}
+// Deprecated: Use PutSessionSettingsRequest.ProtoReflect.Descriptor instead.
+func (*PutSessionSettingsRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{22}
 }
 
-func (x *ConfigureSessionsRequest) GetSettings() *v1.SessionSettings {
-	if x != nil {
-		return x.Settings
-	}
-	return nil
-}
-
-func (x *ConfigureSessionsRequest) GetRequestId() string {
+func (x *PutSessionSettingsRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
 	}
 	return ""
 }
 
-func (x *ConfigureSessionsRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
+func (x *PutSessionSettingsRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
 	}
 	return 0
 }
 
-type ConfigureSessionsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Settings      *v1.SessionSettings    `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
-	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ConfigureSessionsResponse) Reset() {
-	*x = ConfigureSessionsResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[33]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ConfigureSessionsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ConfigureSessionsResponse) ProtoMessage() {}
-
-func (x *ConfigureSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[33]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ConfigureSessionsResponse.ProtoReflect.Descriptor instead.
-func (*ConfigureSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{33}
-}
-
-func (x *ConfigureSessionsResponse) GetSettings() *v1.SessionSettings {
+func (x *PutSessionSettingsRequest) GetSettings() *SessionSettings {
 	if x != nil {
 		return x.Settings
 	}
 	return nil
 }
 
-func (x *ConfigureSessionsResponse) GetMetadata() *v11.Metadata {
+func (x *PutSessionSettingsRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 	if x != nil {
-		return x.Metadata
+		return x.UpdateMask
 	}
 	return nil
 }
 
-type GetSessionSettingsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+type PutSessionSettingsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// With the defaults filled in.
+	Settings *SessionSettings `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
+	// 0: the tenant has set none.
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *GetSessionSettingsRequest) Reset() {
-	*x = GetSessionSettingsRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[34]
+func (x *PutSessionSettingsResponse) Reset() {
+	*x = PutSessionSettingsResponse{}
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *GetSessionSettingsRequest) String() string {
+func (x *PutSessionSettingsResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*GetSessionSettingsRequest) ProtoMessage() {}
+func (*PutSessionSettingsResponse) ProtoMessage() {}
 
-func (x *GetSessionSettingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[34]
+func (x *PutSessionSettingsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2275,211 +1588,121 @@ func (x *GetSessionSettingsRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use GetSessionSettingsRequest.ProtoReflect.Descriptor instead.
-func (*GetSessionSettingsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{34}
+// Deprecated: Use PutSessionSettingsResponse.ProtoReflect.Descriptor instead.
+func (*PutSessionSettingsResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{23}
 }
 
-type GetSessionSettingsResponse struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Settings *v1.SessionSettings    `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
-	// Version 0: the tenant has set none.
-	Metadata      *v11.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetSessionSettingsResponse) Reset() {
-	*x = GetSessionSettingsResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[35]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetSessionSettingsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetSessionSettingsResponse) ProtoMessage() {}
-
-func (x *GetSessionSettingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[35]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetSessionSettingsResponse.ProtoReflect.Descriptor instead.
-func (*GetSessionSettingsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{35}
-}
-
-func (x *GetSessionSettingsResponse) GetSettings() *v1.SessionSettings {
+func (x *PutSessionSettingsResponse) GetSettings() *SessionSettings {
 	if x != nil {
 		return x.Settings
 	}
 	return nil
 }
 
-func (x *GetSessionSettingsResponse) GetMetadata() *v11.Metadata {
+func (x *PutSessionSettingsResponse) GetVersion() int64 {
 	if x != nil {
-		return x.Metadata
+		return x.Version
 	}
-	return nil
+	return 0
 }
 
 var File_holdfast_session_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"!holdfast/session/v1/service.proto\x12\x13holdfast.session.v1\x1a\x1bbuf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fholdfast/object/v1/object.proto\x1a%holdfast/store/session/v1/state.proto\"\xce\x05\n" +
-	"\aSession\x12\x1d\n" +
+	"!holdfast/session/v1/service.proto\x12\x13holdfast.session.v1\x1a\x1bbuf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fholdfast/object/v1/object.proto\x1a!holdfast/session/v1/session.proto\x1a\x1bholdfast/type/v1/type.proto\"\xb1\x03\n" +
+	"\x14CreateSessionRequest\x12'\n" +
 	"\n" +
-	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x12\n" +
-	"\x04user\x18\x02 \x01(\tR\x04user\x12\x18\n" +
-	"\acurrent\x18\x03 \x01(\bR\acurrent\x12;\n" +
-	"\vcreate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\x12;\n" +
-	"\vactive_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"activeTime\x12D\n" +
-	"\x10idle_expire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x0eidleExpireTime\x12;\n" +
-	"\vexpire_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\x12\x1e\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"generation\x18\b \x01(\x03R\n" +
-	"generation\x129\n" +
-	"\x06device\x18\t \x01(\v2!.holdfast.store.session.v1.DeviceR\x06device\x124\n" +
-	"\x16active_conversation_id\x18\n" +
-	" \x01(\tR\x14activeConversationId\x12*\n" +
-	"\x11active_project_id\x18\v \x01(\tR\x0factiveProjectId\x12:\n" +
-	"\x05floor\x18\f \x01(\v2$.holdfast.store.session.v1.FloorHoldR\x05floor\x127\n" +
-	"\x03end\x18\r \x01(\v2%.holdfast.store.session.v1.SessionEndR\x03end\x12G\n" +
-	"\vconnections\x18\x0e \x03(\v2%.holdfast.store.session.v1.ConnectionR\vconnections\"\xa4\x01\n" +
-	"\x06Tokens\x12&\n" +
-	"\faccess_token\x18\x01 \x01(\tB\x03\x80\x01\x01R\vaccessToken\x12H\n" +
-	"\x12access_expire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x10accessExpireTime\x12(\n" +
-	"\rrefresh_token\x18\x03 \x01(\tB\x03\x80\x01\x01R\frefreshToken\"\x80\x03\n" +
-	"\x14CreateSessionRequest\x12\x1c\n" +
-	"\x04user\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\x129\n" +
-	"\x06device\x18\x02 \x01(\v2!.holdfast.store.session.v1.DeviceR\x06device\x12R\n" +
-	"\x16active_conversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x14activeConversationId\x12H\n" +
-	"\x11active_project_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x0factiveProjectId\x12'\n" +
-	"\n" +
-	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12H\n" +
-	"\x13replaces_session_id\x18\x06 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\x11replacesSessionId\"\xee\x01\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12\x1c\n" +
+	"\x04user\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\x120\n" +
+	"\x06device\x18\x04 \x01(\v2\x18.holdfast.type.v1.DeviceR\x06device\x12F\n" +
+	"\x12replace_session_id\x18\x05 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\x10replaceSessionId\x12R\n" +
+	"\x16active_conversation_id\x18\x06 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x14activeConversationId\x12H\n" +
+	"\x11active_project_id\x18\a \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x0factiveProjectIdB\r\n" +
+	"\v_if_version\"\xb0\x01\n" +
 	"\x15CreateSessionResponse\x126\n" +
 	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x123\n" +
-	"\x06tokens\x18\x02 \x01(\v2\x1b.holdfast.session.v1.TokensR\x06tokens\x12.\n" +
-	"\x13evicted_session_ids\x18\x03 \x03(\tR\x11evictedSessionIds\x128\n" +
-	"\bmetadata\x18\x04 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x17\n" +
-	"\x15RefreshSessionRequest\"\xbf\x01\n" +
+	"\x06tokens\x18\x02 \x01(\v2\x1b.holdfast.session.v1.TokensR\x06tokens\x12*\n" +
+	"\x11ended_session_ids\x18\x03 \x03(\tR\x0fendedSessionIds\"\x17\n" +
+	"\x15RefreshSessionRequest\"\x85\x01\n" +
 	"\x16RefreshSessionResponse\x126\n" +
 	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x123\n" +
-	"\x06tokens\x18\x02 \x01(\v2\x1b.holdfast.session.v1.TokensR\x06tokens\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"L\n" +
+	"\x06tokens\x18\x02 \x01(\v2\x1b.holdfast.session.v1.TokensR\x06tokens\"\x93\x01\n" +
 	"\x11GetSessionRequest\x127\n" +
 	"\n" +
-	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\"\x86\x01\n" +
+	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x122\n" +
+	"\x0eif_version_not\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\fifVersionNot\x88\x01\x01B\x11\n" +
+	"\x0f_if_version_not\"o\n" +
 	"\x12GetSessionResponse\x126\n" +
-	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"X\n" +
-	"\x13ListSessionsRequest\x12\x1c\n" +
-	"\x04user\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\x12#\n" +
-	"\rinclude_ended\x18\x02 \x01(\bR\fincludeEnded\"\x8a\x01\n" +
-	"\x14ListSessionsResponse\x128\n" +
-	"\bsessions\x18\x01 \x03(\v2\x1c.holdfast.session.v1.SessionR\bsessions\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xaa\x04\n" +
-	"\x14UpdateSessionRequest\x127\n" +
+	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x12!\n" +
+	"\fnot_modified\x18\x02 \x01(\bR\vnotModified\"\xaa\x01\n" +
+	"\x13ListSessionsRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12R\n" +
-	"\x16active_conversation_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x14activeConversationId\x12H\n" +
-	"\x11active_project_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x0factiveProjectId\x12\xe9\x01\n" +
-	"\vupdate_mask\x18\x04 \x01(\v2\x1a.google.protobuf.FieldMaskB\xab\x01\xbaH\xa7\x01\xba\x01\xa3\x01\n" +
-	"\x11update_mask.paths\x12Emust only have the paths active_conversation_id and active_project_id\x1aGthis.paths.all(p, p in ['active_conversation_id', 'active_project_id'])R\n" +
-	"updateMask\x12'\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12\x1c\n" +
+	"\x04user\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\x12#\n" +
+	"\rinclude_ended\x18\x04 \x01(\bR\fincludeEnded\"\xb3\x01\n" +
+	"\x14ListSessionsResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x128\n" +
+	"\bsessions\x18\x02 \x03(\v2\x1c.holdfast.session.v1.SessionR\bsessions\x129\n" +
+	"\bpresence\x18\x03 \x01(\v2\x1d.holdfast.session.v1.PresenceR\bpresence\"\xa9\x02\n" +
+	"\x14UpdateSessionRequest\x12'\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x89\x01\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x127\n" +
+	"\n" +
+	"session_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x126\n" +
+	"\asession\x18\x04 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x12;\n" +
+	"\vupdate_mask\x18\x05 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMaskB\r\n" +
+	"\v_if_version\"O\n" +
 	"\x15UpdateSessionResponse\x126\n" +
-	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x9d\x01\n" +
-	"\x11EndSessionRequest\x127\n" +
+	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\"\xff\x04\n" +
+	"\x12EndSessionsRequest\x12'\n" +
 	"\n" +
-	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12'\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12?\n" +
+	"\vsession_ids\x18\x03 \x03(\tB\x1e\xbaH\x1b\x92\x01\x18\x102\x18\x01\"\x12r\x102\x0e^[a-z2-7]{36}$R\n" +
+	"sessionIds\x12=\n" +
+	"\x05scope\x18\x04 \x01(\x0e2\x1d.holdfast.session.v1.EndScopeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05scope\x12\x1c\n" +
+	"\x04user\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user:\xe5\x02\xbaH\xe1\x02\x1au\n" +
+	"\x11session_ids.scope\x12*session_ids goes only with END_SCOPE_NAMED\x1a4this.session_ids.size() == 0 || this.scope in [0, 1]\x1aT\n" +
 	"\n" +
-	"if_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x86\x01\n" +
-	"\x12EndSessionResponse\x126\n" +
-	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xfc\x02\n" +
-	"\x15RevokeSessionsRequest\x12\x1c\n" +
-	"\x04user\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\x12%\n" +
-	"\x0eexcept_current\x18\x02 \x01(\bR\rexceptCurrent\x12'\n" +
-	"\n" +
-	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\x12\x1b\n" +
-	"\tall_users\x18\x05 \x01(\bR\ballUsers:\xaf\x01\xbaH\xab\x01\x1a\xa8\x01\n" +
-	"\x0fall_users.alone\x12?all_users goes with none of user, except_current and if_version\x1aT!this.all_users || (this.user == '' && !this.except_current && this.if_version == 0)\"\x98\x01\n" +
-	"\x16RevokeSessionsResponse\x12\x1f\n" +
+	"user.scope\x12\"user goes only with END_SCOPE_USER\x1a\"this.user == '' || this.scope == 3\x1a\x91\x01\n" +
+	"\x10if_version.scope\x12Sif_version does not go with END_SCOPE_TENANT, which ends the sessions of many users\x1a(!has(this.if_version) || this.scope != 4B\r\n" +
+	"\v_if_version\"o\n" +
+	"\x13EndSessionsResponse\x12\x1f\n" +
 	"\vsession_ids\x18\x01 \x03(\tR\n" +
-	"sessionIds\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12#\n" +
-	"\rsession_count\x18\x03 \x01(\x03R\fsessionCount\"\xb9\x02\n" +
-	"\x15OpenConnectionRequest\x127\n" +
+	"sessionIds\x12#\n" +
+	"\rsession_count\x18\x02 \x01(\x05R\fsessionCount\x12\x12\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\"\xd6\x04\n" +
+	"\x14PutConnectionRequest\x12'\n" +
 	"\n" +
-	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x129\n" +
-	"\x06device\x18\x02 \x01(\v2!.holdfast.store.session.v1.DeviceR\x06device\x12K\n" +
-	"\bmodality\x18\x03 \x01(\x0e2#.holdfast.store.session.v1.ModalityB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\bmodality\x126\n" +
-	"\fcapabilities\x18\x04 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x10\x18\x01\"\x06r\x04 \x01(@R\fcapabilities\x12'\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\"\xd1\x01\n" +
-	"\x16OpenConnectionResponse\x12E\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x127\n" +
 	"\n" +
-	"connection\x18\x01 \x01(\v2%.holdfast.store.session.v1.ConnectionR\n" +
+	"session_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12\xe7\x01\n" +
+	"\n" +
+	"connection\x18\x04 \x01(\v2\x1f.holdfast.session.v1.ConnectionB\xa5\x01\xbaH\xa1\x01\xba\x01\x9a\x01\n" +
+	"\x13connection.modality\x12Smust have a modality to open a connection, or the connection_id of one that is open\x1a.this.connection_id != '' || this.modality != 0\xc8\x01\x01R\n" +
+	"connection\x12\x1f\n" +
+	"\vuser_active\x18\x05 \x01(\bR\n" +
+	"userActive\x12\x14\n" +
+	"\x05close\x18\x06 \x01(\bR\x05close:\x7f\xbaH|\x1az\n" +
+	"\x13close.connection_id\x12/close needs the connection_id of the connection\x1a2!this.close || this.connection.connection_id != ''B\r\n" +
+	"\v_if_version\"\x90\x01\n" +
+	"\x15PutConnectionResponse\x12?\n" +
+	"\n" +
+	"connection\x18\x01 \x01(\v2\x1f.holdfast.session.v1.ConnectionR\n" +
 	"connection\x126\n" +
-	"\asession\x18\x02 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa6\x02\n" +
-	"\x1aHeartbeatConnectionRequest\x127\n" +
-	"\n" +
-	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12:\n" +
-	"\rconnection_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[a-z2-7]{16}$R\fconnectionId\x12I\n" +
-	"\bmodality\x18\x03 \x01(\x0e2#.holdfast.store.session.v1.ModalityB\b\xbaH\x05\x82\x01\x02\x10\x01R\bmodality\x12\x1f\n" +
-	"\vuser_active\x18\x04 \x01(\bR\n" +
-	"userActive\x12'\n" +
-	"\n" +
-	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\"\x9e\x01\n" +
-	"\x1bHeartbeatConnectionResponse\x12E\n" +
-	"\n" +
-	"connection\x18\x01 \x01(\v2%.holdfast.store.session.v1.ConnectionR\n" +
-	"connection\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb6\x01\n" +
-	"\x16CloseConnectionRequest\x127\n" +
-	"\n" +
-	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12:\n" +
-	"\rconnection_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[a-z2-7]{16}$R\fconnectionId\x12'\n" +
-	"\n" +
-	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\"S\n" +
-	"\x17CloseConnectionResponse\x128\n" +
-	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"2\n" +
-	"\x12GetPresenceRequest\x12\x1c\n" +
-	"\x04user\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\"\xcf\x02\n" +
-	"\x13GetPresenceResponse\x12\x16\n" +
-	"\x06online\x18\x01 \x01(\bR\x06online\x12G\n" +
-	"\vconnections\x18\x02 \x03(\v2%.holdfast.store.session.v1.ConnectionR\vconnections\x12;\n" +
-	"\vactive_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"activeTime\x124\n" +
-	"\x16active_conversation_id\x18\x04 \x01(\tR\x14activeConversationId\x12*\n" +
-	"\x11active_project_id\x18\x05 \x01(\tR\x0factiveProjectId\x128\n" +
-	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xbe\x02\n" +
+	"\asession\x18\x02 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\"\xbe\x02\n" +
 	"\x13AcquireFloorRequest\x12E\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x127\n" +
 	"\n" +
@@ -2489,9 +1712,9 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
-	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x8c\x01\n" +
-	"\x14AcquireFloorResponse\x12:\n" +
-	"\x05floor\x18\x01 \x01(\v2$.holdfast.store.session.v1.FloorHoldR\x05floor\x128\n" +
+	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x86\x01\n" +
+	"\x14AcquireFloorResponse\x124\n" +
+	"\x05floor\x18\x01 \x01(\v2\x1e.holdfast.session.v1.FloorHoldR\x05floor\x128\n" +
 	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa2\x02\n" +
 	"\x13ReleaseFloorRequest\x12E\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x127\n" +
@@ -2508,58 +1731,55 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\x13WatchSessionRequest\x127\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12,\n" +
-	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\x81\x03\n" +
+	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\xdf\x01\n" +
 	"\x14WatchSessionResponse\x126\n" +
-	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x12G\n" +
-	"\vconnections\x18\x02 \x03(\v2%.holdfast.store.session.v1.ConnectionR\vconnections\x12A\n" +
-	"\x0eexpiry_warning\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\rexpiryWarning\x127\n" +
-	"\x03end\x18\x04 \x01(\v2%.holdfast.store.session.v1.SessionEndR\x03end\x12\x14\n" +
-	"\x05reset\x18\x05 \x01(\bR\x05reset\x12\x1c\n" +
-	"\theartbeat\x18\x06 \x01(\bR\theartbeat\x128\n" +
-	"\bmetadata\x18\a \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x8a\x01\n" +
-	"\x19ListSecurityEventsRequest\x12\x1c\n" +
-	"\x04user\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\x12&\n" +
+	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x12A\n" +
+	"\vconnections\x18\x02 \x03(\v2\x1f.holdfast.session.v1.ConnectionR\vconnections\x12\x14\n" +
+	"\x05reset\x18\x03 \x01(\bR\x05reset\x12\x1c\n" +
+	"\theartbeat\x18\x04 \x01(\bR\theartbeat\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\x03R\aversion\"\x8b\x01\n" +
+	"\x19ListSecurityEventsRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"before_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tbeforeSeq\x12'\n" +
-	"\tpage_size\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xb3\x01\n" +
-	"\x1aListSecurityEventsResponse\x12@\n" +
-	"\x06events\x18\x01 \x03(\v2(.holdfast.store.session.v1.SecurityEventR\x06events\x12\x19\n" +
-	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xbb\x01\n" +
-	"\x18ConfigureSessionsRequest\x12N\n" +
-	"\bsettings\x18\x01 \x01(\v2*.holdfast.store.session.v1.SessionSettingsB\x06\xbaH\x03\xc8\x01\x01R\bsettings\x12'\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12\x1c\n" +
+	"\x04user\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\"\x80\x01\n" +
+	"\x1aListSecurityEventsResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x12:\n" +
+	"\x06events\x18\x02 \x03(\v2\".holdfast.session.v1.SecurityEventR\x06events\"\xff\x01\n" +
+	"\x19PutSessionSettingsRequest\x12'\n" +
 	"\n" +
-	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"if_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x9d\x01\n" +
-	"\x19ConfigureSessionsResponse\x12F\n" +
-	"\bsettings\x18\x01 \x01(\v2*.holdfast.store.session.v1.SessionSettingsR\bsettings\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x1b\n" +
-	"\x19GetSessionSettingsRequest\"\x9e\x01\n" +
-	"\x1aGetSessionSettingsResponse\x12F\n" +
-	"\bsettings\x18\x01 \x01(\v2*.holdfast.store.session.v1.SessionSettingsR\bsettings\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata2\xc9\x0e\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12@\n" +
+	"\bsettings\x18\x03 \x01(\v2$.holdfast.session.v1.SessionSettingsR\bsettings\x12;\n" +
+	"\vupdate_mask\x18\x04 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMaskB\r\n" +
+	"\v_if_version\"x\n" +
+	"\x1aPutSessionSettingsResponse\x12@\n" +
+	"\bsettings\x18\x01 \x01(\v2$.holdfast.session.v1.SessionSettingsR\bsettings\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion*z\n" +
+	"\bEndScope\x12\x19\n" +
+	"\x15END_SCOPE_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fEND_SCOPE_NAMED\x10\x01\x12\x14\n" +
+	"\x10END_SCOPE_OTHERS\x10\x02\x12\x12\n" +
+	"\x0eEND_SCOPE_USER\x10\x03\x12\x14\n" +
+	"\x10END_SCOPE_TENANT\x10\x042\x93\n" +
+	"\n" +
 	"\x0eSessionService\x12h\n" +
 	"\rCreateSession\x12).holdfast.session.v1.CreateSessionRequest\x1a*.holdfast.session.v1.CreateSessionResponse\"\x00\x12k\n" +
 	"\x0eRefreshSession\x12*.holdfast.session.v1.RefreshSessionRequest\x1a+.holdfast.session.v1.RefreshSessionResponse\"\x00\x12_\n" +
 	"\n" +
 	"GetSession\x12&.holdfast.session.v1.GetSessionRequest\x1a'.holdfast.session.v1.GetSessionResponse\"\x00\x12e\n" +
 	"\fListSessions\x12(.holdfast.session.v1.ListSessionsRequest\x1a).holdfast.session.v1.ListSessionsResponse\"\x00\x12h\n" +
-	"\rUpdateSession\x12).holdfast.session.v1.UpdateSessionRequest\x1a*.holdfast.session.v1.UpdateSessionResponse\"\x00\x12_\n" +
-	"\n" +
-	"EndSession\x12&.holdfast.session.v1.EndSessionRequest\x1a'.holdfast.session.v1.EndSessionResponse\"\x00\x12k\n" +
-	"\x0eRevokeSessions\x12*.holdfast.session.v1.RevokeSessionsRequest\x1a+.holdfast.session.v1.RevokeSessionsResponse\"\x00\x12k\n" +
-	"\x0eOpenConnection\x12*.holdfast.session.v1.OpenConnectionRequest\x1a+.holdfast.session.v1.OpenConnectionResponse\"\x00\x12z\n" +
-	"\x13HeartbeatConnection\x12/.holdfast.session.v1.HeartbeatConnectionRequest\x1a0.holdfast.session.v1.HeartbeatConnectionResponse\"\x00\x12n\n" +
-	"\x0fCloseConnection\x12+.holdfast.session.v1.CloseConnectionRequest\x1a,.holdfast.session.v1.CloseConnectionResponse\"\x00\x12b\n" +
-	"\vGetPresence\x12'.holdfast.session.v1.GetPresenceRequest\x1a(.holdfast.session.v1.GetPresenceResponse\"\x00\x12e\n" +
+	"\rUpdateSession\x12).holdfast.session.v1.UpdateSessionRequest\x1a*.holdfast.session.v1.UpdateSessionResponse\"\x00\x12b\n" +
+	"\vEndSessions\x12'.holdfast.session.v1.EndSessionsRequest\x1a(.holdfast.session.v1.EndSessionsResponse\"\x00\x12h\n" +
+	"\rPutConnection\x12).holdfast.session.v1.PutConnectionRequest\x1a*.holdfast.session.v1.PutConnectionResponse\"\x00\x12e\n" +
 	"\fAcquireFloor\x12(.holdfast.session.v1.AcquireFloorRequest\x1a).holdfast.session.v1.AcquireFloorResponse\"\x00\x12e\n" +
 	"\fReleaseFloor\x12(.holdfast.session.v1.ReleaseFloorRequest\x1a).holdfast.session.v1.ReleaseFloorResponse\"\x00\x12g\n" +
 	"\fWatchSession\x12(.holdfast.session.v1.WatchSessionRequest\x1a).holdfast.session.v1.WatchSessionResponse\"\x000\x01\x12z\n" +
-	"\x12ListSecurityEvents\x12..holdfast.session.v1.ListSecurityEventsRequest\x1a/.holdfast.session.v1.ListSecurityEventsResponse\"\x03\x90\x02\x01\x12t\n" +
-	"\x11ConfigureSessions\x12-.holdfast.session.v1.ConfigureSessionsRequest\x1a..holdfast.session.v1.ConfigureSessionsResponse\"\x00\x12z\n" +
-	"\x12GetSessionSettings\x12..holdfast.session.v1.GetSessionSettingsRequest\x1a/.holdfast.session.v1.GetSessionSettingsResponse\"\x03\x90\x02\x01B\xc1\x01\n" +
+	"\x12ListSecurityEvents\x12..holdfast.session.v1.ListSecurityEventsRequest\x1a/.holdfast.session.v1.ListSecurityEventsResponse\"\x03\x90\x02\x01\x12w\n" +
+	"\x12PutSessionSettings\x12..holdfast.session.v1.PutSessionSettingsRequest\x1a/.holdfast.session.v1.PutSessionSettingsResponse\"\x00B\xc1\x01\n" +
 	"\x17com.holdfast.session.v1B\fServiceProtoP\x01Z*holdfast/gen/holdfast/session/v1;sessionv1\xa2\x02\x03HSX\xaa\x02\x13Holdfast.Session.V1\xca\x02\x13Holdfast\\Session\\V1\xe2\x02\x1fHoldfast\\Session\\V1\\GPBMetadata\xea\x02\x15Holdfast::Session::V1b\x06proto3"
 
 var (
@@ -2574,148 +1794,99 @@ func file_holdfast_session_v1_service_proto_rawDescGZIP() []byte {
 	return file_holdfast_session_v1_service_proto_rawDescData
 }
 
-var file_holdfast_session_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_holdfast_session_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_holdfast_session_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_holdfast_session_v1_service_proto_goTypes = []any{
-	(*Session)(nil),                     // 0: holdfast.session.v1.Session
-	(*Tokens)(nil),                      // 1: holdfast.session.v1.Tokens
-	(*CreateSessionRequest)(nil),        // 2: holdfast.session.v1.CreateSessionRequest
-	(*CreateSessionResponse)(nil),       // 3: holdfast.session.v1.CreateSessionResponse
-	(*RefreshSessionRequest)(nil),       // 4: holdfast.session.v1.RefreshSessionRequest
-	(*RefreshSessionResponse)(nil),      // 5: holdfast.session.v1.RefreshSessionResponse
-	(*GetSessionRequest)(nil),           // 6: holdfast.session.v1.GetSessionRequest
-	(*GetSessionResponse)(nil),          // 7: holdfast.session.v1.GetSessionResponse
-	(*ListSessionsRequest)(nil),         // 8: holdfast.session.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),        // 9: holdfast.session.v1.ListSessionsResponse
-	(*UpdateSessionRequest)(nil),        // 10: holdfast.session.v1.UpdateSessionRequest
-	(*UpdateSessionResponse)(nil),       // 11: holdfast.session.v1.UpdateSessionResponse
-	(*EndSessionRequest)(nil),           // 12: holdfast.session.v1.EndSessionRequest
-	(*EndSessionResponse)(nil),          // 13: holdfast.session.v1.EndSessionResponse
-	(*RevokeSessionsRequest)(nil),       // 14: holdfast.session.v1.RevokeSessionsRequest
-	(*RevokeSessionsResponse)(nil),      // 15: holdfast.session.v1.RevokeSessionsResponse
-	(*OpenConnectionRequest)(nil),       // 16: holdfast.session.v1.OpenConnectionRequest
-	(*OpenConnectionResponse)(nil),      // 17: holdfast.session.v1.OpenConnectionResponse
-	(*HeartbeatConnectionRequest)(nil),  // 18: holdfast.session.v1.HeartbeatConnectionRequest
-	(*HeartbeatConnectionResponse)(nil), // 19: holdfast.session.v1.HeartbeatConnectionResponse
-	(*CloseConnectionRequest)(nil),      // 20: holdfast.session.v1.CloseConnectionRequest
-	(*CloseConnectionResponse)(nil),     // 21: holdfast.session.v1.CloseConnectionResponse
-	(*GetPresenceRequest)(nil),          // 22: holdfast.session.v1.GetPresenceRequest
-	(*GetPresenceResponse)(nil),         // 23: holdfast.session.v1.GetPresenceResponse
-	(*AcquireFloorRequest)(nil),         // 24: holdfast.session.v1.AcquireFloorRequest
-	(*AcquireFloorResponse)(nil),        // 25: holdfast.session.v1.AcquireFloorResponse
-	(*ReleaseFloorRequest)(nil),         // 26: holdfast.session.v1.ReleaseFloorRequest
-	(*ReleaseFloorResponse)(nil),        // 27: holdfast.session.v1.ReleaseFloorResponse
-	(*WatchSessionRequest)(nil),         // 28: holdfast.session.v1.WatchSessionRequest
-	(*WatchSessionResponse)(nil),        // 29: holdfast.session.v1.WatchSessionResponse
-	(*ListSecurityEventsRequest)(nil),   // 30: holdfast.session.v1.ListSecurityEventsRequest
-	(*ListSecurityEventsResponse)(nil),  // 31: holdfast.session.v1.ListSecurityEventsResponse
-	(*ConfigureSessionsRequest)(nil),    // 32: holdfast.session.v1.ConfigureSessionsRequest
-	(*ConfigureSessionsResponse)(nil),   // 33: holdfast.session.v1.ConfigureSessionsResponse
-	(*GetSessionSettingsRequest)(nil),   // 34: holdfast.session.v1.GetSessionSettingsRequest
-	(*GetSessionSettingsResponse)(nil),  // 35: holdfast.session.v1.GetSessionSettingsResponse
-	(*timestamppb.Timestamp)(nil),       // 36: google.protobuf.Timestamp
-	(*v1.Device)(nil),                   // 37: holdfast.store.session.v1.Device
-	(*v1.FloorHold)(nil),                // 38: holdfast.store.session.v1.FloorHold
-	(*v1.SessionEnd)(nil),               // 39: holdfast.store.session.v1.SessionEnd
-	(*v1.Connection)(nil),               // 40: holdfast.store.session.v1.Connection
-	(*v11.Metadata)(nil),                // 41: holdfast.object.v1.Metadata
-	(*fieldmaskpb.FieldMask)(nil),       // 42: google.protobuf.FieldMask
-	(v1.Modality)(0),                    // 43: holdfast.store.session.v1.Modality
-	(*v1.SecurityEvent)(nil),            // 44: holdfast.store.session.v1.SecurityEvent
-	(*v1.SessionSettings)(nil),          // 45: holdfast.store.session.v1.SessionSettings
+	(EndScope)(0),                      // 0: holdfast.session.v1.EndScope
+	(*CreateSessionRequest)(nil),       // 1: holdfast.session.v1.CreateSessionRequest
+	(*CreateSessionResponse)(nil),      // 2: holdfast.session.v1.CreateSessionResponse
+	(*RefreshSessionRequest)(nil),      // 3: holdfast.session.v1.RefreshSessionRequest
+	(*RefreshSessionResponse)(nil),     // 4: holdfast.session.v1.RefreshSessionResponse
+	(*GetSessionRequest)(nil),          // 5: holdfast.session.v1.GetSessionRequest
+	(*GetSessionResponse)(nil),         // 6: holdfast.session.v1.GetSessionResponse
+	(*ListSessionsRequest)(nil),        // 7: holdfast.session.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),       // 8: holdfast.session.v1.ListSessionsResponse
+	(*UpdateSessionRequest)(nil),       // 9: holdfast.session.v1.UpdateSessionRequest
+	(*UpdateSessionResponse)(nil),      // 10: holdfast.session.v1.UpdateSessionResponse
+	(*EndSessionsRequest)(nil),         // 11: holdfast.session.v1.EndSessionsRequest
+	(*EndSessionsResponse)(nil),        // 12: holdfast.session.v1.EndSessionsResponse
+	(*PutConnectionRequest)(nil),       // 13: holdfast.session.v1.PutConnectionRequest
+	(*PutConnectionResponse)(nil),      // 14: holdfast.session.v1.PutConnectionResponse
+	(*AcquireFloorRequest)(nil),        // 15: holdfast.session.v1.AcquireFloorRequest
+	(*AcquireFloorResponse)(nil),       // 16: holdfast.session.v1.AcquireFloorResponse
+	(*ReleaseFloorRequest)(nil),        // 17: holdfast.session.v1.ReleaseFloorRequest
+	(*ReleaseFloorResponse)(nil),       // 18: holdfast.session.v1.ReleaseFloorResponse
+	(*WatchSessionRequest)(nil),        // 19: holdfast.session.v1.WatchSessionRequest
+	(*WatchSessionResponse)(nil),       // 20: holdfast.session.v1.WatchSessionResponse
+	(*ListSecurityEventsRequest)(nil),  // 21: holdfast.session.v1.ListSecurityEventsRequest
+	(*ListSecurityEventsResponse)(nil), // 22: holdfast.session.v1.ListSecurityEventsResponse
+	(*PutSessionSettingsRequest)(nil),  // 23: holdfast.session.v1.PutSessionSettingsRequest
+	(*PutSessionSettingsResponse)(nil), // 24: holdfast.session.v1.PutSessionSettingsResponse
+	(*v1.Device)(nil),                  // 25: holdfast.type.v1.Device
+	(*Session)(nil),                    // 26: holdfast.session.v1.Session
+	(*Tokens)(nil),                     // 27: holdfast.session.v1.Tokens
+	(*Presence)(nil),                   // 28: holdfast.session.v1.Presence
+	(*fieldmaskpb.FieldMask)(nil),      // 29: google.protobuf.FieldMask
+	(*Connection)(nil),                 // 30: holdfast.session.v1.Connection
+	(*FloorHold)(nil),                  // 31: holdfast.session.v1.FloorHold
+	(*v11.Metadata)(nil),               // 32: holdfast.object.v1.Metadata
+	(*SecurityEvent)(nil),              // 33: holdfast.session.v1.SecurityEvent
+	(*SessionSettings)(nil),            // 34: holdfast.session.v1.SessionSettings
 }
 var file_holdfast_session_v1_service_proto_depIdxs = []int32{
-	36, // 0: holdfast.session.v1.Session.create_time:type_name -> google.protobuf.Timestamp
-	36, // 1: holdfast.session.v1.Session.active_time:type_name -> google.protobuf.Timestamp
-	36, // 2: holdfast.session.v1.Session.idle_expire_time:type_name -> google.protobuf.Timestamp
-	36, // 3: holdfast.session.v1.Session.expire_time:type_name -> google.protobuf.Timestamp
-	37, // 4: holdfast.session.v1.Session.device:type_name -> holdfast.store.session.v1.Device
-	38, // 5: holdfast.session.v1.Session.floor:type_name -> holdfast.store.session.v1.FloorHold
-	39, // 6: holdfast.session.v1.Session.end:type_name -> holdfast.store.session.v1.SessionEnd
-	40, // 7: holdfast.session.v1.Session.connections:type_name -> holdfast.store.session.v1.Connection
-	36, // 8: holdfast.session.v1.Tokens.access_expire_time:type_name -> google.protobuf.Timestamp
-	37, // 9: holdfast.session.v1.CreateSessionRequest.device:type_name -> holdfast.store.session.v1.Device
-	0,  // 10: holdfast.session.v1.CreateSessionResponse.session:type_name -> holdfast.session.v1.Session
-	1,  // 11: holdfast.session.v1.CreateSessionResponse.tokens:type_name -> holdfast.session.v1.Tokens
-	41, // 12: holdfast.session.v1.CreateSessionResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	0,  // 13: holdfast.session.v1.RefreshSessionResponse.session:type_name -> holdfast.session.v1.Session
-	1,  // 14: holdfast.session.v1.RefreshSessionResponse.tokens:type_name -> holdfast.session.v1.Tokens
-	41, // 15: holdfast.session.v1.RefreshSessionResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	0,  // 16: holdfast.session.v1.GetSessionResponse.session:type_name -> holdfast.session.v1.Session
-	41, // 17: holdfast.session.v1.GetSessionResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	0,  // 18: holdfast.session.v1.ListSessionsResponse.sessions:type_name -> holdfast.session.v1.Session
-	41, // 19: holdfast.session.v1.ListSessionsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	42, // 20: holdfast.session.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
-	0,  // 21: holdfast.session.v1.UpdateSessionResponse.session:type_name -> holdfast.session.v1.Session
-	41, // 22: holdfast.session.v1.UpdateSessionResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	0,  // 23: holdfast.session.v1.EndSessionResponse.session:type_name -> holdfast.session.v1.Session
-	41, // 24: holdfast.session.v1.EndSessionResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	41, // 25: holdfast.session.v1.RevokeSessionsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	37, // 26: holdfast.session.v1.OpenConnectionRequest.device:type_name -> holdfast.store.session.v1.Device
-	43, // 27: holdfast.session.v1.OpenConnectionRequest.modality:type_name -> holdfast.store.session.v1.Modality
-	40, // 28: holdfast.session.v1.OpenConnectionResponse.connection:type_name -> holdfast.store.session.v1.Connection
-	0,  // 29: holdfast.session.v1.OpenConnectionResponse.session:type_name -> holdfast.session.v1.Session
-	41, // 30: holdfast.session.v1.OpenConnectionResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	43, // 31: holdfast.session.v1.HeartbeatConnectionRequest.modality:type_name -> holdfast.store.session.v1.Modality
-	40, // 32: holdfast.session.v1.HeartbeatConnectionResponse.connection:type_name -> holdfast.store.session.v1.Connection
-	41, // 33: holdfast.session.v1.HeartbeatConnectionResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	41, // 34: holdfast.session.v1.CloseConnectionResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	40, // 35: holdfast.session.v1.GetPresenceResponse.connections:type_name -> holdfast.store.session.v1.Connection
-	36, // 36: holdfast.session.v1.GetPresenceResponse.active_time:type_name -> google.protobuf.Timestamp
-	41, // 37: holdfast.session.v1.GetPresenceResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	38, // 38: holdfast.session.v1.AcquireFloorResponse.floor:type_name -> holdfast.store.session.v1.FloorHold
-	41, // 39: holdfast.session.v1.AcquireFloorResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	41, // 40: holdfast.session.v1.ReleaseFloorResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	0,  // 41: holdfast.session.v1.WatchSessionResponse.session:type_name -> holdfast.session.v1.Session
-	40, // 42: holdfast.session.v1.WatchSessionResponse.connections:type_name -> holdfast.store.session.v1.Connection
-	36, // 43: holdfast.session.v1.WatchSessionResponse.expiry_warning:type_name -> google.protobuf.Timestamp
-	39, // 44: holdfast.session.v1.WatchSessionResponse.end:type_name -> holdfast.store.session.v1.SessionEnd
-	41, // 45: holdfast.session.v1.WatchSessionResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	44, // 46: holdfast.session.v1.ListSecurityEventsResponse.events:type_name -> holdfast.store.session.v1.SecurityEvent
-	41, // 47: holdfast.session.v1.ListSecurityEventsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	45, // 48: holdfast.session.v1.ConfigureSessionsRequest.settings:type_name -> holdfast.store.session.v1.SessionSettings
-	45, // 49: holdfast.session.v1.ConfigureSessionsResponse.settings:type_name -> holdfast.store.session.v1.SessionSettings
-	41, // 50: holdfast.session.v1.ConfigureSessionsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	45, // 51: holdfast.session.v1.GetSessionSettingsResponse.settings:type_name -> holdfast.store.session.v1.SessionSettings
-	41, // 52: holdfast.session.v1.GetSessionSettingsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	2,  // 53: holdfast.session.v1.SessionService.CreateSession:input_type -> holdfast.session.v1.CreateSessionRequest
-	4,  // 54: holdfast.session.v1.SessionService.RefreshSession:input_type -> holdfast.session.v1.RefreshSessionRequest
-	6,  // 55: holdfast.session.v1.SessionService.GetSession:input_type -> holdfast.session.v1.GetSessionRequest
-	8,  // 56: holdfast.session.v1.SessionService.ListSessions:input_type -> holdfast.session.v1.ListSessionsRequest
-	10, // 57: holdfast.session.v1.SessionService.UpdateSession:input_type -> holdfast.session.v1.UpdateSessionRequest
-	12, // 58: holdfast.session.v1.SessionService.EndSession:input_type -> holdfast.session.v1.EndSessionRequest
-	14, // 59: holdfast.session.v1.SessionService.RevokeSessions:input_type -> holdfast.session.v1.RevokeSessionsRequest
-	16, // 60: holdfast.session.v1.SessionService.OpenConnection:input_type -> holdfast.session.v1.OpenConnectionRequest
-	18, // 61: holdfast.session.v1.SessionService.HeartbeatConnection:input_type -> holdfast.session.v1.HeartbeatConnectionRequest
-	20, // 62: holdfast.session.v1.SessionService.CloseConnection:input_type -> holdfast.session.v1.CloseConnectionRequest
-	22, // 63: holdfast.session.v1.SessionService.GetPresence:input_type -> holdfast.session.v1.GetPresenceRequest
-	24, // 64: holdfast.session.v1.SessionService.AcquireFloor:input_type -> holdfast.session.v1.AcquireFloorRequest
-	26, // 65: holdfast.session.v1.SessionService.ReleaseFloor:input_type -> holdfast.session.v1.ReleaseFloorRequest
-	28, // 66: holdfast.session.v1.SessionService.WatchSession:input_type -> holdfast.session.v1.WatchSessionRequest
-	30, // 67: holdfast.session.v1.SessionService.ListSecurityEvents:input_type -> holdfast.session.v1.ListSecurityEventsRequest
-	32, // 68: holdfast.session.v1.SessionService.ConfigureSessions:input_type -> holdfast.session.v1.ConfigureSessionsRequest
-	34, // 69: holdfast.session.v1.SessionService.GetSessionSettings:input_type -> holdfast.session.v1.GetSessionSettingsRequest
-	3,  // 70: holdfast.session.v1.SessionService.CreateSession:output_type -> holdfast.session.v1.CreateSessionResponse
-	5,  // 71: holdfast.session.v1.SessionService.RefreshSession:output_type -> holdfast.session.v1.RefreshSessionResponse
-	7,  // 72: holdfast.session.v1.SessionService.GetSession:output_type -> holdfast.session.v1.GetSessionResponse
-	9,  // 73: holdfast.session.v1.SessionService.ListSessions:output_type -> holdfast.session.v1.ListSessionsResponse
-	11, // 74: holdfast.session.v1.SessionService.UpdateSession:output_type -> holdfast.session.v1.UpdateSessionResponse
-	13, // 75: holdfast.session.v1.SessionService.EndSession:output_type -> holdfast.session.v1.EndSessionResponse
-	15, // 76: holdfast.session.v1.SessionService.RevokeSessions:output_type -> holdfast.session.v1.RevokeSessionsResponse
-	17, // 77: holdfast.session.v1.SessionService.OpenConnection:output_type -> holdfast.session.v1.OpenConnectionResponse
-	19, // 78: holdfast.session.v1.SessionService.HeartbeatConnection:output_type -> holdfast.session.v1.HeartbeatConnectionResponse
-	21, // 79: holdfast.session.v1.SessionService.CloseConnection:output_type -> holdfast.session.v1.CloseConnectionResponse
-	23, // 80: holdfast.session.v1.SessionService.GetPresence:output_type -> holdfast.session.v1.GetPresenceResponse
-	25, // 81: holdfast.session.v1.SessionService.AcquireFloor:output_type -> holdfast.session.v1.AcquireFloorResponse
-	27, // 82: holdfast.session.v1.SessionService.ReleaseFloor:output_type -> holdfast.session.v1.ReleaseFloorResponse
-	29, // 83: holdfast.session.v1.SessionService.WatchSession:output_type -> holdfast.session.v1.WatchSessionResponse
-	31, // 84: holdfast.session.v1.SessionService.ListSecurityEvents:output_type -> holdfast.session.v1.ListSecurityEventsResponse
-	33, // 85: holdfast.session.v1.SessionService.ConfigureSessions:output_type -> holdfast.session.v1.ConfigureSessionsResponse
-	35, // 86: holdfast.session.v1.SessionService.GetSessionSettings:output_type -> holdfast.session.v1.GetSessionSettingsResponse
-	70, // [70:87] is the sub-list for method output_type
-	53, // [53:70] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	25, // 0: holdfast.session.v1.CreateSessionRequest.device:type_name -> holdfast.type.v1.Device
+	26, // 1: holdfast.session.v1.CreateSessionResponse.session:type_name -> holdfast.session.v1.Session
+	27, // 2: holdfast.session.v1.CreateSessionResponse.tokens:type_name -> holdfast.session.v1.Tokens
+	26, // 3: holdfast.session.v1.RefreshSessionResponse.session:type_name -> holdfast.session.v1.Session
+	27, // 4: holdfast.session.v1.RefreshSessionResponse.tokens:type_name -> holdfast.session.v1.Tokens
+	26, // 5: holdfast.session.v1.GetSessionResponse.session:type_name -> holdfast.session.v1.Session
+	26, // 6: holdfast.session.v1.ListSessionsResponse.sessions:type_name -> holdfast.session.v1.Session
+	28, // 7: holdfast.session.v1.ListSessionsResponse.presence:type_name -> holdfast.session.v1.Presence
+	26, // 8: holdfast.session.v1.UpdateSessionRequest.session:type_name -> holdfast.session.v1.Session
+	29, // 9: holdfast.session.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
+	26, // 10: holdfast.session.v1.UpdateSessionResponse.session:type_name -> holdfast.session.v1.Session
+	0,  // 11: holdfast.session.v1.EndSessionsRequest.scope:type_name -> holdfast.session.v1.EndScope
+	30, // 12: holdfast.session.v1.PutConnectionRequest.connection:type_name -> holdfast.session.v1.Connection
+	30, // 13: holdfast.session.v1.PutConnectionResponse.connection:type_name -> holdfast.session.v1.Connection
+	26, // 14: holdfast.session.v1.PutConnectionResponse.session:type_name -> holdfast.session.v1.Session
+	31, // 15: holdfast.session.v1.AcquireFloorResponse.floor:type_name -> holdfast.session.v1.FloorHold
+	32, // 16: holdfast.session.v1.AcquireFloorResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	32, // 17: holdfast.session.v1.ReleaseFloorResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	26, // 18: holdfast.session.v1.WatchSessionResponse.session:type_name -> holdfast.session.v1.Session
+	30, // 19: holdfast.session.v1.WatchSessionResponse.connections:type_name -> holdfast.session.v1.Connection
+	33, // 20: holdfast.session.v1.ListSecurityEventsResponse.events:type_name -> holdfast.session.v1.SecurityEvent
+	34, // 21: holdfast.session.v1.PutSessionSettingsRequest.settings:type_name -> holdfast.session.v1.SessionSettings
+	29, // 22: holdfast.session.v1.PutSessionSettingsRequest.update_mask:type_name -> google.protobuf.FieldMask
+	34, // 23: holdfast.session.v1.PutSessionSettingsResponse.settings:type_name -> holdfast.session.v1.SessionSettings
+	1,  // 24: holdfast.session.v1.SessionService.CreateSession:input_type -> holdfast.session.v1.CreateSessionRequest
+	3,  // 25: holdfast.session.v1.SessionService.RefreshSession:input_type -> holdfast.session.v1.RefreshSessionRequest
+	5,  // 26: holdfast.session.v1.SessionService.GetSession:input_type -> holdfast.session.v1.GetSessionRequest
+	7,  // 27: holdfast.session.v1.SessionService.ListSessions:input_type -> holdfast.session.v1.ListSessionsRequest
+	9,  // 28: holdfast.session.v1.SessionService.UpdateSession:input_type -> holdfast.session.v1.UpdateSessionRequest
+	11, // 29: holdfast.session.v1.SessionService.EndSessions:input_type -> holdfast.session.v1.EndSessionsRequest
+	13, // 30: holdfast.session.v1.SessionService.PutConnection:input_type -> holdfast.session.v1.PutConnectionRequest
+	15, // 31: holdfast.session.v1.SessionService.AcquireFloor:input_type -> holdfast.session.v1.AcquireFloorRequest
+	17, // 32: holdfast.session.v1.SessionService.ReleaseFloor:input_type -> holdfast.session.v1.ReleaseFloorRequest
+	19, // 33: holdfast.session.v1.SessionService.WatchSession:input_type -> holdfast.session.v1.WatchSessionRequest
+	21, // 34: holdfast.session.v1.SessionService.ListSecurityEvents:input_type -> holdfast.session.v1.ListSecurityEventsRequest
+	23, // 35: holdfast.session.v1.SessionService.PutSessionSettings:input_type -> holdfast.session.v1.PutSessionSettingsRequest
+	2,  // 36: holdfast.session.v1.SessionService.CreateSession:output_type -> holdfast.session.v1.CreateSessionResponse
+	4,  // 37: holdfast.session.v1.SessionService.RefreshSession:output_type -> holdfast.session.v1.RefreshSessionResponse
+	6,  // 38: holdfast.session.v1.SessionService.GetSession:output_type -> holdfast.session.v1.GetSessionResponse
+	8,  // 39: holdfast.session.v1.SessionService.ListSessions:output_type -> holdfast.session.v1.ListSessionsResponse
+	10, // 40: holdfast.session.v1.SessionService.UpdateSession:output_type -> holdfast.session.v1.UpdateSessionResponse
+	12, // 41: holdfast.session.v1.SessionService.EndSessions:output_type -> holdfast.session.v1.EndSessionsResponse
+	14, // 42: holdfast.session.v1.SessionService.PutConnection:output_type -> holdfast.session.v1.PutConnectionResponse
+	16, // 43: holdfast.session.v1.SessionService.AcquireFloor:output_type -> holdfast.session.v1.AcquireFloorResponse
+	18, // 44: holdfast.session.v1.SessionService.ReleaseFloor:output_type -> holdfast.session.v1.ReleaseFloorResponse
+	20, // 45: holdfast.session.v1.SessionService.WatchSession:output_type -> holdfast.session.v1.WatchSessionResponse
+	22, // 46: holdfast.session.v1.SessionService.ListSecurityEvents:output_type -> holdfast.session.v1.ListSecurityEventsResponse
+	24, // 47: holdfast.session.v1.SessionService.PutSessionSettings:output_type -> holdfast.session.v1.PutSessionSettingsResponse
+	36, // [36:48] is the sub-list for method output_type
+	24, // [24:36] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_session_v1_service_proto_init() }
@@ -2723,18 +1894,26 @@ func file_holdfast_session_v1_service_proto_init() {
 	if File_holdfast_session_v1_service_proto != nil {
 		return
 	}
+	file_holdfast_session_v1_session_proto_init()
+	file_holdfast_session_v1_service_proto_msgTypes[0].OneofWrappers = []any{}
+	file_holdfast_session_v1_service_proto_msgTypes[4].OneofWrappers = []any{}
+	file_holdfast_session_v1_service_proto_msgTypes[8].OneofWrappers = []any{}
+	file_holdfast_session_v1_service_proto_msgTypes[10].OneofWrappers = []any{}
+	file_holdfast_session_v1_service_proto_msgTypes[12].OneofWrappers = []any{}
+	file_holdfast_session_v1_service_proto_msgTypes[22].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_session_v1_service_proto_rawDesc), len(file_holdfast_session_v1_service_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   36,
+			NumEnums:      1,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_holdfast_session_v1_service_proto_goTypes,
 		DependencyIndexes: file_holdfast_session_v1_service_proto_depIdxs,
+		EnumInfos:         file_holdfast_session_v1_service_proto_enumTypes,
 		MessageInfos:      file_holdfast_session_v1_service_proto_msgTypes,
 	}.Build()
 	File_holdfast_session_v1_service_proto = out.File

@@ -48,24 +48,12 @@ const (
 	// SessionServiceUpdateSessionProcedure is the fully-qualified name of the SessionService's
 	// UpdateSession RPC.
 	SessionServiceUpdateSessionProcedure = "/holdfast.session.v1.SessionService/UpdateSession"
-	// SessionServiceEndSessionProcedure is the fully-qualified name of the SessionService's EndSession
-	// RPC.
-	SessionServiceEndSessionProcedure = "/holdfast.session.v1.SessionService/EndSession"
-	// SessionServiceRevokeSessionsProcedure is the fully-qualified name of the SessionService's
-	// RevokeSessions RPC.
-	SessionServiceRevokeSessionsProcedure = "/holdfast.session.v1.SessionService/RevokeSessions"
-	// SessionServiceOpenConnectionProcedure is the fully-qualified name of the SessionService's
-	// OpenConnection RPC.
-	SessionServiceOpenConnectionProcedure = "/holdfast.session.v1.SessionService/OpenConnection"
-	// SessionServiceHeartbeatConnectionProcedure is the fully-qualified name of the SessionService's
-	// HeartbeatConnection RPC.
-	SessionServiceHeartbeatConnectionProcedure = "/holdfast.session.v1.SessionService/HeartbeatConnection"
-	// SessionServiceCloseConnectionProcedure is the fully-qualified name of the SessionService's
-	// CloseConnection RPC.
-	SessionServiceCloseConnectionProcedure = "/holdfast.session.v1.SessionService/CloseConnection"
-	// SessionServiceGetPresenceProcedure is the fully-qualified name of the SessionService's
-	// GetPresence RPC.
-	SessionServiceGetPresenceProcedure = "/holdfast.session.v1.SessionService/GetPresence"
+	// SessionServiceEndSessionsProcedure is the fully-qualified name of the SessionService's
+	// EndSessions RPC.
+	SessionServiceEndSessionsProcedure = "/holdfast.session.v1.SessionService/EndSessions"
+	// SessionServicePutConnectionProcedure is the fully-qualified name of the SessionService's
+	// PutConnection RPC.
+	SessionServicePutConnectionProcedure = "/holdfast.session.v1.SessionService/PutConnection"
 	// SessionServiceAcquireFloorProcedure is the fully-qualified name of the SessionService's
 	// AcquireFloor RPC.
 	SessionServiceAcquireFloorProcedure = "/holdfast.session.v1.SessionService/AcquireFloor"
@@ -78,12 +66,9 @@ const (
 	// SessionServiceListSecurityEventsProcedure is the fully-qualified name of the SessionService's
 	// ListSecurityEvents RPC.
 	SessionServiceListSecurityEventsProcedure = "/holdfast.session.v1.SessionService/ListSecurityEvents"
-	// SessionServiceConfigureSessionsProcedure is the fully-qualified name of the SessionService's
-	// ConfigureSessions RPC.
-	SessionServiceConfigureSessionsProcedure = "/holdfast.session.v1.SessionService/ConfigureSessions"
-	// SessionServiceGetSessionSettingsProcedure is the fully-qualified name of the SessionService's
-	// GetSessionSettings RPC.
-	SessionServiceGetSessionSettingsProcedure = "/holdfast.session.v1.SessionService/GetSessionSettings"
+	// SessionServicePutSessionSettingsProcedure is the fully-qualified name of the SessionService's
+	// PutSessionSettings RPC.
+	SessionServicePutSessionSettingsProcedure = "/holdfast.session.v1.SessionService/PutSessionSettings"
 )
 
 // SessionServiceClient is a client for the holdfast.session.v1.SessionService service.
@@ -95,7 +80,7 @@ type SessionServiceClient interface {
 	// as long as they were not refreshed; later, or with another credential, it is `failed_precondition`, reason
 	// TOKENS_GONE.
 	//
-	//	{"user": "ada", "device": {"name": "Ada's laptop"}, "requestId": "s-1"}
+	//	{"requestId": "s-1", "user": "ada", "device": {"name": "Ada's laptop"}}
 	CreateSession(context.Context, *v1.CreateSessionRequest) (*v1.CreateSessionResponse, error)
 	// RefreshSession exchanges a refresh token, sent as `Authorization: Bearer hfr_…`, for a new pair of tokens. A retry with
 	// the same refresh token, within the grace (30 s) and while the new one is unused, gets the same pair again: that is
@@ -104,48 +89,32 @@ type SessionServiceClient interface {
 	//
 	//	{}
 	RefreshSession(context.Context, *v1.RefreshSessionRequest) (*v1.RefreshSessionResponse, error)
-	// GetSession returns a session and its connections.
+	// GetSession returns a session with its connections.
 	//
 	//	{}
 	GetSession(context.Context, *v1.GetSessionRequest) (*v1.GetSessionResponse, error)
-	// ListSessions returns a user's sessions, the newest first. There are few, so there are no pages.
+	// ListSessions returns a user's sessions, the newest first, and whether the user is there.
 	//
 	//	{"user": "ada"}
 	ListSessions(context.Context, *v1.ListSessionsRequest) (*v1.ListSessionsResponse, error)
-	// UpdateSession says what the session is on. The mask names active_conversation_id and active_project_id; no mask sets
-	// both. What a user was last on is also where the user's next session begins.
+	// UpdateSession changes active_conversation_id, active_project_id and labels. What a user was last on is also where the
+	// user's next session begins.
 	//
-	//	{"activeConversationId": "c1", "updateMask": "activeConversationId"}
+	//	{"session": {"activeConversationId": "c1"}}
 	UpdateSession(context.Context, *v1.UpdateSessionRequest) (*v1.UpdateSessionResponse, error)
-	// EndSession signs out. Servers refuse the session's tokens, and its streams end, within two seconds. To end a session
-	// that is over changes nothing.
+	// EndSessions signs out: with nothing set the session of the call. Servers refuse the tokens of a session that is over,
+	// and its streams end, within two seconds. Ending a session that is over already changes nothing.
 	//
-	//	{}
-	EndSession(context.Context, *v1.EndSessionRequest) (*v1.EndSessionResponse, error)
-	// RevokeSessions ends all sessions of a user, or all but the one that calls. A service may end those of all users: one
-	// user after the other, so a call that was cut short is repeated.
+	//	{"scope": "END_SCOPE_OTHERS"}
+	EndSessions(context.Context, *v1.EndSessionsRequest) (*v1.EndSessionsResponse, error)
+	// PutConnection opens a connection, keeps it alive, changes it, or closes it. Without a connection_id it opens one. A
+	// client sends a heartbeat, which is the connection_id and no more, in a third of the tenant's timeout (60 s): a
+	// connection that stays silent for longer is gone, and comes back with its next heartbeat, with the floor and its fence
+	// if nobody has taken them. A user has up to 32 at once: then it is `resource_exhausted`, reason LIMIT_REACHED.
+	// Heartbeats do not keep a session from becoming idle, unless they say that the user was active.
 	//
-	//	{"exceptCurrent": true}
-	RevokeSessions(context.Context, *v1.RevokeSessionsRequest) (*v1.RevokeSessionsResponse, error)
-	// OpenConnection tells that a client is there. It is gone again when it closes, or while it stays silent for longer than
-	// the tenant's timeout (60 s). A user has up to 32 at once: then it is `resource_exhausted`, reason LIMIT_REACHED.
-	//
-	//	{"modality": "MODALITY_BOTH", "device": {"platform": "web"}, "capabilities": ["barge_in"]}
-	OpenConnection(context.Context, *v1.OpenConnectionRequest) (*v1.OpenConnectionResponse, error)
-	// HeartbeatConnection keeps a connection alive, and may change its modality. A client sends one in a third of the
-	// timeout. Heartbeats do not keep a session from becoming idle, unless they say that the user was active. A connection
-	// that has fallen silent comes back with its next heartbeat, with the floor and its fence if nobody has taken them.
-	//
-	//	{"connectionId": "k3xw5q2h7m4tzb6d", "modality": "MODALITY_TEXT"}
-	HeartbeatConnection(context.Context, *v1.HeartbeatConnectionRequest) (*v1.HeartbeatConnectionResponse, error)
-	// CloseConnection tells that a client has gone, and frees the floor if it had it.
-	//
-	//	{"connectionId": "k3xw5q2h7m4tzb6d"}
-	CloseConnection(context.Context, *v1.CloseConnectionRequest) (*v1.CloseConnectionResponse, error)
-	// GetPresence tells whether a user is there, on what connections, and what the user was last on.
-	//
-	//	{"user": "ada"}
-	GetPresence(context.Context, *v1.GetPresenceRequest) (*v1.GetPresenceResponse, error)
+	//	{"connection": {"modality": "MODALITY_BOTH", "device": {"platform": "web"}, "capabilities": ["barge_in"]}}
+	PutConnection(context.Context, *v1.PutConnectionRequest) (*v1.PutConnectionResponse, error)
 	// AcquireFloor takes the microphone of a conversation for a connection, or keeps it: the holder calls it again before
 	// the lease is over (30 s). It is another's: `failed_precondition`, reason LEASE_HELD, unless it is the same user's and
 	// takeover is set or the holder has fallen silent; the details name the holder. The fence is the least live epoch to
@@ -158,8 +127,8 @@ type SessionServiceClient interface {
 	//
 	//	{"conversationId": "c1", "connectionId": "k3xw5q2h7m4tzb6d"}
 	ReleaseFloor(context.Context, *v1.ReleaseFloorRequest) (*v1.ReleaseFloorResponse, error)
-	// WatchSession streams a session as it changes: itself, the user's connections, the floor, a warning five minutes
-	// before its absolute end. When the session is over the last message says so, and the stream ends. A heartbeat comes
+	// WatchSession streams a session as it changes, with the user's connections. Five minutes before its absolute end a
+	// message says `ends_soon`. When the session is over the last message says why, and the stream ends. A heartbeat comes
 	// every 15 s. With after_version 0 the first message is a snapshot with reset = true; a client that reconnects with the
 	// last version that it saw misses nothing.
 	//
@@ -167,16 +136,13 @@ type SessionServiceClient interface {
 	WatchSession(context.Context, *v1.WatchSessionRequest) (*connect.ServerStreamForClient[v1.WatchSessionResponse], error)
 	// ListSecurityEvents returns a user's audit, the newest first: sign-ins, refreshes, reuse, ends, refused credentials.
 	//
-	//	{"user": "ada", "pageSize": 20}
+	//	{"pageSize": 20, "user": "ada"}
 	ListSecurityEvents(context.Context, *v1.ListSecurityEventsRequest) (*v1.ListSecurityEventsResponse, error)
-	// ConfigureSessions sets the tenant's settings, all of them: what is unset has its default. Services only.
+	// PutSessionSettings changes the tenant's settings, and returns all of them: what is unset has its default. With neither
+	// settings nor a mask it only reads. Services only.
 	//
 	//	{"settings": {"idleTimeout": "900s", "maxSessions": 3}}
-	ConfigureSessions(context.Context, *v1.ConfigureSessionsRequest) (*v1.ConfigureSessionsResponse, error)
-	// GetSessionSettings returns the tenant's settings, with the defaults filled in. Services only.
-	//
-	//	{}
-	GetSessionSettings(context.Context, *v1.GetSessionSettingsRequest) (*v1.GetSessionSettingsResponse, error)
+	PutSessionSettings(context.Context, *v1.PutSessionSettingsRequest) (*v1.PutSessionSettingsResponse, error)
 }
 
 // NewSessionServiceClient constructs a client for the holdfast.session.v1.SessionService service.
@@ -220,40 +186,16 @@ func NewSessionServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(sessionServiceMethods.ByName("UpdateSession")),
 			connect.WithClientOptions(opts...),
 		),
-		endSession: connect.NewClient[v1.EndSessionRequest, v1.EndSessionResponse](
+		endSessions: connect.NewClient[v1.EndSessionsRequest, v1.EndSessionsResponse](
 			httpClient,
-			baseURL+SessionServiceEndSessionProcedure,
-			connect.WithSchema(sessionServiceMethods.ByName("EndSession")),
+			baseURL+SessionServiceEndSessionsProcedure,
+			connect.WithSchema(sessionServiceMethods.ByName("EndSessions")),
 			connect.WithClientOptions(opts...),
 		),
-		revokeSessions: connect.NewClient[v1.RevokeSessionsRequest, v1.RevokeSessionsResponse](
+		putConnection: connect.NewClient[v1.PutConnectionRequest, v1.PutConnectionResponse](
 			httpClient,
-			baseURL+SessionServiceRevokeSessionsProcedure,
-			connect.WithSchema(sessionServiceMethods.ByName("RevokeSessions")),
-			connect.WithClientOptions(opts...),
-		),
-		openConnection: connect.NewClient[v1.OpenConnectionRequest, v1.OpenConnectionResponse](
-			httpClient,
-			baseURL+SessionServiceOpenConnectionProcedure,
-			connect.WithSchema(sessionServiceMethods.ByName("OpenConnection")),
-			connect.WithClientOptions(opts...),
-		),
-		heartbeatConnection: connect.NewClient[v1.HeartbeatConnectionRequest, v1.HeartbeatConnectionResponse](
-			httpClient,
-			baseURL+SessionServiceHeartbeatConnectionProcedure,
-			connect.WithSchema(sessionServiceMethods.ByName("HeartbeatConnection")),
-			connect.WithClientOptions(opts...),
-		),
-		closeConnection: connect.NewClient[v1.CloseConnectionRequest, v1.CloseConnectionResponse](
-			httpClient,
-			baseURL+SessionServiceCloseConnectionProcedure,
-			connect.WithSchema(sessionServiceMethods.ByName("CloseConnection")),
-			connect.WithClientOptions(opts...),
-		),
-		getPresence: connect.NewClient[v1.GetPresenceRequest, v1.GetPresenceResponse](
-			httpClient,
-			baseURL+SessionServiceGetPresenceProcedure,
-			connect.WithSchema(sessionServiceMethods.ByName("GetPresence")),
+			baseURL+SessionServicePutConnectionProcedure,
+			connect.WithSchema(sessionServiceMethods.ByName("PutConnection")),
 			connect.WithClientOptions(opts...),
 		),
 		acquireFloor: connect.NewClient[v1.AcquireFloorRequest, v1.AcquireFloorResponse](
@@ -281,17 +223,10 @@ func NewSessionServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
-		configureSessions: connect.NewClient[v1.ConfigureSessionsRequest, v1.ConfigureSessionsResponse](
+		putSessionSettings: connect.NewClient[v1.PutSessionSettingsRequest, v1.PutSessionSettingsResponse](
 			httpClient,
-			baseURL+SessionServiceConfigureSessionsProcedure,
-			connect.WithSchema(sessionServiceMethods.ByName("ConfigureSessions")),
-			connect.WithClientOptions(opts...),
-		),
-		getSessionSettings: connect.NewClient[v1.GetSessionSettingsRequest, v1.GetSessionSettingsResponse](
-			httpClient,
-			baseURL+SessionServiceGetSessionSettingsProcedure,
-			connect.WithSchema(sessionServiceMethods.ByName("GetSessionSettings")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			baseURL+SessionServicePutSessionSettingsProcedure,
+			connect.WithSchema(sessionServiceMethods.ByName("PutSessionSettings")),
 			connect.WithClientOptions(opts...),
 		),
 	}
@@ -299,23 +234,18 @@ func NewSessionServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 
 // sessionServiceClient implements SessionServiceClient.
 type sessionServiceClient struct {
-	createSession       *connect.Client[v1.CreateSessionRequest, v1.CreateSessionResponse]
-	refreshSession      *connect.Client[v1.RefreshSessionRequest, v1.RefreshSessionResponse]
-	getSession          *connect.Client[v1.GetSessionRequest, v1.GetSessionResponse]
-	listSessions        *connect.Client[v1.ListSessionsRequest, v1.ListSessionsResponse]
-	updateSession       *connect.Client[v1.UpdateSessionRequest, v1.UpdateSessionResponse]
-	endSession          *connect.Client[v1.EndSessionRequest, v1.EndSessionResponse]
-	revokeSessions      *connect.Client[v1.RevokeSessionsRequest, v1.RevokeSessionsResponse]
-	openConnection      *connect.Client[v1.OpenConnectionRequest, v1.OpenConnectionResponse]
-	heartbeatConnection *connect.Client[v1.HeartbeatConnectionRequest, v1.HeartbeatConnectionResponse]
-	closeConnection     *connect.Client[v1.CloseConnectionRequest, v1.CloseConnectionResponse]
-	getPresence         *connect.Client[v1.GetPresenceRequest, v1.GetPresenceResponse]
-	acquireFloor        *connect.Client[v1.AcquireFloorRequest, v1.AcquireFloorResponse]
-	releaseFloor        *connect.Client[v1.ReleaseFloorRequest, v1.ReleaseFloorResponse]
-	watchSession        *connect.Client[v1.WatchSessionRequest, v1.WatchSessionResponse]
-	listSecurityEvents  *connect.Client[v1.ListSecurityEventsRequest, v1.ListSecurityEventsResponse]
-	configureSessions   *connect.Client[v1.ConfigureSessionsRequest, v1.ConfigureSessionsResponse]
-	getSessionSettings  *connect.Client[v1.GetSessionSettingsRequest, v1.GetSessionSettingsResponse]
+	createSession      *connect.Client[v1.CreateSessionRequest, v1.CreateSessionResponse]
+	refreshSession     *connect.Client[v1.RefreshSessionRequest, v1.RefreshSessionResponse]
+	getSession         *connect.Client[v1.GetSessionRequest, v1.GetSessionResponse]
+	listSessions       *connect.Client[v1.ListSessionsRequest, v1.ListSessionsResponse]
+	updateSession      *connect.Client[v1.UpdateSessionRequest, v1.UpdateSessionResponse]
+	endSessions        *connect.Client[v1.EndSessionsRequest, v1.EndSessionsResponse]
+	putConnection      *connect.Client[v1.PutConnectionRequest, v1.PutConnectionResponse]
+	acquireFloor       *connect.Client[v1.AcquireFloorRequest, v1.AcquireFloorResponse]
+	releaseFloor       *connect.Client[v1.ReleaseFloorRequest, v1.ReleaseFloorResponse]
+	watchSession       *connect.Client[v1.WatchSessionRequest, v1.WatchSessionResponse]
+	listSecurityEvents *connect.Client[v1.ListSecurityEventsRequest, v1.ListSecurityEventsResponse]
+	putSessionSettings *connect.Client[v1.PutSessionSettingsRequest, v1.PutSessionSettingsResponse]
 }
 
 // CreateSession calls holdfast.session.v1.SessionService.CreateSession.
@@ -363,54 +293,18 @@ func (c *sessionServiceClient) UpdateSession(ctx context.Context, req *v1.Update
 	return nil, err
 }
 
-// EndSession calls holdfast.session.v1.SessionService.EndSession.
-func (c *sessionServiceClient) EndSession(ctx context.Context, req *v1.EndSessionRequest) (*v1.EndSessionResponse, error) {
-	response, err := c.endSession.CallUnary(ctx, connect.NewRequest(req))
+// EndSessions calls holdfast.session.v1.SessionService.EndSessions.
+func (c *sessionServiceClient) EndSessions(ctx context.Context, req *v1.EndSessionsRequest) (*v1.EndSessionsResponse, error) {
+	response, err := c.endSessions.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
 	return nil, err
 }
 
-// RevokeSessions calls holdfast.session.v1.SessionService.RevokeSessions.
-func (c *sessionServiceClient) RevokeSessions(ctx context.Context, req *v1.RevokeSessionsRequest) (*v1.RevokeSessionsResponse, error) {
-	response, err := c.revokeSessions.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// OpenConnection calls holdfast.session.v1.SessionService.OpenConnection.
-func (c *sessionServiceClient) OpenConnection(ctx context.Context, req *v1.OpenConnectionRequest) (*v1.OpenConnectionResponse, error) {
-	response, err := c.openConnection.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// HeartbeatConnection calls holdfast.session.v1.SessionService.HeartbeatConnection.
-func (c *sessionServiceClient) HeartbeatConnection(ctx context.Context, req *v1.HeartbeatConnectionRequest) (*v1.HeartbeatConnectionResponse, error) {
-	response, err := c.heartbeatConnection.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// CloseConnection calls holdfast.session.v1.SessionService.CloseConnection.
-func (c *sessionServiceClient) CloseConnection(ctx context.Context, req *v1.CloseConnectionRequest) (*v1.CloseConnectionResponse, error) {
-	response, err := c.closeConnection.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// GetPresence calls holdfast.session.v1.SessionService.GetPresence.
-func (c *sessionServiceClient) GetPresence(ctx context.Context, req *v1.GetPresenceRequest) (*v1.GetPresenceResponse, error) {
-	response, err := c.getPresence.CallUnary(ctx, connect.NewRequest(req))
+// PutConnection calls holdfast.session.v1.SessionService.PutConnection.
+func (c *sessionServiceClient) PutConnection(ctx context.Context, req *v1.PutConnectionRequest) (*v1.PutConnectionResponse, error) {
+	response, err := c.putConnection.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -449,18 +343,9 @@ func (c *sessionServiceClient) ListSecurityEvents(ctx context.Context, req *v1.L
 	return nil, err
 }
 
-// ConfigureSessions calls holdfast.session.v1.SessionService.ConfigureSessions.
-func (c *sessionServiceClient) ConfigureSessions(ctx context.Context, req *v1.ConfigureSessionsRequest) (*v1.ConfigureSessionsResponse, error) {
-	response, err := c.configureSessions.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// GetSessionSettings calls holdfast.session.v1.SessionService.GetSessionSettings.
-func (c *sessionServiceClient) GetSessionSettings(ctx context.Context, req *v1.GetSessionSettingsRequest) (*v1.GetSessionSettingsResponse, error) {
-	response, err := c.getSessionSettings.CallUnary(ctx, connect.NewRequest(req))
+// PutSessionSettings calls holdfast.session.v1.SessionService.PutSessionSettings.
+func (c *sessionServiceClient) PutSessionSettings(ctx context.Context, req *v1.PutSessionSettingsRequest) (*v1.PutSessionSettingsResponse, error) {
+	response, err := c.putSessionSettings.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -476,7 +361,7 @@ type SessionServiceHandler interface {
 	// as long as they were not refreshed; later, or with another credential, it is `failed_precondition`, reason
 	// TOKENS_GONE.
 	//
-	//	{"user": "ada", "device": {"name": "Ada's laptop"}, "requestId": "s-1"}
+	//	{"requestId": "s-1", "user": "ada", "device": {"name": "Ada's laptop"}}
 	CreateSession(context.Context, *v1.CreateSessionRequest) (*v1.CreateSessionResponse, error)
 	// RefreshSession exchanges a refresh token, sent as `Authorization: Bearer hfr_…`, for a new pair of tokens. A retry with
 	// the same refresh token, within the grace (30 s) and while the new one is unused, gets the same pair again: that is
@@ -485,48 +370,32 @@ type SessionServiceHandler interface {
 	//
 	//	{}
 	RefreshSession(context.Context, *v1.RefreshSessionRequest) (*v1.RefreshSessionResponse, error)
-	// GetSession returns a session and its connections.
+	// GetSession returns a session with its connections.
 	//
 	//	{}
 	GetSession(context.Context, *v1.GetSessionRequest) (*v1.GetSessionResponse, error)
-	// ListSessions returns a user's sessions, the newest first. There are few, so there are no pages.
+	// ListSessions returns a user's sessions, the newest first, and whether the user is there.
 	//
 	//	{"user": "ada"}
 	ListSessions(context.Context, *v1.ListSessionsRequest) (*v1.ListSessionsResponse, error)
-	// UpdateSession says what the session is on. The mask names active_conversation_id and active_project_id; no mask sets
-	// both. What a user was last on is also where the user's next session begins.
+	// UpdateSession changes active_conversation_id, active_project_id and labels. What a user was last on is also where the
+	// user's next session begins.
 	//
-	//	{"activeConversationId": "c1", "updateMask": "activeConversationId"}
+	//	{"session": {"activeConversationId": "c1"}}
 	UpdateSession(context.Context, *v1.UpdateSessionRequest) (*v1.UpdateSessionResponse, error)
-	// EndSession signs out. Servers refuse the session's tokens, and its streams end, within two seconds. To end a session
-	// that is over changes nothing.
+	// EndSessions signs out: with nothing set the session of the call. Servers refuse the tokens of a session that is over,
+	// and its streams end, within two seconds. Ending a session that is over already changes nothing.
 	//
-	//	{}
-	EndSession(context.Context, *v1.EndSessionRequest) (*v1.EndSessionResponse, error)
-	// RevokeSessions ends all sessions of a user, or all but the one that calls. A service may end those of all users: one
-	// user after the other, so a call that was cut short is repeated.
+	//	{"scope": "END_SCOPE_OTHERS"}
+	EndSessions(context.Context, *v1.EndSessionsRequest) (*v1.EndSessionsResponse, error)
+	// PutConnection opens a connection, keeps it alive, changes it, or closes it. Without a connection_id it opens one. A
+	// client sends a heartbeat, which is the connection_id and no more, in a third of the tenant's timeout (60 s): a
+	// connection that stays silent for longer is gone, and comes back with its next heartbeat, with the floor and its fence
+	// if nobody has taken them. A user has up to 32 at once: then it is `resource_exhausted`, reason LIMIT_REACHED.
+	// Heartbeats do not keep a session from becoming idle, unless they say that the user was active.
 	//
-	//	{"exceptCurrent": true}
-	RevokeSessions(context.Context, *v1.RevokeSessionsRequest) (*v1.RevokeSessionsResponse, error)
-	// OpenConnection tells that a client is there. It is gone again when it closes, or while it stays silent for longer than
-	// the tenant's timeout (60 s). A user has up to 32 at once: then it is `resource_exhausted`, reason LIMIT_REACHED.
-	//
-	//	{"modality": "MODALITY_BOTH", "device": {"platform": "web"}, "capabilities": ["barge_in"]}
-	OpenConnection(context.Context, *v1.OpenConnectionRequest) (*v1.OpenConnectionResponse, error)
-	// HeartbeatConnection keeps a connection alive, and may change its modality. A client sends one in a third of the
-	// timeout. Heartbeats do not keep a session from becoming idle, unless they say that the user was active. A connection
-	// that has fallen silent comes back with its next heartbeat, with the floor and its fence if nobody has taken them.
-	//
-	//	{"connectionId": "k3xw5q2h7m4tzb6d", "modality": "MODALITY_TEXT"}
-	HeartbeatConnection(context.Context, *v1.HeartbeatConnectionRequest) (*v1.HeartbeatConnectionResponse, error)
-	// CloseConnection tells that a client has gone, and frees the floor if it had it.
-	//
-	//	{"connectionId": "k3xw5q2h7m4tzb6d"}
-	CloseConnection(context.Context, *v1.CloseConnectionRequest) (*v1.CloseConnectionResponse, error)
-	// GetPresence tells whether a user is there, on what connections, and what the user was last on.
-	//
-	//	{"user": "ada"}
-	GetPresence(context.Context, *v1.GetPresenceRequest) (*v1.GetPresenceResponse, error)
+	//	{"connection": {"modality": "MODALITY_BOTH", "device": {"platform": "web"}, "capabilities": ["barge_in"]}}
+	PutConnection(context.Context, *v1.PutConnectionRequest) (*v1.PutConnectionResponse, error)
 	// AcquireFloor takes the microphone of a conversation for a connection, or keeps it: the holder calls it again before
 	// the lease is over (30 s). It is another's: `failed_precondition`, reason LEASE_HELD, unless it is the same user's and
 	// takeover is set or the holder has fallen silent; the details name the holder. The fence is the least live epoch to
@@ -539,8 +408,8 @@ type SessionServiceHandler interface {
 	//
 	//	{"conversationId": "c1", "connectionId": "k3xw5q2h7m4tzb6d"}
 	ReleaseFloor(context.Context, *v1.ReleaseFloorRequest) (*v1.ReleaseFloorResponse, error)
-	// WatchSession streams a session as it changes: itself, the user's connections, the floor, a warning five minutes
-	// before its absolute end. When the session is over the last message says so, and the stream ends. A heartbeat comes
+	// WatchSession streams a session as it changes, with the user's connections. Five minutes before its absolute end a
+	// message says `ends_soon`. When the session is over the last message says why, and the stream ends. A heartbeat comes
 	// every 15 s. With after_version 0 the first message is a snapshot with reset = true; a client that reconnects with the
 	// last version that it saw misses nothing.
 	//
@@ -548,16 +417,13 @@ type SessionServiceHandler interface {
 	WatchSession(context.Context, *v1.WatchSessionRequest, *connect.ServerStream[v1.WatchSessionResponse]) error
 	// ListSecurityEvents returns a user's audit, the newest first: sign-ins, refreshes, reuse, ends, refused credentials.
 	//
-	//	{"user": "ada", "pageSize": 20}
+	//	{"pageSize": 20, "user": "ada"}
 	ListSecurityEvents(context.Context, *v1.ListSecurityEventsRequest) (*v1.ListSecurityEventsResponse, error)
-	// ConfigureSessions sets the tenant's settings, all of them: what is unset has its default. Services only.
+	// PutSessionSettings changes the tenant's settings, and returns all of them: what is unset has its default. With neither
+	// settings nor a mask it only reads. Services only.
 	//
 	//	{"settings": {"idleTimeout": "900s", "maxSessions": 3}}
-	ConfigureSessions(context.Context, *v1.ConfigureSessionsRequest) (*v1.ConfigureSessionsResponse, error)
-	// GetSessionSettings returns the tenant's settings, with the defaults filled in. Services only.
-	//
-	//	{}
-	GetSessionSettings(context.Context, *v1.GetSessionSettingsRequest) (*v1.GetSessionSettingsResponse, error)
+	PutSessionSettings(context.Context, *v1.PutSessionSettingsRequest) (*v1.PutSessionSettingsResponse, error)
 }
 
 // NewSessionServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -597,40 +463,16 @@ func NewSessionServiceHandler(svc SessionServiceHandler, opts ...connect.Handler
 		connect.WithSchema(sessionServiceMethods.ByName("UpdateSession")),
 		connect.WithHandlerOptions(opts...),
 	)
-	sessionServiceEndSessionHandler := connect.NewUnaryHandlerSimple(
-		SessionServiceEndSessionProcedure,
-		svc.EndSession,
-		connect.WithSchema(sessionServiceMethods.ByName("EndSession")),
+	sessionServiceEndSessionsHandler := connect.NewUnaryHandlerSimple(
+		SessionServiceEndSessionsProcedure,
+		svc.EndSessions,
+		connect.WithSchema(sessionServiceMethods.ByName("EndSessions")),
 		connect.WithHandlerOptions(opts...),
 	)
-	sessionServiceRevokeSessionsHandler := connect.NewUnaryHandlerSimple(
-		SessionServiceRevokeSessionsProcedure,
-		svc.RevokeSessions,
-		connect.WithSchema(sessionServiceMethods.ByName("RevokeSessions")),
-		connect.WithHandlerOptions(opts...),
-	)
-	sessionServiceOpenConnectionHandler := connect.NewUnaryHandlerSimple(
-		SessionServiceOpenConnectionProcedure,
-		svc.OpenConnection,
-		connect.WithSchema(sessionServiceMethods.ByName("OpenConnection")),
-		connect.WithHandlerOptions(opts...),
-	)
-	sessionServiceHeartbeatConnectionHandler := connect.NewUnaryHandlerSimple(
-		SessionServiceHeartbeatConnectionProcedure,
-		svc.HeartbeatConnection,
-		connect.WithSchema(sessionServiceMethods.ByName("HeartbeatConnection")),
-		connect.WithHandlerOptions(opts...),
-	)
-	sessionServiceCloseConnectionHandler := connect.NewUnaryHandlerSimple(
-		SessionServiceCloseConnectionProcedure,
-		svc.CloseConnection,
-		connect.WithSchema(sessionServiceMethods.ByName("CloseConnection")),
-		connect.WithHandlerOptions(opts...),
-	)
-	sessionServiceGetPresenceHandler := connect.NewUnaryHandlerSimple(
-		SessionServiceGetPresenceProcedure,
-		svc.GetPresence,
-		connect.WithSchema(sessionServiceMethods.ByName("GetPresence")),
+	sessionServicePutConnectionHandler := connect.NewUnaryHandlerSimple(
+		SessionServicePutConnectionProcedure,
+		svc.PutConnection,
+		connect.WithSchema(sessionServiceMethods.ByName("PutConnection")),
 		connect.WithHandlerOptions(opts...),
 	)
 	sessionServiceAcquireFloorHandler := connect.NewUnaryHandlerSimple(
@@ -658,17 +500,10 @@ func NewSessionServiceHandler(svc SessionServiceHandler, opts ...connect.Handler
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
-	sessionServiceConfigureSessionsHandler := connect.NewUnaryHandlerSimple(
-		SessionServiceConfigureSessionsProcedure,
-		svc.ConfigureSessions,
-		connect.WithSchema(sessionServiceMethods.ByName("ConfigureSessions")),
-		connect.WithHandlerOptions(opts...),
-	)
-	sessionServiceGetSessionSettingsHandler := connect.NewUnaryHandlerSimple(
-		SessionServiceGetSessionSettingsProcedure,
-		svc.GetSessionSettings,
-		connect.WithSchema(sessionServiceMethods.ByName("GetSessionSettings")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+	sessionServicePutSessionSettingsHandler := connect.NewUnaryHandlerSimple(
+		SessionServicePutSessionSettingsProcedure,
+		svc.PutSessionSettings,
+		connect.WithSchema(sessionServiceMethods.ByName("PutSessionSettings")),
 		connect.WithHandlerOptions(opts...),
 	)
 	return "/holdfast.session.v1.SessionService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -683,18 +518,10 @@ func NewSessionServiceHandler(svc SessionServiceHandler, opts ...connect.Handler
 			sessionServiceListSessionsHandler.ServeHTTP(w, r)
 		case SessionServiceUpdateSessionProcedure:
 			sessionServiceUpdateSessionHandler.ServeHTTP(w, r)
-		case SessionServiceEndSessionProcedure:
-			sessionServiceEndSessionHandler.ServeHTTP(w, r)
-		case SessionServiceRevokeSessionsProcedure:
-			sessionServiceRevokeSessionsHandler.ServeHTTP(w, r)
-		case SessionServiceOpenConnectionProcedure:
-			sessionServiceOpenConnectionHandler.ServeHTTP(w, r)
-		case SessionServiceHeartbeatConnectionProcedure:
-			sessionServiceHeartbeatConnectionHandler.ServeHTTP(w, r)
-		case SessionServiceCloseConnectionProcedure:
-			sessionServiceCloseConnectionHandler.ServeHTTP(w, r)
-		case SessionServiceGetPresenceProcedure:
-			sessionServiceGetPresenceHandler.ServeHTTP(w, r)
+		case SessionServiceEndSessionsProcedure:
+			sessionServiceEndSessionsHandler.ServeHTTP(w, r)
+		case SessionServicePutConnectionProcedure:
+			sessionServicePutConnectionHandler.ServeHTTP(w, r)
 		case SessionServiceAcquireFloorProcedure:
 			sessionServiceAcquireFloorHandler.ServeHTTP(w, r)
 		case SessionServiceReleaseFloorProcedure:
@@ -703,10 +530,8 @@ func NewSessionServiceHandler(svc SessionServiceHandler, opts ...connect.Handler
 			sessionServiceWatchSessionHandler.ServeHTTP(w, r)
 		case SessionServiceListSecurityEventsProcedure:
 			sessionServiceListSecurityEventsHandler.ServeHTTP(w, r)
-		case SessionServiceConfigureSessionsProcedure:
-			sessionServiceConfigureSessionsHandler.ServeHTTP(w, r)
-		case SessionServiceGetSessionSettingsProcedure:
-			sessionServiceGetSessionSettingsHandler.ServeHTTP(w, r)
+		case SessionServicePutSessionSettingsProcedure:
+			sessionServicePutSessionSettingsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -736,28 +561,12 @@ func (UnimplementedSessionServiceHandler) UpdateSession(context.Context, *v1.Upd
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.UpdateSession is not implemented"))
 }
 
-func (UnimplementedSessionServiceHandler) EndSession(context.Context, *v1.EndSessionRequest) (*v1.EndSessionResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.EndSession is not implemented"))
+func (UnimplementedSessionServiceHandler) EndSessions(context.Context, *v1.EndSessionsRequest) (*v1.EndSessionsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.EndSessions is not implemented"))
 }
 
-func (UnimplementedSessionServiceHandler) RevokeSessions(context.Context, *v1.RevokeSessionsRequest) (*v1.RevokeSessionsResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.RevokeSessions is not implemented"))
-}
-
-func (UnimplementedSessionServiceHandler) OpenConnection(context.Context, *v1.OpenConnectionRequest) (*v1.OpenConnectionResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.OpenConnection is not implemented"))
-}
-
-func (UnimplementedSessionServiceHandler) HeartbeatConnection(context.Context, *v1.HeartbeatConnectionRequest) (*v1.HeartbeatConnectionResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.HeartbeatConnection is not implemented"))
-}
-
-func (UnimplementedSessionServiceHandler) CloseConnection(context.Context, *v1.CloseConnectionRequest) (*v1.CloseConnectionResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.CloseConnection is not implemented"))
-}
-
-func (UnimplementedSessionServiceHandler) GetPresence(context.Context, *v1.GetPresenceRequest) (*v1.GetPresenceResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.GetPresence is not implemented"))
+func (UnimplementedSessionServiceHandler) PutConnection(context.Context, *v1.PutConnectionRequest) (*v1.PutConnectionResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.PutConnection is not implemented"))
 }
 
 func (UnimplementedSessionServiceHandler) AcquireFloor(context.Context, *v1.AcquireFloorRequest) (*v1.AcquireFloorResponse, error) {
@@ -776,10 +585,6 @@ func (UnimplementedSessionServiceHandler) ListSecurityEvents(context.Context, *v
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.ListSecurityEvents is not implemented"))
 }
 
-func (UnimplementedSessionServiceHandler) ConfigureSessions(context.Context, *v1.ConfigureSessionsRequest) (*v1.ConfigureSessionsResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.ConfigureSessions is not implemented"))
-}
-
-func (UnimplementedSessionServiceHandler) GetSessionSettings(context.Context, *v1.GetSessionSettingsRequest) (*v1.GetSessionSettingsResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.GetSessionSettings is not implemented"))
+func (UnimplementedSessionServiceHandler) PutSessionSettings(context.Context, *v1.PutSessionSettingsRequest) (*v1.PutSessionSettingsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.PutSessionSettings is not implemented"))
 }

@@ -10,7 +10,6 @@
 package sessionv1
 
 import (
-	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -276,7 +275,7 @@ type UserSessions struct {
 	// By connection id. One that has fallen silent for too long does not exist, whether it is still here or not.
 	Connections map[string]*Connection `protobuf:"bytes,3,rep,name=connections,proto3" json:"connections,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The number of security events recorded.
-	EventCount int64 `protobuf:"varint,4,opt,name=event_count,json=eventCount,proto3" json:"event_count,omitempty"`
+	EventCount int32 `protobuf:"varint,4,opt,name=event_count,json=eventCount,proto3" json:"event_count,omitempty"`
 	// What the user was last on, in whichever session: a new session begins there.
 	ActiveConversationId string `protobuf:"bytes,5,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
 	ActiveProjectId      string `protobuf:"bytes,6,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
@@ -335,7 +334,7 @@ func (x *UserSessions) GetConnections() map[string]*Connection {
 	return nil
 }
 
-func (x *UserSessions) GetEventCount() int64 {
+func (x *UserSessions) GetEventCount() int32 {
 	if x != nil {
 		return x.EventCount
 	}
@@ -367,7 +366,7 @@ type SessionRecord struct {
 	IdleTimeout  *durationpb.Duration   `protobuf:"bytes,4,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
 	RefreshGrace *durationpb.Duration   `protobuf:"bytes,5,opt,name=refresh_grace,json=refreshGrace,proto3" json:"refresh_grace,omitempty"`
 	// Counts the pairs of tokens that were issued, from 1.
-	Generation int64 `protobuf:"varint,6,opt,name=generation,proto3" json:"generation,omitempty"`
+	Generation int32 `protobuf:"varint,6,opt,name=generation,proto3" json:"generation,omitempty"`
 	// Recognises tokens that were issued once; it proves nothing, and makes none.
 	FamilyKey []byte `protobuf:"bytes,7,opt,name=family_key,json=familyKey,proto3" json:"family_key,omitempty"`
 	// Random, and sealed. With the credential that the newest pair was issued for it gives that pair again, for a retry.
@@ -388,11 +387,12 @@ type SessionRecord struct {
 	Device               *Device                `protobuf:"bytes,16,opt,name=device,proto3" json:"device,omitempty"`
 	ActiveConversationId string                 `protobuf:"bytes,17,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
 	ActiveProjectId      string                 `protobuf:"bytes,18,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
-	Floor                *FloorHold             `protobuf:"bytes,19,opt,name=floor,proto3" json:"floor,omitempty"`
+	Labels               map[string]string      `protobuf:"bytes,19,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Floor                *FloorHold             `protobuf:"bytes,20,opt,name=floor,proto3" json:"floor,omitempty"`
 	// The watchers were told that the absolute end is near.
-	ExpiryAnnounced bool `protobuf:"varint,20,opt,name=expiry_announced,json=expiryAnnounced,proto3" json:"expiry_announced,omitempty"`
+	ExpiryAnnounced bool `protobuf:"varint,21,opt,name=expiry_announced,json=expiryAnnounced,proto3" json:"expiry_announced,omitempty"`
 	// Set: the session is over.
-	End           *SessionEnd `protobuf:"bytes,21,opt,name=end,proto3" json:"end,omitempty"`
+	End           *SessionEnd `protobuf:"bytes,22,opt,name=end,proto3" json:"end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -462,7 +462,7 @@ func (x *SessionRecord) GetRefreshGrace() *durationpb.Duration {
 	return nil
 }
 
-func (x *SessionRecord) GetGeneration() int64 {
+func (x *SessionRecord) GetGeneration() int32 {
 	if x != nil {
 		return x.Generation
 	}
@@ -551,6 +551,13 @@ func (x *SessionRecord) GetActiveProjectId() string {
 		return x.ActiveProjectId
 	}
 	return ""
+}
+
+func (x *SessionRecord) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 func (x *SessionRecord) GetFloor() *FloorHold {
@@ -885,7 +892,7 @@ func (x *FloorHold) GetExpireTime() *timestamppb.Timestamp {
 type SecurityEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 for the first event of the user, +1 for each.
-	Seq       int64                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	Seq       int32                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
 	Type      SecurityEventType      `protobuf:"varint,2,opt,name=type,proto3,enum=holdfast.store.session.v1.SecurityEventType" json:"type,omitempty"`
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
 	SessionId string                 `protobuf:"bytes,4,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
@@ -894,9 +901,9 @@ type SecurityEvent struct {
 	// Why the session ended; of SESSION_ENDED.
 	EndReason EndReason `protobuf:"varint,6,opt,name=end_reason,json=endReason,proto3,enum=holdfast.store.session.v1.EndReason" json:"end_reason,omitempty"`
 	// The generation of the token that was presented; of TOKENS_REFRESHED and REUSE_DETECTED.
-	Generation int64 `protobuf:"varint,7,opt,name=generation,proto3" json:"generation,omitempty"`
+	Generation int32 `protobuf:"varint,7,opt,name=generation,proto3" json:"generation,omitempty"`
 	// How many credentials were refused since the first of them; of CREDENTIALS_REFUSED.
-	Count int64 `protobuf:"varint,8,opt,name=count,proto3" json:"count,omitempty"`
+	Count int32 `protobuf:"varint,8,opt,name=count,proto3" json:"count,omitempty"`
 	// The device as given at sign-in, unless the tenant stores none.
 	Device        *Device `protobuf:"bytes,9,opt,name=device,proto3" json:"device,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -933,7 +940,7 @@ func (*SecurityEvent) Descriptor() ([]byte, []int) {
 	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
-func (x *SecurityEvent) GetSeq() int64 {
+func (x *SecurityEvent) GetSeq() int32 {
 	if x != nil {
 		return x.Seq
 	}
@@ -975,14 +982,14 @@ func (x *SecurityEvent) GetEndReason() EndReason {
 	return EndReason_END_REASON_UNSPECIFIED
 }
 
-func (x *SecurityEvent) GetGeneration() int64 {
+func (x *SecurityEvent) GetGeneration() int32 {
 	if x != nil {
 		return x.Generation
 	}
 	return 0
 }
 
-func (x *SecurityEvent) GetCount() int64 {
+func (x *SecurityEvent) GetCount() int32 {
 	if x != nil {
 		return x.Count
 	}
@@ -1119,12 +1126,12 @@ var File_holdfast_store_session_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_store_session_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"%holdfast/store/session/v1/state.proto\x12\x19holdfast.store.session.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x04\n" +
+	"%holdfast/store/session/v1/state.proto\x12\x19holdfast.store.session.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x04\n" +
 	"\fUserSessions\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12Q\n" +
 	"\bsessions\x18\x02 \x03(\v25.holdfast.store.session.v1.UserSessions.SessionsEntryR\bsessions\x12Z\n" +
 	"\vconnections\x18\x03 \x03(\v28.holdfast.store.session.v1.UserSessions.ConnectionsEntryR\vconnections\x12\x1f\n" +
-	"\vevent_count\x18\x04 \x01(\x03R\n" +
+	"\vevent_count\x18\x04 \x01(\x05R\n" +
 	"eventCount\x124\n" +
 	"\x16active_conversation_id\x18\x05 \x01(\tR\x14activeConversationId\x12*\n" +
 	"\x11active_project_id\x18\x06 \x01(\tR\x0factiveProjectId\x1ae\n" +
@@ -1133,7 +1140,7 @@ const file_holdfast_store_session_v1_state_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\v2(.holdfast.store.session.v1.SessionRecordR\x05value:\x028\x01\x1ae\n" +
 	"\x10ConnectionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12;\n" +
-	"\x05value\x18\x02 \x01(\v2%.holdfast.store.session.v1.ConnectionR\x05value:\x028\x01\"\xeb\b\n" +
+	"\x05value\x18\x02 \x01(\v2%.holdfast.store.session.v1.ConnectionR\x05value:\x028\x01\"\xf4\t\n" +
 	"\rSessionRecord\x12;\n" +
 	"\vcreate_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
@@ -1144,7 +1151,7 @@ const file_holdfast_store_session_v1_state_proto_rawDesc = "" +
 	"\fidle_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x12>\n" +
 	"\rrefresh_grace\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\frefreshGrace\x12\x1e\n" +
 	"\n" +
-	"generation\x18\x06 \x01(\x03R\n" +
+	"generation\x18\x06 \x01(\x05R\n" +
 	"generation\x12\"\n" +
 	"\n" +
 	"family_key\x18\a \x01(\fB\x03\x80\x01\x01R\tfamilyKey\x12$\n" +
@@ -1162,20 +1169,24 @@ const file_holdfast_store_session_v1_state_proto_rawDesc = "" +
 	"issue_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tissueTime\x129\n" +
 	"\x06device\x18\x10 \x01(\v2!.holdfast.store.session.v1.DeviceR\x06device\x124\n" +
 	"\x16active_conversation_id\x18\x11 \x01(\tR\x14activeConversationId\x12*\n" +
-	"\x11active_project_id\x18\x12 \x01(\tR\x0factiveProjectId\x12:\n" +
-	"\x05floor\x18\x13 \x01(\v2$.holdfast.store.session.v1.FloorHoldR\x05floor\x12)\n" +
-	"\x10expiry_announced\x18\x14 \x01(\bR\x0fexpiryAnnounced\x127\n" +
-	"\x03end\x18\x15 \x01(\v2%.holdfast.store.session.v1.SessionEndR\x03end\"\x81\x01\n" +
+	"\x11active_project_id\x18\x12 \x01(\tR\x0factiveProjectId\x12L\n" +
+	"\x06labels\x18\x13 \x03(\v24.holdfast.store.session.v1.SessionRecord.LabelsEntryR\x06labels\x12:\n" +
+	"\x05floor\x18\x14 \x01(\v2$.holdfast.store.session.v1.FloorHoldR\x05floor\x12)\n" +
+	"\x10expiry_announced\x18\x15 \x01(\bR\x0fexpiryAnnounced\x127\n" +
+	"\x03end\x18\x16 \x01(\v2%.holdfast.store.session.v1.SessionEndR\x03end\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x81\x01\n" +
 	"\n" +
 	"SessionEnd\x12<\n" +
 	"\x06reason\x18\x01 \x01(\x0e2$.holdfast.store.session.v1.EndReasonR\x06reason\x125\n" +
-	"\bend_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\"\x97\x01\n" +
-	"\x06Device\x12\x1c\n" +
-	"\x04name\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04name\x12#\n" +
-	"\bplatform\x18\x02 \x01(\tB\a\xbaH\x04r\x02(@R\bplatform\x12'\n" +
+	"\bend_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\"q\n" +
+	"\x06Device\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bplatform\x18\x02 \x01(\tR\bplatform\x12\x1d\n" +
 	"\n" +
-	"user_agent\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\tuserAgent\x12!\n" +
-	"\aaddress\x18\x04 \x01(\tB\a\xbaH\x04r\x02(@R\aaddress\"\xde\x03\n" +
+	"user_agent\x18\x03 \x01(\tR\tuserAgent\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\"\xde\x03\n" +
 	"\n" +
 	"Connection\x12#\n" +
 	"\rconnection_id\x18\x01 \x01(\tR\fconnectionId\x12\x1d\n" +
@@ -1196,7 +1207,7 @@ const file_holdfast_store_session_v1_state_proto_rawDesc = "" +
 	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\"\x89\x03\n" +
 	"\rSecurityEvent\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12@\n" +
+	"\x03seq\x18\x01 \x01(\x05R\x03seq\x12@\n" +
 	"\x04type\x18\x02 \x01(\x0e2,.holdfast.store.session.v1.SecurityEventTypeR\x04type\x129\n" +
 	"\n" +
 	"event_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\teventTime\x12\x1d\n" +
@@ -1206,21 +1217,20 @@ const file_holdfast_store_session_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"end_reason\x18\x06 \x01(\x0e2$.holdfast.store.session.v1.EndReasonR\tendReason\x12\x1e\n" +
 	"\n" +
-	"generation\x18\a \x01(\x03R\n" +
+	"generation\x18\a \x01(\x05R\n" +
 	"generation\x12\x14\n" +
-	"\x05count\x18\b \x01(\x03R\x05count\x129\n" +
-	"\x06device\x18\t \x01(\v2!.holdfast.store.session.v1.DeviceR\x06device\"\xb0\x05\n" +
-	"\x0fSessionSettings\x12I\n" +
+	"\x05count\x18\b \x01(\x05R\x05count\x129\n" +
+	"\x06device\x18\t \x01(\v2!.holdfast.store.session.v1.DeviceR\x06device\"\xb3\x04\n" +
+	"\x0fSessionSettings\x128\n" +
 	"\n" +
-	"access_ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b<R\taccessTtl\x12O\n" +
-	"\fidle_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\bxR\vidleTimeout\x12X\n" +
-	"\x10absolute_timeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x05\b\x80\x9a\x9e\x012\x03\b\xac\x02R\x0fabsoluteTimeout\x12,\n" +
-	"\fmax_sessions\x18\x04 \x01(\x05B\t\xbaH\x06\x1a\x04\x182(\x00R\vmaxSessions\x12Z\n" +
-	"\flimit_policy\x18\x05 \x01(\x0e2-.holdfast.store.session.v1.SessionLimitPolicyB\b\xbaH\x05\x82\x01\x02\x10\x01R\vlimitPolicy\x12L\n" +
-	"\rrefresh_grace\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b<2\x00R\frefreshGrace\x12Y\n" +
-	"\x12connection_timeout\x18\a \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\xd8\x042\x02\b\n" +
-	"R\x11connectionTimeout\x12K\n" +
-	"\vfloor_lease\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\xac\x022\x02\b\x05R\n" +
+	"access_ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\taccessTtl\x12<\n" +
+	"\fidle_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x12D\n" +
+	"\x10absolute_timeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0fabsoluteTimeout\x12!\n" +
+	"\fmax_sessions\x18\x04 \x01(\x05R\vmaxSessions\x12P\n" +
+	"\flimit_policy\x18\x05 \x01(\x0e2-.holdfast.store.session.v1.SessionLimitPolicyR\vlimitPolicy\x12>\n" +
+	"\rrefresh_grace\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\frefreshGrace\x12H\n" +
+	"\x12connection_timeout\x18\a \x01(\v2\x19.google.protobuf.DurationR\x11connectionTimeout\x12:\n" +
+	"\vfloor_lease\x18\b \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"floorLease\x12'\n" +
 	"\x0fdiscard_devices\x18\t \x01(\bR\x0ediscardDevices*\xe8\x01\n" +
 	"\tEndReason\x12\x1a\n" +
@@ -1265,7 +1275,7 @@ func file_holdfast_store_session_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_store_session_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_holdfast_store_session_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_holdfast_store_session_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_holdfast_store_session_v1_state_proto_goTypes = []any{
 	(EndReason)(0),                // 0: holdfast.store.session.v1.EndReason
 	(Modality)(0),                 // 1: holdfast.store.session.v1.Modality
@@ -1281,50 +1291,52 @@ var file_holdfast_store_session_v1_state_proto_goTypes = []any{
 	(*SessionSettings)(nil),       // 11: holdfast.store.session.v1.SessionSettings
 	nil,                           // 12: holdfast.store.session.v1.UserSessions.SessionsEntry
 	nil,                           // 13: holdfast.store.session.v1.UserSessions.ConnectionsEntry
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	nil,                           // 14: holdfast.store.session.v1.SessionRecord.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
 }
 var file_holdfast_store_session_v1_state_proto_depIdxs = []int32{
 	12, // 0: holdfast.store.session.v1.UserSessions.sessions:type_name -> holdfast.store.session.v1.UserSessions.SessionsEntry
 	13, // 1: holdfast.store.session.v1.UserSessions.connections:type_name -> holdfast.store.session.v1.UserSessions.ConnectionsEntry
-	14, // 2: holdfast.store.session.v1.SessionRecord.create_time:type_name -> google.protobuf.Timestamp
-	14, // 3: holdfast.store.session.v1.SessionRecord.active_time:type_name -> google.protobuf.Timestamp
-	14, // 4: holdfast.store.session.v1.SessionRecord.expire_time:type_name -> google.protobuf.Timestamp
-	15, // 5: holdfast.store.session.v1.SessionRecord.idle_timeout:type_name -> google.protobuf.Duration
-	15, // 6: holdfast.store.session.v1.SessionRecord.refresh_grace:type_name -> google.protobuf.Duration
-	14, // 7: holdfast.store.session.v1.SessionRecord.access_expire_time:type_name -> google.protobuf.Timestamp
-	14, // 8: holdfast.store.session.v1.SessionRecord.old_access_expire_time:type_name -> google.protobuf.Timestamp
-	14, // 9: holdfast.store.session.v1.SessionRecord.issue_time:type_name -> google.protobuf.Timestamp
+	15, // 2: holdfast.store.session.v1.SessionRecord.create_time:type_name -> google.protobuf.Timestamp
+	15, // 3: holdfast.store.session.v1.SessionRecord.active_time:type_name -> google.protobuf.Timestamp
+	15, // 4: holdfast.store.session.v1.SessionRecord.expire_time:type_name -> google.protobuf.Timestamp
+	16, // 5: holdfast.store.session.v1.SessionRecord.idle_timeout:type_name -> google.protobuf.Duration
+	16, // 6: holdfast.store.session.v1.SessionRecord.refresh_grace:type_name -> google.protobuf.Duration
+	15, // 7: holdfast.store.session.v1.SessionRecord.access_expire_time:type_name -> google.protobuf.Timestamp
+	15, // 8: holdfast.store.session.v1.SessionRecord.old_access_expire_time:type_name -> google.protobuf.Timestamp
+	15, // 9: holdfast.store.session.v1.SessionRecord.issue_time:type_name -> google.protobuf.Timestamp
 	7,  // 10: holdfast.store.session.v1.SessionRecord.device:type_name -> holdfast.store.session.v1.Device
-	9,  // 11: holdfast.store.session.v1.SessionRecord.floor:type_name -> holdfast.store.session.v1.FloorHold
-	6,  // 12: holdfast.store.session.v1.SessionRecord.end:type_name -> holdfast.store.session.v1.SessionEnd
-	0,  // 13: holdfast.store.session.v1.SessionEnd.reason:type_name -> holdfast.store.session.v1.EndReason
-	14, // 14: holdfast.store.session.v1.SessionEnd.end_time:type_name -> google.protobuf.Timestamp
-	7,  // 15: holdfast.store.session.v1.Connection.device:type_name -> holdfast.store.session.v1.Device
-	1,  // 16: holdfast.store.session.v1.Connection.modality:type_name -> holdfast.store.session.v1.Modality
-	14, // 17: holdfast.store.session.v1.Connection.open_time:type_name -> google.protobuf.Timestamp
-	14, // 18: holdfast.store.session.v1.Connection.heartbeat_time:type_name -> google.protobuf.Timestamp
-	14, // 19: holdfast.store.session.v1.Connection.expire_time:type_name -> google.protobuf.Timestamp
-	15, // 20: holdfast.store.session.v1.Connection.timeout:type_name -> google.protobuf.Duration
-	14, // 21: holdfast.store.session.v1.FloorHold.expire_time:type_name -> google.protobuf.Timestamp
-	2,  // 22: holdfast.store.session.v1.SecurityEvent.type:type_name -> holdfast.store.session.v1.SecurityEventType
-	14, // 23: holdfast.store.session.v1.SecurityEvent.event_time:type_name -> google.protobuf.Timestamp
-	0,  // 24: holdfast.store.session.v1.SecurityEvent.end_reason:type_name -> holdfast.store.session.v1.EndReason
-	7,  // 25: holdfast.store.session.v1.SecurityEvent.device:type_name -> holdfast.store.session.v1.Device
-	15, // 26: holdfast.store.session.v1.SessionSettings.access_ttl:type_name -> google.protobuf.Duration
-	15, // 27: holdfast.store.session.v1.SessionSettings.idle_timeout:type_name -> google.protobuf.Duration
-	15, // 28: holdfast.store.session.v1.SessionSettings.absolute_timeout:type_name -> google.protobuf.Duration
-	3,  // 29: holdfast.store.session.v1.SessionSettings.limit_policy:type_name -> holdfast.store.session.v1.SessionLimitPolicy
-	15, // 30: holdfast.store.session.v1.SessionSettings.refresh_grace:type_name -> google.protobuf.Duration
-	15, // 31: holdfast.store.session.v1.SessionSettings.connection_timeout:type_name -> google.protobuf.Duration
-	15, // 32: holdfast.store.session.v1.SessionSettings.floor_lease:type_name -> google.protobuf.Duration
-	5,  // 33: holdfast.store.session.v1.UserSessions.SessionsEntry.value:type_name -> holdfast.store.session.v1.SessionRecord
-	8,  // 34: holdfast.store.session.v1.UserSessions.ConnectionsEntry.value:type_name -> holdfast.store.session.v1.Connection
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	14, // 11: holdfast.store.session.v1.SessionRecord.labels:type_name -> holdfast.store.session.v1.SessionRecord.LabelsEntry
+	9,  // 12: holdfast.store.session.v1.SessionRecord.floor:type_name -> holdfast.store.session.v1.FloorHold
+	6,  // 13: holdfast.store.session.v1.SessionRecord.end:type_name -> holdfast.store.session.v1.SessionEnd
+	0,  // 14: holdfast.store.session.v1.SessionEnd.reason:type_name -> holdfast.store.session.v1.EndReason
+	15, // 15: holdfast.store.session.v1.SessionEnd.end_time:type_name -> google.protobuf.Timestamp
+	7,  // 16: holdfast.store.session.v1.Connection.device:type_name -> holdfast.store.session.v1.Device
+	1,  // 17: holdfast.store.session.v1.Connection.modality:type_name -> holdfast.store.session.v1.Modality
+	15, // 18: holdfast.store.session.v1.Connection.open_time:type_name -> google.protobuf.Timestamp
+	15, // 19: holdfast.store.session.v1.Connection.heartbeat_time:type_name -> google.protobuf.Timestamp
+	15, // 20: holdfast.store.session.v1.Connection.expire_time:type_name -> google.protobuf.Timestamp
+	16, // 21: holdfast.store.session.v1.Connection.timeout:type_name -> google.protobuf.Duration
+	15, // 22: holdfast.store.session.v1.FloorHold.expire_time:type_name -> google.protobuf.Timestamp
+	2,  // 23: holdfast.store.session.v1.SecurityEvent.type:type_name -> holdfast.store.session.v1.SecurityEventType
+	15, // 24: holdfast.store.session.v1.SecurityEvent.event_time:type_name -> google.protobuf.Timestamp
+	0,  // 25: holdfast.store.session.v1.SecurityEvent.end_reason:type_name -> holdfast.store.session.v1.EndReason
+	7,  // 26: holdfast.store.session.v1.SecurityEvent.device:type_name -> holdfast.store.session.v1.Device
+	16, // 27: holdfast.store.session.v1.SessionSettings.access_ttl:type_name -> google.protobuf.Duration
+	16, // 28: holdfast.store.session.v1.SessionSettings.idle_timeout:type_name -> google.protobuf.Duration
+	16, // 29: holdfast.store.session.v1.SessionSettings.absolute_timeout:type_name -> google.protobuf.Duration
+	3,  // 30: holdfast.store.session.v1.SessionSettings.limit_policy:type_name -> holdfast.store.session.v1.SessionLimitPolicy
+	16, // 31: holdfast.store.session.v1.SessionSettings.refresh_grace:type_name -> google.protobuf.Duration
+	16, // 32: holdfast.store.session.v1.SessionSettings.connection_timeout:type_name -> google.protobuf.Duration
+	16, // 33: holdfast.store.session.v1.SessionSettings.floor_lease:type_name -> google.protobuf.Duration
+	5,  // 34: holdfast.store.session.v1.UserSessions.SessionsEntry.value:type_name -> holdfast.store.session.v1.SessionRecord
+	8,  // 35: holdfast.store.session.v1.UserSessions.ConnectionsEntry.value:type_name -> holdfast.store.session.v1.Connection
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_session_v1_state_proto_init() }
@@ -1338,7 +1350,7 @@ func file_holdfast_store_session_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_session_v1_state_proto_rawDesc), len(file_holdfast_store_session_v1_state_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
