@@ -41,7 +41,7 @@ func TestARetryChangesNothing(t *testing.T) {
 			},
 			func(t *testing.T, _ *bundle, x *speaker) { t.Helper(); must(acquire(x, c1, ""))(t) },
 		},
-		"RevokeSessions": {
+		"EndSessions": {
 			none,
 			func(t *testing.T, b *bundle, _ *speaker) (proto.Message, error) {
 				t.Helper()
@@ -53,7 +53,7 @@ func TestARetryChangesNothing(t *testing.T) {
 				must(acquire(b.speaker(t, "another tab", in, in.GetTokens().GetAccessToken()), c1, ""))(t)
 			},
 		},
-		"CloseConnection": {
+		"PutConnection": {
 			func(t *testing.T, _ *bundle, x *speaker) { t.Helper(); must(acquire(x, c1, ""))(t) },
 			func(t *testing.T, _ *bundle, x *speaker) (proto.Message, error) {
 				t.Helper()

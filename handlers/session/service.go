@@ -21,6 +21,7 @@ import (
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/handlers/mask"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
@@ -317,6 +318,9 @@ func (m *Manager) EndSessions(ctx context.Context, req *sessionv1.EndSessionsReq
 	if err != nil {
 		return nil, err
 	}
+	if err := checkEnd(req); err != nil {
+		return nil, err
+	}
 	switch req.GetScope() {
 	case sessionv1.EndScope_END_SCOPE_TENANT:
 		return m.endAll(ctx, caller)
@@ -341,6 +345,19 @@ func (m *Manager) EndSessions(ctx context.Context, req *sessionv1.EndSessionsReq
 	default:
 		return m.endNamed(ctx, req, caller)
 	}
+}
+
+// checkEnd refuses what does not go with the scope.
+func checkEnd(req *sessionv1.EndSessionsRequest) error {
+	switch scope := req.GetScope(); {
+	case len(req.GetSessionIds()) > 0 && scope > sessionv1.EndScope_END_SCOPE_NAMED:
+		return problem.InvalidArgument("session_ids", "must be empty unless scope is END_SCOPE_NAMED")
+	case req.GetUser() != "" && scope != sessionv1.EndScope_END_SCOPE_USER:
+		return problem.InvalidArgument("user", "must be empty unless scope is END_SCOPE_USER")
+	case req.IfVersion != nil && scope == sessionv1.EndScope_END_SCOPE_TENANT:
+		return problem.InvalidArgument("if_version", "must be unset with END_SCOPE_TENANT, which ends the sessions of many users")
+	}
+	return nil
 }
 
 // endNamed ends the sessions that a request names, or the one whose token it was made with.
@@ -456,7 +473,12 @@ func (m *Manager) PutConnection(ctx context.Context, req *sessionv1.PutConnectio
 	}
 	id := req.GetConnection().GetConnectionId()
 	opens := id == ""
-	if opens {
+	switch {
+	case opens && req.GetClose():
+		return nil, problem.InvalidArgument("connection.connection_id", "must be set to close a connection")
+	case opens && req.GetConnection().GetModality() == typev1.Modality_MODALITY_UNSPECIFIED:
+		return nil, problem.InvalidArgument("connection.modality", "must be set to open a connection; to keep one alive, set connection.connection_id")
+	case opens:
 		id = credential.EncodeID(random(10))
 	}
 	var set settings

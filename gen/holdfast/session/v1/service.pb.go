@@ -691,8 +691,9 @@ func (x *UpdateSessionResponse) GetSession() *Session {
 type EndSessionsRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	// Sessions of one user; of another user for services only. None: the session whose token the call is made with.
+	// Not with END_SCOPE_TENANT.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// With END_SCOPE_NAMED: sessions of one user. None: the session whose token the call is made with.
 	SessionIds []string `protobuf:"bytes,3,rep,name=session_ids,json=sessionIds,proto3" json:"session_ids,omitempty"`
 	Scope      EndScope `protobuf:"varint,4,opt,name=scope,proto3,enum=holdfast.session.v1.EndScope" json:"scope,omitempty"`
 	// Whose sessions, with END_SCOPE_USER.
@@ -834,7 +835,7 @@ type PutConnectionRequest struct {
 	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
 	SessionId string                 `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// Of a connection that is open, what is set here changes: device, modality, capabilities.
+	// To open one a modality is needed. Of one that is open what is set here changes: device, modality, capabilities.
 	Connection *Connection `protobuf:"bytes,4,opt,name=connection,proto3" json:"connection,omitempty"`
 	// The user did something since the last heartbeat. Opening a connection counts as such.
 	UserActive bool `protobuf:"varint,5,opt,name=user_active,json=userActive,proto3" json:"user_active,omitempty"`
@@ -1662,7 +1663,7 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"updateMaskB\r\n" +
 	"\v_if_version\"O\n" +
 	"\x15UpdateSessionResponse\x126\n" +
-	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\"\xff\x04\n" +
+	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\"\x97\x02\n" +
 	"\x12EndSessionsRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
@@ -1671,32 +1672,26 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\vsession_ids\x18\x03 \x03(\tB\x1e\xbaH\x1b\x92\x01\x18\x102\x18\x01\"\x12r\x102\x0e^[a-z2-7]{36}$R\n" +
 	"sessionIds\x12=\n" +
 	"\x05scope\x18\x04 \x01(\x0e2\x1d.holdfast.session.v1.EndScopeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05scope\x12\x1c\n" +
-	"\x04user\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user:\xe5\x02\xbaH\xe1\x02\x1au\n" +
-	"\x11session_ids.scope\x12*session_ids goes only with END_SCOPE_NAMED\x1a4this.session_ids.size() == 0 || this.scope in [0, 1]\x1aT\n" +
-	"\n" +
-	"user.scope\x12\"user goes only with END_SCOPE_USER\x1a\"this.user == '' || this.scope == 3\x1a\x91\x01\n" +
-	"\x10if_version.scope\x12Sif_version does not go with END_SCOPE_TENANT, which ends the sessions of many users\x1a(!has(this.if_version) || this.scope != 4B\r\n" +
+	"\x04user\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04userB\r\n" +
 	"\v_if_version\"o\n" +
 	"\x13EndSessionsResponse\x12\x1f\n" +
 	"\vsession_ids\x18\x01 \x03(\tR\n" +
 	"sessionIds\x12#\n" +
 	"\rsession_count\x18\x02 \x01(\x05R\fsessionCount\x12\x12\n" +
-	"\x04more\x18\x03 \x01(\bR\x04more\"\xd6\x04\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\"\xb4\x02\n" +
 	"\x14PutConnectionRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
 	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x127\n" +
 	"\n" +
-	"session_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12\xe7\x01\n" +
+	"session_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12G\n" +
 	"\n" +
-	"connection\x18\x04 \x01(\v2\x1f.holdfast.session.v1.ConnectionB\xa5\x01\xbaH\xa1\x01\xba\x01\x9a\x01\n" +
-	"\x13connection.modality\x12Smust have a modality to open a connection, or the connection_id of one that is open\x1a.this.connection_id != '' || this.modality != 0\xc8\x01\x01R\n" +
+	"connection\x18\x04 \x01(\v2\x1f.holdfast.session.v1.ConnectionB\x06\xbaH\x03\xc8\x01\x01R\n" +
 	"connection\x12\x1f\n" +
 	"\vuser_active\x18\x05 \x01(\bR\n" +
 	"userActive\x12\x14\n" +
-	"\x05close\x18\x06 \x01(\bR\x05close:\x7f\xbaH|\x1az\n" +
-	"\x13close.connection_id\x12/close needs the connection_id of the connection\x1a2!this.close || this.connection.connection_id != ''B\r\n" +
+	"\x05close\x18\x06 \x01(\bR\x05closeB\r\n" +
 	"\v_if_version\"\x90\x01\n" +
 	"\x15PutConnectionResponse\x12?\n" +
 	"\n" +
