@@ -18,6 +18,8 @@ type step struct {
 	method, body string
 	// service: no user sends it.
 	service bool
+	// bearer, where it is set, is the word for the token that it is sent with.
+	bearer string
 	// learn: what the examples call by these words is at these places in the answer.
 	learn map[string]string
 }
@@ -38,12 +40,27 @@ var walks = map[string]walk{ //nolint:gochecknoglobals // never changed
 		{method: "RetryTimer"},
 		{method: "EraseUser", service: true},
 	},
+	"holdfast.session.v1.SessionService": {
+		{method: conversationRPCs + "CreateConversation", body: `{"conversationId":"c1"}`},
+		{method: "CreateSession", service: true, learn: map[string]string{"$access": "tokens.accessToken", "$refresh": "tokens.refreshToken"}},
+		{method: "GetSession", bearer: "$access"},
+		{method: "ListSessions"},
+		{method: "UpdateSession", bearer: "$access"},
+		{method: "PutConnection", bearer: "$access", learn: map[string]string{"k3xw5q2h7m4tzb6d": "connection.connectionId"}},
+		{method: "AcquireFloor", bearer: "$access"},
+		{method: "ReleaseFloor", bearer: "$access"},
+		{method: "WatchSession", bearer: "$access"},
+		{method: "ListSecurityEvents"},
+		{method: "PutSessionSettings", service: true},
+		{method: "RefreshSession", bearer: "$refresh"},
+		{method: "EndSessions", bearer: "$access"},
+	},
 }
 
 // unwalked are the services whose examples are not sent yet.
 var unwalked = map[string]bool{ //nolint:gochecknoglobals // never changed
 	"holdfast.conversation.v1.ConversationService": true, "holdfast.coordination.v1.CoordinationService": true,
-	"holdfast.project.v1.ProjectService": true, "holdfast.project.v1.LinearService": true, "holdfast.session.v1.SessionService": true,
+	"holdfast.project.v1.ProjectService": true, "holdfast.project.v1.LinearService": true,
 }
 
 // examples are those of the comments in proto/, by procedure: the first lines that are indented.
@@ -115,6 +132,9 @@ func TestExamplesSucceed(t *testing.T) {
 				}
 				if s.service {
 					headers[0] = service
+				}
+				if s.bearer != "" {
+					headers[0] = "Authorization: Bearer " + b.names[s.bearer]
 				}
 				m := registered()[p]
 				if m == nil {

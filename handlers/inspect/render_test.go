@@ -47,7 +47,7 @@ func TestSecretsAreNotShown(t *testing.T) {
 		t.Errorf("%q and %q are shown", before, after)
 	}
 	users := &storev1.UserSessions{Sessions: map[string]*storev1.SessionRecord{"s1": {Generation: 1, RefreshHash: []byte("secret")}}}
-	if got, want := rendered(t, users), `{"sessions":{"s1":{"generation":"1","refresh_hash":"[REDACTED]"}}}`; got != want {
+	if got, want := rendered(t, users), `{"sessions":{"s1":{"generation":1,"refresh_hash":"[REDACTED]"}}}`; got != want {
 		t.Errorf("shown as\n%s\nwant\n%s", got, want)
 	}
 }

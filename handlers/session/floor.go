@@ -10,7 +10,6 @@ import (
 	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/handlers/conversation/floor"
 	"holdfast/handlers/problem"
-	"holdfast/handlers/rpc"
 	"holdfast/handlers/session/credential"
 	"holdfast/identity"
 	"holdfast/object"
@@ -53,7 +52,7 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 	var replayed bool
 	var hold *storev1.FloorHold
 	wants := floor.Connection{User: info.Owner, Session: at.session, ID: req.GetConnectionId(), Caller: at.caller}
-	res, err := rpc.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
+	res, err := object.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[*conversationv1.ConversationState]) (*sessionv1.AcquireFloorResponse, error) {
 			var holder *storev1.Connection // nil where it is another user's
 			if f := tx.State().GetFloor(); f.GetUser() == string(info.Owner) {
@@ -73,7 +72,7 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 			hold = &storev1.FloorHold{
 				ConversationId: req.GetConversationId(), ConnectionId: wants.ID, Fence: f.GetFence(), ExpireTime: f.GetExpireTime(),
 			}
-			return &sessionv1.AcquireFloorResponse{Floor: floorHold(hold)}, nil
+			return &sessionv1.AcquireFloorResponse{Floor: floorHold(hold), Version: int64(tx.Info().Version)}, nil
 		}, object.Replayed(&replayed))
 	if err != nil || replayed { // what the session has may have changed since
 		return res, err
@@ -147,7 +146,7 @@ func (m *Manager) ReleaseFloor(ctx context.Context, req *sessionv1.ReleaseFloorR
 	asUser := identity.With(ctx, identity.Identity{Tenant: at.caller.Tenant, User: info.Owner, Session: at.caller.Session})
 	var replayed bool
 	had := floor.Connection{User: info.Owner, Session: at.session, ID: req.GetConnectionId(), Caller: at.caller}
-	res, err := rpc.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
+	res, err := object.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[*conversationv1.ConversationState]) (*sessionv1.ReleaseFloorResponse, error) {
 			released := floor.Release(tx.State(), had, tx.Now())
 			if !released {
@@ -156,7 +155,7 @@ func (m *Manager) ReleaseFloor(ctx context.Context, req *sessionv1.ReleaseFloorR
 				tx.ClearTimer(floor.Timer)
 			}
 			tx.Emit("floor_released")
-			return &sessionv1.ReleaseFloorResponse{Released: released}, nil
+			return &sessionv1.ReleaseFloorResponse{Released: released, Version: int64(tx.Info().Version)}, nil
 		}, object.Replayed(&replayed))
 	if err != nil || replayed {
 		return res, err

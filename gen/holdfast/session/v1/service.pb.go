@@ -11,7 +11,6 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
-	v11 "holdfast/gen/holdfast/object/v1"
 	v1 "holdfast/gen/holdfast/type/v1"
 	reflect "reflect"
 	sync "sync"
@@ -973,13 +972,13 @@ func (x *PutConnectionResponse) GetSession() *Session {
 
 type AcquireFloorRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	SessionId      string                 `protobuf:"bytes,2,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	ConnectionId   string                 `protobuf:"bytes,3,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
+	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	SessionId      string                 `protobuf:"bytes,4,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	ConnectionId   string                 `protobuf:"bytes,5,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
 	// Take it from another connection of the same user.
-	Takeover      bool   `protobuf:"varint,4,opt,name=takeover,proto3" json:"takeover,omitempty"`
-	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64  `protobuf:"varint,6,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	Takeover      bool `protobuf:"varint,6,opt,name=takeover,proto3" json:"takeover,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1014,6 +1013,20 @@ func (*AcquireFloorRequest) Descriptor() ([]byte, []int) {
 	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{14}
 }
 
+func (x *AcquireFloorRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *AcquireFloorRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
 func (x *AcquireFloorRequest) GetConversationId() string {
 	if x != nil {
 		return x.ConversationId
@@ -1042,25 +1055,11 @@ func (x *AcquireFloorRequest) GetTakeover() bool {
 	return false
 }
 
-func (x *AcquireFloorRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *AcquireFloorRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
 type AcquireFloorResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Floor *FloorHold             `protobuf:"bytes,1,opt,name=floor,proto3" json:"floor,omitempty"`
 	// Of the conversation.
-	Metadata      *v11.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1102,20 +1101,20 @@ func (x *AcquireFloorResponse) GetFloor() *FloorHold {
 	return nil
 }
 
-func (x *AcquireFloorResponse) GetMetadata() *v11.Metadata {
+func (x *AcquireFloorResponse) GetVersion() int64 {
 	if x != nil {
-		return x.Metadata
+		return x.Version
 	}
-	return nil
+	return 0
 }
 
 type ReleaseFloorRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	SessionId      string                 `protobuf:"bytes,2,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	ConnectionId   string                 `protobuf:"bytes,3,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
-	RequestId      string                 `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      int64                  `protobuf:"varint,5,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	SessionId      string                 `protobuf:"bytes,4,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	ConnectionId   string                 `protobuf:"bytes,5,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1150,6 +1149,20 @@ func (*ReleaseFloorRequest) Descriptor() ([]byte, []int) {
 	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{16}
 }
 
+func (x *ReleaseFloorRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ReleaseFloorRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
 func (x *ReleaseFloorRequest) GetConversationId() string {
 	if x != nil {
 		return x.ConversationId
@@ -1171,26 +1184,12 @@ func (x *ReleaseFloorRequest) GetConnectionId() string {
 	return ""
 }
 
-func (x *ReleaseFloorRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *ReleaseFloorRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
 type ReleaseFloorResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// False: it was not the connection's.
 	Released bool `protobuf:"varint,1,opt,name=released,proto3" json:"released,omitempty"`
 	// Of the conversation.
-	Metadata      *v11.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1232,11 +1231,11 @@ func (x *ReleaseFloorResponse) GetReleased() bool {
 	return false
 }
 
-func (x *ReleaseFloorResponse) GetMetadata() *v11.Metadata {
+func (x *ReleaseFloorResponse) GetVersion() int64 {
 	if x != nil {
-		return x.Metadata
+		return x.Version
 	}
-	return nil
+	return 0
 }
 
 type WatchSessionRequest struct {
@@ -1612,7 +1611,7 @@ var File_holdfast_session_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"!holdfast/session/v1/service.proto\x12\x13holdfast.session.v1\x1a\x1bbuf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fholdfast/object/v1/object.proto\x1a!holdfast/session/v1/session.proto\x1a\x1bholdfast/type/v1/type.proto\"\xb1\x03\n" +
+	"!holdfast/session/v1/service.proto\x12\x13holdfast.session.v1\x1a\x1bbuf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a!holdfast/session/v1/session.proto\x1a\x1bholdfast/type/v1/type.proto\"\xb1\x03\n" +
 	"\x14CreateSessionRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
@@ -1697,32 +1696,34 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"connection\x18\x01 \x01(\v2\x1f.holdfast.session.v1.ConnectionR\n" +
 	"connection\x126\n" +
-	"\asession\x18\x02 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\"\xbe\x02\n" +
-	"\x13AcquireFloorRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x127\n" +
+	"\asession\x18\x02 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\"\xd2\x02\n" +
+	"\x13AcquireFloorRequest\x12'\n" +
 	"\n" +
-	"session_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12:\n" +
-	"\rconnection_id\x18\x03 \x01(\tB\x15\xbaH\x12r\x102\x0e^[a-z2-7]{16}$R\fconnectionId\x12\x1a\n" +
-	"\btakeover\x18\x04 \x01(\bR\btakeover\x12'\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12E\n" +
+	"\x0fconversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x127\n" +
 	"\n" +
-	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x86\x01\n" +
+	"session_id\x18\x04 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12:\n" +
+	"\rconnection_id\x18\x05 \x01(\tB\x15\xbaH\x12r\x102\x0e^[a-z2-7]{16}$R\fconnectionId\x12\x1a\n" +
+	"\btakeover\x18\x06 \x01(\bR\btakeoverB\r\n" +
+	"\v_if_version\"f\n" +
 	"\x14AcquireFloorResponse\x124\n" +
-	"\x05floor\x18\x01 \x01(\v2\x1e.holdfast.session.v1.FloorHoldR\x05floor\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa2\x02\n" +
-	"\x13ReleaseFloorRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x127\n" +
+	"\x05floor\x18\x01 \x01(\v2\x1e.holdfast.session.v1.FloorHoldR\x05floor\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\xb6\x02\n" +
+	"\x13ReleaseFloorRequest\x12'\n" +
 	"\n" +
-	"session_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12:\n" +
-	"\rconnection_id\x18\x03 \x01(\tB\x15\xbaH\x12r\x102\x0e^[a-z2-7]{16}$R\fconnectionId\x12'\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12E\n" +
+	"\x0fconversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x127\n" +
 	"\n" +
-	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"l\n" +
+	"session_id\x18\x04 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12:\n" +
+	"\rconnection_id\x18\x05 \x01(\tB\x15\xbaH\x12r\x102\x0e^[a-z2-7]{16}$R\fconnectionIdB\r\n" +
+	"\v_if_version\"L\n" +
 	"\x14ReleaseFloorResponse\x12\x1a\n" +
-	"\breleased\x18\x01 \x01(\bR\breleased\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"|\n" +
+	"\breleased\x18\x01 \x01(\bR\breleased\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"|\n" +
 	"\x13WatchSessionRequest\x127\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12,\n" +
@@ -1824,9 +1825,8 @@ var file_holdfast_session_v1_service_proto_goTypes = []any{
 	(*fieldmaskpb.FieldMask)(nil),      // 29: google.protobuf.FieldMask
 	(*Connection)(nil),                 // 30: holdfast.session.v1.Connection
 	(*FloorHold)(nil),                  // 31: holdfast.session.v1.FloorHold
-	(*v11.Metadata)(nil),               // 32: holdfast.object.v1.Metadata
-	(*SecurityEvent)(nil),              // 33: holdfast.session.v1.SecurityEvent
-	(*SessionSettings)(nil),            // 34: holdfast.session.v1.SessionSettings
+	(*SecurityEvent)(nil),              // 32: holdfast.session.v1.SecurityEvent
+	(*SessionSettings)(nil),            // 33: holdfast.session.v1.SessionSettings
 }
 var file_holdfast_session_v1_service_proto_depIdxs = []int32{
 	25, // 0: holdfast.session.v1.CreateSessionRequest.device:type_name -> holdfast.type.v1.Device
@@ -1845,43 +1845,41 @@ var file_holdfast_session_v1_service_proto_depIdxs = []int32{
 	30, // 13: holdfast.session.v1.PutConnectionResponse.connection:type_name -> holdfast.session.v1.Connection
 	26, // 14: holdfast.session.v1.PutConnectionResponse.session:type_name -> holdfast.session.v1.Session
 	31, // 15: holdfast.session.v1.AcquireFloorResponse.floor:type_name -> holdfast.session.v1.FloorHold
-	32, // 16: holdfast.session.v1.AcquireFloorResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	32, // 17: holdfast.session.v1.ReleaseFloorResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	26, // 18: holdfast.session.v1.WatchSessionResponse.session:type_name -> holdfast.session.v1.Session
-	30, // 19: holdfast.session.v1.WatchSessionResponse.connections:type_name -> holdfast.session.v1.Connection
-	33, // 20: holdfast.session.v1.ListSecurityEventsResponse.events:type_name -> holdfast.session.v1.SecurityEvent
-	34, // 21: holdfast.session.v1.PutSessionSettingsRequest.settings:type_name -> holdfast.session.v1.SessionSettings
-	29, // 22: holdfast.session.v1.PutSessionSettingsRequest.update_mask:type_name -> google.protobuf.FieldMask
-	34, // 23: holdfast.session.v1.PutSessionSettingsResponse.settings:type_name -> holdfast.session.v1.SessionSettings
-	1,  // 24: holdfast.session.v1.SessionService.CreateSession:input_type -> holdfast.session.v1.CreateSessionRequest
-	3,  // 25: holdfast.session.v1.SessionService.RefreshSession:input_type -> holdfast.session.v1.RefreshSessionRequest
-	5,  // 26: holdfast.session.v1.SessionService.GetSession:input_type -> holdfast.session.v1.GetSessionRequest
-	7,  // 27: holdfast.session.v1.SessionService.ListSessions:input_type -> holdfast.session.v1.ListSessionsRequest
-	9,  // 28: holdfast.session.v1.SessionService.UpdateSession:input_type -> holdfast.session.v1.UpdateSessionRequest
-	11, // 29: holdfast.session.v1.SessionService.EndSessions:input_type -> holdfast.session.v1.EndSessionsRequest
-	13, // 30: holdfast.session.v1.SessionService.PutConnection:input_type -> holdfast.session.v1.PutConnectionRequest
-	15, // 31: holdfast.session.v1.SessionService.AcquireFloor:input_type -> holdfast.session.v1.AcquireFloorRequest
-	17, // 32: holdfast.session.v1.SessionService.ReleaseFloor:input_type -> holdfast.session.v1.ReleaseFloorRequest
-	19, // 33: holdfast.session.v1.SessionService.WatchSession:input_type -> holdfast.session.v1.WatchSessionRequest
-	21, // 34: holdfast.session.v1.SessionService.ListSecurityEvents:input_type -> holdfast.session.v1.ListSecurityEventsRequest
-	23, // 35: holdfast.session.v1.SessionService.PutSessionSettings:input_type -> holdfast.session.v1.PutSessionSettingsRequest
-	2,  // 36: holdfast.session.v1.SessionService.CreateSession:output_type -> holdfast.session.v1.CreateSessionResponse
-	4,  // 37: holdfast.session.v1.SessionService.RefreshSession:output_type -> holdfast.session.v1.RefreshSessionResponse
-	6,  // 38: holdfast.session.v1.SessionService.GetSession:output_type -> holdfast.session.v1.GetSessionResponse
-	8,  // 39: holdfast.session.v1.SessionService.ListSessions:output_type -> holdfast.session.v1.ListSessionsResponse
-	10, // 40: holdfast.session.v1.SessionService.UpdateSession:output_type -> holdfast.session.v1.UpdateSessionResponse
-	12, // 41: holdfast.session.v1.SessionService.EndSessions:output_type -> holdfast.session.v1.EndSessionsResponse
-	14, // 42: holdfast.session.v1.SessionService.PutConnection:output_type -> holdfast.session.v1.PutConnectionResponse
-	16, // 43: holdfast.session.v1.SessionService.AcquireFloor:output_type -> holdfast.session.v1.AcquireFloorResponse
-	18, // 44: holdfast.session.v1.SessionService.ReleaseFloor:output_type -> holdfast.session.v1.ReleaseFloorResponse
-	20, // 45: holdfast.session.v1.SessionService.WatchSession:output_type -> holdfast.session.v1.WatchSessionResponse
-	22, // 46: holdfast.session.v1.SessionService.ListSecurityEvents:output_type -> holdfast.session.v1.ListSecurityEventsResponse
-	24, // 47: holdfast.session.v1.SessionService.PutSessionSettings:output_type -> holdfast.session.v1.PutSessionSettingsResponse
-	36, // [36:48] is the sub-list for method output_type
-	24, // [24:36] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	26, // 16: holdfast.session.v1.WatchSessionResponse.session:type_name -> holdfast.session.v1.Session
+	30, // 17: holdfast.session.v1.WatchSessionResponse.connections:type_name -> holdfast.session.v1.Connection
+	32, // 18: holdfast.session.v1.ListSecurityEventsResponse.events:type_name -> holdfast.session.v1.SecurityEvent
+	33, // 19: holdfast.session.v1.PutSessionSettingsRequest.settings:type_name -> holdfast.session.v1.SessionSettings
+	29, // 20: holdfast.session.v1.PutSessionSettingsRequest.update_mask:type_name -> google.protobuf.FieldMask
+	33, // 21: holdfast.session.v1.PutSessionSettingsResponse.settings:type_name -> holdfast.session.v1.SessionSettings
+	1,  // 22: holdfast.session.v1.SessionService.CreateSession:input_type -> holdfast.session.v1.CreateSessionRequest
+	3,  // 23: holdfast.session.v1.SessionService.RefreshSession:input_type -> holdfast.session.v1.RefreshSessionRequest
+	5,  // 24: holdfast.session.v1.SessionService.GetSession:input_type -> holdfast.session.v1.GetSessionRequest
+	7,  // 25: holdfast.session.v1.SessionService.ListSessions:input_type -> holdfast.session.v1.ListSessionsRequest
+	9,  // 26: holdfast.session.v1.SessionService.UpdateSession:input_type -> holdfast.session.v1.UpdateSessionRequest
+	11, // 27: holdfast.session.v1.SessionService.EndSessions:input_type -> holdfast.session.v1.EndSessionsRequest
+	13, // 28: holdfast.session.v1.SessionService.PutConnection:input_type -> holdfast.session.v1.PutConnectionRequest
+	15, // 29: holdfast.session.v1.SessionService.AcquireFloor:input_type -> holdfast.session.v1.AcquireFloorRequest
+	17, // 30: holdfast.session.v1.SessionService.ReleaseFloor:input_type -> holdfast.session.v1.ReleaseFloorRequest
+	19, // 31: holdfast.session.v1.SessionService.WatchSession:input_type -> holdfast.session.v1.WatchSessionRequest
+	21, // 32: holdfast.session.v1.SessionService.ListSecurityEvents:input_type -> holdfast.session.v1.ListSecurityEventsRequest
+	23, // 33: holdfast.session.v1.SessionService.PutSessionSettings:input_type -> holdfast.session.v1.PutSessionSettingsRequest
+	2,  // 34: holdfast.session.v1.SessionService.CreateSession:output_type -> holdfast.session.v1.CreateSessionResponse
+	4,  // 35: holdfast.session.v1.SessionService.RefreshSession:output_type -> holdfast.session.v1.RefreshSessionResponse
+	6,  // 36: holdfast.session.v1.SessionService.GetSession:output_type -> holdfast.session.v1.GetSessionResponse
+	8,  // 37: holdfast.session.v1.SessionService.ListSessions:output_type -> holdfast.session.v1.ListSessionsResponse
+	10, // 38: holdfast.session.v1.SessionService.UpdateSession:output_type -> holdfast.session.v1.UpdateSessionResponse
+	12, // 39: holdfast.session.v1.SessionService.EndSessions:output_type -> holdfast.session.v1.EndSessionsResponse
+	14, // 40: holdfast.session.v1.SessionService.PutConnection:output_type -> holdfast.session.v1.PutConnectionResponse
+	16, // 41: holdfast.session.v1.SessionService.AcquireFloor:output_type -> holdfast.session.v1.AcquireFloorResponse
+	18, // 42: holdfast.session.v1.SessionService.ReleaseFloor:output_type -> holdfast.session.v1.ReleaseFloorResponse
+	20, // 43: holdfast.session.v1.SessionService.WatchSession:output_type -> holdfast.session.v1.WatchSessionResponse
+	22, // 44: holdfast.session.v1.SessionService.ListSecurityEvents:output_type -> holdfast.session.v1.ListSecurityEventsResponse
+	24, // 45: holdfast.session.v1.SessionService.PutSessionSettings:output_type -> holdfast.session.v1.PutSessionSettingsResponse
+	34, // [34:46] is the sub-list for method output_type
+	22, // [22:34] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_session_v1_service_proto_init() }
@@ -1895,6 +1893,8 @@ func file_holdfast_session_v1_service_proto_init() {
 	file_holdfast_session_v1_service_proto_msgTypes[8].OneofWrappers = []any{}
 	file_holdfast_session_v1_service_proto_msgTypes[10].OneofWrappers = []any{}
 	file_holdfast_session_v1_service_proto_msgTypes[12].OneofWrappers = []any{}
+	file_holdfast_session_v1_service_proto_msgTypes[14].OneofWrappers = []any{}
+	file_holdfast_session_v1_service_proto_msgTypes[16].OneofWrappers = []any{}
 	file_holdfast_session_v1_service_proto_msgTypes[22].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
