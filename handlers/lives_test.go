@@ -46,17 +46,17 @@ func number(t *testing.T, s string) int64 {
 var lifeSteps = map[string]func(t *testing.T, b *bundle, kind, version, service string, create func()){
 	"created again": func(t *testing.T, b *bundle, kind, _, service string, create func()) {
 		t.Helper()
-		b.must(t, inspectRPCs+"DeleteObject", `{"kind":"`+kind+`","objectId":"c1"}`, service)
+		b.must(t, inspectRPCs+"DeleteObject", `{"ref":{"kind":"`+kind+`","objectId":"c1"}}`, service)
 		create()
 	},
 	"restored": func(t *testing.T, b *bundle, kind, version, service string, _ func()) {
 		t.Helper()
-		b.must(t, inspectRPCs+"DeleteObject", `{"kind":"`+kind+`","objectId":"c1"}`, service)
-		b.must(t, inspectRPCs+"RestoreObject", `{"kind":"`+kind+`","objectId":"c1","at":{"version":"`+version+`"}}`, service)
+		b.must(t, inspectRPCs+"DeleteObject", `{"ref":{"kind":"`+kind+`","objectId":"c1"}}`, service)
+		b.must(t, inspectRPCs+"RestoreObject", `{"ref":{"kind":"`+kind+`","objectId":"c1"},"at":{"version":"`+version+`"}}`, service)
 	},
 	"restored while it was there": func(t *testing.T, b *bundle, kind, version, service string, _ func()) {
 		t.Helper()
-		b.must(t, inspectRPCs+"RestoreObject", `{"kind":"`+kind+`","objectId":"c1","at":{"version":"`+version+`"}}`, service)
+		b.must(t, inspectRPCs+"RestoreObject", `{"ref":{"kind":"`+kind+`","objectId":"c1"},"at":{"version":"`+version+`"}}`, service)
 	},
 }
 
@@ -185,7 +185,7 @@ func TestALeaseOfADeletedAPIIsWorthNothing(t *testing.T) {
 		old = append(old, lease)
 	}
 	version := field(t, b.answer(t, coordinationService+"GetApiState", `{"api":"c1"}`, service), "metadata", "version")
-	if got := b.call(t, registered()[inspectRPCs+"RestoreObject"], `{"kind":"api","objectId":"c1","at":{"version":"`+version+`"}}`, service); got.code != "invalid_argument" {
+	if got := b.call(t, registered()[inspectRPCs+"RestoreObject"], `{"ref":{"kind":"api","objectId":"c1"},"at":{"version":"`+version+`"}}`, service); got.code != "invalid_argument" {
 		t.Errorf("a ledger goes back: %+v", got)
 	}
 }
