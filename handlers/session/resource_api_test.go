@@ -142,7 +142,7 @@ func TestIfVersionOfSessions(t *testing.T) {
 		}
 	}
 	v := b.version(t)
-	_, err = c.EndSessions(t.Context(), &sessionv1.EndSessionsRequest{IfVersion: proto.Int64(v - 1), Scope: sessionv1.EndScope_END_SCOPE_USER})
+	_, err = c.EndSessions(t.Context(), &sessionv1.EndSessionsRequest{IfVersion: new(v - 1), Scope: sessionv1.EndScope_END_SCOPE_USER})
 	mismatch.check(t, err)
 	must(c.EndSessions(t.Context(), &sessionv1.EndSessionsRequest{IfVersion: &v, Scope: sessionv1.EndScope_END_SCOPE_USER}))(t)
 	service := b.with(t, b.key(t, nobody))

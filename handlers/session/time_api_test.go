@@ -133,6 +133,10 @@ func TestWhatCountsAsActivity(t *testing.T) {
 			_, err := c.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{UserActive: true, Connection: &sessionv1.Connection{ConnectionId: connection}})
 			return err
 		}, true},
+		"a new connection": {func() error {
+			_, err := c.PutConnection(t.Context(), opening(typev1.Modality_MODALITY_TEXT))
+			return err
+		}, true},
 		"a refresh": {func() error {
 			_, err := b.refresh(t, in.GetTokens().GetRefreshToken())
 			return err

@@ -24,7 +24,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// EndScope is whose sessions end.
+// EndScope says whose sessions end.
 type EndScope int32
 
 const (
@@ -334,7 +334,7 @@ func (x *RefreshSessionResponse) GetTokens() *Tokens {
 type GetSessionRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// While the session is as it was at this version the answer is `not_modified` and nothing else.
+	// If the session has not changed since this version, the answer is `not_modified` and nothing else.
 	IfVersionNot  *int64 `protobuf:"varint,2,opt,name=if_version_not,json=ifVersionNot,proto3,oneof" json:"if_version_not,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -834,7 +834,8 @@ type PutConnectionRequest struct {
 	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
 	SessionId string                 `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// To open one a modality is needed. Of one that is open what is set here changes: device, modality, capabilities.
+	// Opening a connection needs a modality. Of an open connection, the device, modality and capabilities that are set here
+	// replace the old ones; other fields are ignored.
 	Connection *Connection `protobuf:"bytes,4,opt,name=connection,proto3" json:"connection,omitempty"`
 	// The user did something since the last heartbeat. Opening a connection counts as such.
 	UserActive bool `protobuf:"varint,5,opt,name=user_active,json=userActive,proto3" json:"user_active,omitempty"`
@@ -1489,7 +1490,7 @@ type PutSessionSettingsRequest struct {
 	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
 	Settings  *SessionSettings       `protobuf:"bytes,3,opt,name=settings,proto3" json:"settings,omitempty"`
-	// What it names and settings does not have goes back to its default.
+	// A setting that it names, and that is not in settings, goes back to its default.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,4,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

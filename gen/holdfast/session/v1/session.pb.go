@@ -418,7 +418,7 @@ type Connection struct {
 	OpenTime     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
 	// Without another heartbeat the connection is gone from this instant on.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	// How long that is from now. Only PutConnection says it.
+	// The time left until then. Only PutConnection returns it.
 	ExpiresIn     *durationpb.Duration `protobuf:"bytes,8,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -510,7 +510,7 @@ func (x *Connection) GetExpiresIn() *durationpb.Duration {
 	return nil
 }
 
-// Presence is whether a user is there, and on what.
+// Presence says whether a user is there, and what the user was last on.
 type Presence struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// There is at least one connection.
@@ -596,7 +596,7 @@ type Tokens struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	AccessToken      string                 `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
 	AccessExpireTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=access_expire_time,json=accessExpireTime,proto3" json:"access_expire_time,omitempty"`
-	// How long that is from now.
+	// The time left until then.
 	AccessExpiresIn *durationpb.Duration `protobuf:"bytes,3,opt,name=access_expires_in,json=accessExpiresIn,proto3" json:"access_expires_in,omitempty"`
 	RefreshToken    string               `protobuf:"bytes,4,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
 	unknownFields   protoimpl.UnknownFields
