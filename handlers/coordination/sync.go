@@ -1,6 +1,7 @@
 package coordination
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	"holdfast/object"
 )
 
 const (
@@ -135,4 +137,38 @@ func liveSessions(s *coordinationv1.ApiState, now time.Time) (n int32) {
 		}
 	}
 	return n
+}
+
+// ReportSync implements CoordinationService.
+func (m *Manager) ReportSync(
+	ctx context.Context, req *coordinationv1.ReportSyncRequest,
+) (*coordinationv1.ReportSyncResponse, error) {
+	if err := onlyServices(ctx, "report a sync"); err != nil {
+		return nil, err
+	}
+	return change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.ReportSyncResponse, error) {
+		s, err := reportSync(t.state, req, t.ledger.now)
+		if err != nil {
+			return nil, err
+		}
+		t.Emit("synced")
+		return &coordinationv1.ReportSyncResponse{Sync: s}, nil
+	})
+}
+
+// ReportLive implements CoordinationService.
+func (m *Manager) ReportLive(
+	ctx context.Context, req *coordinationv1.ReportLiveRequest,
+) (*coordinationv1.ReportLiveResponse, error) {
+	return change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.ReportLiveResponse, error) {
+		if l := t.state.GetLive()[req.GetSessionId()]; l != nil && !mayTouch(t.caller, l.GetOwner()) && t.ledger.now.Before(l.GetExpireTime().AsTime()) {
+			return nil, object.ErrNotFound
+		}
+		l, err := reportLive(t.state, req, string(t.caller.User), t.ledger.now)
+		if err != nil {
+			return nil, err
+		}
+		t.Emit("live")
+		return &coordinationv1.ReportLiveResponse{Session: l, LiveSessions: liveSessions(t.state, t.ledger.now)}, nil
+	})
 }
