@@ -21,6 +21,7 @@ import (
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // Client speaks to a Holdfast server. It is safe for concurrent use.
@@ -168,7 +169,7 @@ func RetryAfter(err error) (time.Duration, bool) {
 // Finding is what a look at the provider has shown about a request that nobody knows about.
 type Finding struct {
 	// Outcome is set where the request has happened.
-	Outcome *coordinationv1.Outcome
+	Outcome *storev1.Outcome
 	// DidNotHappen: it certainly has not, and may be sent again. With neither it is still open.
 	DidNotHappen bool
 	// Why is kept with the request where it has not happened or is open.
@@ -180,8 +181,8 @@ type Finding struct {
 // server's time. A request that is not unknown any more is left as it is: that is no error. Where it is still open, or
 // look fails, it stays unknown and Reconcile returns an UnknownError.
 func (c *Client) Reconcile(
-	ctx context.Context, api string, r *coordinationv1.ApiRequest,
-	look func(ctx context.Context, r *coordinationv1.ApiRequest, now time.Time) (Finding, error),
+	ctx context.Context, api string, r *storev1.ApiRequest,
+	look func(ctx context.Context, r *storev1.ApiRequest, now time.Time) (Finding, error),
 ) error {
 	const lease = time.Minute
 	ctx, cancel := context.WithTimeout(ctx, lease)
@@ -224,10 +225,10 @@ func (c *Client) Reconcile(
 
 // Unknown lists the requests of an operation that nobody knows about, newest first: the caller's, or for a service all of
 // the tenant's.
-func (c *Client) Unknown(ctx context.Context, api, operation string) ([]*coordinationv1.ApiRequest, error) {
-	var all []*coordinationv1.ApiRequest
+func (c *Client) Unknown(ctx context.Context, api, operation string) ([]*storev1.ApiRequest, error) {
+	var all []*storev1.ApiRequest
 	req := &coordinationv1.ListRequestsRequest{
-		Api: api, Operation: operation, Status: coordinationv1.RequestStatus_REQUEST_STATUS_UNKNOWN, PageSize: 200,
+		Api: api, Operation: operation, Status: storev1.RequestStatus_REQUEST_STATUS_UNKNOWN, PageSize: 200,
 	}
 	for {
 		page, err := c.Service.ListRequests(ctx, req)

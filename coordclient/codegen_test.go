@@ -14,6 +14,7 @@ import (
 	"holdfast/coordclient"
 	"holdfast/coordclient/codegen"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // fakeCodegen answers as Codegen's API reference says, for the organization 7 and the token "secret". What it does wrong
@@ -217,7 +218,7 @@ func TestWhatCodegenRefusesIsNotSentAgain(t *testing.T) {
 			t.Errorf("%q, then %q", first, err)
 		}
 	}
-	if got := ledger(t, b.client(t, 0, "ada"), codegen.API); len(got) != 1 || got[0].GetStatus() != coordinationv1.RequestStatus_REQUEST_STATUS_FAILED || got[0].GetAttempt() != 1 {
+	if got := ledger(t, b.client(t, 0, "ada"), codegen.API); len(got) != 1 || got[0].GetStatus() != storev1.RequestStatus_REQUEST_STATUS_FAILED || got[0].GetAttempt() != 1 {
 		t.Errorf("the ledger: %v", got)
 	}
 }

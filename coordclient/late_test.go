@@ -20,6 +20,7 @@ import (
 	"holdfast/coordclient"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // granting is a coordinator that grants everything, to be sent within 2 s, and takes its time for that.
@@ -207,8 +208,8 @@ func TestLateRequestGivesItsPermitBack(t *testing.T) {
 	t.Parallel()
 	b := setup(t, 1)
 	c := b.client(t, 0, "")
-	configure(t, c, "any", &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{{
-		Name: "p", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour),
+	configure(t, c, "any", &storev1.ApiConfig{Policies: []*storev1.Policy{{
+		Name: "p", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour),
 		Margin: durationpb.New(50 * time.Millisecond),
 	}}})
 	transport := base(t)

@@ -10,6 +10,7 @@ import (
 	"holdfast/db/dbtest"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers"
 	"holdfast/handlers/coordination"
 	"holdfast/handlers/handlertest"
@@ -60,7 +61,7 @@ func base(t *testing.T) *http.Transport {
 	return transport
 }
 
-func configure(t *testing.T, c *coordclient.Client, api string, config *coordinationv1.ApiConfig) {
+func configure(t *testing.T, c *coordclient.Client, api string, config *storev1.ApiConfig) {
 	t.Helper()
 	if _, err := c.Service.ConfigureApi(t.Context(), &coordinationv1.ConfigureApiRequest{Api: api, Config: config}); err != nil {
 		t.Fatal(err)
@@ -68,7 +69,7 @@ func configure(t *testing.T, c *coordclient.Client, api string, config *coordina
 }
 
 // ledger lists all requests of an API.
-func ledger(t *testing.T, c *coordclient.Client, api string) []*coordinationv1.ApiRequest {
+func ledger(t *testing.T, c *coordclient.Client, api string) []*storev1.ApiRequest {
 	t.Helper()
 	page, err := c.Service.ListRequests(t.Context(), &coordinationv1.ListRequestsRequest{Api: api, PageSize: 200})
 	if err != nil {

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // Options adjust a Transport. The zero Options are good for most APIs.
@@ -46,7 +47,7 @@ type Options struct {
 	Holder string
 	// Reconcile finds out what became of a request that nobody knows about, as Client.Reconcile does. nil: such a request
 	// fails with an UnknownError. After nil it is asked for once more.
-	Reconcile func(context.Context, *coordinationv1.ApiRequest) error
+	Reconcile func(context.Context, *storev1.ApiRequest) error
 	// OnError hears of what could not be told to the server after the provider had answered. Optional.
 	OnError func(error)
 }
@@ -447,10 +448,10 @@ func (t *transport) tell(err error) {
 }
 
 // replay is the answer that the ledger has.
-func (t *transport) replay(r *http.Request, id string, stored *coordinationv1.ApiRequest) (*http.Response, error) {
+func (t *transport) replay(r *http.Request, id string, stored *storev1.ApiRequest) (*http.Response, error) {
 	o := stored.GetOutcome()
 	switch {
-	case o.GetHttpStatus() == 0 && stored.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_FAILED:
+	case o.GetHttpStatus() == 0 && stored.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_FAILED:
 		return nil, &FailedError{t.api, id, stored.GetError()}
 	case o.GetTruncated():
 		return nil, &TruncatedError{t.api, id, o.GetReference(), int(o.GetHttpStatus())}
@@ -508,8 +509,8 @@ func (f failing) Read([]byte) (int, error) { return 0, f.err }
 // kept are the headers of an answer that are worth keeping.
 var kept = []string{"Content-Type", "Location", "Etag", "Last-Modified", "X-Request-Id"}
 
-func outcomeOf(res *http.Response, start beginning) *coordinationv1.Outcome {
-	o := &coordinationv1.Outcome{HttpStatus: int32(res.StatusCode), Truncated: !start.whole, Headers: map[string]string{}} //nolint:gosec // three digits
+func outcomeOf(res *http.Response, start beginning) *storev1.Outcome {
+	o := &storev1.Outcome{HttpStatus: int32(res.StatusCode), Truncated: !start.whole, Headers: map[string]string{}} //nolint:gosec // three digits
 	if start.whole {
 		o.Body = start.bytes
 	}

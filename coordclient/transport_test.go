@@ -15,13 +15,14 @@ import (
 
 	"holdfast/coordclient"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 const (
-	completed = coordinationv1.RequestStatus_REQUEST_STATUS_COMPLETED
-	failed    = coordinationv1.RequestStatus_REQUEST_STATUS_FAILED
-	retryable = coordinationv1.RequestStatus_REQUEST_STATUS_RETRYABLE
-	unknown   = coordinationv1.RequestStatus_REQUEST_STATUS_UNKNOWN
+	completed = storev1.RequestStatus_REQUEST_STATUS_COMPLETED
+	failed    = storev1.RequestStatus_REQUEST_STATUS_FAILED
+	retryable = storev1.RequestStatus_REQUEST_STATUS_RETRYABLE
+	unknown   = storev1.RequestStatus_REQUEST_STATUS_UNKNOWN
 )
 
 // What each answer means for the ledger, and what who tries again gets.
@@ -31,7 +32,7 @@ func TestWhatAnswersMean(t *testing.T) {
 	for _, tt := range []struct {
 		status int
 		body   string
-		want   coordinationv1.RequestStatus
+		want   storev1.RequestStatus
 		calls  int64 // after a second try
 	}{
 		{200, "ok", completed, 1},
@@ -95,8 +96,8 @@ func TestWhatWasNotSent(t *testing.T) {
 	t.Parallel()
 	b := setup(t, 1)
 	c := b.client(t, 0, "")
-	configure(t, c, "any", &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
-		{Name: "p", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour)},
+	configure(t, c, "any", &storev1.ApiConfig{Policies: []*storev1.Policy{
+		{Name: "p", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour)},
 	}})
 	client := &http.Client{Transport: c.Transport("any", coordclient.Options{Base: base(t)})}
 	_, err := post(t, client, "http://127.0.0.1:1", "r", "x")
@@ -217,11 +218,11 @@ func TestReads(t *testing.T) {
 	t.Parallel()
 	b := setup(t, 1)
 	c := b.client(t, 0, "")
-	configure(t, c, "any", &coordinationv1.ApiConfig{
-		Policies: []*coordinationv1.Policy{
-			{Name: "p", Algorithm: coordinationv1.Algorithm_ALGORITHM_GCRA, Limit: 100, Period: durationpb.New(time.Hour), Dimension: "requests"},
+	configure(t, c, "any", &storev1.ApiConfig{
+		Policies: []*storev1.Policy{
+			{Name: "p", Algorithm: storev1.Algorithm_ALGORITHM_GCRA, Limit: 100, Period: durationpb.New(time.Hour), Dimension: "requests"},
 		},
-		Breaker: &coordinationv1.BreakerConfig{FailureThreshold: 2},
+		Breaker: &storev1.BreakerConfig{FailureThreshold: 2},
 	})
 	var status atomic.Int64
 	status.Store(200)

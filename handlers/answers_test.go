@@ -21,8 +21,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	coordinationstore "holdfast/gen/holdfast/store/coordination/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/identity"
 	"holdfast/object"
@@ -365,7 +365,7 @@ var answerCases = map[string]answerCase{
 			for from := 1; from < 366; from += 73 {
 				f.update("api", "a1", func(tx *object.Tx[proto.Message]) {
 					for i := from; i < from+73; i++ {
-						day := &coordinationv1.UsageDay{Date: today.AddDate(0, 0, -i).Format(time.DateOnly), Operations: map[string]int64{}}
+						day := &coordinationstore.UsageDay{Date: today.AddDate(0, 0, -i).Format(time.DateOnly), Operations: map[string]int64{}}
 						for j := range 64 {
 							day.Operations[fmt.Sprintf("%0128d", j)] = 1e12
 						}
@@ -468,12 +468,12 @@ func transition(i int) proto.Message {
 }
 
 // largeAPI has policies whose standing is more than what is stored of them.
-func largeAPI(policies, operations int) *coordinationv1.ApiState {
-	s := &coordinationv1.ApiState{Config: &coordinationv1.ApiConfig{}}
+func largeAPI(policies, operations int) *coordinationstore.ApiState {
+	s := &coordinationstore.ApiState{Config: &coordinationstore.ApiConfig{}}
 	for i := range policies {
-		p := &coordinationv1.Policy{
-			Name: fmt.Sprintf("%064d", i), Algorithm: coordinationv1.Algorithm_ALGORITHM_CALENDAR, Calendar: coordinationv1.Calendar_CALENDAR_MONTH,
-			Limit: 1e12, Scope: coordinationv1.Scope_SCOPE_TENANT, Unit: coordinationv1.Unit_UNIT_PERMIT,
+		p := &coordinationstore.Policy{
+			Name: fmt.Sprintf("%064d", i), Algorithm: coordinationstore.Algorithm_ALGORITHM_CALENDAR, Calendar: coordinationstore.Calendar_CALENDAR_MONTH,
+			Limit: 1e12, Scope: coordinationstore.Scope_SCOPE_TENANT, Unit: coordinationstore.Unit_UNIT_PERMIT,
 		}
 		if operations > 1 {
 			for j := range operations {
@@ -490,9 +490,9 @@ func requests(f *filler) {
 	s.FirstSeq, s.LastSeq = 1, 60
 	f.state("api", "a1", s)
 	f.entries("api", "a1", "requests", 60, func(i int) proto.Message {
-		return &coordinationv1.ApiRequest{
-			RequestId: fmt.Sprint("r", i), Seq: int64(i), Status: coordinationv1.RequestStatus_REQUEST_STATUS_COMPLETED, CreateTime: timestamppb.Now(),
-			UpdateTime: timestamppb.Now(), Outcome: &coordinationv1.Outcome{Headers: largeMap(32, 100, 500)},
+		return &coordinationstore.ApiRequest{
+			RequestId: fmt.Sprint("r", i), Seq: int64(i), Status: coordinationstore.RequestStatus_REQUEST_STATUS_COMPLETED, CreateTime: timestamppb.Now(),
+			UpdateTime: timestamppb.Now(), Outcome: &coordinationstore.Outcome{Headers: largeMap(32, 100, 500)},
 		}
 	})
 }

@@ -154,7 +154,7 @@ func isolateListObjects(t *testing.T, b *bundle, m protoreflect.MethodDescriptor
 
 // notSecret are the stored fields of bytes that anybody who sees the object may see.
 var notSecret = map[protoreflect.FullName]string{
-	"holdfast.coordination.v1.Outcome.body": "what the provider answered to the caller",
+	"holdfast.store.coordination.v1.Outcome.body": "what the provider answered to the caller",
 }
 
 // The inspector shows what is stored, but for what its message marks with debug_redact. Bytes are hashes and sealed

@@ -9,8 +9,8 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers"
 	"holdfast/handlers/project"
 	"holdfast/object"
@@ -18,7 +18,7 @@ import (
 )
 
 func projectService(
-	rt *object.Runtime, conversations *object.Kind[*conversationv1.ConversationState], apis *object.Kind[*coordinationv1.ApiState], box *seal.Box,
+	rt *object.Runtime, conversations *object.Kind[*conversationv1.ConversationState], apis *object.Kind[*storev1.ApiState], box *seal.Box,
 ) handlers.Service {
 	return handlers.NewService[projectv1connect.ProjectServiceHandler](
 		projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler,

@@ -18,6 +18,7 @@ import (
 	"holdfast/coordclient"
 	"holdfast/db/dbtest"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers"
 )
 
@@ -49,8 +50,8 @@ func TestThirtyCreationsOverThreeProcesses(t *testing.T) {
 		coordinators = append(coordinators, coordclient.New(api, token, coordclient.WithHTTPClient(&http.Client{Transport: connections()})))
 	}
 	_, err := coordinators[0].Service.ConfigureApi(t.Context(), &coordinationv1.ConfigureApiRequest{
-		Api: "runs", Config: &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
-			{Name: "create", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: limit, Period: durationpb.New(period)},
+		Api: "runs", Config: &storev1.ApiConfig{Policies: []*storev1.Policy{
+			{Name: "create", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: limit, Period: durationpb.New(period)},
 		}},
 	})
 	if err != nil {
@@ -84,7 +85,7 @@ func TestThirtyCreationsOverThreeProcesses(t *testing.T) {
 	}
 	var granted []time.Time
 	for _, r := range page.GetRequests() {
-		if r.GetAttempt() != 1 || r.GetStatus() != coordinationv1.RequestStatus_REQUEST_STATUS_COMPLETED {
+		if r.GetAttempt() != 1 || r.GetStatus() != storev1.RequestStatus_REQUEST_STATUS_COMPLETED {
 			t.Errorf("the ledger has %v", r)
 		}
 		granted = append(granted, r.GetBeginTime().AsTime())

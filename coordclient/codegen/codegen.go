@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"holdfast/coordclient"
-	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // DefaultURL is where Codegen's API is.
@@ -207,7 +207,7 @@ func (r *Reconciler) api() string {
 }
 
 // Reconcile finds out about one request; it is for coordclient.Options.
-func (r *Reconciler) Reconcile(ctx context.Context, req *coordinationv1.ApiRequest) error {
+func (r *Reconciler) Reconcile(ctx context.Context, req *storev1.ApiRequest) error {
 	return r.Coordinator.Reconcile(ctx, r.api(), req, r.look)
 }
 
@@ -231,7 +231,7 @@ func (r *Reconciler) All(ctx context.Context) (settled int, err error) {
 
 // look pages through the runs, newest first, back to the time of the request. Runs that are created meanwhile move the
 // others to later pages, so one may be seen twice, but none is missed.
-func (r *Reconciler) look(ctx context.Context, req *coordinationv1.ApiRequest, now time.Time) (coordclient.Finding, error) {
+func (r *Reconciler) look(ctx context.Context, req *storev1.ApiRequest, now time.Time) (coordclient.Finding, error) {
 	const (
 		pageSize = 100
 		maxPages = 50
@@ -275,7 +275,7 @@ func found(run *Run) (coordclient.Finding, error) {
 	if err != nil {
 		return coordclient.Finding{}, err
 	}
-	o := &coordinationv1.Outcome{
+	o := &storev1.Outcome{
 		HttpStatus: http.StatusOK, Body: body, Headers: map[string]string{"Content-Type": "application/json"},
 		Reference: strconv.FormatInt(run.ID, 10),
 	}

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // demand is what one call wants from the limits.
@@ -26,7 +27,7 @@ type demand struct {
 }
 
 func (d *demand) of(p policy) int64 {
-	if unitOf(p) == coordinationv1.Unit_UNIT_COST {
+	if unitOf(p) == storev1.Unit_UNIT_COST {
 		return d.cost
 	}
 	return d.permits
@@ -35,7 +36,7 @@ func (d *demand) of(p policy) int64 {
 // covers tells whether a policy counts for the call.
 func (d *demand) covers(p policy) bool {
 	switch {
-	case scopeOf(p) == coordinationv1.Scope_SCOPE_USER && !d.users:
+	case scopeOf(p) == storev1.Scope_SCOPE_USER && !d.users:
 		return false
 	case len(d.only) > 0:
 		return slices.Contains(d.only, p.GetName())
@@ -63,26 +64,26 @@ func fits(pattern, operation string) bool {
 }
 
 // leases tells whether a policy that counts what runs at once covers the call.
-func (d *demand) leases(c *coordinationv1.ApiConfig) bool {
+func (d *demand) leases(c *storev1.ApiConfig) bool {
 	return slices.ContainsFunc(c.GetPolicies(), func(p policy) bool {
-		return p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CONCURRENCY && d.covers(p)
+		return p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CONCURRENCY && d.covers(p)
 	})
 }
 
 // bucketStore holds the buckets of an API, and those of one user if policies of the scope user count.
 type bucketStore struct {
-	state *coordinationv1.ApiState
-	user  *coordinationv1.UserBuckets
+	state *storev1.ApiState
+	user  *storev1.UserBuckets
 }
 
 // bucket is a policy's bucket, tidied, and made where there is none.
 func (s bucketStore) bucket(p policy, now time.Time) bucket {
-	pool := p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CONCURRENCY
+	pool := p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CONCURRENCY
 	var m *map[string]bucket
 	switch {
-	case scopeOf(p) == coordinationv1.Scope_SCOPE_USER && pool:
+	case scopeOf(p) == storev1.Scope_SCOPE_USER && pool:
 		m = &s.user.Pools
-	case scopeOf(p) == coordinationv1.Scope_SCOPE_USER:
+	case scopeOf(p) == storev1.Scope_SCOPE_USER:
 		m = &s.user.Buckets
 	case pool:
 		m = &s.state.Pools
@@ -91,7 +92,7 @@ func (s bucketStore) bucket(p policy, now time.Time) bucket {
 	}
 	b := (*m)[p.GetName()]
 	if b == nil {
-		b = &coordinationv1.Bucket{}
+		b = &storev1.Bucket{}
 		if *m == nil {
 			*m = map[string]bucket{}
 		}
@@ -122,7 +123,7 @@ type verdict struct {
 
 // acquire lets a call pass and takes what it wants, or does neither. peek takes nothing in any case. It changes the
 // state for the better only, by forgetting what is over, where the call may not pass.
-func acquire(s bucketStore, c *coordinationv1.ApiConfig, d *demand, peek bool, now time.Time) verdict {
+func acquire(s bucketStore, c *storev1.ApiConfig, d *demand, peek bool, now time.Time) verdict {
 	v := verdict{allowed: true, retryAt: now}
 	refuse := func(at time.Time, reason coordinationv1.WaitReason) {
 		v.allowed = false
@@ -137,7 +138,7 @@ func acquire(s bucketStore, c *coordinationv1.ApiConfig, d *demand, peek bool, n
 			continue
 		}
 		covering = append(covering, p)
-		if p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CONCURRENCY {
+		if p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CONCURRENCY {
 			l := s.bucket(p, now).GetLeases()[d.leaseID]
 			renews = renews && l != nil && l.GetOwner() == d.owner
 			v.leases = true
@@ -146,7 +147,7 @@ func acquire(s bucketStore, c *coordinationv1.ApiConfig, d *demand, peek bool, n
 	if v.leases && renews {
 		v.renewed = true
 		for _, p := range covering {
-			if p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CONCURRENCY && !peek {
+			if p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CONCURRENCY && !peek {
 				v.lease(s.bucket(p, now), p, d, now)
 			}
 			v.limits = append(v.limits, standing(p, s.bucket(p, now), now))
@@ -160,7 +161,7 @@ func acquire(s bucketStore, c *coordinationv1.ApiConfig, d *demand, peek bool, n
 	at, probe := breakerPasses(s.state.GetBreaker(), c.GetBreaker(), now)
 	if at.After(now) {
 		reason := coordinationv1.WaitReason_WAIT_REASON_BREAKER
-		if s.state.GetBreaker().GetStatus() == coordinationv1.BreakerStatus_BREAKER_STATUS_HALF_OPEN {
+		if s.state.GetBreaker().GetStatus() == storev1.BreakerStatus_BREAKER_STATUS_HALF_OPEN {
 			reason = coordinationv1.WaitReason_WAIT_REASON_PROBE
 		}
 		refuse(at, reason)
@@ -179,7 +180,7 @@ func acquire(s bucketStore, c *coordinationv1.ApiConfig, d *demand, peek bool, n
 	if v.allowed && !peek {
 		for _, p := range covering {
 			b := s.bucket(p, now)
-			if p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CONCURRENCY {
+			if p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CONCURRENCY {
 				v.lease(b, p, d, now)
 			} else {
 				take(p, b, d.of(p), now)
@@ -201,7 +202,7 @@ func acquire(s bucketStore, c *coordinationv1.ApiConfig, d *demand, peek bool, n
 }
 
 // sendWithin is the least margin of the policies that cover a call; 0: none has one.
-func sendWithin(c *coordinationv1.ApiConfig, d *demand) (least time.Duration) {
+func sendWithin(c *storev1.ApiConfig, d *demand) (least time.Duration) {
 	for _, p := range c.GetPolicies() {
 		if m := p.GetMargin().AsDuration(); m > 0 && (least == 0 || m < least) && d.covers(p) {
 			least = m
@@ -226,7 +227,7 @@ func (v *verdict) lease(b bucket, p policy, d *demand, now time.Time) {
 	takeLease(b, d.leaseID, d.of(p), d.owner, until)
 }
 
-func probeLease(c *coordinationv1.ApiConfig) time.Duration {
+func probeLease(c *storev1.ApiConfig) time.Duration {
 	if c.GetBreaker().GetProbeLease() != nil {
 		return c.GetBreaker().GetProbeLease().AsDuration()
 	}
@@ -235,9 +236,9 @@ func probeLease(c *coordinationv1.ApiConfig) time.Duration {
 
 // charge corrects what a call took once its true cost is known. More than thought is taken whether or not it is there;
 // less is given back.
-func charge(s bucketStore, c *coordinationv1.ApiConfig, d *demand, actual int64, taken, now time.Time) {
+func charge(s bucketStore, c *storev1.ApiConfig, d *demand, actual int64, taken, now time.Time) {
 	for _, p := range c.GetPolicies() {
-		if unitOf(p) != coordinationv1.Unit_UNIT_COST || p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CONCURRENCY || !d.covers(p) {
+		if unitOf(p) != storev1.Unit_UNIT_COST || p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CONCURRENCY || !d.covers(p) {
 			continue
 		}
 		b := s.bucket(p, now)
@@ -250,7 +251,7 @@ func charge(s bucketStore, c *coordinationv1.ApiConfig, d *demand, actual int64,
 }
 
 // refund gives back what a call took at that time and did not use.
-func refund(s bucketStore, c *coordinationv1.ApiConfig, d *demand, taken, now time.Time) (limits []*coordinationv1.Standing) {
+func refund(s bucketStore, c *storev1.ApiConfig, d *demand, taken, now time.Time) (limits []*coordinationv1.Standing) {
 	for _, p := range c.GetPolicies() {
 		if !d.covers(p) {
 			continue
@@ -274,15 +275,15 @@ func releaseLease(pools map[string]bucket, id string, owner string, service bool
 }
 
 // standings are how all policies stand, of the user too where user is given.
-func standings(s *coordinationv1.ApiState, user *coordinationv1.UserBuckets, c *coordinationv1.ApiConfig, now time.Time) []*coordinationv1.Standing {
+func standings(s *storev1.ApiState, user *storev1.UserBuckets, c *storev1.ApiConfig, now time.Time) []*coordinationv1.Standing {
 	// A reader must leave what it reads alone, and buckets are tidied.
-	sh := bucketStore{state: &coordinationv1.ApiState{Buckets: cloned(s.GetBuckets()), Pools: cloned(s.GetPools())}}
+	sh := bucketStore{state: &storev1.ApiState{Buckets: cloned(s.GetBuckets()), Pools: cloned(s.GetPools())}}
 	if user != nil {
 		sh.user = proto.CloneOf(user)
 	}
 	var out []*coordinationv1.Standing
 	for _, p := range c.GetPolicies() {
-		if scopeOf(p) == coordinationv1.Scope_SCOPE_USER && user == nil {
+		if scopeOf(p) == storev1.Scope_SCOPE_USER && user == nil {
 			continue
 		}
 		out = append(out, standing(p, sh.bucket(p, now), now))
@@ -310,19 +311,19 @@ func tightest(limits []*coordinationv1.Standing) *coordinationv1.Standing {
 }
 
 // countUsage adds what was granted to the day's counts. It returns the day that is over by that, if one is.
-func countUsage(s *coordinationv1.ApiState, c *coordinationv1.ApiConfig, now time.Time, count func(*coordinationv1.UsageDay)) *coordinationv1.UsageDay {
-	var over *coordinationv1.UsageDay
+func countUsage(s *storev1.ApiState, c *storev1.ApiConfig, now time.Time, count func(*storev1.UsageDay)) *storev1.UsageDay {
+	var over *storev1.UsageDay
 	// The clock of another process may be a little behind: days do not go back.
 	if !now.Before(s.GetToday().GetEndTime().AsTime()) {
 		zone := location(c.GetTimeZone())
 		date := now.In(zone).Format(time.DateOnly)
-		end := stamp(nextTurn(coordinationv1.Calendar_CALENDAR_DAY, zone, now))
+		end := stamp(nextTurn(storev1.Calendar_CALENDAR_DAY, zone, now))
 		switch was := s.GetToday(); {
 		case was.GetDate() == date: // the zone was changed meanwhile
 			s.Today.EndTime = end
 		default:
 			over = was
-			s.Today = &coordinationv1.UsageDay{Date: date, EndTime: end}
+			s.Today = &storev1.UsageDay{Date: date, EndTime: end}
 		}
 	}
 	count(s.Today)
@@ -331,8 +332,8 @@ func countUsage(s *coordinationv1.ApiState, c *coordinationv1.ApiConfig, now tim
 
 const maxOperations = 64
 
-func countPermits(operation string, permits, cost int64) func(*coordinationv1.UsageDay) {
-	return func(d *coordinationv1.UsageDay) {
+func countPermits(operation string, permits, cost int64) func(*storev1.UsageDay) {
+	return func(d *storev1.UsageDay) {
 		d.Permits += permits
 		d.Cost += cost
 		if operation == "" {

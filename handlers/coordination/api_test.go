@@ -16,6 +16,7 @@ import (
 	"holdfast/db/dbtest"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers"
 	"holdfast/handlers/handlertest"
 	"holdfast/identity"
@@ -107,7 +108,7 @@ func begin(t *testing.T, c client, id string, change ...func(*coordinationv1.Beg
 	return must(c.BeginRequest(t.Context(), req))(t)
 }
 
-func configure1(t *testing.T, c client, api string, config *coordinationv1.ApiConfig) {
+func configure1(t *testing.T, c client, api string, config *storev1.ApiConfig) {
 	t.Helper()
 	must(c.ConfigureApi(t.Context(), &coordinationv1.ConfigureApiRequest{Api: api, Config: config}))(t)
 }
@@ -133,10 +134,10 @@ func TestARequestFromBeginToEnd(t *testing.T) {
 	_, err := c.BeginRequest(t.Context(), &coordinationv1.BeginRequestRequest{Api: "codegen", Operation: "create_run", RequestId: "r", Fingerprint: "other"})
 	refused(t, err, connect.CodeAlreadyExists, "REQUEST_ID_REUSED")
 
-	outcome := &coordinationv1.Outcome{HttpStatus: 200, Body: []byte(`{"id":5}`), Reference: "5"}
+	outcome := &storev1.Outcome{HttpStatus: 200, Body: []byte(`{"id":5}`), Reference: "5"}
 	for range 2 {
 		ended := must(c.CompleteRequest(t.Context(), &coordinationv1.CompleteRequestRequest{Api: "codegen", RequestId: "r", Lease: first.GetLease(), Outcome: outcome}))(t)
-		if ended.GetRequest().GetStatus() != coordinationv1.RequestStatus_REQUEST_STATUS_COMPLETED || ended.GetMetadata().GetVersion() != 2 {
+		if ended.GetRequest().GetStatus() != storev1.RequestStatus_REQUEST_STATUS_COMPLETED || ended.GetMetadata().GetVersion() != 2 {
 			t.Errorf("completed: %v", ended)
 		}
 	}
@@ -200,7 +201,7 @@ func TestALeaseThatEndsIsUnknown(t *testing.T) {
 			t.Fatalf("the stream ended with %v", w.Err())
 		}
 		for _, r := range w.Msg().GetRequests() {
-			seen = seen || r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_UNKNOWN && r.GetRequestId() == "r"
+			seen = seen || r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_UNKNOWN && r.GetRequestId() == "r"
 		}
 	}
 	if again := begin(t, c, "r"); again.GetDecision() != unknown {
@@ -240,10 +241,10 @@ func TestAcquire(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t, nobody)
-	configure1(t, c, "any", &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
+	configure1(t, c, "any", &storev1.ApiConfig{Policies: []*storev1.Policy{
 		sliding(2, time.Hour),
-		{Name: "mine", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour), Scope: coordinationv1.Scope_SCOPE_USER},
-		{Name: "other", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour), Operations: []string{"other"}},
+		{Name: "mine", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour), Scope: storev1.Scope_SCOPE_USER},
+		{Name: "other", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour), Operations: []string{"other"}},
 	}})
 	acquire := func(user identity.User, req *coordinationv1.AcquireRequest) *coordinationv1.AcquireResponse {
 		t.Helper()
@@ -276,17 +277,17 @@ func TestAcquire(t *testing.T) {
 	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
 	_, err = c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Permits: 3})
 	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
-	_, err = c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Scope: coordinationv1.Scope_SCOPE_USER})
+	_, err = c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Scope: storev1.Scope_SCOPE_USER})
 	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
-	_, err = b.client(t, ada).Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Scope: coordinationv1.Scope_SCOPE_TENANT})
+	_, err = b.client(t, ada).Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Scope: storev1.Scope_SCOPE_TENANT})
 	refused(t, err, connect.CodePermissionDenied, "ROLE_REQUIRED")
 }
 
 func TestRateLimitHeaders(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	configure1(t, b.client(t, nobody), "any", &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
-		sliding(1, time.Minute), {Name: "at-once", Algorithm: coordinationv1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 5},
+	configure1(t, b.client(t, nobody), "any", &storev1.ApiConfig{Policies: []*storev1.Policy{
+		sliding(1, time.Minute), {Name: "at-once", Algorithm: storev1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 5},
 	}})
 	transport := &http.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)

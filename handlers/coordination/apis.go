@@ -8,6 +8,7 @@ import (
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	objectv1 "holdfast/gen/holdfast/object/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
@@ -25,17 +26,17 @@ func (m *Manager) GetApiState( //nolint:revive // the service has it so
 	s, err := m.kind.View(ctx, id)
 	switch {
 	case errors.Is(err, object.ErrNotFound) && readyMade(req.GetApi()) != nil:
-		return &coordinationv1.GetApiStateResponse{State: present(req.GetApi(), &coordinationv1.ApiState{}, nil, caller, m.now())}, nil
+		return &coordinationv1.GetApiStateResponse{State: present(req.GetApi(), &storev1.ApiState{}, nil, caller, m.now())}, nil
 	case err != nil:
 		return nil, err
 	}
-	var user *coordinationv1.UserBuckets
+	var user *storev1.UserBuckets
 	if caller.User != "" && countsUsers(configOf(req.GetApi(), s.State)) {
-		if user, _, err = entry[*coordinationv1.UserBuckets](ctx, m, id, inUserBuckets, ownerKey(caller.User)); err != nil {
+		if user, _, err = entry[*storev1.UserBuckets](ctx, m, id, inUserBuckets, ownerKey(caller.User)); err != nil {
 			return nil, err
 		}
 		if user == nil {
-			user = &coordinationv1.UserBuckets{}
+			user = &storev1.UserBuckets{}
 		}
 	}
 	res := &coordinationv1.GetApiStateResponse{State: present(req.GetApi(), s.State, user, caller, m.now()), Metadata: rpc.Metadata(s.Info)}

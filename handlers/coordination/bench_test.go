@@ -10,22 +10,23 @@ import (
 
 	"holdfast/db/dbtest"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/object"
 )
 
 // Acquisitions, from the rules alone to the handler: go test -run '^$' -bench . -benchmem ./handlers/coordination
 
 // threePolicies count by each algorithm that counts calls. No benchmark comes near them.
-func threePolicies() *coordinationv1.ApiConfig {
-	return &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
-		{Name: "rate", Algorithm: coordinationv1.Algorithm_ALGORITHM_GCRA, Limit: 10_000_000, Period: durationpb.New(time.Minute)},
+func threePolicies() *storev1.ApiConfig {
+	return &storev1.ApiConfig{Policies: []*storev1.Policy{
+		{Name: "rate", Algorithm: storev1.Algorithm_ALGORITHM_GCRA, Limit: 10_000_000, Period: durationpb.New(time.Minute)},
 		{
-			Name: "cost", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 1_000_000_000, Period: durationpb.New(time.Second),
-			Unit: coordinationv1.Unit_UNIT_COST,
+			Name: "cost", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: 1_000_000_000, Period: durationpb.New(time.Second),
+			Unit: storev1.Unit_UNIT_COST,
 		},
 		{
-			Name: "day", Algorithm: coordinationv1.Algorithm_ALGORITHM_CALENDAR, Limit: 1_000_000_000,
-			Calendar: coordinationv1.Calendar_CALENDAR_DAY, TimeZone: "America/Los_Angeles",
+			Name: "day", Algorithm: storev1.Algorithm_ALGORITHM_CALENDAR, Limit: 1_000_000_000,
+			Calendar: storev1.Calendar_CALENDAR_DAY, TimeZone: "America/Los_Angeles",
 		},
 	}}
 }
@@ -33,7 +34,7 @@ func threePolicies() *coordinationv1.ApiConfig {
 func BenchmarkAcquire(b *testing.B) {
 	// What a change costs besides its commit: a copy of the state, the decision, and the day's count.
 	b.Run("rules", func(b *testing.B) {
-		s := &coordinationv1.ApiState{Config: threePolicies()}
+		s := &storev1.ApiState{Config: threePolicies()}
 		now := epoch
 		b.ReportAllocs()
 		for b.Loop() {

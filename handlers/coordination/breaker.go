@@ -5,7 +5,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // The circuit breaker of an API and tenant. It is part of the API's object, so it is one for all processes:
@@ -35,14 +35,14 @@ const (
 	healthDown
 )
 
-func openFor(c *coordinationv1.BreakerConfig) time.Duration {
+func openFor(c *storev1.BreakerConfig) time.Duration {
 	if c.GetOpenFor() != nil {
 		return c.GetOpenFor().AsDuration()
 	}
 	return defaultOpenFor
 }
 
-func failureThreshold(c *coordinationv1.BreakerConfig) int32 {
+func failureThreshold(c *storev1.BreakerConfig) int32 {
 	if c.GetFailureThreshold() > 0 {
 		return c.GetFailureThreshold()
 	}
@@ -50,42 +50,42 @@ func failureThreshold(c *coordinationv1.BreakerConfig) int32 {
 }
 
 // breakerPasses tells when a call may pass, a time not after now if it may now, and whether it would be the probe.
-func breakerPasses(b *coordinationv1.Breaker, c *coordinationv1.BreakerConfig, now time.Time) (at time.Time, probe bool) {
+func breakerPasses(b *storev1.Breaker, c *storev1.BreakerConfig, now time.Time) (at time.Time, probe bool) {
 	switch {
 	case c.GetDisabled():
 		return now, false
-	case b.GetStatus() == coordinationv1.BreakerStatus_BREAKER_STATUS_OPEN, b.GetStatus() == coordinationv1.BreakerStatus_BREAKER_STATUS_HALF_OPEN:
+	case b.GetStatus() == storev1.BreakerStatus_BREAKER_STATUS_OPEN, b.GetStatus() == storev1.BreakerStatus_BREAKER_STATUS_HALF_OPEN:
 		return later(now, b.GetRetryTime().AsTime()), true
 	}
 	return now, false
 }
 
 // startProbe lets one call pass, for as long as lease.
-func startProbe(b *coordinationv1.Breaker, lease time.Duration, now time.Time) {
-	turnBreaker(b, coordinationv1.BreakerStatus_BREAKER_STATUS_HALF_OPEN)
+func startProbe(b *storev1.Breaker, lease time.Duration, now time.Time) {
+	turnBreaker(b, storev1.BreakerStatus_BREAKER_STATUS_HALF_OPEN)
 	b.RetryTime = timestamppb.New(now.Add(lease))
 }
 
 // breakerHears counts the end of a call that began in a generation. It tells whether anything has changed.
-func breakerHears(b *coordinationv1.Breaker, c *coordinationv1.BreakerConfig, generation int64, h health, now time.Time) bool {
+func breakerHears(b *storev1.Breaker, c *storev1.BreakerConfig, generation int64, h health, now time.Time) bool {
 	if c.GetDisabled() || generation != b.GetGeneration() {
 		return false
 	}
 	switch b.GetStatus() {
-	case coordinationv1.BreakerStatus_BREAKER_STATUS_HALF_OPEN:
+	case storev1.BreakerStatus_BREAKER_STATUS_HALF_OPEN:
 		switch h {
 		case healthUp:
-			turnBreaker(b, coordinationv1.BreakerStatus_BREAKER_STATUS_CLOSED)
+			turnBreaker(b, storev1.BreakerStatus_BREAKER_STATUS_CLOSED)
 			b.RetryTime = nil
 		case healthDown:
-			turnBreaker(b, coordinationv1.BreakerStatus_BREAKER_STATUS_OPEN)
+			turnBreaker(b, storev1.BreakerStatus_BREAKER_STATUS_OPEN)
 			b.RetryTime = timestamppb.New(now.Add(openFor(c)))
 		default: // another call may be the probe, at once
-			turnBreaker(b, coordinationv1.BreakerStatus_BREAKER_STATUS_OPEN)
+			turnBreaker(b, storev1.BreakerStatus_BREAKER_STATUS_OPEN)
 			b.RetryTime = timestamppb.New(now)
 		}
 		return true
-	case coordinationv1.BreakerStatus_BREAKER_STATUS_OPEN:
+	case storev1.BreakerStatus_BREAKER_STATUS_OPEN:
 		return false
 	default: // closed
 	}
@@ -97,7 +97,7 @@ func breakerHears(b *coordinationv1.Breaker, c *coordinationv1.BreakerConfig, ge
 	case healthDown:
 		b.ConsecutiveFailures++
 		if b.GetConsecutiveFailures() >= failureThreshold(c) {
-			turnBreaker(b, coordinationv1.BreakerStatus_BREAKER_STATUS_OPEN)
+			turnBreaker(b, storev1.BreakerStatus_BREAKER_STATUS_OPEN)
 			b.OpenTime, b.RetryTime = timestamppb.New(now), timestamppb.New(now.Add(openFor(c)))
 			b.OpenCount++
 		}
@@ -107,7 +107,7 @@ func breakerHears(b *coordinationv1.Breaker, c *coordinationv1.BreakerConfig, ge
 	}
 }
 
-func turnBreaker(b *coordinationv1.Breaker, s coordinationv1.BreakerStatus) {
+func turnBreaker(b *storev1.Breaker, s storev1.BreakerStatus) {
 	b.Status, b.ConsecutiveFailures = s, 0
 	b.Generation++
 }

@@ -4,7 +4,7 @@ import (
 	"time"
 	_ "time/tzdata" // the server is one static binary: it may run where there is no time zone database
 
-	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // location is the time zone of that IANA name, which ConfigureApi has checked; UTC where it is empty.
@@ -18,28 +18,28 @@ func location(name string) *time.Location {
 
 // windowStart is when the calendar last turned, at or before now. Days begin at midnight by the clock on the wall, so
 // they have 23 to 25 hours; where a zone has no midnight that day, with the first instant after it.
-func windowStart(c coordinationv1.Calendar, l *time.Location, now time.Time) time.Time {
+func windowStart(c storev1.Calendar, l *time.Location, now time.Time) time.Time {
 	return turn(c, l, now, 0)
 }
 
 // nextTurn is when the calendar turns next, after now.
-func nextTurn(c coordinationv1.Calendar, l *time.Location, now time.Time) time.Time {
+func nextTurn(c storev1.Calendar, l *time.Location, now time.Time) time.Time {
 	return turn(c, l, now, 1)
 }
 
 // turn is the start of the window that is so many windows after that of now.
-func turn(c coordinationv1.Calendar, l *time.Location, now time.Time, after int) time.Time {
+func turn(c storev1.Calendar, l *time.Location, now time.Time, after int) time.Time {
 	local := now.In(l)
 	y, m, d := local.Date()
 	switch c {
-	case coordinationv1.Calendar_CALENDAR_MONTH:
+	case storev1.Calendar_CALENDAR_MONTH:
 		return startOfDay(y, m+time.Month(after), 1, l)
-	case coordinationv1.Calendar_CALENDAR_WEEK:
+	case storev1.Calendar_CALENDAR_WEEK:
 		sinceMonday := (int(local.Weekday()) + 6) % 7
 		return startOfDay(y, m, d-sinceMonday+7*after, l)
-	case coordinationv1.Calendar_CALENDAR_DAY:
+	case storev1.Calendar_CALENDAR_DAY:
 		return startOfDay(y, m, d+after, l)
-	case coordinationv1.Calendar_CALENDAR_HOUR:
+	case storev1.Calendar_CALENDAR_HOUR:
 		// By the elapsed time since the hour began on the wall, so that the hour that a clock repeats is two.
 		return now.Add(-sinceFull(local, time.Hour)).Add(time.Duration(after) * time.Hour)
 	default:

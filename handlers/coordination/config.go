@@ -4,13 +4,13 @@ import (
 	"fmt"
 	"time"
 
-	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers/problem"
 )
 
 // checkConfig refuses what the fields' own rules cannot.
-func checkConfig(c *coordinationv1.ApiConfig) error {
+func checkConfig(c *storev1.ApiConfig) error {
 	var fields []*errorv1.Violation
 	wrong := func(path, format string, args ...any) {
 		fields = append(fields, &errorv1.Violation{Field: path, Description: fmt.Sprintf(format, args...)})
@@ -30,25 +30,25 @@ func checkConfig(c *coordinationv1.ApiConfig) error {
 		}
 		names[p.GetName()] = true
 		switch p.GetAlgorithm() {
-		case coordinationv1.Algorithm_ALGORITHM_SLIDING, coordinationv1.Algorithm_ALGORITHM_GCRA:
+		case storev1.Algorithm_ALGORITHM_SLIDING, storev1.Algorithm_ALGORITHM_GCRA:
 			if p.GetPeriod() == nil {
 				wrong(at+"period", "is missing")
-			} else if p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_GCRA && p.GetPeriod().AsDuration() < time.Duration(p.GetLimit())*time.Microsecond {
+			} else if p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_GCRA && p.GetPeriod().AsDuration() < time.Duration(p.GetLimit())*time.Microsecond {
 				wrong(at+"limit", "is more than one a microsecond")
 			}
 			if p.GetBurst() > p.GetLimit() {
 				wrong(at+"burst", "is more than the limit")
 			}
-		case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
-			if p.GetCalendar() == coordinationv1.Calendar_CALENDAR_UNSPECIFIED {
+		case storev1.Algorithm_ALGORITHM_CALENDAR:
+			if p.GetCalendar() == storev1.Calendar_CALENDAR_UNSPECIFIED {
 				wrong(at+"calendar", "is missing")
 			}
 			zone(at+"time_zone", p.GetTimeZone())
-		case coordinationv1.Algorithm_ALGORITHM_CONCURRENCY:
+		case storev1.Algorithm_ALGORITHM_CONCURRENCY:
 			if p.GetLimit() > maxLeases {
 				wrong(at+"limit", "is more than %d, the most that can run at once", maxLeases)
 			}
-			if p.GetUnit() == coordinationv1.Unit_UNIT_COST {
+			if p.GetUnit() == storev1.Unit_UNIT_COST {
 				wrong(at+"unit", "is UNIT_COST; what runs at once is counted in permits")
 			}
 		default: // refused by the field's own rule
@@ -64,15 +64,15 @@ const maxLeases = 1000
 
 // configure puts a config in force. A bucket goes on where its policy keeps its name and algorithm; what a provider said
 // about the limit is forgotten, because the operator has spoken since.
-func configure(api string, s *coordinationv1.ApiState, c *coordinationv1.ApiConfig) {
-	was := map[string]coordinationv1.Algorithm{}
+func configure(api string, s *storev1.ApiState, c *storev1.ApiConfig) {
+	was := map[string]storev1.Algorithm{}
 	for _, p := range configOf(api, s).GetPolicies() {
 		was[p.GetName()] = p.GetAlgorithm()
 	}
 	s.Config = c
 	goesOn := map[string]bool{}
 	for _, p := range configOf(api, s).GetPolicies() {
-		goesOn[p.GetName()] = was[p.GetName()] == p.GetAlgorithm() && scopeOf(p) == coordinationv1.Scope_SCOPE_TENANT
+		goesOn[p.GetName()] = was[p.GetName()] == p.GetAlgorithm() && scopeOf(p) == storev1.Scope_SCOPE_TENANT
 	}
 	for _, buckets := range []map[string]bucket{s.GetBuckets(), s.GetPools()} {
 		for name, b := range buckets {

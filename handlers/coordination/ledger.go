@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // The ledger of an API: one row for each request, whatever number of times it is asked for.
@@ -29,7 +30,7 @@ import (
 //
 // Only an arrow to "in flight" lets anything be sent, and none leads there from unknown.
 
-type row = *coordinationv1.ApiRequest
+type row = *storev1.ApiRequest
 
 const (
 	defaultRetention   = 7 * 24 * time.Hour
@@ -46,21 +47,21 @@ var (
 	errTooMany     = errors.New("too many requests are in flight")
 )
 
-func requestLease(c *coordinationv1.ApiConfig) time.Duration {
+func requestLease(c *storev1.ApiConfig) time.Duration {
 	if c.GetLease() != nil {
 		return c.GetLease().AsDuration()
 	}
 	return defaultLease
 }
 
-func retention(c *coordinationv1.ApiConfig) time.Duration {
+func retention(c *storev1.ApiConfig) time.Duration {
 	if c.GetRetention() != nil {
 		return c.GetRetention().AsDuration()
 	}
 	return defaultRetention
 }
 
-func maxAttempts(c *coordinationv1.ApiConfig) int32 {
+func maxAttempts(c *storev1.ApiConfig) int32 {
 	if c.GetMaxAttempts() > 0 {
 		return c.GetMaxAttempts()
 	}
@@ -68,7 +69,7 @@ func maxAttempts(c *coordinationv1.ApiConfig) int32 {
 }
 
 // forgotten tells whether a row is older than the ledger keeps it. It then counts as gone, swept or not.
-func forgotten(r row, c *coordinationv1.ApiConfig, now time.Time) bool {
+func forgotten(r row, c *storev1.ApiConfig, now time.Time) bool {
 	return !now.Before(r.GetCreateTime().AsTime().Add(retention(c)))
 }
 
@@ -83,8 +84,8 @@ func parseLease(token string) (seq, lease int64) {
 }
 
 func holdsLease(r row) bool {
-	return r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT ||
-		r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_RECONCILING
+	return r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT ||
+		r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_RECONCILING
 }
 
 // asSeen is a row as it is by now: what was in flight when its lease ended is unknown from that instant on.
@@ -93,10 +94,10 @@ func asSeen(r row, now time.Time) row {
 		return r
 	}
 	r = proto.CloneOf(r)
-	if r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
+	if r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
 		r.Error = "the lease ended before anybody said what became of the request"
 	}
-	r.Status = coordinationv1.RequestStatus_REQUEST_STATUS_UNKNOWN
+	r.Status = storev1.RequestStatus_REQUEST_STATUS_UNKNOWN
 	r.UpdateTime, r.LeaseExpireTime = r.GetLeaseExpireTime(), nil
 	return r
 }
@@ -105,12 +106,12 @@ func asSeen(r row, now time.Time) row {
 type ledger struct {
 	bucketStore
 
-	config *coordinationv1.ApiConfig
+	config *storev1.ApiConfig
 	now    time.Time
-	over   *coordinationv1.UsageDay
+	over   *storev1.UsageDay
 }
 
-func (l *ledger) count(f func(*coordinationv1.UsageDay)) {
+func (l *ledger) count(f func(*storev1.UsageDay)) {
 	if over := countUsage(l.state, l.config, l.now, f); over != nil {
 		l.over = over
 	}
@@ -123,30 +124,30 @@ func (l *ledger) settle(r row) row {
 		return nil
 	}
 	l.dropInFlight(r.GetSeq())
-	if r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
-		l.count(func(d *coordinationv1.UsageDay) { d.Unknown++ })
+	if r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
+		l.count(func(d *storev1.UsageDay) { d.Unknown++ })
 		breakerHears(l.breaker(), l.config.GetBreaker(), r.GetBreakerGeneration(), healthDown, l.now)
 	}
 	return seen
 }
 
-func (l *ledger) breaker() *coordinationv1.Breaker {
+func (l *ledger) breaker() *storev1.Breaker {
 	if l.state.Breaker == nil {
-		l.state.Breaker = &coordinationv1.Breaker{}
+		l.state.Breaker = &storev1.Breaker{}
 	}
 	return l.state.GetBreaker()
 }
 
 func (l *ledger) dropInFlight(seq int64) {
 	all := l.state.GetInFlight() // shared with earlier states
-	if i := slices.IndexFunc(all, func(f *coordinationv1.InFlight) bool { return f.GetSeq() == seq }); i >= 0 {
+	if i := slices.IndexFunc(all, func(f *storev1.InFlight) bool { return f.GetSeq() == seq }); i >= 0 {
 		l.state.InFlight = slices.Concat(all[:i], all[i+1:])
 	}
 }
 
 func (l *ledger) putInFlight(r row) {
 	l.dropInFlight(r.GetSeq())
-	l.state.InFlight = append(slices.Clip(l.state.GetInFlight()), &coordinationv1.InFlight{Seq: r.GetSeq(), ExpireTime: r.GetLeaseExpireTime()})
+	l.state.InFlight = append(slices.Clip(l.state.GetInFlight()), &storev1.InFlight{Seq: r.GetSeq(), ExpireTime: r.GetLeaseExpireTime()})
 }
 
 // begun is the answer to a begin, and the row to store, where something changed.
@@ -176,10 +177,10 @@ func (l *ledger) begin(r row, req *coordinationv1.BeginRequestRequest, owner str
 		return begun{&coordinationv1.BeginRequestResponse{Decision: d, Request: r}, put}
 	}
 	switch r.GetStatus() {
-	case coordinationv1.RequestStatus_REQUEST_STATUS_COMPLETED, coordinationv1.RequestStatus_REQUEST_STATUS_FAILED:
+	case storev1.RequestStatus_REQUEST_STATUS_COMPLETED, storev1.RequestStatus_REQUEST_STATUS_FAILED:
 		return answer(coordinationv1.Decision_DECISION_DONE, settled), nil
-	case coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT, coordinationv1.RequestStatus_REQUEST_STATUS_RECONCILING:
-		reconciles := r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_RECONCILING
+	case storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT, storev1.RequestStatus_REQUEST_STATUS_RECONCILING:
+		reconciles := r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_RECONCILING
 		b := answer(coordinationv1.Decision_DECISION_IN_FLIGHT, settled)
 		if req.GetBeginId() != "" && req.GetBeginId() == r.GetBeginId() && reconciles == req.GetReconcile() {
 			l.grant(b.res, r)
@@ -190,7 +191,7 @@ func (l *ledger) begin(r row, req *coordinationv1.BeginRequestRequest, owner str
 		}
 		b.res.RetryAfter = durationpb.New(r.GetLeaseExpireTime().AsTime().Sub(l.now))
 		return b, nil
-	case coordinationv1.RequestStatus_REQUEST_STATUS_UNKNOWN:
+	case storev1.RequestStatus_REQUEST_STATUS_UNKNOWN:
 		if !req.GetReconcile() {
 			return answer(coordinationv1.Decision_DECISION_UNKNOWN, settled), nil
 		}
@@ -198,17 +199,17 @@ func (l *ledger) begin(r row, req *coordinationv1.BeginRequestRequest, owner str
 			return begun{}, errTooMany
 		}
 		r = proto.CloneOf(r)
-		r.Status = coordinationv1.RequestStatus_REQUEST_STATUS_RECONCILING
+		r.Status = storev1.RequestStatus_REQUEST_STATUS_RECONCILING
 		l.lease(r, req)
 		b := answer(coordinationv1.Decision_DECISION_RECONCILE, r)
 		l.grant(b.res, r)
 		return b, nil
-	case coordinationv1.RequestStatus_REQUEST_STATUS_RETRYABLE:
+	case storev1.RequestStatus_REQUEST_STATUS_RETRYABLE:
 		if r.GetAttempt() >= maxAttempts(l.config) {
 			r = proto.CloneOf(r)
-			r.Status, r.UpdateTime = coordinationv1.RequestStatus_REQUEST_STATUS_FAILED, stamp(l.now)
+			r.Status, r.UpdateTime = storev1.RequestStatus_REQUEST_STATUS_FAILED, stamp(l.now)
 			r.Error = fmt.Sprintf("given up after %d attempts; the last one: %s", r.GetAttempt(), r.GetError())
-			l.count(func(d *coordinationv1.UsageDay) { d.Failed++ })
+			l.count(func(d *storev1.UsageDay) { d.Failed++ })
 			return answer(coordinationv1.Decision_DECISION_DONE, r), nil
 		}
 		if wait := r.GetNotBefore().AsTime().Sub(l.now); wait > 0 || req.GetReconcile() {
@@ -247,16 +248,16 @@ func (l *ledger) send(r row, req *coordinationv1.BeginRequestRequest, owner stri
 		if l.state.GetFirstSeq() == 0 {
 			l.state.FirstSeq, l.state.FirstTime = seq, stamp(l.now)
 		}
-		r = &coordinationv1.ApiRequest{
+		r = &storev1.ApiRequest{
 			RequestId: req.GetRequestId(), Seq: seq, Owner: owner, Operation: req.GetOperation(),
 			Fingerprint: req.GetFingerprint(), CreateTime: stamp(l.now),
 		}
-		l.count(func(u *coordinationv1.UsageDay) { u.Begun++ })
+		l.count(func(u *storev1.UsageDay) { u.Begun++ })
 	} else {
 		r = proto.CloneOf(r)
 	}
 	l.count(countPermits(d.operation, d.permits, d.cost))
-	r.Status, r.Error, r.NotBefore = coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT, "", nil
+	r.Status, r.Error, r.NotBefore = storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT, "", nil
 	r.Attempt++
 	r.BeginTime, r.Permits, r.Cost = stamp(l.now), d.permits, d.cost
 	r.BreakerGeneration = l.breaker().GetGeneration()
@@ -293,7 +294,7 @@ func (l *ledger) lease(r row, req *coordinationv1.BeginRequestRequest) {
 // grant says that the lease is the caller's.
 func (l *ledger) grant(res *coordinationv1.BeginRequestResponse, r row) {
 	switch {
-	case r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_RECONCILING:
+	case r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_RECONCILING:
 		res.Decision = coordinationv1.Decision_DECISION_RECONCILE
 	default:
 		res.Decision = coordinationv1.Decision_DECISION_PROCEED
@@ -323,10 +324,10 @@ func mayEnd(r row, lease int64, succeeded bool) error {
 		return errLeaseLost
 	}
 	switch r.GetStatus() {
-	case coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT, coordinationv1.RequestStatus_REQUEST_STATUS_RECONCILING,
-		coordinationv1.RequestStatus_REQUEST_STATUS_UNKNOWN:
+	case storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT, storev1.RequestStatus_REQUEST_STATUS_RECONCILING,
+		storev1.RequestStatus_REQUEST_STATUS_UNKNOWN:
 		return nil
-	case coordinationv1.RequestStatus_REQUEST_STATUS_RETRYABLE:
+	case storev1.RequestStatus_REQUEST_STATUS_RETRYABLE:
 		if succeeded { // somebody was wrong to say that it had not happened, and it has not been sent again yet
 			return nil
 		}
@@ -337,7 +338,7 @@ func mayEnd(r row, lease int64, succeeded bool) error {
 
 // complete stores the outcome. It returns nil where the row has it already.
 func (l *ledger) complete(r row, lease int64, req *coordinationv1.CompleteRequestRequest) (row, error) {
-	if r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_COMPLETED && proto.Equal(r.GetOutcome(), req.GetOutcome()) {
+	if r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_COMPLETED && proto.Equal(r.GetOutcome(), req.GetOutcome()) {
 		return nil, nil
 	}
 	if settled := l.settle(r); settled != nil {
@@ -350,24 +351,24 @@ func (l *ledger) complete(r row, lease int64, req *coordinationv1.CompleteReques
 	if req.Cost != nil {
 		charge(l.bucketStore, l.config, demandOfRow(r), req.GetCost(), r.GetBeginTime().AsTime(), l.now)
 		was := r.GetCost()
-		l.count(func(d *coordinationv1.UsageDay) { d.Cost = max(0, d.GetCost()+req.GetCost()-was) })
+		l.count(func(d *storev1.UsageDay) { d.Cost = max(0, d.GetCost()+req.GetCost()-was) })
 	}
 	r = proto.CloneOf(r)
-	r.Status, r.Outcome, r.Error = coordinationv1.RequestStatus_REQUEST_STATUS_COMPLETED, req.GetOutcome(), ""
+	r.Status, r.Outcome, r.Error = storev1.RequestStatus_REQUEST_STATUS_COMPLETED, req.GetOutcome(), ""
 	r.UpdateTime, r.LeaseExpireTime, r.NotBefore = stamp(l.now), nil, nil
 	if req.Cost != nil {
 		r.Cost = req.GetCost()
 	}
-	l.count(func(d *coordinationv1.UsageDay) { d.Completed++ })
+	l.count(func(d *storev1.UsageDay) { d.Completed++ })
 	return r, nil
 }
 
 // fail notes a failure. It returns nil where the row has it already.
 func (l *ledger) fail(r row, lease int64, req *coordinationv1.FailRequestRequest) (row, error) {
-	status := map[coordinationv1.Failure]coordinationv1.RequestStatus{
-		coordinationv1.Failure_FAILURE_RETRYABLE: coordinationv1.RequestStatus_REQUEST_STATUS_RETRYABLE,
-		coordinationv1.Failure_FAILURE_TERMINAL:  coordinationv1.RequestStatus_REQUEST_STATUS_FAILED,
-		coordinationv1.Failure_FAILURE_UNKNOWN:   coordinationv1.RequestStatus_REQUEST_STATUS_UNKNOWN,
+	status := map[coordinationv1.Failure]storev1.RequestStatus{
+		coordinationv1.Failure_FAILURE_RETRYABLE: storev1.RequestStatus_REQUEST_STATUS_RETRYABLE,
+		coordinationv1.Failure_FAILURE_TERMINAL:  storev1.RequestStatus_REQUEST_STATUS_FAILED,
+		coordinationv1.Failure_FAILURE_UNKNOWN:   storev1.RequestStatus_REQUEST_STATUS_UNKNOWN,
 	}[req.GetFailure()]
 	if r.GetStatus() == status && lease == r.GetLease() && r.GetError() == req.GetError() && proto.Equal(r.GetOutcome(), req.GetOutcome()) {
 		return nil, nil
@@ -394,17 +395,17 @@ func (l *ledger) fail(r row, lease int64, req *coordinationv1.FailRequestRequest
 	r = proto.CloneOf(r)
 	r.Status, r.Outcome, r.Error = status, req.GetOutcome(), req.GetError()
 	r.UpdateTime, r.LeaseExpireTime, r.NotBefore = stamp(l.now), nil, nil
-	if after := req.GetRetryAfter().AsDuration(); after > 0 && status == coordinationv1.RequestStatus_REQUEST_STATUS_RETRYABLE {
+	if after := req.GetRetryAfter().AsDuration(); after > 0 && status == storev1.RequestStatus_REQUEST_STATUS_RETRYABLE {
 		r.NotBefore = timestamppb.New(l.now.Add(after))
 	}
-	l.count(func(d *coordinationv1.UsageDay) {
+	l.count(func(d *storev1.UsageDay) {
 		switch status {
-		case coordinationv1.RequestStatus_REQUEST_STATUS_RETRYABLE:
+		case storev1.RequestStatus_REQUEST_STATUS_RETRYABLE:
 			d.Retryable++
-		case coordinationv1.RequestStatus_REQUEST_STATUS_FAILED:
+		case storev1.RequestStatus_REQUEST_STATUS_FAILED:
 			d.Failed++
 		default:
-			if was == coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
+			if was == storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
 				d.Unknown++
 			}
 		}
@@ -418,7 +419,7 @@ func (l *ledger) end(r row, lease int64, h health) {
 	id := requestLeaseID(r.GetSeq())
 	releaseLease(l.state.GetPools(), id, "", true)
 	releaseLease(l.user.GetPools(), id, "", true)
-	if lease == r.GetAttemptLease() && r.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
+	if lease == r.GetAttemptLease() && r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
 		breakerHears(l.breaker(), l.config.GetBreaker(), r.GetBreakerGeneration(), h, l.now)
 	}
 }

@@ -12,23 +12,24 @@ import (
 	"pgregory.net/rapid"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // book is one request's row and the API around it.
 type book struct {
-	state *coordinationv1.ApiState
-	conf  *coordinationv1.ApiConfig
+	state *storev1.ApiState
+	conf  *storev1.ApiConfig
 	row   row
 	now   time.Time
 	sent  int // attempts that may be on their way or have been
 }
 
 func newBook() *book {
-	return &book{state: &coordinationv1.ApiState{}, conf: &coordinationv1.ApiConfig{Breaker: &coordinationv1.BreakerConfig{Disabled: true}}, now: epoch}
+	return &book{state: &storev1.ApiState{}, conf: &storev1.ApiConfig{Breaker: &storev1.BreakerConfig{Disabled: true}}, now: epoch}
 }
 
 func (b *book) ledger() *ledger {
-	return &ledger{bucketStore: bucketStore{state: b.state, user: &coordinationv1.UserBuckets{}}, config: b.conf, now: b.now}
+	return &ledger{bucketStore: bucketStore{state: b.state, user: &storev1.UserBuckets{}}, config: b.conf, now: b.now}
 }
 
 func (b *book) begin(change ...func(*coordinationv1.BeginRequestRequest)) (*coordinationv1.BeginRequestResponse, error) {
@@ -51,7 +52,7 @@ func (b *book) begin(change ...func(*coordinationv1.BeginRequestRequest)) (*coor
 
 func (b *book) complete(lease int64) error {
 	was := proto.CloneOf(b.state)
-	r, err := b.ledger().complete(b.row, lease, &coordinationv1.CompleteRequestRequest{Outcome: &coordinationv1.Outcome{HttpStatus: 200}})
+	r, err := b.ledger().complete(b.row, lease, &coordinationv1.CompleteRequestRequest{Outcome: &storev1.Outcome{HttpStatus: 200}})
 	if err != nil || r == nil {
 		b.state = was
 		return err
@@ -158,7 +159,7 @@ func TestAttemptsAreCounted(t *testing.T) {
 	}
 	for range 2 {
 		got, err := b.begin()
-		if err != nil || got.GetDecision() != done || got.GetRequest().GetStatus() != coordinationv1.RequestStatus_REQUEST_STATUS_FAILED {
+		if err != nil || got.GetDecision() != done || got.GetRequest().GetStatus() != storev1.RequestStatus_REQUEST_STATUS_FAILED {
 			t.Errorf("one more: %v, %v", got, err)
 		}
 	}
@@ -190,7 +191,7 @@ func TestAnotherRequestOfTheSameID(t *testing.T) {
 func TestAttemptsGiveBack(t *testing.T) {
 	t.Parallel()
 	p := sliding(1, time.Hour)
-	at := &coordinationv1.Policy{Name: "at-once", Algorithm: coordinationv1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 1}
+	at := &storev1.Policy{Name: "at-once", Algorithm: storev1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 1}
 	for name, tt := range map[string]struct {
 		end       func(*book) error
 		permits   int64 // left
@@ -235,7 +236,7 @@ func TestCostIsCorrected(t *testing.T) {
 	for actual, left := range map[int64]int64{0: 100, 10: 90, 30: 70, 200: 0} {
 		b := newBook()
 		p := sliding(100, time.Hour)
-		p.Unit = coordinationv1.Unit_UNIT_COST
+		p.Unit = storev1.Unit_UNIT_COST
 		b.conf.Policies = []policy{p}
 		if _, err := b.begin(func(r *coordinationv1.BeginRequestRequest) { r.Cost = 30 }); err != nil {
 			t.Fatal(err)
@@ -304,7 +305,7 @@ func TestNothingIsSentTwice(t *testing.T) {
 				}
 			}
 			holds := b.row != nil && holdsLease(b.row)
-			if listed := slices.ContainsFunc(b.state.GetInFlight(), func(f *coordinationv1.InFlight) bool { return f.GetSeq() == b.row.GetSeq() }); listed != holds {
+			if listed := slices.ContainsFunc(b.state.GetInFlight(), func(f *storev1.InFlight) bool { return f.GetSeq() == b.row.GetSeq() }); listed != holds {
 				t.Fatalf("in flight: %v; listed as such: %v", b.row, listed)
 			}
 		}
@@ -314,13 +315,13 @@ func TestNothingIsSentTwice(t *testing.T) {
 func TestBreaker(t *testing.T) {
 	t.Parallel()
 	const (
-		closed   = coordinationv1.BreakerStatus_BREAKER_STATUS_CLOSED
-		open     = coordinationv1.BreakerStatus_BREAKER_STATUS_OPEN
-		halfOpen = coordinationv1.BreakerStatus_BREAKER_STATUS_HALF_OPEN
+		closed   = storev1.BreakerStatus_BREAKER_STATUS_CLOSED
+		open     = storev1.BreakerStatus_BREAKER_STATUS_OPEN
+		halfOpen = storev1.BreakerStatus_BREAKER_STATUS_HALF_OPEN
 	)
-	c := &coordinationv1.BreakerConfig{FailureThreshold: 3, OpenFor: durationpb.New(time.Minute)}
-	opened := func() *coordinationv1.Breaker {
-		b := &coordinationv1.Breaker{}
+	c := &storev1.BreakerConfig{FailureThreshold: 3, OpenFor: durationpb.New(time.Minute)}
+	opened := func() *storev1.Breaker {
+		b := &storev1.Breaker{}
 		for range 3 {
 			breakerHears(b, c, 0, healthDown, epoch)
 		}
@@ -345,7 +346,7 @@ func TestBreaker(t *testing.T) {
 	}
 	for name, tt := range map[string]struct {
 		h     health
-		want  coordinationv1.BreakerStatus
+		want  storev1.BreakerStatus
 		again time.Duration
 	}{"up": {healthUp, closed, 0}, "down": {healthDown, open, time.Minute}, "nothing": {healthNone, open, 0}} {
 		b := opened()
@@ -373,7 +374,7 @@ func TestBreaker(t *testing.T) {
 		t.Errorf("the lost probe counts: %v", b)
 	}
 	// Successes between failures keep it closed.
-	b = &coordinationv1.Breaker{}
+	b = &storev1.Breaker{}
 	for i := range 30 {
 		h := healthDown
 		if i%3 == 2 {
@@ -384,7 +385,7 @@ func TestBreaker(t *testing.T) {
 	if b.GetGeneration() != 0 {
 		t.Errorf("failures with successes between them: %v", b)
 	}
-	off := &coordinationv1.BreakerConfig{Disabled: true}
+	off := &storev1.BreakerConfig{Disabled: true}
 	for range 30 {
 		breakerHears(b, off, 0, healthDown, epoch)
 	}
@@ -398,8 +399,8 @@ func TestBreaker(t *testing.T) {
 func TestTwoMinutesOfOutage(t *testing.T) {
 	t.Parallel()
 	const minutes = 2
-	s := bucketStore{state: &coordinationv1.ApiState{Breaker: &coordinationv1.Breaker{}}}
-	c := &coordinationv1.ApiConfig{Breaker: &coordinationv1.BreakerConfig{OpenFor: durationpb.New(20 * time.Second)}}
+	s := bucketStore{state: &storev1.ApiState{Breaker: &storev1.Breaker{}}}
+	c := &storev1.ApiConfig{Breaker: &storev1.BreakerConfig{OpenFor: durationpb.New(20 * time.Second)}}
 	type call struct {
 		ends       time.Time
 		generation int64
@@ -435,7 +436,7 @@ func TestTwoMinutesOfOutage(t *testing.T) {
 			sent++
 			running = append(running, call{now.Add(time.Second), s.state.GetBreaker().GetGeneration()})
 			next[i] = now.Add(time.Second + time.Duration(i)*time.Millisecond)
-			if s.state.GetBreaker().GetStatus() == coordinationv1.BreakerStatus_BREAKER_STATUS_HALF_OPEN {
+			if s.state.GetBreaker().GetStatus() == storev1.BreakerStatus_BREAKER_STATUS_HALF_OPEN {
 				probes := 0
 				for _, r := range running {
 					if r.generation == s.state.GetBreaker().GetGeneration() {
@@ -454,14 +455,14 @@ func TestTwoMinutesOfOutage(t *testing.T) {
 			}
 		}
 	}
-	if b := s.state.GetBreaker(); b.GetOpenCount() != 1 || b.GetStatus() != coordinationv1.BreakerStatus_BREAKER_STATUS_CLOSED || sent < 60 {
+	if b := s.state.GetBreaker(); b.GetOpenCount() != 1 || b.GetStatus() != storev1.BreakerStatus_BREAKER_STATUS_CLOSED || sent < 60 {
 		t.Errorf("in the end: %v, %d calls", b, sent)
 	}
 }
 
 func TestUsageDays(t *testing.T) {
 	t.Parallel()
-	s, c := &coordinationv1.ApiState{}, &coordinationv1.ApiConfig{TimeZone: "America/Los_Angeles"}
+	s, c := &storev1.ApiState{}, &storev1.ApiConfig{TimeZone: "America/Los_Angeles"}
 	one := countPermits("op", 1, 10)
 	midnight := time.Date(2026, 11, 24, 8, 0, 0, 0, time.UTC)
 	if over := countUsage(s, c, midnight.Add(-time.Second), one); over != nil {

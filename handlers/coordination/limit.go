@@ -9,11 +9,12 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 type (
-	policy = *coordinationv1.Policy
-	bucket = *coordinationv1.Bucket
+	policy = *storev1.Policy
+	bucket = *storev1.Bucket
 )
 
 // never is when a policy would let something pass that is more than it ever lets pass at once.
@@ -30,7 +31,7 @@ func limitOf(p policy, b bucket) int64 {
 // capacityOf is how much may be taken at once after a rest.
 func capacityOf(p policy, b bucket) int64 {
 	limit := limitOf(p, b)
-	if p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_GCRA && p.GetBurst() > 0 {
+	if p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_GCRA && p.GetBurst() > 0 {
 		return min(p.GetBurst(), limit)
 	}
 	return limit
@@ -64,21 +65,21 @@ func slotTime(p policy, now time.Time) time.Time {
 // tidy forgets what is over.
 func tidy(p policy, b bucket, now time.Time) {
 	switch p.GetAlgorithm() {
-	case coordinationv1.Algorithm_ALGORITHM_SLIDING:
-		over := func(s *coordinationv1.Slot) bool { return !now.Before(s.GetTime().AsTime().Add(hold(p))) }
+	case storev1.Algorithm_ALGORITHM_SLIDING:
+		over := func(s *storev1.Slot) bool { return !now.Before(s.GetTime().AsTime().Add(hold(p))) }
 		for len(b.GetSlots()) > 0 && over(b.GetSlots()[0]) {
 			b.Slots = b.GetSlots()[1:]
 		}
 		if b.GetNewest() != nil && over(b.GetNewest()) {
 			b.Newest = nil
 		}
-	case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
+	case storev1.Algorithm_ALGORITHM_CALENDAR:
 		if !now.Before(b.GetWindowEnd().AsTime()) {
 			// Finding a time zone takes longer than all else that a limit does: it is done once a window.
 			zone := location(p.GetTimeZone())
 			b.Used, b.WindowStart, b.WindowEnd = 0, stamp(windowStart(p.GetCalendar(), zone, now)), stamp(nextTurn(p.GetCalendar(), zone, now))
 		}
-	case coordinationv1.Algorithm_ALGORITHM_CONCURRENCY:
+	case storev1.Algorithm_ALGORITHM_CONCURRENCY:
 		for id, l := range b.GetLeases() {
 			if !now.Before(l.GetExpireTime().AsTime()) {
 				delete(b.Leases, id)
@@ -94,14 +95,14 @@ func tidy(p policy, b bucket, now time.Time) {
 // used is how many units of a tidy bucket are in use, where units are counted one by one.
 func used(p policy, b bucket) (n int64) {
 	switch p.GetAlgorithm() {
-	case coordinationv1.Algorithm_ALGORITHM_SLIDING:
+	case storev1.Algorithm_ALGORITHM_SLIDING:
 		for _, s := range b.GetSlots() {
 			n += s.GetUnits()
 		}
 		n += b.GetNewest().GetUnits()
-	case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
+	case storev1.Algorithm_ALGORITHM_CALENDAR:
 		n = b.GetUsed()
-	case coordinationv1.Algorithm_ALGORITHM_CONCURRENCY:
+	case storev1.Algorithm_ALGORITHM_CONCURRENCY:
 		for _, l := range b.GetLeases() {
 			n += l.GetUnits()
 		}
@@ -125,11 +126,11 @@ func passes(p policy, b bucket, n int64, now time.Time) time.Time {
 		return never
 	}
 	switch p.GetAlgorithm() {
-	case coordinationv1.Algorithm_ALGORITHM_GCRA:
+	case storev1.Algorithm_ALGORITHM_GCRA:
 		e := emission(p, b)
 		tat := later(b.GetTat().AsTime(), now)
 		return later(at, tat.Add(time.Duration(n-capacity)*e))
-	case coordinationv1.Algorithm_ALGORITHM_SLIDING:
+	case storev1.Algorithm_ALGORITHM_SLIDING:
 		over := used(p, b) + n - capacity
 		for _, s := range b.GetSlots() {
 			if over <= 0 {
@@ -141,11 +142,11 @@ func passes(p policy, b bucket, n int64, now time.Time) time.Time {
 		if over > 0 {
 			at = later(at, b.GetNewest().GetTime().AsTime().Add(hold(p)))
 		}
-	case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
+	case storev1.Algorithm_ALGORITHM_CALENDAR:
 		if used(p, b)+n > capacity {
 			at = later(at, b.GetWindowEnd().AsTime())
 		}
-	case coordinationv1.Algorithm_ALGORITHM_CONCURRENCY:
+	case storev1.Algorithm_ALGORITHM_CONCURRENCY:
 		over := used(p, b) + n - capacity
 		for _, l := range byExpiry(b) {
 			if over <= 0 {
@@ -166,15 +167,15 @@ func take(p policy, b bucket, n int64, now time.Time) {
 		return
 	}
 	switch p.GetAlgorithm() {
-	case coordinationv1.Algorithm_ALGORITHM_GCRA:
+	case storev1.Algorithm_ALGORITHM_GCRA:
 		if !b.GetLastTime().AsTime().Equal(now) {
 			b.LastTime, b.LastUnits = timestamppb.New(now), 0
 		}
 		b.LastUnits += n
 		b.Tat = timestamppb.New(later(b.GetTat().AsTime(), now).Add(times(n, emission(p, b))))
-	case coordinationv1.Algorithm_ALGORITHM_SLIDING:
+	case storev1.Algorithm_ALGORITHM_SLIDING:
 		putSlot(b, slotTime(p, now), n)
-	case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
+	case storev1.Algorithm_ALGORITHM_CALENDAR:
 		b.Used += n
 	default: // takeLease
 	}
@@ -186,25 +187,25 @@ func putSlot(b bucket, at time.Time, n int64) {
 	newest := b.GetNewest()
 	switch order := newest.GetTime().AsTime().Compare(at); {
 	case newest != nil && order == 0:
-		b.Newest = &coordinationv1.Slot{Time: newest.GetTime(), Units: newest.GetUnits() + n}
+		b.Newest = &storev1.Slot{Time: newest.GetTime(), Units: newest.GetUnits() + n}
 		return
 	case newest != nil && order < 0:
 		b.Slots = append(slices.Clip(b.GetSlots()), newest)
-		b.Newest = &coordinationv1.Slot{Time: timestamppb.New(at), Units: n}
+		b.Newest = &storev1.Slot{Time: timestamppb.New(at), Units: n}
 		return
 	}
-	i, found := slices.BinarySearchFunc(b.GetSlots(), at, func(s *coordinationv1.Slot, t time.Time) int { return s.GetTime().AsTime().Compare(t) })
+	i, found := slices.BinarySearchFunc(b.GetSlots(), at, func(s *storev1.Slot, t time.Time) int { return s.GetTime().AsTime().Compare(t) })
 	if newest == nil && i == len(b.GetSlots()) {
-		b.Newest = &coordinationv1.Slot{Time: timestamppb.New(at), Units: n}
+		b.Newest = &storev1.Slot{Time: timestamppb.New(at), Units: n}
 		return
 	}
 	slots, rest := b.GetSlots()[:i], b.GetSlots()[i:]
-	slot := &coordinationv1.Slot{Time: timestamppb.New(at), Units: n}
+	slot := &storev1.Slot{Time: timestamppb.New(at), Units: n}
 	if found {
 		slot.Units += rest[0].GetUnits()
 		rest = rest[1:]
 	}
-	b.Slots = slices.Concat(slots, []*coordinationv1.Slot{slot}, rest)
+	b.Slots = slices.Concat(slots, []*storev1.Slot{slot}, rest)
 }
 
 // times is n units' time, at most a year: a bucket in debt for longer would never be seen out of it.
@@ -223,22 +224,22 @@ func giveBack(p policy, b bucket, n int64, taken, now time.Time) {
 		return
 	}
 	switch p.GetAlgorithm() {
-	case coordinationv1.Algorithm_ALGORITHM_GCRA:
+	case storev1.Algorithm_ALGORITHM_GCRA:
 		// Had others taken since, the bucket might have run empty in between, and filled less.
 		if b.GetLastTime().AsTime().Equal(taken) && b.GetLastUnits() >= n {
 			b.LastUnits -= n
 			b.Tat = timestamppb.New(b.GetTat().AsTime().Add(-times(n, emission(p, b))))
 		}
-	case coordinationv1.Algorithm_ALGORITHM_SLIDING:
+	case storev1.Algorithm_ALGORITHM_SLIDING:
 		at := slotTime(p, taken)
-		fits := func(s *coordinationv1.Slot) bool {
+		fits := func(s *storev1.Slot) bool {
 			return s != nil && s.GetTime().AsTime().Equal(at) && s.GetUnits() >= n
 		}
-		without := func(s *coordinationv1.Slot) []*coordinationv1.Slot {
+		without := func(s *storev1.Slot) []*storev1.Slot {
 			if s.GetUnits() == n {
 				return nil
 			}
-			return []*coordinationv1.Slot{{Time: s.GetTime(), Units: s.GetUnits() - n}}
+			return []*storev1.Slot{{Time: s.GetTime(), Units: s.GetUnits() - n}}
 		}
 		if fits(b.GetNewest()) {
 			if left := without(b.GetNewest()); left != nil {
@@ -249,7 +250,7 @@ func giveBack(p policy, b bucket, n int64, taken, now time.Time) {
 		} else if i := slices.IndexFunc(b.GetSlots(), fits); i >= 0 {
 			b.Slots = slices.Concat(b.GetSlots()[:i], without(b.GetSlots()[i]), b.GetSlots()[i+1:])
 		}
-	case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
+	case storev1.Algorithm_ALGORITHM_CALENDAR:
 		if !taken.Before(b.GetWindowStart().AsTime()) && now.Before(b.GetWindowEnd().AsTime()) {
 			b.Used = max(0, b.GetUsed()-n)
 		}
@@ -260,21 +261,21 @@ func giveBack(p policy, b bucket, n int64, taken, now time.Time) {
 // takeLease takes n units of a concurrency policy under an id, or renews what the id has.
 func takeLease(b bucket, id string, n int64, owner string, until time.Time) {
 	if b.Leases == nil {
-		b.Leases = map[string]*coordinationv1.ConcurrencyLease{}
+		b.Leases = map[string]*storev1.ConcurrencyLease{}
 	}
 	if l := b.GetLeases()[id]; l != nil { // shared with earlier states
-		b.Leases[id] = &coordinationv1.ConcurrencyLease{Units: l.GetUnits(), ExpireTime: timestamppb.New(until), Owner: l.GetOwner()}
+		b.Leases[id] = &storev1.ConcurrencyLease{Units: l.GetUnits(), ExpireTime: timestamppb.New(until), Owner: l.GetOwner()}
 		return
 	}
-	b.Leases[id] = &coordinationv1.ConcurrencyLease{Units: n, ExpireTime: timestamppb.New(until), Owner: owner}
+	b.Leases[id] = &storev1.ConcurrencyLease{Units: n, ExpireTime: timestamppb.New(until), Owner: owner}
 }
 
-func byExpiry(b bucket) []*coordinationv1.ConcurrencyLease {
-	all := make([]*coordinationv1.ConcurrencyLease, 0, len(b.GetLeases()))
+func byExpiry(b bucket) []*storev1.ConcurrencyLease {
+	all := make([]*storev1.ConcurrencyLease, 0, len(b.GetLeases()))
 	for _, l := range b.GetLeases() {
 		all = append(all, l)
 	}
-	slices.SortFunc(all, func(x, y *coordinationv1.ConcurrencyLease) int {
+	slices.SortFunc(all, func(x, y *storev1.ConcurrencyLease) int {
 		return cmp.Or(x.GetExpireTime().AsTime().Compare(y.GetExpireTime().AsTime()), cmp.Compare(x.GetUnits(), y.GetUnits()))
 	})
 	return all
@@ -285,21 +286,21 @@ func standing(p policy, b bucket, now time.Time) *coordinationv1.Standing {
 	s := &coordinationv1.Standing{Policy: p.GetName(), Limit: limitOf(p, b), Scope: scopeOf(p), Unit: unitOf(p)}
 	full := now
 	switch p.GetAlgorithm() {
-	case coordinationv1.Algorithm_ALGORITHM_GCRA:
+	case storev1.Algorithm_ALGORITHM_GCRA:
 		e, tat := emission(p, b), later(b.GetTat().AsTime(), now)
 		s.Remaining = capacityOf(p, b) - int64((tat.Sub(now)+e-1)/e)
 		s.Window, full = p.GetPeriod(), tat
-	case coordinationv1.Algorithm_ALGORITHM_SLIDING:
+	case storev1.Algorithm_ALGORITHM_SLIDING:
 		s.Remaining, s.Window = s.GetLimit()-used(p, b), p.GetPeriod()
 		if b.GetNewest() != nil {
 			full = b.GetNewest().GetTime().AsTime().Add(hold(p))
 		} else if last := len(b.GetSlots()) - 1; last >= 0 {
 			full = b.GetSlots()[last].GetTime().AsTime().Add(hold(p))
 		}
-	case coordinationv1.Algorithm_ALGORITHM_CALENDAR:
+	case storev1.Algorithm_ALGORITHM_CALENDAR:
 		s.Remaining, full = s.GetLimit()-used(p, b), b.GetWindowEnd().AsTime()
 		s.Window = durationpb.New(full.Sub(b.GetWindowStart().AsTime()))
-	case coordinationv1.Algorithm_ALGORITHM_CONCURRENCY:
+	case storev1.Algorithm_ALGORITHM_CONCURRENCY:
 		s.Remaining = s.GetLimit() - used(p, b)
 		if all := byExpiry(b); len(all) > 0 {
 			full = all[len(all)-1].GetExpireTime().AsTime()
@@ -314,18 +315,18 @@ func standing(p policy, b bucket, now time.Time) *coordinationv1.Standing {
 	return s
 }
 
-func scopeOf(p policy) coordinationv1.Scope {
-	if p.GetScope() == coordinationv1.Scope_SCOPE_USER {
-		return coordinationv1.Scope_SCOPE_USER
+func scopeOf(p policy) storev1.Scope {
+	if p.GetScope() == storev1.Scope_SCOPE_USER {
+		return storev1.Scope_SCOPE_USER
 	}
-	return coordinationv1.Scope_SCOPE_TENANT
+	return storev1.Scope_SCOPE_TENANT
 }
 
-func unitOf(p policy) coordinationv1.Unit {
-	if p.GetUnit() == coordinationv1.Unit_UNIT_COST {
-		return coordinationv1.Unit_UNIT_COST
+func unitOf(p policy) storev1.Unit {
+	if p.GetUnit() == storev1.Unit_UNIT_COST {
+		return storev1.Unit_UNIT_COST
 	}
-	return coordinationv1.Unit_UNIT_PERMIT
+	return storev1.Unit_UNIT_PERMIT
 }
 
 func later(a, b time.Time) time.Time {

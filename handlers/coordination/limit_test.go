@@ -10,26 +10,26 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"pgregory.net/rapid"
 
-	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 var epoch = time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC)
 
 func sliding(limit int64, period time.Duration) policy {
-	return &coordinationv1.Policy{
-		Name: "p", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: limit, Period: durationpb.New(period),
+	return &storev1.Policy{
+		Name: "p", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: limit, Period: durationpb.New(period),
 	}
 }
 
 func gcra(limit int64, period time.Duration, burst int64) policy {
 	p := sliding(limit, period)
-	p.Algorithm, p.Burst = coordinationv1.Algorithm_ALGORITHM_GCRA, burst
+	p.Algorithm, p.Burst = storev1.Algorithm_ALGORITHM_GCRA, burst
 	return p
 }
 
-func calendar(limit int64, c coordinationv1.Calendar, zone string) policy {
-	return &coordinationv1.Policy{
-		Name: "p", Algorithm: coordinationv1.Algorithm_ALGORITHM_CALENDAR, Limit: limit, Calendar: c, TimeZone: zone,
+func calendar(limit int64, c storev1.Calendar, zone string) policy {
+	return &storev1.Policy{
+		Name: "p", Algorithm: storev1.Algorithm_ALGORITHM_CALENDAR, Limit: limit, Calendar: c, TimeZone: zone,
 	}
 }
 
@@ -64,7 +64,7 @@ func slidingModel(p policy, all []taken, n int64, now time.Time) bool {
 
 // gcraModel drains a bucket that holds time step by step through all that was ever put into it.
 func gcraModel(p policy, all []taken, n int64, now time.Time) bool {
-	e := emission(p, &coordinationv1.Bucket{})
+	e := emission(p, &storev1.Bucket{})
 	var level time.Duration
 	last := time.Time{}
 	for _, t := range append(slices.Clip(all), taken{now, n}) {
@@ -74,7 +74,7 @@ func gcraModel(p policy, all []taken, n int64, now time.Time) bool {
 		level += time.Duration(t.n) * e
 		last = t.at
 	}
-	return level <= time.Duration(capacityOf(p, &coordinationv1.Bucket{}))*e
+	return level <= time.Duration(capacityOf(p, &storev1.Bucket{}))*e
 }
 
 // calendarModel: on the same date of the zone's calendar, at most the limit.
@@ -83,15 +83,15 @@ func calendarModel(p policy, all []taken, n int64, now time.Time) bool {
 	if err != nil {
 		panic(err)
 	}
-	label := map[coordinationv1.Calendar]func(time.Time) string{
-		coordinationv1.Calendar_CALENDAR_MINUTE: func(t time.Time) string { return t.In(zone).Format("2006-01-02 15:04 -0700") },
-		coordinationv1.Calendar_CALENDAR_HOUR:   func(t time.Time) string { return t.In(zone).Format("2006-01-02 15 -0700") },
-		coordinationv1.Calendar_CALENDAR_DAY:    func(t time.Time) string { return t.In(zone).Format("2006-01-02") },
-		coordinationv1.Calendar_CALENDAR_WEEK: func(t time.Time) string {
+	label := map[storev1.Calendar]func(time.Time) string{
+		storev1.Calendar_CALENDAR_MINUTE: func(t time.Time) string { return t.In(zone).Format("2006-01-02 15:04 -0700") },
+		storev1.Calendar_CALENDAR_HOUR:   func(t time.Time) string { return t.In(zone).Format("2006-01-02 15 -0700") },
+		storev1.Calendar_CALENDAR_DAY:    func(t time.Time) string { return t.In(zone).Format("2006-01-02") },
+		storev1.Calendar_CALENDAR_WEEK: func(t time.Time) string {
 			year, week := t.In(zone).ISOWeek()
 			return fmt.Sprint(year, " ", week)
 		},
-		coordinationv1.Calendar_CALENDAR_MONTH: func(t time.Time) string { return t.In(zone).Format("2006-01") },
+		storev1.Calendar_CALENDAR_MONTH: func(t time.Time) string { return t.In(zone).Format("2006-01") },
 	}[p.GetCalendar()]
 	for _, t := range all {
 		if label(t.at) == label(now) {
@@ -130,7 +130,7 @@ func TestLimitsAgreeWithBruteForce(t *testing.T) {
 		},
 		"calendar": {
 			func(t *rapid.T) policy {
-				c := coordinationv1.Calendar(rapid.Int32Range(1, 5).Draw(t, "calendar"))
+				c := storev1.Calendar(rapid.Int32Range(1, 5).Draw(t, "calendar"))
 				return calendar(rapid.Int64Range(1, 20).Draw(t, "limit"), c, rapid.SampledFrom(zones).Draw(t, "zone"))
 			},
 			calendarModel,
@@ -141,7 +141,7 @@ func TestLimitsAgreeWithBruteForce(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			rapid.Check(t, func(t *rapid.T) {
-				p, b := d.policy(t), &coordinationv1.Bucket{}
+				p, b := d.policy(t), &storev1.Bucket{}
 				var all []taken
 				now := epoch.Add(time.Duration(rapid.Int64Range(0, 400*24*3600).Draw(t, "start")) * time.Second)
 				for range rapid.IntRange(1, 60).Draw(t, "calls") {
@@ -190,7 +190,7 @@ func TestLimitsAgreeWithBruteForce(t *testing.T) {
 func TestLargeSlidingWindows(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		p, b := sliding(rapid.Int64Range(maxSlots+1, 5000).Draw(t, "limit"), time.Minute), &coordinationv1.Bucket{}
+		p, b := sliding(rapid.Int64Range(maxSlots+1, 5000).Draw(t, "limit"), time.Minute), &storev1.Bucket{}
 		var all []taken
 		now := epoch
 		// A steady pace, of which some are slow enough to meet each step, and some fast enough to meet the limit.
@@ -229,7 +229,7 @@ func slotCount(b bucket) int {
 func TestLargeSlidingWindowsAreBounded(t *testing.T) {
 	t.Parallel()
 	for _, pace := range []time.Duration{20 * time.Millisecond, 100 * time.Millisecond, 500 * time.Millisecond, 937_500 * time.Microsecond, 941 * time.Millisecond} {
-		p, b, most, now := sliding(1_000_000, time.Minute), &coordinationv1.Bucket{}, 0, epoch.Add(time.Microsecond)
+		p, b, most, now := sliding(1_000_000, time.Minute), &storev1.Bucket{}, 0, epoch.Add(time.Microsecond)
 		for range int(3 * time.Minute / pace) {
 			now = now.Add(pace)
 			if ok, _ := tryTake(p, b, 1, now); !ok {
@@ -247,7 +247,7 @@ func TestLargeSlidingWindowsAreBounded(t *testing.T) {
 func TestSlotsWithoutANewest(t *testing.T) {
 	t.Parallel()
 	p := sliding(5, time.Minute)
-	b := &coordinationv1.Bucket{Slots: []*coordinationv1.Slot{{Time: stamp(epoch), Units: 2}, {Time: stamp(epoch.Add(10 * time.Second)), Units: 2}}}
+	b := &storev1.Bucket{Slots: []*storev1.Slot{{Time: stamp(epoch), Units: 2}, {Time: stamp(epoch.Add(10 * time.Second)), Units: 2}}}
 	now := epoch.Add(20 * time.Second)
 	if ok, at := tryTake(p, b, 2, now); ok || !at.Equal(epoch.Add(time.Minute)) {
 		t.Errorf("allowed %v, at %v", ok, at)
@@ -272,13 +272,13 @@ func TestSlotsWithoutANewest(t *testing.T) {
 func TestGiveBackIsExact(t *testing.T) {
 	t.Parallel()
 	for name, p := range map[string]policy{
-		"sliding": sliding(9, time.Minute), "gcra": gcra(9, time.Minute, 4), "calendar": calendar(9, coordinationv1.Calendar_CALENDAR_HOUR, ""),
+		"sliding": sliding(9, time.Minute), "gcra": gcra(9, time.Minute, 4), "calendar": calendar(9, storev1.Calendar_CALENDAR_HOUR, ""),
 	} {
 		decide := map[string]model{"sliding": slidingModel, "gcra": gcraModel, "calendar": calendarModel}[name]
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			rapid.Check(t, func(t *rapid.T) {
-				b, now := &coordinationv1.Bucket{}, epoch
+				b, now := &storev1.Bucket{}, epoch
 				var all []taken
 				for range rapid.IntRange(1, 40).Draw(t, "steps") {
 					now = now.Add(time.Duration(rapid.Int64Range(0, 20_000).Draw(t, "ms")) * time.Millisecond)
@@ -317,21 +317,21 @@ func TestWindowsOfTheCalendar(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name             string
-		calendar         coordinationv1.Calendar
+		calendar         storev1.Calendar
 		zone, now        string
 		wantStart, wantE string
 	}{
-		{"Gemini's day", coordinationv1.Calendar_CALENDAR_DAY, pacific, "2026-11-23T10:00:00Z", "2026-11-23T08:00:00Z", "2026-11-24T08:00:00Z"},
-		{"at its first instant", coordinationv1.Calendar_CALENDAR_DAY, pacific, "2026-11-24T08:00:00Z", "2026-11-24T08:00:00Z", "2026-11-25T08:00:00Z"},
-		{"a day of 25 hours", coordinationv1.Calendar_CALENDAR_DAY, pacific, "2026-11-01T20:00:00Z", "2026-11-01T07:00:00Z", "2026-11-02T08:00:00Z"},
-		{"a day of 23 hours", coordinationv1.Calendar_CALENDAR_DAY, pacific, "2026-03-08T20:00:00Z", "2026-03-08T08:00:00Z", "2026-03-09T07:00:00Z"},
-		{"a day that begins at one", coordinationv1.Calendar_CALENDAR_DAY, "Africa/Cairo", "2026-04-24T12:00:00Z", "2026-04-23T22:00:00Z", "2026-04-24T21:00:00Z"},
-		{"a day whose midnight comes twice", coordinationv1.Calendar_CALENDAR_DAY, "America/Havana", "2026-11-01T12:00:00Z", "2026-11-01T04:00:00Z", "2026-11-02T05:00:00Z"},
-		{"the hour that is repeated", coordinationv1.Calendar_CALENDAR_HOUR, pacific, "2026-11-01T09:30:00Z", "2026-11-01T09:00:00Z", "2026-11-01T10:00:00Z"},
-		{"hours of another offset", coordinationv1.Calendar_CALENDAR_HOUR, "Asia/Kathmandu", "2026-11-01T09:30:00Z", "2026-11-01T09:15:00Z", "2026-11-01T10:15:00Z"},
-		{"minute", coordinationv1.Calendar_CALENDAR_MINUTE, "", "2026-11-01T09:30:59Z", "2026-11-01T09:30:00Z", "2026-11-01T09:31:00Z"},
-		{"week", coordinationv1.Calendar_CALENDAR_WEEK, "", "2026-11-29T23:59:59Z", "2026-11-23T00:00:00Z", "2026-11-30T00:00:00Z"},
-		{"month", coordinationv1.Calendar_CALENDAR_MONTH, "", "2026-12-31T23:59:59Z", "2026-12-01T00:00:00Z", "2027-01-01T00:00:00Z"},
+		{"Gemini's day", storev1.Calendar_CALENDAR_DAY, pacific, "2026-11-23T10:00:00Z", "2026-11-23T08:00:00Z", "2026-11-24T08:00:00Z"},
+		{"at its first instant", storev1.Calendar_CALENDAR_DAY, pacific, "2026-11-24T08:00:00Z", "2026-11-24T08:00:00Z", "2026-11-25T08:00:00Z"},
+		{"a day of 25 hours", storev1.Calendar_CALENDAR_DAY, pacific, "2026-11-01T20:00:00Z", "2026-11-01T07:00:00Z", "2026-11-02T08:00:00Z"},
+		{"a day of 23 hours", storev1.Calendar_CALENDAR_DAY, pacific, "2026-03-08T20:00:00Z", "2026-03-08T08:00:00Z", "2026-03-09T07:00:00Z"},
+		{"a day that begins at one", storev1.Calendar_CALENDAR_DAY, "Africa/Cairo", "2026-04-24T12:00:00Z", "2026-04-23T22:00:00Z", "2026-04-24T21:00:00Z"},
+		{"a day whose midnight comes twice", storev1.Calendar_CALENDAR_DAY, "America/Havana", "2026-11-01T12:00:00Z", "2026-11-01T04:00:00Z", "2026-11-02T05:00:00Z"},
+		{"the hour that is repeated", storev1.Calendar_CALENDAR_HOUR, pacific, "2026-11-01T09:30:00Z", "2026-11-01T09:00:00Z", "2026-11-01T10:00:00Z"},
+		{"hours of another offset", storev1.Calendar_CALENDAR_HOUR, "Asia/Kathmandu", "2026-11-01T09:30:00Z", "2026-11-01T09:15:00Z", "2026-11-01T10:15:00Z"},
+		{"minute", storev1.Calendar_CALENDAR_MINUTE, "", "2026-11-01T09:30:59Z", "2026-11-01T09:30:00Z", "2026-11-01T09:31:00Z"},
+		{"week", storev1.Calendar_CALENDAR_WEEK, "", "2026-11-29T23:59:59Z", "2026-11-23T00:00:00Z", "2026-11-30T00:00:00Z"},
+		{"month", storev1.Calendar_CALENDAR_MONTH, "", "2026-12-31T23:59:59Z", "2026-12-01T00:00:00Z", "2027-01-01T00:00:00Z"},
 	} {
 		start, end := windowStart(tt.calendar, location(tt.zone), at(tt.now)), nextTurn(tt.calendar, location(tt.zone), at(tt.now))
 		if !start.Equal(at(tt.wantStart)) || !end.Equal(at(tt.wantE)) {
@@ -342,8 +342,8 @@ func TestWindowsOfTheCalendar(t *testing.T) {
 
 func TestConcurrency(t *testing.T) {
 	t.Parallel()
-	p := &coordinationv1.Policy{Name: "p", Algorithm: coordinationv1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 2}
-	b := &coordinationv1.Bucket{}
+	p := &storev1.Policy{Name: "p", Algorithm: storev1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 2}
+	b := &storev1.Bucket{}
 	takeLease(b, "a", 1, "", epoch.Add(10*time.Second))
 	takeLease(b, "b", 1, "", epoch.Add(20*time.Second))
 	if at := passes(p, b, 1, epoch); !at.Equal(epoch.Add(10 * time.Second)) {
@@ -397,7 +397,7 @@ func TestAPolicyCoversWhatItsPatternsMatch(t *testing.T) {
 		{"a*b*b", "ab", false},
 	} {
 		d := &demand{operation: c.operation}
-		if got := d.covers(&coordinationv1.Policy{Operations: []string{"other", c.pattern}}); got != c.want {
+		if got := d.covers(&storev1.Policy{Operations: []string{"other", c.pattern}}); got != c.want {
 			t.Errorf("%q covers %q: %t", c.pattern, c.operation, got)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers/handlertest"
 	"holdfast/identity"
 	"holdfast/object"
@@ -25,28 +26,28 @@ func TestConfigureApi(t *testing.T) {
 	b := setup(t)
 	c := b.client(t, nobody)
 	minute := durationpb.New(time.Minute)
-	p := func(change func(policy)) *coordinationv1.ApiConfig {
+	p := func(change func(policy)) *storev1.ApiConfig {
 		one := sliding(5, time.Minute)
 		change(one)
-		return &coordinationv1.ApiConfig{Policies: []policy{one}}
+		return &storev1.ApiConfig{Policies: []policy{one}}
 	}
-	for name, config := range map[string]*coordinationv1.ApiConfig{
+	for name, config := range map[string]*storev1.ApiConfig{
 		"no name":           p(func(p policy) { p.Name = "" }),
 		"no algorithm":      p(func(p policy) { p.Algorithm = 0 }),
 		"no limit":          p(func(p policy) { p.Limit = 0 }),
 		"no period":         p(func(p policy) { p.Period = nil }),
-		"no calendar":       p(func(p policy) { p.Algorithm = coordinationv1.Algorithm_ALGORITHM_CALENDAR }),
-		"no such zone":      {Policies: []policy{calendar(1, coordinationv1.Calendar_CALENDAR_DAY, "Mars/Olympus")}},
+		"no calendar":       p(func(p policy) { p.Algorithm = storev1.Algorithm_ALGORITHM_CALENDAR }),
+		"no such zone":      {Policies: []policy{calendar(1, storev1.Calendar_CALENDAR_DAY, "Mars/Olympus")}},
 		"the server's zone": {TimeZone: "Local"},
 		"too fast": p(func(p policy) {
-			p.Algorithm, p.Limit, p.Period = coordinationv1.Algorithm_ALGORITHM_GCRA, 1e9, minute
+			p.Algorithm, p.Limit, p.Period = storev1.Algorithm_ALGORITHM_GCRA, 1e9, minute
 		}),
-		"too much burst": p(func(p policy) { p.Algorithm, p.Burst = coordinationv1.Algorithm_ALGORITHM_GCRA, 6 }),
+		"too much burst": p(func(p policy) { p.Algorithm, p.Burst = storev1.Algorithm_ALGORITHM_GCRA, 6 }),
 		"too many at once": p(func(p policy) {
-			p.Algorithm, p.Limit = coordinationv1.Algorithm_ALGORITHM_CONCURRENCY, 1001
+			p.Algorithm, p.Limit = storev1.Algorithm_ALGORITHM_CONCURRENCY, 1001
 		}),
 		"cost at once": p(func(p policy) {
-			p.Algorithm, p.Unit = coordinationv1.Algorithm_ALGORITHM_CONCURRENCY, coordinationv1.Unit_UNIT_COST
+			p.Algorithm, p.Unit = storev1.Algorithm_ALGORITHM_CONCURRENCY, storev1.Unit_UNIT_COST
 		}),
 		"twice the same name": {Policies: []policy{sliding(1, time.Minute), sliding(2, time.Minute)}},
 		"too short a lease":   {Lease: durationpb.New(time.Millisecond)},
@@ -58,7 +59,7 @@ func TestConfigureApi(t *testing.T) {
 			t.Fatal(name)
 		}
 	}
-	req := &coordinationv1.ConfigureApiRequest{Api: "any", Config: &coordinationv1.ApiConfig{Policies: []policy{sliding(5, time.Minute)}}, RequestId: "1"}
+	req := &coordinationv1.ConfigureApiRequest{Api: "any", Config: &storev1.ApiConfig{Policies: []policy{sliding(5, time.Minute)}}, RequestId: "1"}
 	for range 2 {
 		if got := must(c.ConfigureApi(t.Context(), req))(t); got.GetMetadata().GetVersion() != 1 {
 			t.Errorf("configured: %v", got)
@@ -73,14 +74,14 @@ func TestConfigureApi(t *testing.T) {
 
 	// A policy that keeps its name and algorithm keeps what was taken; another begins anew.
 	must(c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Permits: 3}))(t)
-	remaining := func(config *coordinationv1.ApiConfig) int64 {
+	remaining := func(config *storev1.ApiConfig) int64 {
 		t.Helper()
 		return must(c.ConfigureApi(t.Context(), &coordinationv1.ConfigureApiRequest{Api: "any", Config: config}))(t).GetState().GetLimits()[0].GetRemaining()
 	}
-	if got := remaining(&coordinationv1.ApiConfig{Policies: []policy{sliding(8, time.Minute)}}); got != 5 {
+	if got := remaining(&storev1.ApiConfig{Policies: []policy{sliding(8, time.Minute)}}); got != 5 {
 		t.Errorf("with a higher limit %d remain", got)
 	}
-	if got := remaining(&coordinationv1.ApiConfig{Policies: []policy{gcra(8, time.Minute, 0)}}); got != 8 {
+	if got := remaining(&storev1.ApiConfig{Policies: []policy{gcra(8, time.Minute, 0)}}); got != 8 {
 		t.Errorf("with another algorithm %d remain", got)
 	}
 }
@@ -92,9 +93,9 @@ func TestAPolicyForEveryOperationLimitsEach(t *testing.T) {
 	for _, pattern := range []string{"*", "create_*", "*_run"} {
 		rate, slots := sliding(3, time.Hour), sliding(2, time.Minute)
 		rate.Operations = []string{pattern}
-		slots.Name, slots.Algorithm, slots.Operations = "slots", coordinationv1.Algorithm_ALGORITHM_CONCURRENCY, []string{pattern}
-		configure1(t, c, "any", &coordinationv1.ApiConfig{Policies: []policy{rate}})
-		configure1(t, c, "leased", &coordinationv1.ApiConfig{Policies: []policy{slots}})
+		slots.Name, slots.Algorithm, slots.Operations = "slots", storev1.Algorithm_ALGORITHM_CONCURRENCY, []string{pattern}
+		configure1(t, c, "any", &storev1.ApiConfig{Policies: []policy{rate}})
+		configure1(t, c, "leased", &storev1.ApiConfig{Policies: []policy{slots}})
 		for n := range 5 {
 			got := must(c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Operation: "create_run"}))(t)
 			if got.GetAllowed() != (n < 3) {
@@ -106,7 +107,7 @@ func TestAPolicyForEveryOperationLimitsEach(t *testing.T) {
 			}
 		}
 		for _, api := range []string{"any", "leased"} { // the next pattern begins with empty buckets
-			configure1(t, c, api, &coordinationv1.ApiConfig{})
+			configure1(t, c, api, &storev1.ApiConfig{})
 		}
 	}
 }
@@ -151,9 +152,9 @@ func TestLeases(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t, ada)
-	configure1(t, b.client(t, nobody), "gemini", &coordinationv1.ApiConfig{Policies: []policy{
-		{Name: "live", Algorithm: coordinationv1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 2, Operations: []string{"live"}},
-		{Name: "minute", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 3, Period: durationpb.New(time.Hour)},
+	configure1(t, b.client(t, nobody), "gemini", &storev1.ApiConfig{Policies: []policy{
+		{Name: "live", Algorithm: storev1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 2, Operations: []string{"live"}},
+		{Name: "minute", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: 3, Period: durationpb.New(time.Hour)},
 	}})
 	acquire := func(c client, id string) (*coordinationv1.AcquireResponse, error) {
 		return c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "gemini", Operation: "live", LeaseId: id})
@@ -189,7 +190,7 @@ func TestRefund(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t, nobody)
-	configure1(t, c, "any", &coordinationv1.ApiConfig{Policies: []policy{sliding(2, time.Hour)}})
+	configure1(t, c, "any", &storev1.ApiConfig{Policies: []policy{sliding(2, time.Hour)}})
 	got := must(c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Permits: 2}))(t)
 	req := &coordinationv1.RefundRequest{Api: "any", Permits: 1, GrantTime: got.GetGrantTime(), RequestId: "1"}
 	for range 2 {
@@ -246,7 +247,7 @@ func TestReportedCallsCountForTheBreaker(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t, nobody)
-	configure1(t, c, "any", &coordinationv1.ApiConfig{Breaker: &coordinationv1.BreakerConfig{FailureThreshold: 2}})
+	configure1(t, c, "any", &storev1.ApiConfig{Breaker: &storev1.BreakerConfig{FailureThreshold: 2}})
 	for i, status := range []int32{500, 200, 429, 0, 503} {
 		got := must(c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any"}))(t)
 		if !got.GetAllowed() {
@@ -266,24 +267,24 @@ func TestReportSync(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t, nobody)
-	report := func(s *coordinationv1.SyncState, reset bool) (*coordinationv1.ReportSyncResponse, error) {
+	report := func(s *storev1.SyncState, reset bool) (*coordinationv1.ReportSyncResponse, error) {
 		return c.ReportSync(t.Context(), &coordinationv1.ReportSyncRequest{Api: "linear", Resource: "issues", Sync: s, Reset_: reset})
 	}
 	at := func(minute int) *timestamppb.Timestamp {
 		return timestamppb.New(epoch.Add(time.Duration(minute) * time.Minute))
 	}
-	must(report(&coordinationv1.SyncState{HighWaterMark: at(10), PageCursor: "c", PassStartTime: at(9)}, false))(t)
-	got := must(report(&coordinationv1.SyncState{LastWebhookTime: at(11), WebhookLag: durationpb.New(time.Second)}, false))(t).GetSync()
+	must(report(&storev1.SyncState{HighWaterMark: at(10), PageCursor: "c", PassStartTime: at(9)}, false))(t)
+	got := must(report(&storev1.SyncState{LastWebhookTime: at(11), WebhookLag: durationpb.New(time.Second)}, false))(t).GetSync()
 	if !got.GetHighWaterMark().AsTime().Equal(at(10).AsTime()) || got.GetPageCursor() != "" || got.GetWebhookLag().AsDuration() != time.Second {
 		t.Errorf("a webhook: %v", got)
 	}
-	got = must(report(&coordinationv1.SyncState{LastWebhookTime: at(5)}, false))(t).GetSync()
+	got = must(report(&storev1.SyncState{LastWebhookTime: at(5)}, false))(t).GetSync()
 	if !got.GetLastWebhookTime().AsTime().Equal(at(11).AsTime()) || got.GetWebhookLag().AsDuration() != time.Second {
 		t.Errorf("a webhook that was overtaken: %v", got)
 	}
-	_, err := report(&coordinationv1.SyncState{HighWaterMark: at(9)}, false)
+	_, err := report(&storev1.SyncState{HighWaterMark: at(9)}, false)
 	refused(t, err, connect.CodeFailedPrecondition, "ILLEGAL_TRANSITION")
-	got = must(report(&coordinationv1.SyncState{HighWaterMark: at(0)}, true))(t).GetSync()
+	got = must(report(&storev1.SyncState{HighWaterMark: at(0)}, true))(t).GetSync()
 	if !got.GetHighWaterMark().AsTime().Equal(epoch) || got.GetLastWebhookTime() != nil {
 		t.Errorf("started over: %v", got)
 	}
@@ -297,7 +298,7 @@ func TestReportLive(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t, ada)
-	report := func(id string, epoch int64, s coordinationv1.LiveStatus, change ...func(*coordinationv1.ReportLiveRequest)) (*coordinationv1.ReportLiveResponse, error) {
+	report := func(id string, epoch int64, s storev1.LiveStatus, change ...func(*coordinationv1.ReportLiveRequest)) (*coordinationv1.ReportLiveResponse, error) {
 		req := &coordinationv1.ReportLiveRequest{Api: "gemini", SessionId: id, Epoch: epoch, Status: s}
 		for _, f := range change {
 			f(req)
@@ -305,11 +306,11 @@ func TestReportLive(t *testing.T) {
 		return c.ReportLive(t.Context(), req)
 	}
 	const (
-		connecting = coordinationv1.LiveStatus_LIVE_STATUS_CONNECTING
-		open       = coordinationv1.LiveStatus_LIVE_STATUS_OPEN
-		going      = coordinationv1.LiveStatus_LIVE_STATUS_GOING_AWAY
-		closed     = coordinationv1.LiveStatus_LIVE_STATUS_CLOSED
-		failed     = coordinationv1.LiveStatus_LIVE_STATUS_FAILED
+		connecting = storev1.LiveStatus_LIVE_STATUS_CONNECTING
+		open       = storev1.LiveStatus_LIVE_STATUS_OPEN
+		going      = storev1.LiveStatus_LIVE_STATUS_GOING_AWAY
+		closed     = storev1.LiveStatus_LIVE_STATUS_CLOSED
+		failed     = storev1.LiveStatus_LIVE_STATUS_FAILED
 	)
 	must(report("s-1", 1, connecting))(t)
 	must(report("s-1", 1, open))(t)
@@ -361,8 +362,8 @@ func TestListRequests(t *testing.T) {
 	}
 	for _, size := range []int32{0, 1, 2, 3} {
 		for want, req := range map[string]*coordinationv1.ListRequestsRequest{
-			"6543210": {}, "630": {Status: coordinationv1.RequestStatus_REQUEST_STATUS_COMPLETED}, "531": {Operation: "odd"},
-			"3": {Operation: "odd", Status: coordinationv1.RequestStatus_REQUEST_STATUS_COMPLETED}, "": {Status: coordinationv1.RequestStatus_REQUEST_STATUS_UNKNOWN},
+			"6543210": {}, "630": {Status: storev1.RequestStatus_REQUEST_STATUS_COMPLETED}, "531": {Operation: "odd"},
+			"3": {Operation: "odd", Status: storev1.RequestStatus_REQUEST_STATUS_COMPLETED}, "": {Status: storev1.RequestStatus_REQUEST_STATUS_UNKNOWN},
 		} {
 			req.PageSize = size
 			if got := list(req); got != want {
@@ -429,7 +430,7 @@ func TestUsageHistory(t *testing.T) {
 	b.aged(t.Context(), t, kind, func(tx *object.Tx[state]) {
 		tx.State().Today.Date, tx.State().Today.EndTime = yesterday.Format(time.DateOnly), timestamppb.New(yesterday)
 		old := time.Now().UTC().AddDate(0, 0, -40).Format(time.DateOnly)
-		tx.Put(inUsageDays, old, &coordinationv1.UsageDay{Date: old, Permits: 7})
+		tx.Put(inUsageDays, old, &storev1.UsageDay{Date: old, Permits: 7})
 	})
 	acquire()
 	for days, want := range map[int32]int{0: 2, 1: 1, 2: 2, 30: 2, 41: 3, 366: 3} {
@@ -460,7 +461,7 @@ func TestRetention(t *testing.T) {
 		for i := range int64(old) {
 			key := object.SeqKey(i + 1)
 			r := tx.Entry(inRequests, key).(row)
-			tx.Put(inRequests, key, &coordinationv1.ApiRequest{RequestId: r.GetRequestId(), Seq: r.GetSeq(), Owner: r.GetOwner(), Status: r.GetStatus(), CreateTime: long})
+			tx.Put(inRequests, key, &storev1.ApiRequest{RequestId: r.GetRequestId(), Seq: r.GetSeq(), Owner: r.GetOwner(), Status: r.GetStatus(), CreateTime: long})
 		}
 		tx.State().FirstTime = long
 	})
@@ -532,7 +533,7 @@ func TestInvalidRequests(t *testing.T) {
 			return err
 		},
 		"an outcome that is too large": func() error {
-			_, err := c.CompleteRequest(ctx, &coordinationv1.CompleteRequestRequest{Api: "a", RequestId: "r", Lease: "1.1", Outcome: &coordinationv1.Outcome{Body: make([]byte, 64<<10+1)}})
+			_, err := c.CompleteRequest(ctx, &coordinationv1.CompleteRequestRequest{Api: "a", RequestId: "r", Lease: "1.1", Outcome: &storev1.Outcome{Body: make([]byte, 64<<10+1)}})
 			return err
 		},
 	} {

@@ -14,6 +14,7 @@ import (
 
 	"holdfast/db/dbtest"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/object"
 )
 
@@ -24,8 +25,8 @@ func TestRefusalsAreCounted(t *testing.T) {
 	rt := object.NewRuntime(d.DB, object.Config{})
 	t.Cleanup(func() { _ = rt.Close(context.Background()) })
 	m, ctx := NewManager(Register(rt), d.DB.Now), d.AsService(t)
-	one := &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
-		{Name: "p", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour)},
+	one := &storev1.ApiConfig{Policies: []*storev1.Policy{
+		{Name: "p", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour)},
 	}}
 	for _, api := range []string{"codegen", "mine", "mine-too"} {
 		if _, err := m.ConfigureApi(ctx, &coordinationv1.ConfigureApiRequest{Api: api, Config: one}); err != nil {

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // observed is what a provider's answer says about its limits. What cannot be understood is as if it were not there:
@@ -390,11 +391,11 @@ func quotaDimension(quotaID string) string {
 
 // correct makes the policies that cover an operation agree with what a provider said. It only makes them tighter; a limit
 // rises only where mayRaise. It returns the names of the policies that it changed, and whether it paused the API.
-func correct(s bucketStore, c *coordinationv1.ApiConfig, d *demand, o *observed, mayRaise bool, now time.Time) (corrected []string, paused bool) {
+func correct(s bucketStore, c *storev1.ApiConfig, d *demand, o *observed, mayRaise bool, now time.Time) (corrected []string, paused bool) {
 	named := false // the provider said which budget is used up, and some policy is that budget
 	for _, p := range c.GetPolicies() {
 		l := o.limits[p.GetDimension()]
-		if l == nil || p.GetDimension() == "" || !d.covers(p) || p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CONCURRENCY {
+		if l == nil || p.GetDimension() == "" || !d.covers(p) || p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CONCURRENCY {
 			continue
 		}
 		b := s.bucket(p, now)
@@ -406,7 +407,7 @@ func correct(s bucketStore, c *coordinationv1.ApiConfig, d *demand, o *observed,
 				if o.refused {
 					named = true
 					until = later(until, o.retryAt)
-					if l.ResetTime == nil && p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_CALENDAR {
+					if l.ResetTime == nil && p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CALENDAR {
 						until = later(until, b.GetWindowEnd().AsTime())
 					}
 				}
@@ -431,7 +432,7 @@ func observeLimit(p policy, b bucket, l *coordinationv1.ObservedLimit, mayRaise 
 	if l.Limit == nil || is == was || is > was && !mayRaise {
 		return false
 	}
-	if p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_GCRA {
+	if p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_GCRA {
 		// What is in the bucket stays, but drains at another rate.
 		e := emission(p, b)
 		owed := later(b.GetTat().AsTime(), now).Sub(now)
@@ -451,7 +452,7 @@ func lower(p policy, b bucket, remaining int64, reset, now time.Time) bool {
 	if more <= 0 {
 		return false
 	}
-	if p.GetAlgorithm() == coordinationv1.Algorithm_ALGORITHM_SLIDING {
+	if p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_SLIDING {
 		// They are free again at the reset, if it is known, and no later than if they had been taken now.
 		at := now
 		if freed := reset.Add(-hold(p)); reset.After(now) && freed.Before(now) {

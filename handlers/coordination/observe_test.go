@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 func said(dimension string, limit, remaining int64, reset time.Duration) *coordinationv1.ObservedLimit {
@@ -179,12 +180,12 @@ func FuzzObserve(f *testing.F) {
 		if o.retryAt.After(epoch.Add(maxWait)) || len(o.limits) > 64 {
 			t.Fatalf("%+v", o)
 		}
-		for _, p := range []policy{sliding(5, time.Minute), gcra(5, time.Minute, 0), calendar(5, coordinationv1.Calendar_CALENDAR_DAY, "")} {
+		for _, p := range []policy{sliding(5, time.Minute), gcra(5, time.Minute, 0), calendar(5, storev1.Calendar_CALENDAR_DAY, "")} {
 			p.Dimension = "requests"
-			s := bucketStore{state: &coordinationv1.ApiState{}}
+			s := bucketStore{state: &storev1.ApiState{}}
 			b := s.bucket(p, epoch)
 			take(p, b, 2, epoch)
-			correct(s, &coordinationv1.ApiConfig{Policies: []policy{p}}, &demand{}, o, false, epoch)
+			correct(s, &storev1.ApiConfig{Policies: []policy{p}}, &demand{}, o, false, epoch)
 			if got := standing(p, b, epoch); got.GetRemaining() > 3 || got.GetLimit() > 5 || got.GetRemaining() < 0 {
 				t.Fatalf("%v by %+v", got, o)
 			}
@@ -229,7 +230,7 @@ func TestCorrections(t *testing.T) {
 			limit: 10, remaining: 0, opens: 50 * time.Second, changes: true,
 		},
 		{
-			name: "a daily quota is not there again after Google's retry delay", policy: dimension(calendar(10, coordinationv1.Calendar_CALENDAR_DAY, "America/Los_Angeles"), "requests-day"), status: 429,
+			name: "a daily quota is not there again after Google's retry delay", policy: dimension(calendar(10, storev1.Calendar_CALENDAR_DAY, "America/Los_Angeles"), "requests-day"), status: 429,
 			body: `{"error":{"status":"RESOURCE_EXHAUSTED","details":[{"@type":"type.googleapis.com/google.rpc.QuotaFailure","violations":[{"quotaId":"GenerateRequestsPerDayPerProjectPerModel-FreeTier"}]},
 				{"@type":"type.googleapis.com/google.rpc.RetryInfo","retryDelay":"27s"}]}}`,
 			limit: 10, remaining: 0, opens: 22 * time.Hour, changes: true,
@@ -241,7 +242,7 @@ func TestCorrections(t *testing.T) {
 			if tt.policy.Dimension == "" {
 				tt.policy.Dimension = "requests"
 			}
-			s, c := bucketStore{state: &coordinationv1.ApiState{}}, &coordinationv1.ApiConfig{Policies: []policy{tt.policy}}
+			s, c := bucketStore{state: &storev1.ApiState{}}, &storev1.ApiConfig{Policies: []policy{tt.policy}}
 			b := s.bucket(tt.policy, epoch)
 			take(tt.policy, b, tt.taken, epoch)
 			o := observe(&coordinationv1.ProviderResponse{HttpStatus: tt.status, Headers: tt.headers, Body: []byte(tt.body)}, epoch)
@@ -260,7 +261,7 @@ func TestCorrections(t *testing.T) {
 // A provider that wants silence without saying for which budget gets it for all.
 func TestPause(t *testing.T) {
 	t.Parallel()
-	s, c := bucketStore{state: &coordinationv1.ApiState{}}, &coordinationv1.ApiConfig{Policies: []policy{sliding(10, time.Minute)}}
+	s, c := bucketStore{state: &storev1.ApiState{}}, &storev1.ApiConfig{Policies: []policy{sliding(10, time.Minute)}}
 	o := observe(&coordinationv1.ProviderResponse{HttpStatus: http.StatusServiceUnavailable, Headers: map[string]string{"Retry-After": "30"}}, epoch)
 	if corrected, paused := correct(s, c, &demand{}, o, false, epoch); len(corrected) > 0 || !paused {
 		t.Fatalf("corrected %v, paused %v", corrected, paused)

@@ -10,6 +10,7 @@ import (
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
 )
@@ -21,9 +22,9 @@ func (m *Manager) Acquire(ctx context.Context, req *coordinationv1.AcquireReques
 		return nil, err
 	}
 	switch {
-	case req.GetScope() == coordinationv1.Scope_SCOPE_TENANT && !service(caller):
+	case req.GetScope() == storev1.Scope_SCOPE_TENANT && !service(caller):
 		return nil, problem.PermissionDenied("only a service may leave a user's own limits out")
-	case req.GetScope() == coordinationv1.Scope_SCOPE_USER && caller.User == "":
+	case req.GetScope() == storev1.Scope_SCOPE_USER && caller.User == "":
 		return nil, problem.InvalidArgument("scope", "there is no user; act for one with Holdfast-User")
 	}
 	// Made only where a policy counts what runs at once, and the same however often the change runs.
@@ -98,7 +99,7 @@ func (t *tx) checkLeaseID(d *demand) error {
 	return nil
 }
 
-func hasPolicy(c *coordinationv1.ApiConfig, name string) bool {
+func hasPolicy(c *storev1.ApiConfig, name string) bool {
 	for _, p := range c.GetPolicies() {
 		if p.GetName() == name {
 			return true
@@ -190,7 +191,7 @@ func (t *tx) report(d *demand, r *coordinationv1.ProviderResponse) (o *observed,
 	return o, corrected, paused
 }
 
-func policyNames(c *coordinationv1.ApiConfig) []string {
+func policyNames(c *storev1.ApiConfig) []string {
 	names := make([]string, len(c.GetPolicies()))
 	for i, p := range c.GetPolicies() {
 		names[i] = p.GetName()

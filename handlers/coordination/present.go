@@ -15,6 +15,7 @@ import (
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
@@ -23,7 +24,7 @@ import (
 
 // present is an API as a caller may see it.
 func present(
-	api string, s *coordinationv1.ApiState, user *coordinationv1.UserBuckets, caller identity.Identity, now time.Time,
+	api string, s *storev1.ApiState, user *storev1.UserBuckets, caller identity.Identity, now time.Time,
 ) *coordinationv1.Api {
 	c := configOf(api, s)
 	a := &coordinationv1.Api{
@@ -31,11 +32,11 @@ func present(
 		Breaker: s.GetBreaker(), Today: s.GetToday(), Sync: s.GetSync(), LiveSessions: liveSessions(s, now), LiveCounts: s.GetLiveCounts(),
 	}
 	if a.GetBreaker() == nil {
-		a.Breaker = &coordinationv1.Breaker{}
+		a.Breaker = &storev1.Breaker{}
 	}
-	if a.GetBreaker().GetStatus() == coordinationv1.BreakerStatus_BREAKER_STATUS_UNSPECIFIED {
+	if a.GetBreaker().GetStatus() == storev1.BreakerStatus_BREAKER_STATUS_UNSPECIFIED {
 		a.Breaker = proto.CloneOf(a.GetBreaker())
-		a.Breaker.Status = coordinationv1.BreakerStatus_BREAKER_STATUS_CLOSED
+		a.Breaker.Status = storev1.BreakerStatus_BREAKER_STATUS_CLOSED
 	}
 	for _, f := range s.GetInFlight() {
 		if now.Before(f.GetExpireTime().AsTime()) {
@@ -45,7 +46,7 @@ func present(
 	for id, l := range s.GetLive() {
 		if mayTouch(caller, l.GetOwner()) && now.Before(l.GetExpireTime().AsTime()) {
 			if a.Live == nil {
-				a.Live = map[string]*coordinationv1.LiveSession{}
+				a.Live = map[string]*storev1.LiveSession{}
 			}
 			a.Live[id] = l
 		}
@@ -140,7 +141,7 @@ func policyItem(s *coordinationv1.Standing) string {
 	switch {
 	case s.GetWindow() == nil:
 		b = append(b, `;qu="concurrent-requests"`...)
-	case s.GetUnit() == coordinationv1.Unit_UNIT_COST:
+	case s.GetUnit() == storev1.Unit_UNIT_COST:
 		b = append(b, `;qu="cost"`...) // the draft registers no unit for tokens or points
 	}
 	if s.GetWindow() != nil {

@@ -5,12 +5,12 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // readyMade are the configs of the APIs that are there without being configured, or nil. The numbers are those that the
 // providers document, and providers change them: ConfigureApi replaces them.
-func readyMade(api string) *coordinationv1.ApiConfig {
+func readyMade(api string) *storev1.ApiConfig {
 	switch api {
 	case "codegen":
 		return codegenConfig()
@@ -25,14 +25,14 @@ func readyMade(api string) *coordinationv1.ApiConfig {
 // codegenConfig has the limits of Codegen's API reference: creating a run 10 a minute, most others 60 in 30 s, logs 60 a
 // minute, editing a pull request 30, and what sets up or analyses 5. It says nothing about bursts, so any period counts.
 // Its answers tell nothing of limits, so nothing corrects a mistake here: hence the margins.
-func codegenConfig() *coordinationv1.ApiConfig {
-	sliding := func(name string, limit int64, period time.Duration, operations ...string) *coordinationv1.Policy {
-		return &coordinationv1.Policy{
-			Name: name, Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: limit, Period: durationpb.New(period),
+func codegenConfig() *storev1.ApiConfig {
+	sliding := func(name string, limit int64, period time.Duration, operations ...string) *storev1.Policy {
+		return &storev1.Policy{
+			Name: name, Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: limit, Period: durationpb.New(period),
 			Operations: operations, Margin: durationpb.New(2 * time.Second),
 		}
 	}
-	return &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
+	return &storev1.ApiConfig{Policies: []*storev1.Policy{
 		sliding("create-run", 10, time.Minute, "create_run", "resume_run"),
 		sliding("read", 60, 30*time.Second, "get_run", "list_runs", "read"),
 		sliding("logs", 60, time.Minute, "run_logs"),
@@ -43,39 +43,39 @@ func codegenConfig() *coordinationv1.ApiConfig {
 
 // linearConfig has the limits of an API key in Linear's documentation: a leaky bucket of 2,500 requests and one of
 // 3,000,000 points of complexity an hour. (An OAuth app has 5,000 and 2,000,000.)
-func linearConfig() *coordinationv1.ApiConfig {
-	return &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
+func linearConfig() *storev1.ApiConfig {
+	return &storev1.ApiConfig{Policies: []*storev1.Policy{
 		{
-			Name: "requests", Algorithm: coordinationv1.Algorithm_ALGORITHM_GCRA, Limit: 2500, Period: durationpb.New(time.Hour),
+			Name: "requests", Algorithm: storev1.Algorithm_ALGORITHM_GCRA, Limit: 2500, Period: durationpb.New(time.Hour),
 			Dimension: "requests",
 		},
 		{
-			Name: "complexity", Algorithm: coordinationv1.Algorithm_ALGORITHM_GCRA, Limit: 3_000_000, Period: durationpb.New(time.Hour),
-			Unit: coordinationv1.Unit_UNIT_COST, Dimension: "complexity",
+			Name: "complexity", Algorithm: storev1.Algorithm_ALGORITHM_GCRA, Limit: 3_000_000, Period: durationpb.New(time.Hour),
+			Unit: storev1.Unit_UNIT_COST, Dimension: "complexity",
 		},
 	}}
 }
 
 // geminiConfig has the limits of a first paid tier, per project: requests and input tokens a minute, requests a day until
 // midnight Pacific, and the 1,000 live sessions at once of Vertex. A live session is the operation live.
-func geminiConfig() *coordinationv1.ApiConfig {
+func geminiConfig() *storev1.ApiConfig {
 	const pacific = "America/Los_Angeles"
-	return &coordinationv1.ApiConfig{
-		Policies: []*coordinationv1.Policy{
+	return &storev1.ApiConfig{
+		Policies: []*storev1.Policy{
 			{
-				Name: "requests-minute", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 150, Period: durationpb.New(time.Minute),
+				Name: "requests-minute", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: 150, Period: durationpb.New(time.Minute),
 				Dimension: "requests",
 			},
 			{
-				Name: "tokens-minute", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 2_000_000, Period: durationpb.New(time.Minute),
-				Unit: coordinationv1.Unit_UNIT_COST, Dimension: "tokens",
+				Name: "tokens-minute", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: 2_000_000, Period: durationpb.New(time.Minute),
+				Unit: storev1.Unit_UNIT_COST, Dimension: "tokens",
 			},
 			{
-				Name: "requests-day", Algorithm: coordinationv1.Algorithm_ALGORITHM_CALENDAR, Limit: 10_000,
-				Calendar: coordinationv1.Calendar_CALENDAR_DAY, TimeZone: pacific, Dimension: "requests-day",
+				Name: "requests-day", Algorithm: storev1.Algorithm_ALGORITHM_CALENDAR, Limit: 10_000,
+				Calendar: storev1.Calendar_CALENDAR_DAY, TimeZone: pacific, Dimension: "requests-day",
 			},
 			{
-				Name: "live-sessions", Algorithm: coordinationv1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 1000,
+				Name: "live-sessions", Algorithm: storev1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 1000,
 				Lease: durationpb.New(15 * time.Minute), Operations: []string{"live"},
 			},
 		},
@@ -85,12 +85,12 @@ func geminiConfig() *coordinationv1.ApiConfig {
 
 // configOf is what is in force for an API: what a service configured, or else what is ready-made, or else nothing but
 // the defaults.
-func configOf(api string, s *coordinationv1.ApiState) *coordinationv1.ApiConfig {
+func configOf(api string, s *storev1.ApiState) *storev1.ApiConfig {
 	if s.GetConfig() != nil {
 		return s.GetConfig()
 	}
 	if c := readyMade(api); c != nil {
 		return c
 	}
-	return &coordinationv1.ApiConfig{}
+	return &storev1.ApiConfig{}
 }

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
@@ -136,7 +137,7 @@ func (m *Manager) GetRequest(
 	if err != nil {
 		return nil, err
 	}
-	ref, _, err := entry[*coordinationv1.RequestRef](ctx, m, id, inRequestIDs, requestKey(owner, req.GetRequestId()))
+	ref, _, err := entry[*storev1.RequestRef](ctx, m, id, inRequestIDs, requestKey(owner, req.GetRequestId()))
 	if err != nil {
 		return nil, err
 	}
@@ -222,7 +223,7 @@ func (m *Manager) ListRequests(
 }
 
 func matches(r row, req *coordinationv1.ListRequestsRequest, now time.Time) bool {
-	return (req.GetStatus() == coordinationv1.RequestStatus_REQUEST_STATUS_UNSPECIFIED || asSeen(r, now).GetStatus() == req.GetStatus()) &&
+	return (req.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_UNSPECIFIED || asSeen(r, now).GetStatus() == req.GetStatus()) &&
 		(req.GetOperation() == "" || r.GetOperation() == req.GetOperation())
 }
 

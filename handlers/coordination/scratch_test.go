@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/object/objecttest"
 )
 
@@ -19,7 +20,7 @@ import (
 func TestScratchIsWhole(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		s := &coordinationv1.ApiState{}
+		s := &storev1.ApiState{}
 		objecttest.Fill(rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0)), s)
 		if got := scratch(s); !proto.Equal(got, s) {
 			t.Fatalf("copied %v\nas %v", s, got)
@@ -30,15 +31,15 @@ func TestScratchIsWhole(t *testing.T) {
 // What rules do to a copy leaves every earlier state as it was.
 func TestRulesLeaveEarlierStatesAlone(t *testing.T) {
 	t.Parallel()
-	config := &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
-		gcra(100, time.Minute, 10), sliding(5, 10*time.Second), sliding(1000, 10*time.Second), calendar(1000, coordinationv1.Calendar_CALENDAR_MINUTE, ""),
-		{Algorithm: coordinationv1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 3},
+	config := &storev1.ApiConfig{Policies: []*storev1.Policy{
+		gcra(100, time.Minute, 10), sliding(5, 10*time.Second), sliding(1000, 10*time.Second), calendar(1000, storev1.Calendar_CALENDAR_MINUTE, ""),
+		{Algorithm: storev1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 3},
 	}}
 	for i, p := range config.GetPolicies() {
 		p.Name, p.Dimension = fmt.Sprint("p", i), fmt.Sprint("d", i)
 	}
 	rapid.Check(t, func(t *rapid.T) {
-		s := &coordinationv1.ApiState{Config: config}
+		s := &storev1.ApiState{Config: config}
 		now := epoch
 		var states, copies []state
 		var rows []row
@@ -46,7 +47,7 @@ func TestRulesLeaveEarlierStatesAlone(t *testing.T) {
 			states, copies = append(states, s), append(copies, proto.CloneOf(s))
 			s = scratch(s)
 			now = now.Add(time.Duration(rapid.SampledFrom([]int64{0, 1, 200, 3000, 20_000}).Draw(t, "ms")) * time.Millisecond)
-			l := &ledger{bucketStore: bucketStore{state: s, user: &coordinationv1.UserBuckets{}}, config: s.GetConfig(), now: now}
+			l := &ledger{bucketStore: bucketStore{state: s, user: &storev1.UserBuckets{}}, config: s.GetConfig(), now: now}
 			l.breaker()
 			name := func(what string) string { return fmt.Sprint(what, rapid.IntRange(1, 3).Draw(t, what)) }
 			d := &demand{operation: name("op"), permits: 1, cost: 1, leaseID: name("lease")}
@@ -95,9 +96,9 @@ func TestRulesLeaveEarlierStatesAlone(t *testing.T) {
 					_, _ = l.fail(r, r.GetLease(), &coordinationv1.FailRequestRequest{Failure: coordinationv1.Failure_FAILURE_RETRYABLE, NotSent: true})
 				}
 			case 8:
-				status := coordinationv1.LiveStatus(rapid.Int32Range(1, 5).Draw(t, "status"))
+				status := storev1.LiveStatus(rapid.Int32Range(1, 5).Draw(t, "status"))
 				_, _ = reportLive(s, &coordinationv1.ReportLiveRequest{SessionId: name("l"), Epoch: 1, Status: status, Ttl: durationpb.New(5 * time.Second)}, "", now)
-				_, _ = reportSync(s, &coordinationv1.ReportSyncRequest{Resource: name("s"), Sync: &coordinationv1.SyncState{PageCursor: name("c")}}, now)
+				_, _ = reportSync(s, &coordinationv1.ReportSyncRequest{Resource: name("s"), Sync: &storev1.SyncState{PageCursor: name("c")}}, now)
 			default:
 				configure("x", s, proto.CloneOf(config))
 			}

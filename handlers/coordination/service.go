@@ -17,12 +17,13 @@ import (
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/identity"
 	"holdfast/object"
 )
 
 // state is what an API stores.
-type state = *coordinationv1.ApiState
+type state = *storev1.ApiState
 
 // The collections of an API.
 const (
@@ -42,17 +43,17 @@ func Register(rt *object.Runtime) *object.Kind[state] {
 		// What was sent since would be sent again.
 		NoRestore: true, NewLife: newLife,
 		Collections: map[string]proto.Message{
-			inRequests:    &coordinationv1.ApiRequest{},
-			inRequestIDs:  &coordinationv1.RequestRef{},
-			inUserBuckets: &coordinationv1.UserBuckets{},
-			inUsageDays:   &coordinationv1.UsageDay{},
+			inRequests:    &storev1.ApiRequest{},
+			inRequestIDs:  &storev1.RequestRef{},
+			inUserBuckets: &storev1.UserBuckets{},
+			inUsageDays:   &storev1.UsageDay{},
 		},
 		Recent: inRequests, RecentKeep: recentRequests,
 		Personal: []object.Personal{
-			{Message: &coordinationv1.ApiRequest{}, User: "owner"},
-			{Message: &coordinationv1.LiveSession{}, User: "owner"},
-			{Message: &coordinationv1.ConcurrencyLease{}, User: "owner"},
-			{Message: &coordinationv1.LiveCounts{}, User: "last_error_user"},
+			{Message: &storev1.ApiRequest{}, User: "owner"},
+			{Message: &storev1.LiveSession{}, User: "owner"},
+			{Message: &storev1.ConcurrencyLease{}, User: "owner"},
+			{Message: &storev1.LiveCounts{}, User: "last_error_user"},
 		},
 		PersonalKeys: ownerKey,
 	})
@@ -113,7 +114,7 @@ type tx struct {
 	caller identity.Identity
 	// key is the caller's in collections; userWas is what the buckets of the user were, where they count.
 	key     string
-	userWas *coordinationv1.UserBuckets
+	userWas *storev1.UserBuckets
 }
 
 // errAnswered ends a change that has its answer and nothing to store. Unlike an unchanged object, it leaves no
@@ -169,7 +170,7 @@ func change[R proto.Message](
 
 func newTx(otx *object.Tx[state], api string, caller identity.Identity) *tx {
 	t := &tx{Tx: otx, api: api, caller: caller, key: ownerKey(caller.User)}
-	t.bucketStore = bucketStore{state: otx.State(), user: &coordinationv1.UserBuckets{}}
+	t.bucketStore = bucketStore{state: otx.State(), user: &storev1.UserBuckets{}}
 	t.config, t.ledger.now = configOf(api, t.bucketStore.state), otx.Now()
 	return t
 }
@@ -193,15 +194,15 @@ func (t *tx) loadUser(user identity.User) {
 		return
 	}
 	t.key = ownerKey(user)
-	t.userWas, _ = t.Entry(inUserBuckets, t.key).(*coordinationv1.UserBuckets)
+	t.userWas, _ = t.Entry(inUserBuckets, t.key).(*storev1.UserBuckets)
 	if t.userWas != nil {
 		t.user = proto.CloneOf(t.userWas)
 	}
 }
 
-func countsUsers(c *coordinationv1.ApiConfig) bool {
+func countsUsers(c *storev1.ApiConfig) bool {
 	for _, p := range c.GetPolicies() {
-		if scopeOf(p) == coordinationv1.Scope_SCOPE_USER {
+		if scopeOf(p) == storev1.Scope_SCOPE_USER {
 			return true
 		}
 	}
@@ -223,14 +224,14 @@ func (t *tx) flush() {
 func (t *tx) putRow(r row) {
 	t.Put(inRequests, object.SeqKey(r.GetSeq()), r)
 	key := requestKey(identity.User(r.GetOwner()), r.GetRequestId())
-	if ref, _ := t.Entry(inRequestIDs, key).(*coordinationv1.RequestRef); ref.GetSeq() != r.GetSeq() {
-		t.Put(inRequestIDs, key, &coordinationv1.RequestRef{Seq: r.GetSeq()})
+	if ref, _ := t.Entry(inRequestIDs, key).(*storev1.RequestRef); ref.GetSeq() != r.GetSeq() {
+		t.Put(inRequestIDs, key, &storev1.RequestRef{Seq: r.GetSeq()})
 	}
 }
 
 // find is the row of a user's request, or nil.
 func (t *tx) find(user identity.User, requestID string) row {
-	ref, _ := t.Entry(inRequestIDs, requestKey(user, requestID)).(*coordinationv1.RequestRef)
+	ref, _ := t.Entry(inRequestIDs, requestKey(user, requestID)).(*storev1.RequestRef)
 	if ref == nil {
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/object"
 )
 
@@ -27,20 +28,20 @@ var (
 )
 
 // reportSync notes how far a copy has come. Fields that the report leaves out stay, but for the cursor and the error.
-func reportSync(s *coordinationv1.ApiState, req *coordinationv1.ReportSyncRequest, now time.Time) (*coordinationv1.SyncState, error) {
+func reportSync(s *storev1.ApiState, req *coordinationv1.ReportSyncRequest, now time.Time) (*storev1.SyncState, error) {
 	was, is := s.GetSync()[req.GetResource()], req.GetSync()
 	if was == nil {
 		if len(s.GetSync()) >= maxResources {
 			return nil, errTooManyResources
 		}
-		was = &coordinationv1.SyncState{}
+		was = &storev1.SyncState{}
 	}
 	if !req.GetReset_() && is.GetHighWaterMark() != nil && is.GetHighWaterMark().AsTime().Before(was.GetHighWaterMark().AsTime()) {
 		return nil, errBackwards
 	}
 	next := proto.CloneOf(was)
 	if req.GetReset_() {
-		next = &coordinationv1.SyncState{}
+		next = &storev1.SyncState{}
 	}
 	if next.LastWebhookTime != nil && is.GetLastWebhookTime() != nil && is.GetLastWebhookTime().AsTime().Before(next.GetLastWebhookTime().AsTime()) {
 		// A webhook that was overtaken: it says nothing about the newest.
@@ -53,7 +54,7 @@ func reportSync(s *coordinationv1.ApiState, req *coordinationv1.ReportSyncReques
 	}
 	next.PageCursor, next.Error, next.UpdateTime = is.GetPageCursor(), is.GetError(), stamp(now)
 	if s.Sync = maps.Clone(s.GetSync()); s.Sync == nil { // it is shared with earlier states
-		s.Sync = map[string]*coordinationv1.SyncState{}
+		s.Sync = map[string]*storev1.SyncState{}
 	}
 	s.Sync[req.GetResource()] = next
 	return next, nil
@@ -62,33 +63,33 @@ func reportSync(s *coordinationv1.ApiState, req *coordinationv1.ReportSyncReques
 // reportLive notes how a live session stands. A session that closed is not kept, only counted; one that failed is kept
 // until its time is over, for whoever looks why.
 func reportLive(
-	s *coordinationv1.ApiState, req *coordinationv1.ReportLiveRequest, owner string, now time.Time,
-) (*coordinationv1.LiveSession, error) {
+	s *storev1.ApiState, req *coordinationv1.ReportLiveRequest, owner string, now time.Time,
+) (*storev1.LiveSession, error) {
 	// It is shared with earlier states, and so are the sessions.
 	if s.Live = maps.Clone(s.GetLive()); s.Live == nil {
-		s.Live = map[string]*coordinationv1.LiveSession{}
+		s.Live = map[string]*storev1.LiveSession{}
 	}
-	maps.DeleteFunc(s.GetLive(), func(_ string, l *coordinationv1.LiveSession) bool { return !now.Before(l.GetExpireTime().AsTime()) })
+	maps.DeleteFunc(s.GetLive(), func(_ string, l *storev1.LiveSession) bool { return !now.Before(l.GetExpireTime().AsTime()) })
 	l := s.GetLive()[req.GetSessionId()]
 	if req.GetEpoch() < l.GetEpoch() {
 		return nil, errFenced
 	}
 	if s.LiveCounts = proto.CloneOf(s.GetLiveCounts()); s.LiveCounts == nil {
-		s.LiveCounts = &coordinationv1.LiveCounts{}
+		s.LiveCounts = &storev1.LiveCounts{}
 	}
 	counts, was := s.GetLiveCounts(), l.GetStatus()
 	if l == nil || req.GetEpoch() > l.GetEpoch() {
-		was = coordinationv1.LiveStatus_LIVE_STATUS_UNSPECIFIED
+		was = storev1.LiveStatus_LIVE_STATUS_UNSPECIFIED
 	}
 	if l == nil {
 		if len(s.GetLive()) >= maxLive {
 			return nil, errTooManyLive
 		}
-		l = &coordinationv1.LiveSession{Owner: owner}
+		l = &storev1.LiveSession{Owner: owner}
 	} else {
 		l = proto.CloneOf(l)
 	}
-	if was == coordinationv1.LiveStatus_LIVE_STATUS_UNSPECIFIED {
+	if was == storev1.LiveStatus_LIVE_STATUS_UNSPECIFIED {
 		l.OpenTime, l.GoAwayTime, l.CloseCode, l.Error = stamp(now), nil, 0, ""
 	}
 	l.Status, l.Epoch, l.UpdateTime = req.GetStatus(), req.GetEpoch(), stamp(now)
@@ -103,21 +104,21 @@ func reportLive(
 	s.Live[req.GetSessionId()] = l
 	first := was != req.GetStatus()
 	switch req.GetStatus() {
-	case coordinationv1.LiveStatus_LIVE_STATUS_OPEN:
+	case storev1.LiveStatus_LIVE_STATUS_OPEN:
 		if first {
 			counts.Opened++
 		}
-	case coordinationv1.LiveStatus_LIVE_STATUS_GOING_AWAY:
+	case storev1.LiveStatus_LIVE_STATUS_GOING_AWAY:
 		if first {
 			counts.GoAways++
 		}
 		if req.GetTimeLeft() != nil {
 			l.GoAwayTime = stamp(now.Add(req.GetTimeLeft().AsDuration()))
 		}
-	case coordinationv1.LiveStatus_LIVE_STATUS_CLOSED:
+	case storev1.LiveStatus_LIVE_STATUS_CLOSED:
 		counts.Closed++
 		delete(s.Live, req.GetSessionId())
-	case coordinationv1.LiveStatus_LIVE_STATUS_FAILED:
+	case storev1.LiveStatus_LIVE_STATUS_FAILED:
 		l.CloseCode, l.Error = req.GetCloseCode(), req.GetError()
 		if first {
 			l.Failures++
@@ -130,9 +131,9 @@ func reportLive(
 }
 
 // liveSessions counts the sessions that are live now.
-func liveSessions(s *coordinationv1.ApiState, now time.Time) (n int32) {
+func liveSessions(s *storev1.ApiState, now time.Time) (n int32) {
 	for _, l := range s.GetLive() {
-		if l.GetStatus() != coordinationv1.LiveStatus_LIVE_STATUS_FAILED && now.Before(l.GetExpireTime().AsTime()) {
+		if l.GetStatus() != storev1.LiveStatus_LIVE_STATUS_FAILED && now.Before(l.GetExpireTime().AsTime()) {
 			n++
 		}
 	}

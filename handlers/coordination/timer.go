@@ -3,7 +3,7 @@ package coordination
 import (
 	"time"
 
-	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -93,7 +93,7 @@ func (t *tx) forget() {
 			t.dropInFlight(r.GetSeq())
 			id := requestKey(identity.User(r.GetOwner()), r.GetRequestId())
 			// The id may have been used again since, for a newer request.
-			if ref, _ := t.Entry(inRequestIDs, id).(*coordinationv1.RequestRef); ref.GetSeq() == r.GetSeq() {
+			if ref, _ := t.Entry(inRequestIDs, id).(*storev1.RequestRef); ref.GetSeq() == r.GetSeq() {
 				t.DeleteEntry(inRequestIDs, id)
 			}
 		}

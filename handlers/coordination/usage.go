@@ -8,6 +8,7 @@ import (
 	"time"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
@@ -29,7 +30,7 @@ func (m *Manager) GetUsage(ctx context.Context, req *coordinationv1.GetUsageRequ
 	first := m.now().In(location(configOf(req.GetApi(), s.State).GetTimeZone())).AddDate(0, 0, 1-days).Format(time.DateOnly)
 	res := &coordinationv1.GetUsageResponse{Metadata: rpc.Metadata(s.Info)}
 	var room object.Room
-	add := func(d *coordinationv1.UsageDay) (goOn bool) {
+	add := func(d *storev1.UsageDay) (goOn bool) {
 		if d.GetDate() < first {
 			return false
 		}
@@ -49,7 +50,7 @@ func (m *Manager) GetUsage(ctx context.Context, req *coordinationv1.GetUsageRequ
 		}
 		more = page.More
 		for _, e := range slices.Backward(page.Entries) {
-			d, _ := e.Value.(*coordinationv1.UsageDay)
+			d, _ := e.Value.(*storev1.UsageDay)
 			if before = e.Key; !add(d) {
 				more = false
 				break

@@ -17,8 +17,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/object"
 )
 
@@ -341,7 +341,7 @@ func TestContextOnANewDevice(t *testing.T) {
 			must(b.as(t, nobody).UpsertIssues(ctx, &projectv1.UpsertIssuesRequest{Issues: []*structpb.Struct{linearIssue("1-api", "open", "2026-11-24T00:00:00Z", "completed", "t-api")}}))(t)
 		}},
 		{"an API is paused", func() {
-			b.api(t, func(s *coordinationv1.ApiState) { s.PauseUntil = timestamppb.New(linearAt) })
+			b.api(t, func(s *storev1.ApiState) { s.PauseUntil = timestamppb.New(linearAt) })
 		}},
 		{"a preference", func() {
 			must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{}}))(t)
@@ -419,8 +419,8 @@ func TestContextOfABusyAPI(t *testing.T) {
 	b := setup(t)
 	ctx, c := t.Context(), b.as(t, ada)
 	retry := timestamppb.New(linearAt.Add(time.Hour))
-	b.api(t, func(s *coordinationv1.ApiState) {
-		s.Breaker = &coordinationv1.Breaker{Status: coordinationv1.BreakerStatus_BREAKER_STATUS_OPEN, RetryTime: retry}
+	b.api(t, func(s *storev1.ApiState) {
+		s.Breaker = &storev1.Breaker{Status: storev1.BreakerStatus_BREAKER_STATUS_OPEN, RetryTime: retry}
 		s.PauseUntil = timestamppb.New(linearAt)
 	})
 	got := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{}))(t)
@@ -428,16 +428,16 @@ func TestContextOfABusyAPI(t *testing.T) {
 	if diff := cmp.Diff(want, got.GetApis(), protocmp.Transform()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	b.api(t, func(s *coordinationv1.ApiState) { s.LastSeq++ })
+	b.api(t, func(s *storev1.ApiState) { s.LastSeq++ })
 	if again := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{IfVersionNot: got.GetMetadata().GetVersion()}))(t); !again.GetNotModified() {
 		t.Errorf("%v", again)
 	}
 }
 
 // api changes the standing of the API "linear".
-func (b *bundle) api(t *testing.T, change func(*coordinationv1.ApiState)) {
+func (b *bundle) api(t *testing.T, change func(*storev1.ApiState)) {
 	t.Helper()
-	_, err := b.apis.Update(b.AsService(t), "linear", func(tx *object.Tx[*coordinationv1.ApiState]) error {
+	_, err := b.apis.Update(b.AsService(t), "linear", func(tx *object.Tx[*storev1.ApiState]) error {
 		change(tx.State())
 		return nil
 	}, object.Upsert())

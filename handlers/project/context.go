@@ -13,9 +13,9 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -37,7 +37,7 @@ type projectContext struct {
 	tasks         *object.Page[taskState]
 	issues        *object.Page[issueState]
 	conversations *object.Page[*conversationv1.ConversationState]
-	apis          *object.Page[*coordinationv1.ApiState]
+	apis          *object.Page[*storev1.ApiState]
 }
 
 // activeProject is the id of the project that a context is about; empty: none.
@@ -173,15 +173,15 @@ func (f *fingerprint) version() int64 {
 }
 
 // briefAPI returns whether an API can be called and, if not, when it can.
-func briefAPI(id string, s *coordinationv1.ApiState) *projectv1.ApiBrief {
+func briefAPI(id string, s *storev1.ApiState) *projectv1.ApiBrief {
 	b := &projectv1.ApiBrief{ApiId: id, Breaker: "closed", RetryTime: s.GetPauseUntil()}
 	if s.GetConfig().GetBreaker().GetDisabled() {
 		return b
 	}
 	switch s.GetBreaker().GetStatus() {
-	case coordinationv1.BreakerStatus_BREAKER_STATUS_OPEN:
+	case storev1.BreakerStatus_BREAKER_STATUS_OPEN:
 		b.Breaker = "open"
-	case coordinationv1.BreakerStatus_BREAKER_STATUS_HALF_OPEN:
+	case storev1.BreakerStatus_BREAKER_STATUS_HALF_OPEN:
 		b.Breaker = "half_open"
 	default:
 		return b

@@ -11,9 +11,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/object"
 	"holdfast/seal"
 )
@@ -89,7 +89,7 @@ type Options struct {
 	// Conversations is the ConversationManager's kind, of which the context shows the newest one.
 	Conversations *object.Kind[*conversationv1.ConversationState]
 	// APIs is the APICoordinator's kind, whose objects the context shows in brief.
-	APIs *object.Kind[*coordinationv1.ApiState]
+	APIs *object.Kind[*storev1.ApiState]
 	// Seal keeps the secrets of the endpoints.
 	Seal *seal.Box
 }

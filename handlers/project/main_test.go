@@ -17,8 +17,8 @@ import (
 	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
-	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
@@ -45,7 +45,7 @@ type bundle struct {
 	rt    *object.Runtime
 	kinds Kinds
 	talks *object.Kind[*conversationv1.ConversationState]
-	apis  *object.Kind[*coordinationv1.ApiState]
+	apis  *object.Kind[*storev1.ApiState]
 	box   *seal.Box
 	clock *clock
 }

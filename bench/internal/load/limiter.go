@@ -6,6 +6,7 @@ import (
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // Limiter is one client of one API's limits, one request at a time. It is not safe for concurrent use.
@@ -28,7 +29,7 @@ func NewLimiter(t *Target, token, api string) *Limiter {
 func (l *Limiter) Close() { l.caller.close() }
 
 // Configure gives the API its policies.
-func (l *Limiter) Configure(ctx context.Context, c *coordinationv1.ApiConfig) error {
+func (l *Limiter) Configure(ctx context.Context, c *storev1.ApiConfig) error {
 	_, err := l.caller.call(ctx, coordinationv1connect.CoordinationServiceConfigureApiProcedure,
 		&coordinationv1.ConfigureApiRequest{Api: l.api, Config: c})
 	return err

@@ -12,7 +12,8 @@ import (
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
-	v1 "holdfast/gen/holdfast/object/v1"
+	v11 "holdfast/gen/holdfast/object/v1"
+	v1 "holdfast/gen/holdfast/store/coordination/v1"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -219,20 +220,20 @@ type Api struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Api   string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
 	// What is in force.
-	Config *ApiConfig `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
+	Config *v1.ApiConfig `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
 	// The config is the ready-made one.
 	ReadyMade bool `protobuf:"varint,3,opt,name=ready_made,json=readyMade,proto3" json:"ready_made,omitempty"`
 	// The tenant's limits, and the caller's own.
 	Limits  []*Standing `protobuf:"bytes,4,rep,name=limits,proto3" json:"limits,omitempty"`
-	Breaker *Breaker    `protobuf:"bytes,5,opt,name=breaker,proto3" json:"breaker,omitempty"`
+	Breaker *v1.Breaker `protobuf:"bytes,5,opt,name=breaker,proto3" json:"breaker,omitempty"`
 	// Requests whose lease runs.
-	InFlight int32                 `protobuf:"varint,6,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
-	Today    *UsageDay             `protobuf:"bytes,7,opt,name=today,proto3" json:"today,omitempty"`
-	Sync     map[string]*SyncState `protobuf:"bytes,8,rep,name=sync,proto3" json:"sync,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	InFlight int32                    `protobuf:"varint,6,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
+	Today    *v1.UsageDay             `protobuf:"bytes,7,opt,name=today,proto3" json:"today,omitempty"`
+	Sync     map[string]*v1.SyncState `protobuf:"bytes,8,rep,name=sync,proto3" json:"sync,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Live sessions; of other users' a user sees the count only.
-	Live         map[string]*LiveSession `protobuf:"bytes,9,rep,name=live,proto3" json:"live,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	LiveSessions int32                   `protobuf:"varint,10,opt,name=live_sessions,json=liveSessions,proto3" json:"live_sessions,omitempty"`
-	LiveCounts   *LiveCounts             `protobuf:"bytes,11,opt,name=live_counts,json=liveCounts,proto3" json:"live_counts,omitempty"`
+	Live         map[string]*v1.LiveSession `protobuf:"bytes,9,rep,name=live,proto3" json:"live,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	LiveSessions int32                      `protobuf:"varint,10,opt,name=live_sessions,json=liveSessions,proto3" json:"live_sessions,omitempty"`
+	LiveCounts   *v1.LiveCounts             `protobuf:"bytes,11,opt,name=live_counts,json=liveCounts,proto3" json:"live_counts,omitempty"`
 	// The provider has asked for silence until then.
 	PauseUntil    *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=pause_until,json=pauseUntil,proto3" json:"pause_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -276,7 +277,7 @@ func (x *Api) GetApi() string {
 	return ""
 }
 
-func (x *Api) GetConfig() *ApiConfig {
+func (x *Api) GetConfig() *v1.ApiConfig {
 	if x != nil {
 		return x.Config
 	}
@@ -297,7 +298,7 @@ func (x *Api) GetLimits() []*Standing {
 	return nil
 }
 
-func (x *Api) GetBreaker() *Breaker {
+func (x *Api) GetBreaker() *v1.Breaker {
 	if x != nil {
 		return x.Breaker
 	}
@@ -311,21 +312,21 @@ func (x *Api) GetInFlight() int32 {
 	return 0
 }
 
-func (x *Api) GetToday() *UsageDay {
+func (x *Api) GetToday() *v1.UsageDay {
 	if x != nil {
 		return x.Today
 	}
 	return nil
 }
 
-func (x *Api) GetSync() map[string]*SyncState {
+func (x *Api) GetSync() map[string]*v1.SyncState {
 	if x != nil {
 		return x.Sync
 	}
 	return nil
 }
 
-func (x *Api) GetLive() map[string]*LiveSession {
+func (x *Api) GetLive() map[string]*v1.LiveSession {
 	if x != nil {
 		return x.Live
 	}
@@ -339,7 +340,7 @@ func (x *Api) GetLiveSessions() int32 {
 	return 0
 }
 
-func (x *Api) GetLiveCounts() *LiveCounts {
+func (x *Api) GetLiveCounts() *v1.LiveCounts {
 	if x != nil {
 		return x.LiveCounts
 	}
@@ -365,8 +366,8 @@ type Standing struct {
 	// Set where this policy refused: when to ask again.
 	RetryAfter *durationpb.Duration `protobuf:"bytes,5,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
 	Refused    bool                 `protobuf:"varint,6,opt,name=refused,proto3" json:"refused,omitempty"`
-	Scope      Scope                `protobuf:"varint,7,opt,name=scope,proto3,enum=holdfast.coordination.v1.Scope" json:"scope,omitempty"`
-	Unit       Unit                 `protobuf:"varint,8,opt,name=unit,proto3,enum=holdfast.coordination.v1.Unit" json:"unit,omitempty"`
+	Scope      v1.Scope             `protobuf:"varint,7,opt,name=scope,proto3,enum=holdfast.store.coordination.v1.Scope" json:"scope,omitempty"`
+	Unit       v1.Unit              `protobuf:"varint,8,opt,name=unit,proto3,enum=holdfast.store.coordination.v1.Unit" json:"unit,omitempty"`
 	// The length of the period or of the current window; unset of ALGORITHM_CONCURRENCY.
 	Window        *durationpb.Duration `protobuf:"bytes,9,opt,name=window,proto3" json:"window,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -445,18 +446,18 @@ func (x *Standing) GetRefused() bool {
 	return false
 }
 
-func (x *Standing) GetScope() Scope {
+func (x *Standing) GetScope() v1.Scope {
 	if x != nil {
 		return x.Scope
 	}
-	return Scope_SCOPE_UNSPECIFIED
+	return v1.Scope(0)
 }
 
-func (x *Standing) GetUnit() Unit {
+func (x *Standing) GetUnit() v1.Unit {
 	if x != nil {
 		return x.Unit
 	}
-	return Unit_UNIT_UNSPECIFIED
+	return v1.Unit(0)
 }
 
 func (x *Standing) GetWindow() *durationpb.Duration {
@@ -602,7 +603,7 @@ type BeginRequestResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Decision Decision               `protobuf:"varint,1,opt,name=decision,proto3,enum=holdfast.coordination.v1.Decision" json:"decision,omitempty"`
 	// As the ledger has it; unset where it has none yet.
-	Request *ApiRequest `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
+	Request *v1.ApiRequest `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
 	// Hand it to CompleteRequest or FailRequest. Only with DECISION_PROCEED and DECISION_RECONCILE.
 	Lease           string                 `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
 	LeaseExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=lease_expire_time,json=leaseExpireTime,proto3" json:"lease_expire_time,omitempty"`
@@ -613,8 +614,8 @@ type BeginRequestResponse struct {
 	// Send within this time, or FailRequest with not_sent; see Policy.margin. Unset: the lease.
 	SendWithin *durationpb.Duration `protobuf:"bytes,8,opt,name=send_within,json=sendWithin,proto3" json:"send_within,omitempty"`
 	// The lease is the breaker's probe: the one call that shows whether the API is back.
-	Probe         bool         `protobuf:"varint,9,opt,name=probe,proto3" json:"probe,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,10,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Probe         bool          `protobuf:"varint,9,opt,name=probe,proto3" json:"probe,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,10,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -656,7 +657,7 @@ func (x *BeginRequestResponse) GetDecision() Decision {
 	return Decision_DECISION_UNSPECIFIED
 }
 
-func (x *BeginRequestResponse) GetRequest() *ApiRequest {
+func (x *BeginRequestResponse) GetRequest() *v1.ApiRequest {
 	if x != nil {
 		return x.Request
 	}
@@ -712,7 +713,7 @@ func (x *BeginRequestResponse) GetProbe() bool {
 	return false
 }
 
-func (x *BeginRequestResponse) GetMetadata() *v1.Metadata {
+func (x *BeginRequestResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -724,7 +725,7 @@ type CompleteRequestRequest struct {
 	Api       string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
 	RequestId string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	Lease     string                 `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
-	Outcome   *Outcome               `protobuf:"bytes,4,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Outcome   *v1.Outcome            `protobuf:"bytes,4,opt,name=outcome,proto3" json:"outcome,omitempty"`
 	// What the call did cost, where it was more or less than thought: the limits follow.
 	Cost *int64 `protobuf:"varint,5,opt,name=cost,proto3,oneof" json:"cost,omitempty"`
 	// As for ReportLimits.
@@ -784,7 +785,7 @@ func (x *CompleteRequestRequest) GetLease() string {
 	return ""
 }
 
-func (x *CompleteRequestRequest) GetOutcome() *Outcome {
+func (x *CompleteRequestRequest) GetOutcome() *v1.Outcome {
 	if x != nil {
 		return x.Outcome
 	}
@@ -807,8 +808,8 @@ func (x *CompleteRequestRequest) GetResponse() *ProviderResponse {
 
 type CompleteRequestResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Request       *ApiRequest            `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Request       *v1.ApiRequest         `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -843,14 +844,14 @@ func (*CompleteRequestResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *CompleteRequestResponse) GetRequest() *ApiRequest {
+func (x *CompleteRequestResponse) GetRequest() *v1.ApiRequest {
 	if x != nil {
 		return x.Request
 	}
 	return nil
 }
 
-func (x *CompleteRequestResponse) GetMetadata() *v1.Metadata {
+func (x *CompleteRequestResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -863,7 +864,7 @@ type FailRequestRequest struct {
 	RequestId string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	Lease     string                 `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
 	Failure   Failure                `protobuf:"varint,4,opt,name=failure,proto3,enum=holdfast.coordination.v1.Failure" json:"failure,omitempty"`
-	Outcome   *Outcome               `protobuf:"bytes,5,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Outcome   *v1.Outcome            `protobuf:"bytes,5,opt,name=outcome,proto3" json:"outcome,omitempty"`
 	Error     string                 `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
 	// FAILURE_RETRYABLE: not before; at most 31 days.
 	RetryAfter *durationpb.Duration `protobuf:"bytes,7,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
@@ -935,7 +936,7 @@ func (x *FailRequestRequest) GetFailure() Failure {
 	return Failure_FAILURE_UNSPECIFIED
 }
 
-func (x *FailRequestRequest) GetOutcome() *Outcome {
+func (x *FailRequestRequest) GetOutcome() *v1.Outcome {
 	if x != nil {
 		return x.Outcome
 	}
@@ -979,8 +980,8 @@ func (x *FailRequestRequest) GetResponse() *ProviderResponse {
 
 type FailRequestResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Request       *ApiRequest            `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Request       *v1.ApiRequest         `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1015,14 +1016,14 @@ func (*FailRequestResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *FailRequestResponse) GetRequest() *ApiRequest {
+func (x *FailRequestResponse) GetRequest() *v1.ApiRequest {
 	if x != nil {
 		return x.Request
 	}
 	return nil
 }
 
-func (x *FailRequestResponse) GetMetadata() *v1.Metadata {
+func (x *FailRequestResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1092,8 +1093,8 @@ func (x *GetRequestRequest) GetUser() string {
 
 type GetRequestResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Request       *ApiRequest            `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Request       *v1.ApiRequest         `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1128,14 +1129,14 @@ func (*GetRequestResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{9}
 }
 
-func (x *GetRequestResponse) GetRequest() *ApiRequest {
+func (x *GetRequestResponse) GetRequest() *v1.ApiRequest {
 	if x != nil {
 		return x.Request
 	}
 	return nil
 }
 
-func (x *GetRequestResponse) GetMetadata() *v1.Metadata {
+func (x *GetRequestResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1146,7 +1147,7 @@ type ListRequestsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Api   string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
 	// Only those of this status; unset: all.
-	Status RequestStatus `protobuf:"varint,2,opt,name=status,proto3,enum=holdfast.coordination.v1.RequestStatus" json:"status,omitempty"`
+	Status v1.RequestStatus `protobuf:"varint,2,opt,name=status,proto3,enum=holdfast.store.coordination.v1.RequestStatus" json:"status,omitempty"`
 	// Only those of this operation; empty: all.
 	Operation string `protobuf:"bytes,3,opt,name=operation,proto3" json:"operation,omitempty"`
 	// Only those in front of this seq; 0: from the newest.
@@ -1194,11 +1195,11 @@ func (x *ListRequestsRequest) GetApi() string {
 	return ""
 }
 
-func (x *ListRequestsRequest) GetStatus() RequestStatus {
+func (x *ListRequestsRequest) GetStatus() v1.RequestStatus {
 	if x != nil {
 		return x.Status
 	}
-	return RequestStatus_REQUEST_STATUS_UNSPECIFIED
+	return v1.RequestStatus(0)
 }
 
 func (x *ListRequestsRequest) GetOperation() string {
@@ -1225,11 +1226,11 @@ func (x *ListRequestsRequest) GetPageSize() int32 {
 type ListRequestsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Without the bodies of their outcomes; GetRequest has them.
-	Requests []*ApiRequest `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
+	Requests []*v1.ApiRequest `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
 	// Where the next page begins: its before_seq. 0 on the last page. A page may have fewer requests than asked for, or
 	// none, and not be the last.
-	NextBeforeSeq int64        `protobuf:"varint,2,opt,name=next_before_seq,json=nextBeforeSeq,proto3" json:"next_before_seq,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	NextBeforeSeq int64         `protobuf:"varint,2,opt,name=next_before_seq,json=nextBeforeSeq,proto3" json:"next_before_seq,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1264,7 +1265,7 @@ func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{11}
 }
 
-func (x *ListRequestsResponse) GetRequests() []*ApiRequest {
+func (x *ListRequestsResponse) GetRequests() []*v1.ApiRequest {
 	if x != nil {
 		return x.Requests
 	}
@@ -1278,7 +1279,7 @@ func (x *ListRequestsResponse) GetNextBeforeSeq() int64 {
 	return 0
 }
 
-func (x *ListRequestsResponse) GetMetadata() *v1.Metadata {
+func (x *ListRequestsResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1290,7 +1291,7 @@ type AcquireRequest struct {
 	Api       string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
 	Operation string                 `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
 	// SCOPE_USER: the tenant's policies and the user's. SCOPE_TENANT: the tenant's only, for services. Unset: by the caller.
-	Scope Scope `protobuf:"varint,3,opt,name=scope,proto3,enum=holdfast.coordination.v1.Scope" json:"scope,omitempty"`
+	Scope v1.Scope `protobuf:"varint,3,opt,name=scope,proto3,enum=holdfast.store.coordination.v1.Scope" json:"scope,omitempty"`
 	// 0: one.
 	Permits int64 `protobuf:"varint,4,opt,name=permits,proto3" json:"permits,omitempty"`
 	Cost    int64 `protobuf:"varint,5,opt,name=cost,proto3" json:"cost,omitempty"`
@@ -1350,11 +1351,11 @@ func (x *AcquireRequest) GetOperation() string {
 	return ""
 }
 
-func (x *AcquireRequest) GetScope() Scope {
+func (x *AcquireRequest) GetScope() v1.Scope {
 	if x != nil {
 		return x.Scope
 	}
-	return Scope_SCOPE_UNSPECIFIED
+	return v1.Scope(0)
 }
 
 func (x *AcquireRequest) GetPermits() int64 {
@@ -1419,7 +1420,7 @@ type AcquireResponse struct {
 	BreakerGeneration int64 `protobuf:"varint,11,opt,name=breaker_generation,json=breakerGeneration,proto3" json:"breaker_generation,omitempty"`
 	// When it was taken, for Refund.
 	GrantTime     *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=grant_time,json=grantTime,proto3" json:"grant_time,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,13,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,13,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1538,7 +1539,7 @@ func (x *AcquireResponse) GetGrantTime() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *AcquireResponse) GetMetadata() *v1.Metadata {
+func (x *AcquireResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1644,7 +1645,7 @@ func (x *RefundRequest) GetRequestId() string {
 type RefundResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Limits        []*Standing            `protobuf:"bytes,1,rep,name=limits,proto3" json:"limits,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1686,7 +1687,7 @@ func (x *RefundResponse) GetLimits() []*Standing {
 	return nil
 }
 
-func (x *RefundResponse) GetMetadata() *v1.Metadata {
+func (x *RefundResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1756,8 +1757,8 @@ func (x *ReleaseLeaseRequest) GetRequestId() string {
 type ReleaseLeaseResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// False where it was over already.
-	Released      bool         `protobuf:"varint,1,opt,name=released,proto3" json:"released,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Released      bool          `protobuf:"varint,1,opt,name=released,proto3" json:"released,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1799,7 +1800,7 @@ func (x *ReleaseLeaseResponse) GetReleased() bool {
 	return false
 }
 
-func (x *ReleaseLeaseResponse) GetMetadata() *v1.Metadata {
+func (x *ReleaseLeaseResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1964,9 +1965,9 @@ type ReportLimitsResponse struct {
 	// Headers that are about limits and were not understood.
 	Ignored []string `protobuf:"bytes,3,rep,name=ignored,proto3" json:"ignored,omitempty"`
 	// The policies that were corrected.
-	Corrected     []string     `protobuf:"bytes,4,rep,name=corrected,proto3" json:"corrected,omitempty"`
-	Limits        []*Standing  `protobuf:"bytes,5,rep,name=limits,proto3" json:"limits,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Corrected     []string      `protobuf:"bytes,4,rep,name=corrected,proto3" json:"corrected,omitempty"`
+	Limits        []*Standing   `protobuf:"bytes,5,rep,name=limits,proto3" json:"limits,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2036,7 +2037,7 @@ func (x *ReportLimitsResponse) GetLimits() []*Standing {
 	return nil
 }
 
-func (x *ReportLimitsResponse) GetMetadata() *v1.Metadata {
+func (x *ReportLimitsResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2118,7 +2119,7 @@ type ReportSyncRequest struct {
 	Api      string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
 	Resource string                 `protobuf:"bytes,2,opt,name=resource,proto3" json:"resource,omitempty"`
 	// Unset fields keep what they are, but for page_cursor and error, which are as given.
-	Sync *SyncState `protobuf:"bytes,3,opt,name=sync,proto3" json:"sync,omitempty"`
+	Sync *v1.SyncState `protobuf:"bytes,3,opt,name=sync,proto3" json:"sync,omitempty"`
 	// Start over: the high-water mark is as given, too.
 	Reset_        bool   `protobuf:"varint,4,opt,name=reset,proto3" json:"reset,omitempty"`
 	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -2170,7 +2171,7 @@ func (x *ReportSyncRequest) GetResource() string {
 	return ""
 }
 
-func (x *ReportSyncRequest) GetSync() *SyncState {
+func (x *ReportSyncRequest) GetSync() *v1.SyncState {
 	if x != nil {
 		return x.Sync
 	}
@@ -2193,8 +2194,8 @@ func (x *ReportSyncRequest) GetRequestId() string {
 
 type ReportSyncResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sync          *SyncState             `protobuf:"bytes,1,opt,name=sync,proto3" json:"sync,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Sync          *v1.SyncState          `protobuf:"bytes,1,opt,name=sync,proto3" json:"sync,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2229,14 +2230,14 @@ func (*ReportSyncResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{23}
 }
 
-func (x *ReportSyncResponse) GetSync() *SyncState {
+func (x *ReportSyncResponse) GetSync() *v1.SyncState {
 	if x != nil {
 		return x.Sync
 	}
 	return nil
 }
 
-func (x *ReportSyncResponse) GetMetadata() *v1.Metadata {
+func (x *ReportSyncResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2248,7 +2249,7 @@ type ReportLiveRequest struct {
 	Api       string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
 	SessionId string                 `protobuf:"bytes,2,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	Epoch     int64                  `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Status    LiveStatus             `protobuf:"varint,4,opt,name=status,proto3,enum=holdfast.coordination.v1.LiveStatus" json:"status,omitempty"`
+	Status    v1.LiveStatus          `protobuf:"varint,4,opt,name=status,proto3,enum=holdfast.store.coordination.v1.LiveStatus" json:"status,omitempty"`
 	Model     string                 `protobuf:"bytes,5,opt,name=model,proto3" json:"model,omitempty"`
 	// LIVE_STATUS_GOING_AWAY: what the provider's goAway said.
 	TimeLeft  *durationpb.Duration `protobuf:"bytes,6,opt,name=time_left,json=timeLeft,proto3" json:"time_left,omitempty"`
@@ -2312,11 +2313,11 @@ func (x *ReportLiveRequest) GetEpoch() int64 {
 	return 0
 }
 
-func (x *ReportLiveRequest) GetStatus() LiveStatus {
+func (x *ReportLiveRequest) GetStatus() v1.LiveStatus {
 	if x != nil {
 		return x.Status
 	}
-	return LiveStatus_LIVE_STATUS_UNSPECIFIED
+	return v1.LiveStatus(0)
 }
 
 func (x *ReportLiveRequest) GetModel() string {
@@ -2363,10 +2364,10 @@ func (x *ReportLiveRequest) GetRequestId() string {
 
 type ReportLiveResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
-	Session *LiveSession           `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Session *v1.LiveSession        `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	// Live sessions of the tenant, now.
-	LiveSessions  int32        `protobuf:"varint,2,opt,name=live_sessions,json=liveSessions,proto3" json:"live_sessions,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	LiveSessions  int32         `protobuf:"varint,2,opt,name=live_sessions,json=liveSessions,proto3" json:"live_sessions,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2401,7 +2402,7 @@ func (*ReportLiveResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{25}
 }
 
-func (x *ReportLiveResponse) GetSession() *LiveSession {
+func (x *ReportLiveResponse) GetSession() *v1.LiveSession {
 	if x != nil {
 		return x.Session
 	}
@@ -2415,7 +2416,7 @@ func (x *ReportLiveResponse) GetLiveSessions() int32 {
 	return 0
 }
 
-func (x *ReportLiveResponse) GetMetadata() *v1.Metadata {
+func (x *ReportLiveResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2470,7 +2471,7 @@ type GetApiStateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	State *Api                   `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
 	// Unset where nobody has used the API yet.
-	Metadata      *v1.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2512,7 +2513,7 @@ func (x *GetApiStateResponse) GetState() *Api {
 	return nil
 }
 
-func (x *GetApiStateResponse) GetMetadata() *v1.Metadata {
+func (x *GetApiStateResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2690,8 +2691,8 @@ func (x *GetUsageRequest) GetBeforeDate() string {
 
 type GetUsageResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
-	Days     []*UsageDay            `protobuf:"bytes,1,rep,name=days,proto3" json:"days,omitempty"`
-	Metadata *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Days     []*v1.UsageDay         `protobuf:"bytes,1,rep,name=days,proto3" json:"days,omitempty"`
+	Metadata *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	// True where older days are left out, because the answer would be more than 2 MiB: ask again with before_date set to the
 	// first date of this answer.
 	HasMore       bool `protobuf:"varint,3,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
@@ -2729,14 +2730,14 @@ func (*GetUsageResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{31}
 }
 
-func (x *GetUsageResponse) GetDays() []*UsageDay {
+func (x *GetUsageResponse) GetDays() []*v1.UsageDay {
 	if x != nil {
 		return x.Days
 	}
 	return nil
 }
 
-func (x *GetUsageResponse) GetMetadata() *v1.Metadata {
+func (x *GetUsageResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2753,7 +2754,7 @@ func (x *GetUsageResponse) GetHasMore() bool {
 type ConfigureApiRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Api           string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	Config        *ApiConfig             `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
+	Config        *v1.ApiConfig          `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
 	RequestId     string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	IfVersion     int64                  `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2797,7 +2798,7 @@ func (x *ConfigureApiRequest) GetApi() string {
 	return ""
 }
 
-func (x *ConfigureApiRequest) GetConfig() *ApiConfig {
+func (x *ConfigureApiRequest) GetConfig() *v1.ApiConfig {
 	if x != nil {
 		return x.Config
 	}
@@ -2821,7 +2822,7 @@ func (x *ConfigureApiRequest) GetIfVersion() int64 {
 type ConfigureApiResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	State         *Api                   `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2863,7 +2864,7 @@ func (x *ConfigureApiResponse) GetState() *Api {
 	return nil
 }
 
-func (x *ConfigureApiResponse) GetMetadata() *v1.Metadata {
+func (x *ConfigureApiResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2929,8 +2930,8 @@ type WatchApiResponse struct {
 	Reset_ bool `protobuf:"varint,2,opt,name=reset,proto3" json:"reset,omitempty"`
 	State  *Api `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	// The requests that changed, the caller's own or, for a service, all.
-	Requests []*ApiRequest `protobuf:"bytes,4,rep,name=requests,proto3" json:"requests,omitempty"`
-	Metadata *v1.Metadata  `protobuf:"bytes,5,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Requests []*v1.ApiRequest `protobuf:"bytes,4,rep,name=requests,proto3" json:"requests,omitempty"`
+	Metadata *v11.Metadata    `protobuf:"bytes,5,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	// True where more follows at once, because it would have been more than 2 MiB in one message. metadata.version is then the
 	// last version of which nothing is missing: a client that is cut off goes on from there. It is 0 while a snapshot is not
 	// complete.
@@ -2990,14 +2991,14 @@ func (x *WatchApiResponse) GetState() *Api {
 	return nil
 }
 
-func (x *WatchApiResponse) GetRequests() []*ApiRequest {
+func (x *WatchApiResponse) GetRequests() []*v1.ApiRequest {
 	if x != nil {
 		return x.Requests
 	}
 	return nil
 }
 
-func (x *WatchApiResponse) GetMetadata() *v1.Metadata {
+func (x *WatchApiResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -3015,30 +3016,30 @@ var File_holdfast_coordination_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"&holdfast/coordination/v1/service.proto\x12\x18holdfast.coordination.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/coordination/v1/state.proto\x1a\x1fholdfast/object/v1/object.proto\"\xa4\x06\n" +
+	"&holdfast/coordination/v1/service.proto\x12\x18holdfast.coordination.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fholdfast/object/v1/object.proto\x1a*holdfast/store/coordination/v1/state.proto\"\xc8\x06\n" +
 	"\x03Api\x12\x10\n" +
-	"\x03api\x18\x01 \x01(\tR\x03api\x12;\n" +
-	"\x06config\x18\x02 \x01(\v2#.holdfast.coordination.v1.ApiConfigR\x06config\x12\x1d\n" +
+	"\x03api\x18\x01 \x01(\tR\x03api\x12A\n" +
+	"\x06config\x18\x02 \x01(\v2).holdfast.store.coordination.v1.ApiConfigR\x06config\x12\x1d\n" +
 	"\n" +
 	"ready_made\x18\x03 \x01(\bR\treadyMade\x12:\n" +
-	"\x06limits\x18\x04 \x03(\v2\".holdfast.coordination.v1.StandingR\x06limits\x12;\n" +
-	"\abreaker\x18\x05 \x01(\v2!.holdfast.coordination.v1.BreakerR\abreaker\x12\x1b\n" +
-	"\tin_flight\x18\x06 \x01(\x05R\binFlight\x128\n" +
-	"\x05today\x18\a \x01(\v2\".holdfast.coordination.v1.UsageDayR\x05today\x12;\n" +
+	"\x06limits\x18\x04 \x03(\v2\".holdfast.coordination.v1.StandingR\x06limits\x12A\n" +
+	"\abreaker\x18\x05 \x01(\v2'.holdfast.store.coordination.v1.BreakerR\abreaker\x12\x1b\n" +
+	"\tin_flight\x18\x06 \x01(\x05R\binFlight\x12>\n" +
+	"\x05today\x18\a \x01(\v2(.holdfast.store.coordination.v1.UsageDayR\x05today\x12;\n" +
 	"\x04sync\x18\b \x03(\v2'.holdfast.coordination.v1.Api.SyncEntryR\x04sync\x12;\n" +
 	"\x04live\x18\t \x03(\v2'.holdfast.coordination.v1.Api.LiveEntryR\x04live\x12#\n" +
 	"\rlive_sessions\x18\n" +
-	" \x01(\x05R\fliveSessions\x12E\n" +
-	"\vlive_counts\x18\v \x01(\v2$.holdfast.coordination.v1.LiveCountsR\n" +
+	" \x01(\x05R\fliveSessions\x12K\n" +
+	"\vlive_counts\x18\v \x01(\v2*.holdfast.store.coordination.v1.LiveCountsR\n" +
 	"liveCounts\x12;\n" +
 	"\vpause_until\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"pauseUntil\x1a\\\n" +
+	"pauseUntil\x1ab\n" +
 	"\tSyncEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x129\n" +
-	"\x05value\x18\x02 \x01(\v2#.holdfast.coordination.v1.SyncStateR\x05value:\x028\x01\x1a^\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12?\n" +
+	"\x05value\x18\x02 \x01(\v2).holdfast.store.coordination.v1.SyncStateR\x05value:\x028\x01\x1ad\n" +
 	"\tLiveEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12;\n" +
-	"\x05value\x18\x02 \x01(\v2%.holdfast.coordination.v1.LiveSessionR\x05value:\x028\x01\"\x86\x03\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12A\n" +
+	"\x05value\x18\x02 \x01(\v2+.holdfast.store.coordination.v1.LiveSessionR\x05value:\x028\x01\"\x92\x03\n" +
 	"\bStanding\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\x03R\x05limit\x12\x1c\n" +
@@ -3047,9 +3048,9 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"resetAfter\x12:\n" +
 	"\vretry_after\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"retryAfter\x12\x18\n" +
-	"\arefused\x18\x06 \x01(\bR\arefused\x125\n" +
-	"\x05scope\x18\a \x01(\x0e2\x1f.holdfast.coordination.v1.ScopeR\x05scope\x122\n" +
-	"\x04unit\x18\b \x01(\x0e2\x1e.holdfast.coordination.v1.UnitR\x04unit\x121\n" +
+	"\arefused\x18\x06 \x01(\bR\arefused\x12;\n" +
+	"\x05scope\x18\a \x01(\x0e2%.holdfast.store.coordination.v1.ScopeR\x05scope\x128\n" +
+	"\x04unit\x18\b \x01(\x0e2$.holdfast.store.coordination.v1.UnitR\x04unit\x121\n" +
 	"\x06window\x18\t \x01(\v2\x19.google.protobuf.DurationR\x06window\"\xf8\x03\n" +
 	"\x13BeginRequestRequest\x12.\n" +
 	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12@\n" +
@@ -3065,10 +3066,10 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\x04cost\x18\t \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00R\x04cost\x12\x1c\n" +
 	"\treconcile\x18\n" +
 	" \x01(\bR\treconcile\x12\x1c\n" +
-	"\x04user\x18\v \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\"\xb6\x04\n" +
+	"\x04user\x18\v \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\"\xbc\x04\n" +
 	"\x14BeginRequestResponse\x12>\n" +
-	"\bdecision\x18\x01 \x01(\x0e2\".holdfast.coordination.v1.DecisionR\bdecision\x12>\n" +
-	"\arequest\x18\x02 \x01(\v2$.holdfast.coordination.v1.ApiRequestR\arequest\x12\x14\n" +
+	"\bdecision\x18\x01 \x01(\x0e2\".holdfast.coordination.v1.DecisionR\bdecision\x12D\n" +
+	"\arequest\x18\x02 \x01(\v2*.holdfast.store.coordination.v1.ApiRequestR\arequest\x12\x14\n" +
 	"\x05lease\x18\x03 \x01(\tR\x05lease\x12F\n" +
 	"\x11lease_expire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x0fleaseExpireTime\x12:\n" +
 	"\vretry_after\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
@@ -3079,20 +3080,20 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"sendWithin\x12\x14\n" +
 	"\x05probe\x18\t \x01(\bR\x05probe\x128\n" +
 	"\bmetadata\x18\n" +
-	" \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe4\x02\n" +
+	" \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xea\x02\n" +
 	"\x16CompleteRequestRequest\x12.\n" +
 	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12)\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05 \x01(\x80\x01R\trequestId\x128\n" +
-	"\x05lease\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[0-9]{1,18}[.][0-9]{1,18}$R\x05lease\x12;\n" +
-	"\aoutcome\x18\x04 \x01(\v2!.holdfast.coordination.v1.OutcomeR\aoutcome\x12'\n" +
+	"\x05lease\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[0-9]{1,18}[.][0-9]{1,18}$R\x05lease\x12A\n" +
+	"\aoutcome\x18\x04 \x01(\v2'.holdfast.store.coordination.v1.OutcomeR\aoutcome\x12'\n" +
 	"\x04cost\x18\x05 \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00H\x00R\x04cost\x88\x01\x01\x12F\n" +
 	"\bresponse\x18\x06 \x01(\v2*.holdfast.coordination.v1.ProviderResponseR\bresponseB\a\n" +
-	"\x05_cost\"\x93\x01\n" +
-	"\x17CompleteRequestResponse\x12>\n" +
-	"\arequest\x18\x01 \x01(\v2$.holdfast.coordination.v1.ApiRequestR\arequest\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x9a\x04\n" +
+	"\x05_cost\"\x99\x01\n" +
+	"\x17CompleteRequestResponse\x12D\n" +
+	"\arequest\x18\x01 \x01(\v2*.holdfast.store.coordination.v1.ApiRequestR\arequest\x128\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa0\x04\n" +
 	"\x12FailRequestRequest\x12.\n" +
 	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12)\n" +
 	"\n" +
@@ -3100,43 +3101,43 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\xbaH\ar\x05 \x01(\x80\x01R\trequestId\x128\n" +
 	"\x05lease\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[0-9]{1,18}[.][0-9]{1,18}$R\x05lease\x12G\n" +
 	"\afailure\x18\x04 \x01(\x0e2!.holdfast.coordination.v1.FailureB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\afailure\x12;\n" +
-	"\aoutcome\x18\x05 \x01(\v2!.holdfast.coordination.v1.OutcomeR\aoutcome\x12\x1e\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\afailure\x12A\n" +
+	"\aoutcome\x18\x05 \x01(\v2'.holdfast.store.coordination.v1.OutcomeR\aoutcome\x12\x1e\n" +
 	"\x05error\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05error\x12K\n" +
 	"\vretry_after\x18\a \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xbd\xa3\x012\x00R\n" +
 	"retryAfter\x12\x19\n" +
 	"\bnot_sent\x18\b \x01(\bR\anotSent\x12\x19\n" +
 	"\bnot_down\x18\t \x01(\bR\anotDown\x12F\n" +
 	"\bresponse\x18\n" +
-	" \x01(\v2*.holdfast.coordination.v1.ProviderResponseR\bresponse\"\x8f\x01\n" +
-	"\x13FailRequestResponse\x12>\n" +
-	"\arequest\x18\x01 \x01(\v2$.holdfast.coordination.v1.ApiRequestR\arequest\x128\n" +
+	" \x01(\v2*.holdfast.coordination.v1.ProviderResponseR\bresponse\"\x95\x01\n" +
+	"\x13FailRequestResponse\x12D\n" +
+	"\arequest\x18\x01 \x01(\v2*.holdfast.store.coordination.v1.ApiRequestR\arequest\x128\n" +
 	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x8c\x01\n" +
 	"\x11GetRequestRequest\x12.\n" +
 	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12)\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05 \x01(\x80\x01R\trequestId\x12\x1c\n" +
-	"\x04user\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\"\x8e\x01\n" +
-	"\x12GetRequestResponse\x12>\n" +
-	"\arequest\x18\x01 \x01(\v2$.holdfast.coordination.v1.ApiRequestR\arequest\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x89\x02\n" +
+	"\x04user\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\"\x94\x01\n" +
+	"\x12GetRequestResponse\x12D\n" +
+	"\arequest\x18\x01 \x01(\v2*.holdfast.store.coordination.v1.ApiRequestR\arequest\x128\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x8f\x02\n" +
 	"\x13ListRequestsRequest\x12.\n" +
-	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12I\n" +
-	"\x06status\x18\x02 \x01(\x0e2'.holdfast.coordination.v1.RequestStatusB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06status\x12&\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12O\n" +
+	"\x06status\x18\x02 \x01(\x0e2-.holdfast.store.coordination.v1.RequestStatusB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06status\x12&\n" +
 	"\toperation\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\toperation\x12&\n" +
 	"\n" +
 	"before_seq\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tbeforeSeq\x12'\n" +
 	"\tpage_size\x18\x05 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xba\x01\n" +
-	"\x14ListRequestsResponse\x12@\n" +
-	"\brequests\x18\x01 \x03(\v2$.holdfast.coordination.v1.ApiRequestR\brequests\x12&\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xc0\x01\n" +
+	"\x14ListRequestsResponse\x12F\n" +
+	"\brequests\x18\x01 \x03(\v2*.holdfast.store.coordination.v1.ApiRequestR\brequests\x12&\n" +
 	"\x0fnext_before_seq\x18\x02 \x01(\x03R\rnextBeforeSeq\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xcc\x03\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd2\x03\n" +
 	"\x0eAcquireRequest\x12.\n" +
 	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12@\n" +
-	"\toperation\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[A-Za-z0-9._:/* -]{0,128}$R\toperation\x12?\n" +
-	"\x05scope\x18\x03 \x01(\x0e2\x1f.holdfast.coordination.v1.ScopeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05scope\x12(\n" +
+	"\toperation\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[A-Za-z0-9._:/* -]{0,128}$R\toperation\x12E\n" +
+	"\x05scope\x18\x03 \x01(\x0e2%.holdfast.store.coordination.v1.ScopeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05scope\x12(\n" +
 	"\apermits\x18\x04 \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00R\apermits\x12\"\n" +
 	"\x04cost\x18\x05 \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00R\x04cost\x12A\n" +
 	"\bpolicies\x18\x06 \x03(\tB%\xbaH\"\x92\x01\x1f\x10 \"\x1br\x192\x17^[A-Za-z0-9._:-]{1,64}$R\bpolicies\x12:\n" +
@@ -3217,23 +3218,23 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"reset_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tresetTimeB\b\n" +
 	"\x06_limitB\f\n" +
 	"\n" +
-	"_remaining\"\xfe\x01\n" +
+	"_remaining\"\x84\x02\n" +
 	"\x11ReportSyncRequest\x12.\n" +
 	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12:\n" +
-	"\bresource\x18\x02 \x01(\tB\x1e\xbaH\x1br\x192\x17^[A-Za-z0-9._:-]{1,64}$R\bresource\x12?\n" +
-	"\x04sync\x18\x03 \x01(\v2#.holdfast.coordination.v1.SyncStateB\x06\xbaH\x03\xc8\x01\x01R\x04sync\x12\x14\n" +
+	"\bresource\x18\x02 \x01(\tB\x1e\xbaH\x1br\x192\x17^[A-Za-z0-9._:-]{1,64}$R\bresource\x12E\n" +
+	"\x04sync\x18\x03 \x01(\v2).holdfast.store.coordination.v1.SyncStateB\x06\xbaH\x03\xc8\x01\x01R\x04sync\x12\x14\n" +
 	"\x05reset\x18\x04 \x01(\bR\x05reset\x12&\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\"\x87\x01\n" +
-	"\x12ReportSyncResponse\x127\n" +
-	"\x04sync\x18\x01 \x01(\v2#.holdfast.coordination.v1.SyncStateR\x04sync\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xf7\x03\n" +
+	"request_id\x18\x05 \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\"\x8d\x01\n" +
+	"\x12ReportSyncResponse\x12=\n" +
+	"\x04sync\x18\x01 \x01(\v2).holdfast.store.coordination.v1.SyncStateR\x04sync\x128\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xfd\x03\n" +
 	"\x11ReportLiveRequest\x12.\n" +
 	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12;\n" +
 	"\n" +
 	"session_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tsessionId\x12\x1d\n" +
-	"\x05epoch\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x05epoch\x12H\n" +
-	"\x06status\x18\x04 \x01(\x0e2$.holdfast.coordination.v1.LiveStatusB\n" +
+	"\x05epoch\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x05epoch\x12N\n" +
+	"\x06status\x18\x04 \x01(\x0e2*.holdfast.store.coordination.v1.LiveStatusB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x06status\x12\x1e\n" +
 	"\x05model\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05model\x12F\n" +
 	"\ttime_left\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\btimeLeft\x12\x1d\n" +
@@ -3244,9 +3245,9 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\"\x04\b\x80\xa3\x052\x02\b\x01R\x03ttl\x12&\n" +
 	"\n" +
 	"request_id\x18\n" +
-	" \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\"\xb4\x01\n" +
-	"\x12ReportLiveResponse\x12?\n" +
-	"\asession\x18\x01 \x01(\v2%.holdfast.coordination.v1.LiveSessionR\asession\x12#\n" +
+	" \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\"\xba\x01\n" +
+	"\x12ReportLiveResponse\x12E\n" +
+	"\asession\x18\x01 \x01(\v2+.holdfast.store.coordination.v1.LiveSessionR\asession\x12#\n" +
 	"\rlive_sessions\x18\x02 \x01(\x05R\fliveSessions\x128\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"D\n" +
 	"\x12GetApiStateRequest\x12.\n" +
@@ -3267,14 +3268,14 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\x04days\x18\x02 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xee\x02(\x00R\x04days\x12G\n" +
 	"\vbefore_date\x18\x03 \x01(\tB&\xbaH#r!2\x1f^([0-9]{4}-[0-9]{2}-[0-9]{2})?$R\n" +
-	"beforeDate\"\x9f\x01\n" +
-	"\x10GetUsageResponse\x126\n" +
-	"\x04days\x18\x01 \x03(\v2\".holdfast.coordination.v1.UsageDayR\x04days\x128\n" +
+	"beforeDate\"\xa5\x01\n" +
+	"\x10GetUsageResponse\x12<\n" +
+	"\x04days\x18\x01 \x03(\v2(.holdfast.store.coordination.v1.UsageDayR\x04days\x128\n" +
 	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12\x19\n" +
-	"\bhas_more\x18\x03 \x01(\bR\ahasMore\"\xd2\x01\n" +
+	"\bhas_more\x18\x03 \x01(\bR\ahasMore\"\xd8\x01\n" +
 	"\x13ConfigureApiRequest\x12.\n" +
-	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12;\n" +
-	"\x06config\x18\x02 \x01(\v2#.holdfast.coordination.v1.ApiConfigR\x06config\x12&\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12A\n" +
+	"\x06config\x18\x02 \x01(\v2).holdfast.store.coordination.v1.ApiConfigR\x06config\x12&\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\x12&\n" +
 	"\n" +
@@ -3284,12 +3285,12 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"o\n" +
 	"\x0fWatchApiRequest\x12.\n" +
 	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12,\n" +
-	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\x92\x02\n" +
+	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\x98\x02\n" +
 	"\x10WatchApiResponse\x12\x1c\n" +
 	"\theartbeat\x18\x01 \x01(\bR\theartbeat\x12\x14\n" +
 	"\x05reset\x18\x02 \x01(\bR\x05reset\x123\n" +
-	"\x05state\x18\x03 \x01(\v2\x1d.holdfast.coordination.v1.ApiR\x05state\x12@\n" +
-	"\brequests\x18\x04 \x03(\v2$.holdfast.coordination.v1.ApiRequestR\brequests\x128\n" +
+	"\x05state\x18\x03 \x01(\v2\x1d.holdfast.coordination.v1.ApiR\x05state\x12F\n" +
+	"\brequests\x18\x04 \x03(\v2*.holdfast.store.coordination.v1.ApiRequestR\brequests\x128\n" +
 	"\bmetadata\x18\x05 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12\x19\n" +
 	"\bhas_more\x18\x06 \x01(\bR\ahasMore*\xa6\x01\n" +
 	"\bDecision\x12\x18\n" +
@@ -3392,61 +3393,61 @@ var file_holdfast_coordination_v1_service_proto_goTypes = []any{
 	nil,                             // 39: holdfast.coordination.v1.Api.SyncEntry
 	nil,                             // 40: holdfast.coordination.v1.Api.LiveEntry
 	nil,                             // 41: holdfast.coordination.v1.ProviderResponse.HeadersEntry
-	(*ApiConfig)(nil),               // 42: holdfast.coordination.v1.ApiConfig
-	(*Breaker)(nil),                 // 43: holdfast.coordination.v1.Breaker
-	(*UsageDay)(nil),                // 44: holdfast.coordination.v1.UsageDay
-	(*LiveCounts)(nil),              // 45: holdfast.coordination.v1.LiveCounts
+	(*v1.ApiConfig)(nil),            // 42: holdfast.store.coordination.v1.ApiConfig
+	(*v1.Breaker)(nil),              // 43: holdfast.store.coordination.v1.Breaker
+	(*v1.UsageDay)(nil),             // 44: holdfast.store.coordination.v1.UsageDay
+	(*v1.LiveCounts)(nil),           // 45: holdfast.store.coordination.v1.LiveCounts
 	(*timestamppb.Timestamp)(nil),   // 46: google.protobuf.Timestamp
 	(*durationpb.Duration)(nil),     // 47: google.protobuf.Duration
-	(Scope)(0),                      // 48: holdfast.coordination.v1.Scope
-	(Unit)(0),                       // 49: holdfast.coordination.v1.Unit
-	(*ApiRequest)(nil),              // 50: holdfast.coordination.v1.ApiRequest
-	(*v1.Metadata)(nil),             // 51: holdfast.object.v1.Metadata
-	(*Outcome)(nil),                 // 52: holdfast.coordination.v1.Outcome
-	(RequestStatus)(0),              // 53: holdfast.coordination.v1.RequestStatus
-	(*SyncState)(nil),               // 54: holdfast.coordination.v1.SyncState
-	(LiveStatus)(0),                 // 55: holdfast.coordination.v1.LiveStatus
-	(*LiveSession)(nil),             // 56: holdfast.coordination.v1.LiveSession
+	(v1.Scope)(0),                   // 48: holdfast.store.coordination.v1.Scope
+	(v1.Unit)(0),                    // 49: holdfast.store.coordination.v1.Unit
+	(*v1.ApiRequest)(nil),           // 50: holdfast.store.coordination.v1.ApiRequest
+	(*v11.Metadata)(nil),            // 51: holdfast.object.v1.Metadata
+	(*v1.Outcome)(nil),              // 52: holdfast.store.coordination.v1.Outcome
+	(v1.RequestStatus)(0),           // 53: holdfast.store.coordination.v1.RequestStatus
+	(*v1.SyncState)(nil),            // 54: holdfast.store.coordination.v1.SyncState
+	(v1.LiveStatus)(0),              // 55: holdfast.store.coordination.v1.LiveStatus
+	(*v1.LiveSession)(nil),          // 56: holdfast.store.coordination.v1.LiveSession
 }
 var file_holdfast_coordination_v1_service_proto_depIdxs = []int32{
-	42, // 0: holdfast.coordination.v1.Api.config:type_name -> holdfast.coordination.v1.ApiConfig
+	42, // 0: holdfast.coordination.v1.Api.config:type_name -> holdfast.store.coordination.v1.ApiConfig
 	4,  // 1: holdfast.coordination.v1.Api.limits:type_name -> holdfast.coordination.v1.Standing
-	43, // 2: holdfast.coordination.v1.Api.breaker:type_name -> holdfast.coordination.v1.Breaker
-	44, // 3: holdfast.coordination.v1.Api.today:type_name -> holdfast.coordination.v1.UsageDay
+	43, // 2: holdfast.coordination.v1.Api.breaker:type_name -> holdfast.store.coordination.v1.Breaker
+	44, // 3: holdfast.coordination.v1.Api.today:type_name -> holdfast.store.coordination.v1.UsageDay
 	39, // 4: holdfast.coordination.v1.Api.sync:type_name -> holdfast.coordination.v1.Api.SyncEntry
 	40, // 5: holdfast.coordination.v1.Api.live:type_name -> holdfast.coordination.v1.Api.LiveEntry
-	45, // 6: holdfast.coordination.v1.Api.live_counts:type_name -> holdfast.coordination.v1.LiveCounts
+	45, // 6: holdfast.coordination.v1.Api.live_counts:type_name -> holdfast.store.coordination.v1.LiveCounts
 	46, // 7: holdfast.coordination.v1.Api.pause_until:type_name -> google.protobuf.Timestamp
 	47, // 8: holdfast.coordination.v1.Standing.reset_after:type_name -> google.protobuf.Duration
 	47, // 9: holdfast.coordination.v1.Standing.retry_after:type_name -> google.protobuf.Duration
-	48, // 10: holdfast.coordination.v1.Standing.scope:type_name -> holdfast.coordination.v1.Scope
-	49, // 11: holdfast.coordination.v1.Standing.unit:type_name -> holdfast.coordination.v1.Unit
+	48, // 10: holdfast.coordination.v1.Standing.scope:type_name -> holdfast.store.coordination.v1.Scope
+	49, // 11: holdfast.coordination.v1.Standing.unit:type_name -> holdfast.store.coordination.v1.Unit
 	47, // 12: holdfast.coordination.v1.Standing.window:type_name -> google.protobuf.Duration
 	47, // 13: holdfast.coordination.v1.BeginRequestRequest.timeout:type_name -> google.protobuf.Duration
 	0,  // 14: holdfast.coordination.v1.BeginRequestResponse.decision:type_name -> holdfast.coordination.v1.Decision
-	50, // 15: holdfast.coordination.v1.BeginRequestResponse.request:type_name -> holdfast.coordination.v1.ApiRequest
+	50, // 15: holdfast.coordination.v1.BeginRequestResponse.request:type_name -> holdfast.store.coordination.v1.ApiRequest
 	46, // 16: holdfast.coordination.v1.BeginRequestResponse.lease_expire_time:type_name -> google.protobuf.Timestamp
 	47, // 17: holdfast.coordination.v1.BeginRequestResponse.retry_after:type_name -> google.protobuf.Duration
 	1,  // 18: holdfast.coordination.v1.BeginRequestResponse.reason:type_name -> holdfast.coordination.v1.WaitReason
 	4,  // 19: holdfast.coordination.v1.BeginRequestResponse.limits:type_name -> holdfast.coordination.v1.Standing
 	47, // 20: holdfast.coordination.v1.BeginRequestResponse.send_within:type_name -> google.protobuf.Duration
 	51, // 21: holdfast.coordination.v1.BeginRequestResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	52, // 22: holdfast.coordination.v1.CompleteRequestRequest.outcome:type_name -> holdfast.coordination.v1.Outcome
+	52, // 22: holdfast.coordination.v1.CompleteRequestRequest.outcome:type_name -> holdfast.store.coordination.v1.Outcome
 	21, // 23: holdfast.coordination.v1.CompleteRequestRequest.response:type_name -> holdfast.coordination.v1.ProviderResponse
-	50, // 24: holdfast.coordination.v1.CompleteRequestResponse.request:type_name -> holdfast.coordination.v1.ApiRequest
+	50, // 24: holdfast.coordination.v1.CompleteRequestResponse.request:type_name -> holdfast.store.coordination.v1.ApiRequest
 	51, // 25: holdfast.coordination.v1.CompleteRequestResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	2,  // 26: holdfast.coordination.v1.FailRequestRequest.failure:type_name -> holdfast.coordination.v1.Failure
-	52, // 27: holdfast.coordination.v1.FailRequestRequest.outcome:type_name -> holdfast.coordination.v1.Outcome
+	52, // 27: holdfast.coordination.v1.FailRequestRequest.outcome:type_name -> holdfast.store.coordination.v1.Outcome
 	47, // 28: holdfast.coordination.v1.FailRequestRequest.retry_after:type_name -> google.protobuf.Duration
 	21, // 29: holdfast.coordination.v1.FailRequestRequest.response:type_name -> holdfast.coordination.v1.ProviderResponse
-	50, // 30: holdfast.coordination.v1.FailRequestResponse.request:type_name -> holdfast.coordination.v1.ApiRequest
+	50, // 30: holdfast.coordination.v1.FailRequestResponse.request:type_name -> holdfast.store.coordination.v1.ApiRequest
 	51, // 31: holdfast.coordination.v1.FailRequestResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	50, // 32: holdfast.coordination.v1.GetRequestResponse.request:type_name -> holdfast.coordination.v1.ApiRequest
+	50, // 32: holdfast.coordination.v1.GetRequestResponse.request:type_name -> holdfast.store.coordination.v1.ApiRequest
 	51, // 33: holdfast.coordination.v1.GetRequestResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	53, // 34: holdfast.coordination.v1.ListRequestsRequest.status:type_name -> holdfast.coordination.v1.RequestStatus
-	50, // 35: holdfast.coordination.v1.ListRequestsResponse.requests:type_name -> holdfast.coordination.v1.ApiRequest
+	53, // 34: holdfast.coordination.v1.ListRequestsRequest.status:type_name -> holdfast.store.coordination.v1.RequestStatus
+	50, // 35: holdfast.coordination.v1.ListRequestsResponse.requests:type_name -> holdfast.store.coordination.v1.ApiRequest
 	51, // 36: holdfast.coordination.v1.ListRequestsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	48, // 37: holdfast.coordination.v1.AcquireRequest.scope:type_name -> holdfast.coordination.v1.Scope
+	48, // 37: holdfast.coordination.v1.AcquireRequest.scope:type_name -> holdfast.store.coordination.v1.Scope
 	4,  // 38: holdfast.coordination.v1.AcquireResponse.limits:type_name -> holdfast.coordination.v1.Standing
 	47, // 39: holdfast.coordination.v1.AcquireResponse.reset_after:type_name -> google.protobuf.Duration
 	47, // 40: holdfast.coordination.v1.AcquireResponse.retry_after:type_name -> google.protobuf.Duration
@@ -3466,27 +3467,27 @@ var file_holdfast_coordination_v1_service_proto_depIdxs = []int32{
 	4,  // 54: holdfast.coordination.v1.ReportLimitsResponse.limits:type_name -> holdfast.coordination.v1.Standing
 	51, // 55: holdfast.coordination.v1.ReportLimitsResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	46, // 56: holdfast.coordination.v1.ObservedLimit.reset_time:type_name -> google.protobuf.Timestamp
-	54, // 57: holdfast.coordination.v1.ReportSyncRequest.sync:type_name -> holdfast.coordination.v1.SyncState
-	54, // 58: holdfast.coordination.v1.ReportSyncResponse.sync:type_name -> holdfast.coordination.v1.SyncState
+	54, // 57: holdfast.coordination.v1.ReportSyncRequest.sync:type_name -> holdfast.store.coordination.v1.SyncState
+	54, // 58: holdfast.coordination.v1.ReportSyncResponse.sync:type_name -> holdfast.store.coordination.v1.SyncState
 	51, // 59: holdfast.coordination.v1.ReportSyncResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	55, // 60: holdfast.coordination.v1.ReportLiveRequest.status:type_name -> holdfast.coordination.v1.LiveStatus
+	55, // 60: holdfast.coordination.v1.ReportLiveRequest.status:type_name -> holdfast.store.coordination.v1.LiveStatus
 	47, // 61: holdfast.coordination.v1.ReportLiveRequest.time_left:type_name -> google.protobuf.Duration
 	47, // 62: holdfast.coordination.v1.ReportLiveRequest.ttl:type_name -> google.protobuf.Duration
-	56, // 63: holdfast.coordination.v1.ReportLiveResponse.session:type_name -> holdfast.coordination.v1.LiveSession
+	56, // 63: holdfast.coordination.v1.ReportLiveResponse.session:type_name -> holdfast.store.coordination.v1.LiveSession
 	51, // 64: holdfast.coordination.v1.ReportLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	3,  // 65: holdfast.coordination.v1.GetApiStateResponse.state:type_name -> holdfast.coordination.v1.Api
 	51, // 66: holdfast.coordination.v1.GetApiStateResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	3,  // 67: holdfast.coordination.v1.ListApisResponse.apis:type_name -> holdfast.coordination.v1.Api
-	44, // 68: holdfast.coordination.v1.GetUsageResponse.days:type_name -> holdfast.coordination.v1.UsageDay
+	44, // 68: holdfast.coordination.v1.GetUsageResponse.days:type_name -> holdfast.store.coordination.v1.UsageDay
 	51, // 69: holdfast.coordination.v1.GetUsageResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	42, // 70: holdfast.coordination.v1.ConfigureApiRequest.config:type_name -> holdfast.coordination.v1.ApiConfig
+	42, // 70: holdfast.coordination.v1.ConfigureApiRequest.config:type_name -> holdfast.store.coordination.v1.ApiConfig
 	3,  // 71: holdfast.coordination.v1.ConfigureApiResponse.state:type_name -> holdfast.coordination.v1.Api
 	51, // 72: holdfast.coordination.v1.ConfigureApiResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	3,  // 73: holdfast.coordination.v1.WatchApiResponse.state:type_name -> holdfast.coordination.v1.Api
-	50, // 74: holdfast.coordination.v1.WatchApiResponse.requests:type_name -> holdfast.coordination.v1.ApiRequest
+	50, // 74: holdfast.coordination.v1.WatchApiResponse.requests:type_name -> holdfast.store.coordination.v1.ApiRequest
 	51, // 75: holdfast.coordination.v1.WatchApiResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	54, // 76: holdfast.coordination.v1.Api.SyncEntry.value:type_name -> holdfast.coordination.v1.SyncState
-	56, // 77: holdfast.coordination.v1.Api.LiveEntry.value:type_name -> holdfast.coordination.v1.LiveSession
+	54, // 76: holdfast.coordination.v1.Api.SyncEntry.value:type_name -> holdfast.store.coordination.v1.SyncState
+	56, // 77: holdfast.coordination.v1.Api.LiveEntry.value:type_name -> holdfast.store.coordination.v1.LiveSession
 	5,  // 78: holdfast.coordination.v1.CoordinationService.BeginRequest:input_type -> holdfast.coordination.v1.BeginRequestRequest
 	7,  // 79: holdfast.coordination.v1.CoordinationService.CompleteRequest:input_type -> holdfast.coordination.v1.CompleteRequestRequest
 	9,  // 80: holdfast.coordination.v1.CoordinationService.FailRequest:input_type -> holdfast.coordination.v1.FailRequestRequest
@@ -3531,7 +3532,6 @@ func file_holdfast_coordination_v1_service_proto_init() {
 	if File_holdfast_coordination_v1_service_proto != nil {
 		return
 	}
-	file_holdfast_coordination_v1_state_proto_init()
 	file_holdfast_coordination_v1_service_proto_msgTypes[4].OneofWrappers = []any{}
 	file_holdfast_coordination_v1_service_proto_msgTypes[21].OneofWrappers = []any{}
 	type x struct{}

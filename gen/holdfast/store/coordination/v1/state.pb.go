@@ -2,7 +2,7 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        (unknown)
-// source: holdfast/coordination/v1/state.proto
+// source: holdfast/store/coordination/v1/state.proto
 
 package coordinationv1
 
@@ -68,11 +68,11 @@ func (x Algorithm) String() string {
 }
 
 func (Algorithm) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_coordination_v1_state_proto_enumTypes[0].Descriptor()
+	return file_holdfast_store_coordination_v1_state_proto_enumTypes[0].Descriptor()
 }
 
 func (Algorithm) Type() protoreflect.EnumType {
-	return &file_holdfast_coordination_v1_state_proto_enumTypes[0]
+	return &file_holdfast_store_coordination_v1_state_proto_enumTypes[0]
 }
 
 func (x Algorithm) Number() protoreflect.EnumNumber {
@@ -81,7 +81,7 @@ func (x Algorithm) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Algorithm.Descriptor instead.
 func (Algorithm) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{0}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{0}
 }
 
 // Calendar is a unit of the calendar.
@@ -128,11 +128,11 @@ func (x Calendar) String() string {
 }
 
 func (Calendar) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_coordination_v1_state_proto_enumTypes[1].Descriptor()
+	return file_holdfast_store_coordination_v1_state_proto_enumTypes[1].Descriptor()
 }
 
 func (Calendar) Type() protoreflect.EnumType {
-	return &file_holdfast_coordination_v1_state_proto_enumTypes[1]
+	return &file_holdfast_store_coordination_v1_state_proto_enumTypes[1]
 }
 
 func (x Calendar) Number() protoreflect.EnumNumber {
@@ -141,7 +141,7 @@ func (x Calendar) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Calendar.Descriptor instead.
 func (Calendar) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{1}
 }
 
 // Scope is whose calls a policy counts together.
@@ -180,11 +180,11 @@ func (x Scope) String() string {
 }
 
 func (Scope) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_coordination_v1_state_proto_enumTypes[2].Descriptor()
+	return file_holdfast_store_coordination_v1_state_proto_enumTypes[2].Descriptor()
 }
 
 func (Scope) Type() protoreflect.EnumType {
-	return &file_holdfast_coordination_v1_state_proto_enumTypes[2]
+	return &file_holdfast_store_coordination_v1_state_proto_enumTypes[2]
 }
 
 func (x Scope) Number() protoreflect.EnumNumber {
@@ -193,7 +193,7 @@ func (x Scope) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Scope.Descriptor instead.
 func (Scope) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{2}
 }
 
 // Unit is what a policy counts.
@@ -231,11 +231,11 @@ func (x Unit) String() string {
 }
 
 func (Unit) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_coordination_v1_state_proto_enumTypes[3].Descriptor()
+	return file_holdfast_store_coordination_v1_state_proto_enumTypes[3].Descriptor()
 }
 
 func (Unit) Type() protoreflect.EnumType {
-	return &file_holdfast_coordination_v1_state_proto_enumTypes[3]
+	return &file_holdfast_store_coordination_v1_state_proto_enumTypes[3]
 }
 
 func (x Unit) Number() protoreflect.EnumNumber {
@@ -244,7 +244,7 @@ func (x Unit) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Unit.Descriptor instead.
 func (Unit) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{3}
 }
 
 // BreakerStatus is where a circuit breaker stands.
@@ -287,11 +287,11 @@ func (x BreakerStatus) String() string {
 }
 
 func (BreakerStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_coordination_v1_state_proto_enumTypes[4].Descriptor()
+	return file_holdfast_store_coordination_v1_state_proto_enumTypes[4].Descriptor()
 }
 
 func (BreakerStatus) Type() protoreflect.EnumType {
-	return &file_holdfast_coordination_v1_state_proto_enumTypes[4]
+	return &file_holdfast_store_coordination_v1_state_proto_enumTypes[4]
 }
 
 func (x BreakerStatus) Number() protoreflect.EnumNumber {
@@ -300,7 +300,7 @@ func (x BreakerStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BreakerStatus.Descriptor instead.
 func (BreakerStatus) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 // RequestStatus is how far a request is.
@@ -354,11 +354,11 @@ func (x RequestStatus) String() string {
 }
 
 func (RequestStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_coordination_v1_state_proto_enumTypes[5].Descriptor()
+	return file_holdfast_store_coordination_v1_state_proto_enumTypes[5].Descriptor()
 }
 
 func (RequestStatus) Type() protoreflect.EnumType {
-	return &file_holdfast_coordination_v1_state_proto_enumTypes[5]
+	return &file_holdfast_store_coordination_v1_state_proto_enumTypes[5]
 }
 
 func (x RequestStatus) Number() protoreflect.EnumNumber {
@@ -367,7 +367,7 @@ func (x RequestStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RequestStatus.Descriptor instead.
 func (RequestStatus) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 // LiveStatus is how a live connection stands.
@@ -415,11 +415,11 @@ func (x LiveStatus) String() string {
 }
 
 func (LiveStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_coordination_v1_state_proto_enumTypes[6].Descriptor()
+	return file_holdfast_store_coordination_v1_state_proto_enumTypes[6].Descriptor()
 }
 
 func (LiveStatus) Type() protoreflect.EnumType {
-	return &file_holdfast_coordination_v1_state_proto_enumTypes[6]
+	return &file_holdfast_store_coordination_v1_state_proto_enumTypes[6]
 }
 
 func (x LiveStatus) Number() protoreflect.EnumNumber {
@@ -428,7 +428,7 @@ func (x LiveStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LiveStatus.Descriptor instead.
 func (LiveStatus) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 // ApiState is what is stored of an API. The names of its fields, and of all messages below, are the format on disk.
@@ -463,7 +463,7 @@ type ApiState struct {
 
 func (x *ApiState) Reset() {
 	*x = ApiState{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[0]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +475,7 @@ func (x *ApiState) String() string {
 func (*ApiState) ProtoMessage() {}
 
 func (x *ApiState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[0]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +488,7 @@ func (x *ApiState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiState.ProtoReflect.Descriptor instead.
 func (*ApiState) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{0}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *ApiState) GetConfig() *ApiConfig {
@@ -601,7 +601,7 @@ type ApiConfig struct {
 
 func (x *ApiConfig) Reset() {
 	*x = ApiConfig{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +613,7 @@ func (x *ApiConfig) String() string {
 func (*ApiConfig) ProtoMessage() {}
 
 func (x *ApiConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +626,7 @@ func (x *ApiConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiConfig.ProtoReflect.Descriptor instead.
 func (*ApiConfig) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *ApiConfig) GetPolicies() []*Policy {
@@ -675,7 +675,7 @@ func (x *ApiConfig) GetTimeZone() string {
 type Policy struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Algorithm Algorithm              `protobuf:"varint,2,opt,name=algorithm,proto3,enum=holdfast.coordination.v1.Algorithm" json:"algorithm,omitempty"`
+	Algorithm Algorithm              `protobuf:"varint,2,opt,name=algorithm,proto3,enum=holdfast.store.coordination.v1.Algorithm" json:"algorithm,omitempty"`
 	// How many units: 1 to 10^12; of ALGORITHM_CONCURRENCY at most 1,000.
 	Limit int64 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
 	// In which time, of ALGORITHM_SLIDING and ALGORITHM_GCRA: 1 ms to 366 days.
@@ -683,12 +683,12 @@ type Policy struct {
 	// ALGORITHM_GCRA: how many units at once after a rest, at most the limit; 0: the limit.
 	Burst int64 `protobuf:"varint,5,opt,name=burst,proto3" json:"burst,omitempty"`
 	// ALGORITHM_CALENDAR: when the count starts again, and where: an IANA name such as America/Los_Angeles; empty: UTC.
-	Calendar Calendar `protobuf:"varint,6,opt,name=calendar,proto3,enum=holdfast.coordination.v1.Calendar" json:"calendar,omitempty"`
+	Calendar Calendar `protobuf:"varint,6,opt,name=calendar,proto3,enum=holdfast.store.coordination.v1.Calendar" json:"calendar,omitempty"`
 	TimeZone string   `protobuf:"bytes,7,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
 	// Unset: SCOPE_TENANT.
-	Scope Scope `protobuf:"varint,8,opt,name=scope,proto3,enum=holdfast.coordination.v1.Scope" json:"scope,omitempty"`
+	Scope Scope `protobuf:"varint,8,opt,name=scope,proto3,enum=holdfast.store.coordination.v1.Scope" json:"scope,omitempty"`
 	// Unset: UNIT_PERMIT.
-	Unit Unit `protobuf:"varint,9,opt,name=unit,proto3,enum=holdfast.coordination.v1.Unit" json:"unit,omitempty"`
+	Unit Unit `protobuf:"varint,9,opt,name=unit,proto3,enum=holdfast.store.coordination.v1.Unit" json:"unit,omitempty"`
 	// The operations that it covers; none: all. In each, * stands for any characters or none, so create_* covers create_run,
 	// and * covers every operation.
 	Operations []string `protobuf:"bytes,10,rep,name=operations,proto3" json:"operations,omitempty"`
@@ -707,7 +707,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -719,7 +719,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -732,7 +732,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Policy) GetName() string {
@@ -842,7 +842,7 @@ type BreakerConfig struct {
 
 func (x *BreakerConfig) Reset() {
 	*x = BreakerConfig{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -854,7 +854,7 @@ func (x *BreakerConfig) String() string {
 func (*BreakerConfig) ProtoMessage() {}
 
 func (x *BreakerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -867,7 +867,7 @@ func (x *BreakerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BreakerConfig.ProtoReflect.Descriptor instead.
 func (*BreakerConfig) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *BreakerConfig) GetFailureThreshold() int32 {
@@ -927,7 +927,7 @@ type Bucket struct {
 
 func (x *Bucket) Reset() {
 	*x = Bucket{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +939,7 @@ func (x *Bucket) String() string {
 func (*Bucket) ProtoMessage() {}
 
 func (x *Bucket) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +952,7 @@ func (x *Bucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bucket.ProtoReflect.Descriptor instead.
 func (*Bucket) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Bucket) GetTat() *timestamppb.Timestamp {
@@ -1043,7 +1043,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1055,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1068,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Slot) GetTime() *timestamppb.Timestamp {
@@ -1097,7 +1097,7 @@ type ConcurrencyLease struct {
 
 func (x *ConcurrencyLease) Reset() {
 	*x = ConcurrencyLease{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1109,7 @@ func (x *ConcurrencyLease) String() string {
 func (*ConcurrencyLease) ProtoMessage() {}
 
 func (x *ConcurrencyLease) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1122,7 @@ func (x *ConcurrencyLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConcurrencyLease.ProtoReflect.Descriptor instead.
 func (*ConcurrencyLease) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ConcurrencyLease) GetUnits() int64 {
@@ -1157,7 +1157,7 @@ type UserBuckets struct {
 
 func (x *UserBuckets) Reset() {
 	*x = UserBuckets{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1169,7 +1169,7 @@ func (x *UserBuckets) String() string {
 func (*UserBuckets) ProtoMessage() {}
 
 func (x *UserBuckets) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1182,7 +1182,7 @@ func (x *UserBuckets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserBuckets.ProtoReflect.Descriptor instead.
 func (*UserBuckets) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *UserBuckets) GetBuckets() map[string]*Bucket {
@@ -1203,7 +1203,7 @@ func (x *UserBuckets) GetPools() map[string]*Bucket {
 type Breaker struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unset: closed.
-	Status BreakerStatus `protobuf:"varint,1,opt,name=status,proto3,enum=holdfast.coordination.v1.BreakerStatus" json:"status,omitempty"`
+	Status BreakerStatus `protobuf:"varint,1,opt,name=status,proto3,enum=holdfast.store.coordination.v1.BreakerStatus" json:"status,omitempty"`
 	// Counts the changes of status. The result of a call that began under another generation does not count.
 	Generation          int64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
 	ConsecutiveFailures int32 `protobuf:"varint,3,opt,name=consecutive_failures,json=consecutiveFailures,proto3" json:"consecutive_failures,omitempty"`
@@ -1219,7 +1219,7 @@ type Breaker struct {
 
 func (x *Breaker) Reset() {
 	*x = Breaker{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1231,7 @@ func (x *Breaker) String() string {
 func (*Breaker) ProtoMessage() {}
 
 func (x *Breaker) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1244,7 @@ func (x *Breaker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Breaker.ProtoReflect.Descriptor instead.
 func (*Breaker) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Breaker) GetStatus() BreakerStatus {
@@ -1300,7 +1300,7 @@ type InFlight struct {
 
 func (x *InFlight) Reset() {
 	*x = InFlight{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1312,7 @@ func (x *InFlight) String() string {
 func (*InFlight) ProtoMessage() {}
 
 func (x *InFlight) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1325,7 @@ func (x *InFlight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InFlight.ProtoReflect.Descriptor instead.
 func (*InFlight) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InFlight) GetSeq() int64 {
@@ -1352,7 +1352,7 @@ type ApiRequest struct {
 	Owner       string        `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
 	Operation   string        `protobuf:"bytes,4,opt,name=operation,proto3" json:"operation,omitempty"`
 	Fingerprint string        `protobuf:"bytes,5,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
-	Status      RequestStatus `protobuf:"varint,6,opt,name=status,proto3,enum=holdfast.coordination.v1.RequestStatus" json:"status,omitempty"`
+	Status      RequestStatus `protobuf:"varint,6,opt,name=status,proto3,enum=holdfast.store.coordination.v1.RequestStatus" json:"status,omitempty"`
 	Attempt     int32         `protobuf:"varint,7,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// Who has or had the lease.
 	Holder string `protobuf:"bytes,8,opt,name=holder,proto3" json:"holder,omitempty"`
@@ -1382,7 +1382,7 @@ type ApiRequest struct {
 
 func (x *ApiRequest) Reset() {
 	*x = ApiRequest{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1394,7 @@ func (x *ApiRequest) String() string {
 func (*ApiRequest) ProtoMessage() {}
 
 func (x *ApiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1407,7 @@ func (x *ApiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiRequest.ProtoReflect.Descriptor instead.
 func (*ApiRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ApiRequest) GetRequestId() string {
@@ -1567,7 +1567,7 @@ type RequestRef struct {
 
 func (x *RequestRef) Reset() {
 	*x = RequestRef{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[11]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1579,7 @@ func (x *RequestRef) String() string {
 func (*RequestRef) ProtoMessage() {}
 
 func (x *RequestRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[11]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +1592,7 @@ func (x *RequestRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRef.ProtoReflect.Descriptor instead.
 func (*RequestRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RequestRef) GetSeq() int64 {
@@ -1619,7 +1619,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[12]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1631,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[12]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1644,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Outcome) GetHttpStatus() int32 {
@@ -1706,7 +1706,7 @@ type UsageDay struct {
 
 func (x *UsageDay) Reset() {
 	*x = UsageDay{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[13]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1718,7 @@ func (x *UsageDay) String() string {
 func (*UsageDay) ProtoMessage() {}
 
 func (x *UsageDay) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[13]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1731,7 @@ func (x *UsageDay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageDay.ProtoReflect.Descriptor instead.
 func (*UsageDay) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UsageDay) GetDate() string {
@@ -1825,7 +1825,7 @@ type SyncState struct {
 
 func (x *SyncState) Reset() {
 	*x = SyncState{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[14]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1837,7 @@ func (x *SyncState) String() string {
 func (*SyncState) ProtoMessage() {}
 
 func (x *SyncState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[14]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +1850,7 @@ func (x *SyncState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncState.ProtoReflect.Descriptor instead.
 func (*SyncState) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SyncState) GetHighWaterMark() *timestamppb.Timestamp {
@@ -1912,7 +1912,7 @@ func (x *SyncState) GetUpdateTime() *timestamppb.Timestamp {
 // LiveSession is one live session, such as Gemini Live's, and its newest connection.
 type LiveSession struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
-	Status LiveStatus             `protobuf:"varint,1,opt,name=status,proto3,enum=holdfast.coordination.v1.LiveStatus" json:"status,omitempty"`
+	Status LiveStatus             `protobuf:"varint,1,opt,name=status,proto3,enum=holdfast.store.coordination.v1.LiveStatus" json:"status,omitempty"`
 	// Numbers the session's connections.
 	Epoch      int64                  `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Owner      string                 `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
@@ -1933,7 +1933,7 @@ type LiveSession struct {
 
 func (x *LiveSession) Reset() {
 	*x = LiveSession{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[15]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +1945,7 @@ func (x *LiveSession) String() string {
 func (*LiveSession) ProtoMessage() {}
 
 func (x *LiveSession) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[15]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +1958,7 @@ func (x *LiveSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSession.ProtoReflect.Descriptor instead.
 func (*LiveSession) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LiveSession) GetStatus() LiveStatus {
@@ -2055,7 +2055,7 @@ type LiveCounts struct {
 
 func (x *LiveCounts) Reset() {
 	*x = LiveCounts{}
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[16]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2067,7 @@ func (x *LiveCounts) String() string {
 func (*LiveCounts) ProtoMessage() {}
 
 func (x *LiveCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_state_proto_msgTypes[16]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2080,7 @@ func (x *LiveCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveCounts.ProtoReflect.Descriptor instead.
 func (*LiveCounts) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LiveCounts) GetOpened() int64 {
@@ -2132,21 +2132,21 @@ func (x *LiveCounts) GetLastErrorUser() string {
 	return ""
 }
 
-var File_holdfast_coordination_v1_state_proto protoreflect.FileDescriptor
+var File_holdfast_store_coordination_v1_state_proto protoreflect.FileDescriptor
 
-const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
+const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"$holdfast/coordination/v1/state.proto\x12\x18holdfast.coordination.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\t\n" +
-	"\bApiState\x12;\n" +
-	"\x06config\x18\x01 \x01(\v2#.holdfast.coordination.v1.ApiConfigR\x06config\x12I\n" +
-	"\abuckets\x18\x02 \x03(\v2/.holdfast.coordination.v1.ApiState.BucketsEntryR\abuckets\x12C\n" +
-	"\x05pools\x18\x03 \x03(\v2-.holdfast.coordination.v1.ApiState.PoolsEntryR\x05pools\x12;\n" +
-	"\abreaker\x18\x04 \x01(\v2!.holdfast.coordination.v1.BreakerR\abreaker\x128\n" +
-	"\x05today\x18\x05 \x01(\v2\".holdfast.coordination.v1.UsageDayR\x05today\x12?\n" +
-	"\tin_flight\x18\x06 \x03(\v2\".holdfast.coordination.v1.InFlightR\binFlight\x12@\n" +
-	"\x04sync\x18\a \x03(\v2,.holdfast.coordination.v1.ApiState.SyncEntryR\x04sync\x12@\n" +
-	"\x04live\x18\b \x03(\v2,.holdfast.coordination.v1.ApiState.LiveEntryR\x04live\x12E\n" +
-	"\vlive_counts\x18\t \x01(\v2$.holdfast.coordination.v1.LiveCountsR\n" +
+	"*holdfast/store/coordination/v1/state.proto\x12\x1eholdfast.store.coordination.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd0\t\n" +
+	"\bApiState\x12A\n" +
+	"\x06config\x18\x01 \x01(\v2).holdfast.store.coordination.v1.ApiConfigR\x06config\x12O\n" +
+	"\abuckets\x18\x02 \x03(\v25.holdfast.store.coordination.v1.ApiState.BucketsEntryR\abuckets\x12I\n" +
+	"\x05pools\x18\x03 \x03(\v23.holdfast.store.coordination.v1.ApiState.PoolsEntryR\x05pools\x12A\n" +
+	"\abreaker\x18\x04 \x01(\v2'.holdfast.store.coordination.v1.BreakerR\abreaker\x12>\n" +
+	"\x05today\x18\x05 \x01(\v2(.holdfast.store.coordination.v1.UsageDayR\x05today\x12E\n" +
+	"\tin_flight\x18\x06 \x03(\v2(.holdfast.store.coordination.v1.InFlightR\binFlight\x12F\n" +
+	"\x04sync\x18\a \x03(\v22.holdfast.store.coordination.v1.ApiState.SyncEntryR\x04sync\x12F\n" +
+	"\x04live\x18\b \x03(\v22.holdfast.store.coordination.v1.ApiState.LiveEntryR\x04live\x12K\n" +
+	"\vlive_counts\x18\t \x01(\v2*.holdfast.store.coordination.v1.LiveCountsR\n" +
 	"liveCounts\x12\x19\n" +
 	"\blast_seq\x18\n" +
 	" \x01(\x03R\alastSeq\x12\x1b\n" +
@@ -2154,39 +2154,39 @@ const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"first_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tfirstTime\x12;\n" +
 	"\vpause_until\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"pauseUntil\x1a\\\n" +
+	"pauseUntil\x1ab\n" +
 	"\fBucketsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x126\n" +
-	"\x05value\x18\x02 \x01(\v2 .holdfast.coordination.v1.BucketR\x05value:\x028\x01\x1aZ\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12<\n" +
+	"\x05value\x18\x02 \x01(\v2&.holdfast.store.coordination.v1.BucketR\x05value:\x028\x01\x1a`\n" +
 	"\n" +
 	"PoolsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x126\n" +
-	"\x05value\x18\x02 \x01(\v2 .holdfast.coordination.v1.BucketR\x05value:\x028\x01\x1a\\\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12<\n" +
+	"\x05value\x18\x02 \x01(\v2&.holdfast.store.coordination.v1.BucketR\x05value:\x028\x01\x1ab\n" +
 	"\tSyncEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x129\n" +
-	"\x05value\x18\x02 \x01(\v2#.holdfast.coordination.v1.SyncStateR\x05value:\x028\x01\x1a^\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12?\n" +
+	"\x05value\x18\x02 \x01(\v2).holdfast.store.coordination.v1.SyncStateR\x05value:\x028\x01\x1ad\n" +
 	"\tLiveEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12;\n" +
-	"\x05value\x18\x02 \x01(\v2%.holdfast.coordination.v1.LiveSessionR\x05value:\x028\x01\"\xfe\x02\n" +
-	"\tApiConfig\x12F\n" +
-	"\bpolicies\x18\x01 \x03(\v2 .holdfast.coordination.v1.PolicyB\b\xbaH\x05\x92\x01\x02\x10 R\bpolicies\x12A\n" +
-	"\abreaker\x18\x02 \x01(\v2'.holdfast.coordination.v1.BreakerConfigR\abreaker\x12C\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12A\n" +
+	"\x05value\x18\x02 \x01(\v2+.holdfast.store.coordination.v1.LiveSessionR\x05value:\x028\x01\"\x8a\x03\n" +
+	"\tApiConfig\x12L\n" +
+	"\bpolicies\x18\x01 \x03(\v2&.holdfast.store.coordination.v1.PolicyB\b\xbaH\x05\x92\x01\x02\x10 R\bpolicies\x12G\n" +
+	"\abreaker\x18\x02 \x01(\v2-.holdfast.store.coordination.v1.BreakerConfigR\abreaker\x12C\n" +
 	"\x05lease\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\x05lease\x12L\n" +
 	"\tretention\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x05\b\x80\xce\xda\x032\x04\b\x80\xa3\x05R\tretention\x12-\n" +
 	"\fmax_attempts\x18\x05 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\vmaxAttempts\x12$\n" +
-	"\ttime_zone\x18\x06 \x01(\tB\a\xbaH\x04r\x02(@R\btimeZone\"\xfd\x05\n" +
+	"\ttime_zone\x18\x06 \x01(\tB\a\xbaH\x04r\x02(@R\btimeZone\"\x95\x06\n" +
 	"\x06Policy\x122\n" +
-	"\x04name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x192\x17^[A-Za-z0-9._:-]{1,64}$R\x04name\x12M\n" +
-	"\talgorithm\x18\x02 \x01(\x0e2#.holdfast.coordination.v1.AlgorithmB\n" +
+	"\x04name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x192\x17^[A-Za-z0-9._:-]{1,64}$R\x04name\x12S\n" +
+	"\talgorithm\x18\x02 \x01(\x0e2).holdfast.store.coordination.v1.AlgorithmB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\talgorithm\x12$\n" +
 	"\x05limit\x18\x03 \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x01R\x05limit\x12F\n" +
 	"\x06period\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x05\b\x80\x8a\x8a\x0f2\x04\x10\xc0\x84=R\x06period\x12\x1d\n" +
-	"\x05burst\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x05burst\x12H\n" +
-	"\bcalendar\x18\x06 \x01(\x0e2\".holdfast.coordination.v1.CalendarB\b\xbaH\x05\x82\x01\x02\x10\x01R\bcalendar\x12$\n" +
-	"\ttime_zone\x18\a \x01(\tB\a\xbaH\x04r\x02(@R\btimeZone\x12?\n" +
-	"\x05scope\x18\b \x01(\x0e2\x1f.holdfast.coordination.v1.ScopeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05scope\x12<\n" +
-	"\x04unit\x18\t \x01(\x0e2\x1e.holdfast.coordination.v1.UnitB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04unit\x12I\n" +
+	"\x05burst\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x05burst\x12N\n" +
+	"\bcalendar\x18\x06 \x01(\x0e2(.holdfast.store.coordination.v1.CalendarB\b\xbaH\x05\x82\x01\x02\x10\x01R\bcalendar\x12$\n" +
+	"\ttime_zone\x18\a \x01(\tB\a\xbaH\x04r\x02(@R\btimeZone\x12E\n" +
+	"\x05scope\x18\b \x01(\x0e2%.holdfast.store.coordination.v1.ScopeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05scope\x12B\n" +
+	"\x04unit\x18\t \x01(\x0e2$.holdfast.store.coordination.v1.UnitB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04unit\x12I\n" +
 	"\n" +
 	"operations\x18\n" +
 	" \x03(\tB)\xbaH&\x92\x01#\x10@\"\x1fr\x1d2\x1b^[A-Za-z0-9._:/* -]{1,128}$R\n" +
@@ -2201,25 +2201,25 @@ const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"\bopen_for\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xad\xe2\x04R\aopenFor\x12N\n" +
 	"\vprobe_lease\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xad\xe2\x04R\n" +
 	"probeLease\x12\x1a\n" +
-	"\bdisabled\x18\x04 \x01(\bR\bdisabled\"\x9f\x05\n" +
+	"\bdisabled\x18\x04 \x01(\bR\bdisabled\"\xb7\x05\n" +
 	"\x06Bucket\x12,\n" +
-	"\x03tat\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x03tat\x124\n" +
-	"\x05slots\x18\x02 \x03(\v2\x1e.holdfast.coordination.v1.SlotR\x05slots\x12\x12\n" +
+	"\x03tat\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x03tat\x12:\n" +
+	"\x05slots\x18\x02 \x03(\v2$.holdfast.store.coordination.v1.SlotR\x05slots\x12\x12\n" +
 	"\x04used\x18\x03 \x01(\x03R\x04used\x129\n" +
 	"\n" +
-	"window_end\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\twindowEnd\x12D\n" +
-	"\x06leases\x18\x05 \x03(\v2,.holdfast.coordination.v1.Bucket.LeasesEntryR\x06leases\x12?\n" +
+	"window_end\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\twindowEnd\x12J\n" +
+	"\x06leases\x18\x05 \x03(\v22.holdfast.store.coordination.v1.Bucket.LeasesEntryR\x06leases\x12?\n" +
 	"\rblocked_until\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\fblockedUntil\x12%\n" +
 	"\x0eobserved_limit\x18\a \x01(\x03R\robservedLimit\x127\n" +
 	"\tlast_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\x12\x1d\n" +
 	"\n" +
 	"last_units\x18\t \x01(\x03R\tlastUnits\x12=\n" +
 	"\fwindow_start\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\vwindowStart\x126\n" +
-	"\x06newest\x18\v \x01(\v2\x1e.holdfast.coordination.v1.SlotR\x06newest\x1ae\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\vwindowStart\x12<\n" +
+	"\x06newest\x18\v \x01(\v2$.holdfast.store.coordination.v1.SlotR\x06newest\x1ak\n" +
 	"\vLeasesEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12@\n" +
-	"\x05value\x18\x02 \x01(\v2*.holdfast.coordination.v1.ConcurrencyLeaseR\x05value:\x028\x01\"L\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12F\n" +
+	"\x05value\x18\x02 \x01(\v20.holdfast.store.coordination.v1.ConcurrencyLeaseR\x05value:\x028\x01\"L\n" +
 	"\x04Slot\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
 	"\x05units\x18\x02 \x01(\x03R\x05units\"{\n" +
@@ -2227,19 +2227,19 @@ const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"\x05units\x18\x01 \x01(\x03R\x05units\x12;\n" +
 	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12\x14\n" +
-	"\x05owner\x18\x03 \x01(\tR\x05owner\"\xdd\x02\n" +
-	"\vUserBuckets\x12L\n" +
-	"\abuckets\x18\x01 \x03(\v22.holdfast.coordination.v1.UserBuckets.BucketsEntryR\abuckets\x12F\n" +
-	"\x05pools\x18\x02 \x03(\v20.holdfast.coordination.v1.UserBuckets.PoolsEntryR\x05pools\x1a\\\n" +
+	"\x05owner\x18\x03 \x01(\tR\x05owner\"\xf5\x02\n" +
+	"\vUserBuckets\x12R\n" +
+	"\abuckets\x18\x01 \x03(\v28.holdfast.store.coordination.v1.UserBuckets.BucketsEntryR\abuckets\x12L\n" +
+	"\x05pools\x18\x02 \x03(\v26.holdfast.store.coordination.v1.UserBuckets.PoolsEntryR\x05pools\x1ab\n" +
 	"\fBucketsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x126\n" +
-	"\x05value\x18\x02 \x01(\v2 .holdfast.coordination.v1.BucketR\x05value:\x028\x01\x1aZ\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12<\n" +
+	"\x05value\x18\x02 \x01(\v2&.holdfast.store.coordination.v1.BucketR\x05value:\x028\x01\x1a`\n" +
 	"\n" +
 	"PoolsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x126\n" +
-	"\x05value\x18\x02 \x01(\v2 .holdfast.coordination.v1.BucketR\x05value:\x028\x01\"\xb0\x02\n" +
-	"\aBreaker\x12?\n" +
-	"\x06status\x18\x01 \x01(\x0e2'.holdfast.coordination.v1.BreakerStatusR\x06status\x12\x1e\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12<\n" +
+	"\x05value\x18\x02 \x01(\v2&.holdfast.store.coordination.v1.BucketR\x05value:\x028\x01\"\xb6\x02\n" +
+	"\aBreaker\x12E\n" +
+	"\x06status\x18\x01 \x01(\x0e2-.holdfast.store.coordination.v1.BreakerStatusR\x06status\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x03R\n" +
 	"generation\x121\n" +
@@ -2252,7 +2252,7 @@ const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"\bInFlight\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12;\n" +
 	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\xc4\x06\n" +
+	"expireTime\"\xd0\x06\n" +
 	"\n" +
 	"ApiRequest\x12\x1d\n" +
 	"\n" +
@@ -2260,8 +2260,8 @@ const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"\x03seq\x18\x02 \x01(\x03R\x03seq\x12\x14\n" +
 	"\x05owner\x18\x03 \x01(\tR\x05owner\x12\x1c\n" +
 	"\toperation\x18\x04 \x01(\tR\toperation\x12 \n" +
-	"\vfingerprint\x18\x05 \x01(\tR\vfingerprint\x12?\n" +
-	"\x06status\x18\x06 \x01(\x0e2'.holdfast.coordination.v1.RequestStatusR\x06status\x12\x18\n" +
+	"\vfingerprint\x18\x05 \x01(\tR\vfingerprint\x12E\n" +
+	"\x06status\x18\x06 \x01(\x0e2-.holdfast.store.coordination.v1.RequestStatusR\x06status\x12\x18\n" +
 	"\aattempt\x18\a \x01(\x05R\aattempt\x12\x16\n" +
 	"\x06holder\x18\b \x01(\tR\x06holder\x12\x19\n" +
 	"\bbegin_id\x18\t \x01(\tR\abeginId\x12;\n" +
@@ -2274,8 +2274,8 @@ const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"begin_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tbeginTime\x12F\n" +
 	"\x11lease_expire_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0fleaseExpireTime\x129\n" +
 	"\n" +
-	"not_before\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12;\n" +
-	"\aoutcome\x18\x0f \x01(\v2!.holdfast.coordination.v1.OutcomeR\aoutcome\x12\x14\n" +
+	"not_before\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12A\n" +
+	"\aoutcome\x18\x0f \x01(\v2'.holdfast.store.coordination.v1.OutcomeR\aoutcome\x12\x14\n" +
 	"\x05error\x18\x10 \x01(\tR\x05error\x12\x14\n" +
 	"\x05lease\x18\x11 \x01(\x03R\x05lease\x12#\n" +
 	"\rattempt_lease\x18\x12 \x01(\x03R\fattemptLease\x12-\n" +
@@ -2284,18 +2284,18 @@ const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"\x04cost\x18\x15 \x01(\x03R\x04cost\"\x1e\n" +
 	"\n" +
 	"RequestRef\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xbb\x02\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xc1\x02\n" +
 	"\aOutcome\x12+\n" +
 	"\vhttp_status\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe7\a(\x00R\n" +
-	"httpStatus\x12b\n" +
-	"\aheaders\x18\x02 \x03(\v2..holdfast.coordination.v1.Outcome.HeadersEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05 \x01(\x80\x01*\x05r\x03(\x80 R\aheaders\x12\x1d\n" +
+	"httpStatus\x12h\n" +
+	"\aheaders\x18\x02 \x03(\v24.holdfast.store.coordination.v1.Outcome.HeadersEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05 \x01(\x80\x01*\x05r\x03(\x80 R\aheaders\x12\x1d\n" +
 	"\x04body\x18\x03 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04R\x04body\x12\x1c\n" +
 	"\ttruncated\x18\x04 \x01(\bR\ttruncated\x12&\n" +
 	"\treference\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\treference\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9a\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa0\x03\n" +
 	"\bUsageDay\x12\x12\n" +
 	"\x04date\x18\x01 \x01(\tR\x04date\x12\x18\n" +
 	"\apermits\x18\x02 \x01(\x03R\apermits\x12\x12\n" +
@@ -2304,9 +2304,9 @@ const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"\tcompleted\x18\x05 \x01(\x03R\tcompleted\x12\x16\n" +
 	"\x06failed\x18\x06 \x01(\x03R\x06failed\x12\x1c\n" +
 	"\tretryable\x18\a \x01(\x03R\tretryable\x12\x18\n" +
-	"\aunknown\x18\b \x01(\x03R\aunknown\x12R\n" +
+	"\aunknown\x18\b \x01(\x03R\aunknown\x12X\n" +
 	"\n" +
-	"operations\x18\t \x03(\v22.holdfast.coordination.v1.UsageDay.OperationsEntryR\n" +
+	"operations\x18\t \x03(\v28.holdfast.store.coordination.v1.UsageDay.OperationsEntryR\n" +
 	"operations\x125\n" +
 	"\bend_time\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x1a=\n" +
@@ -2324,9 +2324,9 @@ const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"webhookLag\x12\x1e\n" +
 	"\x05error\x18\a \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05error\x12;\n" +
 	"\vupdate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"updateTime\"\xcf\x03\n" +
-	"\vLiveSession\x12<\n" +
-	"\x06status\x18\x01 \x01(\x0e2$.holdfast.coordination.v1.LiveStatusR\x06status\x12\x14\n" +
+	"updateTime\"\xd5\x03\n" +
+	"\vLiveSession\x12B\n" +
+	"\x06status\x18\x01 \x01(\x0e2*.holdfast.store.coordination.v1.LiveStatusR\x06status\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x12\x14\n" +
 	"\x05owner\x18\x03 \x01(\tR\x05owner\x12\x14\n" +
 	"\x05model\x18\x04 \x01(\tR\x05model\x127\n" +
@@ -2394,131 +2394,131 @@ const file_holdfast_coordination_v1_state_proto_rawDesc = "" +
 	"\x10LIVE_STATUS_OPEN\x10\x02\x12\x1a\n" +
 	"\x16LIVE_STATUS_GOING_AWAY\x10\x03\x12\x16\n" +
 	"\x12LIVE_STATUS_CLOSED\x10\x04\x12\x16\n" +
-	"\x12LIVE_STATUS_FAILED\x10\x05B\xe2\x01\n" +
-	"\x1ccom.holdfast.coordination.v1B\n" +
-	"StateProtoP\x01Z4holdfast/gen/holdfast/coordination/v1;coordinationv1\xa2\x02\x03HCX\xaa\x02\x18Holdfast.Coordination.V1\xca\x02\x18Holdfast\\Coordination\\V1\xe2\x02$Holdfast\\Coordination\\V1\\GPBMetadata\xea\x02\x1aHoldfast::Coordination::V1b\x06proto3"
+	"\x12LIVE_STATUS_FAILED\x10\x05B\x87\x02\n" +
+	"\"com.holdfast.store.coordination.v1B\n" +
+	"StateProtoP\x01Z:holdfast/gen/holdfast/store/coordination/v1;coordinationv1\xa2\x02\x03HSC\xaa\x02\x1eHoldfast.Store.Coordination.V1\xca\x02\x1eHoldfast\\Store\\Coordination\\V1\xe2\x02*Holdfast\\Store\\Coordination\\V1\\GPBMetadata\xea\x02!Holdfast::Store::Coordination::V1b\x06proto3"
 
 var (
-	file_holdfast_coordination_v1_state_proto_rawDescOnce sync.Once
-	file_holdfast_coordination_v1_state_proto_rawDescData []byte
+	file_holdfast_store_coordination_v1_state_proto_rawDescOnce sync.Once
+	file_holdfast_store_coordination_v1_state_proto_rawDescData []byte
 )
 
-func file_holdfast_coordination_v1_state_proto_rawDescGZIP() []byte {
-	file_holdfast_coordination_v1_state_proto_rawDescOnce.Do(func() {
-		file_holdfast_coordination_v1_state_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_holdfast_coordination_v1_state_proto_rawDesc), len(file_holdfast_coordination_v1_state_proto_rawDesc)))
+func file_holdfast_store_coordination_v1_state_proto_rawDescGZIP() []byte {
+	file_holdfast_store_coordination_v1_state_proto_rawDescOnce.Do(func() {
+		file_holdfast_store_coordination_v1_state_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_holdfast_store_coordination_v1_state_proto_rawDesc), len(file_holdfast_store_coordination_v1_state_proto_rawDesc)))
 	})
-	return file_holdfast_coordination_v1_state_proto_rawDescData
+	return file_holdfast_store_coordination_v1_state_proto_rawDescData
 }
 
-var file_holdfast_coordination_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_holdfast_coordination_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
-var file_holdfast_coordination_v1_state_proto_goTypes = []any{
-	(Algorithm)(0),                // 0: holdfast.coordination.v1.Algorithm
-	(Calendar)(0),                 // 1: holdfast.coordination.v1.Calendar
-	(Scope)(0),                    // 2: holdfast.coordination.v1.Scope
-	(Unit)(0),                     // 3: holdfast.coordination.v1.Unit
-	(BreakerStatus)(0),            // 4: holdfast.coordination.v1.BreakerStatus
-	(RequestStatus)(0),            // 5: holdfast.coordination.v1.RequestStatus
-	(LiveStatus)(0),               // 6: holdfast.coordination.v1.LiveStatus
-	(*ApiState)(nil),              // 7: holdfast.coordination.v1.ApiState
-	(*ApiConfig)(nil),             // 8: holdfast.coordination.v1.ApiConfig
-	(*Policy)(nil),                // 9: holdfast.coordination.v1.Policy
-	(*BreakerConfig)(nil),         // 10: holdfast.coordination.v1.BreakerConfig
-	(*Bucket)(nil),                // 11: holdfast.coordination.v1.Bucket
-	(*Slot)(nil),                  // 12: holdfast.coordination.v1.Slot
-	(*ConcurrencyLease)(nil),      // 13: holdfast.coordination.v1.ConcurrencyLease
-	(*UserBuckets)(nil),           // 14: holdfast.coordination.v1.UserBuckets
-	(*Breaker)(nil),               // 15: holdfast.coordination.v1.Breaker
-	(*InFlight)(nil),              // 16: holdfast.coordination.v1.InFlight
-	(*ApiRequest)(nil),            // 17: holdfast.coordination.v1.ApiRequest
-	(*RequestRef)(nil),            // 18: holdfast.coordination.v1.RequestRef
-	(*Outcome)(nil),               // 19: holdfast.coordination.v1.Outcome
-	(*UsageDay)(nil),              // 20: holdfast.coordination.v1.UsageDay
-	(*SyncState)(nil),             // 21: holdfast.coordination.v1.SyncState
-	(*LiveSession)(nil),           // 22: holdfast.coordination.v1.LiveSession
-	(*LiveCounts)(nil),            // 23: holdfast.coordination.v1.LiveCounts
-	nil,                           // 24: holdfast.coordination.v1.ApiState.BucketsEntry
-	nil,                           // 25: holdfast.coordination.v1.ApiState.PoolsEntry
-	nil,                           // 26: holdfast.coordination.v1.ApiState.SyncEntry
-	nil,                           // 27: holdfast.coordination.v1.ApiState.LiveEntry
-	nil,                           // 28: holdfast.coordination.v1.Bucket.LeasesEntry
-	nil,                           // 29: holdfast.coordination.v1.UserBuckets.BucketsEntry
-	nil,                           // 30: holdfast.coordination.v1.UserBuckets.PoolsEntry
-	nil,                           // 31: holdfast.coordination.v1.Outcome.HeadersEntry
-	nil,                           // 32: holdfast.coordination.v1.UsageDay.OperationsEntry
+var file_holdfast_store_coordination_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_holdfast_store_coordination_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_holdfast_store_coordination_v1_state_proto_goTypes = []any{
+	(Algorithm)(0),                // 0: holdfast.store.coordination.v1.Algorithm
+	(Calendar)(0),                 // 1: holdfast.store.coordination.v1.Calendar
+	(Scope)(0),                    // 2: holdfast.store.coordination.v1.Scope
+	(Unit)(0),                     // 3: holdfast.store.coordination.v1.Unit
+	(BreakerStatus)(0),            // 4: holdfast.store.coordination.v1.BreakerStatus
+	(RequestStatus)(0),            // 5: holdfast.store.coordination.v1.RequestStatus
+	(LiveStatus)(0),               // 6: holdfast.store.coordination.v1.LiveStatus
+	(*ApiState)(nil),              // 7: holdfast.store.coordination.v1.ApiState
+	(*ApiConfig)(nil),             // 8: holdfast.store.coordination.v1.ApiConfig
+	(*Policy)(nil),                // 9: holdfast.store.coordination.v1.Policy
+	(*BreakerConfig)(nil),         // 10: holdfast.store.coordination.v1.BreakerConfig
+	(*Bucket)(nil),                // 11: holdfast.store.coordination.v1.Bucket
+	(*Slot)(nil),                  // 12: holdfast.store.coordination.v1.Slot
+	(*ConcurrencyLease)(nil),      // 13: holdfast.store.coordination.v1.ConcurrencyLease
+	(*UserBuckets)(nil),           // 14: holdfast.store.coordination.v1.UserBuckets
+	(*Breaker)(nil),               // 15: holdfast.store.coordination.v1.Breaker
+	(*InFlight)(nil),              // 16: holdfast.store.coordination.v1.InFlight
+	(*ApiRequest)(nil),            // 17: holdfast.store.coordination.v1.ApiRequest
+	(*RequestRef)(nil),            // 18: holdfast.store.coordination.v1.RequestRef
+	(*Outcome)(nil),               // 19: holdfast.store.coordination.v1.Outcome
+	(*UsageDay)(nil),              // 20: holdfast.store.coordination.v1.UsageDay
+	(*SyncState)(nil),             // 21: holdfast.store.coordination.v1.SyncState
+	(*LiveSession)(nil),           // 22: holdfast.store.coordination.v1.LiveSession
+	(*LiveCounts)(nil),            // 23: holdfast.store.coordination.v1.LiveCounts
+	nil,                           // 24: holdfast.store.coordination.v1.ApiState.BucketsEntry
+	nil,                           // 25: holdfast.store.coordination.v1.ApiState.PoolsEntry
+	nil,                           // 26: holdfast.store.coordination.v1.ApiState.SyncEntry
+	nil,                           // 27: holdfast.store.coordination.v1.ApiState.LiveEntry
+	nil,                           // 28: holdfast.store.coordination.v1.Bucket.LeasesEntry
+	nil,                           // 29: holdfast.store.coordination.v1.UserBuckets.BucketsEntry
+	nil,                           // 30: holdfast.store.coordination.v1.UserBuckets.PoolsEntry
+	nil,                           // 31: holdfast.store.coordination.v1.Outcome.HeadersEntry
+	nil,                           // 32: holdfast.store.coordination.v1.UsageDay.OperationsEntry
 	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
 	(*durationpb.Duration)(nil),   // 34: google.protobuf.Duration
 }
-var file_holdfast_coordination_v1_state_proto_depIdxs = []int32{
-	8,  // 0: holdfast.coordination.v1.ApiState.config:type_name -> holdfast.coordination.v1.ApiConfig
-	24, // 1: holdfast.coordination.v1.ApiState.buckets:type_name -> holdfast.coordination.v1.ApiState.BucketsEntry
-	25, // 2: holdfast.coordination.v1.ApiState.pools:type_name -> holdfast.coordination.v1.ApiState.PoolsEntry
-	15, // 3: holdfast.coordination.v1.ApiState.breaker:type_name -> holdfast.coordination.v1.Breaker
-	20, // 4: holdfast.coordination.v1.ApiState.today:type_name -> holdfast.coordination.v1.UsageDay
-	16, // 5: holdfast.coordination.v1.ApiState.in_flight:type_name -> holdfast.coordination.v1.InFlight
-	26, // 6: holdfast.coordination.v1.ApiState.sync:type_name -> holdfast.coordination.v1.ApiState.SyncEntry
-	27, // 7: holdfast.coordination.v1.ApiState.live:type_name -> holdfast.coordination.v1.ApiState.LiveEntry
-	23, // 8: holdfast.coordination.v1.ApiState.live_counts:type_name -> holdfast.coordination.v1.LiveCounts
-	33, // 9: holdfast.coordination.v1.ApiState.first_time:type_name -> google.protobuf.Timestamp
-	33, // 10: holdfast.coordination.v1.ApiState.pause_until:type_name -> google.protobuf.Timestamp
-	9,  // 11: holdfast.coordination.v1.ApiConfig.policies:type_name -> holdfast.coordination.v1.Policy
-	10, // 12: holdfast.coordination.v1.ApiConfig.breaker:type_name -> holdfast.coordination.v1.BreakerConfig
-	34, // 13: holdfast.coordination.v1.ApiConfig.lease:type_name -> google.protobuf.Duration
-	34, // 14: holdfast.coordination.v1.ApiConfig.retention:type_name -> google.protobuf.Duration
-	0,  // 15: holdfast.coordination.v1.Policy.algorithm:type_name -> holdfast.coordination.v1.Algorithm
-	34, // 16: holdfast.coordination.v1.Policy.period:type_name -> google.protobuf.Duration
-	1,  // 17: holdfast.coordination.v1.Policy.calendar:type_name -> holdfast.coordination.v1.Calendar
-	2,  // 18: holdfast.coordination.v1.Policy.scope:type_name -> holdfast.coordination.v1.Scope
-	3,  // 19: holdfast.coordination.v1.Policy.unit:type_name -> holdfast.coordination.v1.Unit
-	34, // 20: holdfast.coordination.v1.Policy.lease:type_name -> google.protobuf.Duration
-	34, // 21: holdfast.coordination.v1.Policy.margin:type_name -> google.protobuf.Duration
-	34, // 22: holdfast.coordination.v1.BreakerConfig.open_for:type_name -> google.protobuf.Duration
-	34, // 23: holdfast.coordination.v1.BreakerConfig.probe_lease:type_name -> google.protobuf.Duration
-	33, // 24: holdfast.coordination.v1.Bucket.tat:type_name -> google.protobuf.Timestamp
-	12, // 25: holdfast.coordination.v1.Bucket.slots:type_name -> holdfast.coordination.v1.Slot
-	33, // 26: holdfast.coordination.v1.Bucket.window_end:type_name -> google.protobuf.Timestamp
-	28, // 27: holdfast.coordination.v1.Bucket.leases:type_name -> holdfast.coordination.v1.Bucket.LeasesEntry
-	33, // 28: holdfast.coordination.v1.Bucket.blocked_until:type_name -> google.protobuf.Timestamp
-	33, // 29: holdfast.coordination.v1.Bucket.last_time:type_name -> google.protobuf.Timestamp
-	33, // 30: holdfast.coordination.v1.Bucket.window_start:type_name -> google.protobuf.Timestamp
-	12, // 31: holdfast.coordination.v1.Bucket.newest:type_name -> holdfast.coordination.v1.Slot
-	33, // 32: holdfast.coordination.v1.Slot.time:type_name -> google.protobuf.Timestamp
-	33, // 33: holdfast.coordination.v1.ConcurrencyLease.expire_time:type_name -> google.protobuf.Timestamp
-	29, // 34: holdfast.coordination.v1.UserBuckets.buckets:type_name -> holdfast.coordination.v1.UserBuckets.BucketsEntry
-	30, // 35: holdfast.coordination.v1.UserBuckets.pools:type_name -> holdfast.coordination.v1.UserBuckets.PoolsEntry
-	4,  // 36: holdfast.coordination.v1.Breaker.status:type_name -> holdfast.coordination.v1.BreakerStatus
-	33, // 37: holdfast.coordination.v1.Breaker.open_time:type_name -> google.protobuf.Timestamp
-	33, // 38: holdfast.coordination.v1.Breaker.retry_time:type_name -> google.protobuf.Timestamp
-	33, // 39: holdfast.coordination.v1.InFlight.expire_time:type_name -> google.protobuf.Timestamp
-	5,  // 40: holdfast.coordination.v1.ApiRequest.status:type_name -> holdfast.coordination.v1.RequestStatus
-	33, // 41: holdfast.coordination.v1.ApiRequest.create_time:type_name -> google.protobuf.Timestamp
-	33, // 42: holdfast.coordination.v1.ApiRequest.update_time:type_name -> google.protobuf.Timestamp
-	33, // 43: holdfast.coordination.v1.ApiRequest.begin_time:type_name -> google.protobuf.Timestamp
-	33, // 44: holdfast.coordination.v1.ApiRequest.lease_expire_time:type_name -> google.protobuf.Timestamp
-	33, // 45: holdfast.coordination.v1.ApiRequest.not_before:type_name -> google.protobuf.Timestamp
-	19, // 46: holdfast.coordination.v1.ApiRequest.outcome:type_name -> holdfast.coordination.v1.Outcome
-	31, // 47: holdfast.coordination.v1.Outcome.headers:type_name -> holdfast.coordination.v1.Outcome.HeadersEntry
-	32, // 48: holdfast.coordination.v1.UsageDay.operations:type_name -> holdfast.coordination.v1.UsageDay.OperationsEntry
-	33, // 49: holdfast.coordination.v1.UsageDay.end_time:type_name -> google.protobuf.Timestamp
-	33, // 50: holdfast.coordination.v1.SyncState.high_water_mark:type_name -> google.protobuf.Timestamp
-	33, // 51: holdfast.coordination.v1.SyncState.pass_start_time:type_name -> google.protobuf.Timestamp
-	33, // 52: holdfast.coordination.v1.SyncState.pass_end_time:type_name -> google.protobuf.Timestamp
-	33, // 53: holdfast.coordination.v1.SyncState.last_webhook_time:type_name -> google.protobuf.Timestamp
-	34, // 54: holdfast.coordination.v1.SyncState.webhook_lag:type_name -> google.protobuf.Duration
-	33, // 55: holdfast.coordination.v1.SyncState.update_time:type_name -> google.protobuf.Timestamp
-	6,  // 56: holdfast.coordination.v1.LiveSession.status:type_name -> holdfast.coordination.v1.LiveStatus
-	33, // 57: holdfast.coordination.v1.LiveSession.open_time:type_name -> google.protobuf.Timestamp
-	33, // 58: holdfast.coordination.v1.LiveSession.update_time:type_name -> google.protobuf.Timestamp
-	33, // 59: holdfast.coordination.v1.LiveSession.go_away_time:type_name -> google.protobuf.Timestamp
-	33, // 60: holdfast.coordination.v1.LiveSession.expire_time:type_name -> google.protobuf.Timestamp
-	33, // 61: holdfast.coordination.v1.LiveCounts.last_failure_time:type_name -> google.protobuf.Timestamp
-	11, // 62: holdfast.coordination.v1.ApiState.BucketsEntry.value:type_name -> holdfast.coordination.v1.Bucket
-	11, // 63: holdfast.coordination.v1.ApiState.PoolsEntry.value:type_name -> holdfast.coordination.v1.Bucket
-	21, // 64: holdfast.coordination.v1.ApiState.SyncEntry.value:type_name -> holdfast.coordination.v1.SyncState
-	22, // 65: holdfast.coordination.v1.ApiState.LiveEntry.value:type_name -> holdfast.coordination.v1.LiveSession
-	13, // 66: holdfast.coordination.v1.Bucket.LeasesEntry.value:type_name -> holdfast.coordination.v1.ConcurrencyLease
-	11, // 67: holdfast.coordination.v1.UserBuckets.BucketsEntry.value:type_name -> holdfast.coordination.v1.Bucket
-	11, // 68: holdfast.coordination.v1.UserBuckets.PoolsEntry.value:type_name -> holdfast.coordination.v1.Bucket
+var file_holdfast_store_coordination_v1_state_proto_depIdxs = []int32{
+	8,  // 0: holdfast.store.coordination.v1.ApiState.config:type_name -> holdfast.store.coordination.v1.ApiConfig
+	24, // 1: holdfast.store.coordination.v1.ApiState.buckets:type_name -> holdfast.store.coordination.v1.ApiState.BucketsEntry
+	25, // 2: holdfast.store.coordination.v1.ApiState.pools:type_name -> holdfast.store.coordination.v1.ApiState.PoolsEntry
+	15, // 3: holdfast.store.coordination.v1.ApiState.breaker:type_name -> holdfast.store.coordination.v1.Breaker
+	20, // 4: holdfast.store.coordination.v1.ApiState.today:type_name -> holdfast.store.coordination.v1.UsageDay
+	16, // 5: holdfast.store.coordination.v1.ApiState.in_flight:type_name -> holdfast.store.coordination.v1.InFlight
+	26, // 6: holdfast.store.coordination.v1.ApiState.sync:type_name -> holdfast.store.coordination.v1.ApiState.SyncEntry
+	27, // 7: holdfast.store.coordination.v1.ApiState.live:type_name -> holdfast.store.coordination.v1.ApiState.LiveEntry
+	23, // 8: holdfast.store.coordination.v1.ApiState.live_counts:type_name -> holdfast.store.coordination.v1.LiveCounts
+	33, // 9: holdfast.store.coordination.v1.ApiState.first_time:type_name -> google.protobuf.Timestamp
+	33, // 10: holdfast.store.coordination.v1.ApiState.pause_until:type_name -> google.protobuf.Timestamp
+	9,  // 11: holdfast.store.coordination.v1.ApiConfig.policies:type_name -> holdfast.store.coordination.v1.Policy
+	10, // 12: holdfast.store.coordination.v1.ApiConfig.breaker:type_name -> holdfast.store.coordination.v1.BreakerConfig
+	34, // 13: holdfast.store.coordination.v1.ApiConfig.lease:type_name -> google.protobuf.Duration
+	34, // 14: holdfast.store.coordination.v1.ApiConfig.retention:type_name -> google.protobuf.Duration
+	0,  // 15: holdfast.store.coordination.v1.Policy.algorithm:type_name -> holdfast.store.coordination.v1.Algorithm
+	34, // 16: holdfast.store.coordination.v1.Policy.period:type_name -> google.protobuf.Duration
+	1,  // 17: holdfast.store.coordination.v1.Policy.calendar:type_name -> holdfast.store.coordination.v1.Calendar
+	2,  // 18: holdfast.store.coordination.v1.Policy.scope:type_name -> holdfast.store.coordination.v1.Scope
+	3,  // 19: holdfast.store.coordination.v1.Policy.unit:type_name -> holdfast.store.coordination.v1.Unit
+	34, // 20: holdfast.store.coordination.v1.Policy.lease:type_name -> google.protobuf.Duration
+	34, // 21: holdfast.store.coordination.v1.Policy.margin:type_name -> google.protobuf.Duration
+	34, // 22: holdfast.store.coordination.v1.BreakerConfig.open_for:type_name -> google.protobuf.Duration
+	34, // 23: holdfast.store.coordination.v1.BreakerConfig.probe_lease:type_name -> google.protobuf.Duration
+	33, // 24: holdfast.store.coordination.v1.Bucket.tat:type_name -> google.protobuf.Timestamp
+	12, // 25: holdfast.store.coordination.v1.Bucket.slots:type_name -> holdfast.store.coordination.v1.Slot
+	33, // 26: holdfast.store.coordination.v1.Bucket.window_end:type_name -> google.protobuf.Timestamp
+	28, // 27: holdfast.store.coordination.v1.Bucket.leases:type_name -> holdfast.store.coordination.v1.Bucket.LeasesEntry
+	33, // 28: holdfast.store.coordination.v1.Bucket.blocked_until:type_name -> google.protobuf.Timestamp
+	33, // 29: holdfast.store.coordination.v1.Bucket.last_time:type_name -> google.protobuf.Timestamp
+	33, // 30: holdfast.store.coordination.v1.Bucket.window_start:type_name -> google.protobuf.Timestamp
+	12, // 31: holdfast.store.coordination.v1.Bucket.newest:type_name -> holdfast.store.coordination.v1.Slot
+	33, // 32: holdfast.store.coordination.v1.Slot.time:type_name -> google.protobuf.Timestamp
+	33, // 33: holdfast.store.coordination.v1.ConcurrencyLease.expire_time:type_name -> google.protobuf.Timestamp
+	29, // 34: holdfast.store.coordination.v1.UserBuckets.buckets:type_name -> holdfast.store.coordination.v1.UserBuckets.BucketsEntry
+	30, // 35: holdfast.store.coordination.v1.UserBuckets.pools:type_name -> holdfast.store.coordination.v1.UserBuckets.PoolsEntry
+	4,  // 36: holdfast.store.coordination.v1.Breaker.status:type_name -> holdfast.store.coordination.v1.BreakerStatus
+	33, // 37: holdfast.store.coordination.v1.Breaker.open_time:type_name -> google.protobuf.Timestamp
+	33, // 38: holdfast.store.coordination.v1.Breaker.retry_time:type_name -> google.protobuf.Timestamp
+	33, // 39: holdfast.store.coordination.v1.InFlight.expire_time:type_name -> google.protobuf.Timestamp
+	5,  // 40: holdfast.store.coordination.v1.ApiRequest.status:type_name -> holdfast.store.coordination.v1.RequestStatus
+	33, // 41: holdfast.store.coordination.v1.ApiRequest.create_time:type_name -> google.protobuf.Timestamp
+	33, // 42: holdfast.store.coordination.v1.ApiRequest.update_time:type_name -> google.protobuf.Timestamp
+	33, // 43: holdfast.store.coordination.v1.ApiRequest.begin_time:type_name -> google.protobuf.Timestamp
+	33, // 44: holdfast.store.coordination.v1.ApiRequest.lease_expire_time:type_name -> google.protobuf.Timestamp
+	33, // 45: holdfast.store.coordination.v1.ApiRequest.not_before:type_name -> google.protobuf.Timestamp
+	19, // 46: holdfast.store.coordination.v1.ApiRequest.outcome:type_name -> holdfast.store.coordination.v1.Outcome
+	31, // 47: holdfast.store.coordination.v1.Outcome.headers:type_name -> holdfast.store.coordination.v1.Outcome.HeadersEntry
+	32, // 48: holdfast.store.coordination.v1.UsageDay.operations:type_name -> holdfast.store.coordination.v1.UsageDay.OperationsEntry
+	33, // 49: holdfast.store.coordination.v1.UsageDay.end_time:type_name -> google.protobuf.Timestamp
+	33, // 50: holdfast.store.coordination.v1.SyncState.high_water_mark:type_name -> google.protobuf.Timestamp
+	33, // 51: holdfast.store.coordination.v1.SyncState.pass_start_time:type_name -> google.protobuf.Timestamp
+	33, // 52: holdfast.store.coordination.v1.SyncState.pass_end_time:type_name -> google.protobuf.Timestamp
+	33, // 53: holdfast.store.coordination.v1.SyncState.last_webhook_time:type_name -> google.protobuf.Timestamp
+	34, // 54: holdfast.store.coordination.v1.SyncState.webhook_lag:type_name -> google.protobuf.Duration
+	33, // 55: holdfast.store.coordination.v1.SyncState.update_time:type_name -> google.protobuf.Timestamp
+	6,  // 56: holdfast.store.coordination.v1.LiveSession.status:type_name -> holdfast.store.coordination.v1.LiveStatus
+	33, // 57: holdfast.store.coordination.v1.LiveSession.open_time:type_name -> google.protobuf.Timestamp
+	33, // 58: holdfast.store.coordination.v1.LiveSession.update_time:type_name -> google.protobuf.Timestamp
+	33, // 59: holdfast.store.coordination.v1.LiveSession.go_away_time:type_name -> google.protobuf.Timestamp
+	33, // 60: holdfast.store.coordination.v1.LiveSession.expire_time:type_name -> google.protobuf.Timestamp
+	33, // 61: holdfast.store.coordination.v1.LiveCounts.last_failure_time:type_name -> google.protobuf.Timestamp
+	11, // 62: holdfast.store.coordination.v1.ApiState.BucketsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
+	11, // 63: holdfast.store.coordination.v1.ApiState.PoolsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
+	21, // 64: holdfast.store.coordination.v1.ApiState.SyncEntry.value:type_name -> holdfast.store.coordination.v1.SyncState
+	22, // 65: holdfast.store.coordination.v1.ApiState.LiveEntry.value:type_name -> holdfast.store.coordination.v1.LiveSession
+	13, // 66: holdfast.store.coordination.v1.Bucket.LeasesEntry.value:type_name -> holdfast.store.coordination.v1.ConcurrencyLease
+	11, // 67: holdfast.store.coordination.v1.UserBuckets.BucketsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
+	11, // 68: holdfast.store.coordination.v1.UserBuckets.PoolsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
 	69, // [69:69] is the sub-list for method output_type
 	69, // [69:69] is the sub-list for method input_type
 	69, // [69:69] is the sub-list for extension type_name
@@ -2526,27 +2526,27 @@ var file_holdfast_coordination_v1_state_proto_depIdxs = []int32{
 	0,  // [0:69] is the sub-list for field type_name
 }
 
-func init() { file_holdfast_coordination_v1_state_proto_init() }
-func file_holdfast_coordination_v1_state_proto_init() {
-	if File_holdfast_coordination_v1_state_proto != nil {
+func init() { file_holdfast_store_coordination_v1_state_proto_init() }
+func file_holdfast_store_coordination_v1_state_proto_init() {
+	if File_holdfast_store_coordination_v1_state_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_coordination_v1_state_proto_rawDesc), len(file_holdfast_coordination_v1_state_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_coordination_v1_state_proto_rawDesc), len(file_holdfast_store_coordination_v1_state_proto_rawDesc)),
 			NumEnums:      7,
 			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
-		GoTypes:           file_holdfast_coordination_v1_state_proto_goTypes,
-		DependencyIndexes: file_holdfast_coordination_v1_state_proto_depIdxs,
-		EnumInfos:         file_holdfast_coordination_v1_state_proto_enumTypes,
-		MessageInfos:      file_holdfast_coordination_v1_state_proto_msgTypes,
+		GoTypes:           file_holdfast_store_coordination_v1_state_proto_goTypes,
+		DependencyIndexes: file_holdfast_store_coordination_v1_state_proto_depIdxs,
+		EnumInfos:         file_holdfast_store_coordination_v1_state_proto_enumTypes,
+		MessageInfos:      file_holdfast_store_coordination_v1_state_proto_msgTypes,
 	}.Build()
-	File_holdfast_coordination_v1_state_proto = out.File
-	file_holdfast_coordination_v1_state_proto_goTypes = nil
-	file_holdfast_coordination_v1_state_proto_depIdxs = nil
+	File_holdfast_store_coordination_v1_state_proto = out.File
+	file_holdfast_store_coordination_v1_state_proto_goTypes = nil
+	file_holdfast_store_coordination_v1_state_proto_depIdxs = nil
 }
