@@ -13,7 +13,7 @@ import (
 
 	"holdfast/bench/internal/floor"
 	"holdfast/bench/internal/load"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 )
 
 // scenario is one thing that bench measures.
@@ -137,16 +137,16 @@ func runLive(ctx context.Context, b *bench, sys *system, s scenario) ([]row, err
 }
 
 // farLimits are three policies, one of each algorithm that counts calls, which no machine comes near.
-func farLimits() *storev1.ApiConfig {
-	return &storev1.ApiConfig{Policies: []*storev1.Policy{
-		{Name: "rate", Algorithm: storev1.Algorithm_ALGORITHM_GCRA, Limit: 10_000_000, Period: durationpb.New(time.Minute)},
+func farLimits() *coordinationv1.ApiConfig {
+	return &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
+		{Name: "rate", Algorithm: coordinationv1.Algorithm_ALGORITHM_GCRA, Limit: 10_000_000, Period: durationpb.New(time.Minute)},
 		{
-			Name: "cost", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: 1_000_000_000, Period: durationpb.New(time.Minute),
-			Unit: storev1.Unit_UNIT_COST,
+			Name: "cost", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 1_000_000_000, Period: durationpb.New(time.Minute),
+			Unit: coordinationv1.Unit_UNIT_COST,
 		},
 		{
-			Name: "day", Algorithm: storev1.Algorithm_ALGORITHM_CALENDAR, Limit: 1_000_000_000,
-			Calendar: storev1.Calendar_CALENDAR_DAY, TimeZone: "America/Los_Angeles",
+			Name: "day", Algorithm: coordinationv1.Algorithm_ALGORITHM_CALENDAR, Limit: 1_000_000_000,
+			Calendar: coordinationv1.Calendar_CALENDAR_DAY, TimeZone: "America/Los_Angeles",
 		},
 	}}
 }

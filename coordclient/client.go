@@ -21,7 +21,6 @@ import (
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // Client speaks to a Holdfast server. It is safe for concurrent use.
@@ -110,23 +109,23 @@ func (e *LateError) Error() string {
 
 // InFlightError: another is sending the same request. RetryAfter is when its lease ends at the latest.
 type InFlightError struct {
-	API, RequestID, Holder string
-	RetryAfter             time.Duration
+	API, Key, Holder string
+	RetryAfter       time.Duration
 }
 
 func (e *InFlightError) Error() string {
-	return fmt.Sprintf("coordclient: request %q to %s is in flight, by %q", e.RequestID, e.API, e.Holder)
+	return fmt.Sprintf("coordclient: request %q to %s is in flight, by %q", e.Key, e.API, e.Holder)
 }
 
 // UnknownError: the request may or may not have happened, and is not sent again until somebody has found out; see
 // Client.Reconcile. Err is what went wrong, where it went wrong just now.
 type UnknownError struct {
-	API, RequestID string
-	Err            error
+	API, Key string
+	Err      error
 }
 
 func (e *UnknownError) Error() string {
-	s := fmt.Sprintf("coordclient: whether request %q to %s has happened is unknown", e.RequestID, e.API)
+	s := fmt.Sprintf("coordclient: whether request %q to %s has happened is unknown", e.Key, e.API)
 	if e.Err != nil {
 		s += ": " + e.Err.Error()
 	}
@@ -136,20 +135,20 @@ func (e *UnknownError) Error() string {
 func (e *UnknownError) Unwrap() error { return e.Err }
 
 // FailedError: the request failed for good, and the ledger has no answer of the provider's to show.
-type FailedError struct{ API, RequestID, Reason string }
+type FailedError struct{ API, Key, Reason string }
 
 func (e *FailedError) Error() string {
-	return fmt.Sprintf("coordclient: request %q to %s has failed: %s", e.RequestID, e.API, e.Reason)
+	return fmt.Sprintf("coordclient: request %q to %s has failed: %s", e.Key, e.API, e.Reason)
 }
 
 // TruncatedError: the request has succeeded before, but its answer was too long to be kept.
 type TruncatedError struct {
-	API, RequestID, Reference string
-	Status                    int
+	API, Key, Reference string
+	Status              int
 }
 
 func (e *TruncatedError) Error() string {
-	return fmt.Sprintf("coordclient: request %q to %s was answered before, with %d, but the answer was too long to be kept", e.RequestID, e.API, e.Status)
+	return fmt.Sprintf("coordclient: request %q to %s was answered before, with %d, but the answer was too long to be kept", e.Key, e.API, e.Status)
 }
 
 // RetryAfter is when to try again after an error of this package; false where waiting does not help, or nobody knows.
@@ -169,7 +168,7 @@ func RetryAfter(err error) (time.Duration, bool) {
 // Finding is what a look at the provider has shown about a request that nobody knows about.
 type Finding struct {
 	// Outcome is set where the request has happened.
-	Outcome *storev1.Outcome
+	Outcome *coordinationv1.Outcome
 	// DidNotHappen: it certainly has not, and may be sent again. With neither it is still open.
 	DidNotHappen bool
 	// Why is kept with the request where it has not happened or is open.
@@ -181,15 +180,15 @@ type Finding struct {
 // server's time. A request that is not unknown any more is left as it is: that is no error. Where it is still open, or
 // look fails, it stays unknown and Reconcile returns an UnknownError.
 func (c *Client) Reconcile(
-	ctx context.Context, api string, r *storev1.ApiRequest,
-	look func(ctx context.Context, r *storev1.ApiRequest, now time.Time) (Finding, error),
+	ctx context.Context, api string, r *coordinationv1.Call,
+	look func(ctx context.Context, r *coordinationv1.Call, now time.Time) (Finding, error),
 ) error {
 	const lease = time.Minute
 	ctx, cancel := context.WithTimeout(ctx, lease)
 	defer cancel()
-	begun, err := c.begin(ctx, &coordinationv1.BeginRequestRequest{
-		Api: api, Operation: r.GetOperation(), RequestId: r.GetRequestId(), Fingerprint: r.GetFingerprint(),
-		Holder: "reconciler", Timeout: durationpb.New(lease), Reconcile: true, User: r.GetOwner(),
+	begun, err := c.begin(ctx, &coordinationv1.BeginCallRequest{
+		Api: api, Operation: r.GetOperation(), Key: r.GetKey(), Fingerprint: r.GetFingerprint(),
+		Holder: "reconciler", Timeout: durationpb.New(lease), Reconcile: true, Owner: r.GetOwner(),
 	})
 	if err != nil {
 		return err
@@ -197,64 +196,66 @@ func (c *Client) Reconcile(
 	switch begun.GetDecision() {
 	case coordinationv1.Decision_DECISION_RECONCILE:
 	case coordinationv1.Decision_DECISION_IN_FLIGHT:
-		return &InFlightError{api, r.GetRequestId(), begun.GetRequest().GetHolder(), begun.GetRetryAfter().AsDuration()}
+		return &InFlightError{api, r.GetKey(), begun.GetCall().GetLease().GetHolder(), begun.GetRetryAfter().AsDuration()}
 	default:
 		return nil
 	}
-	found, lookErr := look(ctx, begun.GetRequest(), begun.GetLeaseExpireTime().AsTime().Add(-lease))
+	found, lookErr := look(ctx, begun.GetCall(), begun.GetLease().GetExpireTime().AsTime().Add(-lease))
 	// What was found is noted also where the caller has gone meanwhile.
 	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
+	end := &coordinationv1.FinishCallRequest{Api: api, Key: r.GetKey(), FencingToken: begun.GetLease().GetFencingToken(), Owner: r.GetOwner()}
 	if lookErr == nil && found.Outcome != nil {
-		return c.complete(ctx, &coordinationv1.CompleteRequestRequest{
-			Api: api, RequestId: r.GetRequestId(), Lease: begun.GetLease(), Outcome: found.Outcome,
-		})
+		return c.finish(ctx, completed(end, found.Outcome))
 	}
-	fail := &coordinationv1.FailRequestRequest{
-		Api: api, RequestId: r.GetRequestId(), Lease: begun.GetLease(), Failure: coordinationv1.Failure_FAILURE_UNKNOWN, Error: clip(found.Why),
-	}
+	failure := &coordinationv1.CallFailure{Failure: coordinationv1.Failure_FAILURE_UNKNOWN, Error: clip(found.Why)}
 	if lookErr == nil && found.DidNotHappen {
-		fail.Failure = coordinationv1.Failure_FAILURE_RETRYABLE
-		return c.fail(ctx, fail)
+		failure.Failure = coordinationv1.Failure_FAILURE_RETRYABLE
+		return c.finish(ctx, failed(end, failure))
 	}
 	if lookErr != nil {
-		fail.Error = clip(lookErr.Error())
+		failure.Error = clip(lookErr.Error())
 	}
-	return &UnknownError{api, r.GetRequestId(), errors.Join(lookErr, c.fail(ctx, fail))}
+	return &UnknownError{api, r.GetKey(), errors.Join(lookErr, c.finish(ctx, failed(end, failure)))}
+}
+
+func completed(req *coordinationv1.FinishCallRequest, o *coordinationv1.Outcome) *coordinationv1.FinishCallRequest {
+	req.Result = &coordinationv1.FinishCallRequest_Completed{Completed: o}
+	return req
+}
+
+func failed(req *coordinationv1.FinishCallRequest, f *coordinationv1.CallFailure) *coordinationv1.FinishCallRequest {
+	req.Result = &coordinationv1.FinishCallRequest_Failed{Failed: f}
+	return req
 }
 
 // Unknown lists the requests of an operation that nobody knows about, newest first: the caller's, or for a service all of
 // the tenant's.
-func (c *Client) Unknown(ctx context.Context, api, operation string) ([]*storev1.ApiRequest, error) {
-	var all []*storev1.ApiRequest
-	req := &coordinationv1.ListRequestsRequest{
-		Api: api, Operation: operation, Status: storev1.RequestStatus_REQUEST_STATUS_UNKNOWN, PageSize: 200,
+func (c *Client) Unknown(ctx context.Context, api, operation string) ([]*coordinationv1.Call, error) {
+	var all []*coordinationv1.Call
+	req := &coordinationv1.ListCallsRequest{
+		Api: api, Operation: operation, Statuses: []coordinationv1.CallStatus{coordinationv1.CallStatus_CALL_STATUS_UNKNOWN}, PageSize: 200,
 	}
 	for {
-		page, err := c.Service.ListRequests(ctx, req)
+		page, err := c.Service.ListCalls(ctx, req)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, page.GetRequests()...)
-		if req.BeforeSeq = page.GetNextBeforeSeq(); req.GetBeforeSeq() == 0 {
+		all = append(all, page.GetCalls()...)
+		if req.PageToken = page.GetNextPageToken(); req.GetPageToken() == "" {
 			return all, nil
 		}
 	}
 }
 
-// begin asks until there is an answer: asking again with the same begin_id is asking once.
-func (c *Client) begin(ctx context.Context, req *coordinationv1.BeginRequestRequest) (*coordinationv1.BeginRequestResponse, error) {
-	req.BeginId = rand.Text()
-	return insist(ctx, func() (*coordinationv1.BeginRequestResponse, error) { return c.Service.BeginRequest(ctx, req) })
+// begin asks until there is an answer: asking again with the same request_id is asking once.
+func (c *Client) begin(ctx context.Context, req *coordinationv1.BeginCallRequest) (*coordinationv1.BeginCallResponse, error) {
+	req.RequestId = rand.Text()
+	return insist(ctx, func() (*coordinationv1.BeginCallResponse, error) { return c.Service.BeginCall(ctx, req) })
 }
 
-func (c *Client) complete(ctx context.Context, req *coordinationv1.CompleteRequestRequest) error {
-	_, err := insist(ctx, func() (*coordinationv1.CompleteRequestResponse, error) { return c.Service.CompleteRequest(ctx, req) })
-	return err
-}
-
-func (c *Client) fail(ctx context.Context, req *coordinationv1.FailRequestRequest) error {
-	_, err := insist(ctx, func() (*coordinationv1.FailRequestResponse, error) { return c.Service.FailRequest(ctx, req) })
+func (c *Client) finish(ctx context.Context, req *coordinationv1.FinishCallRequest) error {
+	_, err := insist(ctx, func() (*coordinationv1.FinishCallResponse, error) { return c.Service.FinishCall(ctx, req) })
 	return err
 }
 

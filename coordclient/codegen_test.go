@@ -14,7 +14,6 @@ import (
 	"holdfast/coordclient"
 	"holdfast/coordclient/codegen"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // fakeCodegen answers as Codegen's API reference says, for the organization 7 and the token "secret". What it does wrong
@@ -138,7 +137,7 @@ func TestACreationThatTimedOutIsFound(t *testing.T) {
 
 	_, err := runs.CreateRun(t.Context(), "issue-17", n)
 	var unknown *coordclient.UnknownError
-	if !errors.As(err, &unknown) || unknown.RequestID != "issue-17" {
+	if !errors.As(err, &unknown) || unknown.Key != "issue-17" {
 		t.Fatalf("the creation that was not answered: %v", err)
 	}
 	if made, calls := f.made(); made != 4 || calls != 1 {
@@ -195,8 +194,8 @@ func TestACreationThatDidNotArriveIsSentAgain(t *testing.T) {
 	if made, calls := f.made(); made != 1 || calls != 2 {
 		t.Errorf("%d runs by %d calls", made, calls)
 	}
-	got, err := c.Service.GetRequest(t.Context(), &coordinationv1.GetRequestRequest{Api: codegen.API, RequestId: "r"})
-	if err != nil || got.GetRequest().GetAttempt() != 2 {
+	got, err := c.Service.GetCall(t.Context(), &coordinationv1.GetCallRequest{Api: codegen.API, Key: "r"})
+	if err != nil || got.GetCall().GetAttempt() != 2 {
 		t.Errorf("the ledger: %v, %v", got, err)
 	}
 }
@@ -218,7 +217,7 @@ func TestWhatCodegenRefusesIsNotSentAgain(t *testing.T) {
 			t.Errorf("%q, then %q", first, err)
 		}
 	}
-	if got := ledger(t, b.client(t, 0, "ada"), codegen.API); len(got) != 1 || got[0].GetStatus() != storev1.RequestStatus_REQUEST_STATUS_FAILED || got[0].GetAttempt() != 1 {
+	if got := ledger(t, b.client(t, 0, "ada"), codegen.API); len(got) != 1 || got[0].GetStatus() != coordinationv1.CallStatus_CALL_STATUS_FAILED || got[0].GetAttempt() != 1 {
 		t.Errorf("the ledger: %v", got)
 	}
 }

@@ -20,7 +20,7 @@ import (
 	"holdfast/coordclient"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 )
 
 // granting is a coordinator that grants everything, to be sent within 2 s, and takes its time for that.
@@ -44,42 +44,41 @@ func (g *granting) grant() *durationpb.Duration {
 	return durationpb.New(sendWithin)
 }
 
-func (g *granting) BeginRequest(context.Context, *coordinationv1.BeginRequestRequest) (*coordinationv1.BeginRequestResponse, error) {
+func (g *granting) BeginCall(context.Context, *coordinationv1.BeginCallRequest) (*coordinationv1.BeginCallResponse, error) {
 	within := g.grant()
-	return &coordinationv1.BeginRequestResponse{
-		Decision: coordinationv1.Decision_DECISION_PROCEED, Lease: fmt.Sprint("1.", g.grants), SendWithin: within,
+	return &coordinationv1.BeginCallResponse{
+		Decision: coordinationv1.Decision_DECISION_PROCEED, Lease: &typev1.Lease{FencingToken: int32(g.grants)}, SendWithin: within,
 	}, nil
 }
 
-func (g *granting) FailRequest(_ context.Context, req *coordinationv1.FailRequestRequest) (*coordinationv1.FailRequestResponse, error) {
-	if req.GetNotSent() && req.GetNotDown() && req.GetFailure() == coordinationv1.Failure_FAILURE_RETRYABLE && req.GetLease() == fmt.Sprint("1.", g.grants) {
+func (g *granting) FinishCall(_ context.Context, req *coordinationv1.FinishCallRequest) (*coordinationv1.FinishCallResponse, error) {
+	switch f := req.GetFailed(); {
+	case f == nil:
+		g.done++
+	case f.GetNotSent() && f.GetNotDown() && f.GetFailure() == coordinationv1.Failure_FAILURE_RETRYABLE && req.GetFencingToken() == int32(g.grants):
 		g.unsent++
 	}
-	return &coordinationv1.FailRequestResponse{}, nil
-}
-
-func (g *granting) CompleteRequest(context.Context, *coordinationv1.CompleteRequestRequest) (*coordinationv1.CompleteRequestResponse, error) {
-	g.done++
-	return &coordinationv1.CompleteRequestResponse{}, nil
+	return &coordinationv1.FinishCallResponse{}, nil
 }
 
 func (g *granting) Acquire(context.Context, *coordinationv1.AcquireRequest) (*coordinationv1.AcquireResponse, error) {
-	return &coordinationv1.AcquireResponse{Allowed: true, SendWithin: g.grant()}, nil
+	within := g.grant()
+	return &coordinationv1.AcquireResponse{Allowed: true, GrantId: fmt.Sprint("g-", g.grants), SendWithin: within}, nil
 }
 
-func (g *granting) Refund(_ context.Context, req *coordinationv1.RefundRequest) (*coordinationv1.RefundResponse, error) {
+func (g *granting) Release(_ context.Context, req *coordinationv1.ReleaseRequest) (*coordinationv1.ReleaseResponse, error) {
 	if g.refuses {
-		return nil, connect.NewError(connect.CodePermissionDenied, errors.New("only a service may refund"))
+		return nil, connect.NewError(connect.CodePermissionDenied, errors.New("only a service may give back"))
 	}
-	if req.GetPermits() == 1 {
+	if req.GetUnused() && req.GetGrantId() == fmt.Sprint("g-", g.grants) {
 		g.unsent++
 	}
-	return &coordinationv1.RefundResponse{}, nil
+	return &coordinationv1.ReleaseResponse{}, nil
 }
 
-func (g *granting) ReportLimits(context.Context, *coordinationv1.ReportLimitsRequest) (*coordinationv1.ReportLimitsResponse, error) {
+func (g *granting) Report(context.Context, *coordinationv1.ReportRequest) (*coordinationv1.ReportResponse, error) {
 	g.done++
-	return &coordinationv1.ReportLimitsResponse{}, nil
+	return &coordinationv1.ReportResponse{}, nil
 }
 
 // pipe is an http.Transport to a provider that answers each request with its body; connecting takes so long.
@@ -208,8 +207,8 @@ func TestLateRequestGivesItsPermitBack(t *testing.T) {
 	t.Parallel()
 	b := setup(t, 1)
 	c := b.client(t, 0, "")
-	configure(t, c, "any", &storev1.ApiConfig{Policies: []*storev1.Policy{{
-		Name: "p", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour),
+	configure(t, c, "any", &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{{
+		Name: "p", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour),
 		Margin: durationpb.New(50 * time.Millisecond),
 	}}})
 	transport := base(t)

@@ -10,7 +10,6 @@ import (
 	"holdfast/db/dbtest"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers"
 	"holdfast/handlers/coordination"
 	"holdfast/handlers/handlertest"
@@ -61,28 +60,28 @@ func base(t *testing.T) *http.Transport {
 	return transport
 }
 
-func configure(t *testing.T, c *coordclient.Client, api string, config *storev1.ApiConfig) {
+func configure(t *testing.T, c *coordclient.Client, api string, config *coordinationv1.ApiConfig) {
 	t.Helper()
-	if _, err := c.Service.ConfigureApi(t.Context(), &coordinationv1.ConfigureApiRequest{Api: api, Config: config}); err != nil {
+	if _, err := c.Service.UpdateApi(t.Context(), &coordinationv1.UpdateApiRequest{Api: api, Config: config}); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // ledger lists all requests of an API.
-func ledger(t *testing.T, c *coordclient.Client, api string) []*storev1.ApiRequest {
+func ledger(t *testing.T, c *coordclient.Client, api string) []*coordinationv1.Call {
 	t.Helper()
-	page, err := c.Service.ListRequests(t.Context(), &coordinationv1.ListRequestsRequest{Api: api, PageSize: 200})
+	page, err := c.Service.ListCalls(t.Context(), &coordinationv1.ListCallsRequest{Api: api, PageSize: 200})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return page.GetRequests()
+	return page.GetCalls()
 }
 
 func state(t *testing.T, c *coordclient.Client, api string) *coordinationv1.Api {
 	t.Helper()
-	got, err := c.Service.GetApiState(t.Context(), &coordinationv1.GetApiStateRequest{Api: api})
+	got, err := c.Service.GetApi(t.Context(), &coordinationv1.GetApiRequest{Api: api})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return got.GetState()
+	return got.GetApi()
 }

@@ -18,7 +18,6 @@ import (
 
 	"holdfast/coordclient"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // provider counts calls and answers as a test says.
@@ -38,7 +37,7 @@ type answer struct {
 
 func post(t *testing.T, c *http.Client, url, id, body string) (answer, error) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(coordclient.WithRequestID(t.Context(), id), http.MethodPost, url, strings.NewReader(body))
+	req, err := http.NewRequestWithContext(coordclient.WithKey(t.Context(), id), http.MethodPost, url, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,8 +59,8 @@ func TestThirtyCreationsUnderALimit(t *testing.T) {
 		period           = 1500 * time.Millisecond // a minute, scaled
 	)
 	b := setup(t, 3)
-	configure(t, b.client(t, 0, ""), "runs", &storev1.ApiConfig{Policies: []*storev1.Policy{
-		{Name: "create", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: limit, Period: durationpb.New(period)},
+	configure(t, b.client(t, 0, ""), "runs", &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
+		{Name: "create", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: limit, Period: durationpb.New(period)},
 	}})
 	var calls atomic.Int64
 	url := provider(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, calls.Add(1)) })
@@ -83,7 +82,7 @@ func TestThirtyCreationsUnderALimit(t *testing.T) {
 	}
 	var granted []time.Time
 	for _, r := range ledger(t, b.client(t, 0, ""), "runs") {
-		if r.GetAttempt() != 1 || r.GetStatus() != storev1.RequestStatus_REQUEST_STATUS_COMPLETED {
+		if r.GetAttempt() != 1 || r.GetStatus() != coordinationv1.CallStatus_CALL_STATUS_COMPLETED {
 			t.Errorf("the ledger has %v", r)
 		}
 		granted = append(granted, r.GetBeginTime().AsTime())
@@ -104,8 +103,8 @@ func TestRetryAfterIsHonestAndMonotone(t *testing.T) {
 	t.Parallel()
 	b := setup(t, 3)
 	const period = 2 * time.Second
-	configure(t, b.client(t, 0, ""), "runs", &storev1.ApiConfig{Policies: []*storev1.Policy{
-		{Name: "create", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(period)},
+	configure(t, b.client(t, 0, ""), "runs", &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
+		{Name: "create", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(period)},
 	}})
 	clients := []*coordclient.Client{b.client(t, 0, ""), b.client(t, 1, ""), b.client(t, 2, "")}
 	ask := func(i int) *coordinationv1.AcquireResponse {
@@ -120,12 +119,14 @@ func TestRetryAfterIsHonestAndMonotone(t *testing.T) {
 	if !first.GetAllowed() {
 		t.Fatalf("the first: %v", first)
 	}
+	grantTime := func() time.Time { return state(t, clients[0], "runs").GetUpdateTime().AsTime() }
+	firstTime := grantTime()
 	const slack = 100 * time.Millisecond // servers extrapolate the database's clock between its answers
 	last := period
 	for i := 1; ; i++ {
 		got := ask(i)
 		if got.GetAllowed() {
-			if since := got.GetGrantTime().AsTime().Sub(first.GetGrantTime().AsTime()); since < period {
+			if since := grantTime().Sub(firstTime); since < period {
 				t.Errorf("the second was granted after %v", since)
 			}
 			break
@@ -154,8 +155,8 @@ func TestTheBreakerIsOneForAll(t *testing.T) {
 	const others = 29
 	b := setup(t, 3)
 	service := b.client(t, 0, "")
-	configure(t, service, "runs", &storev1.ApiConfig{
-		Breaker: &storev1.BreakerConfig{FailureThreshold: 5, OpenFor: durationpb.New(200 * time.Millisecond), ProbeLease: durationpb.New(time.Minute)},
+	configure(t, service, "runs", &coordinationv1.ApiConfig{
+		Breaker: &coordinationv1.BreakerConfig{FailureThreshold: 5, OpenFor: durationpb.New(200 * time.Millisecond), ProbeLease: durationpb.New(time.Minute)},
 	})
 	var (
 		down      atomic.Bool
@@ -198,7 +199,7 @@ func TestTheBreakerIsOneForAll(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := state(t, service, "runs").GetBreaker(); got.GetStatus() != storev1.BreakerStatus_BREAKER_STATUS_OPEN || got.GetOpenCount() != 1 {
+	if got := state(t, service, "runs").GetBreaker(); got.GetStatus() != coordinationv1.BreakerStatus_BREAKER_STATUS_OPEN || got.GetOpenCount() != 1 {
 		t.Fatalf("after five failures: %v", got)
 	}
 	most.Store(0)
@@ -223,12 +224,12 @@ func TestTheBreakerIsOneForAll(t *testing.T) {
 	for range 3 { // a probe is under way, and nobody else is let through
 		answer := <-probes
 		got := state(t, service, "runs").GetBreaker()
-		if got.GetStatus() != storev1.BreakerStatus_BREAKER_STATUS_HALF_OPEN {
+		if got.GetStatus() != coordinationv1.BreakerStatus_BREAKER_STATUS_HALF_OPEN {
 			t.Errorf("while a probe is under way: %v", got)
 		}
 		for i := range 3 {
-			res, err := b.client(t, i, "").Service.BeginRequest(t.Context(), &coordinationv1.BeginRequestRequest{Api: "runs", Operation: "x", RequestId: "other"})
-			if err != nil || res.GetDecision() != coordinationv1.Decision_DECISION_WAIT || res.GetReason() != coordinationv1.WaitReason_WAIT_REASON_PROBE {
+			res, err := b.client(t, i, "").Service.BeginCall(t.Context(), &coordinationv1.BeginCallRequest{Api: "runs", Operation: "x", Key: "other"})
+			if err != nil || res.GetDecision() != coordinationv1.Decision_DECISION_WAIT || res.GetWaitReason() != coordinationv1.WaitReason_WAIT_REASON_PROBE {
 				t.Errorf("beside a probe: %v, %v", res, err)
 			}
 		}
@@ -241,7 +242,7 @@ func TestTheBreakerIsOneForAll(t *testing.T) {
 	if most.Load() != 1 {
 		t.Errorf("%d calls at once while the breaker was not closed", most.Load())
 	}
-	if got := state(t, service, "runs").GetBreaker(); got.GetStatus() != storev1.BreakerStatus_BREAKER_STATUS_CLOSED || got.GetOpenCount() != 1 {
+	if got := state(t, service, "runs").GetBreaker(); got.GetStatus() != coordinationv1.BreakerStatus_BREAKER_STATUS_CLOSED || got.GetOpenCount() != 1 {
 		t.Errorf("in the end: %v", got)
 	}
 }

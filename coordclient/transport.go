@@ -21,7 +21,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // Options adjust a Transport. The zero Options are good for most APIs.
@@ -47,23 +46,23 @@ type Options struct {
 	Holder string
 	// Reconcile finds out what became of a request that nobody knows about, as Client.Reconcile does. nil: such a request
 	// fails with an UnknownError. After nil it is asked for once more.
-	Reconcile func(context.Context, *storev1.ApiRequest) error
+	Reconcile func(context.Context, *coordinationv1.Call) error
 	// OnError hears of what could not be told to the server after the provider had answered. Optional.
 	OnError func(error)
 }
 
-// RequestIDHeader names a request in the ledger. It is taken away before the request is sent. WithRequestID does the same.
-const RequestIDHeader = "Holdfast-Request-Id"
+// KeyHeader names a request in the ledger. It is taken away before the request is sent. WithKey does the same.
+const KeyHeader = "Holdfast-Call-Key"
 
 // ReplayedHeader is set on an answer that comes from the ledger.
 const ReplayedHeader = "Holdfast-Replayed"
 
-type requestIDKey struct{}
+type callKey struct{}
 
-// WithRequestID names the requests made with the context, one at a time, in the ledger: up to 128 bytes. A request that changes
+// WithKey names the requests made with the context, one at a time, in the ledger: up to 128 bytes. A request that changes
 // something and has no name gets one that nobody knows: then its limits count, but a retry is another request.
-func WithRequestID(ctx context.Context, id string) context.Context {
-	return context.WithValue(ctx, requestIDKey{}, id)
+func WithKey(ctx context.Context, key string) context.Context {
+	return context.WithValue(ctx, callKey{}, key)
 }
 
 // Transport is an http.RoundTripper that coordinates the calls of an API. It is safe for concurrent use. Beside the errors
@@ -241,44 +240,32 @@ func (t *transport) read(r *http.Request) (*http.Response, error) {
 		if got.GetAllowed() {
 			within := got.GetSendWithin().AsDuration()
 			res, _, err := t.dispatch(r, body, asked, within)
-			if late := errors.Is(err, errLate); !late || got.GetProbe() {
-				t.report(ctx, operation, got, res)
+			late := errors.Is(err, errLate)
+			if !late || got.GetProbe() {
+				t.report(ctx, got, res)
 			}
-			if got.GetLeaseId() != "" {
-				t.release(ctx, got.GetLeaseId())
+			if late || got.GetLease() != nil {
+				t.release(ctx, got, late)
 			}
-			if !errors.Is(err, errLate) {
+			if !late {
 				return res, err
 			}
-			t.refund(ctx, operation, got, t.Cost(r))
 			if err := p.late(t.api, within, t.now().Sub(asked)); err != nil {
 				return nil, err
 			}
 			continue
 		}
 		after := got.GetRetryAfter().AsDuration()
-		if waited, err := p.spend(ctx, pollTime(got.GetReason(), after)); err != nil {
+		if waited, err := p.spend(ctx, pollTime(got.GetWaitReason(), after)); err != nil {
 			return nil, err
 		} else if !waited {
-			return nil, &WaitError{t.api, got.GetReason(), after}
+			return nil, &WaitError{t.api, got.GetWaitReason(), after}
 		}
 	}
 }
 
-// refund gives back what a read took that was not sent. Only services may: what a user took is gone.
-func (t *transport) refund(ctx context.Context, operation string, got *coordinationv1.AcquireResponse, cost int64) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
-	defer cancel()
-	_, err := t.client.Service.Refund(ctx, &coordinationv1.RefundRequest{
-		Api: t.api, Operation: operation, Permits: 1, Cost: cost, GrantTime: got.GetGrantTime(),
-	})
-	if err != nil && connect.CodeOf(err) != connect.CodePermissionDenied {
-		t.OnError(fmt.Errorf("coordclient: give back a permit of %s: %w", t.api, err))
-	}
-}
-
 // report tells the server how a read went; nothing that goes wrong with that is the caller's.
-func (t *transport) report(ctx context.Context, operation string, got *coordinationv1.AcquireResponse, res *http.Response) {
+func (t *transport) report(ctx context.Context, got *coordinationv1.AcquireResponse, res *http.Response) {
 	if res == nil && ctx.Err() != nil && !got.GetProbe() {
 		return // the caller left, which says nothing about the provider
 	}
@@ -288,19 +275,29 @@ func (t *transport) report(ctx context.Context, operation string, got *coordinat
 	if res != nil {
 		response = t.response(res, peekBody(res))
 	}
-	_, err := t.client.Service.ReportLimits(ctx, &coordinationv1.ReportLimitsRequest{
-		Api: t.api, Operation: operation, Response: response, Count: true, BreakerGeneration: got.GetBreakerGeneration(),
+	_, err := t.client.Service.Report(ctx, &coordinationv1.ReportRequest{
+		Api: t.api, GrantId: got.GetGrantId(), Report: &coordinationv1.ReportRequest_Response{Response: response},
 	})
 	if err != nil {
 		t.OnError(fmt.Errorf("coordclient: report a call of %s: %w", t.api, err))
 	}
 }
 
-func (t *transport) release(ctx context.Context, id string) {
+// release ends the lease of a read, and gives back all that it took where it was not sent. Only services may do the latter: what
+// a user took is gone.
+func (t *transport) release(ctx context.Context, got *coordinationv1.AcquireResponse, unused bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
-	if _, err := t.client.Service.ReleaseLease(ctx, &coordinationv1.ReleaseLeaseRequest{Api: t.api, LeaseId: id}); err != nil {
-		t.OnError(fmt.Errorf("coordclient: release a lease of %s: %w", t.api, err))
+	req := &coordinationv1.ReleaseRequest{Api: t.api, GrantId: got.GetGrantId(), Unused: unused}
+	_, err := t.client.Service.Release(ctx, req)
+	if unused && connect.CodeOf(err) == connect.CodePermissionDenied {
+		if err = nil; got.GetLease() != nil {
+			req.Unused = false
+			_, err = t.client.Service.Release(ctx, req)
+		}
+	}
+	if err != nil {
+		t.OnError(fmt.Errorf("coordclient: release a grant of %s: %w", t.api, err))
 	}
 }
 
@@ -311,8 +308,8 @@ func (t *transport) change(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	id := r.Header.Get(RequestIDHeader)
-	if named, ok := ctx.Value(requestIDKey{}).(string); ok && id == "" {
+	id := r.Header.Get(KeyHeader)
+	if named, ok := ctx.Value(callKey{}).(string); ok && id == "" {
 		id = named
 	}
 	if id == "" {
@@ -323,8 +320,8 @@ func (t *transport) change(r *http.Request) (*http.Response, error) {
 		// The lease begins after this, so it ends after this.
 		asked := t.now()
 		sending, cancel := context.WithTimeout(ctx, t.Timeout)
-		got, err := t.client.begin(ctx, &coordinationv1.BeginRequestRequest{
-			Api: t.api, Operation: t.Operation(r), RequestId: id, Fingerprint: fingerprint(r, body), Holder: t.Holder,
+		got, err := t.client.begin(ctx, &coordinationv1.BeginCallRequest{
+			Api: t.api, Operation: t.Operation(r), Key: id, Fingerprint: fingerprint(r, body), Holder: t.Holder,
 			Timeout: durationpb.New(t.Timeout), Cost: t.Cost(r),
 		})
 		if err != nil {
@@ -352,23 +349,23 @@ func (t *transport) change(r *http.Request) (*http.Response, error) {
 		var refusal error
 		switch got.GetDecision() {
 		case coordinationv1.Decision_DECISION_DONE:
-			return t.replay(r, id, got.GetRequest())
+			return t.replay(r, id, got.GetCall())
 		case coordinationv1.Decision_DECISION_UNKNOWN:
-			refusal = &UnknownError{API: t.api, RequestID: id}
+			refusal = &UnknownError{API: t.api, Key: id}
 			if t.Reconcile == nil || reconciled {
 				return nil, refusal
 			}
 			reconciled = true
-			if err := t.Reconcile(ctx, got.GetRequest()); err != nil {
+			if err := t.Reconcile(ctx, got.GetCall()); err != nil {
 				return nil, err
 			}
 			continue
 		case coordinationv1.Decision_DECISION_IN_FLIGHT:
-			refusal = &InFlightError{t.api, id, got.GetRequest().GetHolder(), wait}
+			refusal = &InFlightError{t.api, id, got.GetCall().GetLease().GetHolder(), wait}
 			wait = min(wait, leasePoll) // as a rule it is over long before its lease is
 		default:
-			refusal = &WaitError{t.api, got.GetReason(), wait}
-			wait = pollTime(got.GetReason(), wait)
+			refusal = &WaitError{t.api, got.GetWaitReason(), wait}
+			wait = pollTime(got.GetWaitReason(), wait)
 		}
 		if waited, err := p.spend(ctx, wait); err != nil {
 			return nil, err
@@ -391,7 +388,7 @@ func pollTime(reason coordinationv1.WaitReason, after time.Duration) time.Durati
 
 // send sends the request and tells the server what came of it. It returns errLate where it could not be sent in time.
 func (t *transport) send(
-	ctx context.Context, r *http.Request, body []byte, id string, got *coordinationv1.BeginRequestResponse, asked time.Time,
+	ctx context.Context, r *http.Request, body []byte, id string, got *coordinationv1.BeginCallResponse, asked time.Time,
 ) (*http.Response, error) {
 	r = r.WithContext(ctx)
 	// net/http would send again, by itself, what has GetBody and looks idempotent to it.
@@ -399,38 +396,37 @@ func (t *transport) send(
 	res, began, err := t.dispatch(r, body, asked, got.GetSendWithin().AsDuration())
 	telling, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
-	fail := &coordinationv1.FailRequestRequest{Api: t.api, RequestId: id, Lease: got.GetLease()}
+	end := &coordinationv1.FinishCallRequest{Api: t.api, Key: id, FencingToken: got.GetLease().GetFencingToken()}
+	failure := &coordinationv1.CallFailure{}
 	if err != nil {
-		fail.Error = clip(err.Error())
+		failure.Error = clip(err.Error())
 		canceled := errors.Is(r.Context().Err(), context.Canceled)
 		if late := errors.Is(err, errLate); late || !began {
-			fail.Failure, fail.NotSent, fail.NotDown = coordinationv1.Failure_FAILURE_RETRYABLE, true, canceled || late
-			t.tell(t.client.fail(telling, fail))
+			failure.Failure, failure.NotSent, failure.NotDown = coordinationv1.Failure_FAILURE_RETRYABLE, true, canceled || late
+			t.tell(t.client.finish(telling, failed(end, failure)))
 			return nil, err
 		}
-		fail.Failure, fail.NotDown = coordinationv1.Failure_FAILURE_UNKNOWN, canceled
-		t.tell(t.client.fail(telling, fail))
+		failure.Failure, failure.NotDown = coordinationv1.Failure_FAILURE_UNKNOWN, canceled
+		t.tell(t.client.finish(telling, failed(end, failure)))
 		return nil, &UnknownError{t.api, id, err}
 	}
 	start := peekBody(res)
 	outcome := outcomeOf(res, start)
-	response := t.response(res, start)
+	end.Response = t.response(res, start)
 	switch status := res.StatusCode; {
 	case status < http.StatusBadRequest:
-		t.tell(t.client.complete(telling, &coordinationv1.CompleteRequestRequest{
-			Api: t.api, RequestId: id, Lease: got.GetLease(), Outcome: outcome, Response: response,
-		}))
+		t.tell(t.client.finish(telling, completed(end, outcome)))
 	default:
-		fail.Outcome, fail.Response, fail.Error = outcome, response, fmt.Sprintf("HTTP %d", status)
+		failure.Outcome, failure.Error = outcome, fmt.Sprintf("HTTP %d", status)
 		switch {
 		case t.Refused(status, start.bytes):
-			fail.Failure, fail.NotDown = coordinationv1.Failure_FAILURE_RETRYABLE, status != http.StatusServiceUnavailable
+			failure.Failure, failure.NotDown = coordinationv1.Failure_FAILURE_RETRYABLE, status != http.StatusServiceUnavailable
 		case status >= http.StatusInternalServerError || status == http.StatusRequestTimeout:
-			fail.Failure = coordinationv1.Failure_FAILURE_UNKNOWN
+			failure.Failure = coordinationv1.Failure_FAILURE_UNKNOWN
 		default:
-			fail.Failure = coordinationv1.Failure_FAILURE_TERMINAL
+			failure.Failure = coordinationv1.Failure_FAILURE_TERMINAL
 		}
-		t.tell(t.client.fail(telling, fail))
+		t.tell(t.client.finish(telling, failed(end, failure)))
 	}
 	return res, nil
 }
@@ -448,10 +444,10 @@ func (t *transport) tell(err error) {
 }
 
 // replay is the answer that the ledger has.
-func (t *transport) replay(r *http.Request, id string, stored *storev1.ApiRequest) (*http.Response, error) {
+func (t *transport) replay(r *http.Request, id string, stored *coordinationv1.Call) (*http.Response, error) {
 	o := stored.GetOutcome()
 	switch {
-	case o.GetHttpStatus() == 0 && stored.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_FAILED:
+	case o.GetHttpStatus() == 0 && stored.GetStatus() == coordinationv1.CallStatus_CALL_STATUS_FAILED:
 		return nil, &FailedError{t.api, id, stored.GetError()}
 	case o.GetTruncated():
 		return nil, &TruncatedError{t.api, id, o.GetReference(), int(o.GetHttpStatus())}
@@ -509,8 +505,8 @@ func (f failing) Read([]byte) (int, error) { return 0, f.err }
 // kept are the headers of an answer that are worth keeping.
 var kept = []string{"Content-Type", "Location", "Etag", "Last-Modified", "X-Request-Id"}
 
-func outcomeOf(res *http.Response, start beginning) *storev1.Outcome {
-	o := &storev1.Outcome{HttpStatus: int32(res.StatusCode), Truncated: !start.whole, Headers: map[string]string{}} //nolint:gosec // three digits
+func outcomeOf(res *http.Response, start beginning) *coordinationv1.Outcome {
+	o := &coordinationv1.Outcome{HttpStatus: int32(res.StatusCode), Truncated: !start.whole, Headers: map[string]string{}} //nolint:gosec // three digits
 	if start.whole {
 		o.Body = start.bytes
 	}
@@ -551,7 +547,7 @@ func fingerprint(r *http.Request, body []byte) string {
 // without is the request as it is sent.
 func without(r *http.Request) *http.Request {
 	out := r.Clone(r.Context())
-	out.Header.Del(RequestIDHeader)
+	out.Header.Del(KeyHeader)
 	return out
 }
 

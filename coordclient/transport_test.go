@@ -15,14 +15,13 @@ import (
 
 	"holdfast/coordclient"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 const (
-	completed = storev1.RequestStatus_REQUEST_STATUS_COMPLETED
-	failed    = storev1.RequestStatus_REQUEST_STATUS_FAILED
-	retryable = storev1.RequestStatus_REQUEST_STATUS_RETRYABLE
-	unknown   = storev1.RequestStatus_REQUEST_STATUS_UNKNOWN
+	completed = coordinationv1.CallStatus_CALL_STATUS_COMPLETED
+	failed    = coordinationv1.CallStatus_CALL_STATUS_FAILED
+	retryable = coordinationv1.CallStatus_CALL_STATUS_RETRYABLE
+	unknown   = coordinationv1.CallStatus_CALL_STATUS_UNKNOWN
 )
 
 // What each answer means for the ledger, and what who tries again gets.
@@ -32,7 +31,7 @@ func TestWhatAnswersMean(t *testing.T) {
 	for _, tt := range []struct {
 		status int
 		body   string
-		want   storev1.RequestStatus
+		want   coordinationv1.CallStatus
 		calls  int64 // after a second try
 	}{
 		{200, "ok", completed, 1},
@@ -96,8 +95,8 @@ func TestWhatWasNotSent(t *testing.T) {
 	t.Parallel()
 	b := setup(t, 1)
 	c := b.client(t, 0, "")
-	configure(t, c, "any", &storev1.ApiConfig{Policies: []*storev1.Policy{
-		{Name: "p", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour)},
+	configure(t, c, "any", &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
+		{Name: "p", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour)},
 	}})
 	client := &http.Client{Transport: c.Transport("any", coordclient.Options{Base: base(t)})}
 	_, err := post(t, client, "http://127.0.0.1:1", "r", "x")
@@ -141,7 +140,7 @@ func TestTheCallerLeaves(t *testing.T) {
 	})
 	defer close(release)
 	client := &http.Client{Transport: c.Transport("any", coordclient.Options{Base: base(t)})}
-	ctx, cancel := context.WithCancel(coordclient.WithRequestID(t.Context(), "r"))
+	ctx, cancel := context.WithCancel(coordclient.WithKey(t.Context(), "r"))
 	go func() {
 		<-started
 		cancel()
@@ -172,7 +171,7 @@ func TestWhatIsSent(t *testing.T) {
 	c := b.client(t, 0, "")
 	url := provider(t, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
-		fmt.Fprint(w, string(body), " ", r.ContentLength, " ", r.Header.Get("X-Mine"), " ", r.Header.Get(coordclient.RequestIDHeader), err)
+		fmt.Fprint(w, string(body), " ", r.ContentLength, " ", r.Header.Get("X-Mine"), " ", r.Header.Get(coordclient.KeyHeader), err)
 	})
 	spy := spying{base(t), make(chan bool, 1)}
 	client := &http.Client{Transport: c.Transport("any", coordclient.Options{Base: spy})}
@@ -181,7 +180,7 @@ func TestWhatIsSent(t *testing.T) {
 		t.Fatal(err)
 	}
 	req.Header.Set("X-Mine", "mine")
-	req.Header.Set(coordclient.RequestIDHeader, "named")
+	req.Header.Set(coordclient.KeyHeader, "named")
 	res, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)
@@ -194,10 +193,10 @@ func TestWhatIsSent(t *testing.T) {
 	if <-spy.replayable {
 		t.Error("net/http could send it again by itself")
 	}
-	if got := ledger(t, c, "any"); len(got) != 1 || got[0].GetRequestId() != "named" || got[0].GetOperation() != "POST /v1/things/*" {
+	if got := ledger(t, c, "any"); len(got) != 1 || got[0].GetKey() != "named" || got[0].GetOperation() != "POST /v1/things/*" {
 		t.Errorf("the ledger: %v", got)
 	}
-	if req.Header.Get(coordclient.RequestIDHeader) != "named" {
+	if req.Header.Get(coordclient.KeyHeader) != "named" {
 		t.Error("the caller's request was changed")
 	}
 }
@@ -218,11 +217,11 @@ func TestReads(t *testing.T) {
 	t.Parallel()
 	b := setup(t, 1)
 	c := b.client(t, 0, "")
-	configure(t, c, "any", &storev1.ApiConfig{
-		Policies: []*storev1.Policy{
-			{Name: "p", Algorithm: storev1.Algorithm_ALGORITHM_GCRA, Limit: 100, Period: durationpb.New(time.Hour), Dimension: "requests"},
+	configure(t, c, "any", &coordinationv1.ApiConfig{
+		Policies: []*coordinationv1.Policy{
+			{Name: "p", Algorithm: coordinationv1.Algorithm_ALGORITHM_GCRA, Limit: 100, Period: durationpb.New(time.Hour), Dimension: "requests"},
 		},
-		Breaker: &storev1.BreakerConfig{FailureThreshold: 2},
+		Breaker: &coordinationv1.BreakerConfig{FailureThreshold: 2},
 	})
 	var status atomic.Int64
 	status.Store(200)

@@ -337,13 +337,13 @@ var answerCases = map[string]answerCase{
 		body: `{"projectId":"p1"}`, pages: 1,
 	},
 
-	"/holdfast.coordination.v1.CoordinationService/BeginRequest": {bounded: "a request without a body beyond 64 KiB, and 32 limits"},
-	"/holdfast.coordination.v1.CoordinationService/Acquire":      {bounded: "32 limits"},
-	"/holdfast.coordination.v1.CoordinationService/Refund":       {bounded: "32 limits"},
-	"/holdfast.coordination.v1.CoordinationService/ReportLimits": {bounded: "32 limits, and what 128 headers name"},
-	"/holdfast.coordination.v1.CoordinationService/ListRequests": {
-		service: true, fill: requests, body: `{"api":"a1","pageSize":200}`, items: []string{"requests.seq"},
-		next: [2]string{"nextBeforeSeq", "beforeSeq"}, want: 60,
+	"/holdfast.coordination.v1.CoordinationService/BeginCall": {bounded: "a call without a body beyond 64 KiB, and 32 limits"},
+	"/holdfast.coordination.v1.CoordinationService/Acquire":   {bounded: "32 limits"},
+	"/holdfast.coordination.v1.CoordinationService/Release":   {bounded: "32 limits"},
+	"/holdfast.coordination.v1.CoordinationService/Report":    {bounded: "what 128 headers name"},
+	"/holdfast.coordination.v1.CoordinationService/ListCalls": {
+		service: true, fill: calls, body: `{"api":"a1","pageSize":200}`, items: []string{"calls.seq"},
+		next: [2]string{"nextPageToken", "pageToken"}, want: 60,
 	},
 	"/holdfast.coordination.v1.CoordinationService/ListApis": {
 		service: true,
@@ -357,7 +357,7 @@ var answerCases = map[string]answerCase{
 		},
 		body: `{"pageSize":200}`, items: []string{"apis.api"}, next: [2]string{"nextPageToken", "pageToken"}, want: 234,
 	},
-	"/holdfast.coordination.v1.CoordinationService/GetUsage": {
+	"/holdfast.coordination.v1.CoordinationService/GetApi": {
 		service: true,
 		fill: func(f *filler) {
 			f.state("api", "a1", largeAPI(1, 1))
@@ -374,10 +374,10 @@ var answerCases = map[string]answerCase{
 				})
 			}
 		},
-		body: `{"api":"a1","days":366}`, items: []string{"days.date"}, next: [2]string{"hasMore", "<beforeDate"}, want: 365,
+		body: `{"api":"a1","usageDays":366}`, items: []string{"usage.date"}, next: [2]string{"nextPageToken", "pageToken"}, want: 365,
 	},
 	"/holdfast.coordination.v1.CoordinationService/WatchApi": {
-		service: true, fill: requests, body: `{"api":"a1"}`, items: []string{"requests.seq"}, pages: 1,
+		service: true, fill: calls, body: `{"api":"a1"}`, items: []string{"calls.seq"}, pages: 1,
 	},
 
 	"/holdfast.session.v1.SessionService/CreateSession": {bounded: "a session with 32 connections, and ids of the sessions that ended, 51 at most"},
@@ -485,13 +485,13 @@ func largeAPI(policies, operations int) *coordinationstore.ApiState {
 	return s
 }
 
-func requests(f *filler) {
+func calls(f *filler) {
 	s := largeAPI(32, 60)
 	s.FirstSeq, s.LastSeq = 1, 60
 	f.state("api", "a1", s)
-	f.entries("api", "a1", "requests", 60, func(i int) proto.Message {
-		return &coordinationstore.ApiRequest{
-			RequestId: fmt.Sprint("r", i), Seq: int64(i), Status: coordinationstore.RequestStatus_REQUEST_STATUS_COMPLETED, CreateTime: timestamppb.Now(),
+	f.entries("api", "a1", "calls", 60, func(i int) proto.Message {
+		return &coordinationstore.Call{
+			Key: fmt.Sprint("r", i), Seq: int64(i), Status: coordinationstore.CallStatus_CALL_STATUS_COMPLETED, CreateTime: timestamppb.Now(),
 			UpdateTime: timestamppb.Now(), Outcome: &coordinationstore.Outcome{Headers: largeMap(32, 100, 500)},
 		}
 	})

@@ -195,7 +195,7 @@ func TestEachMethodTakesWhatItsRulesAllow(t *testing.T) {
 		}
 		return true
 	})
-	if n < 90 {
+	if n < 60 {
 		t.Errorf("only %d methods", n)
 	}
 	for procedure := range largeRequests {
@@ -213,6 +213,7 @@ func largest(t *testing.T, md protoreflect.MessageDescriptor, depth int) (size, 
 		return 32, 1
 	}
 	size, values = 2, 1
+	counted := map[protoreflect.FullName]int{} // of a oneof, the largest member
 	for i := range md.Fields().Len() {
 		fd := md.Fields().Get(i)
 		rules, err := protovalidate.ResolveFieldRules(fd)
@@ -244,7 +245,13 @@ func largest(t *testing.T, md protoreflect.MessageDescriptor, depth int) (size, 
 			n = 1
 			s, v = single(fd, rules.GetString().GetMaxBytes(), rules.GetBytes().GetMaxLen())
 		}
-		size += n*(s+1) + len(fd.JSONName()) + 4
+		s = n*(s+1) + len(fd.JSONName()) + 4
+		if of := fd.ContainingOneof(); of != nil {
+			was := counted[of.FullName()]
+			counted[of.FullName()] = max(was, s)
+			s = max(0, s-was)
+		}
+		size += s
 		values += n*v + 1
 	}
 	return size, values

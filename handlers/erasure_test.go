@@ -47,29 +47,29 @@ func testErasureInAPIs(t *testing.T, user string, deleted bool) {
 		t.Helper()
 		return must(coordinationService+method, body, as...)
 	}
-	api("ConfigureApi", `{"api":"c1","config":{"policies":[{"name":"at-once","algorithm":"ALGORITHM_CONCURRENCY","limit":"9"},
+	api("UpdateApi", `{"api":"c1","config":{"policies":[{"name":"at-once","algorithm":"ALGORITHM_CONCURRENCY","limit":"9"},
 		{"name":"mine","algorithm":"ALGORITHM_CONCURRENCY","limit":"9","scope":"SCOPE_USER"},{"name":"u","algorithm":"ALGORITHM_SLIDING","limit":"99","period":"60s","scope":"SCOPE_USER"}]}}`, service)
 	body := base64.StdEncoding.EncodeToString([]byte("a body with " + needle + " in it"))
-	outcome := `"outcome":{"httpStatus":200,"headers":{"x-$":"$"},"body":"` + body + `","reference":"ref-$"}`
-	const begin = `{"api":"c1","operation":"send","requestId":"$-1","holder":"$","fingerprint":"$","beginId":"$"}`
-	api("BeginRequest", begin, ada...)
-	api("CompleteRequest", `{"api":"c1","requestId":"$-1","lease":"1.1",`+outcome+`}`, ada...)
-	api("BeginRequest", `{"api":"c1","operation":"send","requestId":"$-2","holder":"$"}`, ada...)
-	api("FailRequest", `{"api":"c1","requestId":"$-2","lease":"2.1","failure":"FAILURE_UNKNOWN","error":"$"}`, ada...)
-	api("BeginRequest", `{"api":"c1","operation":"send","requestId":"$-3"}`, ada...)
-	api("CompleteRequest", `{"api":"c1","requestId":"$-3","lease":"3.1",`+outcome+`}`, service) // a service on its own behalf
-	api("BeginRequest", `{"api":"c1","operation":"send","requestId":"$-4","timeout":"3600s"}`, ada...)
-	api("ReportLive", `{"api":"c1","sessionId":"$-live","epoch":"1","status":"LIVE_STATUS_CONNECTING","model":"$","requestId":"$-5"}`, ada...)
-	api("ReportLive", `{"api":"c1","sessionId":"$-gone","epoch":"1","status":"LIVE_STATUS_FAILED","error":"$","ttl":"60s"}`, ada...)
-	api("ReportLive", `{"api":"c1","sessionId":"$-gone","epoch":"2","status":"LIVE_STATUS_OPEN","model":"$"}`, ada...)
-	api("Acquire", `{"api":"c1","leaseId":"$-lease","requestId":"$-6"}`, ada...)
-	api("ReleaseLease", `{"api":"c1","leaseId":"$-lease","requestId":"$-7"}`, ada...)
-	api("Acquire", `{"api":"c1","leaseId":"$-lease","requestId":"$-8"}`, ada...)
+	outcome := `{"httpStatus":200,"headers":{"x-$":"$"},"body":"` + body + `","reference":"ref-$"}`
+	const begin = `{"api":"c1","operation":"send","key":"$-1","holder":"$","fingerprint":"$","requestId":"$"}`
+	api("BeginCall", begin, ada...)
+	api("FinishCall", `{"api":"c1","key":"$-1","fencingToken":1,"completed":`+outcome+`,"requestId":"$"}`, ada...)
+	api("BeginCall", `{"api":"c1","operation":"send","key":"$-2","holder":"$"}`, ada...)
+	api("FinishCall", `{"api":"c1","key":"$-2","fencingToken":1,"failed":{"failure":"FAILURE_UNKNOWN","error":"$"}}`, ada...)
+	api("BeginCall", `{"api":"c1","operation":"send","key":"$-3"}`, ada...)
+	api("FinishCall", `{"api":"c1","key":"$-3","fencingToken":1,"completed":`+outcome+`,"owner":`+fmt.Sprintf("%q", user)+`,"requestId":"s-1"}`, service) // a service on its own behalf
+	api("BeginCall", `{"api":"c1","operation":"send","key":"$-4","timeout":"3600s"}`, ada...)
+	api("Report", `{"api":"c1","live":{"providerSessionId":"$-live","session":{"epoch":1,"status":"LIVE_STATUS_CONNECTING","model":"$"}},"requestId":"$-5"}`, ada...)
+	api("Report", `{"api":"c1","live":{"providerSessionId":"$-gone","session":{"epoch":1,"status":"LIVE_STATUS_FAILED","error":"$"},"ttl":"60s"}}`, ada...)
+	api("Report", `{"api":"c1","live":{"providerSessionId":"$-gone","session":{"epoch":2,"status":"LIVE_STATUS_OPEN","model":"$"}}}`, ada...)
+	api("Acquire", `{"api":"c1","grantId":"$-lease"}`, ada...)
+	api("Release", `{"api":"c1","grantId":"$-lease"}`, ada...)
+	api("Acquire", `{"api":"c1","grantId":"$-lease"}`, ada...)
 
-	api("BeginRequest", `{"api":"c1","operation":"send","requestId":"b-1"}`, bob)
-	api("CompleteRequest", `{"api":"c1","requestId":"b-1","lease":"5.1","outcome":{"httpStatus":200,"reference":"bobs"}}`, bob)
-	const bobs = `{"api":"c1","leaseId":"b-lease","requestId":"b-2"}`
-	granted := api("Acquire", bobs, bob)
+	api("BeginCall", `{"api":"c1","operation":"send","key":"b-1"}`, bob)
+	api("Acquire", `{"api":"c1","grantId":"b-lease"}`, bob)
+	const bobs = `{"api":"c1","key":"b-1","fencingToken":1,"completed":{"httpStatus":200,"reference":"bobs"},"requestId":"b-2"}`
+	finished := api("FinishCall", bobs, bob)
 
 	// A request id may have anything in it, on what is not an API as well.
 	must(conversationRPC+"CreateConversation", `{"conversationId":"shared"}`, service)
@@ -91,10 +91,9 @@ func testErasureInAPIs(t *testing.T, user string, deleted bool) {
 	}
 	for _, as := range []string{service, bob} {
 		for _, call := range [][2]string{
-			{coordinationService + "GetApiState", `{"api":"c1"}`},
-			{coordinationService + "ListRequests", `{"api":"c1"}`},
-			{coordinationService + "GetUsage", `{"api":"c1"}`},
-			{inspectRPC + "GetObject", `{"ref":{"kind":"api","objectId":"c1"},"collection":"requests"}`},
+			{coordinationService + "GetApi", `{"api":"c1","usageDays":30}`},
+			{coordinationService + "ListCalls", `{"api":"c1"}`},
+			{inspectRPC + "GetObject", `{"ref":{"kind":"api","objectId":"c1"},"collection":"calls"}`},
 			{inspectRPC + "ListEvents", `{"ref":{"kind":"api","objectId":"c1"}}`},
 			{inspectRPC + "GetObject", `{"ref":{"kind":"api","objectId":"c1"},"at":{"version":"6"}}`},
 			{inspectRPC + "DiffObject", `{"ref":{"kind":"api","objectId":"c1"},"from":{"version":"1"},"to":{"version":"9"}}`},
@@ -104,13 +103,13 @@ func testErasureInAPIs(t *testing.T, user string, deleted bool) {
 			}
 		}
 	}
-	if got := api("GetRequest", `{"api":"c1","requestId":"b-1"}`, bob); !strings.Contains(got, "bobs") {
-		t.Errorf("bob's request is %s", got)
+	if got := api("GetCall", `{"api":"c1","key":"b-1"}`, bob); !strings.Contains(got, "bobs") {
+		t.Errorf("bob's call is %s", got)
 	}
-	if again := api("Acquire", bobs, bob); again != granted {
-		t.Errorf("bob's retry is answered with %s, first with %s", again, granted)
+	if again := api("FinishCall", bobs, bob); again != finished {
+		t.Errorf("bob's retry is answered with %s, first with %s", again, finished)
 	}
-	if got := api("BeginRequest", begin, ada...); !strings.Contains(got, "DECISION_PROCEED") {
+	if got := api("BeginCall", begin, ada...); !strings.Contains(got, "DECISION_PROCEED") {
 		t.Errorf("ada begins again with %s", got)
 	}
 	if changed := must(inspectRPC+"EraseUser", `{"user":"nobody-such"}`, service); strings.Contains(changed, "changed") {

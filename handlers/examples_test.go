@@ -25,6 +25,19 @@ type step struct {
 }
 
 var walks = map[string]walk{ //nolint:gochecknoglobals // never changed
+	"holdfast.coordination.v1.CoordinationService": {
+		{method: "UpdateApi", service: true},
+		{method: "BeginCall"},
+		{method: "FinishCall"},
+		{method: "GetCall"},
+		{method: "ListCalls"},
+		{method: "Acquire", service: true},
+		{method: "Release", service: true},
+		{method: "Report"},
+		{method: "GetApi"},
+		{method: "ListApis"},
+		{method: "WatchApi"},
+	},
 	"holdfast.inspect.v1.InspectService": {
 		{method: conversationRPCs + "CreateConversation", body: `{"conversationId":"c1"}`},
 		{method: conversationRPCs + "AppendMessages", body: `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"x"}]}`},
@@ -59,8 +72,7 @@ var walks = map[string]walk{ //nolint:gochecknoglobals // never changed
 
 // unwalked are the services whose examples are not sent yet.
 var unwalked = map[string]bool{ //nolint:gochecknoglobals // never changed
-	"holdfast.conversation.v1.ConversationService": true, "holdfast.coordination.v1.CoordinationService": true,
-	"holdfast.project.v1.ProjectService": true, "holdfast.project.v1.LinearService": true,
+	"holdfast.conversation.v1.ConversationService": true, "holdfast.project.v1.ProjectService": true, "holdfast.project.v1.LinearService": true,
 }
 
 // examples are those of the comments in proto/, by procedure: the first lines that are indented.

@@ -44,9 +44,8 @@ var largeRequests = map[string]int64{
 	conversationv1connect.ConversationServiceIngestLiveProcedure:       4 << 20, // 1,000 frames, of 64 KiB at most
 	conversationv1connect.ConversationServiceUpdateMessageProcedure:    1 << 20, // text, 64 parts and metadata
 	conversationv1connect.ConversationServiceCompleteToolCallProcedure: 1 << 20,
-	coordinationv1connect.CoordinationServiceCompleteRequestProcedure:  1 << 20, // 100 headers and a body
-	coordinationv1connect.CoordinationServiceFailRequestProcedure:      1 << 20,
-	coordinationv1connect.CoordinationServiceReportLimitsProcedure:     1 << 20,
+	coordinationv1connect.CoordinationServiceFinishCallProcedure:       1 << 20, // 100 headers and a body
+	coordinationv1connect.CoordinationServiceReportProcedure:           1 << 20,
 	projectv1connect.ProjectServiceUpsertIssuesProcedure:               8 << 20, // 100 issues as Linear returned them
 }
 

@@ -149,8 +149,8 @@ func TestSecretsAndClocksAreNotForGet(t *testing.T) {
 	for _, p := range []string{
 		conversationRPCs + "GetResumePlan", conversationRPCs + "ListLiveFrames", sessionService + "GetSession", sessionService + "ListSessions",
 		sessionService + "PutSessionSettings", projectRPCs + "GetLinearEndpoint", projectRPCs + "ListLinearEndpoints", inspectRPCs + "GetObject",
-		inspectRPCs + "ListTimers", coordinationService + "GetRequest", coordinationService + "ListRequests", coordinationService + "GetApiState",
-		coordinationService + "ListApis", coordinationService + "GetUsage", sessionService + "CreateSession", sessionService + "RefreshSession",
+		inspectRPCs + "ListTimers", coordinationService + "GetCall", coordinationService + "ListCalls", coordinationService + "GetApi",
+		coordinationService + "ListApis", sessionService + "CreateSession", sessionService + "RefreshSession",
 	} {
 		m := registered()[p]
 		if getable(m) {

@@ -46,7 +46,7 @@ var kindCases = map[string]kindCase{
 	"user_sessions":    {own: true, tells: [][2]string{{sessionService + "ListSessions", `{}`}}},
 	"session_settings": {tenants: true, services: true, tells: [][2]string{{sessionService + "PutSessionSettings", `{}`}}},
 	"api": {tenants: true, tells: [][2]string{
-		{coordinationService + "ListRequests", `{"api":"c1"}`}, {coordinationService + "GetApiState", `{"api":"c1"}`},
+		{coordinationService + "ListCalls", `{"api":"c1"}`}, {coordinationService + "GetApi", `{"api":"c1"}`},
 	}},
 	"probe": {own: true, tenants: true}, // of these tests: it has timers that nothing runs
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -156,35 +157,42 @@ func TestFencesNeverRunBackwardsAcrossLives(t *testing.T) {
 	}
 }
 
-// The ledger of an API that was deleted is gone with it, but its leases are worth nothing in the next of that name.
+// The ledger of an API that was deleted is gone with it, but its leases and grants are worth nothing in the next of that name.
 func TestALeaseOfADeletedAPIIsWorthNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	ada, service := b.key(t, "ada"), b.key(t, "")
-	create := func() { t.Helper(); b.must(t, coordinationService+"ConfigureApi", `{"api":"c1","config":{}}`, service) }
+	create := func() { t.Helper(); b.must(t, coordinationService+"UpdateApi", `{"api":"c1","config":{}}`, service) }
 	begin := func() string {
 		t.Helper()
-		return field(t, b.answer(t, coordinationService+"BeginRequest", `{"api":"c1","operation":"op","requestId":"r"}`, ada), "lease")
+		return field(t, b.answer(t, coordinationService+"BeginCall", `{"api":"c1","operation":"op","key":"r"}`, ada), "lease", "fencingToken")
+	}
+	acquire := func() string {
+		t.Helper()
+		return field(t, b.answer(t, coordinationService+"Acquire", `{"api":"c1"}`, service), "grantId")
 	}
 	create()
-	old := []string{begin()}
+	old, grants := []string{begin()}, []string{acquire()}
 	for range 3 {
 		lifeSteps["created again"](t, b, "api", "", service, create)
 		lease := begin()
 		for _, lost := range old {
-			for _, method := range []string{"CompleteRequest", "FailRequest"} {
-				body := `{"api":"c1","requestId":"r","lease":"` + lost + `"}`
-				if method == "FailRequest" {
-					body = `{"api":"c1","requestId":"r","lease":"` + lost + `","failure":"FAILURE_TERMINAL"}`
-				}
-				if got := b.call(t, registered()[coordinationService+method], body, ada); got.code == "ok" {
-					t.Errorf("%s under the lease %s of an earlier life, now it is %s: %+v", method, lost, lease, got)
+			for _, result := range []string{`"completed":{}`, `"failed":{"failure":"FAILURE_TERMINAL"}`} {
+				body := `{"api":"c1","key":"r","fencingToken":` + lost + `,` + result + `}`
+				if got := b.call(t, registered()[coordinationService+"FinishCall"], body, ada); got.code == "ok" {
+					t.Errorf("%s under the lease %s of an earlier life, now it is %s: %+v", result, lost, lease, got)
 				}
 			}
 		}
-		old = append(old, lease)
+		for _, lost := range grants {
+			got := b.call(t, registered()[coordinationService+"Release"], `{"api":"c1","grantId":"`+lost+`","unused":true}`, service)
+			if got.code != "ok" || strings.Contains(got.body, "released") {
+				t.Errorf("a grant of an earlier life is given back: %+v", got)
+			}
+		}
+		old, grants = append(old, lease), append(grants, acquire())
 	}
-	version := field(t, b.answer(t, coordinationService+"GetApiState", `{"api":"c1"}`, service), "metadata", "version")
+	version := field(t, b.answer(t, coordinationService+"GetApi", `{"api":"c1"}`, service), "api", "version")
 	if got := b.call(t, registered()[inspectRPCs+"RestoreObject"], `{"ref":{"kind":"api","objectId":"c1"},"at":{"version":"`+version+`"}}`, service); got.code != "invalid_argument" {
 		t.Errorf("a ledger goes back: %+v", got)
 	}

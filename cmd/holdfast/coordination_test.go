@@ -18,7 +18,6 @@ import (
 	"holdfast/coordclient"
 	"holdfast/db/dbtest"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers"
 )
 
@@ -49,9 +48,9 @@ func TestThirtyCreationsOverThreeProcesses(t *testing.T) {
 		api := p.await(t, p.stderr, `"ready".*"api":"([^"]+)"`)
 		coordinators = append(coordinators, coordclient.New(api, token, coordclient.WithHTTPClient(&http.Client{Transport: connections()})))
 	}
-	_, err := coordinators[0].Service.ConfigureApi(t.Context(), &coordinationv1.ConfigureApiRequest{
-		Api: "runs", Config: &storev1.ApiConfig{Policies: []*storev1.Policy{
-			{Name: "create", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: limit, Period: durationpb.New(period)},
+	_, err := coordinators[0].Service.UpdateApi(t.Context(), &coordinationv1.UpdateApiRequest{
+		Api: "runs", Config: &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
+			{Name: "create", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: limit, Period: durationpb.New(period)},
 		}},
 	})
 	if err != nil {
@@ -64,7 +63,7 @@ func TestThirtyCreationsOverThreeProcesses(t *testing.T) {
 	for i := range creations {
 		client := &http.Client{Transport: coordinators[i%3].Transport("runs", coordclient.Options{Base: connections(), MaxWait: time.Minute})}
 		wait.Go(func() {
-			ctx := coordclient.WithRequestID(t.Context(), fmt.Sprint("run-", i))
+			ctx := coordclient.WithKey(t.Context(), fmt.Sprint("run-", i))
 			req, err := http.NewRequestWithContext(ctx, http.MethodPost, provider.URL, strings.NewReader("{}"))
 			if err != nil {
 				t.Error(err)
@@ -79,13 +78,13 @@ func TestThirtyCreationsOverThreeProcesses(t *testing.T) {
 		})
 	}
 	wait.Wait()
-	page, err := coordinators[1].Service.ListRequests(t.Context(), &coordinationv1.ListRequestsRequest{Api: "runs", PageSize: 200})
+	page, err := coordinators[1].Service.ListCalls(t.Context(), &coordinationv1.ListCallsRequest{Api: "runs", PageSize: 200})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var granted []time.Time
-	for _, r := range page.GetRequests() {
-		if r.GetAttempt() != 1 || r.GetStatus() != storev1.RequestStatus_REQUEST_STATUS_COMPLETED {
+	for _, r := range page.GetCalls() {
+		if r.GetAttempt() != 1 || r.GetStatus() != coordinationv1.CallStatus_CALL_STATUS_COMPLETED {
 			t.Errorf("the ledger has %v", r)
 		}
 		granted = append(granted, r.GetBeginTime().AsTime())

@@ -111,8 +111,8 @@ func TestSyncObeysTheCoordinator(t *testing.T) {
 	if made, err = projects.CreateLinearEndpoint(ctx, &projectv1.CreateLinearEndpointRequest{ApiKey: "lin_api_x"}); err != nil {
 		t.Fatal(err)
 	}
-	_, err = manager.ReportLimits(ctx, &coordinationv1.ReportLimitsRequest{Api: "linear", Operation: "mutation", Response: &coordinationv1.ProviderResponse{
-		HttpStatus: http.StatusTooManyRequests, Headers: map[string]string{"Retry-After": "600"},
+	_, err = manager.Report(ctx, &coordinationv1.ReportRequest{Api: "linear", Report: &coordinationv1.ReportRequest_Response{
+		Response: &coordinationv1.ProviderResponse{HttpStatus: http.StatusTooManyRequests, Headers: map[string]string{"Retry-After": "600"}},
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"holdfast/coordclient"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 )
 
 // DefaultURL is where Codegen's API is.
@@ -25,9 +25,9 @@ const DefaultURL = "https://api.codegen.com"
 
 // Names of the coordinator's: the API, and the operation of a creation.
 const (
-	API            = "codegen"
-	CreateRunOp    = "create_run"
-	requestIDField = "holdfast_request_id" // in a run's metadata; runs that exist have it, so it never changes
+	API         = "codegen"
+	CreateRunOp = "create_run"
+	keyField    = "holdfast_key" // in a run's metadata; runs that exist have it, so it never changes
 )
 
 // Run is a run of an agent, as Codegen's AgentRunResponse has it. What Codegen may leave out is empty then.
@@ -71,8 +71,8 @@ type Page struct {
 
 // Runs is all of Codegen that this package needs. Client is one; a change of the product ends here.
 type Runs interface {
-	// CreateRun creates a run. The request id is in its metadata.
-	CreateRun(ctx context.Context, requestID string, n NewRun) (*Run, error)
+	// CreateRun creates a run. The key is in its metadata.
+	CreateRun(ctx context.Context, key string, n NewRun) (*Run, error)
 	// ListRuns lists runs, newest first; limit is 1 to 100.
 	ListRuns(ctx context.Context, skip, limit int) (*Page, error)
 }
@@ -98,11 +98,11 @@ type Client struct {
 var _ Runs = (*Client)(nil)
 
 // CreateRun implements Runs. With an HTTP client whose transport is a coordclient's, it may be repeated with the same
-// request id until it succeeds, from any process: one run is created.
-func (c *Client) CreateRun(ctx context.Context, requestID string, n NewRun) (*Run, error) {
-	metadata := map[string]any{requestIDField: requestID}
+// key until it succeeds, from any process: one run is created.
+func (c *Client) CreateRun(ctx context.Context, key string, n NewRun) (*Run, error) {
+	metadata := map[string]any{keyField: key}
 	for k, v := range n.Metadata {
-		if k != requestIDField {
+		if k != keyField {
 			metadata[k] = v
 		}
 	}
@@ -112,7 +112,7 @@ func (c *Client) CreateRun(ctx context.Context, requestID string, n NewRun) (*Ru
 		return nil, err
 	}
 	var run Run
-	err = c.call(coordclient.WithRequestID(ctx, requestID), http.MethodPost, "/agent/run", bytes.NewReader(body), &run)
+	err = c.call(coordclient.WithKey(ctx, key), http.MethodPost, "/agent/run", bytes.NewReader(body), &run)
 	return &run, err
 }
 
@@ -207,7 +207,7 @@ func (r *Reconciler) api() string {
 }
 
 // Reconcile finds out about one request; it is for coordclient.Options.
-func (r *Reconciler) Reconcile(ctx context.Context, req *storev1.ApiRequest) error {
+func (r *Reconciler) Reconcile(ctx context.Context, req *coordinationv1.Call) error {
 	return r.Coordinator.Reconcile(ctx, r.api(), req, r.look)
 }
 
@@ -231,7 +231,7 @@ func (r *Reconciler) All(ctx context.Context) (settled int, err error) {
 
 // look pages through the runs, newest first, back to the time of the request. Runs that are created meanwhile move the
 // others to later pages, so one may be seen twice, but none is missed.
-func (r *Reconciler) look(ctx context.Context, req *storev1.ApiRequest, now time.Time) (coordclient.Finding, error) {
+func (r *Reconciler) look(ctx context.Context, req *coordinationv1.Call, now time.Time) (coordclient.Finding, error) {
 	const (
 		pageSize = 100
 		maxPages = 50
@@ -252,7 +252,7 @@ func (r *Reconciler) look(ctx context.Context, req *storev1.ApiRequest, now time
 		}
 		for i := range p.Items {
 			run := &p.Items[i]
-			if run.Metadata[requestIDField] == req.GetRequestId() {
+			if run.Metadata[keyField] == req.GetKey() {
 				return found(run)
 			}
 			if created, ok := run.created(); ok && created.Before(oldest) {
@@ -275,7 +275,7 @@ func found(run *Run) (coordclient.Finding, error) {
 	if err != nil {
 		return coordclient.Finding{}, err
 	}
-	o := &storev1.Outcome{
+	o := &coordinationv1.Outcome{
 		HttpStatus: http.StatusOK, Body: body, Headers: map[string]string{"Content-Type": "application/json"},
 		Reference: strconv.FormatInt(run.ID, 10),
 	}

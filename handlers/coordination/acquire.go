@@ -21,9 +21,13 @@ type demand struct {
 	only []string
 	// users: the policies of the scope user count as well.
 	users bool
-	// leaseID names what runs at once, and owner is whose it is. lease overrides how long it may, where it is not 0.
+	// leaseID names what runs at once, and owner is whose it is. lease overrides how long it may, where it is not 0. An empty
+	// leaseID becomes that of the grant.
 	leaseID, owner string
 	lease          time.Duration
+	// version is that of the change, and userKey the user's in collections, for the grant.
+	version int64
+	userKey string
 }
 
 func (d *demand) of(p policy) int64 {
@@ -65,10 +69,11 @@ func fits(pattern, operation string) bool {
 
 // leases tells whether a policy that counts what runs at once covers the call.
 func (d *demand) leases(c *storev1.ApiConfig) bool {
-	return slices.ContainsFunc(c.GetPolicies(), func(p policy) bool {
-		return p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CONCURRENCY && d.covers(p)
-	})
+	return slices.ContainsFunc(c.GetPolicies(), func(p policy) bool { return countsAtOnce(p) && d.covers(p) })
 }
+
+// countsAtOnce tells whether a policy counts what runs at once.
+func countsAtOnce(p policy) bool { return p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CONCURRENCY }
 
 // bucketStore holds the buckets of an API, and those of one user if policies of the scope user count.
 type bucketStore struct {
@@ -119,6 +124,8 @@ type verdict struct {
 	leaseUntil time.Time
 	// renewed: the lease ran already, and nothing was taken.
 	renewed bool
+	// grant is what was taken.
+	grant grant
 }
 
 // acquire lets a call pass and takes what it wants, or does neither. peek takes nothing in any case. It changes the
@@ -133,12 +140,17 @@ func acquire(s bucketStore, c *storev1.ApiConfig, d *demand, peek bool, now time
 	}
 	covering := make([]policy, 0, len(c.GetPolicies()))
 	renews := d.leaseID != ""
-	for _, p := range c.GetPolicies() {
+	g := grant{version: d.version, at: now, permits: d.permits, cost: d.cost}
+	for i, p := range c.GetPolicies() {
 		if !d.covers(p) {
 			continue
 		}
 		covering = append(covering, p)
-		if p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CONCURRENCY {
+		g.policies |= 1 << i
+		if scopeOf(p) == storev1.Scope_SCOPE_USER {
+			g.user = d.userKey
+		}
+		if countsAtOnce(p) {
 			l := s.bucket(p, now).GetLeases()[d.leaseID]
 			renews = renews && l != nil && l.GetOwner() == d.owner
 			v.leases = true
@@ -147,7 +159,7 @@ func acquire(s bucketStore, c *storev1.ApiConfig, d *demand, peek bool, now time
 	if v.leases && renews {
 		v.renewed = true
 		for _, p := range covering {
-			if p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CONCURRENCY && !peek {
+			if countsAtOnce(p) && !peek {
 				v.lease(s.bucket(p, now), p, d, now)
 			}
 			v.limits = append(v.limits, standing(p, s.bucket(p, now), now))
@@ -178,16 +190,20 @@ func acquire(s bucketStore, c *storev1.ApiConfig, d *demand, peek bool, now time
 		}
 	}
 	if v.allowed && !peek {
+		if v.probe = probe; probe {
+			startProbe(s.state.GetBreaker(), probeLease(c), now)
+		}
+		g.generation = s.state.GetBreaker().GetGeneration()
+		if v.grant = g; d.leaseID == "" {
+			d.leaseID = g.id()
+		}
 		for _, p := range covering {
 			b := s.bucket(p, now)
-			if p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CONCURRENCY {
+			if countsAtOnce(p) {
 				v.lease(b, p, d, now)
 			} else {
 				take(p, b, d.of(p), now)
 			}
-		}
-		if v.probe = probe; probe {
-			startProbe(s.state.GetBreaker(), probeLease(c), now)
 		}
 	}
 	for i, p := range covering {
@@ -231,14 +247,14 @@ func probeLease(c *storev1.ApiConfig) time.Duration {
 	if c.GetBreaker().GetProbeLease() != nil {
 		return c.GetBreaker().GetProbeLease().AsDuration()
 	}
-	return requestLease(c)
+	return callLease(c)
 }
 
 // charge corrects what a call took once its true cost is known. More than thought is taken whether or not it is there;
 // less is given back.
 func charge(s bucketStore, c *storev1.ApiConfig, d *demand, actual int64, taken, now time.Time) {
 	for _, p := range c.GetPolicies() {
-		if unitOf(p) != storev1.Unit_UNIT_COST || p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CONCURRENCY || !d.covers(p) {
+		if unitOf(p) != storev1.Unit_UNIT_COST || countsAtOnce(p) || !d.covers(p) {
 			continue
 		}
 		b := s.bucket(p, now)
@@ -251,16 +267,12 @@ func charge(s bucketStore, c *storev1.ApiConfig, d *demand, actual int64, taken,
 }
 
 // refund gives back what a call took at that time and did not use.
-func refund(s bucketStore, c *storev1.ApiConfig, d *demand, taken, now time.Time) (limits []*coordinationv1.Standing) {
+func refund(s bucketStore, c *storev1.ApiConfig, d *demand, taken, now time.Time) {
 	for _, p := range c.GetPolicies() {
-		if !d.covers(p) {
-			continue
+		if d.covers(p) {
+			giveBack(p, s.bucket(p, now), d.of(p), taken, now)
 		}
-		b := s.bucket(p, now)
-		giveBack(p, b, d.of(p), taken, now)
-		limits = append(limits, standing(p, b, now))
 	}
-	return limits
 }
 
 // releaseLease ends what runs under an id, of whatever policy; owner "" may end anybody's.
@@ -297,17 +309,6 @@ func cloned(m map[string]bucket) map[string]bucket {
 		out[k] = proto.CloneOf(b)
 	}
 	return out
-}
-
-// tightest is the standing with the least left of its limit, or nil. What is not counted by time comes last.
-func tightest(limits []*coordinationv1.Standing) *coordinationv1.Standing {
-	var least *coordinationv1.Standing
-	for _, s := range limits {
-		if least == nil || float64(s.GetRemaining())*float64(least.GetLimit()) < float64(least.GetRemaining())*float64(s.GetLimit()) {
-			least = s
-		}
-	}
-	return least
 }
 
 // countUsage adds what was granted to the day's counts. It returns the day that is over by that, if one is.

@@ -99,136 +99,181 @@ func refused(t *testing.T, err error, code connect.Code, reason string) {
 	t.Errorf("answered with %v, want the reason %s", err, reason)
 }
 
-func begin(t *testing.T, c client, id string, change ...func(*coordinationv1.BeginRequestRequest)) *coordinationv1.BeginRequestResponse {
+func begin(t *testing.T, c client, id string, change ...func(*coordinationv1.BeginCallRequest)) *coordinationv1.BeginCallResponse {
 	t.Helper()
-	req := &coordinationv1.BeginRequestRequest{Api: "codegen", Operation: "create_run", RequestId: id, Fingerprint: "f", Holder: "h"}
+	req := &coordinationv1.BeginCallRequest{Api: "codegen", Operation: "create_run", Key: id, Fingerprint: "f", Holder: "h"}
 	for _, f := range change {
 		f(req)
 	}
-	return must(c.BeginRequest(t.Context(), req))(t)
+	return must(c.BeginCall(t.Context(), req))(t)
 }
 
 func configure1(t *testing.T, c client, api string, config *storev1.ApiConfig) {
 	t.Helper()
-	must(c.ConfigureApi(t.Context(), &coordinationv1.ConfigureApiRequest{Api: api, Config: config}))(t)
+	must(c.UpdateApi(t.Context(), &coordinationv1.UpdateApiRequest{
+		Api: api, Config: as[*coordinationv1.ApiConfig](config), Clear: []coordinationv1.Clear{coordinationv1.Clear_CLEAR_CONFIG},
+	}))(t)
 }
 
-func TestARequestFromBeginToEnd(t *testing.T) {
+// completed and failed are what FinishCall is told.
+func completed(o *coordinationv1.Outcome) *coordinationv1.FinishCallRequest_Completed {
+	return &coordinationv1.FinishCallRequest_Completed{Completed: o}
+}
+
+func failed(f coordinationv1.Failure, change ...func(*coordinationv1.CallFailure)) *coordinationv1.FinishCallRequest_Failed {
+	failure := &coordinationv1.CallFailure{Failure: f}
+	for _, g := range change {
+		g(failure)
+	}
+	return &coordinationv1.FinishCallRequest_Failed{Failed: failure}
+}
+
+func TestACallFromBeginToEnd(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t, ada)
 	first := begin(t, c, "r")
-	if first.GetDecision() != proceed || first.GetLease() != "1.1" || first.GetRequest().GetAttempt() != 1 || first.GetMetadata().GetVersion() != 1 {
+	if first.GetDecision() != proceed || first.GetLease().GetFencingToken() != 1 || first.GetLease().GetExpiresIn().AsDuration() != time.Minute || first.GetCall().GetAttempt() != 1 || first.GetVersion() != 1 {
 		t.Fatalf("begun: %v", first)
 	}
 	if first.GetSendWithin().AsDuration() != 2*time.Second || len(first.GetLimits()) != 1 || first.GetLimits()[0].GetRemaining() != 9 {
 		t.Errorf("limits: %v", first)
 	}
 	second := begin(t, c, "r")
-	if second.GetDecision() != inFlight || second.GetLease() != "" || second.GetRequest().GetHolder() != "h" || second.GetRetryAfter().AsDuration() > time.Minute {
+	if second.GetDecision() != inFlight || second.GetLease() != nil || second.GetCall().GetLease().GetHolder() != "h" || second.GetRetryAfter().AsDuration() > time.Minute {
 		t.Errorf("begun again: %v", second)
 	}
-	if second.GetMetadata().GetVersion() != 1 {
-		t.Errorf("that made version %d", second.GetMetadata().GetVersion())
+	if second.GetVersion() != 1 {
+		t.Errorf("that made version %d", second.GetVersion())
 	}
-	_, err := c.BeginRequest(t.Context(), &coordinationv1.BeginRequestRequest{Api: "codegen", Operation: "create_run", RequestId: "r", Fingerprint: "other"})
+	_, err := c.BeginCall(t.Context(), &coordinationv1.BeginCallRequest{Api: "codegen", Operation: "create_run", Key: "r", Fingerprint: "other"})
 	refused(t, err, connect.CodeAlreadyExists, "REQUEST_ID_REUSED")
 
-	outcome := &storev1.Outcome{HttpStatus: 200, Body: []byte(`{"id":5}`), Reference: "5"}
+	outcome := &coordinationv1.Outcome{HttpStatus: 200, Body: []byte(`{"id":5}`), Reference: "5"}
 	for range 2 {
-		ended := must(c.CompleteRequest(t.Context(), &coordinationv1.CompleteRequestRequest{Api: "codegen", RequestId: "r", Lease: first.GetLease(), Outcome: outcome}))(t)
-		if ended.GetRequest().GetStatus() != storev1.RequestStatus_REQUEST_STATUS_COMPLETED || ended.GetMetadata().GetVersion() != 2 {
+		ended := must(c.FinishCall(t.Context(), &coordinationv1.FinishCallRequest{
+			Api: "codegen", Key: "r", FencingToken: 1, Result: completed(outcome),
+		}))(t)
+		if ended.GetCall().GetStatus() != coordinationv1.CallStatus_CALL_STATUS_COMPLETED || ended.GetVersion() != 2 {
 			t.Errorf("completed: %v", ended)
 		}
 	}
 	again := begin(t, c, "r")
-	if again.GetDecision() != done || string(again.GetRequest().GetOutcome().GetBody()) != `{"id":5}` || again.GetMetadata().GetVersion() != 2 {
+	if again.GetDecision() != done || string(again.GetCall().GetOutcome().GetBody()) != `{"id":5}` || again.GetVersion() != 2 {
 		t.Errorf("begun when it was done: %v", again)
 	}
-	_, err = c.FailRequest(t.Context(), &coordinationv1.FailRequestRequest{
-		Api: "codegen", RequestId: "r", Lease: first.GetLease(), Failure: coordinationv1.Failure_FAILURE_UNKNOWN,
+	_, err = c.FinishCall(t.Context(), &coordinationv1.FinishCallRequest{
+		Api: "codegen", Key: "r", FencingToken: 1, Result: failed(coordinationv1.Failure_FAILURE_UNKNOWN),
 	})
 	refused(t, err, connect.CodeFailedPrecondition, "ILLEGAL_TRANSITION")
 
-	got := must(c.GetRequest(t.Context(), &coordinationv1.GetRequestRequest{Api: "codegen", RequestId: "r"}))(t)
-	if got.GetRequest().GetOutcome().GetReference() != "5" {
+	got := must(c.GetCall(t.Context(), &coordinationv1.GetCallRequest{Api: "codegen", Key: "r"}))(t)
+	if got.GetCall().GetOutcome().GetReference() != "5" {
 		t.Errorf("got: %v", got)
 	}
-	// Another user's request of the same id is another request, and a service's too.
+	// Another user's call of the same key is another call, and a service's too.
 	for _, user := range []identity.User{eve, nobody} {
 		if other := begin(t, b.client(t, user), "r"); other.GetDecision() != proceed {
 			t.Errorf("begun by %q: %v", user, other)
 		}
 	}
-	listed := must(c.ListRequests(t.Context(), &coordinationv1.ListRequestsRequest{Api: "codegen"}))(t)
-	all := must(b.client(t, nobody).ListRequests(t.Context(), &coordinationv1.ListRequestsRequest{Api: "codegen"}))(t)
-	if len(listed.GetRequests()) != 1 || len(all.GetRequests()) != 3 || all.GetRequests()[0].GetSeq() != 3 || len(all.GetRequests()[2].GetOutcome().GetBody()) != 0 {
+	listed := must(c.ListCalls(t.Context(), &coordinationv1.ListCallsRequest{Api: "codegen"}))(t)
+	all := must(b.client(t, nobody).ListCalls(t.Context(), &coordinationv1.ListCallsRequest{Api: "codegen"}))(t)
+	if len(listed.GetCalls()) != 1 || len(all.GetCalls()) != 3 || all.GetCalls()[0].GetSeq() != 3 || len(all.GetCalls()[2].GetOutcome().GetBody()) != 0 {
 		t.Errorf("listed: %v and %v", listed, all)
 	}
-	state := must(c.GetApiState(t.Context(), &coordinationv1.GetApiStateRequest{Api: "codegen"}))(t).GetState()
+	state := must(c.GetApi(t.Context(), &coordinationv1.GetApiRequest{Api: "codegen"}))(t).GetApi()
 	if state.GetInFlight() != 2 || state.GetToday().GetCompleted() != 1 || state.GetToday().GetOperations()["create_run"] != 3 || !state.GetReadyMade() {
 		t.Errorf("state: %v", state)
 	}
 }
 
-// An answer to a begin that was lost is given again, but only to who knows its id.
+// An answer to a begin that was lost is given again, but only to who knows its request id.
 func TestABeginThatIsRepeated(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t, ada)
-	named := begin(t, c, "named", func(r *coordinationv1.BeginRequestRequest) { r.BeginId = "b" })
-	if again := begin(t, c, "named", func(r *coordinationv1.BeginRequestRequest) { r.BeginId = "b" }); named.GetRequest().GetBeginId() != "" || again.GetLease() != named.GetLease() ||
+	named := begin(t, c, "named", func(r *coordinationv1.BeginCallRequest) { r.RequestId = "b" })
+	if again := begin(t, c, "named", func(r *coordinationv1.BeginCallRequest) { r.RequestId = "b" }); again.GetLease().GetFencingToken() != named.GetLease().GetFencingToken() ||
 		again.GetSendWithin().AsDuration() != 2*time.Second {
 		t.Errorf("a begin that was repeated: %v", again)
 	}
-	if other := begin(t, c, "named"); other.GetDecision() != inFlight || other.GetRequest().GetBeginId() != "" || other.GetLease() != "" {
+	if other := begin(t, c, "named"); other.GetDecision() != inFlight || other.GetLease() != nil {
 		t.Errorf("by another: %v", other)
 	}
 }
 
-// The lease of a request that nobody ended is written down as over by a timer, on whatever server.
+// A begin whose condition was met is repeated although the API has a newer version by then; another one is refused.
+func TestABeginHasACondition(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.client(t, ada)
+	at := func(id string, v int64) func(*coordinationv1.BeginCallRequest) {
+		return func(r *coordinationv1.BeginCallRequest) { r.RequestId, r.IfVersion = id, &v }
+	}
+	first := begin(t, c, "r", at("b", 0))
+	for range 2 {
+		if again := begin(t, c, "r", at("b", 0)); again.GetDecision() != proceed || again.GetLease().GetFencingToken() != first.GetLease().GetFencingToken() {
+			t.Errorf("repeated: %v", again)
+		}
+		begin(t, c, "other")
+	}
+	req := &coordinationv1.BeginCallRequest{Api: "codegen", Operation: "create_run", Key: "s"}
+	for _, v := range []int64{0, 1, 3} {
+		at("c", v)(req)
+		_, err := c.BeginCall(t.Context(), req)
+		refused(t, err, connect.CodeAborted, "VERSION_MISMATCH")
+	}
+	if got := begin(t, c, "s", at("c", 2)); got.GetDecision() != proceed || got.GetVersion() != 3 {
+		t.Errorf("at the version: %v", got)
+	}
+}
+
+// The lease of a call that nobody ended is written down as over by a timer, on whatever server.
 func TestALeaseThatEndsIsUnknown(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t, ada)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	first := begin(t, c, "r", func(r *coordinationv1.BeginRequestRequest) { r.Timeout = durationpb.New(200 * time.Millisecond) })
+	first := begin(t, c, "r", func(r *coordinationv1.BeginCallRequest) { r.Timeout = durationpb.New(200 * time.Millisecond) })
 	w := b.watch(ctx, t)
 	defer w.Close()
 	for seen := false; !seen; {
 		if !w.Receive() {
 			t.Fatalf("the stream ended with %v", w.Err())
 		}
-		for _, r := range w.Msg().GetRequests() {
-			seen = seen || r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_UNKNOWN && r.GetRequestId() == "r"
+		for _, r := range w.Msg().GetCalls() {
+			seen = seen || r.GetStatus() == coordinationv1.CallStatus_CALL_STATUS_UNKNOWN && r.GetKey() == "r"
 		}
 	}
 	if again := begin(t, c, "r"); again.GetDecision() != unknown {
 		t.Fatalf("begun again: %v", again)
 	}
-	found := begin(t, c, "r", func(r *coordinationv1.BeginRequestRequest) { r.Reconcile = true })
-	if found.GetDecision() != reconcile || found.GetLease() != "1.2" {
+	found := begin(t, c, "r", func(r *coordinationv1.BeginCallRequest) { r.Reconcile = true })
+	if found.GetDecision() != reconcile || found.GetLease().GetFencingToken() != 2 {
 		t.Fatalf("to reconcile: %v", found)
 	}
-	if other := begin(t, c, "r", func(r *coordinationv1.BeginRequestRequest) { r.Reconcile = true }); other.GetDecision() != inFlight {
+	if other := begin(t, c, "r", func(r *coordinationv1.BeginCallRequest) { r.Reconcile = true }); other.GetDecision() != inFlight {
 		t.Errorf("while another reconciles: %v", other)
 	}
-	must(c.FailRequest(t.Context(), &coordinationv1.FailRequestRequest{
-		Api: "codegen", RequestId: "r", Lease: found.GetLease(), Failure: coordinationv1.Failure_FAILURE_RETRYABLE, Error: "not in the list of runs",
+	must(c.FinishCall(t.Context(), &coordinationv1.FinishCallRequest{
+		Api: "codegen", Key: "r", FencingToken: 2, Result: failed(coordinationv1.Failure_FAILURE_RETRYABLE),
 	}))(t)
 	second := begin(t, c, "r")
-	named := begin(t, c, "named", func(r *coordinationv1.BeginRequestRequest) { r.BeginId = "b" })
-	if again := begin(t, c, "named", func(r *coordinationv1.BeginRequestRequest) { r.BeginId = "b" }); named.GetRequest().GetBeginId() != "" || again.GetLease() != named.GetLease() {
+	named := begin(t, c, "named", func(r *coordinationv1.BeginCallRequest) { r.RequestId = "b" })
+	if again := begin(t, c, "named", func(r *coordinationv1.BeginCallRequest) { r.RequestId = "b" }); again.GetLease().GetFencingToken() != named.GetLease().GetFencingToken() {
 		t.Errorf("a begin that was repeated: %v", again)
 	}
-	must(c.FailRequest(t.Context(), &coordinationv1.FailRequestRequest{
-		Api: "codegen", RequestId: "named", Lease: named.GetLease(), Failure: coordinationv1.Failure_FAILURE_RETRYABLE, NotSent: true,
+	must(c.FinishCall(t.Context(), &coordinationv1.FinishCallRequest{
+		Api: "codegen", Key: "named", FencingToken: 1, Result: failed(coordinationv1.Failure_FAILURE_RETRYABLE, func(f *coordinationv1.CallFailure) { f.NotSent = true }),
 	}))(t)
-	if second.GetDecision() != proceed || second.GetRequest().GetAttempt() != 2 {
+	if second.GetDecision() != proceed || second.GetCall().GetAttempt() != 2 {
 		t.Errorf("after it was found not to have happened: %v", second)
 	}
-	_, err := c.CompleteRequest(t.Context(), &coordinationv1.CompleteRequestRequest{Api: "codegen", RequestId: "r", Lease: first.GetLease()})
+	_, err := c.FinishCall(t.Context(), &coordinationv1.FinishCallRequest{
+		Api: "codegen", Key: "r", FencingToken: first.GetLease().GetFencingToken(), Result: completed(&coordinationv1.Outcome{}),
+	})
 	refused(t, err, connect.CodeFailedPrecondition, "FENCED")
 }
 
@@ -251,23 +296,23 @@ func TestAcquire(t *testing.T) {
 		req.Api = "any"
 		return must(b.client(t, user).Acquire(t.Context(), req))(t)
 	}
-	if got := acquire(ada, &coordinationv1.AcquireRequest{RequestId: "1"}); !got.GetAllowed() || got.GetRemaining() != 0 || got.GetMetadata().GetVersion() != 2 {
+	if got := acquire(ada, &coordinationv1.AcquireRequest{GrantId: "1"}); !got.GetAllowed() || got.GetGrantId() != "1" || got.GetLimits()[1].GetRemaining() != 0 || got.GetVersion() != 2 {
 		t.Errorf("the first: %v", got)
 	}
-	if got := acquire(ada, &coordinationv1.AcquireRequest{RequestId: "1"}); !got.GetAllowed() || got.GetMetadata().GetVersion() != 2 {
+	if got := acquire(ada, &coordinationv1.AcquireRequest{GrantId: "1"}); !got.GetAllowed() || got.GetVersion() != 2 {
 		t.Errorf("the first, repeated: %v", got)
 	}
 	for _, id := range []string{"", "2", "2"} {
-		got := acquire(ada, &coordinationv1.AcquireRequest{RequestId: id})
-		if got.GetAllowed() || got.GetReason() != coordinationv1.WaitReason_WAIT_REASON_LIMIT || got.GetRetryAfter().AsDuration() < 50*time.Minute || got.GetMetadata().GetVersion() != 2 {
+		got := acquire(ada, &coordinationv1.AcquireRequest{GrantId: id})
+		if got.GetAllowed() || got.GetWaitReason() != coordinationv1.WaitReason_WAIT_REASON_LIMIT || got.GetRetryAfter().AsDuration() < 50*time.Minute || got.GetVersion() != 2 {
 			t.Errorf("her second: %v", got)
 		}
 	}
 	// All or none: what the tenant's policy would have allowed it still has.
-	if got := acquire(eve, &coordinationv1.AcquireRequest{RequestId: "1"}); !got.GetAllowed() || got.GetMetadata().GetVersion() != 3 {
+	if got := acquire(eve, &coordinationv1.AcquireRequest{GrantId: "1"}); !got.GetAllowed() || got.GetVersion() != 3 {
 		t.Errorf("another user's first: %v", got)
 	}
-	if got := acquire(nobody, &coordinationv1.AcquireRequest{Peek: true}); got.GetAllowed() || got.GetMetadata().GetVersion() != 3 {
+	if got := acquire(nobody, &coordinationv1.AcquireRequest{Peek: true}); got.GetAllowed() || got.GetVersion() != 3 {
 		t.Errorf("a peek: %v", got)
 	}
 	if got := acquire(nobody, &coordinationv1.AcquireRequest{Policies: []string{"other"}}); !got.GetAllowed() {
@@ -277,9 +322,9 @@ func TestAcquire(t *testing.T) {
 	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
 	_, err = c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Permits: 3})
 	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
-	_, err = c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Scope: storev1.Scope_SCOPE_USER})
+	_, err = c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Scope: coordinationv1.Scope_SCOPE_USER})
 	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
-	_, err = b.client(t, ada).Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Scope: storev1.Scope_SCOPE_TENANT})
+	_, err = b.client(t, ada).Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Scope: coordinationv1.Scope_SCOPE_TENANT})
 	refused(t, err, connect.CodePermissionDenied, "ROLE_REQUIRED")
 }
 

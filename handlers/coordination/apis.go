@@ -1,23 +1,28 @@
 package coordination
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
+	"strings"
+	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
-	objectv1 "holdfast/gen/holdfast/object/v1"
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	"holdfast/handlers/mask"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
 
-// GetApiState implements CoordinationService.
-func (m *Manager) GetApiState( //nolint:revive // the service has it so
-	ctx context.Context, req *coordinationv1.GetApiStateRequest,
-) (*coordinationv1.GetApiStateResponse, error) {
+// GetApi implements CoordinationService.
+func (m *Manager) GetApi( //nolint:revive // the service has it so
+	ctx context.Context, req *coordinationv1.GetApiRequest,
+) (*coordinationv1.GetApiResponse, error) {
 	caller, err := identity.From(ctx)
 	if err != nil {
 		return nil, err
@@ -26,22 +31,69 @@ func (m *Manager) GetApiState( //nolint:revive // the service has it so
 	s, err := m.kind.View(ctx, id)
 	switch {
 	case errors.Is(err, object.ErrNotFound) && readyMade(req.GetApi()) != nil:
-		return &coordinationv1.GetApiStateResponse{State: present(req.GetApi(), &storev1.ApiState{}, nil, caller, m.now())}, nil
+		s.Info, s.State = object.Info{ID: id}, &storev1.ApiState{}
 	case err != nil:
 		return nil, err
 	}
 	var user *storev1.UserBuckets
 	if caller.User != "" && countsUsers(configOf(req.GetApi(), s.State)) {
-		if user, _, err = entry[*storev1.UserBuckets](ctx, m, id, inUserBuckets, ownerKey(caller.User)); err != nil {
+		if s.Version > 0 {
+			if user, err = entry[*storev1.UserBuckets](ctx, m, id, inUserBuckets, ownerKey(caller.User)); err != nil {
+				return nil, err
+			}
+		}
+		user = inForce(user, s.State)
+	}
+	res := &coordinationv1.GetApiResponse{Api: present(s.Info, s.State, user, caller, m.now())}
+	if req.GetUsageDays() > 0 || req.GetPageToken() != "" {
+		if err := m.usage(ctx, req, s.State, res); err != nil {
 			return nil, err
 		}
-		if user == nil {
-			user = &storev1.UserBuckets{}
+	}
+	writeHeaders(ctx, res.GetApi().GetLimits(), nil)
+	return res, nil
+}
+
+// usage adds the counts of the last days to an answer, from the newest to the oldest, as far as it has room.
+func (m *Manager) usage(ctx context.Context, req *coordinationv1.GetApiRequest, s state, res *coordinationv1.GetApiResponse) error {
+	before, err := rpc.Cursor(req)
+	if err != nil {
+		return err
+	}
+	const beyondDates = "~"
+	before = cmp.Or(before, beyondDates)
+	size := cmp.Or(int(req.GetPageSize()), object.DefaultPageSize)
+	first := m.now().In(location(configOf(req.GetApi(), s).GetTimeZone())).AddDate(0, 0, 1-int(req.GetUsageDays())).Format(time.DateOnly)
+	var room object.Room
+	room.Fits(rpc.AnswerSize(res))
+	add := func(d *storev1.UsageDay) (goOn bool) {
+		if d.GetDate() < first {
+			return false
+		}
+		day := as[*coordinationv1.UsageDay](d)
+		if n := len(res.GetUsage()); n > 0 && (n >= size || !room.Fits(rpc.AnswerSize(day))) {
+			res.NextPageToken = rpc.Token(req, before)
+			return false
+		}
+		res.Usage, before = append(res.GetUsage(), day), day.GetDate()
+		return true
+	}
+	if today := s.GetToday(); today != nil && today.GetDate() < before && !add(today) {
+		return nil
+	}
+	for more := res.GetApi().GetVersion() > 0; more; {
+		page, err := m.kind.Entries(ctx, object.ID(req.GetApi()), inUsageDays, object.EntriesOptions{Before: before, PageSize: object.MaxPageSize})
+		if err != nil {
+			return err
+		}
+		more = page.More
+		for _, e := range slices.Backward(page.Entries) {
+			if d, _ := e.Value.(*storev1.UsageDay); !add(d) {
+				return nil
+			}
 		}
 	}
-	res := &coordinationv1.GetApiStateResponse{State: present(req.GetApi(), s.State, user, caller, m.now()), Metadata: rpc.Metadata(s.Info)}
-	writeHeaders(ctx, res.GetState().GetLimits(), nil)
-	return res, nil
+	return nil
 }
 
 // ListApis implements CoordinationService.
@@ -51,7 +103,7 @@ func (m *Manager) ListApis(ctx context.Context, req *coordinationv1.ListApisRequ
 		return nil, err
 	}
 	apis, next, err := rpc.List(ctx, m.kind, req, object.ListOptions{Around: standingBytes}, func(s object.Snapshot[state]) *coordinationv1.Api {
-		return present(string(s.ID), s.State, nil, caller, m.now())
+		return present(s.Info, s.State, nil, caller, m.now())
 	})
 	return &coordinationv1.ListApisResponse{Apis: apis, NextPageToken: next}, err
 }
@@ -59,20 +111,38 @@ func (m *Manager) ListApis(ctx context.Context, req *coordinationv1.ListApisRequ
 // standingBytes is what an answer has of an API beside its state: how its 32 policies at most stand.
 const standingBytes = 32 * 320
 
-// ConfigureApi implements CoordinationService.
-func (m *Manager) ConfigureApi( //nolint:revive // the service has it so
-	ctx context.Context, req *coordinationv1.ConfigureApiRequest,
-) (*coordinationv1.ConfigureApiResponse, error) {
-	if err := onlyServices(ctx, "configure an API"); err != nil {
+// UpdateApi implements CoordinationService.
+func (m *Manager) UpdateApi( //nolint:revive // the service has it so
+	ctx context.Context, req *coordinationv1.UpdateApiRequest,
+) (*coordinationv1.UpdateApiResponse, error) {
+	if err := onlyServices(ctx, "update an API"); err != nil {
 		return nil, err
 	}
-	if err := checkConfig(req.GetConfig()); err != nil {
-		return nil, err
-	}
-	return change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.ConfigureApiResponse, error) {
-		configure(t.api, t.state, req.GetConfig())
-		t.Emit("configured")
-		return &coordinationv1.ConfigureApiResponse{State: present(t.api, t.state, nil, t.caller, t.ledger.now)}, nil
+	return change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.UpdateApiResponse, error) {
+		words, was := t.clear(req.GetClear()), configOf(t.api, t.state)
+		base, anew := was, slices.Contains(req.GetClear(), coordinationv1.Clear_CLEAR_CONFIG)
+		if anew {
+			base = configOf(t.api, &storev1.ApiState{})
+		}
+		config := as[*coordinationv1.ApiConfig](base)
+		if err := mask.Merge(config, req.GetConfig(), req.GetUpdateMask(), configFields...); err != nil {
+			return nil, err
+		}
+		if err := checkConfig(config); err != nil {
+			return nil, err
+		}
+		switch is := as[*storev1.ApiConfig](config); {
+		case anew && proto.Equal(is, base):
+			t.configure(nil)
+		case !proto.Equal(is, was):
+			t.configure(is)
+			words = append(words, "configured")
+		}
+		t.config = configOf(t.api, t.state)
+		if len(words) > 0 {
+			t.Emit(strings.Join(words, " "))
+		}
+		return &coordinationv1.UpdateApiResponse{Api: present(t.Info(), t.state, nil, t.caller, t.ledger.now)}, nil
 	})
 }
 
@@ -84,14 +154,14 @@ func (m *Manager) WatchApi( //nolint:revive // the service has it so
 	if err != nil {
 		return err
 	}
-	for c, err := range m.kind.Watch(ctx, object.ID(req.GetApi()), object.Version(req.GetAfterVersion()), recentRequests) {
+	for c, err := range m.kind.Watch(ctx, object.ID(req.GetApi()), object.Version(req.GetAfterVersion()), recentCalls) {
 		if err != nil {
 			return err
 		}
 		if c.Heartbeat {
-			err = stream.Send(&coordinationv1.WatchApiResponse{Heartbeat: true, Metadata: &objectv1.Metadata{Version: int64(c.Version)}})
+			err = stream.Send(&coordinationv1.WatchApiResponse{Heartbeat: true, Version: int64(c.Version)})
 		} else {
-			err = stream.Send(m.changed(req.GetApi(), &c, caller))
+			err = stream.Send(m.changed(&c, caller))
 		}
 		if err != nil {
 			return err
@@ -100,14 +170,14 @@ func (m *Manager) WatchApi( //nolint:revive // the service has it so
 	return nil
 }
 
-// changed is one message of a watch. Other users' requests are not in it.
-func (m *Manager) changed(api string, c *object.Change[state], caller identity.Identity) *coordinationv1.WatchApiResponse {
+// changed is one message of a watch. Other users' calls are not in it.
+func (m *Manager) changed(c *object.Change[state], caller identity.Identity) *coordinationv1.WatchApiResponse {
 	res := &coordinationv1.WatchApiResponse{
-		Reset_: c.Reset, HasMore: c.More, State: present(api, c.State, nil, caller, m.now()), Metadata: rpc.Metadata(c.Info),
+		Reset_: c.Reset, More: c.More, Api: present(c.Info, c.State, nil, caller, m.now()), Version: int64(c.Version),
 	}
 	for _, e := range c.Entries {
 		if r, ok := e.Value.(row); ok && mayTouch(caller, r.GetOwner()) {
-			res.Requests = append(res.Requests, withoutBody(shown(asSeen(r, m.now()))))
+			res.Calls = append(res.Calls, withoutBody(shown(asSeen(r, m.now()))))
 		}
 	}
 	return res

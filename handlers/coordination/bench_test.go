@@ -59,7 +59,7 @@ func BenchmarkAcquire(b *testing.B) {
 				}
 			})
 			m, ctx := NewManager(Register(rt), bundle.DB.Now), bundle.AsService(b)
-			if _, err := m.ConfigureApi(ctx, &coordinationv1.ConfigureApiRequest{Api: "bench", Config: threePolicies()}); err != nil {
+			if _, err := m.UpdateApi(ctx, &coordinationv1.UpdateApiRequest{Api: "bench", Config: as[*coordinationv1.ApiConfig](threePolicies())}); err != nil {
 				b.Fatal(err)
 			}
 			req := &coordinationv1.AcquireRequest{Api: "bench", Operation: "bench", Cost: 10}

@@ -7,7 +7,7 @@ import (
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
-// location is the time zone of that IANA name, which ConfigureApi has checked; UTC where it is empty.
+// location is the time zone of that IANA name, which UpdateApi has checked; UTC where it is empty.
 func location(name string) *time.Location {
 	l, err := time.LoadLocation(name)
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -16,38 +15,39 @@ import (
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
-// The ledger of an API: one row for each request, whatever number of times it is asked for.
+// The ledger of an API: one row for each call, whatever number of times it is asked for.
 //
-//	              begin                    complete
+//	              begin                    finish, completed
 //	(new) ──────────────────> in flight ──────────────> completed
 //	                           │  │  │
-//	  begin, attempt + 1       │  │  └─ fail, terminal ─> failed
+//	  begin, attempt + 1       │  │  └─ failed, terminal ─> failed
 //	retryable <────────────────┘  │
-//	  ^      fail, retryable      └─ fail, unknown; or the lease ends ─> unknown
+//	  ^      failed, retryable    └─ failed, unknown; or the lease ends ─> unknown
 //	  │                                                                    │ ^
 //	  │                                                   begin, reconcile │ │ the lease ends; still open
 //	  └── it did not happen ──────────────────────────────────────── reconciling ──> completed, failed
 //
 // Only an arrow to "in flight" lets anything be sent, and none leads there from unknown.
 
-type row = *storev1.ApiRequest
+type row = *storev1.Call
 
 const (
 	defaultRetention   = 7 * 24 * time.Hour
 	defaultMaxAttempts = 10
-	// maxInFlight bounds the requests of one API whose lease runs.
+	// maxInFlight bounds the calls of one API whose lease runs.
 	maxInFlight = 1000
 )
 
 var (
-	errReused      = errors.New("the request id was used for another request")
-	errLeaseLost   = errors.New("another has taken over")
-	errRequestDone = errors.New("the request is done")
-	errNoRequest   = errors.New("there is no such request")
-	errTooMany     = errors.New("too many requests are in flight")
+	errReused    = errors.New("the key was used for another call")
+	errGrantUsed = errors.New("the grant_id was used for another call")
+	errLeaseLost = errors.New("another has taken over")
+	errCallDone  = errors.New("the call is done")
+	errNoCall    = errors.New("there is no such call")
+	errTooMany   = errors.New("too many calls are in flight")
 )
 
-func requestLease(c *storev1.ApiConfig) time.Duration {
+func callLease(c *storev1.ApiConfig) time.Duration {
 	if c.GetLease() != nil {
 		return c.GetLease().AsDuration()
 	}
@@ -73,19 +73,9 @@ func forgotten(r row, c *storev1.ApiConfig, now time.Time) bool {
 	return !now.Before(r.GetCreateTime().AsTime().Add(retention(c)))
 }
 
-// leaseToken is a lease as callers have it: it finds the row without a lookup by request id.
-func leaseToken(r row) string { return fmt.Sprintf("%d.%d", r.GetSeq(), r.GetLease()) }
-
-func parseLease(token string) (seq, lease int64) {
-	s, l, _ := strings.Cut(token, ".")
-	seq, _ = strconv.ParseInt(s, 10, 64) // the request was validated; what is out of range is no row's
-	lease, _ = strconv.ParseInt(l, 10, 64)
-	return seq, lease
-}
-
 func holdsLease(r row) bool {
-	return r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT ||
-		r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_RECONCILING
+	return r.GetStatus() == storev1.CallStatus_CALL_STATUS_IN_FLIGHT ||
+		r.GetStatus() == storev1.CallStatus_CALL_STATUS_RECONCILING
 }
 
 // asSeen is a row as it is by now: what was in flight when its lease ended is unknown from that instant on.
@@ -94,10 +84,10 @@ func asSeen(r row, now time.Time) row {
 		return r
 	}
 	r = proto.CloneOf(r)
-	if r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
-		r.Error = "the lease ended before anybody said what became of the request"
+	if r.GetStatus() == storev1.CallStatus_CALL_STATUS_IN_FLIGHT {
+		r.Error = "the lease ended before anybody said what became of the call"
 	}
-	r.Status = storev1.RequestStatus_REQUEST_STATUS_UNKNOWN
+	r.Status = storev1.CallStatus_CALL_STATUS_UNKNOWN
 	r.UpdateTime, r.LeaseExpireTime = r.GetLeaseExpireTime(), nil
 	return r
 }
@@ -124,7 +114,7 @@ func (l *ledger) settle(r row) row {
 		return nil
 	}
 	l.dropInFlight(r.GetSeq())
-	if r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
+	if r.GetStatus() == storev1.CallStatus_CALL_STATUS_IN_FLIGHT {
 		l.count(func(d *storev1.UsageDay) { d.Unknown++ })
 		breakerHears(l.breaker(), l.config.GetBreaker(), r.GetBreakerGeneration(), healthDown, l.now)
 	}
@@ -150,19 +140,19 @@ func (l *ledger) putInFlight(r row) {
 	l.state.InFlight = append(slices.Clip(l.state.GetInFlight()), &storev1.InFlight{Seq: r.GetSeq(), ExpireTime: r.GetLeaseExpireTime()})
 }
 
-// begun is the answer to a begin, and the row to store, where something changed.
+// begun is the answer to a begin, the row that it is about, or nil, and the row to store, where something changed.
 type begun struct {
-	res *coordinationv1.BeginRequestResponse
-	put row
+	res      *coordinationv1.BeginCallResponse
+	row, put row
 }
 
-// begin decides about a request of owner. r is its row, or nil.
-func (l *ledger) begin(r row, req *coordinationv1.BeginRequestRequest, owner string) (begun, error) {
+// begin decides about a call of owner. r is its row, or nil.
+func (l *ledger) begin(r row, req *coordinationv1.BeginCallRequest, owner string) (begun, error) {
 	if r != nil && forgotten(r, l.config, l.now) {
 		r = nil
 	}
 	if r == nil && req.GetReconcile() {
-		return begun{}, errNoRequest
+		return begun{}, errNoCall
 	}
 	if r != nil && (r.GetOperation() != req.GetOperation() || r.GetFingerprint() != req.GetFingerprint()) {
 		return begun{}, errReused
@@ -174,15 +164,15 @@ func (l *ledger) begin(r row, req *coordinationv1.BeginRequestRequest, owner str
 		}
 	}
 	answer := func(d coordinationv1.Decision, put row) begun {
-		return begun{&coordinationv1.BeginRequestResponse{Decision: d, Request: r}, put}
+		return begun{&coordinationv1.BeginCallResponse{Decision: d}, r, put}
 	}
 	switch r.GetStatus() {
-	case storev1.RequestStatus_REQUEST_STATUS_COMPLETED, storev1.RequestStatus_REQUEST_STATUS_FAILED:
+	case storev1.CallStatus_CALL_STATUS_COMPLETED, storev1.CallStatus_CALL_STATUS_FAILED:
 		return answer(coordinationv1.Decision_DECISION_DONE, settled), nil
-	case storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT, storev1.RequestStatus_REQUEST_STATUS_RECONCILING:
-		reconciles := r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_RECONCILING
+	case storev1.CallStatus_CALL_STATUS_IN_FLIGHT, storev1.CallStatus_CALL_STATUS_RECONCILING:
+		reconciles := r.GetStatus() == storev1.CallStatus_CALL_STATUS_RECONCILING
 		b := answer(coordinationv1.Decision_DECISION_IN_FLIGHT, settled)
-		if req.GetBeginId() != "" && req.GetBeginId() == r.GetBeginId() && reconciles == req.GetReconcile() {
+		if repeats(r, req) && reconciles == req.GetReconcile() {
 			l.grant(b.res, r)
 			if within := sendWithin(l.config, demandOfRow(r)); within > 0 && !reconciles {
 				b.res.SendWithin = durationpb.New(within)
@@ -191,7 +181,7 @@ func (l *ledger) begin(r row, req *coordinationv1.BeginRequestRequest, owner str
 		}
 		b.res.RetryAfter = durationpb.New(r.GetLeaseExpireTime().AsTime().Sub(l.now))
 		return b, nil
-	case storev1.RequestStatus_REQUEST_STATUS_UNKNOWN:
+	case storev1.CallStatus_CALL_STATUS_UNKNOWN:
 		if !req.GetReconcile() {
 			return answer(coordinationv1.Decision_DECISION_UNKNOWN, settled), nil
 		}
@@ -199,22 +189,22 @@ func (l *ledger) begin(r row, req *coordinationv1.BeginRequestRequest, owner str
 			return begun{}, errTooMany
 		}
 		r = proto.CloneOf(r)
-		r.Status = storev1.RequestStatus_REQUEST_STATUS_RECONCILING
+		r.Status = storev1.CallStatus_CALL_STATUS_RECONCILING
 		l.lease(r, req)
 		b := answer(coordinationv1.Decision_DECISION_RECONCILE, r)
 		l.grant(b.res, r)
 		return b, nil
-	case storev1.RequestStatus_REQUEST_STATUS_RETRYABLE:
+	case storev1.CallStatus_CALL_STATUS_RETRYABLE:
 		if r.GetAttempt() >= maxAttempts(l.config) {
 			r = proto.CloneOf(r)
-			r.Status, r.UpdateTime = storev1.RequestStatus_REQUEST_STATUS_FAILED, stamp(l.now)
+			r.Status, r.UpdateTime = storev1.CallStatus_CALL_STATUS_FAILED, stamp(l.now)
 			r.Error = fmt.Sprintf("given up after %d attempts; the last one: %s", r.GetAttempt(), r.GetError())
 			l.count(func(d *storev1.UsageDay) { d.Failed++ })
 			return answer(coordinationv1.Decision_DECISION_DONE, r), nil
 		}
 		if wait := r.GetNotBefore().AsTime().Sub(l.now); wait > 0 || req.GetReconcile() {
 			b := answer(coordinationv1.Decision_DECISION_WAIT, settled)
-			b.res.Reason, b.res.RetryAfter = coordinationv1.WaitReason_WAIT_REASON_BACKOFF, durationpb.New(max(0, wait))
+			b.res.WaitReason, b.res.RetryAfter = coordinationv1.WaitReason_WAIT_REASON_BACKOFF, durationpb.New(max(0, wait))
 			return b, nil
 		}
 	default: // new
@@ -223,7 +213,7 @@ func (l *ledger) begin(r row, req *coordinationv1.BeginRequestRequest, owner str
 }
 
 // send begins an attempt, where the limits and the breaker let it.
-func (l *ledger) send(r row, req *coordinationv1.BeginRequestRequest, owner string) (begun, error) {
+func (l *ledger) send(r row, req *coordinationv1.BeginCallRequest, owner string) (begun, error) {
 	if len(l.state.GetInFlight()) >= maxInFlight {
 		return begun{}, errTooMany
 	}
@@ -235,83 +225,87 @@ func (l *ledger) send(r row, req *coordinationv1.BeginRequestRequest, owner stri
 	d.lease = l.timeout(req)
 	l.breaker()
 	v := acquire(l.bucketStore, l.config, d, false, l.now)
-	res := &coordinationv1.BeginRequestResponse{Request: r, Limits: v.limits}
+	res := &coordinationv1.BeginCallResponse{Limits: v.limits}
 	if !v.allowed {
 		if v.tooMuch != "" {
 			return begun{}, tooMuchError(v.tooMuch)
 		}
-		res.Decision, res.Reason, res.RetryAfter = coordinationv1.Decision_DECISION_WAIT, v.reason, durationpb.New(v.retryAt.Sub(l.now))
-		return begun{res: res}, nil
+		res.Decision, res.WaitReason, res.RetryAfter = coordinationv1.Decision_DECISION_WAIT, v.reason, durationpb.New(v.retryAt.Sub(l.now))
+		return begun{res: res, row: r}, nil
 	}
 	if r == nil {
 		l.state.LastSeq = seq
 		if l.state.GetFirstSeq() == 0 {
 			l.state.FirstSeq, l.state.FirstTime = seq, stamp(l.now)
 		}
-		r = &storev1.ApiRequest{
-			RequestId: req.GetRequestId(), Seq: seq, Owner: owner, Operation: req.GetOperation(),
-			Fingerprint: req.GetFingerprint(), CreateTime: stamp(l.now),
+		r = &storev1.Call{
+			Key: req.GetKey(), Seq: seq, Owner: owner, Operation: req.GetOperation(), Fingerprint: req.GetFingerprint(),
+			CreateTime: stamp(l.now), FencingToken: l.state.GetTokenBase(),
 		}
 		l.count(func(u *storev1.UsageDay) { u.Begun++ })
 	} else {
 		r = proto.CloneOf(r)
 	}
 	l.count(countPermits(d.operation, d.permits, d.cost))
-	r.Status, r.Error, r.NotBefore = storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT, "", nil
+	r.Status, r.Error, r.NotBefore = storev1.CallStatus_CALL_STATUS_IN_FLIGHT, "", nil
 	r.Attempt++
 	r.BeginTime, r.Permits, r.Cost = stamp(l.now), d.permits, d.cost
 	r.BreakerGeneration = l.breaker().GetGeneration()
 	l.lease(r, req)
-	r.AttemptLease = r.GetLease()
+	r.AttemptToken = r.GetFencingToken()
 	if v.probe {
-		// The probe's lease is the request's: both end, at the latest, at once.
+		// The probe's lease is the call's: both end, at the latest, at once.
 		l.state.Breaker.RetryTime = r.GetLeaseExpireTime()
 	}
-	res.Decision, res.Request, res.Probe = coordinationv1.Decision_DECISION_PROCEED, r, v.probe
+	res.Probe = v.probe
 	l.grant(res, r)
 	if v.sendWithin > 0 {
 		res.SendWithin = durationpb.New(v.sendWithin)
 	}
-	return begun{res, r}, nil
+	return begun{res, r, r}, nil
 }
 
-func (l *ledger) timeout(req *coordinationv1.BeginRequestRequest) time.Duration {
+// repeats tells whether the row's lease was given to the same request.
+func repeats(r row, req *coordinationv1.BeginCallRequest) bool {
+	return req.GetRequestId() != "" && req.GetRequestId() == r.GetRequestId()
+}
+
+func (l *ledger) timeout(req *coordinationv1.BeginCallRequest) time.Duration {
 	if req.GetTimeout() != nil {
 		return req.GetTimeout().AsDuration()
 	}
-	return requestLease(l.config)
+	return callLease(l.config)
 }
 
 // lease gives the row to whoever begins.
-func (l *ledger) lease(r row, req *coordinationv1.BeginRequestRequest) {
-	r.Lease++
-	r.Holder, r.BeginId = req.GetHolder(), req.GetBeginId()
+func (l *ledger) lease(r row, req *coordinationv1.BeginCallRequest) {
+	r.FencingToken++
+	r.Holder, r.RequestId = req.GetHolder(), req.GetRequestId()
 	r.UpdateTime = stamp(l.now)
 	r.LeaseExpireTime = timestamppb.New(l.now.Add(l.timeout(req)))
 	l.putInFlight(r)
 }
 
 // grant says that the lease is the caller's.
-func (l *ledger) grant(res *coordinationv1.BeginRequestResponse, r row) {
-	switch {
-	case r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_RECONCILING:
+func (l *ledger) grant(res *coordinationv1.BeginCallResponse, r row) {
+	res.Decision = coordinationv1.Decision_DECISION_PROCEED
+	if r.GetStatus() == storev1.CallStatus_CALL_STATUS_RECONCILING {
 		res.Decision = coordinationv1.Decision_DECISION_RECONCILE
-	default:
-		res.Decision = coordinationv1.Decision_DECISION_PROCEED
 	}
-	res.Lease, res.LeaseExpireTime = leaseToken(r), r.GetLeaseExpireTime()
+	res.Lease = leaseOf(r)
+	res.Lease.ExpiresIn = durationpb.New(r.GetLeaseExpireTime().AsTime().Sub(l.now))
 }
 
 // demandOf is what an attempt wants of the limits. Its lease, where a policy counts what runs at once, is the row's.
 func demandOf(operation string, permits, cost int64, owner string, seq int64) *demand {
 	return &demand{
 		operation: operation, permits: permits, cost: cost, users: owner != "", owner: owner,
-		leaseID: requestLeaseID(seq),
+		leaseID: callLeaseID(seq),
 	}
 }
 
-// requestLeaseID holds what no lease id of a caller may: it cannot be renewed or released but by its request.
-func requestLeaseID(seq int64) string { return "request/" + strconv.FormatInt(seq, 10) }
+// callLeaseID holds what no lease id of a caller may: it cannot be renewed or released but by its call.
+func callLeaseID(seq int64) string { return "call/" + strconv.FormatInt(seq, 10) }
 
 func demandOfRow(r row) *demand {
 	return demandOf(r.GetOperation(), r.GetPermits(), r.GetCost(), r.GetOwner(), r.GetSeq())
@@ -319,93 +313,78 @@ func demandOfRow(r row) *demand {
 
 // mayEnd checks that a lease may say what became of a row: the newest lease while it is needed, and the lease of the
 // newest attempt as long as nothing else came after it, however late: what is known for certain is always welcome.
-func mayEnd(r row, lease int64, succeeded bool) error {
-	if lease != r.GetLease() && lease != r.GetAttemptLease() {
+func mayEnd(r row, token int32, succeeded bool) error {
+	if token != r.GetFencingToken() && token != r.GetAttemptToken() {
 		return errLeaseLost
 	}
 	switch r.GetStatus() {
-	case storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT, storev1.RequestStatus_REQUEST_STATUS_RECONCILING,
-		storev1.RequestStatus_REQUEST_STATUS_UNKNOWN:
+	case storev1.CallStatus_CALL_STATUS_IN_FLIGHT, storev1.CallStatus_CALL_STATUS_RECONCILING,
+		storev1.CallStatus_CALL_STATUS_UNKNOWN:
 		return nil
-	case storev1.RequestStatus_REQUEST_STATUS_RETRYABLE:
+	case storev1.CallStatus_CALL_STATUS_RETRYABLE:
 		if succeeded { // somebody was wrong to say that it had not happened, and it has not been sent again yet
 			return nil
 		}
 	default: // completed or failed
 	}
-	return errRequestDone
+	return errCallDone
 }
 
-// complete stores the outcome. It returns nil where the row has it already.
-func (l *ledger) complete(r row, lease int64, req *coordinationv1.CompleteRequestRequest) (row, error) {
-	if r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_COMPLETED && proto.Equal(r.GetOutcome(), req.GetOutcome()) {
+// finish stores what became of a call. It returns nil where the row has that already.
+func (l *ledger) finish(r row, req *coordinationv1.FinishCallRequest) (row, error) {
+	token, failed := req.GetFencingToken(), req.GetFailed()
+	status, h, outcome := storev1.CallStatus_CALL_STATUS_COMPLETED, healthUp, as[*storev1.Outcome](req.GetCompleted())
+	if failed != nil {
+		outcome = as[*storev1.Outcome](failed.GetOutcome())
+		switch failed.GetFailure() {
+		case coordinationv1.Failure_FAILURE_RETRYABLE:
+			status, h = storev1.CallStatus_CALL_STATUS_RETRYABLE, healthDown
+		case coordinationv1.Failure_FAILURE_TERMINAL:
+			status = storev1.CallStatus_CALL_STATUS_FAILED // it answered
+		default:
+			status, h = storev1.CallStatus_CALL_STATUS_UNKNOWN, healthDown
+		}
+		if failed.GetNotDown() {
+			h = healthNone
+		}
+	}
+	if r.GetStatus() == status && (failed == nil || token == r.GetFencingToken()) && r.GetError() == failed.GetError() &&
+		proto.Equal(r.GetOutcome(), outcome) {
 		return nil, nil
 	}
 	if settled := l.settle(r); settled != nil {
 		r = settled
 	}
-	if err := mayEnd(r, lease, true); err != nil {
+	if err := mayEnd(r, token, failed == nil); err != nil {
 		return nil, err
 	}
-	l.end(r, lease, healthUp)
-	if req.Cost != nil {
-		charge(l.bucketStore, l.config, demandOfRow(r), req.GetCost(), r.GetBeginTime().AsTime(), l.now)
-		was := r.GetCost()
-		l.count(func(d *storev1.UsageDay) { d.Cost = max(0, d.GetCost()+req.GetCost()-was) })
-	}
-	r = proto.CloneOf(r)
-	r.Status, r.Outcome, r.Error = storev1.RequestStatus_REQUEST_STATUS_COMPLETED, req.GetOutcome(), ""
-	r.UpdateTime, r.LeaseExpireTime, r.NotBefore = stamp(l.now), nil, nil
-	if req.Cost != nil {
-		r.Cost = req.GetCost()
-	}
-	l.count(func(d *storev1.UsageDay) { d.Completed++ })
-	return r, nil
-}
-
-// fail notes a failure. It returns nil where the row has it already.
-func (l *ledger) fail(r row, lease int64, req *coordinationv1.FailRequestRequest) (row, error) {
-	status := map[coordinationv1.Failure]storev1.RequestStatus{
-		coordinationv1.Failure_FAILURE_RETRYABLE: storev1.RequestStatus_REQUEST_STATUS_RETRYABLE,
-		coordinationv1.Failure_FAILURE_TERMINAL:  storev1.RequestStatus_REQUEST_STATUS_FAILED,
-		coordinationv1.Failure_FAILURE_UNKNOWN:   storev1.RequestStatus_REQUEST_STATUS_UNKNOWN,
-	}[req.GetFailure()]
-	if r.GetStatus() == status && lease == r.GetLease() && r.GetError() == req.GetError() && proto.Equal(r.GetOutcome(), req.GetOutcome()) {
-		return nil, nil
-	}
-	if settled := l.settle(r); settled != nil {
-		r = settled
-	}
-	if err := mayEnd(r, lease, false); err != nil {
-		return nil, err
-	}
-	h := healthDown
+	l.end(r, token, h)
+	was, taken, cost := r.GetStatus(), r.GetBeginTime().AsTime(), r.GetCost()
 	switch {
-	case req.GetNotDown():
-		h = healthNone
-	case req.GetFailure() == coordinationv1.Failure_FAILURE_TERMINAL:
-		h = healthUp // it answered
+	case failed.GetNotSent() && token == r.GetAttemptToken():
+		refund(l.bucketStore, l.config, demandOfRow(r), taken, l.now)
+		l.count(countPermits(r.GetOperation(), -r.GetPermits(), -cost))
+	case req.Cost != nil:
+		charge(l.bucketStore, l.config, demandOfRow(r), req.GetCost(), taken, l.now)
+		l.count(func(d *storev1.UsageDay) { d.Cost = max(0, d.GetCost()+req.GetCost()-cost) })
+		cost = req.GetCost()
 	}
-	l.end(r, lease, h)
-	if req.GetNotSent() && lease == r.GetAttemptLease() {
-		refund(l.bucketStore, l.config, demandOfRow(r), r.GetBeginTime().AsTime(), l.now)
-		l.count(countPermits(r.GetOperation(), -r.GetPermits(), -r.GetCost()))
-	}
-	was := r.GetStatus()
 	r = proto.CloneOf(r)
-	r.Status, r.Outcome, r.Error = status, req.GetOutcome(), req.GetError()
+	r.Status, r.Outcome, r.Error, r.Cost = status, outcome, failed.GetError(), cost
 	r.UpdateTime, r.LeaseExpireTime, r.NotBefore = stamp(l.now), nil, nil
-	if after := req.GetRetryAfter().AsDuration(); after > 0 && status == storev1.RequestStatus_REQUEST_STATUS_RETRYABLE {
+	if after := failed.GetRetryAfter().AsDuration(); after > 0 {
 		r.NotBefore = timestamppb.New(l.now.Add(after))
 	}
 	l.count(func(d *storev1.UsageDay) {
 		switch status {
-		case storev1.RequestStatus_REQUEST_STATUS_RETRYABLE:
+		case storev1.CallStatus_CALL_STATUS_COMPLETED:
+			d.Completed++
+		case storev1.CallStatus_CALL_STATUS_RETRYABLE:
 			d.Retryable++
-		case storev1.RequestStatus_REQUEST_STATUS_FAILED:
+		case storev1.CallStatus_CALL_STATUS_FAILED:
 			d.Failed++
 		default:
-			if was == storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
+			if was == storev1.CallStatus_CALL_STATUS_IN_FLIGHT {
 				d.Unknown++
 			}
 		}
@@ -414,12 +393,12 @@ func (l *ledger) fail(r row, lease int64, req *coordinationv1.FailRequestRequest
 }
 
 // end gives back what runs at once, and tells the breaker how the attempt went, where it is the attempt that ends.
-func (l *ledger) end(r row, lease int64, h health) {
+func (l *ledger) end(r row, token int32, h health) {
 	l.dropInFlight(r.GetSeq())
-	id := requestLeaseID(r.GetSeq())
+	id := callLeaseID(r.GetSeq())
 	releaseLease(l.state.GetPools(), id, "", true)
 	releaseLease(l.user.GetPools(), id, "", true)
-	if lease == r.GetAttemptLease() && r.GetStatus() == storev1.RequestStatus_REQUEST_STATUS_IN_FLIGHT {
+	if token == r.GetAttemptToken() && r.GetStatus() == storev1.CallStatus_CALL_STATUS_IN_FLIGHT {
 		breakerHears(l.breaker(), l.config.GetBreaker(), r.GetBreakerGeneration(), h, l.now)
 	}
 }

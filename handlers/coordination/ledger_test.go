@@ -15,7 +15,7 @@ import (
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
-// book is one request's row and the API around it.
+// book is one call's row and the API around it.
 type book struct {
 	state *storev1.ApiState
 	conf  *storev1.ApiConfig
@@ -32,8 +32,8 @@ func (b *book) ledger() *ledger {
 	return &ledger{bucketStore: bucketStore{state: b.state, user: &storev1.UserBuckets{}}, config: b.conf, now: b.now}
 }
 
-func (b *book) begin(change ...func(*coordinationv1.BeginRequestRequest)) (*coordinationv1.BeginRequestResponse, error) {
-	req := &coordinationv1.BeginRequestRequest{Api: "a", Operation: "op", RequestId: "r", Timeout: durationpb.New(10 * time.Second)}
+func (b *book) begin(change ...func(*coordinationv1.BeginCallRequest)) (*coordinationv1.BeginCallResponse, error) {
+	req := &coordinationv1.BeginCallRequest{Api: "a", Operation: "op", Key: "r", Timeout: durationpb.New(10 * time.Second)}
 	for _, f := range change {
 		f(req)
 	}
@@ -50,24 +50,23 @@ func (b *book) begin(change ...func(*coordinationv1.BeginRequestRequest)) (*coor
 	return got.res, nil
 }
 
-func (b *book) complete(lease int64) error {
-	was := proto.CloneOf(b.state)
-	r, err := b.ledger().complete(b.row, lease, &coordinationv1.CompleteRequestRequest{Outcome: &storev1.Outcome{HttpStatus: 200}})
-	if err != nil || r == nil {
-		b.state = was
-		return err
-	}
-	b.row = r
-	return nil
+func (b *book) complete(token int32) error {
+	return b.finish(&coordinationv1.FinishCallRequest{
+		FencingToken: token, Result: &coordinationv1.FinishCallRequest_Completed{Completed: &coordinationv1.Outcome{HttpStatus: 200}},
+	})
 }
 
-func (b *book) fail(lease int64, f coordinationv1.Failure, change ...func(*coordinationv1.FailRequestRequest)) error {
-	req := &coordinationv1.FailRequestRequest{Failure: f}
+func (b *book) fail(token int32, f coordinationv1.Failure, change ...func(*coordinationv1.CallFailure)) error {
+	failed := &coordinationv1.CallFailure{Failure: f}
 	for _, g := range change {
-		g(req)
+		g(failed)
 	}
+	return b.finish(&coordinationv1.FinishCallRequest{FencingToken: token, Result: &coordinationv1.FinishCallRequest_Failed{Failed: failed}})
+}
+
+func (b *book) finish(req *coordinationv1.FinishCallRequest) error {
 	was := proto.CloneOf(b.state)
-	r, err := b.ledger().fail(b.row, lease, req)
+	r, err := b.ledger().finish(b.row, req)
 	if err != nil || r == nil {
 		b.state = was
 		return err
@@ -76,7 +75,7 @@ func (b *book) fail(lease int64, f coordinationv1.Failure, change ...func(*coord
 	return nil
 }
 
-func reconciles(r *coordinationv1.BeginRequestRequest) { r.Reconcile = true }
+func reconciles(r *coordinationv1.BeginCallRequest) { r.Reconcile = true }
 
 func TestTransitionsOfTheLedger(t *testing.T) {
 	t.Parallel()
@@ -86,7 +85,7 @@ func TestTransitionsOfTheLedger(t *testing.T) {
 		unsure    = coordinationv1.Failure_FAILURE_UNKNOWN
 	)
 	type step = func(*testing.T, *book)
-	begins := func(want coordinationv1.Decision, change ...func(*coordinationv1.BeginRequestRequest)) step {
+	begins := func(want coordinationv1.Decision, change ...func(*coordinationv1.BeginCallRequest)) step {
 		return func(t *testing.T, b *book) {
 			t.Helper()
 			got, err := b.begin(change...)
@@ -95,7 +94,7 @@ func TestTransitionsOfTheLedger(t *testing.T) {
 			}
 		}
 	}
-	completes := func(lease int64, want error) step {
+	completes := func(lease int32, want error) step {
 		return func(t *testing.T, b *book) {
 			t.Helper()
 			if err := b.complete(lease); !errors.Is(err, want) {
@@ -103,7 +102,7 @@ func TestTransitionsOfTheLedger(t *testing.T) {
 			}
 		}
 	}
-	fails := func(lease int64, f coordinationv1.Failure, want error, change ...func(*coordinationv1.FailRequestRequest)) step {
+	fails := func(lease int32, f coordinationv1.Failure, want error, change ...func(*coordinationv1.CallFailure)) step {
 		return func(t *testing.T, b *book) {
 			t.Helper()
 			if err := b.fail(lease, f, change...); !errors.Is(err, want) {
@@ -112,13 +111,13 @@ func TestTransitionsOfTheLedger(t *testing.T) {
 		}
 	}
 	later := func(d time.Duration) step { return func(_ *testing.T, b *book) { b.now = b.now.Add(d) } }
-	again := func(id string) func(*coordinationv1.BeginRequestRequest) {
-		return func(r *coordinationv1.BeginRequestRequest) { r.BeginId = id }
+	again := func(id string) func(*coordinationv1.BeginCallRequest) {
+		return func(r *coordinationv1.BeginCallRequest) { r.RequestId = id }
 	}
-	after := func(r *coordinationv1.FailRequestRequest) { r.RetryAfter = durationpb.New(5 * time.Second) }
+	after := func(r *coordinationv1.CallFailure) { r.RetryAfter = durationpb.New(5 * time.Second) }
 	for name, steps := range map[string][]step{
-		"completed":               {begins(proceed), begins(inFlight), completes(1, nil), completes(1, nil), begins(done), fails(1, unsure, errRequestDone)},
-		"failed for good":         {begins(proceed), fails(1, terminal, nil), fails(1, terminal, nil), begins(done), completes(1, errRequestDone)},
+		"completed":               {begins(proceed), begins(inFlight), completes(1, nil), completes(1, nil), begins(done), fails(1, unsure, errCallDone)},
+		"failed for good":         {begins(proceed), fails(1, terminal, nil), fails(1, terminal, nil), begins(done), completes(1, errCallDone)},
 		"tried again":             {begins(proceed), fails(1, retryable, nil), fails(1, retryable, nil), begins(proceed), completes(1, errLeaseLost), completes(2, nil)},
 		"not before":              {begins(proceed), fails(1, retryable, nil, after), begins(wait), later(5 * time.Second), begins(proceed)},
 		"the lease ends":          {begins(proceed), later(10 * time.Second), begins(unknown), begins(unknown), later(time.Hour), begins(unknown)},
@@ -150,16 +149,16 @@ func TestAttemptsAreCounted(t *testing.T) {
 	b := newBook()
 	b.conf.MaxAttempts = 3
 	for i := range 3 {
-		if got, err := b.begin(); err != nil || got.GetDecision() != proceed || got.GetRequest().GetAttempt() != int32(i+1) {
+		if got, err := b.begin(); err != nil || got.GetDecision() != proceed || b.row.GetAttempt() != int32(i+1) {
 			t.Fatalf("attempt %d: %v, %v", i+1, got, err)
 		}
-		if err := b.fail(b.row.GetLease(), coordinationv1.Failure_FAILURE_RETRYABLE); err != nil {
+		if err := b.fail(b.row.GetFencingToken(), coordinationv1.Failure_FAILURE_RETRYABLE); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for range 2 {
 		got, err := b.begin()
-		if err != nil || got.GetDecision() != done || got.GetRequest().GetStatus() != storev1.RequestStatus_REQUEST_STATUS_FAILED {
+		if err != nil || got.GetDecision() != done || b.row.GetStatus() != storev1.CallStatus_CALL_STATUS_FAILED {
 			t.Errorf("one more: %v, %v", got, err)
 		}
 	}
@@ -168,26 +167,26 @@ func TestAttemptsAreCounted(t *testing.T) {
 	}
 }
 
-func TestAnotherRequestOfTheSameID(t *testing.T) {
+func TestAnotherCallOfTheSameKey(t *testing.T) {
 	t.Parallel()
 	b := newBook()
 	if _, err := b.begin(); err != nil {
 		t.Fatal(err)
 	}
-	for name, change := range map[string]func(*coordinationv1.BeginRequestRequest){
-		"fingerprint": func(r *coordinationv1.BeginRequestRequest) { r.Fingerprint = "other" },
-		"operation":   func(r *coordinationv1.BeginRequestRequest) { r.Operation = "other" },
+	for name, change := range map[string]func(*coordinationv1.BeginCallRequest){
+		"fingerprint": func(r *coordinationv1.BeginCallRequest) { r.Fingerprint = "other" },
+		"operation":   func(r *coordinationv1.BeginCallRequest) { r.Operation = "other" },
 	} {
 		if _, err := b.begin(change); !errors.Is(err, errReused) {
 			t.Errorf("another %s: %v", name, err)
 		}
 	}
-	if _, err := newBook().begin(reconciles); !errors.Is(err, errNoRequest) {
+	if _, err := newBook().begin(reconciles); !errors.Is(err, errNoCall) {
 		t.Errorf("to reconcile what is not there: %v", err)
 	}
 }
 
-// What was not sent takes nothing; what runs at once is given back however a request ends.
+// What was not sent takes nothing; what runs at once is given back however a call ends.
 func TestAttemptsGiveBack(t *testing.T) {
 	t.Parallel()
 	p := sliding(1, time.Hour)
@@ -199,7 +198,7 @@ func TestAttemptsGiveBack(t *testing.T) {
 		thenBegin coordinationv1.Decision
 	}{
 		"not sent": {func(b *book) error {
-			return b.fail(1, coordinationv1.Failure_FAILURE_RETRYABLE, func(r *coordinationv1.FailRequestRequest) { r.NotSent = true })
+			return b.fail(1, coordinationv1.Failure_FAILURE_RETRYABLE, func(r *coordinationv1.CallFailure) { r.NotSent = true })
 		}, 1, 1, proceed},
 		"retryable": {func(b *book) error { return b.fail(1, coordinationv1.Failure_FAILURE_RETRYABLE) }, 0, 1, wait},
 		"completed": {func(b *book) error { return b.complete(1) }, 0, 1, done},
@@ -238,10 +237,10 @@ func TestCostIsCorrected(t *testing.T) {
 		p := sliding(100, time.Hour)
 		p.Unit = storev1.Unit_UNIT_COST
 		b.conf.Policies = []policy{p}
-		if _, err := b.begin(func(r *coordinationv1.BeginRequestRequest) { r.Cost = 30 }); err != nil {
+		if _, err := b.begin(func(r *coordinationv1.BeginCallRequest) { r.Cost = 30 }); err != nil {
 			t.Fatal(err)
 		}
-		r, err := b.ledger().complete(b.row, 1, &coordinationv1.CompleteRequestRequest{Cost: &actual})
+		r, err := b.ledger().finish(b.row, &coordinationv1.FinishCallRequest{FencingToken: 1, Cost: &actual})
 		if err != nil || r.GetCost() != actual {
 			t.Fatal(r, err)
 		}
@@ -262,8 +261,8 @@ func TestNothingIsSentTwice(t *testing.T) {
 		open, completed := false, false // an attempt may be on its way or have happened
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			b.now = b.now.Add(time.Duration(rapid.SampledFrom([]int64{0, 1, 5, 9, 10, 11, 60}).Draw(t, "s")) * time.Second)
-			lease := rapid.Int64Range(1, max(1, b.row.GetLease()+1)).Draw(t, "lease")
-			attempt := b.row.GetAttemptLease()
+			lease := rapid.Int32Range(1, max(1, b.row.GetFencingToken()+1)).Draw(t, "lease")
+			attempt := b.row.GetAttemptToken()
 			switch rapid.SampledFrom([]string{"begin", "begin", "reconcile", "complete", "retryable", "terminal", "unknown"}).Draw(t, "do") {
 			case "begin":
 				got, err := b.begin()

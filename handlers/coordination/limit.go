@@ -155,7 +155,7 @@ func passes(p policy, b bucket, n int64, now time.Time) time.Time {
 			over -= l.GetUnits()
 			at = later(at, l.GetExpireTime().AsTime())
 		}
-	default: // refused by ConfigureApi
+	default: // refused by UpdateApi
 	}
 	return at
 }
@@ -283,7 +283,9 @@ func byExpiry(b bucket) []*storev1.ConcurrencyLease {
 
 // standing is how far a tidy bucket is used up.
 func standing(p policy, b bucket, now time.Time) *coordinationv1.Standing {
-	s := &coordinationv1.Standing{Policy: p.GetName(), Limit: limitOf(p, b), Scope: scopeOf(p), Unit: unitOf(p)}
+	s := &coordinationv1.Standing{
+		Policy: p.GetName(), Limit: limitOf(p, b), Scope: coordinationv1.Scope(scopeOf(p)), Unit: coordinationv1.Unit(unitOf(p)),
+	}
 	full := now
 	switch p.GetAlgorithm() {
 	case storev1.Algorithm_ALGORITHM_GCRA:
@@ -305,7 +307,7 @@ func standing(p policy, b bucket, now time.Time) *coordinationv1.Standing {
 		if all := byExpiry(b); len(all) > 0 {
 			full = all[len(all)-1].GetExpireTime().AsTime()
 		}
-	default: // refused by ConfigureApi
+	default: // refused by UpdateApi
 	}
 	s.Remaining = max(0, s.GetRemaining())
 	if until := b.GetBlockedUntil().AsTime(); until.After(now) {

@@ -6,11 +6,14 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
@@ -21,7 +24,7 @@ import (
 	"holdfast/object"
 )
 
-func TestConfigureApi(t *testing.T) {
+func TestUpdateApi(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t, nobody)
@@ -53,36 +56,131 @@ func TestConfigureApi(t *testing.T) {
 		"too short a lease":   {Lease: durationpb.New(time.Millisecond)},
 		"too short a memory":  {Retention: durationpb.New(time.Hour)},
 	} {
-		_, err := c.ConfigureApi(t.Context(), &coordinationv1.ConfigureApiRequest{Api: "any", Config: config})
+		_, err := c.UpdateApi(t.Context(), &coordinationv1.UpdateApiRequest{Api: "any", Config: as[*coordinationv1.ApiConfig](config)})
 		refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
 		if t.Failed() {
 			t.Fatal(name)
 		}
 	}
-	req := &coordinationv1.ConfigureApiRequest{Api: "any", Config: &storev1.ApiConfig{Policies: []policy{sliding(5, time.Minute)}}, RequestId: "1"}
+	req := &coordinationv1.UpdateApiRequest{Api: "any", Config: as[*coordinationv1.ApiConfig](p(func(policy) {})), RequestId: "1"}
 	for range 2 {
-		if got := must(c.ConfigureApi(t.Context(), req))(t); got.GetMetadata().GetVersion() != 1 {
+		if got := must(c.UpdateApi(t.Context(), req))(t).GetApi(); got.GetVersion() != 1 {
 			t.Errorf("configured: %v", got)
 		}
 	}
-	_, err := c.ConfigureApi(t.Context(), &coordinationv1.ConfigureApiRequest{Api: "any", RequestId: "1"})
+	_, err := c.UpdateApi(t.Context(), &coordinationv1.UpdateApiRequest{Api: "any", RequestId: "1"})
 	refused(t, err, connect.CodeAlreadyExists, "REQUEST_ID_REUSED")
-	_, err = c.ConfigureApi(t.Context(), &coordinationv1.ConfigureApiRequest{Api: "any", IfVersion: 7})
+	_, err = c.UpdateApi(t.Context(), &coordinationv1.UpdateApiRequest{Api: "any", IfVersion: proto.Int64(7)})
 	refused(t, err, connect.CodeAborted, "VERSION_MISMATCH")
-	_, err = b.client(t, ada).ConfigureApi(t.Context(), &coordinationv1.ConfigureApiRequest{Api: "any"})
+	_, err = b.client(t, ada).UpdateApi(t.Context(), &coordinationv1.UpdateApiRequest{Api: "any"})
 	refused(t, err, connect.CodePermissionDenied, "ROLE_REQUIRED")
 
 	// A policy that keeps its name and algorithm keeps what was taken; another begins anew.
 	must(c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Permits: 3}))(t)
 	remaining := func(config *storev1.ApiConfig) int64 {
 		t.Helper()
-		return must(c.ConfigureApi(t.Context(), &coordinationv1.ConfigureApiRequest{Api: "any", Config: config}))(t).GetState().GetLimits()[0].GetRemaining()
+		return must(c.UpdateApi(t.Context(), &coordinationv1.UpdateApiRequest{Api: "any", Config: as[*coordinationv1.ApiConfig](config)}))(t).GetApi().GetLimits()[0].GetRemaining()
 	}
 	if got := remaining(&storev1.ApiConfig{Policies: []policy{sliding(8, time.Minute)}}); got != 5 {
 		t.Errorf("with a higher limit %d remain", got)
 	}
 	if got := remaining(&storev1.ApiConfig{Policies: []policy{gcra(8, time.Minute, 0)}}); got != 8 {
 		t.Errorf("with another algorithm %d remain", got)
+	}
+}
+
+// Without a mask the fields that are set are set; what a mask names is replaced or cleared. A ready-made config is changed as any other.
+func TestUpdateApiMerges(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.client(t, nobody)
+	update := func(req *coordinationv1.UpdateApiRequest) *coordinationv1.Api {
+		t.Helper()
+		req.Api = "codegen"
+		return must(c.UpdateApi(t.Context(), req))(t).GetApi()
+	}
+	paths := func(all ...string) *fieldmaskpb.FieldMask { return &fieldmaskpb.FieldMask{Paths: all} }
+	got := update(&coordinationv1.UpdateApiRequest{Config: &coordinationv1.ApiConfig{
+		MaxAttempts: 3, Breaker: &coordinationv1.BreakerConfig{FailureThreshold: 7, OpenFor: durationpb.New(time.Second)},
+	}, IfVersion: proto.Int64(0)})
+	if got.GetReadyMade() || got.GetConfig().GetMaxAttempts() != 3 || len(got.GetConfig().GetPolicies()) != 5 || got.GetVersion() != 1 {
+		t.Errorf("what is set: %v", got)
+	}
+	got = update(&coordinationv1.UpdateApiRequest{
+		Config:     &coordinationv1.ApiConfig{Breaker: &coordinationv1.BreakerConfig{FailureThreshold: 9}},
+		UpdateMask: paths("max_attempts", "breaker.open_for"),
+	})
+	if b := got.GetConfig().GetBreaker(); got.GetConfig().GetMaxAttempts() != 0 || b.GetFailureThreshold() != 7 || b.GetOpenFor() != nil {
+		t.Errorf("what the mask names: %v", got.GetConfig())
+	}
+	if got = update(&coordinationv1.UpdateApiRequest{UpdateMask: paths("policies")}); len(got.GetConfig().GetPolicies()) != 0 || len(got.GetLimits()) != 0 {
+		t.Errorf("without policies: %v", got)
+	}
+	got = update(&coordinationv1.UpdateApiRequest{
+		Config: &coordinationv1.ApiConfig{TimeZone: "Europe/Berlin"}, Clear: []coordinationv1.Clear{coordinationv1.Clear_CLEAR_CONFIG},
+	})
+	if got.GetConfig().GetTimeZone() != "Europe/Berlin" || len(got.GetConfig().GetPolicies()) != 5 || got.GetConfig().GetBreaker() != nil {
+		t.Errorf("the ready-made one, and a zone: %v", got)
+	}
+	if got = update(&coordinationv1.UpdateApiRequest{Clear: []coordinationv1.Clear{coordinationv1.Clear_CLEAR_CONFIG}}); !got.GetReadyMade() {
+		t.Errorf("the ready-made one: %v", got)
+	}
+}
+
+// What stands in the way is cleared by hand, each by itself, and the journal says what was and by whom.
+func TestClearingByHand(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	rt := object.NewRuntime(b.DB, object.Config{})
+	defer rt.Close(t.Context())
+	kind := Register(rt)
+	c := b.client(t, nobody)
+	mine := sliding(1, time.Hour)
+	mine.Name, mine.Scope = "mine", storev1.Scope_SCOPE_USER
+	day := calendar(1, storev1.Calendar_CALENDAR_MONTH, "")
+	day.Dimension = "requests"
+	configure1(t, c, "codegen", &storev1.ApiConfig{
+		Policies: []policy{day, mine, {Name: "slots", Algorithm: storev1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 1}},
+		Breaker:  &storev1.BreakerConfig{FailureThreshold: 1},
+	})
+	report := func(grant string, status int32, headers map[string]string) {
+		t.Helper()
+		must(c.Report(t.Context(), &coordinationv1.ReportRequest{Api: "codegen", GrantId: grant, Report: &coordinationv1.ReportRequest_Response{
+			Response: &coordinationv1.ProviderResponse{HttpStatus: status, Headers: headers},
+		}}))(t)
+	}
+	acquire := func() *coordinationv1.AcquireResponse {
+		t.Helper()
+		return must(b.client(t, ada).Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "codegen"}))(t)
+	}
+	clears := func(what ...coordinationv1.Clear) {
+		t.Helper()
+		must(c.UpdateApi(t.Context(), &coordinationv1.UpdateApiRequest{Api: "codegen", Clear: what}))(t)
+	}
+	first := acquire()
+	report(first.GetGrantId(), 500, nil)
+	report("", 429, map[string]string{"Retry-After": "600", "X-RateLimit-Requests-Remaining": "1"})
+	report("", 429, map[string]string{"X-RateLimit-Requests-Remaining": "0", "X-RateLimit-Requests-Reset": "600"})
+	for _, tt := range []struct {
+		clear coordinationv1.Clear
+		was   coordinationv1.WaitReason
+	}{
+		{coordinationv1.Clear_CLEAR_LIMITS, coordinationv1.WaitReason_WAIT_REASON_LIMIT},
+		{coordinationv1.Clear_CLEAR_PAUSE, coordinationv1.WaitReason_WAIT_REASON_PAUSE},
+		{coordinationv1.Clear_CLEAR_BREAKER, coordinationv1.WaitReason_WAIT_REASON_BREAKER},
+	} {
+		if got := acquire(); got.GetAllowed() || got.GetWaitReason() != tt.was {
+			t.Errorf("before %v: %v", tt.clear, got)
+		}
+		clears(tt.clear)
+	}
+	if got := acquire(); !got.GetAllowed() {
+		t.Errorf("after all: %v", got)
+	}
+	clears(coordinationv1.Clear_CLEAR_BREAKER, coordinationv1.Clear_CLEAR_PAUSE, coordinationv1.Clear_CLEAR_CONFIG)
+	events := must(kind.History(b.AsService(t), "codegen", 0, 1))(t).Events
+	if got := events[0]; got.Type != "cleared_pause cleared_breaker cleared_config" || got.Actor != "" {
+		t.Errorf("the journal: %v", got)
 	}
 }
 
@@ -117,14 +215,14 @@ func TestReadyMadeApis(t *testing.T) {
 	b := setup(t)
 	c := b.client(t, ada)
 	for _, api := range []string{"codegen", "linear", "gemini"} {
-		before := must(c.GetApiState(t.Context(), &coordinationv1.GetApiStateRequest{Api: api}))(t)
-		if !before.GetState().GetReadyMade() || len(before.GetState().GetLimits()) == 0 || before.GetMetadata() != nil {
+		before := must(c.GetApi(t.Context(), &coordinationv1.GetApiRequest{Api: api}))(t)
+		if !before.GetApi().GetReadyMade() || len(before.GetApi().GetLimits()) == 0 || before.GetApi().GetVersion() != 0 {
 			t.Errorf("%s, before it was used: %v", api, before)
 		}
-		if got := must(c.ListRequests(t.Context(), &coordinationv1.ListRequestsRequest{Api: api}))(t); len(got.GetRequests()) != 0 {
+		if got := must(c.ListCalls(t.Context(), &coordinationv1.ListCallsRequest{Api: api}))(t); len(got.GetCalls()) != 0 {
 			t.Errorf("%s: %v", api, got)
 		}
-		if got := must(c.GetUsage(t.Context(), &coordinationv1.GetUsageRequest{Api: api}))(t); len(got.GetDays()) != 0 {
+		if got := must(c.GetApi(t.Context(), &coordinationv1.GetApiRequest{Api: api, UsageDays: 30}))(t); len(got.GetUsage()) != 0 {
 			t.Errorf("%s: %v", api, got)
 		}
 		if got := must(c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: api, Operation: "generate", Cost: 7}))(t); !got.GetAllowed() {
@@ -157,17 +255,17 @@ func TestLeases(t *testing.T) {
 		{Name: "minute", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: 3, Period: durationpb.New(time.Hour)},
 	}})
 	acquire := func(c client, id string) (*coordinationv1.AcquireResponse, error) {
-		return c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "gemini", Operation: "live", LeaseId: id})
+		return c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "gemini", Operation: "live", GrantId: id})
 	}
 	first := must(acquire(c, "s-1"))(t)
-	if !first.GetAllowed() || first.GetLeaseId() != "s-1" || first.GetLeaseExpireTime() == nil {
+	if !first.GetAllowed() || first.GetGrantId() != "s-1" || first.GetLease().GetExpiresIn().AsDuration() != time.Minute {
 		t.Fatalf("the first: %v", first)
 	}
 	renewed := must(acquire(c, "s-1"))(t)
-	if !renewed.GetAllowed() || renewed.GetLimits()[1].GetRemaining() != 2 || !renewed.GetLeaseExpireTime().AsTime().After(first.GetLeaseExpireTime().AsTime()) {
+	if !renewed.GetAllowed() || renewed.GetLimits()[1].GetRemaining() != 2 || !renewed.GetLease().GetExpireTime().AsTime().After(first.GetLease().GetExpireTime().AsTime()) {
 		t.Errorf("renewed: %v", renewed)
 	}
-	if made := must(acquire(c, ""))(t); made.GetLeaseId() == "" || made.GetLimits()[0].GetRemaining() != 0 {
+	if made := must(acquire(c, ""))(t); made.GetGrantId() == "" || made.GetLimits()[0].GetRemaining() != 0 {
 		t.Errorf("with an id of the server's: %v", made)
 	}
 	_, err := acquire(b.client(t, eve), "s-1")
@@ -176,9 +274,9 @@ func TestLeases(t *testing.T) {
 	if third.GetAllowed() || third.GetRetryAfter().AsDuration() > time.Minute || third.GetRetryAfter().AsDuration() < 30*time.Second {
 		t.Errorf("one too many: %v", third)
 	}
-	released := must(c.ReleaseLease(t.Context(), &coordinationv1.ReleaseLeaseRequest{Api: "gemini", LeaseId: "s-1"}))(t)
-	again := must(c.ReleaseLease(t.Context(), &coordinationv1.ReleaseLeaseRequest{Api: "gemini", LeaseId: "s-1"}))(t)
-	if !released.GetReleased() || again.GetReleased() || again.GetMetadata().GetVersion() != released.GetMetadata().GetVersion() {
+	released := must(c.Release(t.Context(), &coordinationv1.ReleaseRequest{Api: "gemini", GrantId: "s-1"}))(t)
+	again := must(c.Release(t.Context(), &coordinationv1.ReleaseRequest{Api: "gemini", GrantId: "s-1"}))(t)
+	if !released.GetReleased() || again.GetReleased() || again.GetVersion() != released.GetVersion() {
 		t.Errorf("released: %v, %v", released, again)
 	}
 	if got := must(acquire(c, "s-3"))(t); !got.GetAllowed() {
@@ -186,58 +284,44 @@ func TestLeases(t *testing.T) {
 	}
 }
 
-func TestRefund(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	c := b.client(t, nobody)
-	configure1(t, c, "any", &storev1.ApiConfig{Policies: []policy{sliding(2, time.Hour)}})
-	got := must(c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any", Permits: 2}))(t)
-	req := &coordinationv1.RefundRequest{Api: "any", Permits: 1, GrantTime: got.GetGrantTime(), RequestId: "1"}
-	for range 2 {
-		if back := must(c.Refund(t.Context(), req))(t); back.GetLimits()[0].GetRemaining() != 1 {
-			t.Errorf("refunded: %v", back)
-		}
-	}
-	elsewhen := &coordinationv1.RefundRequest{Api: "any", Permits: 1, GrantTime: timestamppb.New(got.GetGrantTime().AsTime().Add(time.Second))}
-	if back := must(c.Refund(t.Context(), elsewhen))(t); back.GetLimits()[0].GetRemaining() != 1 {
-		t.Errorf("what was never taken: %v", back)
-	}
-	_, err := c.Refund(t.Context(), &coordinationv1.RefundRequest{Api: "any", Permits: 1})
-	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
-}
-
 func TestReportLimits(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t, nobody)
-	report := func(c client, status int32, headers map[string]string) *coordinationv1.ReportLimitsResponse {
+	limit := func() *coordinationv1.Standing {
 		t.Helper()
-		return must(c.ReportLimits(t.Context(), &coordinationv1.ReportLimitsRequest{Api: "linear", Response: &coordinationv1.ProviderResponse{HttpStatus: status, Headers: headers}}))(t)
+		return must(c.GetApi(t.Context(), &coordinationv1.GetApiRequest{Api: "linear"}))(t).GetApi().GetLimits()[0]
+	}
+	report := func(c client, status int32, headers map[string]string) *coordinationv1.ReportResponse {
+		t.Helper()
+		return must(c.Report(t.Context(), &coordinationv1.ReportRequest{
+			Api: "linear", Report: &coordinationv1.ReportRequest_Response{Response: &coordinationv1.ProviderResponse{HttpStatus: status, Headers: headers}},
+		}))(t)
 	}
 	must(c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "linear", Cost: 10}))(t)
 	headers := map[string]string{"X-RateLimit-Requests-Limit": "2500", "X-RateLimit-Requests-Remaining": "1000", "X-RateLimit-Complexity-Reset": "soon"}
 	got := report(c, 200, headers)
-	if len(got.GetCorrected()) != 1 || got.GetLimits()[0].GetRemaining() != 1000 || len(got.GetIgnored()) != 1 || len(got.GetObserved()) != 1 {
+	if len(got.GetCorrected()) != 1 || limit().GetRemaining() > 1000 || len(got.GetIgnored()) != 1 || len(got.GetObserved()) != 1 {
 		t.Errorf("reported: %v", got)
 	}
-	version := got.GetMetadata().GetVersion()
-	if got := report(c, 200, map[string]string{"X-RateLimit-Requests-Remaining": "2000"}); len(got.GetCorrected()) != 0 || got.GetMetadata().GetVersion() != version {
+	version := got.GetVersion()
+	if got := report(c, 200, map[string]string{"X-RateLimit-Requests-Remaining": "2000"}); len(got.GetCorrected()) != 0 || got.GetVersion() != version {
 		t.Errorf("looser: %v", got)
 	}
 	if got := report(b.client(t, ada), 200, map[string]string{"X-RateLimit-Requests-Limit": "5000"}); len(got.GetCorrected()) != 0 {
 		t.Errorf("a higher limit, by a user: %v", got)
 	}
-	if got := report(c, 200, map[string]string{"X-RateLimit-Requests-Limit": "5000"}); got.GetLimits()[0].GetLimit() != 5000 {
+	if got := report(c, 200, map[string]string{"X-RateLimit-Requests-Limit": "5000"}); limit().GetLimit() != 5000 {
 		t.Errorf("a higher limit: %v", got)
 	}
 	if got := report(c, 429, map[string]string{"Retry-After": "20"}); got.GetRetryAfter().AsDuration() > 20*time.Second {
 		t.Errorf("silence: %v", got)
 	}
 	paused := must(c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "linear"}))(t)
-	if paused.GetAllowed() || paused.GetReason() != coordinationv1.WaitReason_WAIT_REASON_PAUSE {
+	if paused.GetAllowed() || paused.GetWaitReason() != coordinationv1.WaitReason_WAIT_REASON_PAUSE {
 		t.Errorf("while the provider wants silence: %v", paused)
 	}
-	if got := must(c.GetApiState(t.Context(), &coordinationv1.GetApiStateRequest{Api: "linear"}))(t); got.GetState().GetPauseUntil() == nil {
+	if got := must(c.GetApi(t.Context(), &coordinationv1.GetApiRequest{Api: "linear"}))(t); got.GetApi().GetPauseUntil() == nil {
 		t.Errorf("state: %v", got)
 	}
 }
@@ -253,12 +337,12 @@ func TestReportedCallsCountForTheBreaker(t *testing.T) {
 		if !got.GetAllowed() {
 			t.Fatalf("call %d: %v", i, got)
 		}
-		must(c.ReportLimits(t.Context(), &coordinationv1.ReportLimitsRequest{
-			Api: "any", Response: &coordinationv1.ProviderResponse{HttpStatus: status}, Count: true, BreakerGeneration: got.GetBreakerGeneration(),
+		must(c.Report(t.Context(), &coordinationv1.ReportRequest{
+			Api: "any", GrantId: got.GetGrantId(), Report: &coordinationv1.ReportRequest_Response{Response: &coordinationv1.ProviderResponse{HttpStatus: status}},
 		}))(t)
 	}
 	got := must(c.Acquire(t.Context(), &coordinationv1.AcquireRequest{Api: "any"}))(t)
-	if got.GetAllowed() || got.GetReason() != coordinationv1.WaitReason_WAIT_REASON_BREAKER {
+	if got.GetAllowed() || got.GetWaitReason() != coordinationv1.WaitReason_WAIT_REASON_BREAKER {
 		t.Errorf("after two failures: %v", got)
 	}
 }
@@ -266,31 +350,36 @@ func TestReportedCallsCountForTheBreaker(t *testing.T) {
 func TestReportSync(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t, nobody)
-	report := func(s *storev1.SyncState, reset bool) (*coordinationv1.ReportSyncResponse, error) {
-		return c.ReportSync(t.Context(), &coordinationv1.ReportSyncRequest{Api: "linear", Resource: "issues", Sync: s, Reset_: reset})
+	report := func(c client, s *coordinationv1.SyncState, reset bool) error {
+		_, err := c.Report(t.Context(), &coordinationv1.ReportRequest{Api: "linear", Report: &coordinationv1.ReportRequest_Sync{
+			Sync: &coordinationv1.SyncReport{Resource: "issues", State: s, Reset_: reset},
+		}})
+		return err
 	}
 	at := func(minute int) *timestamppb.Timestamp {
 		return timestamppb.New(epoch.Add(time.Duration(minute) * time.Minute))
 	}
-	must(report(&storev1.SyncState{HighWaterMark: at(10), PageCursor: "c", PassStartTime: at(9)}, false))(t)
-	got := must(report(&storev1.SyncState{LastWebhookTime: at(11), WebhookLag: durationpb.New(time.Second)}, false))(t).GetSync()
+	noted := func(s *coordinationv1.SyncState, reset bool) *coordinationv1.SyncState {
+		t.Helper()
+		if err := report(b.client(t, nobody), s, reset); err != nil {
+			t.Fatal(err)
+		}
+		return must(b.client(t, ada).GetApi(t.Context(), &coordinationv1.GetApiRequest{Api: "linear"}))(t).GetApi().GetSync()["issues"]
+	}
+	noted(&coordinationv1.SyncState{HighWaterMark: at(10), PageCursor: "c", PassStartTime: at(9)}, false)
+	got := noted(&coordinationv1.SyncState{LastWebhookTime: at(11), WebhookLag: durationpb.New(time.Second)}, false)
 	if !got.GetHighWaterMark().AsTime().Equal(at(10).AsTime()) || got.GetPageCursor() != "" || got.GetWebhookLag().AsDuration() != time.Second {
 		t.Errorf("a webhook: %v", got)
 	}
-	got = must(report(&storev1.SyncState{LastWebhookTime: at(5)}, false))(t).GetSync()
+	got = noted(&coordinationv1.SyncState{LastWebhookTime: at(5)}, false)
 	if !got.GetLastWebhookTime().AsTime().Equal(at(11).AsTime()) || got.GetWebhookLag().AsDuration() != time.Second {
 		t.Errorf("a webhook that was overtaken: %v", got)
 	}
-	_, err := report(&storev1.SyncState{HighWaterMark: at(9)}, false)
-	refused(t, err, connect.CodeFailedPrecondition, "ILLEGAL_TRANSITION")
-	got = must(report(&storev1.SyncState{HighWaterMark: at(0)}, true))(t).GetSync()
+	refused(t, report(b.client(t, nobody), &coordinationv1.SyncState{HighWaterMark: at(9)}, false), connect.CodeFailedPrecondition, "ILLEGAL_TRANSITION")
+	refused(t, report(b.client(t, ada), &coordinationv1.SyncState{HighWaterMark: at(12)}, false), connect.CodePermissionDenied, "ROLE_REQUIRED")
+	got = noted(&coordinationv1.SyncState{HighWaterMark: at(0)}, true)
 	if !got.GetHighWaterMark().AsTime().Equal(epoch) || got.GetLastWebhookTime() != nil {
 		t.Errorf("started over: %v", got)
-	}
-	state := must(b.client(t, ada).GetApiState(t.Context(), &coordinationv1.GetApiStateRequest{Api: "linear"}))(t).GetState()
-	if state.GetSync()["issues"] == nil {
-		t.Errorf("state: %v", state)
 	}
 }
 
@@ -298,72 +387,91 @@ func TestReportLive(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t, ada)
-	report := func(id string, epoch int64, s storev1.LiveStatus, change ...func(*coordinationv1.ReportLiveRequest)) (*coordinationv1.ReportLiveResponse, error) {
-		req := &coordinationv1.ReportLiveRequest{Api: "gemini", SessionId: id, Epoch: epoch, Status: s}
+	report := func(c client, id string, epoch int32, s coordinationv1.LiveStatus, change ...func(*coordinationv1.LiveReport)) error {
+		r := &coordinationv1.LiveReport{ProviderSessionId: id, Session: &coordinationv1.LiveSession{Epoch: epoch, Status: s}}
 		for _, f := range change {
-			f(req)
+			f(r)
 		}
-		return c.ReportLive(t.Context(), req)
+		_, err := c.Report(t.Context(), &coordinationv1.ReportRequest{Api: "gemini", Report: &coordinationv1.ReportRequest_Live{Live: r}})
+		return err
+	}
+	state := func(user identity.User) *coordinationv1.Api {
+		t.Helper()
+		return must(b.client(t, user).GetApi(t.Context(), &coordinationv1.GetApiRequest{Api: "gemini"}))(t).GetApi()
+	}
+	noted := func(id string, epoch int32, s coordinationv1.LiveStatus, change ...func(*coordinationv1.LiveReport)) *coordinationv1.Api {
+		t.Helper()
+		if err := report(c, id, epoch, s, change...); err != nil {
+			t.Fatal(err)
+		}
+		return state(ada)
 	}
 	const (
-		connecting = storev1.LiveStatus_LIVE_STATUS_CONNECTING
-		open       = storev1.LiveStatus_LIVE_STATUS_OPEN
-		going      = storev1.LiveStatus_LIVE_STATUS_GOING_AWAY
-		closed     = storev1.LiveStatus_LIVE_STATUS_CLOSED
-		failed     = storev1.LiveStatus_LIVE_STATUS_FAILED
+		connecting = coordinationv1.LiveStatus_LIVE_STATUS_CONNECTING
+		open       = coordinationv1.LiveStatus_LIVE_STATUS_OPEN
+		going      = coordinationv1.LiveStatus_LIVE_STATUS_GOING_AWAY
+		closed     = coordinationv1.LiveStatus_LIVE_STATUS_CLOSED
+		broken     = coordinationv1.LiveStatus_LIVE_STATUS_FAILED
 	)
-	must(report("s-1", 1, connecting))(t)
-	must(report("s-1", 1, open))(t)
-	got := must(report("s-1", 1, going, func(r *coordinationv1.ReportLiveRequest) { r.TimeLeft = durationpb.New(50 * time.Second) }))(t)
-	if left := got.GetSession().GetGoAwayTime().AsTime().Sub(got.GetSession().GetUpdateTime().AsTime()); left != 50*time.Second || got.GetLiveSessions() != 1 {
+	noted("s-1", 1, connecting)
+	noted("s-1", 1, open)
+	got := noted("s-1", 1, going, func(r *coordinationv1.LiveReport) { r.TimeLeft = durationpb.New(50 * time.Second) })
+	if l := got.GetLive()["s-1"]; l.GetGoAwayTime().AsTime().Sub(l.GetUpdateTime().AsTime()) != 50*time.Second || got.GetLiveSessions() != 1 {
 		t.Errorf("going away: %v", got)
 	}
-	must(report("s-1", 2, open))(t)
-	_, err := report("s-1", 1, closed)
-	refused(t, err, connect.CodeFailedPrecondition, "FENCED")
-	must(report("s-2", 1, failed, func(r *coordinationv1.ReportLiveRequest) { r.CloseCode, r.Error = 1011, "backend" }))(t)
-	state := must(c.GetApiState(t.Context(), &coordinationv1.GetApiStateRequest{Api: "gemini"}))(t).GetState()
-	if state.GetLiveSessions() != 1 || state.GetLive()["s-2"].GetCloseCode() != 1011 || state.GetLive()["s-1"].GetGoAwayTime() != nil {
-		t.Errorf("state: %v", state)
+	noted("s-1", 2, open)
+	refused(t, report(c, "s-1", 1, closed), connect.CodeFailedPrecondition, "FENCED")
+	refused(t, report(b.client(t, eve), "s-1", 3, open), connect.CodeNotFound, "NOT_FOUND")
+	refused(t, report(c, "s-1", 3, 0), connect.CodeInvalidArgument, "FIELD_INVALID")
+	got = noted("s-2", 1, broken, func(r *coordinationv1.LiveReport) { r.Session.CloseCode, r.Session.Error = 1011, "backend" })
+	if got.GetLiveSessions() != 1 || got.GetLive()["s-2"].GetCloseCode() != 1011 || got.GetLive()["s-1"].GetGoAwayTime() != nil {
+		t.Errorf("state: %v", got)
 	}
-	if n := state.GetLiveCounts(); n.GetOpened() != 2 || n.GetGoAways() != 1 || n.GetFailed() != 1 || n.GetClosed() != 0 {
+	if n := got.GetLiveCounts(); n.GetOpened() != 2 || n.GetGoAways() != 1 || n.GetFailed() != 1 || n.GetClosed() != 0 {
 		t.Errorf("counts: %v", n)
 	}
-	if got := must(report("s-1", 2, closed))(t); got.GetLiveSessions() != 0 {
+	if got := noted("s-1", 2, closed); got.GetLiveSessions() != 0 {
 		t.Errorf("closed: %v", got)
 	}
-	other := must(b.client(t, eve).GetApiState(t.Context(), &coordinationv1.GetApiStateRequest{Api: "gemini"}))(t).GetState()
-	if len(other.GetLive()) != 0 || other.GetLiveCounts().GetFailed() != 1 {
+	if other := state(eve); len(other.GetLive()) != 0 || other.GetLiveCounts().GetFailed() != 1 || other.GetLiveCounts().GetLastError() != "" {
 		t.Errorf("of another user: %v", other)
 	}
 }
 
-func TestListRequests(t *testing.T) {
+func TestListCalls(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t, nobody)
 	for i := range 7 {
-		got := must(c.BeginRequest(t.Context(), &coordinationv1.BeginRequestRequest{Api: "any", Operation: []string{"even", "odd"}[i%2], RequestId: fmt.Sprint(i)}))(t)
+		got := must(c.BeginCall(t.Context(), &coordinationv1.BeginCallRequest{Api: "any", Operation: []string{"even", "odd"}[i%2], Key: fmt.Sprint(i)}))(t)
 		if i%3 == 0 {
-			must(c.CompleteRequest(t.Context(), &coordinationv1.CompleteRequestRequest{Api: "any", RequestId: fmt.Sprint(i), Lease: got.GetLease()}))(t)
+			must(c.FinishCall(t.Context(), &coordinationv1.FinishCallRequest{
+				Api: "any", Key: fmt.Sprint(i), FencingToken: got.GetLease().GetFencingToken(), Result: completed(nil),
+			}))(t)
 		}
 	}
-	list := func(req *coordinationv1.ListRequestsRequest) (ids string) {
+	list := func(req *coordinationv1.ListCallsRequest) (keys string) {
 		t.Helper()
 		for req.Api = "any"; ; {
-			page := must(c.ListRequests(t.Context(), req))(t)
-			for _, r := range page.GetRequests() {
-				ids += r.GetRequestId()
+			page := must(c.ListCalls(t.Context(), req))(t)
+			for _, r := range page.GetCalls() {
+				keys += r.GetKey()
 			}
-			if req.BeforeSeq = page.GetNextBeforeSeq(); req.GetBeforeSeq() == 0 {
-				return ids
+			if req.PageToken = page.GetNextPageToken(); req.GetPageToken() == "" {
+				return keys
 			}
 		}
 	}
+	const (
+		inFlight  = coordinationv1.CallStatus_CALL_STATUS_IN_FLIGHT
+		completed = coordinationv1.CallStatus_CALL_STATUS_COMPLETED
+		unknown   = coordinationv1.CallStatus_CALL_STATUS_UNKNOWN
+	)
 	for _, size := range []int32{0, 1, 2, 3} {
-		for want, req := range map[string]*coordinationv1.ListRequestsRequest{
-			"6543210": {}, "630": {Status: storev1.RequestStatus_REQUEST_STATUS_COMPLETED}, "531": {Operation: "odd"},
-			"3": {Operation: "odd", Status: storev1.RequestStatus_REQUEST_STATUS_COMPLETED}, "": {Status: storev1.RequestStatus_REQUEST_STATUS_UNKNOWN},
+		for want, req := range map[string]*coordinationv1.ListCallsRequest{
+			"6543210": {}, "630": {Statuses: []coordinationv1.CallStatus{completed}}, "531": {Operation: "odd"},
+			"3": {Operation: "odd", Statuses: []coordinationv1.CallStatus{completed, unknown}}, "": {Statuses: []coordinationv1.CallStatus{unknown}},
+			"5421": {Statuses: []coordinationv1.CallStatus{unknown, inFlight}},
 		} {
 			req.PageSize = size
 			if got := list(req); got != want {
@@ -371,6 +479,9 @@ func TestListRequests(t *testing.T) {
 			}
 		}
 	}
+	first := must(c.ListCalls(t.Context(), &coordinationv1.ListCallsRequest{Api: "any", PageSize: 1}))(t)
+	_, err := c.ListCalls(t.Context(), &coordinationv1.ListCallsRequest{Api: "any", Operation: "odd", PageToken: first.GetNextPageToken()})
+	refused(t, err, connect.CodeInvalidArgument, "PAGE_TOKEN_INVALID")
 }
 
 // What the clock changes is in no cache: it cannot be asked for by GET.
@@ -381,9 +492,9 @@ func TestStandingsAreNotCached(t *testing.T) {
 	t.Cleanup(transport.CloseIdleConnections)
 	begin(t, b.client(t, ada), "r")
 	for procedure, message := range map[string]string{
-		coordinationv1connect.CoordinationServiceGetApiStateProcedure:  `{"api":"codegen"}`,
-		coordinationv1connect.CoordinationServiceGetRequestProcedure:   `{"api":"codegen","requestId":"r"}`,
-		coordinationv1connect.CoordinationServiceListRequestsProcedure: `{"api":"codegen"}`,
+		coordinationv1connect.CoordinationServiceGetApiProcedure:    `{"api":"codegen"}`,
+		coordinationv1connect.CoordinationServiceGetCallProcedure:   `{"api":"codegen","key":"r"}`,
+		coordinationv1connect.CoordinationServiceListCallsProcedure: `{"api":"codegen"}`,
 	} {
 		q := url.Values{"connect": {"v1"}, "encoding": {"json"}, "message": {message}}
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, b.url+procedure+"?"+q.Encode(), http.NoBody)
@@ -433,10 +544,20 @@ func TestUsageHistory(t *testing.T) {
 		tx.Put(inUsageDays, old, &storev1.UsageDay{Date: old, Permits: 7})
 	})
 	acquire()
-	for days, want := range map[int32]int{0: 2, 1: 1, 2: 2, 30: 2, 41: 3, 366: 3} {
-		got := must(c.GetUsage(t.Context(), &coordinationv1.GetUsageRequest{Api: "codegen", Days: days}))(t).GetDays()
-		if len(got) != want || got[len(got)-1].GetPermits() != 1 || want > 1 && got[len(got)-2].GetPermits() != 2 {
-			t.Errorf("of %d days: %v", days, got)
+	for days, want := range map[int32][]int64{0: nil, 1: {1}, 2: {1, 2}, 30: {1, 2}, 41: {1, 2, 7}, 366: {1, 2, 7}} {
+		for size := range int32(4) {
+			var got []int64
+			req := &coordinationv1.GetApiRequest{Api: "codegen", UsageDays: days, PageSize: size}
+			for more := true; more; more = req.GetPageToken() != "" {
+				page := must(c.GetApi(t.Context(), req))(t)
+				for _, d := range page.GetUsage() {
+					got = append(got, d.GetPermits())
+				}
+				req.PageToken = page.GetNextPageToken()
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("of %d days by %d: %v, want %v", days, size, got, want)
+			}
 		}
 	}
 }
@@ -450,28 +571,27 @@ func TestRetention(t *testing.T) {
 	kind := Register(rt)
 	c := b.client(t, ada)
 	const old = 20
-	leases := map[string]string{}
 	for i := range old {
 		id := fmt.Sprint("old-", i)
-		leases[id] = must(c.BeginRequest(t.Context(), &coordinationv1.BeginRequestRequest{Api: "codegen", Operation: "op", RequestId: id}))(t).GetLease()
-		must(c.CompleteRequest(t.Context(), &coordinationv1.CompleteRequestRequest{Api: "codegen", RequestId: id, Lease: leases[id]}))(t)
+		must(c.BeginCall(t.Context(), &coordinationv1.BeginCallRequest{Api: "codegen", Operation: "op", Key: id}))(t)
+		must(c.FinishCall(t.Context(), &coordinationv1.FinishCallRequest{Api: "codegen", Key: id, FencingToken: 1, Result: completed(nil)}))(t)
 	}
 	b.aged(t.Context(), t, kind, func(tx *object.Tx[state]) {
 		long := timestamppb.New(tx.Now().Add(-defaultRetention))
 		for i := range int64(old) {
 			key := object.SeqKey(i + 1)
-			r := tx.Entry(inRequests, key).(row)
-			tx.Put(inRequests, key, &storev1.ApiRequest{RequestId: r.GetRequestId(), Seq: r.GetSeq(), Owner: r.GetOwner(), Status: r.GetStatus(), CreateTime: long})
+			r := tx.Entry(inCalls, key).(row)
+			tx.Put(inCalls, key, &storev1.Call{Key: r.GetKey(), Seq: r.GetSeq(), Owner: r.GetOwner(), Status: r.GetStatus(), CreateTime: long})
 		}
 		tx.State().FirstTime = long
 	})
-	_, err := c.GetRequest(t.Context(), &coordinationv1.GetRequestRequest{Api: "codegen", RequestId: "old-1"})
+	_, err := c.GetCall(t.Context(), &coordinationv1.GetCallRequest{Api: "codegen", Key: "old-1"})
 	refused(t, err, connect.CodeNotFound, "NOT_FOUND")
-	if got := must(c.ListRequests(t.Context(), &coordinationv1.ListRequestsRequest{Api: "codegen"}))(t); len(got.GetRequests()) != 0 {
+	if got := must(c.ListCalls(t.Context(), &coordinationv1.ListCallsRequest{Api: "codegen"}))(t); len(got.GetCalls()) != 0 {
 		t.Errorf("listed: %v", got)
 	}
 	// One of their ids is used again, which also sets the timer.
-	if got := must(c.BeginRequest(t.Context(), &coordinationv1.BeginRequestRequest{Api: "codegen", Operation: "other", RequestId: "old-3"}))(t); got.GetDecision() != proceed {
+	if got := must(c.BeginCall(t.Context(), &coordinationv1.BeginCallRequest{Api: "codegen", Operation: "other", Key: "old-3"}))(t); got.GetDecision() != proceed {
 		t.Errorf("begun anew: %v", got)
 	}
 	ctx, cancel := context.WithTimeout(identity.With(t.Context(), identity.Identity{Tenant: b.Tenant, Service: true}), 30*time.Second)
@@ -484,12 +604,12 @@ func TestRetention(t *testing.T) {
 			break
 		}
 	}
-	page := must(kind.Entries(ctx, "codegen", inRequests, object.EntriesOptions{}))(t)
-	ids := must(kind.Entries(ctx, "codegen", inRequestIDs, object.EntriesOptions{}))(t)
+	page := must(kind.Entries(ctx, "codegen", inCalls, object.EntriesOptions{}))(t)
+	ids := must(kind.Entries(ctx, "codegen", inCallKeys, object.EntriesOptions{}))(t)
 	if len(page.Entries) != 1 || len(ids.Entries) != 1 {
 		t.Errorf("left: %v and %v", page.Entries, ids.Entries)
 	}
-	if got := must(c.GetRequest(t.Context(), &coordinationv1.GetRequestRequest{Api: "codegen", RequestId: "old-3"}))(t); got.GetRequest().GetSeq() != old+1 {
+	if got := must(c.GetCall(t.Context(), &coordinationv1.GetCallRequest{Api: "codegen", Key: "old-3"}))(t); got.GetCall().GetSeq() != old+1 {
 		t.Errorf("the new one: %v", got)
 	}
 }
@@ -499,9 +619,15 @@ func TestInvalidRequests(t *testing.T) {
 	b := setup(t)
 	c := b.client(t, nobody)
 	ctx := t.Context()
+	finish := func(req *coordinationv1.FinishCallRequest) error {
+		req.Api, req.Key = "codegen", "r"
+		_, err := c.FinishCall(ctx, req)
+		return err
+	}
+	notSent := func(f *coordinationv1.CallFailure) { f.NotSent = true }
 	for name, call := range map[string]func() error{
 		"no api": func() error {
-			_, err := c.GetApiState(ctx, &coordinationv1.GetApiStateRequest{})
+			_, err := c.GetApi(ctx, &coordinationv1.GetApiRequest{})
 			return err
 		},
 		"a bad api": func() error {
@@ -509,31 +635,43 @@ func TestInvalidRequests(t *testing.T) {
 			return err
 		},
 		"no operation": func() error {
-			_, err := c.BeginRequest(ctx, &coordinationv1.BeginRequestRequest{Api: "a", RequestId: "r"})
+			_, err := c.BeginCall(ctx, &coordinationv1.BeginCallRequest{Api: "a", Key: "r"})
 			return err
 		},
-		"no request id": func() error {
-			_, err := c.BeginRequest(ctx, &coordinationv1.BeginRequestRequest{Api: "a", Operation: "o"})
+		"no key": func() error {
+			_, err := c.BeginCall(ctx, &coordinationv1.BeginCallRequest{Api: "a", Operation: "o"})
 			return err
 		},
 		"a timeout of nothing": func() error {
-			_, err := c.BeginRequest(ctx, &coordinationv1.BeginRequestRequest{Api: "a", Operation: "o", RequestId: "r", Timeout: durationpb.New(0)})
+			_, err := c.BeginCall(ctx, &coordinationv1.BeginCallRequest{Api: "a", Operation: "o", Key: "r", Timeout: durationpb.New(0)})
 			return err
 		},
-		"a lease that is none": func() error {
-			_, err := c.CompleteRequest(ctx, &coordinationv1.CompleteRequestRequest{Api: "a", RequestId: "r", Lease: "x"})
+		"an owner without reconcile": func() error {
+			_, err := c.BeginCall(ctx, &coordinationv1.BeginCallRequest{Api: "a", Operation: "o", Key: "r", Owner: "ada"})
 			return err
 		},
-		"a user without reconcile": func() error {
-			_, err := c.BeginRequest(ctx, &coordinationv1.BeginRequestRequest{Api: "a", Operation: "o", RequestId: "r", User: "ada"})
-			return err
-		},
+		"no fencing token": func() error { return finish(&coordinationv1.FinishCallRequest{Result: completed(nil)}) },
+		"no result":        func() error { return finish(&coordinationv1.FinishCallRequest{FencingToken: 1}) },
+		"no failure":       func() error { return finish(&coordinationv1.FinishCallRequest{FencingToken: 1, Result: failed(0)}) },
 		"not sent and yet terminal": func() error {
-			_, err := c.FailRequest(ctx, &coordinationv1.FailRequestRequest{Api: "a", RequestId: "r", Lease: "1.1", Failure: coordinationv1.Failure_FAILURE_TERMINAL, NotSent: true})
-			return err
+			return finish(&coordinationv1.FinishCallRequest{FencingToken: 1, Result: failed(coordinationv1.Failure_FAILURE_TERMINAL, notSent)})
+		},
+		"not sent and yet it did cost": func() error {
+			return finish(&coordinationv1.FinishCallRequest{FencingToken: 1, Cost: proto.Int64(1), Result: failed(coordinationv1.Failure_FAILURE_RETRYABLE, notSent)})
 		},
 		"an outcome that is too large": func() error {
-			_, err := c.CompleteRequest(ctx, &coordinationv1.CompleteRequestRequest{Api: "a", RequestId: "r", Lease: "1.1", Outcome: &storev1.Outcome{Body: make([]byte, 64<<10+1)}})
+			return finish(&coordinationv1.FinishCallRequest{FencingToken: 1, Result: completed(&coordinationv1.Outcome{Body: make([]byte, 64<<10+1)})})
+		},
+		"nothing to release": func() error {
+			_, err := c.Release(ctx, &coordinationv1.ReleaseRequest{Api: "a"})
+			return err
+		},
+		"nothing to report": func() error {
+			_, err := c.Report(ctx, &coordinationv1.ReportRequest{Api: "a"})
+			return err
+		},
+		"a path that is not there": func() error {
+			_, err := c.UpdateApi(ctx, &coordinationv1.UpdateApiRequest{Api: "a", UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"breaker.color"}}})
 			return err
 		},
 	} {
@@ -542,6 +680,5 @@ func TestInvalidRequests(t *testing.T) {
 			t.Fatal(name)
 		}
 	}
-	_, err := c.CompleteRequest(ctx, &coordinationv1.CompleteRequestRequest{Api: "codegen", RequestId: "r", Lease: "999999999999999999.1"})
-	refused(t, err, connect.CodeNotFound, "NOT_FOUND")
+	refused(t, finish(&coordinationv1.FinishCallRequest{FencingToken: 1, Result: completed(nil)}), connect.CodeNotFound, "NOT_FOUND")
 }

@@ -14,7 +14,6 @@ import (
 
 	"holdfast/db/dbtest"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/object"
 )
 
@@ -25,11 +24,11 @@ func TestRefusalsAreCounted(t *testing.T) {
 	rt := object.NewRuntime(d.DB, object.Config{})
 	t.Cleanup(func() { _ = rt.Close(context.Background()) })
 	m, ctx := NewManager(Register(rt), d.DB.Now), d.AsService(t)
-	one := &storev1.ApiConfig{Policies: []*storev1.Policy{
-		{Name: "p", Algorithm: storev1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour)},
+	one := &coordinationv1.ApiConfig{Policies: []*coordinationv1.Policy{
+		{Name: "p", Algorithm: coordinationv1.Algorithm_ALGORITHM_SLIDING, Limit: 1, Period: durationpb.New(time.Hour)},
 	}}
 	for _, api := range []string{"codegen", "mine", "mine-too"} {
-		if _, err := m.ConfigureApi(ctx, &coordinationv1.ConfigureApiRequest{Api: api, Config: one}); err != nil {
+		if _, err := m.UpdateApi(ctx, &coordinationv1.UpdateApiRequest{Api: api, Config: one}); err != nil {
 			t.Fatal(err)
 		}
 		for range 3 {
@@ -41,7 +40,7 @@ func TestRefusalsAreCounted(t *testing.T) {
 		if _, err := m.Acquire(ctx, &coordinationv1.AcquireRequest{Api: api, Peek: true}); err != nil {
 			t.Fatal(err)
 		}
-		got, err := m.BeginRequest(ctx, &coordinationv1.BeginRequestRequest{Api: api, Operation: "x", RequestId: "r"})
+		got, err := m.BeginCall(ctx, &coordinationv1.BeginCallRequest{Api: api, Operation: "x", Key: "r"})
 		if err != nil || got.GetDecision() != wait {
 			t.Fatal(got, err)
 		}

@@ -278,7 +278,7 @@ func TestPause(t *testing.T) {
 func TestReadyMade(t *testing.T) {
 	t.Parallel()
 	for _, api := range []string{"codegen", "linear", "gemini"} {
-		if err := checkConfig(readyMade(api)); err != nil {
+		if err := checkConfig(as[*coordinationv1.ApiConfig](readyMade(api))); err != nil {
 			t.Errorf("%s: %v", api, err)
 		}
 	}

@@ -3,16 +3,17 @@ package coordination
 import (
 	"context"
 	"fmt"
-	"sync"
+	"slices"
 
-	"github.com/google/uuid"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
+	"holdfast/object"
 )
 
 // Acquire implements CoordinationService.
@@ -22,81 +23,125 @@ func (m *Manager) Acquire(ctx context.Context, req *coordinationv1.AcquireReques
 		return nil, err
 	}
 	switch {
-	case req.GetScope() == storev1.Scope_SCOPE_TENANT && !service(caller):
+	case req.GetScope() == coordinationv1.Scope_SCOPE_TENANT && !service(caller):
 		return nil, problem.PermissionDenied("only a service may leave a user's own limits out")
-	case req.GetScope() == storev1.Scope_SCOPE_USER && caller.User == "":
+	case req.GetScope() == coordinationv1.Scope_SCOPE_USER && caller.User == "":
 		return nil, problem.InvalidArgument("scope", "there is no user; act for one with Holdfast-User")
 	}
-	// Made only where a policy counts what runs at once, and the same however often the change runs.
-	newID := sync.OnceValue(func() string { return uuid.Must(uuid.NewV7()).String() })
-	res, err := change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.AcquireResponse, error) {
+	res, err := change(ctx, m, req.GetApi(), "", req, func(t *tx) (*coordinationv1.AcquireResponse, error) {
 		t.loadUser(caller.User)
-		d := &demand{
+		return t.acquire(&demand{
 			operation: req.GetOperation(), permits: max(1, req.GetPermits()), cost: req.GetCost(), only: req.GetPolicies(),
-			users: caller.User != "", leaseID: req.GetLeaseId(), owner: string(caller.User),
-		}
-		if d.leaseID == "" && d.leases(t.config) {
-			d.leaseID = newID()
-		}
-		return t.acquire(d, req.GetPeek())
-	})
+			users: caller.User != "", leaseID: req.GetGrantId(), owner: string(caller.User), version: t.made(), userKey: t.key,
+		}, req.GetPeek())
+	}, prefetchGrant(caller, req.GetGrantId())...)
 	if err != nil {
 		return nil, err
 	}
 	if !res.GetAllowed() && !req.GetPeek() {
-		m.countRefusal(req.GetApi(), res.GetReason())
+		m.countRefusal(req.GetApi(), res.GetWaitReason())
 	}
 	writeHeaders(ctx, res.GetLimits(), res.GetRetryAfter())
 	return res, nil
 }
 
+// acquire takes what a call demands. Its leaseID is the name that the caller gave to the grant, if any.
 func (t *tx) acquire(d *demand, peek bool) (*coordinationv1.AcquireResponse, error) {
 	for _, name := range d.only {
 		if !hasPolicy(t.config, name) {
 			return nil, problem.InvalidArgument("policies", fmt.Sprintf("the API has no policy %q", name))
 		}
 	}
-	if err := t.checkLeaseID(d); err != nil {
-		return nil, err
+	name := d.leaseID
+	if name != "" {
+		if err := t.checkLeaseID(name); err != nil {
+			return nil, err
+		}
+		switch res, err := t.repeated(d, name, peek); {
+		case err != nil:
+			return nil, err
+		case res != nil:
+			return res, errAnswered
+		}
+		if _, servers := parseGrant(name); servers {
+			if name = ""; !t.runs(d) {
+				d.leaseID = "" // that grant is over: this is another one
+			}
+		}
 	}
-	breaker := t.breaker()
+	t.breaker()
 	v := acquire(t.bucketStore, t.config, d, peek, t.ledger.now)
 	if v.tooMuch != "" {
 		return nil, tooMuchError(v.tooMuch)
 	}
-	res := &coordinationv1.AcquireResponse{Allowed: v.allowed, Limits: v.limits}
-	if least := tightest(v.limits); least != nil {
-		res.Remaining, res.ResetAfter = least.GetRemaining(), least.GetResetAfter()
-	}
+	res := &coordinationv1.AcquireResponse{Allowed: v.allowed, Limits: v.limits, Version: t.at()}
 	if !v.allowed {
-		res.RetryAfter, res.Reason = durationpb.New(v.retryAt.Sub(t.ledger.now)), v.reason
-		return answered(t, res)
+		res.RetryAfter, res.WaitReason = durationpb.New(v.retryAt.Sub(t.ledger.now)), v.reason
+		return res, errAnswered
 	}
 	if peek {
-		return answered(t, res)
+		return res, errAnswered
 	}
 	if v.leases {
-		res.LeaseId, res.LeaseExpireTime = d.leaseID, stamp(v.leaseUntil)
+		res.Lease = &typev1.Lease{ExpireTime: stamp(v.leaseUntil), ExpiresIn: durationpb.New(v.leaseUntil.Sub(t.ledger.now))}
 	}
 	if v.sendWithin > 0 {
 		res.SendWithin = durationpb.New(v.sendWithin)
 	}
-	res.Probe, res.BreakerGeneration, res.GrantTime = v.probe, breaker.GetGeneration(), stamp(t.ledger.now)
+	res.GrantId, res.Probe, res.Version = d.leaseID, v.probe, t.made()
 	if !v.renewed {
 		t.count(countPermits(d.operation, d.permits, d.cost))
+		if name != "" {
+			t.keep(name, v.grant)
+		}
 	}
 	t.Emit("acquired")
 	return res, nil
 }
 
+// repeated is the answer where the grant of that name is there and nothing is taken again; nil where it is not, or has a lease,
+// which is renewed.
+func (t *tx) repeated(d *demand, name string, peek bool) (*coordinationv1.AcquireResponse, error) {
+	if _, servers := parseGrant(name); servers || peek {
+		return nil, nil
+	}
+	g, ok := t.named(name)
+	policies, same := t.covered(g)
+	switch {
+	case !ok || !same || d.leases(t.config):
+		return nil, nil
+	case g.permits != d.permits || g.cost != d.cost:
+		return nil, errGrantUsed
+	}
+	res := &coordinationv1.AcquireResponse{Allowed: true, GrantId: name, Limits: t.standings(policies), Version: t.at()}
+	if within := sendWithin(t.config, d); within > 0 {
+		left := g.at.Add(within).Sub(t.ledger.now)
+		if left <= 0 {
+			return nil, nil // it must not be used any more: another one may be had
+		}
+		res.SendWithin = durationpb.New(left)
+	}
+	return res, nil
+}
+
 // checkLeaseID refuses the id of another's lease.
-func (t *tx) checkLeaseID(d *demand) error {
+func (t *tx) checkLeaseID(id string) error {
 	for _, b := range t.state.GetPools() {
-		if l := b.GetLeases()[d.leaseID]; l != nil && l.GetOwner() != d.owner && t.ledger.now.Before(l.GetExpireTime().AsTime()) {
-			return &problem.Error{Reason: errorv1.Reason_REASON_ALREADY_EXISTS, Message: "another has a lease of this id; choose another id"}
+		if l := b.GetLeases()[id]; l != nil && l.GetOwner() != string(t.caller.User) && t.ledger.now.Before(l.GetExpireTime().AsTime()) {
+			return &problem.Error{Reason: errorv1.Reason_REASON_ALREADY_EXISTS, Message: "another has a grant of this id; choose another id"}
 		}
 	}
 	return nil
+}
+
+// runs tells whether the lease that a call names is there.
+func (t *tx) runs(d *demand) bool {
+	for _, p := range t.config.GetPolicies() {
+		if countsAtOnce(p) && d.covers(p) && t.bucket(p, t.ledger.now).GetLeases()[d.leaseID] != nil {
+			return true
+		}
+	}
+	return false
 }
 
 func hasPolicy(c *storev1.ApiConfig, name string) bool {
@@ -108,18 +153,72 @@ func hasPolicy(c *storev1.ApiConfig, name string) bool {
 	return false
 }
 
-// Refund implements CoordinationService.
-func (m *Manager) Refund(ctx context.Context, req *coordinationv1.RefundRequest) (*coordinationv1.RefundResponse, error) {
-	if err := onlyServices(ctx, "refund"); err != nil {
+// standings are how policies stand by now.
+func (t *tx) standings(policies []policy) (all []*coordinationv1.Standing) {
+	for _, p := range policies {
+		all = append(all, standing(p, t.bucket(p, t.ledger.now), t.ledger.now))
+	}
+	return all
+}
+
+// prefetchGrant has the grants at hand among which one that the caller has named is.
+func prefetchGrant(caller identity.Identity, name string) []object.UpdateOption {
+	if _, servers := parseGrant(name); servers || name == "" {
+		return nil
+	}
+	return []object.UpdateOption{object.Prefetch(inGrants, groupKey(ownerKey(caller.User), name))}
+}
+
+// Release implements CoordinationService.
+func (m *Manager) Release(ctx context.Context, req *coordinationv1.ReleaseRequest) (*coordinationv1.ReleaseResponse, error) {
+	caller, err := identity.From(ctx)
+	if err != nil {
 		return nil, err
 	}
-	return change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.RefundResponse, error) {
-		t.loadUser(identity.User(req.GetUser()))
-		d := &demand{operation: req.GetOperation(), permits: req.GetPermits(), cost: req.GetCost(), users: req.GetUser() != ""}
-		limits := refund(t.bucketStore, t.config, d, req.GetGrantTime().AsTime(), t.ledger.now)
-		t.Emit("refunded")
-		return &coordinationv1.RefundResponse{Limits: limits}, nil
-	})
+	if req.GetUnused() && !service(caller) {
+		return nil, problem.PermissionDenied("only a service may give back what was taken; leave unused out to end a lease")
+	}
+	return change(ctx, m, req.GetApi(), "", req, func(t *tx) (*coordinationv1.ReleaseResponse, error) {
+		t.loadUser(caller.User)
+		g, known := t.grant(req.GetGrantId())
+		policies, _ := t.covered(g)
+		leases := slices.ContainsFunc(policies, countsAtOnce)
+		res := &coordinationv1.ReleaseResponse{Released: t.endLease(req.GetGrantId())}
+		if known && req.GetUnused() && (!leases || res.GetReleased()) {
+			res.Released = t.giveBack(g) || res.GetReleased()
+		}
+		if known {
+			res.Limits = t.standings(policies)
+		}
+		if res.Version = t.at(); !res.GetReleased() {
+			return res, errAnswered
+		}
+		if _, servers := parseGrant(req.GetGrantId()); known && !servers {
+			t.forgetGrant(req.GetGrantId())
+		}
+		t.Emit("released")
+		res.Version = t.made()
+		return res, nil
+	}, prefetchGrant(caller, req.GetGrantId())...)
+}
+
+// grant finds a grant that the caller may know of, and has the buckets of its user at hand.
+func (t *tx) grant(id string) (g grant, ok bool) {
+	g, ok = t.named(id)
+	switch {
+	case !ok || g.user == "":
+		return g, ok
+	case service(t.caller):
+		t.loadKey(g.user)
+		return g, true
+	}
+	return g, g.user == t.callerKey()
+}
+
+// endLease ends what runs under an id, of whatever policy.
+func (t *tx) endLease(id string) bool {
+	released := releaseLease(t.state.GetPools(), id, string(t.caller.User), service(t.caller))
+	return releaseLease(t.user.GetPools(), id, string(t.caller.User), service(t.caller)) || released
 }
 
 // onlyServices refuses a user, and a service that acts for one.
@@ -134,54 +233,53 @@ func onlyServices(ctx context.Context, what string) error {
 	return nil
 }
 
-// ReleaseLease implements CoordinationService.
-func (m *Manager) ReleaseLease(
-	ctx context.Context, req *coordinationv1.ReleaseLeaseRequest,
-) (*coordinationv1.ReleaseLeaseResponse, error) {
-	return change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.ReleaseLeaseResponse, error) {
-		t.loadUser(t.caller.User)
-		owner := string(t.caller.User)
-		released := releaseLease(t.state.GetPools(), req.GetLeaseId(), owner, service(t.caller))
-		released = releaseLease(t.user.GetPools(), req.GetLeaseId(), owner, service(t.caller)) || released
-		res := &coordinationv1.ReleaseLeaseResponse{Released: released}
-		if !released {
-			return answered(t, res)
+// Report implements CoordinationService.
+func (m *Manager) Report(ctx context.Context, req *coordinationv1.ReportRequest) (*coordinationv1.ReportResponse, error) {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if req.GetSync() != nil {
+		if err := onlyServices(ctx, "report a sync"); err != nil {
+			return nil, err
 		}
-		t.Emit("released")
-		return res, nil
-	})
+	}
+	return change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.ReportResponse, error) {
+		res := &coordinationv1.ReportResponse{Version: t.made()}
+		switch {
+		case req.GetSync() != nil:
+			t.Emit("synced")
+			return res, reportSync(t.state, req.GetSync(), t.ledger.now)
+		case req.GetLive() != nil:
+			t.Emit("live")
+			return res, t.reportLive(req.GetLive())
+		}
+		t.loadUser(caller.User)
+		if t.reportResponse(req, res) {
+			t.Emit("reported")
+			return res, nil
+		}
+		res.Version = t.at()
+		return res, errAnswered
+	}, prefetchGrant(caller, req.GetGrantId())...)
 }
 
-// ReportLimits implements CoordinationService.
-func (m *Manager) ReportLimits(
-	ctx context.Context, req *coordinationv1.ReportLimitsRequest,
-) (*coordinationv1.ReportLimitsResponse, error) {
-	return change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.ReportLimitsResponse, error) {
-		t.loadUser(t.caller.User)
-		d := &demand{operation: req.GetOperation(), users: t.caller.User != ""}
-		if req.GetOperation() == "" {
-			d.only = policyNames(t.config)
-		}
-		o, corrected, paused := t.report(d, req.GetResponse())
-		res := &coordinationv1.ReportLimitsResponse{Observed: o.list(), Ignored: o.ignored, Corrected: corrected}
-		if !o.retryAt.IsZero() {
-			res.RetryAfter = durationpb.New(o.retryAt.Sub(t.ledger.now))
-		}
-		changed := paused || len(corrected) > 0
-		if req.GetCount() {
-			changed = breakerHears(t.breaker(), t.config.GetBreaker(), req.GetBreakerGeneration(), healthOf(o, req.GetResponse()), t.ledger.now) || changed
-		}
-		for _, p := range t.config.GetPolicies() {
-			if d.covers(p) {
-				res.Limits = append(res.Limits, standing(p, t.bucket(p, t.ledger.now), t.ledger.now))
-			}
-		}
-		if !changed {
-			return answered(t, res)
-		}
-		t.Emit("reported")
-		return res, nil
-	})
+// reportResponse corrects the limits by what the provider answered, and tells whether that has changed anything.
+func (t *tx) reportResponse(req *coordinationv1.ReportRequest, res *coordinationv1.ReportResponse) bool {
+	g, counts := t.grant(req.GetGrantId())
+	d := &demand{users: t.caller.User != "" || g.user != "", only: namesOf(t.config.GetPolicies())}
+	if policies, same := t.covered(g); counts && same && len(policies) > 0 {
+		d.only = namesOf(policies)
+	}
+	o, corrected, changed := t.report(d, req.GetResponse())
+	res.Observed, res.Ignored, res.Corrected = o.list(), o.ignored, corrected
+	if !o.retryAt.IsZero() {
+		res.RetryAfter = durationpb.New(o.retryAt.Sub(t.ledger.now))
+	}
+	if counts {
+		changed = breakerHears(t.breaker(), t.config.GetBreaker(), g.generation, healthOf(o, req.GetResponse()), t.ledger.now) || changed
+	}
+	return changed || len(corrected) > 0
 }
 
 // report corrects the limits by what the provider answered; nil says nothing.
@@ -191,9 +289,9 @@ func (t *tx) report(d *demand, r *coordinationv1.ProviderResponse) (o *observed,
 	return o, corrected, paused
 }
 
-func policyNames(c *storev1.ApiConfig) []string {
-	names := make([]string, len(c.GetPolicies()))
-	for i, p := range c.GetPolicies() {
+func namesOf(policies []policy) []string {
+	names := make([]string, len(policies))
+	for i, p := range policies {
 		names[i] = p.GetName()
 	}
 	return names

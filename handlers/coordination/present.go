@@ -16,6 +16,7 @@ import (
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
@@ -23,20 +24,21 @@ import (
 )
 
 // present is an API as a caller may see it.
-func present(
-	api string, s *storev1.ApiState, user *storev1.UserBuckets, caller identity.Identity, now time.Time,
-) *coordinationv1.Api {
+func present(i object.Info, s state, user *storev1.UserBuckets, caller identity.Identity, now time.Time) *coordinationv1.Api {
+	api := string(i.ID)
 	c := configOf(api, s)
 	a := &coordinationv1.Api{
-		Api: api, Config: c, ReadyMade: s.GetConfig() == nil && readyMade(api) != nil, Limits: standings(s, user, c, now),
-		Breaker: s.GetBreaker(), Today: s.GetToday(), Sync: s.GetSync(), LiveSessions: liveSessions(s, now), LiveCounts: s.GetLiveCounts(),
+		Api: api, Owner: string(i.Owner), Version: int64(i.Version),
+		CreateTime: rpc.Timestamp(i.CreateTime), UpdateTime: rpc.Timestamp(i.UpdateTime), ExpireTime: rpc.Timestamp(i.ExpireTime),
+		Config: as[*coordinationv1.ApiConfig](c), ReadyMade: s.GetConfig() == nil && readyMade(api) != nil, Limits: standings(s, user, c, now),
+		Breaker: as[*coordinationv1.Breaker](s.GetBreaker()), Today: as[*coordinationv1.UsageDay](s.GetToday()),
+		LiveSessions: liveSessions(s, now), LiveCounts: as[*coordinationv1.LiveCounts](s.GetLiveCounts()),
 	}
 	if a.GetBreaker() == nil {
-		a.Breaker = &storev1.Breaker{}
+		a.Breaker = &coordinationv1.Breaker{}
 	}
-	if a.GetBreaker().GetStatus() == storev1.BreakerStatus_BREAKER_STATUS_UNSPECIFIED {
-		a.Breaker = proto.CloneOf(a.GetBreaker())
-		a.Breaker.Status = storev1.BreakerStatus_BREAKER_STATUS_CLOSED
+	if a.GetBreaker().GetStatus() == coordinationv1.BreakerStatus_BREAKER_STATUS_UNSPECIFIED {
+		a.Breaker.Status = coordinationv1.BreakerStatus_BREAKER_STATUS_CLOSED
 	}
 	for _, f := range s.GetInFlight() {
 		if now.Before(f.GetExpireTime().AsTime()) {
@@ -46,13 +48,18 @@ func present(
 	for id, l := range s.GetLive() {
 		if mayTouch(caller, l.GetOwner()) && now.Before(l.GetExpireTime().AsTime()) {
 			if a.Live == nil {
-				a.Live = map[string]*storev1.LiveSession{}
+				a.Live = map[string]*coordinationv1.LiveSession{}
 			}
-			a.Live[id] = l
+			a.Live[id] = as[*coordinationv1.LiveSession](l)
 		}
 	}
-	if !service(caller) && a.GetLiveCounts().GetLastFailureTime() != nil { // of whosever session
-		a.LiveCounts = proto.CloneOf(a.GetLiveCounts())
+	for resource, y := range s.GetSync() {
+		if a.Sync == nil {
+			a.Sync = map[string]*coordinationv1.SyncState{}
+		}
+		a.Sync[resource] = as[*coordinationv1.SyncState](y)
+	}
+	if !service(caller) && a.GetLiveCounts() != nil { // of whosever session
 		a.LiveCounts.LastError, a.LiveCounts.LastErrorUser = "", ""
 	}
 	if s.GetPauseUntil().AsTime().After(now) {
@@ -61,26 +68,69 @@ func present(
 	return a
 }
 
-// shown is a row as callers may see it: who knows a begin_id gets its lease.
-func shown(r row) row {
-	if r.GetBeginId() == "" {
-		return r
+// shown is a row as callers may see it.
+func shown(r row) *coordinationv1.Call {
+	c := as[*coordinationv1.Call](r)
+	if c != nil {
+		c.Lease = leaseOf(r)
 	}
-	r = proto.CloneOf(r)
-	r.BeginId = ""
-	return r
+	return c
+}
+
+// leaseOf is the newest lease of a row.
+func leaseOf(r row) *typev1.Lease {
+	return &typev1.Lease{FencingToken: r.GetFencingToken(), Holder: r.GetHolder(), ExpireTime: r.GetLeaseExpireTime()}
 }
 
 func statusWord(r row) string {
-	return strings.ToLower(strings.TrimPrefix(r.GetStatus().String(), "REQUEST_STATUS_"))
+	return strings.ToLower(strings.TrimPrefix(r.GetStatus().String(), "CALL_STATUS_"))
 }
 
-// setMetadata fills in the field metadata, which each reply has.
-func setMetadata(r proto.Message, i object.Info) {
-	m := r.ProtoReflect()
-	if fd := m.Descriptor().Fields().ByName("metadata"); fd != nil {
-		m.Set(fd, protoreflect.ValueOfMessage(rpc.Metadata(i).ProtoReflect()))
+// as copies a message into one of another type that has the same fields: those that both have, by name. Rows and the API have
+// messages of their own, so that neither binds the other. A test finds what one of them has forgotten.
+func as[D proto.Message](m proto.Message) D {
+	var none D
+	src := m.ProtoReflect()
+	if !src.IsValid() {
+		return none
 	}
+	out := none.ProtoReflect().New()
+	convert(out, src)
+	return out.Interface().(D) //nolint:forcetypeassert // New made it of D's type
+}
+
+func convert(dst, src protoreflect.Message) {
+	fields := dst.Descriptor().Fields()
+	src.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		to := fields.ByName(f.Name())
+		switch {
+		case to == nil:
+		case to.IsMap():
+			m := dst.Mutable(to).Map()
+			v.Map().Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
+				m.Set(k, converted(to.MapValue(), v, m.NewValue))
+				return true
+			})
+		case to.IsList():
+			from, l := v.List(), dst.Mutable(to).List()
+			for i := range from.Len() {
+				l.Append(converted(to, from.Get(i), l.NewElement))
+			}
+		default:
+			dst.Set(to, converted(to, v, func() protoreflect.Value { return dst.NewField(to) }))
+		}
+		return true
+	})
+}
+
+// converted is one value: a message of another type is copied, all else is shared.
+func converted(to protoreflect.FieldDescriptor, v protoreflect.Value, fresh func() protoreflect.Value) protoreflect.Value {
+	if to.Message() == nil || to.Message().FullName() == v.Message().Descriptor().FullName() {
+		return v
+	}
+	out := fresh()
+	convert(out.Message(), v.Message())
+	return out
 }
 
 // refuse puts a rule's refusal into the caller's words.
@@ -92,16 +142,21 @@ func refuse(err error) error {
 	case errors.Is(err, errReused):
 		return &problem.Error{
 			Reason:  errorv1.Reason_REASON_REQUEST_ID_REUSED,
-			Message: "this request_id was used for another operation or fingerprint; use a new one for each request",
+			Message: "this key was used for another operation or fingerprint; use a new one for each call",
+		}
+	case errors.Is(err, errGrantUsed):
+		return &problem.Error{
+			Reason:  errorv1.Reason_REASON_REQUEST_ID_REUSED,
+			Message: "this grant_id was used with other permits or cost; use a new one for each grant",
 		}
 	case errors.Is(err, errLeaseLost):
-		return problem.New(errorv1.Reason_REASON_FENCED, "this lease is over and another has been given for the request; get the request to see how it stands")
-	case errors.Is(err, errRequestDone):
-		return problem.New(errorv1.Reason_REASON_ILLEGAL_TRANSITION, "it is settled already what became of the request; get it to see how")
-	case errors.Is(err, errNoRequest):
+		return problem.New(errorv1.Reason_REASON_FENCED, "this lease is over and another has been given for the call; get the call to see how it stands")
+	case errors.Is(err, errCallDone):
+		return problem.New(errorv1.Reason_REASON_ILLEGAL_TRANSITION, "what became of the call is settled already; get it to see how")
+	case errors.Is(err, errNoCall):
 		return object.ErrNotFound // in the words for an API that is not there: neither is told from the other
 	case errors.Is(err, errTooMany):
-		return problem.LimitReached("object", "in_flight", maxInFlight, fmt.Sprintf("%d requests of this API are in flight, the most there may be", maxInFlight), time.Second)
+		return problem.LimitReached("object", "in_flight", maxInFlight, fmt.Sprintf("%d calls of this API are in flight, the most there may be", maxInFlight), time.Second)
 	case errors.Is(err, errFenced):
 		return problem.New(errorv1.Reason_REASON_FENCED, "a newer connection of this session has been reported")
 	case errors.Is(err, errBackwards):
@@ -141,7 +196,7 @@ func policyItem(s *coordinationv1.Standing) string {
 	switch {
 	case s.GetWindow() == nil:
 		b = append(b, `;qu="concurrent-requests"`...)
-	case s.GetUnit() == storev1.Unit_UNIT_COST:
+	case s.GetUnit() == coordinationv1.Unit_UNIT_COST:
 		b = append(b, `;qu="cost"`...) // the draft registers no unit for tokens or points
 	}
 	if s.GetWindow() != nil {

@@ -9,7 +9,7 @@ import (
 )
 
 // readyMade are the configs of the APIs that are there without being configured, or nil. The numbers are those that the
-// providers document, and providers change them: ConfigureApi replaces them.
+// providers document, and providers change them: UpdateApi replaces them.
 func readyMade(api string) *storev1.ApiConfig {
 	switch api {
 	case "codegen":

@@ -69,13 +69,13 @@ func TestRulesLeaveEarlierStatesAlone(t *testing.T) {
 				correct(l.bucketStore, l.config, d, o, true, now)
 			case 6:
 				id := name("r")
-				i := slices.IndexFunc(rows, func(r row) bool { return r.GetRequestId() == id })
+				i := slices.IndexFunc(rows, func(r row) bool { return r.GetKey() == id })
 				var r row
 				if i >= 0 {
 					r = rows[i]
 					rows = slices.Delete(rows, i, i+1)
 				}
-				got, err := l.begin(r, &coordinationv1.BeginRequestRequest{RequestId: id, Operation: "op", Timeout: durationpb.New(time.Second)}, "")
+				got, err := l.begin(r, &coordinationv1.BeginCallRequest{Key: id, Operation: "op", Timeout: durationpb.New(time.Second)}, "")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -90,15 +90,17 @@ func TestRulesLeaveEarlierStatesAlone(t *testing.T) {
 					continue
 				}
 				r := rows[rapid.IntRange(0, len(rows)-1).Draw(t, "row")]
-				if rapid.Bool().Draw(t, "completes") {
-					_, _ = l.complete(r, r.GetLease(), &coordinationv1.CompleteRequestRequest{})
-				} else {
-					_, _ = l.fail(r, r.GetLease(), &coordinationv1.FailRequestRequest{Failure: coordinationv1.Failure_FAILURE_RETRYABLE, NotSent: true})
+				req := &coordinationv1.FinishCallRequest{FencingToken: r.GetFencingToken()}
+				if rapid.Bool().Draw(t, "fails") {
+					req.Result = &coordinationv1.FinishCallRequest_Failed{Failed: &coordinationv1.CallFailure{
+						Failure: coordinationv1.Failure_FAILURE_RETRYABLE, NotSent: true,
+					}}
 				}
+				_, _ = l.finish(r, req)
 			case 8:
-				status := storev1.LiveStatus(rapid.Int32Range(1, 5).Draw(t, "status"))
-				_, _ = reportLive(s, &coordinationv1.ReportLiveRequest{SessionId: name("l"), Epoch: 1, Status: status, Ttl: durationpb.New(5 * time.Second)}, "", now)
-				_, _ = reportSync(s, &coordinationv1.ReportSyncRequest{Resource: name("s"), Sync: &storev1.SyncState{PageCursor: name("c")}}, now)
+				session := &coordinationv1.LiveSession{Epoch: 1, Status: coordinationv1.LiveStatus(rapid.Int32Range(1, 5).Draw(t, "status"))}
+				_ = reportLive(s, &coordinationv1.LiveReport{ProviderSessionId: name("l"), Session: session, Ttl: durationpb.New(5 * time.Second)}, "", now)
+				_ = reportSync(s, &coordinationv1.SyncReport{Resource: name("s"), State: &coordinationv1.SyncState{PageCursor: name("c")}}, now)
 			default:
 				configure("x", s, proto.CloneOf(config))
 			}

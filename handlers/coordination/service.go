@@ -1,7 +1,7 @@
 // Package coordination is the APICoordinator: it stands between a tenant and the APIs that it calls. The ledger sees to
-// it that no request is sent twice (ledger.go), the limits that no more is sent than the provider allows (limit.go,
+// it that no call is sent twice (ledger.go), the limits that no more is sent than the provider allows (limit.go,
 // acquire.go), the breaker that nothing is sent to what is down (breaker.go), and reports that all of it is as the
-// provider sees it (observe.go). An API is one object, so a decision about a request, its limits and the breaker is one
+// provider sees it (observe.go). An API is one object, so a decision about a call, its limits and the breaker is one
 // change, the same for all processes.
 package coordination
 
@@ -25,32 +25,36 @@ import (
 // state is what an API stores.
 type state = *storev1.ApiState
 
+const kindName = "api"
+
 // The collections of an API.
 const (
-	inRequests    = "requests"     // key: the seq
-	inRequestIDs  = "request_ids"  // key: the owner's key and the request id
+	inCalls       = "calls"        // key: the seq
+	inCallKeys    = "call_keys"    // key: the owner's key and the call's
 	inUserBuckets = "user_buckets" // key: the owner's key
 	inUsageDays   = "usage_days"   // key: the date
+	inGrants      = "grants"       // key: the owner's key and a number; see groupKey
 )
 
-// recentRequests stay decoded in the cache of each API in use: what is in flight, as a rule.
-const recentRequests = 32
+// recentCalls stay decoded in the cache of each API in use: what is in flight, as a rule.
+const recentCalls = 32
 
 // Register makes the kind "api" known to the runtime.
 func Register(rt *object.Runtime) *object.Kind[state] {
 	return object.Register(rt, object.KindConfig[state]{
-		Name: "api", SchemaVersion: 1, Users: object.UsersShare, OnTimer: onTimer, Scratch: scratch,
+		Name: kindName, SchemaVersion: 1, Users: object.UsersShare, OnTimer: onTimer, Scratch: scratch,
 		// What was sent since would be sent again.
 		NoRestore: true, NewLife: newLife,
 		Collections: map[string]proto.Message{
-			inRequests:    &storev1.ApiRequest{},
-			inRequestIDs:  &storev1.RequestRef{},
+			inCalls:       &storev1.Call{},
+			inCallKeys:    &storev1.CallRef{},
 			inUserBuckets: &storev1.UserBuckets{},
 			inUsageDays:   &storev1.UsageDay{},
+			inGrants:      &storev1.Grants{},
 		},
-		Recent: inRequests, RecentKeep: recentRequests,
+		Recent: inCalls, RecentKeep: recentCalls,
 		Personal: []object.Personal{
-			{Message: &storev1.ApiRequest{}, User: "owner"},
+			{Message: &storev1.Call{}, User: "owner"},
 			{Message: &storev1.LiveSession{}, User: "owner"},
 			{Message: &storev1.ConcurrencyLease{}, User: "owner"},
 			{Message: &storev1.LiveCounts{}, User: "last_error_user"},
@@ -59,8 +63,12 @@ func Register(rt *object.Runtime) *object.Kind[state] {
 	})
 }
 
-// newLife begins an API whose id had one before: leases of that one's requests are none of this one's.
-func newLife(s state, issued int64) { s.LastSeq = issued }
+// newLife begins an API whose id had one before: leases of that one's calls are none of this one's. A fencing token of that one
+// is good in this one only where the lives began a multiple of 18 minutes apart, to the microsecond or nearly.
+func newLife(s state, issued int64) {
+	const tokens = 1 << 30
+	s.LastSeq, s.TokenBase = issued, int32(issued%tokens)
+}
 
 // Manager serves CoordinationService. It is safe for concurrent use.
 type Manager struct {
@@ -112,7 +120,7 @@ type tx struct {
 
 	api    string
 	caller identity.Identity
-	// key is the caller's in collections; userWas is what the buckets of the user were, where they count.
+	// key is that of the user whose limits count; userWas is what their buckets were, where they count.
 	key     string
 	userWas *storev1.UserBuckets
 }
@@ -156,7 +164,6 @@ func change[R proto.Message](
 			return r, err
 		}
 		t.flush()
-		setMetadata(r, otx.Info())
 		return r, nil
 	}, append(opts, object.Upsert(), object.Shared())...)
 	if errors.Is(err, errAnswered) {
@@ -170,34 +177,43 @@ func change[R proto.Message](
 
 func newTx(otx *object.Tx[state], api string, caller identity.Identity) *tx {
 	t := &tx{Tx: otx, api: api, caller: caller, key: ownerKey(caller.User)}
-	t.bucketStore = bucketStore{state: otx.State(), user: &storev1.UserBuckets{}}
+	t.bucketStore = bucketStore{state: otx.State(), user: inForce(nil, otx.State())}
 	t.config, t.ledger.now = configOf(api, t.bucketStore.state), otx.Now()
 	return t
 }
 
-// answered is the end of a rule that changes nothing: its answer as it is.
-func answered[R proto.Message](t *tx, r R) (R, error) {
-	if t.Exists() {
-		t.Unchanged()
-		i := t.Info()
-		if i.Version != t.Version() { // with a request id, it would be a change
-			i.Version, i.UpdateTime = t.Version(), time.Time{}
-		}
-		setMetadata(r, i)
+// at is the version that the change finds, and made the one that it makes.
+func (t *tx) at() int64 {
+	if !t.Exists() {
+		return 0
 	}
-	return r, errAnswered
+	return int64(t.Version())
 }
+
+func (t *tx) made() int64 { return int64(t.Version()) + 1 }
 
 // loadUser has the buckets of a user at hand, where some policy counts users apart.
 func (t *tx) loadUser(user identity.User) {
-	if user == "" || !countsUsers(t.config) {
+	if user != "" {
+		t.loadKey(ownerKey(user))
+	}
+}
+
+func (t *tx) loadKey(key string) {
+	if !countsUsers(t.config) {
 		return
 	}
-	t.key = ownerKey(user)
-	t.userWas, _ = t.Entry(inUserBuckets, t.key).(*storev1.UserBuckets)
-	if t.userWas != nil {
-		t.user = proto.CloneOf(t.userWas)
+	t.key = key
+	t.userWas, _ = t.Entry(inUserBuckets, key).(*storev1.UserBuckets)
+	t.user = inForce(proto.CloneOf(t.userWas), t.state)
+}
+
+// inForce returns the buckets of a user where they count still, or else new ones.
+func inForce(u *storev1.UserBuckets, s state) *storev1.UserBuckets {
+	if u == nil || u.GetClears() != s.GetClears() {
+		return &storev1.UserBuckets{Clears: s.GetClears()}
 	}
+	return u
 }
 
 func countsUsers(c *storev1.ApiConfig) bool {
@@ -222,31 +238,21 @@ func (t *tx) flush() {
 
 // putRow stages a row of the ledger, and the way to find it.
 func (t *tx) putRow(r row) {
-	t.Put(inRequests, object.SeqKey(r.GetSeq()), r)
-	key := requestKey(identity.User(r.GetOwner()), r.GetRequestId())
-	if ref, _ := t.Entry(inRequestIDs, key).(*storev1.RequestRef); ref.GetSeq() != r.GetSeq() {
-		t.Put(inRequestIDs, key, &storev1.RequestRef{Seq: r.GetSeq()})
+	t.Put(inCalls, object.SeqKey(r.GetSeq()), r)
+	key := callKey(identity.User(r.GetOwner()), r.GetKey())
+	if ref, _ := t.Entry(inCallKeys, key).(*storev1.CallRef); ref.GetSeq() != r.GetSeq() {
+		t.Put(inCallKeys, key, &storev1.CallRef{Seq: r.GetSeq()})
 	}
 }
 
-// find is the row of a user's request, or nil.
-func (t *tx) find(user identity.User, requestID string) row {
-	ref, _ := t.Entry(inRequestIDs, requestKey(user, requestID)).(*storev1.RequestRef)
+// find is the row of a user's call, or nil.
+func (t *tx) find(user identity.User, key string) row {
+	ref, _ := t.Entry(inCallKeys, callKey(user, key)).(*storev1.CallRef)
 	if ref == nil {
 		return nil
 	}
-	r, _ := t.Entry(inRequests, object.SeqKey(ref.GetSeq())).(row)
+	r, _ := t.Entry(inCalls, object.SeqKey(ref.GetSeq())).(row)
 	return r
-}
-
-// leased is the row that a lease is of, where the caller may say how it ended.
-func (t *tx) leased(lease, requestID string) (r row, number int64, err error) {
-	seq, number := parseLease(lease)
-	r, _ = t.Entry(inRequests, object.SeqKey(seq)).(row)
-	if r == nil || r.GetRequestId() != requestID || !mayTouch(t.caller, r.GetOwner()) || forgotten(r, t.config, t.ledger.now) {
-		return nil, 0, errNoRequest
-	}
-	return r, number, nil
 }
 
 func mayTouch(caller identity.Identity, owner string) bool {
@@ -262,4 +268,4 @@ func ownerKey(user identity.User) string {
 	return base32.StdEncoding.EncodeToString(sum[:15])
 }
 
-func requestKey(user identity.User, requestID string) string { return ownerKey(user) + "/" + requestID }
+func callKey(user identity.User, key string) string { return ownerKey(user) + "/" + key }

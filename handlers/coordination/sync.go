@@ -1,7 +1,6 @@
 package coordination
 
 import (
-	"context"
 	"errors"
 	"maps"
 	"time"
@@ -28,16 +27,16 @@ var (
 )
 
 // reportSync notes how far a copy has come. Fields that the report leaves out stay, but for the cursor and the error.
-func reportSync(s *storev1.ApiState, req *coordinationv1.ReportSyncRequest, now time.Time) (*storev1.SyncState, error) {
-	was, is := s.GetSync()[req.GetResource()], req.GetSync()
+func reportSync(s *storev1.ApiState, req *coordinationv1.SyncReport, now time.Time) error {
+	was, is := s.GetSync()[req.GetResource()], as[*storev1.SyncState](req.GetState())
 	if was == nil {
 		if len(s.GetSync()) >= maxResources {
-			return nil, errTooManyResources
+			return errTooManyResources
 		}
 		was = &storev1.SyncState{}
 	}
 	if !req.GetReset_() && is.GetHighWaterMark() != nil && is.GetHighWaterMark().AsTime().Before(was.GetHighWaterMark().AsTime()) {
-		return nil, errBackwards
+		return errBackwards
 	}
 	next := proto.CloneOf(was)
 	if req.GetReset_() {
@@ -45,7 +44,6 @@ func reportSync(s *storev1.ApiState, req *coordinationv1.ReportSyncRequest, now 
 	}
 	if next.LastWebhookTime != nil && is.GetLastWebhookTime() != nil && is.GetLastWebhookTime().AsTime().Before(next.GetLastWebhookTime().AsTime()) {
 		// A webhook that was overtaken: it says nothing about the newest.
-		is = proto.CloneOf(is)
 		is.LastWebhookTime, is.WebhookLag = nil, nil
 	}
 	proto.Merge(next, is)
@@ -57,33 +55,41 @@ func reportSync(s *storev1.ApiState, req *coordinationv1.ReportSyncRequest, now 
 		s.Sync = map[string]*storev1.SyncState{}
 	}
 	s.Sync[req.GetResource()] = next
-	return next, nil
+	return nil
+}
+
+// reportLive notes how a live session stands, for who has it.
+func (t *tx) reportLive(req *coordinationv1.LiveReport) error {
+	l := t.state.GetLive()[req.GetProviderSessionId()]
+	if l != nil && !mayTouch(t.caller, l.GetOwner()) && t.ledger.now.Before(l.GetExpireTime().AsTime()) {
+		return object.ErrNotFound
+	}
+	return reportLive(t.state, req, string(t.caller.User), t.ledger.now)
 }
 
 // reportLive notes how a live session stands. A session that closed is not kept, only counted; one that failed is kept
 // until its time is over, for whoever looks why.
-func reportLive(
-	s *storev1.ApiState, req *coordinationv1.ReportLiveRequest, owner string, now time.Time,
-) (*storev1.LiveSession, error) {
+func reportLive(s *storev1.ApiState, req *coordinationv1.LiveReport, owner string, now time.Time) error {
 	// It is shared with earlier states, and so are the sessions.
 	if s.Live = maps.Clone(s.GetLive()); s.Live == nil {
 		s.Live = map[string]*storev1.LiveSession{}
 	}
 	maps.DeleteFunc(s.GetLive(), func(_ string, l *storev1.LiveSession) bool { return !now.Before(l.GetExpireTime().AsTime()) })
-	l := s.GetLive()[req.GetSessionId()]
-	if req.GetEpoch() < l.GetEpoch() {
-		return nil, errFenced
+	id, is := req.GetProviderSessionId(), as[*storev1.LiveSession](req.GetSession())
+	l := s.GetLive()[id]
+	if is.GetEpoch() < l.GetEpoch() {
+		return errFenced
 	}
 	if s.LiveCounts = proto.CloneOf(s.GetLiveCounts()); s.LiveCounts == nil {
 		s.LiveCounts = &storev1.LiveCounts{}
 	}
 	counts, was := s.GetLiveCounts(), l.GetStatus()
-	if l == nil || req.GetEpoch() > l.GetEpoch() {
+	if l == nil || is.GetEpoch() > l.GetEpoch() {
 		was = storev1.LiveStatus_LIVE_STATUS_UNSPECIFIED
 	}
 	if l == nil {
 		if len(s.GetLive()) >= maxLive {
-			return nil, errTooManyLive
+			return errTooManyLive
 		}
 		l = &storev1.LiveSession{Owner: owner}
 	} else {
@@ -92,18 +98,18 @@ func reportLive(
 	if was == storev1.LiveStatus_LIVE_STATUS_UNSPECIFIED {
 		l.OpenTime, l.GoAwayTime, l.CloseCode, l.Error = stamp(now), nil, 0, ""
 	}
-	l.Status, l.Epoch, l.UpdateTime = req.GetStatus(), req.GetEpoch(), stamp(now)
-	if req.GetModel() != "" {
-		l.Model = req.GetModel()
+	l.Status, l.Epoch, l.UpdateTime = is.GetStatus(), is.GetEpoch(), stamp(now)
+	if is.GetModel() != "" {
+		l.Model = is.GetModel()
 	}
 	ttl := defaultTTL
 	if req.GetTtl() != nil {
 		ttl = req.GetTtl().AsDuration()
 	}
 	l.ExpireTime = stamp(now.Add(ttl))
-	s.Live[req.GetSessionId()] = l
-	first := was != req.GetStatus()
-	switch req.GetStatus() {
+	s.Live[id] = l
+	first := was != is.GetStatus()
+	switch is.GetStatus() {
 	case storev1.LiveStatus_LIVE_STATUS_OPEN:
 		if first {
 			counts.Opened++
@@ -112,22 +118,25 @@ func reportLive(
 		if first {
 			counts.GoAways++
 		}
-		if req.GetTimeLeft() != nil {
+		switch {
+		case req.GetTimeLeft() != nil:
 			l.GoAwayTime = stamp(now.Add(req.GetTimeLeft().AsDuration()))
+		case is.GetGoAwayTime() != nil:
+			l.GoAwayTime = is.GetGoAwayTime()
 		}
 	case storev1.LiveStatus_LIVE_STATUS_CLOSED:
 		counts.Closed++
-		delete(s.Live, req.GetSessionId())
+		delete(s.Live, id)
 	case storev1.LiveStatus_LIVE_STATUS_FAILED:
-		l.CloseCode, l.Error = req.GetCloseCode(), req.GetError()
+		l.CloseCode, l.Error = is.GetCloseCode(), is.GetError()
 		if first {
 			l.Failures++
 			counts.Failed++
 		}
-		counts.LastFailureTime, counts.LastError, counts.LastErrorUser = stamp(now), req.GetError(), l.GetOwner()
+		counts.LastFailureTime, counts.LastError, counts.LastErrorUser = stamp(now), is.GetError(), l.GetOwner()
 	default: // connecting
 	}
-	return l, nil
+	return nil
 }
 
 // liveSessions counts the sessions that are live now.
@@ -138,38 +147,4 @@ func liveSessions(s *storev1.ApiState, now time.Time) (n int32) {
 		}
 	}
 	return n
-}
-
-// ReportSync implements CoordinationService.
-func (m *Manager) ReportSync(
-	ctx context.Context, req *coordinationv1.ReportSyncRequest,
-) (*coordinationv1.ReportSyncResponse, error) {
-	if err := onlyServices(ctx, "report a sync"); err != nil {
-		return nil, err
-	}
-	return change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.ReportSyncResponse, error) {
-		s, err := reportSync(t.state, req, t.ledger.now)
-		if err != nil {
-			return nil, err
-		}
-		t.Emit("synced")
-		return &coordinationv1.ReportSyncResponse{Sync: s}, nil
-	})
-}
-
-// ReportLive implements CoordinationService.
-func (m *Manager) ReportLive(
-	ctx context.Context, req *coordinationv1.ReportLiveRequest,
-) (*coordinationv1.ReportLiveResponse, error) {
-	return change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.ReportLiveResponse, error) {
-		if l := t.state.GetLive()[req.GetSessionId()]; l != nil && !mayTouch(t.caller, l.GetOwner()) && t.ledger.now.Before(l.GetExpireTime().AsTime()) {
-			return nil, object.ErrNotFound
-		}
-		l, err := reportLive(t.state, req, string(t.caller.User), t.ledger.now)
-		if err != nil {
-			return nil, err
-		}
-		t.Emit("live")
-		return &coordinationv1.ReportLiveResponse{Session: l, LiveSessions: liveSessions(t.state, t.ledger.now)}, nil
-	})
 }

@@ -12,14 +12,14 @@ import (
 // leases, windows and retention are read by the clock.
 const (
 	timerLeases    = "leases"    // a lease may have ended
-	timerRetention = "retention" // the oldest request may be forgotten
+	timerRetention = "retention" // the oldest call may be forgotten
 )
 
 // perTimer bounds what one timer does: the entries that it looks at are loaded one after the other.
 const perTimer = 16
 
-// setTimers sees to it that a timer is set for the next lease that ends and for the oldest request. One that is early is
-// left: when it comes it sets itself again. That way most requests set no timer.
+// setTimers sees to it that a timer is set for the next lease that ends and for the oldest call. One that is early is
+// left: when it comes it sets itself again. That way most calls set no timer.
 func (t *tx) setTimers() {
 	var first time.Time
 	for _, f := range t.state.GetInFlight() {
@@ -61,7 +61,7 @@ func (t *tx) endLeases() {
 		}
 	}
 	for _, seq := range ended {
-		r, _ := t.Entry(inRequests, object.SeqKey(seq)).(row)
+		r, _ := t.Entry(inCalls, object.SeqKey(seq)).(row)
 		settled := row(nil)
 		if r != nil {
 			settled = t.settle(r)
@@ -74,7 +74,7 @@ func (t *tx) endLeases() {
 	}
 }
 
-// forget removes the oldest requests that the ledger need not keep any more.
+// forget removes the oldest calls that the ledger need not keep any more.
 func (t *tx) forget() {
 	s := t.state
 	for range perTimer {
@@ -83,18 +83,18 @@ func (t *tx) forget() {
 			return
 		}
 		key := object.SeqKey(s.GetFirstSeq())
-		r, _ := t.Entry(inRequests, key).(row)
+		r, _ := t.Entry(inCalls, key).(row)
 		if r != nil && !forgotten(r, t.config, t.ledger.now) {
 			s.FirstTime = r.GetCreateTime()
 			return
 		}
 		if r != nil {
-			t.DeleteEntry(inRequests, key)
+			t.DeleteEntry(inCalls, key)
 			t.dropInFlight(r.GetSeq())
-			id := requestKey(identity.User(r.GetOwner()), r.GetRequestId())
-			// The id may have been used again since, for a newer request.
-			if ref, _ := t.Entry(inRequestIDs, id).(*storev1.RequestRef); ref.GetSeq() == r.GetSeq() {
-				t.DeleteEntry(inRequestIDs, id)
+			id := callKey(identity.User(r.GetOwner()), r.GetKey())
+			// The key may have been used again since, for a newer call.
+			if ref, _ := t.Entry(inCallKeys, id).(*storev1.CallRef); ref.GetSeq() == r.GetSeq() {
+				t.DeleteEntry(inCallKeys, id)
 			}
 		}
 		s.FirstSeq++

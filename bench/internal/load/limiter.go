@@ -6,7 +6,6 @@ import (
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 )
 
 // Limiter is one client of one API's limits, one request at a time. It is not safe for concurrent use.
@@ -29,9 +28,9 @@ func NewLimiter(t *Target, token, api string) *Limiter {
 func (l *Limiter) Close() { l.caller.close() }
 
 // Configure gives the API its policies.
-func (l *Limiter) Configure(ctx context.Context, c *storev1.ApiConfig) error {
-	_, err := l.caller.call(ctx, coordinationv1connect.CoordinationServiceConfigureApiProcedure,
-		&coordinationv1.ConfigureApiRequest{Api: l.api, Config: c})
+func (l *Limiter) Configure(ctx context.Context, c *coordinationv1.ApiConfig) error {
+	_, err := l.caller.call(ctx, coordinationv1connect.CoordinationServiceUpdateApiProcedure,
+		&coordinationv1.UpdateApiRequest{Api: l.api, Config: c})
 	return err
 }
 
@@ -54,15 +53,16 @@ func (l *Limiter) Acquire(ctx context.Context) error {
 
 // Counted is how many permits the server says that it has granted.
 func (l *Limiter) Counted(ctx context.Context) (permits int64, err error) {
-	body, err := l.caller.call(ctx, coordinationv1connect.CoordinationServiceGetUsageProcedure, &coordinationv1.GetUsageRequest{Api: l.api})
+	body, err := l.caller.call(ctx, coordinationv1connect.CoordinationServiceGetApiProcedure,
+		&coordinationv1.GetApiRequest{Api: l.api, UsageDays: 30})
 	if err != nil {
 		return 0, err
 	}
-	var res coordinationv1.GetUsageResponse
+	var res coordinationv1.GetApiResponse
 	if err := l.codec.decode(body, &res); err != nil {
 		return 0, err
 	}
-	for _, d := range res.GetDays() {
+	for _, d := range res.GetUsage() {
 		permits += d.GetPermits()
 	}
 	return permits, nil

@@ -11,9 +11,8 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
-	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
-	v11 "holdfast/gen/holdfast/object/v1"
-	v1 "holdfast/gen/holdfast/store/coordination/v1"
+	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
+	v1 "holdfast/gen/holdfast/type/v1"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -26,22 +25,22 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Decision is the answer to BeginRequest.
+// Decision is the answer to BeginCall.
 type Decision int32
 
 const (
 	Decision_DECISION_UNSPECIFIED Decision = 0
 	// Send it, now. The lease is yours.
 	Decision_DECISION_PROCEED Decision = 1
-	// It has happened, or failed for good: request has status and outcome.
+	// It has happened, or failed for good: call has status and outcome.
 	Decision_DECISION_DONE Decision = 2
-	// Another is at it: request says who, and until when.
+	// Another is at it: call says who, and until when.
 	Decision_DECISION_IN_FLIGHT Decision = 3
 	// Not now: a limit, the breaker, or its own last failure. Ask again after retry_after.
 	Decision_DECISION_WAIT Decision = 4
-	// Nobody knows whether it happened. Find out with reconcile; never just send it.
+	// Whether it happened is unknown. Find out with reconcile; never just send it.
 	Decision_DECISION_UNKNOWN Decision = 5
-	// The lease to find out is yours: look at the provider. CompleteRequest where it happened, FailRequest with
+	// The lease to find out is yours: look at the provider. FinishCall with completed where it happened, with
 	// FAILURE_RETRYABLE where it certainly did not, with FAILURE_UNKNOWN where that is still open.
 	Decision_DECISION_RECONCILE Decision = 6
 )
@@ -104,7 +103,7 @@ const (
 	WaitReason_WAIT_REASON_LIMIT WaitReason = 1
 	// The breaker is open.
 	WaitReason_WAIT_REASON_BREAKER WaitReason = 2
-	// The request failed before and is not to be sent earlier.
+	// The call failed before and is not to be sent earlier.
 	WaitReason_WAIT_REASON_BACKOFF WaitReason = 3
 	// The provider has asked for silence.
 	WaitReason_WAIT_REASON_PAUSE WaitReason = 4
@@ -215,45 +214,107 @@ func (Failure) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{2}
 }
 
-// Api is how an API stands.
-type Api struct {
+// Clear is what UpdateApi may clear.
+type Clear int32
+
+const (
+	Clear_CLEAR_UNSPECIFIED Clear = 0
+	// The silence that the provider asked for, of the API and of each of the tenant's policies.
+	Clear_CLEAR_PAUSE Clear = 1
+	// The breaker is closed. Calls that began before do not count for it any more.
+	Clear_CLEAR_BREAKER Clear = 2
+	// What has been taken from the limits, of all users, what runs at once included, and what the provider said about them.
+	Clear_CLEAR_LIMITS Clear = 3
+	// The config: back to the ready-made one, or to none. What the same request sets is set after that.
+	Clear_CLEAR_CONFIG Clear = 4
+)
+
+// Enum value maps for Clear.
+var (
+	Clear_name = map[int32]string{
+		0: "CLEAR_UNSPECIFIED",
+		1: "CLEAR_PAUSE",
+		2: "CLEAR_BREAKER",
+		3: "CLEAR_LIMITS",
+		4: "CLEAR_CONFIG",
+	}
+	Clear_value = map[string]int32{
+		"CLEAR_UNSPECIFIED": 0,
+		"CLEAR_PAUSE":       1,
+		"CLEAR_BREAKER":     2,
+		"CLEAR_LIMITS":      3,
+		"CLEAR_CONFIG":      4,
+	}
+)
+
+func (x Clear) Enum() *Clear {
+	p := new(Clear)
+	*p = x
+	return p
+}
+
+func (x Clear) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Clear) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_coordination_v1_service_proto_enumTypes[3].Descriptor()
+}
+
+func (Clear) Type() protoreflect.EnumType {
+	return &file_holdfast_coordination_v1_service_proto_enumTypes[3]
+}
+
+func (x Clear) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Clear.Descriptor instead.
+func (Clear) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{3}
+}
+
+type BeginCallRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Api   string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	// What is in force.
-	Config *v1.ApiConfig `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
-	// The config is the ready-made one.
-	ReadyMade bool `protobuf:"varint,3,opt,name=ready_made,json=readyMade,proto3" json:"ready_made,omitempty"`
-	// The tenant's limits, and the caller's own.
-	Limits  []*Standing `protobuf:"bytes,4,rep,name=limits,proto3" json:"limits,omitempty"`
-	Breaker *v1.Breaker `protobuf:"bytes,5,opt,name=breaker,proto3" json:"breaker,omitempty"`
-	// Requests whose lease runs.
-	InFlight int32                    `protobuf:"varint,6,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
-	Today    *v1.UsageDay             `protobuf:"bytes,7,opt,name=today,proto3" json:"today,omitempty"`
-	Sync     map[string]*v1.SyncState `protobuf:"bytes,8,rep,name=sync,proto3" json:"sync,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Live sessions; of other users' a user sees the count only.
-	Live         map[string]*v1.LiveSession `protobuf:"bytes,9,rep,name=live,proto3" json:"live,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	LiveSessions int32                      `protobuf:"varint,10,opt,name=live_sessions,json=liveSessions,proto3" json:"live_sessions,omitempty"`
-	LiveCounts   *v1.LiveCounts             `protobuf:"bytes,11,opt,name=live_counts,json=liveCounts,proto3" json:"live_counts,omitempty"`
-	// The provider has asked for silence until then.
-	PauseUntil    *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=pause_until,json=pauseUntil,proto3" json:"pause_until,omitempty"`
+	// Names this call of BeginCall: repeated after its answer was lost, it gets the same lease. Unique for each call.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Unset: any. 0: the API must not be in use yet. n: it must be at exactly this version.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	Api       string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	Key       string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	// What kind of call it is, which policies may cover. The tenant sees it in its usage: name a kind, not a thing.
+	Operation string `protobuf:"bytes,5,opt,name=operation,proto3" json:"operation,omitempty"`
+	// A hash of what is sent, so that another call of the same key is told from a retry.
+	Fingerprint string `protobuf:"bytes,6,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// Who asks, for others to see.
+	Holder string `protobuf:"bytes,7,opt,name=holder,proto3" json:"holder,omitempty"`
+	// How long the call may take, its deadline, from now: 100 ms to 1 h; unset: the API's. A duration, because clocks differ.
+	Timeout *durationpb.Duration `protobuf:"bytes,8,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// What it takes from the limits; 0: one permit.
+	Permits int64 `protobuf:"varint,9,opt,name=permits,proto3" json:"permits,omitempty"`
+	Cost    int64 `protobuf:"varint,10,opt,name=cost,proto3" json:"cost,omitempty"`
+	// Where it is unknown what became of the call, take the lease to find out.
+	Reconcile bool `protobuf:"varint,11,opt,name=reconcile,proto3" json:"reconcile,omitempty"`
+	// Whose call, where a service asks about an unknown one to reconcile; empty: the caller's.
+	Owner         string `protobuf:"bytes,12,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Api) Reset() {
-	*x = Api{}
+func (x *BeginCallRequest) Reset() {
+	*x = BeginCallRequest{}
 	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Api) String() string {
+func (x *BeginCallRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Api) ProtoMessage() {}
+func (*BeginCallRequest) ProtoMessage() {}
 
-func (x *Api) ProtoReflect() protoreflect.Message {
+func (x *BeginCallRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -265,376 +326,131 @@ func (x *Api) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Api.ProtoReflect.Descriptor instead.
-func (*Api) Descriptor() ([]byte, []int) {
+// Deprecated: Use BeginCallRequest.ProtoReflect.Descriptor instead.
+func (*BeginCallRequest) Descriptor() ([]byte, []int) {
 	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *Api) GetApi() string {
-	if x != nil {
-		return x.Api
-	}
-	return ""
-}
-
-func (x *Api) GetConfig() *v1.ApiConfig {
-	if x != nil {
-		return x.Config
-	}
-	return nil
-}
-
-func (x *Api) GetReadyMade() bool {
-	if x != nil {
-		return x.ReadyMade
-	}
-	return false
-}
-
-func (x *Api) GetLimits() []*Standing {
-	if x != nil {
-		return x.Limits
-	}
-	return nil
-}
-
-func (x *Api) GetBreaker() *v1.Breaker {
-	if x != nil {
-		return x.Breaker
-	}
-	return nil
-}
-
-func (x *Api) GetInFlight() int32 {
-	if x != nil {
-		return x.InFlight
-	}
-	return 0
-}
-
-func (x *Api) GetToday() *v1.UsageDay {
-	if x != nil {
-		return x.Today
-	}
-	return nil
-}
-
-func (x *Api) GetSync() map[string]*v1.SyncState {
-	if x != nil {
-		return x.Sync
-	}
-	return nil
-}
-
-func (x *Api) GetLive() map[string]*v1.LiveSession {
-	if x != nil {
-		return x.Live
-	}
-	return nil
-}
-
-func (x *Api) GetLiveSessions() int32 {
-	if x != nil {
-		return x.LiveSessions
-	}
-	return 0
-}
-
-func (x *Api) GetLiveCounts() *v1.LiveCounts {
-	if x != nil {
-		return x.LiveCounts
-	}
-	return nil
-}
-
-func (x *Api) GetPauseUntil() *timestamppb.Timestamp {
-	if x != nil {
-		return x.PauseUntil
-	}
-	return nil
-}
-
-// Standing is how far a policy is used up.
-type Standing struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Policy string                 `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
-	Limit  int64                  `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
-	// How many units would pass now.
-	Remaining int64 `protobuf:"varint,3,opt,name=remaining,proto3" json:"remaining,omitempty"`
-	// When all of the limit would be there again.
-	ResetAfter *durationpb.Duration `protobuf:"bytes,4,opt,name=reset_after,json=resetAfter,proto3" json:"reset_after,omitempty"`
-	// Set where this policy refused: when to ask again.
-	RetryAfter *durationpb.Duration `protobuf:"bytes,5,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
-	Refused    bool                 `protobuf:"varint,6,opt,name=refused,proto3" json:"refused,omitempty"`
-	Scope      v1.Scope             `protobuf:"varint,7,opt,name=scope,proto3,enum=holdfast.store.coordination.v1.Scope" json:"scope,omitempty"`
-	Unit       v1.Unit              `protobuf:"varint,8,opt,name=unit,proto3,enum=holdfast.store.coordination.v1.Unit" json:"unit,omitempty"`
-	// The length of the period or of the current window; unset of ALGORITHM_CONCURRENCY.
-	Window        *durationpb.Duration `protobuf:"bytes,9,opt,name=window,proto3" json:"window,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Standing) Reset() {
-	*x = Standing{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Standing) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Standing) ProtoMessage() {}
-
-func (x *Standing) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Standing.ProtoReflect.Descriptor instead.
-func (*Standing) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *Standing) GetPolicy() string {
-	if x != nil {
-		return x.Policy
-	}
-	return ""
-}
-
-func (x *Standing) GetLimit() int64 {
-	if x != nil {
-		return x.Limit
-	}
-	return 0
-}
-
-func (x *Standing) GetRemaining() int64 {
-	if x != nil {
-		return x.Remaining
-	}
-	return 0
-}
-
-func (x *Standing) GetResetAfter() *durationpb.Duration {
-	if x != nil {
-		return x.ResetAfter
-	}
-	return nil
-}
-
-func (x *Standing) GetRetryAfter() *durationpb.Duration {
-	if x != nil {
-		return x.RetryAfter
-	}
-	return nil
-}
-
-func (x *Standing) GetRefused() bool {
-	if x != nil {
-		return x.Refused
-	}
-	return false
-}
-
-func (x *Standing) GetScope() v1.Scope {
-	if x != nil {
-		return x.Scope
-	}
-	return v1.Scope(0)
-}
-
-func (x *Standing) GetUnit() v1.Unit {
-	if x != nil {
-		return x.Unit
-	}
-	return v1.Unit(0)
-}
-
-func (x *Standing) GetWindow() *durationpb.Duration {
-	if x != nil {
-		return x.Window
-	}
-	return nil
-}
-
-type BeginRequestRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Api   string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	// What kind of call it is, which policies may cover. The tenant sees it in its usage: name a kind, not a thing.
-	Operation string `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
-	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// A hash of what is sent, so that another request of the same id is told from a retry.
-	Fingerprint string `protobuf:"bytes,4,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
-	// Who asks, for others to see.
-	Holder string `protobuf:"bytes,5,opt,name=holder,proto3" json:"holder,omitempty"`
-	// Names this call of BeginRequest: repeated after its answer was lost, it gets the same lease. Unique for each call.
-	BeginId string `protobuf:"bytes,6,opt,name=begin_id,json=beginId,proto3" json:"begin_id,omitempty"`
-	// How long the call may take, its deadline, from now: 100 ms to 1 h; unset: the API's. A duration, because clocks differ.
-	Timeout *durationpb.Duration `protobuf:"bytes,7,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// What it takes from the limits; 0: one permit.
-	Permits int64 `protobuf:"varint,8,opt,name=permits,proto3" json:"permits,omitempty"`
-	Cost    int64 `protobuf:"varint,9,opt,name=cost,proto3" json:"cost,omitempty"`
-	// Where it is unknown what became of the request, take the lease to find out.
-	Reconcile bool `protobuf:"varint,10,opt,name=reconcile,proto3" json:"reconcile,omitempty"`
-	// Whose request, where a service asks about an unknown one to reconcile; empty: the caller's.
-	User          string `protobuf:"bytes,11,opt,name=user,proto3" json:"user,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *BeginRequestRequest) Reset() {
-	*x = BeginRequestRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[2]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *BeginRequestRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*BeginRequestRequest) ProtoMessage() {}
-
-func (x *BeginRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[2]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use BeginRequestRequest.ProtoReflect.Descriptor instead.
-func (*BeginRequestRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *BeginRequestRequest) GetApi() string {
-	if x != nil {
-		return x.Api
-	}
-	return ""
-}
-
-func (x *BeginRequestRequest) GetOperation() string {
-	if x != nil {
-		return x.Operation
-	}
-	return ""
-}
-
-func (x *BeginRequestRequest) GetRequestId() string {
+func (x *BeginCallRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
 	}
 	return ""
 }
 
-func (x *BeginRequestRequest) GetFingerprint() string {
+func (x *BeginCallRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *BeginCallRequest) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *BeginCallRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *BeginCallRequest) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *BeginCallRequest) GetFingerprint() string {
 	if x != nil {
 		return x.Fingerprint
 	}
 	return ""
 }
 
-func (x *BeginRequestRequest) GetHolder() string {
+func (x *BeginCallRequest) GetHolder() string {
 	if x != nil {
 		return x.Holder
 	}
 	return ""
 }
 
-func (x *BeginRequestRequest) GetBeginId() string {
-	if x != nil {
-		return x.BeginId
-	}
-	return ""
-}
-
-func (x *BeginRequestRequest) GetTimeout() *durationpb.Duration {
+func (x *BeginCallRequest) GetTimeout() *durationpb.Duration {
 	if x != nil {
 		return x.Timeout
 	}
 	return nil
 }
 
-func (x *BeginRequestRequest) GetPermits() int64 {
+func (x *BeginCallRequest) GetPermits() int64 {
 	if x != nil {
 		return x.Permits
 	}
 	return 0
 }
 
-func (x *BeginRequestRequest) GetCost() int64 {
+func (x *BeginCallRequest) GetCost() int64 {
 	if x != nil {
 		return x.Cost
 	}
 	return 0
 }
 
-func (x *BeginRequestRequest) GetReconcile() bool {
+func (x *BeginCallRequest) GetReconcile() bool {
 	if x != nil {
 		return x.Reconcile
 	}
 	return false
 }
 
-func (x *BeginRequestRequest) GetUser() string {
+func (x *BeginCallRequest) GetOwner() string {
 	if x != nil {
-		return x.User
+		return x.Owner
 	}
 	return ""
 }
 
-type BeginRequestResponse struct {
+type BeginCallResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Decision Decision               `protobuf:"varint,1,opt,name=decision,proto3,enum=holdfast.coordination.v1.Decision" json:"decision,omitempty"`
 	// As the ledger has it; unset where it has none yet.
-	Request *v1.ApiRequest `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
-	// Hand it to CompleteRequest or FailRequest. Only with DECISION_PROCEED and DECISION_RECONCILE.
-	Lease           string                 `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
-	LeaseExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=lease_expire_time,json=leaseExpireTime,proto3" json:"lease_expire_time,omitempty"`
-	// When asking again may help.
-	RetryAfter *durationpb.Duration `protobuf:"bytes,5,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
-	Reason     WaitReason           `protobuf:"varint,6,opt,name=reason,proto3,enum=holdfast.coordination.v1.WaitReason" json:"reason,omitempty"`
-	Limits     []*Standing          `protobuf:"bytes,7,rep,name=limits,proto3" json:"limits,omitempty"`
-	// Send within this time, or FailRequest with not_sent; see Policy.margin. Unset: the lease.
-	SendWithin *durationpb.Duration `protobuf:"bytes,8,opt,name=send_within,json=sendWithin,proto3" json:"send_within,omitempty"`
+	Call *Call `protobuf:"bytes,2,opt,name=call,proto3" json:"call,omitempty"`
+	// Yours, to be named in FinishCall. Only with DECISION_PROCEED and DECISION_RECONCILE.
+	Lease *v1.Lease `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
+	// Send within this time, or FinishCall with not_sent; see Policy.margin. Unset: the lease.
+	SendWithin *durationpb.Duration `protobuf:"bytes,4,opt,name=send_within,json=sendWithin,proto3" json:"send_within,omitempty"`
 	// The lease is the breaker's probe: the one call that shows whether the API is back.
-	Probe         bool          `protobuf:"varint,9,opt,name=probe,proto3" json:"probe,omitempty"`
-	Metadata      *v11.Metadata `protobuf:"bytes,10,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Probe bool `protobuf:"varint,5,opt,name=probe,proto3" json:"probe,omitempty"`
+	// When asking again may help.
+	RetryAfter *durationpb.Duration `protobuf:"bytes,6,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
+	WaitReason WaitReason           `protobuf:"varint,7,opt,name=wait_reason,json=waitReason,proto3,enum=holdfast.coordination.v1.WaitReason" json:"wait_reason,omitempty"`
+	Limits     []*Standing          `protobuf:"bytes,8,rep,name=limits,proto3" json:"limits,omitempty"`
+	// Of the API.
+	Version       int64 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *BeginRequestResponse) Reset() {
-	*x = BeginRequestResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[3]
+func (x *BeginCallResponse) Reset() {
+	*x = BeginCallResponse{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *BeginRequestResponse) String() string {
+func (x *BeginCallResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*BeginRequestResponse) ProtoMessage() {}
+func (*BeginCallResponse) ProtoMessage() {}
 
-func (x *BeginRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[3]
+func (x *BeginCallResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -645,416 +461,113 @@ func (x *BeginRequestResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use BeginRequestResponse.ProtoReflect.Descriptor instead.
-func (*BeginRequestResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{3}
+// Deprecated: Use BeginCallResponse.ProtoReflect.Descriptor instead.
+func (*BeginCallResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *BeginRequestResponse) GetDecision() Decision {
+func (x *BeginCallResponse) GetDecision() Decision {
 	if x != nil {
 		return x.Decision
 	}
 	return Decision_DECISION_UNSPECIFIED
 }
 
-func (x *BeginRequestResponse) GetRequest() *v1.ApiRequest {
+func (x *BeginCallResponse) GetCall() *Call {
 	if x != nil {
-		return x.Request
+		return x.Call
 	}
 	return nil
 }
 
-func (x *BeginRequestResponse) GetLease() string {
+func (x *BeginCallResponse) GetLease() *v1.Lease {
 	if x != nil {
 		return x.Lease
 	}
-	return ""
-}
-
-func (x *BeginRequestResponse) GetLeaseExpireTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.LeaseExpireTime
-	}
 	return nil
 }
 
-func (x *BeginRequestResponse) GetRetryAfter() *durationpb.Duration {
-	if x != nil {
-		return x.RetryAfter
-	}
-	return nil
-}
-
-func (x *BeginRequestResponse) GetReason() WaitReason {
-	if x != nil {
-		return x.Reason
-	}
-	return WaitReason_WAIT_REASON_UNSPECIFIED
-}
-
-func (x *BeginRequestResponse) GetLimits() []*Standing {
-	if x != nil {
-		return x.Limits
-	}
-	return nil
-}
-
-func (x *BeginRequestResponse) GetSendWithin() *durationpb.Duration {
+func (x *BeginCallResponse) GetSendWithin() *durationpb.Duration {
 	if x != nil {
 		return x.SendWithin
 	}
 	return nil
 }
 
-func (x *BeginRequestResponse) GetProbe() bool {
+func (x *BeginCallResponse) GetProbe() bool {
 	if x != nil {
 		return x.Probe
 	}
 	return false
 }
 
-func (x *BeginRequestResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type CompleteRequestRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Api       string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	RequestId string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	Lease     string                 `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
-	Outcome   *v1.Outcome            `protobuf:"bytes,4,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	// What the call did cost, where it was more or less than thought: the limits follow.
-	Cost *int64 `protobuf:"varint,5,opt,name=cost,proto3,oneof" json:"cost,omitempty"`
-	// As for ReportLimits.
-	Response      *ProviderResponse `protobuf:"bytes,6,opt,name=response,proto3" json:"response,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CompleteRequestRequest) Reset() {
-	*x = CompleteRequestRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[4]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CompleteRequestRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CompleteRequestRequest) ProtoMessage() {}
-
-func (x *CompleteRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[4]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CompleteRequestRequest.ProtoReflect.Descriptor instead.
-func (*CompleteRequestRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{4}
-}
-
-func (x *CompleteRequestRequest) GetApi() string {
-	if x != nil {
-		return x.Api
-	}
-	return ""
-}
-
-func (x *CompleteRequestRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *CompleteRequestRequest) GetLease() string {
-	if x != nil {
-		return x.Lease
-	}
-	return ""
-}
-
-func (x *CompleteRequestRequest) GetOutcome() *v1.Outcome {
-	if x != nil {
-		return x.Outcome
-	}
-	return nil
-}
-
-func (x *CompleteRequestRequest) GetCost() int64 {
-	if x != nil && x.Cost != nil {
-		return *x.Cost
-	}
-	return 0
-}
-
-func (x *CompleteRequestRequest) GetResponse() *ProviderResponse {
-	if x != nil {
-		return x.Response
-	}
-	return nil
-}
-
-type CompleteRequestResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Request       *v1.ApiRequest         `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
-	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CompleteRequestResponse) Reset() {
-	*x = CompleteRequestResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[5]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CompleteRequestResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CompleteRequestResponse) ProtoMessage() {}
-
-func (x *CompleteRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[5]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CompleteRequestResponse.ProtoReflect.Descriptor instead.
-func (*CompleteRequestResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{5}
-}
-
-func (x *CompleteRequestResponse) GetRequest() *v1.ApiRequest {
-	if x != nil {
-		return x.Request
-	}
-	return nil
-}
-
-func (x *CompleteRequestResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type FailRequestRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Api       string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	RequestId string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	Lease     string                 `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
-	Failure   Failure                `protobuf:"varint,4,opt,name=failure,proto3,enum=holdfast.coordination.v1.Failure" json:"failure,omitempty"`
-	Outcome   *v1.Outcome            `protobuf:"bytes,5,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	Error     string                 `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
-	// FAILURE_RETRYABLE: not before; at most 31 days.
-	RetryAfter *durationpb.Duration `protobuf:"bytes,7,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
-	// Nothing was sent: what was taken from the limits is given back. Only with FAILURE_RETRYABLE.
-	NotSent bool `protobuf:"varint,8,opt,name=not_sent,json=notSent,proto3" json:"not_sent,omitempty"`
-	// The failure says nothing about whether the API is up, as when it refused for a limit.
-	NotDown bool `protobuf:"varint,9,opt,name=not_down,json=notDown,proto3" json:"not_down,omitempty"`
-	// As for ReportLimits.
-	Response      *ProviderResponse `protobuf:"bytes,10,opt,name=response,proto3" json:"response,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *FailRequestRequest) Reset() {
-	*x = FailRequestRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[6]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *FailRequestRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*FailRequestRequest) ProtoMessage() {}
-
-func (x *FailRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[6]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use FailRequestRequest.ProtoReflect.Descriptor instead.
-func (*FailRequestRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *FailRequestRequest) GetApi() string {
-	if x != nil {
-		return x.Api
-	}
-	return ""
-}
-
-func (x *FailRequestRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *FailRequestRequest) GetLease() string {
-	if x != nil {
-		return x.Lease
-	}
-	return ""
-}
-
-func (x *FailRequestRequest) GetFailure() Failure {
-	if x != nil {
-		return x.Failure
-	}
-	return Failure_FAILURE_UNSPECIFIED
-}
-
-func (x *FailRequestRequest) GetOutcome() *v1.Outcome {
-	if x != nil {
-		return x.Outcome
-	}
-	return nil
-}
-
-func (x *FailRequestRequest) GetError() string {
-	if x != nil {
-		return x.Error
-	}
-	return ""
-}
-
-func (x *FailRequestRequest) GetRetryAfter() *durationpb.Duration {
+func (x *BeginCallResponse) GetRetryAfter() *durationpb.Duration {
 	if x != nil {
 		return x.RetryAfter
 	}
 	return nil
 }
 
-func (x *FailRequestRequest) GetNotSent() bool {
+func (x *BeginCallResponse) GetWaitReason() WaitReason {
 	if x != nil {
-		return x.NotSent
+		return x.WaitReason
 	}
-	return false
+	return WaitReason_WAIT_REASON_UNSPECIFIED
 }
 
-func (x *FailRequestRequest) GetNotDown() bool {
+func (x *BeginCallResponse) GetLimits() []*Standing {
 	if x != nil {
-		return x.NotDown
-	}
-	return false
-}
-
-func (x *FailRequestRequest) GetResponse() *ProviderResponse {
-	if x != nil {
-		return x.Response
+		return x.Limits
 	}
 	return nil
 }
 
-type FailRequestResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Request       *v1.ApiRequest         `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
-	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *FailRequestResponse) Reset() {
-	*x = FailRequestResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[7]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *FailRequestResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*FailRequestResponse) ProtoMessage() {}
-
-func (x *FailRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[7]
+func (x *BeginCallResponse) GetVersion() int64 {
 	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
+		return x.Version
 	}
-	return mi.MessageOf(x)
+	return 0
 }
 
-// Deprecated: Use FailRequestResponse.ProtoReflect.Descriptor instead.
-func (*FailRequestResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{7}
-}
-
-func (x *FailRequestResponse) GetRequest() *v1.ApiRequest {
-	if x != nil {
-		return x.Request
-	}
-	return nil
-}
-
-func (x *FailRequestResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type GetRequestRequest struct {
+type FinishCallRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
-	Api       string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	RequestId string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Whose, where a service asks; empty: the caller's.
-	User          string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Unset: any. 0: the API must not be in use yet. n: it must be at exactly this version.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	Api       string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	Key       string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	// Of the lease that BeginCall gave.
+	FencingToken int32 `protobuf:"varint,5,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	// Types that are valid to be assigned to Result:
+	//
+	//	*FinishCallRequest_Completed
+	//	*FinishCallRequest_Failed
+	Result isFinishCallRequest_Result `protobuf_oneof:"result"`
+	// What the call did cost, where it was more or less than thought: the limits follow.
+	Cost *int64 `protobuf:"varint,8,opt,name=cost,proto3,oneof" json:"cost,omitempty"`
+	// As for Report.
+	Response *ProviderResponse `protobuf:"bytes,9,opt,name=response,proto3" json:"response,omitempty"`
+	// Whose call, where a service ends a user's; empty: the caller's.
+	Owner         string `protobuf:"bytes,10,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *GetRequestRequest) Reset() {
-	*x = GetRequestRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[8]
+func (x *FinishCallRequest) Reset() {
+	*x = FinishCallRequest{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *GetRequestRequest) String() string {
+func (x *FinishCallRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*GetRequestRequest) ProtoMessage() {}
+func (*FinishCallRequest) ProtoMessage() {}
 
-func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[8]
+func (x *FinishCallRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,191 +578,140 @@ func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use GetRequestRequest.ProtoReflect.Descriptor instead.
-func (*GetRequestRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{8}
+// Deprecated: Use FinishCallRequest.ProtoReflect.Descriptor instead.
+func (*FinishCallRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{2}
 }
 
-func (x *GetRequestRequest) GetApi() string {
-	if x != nil {
-		return x.Api
-	}
-	return ""
-}
-
-func (x *GetRequestRequest) GetRequestId() string {
+func (x *FinishCallRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
 	}
 	return ""
 }
 
-func (x *GetRequestRequest) GetUser() string {
-	if x != nil {
-		return x.User
+func (x *FinishCallRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
 	}
-	return ""
+	return 0
 }
 
-type GetRequestResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Request       *v1.ApiRequest         `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
-	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetRequestResponse) Reset() {
-	*x = GetRequestResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[9]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetRequestResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetRequestResponse) ProtoMessage() {}
-
-func (x *GetRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[9]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetRequestResponse.ProtoReflect.Descriptor instead.
-func (*GetRequestResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{9}
-}
-
-func (x *GetRequestResponse) GetRequest() *v1.ApiRequest {
-	if x != nil {
-		return x.Request
-	}
-	return nil
-}
-
-func (x *GetRequestResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type ListRequestsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Api   string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	// Only those of this status; unset: all.
-	Status v1.RequestStatus `protobuf:"varint,2,opt,name=status,proto3,enum=holdfast.store.coordination.v1.RequestStatus" json:"status,omitempty"`
-	// Only those of this operation; empty: all.
-	Operation string `protobuf:"bytes,3,opt,name=operation,proto3" json:"operation,omitempty"`
-	// Only those in front of this seq; 0: from the newest.
-	BeforeSeq int64 `protobuf:"varint,4,opt,name=before_seq,json=beforeSeq,proto3" json:"before_seq,omitempty"`
-	// 1 to 200; 0: 50.
-	PageSize      int32 `protobuf:"varint,5,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListRequestsRequest) Reset() {
-	*x = ListRequestsRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[10]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListRequestsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListRequestsRequest) ProtoMessage() {}
-
-func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[10]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
-func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{10}
-}
-
-func (x *ListRequestsRequest) GetApi() string {
+func (x *FinishCallRequest) GetApi() string {
 	if x != nil {
 		return x.Api
 	}
 	return ""
 }
 
-func (x *ListRequestsRequest) GetStatus() v1.RequestStatus {
+func (x *FinishCallRequest) GetKey() string {
 	if x != nil {
-		return x.Status
-	}
-	return v1.RequestStatus(0)
-}
-
-func (x *ListRequestsRequest) GetOperation() string {
-	if x != nil {
-		return x.Operation
+		return x.Key
 	}
 	return ""
 }
 
-func (x *ListRequestsRequest) GetBeforeSeq() int64 {
+func (x *FinishCallRequest) GetFencingToken() int32 {
 	if x != nil {
-		return x.BeforeSeq
+		return x.FencingToken
 	}
 	return 0
 }
 
-func (x *ListRequestsRequest) GetPageSize() int32 {
+func (x *FinishCallRequest) GetResult() isFinishCallRequest_Result {
 	if x != nil {
-		return x.PageSize
+		return x.Result
+	}
+	return nil
+}
+
+func (x *FinishCallRequest) GetCompleted() *Outcome {
+	if x != nil {
+		if x, ok := x.Result.(*FinishCallRequest_Completed); ok {
+			return x.Completed
+		}
+	}
+	return nil
+}
+
+func (x *FinishCallRequest) GetFailed() *CallFailure {
+	if x != nil {
+		if x, ok := x.Result.(*FinishCallRequest_Failed); ok {
+			return x.Failed
+		}
+	}
+	return nil
+}
+
+func (x *FinishCallRequest) GetCost() int64 {
+	if x != nil && x.Cost != nil {
+		return *x.Cost
 	}
 	return 0
 }
 
-type ListRequestsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Without the bodies of their outcomes; GetRequest has them.
-	Requests []*v1.ApiRequest `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
-	// Where the next page begins: its before_seq. 0 on the last page. A page may have fewer requests than asked for, or
-	// none, and not be the last.
-	NextBeforeSeq int64         `protobuf:"varint,2,opt,name=next_before_seq,json=nextBeforeSeq,proto3" json:"next_before_seq,omitempty"`
-	Metadata      *v11.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+func (x *FinishCallRequest) GetResponse() *ProviderResponse {
+	if x != nil {
+		return x.Response
+	}
+	return nil
+}
+
+func (x *FinishCallRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+type isFinishCallRequest_Result interface {
+	isFinishCallRequest_Result()
+}
+
+type FinishCallRequest_Completed struct {
+	// What the provider answered.
+	Completed *Outcome `protobuf:"bytes,6,opt,name=completed,proto3,oneof"`
+}
+
+type FinishCallRequest_Failed struct {
+	Failed *CallFailure `protobuf:"bytes,7,opt,name=failed,proto3,oneof"`
+}
+
+func (*FinishCallRequest_Completed) isFinishCallRequest_Result() {}
+
+func (*FinishCallRequest_Failed) isFinishCallRequest_Result() {}
+
+// CallFailure is how a call failed.
+type CallFailure struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Failure Failure                `protobuf:"varint,1,opt,name=failure,proto3,enum=holdfast.coordination.v1.Failure" json:"failure,omitempty"`
+	Outcome *Outcome               `protobuf:"bytes,2,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Error   string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	// FAILURE_RETRYABLE: not before; at most 31 days.
+	RetryAfter *durationpb.Duration `protobuf:"bytes,4,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
+	// Nothing was sent: what was taken from the limits is given back. Only with FAILURE_RETRYABLE.
+	NotSent bool `protobuf:"varint,5,opt,name=not_sent,json=notSent,proto3" json:"not_sent,omitempty"`
+	// The failure says nothing about whether the API is up, as when it refused for a limit.
+	NotDown       bool `protobuf:"varint,6,opt,name=not_down,json=notDown,proto3" json:"not_down,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ListRequestsResponse) Reset() {
-	*x = ListRequestsResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[11]
+func (x *CallFailure) Reset() {
+	*x = CallFailure{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ListRequestsResponse) String() string {
+func (x *CallFailure) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ListRequestsResponse) ProtoMessage() {}
+func (*CallFailure) ProtoMessage() {}
 
-func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[11]
+func (x *CallFailure) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1260,28 +722,341 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
-func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{11}
+// Deprecated: Use CallFailure.ProtoReflect.Descriptor instead.
+func (*CallFailure) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{3}
 }
 
-func (x *ListRequestsResponse) GetRequests() []*v1.ApiRequest {
+func (x *CallFailure) GetFailure() Failure {
 	if x != nil {
-		return x.Requests
+		return x.Failure
+	}
+	return Failure_FAILURE_UNSPECIFIED
+}
+
+func (x *CallFailure) GetOutcome() *Outcome {
+	if x != nil {
+		return x.Outcome
 	}
 	return nil
 }
 
-func (x *ListRequestsResponse) GetNextBeforeSeq() int64 {
+func (x *CallFailure) GetError() string {
 	if x != nil {
-		return x.NextBeforeSeq
+		return x.Error
+	}
+	return ""
+}
+
+func (x *CallFailure) GetRetryAfter() *durationpb.Duration {
+	if x != nil {
+		return x.RetryAfter
+	}
+	return nil
+}
+
+func (x *CallFailure) GetNotSent() bool {
+	if x != nil {
+		return x.NotSent
+	}
+	return false
+}
+
+func (x *CallFailure) GetNotDown() bool {
+	if x != nil {
+		return x.NotDown
+	}
+	return false
+}
+
+type FinishCallResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Call  *Call                  `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
+	// Of the API.
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishCallResponse) Reset() {
+	*x = FinishCallResponse{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishCallResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishCallResponse) ProtoMessage() {}
+
+func (x *FinishCallResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishCallResponse.ProtoReflect.Descriptor instead.
+func (*FinishCallResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *FinishCallResponse) GetCall() *Call {
+	if x != nil {
+		return x.Call
+	}
+	return nil
+}
+
+func (x *FinishCallResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
 	}
 	return 0
 }
 
-func (x *ListRequestsResponse) GetMetadata() *v11.Metadata {
+type GetCallRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Api   string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
+	Key   string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// Whose, where a service asks; empty: the caller's.
+	Owner         string `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCallRequest) Reset() {
+	*x = GetCallRequest{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCallRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCallRequest) ProtoMessage() {}
+
+func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[5]
 	if x != nil {
-		return x.Metadata
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCallRequest.ProtoReflect.Descriptor instead.
+func (*GetCallRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *GetCallRequest) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *GetCallRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *GetCallRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+type GetCallResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Call          *Call                  `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCallResponse) Reset() {
+	*x = GetCallResponse{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCallResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCallResponse) ProtoMessage() {}
+
+func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCallResponse.ProtoReflect.Descriptor instead.
+func (*GetCallResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *GetCallResponse) GetCall() *Call {
+	if x != nil {
+		return x.Call
+	}
+	return nil
+}
+
+type ListCallsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 200; 0: 50. A page may have fewer calls, or none, and not be the last.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the last page's next_page_token.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Api       string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	// Only those of these statuses; none: all.
+	Statuses []CallStatus `protobuf:"varint,4,rep,packed,name=statuses,proto3,enum=holdfast.coordination.v1.CallStatus" json:"statuses,omitempty"`
+	// Only those of this operation; empty: all.
+	Operation     string `protobuf:"bytes,5,opt,name=operation,proto3" json:"operation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCallsRequest) Reset() {
+	*x = ListCallsRequest{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCallsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCallsRequest) ProtoMessage() {}
+
+func (x *ListCallsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCallsRequest.ProtoReflect.Descriptor instead.
+func (*ListCallsRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListCallsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListCallsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListCallsRequest) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *ListCallsRequest) GetStatuses() []CallStatus {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
+}
+
+func (x *ListCallsRequest) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+type ListCallsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Without the bodies of their outcomes; GetCall has them.
+	Calls         []*Call `protobuf:"bytes,2,rep,name=calls,proto3" json:"calls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCallsResponse) Reset() {
+	*x = ListCallsResponse{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCallsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCallsResponse) ProtoMessage() {}
+
+func (x *ListCallsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCallsResponse.ProtoReflect.Descriptor instead.
+func (*ListCallsResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListCallsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListCallsResponse) GetCalls() []*Call {
+	if x != nil {
+		return x.Calls
 	}
 	return nil
 }
@@ -1291,25 +1066,25 @@ type AcquireRequest struct {
 	Api       string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
 	Operation string                 `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
 	// SCOPE_USER: the tenant's policies and the user's. SCOPE_TENANT: the tenant's only, for services. Unset: by the caller.
-	Scope v1.Scope `protobuf:"varint,3,opt,name=scope,proto3,enum=holdfast.store.coordination.v1.Scope" json:"scope,omitempty"`
+	Scope Scope `protobuf:"varint,3,opt,name=scope,proto3,enum=holdfast.coordination.v1.Scope" json:"scope,omitempty"`
 	// 0: one.
 	Permits int64 `protobuf:"varint,4,opt,name=permits,proto3" json:"permits,omitempty"`
 	Cost    int64 `protobuf:"varint,5,opt,name=cost,proto3" json:"cost,omitempty"`
 	// Only policies of these names; none: all that cover the operation.
 	Policies []string `protobuf:"bytes,6,rep,name=policies,proto3" json:"policies,omitempty"`
-	// Names the lease where a policy counts what runs at once; empty: the server makes a name. To acquire with the id of a
-	// lease that runs renews it, and takes nothing.
-	LeaseId string `protobuf:"bytes,7,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
+	// The caller's own name for the grant, or that of a grant whose lease is to be renewed; empty: the server names it. The
+	// server remembers about the last 1,000 grants that a caller has named. With other permits or cost than the first time
+	// it is `already_exists`, reason REQUEST_ID_REUSED.
+	GrantId string `protobuf:"bytes,7,opt,name=grant_id,json=grantId,proto3" json:"grant_id,omitempty"`
 	// Takes nothing: tells how things stand.
-	Peek          bool   `protobuf:"varint,8,opt,name=peek,proto3" json:"peek,omitempty"`
-	RequestId     string `protobuf:"bytes,9,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Peek          bool `protobuf:"varint,8,opt,name=peek,proto3" json:"peek,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AcquireRequest) Reset() {
 	*x = AcquireRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +1096,7 @@ func (x *AcquireRequest) String() string {
 func (*AcquireRequest) ProtoMessage() {}
 
 func (x *AcquireRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +1109,7 @@ func (x *AcquireRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcquireRequest.ProtoReflect.Descriptor instead.
 func (*AcquireRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AcquireRequest) GetApi() string {
@@ -1351,11 +1126,11 @@ func (x *AcquireRequest) GetOperation() string {
 	return ""
 }
 
-func (x *AcquireRequest) GetScope() v1.Scope {
+func (x *AcquireRequest) GetScope() Scope {
 	if x != nil {
 		return x.Scope
 	}
-	return v1.Scope(0)
+	return Scope_SCOPE_UNSPECIFIED
 }
 
 func (x *AcquireRequest) GetPermits() int64 {
@@ -1379,9 +1154,9 @@ func (x *AcquireRequest) GetPolicies() []string {
 	return nil
 }
 
-func (x *AcquireRequest) GetLeaseId() string {
+func (x *AcquireRequest) GetGrantId() string {
 	if x != nil {
-		return x.LeaseId
+		return x.GrantId
 	}
 	return ""
 }
@@ -1393,41 +1168,30 @@ func (x *AcquireRequest) GetPeek() bool {
 	return false
 }
 
-func (x *AcquireRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
 type AcquireResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Allowed bool                   `protobuf:"varint,1,opt,name=allowed,proto3" json:"allowed,omitempty"`
-	Limits  []*Standing            `protobuf:"bytes,2,rep,name=limits,proto3" json:"limits,omitempty"`
-	// Of the policy with the least left: how many units remain, and when all are there again.
-	Remaining  int64                `protobuf:"varint,3,opt,name=remaining,proto3" json:"remaining,omitempty"`
-	ResetAfter *durationpb.Duration `protobuf:"bytes,4,opt,name=reset_after,json=resetAfter,proto3" json:"reset_after,omitempty"`
+	// Names what was taken, for Release, Report, and to renew the lease.
+	GrantId string `protobuf:"bytes,2,opt,name=grant_id,json=grantId,proto3" json:"grant_id,omitempty"`
+	// Set where a policy counts what runs at once: release it when done. It has no fencing token.
+	Lease *v1.Lease `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
+	// Call within this time, or release the grant as unused; see Policy.margin. Unset: there is no such limit.
+	SendWithin *durationpb.Duration `protobuf:"bytes,4,opt,name=send_within,json=sendWithin,proto3" json:"send_within,omitempty"`
+	// The call is the breaker's probe. Report how it went.
+	Probe bool `protobuf:"varint,5,opt,name=probe,proto3" json:"probe,omitempty"`
 	// Not allowed: when to ask again.
-	RetryAfter *durationpb.Duration `protobuf:"bytes,5,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
-	Reason     WaitReason           `protobuf:"varint,6,opt,name=reason,proto3,enum=holdfast.coordination.v1.WaitReason" json:"reason,omitempty"`
-	// Release it when done. Set where a policy counts what runs at once.
-	LeaseId         string                 `protobuf:"bytes,7,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
-	LeaseExpireTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=lease_expire_time,json=leaseExpireTime,proto3" json:"lease_expire_time,omitempty"`
-	// Call within this time, or refund; see Policy.margin. Unset: there is no such limit.
-	SendWithin *durationpb.Duration `protobuf:"bytes,9,opt,name=send_within,json=sendWithin,proto3" json:"send_within,omitempty"`
-	// The call is the breaker's probe. Report how it went with breaker_generation.
-	Probe             bool  `protobuf:"varint,10,opt,name=probe,proto3" json:"probe,omitempty"`
-	BreakerGeneration int64 `protobuf:"varint,11,opt,name=breaker_generation,json=breakerGeneration,proto3" json:"breaker_generation,omitempty"`
-	// When it was taken, for Refund.
-	GrantTime     *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=grant_time,json=grantTime,proto3" json:"grant_time,omitempty"`
-	Metadata      *v11.Metadata          `protobuf:"bytes,13,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	RetryAfter *durationpb.Duration `protobuf:"bytes,6,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
+	WaitReason WaitReason           `protobuf:"varint,7,opt,name=wait_reason,json=waitReason,proto3,enum=holdfast.coordination.v1.WaitReason" json:"wait_reason,omitempty"`
+	Limits     []*Standing          `protobuf:"bytes,8,rep,name=limits,proto3" json:"limits,omitempty"`
+	// Of the API.
+	Version       int64 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AcquireResponse) Reset() {
 	*x = AcquireResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1439,7 +1203,7 @@ func (x *AcquireResponse) String() string {
 func (*AcquireResponse) ProtoMessage() {}
 
 func (x *AcquireResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1452,7 +1216,7 @@ func (x *AcquireResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcquireResponse.ProtoReflect.Descriptor instead.
 func (*AcquireResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AcquireResponse) GetAllowed() bool {
@@ -1462,51 +1226,16 @@ func (x *AcquireResponse) GetAllowed() bool {
 	return false
 }
 
-func (x *AcquireResponse) GetLimits() []*Standing {
+func (x *AcquireResponse) GetGrantId() string {
 	if x != nil {
-		return x.Limits
-	}
-	return nil
-}
-
-func (x *AcquireResponse) GetRemaining() int64 {
-	if x != nil {
-		return x.Remaining
-	}
-	return 0
-}
-
-func (x *AcquireResponse) GetResetAfter() *durationpb.Duration {
-	if x != nil {
-		return x.ResetAfter
-	}
-	return nil
-}
-
-func (x *AcquireResponse) GetRetryAfter() *durationpb.Duration {
-	if x != nil {
-		return x.RetryAfter
-	}
-	return nil
-}
-
-func (x *AcquireResponse) GetReason() WaitReason {
-	if x != nil {
-		return x.Reason
-	}
-	return WaitReason_WAIT_REASON_UNSPECIFIED
-}
-
-func (x *AcquireResponse) GetLeaseId() string {
-	if x != nil {
-		return x.LeaseId
+		return x.GrantId
 	}
 	return ""
 }
 
-func (x *AcquireResponse) GetLeaseExpireTime() *timestamppb.Timestamp {
+func (x *AcquireResponse) GetLease() *v1.Lease {
 	if x != nil {
-		return x.LeaseExpireTime
+		return x.Lease
 	}
 	return nil
 }
@@ -1525,552 +1254,60 @@ func (x *AcquireResponse) GetProbe() bool {
 	return false
 }
 
-func (x *AcquireResponse) GetBreakerGeneration() int64 {
-	if x != nil {
-		return x.BreakerGeneration
-	}
-	return 0
-}
-
-func (x *AcquireResponse) GetGrantTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.GrantTime
-	}
-	return nil
-}
-
-func (x *AcquireResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type RefundRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Api       string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	Operation string                 `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
-	// 0: none.
-	Permits int64 `protobuf:"varint,3,opt,name=permits,proto3" json:"permits,omitempty"`
-	Cost    int64 `protobuf:"varint,4,opt,name=cost,proto3" json:"cost,omitempty"`
-	// From whose buckets it was taken; empty: the tenant's only.
-	User string `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
-	// From the AcquireResponse. What cannot be given back exactly is not: a leaky bucket from which somebody has taken
-	// since, a window that is over.
-	GrantTime     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=grant_time,json=grantTime,proto3" json:"grant_time,omitempty"`
-	RequestId     string                 `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RefundRequest) Reset() {
-	*x = RefundRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[14]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RefundRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RefundRequest) ProtoMessage() {}
-
-func (x *RefundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[14]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RefundRequest.ProtoReflect.Descriptor instead.
-func (*RefundRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{14}
-}
-
-func (x *RefundRequest) GetApi() string {
-	if x != nil {
-		return x.Api
-	}
-	return ""
-}
-
-func (x *RefundRequest) GetOperation() string {
-	if x != nil {
-		return x.Operation
-	}
-	return ""
-}
-
-func (x *RefundRequest) GetPermits() int64 {
-	if x != nil {
-		return x.Permits
-	}
-	return 0
-}
-
-func (x *RefundRequest) GetCost() int64 {
-	if x != nil {
-		return x.Cost
-	}
-	return 0
-}
-
-func (x *RefundRequest) GetUser() string {
-	if x != nil {
-		return x.User
-	}
-	return ""
-}
-
-func (x *RefundRequest) GetGrantTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.GrantTime
-	}
-	return nil
-}
-
-func (x *RefundRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-type RefundResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Limits        []*Standing            `protobuf:"bytes,1,rep,name=limits,proto3" json:"limits,omitempty"`
-	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RefundResponse) Reset() {
-	*x = RefundResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[15]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RefundResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RefundResponse) ProtoMessage() {}
-
-func (x *RefundResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[15]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RefundResponse.ProtoReflect.Descriptor instead.
-func (*RefundResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{15}
-}
-
-func (x *RefundResponse) GetLimits() []*Standing {
-	if x != nil {
-		return x.Limits
-	}
-	return nil
-}
-
-func (x *RefundResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type ReleaseLeaseRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Api           string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	LeaseId       string                 `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
-	RequestId     string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReleaseLeaseRequest) Reset() {
-	*x = ReleaseLeaseRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReleaseLeaseRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReleaseLeaseRequest) ProtoMessage() {}
-
-func (x *ReleaseLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReleaseLeaseRequest.ProtoReflect.Descriptor instead.
-func (*ReleaseLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *ReleaseLeaseRequest) GetApi() string {
-	if x != nil {
-		return x.Api
-	}
-	return ""
-}
-
-func (x *ReleaseLeaseRequest) GetLeaseId() string {
-	if x != nil {
-		return x.LeaseId
-	}
-	return ""
-}
-
-func (x *ReleaseLeaseRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-type ReleaseLeaseResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// False where it was over already.
-	Released      bool          `protobuf:"varint,1,opt,name=released,proto3" json:"released,omitempty"`
-	Metadata      *v11.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReleaseLeaseResponse) Reset() {
-	*x = ReleaseLeaseResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReleaseLeaseResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReleaseLeaseResponse) ProtoMessage() {}
-
-func (x *ReleaseLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReleaseLeaseResponse.ProtoReflect.Descriptor instead.
-func (*ReleaseLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{17}
-}
-
-func (x *ReleaseLeaseResponse) GetReleased() bool {
-	if x != nil {
-		return x.Released
-	}
-	return false
-}
-
-func (x *ReleaseLeaseResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-// ProviderResponse is what the provider answered, as far as it tells of limits.
-type ProviderResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// 0: there was no answer.
-	HttpStatus int32 `protobuf:"varint,1,opt,name=http_status,json=httpStatus,proto3" json:"http_status,omitempty"`
-	// Names in any case. Only those about limits matter.
-	Headers map[string]string `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// An error's body, which Linear and Google use to tell of limits; at most 64 KiB.
-	Body          []byte `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ProviderResponse) Reset() {
-	*x = ProviderResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ProviderResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ProviderResponse) ProtoMessage() {}
-
-func (x *ProviderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ProviderResponse.ProtoReflect.Descriptor instead.
-func (*ProviderResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *ProviderResponse) GetHttpStatus() int32 {
-	if x != nil {
-		return x.HttpStatus
-	}
-	return 0
-}
-
-func (x *ProviderResponse) GetHeaders() map[string]string {
-	if x != nil {
-		return x.Headers
-	}
-	return nil
-}
-
-func (x *ProviderResponse) GetBody() []byte {
-	if x != nil {
-		return x.Body
-	}
-	return nil
-}
-
-type ReportLimitsRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Api       string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	Operation string                 `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
-	Response  *ProviderResponse      `protobuf:"bytes,3,opt,name=response,proto3" json:"response,omitempty"`
-	// The breaker counts this call: failed where there was no answer or the status is 500 or more, well otherwise; with
-	// breaker_generation from the AcquireResponse. A 429 says nothing about whether the API is up.
-	Count             bool   `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
-	BreakerGeneration int64  `protobuf:"varint,5,opt,name=breaker_generation,json=breakerGeneration,proto3" json:"breaker_generation,omitempty"`
-	RequestId         string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
-}
-
-func (x *ReportLimitsRequest) Reset() {
-	*x = ReportLimitsRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[19]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReportLimitsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReportLimitsRequest) ProtoMessage() {}
-
-func (x *ReportLimitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[19]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReportLimitsRequest.ProtoReflect.Descriptor instead.
-func (*ReportLimitsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{19}
-}
-
-func (x *ReportLimitsRequest) GetApi() string {
-	if x != nil {
-		return x.Api
-	}
-	return ""
-}
-
-func (x *ReportLimitsRequest) GetOperation() string {
-	if x != nil {
-		return x.Operation
-	}
-	return ""
-}
-
-func (x *ReportLimitsRequest) GetResponse() *ProviderResponse {
-	if x != nil {
-		return x.Response
-	}
-	return nil
-}
-
-func (x *ReportLimitsRequest) GetCount() bool {
-	if x != nil {
-		return x.Count
-	}
-	return false
-}
-
-func (x *ReportLimitsRequest) GetBreakerGeneration() int64 {
-	if x != nil {
-		return x.BreakerGeneration
-	}
-	return 0
-}
-
-func (x *ReportLimitsRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-type ReportLimitsResponse struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Observed []*ObservedLimit       `protobuf:"bytes,1,rep,name=observed,proto3" json:"observed,omitempty"`
-	// When the provider wants to be asked again.
-	RetryAfter *durationpb.Duration `protobuf:"bytes,2,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
-	// Headers that are about limits and were not understood.
-	Ignored []string `protobuf:"bytes,3,rep,name=ignored,proto3" json:"ignored,omitempty"`
-	// The policies that were corrected.
-	Corrected     []string      `protobuf:"bytes,4,rep,name=corrected,proto3" json:"corrected,omitempty"`
-	Limits        []*Standing   `protobuf:"bytes,5,rep,name=limits,proto3" json:"limits,omitempty"`
-	Metadata      *v11.Metadata `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReportLimitsResponse) Reset() {
-	*x = ReportLimitsResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[20]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReportLimitsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReportLimitsResponse) ProtoMessage() {}
-
-func (x *ReportLimitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[20]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReportLimitsResponse.ProtoReflect.Descriptor instead.
-func (*ReportLimitsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{20}
-}
-
-func (x *ReportLimitsResponse) GetObserved() []*ObservedLimit {
-	if x != nil {
-		return x.Observed
-	}
-	return nil
-}
-
-func (x *ReportLimitsResponse) GetRetryAfter() *durationpb.Duration {
+func (x *AcquireResponse) GetRetryAfter() *durationpb.Duration {
 	if x != nil {
 		return x.RetryAfter
 	}
 	return nil
 }
 
-func (x *ReportLimitsResponse) GetIgnored() []string {
+func (x *AcquireResponse) GetWaitReason() WaitReason {
 	if x != nil {
-		return x.Ignored
+		return x.WaitReason
 	}
-	return nil
+	return WaitReason_WAIT_REASON_UNSPECIFIED
 }
 
-func (x *ReportLimitsResponse) GetCorrected() []string {
-	if x != nil {
-		return x.Corrected
-	}
-	return nil
-}
-
-func (x *ReportLimitsResponse) GetLimits() []*Standing {
+func (x *AcquireResponse) GetLimits() []*Standing {
 	if x != nil {
 		return x.Limits
 	}
 	return nil
 }
 
-func (x *ReportLimitsResponse) GetMetadata() *v11.Metadata {
+func (x *AcquireResponse) GetVersion() int64 {
 	if x != nil {
-		return x.Metadata
+		return x.Version
 	}
-	return nil
+	return 0
 }
 
-// ObservedLimit is what the provider said about one of its budgets.
-type ObservedLimit struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the provider calls it, such as requests, tokens or complexity.
-	Dimension     string                 `protobuf:"bytes,1,opt,name=dimension,proto3" json:"dimension,omitempty"`
-	Limit         *int64                 `protobuf:"varint,2,opt,name=limit,proto3,oneof" json:"limit,omitempty"`
-	Remaining     *int64                 `protobuf:"varint,3,opt,name=remaining,proto3,oneof" json:"remaining,omitempty"`
-	ResetTime     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=reset_time,json=resetTime,proto3" json:"reset_time,omitempty"`
+type ReleaseRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Api     string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
+	GrantId string                 `protobuf:"bytes,2,opt,name=grant_id,json=grantId,proto3" json:"grant_id,omitempty"`
+	// Nothing was sent: all that was taken is given back, as far as that is exact. It is not where a leaky bucket has been
+	// taken from since, where a window is over, and where the policies were changed since.
+	Unused        bool `protobuf:"varint,3,opt,name=unused,proto3" json:"unused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ObservedLimit) Reset() {
-	*x = ObservedLimit{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[21]
+func (x *ReleaseRequest) Reset() {
+	*x = ReleaseRequest{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ObservedLimit) String() string {
+func (x *ReleaseRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ObservedLimit) ProtoMessage() {}
+func (*ReleaseRequest) ProtoMessage() {}
 
-func (x *ObservedLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[21]
+func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2081,441 +1318,575 @@ func (x *ObservedLimit) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ObservedLimit.ProtoReflect.Descriptor instead.
-func (*ObservedLimit) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{21}
+// Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{11}
 }
 
-func (x *ObservedLimit) GetDimension() string {
-	if x != nil {
-		return x.Dimension
-	}
-	return ""
-}
-
-func (x *ObservedLimit) GetLimit() int64 {
-	if x != nil && x.Limit != nil {
-		return *x.Limit
-	}
-	return 0
-}
-
-func (x *ObservedLimit) GetRemaining() int64 {
-	if x != nil && x.Remaining != nil {
-		return *x.Remaining
-	}
-	return 0
-}
-
-func (x *ObservedLimit) GetResetTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ResetTime
-	}
-	return nil
-}
-
-type ReportSyncRequest struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Api      string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	Resource string                 `protobuf:"bytes,2,opt,name=resource,proto3" json:"resource,omitempty"`
-	// Unset fields keep what they are, but for page_cursor and error, which are as given.
-	Sync *v1.SyncState `protobuf:"bytes,3,opt,name=sync,proto3" json:"sync,omitempty"`
-	// Start over: the high-water mark is as given, too.
-	Reset_        bool   `protobuf:"varint,4,opt,name=reset,proto3" json:"reset,omitempty"`
-	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReportSyncRequest) Reset() {
-	*x = ReportSyncRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[22]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReportSyncRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReportSyncRequest) ProtoMessage() {}
-
-func (x *ReportSyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[22]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReportSyncRequest.ProtoReflect.Descriptor instead.
-func (*ReportSyncRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{22}
-}
-
-func (x *ReportSyncRequest) GetApi() string {
+func (x *ReleaseRequest) GetApi() string {
 	if x != nil {
 		return x.Api
 	}
 	return ""
 }
 
-func (x *ReportSyncRequest) GetResource() string {
+func (x *ReleaseRequest) GetGrantId() string {
+	if x != nil {
+		return x.GrantId
+	}
+	return ""
+}
+
+func (x *ReleaseRequest) GetUnused() bool {
+	if x != nil {
+		return x.Unused
+	}
+	return false
+}
+
+type ReleaseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False where there was nothing to release: the grant was released before, its lease is over, it is older than the last
+	// grants that the API remembers, or it has no lease and was used.
+	Released bool `protobuf:"varint,1,opt,name=released,proto3" json:"released,omitempty"`
+	// The policies of which the grant took.
+	Limits []*Standing `protobuf:"bytes,2,rep,name=limits,proto3" json:"limits,omitempty"`
+	// Of the API.
+	Version       int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseResponse) Reset() {
+	*x = ReleaseResponse{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseResponse) ProtoMessage() {}
+
+func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ReleaseResponse) GetReleased() bool {
+	if x != nil {
+		return x.Released
+	}
+	return false
+}
+
+func (x *ReleaseResponse) GetLimits() []*Standing {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *ReleaseResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type ReportRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Unset: any. 0: the API must not be in use yet. n: it must be at exactly this version.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	Api       string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	// The grant of the call that response is about. Only the policies that it took from are corrected, and the breaker counts
+	// the call: failed where there was no answer or the status is 500 or more, well otherwise. A 429 says nothing about
+	// whether the API is up. Empty: all policies are corrected, and the breaker counts nothing.
+	GrantId string `protobuf:"bytes,4,opt,name=grant_id,json=grantId,proto3" json:"grant_id,omitempty"`
+	// Types that are valid to be assigned to Report:
+	//
+	//	*ReportRequest_Response
+	//	*ReportRequest_Sync
+	//	*ReportRequest_Live
+	Report        isReportRequest_Report `protobuf_oneof:"report"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportRequest) Reset() {
+	*x = ReportRequest{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportRequest) ProtoMessage() {}
+
+func (x *ReportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
+func (*ReportRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ReportRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *ReportRequest) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetGrantId() string {
+	if x != nil {
+		return x.GrantId
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetReport() isReportRequest_Report {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+func (x *ReportRequest) GetResponse() *ProviderResponse {
+	if x != nil {
+		if x, ok := x.Report.(*ReportRequest_Response); ok {
+			return x.Response
+		}
+	}
+	return nil
+}
+
+func (x *ReportRequest) GetSync() *SyncReport {
+	if x != nil {
+		if x, ok := x.Report.(*ReportRequest_Sync); ok {
+			return x.Sync
+		}
+	}
+	return nil
+}
+
+func (x *ReportRequest) GetLive() *LiveReport {
+	if x != nil {
+		if x, ok := x.Report.(*ReportRequest_Live); ok {
+			return x.Live
+		}
+	}
+	return nil
+}
+
+type isReportRequest_Report interface {
+	isReportRequest_Report()
+}
+
+type ReportRequest_Response struct {
+	Response *ProviderResponse `protobuf:"bytes,5,opt,name=response,proto3,oneof"`
+}
+
+type ReportRequest_Sync struct {
+	Sync *SyncReport `protobuf:"bytes,6,opt,name=sync,proto3,oneof"`
+}
+
+type ReportRequest_Live struct {
+	Live *LiveReport `protobuf:"bytes,7,opt,name=live,proto3,oneof"`
+}
+
+func (*ReportRequest_Response) isReportRequest_Report() {}
+
+func (*ReportRequest_Sync) isReportRequest_Report() {}
+
+func (*ReportRequest_Live) isReportRequest_Report() {}
+
+// SyncReport is how far a copy of the provider's data has come.
+type SyncReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of what, such as issues.
+	Resource string `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	// Unset fields keep what they are, but for page_cursor and error, which are as given.
+	State *SyncState `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	// Start over: the high-water mark is as given, too.
+	Reset_        bool `protobuf:"varint,3,opt,name=reset,proto3" json:"reset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyncReport) Reset() {
+	*x = SyncReport{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyncReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyncReport) ProtoMessage() {}
+
+func (x *SyncReport) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyncReport.ProtoReflect.Descriptor instead.
+func (*SyncReport) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SyncReport) GetResource() string {
 	if x != nil {
 		return x.Resource
 	}
 	return ""
 }
 
-func (x *ReportSyncRequest) GetSync() *v1.SyncState {
-	if x != nil {
-		return x.Sync
-	}
-	return nil
-}
-
-func (x *ReportSyncRequest) GetReset_() bool {
-	if x != nil {
-		return x.Reset_
-	}
-	return false
-}
-
-func (x *ReportSyncRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-type ReportSyncResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sync          *v1.SyncState          `protobuf:"bytes,1,opt,name=sync,proto3" json:"sync,omitempty"`
-	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReportSyncResponse) Reset() {
-	*x = ReportSyncResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[23]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReportSyncResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReportSyncResponse) ProtoMessage() {}
-
-func (x *ReportSyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[23]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReportSyncResponse.ProtoReflect.Descriptor instead.
-func (*ReportSyncResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{23}
-}
-
-func (x *ReportSyncResponse) GetSync() *v1.SyncState {
-	if x != nil {
-		return x.Sync
-	}
-	return nil
-}
-
-func (x *ReportSyncResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type ReportLiveRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Api       string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	SessionId string                 `protobuf:"bytes,2,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	Epoch     int64                  `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Status    v1.LiveStatus          `protobuf:"varint,4,opt,name=status,proto3,enum=holdfast.store.coordination.v1.LiveStatus" json:"status,omitempty"`
-	Model     string                 `protobuf:"bytes,5,opt,name=model,proto3" json:"model,omitempty"`
-	// LIVE_STATUS_GOING_AWAY: what the provider's goAway said.
-	TimeLeft  *durationpb.Duration `protobuf:"bytes,6,opt,name=time_left,json=timeLeft,proto3" json:"time_left,omitempty"`
-	CloseCode int32                `protobuf:"varint,7,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
-	Error     string               `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`
-	// Until the next report: 1 s to 24 h; unset: 15 min.
-	Ttl           *durationpb.Duration `protobuf:"bytes,9,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	RequestId     string               `protobuf:"bytes,10,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReportLiveRequest) Reset() {
-	*x = ReportLiveRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[24]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReportLiveRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReportLiveRequest) ProtoMessage() {}
-
-func (x *ReportLiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[24]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReportLiveRequest.ProtoReflect.Descriptor instead.
-func (*ReportLiveRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{24}
-}
-
-func (x *ReportLiveRequest) GetApi() string {
-	if x != nil {
-		return x.Api
-	}
-	return ""
-}
-
-func (x *ReportLiveRequest) GetSessionId() string {
-	if x != nil {
-		return x.SessionId
-	}
-	return ""
-}
-
-func (x *ReportLiveRequest) GetEpoch() int64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
-func (x *ReportLiveRequest) GetStatus() v1.LiveStatus {
-	if x != nil {
-		return x.Status
-	}
-	return v1.LiveStatus(0)
-}
-
-func (x *ReportLiveRequest) GetModel() string {
-	if x != nil {
-		return x.Model
-	}
-	return ""
-}
-
-func (x *ReportLiveRequest) GetTimeLeft() *durationpb.Duration {
-	if x != nil {
-		return x.TimeLeft
-	}
-	return nil
-}
-
-func (x *ReportLiveRequest) GetCloseCode() int32 {
-	if x != nil {
-		return x.CloseCode
-	}
-	return 0
-}
-
-func (x *ReportLiveRequest) GetError() string {
-	if x != nil {
-		return x.Error
-	}
-	return ""
-}
-
-func (x *ReportLiveRequest) GetTtl() *durationpb.Duration {
-	if x != nil {
-		return x.Ttl
-	}
-	return nil
-}
-
-func (x *ReportLiveRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-type ReportLiveResponse struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Session *v1.LiveSession        `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	// Live sessions of the tenant, now.
-	LiveSessions  int32         `protobuf:"varint,2,opt,name=live_sessions,json=liveSessions,proto3" json:"live_sessions,omitempty"`
-	Metadata      *v11.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReportLiveResponse) Reset() {
-	*x = ReportLiveResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[25]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReportLiveResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReportLiveResponse) ProtoMessage() {}
-
-func (x *ReportLiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[25]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReportLiveResponse.ProtoReflect.Descriptor instead.
-func (*ReportLiveResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{25}
-}
-
-func (x *ReportLiveResponse) GetSession() *v1.LiveSession {
-	if x != nil {
-		return x.Session
-	}
-	return nil
-}
-
-func (x *ReportLiveResponse) GetLiveSessions() int32 {
-	if x != nil {
-		return x.LiveSessions
-	}
-	return 0
-}
-
-func (x *ReportLiveResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type GetApiStateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Api           string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetApiStateRequest) Reset() {
-	*x = GetApiStateRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[26]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetApiStateRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetApiStateRequest) ProtoMessage() {}
-
-func (x *GetApiStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[26]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetApiStateRequest.ProtoReflect.Descriptor instead.
-func (*GetApiStateRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{26}
-}
-
-func (x *GetApiStateRequest) GetApi() string {
-	if x != nil {
-		return x.Api
-	}
-	return ""
-}
-
-type GetApiStateResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	State *Api                   `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
-	// Unset where nobody has used the API yet.
-	Metadata      *v11.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetApiStateResponse) Reset() {
-	*x = GetApiStateResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[27]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetApiStateResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetApiStateResponse) ProtoMessage() {}
-
-func (x *GetApiStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[27]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetApiStateResponse.ProtoReflect.Descriptor instead.
-func (*GetApiStateResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{27}
-}
-
-func (x *GetApiStateResponse) GetState() *Api {
+func (x *SyncReport) GetState() *SyncState {
 	if x != nil {
 		return x.State
 	}
 	return nil
 }
 
-func (x *GetApiStateResponse) GetMetadata() *v11.Metadata {
+func (x *SyncReport) GetReset_() bool {
 	if x != nil {
-		return x.Metadata
+		return x.Reset_
+	}
+	return false
+}
+
+// LiveReport is how a live session stands.
+type LiveReport struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	ProviderSessionId string                 `protobuf:"bytes,1,opt,name=provider_session_id,json=providerSessionId,proto3" json:"provider_session_id,omitempty"`
+	// Its status, epoch, model, go_away_time, close_code and error; the rest is the server's.
+	Session *LiveSession `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	// LIVE_STATUS_GOING_AWAY: what the provider's goAway said, instead of go_away_time: clocks differ.
+	TimeLeft *durationpb.Duration `protobuf:"bytes,3,opt,name=time_left,json=timeLeft,proto3" json:"time_left,omitempty"`
+	// Until the next report: 1 s to 24 h; unset: 15 min.
+	Ttl           *durationpb.Duration `protobuf:"bytes,4,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LiveReport) Reset() {
+	*x = LiveReport{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LiveReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LiveReport) ProtoMessage() {}
+
+func (x *LiveReport) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LiveReport.ProtoReflect.Descriptor instead.
+func (*LiveReport) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *LiveReport) GetProviderSessionId() string {
+	if x != nil {
+		return x.ProviderSessionId
+	}
+	return ""
+}
+
+func (x *LiveReport) GetSession() *LiveSession {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *LiveReport) GetTimeLeft() *durationpb.Duration {
+	if x != nil {
+		return x.TimeLeft
+	}
+	return nil
+}
+
+func (x *LiveReport) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+type ReportResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the provider wants to be asked again.
+	RetryAfter *durationpb.Duration `protobuf:"bytes,1,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
+	Observed   []*ObservedLimit     `protobuf:"bytes,2,rep,name=observed,proto3" json:"observed,omitempty"`
+	// The policies that were corrected.
+	Corrected []string `protobuf:"bytes,3,rep,name=corrected,proto3" json:"corrected,omitempty"`
+	// Headers that are about limits and were not understood.
+	Ignored []string `protobuf:"bytes,4,rep,name=ignored,proto3" json:"ignored,omitempty"`
+	// Of the API.
+	Version       int64 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportResponse) Reset() {
+	*x = ReportResponse{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportResponse) ProtoMessage() {}
+
+func (x *ReportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
+func (*ReportResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ReportResponse) GetRetryAfter() *durationpb.Duration {
+	if x != nil {
+		return x.RetryAfter
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetObserved() []*ObservedLimit {
+	if x != nil {
+		return x.Observed
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetCorrected() []string {
+	if x != nil {
+		return x.Corrected
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetIgnored() []string {
+	if x != nil {
+		return x.Ignored
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type GetApiRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many days of usage a page has, 1 to 200; 0: 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the last page's next_page_token.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Api       string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	// The usage of so many days is returned, today's included; 0: none.
+	UsageDays     int32 `protobuf:"varint,4,opt,name=usage_days,json=usageDays,proto3" json:"usage_days,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetApiRequest) Reset() {
+	*x = GetApiRequest{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetApiRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetApiRequest) ProtoMessage() {}
+
+func (x *GetApiRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetApiRequest.ProtoReflect.Descriptor instead.
+func (*GetApiRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *GetApiRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *GetApiRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *GetApiRequest) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *GetApiRequest) GetUsageDays() int32 {
+	if x != nil {
+		return x.UsageDays
+	}
+	return 0
+}
+
+type GetApiResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the usage; empty on the last page.
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	Api           *Api   `protobuf:"bytes,2,opt,name=api,proto3" json:"api,omitempty"`
+	// Newest first. Days without a call are left out.
+	Usage         []*UsageDay `protobuf:"bytes,3,rep,name=usage,proto3" json:"usage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetApiResponse) Reset() {
+	*x = GetApiResponse{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetApiResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetApiResponse) ProtoMessage() {}
+
+func (x *GetApiResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetApiResponse.ProtoReflect.Descriptor instead.
+func (*GetApiResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GetApiResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *GetApiResponse) GetApi() *Api {
+	if x != nil {
+		return x.Api
+	}
+	return nil
+}
+
+func (x *GetApiResponse) GetUsage() []*UsageDay {
+	if x != nil {
+		return x.Usage
 	}
 	return nil
 }
@@ -2532,7 +1903,7 @@ type ListApisRequest struct {
 
 func (x *ListApisRequest) Reset() {
 	*x = ListApisRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2544,7 +1915,7 @@ func (x *ListApisRequest) String() string {
 func (*ListApisRequest) ProtoMessage() {}
 
 func (x *ListApisRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2557,7 +1928,7 @@ func (x *ListApisRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListApisRequest.ProtoReflect.Descriptor instead.
 func (*ListApisRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListApisRequest) GetPageSize() int32 {
@@ -2576,16 +1947,16 @@ func (x *ListApisRequest) GetPageToken() string {
 
 type ListApisResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Apis  []*Api                 `protobuf:"bytes,1,rep,name=apis,proto3" json:"apis,omitempty"`
 	// Empty on the last page.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	Apis          []*Api `protobuf:"bytes,2,rep,name=apis,proto3" json:"apis,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListApisResponse) Reset() {
 	*x = ListApisResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +1968,7 @@ func (x *ListApisResponse) String() string {
 func (*ListApisResponse) ProtoMessage() {}
 
 func (x *ListApisResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,14 +1981,7 @@ func (x *ListApisResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListApisResponse.ProtoReflect.Descriptor instead.
 func (*ListApisResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{29}
-}
-
-func (x *ListApisResponse) GetApis() []*Api {
-	if x != nil {
-		return x.Apis
-	}
-	return nil
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListApisResponse) GetNextPageToken() string {
@@ -2627,32 +1991,43 @@ func (x *ListApisResponse) GetNextPageToken() string {
 	return ""
 }
 
-type GetUsageRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Api   string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	// 1 to 366; 0: 30.
-	Days int32 `protobuf:"varint,2,opt,name=days,proto3" json:"days,omitempty"`
-	// Only days before this one, such as 2026-01-31; empty: up to today.
-	BeforeDate    string `protobuf:"bytes,3,opt,name=before_date,json=beforeDate,proto3" json:"before_date,omitempty"`
+func (x *ListApisResponse) GetApis() []*Api {
+	if x != nil {
+		return x.Apis
+	}
+	return nil
+}
+
+type UpdateApiRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Unset: any. 0: the API must not be in use yet. n: it must be at exactly this version.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	Api       string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	// Without a mask the fields that are set are set; policies are a whole.
+	Config *ApiConfig `protobuf:"bytes,4,opt,name=config,proto3" json:"config,omitempty"`
+	// Paths of config, such as policies or breaker.open_for: they are replaced, or cleared where config does not have them.
+	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	Clear         []Clear                `protobuf:"varint,6,rep,packed,name=clear,proto3,enum=holdfast.coordination.v1.Clear" json:"clear,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *GetUsageRequest) Reset() {
-	*x = GetUsageRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[30]
+func (x *UpdateApiRequest) Reset() {
+	*x = UpdateApiRequest{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *GetUsageRequest) String() string {
+func (x *UpdateApiRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*GetUsageRequest) ProtoMessage() {}
+func (*UpdateApiRequest) ProtoMessage() {}
 
-func (x *GetUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[30]
+func (x *UpdateApiRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2663,185 +2038,75 @@ func (x *GetUsageRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use GetUsageRequest.ProtoReflect.Descriptor instead.
-func (*GetUsageRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{30}
+// Deprecated: Use UpdateApiRequest.ProtoReflect.Descriptor instead.
+func (*UpdateApiRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{21}
 }
 
-func (x *GetUsageRequest) GetApi() string {
-	if x != nil {
-		return x.Api
-	}
-	return ""
-}
-
-func (x *GetUsageRequest) GetDays() int32 {
-	if x != nil {
-		return x.Days
-	}
-	return 0
-}
-
-func (x *GetUsageRequest) GetBeforeDate() string {
-	if x != nil {
-		return x.BeforeDate
-	}
-	return ""
-}
-
-type GetUsageResponse struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Days     []*v1.UsageDay         `protobuf:"bytes,1,rep,name=days,proto3" json:"days,omitempty"`
-	Metadata *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// True where older days are left out, because the answer would be more than 2 MiB: ask again with before_date set to the
-	// first date of this answer.
-	HasMore       bool `protobuf:"varint,3,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetUsageResponse) Reset() {
-	*x = GetUsageResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[31]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetUsageResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetUsageResponse) ProtoMessage() {}
-
-func (x *GetUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[31]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetUsageResponse.ProtoReflect.Descriptor instead.
-func (*GetUsageResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{31}
-}
-
-func (x *GetUsageResponse) GetDays() []*v1.UsageDay {
-	if x != nil {
-		return x.Days
-	}
-	return nil
-}
-
-func (x *GetUsageResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-func (x *GetUsageResponse) GetHasMore() bool {
-	if x != nil {
-		return x.HasMore
-	}
-	return false
-}
-
-type ConfigureApiRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Api           string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	Config        *v1.ApiConfig          `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
-	RequestId     string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64                  `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ConfigureApiRequest) Reset() {
-	*x = ConfigureApiRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[32]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ConfigureApiRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ConfigureApiRequest) ProtoMessage() {}
-
-func (x *ConfigureApiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[32]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ConfigureApiRequest.ProtoReflect.Descriptor instead.
-func (*ConfigureApiRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{32}
-}
-
-func (x *ConfigureApiRequest) GetApi() string {
-	if x != nil {
-		return x.Api
-	}
-	return ""
-}
-
-func (x *ConfigureApiRequest) GetConfig() *v1.ApiConfig {
-	if x != nil {
-		return x.Config
-	}
-	return nil
-}
-
-func (x *ConfigureApiRequest) GetRequestId() string {
+func (x *UpdateApiRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
 	}
 	return ""
 }
 
-func (x *ConfigureApiRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
+func (x *UpdateApiRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
 	}
 	return 0
 }
 
-type ConfigureApiResponse struct {
+func (x *UpdateApiRequest) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *UpdateApiRequest) GetConfig() *ApiConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *UpdateApiRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+func (x *UpdateApiRequest) GetClear() []Clear {
+	if x != nil {
+		return x.Clear
+	}
+	return nil
+}
+
+type UpdateApiResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	State         *Api                   `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
-	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Api           *Api                   `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ConfigureApiResponse) Reset() {
-	*x = ConfigureApiResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[33]
+func (x *UpdateApiResponse) Reset() {
+	*x = UpdateApiResponse{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ConfigureApiResponse) String() string {
+func (x *UpdateApiResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ConfigureApiResponse) ProtoMessage() {}
+func (*UpdateApiResponse) ProtoMessage() {}
 
-func (x *ConfigureApiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[33]
+func (x *UpdateApiResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2852,21 +2117,14 @@ func (x *ConfigureApiResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ConfigureApiResponse.ProtoReflect.Descriptor instead.
-func (*ConfigureApiResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{33}
+// Deprecated: Use UpdateApiResponse.ProtoReflect.Descriptor instead.
+func (*UpdateApiResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{22}
 }
 
-func (x *ConfigureApiResponse) GetState() *Api {
+func (x *UpdateApiResponse) GetApi() *Api {
 	if x != nil {
-		return x.State
-	}
-	return nil
-}
-
-func (x *ConfigureApiResponse) GetMetadata() *v11.Metadata {
-	if x != nil {
-		return x.Metadata
+		return x.Api
 	}
 	return nil
 }
@@ -2881,7 +2139,7 @@ type WatchApiRequest struct {
 
 func (x *WatchApiRequest) Reset() {
 	*x = WatchApiRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[34]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2893,7 +2151,7 @@ func (x *WatchApiRequest) String() string {
 func (*WatchApiRequest) ProtoMessage() {}
 
 func (x *WatchApiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[34]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2906,7 +2164,7 @@ func (x *WatchApiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchApiRequest.ProtoReflect.Descriptor instead.
 func (*WatchApiRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{34}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchApiRequest) GetApi() string {
@@ -2928,21 +2186,22 @@ type WatchApiResponse struct {
 	Heartbeat bool                   `protobuf:"varint,1,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
 	// A snapshot: forget what came before.
 	Reset_ bool `protobuf:"varint,2,opt,name=reset,proto3" json:"reset,omitempty"`
-	State  *Api `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
-	// The requests that changed, the caller's own or, for a service, all.
-	Requests []*v1.ApiRequest `protobuf:"bytes,4,rep,name=requests,proto3" json:"requests,omitempty"`
-	Metadata *v11.Metadata    `protobuf:"bytes,5,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// True where more follows at once, because it would have been more than 2 MiB in one message. metadata.version is then the
-	// last version of which nothing is missing: a client that is cut off goes on from there. It is 0 while a snapshot is not
+	// Unset in a heartbeat.
+	Api *Api `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	// The calls that changed, the caller's own or, for a service, all.
+	Calls []*Call `protobuf:"bytes,4,rep,name=calls,proto3" json:"calls,omitempty"`
+	// The last version of which nothing is missing: a client that is cut off goes on from there. It is 0 while a snapshot is not
 	// complete.
-	HasMore       bool `protobuf:"varint,6,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
+	Version int64 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
+	// True where more follows at once, because it would have been more than 2 MiB in one message.
+	More          bool `protobuf:"varint,6,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchApiResponse) Reset() {
 	*x = WatchApiResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[35]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2954,7 +2213,7 @@ func (x *WatchApiResponse) String() string {
 func (*WatchApiResponse) ProtoMessage() {}
 
 func (x *WatchApiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[35]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2967,7 +2226,7 @@ func (x *WatchApiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchApiResponse.ProtoReflect.Descriptor instead.
 func (*WatchApiResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{35}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WatchApiResponse) GetHeartbeat() bool {
@@ -2984,30 +2243,30 @@ func (x *WatchApiResponse) GetReset_() bool {
 	return false
 }
 
-func (x *WatchApiResponse) GetState() *Api {
+func (x *WatchApiResponse) GetApi() *Api {
 	if x != nil {
-		return x.State
+		return x.Api
 	}
 	return nil
 }
 
-func (x *WatchApiResponse) GetRequests() []*v1.ApiRequest {
+func (x *WatchApiResponse) GetCalls() []*Call {
 	if x != nil {
-		return x.Requests
+		return x.Calls
 	}
 	return nil
 }
 
-func (x *WatchApiResponse) GetMetadata() *v11.Metadata {
+func (x *WatchApiResponse) GetVersion() int64 {
 	if x != nil {
-		return x.Metadata
+		return x.Version
 	}
-	return nil
+	return 0
 }
 
-func (x *WatchApiResponse) GetHasMore() bool {
+func (x *WatchApiResponse) GetMore() bool {
 	if x != nil {
-		return x.HasMore
+		return x.More
 	}
 	return false
 }
@@ -3016,283 +2275,191 @@ var File_holdfast_coordination_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"&holdfast/coordination/v1/service.proto\x12\x18holdfast.coordination.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fholdfast/object/v1/object.proto\x1a*holdfast/store/coordination/v1/state.proto\"\xc8\x06\n" +
-	"\x03Api\x12\x10\n" +
-	"\x03api\x18\x01 \x01(\tR\x03api\x12A\n" +
-	"\x06config\x18\x02 \x01(\v2).holdfast.store.coordination.v1.ApiConfigR\x06config\x12\x1d\n" +
+	"&holdfast/coordination/v1/service.proto\x12\x18holdfast.coordination.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a+holdfast/coordination/v1/coordination.proto\x1a\x1bholdfast/type/v1/type.proto\"\xaa\x04\n" +
+	"\x10BeginCallRequest\x12'\n" +
 	"\n" +
-	"ready_made\x18\x03 \x01(\bR\treadyMade\x12:\n" +
-	"\x06limits\x18\x04 \x03(\v2\".holdfast.coordination.v1.StandingR\x06limits\x12A\n" +
-	"\abreaker\x18\x05 \x01(\v2'.holdfast.store.coordination.v1.BreakerR\abreaker\x12\x1b\n" +
-	"\tin_flight\x18\x06 \x01(\x05R\binFlight\x12>\n" +
-	"\x05today\x18\a \x01(\v2(.holdfast.store.coordination.v1.UsageDayR\x05today\x12;\n" +
-	"\x04sync\x18\b \x03(\v2'.holdfast.coordination.v1.Api.SyncEntryR\x04sync\x12;\n" +
-	"\x04live\x18\t \x03(\v2'.holdfast.coordination.v1.Api.LiveEntryR\x04live\x12#\n" +
-	"\rlive_sessions\x18\n" +
-	" \x01(\x05R\fliveSessions\x12K\n" +
-	"\vlive_counts\x18\v \x01(\v2*.holdfast.store.coordination.v1.LiveCountsR\n" +
-	"liveCounts\x12;\n" +
-	"\vpause_until\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"pauseUntil\x1ab\n" +
-	"\tSyncEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12?\n" +
-	"\x05value\x18\x02 \x01(\v2).holdfast.store.coordination.v1.SyncStateR\x05value:\x028\x01\x1ad\n" +
-	"\tLiveEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12A\n" +
-	"\x05value\x18\x02 \x01(\v2+.holdfast.store.coordination.v1.LiveSessionR\x05value:\x028\x01\"\x92\x03\n" +
-	"\bStanding\x12\x16\n" +
-	"\x06policy\x18\x01 \x01(\tR\x06policy\x12\x14\n" +
-	"\x05limit\x18\x02 \x01(\x03R\x05limit\x12\x1c\n" +
-	"\tremaining\x18\x03 \x01(\x03R\tremaining\x12:\n" +
-	"\vreset_after\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"resetAfter\x12:\n" +
-	"\vretry_after\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"retryAfter\x12\x18\n" +
-	"\arefused\x18\x06 \x01(\bR\arefused\x12;\n" +
-	"\x05scope\x18\a \x01(\x0e2%.holdfast.store.coordination.v1.ScopeR\x05scope\x128\n" +
-	"\x04unit\x18\b \x01(\x0e2$.holdfast.store.coordination.v1.UnitR\x04unit\x121\n" +
-	"\x06window\x18\t \x01(\v2\x19.google.protobuf.DurationR\x06window\"\xf8\x03\n" +
-	"\x13BeginRequestRequest\x12.\n" +
-	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12@\n" +
-	"\toperation\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[A-Za-z0-9._:/* -]{1,128}$R\toperation\x12)\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\n" +
-	"\xbaH\ar\x05 \x01(\x80\x01R\trequestId\x12*\n" +
-	"\vfingerprint\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\vfingerprint\x12 \n" +
-	"\x06holder\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x06holder\x12#\n" +
-	"\bbegin_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\abeginId\x12G\n" +
-	"\atimeout\x18\a \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\atimeout\x12(\n" +
-	"\apermits\x18\b \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00R\apermits\x12\"\n" +
-	"\x04cost\x18\t \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00R\x04cost\x12\x1c\n" +
-	"\treconcile\x18\n" +
-	" \x01(\bR\treconcile\x12\x1c\n" +
-	"\x04user\x18\v \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\"\xbc\x04\n" +
-	"\x14BeginRequestResponse\x12>\n" +
-	"\bdecision\x18\x01 \x01(\x0e2\".holdfast.coordination.v1.DecisionR\bdecision\x12D\n" +
-	"\arequest\x18\x02 \x01(\v2*.holdfast.store.coordination.v1.ApiRequestR\arequest\x12\x14\n" +
-	"\x05lease\x18\x03 \x01(\tR\x05lease\x12F\n" +
-	"\x11lease_expire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x0fleaseExpireTime\x12:\n" +
-	"\vretry_after\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"retryAfter\x12<\n" +
-	"\x06reason\x18\x06 \x01(\x0e2$.holdfast.coordination.v1.WaitReasonR\x06reason\x12:\n" +
-	"\x06limits\x18\a \x03(\v2\".holdfast.coordination.v1.StandingR\x06limits\x12:\n" +
-	"\vsend_within\x18\b \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12.\n" +
+	"\x03api\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12\x1c\n" +
+	"\x03key\x18\x04 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\x80\x01R\x03key\x12@\n" +
+	"\toperation\x18\x05 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[A-Za-z0-9._:/* -]{1,128}$R\toperation\x12*\n" +
+	"\vfingerprint\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\vfingerprint\x12 \n" +
+	"\x06holder\x18\a \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x06holder\x12G\n" +
+	"\atimeout\x18\b \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\atimeout\x12(\n" +
+	"\apermits\x18\t \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00R\apermits\x12\"\n" +
+	"\x04cost\x18\n" +
+	" \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00R\x04cost\x12\x1c\n" +
+	"\treconcile\x18\v \x01(\bR\treconcile\x12\x1e\n" +
+	"\x05owner\x18\f \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05ownerB\r\n" +
+	"\v_if_version\"\xe1\x03\n" +
+	"\x11BeginCallResponse\x12>\n" +
+	"\bdecision\x18\x01 \x01(\x0e2\".holdfast.coordination.v1.DecisionR\bdecision\x122\n" +
+	"\x04call\x18\x02 \x01(\v2\x1e.holdfast.coordination.v1.CallR\x04call\x12-\n" +
+	"\x05lease\x18\x03 \x01(\v2\x17.holdfast.type.v1.LeaseR\x05lease\x12:\n" +
+	"\vsend_within\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"sendWithin\x12\x14\n" +
-	"\x05probe\x18\t \x01(\bR\x05probe\x128\n" +
-	"\bmetadata\x18\n" +
-	" \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xea\x02\n" +
-	"\x16CompleteRequestRequest\x12.\n" +
-	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12)\n" +
+	"\x05probe\x18\x05 \x01(\bR\x05probe\x12:\n" +
+	"\vretry_after\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"retryAfter\x12E\n" +
+	"\vwait_reason\x18\a \x01(\x0e2$.holdfast.coordination.v1.WaitReasonR\n" +
+	"waitReason\x12:\n" +
+	"\x06limits\x18\b \x03(\v2\".holdfast.coordination.v1.StandingR\x06limits\x12\x18\n" +
+	"\aversion\x18\t \x01(\x03R\aversion\"\xa3\x04\n" +
+	"\x11FinishCallRequest\x12'\n" +
 	"\n" +
-	"request_id\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05 \x01(\x80\x01R\trequestId\x128\n" +
-	"\x05lease\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[0-9]{1,18}[.][0-9]{1,18}$R\x05lease\x12A\n" +
-	"\aoutcome\x18\x04 \x01(\v2'.holdfast.store.coordination.v1.OutcomeR\aoutcome\x12'\n" +
-	"\x04cost\x18\x05 \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00H\x00R\x04cost\x88\x01\x01\x12F\n" +
-	"\bresponse\x18\x06 \x01(\v2*.holdfast.coordination.v1.ProviderResponseR\bresponseB\a\n" +
-	"\x05_cost\"\x99\x01\n" +
-	"\x17CompleteRequestResponse\x12D\n" +
-	"\arequest\x18\x01 \x01(\v2*.holdfast.store.coordination.v1.ApiRequestR\arequest\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa0\x04\n" +
-	"\x12FailRequestRequest\x12.\n" +
-	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12)\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"request_id\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05 \x01(\x80\x01R\trequestId\x128\n" +
-	"\x05lease\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[0-9]{1,18}[.][0-9]{1,18}$R\x05lease\x12G\n" +
-	"\afailure\x18\x04 \x01(\x0e2!.holdfast.coordination.v1.FailureB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\afailure\x12A\n" +
-	"\aoutcome\x18\x05 \x01(\v2'.holdfast.store.coordination.v1.OutcomeR\aoutcome\x12\x1e\n" +
-	"\x05error\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05error\x12K\n" +
-	"\vretry_after\x18\a \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xbd\xa3\x012\x00R\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x01R\tifVersion\x88\x01\x01\x12.\n" +
+	"\x03api\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12\x1c\n" +
+	"\x03key\x18\x04 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\x80\x01R\x03key\x12,\n" +
+	"\rfencing_token\x18\x05 \x01(\x05B\a\xbaH\x04\x1a\x02(\x01R\ffencingToken\x12A\n" +
+	"\tcompleted\x18\x06 \x01(\v2!.holdfast.coordination.v1.OutcomeH\x00R\tcompleted\x12?\n" +
+	"\x06failed\x18\a \x01(\v2%.holdfast.coordination.v1.CallFailureH\x00R\x06failed\x12'\n" +
+	"\x04cost\x18\b \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00H\x02R\x04cost\x88\x01\x01\x12F\n" +
+	"\bresponse\x18\t \x01(\v2*.holdfast.coordination.v1.ProviderResponseR\bresponse\x12\x1e\n" +
+	"\x05owner\x18\n" +
+	" \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05ownerB\x0f\n" +
+	"\x06result\x12\x05\xbaH\x02\b\x01B\r\n" +
+	"\v_if_versionB\a\n" +
+	"\x05_cost\"\xb6\x02\n" +
+	"\vCallFailure\x12G\n" +
+	"\afailure\x18\x01 \x01(\x0e2!.holdfast.coordination.v1.FailureB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\afailure\x12;\n" +
+	"\aoutcome\x18\x02 \x01(\v2!.holdfast.coordination.v1.OutcomeR\aoutcome\x12\x1e\n" +
+	"\x05error\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05error\x12K\n" +
+	"\vretry_after\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xbd\xa3\x012\x00R\n" +
 	"retryAfter\x12\x19\n" +
-	"\bnot_sent\x18\b \x01(\bR\anotSent\x12\x19\n" +
-	"\bnot_down\x18\t \x01(\bR\anotDown\x12F\n" +
-	"\bresponse\x18\n" +
-	" \x01(\v2*.holdfast.coordination.v1.ProviderResponseR\bresponse\"\x95\x01\n" +
-	"\x13FailRequestResponse\x12D\n" +
-	"\arequest\x18\x01 \x01(\v2*.holdfast.store.coordination.v1.ApiRequestR\arequest\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x8c\x01\n" +
-	"\x11GetRequestRequest\x12.\n" +
-	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12)\n" +
+	"\bnot_sent\x18\x05 \x01(\bR\anotSent\x12\x19\n" +
+	"\bnot_down\x18\x06 \x01(\bR\anotDown\"b\n" +
+	"\x12FinishCallResponse\x122\n" +
+	"\x04call\x18\x01 \x01(\v2\x1e.holdfast.coordination.v1.CallR\x04call\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"~\n" +
+	"\x0eGetCallRequest\x12.\n" +
+	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12\x1c\n" +
+	"\x03key\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\x80\x01R\x03key\x12\x1e\n" +
+	"\x05owner\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05owner\"E\n" +
+	"\x0fGetCallResponse\x122\n" +
+	"\x04call\x18\x01 \x01(\v2\x1e.holdfast.coordination.v1.CallR\x04call\"\x91\x02\n" +
+	"\x10ListCallsRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"request_id\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05 \x01(\x80\x01R\trequestId\x12\x1c\n" +
-	"\x04user\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\"\x94\x01\n" +
-	"\x12GetRequestResponse\x12D\n" +
-	"\arequest\x18\x01 \x01(\v2*.holdfast.store.coordination.v1.ApiRequestR\arequest\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x8f\x02\n" +
-	"\x13ListRequestsRequest\x12.\n" +
-	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12O\n" +
-	"\x06status\x18\x02 \x01(\x0e2-.holdfast.store.coordination.v1.RequestStatusB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06status\x12&\n" +
-	"\toperation\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\toperation\x12&\n" +
-	"\n" +
-	"before_seq\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tbeforeSeq\x12'\n" +
-	"\tpage_size\x18\x05 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xc0\x01\n" +
-	"\x14ListRequestsResponse\x12F\n" +
-	"\brequests\x18\x01 \x03(\v2*.holdfast.store.coordination.v1.ApiRequestR\brequests\x12&\n" +
-	"\x0fnext_before_seq\x18\x02 \x01(\x03R\rnextBeforeSeq\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd2\x03\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12.\n" +
+	"\x03api\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12S\n" +
+	"\bstatuses\x18\x04 \x03(\x0e2$.holdfast.coordination.v1.CallStatusB\x11\xbaH\x0e\x92\x01\v\x10\x10\"\a\x82\x01\x04\x10\x01 \x00R\bstatuses\x12&\n" +
+	"\toperation\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\toperation\"q\n" +
+	"\x11ListCallsResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x124\n" +
+	"\x05calls\x18\x02 \x03(\v2\x1e.holdfast.coordination.v1.CallR\x05calls\"\xa4\x03\n" +
 	"\x0eAcquireRequest\x12.\n" +
 	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12@\n" +
-	"\toperation\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[A-Za-z0-9._:/* -]{0,128}$R\toperation\x12E\n" +
-	"\x05scope\x18\x03 \x01(\x0e2%.holdfast.store.coordination.v1.ScopeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05scope\x12(\n" +
+	"\toperation\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[A-Za-z0-9._:/* -]{0,128}$R\toperation\x12?\n" +
+	"\x05scope\x18\x03 \x01(\x0e2\x1f.holdfast.coordination.v1.ScopeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05scope\x12(\n" +
 	"\apermits\x18\x04 \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00R\apermits\x12\"\n" +
 	"\x04cost\x18\x05 \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00R\x04cost\x12A\n" +
 	"\bpolicies\x18\x06 \x03(\tB%\xbaH\"\x92\x01\x1f\x10 \"\x1br\x192\x17^[A-Za-z0-9._:-]{1,64}$R\bpolicies\x12:\n" +
-	"\blease_id\x18\a \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\aleaseId\x12\x12\n" +
-	"\x04peek\x18\b \x01(\bR\x04peek\x12&\n" +
-	"\n" +
-	"request_id\x18\t \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\"\x94\x05\n" +
+	"\bgrant_id\x18\a \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\agrantId\x12\x12\n" +
+	"\x04peek\x18\b \x01(\bR\x04peek\"\xa0\x03\n" +
 	"\x0fAcquireResponse\x12\x18\n" +
-	"\aallowed\x18\x01 \x01(\bR\aallowed\x12:\n" +
-	"\x06limits\x18\x02 \x03(\v2\".holdfast.coordination.v1.StandingR\x06limits\x12\x1c\n" +
-	"\tremaining\x18\x03 \x01(\x03R\tremaining\x12:\n" +
-	"\vreset_after\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"resetAfter\x12:\n" +
-	"\vretry_after\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"retryAfter\x12<\n" +
-	"\x06reason\x18\x06 \x01(\x0e2$.holdfast.coordination.v1.WaitReasonR\x06reason\x12\x19\n" +
-	"\blease_id\x18\a \x01(\tR\aleaseId\x12F\n" +
-	"\x11lease_expire_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x0fleaseExpireTime\x12:\n" +
-	"\vsend_within\x18\t \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"\aallowed\x18\x01 \x01(\bR\aallowed\x12\x19\n" +
+	"\bgrant_id\x18\x02 \x01(\tR\agrantId\x12-\n" +
+	"\x05lease\x18\x03 \x01(\v2\x17.holdfast.type.v1.LeaseR\x05lease\x12:\n" +
+	"\vsend_within\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"sendWithin\x12\x14\n" +
-	"\x05probe\x18\n" +
-	" \x01(\bR\x05probe\x12-\n" +
-	"\x12breaker_generation\x18\v \x01(\x03R\x11breakerGeneration\x129\n" +
-	"\n" +
-	"grant_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tgrantTime\x128\n" +
-	"\bmetadata\x18\r \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd8\x02\n" +
-	"\rRefundRequest\x12.\n" +
-	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12@\n" +
-	"\toperation\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[A-Za-z0-9._:/* -]{0,128}$R\toperation\x12(\n" +
-	"\apermits\x18\x03 \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00R\apermits\x12\"\n" +
-	"\x04cost\x18\x04 \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x00R\x04cost\x12\x1c\n" +
-	"\x04user\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\x12A\n" +
-	"\n" +
-	"grant_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\tgrantTime\x12&\n" +
-	"\n" +
-	"request_id\x18\a \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\"\x86\x01\n" +
-	"\x0eRefundResponse\x12:\n" +
-	"\x06limits\x18\x01 \x03(\v2\".holdfast.coordination.v1.StandingR\x06limits\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa6\x01\n" +
-	"\x13ReleaseLeaseRequest\x12.\n" +
-	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x127\n" +
-	"\blease_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\aleaseId\x12&\n" +
-	"\n" +
-	"request_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\"l\n" +
-	"\x14ReleaseLeaseResponse\x12\x1a\n" +
-	"\breleased\x18\x01 \x01(\bR\breleased\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x88\x02\n" +
-	"\x10ProviderResponse\x12+\n" +
-	"\vhttp_status\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe7\a(\x00R\n" +
-	"httpStatus\x12l\n" +
-	"\aheaders\x18\x02 \x03(\v27.holdfast.coordination.v1.ProviderResponse.HeadersEntryB\x19\xbaH\x16\x9a\x01\x13\x10\x80\x01\"\ar\x05 \x01(\x80\x01*\x05r\x03(\x80 R\aheaders\x12\x1d\n" +
-	"\x04body\x18\x03 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04R\x04body\x1a:\n" +
-	"\fHeadersEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc5\x02\n" +
-	"\x13ReportLimitsRequest\x12.\n" +
-	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12@\n" +
-	"\toperation\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[A-Za-z0-9._:/* -]{0,128}$R\toperation\x12F\n" +
-	"\bresponse\x18\x03 \x01(\v2*.holdfast.coordination.v1.ProviderResponseR\bresponse\x12\x14\n" +
-	"\x05count\x18\x04 \x01(\bR\x05count\x126\n" +
-	"\x12breaker_generation\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x11breakerGeneration\x12&\n" +
-	"\n" +
-	"request_id\x18\x06 \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\"\xc5\x02\n" +
-	"\x14ReportLimitsResponse\x12C\n" +
-	"\bobserved\x18\x01 \x03(\v2'.holdfast.coordination.v1.ObservedLimitR\bobserved\x12:\n" +
-	"\vretry_after\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"retryAfter\x12\x18\n" +
-	"\aignored\x18\x03 \x03(\tR\aignored\x12\x1c\n" +
-	"\tcorrected\x18\x04 \x03(\tR\tcorrected\x12:\n" +
-	"\x06limits\x18\x05 \x03(\v2\".holdfast.coordination.v1.StandingR\x06limits\x128\n" +
-	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xbe\x01\n" +
-	"\rObservedLimit\x12\x1c\n" +
-	"\tdimension\x18\x01 \x01(\tR\tdimension\x12\x19\n" +
-	"\x05limit\x18\x02 \x01(\x03H\x00R\x05limit\x88\x01\x01\x12!\n" +
-	"\tremaining\x18\x03 \x01(\x03H\x01R\tremaining\x88\x01\x01\x129\n" +
-	"\n" +
-	"reset_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tresetTimeB\b\n" +
-	"\x06_limitB\f\n" +
-	"\n" +
-	"_remaining\"\x84\x02\n" +
-	"\x11ReportSyncRequest\x12.\n" +
+	"\x05probe\x18\x05 \x01(\bR\x05probe\x12:\n" +
+	"\vretry_after\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"retryAfter\x12E\n" +
+	"\vwait_reason\x18\a \x01(\x0e2$.holdfast.coordination.v1.WaitReasonR\n" +
+	"waitReason\x12:\n" +
+	"\x06limits\x18\b \x03(\v2\".holdfast.coordination.v1.StandingR\x06limits\x12\x18\n" +
+	"\aversion\x18\t \x01(\x03R\aversion\"\x94\x01\n" +
+	"\x0eReleaseRequest\x12.\n" +
 	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12:\n" +
-	"\bresource\x18\x02 \x01(\tB\x1e\xbaH\x1br\x192\x17^[A-Za-z0-9._:-]{1,64}$R\bresource\x12E\n" +
-	"\x04sync\x18\x03 \x01(\v2).holdfast.store.coordination.v1.SyncStateB\x06\xbaH\x03\xc8\x01\x01R\x04sync\x12\x14\n" +
-	"\x05reset\x18\x04 \x01(\bR\x05reset\x12&\n" +
+	"\bgrant_id\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\agrantId\x12\x16\n" +
+	"\x06unused\x18\x03 \x01(\bR\x06unused\"\x83\x01\n" +
+	"\x0fReleaseResponse\x12\x1a\n" +
+	"\breleased\x18\x01 \x01(\bR\breleased\x12:\n" +
+	"\x06limits\x18\x02 \x03(\v2\".holdfast.coordination.v1.StandingR\x06limits\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\"\xb3\x03\n" +
+	"\rReportRequest\x12'\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\"\x8d\x01\n" +
-	"\x12ReportSyncResponse\x12=\n" +
-	"\x04sync\x18\x01 \x01(\v2).holdfast.store.coordination.v1.SyncStateR\x04sync\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xfd\x03\n" +
-	"\x11ReportLiveRequest\x12.\n" +
-	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12;\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"session_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tsessionId\x12\x1d\n" +
-	"\x05epoch\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x05epoch\x12N\n" +
-	"\x06status\x18\x04 \x01(\x0e2*.holdfast.store.coordination.v1.LiveStatusB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x06status\x12\x1e\n" +
-	"\x05model\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05model\x12F\n" +
-	"\ttime_left\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\btimeLeft\x12\x1d\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x01R\tifVersion\x88\x01\x01\x12.\n" +
+	"\x03api\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12:\n" +
+	"\bgrant_id\x18\x04 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\agrantId\x12H\n" +
+	"\bresponse\x18\x05 \x01(\v2*.holdfast.coordination.v1.ProviderResponseH\x00R\bresponse\x12:\n" +
+	"\x04sync\x18\x06 \x01(\v2$.holdfast.coordination.v1.SyncReportH\x00R\x04sync\x12:\n" +
+	"\x04live\x18\a \x01(\v2$.holdfast.coordination.v1.LiveReportH\x00R\x04liveB\x0f\n" +
+	"\x06report\x12\x05\xbaH\x02\b\x01B\r\n" +
+	"\v_if_version\"\xa1\x01\n" +
 	"\n" +
-	"close_code\x18\a \x01(\x05R\tcloseCode\x12\x1e\n" +
-	"\x05error\x18\b \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\x05error\x12=\n" +
-	"\x03ttl\x18\t \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
-	"\"\x04\b\x80\xa3\x052\x02\b\x01R\x03ttl\x12&\n" +
+	"SyncReport\x12:\n" +
+	"\bresource\x18\x01 \x01(\tB\x1e\xbaH\x1br\x192\x17^[A-Za-z0-9._:-]{1,64}$R\bresource\x12A\n" +
+	"\x05state\x18\x02 \x01(\v2#.holdfast.coordination.v1.SyncStateB\x06\xbaH\x03\xc8\x01\x01R\x05state\x12\x14\n" +
+	"\x05reset\x18\x03 \x01(\bR\x05reset\"\xaa\x02\n" +
 	"\n" +
-	"request_id\x18\n" +
-	" \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\"\xba\x01\n" +
-	"\x12ReportLiveResponse\x12E\n" +
-	"\asession\x18\x01 \x01(\v2+.holdfast.store.coordination.v1.LiveSessionR\asession\x12#\n" +
-	"\rlive_sessions\x18\x02 \x01(\x05R\fliveSessions\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"D\n" +
-	"\x12GetApiStateRequest\x12.\n" +
-	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\"\x84\x01\n" +
-	"\x13GetApiStateResponse\x123\n" +
-	"\x05state\x18\x01 \x01(\v2\x1d.holdfast.coordination.v1.ApiR\x05state\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"c\n" +
+	"LiveReport\x12L\n" +
+	"\x13provider_session_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x11providerSessionId\x12G\n" +
+	"\asession\x18\x02 \x01(\v2%.holdfast.coordination.v1.LiveSessionB\x06\xbaH\x03\xc8\x01\x01R\asession\x12F\n" +
+	"\ttime_left\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\btimeLeft\x12=\n" +
+	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b\x01R\x03ttl\"\xe3\x01\n" +
+	"\x0eReportResponse\x12:\n" +
+	"\vretry_after\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"retryAfter\x12C\n" +
+	"\bobserved\x18\x02 \x03(\v2'.holdfast.coordination.v1.ObservedLimitR\bobserved\x12\x1c\n" +
+	"\tcorrected\x18\x03 \x03(\tR\tcorrected\x12\x18\n" +
+	"\aignored\x18\x04 \x03(\tR\aignored\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\x03R\aversion\"\xbc\x01\n" +
+	"\rGetApiRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12.\n" +
+	"\x03api\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12)\n" +
+	"\n" +
+	"usage_days\x18\x04 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xee\x02(\x00R\tusageDays\"\xa3\x01\n" +
+	"\x0eGetApiResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x12/\n" +
+	"\x03api\x18\x02 \x01(\v2\x1d.holdfast.coordination.v1.ApiR\x03api\x128\n" +
+	"\x05usage\x18\x03 \x03(\v2\".holdfast.coordination.v1.UsageDayR\x05usage\"c\n" +
 	"\x0fListApisRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\"m\n" +
-	"\x10ListApisResponse\x121\n" +
-	"\x04apis\x18\x01 \x03(\v2\x1d.holdfast.coordination.v1.ApiR\x04apis\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xaa\x01\n" +
-	"\x0fGetUsageRequest\x12.\n" +
-	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12\x1e\n" +
-	"\x04days\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xee\x02(\x00R\x04days\x12G\n" +
-	"\vbefore_date\x18\x03 \x01(\tB&\xbaH#r!2\x1f^([0-9]{4}-[0-9]{2}-[0-9]{2})?$R\n" +
-	"beforeDate\"\xa5\x01\n" +
-	"\x10GetUsageResponse\x12<\n" +
-	"\x04days\x18\x01 \x03(\v2(.holdfast.store.coordination.v1.UsageDayR\x04days\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12\x19\n" +
-	"\bhas_more\x18\x03 \x01(\bR\ahasMore\"\xd8\x01\n" +
-	"\x13ConfigureApiRequest\x12.\n" +
-	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12A\n" +
-	"\x06config\x18\x02 \x01(\v2).holdfast.store.coordination.v1.ApiConfigR\x06config\x12&\n" +
+	"\x10ListApisResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x121\n" +
+	"\x04apis\x18\x02 \x03(\v2\x1d.holdfast.coordination.v1.ApiR\x04apis\"\xeb\x02\n" +
+	"\x10UpdateApiRequest\x12'\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\x12&\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"if_version\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x85\x01\n" +
-	"\x14ConfigureApiResponse\x123\n" +
-	"\x05state\x18\x01 \x01(\v2\x1d.holdfast.coordination.v1.ApiR\x05state\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"o\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12.\n" +
+	"\x03api\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12;\n" +
+	"\x06config\x18\x04 \x01(\v2#.holdfast.coordination.v1.ApiConfigR\x06config\x12;\n" +
+	"\vupdate_mask\x18\x05 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\x12H\n" +
+	"\x05clear\x18\x06 \x03(\x0e2\x1f.holdfast.coordination.v1.ClearB\x11\xbaH\x0e\x92\x01\v\x10\x04\"\a\x82\x01\x04\x10\x01 \x00R\x05clearB\r\n" +
+	"\v_if_version\"D\n" +
+	"\x11UpdateApiResponse\x12/\n" +
+	"\x03api\x18\x01 \x01(\v2\x1d.holdfast.coordination.v1.ApiR\x03api\"o\n" +
 	"\x0fWatchApiRequest\x12.\n" +
 	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12,\n" +
-	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\x98\x02\n" +
+	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\xdb\x01\n" +
 	"\x10WatchApiResponse\x12\x1c\n" +
 	"\theartbeat\x18\x01 \x01(\bR\theartbeat\x12\x14\n" +
-	"\x05reset\x18\x02 \x01(\bR\x05reset\x123\n" +
-	"\x05state\x18\x03 \x01(\v2\x1d.holdfast.coordination.v1.ApiR\x05state\x12F\n" +
-	"\brequests\x18\x04 \x03(\v2*.holdfast.store.coordination.v1.ApiRequestR\brequests\x128\n" +
-	"\bmetadata\x18\x05 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12\x19\n" +
-	"\bhas_more\x18\x06 \x01(\bR\ahasMore*\xa6\x01\n" +
+	"\x05reset\x18\x02 \x01(\bR\x05reset\x12/\n" +
+	"\x03api\x18\x03 \x01(\v2\x1d.holdfast.coordination.v1.ApiR\x03api\x124\n" +
+	"\x05calls\x18\x04 \x03(\v2\x1e.holdfast.coordination.v1.CallR\x05calls\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\x03R\aversion\x12\x12\n" +
+	"\x04more\x18\x06 \x01(\bR\x04more*\xa6\x01\n" +
 	"\bDecision\x12\x18\n" +
 	"\x14DECISION_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10DECISION_PROCEED\x10\x01\x12\x11\n" +
@@ -3313,26 +2480,25 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\x13FAILURE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11FAILURE_RETRYABLE\x10\x01\x12\x14\n" +
 	"\x10FAILURE_TERMINAL\x10\x02\x12\x13\n" +
-	"\x0fFAILURE_UNKNOWN\x10\x032\xd3\r\n" +
-	"\x13CoordinationService\x12o\n" +
-	"\fBeginRequest\x12-.holdfast.coordination.v1.BeginRequestRequest\x1a..holdfast.coordination.v1.BeginRequestResponse\"\x00\x12x\n" +
-	"\x0fCompleteRequest\x120.holdfast.coordination.v1.CompleteRequestRequest\x1a1.holdfast.coordination.v1.CompleteRequestResponse\"\x00\x12l\n" +
-	"\vFailRequest\x12,.holdfast.coordination.v1.FailRequestRequest\x1a-.holdfast.coordination.v1.FailRequestResponse\"\x00\x12i\n" +
+	"\x0fFAILURE_UNKNOWN\x10\x03*f\n" +
+	"\x05Clear\x12\x15\n" +
+	"\x11CLEAR_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vCLEAR_PAUSE\x10\x01\x12\x11\n" +
+	"\rCLEAR_BREAKER\x10\x02\x12\x10\n" +
+	"\fCLEAR_LIMITS\x10\x03\x12\x10\n" +
+	"\fCLEAR_CONFIG\x10\x042\xe8\b\n" +
+	"\x13CoordinationService\x12f\n" +
+	"\tBeginCall\x12*.holdfast.coordination.v1.BeginCallRequest\x1a+.holdfast.coordination.v1.BeginCallResponse\"\x00\x12i\n" +
 	"\n" +
-	"GetRequest\x12+.holdfast.coordination.v1.GetRequestRequest\x1a,.holdfast.coordination.v1.GetRequestResponse\"\x00\x12o\n" +
-	"\fListRequests\x12-.holdfast.coordination.v1.ListRequestsRequest\x1a..holdfast.coordination.v1.ListRequestsResponse\"\x00\x12`\n" +
-	"\aAcquire\x12(.holdfast.coordination.v1.AcquireRequest\x1a).holdfast.coordination.v1.AcquireResponse\"\x00\x12]\n" +
-	"\x06Refund\x12'.holdfast.coordination.v1.RefundRequest\x1a(.holdfast.coordination.v1.RefundResponse\"\x00\x12o\n" +
-	"\fReleaseLease\x12-.holdfast.coordination.v1.ReleaseLeaseRequest\x1a..holdfast.coordination.v1.ReleaseLeaseResponse\"\x00\x12o\n" +
-	"\fReportLimits\x12-.holdfast.coordination.v1.ReportLimitsRequest\x1a..holdfast.coordination.v1.ReportLimitsResponse\"\x00\x12i\n" +
-	"\n" +
-	"ReportSync\x12+.holdfast.coordination.v1.ReportSyncRequest\x1a,.holdfast.coordination.v1.ReportSyncResponse\"\x00\x12i\n" +
-	"\n" +
-	"ReportLive\x12+.holdfast.coordination.v1.ReportLiveRequest\x1a,.holdfast.coordination.v1.ReportLiveResponse\"\x00\x12l\n" +
-	"\vGetApiState\x12,.holdfast.coordination.v1.GetApiStateRequest\x1a-.holdfast.coordination.v1.GetApiStateResponse\"\x00\x12c\n" +
-	"\bListApis\x12).holdfast.coordination.v1.ListApisRequest\x1a*.holdfast.coordination.v1.ListApisResponse\"\x00\x12c\n" +
-	"\bGetUsage\x12).holdfast.coordination.v1.GetUsageRequest\x1a*.holdfast.coordination.v1.GetUsageResponse\"\x00\x12o\n" +
-	"\fConfigureApi\x12-.holdfast.coordination.v1.ConfigureApiRequest\x1a..holdfast.coordination.v1.ConfigureApiResponse\"\x00\x12e\n" +
+	"FinishCall\x12+.holdfast.coordination.v1.FinishCallRequest\x1a,.holdfast.coordination.v1.FinishCallResponse\"\x00\x12`\n" +
+	"\aGetCall\x12(.holdfast.coordination.v1.GetCallRequest\x1a).holdfast.coordination.v1.GetCallResponse\"\x00\x12f\n" +
+	"\tListCalls\x12*.holdfast.coordination.v1.ListCallsRequest\x1a+.holdfast.coordination.v1.ListCallsResponse\"\x00\x12`\n" +
+	"\aAcquire\x12(.holdfast.coordination.v1.AcquireRequest\x1a).holdfast.coordination.v1.AcquireResponse\"\x00\x12`\n" +
+	"\aRelease\x12(.holdfast.coordination.v1.ReleaseRequest\x1a).holdfast.coordination.v1.ReleaseResponse\"\x00\x12]\n" +
+	"\x06Report\x12'.holdfast.coordination.v1.ReportRequest\x1a(.holdfast.coordination.v1.ReportResponse\"\x00\x12]\n" +
+	"\x06GetApi\x12'.holdfast.coordination.v1.GetApiRequest\x1a(.holdfast.coordination.v1.GetApiResponse\"\x00\x12c\n" +
+	"\bListApis\x12).holdfast.coordination.v1.ListApisRequest\x1a*.holdfast.coordination.v1.ListApisResponse\"\x00\x12f\n" +
+	"\tUpdateApi\x12*.holdfast.coordination.v1.UpdateApiRequest\x1a+.holdfast.coordination.v1.UpdateApiResponse\"\x00\x12e\n" +
 	"\bWatchApi\x12).holdfast.coordination.v1.WatchApiRequest\x1a*.holdfast.coordination.v1.WatchApiResponse\"\x000\x01B\xe4\x01\n" +
 	"\x1ccom.holdfast.coordination.v1B\fServiceProtoP\x01Z4holdfast/gen/holdfast/coordination/v1;coordinationv1\xa2\x02\x03HCX\xaa\x02\x18Holdfast.Coordination.V1\xca\x02\x18Holdfast\\Coordination\\V1\xe2\x02$Holdfast\\Coordination\\V1\\GPBMetadata\xea\x02\x1aHoldfast::Coordination::V1b\x06proto3"
 
@@ -3348,183 +2514,125 @@ func file_holdfast_coordination_v1_service_proto_rawDescGZIP() []byte {
 	return file_holdfast_coordination_v1_service_proto_rawDescData
 }
 
-var file_holdfast_coordination_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_holdfast_coordination_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_holdfast_coordination_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_holdfast_coordination_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_holdfast_coordination_v1_service_proto_goTypes = []any{
-	(Decision)(0),                   // 0: holdfast.coordination.v1.Decision
-	(WaitReason)(0),                 // 1: holdfast.coordination.v1.WaitReason
-	(Failure)(0),                    // 2: holdfast.coordination.v1.Failure
-	(*Api)(nil),                     // 3: holdfast.coordination.v1.Api
-	(*Standing)(nil),                // 4: holdfast.coordination.v1.Standing
-	(*BeginRequestRequest)(nil),     // 5: holdfast.coordination.v1.BeginRequestRequest
-	(*BeginRequestResponse)(nil),    // 6: holdfast.coordination.v1.BeginRequestResponse
-	(*CompleteRequestRequest)(nil),  // 7: holdfast.coordination.v1.CompleteRequestRequest
-	(*CompleteRequestResponse)(nil), // 8: holdfast.coordination.v1.CompleteRequestResponse
-	(*FailRequestRequest)(nil),      // 9: holdfast.coordination.v1.FailRequestRequest
-	(*FailRequestResponse)(nil),     // 10: holdfast.coordination.v1.FailRequestResponse
-	(*GetRequestRequest)(nil),       // 11: holdfast.coordination.v1.GetRequestRequest
-	(*GetRequestResponse)(nil),      // 12: holdfast.coordination.v1.GetRequestResponse
-	(*ListRequestsRequest)(nil),     // 13: holdfast.coordination.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),    // 14: holdfast.coordination.v1.ListRequestsResponse
-	(*AcquireRequest)(nil),          // 15: holdfast.coordination.v1.AcquireRequest
-	(*AcquireResponse)(nil),         // 16: holdfast.coordination.v1.AcquireResponse
-	(*RefundRequest)(nil),           // 17: holdfast.coordination.v1.RefundRequest
-	(*RefundResponse)(nil),          // 18: holdfast.coordination.v1.RefundResponse
-	(*ReleaseLeaseRequest)(nil),     // 19: holdfast.coordination.v1.ReleaseLeaseRequest
-	(*ReleaseLeaseResponse)(nil),    // 20: holdfast.coordination.v1.ReleaseLeaseResponse
-	(*ProviderResponse)(nil),        // 21: holdfast.coordination.v1.ProviderResponse
-	(*ReportLimitsRequest)(nil),     // 22: holdfast.coordination.v1.ReportLimitsRequest
-	(*ReportLimitsResponse)(nil),    // 23: holdfast.coordination.v1.ReportLimitsResponse
-	(*ObservedLimit)(nil),           // 24: holdfast.coordination.v1.ObservedLimit
-	(*ReportSyncRequest)(nil),       // 25: holdfast.coordination.v1.ReportSyncRequest
-	(*ReportSyncResponse)(nil),      // 26: holdfast.coordination.v1.ReportSyncResponse
-	(*ReportLiveRequest)(nil),       // 27: holdfast.coordination.v1.ReportLiveRequest
-	(*ReportLiveResponse)(nil),      // 28: holdfast.coordination.v1.ReportLiveResponse
-	(*GetApiStateRequest)(nil),      // 29: holdfast.coordination.v1.GetApiStateRequest
-	(*GetApiStateResponse)(nil),     // 30: holdfast.coordination.v1.GetApiStateResponse
-	(*ListApisRequest)(nil),         // 31: holdfast.coordination.v1.ListApisRequest
-	(*ListApisResponse)(nil),        // 32: holdfast.coordination.v1.ListApisResponse
-	(*GetUsageRequest)(nil),         // 33: holdfast.coordination.v1.GetUsageRequest
-	(*GetUsageResponse)(nil),        // 34: holdfast.coordination.v1.GetUsageResponse
-	(*ConfigureApiRequest)(nil),     // 35: holdfast.coordination.v1.ConfigureApiRequest
-	(*ConfigureApiResponse)(nil),    // 36: holdfast.coordination.v1.ConfigureApiResponse
-	(*WatchApiRequest)(nil),         // 37: holdfast.coordination.v1.WatchApiRequest
-	(*WatchApiResponse)(nil),        // 38: holdfast.coordination.v1.WatchApiResponse
-	nil,                             // 39: holdfast.coordination.v1.Api.SyncEntry
-	nil,                             // 40: holdfast.coordination.v1.Api.LiveEntry
-	nil,                             // 41: holdfast.coordination.v1.ProviderResponse.HeadersEntry
-	(*v1.ApiConfig)(nil),            // 42: holdfast.store.coordination.v1.ApiConfig
-	(*v1.Breaker)(nil),              // 43: holdfast.store.coordination.v1.Breaker
-	(*v1.UsageDay)(nil),             // 44: holdfast.store.coordination.v1.UsageDay
-	(*v1.LiveCounts)(nil),           // 45: holdfast.store.coordination.v1.LiveCounts
-	(*timestamppb.Timestamp)(nil),   // 46: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 47: google.protobuf.Duration
-	(v1.Scope)(0),                   // 48: holdfast.store.coordination.v1.Scope
-	(v1.Unit)(0),                    // 49: holdfast.store.coordination.v1.Unit
-	(*v1.ApiRequest)(nil),           // 50: holdfast.store.coordination.v1.ApiRequest
-	(*v11.Metadata)(nil),            // 51: holdfast.object.v1.Metadata
-	(*v1.Outcome)(nil),              // 52: holdfast.store.coordination.v1.Outcome
-	(v1.RequestStatus)(0),           // 53: holdfast.store.coordination.v1.RequestStatus
-	(*v1.SyncState)(nil),            // 54: holdfast.store.coordination.v1.SyncState
-	(v1.LiveStatus)(0),              // 55: holdfast.store.coordination.v1.LiveStatus
-	(*v1.LiveSession)(nil),          // 56: holdfast.store.coordination.v1.LiveSession
+	(Decision)(0),                 // 0: holdfast.coordination.v1.Decision
+	(WaitReason)(0),               // 1: holdfast.coordination.v1.WaitReason
+	(Failure)(0),                  // 2: holdfast.coordination.v1.Failure
+	(Clear)(0),                    // 3: holdfast.coordination.v1.Clear
+	(*BeginCallRequest)(nil),      // 4: holdfast.coordination.v1.BeginCallRequest
+	(*BeginCallResponse)(nil),     // 5: holdfast.coordination.v1.BeginCallResponse
+	(*FinishCallRequest)(nil),     // 6: holdfast.coordination.v1.FinishCallRequest
+	(*CallFailure)(nil),           // 7: holdfast.coordination.v1.CallFailure
+	(*FinishCallResponse)(nil),    // 8: holdfast.coordination.v1.FinishCallResponse
+	(*GetCallRequest)(nil),        // 9: holdfast.coordination.v1.GetCallRequest
+	(*GetCallResponse)(nil),       // 10: holdfast.coordination.v1.GetCallResponse
+	(*ListCallsRequest)(nil),      // 11: holdfast.coordination.v1.ListCallsRequest
+	(*ListCallsResponse)(nil),     // 12: holdfast.coordination.v1.ListCallsResponse
+	(*AcquireRequest)(nil),        // 13: holdfast.coordination.v1.AcquireRequest
+	(*AcquireResponse)(nil),       // 14: holdfast.coordination.v1.AcquireResponse
+	(*ReleaseRequest)(nil),        // 15: holdfast.coordination.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),       // 16: holdfast.coordination.v1.ReleaseResponse
+	(*ReportRequest)(nil),         // 17: holdfast.coordination.v1.ReportRequest
+	(*SyncReport)(nil),            // 18: holdfast.coordination.v1.SyncReport
+	(*LiveReport)(nil),            // 19: holdfast.coordination.v1.LiveReport
+	(*ReportResponse)(nil),        // 20: holdfast.coordination.v1.ReportResponse
+	(*GetApiRequest)(nil),         // 21: holdfast.coordination.v1.GetApiRequest
+	(*GetApiResponse)(nil),        // 22: holdfast.coordination.v1.GetApiResponse
+	(*ListApisRequest)(nil),       // 23: holdfast.coordination.v1.ListApisRequest
+	(*ListApisResponse)(nil),      // 24: holdfast.coordination.v1.ListApisResponse
+	(*UpdateApiRequest)(nil),      // 25: holdfast.coordination.v1.UpdateApiRequest
+	(*UpdateApiResponse)(nil),     // 26: holdfast.coordination.v1.UpdateApiResponse
+	(*WatchApiRequest)(nil),       // 27: holdfast.coordination.v1.WatchApiRequest
+	(*WatchApiResponse)(nil),      // 28: holdfast.coordination.v1.WatchApiResponse
+	(*durationpb.Duration)(nil),   // 29: google.protobuf.Duration
+	(*Call)(nil),                  // 30: holdfast.coordination.v1.Call
+	(*v1.Lease)(nil),              // 31: holdfast.type.v1.Lease
+	(*Standing)(nil),              // 32: holdfast.coordination.v1.Standing
+	(*Outcome)(nil),               // 33: holdfast.coordination.v1.Outcome
+	(*ProviderResponse)(nil),      // 34: holdfast.coordination.v1.ProviderResponse
+	(CallStatus)(0),               // 35: holdfast.coordination.v1.CallStatus
+	(Scope)(0),                    // 36: holdfast.coordination.v1.Scope
+	(*SyncState)(nil),             // 37: holdfast.coordination.v1.SyncState
+	(*LiveSession)(nil),           // 38: holdfast.coordination.v1.LiveSession
+	(*ObservedLimit)(nil),         // 39: holdfast.coordination.v1.ObservedLimit
+	(*Api)(nil),                   // 40: holdfast.coordination.v1.Api
+	(*UsageDay)(nil),              // 41: holdfast.coordination.v1.UsageDay
+	(*ApiConfig)(nil),             // 42: holdfast.coordination.v1.ApiConfig
+	(*fieldmaskpb.FieldMask)(nil), // 43: google.protobuf.FieldMask
 }
 var file_holdfast_coordination_v1_service_proto_depIdxs = []int32{
-	42, // 0: holdfast.coordination.v1.Api.config:type_name -> holdfast.store.coordination.v1.ApiConfig
-	4,  // 1: holdfast.coordination.v1.Api.limits:type_name -> holdfast.coordination.v1.Standing
-	43, // 2: holdfast.coordination.v1.Api.breaker:type_name -> holdfast.store.coordination.v1.Breaker
-	44, // 3: holdfast.coordination.v1.Api.today:type_name -> holdfast.store.coordination.v1.UsageDay
-	39, // 4: holdfast.coordination.v1.Api.sync:type_name -> holdfast.coordination.v1.Api.SyncEntry
-	40, // 5: holdfast.coordination.v1.Api.live:type_name -> holdfast.coordination.v1.Api.LiveEntry
-	45, // 6: holdfast.coordination.v1.Api.live_counts:type_name -> holdfast.store.coordination.v1.LiveCounts
-	46, // 7: holdfast.coordination.v1.Api.pause_until:type_name -> google.protobuf.Timestamp
-	47, // 8: holdfast.coordination.v1.Standing.reset_after:type_name -> google.protobuf.Duration
-	47, // 9: holdfast.coordination.v1.Standing.retry_after:type_name -> google.protobuf.Duration
-	48, // 10: holdfast.coordination.v1.Standing.scope:type_name -> holdfast.store.coordination.v1.Scope
-	49, // 11: holdfast.coordination.v1.Standing.unit:type_name -> holdfast.store.coordination.v1.Unit
-	47, // 12: holdfast.coordination.v1.Standing.window:type_name -> google.protobuf.Duration
-	47, // 13: holdfast.coordination.v1.BeginRequestRequest.timeout:type_name -> google.protobuf.Duration
-	0,  // 14: holdfast.coordination.v1.BeginRequestResponse.decision:type_name -> holdfast.coordination.v1.Decision
-	50, // 15: holdfast.coordination.v1.BeginRequestResponse.request:type_name -> holdfast.store.coordination.v1.ApiRequest
-	46, // 16: holdfast.coordination.v1.BeginRequestResponse.lease_expire_time:type_name -> google.protobuf.Timestamp
-	47, // 17: holdfast.coordination.v1.BeginRequestResponse.retry_after:type_name -> google.protobuf.Duration
-	1,  // 18: holdfast.coordination.v1.BeginRequestResponse.reason:type_name -> holdfast.coordination.v1.WaitReason
-	4,  // 19: holdfast.coordination.v1.BeginRequestResponse.limits:type_name -> holdfast.coordination.v1.Standing
-	47, // 20: holdfast.coordination.v1.BeginRequestResponse.send_within:type_name -> google.protobuf.Duration
-	51, // 21: holdfast.coordination.v1.BeginRequestResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	52, // 22: holdfast.coordination.v1.CompleteRequestRequest.outcome:type_name -> holdfast.store.coordination.v1.Outcome
-	21, // 23: holdfast.coordination.v1.CompleteRequestRequest.response:type_name -> holdfast.coordination.v1.ProviderResponse
-	50, // 24: holdfast.coordination.v1.CompleteRequestResponse.request:type_name -> holdfast.store.coordination.v1.ApiRequest
-	51, // 25: holdfast.coordination.v1.CompleteRequestResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	2,  // 26: holdfast.coordination.v1.FailRequestRequest.failure:type_name -> holdfast.coordination.v1.Failure
-	52, // 27: holdfast.coordination.v1.FailRequestRequest.outcome:type_name -> holdfast.store.coordination.v1.Outcome
-	47, // 28: holdfast.coordination.v1.FailRequestRequest.retry_after:type_name -> google.protobuf.Duration
-	21, // 29: holdfast.coordination.v1.FailRequestRequest.response:type_name -> holdfast.coordination.v1.ProviderResponse
-	50, // 30: holdfast.coordination.v1.FailRequestResponse.request:type_name -> holdfast.store.coordination.v1.ApiRequest
-	51, // 31: holdfast.coordination.v1.FailRequestResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	50, // 32: holdfast.coordination.v1.GetRequestResponse.request:type_name -> holdfast.store.coordination.v1.ApiRequest
-	51, // 33: holdfast.coordination.v1.GetRequestResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	53, // 34: holdfast.coordination.v1.ListRequestsRequest.status:type_name -> holdfast.store.coordination.v1.RequestStatus
-	50, // 35: holdfast.coordination.v1.ListRequestsResponse.requests:type_name -> holdfast.store.coordination.v1.ApiRequest
-	51, // 36: holdfast.coordination.v1.ListRequestsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	48, // 37: holdfast.coordination.v1.AcquireRequest.scope:type_name -> holdfast.store.coordination.v1.Scope
-	4,  // 38: holdfast.coordination.v1.AcquireResponse.limits:type_name -> holdfast.coordination.v1.Standing
-	47, // 39: holdfast.coordination.v1.AcquireResponse.reset_after:type_name -> google.protobuf.Duration
-	47, // 40: holdfast.coordination.v1.AcquireResponse.retry_after:type_name -> google.protobuf.Duration
-	1,  // 41: holdfast.coordination.v1.AcquireResponse.reason:type_name -> holdfast.coordination.v1.WaitReason
-	46, // 42: holdfast.coordination.v1.AcquireResponse.lease_expire_time:type_name -> google.protobuf.Timestamp
-	47, // 43: holdfast.coordination.v1.AcquireResponse.send_within:type_name -> google.protobuf.Duration
-	46, // 44: holdfast.coordination.v1.AcquireResponse.grant_time:type_name -> google.protobuf.Timestamp
-	51, // 45: holdfast.coordination.v1.AcquireResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	46, // 46: holdfast.coordination.v1.RefundRequest.grant_time:type_name -> google.protobuf.Timestamp
-	4,  // 47: holdfast.coordination.v1.RefundResponse.limits:type_name -> holdfast.coordination.v1.Standing
-	51, // 48: holdfast.coordination.v1.RefundResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	51, // 49: holdfast.coordination.v1.ReleaseLeaseResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	41, // 50: holdfast.coordination.v1.ProviderResponse.headers:type_name -> holdfast.coordination.v1.ProviderResponse.HeadersEntry
-	21, // 51: holdfast.coordination.v1.ReportLimitsRequest.response:type_name -> holdfast.coordination.v1.ProviderResponse
-	24, // 52: holdfast.coordination.v1.ReportLimitsResponse.observed:type_name -> holdfast.coordination.v1.ObservedLimit
-	47, // 53: holdfast.coordination.v1.ReportLimitsResponse.retry_after:type_name -> google.protobuf.Duration
-	4,  // 54: holdfast.coordination.v1.ReportLimitsResponse.limits:type_name -> holdfast.coordination.v1.Standing
-	51, // 55: holdfast.coordination.v1.ReportLimitsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	46, // 56: holdfast.coordination.v1.ObservedLimit.reset_time:type_name -> google.protobuf.Timestamp
-	54, // 57: holdfast.coordination.v1.ReportSyncRequest.sync:type_name -> holdfast.store.coordination.v1.SyncState
-	54, // 58: holdfast.coordination.v1.ReportSyncResponse.sync:type_name -> holdfast.store.coordination.v1.SyncState
-	51, // 59: holdfast.coordination.v1.ReportSyncResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	55, // 60: holdfast.coordination.v1.ReportLiveRequest.status:type_name -> holdfast.store.coordination.v1.LiveStatus
-	47, // 61: holdfast.coordination.v1.ReportLiveRequest.time_left:type_name -> google.protobuf.Duration
-	47, // 62: holdfast.coordination.v1.ReportLiveRequest.ttl:type_name -> google.protobuf.Duration
-	56, // 63: holdfast.coordination.v1.ReportLiveResponse.session:type_name -> holdfast.store.coordination.v1.LiveSession
-	51, // 64: holdfast.coordination.v1.ReportLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	3,  // 65: holdfast.coordination.v1.GetApiStateResponse.state:type_name -> holdfast.coordination.v1.Api
-	51, // 66: holdfast.coordination.v1.GetApiStateResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	3,  // 67: holdfast.coordination.v1.ListApisResponse.apis:type_name -> holdfast.coordination.v1.Api
-	44, // 68: holdfast.coordination.v1.GetUsageResponse.days:type_name -> holdfast.store.coordination.v1.UsageDay
-	51, // 69: holdfast.coordination.v1.GetUsageResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	42, // 70: holdfast.coordination.v1.ConfigureApiRequest.config:type_name -> holdfast.store.coordination.v1.ApiConfig
-	3,  // 71: holdfast.coordination.v1.ConfigureApiResponse.state:type_name -> holdfast.coordination.v1.Api
-	51, // 72: holdfast.coordination.v1.ConfigureApiResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	3,  // 73: holdfast.coordination.v1.WatchApiResponse.state:type_name -> holdfast.coordination.v1.Api
-	50, // 74: holdfast.coordination.v1.WatchApiResponse.requests:type_name -> holdfast.store.coordination.v1.ApiRequest
-	51, // 75: holdfast.coordination.v1.WatchApiResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	54, // 76: holdfast.coordination.v1.Api.SyncEntry.value:type_name -> holdfast.store.coordination.v1.SyncState
-	56, // 77: holdfast.coordination.v1.Api.LiveEntry.value:type_name -> holdfast.store.coordination.v1.LiveSession
-	5,  // 78: holdfast.coordination.v1.CoordinationService.BeginRequest:input_type -> holdfast.coordination.v1.BeginRequestRequest
-	7,  // 79: holdfast.coordination.v1.CoordinationService.CompleteRequest:input_type -> holdfast.coordination.v1.CompleteRequestRequest
-	9,  // 80: holdfast.coordination.v1.CoordinationService.FailRequest:input_type -> holdfast.coordination.v1.FailRequestRequest
-	11, // 81: holdfast.coordination.v1.CoordinationService.GetRequest:input_type -> holdfast.coordination.v1.GetRequestRequest
-	13, // 82: holdfast.coordination.v1.CoordinationService.ListRequests:input_type -> holdfast.coordination.v1.ListRequestsRequest
-	15, // 83: holdfast.coordination.v1.CoordinationService.Acquire:input_type -> holdfast.coordination.v1.AcquireRequest
-	17, // 84: holdfast.coordination.v1.CoordinationService.Refund:input_type -> holdfast.coordination.v1.RefundRequest
-	19, // 85: holdfast.coordination.v1.CoordinationService.ReleaseLease:input_type -> holdfast.coordination.v1.ReleaseLeaseRequest
-	22, // 86: holdfast.coordination.v1.CoordinationService.ReportLimits:input_type -> holdfast.coordination.v1.ReportLimitsRequest
-	25, // 87: holdfast.coordination.v1.CoordinationService.ReportSync:input_type -> holdfast.coordination.v1.ReportSyncRequest
-	27, // 88: holdfast.coordination.v1.CoordinationService.ReportLive:input_type -> holdfast.coordination.v1.ReportLiveRequest
-	29, // 89: holdfast.coordination.v1.CoordinationService.GetApiState:input_type -> holdfast.coordination.v1.GetApiStateRequest
-	31, // 90: holdfast.coordination.v1.CoordinationService.ListApis:input_type -> holdfast.coordination.v1.ListApisRequest
-	33, // 91: holdfast.coordination.v1.CoordinationService.GetUsage:input_type -> holdfast.coordination.v1.GetUsageRequest
-	35, // 92: holdfast.coordination.v1.CoordinationService.ConfigureApi:input_type -> holdfast.coordination.v1.ConfigureApiRequest
-	37, // 93: holdfast.coordination.v1.CoordinationService.WatchApi:input_type -> holdfast.coordination.v1.WatchApiRequest
-	6,  // 94: holdfast.coordination.v1.CoordinationService.BeginRequest:output_type -> holdfast.coordination.v1.BeginRequestResponse
-	8,  // 95: holdfast.coordination.v1.CoordinationService.CompleteRequest:output_type -> holdfast.coordination.v1.CompleteRequestResponse
-	10, // 96: holdfast.coordination.v1.CoordinationService.FailRequest:output_type -> holdfast.coordination.v1.FailRequestResponse
-	12, // 97: holdfast.coordination.v1.CoordinationService.GetRequest:output_type -> holdfast.coordination.v1.GetRequestResponse
-	14, // 98: holdfast.coordination.v1.CoordinationService.ListRequests:output_type -> holdfast.coordination.v1.ListRequestsResponse
-	16, // 99: holdfast.coordination.v1.CoordinationService.Acquire:output_type -> holdfast.coordination.v1.AcquireResponse
-	18, // 100: holdfast.coordination.v1.CoordinationService.Refund:output_type -> holdfast.coordination.v1.RefundResponse
-	20, // 101: holdfast.coordination.v1.CoordinationService.ReleaseLease:output_type -> holdfast.coordination.v1.ReleaseLeaseResponse
-	23, // 102: holdfast.coordination.v1.CoordinationService.ReportLimits:output_type -> holdfast.coordination.v1.ReportLimitsResponse
-	26, // 103: holdfast.coordination.v1.CoordinationService.ReportSync:output_type -> holdfast.coordination.v1.ReportSyncResponse
-	28, // 104: holdfast.coordination.v1.CoordinationService.ReportLive:output_type -> holdfast.coordination.v1.ReportLiveResponse
-	30, // 105: holdfast.coordination.v1.CoordinationService.GetApiState:output_type -> holdfast.coordination.v1.GetApiStateResponse
-	32, // 106: holdfast.coordination.v1.CoordinationService.ListApis:output_type -> holdfast.coordination.v1.ListApisResponse
-	34, // 107: holdfast.coordination.v1.CoordinationService.GetUsage:output_type -> holdfast.coordination.v1.GetUsageResponse
-	36, // 108: holdfast.coordination.v1.CoordinationService.ConfigureApi:output_type -> holdfast.coordination.v1.ConfigureApiResponse
-	38, // 109: holdfast.coordination.v1.CoordinationService.WatchApi:output_type -> holdfast.coordination.v1.WatchApiResponse
-	94, // [94:110] is the sub-list for method output_type
-	78, // [78:94] is the sub-list for method input_type
-	78, // [78:78] is the sub-list for extension type_name
-	78, // [78:78] is the sub-list for extension extendee
-	0,  // [0:78] is the sub-list for field type_name
+	29, // 0: holdfast.coordination.v1.BeginCallRequest.timeout:type_name -> google.protobuf.Duration
+	0,  // 1: holdfast.coordination.v1.BeginCallResponse.decision:type_name -> holdfast.coordination.v1.Decision
+	30, // 2: holdfast.coordination.v1.BeginCallResponse.call:type_name -> holdfast.coordination.v1.Call
+	31, // 3: holdfast.coordination.v1.BeginCallResponse.lease:type_name -> holdfast.type.v1.Lease
+	29, // 4: holdfast.coordination.v1.BeginCallResponse.send_within:type_name -> google.protobuf.Duration
+	29, // 5: holdfast.coordination.v1.BeginCallResponse.retry_after:type_name -> google.protobuf.Duration
+	1,  // 6: holdfast.coordination.v1.BeginCallResponse.wait_reason:type_name -> holdfast.coordination.v1.WaitReason
+	32, // 7: holdfast.coordination.v1.BeginCallResponse.limits:type_name -> holdfast.coordination.v1.Standing
+	33, // 8: holdfast.coordination.v1.FinishCallRequest.completed:type_name -> holdfast.coordination.v1.Outcome
+	7,  // 9: holdfast.coordination.v1.FinishCallRequest.failed:type_name -> holdfast.coordination.v1.CallFailure
+	34, // 10: holdfast.coordination.v1.FinishCallRequest.response:type_name -> holdfast.coordination.v1.ProviderResponse
+	2,  // 11: holdfast.coordination.v1.CallFailure.failure:type_name -> holdfast.coordination.v1.Failure
+	33, // 12: holdfast.coordination.v1.CallFailure.outcome:type_name -> holdfast.coordination.v1.Outcome
+	29, // 13: holdfast.coordination.v1.CallFailure.retry_after:type_name -> google.protobuf.Duration
+	30, // 14: holdfast.coordination.v1.FinishCallResponse.call:type_name -> holdfast.coordination.v1.Call
+	30, // 15: holdfast.coordination.v1.GetCallResponse.call:type_name -> holdfast.coordination.v1.Call
+	35, // 16: holdfast.coordination.v1.ListCallsRequest.statuses:type_name -> holdfast.coordination.v1.CallStatus
+	30, // 17: holdfast.coordination.v1.ListCallsResponse.calls:type_name -> holdfast.coordination.v1.Call
+	36, // 18: holdfast.coordination.v1.AcquireRequest.scope:type_name -> holdfast.coordination.v1.Scope
+	31, // 19: holdfast.coordination.v1.AcquireResponse.lease:type_name -> holdfast.type.v1.Lease
+	29, // 20: holdfast.coordination.v1.AcquireResponse.send_within:type_name -> google.protobuf.Duration
+	29, // 21: holdfast.coordination.v1.AcquireResponse.retry_after:type_name -> google.protobuf.Duration
+	1,  // 22: holdfast.coordination.v1.AcquireResponse.wait_reason:type_name -> holdfast.coordination.v1.WaitReason
+	32, // 23: holdfast.coordination.v1.AcquireResponse.limits:type_name -> holdfast.coordination.v1.Standing
+	32, // 24: holdfast.coordination.v1.ReleaseResponse.limits:type_name -> holdfast.coordination.v1.Standing
+	34, // 25: holdfast.coordination.v1.ReportRequest.response:type_name -> holdfast.coordination.v1.ProviderResponse
+	18, // 26: holdfast.coordination.v1.ReportRequest.sync:type_name -> holdfast.coordination.v1.SyncReport
+	19, // 27: holdfast.coordination.v1.ReportRequest.live:type_name -> holdfast.coordination.v1.LiveReport
+	37, // 28: holdfast.coordination.v1.SyncReport.state:type_name -> holdfast.coordination.v1.SyncState
+	38, // 29: holdfast.coordination.v1.LiveReport.session:type_name -> holdfast.coordination.v1.LiveSession
+	29, // 30: holdfast.coordination.v1.LiveReport.time_left:type_name -> google.protobuf.Duration
+	29, // 31: holdfast.coordination.v1.LiveReport.ttl:type_name -> google.protobuf.Duration
+	29, // 32: holdfast.coordination.v1.ReportResponse.retry_after:type_name -> google.protobuf.Duration
+	39, // 33: holdfast.coordination.v1.ReportResponse.observed:type_name -> holdfast.coordination.v1.ObservedLimit
+	40, // 34: holdfast.coordination.v1.GetApiResponse.api:type_name -> holdfast.coordination.v1.Api
+	41, // 35: holdfast.coordination.v1.GetApiResponse.usage:type_name -> holdfast.coordination.v1.UsageDay
+	40, // 36: holdfast.coordination.v1.ListApisResponse.apis:type_name -> holdfast.coordination.v1.Api
+	42, // 37: holdfast.coordination.v1.UpdateApiRequest.config:type_name -> holdfast.coordination.v1.ApiConfig
+	43, // 38: holdfast.coordination.v1.UpdateApiRequest.update_mask:type_name -> google.protobuf.FieldMask
+	3,  // 39: holdfast.coordination.v1.UpdateApiRequest.clear:type_name -> holdfast.coordination.v1.Clear
+	40, // 40: holdfast.coordination.v1.UpdateApiResponse.api:type_name -> holdfast.coordination.v1.Api
+	40, // 41: holdfast.coordination.v1.WatchApiResponse.api:type_name -> holdfast.coordination.v1.Api
+	30, // 42: holdfast.coordination.v1.WatchApiResponse.calls:type_name -> holdfast.coordination.v1.Call
+	4,  // 43: holdfast.coordination.v1.CoordinationService.BeginCall:input_type -> holdfast.coordination.v1.BeginCallRequest
+	6,  // 44: holdfast.coordination.v1.CoordinationService.FinishCall:input_type -> holdfast.coordination.v1.FinishCallRequest
+	9,  // 45: holdfast.coordination.v1.CoordinationService.GetCall:input_type -> holdfast.coordination.v1.GetCallRequest
+	11, // 46: holdfast.coordination.v1.CoordinationService.ListCalls:input_type -> holdfast.coordination.v1.ListCallsRequest
+	13, // 47: holdfast.coordination.v1.CoordinationService.Acquire:input_type -> holdfast.coordination.v1.AcquireRequest
+	15, // 48: holdfast.coordination.v1.CoordinationService.Release:input_type -> holdfast.coordination.v1.ReleaseRequest
+	17, // 49: holdfast.coordination.v1.CoordinationService.Report:input_type -> holdfast.coordination.v1.ReportRequest
+	21, // 50: holdfast.coordination.v1.CoordinationService.GetApi:input_type -> holdfast.coordination.v1.GetApiRequest
+	23, // 51: holdfast.coordination.v1.CoordinationService.ListApis:input_type -> holdfast.coordination.v1.ListApisRequest
+	25, // 52: holdfast.coordination.v1.CoordinationService.UpdateApi:input_type -> holdfast.coordination.v1.UpdateApiRequest
+	27, // 53: holdfast.coordination.v1.CoordinationService.WatchApi:input_type -> holdfast.coordination.v1.WatchApiRequest
+	5,  // 54: holdfast.coordination.v1.CoordinationService.BeginCall:output_type -> holdfast.coordination.v1.BeginCallResponse
+	8,  // 55: holdfast.coordination.v1.CoordinationService.FinishCall:output_type -> holdfast.coordination.v1.FinishCallResponse
+	10, // 56: holdfast.coordination.v1.CoordinationService.GetCall:output_type -> holdfast.coordination.v1.GetCallResponse
+	12, // 57: holdfast.coordination.v1.CoordinationService.ListCalls:output_type -> holdfast.coordination.v1.ListCallsResponse
+	14, // 58: holdfast.coordination.v1.CoordinationService.Acquire:output_type -> holdfast.coordination.v1.AcquireResponse
+	16, // 59: holdfast.coordination.v1.CoordinationService.Release:output_type -> holdfast.coordination.v1.ReleaseResponse
+	20, // 60: holdfast.coordination.v1.CoordinationService.Report:output_type -> holdfast.coordination.v1.ReportResponse
+	22, // 61: holdfast.coordination.v1.CoordinationService.GetApi:output_type -> holdfast.coordination.v1.GetApiResponse
+	24, // 62: holdfast.coordination.v1.CoordinationService.ListApis:output_type -> holdfast.coordination.v1.ListApisResponse
+	26, // 63: holdfast.coordination.v1.CoordinationService.UpdateApi:output_type -> holdfast.coordination.v1.UpdateApiResponse
+	28, // 64: holdfast.coordination.v1.CoordinationService.WatchApi:output_type -> holdfast.coordination.v1.WatchApiResponse
+	54, // [54:65] is the sub-list for method output_type
+	43, // [43:54] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_coordination_v1_service_proto_init() }
@@ -3532,15 +2640,25 @@ func file_holdfast_coordination_v1_service_proto_init() {
 	if File_holdfast_coordination_v1_service_proto != nil {
 		return
 	}
-	file_holdfast_coordination_v1_service_proto_msgTypes[4].OneofWrappers = []any{}
+	file_holdfast_coordination_v1_coordination_proto_init()
+	file_holdfast_coordination_v1_service_proto_msgTypes[0].OneofWrappers = []any{}
+	file_holdfast_coordination_v1_service_proto_msgTypes[2].OneofWrappers = []any{
+		(*FinishCallRequest_Completed)(nil),
+		(*FinishCallRequest_Failed)(nil),
+	}
+	file_holdfast_coordination_v1_service_proto_msgTypes[13].OneofWrappers = []any{
+		(*ReportRequest_Response)(nil),
+		(*ReportRequest_Sync)(nil),
+		(*ReportRequest_Live)(nil),
+	}
 	file_holdfast_coordination_v1_service_proto_msgTypes[21].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_coordination_v1_service_proto_rawDesc), len(file_holdfast_coordination_v1_service_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   39,
+			NumEnums:      4,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

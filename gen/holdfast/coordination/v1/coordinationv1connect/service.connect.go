@@ -33,51 +33,36 @@ const (
 // reflection-formatted method names, remove the leading slash and convert the remaining slash to a
 // period.
 const (
-	// CoordinationServiceBeginRequestProcedure is the fully-qualified name of the CoordinationService's
-	// BeginRequest RPC.
-	CoordinationServiceBeginRequestProcedure = "/holdfast.coordination.v1.CoordinationService/BeginRequest"
-	// CoordinationServiceCompleteRequestProcedure is the fully-qualified name of the
-	// CoordinationService's CompleteRequest RPC.
-	CoordinationServiceCompleteRequestProcedure = "/holdfast.coordination.v1.CoordinationService/CompleteRequest"
-	// CoordinationServiceFailRequestProcedure is the fully-qualified name of the CoordinationService's
-	// FailRequest RPC.
-	CoordinationServiceFailRequestProcedure = "/holdfast.coordination.v1.CoordinationService/FailRequest"
-	// CoordinationServiceGetRequestProcedure is the fully-qualified name of the CoordinationService's
-	// GetRequest RPC.
-	CoordinationServiceGetRequestProcedure = "/holdfast.coordination.v1.CoordinationService/GetRequest"
-	// CoordinationServiceListRequestsProcedure is the fully-qualified name of the CoordinationService's
-	// ListRequests RPC.
-	CoordinationServiceListRequestsProcedure = "/holdfast.coordination.v1.CoordinationService/ListRequests"
+	// CoordinationServiceBeginCallProcedure is the fully-qualified name of the CoordinationService's
+	// BeginCall RPC.
+	CoordinationServiceBeginCallProcedure = "/holdfast.coordination.v1.CoordinationService/BeginCall"
+	// CoordinationServiceFinishCallProcedure is the fully-qualified name of the CoordinationService's
+	// FinishCall RPC.
+	CoordinationServiceFinishCallProcedure = "/holdfast.coordination.v1.CoordinationService/FinishCall"
+	// CoordinationServiceGetCallProcedure is the fully-qualified name of the CoordinationService's
+	// GetCall RPC.
+	CoordinationServiceGetCallProcedure = "/holdfast.coordination.v1.CoordinationService/GetCall"
+	// CoordinationServiceListCallsProcedure is the fully-qualified name of the CoordinationService's
+	// ListCalls RPC.
+	CoordinationServiceListCallsProcedure = "/holdfast.coordination.v1.CoordinationService/ListCalls"
 	// CoordinationServiceAcquireProcedure is the fully-qualified name of the CoordinationService's
 	// Acquire RPC.
 	CoordinationServiceAcquireProcedure = "/holdfast.coordination.v1.CoordinationService/Acquire"
-	// CoordinationServiceRefundProcedure is the fully-qualified name of the CoordinationService's
-	// Refund RPC.
-	CoordinationServiceRefundProcedure = "/holdfast.coordination.v1.CoordinationService/Refund"
-	// CoordinationServiceReleaseLeaseProcedure is the fully-qualified name of the CoordinationService's
-	// ReleaseLease RPC.
-	CoordinationServiceReleaseLeaseProcedure = "/holdfast.coordination.v1.CoordinationService/ReleaseLease"
-	// CoordinationServiceReportLimitsProcedure is the fully-qualified name of the CoordinationService's
-	// ReportLimits RPC.
-	CoordinationServiceReportLimitsProcedure = "/holdfast.coordination.v1.CoordinationService/ReportLimits"
-	// CoordinationServiceReportSyncProcedure is the fully-qualified name of the CoordinationService's
-	// ReportSync RPC.
-	CoordinationServiceReportSyncProcedure = "/holdfast.coordination.v1.CoordinationService/ReportSync"
-	// CoordinationServiceReportLiveProcedure is the fully-qualified name of the CoordinationService's
-	// ReportLive RPC.
-	CoordinationServiceReportLiveProcedure = "/holdfast.coordination.v1.CoordinationService/ReportLive"
-	// CoordinationServiceGetApiStateProcedure is the fully-qualified name of the CoordinationService's
-	// GetApiState RPC.
-	CoordinationServiceGetApiStateProcedure = "/holdfast.coordination.v1.CoordinationService/GetApiState"
+	// CoordinationServiceReleaseProcedure is the fully-qualified name of the CoordinationService's
+	// Release RPC.
+	CoordinationServiceReleaseProcedure = "/holdfast.coordination.v1.CoordinationService/Release"
+	// CoordinationServiceReportProcedure is the fully-qualified name of the CoordinationService's
+	// Report RPC.
+	CoordinationServiceReportProcedure = "/holdfast.coordination.v1.CoordinationService/Report"
+	// CoordinationServiceGetApiProcedure is the fully-qualified name of the CoordinationService's
+	// GetApi RPC.
+	CoordinationServiceGetApiProcedure = "/holdfast.coordination.v1.CoordinationService/GetApi"
 	// CoordinationServiceListApisProcedure is the fully-qualified name of the CoordinationService's
 	// ListApis RPC.
 	CoordinationServiceListApisProcedure = "/holdfast.coordination.v1.CoordinationService/ListApis"
-	// CoordinationServiceGetUsageProcedure is the fully-qualified name of the CoordinationService's
-	// GetUsage RPC.
-	CoordinationServiceGetUsageProcedure = "/holdfast.coordination.v1.CoordinationService/GetUsage"
-	// CoordinationServiceConfigureApiProcedure is the fully-qualified name of the CoordinationService's
-	// ConfigureApi RPC.
-	CoordinationServiceConfigureApiProcedure = "/holdfast.coordination.v1.CoordinationService/ConfigureApi"
+	// CoordinationServiceUpdateApiProcedure is the fully-qualified name of the CoordinationService's
+	// UpdateApi RPC.
+	CoordinationServiceUpdateApiProcedure = "/holdfast.coordination.v1.CoordinationService/UpdateApi"
 	// CoordinationServiceWatchApiProcedure is the fully-qualified name of the CoordinationService's
 	// WatchApi RPC.
 	CoordinationServiceWatchApiProcedure = "/holdfast.coordination.v1.CoordinationService/WatchApi"
@@ -86,82 +71,68 @@ const (
 // CoordinationServiceClient is a client for the holdfast.coordination.v1.CoordinationService
 // service.
 type CoordinationServiceClient interface {
-	// BeginRequest asks whether a request may be sent now. Only the answer DECISION_PROCEED allows it, and only to the one
-	// who gets it, until the lease ends; CompleteRequest or FailRequest must follow. What is not told by then is
-	// DECISION_UNKNOWN for whoever asks next: it may have happened, and is not sent again until somebody has found out.
-	// The request_id is the caller's own name for the request, in the ledger of this API and user. With another
-	// operation or fingerprint than the first time it is `already_exists`, reason REQUEST_ID_REUSED.
+	// BeginCall asks whether a call may be sent now. Only the answer DECISION_PROCEED allows it, and only to the one who gets
+	// it, until the lease ends; FinishCall must follow. What is not told by then is DECISION_UNKNOWN for whoever asks next: it
+	// may have happened, and is not sent again until that is known.
+	// The key is the caller's own name for the call, in the ledger of this API and user. With another operation or
+	// fingerprint than the first time it is `already_exists`, reason REQUEST_ID_REUSED.
 	//
-	//	{"api": "codegen", "operation": "create_run", "requestId": "issue-17", "fingerprint": "sha256:9f86…", "holder": "worker-1"}
-	BeginRequest(context.Context, *v1.BeginRequestRequest) (*v1.BeginRequestResponse, error)
-	// CompleteRequest stores what the provider answered. Whoever begins the request again gets it back. Repeating it
-	// changes nothing. A lease that another has taken over is `failed_precondition`, reason FENCED.
+	//	{"api": "codegen", "key": "issue-17", "operation": "create_run", "fingerprint": "sha256:9f86", "holder": "worker-1"}
+	BeginCall(context.Context, *v1.BeginCallRequest) (*v1.BeginCallResponse, error)
+	// FinishCall stores what became of a call. If it is completed, whoever begins it again gets the outcome; if it failed,
+	// the failure says whether it may be sent again. Repeating it changes nothing. With a fencing token that is not the
+	// newest it is `failed_precondition`, reason FENCED.
 	//
-	//	{"api": "codegen", "requestId": "issue-17", "lease": "1.1", "outcome": {"httpStatus": 200, "reference": "run-5"}}
-	CompleteRequest(context.Context, *v1.CompleteRequestRequest) (*v1.CompleteRequestResponse, error)
-	// FailRequest says that the request failed, and whether it may be sent again.
+	//	{"api": "codegen", "key": "issue-17", "fencingToken": 1, "completed": {"httpStatus": 200, "reference": "run-5"}}
+	FinishCall(context.Context, *v1.FinishCallRequest) (*v1.FinishCallResponse, error)
+	// GetCall returns one call of the ledger.
 	//
-	//	{"api": "codegen", "requestId": "issue-17", "lease": "1.1", "failure": "FAILURE_RETRYABLE", "retryAfter": "30s"}
-	FailRequest(context.Context, *v1.FailRequestRequest) (*v1.FailRequestResponse, error)
-	// GetRequest returns one request of the ledger.
+	//	{"api": "codegen", "key": "issue-17"}
+	GetCall(context.Context, *v1.GetCallRequest) (*v1.GetCallResponse, error)
+	// ListCalls lists the ledger, newest first.
 	//
-	//	{"api": "codegen", "requestId": "issue-17"}
-	GetRequest(context.Context, *v1.GetRequestRequest) (*v1.GetRequestResponse, error)
-	// ListRequests lists the ledger, newest first.
-	//
-	//	{"api": "codegen", "status": "REQUEST_STATUS_UNKNOWN"}
-	ListRequests(context.Context, *v1.ListRequestsRequest) (*v1.ListRequestsResponse, error)
+	//	{"api": "codegen", "statuses": ["CALL_STATUS_UNKNOWN", "CALL_STATUS_RETRYABLE"]}
+	ListCalls(context.Context, *v1.ListCallsRequest) (*v1.ListCallsResponse, error)
 	// Acquire takes from all policies that cover the operation, or from none. It does not queue: a call that is not allowed
 	// is told when to ask again. The answer also has the headers RateLimit and RateLimit-Policy, and where it is not allowed
-	// Retry-After. A refusal is not remembered by request_id: the same request may ask again.
+	// Retry-After.
+	// What was taken is a grant. With the grant_id of one that is there nothing is taken again: the lease of what runs at once
+	// is renewed, and any other grant is answered as before. A refusal is not remembered: the same grant_id may ask again.
 	//
-	//	{"api": "gemini", "operation": "generate", "permits": "1", "cost": "1200"}
+	//	{"api": "gemini", "operation": "live", "permits": "1", "cost": "1200", "grantId": "turn-9"}
 	Acquire(context.Context, *v1.AcquireRequest) (*v1.AcquireResponse, error)
-	// Refund gives back what was taken and not used, because no call was made. Only a service may; a user's own request
-	// is refunded by FailRequest with not_sent.
+	// Release ends a grant, once: the lease of what runs at once, and with unused all that was taken. Only a service may
+	// release with unused; a user's own call is given back by FinishCall with not_sent.
 	//
-	//	{"api": "gemini", "operation": "generate", "permits": "1", "cost": "1200", "grantTime": "2026-11-23T10:00:00.123456Z"}
-	Refund(context.Context, *v1.RefundRequest) (*v1.RefundResponse, error)
-	// ReleaseLease ends a lease of ALGORITHM_CONCURRENCY. One that is over already is fine.
-	//
-	//	{"api": "gemini", "leaseId": "live-1"}
-	ReleaseLease(context.Context, *v1.ReleaseLeaseRequest) (*v1.ReleaseLeaseResponse, error)
-	// ReportLimits tells what the provider answered, and corrects the policies by it. It understands RateLimit,
-	// X-RateLimit-*, RateLimit-*, Anthropic's and Linear's headers, Retry-After, and the error bodies of Linear and Google;
-	// what it does not understand it ignores, and says so. A report makes limits tighter, never looser, except that a
-	// service's may raise a limit that the provider says it has raised.
+	//	{"api": "gemini", "grantId": "turn-9", "unused": true}
+	Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error)
+	// Report notes what a caller has seen of an API.
+	// A response corrects the policies by what the provider answered. It understands RateLimit, X-RateLimit-*, RateLimit-*,
+	// Anthropic's and Linear's headers, Retry-After, and the error bodies of Linear and Google; what it does not understand it
+	// ignores, and says so. It makes limits tighter, never looser, except that a service's may raise a limit that the provider
+	// says it has raised.
+	// A sync is how far a copy of the provider's data has come. Only a service may report it. The high-water mark never goes
+	// back, unless reset is set.
+	// A live session is reported by who has it. An epoch older than the newest is `failed_precondition`, reason FENCED. A
+	// session that is not reported again within its ttl is over.
 	//
 	//	{"api": "linear", "response": {"httpStatus": 200, "headers": {"X-RateLimit-Requests-Remaining": "12"}}}
-	ReportLimits(context.Context, *v1.ReportLimitsRequest) (*v1.ReportLimitsResponse, error)
-	// ReportSync notes how far a copy of the provider's data has come. Only a service may. The high-water mark never goes
-	// back, unless reset is set.
+	Report(context.Context, *v1.ReportRequest) (*v1.ReportResponse, error)
+	// GetApi returns how an API stands: its limits, breaker, calls in flight, sync and live sessions. With usage_days it also
+	// returns the counts of the last days.
 	//
-	//	{"api": "linear", "resource": "issues", "sync": {"highWaterMark": "2026-11-23T10:00:00Z"}}
-	ReportSync(context.Context, *v1.ReportSyncRequest) (*v1.ReportSyncResponse, error)
-	// ReportLive notes how a live session stands. Users report their own. An epoch older than the newest is
-	// `failed_precondition`, reason FENCED. A session that is not reported again within its ttl is over.
-	//
-	//	{"api": "gemini", "sessionId": "s1", "epoch": "2", "status": "LIVE_STATUS_GOING_AWAY", "timeLeft": "50s"}
-	ReportLive(context.Context, *v1.ReportLiveRequest) (*v1.ReportLiveResponse, error)
-	// GetApiState returns how an API stands: its limits, breaker, requests in flight, usage, sync and live sessions.
-	//
-	//	{"api": "codegen"}
-	GetApiState(context.Context, *v1.GetApiStateRequest) (*v1.GetApiStateResponse, error)
+	//	{"api": "codegen", "usageDays": 30}
+	GetApi(context.Context, *v1.GetApiRequest) (*v1.GetApiResponse, error)
 	// ListApis lists the APIs in use, the latest activity first.
 	//
 	//	{}
 	ListApis(context.Context, *v1.ListApisRequest) (*v1.ListApisResponse, error)
-	// GetUsage returns the counts of the last days, oldest first, today's included. Days without a call are left out.
+	// UpdateApi changes an API's policies, breaker and retention, and clears by hand what stands in the way. Only a service may.
+	// Buckets of policies that keep their name and algorithm go on. The journal has it, with who did it.
 	//
-	//	{"api": "gemini", "days": 30}
-	GetUsage(context.Context, *v1.GetUsageRequest) (*v1.GetUsageResponse, error)
-	// ConfigureApi sets an API's policies, breaker and retention. Only a service may. Buckets of policies that keep their
-	// name and algorithm go on. An unset config returns to the ready-made one.
-	//
-	//	{"api": "codegen", "config": {"policies": [
-	//	  {"name": "create", "algorithm": "ALGORITHM_SLIDING", "limit": "10", "period": "60s", "operations": ["create_run"]}]}}
-	ConfigureApi(context.Context, *v1.ConfigureApiRequest) (*v1.ConfigureApiResponse, error)
-	// WatchApi streams how an API stands each time that this changes, and the requests that changed. With after_version 0, or
+	//	{"api": "codegen", "config": {"maxAttempts": 3}, "clear": ["CLEAR_BREAKER"]}
+	UpdateApi(context.Context, *v1.UpdateApiRequest) (*v1.UpdateApiResponse, error)
+	// WatchApi streams how an API stands each time that this changes, and the calls that changed. With after_version 0, or
 	// older than the journal, the first message is a snapshot with reset = true. A heartbeat comes every 15 s. The stream
 	// ends with `unavailable` when it is old or the server stops: reconnect with the last version.
 	//
@@ -181,34 +152,28 @@ func NewCoordinationServiceClient(httpClient connect.HTTPClient, baseURL string,
 	baseURL = strings.TrimRight(baseURL, "/")
 	coordinationServiceMethods := v1.File_holdfast_coordination_v1_service_proto.Services().ByName("CoordinationService").Methods()
 	return &coordinationServiceClient{
-		beginRequest: connect.NewClient[v1.BeginRequestRequest, v1.BeginRequestResponse](
+		beginCall: connect.NewClient[v1.BeginCallRequest, v1.BeginCallResponse](
 			httpClient,
-			baseURL+CoordinationServiceBeginRequestProcedure,
-			connect.WithSchema(coordinationServiceMethods.ByName("BeginRequest")),
+			baseURL+CoordinationServiceBeginCallProcedure,
+			connect.WithSchema(coordinationServiceMethods.ByName("BeginCall")),
 			connect.WithClientOptions(opts...),
 		),
-		completeRequest: connect.NewClient[v1.CompleteRequestRequest, v1.CompleteRequestResponse](
+		finishCall: connect.NewClient[v1.FinishCallRequest, v1.FinishCallResponse](
 			httpClient,
-			baseURL+CoordinationServiceCompleteRequestProcedure,
-			connect.WithSchema(coordinationServiceMethods.ByName("CompleteRequest")),
+			baseURL+CoordinationServiceFinishCallProcedure,
+			connect.WithSchema(coordinationServiceMethods.ByName("FinishCall")),
 			connect.WithClientOptions(opts...),
 		),
-		failRequest: connect.NewClient[v1.FailRequestRequest, v1.FailRequestResponse](
+		getCall: connect.NewClient[v1.GetCallRequest, v1.GetCallResponse](
 			httpClient,
-			baseURL+CoordinationServiceFailRequestProcedure,
-			connect.WithSchema(coordinationServiceMethods.ByName("FailRequest")),
+			baseURL+CoordinationServiceGetCallProcedure,
+			connect.WithSchema(coordinationServiceMethods.ByName("GetCall")),
 			connect.WithClientOptions(opts...),
 		),
-		getRequest: connect.NewClient[v1.GetRequestRequest, v1.GetRequestResponse](
+		listCalls: connect.NewClient[v1.ListCallsRequest, v1.ListCallsResponse](
 			httpClient,
-			baseURL+CoordinationServiceGetRequestProcedure,
-			connect.WithSchema(coordinationServiceMethods.ByName("GetRequest")),
-			connect.WithClientOptions(opts...),
-		),
-		listRequests: connect.NewClient[v1.ListRequestsRequest, v1.ListRequestsResponse](
-			httpClient,
-			baseURL+CoordinationServiceListRequestsProcedure,
-			connect.WithSchema(coordinationServiceMethods.ByName("ListRequests")),
+			baseURL+CoordinationServiceListCallsProcedure,
+			connect.WithSchema(coordinationServiceMethods.ByName("ListCalls")),
 			connect.WithClientOptions(opts...),
 		),
 		acquire: connect.NewClient[v1.AcquireRequest, v1.AcquireResponse](
@@ -217,40 +182,22 @@ func NewCoordinationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			connect.WithSchema(coordinationServiceMethods.ByName("Acquire")),
 			connect.WithClientOptions(opts...),
 		),
-		refund: connect.NewClient[v1.RefundRequest, v1.RefundResponse](
+		release: connect.NewClient[v1.ReleaseRequest, v1.ReleaseResponse](
 			httpClient,
-			baseURL+CoordinationServiceRefundProcedure,
-			connect.WithSchema(coordinationServiceMethods.ByName("Refund")),
+			baseURL+CoordinationServiceReleaseProcedure,
+			connect.WithSchema(coordinationServiceMethods.ByName("Release")),
 			connect.WithClientOptions(opts...),
 		),
-		releaseLease: connect.NewClient[v1.ReleaseLeaseRequest, v1.ReleaseLeaseResponse](
+		report: connect.NewClient[v1.ReportRequest, v1.ReportResponse](
 			httpClient,
-			baseURL+CoordinationServiceReleaseLeaseProcedure,
-			connect.WithSchema(coordinationServiceMethods.ByName("ReleaseLease")),
+			baseURL+CoordinationServiceReportProcedure,
+			connect.WithSchema(coordinationServiceMethods.ByName("Report")),
 			connect.WithClientOptions(opts...),
 		),
-		reportLimits: connect.NewClient[v1.ReportLimitsRequest, v1.ReportLimitsResponse](
+		getApi: connect.NewClient[v1.GetApiRequest, v1.GetApiResponse](
 			httpClient,
-			baseURL+CoordinationServiceReportLimitsProcedure,
-			connect.WithSchema(coordinationServiceMethods.ByName("ReportLimits")),
-			connect.WithClientOptions(opts...),
-		),
-		reportSync: connect.NewClient[v1.ReportSyncRequest, v1.ReportSyncResponse](
-			httpClient,
-			baseURL+CoordinationServiceReportSyncProcedure,
-			connect.WithSchema(coordinationServiceMethods.ByName("ReportSync")),
-			connect.WithClientOptions(opts...),
-		),
-		reportLive: connect.NewClient[v1.ReportLiveRequest, v1.ReportLiveResponse](
-			httpClient,
-			baseURL+CoordinationServiceReportLiveProcedure,
-			connect.WithSchema(coordinationServiceMethods.ByName("ReportLive")),
-			connect.WithClientOptions(opts...),
-		),
-		getApiState: connect.NewClient[v1.GetApiStateRequest, v1.GetApiStateResponse](
-			httpClient,
-			baseURL+CoordinationServiceGetApiStateProcedure,
-			connect.WithSchema(coordinationServiceMethods.ByName("GetApiState")),
+			baseURL+CoordinationServiceGetApiProcedure,
+			connect.WithSchema(coordinationServiceMethods.ByName("GetApi")),
 			connect.WithClientOptions(opts...),
 		),
 		listApis: connect.NewClient[v1.ListApisRequest, v1.ListApisResponse](
@@ -259,16 +206,10 @@ func NewCoordinationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			connect.WithSchema(coordinationServiceMethods.ByName("ListApis")),
 			connect.WithClientOptions(opts...),
 		),
-		getUsage: connect.NewClient[v1.GetUsageRequest, v1.GetUsageResponse](
+		updateApi: connect.NewClient[v1.UpdateApiRequest, v1.UpdateApiResponse](
 			httpClient,
-			baseURL+CoordinationServiceGetUsageProcedure,
-			connect.WithSchema(coordinationServiceMethods.ByName("GetUsage")),
-			connect.WithClientOptions(opts...),
-		),
-		configureApi: connect.NewClient[v1.ConfigureApiRequest, v1.ConfigureApiResponse](
-			httpClient,
-			baseURL+CoordinationServiceConfigureApiProcedure,
-			connect.WithSchema(coordinationServiceMethods.ByName("ConfigureApi")),
+			baseURL+CoordinationServiceUpdateApiProcedure,
+			connect.WithSchema(coordinationServiceMethods.ByName("UpdateApi")),
 			connect.WithClientOptions(opts...),
 		),
 		watchApi: connect.NewClient[v1.WatchApiRequest, v1.WatchApiResponse](
@@ -282,63 +223,49 @@ func NewCoordinationServiceClient(httpClient connect.HTTPClient, baseURL string,
 
 // coordinationServiceClient implements CoordinationServiceClient.
 type coordinationServiceClient struct {
-	beginRequest    *connect.Client[v1.BeginRequestRequest, v1.BeginRequestResponse]
-	completeRequest *connect.Client[v1.CompleteRequestRequest, v1.CompleteRequestResponse]
-	failRequest     *connect.Client[v1.FailRequestRequest, v1.FailRequestResponse]
-	getRequest      *connect.Client[v1.GetRequestRequest, v1.GetRequestResponse]
-	listRequests    *connect.Client[v1.ListRequestsRequest, v1.ListRequestsResponse]
-	acquire         *connect.Client[v1.AcquireRequest, v1.AcquireResponse]
-	refund          *connect.Client[v1.RefundRequest, v1.RefundResponse]
-	releaseLease    *connect.Client[v1.ReleaseLeaseRequest, v1.ReleaseLeaseResponse]
-	reportLimits    *connect.Client[v1.ReportLimitsRequest, v1.ReportLimitsResponse]
-	reportSync      *connect.Client[v1.ReportSyncRequest, v1.ReportSyncResponse]
-	reportLive      *connect.Client[v1.ReportLiveRequest, v1.ReportLiveResponse]
-	getApiState     *connect.Client[v1.GetApiStateRequest, v1.GetApiStateResponse]
-	listApis        *connect.Client[v1.ListApisRequest, v1.ListApisResponse]
-	getUsage        *connect.Client[v1.GetUsageRequest, v1.GetUsageResponse]
-	configureApi    *connect.Client[v1.ConfigureApiRequest, v1.ConfigureApiResponse]
-	watchApi        *connect.Client[v1.WatchApiRequest, v1.WatchApiResponse]
+	beginCall  *connect.Client[v1.BeginCallRequest, v1.BeginCallResponse]
+	finishCall *connect.Client[v1.FinishCallRequest, v1.FinishCallResponse]
+	getCall    *connect.Client[v1.GetCallRequest, v1.GetCallResponse]
+	listCalls  *connect.Client[v1.ListCallsRequest, v1.ListCallsResponse]
+	acquire    *connect.Client[v1.AcquireRequest, v1.AcquireResponse]
+	release    *connect.Client[v1.ReleaseRequest, v1.ReleaseResponse]
+	report     *connect.Client[v1.ReportRequest, v1.ReportResponse]
+	getApi     *connect.Client[v1.GetApiRequest, v1.GetApiResponse]
+	listApis   *connect.Client[v1.ListApisRequest, v1.ListApisResponse]
+	updateApi  *connect.Client[v1.UpdateApiRequest, v1.UpdateApiResponse]
+	watchApi   *connect.Client[v1.WatchApiRequest, v1.WatchApiResponse]
 }
 
-// BeginRequest calls holdfast.coordination.v1.CoordinationService.BeginRequest.
-func (c *coordinationServiceClient) BeginRequest(ctx context.Context, req *v1.BeginRequestRequest) (*v1.BeginRequestResponse, error) {
-	response, err := c.beginRequest.CallUnary(ctx, connect.NewRequest(req))
+// BeginCall calls holdfast.coordination.v1.CoordinationService.BeginCall.
+func (c *coordinationServiceClient) BeginCall(ctx context.Context, req *v1.BeginCallRequest) (*v1.BeginCallResponse, error) {
+	response, err := c.beginCall.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
 	return nil, err
 }
 
-// CompleteRequest calls holdfast.coordination.v1.CoordinationService.CompleteRequest.
-func (c *coordinationServiceClient) CompleteRequest(ctx context.Context, req *v1.CompleteRequestRequest) (*v1.CompleteRequestResponse, error) {
-	response, err := c.completeRequest.CallUnary(ctx, connect.NewRequest(req))
+// FinishCall calls holdfast.coordination.v1.CoordinationService.FinishCall.
+func (c *coordinationServiceClient) FinishCall(ctx context.Context, req *v1.FinishCallRequest) (*v1.FinishCallResponse, error) {
+	response, err := c.finishCall.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
 	return nil, err
 }
 
-// FailRequest calls holdfast.coordination.v1.CoordinationService.FailRequest.
-func (c *coordinationServiceClient) FailRequest(ctx context.Context, req *v1.FailRequestRequest) (*v1.FailRequestResponse, error) {
-	response, err := c.failRequest.CallUnary(ctx, connect.NewRequest(req))
+// GetCall calls holdfast.coordination.v1.CoordinationService.GetCall.
+func (c *coordinationServiceClient) GetCall(ctx context.Context, req *v1.GetCallRequest) (*v1.GetCallResponse, error) {
+	response, err := c.getCall.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
 	return nil, err
 }
 
-// GetRequest calls holdfast.coordination.v1.CoordinationService.GetRequest.
-func (c *coordinationServiceClient) GetRequest(ctx context.Context, req *v1.GetRequestRequest) (*v1.GetRequestResponse, error) {
-	response, err := c.getRequest.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ListRequests calls holdfast.coordination.v1.CoordinationService.ListRequests.
-func (c *coordinationServiceClient) ListRequests(ctx context.Context, req *v1.ListRequestsRequest) (*v1.ListRequestsResponse, error) {
-	response, err := c.listRequests.CallUnary(ctx, connect.NewRequest(req))
+// ListCalls calls holdfast.coordination.v1.CoordinationService.ListCalls.
+func (c *coordinationServiceClient) ListCalls(ctx context.Context, req *v1.ListCallsRequest) (*v1.ListCallsResponse, error) {
+	response, err := c.listCalls.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -354,54 +281,27 @@ func (c *coordinationServiceClient) Acquire(ctx context.Context, req *v1.Acquire
 	return nil, err
 }
 
-// Refund calls holdfast.coordination.v1.CoordinationService.Refund.
-func (c *coordinationServiceClient) Refund(ctx context.Context, req *v1.RefundRequest) (*v1.RefundResponse, error) {
-	response, err := c.refund.CallUnary(ctx, connect.NewRequest(req))
+// Release calls holdfast.coordination.v1.CoordinationService.Release.
+func (c *coordinationServiceClient) Release(ctx context.Context, req *v1.ReleaseRequest) (*v1.ReleaseResponse, error) {
+	response, err := c.release.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
 	return nil, err
 }
 
-// ReleaseLease calls holdfast.coordination.v1.CoordinationService.ReleaseLease.
-func (c *coordinationServiceClient) ReleaseLease(ctx context.Context, req *v1.ReleaseLeaseRequest) (*v1.ReleaseLeaseResponse, error) {
-	response, err := c.releaseLease.CallUnary(ctx, connect.NewRequest(req))
+// Report calls holdfast.coordination.v1.CoordinationService.Report.
+func (c *coordinationServiceClient) Report(ctx context.Context, req *v1.ReportRequest) (*v1.ReportResponse, error) {
+	response, err := c.report.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
 	return nil, err
 }
 
-// ReportLimits calls holdfast.coordination.v1.CoordinationService.ReportLimits.
-func (c *coordinationServiceClient) ReportLimits(ctx context.Context, req *v1.ReportLimitsRequest) (*v1.ReportLimitsResponse, error) {
-	response, err := c.reportLimits.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ReportSync calls holdfast.coordination.v1.CoordinationService.ReportSync.
-func (c *coordinationServiceClient) ReportSync(ctx context.Context, req *v1.ReportSyncRequest) (*v1.ReportSyncResponse, error) {
-	response, err := c.reportSync.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ReportLive calls holdfast.coordination.v1.CoordinationService.ReportLive.
-func (c *coordinationServiceClient) ReportLive(ctx context.Context, req *v1.ReportLiveRequest) (*v1.ReportLiveResponse, error) {
-	response, err := c.reportLive.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// GetApiState calls holdfast.coordination.v1.CoordinationService.GetApiState.
-func (c *coordinationServiceClient) GetApiState(ctx context.Context, req *v1.GetApiStateRequest) (*v1.GetApiStateResponse, error) {
-	response, err := c.getApiState.CallUnary(ctx, connect.NewRequest(req))
+// GetApi calls holdfast.coordination.v1.CoordinationService.GetApi.
+func (c *coordinationServiceClient) GetApi(ctx context.Context, req *v1.GetApiRequest) (*v1.GetApiResponse, error) {
+	response, err := c.getApi.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -417,18 +317,9 @@ func (c *coordinationServiceClient) ListApis(ctx context.Context, req *v1.ListAp
 	return nil, err
 }
 
-// GetUsage calls holdfast.coordination.v1.CoordinationService.GetUsage.
-func (c *coordinationServiceClient) GetUsage(ctx context.Context, req *v1.GetUsageRequest) (*v1.GetUsageResponse, error) {
-	response, err := c.getUsage.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ConfigureApi calls holdfast.coordination.v1.CoordinationService.ConfigureApi.
-func (c *coordinationServiceClient) ConfigureApi(ctx context.Context, req *v1.ConfigureApiRequest) (*v1.ConfigureApiResponse, error) {
-	response, err := c.configureApi.CallUnary(ctx, connect.NewRequest(req))
+// UpdateApi calls holdfast.coordination.v1.CoordinationService.UpdateApi.
+func (c *coordinationServiceClient) UpdateApi(ctx context.Context, req *v1.UpdateApiRequest) (*v1.UpdateApiResponse, error) {
+	response, err := c.updateApi.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -443,82 +334,68 @@ func (c *coordinationServiceClient) WatchApi(ctx context.Context, req *v1.WatchA
 // CoordinationServiceHandler is an implementation of the
 // holdfast.coordination.v1.CoordinationService service.
 type CoordinationServiceHandler interface {
-	// BeginRequest asks whether a request may be sent now. Only the answer DECISION_PROCEED allows it, and only to the one
-	// who gets it, until the lease ends; CompleteRequest or FailRequest must follow. What is not told by then is
-	// DECISION_UNKNOWN for whoever asks next: it may have happened, and is not sent again until somebody has found out.
-	// The request_id is the caller's own name for the request, in the ledger of this API and user. With another
-	// operation or fingerprint than the first time it is `already_exists`, reason REQUEST_ID_REUSED.
+	// BeginCall asks whether a call may be sent now. Only the answer DECISION_PROCEED allows it, and only to the one who gets
+	// it, until the lease ends; FinishCall must follow. What is not told by then is DECISION_UNKNOWN for whoever asks next: it
+	// may have happened, and is not sent again until that is known.
+	// The key is the caller's own name for the call, in the ledger of this API and user. With another operation or
+	// fingerprint than the first time it is `already_exists`, reason REQUEST_ID_REUSED.
 	//
-	//	{"api": "codegen", "operation": "create_run", "requestId": "issue-17", "fingerprint": "sha256:9f86…", "holder": "worker-1"}
-	BeginRequest(context.Context, *v1.BeginRequestRequest) (*v1.BeginRequestResponse, error)
-	// CompleteRequest stores what the provider answered. Whoever begins the request again gets it back. Repeating it
-	// changes nothing. A lease that another has taken over is `failed_precondition`, reason FENCED.
+	//	{"api": "codegen", "key": "issue-17", "operation": "create_run", "fingerprint": "sha256:9f86", "holder": "worker-1"}
+	BeginCall(context.Context, *v1.BeginCallRequest) (*v1.BeginCallResponse, error)
+	// FinishCall stores what became of a call. If it is completed, whoever begins it again gets the outcome; if it failed,
+	// the failure says whether it may be sent again. Repeating it changes nothing. With a fencing token that is not the
+	// newest it is `failed_precondition`, reason FENCED.
 	//
-	//	{"api": "codegen", "requestId": "issue-17", "lease": "1.1", "outcome": {"httpStatus": 200, "reference": "run-5"}}
-	CompleteRequest(context.Context, *v1.CompleteRequestRequest) (*v1.CompleteRequestResponse, error)
-	// FailRequest says that the request failed, and whether it may be sent again.
+	//	{"api": "codegen", "key": "issue-17", "fencingToken": 1, "completed": {"httpStatus": 200, "reference": "run-5"}}
+	FinishCall(context.Context, *v1.FinishCallRequest) (*v1.FinishCallResponse, error)
+	// GetCall returns one call of the ledger.
 	//
-	//	{"api": "codegen", "requestId": "issue-17", "lease": "1.1", "failure": "FAILURE_RETRYABLE", "retryAfter": "30s"}
-	FailRequest(context.Context, *v1.FailRequestRequest) (*v1.FailRequestResponse, error)
-	// GetRequest returns one request of the ledger.
+	//	{"api": "codegen", "key": "issue-17"}
+	GetCall(context.Context, *v1.GetCallRequest) (*v1.GetCallResponse, error)
+	// ListCalls lists the ledger, newest first.
 	//
-	//	{"api": "codegen", "requestId": "issue-17"}
-	GetRequest(context.Context, *v1.GetRequestRequest) (*v1.GetRequestResponse, error)
-	// ListRequests lists the ledger, newest first.
-	//
-	//	{"api": "codegen", "status": "REQUEST_STATUS_UNKNOWN"}
-	ListRequests(context.Context, *v1.ListRequestsRequest) (*v1.ListRequestsResponse, error)
+	//	{"api": "codegen", "statuses": ["CALL_STATUS_UNKNOWN", "CALL_STATUS_RETRYABLE"]}
+	ListCalls(context.Context, *v1.ListCallsRequest) (*v1.ListCallsResponse, error)
 	// Acquire takes from all policies that cover the operation, or from none. It does not queue: a call that is not allowed
 	// is told when to ask again. The answer also has the headers RateLimit and RateLimit-Policy, and where it is not allowed
-	// Retry-After. A refusal is not remembered by request_id: the same request may ask again.
+	// Retry-After.
+	// What was taken is a grant. With the grant_id of one that is there nothing is taken again: the lease of what runs at once
+	// is renewed, and any other grant is answered as before. A refusal is not remembered: the same grant_id may ask again.
 	//
-	//	{"api": "gemini", "operation": "generate", "permits": "1", "cost": "1200"}
+	//	{"api": "gemini", "operation": "live", "permits": "1", "cost": "1200", "grantId": "turn-9"}
 	Acquire(context.Context, *v1.AcquireRequest) (*v1.AcquireResponse, error)
-	// Refund gives back what was taken and not used, because no call was made. Only a service may; a user's own request
-	// is refunded by FailRequest with not_sent.
+	// Release ends a grant, once: the lease of what runs at once, and with unused all that was taken. Only a service may
+	// release with unused; a user's own call is given back by FinishCall with not_sent.
 	//
-	//	{"api": "gemini", "operation": "generate", "permits": "1", "cost": "1200", "grantTime": "2026-11-23T10:00:00.123456Z"}
-	Refund(context.Context, *v1.RefundRequest) (*v1.RefundResponse, error)
-	// ReleaseLease ends a lease of ALGORITHM_CONCURRENCY. One that is over already is fine.
-	//
-	//	{"api": "gemini", "leaseId": "live-1"}
-	ReleaseLease(context.Context, *v1.ReleaseLeaseRequest) (*v1.ReleaseLeaseResponse, error)
-	// ReportLimits tells what the provider answered, and corrects the policies by it. It understands RateLimit,
-	// X-RateLimit-*, RateLimit-*, Anthropic's and Linear's headers, Retry-After, and the error bodies of Linear and Google;
-	// what it does not understand it ignores, and says so. A report makes limits tighter, never looser, except that a
-	// service's may raise a limit that the provider says it has raised.
+	//	{"api": "gemini", "grantId": "turn-9", "unused": true}
+	Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error)
+	// Report notes what a caller has seen of an API.
+	// A response corrects the policies by what the provider answered. It understands RateLimit, X-RateLimit-*, RateLimit-*,
+	// Anthropic's and Linear's headers, Retry-After, and the error bodies of Linear and Google; what it does not understand it
+	// ignores, and says so. It makes limits tighter, never looser, except that a service's may raise a limit that the provider
+	// says it has raised.
+	// A sync is how far a copy of the provider's data has come. Only a service may report it. The high-water mark never goes
+	// back, unless reset is set.
+	// A live session is reported by who has it. An epoch older than the newest is `failed_precondition`, reason FENCED. A
+	// session that is not reported again within its ttl is over.
 	//
 	//	{"api": "linear", "response": {"httpStatus": 200, "headers": {"X-RateLimit-Requests-Remaining": "12"}}}
-	ReportLimits(context.Context, *v1.ReportLimitsRequest) (*v1.ReportLimitsResponse, error)
-	// ReportSync notes how far a copy of the provider's data has come. Only a service may. The high-water mark never goes
-	// back, unless reset is set.
+	Report(context.Context, *v1.ReportRequest) (*v1.ReportResponse, error)
+	// GetApi returns how an API stands: its limits, breaker, calls in flight, sync and live sessions. With usage_days it also
+	// returns the counts of the last days.
 	//
-	//	{"api": "linear", "resource": "issues", "sync": {"highWaterMark": "2026-11-23T10:00:00Z"}}
-	ReportSync(context.Context, *v1.ReportSyncRequest) (*v1.ReportSyncResponse, error)
-	// ReportLive notes how a live session stands. Users report their own. An epoch older than the newest is
-	// `failed_precondition`, reason FENCED. A session that is not reported again within its ttl is over.
-	//
-	//	{"api": "gemini", "sessionId": "s1", "epoch": "2", "status": "LIVE_STATUS_GOING_AWAY", "timeLeft": "50s"}
-	ReportLive(context.Context, *v1.ReportLiveRequest) (*v1.ReportLiveResponse, error)
-	// GetApiState returns how an API stands: its limits, breaker, requests in flight, usage, sync and live sessions.
-	//
-	//	{"api": "codegen"}
-	GetApiState(context.Context, *v1.GetApiStateRequest) (*v1.GetApiStateResponse, error)
+	//	{"api": "codegen", "usageDays": 30}
+	GetApi(context.Context, *v1.GetApiRequest) (*v1.GetApiResponse, error)
 	// ListApis lists the APIs in use, the latest activity first.
 	//
 	//	{}
 	ListApis(context.Context, *v1.ListApisRequest) (*v1.ListApisResponse, error)
-	// GetUsage returns the counts of the last days, oldest first, today's included. Days without a call are left out.
+	// UpdateApi changes an API's policies, breaker and retention, and clears by hand what stands in the way. Only a service may.
+	// Buckets of policies that keep their name and algorithm go on. The journal has it, with who did it.
 	//
-	//	{"api": "gemini", "days": 30}
-	GetUsage(context.Context, *v1.GetUsageRequest) (*v1.GetUsageResponse, error)
-	// ConfigureApi sets an API's policies, breaker and retention. Only a service may. Buckets of policies that keep their
-	// name and algorithm go on. An unset config returns to the ready-made one.
-	//
-	//	{"api": "codegen", "config": {"policies": [
-	//	  {"name": "create", "algorithm": "ALGORITHM_SLIDING", "limit": "10", "period": "60s", "operations": ["create_run"]}]}}
-	ConfigureApi(context.Context, *v1.ConfigureApiRequest) (*v1.ConfigureApiResponse, error)
-	// WatchApi streams how an API stands each time that this changes, and the requests that changed. With after_version 0, or
+	//	{"api": "codegen", "config": {"maxAttempts": 3}, "clear": ["CLEAR_BREAKER"]}
+	UpdateApi(context.Context, *v1.UpdateApiRequest) (*v1.UpdateApiResponse, error)
+	// WatchApi streams how an API stands each time that this changes, and the calls that changed. With after_version 0, or
 	// older than the journal, the first message is a snapshot with reset = true. A heartbeat comes every 15 s. The stream
 	// ends with `unavailable` when it is old or the server stops: reconnect with the last version.
 	//
@@ -533,34 +410,28 @@ type CoordinationServiceHandler interface {
 // and JSON codecs. They also support gzip compression.
 func NewCoordinationServiceHandler(svc CoordinationServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
 	coordinationServiceMethods := v1.File_holdfast_coordination_v1_service_proto.Services().ByName("CoordinationService").Methods()
-	coordinationServiceBeginRequestHandler := connect.NewUnaryHandlerSimple(
-		CoordinationServiceBeginRequestProcedure,
-		svc.BeginRequest,
-		connect.WithSchema(coordinationServiceMethods.ByName("BeginRequest")),
+	coordinationServiceBeginCallHandler := connect.NewUnaryHandlerSimple(
+		CoordinationServiceBeginCallProcedure,
+		svc.BeginCall,
+		connect.WithSchema(coordinationServiceMethods.ByName("BeginCall")),
 		connect.WithHandlerOptions(opts...),
 	)
-	coordinationServiceCompleteRequestHandler := connect.NewUnaryHandlerSimple(
-		CoordinationServiceCompleteRequestProcedure,
-		svc.CompleteRequest,
-		connect.WithSchema(coordinationServiceMethods.ByName("CompleteRequest")),
+	coordinationServiceFinishCallHandler := connect.NewUnaryHandlerSimple(
+		CoordinationServiceFinishCallProcedure,
+		svc.FinishCall,
+		connect.WithSchema(coordinationServiceMethods.ByName("FinishCall")),
 		connect.WithHandlerOptions(opts...),
 	)
-	coordinationServiceFailRequestHandler := connect.NewUnaryHandlerSimple(
-		CoordinationServiceFailRequestProcedure,
-		svc.FailRequest,
-		connect.WithSchema(coordinationServiceMethods.ByName("FailRequest")),
+	coordinationServiceGetCallHandler := connect.NewUnaryHandlerSimple(
+		CoordinationServiceGetCallProcedure,
+		svc.GetCall,
+		connect.WithSchema(coordinationServiceMethods.ByName("GetCall")),
 		connect.WithHandlerOptions(opts...),
 	)
-	coordinationServiceGetRequestHandler := connect.NewUnaryHandlerSimple(
-		CoordinationServiceGetRequestProcedure,
-		svc.GetRequest,
-		connect.WithSchema(coordinationServiceMethods.ByName("GetRequest")),
-		connect.WithHandlerOptions(opts...),
-	)
-	coordinationServiceListRequestsHandler := connect.NewUnaryHandlerSimple(
-		CoordinationServiceListRequestsProcedure,
-		svc.ListRequests,
-		connect.WithSchema(coordinationServiceMethods.ByName("ListRequests")),
+	coordinationServiceListCallsHandler := connect.NewUnaryHandlerSimple(
+		CoordinationServiceListCallsProcedure,
+		svc.ListCalls,
+		connect.WithSchema(coordinationServiceMethods.ByName("ListCalls")),
 		connect.WithHandlerOptions(opts...),
 	)
 	coordinationServiceAcquireHandler := connect.NewUnaryHandlerSimple(
@@ -569,40 +440,22 @@ func NewCoordinationServiceHandler(svc CoordinationServiceHandler, opts ...conne
 		connect.WithSchema(coordinationServiceMethods.ByName("Acquire")),
 		connect.WithHandlerOptions(opts...),
 	)
-	coordinationServiceRefundHandler := connect.NewUnaryHandlerSimple(
-		CoordinationServiceRefundProcedure,
-		svc.Refund,
-		connect.WithSchema(coordinationServiceMethods.ByName("Refund")),
+	coordinationServiceReleaseHandler := connect.NewUnaryHandlerSimple(
+		CoordinationServiceReleaseProcedure,
+		svc.Release,
+		connect.WithSchema(coordinationServiceMethods.ByName("Release")),
 		connect.WithHandlerOptions(opts...),
 	)
-	coordinationServiceReleaseLeaseHandler := connect.NewUnaryHandlerSimple(
-		CoordinationServiceReleaseLeaseProcedure,
-		svc.ReleaseLease,
-		connect.WithSchema(coordinationServiceMethods.ByName("ReleaseLease")),
+	coordinationServiceReportHandler := connect.NewUnaryHandlerSimple(
+		CoordinationServiceReportProcedure,
+		svc.Report,
+		connect.WithSchema(coordinationServiceMethods.ByName("Report")),
 		connect.WithHandlerOptions(opts...),
 	)
-	coordinationServiceReportLimitsHandler := connect.NewUnaryHandlerSimple(
-		CoordinationServiceReportLimitsProcedure,
-		svc.ReportLimits,
-		connect.WithSchema(coordinationServiceMethods.ByName("ReportLimits")),
-		connect.WithHandlerOptions(opts...),
-	)
-	coordinationServiceReportSyncHandler := connect.NewUnaryHandlerSimple(
-		CoordinationServiceReportSyncProcedure,
-		svc.ReportSync,
-		connect.WithSchema(coordinationServiceMethods.ByName("ReportSync")),
-		connect.WithHandlerOptions(opts...),
-	)
-	coordinationServiceReportLiveHandler := connect.NewUnaryHandlerSimple(
-		CoordinationServiceReportLiveProcedure,
-		svc.ReportLive,
-		connect.WithSchema(coordinationServiceMethods.ByName("ReportLive")),
-		connect.WithHandlerOptions(opts...),
-	)
-	coordinationServiceGetApiStateHandler := connect.NewUnaryHandlerSimple(
-		CoordinationServiceGetApiStateProcedure,
-		svc.GetApiState,
-		connect.WithSchema(coordinationServiceMethods.ByName("GetApiState")),
+	coordinationServiceGetApiHandler := connect.NewUnaryHandlerSimple(
+		CoordinationServiceGetApiProcedure,
+		svc.GetApi,
+		connect.WithSchema(coordinationServiceMethods.ByName("GetApi")),
 		connect.WithHandlerOptions(opts...),
 	)
 	coordinationServiceListApisHandler := connect.NewUnaryHandlerSimple(
@@ -611,16 +464,10 @@ func NewCoordinationServiceHandler(svc CoordinationServiceHandler, opts ...conne
 		connect.WithSchema(coordinationServiceMethods.ByName("ListApis")),
 		connect.WithHandlerOptions(opts...),
 	)
-	coordinationServiceGetUsageHandler := connect.NewUnaryHandlerSimple(
-		CoordinationServiceGetUsageProcedure,
-		svc.GetUsage,
-		connect.WithSchema(coordinationServiceMethods.ByName("GetUsage")),
-		connect.WithHandlerOptions(opts...),
-	)
-	coordinationServiceConfigureApiHandler := connect.NewUnaryHandlerSimple(
-		CoordinationServiceConfigureApiProcedure,
-		svc.ConfigureApi,
-		connect.WithSchema(coordinationServiceMethods.ByName("ConfigureApi")),
+	coordinationServiceUpdateApiHandler := connect.NewUnaryHandlerSimple(
+		CoordinationServiceUpdateApiProcedure,
+		svc.UpdateApi,
+		connect.WithSchema(coordinationServiceMethods.ByName("UpdateApi")),
 		connect.WithHandlerOptions(opts...),
 	)
 	coordinationServiceWatchApiHandler := connect.NewServerStreamHandlerSimple(
@@ -631,36 +478,26 @@ func NewCoordinationServiceHandler(svc CoordinationServiceHandler, opts ...conne
 	)
 	return "/holdfast.coordination.v1.CoordinationService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
-		case CoordinationServiceBeginRequestProcedure:
-			coordinationServiceBeginRequestHandler.ServeHTTP(w, r)
-		case CoordinationServiceCompleteRequestProcedure:
-			coordinationServiceCompleteRequestHandler.ServeHTTP(w, r)
-		case CoordinationServiceFailRequestProcedure:
-			coordinationServiceFailRequestHandler.ServeHTTP(w, r)
-		case CoordinationServiceGetRequestProcedure:
-			coordinationServiceGetRequestHandler.ServeHTTP(w, r)
-		case CoordinationServiceListRequestsProcedure:
-			coordinationServiceListRequestsHandler.ServeHTTP(w, r)
+		case CoordinationServiceBeginCallProcedure:
+			coordinationServiceBeginCallHandler.ServeHTTP(w, r)
+		case CoordinationServiceFinishCallProcedure:
+			coordinationServiceFinishCallHandler.ServeHTTP(w, r)
+		case CoordinationServiceGetCallProcedure:
+			coordinationServiceGetCallHandler.ServeHTTP(w, r)
+		case CoordinationServiceListCallsProcedure:
+			coordinationServiceListCallsHandler.ServeHTTP(w, r)
 		case CoordinationServiceAcquireProcedure:
 			coordinationServiceAcquireHandler.ServeHTTP(w, r)
-		case CoordinationServiceRefundProcedure:
-			coordinationServiceRefundHandler.ServeHTTP(w, r)
-		case CoordinationServiceReleaseLeaseProcedure:
-			coordinationServiceReleaseLeaseHandler.ServeHTTP(w, r)
-		case CoordinationServiceReportLimitsProcedure:
-			coordinationServiceReportLimitsHandler.ServeHTTP(w, r)
-		case CoordinationServiceReportSyncProcedure:
-			coordinationServiceReportSyncHandler.ServeHTTP(w, r)
-		case CoordinationServiceReportLiveProcedure:
-			coordinationServiceReportLiveHandler.ServeHTTP(w, r)
-		case CoordinationServiceGetApiStateProcedure:
-			coordinationServiceGetApiStateHandler.ServeHTTP(w, r)
+		case CoordinationServiceReleaseProcedure:
+			coordinationServiceReleaseHandler.ServeHTTP(w, r)
+		case CoordinationServiceReportProcedure:
+			coordinationServiceReportHandler.ServeHTTP(w, r)
+		case CoordinationServiceGetApiProcedure:
+			coordinationServiceGetApiHandler.ServeHTTP(w, r)
 		case CoordinationServiceListApisProcedure:
 			coordinationServiceListApisHandler.ServeHTTP(w, r)
-		case CoordinationServiceGetUsageProcedure:
-			coordinationServiceGetUsageHandler.ServeHTTP(w, r)
-		case CoordinationServiceConfigureApiProcedure:
-			coordinationServiceConfigureApiHandler.ServeHTTP(w, r)
+		case CoordinationServiceUpdateApiProcedure:
+			coordinationServiceUpdateApiHandler.ServeHTTP(w, r)
 		case CoordinationServiceWatchApiProcedure:
 			coordinationServiceWatchApiHandler.ServeHTTP(w, r)
 		default:
@@ -672,64 +509,44 @@ func NewCoordinationServiceHandler(svc CoordinationServiceHandler, opts ...conne
 // UnimplementedCoordinationServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedCoordinationServiceHandler struct{}
 
-func (UnimplementedCoordinationServiceHandler) BeginRequest(context.Context, *v1.BeginRequestRequest) (*v1.BeginRequestResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.BeginRequest is not implemented"))
+func (UnimplementedCoordinationServiceHandler) BeginCall(context.Context, *v1.BeginCallRequest) (*v1.BeginCallResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.BeginCall is not implemented"))
 }
 
-func (UnimplementedCoordinationServiceHandler) CompleteRequest(context.Context, *v1.CompleteRequestRequest) (*v1.CompleteRequestResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.CompleteRequest is not implemented"))
+func (UnimplementedCoordinationServiceHandler) FinishCall(context.Context, *v1.FinishCallRequest) (*v1.FinishCallResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.FinishCall is not implemented"))
 }
 
-func (UnimplementedCoordinationServiceHandler) FailRequest(context.Context, *v1.FailRequestRequest) (*v1.FailRequestResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.FailRequest is not implemented"))
+func (UnimplementedCoordinationServiceHandler) GetCall(context.Context, *v1.GetCallRequest) (*v1.GetCallResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.GetCall is not implemented"))
 }
 
-func (UnimplementedCoordinationServiceHandler) GetRequest(context.Context, *v1.GetRequestRequest) (*v1.GetRequestResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.GetRequest is not implemented"))
-}
-
-func (UnimplementedCoordinationServiceHandler) ListRequests(context.Context, *v1.ListRequestsRequest) (*v1.ListRequestsResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.ListRequests is not implemented"))
+func (UnimplementedCoordinationServiceHandler) ListCalls(context.Context, *v1.ListCallsRequest) (*v1.ListCallsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.ListCalls is not implemented"))
 }
 
 func (UnimplementedCoordinationServiceHandler) Acquire(context.Context, *v1.AcquireRequest) (*v1.AcquireResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.Acquire is not implemented"))
 }
 
-func (UnimplementedCoordinationServiceHandler) Refund(context.Context, *v1.RefundRequest) (*v1.RefundResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.Refund is not implemented"))
+func (UnimplementedCoordinationServiceHandler) Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.Release is not implemented"))
 }
 
-func (UnimplementedCoordinationServiceHandler) ReleaseLease(context.Context, *v1.ReleaseLeaseRequest) (*v1.ReleaseLeaseResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.ReleaseLease is not implemented"))
+func (UnimplementedCoordinationServiceHandler) Report(context.Context, *v1.ReportRequest) (*v1.ReportResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.Report is not implemented"))
 }
 
-func (UnimplementedCoordinationServiceHandler) ReportLimits(context.Context, *v1.ReportLimitsRequest) (*v1.ReportLimitsResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.ReportLimits is not implemented"))
-}
-
-func (UnimplementedCoordinationServiceHandler) ReportSync(context.Context, *v1.ReportSyncRequest) (*v1.ReportSyncResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.ReportSync is not implemented"))
-}
-
-func (UnimplementedCoordinationServiceHandler) ReportLive(context.Context, *v1.ReportLiveRequest) (*v1.ReportLiveResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.ReportLive is not implemented"))
-}
-
-func (UnimplementedCoordinationServiceHandler) GetApiState(context.Context, *v1.GetApiStateRequest) (*v1.GetApiStateResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.GetApiState is not implemented"))
+func (UnimplementedCoordinationServiceHandler) GetApi(context.Context, *v1.GetApiRequest) (*v1.GetApiResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.GetApi is not implemented"))
 }
 
 func (UnimplementedCoordinationServiceHandler) ListApis(context.Context, *v1.ListApisRequest) (*v1.ListApisResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.ListApis is not implemented"))
 }
 
-func (UnimplementedCoordinationServiceHandler) GetUsage(context.Context, *v1.GetUsageRequest) (*v1.GetUsageResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.GetUsage is not implemented"))
-}
-
-func (UnimplementedCoordinationServiceHandler) ConfigureApi(context.Context, *v1.ConfigureApiRequest) (*v1.ConfigureApiResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.ConfigureApi is not implemented"))
+func (UnimplementedCoordinationServiceHandler) UpdateApi(context.Context, *v1.UpdateApiRequest) (*v1.UpdateApiResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.UpdateApi is not implemented"))
 }
 
 func (UnimplementedCoordinationServiceHandler) WatchApi(context.Context, *v1.WatchApiRequest, *connect.ServerStream[v1.WatchApiResponse]) error {

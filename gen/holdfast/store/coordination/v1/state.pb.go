@@ -4,10 +4,12 @@
 // 	protoc        (unknown)
 // source: holdfast/store/coordination/v1/state.proto
 
+// Package holdfast.store.coordination.v1 is what the coordinator's rows hold. Messages that are named as in
+// holdfast.coordination.v1 mean what is said there.
+
 package coordinationv1
 
 import (
-	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -24,18 +26,13 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Algorithm is how a policy counts.
 type Algorithm int32
 
 const (
 	Algorithm_ALGORITHM_UNSPECIFIED Algorithm = 0
-	// At most limit units in any period, exactly.
-	Algorithm_ALGORITHM_SLIDING Algorithm = 1
-	// A leaky bucket: burst units at once, refilled at limit units a period. Within a period up to limit + burst pass.
-	Algorithm_ALGORITHM_GCRA Algorithm = 2
-	// At most limit units from one turn of the calendar to the next.
-	Algorithm_ALGORITHM_CALENDAR Algorithm = 3
-	// At most limit units at once: each is a lease that is given back, or expires.
+	Algorithm_ALGORITHM_SLIDING     Algorithm = 1
+	Algorithm_ALGORITHM_GCRA        Algorithm = 2
+	Algorithm_ALGORITHM_CALENDAR    Algorithm = 3
 	Algorithm_ALGORITHM_CONCURRENCY Algorithm = 4
 )
 
@@ -84,7 +81,6 @@ func (Algorithm) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{0}
 }
 
-// Calendar is a unit of the calendar.
 type Calendar int32
 
 const (
@@ -92,9 +88,8 @@ const (
 	Calendar_CALENDAR_MINUTE      Calendar = 1
 	Calendar_CALENDAR_HOUR        Calendar = 2
 	Calendar_CALENDAR_DAY         Calendar = 3
-	// From Monday.
-	Calendar_CALENDAR_WEEK  Calendar = 4
-	Calendar_CALENDAR_MONTH Calendar = 5
+	Calendar_CALENDAR_WEEK        Calendar = 4
+	Calendar_CALENDAR_MONTH       Calendar = 5
 )
 
 // Enum value maps for Calendar.
@@ -144,15 +139,12 @@ func (Calendar) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{1}
 }
 
-// Scope is whose calls a policy counts together.
 type Scope int32
 
 const (
 	Scope_SCOPE_UNSPECIFIED Scope = 0
-	// All of the tenant's.
-	Scope_SCOPE_TENANT Scope = 1
-	// Each user's by themselves.
-	Scope_SCOPE_USER Scope = 2
+	Scope_SCOPE_TENANT      Scope = 1
+	Scope_SCOPE_USER        Scope = 2
 )
 
 // Enum value maps for Scope.
@@ -196,14 +188,12 @@ func (Scope) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{2}
 }
 
-// Unit is what a policy counts.
 type Unit int32
 
 const (
 	Unit_UNIT_UNSPECIFIED Unit = 0
 	Unit_UNIT_PERMIT      Unit = 1
-	// The call's cost: tokens, complexity points.
-	Unit_UNIT_COST Unit = 2
+	Unit_UNIT_COST        Unit = 2
 )
 
 // Enum value maps for Unit.
@@ -247,17 +237,13 @@ func (Unit) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{3}
 }
 
-// BreakerStatus is where a circuit breaker stands.
 type BreakerStatus int32
 
 const (
 	BreakerStatus_BREAKER_STATUS_UNSPECIFIED BreakerStatus = 0
-	// Calls pass.
-	BreakerStatus_BREAKER_STATUS_CLOSED BreakerStatus = 1
-	// No call passes until retry_time.
-	BreakerStatus_BREAKER_STATUS_OPEN BreakerStatus = 2
-	// One call, the probe, is under way, and no other passes.
-	BreakerStatus_BREAKER_STATUS_HALF_OPEN BreakerStatus = 3
+	BreakerStatus_BREAKER_STATUS_CLOSED      BreakerStatus = 1
+	BreakerStatus_BREAKER_STATUS_OPEN        BreakerStatus = 2
+	BreakerStatus_BREAKER_STATUS_HALF_OPEN   BreakerStatus = 3
 )
 
 // Enum value maps for BreakerStatus.
@@ -303,85 +289,76 @@ func (BreakerStatus) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
-// RequestStatus is how far a request is.
-type RequestStatus int32
+type CallStatus int32
 
 const (
-	RequestStatus_REQUEST_STATUS_UNSPECIFIED RequestStatus = 0
-	// Someone has the lease and sends it.
-	RequestStatus_REQUEST_STATUS_IN_FLIGHT RequestStatus = 1
-	RequestStatus_REQUEST_STATUS_COMPLETED RequestStatus = 2
-	// It failed for good: the provider refused it, or there were too many attempts.
-	RequestStatus_REQUEST_STATUS_FAILED RequestStatus = 3
-	// It has not happened, and may be tried again.
-	RequestStatus_REQUEST_STATUS_RETRYABLE RequestStatus = 4
-	// It may have happened or not. It is not sent again until somebody has found out.
-	RequestStatus_REQUEST_STATUS_UNKNOWN RequestStatus = 5
-	// Somebody has the lease to find out.
-	RequestStatus_REQUEST_STATUS_RECONCILING RequestStatus = 6
+	CallStatus_CALL_STATUS_UNSPECIFIED CallStatus = 0
+	CallStatus_CALL_STATUS_IN_FLIGHT   CallStatus = 1
+	CallStatus_CALL_STATUS_COMPLETED   CallStatus = 2
+	CallStatus_CALL_STATUS_FAILED      CallStatus = 3
+	CallStatus_CALL_STATUS_RETRYABLE   CallStatus = 4
+	CallStatus_CALL_STATUS_UNKNOWN     CallStatus = 5
+	CallStatus_CALL_STATUS_RECONCILING CallStatus = 6
 )
 
-// Enum value maps for RequestStatus.
+// Enum value maps for CallStatus.
 var (
-	RequestStatus_name = map[int32]string{
-		0: "REQUEST_STATUS_UNSPECIFIED",
-		1: "REQUEST_STATUS_IN_FLIGHT",
-		2: "REQUEST_STATUS_COMPLETED",
-		3: "REQUEST_STATUS_FAILED",
-		4: "REQUEST_STATUS_RETRYABLE",
-		5: "REQUEST_STATUS_UNKNOWN",
-		6: "REQUEST_STATUS_RECONCILING",
+	CallStatus_name = map[int32]string{
+		0: "CALL_STATUS_UNSPECIFIED",
+		1: "CALL_STATUS_IN_FLIGHT",
+		2: "CALL_STATUS_COMPLETED",
+		3: "CALL_STATUS_FAILED",
+		4: "CALL_STATUS_RETRYABLE",
+		5: "CALL_STATUS_UNKNOWN",
+		6: "CALL_STATUS_RECONCILING",
 	}
-	RequestStatus_value = map[string]int32{
-		"REQUEST_STATUS_UNSPECIFIED": 0,
-		"REQUEST_STATUS_IN_FLIGHT":   1,
-		"REQUEST_STATUS_COMPLETED":   2,
-		"REQUEST_STATUS_FAILED":      3,
-		"REQUEST_STATUS_RETRYABLE":   4,
-		"REQUEST_STATUS_UNKNOWN":     5,
-		"REQUEST_STATUS_RECONCILING": 6,
+	CallStatus_value = map[string]int32{
+		"CALL_STATUS_UNSPECIFIED": 0,
+		"CALL_STATUS_IN_FLIGHT":   1,
+		"CALL_STATUS_COMPLETED":   2,
+		"CALL_STATUS_FAILED":      3,
+		"CALL_STATUS_RETRYABLE":   4,
+		"CALL_STATUS_UNKNOWN":     5,
+		"CALL_STATUS_RECONCILING": 6,
 	}
 )
 
-func (x RequestStatus) Enum() *RequestStatus {
-	p := new(RequestStatus)
+func (x CallStatus) Enum() *CallStatus {
+	p := new(CallStatus)
 	*p = x
 	return p
 }
 
-func (x RequestStatus) String() string {
+func (x CallStatus) String() string {
 	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
 }
 
-func (RequestStatus) Descriptor() protoreflect.EnumDescriptor {
+func (CallStatus) Descriptor() protoreflect.EnumDescriptor {
 	return file_holdfast_store_coordination_v1_state_proto_enumTypes[5].Descriptor()
 }
 
-func (RequestStatus) Type() protoreflect.EnumType {
+func (CallStatus) Type() protoreflect.EnumType {
 	return &file_holdfast_store_coordination_v1_state_proto_enumTypes[5]
 }
 
-func (x RequestStatus) Number() protoreflect.EnumNumber {
+func (x CallStatus) Number() protoreflect.EnumNumber {
 	return protoreflect.EnumNumber(x)
 }
 
-// Deprecated: Use RequestStatus.Descriptor instead.
-func (RequestStatus) EnumDescriptor() ([]byte, []int) {
+// Deprecated: Use CallStatus.Descriptor instead.
+func (CallStatus) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
-// LiveStatus is how a live connection stands.
 type LiveStatus int32
 
 const (
 	LiveStatus_LIVE_STATUS_UNSPECIFIED LiveStatus = 0
 	LiveStatus_LIVE_STATUS_CONNECTING  LiveStatus = 1
 	LiveStatus_LIVE_STATUS_OPEN        LiveStatus = 2
-	// The provider will close it at go_away_time.
-	LiveStatus_LIVE_STATUS_GOING_AWAY LiveStatus = 3
-	LiveStatus_LIVE_STATUS_CLOSED     LiveStatus = 4
-	// It could not be opened, or broke.
-	LiveStatus_LIVE_STATUS_FAILED LiveStatus = 5
+	LiveStatus_LIVE_STATUS_GOING_AWAY  LiveStatus = 3
+	LiveStatus_LIVE_STATUS_CLOSED      LiveStatus = 4
+	LiveStatus_LIVE_STATUS_FAILED      LiveStatus = 5
 )
 
 // Enum value maps for LiveStatus.
@@ -444,19 +421,28 @@ type ApiState struct {
 	Breaker *Breaker           `protobuf:"bytes,4,opt,name=breaker,proto3" json:"breaker,omitempty"`
 	// The counts of the newest day that saw a call; older days are in the collection usage_days.
 	Today *UsageDay `protobuf:"bytes,5,opt,name=today,proto3" json:"today,omitempty"`
-	// The requests whose lease runs, oldest first.
+	// The calls whose lease runs, oldest first.
 	InFlight []*InFlight `protobuf:"bytes,6,rep,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
 	// By resource.
 	Sync map[string]*SyncState `protobuf:"bytes,7,rep,name=sync,proto3" json:"sync,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Live sessions by id.
 	Live       map[string]*LiveSession `protobuf:"bytes,8,rep,name=live,proto3" json:"live,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	LiveCounts *LiveCounts             `protobuf:"bytes,9,opt,name=live_counts,json=liveCounts,proto3" json:"live_counts,omitempty"`
-	// Of the ledger: the seq of the newest request, of the oldest that is kept, and when that was made.
+	// Of the ledger: the seq of the newest call, of the oldest that is kept, and when that was made.
 	LastSeq   int64                  `protobuf:"varint,10,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
 	FirstSeq  int64                  `protobuf:"varint,11,opt,name=first_seq,json=firstSeq,proto3" json:"first_seq,omitempty"`
 	FirstTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=first_time,json=firstTime,proto3" json:"first_time,omitempty"`
 	// The provider has asked for silence, for whatever operation.
-	PauseUntil    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=pause_until,json=pauseUntil,proto3" json:"pause_until,omitempty"`
+	PauseUntil *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=pause_until,json=pauseUntil,proto3" json:"pause_until,omitempty"`
+	// Fencing tokens of calls begin above it, so that those of an earlier life of the API are none of this one's.
+	TokenBase int32 `protobuf:"varint,14,opt,name=token_base,json=tokenBase,proto3" json:"token_base,omitempty"`
+	// The version at which the config was last changed: the policies of grants up to that may have been others.
+	ConfigVersion int64 `protobuf:"varint,15,opt,name=config_version,json=configVersion,proto3" json:"config_version,omitempty"`
+	// The last grants that were given back, by version, in order. Those up to released_through are over.
+	Released        []int64 `protobuf:"varint,16,rep,packed,name=released,proto3" json:"released,omitempty"`
+	ReleasedThrough int64   `protobuf:"varint,17,opt,name=released_through,json=releasedThrough,proto3" json:"released_through,omitempty"`
+	// How often all limits were cleared; see UserBuckets.
+	Clears        int32 `protobuf:"varint,18,opt,name=clears,proto3" json:"clears,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -582,19 +568,49 @@ func (x *ApiState) GetPauseUntil() *timestamppb.Timestamp {
 	return nil
 }
 
-// ApiConfig says how an API is to be used.
+func (x *ApiState) GetTokenBase() int32 {
+	if x != nil {
+		return x.TokenBase
+	}
+	return 0
+}
+
+func (x *ApiState) GetConfigVersion() int64 {
+	if x != nil {
+		return x.ConfigVersion
+	}
+	return 0
+}
+
+func (x *ApiState) GetReleased() []int64 {
+	if x != nil {
+		return x.Released
+	}
+	return nil
+}
+
+func (x *ApiState) GetReleasedThrough() int64 {
+	if x != nil {
+		return x.ReleasedThrough
+	}
+	return 0
+}
+
+func (x *ApiState) GetClears() int32 {
+	if x != nil {
+		return x.Clears
+	}
+	return 0
+}
+
 type ApiConfig struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Policies []*Policy              `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
-	Breaker  *BreakerConfig         `protobuf:"bytes,2,opt,name=breaker,proto3" json:"breaker,omitempty"`
-	// How long a request may be in flight where it does not say: 100 ms to 1 h; unset: 60 s.
-	Lease *durationpb.Duration `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
-	// How long the ledger keeps a request: 1 to 90 days; unset: 7 days.
-	Retention *durationpb.Duration `protobuf:"bytes,4,opt,name=retention,proto3" json:"retention,omitempty"`
-	// After so many attempts a request has failed for good; 0: 10.
-	MaxAttempts int32 `protobuf:"varint,5,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
-	// Where the days of the usage history begin, an IANA name such as Europe/Berlin; empty: UTC.
-	TimeZone      string `protobuf:"bytes,6,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policies      []*Policy              `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
+	Breaker       *BreakerConfig         `protobuf:"bytes,2,opt,name=breaker,proto3" json:"breaker,omitempty"`
+	Lease         *durationpb.Duration   `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
+	Retention     *durationpb.Duration   `protobuf:"bytes,4,opt,name=retention,proto3" json:"retention,omitempty"`
+	MaxAttempts   int32                  `protobuf:"varint,5,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
+	TimeZone      string                 `protobuf:"bytes,6,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -671,36 +687,21 @@ func (x *ApiConfig) GetTimeZone() string {
 	return ""
 }
 
-// Policy is one limit. A call passes where all policies that cover it let it pass.
 type Policy struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Algorithm Algorithm              `protobuf:"varint,2,opt,name=algorithm,proto3,enum=holdfast.store.coordination.v1.Algorithm" json:"algorithm,omitempty"`
-	// How many units: 1 to 10^12; of ALGORITHM_CONCURRENCY at most 1,000.
-	Limit int64 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
-	// In which time, of ALGORITHM_SLIDING and ALGORITHM_GCRA: 1 ms to 366 days.
-	Period *durationpb.Duration `protobuf:"bytes,4,opt,name=period,proto3" json:"period,omitempty"`
-	// ALGORITHM_GCRA: how many units at once after a rest, at most the limit; 0: the limit.
-	Burst int64 `protobuf:"varint,5,opt,name=burst,proto3" json:"burst,omitempty"`
-	// ALGORITHM_CALENDAR: when the count starts again, and where: an IANA name such as America/Los_Angeles; empty: UTC.
-	Calendar Calendar `protobuf:"varint,6,opt,name=calendar,proto3,enum=holdfast.store.coordination.v1.Calendar" json:"calendar,omitempty"`
-	TimeZone string   `protobuf:"bytes,7,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
-	// Unset: SCOPE_TENANT.
-	Scope Scope `protobuf:"varint,8,opt,name=scope,proto3,enum=holdfast.store.coordination.v1.Scope" json:"scope,omitempty"`
-	// Unset: UNIT_PERMIT.
-	Unit Unit `protobuf:"varint,9,opt,name=unit,proto3,enum=holdfast.store.coordination.v1.Unit" json:"unit,omitempty"`
-	// The operations that it covers; none: all. In each, * stands for any characters or none, so create_* covers create_run,
-	// and * covers every operation.
-	Operations []string `protobuf:"bytes,10,rep,name=operations,proto3" json:"operations,omitempty"`
-	// ALGORITHM_CONCURRENCY: how long a lease lasts that is not renewed, 1 s to 24 h; unset: 60 s.
-	Lease *durationpb.Duration `protobuf:"bytes,11,opt,name=lease,proto3" json:"lease,omitempty"`
-	// ALGORITHM_SLIDING: how long a call may take from here to the provider. A permit stays in use for so much longer than
-	// the period, and must be used within it: what arrives in any period is within the limit also where some calls are
-	// slow on their way. At most 60 s.
-	Margin *durationpb.Duration `protobuf:"bytes,12,opt,name=margin,proto3" json:"margin,omitempty"`
-	// What the provider calls this budget in its headers, such as requests, tokens, complexity or requests-day. Reports
-	// about it correct this policy. Empty: none do.
-	Dimension     string `protobuf:"bytes,13,opt,name=dimension,proto3" json:"dimension,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Algorithm     Algorithm              `protobuf:"varint,2,opt,name=algorithm,proto3,enum=holdfast.store.coordination.v1.Algorithm" json:"algorithm,omitempty"`
+	Limit         int64                  `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	Period        *durationpb.Duration   `protobuf:"bytes,4,opt,name=period,proto3" json:"period,omitempty"`
+	Burst         int64                  `protobuf:"varint,5,opt,name=burst,proto3" json:"burst,omitempty"`
+	Calendar      Calendar               `protobuf:"varint,6,opt,name=calendar,proto3,enum=holdfast.store.coordination.v1.Calendar" json:"calendar,omitempty"`
+	TimeZone      string                 `protobuf:"bytes,7,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
+	Scope         Scope                  `protobuf:"varint,8,opt,name=scope,proto3,enum=holdfast.store.coordination.v1.Scope" json:"scope,omitempty"`
+	Unit          Unit                   `protobuf:"varint,9,opt,name=unit,proto3,enum=holdfast.store.coordination.v1.Unit" json:"unit,omitempty"`
+	Operations    []string               `protobuf:"bytes,10,rep,name=operations,proto3" json:"operations,omitempty"`
+	Lease         *durationpb.Duration   `protobuf:"bytes,11,opt,name=lease,proto3" json:"lease,omitempty"`
+	Margin        *durationpb.Duration   `protobuf:"bytes,12,opt,name=margin,proto3" json:"margin,omitempty"`
+	Dimension     string                 `protobuf:"bytes,13,opt,name=dimension,proto3" json:"dimension,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -826,18 +827,14 @@ func (x *Policy) GetDimension() string {
 	return ""
 }
 
-// BreakerConfig says when an API counts as down.
 type BreakerConfig struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Failures without a success between them; 0: 5.
-	FailureThreshold int32 `protobuf:"varint,1,opt,name=failure_threshold,json=failureThreshold,proto3" json:"failure_threshold,omitempty"`
-	// How long nothing is sent then: 10 ms to 1 h; unset: 60 s.
-	OpenFor *durationpb.Duration `protobuf:"bytes,2,opt,name=open_for,json=openFor,proto3" json:"open_for,omitempty"`
-	// How long the probe may take: 10 ms to 1 h; unset: the lease of requests.
-	ProbeLease    *durationpb.Duration `protobuf:"bytes,3,opt,name=probe_lease,json=probeLease,proto3" json:"probe_lease,omitempty"`
-	Disabled      bool                 `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	FailureThreshold int32                  `protobuf:"varint,1,opt,name=failure_threshold,json=failureThreshold,proto3" json:"failure_threshold,omitempty"`
+	OpenFor          *durationpb.Duration   `protobuf:"bytes,2,opt,name=open_for,json=openFor,proto3" json:"open_for,omitempty"`
+	ProbeLease       *durationpb.Duration   `protobuf:"bytes,3,opt,name=probe_lease,json=probeLease,proto3" json:"probe_lease,omitempty"`
+	Disabled         bool                   `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *BreakerConfig) Reset() {
@@ -1148,9 +1145,11 @@ func (x *ConcurrencyLease) GetOwner() string {
 
 // UserBuckets are one user's, in the collection user_buckets.
 type UserBuckets struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Buckets       map[string]*Bucket     `protobuf:"bytes,1,rep,name=buckets,proto3" json:"buckets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Pools         map[string]*Bucket     `protobuf:"bytes,2,rep,name=pools,proto3" json:"pools,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Buckets map[string]*Bucket     `protobuf:"bytes,1,rep,name=buckets,proto3" json:"buckets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Pools   map[string]*Bucket     `protobuf:"bytes,2,rep,name=pools,proto3" json:"pools,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// ApiState.clears when they were stored: with another number they are over.
+	Clears        int32 `protobuf:"varint,3,opt,name=clears,proto3" json:"clears,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1199,27 +1198,128 @@ func (x *UserBuckets) GetPools() map[string]*Bucket {
 	return nil
 }
 
-// Breaker is an API's circuit breaker, one for all callers of the tenant.
-type Breaker struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Unset: closed.
-	Status BreakerStatus `protobuf:"varint,1,opt,name=status,proto3,enum=holdfast.store.coordination.v1.BreakerStatus" json:"status,omitempty"`
-	// Counts the changes of status. The result of a call that began under another generation does not count.
-	Generation          int64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
-	ConsecutiveFailures int32 `protobuf:"varint,3,opt,name=consecutive_failures,json=consecutiveFailures,proto3" json:"consecutive_failures,omitempty"`
-	// When it opened last.
-	OpenTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
-	// Open: when a probe may go. Half-open: when the probe counts as lost.
-	RetryTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
-	// How often it has opened; probes that failed do not count.
-	OpenCount     int64 `protobuf:"varint,6,opt,name=open_count,json=openCount,proto3" json:"open_count,omitempty"`
+func (x *UserBuckets) GetClears() int32 {
+	if x != nil {
+		return x.Clears
+	}
+	return 0
+}
+
+// Grants are the last ones that their caller has named, oldest first, in the collection grants: some of those of one caller.
+type Grants struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Grants        []*Grant               `protobuf:"bytes,1,rep,name=grants,proto3" json:"grants,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
+func (x *Grants) Reset() {
+	*x = Grants{}
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Grants) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Grants) ProtoMessage() {}
+
+func (x *Grants) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Grants.ProtoReflect.Descriptor instead.
+func (*Grants) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Grants) GetGrants() []*Grant {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
+// Grant is one that its caller has named.
+type Grant struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The grant as the server names it.
+	Id            string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Grant) Reset() {
+	*x = Grant{}
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Grant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Grant) ProtoMessage() {}
+
+func (x *Grant) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Grant.ProtoReflect.Descriptor instead.
+func (*Grant) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Grant) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Grant) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type Breaker struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unset: closed.
+	Status              BreakerStatus          `protobuf:"varint,1,opt,name=status,proto3,enum=holdfast.store.coordination.v1.BreakerStatus" json:"status,omitempty"`
+	Generation          int64                  `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	ConsecutiveFailures int32                  `protobuf:"varint,3,opt,name=consecutive_failures,json=consecutiveFailures,proto3" json:"consecutive_failures,omitempty"`
+	OpenTime            *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
+	RetryTime           *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
+	OpenCount           int32                  `protobuf:"varint,6,opt,name=open_count,json=openCount,proto3" json:"open_count,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
 func (x *Breaker) Reset() {
 	*x = Breaker{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1331,7 @@ func (x *Breaker) String() string {
 func (*Breaker) ProtoMessage() {}
 
 func (x *Breaker) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1344,7 @@ func (x *Breaker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Breaker.ProtoReflect.Descriptor instead.
 func (*Breaker) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Breaker) GetStatus() BreakerStatus {
@@ -1282,14 +1382,14 @@ func (x *Breaker) GetRetryTime() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *Breaker) GetOpenCount() int64 {
+func (x *Breaker) GetOpenCount() int32 {
 	if x != nil {
 		return x.OpenCount
 	}
 	return 0
 }
 
-// InFlight is a request whose lease runs.
+// InFlight is a call whose lease runs.
 type InFlight struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Seq           int64                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
@@ -1300,7 +1400,7 @@ type InFlight struct {
 
 func (x *InFlight) Reset() {
 	*x = InFlight{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1412,7 @@ func (x *InFlight) String() string {
 func (*InFlight) ProtoMessage() {}
 
 func (x *InFlight) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1425,7 @@ func (x *InFlight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InFlight.ProtoReflect.Descriptor instead.
 func (*InFlight) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *InFlight) GetSeq() int64 {
@@ -1342,36 +1442,34 @@ func (x *InFlight) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// ApiRequest is a row of the ledger: one request to the provider, however many attempts it took.
-type ApiRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+// Call is a row of the ledger, in the collection calls: one call of the provider, however many attempts it took.
+type Call struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// Its number in the API's ledger.
 	Seq int64 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
 	// The user who made it; empty: a service.
-	Owner       string        `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
-	Operation   string        `protobuf:"bytes,4,opt,name=operation,proto3" json:"operation,omitempty"`
-	Fingerprint string        `protobuf:"bytes,5,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
-	Status      RequestStatus `protobuf:"varint,6,opt,name=status,proto3,enum=holdfast.store.coordination.v1.RequestStatus" json:"status,omitempty"`
-	Attempt     int32         `protobuf:"varint,7,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Owner       string     `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
+	Operation   string     `protobuf:"bytes,4,opt,name=operation,proto3" json:"operation,omitempty"`
+	Fingerprint string     `protobuf:"bytes,5,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	Status      CallStatus `protobuf:"varint,6,opt,name=status,proto3,enum=holdfast.store.coordination.v1.CallStatus" json:"status,omitempty"`
+	Attempt     int32      `protobuf:"varint,7,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// Who has or had the lease.
 	Holder string `protobuf:"bytes,8,opt,name=holder,proto3" json:"holder,omitempty"`
-	// The Begin that got the lease, so that it gets it again where its answer was lost.
-	BeginId    string                 `protobuf:"bytes,9,opt,name=begin_id,json=beginId,proto3" json:"begin_id,omitempty"`
+	// Of the BeginCall that got the lease, so that it gets it again where its answer was lost.
+	RequestId  string                 `protobuf:"bytes,9,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// When the attempt began.
 	BeginTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=begin_time,json=beginTime,proto3" json:"begin_time,omitempty"`
 	// In flight and reconciling: when the lease ends. What was in flight is unknown from then on.
 	LeaseExpireTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=lease_expire_time,json=leaseExpireTime,proto3" json:"lease_expire_time,omitempty"`
-	// Retryable: not before.
-	NotBefore *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
-	Outcome   *Outcome               `protobuf:"bytes,15,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	// What went wrong, in the caller's words.
-	Error string `protobuf:"bytes,16,opt,name=error,proto3" json:"error,omitempty"`
-	// Numbers the leases; attempt_lease is the one that the attempt began with.
-	Lease             int64 `protobuf:"varint,17,opt,name=lease,proto3" json:"lease,omitempty"`
-	AttemptLease      int64 `protobuf:"varint,18,opt,name=attempt_lease,json=attemptLease,proto3" json:"attempt_lease,omitempty"`
+	NotBefore       *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	Outcome         *Outcome               `protobuf:"bytes,15,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Error           string                 `protobuf:"bytes,16,opt,name=error,proto3" json:"error,omitempty"`
+	// Numbers the leases; attempt_token is that of the one that the attempt began with.
+	FencingToken      int32 `protobuf:"varint,17,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	AttemptToken      int32 `protobuf:"varint,18,opt,name=attempt_token,json=attemptToken,proto3" json:"attempt_token,omitempty"`
 	BreakerGeneration int64 `protobuf:"varint,19,opt,name=breaker_generation,json=breakerGeneration,proto3" json:"breaker_generation,omitempty"`
 	// What the attempt took from the limits.
 	Permits       int64 `protobuf:"varint,20,opt,name=permits,proto3" json:"permits,omitempty"`
@@ -1380,21 +1478,21 @@ type ApiRequest struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ApiRequest) Reset() {
-	*x = ApiRequest{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[10]
+func (x *Call) Reset() {
+	*x = Call{}
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ApiRequest) String() string {
+func (x *Call) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ApiRequest) ProtoMessage() {}
+func (*Call) ProtoMessage() {}
 
-func (x *ApiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[10]
+func (x *Call) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,181 +1503,181 @@ func (x *ApiRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ApiRequest.ProtoReflect.Descriptor instead.
-func (*ApiRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{10}
+// Deprecated: Use Call.ProtoReflect.Descriptor instead.
+func (*Call) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
-func (x *ApiRequest) GetRequestId() string {
+func (x *Call) GetKey() string {
 	if x != nil {
-		return x.RequestId
+		return x.Key
 	}
 	return ""
 }
 
-func (x *ApiRequest) GetSeq() int64 {
+func (x *Call) GetSeq() int64 {
 	if x != nil {
 		return x.Seq
 	}
 	return 0
 }
 
-func (x *ApiRequest) GetOwner() string {
+func (x *Call) GetOwner() string {
 	if x != nil {
 		return x.Owner
 	}
 	return ""
 }
 
-func (x *ApiRequest) GetOperation() string {
+func (x *Call) GetOperation() string {
 	if x != nil {
 		return x.Operation
 	}
 	return ""
 }
 
-func (x *ApiRequest) GetFingerprint() string {
+func (x *Call) GetFingerprint() string {
 	if x != nil {
 		return x.Fingerprint
 	}
 	return ""
 }
 
-func (x *ApiRequest) GetStatus() RequestStatus {
+func (x *Call) GetStatus() CallStatus {
 	if x != nil {
 		return x.Status
 	}
-	return RequestStatus_REQUEST_STATUS_UNSPECIFIED
+	return CallStatus_CALL_STATUS_UNSPECIFIED
 }
 
-func (x *ApiRequest) GetAttempt() int32 {
+func (x *Call) GetAttempt() int32 {
 	if x != nil {
 		return x.Attempt
 	}
 	return 0
 }
 
-func (x *ApiRequest) GetHolder() string {
+func (x *Call) GetHolder() string {
 	if x != nil {
 		return x.Holder
 	}
 	return ""
 }
 
-func (x *ApiRequest) GetBeginId() string {
+func (x *Call) GetRequestId() string {
 	if x != nil {
-		return x.BeginId
+		return x.RequestId
 	}
 	return ""
 }
 
-func (x *ApiRequest) GetCreateTime() *timestamppb.Timestamp {
+func (x *Call) GetCreateTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.CreateTime
 	}
 	return nil
 }
 
-func (x *ApiRequest) GetUpdateTime() *timestamppb.Timestamp {
+func (x *Call) GetUpdateTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.UpdateTime
 	}
 	return nil
 }
 
-func (x *ApiRequest) GetBeginTime() *timestamppb.Timestamp {
+func (x *Call) GetBeginTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.BeginTime
 	}
 	return nil
 }
 
-func (x *ApiRequest) GetLeaseExpireTime() *timestamppb.Timestamp {
+func (x *Call) GetLeaseExpireTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.LeaseExpireTime
 	}
 	return nil
 }
 
-func (x *ApiRequest) GetNotBefore() *timestamppb.Timestamp {
+func (x *Call) GetNotBefore() *timestamppb.Timestamp {
 	if x != nil {
 		return x.NotBefore
 	}
 	return nil
 }
 
-func (x *ApiRequest) GetOutcome() *Outcome {
+func (x *Call) GetOutcome() *Outcome {
 	if x != nil {
 		return x.Outcome
 	}
 	return nil
 }
 
-func (x *ApiRequest) GetError() string {
+func (x *Call) GetError() string {
 	if x != nil {
 		return x.Error
 	}
 	return ""
 }
 
-func (x *ApiRequest) GetLease() int64 {
+func (x *Call) GetFencingToken() int32 {
 	if x != nil {
-		return x.Lease
+		return x.FencingToken
 	}
 	return 0
 }
 
-func (x *ApiRequest) GetAttemptLease() int64 {
+func (x *Call) GetAttemptToken() int32 {
 	if x != nil {
-		return x.AttemptLease
+		return x.AttemptToken
 	}
 	return 0
 }
 
-func (x *ApiRequest) GetBreakerGeneration() int64 {
+func (x *Call) GetBreakerGeneration() int64 {
 	if x != nil {
 		return x.BreakerGeneration
 	}
 	return 0
 }
 
-func (x *ApiRequest) GetPermits() int64 {
+func (x *Call) GetPermits() int64 {
 	if x != nil {
 		return x.Permits
 	}
 	return 0
 }
 
-func (x *ApiRequest) GetCost() int64 {
+func (x *Call) GetCost() int64 {
 	if x != nil {
 		return x.Cost
 	}
 	return 0
 }
 
-// RequestRef is where the ledger has a request, in the collection request_ids.
-type RequestRef struct {
+// CallRef is where the ledger has a call, in the collection call_keys.
+type CallRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Seq           int64                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *RequestRef) Reset() {
-	*x = RequestRef{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[11]
+func (x *CallRef) Reset() {
+	*x = CallRef{}
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *RequestRef) String() string {
+func (x *CallRef) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*RequestRef) ProtoMessage() {}
+func (*CallRef) ProtoMessage() {}
 
-func (x *RequestRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[11]
+func (x *CallRef) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,36 +1688,32 @@ func (x *RequestRef) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use RequestRef.ProtoReflect.Descriptor instead.
-func (*RequestRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{11}
+// Deprecated: Use CallRef.ProtoReflect.Descriptor instead.
+func (*CallRef) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
-func (x *RequestRef) GetSeq() int64 {
+func (x *CallRef) GetSeq() int64 {
 	if x != nil {
 		return x.Seq
 	}
 	return 0
 }
 
-// Outcome is what the provider answered, as far as its caller wants it back.
 type Outcome struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	HttpStatus int32                  `protobuf:"varint,1,opt,name=http_status,json=httpStatus,proto3" json:"http_status,omitempty"`
-	Headers    map[string]string      `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// At most 64 KiB.
-	Body []byte `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
-	// The body was longer, and is not kept.
-	Truncated bool `protobuf:"varint,4,opt,name=truncated,proto3" json:"truncated,omitempty"`
-	// What the provider made, such as the id of a run.
-	Reference     string `protobuf:"bytes,5,opt,name=reference,proto3" json:"reference,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	HttpStatus    int32                  `protobuf:"varint,1,opt,name=http_status,json=httpStatus,proto3" json:"http_status,omitempty"`
+	Headers       map[string]string      `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Body          []byte                 `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
+	Truncated     bool                   `protobuf:"varint,4,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	Reference     string                 `protobuf:"bytes,5,opt,name=reference,proto3" json:"reference,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[12]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1725,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[12]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1738,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Outcome) GetHttpStatus() int32 {
@@ -1684,21 +1778,17 @@ func (x *Outcome) GetReference() string {
 
 // UsageDay is what one day saw, in the collection usage_days.
 type UsageDay struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// As 2006-01-02, in the API's time zone.
-	Date string `protobuf:"bytes,1,opt,name=date,proto3" json:"date,omitempty"`
-	// Permits and cost that were granted.
-	Permits int64 `protobuf:"varint,2,opt,name=permits,proto3" json:"permits,omitempty"`
-	Cost    int64 `protobuf:"varint,3,opt,name=cost,proto3" json:"cost,omitempty"`
-	// Of the ledger.
-	Begun     int64 `protobuf:"varint,4,opt,name=begun,proto3" json:"begun,omitempty"`
-	Completed int64 `protobuf:"varint,5,opt,name=completed,proto3" json:"completed,omitempty"`
-	Failed    int64 `protobuf:"varint,6,opt,name=failed,proto3" json:"failed,omitempty"`
-	Retryable int64 `protobuf:"varint,7,opt,name=retryable,proto3" json:"retryable,omitempty"`
-	Unknown   int64 `protobuf:"varint,8,opt,name=unknown,proto3" json:"unknown,omitempty"`
-	// Permits by operation; the 65th and later are counted as "other".
-	Operations map[string]int64 `protobuf:"bytes,9,rep,name=operations,proto3" json:"operations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	// When the day ends.
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Date      string                 `protobuf:"bytes,1,opt,name=date,proto3" json:"date,omitempty"`
+	Permits   int64                  `protobuf:"varint,2,opt,name=permits,proto3" json:"permits,omitempty"`
+	Cost      int64                  `protobuf:"varint,3,opt,name=cost,proto3" json:"cost,omitempty"`
+	Begun     int64                  `protobuf:"varint,4,opt,name=begun,proto3" json:"begun,omitempty"`
+	Completed int64                  `protobuf:"varint,5,opt,name=completed,proto3" json:"completed,omitempty"`
+	Failed    int64                  `protobuf:"varint,6,opt,name=failed,proto3" json:"failed,omitempty"`
+	Retryable int64                  `protobuf:"varint,7,opt,name=retryable,proto3" json:"retryable,omitempty"`
+	Unknown   int64                  `protobuf:"varint,8,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	// The 65th and later are counted as "other".
+	Operations    map[string]int64       `protobuf:"bytes,9,rep,name=operations,proto3" json:"operations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	EndTime       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1706,7 +1796,7 @@ type UsageDay struct {
 
 func (x *UsageDay) Reset() {
 	*x = UsageDay{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[13]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1808,7 @@ func (x *UsageDay) String() string {
 func (*UsageDay) ProtoMessage() {}
 
 func (x *UsageDay) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[13]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1821,7 @@ func (x *UsageDay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageDay.ProtoReflect.Descriptor instead.
 func (*UsageDay) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UsageDay) GetDate() string {
@@ -1804,28 +1894,23 @@ func (x *UsageDay) GetEndTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// SyncState is how far a copy of the provider's data has come.
 type SyncState struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// All changes up to then are in the copy.
-	HighWaterMark *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=high_water_mark,json=highWaterMark,proto3" json:"high_water_mark,omitempty"`
-	// Where the pass that runs goes on; empty: none runs.
-	PageCursor string `protobuf:"bytes,2,opt,name=page_cursor,json=pageCursor,proto3" json:"page_cursor,omitempty"`
-	// When the pass that runs, or the last one, began; and when the last one was done.
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	HighWaterMark   *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=high_water_mark,json=highWaterMark,proto3" json:"high_water_mark,omitempty"`
+	PageCursor      string                 `protobuf:"bytes,2,opt,name=page_cursor,json=pageCursor,proto3" json:"page_cursor,omitempty"`
 	PassStartTime   *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=pass_start_time,json=passStartTime,proto3" json:"pass_start_time,omitempty"`
 	PassEndTime     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=pass_end_time,json=passEndTime,proto3" json:"pass_end_time,omitempty"`
 	LastWebhookTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_webhook_time,json=lastWebhookTime,proto3" json:"last_webhook_time,omitempty"`
-	// How old the newest webhook was when it came.
-	WebhookLag    *durationpb.Duration   `protobuf:"bytes,6,opt,name=webhook_lag,json=webhookLag,proto3" json:"webhook_lag,omitempty"`
-	Error         string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
-	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	WebhookLag      *durationpb.Duration   `protobuf:"bytes,6,opt,name=webhook_lag,json=webhookLag,proto3" json:"webhook_lag,omitempty"`
+	Error           string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	UpdateTime      *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *SyncState) Reset() {
 	*x = SyncState{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[14]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1922,7 @@ func (x *SyncState) String() string {
 func (*SyncState) ProtoMessage() {}
 
 func (x *SyncState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[14]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +1935,7 @@ func (x *SyncState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncState.ProtoReflect.Descriptor instead.
 func (*SyncState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SyncState) GetHighWaterMark() *timestamppb.Timestamp {
@@ -1909,31 +1994,26 @@ func (x *SyncState) GetUpdateTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// LiveSession is one live session, such as Gemini Live's, and its newest connection.
 type LiveSession struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Status LiveStatus             `protobuf:"varint,1,opt,name=status,proto3,enum=holdfast.store.coordination.v1.LiveStatus" json:"status,omitempty"`
-	// Numbers the session's connections.
-	Epoch      int64                  `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Owner      string                 `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
-	Model      string                 `protobuf:"bytes,4,opt,name=model,proto3" json:"model,omitempty"`
-	OpenTime   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
-	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	// When the provider will close the connection.
-	GoAwayTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=go_away_time,json=goAwayTime,proto3" json:"go_away_time,omitempty"`
-	// Unless it is reported again, the session is over then.
-	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	CloseCode  int32                  `protobuf:"varint,9,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
-	Error      string                 `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`
-	// Connections of this session that failed.
-	Failures      int32 `protobuf:"varint,11,opt,name=failures,proto3" json:"failures,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        LiveStatus             `protobuf:"varint,1,opt,name=status,proto3,enum=holdfast.store.coordination.v1.LiveStatus" json:"status,omitempty"`
+	Epoch         int32                  `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Owner         string                 `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
+	Model         string                 `protobuf:"bytes,4,opt,name=model,proto3" json:"model,omitempty"`
+	OpenTime      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
+	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	GoAwayTime    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=go_away_time,json=goAwayTime,proto3" json:"go_away_time,omitempty"`
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	CloseCode     int32                  `protobuf:"varint,9,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
+	Error         string                 `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`
+	Failures      int32                  `protobuf:"varint,11,opt,name=failures,proto3" json:"failures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LiveSession) Reset() {
 	*x = LiveSession{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[15]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2025,7 @@ func (x *LiveSession) String() string {
 func (*LiveSession) ProtoMessage() {}
 
 func (x *LiveSession) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[15]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2038,7 @@ func (x *LiveSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSession.ProtoReflect.Descriptor instead.
 func (*LiveSession) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LiveSession) GetStatus() LiveStatus {
@@ -1968,7 +2048,7 @@ func (x *LiveSession) GetStatus() LiveStatus {
 	return LiveStatus_LIVE_STATUS_UNSPECIFIED
 }
 
-func (x *LiveSession) GetEpoch() int64 {
+func (x *LiveSession) GetEpoch() int32 {
 	if x != nil {
 		return x.Epoch
 	}
@@ -2038,7 +2118,6 @@ func (x *LiveSession) GetFailures() int32 {
 	return 0
 }
 
-// LiveCounts count since the API was first used.
 type LiveCounts struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Opened          int64                  `protobuf:"varint,1,opt,name=opened,proto3" json:"opened,omitempty"`
@@ -2055,7 +2134,7 @@ type LiveCounts struct {
 
 func (x *LiveCounts) Reset() {
 	*x = LiveCounts{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[16]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2146,7 @@ func (x *LiveCounts) String() string {
 func (*LiveCounts) ProtoMessage() {}
 
 func (x *LiveCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[16]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2159,7 @@ func (x *LiveCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveCounts.ProtoReflect.Descriptor instead.
 func (*LiveCounts) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LiveCounts) GetOpened() int64 {
@@ -2136,7 +2215,8 @@ var File_holdfast_store_coordination_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"*holdfast/store/coordination/v1/state.proto\x12\x1eholdfast.store.coordination.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd0\t\n" +
+	"*holdfast/store/coordination/v1/state.proto\x12\x1eholdfast.store.coordination.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf5\n" +
+	"\n" +
 	"\bApiState\x12A\n" +
 	"\x06config\x18\x01 \x01(\v2).holdfast.store.coordination.v1.ApiConfigR\x06config\x12O\n" +
 	"\abuckets\x18\x02 \x03(\v25.holdfast.store.coordination.v1.ApiState.BucketsEntryR\abuckets\x12I\n" +
@@ -2154,7 +2234,13 @@ const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"first_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tfirstTime\x12;\n" +
 	"\vpause_until\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"pauseUntil\x1ab\n" +
+	"pauseUntil\x12\x1d\n" +
+	"\n" +
+	"token_base\x18\x0e \x01(\x05R\ttokenBase\x12%\n" +
+	"\x0econfig_version\x18\x0f \x01(\x03R\rconfigVersion\x12\x1a\n" +
+	"\breleased\x18\x10 \x03(\x03R\breleased\x12)\n" +
+	"\x10released_through\x18\x11 \x01(\x03R\x0freleasedThrough\x12\x16\n" +
+	"\x06clears\x18\x12 \x01(\x05R\x06clears\x1ab\n" +
 	"\fBucketsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12<\n" +
 	"\x05value\x18\x02 \x01(\v2&.holdfast.store.coordination.v1.BucketR\x05value:\x028\x01\x1a`\n" +
@@ -2167,39 +2253,35 @@ const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\v2).holdfast.store.coordination.v1.SyncStateR\x05value:\x028\x01\x1ad\n" +
 	"\tLiveEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12A\n" +
-	"\x05value\x18\x02 \x01(\v2+.holdfast.store.coordination.v1.LiveSessionR\x05value:\x028\x01\"\x8a\x03\n" +
-	"\tApiConfig\x12L\n" +
-	"\bpolicies\x18\x01 \x03(\v2&.holdfast.store.coordination.v1.PolicyB\b\xbaH\x05\x92\x01\x02\x10 R\bpolicies\x12G\n" +
-	"\abreaker\x18\x02 \x01(\v2-.holdfast.store.coordination.v1.BreakerConfigR\abreaker\x12C\n" +
-	"\x05lease\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\x05lease\x12L\n" +
-	"\tretention\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x05\b\x80\xce\xda\x032\x04\b\x80\xa3\x05R\tretention\x12-\n" +
-	"\fmax_attempts\x18\x05 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\vmaxAttempts\x12$\n" +
-	"\ttime_zone\x18\x06 \x01(\tB\a\xbaH\x04r\x02(@R\btimeZone\"\x95\x06\n" +
-	"\x06Policy\x122\n" +
-	"\x04name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x192\x17^[A-Za-z0-9._:-]{1,64}$R\x04name\x12S\n" +
-	"\talgorithm\x18\x02 \x01(\x0e2).holdfast.store.coordination.v1.AlgorithmB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\talgorithm\x12$\n" +
-	"\x05limit\x18\x03 \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x01R\x05limit\x12F\n" +
-	"\x06period\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x05\b\x80\x8a\x8a\x0f2\x04\x10\xc0\x84=R\x06period\x12\x1d\n" +
-	"\x05burst\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x05burst\x12N\n" +
-	"\bcalendar\x18\x06 \x01(\x0e2(.holdfast.store.coordination.v1.CalendarB\b\xbaH\x05\x82\x01\x02\x10\x01R\bcalendar\x12$\n" +
-	"\ttime_zone\x18\a \x01(\tB\a\xbaH\x04r\x02(@R\btimeZone\x12E\n" +
-	"\x05scope\x18\b \x01(\x0e2%.holdfast.store.coordination.v1.ScopeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05scope\x12B\n" +
-	"\x04unit\x18\t \x01(\x0e2$.holdfast.store.coordination.v1.UnitB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04unit\x12I\n" +
+	"\x05value\x18\x02 \x01(\v2+.holdfast.store.coordination.v1.LiveSessionR\x05value:\x028\x01\"\xc2\x02\n" +
+	"\tApiConfig\x12B\n" +
+	"\bpolicies\x18\x01 \x03(\v2&.holdfast.store.coordination.v1.PolicyR\bpolicies\x12G\n" +
+	"\abreaker\x18\x02 \x01(\v2-.holdfast.store.coordination.v1.BreakerConfigR\abreaker\x12/\n" +
+	"\x05lease\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05lease\x127\n" +
+	"\tretention\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tretention\x12!\n" +
+	"\fmax_attempts\x18\x05 \x01(\x05R\vmaxAttempts\x12\x1b\n" +
+	"\ttime_zone\x18\x06 \x01(\tR\btimeZone\"\xc0\x04\n" +
+	"\x06Policy\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12G\n" +
+	"\talgorithm\x18\x02 \x01(\x0e2).holdfast.store.coordination.v1.AlgorithmR\talgorithm\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\x03R\x05limit\x121\n" +
+	"\x06period\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06period\x12\x14\n" +
+	"\x05burst\x18\x05 \x01(\x03R\x05burst\x12D\n" +
+	"\bcalendar\x18\x06 \x01(\x0e2(.holdfast.store.coordination.v1.CalendarR\bcalendar\x12\x1b\n" +
+	"\ttime_zone\x18\a \x01(\tR\btimeZone\x12;\n" +
+	"\x05scope\x18\b \x01(\x0e2%.holdfast.store.coordination.v1.ScopeR\x05scope\x128\n" +
+	"\x04unit\x18\t \x01(\x0e2$.holdfast.store.coordination.v1.UnitR\x04unit\x12\x1e\n" +
 	"\n" +
 	"operations\x18\n" +
-	" \x03(\tB)\xbaH&\x92\x01#\x10@\"\x1fr\x1d2\x1b^[A-Za-z0-9._:/* -]{1,128}$R\n" +
-	"operations\x12A\n" +
-	"\x05lease\x18\v \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
-	"\"\x04\b\x80\xa3\x052\x02\b\x01R\x05lease\x12?\n" +
-	"\x06margin\x18\f \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b<2\x00R\x06margin\x12%\n" +
-	"\tdimension\x18\r \x01(\tB\a\xbaH\x04r\x02(@R\tdimension\"\xfe\x01\n" +
-	"\rBreakerConfig\x127\n" +
-	"\x11failure_threshold\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\x90N(\x00R\x10failureThreshold\x12H\n" +
-	"\bopen_for\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xad\xe2\x04R\aopenFor\x12N\n" +
-	"\vprobe_lease\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xad\xe2\x04R\n" +
+	" \x03(\tR\n" +
+	"operations\x12/\n" +
+	"\x05lease\x18\v \x01(\v2\x19.google.protobuf.DurationR\x05lease\x121\n" +
+	"\x06margin\x18\f \x01(\v2\x19.google.protobuf.DurationR\x06margin\x12\x1c\n" +
+	"\tdimension\x18\r \x01(\tR\tdimension\"\xca\x01\n" +
+	"\rBreakerConfig\x12+\n" +
+	"\x11failure_threshold\x18\x01 \x01(\x05R\x10failureThreshold\x124\n" +
+	"\bopen_for\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\aopenFor\x12:\n" +
+	"\vprobe_lease\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"probeLease\x12\x1a\n" +
 	"\bdisabled\x18\x04 \x01(\bR\bdisabled\"\xb7\x05\n" +
 	"\x06Bucket\x12,\n" +
@@ -2227,17 +2309,23 @@ const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"\x05units\x18\x01 \x01(\x03R\x05units\x12;\n" +
 	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12\x14\n" +
-	"\x05owner\x18\x03 \x01(\tR\x05owner\"\xf5\x02\n" +
+	"\x05owner\x18\x03 \x01(\tR\x05owner\"\x8d\x03\n" +
 	"\vUserBuckets\x12R\n" +
 	"\abuckets\x18\x01 \x03(\v28.holdfast.store.coordination.v1.UserBuckets.BucketsEntryR\abuckets\x12L\n" +
-	"\x05pools\x18\x02 \x03(\v26.holdfast.store.coordination.v1.UserBuckets.PoolsEntryR\x05pools\x1ab\n" +
+	"\x05pools\x18\x02 \x03(\v26.holdfast.store.coordination.v1.UserBuckets.PoolsEntryR\x05pools\x12\x16\n" +
+	"\x06clears\x18\x03 \x01(\x05R\x06clears\x1ab\n" +
 	"\fBucketsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12<\n" +
 	"\x05value\x18\x02 \x01(\v2&.holdfast.store.coordination.v1.BucketR\x05value:\x028\x01\x1a`\n" +
 	"\n" +
 	"PoolsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12<\n" +
-	"\x05value\x18\x02 \x01(\v2&.holdfast.store.coordination.v1.BucketR\x05value:\x028\x01\"\xb6\x02\n" +
+	"\x05value\x18\x02 \x01(\v2&.holdfast.store.coordination.v1.BucketR\x05value:\x028\x01\"G\n" +
+	"\x06Grants\x12=\n" +
+	"\x06grants\x18\x01 \x03(\v2%.holdfast.store.coordination.v1.GrantR\x06grants\"+\n" +
+	"\x05Grant\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"\xb6\x02\n" +
 	"\aBreaker\x12E\n" +
 	"\x06status\x18\x01 \x01(\x0e2-.holdfast.store.coordination.v1.BreakerStatusR\x06status\x12\x1e\n" +
 	"\n" +
@@ -2248,23 +2336,22 @@ const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"retry_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x12\x1d\n" +
 	"\n" +
-	"open_count\x18\x06 \x01(\x03R\topenCount\"Y\n" +
+	"open_count\x18\x06 \x01(\x05R\topenCount\"Y\n" +
 	"\bInFlight\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12;\n" +
 	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\xd0\x06\n" +
-	"\n" +
-	"ApiRequest\x12\x1d\n" +
-	"\n" +
-	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
+	"expireTime\"\xcd\x06\n" +
+	"\x04Call\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x03R\x03seq\x12\x14\n" +
 	"\x05owner\x18\x03 \x01(\tR\x05owner\x12\x1c\n" +
 	"\toperation\x18\x04 \x01(\tR\toperation\x12 \n" +
-	"\vfingerprint\x18\x05 \x01(\tR\vfingerprint\x12E\n" +
-	"\x06status\x18\x06 \x01(\x0e2-.holdfast.store.coordination.v1.RequestStatusR\x06status\x12\x18\n" +
+	"\vfingerprint\x18\x05 \x01(\tR\vfingerprint\x12B\n" +
+	"\x06status\x18\x06 \x01(\x0e2*.holdfast.store.coordination.v1.CallStatusR\x06status\x12\x18\n" +
 	"\aattempt\x18\a \x01(\x05R\aattempt\x12\x16\n" +
-	"\x06holder\x18\b \x01(\tR\x06holder\x12\x19\n" +
-	"\bbegin_id\x18\t \x01(\tR\abeginId\x12;\n" +
+	"\x06holder\x18\b \x01(\tR\x06holder\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\t \x01(\tR\trequestId\x12;\n" +
 	"\vcreate_time\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
@@ -2276,23 +2363,21 @@ const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12A\n" +
 	"\aoutcome\x18\x0f \x01(\v2'.holdfast.store.coordination.v1.OutcomeR\aoutcome\x12\x14\n" +
-	"\x05error\x18\x10 \x01(\tR\x05error\x12\x14\n" +
-	"\x05lease\x18\x11 \x01(\x03R\x05lease\x12#\n" +
-	"\rattempt_lease\x18\x12 \x01(\x03R\fattemptLease\x12-\n" +
+	"\x05error\x18\x10 \x01(\tR\x05error\x12#\n" +
+	"\rfencing_token\x18\x11 \x01(\x05R\ffencingToken\x12#\n" +
+	"\rattempt_token\x18\x12 \x01(\x05R\fattemptToken\x12-\n" +
 	"\x12breaker_generation\x18\x13 \x01(\x03R\x11breakerGeneration\x12\x18\n" +
 	"\apermits\x18\x14 \x01(\x03R\apermits\x12\x12\n" +
-	"\x04cost\x18\x15 \x01(\x03R\x04cost\"\x1e\n" +
-	"\n" +
-	"RequestRef\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xc1\x02\n" +
-	"\aOutcome\x12+\n" +
-	"\vhttp_status\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe7\a(\x00R\n" +
-	"httpStatus\x12h\n" +
-	"\aheaders\x18\x02 \x03(\v24.holdfast.store.coordination.v1.Outcome.HeadersEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05 \x01(\x80\x01*\x05r\x03(\x80 R\aheaders\x12\x1d\n" +
-	"\x04body\x18\x03 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04R\x04body\x12\x1c\n" +
-	"\ttruncated\x18\x04 \x01(\bR\ttruncated\x12&\n" +
-	"\treference\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\treference\x1a:\n" +
+	"\x04cost\x18\x15 \x01(\x03R\x04cost\"\x1b\n" +
+	"\aCallRef\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\x86\x02\n" +
+	"\aOutcome\x12\x1f\n" +
+	"\vhttp_status\x18\x01 \x01(\x05R\n" +
+	"httpStatus\x12N\n" +
+	"\aheaders\x18\x02 \x03(\v24.holdfast.store.coordination.v1.Outcome.HeadersEntryR\aheaders\x12\x12\n" +
+	"\x04body\x18\x03 \x01(\fR\x04body\x12\x1c\n" +
+	"\ttruncated\x18\x04 \x01(\bR\ttruncated\x12\x1c\n" +
+	"\treference\x18\x05 \x01(\tR\treference\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa0\x03\n" +
@@ -2312,22 +2397,22 @@ const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x1a=\n" +
 	"\x0fOperationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xdf\x03\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xcb\x03\n" +
 	"\tSyncState\x12B\n" +
-	"\x0fhigh_water_mark\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\rhighWaterMark\x12)\n" +
-	"\vpage_cursor\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80 R\n" +
+	"\x0fhigh_water_mark\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\rhighWaterMark\x12\x1f\n" +
+	"\vpage_cursor\x18\x02 \x01(\tR\n" +
 	"pageCursor\x12B\n" +
 	"\x0fpass_start_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\rpassStartTime\x12>\n" +
 	"\rpass_end_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vpassEndTime\x12F\n" +
 	"\x11last_webhook_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0flastWebhookTime\x12:\n" +
 	"\vwebhook_lag\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"webhookLag\x12\x1e\n" +
-	"\x05error\x18\a \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05error\x12;\n" +
+	"webhookLag\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05error\x12;\n" +
 	"\vupdate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\"\xd5\x03\n" +
 	"\vLiveSession\x12B\n" +
 	"\x06status\x18\x01 \x01(\x0e2*.holdfast.store.coordination.v1.LiveStatusR\x06status\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x05R\x05epoch\x12\x14\n" +
 	"\x05owner\x18\x03 \x01(\tR\x05owner\x12\x14\n" +
 	"\x05model\x18\x04 \x01(\tR\x05model\x127\n" +
 	"\topen_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bopenTime\x12;\n" +
@@ -2378,15 +2463,16 @@ const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"\x1aBREAKER_STATUS_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15BREAKER_STATUS_CLOSED\x10\x01\x12\x17\n" +
 	"\x13BREAKER_STATUS_OPEN\x10\x02\x12\x1c\n" +
-	"\x18BREAKER_STATUS_HALF_OPEN\x10\x03*\xe0\x01\n" +
-	"\rRequestStatus\x12\x1e\n" +
-	"\x1aREQUEST_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n" +
-	"\x18REQUEST_STATUS_IN_FLIGHT\x10\x01\x12\x1c\n" +
-	"\x18REQUEST_STATUS_COMPLETED\x10\x02\x12\x19\n" +
-	"\x15REQUEST_STATUS_FAILED\x10\x03\x12\x1c\n" +
-	"\x18REQUEST_STATUS_RETRYABLE\x10\x04\x12\x1a\n" +
-	"\x16REQUEST_STATUS_UNKNOWN\x10\x05\x12\x1e\n" +
-	"\x1aREQUEST_STATUS_RECONCILING\x10\x06*\xa7\x01\n" +
+	"\x18BREAKER_STATUS_HALF_OPEN\x10\x03*\xc8\x01\n" +
+	"\n" +
+	"CallStatus\x12\x1b\n" +
+	"\x17CALL_STATUS_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15CALL_STATUS_IN_FLIGHT\x10\x01\x12\x19\n" +
+	"\x15CALL_STATUS_COMPLETED\x10\x02\x12\x16\n" +
+	"\x12CALL_STATUS_FAILED\x10\x03\x12\x19\n" +
+	"\x15CALL_STATUS_RETRYABLE\x10\x04\x12\x17\n" +
+	"\x13CALL_STATUS_UNKNOWN\x10\x05\x12\x1b\n" +
+	"\x17CALL_STATUS_RECONCILING\x10\x06*\xa7\x01\n" +
 	"\n" +
 	"LiveStatus\x12\x1b\n" +
 	"\x17LIVE_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n" +
@@ -2411,14 +2497,14 @@ func file_holdfast_store_coordination_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_store_coordination_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_holdfast_store_coordination_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_holdfast_store_coordination_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_holdfast_store_coordination_v1_state_proto_goTypes = []any{
 	(Algorithm)(0),                // 0: holdfast.store.coordination.v1.Algorithm
 	(Calendar)(0),                 // 1: holdfast.store.coordination.v1.Calendar
 	(Scope)(0),                    // 2: holdfast.store.coordination.v1.Scope
 	(Unit)(0),                     // 3: holdfast.store.coordination.v1.Unit
 	(BreakerStatus)(0),            // 4: holdfast.store.coordination.v1.BreakerStatus
-	(RequestStatus)(0),            // 5: holdfast.store.coordination.v1.RequestStatus
+	(CallStatus)(0),               // 5: holdfast.store.coordination.v1.CallStatus
 	(LiveStatus)(0),               // 6: holdfast.store.coordination.v1.LiveStatus
 	(*ApiState)(nil),              // 7: holdfast.store.coordination.v1.ApiState
 	(*ApiConfig)(nil),             // 8: holdfast.store.coordination.v1.ApiConfig
@@ -2428,102 +2514,105 @@ var file_holdfast_store_coordination_v1_state_proto_goTypes = []any{
 	(*Slot)(nil),                  // 12: holdfast.store.coordination.v1.Slot
 	(*ConcurrencyLease)(nil),      // 13: holdfast.store.coordination.v1.ConcurrencyLease
 	(*UserBuckets)(nil),           // 14: holdfast.store.coordination.v1.UserBuckets
-	(*Breaker)(nil),               // 15: holdfast.store.coordination.v1.Breaker
-	(*InFlight)(nil),              // 16: holdfast.store.coordination.v1.InFlight
-	(*ApiRequest)(nil),            // 17: holdfast.store.coordination.v1.ApiRequest
-	(*RequestRef)(nil),            // 18: holdfast.store.coordination.v1.RequestRef
-	(*Outcome)(nil),               // 19: holdfast.store.coordination.v1.Outcome
-	(*UsageDay)(nil),              // 20: holdfast.store.coordination.v1.UsageDay
-	(*SyncState)(nil),             // 21: holdfast.store.coordination.v1.SyncState
-	(*LiveSession)(nil),           // 22: holdfast.store.coordination.v1.LiveSession
-	(*LiveCounts)(nil),            // 23: holdfast.store.coordination.v1.LiveCounts
-	nil,                           // 24: holdfast.store.coordination.v1.ApiState.BucketsEntry
-	nil,                           // 25: holdfast.store.coordination.v1.ApiState.PoolsEntry
-	nil,                           // 26: holdfast.store.coordination.v1.ApiState.SyncEntry
-	nil,                           // 27: holdfast.store.coordination.v1.ApiState.LiveEntry
-	nil,                           // 28: holdfast.store.coordination.v1.Bucket.LeasesEntry
-	nil,                           // 29: holdfast.store.coordination.v1.UserBuckets.BucketsEntry
-	nil,                           // 30: holdfast.store.coordination.v1.UserBuckets.PoolsEntry
-	nil,                           // 31: holdfast.store.coordination.v1.Outcome.HeadersEntry
-	nil,                           // 32: holdfast.store.coordination.v1.UsageDay.OperationsEntry
-	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 34: google.protobuf.Duration
+	(*Grants)(nil),                // 15: holdfast.store.coordination.v1.Grants
+	(*Grant)(nil),                 // 16: holdfast.store.coordination.v1.Grant
+	(*Breaker)(nil),               // 17: holdfast.store.coordination.v1.Breaker
+	(*InFlight)(nil),              // 18: holdfast.store.coordination.v1.InFlight
+	(*Call)(nil),                  // 19: holdfast.store.coordination.v1.Call
+	(*CallRef)(nil),               // 20: holdfast.store.coordination.v1.CallRef
+	(*Outcome)(nil),               // 21: holdfast.store.coordination.v1.Outcome
+	(*UsageDay)(nil),              // 22: holdfast.store.coordination.v1.UsageDay
+	(*SyncState)(nil),             // 23: holdfast.store.coordination.v1.SyncState
+	(*LiveSession)(nil),           // 24: holdfast.store.coordination.v1.LiveSession
+	(*LiveCounts)(nil),            // 25: holdfast.store.coordination.v1.LiveCounts
+	nil,                           // 26: holdfast.store.coordination.v1.ApiState.BucketsEntry
+	nil,                           // 27: holdfast.store.coordination.v1.ApiState.PoolsEntry
+	nil,                           // 28: holdfast.store.coordination.v1.ApiState.SyncEntry
+	nil,                           // 29: holdfast.store.coordination.v1.ApiState.LiveEntry
+	nil,                           // 30: holdfast.store.coordination.v1.Bucket.LeasesEntry
+	nil,                           // 31: holdfast.store.coordination.v1.UserBuckets.BucketsEntry
+	nil,                           // 32: holdfast.store.coordination.v1.UserBuckets.PoolsEntry
+	nil,                           // 33: holdfast.store.coordination.v1.Outcome.HeadersEntry
+	nil,                           // 34: holdfast.store.coordination.v1.UsageDay.OperationsEntry
+	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
 }
 var file_holdfast_store_coordination_v1_state_proto_depIdxs = []int32{
 	8,  // 0: holdfast.store.coordination.v1.ApiState.config:type_name -> holdfast.store.coordination.v1.ApiConfig
-	24, // 1: holdfast.store.coordination.v1.ApiState.buckets:type_name -> holdfast.store.coordination.v1.ApiState.BucketsEntry
-	25, // 2: holdfast.store.coordination.v1.ApiState.pools:type_name -> holdfast.store.coordination.v1.ApiState.PoolsEntry
-	15, // 3: holdfast.store.coordination.v1.ApiState.breaker:type_name -> holdfast.store.coordination.v1.Breaker
-	20, // 4: holdfast.store.coordination.v1.ApiState.today:type_name -> holdfast.store.coordination.v1.UsageDay
-	16, // 5: holdfast.store.coordination.v1.ApiState.in_flight:type_name -> holdfast.store.coordination.v1.InFlight
-	26, // 6: holdfast.store.coordination.v1.ApiState.sync:type_name -> holdfast.store.coordination.v1.ApiState.SyncEntry
-	27, // 7: holdfast.store.coordination.v1.ApiState.live:type_name -> holdfast.store.coordination.v1.ApiState.LiveEntry
-	23, // 8: holdfast.store.coordination.v1.ApiState.live_counts:type_name -> holdfast.store.coordination.v1.LiveCounts
-	33, // 9: holdfast.store.coordination.v1.ApiState.first_time:type_name -> google.protobuf.Timestamp
-	33, // 10: holdfast.store.coordination.v1.ApiState.pause_until:type_name -> google.protobuf.Timestamp
+	26, // 1: holdfast.store.coordination.v1.ApiState.buckets:type_name -> holdfast.store.coordination.v1.ApiState.BucketsEntry
+	27, // 2: holdfast.store.coordination.v1.ApiState.pools:type_name -> holdfast.store.coordination.v1.ApiState.PoolsEntry
+	17, // 3: holdfast.store.coordination.v1.ApiState.breaker:type_name -> holdfast.store.coordination.v1.Breaker
+	22, // 4: holdfast.store.coordination.v1.ApiState.today:type_name -> holdfast.store.coordination.v1.UsageDay
+	18, // 5: holdfast.store.coordination.v1.ApiState.in_flight:type_name -> holdfast.store.coordination.v1.InFlight
+	28, // 6: holdfast.store.coordination.v1.ApiState.sync:type_name -> holdfast.store.coordination.v1.ApiState.SyncEntry
+	29, // 7: holdfast.store.coordination.v1.ApiState.live:type_name -> holdfast.store.coordination.v1.ApiState.LiveEntry
+	25, // 8: holdfast.store.coordination.v1.ApiState.live_counts:type_name -> holdfast.store.coordination.v1.LiveCounts
+	35, // 9: holdfast.store.coordination.v1.ApiState.first_time:type_name -> google.protobuf.Timestamp
+	35, // 10: holdfast.store.coordination.v1.ApiState.pause_until:type_name -> google.protobuf.Timestamp
 	9,  // 11: holdfast.store.coordination.v1.ApiConfig.policies:type_name -> holdfast.store.coordination.v1.Policy
 	10, // 12: holdfast.store.coordination.v1.ApiConfig.breaker:type_name -> holdfast.store.coordination.v1.BreakerConfig
-	34, // 13: holdfast.store.coordination.v1.ApiConfig.lease:type_name -> google.protobuf.Duration
-	34, // 14: holdfast.store.coordination.v1.ApiConfig.retention:type_name -> google.protobuf.Duration
+	36, // 13: holdfast.store.coordination.v1.ApiConfig.lease:type_name -> google.protobuf.Duration
+	36, // 14: holdfast.store.coordination.v1.ApiConfig.retention:type_name -> google.protobuf.Duration
 	0,  // 15: holdfast.store.coordination.v1.Policy.algorithm:type_name -> holdfast.store.coordination.v1.Algorithm
-	34, // 16: holdfast.store.coordination.v1.Policy.period:type_name -> google.protobuf.Duration
+	36, // 16: holdfast.store.coordination.v1.Policy.period:type_name -> google.protobuf.Duration
 	1,  // 17: holdfast.store.coordination.v1.Policy.calendar:type_name -> holdfast.store.coordination.v1.Calendar
 	2,  // 18: holdfast.store.coordination.v1.Policy.scope:type_name -> holdfast.store.coordination.v1.Scope
 	3,  // 19: holdfast.store.coordination.v1.Policy.unit:type_name -> holdfast.store.coordination.v1.Unit
-	34, // 20: holdfast.store.coordination.v1.Policy.lease:type_name -> google.protobuf.Duration
-	34, // 21: holdfast.store.coordination.v1.Policy.margin:type_name -> google.protobuf.Duration
-	34, // 22: holdfast.store.coordination.v1.BreakerConfig.open_for:type_name -> google.protobuf.Duration
-	34, // 23: holdfast.store.coordination.v1.BreakerConfig.probe_lease:type_name -> google.protobuf.Duration
-	33, // 24: holdfast.store.coordination.v1.Bucket.tat:type_name -> google.protobuf.Timestamp
+	36, // 20: holdfast.store.coordination.v1.Policy.lease:type_name -> google.protobuf.Duration
+	36, // 21: holdfast.store.coordination.v1.Policy.margin:type_name -> google.protobuf.Duration
+	36, // 22: holdfast.store.coordination.v1.BreakerConfig.open_for:type_name -> google.protobuf.Duration
+	36, // 23: holdfast.store.coordination.v1.BreakerConfig.probe_lease:type_name -> google.protobuf.Duration
+	35, // 24: holdfast.store.coordination.v1.Bucket.tat:type_name -> google.protobuf.Timestamp
 	12, // 25: holdfast.store.coordination.v1.Bucket.slots:type_name -> holdfast.store.coordination.v1.Slot
-	33, // 26: holdfast.store.coordination.v1.Bucket.window_end:type_name -> google.protobuf.Timestamp
-	28, // 27: holdfast.store.coordination.v1.Bucket.leases:type_name -> holdfast.store.coordination.v1.Bucket.LeasesEntry
-	33, // 28: holdfast.store.coordination.v1.Bucket.blocked_until:type_name -> google.protobuf.Timestamp
-	33, // 29: holdfast.store.coordination.v1.Bucket.last_time:type_name -> google.protobuf.Timestamp
-	33, // 30: holdfast.store.coordination.v1.Bucket.window_start:type_name -> google.protobuf.Timestamp
+	35, // 26: holdfast.store.coordination.v1.Bucket.window_end:type_name -> google.protobuf.Timestamp
+	30, // 27: holdfast.store.coordination.v1.Bucket.leases:type_name -> holdfast.store.coordination.v1.Bucket.LeasesEntry
+	35, // 28: holdfast.store.coordination.v1.Bucket.blocked_until:type_name -> google.protobuf.Timestamp
+	35, // 29: holdfast.store.coordination.v1.Bucket.last_time:type_name -> google.protobuf.Timestamp
+	35, // 30: holdfast.store.coordination.v1.Bucket.window_start:type_name -> google.protobuf.Timestamp
 	12, // 31: holdfast.store.coordination.v1.Bucket.newest:type_name -> holdfast.store.coordination.v1.Slot
-	33, // 32: holdfast.store.coordination.v1.Slot.time:type_name -> google.protobuf.Timestamp
-	33, // 33: holdfast.store.coordination.v1.ConcurrencyLease.expire_time:type_name -> google.protobuf.Timestamp
-	29, // 34: holdfast.store.coordination.v1.UserBuckets.buckets:type_name -> holdfast.store.coordination.v1.UserBuckets.BucketsEntry
-	30, // 35: holdfast.store.coordination.v1.UserBuckets.pools:type_name -> holdfast.store.coordination.v1.UserBuckets.PoolsEntry
-	4,  // 36: holdfast.store.coordination.v1.Breaker.status:type_name -> holdfast.store.coordination.v1.BreakerStatus
-	33, // 37: holdfast.store.coordination.v1.Breaker.open_time:type_name -> google.protobuf.Timestamp
-	33, // 38: holdfast.store.coordination.v1.Breaker.retry_time:type_name -> google.protobuf.Timestamp
-	33, // 39: holdfast.store.coordination.v1.InFlight.expire_time:type_name -> google.protobuf.Timestamp
-	5,  // 40: holdfast.store.coordination.v1.ApiRequest.status:type_name -> holdfast.store.coordination.v1.RequestStatus
-	33, // 41: holdfast.store.coordination.v1.ApiRequest.create_time:type_name -> google.protobuf.Timestamp
-	33, // 42: holdfast.store.coordination.v1.ApiRequest.update_time:type_name -> google.protobuf.Timestamp
-	33, // 43: holdfast.store.coordination.v1.ApiRequest.begin_time:type_name -> google.protobuf.Timestamp
-	33, // 44: holdfast.store.coordination.v1.ApiRequest.lease_expire_time:type_name -> google.protobuf.Timestamp
-	33, // 45: holdfast.store.coordination.v1.ApiRequest.not_before:type_name -> google.protobuf.Timestamp
-	19, // 46: holdfast.store.coordination.v1.ApiRequest.outcome:type_name -> holdfast.store.coordination.v1.Outcome
-	31, // 47: holdfast.store.coordination.v1.Outcome.headers:type_name -> holdfast.store.coordination.v1.Outcome.HeadersEntry
-	32, // 48: holdfast.store.coordination.v1.UsageDay.operations:type_name -> holdfast.store.coordination.v1.UsageDay.OperationsEntry
-	33, // 49: holdfast.store.coordination.v1.UsageDay.end_time:type_name -> google.protobuf.Timestamp
-	33, // 50: holdfast.store.coordination.v1.SyncState.high_water_mark:type_name -> google.protobuf.Timestamp
-	33, // 51: holdfast.store.coordination.v1.SyncState.pass_start_time:type_name -> google.protobuf.Timestamp
-	33, // 52: holdfast.store.coordination.v1.SyncState.pass_end_time:type_name -> google.protobuf.Timestamp
-	33, // 53: holdfast.store.coordination.v1.SyncState.last_webhook_time:type_name -> google.protobuf.Timestamp
-	34, // 54: holdfast.store.coordination.v1.SyncState.webhook_lag:type_name -> google.protobuf.Duration
-	33, // 55: holdfast.store.coordination.v1.SyncState.update_time:type_name -> google.protobuf.Timestamp
-	6,  // 56: holdfast.store.coordination.v1.LiveSession.status:type_name -> holdfast.store.coordination.v1.LiveStatus
-	33, // 57: holdfast.store.coordination.v1.LiveSession.open_time:type_name -> google.protobuf.Timestamp
-	33, // 58: holdfast.store.coordination.v1.LiveSession.update_time:type_name -> google.protobuf.Timestamp
-	33, // 59: holdfast.store.coordination.v1.LiveSession.go_away_time:type_name -> google.protobuf.Timestamp
-	33, // 60: holdfast.store.coordination.v1.LiveSession.expire_time:type_name -> google.protobuf.Timestamp
-	33, // 61: holdfast.store.coordination.v1.LiveCounts.last_failure_time:type_name -> google.protobuf.Timestamp
-	11, // 62: holdfast.store.coordination.v1.ApiState.BucketsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
-	11, // 63: holdfast.store.coordination.v1.ApiState.PoolsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
-	21, // 64: holdfast.store.coordination.v1.ApiState.SyncEntry.value:type_name -> holdfast.store.coordination.v1.SyncState
-	22, // 65: holdfast.store.coordination.v1.ApiState.LiveEntry.value:type_name -> holdfast.store.coordination.v1.LiveSession
-	13, // 66: holdfast.store.coordination.v1.Bucket.LeasesEntry.value:type_name -> holdfast.store.coordination.v1.ConcurrencyLease
-	11, // 67: holdfast.store.coordination.v1.UserBuckets.BucketsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
-	11, // 68: holdfast.store.coordination.v1.UserBuckets.PoolsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
-	69, // [69:69] is the sub-list for method output_type
-	69, // [69:69] is the sub-list for method input_type
-	69, // [69:69] is the sub-list for extension type_name
-	69, // [69:69] is the sub-list for extension extendee
-	0,  // [0:69] is the sub-list for field type_name
+	35, // 32: holdfast.store.coordination.v1.Slot.time:type_name -> google.protobuf.Timestamp
+	35, // 33: holdfast.store.coordination.v1.ConcurrencyLease.expire_time:type_name -> google.protobuf.Timestamp
+	31, // 34: holdfast.store.coordination.v1.UserBuckets.buckets:type_name -> holdfast.store.coordination.v1.UserBuckets.BucketsEntry
+	32, // 35: holdfast.store.coordination.v1.UserBuckets.pools:type_name -> holdfast.store.coordination.v1.UserBuckets.PoolsEntry
+	16, // 36: holdfast.store.coordination.v1.Grants.grants:type_name -> holdfast.store.coordination.v1.Grant
+	4,  // 37: holdfast.store.coordination.v1.Breaker.status:type_name -> holdfast.store.coordination.v1.BreakerStatus
+	35, // 38: holdfast.store.coordination.v1.Breaker.open_time:type_name -> google.protobuf.Timestamp
+	35, // 39: holdfast.store.coordination.v1.Breaker.retry_time:type_name -> google.protobuf.Timestamp
+	35, // 40: holdfast.store.coordination.v1.InFlight.expire_time:type_name -> google.protobuf.Timestamp
+	5,  // 41: holdfast.store.coordination.v1.Call.status:type_name -> holdfast.store.coordination.v1.CallStatus
+	35, // 42: holdfast.store.coordination.v1.Call.create_time:type_name -> google.protobuf.Timestamp
+	35, // 43: holdfast.store.coordination.v1.Call.update_time:type_name -> google.protobuf.Timestamp
+	35, // 44: holdfast.store.coordination.v1.Call.begin_time:type_name -> google.protobuf.Timestamp
+	35, // 45: holdfast.store.coordination.v1.Call.lease_expire_time:type_name -> google.protobuf.Timestamp
+	35, // 46: holdfast.store.coordination.v1.Call.not_before:type_name -> google.protobuf.Timestamp
+	21, // 47: holdfast.store.coordination.v1.Call.outcome:type_name -> holdfast.store.coordination.v1.Outcome
+	33, // 48: holdfast.store.coordination.v1.Outcome.headers:type_name -> holdfast.store.coordination.v1.Outcome.HeadersEntry
+	34, // 49: holdfast.store.coordination.v1.UsageDay.operations:type_name -> holdfast.store.coordination.v1.UsageDay.OperationsEntry
+	35, // 50: holdfast.store.coordination.v1.UsageDay.end_time:type_name -> google.protobuf.Timestamp
+	35, // 51: holdfast.store.coordination.v1.SyncState.high_water_mark:type_name -> google.protobuf.Timestamp
+	35, // 52: holdfast.store.coordination.v1.SyncState.pass_start_time:type_name -> google.protobuf.Timestamp
+	35, // 53: holdfast.store.coordination.v1.SyncState.pass_end_time:type_name -> google.protobuf.Timestamp
+	35, // 54: holdfast.store.coordination.v1.SyncState.last_webhook_time:type_name -> google.protobuf.Timestamp
+	36, // 55: holdfast.store.coordination.v1.SyncState.webhook_lag:type_name -> google.protobuf.Duration
+	35, // 56: holdfast.store.coordination.v1.SyncState.update_time:type_name -> google.protobuf.Timestamp
+	6,  // 57: holdfast.store.coordination.v1.LiveSession.status:type_name -> holdfast.store.coordination.v1.LiveStatus
+	35, // 58: holdfast.store.coordination.v1.LiveSession.open_time:type_name -> google.protobuf.Timestamp
+	35, // 59: holdfast.store.coordination.v1.LiveSession.update_time:type_name -> google.protobuf.Timestamp
+	35, // 60: holdfast.store.coordination.v1.LiveSession.go_away_time:type_name -> google.protobuf.Timestamp
+	35, // 61: holdfast.store.coordination.v1.LiveSession.expire_time:type_name -> google.protobuf.Timestamp
+	35, // 62: holdfast.store.coordination.v1.LiveCounts.last_failure_time:type_name -> google.protobuf.Timestamp
+	11, // 63: holdfast.store.coordination.v1.ApiState.BucketsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
+	11, // 64: holdfast.store.coordination.v1.ApiState.PoolsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
+	23, // 65: holdfast.store.coordination.v1.ApiState.SyncEntry.value:type_name -> holdfast.store.coordination.v1.SyncState
+	24, // 66: holdfast.store.coordination.v1.ApiState.LiveEntry.value:type_name -> holdfast.store.coordination.v1.LiveSession
+	13, // 67: holdfast.store.coordination.v1.Bucket.LeasesEntry.value:type_name -> holdfast.store.coordination.v1.ConcurrencyLease
+	11, // 68: holdfast.store.coordination.v1.UserBuckets.BucketsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
+	11, // 69: holdfast.store.coordination.v1.UserBuckets.PoolsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
+	70, // [70:70] is the sub-list for method output_type
+	70, // [70:70] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_coordination_v1_state_proto_init() }
@@ -2537,7 +2626,7 @@ func file_holdfast_store_coordination_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_coordination_v1_state_proto_rawDesc), len(file_holdfast_store_coordination_v1_state_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
