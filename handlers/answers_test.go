@@ -22,7 +22,8 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
-	projectv1 "holdfast/gen/holdfast/project/v1"
+	linearstorev1 "holdfast/gen/holdfast/store/linear/v1"
+	projectstorev1 "holdfast/gen/holdfast/store/project/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/identity"
 	"holdfast/object"
@@ -315,8 +316,8 @@ var answerCases = map[string]answerCase{
 		service: true,
 		fill: func(f *filler) {
 			for i := range 100 {
-				f.state("linear_issue", fmt.Sprint("i", i), &projectv1.LinearIssueState{
-					Title: bulk(i, 12_000), Description: bulk(i+1, 40_000), Stamp: &projectv1.LinearIssueStamp{TimeMs: 1},
+				f.state("linear_issue", fmt.Sprint("i", i), &linearstorev1.IssueState{
+					Title: bulk(i, 12_000), Description: bulk(i+1, 40_000), Stamp: &linearstorev1.IssueStamp{TimeMs: 1},
 				})
 			}
 		},
@@ -327,7 +328,7 @@ var answerCases = map[string]answerCase{
 		service: true,
 		fill: func(f *filler) {
 			for i := range 400 {
-				f.state("linear_endpoint", fmt.Sprint("e", i), &projectv1.LinearEndpointState{Title: bulk(1, 9_000)})
+				f.state("linear_endpoint", fmt.Sprint("e", i), &linearstorev1.EndpointState{Title: bulk(1, 9_000)})
 			}
 		},
 		body: `{"pageSize":200}`, items: []string{"endpoints.endpoint.endpointId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 400,
@@ -453,18 +454,18 @@ func must[V any](v V, err error) func(tb testing.TB) V {
 	}
 }
 
-func largeProject(i int) *projectv1.ProjectState {
-	return &projectv1.ProjectState{Title: "p", Description: bulk(i, 30_000), Settings: largeStruct(i, 150_000), Labels: largeMap(64, 10, 100)}
+func largeProject(i int) *projectstorev1.ProjectState {
+	return &projectstorev1.ProjectState{Title: "p", Description: bulk(i, 30_000), Settings: largeStruct(i, 150_000), Labels: largeMap(64, 10, 100)}
 }
 
-func largeTask(i int) *projectv1.TaskState {
-	return &projectv1.TaskState{
-		Title: "t", ProjectId: "p1", Status: projectv1.TaskStatus_TASK_STATUS_RUNNING, Result: bulk(i, 60_000), Summary: bulk(i, 60_000), Metadata: largeStruct(i, 100_000),
+func largeTask(i int) *projectstorev1.TaskState {
+	return &projectstorev1.TaskState{
+		Title: "t", ProjectId: "p1", Status: projectstorev1.TaskStatus_TASK_STATUS_RUNNING, Result: bulk(i, 60_000), Summary: bulk(i, 60_000), Metadata: largeStruct(i, 100_000),
 	}
 }
 
 func transition(i int) proto.Message {
-	return &projectv1.TaskTransition{Seq: int64(i), Resume: &projectv1.TaskResume{Prompt: bulk(i, 90_000)}}
+	return &projectstorev1.TaskTransition{Seq: int64(i), Resume: &projectstorev1.TaskResume{Prompt: bulk(i, 90_000)}}
 }
 
 // largeAPI has policies whose standing is more than what is stored of them.

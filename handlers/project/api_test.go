@@ -19,6 +19,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	storev1 "holdfast/gen/holdfast/store/project/v1"
 	"holdfast/object"
 )
 
@@ -26,7 +27,7 @@ func TestProjects(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, ctx := b.as(t, ada), t.Context()
-	repository := &projectv1.Repository{Provider: "github", Name: "acme/api", DefaultBranch: "main"}
+	repository := &storev1.Repository{Provider: "github", Name: "acme/api", DefaultBranch: "main"}
 	made := must(c.CreateProject(ctx, &projectv1.CreateProjectRequest{
 		ProjectId: "api", Project: &projectv1.Project{Title: "API", Repository: repository, Labels: map[string]string{"team": "core"}},
 	}))(t)
@@ -137,7 +138,7 @@ func TestRetries(t *testing.T) {
 			return c.SetActiveProject(ctx, req)
 		},
 		"UpdatePreferences": func(other bool) (proto.Message, error) {
-			return c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{Voice: new(fmt.Sprint(other))}, RequestId: "r-6"})
+			return c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &storev1.Preferences{Voice: new(fmt.Sprint(other))}, RequestId: "r-6"})
 		},
 		"CreateLinearEndpoint": func(other bool) (proto.Message, error) {
 			return service.CreateLinearEndpoint(ctx, &projectv1.CreateLinearEndpointRequest{Secret: fmt.Sprint(other), RequestId: "r-endpoint"})
@@ -161,10 +162,10 @@ func TestTaskHistory(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	ctx, c := t.Context(), b.as(t, ada)
-	link := &projectv1.MessageLink{ConversationId: "c1", Seq: 4}
+	link := &storev1.MessageLink{ConversationId: "c1", Seq: 4}
 	made := must(c.PutTask(ctx, &projectv1.PutTaskRequest{TaskId: "k", RawStatus: "PENDING", Source: "api", Task: &projectv1.Task{
 		Title: "Fix login", ProjectId: "api", Provider: "codegen", RunId: "71", LinearIssueId: "i1", RequestedBy: link,
-		PullRequests: []*projectv1.PullRequest{{PullRequestId: "5", Url: "https://github.com/acme/api/pull/5"}},
+		PullRequests: []*storev1.PullRequest{{PullRequestId: "5", Url: "https://github.com/acme/api/pull/5"}},
 	}}))(t)
 	if made.GetTask().GetStatus() != queued || made.GetTask().GetRequestedBy().GetSeq() != 4 {
 		t.Errorf("%v", made)
@@ -174,7 +175,7 @@ func TestTaskHistory(t *testing.T) {
 	}
 	_, err := c.UpdateTaskStatus(ctx, &projectv1.UpdateTaskStatusRequest{TaskId: "k", RawStatus: "ACTIVE"})
 	refused(t, err, connect.CodeFailedPrecondition, "ILLEGAL_TRANSITION")
-	resume := &projectv1.TaskResume{Prompt: "the tests fail", RequestedBy: &projectv1.MessageLink{ConversationId: "c1", Seq: 9}}
+	resume := &storev1.TaskResume{Prompt: "the tests fail", RequestedBy: &storev1.MessageLink{ConversationId: "c1", Seq: 9}}
 	must(c.UpdateTaskStatus(ctx, &projectv1.UpdateTaskStatusRequest{TaskId: "k", RawStatus: "ACTIVE", Source: "user", Resume: resume}))(t)
 	last := must(c.UpdateTaskStatus(ctx, &projectv1.UpdateTaskStatusRequest{TaskId: "k", RawStatus: "MAX_ITERATIONS_REACHED", Source: "poll"}))(t)
 	if got := last.GetTask(); got.GetStatus() != failed || got.GetStatusReason() != "max_iterations_reached" || got.GetResumeCount() != 1 {
@@ -222,15 +223,15 @@ func TestPreferences(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	ctx, c, service := t.Context(), b.as(t, ada), b.as(t, nobody)
-	must(service.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{TenantDefaults: true, Preferences: &projectv1.Preferences{
+	must(service.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{TenantDefaults: true, Preferences: &storev1.Preferences{
 		Voice: new("Aoede"), Language: new("en-GB"), Extra: map[string]string{"a": "tenant", "b": "tenant"},
 	}}))(t)
-	must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{
-		Voice: new("Puck"), Notifications: projectv1.NotificationLevel_NOTIFICATION_LEVEL_NONE, Extra: map[string]string{"a": "ada"},
+	must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &storev1.Preferences{
+		Voice: new("Puck"), Notifications: storev1.NotificationLevel_NOTIFICATION_LEVEL_NONE, Extra: map[string]string{"a": "ada"},
 	}}))(t)
 	got := must(c.GetPreferences(ctx, &projectv1.GetPreferencesRequest{}))(t)
-	want := &projectv1.Preferences{
-		Voice: new("Puck"), Language: new("en-GB"), Notifications: projectv1.NotificationLevel_NOTIFICATION_LEVEL_NONE,
+	want := &storev1.Preferences{
+		Voice: new("Puck"), Language: new("en-GB"), Notifications: storev1.NotificationLevel_NOTIFICATION_LEVEL_NONE,
 		Extra: map[string]string{"a": "ada", "b": "tenant"},
 	}
 	if diff := cmp.Diff(want, got.GetPreferences(), protocmp.Transform()); diff != "" {
@@ -242,13 +243,13 @@ func TestPreferences(t *testing.T) {
 	}
 	// A named field without a value falls back; what is not named stays.
 	must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{
-		Preferences: &projectv1.Preferences{}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"voice"}}, IfVersion: got.GetOwnVersion(),
+		Preferences: &storev1.Preferences{}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"voice"}}, IfVersion: got.GetOwnVersion(),
 	}))(t)
 	got = must(c.GetPreferences(ctx, &projectv1.GetPreferencesRequest{IfVersionNot: got.GetMetadata().GetVersion()}))(t)
 	if p := got.GetPreferences(); p.GetVoice() != "Aoede" || p.GetExtra()["a"] != "ada" || got.GetNotModified() {
 		t.Errorf("%v", got)
 	}
-	for name, p := range map[string]*projectv1.Preferences{
+	for name, p := range map[string]*storev1.Preferences{
 		"a long voice": {Voice: new(strings.Repeat("x", 129))}, "no language": {Language: new("en GB")},
 		"a long value": {Extra: map[string]string{"a": strings.Repeat("x", 1025)}},
 	} {
@@ -260,7 +261,7 @@ func TestPreferences(t *testing.T) {
 	for i := range 65 {
 		many[fmt.Sprint(i)] = ""
 	}
-	_, err := c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{Extra: many}})
+	_, err := c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &storev1.Preferences{Extra: many}})
 	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
 	_, err = c.SetActiveProject(ctx, &projectv1.SetActiveProjectRequest{ProjectId: "none"})
 	refused(t, err, connect.CodeNotFound, "NOT_FOUND")
@@ -296,7 +297,7 @@ func TestContextOnANewDevice(t *testing.T) {
 		must(b.talk(t, ada).CreateConversation(ctx, &conversationv1.CreateConversationRequest{ConversationId: "c-" + id, ProjectId: id, Title: "About " + id}))(t)
 	}
 	b.summarise(t, ada, "c-api", "We agreed on cookies.")
-	must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{Voice: new("Puck")}}))(t)
+	must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &storev1.Preferences{Voice: new("Puck")}}))(t)
 	must(c.SetActiveProject(ctx, &projectv1.SetActiveProjectRequest{ProjectId: "api"}))(t)
 
 	here := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{}))(t)
@@ -344,7 +345,7 @@ func TestContextOnANewDevice(t *testing.T) {
 			b.api(t, func(s *coordinationv1.ApiState) { s.PauseUntil = timestamppb.New(linearAt) })
 		}},
 		{"a preference", func() {
-			must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{}}))(t)
+			must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &storev1.Preferences{}}))(t)
 		}},
 		{"the project", func() {
 			must(c.UpdateProject(ctx, &projectv1.UpdateProjectRequest{ProjectId: "api", Project: &projectv1.Project{Title: "x"}}))(t)
@@ -352,7 +353,7 @@ func TestContextOnANewDevice(t *testing.T) {
 		{"the conversation", func() { b.summarise(t, ada, "c-api", "And on tokens.") }},
 		{"the active project", func() { must(c.SetActiveProject(ctx, &projectv1.SetActiveProjectRequest{ProjectId: "web"}))(t) }},
 		{"the tenant's default", func() {
-			must(b.as(t, nobody).UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{TenantDefaults: true, Preferences: &projectv1.Preferences{Model: new("m")}}))(t)
+			must(b.as(t, nobody).UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{TenantDefaults: true, Preferences: &storev1.Preferences{Model: new("m")}}))(t)
 		}},
 	} {
 		same := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{IfVersionNot: version}))(t)
@@ -468,7 +469,7 @@ func TestContextsProject(t *testing.T) {
 	about(c, &projectv1.GetProjectContextRequest{}, "")
 	defaults := func(c client, id string, tenant bool) {
 		t.Helper()
-		must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{TenantDefaults: tenant, Preferences: &projectv1.Preferences{DefaultProjectId: new(id)}}))(t)
+		must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{TenantDefaults: tenant, Preferences: &storev1.Preferences{DefaultProjectId: new(id)}}))(t)
 	}
 	defaults(service, "tenant", true)
 	about(c, &projectv1.GetProjectContextRequest{}, "tenant")

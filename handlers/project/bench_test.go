@@ -17,6 +17,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	storev1 "holdfast/gen/holdfast/store/project/v1"
 )
 
 // The context of a turn, over HTTP, of a tenant with much that has ended and with little, beside pgbench's SELECT of as
@@ -77,7 +78,7 @@ func (b *bundle) fillContext(t testing.TB, c client, much bool) {
 		}}))(t)
 	}
 	must(c.SetActiveProject(ctx, &projectv1.SetActiveProjectRequest{ProjectId: "p0"}))(t)
-	must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{Voice: new("Puck"), Language: new("en-GB")}}))(t)
+	must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &storev1.Preferences{Voice: new("Puck"), Language: new("en-GB")}}))(t)
 	for i := range tasks {
 		status := "COMPLETE" // half of them the active project's
 		if i < 20 {

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	linearstorev1 "holdfast/gen/holdfast/store/linear/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
@@ -37,23 +38,23 @@ func sealContext(t identity.Tenant, endpoint object.ID) []byte {
 }
 
 // seal makes a secret that can be stored; nil where there is none.
-func (m *Manager) seal(secret string, t identity.Tenant, endpoint object.ID) *projectv1.SealedSecret {
+func (m *Manager) seal(secret string, t identity.Tenant, endpoint object.ID) *linearstorev1.SealedSecret {
 	if secret == "" {
 		return nil
 	}
 	var id [5]byte
 	_, _ = rand.Read(id[:]) // never fails
-	return &projectv1.SealedSecret{
+	return &linearstorev1.SealedSecret{
 		SecretId: lowerBase32.EncodeToString(id[:]), Sealed: m.o.Seal.Seal([]byte(secret), sealContext(t, endpoint)),
 	}
 }
 
 // addSecret makes a secret valid; a third one pushes the oldest out.
-func addSecret(s *projectv1.LinearEndpointState, secret *projectv1.SealedSecret, now time.Time) {
+func addSecret(s *linearstorev1.EndpointState, secret *linearstorev1.SealedSecret, now time.Time) {
 	if secret == nil {
 		return
 	}
-	added := &projectv1.SealedSecret{SecretId: secret.GetSecretId(), Sealed: secret.GetSealed(), CreateTime: timestamppb.New(now)}
+	added := &linearstorev1.SealedSecret{SecretId: secret.GetSecretId(), Sealed: secret.GetSealed(), CreateTime: timestamppb.New(now)}
 	s.Secrets = append(s.Secrets, added)
 	if n := len(s.Secrets); n > maxSecrets {
 		s.Secrets = s.Secrets[n-maxSecrets:]
@@ -61,7 +62,7 @@ func addSecret(s *projectv1.LinearEndpointState, secret *projectv1.SealedSecret,
 }
 
 // removeSecret tells whether there was one of that id.
-func removeSecret(s *projectv1.LinearEndpointState, id string) bool {
+func removeSecret(s *linearstorev1.EndpointState, id string) bool {
 	for i, secret := range s.GetSecrets() {
 		if secret.GetSecretId() == id {
 			s.Secrets = append(s.Secrets[:i:i], s.Secrets[i+1:]...)
@@ -71,20 +72,20 @@ func removeSecret(s *projectv1.LinearEndpointState, id string) bool {
 	return false
 }
 
-func setAPIKey(s *projectv1.LinearEndpointState, key *projectv1.SealedSecret, now time.Time) {
+func setAPIKey(s *linearstorev1.EndpointState, key *linearstorev1.SealedSecret, now time.Time) {
 	if key != nil {
-		s.ApiKey = &projectv1.SealedSecret{SecretId: key.GetSecretId(), Sealed: key.GetSealed(), CreateTime: timestamppb.New(now)}
+		s.ApiKey = &linearstorev1.SealedSecret{SecretId: key.GetSecretId(), Sealed: key.GetSealed(), CreateTime: timestamppb.New(now)}
 	}
 }
 
-func replayWindow(s *projectv1.LinearEndpointState) time.Duration {
+func replayWindow(s *linearstorev1.EndpointState) time.Duration {
 	if n := s.GetReplayWindowSeconds(); n > 0 {
 		return time.Duration(n) * time.Second
 	}
 	return defaultReplayWindow
 }
 
-func presentEndpoint(id object.ID, s *projectv1.LinearEndpointState) *projectv1.LinearEndpoint {
+func presentEndpoint(id object.ID, s *linearstorev1.EndpointState) *projectv1.LinearEndpoint {
 	e := &projectv1.LinearEndpoint{
 		EndpointId: string(id), Path: WebhookPath + string(id), Title: s.GetTitle(), ApiKey: secretInfo(s.GetApiKey()),
 		ReplayWindowSeconds: int64(replayWindow(s).Seconds()), OrganizationId: s.GetOrganizationId(),
@@ -95,7 +96,7 @@ func presentEndpoint(id object.ID, s *projectv1.LinearEndpointState) *projectv1.
 	return e
 }
 
-func secretInfo(s *projectv1.SealedSecret) *projectv1.SecretInfo {
+func secretInfo(s *linearstorev1.SealedSecret) *projectv1.SecretInfo {
 	if s == nil {
 		return nil
 	}

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	linearstorev1 "holdfast/gen/holdfast/store/linear/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
@@ -43,10 +44,10 @@ const (
 // issueReport is one report about an issue, from a webhook, Linear's API or a caller.
 type issueReport struct {
 	id       string
-	fields   *projectv1.LinearIssueState // without what the server keeps of its own
+	fields   *linearstorev1.IssueState // without what the server keeps of its own
 	removed  bool
-	stamp    *projectv1.LinearIssueStamp
-	payload  *projectv1.LinearIssuePayload
+	stamp    *linearstorev1.IssueStamp
+	payload  *linearstorev1.IssuePayload
 	endpoint string // "": none
 	delivery string // "": none
 	// create: of a create, which may be the first report; trusted: the whole issue as Linear has it, now.
@@ -69,8 +70,8 @@ func newIssueReport(payload *structpb.Struct, source string, rank int32, sent ti
 		return nil, fmt.Errorf("has no updatedAt")
 	}
 	kept, dropped := keepPayload(payload)
-	w.payload = &projectv1.LinearIssuePayload{Payload: kept, Source: source, Dropped: dropped}
-	w.stamp = &projectv1.LinearIssueStamp{
+	w.payload = &linearstorev1.IssuePayload{Payload: kept, Source: source, Dropped: dropped}
+	w.stamp = &linearstorev1.IssueStamp{
 		TimeMs: w.fields.GetUpdateTime().AsTime().UnixMilli(), Rank: rank, SentMs: sent.UnixMilli(), Hash: hashFields(w.fields),
 	}
 	return w, nil
@@ -89,8 +90,8 @@ func notIDRune(r rune) bool {
 
 // issueFields reads what is worth querying. Webhooks have ids beside the things themselves (`stateId` and `state`), the
 // API has the things.
-func issueFields(f map[string]*structpb.Value) *projectv1.LinearIssueState {
-	s := &projectv1.LinearIssueState{
+func issueFields(f map[string]*structpb.Value) *linearstorev1.IssueState {
+	s := &linearstorev1.IssueState{
 		Identifier: text(f, "identifier"), PreviousIdentifiers: texts(f, "previousIdentifiers"), Number: int64(number(f, "number")),
 		Url: text(f, "url"), Title: text(f, "title"), Priority: int32(number(f, "priority")), Estimate: number(f, "estimate"),
 		StateId: reference(f, "state"), StateName: text(inner(f, "state"), "name"), StateType: text(inner(f, "state"), "type"),
@@ -177,7 +178,7 @@ func cut(s string, n int) (string, bool) {
 	return s, false
 }
 
-func hashFields(s *projectv1.LinearIssueState) string {
+func hashFields(s *linearstorev1.IssueState) string {
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(s)
 	if err != nil {
 		return ""
@@ -259,7 +260,7 @@ func storable(v *structpb.Value, depth int) *structpb.Value {
 }
 
 // compareStamps orders reports on one issue.
-func compareStamps(a, b *projectv1.LinearIssueStamp) int {
+func compareStamps(a, b *linearstorev1.IssueStamp) int {
 	return cmp.Or(cmp.Compare(a.GetTimeMs(), b.GetTimeMs()), cmp.Compare(a.GetRank(), b.GetRank()),
 		cmp.Compare(a.GetSentMs(), b.GetSentMs()), cmp.Compare(a.GetHash(), b.GetHash()))
 }
@@ -269,7 +270,7 @@ func compareStamps(a, b *projectv1.LinearIssueStamp) int {
 //
 // Linear has to be asked where two webhooks of one time disagree, and where an update was the first that was heard of an
 // issue: it may be that its creation is still to come, or never comes.
-func applyReport(s *projectv1.LinearIssueState, w *issueReport, exists bool) (changed, applied bool) {
+func applyReport(s *linearstorev1.IssueState, w *issueReport, exists bool) (changed, applied bool) {
 	known := exists && s.GetStamp() != nil
 	old := s.GetStamp()
 	if known && compareStamps(w.stamp, old) <= 0 {
@@ -316,7 +317,7 @@ func applyIssue(tx *object.Tx[issueState], w *issueReport) bool {
 }
 
 // open tells whether an issue is still to be done.
-func open(s *projectv1.LinearIssueState) bool {
+func open(s *linearstorev1.IssueState) bool {
 	switch s.GetStateType() {
 	case "completed", "canceled", "duplicate":
 		return false
@@ -326,7 +327,7 @@ func open(s *projectv1.LinearIssueState) bool {
 
 // issueTerms are what issues can be listed by; each term of a set has one for the open ones alone. A removed issue has
 // none, but for asking Linear about it.
-func issueTerms(s *projectv1.LinearIssueState) []string {
+func issueTerms(s *linearstorev1.IssueState) []string {
 	var t []string
 	if s.GetStamp() != nil && s.GetRemoveTime() == nil {
 		t = append(t, "any")
@@ -355,7 +356,7 @@ func issueTerms(s *projectv1.LinearIssueState) []string {
 
 func refetchTerm(endpoint string) string { return "refetch=" + endpoint }
 
-func issueTTL(s *projectv1.LinearIssueState) time.Duration {
+func issueTTL(s *linearstorev1.IssueState) time.Duration {
 	if s.GetRemoveTime() != nil {
 		return tombstoneTTL
 	}
@@ -388,7 +389,7 @@ func issueFilter(req *projectv1.ListIssuesRequest) []string {
 	return t
 }
 
-func presentIssue(id object.ID, s *projectv1.LinearIssueState) *projectv1.Issue {
+func presentIssue(id object.ID, s *linearstorev1.IssueState) *projectv1.Issue {
 	return &projectv1.Issue{
 		IssueId: string(id), Identifier: s.GetIdentifier(), PreviousIdentifiers: s.GetPreviousIdentifiers(), Url: s.GetUrl(),
 		Title: s.GetTitle(), Description: s.GetDescription(), DescriptionCut: s.GetDescriptionCut(), Priority: s.GetPriority(),
@@ -468,7 +469,7 @@ func (m *Manager) GetIssue(ctx context.Context, req *projectv1.GetIssueRequest) 
 			return nil, err
 		}
 		for _, e := range page.Entries {
-			res.Payload, _ = e.Value.(*projectv1.LinearIssuePayload)
+			res.Payload, _ = e.Value.(*linearstorev1.IssuePayload)
 		}
 	}
 	return res, nil

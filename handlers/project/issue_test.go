@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	linearstorev1 "holdfast/gen/holdfast/store/linear/v1"
 )
 
 // said makes a word of an issue at a time in seconds.
@@ -59,7 +60,7 @@ func TestNewestWordWins(t *testing.T) {
 		"Linear no longer has it":                 {[]*issueReport{create(1, 1, "a"), removedReport("i", "e", linearAt.Add(time.Hour))}, "a", false, true},
 		"Linear never had it, for all we know":    {[]*issueReport{removedReport("i", "e", linearAt.Add(time.Hour)), hook(5, 5, "b")}, "", false, true},
 	} {
-		s := &projectv1.LinearIssueState{}
+		s := &linearstorev1.IssueState{}
 		for i, w := range tt.words {
 			before := proto.CloneOf(s)
 			changed, applied := applyReport(s, w, i > 0)
@@ -96,7 +97,7 @@ func TestIssueFields(t *testing.T) {
 		api[thing] = map[string]any{"id": id, "name": "n", "type": "started", "key": "ENG"}
 	}
 	hook["state"], hook["team"], hook["assignee"] = api["state"], api["team"], api["assignee"]
-	read := func(m map[string]any) *projectv1.LinearIssueState {
+	read := func(m map[string]any) *linearstorev1.IssueState {
 		return issueFields(must(structpb.NewStruct(m))(t).GetFields())
 	}
 	if diff := cmp.Diff(read(hook), read(api), protocmp.Transform()); diff != "" {
@@ -147,8 +148,8 @@ func TestKeepPayload(t *testing.T) {
 // What an issue is listed by, every list finds.
 func TestIssueFiltersAreTerms(t *testing.T) {
 	t.Parallel()
-	s := &projectv1.LinearIssueState{
-		TeamId: "t", LinearProjectId: "p", AssigneeId: "a", Identifier: "ENG-1", StateType: "started", Stamp: &projectv1.LinearIssueStamp{},
+	s := &linearstorev1.IssueState{
+		TeamId: "t", LinearProjectId: "p", AssigneeId: "a", Identifier: "ENG-1", StateType: "started", Stamp: &linearstorev1.IssueStamp{},
 	}
 	for _, open := range []bool{false, true} {
 		for name, req := range map[string]*projectv1.ListIssuesRequest{
@@ -163,7 +164,7 @@ func TestIssueFiltersAreTerms(t *testing.T) {
 			}
 		}
 	}
-	for _, done := range []*projectv1.LinearIssueState{{StateType: "completed"}, {StateType: "canceled"}, {StateType: "duplicate"}, {Trashed: true}} {
+	for _, done := range []*linearstorev1.IssueState{{StateType: "completed"}, {StateType: "canceled"}, {StateType: "duplicate"}, {Trashed: true}} {
 		done.TeamId, done.Stamp = "t", s.GetStamp()
 		if terms := issueTerms(done); slices.ContainsFunc(terms, func(term string) bool { return strings.HasSuffix(term, "open") }) {
 			t.Errorf("%v is listed by %q", done, terms)

@@ -12,21 +12,22 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
-	projectv1 "holdfast/gen/holdfast/project/v1"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
+	linearstorev1 "holdfast/gen/holdfast/store/linear/v1"
+	storev1 "holdfast/gen/holdfast/store/project/v1"
 	"holdfast/object"
 	"holdfast/seal"
 )
 
 // What the kinds store.
 type (
-	projectState     = *projectv1.ProjectState
-	taskState        = *projectv1.TaskState
-	issueState       = *projectv1.LinearIssueState
-	preferencesState = *projectv1.PreferencesState
-	endpointState    = *projectv1.LinearEndpointState
-	deliveryState    = *projectv1.LinearDeliveryState
-	syncState        = *projectv1.LinearSyncState
+	projectState     = *storev1.ProjectState
+	taskState        = *storev1.TaskState
+	issueState       = *linearstorev1.IssueState
+	preferencesState = *storev1.PreferencesState
+	endpointState    = *linearstorev1.EndpointState
+	deliveryState    = *linearstorev1.DeliveryState
+	syncState        = *linearstorev1.SyncState
 )
 
 // The collections.
@@ -62,12 +63,12 @@ func Register(rt *object.Runtime) Kinds {
 		}),
 		Tasks: object.Register(rt, object.KindConfig[taskState]{
 			Name: "task", SchemaVersion: 1, Terms: taskTerms, Users: object.UsersShare, UserRestore: true,
-			Collections: map[string]proto.Message{inTransitions: &projectv1.TaskTransition{}},
+			Collections: map[string]proto.Message{inTransitions: &storev1.TaskTransition{}},
 			Recent:      inTransitions, RecentKeep: 4,
 		}),
 		Issues: object.Register(rt, object.KindConfig[issueState]{
 			Name: "linear_issue", SchemaVersion: 1, Terms: issueTerms, TTLOf: issueTTL,
-			Collections: map[string]proto.Message{inRaw: &projectv1.LinearIssuePayload{}},
+			Collections: map[string]proto.Message{inRaw: &linearstorev1.IssuePayload{}},
 		}),
 		Preferences: object.Register(rt, object.KindConfig[preferencesState]{Name: "preferences", SchemaVersion: 1}),
 		// Secrets are sealed for their endpoint, and one that was removed must not be good again.

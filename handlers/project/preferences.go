@@ -10,6 +10,7 @@ import (
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	storev1 "holdfast/gen/holdfast/store/project/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
@@ -23,8 +24,8 @@ const tenantDefaults object.ID = "tenant"
 func preferencesID(u identity.User) object.ID { return hashID("u-", string(u)) }
 
 // merged returns the tenant's preferences, overridden by those that the user has set.
-func merged(own, defaults *projectv1.Preferences) *projectv1.Preferences {
-	p := &projectv1.Preferences{}
+func merged(own, defaults *storev1.Preferences) *storev1.Preferences {
+	p := &storev1.Preferences{}
 	if defaults != nil {
 		proto.Merge(p, defaults)
 	}
@@ -35,10 +36,10 @@ func merged(own, defaults *projectv1.Preferences) *projectv1.Preferences {
 }
 
 // setPreferences sets the fields that a request's mask names, and clears those without a value.
-func setPreferences(s *projectv1.PreferencesState, req *projectv1.UpdatePreferencesRequest) {
+func setPreferences(s *storev1.PreferencesState, req *projectv1.UpdatePreferencesRequest) {
 	has, p := rpc.MaskHas(req.GetUpdateMask()), req.GetPreferences()
 	if s.Preferences == nil {
-		s.Preferences = &projectv1.Preferences{}
+		s.Preferences = &storev1.Preferences{}
 	}
 	to := s.Preferences
 	if has("voice") {

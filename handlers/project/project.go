@@ -12,12 +12,13 @@ import (
 
 	objectv1 "holdfast/gen/holdfast/object/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	storev1 "holdfast/gen/holdfast/store/project/v1"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
 
 // projectTerms are what projects can be listed by.
-func projectTerms(s *projectv1.ProjectState) []string {
+func projectTerms(s *storev1.ProjectState) []string {
 	return projectFilter(s.GetArchiveTime() != nil, s.GetLabels())
 }
 
@@ -33,7 +34,7 @@ func projectFilter(archived bool, labels map[string]string) []string {
 }
 
 // setProject sets the fields that the mask names.
-func setProject(s *projectv1.ProjectState, p *projectv1.Project, mask *fieldmaskpb.FieldMask) {
+func setProject(s *storev1.ProjectState, p *projectv1.Project, mask *fieldmaskpb.FieldMask) {
 	has := rpc.MaskHas(mask)
 	if has("title") {
 		s.Title = p.GetTitle()
@@ -59,7 +60,7 @@ func setProject(s *projectv1.ProjectState, p *projectv1.Project, mask *fieldmask
 }
 
 // archive takes the project out of the lists, or puts it back, and tells whether that changes anything.
-func archive(s *projectv1.ProjectState, restore bool, now time.Time) bool {
+func archive(s *storev1.ProjectState, restore bool, now time.Time) bool {
 	if (s.GetArchiveTime() == nil) == restore {
 		return false
 	}
@@ -70,7 +71,7 @@ func archive(s *projectv1.ProjectState, restore bool, now time.Time) bool {
 	return true
 }
 
-func presentProject(i object.Info, s *projectv1.ProjectState) *projectv1.Project {
+func presentProject(i object.Info, s *storev1.ProjectState) *projectv1.Project {
 	return &projectv1.Project{
 		ProjectId: string(i.ID), Owner: string(i.Owner), Title: s.GetTitle(), Description: s.GetDescription(),
 		Repository: s.GetRepository(), Labels: s.GetLabels(), Settings: s.GetSettings(), LinearTeamIds: s.GetLinearTeamIds(),

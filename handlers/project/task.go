@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	storev1 "holdfast/gen/holdfast/store/project/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
@@ -16,20 +17,20 @@ import (
 
 // The statuses, by their short names.
 const (
-	unspecified = projectv1.TaskStatus_TASK_STATUS_UNSPECIFIED
-	unknown     = projectv1.TaskStatus_TASK_STATUS_UNKNOWN
-	queued      = projectv1.TaskStatus_TASK_STATUS_QUEUED
-	running     = projectv1.TaskStatus_TASK_STATUS_RUNNING
-	paused      = projectv1.TaskStatus_TASK_STATUS_PAUSED
-	succeeded   = projectv1.TaskStatus_TASK_STATUS_SUCCEEDED
-	cancelled   = projectv1.TaskStatus_TASK_STATUS_CANCELLED
-	failed      = projectv1.TaskStatus_TASK_STATUS_FAILED
+	unspecified = storev1.TaskStatus_TASK_STATUS_UNSPECIFIED
+	unknown     = storev1.TaskStatus_TASK_STATUS_UNKNOWN
+	queued      = storev1.TaskStatus_TASK_STATUS_QUEUED
+	running     = storev1.TaskStatus_TASK_STATUS_RUNNING
+	paused      = storev1.TaskStatus_TASK_STATUS_PAUSED
+	succeeded   = storev1.TaskStatus_TASK_STATUS_SUCCEEDED
+	cancelled   = storev1.TaskStatus_TASK_STATUS_CANCELLED
+	failed      = storev1.TaskStatus_TASK_STATUS_FAILED
 )
 
 // normalise is the status that a provider's word means, and why where it is a failure. The words are those of
 // codegen-sh/raycast-extension:src/api/types.ts and of Codegen's own command line; its documentation writes some of them
 // in lower case.
-func normalise(raw string) (status projectv1.TaskStatus, reason string) {
+func normalise(raw string) (status storev1.TaskStatus, reason string) {
 	switch word := strings.ToUpper(strings.TrimSpace(raw)); word {
 	case "PENDING":
 		return queued, ""
@@ -49,17 +50,17 @@ func normalise(raw string) (status projectv1.TaskStatus, reason string) {
 }
 
 // ended tells whether a status ends a task, until it is resumed.
-func ended(s projectv1.TaskStatus) bool { return s == succeeded || s == cancelled || s == failed }
+func ended(s storev1.TaskStatus) bool { return s == succeeded || s == cancelled || s == failed }
 
 // statusReport is one report of a task's status.
 type statusReport struct {
 	raw, source string
 	observed    time.Time // zero: now
-	resume      *projectv1.TaskResume
+	resume      *storev1.TaskResume
 }
 
 // notResumedError: a task that has ended cannot go on without being resumed.
-type notResumedError struct{ from, to projectv1.TaskStatus }
+type notResumedError struct{ from, to storev1.TaskStatus }
 
 func (e notResumedError) Error() string {
 	return fmt.Sprintf("%v after %v without a resume", e.to, e.from)
@@ -67,7 +68,7 @@ func (e notResumedError) Error() string {
 
 // transition applies a report to the task. It returns the transition to record, or nil if the report says nothing new or
 // is older than the newest one, or a notResumedError.
-func transition(s *projectv1.TaskState, w statusReport, now time.Time) (*projectv1.TaskTransition, error) {
+func transition(s *storev1.TaskState, w statusReport, now time.Time) (*storev1.TaskTransition, error) {
 	if w.observed.IsZero() || w.observed.After(now) {
 		w.observed = now // nobody has seen the future; a clock that runs ahead must not silence the others
 	}
@@ -92,7 +93,7 @@ func transition(s *projectv1.TaskState, w statusReport, now time.Time) (*project
 	}
 	s.TransitionCount++
 	s.Status, s.RawStatus, s.StatusReason, s.StatusTime = to, w.raw, reason, timestamppb.New(w.observed)
-	return &projectv1.TaskTransition{
+	return &storev1.TaskTransition{
 		Seq: s.GetTransitionCount(), FromStatus: from, ToStatus: to, RawStatus: w.raw, Reason: reason, Source: w.source,
 		ObserveTime: s.GetStatusTime(), RecordTime: timestamppb.New(now), Resume: resume,
 	}, nil
@@ -100,7 +101,7 @@ func transition(s *projectv1.TaskState, w statusReport, now time.Time) (*project
 
 // taskTerms are what tasks can be listed by. A project's open tasks have a term of their own, so that finding them costs
 // the same however many have ended.
-func taskTerms(s *projectv1.TaskState) []string {
+func taskTerms(s *storev1.TaskState) []string {
 	open := !ended(s.GetStatus())
 	t := []string{statusTerm(s.GetStatus())}
 	if open {
@@ -121,7 +122,7 @@ func taskTerms(s *projectv1.TaskState) []string {
 	return t
 }
 
-func statusTerm(s projectv1.TaskStatus) string {
+func statusTerm(s storev1.TaskStatus) string {
 	return "status=" + strings.ToLower(strings.TrimPrefix(s.String(), "TASK_STATUS_"))
 }
 
@@ -151,13 +152,13 @@ func taskFilter(req *projectv1.ListTasksRequest) []string {
 }
 
 // setTask sets all that a caller may set of a task.
-func setTask(s *projectv1.TaskState, t *projectv1.Task) {
+func setTask(s *storev1.TaskState, t *projectv1.Task) {
 	s.Title, s.ProjectId, s.Provider, s.RunId = t.GetTitle(), t.GetProjectId(), t.GetProvider(), t.GetRunId()
 	s.PullRequests, s.LinearIssueId, s.RequestedBy = t.GetPullRequests(), t.GetLinearIssueId(), t.GetRequestedBy()
 	s.WebUrl, s.Result, s.Summary, s.Metadata = t.GetWebUrl(), t.GetResult(), t.GetSummary(), t.GetMetadata()
 }
 
-func presentTask(i object.Info, s *projectv1.TaskState) *projectv1.Task {
+func presentTask(i object.Info, s *storev1.TaskState) *projectv1.Task {
 	return &projectv1.Task{
 		TaskId: string(i.ID), Owner: string(i.Owner), Title: s.GetTitle(), ProjectId: s.GetProjectId(), Provider: s.GetProvider(),
 		RunId: s.GetRunId(), Status: s.GetStatus(), RawStatus: s.GetRawStatus(), StatusReason: s.GetStatusReason(),
@@ -168,7 +169,7 @@ func presentTask(i object.Info, s *projectv1.TaskState) *projectv1.Task {
 }
 
 // record stages the transition that a report makes, if any.
-func record(tx *object.Tx[taskState], w statusReport) (*projectv1.TaskTransition, error) {
+func record(tx *object.Tx[taskState], w statusReport) (*storev1.TaskTransition, error) {
 	t, err := transition(tx.State(), w, tx.Now())
 	if err != nil {
 		return nil, refuseTransition(err)
@@ -221,7 +222,7 @@ func (m *Manager) GetTask(ctx context.Context, req *projectv1.GetTaskRequest) (*
 		return &projectv1.GetTaskResponse{Metadata: rpc.Metadata(s.Info), NotModified: true}, nil
 	}
 	return &projectv1.GetTaskResponse{
-		Task: presentTask(s.Info, s.State), Transitions: rpc.Values[*projectv1.TaskTransition](s.Recent), Metadata: rpc.Metadata(s.Info),
+		Task: presentTask(s.Info, s.State), Transitions: rpc.Values[*storev1.TaskTransition](s.Recent), Metadata: rpc.Metadata(s.Info),
 	}, nil
 }
 
@@ -254,7 +255,7 @@ func (m *Manager) UpdateTaskStatus(
 func (m *Manager) ListTaskTransitions(
 	ctx context.Context, req *projectv1.ListTaskTransitionsRequest,
 ) (*projectv1.ListTaskTransitionsResponse, error) {
-	transitions, page, err := rpc.ListAfterSeq[*projectv1.TaskTransition](ctx, m.o.Tasks, req.GetTaskId(), inTransitions, req)
+	transitions, page, err := rpc.ListAfterSeq[*storev1.TaskTransition](ctx, m.o.Tasks, req.GetTaskId(), inTransitions, req)
 	return &projectv1.ListTaskTransitionsResponse{Transitions: transitions, HasMore: page.More, Metadata: rpc.Metadata(page.Info)}, err
 }
 

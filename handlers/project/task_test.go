@@ -9,12 +9,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	storev1 "holdfast/gen/holdfast/store/project/v1"
 )
 
 func TestNormalise(t *testing.T) {
 	t.Parallel()
 	for raw, want := range map[string]struct {
-		status projectv1.TaskStatus
+		status storev1.TaskStatus
 		reason string
 	}{
 		"PENDING": {queued, ""}, "ACTIVE": {running, ""}, "RUNNING": {running, ""}, "EVALUATION": {running, ""}, "PAUSED": {paused, ""},
@@ -32,7 +33,7 @@ func TestNormalise(t *testing.T) {
 func TestTransition(t *testing.T) {
 	t.Parallel()
 	start := time.Date(2026, 11, 23, 4, 0, 0, 0, time.UTC)
-	resume := &projectv1.TaskResume{Prompt: "try again"}
+	resume := &storev1.TaskResume{Prompt: "try again"}
 	type said struct {
 		raw    string
 		at     int // seconds after the start
@@ -54,7 +55,7 @@ func TestTransition(t *testing.T) {
 		"unknown, then known":        {{"WARMING_UP", 0, false, "UNKNOWN", true}, {"ACTIVE", 1, false, "RUNNING", true}},
 		"a word from the future":     {{"ACTIVE", 500, false, "RUNNING", true}, {"COMPLETE", 101, false, "SUCCEEDED", true}},
 	} {
-		s := &projectv1.TaskState{}
+		s := &storev1.TaskState{}
 		recorded := int64(0)
 		for i, w := range words {
 			from := s.GetStatus()
@@ -90,7 +91,7 @@ func TestTransition(t *testing.T) {
 // What a task is listed by, every list finds.
 func TestTaskFiltersAreTerms(t *testing.T) {
 	t.Parallel()
-	s := &projectv1.TaskState{ProjectId: "p", Provider: "codegen", RunId: "7", LinearIssueId: "i", Status: running}
+	s := &storev1.TaskState{ProjectId: "p", Provider: "codegen", RunId: "7", LinearIssueId: "i", Status: running}
 	for name, req := range map[string]*projectv1.ListTasksRequest{
 		"all": {}, "project": {ProjectId: "p"}, "status": {Status: running}, "open": {OpenOnly: true}, "run": {Run: "codegen/7"},
 		"issue": {LinearIssueId: "i"}, "project and status": {ProjectId: "p", Status: running}, "project and open": {ProjectId: "p", OpenOnly: true},

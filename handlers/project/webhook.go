@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"holdfast/db"
-	projectv1 "holdfast/gen/holdfast/project/v1"
+	linearstorev1 "holdfast/gen/holdfast/store/linear/v1"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
 	"holdfast/object"
@@ -285,7 +285,7 @@ func (h *Webhook) refetch(ctx context.Context, w *issueReport) (said string, _ e
 }
 
 // noteStale marks the issue for fetching and tells whether it had to.
-func noteStale(s *projectv1.LinearIssueState, w *issueReport) bool {
+func noteStale(s *linearstorev1.IssueState, w *issueReport) bool {
 	if s.GetStamp() != nil && compareStamps(w.stamp, s.GetStamp()) <= 0 {
 		return false
 	}

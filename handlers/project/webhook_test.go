@@ -20,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	linearstorev1 "holdfast/gen/holdfast/store/linear/v1"
 	"holdfast/object"
 )
 
@@ -356,9 +357,9 @@ func (b *bundle) fresh(t testing.TB) *told {
 }
 
 // issues are the tenant's, removed ones too, without what only says how they came.
-func (b *told) issues(t testing.TB) map[string]*projectv1.LinearIssueState {
+func (b *told) issues(t testing.TB) map[string]*linearstorev1.IssueState {
 	t.Helper()
-	out := map[string]*projectv1.LinearIssueState{}
+	out := map[string]*linearstorev1.IssueState{}
 	for _, id := range []string{"i0", "i1", "i2"} {
 		s, err := b.kinds.Issues.View(b.AsService(t), object.ID(id))
 		if err != nil {

@@ -13,7 +13,9 @@ import (
 	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	structpb "google.golang.org/protobuf/types/known/structpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
-	v1 "holdfast/gen/holdfast/object/v1"
+	v11 "holdfast/gen/holdfast/object/v1"
+	v12 "holdfast/gen/holdfast/store/linear/v1"
+	v1 "holdfast/gen/holdfast/store/project/v1"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -35,7 +37,7 @@ type Project struct {
 	Owner       string            `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
 	Title       string            `protobuf:"bytes,3,opt,name=title,proto3" json:"title,omitempty"`
 	Description string            `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
-	Repository  *Repository       `protobuf:"bytes,5,opt,name=repository,proto3" json:"repository,omitempty"`
+	Repository  *v1.Repository    `protobuf:"bytes,5,opt,name=repository,proto3" json:"repository,omitempty"`
 	Labels      map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Anything that belongs to the project.
 	Settings *structpb.Struct `protobuf:"bytes,7,opt,name=settings,proto3" json:"settings,omitempty"`
@@ -107,7 +109,7 @@ func (x *Project) GetDescription() string {
 	return ""
 }
 
-func (x *Project) GetRepository() *Repository {
+func (x *Project) GetRepository() *v1.Repository {
 	if x != nil {
 		return x.Repository
 	}
@@ -222,7 +224,7 @@ func (x *CreateProjectRequest) GetRequestId() string {
 type CreateProjectResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Project       *Project               `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -264,7 +266,7 @@ func (x *CreateProjectResponse) GetProject() *Project {
 	return nil
 }
 
-func (x *CreateProjectResponse) GetMetadata() *v1.Metadata {
+func (x *CreateProjectResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -327,7 +329,7 @@ func (x *GetProjectRequest) GetIfVersionNot() int64 {
 type GetProjectResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Project       *Project               `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	NotModified   bool                   `protobuf:"varint,3,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -370,7 +372,7 @@ func (x *GetProjectResponse) GetProject() *Project {
 	return nil
 }
 
-func (x *GetProjectResponse) GetMetadata() *v1.Metadata {
+func (x *GetProjectResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -513,7 +515,7 @@ func (x *ListProjectsResponse) GetNextPageToken() string {
 type ProjectItem struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Project       *Project               `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -555,7 +557,7 @@ func (x *ProjectItem) GetProject() *Project {
 	return nil
 }
 
-func (x *ProjectItem) GetMetadata() *v1.Metadata {
+func (x *ProjectItem) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -641,7 +643,7 @@ func (x *UpdateProjectRequest) GetIfVersion() int64 {
 type UpdateProjectResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Project       *Project               `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -683,7 +685,7 @@ func (x *UpdateProjectResponse) GetProject() *Project {
 	return nil
 }
 
-func (x *UpdateProjectResponse) GetMetadata() *v1.Metadata {
+func (x *UpdateProjectResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -762,7 +764,7 @@ func (x *ArchiveProjectRequest) GetIfVersion() int64 {
 type ArchiveProjectResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Project       *Project               `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -804,7 +806,7 @@ func (x *ArchiveProjectResponse) GetProject() *Project {
 	return nil
 }
 
-func (x *ArchiveProjectResponse) GetMetadata() *v1.Metadata {
+func (x *ArchiveProjectResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -873,7 +875,7 @@ func (x *DeleteProjectRequest) GetIfVersion() int64 {
 
 type DeleteProjectResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,1,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,1,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -908,7 +910,7 @@ func (*DeleteProjectResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{13}
 }
 
-func (x *DeleteProjectResponse) GetMetadata() *v1.Metadata {
+func (x *DeleteProjectResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -980,7 +982,7 @@ type SetActiveProjectResponse struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	ProjectId string                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	// Of the user's preferences.
-	Metadata      *v1.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1022,7 +1024,7 @@ func (x *SetActiveProjectResponse) GetProjectId() string {
 	return ""
 }
 
-func (x *SetActiveProjectResponse) GetMetadata() *v1.Metadata {
+func (x *SetActiveProjectResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1114,7 +1116,7 @@ type GetProjectContextResponse struct {
 	// True where there are more open issues than these.
 	MoreIssues bool `protobuf:"varint,5,opt,name=more_issues,json=moreIssues,proto3" json:"more_issues,omitempty"`
 	// The preferences in force.
-	Preferences *Preferences `protobuf:"bytes,6,opt,name=preferences,proto3" json:"preferences,omitempty"`
+	Preferences *v1.Preferences `protobuf:"bytes,6,opt,name=preferences,proto3" json:"preferences,omitempty"`
 	// The newest conversation about the project.
 	LastConversation *LastConversation `protobuf:"bytes,7,opt,name=last_conversation,json=lastConversation,proto3" json:"last_conversation,omitempty"`
 	// How the APIs that the assistant calls stand.
@@ -1122,8 +1124,8 @@ type GetProjectContextResponse struct {
 	// About as many tokens as the texts in this answer have: a quarter of their characters, rounded up.
 	TokenEstimate int64 `protobuf:"varint,9,opt,name=token_estimate,json=tokenEstimate,proto3" json:"token_estimate,omitempty"`
 	// Only `version` is set: a mark of the whole answer.
-	Metadata      *v1.Metadata `protobuf:"bytes,10,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	NotModified   bool         `protobuf:"varint,11,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,10,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	NotModified   bool          `protobuf:"varint,11,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1193,7 +1195,7 @@ func (x *GetProjectContextResponse) GetMoreIssues() bool {
 	return false
 }
 
-func (x *GetProjectContextResponse) GetPreferences() *Preferences {
+func (x *GetProjectContextResponse) GetPreferences() *v1.Preferences {
 	if x != nil {
 		return x.Preferences
 	}
@@ -1221,7 +1223,7 @@ func (x *GetProjectContextResponse) GetTokenEstimate() int64 {
 	return 0
 }
 
-func (x *GetProjectContextResponse) GetMetadata() *v1.Metadata {
+func (x *GetProjectContextResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1438,8 +1440,8 @@ type WatchProjectResponse struct {
 	// The project as it is now.
 	Project *Project `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`
 	// True where the project was deleted; the stream ends after it.
-	Deleted       bool         `protobuf:"varint,4,opt,name=deleted,proto3" json:"deleted,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,5,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Deleted       bool          `protobuf:"varint,4,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,5,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1502,7 +1504,7 @@ func (x *WatchProjectResponse) GetDeleted() bool {
 	return false
 }
 
-func (x *WatchProjectResponse) GetMetadata() *v1.Metadata {
+func (x *WatchProjectResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1523,16 +1525,16 @@ type Task struct {
 	// The provider's id of the run.
 	RunId string `protobuf:"bytes,6,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
 	// Set by the server, as are the next three.
-	Status    TaskStatus `protobuf:"varint,7,opt,name=status,proto3,enum=holdfast.project.v1.TaskStatus" json:"status,omitempty"`
-	RawStatus string     `protobuf:"bytes,8,opt,name=raw_status,json=rawStatus,proto3" json:"raw_status,omitempty"`
+	Status    v1.TaskStatus `protobuf:"varint,7,opt,name=status,proto3,enum=holdfast.store.project.v1.TaskStatus" json:"status,omitempty"`
+	RawStatus string        `protobuf:"bytes,8,opt,name=raw_status,json=rawStatus,proto3" json:"raw_status,omitempty"`
 	// Why a failed task failed, such as "timeout".
 	StatusReason string                 `protobuf:"bytes,9,opt,name=status_reason,json=statusReason,proto3" json:"status_reason,omitempty"`
 	StatusTime   *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=status_time,json=statusTime,proto3" json:"status_time,omitempty"`
-	PullRequests []*PullRequest         `protobuf:"bytes,11,rep,name=pull_requests,json=pullRequests,proto3" json:"pull_requests,omitempty"`
+	PullRequests []*v1.PullRequest      `protobuf:"bytes,11,rep,name=pull_requests,json=pullRequests,proto3" json:"pull_requests,omitempty"`
 	// Linear's id of the issue that the task works on.
 	LinearIssueId string `protobuf:"bytes,12,opt,name=linear_issue_id,json=linearIssueId,proto3" json:"linear_issue_id,omitempty"`
 	// The message that asked for the task.
-	RequestedBy *MessageLink     `protobuf:"bytes,13,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
+	RequestedBy *v1.MessageLink  `protobuf:"bytes,13,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
 	WebUrl      string           `protobuf:"bytes,14,opt,name=web_url,json=webUrl,proto3" json:"web_url,omitempty"`
 	Result      string           `protobuf:"bytes,15,opt,name=result,proto3" json:"result,omitempty"`
 	Summary     string           `protobuf:"bytes,16,opt,name=summary,proto3" json:"summary,omitempty"`
@@ -1617,11 +1619,11 @@ func (x *Task) GetRunId() string {
 	return ""
 }
 
-func (x *Task) GetStatus() TaskStatus {
+func (x *Task) GetStatus() v1.TaskStatus {
 	if x != nil {
 		return x.Status
 	}
-	return TaskStatus_TASK_STATUS_UNSPECIFIED
+	return v1.TaskStatus(0)
 }
 
 func (x *Task) GetRawStatus() string {
@@ -1645,7 +1647,7 @@ func (x *Task) GetStatusTime() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *Task) GetPullRequests() []*PullRequest {
+func (x *Task) GetPullRequests() []*v1.PullRequest {
 	if x != nil {
 		return x.PullRequests
 	}
@@ -1659,7 +1661,7 @@ func (x *Task) GetLinearIssueId() string {
 	return ""
 }
 
-func (x *Task) GetRequestedBy() *MessageLink {
+func (x *Task) GetRequestedBy() *v1.MessageLink {
 	if x != nil {
 		return x.RequestedBy
 	}
@@ -1720,7 +1722,7 @@ type PutTaskRequest struct {
 	// When the status was observed; unset: now.
 	ObserveTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=observe_time,json=observeTime,proto3" json:"observe_time,omitempty"`
 	// Needed where a task that has ended goes on.
-	Resume *TaskResume `protobuf:"bytes,6,opt,name=resume,proto3" json:"resume,omitempty"`
+	Resume *v1.TaskResume `protobuf:"bytes,6,opt,name=resume,proto3" json:"resume,omitempty"`
 	// True: the task belongs to the whole tenant. It counts when the task is made.
 	Shared        bool   `protobuf:"varint,7,opt,name=shared,proto3" json:"shared,omitempty"`
 	RequestId     string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1794,7 +1796,7 @@ func (x *PutTaskRequest) GetObserveTime() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *PutTaskRequest) GetResume() *TaskResume {
+func (x *PutTaskRequest) GetResume() *v1.TaskResume {
 	if x != nil {
 		return x.Resume
 	}
@@ -1825,7 +1827,7 @@ func (x *PutTaskRequest) GetIfVersion() int64 {
 type PutTaskResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Task          *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1867,7 +1869,7 @@ func (x *PutTaskResponse) GetTask() *Task {
 	return nil
 }
 
-func (x *PutTaskResponse) GetMetadata() *v1.Metadata {
+func (x *PutTaskResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1940,9 +1942,9 @@ type GetTaskResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Task  *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
 	// The last transitions, oldest first.
-	Transitions   []*TaskTransition `protobuf:"bytes,2,rep,name=transitions,proto3" json:"transitions,omitempty"`
-	Metadata      *v1.Metadata      `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	NotModified   bool              `protobuf:"varint,4,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
+	Transitions   []*v1.TaskTransition `protobuf:"bytes,2,rep,name=transitions,proto3" json:"transitions,omitempty"`
+	Metadata      *v11.Metadata        `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	NotModified   bool                 `protobuf:"varint,4,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1984,14 +1986,14 @@ func (x *GetTaskResponse) GetTask() *Task {
 	return nil
 }
 
-func (x *GetTaskResponse) GetTransitions() []*TaskTransition {
+func (x *GetTaskResponse) GetTransitions() []*v1.TaskTransition {
 	if x != nil {
 		return x.Transitions
 	}
 	return nil
 }
 
-func (x *GetTaskResponse) GetMetadata() *v1.Metadata {
+func (x *GetTaskResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2014,7 +2016,7 @@ type ListTasksRequest struct {
 	// Only tasks of this project.
 	ProjectId string `protobuf:"bytes,3,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	// Only tasks of this status.
-	Status TaskStatus `protobuf:"varint,4,opt,name=status,proto3,enum=holdfast.project.v1.TaskStatus" json:"status,omitempty"`
+	Status v1.TaskStatus `protobuf:"varint,4,opt,name=status,proto3,enum=holdfast.store.project.v1.TaskStatus" json:"status,omitempty"`
 	// Only tasks that have not ended.
 	OpenOnly bool `protobuf:"varint,5,opt,name=open_only,json=openOnly,proto3" json:"open_only,omitempty"`
 	// Only tasks of this run, as "<provider>/<run id>".
@@ -2076,11 +2078,11 @@ func (x *ListTasksRequest) GetProjectId() string {
 	return ""
 }
 
-func (x *ListTasksRequest) GetStatus() TaskStatus {
+func (x *ListTasksRequest) GetStatus() v1.TaskStatus {
 	if x != nil {
 		return x.Status
 	}
-	return TaskStatus_TASK_STATUS_UNSPECIFIED
+	return v1.TaskStatus(0)
 }
 
 func (x *ListTasksRequest) GetOpenOnly() bool {
@@ -2161,7 +2163,7 @@ func (x *ListTasksResponse) GetNextPageToken() string {
 type TaskItem struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Task          *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2203,7 +2205,7 @@ func (x *TaskItem) GetTask() *Task {
 	return nil
 }
 
-func (x *TaskItem) GetMetadata() *v1.Metadata {
+func (x *TaskItem) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2220,9 +2222,9 @@ type UpdateTaskStatusRequest struct {
 	// When it was observed; unset: now.
 	ObserveTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=observe_time,json=observeTime,proto3" json:"observe_time,omitempty"`
 	// Needed where a task that has ended goes on.
-	Resume        *TaskResume `protobuf:"bytes,5,opt,name=resume,proto3" json:"resume,omitempty"`
-	RequestId     string      `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64       `protobuf:"varint,7,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	Resume        *v1.TaskResume `protobuf:"bytes,5,opt,name=resume,proto3" json:"resume,omitempty"`
+	RequestId     string         `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion     int64          `protobuf:"varint,7,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2285,7 +2287,7 @@ func (x *UpdateTaskStatusRequest) GetObserveTime() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *UpdateTaskStatusRequest) GetResume() *TaskResume {
+func (x *UpdateTaskStatusRequest) GetResume() *v1.TaskResume {
 	if x != nil {
 		return x.Resume
 	}
@@ -2310,8 +2312,8 @@ type UpdateTaskStatusResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Task  *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
 	// The transition that was recorded; unset where nothing changed.
-	Transition    *TaskTransition `protobuf:"bytes,2,opt,name=transition,proto3" json:"transition,omitempty"`
-	Metadata      *v1.Metadata    `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Transition    *v1.TaskTransition `protobuf:"bytes,2,opt,name=transition,proto3" json:"transition,omitempty"`
+	Metadata      *v11.Metadata      `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2353,14 +2355,14 @@ func (x *UpdateTaskStatusResponse) GetTask() *Task {
 	return nil
 }
 
-func (x *UpdateTaskStatusResponse) GetTransition() *TaskTransition {
+func (x *UpdateTaskStatusResponse) GetTransition() *v1.TaskTransition {
 	if x != nil {
 		return x.Transition
 	}
 	return nil
 }
 
-func (x *UpdateTaskStatusResponse) GetMetadata() *v1.Metadata {
+func (x *UpdateTaskStatusResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2430,9 +2432,9 @@ func (x *ListTaskTransitionsRequest) GetPageSize() int32 {
 
 type ListTaskTransitionsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Transitions   []*TaskTransition      `protobuf:"bytes,1,rep,name=transitions,proto3" json:"transitions,omitempty"`
+	Transitions   []*v1.TaskTransition   `protobuf:"bytes,1,rep,name=transitions,proto3" json:"transitions,omitempty"`
 	HasMore       bool                   `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2467,7 +2469,7 @@ func (*ListTaskTransitionsResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{33}
 }
 
-func (x *ListTaskTransitionsResponse) GetTransitions() []*TaskTransition {
+func (x *ListTaskTransitionsResponse) GetTransitions() []*v1.TaskTransition {
 	if x != nil {
 		return x.Transitions
 	}
@@ -2481,7 +2483,7 @@ func (x *ListTaskTransitionsResponse) GetHasMore() bool {
 	return false
 }
 
-func (x *ListTaskTransitionsResponse) GetMetadata() *v1.Metadata {
+func (x *ListTaskTransitionsResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2550,7 +2552,7 @@ func (x *DeleteTaskRequest) GetIfVersion() int64 {
 
 type DeleteTaskResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,1,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,1,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2585,7 +2587,7 @@ func (*DeleteTaskResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{35}
 }
 
-func (x *DeleteTaskResponse) GetMetadata() *v1.Metadata {
+func (x *DeleteTaskResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2997,8 +2999,8 @@ type UpsertedIssue struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	IssueId string                 `protobuf:"bytes,1,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
 	// True where the issue was stored; false where what is stored is as new, or newer.
-	Applied       bool         `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Applied       bool          `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"`
+	Metadata      *v11.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3047,7 +3049,7 @@ func (x *UpsertedIssue) GetApplied() bool {
 	return false
 }
 
-func (x *UpsertedIssue) GetMetadata() *v1.Metadata {
+func (x *UpsertedIssue) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -3119,8 +3121,8 @@ func (x *GetIssueRequest) GetIfVersionNot() int64 {
 type GetIssueResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Issue         *Issue                 `protobuf:"bytes,1,opt,name=issue,proto3" json:"issue,omitempty"`
-	Payload       *LinearIssuePayload    `protobuf:"bytes,2,opt,name=payload,proto3" json:"payload,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Payload       *v12.IssuePayload      `protobuf:"bytes,2,opt,name=payload,proto3" json:"payload,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	NotModified   bool                   `protobuf:"varint,4,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3163,14 +3165,14 @@ func (x *GetIssueResponse) GetIssue() *Issue {
 	return nil
 }
 
-func (x *GetIssueResponse) GetPayload() *LinearIssuePayload {
+func (x *GetIssueResponse) GetPayload() *v12.IssuePayload {
 	if x != nil {
 		return x.Payload
 	}
 	return nil
 }
 
-func (x *GetIssueResponse) GetMetadata() *v1.Metadata {
+func (x *GetIssueResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -3340,7 +3342,7 @@ func (x *ListIssuesResponse) GetNextPageToken() string {
 type IssueItem struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Issue         *Issue                 `protobuf:"bytes,1,opt,name=issue,proto3" json:"issue,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3382,7 +3384,7 @@ func (x *IssueItem) GetIssue() *Issue {
 	return nil
 }
 
-func (x *IssueItem) GetMetadata() *v1.Metadata {
+func (x *IssueItem) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -3437,16 +3439,16 @@ func (x *GetPreferencesRequest) GetIfVersionNot() int64 {
 type GetPreferencesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In force: the user's own, and the tenant's where the user has none.
-	Preferences *Preferences `protobuf:"bytes,1,opt,name=preferences,proto3" json:"preferences,omitempty"`
+	Preferences *v1.Preferences `protobuf:"bytes,1,opt,name=preferences,proto3" json:"preferences,omitempty"`
 	// What the user has set.
-	Own *Preferences `protobuf:"bytes,2,opt,name=own,proto3" json:"own,omitempty"`
+	Own *v1.Preferences `protobuf:"bytes,2,opt,name=own,proto3" json:"own,omitempty"`
 	// What the tenant has set.
-	TenantDefaults *Preferences `protobuf:"bytes,3,opt,name=tenant_defaults,json=tenantDefaults,proto3" json:"tenant_defaults,omitempty"`
+	TenantDefaults *v1.Preferences `protobuf:"bytes,3,opt,name=tenant_defaults,json=tenantDefaults,proto3" json:"tenant_defaults,omitempty"`
 	// What the user works on; empty: nothing.
 	ActiveProjectId string `protobuf:"bytes,4,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
 	// Only `version` is set: a mark of both the user's and the tenant's preferences.
-	Metadata    *v1.Metadata `protobuf:"bytes,5,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	NotModified bool         `protobuf:"varint,6,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
+	Metadata    *v11.Metadata `protobuf:"bytes,5,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	NotModified bool          `protobuf:"varint,6,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
 	// The version of the user's own preferences, for if_version; 0: there are none yet.
 	OwnVersion int64 `protobuf:"varint,7,opt,name=own_version,json=ownVersion,proto3" json:"own_version,omitempty"`
 	// The version of the tenant's defaults, for if_version; 0: there are none yet.
@@ -3485,21 +3487,21 @@ func (*GetPreferencesResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{46}
 }
 
-func (x *GetPreferencesResponse) GetPreferences() *Preferences {
+func (x *GetPreferencesResponse) GetPreferences() *v1.Preferences {
 	if x != nil {
 		return x.Preferences
 	}
 	return nil
 }
 
-func (x *GetPreferencesResponse) GetOwn() *Preferences {
+func (x *GetPreferencesResponse) GetOwn() *v1.Preferences {
 	if x != nil {
 		return x.Own
 	}
 	return nil
 }
 
-func (x *GetPreferencesResponse) GetTenantDefaults() *Preferences {
+func (x *GetPreferencesResponse) GetTenantDefaults() *v1.Preferences {
 	if x != nil {
 		return x.TenantDefaults
 	}
@@ -3513,7 +3515,7 @@ func (x *GetPreferencesResponse) GetActiveProjectId() string {
 	return ""
 }
 
-func (x *GetPreferencesResponse) GetMetadata() *v1.Metadata {
+func (x *GetPreferencesResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -3543,7 +3545,7 @@ func (x *GetPreferencesResponse) GetTenantDefaultsVersion() int64 {
 
 type UpdatePreferencesRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
-	Preferences *Preferences           `protobuf:"bytes,1,opt,name=preferences,proto3" json:"preferences,omitempty"`
+	Preferences *v1.Preferences        `protobuf:"bytes,1,opt,name=preferences,proto3" json:"preferences,omitempty"`
 	UpdateMask  *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// True: the tenant's defaults.
 	TenantDefaults bool   `protobuf:"varint,3,opt,name=tenant_defaults,json=tenantDefaults,proto3" json:"tenant_defaults,omitempty"`
@@ -3584,7 +3586,7 @@ func (*UpdatePreferencesRequest) Descriptor() ([]byte, []int) {
 	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{47}
 }
 
-func (x *UpdatePreferencesRequest) GetPreferences() *Preferences {
+func (x *UpdatePreferencesRequest) GetPreferences() *v1.Preferences {
 	if x != nil {
 		return x.Preferences
 	}
@@ -3622,8 +3624,8 @@ func (x *UpdatePreferencesRequest) GetIfVersion() int64 {
 type UpdatePreferencesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As they are stored now: the user's own, or the tenant's.
-	Preferences   *Preferences `protobuf:"bytes,1,opt,name=preferences,proto3" json:"preferences,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Preferences   *v1.Preferences `protobuf:"bytes,1,opt,name=preferences,proto3" json:"preferences,omitempty"`
+	Metadata      *v11.Metadata   `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3658,14 +3660,14 @@ func (*UpdatePreferencesResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{48}
 }
 
-func (x *UpdatePreferencesResponse) GetPreferences() *Preferences {
+func (x *UpdatePreferencesResponse) GetPreferences() *v1.Preferences {
 	if x != nil {
 		return x.Preferences
 	}
 	return nil
 }
 
-func (x *UpdatePreferencesResponse) GetMetadata() *v1.Metadata {
+func (x *UpdatePreferencesResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -3913,7 +3915,7 @@ func (x *CreateLinearEndpointRequest) GetRequestId() string {
 type CreateLinearEndpointResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Endpoint      *LinearEndpoint        `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3955,7 +3957,7 @@ func (x *CreateLinearEndpointResponse) GetEndpoint() *LinearEndpoint {
 	return nil
 }
 
-func (x *CreateLinearEndpointResponse) GetMetadata() *v1.Metadata {
+func (x *CreateLinearEndpointResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -4010,7 +4012,7 @@ type GetLinearEndpointResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Endpoint      *LinearEndpoint        `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	Sync          *LinearSync            `protobuf:"bytes,2,opt,name=sync,proto3" json:"sync,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4059,7 +4061,7 @@ func (x *GetLinearEndpointResponse) GetSync() *LinearSync {
 	return nil
 }
 
-func (x *GetLinearEndpointResponse) GetMetadata() *v1.Metadata {
+func (x *GetLinearEndpointResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -4268,7 +4270,7 @@ func (x *ListLinearEndpointsResponse) GetNextPageToken() string {
 type LinearEndpointItem struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Endpoint      *LinearEndpoint        `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4310,7 +4312,7 @@ func (x *LinearEndpointItem) GetEndpoint() *LinearEndpoint {
 	return nil
 }
 
-func (x *LinearEndpointItem) GetMetadata() *v1.Metadata {
+func (x *LinearEndpointItem) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -4416,7 +4418,7 @@ func (x *UpdateLinearEndpointRequest) GetIfVersion() int64 {
 type UpdateLinearEndpointResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Endpoint      *LinearEndpoint        `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4458,7 +4460,7 @@ func (x *UpdateLinearEndpointResponse) GetEndpoint() *LinearEndpoint {
 	return nil
 }
 
-func (x *UpdateLinearEndpointResponse) GetMetadata() *v1.Metadata {
+func (x *UpdateLinearEndpointResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -4527,7 +4529,7 @@ func (x *DeleteLinearEndpointRequest) GetIfVersion() int64 {
 
 type DeleteLinearEndpointResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,1,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v11.Metadata          `protobuf:"bytes,1,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4562,7 +4564,7 @@ func (*DeleteLinearEndpointResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{62}
 }
 
-func (x *DeleteLinearEndpointResponse) GetMetadata() *v1.Metadata {
+func (x *DeleteLinearEndpointResponse) GetMetadata() *v11.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -4573,15 +4575,15 @@ var File_holdfast_project_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"!holdfast/project/v1/service.proto\x12\x13holdfast.project.v1\x1a\x1bbuf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fholdfast/object/v1/object.proto\x1a\x1fholdfast/project/v1/state.proto\"\x90\x05\n" +
+	"!holdfast/project/v1/service.proto\x12\x13holdfast.project.v1\x1a\x1bbuf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fholdfast/object/v1/object.proto\x1a$holdfast/store/linear/v1/state.proto\x1a%holdfast/store/project/v1/state.proto\"\x96\x05\n" +
 	"\aProject\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\tR\tprojectId\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1e\n" +
 	"\x05title\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12+\n" +
-	"\vdescription\x18\x04 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\vdescription\x12?\n" +
+	"\vdescription\x18\x04 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\vdescription\x12E\n" +
 	"\n" +
-	"repository\x18\x05 \x01(\v2\x1f.holdfast.project.v1.RepositoryR\n" +
+	"repository\x18\x05 \x01(\v2%.holdfast.store.project.v1.RepositoryR\n" +
 	"repository\x12o\n" +
 	"\x06labels\x18\x06 \x03(\v2(.holdfast.project.v1.Project.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x123\n" +
 	"\bsettings\x18\a \x01(\v2\x17.google.protobuf.StructR\bsettings\x12M\n" +
@@ -4678,7 +4680,7 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"task_limit\x18\x02 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\ttaskLimit\x12*\n" +
 	"\vissue_limit\x18\x03 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\n" +
 	"issueLimit\x12-\n" +
-	"\x0eif_version_not\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xc7\x04\n" +
+	"\x0eif_version_not\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xcd\x04\n" +
 	"\x19GetProjectContextResponse\x126\n" +
 	"\aproject\x18\x01 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x12/\n" +
 	"\x05tasks\x18\x02 \x03(\v2\x19.holdfast.project.v1.TaskR\x05tasks\x12\x1d\n" +
@@ -4686,8 +4688,8 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"more_tasks\x18\x03 \x01(\bR\tmoreTasks\x122\n" +
 	"\x06issues\x18\x04 \x03(\v2\x1a.holdfast.project.v1.IssueR\x06issues\x12\x1f\n" +
 	"\vmore_issues\x18\x05 \x01(\bR\n" +
-	"moreIssues\x12B\n" +
-	"\vpreferences\x18\x06 \x01(\v2 .holdfast.project.v1.PreferencesR\vpreferences\x12R\n" +
+	"moreIssues\x12H\n" +
+	"\vpreferences\x18\x06 \x01(\v2&.holdfast.store.project.v1.PreferencesR\vpreferences\x12R\n" +
 	"\x11last_conversation\x18\a \x01(\v2%.holdfast.project.v1.LastConversationR\x10lastConversation\x121\n" +
 	"\x04apis\x18\b \x03(\v2\x1d.holdfast.project.v1.ApiBriefR\x04apis\x12%\n" +
 	"\x0etoken_estimate\x18\t \x01(\x03R\rtokenEstimate\x128\n" +
@@ -4715,7 +4717,7 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\x05reset\x18\x02 \x01(\bR\x05reset\x126\n" +
 	"\aproject\x18\x03 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x12\x18\n" +
 	"\adeleted\x18\x04 \x01(\bR\adeleted\x128\n" +
-	"\bmetadata\x18\x05 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xdc\x06\n" +
+	"\bmetadata\x18\x05 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xee\x06\n" +
 	"\x04Task\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1e\n" +
@@ -4723,31 +4725,31 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"project_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12#\n" +
 	"\bprovider\x18\x05 \x01(\tB\a\xbaH\x04r\x02(@R\bprovider\x12\x1f\n" +
-	"\x06run_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05runId\x127\n" +
-	"\x06status\x18\a \x01(\x0e2\x1f.holdfast.project.v1.TaskStatusR\x06status\x12\x1d\n" +
+	"\x06run_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05runId\x12=\n" +
+	"\x06status\x18\a \x01(\x0e2%.holdfast.store.project.v1.TaskStatusR\x06status\x12\x1d\n" +
 	"\n" +
 	"raw_status\x18\b \x01(\tR\trawStatus\x12#\n" +
 	"\rstatus_reason\x18\t \x01(\tR\fstatusReason\x12;\n" +
 	"\vstatus_time\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"statusTime\x12O\n" +
-	"\rpull_requests\x18\v \x03(\v2 .holdfast.project.v1.PullRequestB\b\xbaH\x05\x92\x01\x02\x10 R\fpullRequests\x12D\n" +
-	"\x0flinear_issue_id\x18\f \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\rlinearIssueId\x12C\n" +
-	"\frequested_by\x18\r \x01(\v2 .holdfast.project.v1.MessageLinkR\vrequestedBy\x12!\n" +
+	"statusTime\x12U\n" +
+	"\rpull_requests\x18\v \x03(\v2&.holdfast.store.project.v1.PullRequestB\b\xbaH\x05\x92\x01\x02\x10 R\fpullRequests\x12D\n" +
+	"\x0flinear_issue_id\x18\f \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\rlinearIssueId\x12I\n" +
+	"\frequested_by\x18\r \x01(\v2&.holdfast.store.project.v1.MessageLinkR\vrequestedBy\x12!\n" +
 	"\aweb_url\x18\x0e \x01(\tB\b\xbaH\x05r\x03(\x80\x10R\x06webUrl\x12!\n" +
 	"\x06result\x18\x0f \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\x06result\x12#\n" +
 	"\asummary\x18\x10 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\asummary\x123\n" +
 	"\bmetadata\x18\x11 \x01(\v2\x17.google.protobuf.StructR\bmetadata\x12)\n" +
 	"\x10transition_count\x18\x12 \x01(\x03R\x0ftransitionCount\x12!\n" +
-	"\fresume_count\x18\x13 \x01(\x03R\vresumeCount\"\xa9\x03\n" +
+	"\fresume_count\x18\x13 \x01(\x03R\vresumeCount\"\xaf\x03\n" +
 	"\x0ePutTaskRequest\x125\n" +
 	"\atask_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x06taskId\x125\n" +
 	"\x04task\x18\x02 \x01(\v2\x19.holdfast.project.v1.TaskB\x06\xbaH\x03\xc8\x01\x01R\x04task\x12'\n" +
 	"\n" +
 	"raw_status\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trawStatus\x12\x1f\n" +
 	"\x06source\x18\x04 \x01(\tB\a\xbaH\x04r\x02(@R\x06source\x12=\n" +
-	"\fobserve_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vobserveTime\x127\n" +
-	"\x06resume\x18\x06 \x01(\v2\x1f.holdfast.project.v1.TaskResumeR\x06resume\x12\x16\n" +
+	"\fobserve_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vobserveTime\x12=\n" +
+	"\x06resume\x18\x06 \x01(\v2%.holdfast.store.project.v1.TaskResumeR\x06resume\x12\x16\n" +
 	"\x06shared\x18\a \x01(\bR\x06shared\x12'\n" +
 	"\n" +
 	"request_id\x18\b \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
@@ -4760,20 +4762,20 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\atask_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x06taskId\x125\n" +
 	"\x10transition_limit\x18\x02 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\x0ftransitionLimit\x12-\n" +
-	"\x0eif_version_not\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xe4\x01\n" +
+	"\x0eif_version_not\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xea\x01\n" +
 	"\x0fGetTaskResponse\x12-\n" +
-	"\x04task\x18\x01 \x01(\v2\x19.holdfast.project.v1.TaskR\x04task\x12E\n" +
-	"\vtransitions\x18\x02 \x03(\v2#.holdfast.project.v1.TaskTransitionR\vtransitions\x128\n" +
+	"\x04task\x18\x01 \x01(\v2\x19.holdfast.project.v1.TaskR\x04task\x12K\n" +
+	"\vtransitions\x18\x02 \x03(\v2).holdfast.store.project.v1.TaskTransitionR\vtransitions\x128\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12!\n" +
-	"\fnot_modified\x18\x04 \x01(\bR\vnotModified\"\xe3\x02\n" +
+	"\fnot_modified\x18\x04 \x01(\bR\vnotModified\"\xe9\x02\n" +
 	"\x10ListTasksRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12;\n" +
 	"\n" +
-	"project_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12A\n" +
-	"\x06status\x18\x04 \x01(\x0e2\x1f.holdfast.project.v1.TaskStatusB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06status\x12\x1b\n" +
+	"project_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12G\n" +
+	"\x06status\x18\x04 \x01(\x0e2%.holdfast.store.project.v1.TaskStatusB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06status\x12\x1b\n" +
 	"\topen_only\x18\x05 \x01(\bR\bopenOnly\x12\x1a\n" +
 	"\x03run\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\xc8\x01R\x03run\x12D\n" +
 	"\x0flinear_issue_id\x18\a \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\rlinearIssueId\"p\n" +
@@ -4782,32 +4784,32 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"s\n" +
 	"\bTaskItem\x12-\n" +
 	"\x04task\x18\x01 \x01(\v2\x19.holdfast.project.v1.TaskR\x04task\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe5\x02\n" +
+	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xeb\x02\n" +
 	"\x17UpdateTaskStatusRequest\x125\n" +
 	"\atask_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x06taskId\x12)\n" +
 	"\n" +
 	"raw_status\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05 \x01(\x80\x01R\trawStatus\x12\x1f\n" +
 	"\x06source\x18\x03 \x01(\tB\a\xbaH\x04r\x02(@R\x06source\x12=\n" +
-	"\fobserve_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vobserveTime\x127\n" +
-	"\x06resume\x18\x05 \x01(\v2\x1f.holdfast.project.v1.TaskResumeR\x06resume\x12'\n" +
+	"\fobserve_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vobserveTime\x12=\n" +
+	"\x06resume\x18\x05 \x01(\v2%.holdfast.store.project.v1.TaskResumeR\x06resume\x12'\n" +
 	"\n" +
 	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
-	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xc8\x01\n" +
+	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xce\x01\n" +
 	"\x18UpdateTaskStatusResponse\x12-\n" +
-	"\x04task\x18\x01 \x01(\v2\x19.holdfast.project.v1.TaskR\x04task\x12C\n" +
+	"\x04task\x18\x01 \x01(\v2\x19.holdfast.project.v1.TaskR\x04task\x12I\n" +
 	"\n" +
-	"transition\x18\x02 \x01(\v2#.holdfast.project.v1.TaskTransitionR\n" +
+	"transition\x18\x02 \x01(\v2).holdfast.store.project.v1.TaskTransitionR\n" +
 	"transition\x128\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa2\x01\n" +
 	"\x1aListTaskTransitionsRequest\x125\n" +
 	"\atask_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x06taskId\x12$\n" +
 	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
 	"\tpage_size\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xb9\x01\n" +
-	"\x1bListTaskTransitionsResponse\x12E\n" +
-	"\vtransitions\x18\x01 \x03(\v2#.holdfast.project.v1.TaskTransitionR\vtransitions\x12\x19\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xbf\x01\n" +
+	"\x1bListTaskTransitionsResponse\x12K\n" +
+	"\vtransitions\x18\x01 \x03(\v2).holdfast.store.project.v1.TaskTransitionR\vtransitions\x12\x19\n" +
 	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x9b\x01\n" +
 	"\x11DeleteTaskRequest\x125\n" +
@@ -4878,10 +4880,10 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\x0fGetIssueRequest\x127\n" +
 	"\bissue_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\aissueId\x12!\n" +
 	"\fwith_payload\x18\x02 \x01(\bR\vwithPayload\x12-\n" +
-	"\x0eif_version_not\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xe4\x01\n" +
+	"\x0eif_version_not\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xe3\x01\n" +
 	"\x10GetIssueResponse\x120\n" +
-	"\x05issue\x18\x01 \x01(\v2\x1a.holdfast.project.v1.IssueR\x05issue\x12A\n" +
-	"\apayload\x18\x02 \x01(\v2'.holdfast.project.v1.LinearIssuePayloadR\apayload\x128\n" +
+	"\x05issue\x18\x01 \x01(\v2\x1a.holdfast.project.v1.IssueR\x05issue\x12@\n" +
+	"\apayload\x18\x02 \x01(\v2&.holdfast.store.linear.v1.IssuePayloadR\apayload\x128\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12!\n" +
 	"\fnot_modified\x18\x04 \x01(\bR\vnotModified\"\xaf\x02\n" +
 	"\x11ListIssuesRequest\x12'\n" +
@@ -4904,19 +4906,19 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\x05issue\x18\x01 \x01(\v2\x1a.holdfast.project.v1.IssueR\x05issue\x128\n" +
 	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"F\n" +
 	"\x15GetPreferencesRequest\x12-\n" +
-	"\x0eif_version_not\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xbd\x03\n" +
-	"\x16GetPreferencesResponse\x12B\n" +
-	"\vpreferences\x18\x01 \x01(\v2 .holdfast.project.v1.PreferencesR\vpreferences\x122\n" +
-	"\x03own\x18\x02 \x01(\v2 .holdfast.project.v1.PreferencesR\x03own\x12I\n" +
-	"\x0ftenant_defaults\x18\x03 \x01(\v2 .holdfast.project.v1.PreferencesR\x0etenantDefaults\x12*\n" +
+	"\x0eif_version_not\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xcf\x03\n" +
+	"\x16GetPreferencesResponse\x12H\n" +
+	"\vpreferences\x18\x01 \x01(\v2&.holdfast.store.project.v1.PreferencesR\vpreferences\x128\n" +
+	"\x03own\x18\x02 \x01(\v2&.holdfast.store.project.v1.PreferencesR\x03own\x12O\n" +
+	"\x0ftenant_defaults\x18\x03 \x01(\v2&.holdfast.store.project.v1.PreferencesR\x0etenantDefaults\x12*\n" +
 	"\x11active_project_id\x18\x04 \x01(\tR\x0factiveProjectId\x128\n" +
 	"\bmetadata\x18\x05 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12!\n" +
 	"\fnot_modified\x18\x06 \x01(\bR\vnotModified\x12\x1f\n" +
 	"\vown_version\x18\a \x01(\x03R\n" +
 	"ownVersion\x126\n" +
-	"\x17tenant_defaults_version\x18\b \x01(\x03R\x15tenantDefaultsVersion\"\x82\x04\n" +
-	"\x18UpdatePreferencesRequest\x12J\n" +
-	"\vpreferences\x18\x01 \x01(\v2 .holdfast.project.v1.PreferencesB\x06\xbaH\x03\xc8\x01\x01R\vpreferences\x12\x9f\x02\n" +
+	"\x17tenant_defaults_version\x18\b \x01(\x03R\x15tenantDefaultsVersion\"\x88\x04\n" +
+	"\x18UpdatePreferencesRequest\x12P\n" +
+	"\vpreferences\x18\x01 \x01(\v2&.holdfast.store.project.v1.PreferencesB\x06\xbaH\x03\xc8\x01\x01R\vpreferences\x12\x9f\x02\n" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskB\xe1\x01\xbaH\xdd\x01\xba\x01\xd9\x01\n" +
 	"\x11update_mask.paths\x12\\must only have the paths voice, language, model, notifications, default_project_id and extra\x1afthis.paths.all(p, p in ['voice', 'language', 'model', 'notifications', 'default_project_id', 'extra'])R\n" +
 	"updateMask\x12'\n" +
@@ -4924,9 +4926,9 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
-	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x99\x01\n" +
-	"\x19UpdatePreferencesResponse\x12B\n" +
-	"\vpreferences\x18\x01 \x01(\v2 .holdfast.project.v1.PreferencesR\vpreferences\x128\n" +
+	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x9f\x01\n" +
+	"\x19UpdatePreferencesResponse\x12H\n" +
+	"\vpreferences\x18\x01 \x01(\v2&.holdfast.store.project.v1.PreferencesR\vpreferences\x128\n" +
 	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xad\x02\n" +
 	"\x0eLinearEndpoint\x12\x1f\n" +
 	"\vendpoint_id\x18\x01 \x01(\tR\n" +
@@ -5115,21 +5117,21 @@ var file_holdfast_project_v1_service_proto_goTypes = []any{
 	(*DeleteLinearEndpointResponse)(nil), // 62: holdfast.project.v1.DeleteLinearEndpointResponse
 	nil,                                  // 63: holdfast.project.v1.Project.LabelsEntry
 	nil,                                  // 64: holdfast.project.v1.ListProjectsRequest.LabelsEntry
-	(*Repository)(nil),                   // 65: holdfast.project.v1.Repository
+	(*v1.Repository)(nil),                // 65: holdfast.store.project.v1.Repository
 	(*structpb.Struct)(nil),              // 66: google.protobuf.Struct
 	(*timestamppb.Timestamp)(nil),        // 67: google.protobuf.Timestamp
-	(*v1.Metadata)(nil),                  // 68: holdfast.object.v1.Metadata
+	(*v11.Metadata)(nil),                 // 68: holdfast.object.v1.Metadata
 	(*fieldmaskpb.FieldMask)(nil),        // 69: google.protobuf.FieldMask
-	(*Preferences)(nil),                  // 70: holdfast.project.v1.Preferences
-	(TaskStatus)(0),                      // 71: holdfast.project.v1.TaskStatus
-	(*PullRequest)(nil),                  // 72: holdfast.project.v1.PullRequest
-	(*MessageLink)(nil),                  // 73: holdfast.project.v1.MessageLink
-	(*TaskResume)(nil),                   // 74: holdfast.project.v1.TaskResume
-	(*TaskTransition)(nil),               // 75: holdfast.project.v1.TaskTransition
-	(*LinearIssuePayload)(nil),           // 76: holdfast.project.v1.LinearIssuePayload
+	(*v1.Preferences)(nil),               // 70: holdfast.store.project.v1.Preferences
+	(v1.TaskStatus)(0),                   // 71: holdfast.store.project.v1.TaskStatus
+	(*v1.PullRequest)(nil),               // 72: holdfast.store.project.v1.PullRequest
+	(*v1.MessageLink)(nil),               // 73: holdfast.store.project.v1.MessageLink
+	(*v1.TaskResume)(nil),                // 74: holdfast.store.project.v1.TaskResume
+	(*v1.TaskTransition)(nil),            // 75: holdfast.store.project.v1.TaskTransition
+	(*v12.IssuePayload)(nil),             // 76: holdfast.store.linear.v1.IssuePayload
 }
 var file_holdfast_project_v1_service_proto_depIdxs = []int32{
-	65,  // 0: holdfast.project.v1.Project.repository:type_name -> holdfast.project.v1.Repository
+	65,  // 0: holdfast.project.v1.Project.repository:type_name -> holdfast.store.project.v1.Repository
 	63,  // 1: holdfast.project.v1.Project.labels:type_name -> holdfast.project.v1.Project.LabelsEntry
 	66,  // 2: holdfast.project.v1.Project.settings:type_name -> google.protobuf.Struct
 	67,  // 3: holdfast.project.v1.Project.archive_time:type_name -> google.protobuf.Timestamp
@@ -5153,7 +5155,7 @@ var file_holdfast_project_v1_service_proto_depIdxs = []int32{
 	0,   // 21: holdfast.project.v1.GetProjectContextResponse.project:type_name -> holdfast.project.v1.Project
 	22,  // 22: holdfast.project.v1.GetProjectContextResponse.tasks:type_name -> holdfast.project.v1.Task
 	36,  // 23: holdfast.project.v1.GetProjectContextResponse.issues:type_name -> holdfast.project.v1.Issue
-	70,  // 24: holdfast.project.v1.GetProjectContextResponse.preferences:type_name -> holdfast.project.v1.Preferences
+	70,  // 24: holdfast.project.v1.GetProjectContextResponse.preferences:type_name -> holdfast.store.project.v1.Preferences
 	18,  // 25: holdfast.project.v1.GetProjectContextResponse.last_conversation:type_name -> holdfast.project.v1.LastConversation
 	19,  // 26: holdfast.project.v1.GetProjectContextResponse.apis:type_name -> holdfast.project.v1.ApiBrief
 	68,  // 27: holdfast.project.v1.GetProjectContextResponse.metadata:type_name -> holdfast.object.v1.Metadata
@@ -5161,29 +5163,29 @@ var file_holdfast_project_v1_service_proto_depIdxs = []int32{
 	67,  // 29: holdfast.project.v1.ApiBrief.retry_time:type_name -> google.protobuf.Timestamp
 	0,   // 30: holdfast.project.v1.WatchProjectResponse.project:type_name -> holdfast.project.v1.Project
 	68,  // 31: holdfast.project.v1.WatchProjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	71,  // 32: holdfast.project.v1.Task.status:type_name -> holdfast.project.v1.TaskStatus
+	71,  // 32: holdfast.project.v1.Task.status:type_name -> holdfast.store.project.v1.TaskStatus
 	67,  // 33: holdfast.project.v1.Task.status_time:type_name -> google.protobuf.Timestamp
-	72,  // 34: holdfast.project.v1.Task.pull_requests:type_name -> holdfast.project.v1.PullRequest
-	73,  // 35: holdfast.project.v1.Task.requested_by:type_name -> holdfast.project.v1.MessageLink
+	72,  // 34: holdfast.project.v1.Task.pull_requests:type_name -> holdfast.store.project.v1.PullRequest
+	73,  // 35: holdfast.project.v1.Task.requested_by:type_name -> holdfast.store.project.v1.MessageLink
 	66,  // 36: holdfast.project.v1.Task.metadata:type_name -> google.protobuf.Struct
 	22,  // 37: holdfast.project.v1.PutTaskRequest.task:type_name -> holdfast.project.v1.Task
 	67,  // 38: holdfast.project.v1.PutTaskRequest.observe_time:type_name -> google.protobuf.Timestamp
-	74,  // 39: holdfast.project.v1.PutTaskRequest.resume:type_name -> holdfast.project.v1.TaskResume
+	74,  // 39: holdfast.project.v1.PutTaskRequest.resume:type_name -> holdfast.store.project.v1.TaskResume
 	22,  // 40: holdfast.project.v1.PutTaskResponse.task:type_name -> holdfast.project.v1.Task
 	68,  // 41: holdfast.project.v1.PutTaskResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	22,  // 42: holdfast.project.v1.GetTaskResponse.task:type_name -> holdfast.project.v1.Task
-	75,  // 43: holdfast.project.v1.GetTaskResponse.transitions:type_name -> holdfast.project.v1.TaskTransition
+	75,  // 43: holdfast.project.v1.GetTaskResponse.transitions:type_name -> holdfast.store.project.v1.TaskTransition
 	68,  // 44: holdfast.project.v1.GetTaskResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	71,  // 45: holdfast.project.v1.ListTasksRequest.status:type_name -> holdfast.project.v1.TaskStatus
+	71,  // 45: holdfast.project.v1.ListTasksRequest.status:type_name -> holdfast.store.project.v1.TaskStatus
 	29,  // 46: holdfast.project.v1.ListTasksResponse.tasks:type_name -> holdfast.project.v1.TaskItem
 	22,  // 47: holdfast.project.v1.TaskItem.task:type_name -> holdfast.project.v1.Task
 	68,  // 48: holdfast.project.v1.TaskItem.metadata:type_name -> holdfast.object.v1.Metadata
 	67,  // 49: holdfast.project.v1.UpdateTaskStatusRequest.observe_time:type_name -> google.protobuf.Timestamp
-	74,  // 50: holdfast.project.v1.UpdateTaskStatusRequest.resume:type_name -> holdfast.project.v1.TaskResume
+	74,  // 50: holdfast.project.v1.UpdateTaskStatusRequest.resume:type_name -> holdfast.store.project.v1.TaskResume
 	22,  // 51: holdfast.project.v1.UpdateTaskStatusResponse.task:type_name -> holdfast.project.v1.Task
-	75,  // 52: holdfast.project.v1.UpdateTaskStatusResponse.transition:type_name -> holdfast.project.v1.TaskTransition
+	75,  // 52: holdfast.project.v1.UpdateTaskStatusResponse.transition:type_name -> holdfast.store.project.v1.TaskTransition
 	68,  // 53: holdfast.project.v1.UpdateTaskStatusResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	75,  // 54: holdfast.project.v1.ListTaskTransitionsResponse.transitions:type_name -> holdfast.project.v1.TaskTransition
+	75,  // 54: holdfast.project.v1.ListTaskTransitionsResponse.transitions:type_name -> holdfast.store.project.v1.TaskTransition
 	68,  // 55: holdfast.project.v1.ListTaskTransitionsResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	68,  // 56: holdfast.project.v1.DeleteTaskResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	67,  // 57: holdfast.project.v1.Issue.create_time:type_name -> google.protobuf.Timestamp
@@ -5197,18 +5199,18 @@ var file_holdfast_project_v1_service_proto_depIdxs = []int32{
 	39,  // 65: holdfast.project.v1.UpsertIssuesResponse.issues:type_name -> holdfast.project.v1.UpsertedIssue
 	68,  // 66: holdfast.project.v1.UpsertedIssue.metadata:type_name -> holdfast.object.v1.Metadata
 	36,  // 67: holdfast.project.v1.GetIssueResponse.issue:type_name -> holdfast.project.v1.Issue
-	76,  // 68: holdfast.project.v1.GetIssueResponse.payload:type_name -> holdfast.project.v1.LinearIssuePayload
+	76,  // 68: holdfast.project.v1.GetIssueResponse.payload:type_name -> holdfast.store.linear.v1.IssuePayload
 	68,  // 69: holdfast.project.v1.GetIssueResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	44,  // 70: holdfast.project.v1.ListIssuesResponse.issues:type_name -> holdfast.project.v1.IssueItem
 	36,  // 71: holdfast.project.v1.IssueItem.issue:type_name -> holdfast.project.v1.Issue
 	68,  // 72: holdfast.project.v1.IssueItem.metadata:type_name -> holdfast.object.v1.Metadata
-	70,  // 73: holdfast.project.v1.GetPreferencesResponse.preferences:type_name -> holdfast.project.v1.Preferences
-	70,  // 74: holdfast.project.v1.GetPreferencesResponse.own:type_name -> holdfast.project.v1.Preferences
-	70,  // 75: holdfast.project.v1.GetPreferencesResponse.tenant_defaults:type_name -> holdfast.project.v1.Preferences
+	70,  // 73: holdfast.project.v1.GetPreferencesResponse.preferences:type_name -> holdfast.store.project.v1.Preferences
+	70,  // 74: holdfast.project.v1.GetPreferencesResponse.own:type_name -> holdfast.store.project.v1.Preferences
+	70,  // 75: holdfast.project.v1.GetPreferencesResponse.tenant_defaults:type_name -> holdfast.store.project.v1.Preferences
 	68,  // 76: holdfast.project.v1.GetPreferencesResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	70,  // 77: holdfast.project.v1.UpdatePreferencesRequest.preferences:type_name -> holdfast.project.v1.Preferences
+	70,  // 77: holdfast.project.v1.UpdatePreferencesRequest.preferences:type_name -> holdfast.store.project.v1.Preferences
 	69,  // 78: holdfast.project.v1.UpdatePreferencesRequest.update_mask:type_name -> google.protobuf.FieldMask
-	70,  // 79: holdfast.project.v1.UpdatePreferencesResponse.preferences:type_name -> holdfast.project.v1.Preferences
+	70,  // 79: holdfast.project.v1.UpdatePreferencesResponse.preferences:type_name -> holdfast.store.project.v1.Preferences
 	68,  // 80: holdfast.project.v1.UpdatePreferencesResponse.metadata:type_name -> holdfast.object.v1.Metadata
 	50,  // 81: holdfast.project.v1.LinearEndpoint.secrets:type_name -> holdfast.project.v1.SecretInfo
 	50,  // 82: holdfast.project.v1.LinearEndpoint.api_key:type_name -> holdfast.project.v1.SecretInfo
@@ -5289,7 +5291,6 @@ func file_holdfast_project_v1_service_proto_init() {
 	if File_holdfast_project_v1_service_proto != nil {
 		return
 	}
-	file_holdfast_project_v1_state_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
