@@ -25,7 +25,7 @@ import (
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	errorv1 "holdfast/gen/holdfast/error/v1"
-	"holdfast/gen/holdfast/project/v1/projectv1connect"
+	"holdfast/gen/holdfast/linear/v1/linearv1connect"
 	"holdfast/handlers/problem"
 	"holdfast/object"
 )
@@ -47,7 +47,7 @@ var largeRequests = map[string]int64{
 	coordinationv1connect.CoordinationServiceCompleteRequestProcedure:  1 << 20, // 100 headers and a body
 	coordinationv1connect.CoordinationServiceFailRequestProcedure:      1 << 20,
 	coordinationv1connect.CoordinationServiceReportLimitsProcedure:     1 << 20,
-	projectv1connect.ProjectServiceUpsertIssuesProcedure:               8 << 20, // 100 issues as Linear returned them
+	linearv1connect.LinearServicePutIssuesProcedure:                    8 << 20, // 100 issues as Linear returned them
 }
 
 const (

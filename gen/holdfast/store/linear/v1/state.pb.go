@@ -12,6 +12,7 @@ package linearv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	structpb "google.golang.org/protobuf/types/known/structpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
@@ -26,56 +27,47 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// IssueState is the document of one object of the kind "linear_issue": what is worth querying of an issue. Its
-// id is Linear's UUID. What Linear sent is the entry "issue" of the collection "raw".
+// IssueState is the document of one object of the kind "linear_issue": what is worth querying of an issue. Its id is Linear's
+// UUID. What Linear sent is the entry "issue" of the collection "raw".
 type IssueState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Such as "ENG-12". It changes when the issue moves between teams.
-	Identifier          string   `protobuf:"bytes,1,opt,name=identifier,proto3" json:"identifier,omitempty"`
-	PreviousIdentifiers []string `protobuf:"bytes,2,rep,name=previous_identifiers,json=previousIdentifiers,proto3" json:"previous_identifiers,omitempty"`
-	Number              int64    `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"`
-	Url                 string   `protobuf:"bytes,4,opt,name=url,proto3" json:"url,omitempty"`
-	Title               string   `protobuf:"bytes,5,opt,name=title,proto3" json:"title,omitempty"`
+	// The names of Linear's labels by their ids; a name that is not known is empty.
+	Labels              map[string]string `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Identifier          string            `protobuf:"bytes,2,opt,name=identifier,proto3" json:"identifier,omitempty"`
+	PreviousIdentifiers []string          `protobuf:"bytes,3,rep,name=previous_identifiers,json=previousIdentifiers,proto3" json:"previous_identifiers,omitempty"`
+	Url                 string            `protobuf:"bytes,4,opt,name=url,proto3" json:"url,omitempty"`
+	Title               string            `protobuf:"bytes,5,opt,name=title,proto3" json:"title,omitempty"`
 	// The first 2,000 characters.
-	Description string `protobuf:"bytes,6,opt,name=description,proto3" json:"description,omitempty"`
-	// True where there is more of the description.
-	DescriptionCut bool `protobuf:"varint,7,opt,name=description_cut,json=descriptionCut,proto3" json:"description_cut,omitempty"`
-	// 0 none, 1 urgent, 2 high, 3 medium, 4 low.
-	Priority  int32   `protobuf:"varint,8,opt,name=priority,proto3" json:"priority,omitempty"`
-	Estimate  float64 `protobuf:"fixed64,9,opt,name=estimate,proto3" json:"estimate,omitempty"`
-	StateId   string  `protobuf:"bytes,10,opt,name=state_id,json=stateId,proto3" json:"state_id,omitempty"`
-	StateName string  `protobuf:"bytes,11,opt,name=state_name,json=stateName,proto3" json:"state_name,omitempty"`
-	// triage, backlog, unstarted, started, completed, canceled or duplicate.
-	StateType       string   `protobuf:"bytes,12,opt,name=state_type,json=stateType,proto3" json:"state_type,omitempty"`
-	TeamId          string   `protobuf:"bytes,13,opt,name=team_id,json=teamId,proto3" json:"team_id,omitempty"`
-	TeamKey         string   `protobuf:"bytes,14,opt,name=team_key,json=teamKey,proto3" json:"team_key,omitempty"`
-	AssigneeId      string   `protobuf:"bytes,15,opt,name=assignee_id,json=assigneeId,proto3" json:"assignee_id,omitempty"`
-	AssigneeName    string   `protobuf:"bytes,16,opt,name=assignee_name,json=assigneeName,proto3" json:"assignee_name,omitempty"`
-	DelegateId      string   `protobuf:"bytes,17,opt,name=delegate_id,json=delegateId,proto3" json:"delegate_id,omitempty"`
-	CreatorId       string   `protobuf:"bytes,18,opt,name=creator_id,json=creatorId,proto3" json:"creator_id,omitempty"`
-	LinearProjectId string   `protobuf:"bytes,19,opt,name=linear_project_id,json=linearProjectId,proto3" json:"linear_project_id,omitempty"`
-	CycleId         string   `protobuf:"bytes,20,opt,name=cycle_id,json=cycleId,proto3" json:"cycle_id,omitempty"`
-	ParentId        string   `protobuf:"bytes,21,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
-	LabelIds        []string `protobuf:"bytes,22,rep,name=label_ids,json=labelIds,proto3" json:"label_ids,omitempty"`
-	// A day, such as "2026-11-30".
-	DueDate      string                 `protobuf:"bytes,23,opt,name=due_date,json=dueDate,proto3" json:"due_date,omitempty"`
-	CreateTime   *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	UpdateTime   *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	StartTime    *timestamppb.Timestamp `protobuf:"bytes,26,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	CompleteTime *timestamppb.Timestamp `protobuf:"bytes,27,opt,name=complete_time,json=completeTime,proto3" json:"complete_time,omitempty"`
-	CancelTime   *timestamppb.Timestamp `protobuf:"bytes,28,opt,name=cancel_time,json=cancelTime,proto3" json:"cancel_time,omitempty"`
-	ArchiveTime  *timestamppb.Timestamp `protobuf:"bytes,29,opt,name=archive_time,json=archiveTime,proto3" json:"archive_time,omitempty"`
-	Trashed      bool                   `protobuf:"varint,30,opt,name=trashed,proto3" json:"trashed,omitempty"`
-	// Which word on the issue is the newest; see IssueStamp.
-	Stamp *IssueStamp `protobuf:"bytes,31,opt,name=stamp,proto3" json:"stamp,omitempty"`
+	Description      string                 `protobuf:"bytes,6,opt,name=description,proto3" json:"description,omitempty"`
+	DescriptionCut   bool                   `protobuf:"varint,7,opt,name=description_cut,json=descriptionCut,proto3" json:"description_cut,omitempty"`
+	Priority         int32                  `protobuf:"varint,8,opt,name=priority,proto3" json:"priority,omitempty"`
+	Estimate         float64                `protobuf:"fixed64,9,opt,name=estimate,proto3" json:"estimate,omitempty"`
+	State            *WorkflowState         `protobuf:"bytes,10,opt,name=state,proto3" json:"state,omitempty"`
+	Team             *Team                  `protobuf:"bytes,11,opt,name=team,proto3" json:"team,omitempty"`
+	Assignee         *Ref                   `protobuf:"bytes,12,opt,name=assignee,proto3" json:"assignee,omitempty"`
+	Delegate         *Ref                   `protobuf:"bytes,13,opt,name=delegate,proto3" json:"delegate,omitempty"`
+	Creator          *Ref                   `protobuf:"bytes,14,opt,name=creator,proto3" json:"creator,omitempty"`
+	Project          *Ref                   `protobuf:"bytes,15,opt,name=project,proto3" json:"project,omitempty"`
+	Cycle            *Ref                   `protobuf:"bytes,16,opt,name=cycle,proto3" json:"cycle,omitempty"`
+	Parent           *Ref                   `protobuf:"bytes,17,opt,name=parent,proto3" json:"parent,omitempty"`
+	DueDate          string                 `protobuf:"bytes,18,opt,name=due_date,json=dueDate,proto3" json:"due_date,omitempty"`
+	LinearCreateTime *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=linear_create_time,json=linearCreateTime,proto3" json:"linear_create_time,omitempty"`
+	LinearUpdateTime *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=linear_update_time,json=linearUpdateTime,proto3" json:"linear_update_time,omitempty"`
+	StartTime        *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	CompleteTime     *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=complete_time,json=completeTime,proto3" json:"complete_time,omitempty"`
+	CancelTime       *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=cancel_time,json=cancelTime,proto3" json:"cancel_time,omitempty"`
+	ArchiveTime      *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=archive_time,json=archiveTime,proto3" json:"archive_time,omitempty"`
+	Trashed          bool                   `protobuf:"varint,25,opt,name=trashed,proto3" json:"trashed,omitempty"`
 	// True where Linear has to be asked for the issue: two words on it disagree, or one came too late to be trusted.
-	Refetch bool `protobuf:"varint,32,opt,name=refetch,proto3" json:"refetch,omitempty"`
-	// The endpoint that told of the issue, whose API key fetches it.
-	EndpointId string `protobuf:"bytes,33,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
-	// The delivery that was applied last.
-	DeliveryId string `protobuf:"bytes,34,opt,name=delivery_id,json=deliveryId,proto3" json:"delivery_id,omitempty"`
+	Refetch bool `protobuf:"varint,26,opt,name=refetch,proto3" json:"refetch,omitempty"`
 	// Set: the issue was removed. The object is kept for 30 days as a tombstone.
-	RemoveTime    *timestamppb.Timestamp `protobuf:"bytes,35,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
+	RemoveTime *timestamppb.Timestamp `protobuf:"bytes,27,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
+	// Which word on the issue is the newest; see IssueStamp.
+	Stamp *IssueStamp `protobuf:"bytes,28,opt,name=stamp,proto3" json:"stamp,omitempty"`
+	// The endpoint that told of the issue, whose API key fetches it.
+	EndpointId string `protobuf:"bytes,29,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	// The delivery that was applied last.
+	DeliveryId    string `protobuf:"bytes,30,opt,name=delivery_id,json=deliveryId,proto3" json:"delivery_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -110,6 +102,13 @@ func (*IssueState) Descriptor() ([]byte, []int) {
 	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{0}
 }
 
+func (x *IssueState) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 func (x *IssueState) GetIdentifier() string {
 	if x != nil {
 		return x.Identifier
@@ -122,13 +121,6 @@ func (x *IssueState) GetPreviousIdentifiers() []string {
 		return x.PreviousIdentifiers
 	}
 	return nil
-}
-
-func (x *IssueState) GetNumber() int64 {
-	if x != nil {
-		return x.Number
-	}
-	return 0
 }
 
 func (x *IssueState) GetUrl() string {
@@ -173,93 +165,58 @@ func (x *IssueState) GetEstimate() float64 {
 	return 0
 }
 
-func (x *IssueState) GetStateId() string {
+func (x *IssueState) GetState() *WorkflowState {
 	if x != nil {
-		return x.StateId
+		return x.State
 	}
-	return ""
+	return nil
 }
 
-func (x *IssueState) GetStateName() string {
+func (x *IssueState) GetTeam() *Team {
 	if x != nil {
-		return x.StateName
+		return x.Team
 	}
-	return ""
+	return nil
 }
 
-func (x *IssueState) GetStateType() string {
+func (x *IssueState) GetAssignee() *Ref {
 	if x != nil {
-		return x.StateType
+		return x.Assignee
 	}
-	return ""
+	return nil
 }
 
-func (x *IssueState) GetTeamId() string {
+func (x *IssueState) GetDelegate() *Ref {
 	if x != nil {
-		return x.TeamId
+		return x.Delegate
 	}
-	return ""
+	return nil
 }
 
-func (x *IssueState) GetTeamKey() string {
+func (x *IssueState) GetCreator() *Ref {
 	if x != nil {
-		return x.TeamKey
+		return x.Creator
 	}
-	return ""
+	return nil
 }
 
-func (x *IssueState) GetAssigneeId() string {
+func (x *IssueState) GetProject() *Ref {
 	if x != nil {
-		return x.AssigneeId
+		return x.Project
 	}
-	return ""
+	return nil
 }
 
-func (x *IssueState) GetAssigneeName() string {
+func (x *IssueState) GetCycle() *Ref {
 	if x != nil {
-		return x.AssigneeName
+		return x.Cycle
 	}
-	return ""
+	return nil
 }
 
-func (x *IssueState) GetDelegateId() string {
+func (x *IssueState) GetParent() *Ref {
 	if x != nil {
-		return x.DelegateId
-	}
-	return ""
-}
-
-func (x *IssueState) GetCreatorId() string {
-	if x != nil {
-		return x.CreatorId
-	}
-	return ""
-}
-
-func (x *IssueState) GetLinearProjectId() string {
-	if x != nil {
-		return x.LinearProjectId
-	}
-	return ""
-}
-
-func (x *IssueState) GetCycleId() string {
-	if x != nil {
-		return x.CycleId
-	}
-	return ""
-}
-
-func (x *IssueState) GetParentId() string {
-	if x != nil {
-		return x.ParentId
-	}
-	return ""
-}
-
-func (x *IssueState) GetLabelIds() []string {
-	if x != nil {
-		return x.LabelIds
+		return x.Parent
 	}
 	return nil
 }
@@ -271,16 +228,16 @@ func (x *IssueState) GetDueDate() string {
 	return ""
 }
 
-func (x *IssueState) GetCreateTime() *timestamppb.Timestamp {
+func (x *IssueState) GetLinearCreateTime() *timestamppb.Timestamp {
 	if x != nil {
-		return x.CreateTime
+		return x.LinearCreateTime
 	}
 	return nil
 }
 
-func (x *IssueState) GetUpdateTime() *timestamppb.Timestamp {
+func (x *IssueState) GetLinearUpdateTime() *timestamppb.Timestamp {
 	if x != nil {
-		return x.UpdateTime
+		return x.LinearUpdateTime
 	}
 	return nil
 }
@@ -320,18 +277,25 @@ func (x *IssueState) GetTrashed() bool {
 	return false
 }
 
-func (x *IssueState) GetStamp() *IssueStamp {
-	if x != nil {
-		return x.Stamp
-	}
-	return nil
-}
-
 func (x *IssueState) GetRefetch() bool {
 	if x != nil {
 		return x.Refetch
 	}
 	return false
+}
+
+func (x *IssueState) GetRemoveTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RemoveTime
+	}
+	return nil
+}
+
+func (x *IssueState) GetStamp() *IssueStamp {
+	if x != nil {
+		return x.Stamp
+	}
+	return nil
 }
 
 func (x *IssueState) GetEndpointId() string {
@@ -348,11 +312,179 @@ func (x *IssueState) GetDeliveryId() string {
 	return ""
 }
 
-func (x *IssueState) GetRemoveTime() *timestamppb.Timestamp {
+// WorkflowState is how far an issue is.
+type WorkflowState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Type          string                 `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkflowState) Reset() {
+	*x = WorkflowState{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkflowState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkflowState) ProtoMessage() {}
+
+func (x *WorkflowState) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[1]
 	if x != nil {
-		return x.RemoveTime
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
 	}
-	return nil
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkflowState.ProtoReflect.Descriptor instead.
+func (*WorkflowState) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *WorkflowState) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *WorkflowState) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *WorkflowState) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+// Team is a team of a workspace.
+type Team struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Key           string                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Team) Reset() {
+	*x = Team{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Team) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Team) ProtoMessage() {}
+
+func (x *Team) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Team.ProtoReflect.Descriptor instead.
+func (*Team) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Team) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Team) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Team) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+// Ref names something of Linear's.
+type Ref struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ref) Reset() {
+	*x = Ref{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ref) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ref) ProtoMessage() {}
+
+func (x *Ref) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ref.ProtoReflect.Descriptor instead.
+func (*Ref) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Ref) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Ref) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
 }
 
 // IssueStamp orders all words on an issue, so that the newest wins in whatever order they come: by time, then
@@ -373,7 +505,7 @@ type IssueStamp struct {
 
 func (x *IssueStamp) Reset() {
 	*x = IssueStamp{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -385,7 +517,7 @@ func (x *IssueStamp) String() string {
 func (*IssueStamp) ProtoMessage() {}
 
 func (x *IssueStamp) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -398,7 +530,7 @@ func (x *IssueStamp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueStamp.ProtoReflect.Descriptor instead.
 func (*IssueStamp) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *IssueStamp) GetTimeMs() int64 {
@@ -444,7 +576,7 @@ type IssuePayload struct {
 
 func (x *IssuePayload) Reset() {
 	*x = IssuePayload{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -456,7 +588,7 @@ func (x *IssuePayload) String() string {
 func (*IssuePayload) ProtoMessage() {}
 
 func (x *IssuePayload) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -469,7 +601,7 @@ func (x *IssuePayload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuePayload.ProtoReflect.Descriptor instead.
 func (*IssuePayload) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *IssuePayload) GetPayload() *structpb.Struct {
@@ -503,22 +635,23 @@ func (x *IssuePayload) GetDropped() []string {
 // EndpointState is the document of one object of the kind "linear_endpoint": one Linear workspace's webhook and
 // API key. Its id is random and is all that finds its tenant.
 type EndpointState struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Title string                 `protobuf:"bytes,1,opt,name=title,proto3" json:"title,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Labels map[string]string      `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Title  string                 `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
 	// At most two, oldest first, so that a new one can be put in before the old one is gone.
-	Secrets []*SealedSecret `protobuf:"bytes,2,rep,name=secrets,proto3" json:"secrets,omitempty"`
-	ApiKey  *SealedSecret   `protobuf:"bytes,3,opt,name=api_key,json=apiKey,proto3" json:"api_key,omitempty"`
-	// How old a webhook may be to be applied as it is; an older one makes the issue be fetched.
-	ReplayWindowSeconds int64 `protobuf:"varint,4,opt,name=replay_window_seconds,json=replayWindowSeconds,proto3" json:"replay_window_seconds,omitempty"`
+	Secrets []*SealedSecret `protobuf:"bytes,3,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	ApiKey  *SealedSecret   `protobuf:"bytes,4,opt,name=api_key,json=apiKey,proto3" json:"api_key,omitempty"`
+	// How old a webhook may be to be applied as it is; an older one makes the issue be fetched. Unset: 60 s.
+	ReplayWindow *durationpb.Duration `protobuf:"bytes,5,opt,name=replay_window,json=replayWindow,proto3" json:"replay_window,omitempty"`
 	// Linear's id of the workspace; where set, webhooks of another are refused.
-	OrganizationId string `protobuf:"bytes,5,opt,name=organization_id,json=organizationId,proto3" json:"organization_id,omitempty"`
+	OrganizationId string `protobuf:"bytes,6,opt,name=organization_id,json=organizationId,proto3" json:"organization_id,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -530,7 +663,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -543,7 +676,14 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *EndpointState) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 func (x *EndpointState) GetTitle() string {
@@ -567,11 +707,11 @@ func (x *EndpointState) GetApiKey() *SealedSecret {
 	return nil
 }
 
-func (x *EndpointState) GetReplayWindowSeconds() int64 {
+func (x *EndpointState) GetReplayWindow() *durationpb.Duration {
 	if x != nil {
-		return x.ReplayWindowSeconds
+		return x.ReplayWindow
 	}
-	return 0
+	return nil
 }
 
 func (x *EndpointState) GetOrganizationId() string {
@@ -594,7 +734,7 @@ type SealedSecret struct {
 
 func (x *SealedSecret) Reset() {
 	*x = SealedSecret{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -606,7 +746,7 @@ func (x *SealedSecret) String() string {
 func (*SealedSecret) ProtoMessage() {}
 
 func (x *SealedSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -619,7 +759,7 @@ func (x *SealedSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedSecret.ProtoReflect.Descriptor instead.
 func (*SealedSecret) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SealedSecret) GetSecretId() string {
@@ -656,7 +796,7 @@ type DeliveryState struct {
 
 func (x *DeliveryState) Reset() {
 	*x = DeliveryState{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +808,7 @@ func (x *DeliveryState) String() string {
 func (*DeliveryState) ProtoMessage() {}
 
 func (x *DeliveryState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +821,7 @@ func (x *DeliveryState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliveryState.ProtoReflect.Descriptor instead.
 func (*DeliveryState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DeliveryState) GetIssueId() string {
@@ -720,14 +860,14 @@ type SyncState struct {
 	// What went wrong last, for people; empty after a pass that was completed.
 	Error string `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
 	// Issues read since the beginning.
-	IssueCount    int64 `protobuf:"varint,6,opt,name=issue_count,json=issueCount,proto3" json:"issue_count,omitempty"`
+	IssueCount    int32 `protobuf:"varint,6,opt,name=issue_count,json=issueCount,proto3" json:"issue_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SyncState) Reset() {
 	*x = SyncState{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -739,7 +879,7 @@ func (x *SyncState) String() string {
 func (*SyncState) ProtoMessage() {}
 
 func (x *SyncState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -752,7 +892,7 @@ func (x *SyncState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncState.ProtoReflect.Descriptor instead.
 func (*SyncState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SyncState) GetHighWaterTime() *timestamppb.Timestamp {
@@ -790,7 +930,7 @@ func (x *SyncState) GetError() string {
 	return ""
 }
 
-func (x *SyncState) GetIssueCount() int64 {
+func (x *SyncState) GetIssueCount() int32 {
 	if x != nil {
 		return x.IssueCount
 	}
@@ -807,14 +947,14 @@ type SyncPass struct {
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	// The newest updatedAt seen.
 	NewestTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=newest_time,json=newestTime,proto3" json:"newest_time,omitempty"`
-	PageCount     int64                  `protobuf:"varint,5,opt,name=page_count,json=pageCount,proto3" json:"page_count,omitempty"`
+	PageCount     int32                  `protobuf:"varint,5,opt,name=page_count,json=pageCount,proto3" json:"page_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SyncPass) Reset() {
 	*x = SyncPass{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -826,7 +966,7 @@ func (x *SyncPass) String() string {
 func (*SyncPass) ProtoMessage() {}
 
 func (x *SyncPass) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -839,7 +979,7 @@ func (x *SyncPass) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncPass.ProtoReflect.Descriptor instead.
 func (*SyncPass) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SyncPass) GetSinceTime() *timestamppb.Timestamp {
@@ -870,7 +1010,7 @@ func (x *SyncPass) GetNewestTime() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *SyncPass) GetPageCount() int64 {
+func (x *SyncPass) GetPageCount() int32 {
 	if x != nil {
 		return x.PageCount
 	}
@@ -881,60 +1021,61 @@ var File_holdfast_store_linear_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"$holdfast/store/linear/v1/state.proto\x12\x18holdfast.store.linear.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb2\n" +
+	"$holdfast/store/linear/v1/state.proto\x12\x18holdfast.store.linear.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\v\n" +
 	"\n" +
+	"IssueState\x12H\n" +
+	"\x06labels\x18\x01 \x03(\v20.holdfast.store.linear.v1.IssueState.LabelsEntryR\x06labels\x12\x1e\n" +
 	"\n" +
-	"IssueState\x12\x1e\n" +
-	"\n" +
-	"identifier\x18\x01 \x01(\tR\n" +
+	"identifier\x18\x02 \x01(\tR\n" +
 	"identifier\x121\n" +
-	"\x14previous_identifiers\x18\x02 \x03(\tR\x13previousIdentifiers\x12\x16\n" +
-	"\x06number\x18\x03 \x01(\x03R\x06number\x12\x10\n" +
+	"\x14previous_identifiers\x18\x03 \x03(\tR\x13previousIdentifiers\x12\x10\n" +
 	"\x03url\x18\x04 \x01(\tR\x03url\x12\x14\n" +
 	"\x05title\x18\x05 \x01(\tR\x05title\x12 \n" +
 	"\vdescription\x18\x06 \x01(\tR\vdescription\x12'\n" +
 	"\x0fdescription_cut\x18\a \x01(\bR\x0edescriptionCut\x12\x1a\n" +
 	"\bpriority\x18\b \x01(\x05R\bpriority\x12\x1a\n" +
-	"\bestimate\x18\t \x01(\x01R\bestimate\x12\x19\n" +
-	"\bstate_id\x18\n" +
-	" \x01(\tR\astateId\x12\x1d\n" +
+	"\bestimate\x18\t \x01(\x01R\bestimate\x12=\n" +
+	"\x05state\x18\n" +
+	" \x01(\v2'.holdfast.store.linear.v1.WorkflowStateR\x05state\x122\n" +
+	"\x04team\x18\v \x01(\v2\x1e.holdfast.store.linear.v1.TeamR\x04team\x129\n" +
+	"\bassignee\x18\f \x01(\v2\x1d.holdfast.store.linear.v1.RefR\bassignee\x129\n" +
+	"\bdelegate\x18\r \x01(\v2\x1d.holdfast.store.linear.v1.RefR\bdelegate\x127\n" +
+	"\acreator\x18\x0e \x01(\v2\x1d.holdfast.store.linear.v1.RefR\acreator\x127\n" +
+	"\aproject\x18\x0f \x01(\v2\x1d.holdfast.store.linear.v1.RefR\aproject\x123\n" +
+	"\x05cycle\x18\x10 \x01(\v2\x1d.holdfast.store.linear.v1.RefR\x05cycle\x125\n" +
+	"\x06parent\x18\x11 \x01(\v2\x1d.holdfast.store.linear.v1.RefR\x06parent\x12\x19\n" +
+	"\bdue_date\x18\x12 \x01(\tR\adueDate\x12H\n" +
+	"\x12linear_create_time\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\x10linearCreateTime\x12H\n" +
+	"\x12linear_update_time\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x10linearUpdateTime\x129\n" +
 	"\n" +
-	"state_name\x18\v \x01(\tR\tstateName\x12\x1d\n" +
-	"\n" +
-	"state_type\x18\f \x01(\tR\tstateType\x12\x17\n" +
-	"\ateam_id\x18\r \x01(\tR\x06teamId\x12\x19\n" +
-	"\bteam_key\x18\x0e \x01(\tR\ateamKey\x12\x1f\n" +
-	"\vassignee_id\x18\x0f \x01(\tR\n" +
-	"assigneeId\x12#\n" +
-	"\rassignee_name\x18\x10 \x01(\tR\fassigneeName\x12\x1f\n" +
-	"\vdelegate_id\x18\x11 \x01(\tR\n" +
-	"delegateId\x12\x1d\n" +
-	"\n" +
-	"creator_id\x18\x12 \x01(\tR\tcreatorId\x12*\n" +
-	"\x11linear_project_id\x18\x13 \x01(\tR\x0flinearProjectId\x12\x19\n" +
-	"\bcycle_id\x18\x14 \x01(\tR\acycleId\x12\x1b\n" +
-	"\tparent_id\x18\x15 \x01(\tR\bparentId\x12\x1b\n" +
-	"\tlabel_ids\x18\x16 \x03(\tR\blabelIds\x12\x19\n" +
-	"\bdue_date\x18\x17 \x01(\tR\adueDate\x12;\n" +
-	"\vcreate_time\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\x12;\n" +
-	"\vupdate_time\x18\x19 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"updateTime\x129\n" +
-	"\n" +
-	"start_time\x18\x1a \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12?\n" +
-	"\rcomplete_time\x18\x1b \x01(\v2\x1a.google.protobuf.TimestampR\fcompleteTime\x12;\n" +
-	"\vcancel_time\x18\x1c \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"start_time\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12?\n" +
+	"\rcomplete_time\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\fcompleteTime\x12;\n" +
+	"\vcancel_time\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"cancelTime\x12=\n" +
-	"\farchive_time\x18\x1d \x01(\v2\x1a.google.protobuf.TimestampR\varchiveTime\x12\x18\n" +
-	"\atrashed\x18\x1e \x01(\bR\atrashed\x12:\n" +
-	"\x05stamp\x18\x1f \x01(\v2$.holdfast.store.linear.v1.IssueStampR\x05stamp\x12\x18\n" +
-	"\arefetch\x18  \x01(\bR\arefetch\x12\x1f\n" +
-	"\vendpoint_id\x18! \x01(\tR\n" +
+	"\farchive_time\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\varchiveTime\x12\x18\n" +
+	"\atrashed\x18\x19 \x01(\bR\atrashed\x12\x18\n" +
+	"\arefetch\x18\x1a \x01(\bR\arefetch\x12;\n" +
+	"\vremove_time\x18\x1b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"removeTime\x12:\n" +
+	"\x05stamp\x18\x1c \x01(\v2$.holdfast.store.linear.v1.IssueStampR\x05stamp\x12\x1f\n" +
+	"\vendpoint_id\x18\x1d \x01(\tR\n" +
 	"endpointId\x12\x1f\n" +
-	"\vdelivery_id\x18\" \x01(\tR\n" +
-	"deliveryId\x12;\n" +
-	"\vremove_time\x18# \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"removeTime\"f\n" +
+	"\vdelivery_id\x18\x1e \x01(\tR\n" +
+	"deliveryId\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"G\n" +
+	"\rWorkflowState\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\x03 \x01(\tR\x04type\"<\n" +
+	"\x04Team\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\tR\x03key\")\n" +
+	"\x03Ref\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"f\n" +
 	"\n" +
 	"IssueStamp\x12\x17\n" +
 	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\x12\x12\n" +
@@ -945,13 +1086,17 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"\apayload\x18\x01 \x01(\v2\x17.google.protobuf.StructR\apayload\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12=\n" +
 	"\freceive_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vreceiveTime\x12\x18\n" +
-	"\adropped\x18\x04 \x03(\tR\adropped\"\x85\x02\n" +
-	"\rEndpointState\x12\x14\n" +
-	"\x05title\x18\x01 \x01(\tR\x05title\x12@\n" +
-	"\asecrets\x18\x02 \x03(\v2&.holdfast.store.linear.v1.SealedSecretR\asecrets\x12?\n" +
-	"\aapi_key\x18\x03 \x01(\v2&.holdfast.store.linear.v1.SealedSecretR\x06apiKey\x122\n" +
-	"\x15replay_window_seconds\x18\x04 \x01(\x03R\x13replayWindowSeconds\x12'\n" +
-	"\x0forganization_id\x18\x05 \x01(\tR\x0eorganizationId\"\x85\x01\n" +
+	"\adropped\x18\x04 \x03(\tR\adropped\"\x99\x03\n" +
+	"\rEndpointState\x12K\n" +
+	"\x06labels\x18\x01 \x03(\v23.holdfast.store.linear.v1.EndpointState.LabelsEntryR\x06labels\x12\x14\n" +
+	"\x05title\x18\x02 \x01(\tR\x05title\x12@\n" +
+	"\asecrets\x18\x03 \x03(\v2&.holdfast.store.linear.v1.SealedSecretR\asecrets\x12?\n" +
+	"\aapi_key\x18\x04 \x01(\v2&.holdfast.store.linear.v1.SealedSecretR\x06apiKey\x12>\n" +
+	"\rreplay_window\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\freplayWindow\x12'\n" +
+	"\x0forganization_id\x18\x06 \x01(\tR\x0eorganizationId\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x01\n" +
 	"\fSealedSecret\x12\x1b\n" +
 	"\tsecret_id\x18\x01 \x01(\tR\bsecretId\x12\x1b\n" +
 	"\x06sealed\x18\x02 \x01(\fB\x03\x80\x01\x01R\x06sealed\x12;\n" +
@@ -968,7 +1113,7 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12\x14\n" +
 	"\x05error\x18\x05 \x01(\tR\x05error\x12\x1f\n" +
-	"\vissue_count\x18\x06 \x01(\x03R\n" +
+	"\vissue_count\x18\x06 \x01(\x05R\n" +
 	"issueCount\"\xf4\x01\n" +
 	"\bSyncPass\x129\n" +
 	"\n" +
@@ -979,7 +1124,7 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"\vnewest_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"newestTime\x12\x1d\n" +
 	"\n" +
-	"page_count\x18\x05 \x01(\x03R\tpageCountB\xdd\x01\n" +
+	"page_count\x18\x05 \x01(\x05R\tpageCountB\xdd\x01\n" +
 	"\x1ccom.holdfast.store.linear.v1B\n" +
 	"StateProtoP\x01Z.holdfast/gen/holdfast/store/linear/v1;linearv1\xa2\x02\x03HSL\xaa\x02\x18Holdfast.Store.Linear.V1\xca\x02\x18Holdfast\\Store\\Linear\\V1\xe2\x02$Holdfast\\Store\\Linear\\V1\\GPBMetadata\xea\x02\x1bHoldfast::Store::Linear::V1b\x06proto3"
 
@@ -995,45 +1140,62 @@ func file_holdfast_store_linear_v1_state_proto_rawDescGZIP() []byte {
 	return file_holdfast_store_linear_v1_state_proto_rawDescData
 }
 
-var file_holdfast_store_linear_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_holdfast_store_linear_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_holdfast_store_linear_v1_state_proto_goTypes = []any{
 	(*IssueState)(nil),            // 0: holdfast.store.linear.v1.IssueState
-	(*IssueStamp)(nil),            // 1: holdfast.store.linear.v1.IssueStamp
-	(*IssuePayload)(nil),          // 2: holdfast.store.linear.v1.IssuePayload
-	(*EndpointState)(nil),         // 3: holdfast.store.linear.v1.EndpointState
-	(*SealedSecret)(nil),          // 4: holdfast.store.linear.v1.SealedSecret
-	(*DeliveryState)(nil),         // 5: holdfast.store.linear.v1.DeliveryState
-	(*SyncState)(nil),             // 6: holdfast.store.linear.v1.SyncState
-	(*SyncPass)(nil),              // 7: holdfast.store.linear.v1.SyncPass
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 9: google.protobuf.Struct
+	(*WorkflowState)(nil),         // 1: holdfast.store.linear.v1.WorkflowState
+	(*Team)(nil),                  // 2: holdfast.store.linear.v1.Team
+	(*Ref)(nil),                   // 3: holdfast.store.linear.v1.Ref
+	(*IssueStamp)(nil),            // 4: holdfast.store.linear.v1.IssueStamp
+	(*IssuePayload)(nil),          // 5: holdfast.store.linear.v1.IssuePayload
+	(*EndpointState)(nil),         // 6: holdfast.store.linear.v1.EndpointState
+	(*SealedSecret)(nil),          // 7: holdfast.store.linear.v1.SealedSecret
+	(*DeliveryState)(nil),         // 8: holdfast.store.linear.v1.DeliveryState
+	(*SyncState)(nil),             // 9: holdfast.store.linear.v1.SyncState
+	(*SyncPass)(nil),              // 10: holdfast.store.linear.v1.SyncPass
+	nil,                           // 11: holdfast.store.linear.v1.IssueState.LabelsEntry
+	nil,                           // 12: holdfast.store.linear.v1.EndpointState.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 14: google.protobuf.Struct
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
 }
 var file_holdfast_store_linear_v1_state_proto_depIdxs = []int32{
-	8,  // 0: holdfast.store.linear.v1.IssueState.create_time:type_name -> google.protobuf.Timestamp
-	8,  // 1: holdfast.store.linear.v1.IssueState.update_time:type_name -> google.protobuf.Timestamp
-	8,  // 2: holdfast.store.linear.v1.IssueState.start_time:type_name -> google.protobuf.Timestamp
-	8,  // 3: holdfast.store.linear.v1.IssueState.complete_time:type_name -> google.protobuf.Timestamp
-	8,  // 4: holdfast.store.linear.v1.IssueState.cancel_time:type_name -> google.protobuf.Timestamp
-	8,  // 5: holdfast.store.linear.v1.IssueState.archive_time:type_name -> google.protobuf.Timestamp
-	1,  // 6: holdfast.store.linear.v1.IssueState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
-	8,  // 7: holdfast.store.linear.v1.IssueState.remove_time:type_name -> google.protobuf.Timestamp
-	9,  // 8: holdfast.store.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
-	8,  // 9: holdfast.store.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
-	4,  // 10: holdfast.store.linear.v1.EndpointState.secrets:type_name -> holdfast.store.linear.v1.SealedSecret
-	4,  // 11: holdfast.store.linear.v1.EndpointState.api_key:type_name -> holdfast.store.linear.v1.SealedSecret
-	8,  // 12: holdfast.store.linear.v1.SealedSecret.create_time:type_name -> google.protobuf.Timestamp
-	8,  // 13: holdfast.store.linear.v1.SyncState.high_water_time:type_name -> google.protobuf.Timestamp
-	7,  // 14: holdfast.store.linear.v1.SyncState.pass:type_name -> holdfast.store.linear.v1.SyncPass
-	8,  // 15: holdfast.store.linear.v1.SyncState.complete_time:type_name -> google.protobuf.Timestamp
-	8,  // 16: holdfast.store.linear.v1.SyncState.not_before:type_name -> google.protobuf.Timestamp
-	8,  // 17: holdfast.store.linear.v1.SyncPass.since_time:type_name -> google.protobuf.Timestamp
-	8,  // 18: holdfast.store.linear.v1.SyncPass.start_time:type_name -> google.protobuf.Timestamp
-	8,  // 19: holdfast.store.linear.v1.SyncPass.newest_time:type_name -> google.protobuf.Timestamp
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	11, // 0: holdfast.store.linear.v1.IssueState.labels:type_name -> holdfast.store.linear.v1.IssueState.LabelsEntry
+	1,  // 1: holdfast.store.linear.v1.IssueState.state:type_name -> holdfast.store.linear.v1.WorkflowState
+	2,  // 2: holdfast.store.linear.v1.IssueState.team:type_name -> holdfast.store.linear.v1.Team
+	3,  // 3: holdfast.store.linear.v1.IssueState.assignee:type_name -> holdfast.store.linear.v1.Ref
+	3,  // 4: holdfast.store.linear.v1.IssueState.delegate:type_name -> holdfast.store.linear.v1.Ref
+	3,  // 5: holdfast.store.linear.v1.IssueState.creator:type_name -> holdfast.store.linear.v1.Ref
+	3,  // 6: holdfast.store.linear.v1.IssueState.project:type_name -> holdfast.store.linear.v1.Ref
+	3,  // 7: holdfast.store.linear.v1.IssueState.cycle:type_name -> holdfast.store.linear.v1.Ref
+	3,  // 8: holdfast.store.linear.v1.IssueState.parent:type_name -> holdfast.store.linear.v1.Ref
+	13, // 9: holdfast.store.linear.v1.IssueState.linear_create_time:type_name -> google.protobuf.Timestamp
+	13, // 10: holdfast.store.linear.v1.IssueState.linear_update_time:type_name -> google.protobuf.Timestamp
+	13, // 11: holdfast.store.linear.v1.IssueState.start_time:type_name -> google.protobuf.Timestamp
+	13, // 12: holdfast.store.linear.v1.IssueState.complete_time:type_name -> google.protobuf.Timestamp
+	13, // 13: holdfast.store.linear.v1.IssueState.cancel_time:type_name -> google.protobuf.Timestamp
+	13, // 14: holdfast.store.linear.v1.IssueState.archive_time:type_name -> google.protobuf.Timestamp
+	13, // 15: holdfast.store.linear.v1.IssueState.remove_time:type_name -> google.protobuf.Timestamp
+	4,  // 16: holdfast.store.linear.v1.IssueState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
+	14, // 17: holdfast.store.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
+	13, // 18: holdfast.store.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
+	12, // 19: holdfast.store.linear.v1.EndpointState.labels:type_name -> holdfast.store.linear.v1.EndpointState.LabelsEntry
+	7,  // 20: holdfast.store.linear.v1.EndpointState.secrets:type_name -> holdfast.store.linear.v1.SealedSecret
+	7,  // 21: holdfast.store.linear.v1.EndpointState.api_key:type_name -> holdfast.store.linear.v1.SealedSecret
+	15, // 22: holdfast.store.linear.v1.EndpointState.replay_window:type_name -> google.protobuf.Duration
+	13, // 23: holdfast.store.linear.v1.SealedSecret.create_time:type_name -> google.protobuf.Timestamp
+	13, // 24: holdfast.store.linear.v1.SyncState.high_water_time:type_name -> google.protobuf.Timestamp
+	10, // 25: holdfast.store.linear.v1.SyncState.pass:type_name -> holdfast.store.linear.v1.SyncPass
+	13, // 26: holdfast.store.linear.v1.SyncState.complete_time:type_name -> google.protobuf.Timestamp
+	13, // 27: holdfast.store.linear.v1.SyncState.not_before:type_name -> google.protobuf.Timestamp
+	13, // 28: holdfast.store.linear.v1.SyncPass.since_time:type_name -> google.protobuf.Timestamp
+	13, // 29: holdfast.store.linear.v1.SyncPass.start_time:type_name -> google.protobuf.Timestamp
+	13, // 30: holdfast.store.linear.v1.SyncPass.newest_time:type_name -> google.protobuf.Timestamp
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_linear_v1_state_proto_init() }
@@ -1047,7 +1209,7 @@ func file_holdfast_store_linear_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_linear_v1_state_proto_rawDesc), len(file_holdfast_store_linear_v1_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

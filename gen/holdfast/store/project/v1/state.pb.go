@@ -4,13 +4,12 @@
 // 	protoc        (unknown)
 // source: holdfast/store/project/v1/state.proto
 
-// What projects, tasks and preferences store. The names of these fields are the on-disk format for
-// ever: a field may be added, never renamed, retyped or reused.
+// What projects, tasks and preferences store. The names of these fields are the on-disk format for ever: a field may be
+// added, never renamed, retyped or reused.
 
 package projectv1
 
 import (
-	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	structpb "google.golang.org/protobuf/types/known/structpb"
@@ -27,19 +26,18 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// TaskStatus is the state of a task, whatever its provider calls it.
+// TaskStatus is the state of a task. Its names and numbers are those of holdfast.project.v1.TaskStatus.
 type TaskStatus int32
 
 const (
 	TaskStatus_TASK_STATUS_UNSPECIFIED TaskStatus = 0
-	// A word of the provider that is not known; the task may be running.
-	TaskStatus_TASK_STATUS_UNKNOWN   TaskStatus = 1
-	TaskStatus_TASK_STATUS_QUEUED    TaskStatus = 2
-	TaskStatus_TASK_STATUS_RUNNING   TaskStatus = 3
-	TaskStatus_TASK_STATUS_PAUSED    TaskStatus = 4
-	TaskStatus_TASK_STATUS_SUCCEEDED TaskStatus = 5
-	TaskStatus_TASK_STATUS_CANCELLED TaskStatus = 6
-	TaskStatus_TASK_STATUS_FAILED    TaskStatus = 7
+	TaskStatus_TASK_STATUS_UNKNOWN     TaskStatus = 1
+	TaskStatus_TASK_STATUS_QUEUED      TaskStatus = 2
+	TaskStatus_TASK_STATUS_RUNNING     TaskStatus = 3
+	TaskStatus_TASK_STATUS_PAUSED      TaskStatus = 4
+	TaskStatus_TASK_STATUS_SUCCEEDED   TaskStatus = 5
+	TaskStatus_TASK_STATUS_CANCELLED   TaskStatus = 6
+	TaskStatus_TASK_STATUS_FAILED      TaskStatus = 7
 )
 
 // Enum value maps for TaskStatus.
@@ -93,15 +91,14 @@ func (TaskStatus) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{0}
 }
 
-// NotificationLevel is what a user wants to be told.
+// NotificationLevel is what a user wants to be told. Its names and numbers are those of holdfast.project.v1.NotificationLevel.
 type NotificationLevel int32
 
 const (
 	NotificationLevel_NOTIFICATION_LEVEL_UNSPECIFIED NotificationLevel = 0
 	NotificationLevel_NOTIFICATION_LEVEL_NONE        NotificationLevel = 1
-	// Only what waits for the user: tasks that end or ask.
-	NotificationLevel_NOTIFICATION_LEVEL_IMPORTANT NotificationLevel = 2
-	NotificationLevel_NOTIFICATION_LEVEL_ALL       NotificationLevel = 3
+	NotificationLevel_NOTIFICATION_LEVEL_IMPORTANT   NotificationLevel = 2
+	NotificationLevel_NOTIFICATION_LEVEL_ALL         NotificationLevel = 3
 )
 
 // Enum value maps for NotificationLevel.
@@ -149,18 +146,15 @@ func (NotificationLevel) EnumDescriptor() ([]byte, []int) {
 
 // ProjectState is the document of one object of the kind "project".
 type ProjectState struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Title       string                 `protobuf:"bytes,1,opt,name=title,proto3" json:"title,omitempty"`
-	Description string                 `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
-	Repository  *Repository            `protobuf:"bytes,3,opt,name=repository,proto3" json:"repository,omitempty"`
-	Labels      map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Settings    *structpb.Struct       `protobuf:"bytes,5,opt,name=settings,proto3" json:"settings,omitempty"`
-	// Linear's ids of the teams whose issues belong to the project.
-	LinearTeamIds []string `protobuf:"bytes,6,rep,name=linear_team_ids,json=linearTeamIds,proto3" json:"linear_team_ids,omitempty"`
-	// Linear's ids of the Linear projects whose issues belong to the project.
-	LinearProjectIds []string `protobuf:"bytes,7,rep,name=linear_project_ids,json=linearProjectIds,proto3" json:"linear_project_ids,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Labels       map[string]string      `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Title        string                 `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
+	Description  string                 `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
+	Repository   *Repository            `protobuf:"bytes,4,opt,name=repository,proto3" json:"repository,omitempty"`
+	Settings     *structpb.Struct       `protobuf:"bytes,5,opt,name=settings,proto3" json:"settings,omitempty"`
+	IssueSources []*IssueSource         `protobuf:"bytes,6,rep,name=issue_sources,json=issueSources,proto3" json:"issue_sources,omitempty"`
 	// Set: the project is archived.
-	ArchiveTime   *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=archive_time,json=archiveTime,proto3" json:"archive_time,omitempty"`
+	ArchiveTime   *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=archive_time,json=archiveTime,proto3" json:"archive_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -195,6 +189,13 @@ func (*ProjectState) Descriptor() ([]byte, []int) {
 	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{0}
 }
 
+func (x *ProjectState) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 func (x *ProjectState) GetTitle() string {
 	if x != nil {
 		return x.Title
@@ -216,13 +217,6 @@ func (x *ProjectState) GetRepository() *Repository {
 	return nil
 }
 
-func (x *ProjectState) GetLabels() map[string]string {
-	if x != nil {
-		return x.Labels
-	}
-	return nil
-}
-
 func (x *ProjectState) GetSettings() *structpb.Struct {
 	if x != nil {
 		return x.Settings
@@ -230,16 +224,9 @@ func (x *ProjectState) GetSettings() *structpb.Struct {
 	return nil
 }
 
-func (x *ProjectState) GetLinearTeamIds() []string {
+func (x *ProjectState) GetIssueSources() []*IssueSource {
 	if x != nil {
-		return x.LinearTeamIds
-	}
-	return nil
-}
-
-func (x *ProjectState) GetLinearProjectIds() []string {
-	if x != nil {
-		return x.LinearProjectIds
+		return x.IssueSources
 	}
 	return nil
 }
@@ -253,15 +240,12 @@ func (x *ProjectState) GetArchiveTime() *timestamppb.Timestamp {
 
 // Repository is where a project's code is.
 type Repository struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Such as "github"; empty: unknown.
-	Provider string `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
-	// As the provider names it, such as "acme/api".
-	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Url           string `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`
-	DefaultBranch string `protobuf:"bytes,4,opt,name=default_branch,json=defaultBranch,proto3" json:"default_branch,omitempty"`
-	// The provider's own id, such as Codegen's repo_id.
-	ExternalId    string `protobuf:"bytes,5,opt,name=external_id,json=externalId,proto3" json:"external_id,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Provider      string                 `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Url           string                 `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`
+	DefaultBranch string                 `protobuf:"bytes,4,opt,name=default_branch,json=defaultBranch,proto3" json:"default_branch,omitempty"`
+	ExternalId    string                 `protobuf:"bytes,5,opt,name=external_id,json=externalId,proto3" json:"external_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -331,42 +315,97 @@ func (x *Repository) GetExternalId() string {
 	return ""
 }
 
-// TaskState is the document of one object of the kind "task": a run of a coding agent. Its transitions are entries.
-type TaskState struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Title     string                 `protobuf:"bytes,1,opt,name=title,proto3" json:"title,omitempty"`
-	ProjectId string                 `protobuf:"bytes,2,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	// Who runs it, such as "codegen".
-	Provider string `protobuf:"bytes,3,opt,name=provider,proto3" json:"provider,omitempty"`
-	// The provider's id of the run.
-	RunId  string     `protobuf:"bytes,4,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
-	Status TaskStatus `protobuf:"varint,5,opt,name=status,proto3,enum=holdfast.store.project.v1.TaskStatus" json:"status,omitempty"`
-	// The status as the provider said it.
-	RawStatus string `protobuf:"bytes,6,opt,name=raw_status,json=rawStatus,proto3" json:"raw_status,omitempty"`
-	// Why a failed task failed, such as "timeout".
-	StatusReason string         `protobuf:"bytes,7,opt,name=status_reason,json=statusReason,proto3" json:"status_reason,omitempty"`
-	PullRequests []*PullRequest `protobuf:"bytes,8,rep,name=pull_requests,json=pullRequests,proto3" json:"pull_requests,omitempty"`
-	// Linear's id of the issue that the task works on.
-	LinearIssueId string `protobuf:"bytes,9,opt,name=linear_issue_id,json=linearIssueId,proto3" json:"linear_issue_id,omitempty"`
-	// The message that asked for the task.
-	RequestedBy *MessageLink     `protobuf:"bytes,10,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
-	WebUrl      string           `protobuf:"bytes,11,opt,name=web_url,json=webUrl,proto3" json:"web_url,omitempty"`
-	Result      string           `protobuf:"bytes,12,opt,name=result,proto3" json:"result,omitempty"`
-	Summary     string           `protobuf:"bytes,13,opt,name=summary,proto3" json:"summary,omitempty"`
-	Metadata    *structpb.Struct `protobuf:"bytes,14,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// The number of transitions recorded.
-	TransitionCount int64 `protobuf:"varint,15,opt,name=transition_count,json=transitionCount,proto3" json:"transition_count,omitempty"`
-	// When the status was observed; a transition that was observed before it changes nothing.
-	StatusTime *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=status_time,json=statusTime,proto3" json:"status_time,omitempty"`
-	// How often the task was resumed after it had ended.
-	ResumeCount   int64 `protobuf:"varint,17,opt,name=resume_count,json=resumeCount,proto3" json:"resume_count,omitempty"`
+// IssueSource names issues that belong to a project.
+type IssueSource struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Provider      string                 `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	Id            string                 `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
+func (x *IssueSource) Reset() {
+	*x = IssueSource{}
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueSource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueSource) ProtoMessage() {}
+
+func (x *IssueSource) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueSource.ProtoReflect.Descriptor instead.
+func (*IssueSource) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *IssueSource) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *IssueSource) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *IssueSource) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// TaskState is the document of one object of the kind "task": a run of a coding agent. Its transitions are entries.
+type TaskState struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Labels       map[string]string      `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Title        string                 `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
+	ProjectId    string                 `protobuf:"bytes,3,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	Provider     string                 `protobuf:"bytes,4,opt,name=provider,proto3" json:"provider,omitempty"`
+	RunId        string                 `protobuf:"bytes,5,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	Status       TaskStatus             `protobuf:"varint,6,opt,name=status,proto3,enum=holdfast.store.project.v1.TaskStatus" json:"status,omitempty"`
+	RawStatus    string                 `protobuf:"bytes,7,opt,name=raw_status,json=rawStatus,proto3" json:"raw_status,omitempty"`
+	StatusReason string                 `protobuf:"bytes,8,opt,name=status_reason,json=statusReason,proto3" json:"status_reason,omitempty"`
+	// When the status was observed; a transition that was observed before it changes nothing.
+	StatusTime   *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=status_time,json=statusTime,proto3" json:"status_time,omitempty"`
+	PullRequests []*PullRequest         `protobuf:"bytes,10,rep,name=pull_requests,json=pullRequests,proto3" json:"pull_requests,omitempty"`
+	Issue        *IssueRef              `protobuf:"bytes,11,opt,name=issue,proto3" json:"issue,omitempty"`
+	RequestedBy  *MessageRef            `protobuf:"bytes,12,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
+	WebUrl       string                 `protobuf:"bytes,13,opt,name=web_url,json=webUrl,proto3" json:"web_url,omitempty"`
+	Summary      string                 `protobuf:"bytes,14,opt,name=summary,proto3" json:"summary,omitempty"`
+	Result       *structpb.Value        `protobuf:"bytes,15,opt,name=result,proto3" json:"result,omitempty"`
+	Metadata     *structpb.Struct       `protobuf:"bytes,16,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// The number of transitions recorded.
+	TransitionCount int32 `protobuf:"varint,17,opt,name=transition_count,json=transitionCount,proto3" json:"transition_count,omitempty"`
+	ResumeCount     int32 `protobuf:"varint,18,opt,name=resume_count,json=resumeCount,proto3" json:"resume_count,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
 func (x *TaskState) Reset() {
 	*x = TaskState{}
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -378,7 +417,7 @@ func (x *TaskState) String() string {
 func (*TaskState) ProtoMessage() {}
 
 func (x *TaskState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -391,7 +430,14 @@ func (x *TaskState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskState.ProtoReflect.Descriptor instead.
 func (*TaskState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *TaskState) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 func (x *TaskState) GetTitle() string {
@@ -443,6 +489,13 @@ func (x *TaskState) GetStatusReason() string {
 	return ""
 }
 
+func (x *TaskState) GetStatusTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StatusTime
+	}
+	return nil
+}
+
 func (x *TaskState) GetPullRequests() []*PullRequest {
 	if x != nil {
 		return x.PullRequests
@@ -450,14 +503,14 @@ func (x *TaskState) GetPullRequests() []*PullRequest {
 	return nil
 }
 
-func (x *TaskState) GetLinearIssueId() string {
+func (x *TaskState) GetIssue() *IssueRef {
 	if x != nil {
-		return x.LinearIssueId
+		return x.Issue
 	}
-	return ""
+	return nil
 }
 
-func (x *TaskState) GetRequestedBy() *MessageLink {
+func (x *TaskState) GetRequestedBy() *MessageRef {
 	if x != nil {
 		return x.RequestedBy
 	}
@@ -471,18 +524,18 @@ func (x *TaskState) GetWebUrl() string {
 	return ""
 }
 
-func (x *TaskState) GetResult() string {
-	if x != nil {
-		return x.Result
-	}
-	return ""
-}
-
 func (x *TaskState) GetSummary() string {
 	if x != nil {
 		return x.Summary
 	}
 	return ""
+}
+
+func (x *TaskState) GetResult() *structpb.Value {
+	if x != nil {
+		return x.Result
+	}
+	return nil
 }
 
 func (x *TaskState) GetMetadata() *structpb.Struct {
@@ -492,21 +545,14 @@ func (x *TaskState) GetMetadata() *structpb.Struct {
 	return nil
 }
 
-func (x *TaskState) GetTransitionCount() int64 {
+func (x *TaskState) GetTransitionCount() int32 {
 	if x != nil {
 		return x.TransitionCount
 	}
 	return 0
 }
 
-func (x *TaskState) GetStatusTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.StatusTime
-	}
-	return nil
-}
-
-func (x *TaskState) GetResumeCount() int64 {
+func (x *TaskState) GetResumeCount() int32 {
 	if x != nil {
 		return x.ResumeCount
 	}
@@ -515,8 +561,7 @@ func (x *TaskState) GetResumeCount() int64 {
 
 // PullRequest is one that a task made.
 type PullRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The provider's id.
+	state         protoimpl.MessageState `protogen:"open.v1"`
 	PullRequestId string                 `protobuf:"bytes,1,opt,name=pull_request_id,json=pullRequestId,proto3" json:"pull_request_id,omitempty"`
 	Title         string                 `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
 	Url           string                 `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`
@@ -528,7 +573,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -540,7 +585,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -553,7 +598,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PullRequest) GetPullRequestId() string {
@@ -591,30 +636,31 @@ func (x *PullRequest) GetCreateTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// MessageLink points at a message of a conversation.
-type MessageLink struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	Seq            int64                  `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+// IssueRef names an issue of a tracker.
+type IssueRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Provider      string                 `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Identifier    string                 `protobuf:"bytes,3,opt,name=identifier,proto3" json:"identifier,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
-func (x *MessageLink) Reset() {
-	*x = MessageLink{}
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[4]
+func (x *IssueRef) Reset() {
+	*x = IssueRef{}
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *MessageLink) String() string {
+func (x *IssueRef) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*MessageLink) ProtoMessage() {}
+func (*IssueRef) ProtoMessage() {}
 
-func (x *MessageLink) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[4]
+func (x *IssueRef) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,19 +671,79 @@ func (x *MessageLink) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use MessageLink.ProtoReflect.Descriptor instead.
-func (*MessageLink) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{4}
+// Deprecated: Use IssueRef.ProtoReflect.Descriptor instead.
+func (*IssueRef) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *MessageLink) GetConversationId() string {
+func (x *IssueRef) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *IssueRef) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *IssueRef) GetIdentifier() string {
+	if x != nil {
+		return x.Identifier
+	}
+	return ""
+}
+
+// MessageRef names a message of a conversation.
+type MessageRef struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	Seq            int32                  `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *MessageRef) Reset() {
+	*x = MessageRef{}
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MessageRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MessageRef) ProtoMessage() {}
+
+func (x *MessageRef) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MessageRef.ProtoReflect.Descriptor instead.
+func (*MessageRef) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *MessageRef) GetConversationId() string {
 	if x != nil {
 		return x.ConversationId
 	}
 	return ""
 }
 
-func (x *MessageLink) GetSeq() int64 {
+func (x *MessageRef) GetSeq() int32 {
 	if x != nil {
 		return x.Seq
 	}
@@ -646,29 +752,24 @@ func (x *MessageLink) GetSeq() int64 {
 
 // TaskTransition is one change of a task's status: an entry of the collection "transitions", its key the seq.
 type TaskTransition struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 for the first transition of the task, +1 for each.
-	Seq int64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
-	// Unset for the first.
-	FromStatus TaskStatus `protobuf:"varint,2,opt,name=from_status,json=fromStatus,proto3,enum=holdfast.store.project.v1.TaskStatus" json:"from_status,omitempty"`
-	ToStatus   TaskStatus `protobuf:"varint,3,opt,name=to_status,json=toStatus,proto3,enum=holdfast.store.project.v1.TaskStatus" json:"to_status,omitempty"`
-	RawStatus  string     `protobuf:"bytes,4,opt,name=raw_status,json=rawStatus,proto3" json:"raw_status,omitempty"`
-	Reason     string     `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Who said so, such as "poll" or "user".
-	Source string `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
-	// When it was observed.
-	ObserveTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=observe_time,json=observeTime,proto3" json:"observe_time,omitempty"`
-	// When it was recorded, by the database's clock.
-	RecordTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=record_time,json=recordTime,proto3" json:"record_time,omitempty"`
-	// Set where the transition resumes a task that had ended.
-	Resume        *TaskResume `protobuf:"bytes,9,opt,name=resume,proto3" json:"resume,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Seq               int32                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	FromStatus        TaskStatus             `protobuf:"varint,2,opt,name=from_status,json=fromStatus,proto3,enum=holdfast.store.project.v1.TaskStatus" json:"from_status,omitempty"`
+	ToStatus          TaskStatus             `protobuf:"varint,3,opt,name=to_status,json=toStatus,proto3,enum=holdfast.store.project.v1.TaskStatus" json:"to_status,omitempty"`
+	RawStatus         string                 `protobuf:"bytes,4,opt,name=raw_status,json=rawStatus,proto3" json:"raw_status,omitempty"`
+	Reason            string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Source            string                 `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	ObserveTime       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=observe_time,json=observeTime,proto3" json:"observe_time,omitempty"`
+	RecordTime        *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=record_time,json=recordTime,proto3" json:"record_time,omitempty"`
+	ResumeReason      string                 `protobuf:"bytes,9,opt,name=resume_reason,json=resumeReason,proto3" json:"resume_reason,omitempty"`
+	ResumeRequestedBy *MessageRef            `protobuf:"bytes,10,opt,name=resume_requested_by,json=resumeRequestedBy,proto3" json:"resume_requested_by,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *TaskTransition) Reset() {
 	*x = TaskTransition{}
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -680,7 +781,7 @@ func (x *TaskTransition) String() string {
 func (*TaskTransition) ProtoMessage() {}
 
 func (x *TaskTransition) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -693,10 +794,10 @@ func (x *TaskTransition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskTransition.ProtoReflect.Descriptor instead.
 func (*TaskTransition) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *TaskTransition) GetSeq() int64 {
+func (x *TaskTransition) GetSeq() int32 {
 	if x != nil {
 		return x.Seq
 	}
@@ -752,80 +853,38 @@ func (x *TaskTransition) GetRecordTime() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *TaskTransition) GetResume() *TaskResume {
+func (x *TaskTransition) GetResumeReason() string {
 	if x != nil {
-		return x.Resume
-	}
-	return nil
-}
-
-// TaskResume says why a task that had ended goes on.
-type TaskResume struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Prompt string                 `protobuf:"bytes,1,opt,name=prompt,proto3" json:"prompt,omitempty"`
-	// The message that asked for it.
-	RequestedBy   *MessageLink `protobuf:"bytes,2,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *TaskResume) Reset() {
-	*x = TaskResume{}
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[6]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *TaskResume) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*TaskResume) ProtoMessage() {}
-
-func (x *TaskResume) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[6]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use TaskResume.ProtoReflect.Descriptor instead.
-func (*TaskResume) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *TaskResume) GetPrompt() string {
-	if x != nil {
-		return x.Prompt
+		return x.ResumeReason
 	}
 	return ""
 }
 
-func (x *TaskResume) GetRequestedBy() *MessageLink {
+func (x *TaskTransition) GetResumeRequestedBy() *MessageRef {
 	if x != nil {
-		return x.RequestedBy
+		return x.ResumeRequestedBy
 	}
 	return nil
 }
 
-// PreferencesState is the document of one object of the kind "preferences": a user's, or the tenant's defaults.
+// PreferencesState is the document of one object of the kind "preferences": a user's, or the tenant's defaults. A field that
+// is not set falls back to the tenant's default.
 type PreferencesState struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	Preferences       *Preferences           `protobuf:"bytes,1,opt,name=preferences,proto3" json:"preferences,omitempty"`
-	ActiveProjectId   string                 `protobuf:"bytes,2,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
-	ActiveProjectTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=active_project_time,json=activeProjectTime,proto3" json:"active_project_time,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Voice            *string                `protobuf:"bytes,1,opt,name=voice,proto3,oneof" json:"voice,omitempty"`
+	Language         *string                `protobuf:"bytes,2,opt,name=language,proto3,oneof" json:"language,omitempty"`
+	Model            *string                `protobuf:"bytes,3,opt,name=model,proto3,oneof" json:"model,omitempty"`
+	Notifications    NotificationLevel      `protobuf:"varint,4,opt,name=notifications,proto3,enum=holdfast.store.project.v1.NotificationLevel" json:"notifications,omitempty"`
+	DefaultProjectId *string                `protobuf:"bytes,5,opt,name=default_project_id,json=defaultProjectId,proto3,oneof" json:"default_project_id,omitempty"`
+	Extra            *structpb.Struct       `protobuf:"bytes,6,opt,name=extra,proto3" json:"extra,omitempty"`
+	ActiveProjectId  *string                `protobuf:"bytes,7,opt,name=active_project_id,json=activeProjectId,proto3,oneof" json:"active_project_id,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *PreferencesState) Reset() {
 	*x = PreferencesState{}
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +896,7 @@ func (x *PreferencesState) String() string {
 func (*PreferencesState) ProtoMessage() {}
 
 func (x *PreferencesState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,182 +909,134 @@ func (x *PreferencesState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreferencesState.ProtoReflect.Descriptor instead.
 func (*PreferencesState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{7}
-}
-
-func (x *PreferencesState) GetPreferences() *Preferences {
-	if x != nil {
-		return x.Preferences
-	}
-	return nil
-}
-
-func (x *PreferencesState) GetActiveProjectId() string {
-	if x != nil {
-		return x.ActiveProjectId
-	}
-	return ""
-}
-
-func (x *PreferencesState) GetActiveProjectTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ActiveProjectTime
-	}
-	return nil
-}
-
-// Preferences are what a user likes. A field that is not set falls back to the tenant's default.
-type Preferences struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The name of the assistant's voice.
-	Voice *string `protobuf:"bytes,1,opt,name=voice,proto3,oneof" json:"voice,omitempty"`
-	// A BCP 47 tag, such as "en-GB".
-	Language *string `protobuf:"bytes,2,opt,name=language,proto3,oneof" json:"language,omitempty"`
-	// The model that answers.
-	Model         *string           `protobuf:"bytes,3,opt,name=model,proto3,oneof" json:"model,omitempty"`
-	Notifications NotificationLevel `protobuf:"varint,4,opt,name=notifications,proto3,enum=holdfast.store.project.v1.NotificationLevel" json:"notifications,omitempty"`
-	// The project of a user who has chosen no active one.
-	DefaultProjectId *string `protobuf:"bytes,5,opt,name=default_project_id,json=defaultProjectId,proto3,oneof" json:"default_project_id,omitempty"`
-	// Anything else. The tenant's defaults and the user's own are merged key by key.
-	Extra         map[string]string `protobuf:"bytes,6,rep,name=extra,proto3" json:"extra,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Preferences) Reset() {
-	*x = Preferences{}
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[8]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Preferences) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Preferences) ProtoMessage() {}
-
-func (x *Preferences) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[8]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Preferences.ProtoReflect.Descriptor instead.
-func (*Preferences) Descriptor() ([]byte, []int) {
 	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
-func (x *Preferences) GetVoice() string {
+func (x *PreferencesState) GetVoice() string {
 	if x != nil && x.Voice != nil {
 		return *x.Voice
 	}
 	return ""
 }
 
-func (x *Preferences) GetLanguage() string {
+func (x *PreferencesState) GetLanguage() string {
 	if x != nil && x.Language != nil {
 		return *x.Language
 	}
 	return ""
 }
 
-func (x *Preferences) GetModel() string {
+func (x *PreferencesState) GetModel() string {
 	if x != nil && x.Model != nil {
 		return *x.Model
 	}
 	return ""
 }
 
-func (x *Preferences) GetNotifications() NotificationLevel {
+func (x *PreferencesState) GetNotifications() NotificationLevel {
 	if x != nil {
 		return x.Notifications
 	}
 	return NotificationLevel_NOTIFICATION_LEVEL_UNSPECIFIED
 }
 
-func (x *Preferences) GetDefaultProjectId() string {
+func (x *PreferencesState) GetDefaultProjectId() string {
 	if x != nil && x.DefaultProjectId != nil {
 		return *x.DefaultProjectId
 	}
 	return ""
 }
 
-func (x *Preferences) GetExtra() map[string]string {
+func (x *PreferencesState) GetExtra() *structpb.Struct {
 	if x != nil {
 		return x.Extra
 	}
 	return nil
 }
 
+func (x *PreferencesState) GetActiveProjectId() string {
+	if x != nil && x.ActiveProjectId != nil {
+		return *x.ActiveProjectId
+	}
+	return ""
+}
+
 var File_holdfast_store_project_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_store_project_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"%holdfast/store/project/v1/state.proto\x12\x19holdfast.store.project.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x03\n" +
-	"\fProjectState\x12\x14\n" +
-	"\x05title\x18\x01 \x01(\tR\x05title\x12 \n" +
-	"\vdescription\x18\x02 \x01(\tR\vdescription\x12E\n" +
+	"%holdfast/store/project/v1/state.proto\x12\x19holdfast.store.project.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x03\n" +
+	"\fProjectState\x12K\n" +
+	"\x06labels\x18\x01 \x03(\v23.holdfast.store.project.v1.ProjectState.LabelsEntryR\x06labels\x12\x14\n" +
+	"\x05title\x18\x02 \x01(\tR\x05title\x12 \n" +
+	"\vdescription\x18\x03 \x01(\tR\vdescription\x12E\n" +
 	"\n" +
-	"repository\x18\x03 \x01(\v2%.holdfast.store.project.v1.RepositoryR\n" +
-	"repository\x12K\n" +
-	"\x06labels\x18\x04 \x03(\v23.holdfast.store.project.v1.ProjectState.LabelsEntryR\x06labels\x123\n" +
-	"\bsettings\x18\x05 \x01(\v2\x17.google.protobuf.StructR\bsettings\x12&\n" +
-	"\x0flinear_team_ids\x18\x06 \x03(\tR\rlinearTeamIds\x12,\n" +
-	"\x12linear_project_ids\x18\a \x03(\tR\x10linearProjectIds\x12=\n" +
-	"\farchive_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\varchiveTime\x1a9\n" +
+	"repository\x18\x04 \x01(\v2%.holdfast.store.project.v1.RepositoryR\n" +
+	"repository\x123\n" +
+	"\bsettings\x18\x05 \x01(\v2\x17.google.protobuf.StructR\bsettings\x12K\n" +
+	"\rissue_sources\x18\x06 \x03(\v2&.holdfast.store.project.v1.IssueSourceR\fissueSources\x12=\n" +
+	"\farchive_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\varchiveTime\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc7\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x96\x01\n" +
 	"\n" +
-	"Repository\x12#\n" +
-	"\bprovider\x18\x01 \x01(\tB\a\xbaH\x04r\x02(@R\bprovider\x12\x1c\n" +
-	"\x04name\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\x04name\x12\x1a\n" +
-	"\x03url\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x10R\x03url\x12/\n" +
-	"\x0edefault_branch\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\rdefaultBranch\x12)\n" +
-	"\vexternal_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\n" +
-	"externalId\"\xc1\x05\n" +
-	"\tTaskState\x12\x14\n" +
-	"\x05title\x18\x01 \x01(\tR\x05title\x12\x1d\n" +
+	"Repository\x12\x1a\n" +
+	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03url\x18\x03 \x01(\tR\x03url\x12%\n" +
+	"\x0edefault_branch\x18\x04 \x01(\tR\rdefaultBranch\x12\x1f\n" +
+	"\vexternal_id\x18\x05 \x01(\tR\n" +
+	"externalId\"M\n" +
+	"\vIssueSource\x12\x1a\n" +
+	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x0e\n" +
+	"\x02id\x18\x03 \x01(\tR\x02id\"\xf0\x06\n" +
+	"\tTaskState\x12H\n" +
+	"\x06labels\x18\x01 \x03(\v20.holdfast.store.project.v1.TaskState.LabelsEntryR\x06labels\x12\x14\n" +
+	"\x05title\x18\x02 \x01(\tR\x05title\x12\x1d\n" +
 	"\n" +
-	"project_id\x18\x02 \x01(\tR\tprojectId\x12\x1a\n" +
-	"\bprovider\x18\x03 \x01(\tR\bprovider\x12\x15\n" +
-	"\x06run_id\x18\x04 \x01(\tR\x05runId\x12=\n" +
-	"\x06status\x18\x05 \x01(\x0e2%.holdfast.store.project.v1.TaskStatusR\x06status\x12\x1d\n" +
+	"project_id\x18\x03 \x01(\tR\tprojectId\x12\x1a\n" +
+	"\bprovider\x18\x04 \x01(\tR\bprovider\x12\x15\n" +
+	"\x06run_id\x18\x05 \x01(\tR\x05runId\x12=\n" +
+	"\x06status\x18\x06 \x01(\x0e2%.holdfast.store.project.v1.TaskStatusR\x06status\x12\x1d\n" +
 	"\n" +
-	"raw_status\x18\x06 \x01(\tR\trawStatus\x12#\n" +
-	"\rstatus_reason\x18\a \x01(\tR\fstatusReason\x12K\n" +
-	"\rpull_requests\x18\b \x03(\v2&.holdfast.store.project.v1.PullRequestR\fpullRequests\x12&\n" +
-	"\x0flinear_issue_id\x18\t \x01(\tR\rlinearIssueId\x12I\n" +
-	"\frequested_by\x18\n" +
-	" \x01(\v2&.holdfast.store.project.v1.MessageLinkR\vrequestedBy\x12\x17\n" +
-	"\aweb_url\x18\v \x01(\tR\x06webUrl\x12\x16\n" +
-	"\x06result\x18\f \x01(\tR\x06result\x12\x18\n" +
-	"\asummary\x18\r \x01(\tR\asummary\x123\n" +
-	"\bmetadata\x18\x0e \x01(\v2\x17.google.protobuf.StructR\bmetadata\x12)\n" +
-	"\x10transition_count\x18\x0f \x01(\x03R\x0ftransitionCount\x12;\n" +
-	"\vstatus_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"statusTime\x12!\n" +
-	"\fresume_count\x18\x11 \x01(\x03R\vresumeCount\"\xe3\x01\n" +
-	"\vPullRequest\x120\n" +
-	"\x0fpull_request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\rpullRequestId\x12\x1e\n" +
-	"\x05title\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12\x1a\n" +
-	"\x03url\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x10R\x03url\x12)\n" +
-	"\vhead_branch\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\n" +
+	"raw_status\x18\a \x01(\tR\trawStatus\x12#\n" +
+	"\rstatus_reason\x18\b \x01(\tR\fstatusReason\x12;\n" +
+	"\vstatus_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"statusTime\x12K\n" +
+	"\rpull_requests\x18\n" +
+	" \x03(\v2&.holdfast.store.project.v1.PullRequestR\fpullRequests\x129\n" +
+	"\x05issue\x18\v \x01(\v2#.holdfast.store.project.v1.IssueRefR\x05issue\x12H\n" +
+	"\frequested_by\x18\f \x01(\v2%.holdfast.store.project.v1.MessageRefR\vrequestedBy\x12\x17\n" +
+	"\aweb_url\x18\r \x01(\tR\x06webUrl\x12\x18\n" +
+	"\asummary\x18\x0e \x01(\tR\asummary\x12.\n" +
+	"\x06result\x18\x0f \x01(\v2\x16.google.protobuf.ValueR\x06result\x123\n" +
+	"\bmetadata\x18\x10 \x01(\v2\x17.google.protobuf.StructR\bmetadata\x12)\n" +
+	"\x10transition_count\x18\x11 \x01(\x05R\x0ftransitionCount\x12!\n" +
+	"\fresume_count\x18\x12 \x01(\x05R\vresumeCount\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbb\x01\n" +
+	"\vPullRequest\x12&\n" +
+	"\x0fpull_request_id\x18\x01 \x01(\tR\rpullRequestId\x12\x14\n" +
+	"\x05title\x18\x02 \x01(\tR\x05title\x12\x10\n" +
+	"\x03url\x18\x03 \x01(\tR\x03url\x12\x1f\n" +
+	"\vhead_branch\x18\x04 \x01(\tR\n" +
 	"headBranch\x12;\n" +
 	"\vcreate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"o\n" +
-	"\vMessageLink\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x0econversationId\x12\x19\n" +
-	"\x03seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x03seq\"\xb8\x03\n" +
+	"createTime\"V\n" +
+	"\bIssueRef\x12\x1a\n" +
+	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"identifier\x18\x03 \x01(\tR\n" +
+	"identifier\"G\n" +
+	"\n" +
+	"MessageRef\x12'\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tR\x0econversationId\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x05R\x03seq\"\xf5\x03\n" +
 	"\x0eTaskTransition\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12F\n" +
+	"\x03seq\x18\x01 \x01(\x05R\x03seq\x12F\n" +
 	"\vfrom_status\x18\x02 \x01(\x0e2%.holdfast.store.project.v1.TaskStatusR\n" +
 	"fromStatus\x12B\n" +
 	"\tto_status\x18\x03 \x01(\x0e2%.holdfast.store.project.v1.TaskStatusR\btoStatus\x12\x1d\n" +
@@ -1035,31 +1046,23 @@ const file_holdfast_store_project_v1_state_proto_rawDesc = "" +
 	"\x06source\x18\x06 \x01(\tR\x06source\x12=\n" +
 	"\fobserve_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\vobserveTime\x12;\n" +
 	"\vrecord_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"recordTime\x12=\n" +
-	"\x06resume\x18\t \x01(\v2%.holdfast.store.project.v1.TaskResumeR\x06resume\"z\n" +
-	"\n" +
-	"TaskResume\x12!\n" +
-	"\x06prompt\x18\x01 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\x06prompt\x12I\n" +
-	"\frequested_by\x18\x02 \x01(\v2&.holdfast.store.project.v1.MessageLinkR\vrequestedBy\"\xd4\x01\n" +
-	"\x10PreferencesState\x12H\n" +
-	"\vpreferences\x18\x01 \x01(\v2&.holdfast.store.project.v1.PreferencesR\vpreferences\x12*\n" +
-	"\x11active_project_id\x18\x02 \x01(\tR\x0factiveProjectId\x12J\n" +
-	"\x13active_project_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x11activeProjectTime\"\xae\x04\n" +
-	"\vPreferences\x12#\n" +
-	"\x05voice\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01H\x00R\x05voice\x88\x01\x01\x12<\n" +
-	"\blanguage\x18\x02 \x01(\tB\x1b\xbaH\x18r\x162\x14^[A-Za-z0-9-]{0,35}$H\x01R\blanguage\x88\x01\x01\x12#\n" +
-	"\x05model\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01H\x02R\x05model\x88\x01\x01\x12\\\n" +
-	"\rnotifications\x18\x04 \x01(\x0e2,.holdfast.store.project.v1.NotificationLevelB\b\xbaH\x05\x82\x01\x02\x10\x01R\rnotifications\x12O\n" +
-	"\x12default_project_id\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$H\x03R\x10defaultProjectId\x88\x01\x01\x12v\n" +
-	"\x05extra\x18\x06 \x03(\v21.holdfast.store.project.v1.Preferences.ExtraEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\bR\x05extra\x1a8\n" +
-	"\n" +
-	"ExtraEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
+	"recordTime\x12#\n" +
+	"\rresume_reason\x18\t \x01(\tR\fresumeReason\x12U\n" +
+	"\x13resume_requested_by\x18\n" +
+	" \x01(\v2%.holdfast.store.project.v1.MessageRefR\x11resumeRequestedBy\"\x9e\x03\n" +
+	"\x10PreferencesState\x12\x19\n" +
+	"\x05voice\x18\x01 \x01(\tH\x00R\x05voice\x88\x01\x01\x12\x1f\n" +
+	"\blanguage\x18\x02 \x01(\tH\x01R\blanguage\x88\x01\x01\x12\x19\n" +
+	"\x05model\x18\x03 \x01(\tH\x02R\x05model\x88\x01\x01\x12R\n" +
+	"\rnotifications\x18\x04 \x01(\x0e2,.holdfast.store.project.v1.NotificationLevelR\rnotifications\x121\n" +
+	"\x12default_project_id\x18\x05 \x01(\tH\x03R\x10defaultProjectId\x88\x01\x01\x12-\n" +
+	"\x05extra\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x05extra\x12/\n" +
+	"\x11active_project_id\x18\a \x01(\tH\x04R\x0factiveProjectId\x88\x01\x01B\b\n" +
 	"\x06_voiceB\v\n" +
 	"\t_languageB\b\n" +
 	"\x06_modelB\x15\n" +
-	"\x13_default_project_id*\xd9\x01\n" +
+	"\x13_default_project_idB\x14\n" +
+	"\x12_active_project_id*\xd9\x01\n" +
 	"\n" +
 	"TaskStatus\x12\x1b\n" +
 	"\x17TASK_STATUS_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -1097,44 +1100,46 @@ var file_holdfast_store_project_v1_state_proto_goTypes = []any{
 	(NotificationLevel)(0),        // 1: holdfast.store.project.v1.NotificationLevel
 	(*ProjectState)(nil),          // 2: holdfast.store.project.v1.ProjectState
 	(*Repository)(nil),            // 3: holdfast.store.project.v1.Repository
-	(*TaskState)(nil),             // 4: holdfast.store.project.v1.TaskState
-	(*PullRequest)(nil),           // 5: holdfast.store.project.v1.PullRequest
-	(*MessageLink)(nil),           // 6: holdfast.store.project.v1.MessageLink
-	(*TaskTransition)(nil),        // 7: holdfast.store.project.v1.TaskTransition
-	(*TaskResume)(nil),            // 8: holdfast.store.project.v1.TaskResume
-	(*PreferencesState)(nil),      // 9: holdfast.store.project.v1.PreferencesState
-	(*Preferences)(nil),           // 10: holdfast.store.project.v1.Preferences
+	(*IssueSource)(nil),           // 4: holdfast.store.project.v1.IssueSource
+	(*TaskState)(nil),             // 5: holdfast.store.project.v1.TaskState
+	(*PullRequest)(nil),           // 6: holdfast.store.project.v1.PullRequest
+	(*IssueRef)(nil),              // 7: holdfast.store.project.v1.IssueRef
+	(*MessageRef)(nil),            // 8: holdfast.store.project.v1.MessageRef
+	(*TaskTransition)(nil),        // 9: holdfast.store.project.v1.TaskTransition
+	(*PreferencesState)(nil),      // 10: holdfast.store.project.v1.PreferencesState
 	nil,                           // 11: holdfast.store.project.v1.ProjectState.LabelsEntry
-	nil,                           // 12: holdfast.store.project.v1.Preferences.ExtraEntry
+	nil,                           // 12: holdfast.store.project.v1.TaskState.LabelsEntry
 	(*structpb.Struct)(nil),       // 13: google.protobuf.Struct
 	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*structpb.Value)(nil),        // 15: google.protobuf.Value
 }
 var file_holdfast_store_project_v1_state_proto_depIdxs = []int32{
-	3,  // 0: holdfast.store.project.v1.ProjectState.repository:type_name -> holdfast.store.project.v1.Repository
-	11, // 1: holdfast.store.project.v1.ProjectState.labels:type_name -> holdfast.store.project.v1.ProjectState.LabelsEntry
+	11, // 0: holdfast.store.project.v1.ProjectState.labels:type_name -> holdfast.store.project.v1.ProjectState.LabelsEntry
+	3,  // 1: holdfast.store.project.v1.ProjectState.repository:type_name -> holdfast.store.project.v1.Repository
 	13, // 2: holdfast.store.project.v1.ProjectState.settings:type_name -> google.protobuf.Struct
-	14, // 3: holdfast.store.project.v1.ProjectState.archive_time:type_name -> google.protobuf.Timestamp
-	0,  // 4: holdfast.store.project.v1.TaskState.status:type_name -> holdfast.store.project.v1.TaskStatus
-	5,  // 5: holdfast.store.project.v1.TaskState.pull_requests:type_name -> holdfast.store.project.v1.PullRequest
-	6,  // 6: holdfast.store.project.v1.TaskState.requested_by:type_name -> holdfast.store.project.v1.MessageLink
-	13, // 7: holdfast.store.project.v1.TaskState.metadata:type_name -> google.protobuf.Struct
-	14, // 8: holdfast.store.project.v1.TaskState.status_time:type_name -> google.protobuf.Timestamp
-	14, // 9: holdfast.store.project.v1.PullRequest.create_time:type_name -> google.protobuf.Timestamp
-	0,  // 10: holdfast.store.project.v1.TaskTransition.from_status:type_name -> holdfast.store.project.v1.TaskStatus
-	0,  // 11: holdfast.store.project.v1.TaskTransition.to_status:type_name -> holdfast.store.project.v1.TaskStatus
-	14, // 12: holdfast.store.project.v1.TaskTransition.observe_time:type_name -> google.protobuf.Timestamp
-	14, // 13: holdfast.store.project.v1.TaskTransition.record_time:type_name -> google.protobuf.Timestamp
-	8,  // 14: holdfast.store.project.v1.TaskTransition.resume:type_name -> holdfast.store.project.v1.TaskResume
-	6,  // 15: holdfast.store.project.v1.TaskResume.requested_by:type_name -> holdfast.store.project.v1.MessageLink
-	10, // 16: holdfast.store.project.v1.PreferencesState.preferences:type_name -> holdfast.store.project.v1.Preferences
-	14, // 17: holdfast.store.project.v1.PreferencesState.active_project_time:type_name -> google.protobuf.Timestamp
-	1,  // 18: holdfast.store.project.v1.Preferences.notifications:type_name -> holdfast.store.project.v1.NotificationLevel
-	12, // 19: holdfast.store.project.v1.Preferences.extra:type_name -> holdfast.store.project.v1.Preferences.ExtraEntry
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	4,  // 3: holdfast.store.project.v1.ProjectState.issue_sources:type_name -> holdfast.store.project.v1.IssueSource
+	14, // 4: holdfast.store.project.v1.ProjectState.archive_time:type_name -> google.protobuf.Timestamp
+	12, // 5: holdfast.store.project.v1.TaskState.labels:type_name -> holdfast.store.project.v1.TaskState.LabelsEntry
+	0,  // 6: holdfast.store.project.v1.TaskState.status:type_name -> holdfast.store.project.v1.TaskStatus
+	14, // 7: holdfast.store.project.v1.TaskState.status_time:type_name -> google.protobuf.Timestamp
+	6,  // 8: holdfast.store.project.v1.TaskState.pull_requests:type_name -> holdfast.store.project.v1.PullRequest
+	7,  // 9: holdfast.store.project.v1.TaskState.issue:type_name -> holdfast.store.project.v1.IssueRef
+	8,  // 10: holdfast.store.project.v1.TaskState.requested_by:type_name -> holdfast.store.project.v1.MessageRef
+	15, // 11: holdfast.store.project.v1.TaskState.result:type_name -> google.protobuf.Value
+	13, // 12: holdfast.store.project.v1.TaskState.metadata:type_name -> google.protobuf.Struct
+	14, // 13: holdfast.store.project.v1.PullRequest.create_time:type_name -> google.protobuf.Timestamp
+	0,  // 14: holdfast.store.project.v1.TaskTransition.from_status:type_name -> holdfast.store.project.v1.TaskStatus
+	0,  // 15: holdfast.store.project.v1.TaskTransition.to_status:type_name -> holdfast.store.project.v1.TaskStatus
+	14, // 16: holdfast.store.project.v1.TaskTransition.observe_time:type_name -> google.protobuf.Timestamp
+	14, // 17: holdfast.store.project.v1.TaskTransition.record_time:type_name -> google.protobuf.Timestamp
+	8,  // 18: holdfast.store.project.v1.TaskTransition.resume_requested_by:type_name -> holdfast.store.project.v1.MessageRef
+	1,  // 19: holdfast.store.project.v1.PreferencesState.notifications:type_name -> holdfast.store.project.v1.NotificationLevel
+	13, // 20: holdfast.store.project.v1.PreferencesState.extra:type_name -> google.protobuf.Struct
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_project_v1_state_proto_init() }
