@@ -21,8 +21,9 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	projectv1 "holdfast/gen/holdfast/project/v1"
 	coordinationstore "holdfast/gen/holdfast/store/coordination/v1"
+	linearstorev1 "holdfast/gen/holdfast/store/linear/v1"
+	projectstorev1 "holdfast/gen/holdfast/store/project/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/identity"
 	"holdfast/object"
@@ -274,7 +275,7 @@ var answerCases = map[string]answerCase{
 				f.state("project", fmt.Sprint("p", i), largeProject(i))
 			}
 		},
-		body: `{"pageSize":200}`, items: []string{"projects.project.projectId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 24,
+		body: `{"pageSize":200}`, items: []string{"projects.projectId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 24,
 	},
 	"/holdfast.project.v1.ProjectService/GetProjectContext": {
 		fill: func(f *filler) {
@@ -287,14 +288,14 @@ var answerCases = map[string]answerCase{
 				"preferences": map[string]any{"extra": largeMap(64, 64, 580)},
 			}))(f)))
 		},
-		body: `{"projectId":"p1","taskLimit":100,"issueLimit":100}`, items: []string{"tasks.taskId"}, pages: 1,
+		body: `{"projectId":"p1","taskLimit":100,"issueLimit":100}`, items: []string{"context.tasks.taskId"}, pages: 1,
 	},
 	"/holdfast.project.v1.ProjectService/GetTask": {
 		fill: func(f *filler) {
 			f.state("task", "t1", largeTask(1))
 			f.entries("task", "t1", "transitions", 45, transition)
 		},
-		body: `{"taskId":"t1","transitionLimit":200}`, items: []string{"transitions.seq"}, pages: 1,
+		body: `{"taskId":"t1","pageSize":200}`, items: []string{"transitions.seq"}, next: [2]string{"nextPageToken", "pageToken"}, want: 45,
 	},
 	"/holdfast.project.v1.ProjectService/ListTasks": {
 		fill: func(f *filler) {
@@ -302,35 +303,28 @@ var answerCases = map[string]answerCase{
 				f.state("task", fmt.Sprint("t", i), largeTask(i))
 			}
 		},
-		body: `{"pageSize":200}`, items: []string{"tasks.task.taskId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 24,
+		body: `{"pageSize":200}`, items: []string{"tasks.taskId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 24,
 	},
-	"/holdfast.project.v1.ProjectService/ListTaskTransitions": {
-		fill: func(f *filler) {
-			f.state("task", "t1", largeTask(1))
-			f.entries("task", "t1", "transitions", 45, transition)
-		},
-		body: `{"taskId":"t1","pageSize":200}`, items: []string{"transitions.seq"}, next: [2]string{"hasMore", "afterSeq"}, want: 45,
-	},
-	"/holdfast.project.v1.ProjectService/ListIssues": {
+	"/holdfast.linear.v1.LinearService/ListIssues": {
 		service: true,
 		fill: func(f *filler) {
 			for i := range 100 {
-				f.state("linear_issue", fmt.Sprint("i", i), &projectv1.LinearIssueState{
-					Title: bulk(i, 12_000), Description: bulk(i+1, 40_000), Stamp: &projectv1.LinearIssueStamp{TimeMs: 1},
+				f.state("linear_issue", fmt.Sprint("i", i), &linearstorev1.IssueState{
+					Title: bulk(i, 12_000), Description: bulk(i+1, 40_000), Stamp: &linearstorev1.IssueStamp{TimeMs: 1},
 				})
 			}
 		},
-		body: `{"pageSize":200}`, items: []string{"issues.issue.issueId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 100,
+		body: `{"pageSize":200}`, items: []string{"issues.issueId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 100,
 	},
-	"/holdfast.project.v1.ProjectService/UpsertIssues": {bounded: "100 issues, each an id and where it stands"},
-	"/holdfast.project.v1.ProjectService/ListLinearEndpoints": {
+	"/holdfast.linear.v1.LinearService/PutIssues": {bounded: "100 issues, each an id, a version and what is wrong with it"},
+	"/holdfast.linear.v1.LinearService/ListEndpoints": {
 		service: true,
 		fill: func(f *filler) {
 			for i := range 400 {
-				f.state("linear_endpoint", fmt.Sprint("e", i), &projectv1.LinearEndpointState{Title: bulk(1, 9_000)})
+				f.state("linear_endpoint", fmt.Sprint("e", i), &linearstorev1.EndpointState{Title: bulk(1, 9_000)})
 			}
 		},
-		body: `{"pageSize":200}`, items: []string{"endpoints.endpoint.endpointId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 400,
+		body: `{"pageSize":200}`, items: []string{"endpoints.endpointId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 400,
 	},
 	"/holdfast.project.v1.ProjectService/WatchProject": {
 		fill: func(f *filler) { f.state("project", "p1", largeProject(3)) },
@@ -453,18 +447,18 @@ func must[V any](v V, err error) func(tb testing.TB) V {
 	}
 }
 
-func largeProject(i int) *projectv1.ProjectState {
-	return &projectv1.ProjectState{Title: "p", Description: bulk(i, 30_000), Settings: largeStruct(i, 150_000), Labels: largeMap(64, 10, 100)}
+func largeProject(i int) *projectstorev1.ProjectState {
+	return &projectstorev1.ProjectState{Title: "p", Description: bulk(i, 30_000), Settings: largeStruct(i, 150_000), Labels: largeMap(64, 10, 100)}
 }
 
-func largeTask(i int) *projectv1.TaskState {
-	return &projectv1.TaskState{
-		Title: "t", ProjectId: "p1", Status: projectv1.TaskStatus_TASK_STATUS_RUNNING, Result: bulk(i, 60_000), Summary: bulk(i, 60_000), Metadata: largeStruct(i, 100_000),
+func largeTask(i int) *projectstorev1.TaskState {
+	return &projectstorev1.TaskState{
+		Title: "t", ProjectId: "p1", Status: projectstorev1.TaskStatus_TASK_STATUS_RUNNING, Result: structpb.NewStringValue(bulk(i, 60_000)), Summary: bulk(i, 60_000), Metadata: largeStruct(i, 100_000),
 	}
 }
 
 func transition(i int) proto.Message {
-	return &projectv1.TaskTransition{Seq: int64(i), Resume: &projectv1.TaskResume{Prompt: bulk(i, 90_000)}}
+	return &projectstorev1.TaskTransition{Seq: int32(i), ResumeReason: bulk(i, 90_000)}
 }
 
 // largeAPI has policies whose standing is more than what is stored of them.
@@ -521,7 +515,7 @@ func largeObject(f *filler) {
 func answersInLists() map[string]protoreflect.MethodDescriptor {
 	lists := map[string]protoreflect.MethodDescriptor{}
 	for p, m := range registered() {
-		list := m.IsStreamingServer()
+		list := m.IsStreamingServer() || p == projectRPCs+"GetProjectContext" // whose lists are in its context
 		for i := range m.Output().Fields().Len() {
 			list = list || m.Output().Fields().Get(i).Cardinality() == protoreflect.Repeated
 		}

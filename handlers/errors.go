@@ -12,7 +12,6 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"holdfast/db"
@@ -203,16 +202,13 @@ func encode(p *problem.Error, trace string) *connect.Error {
 			e.AddDetail(d)
 		}
 	}
-	said := &errorv1.Problem{Reason: problem.Name(p.Reason), Retry: p.Retry()}
+	said := p.Problem()
 	info := &errdetails.ErrorInfo{Reason: said.GetReason(), Domain: domain}
 	if p.Reason == errorv1.Reason_REASON_INTERNAL {
 		said.TraceId, info.Metadata = trace, map[string]string{"trace_id": trace}
 	}
-	if p.RetryAfter > 0 {
-		said.RetryAfter = durationpb.New(p.RetryAfter)
-	}
 	if p.Detail != nil {
-		info.Metadata = setDetail(said.ProtoReflect(), p.Detail.ProtoReflect())
+		info.Metadata = metadata(p.Detail.ProtoReflect())
 	}
 	add(said)
 	add(info)
@@ -235,14 +231,8 @@ func encode(p *problem.Error, trace string) *connect.Error {
 	return e
 }
 
-// setDetail sets the one field of a Problem that a detail fits, and returns the detail's fields as texts for ErrorInfo.
-func setDetail(said, detail protoreflect.Message) map[string]string {
-	of := said.Descriptor().Oneofs().ByName("detail").Fields()
-	for i := range of.Len() {
-		if of.Get(i).Message() == detail.Descriptor() {
-			said.Set(of.Get(i), protoreflect.ValueOfMessage(detail))
-		}
-	}
+// metadata returns the fields of a detail as texts for ErrorInfo.
+func metadata(detail protoreflect.Message) map[string]string {
 	metadata := map[string]string{}
 	detail.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		switch {

@@ -68,11 +68,32 @@ var walks = map[string]walk{ //nolint:gochecknoglobals // never changed
 		{method: "RefreshSession", bearer: "$refresh"},
 		{method: "EndSessions", bearer: "$access"},
 	},
+	"holdfast.project.v1.ProjectService": {
+		{method: "PutProject"},
+		{method: "GetProject"},
+		{method: "ListProjects"},
+		{method: "DeleteProject"},
+		{method: "WatchProject"},
+		{method: "PutTask"},
+		{method: "GetTask"},
+		{method: "ListTasks"},
+		{method: "DeleteTask"},
+		{method: "UpdatePreferences"},
+		{method: "GetPreferences"},
+		{method: "GetProjectContext"},
+	},
+	"holdfast.linear.v1.LinearService": {
+		{method: "PutEndpoint", service: true},
+		{method: "ListEndpoints", service: true},
+		{method: "DeleteEndpoint", service: true},
+		{method: "PutIssues", service: true},
+		{method: "ListIssues"},
+	},
 }
 
 // unwalked are the services whose examples are not sent yet.
 var unwalked = map[string]bool{ //nolint:gochecknoglobals // never changed
-	"holdfast.conversation.v1.ConversationService": true, "holdfast.project.v1.ProjectService": true, "holdfast.project.v1.LinearService": true,
+	"holdfast.conversation.v1.ConversationService": true,
 }
 
 // examples are those of the comments in proto/, by procedure: the first lines that are indented.

@@ -25,7 +25,7 @@ import (
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	errorv1 "holdfast/gen/holdfast/error/v1"
-	"holdfast/gen/holdfast/project/v1/projectv1connect"
+	"holdfast/gen/holdfast/linear/v1/linearv1connect"
 	"holdfast/handlers/problem"
 	"holdfast/object"
 )
@@ -46,7 +46,7 @@ var largeRequests = map[string]int64{
 	conversationv1connect.ConversationServiceCompleteToolCallProcedure: 1 << 20,
 	coordinationv1connect.CoordinationServiceFinishCallProcedure:       1 << 20, // 100 headers and a body
 	coordinationv1connect.CoordinationServiceReportProcedure:           1 << 20,
-	projectv1connect.ProjectServiceUpsertIssuesProcedure:               8 << 20, // 100 issues as Linear returned them
+	linearv1connect.LinearServicePutIssuesProcedure:                    8 << 20, // 100 issues as Linear returned them
 }
 
 const (

@@ -154,8 +154,6 @@ func tagged(procedure string) bool {
 		projectv1connect.ProjectServiceGetProjectProcedure,
 		projectv1connect.ProjectServiceGetProjectContextProcedure,
 		projectv1connect.ProjectServiceGetTaskProcedure,
-		projectv1connect.ProjectServiceListTaskTransitionsProcedure,
-		projectv1connect.ProjectServiceGetIssueProcedure,
 		projectv1connect.ProjectServiceGetPreferencesProcedure:
 		return true
 	}

@@ -17,7 +17,7 @@ import (
 
 // cached are bodies about what fillKinds makes, for every call by GET that is about one object. Others are asked with {}.
 var cached = map[protoreflect.Name]string{
-	"GetProject": `{"projectId":"c1"}`, "GetTask": `{"taskId":"c1"}`, "ListTaskTransitions": `{"taskId":"c1"}`, "GetIssue": `{"issueId":"c1"}`,
+	"GetProject": `{"projectId":"c1"}`, "GetTask": `{"taskId":"c1"}`, "ListIssues": `{"filter":{"issueIds":["c1"]}}`,
 	"ListObjects": `{"kind":"conversation"}`, "ListEvents": `{"ref":{"kind":"conversation","objectId":"c1"}}`,
 	"DiffObject":      `{"ref":{"kind":"conversation","objectId":"c1"},"from":{"version":"1"}}`,
 	"GetConversation": `{"conversationId":"c1","messageLimit":9}`, "ListMessages": `{"conversationId":"c1"}`, "ListIntents": `{"conversationId":"c1"}`,
@@ -106,11 +106,11 @@ func TestABrowserShowsNobodyWhatAnotherWasTold(t *testing.T) {
 	}
 	look("at first")
 	b.must(t, conversationRPCs+"UpdateConversation", `{"conversationId":"c1","conversation":{"title":"changed"},"updateMask":"title"}`, ada)
-	b.must(t, projectRPCs+"UpdateProject", `{"projectId":"c1","project":{"title":"changed"},"updateMask":"title"}`, ada)
+	b.must(t, projectRPCs+"PutProject", `{"projectId":"c1","project":{"title":"changed"},"updateMask":"title"}`, ada)
 	look("after a change")
 	// Another life, at the same version.
 	b.must(t, projectRPCs+"DeleteProject", `{"projectId":"c1"}`, ada)
-	b.must(t, projectRPCs+"CreateProject", `{"projectId":"c1","project":{"title":"first"}}`, ada)
+	b.must(t, projectRPCs+"PutProject", `{"projectId":"c1","project":{"title":"first"}}`, ada)
 	look("in another life")
 	conn, err := pgx.Connect(t.Context(), b.SuperuserURL)
 	if err != nil {
@@ -124,9 +124,9 @@ func TestABrowserShowsNobodyWhatAnotherWasTold(t *testing.T) {
 		}
 	}
 	b.call(t, registered()[projectRPCs+"GetProject"], `{"projectId":"c1"}`, service) // the server forgets it
-	b.must(t, projectRPCs+"CreateProject", `{"projectId":"c1","project":{"title":"first"}}`, ada)
-	for range 3 { // to the version of the earlier life
-		b.must(t, projectRPCs+"UpdateProject", `{"projectId":"c1","project":{"title":"first"}}`, ada)
+	b.must(t, projectRPCs+"PutProject", `{"projectId":"c1","project":{"title":"first"}}`, ada)
+	for _, title := range []string{"second", "third", "first"} { // to the version of the earlier life
+		b.must(t, projectRPCs+"PutProject", `{"projectId":"c1","project":{"title":"`+title+`"}}`, ada)
 	}
 	look("after it was swept")
 }
@@ -148,7 +148,7 @@ func TestSecretsAndClocksAreNotForGet(t *testing.T) {
 	fillKinds(t, b, ada, service)
 	for _, p := range []string{
 		conversationRPCs + "GetResumePlan", conversationRPCs + "ListLiveFrames", sessionService + "GetSession", sessionService + "ListSessions",
-		sessionService + "PutSessionSettings", projectRPCs + "GetLinearEndpoint", projectRPCs + "ListLinearEndpoints", inspectRPCs + "GetObject",
+		sessionService + "PutSessionSettings", linearRPCs + "ListEndpoints", inspectRPCs + "GetObject",
 		inspectRPCs + "ListTimers", coordinationService + "GetCall", coordinationService + "ListCalls", coordinationService + "GetApi",
 		coordinationService + "ListApis", sessionService + "CreateSession", sessionService + "RefreshSession",
 	} {

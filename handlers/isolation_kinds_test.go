@@ -40,7 +40,7 @@ var kindCases = map[string]kindCase{
 	"task":             {own: true, tenants: true, tells: [][2]string{{projectRPCs + "GetTask", `{"taskId":"c1"}`}}},
 	"preferences":      {own: true, tenants: true, tells: [][2]string{{projectRPCs + "GetPreferences", `{}`}}},
 	"linear_issue":     {tenants: true},
-	"linear_endpoint":  {tenants: true, services: true, tells: [][2]string{{projectRPCs + "ListLinearEndpoints", `{}`}}},
+	"linear_endpoint":  {tenants: true, services: true, tells: [][2]string{{linearRPCs + "ListEndpoints", `{}`}}},
 	"linear_delivery":  {tenants: true, services: true},
 	"linear_sync":      {tenants: true, services: true},
 	"user_sessions":    {own: true, tells: [][2]string{{sessionService + "ListSessions", `{}`}}},
@@ -104,16 +104,17 @@ func fillKinds(tb testing.TB, b *bundle, ada, service string) {
 	tb.Helper()
 	fillInspected(tb, b, ada)
 	fillProject(tb, b, ada)
+	fillLinear(tb, b)
 	fillAPI(tb, b, ada, service)
 	const words = `"` + secret + `"`
 	b.must(tb, conversationRPCs+"CreateConversation", `{"conversationId":"everybodys"}`, service)
 	b.must(tb, conversationRPCs+"AppendMessages", `{"conversationId":"everybodys","messages":[{"role":"ROLE_USER","text":`+words+`}]}`, ada)
 	b.must(tb, conversationRPCs+"SetVoiceState", `{"conversationId":"everybodys","status":"VOICE_STATUS_LISTENING","requestId":`+words+`}`, ada)
-	b.must(tb, projectRPCs+"CreateProject", `{"projectId":"everybodys","project":{"title":`+words+`},"shared":true}`, ada)
+	b.must(tb, projectRPCs+"PutProject", `{"projectId":"everybodys","project":{"title":`+words+`},"shared":true}`, ada)
 	b.must(tb, projectRPCs+"PutTask", `{"taskId":"everybodys","task":{"title":`+words+`},"shared":true}`, ada)
 	b.must(tb, projectRPCs+"UpdatePreferences", `{"preferences":{"voice":`+words+`}}`, ada)
 	b.must(tb, projectRPCs+"UpdatePreferences", `{"preferences":{"voice":"aoede"},"tenantDefaults":true}`, service)
-	b.must(tb, projectRPCs+"CreateLinearEndpoint", `{"title":`+words+`,"secret":`+words+`,"requestId":"e-1"}`, service)
+	b.must(tb, linearRPCs+"PutEndpoint", `{"endpoint":{"title":`+words+`},"addSecret":`+words+`,"requestId":"e-1"}`, service)
 	b.must(tb, sessionService+"PutSessionSettings", `{"settings":{"maxSessions":2}}`, service)
 	conn, err := pgx.Connect(tb.Context(), b.SuperuserURL)
 	if err != nil {

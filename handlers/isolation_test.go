@@ -34,6 +34,7 @@ import (
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
 	"holdfast/handlers/handlertest"
+	"holdfast/handlers/linear"
 	"holdfast/handlers/session"
 	"holdfast/identity"
 	"holdfast/object"
@@ -74,12 +75,13 @@ func services(tb testing.TB, rt *object.Runtime) (_ []handlers.Service, sessions
 	if err != nil {
 		tb.Fatal(err)
 	}
-	conversations, apis := conversation.Register(rt), coordination.Register(rt)
+	conversations, apis, issues := conversation.Register(rt), coordination.Register(rt), linear.Register(rt)
 	sessions = session.NewManager(session.Register(rt), conversations, box)
 	return []handlers.Service{
 		handlers.NewService[conversationv1connect.ConversationServiceHandler](
 			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations, conversation.Options{Box: box, Now: time.Now})),
-		projectService(rt, conversations, apis, box),
+		projectService(rt, conversations, apis, issues),
+		linearService(rt, issues, box),
 		handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
 			coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordination.NewManager(apis, time.Now)),
 		handlers.NewService[sessionv1connect.SessionServiceHandler](
@@ -283,6 +285,7 @@ type area struct {
 var areas = map[protoreflect.FullName]area{
 	"holdfast.conversation.v1": conversationArea,
 	"holdfast.project.v1":      projectArea,
+	"holdfast.linear.v1":       linearArea,
 	"holdfast.coordination.v1": coordinationArea,
 	"holdfast.session.v1":      sessionArea,
 	"holdfast.inspect.v1":      inspectArea,

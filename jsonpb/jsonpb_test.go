@@ -21,7 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	projectv1 "holdfast/gen/holdfast/project/v1"
+	linearv1 "holdfast/gen/holdfast/linear/v1"
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/jsonpb"
 	"holdfast/object/objecttest"
@@ -30,7 +30,7 @@ import (
 // prototypes have between them every kind of field and every well-known type.
 var prototypes = []proto.Message{
 	&conversationv1.GetConversationResponse{}, &conversationv1.ConversationState{}, &conversationv1.IngestLiveRequest{},
-	&conversationv1.UpdateMessageRequest{}, &storev1.ApiState{}, &projectv1.Issue{},
+	&conversationv1.UpdateMessageRequest{}, &storev1.ApiState{}, &linearv1.Issue{},
 	&typepb.Type{}, &apipb.Api{}, &structpb.Struct{}, &structpb.Value{}, &structpb.ListValue{}, &timestamppb.Timestamp{},
 	&descriptorpb.DescriptorProto{}, &descriptorpb.UninterpretedOption{}, &descriptorpb.FileOptions{},
 	&wrapperspb.Int64Value{}, &wrapperspb.BytesValue{},

@@ -306,32 +306,85 @@ type listCursor struct {
 // List pages through the objects that the caller may see, newest activity first. Activity moves in steps of a minute.
 // An object that is changed meanwhile moves to the front and may be seen twice. It returns ErrInvalid for a bad token.
 func (k *Kind[S]) List(ctx context.Context, o ListOptions) (Page[S], error) {
-	caller, err := identity.From(ctx)
+	caller, from, err := k.listFrom(ctx, o)
 	if err != nil {
 		return Page[S]{}, err
 	}
-	from := listCursor{Time: farFuture, ID: ""}
-	if o.PageToken != "" {
-		from = listCursor{}
-		b, err := base64.RawURLEncoding.DecodeString(o.PageToken)
-		if err == nil {
-			err = json.Unmarshal(b, &from)
+	size := pageSize(o.PageSize)
+	rows, err := k.listRows(ctx, caller, o, from, size)
+	if err != nil {
+		return Page[S]{}, err
+	}
+	return heldPage(ctx, k, caller, rows, size, o.Around)
+}
+
+// matchReads is how often ListMatching reads for one page. Each time it reads up to MaxPageSize objects.
+const matchReads = 10
+
+// ListMatching is List for the objects whose states match. It looks at so many objects for a page that a page may have fewer than
+// its size, even none, and a Next all the same.
+func (k *Kind[S]) ListMatching(ctx context.Context, o ListOptions, match func(S) bool) (page Page[S], _ error) {
+	caller, from, err := k.listFrom(ctx, o)
+	if err != nil {
+		return Page[S]{}, err
+	}
+	var room Room
+	for range matchReads {
+		rows, err := k.listRows(ctx, caller, o, from, MaxPageSize)
+		if err != nil || len(rows) == 0 {
+			return page, err
 		}
-		if err != nil || from.Time.IsZero() || ID(from.ID).check() != nil {
-			return Page[S]{}, fmt.Errorf("%w: page token", ErrInvalid)
+		read := 0
+		for _, r := range rows {
+			item, bytes, err := listed(k, caller.Tenant, &r)
+			if err != nil {
+				return Page[S]{}, err
+			}
+			read += bytes
+			if match(item.State) {
+				if len(page.Items) == int(pageSize(o.PageSize)) || !room.Fits(bytes+o.Around) {
+					page.Next, err = writeToken(from)
+					return page, err
+				}
+				page.Items = append(page.Items, item)
+			}
+			from = listCursor{r.ActivityTime, r.ObjectID}
+		}
+		if read > smallAnswer {
+			done, err := k.rt.hold(ctx, caller)
+			if err != nil {
+				return Page[S]{}, err
+			}
+			done()
 		}
 	}
-	size := pageSize(o.PageSize)
-	var rows []dbsqlc.ListObjectsRow
+	page.Next, err = writeToken(from)
+	return page, err
+}
+
+// listFrom is whose list it is, and where it goes on.
+func (k *Kind[S]) listFrom(ctx context.Context, o ListOptions) (caller identity.Identity, from listCursor, err error) {
+	if caller, err = identity.From(ctx); err != nil || o.PageToken == "" {
+		return caller, listCursor{Time: farFuture, ID: ""}, err
+	}
+	b, err := base64.RawURLEncoding.DecodeString(o.PageToken)
+	if err == nil {
+		err = json.Unmarshal(b, &from)
+	}
+	if err != nil || from.Time.IsZero() || ID(from.ID).check() != nil {
+		return caller, from, fmt.Errorf("%w: page token", ErrInvalid)
+	}
+	return caller, from, nil
+}
+
+// listRows reads the rows of a page, and one more if there is.
+func (k *Kind[S]) listRows(ctx context.Context, caller identity.Identity, o ListOptions, from listCursor, size int32) (rows []dbsqlc.ListObjectsRow, _ error) {
 	p := k.rt.db.NewPipeline(callerScope(caller))
 	queueList(p, k.kind, caller.Tenant, o, from, size, func(r *dbsqlc.ListObjectsRow) error {
 		rows = append(rows, *r)
 		return nil
 	})
-	if err := k.rt.db.Run(ctx, p); err != nil {
-		return Page[S]{}, err
-	}
-	return heldPage(ctx, k, caller, rows, size, o.Around)
+	return rows, k.rt.db.Run(ctx, p)
 }
 
 // heldPage makes a page that is a whole answer, with so many bytes around each item, and holds it if it is large.

@@ -33,8 +33,8 @@ import (
 
 	"holdfast/db"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	projectv1 "holdfast/gen/holdfast/project/v1"
-	"holdfast/gen/holdfast/project/v1/projectv1connect"
+	linearv1 "holdfast/gen/holdfast/linear/v1"
+	"holdfast/gen/holdfast/linear/v1/linearv1connect"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	"holdfast/handlers"
@@ -171,7 +171,7 @@ func (f *battlefield) fill(t *testing.T) {
 	}
 	hc := &http.Client{Transport: &bearer{token: f.keys[serviceA], next: &http.Transport{DisableKeepAlives: true}}}
 	f.secret = "lin_wh_of_the_attack_suite"
-	made, err := projectv1connect.NewProjectServiceClient(hc, api).CreateLinearEndpoint(ctx, &projectv1.CreateLinearEndpointRequest{Secret: f.secret})
+	made, err := linearv1connect.NewLinearServiceClient(hc, api).PutEndpoint(ctx, &linearv1.PutEndpointRequest{AddSecret: f.secret})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,12 +25,14 @@ import (
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	"holdfast/gen/holdfast/inspect/v1/inspectv1connect"
+	"holdfast/gen/holdfast/linear/v1/linearv1connect"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
 	"holdfast/handlers/inspect"
+	"holdfast/handlers/linear"
 	"holdfast/handlers/project"
 	"holdfast/handlers/session"
 	"holdfast/identity"
@@ -228,13 +230,13 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 	})
 	defer func() { err = errors.Join(err, rt.Close(stopping())) }() //nolint:contextcheck // see closing
 	known := registerKinds(rt)
-	conversations, apis, projectKinds := known.conversations, known.apis, known.projects
+	conversations, apis := known.conversations, known.apis
 	sessions := session.NewManager(known.sessions, conversations, box)
 	queue := jobs.New(d, jobs.Config{Log: log})
 	c.addJobs(queue, d, rt, metrics)
 	coordinator := coordination.NewManager(apis, d.Now)
 	metrics.MustRegister(coordinator.Metrics())
-	c.Linear.addJobs(queue, d, projectKinds, box, linearTransport(coordinator, log), metrics, log)
+	syncNow := c.Linear.addJobs(queue, d, known.linear, box, linearTransport(coordinator, log), metrics, log)
 	server, err := handlers.New(handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](
@@ -242,7 +244,10 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 					conversations, conversation.Options{Box: box, Now: d.Now, Limits: c.Live.limits()})),
 			handlers.NewService[projectv1connect.ProjectServiceHandler](
 				projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler,
-				project.NewManager(project.Options{Kinds: projectKinds, Runtime: rt, Conversations: conversations, APIs: apis, Seal: box})),
+				project.NewManager(project.Options{Kinds: known.projects, Runtime: rt, Conversations: conversations, APIs: apis, Issues: known.linear.Issues})),
+			handlers.NewService[linearv1connect.LinearServiceHandler](
+				linearv1connect.LinearServiceName, linearv1connect.NewLinearServiceHandler,
+				linear.NewManager(linear.Options{Kinds: known.linear, Runtime: rt, Seal: box, SyncNow: syncNow})),
 			handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
 				coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordinator),
 			handlers.NewService[sessionv1connect.SessionServiceHandler](
@@ -250,8 +255,8 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 			handlers.NewService[inspectv1connect.InspectServiceHandler](
 				inspectv1connect.InspectServiceName, inspectv1connect.NewInspectServiceHandler, inspect.NewManager(rt)),
 		},
-		Routes: []handlers.Route{{Name: "linear webhook", Path: project.WebhookPath, Handler: project.NewWebhook(project.WebhookConfig{
-			Kinds: projectKinds, FindEndpoints: d.FindEndpoints, Open: box.Open, Now: w.now, Log: log,
+		Routes: []handlers.Route{{Name: "linear webhook", Path: linear.WebhookPath, Handler: linear.NewWebhook(linear.WebhookConfig{
+			Kinds: known.linear, FindEndpoints: d.FindEndpoints, Open: box.Open, Now: w.now, Log: log,
 		})}},
 		Auth: handlers.NewAuthenticator(handlers.AuthConfig{
 			Find: d.FindCredentials, Tokens: tokens, Touch: sessions.Touch, Refused: sessions.Refused,

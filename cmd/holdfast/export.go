@@ -72,7 +72,7 @@ func (c *importCmd) Run(ctx context.Context, w *console) (err error) {
 	delete(rows, db.EndpointsLeftOut)
 	fmt.Fprintf(w.stdout, "imported %v\n", rows)
 	if leftOut > 0 {
-		fmt.Fprintf(w.stdout, "left out %d webhook endpoints, which another tenant has; make new ones with CreateLinearEndpoint\n", leftOut)
+		fmt.Fprintf(w.stdout, "left out %d webhook endpoints, which another tenant has; make new ones with PutEndpoint\n", leftOut)
 	}
 	return nil
 }

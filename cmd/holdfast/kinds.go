@@ -5,6 +5,7 @@ import (
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
+	"holdfast/handlers/linear"
 	"holdfast/handlers/project"
 	"holdfast/handlers/session"
 	"holdfast/object"
@@ -16,12 +17,13 @@ type kinds struct {
 	apis          *object.Kind[*storev1.ApiState]
 	sessions      session.Kinds
 	projects      project.Kinds
+	linear        linear.Kinds
 }
 
 // registerKinds makes a runtime know them.
 func registerKinds(rt *object.Runtime) kinds {
 	return kinds{
 		conversations: conversation.Register(rt), apis: coordination.Register(rt), sessions: session.Register(rt),
-		projects: project.Register(rt),
+		projects: project.Register(rt), linear: linear.Register(rt),
 	}
 }

@@ -13,7 +13,8 @@ import (
 
 	"holdfast/coordclient"
 	"holdfast/db"
-	"holdfast/handlers/project"
+	"holdfast/handlers/linear"
+	"holdfast/identity"
 	"holdfast/jobs"
 	"holdfast/seal"
 )
@@ -42,12 +43,13 @@ const (
 )
 
 // addJobs tells the queue how issues are read: one job asks which endpoints there are, and one reads for each.
-// transport makes Linear's limits those of all of the tenant's processes.
-func (c linearConfig) addJobs(q *jobs.Queue, d *db.DB, kinds project.Kinds, box *seal.Box, transport http.RoundTripper, metrics prometheus.Registerer, log *slog.Logger) {
+// transport makes Linear's limits those of all of the tenant's processes. It returns what makes one endpoint's sync run at once; nil: no
+// issues are read.
+func (c linearConfig) addJobs(q *jobs.Queue, d *db.DB, kinds linear.Kinds, box *seal.Box, transport http.RoundTripper, metrics prometheus.Registerer, log *slog.Logger) (syncNow func(ctx context.Context, t identity.Tenant, endpoint string) error) {
 	if c.Sync == 0 {
-		return
+		return nil
 	}
-	syncer := project.NewSync(project.SyncConfig{
+	syncer := linear.NewSync(linear.SyncConfig{
 		Kinds: kinds, Open: box.Open, Client: &http.Client{Transport: transport, Timeout: linearTimeout}, URL: c.URL,
 		RetryAfter: coordclient.RetryAfter, Now: time.Now, Log: log,
 	})
@@ -85,6 +87,9 @@ func (c linearConfig) addJobs(q *jobs.Queue, d *db.DB, kinds project.Kinds, box 
 			}
 		}
 	}})
+	return func(ctx context.Context, t identity.Tenant, endpoint string) error {
+		return q.Enqueue(ctx, one, jobs.Task{Tenant: t, ID: endpoint}, time.Now())
+	}
 }
 
 // jobsGrace is by how much a periodic job may be late where nothing is wrong.

@@ -16,9 +16,9 @@ import (
 	"holdfast/db"
 	"holdfast/db/dbtest"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
-	projectv1 "holdfast/gen/holdfast/project/v1"
+	linearv1 "holdfast/gen/holdfast/linear/v1"
 	"holdfast/handlers/coordination"
-	"holdfast/handlers/project"
+	"holdfast/handlers/linear"
 	"holdfast/object"
 	"holdfast/seal"
 )
@@ -40,7 +40,7 @@ func TestSyncObeysTheCoordinator(t *testing.T) {
 	}
 	var asked atomic.Int64
 	var limited atomic.Bool
-	linear := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked.Add(1)
 		io.Copy(io.Discard, r.Body)
 		if !limited.Load() {
@@ -52,19 +52,19 @@ func TestSyncObeysTheCoordinator(t *testing.T) {
 		w.WriteHeader(http.StatusBadRequest)
 		fmt.Fprint(w, `{"errors":[{"message":"slow down","extensions":{"code":"RATELIMITED"}}]}`)
 	}))
-	t.Cleanup(linear.Close)
+	t.Cleanup(upstream.Close)
 
 	ctx, manager := b.AsService(t), coordination.NewManager(kinds.apis, b.DB.Now)
-	projects := project.NewManager(project.Options{Kinds: kinds.projects, Runtime: rt, Conversations: kinds.conversations, APIs: kinds.apis, Seal: box})
-	made, err := projects.CreateLinearEndpoint(ctx, &projectv1.CreateLinearEndpointRequest{ApiKey: "lin_api_x"})
+	endpoints := linear.NewManager(linear.Options{Kinds: kinds.linear, Runtime: rt, Seal: box})
+	made, err := endpoints.PutEndpoint(ctx, &linearv1.PutEndpointRequest{SetApiKey: "lin_api_x"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
 	client := &http.Client{Transport: linearTransport(manager, log)}
 	t.Cleanup(client.CloseIdleConnections)
-	sync := project.NewSync(project.SyncConfig{
-		Kinds: kinds.projects, Open: box.Open, Client: client, URL: linear.URL, RetryAfter: coordclient.RetryAfter, Now: time.Now, Log: log,
+	sync := linear.NewSync(linear.SyncConfig{
+		Kinds: kinds.linear, Open: box.Open, Client: client, URL: upstream.URL, RetryAfter: coordclient.RetryAfter, Now: time.Now, Log: log,
 	})
 	run := func(want int64) {
 		t.Helper()
@@ -108,7 +108,7 @@ func TestSyncObeysTheCoordinator(t *testing.T) {
 	// Another's trouble is the sync's: a fresh tenant, whose other caller was refused.
 	other := dbtest.New(t)
 	ctx = other.AsService(t)
-	if made, err = projects.CreateLinearEndpoint(ctx, &projectv1.CreateLinearEndpointRequest{ApiKey: "lin_api_x"}); err != nil {
+	if made, err = endpoints.PutEndpoint(ctx, &linearv1.PutEndpointRequest{SetApiKey: "lin_api_x"}); err != nil {
 		t.Fatal(err)
 	}
 	_, err = manager.Report(ctx, &coordinationv1.ReportRequest{Api: "linear", Report: &coordinationv1.ReportRequest_Response{
@@ -119,8 +119,8 @@ func TestSyncObeysTheCoordinator(t *testing.T) {
 	}
 	b = other
 	run(0)
-	state, err := projects.GetLinearEndpoint(ctx, &projectv1.GetLinearEndpointRequest{EndpointId: made.GetEndpoint().GetEndpointId()})
-	if wait := time.Until(state.GetSync().GetNotBefore().AsTime()); err != nil || wait < 5*time.Minute || wait > 11*time.Minute {
+	state, err := endpoints.ListEndpoints(ctx, &linearv1.ListEndpointsRequest{})
+	if wait := time.Until(state.GetEndpoints()[0].GetSync().GetNotBefore().AsTime()); err != nil || wait < 5*time.Minute || wait > 11*time.Minute {
 		t.Errorf("it waits %v, %v", wait, err)
 	}
 }

@@ -262,15 +262,15 @@ WHERE kind = 'conversation' AND collection = 'messages';
 CREATE VIEW holdfast.tasks WITH (security_invoker = true) AS
 SELECT tenant_id, object_id AS task_id, owner_id, version, state ->> 'title' AS title,
   state ->> 'project_id' AS project_id, state ->> 'provider' AS provider, state ->> 'run_id' AS run_id,
-  state ->> 'status' AS status, state ->> 'raw_status' AS raw_status, state ->> 'linear_issue_id' AS linear_issue_id,
+  state ->> 'status' AS status, state ->> 'raw_status' AS raw_status, state -> 'issue' ->> 'id' AS issue_id,
   create_time, update_time
 FROM holdfast.objects
 WHERE kind = 'task' AND state IS NOT NULL;
 CREATE VIEW holdfast.linear_issues WITH (security_invoker = true) AS
 SELECT tenant_id, object_id AS issue_id, owner_id, version, state ->> 'identifier' AS identifier,
-  state ->> 'title' AS title, coalesce((state ->> 'priority')::integer, 0) AS priority, state ->> 'state_name' AS state_name,
-  state ->> 'state_type' AS state_type, state ->> 'team_key' AS team_key, state ->> 'assignee_name' AS assignee_name,
-  (state ->> 'update_time')::timestamptz AS linear_update_time, create_time, update_time
+  state ->> 'title' AS title, coalesce((state ->> 'priority')::integer, 0) AS priority, state -> 'state' ->> 'name' AS state_name,
+  state -> 'state' ->> 'type' AS state_type, state -> 'team' ->> 'key' AS team_key, state -> 'assignee' ->> 'name' AS assignee_name,
+  (state ->> 'linear_update_time')::timestamptz AS linear_update_time, create_time, update_time
 FROM holdfast.objects
 WHERE kind = 'linear_issue' AND state IS NOT NULL AND NOT state ? 'remove_time';
 

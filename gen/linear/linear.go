@@ -10,33 +10,34 @@ import (
 
 // What is read of an issue.
 type IssueFields struct {
-	Id                  string                         `json:"id"`
-	Identifier          string                         `json:"identifier"`
-	PreviousIdentifiers []string                       `json:"previousIdentifiers"`
-	Number              float64                        `json:"number"`
-	Url                 string                         `json:"url"`
-	Title               string                         `json:"title"`
-	Description         *string                        `json:"description"`
-	Priority            float64                        `json:"priority"`
-	PriorityLabel       string                         `json:"priorityLabel"`
-	Estimate            *float64                       `json:"estimate"`
-	DueDate             *string                        `json:"dueDate"`
-	CreatedAt           string                         `json:"createdAt"`
-	UpdatedAt           string                         `json:"updatedAt"`
-	StartedAt           *string                        `json:"startedAt"`
-	CompletedAt         *string                        `json:"completedAt"`
-	CanceledAt          *string                        `json:"canceledAt"`
-	ArchivedAt          *string                        `json:"archivedAt"`
-	Trashed             *bool                          `json:"trashed"`
-	LabelIds            []string                       `json:"labelIds"`
-	State               *IssueFieldsStateWorkflowState `json:"state"`
-	Team                *IssueFieldsTeam               `json:"team"`
-	Assignee            *IssueFieldsAssigneeUser       `json:"assignee"`
-	Delegate            *IssueFieldsDelegateUser       `json:"delegate"`
-	Creator             *IssueFieldsCreatorUser        `json:"creator"`
-	Project             *IssueFieldsProject            `json:"project"`
-	Cycle               *IssueFieldsCycle              `json:"cycle"`
-	Parent              *IssueFieldsParentIssue        `json:"parent"`
+	Id                  string                                 `json:"id"`
+	Identifier          string                                 `json:"identifier"`
+	PreviousIdentifiers []string                               `json:"previousIdentifiers"`
+	Number              float64                                `json:"number"`
+	Url                 string                                 `json:"url"`
+	Title               string                                 `json:"title"`
+	Description         *string                                `json:"description"`
+	Priority            float64                                `json:"priority"`
+	PriorityLabel       string                                 `json:"priorityLabel"`
+	Estimate            *float64                               `json:"estimate"`
+	DueDate             *string                                `json:"dueDate"`
+	CreatedAt           string                                 `json:"createdAt"`
+	UpdatedAt           string                                 `json:"updatedAt"`
+	StartedAt           *string                                `json:"startedAt"`
+	CompletedAt         *string                                `json:"completedAt"`
+	CanceledAt          *string                                `json:"canceledAt"`
+	ArchivedAt          *string                                `json:"archivedAt"`
+	Trashed             *bool                                  `json:"trashed"`
+	LabelIds            []string                               `json:"labelIds"`
+	State               *IssueFieldsStateWorkflowState         `json:"state"`
+	Team                *IssueFieldsTeam                       `json:"team"`
+	Assignee            *IssueFieldsAssigneeUser               `json:"assignee"`
+	Delegate            *IssueFieldsDelegateUser               `json:"delegate"`
+	Creator             *IssueFieldsCreatorUser                `json:"creator"`
+	Project             *IssueFieldsProject                    `json:"project"`
+	Cycle               *IssueFieldsCycle                      `json:"cycle"`
+	Parent              *IssueFieldsParentIssue                `json:"parent"`
+	Labels              *IssueFieldsLabelsIssueLabelConnection `json:"labels"`
 }
 
 // GetId returns IssueFields.Id, and is useful for accessing the field via an interface.
@@ -120,6 +121,9 @@ func (v *IssueFields) GetCycle() *IssueFieldsCycle { return v.Cycle }
 // GetParent returns IssueFields.Parent, and is useful for accessing the field via an interface.
 func (v *IssueFields) GetParent() *IssueFieldsParentIssue { return v.Parent }
 
+// GetLabels returns IssueFields.Labels, and is useful for accessing the field via an interface.
+func (v *IssueFields) GetLabels() *IssueFieldsLabelsIssueLabelConnection { return v.Labels }
+
 // IssueFieldsAssigneeUser includes the requested fields of the GraphQL type User.
 type IssueFieldsAssigneeUser struct {
 	Id   string `json:"id"`
@@ -146,11 +150,19 @@ func (v *IssueFieldsCreatorUser) GetName() string { return v.Name }
 
 // IssueFieldsCycle includes the requested fields of the GraphQL type Cycle.
 type IssueFieldsCycle struct {
-	Id string `json:"id"`
+	Id     string  `json:"id"`
+	Name   *string `json:"name"`
+	Number float64 `json:"number"`
 }
 
 // GetId returns IssueFieldsCycle.Id, and is useful for accessing the field via an interface.
 func (v *IssueFieldsCycle) GetId() string { return v.Id }
+
+// GetName returns IssueFieldsCycle.Name, and is useful for accessing the field via an interface.
+func (v *IssueFieldsCycle) GetName() *string { return v.Name }
+
+// GetNumber returns IssueFieldsCycle.Number, and is useful for accessing the field via an interface.
+func (v *IssueFieldsCycle) GetNumber() float64 { return v.Number }
 
 // IssueFieldsDelegateUser includes the requested fields of the GraphQL type User.
 type IssueFieldsDelegateUser struct {
@@ -164,13 +176,39 @@ func (v *IssueFieldsDelegateUser) GetId() string { return v.Id }
 // GetName returns IssueFieldsDelegateUser.Name, and is useful for accessing the field via an interface.
 func (v *IssueFieldsDelegateUser) GetName() string { return v.Name }
 
+// IssueFieldsLabelsIssueLabelConnection includes the requested fields of the GraphQL type IssueLabelConnection.
+type IssueFieldsLabelsIssueLabelConnection struct {
+	Nodes []*IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel `json:"nodes"`
+}
+
+// GetNodes returns IssueFieldsLabelsIssueLabelConnection.Nodes, and is useful for accessing the field via an interface.
+func (v *IssueFieldsLabelsIssueLabelConnection) GetNodes() []*IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel {
+	return v.Nodes
+}
+
+// IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel includes the requested fields of the GraphQL type IssueLabel.
+type IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel struct {
+	Id   string `json:"id"`
+	Name string `json:"name"`
+}
+
+// GetId returns IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel.Id, and is useful for accessing the field via an interface.
+func (v *IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel) GetId() string { return v.Id }
+
+// GetName returns IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel.Name, and is useful for accessing the field via an interface.
+func (v *IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel) GetName() string { return v.Name }
+
 // IssueFieldsParentIssue includes the requested fields of the GraphQL type Issue.
 type IssueFieldsParentIssue struct {
-	Id string `json:"id"`
+	Id         string `json:"id"`
+	Identifier string `json:"identifier"`
 }
 
 // GetId returns IssueFieldsParentIssue.Id, and is useful for accessing the field via an interface.
 func (v *IssueFieldsParentIssue) GetId() string { return v.Id }
+
+// GetIdentifier returns IssueFieldsParentIssue.Identifier, and is useful for accessing the field via an interface.
+func (v *IssueFieldsParentIssue) GetIdentifier() string { return v.Identifier }
 
 // IssueFieldsProject includes the requested fields of the GraphQL type Project.
 type IssueFieldsProject struct {
@@ -351,9 +389,18 @@ fragment IssueFields on Issue {
 	}
 	cycle {
 		id
+		name
+		number
 	}
 	parent {
 		id
+		identifier
+	}
+	labels(first: 10) {
+		nodes {
+			id
+			name
+		}
 	}
 }
 `
@@ -447,9 +494,18 @@ fragment IssueFields on Issue {
 	}
 	cycle {
 		id
+		name
+		number
 	}
 	parent {
 		id
+		identifier
+	}
+	labels(first: 10) {
+		nodes {
+			id
+			name
+		}
 	}
 }
 `

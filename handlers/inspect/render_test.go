@@ -10,7 +10,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	projectv1 "holdfast/gen/holdfast/project/v1"
+	linearstorev1 "holdfast/gen/holdfast/store/linear/v1"
+	projectstorev1 "holdfast/gen/holdfast/store/project/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
 )
 
@@ -30,9 +31,9 @@ func (b *bundle) exec(t *testing.T, sql string, args ...any) {
 // What a message marks as secret is not shown, in fields, lists and maps, nor in a difference.
 func TestSecretsAreNotShown(t *testing.T) {
 	t.Parallel()
-	endpoint := &projectv1.LinearEndpointState{
-		Title: "t", Secrets: []*projectv1.SealedSecret{{SecretId: "s1", Sealed: []byte("secret")}, {SecretId: "s2"}},
-		ApiKey: &projectv1.SealedSecret{SecretId: "k", Sealed: []byte("secret")},
+	endpoint := &linearstorev1.EndpointState{
+		Title: "t", Secrets: []*linearstorev1.SealedSecret{{SecretId: "s1", Sealed: []byte("secret")}, {SecretId: "s2"}},
+		ApiKey: &linearstorev1.SealedSecret{SecretId: "k", Sealed: []byte("secret")},
 	}
 	if got, want := rendered(t, endpoint), `{"api_key":{"sealed":"[REDACTED]","secret_id":"k"},"secrets":[{"sealed":"[REDACTED]","secret_id":"s1"},{"secret_id":"s2"}],"title":"t"}`; got != want {
 		t.Errorf("shown as\n%s\nwant\n%s", got, want)
@@ -59,7 +60,7 @@ func TestWellKnownTypesAreShown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := rendered(t, &projectv1.ProjectState{Settings: s}); !strings.Contains(got, `"sealed":"notafield"`) {
+	if got := rendered(t, &projectstorev1.ProjectState{Settings: s}); !strings.Contains(got, `"sealed":"notafield"`) {
 		t.Errorf("shown as %s", got)
 	}
 	if got := rendered(t, nil); got != "null" {

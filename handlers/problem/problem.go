@@ -9,7 +9,9 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	errorv1 "holdfast/gen/holdfast/error/v1"
 )
@@ -33,6 +35,24 @@ func (e *Error) Code() connect.Code { return rules[e.Reason].code }
 
 // Retry returns whether a retry helps.
 func (e *Error) Retry() errorv1.Retry { return rules[e.Reason].retry }
+
+// Problem returns the error as programs read it.
+func (e *Error) Problem() *errorv1.Problem {
+	p := &errorv1.Problem{Reason: Name(e.Reason), Retry: e.Retry()}
+	if e.RetryAfter > 0 {
+		p.RetryAfter = durationpb.New(e.RetryAfter)
+	}
+	if e.Detail != nil {
+		m, detail := p.ProtoReflect(), e.Detail.ProtoReflect()
+		of := m.Descriptor().Oneofs().ByName("detail").Fields()
+		for i := range of.Len() {
+			if of.Get(i).Message() == detail.Descriptor() {
+				m.Set(of.Get(i), protoreflect.ValueOfMessage(detail))
+			}
+		}
+	}
+	return p
+}
 
 // Name returns a reason as it is on the wire, such as NOT_FOUND.
 func Name(r errorv1.Reason) string { return strings.TrimPrefix(r.String(), "REASON_") }

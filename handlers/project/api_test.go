@@ -19,6 +19,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/object"
 )
 
@@ -27,44 +28,65 @@ func TestProjects(t *testing.T) {
 	b := setup(t)
 	c, ctx := b.as(t, ada), t.Context()
 	repository := &projectv1.Repository{Provider: "github", Name: "acme/api", DefaultBranch: "main"}
-	made := must(c.CreateProject(ctx, &projectv1.CreateProjectRequest{
+	made := must(c.PutProject(ctx, &projectv1.PutProjectRequest{
 		ProjectId: "api", Project: &projectv1.Project{Title: "API", Repository: repository, Labels: map[string]string{"team": "core"}},
-	}))(t)
-	if made.GetProject().GetOwner() != "ada" || made.GetMetadata().GetVersion() != 1 {
+	}))(t).GetProject()
+	if made.GetOwner() != "ada" || made.GetVersion() != 1 || made.GetCreateTime() == nil || made.GetUpdateTime() == nil || made.GetExpireTime() != nil {
 		t.Errorf("%v", made)
 	}
-	_, err := c.CreateProject(ctx, &projectv1.CreateProjectRequest{ProjectId: "api"})
-	refused(t, err, connect.CodeAlreadyExists, "ALREADY_EXISTS")
-	updated := must(c.UpdateProject(ctx, &projectv1.UpdateProjectRequest{
-		ProjectId: "api", Project: &projectv1.Project{Title: "The API", LinearTeamIds: []string{"t1"}},
-		UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"title", "linear_team_ids"}}, IfVersion: 1,
-	}))(t)
+	_, err := c.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: "api", IfVersion: new(int64)})
+	refused(t, err, connect.CodeAborted, "VERSION_MISMATCH")
+	_, err = c.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: "none", MustExist: true})
+	refused(t, err, connect.CodeNotFound, "NOT_FOUND")
+	updated := must(c.PutProject(ctx, &projectv1.PutProjectRequest{
+		ProjectId: "api", Project: &projectv1.Project{Title: "The API", IssueSources: []*projectv1.IssueSource{{Provider: "linear", Type: "team", Id: "t1"}}},
+		IfVersion: new(int64(1)),
+	}))(t).GetProject()
 	want := &projectv1.Project{
-		ProjectId: "api", Owner: "ada", Title: "The API", Repository: repository, Labels: map[string]string{"team": "core"}, LinearTeamIds: []string{"t1"},
+		ProjectId: "api", Owner: "ada", Version: 2, Title: "The API", Repository: repository, Labels: map[string]string{"team": "core"},
+		IssueSources: []*projectv1.IssueSource{{Provider: "linear", Type: "team", Id: "t1"}},
 	}
-	if diff := cmp.Diff(want, updated.GetProject(), protocmp.Transform()); diff != "" {
+	times := protocmp.IgnoreFields(want, "create_time", "update_time")
+	if diff := cmp.Diff(want, updated, protocmp.Transform(), times); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	_, err = c.UpdateProject(ctx, &projectv1.UpdateProjectRequest{ProjectId: "api", Project: &projectv1.Project{}, IfVersion: 1})
+	_, err = c.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: "api", Project: &projectv1.Project{}, IfVersion: new(int64(1))})
 	refused(t, err, connect.CodeAborted, "VERSION_MISMATCH")
-	_, err = c.UpdateProject(ctx, &projectv1.UpdateProjectRequest{
-		ProjectId: "api", Project: &projectv1.Project{}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"owner"}},
-	})
-	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
+	for _, path := range []string{"owner", "archive_time", "nothing", "settings.", "title.x"} {
+		_, err = c.PutProject(ctx, &projectv1.PutProjectRequest{
+			ProjectId: "api", Project: &projectv1.Project{}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{path}},
+		})
+		refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
+	}
+	// What was read can be sent back: it changes nothing, and makes no version.
+	if again := must(c.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: "api", Project: updated}))(t).GetProject(); !proto.Equal(again, updated) {
+		t.Errorf("sent back: %v", again)
+	}
+	must(c.PutProject(ctx, &projectv1.PutProjectRequest{
+		ProjectId: "api", Project: &projectv1.Project{Labels: map[string]string{"tier": "1"}}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"labels.tier", "issue_sources"}},
+	}))(t)
+	got := must(c.GetProject(ctx, &projectv1.GetProjectRequest{ProjectId: "api"}))(t).GetProject()
+	if len(got.GetIssueSources()) != 0 || got.GetLabels()["tier"] != "1" || got.GetLabels()["team"] != "core" {
+		t.Errorf("%v", got)
+	}
 
 	// A shared one is everybody's.
-	must(c.CreateProject(ctx, &projectv1.CreateProjectRequest{ProjectId: "web", Shared: true, Project: &projectv1.Project{Labels: map[string]string{"team": "web"}}}))(t)
+	must(c.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: "web", Shared: true, Project: &projectv1.Project{Labels: map[string]string{"team": "web"}}}))(t)
 	eve := b.as(t, "eve")
 	if got := must(eve.GetProject(ctx, &projectv1.GetProjectRequest{ProjectId: "web"}))(t); got.GetProject().GetOwner() != "" {
 		t.Errorf("%v", got)
 	}
 	_, err = eve.GetProject(ctx, &projectv1.GetProjectRequest{ProjectId: "api"})
 	refused(t, err, connect.CodeNotFound, "NOT_FOUND")
+	_, err = eve.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: "api"})
+	refused(t, err, connect.CodeAlreadyExists, "ALREADY_EXISTS")
+	_, err = eve.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: "api", MustExist: true})
+	refused(t, err, connect.CodeNotFound, "NOT_FOUND")
 
-	list := func(c client, req *projectv1.ListProjectsRequest) (ids []string) {
+	list := func(c client, f *projectv1.ProjectFilter) (ids []string) {
 		t.Helper()
-		for _, p := range must(c.ListProjects(ctx, req))(t).GetProjects() {
-			ids = append(ids, p.GetProject().GetProjectId())
+		for _, p := range must(c.ListProjects(ctx, &projectv1.ListProjectsRequest{Filter: f}))(t).GetProjects() {
+			ids = append(ids, p.GetProjectId())
 		}
 		slices.Sort(ids)
 		return ids
@@ -75,21 +97,32 @@ func TestProjects(t *testing.T) {
 			t.Errorf("listed: %v, want %v", got, want)
 		}
 	}
-	check(list(c, &projectv1.ListProjectsRequest{}), "api", "web")
-	check(list(eve, &projectv1.ListProjectsRequest{}), "web")
-	check(list(c, &projectv1.ListProjectsRequest{Labels: map[string]string{"team": "core"}}), "api")
-	archived := must(c.ArchiveProject(ctx, &projectv1.ArchiveProjectRequest{ProjectId: "api"}))(t)
-	if archived.GetProject().GetArchiveTime() == nil {
+	check(list(c, nil), "api", "web")
+	check(list(eve, nil), "web")
+	check(list(c, &projectv1.ProjectFilter{Labels: map[string]string{"team": "core"}}), "api")
+	archive := &projectv1.PutProjectRequest{ProjectId: "api", Project: &projectv1.Project{Archived: true}}
+	archived := must(c.PutProject(ctx, archive))(t)
+	if !archived.GetProject().GetArchived() || archived.GetProject().GetArchiveTime() == nil {
 		t.Errorf("%v", archived)
 	}
-	if again := must(c.ArchiveProject(ctx, &projectv1.ArchiveProjectRequest{ProjectId: "api"}))(t); !proto.Equal(again, archived) {
+	if again := must(c.PutProject(ctx, archive))(t); !proto.Equal(again, archived) {
 		t.Errorf("archived twice: %v", again)
 	}
-	check(list(c, &projectv1.ListProjectsRequest{}), "web")
-	check(list(c, &projectv1.ListProjectsRequest{Archived: true, Labels: map[string]string{"team": "core"}}), "api")
-	must(c.ArchiveProject(ctx, &projectv1.ArchiveProjectRequest{ProjectId: "api", Restore: true}))(t)
-	check(list(c, &projectv1.ListProjectsRequest{}), "api", "web")
-	must(c.DeleteProject(ctx, &projectv1.DeleteProjectRequest{ProjectId: "api"}))(t)
+	check(list(c, nil), "web")
+	check(list(c, &projectv1.ProjectFilter{Archived: true, Labels: map[string]string{"team": "core"}}), "api")
+	must(c.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: "api", UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"archived"}}}))(t)
+	check(list(c, nil), "api", "web")
+	if got := must(c.DeleteProject(ctx, &projectv1.DeleteProjectRequest{ProjectId: "api", RequestId: "d"}))(t); !got.GetExisted() || got.GetVersion() < 6 {
+		t.Errorf("deleted: %v", got)
+	}
+	if got := must(c.DeleteProject(ctx, &projectv1.DeleteProjectRequest{ProjectId: "api"}))(t); got.GetExisted() {
+		t.Errorf("deleted twice: %v", got)
+	}
+	if got := must(eve.DeleteProject(ctx, &projectv1.DeleteProjectRequest{ProjectId: "api", IfVersion: new(int64)}))(t); got.GetExisted() {
+		t.Errorf("what must not be there, and is not: %v", got)
+	}
+	_, err = c.DeleteProject(ctx, &projectv1.DeleteProjectRequest{ProjectId: "api", IfVersion: new(int64(6))})
+	refused(t, err, connect.CodeNotFound, "NOT_FOUND")
 	_, err = c.GetProject(ctx, &projectv1.GetProjectRequest{ProjectId: "api"})
 	refused(t, err, connect.CodeNotFound, "NOT_FOUND")
 	_, err = c.ListProjects(ctx, &projectv1.ListProjectsRequest{PageToken: "nonsense"})
@@ -100,59 +133,35 @@ func TestProjects(t *testing.T) {
 func TestRetries(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	ctx, c, service := t.Context(), b.as(t, ada), b.as(t, nobody)
-	issue := must(structpb.NewStruct(map[string]any{"id": "i1", "title": "t", "updatedAt": "2026-11-23T00:00:00Z"}))(t)
-	other := must(structpb.NewStruct(map[string]any{"id": "i1", "title": "other", "updatedAt": "2026-11-23T00:00:00Z"}))(t)
-	must(c.CreateProject(ctx, &projectv1.CreateProjectRequest{ProjectId: "p"}))(t)
-	must(c.PutTask(ctx, &projectv1.PutTaskRequest{TaskId: "k", Task: &projectv1.Task{}}))(t)
-	endpoint := must(service.CreateLinearEndpoint(ctx, &projectv1.CreateLinearEndpointRequest{}))(t).GetEndpoint().GetEndpointId()
+	ctx, c := t.Context(), b.as(t, ada)
+	must(c.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: "p"}))(t)
+	must(c.PutTask(ctx, &projectv1.PutTaskRequest{TaskId: "k"}))(t)
 	for name, call := range map[string]func(other bool) (proto.Message, error){
-		"CreateProject": func(other bool) (proto.Message, error) {
-			return c.CreateProject(ctx, &projectv1.CreateProjectRequest{Shared: other, RequestId: "r-create"})
+		"PutProject": func(other bool) (proto.Message, error) {
+			return c.PutProject(ctx, &projectv1.PutProjectRequest{Shared: other, RequestId: "r-create"})
 		},
-		"UpdateProject": func(other bool) (proto.Message, error) {
-			return c.UpdateProject(ctx, &projectv1.UpdateProjectRequest{ProjectId: "p", Project: &projectv1.Project{Title: fmt.Sprint(other)}, RequestId: "r-1"})
+		"PutProject of one": func(other bool) (proto.Message, error) {
+			return c.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: "p", Project: &projectv1.Project{Title: fmt.Sprint(other)}, RequestId: "r-1"})
 		},
-		"ArchiveProject": func(other bool) (proto.Message, error) {
-			return c.ArchiveProject(ctx, &projectv1.ArchiveProjectRequest{ProjectId: "p", Restore: other, RequestId: "r-2"})
+		"PutProject of the same": func(other bool) (proto.Message, error) {
+			return c.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: "p", MustExist: other, RequestId: "r-2"})
 		},
 		"PutTask": func(other bool) (proto.Message, error) {
 			return c.PutTask(ctx, &projectv1.PutTaskRequest{Task: &projectv1.Task{Title: fmt.Sprint(other)}, RequestId: "r-put"})
 		},
-		"UpdateTaskStatus": func(other bool) (proto.Message, error) {
-			return c.UpdateTaskStatus(ctx, &projectv1.UpdateTaskStatusRequest{TaskId: "k", RawStatus: fmt.Sprint("W", other), RequestId: "r-3"})
-		},
-		"UpsertIssues": func(o bool) (proto.Message, error) {
-			req := &projectv1.UpsertIssuesRequest{Issues: []*structpb.Struct{issue}, RequestId: "r-4"}
-			if o {
-				req.Issues[0] = other
-			}
-			return service.UpsertIssues(ctx, req)
-		},
-		"SetActiveProject": func(other bool) (proto.Message, error) {
-			req := &projectv1.SetActiveProjectRequest{ProjectId: "p", RequestId: "r-5"}
-			if other {
-				req.ProjectId = ""
-			}
-			return c.SetActiveProject(ctx, req)
+		"PutTask with a report": func(other bool) (proto.Message, error) {
+			return c.PutTask(ctx, &projectv1.PutTaskRequest{TaskId: "k", Report: &projectv1.Report{RawStatus: fmt.Sprint("W", other)}, RequestId: "r-3"})
 		},
 		"UpdatePreferences": func(other bool) (proto.Message, error) {
 			return c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{Voice: new(fmt.Sprint(other))}, RequestId: "r-6"})
-		},
-		"CreateLinearEndpoint": func(other bool) (proto.Message, error) {
-			return service.CreateLinearEndpoint(ctx, &projectv1.CreateLinearEndpointRequest{Secret: fmt.Sprint(other), RequestId: "r-endpoint"})
-		},
-		"UpdateLinearEndpoint": func(other bool) (proto.Message, error) {
-			return service.UpdateLinearEndpoint(ctx, &projectv1.UpdateLinearEndpointRequest{EndpointId: endpoint, AddSecret: fmt.Sprint(other), RequestId: "r-7"})
 		},
 	} {
 		first := must(call(false))(t)
 		if again := must(call(false))(t); !proto.Equal(again, first) {
 			t.Errorf("%s: a retry is answered with\n%v, the first was\n%v", name, again, first)
 		}
-		if _, err := call(true); name != "SetActiveProject" || err == nil {
-			refused(t, err, connect.CodeAlreadyExists, "REQUEST_ID_REUSED")
-		}
+		_, err := call(true)
+		refused(t, err, connect.CodeAlreadyExists, "REQUEST_ID_REUSED")
 	}
 }
 
@@ -161,60 +170,154 @@ func TestTaskHistory(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	ctx, c := t.Context(), b.as(t, ada)
-	link := &projectv1.MessageLink{ConversationId: "c1", Seq: 4}
-	made := must(c.PutTask(ctx, &projectv1.PutTaskRequest{TaskId: "k", RawStatus: "PENDING", Source: "api", Task: &projectv1.Task{
-		Title: "Fix login", ProjectId: "api", Provider: "codegen", RunId: "71", LinearIssueId: "i1", RequestedBy: link,
+	report := func(r *projectv1.Report) (*projectv1.PutTaskResponse, error) {
+		return c.PutTask(ctx, &projectv1.PutTaskRequest{TaskId: "k", MustExist: true, Report: r})
+	}
+	_, err := report(&projectv1.Report{RawStatus: "ACTIVE"})
+	refused(t, err, connect.CodeNotFound, "NOT_FOUND")
+	made := must(c.PutTask(ctx, &projectv1.PutTaskRequest{TaskId: "k", Report: &projectv1.Report{RawStatus: "PENDING", Source: "api"}, Task: &projectv1.Task{
+		Title: "Fix login", ProjectId: "api", Provider: "codegen", RunId: "71", Issue: &projectv1.IssueRef{Provider: "linear", Id: "i1", Identifier: "ENG-1"},
+		RequestedBy: &typev1.MessageRef{ConversationId: "c1", Seq: 4}, Result: structpb.NewBoolValue(true),
 		PullRequests: []*projectv1.PullRequest{{PullRequestId: "5", Url: "https://github.com/acme/api/pull/5"}},
 	}}))(t)
-	if made.GetTask().GetStatus() != queued || made.GetTask().GetRequestedBy().GetSeq() != 4 {
+	if made.GetTask().GetStatus() != projectv1.TaskStatus_TASK_STATUS_QUEUED || made.GetTask().GetRequestedBy().GetSeq() != 4 || made.GetTransition().GetSeq() != 1 {
 		t.Errorf("%v", made)
 	}
 	for _, raw := range []string{"ACTIVE", "EVALUATION", "COMPLETE"} {
-		must(c.UpdateTaskStatus(ctx, &projectv1.UpdateTaskStatusRequest{TaskId: "k", RawStatus: raw, Source: "poll"}))(t)
+		must(report(&projectv1.Report{RawStatus: raw, Source: "poll"}))(t)
 	}
-	_, err := c.UpdateTaskStatus(ctx, &projectv1.UpdateTaskStatusRequest{TaskId: "k", RawStatus: "ACTIVE"})
+	same := must(report(&projectv1.Report{RawStatus: "COMPLETE", Source: "poll"}))(t)
+	if same.GetTransition() != nil || same.GetTask().GetVersion() != 4 {
+		t.Errorf("what says nothing new: %v", same)
+	}
+	_, err = report(&projectv1.Report{RawStatus: "ACTIVE"})
 	refused(t, err, connect.CodeFailedPrecondition, "ILLEGAL_TRANSITION")
-	resume := &projectv1.TaskResume{Prompt: "the tests fail", RequestedBy: &projectv1.MessageLink{ConversationId: "c1", Seq: 9}}
-	must(c.UpdateTaskStatus(ctx, &projectv1.UpdateTaskStatusRequest{TaskId: "k", RawStatus: "ACTIVE", Source: "user", Resume: resume}))(t)
-	last := must(c.UpdateTaskStatus(ctx, &projectv1.UpdateTaskStatusRequest{TaskId: "k", RawStatus: "MAX_ITERATIONS_REACHED", Source: "poll"}))(t)
-	if got := last.GetTask(); got.GetStatus() != failed || got.GetStatusReason() != "max_iterations_reached" || got.GetResumeCount() != 1 {
+	must(report(&projectv1.Report{
+		RawStatus: "ACTIVE", Source: "user", ResumeReason: "the tests fail", ResumeRequestedBy: &typev1.MessageRef{ConversationId: "c1", Seq: 9},
+	}))(t)
+	last := must(report(&projectv1.Report{RawStatus: "MAX_ITERATIONS_REACHED", Source: "poll"}))(t)
+	if got := last.GetTask(); got.GetStatus() != projectv1.TaskStatus_TASK_STATUS_FAILED || got.GetStatusReason() != "max_iterations_reached" || got.GetResumeCount() != 1 {
 		t.Errorf("%v", got)
 	}
-	var history []string
-	for after := int64(0); ; {
-		page := must(c.ListTaskTransitions(ctx, &projectv1.ListTaskTransitionsRequest{TaskId: "k", AfterSeq: after, PageSize: 4}))(t)
-		for _, tr := range page.GetTransitions() {
-			after = tr.GetSeq()
-			history = append(history, strings.TrimPrefix(tr.GetToStatus().String(), "TASK_STATUS_")+" "+tr.GetRawStatus()+" "+tr.GetSource()+tr.GetResume().GetPrompt())
+	for _, size := range []int32{0, 1, 3, 6} {
+		var history []string
+		for token := ""; ; {
+			page := must(c.GetTask(ctx, &projectv1.GetTaskRequest{TaskId: "k", PageToken: token, PageSize: size}))(t)
+			for _, tr := range page.GetTransitions() {
+				history = append(history, strings.TrimPrefix(tr.GetToStatus().String(), "TASK_STATUS_")+" "+tr.GetRawStatus()+" "+tr.GetSource()+tr.GetResumeReason())
+			}
+			if token = page.GetNextPageToken(); token == "" {
+				break
+			}
 		}
-		if !page.GetHasMore() {
-			break
+		want := []string{
+			"FAILED MAX_ITERATIONS_REACHED poll", "RUNNING ACTIVE userthe tests fail", "SUCCEEDED COMPLETE poll", "RUNNING EVALUATION poll",
+			"RUNNING ACTIVE poll", "QUEUED PENDING api",
+		}
+		if diff := cmp.Diff(want, history); diff != "" {
+			t.Errorf("the history in pages of %d (-want +got):\n%s", size, diff)
 		}
 	}
-	want := []string{
-		"QUEUED PENDING api", "RUNNING ACTIVE poll", "RUNNING EVALUATION poll", "SUCCEEDED COMPLETE poll",
-		"RUNNING ACTIVE userthe tests fail", "FAILED MAX_ITERATIONS_REACHED poll",
-	}
-	if diff := cmp.Diff(want, history); diff != "" {
-		t.Errorf("the history (-want +got):\n%s", diff)
-	}
-	if got := must(c.GetTask(ctx, &projectv1.GetTaskRequest{TaskId: "k", TransitionLimit: 2}))(t); len(got.GetTransitions()) != 2 || got.GetTransitions()[1].GetSeq() != 6 {
+	if got := must(c.GetTask(ctx, &projectv1.GetTaskRequest{TaskId: "k", IfVersionNot: new(last.GetTask().GetVersion())}))(t); !got.GetNotModified() || got.GetTask() != nil {
 		t.Errorf("%v", got)
 	}
-	for name, req := range map[string]*projectv1.ListTasksRequest{
-		"by project": {ProjectId: "api"}, "by status": {Status: failed}, "by both": {ProjectId: "api", Status: failed},
-		"by run": {Run: "codegen/71"}, "by issue": {LinearIssueId: "i1"}, "all": {},
+	const isFailed = projectv1.TaskStatus_TASK_STATUS_FAILED
+	statuses := func(s ...projectv1.TaskStatus) []projectv1.TaskStatus { return s }
+	for name, tt := range map[string]struct {
+		filter *projectv1.TaskFilter
+		want   int
+	}{
+		"all": {nil, 1}, "by project": {&projectv1.TaskFilter{ProjectId: "api"}, 1}, "by status": {&projectv1.TaskFilter{Statuses: statuses(isFailed)}, 1},
+		"by statuses": {&projectv1.TaskFilter{Statuses: statuses(projectv1.TaskStatus_TASK_STATUS_PAUSED, isFailed)}, 1},
+		"by both":     {&projectv1.TaskFilter{ProjectId: "api", Statuses: statuses(isFailed)}, 1},
+		"by run":      {&projectv1.TaskFilter{Provider: "codegen", RunId: "71"}, 1}, "by provider": {&projectv1.TaskFilter{Provider: "codegen"}, 1},
+		"by issue":      {&projectv1.TaskFilter{Issue: &projectv1.IssueRef{Provider: "linear", Id: "i1"}}, 1},
+		"by identifier": {&projectv1.TaskFilter{Issue: &projectv1.IssueRef{Identifier: "ENG-1"}}, 1},
+		"by all": {&projectv1.TaskFilter{
+			ProjectId: "api", Statuses: statuses(isFailed), Provider: "codegen", RunId: "71", Issue: &projectv1.IssueRef{Id: "i1"},
+		}, 1},
+		"open": {&projectv1.TaskFilter{Open: true}, 0}, "open of the project": {&projectv1.TaskFilter{ProjectId: "api", Open: true}, 0},
+		"failed and open": {&projectv1.TaskFilter{Statuses: statuses(isFailed), Open: true}, 0},
+		"running":         {&projectv1.TaskFilter{Statuses: statuses(projectv1.TaskStatus_TASK_STATUS_RUNNING)}, 0},
+		"another project": {&projectv1.TaskFilter{ProjectId: "web", RunId: "71"}, 0}, "another provider": {&projectv1.TaskFilter{Provider: "codegen/7", RunId: "1"}, 0},
+		"another tracker": {&projectv1.TaskFilter{Issue: &projectv1.IssueRef{Provider: "jira", Id: "i1"}}, 0},
 	} {
-		if got := must(c.ListTasks(ctx, req))(t).GetTasks(); len(got) != 1 {
+		if got := must(c.ListTasks(ctx, &projectv1.ListTasksRequest{Filter: tt.filter}))(t).GetTasks(); len(got) != tt.want {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
-	for name, req := range map[string]*projectv1.ListTasksRequest{
-		"open": {OpenOnly: true}, "open of the project": {ProjectId: "api", OpenOnly: true}, "running": {Status: running}, "another project": {ProjectId: "web"},
-	} {
-		if got := must(c.ListTasks(ctx, req))(t).GetTasks(); len(got) != 0 {
-			t.Errorf("%s: %v", name, got)
+}
+
+// A poller and a webhook, each of which knows a part of a task, do not delete what the other knows.
+func TestTwoSourcesShareATask(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ctx, c := t.Context(), b.as(t, nobody)
+	put := func(task *projectv1.Task, report *projectv1.Report, mask ...string) *projectv1.Task {
+		t.Helper()
+		req := &projectv1.PutTaskRequest{TaskId: "codegen-71", Task: task, Report: report}
+		if len(mask) > 0 {
+			req.UpdateMask = &fieldmaskpb.FieldMask{Paths: mask}
 		}
+		return must(c.PutTask(ctx, req))(t).GetTask()
+	}
+	pulls := []*projectv1.PullRequest{{PullRequestId: "5"}}
+	put(&projectv1.Task{Title: "Fix login", Provider: "codegen", RunId: "71", Metadata: must(structpb.NewStruct(map[string]any{"org": 1, "old": true}))(t)}, nil)
+	put(&projectv1.Task{PullRequests: pulls, Issue: &projectv1.IssueRef{Provider: "linear", Id: "i1", Identifier: "ENG-1"}}, nil)
+	got := put(&projectv1.Task{
+		Summary: "It is done.", Metadata: must(structpb.NewStruct(map[string]any{"cost": 2, "old": nil}))(t), Issue: &projectv1.IssueRef{Provider: "linear", Id: "i2"},
+	}, &projectv1.Report{RawStatus: "COMPLETE", Source: "poll"})
+	want := &projectv1.Task{
+		TaskId: "codegen-71", Version: 3, Title: "Fix login", Provider: "codegen", RunId: "71", Status: projectv1.TaskStatus_TASK_STATUS_SUCCEEDED, RawStatus: "COMPLETE",
+		PullRequests: pulls, Summary: "It is done.", Metadata: must(structpb.NewStruct(map[string]any{"org": 1, "cost": 2}))(t),
+		Issue: &projectv1.IssueRef{Provider: "linear", Id: "i2"}, // of one piece: the other issue's identifier is not left behind
+	}
+	times := protocmp.IgnoreFields(want, "create_time", "update_time", "status_time")
+	if diff := cmp.Diff(want, got, protocmp.Transform(), times); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	// The same once more, as pollers do, makes no version.
+	if again := put(&projectv1.Task{Summary: "It is done."}, &projectv1.Report{RawStatus: "COMPLETE", Source: "poll"}); again.GetVersion() != 3 {
+		t.Errorf("a poll without news: %v", again)
+	}
+	// Only a mask clears.
+	if got := put(&projectv1.Task{Summary: "x"}, nil, "pull_requests", "metadata.cost"); len(got.GetPullRequests()) != 0 || got.GetSummary() != "It is done." || len(got.GetMetadata().GetFields()) != 1 {
+		t.Errorf("%v", got)
+	}
+}
+
+// A provider whose words the server does not know says what they mean.
+func TestReportsOfOtherProviders(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ctx, c := t.Context(), b.as(t, ada)
+	for name, tt := range map[string]struct {
+		report *projectv1.Report
+		want   string
+	}{
+		"its own word":           {&projectv1.Report{RawStatus: "merged", Status: projectv1.TaskStatus_TASK_STATUS_SUCCEEDED}, "SUCCEEDED merged "},
+		"no word":                {&projectv1.Report{Status: projectv1.TaskStatus_TASK_STATUS_PAUSED}, "PAUSED  "},
+		"a word that is known":   {&projectv1.Report{RawStatus: "TIMEOUT"}, "FAILED TIMEOUT timeout"},
+		"a word means nothing":   {&projectv1.Report{RawStatus: "merged"}, "UNKNOWN merged "},
+		"its meaning goes first": {&projectv1.Report{RawStatus: "TIMEOUT", Status: projectv1.TaskStatus_TASK_STATUS_RUNNING}, "RUNNING TIMEOUT "},
+		"no report":              {nil, "QUEUED PENDING "},
+	} {
+		got := must(c.PutTask(ctx, &projectv1.PutTaskRequest{Report: tt.report}))(t).GetTask()
+		if is := strings.TrimPrefix(got.GetStatus().String(), "TASK_STATUS_") + " " + got.GetRawStatus() + " " + got.GetStatusReason(); is != tt.want {
+			t.Errorf("%s: %q, want %q", name, is, tt.want)
+		}
+	}
+	for name, req := range map[string]*projectv1.PutTaskRequest{
+		"an empty report":    {Report: &projectv1.Report{Source: "poll"}},
+		"no such status":     {Report: &projectv1.Report{Status: 99}},
+		"too large a result": {Task: &projectv1.Task{Result: structpb.NewStringValue(strings.Repeat("x", maxResult))}},
+	} {
+		_, err := c.PutTask(ctx, req)
+		if err == nil {
+			t.Errorf("%s was taken", name)
+			continue
+		}
+		refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
 	}
 }
 
@@ -222,50 +325,58 @@ func TestPreferences(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	ctx, c, service := t.Context(), b.as(t, ada), b.as(t, nobody)
+	extra := func(m map[string]any) *structpb.Struct { return must(structpb.NewStruct(m))(t) }
 	must(service.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{TenantDefaults: true, Preferences: &projectv1.Preferences{
-		Voice: new("Aoede"), Language: new("en-GB"), Extra: map[string]string{"a": "tenant", "b": "tenant"},
+		Voice: new("Aoede"), Language: new("en-GB"), Extra: extra(map[string]any{"a": "tenant", "b": "tenant"}),
 	}}))(t)
 	must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{
-		Voice: new("Puck"), Notifications: projectv1.NotificationLevel_NOTIFICATION_LEVEL_NONE, Extra: map[string]string{"a": "ada"},
+		Voice: new("Puck"), Notifications: projectv1.NotificationLevel_NOTIFICATION_LEVEL_NONE, Extra: extra(map[string]any{"a": "ada"}),
 	}}))(t)
 	got := must(c.GetPreferences(ctx, &projectv1.GetPreferencesRequest{}))(t)
 	want := &projectv1.Preferences{
 		Voice: new("Puck"), Language: new("en-GB"), Notifications: projectv1.NotificationLevel_NOTIFICATION_LEVEL_NONE,
-		Extra: map[string]string{"a": "ada", "b": "tenant"},
+		Extra: extra(map[string]any{"a": "ada", "b": "tenant"}),
 	}
-	if diff := cmp.Diff(want, got.GetPreferences(), protocmp.Transform()); diff != "" {
+	if diff := cmp.Diff(want, got.GetEffective(), protocmp.Transform()); diff != "" {
 		t.Errorf("in force (-want +got):\n%s", diff)
 	}
-	same := must(c.GetPreferences(ctx, &projectv1.GetPreferencesRequest{IfVersionNot: got.GetMetadata().GetVersion()}))(t)
-	if !same.GetNotModified() || same.GetPreferences() != nil {
+	if got.GetOwn().GetVersion() != 1 || got.GetTenant().GetVersion() != 1 || got.GetTenant().GetVoice() != "Aoede" {
+		t.Errorf("%v", got)
+	}
+	same := must(c.GetPreferences(ctx, &projectv1.GetPreferencesRequest{IfEtagNot: got.GetEtag()}))(t)
+	if !same.GetNotModified() || same.GetEffective() != nil {
 		t.Errorf("%v", same)
 	}
 	// A named field without a value falls back; what is not named stays.
-	must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{
-		Preferences: &projectv1.Preferences{}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"voice"}}, IfVersion: got.GetOwnVersion(),
+	updated := must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{
+		Preferences: &projectv1.Preferences{}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"voice"}}, IfVersion: new(got.GetOwn().GetVersion()),
 	}))(t)
-	got = must(c.GetPreferences(ctx, &projectv1.GetPreferencesRequest{IfVersionNot: got.GetMetadata().GetVersion()}))(t)
-	if p := got.GetPreferences(); p.GetVoice() != "Aoede" || p.GetExtra()["a"] != "ada" || got.GetNotModified() {
+	got = must(c.GetPreferences(ctx, &projectv1.GetPreferencesRequest{IfEtagNot: got.GetEtag()}))(t)
+	if p := got.GetEffective(); p.GetVoice() != "Aoede" || p.GetExtra().GetFields()["a"].GetStringValue() != "ada" || got.GetNotModified() {
 		t.Errorf("%v", got)
+	}
+	if diff := cmp.Diff(updated.GetPreferences(), got.GetOwn(), protocmp.Transform()); diff != "" {
+		t.Errorf("(-answered +read):\n%s", diff)
 	}
 	for name, p := range map[string]*projectv1.Preferences{
 		"a long voice": {Voice: new(strings.Repeat("x", 129))}, "no language": {Language: new("en GB")},
-		"a long value": {Extra: map[string]string{"a": strings.Repeat("x", 1025)}},
+		"much else": {Extra: extra(map[string]any{"a": strings.Repeat("x", maxExtra)})},
 	} {
-		if _, err := c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: p}); connect.CodeOf(err) != connect.CodeInvalidArgument {
-			t.Errorf("%s: %v", name, err)
+		_, err := c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: p})
+		if err == nil {
+			t.Errorf("%s was taken", name)
+			continue
 		}
+		refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
 	}
-	many := map[string]string{}
-	for i := range 65 {
-		many[fmt.Sprint(i)] = ""
-	}
-	_, err := c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{Extra: many}})
-	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
-	_, err = c.SetActiveProject(ctx, &projectv1.SetActiveProjectRequest{ProjectId: "none"})
+	active := &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{ActiveProjectId: new("none")}}
+	_, err := c.UpdatePreferences(ctx, active)
 	refused(t, err, connect.CodeNotFound, "NOT_FOUND")
-	_, err = service.SetActiveProject(ctx, &projectv1.SetActiveProjectRequest{})
+	_, err = service.UpdatePreferences(ctx, active)
 	refused(t, err, connect.CodeFailedPrecondition, "USER_REQUIRED")
+	active.TenantDefaults = true
+	_, err = service.UpdatePreferences(ctx, active)
+	refused(t, err, connect.CodeInvalidArgument, "FIELD_INVALID")
 }
 
 // linearIssue is an issue as Linear's API answers it.
@@ -280,27 +391,43 @@ func linearIssue(id, title, updated, stateType, team string) *structpb.Struct {
 	return s
 }
 
+// linearAt is the issues' beginning of time.
+var linearAt = time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
+
+// active is the request that sets what the caller works on.
+func active(project string) *projectv1.UpdatePreferencesRequest {
+	return &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{ActiveProjectId: &project}}
+}
+
+// team is the issues of teams.
+func team(ids ...string) (sources []*projectv1.IssueSource) {
+	for _, id := range ids {
+		sources = append(sources, &projectv1.IssueSource{Provider: "linear", Type: "team", Id: id})
+	}
+	return sources
+}
+
 // A user signs in on a new device, which another server answers, and gets the same context.
 func TestContextOnANewDevice(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	ctx, c := t.Context(), b.as(t, ada)
 	for _, id := range []string{"api", "web"} {
-		must(c.CreateProject(ctx, &projectv1.CreateProjectRequest{ProjectId: id, Project: &projectv1.Project{Title: "Project " + id, LinearTeamIds: []string{"t-" + id}}}))(t)
+		must(c.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: id, Project: &projectv1.Project{Title: "Project " + id, IssueSources: team("t-" + id)}}))(t)
 		for _, raw := range []string{"PENDING", "ACTIVE", "COMPLETE"} {
-			must(c.PutTask(ctx, &projectv1.PutTaskRequest{TaskId: id + "-" + raw, RawStatus: raw, Task: &projectv1.Task{ProjectId: id, Title: raw}}))(t)
+			must(c.PutTask(ctx, &projectv1.PutTaskRequest{TaskId: id + "-" + raw, Report: &projectv1.Report{RawStatus: raw}, Task: &projectv1.Task{ProjectId: id, Title: raw}}))(t)
 		}
-		must(b.as(t, nobody).UpsertIssues(ctx, &projectv1.UpsertIssuesRequest{Issues: []*structpb.Struct{
+		b.put(t,
 			linearIssue("1-"+id, "open", "2026-11-23T00:00:00Z", "started", "t-"+id), linearIssue("2-"+id, "done", "2026-11-23T00:00:00Z", "completed", "t-"+id),
-		}}))(t)
+		)
 		must(b.talk(t, ada).CreateConversation(ctx, &conversationv1.CreateConversationRequest{ConversationId: "c-" + id, ProjectId: id, Title: "About " + id}))(t)
 	}
 	b.summarise(t, ada, "c-api", "We agreed on cookies.")
 	must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{Voice: new("Puck")}}))(t)
-	must(c.SetActiveProject(ctx, &projectv1.SetActiveProjectRequest{ProjectId: "api"}))(t)
+	must(c.UpdatePreferences(ctx, active("api")))(t)
 
-	here := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{}))(t)
-	there := must(b.another(t).as(t, ada).GetProjectContext(ctx, &projectv1.GetProjectContextRequest{}))(t)
+	here := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{}))(t).GetContext()
+	there := must(b.another(t).as(t, ada).GetProjectContext(ctx, &projectv1.GetProjectContextRequest{}))(t).GetContext()
 	if diff := cmp.Diff(here, there, protocmp.Transform()); diff != "" {
 		t.Errorf("the new device has another context (-here +there):\n%s", diff)
 	}
@@ -329,42 +456,42 @@ func TestContextOnANewDevice(t *testing.T) {
 	}
 
 	// It is not sent again until something in it has changed, whatever that is.
-	version := here.GetMetadata().GetVersion()
+	etag := here.GetEtag()
 	for _, step := range []struct {
 		name   string
 		change func()
 	}{
 		{"a task ends", func() {
-			must(c.UpdateTaskStatus(ctx, &projectv1.UpdateTaskStatusRequest{TaskId: "api-ACTIVE", RawStatus: "COMPLETE"}))(t)
+			must(c.PutTask(ctx, &projectv1.PutTaskRequest{TaskId: "api-ACTIVE", Report: &projectv1.Report{RawStatus: "COMPLETE"}}))(t)
 		}},
 		{"an issue is done", func() {
-			must(b.as(t, nobody).UpsertIssues(ctx, &projectv1.UpsertIssuesRequest{Issues: []*structpb.Struct{linearIssue("1-api", "open", "2026-11-24T00:00:00Z", "completed", "t-api")}}))(t)
+			b.put(t, linearIssue("1-api", "open", "2026-11-24T00:00:00Z", "completed", "t-api"))
 		}},
 		{"an API is paused", func() {
 			b.api(t, func(s *storev1.ApiState) { s.PauseUntil = timestamppb.New(linearAt) })
 		}},
 		{"a preference", func() {
-			must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{}}))(t)
+			must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{Voice: new("Kore")}}))(t)
 		}},
 		{"the project", func() {
-			must(c.UpdateProject(ctx, &projectv1.UpdateProjectRequest{ProjectId: "api", Project: &projectv1.Project{Title: "x"}}))(t)
+			must(c.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: "api", Project: &projectv1.Project{Title: "x"}}))(t)
 		}},
 		{"the conversation", func() { b.summarise(t, ada, "c-api", "And on tokens.") }},
-		{"the active project", func() { must(c.SetActiveProject(ctx, &projectv1.SetActiveProjectRequest{ProjectId: "web"}))(t) }},
+		{"the active project", func() { must(c.UpdatePreferences(ctx, active("web")))(t) }},
 		{"the tenant's default", func() {
 			must(b.as(t, nobody).UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{TenantDefaults: true, Preferences: &projectv1.Preferences{Model: new("m")}}))(t)
 		}},
 	} {
-		same := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{IfVersionNot: version}))(t)
-		if !same.GetNotModified() || same.GetPreferences() != nil {
+		same := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{IfEtagNot: etag}))(t)
+		if !same.GetNotModified() || same.GetContext() != nil {
 			t.Errorf("before %s: %v", step.name, same)
 		}
 		step.change()
-		now := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{IfVersionNot: version}))(t)
-		if now.GetNotModified() || now.GetMetadata().GetVersion() == version {
+		now := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{IfEtagNot: etag}))(t)
+		if now.GetNotModified() || now.GetContext().GetEtag() == etag {
 			t.Errorf("after %s: %v", step.name, now)
 		}
-		version = now.GetMetadata().GetVersion()
+		etag = now.GetContext().GetEtag()
 	}
 }
 
@@ -374,21 +501,21 @@ func TestContextIsOfOneMoment(t *testing.T) {
 	b := setup(t)
 	c, other := b.as(t, ada), b.another(t).as(t, ada)
 	for _, id := range []string{"api", "web"} {
-		must(c.CreateProject(t.Context(), &projectv1.CreateProjectRequest{ProjectId: id, Project: &projectv1.Project{Title: id, LinearTeamIds: []string{"t-" + id}}}))(t)
-		must(c.PutTask(t.Context(), &projectv1.PutTaskRequest{TaskId: id, RawStatus: "PENDING", Task: &projectv1.Task{ProjectId: id, Title: id}}))(t)
-		must(b.as(t, nobody).UpsertIssues(t.Context(), &projectv1.UpsertIssuesRequest{Issues: []*structpb.Struct{
+		must(c.PutProject(t.Context(), &projectv1.PutProjectRequest{ProjectId: id, Project: &projectv1.Project{Title: id, IssueSources: team("t-" + id)}}))(t)
+		must(c.PutTask(t.Context(), &projectv1.PutTaskRequest{TaskId: id, Report: &projectv1.Report{RawStatus: "PENDING"}, Task: &projectv1.Task{ProjectId: id, Title: id}}))(t)
+		b.put(t,
 			linearIssue(id, "open", "2026-11-23T00:00:00Z", "started", "t-"+id),
-		}}))(t)
+		)
 	}
-	must(c.SetActiveProject(t.Context(), &projectv1.SetActiveProjectRequest{ProjectId: "api"}))(t)
+	must(c.UpdatePreferences(t.Context(), active("api")))(t)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
 		for i := 0; ; i++ {
 			id := []string{"web", "api"}[i%2]
-			_, err := c.SetActiveProject(ctx, &projectv1.SetActiveProjectRequest{ProjectId: id})
+			_, err := c.UpdatePreferences(ctx, active(id))
 			if err == nil {
-				_, err = c.UpdateProject(ctx, &projectv1.UpdateProjectRequest{ProjectId: id, Project: &projectv1.Project{Title: id, LinearTeamIds: []string{"none", "t-" + id}[i/2%2:]}})
+				_, err = c.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: id, Project: &projectv1.Project{Title: id, IssueSources: team([]string{"none", "t-" + id}[i/2%2:]...)}})
 			}
 			if ctx.Err() != nil {
 				done <- nil
@@ -401,7 +528,7 @@ func TestContextIsOfOneMoment(t *testing.T) {
 		}
 	}()
 	for range 100 {
-		got := must(other.GetProjectContext(t.Context(), &projectv1.GetProjectContextRequest{}))(t)
+		got := must(other.GetProjectContext(t.Context(), &projectv1.GetProjectContextRequest{}))(t).GetContext()
 		id := got.GetProject().GetProjectId()
 		if len(got.GetTasks()) != 1 || got.GetTasks()[0].GetTaskId() != id || len(got.GetIssues()) != 1 || got.GetIssues()[0].GetIssueId() != id {
 			t.Fatalf("the context of %s has the tasks %v and the issues %v", id, got.GetTasks(), got.GetIssues())
@@ -423,13 +550,13 @@ func TestContextOfABusyAPI(t *testing.T) {
 		s.Breaker = &storev1.Breaker{Status: storev1.BreakerStatus_BREAKER_STATUS_OPEN, RetryTime: retry}
 		s.PauseUntil = timestamppb.New(linearAt)
 	})
-	got := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{}))(t)
-	want := []*projectv1.ApiBrief{{ApiId: "linear", Breaker: "open", RetryTime: retry}}
+	got := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{}))(t).GetContext()
+	want := []*projectv1.ApiBrief{{Api: "linear", Breaker: "open", RetryTime: retry}}
 	if diff := cmp.Diff(want, got.GetApis(), protocmp.Transform()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	b.api(t, func(s *storev1.ApiState) { s.LastSeq++ })
-	if again := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{IfVersionNot: got.GetMetadata().GetVersion()}))(t); !again.GetNotModified() {
+	if again := must(c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{IfEtagNot: got.GetEtag()}))(t); !again.GetNotModified() {
 		t.Errorf("%v", again)
 	}
 }
@@ -452,12 +579,12 @@ func TestContextsProject(t *testing.T) {
 	b := setup(t)
 	ctx, c, service := t.Context(), b.as(t, ada), b.as(t, nobody)
 	for _, id := range []string{"named", "active", "own", "tenant"} {
-		must(service.CreateProject(ctx, &projectv1.CreateProjectRequest{ProjectId: id}))(t)
+		must(service.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: id}))(t)
 	}
 	must(c.PutTask(ctx, &projectv1.PutTaskRequest{TaskId: "k", Task: &projectv1.Task{}}))(t)
 	about := func(c client, req *projectv1.GetProjectContextRequest, want string) {
 		t.Helper()
-		got := must(c.GetProjectContext(ctx, req))(t)
+		got := must(c.GetProjectContext(ctx, req))(t).GetContext()
 		if got.GetProject().GetProjectId() != want {
 			t.Errorf("it is about %v, want %q", got.GetProject(), want)
 		}
@@ -475,7 +602,7 @@ func TestContextsProject(t *testing.T) {
 	about(service, &projectv1.GetProjectContextRequest{}, "tenant")
 	defaults(c, "own", false)
 	about(c, &projectv1.GetProjectContextRequest{}, "own")
-	must(c.SetActiveProject(ctx, &projectv1.SetActiveProjectRequest{ProjectId: "active"}))(t)
+	must(c.UpdatePreferences(ctx, active("active")))(t)
 	about(c, &projectv1.GetProjectContextRequest{}, "active")
 	about(c, &projectv1.GetProjectContextRequest{ProjectId: "named"}, "named")
 	_, err := c.GetProjectContext(ctx, &projectv1.GetProjectContextRequest{ProjectId: "none"})
@@ -486,7 +613,7 @@ func TestWatchProject(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.as(t, ada)
-	must(c.CreateProject(t.Context(), &projectv1.CreateProjectRequest{ProjectId: "p", Project: &projectv1.Project{Title: "one"}}))(t)
+	must(c.PutProject(t.Context(), &projectv1.PutProjectRequest{ProjectId: "p", Project: &projectv1.Project{Title: "one"}}))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	stream := must(c.WatchProject(ctx, &projectv1.WatchProjectRequest{ProjectId: "p"}))(t)
@@ -500,11 +627,11 @@ func TestWatchProject(t *testing.T) {
 		t.Fatal(stream.Err())
 		return nil
 	}
-	if got := next(); !got.GetReset_() || got.GetProject().GetTitle() != "one" || got.GetMetadata().GetVersion() != 1 {
+	if got := next(); !got.GetReset_() || got.GetProject().GetTitle() != "one" || got.GetVersion() != 1 {
 		t.Errorf("%v", got)
 	}
-	must(c.UpdateProject(t.Context(), &projectv1.UpdateProjectRequest{ProjectId: "p", Project: &projectv1.Project{Title: "two"}}))(t)
-	if got := next(); got.GetReset_() || got.GetProject().GetTitle() != "two" || got.GetMetadata().GetVersion() != 2 {
+	must(c.PutProject(t.Context(), &projectv1.PutProjectRequest{ProjectId: "p", Project: &projectv1.Project{Title: "two"}}))(t)
+	if got := next(); got.GetReset_() || got.GetProject().GetTitle() != "two" || got.GetVersion() != 2 {
 		t.Errorf("%v", got)
 	}
 	must(c.DeleteProject(t.Context(), &projectv1.DeleteProjectRequest{ProjectId: "p"}))(t)

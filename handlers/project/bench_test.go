@@ -29,7 +29,7 @@ func BenchmarkContext(b *testing.B) {
 		c := tb.as(b, ada)
 		tb.fillContext(b, c, much)
 		req := &projectv1.GetProjectContextRequest{}
-		got := must(c.GetProjectContext(b.Context(), req))(b)
+		got := must(c.GetProjectContext(b.Context(), req))(b).GetContext()
 		if len(got.GetTasks()) != 20 || len(got.GetIssues()) != 20 || got.GetLastConversation().GetSummary() == "" {
 			b.Fatalf("%d tasks, %d issues, %v", len(got.GetTasks()), len(got.GetIssues()), got.GetLastConversation())
 		}
@@ -44,7 +44,7 @@ func BenchmarkContext(b *testing.B) {
 		if !much {
 			continue
 		}
-		same := &projectv1.GetProjectContextRequest{IfVersionNot: got.GetMetadata().GetVersion()}
+		same := &projectv1.GetProjectContextRequest{IfEtagNot: got.GetEtag()}
 		b.Run(name+", not modified", func(b *testing.B) {
 			for b.Loop() {
 				must(c.GetProjectContext(b.Context(), same))(b)
@@ -72,11 +72,11 @@ func (b *bundle) fillContext(t testing.TB, c client, much bool) {
 		projects, tasks, issues = 50, 500, 2000
 	}
 	for i := range projects {
-		must(c.CreateProject(ctx, &projectv1.CreateProjectRequest{ProjectId: fmt.Sprint("p", i), Project: &projectv1.Project{
-			Title: "A project", Description: strings.Repeat("words ", 50), LinearTeamIds: []string{fmt.Sprint("t", i)},
+		must(c.PutProject(ctx, &projectv1.PutProjectRequest{ProjectId: fmt.Sprint("p", i), Project: &projectv1.Project{
+			Title: "A project", Description: strings.Repeat("words ", 50), IssueSources: team(fmt.Sprint("t", i)),
 		}}))(t)
 	}
-	must(c.SetActiveProject(ctx, &projectv1.SetActiveProjectRequest{ProjectId: "p0"}))(t)
+	must(c.UpdatePreferences(ctx, active("p0")))(t)
 	must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{Voice: new("Puck"), Language: new("en-GB")}}))(t)
 	for i := range tasks {
 		status := "COMPLETE" // half of them the active project's
@@ -87,7 +87,7 @@ func (b *bundle) fillContext(t testing.TB, c client, much bool) {
 		if i >= tasks/2 && much {
 			project = fmt.Sprint("p", 1+i%(projects-1))
 		}
-		must(c.PutTask(ctx, &projectv1.PutTaskRequest{TaskId: fmt.Sprint("k", i), RawStatus: status, Task: &projectv1.Task{
+		must(c.PutTask(ctx, &projectv1.PutTaskRequest{TaskId: fmt.Sprint("k", i), Report: &projectv1.Report{RawStatus: status}, Task: &projectv1.Task{
 			Title: "Fix the login of users with two accounts", ProjectId: project, Provider: "codegen", RunId: fmt.Sprint(i), WebUrl: "https://codegen.com/runs/1",
 			Summary: strings.Repeat("words ", 30),
 		}}))(t)
@@ -106,7 +106,7 @@ func (b *bundle) fillContext(t testing.TB, c client, much bool) {
 			issue.Fields["description"] = structpb.NewStringValue(strings.Repeat("words ", 80))
 			batch = append(batch, issue)
 		}
-		must(b.as(t, nobody).UpsertIssues(ctx, &projectv1.UpsertIssuesRequest{Issues: batch}))(t)
+		b.put(t, batch...)
 	}
 	must(b.talk(t, ada).CreateConversation(ctx, &conversationv1.CreateConversationRequest{ConversationId: "c1", ProjectId: "p0", Title: "Login"}))(t)
 	b.summarise(t, ada, "c1", strings.Repeat("We agreed. ", 40))

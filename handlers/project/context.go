@@ -3,8 +3,9 @@ package project
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/binary"
-	"hash/fnv"
 	"slices"
 	"unicode/utf8"
 
@@ -13,9 +14,10 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	objectv1 "holdfast/gen/holdfast/object/v1"
+	linearv1 "holdfast/gen/holdfast/linear/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	coordinationstorev1 "holdfast/gen/holdfast/store/coordination/v1"
+	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -37,21 +39,23 @@ type projectContext struct {
 	tasks         *object.Page[taskState]
 	issues        *object.Page[issueState]
 	conversations *object.Page[*conversationv1.ConversationState]
-	apis          *object.Page[*storev1.ApiState]
+	apis          *object.Page[*coordinationstorev1.ApiState]
 }
 
 // activeProject is the id of the project that a context is about; empty: none.
 func activeProject(named string, own, defaults preferencesState) object.ID {
-	return object.ID(cmp.Or(named, own.GetActiveProjectId(), own.GetPreferences().GetDefaultProjectId(), defaults.GetPreferences().GetDefaultProjectId()))
+	return object.ID(cmp.Or(named, own.GetActiveProjectId(), own.GetDefaultProjectId(), defaults.GetDefaultProjectId()))
 }
 
 // openIssueTerms are the terms of a project's open issues.
 func openIssueTerms(p projectState) (terms []string) {
-	for _, team := range p.GetLinearTeamIds() {
-		terms = append(terms, "team="+team+"/open")
-	}
-	for _, project := range p.GetLinearProjectIds() {
-		terms = append(terms, "linear_project="+project+"/open")
+	for _, source := range p.GetIssueSources() {
+		switch source.GetType() {
+		case "team":
+			terms = append(terms, "team="+source.GetId()+"/open")
+		case "project":
+			terms = append(terms, "linear_project="+source.GetId()+"/open")
+		}
 	}
 	return terms
 }
@@ -116,10 +120,7 @@ func (m *Manager) GetProjectContext(
 		return nil, object.ErrNotFound
 	}
 
-	res := &projectv1.GetProjectContextResponse{
-		Preferences: merged(c.own.Snapshot.State.GetPreferences(), c.defaults.Snapshot.State.GetPreferences()),
-		MoreTasks:   c.tasks.Next != "", MoreIssues: c.issues.Next != "",
-	}
+	res := &projectv1.ProjectContext{Preferences: merged(c.own, c.defaults), MoreTasks: c.tasks.Next != "", MoreIssues: c.issues.Next != ""}
 	var mark fingerprint
 	addViewed(&mark, c.own)
 	addViewed(&mark, c.defaults)
@@ -133,7 +134,7 @@ func (m *Manager) GetProjectContext(
 	}
 	for _, s := range c.issues.Items {
 		mark.add("issue", s.Info)
-		res.Issues = append(res.Issues, presentIssue(s.ID, s.State))
+		res.Issues = append(res.Issues, rpc.Present(&linearv1.Issue{}, s.Info, s.State))
 	}
 	for _, s := range c.conversations.Items {
 		mark.add("conversation", s.Info)
@@ -147,12 +148,12 @@ func (m *Manager) GetProjectContext(
 		mark.add(brief.GetBreaker(), object.Info{})
 	}
 	mark.add("more", object.Info{Version: flags(res.GetMoreTasks(), res.GetMoreIssues())})
-	res.Metadata = &objectv1.Metadata{Version: mark.version()}
-	if req.GetIfVersionNot() == res.GetMetadata().GetVersion() {
-		return &projectv1.GetProjectContextResponse{Metadata: res.GetMetadata(), NotModified: true}, nil
+	if mark.etag() == req.GetIfEtagNot() {
+		return &projectv1.GetProjectContextResponse{NotModified: true}, nil
 	}
 	res.TokenEstimate = estimateTokens(res)
-	return res, nil
+	res.Etag = mark.etag()
+	return &projectv1.GetProjectContextResponse{Context: res}, nil
 }
 
 // fingerprint hashes the versions of a set of objects: it is the same for the same objects at the same versions, and almost
@@ -165,23 +166,22 @@ func (f *fingerprint) add(kind string, i object.Info) {
 	f.sum = binary.BigEndian.AppendUint64(append(f.sum, 0), uint64(i.Version)) //nolint:gosec // not negative
 }
 
-// version is the hash as a positive number.
-func (f *fingerprint) version() int64 {
-	h := fnv.New64a()
-	h.Write(f.sum)
-	return max(1, int64(h.Sum64()>>1))
+// etag is the hash as a text.
+func (f *fingerprint) etag() string {
+	sum := sha256.Sum256(f.sum)
+	return base64.RawURLEncoding.EncodeToString(sum[:12])
 }
 
 // briefAPI returns whether an API can be called and, if not, when it can.
-func briefAPI(id string, s *storev1.ApiState) *projectv1.ApiBrief {
-	b := &projectv1.ApiBrief{ApiId: id, Breaker: "closed", RetryTime: s.GetPauseUntil()}
+func briefAPI(id string, s *coordinationstorev1.ApiState) *projectv1.ApiBrief {
+	b := &projectv1.ApiBrief{Api: id, Breaker: "closed", RetryTime: s.GetPauseUntil()}
 	if s.GetConfig().GetBreaker().GetDisabled() {
 		return b
 	}
 	switch s.GetBreaker().GetStatus() {
-	case storev1.BreakerStatus_BREAKER_STATUS_OPEN:
+	case coordinationstorev1.BreakerStatus_BREAKER_STATUS_OPEN:
 		b.Breaker = "open"
-	case storev1.BreakerStatus_BREAKER_STATUS_HALF_OPEN:
+	case coordinationstorev1.BreakerStatus_BREAKER_STATUS_HALF_OPEN:
 		b.Breaker = "half_open"
 	default:
 		return b
@@ -213,12 +213,13 @@ func flags(all ...bool) object.Version {
 func lastConversation(s object.Snapshot[*conversationv1.ConversationState]) *projectv1.LastConversation {
 	return &projectv1.LastConversation{
 		ConversationId: string(s.ID), Title: s.State.GetTitle(), Summary: s.State.GetSummary().GetText(),
-		MessageCount: s.State.GetLastSeq(), UpdateTime: timestamppb.New(s.UpdateTime),
+		MessageCount: int32(s.State.GetLastSeq()), //nolint:gosec // a conversation never has so many
+		UpdateTime:   timestamppb.New(s.UpdateTime),
 	}
 }
 
 // estimateTokens returns a quarter of the number of characters in a message's texts, rounded up.
-func estimateTokens(m proto.Message) int64 { return (characters(m.ProtoReflect()) + 3) / 4 }
+func estimateTokens(m proto.Message) int32 { return int32((characters(m.ProtoReflect()) + 3) / 4) } //nolint:gosec // an answer is small
 
 func characters(m protoreflect.Message) (n int64) {
 	count := func(fd protoreflect.FieldDescriptor, v protoreflect.Value) {

@@ -1,57 +1,35 @@
-// Package project is the ProjectStateManager: projects, the runs of coding agents, Linear's issues, users' preferences,
-// and the context that an assistant's turn starts from. The rules are plain functions over the states; the object runtime
+// Package project is the ProjectStateManager: projects, the runs of coding agents, users' preferences, and the context that an
+// assistant's turn starts from. The rules are plain functions over the states; the object runtime
 // makes what they come to durable.
 package project
 
 import (
-	"crypto/sha256"
-	"encoding/base32"
-	"time"
-
 	"google.golang.org/protobuf/proto"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	projectv1 "holdfast/gen/holdfast/project/v1"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	coordinationstorev1 "holdfast/gen/holdfast/store/coordination/v1"
+	linearstorev1 "holdfast/gen/holdfast/store/linear/v1"
+	storev1 "holdfast/gen/holdfast/store/project/v1"
 	"holdfast/object"
-	"holdfast/seal"
 )
 
 // What the kinds store.
 type (
-	projectState     = *projectv1.ProjectState
-	taskState        = *projectv1.TaskState
-	issueState       = *projectv1.LinearIssueState
-	preferencesState = *projectv1.PreferencesState
-	endpointState    = *projectv1.LinearEndpointState
-	deliveryState    = *projectv1.LinearDeliveryState
-	syncState        = *projectv1.LinearSyncState
+	projectState     = *storev1.ProjectState
+	taskState        = *storev1.TaskState
+	issueState       = *linearstorev1.IssueState // of another manager
+	preferencesState = *storev1.PreferencesState
 )
 
-// The collections.
-const (
-	inTransitions = "transitions" // of a task; key: the seq
-	inRaw         = "raw"         // of an issue; key: rawKey
-	rawKey        = "issue"
-)
-
-const (
-	// deliveryTTL is how long a webhook that was applied is known: Linear's last retry comes after seven hours.
-	deliveryTTL = 7 * 24 * time.Hour
-	// tombstoneTTL is how long a removed issue keeps older words on it from bringing it back.
-	tombstoneTTL = 30 * 24 * time.Hour
-)
+// inTransitions is the collection of a task's transitions; key: the seq.
+const inTransitions = "transitions"
 
 // Kinds are those of this manager.
 type Kinds struct {
 	Projects    *object.Kind[projectState]
 	Tasks       *object.Kind[taskState]
-	Issues      *object.Kind[issueState]
 	Preferences *object.Kind[preferencesState]
-	Endpoints   *object.Kind[endpointState]
-	Deliveries  *object.Kind[deliveryState]
-	Syncs       *object.Kind[syncState]
 }
 
 // Register adds the kinds to the runtime.
@@ -62,22 +40,10 @@ func Register(rt *object.Runtime) Kinds {
 		}),
 		Tasks: object.Register(rt, object.KindConfig[taskState]{
 			Name: "task", SchemaVersion: 1, Terms: taskTerms, Users: object.UsersShare, UserRestore: true,
-			Collections: map[string]proto.Message{inTransitions: &projectv1.TaskTransition{}},
+			Collections: map[string]proto.Message{inTransitions: &storev1.TaskTransition{}},
 			Recent:      inTransitions, RecentKeep: 4,
 		}),
-		Issues: object.Register(rt, object.KindConfig[issueState]{
-			Name: "linear_issue", SchemaVersion: 1, Terms: issueTerms, TTLOf: issueTTL,
-			Collections: map[string]proto.Message{inRaw: &projectv1.LinearIssuePayload{}},
-		}),
 		Preferences: object.Register(rt, object.KindConfig[preferencesState]{Name: "preferences", SchemaVersion: 1}),
-		// Secrets are sealed for their endpoint, and one that was removed must not be good again.
-		Endpoints: object.Register(rt, object.KindConfig[endpointState]{
-			Name: "linear_endpoint", SchemaVersion: 1, Users: object.UsersNever, NoRestore: true,
-		}),
-		Deliveries: object.Register(rt, object.KindConfig[deliveryState]{
-			Name: "linear_delivery", SchemaVersion: 1, Users: object.UsersNever, TTL: deliveryTTL,
-		}),
-		Syncs: object.Register(rt, object.KindConfig[syncState]{Name: "linear_sync", SchemaVersion: 1, Users: object.UsersNever}),
 	}
 }
 
@@ -89,9 +55,9 @@ type Options struct {
 	// Conversations is the ConversationManager's kind, of which the context shows the newest one.
 	Conversations *object.Kind[*conversationv1.ConversationState]
 	// APIs is the APICoordinator's kind, whose objects the context shows in brief.
-	APIs *object.Kind[*storev1.ApiState]
-	// Seal keeps the secrets of the endpoints.
-	Seal *seal.Box
+	APIs *object.Kind[*coordinationstorev1.ApiState]
+	// Issues is the LinearManager's kind, of which the context shows the open ones.
+	Issues *object.Kind[issueState]
 }
 
 // Manager serves ProjectService. It is safe for concurrent use.
@@ -102,17 +68,24 @@ var _ projectv1connect.ProjectServiceHandler = (*Manager)(nil)
 // NewManager makes a manager of kinds that Register made.
 func NewManager(o Options) *Manager { return &Manager{o} }
 
-// hashID is an id made of text that may have any characters, which an object's id may not.
-func hashID(prefix, text string) object.ID {
-	sum := sha256.Sum256([]byte(text))
-	return object.ID(prefix + lowerBase32.EncodeToString(sum[:20]))
+// putOptions are those of a Put: whom what it makes belongs to, and whether it makes anything.
+func putOptions(req interface {
+	GetShared() bool
+	GetMustExist() bool
+},
+) (opts []object.UpdateOption) {
+	if req.GetShared() {
+		opts = append(opts, object.Shared())
+	}
+	if !req.GetMustExist() {
+		opts = append(opts, object.Upsert())
+	}
+	return opts
 }
 
-var lowerBase32 = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
-
-func shared(yes bool) []object.UpdateOption {
-	if yes {
-		return []object.UpdateOption{object.Shared()}
+// unlessChanged keeps a Put that has changed nothing from making a version.
+func unlessChanged[S proto.Message](tx *object.Tx[S], was S) {
+	if tx.Exists() && proto.Equal(was, tx.State()) {
+		tx.Unchanged()
 	}
-	return nil
 }

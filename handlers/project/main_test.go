@@ -1,28 +1,27 @@
 package project
 
 import (
-	"bytes"
-	"io"
-	"log/slog"
 	"net/http"
 	"os"
-	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	linearv1 "holdfast/gen/holdfast/linear/v1"
+	"holdfast/gen/holdfast/linear/v1/linearv1connect"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
 	"holdfast/handlers/handlertest"
+	"holdfast/handlers/linear"
 	"holdfast/identity"
 	"holdfast/object"
 	"holdfast/seal"
@@ -41,20 +40,14 @@ const (
 type bundle struct {
 	*dbtest.Bundle
 
-	url   string
-	rt    *object.Runtime
-	kinds Kinds
-	talks *object.Kind[*conversationv1.ConversationState]
-	apis  *object.Kind[*storev1.ApiState]
-	box   *seal.Box
-	clock *clock
+	url    string
+	rt     *object.Runtime
+	kinds  Kinds
+	talks  *object.Kind[*conversationv1.ConversationState]
+	apis   *object.Kind[*storev1.ApiState]
+	box    *seal.Box
+	issues linear.Kinds
 }
-
-// clock is the webhooks' and the sync's, which a test may move.
-type clock struct{ ahead atomic.Int64 }
-
-func (c *clock) now() time.Time          { return time.Now().Add(time.Duration(c.ahead.Load())) }
-func (c *clock) advance(d time.Duration) { c.ahead.Add(int64(d)) }
 
 // setup serves the projects of a fresh tenant.
 func setup(t testing.TB) *bundle {
@@ -63,40 +56,32 @@ func setup(t testing.TB) *bundle {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return serve(t, &bundle{Bundle: dbtest.New(t), box: box, clock: &clock{}})
+	return serve(t, &bundle{Bundle: dbtest.New(t), box: box})
 }
 
 // another is one more server on a bundle's database, as another process would be.
 func (b *bundle) another(t testing.TB) *bundle {
 	t.Helper()
-	return serve(t, &bundle{Bundle: b.Bundle, box: b.box, clock: b.clock})
+	return serve(t, &bundle{Bundle: b.Bundle, box: b.box})
 }
 
 func serve(t testing.TB, b *bundle) *bundle {
 	t.Helper()
 	b.rt = object.NewRuntime(b.DB, object.Config{})
-	b.kinds = Register(b.rt)
+	b.kinds, b.issues = Register(b.rt), linear.Register(b.rt)
 	b.talks, b.apis = conversation.Register(b.rt), coordination.Register(b.rt)
-	log := slog.New(slog.DiscardHandler)
 	b.url = handlertest.Serve(t, b.Bundle, b.rt, handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[projectv1connect.ProjectServiceHandler](projectv1connect.ProjectServiceName,
 				projectv1connect.NewProjectServiceHandler,
-				NewManager(Options{Kinds: b.kinds, Runtime: b.rt, Conversations: b.talks, APIs: b.apis, Seal: b.box})),
+				NewManager(Options{Kinds: b.kinds, Runtime: b.rt, Conversations: b.talks, APIs: b.apis, Issues: b.issues.Issues})),
+			handlers.NewService[linearv1connect.LinearServiceHandler](linearv1connect.LinearServiceName, linearv1connect.NewLinearServiceHandler,
+				linear.NewManager(linear.Options{Kinds: b.issues, Runtime: b.rt, Seal: b.box})),
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](conversationv1connect.ConversationServiceName,
 				conversationv1connect.NewConversationServiceHandler, conversation.NewManager(b.talks, conversation.Options{Box: b.box, Now: time.Now})),
 		},
-		Routes: []handlers.Route{{Name: "linear webhook", Path: WebhookPath, Handler: NewWebhook(WebhookConfig{
-			Kinds: b.kinds, FindEndpoints: b.DB.FindEndpoints, Open: b.box.Open, Now: b.clock.now, Log: log,
-		})}},
 	}).URL
 	return b
-}
-
-// tenant is a fresh tenant on the same database.
-func (b *bundle) tenant(t testing.TB) *dbtest.Bundle {
-	t.Helper()
-	return dbtest.New(t)
 }
 
 func (b *bundle) http(t testing.TB, user identity.User) *http.Client {
@@ -110,6 +95,13 @@ type client = projectv1connect.ProjectServiceClient
 func (b *bundle) as(t testing.TB, user identity.User) client {
 	t.Helper()
 	return projectv1connect.NewProjectServiceClient(b.http(t, user), b.url)
+}
+
+// put stores issues, as a service.
+func (b *bundle) put(t testing.TB, issues ...*structpb.Struct) {
+	t.Helper()
+	c := linearv1connect.NewLinearServiceClient(b.http(t, nobody), b.url)
+	must(c.PutIssues(t.Context(), &linearv1.PutIssuesRequest{Issues: issues}))(t)
 }
 
 // talk calls the conversations as a user.
@@ -147,30 +139,6 @@ func refused(t *testing.T, err error, code connect.Code, reason string) {
 		}
 	}
 	t.Errorf("no reason: %v", err)
-}
-
-// post sends a webhook and returns its status and answer.
-func (b *bundle) post(t testing.TB, path string, body []byte, header map[string]string) (int, string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+path, bytes.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for k, v := range header {
-		req.Header.Set(k, v)
-	}
-	transport := &http.Transport{}
-	defer transport.CloseIdleConnections()
-	res, err := (&http.Client{Transport: transport}).Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	said, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return res.StatusCode, strings.TrimSpace(string(said))
 }
 
 // summarise gives a conversation a summary.

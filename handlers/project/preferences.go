@@ -2,14 +2,15 @@ package project
 
 import (
 	"context"
+	"fmt"
 	"maps"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	errorv1 "holdfast/gen/holdfast/error/v1"
-	objectv1 "holdfast/gen/holdfast/object/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	"holdfast/handlers/mask"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
@@ -20,51 +21,49 @@ import (
 const tenantDefaults object.ID = "tenant"
 
 // preferencesID returns the id of a user's preferences. It is a hash: a user id may have characters that an object id may not.
-func preferencesID(u identity.User) object.ID { return hashID("u-", string(u)) }
+func preferencesID(u identity.User) object.ID { return rpc.HashID("u-", string(u)) }
+
+// preferenceFields are what an update changes. The tenant's defaults have no active project.
+func preferenceFields(tenant bool) []string {
+	fields := []string{"voice", "language", "model", "notifications", "default_project_id", "extra"}
+	if !tenant {
+		fields = append(fields, "active_project_id")
+	}
+	return fields
+}
+
+// maxExtra bounds Preferences.extra, in bytes.
+const maxExtra = 64 << 10
+
+// presentPreferences returns preferences as callers see them, or nil where there are none.
+func presentPreferences(v *object.Viewed[preferencesState]) *projectv1.Preferences {
+	if !v.Found {
+		return nil
+	}
+	p := &projectv1.Preferences{Version: int64(v.Snapshot.Version)}
+	rpc.Copy(p, v.Snapshot.State)
+	return p
+}
 
 // merged returns the tenant's preferences, overridden by those that the user has set.
-func merged(own, defaults *projectv1.Preferences) *projectv1.Preferences {
-	p := &projectv1.Preferences{}
-	if defaults != nil {
-		proto.Merge(p, defaults)
+func merged(own, defaults *object.Viewed[preferencesState]) *projectv1.Preferences {
+	p := presentPreferences(defaults)
+	if p == nil {
+		p = &projectv1.Preferences{}
 	}
-	if own != nil {
-		proto.Merge(p, own) // adds the map's keys and overrides set fields
+	extra := maps.Clone(p.GetExtra().GetFields())
+	if own.Found {
+		rpc.Copy(p, own.Snapshot.State)
+	}
+	if p.Version = 0; extra != nil {
+		maps.Copy(extra, p.GetExtra().GetFields())
+		p.Extra = &structpb.Struct{Fields: extra}
 	}
 	return p
 }
 
-// setPreferences sets the fields that a request's mask names, and clears those without a value.
-func setPreferences(s *projectv1.PreferencesState, req *projectv1.UpdatePreferencesRequest) {
-	has, p := rpc.MaskHas(req.GetUpdateMask()), req.GetPreferences()
-	if s.Preferences == nil {
-		s.Preferences = &projectv1.Preferences{}
-	}
-	to := s.Preferences
-	if has("voice") {
-		to.Voice = p.Voice
-	}
-	if has("language") {
-		to.Language = p.Language
-	}
-	if has("model") {
-		to.Model = p.Model
-	}
-	if has("notifications") {
-		to.Notifications = p.GetNotifications()
-	}
-	if has("default_project_id") {
-		to.DefaultProjectId = p.DefaultProjectId
-	}
-	if has("extra") {
-		to.Extra = maps.Clone(p.GetExtra())
-	}
-}
-
 // GetPreferences implements ProjectService.
-func (m *Manager) GetPreferences(
-	ctx context.Context, req *projectv1.GetPreferencesRequest,
-) (*projectv1.GetPreferencesResponse, error) {
+func (m *Manager) GetPreferences(ctx context.Context, req *projectv1.GetPreferencesRequest) (*projectv1.GetPreferencesResponse, error) {
 	caller, err := identity.From(ctx)
 	if err != nil {
 		return nil, err
@@ -77,16 +76,12 @@ func (m *Manager) GetPreferences(
 	var mark fingerprint
 	addViewed(&mark, own)
 	addViewed(&mark, defaults)
-	res := &projectv1.GetPreferencesResponse{Metadata: &objectv1.Metadata{Version: mark.version()}}
-	if req.GetIfVersionNot() == res.GetMetadata().GetVersion() {
-		res.NotModified = true
-		return res, nil
+	if req.GetIfEtagNot() == mark.etag() {
+		return &projectv1.GetPreferencesResponse{Etag: mark.etag(), NotModified: true}, nil
 	}
-	o, d := own.Snapshot.State, defaults.Snapshot.State
-	res.Own, res.TenantDefaults, res.Preferences = o.GetPreferences(), d.GetPreferences(), merged(o.GetPreferences(), d.GetPreferences())
-	res.ActiveProjectId = o.GetActiveProjectId()
-	res.OwnVersion, res.TenantDefaultsVersion = int64(own.Snapshot.Version), int64(defaults.Snapshot.Version)
-	return res, nil
+	return &projectv1.GetPreferencesResponse{
+		Etag: mark.etag(), Effective: merged(own, defaults), Own: presentPreferences(own), Tenant: presentPreferences(defaults),
+	}, nil
 }
 
 // viewPreferences reads a user's preferences and the tenant's. A service on its own behalf has none of its own.
@@ -111,44 +106,42 @@ func (m *Manager) UpdatePreferences(
 	ctx context.Context, req *projectv1.UpdatePreferencesRequest,
 ) (*projectv1.UpdatePreferencesResponse, error) {
 	id, err := userPreferences(ctx)
-	opts := []object.UpdateOption{object.Upsert()}
+	opts, fields := []object.UpdateOption{object.Upsert()}, preferenceFields(req.GetTenantDefaults())
 	if req.GetTenantDefaults() {
-		id, err = tenantDefaults, requireService(ctx)
+		id, err = tenantDefaults, rpc.RequireService(ctx)
 		opts = append(opts, object.Shared())
 	}
 	if err != nil {
 		return nil, err
 	}
-	return rpc.Do(ctx, m.o.Preferences, id, req,
-		func(tx *object.Tx[preferencesState]) (*projectv1.UpdatePreferencesResponse, error) {
-			setPreferences(tx.State(), req)
-			return &projectv1.UpdatePreferencesResponse{Preferences: tx.State().GetPreferences()}, nil
-		}, opts...)
-}
-
-// SetActiveProject implements ProjectService.
-func (m *Manager) SetActiveProject(
-	ctx context.Context, req *projectv1.SetActiveProjectRequest,
-) (*projectv1.SetActiveProjectResponse, error) {
-	if p := req.GetProjectId(); p != "" {
-		if _, err := m.o.Projects.View(ctx, object.ID(p)); err != nil {
-			return nil, err
-		}
-	}
-	id, err := userPreferences(ctx)
-	if err != nil {
+	if err := m.checkActive(ctx, req, fields); err != nil {
 		return nil, err
 	}
-	return rpc.Do(ctx, m.o.Preferences, id, req,
-		func(tx *object.Tx[preferencesState]) (*projectv1.SetActiveProjectResponse, error) {
-			s := tx.State()
-			if tx.Exists() && s.GetActiveProjectId() == req.GetProjectId() {
-				tx.Unchanged()
-			} else {
-				s.ActiveProjectId, s.ActiveProjectTime = req.GetProjectId(), timestamppb.New(tx.Now())
-			}
-			return &projectv1.SetActiveProjectResponse{ProjectId: req.GetProjectId()}, nil
-		}, object.Upsert())
+	return object.Do(ctx, m.o.Preferences, id, req, func(tx *object.Tx[preferencesState]) (*projectv1.UpdatePreferencesResponse, error) {
+		s := tx.State()
+		was, p := proto.CloneOf(s), &projectv1.Preferences{}
+		rpc.Copy(p, s)
+		if err := mask.Merge(p, req.GetPreferences(), req.GetUpdateMask(), fields...); err != nil {
+			return nil, err
+		}
+		if size := proto.Size(p.GetExtra()); size > maxExtra {
+			return nil, problem.InvalidArgument("preferences.extra", fmt.Sprintf("would have %d bytes, over the limit of %d", size, maxExtra))
+		}
+		rpc.Set(s, p, fields...)
+		unlessChanged(tx, was)
+		p.Version = int64(tx.Info().Version)
+		return &projectv1.UpdatePreferencesResponse{Preferences: p}, nil
+	}, opts...)
+}
+
+// checkActive refuses an active project that the caller does not see.
+func (m *Manager) checkActive(ctx context.Context, req *projectv1.UpdatePreferencesRequest, fields []string) error {
+	set := &projectv1.Preferences{}
+	err := mask.Merge(set, req.GetPreferences(), req.GetUpdateMask(), fields...)
+	if err == nil && set.GetActiveProjectId() != "" {
+		_, err = m.o.Projects.View(ctx, object.ID(set.GetActiveProjectId()))
+	}
+	return err
 }
 
 // userPreferences returns the id of the calling user's preferences. It refuses a service without a user.
@@ -162,12 +155,4 @@ func userPreferences(ctx context.Context) (object.ID, error) {
 			"a service has no preferences of its own; name a user with the header Holdfast-User, or set tenant_defaults where there is one")
 	}
 	return preferencesID(caller.User), nil
-}
-
-func requireService(ctx context.Context) error {
-	caller, err := identity.From(ctx)
-	if err == nil && !caller.Service {
-		err = problem.PermissionDenied("only a service key may do that, on its own behalf")
-	}
-	return err
 }

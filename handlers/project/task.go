@@ -1,14 +1,19 @@
 package project
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	storev1 "holdfast/gen/holdfast/store/project/v1"
+	"holdfast/handlers/mask"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
@@ -16,20 +21,20 @@ import (
 
 // The statuses, by their short names.
 const (
-	unspecified = projectv1.TaskStatus_TASK_STATUS_UNSPECIFIED
-	unknown     = projectv1.TaskStatus_TASK_STATUS_UNKNOWN
-	queued      = projectv1.TaskStatus_TASK_STATUS_QUEUED
-	running     = projectv1.TaskStatus_TASK_STATUS_RUNNING
-	paused      = projectv1.TaskStatus_TASK_STATUS_PAUSED
-	succeeded   = projectv1.TaskStatus_TASK_STATUS_SUCCEEDED
-	cancelled   = projectv1.TaskStatus_TASK_STATUS_CANCELLED
-	failed      = projectv1.TaskStatus_TASK_STATUS_FAILED
+	unspecified = storev1.TaskStatus_TASK_STATUS_UNSPECIFIED
+	unknown     = storev1.TaskStatus_TASK_STATUS_UNKNOWN
+	queued      = storev1.TaskStatus_TASK_STATUS_QUEUED
+	running     = storev1.TaskStatus_TASK_STATUS_RUNNING
+	paused      = storev1.TaskStatus_TASK_STATUS_PAUSED
+	succeeded   = storev1.TaskStatus_TASK_STATUS_SUCCEEDED
+	cancelled   = storev1.TaskStatus_TASK_STATUS_CANCELLED
+	failed      = storev1.TaskStatus_TASK_STATUS_FAILED
 )
 
 // normalise is the status that a provider's word means, and why where it is a failure. The words are those of
 // codegen-sh/raycast-extension:src/api/types.ts and of Codegen's own command line; its documentation writes some of them
 // in lower case.
-func normalise(raw string) (status projectv1.TaskStatus, reason string) {
+func normalise(raw string) (status storev1.TaskStatus, reason string) {
 	switch word := strings.ToUpper(strings.TrimSpace(raw)); word {
 	case "PENDING":
 		return queued, ""
@@ -49,17 +54,10 @@ func normalise(raw string) (status projectv1.TaskStatus, reason string) {
 }
 
 // ended tells whether a status ends a task, until it is resumed.
-func ended(s projectv1.TaskStatus) bool { return s == succeeded || s == cancelled || s == failed }
-
-// statusReport is one report of a task's status.
-type statusReport struct {
-	raw, source string
-	observed    time.Time // zero: now
-	resume      *projectv1.TaskResume
-}
+func ended(s storev1.TaskStatus) bool { return s == succeeded || s == cancelled || s == failed }
 
 // notResumedError: a task that has ended cannot go on without being resumed.
-type notResumedError struct{ from, to projectv1.TaskStatus }
+type notResumedError struct{ from, to storev1.TaskStatus }
 
 func (e notResumedError) Error() string {
 	return fmt.Sprintf("%v after %v without a resume", e.to, e.from)
@@ -67,40 +65,44 @@ func (e notResumedError) Error() string {
 
 // transition applies a report to the task. It returns the transition to record, or nil if the report says nothing new or
 // is older than the newest one, or a notResumedError.
-func transition(s *projectv1.TaskState, w statusReport, now time.Time) (*projectv1.TaskTransition, error) {
-	if w.observed.IsZero() || w.observed.After(now) {
-		w.observed = now // nobody has seen the future; a clock that runs ahead must not silence the others
+func transition(s *storev1.TaskState, r *projectv1.Report, now time.Time) (*storev1.TaskTransition, error) {
+	observed := now
+	if t := r.GetObserveTime(); t != nil && t.AsTime().Before(now) {
+		observed = t.AsTime() // nobody has seen the future; a clock that runs ahead must not silence the others
 	}
 	from := s.GetStatus()
-	to, reason := normalise(w.raw)
+	to, reason := normalise(r.GetRawStatus())
+	if r.GetStatus() != projectv1.TaskStatus_TASK_STATUS_UNSPECIFIED {
+		to = storev1.TaskStatus(r.GetStatus())
+	}
+	resumed := ended(from) && !ended(to)
 	switch {
-	case from != unspecified && w.observed.Before(s.GetStatusTime().AsTime()):
+	case from != unspecified && observed.Before(s.GetStatusTime().AsTime()):
 		return nil, nil
-	case from == to && s.GetRawStatus() == w.raw && w.resume == nil:
+	case from == to && s.GetRawStatus() == r.GetRawStatus():
 		return nil, nil
-	case ended(from) && !ended(to) && w.resume == nil:
+	case resumed && r.GetResumeReason() == "":
 		return nil, notResumedError{from, to}
 	}
-	resume := w.resume
-	if !ended(from) || ended(to) {
-		resume = nil
-	}
-	if resume != nil {
-		s.ResumeCount++
-	} else if from == to && s.GetRawStatus() == w.raw {
-		return nil, nil
+	if to != failed {
+		reason = ""
 	}
 	s.TransitionCount++
-	s.Status, s.RawStatus, s.StatusReason, s.StatusTime = to, w.raw, reason, timestamppb.New(w.observed)
-	return &projectv1.TaskTransition{
-		Seq: s.GetTransitionCount(), FromStatus: from, ToStatus: to, RawStatus: w.raw, Reason: reason, Source: w.source,
-		ObserveTime: s.GetStatusTime(), RecordTime: timestamppb.New(now), Resume: resume,
-	}, nil
+	s.Status, s.RawStatus, s.StatusReason, s.StatusTime = to, r.GetRawStatus(), reason, timestamppb.New(observed)
+	t := &storev1.TaskTransition{
+		Seq: s.GetTransitionCount(), FromStatus: from, ToStatus: to, RawStatus: r.GetRawStatus(), Reason: reason, Source: r.GetSource(),
+		ObserveTime: s.GetStatusTime(), RecordTime: timestamppb.New(now),
+	}
+	if resumed {
+		s.ResumeCount++
+		rpc.Set(t, r, "resume_reason", "resume_requested_by")
+	}
+	return t, nil
 }
 
 // taskTerms are what tasks can be listed by. A project's open tasks have a term of their own, so that finding them costs
 // the same however many have ended.
-func taskTerms(s *projectv1.TaskState) []string {
+func taskTerms(s *storev1.TaskState) []string {
 	open := !ended(s.GetStatus())
 	t := []string{statusTerm(s.GetStatus())}
 	if open {
@@ -113,70 +115,93 @@ func taskTerms(s *projectv1.TaskState) []string {
 		}
 	}
 	if s.GetRunId() != "" {
-		t = append(t, "run="+s.GetProvider()+"/"+s.GetRunId())
+		t = append(t, "run="+s.GetRunId())
 	}
-	if s.GetLinearIssueId() != "" {
-		t = append(t, "issue="+s.GetLinearIssueId())
+	if s.GetIssue().GetId() != "" {
+		t = append(t, "issue="+s.GetIssue().GetId())
 	}
 	return t
 }
 
-func statusTerm(s projectv1.TaskStatus) string {
+func statusTerm(s storev1.TaskStatus) string {
 	return "status=" + strings.ToLower(strings.TrimPrefix(s.String(), "TASK_STATUS_"))
 }
 
-// taskFilter are the terms of a list, the most selective first, whose index the list walks.
-func taskFilter(req *projectv1.ListTasksRequest) []string {
-	var t []string
-	if req.GetRun() != "" {
-		t = append(t, "run="+req.GetRun())
-	}
-	if req.GetLinearIssueId() != "" {
-		t = append(t, "issue="+req.GetLinearIssueId())
+// taskOptions choose the index that a filter's list walks, the most selective one, and tell whether that is the whole filter.
+func taskOptions(f *projectv1.TaskFilter) (o object.ListOptions, whole bool) {
+	switch {
+	case f.GetRunId() != "":
+		return object.ListOptions{Terms: []string{"run=" + f.GetRunId()}}, false
+	case f.GetIssue().GetId() != "":
+		return object.ListOptions{Terms: []string{"issue=" + f.GetIssue().GetId()}}, false
 	}
 	prefix := ""
-	if req.GetProjectId() != "" {
-		prefix = "project=" + req.GetProjectId() + "/"
+	if f.GetProjectId() != "" {
+		prefix = "project=" + f.GetProjectId() + "/"
 	}
-	if req.GetOpenOnly() {
-		t = append(t, prefix+"open")
+	switch {
+	case len(f.GetStatuses()) > 0:
+		for _, status := range f.GetStatuses() {
+			o.AnyTerm = append(o.AnyTerm, prefix+statusTerm(storev1.TaskStatus(status)))
+		}
+	case f.GetOpen():
+		o.Terms = []string{prefix + "open"}
+	case prefix != "":
+		o.Terms = []string{strings.TrimSuffix(prefix, "/")}
 	}
-	if req.GetStatus() != unspecified {
-		t = append(t, prefix+statusTerm(req.GetStatus()))
-	}
-	if prefix != "" && !req.GetOpenOnly() && req.GetStatus() == unspecified {
-		t = append(t, strings.TrimSuffix(prefix, "/"))
-	}
-	return t
+	return o, f.GetProvider() == "" && f.GetIssue() == nil && (len(f.GetStatuses()) == 0 || !f.GetOpen())
 }
 
-// setTask sets all that a caller may set of a task.
-func setTask(s *projectv1.TaskState, t *projectv1.Task) {
-	s.Title, s.ProjectId, s.Provider, s.RunId = t.GetTitle(), t.GetProjectId(), t.GetProvider(), t.GetRunId()
-	s.PullRequests, s.LinearIssueId, s.RequestedBy = t.GetPullRequests(), t.GetLinearIssueId(), t.GetRequestedBy()
-	s.WebUrl, s.Result, s.Summary, s.Metadata = t.GetWebUrl(), t.GetResult(), t.GetSummary(), t.GetMetadata()
+// fitsTask tells whether a task is one that a filter chooses.
+func fitsTask(f *projectv1.TaskFilter, s taskState) bool {
+	is := func(wanted, has string) bool { return wanted == "" || wanted == has }
+	return is(f.GetProjectId(), s.GetProjectId()) && is(f.GetProvider(), s.GetProvider()) && is(f.GetRunId(), s.GetRunId()) &&
+		is(f.GetIssue().GetProvider(), s.GetIssue().GetProvider()) && is(f.GetIssue().GetId(), s.GetIssue().GetId()) &&
+		is(f.GetIssue().GetIdentifier(), s.GetIssue().GetIdentifier()) && (!f.GetOpen() || !ended(s.GetStatus())) &&
+		(len(f.GetStatuses()) == 0 || slices.Contains(f.GetStatuses(), projectv1.TaskStatus(s.GetStatus())))
 }
 
-func presentTask(i object.Info, s *projectv1.TaskState) *projectv1.Task {
-	return &projectv1.Task{
-		TaskId: string(i.ID), Owner: string(i.Owner), Title: s.GetTitle(), ProjectId: s.GetProjectId(), Provider: s.GetProvider(),
-		RunId: s.GetRunId(), Status: s.GetStatus(), RawStatus: s.GetRawStatus(), StatusReason: s.GetStatusReason(),
-		StatusTime: s.GetStatusTime(), PullRequests: s.GetPullRequests(), LinearIssueId: s.GetLinearIssueId(),
-		RequestedBy: s.GetRequestedBy(), WebUrl: s.GetWebUrl(), Result: s.GetResult(), Summary: s.GetSummary(),
-		Metadata: s.GetMetadata(), TransitionCount: s.GetTransitionCount(), ResumeCount: s.GetResumeCount(),
+// taskFields are what a Put changes.
+func taskFields() []string {
+	return []string{
+		"labels", "title", "project_id", "provider", "run_id", "pull_requests", "issue", "requested_by", "web_url", "summary", "result", "metadata",
 	}
 }
 
-// record stages the transition that a report makes, if any.
-func record(tx *object.Tx[taskState], w statusReport) (*projectv1.TaskTransition, error) {
-	t, err := transition(tx.State(), w, tx.Now())
-	if err != nil {
-		return nil, refuseTransition(err)
+// maxResult bounds Task.result, in bytes.
+const maxResult = 16 << 10
+
+// setTask makes the changes that a request asks for, but for the status.
+func setTask(s *storev1.TaskState, req *projectv1.PutTaskRequest) error {
+	t := &projectv1.Task{}
+	rpc.Copy(t, s)
+	if len(req.GetUpdateMask().GetPaths()) == 0 {
+		// A reference is one value: half of an old one would make no sense in a new one.
+		if req.GetTask().GetIssue() != nil {
+			t.Issue = nil
+		}
+		if req.GetTask().GetRequestedBy() != nil {
+			t.RequestedBy = nil
+		}
 	}
-	if t != nil {
-		tx.Put(inTransitions, object.SeqKey(t.GetSeq()), t)
+	if err := mask.Merge(t, req.GetTask(), req.GetUpdateMask(), taskFields()...); err != nil {
+		return err
 	}
-	return t, nil
+	if size := proto.Size(t.GetResult()); size > maxResult {
+		return problem.InvalidArgument("task.result", fmt.Sprintf("has %d bytes, over the limit of %d", size, maxResult))
+	}
+	rpc.Set(s, t, taskFields()...)
+	return nil
+}
+
+func presentTask(i object.Info, s *storev1.TaskState) *projectv1.Task {
+	return rpc.Present(&projectv1.Task{}, i, s)
+}
+
+func presentTransition(t proto.Message) *projectv1.TaskTransition {
+	out := &projectv1.TaskTransition{}
+	rpc.Copy(out, t)
+	return out
 }
 
 // PutTask implements ProjectService.
@@ -185,93 +210,99 @@ func (m *Manager) PutTask(ctx context.Context, req *projectv1.PutTaskRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	return rpc.Do(ctx, m.o.Tasks, id, req, func(tx *object.Tx[taskState]) (*projectv1.PutTaskResponse, error) {
-		setTask(tx.State(), req.GetTask())
-		w := statusReport{req.GetRawStatus(), req.GetSource(), observed(req), req.GetResume()}
-		if w.raw == "" && !tx.Exists() {
-			w.raw = "PENDING"
+	return object.Do(ctx, m.o.Tasks, id, req, func(tx *object.Tx[taskState]) (*projectv1.PutTaskResponse, error) {
+		s, report, res := tx.State(), req.GetReport(), &projectv1.PutTaskResponse{}
+		was := proto.CloneOf(s)
+		if err := setTask(s, req); err != nil {
+			return nil, err
 		}
-		if w.raw != "" {
-			if _, err := record(tx, w); err != nil {
-				return nil, err
+		if report == nil && !tx.Exists() {
+			report = &projectv1.Report{RawStatus: "PENDING"}
+		}
+		if report != nil {
+			t, err := transition(s, report, tx.Now())
+			if err != nil {
+				return nil, refuseTransition(err)
+			}
+			if t != nil {
+				tx.Put(inTransitions, object.SeqKey(int64(t.GetSeq())), t)
+				res.Transition = presentTransition(t)
 			}
 		}
-		return &projectv1.PutTaskResponse{Task: presentTask(tx.Info(), tx.State())}, nil
-	}, append(shared(req.GetShared()), object.Upsert())...)
-}
-
-func observed(req interface {
-	GetObserveTime() *timestamppb.Timestamp
-},
-) time.Time {
-	if req.GetObserveTime() == nil {
-		return time.Time{}
-	}
-	return req.GetObserveTime().AsTime()
+		unlessChanged(tx, was)
+		res.Task = presentTask(tx.Info(), s)
+		return res, nil
+	}, putOptions(req)...)
 }
 
 // GetTask implements ProjectService.
 func (m *Manager) GetTask(ctx context.Context, req *projectv1.GetTaskRequest) (*projectv1.GetTaskResponse, error) {
-	s, err := m.o.Tasks.View(ctx, object.ID(req.GetTaskId()),
-		object.WithRecent(int(req.GetTransitionLimit())), object.IfVersionNot(object.Version(req.GetIfVersionNot())))
+	cursor, err := rpc.Cursor(req)
+	if err != nil {
+		return nil, err
+	}
+	first, size := cursor == "", cmp.Or(int(req.GetPageSize()), object.DefaultPageSize)
+	opts := []object.ViewOption{object.WithRecent(size), object.IfVersionNot(object.Version(req.GetIfVersionNot()))}
+	if !first {
+		opts = nil
+	}
+	s, err := m.o.Tasks.View(ctx, object.ID(req.GetTaskId()), opts...)
 	if err != nil {
 		return nil, err
 	}
 	if s.NotModified {
-		return &projectv1.GetTaskResponse{Metadata: rpc.Metadata(s.Info), NotModified: true}, nil
+		return &projectv1.GetTaskResponse{NotModified: true}, nil
 	}
-	return &projectv1.GetTaskResponse{
-		Task: presentTask(s.Info, s.State), Transitions: rpc.Values[*projectv1.TaskTransition](s.Recent), Metadata: rpc.Metadata(s.Info),
-	}, nil
+	entries := s.Recent
+	if !first {
+		page, err := m.o.Tasks.Entries(ctx, s.ID, inTransitions, object.EntriesOptions{Before: cursor, PageSize: size})
+		if err != nil {
+			return nil, err
+		}
+		entries = page.Entries
+	}
+	res := &projectv1.GetTaskResponse{Task: presentTask(s.Info, s.State)}
+	var room object.Room
+	room.Fits(rpc.AnswerSize(res.GetTask()))
+	for _, e := range slices.Backward(entries) {
+		t := presentTransition(e.Value)
+		if !room.Fits(rpc.AnswerSize(t)) {
+			break
+		}
+		if res.Transitions, res.NextPageToken = append(res.Transitions, t), ""; t.GetSeq() > 1 {
+			res.NextPageToken = rpc.Token(req, e.Key)
+		}
+	}
+	return res, nil
 }
 
 // ListTasks implements ProjectService.
 func (m *Manager) ListTasks(ctx context.Context, req *projectv1.ListTasksRequest) (*projectv1.ListTasksResponse, error) {
-	items, next, err := rpc.List(ctx, m.o.Tasks, req, object.ListOptions{Terms: taskFilter(req)}, func(s object.Snapshot[taskState]) *projectv1.TaskItem {
-		return &projectv1.TaskItem{Task: presentTask(s.Info, s.State), Metadata: rpc.Metadata(s.Info)}
-	})
-	return &projectv1.ListTasksResponse{Tasks: items, NextPageToken: next}, err
-}
-
-// UpdateTaskStatus implements ProjectService.
-func (m *Manager) UpdateTaskStatus(
-	ctx context.Context, req *projectv1.UpdateTaskStatusRequest,
-) (*projectv1.UpdateTaskStatusResponse, error) {
-	return rpc.Do(ctx, m.o.Tasks, object.ID(req.GetTaskId()), req,
-		func(tx *object.Tx[taskState]) (*projectv1.UpdateTaskStatusResponse, error) {
-			t, err := record(tx, statusReport{req.GetRawStatus(), req.GetSource(), observed(req), req.GetResume()})
-			if err != nil {
-				return nil, err
-			}
-			if t == nil {
-				tx.Unchanged()
-			}
-			return &projectv1.UpdateTaskStatusResponse{Task: presentTask(tx.Info(), tx.State()), Transition: t}, nil
-		})
-}
-
-// ListTaskTransitions implements ProjectService.
-func (m *Manager) ListTaskTransitions(
-	ctx context.Context, req *projectv1.ListTaskTransitionsRequest,
-) (*projectv1.ListTaskTransitionsResponse, error) {
-	transitions, page, err := rpc.ListAfterSeq[*projectv1.TaskTransition](ctx, m.o.Tasks, req.GetTaskId(), inTransitions, req)
-	return &projectv1.ListTaskTransitionsResponse{Transitions: transitions, HasMore: page.More, Metadata: rpc.Metadata(page.Info)}, err
+	res := &projectv1.ListTasksResponse{}
+	item := func(s object.Snapshot[taskState]) *projectv1.Task { return presentTask(s.Info, s.State) }
+	o, whole := taskOptions(req.GetFilter())
+	var err error
+	if whole {
+		res.Tasks, res.NextPageToken, err = rpc.List(ctx, m.o.Tasks, req, o, item)
+	} else {
+		fits := func(s taskState) bool { return fitsTask(req.GetFilter(), s) }
+		res.Tasks, res.NextPageToken, err = rpc.ListMatching(ctx, m.o.Tasks, req, o, fits, item)
+	}
+	return res, err
 }
 
 // DeleteTask implements ProjectService.
 func (m *Manager) DeleteTask(ctx context.Context, req *projectv1.DeleteTaskRequest) (*projectv1.DeleteTaskResponse, error) {
-	return rpc.Do(ctx, m.o.Tasks, object.ID(req.GetTaskId()), req,
-		func(tx *object.Tx[taskState]) (*projectv1.DeleteTaskResponse, error) {
-			tx.DeleteObject()
-			return &projectv1.DeleteTaskResponse{}, nil
-		})
+	return rpc.Delete(ctx, m.o.Tasks, req.GetTaskId(), req, func(existed bool, version int64) *projectv1.DeleteTaskResponse {
+		return &projectv1.DeleteTaskResponse{Existed: existed, Version: version}
+	})
 }
 
 // refuseTransition puts a rule's refusal into the caller's words.
 func refuseTransition(err error) error {
 	if e, ok := err.(notResumedError); ok { //nolint:errorlint // transition returns it as it is
 		p := problem.IllegalTransition(e.from.String(), e.to.String(), succeeded.String(), cancelled.String(), failed.String())
-		p.Message += "; or set resume: a task that has ended goes on only if it is resumed"
+		p.Message += "; or set resume_reason: a task that has ended goes on only if it is resumed"
 		return p
 	}
 	return err

@@ -7,14 +7,16 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	storev1 "holdfast/gen/holdfast/store/project/v1"
 )
 
 func TestNormalise(t *testing.T) {
 	t.Parallel()
 	for raw, want := range map[string]struct {
-		status projectv1.TaskStatus
+		status storev1.TaskStatus
 		reason string
 	}{
 		"PENDING": {queued, ""}, "ACTIVE": {running, ""}, "RUNNING": {running, ""}, "EVALUATION": {running, ""}, "PAUSED": {paused, ""},
@@ -32,7 +34,6 @@ func TestNormalise(t *testing.T) {
 func TestTransition(t *testing.T) {
 	t.Parallel()
 	start := time.Date(2026, 11, 23, 4, 0, 0, 0, time.UTC)
-	resume := &projectv1.TaskResume{Prompt: "try again"}
 	type said struct {
 		raw    string
 		at     int // seconds after the start
@@ -54,14 +55,14 @@ func TestTransition(t *testing.T) {
 		"unknown, then known":        {{"WARMING_UP", 0, false, "UNKNOWN", true}, {"ACTIVE", 1, false, "RUNNING", true}},
 		"a word from the future":     {{"ACTIVE", 500, false, "RUNNING", true}, {"COMPLETE", 101, false, "SUCCEEDED", true}},
 	} {
-		s := &projectv1.TaskState{}
-		recorded := int64(0)
+		s := &storev1.TaskState{}
+		recorded := int32(0)
 		for i, w := range words {
 			from := s.GetStatus()
 			now := start.Add(time.Duration(100+i) * time.Second)
-			word := statusReport{raw: w.raw, source: "test", observed: start.Add(time.Duration(w.at) * time.Second)}
+			word := &projectv1.Report{RawStatus: w.raw, Source: "test", ObserveTime: timestamppb.New(start.Add(time.Duration(w.at) * time.Second))}
 			if w.resume {
-				word.resume = resume
+				word.ResumeReason = "try again"
 			}
 			got, err := transition(s, word, now)
 			if refusal, ok := errors.AsType[notResumedError](err); ok != (w.want == "refused") || ok && refusal.from != from {
@@ -77,7 +78,7 @@ func TestTransition(t *testing.T) {
 				continue
 			}
 			recorded++
-			if got.GetSeq() != recorded || got.GetFromStatus() != from || got.GetRawStatus() != w.raw || (got.GetResume() != nil) != (w.resume && ended(from)) {
+			if got.GetSeq() != recorded || got.GetFromStatus() != from || got.GetRawStatus() != w.raw || (got.GetResumeReason() != "") != (w.resume && ended(from)) {
 				t.Errorf("%s, word %d: %v", name, i, got)
 			}
 		}
@@ -90,20 +91,25 @@ func TestTransition(t *testing.T) {
 // What a task is listed by, every list finds.
 func TestTaskFiltersAreTerms(t *testing.T) {
 	t.Parallel()
-	s := &projectv1.TaskState{ProjectId: "p", Provider: "codegen", RunId: "7", LinearIssueId: "i", Status: running}
-	for name, req := range map[string]*projectv1.ListTasksRequest{
-		"all": {}, "project": {ProjectId: "p"}, "status": {Status: running}, "open": {OpenOnly: true}, "run": {Run: "codegen/7"},
-		"issue": {LinearIssueId: "i"}, "project and status": {ProjectId: "p", Status: running}, "project and open": {ProjectId: "p", OpenOnly: true},
-		"every": {ProjectId: "p", Status: running, OpenOnly: true, Run: "codegen/7", LinearIssueId: "i"},
+	s := &storev1.TaskState{ProjectId: "p", Provider: "codegen", RunId: "7", Issue: &storev1.IssueRef{Id: "i"}, Status: running}
+	statuses := []projectv1.TaskStatus{projectv1.TaskStatus_TASK_STATUS_RUNNING}
+	for name, f := range map[string]*projectv1.TaskFilter{
+		"all": {}, "project": {ProjectId: "p"}, "status": {Statuses: statuses}, "open": {Open: true}, "run": {Provider: "codegen", RunId: "7"},
+		"issue": {Issue: &projectv1.IssueRef{Id: "i"}}, "project and status": {ProjectId: "p", Statuses: statuses}, "project and open": {ProjectId: "p", Open: true},
+		"every": {ProjectId: "p", Statuses: statuses, Open: true, RunId: "7", Issue: &projectv1.IssueRef{Id: "i"}},
 	} {
-		for _, term := range taskFilter(req) {
+		o, _ := taskOptions(f)
+		for _, term := range append(o.Terms, o.AnyTerm...) {
 			if !slices.Contains(taskTerms(s), term) {
 				t.Errorf("%s: the filter %q is none of %q", name, term, taskTerms(s))
 			}
 		}
+		if !fitsTask(f, s) {
+			t.Errorf("%s does not fit", name)
+		}
 	}
 	s.Status = failed
-	want := []string{"status=failed", "project=p", "project=p/status=failed", "run=codegen/7", "issue=i"}
+	want := []string{"status=failed", "project=p", "project=p/status=failed", "run=7", "issue=i"}
 	if diff := cmp.Diff(want, taskTerms(s)); diff != "" {
 		t.Error(diff)
 	}

@@ -94,11 +94,24 @@ func PageError(err error) error {
 func List[S proto.Message, I any](
 	ctx context.Context, k *object.Kind[S], req ListRequest, o object.ListOptions, item func(object.Snapshot[S]) I,
 ) (items []I, next string, err error) {
+	return list(req, o, item, func(o object.ListOptions) (object.Page[S], error) { return k.List(ctx, o) })
+}
+
+// ListMatching is List for the objects whose states match; see object.Kind.ListMatching.
+func ListMatching[S proto.Message, I any](
+	ctx context.Context, k *object.Kind[S], req ListRequest, o object.ListOptions, match func(S) bool, item func(object.Snapshot[S]) I,
+) (items []I, next string, err error) {
+	return list(req, o, item, func(o object.ListOptions) (object.Page[S], error) { return k.ListMatching(ctx, o, match) })
+}
+
+func list[S proto.Message, I any](
+	req ListRequest, o object.ListOptions, item func(object.Snapshot[S]) I, read func(object.ListOptions) (object.Page[S], error),
+) (items []I, next string, err error) {
 	if o.PageToken, err = Cursor(req); err != nil {
 		return nil, "", err
 	}
 	o.PageSize = int(req.GetPageSize())
-	page, err := k.List(ctx, o)
+	page, err := read(o)
 	if err != nil {
 		return nil, "", PageError(err)
 	}

@@ -13,7 +13,8 @@ import (
 	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	structpb "google.golang.org/protobuf/types/known/structpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
-	v1 "holdfast/gen/holdfast/object/v1"
+	v11 "holdfast/gen/holdfast/linear/v1"
+	v1 "holdfast/gen/holdfast/type/v1"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -26,25 +27,151 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// TaskStatus is the state of a task, whatever its provider calls it.
+type TaskStatus int32
+
+const (
+	TaskStatus_TASK_STATUS_UNSPECIFIED TaskStatus = 0
+	// A word of the provider that is not known; the task may be running.
+	TaskStatus_TASK_STATUS_UNKNOWN   TaskStatus = 1
+	TaskStatus_TASK_STATUS_QUEUED    TaskStatus = 2
+	TaskStatus_TASK_STATUS_RUNNING   TaskStatus = 3
+	TaskStatus_TASK_STATUS_PAUSED    TaskStatus = 4
+	TaskStatus_TASK_STATUS_SUCCEEDED TaskStatus = 5
+	TaskStatus_TASK_STATUS_CANCELLED TaskStatus = 6
+	TaskStatus_TASK_STATUS_FAILED    TaskStatus = 7
+)
+
+// Enum value maps for TaskStatus.
+var (
+	TaskStatus_name = map[int32]string{
+		0: "TASK_STATUS_UNSPECIFIED",
+		1: "TASK_STATUS_UNKNOWN",
+		2: "TASK_STATUS_QUEUED",
+		3: "TASK_STATUS_RUNNING",
+		4: "TASK_STATUS_PAUSED",
+		5: "TASK_STATUS_SUCCEEDED",
+		6: "TASK_STATUS_CANCELLED",
+		7: "TASK_STATUS_FAILED",
+	}
+	TaskStatus_value = map[string]int32{
+		"TASK_STATUS_UNSPECIFIED": 0,
+		"TASK_STATUS_UNKNOWN":     1,
+		"TASK_STATUS_QUEUED":      2,
+		"TASK_STATUS_RUNNING":     3,
+		"TASK_STATUS_PAUSED":      4,
+		"TASK_STATUS_SUCCEEDED":   5,
+		"TASK_STATUS_CANCELLED":   6,
+		"TASK_STATUS_FAILED":      7,
+	}
+)
+
+func (x TaskStatus) Enum() *TaskStatus {
+	p := new(TaskStatus)
+	*p = x
+	return p
+}
+
+func (x TaskStatus) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TaskStatus) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_project_v1_service_proto_enumTypes[0].Descriptor()
+}
+
+func (TaskStatus) Type() protoreflect.EnumType {
+	return &file_holdfast_project_v1_service_proto_enumTypes[0]
+}
+
+func (x TaskStatus) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TaskStatus.Descriptor instead.
+func (TaskStatus) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{0}
+}
+
+// NotificationLevel is what a user wants to be told.
+type NotificationLevel int32
+
+const (
+	NotificationLevel_NOTIFICATION_LEVEL_UNSPECIFIED NotificationLevel = 0
+	NotificationLevel_NOTIFICATION_LEVEL_NONE        NotificationLevel = 1
+	// Only what waits for the user: tasks that end or ask.
+	NotificationLevel_NOTIFICATION_LEVEL_IMPORTANT NotificationLevel = 2
+	NotificationLevel_NOTIFICATION_LEVEL_ALL       NotificationLevel = 3
+)
+
+// Enum value maps for NotificationLevel.
+var (
+	NotificationLevel_name = map[int32]string{
+		0: "NOTIFICATION_LEVEL_UNSPECIFIED",
+		1: "NOTIFICATION_LEVEL_NONE",
+		2: "NOTIFICATION_LEVEL_IMPORTANT",
+		3: "NOTIFICATION_LEVEL_ALL",
+	}
+	NotificationLevel_value = map[string]int32{
+		"NOTIFICATION_LEVEL_UNSPECIFIED": 0,
+		"NOTIFICATION_LEVEL_NONE":        1,
+		"NOTIFICATION_LEVEL_IMPORTANT":   2,
+		"NOTIFICATION_LEVEL_ALL":         3,
+	}
+)
+
+func (x NotificationLevel) Enum() *NotificationLevel {
+	p := new(NotificationLevel)
+	*p = x
+	return p
+}
+
+func (x NotificationLevel) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (NotificationLevel) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_project_v1_service_proto_enumTypes[1].Descriptor()
+}
+
+func (NotificationLevel) Type() protoreflect.EnumType {
+	return &file_holdfast_project_v1_service_proto_enumTypes[1]
+}
+
+func (x NotificationLevel) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use NotificationLevel.Descriptor instead.
+func (NotificationLevel) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{1}
+}
+
 // Project is a project as callers see it.
 type Project struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Set by the server.
+	// Set by the server, as are all up to expire_time.
 	ProjectId string `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	// Set by the server: the user whose project it is; empty: the whole tenant's.
-	Owner       string            `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
-	Title       string            `protobuf:"bytes,3,opt,name=title,proto3" json:"title,omitempty"`
-	Description string            `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
-	Repository  *Repository       `protobuf:"bytes,5,opt,name=repository,proto3" json:"repository,omitempty"`
-	Labels      map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The user whose project it is; empty: the whole tenant's.
+	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	// 1 at creation, +1 for each change.
+	Version    int64                  `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// From this instant on the project is not found. Unset: it does not expire.
+	ExpireTime  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	Labels      map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Title       string                 `protobuf:"bytes,8,opt,name=title,proto3" json:"title,omitempty"`
+	Description string                 `protobuf:"bytes,9,opt,name=description,proto3" json:"description,omitempty"`
+	Repository  *Repository            `protobuf:"bytes,10,opt,name=repository,proto3" json:"repository,omitempty"`
 	// Anything that belongs to the project.
-	Settings *structpb.Struct `protobuf:"bytes,7,opt,name=settings,proto3" json:"settings,omitempty"`
-	// Linear's ids of the teams whose issues belong to the project.
-	LinearTeamIds []string `protobuf:"bytes,8,rep,name=linear_team_ids,json=linearTeamIds,proto3" json:"linear_team_ids,omitempty"`
-	// Linear's ids of the Linear projects whose issues belong to the project.
-	LinearProjectIds []string `protobuf:"bytes,9,rep,name=linear_project_ids,json=linearProjectIds,proto3" json:"linear_project_ids,omitempty"`
-	// Set by the server: unset where the project is not archived.
-	ArchiveTime   *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=archive_time,json=archiveTime,proto3" json:"archive_time,omitempty"`
+	Settings *structpb.Struct `protobuf:"bytes,11,opt,name=settings,proto3" json:"settings,omitempty"`
+	// Whose issues belong to the project.
+	IssueSources []*IssueSource `protobuf:"bytes,12,rep,name=issue_sources,json=issueSources,proto3" json:"issue_sources,omitempty"`
+	// True: the project is left out of the lists.
+	Archived bool `protobuf:"varint,13,opt,name=archived,proto3" json:"archived,omitempty"`
+	// Set by the server: since when the project is archived.
+	ArchiveTime   *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=archive_time,json=archiveTime,proto3" json:"archive_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -93,6 +220,41 @@ func (x *Project) GetOwner() string {
 	return ""
 }
 
+func (x *Project) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Project) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Project) GetUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdateTime
+	}
+	return nil
+}
+
+func (x *Project) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *Project) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 func (x *Project) GetTitle() string {
 	if x != nil {
 		return x.Title
@@ -114,13 +276,6 @@ func (x *Project) GetRepository() *Repository {
 	return nil
 }
 
-func (x *Project) GetLabels() map[string]string {
-	if x != nil {
-		return x.Labels
-	}
-	return nil
-}
-
 func (x *Project) GetSettings() *structpb.Struct {
 	if x != nil {
 		return x.Settings
@@ -128,18 +283,18 @@ func (x *Project) GetSettings() *structpb.Struct {
 	return nil
 }
 
-func (x *Project) GetLinearTeamIds() []string {
+func (x *Project) GetIssueSources() []*IssueSource {
 	if x != nil {
-		return x.LinearTeamIds
+		return x.IssueSources
 	}
 	return nil
 }
 
-func (x *Project) GetLinearProjectIds() []string {
+func (x *Project) GetArchived() bool {
 	if x != nil {
-		return x.LinearProjectIds
+		return x.Archived
 	}
-	return nil
+	return false
 }
 
 func (x *Project) GetArchiveTime() *timestamppb.Timestamp {
@@ -149,32 +304,35 @@ func (x *Project) GetArchiveTime() *timestamppb.Timestamp {
 	return nil
 }
 
-type CreateProjectRequest struct {
+// Repository is where a project's code is.
+type Repository struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 to 128 of A-Z a-z 0-9 . _ : -; empty: the server makes one.
-	ProjectId string   `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	Project   *Project `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
-	// True: the project belongs to the whole tenant. A project that a service makes for itself does anyway.
-	Shared        bool   `protobuf:"varint,3,opt,name=shared,proto3" json:"shared,omitempty"`
-	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Such as "github"; empty: unknown.
+	Provider string `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	// As the provider names it, such as "acme/api".
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Url           string `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`
+	DefaultBranch string `protobuf:"bytes,4,opt,name=default_branch,json=defaultBranch,proto3" json:"default_branch,omitempty"`
+	// The provider's own id, such as Codegen's repo_id.
+	ExternalId    string `protobuf:"bytes,5,opt,name=external_id,json=externalId,proto3" json:"external_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *CreateProjectRequest) Reset() {
-	*x = CreateProjectRequest{}
+func (x *Repository) Reset() {
+	*x = Repository{}
 	mi := &file_holdfast_project_v1_service_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *CreateProjectRequest) String() string {
+func (x *Repository) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*CreateProjectRequest) ProtoMessage() {}
+func (*Repository) ProtoMessage() {}
 
-func (x *CreateProjectRequest) ProtoReflect() protoreflect.Message {
+func (x *Repository) ProtoReflect() protoreflect.Message {
 	mi := &file_holdfast_project_v1_service_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -186,62 +344,228 @@ func (x *CreateProjectRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use CreateProjectRequest.ProtoReflect.Descriptor instead.
-func (*CreateProjectRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use Repository.ProtoReflect.Descriptor instead.
+func (*Repository) Descriptor() ([]byte, []int) {
 	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *CreateProjectRequest) GetProjectId() string {
+func (x *Repository) GetProvider() string {
 	if x != nil {
-		return x.ProjectId
+		return x.Provider
 	}
 	return ""
 }
 
-func (x *CreateProjectRequest) GetProject() *Project {
+func (x *Repository) GetName() string {
 	if x != nil {
-		return x.Project
+		return x.Name
 	}
-	return nil
+	return ""
 }
 
-func (x *CreateProjectRequest) GetShared() bool {
+func (x *Repository) GetUrl() string {
 	if x != nil {
-		return x.Shared
+		return x.Url
 	}
-	return false
+	return ""
 }
 
-func (x *CreateProjectRequest) GetRequestId() string {
+func (x *Repository) GetDefaultBranch() string {
+	if x != nil {
+		return x.DefaultBranch
+	}
+	return ""
+}
+
+func (x *Repository) GetExternalId() string {
+	if x != nil {
+		return x.ExternalId
+	}
+	return ""
+}
+
+// IssueSource names issues of a tracker: all those of a team or of a project there.
+type IssueSource struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tracker: "linear".
+	Provider string `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	// "team" or "project".
+	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	// The tracker's id of it.
+	Id            string `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueSource) Reset() {
+	*x = IssueSource{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueSource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueSource) ProtoMessage() {}
+
+func (x *IssueSource) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueSource.ProtoReflect.Descriptor instead.
+func (*IssueSource) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *IssueSource) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *IssueSource) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *IssueSource) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type PutProjectRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// 1 to 128 of A-Z a-z 0-9 . _ : -; empty: the server makes one.
+	ProjectId  string                 `protobuf:"bytes,3,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	Project    *Project               `protobuf:"bytes,4,opt,name=project,proto3" json:"project,omitempty"`
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// True: a project that is not there is `not_found`.
+	MustExist bool `protobuf:"varint,6,opt,name=must_exist,json=mustExist,proto3" json:"must_exist,omitempty"`
+	// True: the project belongs to the whole tenant. It counts when the project is made. What a service makes for itself does
+	// anyway.
+	Shared        bool `protobuf:"varint,7,opt,name=shared,proto3" json:"shared,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutProjectRequest) Reset() {
+	*x = PutProjectRequest{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutProjectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutProjectRequest) ProtoMessage() {}
+
+func (x *PutProjectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutProjectRequest.ProtoReflect.Descriptor instead.
+func (*PutProjectRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PutProjectRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
 	}
 	return ""
 }
 
-type CreateProjectResponse struct {
+func (x *PutProjectRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *PutProjectRequest) GetProjectId() string {
+	if x != nil {
+		return x.ProjectId
+	}
+	return ""
+}
+
+func (x *PutProjectRequest) GetProject() *Project {
+	if x != nil {
+		return x.Project
+	}
+	return nil
+}
+
+func (x *PutProjectRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+func (x *PutProjectRequest) GetMustExist() bool {
+	if x != nil {
+		return x.MustExist
+	}
+	return false
+}
+
+func (x *PutProjectRequest) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+type PutProjectResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Project       *Project               `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *CreateProjectResponse) Reset() {
-	*x = CreateProjectResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[2]
+func (x *PutProjectResponse) Reset() {
+	*x = PutProjectResponse{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *CreateProjectResponse) String() string {
+func (x *PutProjectResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*CreateProjectResponse) ProtoMessage() {}
+func (*PutProjectResponse) ProtoMessage() {}
 
-func (x *CreateProjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[2]
+func (x *PutProjectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -252,21 +576,14 @@ func (x *CreateProjectResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use CreateProjectResponse.ProtoReflect.Descriptor instead.
-func (*CreateProjectResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{2}
+// Deprecated: Use PutProjectResponse.ProtoReflect.Descriptor instead.
+func (*PutProjectResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *CreateProjectResponse) GetProject() *Project {
+func (x *PutProjectResponse) GetProject() *Project {
 	if x != nil {
 		return x.Project
-	}
-	return nil
-}
-
-func (x *CreateProjectResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
 	}
 	return nil
 }
@@ -275,14 +592,14 @@ type GetProjectRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	ProjectId string                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	// At this version the answer is `not_modified` and nothing else.
-	IfVersionNot  int64 `protobuf:"varint,2,opt,name=if_version_not,json=ifVersionNot,proto3" json:"if_version_not,omitempty"`
+	IfVersionNot  *int64 `protobuf:"varint,2,opt,name=if_version_not,json=ifVersionNot,proto3,oneof" json:"if_version_not,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetProjectRequest) Reset() {
 	*x = GetProjectRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[3]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -294,7 +611,7 @@ func (x *GetProjectRequest) String() string {
 func (*GetProjectRequest) ProtoMessage() {}
 
 func (x *GetProjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[3]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -307,7 +624,7 @@ func (x *GetProjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProjectRequest.ProtoReflect.Descriptor instead.
 func (*GetProjectRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GetProjectRequest) GetProjectId() string {
@@ -318,8 +635,8 @@ func (x *GetProjectRequest) GetProjectId() string {
 }
 
 func (x *GetProjectRequest) GetIfVersionNot() int64 {
-	if x != nil {
-		return x.IfVersionNot
+	if x != nil && x.IfVersionNot != nil {
+		return *x.IfVersionNot
 	}
 	return 0
 }
@@ -327,15 +644,14 @@ func (x *GetProjectRequest) GetIfVersionNot() int64 {
 type GetProjectResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Project       *Project               `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	NotModified   bool                   `protobuf:"varint,3,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
+	NotModified   bool                   `protobuf:"varint,2,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetProjectResponse) Reset() {
 	*x = GetProjectResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[4]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -347,7 +663,7 @@ func (x *GetProjectResponse) String() string {
 func (*GetProjectResponse) ProtoMessage() {}
 
 func (x *GetProjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[4]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -360,19 +676,12 @@ func (x *GetProjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProjectResponse.ProtoReflect.Descriptor instead.
 func (*GetProjectResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GetProjectResponse) GetProject() *Project {
 	if x != nil {
 		return x.Project
-	}
-	return nil
-}
-
-func (x *GetProjectResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
 	}
 	return nil
 }
@@ -384,23 +693,75 @@ func (x *GetProjectResponse) GetNotModified() bool {
 	return false
 }
 
+// ProjectFilter chooses projects: those that fit all that is set.
+type ProjectFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only projects that have all these labels.
+	Labels map[string]string `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// True: archived ones only. False: the others only.
+	Archived      bool `protobuf:"varint,2,opt,name=archived,proto3" json:"archived,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProjectFilter) Reset() {
+	*x = ProjectFilter{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProjectFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProjectFilter) ProtoMessage() {}
+
+func (x *ProjectFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProjectFilter.ProtoReflect.Descriptor instead.
+func (*ProjectFilter) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ProjectFilter) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *ProjectFilter) GetArchived() bool {
+	if x != nil {
+		return x.Archived
+	}
+	return false
+}
+
 type ListProjectsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 200; 0: 50.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// From the last page's next_page_token; the other fields must be the same.
-	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Only projects that have all these labels.
-	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// True: archived ones only.
-	Archived      bool `protobuf:"varint,4,opt,name=archived,proto3" json:"archived,omitempty"`
+	// From the last page's next_page_token; the filter must be the same.
+	PageToken     string         `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Filter        *ProjectFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListProjectsRequest) Reset() {
 	*x = ListProjectsRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[5]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -412,7 +773,7 @@ func (x *ListProjectsRequest) String() string {
 func (*ListProjectsRequest) ProtoMessage() {}
 
 func (x *ListProjectsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[5]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -425,7 +786,7 @@ func (x *ListProjectsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProjectsRequest.ProtoReflect.Descriptor instead.
 func (*ListProjectsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListProjectsRequest) GetPageSize() int32 {
@@ -442,32 +803,25 @@ func (x *ListProjectsRequest) GetPageToken() string {
 	return ""
 }
 
-func (x *ListProjectsRequest) GetLabels() map[string]string {
+func (x *ListProjectsRequest) GetFilter() *ProjectFilter {
 	if x != nil {
-		return x.Labels
+		return x.Filter
 	}
 	return nil
 }
 
-func (x *ListProjectsRequest) GetArchived() bool {
-	if x != nil {
-		return x.Archived
-	}
-	return false
-}
-
 type ListProjectsResponse struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Projects []*ProjectItem         `protobuf:"bytes,1,rep,name=projects,proto3" json:"projects,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty on the last page.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	NextPageToken string     `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	Projects      []*Project `protobuf:"bytes,2,rep,name=projects,proto3" json:"projects,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListProjectsResponse) Reset() {
 	*x = ListProjectsResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[6]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -479,7 +833,7 @@ func (x *ListProjectsResponse) String() string {
 func (*ListProjectsResponse) ProtoMessage() {}
 
 func (x *ListProjectsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[6]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -492,14 +846,7 @@ func (x *ListProjectsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProjectsResponse.ProtoReflect.Descriptor instead.
 func (*ListProjectsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *ListProjectsResponse) GetProjects() []*ProjectItem {
-	if x != nil {
-		return x.Projects
-	}
-	return nil
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListProjectsResponse) GetNextPageToken() string {
@@ -509,320 +856,25 @@ func (x *ListProjectsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// ProjectItem is one row of a list.
-type ProjectItem struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Project       *Project               `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ProjectItem) Reset() {
-	*x = ProjectItem{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[7]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ProjectItem) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ProjectItem) ProtoMessage() {}
-
-func (x *ProjectItem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[7]
+func (x *ListProjectsResponse) GetProjects() []*Project {
 	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ProjectItem.ProtoReflect.Descriptor instead.
-func (*ProjectItem) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{7}
-}
-
-func (x *ProjectItem) GetProject() *Project {
-	if x != nil {
-		return x.Project
-	}
-	return nil
-}
-
-func (x *ProjectItem) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type UpdateProjectRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ProjectId     string                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	Project       *Project               `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
-	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,3,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	RequestId     string                 `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64                  `protobuf:"varint,5,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateProjectRequest) Reset() {
-	*x = UpdateProjectRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[8]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateProjectRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateProjectRequest) ProtoMessage() {}
-
-func (x *UpdateProjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[8]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateProjectRequest.ProtoReflect.Descriptor instead.
-func (*UpdateProjectRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{8}
-}
-
-func (x *UpdateProjectRequest) GetProjectId() string {
-	if x != nil {
-		return x.ProjectId
-	}
-	return ""
-}
-
-func (x *UpdateProjectRequest) GetProject() *Project {
-	if x != nil {
-		return x.Project
-	}
-	return nil
-}
-
-func (x *UpdateProjectRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
-	if x != nil {
-		return x.UpdateMask
-	}
-	return nil
-}
-
-func (x *UpdateProjectRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *UpdateProjectRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type UpdateProjectResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Project       *Project               `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateProjectResponse) Reset() {
-	*x = UpdateProjectResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[9]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateProjectResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateProjectResponse) ProtoMessage() {}
-
-func (x *UpdateProjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[9]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateProjectResponse.ProtoReflect.Descriptor instead.
-func (*UpdateProjectResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{9}
-}
-
-func (x *UpdateProjectResponse) GetProject() *Project {
-	if x != nil {
-		return x.Project
-	}
-	return nil
-}
-
-func (x *UpdateProjectResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type ArchiveProjectRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	ProjectId string                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	// True: put it back into the lists.
-	Restore       bool   `protobuf:"varint,2,opt,name=restore,proto3" json:"restore,omitempty"`
-	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64  `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ArchiveProjectRequest) Reset() {
-	*x = ArchiveProjectRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[10]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ArchiveProjectRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ArchiveProjectRequest) ProtoMessage() {}
-
-func (x *ArchiveProjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[10]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ArchiveProjectRequest.ProtoReflect.Descriptor instead.
-func (*ArchiveProjectRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{10}
-}
-
-func (x *ArchiveProjectRequest) GetProjectId() string {
-	if x != nil {
-		return x.ProjectId
-	}
-	return ""
-}
-
-func (x *ArchiveProjectRequest) GetRestore() bool {
-	if x != nil {
-		return x.Restore
-	}
-	return false
-}
-
-func (x *ArchiveProjectRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *ArchiveProjectRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type ArchiveProjectResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Project       *Project               `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ArchiveProjectResponse) Reset() {
-	*x = ArchiveProjectResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[11]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ArchiveProjectResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ArchiveProjectResponse) ProtoMessage() {}
-
-func (x *ArchiveProjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[11]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ArchiveProjectResponse.ProtoReflect.Descriptor instead.
-func (*ArchiveProjectResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{11}
-}
-
-func (x *ArchiveProjectResponse) GetProject() *Project {
-	if x != nil {
-		return x.Project
-	}
-	return nil
-}
-
-func (x *ArchiveProjectResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
+		return x.Projects
 	}
 	return nil
 }
 
 type DeleteProjectRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	ProjectId     string                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	RequestId     string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64                  `protobuf:"varint,3,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion     *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	ProjectId     string                 `protobuf:"bytes,3,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteProjectRequest) Reset() {
 	*x = DeleteProjectRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +886,7 @@ func (x *DeleteProjectRequest) String() string {
 func (*DeleteProjectRequest) ProtoMessage() {}
 
 func (x *DeleteProjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,14 +899,7 @@ func (x *DeleteProjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProjectRequest.ProtoReflect.Descriptor instead.
 func (*DeleteProjectRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{12}
-}
-
-func (x *DeleteProjectRequest) GetProjectId() string {
-	if x != nil {
-		return x.ProjectId
-	}
-	return ""
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteProjectRequest) GetRequestId() string {
@@ -865,22 +910,32 @@ func (x *DeleteProjectRequest) GetRequestId() string {
 }
 
 func (x *DeleteProjectRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
 	}
 	return 0
 }
 
+func (x *DeleteProjectRequest) GetProjectId() string {
+	if x != nil {
+		return x.ProjectId
+	}
+	return ""
+}
+
 type DeleteProjectResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,1,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False where there was none.
+	Existed bool `protobuf:"varint,1,opt,name=existed,proto3" json:"existed,omitempty"`
+	// The project's last version.
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteProjectResponse) Reset() {
 	*x = DeleteProjectResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -892,7 +947,7 @@ func (x *DeleteProjectResponse) String() string {
 func (*DeleteProjectResponse) ProtoMessage() {}
 
 func (x *DeleteProjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -905,475 +960,21 @@ func (x *DeleteProjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProjectResponse.ProtoReflect.Descriptor instead.
 func (*DeleteProjectResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{11}
 }
 
-func (x *DeleteProjectResponse) GetMetadata() *v1.Metadata {
+func (x *DeleteProjectResponse) GetExisted() bool {
 	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type SetActiveProjectRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Empty: no project.
-	ProjectId     string `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	RequestId     string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64  `protobuf:"varint,3,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SetActiveProjectRequest) Reset() {
-	*x = SetActiveProjectRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[14]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SetActiveProjectRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SetActiveProjectRequest) ProtoMessage() {}
-
-func (x *SetActiveProjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[14]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SetActiveProjectRequest.ProtoReflect.Descriptor instead.
-func (*SetActiveProjectRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{14}
-}
-
-func (x *SetActiveProjectRequest) GetProjectId() string {
-	if x != nil {
-		return x.ProjectId
-	}
-	return ""
-}
-
-func (x *SetActiveProjectRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *SetActiveProjectRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type SetActiveProjectResponse struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	ProjectId string                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	// Of the user's preferences.
-	Metadata      *v1.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SetActiveProjectResponse) Reset() {
-	*x = SetActiveProjectResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[15]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SetActiveProjectResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SetActiveProjectResponse) ProtoMessage() {}
-
-func (x *SetActiveProjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[15]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SetActiveProjectResponse.ProtoReflect.Descriptor instead.
-func (*SetActiveProjectResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{15}
-}
-
-func (x *SetActiveProjectResponse) GetProjectId() string {
-	if x != nil {
-		return x.ProjectId
-	}
-	return ""
-}
-
-func (x *SetActiveProjectResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type GetProjectContextRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Empty: the user's active project, else the user's default one, else the tenant's.
-	ProjectId string `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	// How many open tasks come along, newest activity first: 1 to 100; 0: 20.
-	TaskLimit int32 `protobuf:"varint,2,opt,name=task_limit,json=taskLimit,proto3" json:"task_limit,omitempty"`
-	// How many open issues come along, newest activity first: 1 to 100; 0: 20.
-	IssueLimit int32 `protobuf:"varint,3,opt,name=issue_limit,json=issueLimit,proto3" json:"issue_limit,omitempty"`
-	// The metadata.version of an answer that the caller has.
-	IfVersionNot  int64 `protobuf:"varint,4,opt,name=if_version_not,json=ifVersionNot,proto3" json:"if_version_not,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetProjectContextRequest) Reset() {
-	*x = GetProjectContextRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetProjectContextRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetProjectContextRequest) ProtoMessage() {}
-
-func (x *GetProjectContextRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetProjectContextRequest.ProtoReflect.Descriptor instead.
-func (*GetProjectContextRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *GetProjectContextRequest) GetProjectId() string {
-	if x != nil {
-		return x.ProjectId
-	}
-	return ""
-}
-
-func (x *GetProjectContextRequest) GetTaskLimit() int32 {
-	if x != nil {
-		return x.TaskLimit
-	}
-	return 0
-}
-
-func (x *GetProjectContextRequest) GetIssueLimit() int32 {
-	if x != nil {
-		return x.IssueLimit
-	}
-	return 0
-}
-
-func (x *GetProjectContextRequest) GetIfVersionNot() int64 {
-	if x != nil {
-		return x.IfVersionNot
-	}
-	return 0
-}
-
-type GetProjectContextResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Unset where the user has no active project, or it is no longer there.
-	Project *Project `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
-	// The project's open tasks; without a project all that the caller may see.
-	Tasks []*Task `protobuf:"bytes,2,rep,name=tasks,proto3" json:"tasks,omitempty"`
-	// True where there are more open tasks than these.
-	MoreTasks bool `protobuf:"varint,3,opt,name=more_tasks,json=moreTasks,proto3" json:"more_tasks,omitempty"`
-	// The open issues of the project's Linear teams and projects; without a project none.
-	Issues []*Issue `protobuf:"bytes,4,rep,name=issues,proto3" json:"issues,omitempty"`
-	// True where there are more open issues than these.
-	MoreIssues bool `protobuf:"varint,5,opt,name=more_issues,json=moreIssues,proto3" json:"more_issues,omitempty"`
-	// The preferences in force.
-	Preferences *Preferences `protobuf:"bytes,6,opt,name=preferences,proto3" json:"preferences,omitempty"`
-	// The newest conversation about the project.
-	LastConversation *LastConversation `protobuf:"bytes,7,opt,name=last_conversation,json=lastConversation,proto3" json:"last_conversation,omitempty"`
-	// How the APIs that the assistant calls stand.
-	Apis []*ApiBrief `protobuf:"bytes,8,rep,name=apis,proto3" json:"apis,omitempty"`
-	// About as many tokens as the texts in this answer have: a quarter of their characters, rounded up.
-	TokenEstimate int64 `protobuf:"varint,9,opt,name=token_estimate,json=tokenEstimate,proto3" json:"token_estimate,omitempty"`
-	// Only `version` is set: a mark of the whole answer.
-	Metadata      *v1.Metadata `protobuf:"bytes,10,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	NotModified   bool         `protobuf:"varint,11,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetProjectContextResponse) Reset() {
-	*x = GetProjectContextResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetProjectContextResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetProjectContextResponse) ProtoMessage() {}
-
-func (x *GetProjectContextResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetProjectContextResponse.ProtoReflect.Descriptor instead.
-func (*GetProjectContextResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{17}
-}
-
-func (x *GetProjectContextResponse) GetProject() *Project {
-	if x != nil {
-		return x.Project
-	}
-	return nil
-}
-
-func (x *GetProjectContextResponse) GetTasks() []*Task {
-	if x != nil {
-		return x.Tasks
-	}
-	return nil
-}
-
-func (x *GetProjectContextResponse) GetMoreTasks() bool {
-	if x != nil {
-		return x.MoreTasks
+		return x.Existed
 	}
 	return false
 }
 
-func (x *GetProjectContextResponse) GetIssues() []*Issue {
+func (x *DeleteProjectResponse) GetVersion() int64 {
 	if x != nil {
-		return x.Issues
-	}
-	return nil
-}
-
-func (x *GetProjectContextResponse) GetMoreIssues() bool {
-	if x != nil {
-		return x.MoreIssues
-	}
-	return false
-}
-
-func (x *GetProjectContextResponse) GetPreferences() *Preferences {
-	if x != nil {
-		return x.Preferences
-	}
-	return nil
-}
-
-func (x *GetProjectContextResponse) GetLastConversation() *LastConversation {
-	if x != nil {
-		return x.LastConversation
-	}
-	return nil
-}
-
-func (x *GetProjectContextResponse) GetApis() []*ApiBrief {
-	if x != nil {
-		return x.Apis
-	}
-	return nil
-}
-
-func (x *GetProjectContextResponse) GetTokenEstimate() int64 {
-	if x != nil {
-		return x.TokenEstimate
+		return x.Version
 	}
 	return 0
-}
-
-func (x *GetProjectContextResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-func (x *GetProjectContextResponse) GetNotModified() bool {
-	if x != nil {
-		return x.NotModified
-	}
-	return false
-}
-
-// LastConversation is what is left of the newest conversation about a project.
-type LastConversation struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	Title          string                 `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
-	// What was said, in short; empty where nobody has summed it up.
-	Summary       string                 `protobuf:"bytes,3,opt,name=summary,proto3" json:"summary,omitempty"`
-	MessageCount  int64                  `protobuf:"varint,4,opt,name=message_count,json=messageCount,proto3" json:"message_count,omitempty"`
-	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *LastConversation) Reset() {
-	*x = LastConversation{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *LastConversation) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*LastConversation) ProtoMessage() {}
-
-func (x *LastConversation) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use LastConversation.ProtoReflect.Descriptor instead.
-func (*LastConversation) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *LastConversation) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *LastConversation) GetTitle() string {
-	if x != nil {
-		return x.Title
-	}
-	return ""
-}
-
-func (x *LastConversation) GetSummary() string {
-	if x != nil {
-		return x.Summary
-	}
-	return ""
-}
-
-func (x *LastConversation) GetMessageCount() int64 {
-	if x != nil {
-		return x.MessageCount
-	}
-	return 0
-}
-
-func (x *LastConversation) GetUpdateTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.UpdateTime
-	}
-	return nil
-}
-
-// ApiBrief is the standing of one API that the assistant calls.
-type ApiBrief struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	ApiId string                 `protobuf:"bytes,1,opt,name=api_id,json=apiId,proto3" json:"api_id,omitempty"`
-	// "closed": calls pass; "open": none does before retry_time; "half_open": one is tried.
-	Breaker string `protobuf:"bytes,2,opt,name=breaker,proto3" json:"breaker,omitempty"`
-	// Calls should wait until then; unset, or past: they need not.
-	RetryTime     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ApiBrief) Reset() {
-	*x = ApiBrief{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[19]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ApiBrief) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ApiBrief) ProtoMessage() {}
-
-func (x *ApiBrief) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[19]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ApiBrief.ProtoReflect.Descriptor instead.
-func (*ApiBrief) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{19}
-}
-
-func (x *ApiBrief) GetApiId() string {
-	if x != nil {
-		return x.ApiId
-	}
-	return ""
-}
-
-func (x *ApiBrief) GetBreaker() string {
-	if x != nil {
-		return x.Breaker
-	}
-	return ""
-}
-
-func (x *ApiBrief) GetRetryTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.RetryTime
-	}
-	return nil
 }
 
 type WatchProjectRequest struct {
@@ -1387,7 +988,7 @@ type WatchProjectRequest struct {
 
 func (x *WatchProjectRequest) Reset() {
 	*x = WatchProjectRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1000,7 @@ func (x *WatchProjectRequest) String() string {
 func (*WatchProjectRequest) ProtoMessage() {}
 
 func (x *WatchProjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1013,7 @@ func (x *WatchProjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchProjectRequest.ProtoReflect.Descriptor instead.
 func (*WatchProjectRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchProjectRequest) GetProjectId() string {
@@ -1431,22 +1032,23 @@ func (x *WatchProjectRequest) GetAfterVersion() int64 {
 
 type WatchProjectResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// True for a heartbeat: nothing else is set but metadata.version.
+	// True for a heartbeat: nothing else is set but version.
 	Heartbeat bool `protobuf:"varint,1,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
 	// True where this is a snapshot: forget what was known before.
 	Reset_ bool `protobuf:"varint,2,opt,name=reset,proto3" json:"reset,omitempty"`
 	// The project as it is now.
 	Project *Project `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`
 	// True where the project was deleted; the stream ends after it.
-	Deleted       bool         `protobuf:"varint,4,opt,name=deleted,proto3" json:"deleted,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,5,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Deleted bool `protobuf:"varint,4,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	// The version that this message reaches: reconnect with it as after_version.
+	Version       int64 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchProjectResponse) Reset() {
 	*x = WatchProjectResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1458,7 +1060,7 @@ func (x *WatchProjectResponse) String() string {
 func (*WatchProjectResponse) ProtoMessage() {}
 
 func (x *WatchProjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1471,7 +1073,7 @@ func (x *WatchProjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchProjectResponse.ProtoReflect.Descriptor instead.
 func (*WatchProjectResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WatchProjectResponse) GetHeartbeat() bool {
@@ -1502,52 +1104,61 @@ func (x *WatchProjectResponse) GetDeleted() bool {
 	return false
 }
 
-func (x *WatchProjectResponse) GetMetadata() *v1.Metadata {
+func (x *WatchProjectResponse) GetVersion() int64 {
 	if x != nil {
-		return x.Metadata
+		return x.Version
 	}
-	return nil
+	return 0
 }
 
-// Task is a task as callers see it.
+// Task is a run of a coding agent.
 type Task struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Set by the server.
+	// Set by the server, as are all up to expire_time.
 	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	// Set by the server: the user whose task it is; empty: the whole tenant's.
-	Owner     string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
-	Title     string `protobuf:"bytes,3,opt,name=title,proto3" json:"title,omitempty"`
-	ProjectId string `protobuf:"bytes,4,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	// The user whose task it is; empty: the whole tenant's.
+	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	// 1 at creation, +1 for each change.
+	Version    int64                  `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// From this instant on the task is not found. Unset: it does not expire.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	Labels     map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Title      string                 `protobuf:"bytes,8,opt,name=title,proto3" json:"title,omitempty"`
+	ProjectId  string                 `protobuf:"bytes,9,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	// Who runs it, such as "codegen".
-	Provider string `protobuf:"bytes,5,opt,name=provider,proto3" json:"provider,omitempty"`
+	Provider string `protobuf:"bytes,10,opt,name=provider,proto3" json:"provider,omitempty"`
 	// The provider's id of the run.
-	RunId string `protobuf:"bytes,6,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
-	// Set by the server, as are the next three.
-	Status    TaskStatus `protobuf:"varint,7,opt,name=status,proto3,enum=holdfast.project.v1.TaskStatus" json:"status,omitempty"`
-	RawStatus string     `protobuf:"bytes,8,opt,name=raw_status,json=rawStatus,proto3" json:"raw_status,omitempty"`
+	RunId string `protobuf:"bytes,11,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// Set by the server from reports, as are the next three.
+	Status TaskStatus `protobuf:"varint,12,opt,name=status,proto3,enum=holdfast.project.v1.TaskStatus" json:"status,omitempty"`
+	// The status as the provider said it.
+	RawStatus string `protobuf:"bytes,13,opt,name=raw_status,json=rawStatus,proto3" json:"raw_status,omitempty"`
 	// Why a failed task failed, such as "timeout".
-	StatusReason string                 `protobuf:"bytes,9,opt,name=status_reason,json=statusReason,proto3" json:"status_reason,omitempty"`
-	StatusTime   *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=status_time,json=statusTime,proto3" json:"status_time,omitempty"`
-	PullRequests []*PullRequest         `protobuf:"bytes,11,rep,name=pull_requests,json=pullRequests,proto3" json:"pull_requests,omitempty"`
-	// Linear's id of the issue that the task works on.
-	LinearIssueId string `protobuf:"bytes,12,opt,name=linear_issue_id,json=linearIssueId,proto3" json:"linear_issue_id,omitempty"`
+	StatusReason string `protobuf:"bytes,14,opt,name=status_reason,json=statusReason,proto3" json:"status_reason,omitempty"`
+	// When the status was observed.
+	StatusTime   *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=status_time,json=statusTime,proto3" json:"status_time,omitempty"`
+	PullRequests []*PullRequest         `protobuf:"bytes,16,rep,name=pull_requests,json=pullRequests,proto3" json:"pull_requests,omitempty"`
+	// The issue that the task works on.
+	Issue *IssueRef `protobuf:"bytes,17,opt,name=issue,proto3" json:"issue,omitempty"`
 	// The message that asked for the task.
-	RequestedBy *MessageLink     `protobuf:"bytes,13,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
-	WebUrl      string           `protobuf:"bytes,14,opt,name=web_url,json=webUrl,proto3" json:"web_url,omitempty"`
-	Result      string           `protobuf:"bytes,15,opt,name=result,proto3" json:"result,omitempty"`
-	Summary     string           `protobuf:"bytes,16,opt,name=summary,proto3" json:"summary,omitempty"`
-	Metadata    *structpb.Struct `protobuf:"bytes,17,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// Set by the server, as is the next.
-	TransitionCount int64 `protobuf:"varint,18,opt,name=transition_count,json=transitionCount,proto3" json:"transition_count,omitempty"`
-	// How often the task was resumed after it had ended.
-	ResumeCount   int64 `protobuf:"varint,19,opt,name=resume_count,json=resumeCount,proto3" json:"resume_count,omitempty"`
+	RequestedBy *v1.MessageRef `protobuf:"bytes,18,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
+	WebUrl      string         `protobuf:"bytes,19,opt,name=web_url,json=webUrl,proto3" json:"web_url,omitempty"`
+	Summary     string         `protobuf:"bytes,20,opt,name=summary,proto3" json:"summary,omitempty"`
+	// What came of the task, up to 16 KiB.
+	Result *structpb.Value `protobuf:"bytes,21,opt,name=result,proto3" json:"result,omitempty"`
+	// Anything that belongs to the task.
+	Metadata *structpb.Struct `protobuf:"bytes,22,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// Set by the server: how often the task was resumed after it had ended.
+	ResumeCount   int32 `protobuf:"varint,23,opt,name=resume_count,json=resumeCount,proto3" json:"resume_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1170,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1183,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Task) GetTaskId() string {
@@ -1587,6 +1198,41 @@ func (x *Task) GetOwner() string {
 		return x.Owner
 	}
 	return ""
+}
+
+func (x *Task) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Task) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Task) GetUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdateTime
+	}
+	return nil
+}
+
+func (x *Task) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *Task) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 func (x *Task) GetTitle() string {
@@ -1652,14 +1298,14 @@ func (x *Task) GetPullRequests() []*PullRequest {
 	return nil
 }
 
-func (x *Task) GetLinearIssueId() string {
+func (x *Task) GetIssue() *IssueRef {
 	if x != nil {
-		return x.LinearIssueId
+		return x.Issue
 	}
-	return ""
+	return nil
 }
 
-func (x *Task) GetRequestedBy() *MessageLink {
+func (x *Task) GetRequestedBy() *v1.MessageRef {
 	if x != nil {
 		return x.RequestedBy
 	}
@@ -1673,18 +1319,18 @@ func (x *Task) GetWebUrl() string {
 	return ""
 }
 
-func (x *Task) GetResult() string {
-	if x != nil {
-		return x.Result
-	}
-	return ""
-}
-
 func (x *Task) GetSummary() string {
 	if x != nil {
 		return x.Summary
 	}
 	return ""
+}
+
+func (x *Task) GetResult() *structpb.Value {
+	if x != nil {
+		return x.Result
+	}
+	return nil
 }
 
 func (x *Task) GetMetadata() *structpb.Struct {
@@ -1694,44 +1340,299 @@ func (x *Task) GetMetadata() *structpb.Struct {
 	return nil
 }
 
-func (x *Task) GetTransitionCount() int64 {
-	if x != nil {
-		return x.TransitionCount
-	}
-	return 0
-}
-
-func (x *Task) GetResumeCount() int64 {
+func (x *Task) GetResumeCount() int32 {
 	if x != nil {
 		return x.ResumeCount
 	}
 	return 0
 }
 
-type PutTaskRequest struct {
+// PullRequest is one that a task made.
+type PullRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// The provider's id.
+	PullRequestId string                 `protobuf:"bytes,1,opt,name=pull_request_id,json=pullRequestId,proto3" json:"pull_request_id,omitempty"`
+	Title         string                 `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
+	Url           string                 `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`
+	HeadBranch    string                 `protobuf:"bytes,4,opt,name=head_branch,json=headBranch,proto3" json:"head_branch,omitempty"`
+	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PullRequest) Reset() {
+	*x = PullRequest{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PullRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PullRequest) ProtoMessage() {}
+
+func (x *PullRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
+func (*PullRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PullRequest) GetPullRequestId() string {
+	if x != nil {
+		return x.PullRequestId
+	}
+	return ""
+}
+
+func (x *PullRequest) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *PullRequest) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *PullRequest) GetHeadBranch() string {
+	if x != nil {
+		return x.HeadBranch
+	}
+	return ""
+}
+
+func (x *PullRequest) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+// IssueRef names an issue of a tracker.
+type IssueRef struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Such as "linear".
+	Provider string `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	// The tracker's id.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// As people call it, such as "ENG-12".
+	Identifier    string `protobuf:"bytes,3,opt,name=identifier,proto3" json:"identifier,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueRef) Reset() {
+	*x = IssueRef{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueRef) ProtoMessage() {}
+
+func (x *IssueRef) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueRef.ProtoReflect.Descriptor instead.
+func (*IssueRef) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *IssueRef) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *IssueRef) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *IssueRef) GetIdentifier() string {
+	if x != nil {
+		return x.Identifier
+	}
+	return ""
+}
+
+// TaskTransition is one change of a task's status.
+type TaskTransition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 for the first transition of the task, +1 for each.
+	Seq int32 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// Unset for the first.
+	FromStatus TaskStatus `protobuf:"varint,2,opt,name=from_status,json=fromStatus,proto3,enum=holdfast.project.v1.TaskStatus" json:"from_status,omitempty"`
+	ToStatus   TaskStatus `protobuf:"varint,3,opt,name=to_status,json=toStatus,proto3,enum=holdfast.project.v1.TaskStatus" json:"to_status,omitempty"`
+	RawStatus  string     `protobuf:"bytes,4,opt,name=raw_status,json=rawStatus,proto3" json:"raw_status,omitempty"`
+	Reason     string     `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Who said so, such as "poll" or "user".
+	Source string `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	// When it was observed.
+	ObserveTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=observe_time,json=observeTime,proto3" json:"observe_time,omitempty"`
+	// When it was recorded, by the database's clock.
+	RecordTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=record_time,json=recordTime,proto3" json:"record_time,omitempty"`
+	// Why a task that had ended goes on; empty where it had not.
+	ResumeReason string `protobuf:"bytes,9,opt,name=resume_reason,json=resumeReason,proto3" json:"resume_reason,omitempty"`
+	// The message that asked for that.
+	ResumeRequestedBy *v1.MessageRef `protobuf:"bytes,10,opt,name=resume_requested_by,json=resumeRequestedBy,proto3" json:"resume_requested_by,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *TaskTransition) Reset() {
+	*x = TaskTransition{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskTransition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskTransition) ProtoMessage() {}
+
+func (x *TaskTransition) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskTransition.ProtoReflect.Descriptor instead.
+func (*TaskTransition) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *TaskTransition) GetSeq() int32 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *TaskTransition) GetFromStatus() TaskStatus {
+	if x != nil {
+		return x.FromStatus
+	}
+	return TaskStatus_TASK_STATUS_UNSPECIFIED
+}
+
+func (x *TaskTransition) GetToStatus() TaskStatus {
+	if x != nil {
+		return x.ToStatus
+	}
+	return TaskStatus_TASK_STATUS_UNSPECIFIED
+}
+
+func (x *TaskTransition) GetRawStatus() string {
+	if x != nil {
+		return x.RawStatus
+	}
+	return ""
+}
+
+func (x *TaskTransition) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *TaskTransition) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *TaskTransition) GetObserveTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ObserveTime
+	}
+	return nil
+}
+
+func (x *TaskTransition) GetRecordTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RecordTime
+	}
+	return nil
+}
+
+func (x *TaskTransition) GetResumeReason() string {
+	if x != nil {
+		return x.ResumeReason
+	}
+	return ""
+}
+
+func (x *TaskTransition) GetResumeRequestedBy() *v1.MessageRef {
+	if x != nil {
+		return x.ResumeRequestedBy
+	}
+	return nil
+}
+
+type PutTaskRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
 	// 1 to 128 of A-Z a-z 0-9 . _ : -; empty: the server makes one.
-	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	Task   *Task  `protobuf:"bytes,2,opt,name=task,proto3" json:"task,omitempty"`
-	// The provider's word for its status. Empty: a new task is queued, and one that is there stays as it is.
-	RawStatus string `protobuf:"bytes,3,opt,name=raw_status,json=rawStatus,proto3" json:"raw_status,omitempty"`
-	// Who says so, such as "poll".
-	Source string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
-	// When the status was observed; unset: now.
-	ObserveTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=observe_time,json=observeTime,proto3" json:"observe_time,omitempty"`
-	// Needed where a task that has ended goes on.
-	Resume *TaskResume `protobuf:"bytes,6,opt,name=resume,proto3" json:"resume,omitempty"`
-	// True: the task belongs to the whole tenant. It counts when the task is made.
-	Shared        bool   `protobuf:"varint,7,opt,name=shared,proto3" json:"shared,omitempty"`
-	RequestId     string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64  `protobuf:"varint,9,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	TaskId     string                 `protobuf:"bytes,3,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	Task       *Task                  `protobuf:"bytes,4,opt,name=task,proto3" json:"task,omitempty"`
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// True: a task that is not there is `not_found`.
+	MustExist bool `protobuf:"varint,6,opt,name=must_exist,json=mustExist,proto3" json:"must_exist,omitempty"`
+	// True: the task belongs to the whole tenant. It counts when the task is made. What a service makes for itself does anyway.
+	Shared        bool    `protobuf:"varint,7,opt,name=shared,proto3" json:"shared,omitempty"`
+	Report        *Report `protobuf:"bytes,8,opt,name=report,proto3" json:"report,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PutTaskRequest) Reset() {
 	*x = PutTaskRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1644,7 @@ func (x *PutTaskRequest) String() string {
 func (*PutTaskRequest) ProtoMessage() {}
 
 func (x *PutTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1657,21 @@ func (x *PutTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTaskRequest.ProtoReflect.Descriptor instead.
 func (*PutTaskRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *PutTaskRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *PutTaskRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
 }
 
 func (x *PutTaskRequest) GetTaskId() string {
@@ -1773,32 +1688,18 @@ func (x *PutTaskRequest) GetTask() *Task {
 	return nil
 }
 
-func (x *PutTaskRequest) GetRawStatus() string {
+func (x *PutTaskRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 	if x != nil {
-		return x.RawStatus
-	}
-	return ""
-}
-
-func (x *PutTaskRequest) GetSource() string {
-	if x != nil {
-		return x.Source
-	}
-	return ""
-}
-
-func (x *PutTaskRequest) GetObserveTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ObserveTime
+		return x.UpdateMask
 	}
 	return nil
 }
 
-func (x *PutTaskRequest) GetResume() *TaskResume {
+func (x *PutTaskRequest) GetMustExist() bool {
 	if x != nil {
-		return x.Resume
+		return x.MustExist
 	}
-	return nil
+	return false
 }
 
 func (x *PutTaskRequest) GetShared() bool {
@@ -1808,31 +1709,116 @@ func (x *PutTaskRequest) GetShared() bool {
 	return false
 }
 
-func (x *PutTaskRequest) GetRequestId() string {
+func (x *PutTaskRequest) GetReport() *Report {
 	if x != nil {
-		return x.RequestId
+		return x.Report
+	}
+	return nil
+}
+
+// Report is what a task's provider says of its status.
+type Report struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The provider's word.
+	RawStatus string `protobuf:"bytes,1,opt,name=raw_status,json=rawStatus,proto3" json:"raw_status,omitempty"`
+	// What the word means, where the provider is not Codegen. Unset: what it means to Codegen.
+	Status TaskStatus `protobuf:"varint,2,opt,name=status,proto3,enum=holdfast.project.v1.TaskStatus" json:"status,omitempty"`
+	// Who says so, such as "poll".
+	Source string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	// When the status was observed; unset: now.
+	ObserveTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=observe_time,json=observeTime,proto3" json:"observe_time,omitempty"`
+	// Why the task goes on. Needed where it has ended.
+	ResumeReason string `protobuf:"bytes,5,opt,name=resume_reason,json=resumeReason,proto3" json:"resume_reason,omitempty"`
+	// The message that asked for that.
+	ResumeRequestedBy *v1.MessageRef `protobuf:"bytes,6,opt,name=resume_requested_by,json=resumeRequestedBy,proto3" json:"resume_requested_by,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Report) Reset() {
+	*x = Report{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Report) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Report) ProtoMessage() {}
+
+func (x *Report) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Report.ProtoReflect.Descriptor instead.
+func (*Report) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Report) GetRawStatus() string {
+	if x != nil {
+		return x.RawStatus
 	}
 	return ""
 }
 
-func (x *PutTaskRequest) GetIfVersion() int64 {
+func (x *Report) GetStatus() TaskStatus {
 	if x != nil {
-		return x.IfVersion
+		return x.Status
 	}
-	return 0
+	return TaskStatus_TASK_STATUS_UNSPECIFIED
+}
+
+func (x *Report) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Report) GetObserveTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ObserveTime
+	}
+	return nil
+}
+
+func (x *Report) GetResumeReason() string {
+	if x != nil {
+		return x.ResumeReason
+	}
+	return ""
+}
+
+func (x *Report) GetResumeRequestedBy() *v1.MessageRef {
+	if x != nil {
+		return x.ResumeRequestedBy
+	}
+	return nil
 }
 
 type PutTaskResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Task          *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Task  *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	// The transition that the report made; unset where it made none.
+	Transition    *TaskTransition `protobuf:"bytes,2,opt,name=transition,proto3" json:"transition,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PutTaskResponse) Reset() {
 	*x = PutTaskResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1844,7 +1830,7 @@ func (x *PutTaskResponse) String() string {
 func (*PutTaskResponse) ProtoMessage() {}
 
 func (x *PutTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1857,7 +1843,7 @@ func (x *PutTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTaskResponse.ProtoReflect.Descriptor instead.
 func (*PutTaskResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PutTaskResponse) GetTask() *Task {
@@ -1867,27 +1853,29 @@ func (x *PutTaskResponse) GetTask() *Task {
 	return nil
 }
 
-func (x *PutTaskResponse) GetMetadata() *v1.Metadata {
+func (x *PutTaskResponse) GetTransition() *TaskTransition {
 	if x != nil {
-		return x.Metadata
+		return x.Transition
 	}
 	return nil
 }
 
 type GetTaskRequest struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	TaskId string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	// How many of the last transitions come along: 0 to 200.
-	TransitionLimit int32 `protobuf:"varint,2,opt,name=transition_limit,json=transitionLimit,proto3" json:"transition_limit,omitempty"`
-	// At this version the answer is `not_modified` and nothing else.
-	IfVersionNot  int64 `protobuf:"varint,3,opt,name=if_version_not,json=ifVersionNot,proto3" json:"if_version_not,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many transitions: 1 to 200; 0: 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the last page's next_page_token.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	TaskId    string `protobuf:"bytes,3,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// At this version the first page is `not_modified` and nothing else.
+	IfVersionNot  *int64 `protobuf:"varint,4,opt,name=if_version_not,json=ifVersionNot,proto3,oneof" json:"if_version_not,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +1887,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +1900,21 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *GetTaskRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *GetTaskRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
 }
 
 func (x *GetTaskRequest) GetTaskId() string {
@@ -1922,26 +1924,20 @@ func (x *GetTaskRequest) GetTaskId() string {
 	return ""
 }
 
-func (x *GetTaskRequest) GetTransitionLimit() int32 {
-	if x != nil {
-		return x.TransitionLimit
-	}
-	return 0
-}
-
 func (x *GetTaskRequest) GetIfVersionNot() int64 {
-	if x != nil {
-		return x.IfVersionNot
+	if x != nil && x.IfVersionNot != nil {
+		return *x.IfVersionNot
 	}
 	return 0
 }
 
 type GetTaskResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Task  *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
-	// The last transitions, oldest first.
-	Transitions   []*TaskTransition `protobuf:"bytes,2,rep,name=transitions,proto3" json:"transitions,omitempty"`
-	Metadata      *v1.Metadata      `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	Task          *Task  `protobuf:"bytes,2,opt,name=task,proto3" json:"task,omitempty"`
+	// Newest first.
+	Transitions   []*TaskTransition `protobuf:"bytes,3,rep,name=transitions,proto3" json:"transitions,omitempty"`
 	NotModified   bool              `protobuf:"varint,4,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1949,7 +1945,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1961,7 +1957,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1974,7 +1970,14 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *GetTaskResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 func (x *GetTaskResponse) GetTask() *Task {
@@ -1991,13 +1994,6 @@ func (x *GetTaskResponse) GetTransitions() []*TaskTransition {
 	return nil
 }
 
-func (x *GetTaskResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
 func (x *GetTaskResponse) GetNotModified() bool {
 	if x != nil {
 		return x.NotModified
@@ -2005,29 +2001,108 @@ func (x *GetTaskResponse) GetNotModified() bool {
 	return false
 }
 
+// TaskFilter chooses tasks: those that fit all that is set.
+type TaskFilter struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ProjectId string                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	// Only tasks of one of these statuses.
+	Statuses []TaskStatus `protobuf:"varint,2,rep,packed,name=statuses,proto3,enum=holdfast.project.v1.TaskStatus" json:"statuses,omitempty"`
+	// True: only tasks that have not ended.
+	Open     bool   `protobuf:"varint,3,opt,name=open,proto3" json:"open,omitempty"`
+	Provider string `protobuf:"bytes,4,opt,name=provider,proto3" json:"provider,omitempty"`
+	RunId    string `protobuf:"bytes,5,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// Only tasks on this issue: what is set of it must be the same.
+	Issue         *IssueRef `protobuf:"bytes,6,opt,name=issue,proto3" json:"issue,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskFilter) Reset() {
+	*x = TaskFilter{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskFilter) ProtoMessage() {}
+
+func (x *TaskFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskFilter.ProtoReflect.Descriptor instead.
+func (*TaskFilter) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *TaskFilter) GetProjectId() string {
+	if x != nil {
+		return x.ProjectId
+	}
+	return ""
+}
+
+func (x *TaskFilter) GetStatuses() []TaskStatus {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
+}
+
+func (x *TaskFilter) GetOpen() bool {
+	if x != nil {
+		return x.Open
+	}
+	return false
+}
+
+func (x *TaskFilter) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *TaskFilter) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *TaskFilter) GetIssue() *IssueRef {
+	if x != nil {
+		return x.Issue
+	}
+	return nil
+}
+
 type ListTasksRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 200; 0: 50.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// From the last page's next_page_token; the other fields must be the same.
-	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Only tasks of this project.
-	ProjectId string `protobuf:"bytes,3,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	// Only tasks of this status.
-	Status TaskStatus `protobuf:"varint,4,opt,name=status,proto3,enum=holdfast.project.v1.TaskStatus" json:"status,omitempty"`
-	// Only tasks that have not ended.
-	OpenOnly bool `protobuf:"varint,5,opt,name=open_only,json=openOnly,proto3" json:"open_only,omitempty"`
-	// Only tasks of this run, as "<provider>/<run id>".
-	Run string `protobuf:"bytes,6,opt,name=run,proto3" json:"run,omitempty"`
-	// Only tasks on this issue, by Linear's id.
-	LinearIssueId string `protobuf:"bytes,7,opt,name=linear_issue_id,json=linearIssueId,proto3" json:"linear_issue_id,omitempty"`
+	// From the last page's next_page_token; the filter must be the same.
+	PageToken     string      `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Filter        *TaskFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +2114,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +2127,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListTasksRequest) GetPageSize() int32 {
@@ -2069,53 +2144,25 @@ func (x *ListTasksRequest) GetPageToken() string {
 	return ""
 }
 
-func (x *ListTasksRequest) GetProjectId() string {
+func (x *ListTasksRequest) GetFilter() *TaskFilter {
 	if x != nil {
-		return x.ProjectId
+		return x.Filter
 	}
-	return ""
-}
-
-func (x *ListTasksRequest) GetStatus() TaskStatus {
-	if x != nil {
-		return x.Status
-	}
-	return TaskStatus_TASK_STATUS_UNSPECIFIED
-}
-
-func (x *ListTasksRequest) GetOpenOnly() bool {
-	if x != nil {
-		return x.OpenOnly
-	}
-	return false
-}
-
-func (x *ListTasksRequest) GetRun() string {
-	if x != nil {
-		return x.Run
-	}
-	return ""
-}
-
-func (x *ListTasksRequest) GetLinearIssueId() string {
-	if x != nil {
-		return x.LinearIssueId
-	}
-	return ""
+	return nil
 }
 
 type ListTasksResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Tasks []*TaskItem            `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	// Empty on the last page.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	NextPageToken string  `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	Tasks         []*Task `protobuf:"bytes,2,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2174,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,14 +2187,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{28}
-}
-
-func (x *ListTasksResponse) GetTasks() []*TaskItem {
-	if x != nil {
-		return x.Tasks
-	}
-	return nil
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListTasksResponse) GetNextPageToken() string {
@@ -2157,349 +2197,25 @@ func (x *ListTasksResponse) GetNextPageToken() string {
 	return ""
 }
 
-// TaskItem is one row of a list.
-type TaskItem struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Task          *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *TaskItem) Reset() {
-	*x = TaskItem{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[29]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *TaskItem) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*TaskItem) ProtoMessage() {}
-
-func (x *TaskItem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[29]
+func (x *ListTasksResponse) GetTasks() []*Task {
 	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use TaskItem.ProtoReflect.Descriptor instead.
-func (*TaskItem) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{29}
-}
-
-func (x *TaskItem) GetTask() *Task {
-	if x != nil {
-		return x.Task
-	}
-	return nil
-}
-
-func (x *TaskItem) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type UpdateTaskStatusRequest struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	TaskId string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	// The provider's word.
-	RawStatus string `protobuf:"bytes,2,opt,name=raw_status,json=rawStatus,proto3" json:"raw_status,omitempty"`
-	// Who says so, such as "poll".
-	Source string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
-	// When it was observed; unset: now.
-	ObserveTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=observe_time,json=observeTime,proto3" json:"observe_time,omitempty"`
-	// Needed where a task that has ended goes on.
-	Resume        *TaskResume `protobuf:"bytes,5,opt,name=resume,proto3" json:"resume,omitempty"`
-	RequestId     string      `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64       `protobuf:"varint,7,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateTaskStatusRequest) Reset() {
-	*x = UpdateTaskStatusRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[30]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateTaskStatusRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateTaskStatusRequest) ProtoMessage() {}
-
-func (x *UpdateTaskStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[30]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateTaskStatusRequest.ProtoReflect.Descriptor instead.
-func (*UpdateTaskStatusRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{30}
-}
-
-func (x *UpdateTaskStatusRequest) GetTaskId() string {
-	if x != nil {
-		return x.TaskId
-	}
-	return ""
-}
-
-func (x *UpdateTaskStatusRequest) GetRawStatus() string {
-	if x != nil {
-		return x.RawStatus
-	}
-	return ""
-}
-
-func (x *UpdateTaskStatusRequest) GetSource() string {
-	if x != nil {
-		return x.Source
-	}
-	return ""
-}
-
-func (x *UpdateTaskStatusRequest) GetObserveTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ObserveTime
-	}
-	return nil
-}
-
-func (x *UpdateTaskStatusRequest) GetResume() *TaskResume {
-	if x != nil {
-		return x.Resume
-	}
-	return nil
-}
-
-func (x *UpdateTaskStatusRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *UpdateTaskStatusRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type UpdateTaskStatusResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Task  *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
-	// The transition that was recorded; unset where nothing changed.
-	Transition    *TaskTransition `protobuf:"bytes,2,opt,name=transition,proto3" json:"transition,omitempty"`
-	Metadata      *v1.Metadata    `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateTaskStatusResponse) Reset() {
-	*x = UpdateTaskStatusResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[31]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateTaskStatusResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateTaskStatusResponse) ProtoMessage() {}
-
-func (x *UpdateTaskStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[31]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateTaskStatusResponse.ProtoReflect.Descriptor instead.
-func (*UpdateTaskStatusResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{31}
-}
-
-func (x *UpdateTaskStatusResponse) GetTask() *Task {
-	if x != nil {
-		return x.Task
-	}
-	return nil
-}
-
-func (x *UpdateTaskStatusResponse) GetTransition() *TaskTransition {
-	if x != nil {
-		return x.Transition
-	}
-	return nil
-}
-
-func (x *UpdateTaskStatusResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type ListTaskTransitionsRequest struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	TaskId   string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	AfterSeq int64                  `protobuf:"varint,2,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
-	// 1 to 200; 0: 50.
-	PageSize      int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListTaskTransitionsRequest) Reset() {
-	*x = ListTaskTransitionsRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[32]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListTaskTransitionsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListTaskTransitionsRequest) ProtoMessage() {}
-
-func (x *ListTaskTransitionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[32]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListTaskTransitionsRequest.ProtoReflect.Descriptor instead.
-func (*ListTaskTransitionsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{32}
-}
-
-func (x *ListTaskTransitionsRequest) GetTaskId() string {
-	if x != nil {
-		return x.TaskId
-	}
-	return ""
-}
-
-func (x *ListTaskTransitionsRequest) GetAfterSeq() int64 {
-	if x != nil {
-		return x.AfterSeq
-	}
-	return 0
-}
-
-func (x *ListTaskTransitionsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-type ListTaskTransitionsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Transitions   []*TaskTransition      `protobuf:"bytes,1,rep,name=transitions,proto3" json:"transitions,omitempty"`
-	HasMore       bool                   `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListTaskTransitionsResponse) Reset() {
-	*x = ListTaskTransitionsResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[33]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListTaskTransitionsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListTaskTransitionsResponse) ProtoMessage() {}
-
-func (x *ListTaskTransitionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[33]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListTaskTransitionsResponse.ProtoReflect.Descriptor instead.
-func (*ListTaskTransitionsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{33}
-}
-
-func (x *ListTaskTransitionsResponse) GetTransitions() []*TaskTransition {
-	if x != nil {
-		return x.Transitions
-	}
-	return nil
-}
-
-func (x *ListTaskTransitionsResponse) GetHasMore() bool {
-	if x != nil {
-		return x.HasMore
-	}
-	return false
-}
-
-func (x *ListTaskTransitionsResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
+		return x.Tasks
 	}
 	return nil
 }
 
 type DeleteTaskRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	RequestId     string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64                  `protobuf:"varint,3,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion     *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	TaskId        string                 `protobuf:"bytes,3,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteTaskRequest) Reset() {
 	*x = DeleteTaskRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[34]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2511,7 +2227,7 @@ func (x *DeleteTaskRequest) String() string {
 func (*DeleteTaskRequest) ProtoMessage() {}
 
 func (x *DeleteTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[34]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2524,14 +2240,7 @@ func (x *DeleteTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTaskRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTaskRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{34}
-}
-
-func (x *DeleteTaskRequest) GetTaskId() string {
-	if x != nil {
-		return x.TaskId
-	}
-	return ""
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteTaskRequest) GetRequestId() string {
@@ -2542,22 +2251,32 @@ func (x *DeleteTaskRequest) GetRequestId() string {
 }
 
 func (x *DeleteTaskRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
 	}
 	return 0
 }
 
+func (x *DeleteTaskRequest) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
 type DeleteTaskResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,1,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False where there was none.
+	Existed bool `protobuf:"varint,1,opt,name=existed,proto3" json:"existed,omitempty"`
+	// The task's last version.
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteTaskResponse) Reset() {
 	*x = DeleteTaskResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[35]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2569,7 +2288,7 @@ func (x *DeleteTaskResponse) String() string {
 func (*DeleteTaskResponse) ProtoMessage() {}
 
 func (x *DeleteTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[35]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2582,565 +2301,119 @@ func (x *DeleteTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTaskResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTaskResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{35}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{27}
 }
 
-func (x *DeleteTaskResponse) GetMetadata() *v1.Metadata {
+func (x *DeleteTaskResponse) GetExisted() bool {
 	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-// Issue is a Linear issue as callers see it.
-type Issue struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Linear's UUID: it stays when the issue moves between teams.
-	IssueId string `protobuf:"bytes,1,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
-	// Such as "ENG-12".
-	Identifier          string   `protobuf:"bytes,2,opt,name=identifier,proto3" json:"identifier,omitempty"`
-	PreviousIdentifiers []string `protobuf:"bytes,3,rep,name=previous_identifiers,json=previousIdentifiers,proto3" json:"previous_identifiers,omitempty"`
-	Url                 string   `protobuf:"bytes,4,opt,name=url,proto3" json:"url,omitempty"`
-	Title               string   `protobuf:"bytes,5,opt,name=title,proto3" json:"title,omitempty"`
-	// The first 2,000 characters.
-	Description string `protobuf:"bytes,6,opt,name=description,proto3" json:"description,omitempty"`
-	// True where there is more of the description.
-	DescriptionCut bool `protobuf:"varint,7,opt,name=description_cut,json=descriptionCut,proto3" json:"description_cut,omitempty"`
-	// 0 none, 1 urgent, 2 high, 3 medium, 4 low.
-	Priority  int32   `protobuf:"varint,8,opt,name=priority,proto3" json:"priority,omitempty"`
-	Estimate  float64 `protobuf:"fixed64,9,opt,name=estimate,proto3" json:"estimate,omitempty"`
-	StateId   string  `protobuf:"bytes,10,opt,name=state_id,json=stateId,proto3" json:"state_id,omitempty"`
-	StateName string  `protobuf:"bytes,11,opt,name=state_name,json=stateName,proto3" json:"state_name,omitempty"`
-	// triage, backlog, unstarted, started, completed, canceled or duplicate.
-	StateType       string   `protobuf:"bytes,12,opt,name=state_type,json=stateType,proto3" json:"state_type,omitempty"`
-	TeamId          string   `protobuf:"bytes,13,opt,name=team_id,json=teamId,proto3" json:"team_id,omitempty"`
-	TeamKey         string   `protobuf:"bytes,14,opt,name=team_key,json=teamKey,proto3" json:"team_key,omitempty"`
-	AssigneeId      string   `protobuf:"bytes,15,opt,name=assignee_id,json=assigneeId,proto3" json:"assignee_id,omitempty"`
-	AssigneeName    string   `protobuf:"bytes,16,opt,name=assignee_name,json=assigneeName,proto3" json:"assignee_name,omitempty"`
-	DelegateId      string   `protobuf:"bytes,17,opt,name=delegate_id,json=delegateId,proto3" json:"delegate_id,omitempty"`
-	CreatorId       string   `protobuf:"bytes,18,opt,name=creator_id,json=creatorId,proto3" json:"creator_id,omitempty"`
-	LinearProjectId string   `protobuf:"bytes,19,opt,name=linear_project_id,json=linearProjectId,proto3" json:"linear_project_id,omitempty"`
-	CycleId         string   `protobuf:"bytes,20,opt,name=cycle_id,json=cycleId,proto3" json:"cycle_id,omitempty"`
-	ParentId        string   `protobuf:"bytes,21,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
-	LabelIds        []string `protobuf:"bytes,22,rep,name=label_ids,json=labelIds,proto3" json:"label_ids,omitempty"`
-	// A day, such as "2026-11-30".
-	DueDate      string                 `protobuf:"bytes,23,opt,name=due_date,json=dueDate,proto3" json:"due_date,omitempty"`
-	CreateTime   *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	UpdateTime   *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	StartTime    *timestamppb.Timestamp `protobuf:"bytes,26,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	CompleteTime *timestamppb.Timestamp `protobuf:"bytes,27,opt,name=complete_time,json=completeTime,proto3" json:"complete_time,omitempty"`
-	CancelTime   *timestamppb.Timestamp `protobuf:"bytes,28,opt,name=cancel_time,json=cancelTime,proto3" json:"cancel_time,omitempty"`
-	ArchiveTime  *timestamppb.Timestamp `protobuf:"bytes,29,opt,name=archive_time,json=archiveTime,proto3" json:"archive_time,omitempty"`
-	Trashed      bool                   `protobuf:"varint,30,opt,name=trashed,proto3" json:"trashed,omitempty"`
-	// True where the next sync will ask Linear for the issue, because what came of it disagrees or came late.
-	Refetch bool `protobuf:"varint,31,opt,name=refetch,proto3" json:"refetch,omitempty"`
-	// Set: the issue was removed.
-	RemoveTime    *timestamppb.Timestamp `protobuf:"bytes,32,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Issue) Reset() {
-	*x = Issue{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[36]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Issue) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Issue) ProtoMessage() {}
-
-func (x *Issue) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[36]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Issue.ProtoReflect.Descriptor instead.
-func (*Issue) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{36}
-}
-
-func (x *Issue) GetIssueId() string {
-	if x != nil {
-		return x.IssueId
-	}
-	return ""
-}
-
-func (x *Issue) GetIdentifier() string {
-	if x != nil {
-		return x.Identifier
-	}
-	return ""
-}
-
-func (x *Issue) GetPreviousIdentifiers() []string {
-	if x != nil {
-		return x.PreviousIdentifiers
-	}
-	return nil
-}
-
-func (x *Issue) GetUrl() string {
-	if x != nil {
-		return x.Url
-	}
-	return ""
-}
-
-func (x *Issue) GetTitle() string {
-	if x != nil {
-		return x.Title
-	}
-	return ""
-}
-
-func (x *Issue) GetDescription() string {
-	if x != nil {
-		return x.Description
-	}
-	return ""
-}
-
-func (x *Issue) GetDescriptionCut() bool {
-	if x != nil {
-		return x.DescriptionCut
+		return x.Existed
 	}
 	return false
 }
 
-func (x *Issue) GetPriority() int32 {
+func (x *DeleteTaskResponse) GetVersion() int64 {
 	if x != nil {
-		return x.Priority
+		return x.Version
 	}
 	return 0
 }
 
-func (x *Issue) GetEstimate() float64 {
+type GetProjectContextRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: the user's active project, else the user's default one, else the tenant's.
+	ProjectId string `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	// How many open tasks come along, newest activity first: 1 to 100; 0: 20.
+	TaskLimit int32 `protobuf:"varint,2,opt,name=task_limit,json=taskLimit,proto3" json:"task_limit,omitempty"`
+	// How many open issues come along, newest activity first: 1 to 100; 0: 20.
+	IssueLimit int32 `protobuf:"varint,3,opt,name=issue_limit,json=issueLimit,proto3" json:"issue_limit,omitempty"`
+	// The etag of a context that the caller has.
+	IfEtagNot     string `protobuf:"bytes,4,opt,name=if_etag_not,json=ifEtagNot,proto3" json:"if_etag_not,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetProjectContextRequest) Reset() {
+	*x = GetProjectContextRequest{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetProjectContextRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetProjectContextRequest) ProtoMessage() {}
+
+func (x *GetProjectContextRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[28]
 	if x != nil {
-		return x.Estimate
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetProjectContextRequest.ProtoReflect.Descriptor instead.
+func (*GetProjectContextRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *GetProjectContextRequest) GetProjectId() string {
+	if x != nil {
+		return x.ProjectId
+	}
+	return ""
+}
+
+func (x *GetProjectContextRequest) GetTaskLimit() int32 {
+	if x != nil {
+		return x.TaskLimit
 	}
 	return 0
 }
 
-func (x *Issue) GetStateId() string {
+func (x *GetProjectContextRequest) GetIssueLimit() int32 {
 	if x != nil {
-		return x.StateId
-	}
-	return ""
-}
-
-func (x *Issue) GetStateName() string {
-	if x != nil {
-		return x.StateName
-	}
-	return ""
-}
-
-func (x *Issue) GetStateType() string {
-	if x != nil {
-		return x.StateType
-	}
-	return ""
-}
-
-func (x *Issue) GetTeamId() string {
-	if x != nil {
-		return x.TeamId
-	}
-	return ""
-}
-
-func (x *Issue) GetTeamKey() string {
-	if x != nil {
-		return x.TeamKey
-	}
-	return ""
-}
-
-func (x *Issue) GetAssigneeId() string {
-	if x != nil {
-		return x.AssigneeId
-	}
-	return ""
-}
-
-func (x *Issue) GetAssigneeName() string {
-	if x != nil {
-		return x.AssigneeName
-	}
-	return ""
-}
-
-func (x *Issue) GetDelegateId() string {
-	if x != nil {
-		return x.DelegateId
-	}
-	return ""
-}
-
-func (x *Issue) GetCreatorId() string {
-	if x != nil {
-		return x.CreatorId
-	}
-	return ""
-}
-
-func (x *Issue) GetLinearProjectId() string {
-	if x != nil {
-		return x.LinearProjectId
-	}
-	return ""
-}
-
-func (x *Issue) GetCycleId() string {
-	if x != nil {
-		return x.CycleId
-	}
-	return ""
-}
-
-func (x *Issue) GetParentId() string {
-	if x != nil {
-		return x.ParentId
-	}
-	return ""
-}
-
-func (x *Issue) GetLabelIds() []string {
-	if x != nil {
-		return x.LabelIds
-	}
-	return nil
-}
-
-func (x *Issue) GetDueDate() string {
-	if x != nil {
-		return x.DueDate
-	}
-	return ""
-}
-
-func (x *Issue) GetCreateTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.CreateTime
-	}
-	return nil
-}
-
-func (x *Issue) GetUpdateTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.UpdateTime
-	}
-	return nil
-}
-
-func (x *Issue) GetStartTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.StartTime
-	}
-	return nil
-}
-
-func (x *Issue) GetCompleteTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.CompleteTime
-	}
-	return nil
-}
-
-func (x *Issue) GetCancelTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.CancelTime
-	}
-	return nil
-}
-
-func (x *Issue) GetArchiveTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ArchiveTime
-	}
-	return nil
-}
-
-func (x *Issue) GetTrashed() bool {
-	if x != nil {
-		return x.Trashed
-	}
-	return false
-}
-
-func (x *Issue) GetRefetch() bool {
-	if x != nil {
-		return x.Refetch
-	}
-	return false
-}
-
-func (x *Issue) GetRemoveTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.RemoveTime
-	}
-	return nil
-}
-
-type UpsertIssuesRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// As Linear's API returned them.
-	Issues        []*structpb.Struct `protobuf:"bytes,1,rep,name=issues,proto3" json:"issues,omitempty"`
-	RequestId     string             `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpsertIssuesRequest) Reset() {
-	*x = UpsertIssuesRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[37]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpsertIssuesRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpsertIssuesRequest) ProtoMessage() {}
-
-func (x *UpsertIssuesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[37]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpsertIssuesRequest.ProtoReflect.Descriptor instead.
-func (*UpsertIssuesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{37}
-}
-
-func (x *UpsertIssuesRequest) GetIssues() []*structpb.Struct {
-	if x != nil {
-		return x.Issues
-	}
-	return nil
-}
-
-func (x *UpsertIssuesRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-type UpsertIssuesResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// What became of each issue, in the order of the request.
-	Issues        []*UpsertedIssue `protobuf:"bytes,1,rep,name=issues,proto3" json:"issues,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpsertIssuesResponse) Reset() {
-	*x = UpsertIssuesResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[38]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpsertIssuesResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpsertIssuesResponse) ProtoMessage() {}
-
-func (x *UpsertIssuesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[38]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpsertIssuesResponse.ProtoReflect.Descriptor instead.
-func (*UpsertIssuesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{38}
-}
-
-func (x *UpsertIssuesResponse) GetIssues() []*UpsertedIssue {
-	if x != nil {
-		return x.Issues
-	}
-	return nil
-}
-
-// UpsertedIssue tells what became of one issue of the request.
-type UpsertedIssue struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	IssueId string                 `protobuf:"bytes,1,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
-	// True where the issue was stored; false where what is stored is as new, or newer.
-	Applied       bool         `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpsertedIssue) Reset() {
-	*x = UpsertedIssue{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[39]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpsertedIssue) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpsertedIssue) ProtoMessage() {}
-
-func (x *UpsertedIssue) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[39]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpsertedIssue.ProtoReflect.Descriptor instead.
-func (*UpsertedIssue) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{39}
-}
-
-func (x *UpsertedIssue) GetIssueId() string {
-	if x != nil {
-		return x.IssueId
-	}
-	return ""
-}
-
-func (x *UpsertedIssue) GetApplied() bool {
-	if x != nil {
-		return x.Applied
-	}
-	return false
-}
-
-func (x *UpsertedIssue) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type GetIssueRequest struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	IssueId string                 `protobuf:"bytes,1,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
-	// True: what Linear sent comes along.
-	WithPayload bool `protobuf:"varint,2,opt,name=with_payload,json=withPayload,proto3" json:"with_payload,omitempty"`
-	// At this version the answer is `not_modified` and nothing else.
-	IfVersionNot  int64 `protobuf:"varint,3,opt,name=if_version_not,json=ifVersionNot,proto3" json:"if_version_not,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetIssueRequest) Reset() {
-	*x = GetIssueRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[40]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetIssueRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetIssueRequest) ProtoMessage() {}
-
-func (x *GetIssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[40]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetIssueRequest.ProtoReflect.Descriptor instead.
-func (*GetIssueRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{40}
-}
-
-func (x *GetIssueRequest) GetIssueId() string {
-	if x != nil {
-		return x.IssueId
-	}
-	return ""
-}
-
-func (x *GetIssueRequest) GetWithPayload() bool {
-	if x != nil {
-		return x.WithPayload
-	}
-	return false
-}
-
-func (x *GetIssueRequest) GetIfVersionNot() int64 {
-	if x != nil {
-		return x.IfVersionNot
+		return x.IssueLimit
 	}
 	return 0
 }
 
-type GetIssueResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Issue         *Issue                 `protobuf:"bytes,1,opt,name=issue,proto3" json:"issue,omitempty"`
-	Payload       *LinearIssuePayload    `protobuf:"bytes,2,opt,name=payload,proto3" json:"payload,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	NotModified   bool                   `protobuf:"varint,4,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
+func (x *GetProjectContextRequest) GetIfEtagNot() string {
+	if x != nil {
+		return x.IfEtagNot
+	}
+	return ""
+}
+
+type GetProjectContextResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unset where it is not modified.
+	Context       *ProjectContext `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	NotModified   bool            `protobuf:"varint,2,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *GetIssueResponse) Reset() {
-	*x = GetIssueResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[41]
+func (x *GetProjectContextResponse) Reset() {
+	*x = GetProjectContextResponse{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *GetIssueResponse) String() string {
+func (x *GetProjectContextResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*GetIssueResponse) ProtoMessage() {}
+func (*GetProjectContextResponse) ProtoMessage() {}
 
-func (x *GetIssueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[41]
+func (x *GetProjectContextResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3151,74 +2424,67 @@ func (x *GetIssueResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use GetIssueResponse.ProtoReflect.Descriptor instead.
-func (*GetIssueResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{41}
+// Deprecated: Use GetProjectContextResponse.ProtoReflect.Descriptor instead.
+func (*GetProjectContextResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{29}
 }
 
-func (x *GetIssueResponse) GetIssue() *Issue {
+func (x *GetProjectContextResponse) GetContext() *ProjectContext {
 	if x != nil {
-		return x.Issue
+		return x.Context
 	}
 	return nil
 }
 
-func (x *GetIssueResponse) GetPayload() *LinearIssuePayload {
-	if x != nil {
-		return x.Payload
-	}
-	return nil
-}
-
-func (x *GetIssueResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-func (x *GetIssueResponse) GetNotModified() bool {
+func (x *GetProjectContextResponse) GetNotModified() bool {
 	if x != nil {
 		return x.NotModified
 	}
 	return false
 }
 
-type ListIssuesRequest struct {
+// ProjectContext is what an assistant's turn begins with.
+type ProjectContext struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 to 200; 0: 50.
-	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// From the last page's next_page_token; the other fields must be the same.
-	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Only issues of this team, by Linear's id.
-	TeamId string `protobuf:"bytes,3,opt,name=team_id,json=teamId,proto3" json:"team_id,omitempty"`
-	// Only issues of this project of Linear's.
-	LinearProjectId string `protobuf:"bytes,4,opt,name=linear_project_id,json=linearProjectId,proto3" json:"linear_project_id,omitempty"`
-	// Only issues of this assignee, by Linear's id.
-	AssigneeId string `protobuf:"bytes,5,opt,name=assignee_id,json=assigneeId,proto3" json:"assignee_id,omitempty"`
-	// Only the issue that has this identifier now, such as "ENG-12".
-	Identifier string `protobuf:"bytes,6,opt,name=identifier,proto3" json:"identifier,omitempty"`
-	// Only issues that are neither completed, canceled, duplicate, archived nor trashed.
-	OpenOnly      bool `protobuf:"varint,7,opt,name=open_only,json=openOnly,proto3" json:"open_only,omitempty"`
+	// Of all that follows.
+	Etag string `protobuf:"bytes,1,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Unset where the user has no active project, or it is no longer there.
+	Project *Project `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
+	// The project's open tasks; without a project all that the caller may see.
+	Tasks []*Task `protobuf:"bytes,3,rep,name=tasks,proto3" json:"tasks,omitempty"`
+	// True where there are more open tasks than these.
+	MoreTasks bool `protobuf:"varint,4,opt,name=more_tasks,json=moreTasks,proto3" json:"more_tasks,omitempty"`
+	// The open issues of the project's issue_sources; without a project none.
+	Issues []*v11.Issue `protobuf:"bytes,5,rep,name=issues,proto3" json:"issues,omitempty"`
+	// True where there are more open issues than these.
+	MoreIssues bool `protobuf:"varint,6,opt,name=more_issues,json=moreIssues,proto3" json:"more_issues,omitempty"`
+	// The preferences in force.
+	Preferences *Preferences `protobuf:"bytes,7,opt,name=preferences,proto3" json:"preferences,omitempty"`
+	// The newest conversation about the project.
+	LastConversation *LastConversation `protobuf:"bytes,8,opt,name=last_conversation,json=lastConversation,proto3" json:"last_conversation,omitempty"`
+	// How the APIs that the assistant calls stand.
+	Apis []*ApiBrief `protobuf:"bytes,9,rep,name=apis,proto3" json:"apis,omitempty"`
+	// About as many tokens as the texts in this context have: a quarter of their characters, rounded up.
+	TokenEstimate int32 `protobuf:"varint,10,opt,name=token_estimate,json=tokenEstimate,proto3" json:"token_estimate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ListIssuesRequest) Reset() {
-	*x = ListIssuesRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[42]
+func (x *ProjectContext) Reset() {
+	*x = ProjectContext{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ListIssuesRequest) String() string {
+func (x *ProjectContext) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ListIssuesRequest) ProtoMessage() {}
+func (*ProjectContext) ProtoMessage() {}
 
-func (x *ListIssuesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[42]
+func (x *ProjectContext) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3229,137 +2495,109 @@ func (x *ListIssuesRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ListIssuesRequest.ProtoReflect.Descriptor instead.
-func (*ListIssuesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{42}
+// Deprecated: Use ProjectContext.ProtoReflect.Descriptor instead.
+func (*ProjectContext) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{30}
 }
 
-func (x *ListIssuesRequest) GetPageSize() int32 {
+func (x *ProjectContext) GetEtag() string {
 	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-func (x *ListIssuesRequest) GetPageToken() string {
-	if x != nil {
-		return x.PageToken
+		return x.Etag
 	}
 	return ""
 }
 
-func (x *ListIssuesRequest) GetTeamId() string {
+func (x *ProjectContext) GetProject() *Project {
 	if x != nil {
-		return x.TeamId
+		return x.Project
 	}
-	return ""
+	return nil
 }
 
-func (x *ListIssuesRequest) GetLinearProjectId() string {
+func (x *ProjectContext) GetTasks() []*Task {
 	if x != nil {
-		return x.LinearProjectId
+		return x.Tasks
 	}
-	return ""
+	return nil
 }
 
-func (x *ListIssuesRequest) GetAssigneeId() string {
+func (x *ProjectContext) GetMoreTasks() bool {
 	if x != nil {
-		return x.AssigneeId
-	}
-	return ""
-}
-
-func (x *ListIssuesRequest) GetIdentifier() string {
-	if x != nil {
-		return x.Identifier
-	}
-	return ""
-}
-
-func (x *ListIssuesRequest) GetOpenOnly() bool {
-	if x != nil {
-		return x.OpenOnly
+		return x.MoreTasks
 	}
 	return false
 }
 
-type ListIssuesResponse struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Issues []*IssueItem           `protobuf:"bytes,1,rep,name=issues,proto3" json:"issues,omitempty"`
-	// Empty on the last page.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListIssuesResponse) Reset() {
-	*x = ListIssuesResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[43]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListIssuesResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListIssuesResponse) ProtoMessage() {}
-
-func (x *ListIssuesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[43]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListIssuesResponse.ProtoReflect.Descriptor instead.
-func (*ListIssuesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{43}
-}
-
-func (x *ListIssuesResponse) GetIssues() []*IssueItem {
+func (x *ProjectContext) GetIssues() []*v11.Issue {
 	if x != nil {
 		return x.Issues
 	}
 	return nil
 }
 
-func (x *ListIssuesResponse) GetNextPageToken() string {
+func (x *ProjectContext) GetMoreIssues() bool {
 	if x != nil {
-		return x.NextPageToken
+		return x.MoreIssues
 	}
-	return ""
+	return false
 }
 
-// IssueItem is one row of a list.
-type IssueItem struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Issue         *Issue                 `protobuf:"bytes,1,opt,name=issue,proto3" json:"issue,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+func (x *ProjectContext) GetPreferences() *Preferences {
+	if x != nil {
+		return x.Preferences
+	}
+	return nil
+}
+
+func (x *ProjectContext) GetLastConversation() *LastConversation {
+	if x != nil {
+		return x.LastConversation
+	}
+	return nil
+}
+
+func (x *ProjectContext) GetApis() []*ApiBrief {
+	if x != nil {
+		return x.Apis
+	}
+	return nil
+}
+
+func (x *ProjectContext) GetTokenEstimate() int32 {
+	if x != nil {
+		return x.TokenEstimate
+	}
+	return 0
+}
+
+// LastConversation is what is left of the newest conversation about a project.
+type LastConversation struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	Title          string                 `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
+	// What was said, in short; empty where nobody has summed it up.
+	Summary       string                 `protobuf:"bytes,3,opt,name=summary,proto3" json:"summary,omitempty"`
+	MessageCount  int32                  `protobuf:"varint,4,opt,name=message_count,json=messageCount,proto3" json:"message_count,omitempty"`
+	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *IssueItem) Reset() {
-	*x = IssueItem{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[44]
+func (x *LastConversation) Reset() {
+	*x = LastConversation{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *IssueItem) String() string {
+func (x *LastConversation) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*IssueItem) ProtoMessage() {}
+func (*LastConversation) ProtoMessage() {}
 
-func (x *IssueItem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[44]
+func (x *LastConversation) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3370,36 +2608,230 @@ func (x *IssueItem) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use IssueItem.ProtoReflect.Descriptor instead.
-func (*IssueItem) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{44}
+// Deprecated: Use LastConversation.ProtoReflect.Descriptor instead.
+func (*LastConversation) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{31}
 }
 
-func (x *IssueItem) GetIssue() *Issue {
+func (x *LastConversation) GetConversationId() string {
 	if x != nil {
-		return x.Issue
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *LastConversation) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *LastConversation) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *LastConversation) GetMessageCount() int32 {
+	if x != nil {
+		return x.MessageCount
+	}
+	return 0
+}
+
+func (x *LastConversation) GetUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdateTime
 	}
 	return nil
 }
 
-func (x *IssueItem) GetMetadata() *v1.Metadata {
+// ApiBrief is the standing of one API that the assistant calls.
+type ApiBrief struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As CoordinationService names it.
+	Api string `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
+	// "closed": calls pass; "open": none does before retry_time; "half_open": one is tried.
+	Breaker string `protobuf:"bytes,2,opt,name=breaker,proto3" json:"breaker,omitempty"`
+	// Calls should wait until then; unset, or past: they need not.
+	RetryTime     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApiBrief) Reset() {
+	*x = ApiBrief{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApiBrief) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApiBrief) ProtoMessage() {}
+
+func (x *ApiBrief) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[32]
 	if x != nil {
-		return x.Metadata
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApiBrief.ProtoReflect.Descriptor instead.
+func (*ApiBrief) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ApiBrief) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *ApiBrief) GetBreaker() string {
+	if x != nil {
+		return x.Breaker
+	}
+	return ""
+}
+
+func (x *ApiBrief) GetRetryTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetryTime
 	}
 	return nil
+}
+
+// Preferences are what a user likes. A field that is not set falls back to the tenant's default.
+type Preferences struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the assistant's voice.
+	Voice *string `protobuf:"bytes,1,opt,name=voice,proto3,oneof" json:"voice,omitempty"`
+	// A BCP 47 tag, such as "en-GB".
+	Language *string `protobuf:"bytes,2,opt,name=language,proto3,oneof" json:"language,omitempty"`
+	// The model that answers.
+	Model         *string           `protobuf:"bytes,3,opt,name=model,proto3,oneof" json:"model,omitempty"`
+	Notifications NotificationLevel `protobuf:"varint,4,opt,name=notifications,proto3,enum=holdfast.project.v1.NotificationLevel" json:"notifications,omitempty"`
+	// The project of a user who has chosen no active one.
+	DefaultProjectId *string `protobuf:"bytes,5,opt,name=default_project_id,json=defaultProjectId,proto3,oneof" json:"default_project_id,omitempty"`
+	// Anything else, up to 64 KiB. The tenant's defaults and the user's own are merged key by key.
+	Extra *structpb.Struct `protobuf:"bytes,6,opt,name=extra,proto3" json:"extra,omitempty"`
+	// What the user works on, on every device; empty: nothing. The tenant has none.
+	ActiveProjectId *string `protobuf:"bytes,7,opt,name=active_project_id,json=activeProjectId,proto3,oneof" json:"active_project_id,omitempty"`
+	// Set by the server: the version of the user's own, or of the tenant's, for if_version; 0: there are none yet. Those in force
+	// have none.
+	Version       int64 `protobuf:"varint,8,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Preferences) Reset() {
+	*x = Preferences{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Preferences) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Preferences) ProtoMessage() {}
+
+func (x *Preferences) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Preferences.ProtoReflect.Descriptor instead.
+func (*Preferences) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *Preferences) GetVoice() string {
+	if x != nil && x.Voice != nil {
+		return *x.Voice
+	}
+	return ""
+}
+
+func (x *Preferences) GetLanguage() string {
+	if x != nil && x.Language != nil {
+		return *x.Language
+	}
+	return ""
+}
+
+func (x *Preferences) GetModel() string {
+	if x != nil && x.Model != nil {
+		return *x.Model
+	}
+	return ""
+}
+
+func (x *Preferences) GetNotifications() NotificationLevel {
+	if x != nil {
+		return x.Notifications
+	}
+	return NotificationLevel_NOTIFICATION_LEVEL_UNSPECIFIED
+}
+
+func (x *Preferences) GetDefaultProjectId() string {
+	if x != nil && x.DefaultProjectId != nil {
+		return *x.DefaultProjectId
+	}
+	return ""
+}
+
+func (x *Preferences) GetExtra() *structpb.Struct {
+	if x != nil {
+		return x.Extra
+	}
+	return nil
+}
+
+func (x *Preferences) GetActiveProjectId() string {
+	if x != nil && x.ActiveProjectId != nil {
+		return *x.ActiveProjectId
+	}
+	return ""
+}
+
+func (x *Preferences) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 type GetPreferencesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At this version the answer is `not_modified` and nothing else.
-	IfVersionNot  int64 `protobuf:"varint,1,opt,name=if_version_not,json=ifVersionNot,proto3" json:"if_version_not,omitempty"`
+	// The etag of an answer that the caller has: if it is still good the answer is `not_modified`, the etag, and nothing else.
+	IfEtagNot     string `protobuf:"bytes,1,opt,name=if_etag_not,json=ifEtagNot,proto3" json:"if_etag_not,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetPreferencesRequest) Reset() {
 	*x = GetPreferencesRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[45]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3411,7 +2843,7 @@ func (x *GetPreferencesRequest) String() string {
 func (*GetPreferencesRequest) ProtoMessage() {}
 
 func (x *GetPreferencesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[45]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3424,40 +2856,34 @@ func (x *GetPreferencesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPreferencesRequest.ProtoReflect.Descriptor instead.
 func (*GetPreferencesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{45}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{34}
 }
 
-func (x *GetPreferencesRequest) GetIfVersionNot() int64 {
+func (x *GetPreferencesRequest) GetIfEtagNot() string {
 	if x != nil {
-		return x.IfVersionNot
+		return x.IfEtagNot
 	}
-	return 0
+	return ""
 }
 
 type GetPreferencesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of both the user's and the tenant's preferences.
+	Etag string `protobuf:"bytes,1,opt,name=etag,proto3" json:"etag,omitempty"`
 	// In force: the user's own, and the tenant's where the user has none.
-	Preferences *Preferences `protobuf:"bytes,1,opt,name=preferences,proto3" json:"preferences,omitempty"`
+	Effective *Preferences `protobuf:"bytes,2,opt,name=effective,proto3" json:"effective,omitempty"`
 	// What the user has set.
-	Own *Preferences `protobuf:"bytes,2,opt,name=own,proto3" json:"own,omitempty"`
+	Own *Preferences `protobuf:"bytes,3,opt,name=own,proto3" json:"own,omitempty"`
 	// What the tenant has set.
-	TenantDefaults *Preferences `protobuf:"bytes,3,opt,name=tenant_defaults,json=tenantDefaults,proto3" json:"tenant_defaults,omitempty"`
-	// What the user works on; empty: nothing.
-	ActiveProjectId string `protobuf:"bytes,4,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
-	// Only `version` is set: a mark of both the user's and the tenant's preferences.
-	Metadata    *v1.Metadata `protobuf:"bytes,5,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	NotModified bool         `protobuf:"varint,6,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
-	// The version of the user's own preferences, for if_version; 0: there are none yet.
-	OwnVersion int64 `protobuf:"varint,7,opt,name=own_version,json=ownVersion,proto3" json:"own_version,omitempty"`
-	// The version of the tenant's defaults, for if_version; 0: there are none yet.
-	TenantDefaultsVersion int64 `protobuf:"varint,8,opt,name=tenant_defaults_version,json=tenantDefaultsVersion,proto3" json:"tenant_defaults_version,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	Tenant        *Preferences `protobuf:"bytes,4,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	NotModified   bool         `protobuf:"varint,5,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetPreferencesResponse) Reset() {
 	*x = GetPreferencesResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[46]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3469,7 +2895,7 @@ func (x *GetPreferencesResponse) String() string {
 func (*GetPreferencesResponse) ProtoMessage() {}
 
 func (x *GetPreferencesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[46]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3482,12 +2908,19 @@ func (x *GetPreferencesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPreferencesResponse.ProtoReflect.Descriptor instead.
 func (*GetPreferencesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{46}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{35}
 }
 
-func (x *GetPreferencesResponse) GetPreferences() *Preferences {
+func (x *GetPreferencesResponse) GetEtag() string {
 	if x != nil {
-		return x.Preferences
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *GetPreferencesResponse) GetEffective() *Preferences {
+	if x != nil {
+		return x.Effective
 	}
 	return nil
 }
@@ -3499,23 +2932,9 @@ func (x *GetPreferencesResponse) GetOwn() *Preferences {
 	return nil
 }
 
-func (x *GetPreferencesResponse) GetTenantDefaults() *Preferences {
+func (x *GetPreferencesResponse) GetTenant() *Preferences {
 	if x != nil {
-		return x.TenantDefaults
-	}
-	return nil
-}
-
-func (x *GetPreferencesResponse) GetActiveProjectId() string {
-	if x != nil {
-		return x.ActiveProjectId
-	}
-	return ""
-}
-
-func (x *GetPreferencesResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
+		return x.Tenant
 	}
 	return nil
 }
@@ -3527,36 +2946,21 @@ func (x *GetPreferencesResponse) GetNotModified() bool {
 	return false
 }
 
-func (x *GetPreferencesResponse) GetOwnVersion() int64 {
-	if x != nil {
-		return x.OwnVersion
-	}
-	return 0
-}
-
-func (x *GetPreferencesResponse) GetTenantDefaultsVersion() int64 {
-	if x != nil {
-		return x.TenantDefaultsVersion
-	}
-	return 0
-}
-
 type UpdatePreferencesRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
-	Preferences *Preferences           `protobuf:"bytes,1,opt,name=preferences,proto3" json:"preferences,omitempty"`
-	UpdateMask  *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	RequestId   string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion   *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	Preferences *Preferences           `protobuf:"bytes,3,opt,name=preferences,proto3" json:"preferences,omitempty"`
+	UpdateMask  *fieldmaskpb.FieldMask `protobuf:"bytes,4,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// True: the tenant's defaults.
-	TenantDefaults bool   `protobuf:"varint,3,opt,name=tenant_defaults,json=tenantDefaults,proto3" json:"tenant_defaults,omitempty"`
-	RequestId      string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Of own_version or tenant_defaults_version.
-	IfVersion     int64 `protobuf:"varint,5,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	TenantDefaults bool `protobuf:"varint,5,opt,name=tenant_defaults,json=tenantDefaults,proto3" json:"tenant_defaults,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *UpdatePreferencesRequest) Reset() {
 	*x = UpdatePreferencesRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[47]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3568,7 +2972,7 @@ func (x *UpdatePreferencesRequest) String() string {
 func (*UpdatePreferencesRequest) ProtoMessage() {}
 
 func (x *UpdatePreferencesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[47]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3581,7 +2985,21 @@ func (x *UpdatePreferencesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePreferencesRequest.ProtoReflect.Descriptor instead.
 func (*UpdatePreferencesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{47}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *UpdatePreferencesRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *UpdatePreferencesRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
 }
 
 func (x *UpdatePreferencesRequest) GetPreferences() *Preferences {
@@ -3605,32 +3023,17 @@ func (x *UpdatePreferencesRequest) GetTenantDefaults() bool {
 	return false
 }
 
-func (x *UpdatePreferencesRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *UpdatePreferencesRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
 type UpdatePreferencesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As they are stored now: the user's own, or the tenant's.
 	Preferences   *Preferences `protobuf:"bytes,1,opt,name=preferences,proto3" json:"preferences,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdatePreferencesResponse) Reset() {
 	*x = UpdatePreferencesResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[48]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3642,7 +3045,7 @@ func (x *UpdatePreferencesResponse) String() string {
 func (*UpdatePreferencesResponse) ProtoMessage() {}
 
 func (x *UpdatePreferencesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[48]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3655,7 +3058,7 @@ func (x *UpdatePreferencesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePreferencesResponse.ProtoReflect.Descriptor instead.
 func (*UpdatePreferencesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{48}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *UpdatePreferencesResponse) GetPreferences() *Preferences {
@@ -3665,1375 +3068,345 @@ func (x *UpdatePreferencesResponse) GetPreferences() *Preferences {
 	return nil
 }
 
-func (x *UpdatePreferencesResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-// LinearEndpoint is an endpoint as callers see it.
-type LinearEndpoint struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	EndpointId string                 `protobuf:"bytes,1,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
-	// The path of the webhook's address on this server.
-	Path  string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
-	Title string `protobuf:"bytes,3,opt,name=title,proto3" json:"title,omitempty"`
-	// The signing secrets in force, oldest first, by id and age; what they are is never shown.
-	Secrets []*SecretInfo `protobuf:"bytes,4,rep,name=secrets,proto3" json:"secrets,omitempty"`
-	// Unset: there is none, and nothing is synced.
-	ApiKey *SecretInfo `protobuf:"bytes,5,opt,name=api_key,json=apiKey,proto3" json:"api_key,omitempty"`
-	// How old a webhook may be to be applied as it is: 60 s by default.
-	ReplayWindowSeconds int64  `protobuf:"varint,6,opt,name=replay_window_seconds,json=replayWindowSeconds,proto3" json:"replay_window_seconds,omitempty"`
-	OrganizationId      string `protobuf:"bytes,7,opt,name=organization_id,json=organizationId,proto3" json:"organization_id,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
-}
-
-func (x *LinearEndpoint) Reset() {
-	*x = LinearEndpoint{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[49]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *LinearEndpoint) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*LinearEndpoint) ProtoMessage() {}
-
-func (x *LinearEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[49]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use LinearEndpoint.ProtoReflect.Descriptor instead.
-func (*LinearEndpoint) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{49}
-}
-
-func (x *LinearEndpoint) GetEndpointId() string {
-	if x != nil {
-		return x.EndpointId
-	}
-	return ""
-}
-
-func (x *LinearEndpoint) GetPath() string {
-	if x != nil {
-		return x.Path
-	}
-	return ""
-}
-
-func (x *LinearEndpoint) GetTitle() string {
-	if x != nil {
-		return x.Title
-	}
-	return ""
-}
-
-func (x *LinearEndpoint) GetSecrets() []*SecretInfo {
-	if x != nil {
-		return x.Secrets
-	}
-	return nil
-}
-
-func (x *LinearEndpoint) GetApiKey() *SecretInfo {
-	if x != nil {
-		return x.ApiKey
-	}
-	return nil
-}
-
-func (x *LinearEndpoint) GetReplayWindowSeconds() int64 {
-	if x != nil {
-		return x.ReplayWindowSeconds
-	}
-	return 0
-}
-
-func (x *LinearEndpoint) GetOrganizationId() string {
-	if x != nil {
-		return x.OrganizationId
-	}
-	return ""
-}
-
-// SecretInfo names a secret that is never shown.
-type SecretInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SecretId      string                 `protobuf:"bytes,1,opt,name=secret_id,json=secretId,proto3" json:"secret_id,omitempty"`
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SecretInfo) Reset() {
-	*x = SecretInfo{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[50]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SecretInfo) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SecretInfo) ProtoMessage() {}
-
-func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[50]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
-func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{50}
-}
-
-func (x *SecretInfo) GetSecretId() string {
-	if x != nil {
-		return x.SecretId
-	}
-	return ""
-}
-
-func (x *SecretInfo) GetCreateTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.CreateTime
-	}
-	return nil
-}
-
-type CreateLinearEndpointRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Title string                 `protobuf:"bytes,1,opt,name=title,proto3" json:"title,omitempty"`
-	// The webhook's signing secret, if it is known already.
-	Secret string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
-	// The API key that the sync reads with.
-	ApiKey string `protobuf:"bytes,3,opt,name=api_key,json=apiKey,proto3" json:"api_key,omitempty"`
-	// 0: 60 s; at most a day.
-	ReplayWindowSeconds int64 `protobuf:"varint,4,opt,name=replay_window_seconds,json=replayWindowSeconds,proto3" json:"replay_window_seconds,omitempty"`
-	// Linear's id of the workspace; webhooks of another are refused. Empty: any.
-	OrganizationId string `protobuf:"bytes,5,opt,name=organization_id,json=organizationId,proto3" json:"organization_id,omitempty"`
-	RequestId      string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *CreateLinearEndpointRequest) Reset() {
-	*x = CreateLinearEndpointRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[51]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreateLinearEndpointRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreateLinearEndpointRequest) ProtoMessage() {}
-
-func (x *CreateLinearEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[51]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreateLinearEndpointRequest.ProtoReflect.Descriptor instead.
-func (*CreateLinearEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{51}
-}
-
-func (x *CreateLinearEndpointRequest) GetTitle() string {
-	if x != nil {
-		return x.Title
-	}
-	return ""
-}
-
-func (x *CreateLinearEndpointRequest) GetSecret() string {
-	if x != nil {
-		return x.Secret
-	}
-	return ""
-}
-
-func (x *CreateLinearEndpointRequest) GetApiKey() string {
-	if x != nil {
-		return x.ApiKey
-	}
-	return ""
-}
-
-func (x *CreateLinearEndpointRequest) GetReplayWindowSeconds() int64 {
-	if x != nil {
-		return x.ReplayWindowSeconds
-	}
-	return 0
-}
-
-func (x *CreateLinearEndpointRequest) GetOrganizationId() string {
-	if x != nil {
-		return x.OrganizationId
-	}
-	return ""
-}
-
-func (x *CreateLinearEndpointRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-type CreateLinearEndpointResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Endpoint      *LinearEndpoint        `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CreateLinearEndpointResponse) Reset() {
-	*x = CreateLinearEndpointResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[52]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreateLinearEndpointResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreateLinearEndpointResponse) ProtoMessage() {}
-
-func (x *CreateLinearEndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[52]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreateLinearEndpointResponse.ProtoReflect.Descriptor instead.
-func (*CreateLinearEndpointResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{52}
-}
-
-func (x *CreateLinearEndpointResponse) GetEndpoint() *LinearEndpoint {
-	if x != nil {
-		return x.Endpoint
-	}
-	return nil
-}
-
-func (x *CreateLinearEndpointResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type GetLinearEndpointRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	EndpointId    string                 `protobuf:"bytes,1,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetLinearEndpointRequest) Reset() {
-	*x = GetLinearEndpointRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[53]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetLinearEndpointRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetLinearEndpointRequest) ProtoMessage() {}
-
-func (x *GetLinearEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[53]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetLinearEndpointRequest.ProtoReflect.Descriptor instead.
-func (*GetLinearEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{53}
-}
-
-func (x *GetLinearEndpointRequest) GetEndpointId() string {
-	if x != nil {
-		return x.EndpointId
-	}
-	return ""
-}
-
-type GetLinearEndpointResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Endpoint      *LinearEndpoint        `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
-	Sync          *LinearSync            `protobuf:"bytes,2,opt,name=sync,proto3" json:"sync,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetLinearEndpointResponse) Reset() {
-	*x = GetLinearEndpointResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[54]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetLinearEndpointResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetLinearEndpointResponse) ProtoMessage() {}
-
-func (x *GetLinearEndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[54]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetLinearEndpointResponse.ProtoReflect.Descriptor instead.
-func (*GetLinearEndpointResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{54}
-}
-
-func (x *GetLinearEndpointResponse) GetEndpoint() *LinearEndpoint {
-	if x != nil {
-		return x.Endpoint
-	}
-	return nil
-}
-
-func (x *GetLinearEndpointResponse) GetSync() *LinearSync {
-	if x != nil {
-		return x.Sync
-	}
-	return nil
-}
-
-func (x *GetLinearEndpointResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-// LinearSync tells where the incremental sync of an endpoint stands.
-type LinearSync struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Everything that was updated up to here has been read.
-	HighWaterTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=high_water_time,json=highWaterTime,proto3" json:"high_water_time,omitempty"`
-	// When the last pass was completed.
-	CompleteTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=complete_time,json=completeTime,proto3" json:"complete_time,omitempty"`
-	// Linear is not asked before this.
-	NotBefore *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
-	// What went wrong last; empty after a pass that was completed.
-	Error string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
-	// True while a pass is under way.
-	Running bool `protobuf:"varint,5,opt,name=running,proto3" json:"running,omitempty"`
-	// Issues read since the beginning.
-	IssueCount    int64 `protobuf:"varint,6,opt,name=issue_count,json=issueCount,proto3" json:"issue_count,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *LinearSync) Reset() {
-	*x = LinearSync{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[55]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *LinearSync) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*LinearSync) ProtoMessage() {}
-
-func (x *LinearSync) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[55]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use LinearSync.ProtoReflect.Descriptor instead.
-func (*LinearSync) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{55}
-}
-
-func (x *LinearSync) GetHighWaterTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.HighWaterTime
-	}
-	return nil
-}
-
-func (x *LinearSync) GetCompleteTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.CompleteTime
-	}
-	return nil
-}
-
-func (x *LinearSync) GetNotBefore() *timestamppb.Timestamp {
-	if x != nil {
-		return x.NotBefore
-	}
-	return nil
-}
-
-func (x *LinearSync) GetError() string {
-	if x != nil {
-		return x.Error
-	}
-	return ""
-}
-
-func (x *LinearSync) GetRunning() bool {
-	if x != nil {
-		return x.Running
-	}
-	return false
-}
-
-func (x *LinearSync) GetIssueCount() int64 {
-	if x != nil {
-		return x.IssueCount
-	}
-	return 0
-}
-
-type ListLinearEndpointsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 to 200; 0: 50.
-	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// From the last page's next_page_token.
-	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListLinearEndpointsRequest) Reset() {
-	*x = ListLinearEndpointsRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[56]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListLinearEndpointsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListLinearEndpointsRequest) ProtoMessage() {}
-
-func (x *ListLinearEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[56]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListLinearEndpointsRequest.ProtoReflect.Descriptor instead.
-func (*ListLinearEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{56}
-}
-
-func (x *ListLinearEndpointsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-func (x *ListLinearEndpointsRequest) GetPageToken() string {
-	if x != nil {
-		return x.PageToken
-	}
-	return ""
-}
-
-type ListLinearEndpointsResponse struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Endpoints []*LinearEndpointItem  `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
-	// Empty on the last page.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListLinearEndpointsResponse) Reset() {
-	*x = ListLinearEndpointsResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[57]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListLinearEndpointsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListLinearEndpointsResponse) ProtoMessage() {}
-
-func (x *ListLinearEndpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[57]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListLinearEndpointsResponse.ProtoReflect.Descriptor instead.
-func (*ListLinearEndpointsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{57}
-}
-
-func (x *ListLinearEndpointsResponse) GetEndpoints() []*LinearEndpointItem {
-	if x != nil {
-		return x.Endpoints
-	}
-	return nil
-}
-
-func (x *ListLinearEndpointsResponse) GetNextPageToken() string {
-	if x != nil {
-		return x.NextPageToken
-	}
-	return ""
-}
-
-// LinearEndpointItem is one row of a list.
-type LinearEndpointItem struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Endpoint      *LinearEndpoint        `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *LinearEndpointItem) Reset() {
-	*x = LinearEndpointItem{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[58]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *LinearEndpointItem) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*LinearEndpointItem) ProtoMessage() {}
-
-func (x *LinearEndpointItem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[58]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use LinearEndpointItem.ProtoReflect.Descriptor instead.
-func (*LinearEndpointItem) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{58}
-}
-
-func (x *LinearEndpointItem) GetEndpoint() *LinearEndpoint {
-	if x != nil {
-		return x.Endpoint
-	}
-	return nil
-}
-
-func (x *LinearEndpointItem) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type UpdateLinearEndpointRequest struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	EndpointId string                 `protobuf:"bytes,1,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
-	// A signing secret that is valid from now on.
-	AddSecret string `protobuf:"bytes,2,opt,name=add_secret,json=addSecret,proto3" json:"add_secret,omitempty"`
-	// The id of a signing secret that is no longer valid.
-	RemoveSecretId string `protobuf:"bytes,3,opt,name=remove_secret_id,json=removeSecretId,proto3" json:"remove_secret_id,omitempty"`
-	// The API key that the sync reads with from now on.
-	ApiKey string `protobuf:"bytes,4,opt,name=api_key,json=apiKey,proto3" json:"api_key,omitempty"`
-	// True: nothing is synced any more.
-	RemoveApiKey  bool   `protobuf:"varint,5,opt,name=remove_api_key,json=removeApiKey,proto3" json:"remove_api_key,omitempty"`
-	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64  `protobuf:"varint,7,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateLinearEndpointRequest) Reset() {
-	*x = UpdateLinearEndpointRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[59]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateLinearEndpointRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateLinearEndpointRequest) ProtoMessage() {}
-
-func (x *UpdateLinearEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[59]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateLinearEndpointRequest.ProtoReflect.Descriptor instead.
-func (*UpdateLinearEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{59}
-}
-
-func (x *UpdateLinearEndpointRequest) GetEndpointId() string {
-	if x != nil {
-		return x.EndpointId
-	}
-	return ""
-}
-
-func (x *UpdateLinearEndpointRequest) GetAddSecret() string {
-	if x != nil {
-		return x.AddSecret
-	}
-	return ""
-}
-
-func (x *UpdateLinearEndpointRequest) GetRemoveSecretId() string {
-	if x != nil {
-		return x.RemoveSecretId
-	}
-	return ""
-}
-
-func (x *UpdateLinearEndpointRequest) GetApiKey() string {
-	if x != nil {
-		return x.ApiKey
-	}
-	return ""
-}
-
-func (x *UpdateLinearEndpointRequest) GetRemoveApiKey() bool {
-	if x != nil {
-		return x.RemoveApiKey
-	}
-	return false
-}
-
-func (x *UpdateLinearEndpointRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *UpdateLinearEndpointRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type UpdateLinearEndpointResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Endpoint      *LinearEndpoint        `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateLinearEndpointResponse) Reset() {
-	*x = UpdateLinearEndpointResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[60]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateLinearEndpointResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateLinearEndpointResponse) ProtoMessage() {}
-
-func (x *UpdateLinearEndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[60]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateLinearEndpointResponse.ProtoReflect.Descriptor instead.
-func (*UpdateLinearEndpointResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{60}
-}
-
-func (x *UpdateLinearEndpointResponse) GetEndpoint() *LinearEndpoint {
-	if x != nil {
-		return x.Endpoint
-	}
-	return nil
-}
-
-func (x *UpdateLinearEndpointResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type DeleteLinearEndpointRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	EndpointId    string                 `protobuf:"bytes,1,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
-	RequestId     string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64                  `protobuf:"varint,3,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeleteLinearEndpointRequest) Reset() {
-	*x = DeleteLinearEndpointRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[61]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeleteLinearEndpointRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeleteLinearEndpointRequest) ProtoMessage() {}
-
-func (x *DeleteLinearEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[61]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeleteLinearEndpointRequest.ProtoReflect.Descriptor instead.
-func (*DeleteLinearEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{61}
-}
-
-func (x *DeleteLinearEndpointRequest) GetEndpointId() string {
-	if x != nil {
-		return x.EndpointId
-	}
-	return ""
-}
-
-func (x *DeleteLinearEndpointRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *DeleteLinearEndpointRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type DeleteLinearEndpointResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,1,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeleteLinearEndpointResponse) Reset() {
-	*x = DeleteLinearEndpointResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[62]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeleteLinearEndpointResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeleteLinearEndpointResponse) ProtoMessage() {}
-
-func (x *DeleteLinearEndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[62]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeleteLinearEndpointResponse.ProtoReflect.Descriptor instead.
-func (*DeleteLinearEndpointResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{62}
-}
-
-func (x *DeleteLinearEndpointResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
 var File_holdfast_project_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"!holdfast/project/v1/service.proto\x12\x13holdfast.project.v1\x1a\x1bbuf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fholdfast/object/v1/object.proto\x1a\x1fholdfast/project/v1/state.proto\"\x90\x05\n" +
+	"!holdfast/project/v1/service.proto\x12\x13holdfast.project.v1\x1a\x1bbuf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a holdfast/linear/v1/service.proto\x1a\x1bholdfast/type/v1/type.proto\"\xaa\x06\n" +
 	"\aProject\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\tR\tprojectId\x12\x14\n" +
-	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1e\n" +
-	"\x05title\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12+\n" +
-	"\vdescription\x18\x04 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\vdescription\x12?\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\x12;\n" +
+	"\vcreate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vupdate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"updateTime\x12;\n" +
+	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12o\n" +
+	"\x06labels\x18\a \x03(\v2(.holdfast.project.v1.Project.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x12\x1e\n" +
+	"\x05title\x18\b \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12+\n" +
+	"\vdescription\x18\t \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\vdescription\x12?\n" +
 	"\n" +
-	"repository\x18\x05 \x01(\v2\x1f.holdfast.project.v1.RepositoryR\n" +
-	"repository\x12o\n" +
-	"\x06labels\x18\x06 \x03(\v2(.holdfast.project.v1.Project.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x123\n" +
-	"\bsettings\x18\a \x01(\v2\x17.google.protobuf.StructR\bsettings\x12M\n" +
-	"\x0flinear_team_ids\x18\b \x03(\tB%\xbaH\"\x92\x01\x1f\x10\x10\x18\x01\"\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\rlinearTeamIds\x12S\n" +
-	"\x12linear_project_ids\x18\t \x03(\tB%\xbaH\"\x92\x01\x1f\x10\x10\x18\x01\"\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x10linearProjectIds\x12=\n" +
-	"\farchive_time\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\varchiveTime\x1a9\n" +
+	"repository\x18\n" +
+	" \x01(\v2\x1f.holdfast.project.v1.RepositoryR\n" +
+	"repository\x123\n" +
+	"\bsettings\x18\v \x01(\v2\x17.google.protobuf.StructR\bsettings\x12O\n" +
+	"\rissue_sources\x18\f \x03(\v2 .holdfast.project.v1.IssueSourceB\b\xbaH\x05\x92\x01\x02\x10 R\fissueSources\x12\x1a\n" +
+	"\barchived\x18\r \x01(\bR\barchived\x12=\n" +
+	"\farchive_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\varchiveTime\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcc\x01\n" +
-	"\x14CreateProjectRequest\x12;\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc7\x01\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x126\n" +
-	"\aproject\x18\x02 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x12\x16\n" +
-	"\x06shared\x18\x03 \x01(\bR\x06shared\x12'\n" +
+	"Repository\x12#\n" +
+	"\bprovider\x18\x01 \x01(\tB\a\xbaH\x04r\x02(@R\bprovider\x12\x1c\n" +
+	"\x04name\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\x04name\x12\x1a\n" +
+	"\x03url\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x10R\x03url\x12/\n" +
+	"\x0edefault_branch\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\rdefaultBranch\x12)\n" +
+	"\vexternal_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\n" +
+	"externalId\"\x90\x01\n" +
+	"\vIssueSource\x12)\n" +
+	"\bprovider\x18\x01 \x01(\tB\r\xbaH\n" +
+	"r\b\n" +
+	"\x06linearR\bprovider\x12(\n" +
+	"\x04type\x18\x02 \x01(\tB\x14\xbaH\x11r\x0fR\x04teamR\aprojectR\x04type\x12,\n" +
+	"\x02id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x02id\"\xe1\x02\n" +
+	"\x11PutProjectRequest\x12'\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\"\x89\x01\n" +
-	"\x15CreateProjectResponse\x126\n" +
-	"\aproject\x18\x01 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x7f\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12;\n" +
+	"\n" +
+	"project_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x126\n" +
+	"\aproject\x18\x04 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x12;\n" +
+	"\vupdate_mask\x18\x05 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\x12\x1d\n" +
+	"\n" +
+	"must_exist\x18\x06 \x01(\bR\tmustExist\x12\x16\n" +
+	"\x06shared\x18\a \x01(\bR\x06sharedB\r\n" +
+	"\v_if_version\"L\n" +
+	"\x12PutProjectResponse\x126\n" +
+	"\aproject\x18\x01 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\"\x97\x01\n" +
 	"\x11GetProjectRequest\x12;\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tprojectId\x12-\n" +
-	"\x0eif_version_not\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xa9\x01\n" +
+	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tprojectId\x122\n" +
+	"\x0eif_version_not\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\fifVersionNot\x88\x01\x01B\x11\n" +
+	"\x0f_if_version_not\"o\n" +
 	"\x12GetProjectResponse\x126\n" +
-	"\aproject\x18\x01 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12!\n" +
-	"\fnot_modified\x18\x03 \x01(\bR\vnotModified\"\xbb\x02\n" +
+	"\aproject\x18\x01 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x12!\n" +
+	"\fnot_modified\x18\x02 \x01(\bR\vnotModified\"\xdd\x01\n" +
+	"\rProjectFilter\x12u\n" +
+	"\x06labels\x18\x01 \x03(\v2..holdfast.project.v1.ProjectFilter.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x12\x1a\n" +
+	"\barchived\x18\x02 \x01(\bR\barchived\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa3\x01\n" +
 	"\x13ListProjectsRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12{\n" +
-	"\x06labels\x18\x03 \x03(\v24.holdfast.project.v1.ListProjectsRequest.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x12\x1a\n" +
-	"\barchived\x18\x04 \x01(\bR\barchived\x1a9\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12:\n" +
+	"\x06filter\x18\x03 \x01(\v2\".holdfast.project.v1.ProjectFilterR\x06filter\"x\n" +
+	"\x14ListProjectsResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x128\n" +
+	"\bprojects\x18\x02 \x03(\v2\x1c.holdfast.project.v1.ProjectR\bprojects\"\xb8\x01\n" +
+	"\x14DeleteProjectRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12;\n" +
+	"\n" +
+	"project_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tprojectIdB\r\n" +
+	"\v_if_version\"K\n" +
+	"\x15DeleteProjectResponse\x12\x18\n" +
+	"\aexisted\x18\x01 \x01(\bR\aexisted\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\x80\x01\n" +
+	"\x13WatchProjectRequest\x12;\n" +
+	"\n" +
+	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tprojectId\x12,\n" +
+	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\xb6\x01\n" +
+	"\x14WatchProjectResponse\x12\x1c\n" +
+	"\theartbeat\x18\x01 \x01(\bR\theartbeat\x12\x14\n" +
+	"\x05reset\x18\x02 \x01(\bR\x05reset\x126\n" +
+	"\aproject\x18\x03 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x12\x18\n" +
+	"\adeleted\x18\x04 \x01(\bR\adeleted\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\x03R\aversion\"\xa3\t\n" +
+	"\x04Task\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\x12;\n" +
+	"\vcreate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vupdate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"updateTime\x12;\n" +
+	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12l\n" +
+	"\x06labels\x18\a \x03(\v2%.holdfast.project.v1.Task.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x12\x1e\n" +
+	"\x05title\x18\b \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12;\n" +
+	"\n" +
+	"project_id\x18\t \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12#\n" +
+	"\bprovider\x18\n" +
+	" \x01(\tB\a\xbaH\x04r\x02(@R\bprovider\x12\x1f\n" +
+	"\x06run_id\x18\v \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05runId\x127\n" +
+	"\x06status\x18\f \x01(\x0e2\x1f.holdfast.project.v1.TaskStatusR\x06status\x12\x1d\n" +
+	"\n" +
+	"raw_status\x18\r \x01(\tR\trawStatus\x12#\n" +
+	"\rstatus_reason\x18\x0e \x01(\tR\fstatusReason\x12;\n" +
+	"\vstatus_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"statusTime\x12O\n" +
+	"\rpull_requests\x18\x10 \x03(\v2 .holdfast.project.v1.PullRequestB\b\xbaH\x05\x92\x01\x02\x10 R\fpullRequests\x123\n" +
+	"\x05issue\x18\x11 \x01(\v2\x1d.holdfast.project.v1.IssueRefR\x05issue\x12?\n" +
+	"\frequested_by\x18\x12 \x01(\v2\x1c.holdfast.type.v1.MessageRefR\vrequestedBy\x12!\n" +
+	"\aweb_url\x18\x13 \x01(\tB\b\xbaH\x05r\x03(\x80\x10R\x06webUrl\x12#\n" +
+	"\asummary\x18\x14 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\asummary\x12.\n" +
+	"\x06result\x18\x15 \x01(\v2\x16.google.protobuf.ValueR\x06result\x123\n" +
+	"\bmetadata\x18\x16 \x01(\v2\x17.google.protobuf.StructR\bmetadata\x12!\n" +
+	"\fresume_count\x18\x17 \x01(\x05R\vresumeCount\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"|\n" +
-	"\x14ListProjectsResponse\x12<\n" +
-	"\bprojects\x18\x01 \x03(\v2 .holdfast.project.v1.ProjectItemR\bprojects\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x7f\n" +
-	"\vProjectItem\x126\n" +
-	"\aproject\x18\x01 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb2\x04\n" +
-	"\x14UpdateProjectRequest\x12;\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe3\x01\n" +
+	"\vPullRequest\x120\n" +
+	"\x0fpull_request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\rpullRequestId\x12\x1e\n" +
+	"\x05title\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12\x1a\n" +
+	"\x03url\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x10R\x03url\x12)\n" +
+	"\vhead_branch\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\n" +
+	"headBranch\x12;\n" +
+	"\vcreate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\"\x86\x01\n" +
+	"\bIssueRef\x12#\n" +
+	"\bprovider\x18\x01 \x01(\tB\a\xbaH\x04r\x02(@R\bprovider\x12,\n" +
+	"\x02id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x02id\x12'\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tprojectId\x12>\n" +
-	"\aproject\x18\x02 \x01(\v2\x1c.holdfast.project.v1.ProjectB\x06\xbaH\x03\xc8\x01\x01R\aproject\x12\xcb\x02\n" +
-	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskB\x8d\x02\xbaH\x89\x02\xba\x01\x85\x02\n" +
-	"\x11update_mask.paths\x12qmust only have the paths title, description, repository, labels, settings, linear_team_ids and linear_project_ids\x1a}this.paths.all(p, p in ['title', 'description', 'repository', 'labels', 'settings', 'linear_team_ids', 'linear_project_ids'])R\n" +
-	"updateMask\x12'\n" +
+	"identifier\x18\x03 \x01(\tB\a\xbaH\x04r\x02(@R\n" +
+	"identifier\"\xe0\x03\n" +
+	"\x0eTaskTransition\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x05R\x03seq\x12@\n" +
+	"\vfrom_status\x18\x02 \x01(\x0e2\x1f.holdfast.project.v1.TaskStatusR\n" +
+	"fromStatus\x12<\n" +
+	"\tto_status\x18\x03 \x01(\x0e2\x1f.holdfast.project.v1.TaskStatusR\btoStatus\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"raw_status\x18\x04 \x01(\tR\trawStatus\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06source\x18\x06 \x01(\tR\x06source\x12=\n" +
+	"\fobserve_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\vobserveTime\x12;\n" +
+	"\vrecord_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"recordTime\x12#\n" +
+	"\rresume_reason\x18\t \x01(\tR\fresumeReason\x12L\n" +
+	"\x13resume_requested_by\x18\n" +
+	" \x01(\v2\x1c.holdfast.type.v1.MessageRefR\x11resumeRequestedBy\"\x84\x03\n" +
+	"\x0ePutTaskRequest\x12'\n" +
 	"\n" +
-	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x89\x01\n" +
-	"\x15UpdateProjectResponse\x126\n" +
-	"\aproject\x18\x01 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xbf\x01\n" +
-	"\x15ArchiveProjectRequest\x12;\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tprojectId\x12\x18\n" +
-	"\arestore\x18\x02 \x01(\bR\arestore\x12'\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x125\n" +
+	"\atask_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x06taskId\x12-\n" +
+	"\x04task\x18\x04 \x01(\v2\x19.holdfast.project.v1.TaskR\x04task\x12;\n" +
+	"\vupdate_mask\x18\x05 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"must_exist\x18\x06 \x01(\bR\tmustExist\x12\x16\n" +
+	"\x06shared\x18\a \x01(\bR\x06shared\x123\n" +
+	"\x06report\x18\b \x01(\v2\x1b.holdfast.project.v1.ReportR\x06reportB\r\n" +
+	"\v_if_version\"\xb7\x03\n" +
+	"\x06Report\x12'\n" +
 	"\n" +
-	"if_version\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x8a\x01\n" +
-	"\x16ArchiveProjectResponse\x126\n" +
-	"\aproject\x18\x01 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa4\x01\n" +
-	"\x14DeleteProjectRequest\x12;\n" +
+	"raw_status\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trawStatus\x12A\n" +
+	"\x06status\x18\x02 \x01(\x0e2\x1f.holdfast.project.v1.TaskStatusB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06status\x12\x1f\n" +
+	"\x06source\x18\x03 \x01(\tB\a\xbaH\x04r\x02(@R\x06source\x12=\n" +
+	"\fobserve_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vobserveTime\x12.\n" +
+	"\rresume_reason\x18\x05 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\fresumeReason\x12L\n" +
+	"\x13resume_requested_by\x18\x06 \x01(\v2\x1c.holdfast.type.v1.MessageRefR\x11resumeRequestedBy:c\xbaH`\x1a^\n" +
+	"\rreport.status\x12\"must have a raw_status or a status\x1a)this.raw_status != '' || this.status != 0\"\x85\x01\n" +
+	"\x0fPutTaskResponse\x12-\n" +
+	"\x04task\x18\x01 \x01(\v2\x19.holdfast.project.v1.TaskR\x04task\x12C\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tprojectId\x12'\n" +
+	"transition\x18\x02 \x01(\v2#.holdfast.project.v1.TaskTransitionR\n" +
+	"transition\"\xe0\x01\n" +
+	"\x0eGetTaskRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x125\n" +
+	"\atask_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x06taskId\x122\n" +
+	"\x0eif_version_not\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\fifVersionNot\x88\x01\x01B\x11\n" +
+	"\x0f_if_version_not\"\xd2\x01\n" +
+	"\x0fGetTaskResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x12-\n" +
+	"\x04task\x18\x02 \x01(\v2\x19.holdfast.project.v1.TaskR\x04task\x12E\n" +
+	"\vtransitions\x18\x03 \x03(\v2#.holdfast.project.v1.TaskTransitionR\vtransitions\x12!\n" +
+	"\fnot_modified\x18\x04 \x01(\bR\vnotModified\"\xaa\x02\n" +
 	"\n" +
-	"if_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"Q\n" +
-	"\x15DeleteProjectResponse\x128\n" +
-	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa7\x01\n" +
-	"\x17SetActiveProjectRequest\x12;\n" +
+	"TaskFilter\x12;\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12'\n" +
+	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12P\n" +
+	"\bstatuses\x18\x02 \x03(\x0e2\x1f.holdfast.project.v1.TaskStatusB\x13\xbaH\x10\x92\x01\r\x10\a\x18\x01\"\a\x82\x01\x04\x10\x01 \x00R\bstatuses\x12\x12\n" +
+	"\x04open\x18\x03 \x01(\bR\x04open\x12#\n" +
+	"\bprovider\x18\x04 \x01(\tB\a\xbaH\x04r\x02(@R\bprovider\x12\x1f\n" +
+	"\x06run_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05runId\x123\n" +
+	"\x05issue\x18\x06 \x01(\v2\x1d.holdfast.project.v1.IssueRefR\x05issue\"\x9d\x01\n" +
+	"\x10ListTasksRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x127\n" +
+	"\x06filter\x18\x03 \x01(\v2\x1f.holdfast.project.v1.TaskFilterR\x06filter\"l\n" +
+	"\x11ListTasksResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x12/\n" +
+	"\x05tasks\x18\x02 \x03(\v2\x19.holdfast.project.v1.TaskR\x05tasks\"\xaf\x01\n" +
+	"\x11DeleteTaskRequest\x12'\n" +
 	"\n" +
-	"if_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"s\n" +
-	"\x18SetActiveProjectResponse\x12\x1d\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tR\tprojectId\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xdc\x01\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x125\n" +
+	"\atask_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x06taskIdB\r\n" +
+	"\v_if_version\"H\n" +
+	"\x12DeleteTaskResponse\x12\x18\n" +
+	"\aexisted\x18\x01 \x01(\bR\aexisted\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\xd6\x01\n" +
 	"\x18GetProjectContextRequest\x12;\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12(\n" +
 	"\n" +
 	"task_limit\x18\x02 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\ttaskLimit\x12*\n" +
 	"\vissue_limit\x18\x03 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\n" +
-	"issueLimit\x12-\n" +
-	"\x0eif_version_not\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xc7\x04\n" +
-	"\x19GetProjectContextResponse\x126\n" +
-	"\aproject\x18\x01 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x12/\n" +
-	"\x05tasks\x18\x02 \x03(\v2\x19.holdfast.project.v1.TaskR\x05tasks\x12\x1d\n" +
+	"issueLimit\x12'\n" +
+	"\vif_etag_not\x18\x04 \x01(\tB\a\xbaH\x04r\x02(@R\tifEtagNot\"}\n" +
+	"\x19GetProjectContextResponse\x12=\n" +
+	"\acontext\x18\x01 \x01(\v2#.holdfast.project.v1.ProjectContextR\acontext\x12!\n" +
+	"\fnot_modified\x18\x02 \x01(\bR\vnotModified\"\xf2\x03\n" +
+	"\x0eProjectContext\x12\x12\n" +
+	"\x04etag\x18\x01 \x01(\tR\x04etag\x126\n" +
+	"\aproject\x18\x02 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x12/\n" +
+	"\x05tasks\x18\x03 \x03(\v2\x19.holdfast.project.v1.TaskR\x05tasks\x12\x1d\n" +
 	"\n" +
-	"more_tasks\x18\x03 \x01(\bR\tmoreTasks\x122\n" +
-	"\x06issues\x18\x04 \x03(\v2\x1a.holdfast.project.v1.IssueR\x06issues\x12\x1f\n" +
-	"\vmore_issues\x18\x05 \x01(\bR\n" +
+	"more_tasks\x18\x04 \x01(\bR\tmoreTasks\x121\n" +
+	"\x06issues\x18\x05 \x03(\v2\x19.holdfast.linear.v1.IssueR\x06issues\x12\x1f\n" +
+	"\vmore_issues\x18\x06 \x01(\bR\n" +
 	"moreIssues\x12B\n" +
-	"\vpreferences\x18\x06 \x01(\v2 .holdfast.project.v1.PreferencesR\vpreferences\x12R\n" +
-	"\x11last_conversation\x18\a \x01(\v2%.holdfast.project.v1.LastConversationR\x10lastConversation\x121\n" +
-	"\x04apis\x18\b \x03(\v2\x1d.holdfast.project.v1.ApiBriefR\x04apis\x12%\n" +
-	"\x0etoken_estimate\x18\t \x01(\x03R\rtokenEstimate\x128\n" +
-	"\bmetadata\x18\n" +
-	" \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12!\n" +
-	"\fnot_modified\x18\v \x01(\bR\vnotModified\"\xcd\x01\n" +
+	"\vpreferences\x18\a \x01(\v2 .holdfast.project.v1.PreferencesR\vpreferences\x12R\n" +
+	"\x11last_conversation\x18\b \x01(\v2%.holdfast.project.v1.LastConversationR\x10lastConversation\x121\n" +
+	"\x04apis\x18\t \x03(\v2\x1d.holdfast.project.v1.ApiBriefR\x04apis\x12%\n" +
+	"\x0etoken_estimate\x18\n" +
+	" \x01(\x05R\rtokenEstimate\"\xcd\x01\n" +
 	"\x10LastConversation\x12'\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tR\x0econversationId\x12\x14\n" +
 	"\x05title\x18\x02 \x01(\tR\x05title\x12\x18\n" +
 	"\asummary\x18\x03 \x01(\tR\asummary\x12#\n" +
-	"\rmessage_count\x18\x04 \x01(\x03R\fmessageCount\x12;\n" +
+	"\rmessage_count\x18\x04 \x01(\x05R\fmessageCount\x12;\n" +
 	"\vupdate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"updateTime\"v\n" +
-	"\bApiBrief\x12\x15\n" +
-	"\x06api_id\x18\x01 \x01(\tR\x05apiId\x12\x18\n" +
+	"updateTime\"q\n" +
+	"\bApiBrief\x12\x10\n" +
+	"\x03api\x18\x01 \x01(\tR\x03api\x12\x18\n" +
 	"\abreaker\x18\x02 \x01(\tR\abreaker\x129\n" +
 	"\n" +
-	"retry_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\"\x80\x01\n" +
-	"\x13WatchProjectRequest\x12;\n" +
+	"retry_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\"\xa4\x04\n" +
+	"\vPreferences\x12#\n" +
+	"\x05voice\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01H\x00R\x05voice\x88\x01\x01\x12<\n" +
+	"\blanguage\x18\x02 \x01(\tB\x1b\xbaH\x18r\x162\x14^[A-Za-z0-9-]{0,35}$H\x01R\blanguage\x88\x01\x01\x12#\n" +
+	"\x05model\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01H\x02R\x05model\x88\x01\x01\x12V\n" +
+	"\rnotifications\x18\x04 \x01(\x0e2&.holdfast.project.v1.NotificationLevelB\b\xbaH\x05\x82\x01\x02\x10\x01R\rnotifications\x12O\n" +
+	"\x12default_project_id\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$H\x03R\x10defaultProjectId\x88\x01\x01\x12-\n" +
+	"\x05extra\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x05extra\x12M\n" +
+	"\x11active_project_id\x18\a \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$H\x04R\x0factiveProjectId\x88\x01\x01\x12\x18\n" +
+	"\aversion\x18\b \x01(\x03R\aversionB\b\n" +
+	"\x06_voiceB\v\n" +
+	"\t_languageB\b\n" +
+	"\x06_modelB\x15\n" +
+	"\x13_default_project_idB\x14\n" +
+	"\x12_active_project_id\"@\n" +
+	"\x15GetPreferencesRequest\x12'\n" +
+	"\vif_etag_not\x18\x01 \x01(\tB\a\xbaH\x04r\x02(@R\tifEtagNot\"\xfd\x01\n" +
+	"\x16GetPreferencesResponse\x12\x12\n" +
+	"\x04etag\x18\x01 \x01(\tR\x04etag\x12>\n" +
+	"\teffective\x18\x02 \x01(\v2 .holdfast.project.v1.PreferencesR\teffective\x122\n" +
+	"\x03own\x18\x03 \x01(\v2 .holdfast.project.v1.PreferencesR\x03own\x128\n" +
+	"\x06tenant\x18\x04 \x01(\v2 .holdfast.project.v1.PreferencesR\x06tenant\x12!\n" +
+	"\fnot_modified\x18\x05 \x01(\bR\vnotModified\"\xc9\x03\n" +
+	"\x18UpdatePreferencesRequest\x12'\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tprojectId\x12,\n" +
-	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\xd6\x01\n" +
-	"\x14WatchProjectResponse\x12\x1c\n" +
-	"\theartbeat\x18\x01 \x01(\bR\theartbeat\x12\x14\n" +
-	"\x05reset\x18\x02 \x01(\bR\x05reset\x126\n" +
-	"\aproject\x18\x03 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x12\x18\n" +
-	"\adeleted\x18\x04 \x01(\bR\adeleted\x128\n" +
-	"\bmetadata\x18\x05 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xdc\x06\n" +
-	"\x04Task\x12\x17\n" +
-	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x14\n" +
-	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1e\n" +
-	"\x05title\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12;\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
 	"\n" +
-	"project_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12#\n" +
-	"\bprovider\x18\x05 \x01(\tB\a\xbaH\x04r\x02(@R\bprovider\x12\x1f\n" +
-	"\x06run_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05runId\x127\n" +
-	"\x06status\x18\a \x01(\x0e2\x1f.holdfast.project.v1.TaskStatusR\x06status\x12\x1d\n" +
-	"\n" +
-	"raw_status\x18\b \x01(\tR\trawStatus\x12#\n" +
-	"\rstatus_reason\x18\t \x01(\tR\fstatusReason\x12;\n" +
-	"\vstatus_time\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"statusTime\x12O\n" +
-	"\rpull_requests\x18\v \x03(\v2 .holdfast.project.v1.PullRequestB\b\xbaH\x05\x92\x01\x02\x10 R\fpullRequests\x12D\n" +
-	"\x0flinear_issue_id\x18\f \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\rlinearIssueId\x12C\n" +
-	"\frequested_by\x18\r \x01(\v2 .holdfast.project.v1.MessageLinkR\vrequestedBy\x12!\n" +
-	"\aweb_url\x18\x0e \x01(\tB\b\xbaH\x05r\x03(\x80\x10R\x06webUrl\x12!\n" +
-	"\x06result\x18\x0f \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\x06result\x12#\n" +
-	"\asummary\x18\x10 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\asummary\x123\n" +
-	"\bmetadata\x18\x11 \x01(\v2\x17.google.protobuf.StructR\bmetadata\x12)\n" +
-	"\x10transition_count\x18\x12 \x01(\x03R\x0ftransitionCount\x12!\n" +
-	"\fresume_count\x18\x13 \x01(\x03R\vresumeCount\"\xa9\x03\n" +
-	"\x0ePutTaskRequest\x125\n" +
-	"\atask_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x06taskId\x125\n" +
-	"\x04task\x18\x02 \x01(\v2\x19.holdfast.project.v1.TaskB\x06\xbaH\x03\xc8\x01\x01R\x04task\x12'\n" +
-	"\n" +
-	"raw_status\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trawStatus\x12\x1f\n" +
-	"\x06source\x18\x04 \x01(\tB\a\xbaH\x04r\x02(@R\x06source\x12=\n" +
-	"\fobserve_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vobserveTime\x127\n" +
-	"\x06resume\x18\x06 \x01(\v2\x1f.holdfast.project.v1.TaskResumeR\x06resume\x12\x16\n" +
-	"\x06shared\x18\a \x01(\bR\x06shared\x12'\n" +
-	"\n" +
-	"request_id\x18\b \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\t \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"z\n" +
-	"\x0fPutTaskResponse\x12-\n" +
-	"\x04task\x18\x01 \x01(\v2\x19.holdfast.project.v1.TaskR\x04task\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xad\x01\n" +
-	"\x0eGetTaskRequest\x125\n" +
-	"\atask_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x06taskId\x125\n" +
-	"\x10transition_limit\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\x0ftransitionLimit\x12-\n" +
-	"\x0eif_version_not\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xe4\x01\n" +
-	"\x0fGetTaskResponse\x12-\n" +
-	"\x04task\x18\x01 \x01(\v2\x19.holdfast.project.v1.TaskR\x04task\x12E\n" +
-	"\vtransitions\x18\x02 \x03(\v2#.holdfast.project.v1.TaskTransitionR\vtransitions\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12!\n" +
-	"\fnot_modified\x18\x04 \x01(\bR\vnotModified\"\xe3\x02\n" +
-	"\x10ListTasksRequest\x12'\n" +
-	"\tpage_size\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
-	"\n" +
-	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12;\n" +
-	"\n" +
-	"project_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12A\n" +
-	"\x06status\x18\x04 \x01(\x0e2\x1f.holdfast.project.v1.TaskStatusB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06status\x12\x1b\n" +
-	"\topen_only\x18\x05 \x01(\bR\bopenOnly\x12\x1a\n" +
-	"\x03run\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\xc8\x01R\x03run\x12D\n" +
-	"\x0flinear_issue_id\x18\a \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\rlinearIssueId\"p\n" +
-	"\x11ListTasksResponse\x123\n" +
-	"\x05tasks\x18\x01 \x03(\v2\x1d.holdfast.project.v1.TaskItemR\x05tasks\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"s\n" +
-	"\bTaskItem\x12-\n" +
-	"\x04task\x18\x01 \x01(\v2\x19.holdfast.project.v1.TaskR\x04task\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe5\x02\n" +
-	"\x17UpdateTaskStatusRequest\x125\n" +
-	"\atask_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x06taskId\x12)\n" +
-	"\n" +
-	"raw_status\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05 \x01(\x80\x01R\trawStatus\x12\x1f\n" +
-	"\x06source\x18\x03 \x01(\tB\a\xbaH\x04r\x02(@R\x06source\x12=\n" +
-	"\fobserve_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vobserveTime\x127\n" +
-	"\x06resume\x18\x05 \x01(\v2\x1f.holdfast.project.v1.TaskResumeR\x06resume\x12'\n" +
-	"\n" +
-	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xc8\x01\n" +
-	"\x18UpdateTaskStatusResponse\x12-\n" +
-	"\x04task\x18\x01 \x01(\v2\x19.holdfast.project.v1.TaskR\x04task\x12C\n" +
-	"\n" +
-	"transition\x18\x02 \x01(\v2#.holdfast.project.v1.TaskTransitionR\n" +
-	"transition\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xa2\x01\n" +
-	"\x1aListTaskTransitionsRequest\x125\n" +
-	"\atask_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x06taskId\x12$\n" +
-	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
-	"\tpage_size\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xb9\x01\n" +
-	"\x1bListTaskTransitionsResponse\x12E\n" +
-	"\vtransitions\x18\x01 \x03(\v2#.holdfast.project.v1.TaskTransitionR\vtransitions\x12\x19\n" +
-	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x9b\x01\n" +
-	"\x11DeleteTaskRequest\x125\n" +
-	"\atask_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x06taskId\x12'\n" +
-	"\n" +
-	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"N\n" +
-	"\x12DeleteTaskResponse\x128\n" +
-	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb2\t\n" +
-	"\x05Issue\x12\x19\n" +
-	"\bissue_id\x18\x01 \x01(\tR\aissueId\x12\x1e\n" +
-	"\n" +
-	"identifier\x18\x02 \x01(\tR\n" +
-	"identifier\x121\n" +
-	"\x14previous_identifiers\x18\x03 \x03(\tR\x13previousIdentifiers\x12\x10\n" +
-	"\x03url\x18\x04 \x01(\tR\x03url\x12\x14\n" +
-	"\x05title\x18\x05 \x01(\tR\x05title\x12 \n" +
-	"\vdescription\x18\x06 \x01(\tR\vdescription\x12'\n" +
-	"\x0fdescription_cut\x18\a \x01(\bR\x0edescriptionCut\x12\x1a\n" +
-	"\bpriority\x18\b \x01(\x05R\bpriority\x12\x1a\n" +
-	"\bestimate\x18\t \x01(\x01R\bestimate\x12\x19\n" +
-	"\bstate_id\x18\n" +
-	" \x01(\tR\astateId\x12\x1d\n" +
-	"\n" +
-	"state_name\x18\v \x01(\tR\tstateName\x12\x1d\n" +
-	"\n" +
-	"state_type\x18\f \x01(\tR\tstateType\x12\x17\n" +
-	"\ateam_id\x18\r \x01(\tR\x06teamId\x12\x19\n" +
-	"\bteam_key\x18\x0e \x01(\tR\ateamKey\x12\x1f\n" +
-	"\vassignee_id\x18\x0f \x01(\tR\n" +
-	"assigneeId\x12#\n" +
-	"\rassignee_name\x18\x10 \x01(\tR\fassigneeName\x12\x1f\n" +
-	"\vdelegate_id\x18\x11 \x01(\tR\n" +
-	"delegateId\x12\x1d\n" +
-	"\n" +
-	"creator_id\x18\x12 \x01(\tR\tcreatorId\x12*\n" +
-	"\x11linear_project_id\x18\x13 \x01(\tR\x0flinearProjectId\x12\x19\n" +
-	"\bcycle_id\x18\x14 \x01(\tR\acycleId\x12\x1b\n" +
-	"\tparent_id\x18\x15 \x01(\tR\bparentId\x12\x1b\n" +
-	"\tlabel_ids\x18\x16 \x03(\tR\blabelIds\x12\x19\n" +
-	"\bdue_date\x18\x17 \x01(\tR\adueDate\x12;\n" +
-	"\vcreate_time\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\x12;\n" +
-	"\vupdate_time\x18\x19 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"updateTime\x129\n" +
-	"\n" +
-	"start_time\x18\x1a \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12?\n" +
-	"\rcomplete_time\x18\x1b \x01(\v2\x1a.google.protobuf.TimestampR\fcompleteTime\x12;\n" +
-	"\vcancel_time\x18\x1c \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"cancelTime\x12=\n" +
-	"\farchive_time\x18\x1d \x01(\v2\x1a.google.protobuf.TimestampR\varchiveTime\x12\x18\n" +
-	"\atrashed\x18\x1e \x01(\bR\atrashed\x12\x18\n" +
-	"\arefetch\x18\x1f \x01(\bR\arefetch\x12;\n" +
-	"\vremove_time\x18  \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"removeTime\"{\n" +
-	"\x13UpsertIssuesRequest\x12;\n" +
-	"\x06issues\x18\x01 \x03(\v2\x17.google.protobuf.StructB\n" +
-	"\xbaH\a\x92\x01\x04\b\x01\x10dR\x06issues\x12'\n" +
-	"\n" +
-	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\"R\n" +
-	"\x14UpsertIssuesResponse\x12:\n" +
-	"\x06issues\x18\x01 \x03(\v2\".holdfast.project.v1.UpsertedIssueR\x06issues\"~\n" +
-	"\rUpsertedIssue\x12\x19\n" +
-	"\bissue_id\x18\x01 \x01(\tR\aissueId\x12\x18\n" +
-	"\aapplied\x18\x02 \x01(\bR\aapplied\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x9c\x01\n" +
-	"\x0fGetIssueRequest\x127\n" +
-	"\bissue_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\aissueId\x12!\n" +
-	"\fwith_payload\x18\x02 \x01(\bR\vwithPayload\x12-\n" +
-	"\x0eif_version_not\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xe4\x01\n" +
-	"\x10GetIssueResponse\x120\n" +
-	"\x05issue\x18\x01 \x01(\v2\x1a.holdfast.project.v1.IssueR\x05issue\x12A\n" +
-	"\apayload\x18\x02 \x01(\v2'.holdfast.project.v1.LinearIssuePayloadR\apayload\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12!\n" +
-	"\fnot_modified\x18\x04 \x01(\bR\vnotModified\"\xaf\x02\n" +
-	"\x11ListIssuesRequest\x12'\n" +
-	"\tpage_size\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
-	"\n" +
-	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12!\n" +
-	"\ateam_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x06teamId\x124\n" +
-	"\x11linear_project_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x0flinearProjectId\x12)\n" +
-	"\vassignee_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\n" +
-	"assigneeId\x12'\n" +
-	"\n" +
-	"identifier\x18\x06 \x01(\tB\a\xbaH\x04r\x02(@R\n" +
-	"identifier\x12\x1b\n" +
-	"\topen_only\x18\a \x01(\bR\bopenOnly\"t\n" +
-	"\x12ListIssuesResponse\x126\n" +
-	"\x06issues\x18\x01 \x03(\v2\x1e.holdfast.project.v1.IssueItemR\x06issues\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"w\n" +
-	"\tIssueItem\x120\n" +
-	"\x05issue\x18\x01 \x01(\v2\x1a.holdfast.project.v1.IssueR\x05issue\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"F\n" +
-	"\x15GetPreferencesRequest\x12-\n" +
-	"\x0eif_version_not\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\xbd\x03\n" +
-	"\x16GetPreferencesResponse\x12B\n" +
-	"\vpreferences\x18\x01 \x01(\v2 .holdfast.project.v1.PreferencesR\vpreferences\x122\n" +
-	"\x03own\x18\x02 \x01(\v2 .holdfast.project.v1.PreferencesR\x03own\x12I\n" +
-	"\x0ftenant_defaults\x18\x03 \x01(\v2 .holdfast.project.v1.PreferencesR\x0etenantDefaults\x12*\n" +
-	"\x11active_project_id\x18\x04 \x01(\tR\x0factiveProjectId\x128\n" +
-	"\bmetadata\x18\x05 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12!\n" +
-	"\fnot_modified\x18\x06 \x01(\bR\vnotModified\x12\x1f\n" +
-	"\vown_version\x18\a \x01(\x03R\n" +
-	"ownVersion\x126\n" +
-	"\x17tenant_defaults_version\x18\b \x01(\x03R\x15tenantDefaultsVersion\"\x82\x04\n" +
-	"\x18UpdatePreferencesRequest\x12J\n" +
-	"\vpreferences\x18\x01 \x01(\v2 .holdfast.project.v1.PreferencesB\x06\xbaH\x03\xc8\x01\x01R\vpreferences\x12\x9f\x02\n" +
-	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskB\xe1\x01\xbaH\xdd\x01\xba\x01\xd9\x01\n" +
-	"\x11update_mask.paths\x12\\must only have the paths voice, language, model, notifications, default_project_id and extra\x1afthis.paths.all(p, p in ['voice', 'language', 'model', 'notifications', 'default_project_id', 'extra'])R\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12B\n" +
+	"\vpreferences\x18\x03 \x01(\v2 .holdfast.project.v1.PreferencesR\vpreferences\x12;\n" +
+	"\vupdate_mask\x18\x04 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
 	"updateMask\x12'\n" +
-	"\x0ftenant_defaults\x18\x03 \x01(\bR\x0etenantDefaults\x12'\n" +
-	"\n" +
-	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x99\x01\n" +
+	"\x0ftenant_defaults\x18\x05 \x01(\bR\x0etenantDefaults:\x9d\x01\xbaH\x99\x01\x1a\x96\x01\n" +
+	"\x1dpreferences.active_project_id\x122active_project_id is a user's; the tenant has none\x1aA!this.tenant_defaults || !has(this.preferences.active_project_id)B\r\n" +
+	"\v_if_version\"_\n" +
 	"\x19UpdatePreferencesResponse\x12B\n" +
-	"\vpreferences\x18\x01 \x01(\v2 .holdfast.project.v1.PreferencesR\vpreferences\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xad\x02\n" +
-	"\x0eLinearEndpoint\x12\x1f\n" +
-	"\vendpoint_id\x18\x01 \x01(\tR\n" +
-	"endpointId\x12\x12\n" +
-	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
-	"\x05title\x18\x03 \x01(\tR\x05title\x129\n" +
-	"\asecrets\x18\x04 \x03(\v2\x1f.holdfast.project.v1.SecretInfoR\asecrets\x128\n" +
-	"\aapi_key\x18\x05 \x01(\v2\x1f.holdfast.project.v1.SecretInfoR\x06apiKey\x122\n" +
-	"\x15replay_window_seconds\x18\x06 \x01(\x03R\x13replayWindowSeconds\x12'\n" +
-	"\x0forganization_id\x18\a \x01(\tR\x0eorganizationId\"f\n" +
+	"\vpreferences\x18\x01 \x01(\v2 .holdfast.project.v1.PreferencesR\vpreferences*\xd9\x01\n" +
 	"\n" +
-	"SecretInfo\x12\x1b\n" +
-	"\tsecret_id\x18\x01 \x01(\tR\bsecretId\x12;\n" +
-	"\vcreate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\xa5\x02\n" +
-	"\x1bCreateLinearEndpointRequest\x12\x1e\n" +
-	"\x05title\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12#\n" +
-	"\x06secret\x18\x02 \x01(\tB\v\xbaH\x05r\x03(\x80\x04\x80\x01\x01R\x06secret\x12$\n" +
-	"\aapi_key\x18\x03 \x01(\tB\v\xbaH\x05r\x03(\x80\x04\x80\x01\x01R\x06apiKey\x12?\n" +
-	"\x15replay_window_seconds\x18\x04 \x01(\x03B\v\xbaH\b\"\x06\x18\x80\xa3\x05(\x00R\x13replayWindowSeconds\x121\n" +
-	"\x0forganization_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x0eorganizationId\x12'\n" +
+	"TaskStatus\x12\x1b\n" +
+	"\x17TASK_STATUS_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13TASK_STATUS_UNKNOWN\x10\x01\x12\x16\n" +
+	"\x12TASK_STATUS_QUEUED\x10\x02\x12\x17\n" +
+	"\x13TASK_STATUS_RUNNING\x10\x03\x12\x16\n" +
+	"\x12TASK_STATUS_PAUSED\x10\x04\x12\x19\n" +
+	"\x15TASK_STATUS_SUCCEEDED\x10\x05\x12\x19\n" +
+	"\x15TASK_STATUS_CANCELLED\x10\x06\x12\x16\n" +
+	"\x12TASK_STATUS_FAILED\x10\a*\x92\x01\n" +
+	"\x11NotificationLevel\x12\"\n" +
+	"\x1eNOTIFICATION_LEVEL_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17NOTIFICATION_LEVEL_NONE\x10\x01\x12 \n" +
+	"\x1cNOTIFICATION_LEVEL_IMPORTANT\x10\x02\x12\x1a\n" +
+	"\x16NOTIFICATION_LEVEL_ALL\x10\x032\xe6\t\n" +
+	"\x0eProjectService\x12_\n" +
 	"\n" +
-	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\"\x99\x01\n" +
-	"\x1cCreateLinearEndpointResponse\x12?\n" +
-	"\bendpoint\x18\x01 \x01(\v2#.holdfast.project.v1.LinearEndpointR\bendpoint\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"Y\n" +
-	"\x18GetLinearEndpointRequest\x12=\n" +
-	"\vendpoint_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\n" +
-	"endpointId\"\xcb\x01\n" +
-	"\x19GetLinearEndpointResponse\x12?\n" +
-	"\bendpoint\x18\x01 \x01(\v2#.holdfast.project.v1.LinearEndpointR\bendpoint\x123\n" +
-	"\x04sync\x18\x02 \x01(\v2\x1f.holdfast.project.v1.LinearSyncR\x04sync\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x9d\x02\n" +
-	"\n" +
-	"LinearSync\x12B\n" +
-	"\x0fhigh_water_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\rhighWaterTime\x12?\n" +
-	"\rcomplete_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\fcompleteTime\x129\n" +
-	"\n" +
-	"not_before\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\x12\x18\n" +
-	"\arunning\x18\x05 \x01(\bR\arunning\x12\x1f\n" +
-	"\vissue_count\x18\x06 \x01(\x03R\n" +
-	"issueCount\"n\n" +
-	"\x1aListLinearEndpointsRequest\x12'\n" +
-	"\tpage_size\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
-	"\n" +
-	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\"\x8c\x01\n" +
-	"\x1bListLinearEndpointsResponse\x12E\n" +
-	"\tendpoints\x18\x01 \x03(\v2'.holdfast.project.v1.LinearEndpointItemR\tendpoints\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8f\x01\n" +
-	"\x12LinearEndpointItem\x12?\n" +
-	"\bendpoint\x18\x01 \x01(\v2#.holdfast.project.v1.LinearEndpointR\bendpoint\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd8\x02\n" +
-	"\x1bUpdateLinearEndpointRequest\x12=\n" +
-	"\vendpoint_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\n" +
-	"endpointId\x12*\n" +
-	"\n" +
-	"add_secret\x18\x02 \x01(\tB\v\xbaH\x05r\x03(\x80\x04\x80\x01\x01R\taddSecret\x121\n" +
-	"\x10remove_secret_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02(@R\x0eremoveSecretId\x12$\n" +
-	"\aapi_key\x18\x04 \x01(\tB\v\xbaH\x05r\x03(\x80\x04\x80\x01\x01R\x06apiKey\x12$\n" +
-	"\x0eremove_api_key\x18\x05 \x01(\bR\fremoveApiKey\x12'\n" +
-	"\n" +
-	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x99\x01\n" +
-	"\x1cUpdateLinearEndpointResponse\x12?\n" +
-	"\bendpoint\x18\x01 \x01(\v2#.holdfast.project.v1.LinearEndpointR\bendpoint\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xad\x01\n" +
-	"\x1bDeleteLinearEndpointRequest\x12=\n" +
-	"\vendpoint_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\n" +
-	"endpointId\x12'\n" +
-	"\n" +
-	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"X\n" +
-	"\x1cDeleteLinearEndpointResponse\x128\n" +
-	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata2\xc3\x15\n" +
-	"\x0eProjectService\x12h\n" +
-	"\rCreateProject\x12).holdfast.project.v1.CreateProjectRequest\x1a*.holdfast.project.v1.CreateProjectResponse\"\x00\x12b\n" +
+	"PutProject\x12&.holdfast.project.v1.PutProjectRequest\x1a'.holdfast.project.v1.PutProjectResponse\"\x00\x12b\n" +
 	"\n" +
 	"GetProject\x12&.holdfast.project.v1.GetProjectRequest\x1a'.holdfast.project.v1.GetProjectResponse\"\x03\x90\x02\x01\x12h\n" +
 	"\fListProjects\x12(.holdfast.project.v1.ListProjectsRequest\x1a).holdfast.project.v1.ListProjectsResponse\"\x03\x90\x02\x01\x12h\n" +
-	"\rUpdateProject\x12).holdfast.project.v1.UpdateProjectRequest\x1a*.holdfast.project.v1.UpdateProjectResponse\"\x00\x12k\n" +
-	"\x0eArchiveProject\x12*.holdfast.project.v1.ArchiveProjectRequest\x1a+.holdfast.project.v1.ArchiveProjectResponse\"\x00\x12h\n" +
-	"\rDeleteProject\x12).holdfast.project.v1.DeleteProjectRequest\x1a*.holdfast.project.v1.DeleteProjectResponse\"\x00\x12q\n" +
-	"\x10SetActiveProject\x12,.holdfast.project.v1.SetActiveProjectRequest\x1a-.holdfast.project.v1.SetActiveProjectResponse\"\x00\x12w\n" +
-	"\x11GetProjectContext\x12-.holdfast.project.v1.GetProjectContextRequest\x1a..holdfast.project.v1.GetProjectContextResponse\"\x03\x90\x02\x01\x12g\n" +
+	"\rDeleteProject\x12).holdfast.project.v1.DeleteProjectRequest\x1a*.holdfast.project.v1.DeleteProjectResponse\"\x00\x12g\n" +
 	"\fWatchProject\x12(.holdfast.project.v1.WatchProjectRequest\x1a).holdfast.project.v1.WatchProjectResponse\"\x000\x01\x12V\n" +
 	"\aPutTask\x12#.holdfast.project.v1.PutTaskRequest\x1a$.holdfast.project.v1.PutTaskResponse\"\x00\x12Y\n" +
 	"\aGetTask\x12#.holdfast.project.v1.GetTaskRequest\x1a$.holdfast.project.v1.GetTaskResponse\"\x03\x90\x02\x01\x12_\n" +
-	"\tListTasks\x12%.holdfast.project.v1.ListTasksRequest\x1a&.holdfast.project.v1.ListTasksResponse\"\x03\x90\x02\x01\x12q\n" +
-	"\x10UpdateTaskStatus\x12,.holdfast.project.v1.UpdateTaskStatusRequest\x1a-.holdfast.project.v1.UpdateTaskStatusResponse\"\x00\x12}\n" +
-	"\x13ListTaskTransitions\x12/.holdfast.project.v1.ListTaskTransitionsRequest\x1a0.holdfast.project.v1.ListTaskTransitionsResponse\"\x03\x90\x02\x01\x12_\n" +
+	"\tListTasks\x12%.holdfast.project.v1.ListTasksRequest\x1a&.holdfast.project.v1.ListTasksResponse\"\x03\x90\x02\x01\x12_\n" +
 	"\n" +
-	"DeleteTask\x12&.holdfast.project.v1.DeleteTaskRequest\x1a'.holdfast.project.v1.DeleteTaskResponse\"\x00\x12e\n" +
-	"\fUpsertIssues\x12(.holdfast.project.v1.UpsertIssuesRequest\x1a).holdfast.project.v1.UpsertIssuesResponse\"\x00\x12\\\n" +
-	"\bGetIssue\x12$.holdfast.project.v1.GetIssueRequest\x1a%.holdfast.project.v1.GetIssueResponse\"\x03\x90\x02\x01\x12b\n" +
-	"\n" +
-	"ListIssues\x12&.holdfast.project.v1.ListIssuesRequest\x1a'.holdfast.project.v1.ListIssuesResponse\"\x03\x90\x02\x01\x12n\n" +
+	"DeleteTask\x12&.holdfast.project.v1.DeleteTaskRequest\x1a'.holdfast.project.v1.DeleteTaskResponse\"\x00\x12w\n" +
+	"\x11GetProjectContext\x12-.holdfast.project.v1.GetProjectContextRequest\x1a..holdfast.project.v1.GetProjectContextResponse\"\x03\x90\x02\x01\x12n\n" +
 	"\x0eGetPreferences\x12*.holdfast.project.v1.GetPreferencesRequest\x1a+.holdfast.project.v1.GetPreferencesResponse\"\x03\x90\x02\x01\x12t\n" +
-	"\x11UpdatePreferences\x12-.holdfast.project.v1.UpdatePreferencesRequest\x1a..holdfast.project.v1.UpdatePreferencesResponse\"\x00\x12}\n" +
-	"\x14CreateLinearEndpoint\x120.holdfast.project.v1.CreateLinearEndpointRequest\x1a1.holdfast.project.v1.CreateLinearEndpointResponse\"\x00\x12t\n" +
-	"\x11GetLinearEndpoint\x12-.holdfast.project.v1.GetLinearEndpointRequest\x1a..holdfast.project.v1.GetLinearEndpointResponse\"\x00\x12z\n" +
-	"\x13ListLinearEndpoints\x12/.holdfast.project.v1.ListLinearEndpointsRequest\x1a0.holdfast.project.v1.ListLinearEndpointsResponse\"\x00\x12}\n" +
-	"\x14UpdateLinearEndpoint\x120.holdfast.project.v1.UpdateLinearEndpointRequest\x1a1.holdfast.project.v1.UpdateLinearEndpointResponse\"\x00\x12}\n" +
-	"\x14DeleteLinearEndpoint\x120.holdfast.project.v1.DeleteLinearEndpointRequest\x1a1.holdfast.project.v1.DeleteLinearEndpointResponse\"\x00B\xc1\x01\n" +
+	"\x11UpdatePreferences\x12-.holdfast.project.v1.UpdatePreferencesRequest\x1a..holdfast.project.v1.UpdatePreferencesResponse\"\x00B\xc1\x01\n" +
 	"\x17com.holdfast.project.v1B\fServiceProtoP\x01Z*holdfast/gen/holdfast/project/v1;projectv1\xa2\x02\x03HPX\xaa\x02\x13Holdfast.Project.V1\xca\x02\x13Holdfast\\Project\\V1\xe2\x02\x1fHoldfast\\Project\\V1\\GPBMetadata\xea\x02\x15Holdfast::Project::V1b\x06proto3"
 
 var (
@@ -5048,240 +3421,153 @@ func file_holdfast_project_v1_service_proto_rawDescGZIP() []byte {
 	return file_holdfast_project_v1_service_proto_rawDescData
 }
 
-var file_holdfast_project_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
+var file_holdfast_project_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_holdfast_project_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_holdfast_project_v1_service_proto_goTypes = []any{
-	(*Project)(nil),                      // 0: holdfast.project.v1.Project
-	(*CreateProjectRequest)(nil),         // 1: holdfast.project.v1.CreateProjectRequest
-	(*CreateProjectResponse)(nil),        // 2: holdfast.project.v1.CreateProjectResponse
-	(*GetProjectRequest)(nil),            // 3: holdfast.project.v1.GetProjectRequest
-	(*GetProjectResponse)(nil),           // 4: holdfast.project.v1.GetProjectResponse
-	(*ListProjectsRequest)(nil),          // 5: holdfast.project.v1.ListProjectsRequest
-	(*ListProjectsResponse)(nil),         // 6: holdfast.project.v1.ListProjectsResponse
-	(*ProjectItem)(nil),                  // 7: holdfast.project.v1.ProjectItem
-	(*UpdateProjectRequest)(nil),         // 8: holdfast.project.v1.UpdateProjectRequest
-	(*UpdateProjectResponse)(nil),        // 9: holdfast.project.v1.UpdateProjectResponse
-	(*ArchiveProjectRequest)(nil),        // 10: holdfast.project.v1.ArchiveProjectRequest
-	(*ArchiveProjectResponse)(nil),       // 11: holdfast.project.v1.ArchiveProjectResponse
-	(*DeleteProjectRequest)(nil),         // 12: holdfast.project.v1.DeleteProjectRequest
-	(*DeleteProjectResponse)(nil),        // 13: holdfast.project.v1.DeleteProjectResponse
-	(*SetActiveProjectRequest)(nil),      // 14: holdfast.project.v1.SetActiveProjectRequest
-	(*SetActiveProjectResponse)(nil),     // 15: holdfast.project.v1.SetActiveProjectResponse
-	(*GetProjectContextRequest)(nil),     // 16: holdfast.project.v1.GetProjectContextRequest
-	(*GetProjectContextResponse)(nil),    // 17: holdfast.project.v1.GetProjectContextResponse
-	(*LastConversation)(nil),             // 18: holdfast.project.v1.LastConversation
-	(*ApiBrief)(nil),                     // 19: holdfast.project.v1.ApiBrief
-	(*WatchProjectRequest)(nil),          // 20: holdfast.project.v1.WatchProjectRequest
-	(*WatchProjectResponse)(nil),         // 21: holdfast.project.v1.WatchProjectResponse
-	(*Task)(nil),                         // 22: holdfast.project.v1.Task
-	(*PutTaskRequest)(nil),               // 23: holdfast.project.v1.PutTaskRequest
-	(*PutTaskResponse)(nil),              // 24: holdfast.project.v1.PutTaskResponse
-	(*GetTaskRequest)(nil),               // 25: holdfast.project.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),              // 26: holdfast.project.v1.GetTaskResponse
-	(*ListTasksRequest)(nil),             // 27: holdfast.project.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),            // 28: holdfast.project.v1.ListTasksResponse
-	(*TaskItem)(nil),                     // 29: holdfast.project.v1.TaskItem
-	(*UpdateTaskStatusRequest)(nil),      // 30: holdfast.project.v1.UpdateTaskStatusRequest
-	(*UpdateTaskStatusResponse)(nil),     // 31: holdfast.project.v1.UpdateTaskStatusResponse
-	(*ListTaskTransitionsRequest)(nil),   // 32: holdfast.project.v1.ListTaskTransitionsRequest
-	(*ListTaskTransitionsResponse)(nil),  // 33: holdfast.project.v1.ListTaskTransitionsResponse
-	(*DeleteTaskRequest)(nil),            // 34: holdfast.project.v1.DeleteTaskRequest
-	(*DeleteTaskResponse)(nil),           // 35: holdfast.project.v1.DeleteTaskResponse
-	(*Issue)(nil),                        // 36: holdfast.project.v1.Issue
-	(*UpsertIssuesRequest)(nil),          // 37: holdfast.project.v1.UpsertIssuesRequest
-	(*UpsertIssuesResponse)(nil),         // 38: holdfast.project.v1.UpsertIssuesResponse
-	(*UpsertedIssue)(nil),                // 39: holdfast.project.v1.UpsertedIssue
-	(*GetIssueRequest)(nil),              // 40: holdfast.project.v1.GetIssueRequest
-	(*GetIssueResponse)(nil),             // 41: holdfast.project.v1.GetIssueResponse
-	(*ListIssuesRequest)(nil),            // 42: holdfast.project.v1.ListIssuesRequest
-	(*ListIssuesResponse)(nil),           // 43: holdfast.project.v1.ListIssuesResponse
-	(*IssueItem)(nil),                    // 44: holdfast.project.v1.IssueItem
-	(*GetPreferencesRequest)(nil),        // 45: holdfast.project.v1.GetPreferencesRequest
-	(*GetPreferencesResponse)(nil),       // 46: holdfast.project.v1.GetPreferencesResponse
-	(*UpdatePreferencesRequest)(nil),     // 47: holdfast.project.v1.UpdatePreferencesRequest
-	(*UpdatePreferencesResponse)(nil),    // 48: holdfast.project.v1.UpdatePreferencesResponse
-	(*LinearEndpoint)(nil),               // 49: holdfast.project.v1.LinearEndpoint
-	(*SecretInfo)(nil),                   // 50: holdfast.project.v1.SecretInfo
-	(*CreateLinearEndpointRequest)(nil),  // 51: holdfast.project.v1.CreateLinearEndpointRequest
-	(*CreateLinearEndpointResponse)(nil), // 52: holdfast.project.v1.CreateLinearEndpointResponse
-	(*GetLinearEndpointRequest)(nil),     // 53: holdfast.project.v1.GetLinearEndpointRequest
-	(*GetLinearEndpointResponse)(nil),    // 54: holdfast.project.v1.GetLinearEndpointResponse
-	(*LinearSync)(nil),                   // 55: holdfast.project.v1.LinearSync
-	(*ListLinearEndpointsRequest)(nil),   // 56: holdfast.project.v1.ListLinearEndpointsRequest
-	(*ListLinearEndpointsResponse)(nil),  // 57: holdfast.project.v1.ListLinearEndpointsResponse
-	(*LinearEndpointItem)(nil),           // 58: holdfast.project.v1.LinearEndpointItem
-	(*UpdateLinearEndpointRequest)(nil),  // 59: holdfast.project.v1.UpdateLinearEndpointRequest
-	(*UpdateLinearEndpointResponse)(nil), // 60: holdfast.project.v1.UpdateLinearEndpointResponse
-	(*DeleteLinearEndpointRequest)(nil),  // 61: holdfast.project.v1.DeleteLinearEndpointRequest
-	(*DeleteLinearEndpointResponse)(nil), // 62: holdfast.project.v1.DeleteLinearEndpointResponse
-	nil,                                  // 63: holdfast.project.v1.Project.LabelsEntry
-	nil,                                  // 64: holdfast.project.v1.ListProjectsRequest.LabelsEntry
-	(*Repository)(nil),                   // 65: holdfast.project.v1.Repository
-	(*structpb.Struct)(nil),              // 66: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil),        // 67: google.protobuf.Timestamp
-	(*v1.Metadata)(nil),                  // 68: holdfast.object.v1.Metadata
-	(*fieldmaskpb.FieldMask)(nil),        // 69: google.protobuf.FieldMask
-	(*Preferences)(nil),                  // 70: holdfast.project.v1.Preferences
-	(TaskStatus)(0),                      // 71: holdfast.project.v1.TaskStatus
-	(*PullRequest)(nil),                  // 72: holdfast.project.v1.PullRequest
-	(*MessageLink)(nil),                  // 73: holdfast.project.v1.MessageLink
-	(*TaskResume)(nil),                   // 74: holdfast.project.v1.TaskResume
-	(*TaskTransition)(nil),               // 75: holdfast.project.v1.TaskTransition
-	(*LinearIssuePayload)(nil),           // 76: holdfast.project.v1.LinearIssuePayload
+	(TaskStatus)(0),                   // 0: holdfast.project.v1.TaskStatus
+	(NotificationLevel)(0),            // 1: holdfast.project.v1.NotificationLevel
+	(*Project)(nil),                   // 2: holdfast.project.v1.Project
+	(*Repository)(nil),                // 3: holdfast.project.v1.Repository
+	(*IssueSource)(nil),               // 4: holdfast.project.v1.IssueSource
+	(*PutProjectRequest)(nil),         // 5: holdfast.project.v1.PutProjectRequest
+	(*PutProjectResponse)(nil),        // 6: holdfast.project.v1.PutProjectResponse
+	(*GetProjectRequest)(nil),         // 7: holdfast.project.v1.GetProjectRequest
+	(*GetProjectResponse)(nil),        // 8: holdfast.project.v1.GetProjectResponse
+	(*ProjectFilter)(nil),             // 9: holdfast.project.v1.ProjectFilter
+	(*ListProjectsRequest)(nil),       // 10: holdfast.project.v1.ListProjectsRequest
+	(*ListProjectsResponse)(nil),      // 11: holdfast.project.v1.ListProjectsResponse
+	(*DeleteProjectRequest)(nil),      // 12: holdfast.project.v1.DeleteProjectRequest
+	(*DeleteProjectResponse)(nil),     // 13: holdfast.project.v1.DeleteProjectResponse
+	(*WatchProjectRequest)(nil),       // 14: holdfast.project.v1.WatchProjectRequest
+	(*WatchProjectResponse)(nil),      // 15: holdfast.project.v1.WatchProjectResponse
+	(*Task)(nil),                      // 16: holdfast.project.v1.Task
+	(*PullRequest)(nil),               // 17: holdfast.project.v1.PullRequest
+	(*IssueRef)(nil),                  // 18: holdfast.project.v1.IssueRef
+	(*TaskTransition)(nil),            // 19: holdfast.project.v1.TaskTransition
+	(*PutTaskRequest)(nil),            // 20: holdfast.project.v1.PutTaskRequest
+	(*Report)(nil),                    // 21: holdfast.project.v1.Report
+	(*PutTaskResponse)(nil),           // 22: holdfast.project.v1.PutTaskResponse
+	(*GetTaskRequest)(nil),            // 23: holdfast.project.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),           // 24: holdfast.project.v1.GetTaskResponse
+	(*TaskFilter)(nil),                // 25: holdfast.project.v1.TaskFilter
+	(*ListTasksRequest)(nil),          // 26: holdfast.project.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),         // 27: holdfast.project.v1.ListTasksResponse
+	(*DeleteTaskRequest)(nil),         // 28: holdfast.project.v1.DeleteTaskRequest
+	(*DeleteTaskResponse)(nil),        // 29: holdfast.project.v1.DeleteTaskResponse
+	(*GetProjectContextRequest)(nil),  // 30: holdfast.project.v1.GetProjectContextRequest
+	(*GetProjectContextResponse)(nil), // 31: holdfast.project.v1.GetProjectContextResponse
+	(*ProjectContext)(nil),            // 32: holdfast.project.v1.ProjectContext
+	(*LastConversation)(nil),          // 33: holdfast.project.v1.LastConversation
+	(*ApiBrief)(nil),                  // 34: holdfast.project.v1.ApiBrief
+	(*Preferences)(nil),               // 35: holdfast.project.v1.Preferences
+	(*GetPreferencesRequest)(nil),     // 36: holdfast.project.v1.GetPreferencesRequest
+	(*GetPreferencesResponse)(nil),    // 37: holdfast.project.v1.GetPreferencesResponse
+	(*UpdatePreferencesRequest)(nil),  // 38: holdfast.project.v1.UpdatePreferencesRequest
+	(*UpdatePreferencesResponse)(nil), // 39: holdfast.project.v1.UpdatePreferencesResponse
+	nil,                               // 40: holdfast.project.v1.Project.LabelsEntry
+	nil,                               // 41: holdfast.project.v1.ProjectFilter.LabelsEntry
+	nil,                               // 42: holdfast.project.v1.Task.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 43: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),           // 44: google.protobuf.Struct
+	(*fieldmaskpb.FieldMask)(nil),     // 45: google.protobuf.FieldMask
+	(*v1.MessageRef)(nil),             // 46: holdfast.type.v1.MessageRef
+	(*structpb.Value)(nil),            // 47: google.protobuf.Value
+	(*v11.Issue)(nil),                 // 48: holdfast.linear.v1.Issue
 }
 var file_holdfast_project_v1_service_proto_depIdxs = []int32{
-	65,  // 0: holdfast.project.v1.Project.repository:type_name -> holdfast.project.v1.Repository
-	63,  // 1: holdfast.project.v1.Project.labels:type_name -> holdfast.project.v1.Project.LabelsEntry
-	66,  // 2: holdfast.project.v1.Project.settings:type_name -> google.protobuf.Struct
-	67,  // 3: holdfast.project.v1.Project.archive_time:type_name -> google.protobuf.Timestamp
-	0,   // 4: holdfast.project.v1.CreateProjectRequest.project:type_name -> holdfast.project.v1.Project
-	0,   // 5: holdfast.project.v1.CreateProjectResponse.project:type_name -> holdfast.project.v1.Project
-	68,  // 6: holdfast.project.v1.CreateProjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	0,   // 7: holdfast.project.v1.GetProjectResponse.project:type_name -> holdfast.project.v1.Project
-	68,  // 8: holdfast.project.v1.GetProjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	64,  // 9: holdfast.project.v1.ListProjectsRequest.labels:type_name -> holdfast.project.v1.ListProjectsRequest.LabelsEntry
-	7,   // 10: holdfast.project.v1.ListProjectsResponse.projects:type_name -> holdfast.project.v1.ProjectItem
-	0,   // 11: holdfast.project.v1.ProjectItem.project:type_name -> holdfast.project.v1.Project
-	68,  // 12: holdfast.project.v1.ProjectItem.metadata:type_name -> holdfast.object.v1.Metadata
-	0,   // 13: holdfast.project.v1.UpdateProjectRequest.project:type_name -> holdfast.project.v1.Project
-	69,  // 14: holdfast.project.v1.UpdateProjectRequest.update_mask:type_name -> google.protobuf.FieldMask
-	0,   // 15: holdfast.project.v1.UpdateProjectResponse.project:type_name -> holdfast.project.v1.Project
-	68,  // 16: holdfast.project.v1.UpdateProjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	0,   // 17: holdfast.project.v1.ArchiveProjectResponse.project:type_name -> holdfast.project.v1.Project
-	68,  // 18: holdfast.project.v1.ArchiveProjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	68,  // 19: holdfast.project.v1.DeleteProjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	68,  // 20: holdfast.project.v1.SetActiveProjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	0,   // 21: holdfast.project.v1.GetProjectContextResponse.project:type_name -> holdfast.project.v1.Project
-	22,  // 22: holdfast.project.v1.GetProjectContextResponse.tasks:type_name -> holdfast.project.v1.Task
-	36,  // 23: holdfast.project.v1.GetProjectContextResponse.issues:type_name -> holdfast.project.v1.Issue
-	70,  // 24: holdfast.project.v1.GetProjectContextResponse.preferences:type_name -> holdfast.project.v1.Preferences
-	18,  // 25: holdfast.project.v1.GetProjectContextResponse.last_conversation:type_name -> holdfast.project.v1.LastConversation
-	19,  // 26: holdfast.project.v1.GetProjectContextResponse.apis:type_name -> holdfast.project.v1.ApiBrief
-	68,  // 27: holdfast.project.v1.GetProjectContextResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	67,  // 28: holdfast.project.v1.LastConversation.update_time:type_name -> google.protobuf.Timestamp
-	67,  // 29: holdfast.project.v1.ApiBrief.retry_time:type_name -> google.protobuf.Timestamp
-	0,   // 30: holdfast.project.v1.WatchProjectResponse.project:type_name -> holdfast.project.v1.Project
-	68,  // 31: holdfast.project.v1.WatchProjectResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	71,  // 32: holdfast.project.v1.Task.status:type_name -> holdfast.project.v1.TaskStatus
-	67,  // 33: holdfast.project.v1.Task.status_time:type_name -> google.protobuf.Timestamp
-	72,  // 34: holdfast.project.v1.Task.pull_requests:type_name -> holdfast.project.v1.PullRequest
-	73,  // 35: holdfast.project.v1.Task.requested_by:type_name -> holdfast.project.v1.MessageLink
-	66,  // 36: holdfast.project.v1.Task.metadata:type_name -> google.protobuf.Struct
-	22,  // 37: holdfast.project.v1.PutTaskRequest.task:type_name -> holdfast.project.v1.Task
-	67,  // 38: holdfast.project.v1.PutTaskRequest.observe_time:type_name -> google.protobuf.Timestamp
-	74,  // 39: holdfast.project.v1.PutTaskRequest.resume:type_name -> holdfast.project.v1.TaskResume
-	22,  // 40: holdfast.project.v1.PutTaskResponse.task:type_name -> holdfast.project.v1.Task
-	68,  // 41: holdfast.project.v1.PutTaskResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	22,  // 42: holdfast.project.v1.GetTaskResponse.task:type_name -> holdfast.project.v1.Task
-	75,  // 43: holdfast.project.v1.GetTaskResponse.transitions:type_name -> holdfast.project.v1.TaskTransition
-	68,  // 44: holdfast.project.v1.GetTaskResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	71,  // 45: holdfast.project.v1.ListTasksRequest.status:type_name -> holdfast.project.v1.TaskStatus
-	29,  // 46: holdfast.project.v1.ListTasksResponse.tasks:type_name -> holdfast.project.v1.TaskItem
-	22,  // 47: holdfast.project.v1.TaskItem.task:type_name -> holdfast.project.v1.Task
-	68,  // 48: holdfast.project.v1.TaskItem.metadata:type_name -> holdfast.object.v1.Metadata
-	67,  // 49: holdfast.project.v1.UpdateTaskStatusRequest.observe_time:type_name -> google.protobuf.Timestamp
-	74,  // 50: holdfast.project.v1.UpdateTaskStatusRequest.resume:type_name -> holdfast.project.v1.TaskResume
-	22,  // 51: holdfast.project.v1.UpdateTaskStatusResponse.task:type_name -> holdfast.project.v1.Task
-	75,  // 52: holdfast.project.v1.UpdateTaskStatusResponse.transition:type_name -> holdfast.project.v1.TaskTransition
-	68,  // 53: holdfast.project.v1.UpdateTaskStatusResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	75,  // 54: holdfast.project.v1.ListTaskTransitionsResponse.transitions:type_name -> holdfast.project.v1.TaskTransition
-	68,  // 55: holdfast.project.v1.ListTaskTransitionsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	68,  // 56: holdfast.project.v1.DeleteTaskResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	67,  // 57: holdfast.project.v1.Issue.create_time:type_name -> google.protobuf.Timestamp
-	67,  // 58: holdfast.project.v1.Issue.update_time:type_name -> google.protobuf.Timestamp
-	67,  // 59: holdfast.project.v1.Issue.start_time:type_name -> google.protobuf.Timestamp
-	67,  // 60: holdfast.project.v1.Issue.complete_time:type_name -> google.protobuf.Timestamp
-	67,  // 61: holdfast.project.v1.Issue.cancel_time:type_name -> google.protobuf.Timestamp
-	67,  // 62: holdfast.project.v1.Issue.archive_time:type_name -> google.protobuf.Timestamp
-	67,  // 63: holdfast.project.v1.Issue.remove_time:type_name -> google.protobuf.Timestamp
-	66,  // 64: holdfast.project.v1.UpsertIssuesRequest.issues:type_name -> google.protobuf.Struct
-	39,  // 65: holdfast.project.v1.UpsertIssuesResponse.issues:type_name -> holdfast.project.v1.UpsertedIssue
-	68,  // 66: holdfast.project.v1.UpsertedIssue.metadata:type_name -> holdfast.object.v1.Metadata
-	36,  // 67: holdfast.project.v1.GetIssueResponse.issue:type_name -> holdfast.project.v1.Issue
-	76,  // 68: holdfast.project.v1.GetIssueResponse.payload:type_name -> holdfast.project.v1.LinearIssuePayload
-	68,  // 69: holdfast.project.v1.GetIssueResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	44,  // 70: holdfast.project.v1.ListIssuesResponse.issues:type_name -> holdfast.project.v1.IssueItem
-	36,  // 71: holdfast.project.v1.IssueItem.issue:type_name -> holdfast.project.v1.Issue
-	68,  // 72: holdfast.project.v1.IssueItem.metadata:type_name -> holdfast.object.v1.Metadata
-	70,  // 73: holdfast.project.v1.GetPreferencesResponse.preferences:type_name -> holdfast.project.v1.Preferences
-	70,  // 74: holdfast.project.v1.GetPreferencesResponse.own:type_name -> holdfast.project.v1.Preferences
-	70,  // 75: holdfast.project.v1.GetPreferencesResponse.tenant_defaults:type_name -> holdfast.project.v1.Preferences
-	68,  // 76: holdfast.project.v1.GetPreferencesResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	70,  // 77: holdfast.project.v1.UpdatePreferencesRequest.preferences:type_name -> holdfast.project.v1.Preferences
-	69,  // 78: holdfast.project.v1.UpdatePreferencesRequest.update_mask:type_name -> google.protobuf.FieldMask
-	70,  // 79: holdfast.project.v1.UpdatePreferencesResponse.preferences:type_name -> holdfast.project.v1.Preferences
-	68,  // 80: holdfast.project.v1.UpdatePreferencesResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	50,  // 81: holdfast.project.v1.LinearEndpoint.secrets:type_name -> holdfast.project.v1.SecretInfo
-	50,  // 82: holdfast.project.v1.LinearEndpoint.api_key:type_name -> holdfast.project.v1.SecretInfo
-	67,  // 83: holdfast.project.v1.SecretInfo.create_time:type_name -> google.protobuf.Timestamp
-	49,  // 84: holdfast.project.v1.CreateLinearEndpointResponse.endpoint:type_name -> holdfast.project.v1.LinearEndpoint
-	68,  // 85: holdfast.project.v1.CreateLinearEndpointResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	49,  // 86: holdfast.project.v1.GetLinearEndpointResponse.endpoint:type_name -> holdfast.project.v1.LinearEndpoint
-	55,  // 87: holdfast.project.v1.GetLinearEndpointResponse.sync:type_name -> holdfast.project.v1.LinearSync
-	68,  // 88: holdfast.project.v1.GetLinearEndpointResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	67,  // 89: holdfast.project.v1.LinearSync.high_water_time:type_name -> google.protobuf.Timestamp
-	67,  // 90: holdfast.project.v1.LinearSync.complete_time:type_name -> google.protobuf.Timestamp
-	67,  // 91: holdfast.project.v1.LinearSync.not_before:type_name -> google.protobuf.Timestamp
-	58,  // 92: holdfast.project.v1.ListLinearEndpointsResponse.endpoints:type_name -> holdfast.project.v1.LinearEndpointItem
-	49,  // 93: holdfast.project.v1.LinearEndpointItem.endpoint:type_name -> holdfast.project.v1.LinearEndpoint
-	68,  // 94: holdfast.project.v1.LinearEndpointItem.metadata:type_name -> holdfast.object.v1.Metadata
-	49,  // 95: holdfast.project.v1.UpdateLinearEndpointResponse.endpoint:type_name -> holdfast.project.v1.LinearEndpoint
-	68,  // 96: holdfast.project.v1.UpdateLinearEndpointResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	68,  // 97: holdfast.project.v1.DeleteLinearEndpointResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	1,   // 98: holdfast.project.v1.ProjectService.CreateProject:input_type -> holdfast.project.v1.CreateProjectRequest
-	3,   // 99: holdfast.project.v1.ProjectService.GetProject:input_type -> holdfast.project.v1.GetProjectRequest
-	5,   // 100: holdfast.project.v1.ProjectService.ListProjects:input_type -> holdfast.project.v1.ListProjectsRequest
-	8,   // 101: holdfast.project.v1.ProjectService.UpdateProject:input_type -> holdfast.project.v1.UpdateProjectRequest
-	10,  // 102: holdfast.project.v1.ProjectService.ArchiveProject:input_type -> holdfast.project.v1.ArchiveProjectRequest
-	12,  // 103: holdfast.project.v1.ProjectService.DeleteProject:input_type -> holdfast.project.v1.DeleteProjectRequest
-	14,  // 104: holdfast.project.v1.ProjectService.SetActiveProject:input_type -> holdfast.project.v1.SetActiveProjectRequest
-	16,  // 105: holdfast.project.v1.ProjectService.GetProjectContext:input_type -> holdfast.project.v1.GetProjectContextRequest
-	20,  // 106: holdfast.project.v1.ProjectService.WatchProject:input_type -> holdfast.project.v1.WatchProjectRequest
-	23,  // 107: holdfast.project.v1.ProjectService.PutTask:input_type -> holdfast.project.v1.PutTaskRequest
-	25,  // 108: holdfast.project.v1.ProjectService.GetTask:input_type -> holdfast.project.v1.GetTaskRequest
-	27,  // 109: holdfast.project.v1.ProjectService.ListTasks:input_type -> holdfast.project.v1.ListTasksRequest
-	30,  // 110: holdfast.project.v1.ProjectService.UpdateTaskStatus:input_type -> holdfast.project.v1.UpdateTaskStatusRequest
-	32,  // 111: holdfast.project.v1.ProjectService.ListTaskTransitions:input_type -> holdfast.project.v1.ListTaskTransitionsRequest
-	34,  // 112: holdfast.project.v1.ProjectService.DeleteTask:input_type -> holdfast.project.v1.DeleteTaskRequest
-	37,  // 113: holdfast.project.v1.ProjectService.UpsertIssues:input_type -> holdfast.project.v1.UpsertIssuesRequest
-	40,  // 114: holdfast.project.v1.ProjectService.GetIssue:input_type -> holdfast.project.v1.GetIssueRequest
-	42,  // 115: holdfast.project.v1.ProjectService.ListIssues:input_type -> holdfast.project.v1.ListIssuesRequest
-	45,  // 116: holdfast.project.v1.ProjectService.GetPreferences:input_type -> holdfast.project.v1.GetPreferencesRequest
-	47,  // 117: holdfast.project.v1.ProjectService.UpdatePreferences:input_type -> holdfast.project.v1.UpdatePreferencesRequest
-	51,  // 118: holdfast.project.v1.ProjectService.CreateLinearEndpoint:input_type -> holdfast.project.v1.CreateLinearEndpointRequest
-	53,  // 119: holdfast.project.v1.ProjectService.GetLinearEndpoint:input_type -> holdfast.project.v1.GetLinearEndpointRequest
-	56,  // 120: holdfast.project.v1.ProjectService.ListLinearEndpoints:input_type -> holdfast.project.v1.ListLinearEndpointsRequest
-	59,  // 121: holdfast.project.v1.ProjectService.UpdateLinearEndpoint:input_type -> holdfast.project.v1.UpdateLinearEndpointRequest
-	61,  // 122: holdfast.project.v1.ProjectService.DeleteLinearEndpoint:input_type -> holdfast.project.v1.DeleteLinearEndpointRequest
-	2,   // 123: holdfast.project.v1.ProjectService.CreateProject:output_type -> holdfast.project.v1.CreateProjectResponse
-	4,   // 124: holdfast.project.v1.ProjectService.GetProject:output_type -> holdfast.project.v1.GetProjectResponse
-	6,   // 125: holdfast.project.v1.ProjectService.ListProjects:output_type -> holdfast.project.v1.ListProjectsResponse
-	9,   // 126: holdfast.project.v1.ProjectService.UpdateProject:output_type -> holdfast.project.v1.UpdateProjectResponse
-	11,  // 127: holdfast.project.v1.ProjectService.ArchiveProject:output_type -> holdfast.project.v1.ArchiveProjectResponse
-	13,  // 128: holdfast.project.v1.ProjectService.DeleteProject:output_type -> holdfast.project.v1.DeleteProjectResponse
-	15,  // 129: holdfast.project.v1.ProjectService.SetActiveProject:output_type -> holdfast.project.v1.SetActiveProjectResponse
-	17,  // 130: holdfast.project.v1.ProjectService.GetProjectContext:output_type -> holdfast.project.v1.GetProjectContextResponse
-	21,  // 131: holdfast.project.v1.ProjectService.WatchProject:output_type -> holdfast.project.v1.WatchProjectResponse
-	24,  // 132: holdfast.project.v1.ProjectService.PutTask:output_type -> holdfast.project.v1.PutTaskResponse
-	26,  // 133: holdfast.project.v1.ProjectService.GetTask:output_type -> holdfast.project.v1.GetTaskResponse
-	28,  // 134: holdfast.project.v1.ProjectService.ListTasks:output_type -> holdfast.project.v1.ListTasksResponse
-	31,  // 135: holdfast.project.v1.ProjectService.UpdateTaskStatus:output_type -> holdfast.project.v1.UpdateTaskStatusResponse
-	33,  // 136: holdfast.project.v1.ProjectService.ListTaskTransitions:output_type -> holdfast.project.v1.ListTaskTransitionsResponse
-	35,  // 137: holdfast.project.v1.ProjectService.DeleteTask:output_type -> holdfast.project.v1.DeleteTaskResponse
-	38,  // 138: holdfast.project.v1.ProjectService.UpsertIssues:output_type -> holdfast.project.v1.UpsertIssuesResponse
-	41,  // 139: holdfast.project.v1.ProjectService.GetIssue:output_type -> holdfast.project.v1.GetIssueResponse
-	43,  // 140: holdfast.project.v1.ProjectService.ListIssues:output_type -> holdfast.project.v1.ListIssuesResponse
-	46,  // 141: holdfast.project.v1.ProjectService.GetPreferences:output_type -> holdfast.project.v1.GetPreferencesResponse
-	48,  // 142: holdfast.project.v1.ProjectService.UpdatePreferences:output_type -> holdfast.project.v1.UpdatePreferencesResponse
-	52,  // 143: holdfast.project.v1.ProjectService.CreateLinearEndpoint:output_type -> holdfast.project.v1.CreateLinearEndpointResponse
-	54,  // 144: holdfast.project.v1.ProjectService.GetLinearEndpoint:output_type -> holdfast.project.v1.GetLinearEndpointResponse
-	57,  // 145: holdfast.project.v1.ProjectService.ListLinearEndpoints:output_type -> holdfast.project.v1.ListLinearEndpointsResponse
-	60,  // 146: holdfast.project.v1.ProjectService.UpdateLinearEndpoint:output_type -> holdfast.project.v1.UpdateLinearEndpointResponse
-	62,  // 147: holdfast.project.v1.ProjectService.DeleteLinearEndpoint:output_type -> holdfast.project.v1.DeleteLinearEndpointResponse
-	123, // [123:148] is the sub-list for method output_type
-	98,  // [98:123] is the sub-list for method input_type
-	98,  // [98:98] is the sub-list for extension type_name
-	98,  // [98:98] is the sub-list for extension extendee
-	0,   // [0:98] is the sub-list for field type_name
+	43, // 0: holdfast.project.v1.Project.create_time:type_name -> google.protobuf.Timestamp
+	43, // 1: holdfast.project.v1.Project.update_time:type_name -> google.protobuf.Timestamp
+	43, // 2: holdfast.project.v1.Project.expire_time:type_name -> google.protobuf.Timestamp
+	40, // 3: holdfast.project.v1.Project.labels:type_name -> holdfast.project.v1.Project.LabelsEntry
+	3,  // 4: holdfast.project.v1.Project.repository:type_name -> holdfast.project.v1.Repository
+	44, // 5: holdfast.project.v1.Project.settings:type_name -> google.protobuf.Struct
+	4,  // 6: holdfast.project.v1.Project.issue_sources:type_name -> holdfast.project.v1.IssueSource
+	43, // 7: holdfast.project.v1.Project.archive_time:type_name -> google.protobuf.Timestamp
+	2,  // 8: holdfast.project.v1.PutProjectRequest.project:type_name -> holdfast.project.v1.Project
+	45, // 9: holdfast.project.v1.PutProjectRequest.update_mask:type_name -> google.protobuf.FieldMask
+	2,  // 10: holdfast.project.v1.PutProjectResponse.project:type_name -> holdfast.project.v1.Project
+	2,  // 11: holdfast.project.v1.GetProjectResponse.project:type_name -> holdfast.project.v1.Project
+	41, // 12: holdfast.project.v1.ProjectFilter.labels:type_name -> holdfast.project.v1.ProjectFilter.LabelsEntry
+	9,  // 13: holdfast.project.v1.ListProjectsRequest.filter:type_name -> holdfast.project.v1.ProjectFilter
+	2,  // 14: holdfast.project.v1.ListProjectsResponse.projects:type_name -> holdfast.project.v1.Project
+	2,  // 15: holdfast.project.v1.WatchProjectResponse.project:type_name -> holdfast.project.v1.Project
+	43, // 16: holdfast.project.v1.Task.create_time:type_name -> google.protobuf.Timestamp
+	43, // 17: holdfast.project.v1.Task.update_time:type_name -> google.protobuf.Timestamp
+	43, // 18: holdfast.project.v1.Task.expire_time:type_name -> google.protobuf.Timestamp
+	42, // 19: holdfast.project.v1.Task.labels:type_name -> holdfast.project.v1.Task.LabelsEntry
+	0,  // 20: holdfast.project.v1.Task.status:type_name -> holdfast.project.v1.TaskStatus
+	43, // 21: holdfast.project.v1.Task.status_time:type_name -> google.protobuf.Timestamp
+	17, // 22: holdfast.project.v1.Task.pull_requests:type_name -> holdfast.project.v1.PullRequest
+	18, // 23: holdfast.project.v1.Task.issue:type_name -> holdfast.project.v1.IssueRef
+	46, // 24: holdfast.project.v1.Task.requested_by:type_name -> holdfast.type.v1.MessageRef
+	47, // 25: holdfast.project.v1.Task.result:type_name -> google.protobuf.Value
+	44, // 26: holdfast.project.v1.Task.metadata:type_name -> google.protobuf.Struct
+	43, // 27: holdfast.project.v1.PullRequest.create_time:type_name -> google.protobuf.Timestamp
+	0,  // 28: holdfast.project.v1.TaskTransition.from_status:type_name -> holdfast.project.v1.TaskStatus
+	0,  // 29: holdfast.project.v1.TaskTransition.to_status:type_name -> holdfast.project.v1.TaskStatus
+	43, // 30: holdfast.project.v1.TaskTransition.observe_time:type_name -> google.protobuf.Timestamp
+	43, // 31: holdfast.project.v1.TaskTransition.record_time:type_name -> google.protobuf.Timestamp
+	46, // 32: holdfast.project.v1.TaskTransition.resume_requested_by:type_name -> holdfast.type.v1.MessageRef
+	16, // 33: holdfast.project.v1.PutTaskRequest.task:type_name -> holdfast.project.v1.Task
+	45, // 34: holdfast.project.v1.PutTaskRequest.update_mask:type_name -> google.protobuf.FieldMask
+	21, // 35: holdfast.project.v1.PutTaskRequest.report:type_name -> holdfast.project.v1.Report
+	0,  // 36: holdfast.project.v1.Report.status:type_name -> holdfast.project.v1.TaskStatus
+	43, // 37: holdfast.project.v1.Report.observe_time:type_name -> google.protobuf.Timestamp
+	46, // 38: holdfast.project.v1.Report.resume_requested_by:type_name -> holdfast.type.v1.MessageRef
+	16, // 39: holdfast.project.v1.PutTaskResponse.task:type_name -> holdfast.project.v1.Task
+	19, // 40: holdfast.project.v1.PutTaskResponse.transition:type_name -> holdfast.project.v1.TaskTransition
+	16, // 41: holdfast.project.v1.GetTaskResponse.task:type_name -> holdfast.project.v1.Task
+	19, // 42: holdfast.project.v1.GetTaskResponse.transitions:type_name -> holdfast.project.v1.TaskTransition
+	0,  // 43: holdfast.project.v1.TaskFilter.statuses:type_name -> holdfast.project.v1.TaskStatus
+	18, // 44: holdfast.project.v1.TaskFilter.issue:type_name -> holdfast.project.v1.IssueRef
+	25, // 45: holdfast.project.v1.ListTasksRequest.filter:type_name -> holdfast.project.v1.TaskFilter
+	16, // 46: holdfast.project.v1.ListTasksResponse.tasks:type_name -> holdfast.project.v1.Task
+	32, // 47: holdfast.project.v1.GetProjectContextResponse.context:type_name -> holdfast.project.v1.ProjectContext
+	2,  // 48: holdfast.project.v1.ProjectContext.project:type_name -> holdfast.project.v1.Project
+	16, // 49: holdfast.project.v1.ProjectContext.tasks:type_name -> holdfast.project.v1.Task
+	48, // 50: holdfast.project.v1.ProjectContext.issues:type_name -> holdfast.linear.v1.Issue
+	35, // 51: holdfast.project.v1.ProjectContext.preferences:type_name -> holdfast.project.v1.Preferences
+	33, // 52: holdfast.project.v1.ProjectContext.last_conversation:type_name -> holdfast.project.v1.LastConversation
+	34, // 53: holdfast.project.v1.ProjectContext.apis:type_name -> holdfast.project.v1.ApiBrief
+	43, // 54: holdfast.project.v1.LastConversation.update_time:type_name -> google.protobuf.Timestamp
+	43, // 55: holdfast.project.v1.ApiBrief.retry_time:type_name -> google.protobuf.Timestamp
+	1,  // 56: holdfast.project.v1.Preferences.notifications:type_name -> holdfast.project.v1.NotificationLevel
+	44, // 57: holdfast.project.v1.Preferences.extra:type_name -> google.protobuf.Struct
+	35, // 58: holdfast.project.v1.GetPreferencesResponse.effective:type_name -> holdfast.project.v1.Preferences
+	35, // 59: holdfast.project.v1.GetPreferencesResponse.own:type_name -> holdfast.project.v1.Preferences
+	35, // 60: holdfast.project.v1.GetPreferencesResponse.tenant:type_name -> holdfast.project.v1.Preferences
+	35, // 61: holdfast.project.v1.UpdatePreferencesRequest.preferences:type_name -> holdfast.project.v1.Preferences
+	45, // 62: holdfast.project.v1.UpdatePreferencesRequest.update_mask:type_name -> google.protobuf.FieldMask
+	35, // 63: holdfast.project.v1.UpdatePreferencesResponse.preferences:type_name -> holdfast.project.v1.Preferences
+	5,  // 64: holdfast.project.v1.ProjectService.PutProject:input_type -> holdfast.project.v1.PutProjectRequest
+	7,  // 65: holdfast.project.v1.ProjectService.GetProject:input_type -> holdfast.project.v1.GetProjectRequest
+	10, // 66: holdfast.project.v1.ProjectService.ListProjects:input_type -> holdfast.project.v1.ListProjectsRequest
+	12, // 67: holdfast.project.v1.ProjectService.DeleteProject:input_type -> holdfast.project.v1.DeleteProjectRequest
+	14, // 68: holdfast.project.v1.ProjectService.WatchProject:input_type -> holdfast.project.v1.WatchProjectRequest
+	20, // 69: holdfast.project.v1.ProjectService.PutTask:input_type -> holdfast.project.v1.PutTaskRequest
+	23, // 70: holdfast.project.v1.ProjectService.GetTask:input_type -> holdfast.project.v1.GetTaskRequest
+	26, // 71: holdfast.project.v1.ProjectService.ListTasks:input_type -> holdfast.project.v1.ListTasksRequest
+	28, // 72: holdfast.project.v1.ProjectService.DeleteTask:input_type -> holdfast.project.v1.DeleteTaskRequest
+	30, // 73: holdfast.project.v1.ProjectService.GetProjectContext:input_type -> holdfast.project.v1.GetProjectContextRequest
+	36, // 74: holdfast.project.v1.ProjectService.GetPreferences:input_type -> holdfast.project.v1.GetPreferencesRequest
+	38, // 75: holdfast.project.v1.ProjectService.UpdatePreferences:input_type -> holdfast.project.v1.UpdatePreferencesRequest
+	6,  // 76: holdfast.project.v1.ProjectService.PutProject:output_type -> holdfast.project.v1.PutProjectResponse
+	8,  // 77: holdfast.project.v1.ProjectService.GetProject:output_type -> holdfast.project.v1.GetProjectResponse
+	11, // 78: holdfast.project.v1.ProjectService.ListProjects:output_type -> holdfast.project.v1.ListProjectsResponse
+	13, // 79: holdfast.project.v1.ProjectService.DeleteProject:output_type -> holdfast.project.v1.DeleteProjectResponse
+	15, // 80: holdfast.project.v1.ProjectService.WatchProject:output_type -> holdfast.project.v1.WatchProjectResponse
+	22, // 81: holdfast.project.v1.ProjectService.PutTask:output_type -> holdfast.project.v1.PutTaskResponse
+	24, // 82: holdfast.project.v1.ProjectService.GetTask:output_type -> holdfast.project.v1.GetTaskResponse
+	27, // 83: holdfast.project.v1.ProjectService.ListTasks:output_type -> holdfast.project.v1.ListTasksResponse
+	29, // 84: holdfast.project.v1.ProjectService.DeleteTask:output_type -> holdfast.project.v1.DeleteTaskResponse
+	31, // 85: holdfast.project.v1.ProjectService.GetProjectContext:output_type -> holdfast.project.v1.GetProjectContextResponse
+	37, // 86: holdfast.project.v1.ProjectService.GetPreferences:output_type -> holdfast.project.v1.GetPreferencesResponse
+	39, // 87: holdfast.project.v1.ProjectService.UpdatePreferences:output_type -> holdfast.project.v1.UpdatePreferencesResponse
+	76, // [76:88] is the sub-list for method output_type
+	64, // [64:76] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_project_v1_service_proto_init() }
@@ -5289,19 +3575,27 @@ func file_holdfast_project_v1_service_proto_init() {
 	if File_holdfast_project_v1_service_proto != nil {
 		return
 	}
-	file_holdfast_project_v1_state_proto_init()
+	file_holdfast_project_v1_service_proto_msgTypes[3].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[5].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[10].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[18].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[21].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[26].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[33].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[36].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_project_v1_service_proto_rawDesc), len(file_holdfast_project_v1_service_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   65,
+			NumEnums:      2,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_holdfast_project_v1_service_proto_goTypes,
 		DependencyIndexes: file_holdfast_project_v1_service_proto_depIdxs,
+		EnumInfos:         file_holdfast_project_v1_service_proto_enumTypes,
 		MessageInfos:      file_holdfast_project_v1_service_proto_msgTypes,
 	}.Build()
 	File_holdfast_project_v1_service_proto = out.File

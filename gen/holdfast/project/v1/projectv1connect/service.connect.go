@@ -33,30 +33,18 @@ const (
 // reflection-formatted method names, remove the leading slash and convert the remaining slash to a
 // period.
 const (
-	// ProjectServiceCreateProjectProcedure is the fully-qualified name of the ProjectService's
-	// CreateProject RPC.
-	ProjectServiceCreateProjectProcedure = "/holdfast.project.v1.ProjectService/CreateProject"
+	// ProjectServicePutProjectProcedure is the fully-qualified name of the ProjectService's PutProject
+	// RPC.
+	ProjectServicePutProjectProcedure = "/holdfast.project.v1.ProjectService/PutProject"
 	// ProjectServiceGetProjectProcedure is the fully-qualified name of the ProjectService's GetProject
 	// RPC.
 	ProjectServiceGetProjectProcedure = "/holdfast.project.v1.ProjectService/GetProject"
 	// ProjectServiceListProjectsProcedure is the fully-qualified name of the ProjectService's
 	// ListProjects RPC.
 	ProjectServiceListProjectsProcedure = "/holdfast.project.v1.ProjectService/ListProjects"
-	// ProjectServiceUpdateProjectProcedure is the fully-qualified name of the ProjectService's
-	// UpdateProject RPC.
-	ProjectServiceUpdateProjectProcedure = "/holdfast.project.v1.ProjectService/UpdateProject"
-	// ProjectServiceArchiveProjectProcedure is the fully-qualified name of the ProjectService's
-	// ArchiveProject RPC.
-	ProjectServiceArchiveProjectProcedure = "/holdfast.project.v1.ProjectService/ArchiveProject"
 	// ProjectServiceDeleteProjectProcedure is the fully-qualified name of the ProjectService's
 	// DeleteProject RPC.
 	ProjectServiceDeleteProjectProcedure = "/holdfast.project.v1.ProjectService/DeleteProject"
-	// ProjectServiceSetActiveProjectProcedure is the fully-qualified name of the ProjectService's
-	// SetActiveProject RPC.
-	ProjectServiceSetActiveProjectProcedure = "/holdfast.project.v1.ProjectService/SetActiveProject"
-	// ProjectServiceGetProjectContextProcedure is the fully-qualified name of the ProjectService's
-	// GetProjectContext RPC.
-	ProjectServiceGetProjectContextProcedure = "/holdfast.project.v1.ProjectService/GetProjectContext"
 	// ProjectServiceWatchProjectProcedure is the fully-qualified name of the ProjectService's
 	// WatchProject RPC.
 	ProjectServiceWatchProjectProcedure = "/holdfast.project.v1.ProjectService/WatchProject"
@@ -67,54 +55,29 @@ const (
 	// ProjectServiceListTasksProcedure is the fully-qualified name of the ProjectService's ListTasks
 	// RPC.
 	ProjectServiceListTasksProcedure = "/holdfast.project.v1.ProjectService/ListTasks"
-	// ProjectServiceUpdateTaskStatusProcedure is the fully-qualified name of the ProjectService's
-	// UpdateTaskStatus RPC.
-	ProjectServiceUpdateTaskStatusProcedure = "/holdfast.project.v1.ProjectService/UpdateTaskStatus"
-	// ProjectServiceListTaskTransitionsProcedure is the fully-qualified name of the ProjectService's
-	// ListTaskTransitions RPC.
-	ProjectServiceListTaskTransitionsProcedure = "/holdfast.project.v1.ProjectService/ListTaskTransitions"
 	// ProjectServiceDeleteTaskProcedure is the fully-qualified name of the ProjectService's DeleteTask
 	// RPC.
 	ProjectServiceDeleteTaskProcedure = "/holdfast.project.v1.ProjectService/DeleteTask"
-	// ProjectServiceUpsertIssuesProcedure is the fully-qualified name of the ProjectService's
-	// UpsertIssues RPC.
-	ProjectServiceUpsertIssuesProcedure = "/holdfast.project.v1.ProjectService/UpsertIssues"
-	// ProjectServiceGetIssueProcedure is the fully-qualified name of the ProjectService's GetIssue RPC.
-	ProjectServiceGetIssueProcedure = "/holdfast.project.v1.ProjectService/GetIssue"
-	// ProjectServiceListIssuesProcedure is the fully-qualified name of the ProjectService's ListIssues
-	// RPC.
-	ProjectServiceListIssuesProcedure = "/holdfast.project.v1.ProjectService/ListIssues"
+	// ProjectServiceGetProjectContextProcedure is the fully-qualified name of the ProjectService's
+	// GetProjectContext RPC.
+	ProjectServiceGetProjectContextProcedure = "/holdfast.project.v1.ProjectService/GetProjectContext"
 	// ProjectServiceGetPreferencesProcedure is the fully-qualified name of the ProjectService's
 	// GetPreferences RPC.
 	ProjectServiceGetPreferencesProcedure = "/holdfast.project.v1.ProjectService/GetPreferences"
 	// ProjectServiceUpdatePreferencesProcedure is the fully-qualified name of the ProjectService's
 	// UpdatePreferences RPC.
 	ProjectServiceUpdatePreferencesProcedure = "/holdfast.project.v1.ProjectService/UpdatePreferences"
-	// ProjectServiceCreateLinearEndpointProcedure is the fully-qualified name of the ProjectService's
-	// CreateLinearEndpoint RPC.
-	ProjectServiceCreateLinearEndpointProcedure = "/holdfast.project.v1.ProjectService/CreateLinearEndpoint"
-	// ProjectServiceGetLinearEndpointProcedure is the fully-qualified name of the ProjectService's
-	// GetLinearEndpoint RPC.
-	ProjectServiceGetLinearEndpointProcedure = "/holdfast.project.v1.ProjectService/GetLinearEndpoint"
-	// ProjectServiceListLinearEndpointsProcedure is the fully-qualified name of the ProjectService's
-	// ListLinearEndpoints RPC.
-	ProjectServiceListLinearEndpointsProcedure = "/holdfast.project.v1.ProjectService/ListLinearEndpoints"
-	// ProjectServiceUpdateLinearEndpointProcedure is the fully-qualified name of the ProjectService's
-	// UpdateLinearEndpoint RPC.
-	ProjectServiceUpdateLinearEndpointProcedure = "/holdfast.project.v1.ProjectService/UpdateLinearEndpoint"
-	// ProjectServiceDeleteLinearEndpointProcedure is the fully-qualified name of the ProjectService's
-	// DeleteLinearEndpoint RPC.
-	ProjectServiceDeleteLinearEndpointProcedure = "/holdfast.project.v1.ProjectService/DeleteLinearEndpoint"
 )
 
 // ProjectServiceClient is a client for the holdfast.project.v1.ProjectService service.
 type ProjectServiceClient interface {
-	// CreateProject makes a project. An id that is taken, by whichever user of the tenant, is `already_exists`, reason
-	// ALREADY_EXISTS. Without an id the server makes one.
+	// PutProject makes a project, or changes title, description, repository, labels, settings, issue_sources and archived of one.
+	// An id that another user has is `already_exists`, reason ALREADY_EXISTS. Without an id the server makes one.
 	//
-	//	{"projectId": "api", "project": {"title": "API", "repository": {"provider": "github", "name": "acme/api"}},
-	//	 "shared": true, "requestId": "p-1"}
-	CreateProject(context.Context, *v1.CreateProjectRequest) (*v1.CreateProjectResponse, error)
+	//	{"requestId": "p-1", "projectId": "api", "shared": true,
+	//	 "project": {"title": "API", "labels": {"team": "core"}, "repository": {"provider": "github", "name": "acme/api"},
+	//	 "issueSources": [{"provider": "linear", "type": "team", "id": "t1"}]}}
+	PutProject(context.Context, *v1.PutProjectRequest) (*v1.PutProjectResponse, error)
 	// GetProject returns a project.
 	//
 	//	{"projectId": "api"}
@@ -122,126 +85,67 @@ type ProjectServiceClient interface {
 	// ListProjects lists projects, newest activity first, without the archived ones unless they are asked for. Activity is
 	// tracked to the minute.
 	//
-	//	{"pageSize": 20, "labels": {"team": "core"}}
+	//	{"pageSize": 20, "filter": {"labels": {"team": "core"}}}
 	ListProjects(context.Context, *v1.ListProjectsRequest) (*v1.ListProjectsResponse, error)
-	// UpdateProject sets the fields that the mask names: title, description, repository, labels, settings,
-	// linear_team_ids, linear_project_ids. No mask sets them all.
-	//
-	//	{"projectId": "api", "project": {"title": "The API"}, "updateMask": "title"}
-	UpdateProject(context.Context, *v1.UpdateProjectRequest) (*v1.UpdateProjectResponse, error)
-	// ArchiveProject takes a project out of the lists, or with `restore` puts it back.
-	//
-	//	{"projectId": "api"}
-	ArchiveProject(context.Context, *v1.ArchiveProjectRequest) (*v1.ArchiveProjectResponse, error)
 	// DeleteProject removes a project; from then on it is `not_found`. Its tasks stay.
 	//
-	//	{"projectId": "api"}
+	//	{"projectId": "old-api"}
 	DeleteProject(context.Context, *v1.DeleteProjectRequest) (*v1.DeleteProjectResponse, error)
-	// SetActiveProject says what the calling user works on, on every device. An empty id: on nothing. The versions are
-	// those of the user's preferences.
-	//
-	//	{"projectId": "api"}
-	SetActiveProject(context.Context, *v1.SetActiveProjectRequest) (*v1.SetActiveProjectResponse, error)
-	// GetProjectContext is the seed of an assistant's turn: the project (the one named, else the user's active one, else
-	// the default one), its open tasks and open issues, the user's preferences, the standing of the APIs, and the summary
-	// of the newest conversation about the project. All of it is of one moment.
-	//
-	// `metadata.version` is a mark of the whole, not a count: it is the same if and only if nothing in the answer has
-	// changed. With `if_version_not` the answer is then `not_modified` and nothing else.
-	//
-	//	{"taskLimit": 20, "issueLimit": 20}
-	GetProjectContext(context.Context, *v1.GetProjectContextRequest) (*v1.GetProjectContextResponse, error)
 	// WatchProject streams what changes in a project itself. Its tasks and issues change by themselves, with versions of their
-	// own: ask GetProjectContext with if_version_not for those. With after_version 0, or older than the journal, the first message
+	// own: ask GetProjectContext with if_etag_not for those. With after_version 0, or older than the journal, the first message
 	// is a snapshot with reset = true. A client that reconnects with the last version it saw misses nothing and sees
 	// nothing twice. A heartbeat comes every 15 s. The stream ends with `unavailable` when it is old or the server stops:
 	// reconnect.
 	//
 	//	{"projectId": "api", "afterVersion": 0}
 	WatchProject(context.Context, *v1.WatchProjectRequest) (*connect.ServerStreamForClient[v1.WatchProjectResponse], error)
-	// PutTask makes a task, or sets all fields of the one that is there. Its status follows the rules of
-	// UpdateTaskStatus. An id that another user has is `already_exists`, reason ALREADY_EXISTS. Without an id the server makes
-	// one.
+	// PutTask makes a task, or changes one: what the caller knows of it, and with `report` what the task's provider says of its
+	// status. An id that another user has is `already_exists`, reason ALREADY_EXISTS. Without an id the server makes one.
 	//
-	//	{"taskId": "codegen-71", "task": {"title": "Fix login", "projectId": "api", "provider": "codegen", "runId": "71"},
-	//	 "rawStatus": "PENDING", "source": "api"}
+	// The provider's word is kept and becomes a status, unless the report has one: PENDING is queued; ACTIVE, RUNNING and
+	// EVALUATION are running; PAUSED is paused; COMPLETE and COMPLETED are succeeded; CANCELLED and STOPPED are cancelled;
+	// ERROR, FAILED, TIMEOUT, MAX_ITERATIONS_REACHED and OUT_OF_TOKENS are failed; any other is unknown. Case does not matter.
+	// Without a report a new task is queued, and one that is there keeps its status.
+	//
+	// A task that has ended goes on only with `resume_reason`; without it that is `failed_precondition`, reason
+	// ILLEGAL_TRANSITION. A report that was observed before the newest one, or that says nothing new, does not change the status.
+	//
+	//	{"requestId": "t-1", "taskId": "codegen-71",
+	//	 "task": {"title": "Fix login", "projectId": "api", "provider": "codegen", "runId": "71"},
+	//	 "report": {"rawStatus": "ACTIVE", "source": "poll", "observeTime": "2026-11-23T04:00:00Z"}}
 	PutTask(context.Context, *v1.PutTaskRequest) (*v1.PutTaskResponse, error)
-	// GetTask returns a task and, oldest first, its last transitions.
+	// GetTask returns a task and a page of its transitions, newest first.
 	//
-	//	{"taskId": "codegen-71", "transitionLimit": 20}
+	//	{"taskId": "codegen-71", "pageSize": 20}
 	GetTask(context.Context, *v1.GetTaskRequest) (*v1.GetTaskResponse, error)
-	// ListTasks lists tasks, newest activity first.
+	// ListTasks lists tasks, newest activity first. A page may have fewer tasks than page_size, even none, and a
+	// next_page_token all the same.
 	//
-	//	{"projectId": "api", "status": "TASK_STATUS_RUNNING"}
+	//	{"filter": {"projectId": "api", "open": true}}
 	ListTasks(context.Context, *v1.ListTasksRequest) (*v1.ListTasksResponse, error)
-	// UpdateTaskStatus records what a task's provider says of it. The provider's word is kept and becomes a status:
-	// PENDING is queued; ACTIVE, RUNNING and EVALUATION are running; PAUSED is paused; COMPLETE and COMPLETED are
-	// succeeded; CANCELLED and STOPPED are cancelled; ERROR, FAILED, TIMEOUT, MAX_ITERATIONS_REACHED and OUT_OF_TOKENS are
-	// failed; any other is unknown. Case does not matter.
-	//
-	// A task that has ended goes on only with `resume`; without it that is `failed_precondition`, reason
-	// ILLEGAL_TRANSITION. A word that was observed before the newest one, or that says nothing new, changes nothing.
-	//
-	//	{"taskId": "codegen-71", "rawStatus": "COMPLETE", "source": "poll", "observeTime": "2026-11-23T04:00:00Z"}
-	UpdateTaskStatus(context.Context, *v1.UpdateTaskStatusRequest) (*v1.UpdateTaskStatusResponse, error)
-	// ListTaskTransitions pages through a task's transitions, oldest first.
-	//
-	//	{"taskId": "codegen-71"}
-	ListTaskTransitions(context.Context, *v1.ListTaskTransitionsRequest) (*v1.ListTaskTransitionsResponse, error)
 	// DeleteTask removes a task; from then on it is `not_found`.
 	//
-	//	{"taskId": "codegen-71"}
+	//	{"taskId": "codegen-70"}
 	DeleteTask(context.Context, *v1.DeleteTaskRequest) (*v1.DeleteTaskResponse, error)
-	// UpsertIssues stores issues as Linear's API returned them: an object with at least `id`, `title` and `updatedAt`, in
-	// the names of Linear's GraphQL schema or of its webhooks. Of two words on an issue the newer one, by `updatedAt`,
-	// wins, whichever comes first. Each issue is stored by itself: after an error send the same request again. Only services
-	// may.
+	// GetProjectContext is the seed of an assistant's turn: the project (the one named, else the user's active one, else
+	// the default one), its open tasks and open issues, the user's preferences, the standing of the APIs, and the summary
+	// of the newest conversation about the project. All of it is of one moment.
 	//
-	//	{"issues": [{"id": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "identifier": "ENG-12", "title": "Login fails",
-	//	 "updatedAt": "2026-11-23T04:00:00.000Z", "state": {"id": "s1", "name": "Todo", "type": "unstarted"},
-	//	 "team": {"id": "t1", "key": "ENG"}}]}
-	UpsertIssues(context.Context, *v1.UpsertIssuesRequest) (*v1.UpsertIssuesResponse, error)
-	// GetIssue returns an issue by Linear's id, and on request what Linear sent.
+	// The etag is the same if and only if nothing in the answer has changed. With `if_etag_not` the answer is then
+	// `not_modified` and nothing else.
 	//
-	//	{"issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "withPayload": true}
-	GetIssue(context.Context, *v1.GetIssueRequest) (*v1.GetIssueResponse, error)
-	// ListIssues lists issues, newest activity first. Removed ones are left out.
-	//
-	//	{"teamId": "t1", "openOnly": true}
-	ListIssues(context.Context, *v1.ListIssuesRequest) (*v1.ListIssuesResponse, error)
+	//	{"projectId": "api", "taskLimit": 20, "issueLimit": 20}
+	GetProjectContext(context.Context, *v1.GetProjectContextRequest) (*v1.GetProjectContextResponse, error)
 	// GetPreferences returns the calling user's preferences: those in force, and what they come from.
 	//
 	//	{}
 	GetPreferences(context.Context, *v1.GetPreferencesRequest) (*v1.GetPreferencesResponse, error)
-	// UpdatePreferences sets the fields that the mask names: voice, language, model, notifications, default_project_id,
-	// extra. A named field without a value falls back to the tenant's default. No mask sets them all. With
-	// `tenant_defaults` it sets the tenant's, which only services may: others are `permission_denied`, reason
-	// ROLE_REQUIRED.
+	// UpdatePreferences changes the calling user's preferences. What the mask names and is not set falls back to the tenant's
+	// default. With `tenant_defaults` it changes the tenant's, which only services may: others are `permission_denied`, reason
+	// ROLE_REQUIRED. An active project that is not there is `not_found`.
 	//
-	//	{"preferences": {"voice": "Aoede", "language": "en-GB"}, "updateMask": "voice,language"}
+	//	{"requestId": "u-1", "preferences": {"voice": "Aoede", "language": "en-GB", "activeProjectId": "api"}}
 	UpdatePreferences(context.Context, *v1.UpdatePreferencesRequest) (*v1.UpdatePreferencesResponse, error)
-	// CreateLinearEndpoint makes the address for a Linear workspace's webhook: `POST <path>` of the answer. Only services
-	// may. Put the webhook's signing secret in with UpdateLinearEndpoint once Linear has shown it.
-	//
-	//	{"title": "Acme's Linear", "requestId": "e-1"}
-	CreateLinearEndpoint(context.Context, *v1.CreateLinearEndpointRequest) (*v1.CreateLinearEndpointResponse, error)
-	// GetLinearEndpoint returns an endpoint, without its secrets, and where its sync stands. Only services may.
-	//
-	//	{"endpointId": "k3v..."}
-	GetLinearEndpoint(context.Context, *v1.GetLinearEndpointRequest) (*v1.GetLinearEndpointResponse, error)
-	// ListLinearEndpoints lists the tenant's endpoints. Only services may.
-	//
-	//	{}
-	ListLinearEndpoints(context.Context, *v1.ListLinearEndpointsRequest) (*v1.ListLinearEndpointsResponse, error)
-	// UpdateLinearEndpoint adds a signing secret (two are valid at a time: a third pushes the oldest out), removes one, or
-	// sets the API key that the sync reads with. Only services may. Secrets are sealed at once and never shown again.
-	//
-	//	{"endpointId": "k3v...", "addSecret": "lin_wh_...", "apiKey": "lin_api_..."}
-	UpdateLinearEndpoint(context.Context, *v1.UpdateLinearEndpointRequest) (*v1.UpdateLinearEndpointResponse, error)
-	// DeleteLinearEndpoint removes an endpoint: its address is unknown from then on. Its issues stay. Only services may.
-	//
-	//	{"endpointId": "k3v..."}
-	DeleteLinearEndpoint(context.Context, *v1.DeleteLinearEndpointRequest) (*v1.DeleteLinearEndpointResponse, error)
 }
 
 // NewProjectServiceClient constructs a client for the holdfast.project.v1.ProjectService service.
@@ -255,10 +159,10 @@ func NewProjectServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 	baseURL = strings.TrimRight(baseURL, "/")
 	projectServiceMethods := v1.File_holdfast_project_v1_service_proto.Services().ByName("ProjectService").Methods()
 	return &projectServiceClient{
-		createProject: connect.NewClient[v1.CreateProjectRequest, v1.CreateProjectResponse](
+		putProject: connect.NewClient[v1.PutProjectRequest, v1.PutProjectResponse](
 			httpClient,
-			baseURL+ProjectServiceCreateProjectProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("CreateProject")),
+			baseURL+ProjectServicePutProjectProcedure,
+			connect.WithSchema(projectServiceMethods.ByName("PutProject")),
 			connect.WithClientOptions(opts...),
 		),
 		getProject: connect.NewClient[v1.GetProjectRequest, v1.GetProjectResponse](
@@ -275,35 +179,10 @@ func NewProjectServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
-		updateProject: connect.NewClient[v1.UpdateProjectRequest, v1.UpdateProjectResponse](
-			httpClient,
-			baseURL+ProjectServiceUpdateProjectProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("UpdateProject")),
-			connect.WithClientOptions(opts...),
-		),
-		archiveProject: connect.NewClient[v1.ArchiveProjectRequest, v1.ArchiveProjectResponse](
-			httpClient,
-			baseURL+ProjectServiceArchiveProjectProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("ArchiveProject")),
-			connect.WithClientOptions(opts...),
-		),
 		deleteProject: connect.NewClient[v1.DeleteProjectRequest, v1.DeleteProjectResponse](
 			httpClient,
 			baseURL+ProjectServiceDeleteProjectProcedure,
 			connect.WithSchema(projectServiceMethods.ByName("DeleteProject")),
-			connect.WithClientOptions(opts...),
-		),
-		setActiveProject: connect.NewClient[v1.SetActiveProjectRequest, v1.SetActiveProjectResponse](
-			httpClient,
-			baseURL+ProjectServiceSetActiveProjectProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("SetActiveProject")),
-			connect.WithClientOptions(opts...),
-		),
-		getProjectContext: connect.NewClient[v1.GetProjectContextRequest, v1.GetProjectContextResponse](
-			httpClient,
-			baseURL+ProjectServiceGetProjectContextProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("GetProjectContext")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		watchProject: connect.NewClient[v1.WatchProjectRequest, v1.WatchProjectResponse](
@@ -332,42 +211,16 @@ func NewProjectServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
-		updateTaskStatus: connect.NewClient[v1.UpdateTaskStatusRequest, v1.UpdateTaskStatusResponse](
-			httpClient,
-			baseURL+ProjectServiceUpdateTaskStatusProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("UpdateTaskStatus")),
-			connect.WithClientOptions(opts...),
-		),
-		listTaskTransitions: connect.NewClient[v1.ListTaskTransitionsRequest, v1.ListTaskTransitionsResponse](
-			httpClient,
-			baseURL+ProjectServiceListTaskTransitionsProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("ListTaskTransitions")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
-			connect.WithClientOptions(opts...),
-		),
 		deleteTask: connect.NewClient[v1.DeleteTaskRequest, v1.DeleteTaskResponse](
 			httpClient,
 			baseURL+ProjectServiceDeleteTaskProcedure,
 			connect.WithSchema(projectServiceMethods.ByName("DeleteTask")),
 			connect.WithClientOptions(opts...),
 		),
-		upsertIssues: connect.NewClient[v1.UpsertIssuesRequest, v1.UpsertIssuesResponse](
+		getProjectContext: connect.NewClient[v1.GetProjectContextRequest, v1.GetProjectContextResponse](
 			httpClient,
-			baseURL+ProjectServiceUpsertIssuesProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("UpsertIssues")),
-			connect.WithClientOptions(opts...),
-		),
-		getIssue: connect.NewClient[v1.GetIssueRequest, v1.GetIssueResponse](
-			httpClient,
-			baseURL+ProjectServiceGetIssueProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("GetIssue")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
-			connect.WithClientOptions(opts...),
-		),
-		listIssues: connect.NewClient[v1.ListIssuesRequest, v1.ListIssuesResponse](
-			httpClient,
-			baseURL+ProjectServiceListIssuesProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("ListIssues")),
+			baseURL+ProjectServiceGetProjectContextProcedure,
+			connect.WithSchema(projectServiceMethods.ByName("GetProjectContext")),
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
@@ -384,71 +237,28 @@ func NewProjectServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(projectServiceMethods.ByName("UpdatePreferences")),
 			connect.WithClientOptions(opts...),
 		),
-		createLinearEndpoint: connect.NewClient[v1.CreateLinearEndpointRequest, v1.CreateLinearEndpointResponse](
-			httpClient,
-			baseURL+ProjectServiceCreateLinearEndpointProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("CreateLinearEndpoint")),
-			connect.WithClientOptions(opts...),
-		),
-		getLinearEndpoint: connect.NewClient[v1.GetLinearEndpointRequest, v1.GetLinearEndpointResponse](
-			httpClient,
-			baseURL+ProjectServiceGetLinearEndpointProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("GetLinearEndpoint")),
-			connect.WithClientOptions(opts...),
-		),
-		listLinearEndpoints: connect.NewClient[v1.ListLinearEndpointsRequest, v1.ListLinearEndpointsResponse](
-			httpClient,
-			baseURL+ProjectServiceListLinearEndpointsProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("ListLinearEndpoints")),
-			connect.WithClientOptions(opts...),
-		),
-		updateLinearEndpoint: connect.NewClient[v1.UpdateLinearEndpointRequest, v1.UpdateLinearEndpointResponse](
-			httpClient,
-			baseURL+ProjectServiceUpdateLinearEndpointProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("UpdateLinearEndpoint")),
-			connect.WithClientOptions(opts...),
-		),
-		deleteLinearEndpoint: connect.NewClient[v1.DeleteLinearEndpointRequest, v1.DeleteLinearEndpointResponse](
-			httpClient,
-			baseURL+ProjectServiceDeleteLinearEndpointProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("DeleteLinearEndpoint")),
-			connect.WithClientOptions(opts...),
-		),
 	}
 }
 
 // projectServiceClient implements ProjectServiceClient.
 type projectServiceClient struct {
-	createProject        *connect.Client[v1.CreateProjectRequest, v1.CreateProjectResponse]
-	getProject           *connect.Client[v1.GetProjectRequest, v1.GetProjectResponse]
-	listProjects         *connect.Client[v1.ListProjectsRequest, v1.ListProjectsResponse]
-	updateProject        *connect.Client[v1.UpdateProjectRequest, v1.UpdateProjectResponse]
-	archiveProject       *connect.Client[v1.ArchiveProjectRequest, v1.ArchiveProjectResponse]
-	deleteProject        *connect.Client[v1.DeleteProjectRequest, v1.DeleteProjectResponse]
-	setActiveProject     *connect.Client[v1.SetActiveProjectRequest, v1.SetActiveProjectResponse]
-	getProjectContext    *connect.Client[v1.GetProjectContextRequest, v1.GetProjectContextResponse]
-	watchProject         *connect.Client[v1.WatchProjectRequest, v1.WatchProjectResponse]
-	putTask              *connect.Client[v1.PutTaskRequest, v1.PutTaskResponse]
-	getTask              *connect.Client[v1.GetTaskRequest, v1.GetTaskResponse]
-	listTasks            *connect.Client[v1.ListTasksRequest, v1.ListTasksResponse]
-	updateTaskStatus     *connect.Client[v1.UpdateTaskStatusRequest, v1.UpdateTaskStatusResponse]
-	listTaskTransitions  *connect.Client[v1.ListTaskTransitionsRequest, v1.ListTaskTransitionsResponse]
-	deleteTask           *connect.Client[v1.DeleteTaskRequest, v1.DeleteTaskResponse]
-	upsertIssues         *connect.Client[v1.UpsertIssuesRequest, v1.UpsertIssuesResponse]
-	getIssue             *connect.Client[v1.GetIssueRequest, v1.GetIssueResponse]
-	listIssues           *connect.Client[v1.ListIssuesRequest, v1.ListIssuesResponse]
-	getPreferences       *connect.Client[v1.GetPreferencesRequest, v1.GetPreferencesResponse]
-	updatePreferences    *connect.Client[v1.UpdatePreferencesRequest, v1.UpdatePreferencesResponse]
-	createLinearEndpoint *connect.Client[v1.CreateLinearEndpointRequest, v1.CreateLinearEndpointResponse]
-	getLinearEndpoint    *connect.Client[v1.GetLinearEndpointRequest, v1.GetLinearEndpointResponse]
-	listLinearEndpoints  *connect.Client[v1.ListLinearEndpointsRequest, v1.ListLinearEndpointsResponse]
-	updateLinearEndpoint *connect.Client[v1.UpdateLinearEndpointRequest, v1.UpdateLinearEndpointResponse]
-	deleteLinearEndpoint *connect.Client[v1.DeleteLinearEndpointRequest, v1.DeleteLinearEndpointResponse]
+	putProject        *connect.Client[v1.PutProjectRequest, v1.PutProjectResponse]
+	getProject        *connect.Client[v1.GetProjectRequest, v1.GetProjectResponse]
+	listProjects      *connect.Client[v1.ListProjectsRequest, v1.ListProjectsResponse]
+	deleteProject     *connect.Client[v1.DeleteProjectRequest, v1.DeleteProjectResponse]
+	watchProject      *connect.Client[v1.WatchProjectRequest, v1.WatchProjectResponse]
+	putTask           *connect.Client[v1.PutTaskRequest, v1.PutTaskResponse]
+	getTask           *connect.Client[v1.GetTaskRequest, v1.GetTaskResponse]
+	listTasks         *connect.Client[v1.ListTasksRequest, v1.ListTasksResponse]
+	deleteTask        *connect.Client[v1.DeleteTaskRequest, v1.DeleteTaskResponse]
+	getProjectContext *connect.Client[v1.GetProjectContextRequest, v1.GetProjectContextResponse]
+	getPreferences    *connect.Client[v1.GetPreferencesRequest, v1.GetPreferencesResponse]
+	updatePreferences *connect.Client[v1.UpdatePreferencesRequest, v1.UpdatePreferencesResponse]
 }
 
-// CreateProject calls holdfast.project.v1.ProjectService.CreateProject.
-func (c *projectServiceClient) CreateProject(ctx context.Context, req *v1.CreateProjectRequest) (*v1.CreateProjectResponse, error) {
-	response, err := c.createProject.CallUnary(ctx, connect.NewRequest(req))
+// PutProject calls holdfast.project.v1.ProjectService.PutProject.
+func (c *projectServiceClient) PutProject(ctx context.Context, req *v1.PutProjectRequest) (*v1.PutProjectResponse, error) {
+	response, err := c.putProject.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -473,45 +283,9 @@ func (c *projectServiceClient) ListProjects(ctx context.Context, req *v1.ListPro
 	return nil, err
 }
 
-// UpdateProject calls holdfast.project.v1.ProjectService.UpdateProject.
-func (c *projectServiceClient) UpdateProject(ctx context.Context, req *v1.UpdateProjectRequest) (*v1.UpdateProjectResponse, error) {
-	response, err := c.updateProject.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ArchiveProject calls holdfast.project.v1.ProjectService.ArchiveProject.
-func (c *projectServiceClient) ArchiveProject(ctx context.Context, req *v1.ArchiveProjectRequest) (*v1.ArchiveProjectResponse, error) {
-	response, err := c.archiveProject.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
 // DeleteProject calls holdfast.project.v1.ProjectService.DeleteProject.
 func (c *projectServiceClient) DeleteProject(ctx context.Context, req *v1.DeleteProjectRequest) (*v1.DeleteProjectResponse, error) {
 	response, err := c.deleteProject.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// SetActiveProject calls holdfast.project.v1.ProjectService.SetActiveProject.
-func (c *projectServiceClient) SetActiveProject(ctx context.Context, req *v1.SetActiveProjectRequest) (*v1.SetActiveProjectResponse, error) {
-	response, err := c.setActiveProject.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// GetProjectContext calls holdfast.project.v1.ProjectService.GetProjectContext.
-func (c *projectServiceClient) GetProjectContext(ctx context.Context, req *v1.GetProjectContextRequest) (*v1.GetProjectContextResponse, error) {
-	response, err := c.getProjectContext.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -550,24 +324,6 @@ func (c *projectServiceClient) ListTasks(ctx context.Context, req *v1.ListTasksR
 	return nil, err
 }
 
-// UpdateTaskStatus calls holdfast.project.v1.ProjectService.UpdateTaskStatus.
-func (c *projectServiceClient) UpdateTaskStatus(ctx context.Context, req *v1.UpdateTaskStatusRequest) (*v1.UpdateTaskStatusResponse, error) {
-	response, err := c.updateTaskStatus.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ListTaskTransitions calls holdfast.project.v1.ProjectService.ListTaskTransitions.
-func (c *projectServiceClient) ListTaskTransitions(ctx context.Context, req *v1.ListTaskTransitionsRequest) (*v1.ListTaskTransitionsResponse, error) {
-	response, err := c.listTaskTransitions.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
 // DeleteTask calls holdfast.project.v1.ProjectService.DeleteTask.
 func (c *projectServiceClient) DeleteTask(ctx context.Context, req *v1.DeleteTaskRequest) (*v1.DeleteTaskResponse, error) {
 	response, err := c.deleteTask.CallUnary(ctx, connect.NewRequest(req))
@@ -577,27 +333,9 @@ func (c *projectServiceClient) DeleteTask(ctx context.Context, req *v1.DeleteTas
 	return nil, err
 }
 
-// UpsertIssues calls holdfast.project.v1.ProjectService.UpsertIssues.
-func (c *projectServiceClient) UpsertIssues(ctx context.Context, req *v1.UpsertIssuesRequest) (*v1.UpsertIssuesResponse, error) {
-	response, err := c.upsertIssues.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// GetIssue calls holdfast.project.v1.ProjectService.GetIssue.
-func (c *projectServiceClient) GetIssue(ctx context.Context, req *v1.GetIssueRequest) (*v1.GetIssueResponse, error) {
-	response, err := c.getIssue.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ListIssues calls holdfast.project.v1.ProjectService.ListIssues.
-func (c *projectServiceClient) ListIssues(ctx context.Context, req *v1.ListIssuesRequest) (*v1.ListIssuesResponse, error) {
-	response, err := c.listIssues.CallUnary(ctx, connect.NewRequest(req))
+// GetProjectContext calls holdfast.project.v1.ProjectService.GetProjectContext.
+func (c *projectServiceClient) GetProjectContext(ctx context.Context, req *v1.GetProjectContextRequest) (*v1.GetProjectContextResponse, error) {
+	response, err := c.getProjectContext.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -622,59 +360,15 @@ func (c *projectServiceClient) UpdatePreferences(ctx context.Context, req *v1.Up
 	return nil, err
 }
 
-// CreateLinearEndpoint calls holdfast.project.v1.ProjectService.CreateLinearEndpoint.
-func (c *projectServiceClient) CreateLinearEndpoint(ctx context.Context, req *v1.CreateLinearEndpointRequest) (*v1.CreateLinearEndpointResponse, error) {
-	response, err := c.createLinearEndpoint.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// GetLinearEndpoint calls holdfast.project.v1.ProjectService.GetLinearEndpoint.
-func (c *projectServiceClient) GetLinearEndpoint(ctx context.Context, req *v1.GetLinearEndpointRequest) (*v1.GetLinearEndpointResponse, error) {
-	response, err := c.getLinearEndpoint.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ListLinearEndpoints calls holdfast.project.v1.ProjectService.ListLinearEndpoints.
-func (c *projectServiceClient) ListLinearEndpoints(ctx context.Context, req *v1.ListLinearEndpointsRequest) (*v1.ListLinearEndpointsResponse, error) {
-	response, err := c.listLinearEndpoints.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// UpdateLinearEndpoint calls holdfast.project.v1.ProjectService.UpdateLinearEndpoint.
-func (c *projectServiceClient) UpdateLinearEndpoint(ctx context.Context, req *v1.UpdateLinearEndpointRequest) (*v1.UpdateLinearEndpointResponse, error) {
-	response, err := c.updateLinearEndpoint.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// DeleteLinearEndpoint calls holdfast.project.v1.ProjectService.DeleteLinearEndpoint.
-func (c *projectServiceClient) DeleteLinearEndpoint(ctx context.Context, req *v1.DeleteLinearEndpointRequest) (*v1.DeleteLinearEndpointResponse, error) {
-	response, err := c.deleteLinearEndpoint.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
 // ProjectServiceHandler is an implementation of the holdfast.project.v1.ProjectService service.
 type ProjectServiceHandler interface {
-	// CreateProject makes a project. An id that is taken, by whichever user of the tenant, is `already_exists`, reason
-	// ALREADY_EXISTS. Without an id the server makes one.
+	// PutProject makes a project, or changes title, description, repository, labels, settings, issue_sources and archived of one.
+	// An id that another user has is `already_exists`, reason ALREADY_EXISTS. Without an id the server makes one.
 	//
-	//	{"projectId": "api", "project": {"title": "API", "repository": {"provider": "github", "name": "acme/api"}},
-	//	 "shared": true, "requestId": "p-1"}
-	CreateProject(context.Context, *v1.CreateProjectRequest) (*v1.CreateProjectResponse, error)
+	//	{"requestId": "p-1", "projectId": "api", "shared": true,
+	//	 "project": {"title": "API", "labels": {"team": "core"}, "repository": {"provider": "github", "name": "acme/api"},
+	//	 "issueSources": [{"provider": "linear", "type": "team", "id": "t1"}]}}
+	PutProject(context.Context, *v1.PutProjectRequest) (*v1.PutProjectResponse, error)
 	// GetProject returns a project.
 	//
 	//	{"projectId": "api"}
@@ -682,126 +376,67 @@ type ProjectServiceHandler interface {
 	// ListProjects lists projects, newest activity first, without the archived ones unless they are asked for. Activity is
 	// tracked to the minute.
 	//
-	//	{"pageSize": 20, "labels": {"team": "core"}}
+	//	{"pageSize": 20, "filter": {"labels": {"team": "core"}}}
 	ListProjects(context.Context, *v1.ListProjectsRequest) (*v1.ListProjectsResponse, error)
-	// UpdateProject sets the fields that the mask names: title, description, repository, labels, settings,
-	// linear_team_ids, linear_project_ids. No mask sets them all.
-	//
-	//	{"projectId": "api", "project": {"title": "The API"}, "updateMask": "title"}
-	UpdateProject(context.Context, *v1.UpdateProjectRequest) (*v1.UpdateProjectResponse, error)
-	// ArchiveProject takes a project out of the lists, or with `restore` puts it back.
-	//
-	//	{"projectId": "api"}
-	ArchiveProject(context.Context, *v1.ArchiveProjectRequest) (*v1.ArchiveProjectResponse, error)
 	// DeleteProject removes a project; from then on it is `not_found`. Its tasks stay.
 	//
-	//	{"projectId": "api"}
+	//	{"projectId": "old-api"}
 	DeleteProject(context.Context, *v1.DeleteProjectRequest) (*v1.DeleteProjectResponse, error)
-	// SetActiveProject says what the calling user works on, on every device. An empty id: on nothing. The versions are
-	// those of the user's preferences.
-	//
-	//	{"projectId": "api"}
-	SetActiveProject(context.Context, *v1.SetActiveProjectRequest) (*v1.SetActiveProjectResponse, error)
-	// GetProjectContext is the seed of an assistant's turn: the project (the one named, else the user's active one, else
-	// the default one), its open tasks and open issues, the user's preferences, the standing of the APIs, and the summary
-	// of the newest conversation about the project. All of it is of one moment.
-	//
-	// `metadata.version` is a mark of the whole, not a count: it is the same if and only if nothing in the answer has
-	// changed. With `if_version_not` the answer is then `not_modified` and nothing else.
-	//
-	//	{"taskLimit": 20, "issueLimit": 20}
-	GetProjectContext(context.Context, *v1.GetProjectContextRequest) (*v1.GetProjectContextResponse, error)
 	// WatchProject streams what changes in a project itself. Its tasks and issues change by themselves, with versions of their
-	// own: ask GetProjectContext with if_version_not for those. With after_version 0, or older than the journal, the first message
+	// own: ask GetProjectContext with if_etag_not for those. With after_version 0, or older than the journal, the first message
 	// is a snapshot with reset = true. A client that reconnects with the last version it saw misses nothing and sees
 	// nothing twice. A heartbeat comes every 15 s. The stream ends with `unavailable` when it is old or the server stops:
 	// reconnect.
 	//
 	//	{"projectId": "api", "afterVersion": 0}
 	WatchProject(context.Context, *v1.WatchProjectRequest, *connect.ServerStream[v1.WatchProjectResponse]) error
-	// PutTask makes a task, or sets all fields of the one that is there. Its status follows the rules of
-	// UpdateTaskStatus. An id that another user has is `already_exists`, reason ALREADY_EXISTS. Without an id the server makes
-	// one.
+	// PutTask makes a task, or changes one: what the caller knows of it, and with `report` what the task's provider says of its
+	// status. An id that another user has is `already_exists`, reason ALREADY_EXISTS. Without an id the server makes one.
 	//
-	//	{"taskId": "codegen-71", "task": {"title": "Fix login", "projectId": "api", "provider": "codegen", "runId": "71"},
-	//	 "rawStatus": "PENDING", "source": "api"}
+	// The provider's word is kept and becomes a status, unless the report has one: PENDING is queued; ACTIVE, RUNNING and
+	// EVALUATION are running; PAUSED is paused; COMPLETE and COMPLETED are succeeded; CANCELLED and STOPPED are cancelled;
+	// ERROR, FAILED, TIMEOUT, MAX_ITERATIONS_REACHED and OUT_OF_TOKENS are failed; any other is unknown. Case does not matter.
+	// Without a report a new task is queued, and one that is there keeps its status.
+	//
+	// A task that has ended goes on only with `resume_reason`; without it that is `failed_precondition`, reason
+	// ILLEGAL_TRANSITION. A report that was observed before the newest one, or that says nothing new, does not change the status.
+	//
+	//	{"requestId": "t-1", "taskId": "codegen-71",
+	//	 "task": {"title": "Fix login", "projectId": "api", "provider": "codegen", "runId": "71"},
+	//	 "report": {"rawStatus": "ACTIVE", "source": "poll", "observeTime": "2026-11-23T04:00:00Z"}}
 	PutTask(context.Context, *v1.PutTaskRequest) (*v1.PutTaskResponse, error)
-	// GetTask returns a task and, oldest first, its last transitions.
+	// GetTask returns a task and a page of its transitions, newest first.
 	//
-	//	{"taskId": "codegen-71", "transitionLimit": 20}
+	//	{"taskId": "codegen-71", "pageSize": 20}
 	GetTask(context.Context, *v1.GetTaskRequest) (*v1.GetTaskResponse, error)
-	// ListTasks lists tasks, newest activity first.
+	// ListTasks lists tasks, newest activity first. A page may have fewer tasks than page_size, even none, and a
+	// next_page_token all the same.
 	//
-	//	{"projectId": "api", "status": "TASK_STATUS_RUNNING"}
+	//	{"filter": {"projectId": "api", "open": true}}
 	ListTasks(context.Context, *v1.ListTasksRequest) (*v1.ListTasksResponse, error)
-	// UpdateTaskStatus records what a task's provider says of it. The provider's word is kept and becomes a status:
-	// PENDING is queued; ACTIVE, RUNNING and EVALUATION are running; PAUSED is paused; COMPLETE and COMPLETED are
-	// succeeded; CANCELLED and STOPPED are cancelled; ERROR, FAILED, TIMEOUT, MAX_ITERATIONS_REACHED and OUT_OF_TOKENS are
-	// failed; any other is unknown. Case does not matter.
-	//
-	// A task that has ended goes on only with `resume`; without it that is `failed_precondition`, reason
-	// ILLEGAL_TRANSITION. A word that was observed before the newest one, or that says nothing new, changes nothing.
-	//
-	//	{"taskId": "codegen-71", "rawStatus": "COMPLETE", "source": "poll", "observeTime": "2026-11-23T04:00:00Z"}
-	UpdateTaskStatus(context.Context, *v1.UpdateTaskStatusRequest) (*v1.UpdateTaskStatusResponse, error)
-	// ListTaskTransitions pages through a task's transitions, oldest first.
-	//
-	//	{"taskId": "codegen-71"}
-	ListTaskTransitions(context.Context, *v1.ListTaskTransitionsRequest) (*v1.ListTaskTransitionsResponse, error)
 	// DeleteTask removes a task; from then on it is `not_found`.
 	//
-	//	{"taskId": "codegen-71"}
+	//	{"taskId": "codegen-70"}
 	DeleteTask(context.Context, *v1.DeleteTaskRequest) (*v1.DeleteTaskResponse, error)
-	// UpsertIssues stores issues as Linear's API returned them: an object with at least `id`, `title` and `updatedAt`, in
-	// the names of Linear's GraphQL schema or of its webhooks. Of two words on an issue the newer one, by `updatedAt`,
-	// wins, whichever comes first. Each issue is stored by itself: after an error send the same request again. Only services
-	// may.
+	// GetProjectContext is the seed of an assistant's turn: the project (the one named, else the user's active one, else
+	// the default one), its open tasks and open issues, the user's preferences, the standing of the APIs, and the summary
+	// of the newest conversation about the project. All of it is of one moment.
 	//
-	//	{"issues": [{"id": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "identifier": "ENG-12", "title": "Login fails",
-	//	 "updatedAt": "2026-11-23T04:00:00.000Z", "state": {"id": "s1", "name": "Todo", "type": "unstarted"},
-	//	 "team": {"id": "t1", "key": "ENG"}}]}
-	UpsertIssues(context.Context, *v1.UpsertIssuesRequest) (*v1.UpsertIssuesResponse, error)
-	// GetIssue returns an issue by Linear's id, and on request what Linear sent.
+	// The etag is the same if and only if nothing in the answer has changed. With `if_etag_not` the answer is then
+	// `not_modified` and nothing else.
 	//
-	//	{"issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "withPayload": true}
-	GetIssue(context.Context, *v1.GetIssueRequest) (*v1.GetIssueResponse, error)
-	// ListIssues lists issues, newest activity first. Removed ones are left out.
-	//
-	//	{"teamId": "t1", "openOnly": true}
-	ListIssues(context.Context, *v1.ListIssuesRequest) (*v1.ListIssuesResponse, error)
+	//	{"projectId": "api", "taskLimit": 20, "issueLimit": 20}
+	GetProjectContext(context.Context, *v1.GetProjectContextRequest) (*v1.GetProjectContextResponse, error)
 	// GetPreferences returns the calling user's preferences: those in force, and what they come from.
 	//
 	//	{}
 	GetPreferences(context.Context, *v1.GetPreferencesRequest) (*v1.GetPreferencesResponse, error)
-	// UpdatePreferences sets the fields that the mask names: voice, language, model, notifications, default_project_id,
-	// extra. A named field without a value falls back to the tenant's default. No mask sets them all. With
-	// `tenant_defaults` it sets the tenant's, which only services may: others are `permission_denied`, reason
-	// ROLE_REQUIRED.
+	// UpdatePreferences changes the calling user's preferences. What the mask names and is not set falls back to the tenant's
+	// default. With `tenant_defaults` it changes the tenant's, which only services may: others are `permission_denied`, reason
+	// ROLE_REQUIRED. An active project that is not there is `not_found`.
 	//
-	//	{"preferences": {"voice": "Aoede", "language": "en-GB"}, "updateMask": "voice,language"}
+	//	{"requestId": "u-1", "preferences": {"voice": "Aoede", "language": "en-GB", "activeProjectId": "api"}}
 	UpdatePreferences(context.Context, *v1.UpdatePreferencesRequest) (*v1.UpdatePreferencesResponse, error)
-	// CreateLinearEndpoint makes the address for a Linear workspace's webhook: `POST <path>` of the answer. Only services
-	// may. Put the webhook's signing secret in with UpdateLinearEndpoint once Linear has shown it.
-	//
-	//	{"title": "Acme's Linear", "requestId": "e-1"}
-	CreateLinearEndpoint(context.Context, *v1.CreateLinearEndpointRequest) (*v1.CreateLinearEndpointResponse, error)
-	// GetLinearEndpoint returns an endpoint, without its secrets, and where its sync stands. Only services may.
-	//
-	//	{"endpointId": "k3v..."}
-	GetLinearEndpoint(context.Context, *v1.GetLinearEndpointRequest) (*v1.GetLinearEndpointResponse, error)
-	// ListLinearEndpoints lists the tenant's endpoints. Only services may.
-	//
-	//	{}
-	ListLinearEndpoints(context.Context, *v1.ListLinearEndpointsRequest) (*v1.ListLinearEndpointsResponse, error)
-	// UpdateLinearEndpoint adds a signing secret (two are valid at a time: a third pushes the oldest out), removes one, or
-	// sets the API key that the sync reads with. Only services may. Secrets are sealed at once and never shown again.
-	//
-	//	{"endpointId": "k3v...", "addSecret": "lin_wh_...", "apiKey": "lin_api_..."}
-	UpdateLinearEndpoint(context.Context, *v1.UpdateLinearEndpointRequest) (*v1.UpdateLinearEndpointResponse, error)
-	// DeleteLinearEndpoint removes an endpoint: its address is unknown from then on. Its issues stay. Only services may.
-	//
-	//	{"endpointId": "k3v..."}
-	DeleteLinearEndpoint(context.Context, *v1.DeleteLinearEndpointRequest) (*v1.DeleteLinearEndpointResponse, error)
 }
 
 // NewProjectServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -811,10 +446,10 @@ type ProjectServiceHandler interface {
 // and JSON codecs. They also support gzip compression.
 func NewProjectServiceHandler(svc ProjectServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
 	projectServiceMethods := v1.File_holdfast_project_v1_service_proto.Services().ByName("ProjectService").Methods()
-	projectServiceCreateProjectHandler := connect.NewUnaryHandlerSimple(
-		ProjectServiceCreateProjectProcedure,
-		svc.CreateProject,
-		connect.WithSchema(projectServiceMethods.ByName("CreateProject")),
+	projectServicePutProjectHandler := connect.NewUnaryHandlerSimple(
+		ProjectServicePutProjectProcedure,
+		svc.PutProject,
+		connect.WithSchema(projectServiceMethods.ByName("PutProject")),
 		connect.WithHandlerOptions(opts...),
 	)
 	projectServiceGetProjectHandler := connect.NewUnaryHandlerSimple(
@@ -831,35 +466,10 @@ func NewProjectServiceHandler(svc ProjectServiceHandler, opts ...connect.Handler
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
-	projectServiceUpdateProjectHandler := connect.NewUnaryHandlerSimple(
-		ProjectServiceUpdateProjectProcedure,
-		svc.UpdateProject,
-		connect.WithSchema(projectServiceMethods.ByName("UpdateProject")),
-		connect.WithHandlerOptions(opts...),
-	)
-	projectServiceArchiveProjectHandler := connect.NewUnaryHandlerSimple(
-		ProjectServiceArchiveProjectProcedure,
-		svc.ArchiveProject,
-		connect.WithSchema(projectServiceMethods.ByName("ArchiveProject")),
-		connect.WithHandlerOptions(opts...),
-	)
 	projectServiceDeleteProjectHandler := connect.NewUnaryHandlerSimple(
 		ProjectServiceDeleteProjectProcedure,
 		svc.DeleteProject,
 		connect.WithSchema(projectServiceMethods.ByName("DeleteProject")),
-		connect.WithHandlerOptions(opts...),
-	)
-	projectServiceSetActiveProjectHandler := connect.NewUnaryHandlerSimple(
-		ProjectServiceSetActiveProjectProcedure,
-		svc.SetActiveProject,
-		connect.WithSchema(projectServiceMethods.ByName("SetActiveProject")),
-		connect.WithHandlerOptions(opts...),
-	)
-	projectServiceGetProjectContextHandler := connect.NewUnaryHandlerSimple(
-		ProjectServiceGetProjectContextProcedure,
-		svc.GetProjectContext,
-		connect.WithSchema(projectServiceMethods.ByName("GetProjectContext")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	projectServiceWatchProjectHandler := connect.NewServerStreamHandlerSimple(
@@ -888,42 +498,16 @@ func NewProjectServiceHandler(svc ProjectServiceHandler, opts ...connect.Handler
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
-	projectServiceUpdateTaskStatusHandler := connect.NewUnaryHandlerSimple(
-		ProjectServiceUpdateTaskStatusProcedure,
-		svc.UpdateTaskStatus,
-		connect.WithSchema(projectServiceMethods.ByName("UpdateTaskStatus")),
-		connect.WithHandlerOptions(opts...),
-	)
-	projectServiceListTaskTransitionsHandler := connect.NewUnaryHandlerSimple(
-		ProjectServiceListTaskTransitionsProcedure,
-		svc.ListTaskTransitions,
-		connect.WithSchema(projectServiceMethods.ByName("ListTaskTransitions")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
-		connect.WithHandlerOptions(opts...),
-	)
 	projectServiceDeleteTaskHandler := connect.NewUnaryHandlerSimple(
 		ProjectServiceDeleteTaskProcedure,
 		svc.DeleteTask,
 		connect.WithSchema(projectServiceMethods.ByName("DeleteTask")),
 		connect.WithHandlerOptions(opts...),
 	)
-	projectServiceUpsertIssuesHandler := connect.NewUnaryHandlerSimple(
-		ProjectServiceUpsertIssuesProcedure,
-		svc.UpsertIssues,
-		connect.WithSchema(projectServiceMethods.ByName("UpsertIssues")),
-		connect.WithHandlerOptions(opts...),
-	)
-	projectServiceGetIssueHandler := connect.NewUnaryHandlerSimple(
-		ProjectServiceGetIssueProcedure,
-		svc.GetIssue,
-		connect.WithSchema(projectServiceMethods.ByName("GetIssue")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
-		connect.WithHandlerOptions(opts...),
-	)
-	projectServiceListIssuesHandler := connect.NewUnaryHandlerSimple(
-		ProjectServiceListIssuesProcedure,
-		svc.ListIssues,
-		connect.WithSchema(projectServiceMethods.ByName("ListIssues")),
+	projectServiceGetProjectContextHandler := connect.NewUnaryHandlerSimple(
+		ProjectServiceGetProjectContextProcedure,
+		svc.GetProjectContext,
+		connect.WithSchema(projectServiceMethods.ByName("GetProjectContext")),
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
@@ -940,54 +524,16 @@ func NewProjectServiceHandler(svc ProjectServiceHandler, opts ...connect.Handler
 		connect.WithSchema(projectServiceMethods.ByName("UpdatePreferences")),
 		connect.WithHandlerOptions(opts...),
 	)
-	projectServiceCreateLinearEndpointHandler := connect.NewUnaryHandlerSimple(
-		ProjectServiceCreateLinearEndpointProcedure,
-		svc.CreateLinearEndpoint,
-		connect.WithSchema(projectServiceMethods.ByName("CreateLinearEndpoint")),
-		connect.WithHandlerOptions(opts...),
-	)
-	projectServiceGetLinearEndpointHandler := connect.NewUnaryHandlerSimple(
-		ProjectServiceGetLinearEndpointProcedure,
-		svc.GetLinearEndpoint,
-		connect.WithSchema(projectServiceMethods.ByName("GetLinearEndpoint")),
-		connect.WithHandlerOptions(opts...),
-	)
-	projectServiceListLinearEndpointsHandler := connect.NewUnaryHandlerSimple(
-		ProjectServiceListLinearEndpointsProcedure,
-		svc.ListLinearEndpoints,
-		connect.WithSchema(projectServiceMethods.ByName("ListLinearEndpoints")),
-		connect.WithHandlerOptions(opts...),
-	)
-	projectServiceUpdateLinearEndpointHandler := connect.NewUnaryHandlerSimple(
-		ProjectServiceUpdateLinearEndpointProcedure,
-		svc.UpdateLinearEndpoint,
-		connect.WithSchema(projectServiceMethods.ByName("UpdateLinearEndpoint")),
-		connect.WithHandlerOptions(opts...),
-	)
-	projectServiceDeleteLinearEndpointHandler := connect.NewUnaryHandlerSimple(
-		ProjectServiceDeleteLinearEndpointProcedure,
-		svc.DeleteLinearEndpoint,
-		connect.WithSchema(projectServiceMethods.ByName("DeleteLinearEndpoint")),
-		connect.WithHandlerOptions(opts...),
-	)
 	return "/holdfast.project.v1.ProjectService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
-		case ProjectServiceCreateProjectProcedure:
-			projectServiceCreateProjectHandler.ServeHTTP(w, r)
+		case ProjectServicePutProjectProcedure:
+			projectServicePutProjectHandler.ServeHTTP(w, r)
 		case ProjectServiceGetProjectProcedure:
 			projectServiceGetProjectHandler.ServeHTTP(w, r)
 		case ProjectServiceListProjectsProcedure:
 			projectServiceListProjectsHandler.ServeHTTP(w, r)
-		case ProjectServiceUpdateProjectProcedure:
-			projectServiceUpdateProjectHandler.ServeHTTP(w, r)
-		case ProjectServiceArchiveProjectProcedure:
-			projectServiceArchiveProjectHandler.ServeHTTP(w, r)
 		case ProjectServiceDeleteProjectProcedure:
 			projectServiceDeleteProjectHandler.ServeHTTP(w, r)
-		case ProjectServiceSetActiveProjectProcedure:
-			projectServiceSetActiveProjectHandler.ServeHTTP(w, r)
-		case ProjectServiceGetProjectContextProcedure:
-			projectServiceGetProjectContextHandler.ServeHTTP(w, r)
 		case ProjectServiceWatchProjectProcedure:
 			projectServiceWatchProjectHandler.ServeHTTP(w, r)
 		case ProjectServicePutTaskProcedure:
@@ -996,32 +542,14 @@ func NewProjectServiceHandler(svc ProjectServiceHandler, opts ...connect.Handler
 			projectServiceGetTaskHandler.ServeHTTP(w, r)
 		case ProjectServiceListTasksProcedure:
 			projectServiceListTasksHandler.ServeHTTP(w, r)
-		case ProjectServiceUpdateTaskStatusProcedure:
-			projectServiceUpdateTaskStatusHandler.ServeHTTP(w, r)
-		case ProjectServiceListTaskTransitionsProcedure:
-			projectServiceListTaskTransitionsHandler.ServeHTTP(w, r)
 		case ProjectServiceDeleteTaskProcedure:
 			projectServiceDeleteTaskHandler.ServeHTTP(w, r)
-		case ProjectServiceUpsertIssuesProcedure:
-			projectServiceUpsertIssuesHandler.ServeHTTP(w, r)
-		case ProjectServiceGetIssueProcedure:
-			projectServiceGetIssueHandler.ServeHTTP(w, r)
-		case ProjectServiceListIssuesProcedure:
-			projectServiceListIssuesHandler.ServeHTTP(w, r)
+		case ProjectServiceGetProjectContextProcedure:
+			projectServiceGetProjectContextHandler.ServeHTTP(w, r)
 		case ProjectServiceGetPreferencesProcedure:
 			projectServiceGetPreferencesHandler.ServeHTTP(w, r)
 		case ProjectServiceUpdatePreferencesProcedure:
 			projectServiceUpdatePreferencesHandler.ServeHTTP(w, r)
-		case ProjectServiceCreateLinearEndpointProcedure:
-			projectServiceCreateLinearEndpointHandler.ServeHTTP(w, r)
-		case ProjectServiceGetLinearEndpointProcedure:
-			projectServiceGetLinearEndpointHandler.ServeHTTP(w, r)
-		case ProjectServiceListLinearEndpointsProcedure:
-			projectServiceListLinearEndpointsHandler.ServeHTTP(w, r)
-		case ProjectServiceUpdateLinearEndpointProcedure:
-			projectServiceUpdateLinearEndpointHandler.ServeHTTP(w, r)
-		case ProjectServiceDeleteLinearEndpointProcedure:
-			projectServiceDeleteLinearEndpointHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1031,8 +559,8 @@ func NewProjectServiceHandler(svc ProjectServiceHandler, opts ...connect.Handler
 // UnimplementedProjectServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedProjectServiceHandler struct{}
 
-func (UnimplementedProjectServiceHandler) CreateProject(context.Context, *v1.CreateProjectRequest) (*v1.CreateProjectResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.CreateProject is not implemented"))
+func (UnimplementedProjectServiceHandler) PutProject(context.Context, *v1.PutProjectRequest) (*v1.PutProjectResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.PutProject is not implemented"))
 }
 
 func (UnimplementedProjectServiceHandler) GetProject(context.Context, *v1.GetProjectRequest) (*v1.GetProjectResponse, error) {
@@ -1043,24 +571,8 @@ func (UnimplementedProjectServiceHandler) ListProjects(context.Context, *v1.List
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.ListProjects is not implemented"))
 }
 
-func (UnimplementedProjectServiceHandler) UpdateProject(context.Context, *v1.UpdateProjectRequest) (*v1.UpdateProjectResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.UpdateProject is not implemented"))
-}
-
-func (UnimplementedProjectServiceHandler) ArchiveProject(context.Context, *v1.ArchiveProjectRequest) (*v1.ArchiveProjectResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.ArchiveProject is not implemented"))
-}
-
 func (UnimplementedProjectServiceHandler) DeleteProject(context.Context, *v1.DeleteProjectRequest) (*v1.DeleteProjectResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.DeleteProject is not implemented"))
-}
-
-func (UnimplementedProjectServiceHandler) SetActiveProject(context.Context, *v1.SetActiveProjectRequest) (*v1.SetActiveProjectResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.SetActiveProject is not implemented"))
-}
-
-func (UnimplementedProjectServiceHandler) GetProjectContext(context.Context, *v1.GetProjectContextRequest) (*v1.GetProjectContextResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.GetProjectContext is not implemented"))
 }
 
 func (UnimplementedProjectServiceHandler) WatchProject(context.Context, *v1.WatchProjectRequest, *connect.ServerStream[v1.WatchProjectResponse]) error {
@@ -1079,28 +591,12 @@ func (UnimplementedProjectServiceHandler) ListTasks(context.Context, *v1.ListTas
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.ListTasks is not implemented"))
 }
 
-func (UnimplementedProjectServiceHandler) UpdateTaskStatus(context.Context, *v1.UpdateTaskStatusRequest) (*v1.UpdateTaskStatusResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.UpdateTaskStatus is not implemented"))
-}
-
-func (UnimplementedProjectServiceHandler) ListTaskTransitions(context.Context, *v1.ListTaskTransitionsRequest) (*v1.ListTaskTransitionsResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.ListTaskTransitions is not implemented"))
-}
-
 func (UnimplementedProjectServiceHandler) DeleteTask(context.Context, *v1.DeleteTaskRequest) (*v1.DeleteTaskResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.DeleteTask is not implemented"))
 }
 
-func (UnimplementedProjectServiceHandler) UpsertIssues(context.Context, *v1.UpsertIssuesRequest) (*v1.UpsertIssuesResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.UpsertIssues is not implemented"))
-}
-
-func (UnimplementedProjectServiceHandler) GetIssue(context.Context, *v1.GetIssueRequest) (*v1.GetIssueResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.GetIssue is not implemented"))
-}
-
-func (UnimplementedProjectServiceHandler) ListIssues(context.Context, *v1.ListIssuesRequest) (*v1.ListIssuesResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.ListIssues is not implemented"))
+func (UnimplementedProjectServiceHandler) GetProjectContext(context.Context, *v1.GetProjectContextRequest) (*v1.GetProjectContextResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.GetProjectContext is not implemented"))
 }
 
 func (UnimplementedProjectServiceHandler) GetPreferences(context.Context, *v1.GetPreferencesRequest) (*v1.GetPreferencesResponse, error) {
@@ -1109,24 +605,4 @@ func (UnimplementedProjectServiceHandler) GetPreferences(context.Context, *v1.Ge
 
 func (UnimplementedProjectServiceHandler) UpdatePreferences(context.Context, *v1.UpdatePreferencesRequest) (*v1.UpdatePreferencesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.UpdatePreferences is not implemented"))
-}
-
-func (UnimplementedProjectServiceHandler) CreateLinearEndpoint(context.Context, *v1.CreateLinearEndpointRequest) (*v1.CreateLinearEndpointResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.CreateLinearEndpoint is not implemented"))
-}
-
-func (UnimplementedProjectServiceHandler) GetLinearEndpoint(context.Context, *v1.GetLinearEndpointRequest) (*v1.GetLinearEndpointResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.GetLinearEndpoint is not implemented"))
-}
-
-func (UnimplementedProjectServiceHandler) ListLinearEndpoints(context.Context, *v1.ListLinearEndpointsRequest) (*v1.ListLinearEndpointsResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.ListLinearEndpoints is not implemented"))
-}
-
-func (UnimplementedProjectServiceHandler) UpdateLinearEndpoint(context.Context, *v1.UpdateLinearEndpointRequest) (*v1.UpdateLinearEndpointResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.UpdateLinearEndpoint is not implemented"))
-}
-
-func (UnimplementedProjectServiceHandler) DeleteLinearEndpoint(context.Context, *v1.DeleteLinearEndpointRequest) (*v1.DeleteLinearEndpointResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.DeleteLinearEndpoint is not implemented"))
 }

@@ -1,4 +1,4 @@
-package project
+package linear
 
 import (
 	"context"
@@ -12,9 +12,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"holdfast/db"
-	projectv1 "holdfast/gen/holdfast/project/v1"
+	linearv1 "holdfast/gen/holdfast/linear/v1"
 )
 
 // synced is an endpoint with an API key, and the Linear that it reads.
@@ -22,7 +23,7 @@ type synced struct {
 	*bundle
 
 	linear   *fakeLinear
-	endpoint *projectv1.LinearEndpoint
+	endpoint *linearv1.Endpoint
 	service  client
 }
 
@@ -30,7 +31,7 @@ func setupSync(t testing.TB) *synced {
 	t.Helper()
 	b := setup(t)
 	s := &synced{bundle: b, linear: newFakeLinear(t), service: b.as(t, nobody)}
-	s.endpoint = must(s.service.CreateLinearEndpoint(t.Context(), &projectv1.CreateLinearEndpointRequest{Secret: signingSecret, ApiKey: linearKey}))(t).GetEndpoint()
+	s.endpoint = must(s.service.PutEndpoint(t.Context(), &linearv1.PutEndpointRequest{AddSecret: signingSecret, SetApiKey: linearKey}))(t).GetEndpoint()
 	return s
 }
 
@@ -47,9 +48,9 @@ func (s *synced) sync(ctx context.Context, on ...*bundle) error {
 }
 
 // state is where the sync stands.
-func (s *synced) state(t testing.TB) *projectv1.LinearSync {
+func (s *synced) state(t testing.TB) *linearv1.SyncStatus {
 	t.Helper()
-	return must(s.service.GetLinearEndpoint(t.Context(), &projectv1.GetLinearEndpointRequest{EndpointId: s.endpoint.GetEndpointId()}))(t).GetSync()
+	return must(s.service.ListEndpoints(t.Context(), &linearv1.ListEndpointsRequest{}))(t).GetEndpoints()[0].GetSync()
 }
 
 // titles are those of all issues, by id.
@@ -57,9 +58,9 @@ func (s *synced) titles(t testing.TB) map[string]string {
 	t.Helper()
 	out := map[string]string{}
 	for token := ""; ; {
-		page := must(s.service.ListIssues(t.Context(), &projectv1.ListIssuesRequest{PageSize: 200, PageToken: token}))(t)
+		page := must(s.service.ListIssues(t.Context(), &linearv1.ListIssuesRequest{PageSize: 200, PageToken: token}))(t)
 		for _, i := range page.GetIssues() {
-			out[i.GetIssue().GetIssueId()] = i.GetIssue().GetTitle()
+			out[i.GetIssueId()] = i.GetTitle()
 		}
 		if token = page.GetNextPageToken(); token == "" {
 			return out
@@ -100,7 +101,7 @@ func TestSync(t *testing.T) {
 		t.Errorf("%v", st)
 	}
 	// The next pass reads only what is new, and what is known already makes no new version.
-	before := must(s.service.GetIssue(ctx, &projectv1.GetIssueRequest{IssueId: "i22"}))(t).GetMetadata().GetVersion()
+	before := s.issue(t, nobody, "i22").GetVersion()
 	s.linear.put("i03", "second", 3000)
 	asked := s.linear.asked()
 	if err := s.sync(ctx); err != nil {
@@ -110,11 +111,13 @@ func TestSync(t *testing.T) {
 	if n := s.linear.asked() - asked; n != 1 {
 		t.Errorf("it took %d requests", n)
 	}
-	if got := must(s.service.GetIssue(ctx, &projectv1.GetIssueRequest{IssueId: "i22"}))(t).GetMetadata().GetVersion(); got != before {
+	if got := s.issue(t, nobody, "i22").GetVersion(); got != before {
 		t.Errorf("what had not changed went from version %d to %d", before, got)
 	}
 	// Without a key nothing is asked.
-	must(s.service.UpdateLinearEndpoint(ctx, &projectv1.UpdateLinearEndpointRequest{EndpointId: s.endpoint.GetEndpointId(), RemoveApiKey: true}))(t)
+	must(s.service.PutEndpoint(ctx, &linearv1.PutEndpointRequest{
+		EndpointId: s.endpoint.GetEndpointId(), UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"api_key"}},
+	}))(t)
 	asked = s.linear.asked()
 	if err := s.sync(ctx); err != nil || s.linear.asked() != asked {
 		t.Errorf("%v, %d requests", err, s.linear.asked()-asked)
@@ -142,7 +145,7 @@ func TestBackfillSurvivesBeingKilled(t *testing.T) {
 	}
 	// What a webhook says meanwhile is newer than what the backfill reads.
 	s.linear.put("i10", "after", 3*day+10)
-	s.tell(t, s.endpoint.GetPath(), "d1", issueEvent{"update", "i10", 3*day + 10, "after", "started", "eng"})
+	s.tell(t, s.endpoint.GetPath(), "d1", issueEvent{"update", "i10", 3*day + 10, "after", "started", "eng", nil})
 
 	killed := 0
 	var kill context.CancelFunc
@@ -273,16 +276,16 @@ func TestSyncRefetches(t *testing.T) {
 	for _, id := range []string{"stale", "torn", "unknown"} {
 		s.linear.put(id, "as Linear has it", 100)
 	}
-	late := issueEvent{"update", "stale", 90, "a replay", "started", "eng"}
+	late := issueEvent{"update", "stale", 90, "a replay", "started", "eng", nil}
 	for i, e := range []issueEvent{
-		{"update", "torn", 100, "one word", "started", "eng"},
-		{"update", "torn", 100, "another word", "started", "eng"},
-		{"update", "unknown", 100, "as Linear has it", "started", "eng"},
-		{"create", "gone", 100, "soon gone", "started", "eng"},
+		{"update", "torn", 100, "one word", "started", "eng", nil},
+		{"update", "torn", 100, "another word", "started", "eng", nil},
+		{"update", "unknown", 100, "as Linear has it", "started", "eng", nil},
+		{"create", "gone", 100, "soon gone", "started", "eng", nil},
 	} {
 		s.tell(t, path, fmt.Sprint(i), e)
 	}
-	for _, e := range []issueEvent{late, {"update", "gone", 101, "a replay", "started", "eng"}} {
+	for _, e := range []issueEvent{late, {"update", "gone", 101, "a replay", "started", "eng", nil}} {
 		body := e.body(s.clock.now().Add(-time.Hour))
 		if status, said := s.post(t, path, body, map[string]string{"Linear-Signature": sign(signingSecret, body)}); status != 200 || !strings.Contains(said, "fetched") {
 			t.Errorf("%d %s", status, said)
@@ -291,7 +294,7 @@ func TestSyncRefetches(t *testing.T) {
 	doubtful := func() map[string]string {
 		out := map[string]string{}
 		for id := range maps.Keys(s.titles(t)) {
-			if i := must(s.service.GetIssue(ctx, &projectv1.GetIssueRequest{IssueId: id}))(t).GetIssue(); i.GetRefetch() {
+			if i := s.issue(t, nobody, id); i.GetRefetch() {
 				out[id] = ""
 			}
 		}
@@ -303,7 +306,7 @@ func TestSyncRefetches(t *testing.T) {
 	}
 	same(t, map[string]string{}, doubtful())
 	same(t, s.linear.titles(), s.titles(t))
-	gone := must(s.service.GetIssue(ctx, &projectv1.GetIssueRequest{IssueId: "gone"}))(t).GetIssue()
+	gone := s.issue(t, nobody, "gone")
 	if gone.GetRemoveTime() == nil || gone.GetTitle() != "soon gone" {
 		t.Errorf("%v", gone)
 	}

@@ -1,4 +1,4 @@
-package project
+package linear
 
 import (
 	"encoding/base64"
@@ -63,7 +63,8 @@ func (l *fakeLinear) put(id, title string, updated int) {
 		"id": id, "identifier": "ENG-" + id, "previousIdentifiers": []any{}, "number": 1, "url": "https://linear.app/acme/issue/" + id, "title": title,
 		"description": nil, "priority": 2, "priorityLabel": "High", "estimate": nil, "dueDate": nil, "createdAt": stamp(0), "updatedAt": stamp(updated),
 		"startedAt": nil, "completedAt": nil, "canceledAt": nil, "archivedAt": nil, "trashed": nil, "labelIds": []any{"l1", "l2"},
-		"state": map[string]any{"id": "s-started", "name": "started", "type": "started"}, "team": map[string]any{"id": "eng", "key": "ENG", "name": "eng"},
+		"labels": map[string]any{"nodes": []any{map[string]any{"id": "l1", "name": "Bug"}}},
+		"state":  map[string]any{"id": "s-started", "name": "started", "type": "started"}, "team": map[string]any{"id": "eng", "key": "ENG", "name": "eng"},
 		"assignee": nil, "delegate": nil, "creator": nil, "project": nil, "cycle": nil, "parent": nil,
 	}
 }

@@ -1,4 +1,4 @@
-package project
+package linear
 
 import (
 	"bytes"
@@ -18,8 +18,9 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"holdfast/db"
-	projectv1 "holdfast/gen/holdfast/project/v1"
+	storev1 "holdfast/gen/holdfast/store/linear/v1"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -225,8 +226,8 @@ func (h *Webhook) take(
 		return "ignored: the action is none that is known", nil
 	}
 
-	known := hashID("d-", w.endpoint+"\x00"+delivery)
-	if _, err := h.c.Deliveries.View(ctx, known); err == nil {
+	seen := rpc.HashID("d-", w.endpoint+"\x00"+delivery)
+	if _, err := h.c.Deliveries.View(ctx, seen); err == nil {
 		return "a duplicate", nil
 	} else if !errors.Is(err, object.ErrNotFound) {
 		return "", err
@@ -241,7 +242,7 @@ func (h *Webhook) take(
 		return "", err
 	}
 	// The note comes last: where this process dies before it, the webhook is sent again, and applied again to no effect.
-	_, err = h.c.Deliveries.Update(ctx, known, func(tx *object.Tx[deliveryState]) error {
+	_, err = h.c.Deliveries.Update(ctx, seen, func(tx *object.Tx[deliveryState]) error {
 		s := tx.State()
 		s.IssueId, s.Action, s.Outcome = w.id, action, said
 		return nil
@@ -285,7 +286,7 @@ func (h *Webhook) refetch(ctx context.Context, w *issueReport) (said string, _ e
 }
 
 // noteStale marks the issue for fetching and tells whether it had to.
-func noteStale(s *projectv1.LinearIssueState, w *issueReport) bool {
+func noteStale(s *storev1.IssueState, w *issueReport) bool {
 	if s.GetStamp() != nil && compareStamps(w.stamp, s.GetStamp()) <= 0 {
 		return false
 	}

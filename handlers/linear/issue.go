@@ -1,14 +1,15 @@
-package project
+package linear
 
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -19,9 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	projectv1 "holdfast/gen/holdfast/project/v1"
-	"holdfast/handlers/problem"
-	"holdfast/handlers/rpc"
+	storev1 "holdfast/gen/holdfast/store/linear/v1"
 	"holdfast/object"
 )
 
@@ -43,10 +42,10 @@ const (
 // issueReport is one report about an issue, from a webhook, Linear's API or a caller.
 type issueReport struct {
 	id       string
-	fields   *projectv1.LinearIssueState // without what the server keeps of its own
+	fields   *storev1.IssueState // without what the server keeps of its own
 	removed  bool
-	stamp    *projectv1.LinearIssueStamp
-	payload  *projectv1.LinearIssuePayload
+	stamp    *storev1.IssueStamp
+	payload  *storev1.IssuePayload
 	endpoint string // "": none
 	delivery string // "": none
 	// create: of a create, which may be the first report; trusted: the whole issue as Linear has it, now.
@@ -65,13 +64,13 @@ func newIssueReport(payload *structpb.Struct, source string, rank int32, sent ti
 		return nil, fmt.Errorf("has an id that is none of Linear's")
 	case w.fields.GetTitle() == "":
 		return nil, fmt.Errorf("has no title")
-	case w.fields.GetUpdateTime() == nil:
+	case w.fields.GetLinearUpdateTime() == nil:
 		return nil, fmt.Errorf("has no updatedAt")
 	}
 	kept, dropped := keepPayload(payload)
-	w.payload = &projectv1.LinearIssuePayload{Payload: kept, Source: source, Dropped: dropped}
-	w.stamp = &projectv1.LinearIssueStamp{
-		TimeMs: w.fields.GetUpdateTime().AsTime().UnixMilli(), Rank: rank, SentMs: sent.UnixMilli(), Hash: hashFields(w.fields),
+	w.payload = &storev1.IssuePayload{Payload: kept, Source: source, Dropped: dropped}
+	w.stamp = &storev1.IssueStamp{
+		TimeMs: w.fields.GetLinearUpdateTime().AsTime().UnixMilli(), Rank: rank, SentMs: sent.UnixMilli(), Hash: hashFields(w.fields),
 	}
 	return w, nil
 }
@@ -89,18 +88,21 @@ func notIDRune(r rune) bool {
 
 // issueFields reads what is worth querying. Webhooks have ids beside the things themselves (`stateId` and `state`), the
 // API has the things.
-func issueFields(f map[string]*structpb.Value) *projectv1.LinearIssueState {
-	s := &projectv1.LinearIssueState{
-		Identifier: text(f, "identifier"), PreviousIdentifiers: texts(f, "previousIdentifiers"), Number: int64(number(f, "number")),
-		Url: text(f, "url"), Title: text(f, "title"), Priority: int32(number(f, "priority")), Estimate: number(f, "estimate"),
-		StateId: reference(f, "state"), StateName: text(inner(f, "state"), "name"), StateType: text(inner(f, "state"), "type"),
-		TeamId: reference(f, "team"), TeamKey: text(inner(f, "team"), "key"),
-		AssigneeId: reference(f, "assignee"), AssigneeName: text(inner(f, "assignee"), "name"),
-		DelegateId: reference(f, "delegate"), CreatorId: reference(f, "creator"), LinearProjectId: reference(f, "project"),
-		CycleId: reference(f, "cycle"), ParentId: reference(f, "parent"), LabelIds: labelIDs(f), DueDate: text(f, "dueDate"),
-		CreateTime: moment(f, "createdAt"), UpdateTime: moment(f, "updatedAt"), StartTime: moment(f, "startedAt"),
-		CompleteTime: moment(f, "completedAt"), CancelTime: moment(f, "canceledAt"), ArchiveTime: moment(f, "archivedAt"),
-		Trashed: f["trashed"].GetBoolValue(),
+func issueFields(f map[string]*structpb.Value) *storev1.IssueState {
+	s := &storev1.IssueState{
+		Identifier: text(f, "identifier"), PreviousIdentifiers: texts(f, "previousIdentifiers"), Url: text(f, "url"), Title: text(f, "title"),
+		Priority: int32(number(f, "priority")), Estimate: number(f, "estimate"), Labels: labels(f), DueDate: text(f, "dueDate"),
+		Assignee: reference(f, "assignee"), Delegate: reference(f, "delegate"), Creator: reference(f, "creator"), Project: reference(f, "project"),
+		Cycle: reference(f, "cycle"), Parent: reference(f, "parent"), LinearCreateTime: moment(f, "createdAt"), LinearUpdateTime: moment(f, "updatedAt"),
+		StartTime: moment(f, "startedAt"), CompleteTime: moment(f, "completedAt"), CancelTime: moment(f, "canceledAt"),
+		ArchiveTime: moment(f, "archivedAt"), Trashed: f["trashed"].GetBoolValue(),
+	}
+	// What an issue has is often null.
+	if r := reference(f, "state"); r != nil || len(inner(f, "state")) > 0 {
+		s.State = &storev1.WorkflowState{Id: r.GetId(), Name: r.GetName(), Type: text(inner(f, "state"), "type")}
+	}
+	if r := reference(f, "team"); r != nil || len(inner(f, "team")) > 0 {
+		s.Team = &storev1.Team{Id: r.GetId(), Name: r.GetName(), Key: text(inner(f, "team"), "key")}
 	}
 	s.Description, s.DescriptionCut = cut(text(f, "description"), maxDescription)
 	s.Title, _ = cut(s.GetTitle(), maxDescription)
@@ -123,12 +125,18 @@ func inner(f map[string]*structpb.Value, name string) map[string]*structpb.Value
 	return f[name].GetStructValue().GetFields()
 }
 
-// reference is the id of a thing, by its own property or by the thing's.
-func reference(f map[string]*structpb.Value, name string) string {
-	if id := text(f, name+"Id"); id != "" {
-		return id
+// reference names a thing, by its own property or by the thing's; nil: there is none. A cycle may have only a number, and an issue is
+// known by its identifier.
+func reference(f map[string]*structpb.Value, name string) *storev1.Ref {
+	thing := inner(f, name)
+	r := &storev1.Ref{Id: cmp.Or(text(f, name+"Id"), text(thing, "id")), Name: cmp.Or(text(thing, "name"), text(thing, "identifier"))}
+	if n := number(thing, "number"); r.GetName() == "" && n > 0 {
+		r.Name = strconv.Itoa(int(n))
 	}
-	return text(inner(f, name), "id")
+	if r.GetId() == "" {
+		return nil
+	}
+	return r
 }
 
 func texts(f map[string]*structpb.Value, name string) (out []string) {
@@ -140,18 +148,20 @@ func texts(f map[string]*structpb.Value, name string) (out []string) {
 	return out
 }
 
-// labelIDs are sorted, so that the same labels compare equal. The API has them as a connection.
-func labelIDs(f map[string]*structpb.Value) []string {
-	ids := texts(f, "labelIds")
+// labels are the names of an issue's labels by their ids. The API has them as a connection.
+func labels(f map[string]*structpb.Value) map[string]string {
+	names := map[string]string{}
+	for _, id := range texts(f, "labelIds") {
+		names[id] = ""
+	}
 	for _, list := range []*structpb.ListValue{f["labels"].GetListValue(), inner(f, "labels")["nodes"].GetListValue()} {
 		for _, v := range list.GetValues() {
-			if id := text(v.GetStructValue().GetFields(), "id"); id != "" {
-				ids = append(ids, id)
+			if label := v.GetStructValue().GetFields(); text(label, "id") != "" {
+				names[text(label, "id")] = text(label, "name")
 			}
 		}
 	}
-	slices.Sort(ids)
-	return slices.Compact(ids)
+	return names
 }
 
 // moment is nil for what is no time of this era.
@@ -177,7 +187,7 @@ func cut(s string, n int) (string, bool) {
 	return s, false
 }
 
-func hashFields(s *projectv1.LinearIssueState) string {
+func hashFields(s *storev1.IssueState) string {
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(s)
 	if err != nil {
 		return ""
@@ -202,7 +212,7 @@ func keepPayload(p *structpb.Struct) (_ *structpb.Struct, dropped []string) {
 			continue
 		}
 		kept.Fields[k] = v
-		sizes[k] = len(k) + len(b) + len(`"":, `)
+		sizes[k] = len(k) + max(len(b), proto.Size(v)) + len(`"":, `) // a list of numbers is larger in binary
 		total += sizes[k]
 	}
 	slices.Sort(dropped)
@@ -259,7 +269,7 @@ func storable(v *structpb.Value, depth int) *structpb.Value {
 }
 
 // compareStamps orders reports on one issue.
-func compareStamps(a, b *projectv1.LinearIssueStamp) int {
+func compareStamps(a, b *storev1.IssueStamp) int {
 	return cmp.Or(cmp.Compare(a.GetTimeMs(), b.GetTimeMs()), cmp.Compare(a.GetRank(), b.GetRank()),
 		cmp.Compare(a.GetSentMs(), b.GetSentMs()), cmp.Compare(a.GetHash(), b.GetHash()))
 }
@@ -269,10 +279,10 @@ func compareStamps(a, b *projectv1.LinearIssueStamp) int {
 //
 // Linear has to be asked where two webhooks of one time disagree, and where an update was the first that was heard of an
 // issue: it may be that its creation is still to come, or never comes.
-func applyReport(s *projectv1.LinearIssueState, w *issueReport, exists bool) (changed, applied bool) {
-	known := exists && s.GetStamp() != nil
+func applyReport(s *storev1.IssueState, w *issueReport, exists bool) (changed, applied bool) {
+	heard := exists && s.GetStamp() != nil
 	old := s.GetStamp()
-	if known && compareStamps(w.stamp, old) <= 0 {
+	if heard && compareStamps(w.stamp, old) <= 0 {
 		disagrees := w.stamp.GetTimeMs() == old.GetTimeMs() && w.stamp.GetRank() == old.GetRank() && w.stamp.GetHash() != old.GetHash()
 		if disagrees && !w.trusted && !s.GetRefetch() {
 			s.Refetch = true
@@ -283,11 +293,11 @@ func applyReport(s *projectv1.LinearIssueState, w *issueReport, exists bool) (ch
 		}
 		return false, false
 	}
-	same := known && w.stamp.GetTimeMs() == old.GetTimeMs()
+	same := heard && w.stamp.GetTimeMs() == old.GetTimeMs()
 	if same && w.trusted && !w.removed && w.stamp.GetHash() == old.GetHash() && !s.GetRefetch() {
 		return false, false // read from Linear, and nothing new
 	}
-	refetch := s.GetRefetch() || !known && !w.create || same && w.stamp.GetHash() != old.GetHash()
+	refetch := s.GetRefetch() || !heard && !w.create || same && w.stamp.GetHash() != old.GetHash()
 	endpoint := cmp.Or(w.endpoint, s.GetEndpointId())
 	if w.fields != nil {
 		proto.Reset(s)
@@ -316,22 +326,25 @@ func applyIssue(tx *object.Tx[issueState], w *issueReport) bool {
 }
 
 // open tells whether an issue is still to be done.
-func open(s *projectv1.LinearIssueState) bool {
-	switch s.GetStateType() {
+func open(s *storev1.IssueState) bool {
+	switch s.GetState().GetType() {
 	case "completed", "canceled", "duplicate":
 		return false
 	}
-	return s.GetStamp() != nil && s.GetRemoveTime() == nil && s.GetArchiveTime() == nil && !s.GetTrashed()
+	return known(s) && s.GetArchiveTime() == nil && !s.GetTrashed()
 }
+
+// known tells whether an issue was heard of for certain, and is still there.
+func known(s *storev1.IssueState) bool { return s.GetStamp() != nil && s.GetRemoveTime() == nil }
 
 // issueTerms are what issues can be listed by; each term of a set has one for the open ones alone. A removed issue has
 // none, but for asking Linear about it.
-func issueTerms(s *projectv1.LinearIssueState) []string {
+func issueTerms(s *storev1.IssueState) []string {
 	var t []string
-	if s.GetStamp() != nil && s.GetRemoveTime() == nil {
+	if known(s) {
 		t = append(t, "any")
 		for _, set := range [][2]string{
-			{"team=", s.GetTeamId()}, {"linear_project=", s.GetLinearProjectId()}, {"assignee=", s.GetAssigneeId()},
+			{"team=", s.GetTeam().GetId()}, {"linear_project=", s.GetProject().GetId()}, {"assignee=", s.GetAssignee().GetId()},
 		} {
 			if set[1] != "" {
 				t = append(t, set[0]+set[1])
@@ -343,8 +356,10 @@ func issueTerms(s *projectv1.LinearIssueState) []string {
 			}
 			t = append(t, "open")
 		}
-		if s.GetIdentifier() != "" {
-			t = append(t, "identifier="+s.GetIdentifier())
+		for _, identifier := range append(s.GetPreviousIdentifiers(), s.GetIdentifier()) {
+			if term := "identifier=" + identifier; identifier != "" && !slices.Contains(t, term) {
+				t = append(t, term)
+			}
 		}
 	}
 	if s.GetRefetch() {
@@ -355,131 +370,22 @@ func issueTerms(s *projectv1.LinearIssueState) []string {
 
 func refetchTerm(endpoint string) string { return "refetch=" + endpoint }
 
-func issueTTL(s *projectv1.LinearIssueState) time.Duration {
+func issueTTL(s *storev1.IssueState) time.Duration {
 	if s.GetRemoveTime() != nil {
 		return tombstoneTTL
 	}
 	return 0
 }
 
-// issueFilter are the terms of a list.
-func issueFilter(req *projectv1.ListIssuesRequest) []string {
-	var t []string
-	if req.GetIdentifier() != "" {
-		t = append(t, "identifier="+req.GetIdentifier())
-	}
-	suffix := ""
-	if req.GetOpenOnly() {
-		suffix = "/open"
-	}
-	for _, set := range [][2]string{
-		{"assignee=", req.GetAssigneeId()}, {"linear_project=", req.GetLinearProjectId()}, {"team=", req.GetTeamId()},
-	} {
-		if set[1] != "" {
-			t = append(t, set[0]+set[1]+suffix)
-		}
-	}
-	switch {
-	case req.GetOpenOnly() && (len(t) == 0 || req.GetIdentifier() != ""):
-		t = append(t, "open")
-	case len(t) == 0:
-		t = append(t, "any")
-	}
-	return t
-}
-
-func presentIssue(id object.ID, s *projectv1.LinearIssueState) *projectv1.Issue {
-	return &projectv1.Issue{
-		IssueId: string(id), Identifier: s.GetIdentifier(), PreviousIdentifiers: s.GetPreviousIdentifiers(), Url: s.GetUrl(),
-		Title: s.GetTitle(), Description: s.GetDescription(), DescriptionCut: s.GetDescriptionCut(), Priority: s.GetPriority(),
-		Estimate: s.GetEstimate(), StateId: s.GetStateId(), StateName: s.GetStateName(), StateType: s.GetStateType(),
-		TeamId: s.GetTeamId(), TeamKey: s.GetTeamKey(), AssigneeId: s.GetAssigneeId(), AssigneeName: s.GetAssigneeName(),
-		DelegateId: s.GetDelegateId(), CreatorId: s.GetCreatorId(), LinearProjectId: s.GetLinearProjectId(), CycleId: s.GetCycleId(),
-		ParentId: s.GetParentId(), LabelIds: s.GetLabelIds(), DueDate: s.GetDueDate(), CreateTime: s.GetCreateTime(),
-		UpdateTime: s.GetUpdateTime(), StartTime: s.GetStartTime(), CompleteTime: s.GetCompleteTime(), CancelTime: s.GetCancelTime(),
-		ArchiveTime: s.GetArchiveTime(), Trashed: s.GetTrashed(), Refetch: s.GetRefetch(), RemoveTime: s.GetRemoveTime(),
-	}
-}
-
-// UpsertIssues implements ProjectService.
-func (m *Manager) UpsertIssues(
-	ctx context.Context, req *projectv1.UpsertIssuesRequest,
-) (*projectv1.UpsertIssuesResponse, error) {
-	reports := make([]*issueReport, len(req.GetIssues()))
-	for i, payload := range req.GetIssues() {
-		// When it was read nobody knows; the sent time of 0 makes the same issue the same report however often it comes.
-		w, err := newIssueReport(payload, "api", rankRead, time.UnixMilli(0))
-		if err != nil {
-			return nil, problem.InvalidArgument(fmt.Sprintf("issues[%d]", i), err.Error())
-		}
-		reports[i] = w
-	}
-	res := &projectv1.UpsertIssuesResponse{Issues: make([]*projectv1.UpsertedIssue, len(reports))}
-	err := eachIssue(reports, func(i int, w *issueReport) error {
-		// Each issue remembers the request by itself, with its own part of it.
-		part := &projectv1.UpsertIssuesRequest{Issues: req.GetIssues()[i : i+1], RequestId: req.GetRequestId()}
-		reply, err := rpc.Do(ctx, m.o.Issues, object.ID(w.id), part,
-			func(tx *object.Tx[issueState]) (*projectv1.UpsertedIssue, error) {
-				applied := applyIssue(tx, w)
-				return &projectv1.UpsertedIssue{IssueId: w.id, Applied: applied}, nil
-			}, object.Upsert(), object.Shared())
-		res.Issues[i] = reply
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return res, nil
-}
-
 // eachIssue calls do for every report, side by side, so that they share transactions. It returns the first error.
-func eachIssue(reports []*issueReport, do func(int, *issueReport) error) error {
+func eachIssue(reports []*issueReport, do func(*issueReport) error) error {
 	var wait sync.WaitGroup
 	errs := make([]error, len(reports))
 	for i, w := range reports {
-		wait.Go(func() { errs[i] = do(i, w) })
+		wait.Go(func() { errs[i] = do(w) })
 	}
 	wait.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// GetIssue implements ProjectService.
-func (m *Manager) GetIssue(ctx context.Context, req *projectv1.GetIssueRequest) (*projectv1.GetIssueResponse, error) {
-	id := object.ID(req.GetIssueId())
-	s, err := m.o.Issues.View(ctx, id, object.IfVersionNot(object.Version(req.GetIfVersionNot())))
-	if err != nil {
-		return nil, err
-	}
-	if s.NotModified {
-		return &projectv1.GetIssueResponse{Metadata: rpc.Metadata(s.Info), NotModified: true}, nil
-	}
-	if s.State.GetStamp() == nil {
-		return nil, object.ErrNotFound // heard of, but not known yet
-	}
-	res := &projectv1.GetIssueResponse{Issue: presentIssue(id, s.State), Metadata: rpc.Metadata(s.Info)}
-	if req.GetWithPayload() {
-		page, err := m.o.Issues.Entries(ctx, id, inRaw, object.EntriesOptions{PageSize: 1})
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range page.Entries {
-			res.Payload, _ = e.Value.(*projectv1.LinearIssuePayload)
-		}
-	}
-	return res, nil
-}
-
-// ListIssues implements ProjectService.
-func (m *Manager) ListIssues(ctx context.Context, req *projectv1.ListIssuesRequest) (*projectv1.ListIssuesResponse, error) {
-	items, next, err := rpc.List(ctx, m.o.Issues, req, object.ListOptions{Terms: issueFilter(req)}, func(s object.Snapshot[issueState]) *projectv1.IssueItem {
-		return &projectv1.IssueItem{Issue: presentIssue(s.ID, s.State), Metadata: rpc.Metadata(s.Info)}
-	})
-	return &projectv1.ListIssuesResponse{Issues: items, NextPageToken: next}, err
+	return errors.Join(errs...)
 }
 
 // readPayload reads JSON that came over the wire as a struct. Numbers become float64.

@@ -1,4 +1,4 @@
-package project
+package linear
 
 import (
 	"slices"
@@ -11,7 +11,8 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	projectv1 "holdfast/gen/holdfast/project/v1"
+	linearv1 "holdfast/gen/holdfast/linear/v1"
+	storev1 "holdfast/gen/holdfast/store/linear/v1"
 )
 
 // said makes a word of an issue at a time in seconds.
@@ -59,7 +60,7 @@ func TestNewestWordWins(t *testing.T) {
 		"Linear no longer has it":                 {[]*issueReport{create(1, 1, "a"), removedReport("i", "e", linearAt.Add(time.Hour))}, "a", false, true},
 		"Linear never had it, for all we know":    {[]*issueReport{removedReport("i", "e", linearAt.Add(time.Hour)), hook(5, 5, "b")}, "", false, true},
 	} {
-		s := &projectv1.LinearIssueState{}
+		s := &storev1.IssueState{}
 		for i, w := range tt.words {
 			before := proto.CloneOf(s)
 			changed, applied := applyReport(s, w, i > 0)
@@ -87,7 +88,8 @@ func TestIssueFields(t *testing.T) {
 		"id": "i", "identifier": "ENG-1", "number": 1, "title": "t", "description": strings.Repeat("ä", maxDescription) + "!", "priority": 1, "estimate": 2.5,
 		"dueDate": "2026-12-24", "createdAt": stamp(0), "updatedAt": stamp(1), "startedAt": stamp(2), "canceledAt": nil, "trashed": true,
 	}
-	hook, api := map[string]any{"labelIds": []any{"b", "a"}}, map[string]any{"labels": map[string]any{"nodes": []any{map[string]any{"id": "a"}, map[string]any{"id": "b"}}}}
+	named := []any{map[string]any{"id": "a", "name": "A"}, map[string]any{"id": "b", "name": "B"}}
+	hook, api := map[string]any{"labelIds": []any{"b", "a"}, "labels": named}, map[string]any{"labels": map[string]any{"nodes": named}}
 	for k, v := range common {
 		hook[k], api[k] = v, v
 	}
@@ -95,15 +97,17 @@ func TestIssueFields(t *testing.T) {
 		hook[thing+"Id"] = id
 		api[thing] = map[string]any{"id": id, "name": "n", "type": "started", "key": "ENG"}
 	}
-	hook["state"], hook["team"], hook["assignee"] = api["state"], api["team"], api["assignee"]
-	read := func(m map[string]any) *projectv1.LinearIssueState {
+	for _, thing := range []string{"state", "team", "assignee", "delegate", "creator", "project", "cycle", "parent"} {
+		hook[thing] = api[thing]
+	}
+	read := func(m map[string]any) *storev1.IssueState {
 		return issueFields(must(structpb.NewStruct(m))(t).GetFields())
 	}
 	if diff := cmp.Diff(read(hook), read(api), protocmp.Transform()); diff != "" {
 		t.Errorf("(-webhook +API):\n%s", diff)
 	}
 	s := read(api)
-	if len([]rune(s.GetDescription())) != maxDescription || !s.GetDescriptionCut() || s.GetEstimate() != 2.5 || s.GetParentId() != "i0" || s.GetCancelTime() != nil || !s.GetTrashed() {
+	if len([]rune(s.GetDescription())) != maxDescription || !s.GetDescriptionCut() || s.GetEstimate() != 2.5 || s.GetParent().GetId() != "i0" || s.GetLabels()["b"] != "B" || s.GetCancelTime() != nil || !s.GetTrashed() {
 		t.Errorf("%v", s)
 	}
 	for name, m := range map[string]map[string]any{
@@ -147,24 +151,34 @@ func TestKeepPayload(t *testing.T) {
 // What an issue is listed by, every list finds.
 func TestIssueFiltersAreTerms(t *testing.T) {
 	t.Parallel()
-	s := &projectv1.LinearIssueState{
-		TeamId: "t", LinearProjectId: "p", AssigneeId: "a", Identifier: "ENG-1", StateType: "started", Stamp: &projectv1.LinearIssueStamp{},
+	s := &storev1.IssueState{
+		Team: &storev1.Team{Id: "t"}, Project: &storev1.Ref{Id: "p"}, Assignee: &storev1.Ref{Id: "a"}, Identifier: "ENG-1",
+		State: &storev1.WorkflowState{Type: "started"}, Stamp: &storev1.IssueStamp{},
 	}
 	for _, open := range []bool{false, true} {
-		for name, req := range map[string]*projectv1.ListIssuesRequest{
-			"all": {}, "team": {TeamId: "t"}, "project": {LinearProjectId: "p"}, "assignee": {AssigneeId: "a"}, "identifier": {Identifier: "ENG-1"},
-			"every": {TeamId: "t", LinearProjectId: "p", AssigneeId: "a", Identifier: "ENG-1"},
+		for name, f := range map[string]*linearv1.IssueFilter{
+			"all": {}, "team": {TeamIds: []string{"t"}}, "project": {ProjectIds: []string{"p"}}, "assignee": {AssigneeIds: []string{"a"}},
+			"identifier": {Identifiers: []string{"ENG-1"}}, "every": {TeamIds: []string{"t"}, ProjectIds: []string{"p"}, AssigneeIds: []string{"a"}},
 		} {
-			req.OpenOnly = open
-			for _, term := range issueFilter(req) {
+			f.Open = open
+			o, whole := issueOptions(f)
+			for _, term := range append(o.Terms, o.AnyTerm...) {
 				if !slices.Contains(issueTerms(s), term) {
 					t.Errorf("%s: the filter %q is none of %q", name, term, issueTerms(s))
 				}
 			}
+			if want := name != "every" && (name != "identifier" || !open); whole != want || !fitsIssue(f, s) {
+				t.Errorf("%s, open %t: the index is all of it: %t; it fits: %t", name, open, whole, fitsIssue(f, s))
+			}
 		}
 	}
-	for _, done := range []*projectv1.LinearIssueState{{StateType: "completed"}, {StateType: "canceled"}, {StateType: "duplicate"}, {Trashed: true}} {
-		done.TeamId, done.Stamp = "t", s.GetStamp()
+	for _, done := range []*storev1.IssueState{
+		{State: &storev1.WorkflowState{Type: "completed"}},
+		{State: &storev1.WorkflowState{Type: "canceled"}},
+		{State: &storev1.WorkflowState{Type: "duplicate"}},
+		{Trashed: true},
+	} {
+		done.Team, done.Stamp = s.GetTeam(), s.GetStamp()
 		if terms := issueTerms(done); slices.ContainsFunc(terms, func(term string) bool { return strings.HasSuffix(term, "open") }) {
 			t.Errorf("%v is listed by %q", done, terms)
 		}

@@ -1,4 +1,4 @@
-package project
+package linear
 
 import (
 	"context"
@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"holdfast/db"
-	projectv1 "holdfast/gen/holdfast/project/v1"
+	storev1 "holdfast/gen/holdfast/store/linear/v1"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -129,7 +129,7 @@ type syncRun struct {
 	id      object.ID
 	api     linearAPI
 	version object.Version // 0: there is no state yet
-	state   *projectv1.LinearSyncState
+	state   *storev1.SyncState
 }
 
 func (r *syncRun) at(s object.Snapshot[syncState]) { r.version, r.state = s.Version, s.State }
@@ -138,7 +138,7 @@ func (r *syncRun) at(s object.Snapshot[syncState]) { r.version, r.state = s.Vers
 var errOvertaken = errors.New("another run is at work")
 
 // move changes where the sync stands, unless another run has.
-func (r *syncRun) move(ctx context.Context, change func(s *projectv1.LinearSyncState, now time.Time)) error {
+func (r *syncRun) move(ctx context.Context, change func(s *storev1.SyncState, now time.Time)) error {
 	opts := []object.UpdateOption{object.IfVersion(r.version)}
 	if r.version == 0 {
 		opts = []object.UpdateOption{object.Create(), object.Shared()}
@@ -157,7 +157,7 @@ func (r *syncRun) move(ctx context.Context, change func(s *projectv1.LinearSyncS
 }
 
 // beginPass starts a pass where none is under way.
-func beginPass(s *projectv1.LinearSyncState, overlap time.Duration, now time.Time) {
+func beginPass(s *storev1.SyncState, overlap time.Duration, now time.Time) {
 	if s.GetPass() != nil {
 		return
 	}
@@ -165,18 +165,18 @@ func beginPass(s *projectv1.LinearSyncState, overlap time.Duration, now time.Tim
 	if s.GetHighWaterTime() != nil {
 		since = s.GetHighWaterTime().AsTime().Add(-overlap)
 	}
-	s.Pass = &projectv1.LinearSyncPass{SinceTime: timestamppb.New(since), StartTime: timestamppb.New(now)}
+	s.Pass = &storev1.SyncPass{SinceTime: timestamppb.New(since), StartTime: timestamppb.New(now)}
 }
 
 // endPage notes a page that is stored, and with the last one ends the pass.
-func endPage(s *projectv1.LinearSyncState, cursor string, newest time.Time, issues int, now time.Time) {
+func endPage(s *storev1.SyncState, cursor string, newest time.Time, issues int, now time.Time) {
 	p := s.GetPass()
 	if newest.After(p.GetNewestTime().AsTime()) {
 		p.NewestTime = timestamppb.New(newest)
 	}
 	p.Cursor = cursor
 	p.PageCount++
-	s.IssueCount += int64(issues)
+	s.IssueCount += int32(issues) //nolint:gosec // a page at a time
 	s.Error, s.NotBefore = "", nil
 	if cursor != "" {
 		return
@@ -189,7 +189,7 @@ func endPage(s *projectv1.LinearSyncState, cursor string, newest time.Time, issu
 
 // pass reads all pages of the pass that is under way, or of a new one.
 func (r *syncRun) pass(ctx context.Context) error {
-	err := r.move(ctx, func(s *projectv1.LinearSyncState, now time.Time) { beginPass(s, r.c.Overlap, now) })
+	err := r.move(ctx, func(s *storev1.SyncState, now time.Time) { beginPass(s, r.c.Overlap, now) })
 	for err == nil && r.state.GetPass() != nil {
 		err = r.page(ctx)
 	}
@@ -201,7 +201,7 @@ func (r *syncRun) page(ctx context.Context) error {
 	p, err := r.api.since(ctx, pass.GetSinceTime().AsTime(), pass.GetCursor(), r.c.PageSize)
 	if errors.Is(err, errBadCursor) {
 		// It was too old. What the pass has stored is stored; it begins again.
-		return r.move(ctx, func(s *projectv1.LinearSyncState, _ time.Time) { s.Pass.Cursor = "" })
+		return r.move(ctx, func(s *storev1.SyncState, _ time.Time) { s.Pass.Cursor = "" })
 	}
 	if err != nil {
 		return err
@@ -210,7 +210,7 @@ func (r *syncRun) page(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return r.move(ctx, func(s *projectv1.LinearSyncState, now time.Time) { endPage(s, p.cursor, newest, len(p.issues), now) })
+	return r.move(ctx, func(s *storev1.SyncState, now time.Time) { endPage(s, p.cursor, newest, len(p.issues), now) })
 }
 
 // store applies what Linear's API answered and tells the newest updatedAt.
@@ -225,7 +225,7 @@ func (r *syncRun) store(ctx context.Context, payloads []*structpb.Struct) (newes
 		}
 		w.endpoint = string(r.id)
 		reports = append(reports, w)
-		if t := w.fields.GetUpdateTime().AsTime(); t.After(newest) {
+		if t := w.fields.GetLinearUpdateTime().AsTime(); t.After(newest) {
 			newest = t
 		}
 	}
@@ -233,7 +233,7 @@ func (r *syncRun) store(ctx context.Context, payloads []*structpb.Struct) (newes
 }
 
 func (r *syncRun) apply(ctx context.Context, reports []*issueReport) error {
-	return eachIssue(reports, func(_ int, w *issueReport) error {
+	return eachIssue(reports, func(w *issueReport) error {
 		_, err := r.c.Issues.Update(ctx, object.ID(w.id), func(tx *object.Tx[issueState]) error {
 			applyIssue(tx, w)
 			return nil
@@ -296,7 +296,7 @@ func (r *syncRun) anySettled(ctx context.Context, ids []string) (bool, error) {
 func removedReport(id, endpoint string, at time.Time) *issueReport {
 	return &issueReport{
 		id: id, removed: true, trusted: true, endpoint: endpoint,
-		stamp: &projectv1.LinearIssueStamp{TimeMs: at.UnixMilli(), Rank: rankRemoval, SentMs: at.UnixMilli()},
+		stamp: &storev1.IssueStamp{TimeMs: at.UnixMilli(), Rank: rankRemoval, SentMs: at.UnixMilli()},
 	}
 }
 
@@ -306,7 +306,7 @@ func (r *syncRun) note(ctx context.Context, failed error) error {
 	if ctx.Err() != nil {
 		return failed
 	}
-	err := r.move(ctx, func(s *projectv1.LinearSyncState, _ time.Time) {
+	err := r.move(ctx, func(s *storev1.SyncState, _ time.Time) {
 		s.Error = failed.Error()
 		if limited {
 			s.NotBefore = timestamppb.New(limit.until)

@@ -1,0 +1,131 @@
+package handlers_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"holdfast/gen/holdfast/linear/v1/linearv1connect"
+	"holdfast/handlers"
+	"holdfast/handlers/linear"
+	"holdfast/object"
+	"holdfast/seal"
+)
+
+func linearService(rt *object.Runtime, kinds linear.Kinds, box *seal.Box) handlers.Service {
+	return handlers.NewService[linearv1connect.LinearServiceHandler](linearv1connect.LinearServiceName, linearv1connect.NewLinearServiceHandler,
+		linear.NewManager(linear.Options{Kinds: kinds, Runtime: rt, Seal: box}))
+}
+
+const linearRPCs = "/holdfast.linear.v1.LinearService/"
+
+const issueC1 = `{"id":"c1","title":"` + secret + `","updatedAt":"2026-11-23T00:00:00Z","state":{"type":"started"}}`
+
+var linearArea = area{
+	fill: func(tb testing.TB, b *bundle, _ string) { fillLinear(tb, b) },
+	fuzzing: fuzzing{
+		seed:  [][2]string{{"PutIssues", `{"issues":[` + issueC1 + `]}`}},
+		reads: map[string][2]string{"": {"ListIssues", `{"filter":{"issueIds":["c1"]},"withPayload":true}`}},
+		service: map[string]string{
+			"PutIssues": "ok", "PutEndpoint": "not_found", "ListEndpoints": "ok", "DeleteEndpoint": "not_found",
+		},
+		full: map[string]string{
+			"PutIssues": `{"requestId":"r-2","ifVersion":"1","issues":[{"id":"c1","identifier":"ENG-1","previousIdentifiers":["OLD-1"],"number":1,"url":"u","title":"t","description":"d","priority":1,"estimate":0.5,"stateId":"s",
+				"state":{"id":"s","name":"n","type":"started"},"team":{"id":"t","key":"ENG"},"assignee":{"id":"a","name":"n"},"delegate":{"id":"d"},"labelIds":["l"],"labels":{"nodes":[{"id":"m","name":"n"}]},
+				"cycle":{"id":"y","number":3},"parent":{"id":"q","identifier":"ENG-0"},
+				"dueDate":"2026-01-01","createdAt":"2026-01-01T00:00:00Z","updatedAt":"2026-12-01T00:00:00.5Z","completedAt":null,"trashed":false}]}`,
+			"ListIssues": `{"pageSize":5,"filter":{"issueIds":["c1"],"identifiers":["ENG-1"],"teamIds":["t"],"projectIds":["p"],"assigneeIds":["a"],"stateTypes":["started"],"labelNames":["n"],
+				"text":"t","open":true,"updatedSince":"2026-01-01T00:00:00Z"},"withPayload":true}`,
+			"PutEndpoint": `{"requestId":"r-2","ifVersion":"1","endpointId":"c1","endpoint":{"title":"t","labels":{"a":"b"},"replayWindow":"60s","organizationId":"o"},"updateMask":"title,apiKey",
+				"addSecret":"s","removeSecretId":"x","setApiKey":"k","resetSyncTo":"2026-01-01T00:00:00Z"}`,
+			"ListEndpoints":  `{"pageSize":5}`,
+			"DeleteEndpoint": `{"requestId":"r-2","ifVersion":"1","endpointId":"c1"}`,
+		},
+	},
+	alone: true,
+	cases: map[string]isolationCase{
+		linearRPCs + "ListIssues":     {body: `{"filter":{"issueIds":["c1"]},"withPayload":true}`, outside: isEmpty, inside: isShared},
+		linearRPCs + "PutIssues":      {test: isolateIssues},
+		linearRPCs + "PutEndpoint":    {test: isolateEndpoint},
+		linearRPCs + "ListEndpoints":  {test: isolateEndpoint},
+		linearRPCs + "DeleteEndpoint": {test: isolateEndpoint},
+	},
+}
+
+func linearMethod(name string) protoreflect.MethodDescriptor { return registered()[linearRPCs+name] }
+
+// fillLinear makes the issue c1 of the tenant.
+func fillLinear(tb testing.TB, b *bundle) {
+	tb.Helper()
+	b.must(tb, linearRPCs+"PutIssues", `{"issues":[`+issueC1+`]}`, b.key(tb, ""))
+}
+
+// isolateIssues: issues are written by the tenant's services only.
+func isolateIssues(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
+	ada, service := b.key(t, "ada"), b.key(t, "")
+	for _, there := range []bool{false, true} {
+		for name, tt := range map[string]struct {
+			headers []string
+			want    string
+		}{
+			"a user":               {[]string{ada}, deniedUser},
+			"a user's session":     {[]string{b.signIn(t, "ada")}, deniedUser},
+			"a service for a user": {[]string{service, "Holdfast-User: ada"}, deniedUser},
+			"nobody":               {nil, "unauthenticated CREDENTIAL_MISSING"},
+		} {
+			if got := b.call(t, m, `{"issues":[`+strings.Replace(issueC1, "2026", "2030", 1)+`]}`, tt.headers...); got.code+" "+got.reason != tt.want {
+				t.Errorf("there already: %t; %s is answered with %+v", there, name, got)
+			}
+		}
+		b.must(t, linearRPCs+"PutIssues", `{"issues":[`+issueC1+`]}`, service)
+	}
+	other := b.tenant(t)
+	other.must(t, linearRPCs+"PutIssues", `{"issues":[`+strings.ReplaceAll(issueC1, secret, "theirs")+`]}`, other.key(t, ""))
+	if got := b.call(t, linearMethod("ListIssues"), `{"filter":{"issueIds":["c1"]}}`, ada); !strings.Contains(got.body, secret) || strings.Contains(got.body, "2030") {
+		t.Errorf("in the end: %+v", got)
+	}
+}
+
+// isolateEndpoint: endpoints are for their own tenant's services only, and nobody is shown a secret.
+func isolateEndpoint(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
+	service, ada, other := b.key(t, ""), b.key(t, "ada"), b.tenant(t)
+	made := b.call(t, linearMethod("PutEndpoint"), `{"endpoint":{"title":"mine"},"addSecret":"`+secret+`","setApiKey":"`+secret+`"}`, service)
+	var e struct {
+		Endpoint struct{ EndpointID string }
+	}
+	if err := json.Unmarshal([]byte(made.body), &e); made.code != "ok" || err != nil || e.Endpoint.EndpointID == "" {
+		t.Fatalf("%+v, %v", made, err)
+	}
+	body, stranger := `{}`, "ok "
+	if name := m.Name(); name != "ListEndpoints" {
+		body = fmt.Sprintf(`{"endpointId":%q}`, e.Endpoint.EndpointID)
+		if name == "PutEndpoint" {
+			stranger = isNotFound
+		}
+	}
+	for _, tt := range []struct {
+		name    string
+		headers []string
+		want    string
+	}{
+		{"a user", []string{ada}, "permission_denied ROLE_REQUIRED"},
+		{"a service for a user", []string{service, "Holdfast-User: ada"}, "permission_denied ROLE_REQUIRED"},
+		{"another tenant's user", []string{other.key(t, "ada")}, "permission_denied ROLE_REQUIRED"},
+		{"another tenant's service", []string{other.key(t, "")}, stranger},
+		{"nobody", nil, "unauthenticated CREDENTIAL_MISSING"},
+		{"garbage", []string{"Authorization: Bearer hfk_x"}, "unauthenticated CREDENTIAL_INVALID"},
+		{"a service", []string{service}, "ok "},
+	} {
+		got := b.call(t, m, body, tt.headers...)
+		if got.code+" "+got.reason != tt.want {
+			t.Errorf("%s is answered with %+v, want %s", tt.name, got, tt.want)
+		}
+		if strings.Contains(got.body, secret) || tt.want != "ok " && strings.Contains(got.body, "mine") ||
+			strings.HasPrefix(tt.name, "another") && strings.Contains(got.body, e.Endpoint.EndpointID) {
+			t.Errorf("%s is told %s", tt.name, got.body)
+		}
+	}
+}

@@ -1,0 +1,202 @@
+package linear
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	errorv1 "holdfast/gen/holdfast/error/v1"
+	linearv1 "holdfast/gen/holdfast/linear/v1"
+	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
+	"holdfast/object"
+)
+
+func presentIssue(s object.Snapshot[issueState]) *linearv1.Issue {
+	return rpc.Present(&linearv1.Issue{}, s.Info, s.State)
+}
+
+// PutIssues implements LinearService.
+func (m *Manager) PutIssues(ctx context.Context, req *linearv1.PutIssuesRequest) (*linearv1.PutIssuesResponse, error) {
+	if err := rpc.RequireService(ctx); err != nil {
+		return nil, err
+	}
+	results := make([]*linearv1.PutIssueResult, len(req.GetIssues()))
+	errs := make([]error, len(results))
+	var wait sync.WaitGroup
+	for i, payload := range req.GetIssues() {
+		// When it was read nobody knows; the sent time of 0 makes the same issue the same report however often it comes.
+		w, err := newIssueReport(payload, "api", rankRead, time.UnixMilli(0))
+		if err != nil {
+			results[i] = &linearv1.PutIssueResult{Problem: problem.InvalidArgument(fmt.Sprintf("issues[%d]", i), err.Error()).Problem()}
+			continue
+		}
+		// Each issue remembers the request by itself, with its own part of it. Side by side they share transactions.
+		part := &linearv1.PutIssuesRequest{RequestId: req.GetRequestId(), IfVersion: req.IfVersion, Issues: req.GetIssues()[i : i+1]}
+		wait.Go(func() {
+			results[i], errs[i] = object.Do(ctx, m.o.Issues, object.ID(w.id), part, func(tx *object.Tx[issueState]) (*linearv1.PutIssueResult, error) {
+				applied := applyIssue(tx, w)
+				return &linearv1.PutIssueResult{IssueId: w.id, Applied: applied, Version: int64(tx.Info().Version)}, nil
+			}, object.Upsert(), object.Shared())
+			if p := problemOf(errs[i]); p != nil {
+				results[i], errs[i] = &linearv1.PutIssueResult{IssueId: w.id, Problem: p}, nil
+			}
+		})
+	}
+	wait.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return nil, err
+		}
+	}
+	return &linearv1.PutIssuesResponse{Results: results}, nil
+}
+
+// problemOf is what is wrong with one issue of a request; nil: nothing, or it is the whole call that failed.
+func problemOf(err error) *errorv1.Problem {
+	p := &problem.Error{}
+	if e, ok := errors.AsType[*object.VersionMismatchError](err); ok {
+		p.Reason = errorv1.Reason_REASON_VERSION_MISMATCH
+		p.Detail = &errorv1.Mismatch{CurrentVersion: int64(e.Current), Exists: e.Current != 0, Object: e.Kind + "/" + string(e.ID)}
+	} else if e, ok := errors.AsType[*object.TooLargeError](err); ok {
+		p.Reason = errorv1.Reason_REASON_SIZE_EXCEEDED
+		p.Detail = &errorv1.Limit{Name: e.What, Scope: "object", Limit: int64(e.Limit), Value: int64(e.Size)}
+	} else if errors.Is(err, object.ErrRequestReused) {
+		p.Reason = errorv1.Reason_REASON_REQUEST_ID_REUSED
+	} else {
+		return nil
+	}
+	return p.Problem()
+}
+
+// payloadRoom is what a payload takes in an answer at most.
+const payloadRoom = maxPayload + 4<<10
+
+// ListIssues implements LinearService.
+func (m *Manager) ListIssues(ctx context.Context, req *linearv1.ListIssuesRequest) (*linearv1.ListIssuesResponse, error) {
+	o, whole := issueOptions(req.GetFilter())
+	if req.GetWithPayload() {
+		o.Around = payloadRoom
+	}
+	res := &linearv1.ListIssuesResponse{}
+	var err error
+	switch {
+	case len(req.GetFilter().GetIssueIds()) > 0:
+		err = m.listByID(ctx, req, res, o.Around)
+	case whole:
+		res.Issues, res.NextPageToken, err = rpc.List(ctx, m.o.Issues, req, o, presentIssue)
+	default:
+		fits := func(s issueState) bool { return fitsIssue(req.GetFilter(), s) }
+		res.Issues, res.NextPageToken, err = rpc.ListMatching(ctx, m.o.Issues, req, o, fits, presentIssue)
+	}
+	if err != nil || !req.GetWithPayload() {
+		return res, err
+	}
+	for _, issue := range res.GetIssues() {
+		page, err := m.o.Issues.Entries(ctx, object.ID(issue.GetIssueId()), inRaw, object.EntriesOptions{PageSize: 1})
+		if err != nil && !errors.Is(err, object.ErrNotFound) {
+			return nil, err
+		}
+		for _, e := range page.Entries {
+			issue.Payload = &linearv1.IssuePayload{}
+			rpc.Copy(issue.GetPayload(), e.Value)
+		}
+	}
+	return res, nil
+}
+
+// listByID answers with the issues that the filter names, in its order. The cursor is how many of them are done.
+func (m *Manager) listByID(ctx context.Context, req *linearv1.ListIssuesRequest, res *linearv1.ListIssuesResponse, around int) error {
+	cursor, err := rpc.Cursor(req)
+	if err != nil {
+		return err
+	}
+	ids := req.GetFilter().GetIssueIds()
+	first, _ := strconv.Atoi(cursor) // 0 for the first page
+	last := min(first+object.MaxPageSize, len(ids))
+	r, size := m.o.Runtime.Together(), cmp.Or(int(req.GetPageSize()), object.DefaultPageSize)
+	viewed := make([]*object.Viewed[issueState], 0, last-first)
+	for _, id := range ids[first:last] {
+		viewed = append(viewed, object.ViewIn(r, m.o.Issues, object.ID(id)))
+	}
+	if err := r.Run(ctx); err != nil {
+		return err
+	}
+	var room object.Room
+	for i, v := range viewed {
+		if !v.Found || v.Snapshot.State.GetStamp() == nil || !fitsIssue(req.GetFilter(), v.Snapshot.State) {
+			continue
+		}
+		issue := presentIssue(v.Snapshot)
+		if len(res.GetIssues()) == size || !room.Fits(rpc.AnswerSize(issue)+around) {
+			res.NextPageToken = rpc.Token(req, strconv.Itoa(first+i))
+			break
+		}
+		res.Issues = append(res.Issues, issue)
+	}
+	return nil
+}
+
+// issueOptions choose the index that a filter's list walks, and tell whether that is the whole filter.
+func issueOptions(f *linearv1.IssueFilter) (o object.ListOptions, whole bool) {
+	conditions := len(f.GetStateTypes()) + len(f.GetLabelNames()) + len(f.GetText())
+	if f.GetUpdatedSince() != nil {
+		conditions++
+	}
+	suffix, all := "", "any"
+	if f.GetOpen() {
+		suffix, all = "/open", "open"
+	}
+	// The most selective comes first.
+	for _, set := range []struct {
+		prefix, suffix string
+		values         []string
+	}{
+		{"identifier=", "", f.GetIdentifiers()},
+		{"assignee=", suffix, f.GetAssigneeIds()},
+		{"linear_project=", suffix, f.GetProjectIds()},
+		{"team=", suffix, f.GetTeamIds()},
+	} {
+		if len(set.values) > 0 && o.AnyTerm != nil {
+			conditions++
+		}
+		if len(set.values) == 0 || o.AnyTerm != nil {
+			continue
+		}
+		for _, v := range set.values {
+			o.AnyTerm = append(o.AnyTerm, set.prefix+v+set.suffix)
+		}
+		if set.suffix != suffix {
+			conditions++
+		}
+	}
+	if o.AnyTerm == nil {
+		o.Terms = []string{all}
+	}
+	return o, conditions == 0
+}
+
+// fitsIssue tells whether an issue is one that a filter chooses.
+func fitsIssue(f *linearv1.IssueFilter, s issueState) bool {
+	among := func(wanted []string, has ...string) bool {
+		return len(wanted) == 0 || slices.ContainsFunc(has, func(v string) bool { return slices.Contains(wanted, v) })
+	}
+	return among(f.GetIdentifiers(), append(s.GetPreviousIdentifiers(), s.GetIdentifier())...) && among(f.GetTeamIds(), s.GetTeam().GetId()) &&
+		among(f.GetProjectIds(), s.GetProject().GetId()) && among(f.GetAssigneeIds(), s.GetAssignee().GetId()) &&
+		among(f.GetStateTypes(), s.GetState().GetType()) && among(f.GetLabelNames(), slices.Collect(maps.Values(s.GetLabels()))...) &&
+		(!f.GetOpen() || open(s)) && !s.GetLinearUpdateTime().AsTime().Before(f.GetUpdatedSince().AsTime()) &&
+		(f.GetText() == "" || contains(f.GetText(), s.GetIdentifier(), s.GetTitle(), s.GetDescription()))
+}
+
+// contains tells whether one of the texts has a part in it, whatever the case.
+func contains(part string, texts ...string) bool {
+	part = strings.ToLower(part)
+	return slices.ContainsFunc(texts, func(s string) bool { return strings.Contains(strings.ToLower(s), part) })
+}
