@@ -206,7 +206,9 @@ func (s *suite[S]) testReplayBesideOthers(t *testing.T) {
 	}
 	calls := []func(context.Context) (reply, error){
 		func(ctx context.Context) (reply, error) { return s.do(ctx, s.kind, "a", creation, object.Create()) },
-		func(ctx context.Context) (reply, error) { return s.do(ctx, s.kind, "a", conditional, object.IfVersion(1)) },
+		func(ctx context.Context) (reply, error) {
+			return s.do(ctx, s.kind, "a", conditional, object.IfVersion(1))
+		},
 		doOnce,
 		doUnchanged,
 	}
