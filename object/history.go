@@ -58,6 +58,8 @@ type undo struct {
 	// State has the fields that differ, or all fields if Schema is set: the change was the first of a newer schema.
 	State  map[string]json.RawMessage `json:"state"`
 	Schema int32                      `json:"schema"`
+	// Nulls are the fields that were set, to null.
+	Nulls []string `json:"nulls"`
 	// In has the differences within fields that State does not have as a whole.
 	In      map[string]*node      `json:"in"`
 	Entries [][3]json.RawMessage  `json:"entries"`
@@ -71,7 +73,7 @@ type undo struct {
 
 // fields are the top-level fields that differ.
 func (u *undo) fields() []string {
-	names := slices.AppendSeq(slices.Collect(maps.Keys(u.State)), maps.Keys(u.In))
+	names := slices.AppendSeq(slices.AppendSeq(slices.Clone(u.Nulls), maps.Keys(u.State)), maps.Keys(u.In))
 	slices.Sort(names)
 	return names
 }
@@ -362,6 +364,9 @@ func (p *Past) undo(u *undo) error {
 		} else {
 			p.state[name] = old
 		}
+	}
+	for _, name := range u.Nulls {
+		p.state[name] = json.RawMessage("null")
 	}
 	return applyAll(p.state, u.In)
 }

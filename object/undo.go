@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"holdfast/jsonpb"
 )
@@ -15,7 +16,8 @@ import (
 //
 //	"state": {"name": "old", "edition": null}, "in": {"fields": {"set": {"k": "old"}, "unset": ["l"], "in": {…}}}
 //
-// state has old values of top-level fields as a whole; null stands for one that was not set. in goes into maps and
+// state has old values of top-level fields as a whole; null stands for one that was not set, and nulls names the fields that were null
+// itself, as a google.protobuf.Value may be. in goes into maps and
 // messages that were there before and after: set has old values in them, by key or field name, unset what was not there,
 // and in goes on. So what a change of one key of a large map writes does not grow with the map. Notes of before this form
 // have all in state, and are read as ever.
@@ -68,6 +70,7 @@ func appendUndo(b []byte, was, is proto.Message) ([]byte, error) {
 	}
 	a := was.ProtoReflect()
 	var deep []protoreflect.FieldDescriptor
+	var nulls []string
 	var err error
 	empty := len(b)
 	for i, fields := 0, a.Descriptor().Fields(); i < fields.Len(); i++ {
@@ -91,6 +94,10 @@ func appendUndo(b []byte, was, is proto.Message) ([]byte, error) {
 		if !old && is == nil {
 			continue
 		}
+		if v, ok := a.Get(f).Interface().(protoreflect.Message); ok && old && isNull(v.Interface()) {
+			nulls = append(nulls, string(f.Name()))
+			continue
+		}
 		b = appendName(b, empty, string(f.Name()))
 		if !old {
 			b = append(b, "null"...)
@@ -99,6 +106,10 @@ func appendUndo(b []byte, was, is proto.Message) ([]byte, error) {
 		}
 	}
 	b = append(b, '}')
+	if len(nulls) > 0 {
+		names, _ := json.Marshal(nulls) // it cannot fail
+		b = append(append(b, `,"nulls":`...), names...)
+	}
 	if len(deep) == 0 {
 		return b, nil
 	}
@@ -114,6 +125,12 @@ func appendUndo(b []byte, was, is proto.Message) ([]byte, error) {
 		return b[:without], nil
 	}
 	return append(b, '}'), nil
+}
+
+func isNull(m proto.Message) bool {
+	v, ok := m.(*structpb.Value)
+	_, null := v.GetKind().(*structpb.Value_NullValue)
+	return ok && null
 }
 
 // opens tells whether differences within a field are noted one by one: it is a map, or a message whose JSON has its fields.

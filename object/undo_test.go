@@ -121,6 +121,7 @@ func TestNotesOnDisk(t *testing.T) {
 		`{"state":{"calls":null}}`:              `{"name":"n","one":{"x":"1"}}`,
 		`{"state":{},"in":{"calls":{"set":{"a":{"n":"0"},"c":{}},"unset":["b","z"]}}}`: `{"calls":{"a":{"n":"0"},"c":{}},"name":"n","one":{"x":"1"}}`,
 		`{"state":{"name":null},"in":{"calls":{"in":{"b":{"unset":["n"]}}}}}`:          `{"calls":{"a":{"n":"1"},"b":{}},"one":{"x":"1"}}`,
+		`{"state":{"name":null},"nulls":["one"]}`:                                      `{"calls":{"a":{"n":"1"},"b":{"n":"2"}},"one":null}`,
 		`{"state":{},"in":{"one":{"set":{"x":null,"y":[1]}}}}`:                         `{"calls":{"a":{"n":"1"},"b":{"n":"2"}},"name":"n","one":{"x":null,"y":[1]}}`,
 		`{"state":{},"in":{"one":{"unset":["x"]},"calls":{"in":{"a":{"set":{}}}}}}`:    `{"calls":{"a":{"n":"1"},"b":{"n":"2"}},"name":"n","one":{}}`,
 		`{"state":{},"in":{"one":{"in":{"deep":{"set":{"k":"v"}}}}},"created":false}`:  `{"calls":{"a":{"n":"1"},"b":{"n":"2"}},"name":"n","one":{"deep":{"k":"v"},"x":"1"}}`,
