@@ -20,7 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
 	coordinationstore "holdfast/gen/holdfast/store/coordination/v1"
 	linearstorev1 "holdfast/gen/holdfast/store/linear/v1"
 	projectstorev1 "holdfast/gen/holdfast/store/project/v1"
@@ -136,31 +136,31 @@ func (f *filler) call(procedure, body string) string {
 	return got.body
 }
 
-func message(i int) *conversationv1.Message {
-	m := &conversationv1.Message{
-		Seq: int64(i), Role: conversationv1.Role_ROLE_USER, Status: conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE, Text: bulk(i, 90_000),
+func message(i int) *conversationstorev1.Message {
+	m := &conversationstorev1.Message{
+		Seq: int64(i), Role: conversationstorev1.Role_ROLE_USER, Status: conversationstorev1.MessageStatus_MESSAGE_STATUS_COMPLETE, Text: bulk(i, 90_000),
 		TokenCount: 1000,
 	}
 	if i%3 == 0 {
 		m.Text = "numbers"
-		m.Parts = []*conversationv1.Part{{Part: &conversationv1.Part_Json{Json: numbers(10_000)}}}
+		m.Parts = []*conversationstorev1.Part{{Part: &conversationstorev1.Part_Json{Json: structpb.NewStructValue(numbers(10_000))}}}
 	}
 	return m
 }
 
-func toolCall(i int) *conversationv1.ToolCall {
-	return &conversationv1.ToolCall{
+func toolCall(i int) *conversationstorev1.ToolCall {
+	return &conversationstorev1.ToolCall{
 		Seq: int64(i), CallId: fmt.Sprint("call-", i), Session: 1, AfterSeq: int64(i), Name: "f", Args: largeStruct(i, 60_000), Response: largeStruct(i+1, 60_000),
-		Status: conversationv1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED,
+		Status: conversationstorev1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED,
 	}
 }
 
 // largeConversation has as large a state as there may be.
-func largeConversation(i int) *conversationv1.ConversationState {
-	return &conversationv1.ConversationState{
+func largeConversation(i int) *conversationstorev1.ConversationState {
+	return &conversationstorev1.ConversationState{
 		Title: bulk(i, 6000), Labels: largeMap(64, 10, 200),
-		Voice: &conversationv1.VoiceState{LastTranscription: bulk(i, 60_000)},
-		Live:  &conversationv1.LiveState{Epoch: 1, UserTurn: &conversationv1.Message{Seq: 1, Text: bulk(i+1, 90_000)}},
+		Voice: &conversationstorev1.VoiceState{LastTranscription: bulk(i, 60_000)},
+		Live:  &conversationstorev1.LiveState{Epoch: 1, UserTurn: &conversationstorev1.Message{Seq: 1, Text: bulk(i+1, 90_000)}},
 	}
 }
 
@@ -168,9 +168,9 @@ func largeConversation(i int) *conversationv1.ConversationState {
 func everything(n int) func(f *filler) {
 	return func(f *filler) {
 		s := largeConversation(1)
-		s.Labels, s.Live.PendingCalls = nil, map[string]*conversationv1.ToolCall{"p": {Seq: int64(n) + 1, CallId: "p", Args: largeStruct(1, 40_000)}}
+		s.Labels, s.Live.PendingCalls = nil, map[string]*conversationstorev1.ToolCall{"p": {Seq: int64(n) + 1, CallId: "p", Args: largeStruct(1, 40_000)}}
 		s.LastSeq, s.ToolCallCount, s.IntentCount, s.FlowStepCount = int64(n), int64(n), int64(n), int64(n)
-		s.Summary = &conversationv1.Summary{Seq: int64(n), Text: bulk(3, 20_000)}
+		s.Summary = &conversationstorev1.Summary{Seq: int64(n), Text: bulk(3, 20_000)}
 		f.state("conversation", "c1", s)
 		for from := 1; from <= n; from += 3 {
 			f.update("conversation", "c1", func(tx *object.Tx[proto.Message]) {
@@ -178,10 +178,10 @@ func everything(n int) func(f *filler) {
 					key := object.SeqKey(int64(i))
 					tx.Put("messages", key, message(i))
 					tx.Put("tool_calls", key, toolCall(i))
-					tx.Put("intents", key, &conversationv1.Intent{Seq: int64(i), Name: "i", Slots: largeStruct(i, 100_000)})
-					tx.Put("flow_steps", key, &conversationv1.FlowStep{Seq: int64(i), Flow: "f", Step: "s", Data: largeStruct(i, 100_000)})
-					tx.Put("summaries", key, &conversationv1.Summary{Seq: int64(i), ToSeq: int64(i), Text: bulk(i, 90_000)})
-					tx.Put("fragments", key, &conversationv1.Fragment{Seq: int64(i), UserText: bulk(i, 50_000), AssistantText: bulk(i+1, 50_000)})
+					tx.Put("intents", key, &conversationstorev1.Intent{Seq: int64(i), Name: "i", Slots: largeStruct(i, 100_000)})
+					tx.Put("flow_steps", key, &conversationstorev1.FlowStep{Seq: int64(i), Flow: "f", Step: "s", Data: largeStruct(i, 100_000)})
+					tx.Put("summaries", key, &conversationstorev1.Summary{Seq: int64(i), ToSeq: int64(i), Text: bulk(i, 90_000)})
+					tx.Put("fragments", key, &conversationstorev1.Fragment{Seq: int64(i), UserText: bulk(i, 50_000), AssistantText: bulk(i+1, 50_000)})
 				}
 			})
 		}
@@ -200,25 +200,15 @@ var answerCases = map[string]answerCase{
 				f.state("conversation", fmt.Sprint("c", i), largeConversation(i))
 			}
 		},
-		body: `{"pageSize":200}`, items: []string{"conversations.conversation.conversationId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 24,
+		body: `{"pageSize":200}`, items: []string{"conversations.conversationId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 24,
 	},
 	"/holdfast.conversation.v1.ConversationService/ListMessages": {
-		fill: everything(45), body: answersC1, items: []string{"messages.seq"}, next: [2]string{"hasMore", "afterSeq"}, want: 45,
+		fill: everything(45), body: answersC1, items: []string{"messages.seq"}, next: [2]string{"nextPageToken", "pageToken"}, want: 45,
 	},
-	"/holdfast.conversation.v1.ConversationService/ListIntents": {
-		fill: everything(45), body: answersC1, items: []string{"intents.seq"}, next: [2]string{"hasMore", "afterSeq"}, want: 45,
-	},
-	"/holdfast.conversation.v1.ConversationService/ListFlowSteps": {
-		fill: everything(45), body: answersC1, items: []string{"steps.seq"}, next: [2]string{"hasMore", "afterSeq"}, want: 45,
-	},
-	"/holdfast.conversation.v1.ConversationService/ListFragments": {
-		fill: everything(45), body: answersC1, items: []string{"fragments.seq"}, next: [2]string{"hasMore", "afterSeq"}, want: 45,
-	},
-	"/holdfast.conversation.v1.ConversationService/ListToolCalls": {
-		fill: everything(45), body: answersC1, items: []string{"toolCalls.seq"}, next: [2]string{"hasMore", "afterSeq"}, want: 45,
-	},
-	"/holdfast.conversation.v1.ConversationService/ListSummaries": {
-		fill: everything(45), body: answersC1, items: []string{"summaries.seq"}, next: [2]string{"hasMore", "afterSeq"}, want: 45,
+	"/holdfast.conversation.v1.ConversationService/CreateConversation": {bounded: "it has no text of messages"},
+	"/holdfast.conversation.v1.ConversationService/EditMessages":       {bounded: "it ends at the bound, and 100 messages have just their seqs, times and counts from there on"},
+	"/holdfast.conversation.v1.ConversationService/ListRecords": {
+		fill: everything(45), body: `{"conversationId":"c1","pageSize":200,"types":["RECORD_TYPE_TOOL_CALL"]}`, items: []string{"records.toolCall.seq"}, next: [2]string{"nextPageToken", "pageToken"}, want: 45,
 	},
 	"/holdfast.conversation.v1.ConversationService/ListLiveFrames": {
 		fill: func(f *filler) {
@@ -264,7 +254,7 @@ var answerCases = map[string]answerCase{
 			return string(body)
 		}(), items: []string{"messages.seq"}, pages: 1,
 	},
-	"/holdfast.conversation.v1.ConversationService/AppendMessages": {bounded: "100 messages, each a seq, a time and a count"},
+	"/holdfast.conversation.v1.ConversationService/Append": {bounded: "100 messages, each a seq, a time and a count"},
 	"/holdfast.conversation.v1.ConversationService/WatchConversation": {
 		fill: everything(45), body: `{"conversationId":"c1","messageLimit":200}`, items: []string{"messages.seq"}, want: 45,
 	},
@@ -283,7 +273,7 @@ var answerCases = map[string]answerCase{
 			for i := range 12 {
 				f.state("task", fmt.Sprint("t", i), largeTask(i))
 			}
-			f.state("conversation", "c1", &conversationv1.ConversationState{ProjectId: "p1", Summary: &conversationv1.Summary{Text: bulk(1, 90_000)}})
+			f.state("conversation", "c1", &conversationstorev1.ConversationState{ProjectId: "p1", Summary: &conversationstorev1.Summary{Text: bulk(1, 90_000)}})
 			f.call("/holdfast.project.v1.ProjectService/UpdatePreferences", string(must(json.Marshal(map[string]any{
 				"preferences": map[string]any{"extra": largeMap(64, 64, 580)},
 			}))(f)))
@@ -425,7 +415,7 @@ var answerCases = map[string]answerCase{
 				f.update("conversation", "c1", func(tx *object.Tx[proto.Message]) {
 					for j := range 200 {
 						key := fmt.Sprintf("%s%d.%d", strings.Repeat(`"`, 100), i, j)
-						tx.Put("client_messages", key, &conversationv1.MessageRef{Seq: int64(j)})
+						tx.Put("client_messages", key, &conversationstorev1.MessageRef{Seq: int64(j)})
 					}
 				})
 			}
@@ -498,12 +488,12 @@ func largeObject(f *filler) {
 		f.update("conversation", "c1", func(tx *object.Tx[proto.Message]) {
 			for i := range 4 {
 				n := 4*version + i
-				m := &conversationv1.Message{Seq: int64(n)}
+				m := &conversationstorev1.Message{Seq: int64(n)}
 				for j := range 2 {
-					m.Parts = append(m.Parts, &conversationv1.Part{Part: &conversationv1.Part_Json{Json: largeStruct(3*n+1+j, 95_000)}})
+					m.Parts = append(m.Parts, &conversationstorev1.Part{Part: &conversationstorev1.Part_Json{Json: structpb.NewStructValue(largeStruct(3*n+1+j, 95_000))}})
 				}
 				if i == 3 {
-					m.Parts = []*conversationv1.Part{{Part: &conversationv1.Part_Json{Json: numbers(50_000)}}, {Part: &conversationv1.Part_Json{Json: largeStruct(1, 100_000)}}}
+					m.Parts = []*conversationstorev1.Part{{Part: &conversationstorev1.Part_Json{Json: structpb.NewStructValue(numbers(50_000))}}, {Part: &conversationstorev1.Part_Json{Json: structpb.NewStructValue(largeStruct(1, 100_000))}}}
 				}
 				tx.Put("messages", object.SeqKey(int64(n)), m)
 			}

@@ -118,7 +118,7 @@ func TestEveryErrorHasAProblem(t *testing.T) {
 		"a head without a body":            {"POST", get, "application/grpc-web+json", "\x00\x00\x00", nil, "BODY_BROKEN"},
 		"too large":                        {"POST", get, "application/json", `{"conversationId":"` + strings.Repeat("c", 600<<10) + `"}`, nil, "SIZE_EXCEEDED"},
 		"too large, gRPC-web":              {"POST", get, "application/grpc-web+json", frame(0, strings.Repeat("c", 600<<10)), nil, "SIZE_EXCEEDED"},
-		"too many values":                  {"POST", create, "application/json", `{"labels":[` + strings.Repeat("1,", 60_000) + `1]}`, nil, "SIZE_EXCEEDED"},
+		"too many values":                  {"POST", create, "application/json", `{"conversation":{"labels":[` + strings.Repeat("1,", 60_000) + `1]}}`, nil, "SIZE_EXCEEDED"},
 		"a deadline that is over":          {"POST", get, "application/json", c1, []string{"Connect-Timeout-Ms: 0"}, "DEADLINE_EXCEEDED"},
 		"a deadline that is over, gRPC":    {"POST", get, "application/grpc-web+json", frame(0, c1), []string{"Grpc-Timeout: 0n"}, "DEADLINE_EXCEEDED"},
 		"a page token of another list":     {"POST", "/holdfast.conversation.v1.ConversationService/ListConversations", "application/json", `{"pageToken":"x"}`, nil, "PAGE_TOKEN_INVALID"},
@@ -200,7 +200,7 @@ func TestProblemsReachEveryClient(t *testing.T) {
 			}
 		})))
 		c := conversationv1connect.NewConversationServiceClient(b.http, b.url, options...)
-		_, err := c.UpdateConversation(t.Context(), &conversationv1.UpdateConversationRequest{ConversationId: "c1", IfVersion: 7, Conversation: &conversationv1.Conversation{Title: "x"}})
+		_, err := c.UpdateConversation(t.Context(), &conversationv1.UpdateConversationRequest{ConversationId: "c1", IfVersion: new(int64(7)), Conversation: &conversationv1.Conversation{Title: "x"}})
 		e, ok := errors.AsType[*connect.Error](err)
 		if !ok || len(e.Details()) == 0 {
 			t.Fatalf("%s: %v", name, err)

@@ -119,7 +119,7 @@ func TestARequestOverTheLimitIsRefusedByName(t *testing.T) {
 		return nil
 	}
 	clear2 := h2c(t)
-	for method, limit := range map[string]int{"CreateConversation": maxRequest, "UpdateMessage": 1 << 20, "WatchConversation": maxStreamRequest} {
+	for method, limit := range map[string]int{"UpdateConversation": maxRequest, "CompleteToolCall": 1 << 20, "WatchConversation": maxStreamRequest} {
 		for name, way := range ways(method == "WatchConversation") {
 			for _, known := range []bool{true, false} {
 				t.Run(fmt.Sprintf("%s %s %t", method, name, known), func(t *testing.T) {
@@ -172,8 +172,8 @@ func TestARequestOverTheLimitIsRefusedByName(t *testing.T) {
 	}
 }
 
-// The largest request that the rules of the protos allow is within the limit of its method, but for AppendMessages: what it
-// may have in metadata and parts of a hundred messages would be 77 MB.
+// The largest request that the rules of the protos allow is within the limit of its method, but for those that append messages: what
+// a hundred of them may have in parts would be far more.
 func TestEachMethodTakesWhatItsRulesAllow(t *testing.T) {
 	t.Parallel()
 	n := 0
@@ -188,7 +188,10 @@ func TestEachMethodTakesWhatItsRulesAllow(t *testing.T) {
 				procedure := "/" + string(s.FullName()) + "/" + string(m.Name())
 				size, values := largest(t, m.Input(), 6)
 				n++
-				if limit := newRPC(procedure, m).limit; (int64(size) > limit || values > maxValues) && procedure != conversationv1connect.ConversationServiceAppendMessagesProcedure {
+				if limit := newRPC(procedure, m).limit; (int64(size) > limit || values > maxValues) && !slices.Contains([]string{
+					conversationv1connect.ConversationServiceCreateConversationProcedure, conversationv1connect.ConversationServiceAppendProcedure,
+					conversationv1connect.ConversationServiceEditMessagesProcedure,
+				}, procedure) {
 					t.Errorf("%s may have %d bytes and %d values by its rules, and its limits are %d and %d", procedure, size, values, limit, maxValues)
 				}
 			}
@@ -385,7 +388,7 @@ func TestStalledBodiesLeaveRoom(t *testing.T) {
 		for _, token := range []string{ann, service, other} {
 			c := *b
 			c.token = token
-			if got := c.call(t, "CreateConversation", `{"title":"x"}`); got.status != 200 {
+			if got := c.call(t, "CreateConversation", `{"conversation":{"title":"x"},"shared":true}`); got.status != 200 {
 				t.Errorf("%s: others get %d %s", what, got.status, got.body)
 			}
 		}
@@ -480,9 +483,9 @@ func TestABombIsUnpackedToTheLimit(t *testing.T) {
 		bomb[i] = 0xff
 	}
 	for name, send := range map[string]func() answer{
-		"unary": func() answer { return b.call(t, "CreateConversation", string(bomb), "Content-Encoding: gzip") },
+		"unary": func() answer { return b.call(t, "UpdateConversation", string(bomb), "Content-Encoding: gzip") },
 		"grpc-web": func() answer {
-			return b.call(t, "CreateConversation", string(envelope(1, bomb)), "Content-Type: application/grpc-web+proto", "Grpc-Encoding: gzip")
+			return b.call(t, "UpdateConversation", string(envelope(1, bomb)), "Content-Type: application/grpc-web+proto", "Grpc-Encoding: gzip")
 		},
 		"GET": func() answer {
 			small := zip(make([]byte, 8<<20))
@@ -539,7 +542,7 @@ func TestManyTinyValuesAreRefused(t *testing.T) {
 	for range maxValues {
 		many = append(many, map[string]any{})
 	}
-	req := &conversationv1.AdvanceFlowRequest{ConversationId: "c", Flow: "f", Step: "s", Data: structOf(t, map[string]any{"a": many})}
+	req := &conversationv1.AppendRequest{ConversationId: "c", FlowSteps: []*conversationv1.FlowStep{{Flow: "f", Step: "s", Data: structOf(t, map[string]any{"a": many})}}}
 	text, err := protojson.Marshal(req)
 	if err != nil {
 		t.Fatal(err)
@@ -549,17 +552,17 @@ func TestManyTinyValuesAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, got := range map[string]answer{
-		"JSON":       b.call(t, "AdvanceFlow", string(text)),
-		"JSON, gzip": b.call(t, "AdvanceFlow", string(zip(text)), "Content-Encoding: gzip"),
-		"proto":      b.call(t, "AdvanceFlow", string(data), "Content-Type: application/proto"),
-		"unknown":    b.call(t, "AdvanceFlow", `{"nobody":[`+strings.Repeat("[],", maxValues)+`[]]}`),
+		"JSON":       b.call(t, "Append", string(text)),
+		"JSON, gzip": b.call(t, "Append", string(zip(text)), "Content-Encoding: gzip"),
+		"proto":      b.call(t, "Append", string(data), "Content-Type: application/proto"),
+		"unknown":    b.call(t, "Append", `{"nobody":[`+strings.Repeat("[],", maxValues)+`[]]}`),
 	} {
 		if got.status != 400 || !strings.Contains(got.body, "SIZE_EXCEEDED") || !strings.Contains(got.body, "50000") {
 			t.Errorf("%s: %d %s", name, got.status, got.body)
 		}
 	}
-	few := `{"conversationId":"c","flow":"f","step":"s","data":{"a":[` + strings.Repeat("{},", 20_000) + `{}]}}`
-	if got := b.call(t, "AdvanceFlow", few); got.status != 501 {
+	few := `{"conversationId":"c","flowSteps":[{"flow":"f","step":"s","data":{"a":[` + strings.Repeat("{},", 20_000) + `{}]}}]}`
+	if got := b.call(t, "Append", few); got.status != 501 {
 		t.Errorf("20,000: %d %s", got.status, got.body)
 	}
 }
@@ -694,7 +697,7 @@ func TestALeavingServerStillAnswers(t *testing.T) {
 	if got := b.do(t, http.MethodGet, "/readyz", ""); got.status != 503 {
 		t.Errorf("/readyz is %d", got.status)
 	}
-	if got := b.call(t, "CreateConversation", `{"title":"x"}`); got.status != 200 {
+	if got := b.call(t, "CreateConversation", `{"conversation":{"title":"x"},"shared":true}`); got.status != 200 {
 		t.Errorf("a call got %d", got.status)
 	}
 	if !slices.Equal(b.metric(t, "holdfast_requests_refused_total"), nil) {

@@ -72,8 +72,8 @@ func testErasureInAPIs(t *testing.T, user string, deleted bool) {
 	finished := api("FinishCall", bobs, bob)
 
 	// A request id may have anything in it, on what is not an API as well.
-	must(conversationRPC+"CreateConversation", `{"conversationId":"shared"}`, service)
-	must(conversationRPC+"AppendMessages", `{"conversationId":"shared","messages":[{"role":"ROLE_USER","text":"hello"}],"requestId":"$-9"}`, ada...)
+	must(conversationRPC+"CreateConversation", `{"conversationId":"shared","shared":true}`, service)
+	must(conversationRPC+"Append", `{"conversationId":"shared","messages":[{"role":"ROLE_USER","text":"hello"}],"requestId":"$-9"}`, ada...)
 
 	if deleted {
 		must(inspectRPC+"DeleteObject", `{"ref":{"kind":"api","objectId":"c1"}}`, service)

@@ -40,7 +40,7 @@ var walks = map[string]walk{ //nolint:gochecknoglobals // never changed
 	},
 	"holdfast.inspect.v1.InspectService": {
 		{method: conversationRPCs + "CreateConversation", body: `{"conversationId":"c1"}`},
-		{method: conversationRPCs + "AppendMessages", body: `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"x"}]}`},
+		{method: conversationRPCs + "Append", body: `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"x"}]}`},
 		{method: "ListObjects"},
 		{method: "GetObject"},
 		{method: "ListEvents"},
@@ -49,7 +49,7 @@ var walks = map[string]walk{ //nolint:gochecknoglobals // never changed
 		{method: "ForkObject"},
 		{method: "DeleteObject"},
 		{method: "ListTimers"},
-		{method: conversationRPCs + "SetVoiceState", body: `{"conversationId":"c1","status":"VOICE_STATUS_LISTENING"}`},
+		{method: conversationRPCs + "Append", body: `{"conversationId":"c1","voice":{"status":"VOICE_STATUS_LISTENING"}}`},
 		{method: "RetryTimer"},
 		{method: "EraseUser", service: true},
 	},

@@ -253,10 +253,10 @@ func FuzzJSON(f *testing.F) {
 			f.Add(uint8(i), []byte(s))
 		}
 		switch m.Name() {
-		case "CreateConversation", "RecordIntent": // a text, and a tree
+		case "CreateConversation", "Append": // a text, and a tree
 			for _, v := range append(hostile(), large()...) {
-				f.Add(uint8(i), fmt.Appendf(nil, `{"conversationId":"c1","name":"n","title":%s}`, v))
-				f.Add(uint8(i), fmt.Appendf(nil, `{"conversationId":"c1","name":"n","slots":%s}`, v))
+				f.Add(uint8(i), fmt.Appendf(nil, `{"conversationId":"c1","conversation":{"title":%s}}`, v))
+				f.Add(uint8(i), fmt.Appendf(nil, `{"conversationId":"c1","intents":[{"name":"n","slots":%s}]}`, v))
 			}
 		}
 	}
@@ -294,12 +294,11 @@ func FuzzProto(f *testing.F) {
 		s := &structpb.Struct{Fields: map[string]*structpb.Value{"a": v}}
 		for i, m := range z.methods {
 			switch m.Name() {
-			case "RecordIntent":
-				add(i, &conversationv1.RecordIntentRequest{ConversationId: "c1", Name: "n", Slots: s})
+			case "Append":
+				add(i, &conversationv1.AppendRequest{ConversationId: "c1", Intents: []*conversationv1.Intent{{Name: "n", Slots: s}}})
+				add(i, &conversationv1.AppendRequest{ConversationId: "c1", Messages: []*conversationv1.Message{{Role: 1, Parts: []*conversationv1.Part{{Part: &conversationv1.Part_Json{Json: structpb.NewStructValue(s)}}}}}})
 			case "IngestLive":
 				add(i, &conversationv1.IngestLiveRequest{ConversationId: "c1", Epoch: 1, Frames: []*conversationv1.LiveFrame{{ClientIndex: 1, Frame: &conversationv1.LiveFrame_Object{Object: s}}}})
-			case "AppendMessages":
-				add(i, &conversationv1.AppendMessagesRequest{ConversationId: "c1", Messages: []*conversationv1.NewMessage{{Role: 1, Parts: []*conversationv1.Part{{Part: &conversationv1.Part_Json{Json: s}}}}}})
 			}
 		}
 	}

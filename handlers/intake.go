@@ -40,13 +40,14 @@ const (
 
 // largeRequests are the limits of the RPCs that store more.
 var largeRequests = map[string]int64{
-	conversationv1connect.ConversationServiceAppendMessagesProcedure:   8 << 20, // 100 messages of 64 KiB
-	conversationv1connect.ConversationServiceIngestLiveProcedure:       4 << 20, // 1,000 frames, of 64 KiB at most
-	conversationv1connect.ConversationServiceUpdateMessageProcedure:    1 << 20, // text, 64 parts and metadata
-	conversationv1connect.ConversationServiceCompleteToolCallProcedure: 1 << 20,
-	coordinationv1connect.CoordinationServiceFinishCallProcedure:       1 << 20, // 100 headers and a body
-	coordinationv1connect.CoordinationServiceReportProcedure:           1 << 20,
-	linearv1connect.LinearServicePutIssuesProcedure:                    8 << 20, // 100 issues as Linear returned them
+	conversationv1connect.ConversationServiceCreateConversationProcedure: 8 << 20, // 100 messages
+	conversationv1connect.ConversationServiceAppendProcedure:             8 << 20,
+	conversationv1connect.ConversationServiceEditMessagesProcedure:       8 << 20,
+	conversationv1connect.ConversationServiceIngestLiveProcedure:         4 << 20, // 1,000 frames, of 64 KiB at most
+	conversationv1connect.ConversationServiceCompleteToolCallProcedure:   1 << 20,
+	coordinationv1connect.CoordinationServiceFinishCallProcedure:         1 << 20, // 100 headers and a body
+	coordinationv1connect.CoordinationServiceReportProcedure:             1 << 20,
+	linearv1connect.LinearServicePutIssuesProcedure:                      8 << 20, // 100 issues as Linear returned them
 }
 
 const (

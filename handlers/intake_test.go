@@ -245,7 +245,7 @@ func TestARequestHasNoTrailerFrame(t *testing.T) {
 	b := setup(t)
 	for _, kind := range []string{"application/grpc-web+proto", "application/grpc+json"} {
 		for _, flag := range []byte{2, 3, 0x80, 0x81} {
-			got := ask(t, b.server, http.MethodPost, conversations+"AppendMessages", b.token, http.Header{"Content-Type": {kind}}, envelope(flag, []byte("a: b\r\n")))
+			got := ask(t, b.server, http.MethodPost, conversations+"Append", b.token, http.Header{"Content-Type": {kind}}, envelope(flag, []byte("a: b\r\n")))
 			if !strings.Contains(got, "BODY_BROKEN") {
 				t.Errorf("%s, flags %#x: %s", kind, flag, got)
 			}
@@ -381,7 +381,7 @@ func TestStrangersHoldFewAnswers(t *testing.T) {
 		if got := c.do(t, http.MethodGet, "/healthz", ""); got.status != 200 {
 			t.Errorf("%s: /healthz is %d", name, got.status)
 		}
-		if got := c.call(t, "CreateConversation", `{"title":"x"}`); got.status != 200 || !strings.Contains(got.body, "x") {
+		if got := c.call(t, "CreateConversation", `{"conversation":{"title":"x"}}`); got.status != 200 || !strings.Contains(got.body, "x") {
 			t.Errorf("%s: a call with a credential got %d %q", name, got.status, got.body)
 		}
 	}

@@ -146,11 +146,7 @@ func tagged(procedure string) bool {
 	switch procedure {
 	case conversationv1connect.ConversationServiceGetConversationProcedure,
 		conversationv1connect.ConversationServiceListMessagesProcedure,
-		conversationv1connect.ConversationServiceListIntentsProcedure,
-		conversationv1connect.ConversationServiceListFlowStepsProcedure,
-		conversationv1connect.ConversationServiceListToolCallsProcedure,
-		conversationv1connect.ConversationServiceListFragmentsProcedure,
-		conversationv1connect.ConversationServiceListSummariesProcedure,
+		conversationv1connect.ConversationServiceListRecordsProcedure,
 		projectv1connect.ProjectServiceGetProjectProcedure,
 		projectv1connect.ProjectServiceGetProjectContextProcedure,
 		projectv1connect.ProjectServiceGetTaskProcedure,

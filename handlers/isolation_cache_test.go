@@ -20,9 +20,8 @@ var cached = map[protoreflect.Name]string{
 	"GetProject": `{"projectId":"c1"}`, "GetTask": `{"taskId":"c1"}`, "ListIssues": `{"filter":{"issueIds":["c1"]}}`,
 	"ListObjects": `{"kind":"conversation"}`, "ListEvents": `{"ref":{"kind":"conversation","objectId":"c1"}}`,
 	"DiffObject":      `{"ref":{"kind":"conversation","objectId":"c1"},"from":{"version":"1"}}`,
-	"GetConversation": `{"conversationId":"c1","messageLimit":9}`, "ListMessages": `{"conversationId":"c1"}`, "ListIntents": `{"conversationId":"c1"}`,
-	"ListFlowSteps": `{"conversationId":"c1"}`, "ListFragments": `{"conversationId":"c1"}`, "ListToolCalls": `{"conversationId":"c1"}`,
-	"GetContextWindow": `{"conversationId":"c1"}`, "ListSummaries": `{"conversationId":"c1"}`,
+	"GetConversation": `{"conversationId":"c1","messageLimit":9}`, "ListMessages": `{"conversationId":"c1"}`, "ListRecords": `{"conversationId":"c1"}`,
+	"GetContextWindow": `{"conversationId":"c1"}`,
 }
 
 // browser is a private cache that knows an answer by its URL and looks at no other header, as Chromium's asks for a 304.

@@ -1,83 +1,76 @@
 package handlers_test
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 var conversationArea = area{
 	fill: fillConversation,
 	fuzzing: fuzzing{
 		needy: []string{
-			"CloseLive", "ReportResumeFailed", "ClaimToolCall", "CompleteToolCall", "TruncateMessage", "ProposeCompaction", "CommitSummary",
+			"CloseLive", "ReportResumeFailed", "ClaimToolCall", "CompleteToolCall", "EditMessages", "ForkConversation", "ProposeCompaction", "CommitCompaction",
 		},
 		seed: [][2]string{
-			{"CreateConversation", `{"conversationId":"c1","labels":{"a":"b"}}`},
-			{"AppendMessages", `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"x","clientMessageId":"m-1"}],"requestId":"r-1"}`},
+			{"CreateConversation", `{"conversationId":"c1","conversation":{"labels":{"a":"b"}}}`},
+			{"Append", `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"x","clientMessageId":"m-1"}],"requestId":"r-1"}`},
 		},
 		reads: map[string][2]string{
-			"RecordIntent": {"ListIntents", `{"conversationId":"c1"}`}, "AdvanceFlow": {"ListFlowSteps", `{"conversationId":"c1"}`},
-			"": {"GetConversation", `{"conversationId":"c1","messageLimit":9}`},
+			"Append": {"ListRecords", `{"conversationId":"c1"}`},
+			"":       {"GetConversation", `{"conversationId":"c1","messageLimit":9}`},
 		},
 		full: map[string]string{
 			"OpenLive":           `{"conversationId":"c1","device":"d","provider":"LIVE_PROVIDER_VERTEX_AI","setupHash":"h","seeding":true,"keepFramesFor":"60s","silence":"2s","requestId":"r-2","ifVersion":"2"}`,
 			"CloseLive":          `{"conversationId":"c1","epoch":"1","closeCode":1006,"requestId":"r-2","ifVersion":"2"}`,
 			"GetResumePlan":      `{"conversationId":"c1","setupHash":"h","seedBudgetTokens":"300","seedEndsWithUser":true}`,
 			"ReportResumeFailed": `{"conversationId":"c1","epoch":"1","handleId":"1","closeCode":1011,"seeding":true,"requestId":"r-2","ifVersion":"2"}`,
-			"ListFragments":      `{"conversationId":"c1","afterSeq":"1","pageSize":1}`,
 			"ListLiveFrames":     `{"conversationId":"c1","afterNumber":"1","pageSize":1}`,
-			"ListToolCalls":      `{"conversationId":"c1","afterSeq":"1","pageSize":1}`,
 			"ClaimToolCall":      `{"conversationId":"c1","seq":"1","worker":"w","lease":"2s","fencingToken":"1","requestId":"r-2","ifVersion":"2"}`,
 			"CompleteToolCall":   `{"conversationId":"c1","seq":"1","fencingToken":"1","response":{"a":[1]},"isError":true,"requestId":"r-2","ifVersion":"2"}`,
-			"TruncateMessage":    `{"conversationId":"c1","seq":"1","heardText":"x","requestId":"r-2","ifVersion":"2"}`,
-			"GetContextWindow":   `{"conversationId":"c1","budgetTokens":"300","policy":"CONTEXT_POLICY_RECENT_ONLY","format":"CONTEXT_FORMAT_LIVE_SEED","endsWithUser":true}`,
-			"ProposeCompaction":  `{"conversationId":"c1","keepTokens":"1","lease":"2s","fromScratch":true,"leaseToken":"1","requestId":"r-2","ifVersion":"2"}`,
-			"CommitSummary":      `{"conversationId":"c1","leaseToken":"1","text":"x","tokenCount":"3","requestId":"r-2","ifVersion":"2"}`,
-			"ListSummaries":      `{"conversationId":"c1","afterSeq":"1","pageSize":1}`,
-			"CreateConversation": `{"conversationId":"c1-2","title":"t","labels":{"a":"b"},"projectId":"p","ttl":"90000s","requestId":"r-2"}`,
+			"GetContextWindow":   `{"conversationId":"c1","budgetTokens":"300","recentOnly":true,"format":"CONTEXT_FORMAT_LIVE_SEED","endsWithUser":true}`,
+			"ProposeCompaction":  `{"conversationId":"c1","keepTokens":1,"leaseDuration":"2s","fromScratch":true,"fencingToken":"1","requestId":"r-2","ifVersion":"2"}`,
+			"CommitCompaction":   `{"conversationId":"c1","fencingToken":"1","text":"x","tokenCount":3,"requestId":"r-2","ifVersion":"2"}`,
+			"CreateConversation": `{"conversationId":"c1-2","conversation":{"title":"t","labels":{"a":"b"},"projectId":"p","ttl":"90000s","keepForever":true,"metadata":{"a":[1]}},"messages":[{"role":"ROLE_USER","text":"t"}],"requestId":"r-2","ifVersion":"0"}`,
 			"GetConversation":    `{"conversationId":"c1","messageLimit":9,"ifVersionNot":"9"}`,
-			"ListConversations":  `{"pageSize":5,"projectId":"p","labels":{"a":"b"}}`,
-			"UpdateConversation": `{"conversationId":"c1","conversation":{"title":"t","labels":{"a":"b"},"projectId":"p","ttl":"90000s","messageCount":"5","voice":{"changeTime":"2026-01-01T00:00:00Z"}},"updateMask":"title,labels","requestId":"r-2","ifVersion":"2"}`,
+			"ListConversations":  `{"pageSize":5,"filter":{"projectId":"p","labels":{"a":"b"},"activeSince":"2026-01-01T00:00:00Z"}}`,
+			"UpdateConversation": `{"conversationId":"c1","conversation":{"title":"t","labels":{"a":"b"},"projectId":"p","ttl":"90000s","messageCount":5,"voice":{"changeTime":"2026-01-01T00:00:00Z"}},"updateMask":"title,labels","requestId":"r-2","ifVersion":"2"}`,
 			"DeleteConversation": `{"conversationId":"c1","requestId":"r-2","ifVersion":"2"}`,
-			"AppendMessages": `{"conversationId":"c1","messages":[{"role":"ROLE_USER","modality":"MODALITY_VOICE","text":"t","clientMessageId":"m-2","tokenCount":"3","metadata":{"a":"b"},
-				"parts":[{"json":{"a":[1]}},{"file":{"uri":"u","mimeType":"m","name":"n"}},{"toolCall":{"callId":"c","name":"n","args":{"a":{"b":"c"}}}},{"toolResult":{"response":{"a":null},"isError":true}}]}],"requestId":"r-2","ifVersion":"2"}`,
-			"UpdateMessage": `{"conversationId":"c1","message":{"seq":"1","text":"t","parts":[{"json":{"a":1}}],"status":"MESSAGE_STATUS_FAILED","metadata":{"a":"b"},"tokenCount":"3"},"updateMask":"text,parts","requestId":"r-2","ifVersion":"2"}`,
-			"ListMessages":  `{"conversationId":"c1","afterSeq":"1","pageSize":5}`,
-			"SetVoiceState": `{"conversationId":"c1","audioStreamId":"a","status":"VOICE_STATUS_LISTENING","lastTranscription":"t","requestId":"r-2","ifVersion":"2"}`,
-			"RecordIntent":  `{"conversationId":"c1","name":"n","confidence":0.5,"slots":{"a":{"b":[1]}},"messageSeq":"1","requestId":"r-2","ifVersion":"2"}`,
-			"ListIntents":   `{"conversationId":"c1","afterSeq":"1","pageSize":5}`,
-			"AdvanceFlow":   `{"conversationId":"c1","flow":"f","step":"s","data":{"a":{"b":[1]}},"requestId":"r-2","ifVersion":"2"}`,
-			"ListFlowSteps": `{"conversationId":"c1","afterSeq":"1","pageSize":5}`,
+			"Append": `{"conversationId":"c1","messages":[{"role":"ROLE_USER","modality":"MODALITY_VOICE","clientMessageId":"m-2","tokenCount":3,"metadata":{"a":{"b":[1]}},"spoken":{"heardText":"t","sources":{"a":1}},
+				"parts":[{"text":"t","partId":"p","metadata":{"a":1}},{"reasoning":"r","thoughtSignature":"AA=="},{"json":{"a":[1]}},{"file":{"uri":"u","mimeType":"m","name":"n"}},{"data":{"data":"AA==","mimeType":"m"}},
+				{"toolCall":{"callId":"c","name":"n","args":{"a":{"b":"c"}}}},{"toolResult":{"response":{"a":null},"isError":true}},{"toolResult":{"responseJson":"1"}}]}],
+				"intents":[{"name":"n","confidence":0.5,"slots":{"a":{"b":[1]}},"messageSeq":1}],"flowSteps":[{"flow":"f","step":"s","data":{"a":{"b":[1]}}}],
+				"voice":{"audioStreamId":"a","status":"VOICE_STATUS_LISTENING","lastTranscription":"t"},"createIfMissing":true,"conversation":{"title":"t"},"requestId":"r-2","ifVersion":"2"}`,
+			"EditMessages": `{"conversationId":"c1","truncateAfterSeq":1,"deleteSeqs":[9],"updates":[{"message":{"seq":1,"parts":[{"json":{"a":1}}],"status":"MESSAGE_STATUS_FAILED","metadata":{"a":"b"},"tokenCount":3},"updateMask":"text,parts"}],
+				"messages":[{"role":"ROLE_ASSISTANT","text":"t","hidden":true}],"returnRemoved":true,"requestId":"r-2","ifVersion":"2"}`,
+			"ForkConversation": `{"conversationId":"c1","throughSeq":1,"newConversationId":"c1-2","conversation":{"title":"t"},"requestId":"r-2","ifVersion":"0"}`,
+			"ListRecords":      `{"conversationId":"c1","types":["RECORD_TYPE_INTENT","RECORD_TYPE_TOOL_CALL"],"newestFirst":true,"pageSize":5}`,
+			"ListMessages":     `{"conversationId":"c1","newestFirst":true,"afterSeq":1,"beforeSeq":9,"pageSize":5}`,
 			"IngestLive": `{"conversationId":"c1","epoch":"1","frames":[{"clientIndex":"1","text":"{}"},{"clientIndex":"2","binary":"e30"},
 				{"clientIndex":"3","object":{"toolCall":{"functionCalls":[{"id":"a","name":"n","args":{"b":1}}]},"serverContent":{"outputTranscription":{"text":"t"}},"usageMetadata":{"totalTokenCount":5}}}],"requestId":"r-2","ifVersion":"2"}`,
 		},
 	},
 	cases: map[string]isolationCase{
-		"/holdfast.conversation.v1.ConversationService/CreateConversation": {body: `{"conversationId":"c1","title":"mine"}`, outside: isOwn, inside: isTaken, tenants: isTaken},
+		"/holdfast.conversation.v1.ConversationService/CreateConversation": {body: `{"conversationId":"c1","conversation":{"title":"mine"},"shared":true}`, outside: isOwn, inside: isTaken, tenants: isTaken},
 		"/holdfast.conversation.v1.ConversationService/GetConversation":    {body: `{"conversationId":"c1","messageLimit":9}`},
 		"/holdfast.conversation.v1.ConversationService/ListConversations":  {body: `{}`, outside: isEmpty, inside: isEmpty},
 		"/holdfast.conversation.v1.ConversationService/UpdateConversation": {body: `{"conversationId":"c1","conversation":{"title":"mine"}}`},
-		"/holdfast.conversation.v1.ConversationService/DeleteConversation": {body: `{"conversationId":"c1"}`, tenants: deniedUser},
-		"/holdfast.conversation.v1.ConversationService/AppendMessages":     {body: `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"mine"}]}`},
-		"/holdfast.conversation.v1.ConversationService/UpdateMessage":      {body: `{"conversationId":"c1","message":{"seq":1,"text":"mine"}}`},
+		"/holdfast.conversation.v1.ConversationService/DeleteConversation": {body: `{"conversationId":"c1"}`, outside: isEmpty, inside: isEmpty, tenants: deniedUser},
+		"/holdfast.conversation.v1.ConversationService/Append":             {body: `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"mine"}]}`},
 		"/holdfast.conversation.v1.ConversationService/ListMessages":       {body: `{"conversationId":"c1"}`},
-		"/holdfast.conversation.v1.ConversationService/SetVoiceState":      {body: `{"conversationId":"c1","status":"VOICE_STATUS_LISTENING"}`},
-		"/holdfast.conversation.v1.ConversationService/RecordIntent":       {body: `{"conversationId":"c1","name":"mine"}`},
-		"/holdfast.conversation.v1.ConversationService/ListIntents":        {body: `{"conversationId":"c1"}`},
-		"/holdfast.conversation.v1.ConversationService/AdvanceFlow":        {body: `{"conversationId":"c1","flow":"mine","step":"mine"}`},
-		"/holdfast.conversation.v1.ConversationService/ListFlowSteps":      {body: `{"conversationId":"c1"}`},
+		"/holdfast.conversation.v1.ConversationService/EditMessages":       {body: `{"conversationId":"c1","updates":[{"message":{"seq":1,"text":"mine"}}],"deleteSeqs":[999]}`},
+		"/holdfast.conversation.v1.ConversationService/ListRecords":        {body: `{"conversationId":"c1"}`},
+		"/holdfast.conversation.v1.ConversationService/ForkConversation":   {body: `{"conversationId":"c1","newConversationId":"mine"}`, tenants: "not_found NOT_FOUND"},
 		"/holdfast.conversation.v1.ConversationService/IngestLive":         {body: `{"conversationId":"c1","epoch":2,"frames":[{"clientIndex":9,"text":"{\"serverContent\":{\"inputTranscription\":{\"text\":\"mine\"}}}"}]}`},
 		"/holdfast.conversation.v1.ConversationService/OpenLive":           {body: `{"conversationId":"c1","device":"mine"}`},
 		"/holdfast.conversation.v1.ConversationService/CloseLive":          {body: `{"conversationId":"c1","epoch":2}`},
 		"/holdfast.conversation.v1.ConversationService/GetResumePlan":      {body: `{"conversationId":"c1"}`, reads: true},
 		"/holdfast.conversation.v1.ConversationService/ReportResumeFailed": {body: `{"conversationId":"c1","epoch":2,"handleId":1}`},
-		"/holdfast.conversation.v1.ConversationService/ListFragments":      {body: `{"conversationId":"c1"}`},
 		"/holdfast.conversation.v1.ConversationService/ListLiveFrames":     {body: `{"conversationId":"c1"}`, reads: true},
-		"/holdfast.conversation.v1.ConversationService/ListToolCalls":      {body: `{"conversationId":"c1"}`},
 		"/holdfast.conversation.v1.ConversationService/ClaimToolCall":      {body: `{"conversationId":"c1","seq":2,"worker":"mine"}`},
 		"/holdfast.conversation.v1.ConversationService/CompleteToolCall":   {body: `{"conversationId":"c1","seq":1,"fencingToken":1,"response":{}}`},
-		"/holdfast.conversation.v1.ConversationService/TruncateMessage":    {body: `{"conversationId":"c1","seq":2,"playedMs":0}`},
 		"/holdfast.conversation.v1.ConversationService/GetContextWindow":   {body: `{"conversationId":"c1"}`},
-		"/holdfast.conversation.v1.ConversationService/ProposeCompaction":  {body: `{"conversationId":"c1","keepTokens":1,"leaseToken":2}`},
-		"/holdfast.conversation.v1.ConversationService/CommitSummary":      {body: `{"conversationId":"c1","leaseToken":2,"text":"mine"}`},
-		"/holdfast.conversation.v1.ConversationService/ListSummaries":      {body: `{"conversationId":"c1"}`},
+		"/holdfast.conversation.v1.ConversationService/ProposeCompaction":  {body: `{"conversationId":"c1","keepTokens":1,"fencingToken":8}`},
+		"/holdfast.conversation.v1.ConversationService/CommitCompaction":   {body: `{"conversationId":"c1","fencingToken":8,"text":"mine"}`},
 		"/holdfast.conversation.v1.ConversationService/WatchConversation":  {body: `{"conversationId":"c1","messageLimit":9}`},
 	},
 }
@@ -93,14 +86,13 @@ func fillConversation(tb testing.TB, b *bundle, ada string) {
 		`\"sessionResumptionUpdate\":{\"newHandle\":\"` + secret + `\",\"resumable\":true}}"}]`
 	const turns = `{"role":"ROLE_ASSISTANT","text":"Yes"},{"role":"ROLE_USER","text":"Go on"}`
 	for _, step := range []struct{ method, body string }{
-		{"CreateConversation", `{"conversationId":"c1","title":"` + secret + `","labels":{"a":"` + secret + `"}}`},
-		{"AppendMessages", `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"` + secret + `","clientMessageId":"m-1"}],"requestId":"r-1"}`},
-		{"RecordIntent", `{"conversationId":"c1","name":"` + secret + `"}`},
-		{"AdvanceFlow", `{"conversationId":"c1","flow":"f","step":"` + secret + `"}`},
-		{"AppendMessages", `{"conversationId":"c1","messages":[` + turns + `]}`},
+		{"CreateConversation", `{"conversationId":"c1","conversation":{"title":"` + secret + `","labels":{"a":"` + secret + `"}}}`},
+		{"Append", `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"` + secret + `","clientMessageId":"m-1"}],"requestId":"r-1"}`},
+		{"Append", `{"conversationId":"c1","intents":[{"name":"` + secret + `"}],"flowSteps":[{"flow":"f","step":"` + secret + `"}]}`},
+		{"Append", `{"conversationId":"c1","messages":[` + turns + `]}`},
 		{"ProposeCompaction", `{"conversationId":"c1","keepTokens":1}`},
-		{"CommitSummary", `{"conversationId":"c1","leaseToken":1,"text":"` + secret + `"}`},
-		{"AppendMessages", `{"conversationId":"c1","messages":[` + turns + `]}`},
+		{"CommitCompaction", `{"conversationId":"c1","fencingToken":5,"text":"` + secret + `"}`},
+		{"Append", `{"conversationId":"c1","messages":[` + turns + `]}`},
 		{"ProposeCompaction", `{"conversationId":"c1","keepTokens":1}`},
 		{"OpenLive", `{"conversationId":"c1","device":"` + secret + `"}`},
 		{"OpenLive", `{"conversationId":"c1","device":"` + secret + `","keepFramesFor":"3600s"}`},
@@ -109,7 +101,11 @@ func fillConversation(tb testing.TB, b *bundle, ada string) {
 		{"ClaimToolCall", `{"conversationId":"c1","seq":1,"worker":"` + secret + `"}`},
 	} {
 		m := registered()["/holdfast.conversation.v1.ConversationService/"+step.method]
-		if got := b.call(tb, m, step.body, ada); got.code != "ok" && got.reason != "FENCED" { // which keeps a fragment
+		got := b.call(tb, m, step.body, ada)
+		if got.reason == "USER_REQUIRED" { // a service makes it for the tenant
+			got = b.call(tb, m, strings.TrimSuffix(step.body, "}")+`,"shared":true}`, ada)
+		}
+		if got.code != "ok" && got.reason != "FENCED" { // which keeps a fragment
 			tb.Fatalf("%s: %+v", step.method, got)
 		}
 	}

@@ -31,8 +31,8 @@ var inspectArea = area{
 	fill: fillInspected, alone: true, // what is the tenant's is in isolation_kinds_test.go
 	fuzzing: fuzzing{
 		seed: [][2]string{
-			{"/holdfast.conversation.v1.ConversationService/CreateConversation", `{"conversationId":"c1","labels":{"a":"b"}}`},
-			{"/holdfast.conversation.v1.ConversationService/AppendMessages", `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"x"}]}`},
+			{"/holdfast.conversation.v1.ConversationService/CreateConversation", `{"conversationId":"c1","conversation":{"labels":{"a":"b"}}}`},
+			{"/holdfast.conversation.v1.ConversationService/Append", `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"x"}]}`},
 		},
 		reads: map[string][2]string{"": {"GetObject", `{"ref":{"kind":"conversation","objectId":"c1"},"collection":"messages"}`}},
 		// No user may retry what is not there, and no service either.
@@ -100,8 +100,8 @@ func isolateEraseUser(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) 
 func fillInspected(tb testing.TB, b *bundle, ada string) {
 	tb.Helper()
 	fillConversation(tb, b, ada)
-	m := registered()["/holdfast.conversation.v1.ConversationService/SetVoiceState"]
-	if got := b.call(tb, m, `{"conversationId":"c1","status":"VOICE_STATUS_LISTENING","requestId":"`+secret+`"}`, ada); got.code != "ok" {
+	m := registered()["/holdfast.conversation.v1.ConversationService/Append"]
+	if got := b.call(tb, m, `{"conversationId":"c1","voice":{"status":"VOICE_STATUS_LISTENING"},"requestId":"`+secret+`"}`, ada); got.code != "ok" {
 		tb.Fatalf("%+v", got)
 	}
 	conn, err := pgx.Connect(tb.Context(), b.SuperuserURL)
@@ -154,7 +154,9 @@ func isolateListObjects(t *testing.T, b *bundle, m protoreflect.MethodDescriptor
 
 // notSecret are the stored fields of bytes that anybody who sees the object may see.
 var notSecret = map[protoreflect.FullName]string{
-	"holdfast.store.coordination.v1.Outcome.body": "what the provider answered to the caller",
+	"holdfast.store.conversation.v1.Blob.data":              "what somebody said",
+	"holdfast.store.conversation.v1.Part.thought_signature": "a part of what the model said, which the provider has sealed",
+	"holdfast.store.coordination.v1.Outcome.body":           "what the provider answered to the caller",
 }
 
 // The inspector shows what is stored, but for what its message marks with debug_redact. Bytes are hashes and sealed

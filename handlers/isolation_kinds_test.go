@@ -107,9 +107,9 @@ func fillKinds(tb testing.TB, b *bundle, ada, service string) {
 	fillLinear(tb, b)
 	fillAPI(tb, b, ada, service)
 	const words = `"` + secret + `"`
-	b.must(tb, conversationRPCs+"CreateConversation", `{"conversationId":"everybodys"}`, service)
-	b.must(tb, conversationRPCs+"AppendMessages", `{"conversationId":"everybodys","messages":[{"role":"ROLE_USER","text":`+words+`}]}`, ada)
-	b.must(tb, conversationRPCs+"SetVoiceState", `{"conversationId":"everybodys","status":"VOICE_STATUS_LISTENING","requestId":`+words+`}`, ada)
+	b.must(tb, conversationRPCs+"CreateConversation", `{"conversationId":"everybodys","shared":true}`, service)
+	b.must(tb, conversationRPCs+"Append", `{"conversationId":"everybodys","messages":[{"role":"ROLE_USER","text":`+words+`}]}`, ada)
+	b.must(tb, conversationRPCs+"Append", `{"conversationId":"everybodys","voice":{"status":"VOICE_STATUS_LISTENING"},"requestId":`+words+`}`, ada)
 	b.must(tb, projectRPCs+"PutProject", `{"projectId":"everybodys","project":{"title":`+words+`},"shared":true}`, ada)
 	b.must(tb, projectRPCs+"PutTask", `{"taskId":"everybodys","task":{"title":`+words+`},"shared":true}`, ada)
 	b.must(tb, projectRPCs+"UpdatePreferences", `{"preferences":{"voice":`+words+`}}`, ada)

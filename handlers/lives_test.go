@@ -92,9 +92,9 @@ func TestFencesNeverRunBackwardsAcrossLives(t *testing.T) {
 			propose := func() string {
 				t.Helper()
 				for i := range 12 {
-					b.must(t, conversationRPCs+"AppendMessages", fmt.Sprintf(`{"conversationId":"c1","messages":[{"role":"ROLE_%s","text":"%0200d"}]}`, []string{"USER", "ASSISTANT"}[i%2], i), ada)
+					b.must(t, conversationRPCs+"Append", fmt.Sprintf(`{"conversationId":"c1","messages":[{"role":"ROLE_%s","text":"%0200d"}]}`, []string{"USER", "ASSISTANT"}[i%2], i), ada)
 				}
-				return field(t, b.answer(t, conversationRPCs+"ProposeCompaction", `{"conversationId":"c1","keepTokens":"100","lease":"600s"}`, ada), "leaseToken")
+				return field(t, b.answer(t, conversationRPCs+"ProposeCompaction", `{"conversationId":"c1","keepTokens":100,"leaseDuration":"600s"}`, ada), "lease", "fencingToken")
 			}
 			refused := func(method, body string) {
 				t.Helper()
@@ -113,7 +113,7 @@ func TestFencesNeverRunBackwardsAcrossLives(t *testing.T) {
 				}
 				lastLease = number(t, lease)
 				for _, old := range leases {
-					refused("CommitSummary", `{"conversationId":"c1","leaseToken":"`+old+`","text":"old"}`)
+					refused("CommitCompaction", `{"conversationId":"c1","fencingToken":"`+old+`","text":"old"}`)
 				}
 				leases = append(leases, lease)
 				for range 2 {
@@ -141,7 +141,7 @@ func TestFencesNeverRunBackwardsAcrossLives(t *testing.T) {
 					refused("CompleteToolCall", `{"conversationId":"c1","seq":"1","fencingToken":"`+old+`","response":{"by":"old"}}`)
 				}
 				claims = append(claims, got)
-				version := field(t, b.answer(t, conversationRPCs+"GetConversation", `{"conversationId":"c1"}`, ada), "metadata", "version")
+				version := field(t, b.answer(t, conversationRPCs+"GetConversation", `{"conversationId":"c1"}`, ada), "conversation", "version")
 				next(t, b, "conversation", version, service, create)
 				for epoch := max(1, newest-3); epoch <= newest; epoch++ {
 					refused("IngestLive", fmt.Sprintf(frame, strconv.FormatInt(epoch, 10), 100, "old"))

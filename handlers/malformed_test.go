@@ -17,7 +17,7 @@ func TestWhatCannotBeReadIsRefusedWithAReason(t *testing.T) {
 	b := setup(t)
 	key := b.key(t, "ada")
 	const (
-		appendMessages = "/holdfast.conversation.v1.ConversationService/AppendMessages"
+		appendMessages = "/holdfast.conversation.v1.ConversationService/Append"
 		get            = "/holdfast.conversation.v1.ConversationService/GetConversation"
 		watch          = "/holdfast.conversation.v1.ConversationService/WatchConversation"
 		ingest         = "/holdfast.conversation.v1.ConversationService/IngestLive"
@@ -69,13 +69,13 @@ func TestWhatCannotBeReadIsRefusedWithAReason(t *testing.T) {
 		"a number out of range":         {get, `{"conversationId":"c1","messageLimit":2147483648}`, []string{asJSON}, inexact, "messageLimit"},
 		"a number beyond all":           {get, `{"conversationId":"c1","ifVersionNot":"99999999999999999999"}`, []string{asJSON}, inexact, "ifVersionNot"},
 		"a fraction":                    {get, `{"conversationId":"c1","messageLimit":1.5}`, []string{asJSON}, inexact, "messageLimit"},
-		"a duration that is none":       {create, `{"conversationId":"c1","ttl":"a week"}`, []string{asJSON}, field, "ttl"},
+		"a duration that is none":       {create, `{"conversationId":"c1","conversation":{"ttl":"a week"}}`, []string{asJSON}, field, "conversation.ttl"},
 		"invalid UTF-8 in JSON":         {appendMessages, "{\"conversationId\":\"\xff\"}", []string{asJSON}, field, "conversationId"},
 		"half a surrogate pair":         {appendMessages, `{"conversationId":"\ud800"}`, []string{asJSON}, field, "conversationId"},
 		"U+0000":                        {appendMessages, `{"conversationId":"c1","messages":[{"role":"ROLE_USER","text":"\u0000"}]}`, []string{asJSON}, field, "text"},
 		"a field that is required":      {appendMessages, `{}`, []string{asJSON}, field, "conversation_id"},
 		"an empty binary body":          {appendMessages, ``, []string{asProto}, field, "conversation_id"},
-		"broken binary":                 {appendMessages, "\x0a\xff", []string{asProto}, broken, "AppendMessagesRequest"},
+		"broken binary":                 {appendMessages, "\x0a\xff", []string{asProto}, broken, "AppendRequest"},
 		"binary of another type":        {appendMessages, "\x08\x01\x0a", []string{asProto}, broken, ""},
 		"invalid UTF-8 in binary":       {appendMessages, "\x0a\x01\xff", []string{asProto}, broken, "UTF-8"},
 		"JSON as binary":                {appendMessages, `{"conversationId":"c1"}`, []string{asProto}, broken, ""},

@@ -112,11 +112,11 @@ func TestANewerClientAsksForLeniency(t *testing.T) {
 		}
 	}
 	for body, reason := range map[string]string{
-		`{"conversationId":"c1","newer":1,"slots":{"a":9007199254740993}}`: "NUMBER_INEXACT", // leniency loses no digits
-		`{"conversationId":"c1","newer":1`:                                 "BODY_BROKEN",
-		``:                                                                 "BODY_BROKEN",
+		`{"conversationId":"c1","newer":1,"intents":[{"slots":{"a":9007199254740993}}]}`: "NUMBER_INEXACT", // leniency loses no digits
+		`{"conversationId":"c1","newer":1`:                                               "BODY_BROKEN",
+		``:                                                                               "BODY_BROKEN",
 	} {
-		if got := send("RecordIntent", body, lenient); got.reason != reason {
+		if got := send("Append", body, lenient); got.reason != reason {
 			t.Errorf("%s: %+v", body, got)
 		}
 	}
@@ -139,10 +139,10 @@ func TestNumbersComeBackAsTheyWereSent(t *testing.T) {
 	const service = "/holdfast.conversation.v1.ConversationService/"
 	b.call(t, registered()[service+"CreateConversation"], `{"conversationId":"c1"}`, key)
 	const slots = `{"a":0.1,"b":[9007199254740992,-0.5,1e-7],"c":{"d":123456789012345680000}}`
-	if got := b.call(t, registered()[service+"RecordIntent"], `{"conversationId":"c1","name":"n","slots":`+slots+`}`, key); got.code != "ok" {
+	if got := b.call(t, registered()[service+"Append"], `{"conversationId":"c1","intents":[{"name":"n","slots":`+slots+`}]}`, key); got.code != "ok" {
 		t.Fatalf("%+v", got)
 	}
-	if got := b.call(t, registered()[service+"ListIntents"], `{"conversationId":"c1"}`, key); !strings.Contains(got.body, slots) {
+	if got := b.call(t, registered()[service+"ListRecords"], `{"conversationId":"c1"}`, key); !strings.Contains(got.body, slots) {
 		t.Errorf("%s", got.body)
 	}
 }

@@ -30,7 +30,6 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	errorv1 "holdfast/gen/holdfast/error/v1"
-	objectv1 "holdfast/gen/holdfast/object/v1"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
 	"holdfast/object"
@@ -51,7 +50,7 @@ func (m *manager) CreateConversation(ctx context.Context, req *conversationv1.Cr
 		return nil, err
 	}
 	return &conversationv1.CreateConversationResponse{
-		Conversation: &conversationv1.Conversation{Title: req.Title, Owner: string(who.User)},
+		Conversation: &conversationv1.Conversation{Title: req.GetConversation().GetTitle(), Owner: string(who.User)},
 	}, nil
 }
 
@@ -208,7 +207,7 @@ func (b *bundle) do(t *testing.T, verb, path, body string, headers ...string) an
 func TestACallReachesItsManagerWithItsIdentity(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	got := b.call(t, "CreateConversation", `{"title":"Hello"}`, "Holdfast-User: ada")
+	got := b.call(t, "CreateConversation", `{"conversation":{"title":"Hello"}}`, "Holdfast-User: ada")
 	var res struct {
 		Conversation struct {
 			Title string `json:"title"`
@@ -237,11 +236,11 @@ func TestEveryProtocol(t *testing.T) {
 			t.Run(name+" "+version, func(t *testing.T) {
 				t.Parallel()
 				c := conversationv1connect.NewConversationServiceClient(client, b.url, append(opts, connect.WithInterceptors(withToken(b.token)))...)
-				res, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{Title: "x"})
+				res, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{Conversation: &conversationv1.Conversation{Title: "x"}})
 				if err != nil || res.Conversation.Title != "x" {
 					t.Errorf("got %v, %v", res, err)
 				}
-				_, err = c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{Title: "\x00"})
+				_, err = c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{Conversation: &conversationv1.Conversation{Title: "\x00"}})
 				var e *connect.Error
 				if !errors.As(err, &e) || len(detail[*errdetails.BadRequest](t, e).GetFieldViolations()) != 1 {
 					t.Errorf("a refusal is %v", err)
@@ -266,12 +265,12 @@ func TestRefusalsAsCurlSeesThem(t *testing.T) {
 		{"no credential", "CreateConversation", `{}`, []string{"Authorization: "}, 401, []string{`"reason":"CREDENTIAL_MISSING"`, "holdfast key create"}},
 		{"bad credential", "CreateConversation", `{}`, []string{"Authorization: Bearer hfk_x"}, 401, []string{`"reason":"CREDENTIAL_INVALID"`}},
 		{"protovalidate", "GetConversation", `{"conversationId":"a b"}`, nil, 400, []string{`"field":"conversation_id"`, `"reason":"FIELD_INVALID"`, `"domain":"holdfast"`}},
-		{"U+0000", "CreateConversation", `{"labels":{"a":"\u0000"}}`, nil, 400, []string{`labels[\"a\"]`, `U+0000`}},
-		{"NaN", "RecordIntent", `{"conversationId":"c","name":"n","slots":{"a":"NaN"},"confidence":"NaN"}`, nil, 400, []string{`"field":"confidence"`}},
+		{"U+0000", "CreateConversation", `{"conversation":{"labels":{"a":"\u0000"}}}`, nil, 400, []string{`conversation.labels[\"a\"]`, `U+0000`}},
+		{"NaN", "Append", `{"conversationId":"c","intents":[{"name":"n","slots":{"a":"NaN"},"confidence":"NaN"}]}`, nil, 400, []string{`"field":"intents[0].confidence"`}},
 		{"version", "GetConversation", `{"conversationId":"c"}`, nil, 409, []string{`"code":"aborted"`, `"reason":"VERSION_MISMATCH"`, `"current_version":"5"`}},
 		{"no JSON", "CreateConversation", `{`, nil, 400, []string{`"code":"invalid_argument"`}},
 		{"no such method", "Frobnicate", `{}`, nil, 404, nil},
-		{"unimplemented", "ListIntents", `{"conversationId":"c"}`, nil, 501, nil},
+		{"unimplemented", "ListRecords", `{"conversationId":"c"}`, nil, 501, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -421,7 +420,7 @@ func TestEachCallIsReportedOnce(t *testing.T) {
 	b.watch = func(context.Context, *conversationv1.WatchConversationRequest, *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
 		return nil
 	}
-	b.call(t, "CreateConversation", `{"title":"private words"}`)
+	b.call(t, "CreateConversation", `{"conversation":{"title":"private words"}}`)
 	b.call(t, "GetConversation", `{"conversationId":"c"}`)
 	b.call(t, "CreateConversation", `{`)
 	b.call(t, "CreateConversation", `{}`, "Authorization: ")
@@ -464,11 +463,11 @@ func TestConditionalGet(t *testing.T) {
 	b := setup(t)
 	b.get = func(_ context.Context, req *conversationv1.GetConversationRequest) (*conversationv1.GetConversationResponse, error) {
 		return &conversationv1.GetConversationResponse{
-			Conversation: &conversationv1.Conversation{Title: "changed"}, Metadata: &objectv1.Metadata{Version: 7},
+			Conversation: &conversationv1.Conversation{Title: "changed", Version: 7},
 		}, nil
 	}
 	b.list = func(context.Context, *conversationv1.ListMessagesRequest) (*conversationv1.ListMessagesResponse, error) {
-		return &conversationv1.ListMessagesResponse{HasMore: true, Metadata: &objectv1.Metadata{Version: 7}}, nil
+		return &conversationv1.ListMessagesResponse{NextPageToken: "x", Version: 7}, nil
 	}
 	get := func(t *testing.T, method, message, tag string) answer {
 		t.Helper()

@@ -14,21 +14,21 @@ func TestAnothersIDSwallowsNoMessage(t *testing.T) {
 	call := func(method, body string, as ...string) reply {
 		return b.do(t, "POST", "/holdfast.conversation.v1.ConversationService/"+method, strings.NewReader(body), append(as, "Content-Type: application/json")...)
 	}
-	if got := call("CreateConversation", `{"conversationId":"shared"}`, service); got.code != "ok" {
+	if got := call("CreateConversation", `{"conversationId":"shared","shared":true}`, service); got.code != "ok" {
 		t.Fatal(got)
 	}
 	for _, body := range []string{
 		`{"conversationId":"shared","messages":[{"role":"ROLE_USER","text":"yes"}],"requestId":"m-1"}`,
 		`{"conversationId":"shared","messages":[{"role":"ROLE_USER","text":"yes","clientMessageId":"c-1"}]}`,
 	} {
-		first := call("AppendMessages", body, ada)
+		first := call("Append", body, ada)
 		for _, as := range [][]string{{ada}, {service, "Holdfast-User: ada"}} {
-			if again := call("AppendMessages", body, as...); first.code != "ok" || again.code != "ok" || !strings.Contains(again.body, `"seq"`) {
+			if again := call("Append", body, as...); first.code != "ok" || again.code != "ok" || !strings.Contains(again.body, `"seq"`) {
 				t.Errorf("ada: %+v, then %+v", first, again)
 			}
 		}
 		for _, as := range [][]string{{bob}, {service}, {service, "Holdfast-User: bob"}} {
-			if got := call("AppendMessages", body, as...); got.code != "already_exists" || got.reason != "REQUEST_ID_REUSED" {
+			if got := call("Append", body, as...); got.code != "already_exists" || got.reason != "REQUEST_ID_REUSED" {
 				t.Errorf("another caller: %+v", got)
 			}
 		}

@@ -42,7 +42,9 @@ func nest(tb testing.TB, levels int) *structpb.Struct {
 func TestStorable(t *testing.T) {
 	t.Parallel()
 	const nul = "a\x00b"
-	intent := func(slots *structpb.Struct) proto.Message { return &conversationv1.RecordIntentRequest{Slots: slots} }
+	intent := func(slots *structpb.Struct) proto.Message {
+		return &conversationv1.AppendRequest{Intents: []*conversationv1.Intent{{Slots: slots}}}
+	}
 	frame := func(f *conversationv1.LiveFrame) proto.Message {
 		return &conversationv1.IngestLiveRequest{Frames: []*conversationv1.LiveFrame{{}, f}}
 	}
@@ -51,14 +53,14 @@ func TestStorable(t *testing.T) {
 		message proto.Message
 		field   string // empty: storable
 	}{
-		{"empty", &conversationv1.AppendMessagesRequest{}, ""},
-		{"text", &conversationv1.CreateConversationRequest{Title: "ok\t\u0001 é 😀"}, ""},
-		{"U+0000 in a field", &conversationv1.CreateConversationRequest{Title: nul}, "title"},
+		{"empty", &conversationv1.AppendRequest{}, ""},
+		{"text", &conversationv1.CreateConversationRequest{Conversation: &conversationv1.Conversation{Title: "ok\t\u0001 é 😀"}}, ""},
+		{"U+0000 in a field", &conversationv1.CreateConversationRequest{Conversation: &conversationv1.Conversation{Title: nul}}, "conversation.title"},
 		{"in a nested field", &conversationv1.UpdateConversationRequest{Conversation: &conversationv1.Conversation{Title: nul}}, "conversation.title"},
-		{"in a list", &conversationv1.AppendMessagesRequest{Messages: []*conversationv1.NewMessage{{Text: "a"}, {Text: nul}}}, "messages[1].text"},
-		{"in a repeated string", &conversationv1.UpdateMessageRequest{UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"text", nul}}}, "update_mask.paths[1]"},
-		{"in a map's value", &conversationv1.CreateConversationRequest{Labels: map[string]string{"team": nul}}, `labels["team"]`},
-		{"in a map's key", &conversationv1.CreateConversationRequest{Labels: map[string]string{nul: "v"}}, `labels["a\x00b"]`},
+		{"in a list", &conversationv1.AppendRequest{Messages: []*conversationv1.Message{{Text: "a"}, {Text: nul}}}, "messages[1].text"},
+		{"in a repeated string", &conversationv1.EditMessagesRequest{Updates: []*conversationv1.MessageUpdate{{UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"text", nul}}}}}, "updates[0].update_mask.paths[1]"},
+		{"in a map's value", &conversationv1.CreateConversationRequest{Conversation: &conversationv1.Conversation{Labels: map[string]string{"team": nul}}}, `conversation.labels["team"]`},
+		{"in a map's key", &conversationv1.CreateConversationRequest{Conversation: &conversationv1.Conversation{Labels: map[string]string{nul: "v"}}}, `conversation.labels["a\x00b"]`},
 		{"in a oneof", frame(&conversationv1.LiveFrame{Frame: &conversationv1.LiveFrame_Text{Text: nul}}), "frames[1].text"},
 		{"in bytes it is base64", frame(&conversationv1.LiveFrame{Frame: &conversationv1.LiveFrame_Binary{Binary: []byte(nul)}}), ""},
 		{
@@ -67,13 +69,13 @@ func TestStorable(t *testing.T) {
 			`frames[1].object["k"]`,
 		},
 		{"Struct", intent(structOf(t, map[string]any{"a": 1.5, "b": nil, "c": []any{true, "x"}})), ""},
-		{"in a Struct's value", intent(structOf(t, map[string]any{"a": []any{1, map[string]any{"b": nul}}})), `slots["a"][1]["b"]`},
-		{"in a Struct's key", intent(structOf(t, map[string]any{nul: 1})), `slots["a\x00b"]`},
-		{"NaN", intent(structOf(t, map[string]any{"a": math.NaN()})), `slots["a"]`},
-		{"infinity", intent(structOf(t, map[string]any{"a": []any{math.Inf(-1)}})), `slots["a"][0]`},
-		{"a value without a kind", intent(&structpb.Struct{Fields: map[string]*structpb.Value{"a": {}}}), `slots["a"]`},
+		{"in a Struct's value", intent(structOf(t, map[string]any{"a": []any{1, map[string]any{"b": nul}}})), `intents[0].slots["a"][1]["b"]`},
+		{"in a Struct's key", intent(structOf(t, map[string]any{nul: 1})), `intents[0].slots["a\x00b"]`},
+		{"NaN", intent(structOf(t, map[string]any{"a": math.NaN()})), `intents[0].slots["a"]`},
+		{"infinity", intent(structOf(t, map[string]any{"a": []any{math.Inf(-1)}})), `intents[0].slots["a"][0]`},
+		{"a value without a kind", intent(&structpb.Struct{Fields: map[string]*structpb.Value{"a": {}}}), `intents[0].slots["a"]`},
 		{"deep enough", intent(nest(t, maxNesting)), ""},
-		{"too deep", intent(nest(t, maxNesting+1)), `slots["k"]`},
+		{"too deep", intent(nest(t, maxNesting+1)), `intents[0].slots["k"]`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -93,16 +95,16 @@ func TestStorable(t *testing.T) {
 }
 
 func BenchmarkStorable(b *testing.B) {
-	append20 := &conversationv1.AppendMessagesRequest{ConversationId: "c1", RequestId: "r1"}
+	append20 := &conversationv1.AppendRequest{ConversationId: "c1", RequestId: "r1"}
 	for i := range 20 {
-		append20.Messages = append(append20.Messages, &conversationv1.NewMessage{
+		append20.Messages = append(append20.Messages, &conversationv1.Message{
 			Role: conversationv1.Role_ROLE_USER, Text: strings.Repeat("word ", 40), ClientMessageId: strconv.Itoa(i),
 		})
 	}
 	for name, m := range map[string]proto.Message{
 		"get":      &conversationv1.GetConversationRequest{ConversationId: "c1", MessageLimit: 20},
 		"append20": append20,
-		"struct":   &conversationv1.RecordIntentRequest{ConversationId: "c1", Name: "n", Slots: nest(b, 10)},
+		"struct":   &conversationv1.AppendRequest{ConversationId: "c1", Intents: []*conversationv1.Intent{{Name: "n", Slots: nest(b, 10)}}},
 	} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()

@@ -22,6 +22,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	linearv1 "holdfast/gen/holdfast/linear/v1"
+	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/jsonpb"
 	"holdfast/object/objecttest"
@@ -29,8 +30,8 @@ import (
 
 // prototypes have between them every kind of field and every well-known type.
 var prototypes = []proto.Message{
-	&conversationv1.GetConversationResponse{}, &conversationv1.ConversationState{}, &conversationv1.IngestLiveRequest{},
-	&conversationv1.UpdateMessageRequest{}, &storev1.ApiState{}, &linearv1.Issue{},
+	&conversationv1.GetConversationResponse{}, &conversationstorev1.ConversationState{}, &conversationv1.IngestLiveRequest{},
+	&conversationv1.EditMessagesRequest{}, &storev1.ApiState{}, &linearv1.Issue{},
 	&typepb.Type{}, &apipb.Api{}, &structpb.Struct{}, &structpb.Value{}, &structpb.ListValue{}, &timestamppb.Timestamp{},
 	&descriptorpb.DescriptorProto{}, &descriptorpb.UninterpretedOption{}, &descriptorpb.FileOptions{},
 	&wrapperspb.Int64Value{}, &wrapperspb.BytesValue{},
@@ -260,7 +261,7 @@ func BenchmarkJSON(b *testing.B) {
 	m := &conversationv1.GetConversationResponse{Conversation: &conversationv1.Conversation{ConversationId: "c1", Title: "Auth refactor"}}
 	for i := range 20 {
 		m.Messages = append(m.Messages, &conversationv1.Message{
-			Seq: int64(i), Role: conversationv1.Role_ROLE_USER, Text: strings.Repeat("words ", 16), CreateTime: timestamppb.Now(), UpdateTime: timestamppb.Now(), TokenCount: 25,
+			Seq: int32(int64(i)), Role: conversationv1.Role_ROLE_USER, Text: strings.Repeat("words ", 16), CreateTime: timestamppb.Now(), UpdateTime: timestamppb.Now(), TokenCount: new(int32(25)),
 		})
 	}
 	text, err := camel.Append(nil, m)

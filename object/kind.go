@@ -40,7 +40,7 @@ type KindConfig[S proto.Message] struct {
 	NewLife func(state S, issued int64)
 	// TTL is how long an object is kept after its last change, at least 24 h. 0: for ever.
 	TTL time.Duration
-	// TTLOf overrides TTL for one object, at least 24 h; 0: no override. Optional.
+	// TTLOf overrides TTL for one object, at least 24 h, or with Forever; 0: no override. Optional.
 	TTLOf func(S) time.Duration
 	// Scratch copies a state for a closure to work on, where a deep copy is expensive: the copy may share what closures replace
 	// and never change in place. Default: proto.Clone.
@@ -94,6 +94,9 @@ const (
 // MinTTL is the least time that an object is kept after its last change.
 const MinTTL = 24 * time.Hour
 
+// Forever is the time to live of an object that is kept until it is deleted; see KindConfig.TTLOf.
+const Forever time.Duration = -1
+
 // Kind is a class of objects with one state type. It is safe for concurrent use.
 type Kind[S proto.Message] struct{ *kind }
 
@@ -131,7 +134,10 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 		scratch: proto.Clone, personal: map[protoreflect.FullName]protoreflect.Name{}, personalKeys: c.PersonalKeys,
 		ttl: func(m proto.Message) time.Duration {
 			if c.TTLOf != nil {
-				if ttl := c.TTLOf(m.(S)); ttl != 0 { //nolint:forcetypeassert // the runtime made m
+				switch ttl := c.TTLOf(m.(S)); { //nolint:forcetypeassert // the runtime made m
+				case ttl == Forever:
+					return 0
+				case ttl != 0:
 					return max(ttl, MinTTL)
 				}
 			}

@@ -282,6 +282,8 @@ type ListOptions struct {
 	Terms []string
 	// Around is how many bytes an answer may have for each object beside what is stored of it.
 	Around int
+	// Since leaves out of a List objects that have not changed since then; zero: none.
+	Since time.Time
 	// AnyTerm, if set, lists the objects that have any of these terms instead.
 	AnyTerm []string
 }
@@ -315,7 +317,15 @@ func (k *Kind[S]) List(ctx context.Context, o ListOptions) (Page[S], error) {
 	if err != nil {
 		return Page[S]{}, err
 	}
-	return heldPage(ctx, k, caller, rows, size, o.Around)
+	if !o.Since.IsZero() {
+		// Activity lags behind by a step at most, and the rows are in its order: behind the first that is too old there is no more.
+		if i := slices.IndexFunc(rows, func(r dbsqlc.ListObjectsRow) bool { return r.ActivityTime.Before(o.Since.Add(-activityStep)) }); i >= 0 {
+			rows = rows[:i]
+		}
+	}
+	page, err := heldPage(ctx, k, caller, rows, size, o.Around)
+	page.Items = slices.DeleteFunc(page.Items, func(s Snapshot[S]) bool { return s.UpdateTime.Before(o.Since) })
+	return page, err
 }
 
 // matchReads is how often ListMatching reads for one page. Each time it reads up to MaxPageSize objects.

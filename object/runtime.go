@@ -51,7 +51,7 @@ type Config struct {
 // Limits bound what one process takes on. Each is answered with an error that names it.
 type Limits struct {
 	StateBytes int // of one state as JSON; default 256 KiB
-	EntryBytes int // of one entry as JSON; default 256 KiB
+	EntryBytes int // of one entry as JSON; default 1 MiB
 	// How many changes, and apart from them reads, may wait.
 	PerObject int // default 2,048
 	PerTenant int // default 8,192
@@ -135,7 +135,7 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 		}
 	}
 	def(&c.Limits.StateBytes, 256<<10)
-	def(&c.Limits.EntryBytes, 256<<10)
+	def(&c.Limits.EntryBytes, 1<<20)
 	def(&c.Limits.PerObject, 2048)
 	def(&c.Limits.PerTenant, 8192)
 	def(&c.Limits.PerServer, 32768)

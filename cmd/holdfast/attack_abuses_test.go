@@ -50,9 +50,9 @@ func abuses() []*abuse {
 	}{
 		{"stalled health checks", stranger, "64 unfinished bodies of 4 MiB, health check", "", &call{path: healthCheck}},
 		{"stalled reflection", stranger, "the same, reflection", "", &call{path: reflection, kind: contentGRPC}},
-		{"stalled calls without a credential", stranger, "the same, an RPC", "", &call{path: conversations + "AppendMessages"}},
+		{"stalled calls without a credential", stranger, "the same, an RPC", "", &call{path: conversations + "Append"}},
 		{"stalled webhooks of nobody", stranger, "the same, a webhook's path that is not there", "", &call{path: webhooks + "aaaaaaaaaaaaaaaaaaaaaaaaaa"}},
-		{"stalled appends", oneUser, "64 unfinished bodies of 4 MiB", bobA, &call{path: conversations + "AppendMessages"}},
+		{"stalled appends", oneUser, "64 unfinished bodies of 4 MiB", bobA, &call{path: conversations + "Append"}},
 		{"stalled streams", oneUser, "64 streams whose first message of 4 MiB never ends", bobA, &call{path: conversations + "WatchConversation", kind: contentConnect}},
 	} {
 		all = append(all, &abuse{
@@ -78,7 +78,7 @@ func abuses() []*abuse {
 			a.expect(n / 2)
 			a.hold(n, func(int) {
 				for a.ctx.Err() == nil {
-					a.send(client, &call{path: conversations + "AppendMessages", token: a.Keys[bobA], body: &unfinished{a: a, left: 64 << 10}})
+					a.send(client, &call{path: conversations + "Append", token: a.Keys[bobA], body: &unfinished{a: a, left: 64 << 10}})
 					pause(a.ctx, 200*time.Millisecond)
 				}
 			})
@@ -97,7 +97,7 @@ func abuses() []*abuse {
 	// Compression.
 	all = append(all, &abuse{
 		name: "gzip bombs without a credential", by: stranger, what: "4 MB of gzip that unpack to 4 GB, health check", bound: "nothing is unpacked without a credential",
-		attack: bombs("", 6, 4<<30, healthCheck, conversations+"AppendMessages"),
+		attack: bombs("", 6, 4<<30, healthCheck, conversations+"Append"),
 	}, &abuse{
 		name: "gzip bombs in capital letters", by: stranger, what: "64 at once of 99 KB of gzip that unpack to 100 MB, health check; headers in other spellings", bound: "headers are read as Connect reads them",
 		attack: func(a *attacker) {
@@ -112,10 +112,10 @@ func abuses() []*abuse {
 		},
 	}, &abuse{
 		name: "gzip bombs", by: oneUser, what: "4 MB of gzip that unpack to 4 GB", bound: "unpacking ends at the limit of the RPC",
-		attack: bombs(bobA, 6, 4<<30, conversations+"AppendMessages"),
+		attack: bombs(bobA, 6, 4<<30, conversations+"Append"),
 	}, &abuse{
 		name: "many small gzip bombs", by: oneUser, what: "64 at once of 99 KB that unpack to 100 MB", bound: "bytes being read at once, unpacking takes turns",
-		attack: bombs(bobA, 64, 100<<20, conversations+"AppendMessages"),
+		attack: bombs(bobA, 64, 100<<20, conversations+"Append"),
 	})
 
 	// Large messages. What they may not store is found out before it has cost much.
@@ -124,46 +124,47 @@ func abuses() []*abuse {
 		name, what, path, kind string
 		body                   func(n int) []byte
 	}{
-		{"structs of empty objects", "16 at once of a Struct of 1,300,000 empty objects, JSON", conversations + "AdvanceFlow", contentJSON, func(n int) []byte {
-			return []byte(`{"conversationId":"deep","flow":"f","step":"s","data":{"a":[{}` + strings.Repeat(`,{}`, n-1) + `]}}`)
+		{"structs of empty objects", "16 at once of a Struct of 1,300,000 empty objects, JSON", conversations + "Append", contentJSON, func(n int) []byte {
+			return []byte(`{"conversationId":"deep","flowSteps":[{"flow":"f","step":"s","data":{"a":[{}` + strings.Repeat(`,{}`, n-1) + `]}}]}`)
 		}},
-		{"structs of empty objects in protobuf", "the same, protobuf", conversations + "AdvanceFlow", contentProto, func(n int) []byte {
+		{"structs of empty objects in protobuf", "the same, protobuf", conversations + "Append", contentProto, func(n int) []byte {
 			list := bytes.Repeat([]byte{0x0a, 2, 0x2a, 0}, n/2) // ListValue.values: {struct_value: {}}
 			value := protowire.AppendBytes([]byte{0x32}, list)
 			entry := append([]byte{0x0a, 1, 'a', 0x12}, protowire.AppendVarint(nil, uint64(len(value)))...)
 			entry = append(entry, value...)
 			data := protowire.AppendBytes([]byte{0x0a}, entry)
-			return protowire.AppendBytes([]byte("\x0a\x04deep\x12\x01f\x1a\x01s\x22"), data)
+			step := protowire.AppendBytes([]byte("\x12\x01f\x1a\x01s\x22"), data)
+			return protowire.AppendBytes([]byte("\x1a\x04deep\x32"), step)
 		}},
-		{"structs of many fields", "16 at once of a Struct of 350,000 fields", conversations + "AdvanceFlow", contentJSON, func(n int) []byte {
+		{"structs of many fields", "16 at once of a Struct of 350,000 fields", conversations + "Append", contentJSON, func(n int) []byte {
 			var b strings.Builder
-			b.WriteString(`{"conversationId":"deep","flow":"f","step":"s","data":{"":0`)
+			b.WriteString(`{"conversationId":"deep","flowSteps":[{"flow":"f","step":"s","data":{"":0`)
 			for i := range n / 4 {
 				fmt.Fprintf(&b, `,"%d":0`, i)
 			}
-			b.WriteString(`}}`)
+			b.WriteString(`}}]}`)
 			return []byte(b.String())
 		}},
-		{"many empty messages", "16 at once of an append of 1,300,000 empty messages", conversations + "AppendMessages", contentJSON, func(n int) []byte {
+		{"many empty messages", "16 at once of an append of 1,300,000 empty messages", conversations + "Append", contentJSON, func(n int) []byte {
 			return []byte(`{"conversationId":"deep","messages":[{}` + strings.Repeat(`,{}`, n-1) + `]}`)
 		}},
-		{"many empty messages in protobuf", "the same, protobuf", conversations + "AppendMessages", contentProto, func(n int) []byte {
-			return append([]byte("\x0a\x04deep"), bytes.Repeat([]byte{0x12, 0}, 2*n-10)...)
+		{"many empty messages in protobuf", "the same, protobuf", conversations + "Append", contentProto, func(n int) []byte {
+			return append([]byte("\x1a\x04deep"), bytes.Repeat([]byte{0x22, 0}, 2*n-10)...)
 		}},
 		{"many labels", "16 at once of 350,000 labels", conversations + "CreateConversation", contentJSON, func(n int) []byte {
 			var b strings.Builder
-			b.WriteString(`{"labels":{"":""`)
+			b.WriteString(`{"conversation":{"labels":{"":""`)
 			for i := range n / 4 {
 				fmt.Fprintf(&b, `,"%d":""`, i)
 			}
-			b.WriteString(`}}`)
+			b.WriteString(`}}}`)
 			return []byte(b.String())
 		}},
 		{"unknown fields", "16 at once of 3.9 MB of fields that the RPC does not have", conversations + "GetConversation", contentJSON, func(n int) []byte {
 			return []byte(`{"zzz":[{}` + strings.Repeat(`,{}`, n-1) + `]}`)
 		}},
-		{"deep nesting", "16 at once of 1,900,000 nested lists", conversations + "AdvanceFlow", contentJSON, func(n int) []byte {
-			return []byte(`{"conversationId":"deep","flow":"f","step":"s","data":{"a":` + strings.Repeat(`[`, n*3/2) + strings.Repeat(`]`, n*3/2) + `}}`)
+		{"deep nesting", "16 at once of 1,900,000 nested lists", conversations + "Append", contentJSON, func(n int) []byte {
+			return []byte(`{"conversationId":"deep","flowSteps":[{"flow":"f","step":"s","data":{"a":` + strings.Repeat(`[`, n*3/2) + strings.Repeat(`]`, n*3/2) + `}}]}`)
 		}},
 	} {
 		all = append(all, &abuse{
@@ -181,10 +182,10 @@ func abuses() []*abuse {
 	all = append(all, &abuse{ //nolint:gocritic // by groups
 		name: "structs within the limit", by: oneUser, what: "16 at once of the largest Struct of empty objects that a body limit of 512 KiB lets in", bound: "values counted while they are decoded",
 		attack: func(a *attacker) {
-			body := []byte(`{"conversationId":"deep","flow":"f","step":"s","data":{"a":[{}` + strings.Repeat(`,{}`, 170_000) + `]}}`)
+			body := []byte(`{"conversationId":"deep","flowSteps":[{"flow":"f","step":"s","data":{"a":[{}` + strings.Repeat(`,{}`, 170_000) + `]}}]}`)
 			client := a.client(false)
 			a.loop(16, func(int) {
-				a.send(client, &call{path: conversations + "AdvanceFlow", token: a.Keys[bobA], body: bytes.NewReader(body)})
+				a.send(client, &call{path: conversations + "Append", token: a.Keys[bobA], body: bytes.NewReader(body)})
 			})
 		},
 	})
@@ -484,7 +485,7 @@ func abuses() []*abuse {
 			for i := range labels {
 				labels[i] = fmt.Sprintf(`"label-%d":%q`, i, strings.Repeat("v", 64))
 			}
-			body := `{"labels":{` + strings.Join(labels, ",") + `}}`
+			body := `{"conversation":{"labels":{` + strings.Join(labels, ",") + `}}}`
 			a.loop(64, func(int) {
 				for a.send(client, &call{path: conversations + "CreateConversation", token: a.Keys[bobA], body: strings.NewReader(body)}) == "200" {
 				}
@@ -498,7 +499,7 @@ func abuses() []*abuse {
 				clients[i] = a.client(true)
 			}
 			a.loop(a.size(1200, 3200), func(i int) {
-				a.send(clients[i%len(clients)], &call{path: conversations + "AppendMessages", token: a.Keys[bobA], body: strings.NewReader(`{"conversationId":"flooded","messages":[{"role":"ROLE_USER","text":"x"}]}`)})
+				a.send(clients[i%len(clients)], &call{path: conversations + "Append", token: a.Keys[bobA], body: strings.NewReader(`{"conversationId":"flooded","messages":[{"role":"ROLE_USER","text":"x"}]}`)})
 			})
 		},
 	})

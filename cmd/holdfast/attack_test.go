@@ -155,11 +155,11 @@ func (f *battlefield) fill(t *testing.T) {
 	}
 	add := func(id string, n int, text string) {
 		t.Helper()
-		req := &conversationv1.AppendMessagesRequest{ConversationId: id}
+		req := &conversationv1.AppendRequest{ConversationId: id}
 		for range n {
-			req.Messages = append(req.Messages, &conversationv1.NewMessage{Role: conversationv1.Role_ROLE_USER, Text: text})
+			req.Messages = append(req.Messages, &conversationv1.Message{Role: conversationv1.Role_ROLE_USER, Text: text})
 		}
-		if _, err := bob.AppendMessages(ctx, req); err != nil {
+		if _, err := bob.Append(ctx, req); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -286,12 +286,12 @@ func appender(t *testing.T, api, name, token string) *bystander {
 	if _, err := client.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: id}); err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
-	req := &conversationv1.AppendMessagesRequest{ConversationId: id, Messages: []*conversationv1.NewMessage{{Role: conversationv1.Role_ROLE_USER, Text: "Hello"}}}
+	req := &conversationv1.AppendRequest{ConversationId: id, Messages: []*conversationv1.Message{{Role: conversationv1.Role_ROLE_USER, Text: "Hello"}}}
 	n := 0
 	return &bystander{name: name, errors: map[string]int{}, call: func(ctx context.Context) error {
 		n++
 		req.RequestId = strconv.Itoa(n)
-		_, err := client.AppendMessages(ctx, req)
+		_, err := client.Append(ctx, req)
 		return err
 	}}
 }

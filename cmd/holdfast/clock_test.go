@@ -123,8 +123,8 @@ func (s *system) stamped(t *testing.T, by time.Duration) {
 	t.Helper()
 	for i, c := range s.clients {
 		awaitTrue(t, fmt.Sprintf("server %d by %v from now", i, by), func() bool {
-			res, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{})
-			return err == nil && (time.Until(res.GetMetadata().GetUpdateTime().AsTime())-by).Abs() < 10*time.Minute
+			res, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{Shared: true})
+			return err == nil && (time.Until(res.GetConversation().GetUpdateTime().AsTime())-by).Abs() < 10*time.Minute
 		})
 	}
 }

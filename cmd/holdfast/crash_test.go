@@ -103,7 +103,7 @@ func (c *child) kill() {
 
 // appendRequest is one request of the load, which a client repeats until it is acknowledged.
 type appendRequest struct {
-	*conversationv1.AppendMessagesRequest
+	*conversationv1.AppendRequest
 
 	acknowledged []int64 // the seqs of its messages; empty: it is not known whether it happened
 }
@@ -124,7 +124,7 @@ func newTraffic(t *testing.T, c conversationv1connect.ConversationServiceClient)
 	l := &traffic{}
 	for i := range 3 {
 		id := fmt.Sprint("c-", i)
-		if _, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: id}); err != nil {
+		if _, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: id, Shared: true}); err != nil {
 			t.Fatal(err)
 		}
 		l.conversations = append(l.conversations, id)
@@ -143,11 +143,11 @@ func (l *traffic) run(t *testing.T, c conversationv1connect.ConversationServiceC
 		writers.Go(func() {
 			for n := 0; ; n++ {
 				name := fmt.Sprintf("%d.%d.%d", round, w, n)
-				r := &appendRequest{AppendMessagesRequest: &conversationv1.AppendMessagesRequest{
+				r := &appendRequest{AppendRequest: &conversationv1.AppendRequest{
 					ConversationId: l.conversations[(w+n)%len(l.conversations)], RequestId: name,
 				}}
 				for i := range 1 + n%4 {
-					r.Messages = append(r.Messages, &conversationv1.NewMessage{Role: conversationv1.Role_ROLE_USER, Text: fmt.Sprint(name, ".", i)})
+					r.Messages = append(r.Messages, &conversationv1.Message{Role: conversationv1.Role_ROLE_USER, Text: fmt.Sprint(name, ".", i)})
 				}
 				l.mu.Lock()
 				l.requests = append(l.requests, r)
@@ -170,7 +170,7 @@ func (l *traffic) run(t *testing.T, c conversationv1connect.ConversationServiceC
 func (l *traffic) send(ctx context.Context, c conversationv1connect.ConversationServiceClient, r *appendRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	res, err := c.AppendMessages(ctx, r.AppendMessagesRequest)
+	res, err := c.Append(ctx, r.AppendRequest)
 	if err != nil {
 		return err
 	}
@@ -178,7 +178,7 @@ func (l *traffic) send(ctx context.Context, c conversationv1connect.Conversation
 	defer l.mu.Unlock()
 	r.acknowledged = nil
 	for _, m := range res.GetMessages() {
-		r.acknowledged = append(r.acknowledged, m.GetSeq())
+		r.acknowledged = append(r.acknowledged, int64(m.GetSeq()))
 	}
 	return nil
 }
@@ -192,12 +192,12 @@ func (l *traffic) check(t *testing.T, c conversationv1connect.ConversationServic
 	for _, id := range l.conversations {
 		var after, version int64
 		for more := true; more; {
-			page, err := c.ListMessages(t.Context(), &conversationv1.ListMessagesRequest{ConversationId: id, AfterSeq: after, PageSize: 200})
+			page, err := c.ListMessages(t.Context(), &conversationv1.ListMessagesRequest{ConversationId: id, AfterSeq: int32(after), PageSize: 200})
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, m := range page.GetMessages() {
-				if after++; m.GetSeq() != after {
+				if after++; int64(m.GetSeq()) != after {
 					t.Fatalf("%s: message %d is in place %d", id, m.GetSeq(), after)
 				}
 				if where, twice := stored[m.GetText()]; twice {
@@ -205,7 +205,7 @@ func (l *traffic) check(t *testing.T, c conversationv1connect.ConversationServic
 				}
 				stored[m.GetText()] = fmt.Sprint(id, "/", m.GetSeq())
 			}
-			more, version = page.GetHasMore(), page.GetMetadata().GetVersion()
+			more, version = page.GetNextPageToken() != "", page.GetVersion()
 		}
 		requests[id] = version - 1 // the first is its creation
 	}

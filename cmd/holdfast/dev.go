@@ -126,7 +126,7 @@ Try it, in another terminal:
   export HOLDFAST_API=%s HOLDFAST_TOKEN=%s
   curl $HOLDFAST_API%s \
     -H "Authorization: Bearer $HOLDFAST_TOKEN" -H 'Content-Type: application/json' \
-    -d '{"title": "Auth refactor"}'
+    -d '{"conversation": {"title": "Auth refactor"}, "shared": true}'
 
 `, api, devTenant, token, kept, api, token, conversationv1connect.ConversationServiceCreateConversationProcedure)
 	return err

@@ -89,7 +89,7 @@ func TestREADME(t *testing.T) {
 	if len(first) != 3 || len(commands) != 4 || commands[0] != "" {
 		t.Fatalf("%d answers to %d commands: %s", len(first), len(commands)-1, first)
 	}
-	for i, want := range []string{`"title":"Auth refactor"`, `"seq":"1"`, `"text":"Hello"`} {
+	for i, want := range []string{`"title":"Auth refactor"`, `"seq":1`, `"text":"Hello"`} {
 		if !strings.Contains(strings.ReplaceAll(string(first[i]), `": `, `":`), want) {
 			t.Errorf("answer %d has no %s: %s", i+1, want, first[i])
 		}
@@ -176,7 +176,7 @@ func TestKeysFromCradleToGrave(t *testing.T) {
 	api := p.await(t, p.stderr, `"ready".*"api":"([^"]+)"`)
 	byLeaked, byService := clientOf(t, api, leaked), clientOf(t, api, service)
 	for _, c := range []conversationv1connect.ConversationServiceClient{byService, byLeaked} {
-		if _, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{Title: "private words"}); err != nil {
+		if _, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{Conversation: &conversationv1.Conversation{Title: "private words"}, Shared: true}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -33,13 +33,13 @@ func TestExportAndImport(t *testing.T) {
 	ours := clientOf(t, api, strings.TrimSpace(must("", "key", "create", "--tenant", string(from.Tenant), "--user", "ada")))
 	theirs := clientOf(t, api, strings.TrimSpace(must("", "key", "create", "--tenant", string(to.Tenant), "--user", "ada")))
 
-	if _, err := ours.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "c1", Title: "Auth \"refactor\" 日"}); err != nil {
+	if _, err := ours.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "c1", Conversation: &conversationv1.Conversation{Title: "Auth \"refactor\" 日"}}); err != nil {
 		t.Fatal(err)
 	}
-	appending := &conversationv1.AppendMessagesRequest{
-		ConversationId: "c1", RequestId: "r1", Messages: []*conversationv1.NewMessage{{Role: conversationv1.Role_ROLE_USER, Text: "Hello\n"}},
+	appending := &conversationv1.AppendRequest{
+		ConversationId: "c1", RequestId: "r1", Messages: []*conversationv1.Message{{Role: conversationv1.Role_ROLE_USER, Text: "Hello\n"}},
 	}
-	appended, err := ours.AppendMessages(t.Context(), appending)
+	appended, err := ours.Append(t.Context(), appending)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestExportAndImport(t *testing.T) {
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
-	replayed, err := theirs.AppendMessages(t.Context(), appending)
+	replayed, err := theirs.Append(t.Context(), appending)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +96,7 @@ func TestErase(t *testing.T) {
 	tenant := string(b.Tenant)
 	for _, user := range []string{"ada@example.com", "bob@example.com"} {
 		c := clientOf(t, api, must("key", "create", "--tenant", tenant, "--user", user))
-		if _, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: user[:3], Title: "Ask ada@example.com"}); err != nil {
+		if _, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: user[:3], Conversation: &conversationv1.Conversation{Title: "Ask ada@example.com"}}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -257,7 +257,7 @@ func startDrill(t *testing.T, s *system) *drill {
 	}
 	for i := range faultConversations {
 		id := fmt.Sprintf("%s-%d", filepath.Base(t.Name()), i)
-		if _, err := s.clients[0].CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: id}); err != nil {
+		if _, err := s.clients[0].CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: id, Shared: true}); err != nil {
 			t.Fatal(err)
 		}
 		d.conversations = append(d.conversations, id)
@@ -299,18 +299,18 @@ func pause(ctx context.Context, d time.Duration) {
 func (d *drill) write(t *testing.T, w int) {
 	at := w
 	for n := 0; !d.stopping(); n++ {
-		req := &conversationv1.AppendMessagesRequest{
+		req := &conversationv1.AppendRequest{
 			ConversationId: d.conversations[(w+n)%len(d.conversations)], RequestId: fmt.Sprintf("%s.%d.%d", filepath.Base(t.Name()), w, n),
-			Messages: []*conversationv1.NewMessage{{Role: conversationv1.Role_ROLE_USER, Text: fmt.Sprint(w, ".", n)}},
+			Messages: []*conversationv1.Message{{Role: conversationv1.Role_ROLE_USER, Text: fmt.Sprint(w, ".", n)}},
 		}
 		from := d.now()
 		for deadline := time.Now().Add(faultPatience); ; at++ {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-			res, err := d.clients[at%len(d.clients)].AppendMessages(ctx, req)
+			res, err := d.clients[at%len(d.clients)].Append(ctx, req)
 			cancel()
 			if err == nil {
 				seq := res.GetMessages()[0].GetSeq()
-				d.note(t, w, req, from, seq)
+				d.note(t, w, req, from, int64(seq))
 				break
 			}
 			if t.Context().Err() != nil || time.Now().After(deadline) {
@@ -323,7 +323,7 @@ func (d *drill) write(t *testing.T, w int) {
 	}
 }
 
-func (d *drill) note(t *testing.T, w int, req *conversationv1.AppendMessagesRequest, from, seq int64) {
+func (d *drill) note(t *testing.T, w int, req *conversationv1.AppendRequest, from, seq int64) {
 	text := req.GetMessages()[0].GetText()
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -348,7 +348,7 @@ func (d *drill) read(t *testing.T, r int) {
 		res, err := d.clients[(r+n)%len(d.clients)].GetConversation(ctx, &conversationv1.GetConversationRequest{ConversationId: id, MessageLimit: 1})
 		cancel()
 		if err == nil {
-			out := logState{length: res.GetConversation().GetMessageCount()}
+			out := logState{length: int64(res.GetConversation().GetMessageCount())}
 			if m := res.GetMessages(); len(m) > 0 {
 				out.last = m[0].GetText()
 			}
@@ -411,7 +411,7 @@ func (d *drill) follow(t *testing.T, ctx context.Context, at int, id string, ver
 	})
 	for stream.Receive() {
 		m := stream.Msg()
-		v := m.GetMetadata().GetVersion()
+		v := m.GetVersion()
 		switch {
 		case m.GetHeartbeat():
 			continue
@@ -420,16 +420,16 @@ func (d *drill) follow(t *testing.T, ctx context.Context, at int, id string, ver
 			return nil
 		case m.GetReset_():
 			d.resets.Add(1)
-			*seen = m.GetConversation().GetMessageCount()
+			*seen = int64(m.GetConversation().GetMessageCount())
 		default:
 			for _, msg := range m.GetMessages() {
-				if *seen++; msg.GetSeq() != *seen {
+				if *seen++; int64(msg.GetSeq()) != *seen {
 					t.Errorf("%s: message %d comes where %d should", id, msg.GetSeq(), *seen)
 					return nil
 				}
 			}
 		}
-		if *seen != m.GetConversation().GetMessageCount() {
+		if *seen != int64(m.GetConversation().GetMessageCount()) {
 			t.Errorf("%s: at version %d there are %d messages, %d were told", id, v, m.GetConversation().GetMessageCount(), *seen)
 			return nil
 		}
@@ -478,12 +478,12 @@ func (d *drill) end(t *testing.T) {
 	for _, id := range d.conversations {
 		var stored, version int64
 		for more := true; more; {
-			page, err := d.clients[0].ListMessages(t.Context(), &conversationv1.ListMessagesRequest{ConversationId: id, AfterSeq: stored, PageSize: 200})
+			page, err := d.clients[0].ListMessages(t.Context(), &conversationv1.ListMessagesRequest{ConversationId: id, AfterSeq: int32(stored), PageSize: 200})
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, m := range page.GetMessages() {
-				if stored++; m.GetSeq() != stored {
+				if stored++; int64(m.GetSeq()) != stored {
 					t.Fatalf("%s: message %d is in place %d", id, m.GetSeq(), stored)
 				}
 				where := fmt.Sprint(id, "/", stored)
@@ -492,7 +492,7 @@ func (d *drill) end(t *testing.T) {
 				}
 				delete(d.names, where)
 			}
-			more, version = page.GetHasMore(), page.GetMetadata().GetVersion()
+			more, version = page.GetNextPageToken() != "", page.GetVersion()
 		}
 		if version != stored+1 { // the first is its creation
 			t.Errorf("%s has %d messages and is at version %d", id, stored, version)

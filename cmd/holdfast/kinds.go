@@ -1,7 +1,7 @@
 package main
 
 import (
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
@@ -13,7 +13,7 @@ import (
 
 // kinds are all that this binary knows.
 type kinds struct {
-	conversations *object.Kind[*conversationv1.ConversationState]
+	conversations *object.Kind[*conversationstorev1.ConversationState]
 	apis          *object.Kind[*storev1.ApiState]
 	sessions      session.Kinds
 	projects      project.Kinds

@@ -185,8 +185,8 @@ func TestDevEphemeral(t *testing.T) {
 		t.Errorf("tenant is %q", ready.Tenant)
 	}
 	c := clientOf(t, ready.API, ready.Token)
-	made, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{Title: "Auth refactor"})
-	if err != nil || made.GetMetadata().GetVersion() != 1 {
+	made, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{Conversation: &conversationv1.Conversation{Title: "Auth refactor"}, Shared: true})
+	if err != nil || made.GetConversation().GetVersion() != 1 {
 		t.Errorf("CreateConversation: %v, %v", made, err)
 	}
 	// Browsers of any origin may call a development server.
@@ -228,7 +228,7 @@ func TestDevKeepsWhatItHas(t *testing.T) {
 			t.Errorf("the curl that it printed answers %s, %v", out, err)
 		}
 	}
-	made, err := clientOf(t, api, token).CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "c1"})
+	made, err := clientOf(t, api, token).CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "c1", Shared: true})
 	if err != nil {
 		t.Fatal(made, err)
 	}
@@ -283,7 +283,7 @@ func TestServe(t *testing.T) {
 	admin := p.await(t, p.stderr, `"metrics and profiles".*"url":"([^"]+)"`)
 	api := p.await(t, p.stderr, `"ready".*"api":"([^"]+)"`)
 	c := clientOf(t, api, token)
-	if _, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "c1"}); err != nil {
+	if _, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "c1", Shared: true}); err != nil {
 		t.Fatal(err)
 	}
 	if _, body := get(t, admin+"/metrics"); !strings.Contains(body, `holdfast_requests_total{code="ok",method="/holdfast.conversation.v1.ConversationService/CreateConversation"} 1`) {
@@ -424,7 +424,7 @@ func TestTheFirstStepsWorkForAnOwnerWhoIsNoSuperuser(t *testing.T) {
 		token := strings.TrimSpace(do("key", "create", "--tenant", "acme", "--description", "backend"))
 		p := start(t, env, "serve")
 		api := p.await(t, p.stderr, `"ready".*"api":"([^"]+)"`)
-		if _, err := clientOf(t, api, token).CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "c1"}); err != nil {
+		if _, err := clientOf(t, api, token).CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "c1", Shared: true}); err != nil {
 			t.Error(err)
 		}
 		p.end(t)

@@ -187,7 +187,7 @@ func describePlan(connection int64, p *conversationv1.GetResumePlanResponse) str
 
 // run creates a conversation, sends the batches, and returns when the watcher has seen what came of the last.
 func (r *replayRun) run(ctx context.Context, batches []replay.Batch) error {
-	made, err := r.service.CreateConversation(ctx, &conversationv1.CreateConversationRequest{Title: "Replay"})
+	made, err := r.service.CreateConversation(ctx, &conversationv1.CreateConversationRequest{Conversation: &conversationv1.Conversation{Title: "Replay"}, Shared: true})
 	if err != nil {
 		return fmt.Errorf("create a conversation: %w", err)
 	}
@@ -199,7 +199,7 @@ func (r *replayRun) run(ctx context.Context, batches []replay.Batch) error {
 	var watcher sync.WaitGroup
 	watcher.Go(func() { cancel(r.watch(ctx, seen)) })
 
-	last := made.GetMetadata().GetVersion()
+	last := made.GetConversation().GetVersion()
 	err = replay.Play(ctx, batches, func(ctx context.Context, b replay.Batch) error {
 		last, err = r.send(ctx, b)
 		return err

@@ -65,7 +65,7 @@ func TestFaultAServerStopsWhilePostgresHangs(t *testing.T) {
 			first := sync.OnceFunc(started.Done)
 			defer first()
 			for writing.Err() == nil {
-				if _, err := client.CreateConversation(writing, &conversationv1.CreateConversationRequest{}); err != nil {
+				if _, err := client.CreateConversation(writing, &conversationv1.CreateConversationRequest{Shared: true}); err != nil {
 					return
 				}
 				first()
@@ -76,7 +76,7 @@ func TestFaultAServerStopsWhilePostgresHangs(t *testing.T) {
 	freeze(t, p.PID())
 	// A call that waits for Postgres shows that it is so.
 	stuck, unstick := context.WithTimeout(ctx, time.Second)
-	if _, err := client.CreateConversation(stuck, &conversationv1.CreateConversationRequest{}); err == nil {
+	if _, err := client.CreateConversation(stuck, &conversationv1.CreateConversationRequest{Shared: true}); err == nil {
 		t.Error("Postgres is stopped, and answers")
 	}
 	unstick()

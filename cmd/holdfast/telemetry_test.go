@@ -168,8 +168,8 @@ func TestTraces(t *testing.T) { //nolint:paralleltest // the exporter reads the 
 			t.Fatal(res.Status)
 		}
 	}
-	call("CreateConversation", `{"conversationId": "c1"}`)
-	call("AppendMessages", `{"conversationId": "c1", "messages": [{"role": "ROLE_USER", "text": "`+secret+`"}]}`)
+	call("CreateConversation", `{"shared":true,"conversationId": "c1"}`)
+	call("Append", `{"conversationId": "c1", "messages": [{"role": "ROLE_USER", "text": "`+secret+`"}]}`)
 	call("GetConversation", `{"conversationId": "c1"}`)
 	p.end(t) // sends what is left
 
@@ -185,7 +185,7 @@ func TestTraces(t *testing.T) { //nolint:paralleltest // the exporter reads the 
 			t.Errorf("a span tells too much: %s", text)
 		}
 	}
-	for _, want := range []string{"holdfast.conversation.v1.ConversationService/AppendMessages", "commit", "read"} {
+	for _, want := range []string{"holdfast.conversation.v1.ConversationService/Append", "commit", "read"} {
 		if names[want] == 0 {
 			t.Errorf("no span %q in %v", want, names)
 		}

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
 const (
@@ -22,8 +23,8 @@ const (
 var (
 	// errStaleLease: the lease is not the newest.
 	errStaleLease = errors.New("another lease was given since")
-	// errMoved: another summary was committed while the range was read.
-	errMoved = errors.New("another summary was committed meanwhile")
+	// errMoved: another summary was committed, or messages were removed, while the range was read.
+	errMoved = errors.New("the conversation was compacted or edited meanwhile")
 	// errSummarised: the lease has another summary already.
 	errSummarised = errors.New("another text was committed under this lease; propose again to replace it")
 )
@@ -34,19 +35,19 @@ type leasedError struct{ until time.Time }
 func (e leasedError) Error() string { return "another has the lease" }
 
 // leaseCompaction lets the caller summarise a range that was chosen on the newest summary. mine is the token of a lease
-// that the caller has; 0: none. It is a leasedError, or errMoved.
+// that the caller has; 0: none. version is that before the change. It is a leasedError, or errMoved.
 func leaseCompaction(
-	s *conversationv1.ConversationState, wanted *conversationv1.CompactionLease, mine int64, lease time.Duration, now time.Time,
-) (*conversationv1.CompactionLease, error) {
+	s *storev1.ConversationState, wanted *storev1.CompactionLease, mine, version int64, lease time.Duration, now time.Time,
+) (*storev1.CompactionLease, error) {
 	held := s.GetCompaction()
 	if held != nil && held.GetToken() != mine && held.GetSummarySeq() == 0 && now.Before(held.GetExpireTime().AsTime()) {
 		return nil, leasedError{until: held.GetExpireTime().AsTime()}
 	}
-	if s.GetSummary().GetSeq() != wanted.GetBaseSummarySeq() {
+	if s.GetSummary().GetSeq() != wanted.GetBaseSummarySeq() || s.GetRemovedCount() != wanted.GetRemovedCount() {
 		return nil, errMoved
 	}
 	given := proto.CloneOf(wanted)
-	given.Token = max(held.GetToken(), s.GetIssuedBefore()) + 1
+	given.Token = max(held.GetToken(), version) + 1 // versions go on counting where the id is used again
 	given.ExpireTime = timestamppb.New(now.Add(lease))
 	s.Compaction = given
 	return given, nil
@@ -56,10 +57,10 @@ func leaseCompaction(
 // same was committed under this lease already. A lease that is over counts until another is given: the range is closed, so the summary is
 // right however late it comes.
 func commitSummary(
-	s *conversationv1.ConversationState, req *conversationv1.CommitSummaryRequest, now time.Time,
-) (*conversationv1.Summary, error) {
+	s *storev1.ConversationState, req *conversationv1.CommitCompactionRequest, now time.Time,
+) (*storev1.Summary, error) {
 	lease := s.GetCompaction()
-	if lease.GetToken() != req.GetLeaseToken() || lease.GetToSeq() == 0 { // a restored conversation has the token alone
+	if lease.GetToken() != req.GetFencingToken() || lease.GetToSeq() == 0 { // a restored conversation has the token alone
 		return nil, errStaleLease
 	}
 	if lease.GetSummarySeq() != 0 {
@@ -69,9 +70,9 @@ func commitSummary(
 		return nil, nil
 	}
 	s.SummaryCount++
-	summary := &conversationv1.Summary{
+	summary := &storev1.Summary{
 		Seq: s.GetSummaryCount(), FromSeq: lease.GetFromSeq(), ToSeq: lease.GetToSeq(), Text: req.GetText(),
-		TokenCount: req.GetTokenCount(), CreateTime: timestamppb.New(now), ReplacedTokenCount: lease.GetTokenCount(),
+		TokenCount: int64(req.GetTokenCount()), CreateTime: timestamppb.New(now), ReplacedTokenCount: lease.GetTokenCount(),
 	}
 	if req.TokenCount == nil {
 		summary.TokenCount, summary.TokenCountEstimated = estimateTokens(req.GetText()), true

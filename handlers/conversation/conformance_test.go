@@ -5,7 +5,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/object/objecttest"
 )
 
@@ -16,8 +16,8 @@ func TestConformance(t *testing.T) {
 		Set:        func(s state, text string) { s.Title = text },
 		Text:       state.GetTitle,
 		Collection: inMessages,
-		Entry:      func(text string) proto.Message { return &conversationv1.Message{Text: text} },
-		EntryText:  func(m proto.Message) string { return m.(*conversationv1.Message).GetText() },
+		Entry:      func(text string) proto.Message { return &storev1.Message{Text: text} },
+		EntryText:  func(m proto.Message) string { return m.(*storev1.Message).GetText() },
 		Tag: func(s state, name string) string {
 			if s.Labels == nil {
 				s.Labels = map[string]string{}

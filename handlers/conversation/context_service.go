@@ -4,12 +4,15 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
@@ -140,7 +143,7 @@ func (t *tail) more(ctx context.Context, wanted func(windowItem) bool) error {
 }
 
 // pinned reads the messages that are in every window.
-func (r *reader) pinned(ctx context.Context) ([]*conversationv1.Message, error) {
+func (r *reader) pinned(ctx context.Context) ([]*storev1.Message, error) {
 	if len(r.s.GetPinnedSeqs()) == 0 {
 		return nil, nil
 	}
@@ -149,22 +152,22 @@ func (r *reader) pinned(ctx context.Context) ([]*conversationv1.Message, error) 
 		keys[i] = object.SeqKey(seq)
 	}
 	page, err := r.same(r.m.kind.Lookup(ctx, r.id, inMessages, keys...))
-	return rpc.Values[*conversationv1.Message](page.Entries), err
+	return rpc.Values[*storev1.Message](page.Entries), err
 }
 
 // contextWindow is a window, with what is in it.
 type contextWindow struct {
 	about   *conversationv1.ContextWindow
-	outside []*conversationv1.Message // pinned and system messages before the window
-	summary *conversationv1.Summary   // nil: none
+	outside []*storev1.Message // pinned and system messages before the window
+	summary *storev1.Summary   // nil: none
 	items   []windowItem
 }
 
 // contextWindow reads what a model should be told within a budget, in an answer of which so many bytes are taken.
-func (r *reader) contextWindow(ctx context.Context, budget int64, policy conversationv1.ContextPolicy, taken int) (*contextWindow, error) {
+func (r *reader) contextWindow(ctx context.Context, budget int64, recentOnly bool, taken int) (*contextWindow, error) {
 	w := &contextWindow{about: &conversationv1.ContextWindow{}}
 	room := budget
-	if policy != conversationv1.ContextPolicy_CONTEXT_POLICY_RECENT_ONLY {
+	if !recentOnly {
 		w.summary = r.s.GetSummary()
 		room -= w.summary.GetTokenCount()
 	}
@@ -193,14 +196,14 @@ func (r *reader) contextWindow(ctx context.Context, budget int64, policy convers
 	chosen, _ := choose(items, whole, room, costs)
 	chosen = chosen.within(items, whole, object.AnswerBytes-taken)
 	w.items = items[chosen.from:]
-	w.about.TotalTokens, w.about.OverBudget, w.about.SummarySeq = chosen.tokens+w.summary.GetTokenCount(), chosen.over, w.summary.GetSeq()
+	w.about.TotalTokens, w.about.OverBudget, w.about.SummarySeq = chosen.tokens+w.summary.GetTokenCount(), chosen.over, small(w.summary.GetSeq())
 	first := r.s.GetLastSeq() + 1
 	for _, i := range w.items {
 		if i.message != nil {
 			if w.about.FromSeq == 0 {
-				w.about.FromSeq, first = i.seq(), i.seq()
+				w.about.FromSeq, first = small(i.seq()), i.seq()
 			}
-			w.about.ToSeq = i.seq()
+			w.about.ToSeq = small(i.seq())
 		}
 	}
 	for _, m := range pinned {
@@ -208,7 +211,7 @@ func (r *reader) contextWindow(ctx context.Context, budget int64, policy convers
 			w.outside = append(w.outside, m)
 		}
 	}
-	w.about.DroppedCount = max(first-1-after, 0)
+	w.about.DroppedCount = small(max(first-1-after, 0))
 	for _, m := range w.outside {
 		if m.GetSeq() > after {
 			w.about.DroppedCount--
@@ -217,7 +220,7 @@ func (r *reader) contextWindow(ctx context.Context, budget int64, policy convers
 	// The next summary goes on where the newest ends.
 	if from, ok := compactable(items, whole, budget/2); ok && r.s.GetSummary().GetToSeq() < items[from].seq()-1 {
 		if chosen.from > 0 || !whole || w.about.GetTotalTokens() > budget/2 {
-			w.about.CompactFromSeq, w.about.CompactToSeq = r.s.GetSummary().GetToSeq()+1, items[from].seq()-1
+			w.about.CompactFromSeq, w.about.CompactToSeq = small(r.s.GetSummary().GetToSeq()+1), small(items[from].seq()-1)
 		}
 	}
 	return w, nil
@@ -227,7 +230,7 @@ func (r *reader) contextWindow(ctx context.Context, budget int64, policy convers
 func (w *contextWindow) turns(onlyText, withSystem bool) *turns {
 	t := &turns{onlyText: onlyText}
 	add := func(i windowItem) {
-		if withSystem || i.message.GetRole() != conversationv1.Role_ROLE_SYSTEM {
+		if withSystem || i.message.GetRole() != storev1.Role_ROLE_SYSTEM {
 			t.addItem(i)
 		}
 	}
@@ -241,15 +244,15 @@ func (w *contextWindow) turns(onlyText, withSystem bool) *turns {
 	return t
 }
 
-func (w *contextWindow) systemMessages() []*conversationv1.Message {
-	var out []*conversationv1.Message
+func (w *contextWindow) systemMessages() []*storev1.Message {
+	var out []*storev1.Message
 	for _, m := range w.outside {
-		if m.GetRole() == conversationv1.Role_ROLE_SYSTEM {
+		if m.GetRole() == storev1.Role_ROLE_SYSTEM {
 			out = append(out, m)
 		}
 	}
 	for _, i := range w.items {
-		if i.message.GetRole() == conversationv1.Role_ROLE_SYSTEM {
+		if i.message.GetRole() == storev1.Role_ROLE_SYSTEM {
 			out = append(out, i.message)
 		}
 	}
@@ -260,16 +263,16 @@ func (w *contextWindow) neutral() []*conversationv1.ContextItem {
 	var out []*conversationv1.ContextItem
 	add := func(i windowItem) {
 		if i.call != nil {
-			out = append(out, &conversationv1.ContextItem{Item: &conversationv1.ContextItem_ToolCall{ToolCall: i.call}})
+			out = append(out, &conversationv1.ContextItem{Item: &conversationv1.ContextItem_ToolCall{ToolCall: presentCall(i.call)}})
 		} else {
-			out = append(out, &conversationv1.ContextItem{Item: &conversationv1.ContextItem_Message{Message: heard(i.message)}})
+			out = append(out, &conversationv1.ContextItem{Item: &conversationv1.ContextItem_Message{Message: presentMessage(heard(i.message))}})
 		}
 	}
 	for _, m := range w.outside {
 		add(windowItem{message: m})
 	}
 	if w.summary != nil {
-		out = append(out, &conversationv1.ContextItem{Item: &conversationv1.ContextItem_Summary{Summary: w.summary}})
+		out = append(out, &conversationv1.ContextItem{Item: &conversationv1.ContextItem_Summary{Summary: presentSummary(w.summary)}})
 	}
 	for _, i := range w.items {
 		add(i)
@@ -279,7 +282,7 @@ func (w *contextWindow) neutral() []*conversationv1.ContextItem {
 
 // addCatchUp adds to a plan what a session that is resumed does not know, unless it is still being said.
 func (m *Manager) addCatchUp(
-	ctx context.Context, req *conversationv1.GetResumePlanRequest, h *conversationv1.LiveHandle, res *conversationv1.GetResumePlanResponse,
+	ctx context.Context, req *conversationv1.GetResumePlanRequest, h *storev1.LiveHandle, res *conversationv1.GetResumePlanResponse,
 ) error {
 	most := object.AnswerBytes - rpc.AnswerSize(res)
 	_, err := m.read(ctx, req.GetConversationId(), func(r *reader) error {
@@ -314,7 +317,7 @@ func (m *Manager) addSeed(ctx context.Context, req *conversationv1.GetResumePlan
 	}
 	taken := rpc.AnswerSize(res)
 	_, err := m.read(ctx, req.GetConversationId(), func(r *reader) error {
-		w, err := r.contextWindow(ctx, budget, conversationv1.ContextPolicy_CONTEXT_POLICY_SUMMARY_AND_RECENT, taken)
+		w, err := r.contextWindow(ctx, budget, false, taken)
 		if err != nil {
 			return err
 		}
@@ -328,13 +331,10 @@ func (m *Manager) addSeed(ctx context.Context, req *conversationv1.GetResumePlan
 func (m *Manager) GetContextWindow(
 	ctx context.Context, req *conversationv1.GetContextWindowRequest,
 ) (*conversationv1.GetContextWindowResponse, error) {
-	budget := req.GetBudgetTokens()
-	if budget == 0 {
-		budget = defaultWindow
-	}
+	budget := cmp.Or(int64(req.GetBudgetTokens()), defaultWindow)
 	res := &conversationv1.GetContextWindowResponse{}
 	r, err := m.read(ctx, req.GetConversationId(), func(r *reader) error {
-		w, err := r.contextWindow(ctx, budget, req.GetPolicy(), 0)
+		w, err := r.contextWindow(ctx, budget, req.GetRecentOnly(), 0)
 		if err != nil {
 			return err
 		}
@@ -352,7 +352,7 @@ func (m *Manager) GetContextWindow(
 	if err != nil {
 		return nil, err
 	}
-	res.Metadata = rpc.Metadata(r.info)
+	res.Version = int64(r.info.Version)
 	return res, nil
 }
 
@@ -360,16 +360,11 @@ func (m *Manager) GetContextWindow(
 func (m *Manager) ProposeCompaction(
 	ctx context.Context, req *conversationv1.ProposeCompactionRequest,
 ) (*conversationv1.ProposeCompactionResponse, error) {
-	keep, lease := req.GetKeepTokens(), DefaultCompactionLease
-	if keep == 0 {
-		keep = DefaultKeepTokens
-	}
-	if req.GetLease() != nil {
-		lease = req.GetLease().AsDuration()
-	}
+	keep := cmp.Or(int64(req.GetKeepTokens()), DefaultKeepTokens)
+	lease := cmp.Or(req.GetLeaseDuration().AsDuration(), DefaultCompactionLease)
 	for range readTries {
-		var wanted *conversationv1.CompactionLease
-		var previous *conversationv1.Summary
+		var wanted *storev1.CompactionLease
+		var previous *storev1.Summary
 		if _, err := m.read(ctx, req.GetConversationId(), func(r *reader) (err error) {
 			previous = r.s.GetSummary()
 			wanted, err = r.compaction(ctx, keep, req.GetFromScratch())
@@ -377,23 +372,23 @@ func (m *Manager) ProposeCompaction(
 		}); err != nil {
 			return nil, err
 		}
-		res, err := rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		res, err := object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 			func(tx *object.Tx[state]) (*conversationv1.ProposeCompactionResponse, error) {
 				if wanted == nil {
 					tx.Unchanged()
 					return &conversationv1.ProposeCompactionResponse{}, nil
 				}
-				got, err := leaseCompaction(tx.State(), wanted, req.GetLeaseToken(), lease, tx.Now())
+				got, err := leaseCompaction(tx.State(), wanted, req.GetFencingToken(), int64(tx.Version()), lease, tx.Now())
 				if err != nil {
 					return nil, refuse(err)
 				}
 				tx.Emit("compaction_leased")
 				res := &conversationv1.ProposeCompactionResponse{
-					LeaseToken: got.GetToken(), LeaseExpireTime: got.GetExpireTime(), FromSeq: got.GetFromSeq(), ToSeq: got.GetToSeq(),
-					TokenCount: got.GetTokenCount(),
+					Lease:   &typev1.Lease{FencingToken: small(got.GetToken()), ExpireTime: got.GetExpireTime(), ExpiresIn: durationpb.New(lease)},
+					FromSeq: small(got.GetFromSeq()), ToSeq: small(got.GetToSeq()), TokenCount: got.GetTokenCount(),
 				}
 				if got.GetFromSeq() > 1 {
-					res.Previous = previous
+					res.Previous = presentSummary(previous)
 				}
 				return res, nil
 			})
@@ -406,9 +401,11 @@ func (m *Manager) ProposeCompaction(
 
 // compaction chooses the range to summarise next; nil: there is none. It walks through all that no summary has, and keeps the
 // outline of it alone.
-func (r *reader) compaction(ctx context.Context, keep int64, fromScratch bool) (*conversationv1.CompactionLease, error) {
+func (r *reader) compaction(ctx context.Context, keep int64, fromScratch bool) (*storev1.CompactionLease, error) {
 	after := r.s.GetSummary().GetToSeq()
-	lease := &conversationv1.CompactionLease{BaseSummarySeq: r.s.GetSummary().GetSeq(), TokenCount: r.s.GetSummary().GetTokenCount()}
+	lease := &storev1.CompactionLease{
+		BaseSummarySeq: r.s.GetSummary().GetSeq(), TokenCount: r.s.GetSummary().GetTokenCount(), RemovedCount: r.s.GetRemovedCount(),
+	}
 	if fromScratch {
 		after, lease.TokenCount = 0, 0
 	}
@@ -439,56 +436,23 @@ func (r *reader) compaction(ctx context.Context, keep int64, fromScratch bool) (
 	return lease, nil
 }
 
-// CommitSummary implements ConversationService.
-func (m *Manager) CommitSummary(
-	ctx context.Context, req *conversationv1.CommitSummaryRequest,
-) (*conversationv1.CommitSummaryResponse, error) {
-	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[state]) (*conversationv1.CommitSummaryResponse, error) {
+// CommitCompaction implements ConversationService.
+func (m *Manager) CommitCompaction(
+	ctx context.Context, req *conversationv1.CommitCompactionRequest,
+) (*conversationv1.CommitCompactionResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.CommitCompactionResponse, error) {
 			s := tx.State()
 			summary, err := commitSummary(s, req, tx.Now())
 			if err != nil {
 				return nil, refuse(err)
 			}
 			if summary == nil {
-				summary = s.GetSummary() // the lease is the newest, so its summary is
 				tx.Unchanged()
 			} else {
 				tx.Put(inSummaries, object.SeqKey(summary.GetSeq()), summary)
 				tx.Emit("compacted")
 			}
-			return &conversationv1.CommitSummaryResponse{Summary: summary}, nil
-		})
-}
-
-// ListSummaries implements ConversationService.
-func (m *Manager) ListSummaries(
-	ctx context.Context, req *conversationv1.ListSummariesRequest,
-) (*conversationv1.ListSummariesResponse, error) {
-	summaries, page, err := rpc.ListAfterSeq[*conversationv1.Summary](ctx, m.kind, req.GetConversationId(), inSummaries, req)
-	return &conversationv1.ListSummariesResponse{Summaries: summaries, HasMore: page.More, Metadata: rpc.Metadata(page.Info)}, err
-}
-
-// TruncateMessage implements ConversationService.
-func (m *Manager) TruncateMessage(
-	ctx context.Context, req *conversationv1.TruncateMessageRequest,
-) (*conversationv1.TruncateMessageResponse, error) {
-	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[state]) (*conversationv1.TruncateMessageResponse, error) {
-			key := object.SeqKey(req.GetSeq())
-			old, _ := tx.Entry(inMessages, key).(*conversationv1.Message)
-			switch {
-			case old == nil:
-				return nil, problem.NotFound(fmt.Sprintf("the conversation has no message %d", req.GetSeq()))
-			case old.GetRole() != conversationv1.Role_ROLE_ASSISTANT:
-				return nil, problem.InvalidArgument("seq", "is not a message of the assistant; only what the assistant says is heard or not")
-			}
-			msg, changed := truncate(tx.State(), old, req, tx.Now())
-			if changed {
-				tx.Put(inMessages, key, msg)
-			} else {
-				tx.Unchanged()
-			}
-			return &conversationv1.TruncateMessageResponse{Message: msg}, nil
+			return &conversationv1.CommitCompactionResponse{Summary: presentSummary(s.GetSummary()), Version: int64(tx.Info().Version)}, nil
 		})
 }

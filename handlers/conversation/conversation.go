@@ -1,13 +1,15 @@
 package conversation
 
 import (
+	"cmp"
 	"time"
 
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	"holdfast/handlers/rpc"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/mask"
 	"holdfast/object"
 )
 
@@ -25,7 +27,7 @@ const (
 )
 
 // terms are what conversations can be listed by.
-func terms(s *conversationv1.ConversationState) []string {
+func terms(s *storev1.ConversationState) []string {
 	return filter(s.GetProjectId(), s.GetLabels())
 }
 
@@ -43,78 +45,50 @@ func filter(projectID string, labels map[string]string) []string {
 	return t
 }
 
-// updateConversation sets the fields that the mask names.
-func updateConversation(s *conversationv1.ConversationState, req *conversationv1.UpdateConversationRequest) {
-	has, c := rpc.MaskHas(req.GetUpdateMask()), req.GetConversation()
-	if has("title") {
-		s.Title = c.GetTitle()
+// messageCount is how many messages are there.
+func messageCount(s *storev1.ConversationState) int64 { return s.GetLastSeq() - s.GetRemovedCount() }
+
+// updateConversation changes the conversation as an update asks.
+func updateConversation(i object.Info, s *storev1.ConversationState, c *conversationv1.Conversation, m *fieldmaskpb.FieldMask) error {
+	changed := present(i, s)
+	if err := mask.Merge(changed, c, m, settable()...); err != nil {
+		return err
 	}
-	if has("labels") {
-		s.Labels = c.GetLabels()
-	}
-	if has("project_id") {
-		s.ProjectId = c.GetProjectId()
-	}
-	if has("ttl") {
-		s.Ttl = c.GetTtl()
-	}
+	store(s, changed)
+	return nil
 }
 
 // recordIntent adds an intent to the conversation's history and makes it the newest.
-func recordIntent(s *conversationv1.ConversationState, req *conversationv1.RecordIntentRequest, now time.Time) *conversationv1.Intent {
+func recordIntent(s *storev1.ConversationState, i *conversationv1.Intent, now time.Time) *storev1.Intent {
 	s.IntentCount++
-	s.Intent = &conversationv1.Intent{
-		Seq: s.GetIntentCount(), Name: req.GetName(), Confidence: req.GetConfidence(), Slots: req.GetSlots(),
-		MessageSeq: req.GetMessageSeq(), CreateTime: timestamppb.New(now),
+	s.Intent = &storev1.Intent{
+		Seq: s.GetIntentCount(), Name: i.GetName(), Confidence: i.GetConfidence(), Slots: i.GetSlots(), MessageSeq: int64(i.GetMessageSeq()),
+		CreateTime: timestamppb.New(now),
 	}
 	return s.GetIntent()
 }
 
 // advanceFlow adds a step to the conversation's history and makes it the newest.
-func advanceFlow(s *conversationv1.ConversationState, req *conversationv1.AdvanceFlowRequest, now time.Time) *conversationv1.FlowStep {
+func advanceFlow(s *storev1.ConversationState, step *conversationv1.FlowStep, now time.Time) *storev1.FlowStep {
 	s.FlowStepCount++
-	s.Flow = &conversationv1.FlowStep{
-		Seq: s.GetFlowStepCount(), Flow: req.GetFlow(), Step: req.GetStep(), Data: req.GetData(), CreateTime: timestamppb.New(now),
+	s.Flow = &storev1.FlowStep{
+		Seq: s.GetFlowStepCount(), Flow: step.GetFlow(), Step: step.GetStep(), Data: step.GetData(), CreateTime: timestamppb.New(now),
 	}
 	return s.GetFlow()
 }
 
-// setVoice moves the voice turn, or returns an illegalTransitionError.
-func setVoice(s *conversationv1.ConversationState, req *conversationv1.SetVoiceStateRequest, now time.Time) error {
-	if err := transition(s.GetVoice().GetStatus(), req.GetStatus()); err != nil {
+// setVoice moves the voice turn, or returns an illegalTransitionError. What is empty in v stays as it was.
+func setVoice(s *storev1.ConversationState, v *conversationv1.VoiceState, now time.Time) error {
+	old, to := s.GetVoice(), storev1.VoiceStatus(v.GetStatus())
+	if to == storev1.VoiceStatus_VOICE_STATUS_UNSPECIFIED {
+		to = orIdle(old.GetStatus())
+	}
+	if err := transition(old.GetStatus(), to); err != nil {
 		return err
 	}
-	old := s.GetVoice()
-	s.Voice = &conversationv1.VoiceState{
-		AudioStreamId: req.GetAudioStreamId(), Status: req.GetStatus(), LastTranscription: req.GetLastTranscription(),
-		ChangeTime: timestamppb.New(now),
-	}
-	if s.GetVoice().GetAudioStreamId() == "" {
-		s.Voice.AudioStreamId = old.GetAudioStreamId()
-	}
-	if s.GetVoice().GetLastTranscription() == "" {
-		s.Voice.LastTranscription = old.GetLastTranscription()
+	s.Voice = &storev1.VoiceState{
+		AudioStreamId: cmp.Or(v.GetAudioStreamId(), old.GetAudioStreamId()), Status: to,
+		LastTranscription: cmp.Or(v.GetLastTranscription(), old.GetLastTranscription()), ChangeTime: timestamppb.New(now),
 	}
 	return nil
-}
-
-// present is a conversation as callers see it.
-func present(i object.Info, s *conversationv1.ConversationState) *conversationv1.Conversation {
-	return &conversationv1.Conversation{
-		ConversationId: string(i.ID), Owner: string(i.Owner), Title: s.GetTitle(), Labels: s.GetLabels(),
-		ProjectId: s.GetProjectId(), Ttl: s.GetTtl(), MessageCount: s.GetLastSeq(), TokenCount: s.GetTokenCount(),
-		Voice: s.GetVoice(), Intent: s.GetIntent(), Flow: s.GetFlow(), Summary: s.GetSummary(), Floor: shownFloor(s.GetFloor()),
-		Live: presentLive(s.GetLive()), ToolCallCount: s.GetToolCallCount(), FragmentCount: s.GetFragmentCount(),
-		PinnedSeqs: s.GetPinnedSeqs(),
-	}
-}
-
-// shownFloor is the floor without the holder's credential: a session's id is the first half of a token.
-func shownFloor(f *conversationv1.Floor) *conversationv1.Floor {
-	if f == nil {
-		return nil
-	}
-	f = proto.CloneOf(f)
-	f.SessionId, f.Key = "", ""
-	return f
 }

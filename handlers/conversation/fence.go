@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"time"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/handlers/conversation/floor"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
@@ -21,7 +21,7 @@ type writer struct {
 // fence refuses a writer that is not the newest connection, or does not have the floor that another holds. It is the one
 // place that decides who may write: every change that comes from a live connection asks it first. Only an epoch that was
 // replaced is a fencedError: what such a connection still sends is kept as fragments.
-func fence(s *conversationv1.ConversationState, w writer) error {
+func fence(s *storev1.ConversationState, w writer) error {
 	newest := floor.Newest(s)
 	if 0 < w.epoch && w.epoch <= s.GetIssuedBefore() {
 		// Not a fencedError: words of a conversation that was deleted are not kept in the next of its id.
@@ -42,7 +42,7 @@ func fence(s *conversationv1.ConversationState, w writer) error {
 
 // issued reports whether someone was given an epoch that is not older than the newest. A client whose conversation never
 // had a connection may begin with the first epoch by itself; the epoch of a restored state is nobody's.
-func issued(s *conversationv1.ConversationState, epoch int64) bool {
+func issued(s *storev1.ConversationState, epoch int64) bool {
 	live := s.GetLive()
 	return epoch == max(floor.Newest(s), 1) && (epoch != live.GetEpoch() || live.GetOpenTime() != nil)
 }
@@ -53,7 +53,7 @@ func epochUnknown(epoch, newest int64) error {
 }
 
 // replacement is what has the newest epoch.
-func replacement(s *conversationv1.ConversationState) string {
+func replacement(s *storev1.ConversationState) string {
 	switch live := s.GetLive(); {
 	case s.GetFloor().GetFence() > live.GetEpoch():
 		return "a new holder of the floor"

@@ -2,14 +2,16 @@ package conversation
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
 // Roles of Gemini's Content; the shapes are those of google.golang.org/genai's Content, Part and LiveClientContent.
@@ -25,6 +27,8 @@ type turns struct {
 	parts    *structpb.ListValue
 	// All is told as text: a Live session that is seeded did not issue the calls.
 	onlyText bool
+	// signature of the part that is added next.
+	signature []byte
 }
 
 func (t *turns) add(role string, part *structpb.Struct) {
@@ -33,6 +37,9 @@ func (t *turns) add(role string, part *structpb.Struct) {
 		t.contents = append(t.contents, fieldsOf(map[string]*structpb.Value{
 			"role": structpb.NewStringValue(role), "parts": structpb.NewListValue(t.parts),
 		}))
+	}
+	if len(t.signature) > 0 && !t.onlyText {
+		part.Fields["thoughtSignature"] = structpb.NewStringValue(base64.StdEncoding.EncodeToString(t.signature))
 	}
 	t.parts.Values = append(t.parts.Values, structpb.NewStructValue(part))
 }
@@ -51,7 +58,7 @@ func fieldsOf(fields map[string]*structpb.Value) *structpb.Struct {
 	return &structpb.Struct{Fields: fields}
 }
 
-func (t *turns) addSummary(s *conversationv1.Summary) {
+func (t *turns) addSummary(s *storev1.Summary) {
 	if s != nil {
 		t.say(geminiUser, "Summary of the conversation so far: "+s.GetText())
 	}
@@ -63,7 +70,7 @@ func (t *turns) addItem(i windowItem) {
 		return
 	}
 	role := geminiUser
-	if i.message.GetRole() == conversationv1.Role_ROLE_ASSISTANT {
+	if i.message.GetRole() == storev1.Role_ROLE_ASSISTANT {
 		role = geminiModel
 	}
 	t.say(role, heard(i.message).GetText())
@@ -72,22 +79,37 @@ func (t *turns) addItem(i windowItem) {
 	}
 }
 
-func (t *turns) addPart(role string, p *conversationv1.Part) {
+func (t *turns) addPart(role string, p *storev1.Part) {
+	t.signature = p.GetThoughtSignature()
+	defer func() { t.signature = nil }()
 	switch p := p.GetPart().(type) {
-	case *conversationv1.Part_ToolCall:
-		t.callPart(p.ToolCall.GetCallId(), p.ToolCall.GetName(), p.ToolCall.GetArgs())
-	case *conversationv1.Part_ToolResult:
-		t.resultPart(p.ToolResult.GetCallId(), p.ToolResult.GetName(), p.ToolResult.GetResponse())
-	case *conversationv1.Part_File:
+	case *storev1.Part_Text:
+		t.say(role, p.Text)
+	case *storev1.Part_ToolCall:
+		t.callPart(p.ToolCall.GetCallId(), p.ToolCall.GetName(), argsOf(p.ToolCall))
+	case *storev1.Part_ToolResult:
+		t.resultPart(p.ToolResult.GetCallId(), p.ToolResult.GetName(), responseOf(p.ToolResult))
+	case *storev1.Part_File:
 		t.filePart(role, p.File)
-	case *conversationv1.Part_Image:
-		t.filePart(role, p.Image)
-	case *conversationv1.Part_Json:
+	case *storev1.Part_Data:
+		t.dataPart(role, p.Data)
+	case *storev1.Part_Json:
 		t.say(role, jsonText(p.Json))
 	}
 }
 
-func (t *turns) filePart(role string, f *conversationv1.FileReference) {
+// dataPart tells content itself.
+func (t *turns) dataPart(role string, b *storev1.Blob) {
+	if t.onlyText {
+		t.say(role, strings.TrimSpace("[file "+b.GetName())+"]")
+		return
+	}
+	t.add(role, fieldsOf(map[string]*structpb.Value{"inlineData": structpb.NewStructValue(fieldsOf(map[string]*structpb.Value{
+		"data": structpb.NewStringValue(base64.StdEncoding.EncodeToString(b.GetData())), "mimeType": structpb.NewStringValue(b.GetMimeType()),
+	}))}))
+}
+
+func (t *turns) filePart(role string, f *storev1.FileRef) {
 	if t.onlyText {
 		t.say(role, "[file "+f.GetUri()+"]")
 		return
@@ -123,7 +145,7 @@ func function(id, name, field string, value *structpb.Struct) *structpb.Struct {
 }
 
 // addCall tells a call of the Live API. As a call it is told only with a response that it got on its own connection.
-func (t *turns) addCall(c *conversationv1.ToolCall) {
+func (t *turns) addCall(c *storev1.ToolCall) {
 	switch {
 	case c.GetStatus() == callCompleted && c.GetResultSeq() == 0:
 		t.callPart(c.GetCallId(), c.GetName(), c.GetArgs())
@@ -162,11 +184,17 @@ func (t *turns) list() *structpb.ListValue {
 }
 
 // systemInstruction is what the system messages say, or nil.
-func systemInstruction(messages []*conversationv1.Message) *structpb.Struct {
+func systemInstruction(messages []*storev1.Message) *structpb.Struct {
 	l := &structpb.ListValue{}
+	say := func(text string) {
+		if text != "" {
+			l.Values = append(l.Values, structpb.NewStructValue(textPart(text)))
+		}
+	}
 	for _, m := range messages {
-		if m.GetText() != "" {
-			l.Values = append(l.Values, structpb.NewStructValue(textPart(m.GetText())))
+		say(m.GetText())
+		for _, p := range m.GetParts() {
+			say(p.GetText())
 		}
 	}
 	if len(l.GetValues()) == 0 {
@@ -175,8 +203,64 @@ func systemInstruction(messages []*conversationv1.Message) *structpb.Struct {
 	return fieldsOf(map[string]*structpb.Value{"parts": structpb.NewListValue(l)})
 }
 
-// jsonText is an object as JSON, the same on every run: protojson's blanks are not.
-func jsonText(s *structpb.Struct) string {
+// argsText is a call's arguments as JSON.
+func argsText(p *storev1.ToolCallPart) string {
+	if p.GetArgsJson() != "" {
+		return p.GetArgsJson()
+	}
+	return jsonText(p.GetArgs())
+}
+
+// responseText is a result's response as JSON.
+func responseText(p *storev1.ToolResultPart) string {
+	if p.GetResponseJson() != "" {
+		return p.GetResponseJson()
+	}
+	return jsonText(p.GetResponse())
+}
+
+// argsOf are a call's arguments as Gemini takes them. JSON that is not an object goes in as text: the model reads it all the same.
+func argsOf(p *storev1.ToolCallPart) *structpb.Struct {
+	if p.GetArgsJson() == "" {
+		return p.GetArgs()
+	}
+	return inStruct("args", jsonValue(p.GetArgsJson()))
+}
+
+// responseOf is a result's response as Gemini takes it: an object, with "output" or "error" for any other value.
+func responseOf(p *storev1.ToolResultPart) *structpb.Struct {
+	response, field := p.GetResponse(), "output"
+	if p.GetResponseJson() != "" {
+		response = jsonValue(p.GetResponseJson())
+	}
+	if p.GetIsError() {
+		field = "error"
+	}
+	return inStruct(field, response)
+}
+
+// jsonValue is a JSON text as a value; where it is none, the text.
+func jsonValue(text string) *structpb.Value {
+	v := &structpb.Value{}
+	if err := protojson.Unmarshal([]byte(text), v); err != nil {
+		return structpb.NewStringValue(text)
+	}
+	return v
+}
+
+// inStruct is a value that is an object as it is, and another as the only field of one.
+func inStruct(field string, v *structpb.Value) *structpb.Struct {
+	if s := v.GetStructValue(); s != nil || v == nil {
+		return s
+	}
+	return fieldsOf(map[string]*structpb.Value{field: v})
+}
+
+// jsonText is a value as JSON, the same on every run: protojson's blanks are not. Of nothing it is an empty object.
+func jsonText[M interface {
+	proto.Message
+	*structpb.Struct | *structpb.Value
+}](s M) string {
 	if s == nil {
 		return "{}"
 	}

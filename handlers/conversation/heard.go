@@ -9,19 +9,16 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
 // spokenPerSecond is how many characters of an answer are spoken in a second, where nobody counted its audio: about 150
 // words a minute.
 const spokenPerSecond = 15
 
-// truncate notes what the user heard of an assistant's message. The last report counts; it returns false where it says
-// what is known. A report may come while the turn is still open: words that come later were not heard.
-func truncate(
-	s *conversationv1.ConversationState, old *conversationv1.Message, req *conversationv1.TruncateMessageRequest, now time.Time,
-) (*conversationv1.Message, bool) {
-	m := proto.CloneOf(old)
+// truncate notes what the user heard of an assistant's message, as text or as the milliseconds played. The last report counts. A
+// report may come while the turn is still open: words that come later were not heard.
+func truncate(s *storev1.ConversationState, m *storev1.Message, heard *string, playedMs *int64, now time.Time) {
 	turn := s.GetLive().GetAssistantTurn()
 	isOpen := turn.GetSeq() == m.GetSeq()
 	audio := m.GetAudioMs()
@@ -29,24 +26,18 @@ func truncate(
 		audio = s.GetLive().GetTurnAudioMs()
 	}
 	var said string
-	switch h := req.GetHeard().(type) {
-	case *conversationv1.TruncateMessageRequest_HeardText:
-		said = commonBeginning(m.GetText(), h.HeardText)
-	case *conversationv1.TruncateMessageRequest_PlayedMs:
-		said = played(m.GetText(), h.PlayedMs, audio)
+	if heard != nil {
+		said = commonBeginning(m.GetText(), *heard)
+	} else {
+		said = played(m.GetText(), *playedMs, audio)
 	}
-	m.HeardText, m.HeardEstimated, m.Status = &said, false, conversationv1.MessageStatus_MESSAGE_STATUS_INTERRUPTED
+	m.HeardText, m.HeardEstimated, m.PlayedMs, m.Status = &said, false, playedMs, storev1.MessageStatus_MESSAGE_STATUS_INTERRUPTED
 	if m.GetInterruptTime() == nil {
 		m.InterruptTime = timestamppb.New(now)
 	}
-	if proto.Equal(m, old) {
-		return old, false
-	}
-	m.UpdateTime = timestamppb.New(now)
 	if isOpen {
 		s.Live.AssistantTurn = proto.CloneOf(m)
 	}
-	return m, true
 }
 
 // commonBeginning is how much of a text begins as heard does, whatever their blanks.

@@ -71,13 +71,13 @@ func TestAnIndexBeyondReachIsRefusedAndHarmsNothing(t *testing.T) {
 			// Of a connection that was replaced nothing is folded, and what it says later is kept as well.
 			must(c.OpenLive(ctx, &conversationv1.OpenLiveRequest{ConversationId: c1}))(t)
 			_, _ = ingest(tt.indexes...)
-			before := must(c.ListFragments(ctx, &conversationv1.ListFragmentsRequest{ConversationId: c1}))(t)
+			before := must(c.ListRecords(ctx, &conversationv1.ListRecordsRequest{ConversationId: c1, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_FRAGMENT}}))(t)
 			if _, err := ingest(next + 1); connect.CodeOf(err) != connect.CodeFailedPrecondition {
 				t.Errorf("the older connection: %v", err)
 			}
-			after := must(c.ListFragments(ctx, &conversationv1.ListFragmentsRequest{ConversationId: c1}))(t)
-			if len(after.GetFragments()) != len(before.GetFragments())+1 {
-				t.Errorf("%v fragments, and before %v", after.GetFragments(), before.GetFragments())
+			after := must(c.ListRecords(ctx, &conversationv1.ListRecordsRequest{ConversationId: c1, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_FRAGMENT}}))(t)
+			if len(after.GetRecords()) != len(before.GetRecords())+1 {
+				t.Errorf("%v fragments, and before %v", after.GetRecords(), before.GetRecords())
 			}
 		})
 	}

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
@@ -68,7 +69,7 @@ func (r *rawFrames) keep(tx *object.Tx[state]) error {
 	first, expires := live.GetKeptBatches()+1, tx.Now().Add(live.GetKeepFrames().AsDuration())
 	for _, part := range sealed {
 		live.KeptBatches++
-		tx.Put(inKeptFrames, object.SeqKey(live.GetKeptBatches()), &conversationv1.KeptFrames{
+		tx.Put(inKeptFrames, object.SeqKey(live.GetKeptBatches()), &storev1.KeptFrames{
 			Epoch: live.GetEpoch(), Sealed: part, CreateTime: timestamppb.New(tx.Now()), ExpireTime: timestamppb.New(expires),
 			User: string(r.caller.User),
 		})
@@ -92,7 +93,7 @@ func dropKept(tx *object.Tx[state]) {
 	live := tx.State().GetLive()
 	for live.GetFirstKept() != 0 && live.GetFirstKept() <= live.GetKeptBatches() {
 		key := object.SeqKey(live.GetFirstKept())
-		kept, _ := tx.Entry(inKeptFrames, key).(*conversationv1.KeptFrames)
+		kept, _ := tx.Entry(inKeptFrames, key).(*storev1.KeptFrames)
 		if kept != nil && tx.Now().Before(kept.GetExpireTime().AsTime()) {
 			tx.SetTimer(framesTimer, kept.GetExpireTime().AsTime())
 			return
@@ -128,7 +129,7 @@ func (m *Manager) ListLiveFrames(
 		res.HasMore, res.Metadata = page.More, rpc.Metadata(page.Info)
 		for _, e := range page.Entries {
 			after = e.Key
-			kept, _ := e.Value.(*conversationv1.KeptFrames)
+			kept, _ := e.Value.(*storev1.KeptFrames)
 			batch, err := m.openKept(caller.Tenant, req.GetConversationId(), e.Key, kept, m.now())
 			if err != nil {
 				return nil, err
@@ -149,7 +150,7 @@ func (m *Manager) ListLiveFrames(
 
 // openKept is a kept batch in clear; nil: it is over, or its key is gone.
 func (m *Manager) openKept(
-	t identity.Tenant, conversationID, key string, kept *conversationv1.KeptFrames, now time.Time,
+	t identity.Tenant, conversationID, key string, kept *storev1.KeptFrames, now time.Time,
 ) (*conversationv1.LiveFrameBatch, error) {
 	if !now.Before(kept.GetExpireTime().AsTime()) {
 		return nil, nil

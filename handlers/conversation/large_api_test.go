@@ -56,14 +56,13 @@ func TestAnswersEndAtTwoMebibytes(t *testing.T) {
 	}
 
 	forward := map[int64]int{}
-	for after, more := int64(0), true; more; {
-		res := must(c.ListMessages(ctx, &conversationv1.ListMessagesRequest{ConversationId: c1, AfterSeq: after, PageSize: 200}))(t)
+	for token, more := "", true; more; {
+		res := must(c.ListMessages(ctx, &conversationv1.ListMessagesRequest{ConversationId: c1, PageToken: token, PageSize: 200}))(t)
 		check("ListMessages", res)
 		for _, m := range res.GetMessages() {
-			forward[m.GetSeq()]++
-			after = m.GetSeq()
+			forward[int64(m.GetSeq())]++
 		}
-		more = res.GetHasMore()
+		token, more = res.GetNextPageToken(), res.GetNextPageToken() != ""
 	}
 	seen("ListMessages", forward)
 
@@ -74,15 +73,16 @@ func TestAnswersEndAtTwoMebibytes(t *testing.T) {
 	}
 	backward := map[int64]int{}
 	for _, m := range res.GetMessages() {
-		backward[m.GetSeq()]++
+		backward[int64(m.GetSeq())]++
 	}
-	for before, more := res.GetMessages()[0].GetSeq(), true; more; {
-		res := must(c.ListMessages(ctx, &conversationv1.ListMessagesRequest{ConversationId: c1, BeforeSeq: before, PageSize: 200}))(t)
+	before := res.GetMessages()[0].GetSeq()
+	for token, more := "", true; more; {
+		res := must(c.ListMessages(ctx, &conversationv1.ListMessagesRequest{ConversationId: c1, BeforeSeq: before, NewestFirst: true, PageToken: token, PageSize: 200}))(t)
 		check("ListMessages backwards", res)
 		for _, m := range res.GetMessages() {
-			backward[m.GetSeq()]++
+			backward[int64(m.GetSeq())]++
 		}
-		before, more = res.GetMessages()[0].GetSeq(), res.GetHasMore()
+		token, more = res.GetNextPageToken(), res.GetNextPageToken() != ""
 	}
 	seen("GetConversation and ListMessages backwards", backward)
 
@@ -98,7 +98,7 @@ func TestAnswersEndAtTwoMebibytes(t *testing.T) {
 	}
 	check("GetResumePlan", must(c.GetResumePlan(ctx, &conversationv1.GetResumePlanRequest{ConversationId: c1, SeedBudgetTokens: 100_000}))(t))
 
-	last := res.GetMetadata().GetVersion()
+	last := res.GetConversation().GetVersion()
 	for _, after := range []int64{0, 1} {
 		got, pieces := map[int64]int{}, 0
 		w := watchAfter(t, c, after)
@@ -109,11 +109,11 @@ func TestAnswersEndAtTwoMebibytes(t *testing.T) {
 				t.Errorf("piece %d after %d: reset %v", pieces, after, m.GetReset_())
 			}
 			for _, msg := range m.GetMessages() {
-				got[msg.GetSeq()]++
+				got[int64(msg.GetSeq())]++
 			}
 			if pieces++; !m.GetHasMore() {
-				if m.GetMetadata().GetVersion() != last {
-					t.Errorf("the last piece is at version %d", m.GetMetadata().GetVersion())
+				if m.GetVersion() != last {
+					t.Errorf("the last piece is at version %d", m.GetVersion())
 				}
 				break
 			}

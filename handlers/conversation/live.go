@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
 // The bounds of what the reducer keeps in the state, which is one small document. Together they leave room for the rest.
@@ -36,8 +36,8 @@ const (
 type liveEffects struct {
 	// The messages made or changed, by seq, and the tool calls made or changed, in the order of their first change: as
 	// they stand now. They share nothing with the state.
-	messages  []*conversationv1.Message
-	toolCalls []*conversationv1.ToolCall
+	messages  []*storev1.Message
+	toolCalls []*storev1.ToolCall
 	// Frames that were folded before. All of them: the batch changed nothing.
 	skipped int32
 	// Frames, or messages in them, that were not understood.
@@ -45,7 +45,7 @@ type liveEffects struct {
 }
 
 // findCall looks up a tool call that does not wait for anything, by its live session and id; nil: there is none.
-type findCall func(session int64, callID string) *conversationv1.ToolCall
+type findCall func(session int64, callID string) *storev1.ToolCall
 
 // ingest folds a batch of frames into the state. It is pure: the same frames in one batch or in many lead to the same
 // state and messages. A batch that fence refuses changes nothing.
@@ -94,19 +94,19 @@ func (f *folder) ingest(batch liveBatch) (liveEffects, error) {
 //	                               first output        |     |turnComplete
 //	                                                   |interrupted, or the start of speech
 type folder struct {
-	state *conversationv1.ConversationState
-	live  *conversationv1.LiveState
+	state *storev1.ConversationState
+	live  *storev1.LiveState
 	now   *timestamppb.Timestamp
 	find  findCall
 	// What was made or changed, by seq.
-	messages  map[int64]*conversationv1.Message
-	toolCalls map[int64]*conversationv1.ToolCall
+	messages  map[int64]*storev1.Message
+	toolCalls map[int64]*storev1.ToolCall
 	callOrder []int64
 }
 
-func newFolder(state *conversationv1.ConversationState, now time.Time, find findCall) *folder {
+func newFolder(state *storev1.ConversationState, now time.Time, find findCall) *folder {
 	if state.Live == nil {
-		state.Live = &conversationv1.LiveState{}
+		state.Live = &storev1.LiveState{}
 	}
 	return &folder{state: state, live: state.Live, now: timestamppb.New(now), find: find}
 }
@@ -179,12 +179,12 @@ func (f *folder) foldContent(c *serverContent) {
 	if c.ModelTurn != nil {
 		f.generate(c.ModelTurn)
 	}
-	f.say(conversationv1.Modality_MODALITY_VOICE, string(c.OutputTranscription.Text))
+	f.say(storev1.Modality_MODALITY_VOICE, string(c.OutputTranscription.Text))
 }
 
 func (f *folder) foldTurnEnd(c *serverContent) {
 	if c.GenerationComplete {
-		f.finish(f.live.GetAssistantTurn(), conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+		f.finish(f.live.GetAssistantTurn(), storev1.MessageStatus_MESSAGE_STATUS_COMPLETE)
 	}
 	if c.TurnComplete {
 		f.completeTurn(c)
@@ -211,8 +211,8 @@ func (f *folder) addHeard(words string) {
 		return
 	}
 	if f.live.GetUserTurn() == nil {
-		f.live.UserTurn = openTurn(conversationv1.Role_ROLE_USER)
-		f.live.UserTurn.Modality = conversationv1.Modality_MODALITY_VOICE
+		f.live.UserTurn = openTurn(storev1.Role_ROLE_USER)
+		f.live.UserTurn.Modality = storev1.Modality_MODALITY_VOICE
 	}
 	f.extend(&f.live.UserTurn, words)
 	f.showTranscription(f.live.GetUserTurn().GetText())
@@ -254,10 +254,10 @@ func (f *folder) addTurns(c *clientContent) {
 
 // addText adds a text of the user, complete at once, in several messages if it is long.
 func (f *folder) addText(text string) {
-	turn := openTurn(conversationv1.Role_ROLE_USER)
-	turn.Modality = conversationv1.Modality_MODALITY_TEXT
+	turn := openTurn(storev1.Role_ROLE_USER)
+	turn.Modality = storev1.Modality_MODALITY_TEXT
 	f.extend(&turn, text)
-	f.finish(turn, conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+	f.finish(turn, storev1.MessageStatus_MESSAGE_STATUS_COMPLETE)
 }
 
 func (f *folder) speechStarts() {
@@ -292,7 +292,7 @@ func (f *folder) endUtterance() {
 	if turn == nil {
 		return
 	}
-	f.finish(turn, conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+	f.finish(turn, storev1.MessageStatus_MESSAGE_STATUS_COMPLETE)
 	f.live.UserTurn, f.live.LastUtterance = nil, ""
 	if len(turn.GetText()) <= maxUtterance {
 		f.live.LastUtterance = turn.GetText()
@@ -305,9 +305,9 @@ func (f *folder) endUtterance() {
 // The model's side.
 
 // modelTurn is the turn of the model, begun if need be.
-func (f *folder) modelTurn() *conversationv1.Message {
+func (f *folder) modelTurn() *storev1.Message {
 	if f.live.GetAssistantTurn() == nil {
-		f.live.AssistantTurn, f.live.TurnAudioMs = openTurn(conversationv1.Role_ROLE_ASSISTANT), 0
+		f.live.AssistantTurn, f.live.TurnAudioMs = openTurn(storev1.Role_ROLE_ASSISTANT), 0
 	}
 	return f.live.GetAssistantTurn()
 }
@@ -316,27 +316,27 @@ func (f *folder) modelTurn() *conversationv1.Message {
 func (f *folder) generate(c *content) {
 	// A finished generation does not go on after the user spoke: this is the next, and a turnComplete was lost.
 	turn := f.live.GetAssistantTurn()
-	if f.live.GetInterrupted() && turn.GetStatus() == conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE {
-		f.endTurn(conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+	if f.live.GetInterrupted() && turn.GetStatus() == storev1.MessageStatus_MESSAGE_STATUS_COMPLETE {
+		f.endTurn(storev1.MessageStatus_MESSAGE_STATUS_COMPLETE)
 	}
 	f.modelTurn()
 	f.live.TurnAudioMs += c.audioMillis()
 	if c.spoken() {
 		f.signal(modelSpoke)
 	}
-	f.say(conversationv1.Modality_MODALITY_TEXT, c.text())
+	f.say(storev1.Modality_MODALITY_TEXT, c.text())
 }
 
 // say adds words of the model. A turn that is spoken is known by its transcription, and text beside it is left out, in
 // whichever order they come.
-func (f *folder) say(modality conversationv1.Modality, words string) {
+func (f *folder) say(modality storev1.Modality, words string) {
 	if words == "" {
 		return
 	}
 	turn := f.modelTurn()
 	f.signal(modelSpoke)
 	if turn.GetModality() != modality {
-		if isBlank(words) || turn.GetModality() == conversationv1.Modality_MODALITY_VOICE {
+		if isBlank(words) || turn.GetModality() == storev1.Modality_MODALITY_VOICE {
 			return
 		}
 		turn.Modality, turn.Text = modality, ""
@@ -365,7 +365,7 @@ func joins(text, words string) bool {
 // words that were on their way still belong to it.
 func (f *folder) interrupt() {
 	turn := f.modelTurn()
-	turn.Status = conversationv1.MessageStatus_MESSAGE_STATUS_INTERRUPTED
+	turn.Status = storev1.MessageStatus_MESSAGE_STATUS_INTERRUPTED
 	if turn.HeardText == nil {
 		turn.HeardText, turn.HeardEstimated, turn.InterruptTime = new(turn.GetText()), true, f.now
 	}
@@ -381,7 +381,7 @@ func (f *folder) completeTurn(c *serverContent) {
 		turn.TurnCompleteReason = reason
 		f.touch(turn)
 	}
-	f.endTurn(conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+	f.endTurn(storev1.MessageStatus_MESSAGE_STATUS_COMPLETE)
 }
 
 func turnEnd(interaction string) voiceSignal {
@@ -396,7 +396,7 @@ func turnEnd(interaction string) voiceSignal {
 }
 
 // endTurn ends the model's turn, and with it the utterance that it answered.
-func (f *folder) endTurn(status conversationv1.MessageStatus) {
+func (f *folder) endTurn(status storev1.MessageStatus) {
 	f.finish(f.live.GetAssistantTurn(), status)
 	if turn := f.live.GetAssistantTurn(); turn.GetSeq() != 0 && turn.GetAudioMs() != f.live.GetTurnAudioMs() {
 		f.touch(turn)
@@ -428,13 +428,13 @@ func plausible(tokens tokenCount) bool { return 0 < tokens && tokens <= maxTurnT
 // Messages.
 
 // openTurn is a turn that has no words yet, and so is no message: it has no seq.
-func openTurn(role conversationv1.Role) *conversationv1.Message {
-	return &conversationv1.Message{Role: role, Status: conversationv1.MessageStatus_MESSAGE_STATUS_STREAMING}
+func openTurn(role storev1.Role) *storev1.Message {
+	return &storev1.Message{Role: role, Status: storev1.MessageStatus_MESSAGE_STATUS_STREAMING}
 }
 
 // extend adds words to a turn's message, which the first ones make. A message that is full is finished, and another
 // takes its place. Blanks do not begin a message.
-func (f *folder) extend(turn **conversationv1.Message, words string) {
+func (f *folder) extend(turn **storev1.Message, words string) {
 	for words != "" && ((*turn).GetText() != "" || !isBlank(words)) {
 		n := fit((*turn).GetText(), words)
 		if n == 0 {
@@ -443,7 +443,7 @@ func (f *folder) extend(turn **conversationv1.Message, words string) {
 			if (*turn).HeardText != nil { // what came before was not all heard, so this was not
 				next.HeardText, next.HeardEstimated = new(""), (*turn).GetHeardEstimated()
 			}
-			f.finish(*turn, conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+			f.finish(*turn, storev1.MessageStatus_MESSAGE_STATUS_COMPLETE)
 			if *turn == f.live.GetAssistantTurn() {
 				f.touch(*turn)
 				f.live.TurnAudioMs = 0
@@ -463,7 +463,7 @@ func (f *folder) extend(turn **conversationv1.Message, words string) {
 func isBlank(words string) bool { return strings.TrimSpace(words) == "" }
 
 // number makes a message of a turn: the conversation's next.
-func (f *folder) number(turn *conversationv1.Message) {
+func (f *folder) number(turn *storev1.Message) {
 	f.state.LastSeq++
 	turn.Seq = f.state.GetLastSeq()
 	turn.TokenCountEstimated = true
@@ -471,15 +471,15 @@ func (f *folder) number(turn *conversationv1.Message) {
 }
 
 // finish gives a turn that is still streaming its last status. No turn, and a finished one, stay as they are.
-func (f *folder) finish(turn *conversationv1.Message, status conversationv1.MessageStatus) {
-	if turn.GetStatus() == conversationv1.MessageStatus_MESSAGE_STATUS_STREAMING {
+func (f *folder) finish(turn *storev1.Message, status storev1.MessageStatus) {
+	if turn.GetStatus() == storev1.MessageStatus_MESSAGE_STATUS_STREAMING {
 		turn.Status = status
 		f.touch(turn)
 	}
 }
 
 // touch notes that a message changed. A turn without words is none.
-func (f *folder) touch(turn *conversationv1.Message) {
+func (f *folder) touch(turn *storev1.Message) {
 	if turn.GetSeq() == 0 {
 		return
 	}
@@ -488,12 +488,12 @@ func (f *folder) touch(turn *conversationv1.Message) {
 	}
 	turn.UpdateTime = f.now
 	if f.messages == nil {
-		f.messages = map[int64]*conversationv1.Message{}
+		f.messages = map[int64]*storev1.Message{}
 	}
 	f.messages[turn.GetSeq()] = turn
 }
 
-func (f *folder) setTokens(message *conversationv1.Message, tokens int64) {
+func (f *folder) setTokens(message *storev1.Message, tokens int64) {
 	f.state.TokenCount += tokens - message.GetTokenCount()
 	message.TokenCount = tokens
 }
@@ -542,9 +542,9 @@ func lastBytes(text string, size int) string {
 
 // The voice turn.
 
-func (f *folder) voice() *conversationv1.VoiceState {
+func (f *folder) voice() *storev1.VoiceState {
 	if f.state.Voice == nil {
-		f.state.Voice = &conversationv1.VoiceState{}
+		f.state.Voice = &storev1.VoiceState{}
 	}
 	return f.state.Voice
 }

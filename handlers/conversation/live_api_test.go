@@ -15,19 +15,20 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
 func TestSetVoiceState(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	statuses := []conversationv1.VoiceStatus{voiceIdle, voiceListening, voiceProcessing, voiceResponding}
+	statuses := []storev1.VoiceStatus{voiceIdle, voiceListening, voiceProcessing, voiceResponding}
 	// How to come to each status, and where one may go from there.
-	tests := map[conversationv1.VoiceStatus]struct{ path, allowed []conversationv1.VoiceStatus }{
-		voiceUnset:      {nil, []conversationv1.VoiceStatus{voiceIdle, voiceListening}},
-		voiceIdle:       {[]conversationv1.VoiceStatus{voiceIdle}, []conversationv1.VoiceStatus{voiceIdle, voiceListening}},
-		voiceListening:  {[]conversationv1.VoiceStatus{voiceListening}, []conversationv1.VoiceStatus{voiceListening, voiceProcessing, voiceIdle}},
-		voiceProcessing: {[]conversationv1.VoiceStatus{voiceListening, voiceProcessing}, statuses},
-		voiceResponding: {[]conversationv1.VoiceStatus{voiceListening, voiceProcessing, voiceResponding}, statuses},
+	tests := map[storev1.VoiceStatus]struct{ path, allowed []storev1.VoiceStatus }{
+		voiceUnset:      {nil, []storev1.VoiceStatus{voiceIdle, voiceListening}},
+		voiceIdle:       {[]storev1.VoiceStatus{voiceIdle}, []storev1.VoiceStatus{voiceIdle, voiceListening}},
+		voiceListening:  {[]storev1.VoiceStatus{voiceListening}, []storev1.VoiceStatus{voiceListening, voiceProcessing, voiceIdle}},
+		voiceProcessing: {[]storev1.VoiceStatus{voiceListening, voiceProcessing}, statuses},
+		voiceResponding: {[]storev1.VoiceStatus{voiceListening, voiceProcessing, voiceResponding}, statuses},
 	}
 	for from, tt := range tests {
 		for _, to := range statuses {
@@ -36,21 +37,25 @@ func TestSetVoiceState(t *testing.T) {
 				c := b.tenant(t).client(t, ada)
 				create(t, c)
 				for _, s := range tt.path {
-					must(c.SetVoiceState(t.Context(), &conversationv1.SetVoiceStateRequest{ConversationId: c1, Status: s}))(t)
+					must(c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(s)}}))(t)
 				}
 				before := get(t, c)
-				res, err := c.SetVoiceState(t.Context(), &conversationv1.SetVoiceStateRequest{ConversationId: c1, Status: to, AudioStreamId: "mic-2", LastTranscription: "words"})
+				res, err := c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(to), AudioStreamId: "mic-2", LastTranscription: "words"}})
 				after := get(t, c)
 				if slices.Contains(tt.allowed, to) {
-					want := &conversationv1.VoiceState{Status: to, AudioStreamId: "mic-2", LastTranscription: "words", ChangeTime: res.GetMetadata().GetUpdateTime()}
-					same(t, "the reply", res.GetVoice(), want)
+					want := &conversationv1.VoiceState{
+						Status: conversationv1.VoiceStatus(to), AudioStreamId: "mic-2", LastTranscription: "words", ChangeTime: after.GetConversation().GetUpdateTime(),
+					}
+					if err != nil || res.GetVersion() != after.GetConversation().GetVersion() {
+						t.Errorf("the reply is %v, %v", res, err)
+					}
 					same(t, "what was read", after.GetConversation().GetVoice(), want)
 					return
 				}
 				refusal{code: connect.CodeFailedPrecondition, reason: "ILLEGAL_TRANSITION", says: []string{to.String()}}.check(t, err)
 				// Each of the statuses that the error names can be had.
 				for _, a := range detail[*errorv1.Problem](t, err).GetTransition().GetAllowed() {
-					if !slices.Contains(tt.allowed, conversationv1.VoiceStatus(conversationv1.VoiceStatus_value[a])) {
+					if !slices.Contains(tt.allowed, storev1.VoiceStatus(storev1.VoiceStatus_value[a])) {
 						t.Errorf("the error allows %q", a)
 					}
 				}
@@ -62,9 +67,10 @@ func TestSetVoiceState(t *testing.T) {
 		t.Parallel()
 		c := b.tenant(t).client(t, ada)
 		create(t, c)
-		must(c.SetVoiceState(t.Context(), &conversationv1.SetVoiceStateRequest{ConversationId: c1, Status: voiceListening, AudioStreamId: "mic-1", LastTranscription: "words"}))(t)
-		res := must(c.SetVoiceState(t.Context(), &conversationv1.SetVoiceStateRequest{ConversationId: c1, Status: voiceProcessing}))(t)
-		if got := res.GetVoice(); got.GetAudioStreamId() != "mic-1" || got.GetLastTranscription() != "words" || got.GetStatus() != voiceProcessing {
+		must(c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voiceListening), AudioStreamId: "mic-1", LastTranscription: "words"}}))(t)
+		must(c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voiceProcessing)}}))(t)
+		must(c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{LastTranscription: "more words"}}))(t)
+		if got := get(t, c).GetConversation().GetVoice(); got.GetAudioStreamId() != "mic-1" || got.GetLastTranscription() != "more words" || got.GetStatus() != conversationv1.VoiceStatus(voiceProcessing) {
 			t.Errorf("now %v", got)
 		}
 	})
@@ -76,34 +82,43 @@ func TestIntents(t *testing.T) {
 	create(t, c)
 	say(t, c, "one")
 	slots := structOf(t, map[string]any{"repo": "api", "list": []any{1.0, nil, "x"}, "empty": map[string]any{}})
-	var want []*conversationv1.Intent
+	var want []*conversationv1.Record
 	for i := range 7 {
-		req := &intentReq{ConversationId: c1, Name: fmt.Sprint("intent-", i), Confidence: float64(i) / 7, MessageSeq: int64(i % 2)}
+		intent := &conversationv1.Intent{Name: fmt.Sprint("intent-", i), Confidence: float64(i) / 7, MessageSeq: int32(i % 2)}
 		if i%2 == 0 {
-			req.Slots = slots
+			intent.Slots = slots
 		}
-		res := must(c.RecordIntent(t.Context(), req))(t)
-		want = append(want, &conversationv1.Intent{
-			Seq: int64(i) + 1, Name: req.GetName(), Confidence: req.GetConfidence(), Slots: req.GetSlots(), MessageSeq: req.GetMessageSeq(),
-			CreateTime: res.GetMetadata().GetUpdateTime(),
-		})
-		same(t, "the reply", res.GetIntent(), want[i])
+		must(c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Intents: []*conversationv1.Intent{intent}}))(t)
+		intent.Seq, intent.CreateTime = int32(i)+1, get(t, c).GetConversation().GetUpdateTime()
+		want = append(want, &conversationv1.Record{Record: &conversationv1.Record_Intent{Intent: intent}})
 	}
-	same(t, "the newest", get(t, c).GetConversation().GetIntent(), want[6])
-	page := func(after int64, size int32) *conversationv1.ListIntentsResponse {
-		t.Helper()
-		res := must(c.ListIntents(t.Context(), &conversationv1.ListIntentsRequest{ConversationId: c1, AfterSeq: after, PageSize: size}))(t)
-		if res.GetMetadata().GetVersion() != 9 {
-			t.Errorf("at version %d", res.GetMetadata().GetVersion())
+	same(t, "the newest", get(t, c).GetConversation().GetIntent(), want[6].GetIntent())
+	checkRecords(t, c, want, conversationv1.RecordType_RECORD_TYPE_INTENT)
+}
+
+// checkRecords lists the records of types, in either direction and pages of all sizes.
+func checkRecords(t *testing.T, c client, want []*conversationv1.Record, types ...conversationv1.RecordType) {
+	t.Helper()
+	backward := slices.Clone(want)
+	slices.Reverse(backward)
+	for newestFirst, want := range map[bool][]*conversationv1.Record{false: want, true: backward} {
+		for size := range int32(len(want) + 2) {
+			var got []*conversationv1.Record
+			req := &conversationv1.ListRecordsRequest{ConversationId: c1, PageSize: size, Types: types, NewestFirst: newestFirst}
+			for pages := 0; pages <= len(want); pages++ {
+				page := must(c.ListRecords(t.Context(), req))(t)
+				if size > 0 && len(page.GetRecords()) > int(size) {
+					t.Errorf("a page of %d", len(page.GetRecords()))
+				}
+				got = append(got, page.GetRecords()...)
+				if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
+					break
+				}
+			}
+			same(t, fmt.Sprintf("pages of %d, newest first: %t", size, newestFirst),
+				&conversationv1.ListRecordsResponse{Records: got}, &conversationv1.ListRecordsResponse{Records: want})
 		}
-		res.Metadata = nil
-		return res
 	}
-	same(t, "all", page(0, 0), &conversationv1.ListIntentsResponse{Intents: want})
-	same(t, "a first page", page(0, 3), &conversationv1.ListIntentsResponse{Intents: want[:3], HasMore: true})
-	same(t, "a next page", page(3, 3), &conversationv1.ListIntentsResponse{Intents: want[3:6], HasMore: true})
-	same(t, "a last page", page(6, 3), &conversationv1.ListIntentsResponse{Intents: want[6:]})
-	same(t, "nothing", page(7, 3), &conversationv1.ListIntentsResponse{})
 }
 
 func TestFlows(t *testing.T) {
@@ -111,23 +126,30 @@ func TestFlows(t *testing.T) {
 	c := setup(t).client(t, ada)
 	create(t, c)
 	data := structOf(t, map[string]any{"choices": 3.0})
-	var want []*conversationv1.FlowStep
+	var want, all []*conversationv1.Record
 	for i := range 5 {
-		req := &flowReq{ConversationId: c1, Flow: "onboarding", Step: fmt.Sprint("step-", i), Data: []*structpb.Struct{data, nil}[i%2]}
-		res := must(c.AdvanceFlow(t.Context(), req))(t)
-		want = append(want, &conversationv1.FlowStep{Seq: int64(i) + 1, Flow: "onboarding", Step: req.GetStep(), Data: req.GetData(), CreateTime: res.GetMetadata().GetUpdateTime()})
-		same(t, "the reply", res.GetStep(), want[i])
+		step := &conversationv1.FlowStep{Flow: "onboarding", Step: fmt.Sprint("step-", i), Data: []*structpb.Struct{data, nil}[i%2]}
+		intent := &conversationv1.Intent{Name: fmt.Sprint("intent-", i)}
+		must(c.Append(t.Context(), &conversationv1.AppendRequest{
+			ConversationId: c1, FlowSteps: []*conversationv1.FlowStep{step}, Intents: []*conversationv1.Intent{intent},
+		}))(t)
+		now := get(t, c).GetConversation().GetUpdateTime()
+		step.Seq, step.CreateTime, intent.Seq, intent.CreateTime = int32(i)+1, now, int32(i)+1, now
+		want = append(want, &conversationv1.Record{Record: &conversationv1.Record_FlowStep{FlowStep: step}})
+		all = append(all, &conversationv1.Record{Record: &conversationv1.Record_Intent{Intent: intent}}, want[i])
 	}
-	same(t, "the newest", get(t, c).GetConversation().GetFlow(), want[4])
-	page := func(after int64, size int32) *conversationv1.ListFlowStepsResponse {
-		t.Helper()
-		res := must(c.ListFlowSteps(t.Context(), &conversationv1.ListFlowStepsRequest{ConversationId: c1, AfterSeq: after, PageSize: size}))(t)
-		res.Metadata = nil
-		return res
+	same(t, "the newest", get(t, c).GetConversation().GetFlow(), want[4].GetFlowStep())
+	checkRecords(t, c, want, conversationv1.RecordType_RECORD_TYPE_FLOW_STEP)
+	var got []*conversationv1.Record
+	req := &conversationv1.ListRecordsRequest{ConversationId: c1, PageSize: 3}
+	for {
+		page := must(c.ListRecords(t.Context(), req))(t)
+		got = append(got, page.GetRecords()...)
+		if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
+			break
+		}
 	}
-	same(t, "all", page(0, 0), &conversationv1.ListFlowStepsResponse{Steps: want})
-	same(t, "a first page", page(0, 4), &conversationv1.ListFlowStepsResponse{Steps: want[:4], HasMore: true})
-	same(t, "a last page", page(4, 4), &conversationv1.ListFlowStepsResponse{Steps: want[4:]})
+	same(t, "all types, by time", &conversationv1.ListRecordsResponse{Records: got}, &conversationv1.ListRecordsResponse{Records: all})
 }
 
 // ingestOne sends a batch of frames of c1.
@@ -157,12 +179,14 @@ func TestIngestLive(t *testing.T) {
 	if diff := cmp.Diff([]string{"Hello world", "Sure."}, texts(first.GetMessages())); diff != "" {
 		t.Error(diff)
 	}
-	if calls := first.GetToolCalls(); len(calls) != 1 || calls[0].GetCallId() != "call-1" || calls[0].GetStatus() != conversationv1.ToolCallStatus_TOOL_CALL_STATUS_PENDING {
+	if calls := first.GetToolCalls(); len(calls) != 1 || calls[0].GetCallId() != "call-1" || calls[0].GetStatus() != storev1.ToolCallStatus_TOOL_CALL_STATUS_PENDING {
 		t.Errorf("tool calls are %v", calls)
 	}
 	read := get(t, c)
-	same(t, "the messages that were read", &conversationv1.GetConversationResponse{Messages: read.GetMessages()}, &conversationv1.GetConversationResponse{Messages: first.GetMessages()})
-	same(t, "the voice state that was read", read.GetConversation().GetVoice(), first.GetVoice())
+	for i, m := range first.GetMessages() {
+		same(t, "a message that was read", read.GetMessages()[i], presentMessage(m))
+	}
+	same(t, "the voice state that was read", read.GetConversation().GetVoice(), presentVoice(first.GetVoice()))
 	if got := read.GetConversation().GetLive().GetUnknownFrames(); got != 1 || first.GetUnknownFrames() != 1 {
 		t.Errorf("%d frames count as not understood, %d of the batch", got, first.GetUnknownFrames())
 	}
@@ -176,7 +200,7 @@ func TestIngestLive(t *testing.T) {
 	if more.GetSkippedFrames() != 1 || more.GetLastClientIndex() != 7 || more.GetMetadata().GetVersion() != 3 || more.GetVoice().GetStatus() != voiceIdle {
 		t.Errorf("a resend that goes on: %v", more)
 	}
-	if calls := more.GetToolCalls(); len(calls) != 1 || calls[0].GetStatus() != conversationv1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED {
+	if calls := more.GetToolCalls(); len(calls) != 1 || calls[0].GetStatus() != storev1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED {
 		t.Errorf("tool calls are %v", calls)
 	}
 	if got := get(t, c).GetMessages(); len(got) != 2 || got[1].GetText() != "Sure. Done." || got[1].GetStatus() != conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE {
@@ -199,11 +223,11 @@ func TestIngestLive(t *testing.T) {
 		refusal{code: connect.CodeFailedPrecondition, reason: "FENCED", says: []string{"epoch 3"}}.check(t, err)
 	}
 	after := get(t, c)
-	if diff := cmp.Diff(texts(before.GetMessages()), texts(after.GetMessages())); diff != "" || after.GetConversation().GetLive().GetEpoch() != 3 {
+	if diff := cmp.Diff(texts(before.GetMessages()), texts(after.GetMessages())); diff != "" || after.GetConversation().GetLive().GetLease().GetFencingToken() != 3 {
 		t.Errorf("after the refusal: %v\n%s", after, diff)
 	}
-	fragments := must(c.ListFragments(t.Context(), &conversationv1.ListFragmentsRequest{ConversationId: c1}))(t).GetFragments()
-	if len(fragments) != 2 || fragments[0].GetUserText() != "late" || fragments[0].GetEpoch() != 1 || fragments[1].GetEpoch() != 2 {
+	fragments := records(must(c.ListRecords(t.Context(), &conversationv1.ListRecordsRequest{ConversationId: c1, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_FRAGMENT}}))(t), (*conversationv1.Record).GetFragment)
+	if len(fragments) != 2 || fragments[0].GetUserText() != "late" || fragments[0].GetFromConnection() != 1 || fragments[1].GetFromConnection() != 2 {
 		t.Errorf("what was refused: %v", fragments)
 	}
 
@@ -227,7 +251,7 @@ func TestBrokenFramesAreCounted(t *testing.T) {
 	if res.GetLastClientIndex() != 100 || !slices.Equal(texts(res.GetMessages()), []string{"Hi"}) {
 		t.Errorf("the good one beside the broken: %v", res)
 	}
-	if got := get(t, c).GetConversation().GetLive().GetUnknownFrames(); got != int64(len(broken)) {
+	if got := get(t, c).GetConversation().GetLive().GetUnknownFrames(); int(got) != len(broken) {
 		t.Errorf("%d of %d count as not understood", got, len(broken))
 	}
 }
@@ -266,10 +290,10 @@ func TestTheRecordingThroughTheAPI(t *testing.T) {
 	}
 
 	// The watcher has all of it in the end.
-	messages, calls := map[int64]*conversationv1.Message{}, map[string]*conversationv1.ToolCall{}
+	messages, calls := map[int32]*conversationv1.Message{}, map[string]*conversationv1.ToolCall{}
 	for seen := int64(0); seen < version; {
 		got := w.next(t)
-		seen = got.GetMetadata().GetVersion()
+		seen = got.GetVersion()
 		for _, m := range got.GetMessages() {
 			messages[m.GetSeq()] = m
 		}
@@ -291,7 +315,7 @@ func TestTheRecordingThroughTheAPI(t *testing.T) {
 	got.WriteString("\n# Tool calls\n")
 	for _, id := range slices.Sorted(maps.Keys(calls)) {
 		c := calls[id]
-		fmt.Fprintf(&got, "%s epoch %d %s %s: %s -> %s\n", id, c.GetEpoch(), c.GetName(), shortName(c.GetStatus()), compact(t, c.GetArgs()), compact(t, c.GetResponse()))
+		fmt.Fprintf(&got, "%s epoch %d %s %s: %s -> %s\n", id, c.GetFromConnection(), c.GetName(), shortName(c.GetStatus()), compact(t, c.GetArgs()), compact(t, c.GetResponse().GetStructValue()))
 	}
 	golden := must(os.ReadFile("testdata/gemini-live-session.golden"))(t)
 	_, want, _ := strings.Cut(string(golden), "# Messages\n")

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
 // fuzzFrames are the frames that FuzzFold sends: all kinds, alone and together.
@@ -136,14 +137,16 @@ func (z *fuzzed) step(op int, text string) {
 			}
 		})
 	case 8, 9:
-		req := &conversationv1.TruncateMessageRequest{Heard: &conversationv1.TruncateMessageRequest_HeardText{HeardText: text}}
+		heard, played := &text, (*int64)(nil)
 		if op == 9 {
-			req.Heard = &conversationv1.TruncateMessageRequest_PlayedMs{PlayedMs: int64(len(text))}
+			heard, played = nil, new(int64(len(text)))
 		}
 		for _, s := range []*liveStore{z.batched, z.single} {
 			for _, seq := range slices.Backward(slices.Sorted(maps.Keys(s.messages))) {
-				if m := s.messages[seq]; m.GetRole() == conversationv1.Role_ROLE_ASSISTANT {
-					s.messages[seq], _ = truncate(s.state, m, req, testNow)
+				if m := s.messages[seq]; m.GetRole() == storev1.Role_ROLE_ASSISTANT {
+					m = proto.CloneOf(m)
+					truncate(s.state, m, heard, played, testNow)
+					s.messages[seq] = m
 					break
 				}
 			}
@@ -152,7 +155,7 @@ func (z *fuzzed) step(op int, text string) {
 }
 
 // chosenCall is the newest call, or the oldest that waits; nil: there is none.
-func chosenCall(s *liveStore, newest bool) *conversationv1.ToolCall {
+func chosenCall(s *liveStore, newest bool) *storev1.ToolCall {
 	if newest {
 		return s.bySeq[s.state.GetToolCallCount()]
 	}
@@ -215,8 +218,8 @@ func FuzzFold(f *testing.F) {
 
 // same tells whether frames led to the same one by one and in batches.
 func (z *fuzzed) same() bool {
-	equal := func(a, b *conversationv1.Message) bool { return proto.Equal(a, b) }
-	equalCalls := func(a, b *conversationv1.ToolCall) bool { return proto.Equal(a, b) }
+	equal := func(a, b *storev1.Message) bool { return proto.Equal(a, b) }
+	equalCalls := func(a, b *storev1.ToolCall) bool { return proto.Equal(a, b) }
 	return proto.Equal(z.single.state, z.batched.state) && maps.EqualFunc(z.single.messages, z.batched.messages, equal) &&
 		maps.EqualFunc(z.single.bySeq, z.batched.bySeq, equalCalls)
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
 // do calls a rule on the conversation and keeps what it did.
@@ -119,7 +120,7 @@ func TestVertexHandlesLiveLonger(t *testing.T) {
 	t.Parallel()
 	s := newLiveStore()
 	s.do(testNow, func(f *folder) {
-		f.open(&conversationv1.OpenLiveRequest{SetupHash: "a", Provider: conversationv1.LiveProvider_LIVE_PROVIDER_VERTEX_AI}, 0, testLimits)
+		f.open(&conversationv1.OpenLiveRequest{SetupHash: "a", Provider: storev1.LiveProvider_LIVE_PROVIDER_VERTEX_AI}, 0, testLimits)
 	})
 	s.send(t, resumption("h1"))
 	if s.planAt(testNow.Add(23*time.Hour), "a").handle == nil || s.planAt(testNow.Add(24*time.Hour), "a").handle != nil {
@@ -260,7 +261,7 @@ func TestRetelling(t *testing.T) {
 			s.do(testNow, func(f *folder) { f.closeLive(1000) })
 			var users []string
 			for seq := range s.state.GetLastSeq() {
-				if m := s.messages[seq+1]; m.GetRole() == conversationv1.Role_ROLE_USER {
+				if m := s.messages[seq+1]; m.GetRole() == storev1.Role_ROLE_USER {
 					users = append(users, m.GetText())
 				}
 			}
@@ -284,7 +285,7 @@ func TestClaims(t *testing.T) {
 	try := func(id, worker string, token int64) (got int64, err error) {
 		t.Helper()
 		s.do(at, func(f *folder) {
-			var c *conversationv1.ToolCall
+			var c *storev1.ToolCall
 			c, err = f.claimCall(s.calls[id], claim(worker, token))
 			got = c.GetClaim().GetFencingToken()
 		})
@@ -383,7 +384,7 @@ func TestCallsOfDeadConnections(t *testing.T) {
 	type steps []func(*testing.T, *liveStore)
 	for name, tt := range map[string]struct {
 		steps  steps
-		status conversationv1.ToolCallStatus
+		status storev1.ToolCallStatus
 		told   bool
 	}{
 		"pending":                            {steps{closed}, callOrphaned, false},
@@ -443,13 +444,13 @@ func TestAbandoned(t *testing.T) {
 	s := opens("a")
 	s.send(t, in("Set "), call("a"))
 	s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, 0, testLimits) })
-	late := func(frames ...*conversationv1.LiveFrame) (got *conversationv1.Fragment) {
+	late := func(frames ...*conversationv1.LiveFrame) (got *storev1.Fragment) {
 		s.do(testNow, func(f *folder) { got = f.abandon(readBatch(1, frames, sealed)) })
 		s.check(t)
 		return got
 	}
 	got := late(textFrame(1, in("Set ")), textFrame(3, in("it ")), textFrame(4, out("Sure")), textFrame(5, answer("a")))
-	want := &conversationv1.Fragment{Seq: 1, Epoch: 1, FirstClientIndex: 3, LastClientIndex: 5, UserText: "it ", AssistantText: "Sure", CreateTime: timestamppb.New(testNow)}
+	want := &storev1.Fragment{Seq: 1, Epoch: 1, FirstClientIndex: 3, LastClientIndex: 5, UserText: "it ", AssistantText: "Sure", CreateTime: timestamppb.New(testNow)}
 	same(t, "the fragment", got, want)
 	if c := s.calls["a"]; c.GetStatus() != callCompleted || c.GetResultSeq() != 2 {
 		t.Errorf("the response that came with it: %v", c)
@@ -460,7 +461,7 @@ func TestAbandoned(t *testing.T) {
 	if got := late(textFrame(6, audio)); got != nil {
 		t.Errorf("nothing was said: %v", got)
 	}
-	same(t, "the next", late(textFrame(7, typed("now"))), &conversationv1.Fragment{
+	same(t, "the next", late(textFrame(7, typed("now"))), &storev1.Fragment{
 		Seq: 2, Epoch: 1, FirstClientIndex: 7, LastClientIndex: 7, UserText: "now", CreateTime: timestamppb.New(testNow),
 	})
 	if got := s.messages[1].GetText(); got != "Set " {
@@ -472,15 +473,15 @@ func TestTruncate(t *testing.T) {
 	t.Parallel()
 	const said = "One two three four"
 	second := `{"serverContent":{"modelTurn":{"parts":[{"inlineData":{"mimeType":"audio/pcm;rate=24000","data":"` + strings.Repeat("A", 64000) + `"}}]}}}`
-	asText := func(s string) *conversationv1.TruncateMessageRequest {
-		return &conversationv1.TruncateMessageRequest{Seq: 1, Heard: &conversationv1.TruncateMessageRequest_HeardText{HeardText: s}}
+	asText := func(s string) *conversationv1.EditMessagesRequest {
+		return &conversationv1.EditMessagesRequest{Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 1, Spoken: &conversationv1.Spoken{HeardText: new(string(s))}}}}}
 	}
-	asMs := func(ms int64) *conversationv1.TruncateMessageRequest {
-		return &conversationv1.TruncateMessageRequest{Seq: 1, Heard: &conversationv1.TruncateMessageRequest_PlayedMs{PlayedMs: ms}}
+	asMs := func(ms int64) *conversationv1.EditMessagesRequest {
+		return &conversationv1.EditMessagesRequest{Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 1, Spoken: &conversationv1.Spoken{PlayedMs: new(int32(ms))}}}}}
 	}
 	for name, tt := range map[string]struct {
 		frames []string
-		req    *conversationv1.TruncateMessageRequest
+		req    *conversationv1.EditMessagesRequest
 		want   string
 	}{
 		"a beginning":                 {nil, asText("One two"), "One two"},
@@ -504,7 +505,11 @@ func TestTruncate(t *testing.T) {
 			s := opens("a")
 			s.send(t, append([]string{out(said)}, tt.frames...)...)
 			for i := range 2 { // it may come twice
-				m, changed := truncate(s.state, s.messages[1], tt.req, testNow)
+				m, err := updateMessage(s.state, s.messages[1], tt.req.GetUpdates()[0], testNow)
+				if err != nil {
+					t.Fatal(err)
+				}
+				changed := m != s.messages[1]
 				if m.GetHeardText() != tt.want || m.HeardText == nil || m.GetHeardEstimated() || changed != (i == 0) {
 					t.Errorf("heard %q, changed %t: %v", m.GetHeardText(), changed, m)
 				}
@@ -595,7 +600,7 @@ func TestSilence(t *testing.T) {
 		frames []string
 		open   *conversationv1.OpenLiveRequest
 		after  time.Duration
-		status conversationv1.VoiceStatus
+		status storev1.VoiceStatus
 		next   time.Duration // 0: none
 	}{
 		"idle already":           {[]string{in("Hi"), turnComplete}, nil, time.Hour, voiceIdle, 0},
@@ -650,8 +655,8 @@ func TestHandlesDoNotShow(t *testing.T) {
 		}
 	}
 	for m, names := range map[proto.Message][]protoreflect.Name{
-		&conversationv1.LiveHandle{}:            {"sealed"},
-		&conversationv1.KeptFrames{}:            {"sealed"},
+		&storev1.LiveHandle{}:                   {"sealed"},
+		&storev1.KeptFrames{}:                   {"sealed"},
 		&conversationv1.GetResumePlanResponse{}: {"handle"},
 		&conversationv1.LiveFrame{}:             {"text", "binary", "object"},
 	} {
@@ -668,19 +673,19 @@ func TestHandlesDoNotShow(t *testing.T) {
 func TestRestored(t *testing.T) {
 	t.Parallel()
 	past := func() state {
-		return &conversationv1.ConversationState{
-			Title: "then", LastSeq: 2, Compaction: &conversationv1.CompactionLease{Token: 2, ToSeq: 1},
-			Floor: &conversationv1.Floor{Fence: 3, User: "ada", Held: true},
-			Live: &conversationv1.LiveState{
-				Epoch: 3, Session: 1, FencingToken: 4, HandleCount: 2, LastClientIndex: 9, UserTurn: &conversationv1.Message{Seq: 2},
-				Handles:      []*conversationv1.LiveHandle{{}},
-				PendingCalls: map[string]*conversationv1.ToolCall{"fc": {}},
+		return &storev1.ConversationState{
+			Title: "then", LastSeq: 2, Compaction: &storev1.CompactionLease{Token: 2, ToSeq: 1},
+			Floor: &storev1.Floor{Fence: 3, User: "ada", Held: true},
+			Live: &storev1.LiveState{
+				Epoch: 3, Session: 1, FencingToken: 4, HandleCount: 2, LastClientIndex: 9, UserTurn: &storev1.Message{Seq: 2},
+				Handles:      []*storev1.LiveHandle{{}},
+				PendingCalls: map[string]*storev1.ToolCall{"fc": {}},
 			},
 		}
 	}
-	since := &conversationv1.ConversationState{
-		Floor: &conversationv1.Floor{Fence: 7, User: "eve", Held: true}, Compaction: &conversationv1.CompactionLease{Token: 5, ToSeq: 2},
-		Live: &conversationv1.LiveState{Epoch: 6, Session: 2, FencingToken: 5, HandleCount: 3, LastClientIndex: 12, FencedIndexes: map[int64]int64{5: 1}},
+	since := &storev1.ConversationState{
+		Floor: &storev1.Floor{Fence: 7, User: "eve", Held: true}, Compaction: &storev1.CompactionLease{Token: 5, ToSeq: 2},
+		Live: &storev1.LiveState{Epoch: 6, Session: 2, FencingToken: 5, HandleCount: 3, LastClientIndex: 12, FencedIndexes: map[int64]int64{5: 1}},
 	}
 	for name, tt := range map[string]struct {
 		s, was                         state
@@ -690,9 +695,9 @@ func TestRestored(t *testing.T) {
 		holder                         string
 	}{
 		"over a newer one":     {past(), since, 8, 3, 5, 3, 7, 6, map[int64]int64{5: 1, 6: 12}, "eve"},
-		"over an older one":    {past(), &conversationv1.ConversationState{}, 4, 2, 4, 2, 3, 3, nil, "ada"},
+		"over an older one":    {past(), &storev1.ConversationState{}, 4, 2, 4, 2, 3, 3, nil, "ada"},
 		"over none, or a fork": {past(), nil, 4, 2, 4, 2, 3, 3, nil, "ada"},
-		"without a connection": {&conversationv1.ConversationState{}, since, 8, 3, 5, 3, 7, 6, map[int64]int64{5: 1, 6: 12}, "eve"},
+		"without a connection": {&storev1.ConversationState{}, since, 8, 3, 5, 3, 7, 6, map[int64]int64{5: 1, 6: 12}, "eve"},
 	} {
 		kept := proto.Clone(since)
 		restored(tt.s, tt.was, testNow)
@@ -713,16 +718,16 @@ func TestRestored(t *testing.T) {
 			t.Errorf("%s: the epoch %d may write", name, l.GetEpoch())
 		}
 		for token := range int64(7) {
-			if _, err := commitSummary(tt.s, &conversationv1.CommitSummaryRequest{LeaseToken: token, Text: "x"}, testNow); !errors.Is(err, errStaleLease) {
+			if _, err := commitSummary(tt.s, &conversationv1.CommitCompactionRequest{FencingToken: token, Text: "x"}, testNow); !errors.Is(err, errStaleLease) {
 				t.Errorf("%s: under the lease %d: %v", name, token, err)
 			}
 		}
-		if got, err := leaseCompaction(tt.s, &conversationv1.CompactionLease{FromSeq: 1, ToSeq: 2}, 0, time.Minute, testNow); err != nil || got.GetToken() != tt.lease {
+		if got, err := leaseCompaction(tt.s, &storev1.CompactionLease{FromSeq: 1, ToSeq: 2}, 0, tt.lease-1, time.Minute, testNow); err != nil || got.GetToken() != tt.lease {
 			t.Errorf("%s: the next lease is %v: %v", name, got, err)
 		}
 	}
-	none := &conversationv1.ConversationState{Title: "then"}
-	if restored(none, &conversationv1.ConversationState{}, testNow); none.GetLive() != nil || none.GetFloor() != nil {
+	none := &storev1.ConversationState{Title: "then"}
+	if restored(none, &storev1.ConversationState{}, testNow); none.GetLive() != nil || none.GetFloor() != nil {
 		t.Errorf("a conversation without a voice has become %v", none)
 	}
 }

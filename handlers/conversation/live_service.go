@@ -12,6 +12,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/handlers/conversation/floor"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
@@ -138,12 +139,12 @@ func handleContext(t identity.Tenant, conversationID string) []byte {
 
 // newLive is a folder over the change's conversation.
 func newLive(tx *object.Tx[state]) *liveTx {
-	f := newFolder(tx.State(), tx.Now(), func(session int64, callID string) *conversationv1.ToolCall {
-		ref, _ := tx.Entry(inCallRefs, callKey(session, callID)).(*conversationv1.ToolCallRef)
+	f := newFolder(tx.State(), tx.Now(), func(session int64, callID string) *storev1.ToolCall {
+		ref, _ := tx.Entry(inCallRefs, callKey(session, callID)).(*storev1.ToolCallRef)
 		if ref == nil {
 			return nil
 		}
-		call, _ := tx.Entry(inToolCalls, object.SeqKey(ref.GetSeq())).(*conversationv1.ToolCall)
+		call, _ := tx.Entry(inToolCalls, object.SeqKey(ref.GetSeq())).(*storev1.ToolCall)
 		return call
 	})
 	return &liveTx{f, tx.State().GetToolCallCount()}
@@ -169,7 +170,7 @@ func (l *liveTx) stage(tx *object.Tx[state], effects *liveEffects) {
 	for _, call := range effects.toolCalls {
 		tx.Put(inToolCalls, object.SeqKey(call.GetSeq()), call)
 		if call.GetSeq() > l.calls {
-			tx.Put(inCallRefs, callKey(call.GetSession(), call.GetCallId()), &conversationv1.ToolCallRef{Seq: call.GetSeq()})
+			tx.Put(inCallRefs, callKey(call.GetSession(), call.GetCallId()), &storev1.ToolCallRef{Seq: call.GetSeq()})
 		}
 	}
 }
@@ -245,7 +246,7 @@ func (m *Manager) ingest(
 const smallEffects = 16 << 10
 
 // fitting are the effects that an answer has room for. more is true where that is not all of them.
-func (e *liveEffects) fitting(bytes int) (messages []*conversationv1.Message, calls []*conversationv1.ToolCall, more bool) {
+func (e *liveEffects) fitting(bytes int) (messages []*storev1.Message, calls []*storev1.ToolCall, more bool) {
 	messages, calls = e.messages, e.toolCalls
 	least := 0
 	for _, m := range messages {
@@ -258,10 +259,10 @@ func (e *liveEffects) fitting(bytes int) (messages []*conversationv1.Message, ca
 		return messages, calls, false
 	}
 	room := object.Room{Bytes: bytes}
-	if i := slices.IndexFunc(messages, func(m *conversationv1.Message) bool { return !room.Fits(rpc.AnswerSize(m)) }); i >= 0 {
+	if i := slices.IndexFunc(messages, func(m *storev1.Message) bool { return !room.Fits(rpc.AnswerSize(m)) }); i >= 0 {
 		return messages[:i], nil, true
 	}
-	if i := slices.IndexFunc(calls, func(c *conversationv1.ToolCall) bool { return !room.Fits(rpc.AnswerSize(c)) }); i >= 0 {
+	if i := slices.IndexFunc(calls, func(c *storev1.ToolCall) bool { return !room.Fits(rpc.AnswerSize(c)) }); i >= 0 {
 		return messages, calls[:i], true
 	}
 	return messages, calls, false
@@ -284,22 +285,6 @@ func (m *Manager) abandon(ctx context.Context, id string, batch liveBatch) error
 		return nil
 	})
 	return err
-}
-
-// ListFragments implements ConversationService.
-func (m *Manager) ListFragments(
-	ctx context.Context, req *conversationv1.ListFragmentsRequest,
-) (*conversationv1.ListFragmentsResponse, error) {
-	fragments, page, err := rpc.ListAfterSeq[*conversationv1.Fragment](ctx, m.kind, req.GetConversationId(), inFragments, req)
-	return &conversationv1.ListFragmentsResponse{Fragments: fragments, HasMore: page.More, Metadata: rpc.Metadata(page.Info)}, err
-}
-
-// ListToolCalls implements ConversationService.
-func (m *Manager) ListToolCalls(
-	ctx context.Context, req *conversationv1.ListToolCallsRequest,
-) (*conversationv1.ListToolCallsResponse, error) {
-	toolCalls, page, err := rpc.ListAfterSeq[*conversationv1.ToolCall](ctx, m.kind, req.GetConversationId(), inToolCalls, req)
-	return &conversationv1.ListToolCallsResponse{ToolCalls: toolCalls, HasMore: page.More, Metadata: rpc.Metadata(page.Info)}, err
 }
 
 // ClaimToolCall implements ConversationService.
@@ -348,8 +333,8 @@ func (m *Manager) CompleteToolCall(
 		}, object.Prefetch(inToolCalls, object.SeqKey(req.GetSeq())))
 }
 
-func toolCall(tx *object.Tx[state], seq int64) (*conversationv1.ToolCall, error) {
-	call, _ := tx.Entry(inToolCalls, object.SeqKey(seq)).(*conversationv1.ToolCall)
+func toolCall(tx *object.Tx[state], seq int64) (*storev1.ToolCall, error) {
+	call, _ := tx.Entry(inToolCalls, object.SeqKey(seq)).(*storev1.ToolCall)
 	if call == nil {
 		return nil, problem.NotFound(fmt.Sprintf("the conversation has no tool call %d", seq))
 	}

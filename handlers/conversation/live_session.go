@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
 const (
@@ -43,8 +44,8 @@ func (l LiveLimits) withDefaults() LiveLimits {
 	return l
 }
 
-func (l LiveLimits) handles(p conversationv1.LiveProvider) time.Duration {
-	if p == conversationv1.LiveProvider_LIVE_PROVIDER_VERTEX_AI {
+func (l LiveLimits) handles(p storev1.LiveProvider) time.Duration {
+	if p == storev1.LiveProvider_LIVE_PROVIDER_VERTEX_AI {
 		return l.VertexHandles
 	}
 	return l.DeveloperHandles
@@ -80,7 +81,7 @@ func (f *folder) disconnect() {
 	f.endRetelling()
 	if f.live.GetAssistantTurn() != nil {
 		f.signal(modelLost)
-		f.endTurn(conversationv1.MessageStatus_MESSAGE_STATUS_INTERRUPTED)
+		f.endTurn(storev1.MessageStatus_MESSAGE_STATUS_INTERRUPTED)
 	}
 	f.orphanCalls()
 }
@@ -99,8 +100,8 @@ func (f *folder) rememberFenced(epoch int64) {
 // open takes the conversation over for a new connection, under the fence of the floor that it has; 0: it has none.
 func (f *folder) open(req *conversationv1.OpenLiveRequest, under int64, limits LiveLimits) {
 	provider := req.GetProvider()
-	if provider == conversationv1.LiveProvider_LIVE_PROVIDER_UNSPECIFIED {
-		provider = conversationv1.LiveProvider_LIVE_PROVIDER_DEVELOPER_API
+	if provider == storev1.LiveProvider_LIVE_PROVIDER_UNSPECIFIED {
+		provider = storev1.LiveProvider_LIVE_PROVIDER_DEVELOPER_API
 	}
 	handle := usableHandle(f.live, req.GetSetupHash(), f.now.AsTime(), limits)
 	if handle.GetProvider() != provider {
@@ -134,7 +135,7 @@ func (f *folder) closeLive(code int32) bool {
 
 // resumeFailed kills a handle, and those that are older: they know less than it does. It returns false where it was dead.
 func (f *folder) resumeFailed(handleID int64, seeding bool) bool {
-	i := slices.IndexFunc(f.live.GetHandles(), func(h *conversationv1.LiveHandle) bool { return h.GetId() == handleID })
+	i := slices.IndexFunc(f.live.GetHandles(), func(h *storev1.LiveHandle) bool { return h.GetId() == handleID })
 	if i < 0 || f.live.GetHandles()[i].GetDead() {
 		return false
 	}
@@ -194,7 +195,7 @@ func (f *folder) noteHandle(u *resumptionUpdate) {
 		return
 	}
 	f.live.HandleCount++
-	h := &conversationv1.LiveHandle{
+	h := &storev1.LiveHandle{
 		Id: f.live.GetHandleCount(), Epoch: f.live.GetEpoch(), Session: f.live.GetSession(), Resumable: resumable,
 		SetupHash: f.live.GetSetupHash(), Provider: f.live.GetProvider(), ReceiveTime: f.now,
 		LastConsumedClientIndex: max(int64(u.LastConsumed), 0), AfterSeq: f.state.GetLastSeq(), AfterToolCall: f.state.GetToolCallCount(),
@@ -216,7 +217,7 @@ func (f *folder) noteHandle(u *resumptionUpdate) {
 	f.live.Handles = handles
 }
 
-func newestResumable(handles []*conversationv1.LiveHandle) *conversationv1.LiveHandle {
+func newestResumable(handles []*storev1.LiveHandle) *storev1.LiveHandle {
 	for _, h := range slices.Backward(handles) {
 		if h.GetResumable() {
 			return h
@@ -227,7 +228,7 @@ func newestResumable(handles []*conversationv1.LiveHandle) *conversationv1.LiveH
 
 // usableHandle is what a session with this setup can be resumed with now, or nil. A session that another has followed is
 // not resumed: it knows less than the conversation does.
-func usableHandle(live *conversationv1.LiveState, setupHash string, now time.Time, limits LiveLimits) *conversationv1.LiveHandle {
+func usableHandle(live *storev1.LiveState, setupHash string, now time.Time, limits LiveLimits) *storev1.LiveHandle {
 	h := newestResumable(live.GetHandles())
 	switch {
 	case h == nil, h.GetDead(), len(h.GetSealed()) == 0:
@@ -243,7 +244,7 @@ func usableHandle(live *conversationv1.LiveState, setupHash string, now time.Tim
 
 // handleExpiry is when a handle is over; zero: its connection is open, as far as is known. It counts from when the session
 // was last known to live.
-func handleExpiry(live *conversationv1.LiveState, h *conversationv1.LiveHandle, now time.Time, limits LiveLimits) time.Time {
+func handleExpiry(live *storev1.LiveState, h *storev1.LiveHandle, now time.Time, limits LiveLimits) time.Time {
 	if h.GetEpoch() == live.GetEpoch() && live.GetCloseTime() == nil && now.Before(providerCloses(live, limits)) {
 		return time.Time{}
 	}
@@ -257,7 +258,7 @@ func handleExpiry(live *conversationv1.LiveState, h *conversationv1.LiveHandle, 
 }
 
 // providerCloses is when the provider closes the newest connection, by what it said or documents.
-func providerCloses(live *conversationv1.LiveState, limits LiveLimits) time.Time {
+func providerCloses(live *storev1.LiveState, limits LiveLimits) time.Time {
 	if t := live.GetGoAwayTime(); t != nil {
 		return t.AsTime()
 	}
@@ -266,8 +267,8 @@ func providerCloses(live *conversationv1.LiveState, limits LiveLimits) time.Time
 
 // resumePlan is what a client should do now, but for the secret and the seed.
 type resumePlan struct {
-	handle   *conversationv1.LiveHandle // nil: start fresh
-	expires  time.Time                  // zero: its connection is open
+	handle   *storev1.LiveHandle // nil: start fresh
+	expires  time.Time           // zero: its connection is open
 	wait     bool
 	waitTill time.Time
 	retry    time.Time // zero: at once
@@ -281,7 +282,7 @@ const (
 )
 
 // plan says what a client with this setup should do; an empty hash stands for that of the newest connection.
-func plan(s *conversationv1.ConversationState, setupHash string, now time.Time, limits LiveLimits) resumePlan {
+func plan(s *storev1.ConversationState, setupHash string, now time.Time, limits LiveLimits) resumePlan {
 	live, toolCalls := s.GetLive(), s.GetToolCallCount()
 	if setupHash == "" {
 		setupHash = live.GetSetupHash()
@@ -311,7 +312,7 @@ func plan(s *conversationv1.ConversationState, setupHash string, now time.Time, 
 }
 
 // retryTime is when a connection may be tried again after failures to resume; zero: there was none.
-func retryTime(live *conversationv1.LiveState) time.Time {
+func retryTime(live *storev1.LiveState) time.Time {
 	n := live.GetResumeFailures()
 	if n == 0 {
 		return time.Time{}
@@ -325,7 +326,7 @@ func retryTime(live *conversationv1.LiveState) time.Time {
 
 // abandon keeps what an older connection sent after it was replaced: what was said becomes a fragment, which is nil where
 // there is nothing new, and responses to its tool calls are told as text.
-func (f *folder) abandon(batch liveBatch) *conversationv1.Fragment {
+func (f *folder) abandon(batch liveBatch) *storev1.Fragment {
 	known := f.live.GetFencedIndexes()[batch.epoch]
 	if batch.epoch == f.live.GetEpoch() { // it lost the floor, and nobody has connected since
 		known = max(known, f.live.GetLastClientIndex())
@@ -333,7 +334,7 @@ func (f *folder) abandon(batch liveBatch) *conversationv1.Fragment {
 	if batch.checkIndexes(known) != nil {
 		return nil
 	}
-	fragment := &conversationv1.Fragment{Epoch: batch.epoch, CreateTime: f.now}
+	fragment := &storev1.Fragment{Epoch: batch.epoch, CreateTime: f.now}
 	for i := range batch.frames {
 		frame := &batch.frames[i]
 		if frame.index <= known {
@@ -365,7 +366,7 @@ func (f *folder) abandon(batch liveBatch) *conversationv1.Fragment {
 	return fragment
 }
 
-func (f *folder) abandonMessage(fragment *conversationv1.Fragment, m *liveFrame) {
+func (f *folder) abandonMessage(fragment *storev1.Fragment, m *liveFrame) {
 	user, assistant := "", ""
 	if c := m.ServerContent; c != nil {
 		user, assistant = string(c.InputTranscription.Text), string(c.OutputTranscription.Text)
@@ -394,7 +395,7 @@ const (
 )
 
 // presentLive is where the newest connection stands; nil: there was none.
-func presentLive(live *conversationv1.LiveState) *conversationv1.LiveStatus {
+func presentLive(live *storev1.LiveState) *conversationv1.LiveStatus {
 	if live.GetEpoch() == 0 {
 		return nil
 	}

@@ -17,6 +17,7 @@ import (
 
 	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/object"
 	"holdfast/seal"
 )
@@ -28,7 +29,7 @@ type (
 	claimReq   = conversationv1.ClaimToolCallRequest
 	windowReq  = conversationv1.GetContextWindowRequest
 	proposeReq = conversationv1.ProposeCompactionRequest
-	commitReq  = conversationv1.CommitSummaryRequest
+	commitReq  = conversationv1.CommitCompactionRequest
 )
 
 func TestEpochsThroughTheAPI(t *testing.T) {
@@ -45,7 +46,7 @@ func TestEpochsThroughTheAPI(t *testing.T) {
 	if got := must(phone.OpenLive(t.Context(), &openReq{ConversationId: c1, Device: "phone", SetupHash: "a"}))(t); got.GetEpoch() != 2 {
 		t.Fatalf("%v", got)
 	}
-	if got := w.next(t).GetConversation().GetLive(); got.GetEpoch() != 2 || got.GetDevice() != "phone" {
+	if got := w.next(t).GetConversation().GetLive(); got.GetLease().GetFencingToken() != 2 || got.GetDevice().GetName() != "phone" {
 		t.Errorf("the laptop sees %v", got)
 	}
 	got := must(phone.GetResumePlan(t.Context(), &planReq{ConversationId: c1, SetupHash: "a"}))(t)
@@ -237,7 +238,7 @@ func TestPartialsAreShownThenStored(t *testing.T) {
 		if res.GetReceivedClientIndex() != index || res.GetVoice().GetLastTranscription() != fmt.Sprint("word ", index) {
 			t.Fatalf("%d: %v", index, res)
 		}
-		if stored := get(t, c).GetConversation().GetLive().GetLastClientIndex(); stored < res.GetLastClientIndex() {
+		if stored := int64(get(t, c).GetConversation().GetLive().GetStoredThrough()); stored < res.GetLastClientIndex() {
 			t.Fatalf("%d was acknowledged, %d is stored", res.GetLastClientIndex(), stored)
 		}
 	}
@@ -246,18 +247,18 @@ func TestPartialsAreShownThenStored(t *testing.T) {
 		got := w.next(t)
 		if s := got.GetSignal(); s.GetClientIndex() == index {
 			signalled = true
-			if s.GetVoice().GetLastTranscription() != fmt.Sprint("word ", index) || s.GetVoice().GetStatus() != voiceListening || s.GetEpoch() != 1 || got.GetConversation() != nil {
+			if s.GetVoice().GetLastTranscription() != fmt.Sprint("word ", index) || s.GetVoice().GetStatus() != conversationv1.VoiceStatus(voiceListening) || s.GetFromConnection() != 1 || got.GetConversation() != nil {
 				t.Errorf("the signal is %v", got)
 			}
 		}
-		stored = got.GetConversation().GetLive().GetLastClientIndex() == index
+		stored = int64(got.GetConversation().GetLive().GetStoredThrough()) == index
 		if stored && !signalled {
 			t.Error("it was stored before it was shown")
 			return
 		}
 	}
 	same(t, "the voice turn that was stored", get(t, c).GetConversation().GetVoice(), &conversationv1.VoiceState{
-		Status: voiceListening, LastTranscription: fmt.Sprint("word ", index), ChangeTime: get(t, c).GetConversation().GetVoice().GetChangeTime(),
+		Status: conversationv1.VoiceStatus(voiceListening), LastTranscription: fmt.Sprint("word ", index), ChangeTime: get(t, c).GetConversation().GetVoice().GetChangeTime(),
 	})
 }
 
@@ -313,7 +314,7 @@ func TestAStrangerDropsNoFramesThatWait(t *testing.T) {
 		}
 		w := watchAfter(t, c, 0)
 		for stored := false; !stored; {
-			stored = w.next(t).GetConversation().GetLive().GetLastClientIndex() == index
+			stored = int64(w.next(t).GetConversation().GetLive().GetStoredThrough()) == index
 		}
 		w.stream.Close()
 	}
@@ -329,7 +330,7 @@ func TestVoiceBecomesIdleByItself(t *testing.T) {
 	listened := false
 	for {
 		got := w.next(t)
-		status := got.GetConversation().GetVoice().GetStatus()
+		status := storev1.VoiceStatus(got.GetConversation().GetVoice().GetStatus())
 		listened = listened || status == voiceListening
 		if listened && status == voiceIdle {
 			return
@@ -387,7 +388,7 @@ func TestToolCallsThroughTheAPI(t *testing.T) {
 	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
 	ingestOne(t, c, 1, textFrame(1, call("a")+call("b")), textFrame(2, answer("a")))
 	reset := watchAfter(t, other, 0).next(t)
-	if got := reset.GetToolCalls(); !reset.GetReset_() || len(got) != 1 || got[0].GetCallId() != "b" || got[0].GetStatus() != callPending {
+	if got := reset.GetToolCalls(); !reset.GetReset_() || len(got) != 1 || got[0].GetCallId() != "b" || got[0].GetStatus() != presentCallStatus(callPending) {
 		t.Errorf("a snapshot has %v", got)
 	}
 	// Of many workers on two servers one gets it.
@@ -435,15 +436,15 @@ func TestToolCallsThroughTheAPI(t *testing.T) {
 
 	// The connection dies before the response was delivered: it is told as text.
 	must(c.CloseLive(t.Context(), &conversationv1.CloseLiveRequest{ConversationId: c1, Epoch: 1}))(t)
-	calls := must(c.ListToolCalls(t.Context(), &conversationv1.ListToolCallsRequest{ConversationId: c1}))(t).GetToolCalls()
-	if len(calls) != 2 || calls[0].GetDeliveredEpoch() != 1 || calls[1].GetResultSeq() != 1 || calls[1].GetDeliveredEpoch() != 0 {
+	calls := records(must(c.ListRecords(t.Context(), &conversationv1.ListRecordsRequest{ConversationId: c1, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_TOOL_CALL}}))(t), (*conversationv1.Record).GetToolCall)
+	if len(calls) != 2 || calls[0].GetDeliveredConnection() != 1 || calls[1].GetResultSeq() != 1 || calls[1].GetDeliveredConnection() != 0 {
 		t.Errorf("the ledger: %v", calls)
 	}
-	page := must(c.ListToolCalls(t.Context(), &conversationv1.ListToolCallsRequest{ConversationId: c1, PageSize: 1}))(t)
-	if len(page.GetToolCalls()) != 1 || !page.GetHasMore() {
+	page := must(c.ListRecords(t.Context(), &conversationv1.ListRecordsRequest{ConversationId: c1, PageSize: 1, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_TOOL_CALL}}))(t)
+	if len(page.GetRecords()) != 1 || page.GetNextPageToken() == "" {
 		t.Errorf("a page: %v", page)
 	}
-	if got := get(t, c); len(got.GetMessages()) != 1 || got.GetMessages()[0].GetRole() != conversationv1.Role_ROLE_TOOL || got.GetConversation().GetToolCallCount() != 2 {
+	if got := get(t, c); len(got.GetMessages()) != 1 || got.GetMessages()[0].GetRole() != conversationv1.Role_ROLE_TOOL {
 		t.Errorf("told: %v", got)
 	}
 }
@@ -453,17 +454,17 @@ func TestTruncateThroughTheAPI(t *testing.T) {
 	c := setup(t).client(t, ada)
 	create(t, c)
 	ingestOne(t, c, 1, textFrame(1, in("Go")), textFrame(2, out("One two three")), textFrame(3, interrupted))
-	req := &conversationv1.TruncateMessageRequest{ConversationId: c1, Seq: 2, Heard: &conversationv1.TruncateMessageRequest_HeardText{HeardText: "One two"}}
-	first := must(c.TruncateMessage(t.Context(), req))(t)
-	if first.GetMessage().GetHeardText() != "One two" || first.GetMessage().GetText() != "One two three" {
+	req := &conversationv1.EditMessagesRequest{ConversationId: c1, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 2, Spoken: &conversationv1.Spoken{HeardText: new(string("One two"))}}}}}
+	first := must(c.EditMessages(t.Context(), req))(t)
+	if m := first.GetMessages()[0]; m.GetSpoken().GetHeardText() != "One two" || m.GetText() != "One two three" {
 		t.Errorf("%v", first)
 	}
-	if again := must(c.TruncateMessage(t.Context(), req))(t); again.GetMetadata().GetVersion() != first.GetMetadata().GetVersion() {
-		t.Errorf("again it made version %d", again.GetMetadata().GetVersion())
+	if again := must(c.EditMessages(t.Context(), req))(t); again.GetVersion() != first.GetVersion() {
+		t.Errorf("again it made version %d", again.GetVersion())
 	}
-	_, err := c.TruncateMessage(t.Context(), &conversationv1.TruncateMessageRequest{ConversationId: c1, Seq: 1, Heard: &conversationv1.TruncateMessageRequest_PlayedMs{}})
-	refusal{code: connect.CodeInvalidArgument, reason: "FIELD_INVALID", field: "seq"}.check(t, err)
-	_, err = c.TruncateMessage(t.Context(), &conversationv1.TruncateMessageRequest{ConversationId: c1, Seq: 9, Heard: &conversationv1.TruncateMessageRequest_PlayedMs{}})
+	_, err := c.EditMessages(t.Context(), &conversationv1.EditMessagesRequest{ConversationId: c1, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 1, Spoken: &conversationv1.Spoken{PlayedMs: new(int32(0))}}}}})
+	refusal{code: connect.CodeInvalidArgument, reason: "FIELD_INVALID", field: "updates[0].message.seq"}.check(t, err)
+	_, err = c.EditMessages(t.Context(), &conversationv1.EditMessagesRequest{ConversationId: c1, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 9, Spoken: &conversationv1.Spoken{PlayedMs: new(int32(0))}}}}})
 	refusal{code: connect.CodeNotFound}.check(t, err)
 }
 
@@ -476,7 +477,7 @@ func long(t *testing.T, c client, turns int) {
 			batch = append(batch, said(fmt.Sprintf("question %011d", i))[0],
 				&newMessage{Role: conversationv1.Role_ROLE_ASSISTANT, Text: fmt.Sprintf("answer %013d", i)})
 		}
-		must(c.AppendMessages(t.Context(), &appendReq{ConversationId: c1, Messages: batch}))(t)
+		must(c.Append(t.Context(), &appendReq{ConversationId: c1, Messages: batch}))(t)
 	}
 }
 
@@ -485,11 +486,11 @@ func TestCompactionThroughTheAPI(t *testing.T) {
 	b := setup(t)
 	c, other := b.client(t, ada), serve(t, b.Bundle).client(t, ada)
 	create(t, c)
-	must(c.AppendMessages(t.Context(), &appendReq{ConversationId: c1, Messages: []*newMessage{{Role: conversationv1.Role_ROLE_SYSTEM, Text: "Be brief."}}}))(t)
+	must(c.Append(t.Context(), &appendReq{ConversationId: c1, Messages: []*newMessage{{Role: conversationv1.Role_ROLE_SYSTEM, Text: "Be brief."}}}))(t)
 	long(t, c, 300)
 	window := func(budget int64) *conversationv1.GetContextWindowResponse {
 		t.Helper()
-		return must(c.GetContextWindow(t.Context(), &windowReq{ConversationId: c1, BudgetTokens: budget}))(t)
+		return must(c.GetContextWindow(t.Context(), &windowReq{ConversationId: c1, BudgetTokens: int32(budget)}))(t)
 	}
 	all := window(0)
 	if got := all.GetWindow(); got.GetFromSeq() != 1 || got.GetToSeq() != 601 || got.GetDroppedCount() != 0 || got.GetTotalTokens() != 3003 || len(all.GetItems()) != 601 {
@@ -512,15 +513,15 @@ func TestCompactionThroughTheAPI(t *testing.T) {
 	refusal{code: connect.CodeFailedPrecondition, reason: "LEASE_HELD"}.check(t, err)
 	// Others write meanwhile.
 	say(t, other, "One more thing")
-	committed := must(c.CommitSummary(t.Context(), &commitReq{ConversationId: c1, LeaseToken: proposed.GetLeaseToken(), Text: "They talked."}))(t)
+	committed := must(c.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: int64(proposed.GetLease().GetFencingToken()), Text: "They talked."}))(t)
 	if got := committed.GetSummary(); got.GetSeq() != 1 || got.GetToSeq() != 569 || got.GetReplacedTokenCount() != 2843 {
 		t.Errorf("committed %v", got)
 	}
-	again := must(other.CommitSummary(t.Context(), &commitReq{ConversationId: c1, LeaseToken: proposed.GetLeaseToken(), Text: "They talked."}))(t)
+	again := must(other.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: int64(proposed.GetLease().GetFencingToken()), Text: "They talked."}))(t)
 	same(t, "committed again", again.GetSummary(), committed.GetSummary())
-	_, err = other.CommitSummary(t.Context(), &commitReq{ConversationId: c1, LeaseToken: proposed.GetLeaseToken(), Text: "Something else."})
+	_, err = other.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: int64(proposed.GetLease().GetFencingToken()), Text: "Something else."})
 	refusal{code: connect.CodeFailedPrecondition, reason: "ILLEGAL_TRANSITION"}.check(t, err)
-	_, err = c.CommitSummary(t.Context(), &commitReq{ConversationId: c1, LeaseToken: 99, Text: "x"})
+	_, err = c.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: 99, Text: "x"})
 	refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}.check(t, err)
 
 	after := window(0)
@@ -528,7 +529,7 @@ func TestCompactionThroughTheAPI(t *testing.T) {
 	if got.GetSummarySeq() != 1 || got.GetFromSeq() != 570 || got.GetToSeq() != 602 || got.GetDroppedCount() != 0 || after.GetItems()[1].GetSummary().GetText() != "They talked." {
 		t.Errorf("after it: %v", after)
 	}
-	recent := must(c.GetContextWindow(t.Context(), &windowReq{ConversationId: c1, Policy: conversationv1.ContextPolicy_CONTEXT_POLICY_RECENT_ONLY}))(t)
+	recent := must(c.GetContextWindow(t.Context(), &windowReq{ConversationId: c1, RecentOnly: true}))(t)
 	if recent.GetWindow().GetFromSeq() != 1 || recent.GetWindow().GetSummarySeq() != 0 {
 		t.Errorf("without it: %v", recent.GetWindow())
 	}
@@ -541,17 +542,17 @@ func TestCompactionThroughTheAPI(t *testing.T) {
 	if next.GetFromSeq() != 570 || next.GetToSeq() != 601 || next.GetPrevious().GetText() != "They talked." {
 		t.Errorf("the next: %v", next)
 	}
-	anew := must(c.ProposeCompaction(t.Context(), &proposeReq{ConversationId: c1, KeepTokens: 1, FromScratch: true, LeaseToken: next.GetLeaseToken()}))(t)
-	if anew.GetFromSeq() != 1 || anew.GetToSeq() != 601 || anew.GetPrevious() != nil || anew.GetLeaseToken() != next.GetLeaseToken()+1 {
+	anew := must(c.ProposeCompaction(t.Context(), &proposeReq{ConversationId: c1, KeepTokens: 1, FromScratch: true, FencingToken: int64(next.GetLease().GetFencingToken())}))(t)
+	if anew.GetFromSeq() != 1 || anew.GetToSeq() != 601 || anew.GetPrevious() != nil || anew.GetLease().GetFencingToken() != next.GetLease().GetFencingToken()+1 {
 		t.Errorf("anew: %v", anew)
 	}
-	_, err = c.CommitSummary(t.Context(), &commitReq{ConversationId: c1, LeaseToken: next.GetLeaseToken(), Text: "x"})
+	_, err = c.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: int64(next.GetLease().GetFencingToken()), Text: "x"})
 	refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}.check(t, err)
-	must(c.CommitSummary(t.Context(), &commitReq{ConversationId: c1, LeaseToken: anew.GetLeaseToken(), Text: "All of it.", TokenCount: proto.Int64(7)}))(t)
-	if none := must(c.ProposeCompaction(t.Context(), &proposeReq{ConversationId: c1, KeepTokens: 1}))(t); none.GetLeaseToken() != 0 || none.GetToSeq() != 0 {
+	must(c.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: int64(anew.GetLease().GetFencingToken()), Text: "All of it.", TokenCount: proto.Int32(7)}))(t)
+	if none := must(c.ProposeCompaction(t.Context(), &proposeReq{ConversationId: c1, KeepTokens: 1}))(t); none.GetLease().GetFencingToken() != 0 || none.GetToSeq() != 0 {
 		t.Errorf("there is nothing to summarise: %v", none)
 	}
-	summaries := must(c.ListSummaries(t.Context(), &conversationv1.ListSummariesRequest{ConversationId: c1}))(t).GetSummaries()
+	summaries := records(must(c.ListRecords(t.Context(), &conversationv1.ListRecordsRequest{ConversationId: c1, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_SUMMARY}}))(t), (*conversationv1.Record).GetSummary)
 	if len(summaries) != 2 || summaries[1].GetTokenCount() != 7 || get(t, c).GetConversation().GetSummary().GetSeq() != 2 {
 		t.Errorf("summaries are %v", summaries)
 	}
@@ -563,7 +564,7 @@ func TestPinsThroughTheAPI(t *testing.T) {
 	create(t, c)
 	pinned := said("Never push to main.")
 	pinned[0].Pinned = true
-	must(c.AppendMessages(t.Context(), &appendReq{ConversationId: c1, Messages: pinned}))(t)
+	must(c.Append(t.Context(), &appendReq{ConversationId: c1, Messages: pinned}))(t)
 	long(t, c, 100)
 	res := must(c.GetContextWindow(t.Context(), &windowReq{ConversationId: c1, BudgetTokens: 256, Format: conversationv1.ContextFormat_CONTEXT_FORMAT_GEMINI_CONTENTS}))(t)
 	if text := jsonText(res.GetContents()[0]); !strings.Contains(text, "Never push") || res.GetSystemInstruction() != nil || res.GetWindow().GetTotalTokens() > 256 {
@@ -573,7 +574,7 @@ func TestPinsThroughTheAPI(t *testing.T) {
 	for range maxPinned {
 		system = append(system, &newMessage{Role: conversationv1.Role_ROLE_SYSTEM, Text: "x"})
 	}
-	_, err := c.AppendMessages(t.Context(), &appendReq{ConversationId: c1, Messages: system})
+	_, err := c.Append(t.Context(), &appendReq{ConversationId: c1, Messages: system})
 	refusal{code: connect.CodeResourceExhausted, reason: "LIMIT_REACHED", says: []string{"64"}}.check(t, err)
 }
 
@@ -603,20 +604,18 @@ func TestLimitsOfLiveSessions(t *testing.T) {
 		{&claimReq{ConversationId: c1, Seq: 1, Worker: "w", Lease: durationpb.New(time.Millisecond)}, "lease"},
 		{&conversationv1.CompleteToolCallRequest{ConversationId: c1, Seq: 1, FencingToken: 1}, "response"},
 		{&conversationv1.CompleteToolCallRequest{ConversationId: c1, Seq: 1, Response: outputOf("x")}, "fencing_token"},
-		{&conversationv1.TruncateMessageRequest{ConversationId: c1, Seq: 1}, "heard"},
-		{&conversationv1.TruncateMessageRequest{ConversationId: c1, Seq: 1, Heard: &conversationv1.TruncateMessageRequest_PlayedMs{PlayedMs: -1}}, "played_ms"},
+		{&conversationv1.EditMessagesRequest{ConversationId: c1, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 1, Spoken: &conversationv1.Spoken{PlayedMs: new(int32(-1))}}}}}, "updates[0].message.spoken.played_ms"},
 		{&windowReq{ConversationId: c1, BudgetTokens: 100}, "budget_tokens"},
-		{&windowReq{ConversationId: c1, Policy: 9}, "policy"},
 		{&windowReq{ConversationId: c1, Format: 9}, "format"},
 		{&proposeReq{ConversationId: c1, KeepTokens: -1}, "keep_tokens"},
-		{&proposeReq{ConversationId: c1, Lease: durationpb.New(2 * time.Hour)}, "lease"},
-		{&commitReq{ConversationId: c1, LeaseToken: 1}, "text"},
-		{&commitReq{ConversationId: c1, LeaseToken: 1, Text: text(16385)}, "text"},
-		{&commitReq{ConversationId: c1, Text: "x"}, "lease_token"},
-		{&conversationv1.ListFragmentsRequest{ConversationId: c1, PageSize: 201}, "page_size"},
+		{&proposeReq{ConversationId: c1, LeaseDuration: durationpb.New(2 * time.Hour)}, "lease_duration"},
+		{&commitReq{ConversationId: c1, FencingToken: 1}, "text"},
+		{&commitReq{ConversationId: c1, FencingToken: 1, Text: text(16385)}, "text"},
+		{&commitReq{ConversationId: c1, Text: "x"}, "fencing_token"},
+		{&conversationv1.ListRecordsRequest{ConversationId: c1, PageSize: 201, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_FRAGMENT}}, "page_size"},
 		{&conversationv1.ListLiveFramesRequest{ConversationId: c1, PageSize: 21}, "page_size"},
-		{&conversationv1.ListToolCallsRequest{ConversationId: c1, AfterSeq: -1}, "after_seq"},
-		{&conversationv1.ListSummariesRequest{ConversationId: c1, PageSize: 201}, "page_size"},
+		{&conversationv1.ListRecordsRequest{ConversationId: c1, Types: []conversationv1.RecordType{9}}, "types[0]"},
+		{&conversationv1.ListRecordsRequest{ConversationId: c1, PageSize: 201, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_SUMMARY}}, "page_size"},
 	} {
 		err := invoke(t, c, tt.req)
 		if connect.CodeOf(err) != connect.CodeInvalidArgument {
@@ -664,9 +663,9 @@ func TestTheFirstResponseOfAToolCallCounts(t *testing.T) {
 				_, err = complete(stale, "ok", false)
 				refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}.check(t, err)
 			}
-			calls := must(c.ListToolCalls(t.Context(), &conversationv1.ListToolCallsRequest{ConversationId: c1}))(t)
-			same(t, "what is stored", calls.GetToolCalls()[0], first.GetToolCall())
-			if got := calls.GetMetadata().GetVersion(); got != first.GetMetadata().GetVersion() {
+			calls := must(c.ListRecords(t.Context(), &conversationv1.ListRecordsRequest{ConversationId: c1, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_TOOL_CALL}}))(t)
+			same(t, "what is stored", calls.GetRecords()[0].GetToolCall(), presentCall(first.GetToolCall()))
+			if got := get(t, c).GetConversation().GetVersion(); got != first.GetMetadata().GetVersion() {
 				t.Errorf("version %d, was %d", got, first.GetMetadata().GetVersion())
 			}
 		})

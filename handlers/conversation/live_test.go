@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/handlers/conversation/floor"
 )
 
@@ -33,18 +34,18 @@ var testNow = time.Date(2026, time.March, 1, 12, 0, 0, 0, time.UTC)
 
 // liveStore is a conversation and the entries that its batches of frames left, as the database would hold them.
 type liveStore struct {
-	state    *conversationv1.ConversationState
-	messages map[int64]*conversationv1.Message
-	calls    map[string]*conversationv1.ToolCall // the newest of each id
-	bySeq    map[int64]*conversationv1.ToolCall
+	state    *storev1.ConversationState
+	messages map[int64]*storev1.Message
+	calls    map[string]*storev1.ToolCall // the newest of each id
+	bySeq    map[int64]*storev1.ToolCall
 }
 
 func newLiveStore() *liveStore {
 	return &liveStore{
-		state:    &conversationv1.ConversationState{},
-		messages: map[int64]*conversationv1.Message{},
-		calls:    map[string]*conversationv1.ToolCall{},
-		bySeq:    map[int64]*conversationv1.ToolCall{},
+		state:    &storev1.ConversationState{},
+		messages: map[int64]*storev1.Message{},
+		calls:    map[string]*storev1.ToolCall{},
+		bySeq:    map[int64]*storev1.ToolCall{},
 	}
 }
 
@@ -53,7 +54,7 @@ func (s *liveStore) ingest(epoch int64, frames ...*conversationv1.LiveFrame) (li
 	f := s.folder(testNow)
 	if epoch > floor.Newest(s.state) {
 		was := s.state.GetFloor()
-		s.state.Floor = &conversationv1.Floor{Fence: epoch}
+		s.state.Floor = &storev1.Floor{Fence: epoch}
 		defer func() { s.state.Floor = was }()
 	}
 	effects, err := f.ingest(readBatch(epoch, frames, sealed))
@@ -65,7 +66,7 @@ func (s *liveStore) ingest(epoch int64, frames ...*conversationv1.LiveFrame) (li
 func sealed(secret []byte) []byte { return fmt.Appendf(nil, "sealed %d bytes", len(secret)) }
 
 func (s *liveStore) folder(now time.Time) *folder {
-	return newFolder(s.state, now, func(session int64, id string) *conversationv1.ToolCall {
+	return newFolder(s.state, now, func(session int64, id string) *storev1.ToolCall {
 		for _, seq := range slices.Sorted(maps.Keys(s.bySeq)) {
 			if c := s.bySeq[seq]; c.GetSession() == session && c.GetCallId() == id {
 				return c
@@ -362,18 +363,18 @@ func TestVoiceFollowsTheFrames(t *testing.T) {
 	tests := []struct {
 		name   string
 		frames []string
-		want   []conversationv1.VoiceStatus // after each frame
+		want   []storev1.VoiceStatus // after each frame
 	}{{
 		"a spoken turn",
 		[]string{activityStart, in("Hi"), activityEnd, in("!"), audio, in("?"), generated, turnIdle},
-		[]conversationv1.VoiceStatus{
+		[]storev1.VoiceStatus{
 			voiceListening, voiceListening, voiceProcessing, voiceProcessing, voiceResponding, voiceResponding,
 			voiceResponding, voiceIdle,
 		},
 	}, {
 		"no signals of speech",
 		[]string{interim("H"), in("Hi"), out("Hello."), in("!"), turnComplete, in("And")},
-		[]conversationv1.VoiceStatus{
+		[]storev1.VoiceStatus{
 			voiceListening, voiceListening, voiceResponding, voiceResponding, voiceIdle, voiceListening,
 		},
 	}, {
@@ -382,19 +383,19 @@ func TestVoiceFollowsTheFrames(t *testing.T) {
 			`{"voiceActivityDetectionSignal":{"vadSignalType":"VAD_SIGNAL_TYPE_SOS"}}`,
 			`{"voiceActivityDetectionSignal":{"vadSignalType":"VAD_SIGNAL_TYPE_EOS"}}`,
 		},
-		[]conversationv1.VoiceStatus{voiceListening, voiceProcessing},
+		[]storev1.VoiceStatus{voiceListening, voiceProcessing},
 	}, {
 		"tools",
 		[]string{in("Go"), call("a"), answer("a"), audio},
-		[]conversationv1.VoiceStatus{voiceListening, voiceProcessing, voiceProcessing, voiceResponding},
+		[]storev1.VoiceStatus{voiceListening, voiceProcessing, voiceProcessing, voiceResponding},
 	}, {
 		"thoughts are no response",
 		[]string{activityEnd, `{"serverContent":{"modelTurn":{"parts":[{"text":"Hm","thought":true}]}}}`, part("Yes")},
-		[]conversationv1.VoiceStatus{voiceProcessing, voiceProcessing, voiceResponding},
+		[]storev1.VoiceStatus{voiceProcessing, voiceProcessing, voiceResponding},
 	}, {
 		"speech over the model",
 		[]string{audio, activityStart, audio, interrupted, out("late"), turnComplete, in("No"), activityEnd, audio},
-		[]conversationv1.VoiceStatus{
+		[]storev1.VoiceStatus{
 			voiceResponding, voiceListening, voiceListening, voiceListening, voiceListening, voiceListening,
 			voiceListening, voiceProcessing, voiceResponding,
 		},
@@ -404,15 +405,15 @@ func TestVoiceFollowsTheFrames(t *testing.T) {
 			audio, `{"serverContent":{"turnComplete":true,"interactionStatus":"IN_PROGRESS"}}`,
 			`{"serverContent":{"waitingForInput":true}}`,
 		},
-		[]conversationv1.VoiceStatus{voiceResponding, voiceProcessing, voiceListening},
+		[]storev1.VoiceStatus{voiceResponding, voiceProcessing, voiceListening},
 	}, {
 		"a connection lost while the model speaks",
 		[]string{audio, "reconnect"},
-		[]conversationv1.VoiceStatus{voiceResponding, voiceIdle},
+		[]storev1.VoiceStatus{voiceResponding, voiceIdle},
 	}, {
 		"a connection lost while the user speaks",
 		[]string{activityStart, in("Set"), "reconnect", in("it")},
-		[]conversationv1.VoiceStatus{voiceListening, voiceListening, voiceListening, voiceListening},
+		[]storev1.VoiceStatus{voiceListening, voiceListening, voiceListening, voiceListening},
 	}}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -589,7 +590,7 @@ func TestLongTurnsGoOnInANewMessage(t *testing.T) {
 			for _, seq := range slices.Sorted(maps.Keys(whole.messages)) {
 				m := whole.messages[seq]
 				b.WriteString(m.GetText())
-				if m.GetStatus() == conversationv1.MessageStatus_MESSAGE_STATUS_STREAMING {
+				if m.GetStatus() == storev1.MessageStatus_MESSAGE_STATUS_STREAMING {
 					t.Errorf("message %d is still open", seq)
 				}
 			}
@@ -914,17 +915,17 @@ func (s *liveStore) check(tb testing.TB) {
 func (s *liveStore) checkLive(tb testing.TB) {
 	tb.Helper()
 	live := s.state.GetLive()
-	for _, turn := range []*conversationv1.Message{live.GetUserTurn(), live.GetAssistantTurn()} {
+	for _, turn := range []*storev1.Message{live.GetUserTurn(), live.GetAssistantTurn()} {
 		if turn.GetSeq() != 0 && !proto.Equal(turn, s.messages[turn.GetSeq()]) {
 			tb.Fatalf("the open turn and its entry differ:\n%v\n%v", turn, s.messages[turn.GetSeq()])
 		}
 	}
-	if turn := live.GetUserTurn(); turn != nil && turn.GetStatus() != conversationv1.MessageStatus_MESSAGE_STATUS_STREAMING {
+	if turn := live.GetUserTurn(); turn != nil && turn.GetStatus() != storev1.MessageStatus_MESSAGE_STATUS_STREAMING {
 		tb.Fatalf("the user's open turn is closed: %v", turn)
 	}
 	for seq, m := range s.messages {
 		open := seq == live.GetUserTurn().GetSeq() || seq == live.GetAssistantTurn().GetSeq()
-		if m.GetStatus() == conversationv1.MessageStatus_MESSAGE_STATUS_STREAMING && !open {
+		if m.GetStatus() == storev1.MessageStatus_MESSAGE_STATUS_STREAMING && !open {
 			tb.Fatalf("message %d was left open: %v", seq, m)
 		}
 	}

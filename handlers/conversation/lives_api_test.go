@@ -29,7 +29,7 @@ func storedUntil(t *testing.T, c client, index int64) {
 	t.Helper()
 	w := watchAfter(t, c, 0)
 	defer w.stream.Close()
-	for w.next(t).GetConversation().GetLive().GetLastClientIndex() < index {
+	for int64(w.next(t).GetConversation().GetLive().GetStoredThrough()) < index {
 	}
 }
 
@@ -78,7 +78,7 @@ func TestAnErasedUsersFramesAreNotStored(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	service, c := b.client(t, ""), b.client(t, "someone-to-erase")
-	create(t, service)
+	must(service.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: c1, Shared: true}))(t)
 	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
 	fleeting(t, c, 1, 0)
 	var k partialKey
@@ -90,9 +90,9 @@ func TestAnErasedUsersFramesAreNotStored(t *testing.T) {
 	if _, err := b.rt.EraseUser(ctx, "someone-to-erase"); err != nil {
 		t.Fatal(err)
 	}
-	before := get(t, service).GetMetadata().GetVersion()
+	before := get(t, service).GetConversation().GetVersion()
 	b.manager.storePartial(k)
-	if got := get(t, service).GetMetadata().GetVersion(); got != before {
+	if got := get(t, service).GetConversation().GetVersion(); got != before {
 		t.Errorf("version %d follows the erasure at %d", got, before)
 	}
 	if p := b.manager.partials.due(k); p != nil {

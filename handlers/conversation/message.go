@@ -1,6 +1,7 @@
 package conversation
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -8,11 +9,12 @@ import (
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	"holdfast/handlers/rpc"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/mask"
+	"holdfast/handlers/problem"
 )
 
 // charsPerToken is the usual rule of thumb where no tokenizer counted.
@@ -29,11 +31,10 @@ const maxPinned = 64
 // errPinned is the answer to one pinned message too many.
 var errPinned = errors.New("too many pinned messages")
 
-// pin puts a message into every context window, or takes it out. Those of the role system always are.
-func pin(s *conversationv1.ConversationState, m *conversationv1.Message, pinned bool) error {
-	m.Pinned = pinned
+// pin puts a message into every context window, or takes it out. Those of the role system always are, and hidden ones never.
+func pin(s *storev1.ConversationState, m *storev1.Message) error {
 	i, found := slices.BinarySearch(s.GetPinnedSeqs(), m.GetSeq())
-	switch wanted := pinned || m.GetRole() == conversationv1.Role_ROLE_SYSTEM; {
+	switch wanted := (m.GetPinned() || m.GetRole() == storev1.Role_ROLE_SYSTEM) && !m.GetHidden(); {
 	case wanted == found:
 	case !wanted:
 		s.PinnedSeqs = slices.Delete(s.GetPinnedSeqs(), i, i+1)
@@ -46,93 +47,156 @@ func pin(s *conversationv1.ConversationState, m *conversationv1.Message, pinned 
 }
 
 // appendMessage gives a message the next seq and makes it part of the conversation's counts. It may return errPinned.
-func appendMessage(
-	s *conversationv1.ConversationState, n *conversationv1.NewMessage, now time.Time,
-) (*conversationv1.Message, error) {
+func appendMessage(s *storev1.ConversationState, n *conversationv1.Message, now time.Time) (*storev1.Message, error) {
 	s.LastSeq++
 	stamp := timestamppb.New(now)
-	m := &conversationv1.Message{
-		Seq: s.GetLastSeq(), Role: n.GetRole(), Modality: n.GetModality(), Status: conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE,
-		Text: n.GetText(), Parts: n.GetParts(), ClientMessageId: n.GetClientMessageId(), Metadata: n.GetMetadata(),
-		CreateTime: stamp, UpdateTime: stamp,
-	}
-	if m.GetModality() == conversationv1.Modality_MODALITY_UNSPECIFIED {
-		m.Modality = conversationv1.Modality_MODALITY_TEXT
-	}
-	countTokens(s, m, n.TokenCount)
-	return m, pin(s, m, n.GetPinned())
+	m := &storev1.Message{Seq: s.GetLastSeq(), CreateTime: stamp, UpdateTime: stamp}
+	storeMessage(m, n)
+	m.Modality = cmp.Or(m.GetModality(), storev1.Modality_MODALITY_TEXT)
+	m.Status = cmp.Or(m.GetStatus(), storev1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+	countTokens(s, m, countOf(n))
+	return m, pin(s, m)
 }
 
-// patchMessage returns the message with the fields that the mask names taken from the patch, and keeps the
-// conversation's counts right. No mask names them all. It may return errPinned.
-func patchMessage(
-	s *conversationv1.ConversationState, old *conversationv1.Message, p *conversationv1.MessagePatch,
-	mask *fieldmaskpb.FieldMask, now time.Time,
-) (*conversationv1.Message, error) {
-	m := proto.CloneOf(old)
-	m.UpdateTime = timestamppb.New(now)
-	has := rpc.MaskHas(mask)
-	if has("text") {
-		m.Text = p.GetText()
+// countOf is the token count that a caller gives; nil: the server estimates it.
+func countOf(m *conversationv1.Message) *int32 {
+	if m.GetTokenCountEstimated() {
+		return nil
 	}
-	if has("parts") {
-		m.Parts = p.GetParts()
-	}
-	if has("status") && p.GetStatus() != conversationv1.MessageStatus_MESSAGE_STATUS_UNSPECIFIED {
-		m.Status = p.GetStatus()
-	}
-	if has("metadata") {
-		m.Metadata = p.GetMetadata()
-	}
-	if has("pinned") && p.Pinned != nil {
-		if err := pin(s, m, p.GetPinned()); err != nil {
-			return nil, err
-		}
+	return m.TokenCount
+}
+
+// changeable are the fields of a message that an update changes.
+func changeable() []string {
+	return []string{"role", "modality", "status", "text", "parts", "token_count", "metadata", "pinned", "hidden", "spoken"}
+}
+
+// errNotSpoken is the answer to a report that a message was heard which is not the assistant's.
+var errNotSpoken = errors.New("is not a message of the assistant; only what the assistant says is heard or not")
+
+// updateMessage returns the message as an update makes it, which is old where that changes nothing, and keeps the conversation's counts right. It may return errPinned,
+// errNotSpoken, or a problem with the mask.
+func updateMessage(
+	s *storev1.ConversationState, old *storev1.Message, u *conversationv1.MessageUpdate, now time.Time,
+) (*storev1.Message, error) {
+	from, to := u.GetMessage(), presentMessage(old)
+	if err := mask.Merge(to, from, u.GetUpdateMask(), changeable()...); err != nil {
+		return nil, err
 	}
 	switch {
-	case has("token_count") && p.TokenCount != nil:
-		countTokens(s, m, p.TokenCount)
-	case has("text") && m.GetText() != old.GetText():
-		countTokens(s, m, nil)
+	case to.GetText() == "" || len(to.GetParts()) == 0:
+	case from.GetText() != "":
+		to.Parts = nil
+	default:
+		to.Text = ""
 	}
-	patchTurn(s.GetLive(), m)
+	m := &storev1.Message{Seq: old.GetSeq(), CreateTime: old.GetCreateTime(), TokenCount: old.GetTokenCount(), TokenCountEstimated: old.GetTokenCountEstimated()}
+	storeMessage(m, to)
+	m.Role, m.Modality, m.Status = cmp.Or(m.GetRole(), old.GetRole()), cmp.Or(m.GetModality(), old.GetModality()), cmp.Or(m.GetStatus(), old.GetStatus())
+	given, paths := countOf(from), u.GetUpdateMask().GetPaths()
+	counted := len(paths) == 0 && given != nil || slices.ContainsFunc(paths, func(p string) bool { return p == "*" || p == "token_count" || p == "tokenCount" })
+	if counted || m.GetText() != old.GetText() || !slices.EqualFunc(m.GetParts(), old.GetParts(), func(a, b *storev1.Part) bool { return proto.Equal(a, b) }) {
+		if !counted {
+			given = nil
+		}
+		countTokens(s, m, given)
+	}
+	reported, err := reportHeard(s, m, old, from.GetSpoken(), now)
+	if err != nil {
+		return nil, err
+	}
+	if err := pin(s, m); err != nil {
+		return nil, err
+	}
+	if m.UpdateTime = old.GetUpdateTime(); proto.Equal(m, old) {
+		m = old
+	} else {
+		m.UpdateTime = timestamppb.New(now)
+	}
+	switch {
+	case reported && s.GetLive().GetAssistantTurn().GetSeq() == m.GetSeq():
+		s.Live.AssistantTurn = proto.CloneOf(m) // it goes on, whatever its status
+	case m != old:
+		patchTurn(s.GetLive(), m)
+	}
 	return m, nil
+}
+
+// reportHeard works out what an update that says what was heard of a message means for it. It returns false for one that says nothing
+// of it, or nothing new.
+func reportHeard(s *storev1.ConversationState, m, old *storev1.Message, said *conversationv1.Spoken, now time.Time) (bool, error) {
+	heard, playedMs := m.HeardText, m.PlayedMs
+	switch {
+	case heard != nil && (old.HeardText == nil || *heard != old.GetHeardText() || old.GetHeardEstimated() && !said.GetHeardEstimated() && said.GetHeardText() == *heard):
+		playedMs = nil
+	case playedMs != nil && (old.PlayedMs == nil || *playedMs != old.GetPlayedMs()):
+		heard = nil
+	default:
+		return false, nil
+	}
+	if m.GetRole() != storev1.Role_ROLE_ASSISTANT {
+		return false, errNotSpoken
+	}
+	truncate(s, m, heard, playedMs, now)
+	return true, nil
 }
 
 // patchTurn keeps the reducer's copy of a turn that is still growing in step with a message that was edited: the next
 // transcription extends the edited text, or nothing where the edit closed the message.
-func patchTurn(live *conversationv1.LiveState, m *conversationv1.Message) {
+func patchTurn(live *storev1.LiveState, m *storev1.Message) {
 	if live == nil {
 		return
 	}
-	for _, turn := range []**conversationv1.Message{&live.UserTurn, &live.AssistantTurn} {
+	for _, turn := range []**storev1.Message{&live.UserTurn, &live.AssistantTurn} {
 		if *turn == nil || (*turn).GetSeq() != m.GetSeq() {
 			continue
 		}
 		*turn = nil
-		if m.GetStatus() == conversationv1.MessageStatus_MESSAGE_STATUS_STREAMING {
+		if m.GetStatus() == storev1.MessageStatus_MESSAGE_STATUS_STREAMING {
 			*turn = proto.CloneOf(m)
 		}
 	}
 }
 
 // countTokens sets the message's count, estimated where none is given, and brings the conversation's sum up to date.
-func countTokens(s *conversationv1.ConversationState, m *conversationv1.Message, given *int64) {
+func countTokens(s *storev1.ConversationState, m *storev1.Message, given *int32) {
 	s.TokenCount -= m.GetTokenCount()
 	if m.TokenCountEstimated = given == nil; given == nil {
-		m.TokenCount = estimateTokens(m.GetText())
+		m.TokenCount = estimateMessage(m)
 	} else {
-		m.TokenCount = *given
+		m.TokenCount = int64(*given)
 	}
 	s.TokenCount += m.GetTokenCount()
 }
 
-// checkNewMessages refuses messages that say nothing.
-func checkNewMessages(messages []*conversationv1.NewMessage) (field, description string) {
-	for i, m := range messages {
-		if m.GetText() == "" && len(m.GetParts()) == 0 {
-			return fmt.Sprintf("messages[%d]", i), "a message needs text or parts"
+// estimateMessage guesses how many tokens a model is told of a message.
+func estimateMessage(m *storev1.Message) int64 {
+	n := estimateTokens(m.GetText())
+	for _, p := range m.GetParts() {
+		switch p := p.GetPart().(type) {
+		case *storev1.Part_Text:
+			n += estimateTokens(p.Text)
+		case *storev1.Part_ToolCall:
+			n += estimateTokens(argsText(p.ToolCall))
+		case *storev1.Part_ToolResult:
+			n += estimateTokens(responseText(p.ToolResult))
+		case *storev1.Part_Json:
+			n += estimateTokens(jsonText(p.Json))
 		}
 	}
-	return "", ""
+	return n
+}
+
+// checkNewMessages refuses messages that nobody says, or that say nothing.
+func checkNewMessages(messages []*conversationv1.Message) error {
+	for i, m := range messages {
+		field := fmt.Sprintf("messages[%d]", i)
+		switch {
+		case m.GetRole() == conversationv1.Role_ROLE_UNSPECIFIED:
+			return problem.InvalidArgument(field+".role", "must be set")
+		case m.GetText() == "" && len(m.GetParts()) == 0 && m.GetStatus() != conversationv1.MessageStatus_MESSAGE_STATUS_STREAMING:
+			return problem.InvalidArgument(field, "a message needs text or parts, unless it is still streaming")
+		}
+	}
+	return nil
 }

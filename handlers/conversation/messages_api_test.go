@@ -1,19 +1,24 @@
 package conversation
 
 import (
+	"bytes"
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
-	"github.com/google/go-cmp/cmp"
+	godiff "github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 )
 
 func structOf(t *testing.T, fields map[string]any) *structpb.Struct {
@@ -22,7 +27,7 @@ func structOf(t *testing.T, fields map[string]any) *structpb.Struct {
 }
 
 // numbered are n messages "1", "2" and so on.
-func numbered(n int) []*conversationv1.NewMessage {
+func numbered(n int) []*conversationv1.Message {
 	all := make([]string, n)
 	for i := range all {
 		all[i] = fmt.Sprint(i + 1)
@@ -35,45 +40,59 @@ func TestAppendMessages(t *testing.T) {
 	c := setup(t).client(t, ada)
 	create(t, c)
 	args := structOf(t, map[string]any{"repo": "api", "n": 1.5, "deep": map[string]any{"list": []any{nil, true, "x"}}})
+	const exact = `{"id": 1234567890123456789}`
 	parts := []*conversationv1.Part{
+		{Part: &conversationv1.Part_Text{Text: "Grüße"}, PartId: "p-1", Metadata: args},
+		{Part: &conversationv1.Part_Reasoning{Reasoning: "They said hello."}, ThoughtSignature: []byte("\x00\xff")},
 		{Part: &conversationv1.Part_ToolCall{ToolCall: &conversationv1.ToolCallPart{CallId: "call-1", Name: "run", Args: args}}},
-		{Part: &conversationv1.Part_ToolResult{ToolResult: &conversationv1.ToolResultPart{CallId: "call-1", Name: "run", Response: args, IsError: true}}},
-		{Part: &conversationv1.Part_File{File: &conversationv1.FileReference{Uri: "gs://b/o", MimeType: "text/plain", Name: "o"}}},
-		{Part: &conversationv1.Part_Image{Image: &conversationv1.FileReference{Uri: "https://x/y.png"}}},
-		{Part: &conversationv1.Part_Json{Json: args}},
+		{Part: &conversationv1.Part_ToolCall{ToolCall: &conversationv1.ToolCallPart{CallId: "call-2", Name: "run", ArgsJson: exact}}},
+		{Part: &conversationv1.Part_ToolResult{ToolResult: &conversationv1.ToolResultPart{CallId: "call-1", Name: "run", Response: structpb.NewStringValue("sunny"), IsError: true}}},
+		{Part: &conversationv1.Part_ToolResult{ToolResult: &conversationv1.ToolResultPart{CallId: "call-2", Name: "run", ResponseJson: exact}}},
+		{Part: &conversationv1.Part_File{File: &conversationv1.FileRef{Uri: "gs://b/o", MimeType: "text/plain", Name: "o"}}},
+		{Part: &conversationv1.Part_Data{Data: &conversationv1.Blob{Data: bytes.Repeat([]byte{0, 1, 2, 250}, 150_000), MimeType: "image/png", Name: "i"}}},
+		{Part: &conversationv1.Part_Json{Json: structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{structpb.NewNumberValue(1), structpb.NewNullValue()}})}},
 	}
-	const (
-		voice    = conversationv1.Modality_MODALITY_VOICE
-		text     = conversationv1.Modality_MODALITY_TEXT
-		complete = conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE
-	)
-	res := must(c.AppendMessages(t.Context(), &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: []*conversationv1.NewMessage{
+	spoken := &conversationv1.Spoken{
+		HeardText: new(""), HeardEstimated: true, AudioMs: 2000, PlayedMs: new(int32(0)), InterruptTime: timestamppb.New(time.Unix(1, 0)), EndReason: "r",
+		Language: "de", Speaker: "s", Sources: args, Usage: args,
+	}
+	sent := []*conversationv1.Message{
 		{Role: conversationv1.Role_ROLE_USER, Text: "Grüße, 世界! \U0001f600"},
-		{Role: conversationv1.Role_ROLE_ASSISTANT, Parts: parts, Modality: voice, Metadata: map[string]string{"model": "m", "empty": ""}},
-		{Role: conversationv1.Role_ROLE_TOOL, Text: "exact", TokenCount: new(int64(7)), ClientMessageId: "m-3"},
-		{Role: conversationv1.Role_ROLE_SYSTEM, Text: "none", TokenCount: new(int64(0))},
-	}}))(t)
-	now := res.GetMetadata().GetUpdateTime()
-	want := []*conversationv1.Message{
-		{Seq: 1, Role: conversationv1.Role_ROLE_USER, Modality: text, Text: "Grüße, 世界! \U0001f600", TokenCount: 3, TokenCountEstimated: true},
-		{Seq: 2, Role: conversationv1.Role_ROLE_ASSISTANT, Modality: voice, Parts: parts, Metadata: map[string]string{"model": "m", "empty": ""}, TokenCountEstimated: true},
-		{Seq: 3, Role: conversationv1.Role_ROLE_TOOL, Modality: text, Text: "exact", TokenCount: 7, ClientMessageId: "m-3"},
-		{Seq: 4, Role: conversationv1.Role_ROLE_SYSTEM, Modality: text, Text: "none"},
+		{Role: conversationv1.Role_ROLE_ASSISTANT, Parts: parts, Modality: typev1.Modality_MODALITY_VOICE, Metadata: args, Spoken: spoken, TokenCount: new(int32(3))},
+		{Role: conversationv1.Role_ROLE_TOOL, Text: "exact", TokenCount: new(int32(7)), ClientMessageId: "m 3/ü", Status: conversationv1.MessageStatus_MESSAGE_STATUS_FAILED},
+		{Role: conversationv1.Role_ROLE_SYSTEM, Text: "none", TokenCount: new(int32(0)), Hidden: true},
+		{Role: conversationv1.Role_ROLE_USER, Text: "kept", Pinned: true, TokenCount: new(int32(99)), TokenCountEstimated: true},
+		{Role: conversationv1.Role_ROLE_ASSISTANT, Status: conversationv1.MessageStatus_MESSAGE_STATUS_STREAMING},
 	}
-	for i, m := range want {
-		m.Status, m.CreateTime, m.UpdateTime = complete, now, now
-		same(t, "the reply", res.GetMessages()[i], &conversationv1.AppendedMessage{
-			Seq: m.GetSeq(), CreateTime: now, TokenCount: m.GetTokenCount(), TokenCountEstimated: m.GetTokenCountEstimated(),
+	res := must(c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Messages: sent}))(t)
+	now := res.GetMessages()[0].GetCreateTime()
+	want := make([]*conversationv1.Message, len(sent))
+	for i, m := range sent {
+		m = proto.CloneOf(m)
+		m.Seq, m.CreateTime, m.UpdateTime = int32(i)+1, now, now
+		m.Modality, m.Status = cmp.Or(m.GetModality(), typev1.Modality_MODALITY_TEXT), cmp.Or(m.GetStatus(), conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+		if m.TokenCount == nil || m.GetTokenCountEstimated() {
+			m.TokenCount, m.TokenCountEstimated = new([]int32{3, 0, 0, 0, 1, 0}[i]), true
+		}
+		want[i] = m
+		same(t, "the reply", res.GetMessages()[i], &conversationv1.Message{
+			Seq: m.GetSeq(), CreateTime: now, TokenCount: m.TokenCount, TokenCountEstimated: m.GetTokenCountEstimated(), ClientMessageId: m.GetClientMessageId(),
 		})
 	}
 	read := get(t, c)
 	same(t, "read", &conversationv1.GetConversationResponse{Messages: read.GetMessages()}, &conversationv1.GetConversationResponse{Messages: want})
-	if got := read.GetConversation(); got.GetMessageCount() != 4 || got.GetTokenCount() != 10 {
+	if got := read.GetConversation(); got.GetMessageCount() != 6 || got.GetLastSeq() != 6 || got.GetTokenCount() != 14 {
 		t.Errorf("the conversation has %d messages of %d tokens", got.GetMessageCount(), got.GetTokenCount())
 	}
-	// The same from a server that has none of it at hand.
+	// The same from a server that has none of it at hand, and from one that is sent what was read.
 	listed := must(c.ListMessages(t.Context(), &conversationv1.ListMessagesRequest{ConversationId: c1}))(t)
-	same(t, "listed", listed, &conversationv1.ListMessagesResponse{Messages: want, Metadata: res.GetMetadata()})
+	same(t, "listed", listed, &conversationv1.ListMessagesResponse{Messages: want, Version: res.GetVersion()})
+	must(c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "copy", Messages: listed.GetMessages()}))(t)
+	copied := must(c.ListMessages(t.Context(), &conversationv1.ListMessagesRequest{ConversationId: "copy"}))(t)
+	for i, m := range copied.GetMessages() {
+		m.CreateTime, m.UpdateTime = now, now
+		same(t, "what was read can be written", m, want[i])
+	}
 }
 
 func TestAppendIsAllOrNothing(t *testing.T) {
@@ -81,10 +100,10 @@ func TestAppendIsAllOrNothing(t *testing.T) {
 	c := setup(t).client(t, ada)
 	create(t, c)
 	messages := numbered(3)
-	messages[2].Parts = []*conversationv1.Part{{Part: &conversationv1.Part_Json{Json: structOf(t, map[string]any{"x": strings.Repeat("x", 300<<10)})}}}
-	_, err := c.AppendMessages(t.Context(), &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: messages})
+	messages[2].Text, messages[2].Parts = "", []*conversationv1.Part{{Part: &conversationv1.Part_Json{Json: structpb.NewStringValue(strings.Repeat("x", 1<<20))}}}
+	_, err := c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Messages: messages})
 	refusal{code: connect.CodeInvalidArgument, reason: "SIZE_EXCEEDED"}.check(t, err)
-	if got := get(t, c); got.GetMetadata().GetVersion() != 1 || len(got.GetMessages()) != 0 || got.GetConversation().GetMessageCount() != 0 {
+	if got := get(t, c); got.GetConversation().GetVersion() != 1 || len(got.GetMessages()) != 0 || got.GetConversation().GetMessageCount() != 0 {
 		t.Errorf("left behind: %v", got)
 	}
 }
@@ -98,7 +117,7 @@ func TestConcurrentAppendsHaveNoGap(t *testing.T) {
 	for _, err := range together(writers, func(i int) error {
 		for n := range each {
 			texts := []string{fmt.Sprintf("%d.%d.a", i, n), fmt.Sprintf("%d.%d.b", i, n)}
-			if _, err := clients[i%len(clients)].AppendMessages(t.Context(), &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: said(texts...)}); err != nil {
+			if _, err := clients[i%len(clients)].Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Messages: said(texts...)}); err != nil {
 				return err
 			}
 		}
@@ -109,12 +128,12 @@ func TestConcurrentAppendsHaveNoGap(t *testing.T) {
 		}
 	}
 	read := get(t, clients[0])
-	if v := read.GetMetadata().GetVersion(); v != 1+writers*each || len(read.GetMessages()) != 2*writers*each {
+	if v := read.GetConversation().GetVersion(); v != 1+writers*each || len(read.GetMessages()) != 2*writers*each {
 		t.Fatalf("version %d with %d messages", v, len(read.GetMessages()))
 	}
 	last := map[string]string{}
 	for i, m := range read.GetMessages() {
-		if m.GetSeq() != int64(i)+1 {
+		if int(m.GetSeq()) != i+1 {
 			t.Fatalf("message %d is in place %d", m.GetSeq(), i+1)
 		}
 		// Those of one request stand together, and those of one writer in the order in which it wrote.
@@ -134,49 +153,46 @@ func TestClientMessageID(t *testing.T) {
 	b := setup(t)
 	c := b.client(t, ada)
 	create(t, c)
-	msg := func(id, text string) *conversationv1.NewMessage {
-		return &conversationv1.NewMessage{Role: conversationv1.Role_ROLE_USER, Text: text, ClientMessageId: id}
+	msg := func(id, text string) *conversationv1.Message {
+		return &conversationv1.Message{Role: conversationv1.Role_ROLE_USER, Text: text, ClientMessageId: id}
 	}
-	send := func(t *testing.T, c client, messages ...*conversationv1.NewMessage) *conversationv1.AppendMessagesResponse {
+	send := func(t *testing.T, c client, messages ...*conversationv1.Message) *conversationv1.AppendResponse {
 		t.Helper()
-		return must(c.AppendMessages(t.Context(), &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: messages}))(t)
+		return must(c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Messages: messages}))(t)
 	}
-	outcome := func(res *conversationv1.AppendMessagesResponse) (out []string) {
+	outcome := func(res *conversationv1.AppendResponse) string {
+		var seqs []int32
 		for _, m := range res.GetMessages() {
-			out = append(out, fmt.Sprintf("%d %t", m.GetSeq(), m.GetDuplicate()))
+			seqs = append(seqs, m.GetSeq())
 		}
-		return out
+		return fmt.Sprint(seqs, " known ", res.GetDuplicateSeqs())
 	}
 	first := send(t, c, msg("a", "one"), msg("", "two"), msg("a", "twice in one request"), msg("b", "three"))
-	if diff := cmp.Diff([]string{"1 false", "2 false", "1 true", "3 false"}, outcome(first)); diff != "" {
+	if diff := godiff.Diff("[1 2 1 3] known [1]", outcome(first)); diff != "" {
 		t.Errorf("within one request: %s", diff)
 	}
 	// Across requests, of which one has only known messages and changes nothing; and on a server that knows nothing yet.
 	for _, c := range []client{c, serve(t, b.Bundle).client(t, ada)} {
 		again := send(t, c, msg("b", "other words"), msg("a", "one"))
-		if diff := cmp.Diff([]string{"3 true", "1 true"}, outcome(again)); diff != "" {
+		if diff := godiff.Diff("[3 1] known [3 1]", outcome(again)); diff != "" {
 			t.Errorf("across requests: %s", diff)
 		}
-		if again.GetMetadata().GetVersion() != 2 {
-			t.Errorf("nothing new is version %d", again.GetMetadata().GetVersion())
+		if again.GetVersion() != 2 {
+			t.Errorf("nothing new is version %d", again.GetVersion())
 		}
-		same(t, "what is told of a known message", again.GetMessages()[1], func() *conversationv1.AppendedMessage {
-			m := proto.CloneOf(first.GetMessages()[0])
-			m.Duplicate = true
-			return m
-		}())
+		same(t, "what is told of a known message", again.GetMessages()[1], first.GetMessages()[0])
 	}
 	mixed := send(t, c, msg("a", "one"), msg("c", "four"))
-	if diff := cmp.Diff([]string{"1 true", "4 false"}, outcome(mixed)); diff != "" || mixed.GetMetadata().GetVersion() != 3 {
-		t.Errorf("known and new ones: version %d, %s", mixed.GetMetadata().GetVersion(), diff)
+	if diff := godiff.Diff("[1 4] known [1]", outcome(mixed)); diff != "" || mixed.GetVersion() != 3 {
+		t.Errorf("known and new ones: version %d, %s", mixed.GetVersion(), diff)
 	}
-	if diff := cmp.Diff([]string{"one", "two", "three", "four"}, texts(get(t, c).GetMessages())); diff != "" {
+	if diff := godiff.Diff([]string{"one", "two", "three", "four"}, texts(get(t, c).GetMessages())); diff != "" {
 		t.Error(diff)
 	}
 
 	// Many at once: one is added.
 	errs := together(8, func(int) error {
-		_, err := c.AppendMessages(t.Context(), &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: []*conversationv1.NewMessage{msg("d", "five")}})
+		_, err := c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Messages: []*conversationv1.Message{msg("d", "five")}})
 		return err
 	})
 	if n := get(t, c).GetConversation().GetMessageCount(); n != 5 {
@@ -186,7 +202,7 @@ func TestClientMessageID(t *testing.T) {
 	// An id belongs to its conversation, and dies with it.
 	must(c.DeleteConversation(t.Context(), &conversationv1.DeleteConversationRequest{ConversationId: c1}))(t)
 	create(t, c)
-	if diff := cmp.Diff([]string{"1 false"}, outcome(send(t, c, msg("a", "anew")))); diff != "" {
+	if diff := godiff.Diff("[1] known []", outcome(send(t, c, msg("a", "anew")))); diff != "" {
 		t.Errorf("in a new life: %s", diff)
 	}
 }
@@ -194,37 +210,42 @@ func TestClientMessageID(t *testing.T) {
 func TestUpdateMessage(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	old := &conversationv1.NewMessage{
-		Role: conversationv1.Role_ROLE_ASSISTANT, Text: "old words", Metadata: map[string]string{"a": "1"}, ClientMessageId: "m-1",
-		Parts: []*conversationv1.Part{{Part: &conversationv1.Part_File{File: &conversationv1.FileReference{Uri: "u"}}}},
-	}
-	patch := &conversationv1.MessagePatch{
-		Seq: 1, Text: "new", Status: conversationv1.MessageStatus_MESSAGE_STATUS_FAILED, Metadata: map[string]string{"b": "2"},
-		Parts: []*conversationv1.Part{{Part: &conversationv1.Part_Image{Image: &conversationv1.FileReference{Uri: "v"}}}}, TokenCount: new(int64(100)),
+	a, both := structOf(t, map[string]any{"a": "1"}), structOf(t, map[string]any{"a": "1", "b": "2"})
+	old := &conversationv1.Message{Role: conversationv1.Role_ROLE_ASSISTANT, Text: "old words", Metadata: a, ClientMessageId: "m-1"}
+	parts := []*conversationv1.Part{{Part: &conversationv1.Part_Text{Text: "in a part"}}}
+	patch := &conversationv1.Message{
+		Seq: 1, Text: "new", Status: conversationv1.MessageStatus_MESSAGE_STATUS_FAILED, Metadata: structOf(t, map[string]any{"b": "2"}), TokenCount: new(int32(100)),
+		ClientMessageId: "another", CreateTime: timestamppb.Now(), Role: conversationv1.Role_ROLE_TOOL, Pinned: true,
 	}
 	estimated := proto.CloneOf(patch)
 	estimated.TokenCount = nil
+	type message = conversationv1.Message
 	tests := []struct {
 		name  string
 		mask  []string
-		patch *conversationv1.MessagePatch
-		want  func(*conversationv1.Message)
+		patch *message
+		want  func(*message)
 	}{
-		{"text, which is counted anew", []string{"text"}, patch, func(m *conversationv1.Message) { m.Text, m.TokenCount = "new", 1 }},
-		{"parts", []string{"parts"}, patch, func(m *conversationv1.Message) { m.Parts = patch.Parts }},
-		{"status", []string{"status"}, patch, func(m *conversationv1.Message) { m.Status = patch.Status }},
-		{"no status is no change", []string{"status"}, &conversationv1.MessagePatch{Seq: 1}, func(*conversationv1.Message) {}},
-		{"metadata", []string{"metadata"}, patch, func(m *conversationv1.Message) { m.Metadata = patch.Metadata }},
-		{"token count", []string{"token_count"}, patch, func(m *conversationv1.Message) { m.TokenCount, m.TokenCountEstimated = 100, false }},
-		{"an unset token count is no change", []string{"token_count"}, estimated, func(*conversationv1.Message) {}},
-		{"nothing is something to set", []string{"text", "parts", "metadata"}, &conversationv1.MessagePatch{Seq: 1}, func(m *conversationv1.Message) {
-			m.Text, m.Parts, m.Metadata, m.TokenCount = "", nil, nil, 0
+		{"text, which is counted anew", []string{"text"}, patch, func(m *message) { m.Text, m.TokenCount = "new", new(int32(1)) }},
+		{"parts, in place of the text", []string{"parts"}, &message{Seq: 1, Parts: parts}, func(m *message) { m.Text, m.Parts = "", parts }},
+		{"parts without a mask", nil, &message{Seq: 1, Parts: parts}, func(m *message) { m.Text, m.Parts = "", parts }},
+		{"status", []string{"status"}, patch, func(m *message) { m.Status = patch.GetStatus() }},
+		{"no status is no change", []string{"status"}, &message{Seq: 1}, func(*message) {}},
+		{"metadata", []string{"metadata"}, patch, func(m *message) { m.Metadata = patch.GetMetadata() }},
+		{"one key of the metadata", []string{"metadata.b"}, patch, func(m *message) { m.Metadata = both }},
+		{"token count", []string{"token_count"}, patch, func(m *message) { m.TokenCount, m.TokenCountEstimated = new(int32(100)), false }},
+		{"an unset token count is estimated", []string{"token_count"}, estimated, func(*message) {}},
+		{"hidden", []string{"hidden", "pinned"}, &message{Seq: 1, Hidden: true}, func(m *message) { m.Hidden = true }},
+		{"nothing is something to set", []string{"text", "parts", "metadata"}, &message{Seq: 1}, func(m *message) {
+			m.Text, m.Parts, m.Metadata, m.TokenCount = "", nil, nil, new(int32(0))
 		}},
-		{"no mask: all", nil, patch, func(m *conversationv1.Message) {
-			m.Text, m.Parts, m.Status, m.Metadata, m.TokenCount, m.TokenCountEstimated = "new", patch.Parts, patch.Status, patch.Metadata, 100, false
+		{"no mask: all that is set", nil, patch, func(m *message) {
+			m.Text, m.Status, m.Metadata, m.TokenCount, m.TokenCountEstimated = "new", patch.GetStatus(), both, new(int32(100)), false
+			m.Role, m.Pinned = patch.GetRole(), true
 		}},
-		{"no mask, estimated", nil, estimated, func(m *conversationv1.Message) {
-			m.Text, m.Parts, m.Status, m.Metadata, m.TokenCount = "new", patch.Parts, patch.Status, patch.Metadata, 1
+		{"no mask, estimated", nil, estimated, func(m *message) {
+			m.Text, m.Status, m.Metadata, m.TokenCount = "new", patch.GetStatus(), both, new(int32(1))
+			m.Role, m.Pinned = patch.GetRole(), true
 		}},
 	}
 	for _, tt := range tests {
@@ -232,17 +253,18 @@ func TestUpdateMessage(t *testing.T) {
 			t.Parallel()
 			c := b.tenant(t).client(t, ada)
 			create(t, c)
-			must(c.AppendMessages(t.Context(), &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: []*conversationv1.NewMessage{old, said("x")[0]}}))(t)
+			must(c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Messages: []*conversationv1.Message{old, said("x")[0]}}))(t)
 			before := get(t, c).GetMessages()
-			res := must(c.UpdateMessage(t.Context(), &conversationv1.UpdateMessageRequest{ConversationId: c1, Message: tt.patch, UpdateMask: &fieldmaskpb.FieldMask{Paths: tt.mask}}))(t)
+			res := must(c.EditMessages(t.Context(), &conversationv1.EditMessagesRequest{ConversationId: c1, Updates: []*conversationv1.MessageUpdate{{Message: tt.patch, UpdateMask: &fieldmaskpb.FieldMask{Paths: tt.mask}}}}))(t)
 			want := proto.CloneOf(before[0])
-			want.UpdateTime = res.GetMetadata().GetUpdateTime()
-			tt.want(want)
-			same(t, "the reply", res.GetMessage(), want)
+			if tt.want(want); !proto.Equal(want, before[0]) {
+				want.UpdateTime = get(t, c).GetConversation().GetUpdateTime()
+			}
+			same(t, "the reply", res.GetMessages()[0], want)
 			after := get(t, c)
 			same(t, "what was read", after.GetMessages()[0], want)
 			same(t, "the other message", after.GetMessages()[1], before[1])
-			if got := after.GetConversation(); got.GetTokenCount() != want.GetTokenCount()+1 || got.GetMessageCount() != 2 {
+			if got := after.GetConversation(); got.GetTokenCount() != int64(want.GetTokenCount())+1 || got.GetMessageCount() != 2 {
 				t.Errorf("the conversation has %d messages of %d tokens", got.GetMessageCount(), got.GetTokenCount())
 			}
 		})
@@ -250,15 +272,15 @@ func TestUpdateMessage(t *testing.T) {
 	c := b.client(t, ada)
 	create(t, c)
 	say(t, c, "one")
-	for _, path := range []string{"seq", "role", "create_time", "message.text", "text.x", "*"} {
+	for _, path := range []string{"seq", "client_message_id", "create_time", "message.text", "text.x", "nothing"} {
 		t.Run("mask "+path, func(t *testing.T) {
 			t.Parallel()
-			_, err := c.UpdateMessage(t.Context(), &conversationv1.UpdateMessageRequest{ConversationId: c1, Message: patch, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"text", path}}})
+			_, err := c.EditMessages(t.Context(), &conversationv1.EditMessagesRequest{ConversationId: c1, Updates: []*conversationv1.MessageUpdate{{Message: patch, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"text", path}}}}})
 			invalidField("update_mask").check(t, err)
 		})
 	}
-	for _, seq := range []int64{2, math.MaxInt64} {
-		_, err := c.UpdateMessage(t.Context(), &conversationv1.UpdateMessageRequest{ConversationId: c1, Message: &conversationv1.MessagePatch{Seq: seq, Text: "x"}})
+	for _, seq := range []int32{2, math.MaxInt32} {
+		_, err := c.EditMessages(t.Context(), &conversationv1.EditMessagesRequest{ConversationId: c1, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: seq, Text: "x"}}}})
 		refusal{code: connect.CodeNotFound, reason: "NOT_FOUND", says: []string{fmt.Sprint("message ", seq)}}.check(t, err)
 	}
 }
@@ -269,56 +291,68 @@ func TestListMessages(t *testing.T) {
 	c := b.client(t, ada)
 	create(t, c)
 	for _, n := range []int{60, 50} {
-		must(c.AppendMessages(t.Context(), &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: numbered(n)}))(t)
+		must(c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Messages: numbered(n)}))(t)
 	}
 	const total = 110
 	tests := []struct {
-		after, before int64
-		size          int32
-		first, last   int64 // 0: nothing
-		more          bool
+		after, before int32
+		first, last   int32 // 0: nothing
 	}{
-		{first: 1, last: 50, more: true}, // the default
-		{size: 1, first: 1, last: 1, more: true},
-		{size: 200, first: 1, last: total},
-		{after: 50, first: 51, last: 100, more: true},
-		{after: 60, first: 61, last: total},
-		{after: 59, size: 50, first: 60, last: 109, more: true},
+		{first: 1, last: total},
+		{after: 50, first: 51, last: total},
 		{after: total - 1, first: total, last: total},
 		{after: total},
-		{after: math.MaxInt64},
+		{after: math.MaxInt32},
 		{before: 1},
 		{before: 2, first: 1, last: 1},
-		{before: 51, first: 1, last: 50},
-		{before: 52, first: 2, last: 51, more: true},
-		{before: total + 1, size: 10, first: 101, last: total, more: true},
-		{before: math.MaxInt64, size: 200, first: 1, last: total},
+		{before: 52, first: 1, last: 51},
+		{before: math.MaxInt32, first: 1, last: total},
+		{after: 3, before: 9, first: 4, last: 8},
+		{after: 8, before: 9},
+		{after: 9, before: 3},
 	}
 	for _, tt := range tests {
-		t.Run(fmt.Sprintf("after %d before %d size %d", tt.after, tt.before, tt.size), func(t *testing.T) {
-			t.Parallel()
-			res := must(c.ListMessages(t.Context(), &conversationv1.ListMessagesRequest{ConversationId: c1, AfterSeq: tt.after, BeforeSeq: tt.before, PageSize: tt.size}))(t)
-			var want, got []int64
-			for seq := tt.first; seq <= tt.last && seq > 0; seq++ {
-				want = append(want, seq)
+		for _, newestFirst := range []bool{false, true} {
+			for _, size := range []int32{0, 1, 7, 50, 200} {
+				t.Run(fmt.Sprintf("after %d before %d, newest first %t, by %d", tt.after, tt.before, newestFirst, size), func(t *testing.T) {
+					t.Parallel()
+					var want, got []int32
+					for seq := tt.first; seq <= tt.last && seq > 0; seq++ {
+						want = append(want, seq)
+					}
+					if newestFirst {
+						slices.Reverse(want)
+					}
+					req := &conversationv1.ListMessagesRequest{ConversationId: c1, AfterSeq: tt.after, BeforeSeq: tt.before, PageSize: size, NewestFirst: newestFirst}
+					for pages := 0; pages <= total; pages++ {
+						res := must(c.ListMessages(t.Context(), req))(t)
+						if len(res.GetMessages()) > int(cmp.Or(size, 50)) || res.GetVersion() != 3 {
+							t.Errorf("a page of %d at version %d", len(res.GetMessages()), res.GetVersion())
+						}
+						for _, m := range res.GetMessages() {
+							got = append(got, m.GetSeq())
+						}
+						if req.PageToken = res.GetNextPageToken(); req.PageToken == "" {
+							break
+						}
+					}
+					if !slices.Equal(got, want) {
+						t.Errorf("got %v, want %v", got, want)
+					}
+				})
 			}
-			for _, m := range res.GetMessages() {
-				got = append(got, m.GetSeq())
-			}
-			if !slices.Equal(got, want) || res.GetHasMore() != tt.more || res.GetMetadata().GetVersion() != 3 {
-				t.Errorf("got %v, more: %t, at version %d; want %v, %t", got, res.GetHasMore(), res.GetMetadata().GetVersion(), want, tt.more)
-			}
-		})
+		}
 	}
-	_, err := c.ListMessages(t.Context(), &conversationv1.ListMessagesRequest{ConversationId: c1, AfterSeq: 1, BeforeSeq: 5})
-	refusal{code: connect.CodeInvalidArgument, reason: "FIELD_INVALID", says: []string{"after_seq", "before_seq"}}.check(t, err)
+	page := must(c.ListMessages(t.Context(), &conversationv1.ListMessagesRequest{ConversationId: c1}))(t)
+	_, err := c.ListMessages(t.Context(), &conversationv1.ListMessagesRequest{ConversationId: c1, NewestFirst: true, PageToken: page.GetNextPageToken()})
+	refusal{code: connect.CodeInvalidArgument, reason: "PAGE_TOKEN_INVALID", field: "page_token"}.check(t, err)
 
 	// The last messages that come with the conversation: also more than a server keeps at hand, and on one that has none.
 	for name, c := range map[string]client{"warm": c, "cold": serve(t, b.Bundle).client(t, ada)} {
 		for _, limit := range []int32{0, 1, recentMessages, recentMessages + 1, 41, 200} {
 			res := must(c.GetConversation(t.Context(), &conversationv1.GetConversationRequest{ConversationId: c1, MessageLimit: limit}))(t)
 			want := min(int(limit), total)
-			if len(res.GetMessages()) != want || want > 0 && (res.GetMessages()[0].GetSeq() != int64(total-want+1) || res.GetMessages()[want-1].GetSeq() != total) {
+			if len(res.GetMessages()) != want || want > 0 && (int(res.GetMessages()[0].GetSeq()) != total-want+1 || res.GetMessages()[want-1].GetSeq() != total) {
 				t.Errorf("%s: the last %d are %q", name, limit, texts(res.GetMessages()))
 			}
 		}

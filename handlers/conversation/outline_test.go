@@ -13,6 +13,7 @@ import (
 
 	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -35,9 +36,9 @@ func TestACompactionIsProposedWithoutHoldingTheConversation(t *testing.T) {
 	for from := int64(1); from <= messages; from += 20 {
 		_, err := kind.Update(ctx, "c1", func(tx *object.Tx[state]) error {
 			for seq := from; seq < from+20; seq++ {
-				msg := &conversationv1.Message{Seq: seq, Role: conversationv1.Role_ROLE_USER, Text: strings.Repeat("word ", each/5), TokenCount: 100 + seq}
+				msg := &storev1.Message{Seq: seq, Role: storev1.Role_ROLE_USER, Text: strings.Repeat("word ", each/5), TokenCount: 100 + seq}
 				if seq%2 == 0 {
-					msg.Role = conversationv1.Role_ROLE_ASSISTANT
+					msg.Role = storev1.Role_ROLE_ASSISTANT
 				}
 				if seq%7 == 0 {
 					heard := "some words"
@@ -45,15 +46,15 @@ func TestACompactionIsProposedWithoutHoldingTheConversation(t *testing.T) {
 				}
 				if seq%10 == 0 {
 					id := fmt.Sprint(seq)
-					msg.Parts = []*conversationv1.Part{{Part: &conversationv1.Part_ToolCall{ToolCall: &conversationv1.ToolCallPart{CallId: id, Name: "f"}}}}
+					msg.Parts = []*storev1.Part{{Part: &storev1.Part_ToolCall{ToolCall: &storev1.ToolCallPart{CallId: id, Name: "f"}}}}
 				}
 				if seq%10 == 3 {
 					id := fmt.Sprint(seq - 3)
-					msg.Parts = []*conversationv1.Part{{Part: &conversationv1.Part_ToolResult{ToolResult: &conversationv1.ToolResultPart{CallId: id, Name: "f"}}}}
+					msg.Parts = []*storev1.Part{{Part: &storev1.Part_ToolResult{ToolResult: &storev1.ToolResultPart{CallId: id, Name: "f"}}}}
 				}
 				tx.Put(inMessages, object.SeqKey(seq), msg)
 				if seq%20 == 0 {
-					call := &conversationv1.ToolCall{Seq: seq / 20, AfterSeq: seq, Name: "f", Status: callCompleted, Args: &structpb.Struct{
+					call := &storev1.ToolCall{Seq: seq / 20, AfterSeq: seq, Name: "f", Status: callCompleted, Args: &structpb.Struct{
 						Fields: map[string]*structpb.Value{"text": structpb.NewStringValue(strings.Repeat("word ", each/5))},
 					}}
 					if seq == 280 {

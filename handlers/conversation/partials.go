@@ -11,6 +11,7 @@ import (
 
 	"holdfast/db"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
@@ -186,12 +187,12 @@ func (m *Manager) show(
 	if frames == nil {
 		return nil, nil
 	}
-	scratch := &conversationv1.ConversationState{Voice: proto.CloneOf(snap.State.GetVoice()), Live: proto.CloneOf(live), Floor: snap.State.GetFloor()}
-	f := newFolder(scratch, now, func(int64, string) *conversationv1.ToolCall { return nil })
+	scratch := &storev1.ConversationState{Voice: proto.CloneOf(snap.State.GetVoice()), Live: proto.CloneOf(live), Floor: snap.State.GetFloor()}
+	f := newFolder(scratch, now, func(int64, string) *storev1.ToolCall { return nil })
 	if _, err := f.ingest(liveBatch{epoch: batch.epoch, caller: caller, frames: frames}); err != nil {
 		return nil, nil //nolint:nilerr // ingest says it to the caller
 	}
-	signal := &conversationv1.LiveSignal{Epoch: batch.epoch, ClientIndex: last, Voice: scratch.GetVoice()}
+	signal := &storev1.LiveSignal{Epoch: batch.epoch, ClientIndex: last, Voice: scratch.GetVoice()}
 	if err := m.kind.Signal(ctx, snap.Info, signal); err != nil {
 		return nil, err
 	}

@@ -23,11 +23,11 @@ func TestQuotasThroughTheAPI(t *testing.T) {
 		labels[fmt.Sprintf("label-%d", i)] = strings.Repeat("x", 60)
 	}
 	makes := func(ctx context.Context, c client, id string) error {
-		_, err := c.CreateConversation(ctx, &conversationv1.CreateConversationRequest{ConversationId: id, Labels: labels})
+		_, err := c.CreateConversation(ctx, &conversationv1.CreateConversationRequest{ConversationId: id, Conversation: &conversationv1.Conversation{Labels: labels}})
 		return err
 	}
 	says := func(ctx context.Context, c client, id string) error {
-		_, err := c.AppendMessages(ctx, &conversationv1.AppendMessagesRequest{ConversationId: id, Messages: said(strings.Repeat("word ", 2000))})
+		_, err := c.Append(ctx, &conversationv1.AppendRequest{ConversationId: id, Messages: said(strings.Repeat("word ", 2000))})
 		return err
 	}
 	for _, tt := range []struct {

@@ -7,24 +7,24 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
 // newLife begins a conversation whose id had one before, which was deleted or has expired. Connections and workers of that have
 // epochs and tokens, and must not be taken for those of this one.
-func newLife(s *conversationv1.ConversationState, issued int64) {
+func newLife(s *storev1.ConversationState, issued int64) {
 	s.IssuedBefore, s.Floor = issued, nil
 }
 
 // restored takes from a state that is brought back what must not come back with it. Whoever was connected since, or had a
 // call, the floor or a summary in hand, has to begin anew: epochs and fencing tokens never run backwards. was is what the
 // state replaces; nil: it is a fork, or the conversation was deleted.
-func restored(s, was *conversationv1.ConversationState, now time.Time) {
+func restored(s, was *storev1.ConversationState, now time.Time) {
 	s.IssuedBefore = max(s.GetIssuedBefore(), was.GetIssuedBefore())
 	// The lease is nobody's any more, but its token is not given twice.
 	token := max(s.GetCompaction().GetToken(), was.GetCompaction().GetToken())
 	if s.Compaction = nil; token > 0 {
-		s.Compaction = &conversationv1.CompactionLease{Token: token}
+		s.Compaction = &storev1.CompactionLease{Token: token}
 	}
 	if f := was.GetFloor(); f.GetFence() > s.GetFloor().GetFence() {
 		s.Floor = proto.CloneOf(f)
@@ -37,7 +37,7 @@ func restored(s, was *conversationv1.ConversationState, now time.Time) {
 		return
 	}
 	if l == nil {
-		l = &conversationv1.LiveState{}
+		l = &storev1.LiveState{}
 		s.Live = l
 	}
 	// Frames of the last connection that are on their way are fragments, as after any other.

@@ -10,6 +10,7 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 )
@@ -26,14 +27,14 @@ func retried(t *testing.T) map[string][2]interface {
 		many[fmt.Sprint("k", i)], slots[fmt.Sprint("k", i)] = "v", float64(i)
 	}
 	data := structOf(t, slots)
-	part := []*conversationv1.Part{{Part: &conversationv1.Part_Json{Json: data}}}
+	part := []*conversationv1.Part{{Part: &conversationv1.Part_Json{Json: structpb.NewStructValue(data)}}}
 	const id = "r-1"
 	return map[string][2]interface {
 		proto.Message
 		GetRequestId() string
 	}{
 		"CreateConversation": {
-			&conversationv1.CreateConversationRequest{ConversationId: "c2", Labels: many, RequestId: id},
+			&conversationv1.CreateConversationRequest{ConversationId: "c2", RequestId: id, Conversation: &conversationv1.Conversation{Labels: many}},
 			&conversationv1.CreateConversationRequest{ConversationId: "c2", RequestId: id},
 		},
 		"UpdateConversation": {
@@ -42,27 +43,27 @@ func retried(t *testing.T) map[string][2]interface {
 		},
 		"DeleteConversation": {
 			&conversationv1.DeleteConversationRequest{ConversationId: c1, RequestId: id},
-			&conversationv1.DeleteConversationRequest{ConversationId: c1, RequestId: id, IfVersion: 7},
+			&conversationv1.DeleteConversationRequest{ConversationId: c1, RequestId: id, IfVersion: new(int64(7))},
 		},
-		"AppendMessages": {
-			&conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: numbered(3), RequestId: id},
-			&conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: numbered(2), RequestId: id},
+		"Append": {
+			&conversationv1.AppendRequest{ConversationId: c1, Messages: numbered(3), RequestId: id},
+			&conversationv1.AppendRequest{ConversationId: c1, Messages: numbered(2), RequestId: id},
 		},
-		"UpdateMessage": {
-			&conversationv1.UpdateMessageRequest{ConversationId: c1, Message: &conversationv1.MessagePatch{Seq: 1, Metadata: many, Parts: part}, RequestId: id},
-			&conversationv1.UpdateMessageRequest{ConversationId: c1, Message: &conversationv1.MessagePatch{Seq: 1, Text: "x"}, RequestId: id},
+		"EditMessages": {
+			&conversationv1.EditMessagesRequest{ConversationId: c1, RequestId: id, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 1, Metadata: data, Parts: part}}}},
+			&conversationv1.EditMessagesRequest{ConversationId: c1, RequestId: id, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 1, Text: "x"}}}},
 		},
-		"SetVoiceState": {
-			&conversationv1.SetVoiceStateRequest{ConversationId: c1, Status: voiceListening, RequestId: id},
-			&conversationv1.SetVoiceStateRequest{ConversationId: c1, Status: voiceIdle, RequestId: id},
+		"Append voice": {
+			&conversationv1.AppendRequest{ConversationId: c1, RequestId: id, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voiceListening)}},
+			&conversationv1.AppendRequest{ConversationId: c1, RequestId: id, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voiceIdle)}},
 		},
-		"RecordIntent": {
-			&conversationv1.RecordIntentRequest{ConversationId: c1, Name: "n", Slots: data, RequestId: id},
-			&conversationv1.RecordIntentRequest{ConversationId: c1, Name: "n", RequestId: id},
+		"Append intents": {
+			&conversationv1.AppendRequest{ConversationId: c1, RequestId: id, Intents: []*conversationv1.Intent{{Name: "n", Slots: data}}},
+			&conversationv1.AppendRequest{ConversationId: c1, RequestId: id, Intents: []*conversationv1.Intent{{Name: "n"}}},
 		},
-		"AdvanceFlow": {
-			&conversationv1.AdvanceFlowRequest{ConversationId: c1, Flow: "f", Step: "s", Data: data, RequestId: id},
-			&conversationv1.AdvanceFlowRequest{ConversationId: c1, Flow: "f", Step: "t", Data: data, RequestId: id},
+		"Append steps": {
+			&conversationv1.AppendRequest{ConversationId: c1, RequestId: id, FlowSteps: []*conversationv1.FlowStep{{Flow: "f", Step: "s", Data: data}}},
+			&conversationv1.AppendRequest{ConversationId: c1, RequestId: id, FlowSteps: []*conversationv1.FlowStep{{Flow: "f", Step: "t", Data: data}}},
 		},
 		"IngestLive": {
 			&conversationv1.IngestLiveRequest{ConversationId: c1, Epoch: 1, Frames: []*conversationv1.LiveFrame{textFrame(1, in("Hi")), textFrame(2, `{"toolCall":{"functionCalls":[{"id":"a","name":"n","args":`+string(jsonOf(t, data))+`}]}}`)}, RequestId: id},
@@ -88,17 +89,21 @@ func retried(t *testing.T) map[string][2]interface {
 			&conversationv1.CompleteToolCallRequest{ConversationId: c1, Seq: 1, FencingToken: 1, Response: data, RequestId: id},
 			&conversationv1.CompleteToolCallRequest{ConversationId: c1, Seq: 1, FencingToken: 1, Response: data, IsError: true, RequestId: id},
 		},
-		"TruncateMessage": {
-			&conversationv1.TruncateMessageRequest{ConversationId: c1, Seq: 2, Heard: &conversationv1.TruncateMessageRequest_PlayedMs{}, RequestId: id},
-			&conversationv1.TruncateMessageRequest{ConversationId: c1, Seq: 2, Heard: &conversationv1.TruncateMessageRequest_PlayedMs{PlayedMs: 1}, RequestId: id},
+		"EditMessages heard": {
+			&conversationv1.EditMessagesRequest{ConversationId: c1, RequestId: id, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 2, Spoken: &conversationv1.Spoken{PlayedMs: new(int32(0))}}}}},
+			&conversationv1.EditMessagesRequest{ConversationId: c1, RequestId: id, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 2, Spoken: &conversationv1.Spoken{PlayedMs: new(int32(1))}}}}},
+		},
+		"ForkConversation": {
+			&conversationv1.ForkConversationRequest{ConversationId: c1, NewConversationId: "c2", RequestId: id},
+			&conversationv1.ForkConversationRequest{ConversationId: c1, NewConversationId: "c2", RequestId: id, At: &conversationv1.ForkConversationRequest_ThroughSeq{ThroughSeq: 1}},
 		},
 		"ProposeCompaction": {
-			&conversationv1.ProposeCompactionRequest{ConversationId: c1, KeepTokens: 1, LeaseToken: 1, RequestId: id},
-			&conversationv1.ProposeCompactionRequest{ConversationId: c1, KeepTokens: 2, LeaseToken: 1, RequestId: id},
+			&conversationv1.ProposeCompactionRequest{ConversationId: c1, KeepTokens: 1, FencingToken: 4, RequestId: id},
+			&conversationv1.ProposeCompactionRequest{ConversationId: c1, KeepTokens: 2, FencingToken: 4, RequestId: id},
 		},
-		"CommitSummary": {
-			&conversationv1.CommitSummaryRequest{ConversationId: c1, LeaseToken: 1, Text: "s", RequestId: id},
-			&conversationv1.CommitSummaryRequest{ConversationId: c1, LeaseToken: 1, Text: "t", RequestId: id},
+		"CommitCompaction": {
+			&conversationv1.CommitCompactionRequest{ConversationId: c1, FencingToken: 4, Text: "s", RequestId: id},
+			&conversationv1.CommitCompactionRequest{ConversationId: c1, FencingToken: 4, Text: "t", RequestId: id},
 		},
 	}
 }
@@ -108,7 +113,7 @@ func retried(t *testing.T) map[string][2]interface {
 func rehearse(t *testing.T, c client) {
 	t.Helper()
 	assistant := &newMessage{Role: conversationv1.Role_ROLE_ASSISTANT, Text: "Sure, I will."}
-	must(c.AppendMessages(t.Context(), &appendReq{ConversationId: c1, Messages: []*newMessage{assistant, said("Good")[0]}}))(t)
+	must(c.Append(t.Context(), &appendReq{ConversationId: c1, Messages: []*newMessage{assistant, said("Good")[0]}}))(t)
 	must(c.ProposeCompaction(t.Context(), &conversationv1.ProposeCompactionRequest{ConversationId: c1, KeepTokens: 1}))(t)
 	must(c.OpenLive(t.Context(), &conversationv1.OpenLiveRequest{ConversationId: c1}))(t)
 	ingestOne(t, c, 1, textFrame(1, call("a")+call("b")), textFrame(2, resumption("h-1")))
@@ -149,7 +154,7 @@ func TestARetryGetsTheSameBytes(t *testing.T) {
 				}
 				headers := []string{"Content-Type: application/" + encoding, "Authorization: Bearer " + b.token(t, ada)}
 				post := func(b *bundle, m proto.Message) answered {
-					return b.send(t, http.MethodPost, name, must(encode(m))(t), headers...)
+					return b.send(t, http.MethodPost, strings.Fields(name)[0], must(encode(m))(t), headers...)
 				}
 				first := post(b, requests[0])
 				if first.status != 200 {
@@ -195,9 +200,9 @@ func TestRetriesThatComeTogether(t *testing.T) {
 	clients := []client{b.client(t, ada), serve(t, b.Bundle).client(t, ada)}
 	create(t, clients[0])
 	const n = 16
-	replies := make([]*conversationv1.AppendMessagesResponse, n)
+	replies := make([]*conversationv1.AppendResponse, n)
 	for _, err := range together(n, func(i int) (err error) {
-		replies[i], err = clients[i%2].AppendMessages(t.Context(), &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: said("x", "y"), RequestId: "r-1"})
+		replies[i], err = clients[i%2].Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Messages: said("x", "y"), RequestId: "r-1"})
 		return err
 	}) {
 		if err != nil {
@@ -207,8 +212,8 @@ func TestRetriesThatComeTogether(t *testing.T) {
 	for _, r := range replies[1:] {
 		same(t, "a reply", r, replies[0])
 	}
-	if got := get(t, clients[0]); got.GetConversation().GetMessageCount() != 2 || got.GetMetadata().GetVersion() != 2 {
-		t.Errorf("%d messages at version %d", got.GetConversation().GetMessageCount(), got.GetMetadata().GetVersion())
+	if got := get(t, clients[0]); got.GetConversation().GetMessageCount() != 2 || got.GetConversation().GetVersion() != 2 {
+		t.Errorf("%d messages at version %d", got.GetConversation().GetMessageCount(), got.GetConversation().GetVersion())
 	}
 }
 
@@ -216,15 +221,17 @@ func TestCreateWithoutIDIsRetried(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t, ada)
-	req := &conversationv1.CreateConversationRequest{Title: "t", RequestId: "r-1"}
+	req := &conversationv1.CreateConversationRequest{RequestId: "r-1", Conversation: &conversationv1.Conversation{Title: "t"}}
 	first := must(c.CreateConversation(t.Context(), req))(t)
 	for _, c := range []client{c, serve(t, b.Bundle).client(t, ada)} {
 		same(t, "the retry", must(c.CreateConversation(t.Context(), req))(t), first)
 	}
-	_, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{Title: "another", RequestId: "r-1"})
+	_, err := c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{RequestId: "r-1", Conversation: &conversationv1.Conversation{Title: "another"}})
 	refusal{code: connect.CodeAlreadyExists, reason: "REQUEST_ID_REUSED"}.check(t, err)
 	// Another user's request id is another one, and so is another tenant's.
-	for _, c := range []client{b.client(t, "eve"), b.client(t, nobody), b.tenant(t).client(t, ada)} {
+	shared := proto.CloneOf(req)
+	shared.Shared = true
+	for c, req := range map[client]*conversationv1.CreateConversationRequest{b.client(t, "eve"): req, b.client(t, nobody): shared, b.tenant(t).client(t, ada): req} {
 		other := must(c.CreateConversation(t.Context(), req))(t)
 		if other.GetConversation().GetConversationId() == first.GetConversation().GetConversationId() {
 			t.Errorf("shared with %v", other)
@@ -242,18 +249,18 @@ func TestARetryAfterTheDeadline(t *testing.T) {
 	c := b.client(t, ada)
 	create(t, c)
 	unlock := b.lockRow(t)
-	req := &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: said("x"), RequestId: "r-1"}
+	req := &conversationv1.AppendRequest{ConversationId: c1, Messages: said("x"), RequestId: "r-1"}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	_, err := c.AppendMessages(ctx, req)
+	_, err := c.Append(ctx, req)
 	if connect.CodeOf(err) != connect.CodeDeadlineExceeded {
 		t.Fatalf("got %v", err)
 	}
 	unlock()
-	must(c.AppendMessages(t.Context(), req))(t)
-	must(c.AppendMessages(t.Context(), req))(t)
-	if got := get(t, c); got.GetConversation().GetMessageCount() != 1 || got.GetMetadata().GetVersion() != 2 {
-		t.Errorf("%d messages at version %d", got.GetConversation().GetMessageCount(), got.GetMetadata().GetVersion())
+	must(c.Append(t.Context(), req))(t)
+	must(c.Append(t.Context(), req))(t)
+	if got := get(t, c); got.GetConversation().GetMessageCount() != 1 || got.GetConversation().GetVersion() != 2 {
+		t.Errorf("%d messages at version %d", got.GetConversation().GetMessageCount(), got.GetConversation().GetVersion())
 	}
 }
 

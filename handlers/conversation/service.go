@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"connectrpc.com/connect"
@@ -17,7 +18,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	errorv1 "holdfast/gen/holdfast/error/v1"
-	objectv1 "holdfast/gen/holdfast/object/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
@@ -25,7 +26,7 @@ import (
 )
 
 // state is what a conversation stores.
-type state = *conversationv1.ConversationState
+type state = *storev1.ConversationState
 
 // Manager serves ConversationService. It is safe for concurrent use.
 type Manager struct {
@@ -58,25 +59,30 @@ const recentMessages = 20
 func Register(rt *object.Runtime) *object.Kind[state] {
 	return object.Register(rt, object.KindConfig[state]{
 		Name: "conversation", SchemaVersion: 1, TTL: DefaultTTL, Users: object.UsersShare, UserRestore: true, Restored: restored, NewLife: newLife,
-		TTLOf: func(s state) time.Duration { return s.GetTtl().AsDuration() },
+		TTLOf: func(s state) time.Duration {
+			if s.GetKeepForever() {
+				return object.Forever
+			}
+			return s.GetTtl().AsDuration()
+		},
 		Terms: terms,
 		Collections: map[string]proto.Message{
-			inMessages:       &conversationv1.Message{},
-			inClientMessages: &conversationv1.MessageRef{},
-			inIntents:        &conversationv1.Intent{},
-			inFlowSteps:      &conversationv1.FlowStep{},
-			inToolCalls:      &conversationv1.ToolCall{},
-			inCallRefs:       &conversationv1.ToolCallRef{},
-			inFragments:      &conversationv1.Fragment{},
-			inSummaries:      &conversationv1.Summary{},
-			inKeptFrames:     &conversationv1.KeptFrames{},
+			inMessages:       &storev1.Message{},
+			inClientMessages: &storev1.MessageRef{},
+			inIntents:        &storev1.Intent{},
+			inFlowSteps:      &storev1.FlowStep{},
+			inToolCalls:      &storev1.ToolCall{},
+			inCallRefs:       &storev1.ToolCallRef{},
+			inFragments:      &storev1.Fragment{},
+			inSummaries:      &storev1.Summary{},
+			inKeptFrames:     &storev1.KeptFrames{},
 		},
 		Recent: inMessages, RecentKeep: recentMessages,
-		Signal:  &conversationv1.LiveSignal{},
+		Signal:  &storev1.LiveSignal{},
 		OnTimer: onTimer,
 		// Who speaks on a conversation that is the tenant's, and what they sent.
 		Personal: []object.Personal{
-			{Message: &conversationv1.Floor{}, User: "user"}, {Message: &conversationv1.KeptFrames{}, User: "user"},
+			{Message: &storev1.Floor{}, User: "user"}, {Message: &storev1.KeptFrames{}, User: "user"},
 		},
 	})
 }
@@ -90,15 +96,43 @@ func NewManager(kind *object.Kind[state], o Options) *Manager {
 func (m *Manager) CreateConversation(
 	ctx context.Context, req *conversationv1.CreateConversationRequest,
 ) (*conversationv1.CreateConversationResponse, error) {
+	if err := checkNewMessages(req.GetMessages()); err != nil {
+		return nil, err
+	}
 	id, err := rpc.NewID(ctx, m.kind, req.GetConversationId(), req.GetRequestId())
 	if err != nil {
 		return nil, err
 	}
-	return rpc.Do(ctx, m.kind, id, req, func(tx *object.Tx[state]) (*conversationv1.CreateConversationResponse, error) {
-		s := tx.State()
-		s.Title, s.Labels, s.ProjectId, s.Ttl = req.GetTitle(), req.GetLabels(), req.GetProjectId(), req.GetTtl()
-		return &conversationv1.CreateConversationResponse{Conversation: present(tx.Info(), s)}, nil
-	}, object.Create())
+	return object.Do(ctx, m.kind, id, req, func(tx *object.Tx[state]) (*conversationv1.CreateConversationResponse, error) {
+		if err := begin(tx, req.GetConversation(), req.GetShared()); err != nil {
+			return nil, err
+		}
+		messages, _, err := addMessages(tx, req.GetMessages())
+		if err != nil {
+			return nil, err
+		}
+		return &conversationv1.CreateConversationResponse{Conversation: present(tx.Info(), tx.State()), Messages: messages}, nil
+	}, append(sharing(req.GetShared()), object.Create())...)
+}
+
+// sharing makes a conversation that is created the whole tenant's.
+func sharing(shared bool) []object.UpdateOption {
+	if shared {
+		return []object.UpdateOption{object.Shared()}
+	}
+	return nil
+}
+
+// begin sets the first fields of a conversation. What a service makes for itself all users of the tenant see, so it has to say so.
+func begin(tx *object.Tx[state], c *conversationv1.Conversation, shared bool) error {
+	if caller := tx.Caller(); !shared && caller.Service && caller.User == "" {
+		return problem.New(errorv1.Reason_REASON_USER_REQUIRED,
+			"a service that acts for no user makes a conversation that the whole tenant sees; say so with shared, or name the user in the header Holdfast-User")
+	}
+	if c != nil {
+		store(tx.State(), c)
+	}
+	return nil
 }
 
 // GetConversation implements ConversationService.
@@ -111,21 +145,22 @@ func (m *Manager) GetConversation(
 		return nil, err
 	}
 	if s.NotModified {
-		return &conversationv1.GetConversationResponse{Metadata: rpc.Metadata(s.Info), NotModified: true}, nil
+		return &conversationv1.GetConversationResponse{NotModified: true}, nil
 	}
-	return &conversationv1.GetConversationResponse{
-		Conversation: present(s.Info, s.State), Messages: rpc.Values[*conversationv1.Message](s.Recent), Metadata: rpc.Metadata(s.Info),
-	}, nil
+	return &conversationv1.GetConversationResponse{Conversation: present(s.Info, s.State), Messages: presentMessages(s.Recent)}, nil
 }
 
 // ListConversations implements ConversationService.
 func (m *Manager) ListConversations(
 	ctx context.Context, req *conversationv1.ListConversationsRequest,
 ) (*conversationv1.ListConversationsResponse, error) {
-	items, next, err := rpc.List(ctx, m.kind, req, object.ListOptions{Terms: filter(req.GetProjectId(), req.GetLabels())},
-		func(s object.Snapshot[state]) *conversationv1.ConversationItem {
-			return &conversationv1.ConversationItem{Conversation: present(s.Info, s.State), Metadata: rpc.Metadata(s.Info)}
-		})
+	f := req.GetFilter()
+	o := object.ListOptions{Terms: filter(f.GetProjectId(), f.GetLabels())}
+	if f.GetActiveSince() != nil {
+		o.Since = f.GetActiveSince().AsTime()
+	}
+	items, next, err := rpc.List(ctx, m.kind, req, o,
+		func(s object.Snapshot[state]) *conversationv1.Conversation { return present(s.Info, s.State) })
 	return &conversationv1.ListConversationsResponse{Conversations: items, NextPageToken: next}, err
 }
 
@@ -133,9 +168,11 @@ func (m *Manager) ListConversations(
 func (m *Manager) UpdateConversation(
 	ctx context.Context, req *conversationv1.UpdateConversationRequest,
 ) (*conversationv1.UpdateConversationResponse, error) {
-	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.UpdateConversationResponse, error) {
-			updateConversation(tx.State(), req)
+			if err := updateConversation(tx.Info(), tx.State(), req.GetConversation(), req.GetUpdateMask()); err != nil {
+				return nil, err
+			}
 			return &conversationv1.UpdateConversationResponse{Conversation: present(tx.Info(), tx.State())}, nil
 		})
 }
@@ -144,62 +181,111 @@ func (m *Manager) UpdateConversation(
 func (m *Manager) DeleteConversation(
 	ctx context.Context, req *conversationv1.DeleteConversationRequest,
 ) (*conversationv1.DeleteConversationResponse, error) {
-	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+	res, err := object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*conversationv1.DeleteConversationResponse, error) {
 			tx.DeleteObject()
-			return &conversationv1.DeleteConversationResponse{}, nil
+			return &conversationv1.DeleteConversationResponse{Existed: true, Version: int64(tx.Info().Version)}, nil
 		})
+	if errors.Is(err, object.ErrNotFound) && req.GetIfVersion() == 0 {
+		return &conversationv1.DeleteConversationResponse{}, nil
+	}
+	return res, err
 }
 
-// AppendMessages implements ConversationService.
-func (m *Manager) AppendMessages(
-	ctx context.Context, req *conversationv1.AppendMessagesRequest,
-) (*conversationv1.AppendMessagesResponse, error) {
-	if field, description := checkNewMessages(req.GetMessages()); field != "" {
-		return nil, problem.InvalidArgument(field, description)
+// Append implements ConversationService.
+func (m *Manager) Append(ctx context.Context, req *conversationv1.AppendRequest) (*conversationv1.AppendResponse, error) {
+	if err := checkNewMessages(req.GetMessages()); err != nil {
+		return nil, err
 	}
-	var opts []object.UpdateOption
-	for _, n := range req.GetMessages() {
+	opts := append(expectNew(req.GetMessages()), sharing(req.GetShared())...)
+	if req.GetCreateIfMissing() {
+		opts = append(opts, object.Upsert())
+	}
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*conversationv1.AppendResponse, error) {
+			created := !tx.Exists()
+			if created {
+				if err := begin(tx, req.GetConversation(), req.GetShared()); err != nil {
+					return nil, err
+				}
+			}
+			messages, duplicates, err := addMessages(tx, req.GetMessages())
+			if err != nil {
+				return nil, err
+			}
+			if err := addRecords(tx, req); err != nil {
+				return nil, err
+			}
+			if !created && len(duplicates) == len(messages) && len(req.GetIntents()) == 0 && len(req.GetFlowSteps()) == 0 && req.GetVoice() == nil {
+				tx.Unchanged()
+			}
+			return &conversationv1.AppendResponse{
+				Messages: messages, DuplicateSeqs: duplicates, Created: created, Version: int64(tx.Info().Version),
+			}, nil
+		}, opts...)
+}
+
+// expectNew says that the conversation most likely does not have the messages yet.
+func expectNew(messages []*conversationv1.Message) (opts []object.UpdateOption) {
+	for _, n := range messages {
 		if id := n.GetClientMessageId(); id != "" {
 			opts = append(opts, object.ExpectAbsent(inClientMessages, id))
 		}
 	}
-	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[state]) (*conversationv1.AppendMessagesResponse, error) {
-			res := &conversationv1.AppendMessagesResponse{Messages: make([]*conversationv1.AppendedMessage, 0, len(req.GetMessages()))}
-			added := false
-			for _, n := range req.GetMessages() {
-				msg, err := known(tx, n.GetClientMessageId())
-				if err != nil {
-					return nil, err
-				}
-				duplicate := msg != nil
-				if !duplicate {
-					if msg, err = appendMessage(tx.State(), n, tx.Now()); err != nil {
-						return nil, refuse(err)
-					}
-					putMessage(tx, msg)
-					added = true
-				}
-				res.Messages = append(res.Messages, &conversationv1.AppendedMessage{
-					Seq: msg.GetSeq(), CreateTime: msg.GetCreateTime(), TokenCount: msg.GetTokenCount(),
-					TokenCountEstimated: msg.GetTokenCountEstimated(), Duplicate: duplicate,
-				})
+	return opts
+}
+
+// addMessages appends messages, but for those that the conversation has, which are duplicates. It returns what an answer has of them.
+func addMessages(tx *object.Tx[state], messages []*conversationv1.Message) (added []*conversationv1.Message, duplicates []int32, err error) {
+	for _, n := range messages {
+		msg, err := known(tx, n.GetClientMessageId())
+		if err != nil {
+			return nil, nil, err
+		}
+		if msg != nil {
+			duplicates = append(duplicates, small(msg.GetSeq()))
+		} else {
+			if msg, err = appendMessage(tx.State(), n, tx.Now()); err != nil {
+				return nil, nil, refuse(err)
 			}
-			if !added {
-				tx.Unchanged()
-			}
-			return res, nil
-		}, opts...)
+			putMessage(tx, msg)
+		}
+		added = append(added, presentAppended(msg))
+	}
+	return added, duplicates, nil
+}
+
+// addRecords adds the intents and the flow steps of an append, and moves the voice turn.
+func addRecords(tx *object.Tx[state], req *conversationv1.AppendRequest) error {
+	s := tx.State()
+	for i, n := range req.GetIntents() {
+		if last := s.GetLastSeq(); int64(n.GetMessageSeq()) > last {
+			return problem.InvalidArgument(fmt.Sprintf("intents[%d].message_seq", i), fmt.Sprintf("the conversation's last message is %d", last))
+		}
+		intent := recordIntent(s, n, tx.Now())
+		tx.Put(inIntents, object.SeqKey(intent.GetSeq()), intent)
+	}
+	for _, n := range req.GetFlowSteps() {
+		step := advanceFlow(s, n, tx.Now())
+		tx.Put(inFlowSteps, object.SeqKey(step.GetSeq()), step)
+	}
+	if req.GetVoice() == nil {
+		return nil
+	}
+	if err := setVoice(s, req.GetVoice(), tx.Now()); err != nil {
+		return refuse(err)
+	}
+	awaitSilence(tx)
+	return nil
 }
 
 // known is the message that has this client_message_id, or nil. Where another caller appended it, it is refused: two users
 // of a shared conversation may well count their messages alike, and neither's may be dropped for the other's.
-func known(tx *object.Tx[state], clientMessageID string) (*conversationv1.Message, error) {
+func known(tx *object.Tx[state], clientMessageID string) (*storev1.Message, error) {
 	if clientMessageID == "" {
 		return nil, nil
 	}
-	ref, _ := tx.Entry(inClientMessages, clientMessageID).(*conversationv1.MessageRef)
+	ref, _ := tx.Entry(inClientMessages, clientMessageID).(*storev1.MessageRef)
 	if ref == nil {
 		return nil, nil
 	}
@@ -209,110 +295,83 @@ func known(tx *object.Tx[state], clientMessageID string) (*conversationv1.Messag
 			Message: fmt.Sprintf("another caller appended a message with the client_message_id %q; use a new one", clientMessageID),
 		}
 	}
-	msg, _ := tx.Entry(inMessages, object.SeqKey(ref.GetSeq())).(*conversationv1.Message)
+	msg, _ := tx.Entry(inMessages, object.SeqKey(ref.GetSeq())).(*storev1.Message)
 	return msg, nil
 }
 
 // putMessage stages a message, and the way to find it by its client's id.
-func putMessage(tx *object.Tx[state], msg *conversationv1.Message) {
+func putMessage(tx *object.Tx[state], msg *storev1.Message) {
 	tx.Put(inMessages, object.SeqKey(msg.GetSeq()), msg)
 	if id := msg.GetClientMessageId(); id != "" {
-		tx.Put(inClientMessages, id, &conversationv1.MessageRef{Seq: msg.GetSeq(), User: string(tx.Caller().User)})
+		tx.Put(inClientMessages, id, &storev1.MessageRef{Seq: msg.GetSeq(), User: string(tx.Caller().User)})
 	}
-}
-
-// UpdateMessage implements ConversationService.
-func (m *Manager) UpdateMessage(
-	ctx context.Context, req *conversationv1.UpdateMessageRequest,
-) (*conversationv1.UpdateMessageResponse, error) {
-	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[state]) (*conversationv1.UpdateMessageResponse, error) {
-			key := object.SeqKey(req.GetMessage().GetSeq())
-			old, _ := tx.Entry(inMessages, key).(*conversationv1.Message)
-			if old == nil {
-				return nil, problem.NotFound(fmt.Sprintf("the conversation has no message %d", req.GetMessage().GetSeq()))
-			}
-			msg, err := patchMessage(tx.State(), old, req.GetMessage(), req.GetUpdateMask(), tx.Now())
-			if err != nil {
-				return nil, refuse(err)
-			}
-			tx.Put(inMessages, key, msg)
-			return &conversationv1.UpdateMessageResponse{Message: msg}, nil
-		})
 }
 
 // ListMessages implements ConversationService.
 func (m *Manager) ListMessages(
 	ctx context.Context, req *conversationv1.ListMessagesRequest,
 ) (*conversationv1.ListMessagesResponse, error) {
-	o := object.EntriesOptions{PageSize: int(req.GetPageSize()), After: object.SeqKey(req.GetAfterSeq())}
-	if req.GetBeforeSeq() > 0 {
-		o.Before = object.SeqKey(req.GetBeforeSeq())
+	if len(req.GetClientMessageIds()) > 0 {
+		return m.findMessages(ctx, req)
 	}
-	page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inMessages, o)
+	after, before := object.SeqKey(int64(req.GetAfterSeq())), lastKey
+	if req.GetBeforeSeq() > 0 {
+		before = object.SeqKey(int64(req.GetBeforeSeq()))
+	}
+	o := object.EntriesOptions{After: after}
+	if req.GetNewestFirst() {
+		o = object.EntriesOptions{Before: before}
+	}
+	page, next, err := rpc.ListEntries(ctx, m.kind, object.ID(req.GetConversationId()), inMessages, req, o)
 	if err != nil {
 		return nil, err
 	}
-	return &conversationv1.ListMessagesResponse{
-		Messages: rpc.Values[*conversationv1.Message](page.Entries), HasMore: page.More, Metadata: rpc.Metadata(page.Info),
-	}, nil
+	wanted := slices.DeleteFunc(page.Entries, func(e object.Entry) bool { return e.Key <= after || e.Key >= before })
+	if len(wanted) < len(page.Entries) {
+		next = "" // the rest is outside, too
+	}
+	if req.GetNewestFirst() {
+		slices.Reverse(wanted)
+	}
+	return &conversationv1.ListMessagesResponse{NextPageToken: next, Messages: presentMessages(wanted), Version: int64(page.Version)}, nil
 }
 
-// SetVoiceState implements ConversationService.
-func (m *Manager) SetVoiceState(
-	ctx context.Context, req *conversationv1.SetVoiceStateRequest,
-) (*conversationv1.SetVoiceStateResponse, error) {
-	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[state]) (*conversationv1.SetVoiceStateResponse, error) {
-			if err := setVoice(tx.State(), req, tx.Now()); err != nil {
-				return nil, refuse(err)
+// lastKey is behind every key that is a seq.
+const lastKey = "~"
+
+// findMessages returns the messages that have the client's ids.
+func (m *Manager) findMessages(ctx context.Context, req *conversationv1.ListMessagesRequest) (*conversationv1.ListMessagesResponse, error) {
+	if _, err := rpc.Cursor(req); err != nil {
+		return nil, err
+	}
+	res := &conversationv1.ListMessagesResponse{}
+	_, err := m.read(ctx, req.GetConversationId(), func(r *reader) error {
+		res.Messages, res.Version = nil, int64(r.info.Version)
+		refs, err := r.same(m.kind.Lookup(ctx, r.id, inClientMessages, req.GetClientMessageIds()...))
+		if err != nil {
+			return err
+		}
+		var keys []string
+		for _, e := range refs.Entries {
+			ref, _ := e.Value.(*storev1.MessageRef)
+			if seq := small(ref.GetSeq()); seq > req.GetAfterSeq() && (req.GetBeforeSeq() == 0 || seq < req.GetBeforeSeq()) {
+				keys = append(keys, object.SeqKey(ref.GetSeq()))
 			}
-			awaitSilence(tx)
-			return &conversationv1.SetVoiceStateResponse{Voice: tx.State().GetVoice()}, nil
-		})
-}
-
-// RecordIntent implements ConversationService.
-func (m *Manager) RecordIntent(
-	ctx context.Context, req *conversationv1.RecordIntentRequest,
-) (*conversationv1.RecordIntentResponse, error) {
-	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[state]) (*conversationv1.RecordIntentResponse, error) {
-			if last := tx.State().GetLastSeq(); req.GetMessageSeq() > last {
-				return nil, problem.InvalidArgument("message_seq", fmt.Sprintf("the conversation's last message is %d", last))
-			}
-			intent := recordIntent(tx.State(), req, tx.Now())
-			tx.Put(inIntents, object.SeqKey(intent.GetSeq()), intent)
-			return &conversationv1.RecordIntentResponse{Intent: intent}, nil
-		})
-}
-
-// ListIntents implements ConversationService.
-func (m *Manager) ListIntents(
-	ctx context.Context, req *conversationv1.ListIntentsRequest,
-) (*conversationv1.ListIntentsResponse, error) {
-	intents, page, err := rpc.ListAfterSeq[*conversationv1.Intent](ctx, m.kind, req.GetConversationId(), inIntents, req)
-	return &conversationv1.ListIntentsResponse{Intents: intents, HasMore: page.More, Metadata: rpc.Metadata(page.Info)}, err
-}
-
-// AdvanceFlow implements ConversationService.
-func (m *Manager) AdvanceFlow(
-	ctx context.Context, req *conversationv1.AdvanceFlowRequest,
-) (*conversationv1.AdvanceFlowResponse, error) {
-	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[state]) (*conversationv1.AdvanceFlowResponse, error) {
-			step := advanceFlow(tx.State(), req, tx.Now())
-			tx.Put(inFlowSteps, object.SeqKey(step.GetSeq()), step)
-			return &conversationv1.AdvanceFlowResponse{Step: step}, nil
-		})
-}
-
-// ListFlowSteps implements ConversationService.
-func (m *Manager) ListFlowSteps(
-	ctx context.Context, req *conversationv1.ListFlowStepsRequest,
-) (*conversationv1.ListFlowStepsResponse, error) {
-	steps, page, err := rpc.ListAfterSeq[*conversationv1.FlowStep](ctx, m.kind, req.GetConversationId(), inFlowSteps, req)
-	return &conversationv1.ListFlowStepsResponse{Steps: steps, HasMore: page.More, Metadata: rpc.Metadata(page.Info)}, err
+		}
+		if len(keys) == 0 {
+			return nil
+		}
+		page, err := r.same(m.kind.Lookup(ctx, r.id, inMessages, keys...))
+		if err != nil {
+			return err
+		}
+		if req.GetNewestFirst() {
+			slices.Reverse(page.Entries)
+		}
+		res.Messages = presentMessages(page.Entries)
+		return nil
+	})
+	return res, err
 }
 
 // WatchConversation implements ConversationService.
@@ -334,34 +393,43 @@ func (m *Manager) WatchConversation(
 
 // changed is one message of a watch.
 func changed(c *object.Change[state]) *conversationv1.WatchConversationResponse {
-	if signal, ok := c.Signal.(*conversationv1.LiveSignal); ok {
-		return &conversationv1.WatchConversationResponse{Signal: signal, Metadata: &objectv1.Metadata{Version: int64(c.Version)}}
+	res := &conversationv1.WatchConversationResponse{Version: int64(c.Version)}
+	if signal, ok := c.Signal.(*storev1.LiveSignal); ok {
+		res.Signal = presentSignal(signal)
+		return res
 	}
 	if c.Heartbeat {
-		return &conversationv1.WatchConversationResponse{Heartbeat: true, Metadata: &objectv1.Metadata{Version: int64(c.Version)}}
+		res.Heartbeat = true
+		return res
 	}
-	res := &conversationv1.WatchConversationResponse{Reset_: c.Reset, HasMore: c.More, Deleted: c.Deleted, Metadata: rpc.Metadata(c.Info)}
+	res.Reset_, res.HasMore, res.Deleted = c.Reset, c.More, c.Deleted
 	if !c.Deleted {
 		res.Conversation = present(c.Info, c.State)
 	}
 	for _, e := range c.Entries {
 		switch v := e.Value.(type) {
-		case *conversationv1.Message:
-			res.Messages = append(res.Messages, v)
-		case *conversationv1.Intent:
-			res.Intents = append(res.Intents, v)
-		case *conversationv1.FlowStep:
-			res.FlowSteps = append(res.FlowSteps, v)
-		case *conversationv1.ToolCall:
-			res.ToolCalls = append(res.ToolCalls, v)
-		case *conversationv1.Summary:
-			res.Summaries = append(res.Summaries, v)
-		case *conversationv1.Fragment:
-			res.Fragments = append(res.Fragments, v)
+		case nil:
+			if seq, err := strconv.ParseInt(e.Key, 10, 64); err == nil && e.Collection == inMessages {
+				res.RemovedSeqs = append(res.RemovedSeqs, small(seq))
+			}
+		case *storev1.Message:
+			res.Messages = append(res.Messages, presentMessage(v))
+		case *storev1.Intent:
+			res.Intents = append(res.Intents, presentIntent(v))
+		case *storev1.FlowStep:
+			res.FlowSteps = append(res.FlowSteps, presentFlowStep(v))
+		case *storev1.ToolCall:
+			res.ToolCalls = append(res.ToolCalls, presentCall(v))
+		case *storev1.Summary:
+			res.Summaries = append(res.Summaries, presentSummary(v))
+		case *storev1.Fragment:
+			res.Fragments = append(res.Fragments, presentFragment(v))
 		}
 	}
 	if c.Reset {
-		res.ToolCalls = openCalls(c.State.GetLive())
+		for _, call := range openCalls(c.State.GetLive()) {
+			res.ToolCalls = append(res.ToolCalls, presentCall(call))
+		}
 	}
 	return res
 }
@@ -376,7 +444,7 @@ func refuse(err error) error {
 		return problem.IllegalTransition(illegal.from.String(), illegal.to.String(), allowed...)
 	}
 	if leased, ok := errors.AsType[leasedError](err); ok {
-		p := problem.New(errorv1.Reason_REASON_LEASE_HELD, "another summarises this conversation now")
+		p := problem.New(errorv1.Reason_REASON_LEASE_HELD, "another caller summarises this conversation now")
 		p.Detail = &errorv1.Held{What: "compaction", ExpireTime: timestamppb.New(leased.until)}
 		return p
 	}

@@ -5,7 +5,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/handlers/conversation/floor"
 	"holdfast/object"
 )
@@ -43,14 +43,14 @@ func awaitSilence(tx *object.Tx[state]) {
 		return
 	}
 	if s.Live == nil {
-		s.Live = &conversationv1.LiveState{}
+		s.Live = &storev1.LiveState{}
 	}
 	at := tx.Now().Add(silence(s))
 	s.Live.IdleCheckTime = timestamppb.New(at)
 	tx.SetTimer(silenceTimer, at)
 }
 
-func silence(s *conversationv1.ConversationState) time.Duration {
+func silence(s *storev1.ConversationState) time.Duration {
 	if d := s.GetLive().GetSilence(); d != nil {
 		return d.AsDuration()
 	}
@@ -59,7 +59,7 @@ func silence(s *conversationv1.ConversationState) time.Duration {
 
 // silent makes a voice turn idle that has been silent for long enough, and says when to look again; zero: need not. While a
 // tool call of the open connection runs, the user waits for it, and that is no silence.
-func silent(s *conversationv1.ConversationState, now time.Time) time.Time {
+func silent(s *storev1.ConversationState, now time.Time) time.Time {
 	if s.Live == nil || orIdle(s.GetVoice().GetStatus()) == voiceIdle {
 		if s.Live != nil {
 			s.Live.IdleCheckTime = nil

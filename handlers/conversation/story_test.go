@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
 // The stories: a frontend that knows nothing but the public API talks to a provider over a WebSocket, which dies at each of
@@ -41,9 +42,9 @@ type frontend struct {
 	executed map[string]int // tool calls, by id
 	// slow has a tool call that comes on a dying socket answered on the next one.
 	slow    bool
-	claimed []*conversationv1.ToolCall
+	claimed []*storev1.ToolCall
 	plans   []*conversationv1.GetResumePlanResponse
-	heard   func(f *frontend, m *conversationv1.Message) // called at the end of a turn that was interrupted
+	heard   func(f *frontend, m *storev1.Message) // called at the end of a turn that was interrupted
 }
 
 const setupHash = "setup-1"
@@ -181,7 +182,7 @@ func (f *frontend) listen(ctx context.Context) (over bool, err error) {
 			}
 		}
 		for _, m := range res.GetMessages() {
-			if f.heard != nil && m.GetStatus() == conversationv1.MessageStatus_MESSAGE_STATUS_INTERRUPTED {
+			if f.heard != nil && m.GetStatus() == storev1.MessageStatus_MESSAGE_STATUS_INTERRUPTED {
 				f.heard(f, m)
 			}
 		}
@@ -203,7 +204,7 @@ func (f *frontend) listen(ctx context.Context) (over bool, err error) {
 }
 
 // execute has a tool call done, if nobody else does it.
-func (f *frontend) execute(ctx context.Context, call *conversationv1.ToolCall) error {
+func (f *frontend) execute(ctx context.Context, call *storev1.ToolCall) error {
 	res, err := f.c.ClaimToolCall(ctx, &conversationv1.ClaimToolCallRequest{ConversationId: f.conversation, Seq: call.GetSeq(), Worker: f.device})
 	if connect.CodeOf(err) == connect.CodeFailedPrecondition {
 		return nil
@@ -220,7 +221,7 @@ func (f *frontend) execute(ctx context.Context, call *conversationv1.ToolCall) e
 }
 
 // complete records a response, and tells the provider in the way that the server says.
-func (f *frontend) complete(ctx context.Context, call *conversationv1.ToolCall) error {
+func (f *frontend) complete(ctx context.Context, call *storev1.ToolCall) error {
 	result, err := structpb.NewStruct(map[string]any{"output": "RESULT-" + call.GetCallId()})
 	if err != nil {
 		return err
@@ -239,7 +240,7 @@ func (f *frontend) complete(ctx context.Context, call *conversationv1.ToolCall) 
 		}
 		return ignoreDead(err)
 	}
-	list, err := f.c.ListMessages(ctx, &conversationv1.ListMessagesRequest{ConversationId: f.conversation, AfterSeq: res.GetToolCall().GetResultSeq() - 1, PageSize: 1})
+	list, err := f.c.ListMessages(ctx, &conversationv1.ListMessagesRequest{ConversationId: f.conversation, AfterSeq: int32(res.GetToolCall().GetResultSeq() - 1), PageSize: 1})
 	if err != nil || len(list.GetMessages()) == 0 {
 		return err
 	}
@@ -305,7 +306,7 @@ func (f *frontend) outcome() outcome {
 			f.t.Errorf("message %d was left open: %v", m.GetSeq(), m)
 		}
 	}
-	for _, x := range must(f.c.ListFragments(f.t.Context(), &conversationv1.ListFragmentsRequest{ConversationId: f.conversation}))(f.t).GetFragments() {
+	for _, x := range records(must(f.c.ListRecords(f.t.Context(), &conversationv1.ListRecordsRequest{ConversationId: f.conversation, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_FRAGMENT}}))(f.t), (*conversationv1.Record).GetFragment) {
 		o.fragments += " " + x.GetUserText() + " " + x.GetAssistantText()
 	}
 	o.user, o.assistant = canonical(o.user), canonical(o.assistant)
@@ -317,7 +318,7 @@ type story struct {
 	script  []step
 	refuses websocket.StatusCode
 	slow    bool
-	heard   func(f *frontend, m *conversationv1.Message)
+	heard   func(f *frontend, m *storev1.Message)
 	// run plays it; nil: one frontend does until it is over.
 	run   func(t *testing.T, f *frontend)
 	check func(t *testing.T, f *frontend, got outcome)
@@ -445,14 +446,12 @@ func TestStoryBargeIn(t *testing.T) {
 			[]step{{frame: out("there is ")}, {frame: in("Stop "), utterance: 2}, {frame: out("more.")}, {frame: turnComplete}, {frame: in("it."), utterance: 2}, {frame: activityEnd}},
 			replies("All ", "right."),
 		),
-		heard: func(f *frontend, m *conversationv1.Message) {
+		heard: func(f *frontend, m *storev1.Message) {
 			if !strings.HasPrefix(m.GetText(), "Well") || f.offline {
 				return
 			}
 			for range 2 { // a report may come twice
-				_, err := f.c.TruncateMessage(f.t.Context(), &conversationv1.TruncateMessageRequest{
-					ConversationId: f.conversation, Seq: m.GetSeq(), Heard: &conversationv1.TruncateMessageRequest_HeardText{HeardText: "Well, first and something else"},
-				})
+				_, err := f.c.EditMessages(f.t.Context(), &conversationv1.EditMessagesRequest{ConversationId: f.conversation, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: int32(m.GetSeq()), Spoken: &conversationv1.Spoken{HeardText: new(string("Well, first and something else"))}}}}})
 				if err != nil {
 					f.t.Error(err)
 				}
@@ -505,8 +504,8 @@ func TestStoryToolResultAfterItsSocketDied(t *testing.T) {
 			if len(got.tool) > 1 {
 				t.Errorf("the result was told %d times: %q", len(got.tool), got.tool)
 			}
-			calls := must(f.c.ListToolCalls(t.Context(), &conversationv1.ListToolCallsRequest{ConversationId: f.conversation}))(t).GetToolCalls()
-			if len(calls) != 1 || calls[0].GetStatus() != callCompleted || (calls[0].GetResultSeq() != 0) == (calls[0].GetDeliveredEpoch() != 0) {
+			calls := records(must(f.c.ListRecords(t.Context(), &conversationv1.ListRecordsRequest{ConversationId: f.conversation, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_TOOL_CALL}}))(t), (*conversationv1.Record).GetToolCall)
+			if len(calls) != 1 || calls[0].GetStatus() != presentCallStatus(callCompleted) || (calls[0].GetResultSeq() != 0) == (calls[0].GetDeliveredConnection() != 0) {
 				t.Errorf("the ledger has %v", calls)
 			}
 		},

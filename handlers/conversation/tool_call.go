@@ -11,14 +11,15 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
 const (
-	callPending   = conversationv1.ToolCallStatus_TOOL_CALL_STATUS_PENDING
-	callRunning   = conversationv1.ToolCallStatus_TOOL_CALL_STATUS_RUNNING
-	callCompleted = conversationv1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED
-	callCancelled = conversationv1.ToolCallStatus_TOOL_CALL_STATUS_CANCELLED
-	callOrphaned  = conversationv1.ToolCallStatus_TOOL_CALL_STATUS_ORPHANED
+	callPending   = storev1.ToolCallStatus_TOOL_CALL_STATUS_PENDING
+	callRunning   = storev1.ToolCallStatus_TOOL_CALL_STATUS_RUNNING
+	callCompleted = storev1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED
+	callCancelled = storev1.ToolCallStatus_TOOL_CALL_STATUS_CANCELLED
+	callOrphaned  = storev1.ToolCallStatus_TOOL_CALL_STATUS_ORPHANED
 )
 
 // DefaultToolLease is how long a claim lasts where the worker does not say.
@@ -64,7 +65,7 @@ func (f *folder) openCall(call functionCall) {
 		f.forgetCall(other)
 	}
 	f.state.ToolCallCount++
-	opened := &conversationv1.ToolCall{
+	opened := &storev1.ToolCall{
 		CallId:     id,
 		Seq:        f.state.GetToolCallCount(),
 		Epoch:      f.live.GetEpoch(),
@@ -80,7 +81,7 @@ func (f *folder) openCall(call functionCall) {
 }
 
 // knownCall is the call of this live session that has this id, or nil.
-func (f *folder) knownCall(id string) *conversationv1.ToolCall {
+func (f *folder) knownCall(id string) *storev1.ToolCall {
 	session := f.live.GetSession()
 	if call := f.live.GetPendingCalls()[id]; call.GetSession() == session && call != nil {
 		return call
@@ -98,7 +99,7 @@ func (f *folder) knownCall(id string) *conversationv1.ToolCall {
 
 // issueAgain makes a call that was issued on an earlier connection one of this connection. What has a response already
 // keeps it, and waits for it to be delivered.
-func (f *folder) issueAgain(call *conversationv1.ToolCall) {
+func (f *folder) issueAgain(call *storev1.ToolCall) {
 	if call.GetEpoch() == f.live.GetEpoch() || call.GetStatus() == callCancelled {
 		return
 	}
@@ -113,7 +114,7 @@ func (f *folder) issueAgain(call *conversationv1.ToolCall) {
 }
 
 // waiting is the status of a call of the newest connection that has no response.
-func (f *folder) waiting(claim *conversationv1.ToolCallClaim) conversationv1.ToolCallStatus {
+func (f *folder) waiting(claim *storev1.ToolCallClaim) storev1.ToolCallStatus {
 	switch {
 	case f.live.GetCloseTime() != nil:
 		return callOrphaned
@@ -125,10 +126,10 @@ func (f *folder) waiting(claim *conversationv1.ToolCallClaim) conversationv1.Too
 }
 
 // keepCall keeps a call that waits in the state, where there is room or can be made.
-func (f *folder) keepCall(call *conversationv1.ToolCall) {
+func (f *folder) keepCall(call *storev1.ToolCall) {
 	f.makeRoom(proto.Size(call), maxPendingBytes)
 	if f.live.PendingCalls == nil {
-		f.live.PendingCalls = map[string]*conversationv1.ToolCall{}
+		f.live.PendingCalls = map[string]*storev1.ToolCall{}
 	}
 	f.live.PendingCalls[call.GetCallId()] = call
 }
@@ -150,10 +151,10 @@ func (f *folder) makeRoom(size, limit int) {
 }
 
 // openCalls are the calls that wait, oldest first.
-func (f *folder) openCalls() []*conversationv1.ToolCall { return openCalls(f.live) }
+func (f *folder) openCalls() []*storev1.ToolCall { return openCalls(f.live) }
 
-func openCalls(live *conversationv1.LiveState) []*conversationv1.ToolCall {
-	return slices.SortedFunc(maps.Values(live.GetPendingCalls()), func(a, b *conversationv1.ToolCall) int {
+func openCalls(live *storev1.LiveState) []*storev1.ToolCall {
+	return slices.SortedFunc(maps.Values(live.GetPendingCalls()), func(a, b *storev1.ToolCall) int {
 		return int(a.GetSeq() - b.GetSeq())
 	})
 }
@@ -165,15 +166,15 @@ func (f *folder) answerCall(response functionResponse) {
 	switch {
 	case call == nil:
 	case response.WillContinue && call.GetStatus() != callCompleted:
-		f.replaceCall(call, func(c *conversationv1.ToolCall) { c.Response = response.Response.fields })
+		f.replaceCall(call, func(c *storev1.ToolCall) { c.Response = response.Response.fields })
 	case call.GetStatus() == callCompleted: // by CompleteToolCall: this is its delivery
-		f.settle(call, func(c *conversationv1.ToolCall) { c.DeliveredEpoch = f.live.GetEpoch() })
+		f.settle(call, func(c *storev1.ToolCall) { c.DeliveredEpoch = f.live.GetEpoch() })
 	case f.isCurrent(call):
-		f.settle(call, func(c *conversationv1.ToolCall) {
+		f.settle(call, func(c *storev1.ToolCall) {
 			c.Status, c.Response, c.DeliveredEpoch = callCompleted, response.Response.fields, f.live.GetEpoch()
 		})
 	default:
-		f.settle(call, func(c *conversationv1.ToolCall) {
+		f.settle(call, func(c *storev1.ToolCall) {
 			c.Status, c.Response = callCompleted, response.Response.fields
 			f.tellResult(c)
 		})
@@ -181,12 +182,12 @@ func (f *folder) answerCall(response functionResponse) {
 }
 
 // isCurrent tells whether the connection that issued a call is there to take its response.
-func (f *folder) isCurrent(call *conversationv1.ToolCall) bool {
+func (f *folder) isCurrent(call *storev1.ToolCall) bool {
 	return call.GetEpoch() == f.live.GetEpoch() && f.live.GetCloseTime() == nil
 }
 
 // replaceCall changes a call that goes on waiting.
-func (f *folder) replaceCall(call *conversationv1.ToolCall, change func(*conversationv1.ToolCall)) {
+func (f *folder) replaceCall(call *storev1.ToolCall, change func(*storev1.ToolCall)) {
 	change(call)
 	f.record(call)
 	if id := call.GetCallId(); f.live.GetPendingCalls()[id] == call { // it may have grown
@@ -199,7 +200,7 @@ func (f *folder) replaceCall(call *conversationv1.ToolCall, change func(*convers
 }
 
 // settle changes a call, which waits for nothing from then on.
-func (f *folder) settle(call *conversationv1.ToolCall, change func(*conversationv1.ToolCall)) {
+func (f *folder) settle(call *storev1.ToolCall, change func(*storev1.ToolCall)) {
 	f.forgetCall(call)
 	change(call)
 	f.record(call)
@@ -211,7 +212,7 @@ func (f *folder) orphanCalls() {
 	for _, call := range f.openCalls() {
 		switch call.GetStatus() {
 		case callPending, callRunning:
-			f.replaceCall(call, func(c *conversationv1.ToolCall) { c.Status = callOrphaned })
+			f.replaceCall(call, func(c *storev1.ToolCall) { c.Status = callOrphaned })
 		case callCompleted:
 			f.settle(call, f.tellResult)
 		default: // an orphan stays one
@@ -221,18 +222,18 @@ func (f *folder) orphanCalls() {
 
 // tellResult makes the response of a call whose connection is gone a message, once. A session that did not issue the call,
 // or has forgotten it, would not take a tool response.
-func (f *folder) tellResult(call *conversationv1.ToolCall) {
+func (f *folder) tellResult(call *storev1.ToolCall) {
 	if call.GetResultSeq() != 0 {
 		return
 	}
-	turn := openTurn(conversationv1.Role_ROLE_TOOL)
-	turn.Modality = conversationv1.Modality_MODALITY_TEXT
+	turn := openTurn(storev1.Role_ROLE_TOOL)
+	turn.Modality = storev1.Modality_MODALITY_TEXT
 	f.extend(&turn, resultText(call))
-	f.finish(turn, conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+	f.finish(turn, storev1.MessageStatus_MESSAGE_STATUS_COMPLETE)
 	call.ResultSeq = turn.GetSeq()
 }
 
-func resultText(call *conversationv1.ToolCall) string {
+func resultText(call *storev1.ToolCall) string {
 	said := "Result"
 	if call.GetIsError() {
 		said = "Failure"
@@ -244,20 +245,20 @@ func resultText(call *conversationv1.ToolCall) string {
 func (f *folder) cancelTools(ids []cleanString) {
 	for _, id := range ids {
 		if call := f.live.GetPendingCalls()[string(id)]; call != nil {
-			f.settle(call, func(c *conversationv1.ToolCall) { c.Status = callCancelled })
+			f.settle(call, func(c *storev1.ToolCall) { c.Status = callCancelled })
 		}
 	}
 }
 
-func (f *folder) forgetCall(call *conversationv1.ToolCall) {
+func (f *folder) forgetCall(call *storev1.ToolCall) {
 	delete(f.live.PendingCalls, call.GetCallId())
 }
 
 // record notes that a call changed.
-func (f *folder) record(call *conversationv1.ToolCall) {
+func (f *folder) record(call *storev1.ToolCall) {
 	call.UpdateTime = f.now
 	if f.toolCalls == nil {
-		f.toolCalls = map[int64]*conversationv1.ToolCall{}
+		f.toolCalls = map[int64]*storev1.ToolCall{}
 	}
 	if f.toolCalls[call.GetSeq()] == nil {
 		f.callOrder = append(f.callOrder, call.GetSeq())
@@ -268,7 +269,7 @@ func (f *folder) record(call *conversationv1.ToolCall) {
 // callError is why a worker cannot have, or complete, a call.
 type callError struct {
 	// status is why not; claimed: another has it until then.
-	status  conversationv1.ToolCallStatus
+	status  storev1.ToolCallStatus
 	claimed time.Time
 	stale   bool
 	// answered: it has another response, which stays.
@@ -289,7 +290,7 @@ func (e callError) Error() string {
 }
 
 // claimCall gives a call to a worker, or is a callError. entry is the call as it is stored.
-func (f *folder) claimCall(entry *conversationv1.ToolCall, req *conversationv1.ClaimToolCallRequest) (*conversationv1.ToolCall, error) {
+func (f *folder) claimCall(entry *storev1.ToolCall, req *conversationv1.ClaimToolCallRequest) (*storev1.ToolCall, error) {
 	call := f.mine(entry)
 	switch call.GetStatus() {
 	case callCompleted, callCancelled:
@@ -313,8 +314,8 @@ func (f *folder) claimCall(entry *conversationv1.ToolCall, req *conversationv1.C
 		f.live.FencingToken = max(f.live.GetFencingToken(), f.state.GetIssuedBefore()) + 1
 		token = f.live.GetFencingToken()
 	}
-	f.replaceCall(call, func(c *conversationv1.ToolCall) {
-		c.Claim = &conversationv1.ToolCallClaim{Worker: req.GetWorker(), FencingToken: token, LeaseExpireTime: timestamppb.New(now.Add(lease))}
+	f.replaceCall(call, func(c *storev1.ToolCall) {
+		c.Claim = &storev1.ToolCallClaim{Worker: req.GetWorker(), FencingToken: token, LeaseExpireTime: timestamppb.New(now.Add(lease))}
 		if c.GetStatus() == callPending {
 			c.Status = callRunning
 		}
@@ -325,8 +326,8 @@ func (f *folder) claimCall(entry *conversationv1.ToolCall, req *conversationv1.C
 // completeCall records a claimed call's response, or is a callError: the first response stays. It tells whether the
 // response is for the provider.
 func (f *folder) completeCall(
-	entry *conversationv1.ToolCall, req *conversationv1.CompleteToolCallRequest,
-) (call *conversationv1.ToolCall, deliver bool, err error) {
+	entry *storev1.ToolCall, req *conversationv1.CompleteToolCallRequest,
+) (call *storev1.ToolCall, deliver bool, err error) {
 	call = f.mine(entry)
 	if call.GetClaim().GetFencingToken() != req.GetFencingToken() {
 		return nil, false, callError{stale: true}
@@ -337,13 +338,13 @@ func (f *folder) completeCall(
 		return nil, false, callError{status: call.GetStatus(), answered: true}
 	case known: // the caller did not get the answer, and asks again
 	case call.GetStatus() == callCancelled: // too late, but what it did is worth knowing
-		f.settle(call, func(c *conversationv1.ToolCall) { c.Response, c.IsError = req.GetResponse(), req.GetIsError() })
+		f.settle(call, func(c *storev1.ToolCall) { c.Response, c.IsError = req.GetResponse(), req.GetIsError() })
 	case f.isCurrent(call):
-		f.replaceCall(call, func(c *conversationv1.ToolCall) {
+		f.replaceCall(call, func(c *storev1.ToolCall) {
 			c.Status, c.Response, c.IsError = callCompleted, req.GetResponse(), req.GetIsError()
 		})
 	default:
-		f.settle(call, func(c *conversationv1.ToolCall) {
+		f.settle(call, func(c *storev1.ToolCall) {
 			c.Status, c.Response, c.IsError = callCompleted, req.GetResponse(), req.GetIsError()
 			f.tellResult(c)
 		})
@@ -351,12 +352,12 @@ func (f *folder) completeCall(
 	return call, f.toDeliver(call), nil
 }
 
-func (f *folder) toDeliver(call *conversationv1.ToolCall) bool {
+func (f *folder) toDeliver(call *storev1.ToolCall) bool {
 	return call.GetStatus() == callCompleted && call.GetDeliveredEpoch() == 0 && f.isCurrent(call)
 }
 
 // mine is the state's copy of a stored call. One that was forgotten there is kept again if it waits.
-func (f *folder) mine(entry *conversationv1.ToolCall) *conversationv1.ToolCall {
+func (f *folder) mine(entry *storev1.ToolCall) *storev1.ToolCall {
 	call := f.live.GetPendingCalls()[entry.GetCallId()]
 	if call.GetSeq() != entry.GetSeq() {
 		call = proto.CloneOf(entry)

@@ -5,18 +5,18 @@ import (
 	"slices"
 	"strings"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
 const (
-	voiceIdle       = conversationv1.VoiceStatus_VOICE_STATUS_IDLE
-	voiceListening  = conversationv1.VoiceStatus_VOICE_STATUS_LISTENING
-	voiceProcessing = conversationv1.VoiceStatus_VOICE_STATUS_PROCESSING
-	voiceResponding = conversationv1.VoiceStatus_VOICE_STATUS_RESPONDING
+	voiceIdle       = storev1.VoiceStatus_VOICE_STATUS_IDLE
+	voiceListening  = storev1.VoiceStatus_VOICE_STATUS_LISTENING
+	voiceProcessing = storev1.VoiceStatus_VOICE_STATUS_PROCESSING
+	voiceResponding = storev1.VoiceStatus_VOICE_STATUS_RESPONDING
 )
 
 // voiceMoves are the moves that a caller may ask for. To stay is always allowed.
-var voiceMoves = map[conversationv1.VoiceStatus][]conversationv1.VoiceStatus{
+var voiceMoves = map[storev1.VoiceStatus][]storev1.VoiceStatus{
 	voiceIdle:       {voiceListening},
 	voiceListening:  {voiceProcessing, voiceIdle},
 	voiceProcessing: {voiceResponding, voiceListening, voiceIdle},
@@ -25,9 +25,9 @@ var voiceMoves = map[conversationv1.VoiceStatus][]conversationv1.VoiceStatus{
 
 // illegalTransitionError is a move that the voice turn cannot make.
 type illegalTransitionError struct {
-	from, to conversationv1.VoiceStatus
+	from, to storev1.VoiceStatus
 	// The moves that it could make, in a fixed order.
-	allowed []conversationv1.VoiceStatus
+	allowed []storev1.VoiceStatus
 }
 
 func (e illegalTransitionError) Error() string {
@@ -40,7 +40,7 @@ func (e illegalTransitionError) Error() string {
 
 // transition tells whether a caller may move the voice turn so; if not, its error is an illegalTransitionError.
 // Frames are not asked: they report what happened already, and follow says what they mean.
-func transition(from, to conversationv1.VoiceStatus) error {
+func transition(from, to storev1.VoiceStatus) error {
 	from, to = orIdle(from), orIdle(to)
 	if from == to || slices.Contains(voiceMoves[from], to) {
 		return nil
@@ -49,8 +49,8 @@ func transition(from, to conversationv1.VoiceStatus) error {
 }
 
 // orIdle reads the status of a conversation in which nobody has spoken.
-func orIdle(status conversationv1.VoiceStatus) conversationv1.VoiceStatus {
-	if status == conversationv1.VoiceStatus_VOICE_STATUS_UNSPECIFIED {
+func orIdle(status storev1.VoiceStatus) storev1.VoiceStatus {
+	if status == storev1.VoiceStatus_VOICE_STATUS_UNSPECIFIED {
 		return voiceIdle
 	}
 	return status
@@ -76,7 +76,7 @@ const (
 // follow is the status after a signal. Transcriptions come in no order with the rest, so they never move the turn
 // back: the user's words wake an idle turn and no other, and while the user speaks over the model (spokenOver) what
 // still comes from the model changes nothing.
-func follow(status conversationv1.VoiceStatus, signal voiceSignal, spokenOver bool) conversationv1.VoiceStatus {
+func follow(status storev1.VoiceStatus, signal voiceSignal, spokenOver bool) storev1.VoiceStatus {
 	status = orIdle(status)
 	switch signal {
 	case speechStarted, modelInterrupted, modelWaits:

@@ -5,14 +5,14 @@ import (
 	"slices"
 	"testing"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
-const voiceUnset = conversationv1.VoiceStatus_VOICE_STATUS_UNSPECIFIED
+const voiceUnset = storev1.VoiceStatus_VOICE_STATUS_UNSPECIFIED
 
 func TestTransition(t *testing.T) {
 	t.Parallel()
-	type status = conversationv1.VoiceStatus
+	type status = storev1.VoiceStatus
 	legal := map[status][]status{
 		voiceUnset:      {voiceUnset, voiceIdle, voiceListening},
 		voiceIdle:       {voiceUnset, voiceIdle, voiceListening},
@@ -55,7 +55,7 @@ func TestTransitionNamesTheLegalOnes(t *testing.T) {
 func TestFollow(t *testing.T) {
 	t.Parallel()
 	// What each signal makes of each status: first alone, then while the user speaks over the model.
-	type row = [5]conversationv1.VoiceStatus
+	type row = [5]storev1.VoiceStatus
 	const u, i, l, p, r = voiceUnset, voiceIdle, voiceListening, voiceProcessing, voiceResponding
 	from := row{u, i, l, p, r}
 	tests := []struct {

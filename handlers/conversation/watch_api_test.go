@@ -14,7 +14,6 @@ import (
 	"connectrpc.com/connect"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	objectv1 "holdfast/gen/holdfast/object/v1"
 	"holdfast/object"
 )
 
@@ -79,66 +78,67 @@ func TestWatchShowsWhatEachChangeChanged(t *testing.T) {
 	}
 	read := get(t, c)
 	same(t, "the snapshot", snapshot.GetConversation(), read.GetConversation())
-	same(t, "its metadata", snapshot.GetMetadata(), read.GetMetadata())
 
 	// Each change is one message, which has the conversation as it is then, and just what was added or changed.
-	change := func(meta *objectv1.Metadata) *conversationv1.WatchConversationResponse {
+	change := func(version int64) *conversationv1.WatchConversationResponse {
 		t.Helper()
 		got := w.next(t)
 		if got.GetReset_() || got.GetDeleted() || got.GetHeartbeat() {
 			t.Errorf("not a change: %v", got)
 		}
-		same(t, "metadata", got.GetMetadata(), meta)
+		if got.GetVersion() != version || got.GetConversation().GetVersion() != version {
+			t.Errorf("it is version %d of %v", got.GetVersion(), got)
+		}
 		return got
 	}
 	appended := say(t, c, "four", "five")
-	got := change(appended.GetMetadata())
+	got := change(appended.GetVersion())
 	if !slices.Equal(texts(got.GetMessages()), []string{"four", "five"}) || got.GetConversation().GetMessageCount() != 5 {
 		t.Errorf("an append: %v", got)
 	}
-	edited := must(c.UpdateMessage(ctx, &conversationv1.UpdateMessageRequest{ConversationId: c1, Message: &conversationv1.MessagePatch{Seq: 1, Text: "ONE"}}))(t)
-	got = change(edited.GetMetadata())
+	edited := must(c.EditMessages(ctx, &conversationv1.EditMessagesRequest{ConversationId: c1, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 1, Text: "ONE"}}}}))(t)
+	got = change(edited.GetVersion())
 	if len(got.GetMessages()) != 1 {
 		t.Fatalf("an edit: %v", got)
 	}
-	same(t, "the edited message", got.GetMessages()[0], edited.GetMessage())
+	same(t, "the edited message", got.GetMessages()[0], edited.GetMessages()[0])
 	renamed := must(c.UpdateConversation(ctx, &conversationv1.UpdateConversationRequest{ConversationId: c1, Conversation: &conversationv1.Conversation{Title: "new"}}))(t)
-	got = change(renamed.GetMetadata())
+	got = change(renamed.GetConversation().GetVersion())
 	if got.GetConversation().GetTitle() != "new" || len(got.GetMessages()) != 0 {
 		t.Errorf("a new title: %v", got)
 	}
-	intent := must(c.RecordIntent(ctx, &conversationv1.RecordIntentRequest{ConversationId: c1, Name: "start_run"}))(t)
-	got = change(intent.GetMetadata())
+	intent := must(c.Append(ctx, &conversationv1.AppendRequest{ConversationId: c1, Intents: []*conversationv1.Intent{{Name: "start_run"}}}))(t)
+	got = change(intent.GetVersion())
 	if len(got.GetIntents()) != 1 {
 		t.Fatalf("an intent: %v", got)
 	}
-	same(t, "the intent", got.GetIntents()[0], intent.GetIntent())
-	step := must(c.AdvanceFlow(ctx, &conversationv1.AdvanceFlowRequest{ConversationId: c1, Flow: "f", Step: "s"}))(t)
-	got = change(step.GetMetadata())
+	same(t, "the intent", got.GetIntents()[0], get(t, c).GetConversation().GetIntent())
+	step := must(c.Append(ctx, &conversationv1.AppendRequest{ConversationId: c1, FlowSteps: []*conversationv1.FlowStep{{Flow: "f", Step: "s"}}}))(t)
+	got = change(step.GetVersion())
 	if len(got.GetFlowSteps()) != 1 {
 		t.Fatalf("a flow step: %v", got)
 	}
-	same(t, "the flow step", got.GetFlowSteps()[0], step.GetStep())
+	same(t, "the flow step", got.GetFlowSteps()[0], get(t, c).GetConversation().GetFlow())
 	live := must(c.IngestLive(ctx, &conversationv1.IngestLiveRequest{ConversationId: c1, Epoch: 1, Frames: []*conversationv1.LiveFrame{textFrame(1, in("Hi")), textFrame(2, call("a"))}}))(t)
-	got = change(live.GetMetadata())
+	got = change(live.GetMetadata().GetVersion())
 	if len(got.GetMessages()) != 1 || len(got.GetToolCalls()) != 1 {
 		t.Fatalf("frames: %v", got)
 	}
-	same(t, "the message of the frames", got.GetMessages()[0], live.GetMessages()[0])
-	same(t, "the tool call", got.GetToolCalls()[0], live.GetToolCalls()[0])
+	same(t, "the message of the frames", got.GetMessages()[0], presentMessage(live.GetMessages()[0]))
+	same(t, "the tool call", got.GetToolCalls()[0], presentCall(live.GetToolCalls()[0]))
 
 	// What changes nothing is not told.
 	must(c.IngestLive(ctx, &conversationv1.IngestLiveRequest{ConversationId: c1, Epoch: 1, Frames: []*conversationv1.LiveFrame{textFrame(1, in("Hi"))}}))(t)
 	deleted := must(c.DeleteConversation(ctx, &conversationv1.DeleteConversationRequest{ConversationId: c1}))(t)
 	got = w.next(t)
-	if !got.GetDeleted() || got.GetConversation() != nil || got.GetMetadata().GetVersion() != deleted.GetMetadata().GetVersion() {
+	if !got.GetDeleted() || got.GetConversation() != nil || got.GetVersion() != deleted.GetVersion() {
 		t.Errorf("the deletion: %v", got)
 	}
 	if err := w.end(t); err != nil {
 		t.Errorf("after the deletion the stream ended with %v", err)
 	}
 	// Who comes back after it learns of it, and who never saw it finds nothing.
-	late := watchAfter(t, c, deleted.GetMetadata().GetVersion()-1)
+	late := watchAfter(t, c, deleted.GetVersion()-1)
 	if got := late.next(t); !got.GetDeleted() {
 		t.Errorf("a watch that missed the deletion: %v", got)
 	}
@@ -150,7 +150,7 @@ func TestWatchUnderConcurrentAppends(t *testing.T) {
 	c := setup(t).client(t, ada)
 	create(t, c)
 	w := watchAfter(t, c, 0)
-	if got := w.next(t).GetMetadata().GetVersion(); got != 1 {
+	if got := w.next(t).GetVersion(); got != 1 {
 		t.Fatalf("snapshot of version %d", got)
 	}
 	// Fewer than a watcher's buffer holds, so that nothing is coalesced.
@@ -159,7 +159,7 @@ func TestWatchUnderConcurrentAppends(t *testing.T) {
 	go func() {
 		appended <- together(writers, func(i int) error {
 			for n := range each {
-				_, err := c.AppendMessages(t.Context(), &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: said(fmt.Sprint(i, " ", n))})
+				_, err := c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Messages: said(fmt.Sprint(i, " ", n))})
 				if err != nil {
 					return err
 				}
@@ -169,7 +169,7 @@ func TestWatchUnderConcurrentAppends(t *testing.T) {
 	}()
 	for i := range int64(writers * each) {
 		got := w.next(t)
-		if got.GetMetadata().GetVersion() != i+2 || len(got.GetMessages()) != 1 || got.GetMessages()[0].GetSeq() != i+1 {
+		if got.GetVersion() != i+2 || len(got.GetMessages()) != 1 || int64(got.GetMessages()[0].GetSeq()) != i+1 {
 			t.Fatalf("after version %d comes %v", i+1, got)
 		}
 	}
@@ -197,17 +197,17 @@ func (j *journal) note(t *testing.T, got *conversationv1.WatchConversationRespon
 		j.resets++
 		j.messages = nil
 	}
-	if v := got.GetMetadata().GetVersion(); v <= j.version {
+	if v := got.GetVersion(); v <= j.version {
 		t.Fatalf("version %d comes after %d", v, j.version)
 	}
-	j.version = got.GetMetadata().GetVersion()
+	j.version = got.GetVersion()
 	for _, m := range got.GetMessages() {
-		if m.GetSeq() != int64(len(j.messages))+1 {
+		if int(m.GetSeq()) != len(j.messages)+1 {
 			t.Fatalf("message %d comes after %d", m.GetSeq(), len(j.messages))
 		}
 		j.messages = append(j.messages, m.GetText())
 	}
-	if n := got.GetConversation().GetMessageCount(); n != int64(len(j.messages)) {
+	if n := got.GetConversation().GetMessageCount(); int(n) != len(j.messages) {
 		t.Fatalf("%d messages were told of %d", len(j.messages), n)
 	}
 }
@@ -226,7 +226,7 @@ func TestWatchResumesWithoutGapOrRepeat(t *testing.T) {
 	go func() {
 		done <- together(writers, func(i int) error {
 			for n := range each {
-				_, err := clients[i%2].AppendMessages(t.Context(), &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: said(fmt.Sprint(i, " ", n))})
+				_, err := clients[i%2].Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Messages: said(fmt.Sprint(i, " ", n))})
 				if err != nil {
 					return err
 				}
@@ -256,8 +256,8 @@ func TestWatchResumesWithoutGapOrRepeat(t *testing.T) {
 		}
 	}
 	read := get(t, clients[0])
-	if !slices.Equal(j.messages, texts(read.GetMessages())) || j.version != read.GetMetadata().GetVersion() {
-		t.Errorf("saw %q up to version %d, there are %q up to %d", j.messages, j.version, texts(read.GetMessages()), read.GetMetadata().GetVersion())
+	if !slices.Equal(j.messages, texts(read.GetMessages())) || j.version != read.GetConversation().GetVersion() {
+		t.Errorf("saw %q up to version %d, there are %q up to %d", j.messages, j.version, texts(read.GetMessages()), read.GetConversation().GetVersion())
 	}
 	// How many connections it took depends on who was faster.
 	if j.resets != 1 {
@@ -274,16 +274,16 @@ func TestWatchFromBeyondTheEnd(t *testing.T) {
 	create(t, c)
 	say(t, c, "one")
 	w := watchAfter(t, c, 1000)
-	if got := w.next(t); !got.GetReset_() || got.GetMetadata().GetVersion() != 2 || len(got.GetMessages()) != 1 {
+	if got := w.next(t); !got.GetReset_() || got.GetVersion() != 2 || len(got.GetMessages()) != 1 {
 		t.Errorf("the first message is no snapshot: %v", got)
 	}
 	say(t, c, "two")
-	if got := w.next(t); got.GetReset_() || got.GetMetadata().GetVersion() != 3 {
+	if got := w.next(t); got.GetReset_() || got.GetVersion() != 3 {
 		t.Errorf("a change: %v", got)
 	}
 	// It also follows what other servers write.
 	say(t, serve(t, b.Bundle).client(t, ada), "three")
-	if got := w.next(t); got.GetReset_() || got.GetMetadata().GetVersion() != 4 || !slices.Equal(texts(got.GetMessages()), []string{"three"}) {
+	if got := w.next(t); got.GetReset_() || got.GetVersion() != 4 || !slices.Equal(texts(got.GetMessages()), []string{"three"}) {
 		t.Errorf("another server's change: %v", got)
 	}
 }
@@ -294,7 +294,7 @@ func TestWatchFromTheNewestVersionWaits(t *testing.T) {
 	create(t, c)
 	w := watchAfter(t, c, 1)
 	for range 3 {
-		same(t, "a heartbeat", w.next(t), &conversationv1.WatchConversationResponse{Heartbeat: true, Metadata: &objectv1.Metadata{Version: 1}})
+		same(t, "a heartbeat", w.next(t), &conversationv1.WatchConversationResponse{Heartbeat: true, Version: 1})
 	}
 	say(t, c, "x")
 	for {
@@ -302,12 +302,12 @@ func TestWatchFromTheNewestVersionWaits(t *testing.T) {
 		if got.GetHeartbeat() {
 			continue
 		}
-		if got.GetMetadata().GetVersion() != 2 || got.GetReset_() {
+		if got.GetVersion() != 2 || got.GetReset_() {
 			t.Errorf("a change: %v", got)
 		}
 		break
 	}
-	same(t, "a heartbeat", w.next(t), &conversationv1.WatchConversationResponse{Heartbeat: true, Metadata: &objectv1.Metadata{Version: 2}})
+	same(t, "a heartbeat", w.next(t), &conversationv1.WatchConversationResponse{Heartbeat: true, Version: 2})
 }
 
 // A watcher that does not read is told later what it missed, in fewer messages, and holds nobody up.
@@ -326,7 +326,7 @@ func TestSlowWatcher(t *testing.T) {
 	const writers, each = 4, 40
 	for _, err := range together(writers, func(int) error {
 		for range each {
-			_, err := c.AppendMessages(t.Context(), &conversationv1.AppendMessagesRequest{ConversationId: c1, Messages: said(strings.Repeat(rand.Text(), 400))})
+			_, err := c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Messages: said(strings.Repeat(rand.Text(), 400))})
 			if err != nil {
 				return err
 			}
@@ -347,7 +347,7 @@ func TestSlowWatcher(t *testing.T) {
 	}
 	// From now on it follows again.
 	say(t, c, "last")
-	if got := w.next(t); got.GetMetadata().GetVersion() != j.version+1 {
+	if got := w.next(t); got.GetVersion() != j.version+1 {
 		t.Errorf("after catching up: %v", got)
 	}
 }

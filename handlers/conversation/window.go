@@ -5,7 +5,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
@@ -13,8 +13,8 @@ import (
 // windowItem is one piece of a conversation, as a context window has it: a message, or a tool call of the Live API with
 // its response, which are never parted.
 type windowItem struct {
-	message *conversationv1.Message
-	call    *conversationv1.ToolCall
+	message *storev1.Message
+	call    *storev1.ToolCall
 	// cost is the item's tokens where its content was let go; nil: it was not.
 	cost *int64
 }
@@ -23,15 +23,15 @@ type windowItem struct {
 func (i windowItem) outline() windowItem {
 	cost := i.tokens()
 	if i.call != nil {
-		return windowItem{call: &conversationv1.ToolCall{Seq: i.call.GetSeq(), AfterSeq: i.call.GetAfterSeq(), Status: i.call.GetStatus()}, cost: &cost}
+		return windowItem{call: &storev1.ToolCall{Seq: i.call.GetSeq(), AfterSeq: i.call.GetAfterSeq(), Status: i.call.GetStatus()}, cost: &cost}
 	}
-	m := &conversationv1.Message{Seq: i.message.GetSeq(), Role: i.message.GetRole(), Status: i.message.GetStatus()}
+	m := &storev1.Message{Seq: i.message.GetSeq(), Role: i.message.GetRole(), Status: i.message.GetStatus()}
 	for _, p := range i.message.GetParts() {
 		switch {
 		case p.GetToolCall() != nil:
-			m.Parts = append(m.Parts, &conversationv1.Part{Part: &conversationv1.Part_ToolCall{ToolCall: &conversationv1.ToolCallPart{CallId: p.GetToolCall().GetCallId()}}})
+			m.Parts = append(m.Parts, &storev1.Part{Part: &storev1.Part_ToolCall{ToolCall: &storev1.ToolCallPart{CallId: p.GetToolCall().GetCallId()}}})
 		case p.GetToolResult() != nil:
-			m.Parts = append(m.Parts, &conversationv1.Part{Part: &conversationv1.Part_ToolResult{ToolResult: &conversationv1.ToolResultPart{CallId: p.GetToolResult().GetCallId()}}})
+			m.Parts = append(m.Parts, &storev1.Part{Part: &storev1.Part_ToolResult{ToolResult: &storev1.ToolResultPart{CallId: p.GetToolResult().GetCallId()}}})
 		}
 	}
 	return windowItem{message: m, cost: &cost}
@@ -64,7 +64,7 @@ func (i windowItem) bytes() int {
 	if i.call != nil {
 		return rpc.AnswerSize(i.call)
 	}
-	if len(i.message.GetParts()) > 0 || len(i.message.GetMetadata()) > 0 {
+	if m := i.message; len(m.GetParts()) > 0 || m.GetMetadata() != nil || m.GetSources() != nil || m.GetUsage() != nil {
 		return rpc.AnswerSize(i.message)
 	}
 	n := proto.Size(i.message)
@@ -92,7 +92,7 @@ func newestWithin(items []windowItem, bytes int) int {
 	return from
 }
 
-func (i windowItem) isUser() bool { return i.message.GetRole() == conversationv1.Role_ROLE_USER }
+func (i windowItem) isUser() bool { return i.message.GetRole() == storev1.Role_ROLE_USER }
 
 // open tells whether the item may still change by itself.
 func (i windowItem) open() bool {
@@ -100,11 +100,11 @@ func (i windowItem) open() bool {
 		s := i.call.GetStatus()
 		return s == callPending || s == callRunning || s == callOrphaned
 	}
-	return i.message.GetStatus() == conversationv1.MessageStatus_MESSAGE_STATUS_STREAMING
+	return i.message.GetStatus() == storev1.MessageStatus_MESSAGE_STATUS_STREAMING
 }
 
 // heard is a message with the text that was heard.
-func heard(m *conversationv1.Message) *conversationv1.Message {
+func heard(m *storev1.Message) *storev1.Message {
 	if m.HeardText == nil || m.GetHeardText() == m.GetText() {
 		return m
 	}
@@ -113,14 +113,16 @@ func heard(m *conversationv1.Message) *conversationv1.Message {
 	return m
 }
 
-// itemsOf are a collection's entries as items.
+// itemsOf are a collection's entries as items, without hidden messages.
 func itemsOf(entries []object.Entry) []windowItem {
 	items := make([]windowItem, 0, len(entries))
 	for _, e := range entries {
 		switch v := e.Value.(type) {
-		case *conversationv1.Message:
-			items = append(items, windowItem{message: v})
-		case *conversationv1.ToolCall:
+		case *storev1.Message:
+			if !v.GetHidden() {
+				items = append(items, windowItem{message: v})
+			}
+		case *storev1.ToolCall:
 			items = append(items, windowItem{call: v})
 		}
 	}

@@ -9,10 +9,12 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"pgregory.net/rapid"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
 // talk is items out of a line such as "u a u:c1 a t:r1": who speaks, ten tokens each; :cN has the call N, :rN its result,
@@ -23,23 +25,23 @@ func talk(line string) []windowItem {
 	for word := range strings.FieldsSeq(line) {
 		who, part, _ := strings.Cut(strings.TrimSuffix(word, "!"), ":")
 		if who == "#" {
-			items = append(items, windowItem{call: &conversationv1.ToolCall{Name: "run", AfterSeq: seq, Status: callCompleted}})
+			items = append(items, windowItem{call: &storev1.ToolCall{Name: "run", AfterSeq: seq, Status: callCompleted}})
 			continue
 		}
 		seq++
-		m := &conversationv1.Message{Seq: seq, TokenCount: 10, Status: conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE}
-		m.Role = map[string]conversationv1.Role{
-			"u": conversationv1.Role_ROLE_USER, "a": conversationv1.Role_ROLE_ASSISTANT, "t": conversationv1.Role_ROLE_TOOL,
-			"s": conversationv1.Role_ROLE_SYSTEM,
+		m := &storev1.Message{Seq: seq, TokenCount: 10, Status: storev1.MessageStatus_MESSAGE_STATUS_COMPLETE}
+		m.Role = map[string]storev1.Role{
+			"u": storev1.Role_ROLE_USER, "a": storev1.Role_ROLE_ASSISTANT, "t": storev1.Role_ROLE_TOOL,
+			"s": storev1.Role_ROLE_SYSTEM,
 		}[who]
 		if strings.HasSuffix(word, "!") {
-			m.Status = conversationv1.MessageStatus_MESSAGE_STATUS_STREAMING
+			m.Status = storev1.MessageStatus_MESSAGE_STATUS_STREAMING
 		}
 		switch {
 		case strings.HasPrefix(part, "c"):
-			m.Parts = []*conversationv1.Part{{Part: &conversationv1.Part_ToolCall{ToolCall: &conversationv1.ToolCallPart{CallId: part[1:]}}}}
+			m.Parts = []*storev1.Part{{Part: &storev1.Part_ToolCall{ToolCall: &storev1.ToolCallPart{CallId: part[1:]}}}}
 		case strings.HasPrefix(part, "r"):
-			m.Parts = []*conversationv1.Part{{Part: &conversationv1.Part_ToolResult{ToolResult: &conversationv1.ToolResultPart{CallId: part[1:]}}}}
+			m.Parts = []*storev1.Part{{Part: &storev1.Part_ToolResult{ToolResult: &storev1.ToolResultPart{CallId: part[1:]}}}}
 		}
 		items = append(items, windowItem{message: m})
 	}
@@ -205,12 +207,12 @@ func TestWindowsHoldTheirRules(t *testing.T) {
 
 func TestLeasesAndSummaries(t *testing.T) {
 	t.Parallel()
-	s := &conversationv1.ConversationState{LastSeq: 20}
-	lease := func(from, to, base, mine int64, at time.Duration) (*conversationv1.CompactionLease, error) {
-		return leaseCompaction(s, &conversationv1.CompactionLease{FromSeq: from, ToSeq: to, BaseSummarySeq: base, TokenCount: 100}, mine, time.Minute, testNow.Add(at))
+	s := &storev1.ConversationState{LastSeq: 20}
+	lease := func(from, to, base, mine int64, at time.Duration) (*storev1.CompactionLease, error) {
+		return leaseCompaction(s, &storev1.CompactionLease{FromSeq: from, ToSeq: to, BaseSummarySeq: base, TokenCount: 100}, mine, 0, time.Minute, testNow.Add(at))
 	}
-	commit := func(token int64, text string) (*conversationv1.Summary, error) {
-		return commitSummary(s, &conversationv1.CommitSummaryRequest{LeaseToken: token, Text: text}, testNow)
+	commit := func(token int64, text string) (*storev1.Summary, error) {
+		return commitSummary(s, &conversationv1.CommitCompactionRequest{FencingToken: token, Text: text}, testNow)
 	}
 	first, err := lease(1, 10, 0, 0, 0)
 	if err != nil || first.GetToken() != 1 {
@@ -227,7 +229,7 @@ func TestLeasesAndSummaries(t *testing.T) {
 		t.Errorf("an old lease: %v", err)
 	}
 	got, err := commit(2, "12345678")
-	want := &conversationv1.Summary{Seq: 1, FromSeq: 1, ToSeq: 8, Text: "12345678", TokenCount: 2, TokenCountEstimated: true, CreateTime: timestamppb.New(testNow), ReplacedTokenCount: 100}
+	want := &storev1.Summary{Seq: 1, FromSeq: 1, ToSeq: 8, Text: "12345678", TokenCount: 2, TokenCountEstimated: true, CreateTime: timestamppb.New(testNow), ReplacedTokenCount: 100}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,25 +260,26 @@ func TestLeasesAndSummaries(t *testing.T) {
 
 func TestPins(t *testing.T) {
 	t.Parallel()
-	s := &conversationv1.ConversationState{}
-	add := func(role conversationv1.Role, pinned bool) (*conversationv1.Message, error) {
-		return appendMessage(s, &conversationv1.NewMessage{Role: role, Text: "x", Pinned: pinned}, testNow)
+	s := &storev1.ConversationState{}
+	add := func(role storev1.Role, pinned bool) (*storev1.Message, error) {
+		return appendMessage(s, &conversationv1.Message{Role: conversationv1.Role(role), Text: "x", Pinned: pinned}, testNow)
 	}
 	for _, n := range []struct {
-		role   conversationv1.Role
+		role   storev1.Role
 		pinned bool
-	}{{conversationv1.Role_ROLE_USER, false}, {conversationv1.Role_ROLE_SYSTEM, false}, {conversationv1.Role_ROLE_USER, true}} {
+	}{{storev1.Role_ROLE_USER, false}, {storev1.Role_ROLE_SYSTEM, false}, {storev1.Role_ROLE_USER, true}} {
 		must(add(n.role, n.pinned))(t)
 	}
 	if got := s.GetPinnedSeqs(); !slices.Equal(got, []int64{2, 3}) {
 		t.Errorf("pinned are %v", got)
 	}
-	patch := func(seq int64, role conversationv1.Role, pinned bool) error {
-		_, err := patchMessage(s, &conversationv1.Message{Seq: seq, Role: role, Text: "x"}, &conversationv1.MessagePatch{Pinned: &pinned}, nil, testNow)
+	patch := func(seq int64, role storev1.Role, pinned bool) error {
+		_, err := updateMessage(s, &storev1.Message{Seq: seq, Role: role, Text: "x"},
+			&conversationv1.MessageUpdate{Message: &conversationv1.Message{Pinned: pinned}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"pinned"}}}, testNow)
 		return err
 	}
 	for _, err := range []error{
-		patch(1, conversationv1.Role_ROLE_USER, true), patch(3, conversationv1.Role_ROLE_USER, false), patch(2, conversationv1.Role_ROLE_SYSTEM, false),
+		patch(1, storev1.Role_ROLE_USER, true), patch(3, storev1.Role_ROLE_USER, false), patch(2, storev1.Role_ROLE_SYSTEM, false),
 	} {
 		if err != nil {
 			t.Error(err)
@@ -286,9 +289,9 @@ func TestPins(t *testing.T) {
 		t.Errorf("pinned are %v", got)
 	}
 	for range maxPinned - 2 {
-		must(add(conversationv1.Role_ROLE_SYSTEM, false))(t)
+		must(add(storev1.Role_ROLE_SYSTEM, false))(t)
 	}
-	if _, err := add(conversationv1.Role_ROLE_SYSTEM, false); !errors.Is(err, errPinned) {
+	if _, err := add(storev1.Role_ROLE_SYSTEM, false); !errors.Is(err, errPinned) {
 		t.Errorf("one too many: %v", err)
 	}
 }
@@ -296,14 +299,14 @@ func TestPins(t *testing.T) {
 func TestGemini(t *testing.T) {
 	t.Parallel()
 	user := func(text string) windowItem {
-		return windowItem{message: &conversationv1.Message{Role: conversationv1.Role_ROLE_USER, Text: text}}
+		return windowItem{message: &storev1.Message{Role: storev1.Role_ROLE_USER, Text: text}}
 	}
 	model := func(text, heard string) windowItem {
-		return windowItem{message: &conversationv1.Message{Role: conversationv1.Role_ROLE_ASSISTANT, Text: text, HeardText: &heard}}
+		return windowItem{message: &storev1.Message{Role: storev1.Role_ROLE_ASSISTANT, Text: text, HeardText: &heard}}
 	}
-	done := &conversationv1.ToolCall{CallId: "a", Name: "run", Args: outputOf("x"), Response: outputOf("y"), Status: callCompleted, DeliveredEpoch: 1}
-	orphan := &conversationv1.ToolCall{CallId: "b", Name: "look", Status: callOrphaned}
-	told := &conversationv1.ToolCall{CallId: "c", Name: "late", Status: callCompleted, ResultSeq: 3}
+	done := &storev1.ToolCall{CallId: "a", Name: "run", Args: outputOf("x"), Response: outputOf("y"), Status: callCompleted, DeliveredEpoch: 1}
+	orphan := &storev1.ToolCall{CallId: "b", Name: "look", Status: callOrphaned}
+	told := &storev1.ToolCall{CallId: "c", Name: "late", Status: callCompleted, ResultSeq: 3}
 	items := []windowItem{user("Go"), model("One two", "One"), {call: done}, model("", ""), {call: orphan}, {call: told}}
 	for name, tt := range map[string]struct {
 		t    *turns
@@ -322,7 +325,7 @@ func TestGemini(t *testing.T) {
 			`{"parts":[{"text":"[called look with {}; there is no result yet]"},{"text":"[called late with {}]"}],"role":"model"}`,
 		}},
 	} {
-		tt.t.addSummary(&conversationv1.Summary{Text: "S"})
+		tt.t.addSummary(&storev1.Summary{Text: "S"})
 		for _, i := range items {
 			tt.t.addItem(i)
 		}

@@ -420,7 +420,7 @@ func TestContextOnANewDevice(t *testing.T) {
 		b.put(t,
 			linearIssue("1-"+id, "open", "2026-11-23T00:00:00Z", "started", "t-"+id), linearIssue("2-"+id, "done", "2026-11-23T00:00:00Z", "completed", "t-"+id),
 		)
-		must(b.talk(t, ada).CreateConversation(ctx, &conversationv1.CreateConversationRequest{ConversationId: "c-" + id, ProjectId: id, Title: "About " + id}))(t)
+		must(b.talk(t, ada).CreateConversation(ctx, &conversationv1.CreateConversationRequest{ConversationId: "c-" + id, Conversation: &conversationv1.Conversation{ProjectId: id, Title: "About " + id}}))(t)
 	}
 	b.summarise(t, ada, "c-api", "We agreed on cookies.")
 	must(c.UpdatePreferences(ctx, &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{Voice: new("Puck")}}))(t)

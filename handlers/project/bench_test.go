@@ -108,7 +108,7 @@ func (b *bundle) fillContext(t testing.TB, c client, much bool) {
 		}
 		b.put(t, batch...)
 	}
-	must(b.talk(t, ada).CreateConversation(ctx, &conversationv1.CreateConversationRequest{ConversationId: "c1", ProjectId: "p0", Title: "Login"}))(t)
+	must(b.talk(t, ada).CreateConversation(ctx, &conversationv1.CreateConversationRequest{ConversationId: "c1", Conversation: &conversationv1.Conversation{ProjectId: "p0", Title: "Login"}}))(t)
 	b.summarise(t, ada, "c1", strings.Repeat("We agreed. ", 40))
 }
 

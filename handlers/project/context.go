@@ -13,9 +13,9 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	linearv1 "holdfast/gen/holdfast/linear/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
+	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
 	coordinationstorev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
@@ -38,7 +38,7 @@ type projectContext struct {
 	project       *object.Viewed[projectState]
 	tasks         *object.Page[taskState]
 	issues        *object.Page[issueState]
-	conversations *object.Page[*conversationv1.ConversationState]
+	conversations *object.Page[*conversationstorev1.ConversationState]
 	apis          *object.Page[*coordinationstorev1.ApiState]
 }
 
@@ -86,7 +86,7 @@ func (m *Manager) readContext(
 	ctx context.Context, caller identity.Identity, req *projectv1.GetProjectContextRequest, id object.ID, terms []string,
 ) (*projectContext, error) {
 	c := &projectContext{
-		project: &object.Viewed[projectState]{}, issues: &object.Page[issueState]{}, conversations: &object.Page[*conversationv1.ConversationState]{},
+		project: &object.Viewed[projectState]{}, issues: &object.Page[issueState]{}, conversations: &object.Page[*conversationstorev1.ConversationState]{},
 	}
 	r := m.o.Runtime.Together()
 	c.own, c.defaults = m.viewPreferences(r, caller)
@@ -210,10 +210,10 @@ func flags(all ...bool) object.Version {
 	return v
 }
 
-func lastConversation(s object.Snapshot[*conversationv1.ConversationState]) *projectv1.LastConversation {
+func lastConversation(s object.Snapshot[*conversationstorev1.ConversationState]) *projectv1.LastConversation {
 	return &projectv1.LastConversation{
 		ConversationId: string(s.ID), Title: s.State.GetTitle(), Summary: s.State.GetSummary().GetText(),
-		MessageCount: int32(s.State.GetLastSeq()), //nolint:gosec // a conversation never has so many
+		MessageCount: int32(s.State.GetLastSeq() - s.State.GetRemovedCount()), //nolint:gosec // a conversation never has so many
 		UpdateTime:   timestamppb.New(s.UpdateTime),
 	}
 }

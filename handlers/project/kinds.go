@@ -6,8 +6,8 @@ package project
 import (
 	"google.golang.org/protobuf/proto"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
+	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
 	coordinationstorev1 "holdfast/gen/holdfast/store/coordination/v1"
 	linearstorev1 "holdfast/gen/holdfast/store/linear/v1"
 	storev1 "holdfast/gen/holdfast/store/project/v1"
@@ -53,7 +53,7 @@ type Options struct {
 
 	Runtime *object.Runtime
 	// Conversations is the ConversationManager's kind, of which the context shows the newest one.
-	Conversations *object.Kind[*conversationv1.ConversationState]
+	Conversations *object.Kind[*conversationstorev1.ConversationState]
 	// APIs is the APICoordinator's kind, whose objects the context shows in brief.
 	APIs *object.Kind[*coordinationstorev1.ApiState]
 	// Issues is the LinearManager's kind, of which the context shows the open ones.

@@ -11,11 +11,11 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"holdfast/db/dbtest"
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	linearv1 "holdfast/gen/holdfast/linear/v1"
 	"holdfast/gen/holdfast/linear/v1/linearv1connect"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
+	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
@@ -43,7 +43,7 @@ type bundle struct {
 	url    string
 	rt     *object.Runtime
 	kinds  Kinds
-	talks  *object.Kind[*conversationv1.ConversationState]
+	talks  *object.Kind[*conversationstorev1.ConversationState]
 	apis   *object.Kind[*storev1.ApiState]
 	box    *seal.Box
 	issues linear.Kinds
@@ -144,8 +144,8 @@ func refused(t *testing.T, err error, code connect.Code, reason string) {
 // summarise gives a conversation a summary.
 func (b *bundle) summarise(t testing.TB, user identity.User, id, said string) {
 	t.Helper()
-	_, err := b.talks.Update(b.As(t, user), object.ID(id), func(tx *object.Tx[*conversationv1.ConversationState]) error {
-		tx.State().Summary = &conversationv1.Summary{Text: said}
+	_, err := b.talks.Update(b.As(t, user), object.ID(id), func(tx *object.Tx[*conversationstorev1.ConversationState]) error {
+		tx.State().Summary = &conversationstorev1.Summary{Text: said}
 		return nil
 	})
 	if err != nil {

@@ -99,7 +99,7 @@ func TestOnlyTheHolderOfTheFloorWrites(t *testing.T) {
 	b := setup(t)
 	const shared = "shared" // all may write in it
 	service := b.conversations(t, b.key(t, nobody))
-	must(service.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: shared}))(t)
+	must(service.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: shared, Shared: true}))(t)
 	loser, holder := b.tabs(t)
 	other, eve := b.signIn(t, ada), b.signIn(t, "eve")
 	speakers := []*speaker{
@@ -123,7 +123,7 @@ func TestOnlyTheHolderOfTheFloorWrites(t *testing.T) {
 	read := func() *conversationv1.GetConversationResponse {
 		t.Helper()
 		got := must(holder.talk.GetConversation(t.Context(), &conversationv1.GetConversationRequest{ConversationId: shared, MessageLimit: 50}))(t)
-		got.Metadata, got.Conversation.FragmentCount = nil, 0 // what comes late is kept apart
+		got.Conversation.Version, got.Conversation.UpdateTime, got.Conversation.ExpireTime = 0, nil, nil // what comes late is kept apart
 		return got
 	}
 	refused := func(stage string, newest int64) {
@@ -439,10 +439,10 @@ func TestFloorsAndEpochsInAnyOrder(t *testing.T) {
 				changed = err == nil || reason(err) == "FENCED"
 			}
 			got := must(x.talk.GetConversation(t.Context(), &conversationv1.GetConversationRequest{ConversationId: id}))(t)
-			if l, f := got.GetConversation().GetLive().GetEpoch(), got.GetConversation().GetFloor(); l != live || f.GetFence() != fence || f.GetHeld() != (holder != nil) {
-				r.Fatalf("epoch %d, floor %v; want epoch %d, fence %d", l, f, live, fence)
+			if l := got.GetConversation().GetLive().GetLease(); int64(l.GetFencingToken()) != max(live, fence) || (l.GetExpireTime() != nil) != (holder != nil) {
+				r.Fatalf("the lease is %v; want epoch %d, fence %d", l, live, fence)
 			}
-			v := got.GetMetadata().GetVersion()
+			v := got.GetConversation().GetVersion()
 			if !changed && version != 0 && v != version {
 				r.Fatalf("what was refused made version %d of %d", v, version)
 			}

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
+	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
 	"holdfast/handlers/conversation/floor"
 	"holdfast/handlers/problem"
@@ -53,7 +53,7 @@ func (m *Manager) AcquireFloor(ctx context.Context, req *sessionv1.AcquireFloorR
 	var hold *storev1.FloorHold
 	wants := floor.Connection{User: info.Owner, Session: at.session, ID: req.GetConnectionId(), Caller: at.caller}
 	res, err := object.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[*conversationv1.ConversationState]) (*sessionv1.AcquireFloorResponse, error) {
+		func(tx *object.Tx[*conversationstorev1.ConversationState]) (*sessionv1.AcquireFloorResponse, error) {
 			var holder *storev1.Connection // nil where it is another user's
 			if f := tx.State().GetFloor(); f.GetUser() == string(info.Owner) {
 				holder = b.s.GetConnections()[f.GetConnectionId()]
@@ -147,7 +147,7 @@ func (m *Manager) ReleaseFloor(ctx context.Context, req *sessionv1.ReleaseFloorR
 	var replayed bool
 	had := floor.Connection{User: info.Owner, Session: at.session, ID: req.GetConnectionId(), Caller: at.caller}
 	res, err := object.Do(asUser, m.conversations, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[*conversationv1.ConversationState]) (*sessionv1.ReleaseFloorResponse, error) {
+		func(tx *object.Tx[*conversationstorev1.ConversationState]) (*sessionv1.ReleaseFloorResponse, error) {
 			released := floor.Release(tx.State(), had, tx.Now())
 			if !released {
 				tx.Unchanged()
@@ -176,7 +176,7 @@ func (m *Manager) ReleaseFloor(ctx context.Context, req *sessionv1.ReleaseFloorR
 // hold, which is never longer than the session.
 func (m *Manager) free(ctx context.Context, floors []*storev1.FloorHold) {
 	for _, f := range floors {
-		_, _ = m.conversations.Update(ctx, object.ID(f.GetConversationId()), func(tx *object.Tx[*conversationv1.ConversationState]) error {
+		_, _ = m.conversations.Update(ctx, object.ID(f.GetConversationId()), func(tx *object.Tx[*conversationstorev1.ConversationState]) error {
 			if cur := tx.State().GetFloor(); cur.GetFence() != f.GetFence() || cur.GetConnectionId() != f.GetConnectionId() || !floor.Held(cur, tx.Now()) {
 				tx.Unchanged()
 				return nil

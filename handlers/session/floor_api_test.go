@@ -13,6 +13,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
+	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
 	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/identity"
@@ -135,11 +136,11 @@ func TestTwoTabsPressTalk(t *testing.T) {
 		t.Errorf("the conversation is %q", got)
 	}
 	// What came late is kept apart.
-	fragments := must(second.talk.ListFragments(t.Context(), &conversationv1.ListFragmentsRequest{ConversationId: c1}))(t).GetFragments()
-	if len(fragments) != 2 || fragments[0].GetUserText() != " at the late one" || fragments[1].GetUserText() != " and this" {
+	fragments := must(second.talk.ListRecords(t.Context(), &conversationv1.ListRecordsRequest{ConversationId: c1, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_FRAGMENT}}))(t).GetRecords()
+	if len(fragments) != 2 || fragments[0].GetFragment().GetUserText() != " at the late one" || fragments[1].GetFragment().GetUserText() != " and this" {
 		t.Errorf("the fragments are %v", fragments)
 	}
-	if f := get(t, second.talk).GetConversation().GetFloor(); !f.GetHeld() || f.GetConnectionId() != second.connection || f.GetSessionId() != "" || f.GetUser() != string(ada) {
+	if f := get(t, second.talk).GetConversation().GetLive(); f.GetLease().GetExpireTime() == nil || f.GetConnectionId() != second.connection || f.GetUser() != string(ada) {
 		t.Errorf("the conversation shows %v", f)
 	}
 }
@@ -228,7 +229,7 @@ func TestTheFloorsLease(t *testing.T) {
 
 	// In a conversation of the whole tenant users do not take the floor from each other; a private one is not found.
 	service := b.conversations(t, b.key(t, nobody))
-	must(service.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "shared"}))(t)
+	must(service.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "shared", Shared: true}))(t)
 	eve := b.tab(t, "eve")
 	take := func(x *tab) error {
 		return second(x.client.AcquireFloor(t.Context(), &sessionv1.AcquireFloorRequest{ConversationId: "shared", ConnectionId: x.connection, Takeover: true}))
@@ -259,10 +260,10 @@ func TestTheFloorExpires(t *testing.T) {
 			t.Fatal(watch.Err())
 		}
 		m := watch.Msg()
-		seen = seen || m.GetConversation().GetFloor().GetHeld()
-		if seen && !m.GetHeartbeat() && !m.GetConversation().GetFloor().GetHeld() {
-			if m.GetMetadata().GetUpdateTime().AsTime().Before(held.GetExpireTime().AsTime()) {
-				t.Errorf("the lease to %v was over at %v", held.GetExpireTime().AsTime(), m.GetMetadata().GetUpdateTime().AsTime())
+		seen = seen || (m.GetConversation().GetLive().GetLease().GetExpireTime() != nil)
+		if seen && !m.GetHeartbeat() && !(m.GetConversation().GetLive().GetLease().GetExpireTime() != nil) {
+			if m.GetConversation().GetUpdateTime().AsTime().Before(held.GetExpireTime().AsTime()) {
+				t.Errorf("the lease to %v was over at %v", held.GetExpireTime().AsTime(), m.GetConversation().GetUpdateTime().AsTime())
 			}
 			break
 		}
@@ -358,7 +359,7 @@ func TestTheFloorDoesNotOutliveItsSession(t *testing.T) {
 // expireFloor does to the floor of c1 what time would, where the test has made the end of its session come sooner.
 func (b *bundle) expireFloor(t *testing.T) {
 	t.Helper()
-	_, err := b.manager.conversations.Update(b.As(t, ada), object.ID(c1), func(tx *object.Tx[*conversationv1.ConversationState]) error {
+	_, err := b.manager.conversations.Update(b.As(t, ada), object.ID(c1), func(tx *object.Tx[*conversationstorev1.ConversationState]) error {
 		tx.State().Floor.ExpireTime = timestamppb.New(tx.Now())
 		return nil
 	})

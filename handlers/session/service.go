@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
+	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
 	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/handlers/mask"
@@ -83,7 +83,7 @@ func Register(rt *object.Runtime) Kinds {
 // Manager serves SessionService. It is safe for concurrent use.
 type Manager struct {
 	kinds         Kinds
-	conversations *object.Kind[*conversationv1.ConversationState]
+	conversations *object.Kind[*conversationstorev1.ConversationState]
 	box           *seal.Box
 	endAtOnce     int
 }
@@ -91,7 +91,7 @@ type Manager struct {
 var _ sessionv1connect.SessionServiceHandler = (*Manager)(nil)
 
 // NewManager returns a manager of these kinds, which gives the floor of these conversations, and seals in this box.
-func NewManager(kinds Kinds, conversations *object.Kind[*conversationv1.ConversationState], box *seal.Box) *Manager {
+func NewManager(kinds Kinds, conversations *object.Kind[*conversationstorev1.ConversationState], box *seal.Box) *Manager {
 	return &Manager{kinds: kinds, conversations: conversations, box: box, endAtOnce: 10_000}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -15,7 +16,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
-	objectv1 "holdfast/gen/holdfast/object/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
 // fakeServer keeps conversations in memory: enough of the service to be put under load. Tests of what the load finds
@@ -62,24 +63,24 @@ func (f *fakeServer) CreateConversation(_ context.Context, req *conversationv1.C
 	return &conversationv1.CreateConversationResponse{}, nil
 }
 
-func (f *fakeServer) AppendMessages(_ context.Context, req *conversationv1.AppendMessagesRequest) (*conversationv1.AppendMessagesResponse, error) {
+func (f *fakeServer) Append(_ context.Context, req *conversationv1.AppendRequest) (*conversationv1.AppendResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.refuse != nil {
 		return nil, f.refuse
 	}
-	res := &conversationv1.AppendMessagesResponse{}
+	res := &conversationv1.AppendResponse{}
 	for _, m := range req.GetMessages() {
-		res.Messages = append(res.Messages, &conversationv1.AppendedMessage{Seq: f.add(req.GetConversationId(), m.GetText())})
+		res.Messages = append(res.Messages, &conversationv1.Message{Seq: int32(f.add(req.GetConversationId(), m.GetText()))})
 	}
 	return res, nil
 }
 
 func (f *fakeServer) add(id, text string) int64 {
 	seq := int64(len(f.objects[id])) + 1
-	m := &conversationv1.Message{Seq: seq, Text: text}
+	m := &conversationv1.Message{Seq: int32(seq), Text: text}
 	if seq == f.lose {
-		m = &conversationv1.Message{Seq: seq}
+		m = &conversationv1.Message{Seq: int32(seq)}
 	}
 	f.objects[id] = append(f.objects[id], m)
 	close(f.changed)
@@ -92,7 +93,7 @@ func (f *fakeServer) IngestLive(_ context.Context, req *conversationv1.IngestLiv
 	defer f.mu.Unlock()
 	res := &conversationv1.IngestLiveResponse{}
 	for _, text := range transcripts(req.GetFrames()) {
-		res.Messages = append(res.Messages, &conversationv1.Message{Seq: f.add(req.GetConversationId(), text)})
+		res.Messages = append(res.Messages, &storev1.Message{Seq: f.add(req.GetConversationId(), text)})
 	}
 	res.LastClientIndex = req.GetFrames()[len(req.GetFrames())-1].GetClientIndex()
 	return res, nil
@@ -103,18 +104,22 @@ func (f *fakeServer) GetConversation(_ context.Context, req *conversationv1.GetC
 	defer f.mu.Unlock()
 	all := f.objects[req.GetConversationId()]
 	return &conversationv1.GetConversationResponse{
-		Conversation: &conversationv1.Conversation{ConversationId: req.GetConversationId()},
+		Conversation: &conversationv1.Conversation{ConversationId: req.GetConversationId(), Version: int64(len(all))},
 		Messages:     all[max(0, len(all)-int(req.GetMessageLimit())):],
-		Metadata:     &objectv1.Metadata{Version: int64(len(all))},
 	}, nil
 }
 
 func (f *fakeServer) ListMessages(_ context.Context, req *conversationv1.ListMessagesRequest) (*conversationv1.ListMessagesResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	rest := f.objects[req.GetConversationId()][req.GetAfterSeq():]
+	after, _ := strconv.Atoi(req.GetPageToken())
+	rest := f.objects[req.GetConversationId()][after:]
 	page := rest[:min(len(rest), int(req.GetPageSize()))]
-	return &conversationv1.ListMessagesResponse{Messages: page, HasMore: len(page) < len(rest)}, nil
+	res := &conversationv1.ListMessagesResponse{Messages: page}
+	if len(page) < len(rest) {
+		res.NextPageToken = strconv.Itoa(after + len(page))
+	}
+	return res, nil
 }
 
 func (f *fakeServer) WatchConversation(ctx context.Context, req *conversationv1.WatchConversationRequest, stream *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
@@ -124,10 +129,10 @@ func (f *fakeServer) WatchConversation(ctx context.Context, req *conversationv1.
 		fresh, changed := f.objects[req.GetConversationId()][seen:], f.changed
 		f.mu.Unlock()
 		seen += len(fresh)
-		fresh = slices.DeleteFunc(slices.Clone(fresh), func(m *conversationv1.Message) bool { return m.GetSeq() == f.hide })
+		fresh = slices.DeleteFunc(slices.Clone(fresh), func(m *conversationv1.Message) bool { return int64(m.GetSeq()) == f.hide })
 		if reset || len(fresh) > 0 {
 			if err := stream.Send(&conversationv1.WatchConversationResponse{
-				Reset_: reset, Messages: fresh, Metadata: &objectv1.Metadata{Version: int64(seen) + 1},
+				Reset_: reset, Messages: fresh, Version: int64(seen) + 1,
 			}); err != nil {
 				return err
 			}

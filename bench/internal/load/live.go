@@ -28,7 +28,7 @@ var liveTurn = []string{
 
 // Ingest sends one exchange as a batch of live frames. It makes two messages, the user's and the assistant's.
 func (s *Session) Ingest(ctx context.Context, due time.Time) error {
-	user, assistant := &conversationv1.NewMessage{}, &conversationv1.NewMessage{}
+	user, assistant := &conversationv1.Message{}, &conversationv1.Message{}
 	first := s.next(user, due)
 	s.next(assistant, due)
 	parts := make([]string, 0, 4)

@@ -24,7 +24,7 @@ type Session struct {
 	caller *caller
 	codec  Codec
 	began  time.Time
-	append *conversationv1.AppendMessagesRequest
+	append *conversationv1.AppendRequest
 	read   *conversationv1.GetConversationRequest
 	live   *conversationv1.IngestLiveRequest
 }
@@ -35,9 +35,9 @@ func NewSession(t *Target, token, conversation string, number int, began time.Ti
 		Conversation: conversation,
 		Ledger:       &Ledger{writer: number},
 		caller:       t.caller(token), codec: t.Codec, began: began,
-		append: &conversationv1.AppendMessagesRequest{
+		append: &conversationv1.AppendRequest{
 			ConversationId: conversation,
-			Messages:       []*conversationv1.NewMessage{{Role: conversationv1.Role_ROLE_USER}},
+			Messages:       []*conversationv1.Message{{Role: conversationv1.Role_ROLE_USER}},
 		},
 		read: &conversationv1.GetConversationRequest{},
 		live: &conversationv1.IngestLiveRequest{ConversationId: conversation, Epoch: 1},
@@ -50,7 +50,7 @@ func (s *Session) Close() { s.caller.close() }
 // Create makes the session's conversation.
 func (s *Session) Create(ctx context.Context) error {
 	_, err := s.caller.call(ctx, conversationv1connect.ConversationServiceCreateConversationProcedure,
-		&conversationv1.CreateConversationRequest{ConversationId: s.Conversation})
+		&conversationv1.CreateConversationRequest{ConversationId: s.Conversation, Shared: true})
 	return err
 }
 
@@ -62,17 +62,17 @@ func (s *Session) Append(ctx context.Context, due time.Time) error {
 
 // Fill appends count messages with one request.
 func (s *Session) Fill(ctx context.Context, count int) error {
-	req := &conversationv1.AppendMessagesRequest{ConversationId: s.Conversation}
+	req := &conversationv1.AppendRequest{ConversationId: s.Conversation}
 	first := len(s.Ledger.seqs)
 	for range count {
-		m := &conversationv1.NewMessage{Role: conversationv1.Role_ROLE_USER}
+		m := &conversationv1.Message{Role: conversationv1.Role_ROLE_USER}
 		s.next(m, s.began)
 		req.Messages = append(req.Messages, m)
 	}
 	return s.send(ctx, req, first)
 }
 
-func (s *Session) next(m *conversationv1.NewMessage, due time.Time) int {
+func (s *Session) next(m *conversationv1.Message, due time.Time) int {
 	n := s.Ledger.Send()
 	m.ClientMessageId = fmt.Sprintf("%d-%d", s.Ledger.writer, n)
 	m.Text = Stamp{Writer: s.Ledger.writer, Number: n, Sent: max(0, due.Sub(s.began))}.Text()
@@ -80,9 +80,9 @@ func (s *Session) next(m *conversationv1.NewMessage, due time.Time) int {
 }
 
 // send sends messages of which the first has number n, and notes the seqs acknowledged.
-func (s *Session) send(ctx context.Context, req *conversationv1.AppendMessagesRequest, n int) error {
-	var res conversationv1.AppendMessagesResponse
-	if err := s.call(ctx, conversationv1connect.ConversationServiceAppendMessagesProcedure, req, &res); err != nil {
+func (s *Session) send(ctx context.Context, req *conversationv1.AppendRequest, n int) error {
+	var res conversationv1.AppendResponse
+	if err := s.call(ctx, conversationv1connect.ConversationServiceAppendProcedure, req, &res); err != nil {
 		return err
 	}
 	if len(res.GetMessages()) != len(req.GetMessages()) {
@@ -92,7 +92,7 @@ func (s *Session) send(ctx context.Context, req *conversationv1.AppendMessagesRe
 		if m.GetSeq() == 0 {
 			return errors.New("the response names no seq")
 		}
-		s.Ledger.Acknowledge(n+i, m.GetSeq())
+		s.Ledger.Acknowledge(n+i, int64(m.GetSeq()))
 	}
 	return nil
 }
@@ -129,7 +129,7 @@ func (c Codec) countMessages(body []byte) (n int, err error) {
 		err := json.Unmarshal(body, &res)
 		return len(res.Messages), err
 	}
-	const messages = 2 // the field's number
+	const messages = 3 // the field's number
 	for len(body) > 0 {
 		number, kind, size := protowire.ConsumeTag(body)
 		if size < 0 {
@@ -157,11 +157,11 @@ func (s *Session) List(ctx context.Context) ([]Stored, error) {
 			return nil, err
 		}
 		for _, m := range res.GetMessages() {
-			all = append(all, Stored{Seq: m.GetSeq(), Text: m.GetText()})
+			all = append(all, Stored{Seq: int64(m.GetSeq()), Text: m.GetText()})
 		}
-		if !res.GetHasMore() || len(res.GetMessages()) == 0 {
+		if res.GetNextPageToken() == "" {
 			return all, nil
 		}
-		req.AfterSeq = all[len(all)-1].Seq
+		req.PageToken = res.GetNextPageToken()
 	}
 }

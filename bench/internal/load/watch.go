@@ -143,16 +143,16 @@ func (w *Watchers) follow(ctx context.Context, service conversationv1connect.Con
 			return fmt.Errorf("watching %s: %w: a snapshot after version %d", s.conversation, errOutOfOrder, s.version)
 		}
 		for _, m := range change.GetMessages() {
-			if last := s.seq.Load(); !change.GetReset_() && m.GetSeq() != last+1 {
+			if last := s.seq.Load(); !change.GetReset_() && int64(m.GetSeq()) != last+1 {
 				return fmt.Errorf("watching %s: %w: seq %d follows seq %d", s.conversation, errOutOfOrder, m.GetSeq(), last)
 			}
 			stamp, ok := ParseStamp(m.GetText())
 			if ok && !change.GetReset_() && int64(stamp.Sent) >= w.from.Load() {
 				w.meter.Load().Observe(now - stamp.Sent)
 			}
-			s.seq.Store(m.GetSeq()) // Drain waits for it, so it comes last
+			s.seq.Store(int64(m.GetSeq())) // Drain waits for it, so it comes last
 		}
-		s.version = max(s.version, change.GetMetadata().GetVersion())
+		s.version = max(s.version, change.GetVersion())
 		if change.GetReset_() {
 			s.begun()
 		}

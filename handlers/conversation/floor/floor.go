@@ -13,8 +13,8 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
 )
@@ -23,12 +23,12 @@ import (
 const Timer = "floor"
 
 // Held reports whether someone holds the floor.
-func Held(f *conversationv1.Floor, now time.Time) bool {
+func Held(f *storev1.Floor, now time.Time) bool {
 	return f.GetHeld() && now.Before(f.GetExpireTime().AsTime())
 }
 
 // End writes down that the lease is over, so that watchers see it. It reports whether it was.
-func End(s *conversationv1.ConversationState, now time.Time) bool {
+func End(s *storev1.ConversationState, now time.Time) bool {
 	if f := s.GetFloor(); f.GetHeld() && !Held(f, now) {
 		f.Held = false
 		return true
@@ -38,7 +38,7 @@ func End(s *conversationv1.ConversationState, now time.Time) bool {
 
 // Newest is the newest epoch that was issued, by OpenLive or as a fence, or perhaps in an earlier life of the id. Older ones may not
 // write.
-func Newest(s *conversationv1.ConversationState) int64 {
+func Newest(s *storev1.ConversationState) int64 {
 	return max(s.GetLive().GetEpoch(), s.GetFloor().GetFence(), s.GetIssuedBefore())
 }
 
@@ -50,14 +50,14 @@ type Connection struct {
 	Caller identity.Identity
 }
 
-func (c Connection) had(f *conversationv1.Floor) bool {
+func (c Connection) had(f *storev1.Floor) bool {
 	return f.GetSessionId() == c.Session && f.GetConnectionId() == c.ID
 }
 
 // Acquire gives the floor to a connection until a moment, or lets it keep it. A connection that had it last gets the same
 // fence again, so its live connection goes on, unless another was opened without the floor since. free is true where the
 // floor of another connection of the same user may be taken.
-func Acquire(s *conversationv1.ConversationState, c Connection, free bool, now, until time.Time) (*conversationv1.Floor, error) {
+func Acquire(s *storev1.ConversationState, c Connection, free bool, now, until time.Time) (*storev1.Floor, error) {
 	f, live := s.GetFloor(), s.GetLive()
 	mine, held := c.had(f), Held(f, now)
 	if held && !mine {
@@ -82,7 +82,7 @@ func Acquire(s *conversationv1.ConversationState, c Connection, free bool, now, 
 	if !mine || live.GetEpoch() > fence && live.GetFence() != fence {
 		fence = Newest(s) + 1
 	}
-	s.Floor = &conversationv1.Floor{
+	s.Floor = &storev1.Floor{
 		Fence: fence, User: string(c.User), SessionId: c.Session, ConnectionId: c.ID, Key: key,
 		AcquireTime: acquired, ExpireTime: timestamppb.New(until), Held: true,
 	}
@@ -90,7 +90,7 @@ func Acquire(s *conversationv1.ConversationState, c Connection, free bool, now, 
 }
 
 // Release gives the floor back, and reports whether the connection had it.
-func Release(s *conversationv1.ConversationState, c Connection, now time.Time) bool {
+func Release(s *storev1.ConversationState, c Connection, now time.Time) bool {
 	f := s.GetFloor()
 	if !Held(f, now) || !c.had(f) {
 		return false
@@ -101,11 +101,11 @@ func Release(s *conversationv1.ConversationState, c Connection, now time.Time) b
 
 // MaySpeak reports whether a caller that has the newest epoch may use it, as far as its credential tells: with a session's
 // token it must be the holder's session, with a key it must be of the holder's user or of a service.
-func MaySpeak(f *conversationv1.Floor, caller identity.Identity, now time.Time) bool {
+func MaySpeak(f *storev1.Floor, caller identity.Identity, now time.Time) bool {
 	return !Held(f, now) || ofHolder(f, caller)
 }
 
-func ofHolder(f *conversationv1.Floor, caller identity.Identity) bool {
+func ofHolder(f *storev1.Floor, caller identity.Identity) bool {
 	if caller.Session != "" {
 		return caller.Session == f.GetSessionId()
 	}
@@ -114,7 +114,7 @@ func ofHolder(f *conversationv1.Floor, caller identity.Identity) bool {
 
 // Open decides whether a caller may have a new epoch, and under which fence: 0 is without the floor. The caller may name
 // its connection; otherwise its credential must be what the floor was acquired with.
-func Open(f *conversationv1.Floor, caller identity.Identity, connection string, now time.Time) (fence int64, err error) {
+func Open(f *storev1.Floor, caller identity.Identity, connection string, now time.Time) (fence int64, err error) {
 	named := connection != "" && connection == f.GetConnectionId()
 	if !Held(f, now) {
 		if named && ofHolder(f, caller) {
@@ -139,7 +139,7 @@ func keyOf(caller identity.Identity) string {
 
 // Refuse is the answer where another holds the floor. It names the holder, but not its session: the id of a session is
 // half of a token.
-func Refuse(f *conversationv1.Floor, message string) *problem.Error {
+func Refuse(f *storev1.Floor, message string) *problem.Error {
 	p := problem.New(errorv1.Reason_REASON_LEASE_HELD, message)
 	p.Detail = &errorv1.Held{What: "floor", User: f.GetUser(), ConnectionId: f.GetConnectionId(), ExpireTime: f.GetExpireTime()}
 	return p

@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	objectv1 "holdfast/gen/holdfast/object/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
 )
 
 func TestRead(t *testing.T) {
@@ -140,16 +140,16 @@ func TestPlayEnds(t *testing.T) {
 
 func change(version int64, reset bool, messages ...*conversationv1.Message) *conversationv1.WatchConversationResponse {
 	return &conversationv1.WatchConversationResponse{
-		Reset_: reset, Messages: messages, Metadata: &objectv1.Metadata{Version: version},
+		Reset_: reset, Messages: messages, Version: version,
 		Conversation: &conversationv1.Conversation{Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus_VOICE_STATUS_LISTENING}},
 	}
 }
 
 func TestView(t *testing.T) {
 	t.Parallel()
-	said := func(seq int64, status conversationv1.MessageStatus, text string) *conversationv1.Message {
+	said := func(seq int32, status conversationv1.MessageStatus, text string) *conversationv1.Message {
 		return &conversationv1.Message{
-			Seq: seq, Role: conversationv1.Role_ROLE_ASSISTANT, Modality: conversationv1.Modality_MODALITY_VOICE, Status: status, Text: text,
+			Seq: seq, Role: conversationv1.Role_ROLE_ASSISTANT, Modality: typev1.Modality_MODALITY_VOICE, Status: status, Text: text,
 		}
 	}
 	const streaming, complete = conversationv1.MessageStatus_MESSAGE_STATUS_STREAMING, conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE
@@ -164,7 +164,7 @@ func TestView(t *testing.T) {
 	}{
 		{change(1, true), nil, []string{"version 1, voice listening"}},
 		{change(2, false, said(1, streaming, "Sure.")), []string{"[#1 assistant voice streaming] Sure."}, []string{"[#1 assistant voice streaming] Sure.", "version 2, voice listening"}},
-		{&conversationv1.WatchConversationResponse{Heartbeat: true, Metadata: &objectv1.Metadata{Version: 2}}, nil, []string{"[#1 assistant voice streaming] Sure.", "version 2, voice listening"}},
+		{&conversationv1.WatchConversationResponse{Heartbeat: true, Version: 2}, nil, []string{"[#1 assistant voice streaming] Sure.", "version 2, voice listening"}},
 		{
 			change(3, false, said(1, complete, "Sure. Done."), said(2, streaming, "And\x1b[2J now\nthis")),
 			[]string{"[#1 assistant voice complete] Sure. Done.", "[#2 assistant voice streaming] And [2J now this"},
@@ -195,7 +195,7 @@ func TestViewShowsTheLast(t *testing.T) {
 	t.Parallel()
 	v := &View{}
 	for seq := range int64(5) {
-		v.Apply(change(seq+1, false, &conversationv1.Message{Seq: seq + 1}))
+		v.Apply(change(seq+1, false, &conversationv1.Message{Seq: int32(seq + 1)}))
 	}
 	if got := v.Lines(2); len(got) != 3 || !strings.HasPrefix(got[0], "[#4 ") {
 		t.Errorf("%q, want the messages 4 and 5 and the state", got)

@@ -15,7 +15,7 @@ import (
 // View is the conversation as a watcher knows it.
 type View struct {
 	version  int64
-	messages map[int64]*conversationv1.Message
+	messages map[int32]*conversationv1.Message
 	calls    map[string]*conversationv1.ToolCall
 	voice    conversationv1.VoiceStatus
 }
@@ -26,14 +26,17 @@ func (v *View) Apply(c *conversationv1.WatchConversationResponse) []string {
 		return nil
 	}
 	if c.GetReset_() || v.messages == nil {
-		v.messages, v.calls = map[int64]*conversationv1.Message{}, map[string]*conversationv1.ToolCall{}
+		v.messages, v.calls = map[int32]*conversationv1.Message{}, map[string]*conversationv1.ToolCall{}
 	}
-	v.version = c.GetMetadata().GetVersion()
+	v.version = c.GetVersion()
 	v.voice = c.GetConversation().GetVoice().GetStatus()
 	var lines []string
 	for _, m := range c.GetMessages() {
 		v.messages[m.GetSeq()] = m
 		lines = append(lines, messageLine(m))
+	}
+	for _, seq := range c.GetRemovedSeqs() {
+		delete(v.messages, seq)
 	}
 	for _, t := range c.GetToolCalls() {
 		v.calls[t.GetCallId()] = t

@@ -14,7 +14,9 @@ import (
 	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	structpb "google.golang.org/protobuf/types/known/structpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
-	v1 "holdfast/gen/holdfast/object/v1"
+	v12 "holdfast/gen/holdfast/object/v1"
+	v11 "holdfast/gen/holdfast/store/conversation/v1"
+	v1 "holdfast/gen/holdfast/type/v1"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -26,110 +28,6 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
-
-// ResumeAction is what a client should do.
-type ResumeAction int32
-
-const (
-	ResumeAction_RESUME_ACTION_UNSPECIFIED ResumeAction = 0
-	// Set up with the handle.
-	ResumeAction_RESUME_ACTION_RESUME ResumeAction = 1
-	// Set up without a handle, and send the seed.
-	ResumeAction_RESUME_ACTION_START_FRESH ResumeAction = 2
-)
-
-// Enum value maps for ResumeAction.
-var (
-	ResumeAction_name = map[int32]string{
-		0: "RESUME_ACTION_UNSPECIFIED",
-		1: "RESUME_ACTION_RESUME",
-		2: "RESUME_ACTION_START_FRESH",
-	}
-	ResumeAction_value = map[string]int32{
-		"RESUME_ACTION_UNSPECIFIED": 0,
-		"RESUME_ACTION_RESUME":      1,
-		"RESUME_ACTION_START_FRESH": 2,
-	}
-)
-
-func (x ResumeAction) Enum() *ResumeAction {
-	p := new(ResumeAction)
-	*p = x
-	return p
-}
-
-func (x ResumeAction) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (ResumeAction) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_conversation_v1_service_proto_enumTypes[0].Descriptor()
-}
-
-func (ResumeAction) Type() protoreflect.EnumType {
-	return &file_holdfast_conversation_v1_service_proto_enumTypes[0]
-}
-
-func (x ResumeAction) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use ResumeAction.Descriptor instead.
-func (ResumeAction) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{0}
-}
-
-// ContextPolicy is what goes into a context window.
-type ContextPolicy int32
-
-const (
-	// The same as SUMMARY_AND_RECENT.
-	ContextPolicy_CONTEXT_POLICY_UNSPECIFIED        ContextPolicy = 0
-	ContextPolicy_CONTEXT_POLICY_SUMMARY_AND_RECENT ContextPolicy = 1
-	// No summary: the messages themselves, as many as fit.
-	ContextPolicy_CONTEXT_POLICY_RECENT_ONLY ContextPolicy = 2
-)
-
-// Enum value maps for ContextPolicy.
-var (
-	ContextPolicy_name = map[int32]string{
-		0: "CONTEXT_POLICY_UNSPECIFIED",
-		1: "CONTEXT_POLICY_SUMMARY_AND_RECENT",
-		2: "CONTEXT_POLICY_RECENT_ONLY",
-	}
-	ContextPolicy_value = map[string]int32{
-		"CONTEXT_POLICY_UNSPECIFIED":        0,
-		"CONTEXT_POLICY_SUMMARY_AND_RECENT": 1,
-		"CONTEXT_POLICY_RECENT_ONLY":        2,
-	}
-)
-
-func (x ContextPolicy) Enum() *ContextPolicy {
-	p := new(ContextPolicy)
-	*p = x
-	return p
-}
-
-func (x ContextPolicy) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (ContextPolicy) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_conversation_v1_service_proto_enumTypes[1].Descriptor()
-}
-
-func (ContextPolicy) Type() protoreflect.EnumType {
-	return &file_holdfast_conversation_v1_service_proto_enumTypes[1]
-}
-
-func (x ContextPolicy) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use ContextPolicy.Descriptor instead.
-func (ContextPolicy) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{1}
-}
 
 // ContextFormat is the form of a context window.
 type ContextFormat int32
@@ -172,11 +70,11 @@ func (x ContextFormat) String() string {
 }
 
 func (ContextFormat) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_conversation_v1_service_proto_enumTypes[2].Descriptor()
+	return file_holdfast_conversation_v1_service_proto_enumTypes[0].Descriptor()
 }
 
 func (ContextFormat) Type() protoreflect.EnumType {
-	return &file_holdfast_conversation_v1_service_proto_enumTypes[2]
+	return &file_holdfast_conversation_v1_service_proto_enumTypes[0]
 }
 
 func (x ContextFormat) Number() protoreflect.EnumNumber {
@@ -185,57 +83,89 @@ func (x ContextFormat) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ContextFormat.Descriptor instead.
 func (ContextFormat) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{0}
 }
 
-// Conversation is a conversation as callers see it.
-type Conversation struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// The user whose conversation it is; empty: the whole tenant's.
-	Owner     string            `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
-	Title     string            `protobuf:"bytes,3,opt,name=title,proto3" json:"title,omitempty"`
-	Labels    map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	ProjectId string            `protobuf:"bytes,5,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	// How long after its last change the conversation is kept: 24 h to 10 years; unset: the server's default.
-	Ttl          *durationpb.Duration `protobuf:"bytes,6,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	MessageCount int64                `protobuf:"varint,7,opt,name=message_count,json=messageCount,proto3" json:"message_count,omitempty"`
-	TokenCount   int64                `protobuf:"varint,8,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
-	Voice        *VoiceState          `protobuf:"bytes,9,opt,name=voice,proto3" json:"voice,omitempty"`
-	// The newest intent.
-	Intent *Intent `protobuf:"bytes,10,opt,name=intent,proto3" json:"intent,omitempty"`
-	// The newest flow step.
-	Flow *FlowStep `protobuf:"bytes,11,opt,name=flow,proto3" json:"flow,omitempty"`
-	// The newest connection to Gemini Live; unset: there was none.
-	Live *LiveStatus `protobuf:"bytes,12,opt,name=live,proto3" json:"live,omitempty"`
-	// The newest summary.
-	Summary *Summary `protobuf:"bytes,13,opt,name=summary,proto3" json:"summary,omitempty"`
-	// The number of tool calls of the Live API.
-	ToolCallCount int64 `protobuf:"varint,14,opt,name=tool_call_count,json=toolCallCount,proto3" json:"tool_call_count,omitempty"`
-	// The number of abandoned fragments; see ListFragments.
-	FragmentCount int64 `protobuf:"varint,15,opt,name=fragment_count,json=fragmentCount,proto3" json:"fragment_count,omitempty"`
-	// The messages that are in every context window: pinned ones and those of the role system.
-	PinnedSeqs []int64 `protobuf:"varint,16,rep,packed,name=pinned_seqs,json=pinnedSeqs,proto3" json:"pinned_seqs,omitempty"`
-	// Who has the microphone, or had it last; its session_id is not shown.
-	Floor         *Floor `protobuf:"bytes,25,opt,name=floor,proto3" json:"floor,omitempty"`
+// ResumeAction is what a client should do.
+type ResumeAction int32
+
+const (
+	ResumeAction_RESUME_ACTION_UNSPECIFIED ResumeAction = 0
+	// Set up with the handle.
+	ResumeAction_RESUME_ACTION_RESUME ResumeAction = 1
+	// Set up without a handle, and send the seed.
+	ResumeAction_RESUME_ACTION_START_FRESH ResumeAction = 2
+)
+
+// Enum value maps for ResumeAction.
+var (
+	ResumeAction_name = map[int32]string{
+		0: "RESUME_ACTION_UNSPECIFIED",
+		1: "RESUME_ACTION_RESUME",
+		2: "RESUME_ACTION_START_FRESH",
+	}
+	ResumeAction_value = map[string]int32{
+		"RESUME_ACTION_UNSPECIFIED": 0,
+		"RESUME_ACTION_RESUME":      1,
+		"RESUME_ACTION_START_FRESH": 2,
+	}
+)
+
+func (x ResumeAction) Enum() *ResumeAction {
+	p := new(ResumeAction)
+	*p = x
+	return p
+}
+
+func (x ResumeAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ResumeAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_conversation_v1_service_proto_enumTypes[1].Descriptor()
+}
+
+func (ResumeAction) Type() protoreflect.EnumType {
+	return &file_holdfast_conversation_v1_service_proto_enumTypes[1]
+}
+
+func (x ResumeAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ResumeAction.Descriptor instead.
+func (ResumeAction) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{1}
+}
+
+type CreateConversationRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// Empty: the server makes one.
+	ConversationId string        `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	Conversation   *Conversation `protobuf:"bytes,4,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	// The conversation belongs to the whole tenant. Services that act for no user have to say so.
+	Shared        bool       `protobuf:"varint,5,opt,name=shared,proto3" json:"shared,omitempty"`
+	Messages      []*Message `protobuf:"bytes,6,rep,name=messages,proto3" json:"messages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Conversation) Reset() {
-	*x = Conversation{}
+func (x *CreateConversationRequest) Reset() {
+	*x = CreateConversationRequest{}
 	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Conversation) String() string {
+func (x *CreateConversationRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Conversation) ProtoMessage() {}
+func (*CreateConversationRequest) ProtoMessage() {}
 
-func (x *Conversation) ProtoReflect() protoreflect.Message {
+func (x *CreateConversationRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -247,126 +177,2218 @@ func (x *Conversation) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Conversation.ProtoReflect.Descriptor instead.
-func (*Conversation) Descriptor() ([]byte, []int) {
+// Deprecated: Use CreateConversationRequest.ProtoReflect.Descriptor instead.
+func (*CreateConversationRequest) Descriptor() ([]byte, []int) {
 	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *Conversation) GetConversationId() string {
+func (x *CreateConversationRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CreateConversationRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *CreateConversationRequest) GetConversationId() string {
 	if x != nil {
 		return x.ConversationId
 	}
 	return ""
 }
 
-func (x *Conversation) GetOwner() string {
+func (x *CreateConversationRequest) GetConversation() *Conversation {
 	if x != nil {
-		return x.Owner
-	}
-	return ""
-}
-
-func (x *Conversation) GetTitle() string {
-	if x != nil {
-		return x.Title
-	}
-	return ""
-}
-
-func (x *Conversation) GetLabels() map[string]string {
-	if x != nil {
-		return x.Labels
+		return x.Conversation
 	}
 	return nil
 }
 
-func (x *Conversation) GetProjectId() string {
+func (x *CreateConversationRequest) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+func (x *CreateConversationRequest) GetMessages() []*Message {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+type CreateConversationResponse struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Conversation *Conversation          `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	// As in AppendResponse.
+	Messages      []*Message `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateConversationResponse) Reset() {
+	*x = CreateConversationResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateConversationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateConversationResponse) ProtoMessage() {}
+
+func (x *CreateConversationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateConversationResponse.ProtoReflect.Descriptor instead.
+func (*CreateConversationResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CreateConversationResponse) GetConversation() *Conversation {
+	if x != nil {
+		return x.Conversation
+	}
+	return nil
+}
+
+func (x *CreateConversationResponse) GetMessages() []*Message {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+type GetConversationRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// At this version the answer is `not_modified` and nothing else.
+	IfVersionNot *int64 `protobuf:"varint,2,opt,name=if_version_not,json=ifVersionNot,proto3,oneof" json:"if_version_not,omitempty"`
+	// How many of the last messages come along: 0 to 200. Fewer do where they would be more than 2 MiB; ListMessages has those
+	// before.
+	MessageLimit  int32 `protobuf:"varint,3,opt,name=message_limit,json=messageLimit,proto3" json:"message_limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetConversationRequest) Reset() {
+	*x = GetConversationRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetConversationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetConversationRequest) ProtoMessage() {}
+
+func (x *GetConversationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetConversationRequest.ProtoReflect.Descriptor instead.
+func (*GetConversationRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *GetConversationRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *GetConversationRequest) GetIfVersionNot() int64 {
+	if x != nil && x.IfVersionNot != nil {
+		return *x.IfVersionNot
+	}
+	return 0
+}
+
+func (x *GetConversationRequest) GetMessageLimit() int32 {
+	if x != nil {
+		return x.MessageLimit
+	}
+	return 0
+}
+
+type GetConversationResponse struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Conversation *Conversation          `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	NotModified  bool                   `protobuf:"varint,2,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
+	// The last messages, oldest first.
+	Messages      []*Message `protobuf:"bytes,3,rep,name=messages,proto3" json:"messages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetConversationResponse) Reset() {
+	*x = GetConversationResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetConversationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetConversationResponse) ProtoMessage() {}
+
+func (x *GetConversationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetConversationResponse.ProtoReflect.Descriptor instead.
+func (*GetConversationResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *GetConversationResponse) GetConversation() *Conversation {
+	if x != nil {
+		return x.Conversation
+	}
+	return nil
+}
+
+func (x *GetConversationResponse) GetNotModified() bool {
+	if x != nil {
+		return x.NotModified
+	}
+	return false
+}
+
+func (x *GetConversationResponse) GetMessages() []*Message {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+type ListConversationsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 200; 0: 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the last page's next_page_token; the other fields must be the same.
+	PageToken     string              `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Filter        *ConversationFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListConversationsRequest) Reset() {
+	*x = ListConversationsRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListConversationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListConversationsRequest) ProtoMessage() {}
+
+func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListConversationsRequest.ProtoReflect.Descriptor instead.
+func (*ListConversationsRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ListConversationsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListConversationsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListConversationsRequest) GetFilter() *ConversationFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+// ConversationFilter chooses conversations that have all that is set.
+type ConversationFilter struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ProjectId string                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	// All these labels.
+	Labels map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Changed since then.
+	ActiveSince   *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=active_since,json=activeSince,proto3" json:"active_since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConversationFilter) Reset() {
+	*x = ConversationFilter{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConversationFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConversationFilter) ProtoMessage() {}
+
+func (x *ConversationFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConversationFilter.ProtoReflect.Descriptor instead.
+func (*ConversationFilter) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ConversationFilter) GetProjectId() string {
 	if x != nil {
 		return x.ProjectId
 	}
 	return ""
 }
 
-func (x *Conversation) GetTtl() *durationpb.Duration {
+func (x *ConversationFilter) GetLabels() map[string]string {
 	if x != nil {
-		return x.Ttl
+		return x.Labels
 	}
 	return nil
 }
 
-func (x *Conversation) GetMessageCount() int64 {
+func (x *ConversationFilter) GetActiveSince() *timestamppb.Timestamp {
 	if x != nil {
-		return x.MessageCount
+		return x.ActiveSince
+	}
+	return nil
+}
+
+type ListConversationsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty on the last page.
+	NextPageToken string          `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	Conversations []*Conversation `protobuf:"bytes,2,rep,name=conversations,proto3" json:"conversations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListConversationsResponse) Reset() {
+	*x = ListConversationsResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListConversationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListConversationsResponse) ProtoMessage() {}
+
+func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListConversationsResponse.ProtoReflect.Descriptor instead.
+func (*ListConversationsResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListConversationsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListConversationsResponse) GetConversations() []*Conversation {
+	if x != nil {
+		return x.Conversations
+	}
+	return nil
+}
+
+type UpdateConversationRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	Conversation   *Conversation          `protobuf:"bytes,4,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	UpdateMask     *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *UpdateConversationRequest) Reset() {
+	*x = UpdateConversationRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateConversationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateConversationRequest) ProtoMessage() {}
+
+func (x *UpdateConversationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateConversationRequest.ProtoReflect.Descriptor instead.
+func (*UpdateConversationRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *UpdateConversationRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *UpdateConversationRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
 	}
 	return 0
 }
 
-func (x *Conversation) GetTokenCount() int64 {
+func (x *UpdateConversationRequest) GetConversationId() string {
 	if x != nil {
-		return x.TokenCount
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *UpdateConversationRequest) GetConversation() *Conversation {
+	if x != nil {
+		return x.Conversation
+	}
+	return nil
+}
+
+func (x *UpdateConversationRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+type UpdateConversationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Conversation  *Conversation          `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateConversationResponse) Reset() {
+	*x = UpdateConversationResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateConversationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateConversationResponse) ProtoMessage() {}
+
+func (x *UpdateConversationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateConversationResponse.ProtoReflect.Descriptor instead.
+func (*UpdateConversationResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *UpdateConversationResponse) GetConversation() *Conversation {
+	if x != nil {
+		return x.Conversation
+	}
+	return nil
+}
+
+type DeleteConversationRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DeleteConversationRequest) Reset() {
+	*x = DeleteConversationRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteConversationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteConversationRequest) ProtoMessage() {}
+
+func (x *DeleteConversationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteConversationRequest.ProtoReflect.Descriptor instead.
+func (*DeleteConversationRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DeleteConversationRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *DeleteConversationRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
 	}
 	return 0
 }
 
-func (x *Conversation) GetVoice() *VoiceState {
+func (x *DeleteConversationRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+type DeleteConversationResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Existed bool                   `protobuf:"varint,1,opt,name=existed,proto3" json:"existed,omitempty"`
+	// Of the deletion; 0: there was nothing to delete.
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteConversationResponse) Reset() {
+	*x = DeleteConversationResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteConversationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteConversationResponse) ProtoMessage() {}
+
+func (x *DeleteConversationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteConversationResponse.ProtoReflect.Descriptor instead.
+func (*DeleteConversationResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *DeleteConversationResponse) GetExisted() bool {
+	if x != nil {
+		return x.Existed
+	}
+	return false
+}
+
+func (x *DeleteConversationResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type AppendRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	Messages       []*Message             `protobuf:"bytes,4,rep,name=messages,proto3" json:"messages,omitempty"`
+	Intents        []*Intent              `protobuf:"bytes,5,rep,name=intents,proto3" json:"intents,omitempty"`
+	FlowSteps      []*FlowStep            `protobuf:"bytes,6,rep,name=flow_steps,json=flowSteps,proto3" json:"flow_steps,omitempty"`
+	// What is empty in it stays as it was.
+	Voice *VoiceState `protobuf:"bytes,7,opt,name=voice,proto3" json:"voice,omitempty"`
+	// Make the conversation where it is not there.
+	CreateIfMissing bool `protobuf:"varint,8,opt,name=create_if_missing,json=createIfMissing,proto3" json:"create_if_missing,omitempty"`
+	// Of a conversation that is made; nothing where it is there.
+	Conversation *Conversation `protobuf:"bytes,9,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	// A conversation that is made belongs to the whole tenant. Services that act for no user have to say so.
+	Shared        bool `protobuf:"varint,10,opt,name=shared,proto3" json:"shared,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppendRequest) Reset() {
+	*x = AppendRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppendRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppendRequest) ProtoMessage() {}
+
+func (x *AppendRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppendRequest.ProtoReflect.Descriptor instead.
+func (*AppendRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AppendRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *AppendRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *AppendRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *AppendRequest) GetMessages() []*Message {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+func (x *AppendRequest) GetIntents() []*Intent {
+	if x != nil {
+		return x.Intents
+	}
+	return nil
+}
+
+func (x *AppendRequest) GetFlowSteps() []*FlowStep {
+	if x != nil {
+		return x.FlowSteps
+	}
+	return nil
+}
+
+func (x *AppendRequest) GetVoice() *VoiceState {
 	if x != nil {
 		return x.Voice
 	}
 	return nil
 }
 
-func (x *Conversation) GetIntent() *Intent {
+func (x *AppendRequest) GetCreateIfMissing() bool {
 	if x != nil {
-		return x.Intent
+		return x.CreateIfMissing
+	}
+	return false
+}
+
+func (x *AppendRequest) GetConversation() *Conversation {
+	if x != nil {
+		return x.Conversation
 	}
 	return nil
 }
 
-func (x *Conversation) GetFlow() *FlowStep {
+func (x *AppendRequest) GetShared() bool {
 	if x != nil {
-		return x.Flow
+		return x.Shared
+	}
+	return false
+}
+
+type AppendResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The messages as stored, in the order of the request: seq, client_message_id, token_count and create_time.
+	Messages []*Message `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
+	// Those of them that the conversation had already.
+	DuplicateSeqs []int32 `protobuf:"varint,2,rep,packed,name=duplicate_seqs,json=duplicateSeqs,proto3" json:"duplicate_seqs,omitempty"`
+	// The conversation was made.
+	Created       bool  `protobuf:"varint,3,opt,name=created,proto3" json:"created,omitempty"`
+	Version       int64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppendResponse) Reset() {
+	*x = AppendResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppendResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppendResponse) ProtoMessage() {}
+
+func (x *AppendResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppendResponse.ProtoReflect.Descriptor instead.
+func (*AppendResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AppendResponse) GetMessages() []*Message {
+	if x != nil {
+		return x.Messages
 	}
 	return nil
 }
 
-func (x *Conversation) GetLive() *LiveStatus {
+func (x *AppendResponse) GetDuplicateSeqs() []int32 {
 	if x != nil {
-		return x.Live
+		return x.DuplicateSeqs
 	}
 	return nil
 }
 
-func (x *Conversation) GetSummary() *Summary {
+func (x *AppendResponse) GetCreated() bool {
+	if x != nil {
+		return x.Created
+	}
+	return false
+}
+
+func (x *AppendResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type EditMessagesRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// Remove the messages after this one; 0: all.
+	TruncateAfterSeq *int32 `protobuf:"varint,4,opt,name=truncate_after_seq,json=truncateAfterSeq,proto3,oneof" json:"truncate_after_seq,omitempty"`
+	// Remove these messages. Those that are not there are no error.
+	DeleteSeqs []int32          `protobuf:"varint,5,rep,packed,name=delete_seqs,json=deleteSeqs,proto3" json:"delete_seqs,omitempty"`
+	Updates    []*MessageUpdate `protobuf:"bytes,6,rep,name=updates,proto3" json:"updates,omitempty"`
+	Messages   []*Message       `protobuf:"bytes,7,rep,name=messages,proto3" json:"messages,omitempty"`
+	// Answer the removed messages.
+	ReturnRemoved bool `protobuf:"varint,8,opt,name=return_removed,json=returnRemoved,proto3" json:"return_removed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EditMessagesRequest) Reset() {
+	*x = EditMessagesRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EditMessagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EditMessagesRequest) ProtoMessage() {}
+
+func (x *EditMessagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EditMessagesRequest.ProtoReflect.Descriptor instead.
+func (*EditMessagesRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *EditMessagesRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *EditMessagesRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *EditMessagesRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *EditMessagesRequest) GetTruncateAfterSeq() int32 {
+	if x != nil && x.TruncateAfterSeq != nil {
+		return *x.TruncateAfterSeq
+	}
+	return 0
+}
+
+func (x *EditMessagesRequest) GetDeleteSeqs() []int32 {
+	if x != nil {
+		return x.DeleteSeqs
+	}
+	return nil
+}
+
+func (x *EditMessagesRequest) GetUpdates() []*MessageUpdate {
+	if x != nil {
+		return x.Updates
+	}
+	return nil
+}
+
+func (x *EditMessagesRequest) GetMessages() []*Message {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+func (x *EditMessagesRequest) GetReturnRemoved() bool {
+	if x != nil {
+		return x.ReturnRemoved
+	}
+	return false
+}
+
+// MessageUpdate changes the message that message.seq names: its role, modality, status, text, parts, token_count, metadata, pinned,
+// hidden and spoken.
+type MessageUpdate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where the text is changed and token_count is not, the server estimates it again. A message that had text and is given parts
+	// loses its text, and the reverse. With spoken.heard_text or spoken.played_ms the user spoke over the message: its status is
+	// INTERRUPTED, and the other is worked out. What was heard is the beginning of the text, as far as they are alike; the last report
+	// counts.
+	Message *Message `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	// As in UpdateConversation. A mask is needed to set pinned or hidden to false.
+	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MessageUpdate) Reset() {
+	*x = MessageUpdate{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MessageUpdate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MessageUpdate) ProtoMessage() {}
+
+func (x *MessageUpdate) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MessageUpdate.ProtoReflect.Descriptor instead.
+func (*MessageUpdate) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *MessageUpdate) GetMessage() *Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *MessageUpdate) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+type EditMessagesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The messages that were updated, whole as far as they fit into 2 MiB, and those that were appended, as in AppendResponse.
+	Messages    []*Message `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
+	RemovedSeqs []int32    `protobuf:"varint,2,rep,packed,name=removed_seqs,json=removedSeqs,proto3" json:"removed_seqs,omitempty"`
+	// With return_removed, as many of them, from the oldest on, as fit into 2 MiB.
+	Removed []*Message `protobuf:"bytes,3,rep,name=removed,proto3" json:"removed,omitempty"`
+	Version int64      `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	// Those of the appended messages that the conversation had already.
+	DuplicateSeqs []int32 `protobuf:"varint,5,rep,packed,name=duplicate_seqs,json=duplicateSeqs,proto3" json:"duplicate_seqs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EditMessagesResponse) Reset() {
+	*x = EditMessagesResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EditMessagesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EditMessagesResponse) ProtoMessage() {}
+
+func (x *EditMessagesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EditMessagesResponse.ProtoReflect.Descriptor instead.
+func (*EditMessagesResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *EditMessagesResponse) GetMessages() []*Message {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+func (x *EditMessagesResponse) GetRemovedSeqs() []int32 {
+	if x != nil {
+		return x.RemovedSeqs
+	}
+	return nil
+}
+
+func (x *EditMessagesResponse) GetRemoved() []*Message {
+	if x != nil {
+		return x.Removed
+	}
+	return nil
+}
+
+func (x *EditMessagesResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *EditMessagesResponse) GetDuplicateSeqs() []int32 {
+	if x != nil {
+		return x.DuplicateSeqs
+	}
+	return nil
+}
+
+type ListMessagesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 200; 0: 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the last page's next_page_token; the other fields must be the same.
+	PageToken      string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	NewestFirst    bool   `protobuf:"varint,4,opt,name=newest_first,json=newestFirst,proto3" json:"newest_first,omitempty"`
+	// Only messages after this one.
+	AfterSeq int32 `protobuf:"varint,5,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
+	// Only messages before this one; 0: all.
+	BeforeSeq int32 `protobuf:"varint,6,opt,name=before_seq,json=beforeSeq,proto3" json:"before_seq,omitempty"`
+	// Only messages with these ids, on one page.
+	ClientMessageIds []string `protobuf:"bytes,7,rep,name=client_message_ids,json=clientMessageIds,proto3" json:"client_message_ids,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *ListMessagesRequest) Reset() {
+	*x = ListMessagesRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListMessagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListMessagesRequest) ProtoMessage() {}
+
+func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListMessagesRequest.ProtoReflect.Descriptor instead.
+func (*ListMessagesRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListMessagesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListMessagesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListMessagesRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *ListMessagesRequest) GetNewestFirst() bool {
+	if x != nil {
+		return x.NewestFirst
+	}
+	return false
+}
+
+func (x *ListMessagesRequest) GetAfterSeq() int32 {
+	if x != nil {
+		return x.AfterSeq
+	}
+	return 0
+}
+
+func (x *ListMessagesRequest) GetBeforeSeq() int32 {
+	if x != nil {
+		return x.BeforeSeq
+	}
+	return 0
+}
+
+func (x *ListMessagesRequest) GetClientMessageIds() []string {
+	if x != nil {
+		return x.ClientMessageIds
+	}
+	return nil
+}
+
+type ListMessagesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty on the last page.
+	NextPageToken string     `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	Messages      []*Message `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
+	// The conversation's version.
+	Version       int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListMessagesResponse) Reset() {
+	*x = ListMessagesResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListMessagesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListMessagesResponse) ProtoMessage() {}
+
+func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListMessagesResponse.ProtoReflect.Descriptor instead.
+func (*ListMessagesResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListMessagesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListMessagesResponse) GetMessages() []*Message {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+func (x *ListMessagesResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type ListRecordsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 200; 0: 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the last page's next_page_token; the other fields must be the same.
+	PageToken      string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// Empty: all.
+	Types         []RecordType `protobuf:"varint,4,rep,packed,name=types,proto3,enum=holdfast.conversation.v1.RecordType" json:"types,omitempty"`
+	NewestFirst   bool         `protobuf:"varint,5,opt,name=newest_first,json=newestFirst,proto3" json:"newest_first,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRecordsRequest) Reset() {
+	*x = ListRecordsRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRecordsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRecordsRequest) ProtoMessage() {}
+
+func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRecordsRequest.ProtoReflect.Descriptor instead.
+func (*ListRecordsRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ListRecordsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListRecordsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListRecordsRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *ListRecordsRequest) GetTypes() []RecordType {
+	if x != nil {
+		return x.Types
+	}
+	return nil
+}
+
+func (x *ListRecordsRequest) GetNewestFirst() bool {
+	if x != nil {
+		return x.NewestFirst
+	}
+	return false
+}
+
+type ListRecordsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty on the last page.
+	NextPageToken string    `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	Records       []*Record `protobuf:"bytes,2,rep,name=records,proto3" json:"records,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRecordsResponse) Reset() {
+	*x = ListRecordsResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRecordsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRecordsResponse) ProtoMessage() {}
+
+func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRecordsResponse.ProtoReflect.Descriptor instead.
+func (*ListRecordsResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ListRecordsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListRecordsResponse) GetRecords() []*Record {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+type GetContextWindowRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// 256 to 2,000,000; 0: 32,000. A window also ends at 2 MiB.
+	BudgetTokens int32 `protobuf:"varint,2,opt,name=budget_tokens,json=budgetTokens,proto3" json:"budget_tokens,omitempty"`
+	// No summary: the messages themselves, as many as fit.
+	RecentOnly bool          `protobuf:"varint,3,opt,name=recent_only,json=recentOnly,proto3" json:"recent_only,omitempty"`
+	Format     ContextFormat `protobuf:"varint,4,opt,name=format,proto3,enum=holdfast.conversation.v1.ContextFormat" json:"format,omitempty"`
+	// In LIVE_SEED: end with a turn of the user, as Gemini 2.5 wants it.
+	EndsWithUser  bool `protobuf:"varint,5,opt,name=ends_with_user,json=endsWithUser,proto3" json:"ends_with_user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetContextWindowRequest) Reset() {
+	*x = GetContextWindowRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetContextWindowRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetContextWindowRequest) ProtoMessage() {}
+
+func (x *GetContextWindowRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetContextWindowRequest.ProtoReflect.Descriptor instead.
+func (*GetContextWindowRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *GetContextWindowRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *GetContextWindowRequest) GetBudgetTokens() int32 {
+	if x != nil {
+		return x.BudgetTokens
+	}
+	return 0
+}
+
+func (x *GetContextWindowRequest) GetRecentOnly() bool {
+	if x != nil {
+		return x.RecentOnly
+	}
+	return false
+}
+
+func (x *GetContextWindowRequest) GetFormat() ContextFormat {
+	if x != nil {
+		return x.Format
+	}
+	return ContextFormat_CONTEXT_FORMAT_UNSPECIFIED
+}
+
+func (x *GetContextWindowRequest) GetEndsWithUser() bool {
+	if x != nil {
+		return x.EndsWithUser
+	}
+	return false
+}
+
+// ContextWindow says what of a conversation is in a context window.
+type ContextWindow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest messages in it; 0, 0: none.
+	FromSeq int32 `protobuf:"varint,1,opt,name=from_seq,json=fromSeq,proto3" json:"from_seq,omitempty"`
+	ToSeq   int32 `protobuf:"varint,2,opt,name=to_seq,json=toSeq,proto3" json:"to_seq,omitempty"`
+	// The seqs that are in neither the window nor its summary. Those of deleted and hidden messages count.
+	DroppedCount int32 `protobuf:"varint,3,opt,name=dropped_count,json=droppedCount,proto3" json:"dropped_count,omitempty"`
+	// By the messages' own counts; less where only a part was heard.
+	TotalTokens int64 `protobuf:"varint,4,opt,name=total_tokens,json=totalTokens,proto3" json:"total_tokens,omitempty"`
+	// What must be in it, and the newest turn, are more than the budget.
+	OverBudget bool `protobuf:"varint,5,opt,name=over_budget,json=overBudget,proto3" json:"over_budget,omitempty"`
+	// The summary in it; 0: none.
+	SummarySeq int32 `protobuf:"varint,6,opt,name=summary_seq,json=summarySeq,proto3" json:"summary_seq,omitempty"`
+	// The messages that ought to be summarised next; 0, 0: none.
+	CompactFromSeq int32 `protobuf:"varint,7,opt,name=compact_from_seq,json=compactFromSeq,proto3" json:"compact_from_seq,omitempty"`
+	CompactToSeq   int32 `protobuf:"varint,8,opt,name=compact_to_seq,json=compactToSeq,proto3" json:"compact_to_seq,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ContextWindow) Reset() {
+	*x = ContextWindow{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextWindow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextWindow) ProtoMessage() {}
+
+func (x *ContextWindow) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextWindow.ProtoReflect.Descriptor instead.
+func (*ContextWindow) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ContextWindow) GetFromSeq() int32 {
+	if x != nil {
+		return x.FromSeq
+	}
+	return 0
+}
+
+func (x *ContextWindow) GetToSeq() int32 {
+	if x != nil {
+		return x.ToSeq
+	}
+	return 0
+}
+
+func (x *ContextWindow) GetDroppedCount() int32 {
+	if x != nil {
+		return x.DroppedCount
+	}
+	return 0
+}
+
+func (x *ContextWindow) GetTotalTokens() int64 {
+	if x != nil {
+		return x.TotalTokens
+	}
+	return 0
+}
+
+func (x *ContextWindow) GetOverBudget() bool {
+	if x != nil {
+		return x.OverBudget
+	}
+	return false
+}
+
+func (x *ContextWindow) GetSummarySeq() int32 {
+	if x != nil {
+		return x.SummarySeq
+	}
+	return 0
+}
+
+func (x *ContextWindow) GetCompactFromSeq() int32 {
+	if x != nil {
+		return x.CompactFromSeq
+	}
+	return 0
+}
+
+func (x *ContextWindow) GetCompactToSeq() int32 {
+	if x != nil {
+		return x.CompactToSeq
+	}
+	return 0
+}
+
+// ContextItem is one piece of a neutral context window.
+type ContextItem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Item:
+	//
+	//	*ContextItem_Summary
+	//	*ContextItem_Message
+	//	*ContextItem_ToolCall
+	Item          isContextItem_Item `protobuf_oneof:"item"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextItem) Reset() {
+	*x = ContextItem{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextItem) ProtoMessage() {}
+
+func (x *ContextItem) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextItem.ProtoReflect.Descriptor instead.
+func (*ContextItem) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ContextItem) GetItem() isContextItem_Item {
+	if x != nil {
+		return x.Item
+	}
+	return nil
+}
+
+func (x *ContextItem) GetSummary() *Summary {
+	if x != nil {
+		if x, ok := x.Item.(*ContextItem_Summary); ok {
+			return x.Summary
+		}
+	}
+	return nil
+}
+
+func (x *ContextItem) GetMessage() *Message {
+	if x != nil {
+		if x, ok := x.Item.(*ContextItem_Message); ok {
+			return x.Message
+		}
+	}
+	return nil
+}
+
+func (x *ContextItem) GetToolCall() *ToolCall {
+	if x != nil {
+		if x, ok := x.Item.(*ContextItem_ToolCall); ok {
+			return x.ToolCall
+		}
+	}
+	return nil
+}
+
+type isContextItem_Item interface {
+	isContextItem_Item()
+}
+
+type ContextItem_Summary struct {
+	Summary *Summary `protobuf:"bytes,1,opt,name=summary,proto3,oneof"`
+}
+
+type ContextItem_Message struct {
+	// Its text is what was heard.
+	Message *Message `protobuf:"bytes,2,opt,name=message,proto3,oneof"`
+}
+
+type ContextItem_ToolCall struct {
+	// A call with its response, if there is one.
+	ToolCall *ToolCall `protobuf:"bytes,3,opt,name=tool_call,json=toolCall,proto3,oneof"`
+}
+
+func (*ContextItem_Summary) isContextItem_Item() {}
+
+func (*ContextItem_Message) isContextItem_Item() {}
+
+func (*ContextItem_ToolCall) isContextItem_Item() {}
+
+type GetContextWindowResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Window *ContextWindow         `protobuf:"bytes,1,opt,name=window,proto3" json:"window,omitempty"`
+	// In NEUTRAL: pinned and system messages, the summary, then the newest messages and tool calls, in order.
+	Items []*ContextItem `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
+	// In GEMINI_CONTENTS.
+	Contents []*structpb.Struct `protobuf:"bytes,3,rep,name=contents,proto3" json:"contents,omitempty"`
+	// In GEMINI_CONTENTS; unset: there are no system messages.
+	SystemInstruction *structpb.Struct `protobuf:"bytes,4,opt,name=system_instruction,json=systemInstruction,proto3" json:"system_instruction,omitempty"`
+	// In LIVE_SEED: a message with the field clientContent; unset: nothing was said.
+	Seed *structpb.Struct `protobuf:"bytes,5,opt,name=seed,proto3" json:"seed,omitempty"`
+	// The conversation's version.
+	Version       int64 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetContextWindowResponse) Reset() {
+	*x = GetContextWindowResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetContextWindowResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetContextWindowResponse) ProtoMessage() {}
+
+func (x *GetContextWindowResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetContextWindowResponse.ProtoReflect.Descriptor instead.
+func (*GetContextWindowResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *GetContextWindowResponse) GetWindow() *ContextWindow {
+	if x != nil {
+		return x.Window
+	}
+	return nil
+}
+
+func (x *GetContextWindowResponse) GetItems() []*ContextItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *GetContextWindowResponse) GetContents() []*structpb.Struct {
+	if x != nil {
+		return x.Contents
+	}
+	return nil
+}
+
+func (x *GetContextWindowResponse) GetSystemInstruction() *structpb.Struct {
+	if x != nil {
+		return x.SystemInstruction
+	}
+	return nil
+}
+
+func (x *GetContextWindowResponse) GetSeed() *structpb.Struct {
+	if x != nil {
+		return x.Seed
+	}
+	return nil
+}
+
+func (x *GetContextWindowResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type ProposeCompactionRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// Leave at least so many tokens of the newest messages as they are; 0: 4,000.
+	KeepTokens int32 `protobuf:"varint,4,opt,name=keep_tokens,json=keepTokens,proto3" json:"keep_tokens,omitempty"`
+	// 1 second to 1 hour; unset: 2 minutes.
+	LeaseDuration *durationpb.Duration `protobuf:"bytes,5,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
+	// Summarise from the first message on, not from where the newest summary ends.
+	FromScratch bool `protobuf:"varint,6,opt,name=from_scratch,json=fromScratch,proto3" json:"from_scratch,omitempty"`
+	// To choose again while the caller has a lease: the token of that.
+	FencingToken  int64 `protobuf:"varint,7,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposeCompactionRequest) Reset() {
+	*x = ProposeCompactionRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeCompactionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeCompactionRequest) ProtoMessage() {}
+
+func (x *ProposeCompactionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeCompactionRequest.ProtoReflect.Descriptor instead.
+func (*ProposeCompactionRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ProposeCompactionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ProposeCompactionRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *ProposeCompactionRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *ProposeCompactionRequest) GetKeepTokens() int32 {
+	if x != nil {
+		return x.KeepTokens
+	}
+	return 0
+}
+
+func (x *ProposeCompactionRequest) GetLeaseDuration() *durationpb.Duration {
+	if x != nil {
+		return x.LeaseDuration
+	}
+	return nil
+}
+
+func (x *ProposeCompactionRequest) GetFromScratch() bool {
+	if x != nil {
+		return x.FromScratch
+	}
+	return false
+}
+
+func (x *ProposeCompactionRequest) GetFencingToken() int64 {
+	if x != nil {
+		return x.FencingToken
+	}
+	return 0
+}
+
+type ProposeCompactionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unset: there is nothing to summarise.
+	Lease *v1.Lease `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	// The messages to summarise; list them. At most 1,000.
+	FromSeq int32 `protobuf:"varint,2,opt,name=from_seq,json=fromSeq,proto3" json:"from_seq,omitempty"`
+	ToSeq   int32 `protobuf:"varint,3,opt,name=to_seq,json=toSeq,proto3" json:"to_seq,omitempty"`
+	// The new summary must also have what this one has; unset: none.
+	Previous *Summary `protobuf:"bytes,4,opt,name=previous,proto3" json:"previous,omitempty"`
+	// Of the messages and the previous summary.
+	TokenCount    int64 `protobuf:"varint,5,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposeCompactionResponse) Reset() {
+	*x = ProposeCompactionResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeCompactionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeCompactionResponse) ProtoMessage() {}
+
+func (x *ProposeCompactionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeCompactionResponse.ProtoReflect.Descriptor instead.
+func (*ProposeCompactionResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ProposeCompactionResponse) GetLease() *v1.Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+func (x *ProposeCompactionResponse) GetFromSeq() int32 {
+	if x != nil {
+		return x.FromSeq
+	}
+	return 0
+}
+
+func (x *ProposeCompactionResponse) GetToSeq() int32 {
+	if x != nil {
+		return x.ToSeq
+	}
+	return 0
+}
+
+func (x *ProposeCompactionResponse) GetPrevious() *Summary {
+	if x != nil {
+		return x.Previous
+	}
+	return nil
+}
+
+func (x *ProposeCompactionResponse) GetTokenCount() int64 {
+	if x != nil {
+		return x.TokenCount
+	}
+	return 0
+}
+
+type CommitCompactionRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	FencingToken   int64                  `protobuf:"varint,4,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	Text           string                 `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
+	// Unset: the server estimates it.
+	TokenCount    *int32 `protobuf:"varint,6,opt,name=token_count,json=tokenCount,proto3,oneof" json:"token_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitCompactionRequest) Reset() {
+	*x = CommitCompactionRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitCompactionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitCompactionRequest) ProtoMessage() {}
+
+func (x *CommitCompactionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitCompactionRequest.ProtoReflect.Descriptor instead.
+func (*CommitCompactionRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *CommitCompactionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CommitCompactionRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *CommitCompactionRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *CommitCompactionRequest) GetFencingToken() int64 {
+	if x != nil {
+		return x.FencingToken
+	}
+	return 0
+}
+
+func (x *CommitCompactionRequest) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *CommitCompactionRequest) GetTokenCount() int32 {
+	if x != nil && x.TokenCount != nil {
+		return *x.TokenCount
+	}
+	return 0
+}
+
+type CommitCompactionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Summary       *Summary               `protobuf:"bytes,1,opt,name=summary,proto3" json:"summary,omitempty"`
+	Version       int64                  `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitCompactionResponse) Reset() {
+	*x = CommitCompactionResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitCompactionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitCompactionResponse) ProtoMessage() {}
+
+func (x *CommitCompactionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitCompactionResponse.ProtoReflect.Descriptor instead.
+func (*CommitCompactionResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *CommitCompactionResponse) GetSummary() *Summary {
 	if x != nil {
 		return x.Summary
 	}
 	return nil
 }
 
-func (x *Conversation) GetToolCallCount() int64 {
+func (x *CommitCompactionResponse) GetVersion() int64 {
 	if x != nil {
-		return x.ToolCallCount
+		return x.Version
 	}
 	return 0
 }
 
-func (x *Conversation) GetFragmentCount() int64 {
+type ForkConversationRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// Types that are valid to be assigned to At:
+	//
+	//	*ForkConversationRequest_AtVersion
+	//	*ForkConversationRequest_ThroughSeq
+	At isForkConversationRequest_At `protobuf_oneof:"at"`
+	// Empty: the server makes one.
+	NewConversationId string        `protobuf:"bytes,6,opt,name=new_conversation_id,json=newConversationId,proto3" json:"new_conversation_id,omitempty"`
+	Conversation      *Conversation `protobuf:"bytes,7,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *ForkConversationRequest) Reset() {
+	*x = ForkConversationRequest{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkConversationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkConversationRequest) ProtoMessage() {}
+
+func (x *ForkConversationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[28]
 	if x != nil {
-		return x.FragmentCount
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkConversationRequest.ProtoReflect.Descriptor instead.
+func (*ForkConversationRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ForkConversationRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ForkConversationRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
 	}
 	return 0
 }
 
-func (x *Conversation) GetPinnedSeqs() []int64 {
+func (x *ForkConversationRequest) GetConversationId() string {
 	if x != nil {
-		return x.PinnedSeqs
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *ForkConversationRequest) GetAt() isForkConversationRequest_At {
+	if x != nil {
+		return x.At
 	}
 	return nil
 }
 
-func (x *Conversation) GetFloor() *Floor {
+func (x *ForkConversationRequest) GetAtVersion() int64 {
 	if x != nil {
-		return x.Floor
+		if x, ok := x.At.(*ForkConversationRequest_AtVersion); ok {
+			return x.AtVersion
+		}
+	}
+	return 0
+}
+
+func (x *ForkConversationRequest) GetThroughSeq() int32 {
+	if x != nil {
+		if x, ok := x.At.(*ForkConversationRequest_ThroughSeq); ok {
+			return x.ThroughSeq
+		}
+	}
+	return 0
+}
+
+func (x *ForkConversationRequest) GetNewConversationId() string {
+	if x != nil {
+		return x.NewConversationId
+	}
+	return ""
+}
+
+func (x *ForkConversationRequest) GetConversation() *Conversation {
+	if x != nil {
+		return x.Conversation
+	}
+	return nil
+}
+
+type isForkConversationRequest_At interface {
+	isForkConversationRequest_At()
+}
+
+type ForkConversationRequest_AtVersion struct {
+	// What it was at this version.
+	AtVersion int64 `protobuf:"varint,4,opt,name=at_version,json=atVersion,proto3,oneof"`
+}
+
+type ForkConversationRequest_ThroughSeq struct {
+	// What it is now, as far as this message.
+	ThroughSeq int32 `protobuf:"varint,5,opt,name=through_seq,json=throughSeq,proto3,oneof"`
+}
+
+func (*ForkConversationRequest_AtVersion) isForkConversationRequest_At() {}
+
+func (*ForkConversationRequest_ThroughSeq) isForkConversationRequest_At() {}
+
+type ForkConversationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Conversation  *Conversation          `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkConversationResponse) Reset() {
+	*x = ForkConversationResponse{}
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkConversationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkConversationResponse) ProtoMessage() {}
+
+func (x *ForkConversationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkConversationResponse.ProtoReflect.Descriptor instead.
+func (*ForkConversationResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ForkConversationResponse) GetConversation() *Conversation {
+	if x != nil {
+		return x.Conversation
 	}
 	return nil
 }
@@ -376,7 +2398,7 @@ type LiveStatus struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Epoch    int64                  `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Device   string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
-	Provider LiveProvider           `protobuf:"varint,3,opt,name=provider,proto3,enum=holdfast.conversation.v1.LiveProvider" json:"provider,omitempty"`
+	Provider v11.LiveProvider       `protobuf:"varint,3,opt,name=provider,proto3,enum=holdfast.store.conversation.v1.LiveProvider" json:"provider,omitempty"`
 	// Counts the provider's sessions of the conversation.
 	Session int64 `protobuf:"varint,4,opt,name=session,proto3" json:"session,omitempty"`
 	// The provider's id of the session.
@@ -402,7 +2424,7 @@ type LiveStatus struct {
 
 func (x *LiveStatus) Reset() {
 	*x = LiveStatus{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[1]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -414,7 +2436,7 @@ func (x *LiveStatus) String() string {
 func (*LiveStatus) ProtoMessage() {}
 
 func (x *LiveStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[1]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -427,7 +2449,7 @@ func (x *LiveStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveStatus.ProtoReflect.Descriptor instead.
 func (*LiveStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{1}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *LiveStatus) GetEpoch() int64 {
@@ -444,11 +2466,11 @@ func (x *LiveStatus) GetDevice() string {
 	return ""
 }
 
-func (x *LiveStatus) GetProvider() LiveProvider {
+func (x *LiveStatus) GetProvider() v11.LiveProvider {
 	if x != nil {
 		return x.Provider
 	}
-	return LiveProvider_LIVE_PROVIDER_UNSPECIFIED
+	return v11.LiveProvider(0)
 }
 
 func (x *LiveStatus) GetSession() int64 {
@@ -528,693 +2550,13 @@ func (x *LiveStatus) GetByteCount() int64 {
 	return 0
 }
 
-type CreateConversationRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 to 128 of A-Z a-z 0-9 . _ : -; empty: the server makes one.
-	ConversationId string            `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	Title          string            `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
-	Labels         map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	ProjectId      string            `protobuf:"bytes,4,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	// 24 h to 10 years; unset: the server's default.
-	Ttl           *durationpb.Duration `protobuf:"bytes,5,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	RequestId     string               `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CreateConversationRequest) Reset() {
-	*x = CreateConversationRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[2]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreateConversationRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreateConversationRequest) ProtoMessage() {}
-
-func (x *CreateConversationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[2]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreateConversationRequest.ProtoReflect.Descriptor instead.
-func (*CreateConversationRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *CreateConversationRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *CreateConversationRequest) GetTitle() string {
-	if x != nil {
-		return x.Title
-	}
-	return ""
-}
-
-func (x *CreateConversationRequest) GetLabels() map[string]string {
-	if x != nil {
-		return x.Labels
-	}
-	return nil
-}
-
-func (x *CreateConversationRequest) GetProjectId() string {
-	if x != nil {
-		return x.ProjectId
-	}
-	return ""
-}
-
-func (x *CreateConversationRequest) GetTtl() *durationpb.Duration {
-	if x != nil {
-		return x.Ttl
-	}
-	return nil
-}
-
-func (x *CreateConversationRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-type CreateConversationResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Conversation  *Conversation          `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CreateConversationResponse) Reset() {
-	*x = CreateConversationResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[3]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreateConversationResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreateConversationResponse) ProtoMessage() {}
-
-func (x *CreateConversationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[3]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreateConversationResponse.ProtoReflect.Descriptor instead.
-func (*CreateConversationResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{3}
-}
-
-func (x *CreateConversationResponse) GetConversation() *Conversation {
-	if x != nil {
-		return x.Conversation
-	}
-	return nil
-}
-
-func (x *CreateConversationResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type GetConversationRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// How many of the last messages come along: 0 to 200. Fewer do where they would be more than 2 MiB; ListMessages with
-	// before_seq has those before.
-	MessageLimit int32 `protobuf:"varint,2,opt,name=message_limit,json=messageLimit,proto3" json:"message_limit,omitempty"`
-	// At this version the answer is `not_modified` and nothing else.
-	IfVersionNot  int64 `protobuf:"varint,3,opt,name=if_version_not,json=ifVersionNot,proto3" json:"if_version_not,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetConversationRequest) Reset() {
-	*x = GetConversationRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[4]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetConversationRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetConversationRequest) ProtoMessage() {}
-
-func (x *GetConversationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[4]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetConversationRequest.ProtoReflect.Descriptor instead.
-func (*GetConversationRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{4}
-}
-
-func (x *GetConversationRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *GetConversationRequest) GetMessageLimit() int32 {
-	if x != nil {
-		return x.MessageLimit
-	}
-	return 0
-}
-
-func (x *GetConversationRequest) GetIfVersionNot() int64 {
-	if x != nil {
-		return x.IfVersionNot
-	}
-	return 0
-}
-
-type GetConversationResponse struct {
-	state        protoimpl.MessageState `protogen:"open.v1"`
-	Conversation *Conversation          `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
-	// The last messages, oldest first.
-	Messages      []*Message   `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	NotModified   bool         `protobuf:"varint,4,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetConversationResponse) Reset() {
-	*x = GetConversationResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[5]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetConversationResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetConversationResponse) ProtoMessage() {}
-
-func (x *GetConversationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[5]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetConversationResponse.ProtoReflect.Descriptor instead.
-func (*GetConversationResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{5}
-}
-
-func (x *GetConversationResponse) GetConversation() *Conversation {
-	if x != nil {
-		return x.Conversation
-	}
-	return nil
-}
-
-func (x *GetConversationResponse) GetMessages() []*Message {
-	if x != nil {
-		return x.Messages
-	}
-	return nil
-}
-
-func (x *GetConversationResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-func (x *GetConversationResponse) GetNotModified() bool {
-	if x != nil {
-		return x.NotModified
-	}
-	return false
-}
-
-type ListConversationsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 to 200; 0: 50.
-	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// From the last page's next_page_token; the other fields must be the same.
-	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Only conversations about this project.
-	ProjectId string `protobuf:"bytes,3,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	// Only conversations that have all these labels.
-	Labels        map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListConversationsRequest) Reset() {
-	*x = ListConversationsRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[6]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListConversationsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListConversationsRequest) ProtoMessage() {}
-
-func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[6]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListConversationsRequest.ProtoReflect.Descriptor instead.
-func (*ListConversationsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *ListConversationsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-func (x *ListConversationsRequest) GetPageToken() string {
-	if x != nil {
-		return x.PageToken
-	}
-	return ""
-}
-
-func (x *ListConversationsRequest) GetProjectId() string {
-	if x != nil {
-		return x.ProjectId
-	}
-	return ""
-}
-
-func (x *ListConversationsRequest) GetLabels() map[string]string {
-	if x != nil {
-		return x.Labels
-	}
-	return nil
-}
-
-type ListConversationsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Conversations []*ConversationItem    `protobuf:"bytes,1,rep,name=conversations,proto3" json:"conversations,omitempty"`
-	// Empty on the last page.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListConversationsResponse) Reset() {
-	*x = ListConversationsResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[7]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListConversationsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListConversationsResponse) ProtoMessage() {}
-
-func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[7]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListConversationsResponse.ProtoReflect.Descriptor instead.
-func (*ListConversationsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{7}
-}
-
-func (x *ListConversationsResponse) GetConversations() []*ConversationItem {
-	if x != nil {
-		return x.Conversations
-	}
-	return nil
-}
-
-func (x *ListConversationsResponse) GetNextPageToken() string {
-	if x != nil {
-		return x.NextPageToken
-	}
-	return ""
-}
-
-// ConversationItem is one row of a list.
-type ConversationItem struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Conversation  *Conversation          `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ConversationItem) Reset() {
-	*x = ConversationItem{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[8]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ConversationItem) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ConversationItem) ProtoMessage() {}
-
-func (x *ConversationItem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[8]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ConversationItem.ProtoReflect.Descriptor instead.
-func (*ConversationItem) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{8}
-}
-
-func (x *ConversationItem) GetConversation() *Conversation {
-	if x != nil {
-		return x.Conversation
-	}
-	return nil
-}
-
-func (x *ConversationItem) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type UpdateConversationRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	Conversation   *Conversation          `protobuf:"bytes,2,opt,name=conversation,proto3" json:"conversation,omitempty"`
-	UpdateMask     *fieldmaskpb.FieldMask `protobuf:"bytes,3,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	RequestId      string                 `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      int64                  `protobuf:"varint,5,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *UpdateConversationRequest) Reset() {
-	*x = UpdateConversationRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[9]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateConversationRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateConversationRequest) ProtoMessage() {}
-
-func (x *UpdateConversationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[9]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateConversationRequest.ProtoReflect.Descriptor instead.
-func (*UpdateConversationRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{9}
-}
-
-func (x *UpdateConversationRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *UpdateConversationRequest) GetConversation() *Conversation {
-	if x != nil {
-		return x.Conversation
-	}
-	return nil
-}
-
-func (x *UpdateConversationRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
-	if x != nil {
-		return x.UpdateMask
-	}
-	return nil
-}
-
-func (x *UpdateConversationRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *UpdateConversationRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type UpdateConversationResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Conversation  *Conversation          `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateConversationResponse) Reset() {
-	*x = UpdateConversationResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[10]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateConversationResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateConversationResponse) ProtoMessage() {}
-
-func (x *UpdateConversationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[10]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateConversationResponse.ProtoReflect.Descriptor instead.
-func (*UpdateConversationResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{10}
-}
-
-func (x *UpdateConversationResponse) GetConversation() *Conversation {
-	if x != nil {
-		return x.Conversation
-	}
-	return nil
-}
-
-func (x *UpdateConversationResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type DeleteConversationRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	RequestId      string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      int64                  `protobuf:"varint,3,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *DeleteConversationRequest) Reset() {
-	*x = DeleteConversationRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[11]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeleteConversationRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeleteConversationRequest) ProtoMessage() {}
-
-func (x *DeleteConversationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[11]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeleteConversationRequest.ProtoReflect.Descriptor instead.
-func (*DeleteConversationRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{11}
-}
-
-func (x *DeleteConversationRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *DeleteConversationRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *DeleteConversationRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type DeleteConversationResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,1,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeleteConversationResponse) Reset() {
-	*x = DeleteConversationResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[12]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeleteConversationResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeleteConversationResponse) ProtoMessage() {}
-
-func (x *DeleteConversationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[12]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeleteConversationResponse.ProtoReflect.Descriptor instead.
-func (*DeleteConversationResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{12}
-}
-
-func (x *DeleteConversationResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
 type OpenLiveRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// Who connects: a device, a tab.
 	Device string `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
 	// Unset: the Developer API.
-	Provider LiveProvider `protobuf:"varint,3,opt,name=provider,proto3,enum=holdfast.conversation.v1.LiveProvider" json:"provider,omitempty"`
+	Provider v11.LiveProvider `protobuf:"varint,3,opt,name=provider,proto3,enum=holdfast.store.conversation.v1.LiveProvider" json:"provider,omitempty"`
 	// A hash of what the provider will be set up with: model, system instruction, tools, voice. A handle is valid only for
 	// the same.
 	SetupHash string `protobuf:"bytes,4,opt,name=setup_hash,json=setupHash,proto3" json:"setup_hash,omitempty"`
@@ -1236,7 +2578,7 @@ type OpenLiveRequest struct {
 
 func (x *OpenLiveRequest) Reset() {
 	*x = OpenLiveRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +2590,7 @@ func (x *OpenLiveRequest) String() string {
 func (*OpenLiveRequest) ProtoMessage() {}
 
 func (x *OpenLiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +2603,7 @@ func (x *OpenLiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenLiveRequest.ProtoReflect.Descriptor instead.
 func (*OpenLiveRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *OpenLiveRequest) GetConversationId() string {
@@ -1278,11 +2620,11 @@ func (x *OpenLiveRequest) GetDevice() string {
 	return ""
 }
 
-func (x *OpenLiveRequest) GetProvider() LiveProvider {
+func (x *OpenLiveRequest) GetProvider() v11.LiveProvider {
 	if x != nil {
 		return x.Provider
 	}
-	return LiveProvider_LIVE_PROVIDER_UNSPECIFIED
+	return v11.LiveProvider(0)
 }
 
 func (x *OpenLiveRequest) GetSetupHash() string {
@@ -1337,16 +2679,16 @@ func (x *OpenLiveRequest) GetIfVersion() int64 {
 type OpenLiveResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Send it with every frame of this connection. Frames count from client_index 1.
-	Epoch         int64        `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Live          *LiveStatus  `protobuf:"bytes,2,opt,name=live,proto3" json:"live,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Epoch         int64         `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Live          *LiveStatus   `protobuf:"bytes,2,opt,name=live,proto3" json:"live,omitempty"`
+	Metadata      *v12.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OpenLiveResponse) Reset() {
 	*x = OpenLiveResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +2700,7 @@ func (x *OpenLiveResponse) String() string {
 func (*OpenLiveResponse) ProtoMessage() {}
 
 func (x *OpenLiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +2713,7 @@ func (x *OpenLiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenLiveResponse.ProtoReflect.Descriptor instead.
 func (*OpenLiveResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *OpenLiveResponse) GetEpoch() int64 {
@@ -1388,7 +2730,7 @@ func (x *OpenLiveResponse) GetLive() *LiveStatus {
 	return nil
 }
 
-func (x *OpenLiveResponse) GetMetadata() *v1.Metadata {
+func (x *OpenLiveResponse) GetMetadata() *v12.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1409,7 +2751,7 @@ type CloseLiveRequest struct {
 
 func (x *CloseLiveRequest) Reset() {
 	*x = CloseLiveRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +2763,7 @@ func (x *CloseLiveRequest) String() string {
 func (*CloseLiveRequest) ProtoMessage() {}
 
 func (x *CloseLiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +2776,7 @@ func (x *CloseLiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseLiveRequest.ProtoReflect.Descriptor instead.
 func (*CloseLiveRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CloseLiveRequest) GetConversationId() string {
@@ -1475,14 +2817,14 @@ func (x *CloseLiveRequest) GetIfVersion() int64 {
 type CloseLiveResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Live          *LiveStatus            `protobuf:"bytes,1,opt,name=live,proto3" json:"live,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v12.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CloseLiveResponse) Reset() {
 	*x = CloseLiveResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +2836,7 @@ func (x *CloseLiveResponse) String() string {
 func (*CloseLiveResponse) ProtoMessage() {}
 
 func (x *CloseLiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +2849,7 @@ func (x *CloseLiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseLiveResponse.ProtoReflect.Descriptor instead.
 func (*CloseLiveResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CloseLiveResponse) GetLive() *LiveStatus {
@@ -1517,7 +2859,7 @@ func (x *CloseLiveResponse) GetLive() *LiveStatus {
 	return nil
 }
 
-func (x *CloseLiveResponse) GetMetadata() *v1.Metadata {
+func (x *CloseLiveResponse) GetMetadata() *v12.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1539,7 +2881,7 @@ type GetResumePlanRequest struct {
 
 func (x *GetResumePlanRequest) Reset() {
 	*x = GetResumePlanRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1551,7 +2893,7 @@ func (x *GetResumePlanRequest) String() string {
 func (*GetResumePlanRequest) ProtoMessage() {}
 
 func (x *GetResumePlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1564,7 +2906,7 @@ func (x *GetResumePlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResumePlanRequest.ProtoReflect.Descriptor instead.
 func (*GetResumePlanRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetResumePlanRequest) GetConversationId() string {
@@ -1614,9 +2956,9 @@ type GetResumePlanResponse struct {
 	// What of the conversation is in the seed.
 	SeedWindow *ContextWindow `protobuf:"bytes,7,opt,name=seed_window,json=seedWindow,proto3" json:"seed_window,omitempty"`
 	// What the user was saying, and may still be; unset: nothing.
-	OpenUtterance *Message `protobuf:"bytes,8,opt,name=open_utterance,json=openUtterance,proto3" json:"open_utterance,omitempty"`
+	OpenUtterance *v11.Message `protobuf:"bytes,8,opt,name=open_utterance,json=openUtterance,proto3" json:"open_utterance,omitempty"`
 	// Tool calls that wait for a response, or for its delivery.
-	ToolCalls []*ToolCall `protobuf:"bytes,9,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
+	ToolCalls []*v11.ToolCall `protobuf:"bytes,9,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
 	// The newest epoch, and what of it is stored: send what is newer again.
 	Epoch           int64 `protobuf:"varint,10,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	LastClientIndex int64 `protobuf:"varint,11,opt,name=last_client_index,json=lastClientIndex,proto3" json:"last_client_index,omitempty"`
@@ -1629,14 +2971,14 @@ type GetResumePlanResponse struct {
 	RetryTime      *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
 	ResumeFailures int32                  `protobuf:"varint,15,opt,name=resume_failures,json=resumeFailures,proto3" json:"resume_failures,omitempty"`
 	Live           *LiveStatus            `protobuf:"bytes,16,opt,name=live,proto3" json:"live,omitempty"`
-	Metadata       *v1.Metadata           `protobuf:"bytes,17,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata       *v12.Metadata          `protobuf:"bytes,17,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *GetResumePlanResponse) Reset() {
 	*x = GetResumePlanResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1648,7 +2990,7 @@ func (x *GetResumePlanResponse) String() string {
 func (*GetResumePlanResponse) ProtoMessage() {}
 
 func (x *GetResumePlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1661,7 +3003,7 @@ func (x *GetResumePlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResumePlanResponse.ProtoReflect.Descriptor instead.
 func (*GetResumePlanResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetResumePlanResponse) GetAction() ResumeAction {
@@ -1713,14 +3055,14 @@ func (x *GetResumePlanResponse) GetSeedWindow() *ContextWindow {
 	return nil
 }
 
-func (x *GetResumePlanResponse) GetOpenUtterance() *Message {
+func (x *GetResumePlanResponse) GetOpenUtterance() *v11.Message {
 	if x != nil {
 		return x.OpenUtterance
 	}
 	return nil
 }
 
-func (x *GetResumePlanResponse) GetToolCalls() []*ToolCall {
+func (x *GetResumePlanResponse) GetToolCalls() []*v11.ToolCall {
 	if x != nil {
 		return x.ToolCalls
 	}
@@ -1776,7 +3118,7 @@ func (x *GetResumePlanResponse) GetLive() *LiveStatus {
 	return nil
 }
 
-func (x *GetResumePlanResponse) GetMetadata() *v1.Metadata {
+func (x *GetResumePlanResponse) GetMetadata() *v12.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -1801,7 +3143,7 @@ type ReportResumeFailedRequest struct {
 
 func (x *ReportResumeFailedRequest) Reset() {
 	*x = ReportResumeFailedRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +3155,7 @@ func (x *ReportResumeFailedRequest) String() string {
 func (*ReportResumeFailedRequest) ProtoMessage() {}
 
 func (x *ReportResumeFailedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +3168,7 @@ func (x *ReportResumeFailedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResumeFailedRequest.ProtoReflect.Descriptor instead.
 func (*ReportResumeFailedRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ReportResumeFailedRequest) GetConversationId() string {
@@ -1884,14 +3226,14 @@ type ReportResumeFailedResponse struct {
 	// Do not connect before.
 	RetryTime     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
 	Live          *LiveStatus            `protobuf:"bytes,3,opt,name=live,proto3" json:"live,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,4,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v12.Metadata          `protobuf:"bytes,4,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportResumeFailedResponse) Reset() {
 	*x = ReportResumeFailedResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +3245,7 @@ func (x *ReportResumeFailedResponse) String() string {
 func (*ReportResumeFailedResponse) ProtoMessage() {}
 
 func (x *ReportResumeFailedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +3258,7 @@ func (x *ReportResumeFailedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResumeFailedResponse.ProtoReflect.Descriptor instead.
 func (*ReportResumeFailedResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReportResumeFailedResponse) GetResumeFailures() int32 {
@@ -1940,128 +3282,7 @@ func (x *ReportResumeFailedResponse) GetLive() *LiveStatus {
 	return nil
 }
 
-func (x *ReportResumeFailedResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type ListFragmentsRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	AfterSeq       int64                  `protobuf:"varint,2,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
-	// 1 to 200; 0: 50.
-	PageSize      int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListFragmentsRequest) Reset() {
-	*x = ListFragmentsRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[21]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListFragmentsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListFragmentsRequest) ProtoMessage() {}
-
-func (x *ListFragmentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[21]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListFragmentsRequest.ProtoReflect.Descriptor instead.
-func (*ListFragmentsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{21}
-}
-
-func (x *ListFragmentsRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *ListFragmentsRequest) GetAfterSeq() int64 {
-	if x != nil {
-		return x.AfterSeq
-	}
-	return 0
-}
-
-func (x *ListFragmentsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-type ListFragmentsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Fragments     []*Fragment            `protobuf:"bytes,1,rep,name=fragments,proto3" json:"fragments,omitempty"`
-	HasMore       bool                   `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListFragmentsResponse) Reset() {
-	*x = ListFragmentsResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[22]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListFragmentsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListFragmentsResponse) ProtoMessage() {}
-
-func (x *ListFragmentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[22]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListFragmentsResponse.ProtoReflect.Descriptor instead.
-func (*ListFragmentsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{22}
-}
-
-func (x *ListFragmentsResponse) GetFragments() []*Fragment {
-	if x != nil {
-		return x.Fragments
-	}
-	return nil
-}
-
-func (x *ListFragmentsResponse) GetHasMore() bool {
-	if x != nil {
-		return x.HasMore
-	}
-	return false
-}
-
-func (x *ListFragmentsResponse) GetMetadata() *v1.Metadata {
+func (x *ReportResumeFailedResponse) GetMetadata() *v12.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2081,7 +3302,7 @@ type LiveFrameBatch struct {
 
 func (x *LiveFrameBatch) Reset() {
 	*x = LiveFrameBatch{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2093,7 +3314,7 @@ func (x *LiveFrameBatch) String() string {
 func (*LiveFrameBatch) ProtoMessage() {}
 
 func (x *LiveFrameBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2106,7 +3327,7 @@ func (x *LiveFrameBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveFrameBatch.ProtoReflect.Descriptor instead.
 func (*LiveFrameBatch) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *LiveFrameBatch) GetNumber() int64 {
@@ -2150,7 +3371,7 @@ type ListLiveFramesRequest struct {
 
 func (x *ListLiveFramesRequest) Reset() {
 	*x = ListLiveFramesRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2162,7 +3383,7 @@ func (x *ListLiveFramesRequest) String() string {
 func (*ListLiveFramesRequest) ProtoMessage() {}
 
 func (x *ListLiveFramesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2175,7 +3396,7 @@ func (x *ListLiveFramesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLiveFramesRequest.ProtoReflect.Descriptor instead.
 func (*ListLiveFramesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListLiveFramesRequest) GetConversationId() string {
@@ -2203,14 +3424,14 @@ type ListLiveFramesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Batches       []*LiveFrameBatch      `protobuf:"bytes,1,rep,name=batches,proto3" json:"batches,omitempty"`
 	HasMore       bool                   `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata      *v12.Metadata          `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListLiveFramesResponse) Reset() {
 	*x = ListLiveFramesResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2222,7 +3443,7 @@ func (x *ListLiveFramesResponse) String() string {
 func (*ListLiveFramesResponse) ProtoMessage() {}
 
 func (x *ListLiveFramesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2235,7 +3456,7 @@ func (x *ListLiveFramesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLiveFramesResponse.ProtoReflect.Descriptor instead.
 func (*ListLiveFramesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListLiveFramesResponse) GetBatches() []*LiveFrameBatch {
@@ -2252,128 +3473,7 @@ func (x *ListLiveFramesResponse) GetHasMore() bool {
 	return false
 }
 
-func (x *ListLiveFramesResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type ListToolCallsRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	AfterSeq       int64                  `protobuf:"varint,2,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
-	// 1 to 200; 0: 50.
-	PageSize      int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListToolCallsRequest) Reset() {
-	*x = ListToolCallsRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[26]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListToolCallsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListToolCallsRequest) ProtoMessage() {}
-
-func (x *ListToolCallsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[26]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListToolCallsRequest.ProtoReflect.Descriptor instead.
-func (*ListToolCallsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{26}
-}
-
-func (x *ListToolCallsRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *ListToolCallsRequest) GetAfterSeq() int64 {
-	if x != nil {
-		return x.AfterSeq
-	}
-	return 0
-}
-
-func (x *ListToolCallsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-type ListToolCallsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ToolCalls     []*ToolCall            `protobuf:"bytes,1,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
-	HasMore       bool                   `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListToolCallsResponse) Reset() {
-	*x = ListToolCallsResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[27]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListToolCallsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListToolCallsResponse) ProtoMessage() {}
-
-func (x *ListToolCallsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[27]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListToolCallsResponse.ProtoReflect.Descriptor instead.
-func (*ListToolCallsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{27}
-}
-
-func (x *ListToolCallsResponse) GetToolCalls() []*ToolCall {
-	if x != nil {
-		return x.ToolCalls
-	}
-	return nil
-}
-
-func (x *ListToolCallsResponse) GetHasMore() bool {
-	if x != nil {
-		return x.HasMore
-	}
-	return false
-}
-
-func (x *ListToolCallsResponse) GetMetadata() *v1.Metadata {
+func (x *ListLiveFramesResponse) GetMetadata() *v12.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2399,7 +3499,7 @@ type ClaimToolCallRequest struct {
 
 func (x *ClaimToolCallRequest) Reset() {
 	*x = ClaimToolCallRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2411,7 +3511,7 @@ func (x *ClaimToolCallRequest) String() string {
 func (*ClaimToolCallRequest) ProtoMessage() {}
 
 func (x *ClaimToolCallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2424,7 +3524,7 @@ func (x *ClaimToolCallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimToolCallRequest.ProtoReflect.Descriptor instead.
 func (*ClaimToolCallRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ClaimToolCallRequest) GetConversationId() string {
@@ -2479,15 +3579,15 @@ func (x *ClaimToolCallRequest) GetIfVersion() int64 {
 type ClaimToolCallResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its claim has the fencing token.
-	ToolCall      *ToolCall    `protobuf:"bytes,1,opt,name=tool_call,json=toolCall,proto3" json:"tool_call,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	ToolCall      *v11.ToolCall `protobuf:"bytes,1,opt,name=tool_call,json=toolCall,proto3" json:"tool_call,omitempty"`
+	Metadata      *v12.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClaimToolCallResponse) Reset() {
 	*x = ClaimToolCallResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2499,7 +3599,7 @@ func (x *ClaimToolCallResponse) String() string {
 func (*ClaimToolCallResponse) ProtoMessage() {}
 
 func (x *ClaimToolCallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2512,17 +3612,17 @@ func (x *ClaimToolCallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimToolCallResponse.ProtoReflect.Descriptor instead.
 func (*ClaimToolCallResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{43}
 }
 
-func (x *ClaimToolCallResponse) GetToolCall() *ToolCall {
+func (x *ClaimToolCallResponse) GetToolCall() *v11.ToolCall {
 	if x != nil {
 		return x.ToolCall
 	}
 	return nil
 }
 
-func (x *ClaimToolCallResponse) GetMetadata() *v1.Metadata {
+func (x *ClaimToolCallResponse) GetMetadata() *v12.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -2546,7 +3646,7 @@ type CompleteToolCallRequest struct {
 
 func (x *CompleteToolCallRequest) Reset() {
 	*x = CompleteToolCallRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[30]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +3658,7 @@ func (x *CompleteToolCallRequest) String() string {
 func (*CompleteToolCallRequest) ProtoMessage() {}
 
 func (x *CompleteToolCallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[30]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +3671,7 @@ func (x *CompleteToolCallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteToolCallRequest.ProtoReflect.Descriptor instead.
 func (*CompleteToolCallRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{30}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CompleteToolCallRequest) GetConversationId() string {
@@ -2625,17 +3725,17 @@ func (x *CompleteToolCallRequest) GetIfVersion() int64 {
 
 type CompleteToolCallResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
-	ToolCall *ToolCall              `protobuf:"bytes,1,opt,name=tool_call,json=toolCall,proto3" json:"tool_call,omitempty"`
+	ToolCall *v11.ToolCall          `protobuf:"bytes,1,opt,name=tool_call,json=toolCall,proto3" json:"tool_call,omitempty"`
 	// True: send the response to the provider on the connection tool_call.epoch.
-	Deliver       bool         `protobuf:"varint,2,opt,name=deliver,proto3" json:"deliver,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Deliver       bool          `protobuf:"varint,2,opt,name=deliver,proto3" json:"deliver,omitempty"`
+	Metadata      *v12.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CompleteToolCallResponse) Reset() {
 	*x = CompleteToolCallResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[31]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2647,7 +3747,7 @@ func (x *CompleteToolCallResponse) String() string {
 func (*CompleteToolCallResponse) ProtoMessage() {}
 
 func (x *CompleteToolCallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[31]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2660,10 +3760,10 @@ func (x *CompleteToolCallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteToolCallResponse.ProtoReflect.Descriptor instead.
 func (*CompleteToolCallResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{45}
 }
 
-func (x *CompleteToolCallResponse) GetToolCall() *ToolCall {
+func (x *CompleteToolCallResponse) GetToolCall() *v11.ToolCall {
 	if x != nil {
 		return x.ToolCall
 	}
@@ -2677,2317 +3777,7 @@ func (x *CompleteToolCallResponse) GetDeliver() bool {
 	return false
 }
 
-func (x *CompleteToolCallResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type TruncateMessageRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// The message's seq.
-	Seq int64 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
-	// Types that are valid to be assigned to Heard:
-	//
-	//	*TruncateMessageRequest_HeardText
-	//	*TruncateMessageRequest_PlayedMs
-	Heard         isTruncateMessageRequest_Heard `protobuf_oneof:"heard"`
-	RequestId     string                         `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64                          `protobuf:"varint,6,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *TruncateMessageRequest) Reset() {
-	*x = TruncateMessageRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[32]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *TruncateMessageRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*TruncateMessageRequest) ProtoMessage() {}
-
-func (x *TruncateMessageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[32]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use TruncateMessageRequest.ProtoReflect.Descriptor instead.
-func (*TruncateMessageRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{32}
-}
-
-func (x *TruncateMessageRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *TruncateMessageRequest) GetSeq() int64 {
-	if x != nil {
-		return x.Seq
-	}
-	return 0
-}
-
-func (x *TruncateMessageRequest) GetHeard() isTruncateMessageRequest_Heard {
-	if x != nil {
-		return x.Heard
-	}
-	return nil
-}
-
-func (x *TruncateMessageRequest) GetHeardText() string {
-	if x != nil {
-		if x, ok := x.Heard.(*TruncateMessageRequest_HeardText); ok {
-			return x.HeardText
-		}
-	}
-	return ""
-}
-
-func (x *TruncateMessageRequest) GetPlayedMs() int64 {
-	if x != nil {
-		if x, ok := x.Heard.(*TruncateMessageRequest_PlayedMs); ok {
-			return x.PlayedMs
-		}
-	}
-	return 0
-}
-
-func (x *TruncateMessageRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *TruncateMessageRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type isTruncateMessageRequest_Heard interface {
-	isTruncateMessageRequest_Heard()
-}
-
-type TruncateMessageRequest_HeardText struct {
-	// What was heard. Where it is not the beginning of the text, what both begin with.
-	HeardText string `protobuf:"bytes,3,opt,name=heard_text,json=heardText,proto3,oneof"`
-}
-
-type TruncateMessageRequest_PlayedMs struct {
-	// Milliseconds of its audio that were played.
-	PlayedMs int64 `protobuf:"varint,4,opt,name=played_ms,json=playedMs,proto3,oneof"`
-}
-
-func (*TruncateMessageRequest_HeardText) isTruncateMessageRequest_Heard() {}
-
-func (*TruncateMessageRequest_PlayedMs) isTruncateMessageRequest_Heard() {}
-
-type TruncateMessageResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Message       *Message               `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *TruncateMessageResponse) Reset() {
-	*x = TruncateMessageResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[33]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *TruncateMessageResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*TruncateMessageResponse) ProtoMessage() {}
-
-func (x *TruncateMessageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[33]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use TruncateMessageResponse.ProtoReflect.Descriptor instead.
-func (*TruncateMessageResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{33}
-}
-
-func (x *TruncateMessageResponse) GetMessage() *Message {
-	if x != nil {
-		return x.Message
-	}
-	return nil
-}
-
-func (x *TruncateMessageResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type GetContextWindowRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// 256 to 2,000,000; 0: 32,000. A window also ends at 2 MiB.
-	BudgetTokens int64         `protobuf:"varint,2,opt,name=budget_tokens,json=budgetTokens,proto3" json:"budget_tokens,omitempty"`
-	Policy       ContextPolicy `protobuf:"varint,3,opt,name=policy,proto3,enum=holdfast.conversation.v1.ContextPolicy" json:"policy,omitempty"`
-	Format       ContextFormat `protobuf:"varint,4,opt,name=format,proto3,enum=holdfast.conversation.v1.ContextFormat" json:"format,omitempty"`
-	// In LIVE_SEED: end with a turn of the user, as Gemini 2.5 wants it.
-	EndsWithUser  bool `protobuf:"varint,5,opt,name=ends_with_user,json=endsWithUser,proto3" json:"ends_with_user,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetContextWindowRequest) Reset() {
-	*x = GetContextWindowRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[34]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetContextWindowRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetContextWindowRequest) ProtoMessage() {}
-
-func (x *GetContextWindowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[34]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetContextWindowRequest.ProtoReflect.Descriptor instead.
-func (*GetContextWindowRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{34}
-}
-
-func (x *GetContextWindowRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *GetContextWindowRequest) GetBudgetTokens() int64 {
-	if x != nil {
-		return x.BudgetTokens
-	}
-	return 0
-}
-
-func (x *GetContextWindowRequest) GetPolicy() ContextPolicy {
-	if x != nil {
-		return x.Policy
-	}
-	return ContextPolicy_CONTEXT_POLICY_UNSPECIFIED
-}
-
-func (x *GetContextWindowRequest) GetFormat() ContextFormat {
-	if x != nil {
-		return x.Format
-	}
-	return ContextFormat_CONTEXT_FORMAT_UNSPECIFIED
-}
-
-func (x *GetContextWindowRequest) GetEndsWithUser() bool {
-	if x != nil {
-		return x.EndsWithUser
-	}
-	return false
-}
-
-// ContextWindow says what of a conversation is in a context window.
-type ContextWindow struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The newest messages in it; 0, 0: none.
-	FromSeq int64 `protobuf:"varint,1,opt,name=from_seq,json=fromSeq,proto3" json:"from_seq,omitempty"`
-	ToSeq   int64 `protobuf:"varint,2,opt,name=to_seq,json=toSeq,proto3" json:"to_seq,omitempty"`
-	// The messages that are in neither the window nor its summary.
-	DroppedCount int64 `protobuf:"varint,3,opt,name=dropped_count,json=droppedCount,proto3" json:"dropped_count,omitempty"`
-	// By the messages' own counts; less where only a part was heard.
-	TotalTokens int64 `protobuf:"varint,4,opt,name=total_tokens,json=totalTokens,proto3" json:"total_tokens,omitempty"`
-	// True where what must be in it, and the newest turn, are more than the budget.
-	OverBudget bool `protobuf:"varint,5,opt,name=over_budget,json=overBudget,proto3" json:"over_budget,omitempty"`
-	// The summary in it; 0: none.
-	SummarySeq int64 `protobuf:"varint,6,opt,name=summary_seq,json=summarySeq,proto3" json:"summary_seq,omitempty"`
-	// The messages that ought to be summarised next; 0, 0: none.
-	CompactFromSeq int64 `protobuf:"varint,7,opt,name=compact_from_seq,json=compactFromSeq,proto3" json:"compact_from_seq,omitempty"`
-	CompactToSeq   int64 `protobuf:"varint,8,opt,name=compact_to_seq,json=compactToSeq,proto3" json:"compact_to_seq,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *ContextWindow) Reset() {
-	*x = ContextWindow{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[35]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ContextWindow) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ContextWindow) ProtoMessage() {}
-
-func (x *ContextWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[35]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ContextWindow.ProtoReflect.Descriptor instead.
-func (*ContextWindow) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{35}
-}
-
-func (x *ContextWindow) GetFromSeq() int64 {
-	if x != nil {
-		return x.FromSeq
-	}
-	return 0
-}
-
-func (x *ContextWindow) GetToSeq() int64 {
-	if x != nil {
-		return x.ToSeq
-	}
-	return 0
-}
-
-func (x *ContextWindow) GetDroppedCount() int64 {
-	if x != nil {
-		return x.DroppedCount
-	}
-	return 0
-}
-
-func (x *ContextWindow) GetTotalTokens() int64 {
-	if x != nil {
-		return x.TotalTokens
-	}
-	return 0
-}
-
-func (x *ContextWindow) GetOverBudget() bool {
-	if x != nil {
-		return x.OverBudget
-	}
-	return false
-}
-
-func (x *ContextWindow) GetSummarySeq() int64 {
-	if x != nil {
-		return x.SummarySeq
-	}
-	return 0
-}
-
-func (x *ContextWindow) GetCompactFromSeq() int64 {
-	if x != nil {
-		return x.CompactFromSeq
-	}
-	return 0
-}
-
-func (x *ContextWindow) GetCompactToSeq() int64 {
-	if x != nil {
-		return x.CompactToSeq
-	}
-	return 0
-}
-
-// ContextItem is one piece of a neutral context window.
-type ContextItem struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Types that are valid to be assigned to Item:
-	//
-	//	*ContextItem_Summary
-	//	*ContextItem_Message
-	//	*ContextItem_ToolCall
-	Item          isContextItem_Item `protobuf_oneof:"item"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ContextItem) Reset() {
-	*x = ContextItem{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[36]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ContextItem) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ContextItem) ProtoMessage() {}
-
-func (x *ContextItem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[36]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ContextItem.ProtoReflect.Descriptor instead.
-func (*ContextItem) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{36}
-}
-
-func (x *ContextItem) GetItem() isContextItem_Item {
-	if x != nil {
-		return x.Item
-	}
-	return nil
-}
-
-func (x *ContextItem) GetSummary() *Summary {
-	if x != nil {
-		if x, ok := x.Item.(*ContextItem_Summary); ok {
-			return x.Summary
-		}
-	}
-	return nil
-}
-
-func (x *ContextItem) GetMessage() *Message {
-	if x != nil {
-		if x, ok := x.Item.(*ContextItem_Message); ok {
-			return x.Message
-		}
-	}
-	return nil
-}
-
-func (x *ContextItem) GetToolCall() *ToolCall {
-	if x != nil {
-		if x, ok := x.Item.(*ContextItem_ToolCall); ok {
-			return x.ToolCall
-		}
-	}
-	return nil
-}
-
-type isContextItem_Item interface {
-	isContextItem_Item()
-}
-
-type ContextItem_Summary struct {
-	Summary *Summary `protobuf:"bytes,1,opt,name=summary,proto3,oneof"`
-}
-
-type ContextItem_Message struct {
-	// Its text is what was heard.
-	Message *Message `protobuf:"bytes,2,opt,name=message,proto3,oneof"`
-}
-
-type ContextItem_ToolCall struct {
-	// A call with its response, if there is one.
-	ToolCall *ToolCall `protobuf:"bytes,3,opt,name=tool_call,json=toolCall,proto3,oneof"`
-}
-
-func (*ContextItem_Summary) isContextItem_Item() {}
-
-func (*ContextItem_Message) isContextItem_Item() {}
-
-func (*ContextItem_ToolCall) isContextItem_Item() {}
-
-type GetContextWindowResponse struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Window *ContextWindow         `protobuf:"bytes,1,opt,name=window,proto3" json:"window,omitempty"`
-	// In NEUTRAL: pinned and system messages, the summary, then the newest messages and tool calls, in order.
-	Items []*ContextItem `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
-	// In GEMINI_CONTENTS.
-	Contents []*structpb.Struct `protobuf:"bytes,3,rep,name=contents,proto3" json:"contents,omitempty"`
-	// In GEMINI_CONTENTS; unset: there are no system messages.
-	SystemInstruction *structpb.Struct `protobuf:"bytes,4,opt,name=system_instruction,json=systemInstruction,proto3" json:"system_instruction,omitempty"`
-	// In LIVE_SEED: a message with the field clientContent; unset: nothing was said.
-	Seed          *structpb.Struct `protobuf:"bytes,5,opt,name=seed,proto3" json:"seed,omitempty"`
-	Metadata      *v1.Metadata     `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetContextWindowResponse) Reset() {
-	*x = GetContextWindowResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[37]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetContextWindowResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetContextWindowResponse) ProtoMessage() {}
-
-func (x *GetContextWindowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[37]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetContextWindowResponse.ProtoReflect.Descriptor instead.
-func (*GetContextWindowResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{37}
-}
-
-func (x *GetContextWindowResponse) GetWindow() *ContextWindow {
-	if x != nil {
-		return x.Window
-	}
-	return nil
-}
-
-func (x *GetContextWindowResponse) GetItems() []*ContextItem {
-	if x != nil {
-		return x.Items
-	}
-	return nil
-}
-
-func (x *GetContextWindowResponse) GetContents() []*structpb.Struct {
-	if x != nil {
-		return x.Contents
-	}
-	return nil
-}
-
-func (x *GetContextWindowResponse) GetSystemInstruction() *structpb.Struct {
-	if x != nil {
-		return x.SystemInstruction
-	}
-	return nil
-}
-
-func (x *GetContextWindowResponse) GetSeed() *structpb.Struct {
-	if x != nil {
-		return x.Seed
-	}
-	return nil
-}
-
-func (x *GetContextWindowResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type ProposeCompactionRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// Leave at least so many tokens of the newest messages as they are; 0: 4,000.
-	KeepTokens int64 `protobuf:"varint,2,opt,name=keep_tokens,json=keepTokens,proto3" json:"keep_tokens,omitempty"`
-	// 1 second to 1 hour; unset: 2 minutes.
-	Lease *durationpb.Duration `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
-	// Summarise from the first message on, not from where the newest summary ends.
-	FromScratch bool `protobuf:"varint,4,opt,name=from_scratch,json=fromScratch,proto3" json:"from_scratch,omitempty"`
-	// To choose anew while the caller has a lease: the token of that.
-	LeaseToken    int64  `protobuf:"varint,7,opt,name=lease_token,json=leaseToken,proto3" json:"lease_token,omitempty"`
-	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64  `protobuf:"varint,6,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ProposeCompactionRequest) Reset() {
-	*x = ProposeCompactionRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[38]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ProposeCompactionRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ProposeCompactionRequest) ProtoMessage() {}
-
-func (x *ProposeCompactionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[38]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ProposeCompactionRequest.ProtoReflect.Descriptor instead.
-func (*ProposeCompactionRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{38}
-}
-
-func (x *ProposeCompactionRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *ProposeCompactionRequest) GetKeepTokens() int64 {
-	if x != nil {
-		return x.KeepTokens
-	}
-	return 0
-}
-
-func (x *ProposeCompactionRequest) GetLease() *durationpb.Duration {
-	if x != nil {
-		return x.Lease
-	}
-	return nil
-}
-
-func (x *ProposeCompactionRequest) GetFromScratch() bool {
-	if x != nil {
-		return x.FromScratch
-	}
-	return false
-}
-
-func (x *ProposeCompactionRequest) GetLeaseToken() int64 {
-	if x != nil {
-		return x.LeaseToken
-	}
-	return 0
-}
-
-func (x *ProposeCompactionRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *ProposeCompactionRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type ProposeCompactionResponse struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	LeaseToken      int64                  `protobuf:"varint,1,opt,name=lease_token,json=leaseToken,proto3" json:"lease_token,omitempty"`
-	LeaseExpireTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=lease_expire_time,json=leaseExpireTime,proto3" json:"lease_expire_time,omitempty"`
-	// The messages to summarise; list them. At most 1,000.
-	FromSeq int64 `protobuf:"varint,3,opt,name=from_seq,json=fromSeq,proto3" json:"from_seq,omitempty"`
-	ToSeq   int64 `protobuf:"varint,4,opt,name=to_seq,json=toSeq,proto3" json:"to_seq,omitempty"`
-	// The new summary must also have what this one has; unset: none.
-	Previous *Summary `protobuf:"bytes,5,opt,name=previous,proto3" json:"previous,omitempty"`
-	// Of the messages and the previous summary.
-	TokenCount    int64        `protobuf:"varint,6,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,7,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ProposeCompactionResponse) Reset() {
-	*x = ProposeCompactionResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[39]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ProposeCompactionResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ProposeCompactionResponse) ProtoMessage() {}
-
-func (x *ProposeCompactionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[39]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ProposeCompactionResponse.ProtoReflect.Descriptor instead.
-func (*ProposeCompactionResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{39}
-}
-
-func (x *ProposeCompactionResponse) GetLeaseToken() int64 {
-	if x != nil {
-		return x.LeaseToken
-	}
-	return 0
-}
-
-func (x *ProposeCompactionResponse) GetLeaseExpireTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.LeaseExpireTime
-	}
-	return nil
-}
-
-func (x *ProposeCompactionResponse) GetFromSeq() int64 {
-	if x != nil {
-		return x.FromSeq
-	}
-	return 0
-}
-
-func (x *ProposeCompactionResponse) GetToSeq() int64 {
-	if x != nil {
-		return x.ToSeq
-	}
-	return 0
-}
-
-func (x *ProposeCompactionResponse) GetPrevious() *Summary {
-	if x != nil {
-		return x.Previous
-	}
-	return nil
-}
-
-func (x *ProposeCompactionResponse) GetTokenCount() int64 {
-	if x != nil {
-		return x.TokenCount
-	}
-	return 0
-}
-
-func (x *ProposeCompactionResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type CommitSummaryRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	LeaseToken     int64                  `protobuf:"varint,2,opt,name=lease_token,json=leaseToken,proto3" json:"lease_token,omitempty"`
-	Text           string                 `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
-	// Unset: the server estimates it.
-	TokenCount    *int64 `protobuf:"varint,4,opt,name=token_count,json=tokenCount,proto3,oneof" json:"token_count,omitempty"`
-	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64  `protobuf:"varint,6,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CommitSummaryRequest) Reset() {
-	*x = CommitSummaryRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[40]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CommitSummaryRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CommitSummaryRequest) ProtoMessage() {}
-
-func (x *CommitSummaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[40]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CommitSummaryRequest.ProtoReflect.Descriptor instead.
-func (*CommitSummaryRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{40}
-}
-
-func (x *CommitSummaryRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *CommitSummaryRequest) GetLeaseToken() int64 {
-	if x != nil {
-		return x.LeaseToken
-	}
-	return 0
-}
-
-func (x *CommitSummaryRequest) GetText() string {
-	if x != nil {
-		return x.Text
-	}
-	return ""
-}
-
-func (x *CommitSummaryRequest) GetTokenCount() int64 {
-	if x != nil && x.TokenCount != nil {
-		return *x.TokenCount
-	}
-	return 0
-}
-
-func (x *CommitSummaryRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *CommitSummaryRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type CommitSummaryResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Summary       *Summary               `protobuf:"bytes,1,opt,name=summary,proto3" json:"summary,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CommitSummaryResponse) Reset() {
-	*x = CommitSummaryResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[41]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CommitSummaryResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CommitSummaryResponse) ProtoMessage() {}
-
-func (x *CommitSummaryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[41]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CommitSummaryResponse.ProtoReflect.Descriptor instead.
-func (*CommitSummaryResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{41}
-}
-
-func (x *CommitSummaryResponse) GetSummary() *Summary {
-	if x != nil {
-		return x.Summary
-	}
-	return nil
-}
-
-func (x *CommitSummaryResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type ListSummariesRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	AfterSeq       int64                  `protobuf:"varint,2,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
-	// 1 to 200; 0: 50.
-	PageSize      int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListSummariesRequest) Reset() {
-	*x = ListSummariesRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[42]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListSummariesRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListSummariesRequest) ProtoMessage() {}
-
-func (x *ListSummariesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[42]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListSummariesRequest.ProtoReflect.Descriptor instead.
-func (*ListSummariesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{42}
-}
-
-func (x *ListSummariesRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *ListSummariesRequest) GetAfterSeq() int64 {
-	if x != nil {
-		return x.AfterSeq
-	}
-	return 0
-}
-
-func (x *ListSummariesRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-type ListSummariesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Summaries     []*Summary             `protobuf:"bytes,1,rep,name=summaries,proto3" json:"summaries,omitempty"`
-	HasMore       bool                   `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListSummariesResponse) Reset() {
-	*x = ListSummariesResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[43]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListSummariesResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListSummariesResponse) ProtoMessage() {}
-
-func (x *ListSummariesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[43]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListSummariesResponse.ProtoReflect.Descriptor instead.
-func (*ListSummariesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{43}
-}
-
-func (x *ListSummariesResponse) GetSummaries() []*Summary {
-	if x != nil {
-		return x.Summaries
-	}
-	return nil
-}
-
-func (x *ListSummariesResponse) GetHasMore() bool {
-	if x != nil {
-		return x.HasMore
-	}
-	return false
-}
-
-func (x *ListSummariesResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-// NewMessage is a message to append.
-type NewMessage struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Role  Role                   `protobuf:"varint,1,opt,name=role,proto3,enum=holdfast.conversation.v1.Role" json:"role,omitempty"`
-	// Unset: text.
-	Modality Modality `protobuf:"varint,2,opt,name=modality,proto3,enum=holdfast.conversation.v1.Modality" json:"modality,omitempty"`
-	// At most 64 KiB.
-	Text            string  `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
-	Parts           []*Part `protobuf:"bytes,4,rep,name=parts,proto3" json:"parts,omitempty"`
-	ClientMessageId string  `protobuf:"bytes,5,opt,name=client_message_id,json=clientMessageId,proto3" json:"client_message_id,omitempty"`
-	// Unset: the server estimates it.
-	TokenCount *int64            `protobuf:"varint,6,opt,name=token_count,json=tokenCount,proto3,oneof" json:"token_count,omitempty"`
-	Metadata   map[string]string `protobuf:"bytes,7,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Keep it in every context window. At most 64 messages of a conversation are pinned or of the role system.
-	Pinned        bool `protobuf:"varint,8,opt,name=pinned,proto3" json:"pinned,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *NewMessage) Reset() {
-	*x = NewMessage{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[44]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *NewMessage) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*NewMessage) ProtoMessage() {}
-
-func (x *NewMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[44]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use NewMessage.ProtoReflect.Descriptor instead.
-func (*NewMessage) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{44}
-}
-
-func (x *NewMessage) GetRole() Role {
-	if x != nil {
-		return x.Role
-	}
-	return Role_ROLE_UNSPECIFIED
-}
-
-func (x *NewMessage) GetModality() Modality {
-	if x != nil {
-		return x.Modality
-	}
-	return Modality_MODALITY_UNSPECIFIED
-}
-
-func (x *NewMessage) GetText() string {
-	if x != nil {
-		return x.Text
-	}
-	return ""
-}
-
-func (x *NewMessage) GetParts() []*Part {
-	if x != nil {
-		return x.Parts
-	}
-	return nil
-}
-
-func (x *NewMessage) GetClientMessageId() string {
-	if x != nil {
-		return x.ClientMessageId
-	}
-	return ""
-}
-
-func (x *NewMessage) GetTokenCount() int64 {
-	if x != nil && x.TokenCount != nil {
-		return *x.TokenCount
-	}
-	return 0
-}
-
-func (x *NewMessage) GetMetadata() map[string]string {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-func (x *NewMessage) GetPinned() bool {
-	if x != nil {
-		return x.Pinned
-	}
-	return false
-}
-
-type AppendMessagesRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	Messages       []*NewMessage          `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
-	RequestId      string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      int64                  `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *AppendMessagesRequest) Reset() {
-	*x = AppendMessagesRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[45]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AppendMessagesRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AppendMessagesRequest) ProtoMessage() {}
-
-func (x *AppendMessagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[45]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AppendMessagesRequest.ProtoReflect.Descriptor instead.
-func (*AppendMessagesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{45}
-}
-
-func (x *AppendMessagesRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *AppendMessagesRequest) GetMessages() []*NewMessage {
-	if x != nil {
-		return x.Messages
-	}
-	return nil
-}
-
-func (x *AppendMessagesRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *AppendMessagesRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type AppendMessagesResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The messages as stored, in the order of the request.
-	Messages      []*AppendedMessage `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
-	Metadata      *v1.Metadata       `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AppendMessagesResponse) Reset() {
-	*x = AppendMessagesResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[46]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AppendMessagesResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AppendMessagesResponse) ProtoMessage() {}
-
-func (x *AppendMessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[46]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AppendMessagesResponse.ProtoReflect.Descriptor instead.
-func (*AppendMessagesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{46}
-}
-
-func (x *AppendMessagesResponse) GetMessages() []*AppendedMessage {
-	if x != nil {
-		return x.Messages
-	}
-	return nil
-}
-
-func (x *AppendMessagesResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-// AppendedMessage tells what became of one message of the request.
-type AppendedMessage struct {
-	state               protoimpl.MessageState `protogen:"open.v1"`
-	Seq                 int64                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
-	CreateTime          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	TokenCount          int64                  `protobuf:"varint,3,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
-	TokenCountEstimated bool                   `protobuf:"varint,4,opt,name=token_count_estimated,json=tokenCountEstimated,proto3" json:"token_count_estimated,omitempty"`
-	// True where the conversation had this client_message_id already.
-	Duplicate     bool `protobuf:"varint,5,opt,name=duplicate,proto3" json:"duplicate,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AppendedMessage) Reset() {
-	*x = AppendedMessage{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[47]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AppendedMessage) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AppendedMessage) ProtoMessage() {}
-
-func (x *AppendedMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[47]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AppendedMessage.ProtoReflect.Descriptor instead.
-func (*AppendedMessage) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{47}
-}
-
-func (x *AppendedMessage) GetSeq() int64 {
-	if x != nil {
-		return x.Seq
-	}
-	return 0
-}
-
-func (x *AppendedMessage) GetCreateTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.CreateTime
-	}
-	return nil
-}
-
-func (x *AppendedMessage) GetTokenCount() int64 {
-	if x != nil {
-		return x.TokenCount
-	}
-	return 0
-}
-
-func (x *AppendedMessage) GetTokenCountEstimated() bool {
-	if x != nil {
-		return x.TokenCountEstimated
-	}
-	return false
-}
-
-func (x *AppendedMessage) GetDuplicate() bool {
-	if x != nil {
-		return x.Duplicate
-	}
-	return false
-}
-
-type UpdateMessageRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	Message        *MessagePatch          `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	UpdateMask     *fieldmaskpb.FieldMask `protobuf:"bytes,3,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	RequestId      string                 `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      int64                  `protobuf:"varint,5,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *UpdateMessageRequest) Reset() {
-	*x = UpdateMessageRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[48]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateMessageRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateMessageRequest) ProtoMessage() {}
-
-func (x *UpdateMessageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[48]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateMessageRequest.ProtoReflect.Descriptor instead.
-func (*UpdateMessageRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{48}
-}
-
-func (x *UpdateMessageRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *UpdateMessageRequest) GetMessage() *MessagePatch {
-	if x != nil {
-		return x.Message
-	}
-	return nil
-}
-
-func (x *UpdateMessageRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
-	if x != nil {
-		return x.UpdateMask
-	}
-	return nil
-}
-
-func (x *UpdateMessageRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *UpdateMessageRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-// MessagePatch names a message by its seq and holds new values of its fields.
-type MessagePatch struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Seq      int64                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
-	Text     string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
-	Parts    []*Part                `protobuf:"bytes,3,rep,name=parts,proto3" json:"parts,omitempty"`
-	Status   MessageStatus          `protobuf:"varint,4,opt,name=status,proto3,enum=holdfast.conversation.v1.MessageStatus" json:"status,omitempty"`
-	Metadata map[string]string      `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Unset: estimated again where the text changes.
-	TokenCount *int64 `protobuf:"varint,6,opt,name=token_count,json=tokenCount,proto3,oneof" json:"token_count,omitempty"`
-	// Unset: stays as it is.
-	Pinned        *bool `protobuf:"varint,7,opt,name=pinned,proto3,oneof" json:"pinned,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *MessagePatch) Reset() {
-	*x = MessagePatch{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[49]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *MessagePatch) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*MessagePatch) ProtoMessage() {}
-
-func (x *MessagePatch) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[49]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use MessagePatch.ProtoReflect.Descriptor instead.
-func (*MessagePatch) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{49}
-}
-
-func (x *MessagePatch) GetSeq() int64 {
-	if x != nil {
-		return x.Seq
-	}
-	return 0
-}
-
-func (x *MessagePatch) GetText() string {
-	if x != nil {
-		return x.Text
-	}
-	return ""
-}
-
-func (x *MessagePatch) GetParts() []*Part {
-	if x != nil {
-		return x.Parts
-	}
-	return nil
-}
-
-func (x *MessagePatch) GetStatus() MessageStatus {
-	if x != nil {
-		return x.Status
-	}
-	return MessageStatus_MESSAGE_STATUS_UNSPECIFIED
-}
-
-func (x *MessagePatch) GetMetadata() map[string]string {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-func (x *MessagePatch) GetTokenCount() int64 {
-	if x != nil && x.TokenCount != nil {
-		return *x.TokenCount
-	}
-	return 0
-}
-
-func (x *MessagePatch) GetPinned() bool {
-	if x != nil && x.Pinned != nil {
-		return *x.Pinned
-	}
-	return false
-}
-
-type UpdateMessageResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Message       *Message               `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateMessageResponse) Reset() {
-	*x = UpdateMessageResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[50]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateMessageResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateMessageResponse) ProtoMessage() {}
-
-func (x *UpdateMessageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[50]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateMessageResponse.ProtoReflect.Descriptor instead.
-func (*UpdateMessageResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{50}
-}
-
-func (x *UpdateMessageResponse) GetMessage() *Message {
-	if x != nil {
-		return x.Message
-	}
-	return nil
-}
-
-func (x *UpdateMessageResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type ListMessagesRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	AfterSeq       int64                  `protobuf:"varint,2,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
-	// Not together with after_seq.
-	BeforeSeq int64 `protobuf:"varint,3,opt,name=before_seq,json=beforeSeq,proto3" json:"before_seq,omitempty"`
-	// 1 to 200; 0: 50.
-	PageSize      int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListMessagesRequest) Reset() {
-	*x = ListMessagesRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[51]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListMessagesRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListMessagesRequest) ProtoMessage() {}
-
-func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[51]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListMessagesRequest.ProtoReflect.Descriptor instead.
-func (*ListMessagesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{51}
-}
-
-func (x *ListMessagesRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *ListMessagesRequest) GetAfterSeq() int64 {
-	if x != nil {
-		return x.AfterSeq
-	}
-	return 0
-}
-
-func (x *ListMessagesRequest) GetBeforeSeq() int64 {
-	if x != nil {
-		return x.BeforeSeq
-	}
-	return 0
-}
-
-func (x *ListMessagesRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-type ListMessagesResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Oldest first.
-	Messages []*Message `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
-	// True where more messages follow in the direction asked for.
-	HasMore       bool         `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListMessagesResponse) Reset() {
-	*x = ListMessagesResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[52]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListMessagesResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListMessagesResponse) ProtoMessage() {}
-
-func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[52]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListMessagesResponse.ProtoReflect.Descriptor instead.
-func (*ListMessagesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{52}
-}
-
-func (x *ListMessagesResponse) GetMessages() []*Message {
-	if x != nil {
-		return x.Messages
-	}
-	return nil
-}
-
-func (x *ListMessagesResponse) GetHasMore() bool {
-	if x != nil {
-		return x.HasMore
-	}
-	return false
-}
-
-func (x *ListMessagesResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type SetVoiceStateRequest struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId    string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	AudioStreamId     string                 `protobuf:"bytes,2,opt,name=audio_stream_id,json=audioStreamId,proto3" json:"audio_stream_id,omitempty"`
-	Status            VoiceStatus            `protobuf:"varint,3,opt,name=status,proto3,enum=holdfast.conversation.v1.VoiceStatus" json:"status,omitempty"`
-	LastTranscription string                 `protobuf:"bytes,4,opt,name=last_transcription,json=lastTranscription,proto3" json:"last_transcription,omitempty"`
-	RequestId         string                 `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion         int64                  `protobuf:"varint,6,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
-}
-
-func (x *SetVoiceStateRequest) Reset() {
-	*x = SetVoiceStateRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[53]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SetVoiceStateRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SetVoiceStateRequest) ProtoMessage() {}
-
-func (x *SetVoiceStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[53]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SetVoiceStateRequest.ProtoReflect.Descriptor instead.
-func (*SetVoiceStateRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{53}
-}
-
-func (x *SetVoiceStateRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *SetVoiceStateRequest) GetAudioStreamId() string {
-	if x != nil {
-		return x.AudioStreamId
-	}
-	return ""
-}
-
-func (x *SetVoiceStateRequest) GetStatus() VoiceStatus {
-	if x != nil {
-		return x.Status
-	}
-	return VoiceStatus_VOICE_STATUS_UNSPECIFIED
-}
-
-func (x *SetVoiceStateRequest) GetLastTranscription() string {
-	if x != nil {
-		return x.LastTranscription
-	}
-	return ""
-}
-
-func (x *SetVoiceStateRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *SetVoiceStateRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type SetVoiceStateResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Voice         *VoiceState            `protobuf:"bytes,1,opt,name=voice,proto3" json:"voice,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SetVoiceStateResponse) Reset() {
-	*x = SetVoiceStateResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[54]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SetVoiceStateResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SetVoiceStateResponse) ProtoMessage() {}
-
-func (x *SetVoiceStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[54]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SetVoiceStateResponse.ProtoReflect.Descriptor instead.
-func (*SetVoiceStateResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{54}
-}
-
-func (x *SetVoiceStateResponse) GetVoice() *VoiceState {
-	if x != nil {
-		return x.Voice
-	}
-	return nil
-}
-
-func (x *SetVoiceStateResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type RecordIntentRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Confidence     float64                `protobuf:"fixed64,3,opt,name=confidence,proto3" json:"confidence,omitempty"`
-	Slots          *structpb.Struct       `protobuf:"bytes,4,opt,name=slots,proto3" json:"slots,omitempty"`
-	// 0, or a message of the conversation.
-	MessageSeq    int64  `protobuf:"varint,5,opt,name=message_seq,json=messageSeq,proto3" json:"message_seq,omitempty"`
-	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64  `protobuf:"varint,7,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RecordIntentRequest) Reset() {
-	*x = RecordIntentRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[55]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RecordIntentRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RecordIntentRequest) ProtoMessage() {}
-
-func (x *RecordIntentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[55]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RecordIntentRequest.ProtoReflect.Descriptor instead.
-func (*RecordIntentRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{55}
-}
-
-func (x *RecordIntentRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *RecordIntentRequest) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *RecordIntentRequest) GetConfidence() float64 {
-	if x != nil {
-		return x.Confidence
-	}
-	return 0
-}
-
-func (x *RecordIntentRequest) GetSlots() *structpb.Struct {
-	if x != nil {
-		return x.Slots
-	}
-	return nil
-}
-
-func (x *RecordIntentRequest) GetMessageSeq() int64 {
-	if x != nil {
-		return x.MessageSeq
-	}
-	return 0
-}
-
-func (x *RecordIntentRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *RecordIntentRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type RecordIntentResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Intent        *Intent                `protobuf:"bytes,1,opt,name=intent,proto3" json:"intent,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RecordIntentResponse) Reset() {
-	*x = RecordIntentResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[56]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RecordIntentResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RecordIntentResponse) ProtoMessage() {}
-
-func (x *RecordIntentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[56]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RecordIntentResponse.ProtoReflect.Descriptor instead.
-func (*RecordIntentResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{56}
-}
-
-func (x *RecordIntentResponse) GetIntent() *Intent {
-	if x != nil {
-		return x.Intent
-	}
-	return nil
-}
-
-func (x *RecordIntentResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type ListIntentsRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	AfterSeq       int64                  `protobuf:"varint,2,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
-	// 1 to 200; 0: 50.
-	PageSize      int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListIntentsRequest) Reset() {
-	*x = ListIntentsRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[57]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListIntentsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListIntentsRequest) ProtoMessage() {}
-
-func (x *ListIntentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[57]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListIntentsRequest.ProtoReflect.Descriptor instead.
-func (*ListIntentsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{57}
-}
-
-func (x *ListIntentsRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *ListIntentsRequest) GetAfterSeq() int64 {
-	if x != nil {
-		return x.AfterSeq
-	}
-	return 0
-}
-
-func (x *ListIntentsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-type ListIntentsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Intents       []*Intent              `protobuf:"bytes,1,rep,name=intents,proto3" json:"intents,omitempty"`
-	HasMore       bool                   `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListIntentsResponse) Reset() {
-	*x = ListIntentsResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[58]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListIntentsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListIntentsResponse) ProtoMessage() {}
-
-func (x *ListIntentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[58]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListIntentsResponse.ProtoReflect.Descriptor instead.
-func (*ListIntentsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{58}
-}
-
-func (x *ListIntentsResponse) GetIntents() []*Intent {
-	if x != nil {
-		return x.Intents
-	}
-	return nil
-}
-
-func (x *ListIntentsResponse) GetHasMore() bool {
-	if x != nil {
-		return x.HasMore
-	}
-	return false
-}
-
-func (x *ListIntentsResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type AdvanceFlowRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	Flow           string                 `protobuf:"bytes,2,opt,name=flow,proto3" json:"flow,omitempty"`
-	Step           string                 `protobuf:"bytes,3,opt,name=step,proto3" json:"step,omitempty"`
-	Data           *structpb.Struct       `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
-	RequestId      string                 `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      int64                  `protobuf:"varint,6,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *AdvanceFlowRequest) Reset() {
-	*x = AdvanceFlowRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[59]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AdvanceFlowRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AdvanceFlowRequest) ProtoMessage() {}
-
-func (x *AdvanceFlowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[59]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AdvanceFlowRequest.ProtoReflect.Descriptor instead.
-func (*AdvanceFlowRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{59}
-}
-
-func (x *AdvanceFlowRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *AdvanceFlowRequest) GetFlow() string {
-	if x != nil {
-		return x.Flow
-	}
-	return ""
-}
-
-func (x *AdvanceFlowRequest) GetStep() string {
-	if x != nil {
-		return x.Step
-	}
-	return ""
-}
-
-func (x *AdvanceFlowRequest) GetData() *structpb.Struct {
-	if x != nil {
-		return x.Data
-	}
-	return nil
-}
-
-func (x *AdvanceFlowRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *AdvanceFlowRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type AdvanceFlowResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Step          *FlowStep              `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AdvanceFlowResponse) Reset() {
-	*x = AdvanceFlowResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[60]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AdvanceFlowResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AdvanceFlowResponse) ProtoMessage() {}
-
-func (x *AdvanceFlowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[60]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AdvanceFlowResponse.ProtoReflect.Descriptor instead.
-func (*AdvanceFlowResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{60}
-}
-
-func (x *AdvanceFlowResponse) GetStep() *FlowStep {
-	if x != nil {
-		return x.Step
-	}
-	return nil
-}
-
-func (x *AdvanceFlowResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type ListFlowStepsRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	AfterSeq       int64                  `protobuf:"varint,2,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
-	// 1 to 200; 0: 50.
-	PageSize      int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListFlowStepsRequest) Reset() {
-	*x = ListFlowStepsRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[61]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListFlowStepsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListFlowStepsRequest) ProtoMessage() {}
-
-func (x *ListFlowStepsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[61]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListFlowStepsRequest.ProtoReflect.Descriptor instead.
-func (*ListFlowStepsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{61}
-}
-
-func (x *ListFlowStepsRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *ListFlowStepsRequest) GetAfterSeq() int64 {
-	if x != nil {
-		return x.AfterSeq
-	}
-	return 0
-}
-
-func (x *ListFlowStepsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-type ListFlowStepsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Steps         []*FlowStep            `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
-	HasMore       bool                   `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
-	Metadata      *v1.Metadata           `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListFlowStepsResponse) Reset() {
-	*x = ListFlowStepsResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[62]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListFlowStepsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListFlowStepsResponse) ProtoMessage() {}
-
-func (x *ListFlowStepsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[62]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListFlowStepsResponse.ProtoReflect.Descriptor instead.
-func (*ListFlowStepsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{62}
-}
-
-func (x *ListFlowStepsResponse) GetSteps() []*FlowStep {
-	if x != nil {
-		return x.Steps
-	}
-	return nil
-}
-
-func (x *ListFlowStepsResponse) GetHasMore() bool {
-	if x != nil {
-		return x.HasMore
-	}
-	return false
-}
-
-func (x *ListFlowStepsResponse) GetMetadata() *v1.Metadata {
+func (x *CompleteToolCallResponse) GetMetadata() *v12.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -5012,7 +3802,7 @@ type LiveFrame struct {
 
 func (x *LiveFrame) Reset() {
 	*x = LiveFrame{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[63]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5024,7 +3814,7 @@ func (x *LiveFrame) String() string {
 func (*LiveFrame) ProtoMessage() {}
 
 func (x *LiveFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[63]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5037,7 +3827,7 @@ func (x *LiveFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveFrame.ProtoReflect.Descriptor instead.
 func (*LiveFrame) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{63}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *LiveFrame) GetClientIndex() int64 {
@@ -5121,7 +3911,7 @@ type IngestLiveRequest struct {
 
 func (x *IngestLiveRequest) Reset() {
 	*x = IngestLiveRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[64]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5133,7 +3923,7 @@ func (x *IngestLiveRequest) String() string {
 func (*IngestLiveRequest) ProtoMessage() {}
 
 func (x *IngestLiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[64]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5146,7 +3936,7 @@ func (x *IngestLiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IngestLiveRequest.ProtoReflect.Descriptor instead.
 func (*IngestLiveRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{64}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *IngestLiveRequest) GetConversationId() string {
@@ -5187,20 +3977,20 @@ func (x *IngestLiveRequest) GetIfVersion() int64 {
 type IngestLiveResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The messages that the batch made or changed, as they stand now.
-	Messages []*Message `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
+	Messages []*v11.Message `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
 	// The tool calls that the batch made or changed.
-	ToolCalls []*ToolCall `protobuf:"bytes,2,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
-	Voice     *VoiceState `protobuf:"bytes,3,opt,name=voice,proto3" json:"voice,omitempty"`
+	ToolCalls []*v11.ToolCall `protobuf:"bytes,2,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
+	Voice     *v11.VoiceState `protobuf:"bytes,3,opt,name=voice,proto3" json:"voice,omitempty"`
 	// The highest client_index stored in this epoch; send on from the next.
 	LastClientIndex int64 `protobuf:"varint,4,opt,name=last_client_index,json=lastClientIndex,proto3" json:"last_client_index,omitempty"`
 	// Frames that were skipped because they were folded before.
-	SkippedFrames int32        `protobuf:"varint,5,opt,name=skipped_frames,json=skippedFrames,proto3" json:"skipped_frames,omitempty"`
-	Metadata      *v1.Metadata `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	SkippedFrames int32         `protobuf:"varint,5,opt,name=skipped_frames,json=skippedFrames,proto3" json:"skipped_frames,omitempty"`
+	Metadata      *v12.Metadata `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	// The highest client_index that was taken in. Above last_client_index it is not stored yet, and this server may lose it.
 	ReceivedClientIndex int64 `protobuf:"varint,7,opt,name=received_client_index,json=receivedClientIndex,proto3" json:"received_client_index,omitempty"`
 	// Frames of the batch that the server did not understand, or not wholly.
 	UnknownFrames int32 `protobuf:"varint,8,opt,name=unknown_frames,json=unknownFrames,proto3" json:"unknown_frames,omitempty"`
-	// True where messages or tool_calls end early, because the answer would be more than 2 MiB. ListMessages and ListToolCalls
+	// True where messages or tool_calls end early, because the answer would be more than 2 MiB. ListMessages and ListRecords
 	// have the rest.
 	HasMore       bool `protobuf:"varint,9,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -5209,7 +3999,7 @@ type IngestLiveResponse struct {
 
 func (x *IngestLiveResponse) Reset() {
 	*x = IngestLiveResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[65]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5221,7 +4011,7 @@ func (x *IngestLiveResponse) String() string {
 func (*IngestLiveResponse) ProtoMessage() {}
 
 func (x *IngestLiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[65]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5234,24 +4024,24 @@ func (x *IngestLiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IngestLiveResponse.ProtoReflect.Descriptor instead.
 func (*IngestLiveResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{65}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{48}
 }
 
-func (x *IngestLiveResponse) GetMessages() []*Message {
+func (x *IngestLiveResponse) GetMessages() []*v11.Message {
 	if x != nil {
 		return x.Messages
 	}
 	return nil
 }
 
-func (x *IngestLiveResponse) GetToolCalls() []*ToolCall {
+func (x *IngestLiveResponse) GetToolCalls() []*v11.ToolCall {
 	if x != nil {
 		return x.ToolCalls
 	}
 	return nil
 }
 
-func (x *IngestLiveResponse) GetVoice() *VoiceState {
+func (x *IngestLiveResponse) GetVoice() *v11.VoiceState {
 	if x != nil {
 		return x.Voice
 	}
@@ -5272,7 +4062,7 @@ func (x *IngestLiveResponse) GetSkippedFrames() int32 {
 	return 0
 }
 
-func (x *IngestLiveResponse) GetMetadata() *v1.Metadata {
+func (x *IngestLiveResponse) GetMetadata() *v12.Metadata {
 	if x != nil {
 		return x.Metadata
 	}
@@ -5313,7 +4103,7 @@ type WatchConversationRequest struct {
 
 func (x *WatchConversationRequest) Reset() {
 	*x = WatchConversationRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[66]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5325,7 +4115,7 @@ func (x *WatchConversationRequest) String() string {
 func (*WatchConversationRequest) ProtoMessage() {}
 
 func (x *WatchConversationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[66]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5338,7 +4128,7 @@ func (x *WatchConversationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchConversationRequest.ProtoReflect.Descriptor instead.
 func (*WatchConversationRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{66}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *WatchConversationRequest) GetConversationId() string {
@@ -5364,38 +4154,41 @@ func (x *WatchConversationRequest) GetMessageLimit() int32 {
 
 type WatchConversationResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// True for a heartbeat: nothing else is set but metadata.version.
-	Heartbeat bool `protobuf:"varint,1,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
-	// True where this is a snapshot: forget the conversation and the messages that were known before. The tool calls that
-	// wait for something come along; list the others, intents, flow steps and summaries.
-	Reset_ bool `protobuf:"varint,2,opt,name=reset,proto3" json:"reset,omitempty"`
+	// The version that this leads to. While a snapshot is not complete it is 0; see has_more.
+	Version int64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// This is a heartbeat: nothing else is set but version.
+	Heartbeat bool `protobuf:"varint,2,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	// This is a snapshot: forget the conversation and the messages that were known before. The tool calls that
+	// wait for something come along; ListRecords has the others.
+	Reset_ bool `protobuf:"varint,3,opt,name=reset,proto3" json:"reset,omitempty"`
 	// The conversation as it is now.
-	Conversation *Conversation `protobuf:"bytes,3,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	Conversation *Conversation `protobuf:"bytes,4,opt,name=conversation,proto3" json:"conversation,omitempty"`
 	// Messages added or changed, by seq; in a snapshot the last ones.
-	Messages  []*Message  `protobuf:"bytes,4,rep,name=messages,proto3" json:"messages,omitempty"`
-	Intents   []*Intent   `protobuf:"bytes,5,rep,name=intents,proto3" json:"intents,omitempty"`
-	FlowSteps []*FlowStep `protobuf:"bytes,6,rep,name=flow_steps,json=flowSteps,proto3" json:"flow_steps,omitempty"`
-	ToolCalls []*ToolCall `protobuf:"bytes,7,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
-	// True where the conversation was deleted; the stream ends after it.
-	Deleted  bool         `protobuf:"varint,8,opt,name=deleted,proto3" json:"deleted,omitempty"`
-	Metadata *v1.Metadata `protobuf:"bytes,9,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// What happens just now, before it is stored, or though it never will be. Nothing else is set but metadata.version. A
+	Messages []*Message `protobuf:"bytes,5,rep,name=messages,proto3" json:"messages,omitempty"`
+	// Messages that were removed.
+	RemovedSeqs []int32     `protobuf:"varint,6,rep,packed,name=removed_seqs,json=removedSeqs,proto3" json:"removed_seqs,omitempty"`
+	Intents     []*Intent   `protobuf:"bytes,7,rep,name=intents,proto3" json:"intents,omitempty"`
+	FlowSteps   []*FlowStep `protobuf:"bytes,8,rep,name=flow_steps,json=flowSteps,proto3" json:"flow_steps,omitempty"`
+	ToolCalls   []*ToolCall `protobuf:"bytes,9,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
+	Summaries   []*Summary  `protobuf:"bytes,10,rep,name=summaries,proto3" json:"summaries,omitempty"`
+	Fragments   []*Fragment `protobuf:"bytes,11,rep,name=fragments,proto3" json:"fragments,omitempty"`
+	// The conversation was deleted; the stream ends after it.
+	Deleted bool `protobuf:"varint,12,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	// What happens just now, before it is stored, or though it never will be. Nothing else is set but version. A
 	// watcher that is slow may miss it.
-	Signal    *LiveSignal `protobuf:"bytes,10,opt,name=signal,proto3" json:"signal,omitempty"`
-	Summaries []*Summary  `protobuf:"bytes,11,rep,name=summaries,proto3" json:"summaries,omitempty"`
-	Fragments []*Fragment `protobuf:"bytes,12,rep,name=fragments,proto3" json:"fragments,omitempty"`
-	// True where more follows at once, because it would have been more than 2 MiB in one message. metadata.version is then the
+	Signal *LiveSignal `protobuf:"bytes,13,opt,name=signal,proto3" json:"signal,omitempty"`
+	// More follows at once, because it would have been more than 2 MiB in one message. version is then the
 	// last version of which nothing is missing: a client that is cut off goes on from there, and may receive again what it has
 	// of the next version, which is the same messages by seq. It is 0 while a snapshot is not complete. A snapshot in pieces
 	// has its messages from the oldest to the newest, and reset in the first piece only.
-	HasMore       bool `protobuf:"varint,13,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
+	HasMore       bool `protobuf:"varint,14,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchConversationResponse) Reset() {
 	*x = WatchConversationResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[67]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5407,7 +4200,7 @@ func (x *WatchConversationResponse) String() string {
 func (*WatchConversationResponse) ProtoMessage() {}
 
 func (x *WatchConversationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[67]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5420,7 +4213,14 @@ func (x *WatchConversationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchConversationResponse.ProtoReflect.Descriptor instead.
 func (*WatchConversationResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{67}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *WatchConversationResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 func (x *WatchConversationResponse) GetHeartbeat() bool {
@@ -5451,6 +4251,13 @@ func (x *WatchConversationResponse) GetMessages() []*Message {
 	return nil
 }
 
+func (x *WatchConversationResponse) GetRemovedSeqs() []int32 {
+	if x != nil {
+		return x.RemovedSeqs
+	}
+	return nil
+}
+
 func (x *WatchConversationResponse) GetIntents() []*Intent {
 	if x != nil {
 		return x.Intents
@@ -5472,27 +4279,6 @@ func (x *WatchConversationResponse) GetToolCalls() []*ToolCall {
 	return nil
 }
 
-func (x *WatchConversationResponse) GetDeleted() bool {
-	if x != nil {
-		return x.Deleted
-	}
-	return false
-}
-
-func (x *WatchConversationResponse) GetMetadata() *v1.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-func (x *WatchConversationResponse) GetSignal() *LiveSignal {
-	if x != nil {
-		return x.Signal
-	}
-	return nil
-}
-
 func (x *WatchConversationResponse) GetSummaries() []*Summary {
 	if x != nil {
 		return x.Summaries
@@ -5507,6 +4293,20 @@ func (x *WatchConversationResponse) GetFragments() []*Fragment {
 	return nil
 }
 
+func (x *WatchConversationResponse) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
+func (x *WatchConversationResponse) GetSignal() *LiveSignal {
+	if x != nil {
+		return x.Signal
+	}
+	return nil
+}
+
 func (x *WatchConversationResponse) GetHasMore() bool {
 	if x != nil {
 		return x.HasMore
@@ -5517,9 +4317,9 @@ func (x *WatchConversationResponse) GetHasMore() bool {
 // LiveSignal is what a live connection tells of the moment.
 type LiveSignal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Epoch int64                  `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// The frame that told it.
-	ClientIndex int64 `protobuf:"varint,2,opt,name=client_index,json=clientIndex,proto3" json:"client_index,omitempty"`
+	// The number of the connection, and the frame that told it.
+	FromConnection int32 `protobuf:"varint,1,opt,name=from_connection,json=fromConnection,proto3" json:"from_connection,omitempty"`
+	ClientIndex    int64 `protobuf:"varint,2,opt,name=client_index,json=clientIndex,proto3" json:"client_index,omitempty"`
 	// The voice turn as it is now, with the words that the user is saying.
 	Voice         *VoiceState `protobuf:"bytes,3,opt,name=voice,proto3" json:"voice,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -5528,7 +4328,7 @@ type LiveSignal struct {
 
 func (x *LiveSignal) Reset() {
 	*x = LiveSignal{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[68]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5540,7 +4340,7 @@ func (x *LiveSignal) String() string {
 func (*LiveSignal) ProtoMessage() {}
 
 func (x *LiveSignal) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[68]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5553,12 +4353,12 @@ func (x *LiveSignal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSignal.ProtoReflect.Descriptor instead.
 func (*LiveSignal) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{68}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{51}
 }
 
-func (x *LiveSignal) GetEpoch() int64 {
+func (x *LiveSignal) GetFromConnection() int32 {
 	if x != nil {
-		return x.Epoch
+		return x.FromConnection
 	}
 	return 0
 }
@@ -5581,37 +4381,225 @@ var File_holdfast_conversation_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"&holdfast/conversation/v1/service.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/conversation/v1/state.proto\x1a\x1fholdfast/object/v1/object.proto\"\xb5\a\n" +
-	"\fConversation\x12'\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tR\x0econversationId\x12\x14\n" +
-	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1e\n" +
-	"\x05title\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12y\n" +
-	"\x06labels\x18\x04 \x03(\v22.holdfast.conversation.v1.Conversation.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x12;\n" +
+	"&holdfast/conversation/v1/service.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a+holdfast/conversation/v1/conversation.proto\x1a#holdfast/conversation/v1/live.proto\x1a\x1fholdfast/object/v1/object.proto\x1a*holdfast/store/conversation/v1/state.proto\x1a\x1bholdfast/type/v1/type.proto\"\xf4\x02\n" +
+	"\x19CreateConversationRequest\x12'\n" +
 	"\n" +
-	"project_id\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12A\n" +
-	"\x03ttl\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x14\xbaH\x11\xaa\x01\x0e\"\x06\b\x80\x86\xb0\x96\x012\x04\b\x80\xa3\x05R\x03ttl\x12#\n" +
-	"\rmessage_count\x18\a \x01(\x03R\fmessageCount\x12\x1f\n" +
-	"\vtoken_count\x18\b \x01(\x03R\n" +
-	"tokenCount\x12:\n" +
-	"\x05voice\x18\t \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice\x128\n" +
-	"\x06intent\x18\n" +
-	" \x01(\v2 .holdfast.conversation.v1.IntentR\x06intent\x126\n" +
-	"\x04flow\x18\v \x01(\v2\".holdfast.conversation.v1.FlowStepR\x04flow\x128\n" +
-	"\x04live\x18\f \x01(\v2$.holdfast.conversation.v1.LiveStatusR\x04live\x12;\n" +
-	"\asummary\x18\r \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x12&\n" +
-	"\x0ftool_call_count\x18\x0e \x01(\x03R\rtoolCallCount\x12%\n" +
-	"\x0efragment_count\x18\x0f \x01(\x03R\rfragmentCount\x12\x1f\n" +
-	"\vpinned_seqs\x18\x10 \x03(\x03R\n" +
-	"pinnedSeqs\x125\n" +
-	"\x05floor\x18\x19 \x01(\v2\x1f.holdfast.conversation.v1.FloorR\x05floor\x1a9\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12E\n" +
+	"\x0fconversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x0econversationId\x12J\n" +
+	"\fconversation\x18\x04 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x12\x16\n" +
+	"\x06shared\x18\x05 \x01(\bR\x06shared\x12G\n" +
+	"\bmessages\x18\x06 \x03(\v2!.holdfast.conversation.v1.MessageB\b\xbaH\x05\x92\x01\x02\x10dR\bmessagesB\r\n" +
+	"\v_if_version\"\xa7\x01\n" +
+	"\x1aCreateConversationResponse\x12J\n" +
+	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x12=\n" +
+	"\bmessages\x18\x02 \x03(\v2!.holdfast.conversation.v1.MessageR\bmessages\"\xd7\x01\n" +
+	"\x16GetConversationRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x122\n" +
+	"\x0eif_version_not\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\fifVersionNot\x88\x01\x01\x12/\n" +
+	"\rmessage_limit\x18\x03 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\fmessageLimitB\x11\n" +
+	"\x0f_if_version_not\"\xc7\x01\n" +
+	"\x17GetConversationResponse\x12J\n" +
+	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x12!\n" +
+	"\fnot_modified\x18\x02 \x01(\bR\vnotModified\x12=\n" +
+	"\bmessages\x18\x03 \x03(\v2!.holdfast.conversation.v1.MessageR\bmessages\"\xb2\x01\n" +
+	"\x18ListConversationsRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12D\n" +
+	"\x06filter\x18\x03 \x01(\v2,.holdfast.conversation.v1.ConversationFilterR\x06filter\"\xcc\x02\n" +
+	"\x12ConversationFilter\x12;\n" +
+	"\n" +
+	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12\x7f\n" +
+	"\x06labels\x18\x02 \x03(\v28.holdfast.conversation.v1.ConversationFilter.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x12=\n" +
+	"\factive_since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vactiveSince\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbe\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x91\x01\n" +
+	"\x19ListConversationsResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x12L\n" +
+	"\rconversations\x18\x02 \x03(\v2&.holdfast.conversation.v1.ConversationR\rconversations\"\xd8\x02\n" +
+	"\x19UpdateConversationRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12E\n" +
+	"\x0fconversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12R\n" +
+	"\fconversation\x18\x04 \x01(\v2&.holdfast.conversation.v1.ConversationB\x06\xbaH\x03\xc8\x01\x01R\fconversation\x12;\n" +
+	"\vupdate_mask\x18\x05 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMaskB\r\n" +
+	"\v_if_version\"h\n" +
+	"\x1aUpdateConversationResponse\x12J\n" +
+	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\"\xc7\x01\n" +
+	"\x19DeleteConversationRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12E\n" +
+	"\x0fconversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationIdB\r\n" +
+	"\v_if_version\"P\n" +
+	"\x1aDeleteConversationResponse\x12\x18\n" +
+	"\aexisted\x18\x01 \x01(\bR\aexisted\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\xe3\x04\n" +
+	"\rAppendRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12E\n" +
+	"\x0fconversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12G\n" +
+	"\bmessages\x18\x04 \x03(\v2!.holdfast.conversation.v1.MessageB\b\xbaH\x05\x92\x01\x02\x10dR\bmessages\x12D\n" +
+	"\aintents\x18\x05 \x03(\v2 .holdfast.conversation.v1.IntentB\b\xbaH\x05\x92\x01\x02\x10dR\aintents\x12K\n" +
+	"\n" +
+	"flow_steps\x18\x06 \x03(\v2\".holdfast.conversation.v1.FlowStepB\b\xbaH\x05\x92\x01\x02\x10dR\tflowSteps\x12:\n" +
+	"\x05voice\x18\a \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice\x12*\n" +
+	"\x11create_if_missing\x18\b \x01(\bR\x0fcreateIfMissing\x12J\n" +
+	"\fconversation\x18\t \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x12\x16\n" +
+	"\x06shared\x18\n" +
+	" \x01(\bR\x06sharedB\r\n" +
+	"\v_if_version\"\xaa\x01\n" +
+	"\x0eAppendResponse\x12=\n" +
+	"\bmessages\x18\x01 \x03(\v2!.holdfast.conversation.v1.MessageR\bmessages\x12%\n" +
+	"\x0eduplicate_seqs\x18\x02 \x03(\x05R\rduplicateSeqs\x12\x18\n" +
+	"\acreated\x18\x03 \x01(\bR\acreated\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\x03R\aversion\"\x83\x04\n" +
+	"\x13EditMessagesRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12E\n" +
+	"\x0fconversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12:\n" +
+	"\x12truncate_after_seq\x18\x04 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00H\x01R\x10truncateAfterSeq\x88\x01\x01\x120\n" +
+	"\vdelete_seqs\x18\x05 \x03(\x05B\x0f\xbaH\f\x92\x01\t\x10\xe8\a\"\x04\x1a\x02(\x01R\n" +
+	"deleteSeqs\x12K\n" +
+	"\aupdates\x18\x06 \x03(\v2'.holdfast.conversation.v1.MessageUpdateB\b\xbaH\x05\x92\x01\x02\x10dR\aupdates\x12G\n" +
+	"\bmessages\x18\a \x03(\v2!.holdfast.conversation.v1.MessageB\b\xbaH\x05\x92\x01\x02\x10dR\bmessages\x12%\n" +
+	"\x0ereturn_removed\x18\b \x01(\bR\rreturnRemovedB\r\n" +
+	"\v_if_versionB\x15\n" +
+	"\x13_truncate_after_seq\"\x91\x01\n" +
+	"\rMessageUpdate\x12C\n" +
+	"\amessage\x18\x01 \x01(\v2!.holdfast.conversation.v1.MessageB\x06\xbaH\x03\xc8\x01\x01R\amessage\x12;\n" +
+	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\"\xf6\x01\n" +
+	"\x14EditMessagesResponse\x12=\n" +
+	"\bmessages\x18\x01 \x03(\v2!.holdfast.conversation.v1.MessageR\bmessages\x12!\n" +
+	"\fremoved_seqs\x18\x02 \x03(\x05R\vremovedSeqs\x12;\n" +
+	"\aremoved\x18\x03 \x03(\v2!.holdfast.conversation.v1.MessageR\aremoved\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\x03R\aversion\x12%\n" +
+	"\x0eduplicate_seqs\x18\x05 \x03(\x05R\rduplicateSeqs\"\xe0\x02\n" +
+	"\x13ListMessagesRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12E\n" +
+	"\x0fconversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12!\n" +
+	"\fnewest_first\x18\x04 \x01(\bR\vnewestFirst\x12$\n" +
+	"\tafter_seq\x18\x05 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bafterSeq\x12&\n" +
+	"\n" +
+	"before_seq\x18\x06 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\tbeforeSeq\x12?\n" +
+	"\x12client_message_ids\x18\a \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10d\"\ar\x05 \x01(\x80\x04R\x10clientMessageIds\"\x97\x01\n" +
+	"\x14ListMessagesResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x12=\n" +
+	"\bmessages\x18\x02 \x03(\v2!.holdfast.conversation.v1.MessageR\bmessages\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\"\xa1\x02\n" +
+	"\x12ListRecordsRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12E\n" +
+	"\x0fconversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12O\n" +
+	"\x05types\x18\x04 \x03(\x0e2$.holdfast.conversation.v1.RecordTypeB\x13\xbaH\x10\x92\x01\r\x10\x05\x18\x01\"\a\x82\x01\x04\x10\x01 \x00R\x05types\x12!\n" +
+	"\fnewest_first\x18\x05 \x01(\bR\vnewestFirst\"y\n" +
+	"\x13ListRecordsResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x12:\n" +
+	"\arecords\x18\x02 \x03(\v2 .holdfast.conversation.v1.RecordR\arecords\"\xa8\x02\n" +
+	"\x17GetContextWindowRequest\x12E\n" +
+	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x124\n" +
+	"\rbudget_tokens\x18\x02 \x01(\x05B\x0f\xbaH\f\xd8\x01\x01\x1a\a\x18\x80\x89z(\x80\x02R\fbudgetTokens\x12\x1f\n" +
+	"\vrecent_only\x18\x03 \x01(\bR\n" +
+	"recentOnly\x12I\n" +
+	"\x06format\x18\x04 \x01(\x0e2'.holdfast.conversation.v1.ContextFormatB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06format\x12$\n" +
+	"\x0eends_with_user\x18\x05 \x01(\bR\fendsWithUser\"\x9b\x02\n" +
+	"\rContextWindow\x12\x19\n" +
+	"\bfrom_seq\x18\x01 \x01(\x05R\afromSeq\x12\x15\n" +
+	"\x06to_seq\x18\x02 \x01(\x05R\x05toSeq\x12#\n" +
+	"\rdropped_count\x18\x03 \x01(\x05R\fdroppedCount\x12!\n" +
+	"\ftotal_tokens\x18\x04 \x01(\x03R\vtotalTokens\x12\x1f\n" +
+	"\vover_budget\x18\x05 \x01(\bR\n" +
+	"overBudget\x12\x1f\n" +
+	"\vsummary_seq\x18\x06 \x01(\x05R\n" +
+	"summarySeq\x12(\n" +
+	"\x10compact_from_seq\x18\a \x01(\x05R\x0ecompactFromSeq\x12$\n" +
+	"\x0ecompact_to_seq\x18\b \x01(\x05R\fcompactToSeq\"\xd6\x01\n" +
+	"\vContextItem\x12=\n" +
+	"\asummary\x18\x01 \x01(\v2!.holdfast.conversation.v1.SummaryH\x00R\asummary\x12=\n" +
+	"\amessage\x18\x02 \x01(\v2!.holdfast.conversation.v1.MessageH\x00R\amessage\x12A\n" +
+	"\ttool_call\x18\x03 \x01(\v2\".holdfast.conversation.v1.ToolCallH\x00R\btoolCallB\x06\n" +
+	"\x04item\"\xdc\x02\n" +
+	"\x18GetContextWindowResponse\x12?\n" +
+	"\x06window\x18\x01 \x01(\v2'.holdfast.conversation.v1.ContextWindowR\x06window\x12;\n" +
+	"\x05items\x18\x02 \x03(\v2%.holdfast.conversation.v1.ContextItemR\x05items\x123\n" +
+	"\bcontents\x18\x03 \x03(\v2\x17.google.protobuf.StructR\bcontents\x12F\n" +
+	"\x12system_instruction\x18\x04 \x01(\v2\x17.google.protobuf.StructR\x11systemInstruction\x12+\n" +
+	"\x04seed\x18\x05 \x01(\v2\x17.google.protobuf.StructR\x04seed\x12\x18\n" +
+	"\aversion\x18\x06 \x01(\x03R\aversion\"\x98\x03\n" +
+	"\x18ProposeCompactionRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12E\n" +
+	"\x0fconversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12,\n" +
+	"\vkeep_tokens\x18\x04 \x01(\x05B\v\xbaH\b\x1a\x06\x18\x80\x89z(\x00R\n" +
+	"keepTokens\x12Q\n" +
+	"\x0elease_duration\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\rleaseDuration\x12!\n" +
+	"\ffrom_scratch\x18\x06 \x01(\bR\vfromScratch\x12,\n" +
+	"\rfencing_token\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\ffencingTokenB\r\n" +
+	"\v_if_version\"\xdc\x01\n" +
+	"\x19ProposeCompactionResponse\x12-\n" +
+	"\x05lease\x18\x01 \x01(\v2\x17.holdfast.type.v1.LeaseR\x05lease\x12\x19\n" +
+	"\bfrom_seq\x18\x02 \x01(\x05R\afromSeq\x12\x15\n" +
+	"\x06to_seq\x18\x03 \x01(\x05R\x05toSeq\x12=\n" +
+	"\bprevious\x18\x04 \x01(\v2!.holdfast.conversation.v1.SummaryR\bprevious\x12\x1f\n" +
+	"\vtoken_count\x18\x05 \x01(\x03R\n" +
+	"tokenCount\"\xd8\x02\n" +
+	"\x17CommitCompactionRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12E\n" +
+	"\x0fconversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12,\n" +
+	"\rfencing_token\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\ffencingToken\x12\x1f\n" +
+	"\x04text\x18\x05 \x01(\tB\v\xbaH\br\x06 \x01(\x80\x80\x01R\x04text\x122\n" +
+	"\vtoken_count\x18\x06 \x01(\x05B\f\xbaH\t\x1a\a\x18\x80\xad\xe2\x04(\x00H\x01R\n" +
+	"tokenCount\x88\x01\x01B\r\n" +
+	"\v_if_versionB\x0e\n" +
+	"\f_token_count\"q\n" +
+	"\x18CommitCompactionResponse\x12;\n" +
+	"\asummary\x18\x01 \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\xbb\x03\n" +
+	"\x17ForkConversationRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x01R\tifVersion\x88\x01\x01\x12E\n" +
+	"\x0fconversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12(\n" +
+	"\n" +
+	"at_version\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x01H\x00R\tatVersion\x12*\n" +
+	"\vthrough_seq\x18\x05 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00H\x00R\n" +
+	"throughSeq\x12L\n" +
+	"\x13new_conversation_id\x18\x06 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x11newConversationId\x12J\n" +
+	"\fconversation\x18\a \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversationB\x04\n" +
+	"\x02atB\r\n" +
+	"\v_if_version\"f\n" +
+	"\x18ForkConversationResponse\x12J\n" +
+	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\"\xc4\x04\n" +
 	"\n" +
 	"LiveStatus\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12\x16\n" +
-	"\x06device\x18\x02 \x01(\tR\x06device\x12B\n" +
-	"\bprovider\x18\x03 \x01(\x0e2&.holdfast.conversation.v1.LiveProviderR\bprovider\x12\x18\n" +
+	"\x06device\x18\x02 \x01(\tR\x06device\x12H\n" +
+	"\bprovider\x18\x03 \x01(\x0e2,.holdfast.store.conversation.v1.LiveProviderR\bprovider\x12\x18\n" +
 	"\asession\x18\x04 \x01(\x03R\asession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x05 \x01(\tR\tsessionId\x127\n" +
@@ -5629,74 +4617,11 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\vframe_count\x18\r \x01(\x03R\n" +
 	"frameCount\x12\x1d\n" +
 	"\n" +
-	"byte_count\x18\x0e \x01(\x03R\tbyteCount\"\xef\x03\n" +
-	"\x19CreateConversationRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x0econversationId\x12\x1e\n" +
-	"\x05title\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12\x86\x01\n" +
-	"\x06labels\x18\x03 \x03(\v2?.holdfast.conversation.v1.CreateConversationRequest.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x12;\n" +
-	"\n" +
-	"project_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12A\n" +
-	"\x03ttl\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x14\xbaH\x11\xaa\x01\x0e\"\x06\b\x80\x86\xb0\x96\x012\x04\b\x80\xa3\x05R\x03ttl\x12'\n" +
-	"\n" +
-	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x1a9\n" +
-	"\vLabelsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa2\x01\n" +
-	"\x1aCreateConversationResponse\x12J\n" +
-	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xbf\x01\n" +
-	"\x16GetConversationRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12/\n" +
-	"\rmessage_limit\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\fmessageLimit\x12-\n" +
-	"\x0eif_version_not\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fifVersionNot\"\x81\x02\n" +
-	"\x17GetConversationResponse\x12J\n" +
-	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x12=\n" +
-	"\bmessages\x18\x02 \x03(\v2!.holdfast.conversation.v1.MessageR\bmessages\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12!\n" +
-	"\fnot_modified\x18\x04 \x01(\bR\vnotModified\"\xec\x02\n" +
-	"\x18ListConversationsRequest\x12'\n" +
-	"\tpage_size\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
-	"\n" +
-	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12;\n" +
-	"\n" +
-	"project_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12\x85\x01\n" +
-	"\x06labels\x18\x04 \x03(\v2>.holdfast.conversation.v1.ListConversationsRequest.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x1a9\n" +
-	"\vLabelsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x95\x01\n" +
-	"\x19ListConversationsResponse\x12P\n" +
-	"\rconversations\x18\x01 \x03(\v2*.holdfast.conversation.v1.ConversationItemR\rconversations\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x98\x01\n" +
-	"\x10ConversationItem\x12J\n" +
-	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe1\x03\n" +
-	"\x19UpdateConversationRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12R\n" +
-	"\fconversation\x18\x02 \x01(\v2&.holdfast.conversation.v1.ConversationB\x06\xbaH\x03\xc8\x01\x01R\fconversation\x12\xd7\x01\n" +
-	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskB\x99\x01\xbaH\x95\x01\xba\x01\x91\x01\n" +
-	"\x11update_mask.paths\x12:must only have the paths title, labels, project_id and ttl\x1a@this.paths.all(p, p in ['title', 'labels', 'project_id', 'ttl'])R\n" +
-	"updateMask\x12'\n" +
-	"\n" +
-	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xa2\x01\n" +
-	"\x1aUpdateConversationResponse\x12J\n" +
-	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb3\x01\n" +
-	"\x19DeleteConversationRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12'\n" +
-	"\n" +
-	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"V\n" +
-	"\x1aDeleteConversationResponse\x128\n" +
-	"\bmetadata\x18\x01 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb6\x04\n" +
+	"byte_count\x18\x0e \x01(\x03R\tbyteCount\"\xbc\x04\n" +
 	"\x0fOpenLiveRequest\x12E\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12 \n" +
-	"\x06device\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x06device\x12L\n" +
-	"\bprovider\x18\x03 \x01(\x0e2&.holdfast.conversation.v1.LiveProviderB\b\xbaH\x05\x82\x01\x02\x10\x01R\bprovider\x12'\n" +
+	"\x06device\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x06device\x12R\n" +
+	"\bprovider\x18\x03 \x01(\x0e2,.holdfast.store.conversation.v1.LiveProviderB\b\xbaH\x05\x82\x01\x02\x10\x01R\bprovider\x12'\n" +
 	"\n" +
 	"setup_hash\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\tsetupHash\x12\x18\n" +
 	"\aseeding\x18\x05 \x01(\bR\aseeding\x12S\n" +
@@ -5731,7 +4656,7 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"setup_hash\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\tsetupHash\x12=\n" +
 	"\x12seed_budget_tokens\x18\x03 \x01(\x03B\x0f\xbaH\f\xd8\x01\x01\"\a\x18\x80\x89z(\x80\x02R\x10seedBudgetTokens\x12-\n" +
-	"\x13seed_ends_with_user\x18\x04 \x01(\bR\x10seedEndsWithUser\"\xfb\x06\n" +
+	"\x13seed_ends_with_user\x18\x04 \x01(\bR\x10seedEndsWithUser\"\x87\a\n" +
 	"\x15GetResumePlanResponse\x12>\n" +
 	"\x06action\x18\x01 \x01(\x0e2&.holdfast.conversation.v1.ResumeActionR\x06action\x12\x1b\n" +
 	"\x06handle\x18\x02 \x01(\tB\x03\x80\x01\x01R\x06handle\x12\x1b\n" +
@@ -5740,10 +4665,10 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x10handle_after_seq\x18\x05 \x01(\x03R\x0ehandleAfterSeq\x12+\n" +
 	"\x04seed\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x04seed\x12H\n" +
 	"\vseed_window\x18\a \x01(\v2'.holdfast.conversation.v1.ContextWindowR\n" +
-	"seedWindow\x12H\n" +
-	"\x0eopen_utterance\x18\b \x01(\v2!.holdfast.conversation.v1.MessageR\ropenUtterance\x12A\n" +
+	"seedWindow\x12N\n" +
+	"\x0eopen_utterance\x18\b \x01(\v2'.holdfast.store.conversation.v1.MessageR\ropenUtterance\x12G\n" +
 	"\n" +
-	"tool_calls\x18\t \x03(\v2\".holdfast.conversation.v1.ToolCallR\ttoolCalls\x12\x14\n" +
+	"tool_calls\x18\t \x03(\v2(.holdfast.store.conversation.v1.ToolCallR\ttoolCalls\x12\x14\n" +
 	"\x05epoch\x18\n" +
 	" \x01(\x03R\x05epoch\x12*\n" +
 	"\x11last_client_index\x18\v \x01(\x03R\x0flastClientIndex\x12\x12\n" +
@@ -5771,16 +4696,7 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"retry_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x128\n" +
 	"\x04live\x18\x03 \x01(\v2$.holdfast.conversation.v1.LiveStatusR\x04live\x128\n" +
-	"\bmetadata\x18\x04 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xac\x01\n" +
-	"\x14ListFragmentsRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12$\n" +
-	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
-	"\tpage_size\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xae\x01\n" +
-	"\x15ListFragmentsResponse\x12@\n" +
-	"\tfragments\x18\x01 \x03(\v2\".holdfast.conversation.v1.FragmentR\tfragments\x12\x19\n" +
-	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xba\x01\n" +
+	"\bmetadata\x18\x04 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xba\x01\n" +
 	"\x0eLiveFrameBatch\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x12;\n" +
@@ -5793,16 +4709,6 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x16ListLiveFramesResponse\x12B\n" +
 	"\abatches\x18\x01 \x03(\v2(.holdfast.conversation.v1.LiveFrameBatchR\abatches\x12\x19\n" +
 	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xac\x01\n" +
-	"\x14ListToolCallsRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12$\n" +
-	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
-	"\tpage_size\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xaf\x01\n" +
-	"\x15ListToolCallsResponse\x12A\n" +
-	"\n" +
-	"tool_calls\x18\x01 \x03(\v2\".holdfast.conversation.v1.ToolCallR\ttoolCalls\x12\x19\n" +
-	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xdd\x02\n" +
 	"\x14ClaimToolCallRequest\x12E\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x19\n" +
@@ -5814,9 +4720,9 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
-	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x92\x01\n" +
-	"\x15ClaimToolCallResponse\x12?\n" +
-	"\ttool_call\x18\x01 \x01(\v2\".holdfast.conversation.v1.ToolCallR\btoolCall\x128\n" +
+	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x98\x01\n" +
+	"\x15ClaimToolCallResponse\x12E\n" +
+	"\ttool_call\x18\x01 \x01(\v2(.holdfast.store.conversation.v1.ToolCallR\btoolCall\x128\n" +
 	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd2\x02\n" +
 	"\x17CompleteToolCallRequest\x12E\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x19\n" +
@@ -5827,235 +4733,10 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
-	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xaf\x01\n" +
-	"\x18CompleteToolCallResponse\x12?\n" +
-	"\ttool_call\x18\x01 \x01(\v2\".holdfast.conversation.v1.ToolCallR\btoolCall\x12\x18\n" +
+	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xb5\x01\n" +
+	"\x18CompleteToolCallResponse\x12E\n" +
+	"\ttool_call\x18\x01 \x01(\v2(.holdfast.store.conversation.v1.ToolCallR\btoolCall\x12\x18\n" +
 	"\adeliver\x18\x02 \x01(\bR\adeliver\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xaf\x02\n" +
-	"\x16TruncateMessageRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x19\n" +
-	"\x03seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x03seq\x12*\n" +
-	"\n" +
-	"heard_text\x18\x03 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04H\x00R\theardText\x12&\n" +
-	"\tplayed_ms\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\bplayedMs\x12'\n" +
-	"\n" +
-	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersionB\x0e\n" +
-	"\x05heard\x12\x05\xbaH\x02\b\x01\"\x90\x01\n" +
-	"\x17TruncateMessageResponse\x12;\n" +
-	"\amessage\x18\x01 \x01(\v2!.holdfast.conversation.v1.MessageR\amessage\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd2\x02\n" +
-	"\x17GetContextWindowRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x124\n" +
-	"\rbudget_tokens\x18\x02 \x01(\x03B\x0f\xbaH\f\xd8\x01\x01\"\a\x18\x80\x89z(\x80\x02R\fbudgetTokens\x12I\n" +
-	"\x06policy\x18\x03 \x01(\x0e2'.holdfast.conversation.v1.ContextPolicyB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06policy\x12I\n" +
-	"\x06format\x18\x04 \x01(\x0e2'.holdfast.conversation.v1.ContextFormatB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06format\x12$\n" +
-	"\x0eends_with_user\x18\x05 \x01(\bR\fendsWithUser\"\x9b\x02\n" +
-	"\rContextWindow\x12\x19\n" +
-	"\bfrom_seq\x18\x01 \x01(\x03R\afromSeq\x12\x15\n" +
-	"\x06to_seq\x18\x02 \x01(\x03R\x05toSeq\x12#\n" +
-	"\rdropped_count\x18\x03 \x01(\x03R\fdroppedCount\x12!\n" +
-	"\ftotal_tokens\x18\x04 \x01(\x03R\vtotalTokens\x12\x1f\n" +
-	"\vover_budget\x18\x05 \x01(\bR\n" +
-	"overBudget\x12\x1f\n" +
-	"\vsummary_seq\x18\x06 \x01(\x03R\n" +
-	"summarySeq\x12(\n" +
-	"\x10compact_from_seq\x18\a \x01(\x03R\x0ecompactFromSeq\x12$\n" +
-	"\x0ecompact_to_seq\x18\b \x01(\x03R\fcompactToSeq\"\xd6\x01\n" +
-	"\vContextItem\x12=\n" +
-	"\asummary\x18\x01 \x01(\v2!.holdfast.conversation.v1.SummaryH\x00R\asummary\x12=\n" +
-	"\amessage\x18\x02 \x01(\v2!.holdfast.conversation.v1.MessageH\x00R\amessage\x12A\n" +
-	"\ttool_call\x18\x03 \x01(\v2\".holdfast.conversation.v1.ToolCallH\x00R\btoolCallB\x06\n" +
-	"\x04item\"\xfc\x02\n" +
-	"\x18GetContextWindowResponse\x12?\n" +
-	"\x06window\x18\x01 \x01(\v2'.holdfast.conversation.v1.ContextWindowR\x06window\x12;\n" +
-	"\x05items\x18\x02 \x03(\v2%.holdfast.conversation.v1.ContextItemR\x05items\x123\n" +
-	"\bcontents\x18\x03 \x03(\v2\x17.google.protobuf.StructR\bcontents\x12F\n" +
-	"\x12system_instruction\x18\x04 \x01(\v2\x17.google.protobuf.StructR\x11systemInstruction\x12+\n" +
-	"\x04seed\x18\x05 \x01(\v2\x17.google.protobuf.StructR\x04seed\x128\n" +
-	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xef\x02\n" +
-	"\x18ProposeCompactionRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12,\n" +
-	"\vkeep_tokens\x18\x02 \x01(\x03B\v\xbaH\b\"\x06\x18\x80\x89z(\x00R\n" +
-	"keepTokens\x12@\n" +
-	"\x05lease\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\x05lease\x12!\n" +
-	"\ffrom_scratch\x18\x04 \x01(\bR\vfromScratch\x12(\n" +
-	"\vlease_token\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\n" +
-	"leaseToken\x12'\n" +
-	"\n" +
-	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xd0\x02\n" +
-	"\x19ProposeCompactionResponse\x12\x1f\n" +
-	"\vlease_token\x18\x01 \x01(\x03R\n" +
-	"leaseToken\x12F\n" +
-	"\x11lease_expire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x0fleaseExpireTime\x12\x19\n" +
-	"\bfrom_seq\x18\x03 \x01(\x03R\afromSeq\x12\x15\n" +
-	"\x06to_seq\x18\x04 \x01(\x03R\x05toSeq\x12=\n" +
-	"\bprevious\x18\x05 \x01(\v2!.holdfast.conversation.v1.SummaryR\bprevious\x12\x1f\n" +
-	"\vtoken_count\x18\x06 \x01(\x03R\n" +
-	"tokenCount\x128\n" +
-	"\bmetadata\x18\a \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xbd\x02\n" +
-	"\x14CommitSummaryRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12(\n" +
-	"\vlease_token\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\n" +
-	"leaseToken\x12\x1f\n" +
-	"\x04text\x18\x03 \x01(\tB\v\xbaH\br\x06 \x01(\x80\x80\x01R\x04text\x122\n" +
-	"\vtoken_count\x18\x04 \x01(\x03B\f\xbaH\t\"\a\x18\x80\xad\xe2\x04(\x00H\x00R\n" +
-	"tokenCount\x88\x01\x01\x12'\n" +
-	"\n" +
-	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersionB\x0e\n" +
-	"\f_token_count\"\x8e\x01\n" +
-	"\x15CommitSummaryResponse\x12;\n" +
-	"\asummary\x18\x01 \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xac\x01\n" +
-	"\x14ListSummariesRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12$\n" +
-	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
-	"\tpage_size\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xad\x01\n" +
-	"\x15ListSummariesResponse\x12?\n" +
-	"\tsummaries\x18\x01 \x03(\v2!.holdfast.conversation.v1.SummaryR\tsummaries\x12\x19\n" +
-	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xad\x04\n" +
-	"\n" +
-	"NewMessage\x12>\n" +
-	"\x04role\x18\x01 \x01(\x0e2\x1e.holdfast.conversation.v1.RoleB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04role\x12H\n" +
-	"\bmodality\x18\x02 \x01(\x0e2\".holdfast.conversation.v1.ModalityB\b\xbaH\x05\x82\x01\x02\x10\x01R\bmodality\x12\x1d\n" +
-	"\x04text\x18\x03 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04R\x04text\x12>\n" +
-	"\x05parts\x18\x04 \x03(\v2\x1e.holdfast.conversation.v1.PartB\b\xbaH\x05\x92\x01\x02\x10@R\x05parts\x124\n" +
-	"\x11client_message_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x0fclientMessageId\x122\n" +
-	"\vtoken_count\x18\x06 \x01(\x03B\f\xbaH\t\"\a\x18\x80\xad\xe2\x04(\x00H\x00R\n" +
-	"tokenCount\x88\x01\x01\x12g\n" +
-	"\bmetadata\x18\a \x03(\v22.holdfast.conversation.v1.NewMessage.MetadataEntryB\x17\xbaH\x14\x9a\x01\x11\x10@\"\x06r\x04 \x01(@*\x05r\x03(\x80\bR\bmetadata\x12\x16\n" +
-	"\x06pinned\x18\b \x01(\bR\x06pinned\x1a;\n" +
-	"\rMetadataEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x0e\n" +
-	"\f_token_count\"\xfd\x01\n" +
-	"\x15AppendMessagesRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12L\n" +
-	"\bmessages\x18\x02 \x03(\v2$.holdfast.conversation.v1.NewMessageB\n" +
-	"\xbaH\a\x92\x01\x04\b\x01\x10dR\bmessages\x12'\n" +
-	"\n" +
-	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x99\x01\n" +
-	"\x16AppendMessagesResponse\x12E\n" +
-	"\bmessages\x18\x01 \x03(\v2).holdfast.conversation.v1.AppendedMessageR\bmessages\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd3\x01\n" +
-	"\x0fAppendedMessage\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12;\n" +
-	"\vcreate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\x12\x1f\n" +
-	"\vtoken_count\x18\x03 \x01(\x03R\n" +
-	"tokenCount\x122\n" +
-	"\x15token_count_estimated\x18\x04 \x01(\bR\x13tokenCountEstimated\x12\x1c\n" +
-	"\tduplicate\x18\x05 \x01(\bR\tduplicate\"\xfe\x03\n" +
-	"\x14UpdateMessageRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12H\n" +
-	"\amessage\x18\x02 \x01(\v2&.holdfast.conversation.v1.MessagePatchB\x06\xbaH\x03\xc8\x01\x01R\amessage\x12\x83\x02\n" +
-	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskB\xc5\x01\xbaH\xc1\x01\xba\x01\xbd\x01\n" +
-	"\x11update_mask.paths\x12Nmust only have the paths text, parts, status, metadata, token_count and pinned\x1aXthis.paths.all(p, p in ['text', 'parts', 'status', 'metadata', 'token_count', 'pinned'])R\n" +
-	"updateMask\x12'\n" +
-	"\n" +
-	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xe7\x03\n" +
-	"\fMessagePatch\x12\x19\n" +
-	"\x03seq\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x03seq\x12\x1d\n" +
-	"\x04text\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04R\x04text\x12>\n" +
-	"\x05parts\x18\x03 \x03(\v2\x1e.holdfast.conversation.v1.PartB\b\xbaH\x05\x92\x01\x02\x10@R\x05parts\x12I\n" +
-	"\x06status\x18\x04 \x01(\x0e2'.holdfast.conversation.v1.MessageStatusB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06status\x12i\n" +
-	"\bmetadata\x18\x05 \x03(\v24.holdfast.conversation.v1.MessagePatch.MetadataEntryB\x17\xbaH\x14\x9a\x01\x11\x10@\"\x06r\x04 \x01(@*\x05r\x03(\x80\bR\bmetadata\x122\n" +
-	"\vtoken_count\x18\x06 \x01(\x03B\f\xbaH\t\"\a\x18\x80\xad\xe2\x04(\x00H\x00R\n" +
-	"tokenCount\x88\x01\x01\x12\x1b\n" +
-	"\x06pinned\x18\a \x01(\bH\x01R\x06pinned\x88\x01\x01\x1a;\n" +
-	"\rMetadataEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x0e\n" +
-	"\f_token_countB\t\n" +
-	"\a_pinned\"\x8e\x01\n" +
-	"\x15UpdateMessageResponse\x12;\n" +
-	"\amessage\x18\x01 \x01(\v2!.holdfast.conversation.v1.MessageR\amessage\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xbd\x02\n" +
-	"\x13ListMessagesRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12$\n" +
-	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12&\n" +
-	"\n" +
-	"before_seq\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tbeforeSeq\x12'\n" +
-	"\tpage_size\x18\x04 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize:h\xbaHe\x1ac\n" +
-	"\rone_direction\x12%set after_seq or before_seq, not both\x1a+this.after_seq == 0 || this.before_seq == 0\"\xaa\x01\n" +
-	"\x14ListMessagesResponse\x12=\n" +
-	"\bmessages\x18\x01 \x03(\v2!.holdfast.conversation.v1.MessageR\bmessages\x12\x19\n" +
-	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe5\x02\n" +
-	"\x14SetVoiceStateRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x120\n" +
-	"\x0faudio_stream_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\raudioStreamId\x12I\n" +
-	"\x06status\x18\x03 \x01(\x0e2%.holdfast.conversation.v1.VoiceStatusB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x06status\x128\n" +
-	"\x12last_transcription\x18\x04 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04R\x11lastTranscription\x12'\n" +
-	"\n" +
-	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x8d\x01\n" +
-	"\x15SetVoiceStateResponse\x12:\n" +
-	"\x05voice\x18\x01 \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xe1\x02\n" +
-	"\x13RecordIntentRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x1e\n" +
-	"\x04name\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05 \x01(\x80\x01R\x04name\x129\n" +
-	"\n" +
-	"confidence\x18\x03 \x01(\x01B\x19\xbaH\x16\x12\x14@\x01\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\n" +
-	"confidence\x12-\n" +
-	"\x05slots\x18\x04 \x01(\v2\x17.google.protobuf.StructR\x05slots\x12(\n" +
-	"\vmessage_seq\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\n" +
-	"messageSeq\x12'\n" +
-	"\n" +
-	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x8a\x01\n" +
-	"\x14RecordIntentResponse\x128\n" +
-	"\x06intent\x18\x01 \x01(\v2 .holdfast.conversation.v1.IntentR\x06intent\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xaa\x01\n" +
-	"\x12ListIntentsRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12$\n" +
-	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
-	"\tpage_size\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xa6\x01\n" +
-	"\x13ListIntentsResponse\x12:\n" +
-	"\aintents\x18\x01 \x03(\v2 .holdfast.conversation.v1.IntentR\aintents\x12\x19\n" +
-	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\x99\x02\n" +
-	"\x12AdvanceFlowRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x1e\n" +
-	"\x04flow\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05 \x01(\x80\x01R\x04flow\x12\x1e\n" +
-	"\x04step\x18\x03 \x01(\tB\n" +
-	"\xbaH\ar\x05 \x01(\x80\x01R\x04step\x12+\n" +
-	"\x04data\x18\x04 \x01(\v2\x17.google.protobuf.StructR\x04data\x12'\n" +
-	"\n" +
-	"request_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x87\x01\n" +
-	"\x13AdvanceFlowResponse\x126\n" +
-	"\x04step\x18\x01 \x01(\v2\".holdfast.conversation.v1.FlowStepR\x04step\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xac\x01\n" +
-	"\x14ListFlowStepsRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12$\n" +
-	"\tafter_seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bafterSeq\x12'\n" +
-	"\tpage_size\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\"\xa6\x01\n" +
-	"\x15ListFlowStepsResponse\x128\n" +
-	"\x05steps\x18\x01 \x03(\v2\".holdfast.conversation.v1.FlowStepR\x05steps\x12\x19\n" +
-	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb9\x01\n" +
 	"\tLiveFrame\x12*\n" +
 	"\fclient_index\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\vclientIndex\x12\x19\n" +
@@ -6070,12 +4751,12 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
 	"\n" +
-	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xd5\x03\n" +
-	"\x12IngestLiveResponse\x12=\n" +
-	"\bmessages\x18\x01 \x03(\v2!.holdfast.conversation.v1.MessageR\bmessages\x12A\n" +
+	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xe7\x03\n" +
+	"\x12IngestLiveResponse\x12C\n" +
+	"\bmessages\x18\x01 \x03(\v2'.holdfast.store.conversation.v1.MessageR\bmessages\x12G\n" +
 	"\n" +
-	"tool_calls\x18\x02 \x03(\v2\".holdfast.conversation.v1.ToolCallR\ttoolCalls\x12:\n" +
-	"\x05voice\x18\x03 \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice\x12*\n" +
+	"tool_calls\x18\x02 \x03(\v2(.holdfast.store.conversation.v1.ToolCallR\ttoolCalls\x12@\n" +
+	"\x05voice\x18\x03 \x01(\v2*.holdfast.store.conversation.v1.VoiceStateR\x05voice\x12*\n" +
 	"\x11last_client_index\x18\x04 \x01(\x03R\x0flastClientIndex\x12%\n" +
 	"\x0eskipped_frames\x18\x05 \x01(\x05R\rskippedFrames\x128\n" +
 	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x122\n" +
@@ -6086,72 +4767,62 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12,\n" +
 	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\x12/\n" +
 	"\rmessage_limit\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\fmessageLimit\"\xcc\x05\n" +
-	"\x19WatchConversationResponse\x12\x1c\n" +
-	"\theartbeat\x18\x01 \x01(\bR\theartbeat\x12\x14\n" +
-	"\x05reset\x18\x02 \x01(\bR\x05reset\x12J\n" +
-	"\fconversation\x18\x03 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x12=\n" +
-	"\bmessages\x18\x04 \x03(\v2!.holdfast.conversation.v1.MessageR\bmessages\x12:\n" +
-	"\aintents\x18\x05 \x03(\v2 .holdfast.conversation.v1.IntentR\aintents\x12A\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\fmessageLimit\"\xcf\x05\n" +
+	"\x19WatchConversationResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x03R\aversion\x12\x1c\n" +
+	"\theartbeat\x18\x02 \x01(\bR\theartbeat\x12\x14\n" +
+	"\x05reset\x18\x03 \x01(\bR\x05reset\x12J\n" +
+	"\fconversation\x18\x04 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x12=\n" +
+	"\bmessages\x18\x05 \x03(\v2!.holdfast.conversation.v1.MessageR\bmessages\x12!\n" +
+	"\fremoved_seqs\x18\x06 \x03(\x05R\vremovedSeqs\x12:\n" +
+	"\aintents\x18\a \x03(\v2 .holdfast.conversation.v1.IntentR\aintents\x12A\n" +
 	"\n" +
-	"flow_steps\x18\x06 \x03(\v2\".holdfast.conversation.v1.FlowStepR\tflowSteps\x12A\n" +
+	"flow_steps\x18\b \x03(\v2\".holdfast.conversation.v1.FlowStepR\tflowSteps\x12A\n" +
 	"\n" +
-	"tool_calls\x18\a \x03(\v2\".holdfast.conversation.v1.ToolCallR\ttoolCalls\x12\x18\n" +
-	"\adeleted\x18\b \x01(\bR\adeleted\x128\n" +
-	"\bmetadata\x18\t \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x12<\n" +
-	"\x06signal\x18\n" +
-	" \x01(\v2$.holdfast.conversation.v1.LiveSignalR\x06signal\x12?\n" +
-	"\tsummaries\x18\v \x03(\v2!.holdfast.conversation.v1.SummaryR\tsummaries\x12@\n" +
-	"\tfragments\x18\f \x03(\v2\".holdfast.conversation.v1.FragmentR\tfragments\x12\x19\n" +
-	"\bhas_more\x18\r \x01(\bR\ahasMore\"\x81\x01\n" +
+	"tool_calls\x18\t \x03(\v2\".holdfast.conversation.v1.ToolCallR\ttoolCalls\x12?\n" +
+	"\tsummaries\x18\n" +
+	" \x03(\v2!.holdfast.conversation.v1.SummaryR\tsummaries\x12@\n" +
+	"\tfragments\x18\v \x03(\v2\".holdfast.conversation.v1.FragmentR\tfragments\x12\x18\n" +
+	"\adeleted\x18\f \x01(\bR\adeleted\x12<\n" +
+	"\x06signal\x18\r \x01(\v2$.holdfast.conversation.v1.LiveSignalR\x06signal\x12\x19\n" +
+	"\bhas_more\x18\x0e \x01(\bR\ahasMore\"\x94\x01\n" +
 	"\n" +
-	"LiveSignal\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12!\n" +
+	"LiveSignal\x12'\n" +
+	"\x0ffrom_connection\x18\x01 \x01(\x05R\x0efromConnection\x12!\n" +
 	"\fclient_index\x18\x02 \x01(\x03R\vclientIndex\x12:\n" +
-	"\x05voice\x18\x03 \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice*f\n" +
-	"\fResumeAction\x12\x1d\n" +
-	"\x19RESUME_ACTION_UNSPECIFIED\x10\x00\x12\x18\n" +
-	"\x14RESUME_ACTION_RESUME\x10\x01\x12\x1d\n" +
-	"\x19RESUME_ACTION_START_FRESH\x10\x02*v\n" +
-	"\rContextPolicy\x12\x1e\n" +
-	"\x1aCONTEXT_POLICY_UNSPECIFIED\x10\x00\x12%\n" +
-	"!CONTEXT_POLICY_SUMMARY_AND_RECENT\x10\x01\x12\x1e\n" +
-	"\x1aCONTEXT_POLICY_RECENT_ONLY\x10\x02*\x8d\x01\n" +
+	"\x05voice\x18\x03 \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice*\x8d\x01\n" +
 	"\rContextFormat\x12\x1e\n" +
 	"\x1aCONTEXT_FORMAT_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CONTEXT_FORMAT_NEUTRAL\x10\x01\x12\"\n" +
 	"\x1eCONTEXT_FORMAT_GEMINI_CONTENTS\x10\x02\x12\x1c\n" +
-	"\x18CONTEXT_FORMAT_LIVE_SEED\x10\x032\xaa\x1b\n" +
+	"\x18CONTEXT_FORMAT_LIVE_SEED\x10\x03*f\n" +
+	"\fResumeAction\x12\x1d\n" +
+	"\x19RESUME_ACTION_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14RESUME_ACTION_RESUME\x10\x01\x12\x1d\n" +
+	"\x19RESUME_ACTION_START_FRESH\x10\x022\xec\x14\n" +
 	"\x13ConversationService\x12\x81\x01\n" +
 	"\x12CreateConversation\x123.holdfast.conversation.v1.CreateConversationRequest\x1a4.holdfast.conversation.v1.CreateConversationResponse\"\x00\x12{\n" +
 	"\x0fGetConversation\x120.holdfast.conversation.v1.GetConversationRequest\x1a1.holdfast.conversation.v1.GetConversationResponse\"\x03\x90\x02\x01\x12\x81\x01\n" +
 	"\x11ListConversations\x122.holdfast.conversation.v1.ListConversationsRequest\x1a3.holdfast.conversation.v1.ListConversationsResponse\"\x03\x90\x02\x01\x12\x81\x01\n" +
 	"\x12UpdateConversation\x123.holdfast.conversation.v1.UpdateConversationRequest\x1a4.holdfast.conversation.v1.UpdateConversationResponse\"\x00\x12\x81\x01\n" +
-	"\x12DeleteConversation\x123.holdfast.conversation.v1.DeleteConversationRequest\x1a4.holdfast.conversation.v1.DeleteConversationResponse\"\x00\x12u\n" +
-	"\x0eAppendMessages\x12/.holdfast.conversation.v1.AppendMessagesRequest\x1a0.holdfast.conversation.v1.AppendMessagesResponse\"\x00\x12r\n" +
-	"\rUpdateMessage\x12..holdfast.conversation.v1.UpdateMessageRequest\x1a/.holdfast.conversation.v1.UpdateMessageResponse\"\x00\x12r\n" +
-	"\fListMessages\x12-.holdfast.conversation.v1.ListMessagesRequest\x1a..holdfast.conversation.v1.ListMessagesResponse\"\x03\x90\x02\x01\x12r\n" +
-	"\rSetVoiceState\x12..holdfast.conversation.v1.SetVoiceStateRequest\x1a/.holdfast.conversation.v1.SetVoiceStateResponse\"\x00\x12o\n" +
-	"\fRecordIntent\x12-.holdfast.conversation.v1.RecordIntentRequest\x1a..holdfast.conversation.v1.RecordIntentResponse\"\x00\x12o\n" +
-	"\vListIntents\x12,.holdfast.conversation.v1.ListIntentsRequest\x1a-.holdfast.conversation.v1.ListIntentsResponse\"\x03\x90\x02\x01\x12l\n" +
-	"\vAdvanceFlow\x12,.holdfast.conversation.v1.AdvanceFlowRequest\x1a-.holdfast.conversation.v1.AdvanceFlowResponse\"\x00\x12u\n" +
-	"\rListFlowSteps\x12..holdfast.conversation.v1.ListFlowStepsRequest\x1a/.holdfast.conversation.v1.ListFlowStepsResponse\"\x03\x90\x02\x01\x12c\n" +
+	"\x12DeleteConversation\x123.holdfast.conversation.v1.DeleteConversationRequest\x1a4.holdfast.conversation.v1.DeleteConversationResponse\"\x00\x12]\n" +
+	"\x06Append\x12'.holdfast.conversation.v1.AppendRequest\x1a(.holdfast.conversation.v1.AppendResponse\"\x00\x12o\n" +
+	"\fEditMessages\x12-.holdfast.conversation.v1.EditMessagesRequest\x1a..holdfast.conversation.v1.EditMessagesResponse\"\x00\x12r\n" +
+	"\fListMessages\x12-.holdfast.conversation.v1.ListMessagesRequest\x1a..holdfast.conversation.v1.ListMessagesResponse\"\x03\x90\x02\x01\x12o\n" +
+	"\vListRecords\x12,.holdfast.conversation.v1.ListRecordsRequest\x1a-.holdfast.conversation.v1.ListRecordsResponse\"\x03\x90\x02\x01\x12~\n" +
+	"\x10GetContextWindow\x121.holdfast.conversation.v1.GetContextWindowRequest\x1a2.holdfast.conversation.v1.GetContextWindowResponse\"\x03\x90\x02\x01\x12~\n" +
+	"\x11ProposeCompaction\x122.holdfast.conversation.v1.ProposeCompactionRequest\x1a3.holdfast.conversation.v1.ProposeCompactionResponse\"\x00\x12{\n" +
+	"\x10CommitCompaction\x121.holdfast.conversation.v1.CommitCompactionRequest\x1a2.holdfast.conversation.v1.CommitCompactionResponse\"\x00\x12{\n" +
+	"\x10ForkConversation\x121.holdfast.conversation.v1.ForkConversationRequest\x1a2.holdfast.conversation.v1.ForkConversationResponse\"\x00\x12c\n" +
 	"\bOpenLive\x12).holdfast.conversation.v1.OpenLiveRequest\x1a*.holdfast.conversation.v1.OpenLiveResponse\"\x00\x12f\n" +
 	"\tCloseLive\x12*.holdfast.conversation.v1.CloseLiveRequest\x1a+.holdfast.conversation.v1.CloseLiveResponse\"\x00\x12r\n" +
 	"\rGetResumePlan\x12..holdfast.conversation.v1.GetResumePlanRequest\x1a/.holdfast.conversation.v1.GetResumePlanResponse\"\x00\x12\x81\x01\n" +
 	"\x12ReportResumeFailed\x123.holdfast.conversation.v1.ReportResumeFailedRequest\x1a4.holdfast.conversation.v1.ReportResumeFailedResponse\"\x00\x12i\n" +
 	"\n" +
 	"IngestLive\x12+.holdfast.conversation.v1.IngestLiveRequest\x1a,.holdfast.conversation.v1.IngestLiveResponse\"\x00\x12u\n" +
-	"\rListFragments\x12..holdfast.conversation.v1.ListFragmentsRequest\x1a/.holdfast.conversation.v1.ListFragmentsResponse\"\x03\x90\x02\x01\x12u\n" +
-	"\x0eListLiveFrames\x12/.holdfast.conversation.v1.ListLiveFramesRequest\x1a0.holdfast.conversation.v1.ListLiveFramesResponse\"\x00\x12u\n" +
-	"\rListToolCalls\x12..holdfast.conversation.v1.ListToolCallsRequest\x1a/.holdfast.conversation.v1.ListToolCallsResponse\"\x03\x90\x02\x01\x12r\n" +
+	"\x0eListLiveFrames\x12/.holdfast.conversation.v1.ListLiveFramesRequest\x1a0.holdfast.conversation.v1.ListLiveFramesResponse\"\x00\x12r\n" +
 	"\rClaimToolCall\x12..holdfast.conversation.v1.ClaimToolCallRequest\x1a/.holdfast.conversation.v1.ClaimToolCallResponse\"\x00\x12{\n" +
-	"\x10CompleteToolCall\x121.holdfast.conversation.v1.CompleteToolCallRequest\x1a2.holdfast.conversation.v1.CompleteToolCallResponse\"\x00\x12x\n" +
-	"\x0fTruncateMessage\x120.holdfast.conversation.v1.TruncateMessageRequest\x1a1.holdfast.conversation.v1.TruncateMessageResponse\"\x00\x12~\n" +
-	"\x10GetContextWindow\x121.holdfast.conversation.v1.GetContextWindowRequest\x1a2.holdfast.conversation.v1.GetContextWindowResponse\"\x03\x90\x02\x01\x12~\n" +
-	"\x11ProposeCompaction\x122.holdfast.conversation.v1.ProposeCompactionRequest\x1a3.holdfast.conversation.v1.ProposeCompactionResponse\"\x00\x12r\n" +
-	"\rCommitSummary\x12..holdfast.conversation.v1.CommitSummaryRequest\x1a/.holdfast.conversation.v1.CommitSummaryResponse\"\x00\x12u\n" +
-	"\rListSummaries\x12..holdfast.conversation.v1.ListSummariesRequest\x1a/.holdfast.conversation.v1.ListSummariesResponse\"\x03\x90\x02\x01\x12\x80\x01\n" +
+	"\x10CompleteToolCall\x121.holdfast.conversation.v1.CompleteToolCallRequest\x1a2.holdfast.conversation.v1.CompleteToolCallResponse\"\x00\x12\x80\x01\n" +
 	"\x11WatchConversation\x122.holdfast.conversation.v1.WatchConversationRequest\x1a3.holdfast.conversation.v1.WatchConversationResponse\"\x000\x01B\xe4\x01\n" +
 	"\x1ccom.holdfast.conversation.v1B\fServiceProtoP\x01Z4holdfast/gen/holdfast/conversation/v1;conversationv1\xa2\x02\x03HCX\xaa\x02\x18Holdfast.Conversation.V1\xca\x02\x18Holdfast\\Conversation\\V1\xe2\x02$Holdfast\\Conversation\\V1\\GPBMetadata\xea\x02\x1aHoldfast::Conversation::V1b\x06proto3"
 
@@ -6167,299 +4838,227 @@ func file_holdfast_conversation_v1_service_proto_rawDescGZIP() []byte {
 	return file_holdfast_conversation_v1_service_proto_rawDescData
 }
 
-var file_holdfast_conversation_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_holdfast_conversation_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
+var file_holdfast_conversation_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_holdfast_conversation_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_holdfast_conversation_v1_service_proto_goTypes = []any{
-	(ResumeAction)(0),                  // 0: holdfast.conversation.v1.ResumeAction
-	(ContextPolicy)(0),                 // 1: holdfast.conversation.v1.ContextPolicy
-	(ContextFormat)(0),                 // 2: holdfast.conversation.v1.ContextFormat
-	(*Conversation)(nil),               // 3: holdfast.conversation.v1.Conversation
-	(*LiveStatus)(nil),                 // 4: holdfast.conversation.v1.LiveStatus
-	(*CreateConversationRequest)(nil),  // 5: holdfast.conversation.v1.CreateConversationRequest
-	(*CreateConversationResponse)(nil), // 6: holdfast.conversation.v1.CreateConversationResponse
-	(*GetConversationRequest)(nil),     // 7: holdfast.conversation.v1.GetConversationRequest
-	(*GetConversationResponse)(nil),    // 8: holdfast.conversation.v1.GetConversationResponse
-	(*ListConversationsRequest)(nil),   // 9: holdfast.conversation.v1.ListConversationsRequest
-	(*ListConversationsResponse)(nil),  // 10: holdfast.conversation.v1.ListConversationsResponse
-	(*ConversationItem)(nil),           // 11: holdfast.conversation.v1.ConversationItem
-	(*UpdateConversationRequest)(nil),  // 12: holdfast.conversation.v1.UpdateConversationRequest
-	(*UpdateConversationResponse)(nil), // 13: holdfast.conversation.v1.UpdateConversationResponse
-	(*DeleteConversationRequest)(nil),  // 14: holdfast.conversation.v1.DeleteConversationRequest
-	(*DeleteConversationResponse)(nil), // 15: holdfast.conversation.v1.DeleteConversationResponse
-	(*OpenLiveRequest)(nil),            // 16: holdfast.conversation.v1.OpenLiveRequest
-	(*OpenLiveResponse)(nil),           // 17: holdfast.conversation.v1.OpenLiveResponse
-	(*CloseLiveRequest)(nil),           // 18: holdfast.conversation.v1.CloseLiveRequest
-	(*CloseLiveResponse)(nil),          // 19: holdfast.conversation.v1.CloseLiveResponse
-	(*GetResumePlanRequest)(nil),       // 20: holdfast.conversation.v1.GetResumePlanRequest
-	(*GetResumePlanResponse)(nil),      // 21: holdfast.conversation.v1.GetResumePlanResponse
-	(*ReportResumeFailedRequest)(nil),  // 22: holdfast.conversation.v1.ReportResumeFailedRequest
-	(*ReportResumeFailedResponse)(nil), // 23: holdfast.conversation.v1.ReportResumeFailedResponse
-	(*ListFragmentsRequest)(nil),       // 24: holdfast.conversation.v1.ListFragmentsRequest
-	(*ListFragmentsResponse)(nil),      // 25: holdfast.conversation.v1.ListFragmentsResponse
-	(*LiveFrameBatch)(nil),             // 26: holdfast.conversation.v1.LiveFrameBatch
-	(*ListLiveFramesRequest)(nil),      // 27: holdfast.conversation.v1.ListLiveFramesRequest
-	(*ListLiveFramesResponse)(nil),     // 28: holdfast.conversation.v1.ListLiveFramesResponse
-	(*ListToolCallsRequest)(nil),       // 29: holdfast.conversation.v1.ListToolCallsRequest
-	(*ListToolCallsResponse)(nil),      // 30: holdfast.conversation.v1.ListToolCallsResponse
-	(*ClaimToolCallRequest)(nil),       // 31: holdfast.conversation.v1.ClaimToolCallRequest
-	(*ClaimToolCallResponse)(nil),      // 32: holdfast.conversation.v1.ClaimToolCallResponse
-	(*CompleteToolCallRequest)(nil),    // 33: holdfast.conversation.v1.CompleteToolCallRequest
-	(*CompleteToolCallResponse)(nil),   // 34: holdfast.conversation.v1.CompleteToolCallResponse
-	(*TruncateMessageRequest)(nil),     // 35: holdfast.conversation.v1.TruncateMessageRequest
-	(*TruncateMessageResponse)(nil),    // 36: holdfast.conversation.v1.TruncateMessageResponse
-	(*GetContextWindowRequest)(nil),    // 37: holdfast.conversation.v1.GetContextWindowRequest
-	(*ContextWindow)(nil),              // 38: holdfast.conversation.v1.ContextWindow
-	(*ContextItem)(nil),                // 39: holdfast.conversation.v1.ContextItem
-	(*GetContextWindowResponse)(nil),   // 40: holdfast.conversation.v1.GetContextWindowResponse
-	(*ProposeCompactionRequest)(nil),   // 41: holdfast.conversation.v1.ProposeCompactionRequest
-	(*ProposeCompactionResponse)(nil),  // 42: holdfast.conversation.v1.ProposeCompactionResponse
-	(*CommitSummaryRequest)(nil),       // 43: holdfast.conversation.v1.CommitSummaryRequest
-	(*CommitSummaryResponse)(nil),      // 44: holdfast.conversation.v1.CommitSummaryResponse
-	(*ListSummariesRequest)(nil),       // 45: holdfast.conversation.v1.ListSummariesRequest
-	(*ListSummariesResponse)(nil),      // 46: holdfast.conversation.v1.ListSummariesResponse
-	(*NewMessage)(nil),                 // 47: holdfast.conversation.v1.NewMessage
-	(*AppendMessagesRequest)(nil),      // 48: holdfast.conversation.v1.AppendMessagesRequest
-	(*AppendMessagesResponse)(nil),     // 49: holdfast.conversation.v1.AppendMessagesResponse
-	(*AppendedMessage)(nil),            // 50: holdfast.conversation.v1.AppendedMessage
-	(*UpdateMessageRequest)(nil),       // 51: holdfast.conversation.v1.UpdateMessageRequest
-	(*MessagePatch)(nil),               // 52: holdfast.conversation.v1.MessagePatch
-	(*UpdateMessageResponse)(nil),      // 53: holdfast.conversation.v1.UpdateMessageResponse
-	(*ListMessagesRequest)(nil),        // 54: holdfast.conversation.v1.ListMessagesRequest
-	(*ListMessagesResponse)(nil),       // 55: holdfast.conversation.v1.ListMessagesResponse
-	(*SetVoiceStateRequest)(nil),       // 56: holdfast.conversation.v1.SetVoiceStateRequest
-	(*SetVoiceStateResponse)(nil),      // 57: holdfast.conversation.v1.SetVoiceStateResponse
-	(*RecordIntentRequest)(nil),        // 58: holdfast.conversation.v1.RecordIntentRequest
-	(*RecordIntentResponse)(nil),       // 59: holdfast.conversation.v1.RecordIntentResponse
-	(*ListIntentsRequest)(nil),         // 60: holdfast.conversation.v1.ListIntentsRequest
-	(*ListIntentsResponse)(nil),        // 61: holdfast.conversation.v1.ListIntentsResponse
-	(*AdvanceFlowRequest)(nil),         // 62: holdfast.conversation.v1.AdvanceFlowRequest
-	(*AdvanceFlowResponse)(nil),        // 63: holdfast.conversation.v1.AdvanceFlowResponse
-	(*ListFlowStepsRequest)(nil),       // 64: holdfast.conversation.v1.ListFlowStepsRequest
-	(*ListFlowStepsResponse)(nil),      // 65: holdfast.conversation.v1.ListFlowStepsResponse
-	(*LiveFrame)(nil),                  // 66: holdfast.conversation.v1.LiveFrame
-	(*IngestLiveRequest)(nil),          // 67: holdfast.conversation.v1.IngestLiveRequest
-	(*IngestLiveResponse)(nil),         // 68: holdfast.conversation.v1.IngestLiveResponse
-	(*WatchConversationRequest)(nil),   // 69: holdfast.conversation.v1.WatchConversationRequest
-	(*WatchConversationResponse)(nil),  // 70: holdfast.conversation.v1.WatchConversationResponse
-	(*LiveSignal)(nil),                 // 71: holdfast.conversation.v1.LiveSignal
-	nil,                                // 72: holdfast.conversation.v1.Conversation.LabelsEntry
-	nil,                                // 73: holdfast.conversation.v1.CreateConversationRequest.LabelsEntry
-	nil,                                // 74: holdfast.conversation.v1.ListConversationsRequest.LabelsEntry
-	nil,                                // 75: holdfast.conversation.v1.NewMessage.MetadataEntry
-	nil,                                // 76: holdfast.conversation.v1.MessagePatch.MetadataEntry
-	(*durationpb.Duration)(nil),        // 77: google.protobuf.Duration
-	(*VoiceState)(nil),                 // 78: holdfast.conversation.v1.VoiceState
-	(*Intent)(nil),                     // 79: holdfast.conversation.v1.Intent
-	(*FlowStep)(nil),                   // 80: holdfast.conversation.v1.FlowStep
-	(*Summary)(nil),                    // 81: holdfast.conversation.v1.Summary
-	(*Floor)(nil),                      // 82: holdfast.conversation.v1.Floor
-	(LiveProvider)(0),                  // 83: holdfast.conversation.v1.LiveProvider
-	(*timestamppb.Timestamp)(nil),      // 84: google.protobuf.Timestamp
-	(*v1.Metadata)(nil),                // 85: holdfast.object.v1.Metadata
-	(*Message)(nil),                    // 86: holdfast.conversation.v1.Message
-	(*fieldmaskpb.FieldMask)(nil),      // 87: google.protobuf.FieldMask
-	(*structpb.Struct)(nil),            // 88: google.protobuf.Struct
-	(*ToolCall)(nil),                   // 89: holdfast.conversation.v1.ToolCall
-	(*Fragment)(nil),                   // 90: holdfast.conversation.v1.Fragment
-	(Role)(0),                          // 91: holdfast.conversation.v1.Role
-	(Modality)(0),                      // 92: holdfast.conversation.v1.Modality
-	(*Part)(nil),                       // 93: holdfast.conversation.v1.Part
-	(MessageStatus)(0),                 // 94: holdfast.conversation.v1.MessageStatus
-	(VoiceStatus)(0),                   // 95: holdfast.conversation.v1.VoiceStatus
+	(ContextFormat)(0),                 // 0: holdfast.conversation.v1.ContextFormat
+	(ResumeAction)(0),                  // 1: holdfast.conversation.v1.ResumeAction
+	(*CreateConversationRequest)(nil),  // 2: holdfast.conversation.v1.CreateConversationRequest
+	(*CreateConversationResponse)(nil), // 3: holdfast.conversation.v1.CreateConversationResponse
+	(*GetConversationRequest)(nil),     // 4: holdfast.conversation.v1.GetConversationRequest
+	(*GetConversationResponse)(nil),    // 5: holdfast.conversation.v1.GetConversationResponse
+	(*ListConversationsRequest)(nil),   // 6: holdfast.conversation.v1.ListConversationsRequest
+	(*ConversationFilter)(nil),         // 7: holdfast.conversation.v1.ConversationFilter
+	(*ListConversationsResponse)(nil),  // 8: holdfast.conversation.v1.ListConversationsResponse
+	(*UpdateConversationRequest)(nil),  // 9: holdfast.conversation.v1.UpdateConversationRequest
+	(*UpdateConversationResponse)(nil), // 10: holdfast.conversation.v1.UpdateConversationResponse
+	(*DeleteConversationRequest)(nil),  // 11: holdfast.conversation.v1.DeleteConversationRequest
+	(*DeleteConversationResponse)(nil), // 12: holdfast.conversation.v1.DeleteConversationResponse
+	(*AppendRequest)(nil),              // 13: holdfast.conversation.v1.AppendRequest
+	(*AppendResponse)(nil),             // 14: holdfast.conversation.v1.AppendResponse
+	(*EditMessagesRequest)(nil),        // 15: holdfast.conversation.v1.EditMessagesRequest
+	(*MessageUpdate)(nil),              // 16: holdfast.conversation.v1.MessageUpdate
+	(*EditMessagesResponse)(nil),       // 17: holdfast.conversation.v1.EditMessagesResponse
+	(*ListMessagesRequest)(nil),        // 18: holdfast.conversation.v1.ListMessagesRequest
+	(*ListMessagesResponse)(nil),       // 19: holdfast.conversation.v1.ListMessagesResponse
+	(*ListRecordsRequest)(nil),         // 20: holdfast.conversation.v1.ListRecordsRequest
+	(*ListRecordsResponse)(nil),        // 21: holdfast.conversation.v1.ListRecordsResponse
+	(*GetContextWindowRequest)(nil),    // 22: holdfast.conversation.v1.GetContextWindowRequest
+	(*ContextWindow)(nil),              // 23: holdfast.conversation.v1.ContextWindow
+	(*ContextItem)(nil),                // 24: holdfast.conversation.v1.ContextItem
+	(*GetContextWindowResponse)(nil),   // 25: holdfast.conversation.v1.GetContextWindowResponse
+	(*ProposeCompactionRequest)(nil),   // 26: holdfast.conversation.v1.ProposeCompactionRequest
+	(*ProposeCompactionResponse)(nil),  // 27: holdfast.conversation.v1.ProposeCompactionResponse
+	(*CommitCompactionRequest)(nil),    // 28: holdfast.conversation.v1.CommitCompactionRequest
+	(*CommitCompactionResponse)(nil),   // 29: holdfast.conversation.v1.CommitCompactionResponse
+	(*ForkConversationRequest)(nil),    // 30: holdfast.conversation.v1.ForkConversationRequest
+	(*ForkConversationResponse)(nil),   // 31: holdfast.conversation.v1.ForkConversationResponse
+	(*LiveStatus)(nil),                 // 32: holdfast.conversation.v1.LiveStatus
+	(*OpenLiveRequest)(nil),            // 33: holdfast.conversation.v1.OpenLiveRequest
+	(*OpenLiveResponse)(nil),           // 34: holdfast.conversation.v1.OpenLiveResponse
+	(*CloseLiveRequest)(nil),           // 35: holdfast.conversation.v1.CloseLiveRequest
+	(*CloseLiveResponse)(nil),          // 36: holdfast.conversation.v1.CloseLiveResponse
+	(*GetResumePlanRequest)(nil),       // 37: holdfast.conversation.v1.GetResumePlanRequest
+	(*GetResumePlanResponse)(nil),      // 38: holdfast.conversation.v1.GetResumePlanResponse
+	(*ReportResumeFailedRequest)(nil),  // 39: holdfast.conversation.v1.ReportResumeFailedRequest
+	(*ReportResumeFailedResponse)(nil), // 40: holdfast.conversation.v1.ReportResumeFailedResponse
+	(*LiveFrameBatch)(nil),             // 41: holdfast.conversation.v1.LiveFrameBatch
+	(*ListLiveFramesRequest)(nil),      // 42: holdfast.conversation.v1.ListLiveFramesRequest
+	(*ListLiveFramesResponse)(nil),     // 43: holdfast.conversation.v1.ListLiveFramesResponse
+	(*ClaimToolCallRequest)(nil),       // 44: holdfast.conversation.v1.ClaimToolCallRequest
+	(*ClaimToolCallResponse)(nil),      // 45: holdfast.conversation.v1.ClaimToolCallResponse
+	(*CompleteToolCallRequest)(nil),    // 46: holdfast.conversation.v1.CompleteToolCallRequest
+	(*CompleteToolCallResponse)(nil),   // 47: holdfast.conversation.v1.CompleteToolCallResponse
+	(*LiveFrame)(nil),                  // 48: holdfast.conversation.v1.LiveFrame
+	(*IngestLiveRequest)(nil),          // 49: holdfast.conversation.v1.IngestLiveRequest
+	(*IngestLiveResponse)(nil),         // 50: holdfast.conversation.v1.IngestLiveResponse
+	(*WatchConversationRequest)(nil),   // 51: holdfast.conversation.v1.WatchConversationRequest
+	(*WatchConversationResponse)(nil),  // 52: holdfast.conversation.v1.WatchConversationResponse
+	(*LiveSignal)(nil),                 // 53: holdfast.conversation.v1.LiveSignal
+	nil,                                // 54: holdfast.conversation.v1.ConversationFilter.LabelsEntry
+	(*Conversation)(nil),               // 55: holdfast.conversation.v1.Conversation
+	(*Message)(nil),                    // 56: holdfast.conversation.v1.Message
+	(*timestamppb.Timestamp)(nil),      // 57: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),      // 58: google.protobuf.FieldMask
+	(*Intent)(nil),                     // 59: holdfast.conversation.v1.Intent
+	(*FlowStep)(nil),                   // 60: holdfast.conversation.v1.FlowStep
+	(*VoiceState)(nil),                 // 61: holdfast.conversation.v1.VoiceState
+	(RecordType)(0),                    // 62: holdfast.conversation.v1.RecordType
+	(*Record)(nil),                     // 63: holdfast.conversation.v1.Record
+	(*Summary)(nil),                    // 64: holdfast.conversation.v1.Summary
+	(*ToolCall)(nil),                   // 65: holdfast.conversation.v1.ToolCall
+	(*structpb.Struct)(nil),            // 66: google.protobuf.Struct
+	(*durationpb.Duration)(nil),        // 67: google.protobuf.Duration
+	(*v1.Lease)(nil),                   // 68: holdfast.type.v1.Lease
+	(v11.LiveProvider)(0),              // 69: holdfast.store.conversation.v1.LiveProvider
+	(*v12.Metadata)(nil),               // 70: holdfast.object.v1.Metadata
+	(*v11.Message)(nil),                // 71: holdfast.store.conversation.v1.Message
+	(*v11.ToolCall)(nil),               // 72: holdfast.store.conversation.v1.ToolCall
+	(*v11.VoiceState)(nil),             // 73: holdfast.store.conversation.v1.VoiceState
+	(*Fragment)(nil),                   // 74: holdfast.conversation.v1.Fragment
 }
 var file_holdfast_conversation_v1_service_proto_depIdxs = []int32{
-	72,  // 0: holdfast.conversation.v1.Conversation.labels:type_name -> holdfast.conversation.v1.Conversation.LabelsEntry
-	77,  // 1: holdfast.conversation.v1.Conversation.ttl:type_name -> google.protobuf.Duration
-	78,  // 2: holdfast.conversation.v1.Conversation.voice:type_name -> holdfast.conversation.v1.VoiceState
-	79,  // 3: holdfast.conversation.v1.Conversation.intent:type_name -> holdfast.conversation.v1.Intent
-	80,  // 4: holdfast.conversation.v1.Conversation.flow:type_name -> holdfast.conversation.v1.FlowStep
-	4,   // 5: holdfast.conversation.v1.Conversation.live:type_name -> holdfast.conversation.v1.LiveStatus
-	81,  // 6: holdfast.conversation.v1.Conversation.summary:type_name -> holdfast.conversation.v1.Summary
-	82,  // 7: holdfast.conversation.v1.Conversation.floor:type_name -> holdfast.conversation.v1.Floor
-	83,  // 8: holdfast.conversation.v1.LiveStatus.provider:type_name -> holdfast.conversation.v1.LiveProvider
-	84,  // 9: holdfast.conversation.v1.LiveStatus.open_time:type_name -> google.protobuf.Timestamp
-	84,  // 10: holdfast.conversation.v1.LiveStatus.close_time:type_name -> google.protobuf.Timestamp
-	84,  // 11: holdfast.conversation.v1.LiveStatus.go_away_time:type_name -> google.protobuf.Timestamp
-	73,  // 12: holdfast.conversation.v1.CreateConversationRequest.labels:type_name -> holdfast.conversation.v1.CreateConversationRequest.LabelsEntry
-	77,  // 13: holdfast.conversation.v1.CreateConversationRequest.ttl:type_name -> google.protobuf.Duration
-	3,   // 14: holdfast.conversation.v1.CreateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	85,  // 15: holdfast.conversation.v1.CreateConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	3,   // 16: holdfast.conversation.v1.GetConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	86,  // 17: holdfast.conversation.v1.GetConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
-	85,  // 18: holdfast.conversation.v1.GetConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	74,  // 19: holdfast.conversation.v1.ListConversationsRequest.labels:type_name -> holdfast.conversation.v1.ListConversationsRequest.LabelsEntry
-	11,  // 20: holdfast.conversation.v1.ListConversationsResponse.conversations:type_name -> holdfast.conversation.v1.ConversationItem
-	3,   // 21: holdfast.conversation.v1.ConversationItem.conversation:type_name -> holdfast.conversation.v1.Conversation
-	85,  // 22: holdfast.conversation.v1.ConversationItem.metadata:type_name -> holdfast.object.v1.Metadata
-	3,   // 23: holdfast.conversation.v1.UpdateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
-	87,  // 24: holdfast.conversation.v1.UpdateConversationRequest.update_mask:type_name -> google.protobuf.FieldMask
-	3,   // 25: holdfast.conversation.v1.UpdateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	85,  // 26: holdfast.conversation.v1.UpdateConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	85,  // 27: holdfast.conversation.v1.DeleteConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	83,  // 28: holdfast.conversation.v1.OpenLiveRequest.provider:type_name -> holdfast.conversation.v1.LiveProvider
-	77,  // 29: holdfast.conversation.v1.OpenLiveRequest.keep_frames_for:type_name -> google.protobuf.Duration
-	77,  // 30: holdfast.conversation.v1.OpenLiveRequest.silence:type_name -> google.protobuf.Duration
-	4,   // 31: holdfast.conversation.v1.OpenLiveResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
-	85,  // 32: holdfast.conversation.v1.OpenLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	4,   // 33: holdfast.conversation.v1.CloseLiveResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
-	85,  // 34: holdfast.conversation.v1.CloseLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	0,   // 35: holdfast.conversation.v1.GetResumePlanResponse.action:type_name -> holdfast.conversation.v1.ResumeAction
-	84,  // 36: holdfast.conversation.v1.GetResumePlanResponse.handle_expire_time:type_name -> google.protobuf.Timestamp
-	88,  // 37: holdfast.conversation.v1.GetResumePlanResponse.seed:type_name -> google.protobuf.Struct
-	38,  // 38: holdfast.conversation.v1.GetResumePlanResponse.seed_window:type_name -> holdfast.conversation.v1.ContextWindow
-	86,  // 39: holdfast.conversation.v1.GetResumePlanResponse.open_utterance:type_name -> holdfast.conversation.v1.Message
-	89,  // 40: holdfast.conversation.v1.GetResumePlanResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
-	84,  // 41: holdfast.conversation.v1.GetResumePlanResponse.wait_until_time:type_name -> google.protobuf.Timestamp
-	84,  // 42: holdfast.conversation.v1.GetResumePlanResponse.retry_time:type_name -> google.protobuf.Timestamp
-	4,   // 43: holdfast.conversation.v1.GetResumePlanResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
-	85,  // 44: holdfast.conversation.v1.GetResumePlanResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	84,  // 45: holdfast.conversation.v1.ReportResumeFailedResponse.retry_time:type_name -> google.protobuf.Timestamp
-	4,   // 46: holdfast.conversation.v1.ReportResumeFailedResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
-	85,  // 47: holdfast.conversation.v1.ReportResumeFailedResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	90,  // 48: holdfast.conversation.v1.ListFragmentsResponse.fragments:type_name -> holdfast.conversation.v1.Fragment
-	85,  // 49: holdfast.conversation.v1.ListFragmentsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	66,  // 50: holdfast.conversation.v1.LiveFrameBatch.frames:type_name -> holdfast.conversation.v1.LiveFrame
-	84,  // 51: holdfast.conversation.v1.LiveFrameBatch.receive_time:type_name -> google.protobuf.Timestamp
-	26,  // 52: holdfast.conversation.v1.ListLiveFramesResponse.batches:type_name -> holdfast.conversation.v1.LiveFrameBatch
-	85,  // 53: holdfast.conversation.v1.ListLiveFramesResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	89,  // 54: holdfast.conversation.v1.ListToolCallsResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
-	85,  // 55: holdfast.conversation.v1.ListToolCallsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	77,  // 56: holdfast.conversation.v1.ClaimToolCallRequest.lease:type_name -> google.protobuf.Duration
-	89,  // 57: holdfast.conversation.v1.ClaimToolCallResponse.tool_call:type_name -> holdfast.conversation.v1.ToolCall
-	85,  // 58: holdfast.conversation.v1.ClaimToolCallResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	88,  // 59: holdfast.conversation.v1.CompleteToolCallRequest.response:type_name -> google.protobuf.Struct
-	89,  // 60: holdfast.conversation.v1.CompleteToolCallResponse.tool_call:type_name -> holdfast.conversation.v1.ToolCall
-	85,  // 61: holdfast.conversation.v1.CompleteToolCallResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	86,  // 62: holdfast.conversation.v1.TruncateMessageResponse.message:type_name -> holdfast.conversation.v1.Message
-	85,  // 63: holdfast.conversation.v1.TruncateMessageResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	1,   // 64: holdfast.conversation.v1.GetContextWindowRequest.policy:type_name -> holdfast.conversation.v1.ContextPolicy
-	2,   // 65: holdfast.conversation.v1.GetContextWindowRequest.format:type_name -> holdfast.conversation.v1.ContextFormat
-	81,  // 66: holdfast.conversation.v1.ContextItem.summary:type_name -> holdfast.conversation.v1.Summary
-	86,  // 67: holdfast.conversation.v1.ContextItem.message:type_name -> holdfast.conversation.v1.Message
-	89,  // 68: holdfast.conversation.v1.ContextItem.tool_call:type_name -> holdfast.conversation.v1.ToolCall
-	38,  // 69: holdfast.conversation.v1.GetContextWindowResponse.window:type_name -> holdfast.conversation.v1.ContextWindow
-	39,  // 70: holdfast.conversation.v1.GetContextWindowResponse.items:type_name -> holdfast.conversation.v1.ContextItem
-	88,  // 71: holdfast.conversation.v1.GetContextWindowResponse.contents:type_name -> google.protobuf.Struct
-	88,  // 72: holdfast.conversation.v1.GetContextWindowResponse.system_instruction:type_name -> google.protobuf.Struct
-	88,  // 73: holdfast.conversation.v1.GetContextWindowResponse.seed:type_name -> google.protobuf.Struct
-	85,  // 74: holdfast.conversation.v1.GetContextWindowResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	77,  // 75: holdfast.conversation.v1.ProposeCompactionRequest.lease:type_name -> google.protobuf.Duration
-	84,  // 76: holdfast.conversation.v1.ProposeCompactionResponse.lease_expire_time:type_name -> google.protobuf.Timestamp
-	81,  // 77: holdfast.conversation.v1.ProposeCompactionResponse.previous:type_name -> holdfast.conversation.v1.Summary
-	85,  // 78: holdfast.conversation.v1.ProposeCompactionResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	81,  // 79: holdfast.conversation.v1.CommitSummaryResponse.summary:type_name -> holdfast.conversation.v1.Summary
-	85,  // 80: holdfast.conversation.v1.CommitSummaryResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	81,  // 81: holdfast.conversation.v1.ListSummariesResponse.summaries:type_name -> holdfast.conversation.v1.Summary
-	85,  // 82: holdfast.conversation.v1.ListSummariesResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	91,  // 83: holdfast.conversation.v1.NewMessage.role:type_name -> holdfast.conversation.v1.Role
-	92,  // 84: holdfast.conversation.v1.NewMessage.modality:type_name -> holdfast.conversation.v1.Modality
-	93,  // 85: holdfast.conversation.v1.NewMessage.parts:type_name -> holdfast.conversation.v1.Part
-	75,  // 86: holdfast.conversation.v1.NewMessage.metadata:type_name -> holdfast.conversation.v1.NewMessage.MetadataEntry
-	47,  // 87: holdfast.conversation.v1.AppendMessagesRequest.messages:type_name -> holdfast.conversation.v1.NewMessage
-	50,  // 88: holdfast.conversation.v1.AppendMessagesResponse.messages:type_name -> holdfast.conversation.v1.AppendedMessage
-	85,  // 89: holdfast.conversation.v1.AppendMessagesResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	84,  // 90: holdfast.conversation.v1.AppendedMessage.create_time:type_name -> google.protobuf.Timestamp
-	52,  // 91: holdfast.conversation.v1.UpdateMessageRequest.message:type_name -> holdfast.conversation.v1.MessagePatch
-	87,  // 92: holdfast.conversation.v1.UpdateMessageRequest.update_mask:type_name -> google.protobuf.FieldMask
-	93,  // 93: holdfast.conversation.v1.MessagePatch.parts:type_name -> holdfast.conversation.v1.Part
-	94,  // 94: holdfast.conversation.v1.MessagePatch.status:type_name -> holdfast.conversation.v1.MessageStatus
-	76,  // 95: holdfast.conversation.v1.MessagePatch.metadata:type_name -> holdfast.conversation.v1.MessagePatch.MetadataEntry
-	86,  // 96: holdfast.conversation.v1.UpdateMessageResponse.message:type_name -> holdfast.conversation.v1.Message
-	85,  // 97: holdfast.conversation.v1.UpdateMessageResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	86,  // 98: holdfast.conversation.v1.ListMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
-	85,  // 99: holdfast.conversation.v1.ListMessagesResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	95,  // 100: holdfast.conversation.v1.SetVoiceStateRequest.status:type_name -> holdfast.conversation.v1.VoiceStatus
-	78,  // 101: holdfast.conversation.v1.SetVoiceStateResponse.voice:type_name -> holdfast.conversation.v1.VoiceState
-	85,  // 102: holdfast.conversation.v1.SetVoiceStateResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	88,  // 103: holdfast.conversation.v1.RecordIntentRequest.slots:type_name -> google.protobuf.Struct
-	79,  // 104: holdfast.conversation.v1.RecordIntentResponse.intent:type_name -> holdfast.conversation.v1.Intent
-	85,  // 105: holdfast.conversation.v1.RecordIntentResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	79,  // 106: holdfast.conversation.v1.ListIntentsResponse.intents:type_name -> holdfast.conversation.v1.Intent
-	85,  // 107: holdfast.conversation.v1.ListIntentsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	88,  // 108: holdfast.conversation.v1.AdvanceFlowRequest.data:type_name -> google.protobuf.Struct
-	80,  // 109: holdfast.conversation.v1.AdvanceFlowResponse.step:type_name -> holdfast.conversation.v1.FlowStep
-	85,  // 110: holdfast.conversation.v1.AdvanceFlowResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	80,  // 111: holdfast.conversation.v1.ListFlowStepsResponse.steps:type_name -> holdfast.conversation.v1.FlowStep
-	85,  // 112: holdfast.conversation.v1.ListFlowStepsResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	88,  // 113: holdfast.conversation.v1.LiveFrame.object:type_name -> google.protobuf.Struct
-	66,  // 114: holdfast.conversation.v1.IngestLiveRequest.frames:type_name -> holdfast.conversation.v1.LiveFrame
-	86,  // 115: holdfast.conversation.v1.IngestLiveResponse.messages:type_name -> holdfast.conversation.v1.Message
-	89,  // 116: holdfast.conversation.v1.IngestLiveResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
-	78,  // 117: holdfast.conversation.v1.IngestLiveResponse.voice:type_name -> holdfast.conversation.v1.VoiceState
-	85,  // 118: holdfast.conversation.v1.IngestLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	3,   // 119: holdfast.conversation.v1.WatchConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	86,  // 120: holdfast.conversation.v1.WatchConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
-	79,  // 121: holdfast.conversation.v1.WatchConversationResponse.intents:type_name -> holdfast.conversation.v1.Intent
-	80,  // 122: holdfast.conversation.v1.WatchConversationResponse.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
-	89,  // 123: holdfast.conversation.v1.WatchConversationResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
-	85,  // 124: holdfast.conversation.v1.WatchConversationResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	71,  // 125: holdfast.conversation.v1.WatchConversationResponse.signal:type_name -> holdfast.conversation.v1.LiveSignal
-	81,  // 126: holdfast.conversation.v1.WatchConversationResponse.summaries:type_name -> holdfast.conversation.v1.Summary
-	90,  // 127: holdfast.conversation.v1.WatchConversationResponse.fragments:type_name -> holdfast.conversation.v1.Fragment
-	78,  // 128: holdfast.conversation.v1.LiveSignal.voice:type_name -> holdfast.conversation.v1.VoiceState
-	5,   // 129: holdfast.conversation.v1.ConversationService.CreateConversation:input_type -> holdfast.conversation.v1.CreateConversationRequest
-	7,   // 130: holdfast.conversation.v1.ConversationService.GetConversation:input_type -> holdfast.conversation.v1.GetConversationRequest
-	9,   // 131: holdfast.conversation.v1.ConversationService.ListConversations:input_type -> holdfast.conversation.v1.ListConversationsRequest
-	12,  // 132: holdfast.conversation.v1.ConversationService.UpdateConversation:input_type -> holdfast.conversation.v1.UpdateConversationRequest
-	14,  // 133: holdfast.conversation.v1.ConversationService.DeleteConversation:input_type -> holdfast.conversation.v1.DeleteConversationRequest
-	48,  // 134: holdfast.conversation.v1.ConversationService.AppendMessages:input_type -> holdfast.conversation.v1.AppendMessagesRequest
-	51,  // 135: holdfast.conversation.v1.ConversationService.UpdateMessage:input_type -> holdfast.conversation.v1.UpdateMessageRequest
-	54,  // 136: holdfast.conversation.v1.ConversationService.ListMessages:input_type -> holdfast.conversation.v1.ListMessagesRequest
-	56,  // 137: holdfast.conversation.v1.ConversationService.SetVoiceState:input_type -> holdfast.conversation.v1.SetVoiceStateRequest
-	58,  // 138: holdfast.conversation.v1.ConversationService.RecordIntent:input_type -> holdfast.conversation.v1.RecordIntentRequest
-	60,  // 139: holdfast.conversation.v1.ConversationService.ListIntents:input_type -> holdfast.conversation.v1.ListIntentsRequest
-	62,  // 140: holdfast.conversation.v1.ConversationService.AdvanceFlow:input_type -> holdfast.conversation.v1.AdvanceFlowRequest
-	64,  // 141: holdfast.conversation.v1.ConversationService.ListFlowSteps:input_type -> holdfast.conversation.v1.ListFlowStepsRequest
-	16,  // 142: holdfast.conversation.v1.ConversationService.OpenLive:input_type -> holdfast.conversation.v1.OpenLiveRequest
-	18,  // 143: holdfast.conversation.v1.ConversationService.CloseLive:input_type -> holdfast.conversation.v1.CloseLiveRequest
-	20,  // 144: holdfast.conversation.v1.ConversationService.GetResumePlan:input_type -> holdfast.conversation.v1.GetResumePlanRequest
-	22,  // 145: holdfast.conversation.v1.ConversationService.ReportResumeFailed:input_type -> holdfast.conversation.v1.ReportResumeFailedRequest
-	67,  // 146: holdfast.conversation.v1.ConversationService.IngestLive:input_type -> holdfast.conversation.v1.IngestLiveRequest
-	24,  // 147: holdfast.conversation.v1.ConversationService.ListFragments:input_type -> holdfast.conversation.v1.ListFragmentsRequest
-	27,  // 148: holdfast.conversation.v1.ConversationService.ListLiveFrames:input_type -> holdfast.conversation.v1.ListLiveFramesRequest
-	29,  // 149: holdfast.conversation.v1.ConversationService.ListToolCalls:input_type -> holdfast.conversation.v1.ListToolCallsRequest
-	31,  // 150: holdfast.conversation.v1.ConversationService.ClaimToolCall:input_type -> holdfast.conversation.v1.ClaimToolCallRequest
-	33,  // 151: holdfast.conversation.v1.ConversationService.CompleteToolCall:input_type -> holdfast.conversation.v1.CompleteToolCallRequest
-	35,  // 152: holdfast.conversation.v1.ConversationService.TruncateMessage:input_type -> holdfast.conversation.v1.TruncateMessageRequest
-	37,  // 153: holdfast.conversation.v1.ConversationService.GetContextWindow:input_type -> holdfast.conversation.v1.GetContextWindowRequest
-	41,  // 154: holdfast.conversation.v1.ConversationService.ProposeCompaction:input_type -> holdfast.conversation.v1.ProposeCompactionRequest
-	43,  // 155: holdfast.conversation.v1.ConversationService.CommitSummary:input_type -> holdfast.conversation.v1.CommitSummaryRequest
-	45,  // 156: holdfast.conversation.v1.ConversationService.ListSummaries:input_type -> holdfast.conversation.v1.ListSummariesRequest
-	69,  // 157: holdfast.conversation.v1.ConversationService.WatchConversation:input_type -> holdfast.conversation.v1.WatchConversationRequest
-	6,   // 158: holdfast.conversation.v1.ConversationService.CreateConversation:output_type -> holdfast.conversation.v1.CreateConversationResponse
-	8,   // 159: holdfast.conversation.v1.ConversationService.GetConversation:output_type -> holdfast.conversation.v1.GetConversationResponse
-	10,  // 160: holdfast.conversation.v1.ConversationService.ListConversations:output_type -> holdfast.conversation.v1.ListConversationsResponse
-	13,  // 161: holdfast.conversation.v1.ConversationService.UpdateConversation:output_type -> holdfast.conversation.v1.UpdateConversationResponse
-	15,  // 162: holdfast.conversation.v1.ConversationService.DeleteConversation:output_type -> holdfast.conversation.v1.DeleteConversationResponse
-	49,  // 163: holdfast.conversation.v1.ConversationService.AppendMessages:output_type -> holdfast.conversation.v1.AppendMessagesResponse
-	53,  // 164: holdfast.conversation.v1.ConversationService.UpdateMessage:output_type -> holdfast.conversation.v1.UpdateMessageResponse
-	55,  // 165: holdfast.conversation.v1.ConversationService.ListMessages:output_type -> holdfast.conversation.v1.ListMessagesResponse
-	57,  // 166: holdfast.conversation.v1.ConversationService.SetVoiceState:output_type -> holdfast.conversation.v1.SetVoiceStateResponse
-	59,  // 167: holdfast.conversation.v1.ConversationService.RecordIntent:output_type -> holdfast.conversation.v1.RecordIntentResponse
-	61,  // 168: holdfast.conversation.v1.ConversationService.ListIntents:output_type -> holdfast.conversation.v1.ListIntentsResponse
-	63,  // 169: holdfast.conversation.v1.ConversationService.AdvanceFlow:output_type -> holdfast.conversation.v1.AdvanceFlowResponse
-	65,  // 170: holdfast.conversation.v1.ConversationService.ListFlowSteps:output_type -> holdfast.conversation.v1.ListFlowStepsResponse
-	17,  // 171: holdfast.conversation.v1.ConversationService.OpenLive:output_type -> holdfast.conversation.v1.OpenLiveResponse
-	19,  // 172: holdfast.conversation.v1.ConversationService.CloseLive:output_type -> holdfast.conversation.v1.CloseLiveResponse
-	21,  // 173: holdfast.conversation.v1.ConversationService.GetResumePlan:output_type -> holdfast.conversation.v1.GetResumePlanResponse
-	23,  // 174: holdfast.conversation.v1.ConversationService.ReportResumeFailed:output_type -> holdfast.conversation.v1.ReportResumeFailedResponse
-	68,  // 175: holdfast.conversation.v1.ConversationService.IngestLive:output_type -> holdfast.conversation.v1.IngestLiveResponse
-	25,  // 176: holdfast.conversation.v1.ConversationService.ListFragments:output_type -> holdfast.conversation.v1.ListFragmentsResponse
-	28,  // 177: holdfast.conversation.v1.ConversationService.ListLiveFrames:output_type -> holdfast.conversation.v1.ListLiveFramesResponse
-	30,  // 178: holdfast.conversation.v1.ConversationService.ListToolCalls:output_type -> holdfast.conversation.v1.ListToolCallsResponse
-	32,  // 179: holdfast.conversation.v1.ConversationService.ClaimToolCall:output_type -> holdfast.conversation.v1.ClaimToolCallResponse
-	34,  // 180: holdfast.conversation.v1.ConversationService.CompleteToolCall:output_type -> holdfast.conversation.v1.CompleteToolCallResponse
-	36,  // 181: holdfast.conversation.v1.ConversationService.TruncateMessage:output_type -> holdfast.conversation.v1.TruncateMessageResponse
-	40,  // 182: holdfast.conversation.v1.ConversationService.GetContextWindow:output_type -> holdfast.conversation.v1.GetContextWindowResponse
-	42,  // 183: holdfast.conversation.v1.ConversationService.ProposeCompaction:output_type -> holdfast.conversation.v1.ProposeCompactionResponse
-	44,  // 184: holdfast.conversation.v1.ConversationService.CommitSummary:output_type -> holdfast.conversation.v1.CommitSummaryResponse
-	46,  // 185: holdfast.conversation.v1.ConversationService.ListSummaries:output_type -> holdfast.conversation.v1.ListSummariesResponse
-	70,  // 186: holdfast.conversation.v1.ConversationService.WatchConversation:output_type -> holdfast.conversation.v1.WatchConversationResponse
-	158, // [158:187] is the sub-list for method output_type
-	129, // [129:158] is the sub-list for method input_type
-	129, // [129:129] is the sub-list for extension type_name
-	129, // [129:129] is the sub-list for extension extendee
-	0,   // [0:129] is the sub-list for field type_name
+	55,  // 0: holdfast.conversation.v1.CreateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
+	56,  // 1: holdfast.conversation.v1.CreateConversationRequest.messages:type_name -> holdfast.conversation.v1.Message
+	55,  // 2: holdfast.conversation.v1.CreateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	56,  // 3: holdfast.conversation.v1.CreateConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
+	55,  // 4: holdfast.conversation.v1.GetConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	56,  // 5: holdfast.conversation.v1.GetConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
+	7,   // 6: holdfast.conversation.v1.ListConversationsRequest.filter:type_name -> holdfast.conversation.v1.ConversationFilter
+	54,  // 7: holdfast.conversation.v1.ConversationFilter.labels:type_name -> holdfast.conversation.v1.ConversationFilter.LabelsEntry
+	57,  // 8: holdfast.conversation.v1.ConversationFilter.active_since:type_name -> google.protobuf.Timestamp
+	55,  // 9: holdfast.conversation.v1.ListConversationsResponse.conversations:type_name -> holdfast.conversation.v1.Conversation
+	55,  // 10: holdfast.conversation.v1.UpdateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
+	58,  // 11: holdfast.conversation.v1.UpdateConversationRequest.update_mask:type_name -> google.protobuf.FieldMask
+	55,  // 12: holdfast.conversation.v1.UpdateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	56,  // 13: holdfast.conversation.v1.AppendRequest.messages:type_name -> holdfast.conversation.v1.Message
+	59,  // 14: holdfast.conversation.v1.AppendRequest.intents:type_name -> holdfast.conversation.v1.Intent
+	60,  // 15: holdfast.conversation.v1.AppendRequest.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
+	61,  // 16: holdfast.conversation.v1.AppendRequest.voice:type_name -> holdfast.conversation.v1.VoiceState
+	55,  // 17: holdfast.conversation.v1.AppendRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
+	56,  // 18: holdfast.conversation.v1.AppendResponse.messages:type_name -> holdfast.conversation.v1.Message
+	16,  // 19: holdfast.conversation.v1.EditMessagesRequest.updates:type_name -> holdfast.conversation.v1.MessageUpdate
+	56,  // 20: holdfast.conversation.v1.EditMessagesRequest.messages:type_name -> holdfast.conversation.v1.Message
+	56,  // 21: holdfast.conversation.v1.MessageUpdate.message:type_name -> holdfast.conversation.v1.Message
+	58,  // 22: holdfast.conversation.v1.MessageUpdate.update_mask:type_name -> google.protobuf.FieldMask
+	56,  // 23: holdfast.conversation.v1.EditMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
+	56,  // 24: holdfast.conversation.v1.EditMessagesResponse.removed:type_name -> holdfast.conversation.v1.Message
+	56,  // 25: holdfast.conversation.v1.ListMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
+	62,  // 26: holdfast.conversation.v1.ListRecordsRequest.types:type_name -> holdfast.conversation.v1.RecordType
+	63,  // 27: holdfast.conversation.v1.ListRecordsResponse.records:type_name -> holdfast.conversation.v1.Record
+	0,   // 28: holdfast.conversation.v1.GetContextWindowRequest.format:type_name -> holdfast.conversation.v1.ContextFormat
+	64,  // 29: holdfast.conversation.v1.ContextItem.summary:type_name -> holdfast.conversation.v1.Summary
+	56,  // 30: holdfast.conversation.v1.ContextItem.message:type_name -> holdfast.conversation.v1.Message
+	65,  // 31: holdfast.conversation.v1.ContextItem.tool_call:type_name -> holdfast.conversation.v1.ToolCall
+	23,  // 32: holdfast.conversation.v1.GetContextWindowResponse.window:type_name -> holdfast.conversation.v1.ContextWindow
+	24,  // 33: holdfast.conversation.v1.GetContextWindowResponse.items:type_name -> holdfast.conversation.v1.ContextItem
+	66,  // 34: holdfast.conversation.v1.GetContextWindowResponse.contents:type_name -> google.protobuf.Struct
+	66,  // 35: holdfast.conversation.v1.GetContextWindowResponse.system_instruction:type_name -> google.protobuf.Struct
+	66,  // 36: holdfast.conversation.v1.GetContextWindowResponse.seed:type_name -> google.protobuf.Struct
+	67,  // 37: holdfast.conversation.v1.ProposeCompactionRequest.lease_duration:type_name -> google.protobuf.Duration
+	68,  // 38: holdfast.conversation.v1.ProposeCompactionResponse.lease:type_name -> holdfast.type.v1.Lease
+	64,  // 39: holdfast.conversation.v1.ProposeCompactionResponse.previous:type_name -> holdfast.conversation.v1.Summary
+	64,  // 40: holdfast.conversation.v1.CommitCompactionResponse.summary:type_name -> holdfast.conversation.v1.Summary
+	55,  // 41: holdfast.conversation.v1.ForkConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
+	55,  // 42: holdfast.conversation.v1.ForkConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	69,  // 43: holdfast.conversation.v1.LiveStatus.provider:type_name -> holdfast.store.conversation.v1.LiveProvider
+	57,  // 44: holdfast.conversation.v1.LiveStatus.open_time:type_name -> google.protobuf.Timestamp
+	57,  // 45: holdfast.conversation.v1.LiveStatus.close_time:type_name -> google.protobuf.Timestamp
+	57,  // 46: holdfast.conversation.v1.LiveStatus.go_away_time:type_name -> google.protobuf.Timestamp
+	69,  // 47: holdfast.conversation.v1.OpenLiveRequest.provider:type_name -> holdfast.store.conversation.v1.LiveProvider
+	67,  // 48: holdfast.conversation.v1.OpenLiveRequest.keep_frames_for:type_name -> google.protobuf.Duration
+	67,  // 49: holdfast.conversation.v1.OpenLiveRequest.silence:type_name -> google.protobuf.Duration
+	32,  // 50: holdfast.conversation.v1.OpenLiveResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
+	70,  // 51: holdfast.conversation.v1.OpenLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	32,  // 52: holdfast.conversation.v1.CloseLiveResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
+	70,  // 53: holdfast.conversation.v1.CloseLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	1,   // 54: holdfast.conversation.v1.GetResumePlanResponse.action:type_name -> holdfast.conversation.v1.ResumeAction
+	57,  // 55: holdfast.conversation.v1.GetResumePlanResponse.handle_expire_time:type_name -> google.protobuf.Timestamp
+	66,  // 56: holdfast.conversation.v1.GetResumePlanResponse.seed:type_name -> google.protobuf.Struct
+	23,  // 57: holdfast.conversation.v1.GetResumePlanResponse.seed_window:type_name -> holdfast.conversation.v1.ContextWindow
+	71,  // 58: holdfast.conversation.v1.GetResumePlanResponse.open_utterance:type_name -> holdfast.store.conversation.v1.Message
+	72,  // 59: holdfast.conversation.v1.GetResumePlanResponse.tool_calls:type_name -> holdfast.store.conversation.v1.ToolCall
+	57,  // 60: holdfast.conversation.v1.GetResumePlanResponse.wait_until_time:type_name -> google.protobuf.Timestamp
+	57,  // 61: holdfast.conversation.v1.GetResumePlanResponse.retry_time:type_name -> google.protobuf.Timestamp
+	32,  // 62: holdfast.conversation.v1.GetResumePlanResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
+	70,  // 63: holdfast.conversation.v1.GetResumePlanResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	57,  // 64: holdfast.conversation.v1.ReportResumeFailedResponse.retry_time:type_name -> google.protobuf.Timestamp
+	32,  // 65: holdfast.conversation.v1.ReportResumeFailedResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
+	70,  // 66: holdfast.conversation.v1.ReportResumeFailedResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	48,  // 67: holdfast.conversation.v1.LiveFrameBatch.frames:type_name -> holdfast.conversation.v1.LiveFrame
+	57,  // 68: holdfast.conversation.v1.LiveFrameBatch.receive_time:type_name -> google.protobuf.Timestamp
+	41,  // 69: holdfast.conversation.v1.ListLiveFramesResponse.batches:type_name -> holdfast.conversation.v1.LiveFrameBatch
+	70,  // 70: holdfast.conversation.v1.ListLiveFramesResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	67,  // 71: holdfast.conversation.v1.ClaimToolCallRequest.lease:type_name -> google.protobuf.Duration
+	72,  // 72: holdfast.conversation.v1.ClaimToolCallResponse.tool_call:type_name -> holdfast.store.conversation.v1.ToolCall
+	70,  // 73: holdfast.conversation.v1.ClaimToolCallResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	66,  // 74: holdfast.conversation.v1.CompleteToolCallRequest.response:type_name -> google.protobuf.Struct
+	72,  // 75: holdfast.conversation.v1.CompleteToolCallResponse.tool_call:type_name -> holdfast.store.conversation.v1.ToolCall
+	70,  // 76: holdfast.conversation.v1.CompleteToolCallResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	66,  // 77: holdfast.conversation.v1.LiveFrame.object:type_name -> google.protobuf.Struct
+	48,  // 78: holdfast.conversation.v1.IngestLiveRequest.frames:type_name -> holdfast.conversation.v1.LiveFrame
+	71,  // 79: holdfast.conversation.v1.IngestLiveResponse.messages:type_name -> holdfast.store.conversation.v1.Message
+	72,  // 80: holdfast.conversation.v1.IngestLiveResponse.tool_calls:type_name -> holdfast.store.conversation.v1.ToolCall
+	73,  // 81: holdfast.conversation.v1.IngestLiveResponse.voice:type_name -> holdfast.store.conversation.v1.VoiceState
+	70,  // 82: holdfast.conversation.v1.IngestLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
+	55,  // 83: holdfast.conversation.v1.WatchConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	56,  // 84: holdfast.conversation.v1.WatchConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
+	59,  // 85: holdfast.conversation.v1.WatchConversationResponse.intents:type_name -> holdfast.conversation.v1.Intent
+	60,  // 86: holdfast.conversation.v1.WatchConversationResponse.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
+	65,  // 87: holdfast.conversation.v1.WatchConversationResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
+	64,  // 88: holdfast.conversation.v1.WatchConversationResponse.summaries:type_name -> holdfast.conversation.v1.Summary
+	74,  // 89: holdfast.conversation.v1.WatchConversationResponse.fragments:type_name -> holdfast.conversation.v1.Fragment
+	53,  // 90: holdfast.conversation.v1.WatchConversationResponse.signal:type_name -> holdfast.conversation.v1.LiveSignal
+	61,  // 91: holdfast.conversation.v1.LiveSignal.voice:type_name -> holdfast.conversation.v1.VoiceState
+	2,   // 92: holdfast.conversation.v1.ConversationService.CreateConversation:input_type -> holdfast.conversation.v1.CreateConversationRequest
+	4,   // 93: holdfast.conversation.v1.ConversationService.GetConversation:input_type -> holdfast.conversation.v1.GetConversationRequest
+	6,   // 94: holdfast.conversation.v1.ConversationService.ListConversations:input_type -> holdfast.conversation.v1.ListConversationsRequest
+	9,   // 95: holdfast.conversation.v1.ConversationService.UpdateConversation:input_type -> holdfast.conversation.v1.UpdateConversationRequest
+	11,  // 96: holdfast.conversation.v1.ConversationService.DeleteConversation:input_type -> holdfast.conversation.v1.DeleteConversationRequest
+	13,  // 97: holdfast.conversation.v1.ConversationService.Append:input_type -> holdfast.conversation.v1.AppendRequest
+	15,  // 98: holdfast.conversation.v1.ConversationService.EditMessages:input_type -> holdfast.conversation.v1.EditMessagesRequest
+	18,  // 99: holdfast.conversation.v1.ConversationService.ListMessages:input_type -> holdfast.conversation.v1.ListMessagesRequest
+	20,  // 100: holdfast.conversation.v1.ConversationService.ListRecords:input_type -> holdfast.conversation.v1.ListRecordsRequest
+	22,  // 101: holdfast.conversation.v1.ConversationService.GetContextWindow:input_type -> holdfast.conversation.v1.GetContextWindowRequest
+	26,  // 102: holdfast.conversation.v1.ConversationService.ProposeCompaction:input_type -> holdfast.conversation.v1.ProposeCompactionRequest
+	28,  // 103: holdfast.conversation.v1.ConversationService.CommitCompaction:input_type -> holdfast.conversation.v1.CommitCompactionRequest
+	30,  // 104: holdfast.conversation.v1.ConversationService.ForkConversation:input_type -> holdfast.conversation.v1.ForkConversationRequest
+	33,  // 105: holdfast.conversation.v1.ConversationService.OpenLive:input_type -> holdfast.conversation.v1.OpenLiveRequest
+	35,  // 106: holdfast.conversation.v1.ConversationService.CloseLive:input_type -> holdfast.conversation.v1.CloseLiveRequest
+	37,  // 107: holdfast.conversation.v1.ConversationService.GetResumePlan:input_type -> holdfast.conversation.v1.GetResumePlanRequest
+	39,  // 108: holdfast.conversation.v1.ConversationService.ReportResumeFailed:input_type -> holdfast.conversation.v1.ReportResumeFailedRequest
+	49,  // 109: holdfast.conversation.v1.ConversationService.IngestLive:input_type -> holdfast.conversation.v1.IngestLiveRequest
+	42,  // 110: holdfast.conversation.v1.ConversationService.ListLiveFrames:input_type -> holdfast.conversation.v1.ListLiveFramesRequest
+	44,  // 111: holdfast.conversation.v1.ConversationService.ClaimToolCall:input_type -> holdfast.conversation.v1.ClaimToolCallRequest
+	46,  // 112: holdfast.conversation.v1.ConversationService.CompleteToolCall:input_type -> holdfast.conversation.v1.CompleteToolCallRequest
+	51,  // 113: holdfast.conversation.v1.ConversationService.WatchConversation:input_type -> holdfast.conversation.v1.WatchConversationRequest
+	3,   // 114: holdfast.conversation.v1.ConversationService.CreateConversation:output_type -> holdfast.conversation.v1.CreateConversationResponse
+	5,   // 115: holdfast.conversation.v1.ConversationService.GetConversation:output_type -> holdfast.conversation.v1.GetConversationResponse
+	8,   // 116: holdfast.conversation.v1.ConversationService.ListConversations:output_type -> holdfast.conversation.v1.ListConversationsResponse
+	10,  // 117: holdfast.conversation.v1.ConversationService.UpdateConversation:output_type -> holdfast.conversation.v1.UpdateConversationResponse
+	12,  // 118: holdfast.conversation.v1.ConversationService.DeleteConversation:output_type -> holdfast.conversation.v1.DeleteConversationResponse
+	14,  // 119: holdfast.conversation.v1.ConversationService.Append:output_type -> holdfast.conversation.v1.AppendResponse
+	17,  // 120: holdfast.conversation.v1.ConversationService.EditMessages:output_type -> holdfast.conversation.v1.EditMessagesResponse
+	19,  // 121: holdfast.conversation.v1.ConversationService.ListMessages:output_type -> holdfast.conversation.v1.ListMessagesResponse
+	21,  // 122: holdfast.conversation.v1.ConversationService.ListRecords:output_type -> holdfast.conversation.v1.ListRecordsResponse
+	25,  // 123: holdfast.conversation.v1.ConversationService.GetContextWindow:output_type -> holdfast.conversation.v1.GetContextWindowResponse
+	27,  // 124: holdfast.conversation.v1.ConversationService.ProposeCompaction:output_type -> holdfast.conversation.v1.ProposeCompactionResponse
+	29,  // 125: holdfast.conversation.v1.ConversationService.CommitCompaction:output_type -> holdfast.conversation.v1.CommitCompactionResponse
+	31,  // 126: holdfast.conversation.v1.ConversationService.ForkConversation:output_type -> holdfast.conversation.v1.ForkConversationResponse
+	34,  // 127: holdfast.conversation.v1.ConversationService.OpenLive:output_type -> holdfast.conversation.v1.OpenLiveResponse
+	36,  // 128: holdfast.conversation.v1.ConversationService.CloseLive:output_type -> holdfast.conversation.v1.CloseLiveResponse
+	38,  // 129: holdfast.conversation.v1.ConversationService.GetResumePlan:output_type -> holdfast.conversation.v1.GetResumePlanResponse
+	40,  // 130: holdfast.conversation.v1.ConversationService.ReportResumeFailed:output_type -> holdfast.conversation.v1.ReportResumeFailedResponse
+	50,  // 131: holdfast.conversation.v1.ConversationService.IngestLive:output_type -> holdfast.conversation.v1.IngestLiveResponse
+	43,  // 132: holdfast.conversation.v1.ConversationService.ListLiveFrames:output_type -> holdfast.conversation.v1.ListLiveFramesResponse
+	45,  // 133: holdfast.conversation.v1.ConversationService.ClaimToolCall:output_type -> holdfast.conversation.v1.ClaimToolCallResponse
+	47,  // 134: holdfast.conversation.v1.ConversationService.CompleteToolCall:output_type -> holdfast.conversation.v1.CompleteToolCallResponse
+	52,  // 135: holdfast.conversation.v1.ConversationService.WatchConversation:output_type -> holdfast.conversation.v1.WatchConversationResponse
+	114, // [114:136] is the sub-list for method output_type
+	92,  // [92:114] is the sub-list for method input_type
+	92,  // [92:92] is the sub-list for extension type_name
+	92,  // [92:92] is the sub-list for extension extendee
+	0,   // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_conversation_v1_service_proto_init() }
@@ -6467,20 +5066,26 @@ func file_holdfast_conversation_v1_service_proto_init() {
 	if File_holdfast_conversation_v1_service_proto != nil {
 		return
 	}
-	file_holdfast_conversation_v1_state_proto_init()
-	file_holdfast_conversation_v1_service_proto_msgTypes[32].OneofWrappers = []any{
-		(*TruncateMessageRequest_HeardText)(nil),
-		(*TruncateMessageRequest_PlayedMs)(nil),
-	}
-	file_holdfast_conversation_v1_service_proto_msgTypes[36].OneofWrappers = []any{
+	file_holdfast_conversation_v1_conversation_proto_init()
+	file_holdfast_conversation_v1_live_proto_init()
+	file_holdfast_conversation_v1_service_proto_msgTypes[0].OneofWrappers = []any{}
+	file_holdfast_conversation_v1_service_proto_msgTypes[2].OneofWrappers = []any{}
+	file_holdfast_conversation_v1_service_proto_msgTypes[7].OneofWrappers = []any{}
+	file_holdfast_conversation_v1_service_proto_msgTypes[9].OneofWrappers = []any{}
+	file_holdfast_conversation_v1_service_proto_msgTypes[11].OneofWrappers = []any{}
+	file_holdfast_conversation_v1_service_proto_msgTypes[13].OneofWrappers = []any{}
+	file_holdfast_conversation_v1_service_proto_msgTypes[22].OneofWrappers = []any{
 		(*ContextItem_Summary)(nil),
 		(*ContextItem_Message)(nil),
 		(*ContextItem_ToolCall)(nil),
 	}
-	file_holdfast_conversation_v1_service_proto_msgTypes[40].OneofWrappers = []any{}
-	file_holdfast_conversation_v1_service_proto_msgTypes[44].OneofWrappers = []any{}
-	file_holdfast_conversation_v1_service_proto_msgTypes[49].OneofWrappers = []any{}
-	file_holdfast_conversation_v1_service_proto_msgTypes[63].OneofWrappers = []any{
+	file_holdfast_conversation_v1_service_proto_msgTypes[24].OneofWrappers = []any{}
+	file_holdfast_conversation_v1_service_proto_msgTypes[26].OneofWrappers = []any{}
+	file_holdfast_conversation_v1_service_proto_msgTypes[28].OneofWrappers = []any{
+		(*ForkConversationRequest_AtVersion)(nil),
+		(*ForkConversationRequest_ThroughSeq)(nil),
+	}
+	file_holdfast_conversation_v1_service_proto_msgTypes[46].OneofWrappers = []any{
 		(*LiveFrame_Text)(nil),
 		(*LiveFrame_Binary)(nil),
 		(*LiveFrame_Object)(nil),
@@ -6490,8 +5095,8 @@ func file_holdfast_conversation_v1_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_conversation_v1_service_proto_rawDesc), len(file_holdfast_conversation_v1_service_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   74,
+			NumEnums:      2,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

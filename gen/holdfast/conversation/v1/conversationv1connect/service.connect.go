@@ -48,30 +48,30 @@ const (
 	// ConversationServiceDeleteConversationProcedure is the fully-qualified name of the
 	// ConversationService's DeleteConversation RPC.
 	ConversationServiceDeleteConversationProcedure = "/holdfast.conversation.v1.ConversationService/DeleteConversation"
-	// ConversationServiceAppendMessagesProcedure is the fully-qualified name of the
-	// ConversationService's AppendMessages RPC.
-	ConversationServiceAppendMessagesProcedure = "/holdfast.conversation.v1.ConversationService/AppendMessages"
-	// ConversationServiceUpdateMessageProcedure is the fully-qualified name of the
-	// ConversationService's UpdateMessage RPC.
-	ConversationServiceUpdateMessageProcedure = "/holdfast.conversation.v1.ConversationService/UpdateMessage"
+	// ConversationServiceAppendProcedure is the fully-qualified name of the ConversationService's
+	// Append RPC.
+	ConversationServiceAppendProcedure = "/holdfast.conversation.v1.ConversationService/Append"
+	// ConversationServiceEditMessagesProcedure is the fully-qualified name of the ConversationService's
+	// EditMessages RPC.
+	ConversationServiceEditMessagesProcedure = "/holdfast.conversation.v1.ConversationService/EditMessages"
 	// ConversationServiceListMessagesProcedure is the fully-qualified name of the ConversationService's
 	// ListMessages RPC.
 	ConversationServiceListMessagesProcedure = "/holdfast.conversation.v1.ConversationService/ListMessages"
-	// ConversationServiceSetVoiceStateProcedure is the fully-qualified name of the
-	// ConversationService's SetVoiceState RPC.
-	ConversationServiceSetVoiceStateProcedure = "/holdfast.conversation.v1.ConversationService/SetVoiceState"
-	// ConversationServiceRecordIntentProcedure is the fully-qualified name of the ConversationService's
-	// RecordIntent RPC.
-	ConversationServiceRecordIntentProcedure = "/holdfast.conversation.v1.ConversationService/RecordIntent"
-	// ConversationServiceListIntentsProcedure is the fully-qualified name of the ConversationService's
-	// ListIntents RPC.
-	ConversationServiceListIntentsProcedure = "/holdfast.conversation.v1.ConversationService/ListIntents"
-	// ConversationServiceAdvanceFlowProcedure is the fully-qualified name of the ConversationService's
-	// AdvanceFlow RPC.
-	ConversationServiceAdvanceFlowProcedure = "/holdfast.conversation.v1.ConversationService/AdvanceFlow"
-	// ConversationServiceListFlowStepsProcedure is the fully-qualified name of the
-	// ConversationService's ListFlowSteps RPC.
-	ConversationServiceListFlowStepsProcedure = "/holdfast.conversation.v1.ConversationService/ListFlowSteps"
+	// ConversationServiceListRecordsProcedure is the fully-qualified name of the ConversationService's
+	// ListRecords RPC.
+	ConversationServiceListRecordsProcedure = "/holdfast.conversation.v1.ConversationService/ListRecords"
+	// ConversationServiceGetContextWindowProcedure is the fully-qualified name of the
+	// ConversationService's GetContextWindow RPC.
+	ConversationServiceGetContextWindowProcedure = "/holdfast.conversation.v1.ConversationService/GetContextWindow"
+	// ConversationServiceProposeCompactionProcedure is the fully-qualified name of the
+	// ConversationService's ProposeCompaction RPC.
+	ConversationServiceProposeCompactionProcedure = "/holdfast.conversation.v1.ConversationService/ProposeCompaction"
+	// ConversationServiceCommitCompactionProcedure is the fully-qualified name of the
+	// ConversationService's CommitCompaction RPC.
+	ConversationServiceCommitCompactionProcedure = "/holdfast.conversation.v1.ConversationService/CommitCompaction"
+	// ConversationServiceForkConversationProcedure is the fully-qualified name of the
+	// ConversationService's ForkConversation RPC.
+	ConversationServiceForkConversationProcedure = "/holdfast.conversation.v1.ConversationService/ForkConversation"
 	// ConversationServiceOpenLiveProcedure is the fully-qualified name of the ConversationService's
 	// OpenLive RPC.
 	ConversationServiceOpenLiveProcedure = "/holdfast.conversation.v1.ConversationService/OpenLive"
@@ -87,36 +87,15 @@ const (
 	// ConversationServiceIngestLiveProcedure is the fully-qualified name of the ConversationService's
 	// IngestLive RPC.
 	ConversationServiceIngestLiveProcedure = "/holdfast.conversation.v1.ConversationService/IngestLive"
-	// ConversationServiceListFragmentsProcedure is the fully-qualified name of the
-	// ConversationService's ListFragments RPC.
-	ConversationServiceListFragmentsProcedure = "/holdfast.conversation.v1.ConversationService/ListFragments"
 	// ConversationServiceListLiveFramesProcedure is the fully-qualified name of the
 	// ConversationService's ListLiveFrames RPC.
 	ConversationServiceListLiveFramesProcedure = "/holdfast.conversation.v1.ConversationService/ListLiveFrames"
-	// ConversationServiceListToolCallsProcedure is the fully-qualified name of the
-	// ConversationService's ListToolCalls RPC.
-	ConversationServiceListToolCallsProcedure = "/holdfast.conversation.v1.ConversationService/ListToolCalls"
 	// ConversationServiceClaimToolCallProcedure is the fully-qualified name of the
 	// ConversationService's ClaimToolCall RPC.
 	ConversationServiceClaimToolCallProcedure = "/holdfast.conversation.v1.ConversationService/ClaimToolCall"
 	// ConversationServiceCompleteToolCallProcedure is the fully-qualified name of the
 	// ConversationService's CompleteToolCall RPC.
 	ConversationServiceCompleteToolCallProcedure = "/holdfast.conversation.v1.ConversationService/CompleteToolCall"
-	// ConversationServiceTruncateMessageProcedure is the fully-qualified name of the
-	// ConversationService's TruncateMessage RPC.
-	ConversationServiceTruncateMessageProcedure = "/holdfast.conversation.v1.ConversationService/TruncateMessage"
-	// ConversationServiceGetContextWindowProcedure is the fully-qualified name of the
-	// ConversationService's GetContextWindow RPC.
-	ConversationServiceGetContextWindowProcedure = "/holdfast.conversation.v1.ConversationService/GetContextWindow"
-	// ConversationServiceProposeCompactionProcedure is the fully-qualified name of the
-	// ConversationService's ProposeCompaction RPC.
-	ConversationServiceProposeCompactionProcedure = "/holdfast.conversation.v1.ConversationService/ProposeCompaction"
-	// ConversationServiceCommitSummaryProcedure is the fully-qualified name of the
-	// ConversationService's CommitSummary RPC.
-	ConversationServiceCommitSummaryProcedure = "/holdfast.conversation.v1.ConversationService/CommitSummary"
-	// ConversationServiceListSummariesProcedure is the fully-qualified name of the
-	// ConversationService's ListSummaries RPC.
-	ConversationServiceListSummariesProcedure = "/holdfast.conversation.v1.ConversationService/ListSummaries"
 	// ConversationServiceWatchConversationProcedure is the fully-qualified name of the
 	// ConversationService's WatchConversation RPC.
 	ConversationServiceWatchConversationProcedure = "/holdfast.conversation.v1.ConversationService/WatchConversation"
@@ -125,10 +104,11 @@ const (
 // ConversationServiceClient is a client for the holdfast.conversation.v1.ConversationService
 // service.
 type ConversationServiceClient interface {
-	// CreateConversation makes a conversation. An id that is taken, by whichever user of the tenant, is `already_exists`,
-	// reason ALREADY_EXISTS. Without an id the server makes one.
+	// CreateConversation makes a conversation, with its first messages. An id that is taken, by whichever user of the tenant, is
+	// `already_exists`, reason ALREADY_EXISTS. Without an id the server makes one.
 	//
-	//	{"title": "Auth refactor", "labels": {"team": "core"}, "requestId": "c-1"}
+	//	{"requestId": "c-1", "conversation": {"title": "Auth refactor", "labels": {"team": "core"}},
+	//	 "messages": [{"role": "ROLE_SYSTEM", "text": "Be brief."}]}
 	CreateConversation(context.Context, *v1.CreateConversationRequest) (*v1.CreateConversationResponse, error)
 	// GetConversation returns a conversation and, oldest first, its last messages.
 	//
@@ -136,54 +116,73 @@ type ConversationServiceClient interface {
 	GetConversation(context.Context, *v1.GetConversationRequest) (*v1.GetConversationResponse, error)
 	// ListConversations lists conversations, newest activity first. Activity is tracked to the minute.
 	//
-	//	{"pageSize": 20, "labels": {"team": "core"}}
+	//	{"pageSize": 20, "filter": {"labels": {"team": "core"}}}
 	ListConversations(context.Context, *v1.ListConversationsRequest) (*v1.ListConversationsResponse, error)
-	// UpdateConversation sets the fields that the mask names: title, labels, project_id, ttl. No mask sets them all.
+	// UpdateConversation changes title, labels, project_id, ttl, keep_forever and metadata. Without a mask the fields that are set
+	// are set, and labels and metadata merge by key: an empty label, and a null in metadata, removes its key. What the mask names
+	// is replaced or cleared; `labels.team` and `metadata.a.b` name one key. Other fields of the conversation are ignored.
 	//
-	//	{"conversationId": "c1", "conversation": {"title": "Auth"}, "updateMask": "title"}
+	//	{"conversationId": "c1", "conversation": {"title": "Auth", "labels": {"team": ""}}}
 	UpdateConversation(context.Context, *v1.UpdateConversationRequest) (*v1.UpdateConversationResponse, error)
-	// DeleteConversation removes a conversation; from then on it is `not_found`. For a user, one that belongs to the whole
-	// tenant is `permission_denied`, reason ROLE_REQUIRED.
+	// DeleteConversation removes a conversation; from then on it is `not_found`. One that is not there is no error: `existed` is
+	// false. For a user, one that belongs to the whole tenant is `permission_denied`, reason ROLE_REQUIRED.
 	//
 	//	{"conversationId": "c1"}
 	DeleteConversation(context.Context, *v1.DeleteConversationRequest) (*v1.DeleteConversationResponse, error)
-	// AppendMessages adds messages, all or none. A message whose client_message_id the conversation has already is not
-	// added again: the stored one is returned in its place. Where another caller appended that one, the request is refused
-	// as REQUEST_ID_REUSED.
+	// Append adds a turn in one version, all or nothing: messages, what the user was understood to want, steps of a flow, the voice
+	// state. With create_if_missing it makes the conversation first. An append of nothing records its request_id.
 	//
-	//	{"conversationId": "c1", "messages": [{"role": "ROLE_USER", "text": "Hello"}], "requestId": "m-1"}
-	AppendMessages(context.Context, *v1.AppendMessagesRequest) (*v1.AppendMessagesResponse, error)
-	// UpdateMessage sets the fields of one message that the mask names: text, parts, status, metadata, token_count, pinned.
-	// No mask sets them all.
+	// A message whose client_message_id the conversation has already is not added again: the answer has the stored one, and its seq
+	// in duplicate_seqs. Where another caller appended that one, the request is refused as REQUEST_ID_REUSED. An illegal move of the
+	// voice state is `failed_precondition`, reason ILLEGAL_TRANSITION, and names the legal ones.
 	//
-	//	{"conversationId": "c1", "message": {"seq": 2, "text": "Hello!"}, "updateMask": "text"}
-	UpdateMessage(context.Context, *v1.UpdateMessageRequest) (*v1.UpdateMessageResponse, error)
-	// ListMessages pages through messages, always oldest first: those after after_seq, or the last ones before
-	// before_seq. With neither it starts at the first.
+	//	{"conversationId": "c1", "createIfMissing": true, "requestId": "m-1",
+	//	 "messages": [{"role": "ROLE_USER", "text": "Start a run", "clientMessageId": "m-1"}],
+	//	 "intents": [{"name": "start_run", "confidence": 0.92, "slots": {"repo": "api"}}],
+	//	 "flowSteps": [{"flow": "onboarding", "step": "pick_repo", "data": {"choices": 3}}],
+	//	 "voice": {"audioStreamId": "mic-1", "status": "VOICE_STATUS_LISTENING"}}
+	Append(context.Context, *v1.AppendRequest) (*v1.AppendResponse, error)
+	// EditMessages changes the history in one version, all or nothing, in this order: what follows truncate_after_seq is removed, then
+	// the messages that delete_seqs names, then updates are made, then messages are appended. So an answer is generated again with
+	// truncate_after_seq and its new messages, and a question edited the same way.
 	//
-	//	{"conversationId": "c1", "afterSeq": 20, "pageSize": 50}
+	// A truncation also removes the tool calls behind that message that are over, and the summaries that stand for what it removes.
+	// A seq that is gone is never given again. One change removes at most 1,000 messages.
+	//
+	//	{"conversationId": "c1", "truncateAfterSeq": 1, "messages": [{"role": "ROLE_ASSISTANT", "text": "Another answer"}]}
+	EditMessages(context.Context, *v1.EditMessagesRequest) (*v1.EditMessagesResponse, error)
+	// ListMessages pages through messages, oldest first unless newest_first says otherwise.
+	//
+	//	{"conversationId": "c1", "newestFirst": true, "pageSize": 50}
 	ListMessages(context.Context, *v1.ListMessagesRequest) (*v1.ListMessagesResponse, error)
-	// SetVoiceState moves the voice turn. An illegal transition is `failed_precondition`, reason ILLEGAL_TRANSITION, and
-	// names the legal ones.
+	// ListRecords pages through what a conversation holds beside messages, in the order of time.
 	//
-	//	{"conversationId": "c1", "audioStreamId": "mic-1", "status": "VOICE_STATUS_LISTENING"}
-	SetVoiceState(context.Context, *v1.SetVoiceStateRequest) (*v1.SetVoiceStateResponse, error)
-	// RecordIntent notes what the user was understood to want.
+	//	{"conversationId": "c1", "types": ["RECORD_TYPE_INTENT", "RECORD_TYPE_FLOW_STEP"]}
+	ListRecords(context.Context, *v1.ListRecordsRequest) (*v1.ListRecordsResponse, error)
+	// GetContextWindow returns what a model should be told of the conversation within a budget of tokens: pinned and system
+	// messages, the newest summary, and the newest messages, from the beginning of a user's turn on. Hidden messages are left out.
+	// It is the same for the same version and request.
 	//
-	//	{"conversationId": "c1", "name": "start_run", "confidence": 0.92, "slots": {"repo": "api"}, "messageSeq": 3}
-	RecordIntent(context.Context, *v1.RecordIntentRequest) (*v1.RecordIntentResponse, error)
-	// ListIntents returns the intents recorded, oldest first.
+	//	{"conversationId": "c1", "budgetTokens": 8000, "format": "CONTEXT_FORMAT_GEMINI_CONTENTS"}
+	GetContextWindow(context.Context, *v1.GetContextWindowRequest) (*v1.GetContextWindowResponse, error)
+	// ProposeCompaction leases a closed range at the conversation's beginning, for the caller to summarise. Others may write
+	// meanwhile. While another has the lease it is `failed_precondition`, reason LEASE_HELD. Where there is nothing
+	// to summarise the answer has no lease.
 	//
-	//	{"conversationId": "c1"}
-	ListIntents(context.Context, *v1.ListIntentsRequest) (*v1.ListIntentsResponse, error)
-	// AdvanceFlow moves the conversation to a step of a flow.
+	//	{"conversationId": "c1", "keepTokens": 4000, "leaseDuration": "60s"}
+	ProposeCompaction(context.Context, *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error)
+	// CommitCompaction puts a summary in place of the leased range in context windows; the messages stay readable. Under a lease
+	// that is not the newest it is FENCED. Committing the same text again under one lease returns the first summary; a
+	// different text is ILLEGAL_TRANSITION.
 	//
-	//	{"conversationId": "c1", "flow": "onboarding", "step": "pick_repo", "data": {"choices": 3}}
-	AdvanceFlow(context.Context, *v1.AdvanceFlowRequest) (*v1.AdvanceFlowResponse, error)
-	// ListFlowSteps returns the steps taken, oldest first.
+	//	{"conversationId": "c1", "fencingToken": 1, "text": "They agreed on …"}
+	CommitCompaction(context.Context, *v1.CommitCompactionRequest) (*v1.CommitCompactionResponse, error)
+	// ForkConversation makes a new conversation of what another was at a version, or of its messages through a seq; with neither, of
+	// what it is now. The fields of `conversation` are changed as by UpdateConversation. What a user forks belongs to that user;
+	// what a service forks stays its owner's. Live connections and leases stay behind.
 	//
-	//	{"conversationId": "c1"}
-	ListFlowSteps(context.Context, *v1.ListFlowStepsRequest) (*v1.ListFlowStepsResponse, error)
+	//	{"conversationId": "c1", "throughSeq": 1, "newConversationId": "c1-b", "conversation": {"title": "Another way"}}
+	ForkConversation(context.Context, *v1.ForkConversationRequest) (*v1.ForkConversationResponse, error)
 	// OpenLive takes the conversation over for a new connection to Gemini Live, and answers its epoch. Older connections are
 	// shut out from then on: their frames are refused, reason FENCED, and watchers see the new epoch. Call it before you
 	// connect, then ask GetResumePlan how. While another connection holds the floor it is `failed_precondition`, reason
@@ -218,19 +217,11 @@ type ConversationServiceClient interface {
 	//	{"conversationId": "c1", "epoch": 1, "frames": [
 	//	  {"clientIndex": 1, "text": "{\"serverContent\":{\"inputTranscription\":{\"text\":\"Hi\"}}}"}]}
 	IngestLive(context.Context, *v1.IngestLiveRequest) (*v1.IngestLiveResponse, error)
-	// ListFragments returns what connections sent after others had taken over, oldest first.
-	//
-	//	{"conversationId": "c1"}
-	ListFragments(context.Context, *v1.ListFragmentsRequest) (*v1.ListFragmentsResponse, error)
 	// ListLiveFrames returns the raw frames that are kept, oldest first: those of connections that were opened with
 	// keep_frames_for, as long as that, and at most the last 256 batches. They may hold secrets.
 	//
 	//	{"conversationId": "c1"}
 	ListLiveFrames(context.Context, *v1.ListLiveFramesRequest) (*v1.ListLiveFramesResponse, error)
-	// ListToolCalls returns the tool calls of the Live API, oldest first.
-	//
-	//	{"conversationId": "c1"}
-	ListToolCalls(context.Context, *v1.ListToolCallsRequest) (*v1.ListToolCallsResponse, error)
 	// ClaimToolCall gives the execution of a tool call to one worker, for as long as the lease. With its fencing token the
 	// worker may claim again, which renews the lease. A call that another has is `failed_precondition`, reason
 	// LEASE_HELD; one that is completed or cancelled, reason ILLEGAL_TRANSITION.
@@ -244,33 +235,6 @@ type ConversationServiceClient interface {
 	//
 	//	{"conversationId": "c1", "seq": 1, "fencingToken": 1, "response": {"output": "ok"}}
 	CompleteToolCall(context.Context, *v1.CompleteToolCallRequest) (*v1.CompleteToolCallResponse, error)
-	// TruncateMessage tells what the user heard of an assistant's message before speaking over it, as text or as
-	// milliseconds played. More than there is counts as all there is. It may come late, and again: the last report counts.
-	//
-	//	{"conversationId": "c1", "seq": 2, "playedMs": 1800}
-	TruncateMessage(context.Context, *v1.TruncateMessageRequest) (*v1.TruncateMessageResponse, error)
-	// GetContextWindow returns what a model should be told of the conversation within a budget of tokens: pinned and system
-	// messages, the newest summary, and the newest messages, from the beginning of a user's turn on. It is the same for
-	// the same version and request.
-	//
-	//	{"conversationId": "c1", "budgetTokens": 8000, "format": "CONTEXT_FORMAT_GEMINI_CONTENTS"}
-	GetContextWindow(context.Context, *v1.GetContextWindowRequest) (*v1.GetContextWindowResponse, error)
-	// ProposeCompaction leases a closed range at the conversation's beginning, for the caller to summarise. Others may write
-	// meanwhile. While another has the lease it is `failed_precondition`, reason LEASE_HELD. Where there is nothing
-	// to summarise the answer has no lease.
-	//
-	//	{"conversationId": "c1", "keepTokens": 4000, "lease": "60s"}
-	ProposeCompaction(context.Context, *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error)
-	// CommitSummary puts a summary in place of the leased range in context windows; the messages stay readable. Under a lease
-	// that is not the newest it is FENCED. Committing the same text again under one lease returns the first summary; a
-	// different text is ILLEGAL_TRANSITION.
-	//
-	//	{"conversationId": "c1", "leaseToken": 1, "text": "They agreed on …"}
-	CommitSummary(context.Context, *v1.CommitSummaryRequest) (*v1.CommitSummaryResponse, error)
-	// ListSummaries returns the summaries, oldest first. Each stands for all that those before it stand for.
-	//
-	//	{"conversationId": "c1"}
-	ListSummaries(context.Context, *v1.ListSummariesRequest) (*v1.ListSummariesResponse, error)
 	// WatchConversation streams what changes. With after_version 0, or older than the journal, the first message is a
 	// snapshot with reset = true; then one message follows each change, or several changes that a slow reader missed
 	// together. A client that reconnects with the last version it saw misses nothing and sees nothing twice. A
@@ -324,16 +288,16 @@ func NewConversationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			connect.WithSchema(conversationServiceMethods.ByName("DeleteConversation")),
 			connect.WithClientOptions(opts...),
 		),
-		appendMessages: connect.NewClient[v1.AppendMessagesRequest, v1.AppendMessagesResponse](
+		append: connect.NewClient[v1.AppendRequest, v1.AppendResponse](
 			httpClient,
-			baseURL+ConversationServiceAppendMessagesProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("AppendMessages")),
+			baseURL+ConversationServiceAppendProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("Append")),
 			connect.WithClientOptions(opts...),
 		),
-		updateMessage: connect.NewClient[v1.UpdateMessageRequest, v1.UpdateMessageResponse](
+		editMessages: connect.NewClient[v1.EditMessagesRequest, v1.EditMessagesResponse](
 			httpClient,
-			baseURL+ConversationServiceUpdateMessageProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("UpdateMessage")),
+			baseURL+ConversationServiceEditMessagesProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("EditMessages")),
 			connect.WithClientOptions(opts...),
 		),
 		listMessages: connect.NewClient[v1.ListMessagesRequest, v1.ListMessagesResponse](
@@ -343,36 +307,36 @@ func NewConversationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
-		setVoiceState: connect.NewClient[v1.SetVoiceStateRequest, v1.SetVoiceStateResponse](
+		listRecords: connect.NewClient[v1.ListRecordsRequest, v1.ListRecordsResponse](
 			httpClient,
-			baseURL+ConversationServiceSetVoiceStateProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("SetVoiceState")),
-			connect.WithClientOptions(opts...),
-		),
-		recordIntent: connect.NewClient[v1.RecordIntentRequest, v1.RecordIntentResponse](
-			httpClient,
-			baseURL+ConversationServiceRecordIntentProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("RecordIntent")),
-			connect.WithClientOptions(opts...),
-		),
-		listIntents: connect.NewClient[v1.ListIntentsRequest, v1.ListIntentsResponse](
-			httpClient,
-			baseURL+ConversationServiceListIntentsProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("ListIntents")),
+			baseURL+ConversationServiceListRecordsProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("ListRecords")),
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
-		advanceFlow: connect.NewClient[v1.AdvanceFlowRequest, v1.AdvanceFlowResponse](
+		getContextWindow: connect.NewClient[v1.GetContextWindowRequest, v1.GetContextWindowResponse](
 			httpClient,
-			baseURL+ConversationServiceAdvanceFlowProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("AdvanceFlow")),
+			baseURL+ConversationServiceGetContextWindowProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("GetContextWindow")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
-		listFlowSteps: connect.NewClient[v1.ListFlowStepsRequest, v1.ListFlowStepsResponse](
+		proposeCompaction: connect.NewClient[v1.ProposeCompactionRequest, v1.ProposeCompactionResponse](
 			httpClient,
-			baseURL+ConversationServiceListFlowStepsProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("ListFlowSteps")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			baseURL+ConversationServiceProposeCompactionProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("ProposeCompaction")),
+			connect.WithClientOptions(opts...),
+		),
+		commitCompaction: connect.NewClient[v1.CommitCompactionRequest, v1.CommitCompactionResponse](
+			httpClient,
+			baseURL+ConversationServiceCommitCompactionProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("CommitCompaction")),
+			connect.WithClientOptions(opts...),
+		),
+		forkConversation: connect.NewClient[v1.ForkConversationRequest, v1.ForkConversationResponse](
+			httpClient,
+			baseURL+ConversationServiceForkConversationProcedure,
+			connect.WithSchema(conversationServiceMethods.ByName("ForkConversation")),
 			connect.WithClientOptions(opts...),
 		),
 		openLive: connect.NewClient[v1.OpenLiveRequest, v1.OpenLiveResponse](
@@ -405,24 +369,10 @@ func NewConversationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			connect.WithSchema(conversationServiceMethods.ByName("IngestLive")),
 			connect.WithClientOptions(opts...),
 		),
-		listFragments: connect.NewClient[v1.ListFragmentsRequest, v1.ListFragmentsResponse](
-			httpClient,
-			baseURL+ConversationServiceListFragmentsProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("ListFragments")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
-			connect.WithClientOptions(opts...),
-		),
 		listLiveFrames: connect.NewClient[v1.ListLiveFramesRequest, v1.ListLiveFramesResponse](
 			httpClient,
 			baseURL+ConversationServiceListLiveFramesProcedure,
 			connect.WithSchema(conversationServiceMethods.ByName("ListLiveFrames")),
-			connect.WithClientOptions(opts...),
-		),
-		listToolCalls: connect.NewClient[v1.ListToolCallsRequest, v1.ListToolCallsResponse](
-			httpClient,
-			baseURL+ConversationServiceListToolCallsProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("ListToolCalls")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		claimToolCall: connect.NewClient[v1.ClaimToolCallRequest, v1.ClaimToolCallResponse](
@@ -435,38 +385,6 @@ func NewConversationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			httpClient,
 			baseURL+ConversationServiceCompleteToolCallProcedure,
 			connect.WithSchema(conversationServiceMethods.ByName("CompleteToolCall")),
-			connect.WithClientOptions(opts...),
-		),
-		truncateMessage: connect.NewClient[v1.TruncateMessageRequest, v1.TruncateMessageResponse](
-			httpClient,
-			baseURL+ConversationServiceTruncateMessageProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("TruncateMessage")),
-			connect.WithClientOptions(opts...),
-		),
-		getContextWindow: connect.NewClient[v1.GetContextWindowRequest, v1.GetContextWindowResponse](
-			httpClient,
-			baseURL+ConversationServiceGetContextWindowProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("GetContextWindow")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
-			connect.WithClientOptions(opts...),
-		),
-		proposeCompaction: connect.NewClient[v1.ProposeCompactionRequest, v1.ProposeCompactionResponse](
-			httpClient,
-			baseURL+ConversationServiceProposeCompactionProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("ProposeCompaction")),
-			connect.WithClientOptions(opts...),
-		),
-		commitSummary: connect.NewClient[v1.CommitSummaryRequest, v1.CommitSummaryResponse](
-			httpClient,
-			baseURL+ConversationServiceCommitSummaryProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("CommitSummary")),
-			connect.WithClientOptions(opts...),
-		),
-		listSummaries: connect.NewClient[v1.ListSummariesRequest, v1.ListSummariesResponse](
-			httpClient,
-			baseURL+ConversationServiceListSummariesProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("ListSummaries")),
-			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		watchConversation: connect.NewClient[v1.WatchConversationRequest, v1.WatchConversationResponse](
@@ -485,29 +403,22 @@ type conversationServiceClient struct {
 	listConversations  *connect.Client[v1.ListConversationsRequest, v1.ListConversationsResponse]
 	updateConversation *connect.Client[v1.UpdateConversationRequest, v1.UpdateConversationResponse]
 	deleteConversation *connect.Client[v1.DeleteConversationRequest, v1.DeleteConversationResponse]
-	appendMessages     *connect.Client[v1.AppendMessagesRequest, v1.AppendMessagesResponse]
-	updateMessage      *connect.Client[v1.UpdateMessageRequest, v1.UpdateMessageResponse]
+	append             *connect.Client[v1.AppendRequest, v1.AppendResponse]
+	editMessages       *connect.Client[v1.EditMessagesRequest, v1.EditMessagesResponse]
 	listMessages       *connect.Client[v1.ListMessagesRequest, v1.ListMessagesResponse]
-	setVoiceState      *connect.Client[v1.SetVoiceStateRequest, v1.SetVoiceStateResponse]
-	recordIntent       *connect.Client[v1.RecordIntentRequest, v1.RecordIntentResponse]
-	listIntents        *connect.Client[v1.ListIntentsRequest, v1.ListIntentsResponse]
-	advanceFlow        *connect.Client[v1.AdvanceFlowRequest, v1.AdvanceFlowResponse]
-	listFlowSteps      *connect.Client[v1.ListFlowStepsRequest, v1.ListFlowStepsResponse]
+	listRecords        *connect.Client[v1.ListRecordsRequest, v1.ListRecordsResponse]
+	getContextWindow   *connect.Client[v1.GetContextWindowRequest, v1.GetContextWindowResponse]
+	proposeCompaction  *connect.Client[v1.ProposeCompactionRequest, v1.ProposeCompactionResponse]
+	commitCompaction   *connect.Client[v1.CommitCompactionRequest, v1.CommitCompactionResponse]
+	forkConversation   *connect.Client[v1.ForkConversationRequest, v1.ForkConversationResponse]
 	openLive           *connect.Client[v1.OpenLiveRequest, v1.OpenLiveResponse]
 	closeLive          *connect.Client[v1.CloseLiveRequest, v1.CloseLiveResponse]
 	getResumePlan      *connect.Client[v1.GetResumePlanRequest, v1.GetResumePlanResponse]
 	reportResumeFailed *connect.Client[v1.ReportResumeFailedRequest, v1.ReportResumeFailedResponse]
 	ingestLive         *connect.Client[v1.IngestLiveRequest, v1.IngestLiveResponse]
-	listFragments      *connect.Client[v1.ListFragmentsRequest, v1.ListFragmentsResponse]
 	listLiveFrames     *connect.Client[v1.ListLiveFramesRequest, v1.ListLiveFramesResponse]
-	listToolCalls      *connect.Client[v1.ListToolCallsRequest, v1.ListToolCallsResponse]
 	claimToolCall      *connect.Client[v1.ClaimToolCallRequest, v1.ClaimToolCallResponse]
 	completeToolCall   *connect.Client[v1.CompleteToolCallRequest, v1.CompleteToolCallResponse]
-	truncateMessage    *connect.Client[v1.TruncateMessageRequest, v1.TruncateMessageResponse]
-	getContextWindow   *connect.Client[v1.GetContextWindowRequest, v1.GetContextWindowResponse]
-	proposeCompaction  *connect.Client[v1.ProposeCompactionRequest, v1.ProposeCompactionResponse]
-	commitSummary      *connect.Client[v1.CommitSummaryRequest, v1.CommitSummaryResponse]
-	listSummaries      *connect.Client[v1.ListSummariesRequest, v1.ListSummariesResponse]
 	watchConversation  *connect.Client[v1.WatchConversationRequest, v1.WatchConversationResponse]
 }
 
@@ -556,18 +467,18 @@ func (c *conversationServiceClient) DeleteConversation(ctx context.Context, req 
 	return nil, err
 }
 
-// AppendMessages calls holdfast.conversation.v1.ConversationService.AppendMessages.
-func (c *conversationServiceClient) AppendMessages(ctx context.Context, req *v1.AppendMessagesRequest) (*v1.AppendMessagesResponse, error) {
-	response, err := c.appendMessages.CallUnary(ctx, connect.NewRequest(req))
+// Append calls holdfast.conversation.v1.ConversationService.Append.
+func (c *conversationServiceClient) Append(ctx context.Context, req *v1.AppendRequest) (*v1.AppendResponse, error) {
+	response, err := c.append.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
 	return nil, err
 }
 
-// UpdateMessage calls holdfast.conversation.v1.ConversationService.UpdateMessage.
-func (c *conversationServiceClient) UpdateMessage(ctx context.Context, req *v1.UpdateMessageRequest) (*v1.UpdateMessageResponse, error) {
-	response, err := c.updateMessage.CallUnary(ctx, connect.NewRequest(req))
+// EditMessages calls holdfast.conversation.v1.ConversationService.EditMessages.
+func (c *conversationServiceClient) EditMessages(ctx context.Context, req *v1.EditMessagesRequest) (*v1.EditMessagesResponse, error) {
+	response, err := c.editMessages.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -583,45 +494,45 @@ func (c *conversationServiceClient) ListMessages(ctx context.Context, req *v1.Li
 	return nil, err
 }
 
-// SetVoiceState calls holdfast.conversation.v1.ConversationService.SetVoiceState.
-func (c *conversationServiceClient) SetVoiceState(ctx context.Context, req *v1.SetVoiceStateRequest) (*v1.SetVoiceStateResponse, error) {
-	response, err := c.setVoiceState.CallUnary(ctx, connect.NewRequest(req))
+// ListRecords calls holdfast.conversation.v1.ConversationService.ListRecords.
+func (c *conversationServiceClient) ListRecords(ctx context.Context, req *v1.ListRecordsRequest) (*v1.ListRecordsResponse, error) {
+	response, err := c.listRecords.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
 	return nil, err
 }
 
-// RecordIntent calls holdfast.conversation.v1.ConversationService.RecordIntent.
-func (c *conversationServiceClient) RecordIntent(ctx context.Context, req *v1.RecordIntentRequest) (*v1.RecordIntentResponse, error) {
-	response, err := c.recordIntent.CallUnary(ctx, connect.NewRequest(req))
+// GetContextWindow calls holdfast.conversation.v1.ConversationService.GetContextWindow.
+func (c *conversationServiceClient) GetContextWindow(ctx context.Context, req *v1.GetContextWindowRequest) (*v1.GetContextWindowResponse, error) {
+	response, err := c.getContextWindow.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
 	return nil, err
 }
 
-// ListIntents calls holdfast.conversation.v1.ConversationService.ListIntents.
-func (c *conversationServiceClient) ListIntents(ctx context.Context, req *v1.ListIntentsRequest) (*v1.ListIntentsResponse, error) {
-	response, err := c.listIntents.CallUnary(ctx, connect.NewRequest(req))
+// ProposeCompaction calls holdfast.conversation.v1.ConversationService.ProposeCompaction.
+func (c *conversationServiceClient) ProposeCompaction(ctx context.Context, req *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error) {
+	response, err := c.proposeCompaction.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
 	return nil, err
 }
 
-// AdvanceFlow calls holdfast.conversation.v1.ConversationService.AdvanceFlow.
-func (c *conversationServiceClient) AdvanceFlow(ctx context.Context, req *v1.AdvanceFlowRequest) (*v1.AdvanceFlowResponse, error) {
-	response, err := c.advanceFlow.CallUnary(ctx, connect.NewRequest(req))
+// CommitCompaction calls holdfast.conversation.v1.ConversationService.CommitCompaction.
+func (c *conversationServiceClient) CommitCompaction(ctx context.Context, req *v1.CommitCompactionRequest) (*v1.CommitCompactionResponse, error) {
+	response, err := c.commitCompaction.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
 	return nil, err
 }
 
-// ListFlowSteps calls holdfast.conversation.v1.ConversationService.ListFlowSteps.
-func (c *conversationServiceClient) ListFlowSteps(ctx context.Context, req *v1.ListFlowStepsRequest) (*v1.ListFlowStepsResponse, error) {
-	response, err := c.listFlowSteps.CallUnary(ctx, connect.NewRequest(req))
+// ForkConversation calls holdfast.conversation.v1.ConversationService.ForkConversation.
+func (c *conversationServiceClient) ForkConversation(ctx context.Context, req *v1.ForkConversationRequest) (*v1.ForkConversationResponse, error) {
+	response, err := c.forkConversation.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -673,27 +584,9 @@ func (c *conversationServiceClient) IngestLive(ctx context.Context, req *v1.Inge
 	return nil, err
 }
 
-// ListFragments calls holdfast.conversation.v1.ConversationService.ListFragments.
-func (c *conversationServiceClient) ListFragments(ctx context.Context, req *v1.ListFragmentsRequest) (*v1.ListFragmentsResponse, error) {
-	response, err := c.listFragments.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
 // ListLiveFrames calls holdfast.conversation.v1.ConversationService.ListLiveFrames.
 func (c *conversationServiceClient) ListLiveFrames(ctx context.Context, req *v1.ListLiveFramesRequest) (*v1.ListLiveFramesResponse, error) {
 	response, err := c.listLiveFrames.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ListToolCalls calls holdfast.conversation.v1.ConversationService.ListToolCalls.
-func (c *conversationServiceClient) ListToolCalls(ctx context.Context, req *v1.ListToolCallsRequest) (*v1.ListToolCallsResponse, error) {
-	response, err := c.listToolCalls.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -718,51 +611,6 @@ func (c *conversationServiceClient) CompleteToolCall(ctx context.Context, req *v
 	return nil, err
 }
 
-// TruncateMessage calls holdfast.conversation.v1.ConversationService.TruncateMessage.
-func (c *conversationServiceClient) TruncateMessage(ctx context.Context, req *v1.TruncateMessageRequest) (*v1.TruncateMessageResponse, error) {
-	response, err := c.truncateMessage.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// GetContextWindow calls holdfast.conversation.v1.ConversationService.GetContextWindow.
-func (c *conversationServiceClient) GetContextWindow(ctx context.Context, req *v1.GetContextWindowRequest) (*v1.GetContextWindowResponse, error) {
-	response, err := c.getContextWindow.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ProposeCompaction calls holdfast.conversation.v1.ConversationService.ProposeCompaction.
-func (c *conversationServiceClient) ProposeCompaction(ctx context.Context, req *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error) {
-	response, err := c.proposeCompaction.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// CommitSummary calls holdfast.conversation.v1.ConversationService.CommitSummary.
-func (c *conversationServiceClient) CommitSummary(ctx context.Context, req *v1.CommitSummaryRequest) (*v1.CommitSummaryResponse, error) {
-	response, err := c.commitSummary.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ListSummaries calls holdfast.conversation.v1.ConversationService.ListSummaries.
-func (c *conversationServiceClient) ListSummaries(ctx context.Context, req *v1.ListSummariesRequest) (*v1.ListSummariesResponse, error) {
-	response, err := c.listSummaries.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
 // WatchConversation calls holdfast.conversation.v1.ConversationService.WatchConversation.
 func (c *conversationServiceClient) WatchConversation(ctx context.Context, req *v1.WatchConversationRequest) (*connect.ServerStreamForClient[v1.WatchConversationResponse], error) {
 	return c.watchConversation.CallServerStream(ctx, connect.NewRequest(req))
@@ -771,10 +619,11 @@ func (c *conversationServiceClient) WatchConversation(ctx context.Context, req *
 // ConversationServiceHandler is an implementation of the
 // holdfast.conversation.v1.ConversationService service.
 type ConversationServiceHandler interface {
-	// CreateConversation makes a conversation. An id that is taken, by whichever user of the tenant, is `already_exists`,
-	// reason ALREADY_EXISTS. Without an id the server makes one.
+	// CreateConversation makes a conversation, with its first messages. An id that is taken, by whichever user of the tenant, is
+	// `already_exists`, reason ALREADY_EXISTS. Without an id the server makes one.
 	//
-	//	{"title": "Auth refactor", "labels": {"team": "core"}, "requestId": "c-1"}
+	//	{"requestId": "c-1", "conversation": {"title": "Auth refactor", "labels": {"team": "core"}},
+	//	 "messages": [{"role": "ROLE_SYSTEM", "text": "Be brief."}]}
 	CreateConversation(context.Context, *v1.CreateConversationRequest) (*v1.CreateConversationResponse, error)
 	// GetConversation returns a conversation and, oldest first, its last messages.
 	//
@@ -782,54 +631,73 @@ type ConversationServiceHandler interface {
 	GetConversation(context.Context, *v1.GetConversationRequest) (*v1.GetConversationResponse, error)
 	// ListConversations lists conversations, newest activity first. Activity is tracked to the minute.
 	//
-	//	{"pageSize": 20, "labels": {"team": "core"}}
+	//	{"pageSize": 20, "filter": {"labels": {"team": "core"}}}
 	ListConversations(context.Context, *v1.ListConversationsRequest) (*v1.ListConversationsResponse, error)
-	// UpdateConversation sets the fields that the mask names: title, labels, project_id, ttl. No mask sets them all.
+	// UpdateConversation changes title, labels, project_id, ttl, keep_forever and metadata. Without a mask the fields that are set
+	// are set, and labels and metadata merge by key: an empty label, and a null in metadata, removes its key. What the mask names
+	// is replaced or cleared; `labels.team` and `metadata.a.b` name one key. Other fields of the conversation are ignored.
 	//
-	//	{"conversationId": "c1", "conversation": {"title": "Auth"}, "updateMask": "title"}
+	//	{"conversationId": "c1", "conversation": {"title": "Auth", "labels": {"team": ""}}}
 	UpdateConversation(context.Context, *v1.UpdateConversationRequest) (*v1.UpdateConversationResponse, error)
-	// DeleteConversation removes a conversation; from then on it is `not_found`. For a user, one that belongs to the whole
-	// tenant is `permission_denied`, reason ROLE_REQUIRED.
+	// DeleteConversation removes a conversation; from then on it is `not_found`. One that is not there is no error: `existed` is
+	// false. For a user, one that belongs to the whole tenant is `permission_denied`, reason ROLE_REQUIRED.
 	//
 	//	{"conversationId": "c1"}
 	DeleteConversation(context.Context, *v1.DeleteConversationRequest) (*v1.DeleteConversationResponse, error)
-	// AppendMessages adds messages, all or none. A message whose client_message_id the conversation has already is not
-	// added again: the stored one is returned in its place. Where another caller appended that one, the request is refused
-	// as REQUEST_ID_REUSED.
+	// Append adds a turn in one version, all or nothing: messages, what the user was understood to want, steps of a flow, the voice
+	// state. With create_if_missing it makes the conversation first. An append of nothing records its request_id.
 	//
-	//	{"conversationId": "c1", "messages": [{"role": "ROLE_USER", "text": "Hello"}], "requestId": "m-1"}
-	AppendMessages(context.Context, *v1.AppendMessagesRequest) (*v1.AppendMessagesResponse, error)
-	// UpdateMessage sets the fields of one message that the mask names: text, parts, status, metadata, token_count, pinned.
-	// No mask sets them all.
+	// A message whose client_message_id the conversation has already is not added again: the answer has the stored one, and its seq
+	// in duplicate_seqs. Where another caller appended that one, the request is refused as REQUEST_ID_REUSED. An illegal move of the
+	// voice state is `failed_precondition`, reason ILLEGAL_TRANSITION, and names the legal ones.
 	//
-	//	{"conversationId": "c1", "message": {"seq": 2, "text": "Hello!"}, "updateMask": "text"}
-	UpdateMessage(context.Context, *v1.UpdateMessageRequest) (*v1.UpdateMessageResponse, error)
-	// ListMessages pages through messages, always oldest first: those after after_seq, or the last ones before
-	// before_seq. With neither it starts at the first.
+	//	{"conversationId": "c1", "createIfMissing": true, "requestId": "m-1",
+	//	 "messages": [{"role": "ROLE_USER", "text": "Start a run", "clientMessageId": "m-1"}],
+	//	 "intents": [{"name": "start_run", "confidence": 0.92, "slots": {"repo": "api"}}],
+	//	 "flowSteps": [{"flow": "onboarding", "step": "pick_repo", "data": {"choices": 3}}],
+	//	 "voice": {"audioStreamId": "mic-1", "status": "VOICE_STATUS_LISTENING"}}
+	Append(context.Context, *v1.AppendRequest) (*v1.AppendResponse, error)
+	// EditMessages changes the history in one version, all or nothing, in this order: what follows truncate_after_seq is removed, then
+	// the messages that delete_seqs names, then updates are made, then messages are appended. So an answer is generated again with
+	// truncate_after_seq and its new messages, and a question edited the same way.
 	//
-	//	{"conversationId": "c1", "afterSeq": 20, "pageSize": 50}
+	// A truncation also removes the tool calls behind that message that are over, and the summaries that stand for what it removes.
+	// A seq that is gone is never given again. One change removes at most 1,000 messages.
+	//
+	//	{"conversationId": "c1", "truncateAfterSeq": 1, "messages": [{"role": "ROLE_ASSISTANT", "text": "Another answer"}]}
+	EditMessages(context.Context, *v1.EditMessagesRequest) (*v1.EditMessagesResponse, error)
+	// ListMessages pages through messages, oldest first unless newest_first says otherwise.
+	//
+	//	{"conversationId": "c1", "newestFirst": true, "pageSize": 50}
 	ListMessages(context.Context, *v1.ListMessagesRequest) (*v1.ListMessagesResponse, error)
-	// SetVoiceState moves the voice turn. An illegal transition is `failed_precondition`, reason ILLEGAL_TRANSITION, and
-	// names the legal ones.
+	// ListRecords pages through what a conversation holds beside messages, in the order of time.
 	//
-	//	{"conversationId": "c1", "audioStreamId": "mic-1", "status": "VOICE_STATUS_LISTENING"}
-	SetVoiceState(context.Context, *v1.SetVoiceStateRequest) (*v1.SetVoiceStateResponse, error)
-	// RecordIntent notes what the user was understood to want.
+	//	{"conversationId": "c1", "types": ["RECORD_TYPE_INTENT", "RECORD_TYPE_FLOW_STEP"]}
+	ListRecords(context.Context, *v1.ListRecordsRequest) (*v1.ListRecordsResponse, error)
+	// GetContextWindow returns what a model should be told of the conversation within a budget of tokens: pinned and system
+	// messages, the newest summary, and the newest messages, from the beginning of a user's turn on. Hidden messages are left out.
+	// It is the same for the same version and request.
 	//
-	//	{"conversationId": "c1", "name": "start_run", "confidence": 0.92, "slots": {"repo": "api"}, "messageSeq": 3}
-	RecordIntent(context.Context, *v1.RecordIntentRequest) (*v1.RecordIntentResponse, error)
-	// ListIntents returns the intents recorded, oldest first.
+	//	{"conversationId": "c1", "budgetTokens": 8000, "format": "CONTEXT_FORMAT_GEMINI_CONTENTS"}
+	GetContextWindow(context.Context, *v1.GetContextWindowRequest) (*v1.GetContextWindowResponse, error)
+	// ProposeCompaction leases a closed range at the conversation's beginning, for the caller to summarise. Others may write
+	// meanwhile. While another has the lease it is `failed_precondition`, reason LEASE_HELD. Where there is nothing
+	// to summarise the answer has no lease.
 	//
-	//	{"conversationId": "c1"}
-	ListIntents(context.Context, *v1.ListIntentsRequest) (*v1.ListIntentsResponse, error)
-	// AdvanceFlow moves the conversation to a step of a flow.
+	//	{"conversationId": "c1", "keepTokens": 4000, "leaseDuration": "60s"}
+	ProposeCompaction(context.Context, *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error)
+	// CommitCompaction puts a summary in place of the leased range in context windows; the messages stay readable. Under a lease
+	// that is not the newest it is FENCED. Committing the same text again under one lease returns the first summary; a
+	// different text is ILLEGAL_TRANSITION.
 	//
-	//	{"conversationId": "c1", "flow": "onboarding", "step": "pick_repo", "data": {"choices": 3}}
-	AdvanceFlow(context.Context, *v1.AdvanceFlowRequest) (*v1.AdvanceFlowResponse, error)
-	// ListFlowSteps returns the steps taken, oldest first.
+	//	{"conversationId": "c1", "fencingToken": 1, "text": "They agreed on …"}
+	CommitCompaction(context.Context, *v1.CommitCompactionRequest) (*v1.CommitCompactionResponse, error)
+	// ForkConversation makes a new conversation of what another was at a version, or of its messages through a seq; with neither, of
+	// what it is now. The fields of `conversation` are changed as by UpdateConversation. What a user forks belongs to that user;
+	// what a service forks stays its owner's. Live connections and leases stay behind.
 	//
-	//	{"conversationId": "c1"}
-	ListFlowSteps(context.Context, *v1.ListFlowStepsRequest) (*v1.ListFlowStepsResponse, error)
+	//	{"conversationId": "c1", "throughSeq": 1, "newConversationId": "c1-b", "conversation": {"title": "Another way"}}
+	ForkConversation(context.Context, *v1.ForkConversationRequest) (*v1.ForkConversationResponse, error)
 	// OpenLive takes the conversation over for a new connection to Gemini Live, and answers its epoch. Older connections are
 	// shut out from then on: their frames are refused, reason FENCED, and watchers see the new epoch. Call it before you
 	// connect, then ask GetResumePlan how. While another connection holds the floor it is `failed_precondition`, reason
@@ -864,19 +732,11 @@ type ConversationServiceHandler interface {
 	//	{"conversationId": "c1", "epoch": 1, "frames": [
 	//	  {"clientIndex": 1, "text": "{\"serverContent\":{\"inputTranscription\":{\"text\":\"Hi\"}}}"}]}
 	IngestLive(context.Context, *v1.IngestLiveRequest) (*v1.IngestLiveResponse, error)
-	// ListFragments returns what connections sent after others had taken over, oldest first.
-	//
-	//	{"conversationId": "c1"}
-	ListFragments(context.Context, *v1.ListFragmentsRequest) (*v1.ListFragmentsResponse, error)
 	// ListLiveFrames returns the raw frames that are kept, oldest first: those of connections that were opened with
 	// keep_frames_for, as long as that, and at most the last 256 batches. They may hold secrets.
 	//
 	//	{"conversationId": "c1"}
 	ListLiveFrames(context.Context, *v1.ListLiveFramesRequest) (*v1.ListLiveFramesResponse, error)
-	// ListToolCalls returns the tool calls of the Live API, oldest first.
-	//
-	//	{"conversationId": "c1"}
-	ListToolCalls(context.Context, *v1.ListToolCallsRequest) (*v1.ListToolCallsResponse, error)
 	// ClaimToolCall gives the execution of a tool call to one worker, for as long as the lease. With its fencing token the
 	// worker may claim again, which renews the lease. A call that another has is `failed_precondition`, reason
 	// LEASE_HELD; one that is completed or cancelled, reason ILLEGAL_TRANSITION.
@@ -890,33 +750,6 @@ type ConversationServiceHandler interface {
 	//
 	//	{"conversationId": "c1", "seq": 1, "fencingToken": 1, "response": {"output": "ok"}}
 	CompleteToolCall(context.Context, *v1.CompleteToolCallRequest) (*v1.CompleteToolCallResponse, error)
-	// TruncateMessage tells what the user heard of an assistant's message before speaking over it, as text or as
-	// milliseconds played. More than there is counts as all there is. It may come late, and again: the last report counts.
-	//
-	//	{"conversationId": "c1", "seq": 2, "playedMs": 1800}
-	TruncateMessage(context.Context, *v1.TruncateMessageRequest) (*v1.TruncateMessageResponse, error)
-	// GetContextWindow returns what a model should be told of the conversation within a budget of tokens: pinned and system
-	// messages, the newest summary, and the newest messages, from the beginning of a user's turn on. It is the same for
-	// the same version and request.
-	//
-	//	{"conversationId": "c1", "budgetTokens": 8000, "format": "CONTEXT_FORMAT_GEMINI_CONTENTS"}
-	GetContextWindow(context.Context, *v1.GetContextWindowRequest) (*v1.GetContextWindowResponse, error)
-	// ProposeCompaction leases a closed range at the conversation's beginning, for the caller to summarise. Others may write
-	// meanwhile. While another has the lease it is `failed_precondition`, reason LEASE_HELD. Where there is nothing
-	// to summarise the answer has no lease.
-	//
-	//	{"conversationId": "c1", "keepTokens": 4000, "lease": "60s"}
-	ProposeCompaction(context.Context, *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error)
-	// CommitSummary puts a summary in place of the leased range in context windows; the messages stay readable. Under a lease
-	// that is not the newest it is FENCED. Committing the same text again under one lease returns the first summary; a
-	// different text is ILLEGAL_TRANSITION.
-	//
-	//	{"conversationId": "c1", "leaseToken": 1, "text": "They agreed on …"}
-	CommitSummary(context.Context, *v1.CommitSummaryRequest) (*v1.CommitSummaryResponse, error)
-	// ListSummaries returns the summaries, oldest first. Each stands for all that those before it stand for.
-	//
-	//	{"conversationId": "c1"}
-	ListSummaries(context.Context, *v1.ListSummariesRequest) (*v1.ListSummariesResponse, error)
 	// WatchConversation streams what changes. With after_version 0, or older than the journal, the first message is a
 	// snapshot with reset = true; then one message follows each change, or several changes that a slow reader missed
 	// together. A client that reconnects with the last version it saw misses nothing and sees nothing twice. A
@@ -965,16 +798,16 @@ func NewConversationServiceHandler(svc ConversationServiceHandler, opts ...conne
 		connect.WithSchema(conversationServiceMethods.ByName("DeleteConversation")),
 		connect.WithHandlerOptions(opts...),
 	)
-	conversationServiceAppendMessagesHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceAppendMessagesProcedure,
-		svc.AppendMessages,
-		connect.WithSchema(conversationServiceMethods.ByName("AppendMessages")),
+	conversationServiceAppendHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceAppendProcedure,
+		svc.Append,
+		connect.WithSchema(conversationServiceMethods.ByName("Append")),
 		connect.WithHandlerOptions(opts...),
 	)
-	conversationServiceUpdateMessageHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceUpdateMessageProcedure,
-		svc.UpdateMessage,
-		connect.WithSchema(conversationServiceMethods.ByName("UpdateMessage")),
+	conversationServiceEditMessagesHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceEditMessagesProcedure,
+		svc.EditMessages,
+		connect.WithSchema(conversationServiceMethods.ByName("EditMessages")),
 		connect.WithHandlerOptions(opts...),
 	)
 	conversationServiceListMessagesHandler := connect.NewUnaryHandlerSimple(
@@ -984,36 +817,36 @@ func NewConversationServiceHandler(svc ConversationServiceHandler, opts ...conne
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
-	conversationServiceSetVoiceStateHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceSetVoiceStateProcedure,
-		svc.SetVoiceState,
-		connect.WithSchema(conversationServiceMethods.ByName("SetVoiceState")),
-		connect.WithHandlerOptions(opts...),
-	)
-	conversationServiceRecordIntentHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceRecordIntentProcedure,
-		svc.RecordIntent,
-		connect.WithSchema(conversationServiceMethods.ByName("RecordIntent")),
-		connect.WithHandlerOptions(opts...),
-	)
-	conversationServiceListIntentsHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceListIntentsProcedure,
-		svc.ListIntents,
-		connect.WithSchema(conversationServiceMethods.ByName("ListIntents")),
+	conversationServiceListRecordsHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceListRecordsProcedure,
+		svc.ListRecords,
+		connect.WithSchema(conversationServiceMethods.ByName("ListRecords")),
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
-	conversationServiceAdvanceFlowHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceAdvanceFlowProcedure,
-		svc.AdvanceFlow,
-		connect.WithSchema(conversationServiceMethods.ByName("AdvanceFlow")),
+	conversationServiceGetContextWindowHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceGetContextWindowProcedure,
+		svc.GetContextWindow,
+		connect.WithSchema(conversationServiceMethods.ByName("GetContextWindow")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
-	conversationServiceListFlowStepsHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceListFlowStepsProcedure,
-		svc.ListFlowSteps,
-		connect.WithSchema(conversationServiceMethods.ByName("ListFlowSteps")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+	conversationServiceProposeCompactionHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceProposeCompactionProcedure,
+		svc.ProposeCompaction,
+		connect.WithSchema(conversationServiceMethods.ByName("ProposeCompaction")),
+		connect.WithHandlerOptions(opts...),
+	)
+	conversationServiceCommitCompactionHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceCommitCompactionProcedure,
+		svc.CommitCompaction,
+		connect.WithSchema(conversationServiceMethods.ByName("CommitCompaction")),
+		connect.WithHandlerOptions(opts...),
+	)
+	conversationServiceForkConversationHandler := connect.NewUnaryHandlerSimple(
+		ConversationServiceForkConversationProcedure,
+		svc.ForkConversation,
+		connect.WithSchema(conversationServiceMethods.ByName("ForkConversation")),
 		connect.WithHandlerOptions(opts...),
 	)
 	conversationServiceOpenLiveHandler := connect.NewUnaryHandlerSimple(
@@ -1046,24 +879,10 @@ func NewConversationServiceHandler(svc ConversationServiceHandler, opts ...conne
 		connect.WithSchema(conversationServiceMethods.ByName("IngestLive")),
 		connect.WithHandlerOptions(opts...),
 	)
-	conversationServiceListFragmentsHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceListFragmentsProcedure,
-		svc.ListFragments,
-		connect.WithSchema(conversationServiceMethods.ByName("ListFragments")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
-		connect.WithHandlerOptions(opts...),
-	)
 	conversationServiceListLiveFramesHandler := connect.NewUnaryHandlerSimple(
 		ConversationServiceListLiveFramesProcedure,
 		svc.ListLiveFrames,
 		connect.WithSchema(conversationServiceMethods.ByName("ListLiveFrames")),
-		connect.WithHandlerOptions(opts...),
-	)
-	conversationServiceListToolCallsHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceListToolCallsProcedure,
-		svc.ListToolCalls,
-		connect.WithSchema(conversationServiceMethods.ByName("ListToolCalls")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	conversationServiceClaimToolCallHandler := connect.NewUnaryHandlerSimple(
@@ -1076,38 +895,6 @@ func NewConversationServiceHandler(svc ConversationServiceHandler, opts ...conne
 		ConversationServiceCompleteToolCallProcedure,
 		svc.CompleteToolCall,
 		connect.WithSchema(conversationServiceMethods.ByName("CompleteToolCall")),
-		connect.WithHandlerOptions(opts...),
-	)
-	conversationServiceTruncateMessageHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceTruncateMessageProcedure,
-		svc.TruncateMessage,
-		connect.WithSchema(conversationServiceMethods.ByName("TruncateMessage")),
-		connect.WithHandlerOptions(opts...),
-	)
-	conversationServiceGetContextWindowHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceGetContextWindowProcedure,
-		svc.GetContextWindow,
-		connect.WithSchema(conversationServiceMethods.ByName("GetContextWindow")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
-		connect.WithHandlerOptions(opts...),
-	)
-	conversationServiceProposeCompactionHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceProposeCompactionProcedure,
-		svc.ProposeCompaction,
-		connect.WithSchema(conversationServiceMethods.ByName("ProposeCompaction")),
-		connect.WithHandlerOptions(opts...),
-	)
-	conversationServiceCommitSummaryHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceCommitSummaryProcedure,
-		svc.CommitSummary,
-		connect.WithSchema(conversationServiceMethods.ByName("CommitSummary")),
-		connect.WithHandlerOptions(opts...),
-	)
-	conversationServiceListSummariesHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceListSummariesProcedure,
-		svc.ListSummaries,
-		connect.WithSchema(conversationServiceMethods.ByName("ListSummaries")),
-		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	conversationServiceWatchConversationHandler := connect.NewServerStreamHandlerSimple(
@@ -1128,22 +915,22 @@ func NewConversationServiceHandler(svc ConversationServiceHandler, opts ...conne
 			conversationServiceUpdateConversationHandler.ServeHTTP(w, r)
 		case ConversationServiceDeleteConversationProcedure:
 			conversationServiceDeleteConversationHandler.ServeHTTP(w, r)
-		case ConversationServiceAppendMessagesProcedure:
-			conversationServiceAppendMessagesHandler.ServeHTTP(w, r)
-		case ConversationServiceUpdateMessageProcedure:
-			conversationServiceUpdateMessageHandler.ServeHTTP(w, r)
+		case ConversationServiceAppendProcedure:
+			conversationServiceAppendHandler.ServeHTTP(w, r)
+		case ConversationServiceEditMessagesProcedure:
+			conversationServiceEditMessagesHandler.ServeHTTP(w, r)
 		case ConversationServiceListMessagesProcedure:
 			conversationServiceListMessagesHandler.ServeHTTP(w, r)
-		case ConversationServiceSetVoiceStateProcedure:
-			conversationServiceSetVoiceStateHandler.ServeHTTP(w, r)
-		case ConversationServiceRecordIntentProcedure:
-			conversationServiceRecordIntentHandler.ServeHTTP(w, r)
-		case ConversationServiceListIntentsProcedure:
-			conversationServiceListIntentsHandler.ServeHTTP(w, r)
-		case ConversationServiceAdvanceFlowProcedure:
-			conversationServiceAdvanceFlowHandler.ServeHTTP(w, r)
-		case ConversationServiceListFlowStepsProcedure:
-			conversationServiceListFlowStepsHandler.ServeHTTP(w, r)
+		case ConversationServiceListRecordsProcedure:
+			conversationServiceListRecordsHandler.ServeHTTP(w, r)
+		case ConversationServiceGetContextWindowProcedure:
+			conversationServiceGetContextWindowHandler.ServeHTTP(w, r)
+		case ConversationServiceProposeCompactionProcedure:
+			conversationServiceProposeCompactionHandler.ServeHTTP(w, r)
+		case ConversationServiceCommitCompactionProcedure:
+			conversationServiceCommitCompactionHandler.ServeHTTP(w, r)
+		case ConversationServiceForkConversationProcedure:
+			conversationServiceForkConversationHandler.ServeHTTP(w, r)
 		case ConversationServiceOpenLiveProcedure:
 			conversationServiceOpenLiveHandler.ServeHTTP(w, r)
 		case ConversationServiceCloseLiveProcedure:
@@ -1154,26 +941,12 @@ func NewConversationServiceHandler(svc ConversationServiceHandler, opts ...conne
 			conversationServiceReportResumeFailedHandler.ServeHTTP(w, r)
 		case ConversationServiceIngestLiveProcedure:
 			conversationServiceIngestLiveHandler.ServeHTTP(w, r)
-		case ConversationServiceListFragmentsProcedure:
-			conversationServiceListFragmentsHandler.ServeHTTP(w, r)
 		case ConversationServiceListLiveFramesProcedure:
 			conversationServiceListLiveFramesHandler.ServeHTTP(w, r)
-		case ConversationServiceListToolCallsProcedure:
-			conversationServiceListToolCallsHandler.ServeHTTP(w, r)
 		case ConversationServiceClaimToolCallProcedure:
 			conversationServiceClaimToolCallHandler.ServeHTTP(w, r)
 		case ConversationServiceCompleteToolCallProcedure:
 			conversationServiceCompleteToolCallHandler.ServeHTTP(w, r)
-		case ConversationServiceTruncateMessageProcedure:
-			conversationServiceTruncateMessageHandler.ServeHTTP(w, r)
-		case ConversationServiceGetContextWindowProcedure:
-			conversationServiceGetContextWindowHandler.ServeHTTP(w, r)
-		case ConversationServiceProposeCompactionProcedure:
-			conversationServiceProposeCompactionHandler.ServeHTTP(w, r)
-		case ConversationServiceCommitSummaryProcedure:
-			conversationServiceCommitSummaryHandler.ServeHTTP(w, r)
-		case ConversationServiceListSummariesProcedure:
-			conversationServiceListSummariesHandler.ServeHTTP(w, r)
 		case ConversationServiceWatchConversationProcedure:
 			conversationServiceWatchConversationHandler.ServeHTTP(w, r)
 		default:
@@ -1205,36 +978,36 @@ func (UnimplementedConversationServiceHandler) DeleteConversation(context.Contex
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.DeleteConversation is not implemented"))
 }
 
-func (UnimplementedConversationServiceHandler) AppendMessages(context.Context, *v1.AppendMessagesRequest) (*v1.AppendMessagesResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.AppendMessages is not implemented"))
+func (UnimplementedConversationServiceHandler) Append(context.Context, *v1.AppendRequest) (*v1.AppendResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.Append is not implemented"))
 }
 
-func (UnimplementedConversationServiceHandler) UpdateMessage(context.Context, *v1.UpdateMessageRequest) (*v1.UpdateMessageResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.UpdateMessage is not implemented"))
+func (UnimplementedConversationServiceHandler) EditMessages(context.Context, *v1.EditMessagesRequest) (*v1.EditMessagesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.EditMessages is not implemented"))
 }
 
 func (UnimplementedConversationServiceHandler) ListMessages(context.Context, *v1.ListMessagesRequest) (*v1.ListMessagesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ListMessages is not implemented"))
 }
 
-func (UnimplementedConversationServiceHandler) SetVoiceState(context.Context, *v1.SetVoiceStateRequest) (*v1.SetVoiceStateResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.SetVoiceState is not implemented"))
+func (UnimplementedConversationServiceHandler) ListRecords(context.Context, *v1.ListRecordsRequest) (*v1.ListRecordsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ListRecords is not implemented"))
 }
 
-func (UnimplementedConversationServiceHandler) RecordIntent(context.Context, *v1.RecordIntentRequest) (*v1.RecordIntentResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.RecordIntent is not implemented"))
+func (UnimplementedConversationServiceHandler) GetContextWindow(context.Context, *v1.GetContextWindowRequest) (*v1.GetContextWindowResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.GetContextWindow is not implemented"))
 }
 
-func (UnimplementedConversationServiceHandler) ListIntents(context.Context, *v1.ListIntentsRequest) (*v1.ListIntentsResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ListIntents is not implemented"))
+func (UnimplementedConversationServiceHandler) ProposeCompaction(context.Context, *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ProposeCompaction is not implemented"))
 }
 
-func (UnimplementedConversationServiceHandler) AdvanceFlow(context.Context, *v1.AdvanceFlowRequest) (*v1.AdvanceFlowResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.AdvanceFlow is not implemented"))
+func (UnimplementedConversationServiceHandler) CommitCompaction(context.Context, *v1.CommitCompactionRequest) (*v1.CommitCompactionResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.CommitCompaction is not implemented"))
 }
 
-func (UnimplementedConversationServiceHandler) ListFlowSteps(context.Context, *v1.ListFlowStepsRequest) (*v1.ListFlowStepsResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ListFlowSteps is not implemented"))
+func (UnimplementedConversationServiceHandler) ForkConversation(context.Context, *v1.ForkConversationRequest) (*v1.ForkConversationResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ForkConversation is not implemented"))
 }
 
 func (UnimplementedConversationServiceHandler) OpenLive(context.Context, *v1.OpenLiveRequest) (*v1.OpenLiveResponse, error) {
@@ -1257,16 +1030,8 @@ func (UnimplementedConversationServiceHandler) IngestLive(context.Context, *v1.I
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.IngestLive is not implemented"))
 }
 
-func (UnimplementedConversationServiceHandler) ListFragments(context.Context, *v1.ListFragmentsRequest) (*v1.ListFragmentsResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ListFragments is not implemented"))
-}
-
 func (UnimplementedConversationServiceHandler) ListLiveFrames(context.Context, *v1.ListLiveFramesRequest) (*v1.ListLiveFramesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ListLiveFrames is not implemented"))
-}
-
-func (UnimplementedConversationServiceHandler) ListToolCalls(context.Context, *v1.ListToolCallsRequest) (*v1.ListToolCallsResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ListToolCalls is not implemented"))
 }
 
 func (UnimplementedConversationServiceHandler) ClaimToolCall(context.Context, *v1.ClaimToolCallRequest) (*v1.ClaimToolCallResponse, error) {
@@ -1275,26 +1040,6 @@ func (UnimplementedConversationServiceHandler) ClaimToolCall(context.Context, *v
 
 func (UnimplementedConversationServiceHandler) CompleteToolCall(context.Context, *v1.CompleteToolCallRequest) (*v1.CompleteToolCallResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.CompleteToolCall is not implemented"))
-}
-
-func (UnimplementedConversationServiceHandler) TruncateMessage(context.Context, *v1.TruncateMessageRequest) (*v1.TruncateMessageResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.TruncateMessage is not implemented"))
-}
-
-func (UnimplementedConversationServiceHandler) GetContextWindow(context.Context, *v1.GetContextWindowRequest) (*v1.GetContextWindowResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.GetContextWindow is not implemented"))
-}
-
-func (UnimplementedConversationServiceHandler) ProposeCompaction(context.Context, *v1.ProposeCompactionRequest) (*v1.ProposeCompactionResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ProposeCompaction is not implemented"))
-}
-
-func (UnimplementedConversationServiceHandler) CommitSummary(context.Context, *v1.CommitSummaryRequest) (*v1.CommitSummaryResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.CommitSummary is not implemented"))
-}
-
-func (UnimplementedConversationServiceHandler) ListSummaries(context.Context, *v1.ListSummariesRequest) (*v1.ListSummariesResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ListSummaries is not implemented"))
 }
 
 func (UnimplementedConversationServiceHandler) WatchConversation(context.Context, *v1.WatchConversationRequest, *connect.ServerStream[v1.WatchConversationResponse]) error {

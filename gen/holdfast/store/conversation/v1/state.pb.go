@@ -2,7 +2,7 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        (unknown)
-// source: holdfast/conversation/v1/state.proto
+// source: holdfast/store/conversation/v1/state.proto
 
 // What a conversation stores. The names of these fields are the on-disk format for ever: a field may be added,
 // never renamed, retyped or reused.
@@ -10,7 +10,6 @@
 package conversationv1
 
 import (
-	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -68,11 +67,11 @@ func (x Role) String() string {
 }
 
 func (Role) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_conversation_v1_state_proto_enumTypes[0].Descriptor()
+	return file_holdfast_store_conversation_v1_state_proto_enumTypes[0].Descriptor()
 }
 
 func (Role) Type() protoreflect.EnumType {
-	return &file_holdfast_conversation_v1_state_proto_enumTypes[0]
+	return &file_holdfast_store_conversation_v1_state_proto_enumTypes[0]
 }
 
 func (x Role) Number() protoreflect.EnumNumber {
@@ -81,7 +80,7 @@ func (x Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Role.Descriptor instead.
 func (Role) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{0}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{0}
 }
 
 // Modality is how a message was made.
@@ -118,11 +117,11 @@ func (x Modality) String() string {
 }
 
 func (Modality) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_conversation_v1_state_proto_enumTypes[1].Descriptor()
+	return file_holdfast_store_conversation_v1_state_proto_enumTypes[1].Descriptor()
 }
 
 func (Modality) Type() protoreflect.EnumType {
-	return &file_holdfast_conversation_v1_state_proto_enumTypes[1]
+	return &file_holdfast_store_conversation_v1_state_proto_enumTypes[1]
 }
 
 func (x Modality) Number() protoreflect.EnumNumber {
@@ -131,7 +130,7 @@ func (x Modality) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Modality.Descriptor instead.
 func (Modality) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{1}
 }
 
 // MessageStatus tells whether a message may still grow.
@@ -176,11 +175,11 @@ func (x MessageStatus) String() string {
 }
 
 func (MessageStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_conversation_v1_state_proto_enumTypes[2].Descriptor()
+	return file_holdfast_store_conversation_v1_state_proto_enumTypes[2].Descriptor()
 }
 
 func (MessageStatus) Type() protoreflect.EnumType {
-	return &file_holdfast_conversation_v1_state_proto_enumTypes[2]
+	return &file_holdfast_store_conversation_v1_state_proto_enumTypes[2]
 }
 
 func (x MessageStatus) Number() protoreflect.EnumNumber {
@@ -189,7 +188,7 @@ func (x MessageStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use MessageStatus.Descriptor instead.
 func (MessageStatus) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{2}
 }
 
 // VoiceStatus is the state of a voice turn.
@@ -232,11 +231,11 @@ func (x VoiceStatus) String() string {
 }
 
 func (VoiceStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_conversation_v1_state_proto_enumTypes[3].Descriptor()
+	return file_holdfast_store_conversation_v1_state_proto_enumTypes[3].Descriptor()
 }
 
 func (VoiceStatus) Type() protoreflect.EnumType {
-	return &file_holdfast_conversation_v1_state_proto_enumTypes[3]
+	return &file_holdfast_store_conversation_v1_state_proto_enumTypes[3]
 }
 
 func (x VoiceStatus) Number() protoreflect.EnumNumber {
@@ -245,7 +244,7 @@ func (x VoiceStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use VoiceStatus.Descriptor instead.
 func (VoiceStatus) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{3}
 }
 
 // ToolCallStatus is the state of a tool call.
@@ -295,11 +294,11 @@ func (x ToolCallStatus) String() string {
 }
 
 func (ToolCallStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_conversation_v1_state_proto_enumTypes[4].Descriptor()
+	return file_holdfast_store_conversation_v1_state_proto_enumTypes[4].Descriptor()
 }
 
 func (ToolCallStatus) Type() protoreflect.EnumType {
-	return &file_holdfast_conversation_v1_state_proto_enumTypes[4]
+	return &file_holdfast_store_conversation_v1_state_proto_enumTypes[4]
 }
 
 func (x ToolCallStatus) Number() protoreflect.EnumNumber {
@@ -308,7 +307,7 @@ func (x ToolCallStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ToolCallStatus.Descriptor instead.
 func (ToolCallStatus) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 // LiveProvider is the way in which Gemini Live is reached; it decides how long a resumption handle is valid.
@@ -347,11 +346,11 @@ func (x LiveProvider) String() string {
 }
 
 func (LiveProvider) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_conversation_v1_state_proto_enumTypes[5].Descriptor()
+	return file_holdfast_store_conversation_v1_state_proto_enumTypes[5].Descriptor()
 }
 
 func (LiveProvider) Type() protoreflect.EnumType {
-	return &file_holdfast_conversation_v1_state_proto_enumTypes[5]
+	return &file_holdfast_store_conversation_v1_state_proto_enumTypes[5]
 }
 
 func (x LiveProvider) Number() protoreflect.EnumNumber {
@@ -360,7 +359,7 @@ func (x LiveProvider) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LiveProvider.Descriptor instead.
 func (LiveProvider) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 // ConversationState is the small document of one conversation. What grows without bound lives in entries: messages,
@@ -372,7 +371,7 @@ type ConversationState struct {
 	ProjectId string                 `protobuf:"bytes,3,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	// How long after its last change the conversation is kept.
 	Ttl *durationpb.Duration `protobuf:"bytes,4,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	// The seq of the newest message; also their number, since seq has no gaps.
+	// The seq of the newest message that there ever was.
 	LastSeq int64 `protobuf:"varint,5,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
 	// The sum of the messages' token counts.
 	TokenCount int64       `protobuf:"varint,6,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
@@ -398,14 +397,19 @@ type ConversationState struct {
 	Summary *Summary `protobuf:"bytes,24,opt,name=summary,proto3" json:"summary,omitempty"`
 	Floor   *Floor   `protobuf:"bytes,25,opt,name=floor,proto3" json:"floor,omitempty"`
 	// No epoch, fence or token is given up to this number: an earlier life of the id may have given it. 0: there was none.
-	IssuedBefore  int64 `protobuf:"varint,26,opt,name=issued_before,json=issuedBefore,proto3" json:"issued_before,omitempty"`
+	IssuedBefore int64 `protobuf:"varint,26,opt,name=issued_before,json=issuedBefore,proto3" json:"issued_before,omitempty"`
+	// It is kept whatever ttl says.
+	KeepForever bool             `protobuf:"varint,27,opt,name=keep_forever,json=keepForever,proto3" json:"keep_forever,omitempty"`
+	Metadata    *structpb.Struct `protobuf:"bytes,28,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// The messages that were removed. Each removal counts one, so it also tells that something was removed.
+	RemovedCount  int64 `protobuf:"varint,29,opt,name=removed_count,json=removedCount,proto3" json:"removed_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConversationState) Reset() {
 	*x = ConversationState{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[0]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +421,7 @@ func (x *ConversationState) String() string {
 func (*ConversationState) ProtoMessage() {}
 
 func (x *ConversationState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[0]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +434,7 @@ func (x *ConversationState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConversationState.ProtoReflect.Descriptor instead.
 func (*ConversationState) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{0}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *ConversationState) GetTitle() string {
@@ -573,6 +577,27 @@ func (x *ConversationState) GetIssuedBefore() int64 {
 	return 0
 }
 
+func (x *ConversationState) GetKeepForever() bool {
+	if x != nil {
+		return x.KeepForever
+	}
+	return false
+}
+
+func (x *ConversationState) GetMetadata() *structpb.Struct {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *ConversationState) GetRemovedCount() int64 {
+	if x != nil {
+		return x.RemovedCount
+	}
+	return 0
+}
+
 // Floor is who holds the conversation's microphone: one connection of one session, until the lease is over.
 type Floor struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -596,7 +621,7 @@ type Floor struct {
 
 func (x *Floor) Reset() {
 	*x = Floor{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -608,7 +633,7 @@ func (x *Floor) String() string {
 func (*Floor) ProtoMessage() {}
 
 func (x *Floor) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -621,7 +646,7 @@ func (x *Floor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Floor.ProtoReflect.Descriptor instead.
 func (*Floor) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *Floor) GetFence() int64 {
@@ -683,20 +708,19 @@ func (x *Floor) GetKey() string {
 // Message is one message of a conversation: an entry of the collection "messages", its key the seq.
 type Message struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 for the first message of the conversation, +1 for each, never a gap.
+	// 1 for the first message of the conversation, +1 for each, never given twice. Removed messages leave gaps.
 	Seq      int64         `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
-	Role     Role          `protobuf:"varint,2,opt,name=role,proto3,enum=holdfast.conversation.v1.Role" json:"role,omitempty"`
-	Modality Modality      `protobuf:"varint,3,opt,name=modality,proto3,enum=holdfast.conversation.v1.Modality" json:"modality,omitempty"`
-	Status   MessageStatus `protobuf:"varint,4,opt,name=status,proto3,enum=holdfast.conversation.v1.MessageStatus" json:"status,omitempty"`
-	// At most 64 KiB.
-	Text  string  `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
-	Parts []*Part `protobuf:"bytes,6,rep,name=parts,proto3" json:"parts,omitempty"`
+	Role     Role          `protobuf:"varint,2,opt,name=role,proto3,enum=holdfast.store.conversation.v1.Role" json:"role,omitempty"`
+	Modality Modality      `protobuf:"varint,3,opt,name=modality,proto3,enum=holdfast.store.conversation.v1.Modality" json:"modality,omitempty"`
+	Status   MessageStatus `protobuf:"varint,4,opt,name=status,proto3,enum=holdfast.store.conversation.v1.MessageStatus" json:"status,omitempty"`
+	Text     string        `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
+	Parts    []*Part       `protobuf:"bytes,6,rep,name=parts,proto3" json:"parts,omitempty"`
 	// The client's own id of the message, unique in its conversation.
 	ClientMessageId string `protobuf:"bytes,7,opt,name=client_message_id,json=clientMessageId,proto3" json:"client_message_id,omitempty"`
 	TokenCount      int64  `protobuf:"varint,8,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
 	// True where the server estimated token_count (a quarter of the characters, rounded up).
 	TokenCountEstimated bool                   `protobuf:"varint,9,opt,name=token_count_estimated,json=tokenCountEstimated,proto3" json:"token_count_estimated,omitempty"`
-	Metadata            map[string]string      `protobuf:"bytes,10,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Metadata            *structpb.Struct       `protobuf:"bytes,10,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	CreateTime          *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	UpdateTime          *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// Why the provider ended the turn, as it named it; empty for an ordinary end.
@@ -710,14 +734,23 @@ type Message struct {
 	// Milliseconds of audio that the provider sent for it, where it came as 16-bit PCM; 0: none, or not known.
 	AudioMs int64 `protobuf:"varint,17,opt,name=audio_ms,json=audioMs,proto3" json:"audio_ms,omitempty"`
 	// True where it is in every context window, whatever the budget.
-	Pinned        bool `protobuf:"varint,18,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	Pinned bool `protobuf:"varint,18,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	// True where it is in none.
+	Hidden bool `protobuf:"varint,19,opt,name=hidden,proto3" json:"hidden,omitempty"`
+	// Milliseconds of its audio that were played, as reported.
+	PlayedMs *int64 `protobuf:"varint,20,opt,name=played_ms,json=playedMs,proto3,oneof" json:"played_ms,omitempty"`
+	Language string `protobuf:"bytes,21,opt,name=language,proto3" json:"language,omitempty"`
+	Speaker  string `protobuf:"bytes,22,opt,name=speaker,proto3" json:"speaker,omitempty"`
+	// What the answer rests on, and what the provider counted.
+	Sources       *structpb.Struct `protobuf:"bytes,23,opt,name=sources,proto3" json:"sources,omitempty"`
+	Usage         *structpb.Struct `protobuf:"bytes,24,opt,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +762,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +775,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Message) GetSeq() int64 {
@@ -808,7 +841,7 @@ func (x *Message) GetTokenCountEstimated() bool {
 	return false
 }
 
-func (x *Message) GetMetadata() map[string]string {
+func (x *Message) GetMetadata() *structpb.Struct {
 	if x != nil {
 		return x.Metadata
 	}
@@ -871,6 +904,48 @@ func (x *Message) GetPinned() bool {
 	return false
 }
 
+func (x *Message) GetHidden() bool {
+	if x != nil {
+		return x.Hidden
+	}
+	return false
+}
+
+func (x *Message) GetPlayedMs() int64 {
+	if x != nil && x.PlayedMs != nil {
+		return *x.PlayedMs
+	}
+	return 0
+}
+
+func (x *Message) GetLanguage() string {
+	if x != nil {
+		return x.Language
+	}
+	return ""
+}
+
+func (x *Message) GetSpeaker() string {
+	if x != nil {
+		return x.Speaker
+	}
+	return ""
+}
+
+func (x *Message) GetSources() *structpb.Struct {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *Message) GetUsage() *structpb.Struct {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
 // MessageRef finds a message by its client's id: an entry of the collection "client_messages", its key the
 // client_message_id.
 type MessageRef struct {
@@ -884,7 +959,7 @@ type MessageRef struct {
 
 func (x *MessageRef) Reset() {
 	*x = MessageRef{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +971,7 @@ func (x *MessageRef) String() string {
 func (*MessageRef) ProtoMessage() {}
 
 func (x *MessageRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +984,7 @@ func (x *MessageRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageRef.ProtoReflect.Descriptor instead.
 func (*MessageRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *MessageRef) GetSeq() int64 {
@@ -926,24 +1001,29 @@ func (x *MessageRef) GetUser() string {
 	return ""
 }
 
-// Part is one structured piece of a message.
+// Part is one piece of a message.
 type Part struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Part:
 	//
+	//	*Part_Text
+	//	*Part_Reasoning
 	//	*Part_ToolCall
 	//	*Part_ToolResult
-	//	*Part_File
-	//	*Part_Image
 	//	*Part_Json
-	Part          isPart_Part `protobuf_oneof:"part"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	//	*Part_File
+	//	*Part_Data
+	Part             isPart_Part      `protobuf_oneof:"part"`
+	PartId           string           `protobuf:"bytes,8,opt,name=part_id,json=partId,proto3" json:"part_id,omitempty"`
+	ThoughtSignature []byte           `protobuf:"bytes,9,opt,name=thought_signature,json=thoughtSignature,proto3" json:"thought_signature,omitempty"`
+	Metadata         *structpb.Struct `protobuf:"bytes,10,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Part) Reset() {
 	*x = Part{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -955,7 +1035,7 @@ func (x *Part) String() string {
 func (*Part) ProtoMessage() {}
 
 func (x *Part) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -968,7 +1048,7 @@ func (x *Part) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Part.ProtoReflect.Descriptor instead.
 func (*Part) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Part) GetPart() isPart_Part {
@@ -976,6 +1056,24 @@ func (x *Part) GetPart() isPart_Part {
 		return x.Part
 	}
 	return nil
+}
+
+func (x *Part) GetText() string {
+	if x != nil {
+		if x, ok := x.Part.(*Part_Text); ok {
+			return x.Text
+		}
+	}
+	return ""
+}
+
+func (x *Part) GetReasoning() string {
+	if x != nil {
+		if x, ok := x.Part.(*Part_Reasoning); ok {
+			return x.Reasoning
+		}
+	}
+	return ""
 }
 
 func (x *Part) GetToolCall() *ToolCallPart {
@@ -996,25 +1094,7 @@ func (x *Part) GetToolResult() *ToolResultPart {
 	return nil
 }
 
-func (x *Part) GetFile() *FileReference {
-	if x != nil {
-		if x, ok := x.Part.(*Part_File); ok {
-			return x.File
-		}
-	}
-	return nil
-}
-
-func (x *Part) GetImage() *FileReference {
-	if x != nil {
-		if x, ok := x.Part.(*Part_Image); ok {
-			return x.Image
-		}
-	}
-	return nil
-}
-
-func (x *Part) GetJson() *structpb.Struct {
+func (x *Part) GetJson() *structpb.Value {
 	if x != nil {
 		if x, ok := x.Part.(*Part_Json); ok {
 			return x.Json
@@ -1023,39 +1103,90 @@ func (x *Part) GetJson() *structpb.Struct {
 	return nil
 }
 
+func (x *Part) GetFile() *FileRef {
+	if x != nil {
+		if x, ok := x.Part.(*Part_File); ok {
+			return x.File
+		}
+	}
+	return nil
+}
+
+func (x *Part) GetData() *Blob {
+	if x != nil {
+		if x, ok := x.Part.(*Part_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *Part) GetPartId() string {
+	if x != nil {
+		return x.PartId
+	}
+	return ""
+}
+
+func (x *Part) GetThoughtSignature() []byte {
+	if x != nil {
+		return x.ThoughtSignature
+	}
+	return nil
+}
+
+func (x *Part) GetMetadata() *structpb.Struct {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
 type isPart_Part interface {
 	isPart_Part()
 }
 
+type Part_Text struct {
+	Text string `protobuf:"bytes,1,opt,name=text,proto3,oneof"`
+}
+
+type Part_Reasoning struct {
+	Reasoning string `protobuf:"bytes,2,opt,name=reasoning,proto3,oneof"`
+}
+
 type Part_ToolCall struct {
-	ToolCall *ToolCallPart `protobuf:"bytes,1,opt,name=tool_call,json=toolCall,proto3,oneof"`
+	ToolCall *ToolCallPart `protobuf:"bytes,3,opt,name=tool_call,json=toolCall,proto3,oneof"`
 }
 
 type Part_ToolResult struct {
-	ToolResult *ToolResultPart `protobuf:"bytes,2,opt,name=tool_result,json=toolResult,proto3,oneof"`
-}
-
-type Part_File struct {
-	File *FileReference `protobuf:"bytes,3,opt,name=file,proto3,oneof"`
-}
-
-type Part_Image struct {
-	Image *FileReference `protobuf:"bytes,4,opt,name=image,proto3,oneof"`
+	ToolResult *ToolResultPart `protobuf:"bytes,4,opt,name=tool_result,json=toolResult,proto3,oneof"`
 }
 
 type Part_Json struct {
-	Json *structpb.Struct `protobuf:"bytes,5,opt,name=json,proto3,oneof"`
+	Json *structpb.Value `protobuf:"bytes,5,opt,name=json,proto3,oneof"`
 }
+
+type Part_File struct {
+	File *FileRef `protobuf:"bytes,6,opt,name=file,proto3,oneof"`
+}
+
+type Part_Data struct {
+	Data *Blob `protobuf:"bytes,7,opt,name=data,proto3,oneof"`
+}
+
+func (*Part_Text) isPart_Part() {}
+
+func (*Part_Reasoning) isPart_Part() {}
 
 func (*Part_ToolCall) isPart_Part() {}
 
 func (*Part_ToolResult) isPart_Part() {}
 
+func (*Part_Json) isPart_Part() {}
+
 func (*Part_File) isPart_Part() {}
 
-func (*Part_Image) isPart_Part() {}
-
-func (*Part_Json) isPart_Part() {}
+func (*Part_Data) isPart_Part() {}
 
 // ToolCallPart asks for a function's execution.
 type ToolCallPart struct {
@@ -1063,13 +1194,14 @@ type ToolCallPart struct {
 	CallId        string                 `protobuf:"bytes,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Args          *structpb.Struct       `protobuf:"bytes,3,opt,name=args,proto3" json:"args,omitempty"`
+	ArgsJson      string                 `protobuf:"bytes,4,opt,name=args_json,json=argsJson,proto3" json:"args_json,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ToolCallPart) Reset() {
 	*x = ToolCallPart{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1213,7 @@ func (x *ToolCallPart) String() string {
 func (*ToolCallPart) ProtoMessage() {}
 
 func (x *ToolCallPart) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1226,7 @@ func (x *ToolCallPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallPart.ProtoReflect.Descriptor instead.
 func (*ToolCallPart) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ToolCallPart) GetCallId() string {
@@ -1118,20 +1250,28 @@ func (x *ToolCallPart) GetArgs() *structpb.Struct {
 	return nil
 }
 
+func (x *ToolCallPart) GetArgsJson() string {
+	if x != nil {
+		return x.ArgsJson
+	}
+	return ""
+}
+
 // ToolResultPart is what a function answered.
 type ToolResultPart struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	CallId        string                 `protobuf:"bytes,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Response      *structpb.Struct       `protobuf:"bytes,3,opt,name=response,proto3" json:"response,omitempty"`
-	IsError       bool                   `protobuf:"varint,4,opt,name=is_error,json=isError,proto3" json:"is_error,omitempty"`
+	Response      *structpb.Value        `protobuf:"bytes,3,opt,name=response,proto3" json:"response,omitempty"`
+	ResponseJson  string                 `protobuf:"bytes,4,opt,name=response_json,json=responseJson,proto3" json:"response_json,omitempty"`
+	IsError       bool                   `protobuf:"varint,5,opt,name=is_error,json=isError,proto3" json:"is_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ToolResultPart) Reset() {
 	*x = ToolResultPart{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1283,7 @@ func (x *ToolResultPart) String() string {
 func (*ToolResultPart) ProtoMessage() {}
 
 func (x *ToolResultPart) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1296,7 @@ func (x *ToolResultPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolResultPart.ProtoReflect.Descriptor instead.
 func (*ToolResultPart) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ToolResultPart) GetCallId() string {
@@ -1173,11 +1313,18 @@ func (x *ToolResultPart) GetName() string {
 	return ""
 }
 
-func (x *ToolResultPart) GetResponse() *structpb.Struct {
+func (x *ToolResultPart) GetResponse() *structpb.Value {
 	if x != nil {
 		return x.Response
 	}
 	return nil
+}
+
+func (x *ToolResultPart) GetResponseJson() string {
+	if x != nil {
+		return x.ResponseJson
+	}
+	return ""
 }
 
 func (x *ToolResultPart) GetIsError() bool {
@@ -1187,8 +1334,8 @@ func (x *ToolResultPart) GetIsError() bool {
 	return false
 }
 
-// FileReference points at content that is kept elsewhere.
-type FileReference struct {
+// FileRef points at content that is kept elsewhere.
+type FileRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uri           string                 `protobuf:"bytes,1,opt,name=uri,proto3" json:"uri,omitempty"`
 	MimeType      string                 `protobuf:"bytes,2,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
@@ -1197,21 +1344,21 @@ type FileReference struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *FileReference) Reset() {
-	*x = FileReference{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[7]
+func (x *FileRef) Reset() {
+	*x = FileRef{}
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *FileReference) String() string {
+func (x *FileRef) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*FileReference) ProtoMessage() {}
+func (*FileRef) ProtoMessage() {}
 
-func (x *FileReference) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[7]
+func (x *FileRef) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,26 +1369,87 @@ func (x *FileReference) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use FileReference.ProtoReflect.Descriptor instead.
-func (*FileReference) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{7}
+// Deprecated: Use FileRef.ProtoReflect.Descriptor instead.
+func (*FileRef) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *FileReference) GetUri() string {
+func (x *FileRef) GetUri() string {
 	if x != nil {
 		return x.Uri
 	}
 	return ""
 }
 
-func (x *FileReference) GetMimeType() string {
+func (x *FileRef) GetMimeType() string {
 	if x != nil {
 		return x.MimeType
 	}
 	return ""
 }
 
-func (x *FileReference) GetName() string {
+func (x *FileRef) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// Blob is content itself.
+type Blob struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	MimeType      string                 `protobuf:"bytes,2,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Blob) Reset() {
+	*x = Blob{}
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Blob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Blob) ProtoMessage() {}
+
+func (x *Blob) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Blob.ProtoReflect.Descriptor instead.
+func (*Blob) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Blob) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *Blob) GetMimeType() string {
+	if x != nil {
+		return x.MimeType
+	}
+	return ""
+}
+
+func (x *Blob) GetName() string {
 	if x != nil {
 		return x.Name
 	}
@@ -1252,7 +1460,7 @@ func (x *FileReference) GetName() string {
 type VoiceState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AudioStreamId string                 `protobuf:"bytes,1,opt,name=audio_stream_id,json=audioStreamId,proto3" json:"audio_stream_id,omitempty"`
-	Status        VoiceStatus            `protobuf:"varint,2,opt,name=status,proto3,enum=holdfast.conversation.v1.VoiceStatus" json:"status,omitempty"`
+	Status        VoiceStatus            `protobuf:"varint,2,opt,name=status,proto3,enum=holdfast.store.conversation.v1.VoiceStatus" json:"status,omitempty"`
 	// The newest words of the user that were transcribed.
 	LastTranscription string                 `protobuf:"bytes,3,opt,name=last_transcription,json=lastTranscription,proto3" json:"last_transcription,omitempty"`
 	ChangeTime        *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=change_time,json=changeTime,proto3" json:"change_time,omitempty"`
@@ -1262,7 +1470,7 @@ type VoiceState struct {
 
 func (x *VoiceState) Reset() {
 	*x = VoiceState{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1274,7 +1482,7 @@ func (x *VoiceState) String() string {
 func (*VoiceState) ProtoMessage() {}
 
 func (x *VoiceState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1287,7 +1495,7 @@ func (x *VoiceState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VoiceState.ProtoReflect.Descriptor instead.
 func (*VoiceState) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *VoiceState) GetAudioStreamId() string {
@@ -1336,7 +1544,7 @@ type Intent struct {
 
 func (x *Intent) Reset() {
 	*x = Intent{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1556,7 @@ func (x *Intent) String() string {
 func (*Intent) ProtoMessage() {}
 
 func (x *Intent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1569,7 @@ func (x *Intent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intent.ProtoReflect.Descriptor instead.
 func (*Intent) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Intent) GetSeq() int64 {
@@ -1421,7 +1629,7 @@ type FlowStep struct {
 
 func (x *FlowStep) Reset() {
 	*x = FlowStep{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1641,7 @@ func (x *FlowStep) String() string {
 func (*FlowStep) ProtoMessage() {}
 
 func (x *FlowStep) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1654,7 @@ func (x *FlowStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowStep.ProtoReflect.Descriptor instead.
 func (*FlowStep) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FlowStep) GetSeq() int64 {
@@ -1507,7 +1715,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[11]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1727,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[11]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1740,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Summary) GetSeq() int64 {
@@ -1605,14 +1813,16 @@ type CompactionLease struct {
 	// The summary that was committed under it; 0: none yet.
 	SummarySeq int64 `protobuf:"varint,6,opt,name=summary_seq,json=summarySeq,proto3" json:"summary_seq,omitempty"`
 	// The tokens of the range, and of the summary before it where that counts.
-	TokenCount    int64 `protobuf:"varint,7,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
+	TokenCount int64 `protobuf:"varint,7,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
+	// removed_count when the range was chosen.
+	RemovedCount  int64 `protobuf:"varint,8,opt,name=removed_count,json=removedCount,proto3" json:"removed_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CompactionLease) Reset() {
 	*x = CompactionLease{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[12]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1834,7 @@ func (x *CompactionLease) String() string {
 func (*CompactionLease) ProtoMessage() {}
 
 func (x *CompactionLease) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[12]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1847,7 @@ func (x *CompactionLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactionLease.ProtoReflect.Descriptor instead.
 func (*CompactionLease) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CompactionLease) GetToken() int64 {
@@ -1689,6 +1899,13 @@ func (x *CompactionLease) GetTokenCount() int64 {
 	return 0
 }
 
+func (x *CompactionLease) GetRemovedCount() int64 {
+	if x != nil {
+		return x.RemovedCount
+	}
+	return 0
+}
+
 // Fragment is what a connection sent after another had taken over: an entry of the collection "fragments", its key the
 // seq. It is never part of a message.
 type Fragment struct {
@@ -1710,7 +1927,7 @@ type Fragment struct {
 
 func (x *Fragment) Reset() {
 	*x = Fragment{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[13]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1939,7 @@ func (x *Fragment) String() string {
 func (*Fragment) ProtoMessage() {}
 
 func (x *Fragment) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[13]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1952,7 @@ func (x *Fragment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fragment.ProtoReflect.Descriptor instead.
 func (*Fragment) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Fragment) GetSeq() int64 {
@@ -1797,7 +2014,7 @@ type ToolCallRef struct {
 
 func (x *ToolCallRef) Reset() {
 	*x = ToolCallRef{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[14]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1809,7 +2026,7 @@ func (x *ToolCallRef) String() string {
 func (*ToolCallRef) ProtoMessage() {}
 
 func (x *ToolCallRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[14]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1822,7 +2039,7 @@ func (x *ToolCallRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallRef.ProtoReflect.Descriptor instead.
 func (*ToolCallRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ToolCallRef) GetSeq() int64 {
@@ -1842,7 +2059,7 @@ type ToolCall struct {
 	Epoch      int64                  `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Name       string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Args       *structpb.Struct       `protobuf:"bytes,4,opt,name=args,proto3" json:"args,omitempty"`
-	Status     ToolCallStatus         `protobuf:"varint,5,opt,name=status,proto3,enum=holdfast.conversation.v1.ToolCallStatus" json:"status,omitempty"`
+	Status     ToolCallStatus         `protobuf:"varint,5,opt,name=status,proto3,enum=holdfast.store.conversation.v1.ToolCallStatus" json:"status,omitempty"`
 	Response   *structpb.Struct       `protobuf:"bytes,6,opt,name=response,proto3" json:"response,omitempty"`
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
@@ -1867,7 +2084,7 @@ type ToolCall struct {
 
 func (x *ToolCall) Reset() {
 	*x = ToolCall{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[15]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +2096,7 @@ func (x *ToolCall) String() string {
 func (*ToolCall) ProtoMessage() {}
 
 func (x *ToolCall) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[15]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +2109,7 @@ func (x *ToolCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCall.ProtoReflect.Descriptor instead.
 func (*ToolCall) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ToolCall) GetCallId() string {
@@ -2014,7 +2231,7 @@ type ToolCallClaim struct {
 
 func (x *ToolCallClaim) Reset() {
 	*x = ToolCallClaim{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[16]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +2243,7 @@ func (x *ToolCallClaim) String() string {
 func (*ToolCallClaim) ProtoMessage() {}
 
 func (x *ToolCallClaim) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[16]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +2256,7 @@ func (x *ToolCallClaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallClaim.ProtoReflect.Descriptor instead.
 func (*ToolCallClaim) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ToolCallClaim) GetWorker() string {
@@ -2077,7 +2294,7 @@ type LiveHandle struct {
 	Sealed []byte `protobuf:"bytes,5,opt,name=sealed,proto3" json:"sealed,omitempty"`
 	// The setup for which it is valid, and how the provider was reached.
 	SetupHash   string                 `protobuf:"bytes,6,opt,name=setup_hash,json=setupHash,proto3" json:"setup_hash,omitempty"`
-	Provider    LiveProvider           `protobuf:"varint,7,opt,name=provider,proto3,enum=holdfast.conversation.v1.LiveProvider" json:"provider,omitempty"`
+	Provider    LiveProvider           `protobuf:"varint,7,opt,name=provider,proto3,enum=holdfast.store.conversation.v1.LiveProvider" json:"provider,omitempty"`
 	ReceiveTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=receive_time,json=receiveTime,proto3" json:"receive_time,omitempty"`
 	// The provider has all client messages up to this one; 0: it did not say.
 	LastConsumedClientIndex int64 `protobuf:"varint,9,opt,name=last_consumed_client_index,json=lastConsumedClientIndex,proto3" json:"last_consumed_client_index,omitempty"`
@@ -2092,7 +2309,7 @@ type LiveHandle struct {
 
 func (x *LiveHandle) Reset() {
 	*x = LiveHandle{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[17]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2321,7 @@ func (x *LiveHandle) String() string {
 func (*LiveHandle) ProtoMessage() {}
 
 func (x *LiveHandle) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[17]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2334,7 @@ func (x *LiveHandle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveHandle.ProtoReflect.Descriptor instead.
 func (*LiveHandle) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LiveHandle) GetId() int64 {
@@ -2227,7 +2444,7 @@ type LiveState struct {
 	TotalTokens int64 `protobuf:"varint,9,opt,name=total_tokens,json=totalTokens,proto3" json:"total_tokens,omitempty"`
 	// Who has the newest connection, as it named itself; empty: it did not say.
 	Device   string       `protobuf:"bytes,10,opt,name=device,proto3" json:"device,omitempty"`
-	Provider LiveProvider `protobuf:"varint,11,opt,name=provider,proto3,enum=holdfast.conversation.v1.LiveProvider" json:"provider,omitempty"`
+	Provider LiveProvider `protobuf:"varint,11,opt,name=provider,proto3,enum=holdfast.store.conversation.v1.LiveProvider" json:"provider,omitempty"`
 	// Of what the provider was set up with; empty: it was not told.
 	SetupHash string                 `protobuf:"bytes,12,opt,name=setup_hash,json=setupHash,proto3" json:"setup_hash,omitempty"`
 	OpenTime  *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
@@ -2296,7 +2513,7 @@ type LiveState struct {
 
 func (x *LiveState) Reset() {
 	*x = LiveState{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[18]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2525,7 @@ func (x *LiveState) String() string {
 func (*LiveState) ProtoMessage() {}
 
 func (x *LiveState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[18]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2538,7 @@ func (x *LiveState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveState.ProtoReflect.Descriptor instead.
 func (*LiveState) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LiveState) GetEpoch() int64 {
@@ -2657,7 +2874,7 @@ type KeptFrames struct {
 
 func (x *KeptFrames) Reset() {
 	*x = KeptFrames{}
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[19]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2669,7 +2886,7 @@ func (x *KeptFrames) String() string {
 func (*KeptFrames) ProtoMessage() {}
 
 func (x *KeptFrames) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_state_proto_msgTypes[19]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2682,7 +2899,7 @@ func (x *KeptFrames) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeptFrames.ProtoReflect.Descriptor instead.
 func (*KeptFrames) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_state_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *KeptFrames) GetEpoch() int64 {
@@ -2720,38 +2937,104 @@ func (x *KeptFrames) GetUser() string {
 	return ""
 }
 
-var File_holdfast_conversation_v1_state_proto protoreflect.FileDescriptor
+// LiveSignal is what a live connection tells of the moment. It passes between servers and is not stored.
+type LiveSignal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Epoch int64                  `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The frame that told it.
+	ClientIndex int64 `protobuf:"varint,2,opt,name=client_index,json=clientIndex,proto3" json:"client_index,omitempty"`
+	// The voice turn as it is now, with the words that the user is saying.
+	Voice         *VoiceState `protobuf:"bytes,3,opt,name=voice,proto3" json:"voice,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
 
-const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
+func (x *LiveSignal) Reset() {
+	*x = LiveSignal{}
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LiveSignal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LiveSignal) ProtoMessage() {}
+
+func (x *LiveSignal) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LiveSignal.ProtoReflect.Descriptor instead.
+func (*LiveSignal) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *LiveSignal) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *LiveSignal) GetClientIndex() int64 {
+	if x != nil {
+		return x.ClientIndex
+	}
+	return 0
+}
+
+func (x *LiveSignal) GetVoice() *VoiceState {
+	if x != nil {
+		return x.Voice
+	}
+	return nil
+}
+
+var File_holdfast_store_conversation_v1_state_proto protoreflect.FileDescriptor
+
+const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"$holdfast/conversation/v1/state.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe8\a\n" +
+	"*holdfast/store/conversation/v1/state.proto\x12\x1eholdfast.store.conversation.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x95\t\n" +
 	"\x11ConversationState\x12\x14\n" +
-	"\x05title\x18\x01 \x01(\tR\x05title\x12O\n" +
-	"\x06labels\x18\x02 \x03(\v27.holdfast.conversation.v1.ConversationState.LabelsEntryR\x06labels\x12\x1d\n" +
+	"\x05title\x18\x01 \x01(\tR\x05title\x12U\n" +
+	"\x06labels\x18\x02 \x03(\v2=.holdfast.store.conversation.v1.ConversationState.LabelsEntryR\x06labels\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x03 \x01(\tR\tprojectId\x12+\n" +
 	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x19\n" +
 	"\blast_seq\x18\x05 \x01(\x03R\alastSeq\x12\x1f\n" +
 	"\vtoken_count\x18\x06 \x01(\x03R\n" +
-	"tokenCount\x12:\n" +
-	"\x05voice\x18\a \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice\x12!\n" +
-	"\fintent_count\x18\b \x01(\x03R\vintentCount\x128\n" +
-	"\x06intent\x18\t \x01(\v2 .holdfast.conversation.v1.IntentR\x06intent\x12&\n" +
+	"tokenCount\x12@\n" +
+	"\x05voice\x18\a \x01(\v2*.holdfast.store.conversation.v1.VoiceStateR\x05voice\x12!\n" +
+	"\fintent_count\x18\b \x01(\x03R\vintentCount\x12>\n" +
+	"\x06intent\x18\t \x01(\v2&.holdfast.store.conversation.v1.IntentR\x06intent\x12&\n" +
 	"\x0fflow_step_count\x18\n" +
-	" \x01(\x03R\rflowStepCount\x126\n" +
-	"\x04flow\x18\v \x01(\v2\".holdfast.conversation.v1.FlowStepR\x04flow\x127\n" +
-	"\x04live\x18\f \x01(\v2#.holdfast.conversation.v1.LiveStateR\x04live\x12&\n" +
+	" \x01(\x03R\rflowStepCount\x12<\n" +
+	"\x04flow\x18\v \x01(\v2(.holdfast.store.conversation.v1.FlowStepR\x04flow\x12=\n" +
+	"\x04live\x18\f \x01(\v2).holdfast.store.conversation.v1.LiveStateR\x04live\x12&\n" +
 	"\x0ftool_call_count\x18\r \x01(\x03R\rtoolCallCount\x12\x1f\n" +
 	"\vpinned_seqs\x18\x0e \x03(\x03R\n" +
-	"pinnedSeqs\x12I\n" +
+	"pinnedSeqs\x12O\n" +
 	"\n" +
-	"compaction\x18\x0f \x01(\v2).holdfast.conversation.v1.CompactionLeaseR\n" +
+	"compaction\x18\x0f \x01(\v2/.holdfast.store.conversation.v1.CompactionLeaseR\n" +
 	"compaction\x12#\n" +
 	"\rsummary_count\x18\x10 \x01(\x03R\fsummaryCount\x12%\n" +
-	"\x0efragment_count\x18\x11 \x01(\x03R\rfragmentCount\x12;\n" +
-	"\asummary\x18\x18 \x01(\v2!.holdfast.conversation.v1.SummaryR\asummary\x125\n" +
-	"\x05floor\x18\x19 \x01(\v2\x1f.holdfast.conversation.v1.FloorR\x05floor\x12#\n" +
-	"\rissued_before\x18\x1a \x01(\x03R\fissuedBefore\x1a9\n" +
+	"\x0efragment_count\x18\x11 \x01(\x03R\rfragmentCount\x12A\n" +
+	"\asummary\x18\x18 \x01(\v2'.holdfast.store.conversation.v1.SummaryR\asummary\x12;\n" +
+	"\x05floor\x18\x19 \x01(\v2%.holdfast.store.conversation.v1.FloorR\x05floor\x12#\n" +
+	"\rissued_before\x18\x1a \x01(\x03R\fissuedBefore\x12!\n" +
+	"\fkeep_forever\x18\x1b \x01(\bR\vkeepForever\x123\n" +
+	"\bmetadata\x18\x1c \x01(\v2\x17.google.protobuf.StructR\bmetadata\x12#\n" +
+	"\rremoved_count\x18\x1d \x01(\x03R\fremovedCount\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x97\x02\n" +
@@ -2765,20 +3048,20 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12\x12\n" +
 	"\x04held\x18\a \x01(\bR\x04held\x12\x10\n" +
-	"\x03key\x18\b \x01(\tR\x03key\"\xa3\a\n" +
+	"\x03key\x18\b \x01(\tR\x03key\"\xc6\b\n" +
 	"\aMessage\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x03R\x03seq\x122\n" +
-	"\x04role\x18\x02 \x01(\x0e2\x1e.holdfast.conversation.v1.RoleR\x04role\x12>\n" +
-	"\bmodality\x18\x03 \x01(\x0e2\".holdfast.conversation.v1.ModalityR\bmodality\x12?\n" +
-	"\x06status\x18\x04 \x01(\x0e2'.holdfast.conversation.v1.MessageStatusR\x06status\x12\x12\n" +
-	"\x04text\x18\x05 \x01(\tR\x04text\x124\n" +
-	"\x05parts\x18\x06 \x03(\v2\x1e.holdfast.conversation.v1.PartR\x05parts\x12*\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\x128\n" +
+	"\x04role\x18\x02 \x01(\x0e2$.holdfast.store.conversation.v1.RoleR\x04role\x12D\n" +
+	"\bmodality\x18\x03 \x01(\x0e2(.holdfast.store.conversation.v1.ModalityR\bmodality\x12E\n" +
+	"\x06status\x18\x04 \x01(\x0e2-.holdfast.store.conversation.v1.MessageStatusR\x06status\x12\x12\n" +
+	"\x04text\x18\x05 \x01(\tR\x04text\x12:\n" +
+	"\x05parts\x18\x06 \x03(\v2$.holdfast.store.conversation.v1.PartR\x05parts\x12*\n" +
 	"\x11client_message_id\x18\a \x01(\tR\x0fclientMessageId\x12\x1f\n" +
 	"\vtoken_count\x18\b \x01(\x03R\n" +
 	"tokenCount\x122\n" +
-	"\x15token_count_estimated\x18\t \x01(\bR\x13tokenCountEstimated\x12K\n" +
+	"\x15token_count_estimated\x18\t \x01(\bR\x13tokenCountEstimated\x123\n" +
 	"\bmetadata\x18\n" +
-	" \x03(\v2/.holdfast.conversation.v1.Message.MetadataEntryR\bmetadata\x12;\n" +
+	" \x01(\v2\x17.google.protobuf.StructR\bmetadata\x12;\n" +
 	"\vcreate_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vupdate_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
@@ -2789,41 +3072,57 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\x0fheard_estimated\x18\x0f \x01(\bR\x0eheardEstimated\x12A\n" +
 	"\x0einterrupt_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\rinterruptTime\x12\x19\n" +
 	"\baudio_ms\x18\x11 \x01(\x03R\aaudioMs\x12\x16\n" +
-	"\x06pinned\x18\x12 \x01(\bR\x06pinned\x1a;\n" +
-	"\rMetadataEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\r\n" +
-	"\v_heard_text\"2\n" +
+	"\x06pinned\x18\x12 \x01(\bR\x06pinned\x12\x16\n" +
+	"\x06hidden\x18\x13 \x01(\bR\x06hidden\x12 \n" +
+	"\tplayed_ms\x18\x14 \x01(\x03H\x01R\bplayedMs\x88\x01\x01\x12\x1a\n" +
+	"\blanguage\x18\x15 \x01(\tR\blanguage\x12\x18\n" +
+	"\aspeaker\x18\x16 \x01(\tR\aspeaker\x121\n" +
+	"\asources\x18\x17 \x01(\v2\x17.google.protobuf.StructR\asources\x12-\n" +
+	"\x05usage\x18\x18 \x01(\v2\x17.google.protobuf.StructR\x05usageB\r\n" +
+	"\v_heard_textB\f\n" +
+	"\n" +
+	"_played_ms\"2\n" +
 	"\n" +
 	"MessageRef\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x12\n" +
-	"\x04user\x18\x02 \x01(\tR\x04user\"\xd8\x02\n" +
-	"\x04Part\x12E\n" +
-	"\ttool_call\x18\x01 \x01(\v2&.holdfast.conversation.v1.ToolCallPartH\x00R\btoolCall\x12K\n" +
-	"\vtool_result\x18\x02 \x01(\v2(.holdfast.conversation.v1.ToolResultPartH\x00R\n" +
-	"toolResult\x12=\n" +
-	"\x04file\x18\x03 \x01(\v2'.holdfast.conversation.v1.FileReferenceH\x00R\x04file\x12?\n" +
-	"\x05image\x18\x04 \x01(\v2'.holdfast.conversation.v1.FileReferenceH\x00R\x05image\x12-\n" +
-	"\x04json\x18\x05 \x01(\v2\x17.google.protobuf.StructH\x00R\x04jsonB\r\n" +
-	"\x04part\x12\x05\xbaH\x02\b\x01\"|\n" +
-	"\fToolCallPart\x12!\n" +
-	"\acall_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x06callId\x12\x1c\n" +
-	"\x04name\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04name\x12+\n" +
-	"\x04args\x18\x03 \x01(\v2\x17.google.protobuf.StructR\x04args\"\xa1\x01\n" +
-	"\x0eToolResultPart\x12!\n" +
-	"\acall_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x06callId\x12\x1c\n" +
-	"\x04name\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04name\x123\n" +
-	"\bresponse\x18\x03 \x01(\v2\x17.google.protobuf.StructR\bresponse\x12\x19\n" +
-	"\bis_error\x18\x04 \x01(\bR\aisError\"r\n" +
-	"\rFileReference\x12\x1c\n" +
-	"\x03uri\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05 \x01(\x80 R\x03uri\x12%\n" +
-	"\tmime_type\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\xff\x01R\bmimeType\x12\x1c\n" +
-	"\x04name\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\xff\x01R\x04name\"\xdf\x01\n" +
+	"\x04user\x18\x02 \x01(\tR\x04user\"\x88\x04\n" +
+	"\x04Part\x12\x14\n" +
+	"\x04text\x18\x01 \x01(\tH\x00R\x04text\x12\x1e\n" +
+	"\treasoning\x18\x02 \x01(\tH\x00R\treasoning\x12K\n" +
+	"\ttool_call\x18\x03 \x01(\v2,.holdfast.store.conversation.v1.ToolCallPartH\x00R\btoolCall\x12Q\n" +
+	"\vtool_result\x18\x04 \x01(\v2..holdfast.store.conversation.v1.ToolResultPartH\x00R\n" +
+	"toolResult\x12,\n" +
+	"\x04json\x18\x05 \x01(\v2\x16.google.protobuf.ValueH\x00R\x04json\x12=\n" +
+	"\x04file\x18\x06 \x01(\v2'.holdfast.store.conversation.v1.FileRefH\x00R\x04file\x12:\n" +
+	"\x04data\x18\a \x01(\v2$.holdfast.store.conversation.v1.BlobH\x00R\x04data\x12\x17\n" +
+	"\apart_id\x18\b \x01(\tR\x06partId\x12+\n" +
+	"\x11thought_signature\x18\t \x01(\fR\x10thoughtSignature\x123\n" +
+	"\bmetadata\x18\n" +
+	" \x01(\v2\x17.google.protobuf.StructR\bmetadataB\x06\n" +
+	"\x04part\"\x85\x01\n" +
+	"\fToolCallPart\x12\x17\n" +
+	"\acall_id\x18\x01 \x01(\tR\x06callId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
+	"\x04args\x18\x03 \x01(\v2\x17.google.protobuf.StructR\x04args\x12\x1b\n" +
+	"\targs_json\x18\x04 \x01(\tR\bargsJson\"\xb1\x01\n" +
+	"\x0eToolResultPart\x12\x17\n" +
+	"\acall_id\x18\x01 \x01(\tR\x06callId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x122\n" +
+	"\bresponse\x18\x03 \x01(\v2\x16.google.protobuf.ValueR\bresponse\x12#\n" +
+	"\rresponse_json\x18\x04 \x01(\tR\fresponseJson\x12\x19\n" +
+	"\bis_error\x18\x05 \x01(\bR\aisError\"L\n" +
+	"\aFileRef\x12\x10\n" +
+	"\x03uri\x18\x01 \x01(\tR\x03uri\x12\x1b\n" +
+	"\tmime_type\x18\x02 \x01(\tR\bmimeType\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"K\n" +
+	"\x04Blob\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1b\n" +
+	"\tmime_type\x18\x02 \x01(\tR\bmimeType\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"\xe5\x01\n" +
 	"\n" +
 	"VoiceState\x12&\n" +
-	"\x0faudio_stream_id\x18\x01 \x01(\tR\raudioStreamId\x12=\n" +
-	"\x06status\x18\x02 \x01(\x0e2%.holdfast.conversation.v1.VoiceStatusR\x06status\x12-\n" +
+	"\x0faudio_stream_id\x18\x01 \x01(\tR\raudioStreamId\x12C\n" +
+	"\x06status\x18\x02 \x01(\x0e2+.holdfast.store.conversation.v1.VoiceStatusR\x06status\x12-\n" +
 	"\x12last_transcription\x18\x03 \x01(\tR\x11lastTranscription\x12;\n" +
 	"\vchange_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"changeTime\"\xdb\x01\n" +
@@ -2855,7 +3154,7 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\x15token_count_estimated\x18\x06 \x01(\bR\x13tokenCountEstimated\x12;\n" +
 	"\vcreate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x120\n" +
-	"\x14replaced_token_count\x18\b \x01(\x03R\x12replacedTokenCount\"\x82\x02\n" +
+	"\x14replaced_token_count\x18\b \x01(\x03R\x12replacedTokenCount\"\xa7\x02\n" +
 	"\x0fCompactionLease\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x03R\x05token\x12\x19\n" +
 	"\bfrom_seq\x18\x02 \x01(\x03R\afromSeq\x12\x15\n" +
@@ -2866,7 +3165,8 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\vsummary_seq\x18\x06 \x01(\x03R\n" +
 	"summarySeq\x12\x1f\n" +
 	"\vtoken_count\x18\a \x01(\x03R\n" +
-	"tokenCount\"\x8d\x02\n" +
+	"tokenCount\x12#\n" +
+	"\rremoved_count\x18\b \x01(\x03R\fremovedCount\"\x8d\x02\n" +
 	"\bFragment\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x12,\n" +
@@ -2877,13 +3177,13 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\vcreate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\"\x1f\n" +
 	"\vToolCallRef\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xd6\x04\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xe2\x04\n" +
 	"\bToolCall\x12\x17\n" +
 	"\acall_id\x18\x01 \x01(\tR\x06callId\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12+\n" +
-	"\x04args\x18\x04 \x01(\v2\x17.google.protobuf.StructR\x04args\x12@\n" +
-	"\x06status\x18\x05 \x01(\x0e2(.holdfast.conversation.v1.ToolCallStatusR\x06status\x123\n" +
+	"\x04args\x18\x04 \x01(\v2\x17.google.protobuf.StructR\x04args\x12F\n" +
+	"\x06status\x18\x05 \x01(\x0e2..holdfast.store.conversation.v1.ToolCallStatusR\x06status\x123\n" +
 	"\bresponse\x18\x06 \x01(\v2\x17.google.protobuf.StructR\bresponse\x12;\n" +
 	"\vcreate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
@@ -2892,8 +3192,8 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\x03seq\x18\t \x01(\x03R\x03seq\x12\x18\n" +
 	"\asession\x18\n" +
 	" \x01(\x03R\asession\x12\x1b\n" +
-	"\tafter_seq\x18\v \x01(\x03R\bafterSeq\x12=\n" +
-	"\x05claim\x18\f \x01(\v2'.holdfast.conversation.v1.ToolCallClaimR\x05claim\x12\x19\n" +
+	"\tafter_seq\x18\v \x01(\x03R\bafterSeq\x12C\n" +
+	"\x05claim\x18\f \x01(\v2-.holdfast.store.conversation.v1.ToolCallClaimR\x05claim\x12\x19\n" +
 	"\bis_error\x18\r \x01(\bR\aisError\x12'\n" +
 	"\x0fdelivered_epoch\x18\x0e \x01(\x03R\x0edeliveredEpoch\x12\x1d\n" +
 	"\n" +
@@ -2901,7 +3201,7 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\rToolCallClaim\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12#\n" +
 	"\rfencing_token\x18\x02 \x01(\x03R\ffencingToken\x12F\n" +
-	"\x11lease_expire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0fleaseExpireTime\"\xbf\x03\n" +
+	"\x11lease_expire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0fleaseExpireTime\"\xc5\x03\n" +
 	"\n" +
 	"LiveHandle\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n" +
@@ -2910,28 +3210,28 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\tresumable\x18\x04 \x01(\bR\tresumable\x12\x1b\n" +
 	"\x06sealed\x18\x05 \x01(\fB\x03\x80\x01\x01R\x06sealed\x12\x1d\n" +
 	"\n" +
-	"setup_hash\x18\x06 \x01(\tR\tsetupHash\x12B\n" +
-	"\bprovider\x18\a \x01(\x0e2&.holdfast.conversation.v1.LiveProviderR\bprovider\x12=\n" +
+	"setup_hash\x18\x06 \x01(\tR\tsetupHash\x12H\n" +
+	"\bprovider\x18\a \x01(\x0e2,.holdfast.store.conversation.v1.LiveProviderR\bprovider\x12=\n" +
 	"\freceive_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\vreceiveTime\x12;\n" +
 	"\x1alast_consumed_client_index\x18\t \x01(\x03R\x17lastConsumedClientIndex\x12\x1b\n" +
 	"\tafter_seq\x18\n" +
 	" \x01(\x03R\bafterSeq\x12&\n" +
 	"\x0fafter_tool_call\x18\v \x01(\x03R\rafterToolCall\x12\x12\n" +
-	"\x04dead\x18\f \x01(\bR\x04dead\"\x87\x11\n" +
+	"\x04dead\x18\f \x01(\bR\x04dead\"\xb1\x11\n" +
 	"\tLiveState\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12*\n" +
 	"\x11last_client_index\x18\x02 \x01(\x03R\x0flastClientIndex\x12\x1d\n" +
 	"\n" +
-	"session_id\x18\x03 \x01(\tR\tsessionId\x12>\n" +
-	"\tuser_turn\x18\x04 \x01(\v2!.holdfast.conversation.v1.MessageR\buserTurn\x12H\n" +
-	"\x0eassistant_turn\x18\x05 \x01(\v2!.holdfast.conversation.v1.MessageR\rassistantTurn\x12 \n" +
-	"\vinterrupted\x18\x06 \x01(\bR\vinterrupted\x12Z\n" +
-	"\rpending_calls\x18\a \x03(\v25.holdfast.conversation.v1.LiveState.PendingCallsEntryR\fpendingCalls\x12%\n" +
+	"session_id\x18\x03 \x01(\tR\tsessionId\x12D\n" +
+	"\tuser_turn\x18\x04 \x01(\v2'.holdfast.store.conversation.v1.MessageR\buserTurn\x12N\n" +
+	"\x0eassistant_turn\x18\x05 \x01(\v2'.holdfast.store.conversation.v1.MessageR\rassistantTurn\x12 \n" +
+	"\vinterrupted\x18\x06 \x01(\bR\vinterrupted\x12`\n" +
+	"\rpending_calls\x18\a \x03(\v2;.holdfast.store.conversation.v1.LiveState.PendingCallsEntryR\fpendingCalls\x12%\n" +
 	"\x0eunknown_frames\x18\b \x01(\x03R\runknownFrames\x12!\n" +
 	"\ftotal_tokens\x18\t \x01(\x03R\vtotalTokens\x12\x16\n" +
 	"\x06device\x18\n" +
-	" \x01(\tR\x06device\x12B\n" +
-	"\bprovider\x18\v \x01(\x0e2&.holdfast.conversation.v1.LiveProviderR\bprovider\x12\x1d\n" +
+	" \x01(\tR\x06device\x12H\n" +
+	"\bprovider\x18\v \x01(\x0e2,.holdfast.store.conversation.v1.LiveProviderR\bprovider\x12\x1d\n" +
 	"\n" +
 	"setup_hash\x18\f \x01(\tR\tsetupHash\x127\n" +
 	"\topen_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bopenTime\x129\n" +
@@ -2945,15 +3245,15 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"goAwayTime\x12\x18\n" +
 	"\asession\x18\x12 \x01(\x03R\asession\x12\x18\n" +
 	"\aseeding\x18\x13 \x01(\bR\aseeding\x12*\n" +
-	"\x11resumed_handle_id\x18\x14 \x01(\x03R\x0fresumedHandleId\x12>\n" +
-	"\ahandles\x18\x15 \x03(\v2$.holdfast.conversation.v1.LiveHandleR\ahandles\x12!\n" +
+	"\x11resumed_handle_id\x18\x14 \x01(\x03R\x0fresumedHandleId\x12D\n" +
+	"\ahandles\x18\x15 \x03(\v2*.holdfast.store.conversation.v1.LiveHandleR\ahandles\x12!\n" +
 	"\fhandle_count\x18\x16 \x01(\x03R\vhandleCount\x12'\n" +
 	"\x0fresume_failures\x18\x17 \x01(\x05R\x0eresumeFailures\x12J\n" +
 	"\x13resume_failure_time\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\x11resumeFailureTime\x12#\n" +
 	"\rfencing_token\x18\x19 \x01(\x03R\ffencingToken\x12\x1f\n" +
 	"\vvoid_claims\x18- \x01(\x03R\n" +
-	"voidClaims\x12]\n" +
-	"\x0efenced_indexes\x18\x1a \x03(\v26.holdfast.conversation.v1.LiveState.FencedIndexesEntryR\rfencedIndexes\x12\x1c\n" +
+	"voidClaims\x12c\n" +
+	"\x0efenced_indexes\x18\x1a \x03(\v2<.holdfast.store.conversation.v1.LiveState.FencedIndexesEntryR\rfencedIndexes\x12\x1c\n" +
 	"\tretelling\x18\x1b \x01(\bR\tretelling\x12\x16\n" +
 	"\x06retold\x18\x1c \x01(\tR\x06retold\x12%\n" +
 	"\x0elast_utterance\x18\x1d \x01(\tR\rlastUtterance\x12\x1f\n" +
@@ -2976,10 +3276,10 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\fkept_batches\x18% \x01(\x03R\vkeptBatches\x12!\n" +
 	"\fcalled_tools\x18* \x01(\bR\vcalledTools\x12\x14\n" +
 	"\x05fence\x18+ \x01(\x03R\x05fence\x12B\n" +
-	"\x0flast_close_time\x18, \x01(\v2\x1a.google.protobuf.TimestampR\rlastCloseTime\x1ac\n" +
+	"\x0flast_close_time\x18, \x01(\v2\x1a.google.protobuf.TimestampR\rlastCloseTime\x1ai\n" +
 	"\x11PendingCallsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x128\n" +
-	"\x05value\x18\x02 \x01(\v2\".holdfast.conversation.v1.ToolCallR\x05value:\x028\x01\x1a@\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12>\n" +
+	"\x05value\x18\x02 \x01(\v2(.holdfast.store.conversation.v1.ToolCallR\x05value:\x028\x01\x1a@\n" +
 	"\x12FencedIndexesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x03R\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xcd\x01\n" +
@@ -2991,7 +3291,12 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"createTime\x12;\n" +
 	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12\x12\n" +
-	"\x04user\x18\x05 \x01(\tR\x04user*_\n" +
+	"\x04user\x18\x05 \x01(\tR\x04user\"\x87\x01\n" +
+	"\n" +
+	"LiveSignal\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12!\n" +
+	"\fclient_index\x18\x02 \x01(\x03R\vclientIndex\x12@\n" +
+	"\x05voice\x18\x03 \x01(\v2*.holdfast.store.conversation.v1.VoiceStateR\x05voice*_\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tROLE_USER\x10\x01\x12\x12\n" +
@@ -3024,158 +3329,167 @@ const file_holdfast_conversation_v1_state_proto_rawDesc = "" +
 	"\fLiveProvider\x12\x1d\n" +
 	"\x19LIVE_PROVIDER_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bLIVE_PROVIDER_DEVELOPER_API\x10\x01\x12\x1b\n" +
-	"\x17LIVE_PROVIDER_VERTEX_AI\x10\x02B\xe2\x01\n" +
-	"\x1ccom.holdfast.conversation.v1B\n" +
-	"StateProtoP\x01Z4holdfast/gen/holdfast/conversation/v1;conversationv1\xa2\x02\x03HCX\xaa\x02\x18Holdfast.Conversation.V1\xca\x02\x18Holdfast\\Conversation\\V1\xe2\x02$Holdfast\\Conversation\\V1\\GPBMetadata\xea\x02\x1aHoldfast::Conversation::V1b\x06proto3"
+	"\x17LIVE_PROVIDER_VERTEX_AI\x10\x02B\x87\x02\n" +
+	"\"com.holdfast.store.conversation.v1B\n" +
+	"StateProtoP\x01Z:holdfast/gen/holdfast/store/conversation/v1;conversationv1\xa2\x02\x03HSC\xaa\x02\x1eHoldfast.Store.Conversation.V1\xca\x02\x1eHoldfast\\Store\\Conversation\\V1\xe2\x02*Holdfast\\Store\\Conversation\\V1\\GPBMetadata\xea\x02!Holdfast::Store::Conversation::V1b\x06proto3"
 
 var (
-	file_holdfast_conversation_v1_state_proto_rawDescOnce sync.Once
-	file_holdfast_conversation_v1_state_proto_rawDescData []byte
+	file_holdfast_store_conversation_v1_state_proto_rawDescOnce sync.Once
+	file_holdfast_store_conversation_v1_state_proto_rawDescData []byte
 )
 
-func file_holdfast_conversation_v1_state_proto_rawDescGZIP() []byte {
-	file_holdfast_conversation_v1_state_proto_rawDescOnce.Do(func() {
-		file_holdfast_conversation_v1_state_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_holdfast_conversation_v1_state_proto_rawDesc), len(file_holdfast_conversation_v1_state_proto_rawDesc)))
+func file_holdfast_store_conversation_v1_state_proto_rawDescGZIP() []byte {
+	file_holdfast_store_conversation_v1_state_proto_rawDescOnce.Do(func() {
+		file_holdfast_store_conversation_v1_state_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_holdfast_store_conversation_v1_state_proto_rawDesc), len(file_holdfast_store_conversation_v1_state_proto_rawDesc)))
 	})
-	return file_holdfast_conversation_v1_state_proto_rawDescData
+	return file_holdfast_store_conversation_v1_state_proto_rawDescData
 }
 
-var file_holdfast_conversation_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_holdfast_conversation_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
-var file_holdfast_conversation_v1_state_proto_goTypes = []any{
-	(Role)(0),                     // 0: holdfast.conversation.v1.Role
-	(Modality)(0),                 // 1: holdfast.conversation.v1.Modality
-	(MessageStatus)(0),            // 2: holdfast.conversation.v1.MessageStatus
-	(VoiceStatus)(0),              // 3: holdfast.conversation.v1.VoiceStatus
-	(ToolCallStatus)(0),           // 4: holdfast.conversation.v1.ToolCallStatus
-	(LiveProvider)(0),             // 5: holdfast.conversation.v1.LiveProvider
-	(*ConversationState)(nil),     // 6: holdfast.conversation.v1.ConversationState
-	(*Floor)(nil),                 // 7: holdfast.conversation.v1.Floor
-	(*Message)(nil),               // 8: holdfast.conversation.v1.Message
-	(*MessageRef)(nil),            // 9: holdfast.conversation.v1.MessageRef
-	(*Part)(nil),                  // 10: holdfast.conversation.v1.Part
-	(*ToolCallPart)(nil),          // 11: holdfast.conversation.v1.ToolCallPart
-	(*ToolResultPart)(nil),        // 12: holdfast.conversation.v1.ToolResultPart
-	(*FileReference)(nil),         // 13: holdfast.conversation.v1.FileReference
-	(*VoiceState)(nil),            // 14: holdfast.conversation.v1.VoiceState
-	(*Intent)(nil),                // 15: holdfast.conversation.v1.Intent
-	(*FlowStep)(nil),              // 16: holdfast.conversation.v1.FlowStep
-	(*Summary)(nil),               // 17: holdfast.conversation.v1.Summary
-	(*CompactionLease)(nil),       // 18: holdfast.conversation.v1.CompactionLease
-	(*Fragment)(nil),              // 19: holdfast.conversation.v1.Fragment
-	(*ToolCallRef)(nil),           // 20: holdfast.conversation.v1.ToolCallRef
-	(*ToolCall)(nil),              // 21: holdfast.conversation.v1.ToolCall
-	(*ToolCallClaim)(nil),         // 22: holdfast.conversation.v1.ToolCallClaim
-	(*LiveHandle)(nil),            // 23: holdfast.conversation.v1.LiveHandle
-	(*LiveState)(nil),             // 24: holdfast.conversation.v1.LiveState
-	(*KeptFrames)(nil),            // 25: holdfast.conversation.v1.KeptFrames
-	nil,                           // 26: holdfast.conversation.v1.ConversationState.LabelsEntry
-	nil,                           // 27: holdfast.conversation.v1.Message.MetadataEntry
-	nil,                           // 28: holdfast.conversation.v1.LiveState.PendingCallsEntry
-	nil,                           // 29: holdfast.conversation.v1.LiveState.FencedIndexesEntry
-	(*durationpb.Duration)(nil),   // 30: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
+var file_holdfast_store_conversation_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_holdfast_store_conversation_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_holdfast_store_conversation_v1_state_proto_goTypes = []any{
+	(Role)(0),                     // 0: holdfast.store.conversation.v1.Role
+	(Modality)(0),                 // 1: holdfast.store.conversation.v1.Modality
+	(MessageStatus)(0),            // 2: holdfast.store.conversation.v1.MessageStatus
+	(VoiceStatus)(0),              // 3: holdfast.store.conversation.v1.VoiceStatus
+	(ToolCallStatus)(0),           // 4: holdfast.store.conversation.v1.ToolCallStatus
+	(LiveProvider)(0),             // 5: holdfast.store.conversation.v1.LiveProvider
+	(*ConversationState)(nil),     // 6: holdfast.store.conversation.v1.ConversationState
+	(*Floor)(nil),                 // 7: holdfast.store.conversation.v1.Floor
+	(*Message)(nil),               // 8: holdfast.store.conversation.v1.Message
+	(*MessageRef)(nil),            // 9: holdfast.store.conversation.v1.MessageRef
+	(*Part)(nil),                  // 10: holdfast.store.conversation.v1.Part
+	(*ToolCallPart)(nil),          // 11: holdfast.store.conversation.v1.ToolCallPart
+	(*ToolResultPart)(nil),        // 12: holdfast.store.conversation.v1.ToolResultPart
+	(*FileRef)(nil),               // 13: holdfast.store.conversation.v1.FileRef
+	(*Blob)(nil),                  // 14: holdfast.store.conversation.v1.Blob
+	(*VoiceState)(nil),            // 15: holdfast.store.conversation.v1.VoiceState
+	(*Intent)(nil),                // 16: holdfast.store.conversation.v1.Intent
+	(*FlowStep)(nil),              // 17: holdfast.store.conversation.v1.FlowStep
+	(*Summary)(nil),               // 18: holdfast.store.conversation.v1.Summary
+	(*CompactionLease)(nil),       // 19: holdfast.store.conversation.v1.CompactionLease
+	(*Fragment)(nil),              // 20: holdfast.store.conversation.v1.Fragment
+	(*ToolCallRef)(nil),           // 21: holdfast.store.conversation.v1.ToolCallRef
+	(*ToolCall)(nil),              // 22: holdfast.store.conversation.v1.ToolCall
+	(*ToolCallClaim)(nil),         // 23: holdfast.store.conversation.v1.ToolCallClaim
+	(*LiveHandle)(nil),            // 24: holdfast.store.conversation.v1.LiveHandle
+	(*LiveState)(nil),             // 25: holdfast.store.conversation.v1.LiveState
+	(*KeptFrames)(nil),            // 26: holdfast.store.conversation.v1.KeptFrames
+	(*LiveSignal)(nil),            // 27: holdfast.store.conversation.v1.LiveSignal
+	nil,                           // 28: holdfast.store.conversation.v1.ConversationState.LabelsEntry
+	nil,                           // 29: holdfast.store.conversation.v1.LiveState.PendingCallsEntry
+	nil,                           // 30: holdfast.store.conversation.v1.LiveState.FencedIndexesEntry
+	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
 	(*structpb.Struct)(nil),       // 32: google.protobuf.Struct
+	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
+	(*structpb.Value)(nil),        // 34: google.protobuf.Value
 }
-var file_holdfast_conversation_v1_state_proto_depIdxs = []int32{
-	26, // 0: holdfast.conversation.v1.ConversationState.labels:type_name -> holdfast.conversation.v1.ConversationState.LabelsEntry
-	30, // 1: holdfast.conversation.v1.ConversationState.ttl:type_name -> google.protobuf.Duration
-	14, // 2: holdfast.conversation.v1.ConversationState.voice:type_name -> holdfast.conversation.v1.VoiceState
-	15, // 3: holdfast.conversation.v1.ConversationState.intent:type_name -> holdfast.conversation.v1.Intent
-	16, // 4: holdfast.conversation.v1.ConversationState.flow:type_name -> holdfast.conversation.v1.FlowStep
-	24, // 5: holdfast.conversation.v1.ConversationState.live:type_name -> holdfast.conversation.v1.LiveState
-	18, // 6: holdfast.conversation.v1.ConversationState.compaction:type_name -> holdfast.conversation.v1.CompactionLease
-	17, // 7: holdfast.conversation.v1.ConversationState.summary:type_name -> holdfast.conversation.v1.Summary
-	7,  // 8: holdfast.conversation.v1.ConversationState.floor:type_name -> holdfast.conversation.v1.Floor
-	31, // 9: holdfast.conversation.v1.Floor.acquire_time:type_name -> google.protobuf.Timestamp
-	31, // 10: holdfast.conversation.v1.Floor.expire_time:type_name -> google.protobuf.Timestamp
-	0,  // 11: holdfast.conversation.v1.Message.role:type_name -> holdfast.conversation.v1.Role
-	1,  // 12: holdfast.conversation.v1.Message.modality:type_name -> holdfast.conversation.v1.Modality
-	2,  // 13: holdfast.conversation.v1.Message.status:type_name -> holdfast.conversation.v1.MessageStatus
-	10, // 14: holdfast.conversation.v1.Message.parts:type_name -> holdfast.conversation.v1.Part
-	27, // 15: holdfast.conversation.v1.Message.metadata:type_name -> holdfast.conversation.v1.Message.MetadataEntry
-	31, // 16: holdfast.conversation.v1.Message.create_time:type_name -> google.protobuf.Timestamp
-	31, // 17: holdfast.conversation.v1.Message.update_time:type_name -> google.protobuf.Timestamp
-	31, // 18: holdfast.conversation.v1.Message.interrupt_time:type_name -> google.protobuf.Timestamp
-	11, // 19: holdfast.conversation.v1.Part.tool_call:type_name -> holdfast.conversation.v1.ToolCallPart
-	12, // 20: holdfast.conversation.v1.Part.tool_result:type_name -> holdfast.conversation.v1.ToolResultPart
-	13, // 21: holdfast.conversation.v1.Part.file:type_name -> holdfast.conversation.v1.FileReference
-	13, // 22: holdfast.conversation.v1.Part.image:type_name -> holdfast.conversation.v1.FileReference
-	32, // 23: holdfast.conversation.v1.Part.json:type_name -> google.protobuf.Struct
-	32, // 24: holdfast.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
-	32, // 25: holdfast.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Struct
-	3,  // 26: holdfast.conversation.v1.VoiceState.status:type_name -> holdfast.conversation.v1.VoiceStatus
-	31, // 27: holdfast.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
-	32, // 28: holdfast.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
-	31, // 29: holdfast.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
-	32, // 30: holdfast.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
-	31, // 31: holdfast.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
-	31, // 32: holdfast.conversation.v1.Summary.create_time:type_name -> google.protobuf.Timestamp
-	31, // 33: holdfast.conversation.v1.CompactionLease.expire_time:type_name -> google.protobuf.Timestamp
-	31, // 34: holdfast.conversation.v1.Fragment.create_time:type_name -> google.protobuf.Timestamp
-	32, // 35: holdfast.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
-	4,  // 36: holdfast.conversation.v1.ToolCall.status:type_name -> holdfast.conversation.v1.ToolCallStatus
-	32, // 37: holdfast.conversation.v1.ToolCall.response:type_name -> google.protobuf.Struct
-	31, // 38: holdfast.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
-	31, // 39: holdfast.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
-	22, // 40: holdfast.conversation.v1.ToolCall.claim:type_name -> holdfast.conversation.v1.ToolCallClaim
-	31, // 41: holdfast.conversation.v1.ToolCallClaim.lease_expire_time:type_name -> google.protobuf.Timestamp
-	5,  // 42: holdfast.conversation.v1.LiveHandle.provider:type_name -> holdfast.conversation.v1.LiveProvider
-	31, // 43: holdfast.conversation.v1.LiveHandle.receive_time:type_name -> google.protobuf.Timestamp
-	8,  // 44: holdfast.conversation.v1.LiveState.user_turn:type_name -> holdfast.conversation.v1.Message
-	8,  // 45: holdfast.conversation.v1.LiveState.assistant_turn:type_name -> holdfast.conversation.v1.Message
-	28, // 46: holdfast.conversation.v1.LiveState.pending_calls:type_name -> holdfast.conversation.v1.LiveState.PendingCallsEntry
-	5,  // 47: holdfast.conversation.v1.LiveState.provider:type_name -> holdfast.conversation.v1.LiveProvider
-	31, // 48: holdfast.conversation.v1.LiveState.open_time:type_name -> google.protobuf.Timestamp
-	31, // 49: holdfast.conversation.v1.LiveState.close_time:type_name -> google.protobuf.Timestamp
-	31, // 50: holdfast.conversation.v1.LiveState.frame_time:type_name -> google.protobuf.Timestamp
-	31, // 51: holdfast.conversation.v1.LiveState.go_away_time:type_name -> google.protobuf.Timestamp
-	23, // 52: holdfast.conversation.v1.LiveState.handles:type_name -> holdfast.conversation.v1.LiveHandle
-	31, // 53: holdfast.conversation.v1.LiveState.resume_failure_time:type_name -> google.protobuf.Timestamp
-	29, // 54: holdfast.conversation.v1.LiveState.fenced_indexes:type_name -> holdfast.conversation.v1.LiveState.FencedIndexesEntry
-	31, // 55: holdfast.conversation.v1.LiveState.idle_check_time:type_name -> google.protobuf.Timestamp
-	30, // 56: holdfast.conversation.v1.LiveState.keep_frames:type_name -> google.protobuf.Duration
-	30, // 57: holdfast.conversation.v1.LiveState.silence:type_name -> google.protobuf.Duration
-	31, // 58: holdfast.conversation.v1.LiveState.last_close_time:type_name -> google.protobuf.Timestamp
-	31, // 59: holdfast.conversation.v1.KeptFrames.create_time:type_name -> google.protobuf.Timestamp
-	31, // 60: holdfast.conversation.v1.KeptFrames.expire_time:type_name -> google.protobuf.Timestamp
-	21, // 61: holdfast.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.conversation.v1.ToolCall
-	62, // [62:62] is the sub-list for method output_type
-	62, // [62:62] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+var file_holdfast_store_conversation_v1_state_proto_depIdxs = []int32{
+	28, // 0: holdfast.store.conversation.v1.ConversationState.labels:type_name -> holdfast.store.conversation.v1.ConversationState.LabelsEntry
+	31, // 1: holdfast.store.conversation.v1.ConversationState.ttl:type_name -> google.protobuf.Duration
+	15, // 2: holdfast.store.conversation.v1.ConversationState.voice:type_name -> holdfast.store.conversation.v1.VoiceState
+	16, // 3: holdfast.store.conversation.v1.ConversationState.intent:type_name -> holdfast.store.conversation.v1.Intent
+	17, // 4: holdfast.store.conversation.v1.ConversationState.flow:type_name -> holdfast.store.conversation.v1.FlowStep
+	25, // 5: holdfast.store.conversation.v1.ConversationState.live:type_name -> holdfast.store.conversation.v1.LiveState
+	19, // 6: holdfast.store.conversation.v1.ConversationState.compaction:type_name -> holdfast.store.conversation.v1.CompactionLease
+	18, // 7: holdfast.store.conversation.v1.ConversationState.summary:type_name -> holdfast.store.conversation.v1.Summary
+	7,  // 8: holdfast.store.conversation.v1.ConversationState.floor:type_name -> holdfast.store.conversation.v1.Floor
+	32, // 9: holdfast.store.conversation.v1.ConversationState.metadata:type_name -> google.protobuf.Struct
+	33, // 10: holdfast.store.conversation.v1.Floor.acquire_time:type_name -> google.protobuf.Timestamp
+	33, // 11: holdfast.store.conversation.v1.Floor.expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 12: holdfast.store.conversation.v1.Message.role:type_name -> holdfast.store.conversation.v1.Role
+	1,  // 13: holdfast.store.conversation.v1.Message.modality:type_name -> holdfast.store.conversation.v1.Modality
+	2,  // 14: holdfast.store.conversation.v1.Message.status:type_name -> holdfast.store.conversation.v1.MessageStatus
+	10, // 15: holdfast.store.conversation.v1.Message.parts:type_name -> holdfast.store.conversation.v1.Part
+	32, // 16: holdfast.store.conversation.v1.Message.metadata:type_name -> google.protobuf.Struct
+	33, // 17: holdfast.store.conversation.v1.Message.create_time:type_name -> google.protobuf.Timestamp
+	33, // 18: holdfast.store.conversation.v1.Message.update_time:type_name -> google.protobuf.Timestamp
+	33, // 19: holdfast.store.conversation.v1.Message.interrupt_time:type_name -> google.protobuf.Timestamp
+	32, // 20: holdfast.store.conversation.v1.Message.sources:type_name -> google.protobuf.Struct
+	32, // 21: holdfast.store.conversation.v1.Message.usage:type_name -> google.protobuf.Struct
+	11, // 22: holdfast.store.conversation.v1.Part.tool_call:type_name -> holdfast.store.conversation.v1.ToolCallPart
+	12, // 23: holdfast.store.conversation.v1.Part.tool_result:type_name -> holdfast.store.conversation.v1.ToolResultPart
+	34, // 24: holdfast.store.conversation.v1.Part.json:type_name -> google.protobuf.Value
+	13, // 25: holdfast.store.conversation.v1.Part.file:type_name -> holdfast.store.conversation.v1.FileRef
+	14, // 26: holdfast.store.conversation.v1.Part.data:type_name -> holdfast.store.conversation.v1.Blob
+	32, // 27: holdfast.store.conversation.v1.Part.metadata:type_name -> google.protobuf.Struct
+	32, // 28: holdfast.store.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
+	34, // 29: holdfast.store.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Value
+	3,  // 30: holdfast.store.conversation.v1.VoiceState.status:type_name -> holdfast.store.conversation.v1.VoiceStatus
+	33, // 31: holdfast.store.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
+	32, // 32: holdfast.store.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
+	33, // 33: holdfast.store.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
+	32, // 34: holdfast.store.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
+	33, // 35: holdfast.store.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
+	33, // 36: holdfast.store.conversation.v1.Summary.create_time:type_name -> google.protobuf.Timestamp
+	33, // 37: holdfast.store.conversation.v1.CompactionLease.expire_time:type_name -> google.protobuf.Timestamp
+	33, // 38: holdfast.store.conversation.v1.Fragment.create_time:type_name -> google.protobuf.Timestamp
+	32, // 39: holdfast.store.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
+	4,  // 40: holdfast.store.conversation.v1.ToolCall.status:type_name -> holdfast.store.conversation.v1.ToolCallStatus
+	32, // 41: holdfast.store.conversation.v1.ToolCall.response:type_name -> google.protobuf.Struct
+	33, // 42: holdfast.store.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
+	33, // 43: holdfast.store.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
+	23, // 44: holdfast.store.conversation.v1.ToolCall.claim:type_name -> holdfast.store.conversation.v1.ToolCallClaim
+	33, // 45: holdfast.store.conversation.v1.ToolCallClaim.lease_expire_time:type_name -> google.protobuf.Timestamp
+	5,  // 46: holdfast.store.conversation.v1.LiveHandle.provider:type_name -> holdfast.store.conversation.v1.LiveProvider
+	33, // 47: holdfast.store.conversation.v1.LiveHandle.receive_time:type_name -> google.protobuf.Timestamp
+	8,  // 48: holdfast.store.conversation.v1.LiveState.user_turn:type_name -> holdfast.store.conversation.v1.Message
+	8,  // 49: holdfast.store.conversation.v1.LiveState.assistant_turn:type_name -> holdfast.store.conversation.v1.Message
+	29, // 50: holdfast.store.conversation.v1.LiveState.pending_calls:type_name -> holdfast.store.conversation.v1.LiveState.PendingCallsEntry
+	5,  // 51: holdfast.store.conversation.v1.LiveState.provider:type_name -> holdfast.store.conversation.v1.LiveProvider
+	33, // 52: holdfast.store.conversation.v1.LiveState.open_time:type_name -> google.protobuf.Timestamp
+	33, // 53: holdfast.store.conversation.v1.LiveState.close_time:type_name -> google.protobuf.Timestamp
+	33, // 54: holdfast.store.conversation.v1.LiveState.frame_time:type_name -> google.protobuf.Timestamp
+	33, // 55: holdfast.store.conversation.v1.LiveState.go_away_time:type_name -> google.protobuf.Timestamp
+	24, // 56: holdfast.store.conversation.v1.LiveState.handles:type_name -> holdfast.store.conversation.v1.LiveHandle
+	33, // 57: holdfast.store.conversation.v1.LiveState.resume_failure_time:type_name -> google.protobuf.Timestamp
+	30, // 58: holdfast.store.conversation.v1.LiveState.fenced_indexes:type_name -> holdfast.store.conversation.v1.LiveState.FencedIndexesEntry
+	33, // 59: holdfast.store.conversation.v1.LiveState.idle_check_time:type_name -> google.protobuf.Timestamp
+	31, // 60: holdfast.store.conversation.v1.LiveState.keep_frames:type_name -> google.protobuf.Duration
+	31, // 61: holdfast.store.conversation.v1.LiveState.silence:type_name -> google.protobuf.Duration
+	33, // 62: holdfast.store.conversation.v1.LiveState.last_close_time:type_name -> google.protobuf.Timestamp
+	33, // 63: holdfast.store.conversation.v1.KeptFrames.create_time:type_name -> google.protobuf.Timestamp
+	33, // 64: holdfast.store.conversation.v1.KeptFrames.expire_time:type_name -> google.protobuf.Timestamp
+	15, // 65: holdfast.store.conversation.v1.LiveSignal.voice:type_name -> holdfast.store.conversation.v1.VoiceState
+	22, // 66: holdfast.store.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.store.conversation.v1.ToolCall
+	67, // [67:67] is the sub-list for method output_type
+	67, // [67:67] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
-func init() { file_holdfast_conversation_v1_state_proto_init() }
-func file_holdfast_conversation_v1_state_proto_init() {
-	if File_holdfast_conversation_v1_state_proto != nil {
+func init() { file_holdfast_store_conversation_v1_state_proto_init() }
+func file_holdfast_store_conversation_v1_state_proto_init() {
+	if File_holdfast_store_conversation_v1_state_proto != nil {
 		return
 	}
-	file_holdfast_conversation_v1_state_proto_msgTypes[2].OneofWrappers = []any{}
-	file_holdfast_conversation_v1_state_proto_msgTypes[4].OneofWrappers = []any{
+	file_holdfast_store_conversation_v1_state_proto_msgTypes[2].OneofWrappers = []any{}
+	file_holdfast_store_conversation_v1_state_proto_msgTypes[4].OneofWrappers = []any{
+		(*Part_Text)(nil),
+		(*Part_Reasoning)(nil),
 		(*Part_ToolCall)(nil),
 		(*Part_ToolResult)(nil),
-		(*Part_File)(nil),
-		(*Part_Image)(nil),
 		(*Part_Json)(nil),
+		(*Part_File)(nil),
+		(*Part_Data)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_conversation_v1_state_proto_rawDesc), len(file_holdfast_conversation_v1_state_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_conversation_v1_state_proto_rawDesc), len(file_holdfast_store_conversation_v1_state_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
-		GoTypes:           file_holdfast_conversation_v1_state_proto_goTypes,
-		DependencyIndexes: file_holdfast_conversation_v1_state_proto_depIdxs,
-		EnumInfos:         file_holdfast_conversation_v1_state_proto_enumTypes,
-		MessageInfos:      file_holdfast_conversation_v1_state_proto_msgTypes,
+		GoTypes:           file_holdfast_store_conversation_v1_state_proto_goTypes,
+		DependencyIndexes: file_holdfast_store_conversation_v1_state_proto_depIdxs,
+		EnumInfos:         file_holdfast_store_conversation_v1_state_proto_enumTypes,
+		MessageInfos:      file_holdfast_store_conversation_v1_state_proto_msgTypes,
 	}.Build()
-	File_holdfast_conversation_v1_state_proto = out.File
-	file_holdfast_conversation_v1_state_proto_goTypes = nil
-	file_holdfast_conversation_v1_state_proto_depIdxs = nil
+	File_holdfast_store_conversation_v1_state_proto = out.File
+	file_holdfast_store_conversation_v1_state_proto_goTypes = nil
+	file_holdfast_store_conversation_v1_state_proto_depIdxs = nil
 }
