@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -107,8 +108,9 @@ func appendUndo(b []byte, was, is proto.Message) ([]byte, error) {
 	}
 	b = append(b, '}')
 	if len(nulls) > 0 {
-		names, _ := json.Marshal(nulls) // it cannot fail
-		b = append(append(b, `,"nulls":`...), names...)
+		b = append(b, `,"nulls":["`...)
+		b = append(b, strings.Join(nulls, `","`)...)
+		b = append(b, `"]`...)
 	}
 	if len(deep) == 0 {
 		return b, nil

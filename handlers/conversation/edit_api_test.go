@@ -230,6 +230,7 @@ func TestForks(t *testing.T) {
 		"through the last": {&forkReq{At: &through{ThroughSeq: 5}}, []string{"one", "three", "four", "five"}, 6},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			tt.req.ConversationId, tt.req.RequestId = c1, "f-1"
 			tt.req.NewConversationId = "fork-" + strings.ReplaceAll(name, " ", "-")
 			tt.req.Conversation = &conversationv1.Conversation{Title: "new", Labels: map[string]string{"a": "", "c": "3"}}

@@ -474,7 +474,7 @@ func TestTruncate(t *testing.T) {
 	const said = "One two three four"
 	second := `{"serverContent":{"modelTurn":{"parts":[{"inlineData":{"mimeType":"audio/pcm;rate=24000","data":"` + strings.Repeat("A", 64000) + `"}}]}}}`
 	asText := func(s string) *conversationv1.EditMessagesRequest {
-		return &conversationv1.EditMessagesRequest{Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 1, Spoken: &conversationv1.Spoken{HeardText: new(string(s))}}}}}
+		return &conversationv1.EditMessagesRequest{Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 1, Spoken: &conversationv1.Spoken{HeardText: new(s)}}}}}
 	}
 	asMs := func(ms int64) *conversationv1.EditMessagesRequest {
 		return &conversationv1.EditMessagesRequest{Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 1, Spoken: &conversationv1.Spoken{PlayedMs: new(int32(ms))}}}}}
