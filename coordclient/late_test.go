@@ -110,7 +110,7 @@ func pipe(takes ...time.Duration) (_ *http.Transport, sent *atomic.Int64) {
 	}}, sent
 }
 
-// What cannot be sent within the time that the margin leaves is not sent; it waits for its turn anew as long as it may.
+// What cannot be sent within the time that the margin leaves is not sent; it waits for another turn as long as it may.
 func TestSendWithin(t *testing.T) {
 	t.Parallel()
 	const slow = sendWithin + time.Millisecond

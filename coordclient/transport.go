@@ -431,7 +431,7 @@ func (t *transport) send(
 	return res, nil
 }
 
-// tellsConnections tells whether the base is one that tells, by its trace, whether it got as far as sending.
+// tellsConnections reports whether the base shows in its trace if it got as far as sending.
 func (t *transport) tellsConnections() bool {
 	_, ok := t.Base.(*http.Transport)
 	return ok

@@ -181,15 +181,9 @@ func (m *Manager) UpdateConversation(
 func (m *Manager) DeleteConversation(
 	ctx context.Context, req *conversationv1.DeleteConversationRequest,
 ) (*conversationv1.DeleteConversationResponse, error) {
-	res, err := object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[state]) (*conversationv1.DeleteConversationResponse, error) {
-			tx.DeleteObject()
-			return &conversationv1.DeleteConversationResponse{Existed: true, Version: int64(tx.Info().Version)}, nil
-		})
-	if errors.Is(err, object.ErrNotFound) && req.GetIfVersion() == 0 {
-		return &conversationv1.DeleteConversationResponse{}, nil
-	}
-	return res, err
+	return rpc.Delete(ctx, m.kind, req.GetConversationId(), req, func(existed bool, version int64) *conversationv1.DeleteConversationResponse {
+		return &conversationv1.DeleteConversationResponse{Existed: existed, Version: version}
+	})
 }
 
 // Append implements ConversationService.

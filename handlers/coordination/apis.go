@@ -115,7 +115,7 @@ const standingBytes = 32 * 320
 func (m *Manager) UpdateApi( //nolint:revive // the service has it so
 	ctx context.Context, req *coordinationv1.UpdateApiRequest,
 ) (*coordinationv1.UpdateApiResponse, error) {
-	if err := onlyServices(ctx, "update an API"); err != nil {
+	if err := rpc.RequireService(ctx, "update an API"); err != nil {
 		return nil, err
 	}
 	return change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.UpdateApiResponse, error) {

@@ -12,6 +12,7 @@ import (
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -221,18 +222,6 @@ func (t *tx) endLease(id string) bool {
 	return releaseLease(t.user.GetPools(), id, string(t.caller.User), service(t.caller)) || released
 }
 
-// onlyServices refuses a user, and a service that acts for one.
-func onlyServices(ctx context.Context, what string) error {
-	caller, err := identity.From(ctx)
-	if err != nil {
-		return err
-	}
-	if !service(caller) {
-		return problem.PermissionDenied("only a service may " + what)
-	}
-	return nil
-}
-
 // Report implements CoordinationService.
 func (m *Manager) Report(ctx context.Context, req *coordinationv1.ReportRequest) (*coordinationv1.ReportResponse, error) {
 	caller, err := identity.From(ctx)
@@ -240,7 +229,7 @@ func (m *Manager) Report(ctx context.Context, req *coordinationv1.ReportRequest)
 		return nil, err
 	}
 	if req.GetSync() != nil {
-		if err := onlyServices(ctx, "report a sync"); err != nil {
+		if err := rpc.RequireService(ctx, "report a sync"); err != nil {
 			return nil, err
 		}
 	}

@@ -10,7 +10,6 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
@@ -86,50 +85,14 @@ func statusWord(r row) string {
 	return strings.ToLower(strings.TrimPrefix(r.GetStatus().String(), "CALL_STATUS_"))
 }
 
-// as copies a message into one of another type that has the same fields: those that both have, by name. Rows and the API have
-// messages of their own, so that neither binds the other. A test finds what one of them has forgotten.
+// as is a message as one of another type that has the same fields, by rpc.Copy; nil for nil. A test finds what one of them has forgotten.
 func as[D proto.Message](m proto.Message) D {
 	var none D
-	src := m.ProtoReflect()
-	if !src.IsValid() {
+	if !m.ProtoReflect().IsValid() {
 		return none
 	}
-	out := none.ProtoReflect().New()
-	convert(out, src)
-	return out.Interface().(D) //nolint:forcetypeassert // New made it of D's type
-}
-
-func convert(dst, src protoreflect.Message) {
-	fields := dst.Descriptor().Fields()
-	src.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		to := fields.ByName(f.Name())
-		switch {
-		case to == nil:
-		case to.IsMap():
-			m := dst.Mutable(to).Map()
-			v.Map().Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
-				m.Set(k, converted(to.MapValue(), v, m.NewValue))
-				return true
-			})
-		case to.IsList():
-			from, l := v.List(), dst.Mutable(to).List()
-			for i := range from.Len() {
-				l.Append(converted(to, from.Get(i), l.NewElement))
-			}
-		default:
-			dst.Set(to, converted(to, v, func() protoreflect.Value { return dst.NewField(to) }))
-		}
-		return true
-	})
-}
-
-// converted is one value: a message of another type is copied, all else is shared.
-func converted(to protoreflect.FieldDescriptor, v protoreflect.Value, fresh func() protoreflect.Value) protoreflect.Value {
-	if to.Message() == nil || to.Message().FullName() == v.Message().Descriptor().FullName() {
-		return v
-	}
-	out := fresh()
-	convert(out.Message(), v.Message())
+	out := none.ProtoReflect().New().Interface().(D) //nolint:forcetypeassert // New made it of D's type
+	rpc.Copy(out, m)
 	return out
 }
 

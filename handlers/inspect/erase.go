@@ -5,17 +5,14 @@ import (
 
 	inspectv1 "holdfast/gen/holdfast/inspect/v1"
 	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
 	"holdfast/identity"
 )
 
 // EraseUser implements InspectService.
 func (m *Manager) EraseUser(ctx context.Context, req *inspectv1.EraseUserRequest) (*inspectv1.EraseUserResponse, error) {
-	caller, err := identity.From(ctx)
-	if err != nil {
+	if err := rpc.RequireService(ctx, "erase a user"); err != nil {
 		return nil, err
-	}
-	if !caller.Service {
-		return nil, problem.PermissionDenied("only a service may erase a user")
 	}
 	user := identity.User(req.GetUser())
 	if !user.Valid() {

@@ -121,7 +121,7 @@ func (m *Manager) addSync(ctx context.Context, endpoints ...*linearv1.Endpoint) 
 
 // PutEndpoint implements LinearService.
 func (m *Manager) PutEndpoint(ctx context.Context, req *linearv1.PutEndpointRequest) (*linearv1.PutEndpointResponse, error) {
-	if err := rpc.RequireService(ctx); err != nil {
+	if err := rpc.RequireService(ctx, "see and change endpoints"); err != nil {
 		return nil, err
 	}
 	caller, err := identity.From(ctx)
@@ -210,7 +210,7 @@ func (m *Manager) steerSync(ctx context.Context, t identity.Tenant, id object.ID
 
 // ListEndpoints implements LinearService.
 func (m *Manager) ListEndpoints(ctx context.Context, req *linearv1.ListEndpointsRequest) (*linearv1.ListEndpointsResponse, error) {
-	if err := rpc.RequireService(ctx); err != nil {
+	if err := rpc.RequireService(ctx, "see and change endpoints"); err != nil {
 		return nil, err
 	}
 	o := object.ListOptions{Around: syncRoom}
@@ -228,7 +228,7 @@ const syncRoom = 1 << 10
 
 // DeleteEndpoint implements LinearService.
 func (m *Manager) DeleteEndpoint(ctx context.Context, req *linearv1.DeleteEndpointRequest) (*linearv1.DeleteEndpointResponse, error) {
-	if err := rpc.RequireService(ctx); err != nil {
+	if err := rpc.RequireService(ctx, "see and change endpoints"); err != nil {
 		return nil, err
 	}
 	return rpc.Delete(ctx, m.o.Endpoints, req.GetEndpointId(), req, func(existed bool, version int64) *linearv1.DeleteEndpointResponse {

@@ -25,7 +25,7 @@ func presentIssue(s object.Snapshot[issueState]) *linearv1.Issue {
 
 // PutIssues implements LinearService.
 func (m *Manager) PutIssues(ctx context.Context, req *linearv1.PutIssuesRequest) (*linearv1.PutIssuesResponse, error) {
-	if err := rpc.RequireService(ctx); err != nil {
+	if err := rpc.RequireService(ctx, "write issues"); err != nil {
 		return nil, err
 	}
 	results := make([]*linearv1.PutIssueResult, len(req.GetIssues()))

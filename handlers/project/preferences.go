@@ -108,7 +108,7 @@ func (m *Manager) UpdatePreferences(
 	id, err := userPreferences(ctx)
 	opts, fields := []object.UpdateOption{object.Upsert()}, preferenceFields(req.GetTenantDefaults())
 	if req.GetTenantDefaults() {
-		id, err = tenantDefaults, rpc.RequireService(ctx)
+		id, err = tenantDefaults, rpc.RequireService(ctx, "change the tenant's defaults")
 		opts = append(opts, object.Shared())
 	}
 	if err != nil {

@@ -149,21 +149,6 @@ func ListEntries[S proto.Message](
 	return page, Token(req, last.Key), nil
 }
 
-// SeqRequest asks for a page of a collection whose keys are sequence numbers.
-type SeqRequest interface {
-	GetPageSize() int32
-	GetAfterSeq() int64
-}
-
-// ListAfterSeq reads a page of a collection of an object, and returns its values as well.
-func ListAfterSeq[V, S proto.Message](
-	ctx context.Context, k *object.Kind[S], id, collection string, req SeqRequest,
-) ([]V, object.EntriesPage, error) {
-	page, err := k.Entries(ctx, object.ID(id), collection,
-		object.EntriesOptions{PageSize: int(req.GetPageSize()), After: object.SeqKey(req.GetAfterSeq())})
-	return Values[V](page.Entries), page, err
-}
-
 // Values are the values of entries, which are all of one type.
 func Values[V proto.Message](entries []object.Entry) []V {
 	out := make([]V, 0, len(entries))

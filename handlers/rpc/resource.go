@@ -121,11 +121,11 @@ func Base32(b []byte) string {
 	return base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding).EncodeToString(b)
 }
 
-// RequireService refuses users, and services that act for one.
-func RequireService(ctx context.Context) error {
+// RequireService refuses users, and services that act for one, what only services may do.
+func RequireService(ctx context.Context, what string) error {
 	caller, err := identity.From(ctx)
 	if err == nil && !caller.Service {
-		err = problem.PermissionDenied("only a service key may do that, on its own behalf")
+		err = problem.PermissionDenied("only a service may " + what + ", on its own behalf")
 	}
 	return err
 }

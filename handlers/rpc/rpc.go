@@ -4,12 +4,10 @@ package rpc
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	objectv1 "holdfast/gen/holdfast/object/v1"
@@ -59,11 +57,6 @@ func Absent(err error, req interface {
 },
 ) bool {
 	return errors.Is(err, object.ErrNotFound) && req.GetIfVersion() == 0
-}
-
-// MaskHas reports whether a mask names a path. An empty mask names all.
-func MaskHas(mask *fieldmaskpb.FieldMask) func(path string) bool {
-	return func(path string) bool { return len(mask.GetPaths()) == 0 || slices.Contains(mask.GetPaths(), path) }
 }
 
 // Do is object.Do for replies with a field "metadata": it sets that field to the object's info after the change.

@@ -560,12 +560,8 @@ func (m *Manager) ListSecurityEvents(
 func (m *Manager) PutSessionSettings(
 	ctx context.Context, req *sessionv1.PutSessionSettingsRequest,
 ) (*sessionv1.PutSessionSettingsResponse, error) {
-	caller, err := identity.From(ctx)
-	if err != nil {
+	if err := rpc.RequireService(ctx, "see and set the tenant's settings"); err != nil {
 		return nil, err
-	}
-	if !caller.Service {
-		return nil, problem.PermissionDenied("only a service key may see and set the tenant's settings")
 	}
 	if req.GetSettings() == nil && len(req.GetUpdateMask().GetPaths()) == 0 {
 		s, err := m.kinds.Settings.View(ctx, settingsID)

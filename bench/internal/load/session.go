@@ -15,7 +15,7 @@ import (
 )
 
 // Session is one client that talks to one conversation, one request at a time. It keeps its request messages and
-// writes into them anew. It is not safe for concurrent use.
+// writes into them again. It is not safe for concurrent use.
 type Session struct {
 	// Conversation is the id of the conversation, which sessions may share.
 	Conversation string

@@ -30,7 +30,7 @@ type Watchers struct {
 	life    context.Context //nolint:containedctx // the streams' own: Close ends it
 	cancel  context.CancelFunc
 	done    sync.WaitGroup
-	again   atomic.Int64 // streams that were opened anew
+	again   atomic.Int64 // streams that were opened again
 }
 
 // stream is one watcher.
@@ -120,7 +120,7 @@ func (w *Watchers) Add(ctx context.Context, sessions []*Session, connections int
 // pauseBeforeStream keeps a watcher from spinning while no server answers.
 const pauseBeforeStream = 100 * time.Millisecond
 
-// errOutOfOrder: a watcher was not told of a message, or twice, or that it had to begin anew.
+// errOutOfOrder: a watcher was not told of a message, or twice, or that it had to begin again.
 var errOutOfOrder = errors.New("out of order")
 
 // follow reads one stream to its end.
