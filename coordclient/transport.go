@@ -70,7 +70,7 @@ func WithKey(ctx context.Context, key string) context.Context {
 // http.Client wraps: use errors.As, and RetryAfter.
 //
 // A policy's margin is kept: what could not be sent in time is not sent, gives back what it took, and waits for its turn
-// anew. It counts from before the turn was asked for until there is a connection to the provider, where the base is an
+// again. It counts from before the turn was asked for until there is a connection to the provider, where the base is an
 // *http.Transport, or else until the base is called.
 func (c *Client) Transport(api string, o Options) http.RoundTripper {
 	if o.Base == nil {
