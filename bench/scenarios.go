@@ -130,6 +130,14 @@ func runLive(ctx context.Context, b *bench, sys *system, s scenario) ([]row, err
 		return nil, err
 	}
 	defer closeAll(all)
+	group, setup := errgroup.WithContext(ctx)
+	group.SetLimit(setupLimit)
+	for _, one := range all {
+		group.Go(func() error { return one.Connect(setup) })
+	}
+	if err := group.Wait(); err != nil {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
 	u := b.usage(sys, s.name)
 	meters := load.Open(ctx, b.workload(len(all), u.observe), time.Second,
 		func(ctx context.Context, i int, due time.Time) error { return all[i].Ingest(ctx, due) })

@@ -150,7 +150,7 @@ func message(i int) *conversationstorev1.Message {
 
 func toolCall(i int) *conversationstorev1.ToolCall {
 	return &conversationstorev1.ToolCall{
-		Seq: int64(i), CallId: fmt.Sprint("call-", i), Session: 1, AfterSeq: int64(i), Name: "f", Args: largeStruct(i, 60_000), Response: largeStruct(i+1, 60_000),
+		Seq: int64(i), CallId: fmt.Sprint("call-", i), Session: 1, AfterSeq: int64(i), Name: "f", Args: largeStruct(i, 60_000), Response: structpb.NewStructValue(largeStruct(i+1, 60_000)),
 		Status: conversationstorev1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED,
 	}
 }
@@ -210,10 +210,17 @@ var answerCases = map[string]answerCase{
 	"/holdfast.conversation.v1.ConversationService/ListRecords": {
 		fill: everything(45), body: `{"conversationId":"c1","pageSize":200,"types":["RECORD_TYPE_TOOL_CALL"]}`, items: []string{"records.toolCall.seq"}, next: [2]string{"nextPageToken", "pageToken"}, want: 45,
 	},
-	"/holdfast.conversation.v1.ConversationService/ListLiveFrames": {
+	"/holdfast.conversation.v1.ConversationService/GetContextWindow": {
+		fill: everything(45), body: `{"conversationId":"c1","budgetTokens":2000000}`, items: []string{"items.message.seq"}, pages: 1,
+	},
+	"/holdfast.conversation.v1.ConversationService/WatchConversation": {
+		fill: everything(45), body: `{"conversationId":"c1","messageLimit":200}`, items: []string{"messages.seq"}, want: 45,
+	},
+
+	liveRPCs + "ListLiveFrames": {
 		fill: func(f *filler) {
 			f.call("/holdfast.conversation.v1.ConversationService/CreateConversation", `{"conversationId":"c1"}`)
-			f.call("/holdfast.conversation.v1.ConversationService/OpenLive", `{"conversationId":"c1","keepFramesFor":"600s"}`)
+			f.call(liveRPCs+"ConnectLive", `{"conversationId":"c1","options":{"keepFramesFor":"600s"}}`)
 			for i := range 12 {
 				var frames []any
 				for j := range 6 {
@@ -223,25 +230,19 @@ var answerCases = map[string]answerCase{
 					}
 					frames = append(frames, frame)
 				}
-				body, err := json.Marshal(map[string]any{"conversationId": "c1", "epoch": 1, "frames": frames})
+				body, err := json.Marshal(map[string]any{"conversationId": "c1", "fencingToken": 1, "frames": frames})
 				if err != nil {
 					f.Fatal(err)
 				}
-				f.call("/holdfast.conversation.v1.ConversationService/IngestLive", string(body))
+				f.call(liveRPCs+"IngestLive", string(body))
 			}
 		},
-		body: `{"conversationId":"c1","pageSize":20}`, items: []string{"batches.frames.clientIndex"}, next: [2]string{"hasMore", "afterNumber=batches.number"}, want: 72,
+		body: `{"conversationId":"c1","pageSize":20}`, items: []string{"batches.frames.clientIndex"}, next: [2]string{"nextPageToken", "pageToken"}, want: 72,
 	},
-	"/holdfast.conversation.v1.ConversationService/GetResumePlan": {
-		fill: everything(45), body: `{"conversationId":"c1","seedBudgetTokens":2000000}`, items: []string{"toolCalls.seq"}, pages: 1, want: 1,
-	},
-	"/holdfast.conversation.v1.ConversationService/GetContextWindow": {
-		fill: everything(45), body: `{"conversationId":"c1","budgetTokens":2000000}`, items: []string{"items.message.seq"}, pages: 1,
-	},
-	"/holdfast.conversation.v1.ConversationService/IngestLive": {
+	liveRPCs + "IngestLive": {
 		fill: func(f *filler) {
 			f.call("/holdfast.conversation.v1.ConversationService/CreateConversation", `{"conversationId":"c1"}`)
-			f.call("/holdfast.conversation.v1.ConversationService/OpenLive", `{"conversationId":"c1"}`)
+			f.call(liveRPCs+"ConnectLive", `{"conversationId":"c1"}`)
 		},
 		body: func() string {
 			var frames []any
@@ -250,14 +251,11 @@ var answerCases = map[string]answerCase{
 					"realtimeInput": map[string]any{"text": bulk(i, 30_000)},
 				}})
 			}
-			body, _ := json.Marshal(map[string]any{"conversationId": "c1", "epoch": 1, "frames": frames, "requestId": "r"})
+			body, _ := json.Marshal(map[string]any{"conversationId": "c1", "fencingToken": 1, "frames": frames})
 			return string(body)
 		}(), items: []string{"messages.seq"}, pages: 1,
 	},
 	"/holdfast.conversation.v1.ConversationService/Append": {bounded: "100 messages, each a seq, a time and a count"},
-	"/holdfast.conversation.v1.ConversationService/WatchConversation": {
-		fill: everything(45), body: `{"conversationId":"c1","messageLimit":200}`, items: []string{"messages.seq"}, want: 45,
-	},
 
 	"/holdfast.project.v1.ProjectService/ListProjects": {
 		fill: func(f *filler) {
@@ -711,7 +709,7 @@ func (f *filler) stream(m protoreflect.MethodDescriptor, request map[string]any,
 		if err := decode(message, msg); err != nil {
 			f.Fatal(err)
 		}
-		more := m.Output().Fields().ByName("has_more")
+		more := m.Output().Fields().ByName("more")
 		if more == nil || !msg.Get(more).Bool() {
 			return messages
 		}

@@ -138,6 +138,8 @@ type verdict struct {
 	until time.Time
 	// backs identifies what has to stay valid while a stream is open.
 	backs backing
+	// ends is when the session ends, by the database's clock; zero: there is none.
+	ends time.Time
 	// From stale on, activity of the session has to be written again.
 	stale time.Time
 }
@@ -177,9 +179,10 @@ func ownSessions(find findFunc) findFunc {
 
 // admitted is a request that may go on.
 type admitted struct {
-	who       identity.Identity
-	presented credential.Presented
-	backs     backing
+	who        identity.Identity
+	presented  credential.Presented
+	sessionEnd time.Time // zero: there is no session
+	backs      backing
 	// touch: the session's activity has to be written, if this is any. key is the credential's in the cache.
 	touch bool
 	key   [sha256.Size]byte
@@ -223,6 +226,7 @@ func (a *Authenticator) admitBearer(r *http.Request, token string) (admitted, er
 		return admitted{}, err
 	}
 	in.who, in.backs = v.who, v.backs
+	in.sessionEnd = v.ends
 	in.touch = v.who.Session != "" && !a.c.Now().Before(v.stale)
 	if r.URL.Path == sessionv1connect.SessionServiceCreateSessionProcedure {
 		in.presented.Key = credential.KeyOf(token)
@@ -433,8 +437,9 @@ func (a *Authenticator) lookUpSession(ctx context.Context, from presenter, token
 		whose = identity.Identity{Tenant: s.Tenant, User: s.User, Session: t.Session}
 		until, refusal := credential.Check(rec, t, clock)
 		if refusal == nil {
+			end, _ := credential.End(rec)
 			return verdict{
-				who: whose, until: now.Add(min(trustFor, until.Sub(clock))), backs: backing{session: t.Session},
+				who: whose, ends: end, until: now.Add(min(trustFor, until.Sub(clock))), backs: backing{session: t.Session},
 				stale: now.Add(credential.Stale(rec).Sub(clock)),
 			}, nil
 		}
@@ -567,7 +572,7 @@ func (a *Authenticator) authenticate(ctx context.Context, c *call, r *http.Reque
 			t.log.WarnContext(ctx, "a session's activity could not be written", "error", err)
 		}
 	}
-	c.caller, c.presented, c.backs = in.who, in.presented, in.backs
+	c.caller, c.presented, c.sessionEnd, c.backs = in.who, in.presented, in.sessionEnd, in.backs
 	return nil
 }
 

@@ -119,7 +119,7 @@ func TestARequestOverTheLimitIsRefusedByName(t *testing.T) {
 		return nil
 	}
 	clear2 := h2c(t)
-	for method, limit := range map[string]int{"UpdateConversation": maxRequest, "CompleteToolCall": 1 << 20, "WatchConversation": maxStreamRequest} {
+	for method, limit := range map[string]int{"UpdateConversation": maxRequest, "Append": 8 << 20, "WatchConversation": maxStreamRequest} {
 		for name, way := range ways(method == "WatchConversation") {
 			for _, known := range []bool{true, false} {
 				t.Run(fmt.Sprintf("%s %s %t", method, name, known), func(t *testing.T) {

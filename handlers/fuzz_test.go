@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 )
 
 // fuzzing says how an area's methods are fuzzed.
@@ -298,7 +299,7 @@ func FuzzProto(f *testing.F) {
 				add(i, &conversationv1.AppendRequest{ConversationId: "c1", Intents: []*conversationv1.Intent{{Name: "n", Slots: s}}})
 				add(i, &conversationv1.AppendRequest{ConversationId: "c1", Messages: []*conversationv1.Message{{Role: 1, Parts: []*conversationv1.Part{{Part: &conversationv1.Part_Json{Json: structpb.NewStructValue(s)}}}}}})
 			case "IngestLive":
-				add(i, &conversationv1.IngestLiveRequest{ConversationId: "c1", Epoch: 1, Frames: []*conversationv1.LiveFrame{{ClientIndex: 1, Frame: &conversationv1.LiveFrame_Object{Object: s}}}})
+				add(i, &livev1.IngestLiveRequest{ConversationId: "c1", FencingToken: 1, Frames: []*livev1.LiveFrame{{ClientIndex: 1, Frame: &livev1.LiveFrame_Object{Object: s}}}})
 			}
 		}
 	}

@@ -26,6 +26,7 @@ import (
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/gen/holdfast/linear/v1/linearv1connect"
+	"holdfast/gen/holdfast/live/v1/livev1connect"
 	"holdfast/handlers/problem"
 	"holdfast/object"
 )
@@ -43,8 +44,10 @@ var largeRequests = map[string]int64{
 	conversationv1connect.ConversationServiceCreateConversationProcedure: 8 << 20, // 100 messages
 	conversationv1connect.ConversationServiceAppendProcedure:             8 << 20,
 	conversationv1connect.ConversationServiceEditMessagesProcedure:       8 << 20,
-	conversationv1connect.ConversationServiceIngestLiveProcedure:         4 << 20, // 1,000 frames, of 64 KiB at most
-	conversationv1connect.ConversationServiceCompleteToolCallProcedure:   1 << 20,
+	livev1connect.LiveServiceConnectLiveProcedure:                        4 << 20, // 1,000 frames, of 64 KiB at most
+	livev1connect.LiveServiceIngestLiveProcedure:                         4 << 20,
+	livev1connect.LiveServiceDisconnectLiveProcedure:                     4 << 20,
+	livev1connect.LiveServiceCompleteToolCallProcedure:                   1 << 20,
 	coordinationv1connect.CoordinationServiceFinishCallProcedure:         1 << 20, // 100 headers and a body
 	coordinationv1connect.CoordinationServiceReportProcedure:             1 << 20,
 	linearv1connect.LinearServicePutIssuesProcedure:                      8 << 20, // 100 issues as Linear returned them

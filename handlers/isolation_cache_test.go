@@ -146,7 +146,7 @@ func TestSecretsAndClocksAreNotForGet(t *testing.T) {
 	ada, service := b.key(t, "ada"), b.key(t, "")
 	fillKinds(t, b, ada, service)
 	for _, p := range []string{
-		conversationRPCs + "GetResumePlan", conversationRPCs + "ListLiveFrames", sessionService + "GetSession", sessionService + "ListSessions",
+		liveRPCs + "ConnectLive", liveRPCs + "ListLiveFrames", sessionService + "GetSession", sessionService + "ListSessions",
 		sessionService + "PutSessionSettings", linearRPCs + "ListEndpoints", inspectRPCs + "GetObject",
 		inspectRPCs + "ListTimers", coordinationService + "GetCall", coordinationService + "ListCalls", coordinationService + "GetApi",
 		coordinationService + "ListApis", sessionService + "CreateSession", sessionService + "RefreshSession",

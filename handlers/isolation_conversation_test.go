@@ -9,7 +9,7 @@ var conversationArea = area{
 	fill: fillConversation,
 	fuzzing: fuzzing{
 		needy: []string{
-			"CloseLive", "ReportResumeFailed", "ClaimToolCall", "CompleteToolCall", "EditMessages", "ForkConversation", "ProposeCompaction", "CommitCompaction",
+			"EditMessages", "ForkConversation", "ProposeCompaction", "CommitCompaction",
 		},
 		seed: [][2]string{
 			{"CreateConversation", `{"conversationId":"c1","conversation":{"labels":{"a":"b"}}}`},
@@ -20,13 +20,6 @@ var conversationArea = area{
 			"":       {"GetConversation", `{"conversationId":"c1","messageLimit":9}`},
 		},
 		full: map[string]string{
-			"OpenLive":           `{"conversationId":"c1","device":"d","provider":"LIVE_PROVIDER_VERTEX_AI","setupHash":"h","seeding":true,"keepFramesFor":"60s","silence":"2s","requestId":"r-2","ifVersion":"2"}`,
-			"CloseLive":          `{"conversationId":"c1","epoch":"1","closeCode":1006,"requestId":"r-2","ifVersion":"2"}`,
-			"GetResumePlan":      `{"conversationId":"c1","setupHash":"h","seedBudgetTokens":"300","seedEndsWithUser":true}`,
-			"ReportResumeFailed": `{"conversationId":"c1","epoch":"1","handleId":"1","closeCode":1011,"seeding":true,"requestId":"r-2","ifVersion":"2"}`,
-			"ListLiveFrames":     `{"conversationId":"c1","afterNumber":"1","pageSize":1}`,
-			"ClaimToolCall":      `{"conversationId":"c1","seq":"1","worker":"w","lease":"2s","fencingToken":"1","requestId":"r-2","ifVersion":"2"}`,
-			"CompleteToolCall":   `{"conversationId":"c1","seq":"1","fencingToken":"1","response":{"a":[1]},"isError":true,"requestId":"r-2","ifVersion":"2"}`,
 			"GetContextWindow":   `{"conversationId":"c1","budgetTokens":"300","recentOnly":true,"format":"CONTEXT_FORMAT_LIVE_SEED","endsWithUser":true}`,
 			"ProposeCompaction":  `{"conversationId":"c1","keepTokens":1,"leaseDuration":"2s","fromScratch":true,"fencingToken":"1","requestId":"r-2","ifVersion":"2"}`,
 			"CommitCompaction":   `{"conversationId":"c1","fencingToken":"1","text":"x","tokenCount":3,"requestId":"r-2","ifVersion":"2"}`,
@@ -45,8 +38,6 @@ var conversationArea = area{
 			"ForkConversation": `{"conversationId":"c1","throughSeq":1,"newConversationId":"c1-2","conversation":{"title":"t"},"requestId":"r-2","ifVersion":"0"}`,
 			"ListRecords":      `{"conversationId":"c1","types":["RECORD_TYPE_INTENT","RECORD_TYPE_TOOL_CALL"],"newestFirst":true,"pageSize":5}`,
 			"ListMessages":     `{"conversationId":"c1","newestFirst":true,"afterSeq":1,"beforeSeq":9,"pageSize":5}`,
-			"IngestLive": `{"conversationId":"c1","epoch":"1","frames":[{"clientIndex":"1","text":"{}"},{"clientIndex":"2","binary":"e30"},
-				{"clientIndex":"3","object":{"toolCall":{"functionCalls":[{"id":"a","name":"n","args":{"b":1}}]},"serverContent":{"outputTranscription":{"text":"t"}},"usageMetadata":{"totalTokenCount":5}}}],"requestId":"r-2","ifVersion":"2"}`,
 		},
 	},
 	cases: map[string]isolationCase{
@@ -60,17 +51,9 @@ var conversationArea = area{
 		"/holdfast.conversation.v1.ConversationService/EditMessages":       {body: `{"conversationId":"c1","updates":[{"message":{"seq":1,"text":"mine"}}],"deleteSeqs":[999]}`},
 		"/holdfast.conversation.v1.ConversationService/ListRecords":        {body: `{"conversationId":"c1"}`},
 		"/holdfast.conversation.v1.ConversationService/ForkConversation":   {body: `{"conversationId":"c1","newConversationId":"mine"}`, tenants: "not_found NOT_FOUND"},
-		"/holdfast.conversation.v1.ConversationService/IngestLive":         {body: `{"conversationId":"c1","epoch":2,"frames":[{"clientIndex":9,"text":"{\"serverContent\":{\"inputTranscription\":{\"text\":\"mine\"}}}"}]}`},
-		"/holdfast.conversation.v1.ConversationService/OpenLive":           {body: `{"conversationId":"c1","device":"mine"}`},
-		"/holdfast.conversation.v1.ConversationService/CloseLive":          {body: `{"conversationId":"c1","epoch":2}`},
-		"/holdfast.conversation.v1.ConversationService/GetResumePlan":      {body: `{"conversationId":"c1"}`, reads: true},
-		"/holdfast.conversation.v1.ConversationService/ReportResumeFailed": {body: `{"conversationId":"c1","epoch":2,"handleId":1}`},
-		"/holdfast.conversation.v1.ConversationService/ListLiveFrames":     {body: `{"conversationId":"c1"}`, reads: true},
-		"/holdfast.conversation.v1.ConversationService/ClaimToolCall":      {body: `{"conversationId":"c1","seq":2,"worker":"mine"}`},
-		"/holdfast.conversation.v1.ConversationService/CompleteToolCall":   {body: `{"conversationId":"c1","seq":1,"fencingToken":1,"response":{}}`},
 		"/holdfast.conversation.v1.ConversationService/GetContextWindow":   {body: `{"conversationId":"c1"}`},
-		"/holdfast.conversation.v1.ConversationService/ProposeCompaction":  {body: `{"conversationId":"c1","keepTokens":1,"fencingToken":8}`},
-		"/holdfast.conversation.v1.ConversationService/CommitCompaction":   {body: `{"conversationId":"c1","fencingToken":8,"text":"mine"}`},
+		"/holdfast.conversation.v1.ConversationService/ProposeCompaction":  {body: `{"conversationId":"c1","keepTokens":1,"fencingToken":2}`},
+		"/holdfast.conversation.v1.ConversationService/CommitCompaction":   {body: `{"conversationId":"c1","fencingToken":2,"text":"mine"}`},
 		"/holdfast.conversation.v1.ConversationService/WatchConversation":  {body: `{"conversationId":"c1","messageLimit":9}`},
 	},
 }
@@ -91,16 +74,19 @@ func fillConversation(tb testing.TB, b *bundle, ada string) {
 		{"Append", `{"conversationId":"c1","intents":[{"name":"` + secret + `"}],"flowSteps":[{"flow":"f","step":"` + secret + `"}]}`},
 		{"Append", `{"conversationId":"c1","messages":[` + turns + `]}`},
 		{"ProposeCompaction", `{"conversationId":"c1","keepTokens":1}`},
-		{"CommitCompaction", `{"conversationId":"c1","fencingToken":5,"text":"` + secret + `"}`},
+		{"CommitCompaction", `{"conversationId":"c1","fencingToken":1,"text":"` + secret + `"}`},
 		{"Append", `{"conversationId":"c1","messages":[` + turns + `]}`},
 		{"ProposeCompaction", `{"conversationId":"c1","keepTokens":1}`},
-		{"OpenLive", `{"conversationId":"c1","device":"` + secret + `"}`},
-		{"OpenLive", `{"conversationId":"c1","device":"` + secret + `","keepFramesFor":"3600s"}`},
-		{"IngestLive", `{"conversationId":"c1","epoch":1,` + frame + `}`},
-		{"IngestLive", `{"conversationId":"c1","epoch":2,` + frame + `}`},
-		{"ClaimToolCall", `{"conversationId":"c1","seq":1,"worker":"` + secret + `"}`},
+		{liveRPCs + "ConnectLive", `{"conversationId":"c1","device":{"name":"` + secret + `"}}`},
+		{liveRPCs + "ConnectLive", `{"conversationId":"c1","device":{"name":"` + secret + `"},"takeOver":true,"options":{"keepFramesFor":"3600s","leaveToolCalls":true}}`},
+		{liveRPCs + "IngestLive", `{"conversationId":"c1","fencingToken":1,` + frame + `}`},
+		{liveRPCs + "IngestLive", `{"conversationId":"c1","fencingToken":2,` + frame + `}`},
+		{liveRPCs + "ClaimToolCall", `{"conversationId":"c1","seq":1,"worker":"` + secret + `"}`},
 	} {
-		m := registered()["/holdfast.conversation.v1.ConversationService/"+step.method]
+		m := registered()[step.method]
+		if m == nil {
+			m = registered()[conversationRPCs+step.method]
+		}
 		got := b.call(tb, m, step.body, ada)
 		if got.reason == "USER_REQUIRED" { // a service makes it for the tenant
 			got = b.call(tb, m, strings.TrimSuffix(step.body, "}")+`,"shared":true}`, ada)

@@ -9,7 +9,7 @@ import (
 
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	coordinationstorev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers"
 	"holdfast/handlers/linear"
 	"holdfast/handlers/project"
@@ -17,7 +17,7 @@ import (
 )
 
 func projectService(
-	rt *object.Runtime, conversations *object.Kind[*conversationstorev1.ConversationState], apis *object.Kind[*storev1.ApiState], issues linear.Kinds,
+	rt *object.Runtime, conversations *object.Kind[*conversationstorev1.ConversationState], apis *object.Kind[*coordinationstorev1.ApiState], issues linear.Kinds,
 ) handlers.Service {
 	return handlers.NewService[projectv1connect.ProjectServiceHandler](
 		projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler,

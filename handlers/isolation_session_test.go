@@ -22,8 +22,6 @@ var sessionArea = area{
 		sessionService + "UpdateSession":      {body: `{"sessionId":"$session","session":{"activeConversationId":"mine"}}`},
 		sessionService + "EndSessions":        {body: `{"sessionIds":["$session"]}`},
 		sessionService + "PutConnection":      {body: `{"sessionId":"$session","connection":{"connectionId":"$connection","modality":"MODALITY_VOICE"}}`},
-		sessionService + "AcquireFloor":       {body: `{"conversationId":"c1","sessionId":"$session","connectionId":"$connection"}`},
-		sessionService + "ReleaseFloor":       {body: `{"conversationId":"held","sessionId":"$session","connectionId":"$connection"}`},
 		sessionService + "WatchSession":       {body: `{"sessionId":"$session"}`},
 		sessionService + "ListSecurityEvents": {body: `{"user":"ada"}`, outside: isEmpty, inside: deniedUser},
 		sessionService + "PutSessionSettings": {test: isolateSettings},
@@ -35,7 +33,7 @@ var sessionFuzzing = fuzzing{
 	seed:    [][2]string{{"CreateSession", `{"activeProjectId":"c1"}`}},
 	reads:   map[string][2]string{"": {"ListSessions", `{}`}, "PutSessionSettings": {sessionService + "PutSessionSettings", `{}`}},
 	service: map[string]string{"PutSessionSettings": "ok"},
-	needy:   []string{"GetSession", "UpdateSession", "PutConnection", "AcquireFloor", "ReleaseFloor"},
+	needy:   []string{"GetSession", "UpdateSession", "PutConnection"},
 	full: map[string]string{
 		"CreateSession": `{"requestId":"r-2","user":"ada","device":{"name":"n","platform":"p","userAgent":"u","address":"a"},"replaceSessionId":"` + noSession + `",
 			"activeConversationId":"c1","activeProjectId":"p"}`,
@@ -46,11 +44,9 @@ var sessionFuzzing = fuzzing{
 		"EndSessions": `{"requestId":"r-2","sessionIds":[],"scope":"END_SCOPE_USER","user":"ada"}`,
 		"PutConnection": `{"requestId":"r-2","ifVersion":"1","sessionId":"` + noSession + `","connection":{"connectionId":"` + noConnection + `",
 			"device":{"name":"n","platform":"p","userAgent":"u","address":"a"},"modality":"MODALITY_BOTH","capabilities":["a","b"]},"userActive":true,"close":false}`,
-		"AcquireFloor":       `{"conversationId":"c1","sessionId":"` + noSession + `","connectionId":"` + noConnection + `","takeover":true,"requestId":"r-2","ifVersion":"1"}`,
-		"ReleaseFloor":       `{"conversationId":"c1","sessionId":"` + noSession + `","connectionId":"` + noConnection + `","requestId":"r-2","ifVersion":"1"}`,
 		"ListSecurityEvents": `{"pageSize":5,"pageToken":"","user":"ada"}`,
 		"PutSessionSettings": `{"requestId":"r-2","ifVersion":"0","settings":{"accessTtl":"60s","idleTimeout":"300s","absoluteTimeout":"600s","maxSessions":5,
-			"limitPolicy":"SESSION_LIMIT_POLICY_REFUSE","refreshGrace":"10s","connectionTimeout":"30s","floorLease":"10s","discardDevices":true},"updateMask":"maxSessions"}`,
+			"limitPolicy":"SESSION_LIMIT_POLICY_REFUSE","refreshGrace":"10s","connectionTimeout":"30s","discardDevices":true},"updateMask":"maxSessions"}`,
 	},
 }
 
@@ -84,14 +80,10 @@ func (b *bundle) session(tb testing.TB, method, body string, into any, headers .
 	}
 }
 
-// fillSession signs ada in, with a connection, and with two conversations, of one of which she has the floor.
+// fillSession signs ada in, with a connection and a conversation.
 func fillSession(tb testing.TB, b *bundle, ada string) {
 	tb.Helper()
 	fillConversation(tb, b, ada)
-	m := registered()["/holdfast.conversation.v1.ConversationService/CreateConversation"]
-	if got := b.call(tb, m, `{"conversationId":"held"}`, ada); got.code != "ok" {
-		tb.Fatalf("%+v", got)
-	}
 	var in signedIn
 	b.session(tb, "CreateSession", `{"device":{"name":"`+secret+`"}}`, &in, ada)
 	b.names["$session"] = in.Session.SessionID
@@ -102,7 +94,6 @@ func fillSession(tb testing.TB, b *bundle, ada string) {
 	}
 	b.session(tb, "PutConnection", b.body(`{"sessionId":"$session","connection":{"modality":"MODALITY_TEXT","device":{"name":"`+secret+`"}}}`), &opened, ada)
 	b.names["$connection"] = opened.Connection.ConnectionID
-	b.session(tb, "AcquireFloor", b.body(`{"conversationId":"held","sessionId":"$session","connectionId":"$connection"}`), &struct{}{}, ada)
 }
 
 // Who may sign ada in: herself, and a service of her tenant. The same name in another tenant is another user.

@@ -29,6 +29,7 @@ import (
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	"holdfast/gen/holdfast/live/v1/livev1connect"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
@@ -76,10 +77,12 @@ func services(tb testing.TB, rt *object.Runtime) (_ []handlers.Service, sessions
 		tb.Fatal(err)
 	}
 	conversations, apis, issues := conversation.Register(rt), coordination.Register(rt), linear.Register(rt)
-	sessions = session.NewManager(session.Register(rt), conversations, box)
+	talk := conversation.NewManager(conversations, conversation.Options{Box: box, Now: time.Now})
+	sessions = session.NewManager(session.Register(rt), talk, box)
 	return []handlers.Service{
 		handlers.NewService[conversationv1connect.ConversationServiceHandler](
-			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations, conversation.Options{Box: box, Now: time.Now})),
+			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, talk),
+		handlers.NewService[livev1connect.LiveServiceHandler](livev1connect.LiveServiceName, livev1connect.NewLiveServiceHandler, talk),
 		projectService(rt, conversations, apis, issues),
 		linearService(rt, issues, box),
 		handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
@@ -284,6 +287,7 @@ type area struct {
 // areas has every proto package with a service. Each has a file of its own, isolation_<area>_test.go.
 var areas = map[protoreflect.FullName]area{
 	"holdfast.conversation.v1": conversationArea,
+	"holdfast.live.v1":         liveArea,
 	"holdfast.project.v1":      projectArea,
 	"holdfast.linear.v1":       linearArea,
 	"holdfast.coordination.v1": coordinationArea,

@@ -66,8 +66,8 @@ var lifeSteps = map[string]func(t *testing.T, b *bundle, kind, version, service 
 func TestFencesNeverRunBackwardsAcrossLives(t *testing.T) {
 	t.Parallel()
 	const (
-		frame = `{"conversationId":"c1","epoch":"%s","frames":[{"clientIndex":"%d","object":{"realtimeInput":{"text":"%s"}}}]}`
-		call  = `{"conversationId":"c1","epoch":"%s","frames":[{"clientIndex":"1","object":{"toolCall":{"functionCalls":[{"id":"fc","name":"f","args":{}}]}}}]}`
+		frame = `{"conversationId":"c1","fencingToken":%d,"frames":[{"clientIndex":100,"object":{"realtimeInput":{"text":"old"}}}]}`
+		call  = `{"conversationId":"c1","fencingToken":%d,"frames":[{"clientIndex":1,"object":{"toolCall":{"functionCalls":[{"id":"fc","name":"f","args":{}}]}}}]}`
 	)
 	for step, next := range lifeSteps {
 		t.Run(step, func(t *testing.T) {
@@ -75,19 +75,14 @@ func TestFencesNeverRunBackwardsAcrossLives(t *testing.T) {
 			b := setup(t)
 			ada, service := b.key(t, "ada"), b.key(t, "")
 			token := b.signIn(t, "ada")
-			connection := field(t, b.answer(t, sessionService+"PutConnection", `{"connection":{"modality":"MODALITY_VOICE"}}`, token), "connection", "connectionId")
-			acquire := func() int64 {
+			connect := func() int64 {
 				t.Helper()
-				return number(t, field(t, b.answer(t, sessionService+"AcquireFloor", `{"conversationId":"c1","connectionId":"`+connection+`"}`, token), "floor", "fence"))
-			}
-			open := func() int64 {
-				t.Helper()
-				return number(t, field(t, b.answer(t, conversationRPCs+"OpenLive", `{"conversationId":"c1","connectionId":"`+connection+`"}`, token), "epoch"))
+				return number(t, field(t, b.answer(t, liveRPCs+"ConnectLive", `{"conversationId":"c1","takeOver":true,"options":{"leaveToolCalls":true}}`, token), "lease", "fencingToken"))
 			}
 			create := func() { t.Helper(); b.must(t, conversationRPCs+"CreateConversation", `{"conversationId":"c1"}`, ada) }
 			claim := func() string {
 				t.Helper()
-				return field(t, b.answer(t, conversationRPCs+"ClaimToolCall", `{"conversationId":"c1","seq":"1","worker":"w","lease":"600s"}`, ada), "toolCall", "claim", "fencingToken")
+				return field(t, b.answer(t, liveRPCs+"ClaimToolCall", `{"conversationId":"c1","seq":1,"worker":"w","leaseDuration":"600s"}`, ada), "toolCall", "claim", "fencingToken")
 			}
 			propose := func() string {
 				t.Helper()
@@ -98,7 +93,7 @@ func TestFencesNeverRunBackwardsAcrossLives(t *testing.T) {
 			}
 			refused := func(method, body string) {
 				t.Helper()
-				if got := b.call(t, registered()[conversationRPCs+method], body, token); got.reason != "FENCED" {
+				if got := b.call(t, registered()[method], body, token); got.reason != "FENCED" {
 					t.Errorf("%s %s: %+v", method, body, got)
 				}
 			}
@@ -106,31 +101,25 @@ func TestFencesNeverRunBackwardsAcrossLives(t *testing.T) {
 			var newest, lastClaim, lastLease int64
 			var claims, leases []string
 			for range 3 { // lives
-				oldest := newest
 				lease := propose()
 				if number(t, lease) <= lastLease {
 					t.Errorf("the lease %s follows %d", lease, lastLease)
 				}
 				lastLease = number(t, lease)
 				for _, old := range leases {
-					refused("CommitCompaction", `{"conversationId":"c1","fencingToken":"`+old+`","text":"old"}`)
+					refused(conversationRPCs+"CommitCompaction", `{"conversationId":"c1","fencingToken":"`+old+`","text":"old"}`)
 				}
 				leases = append(leases, lease)
-				for range 2 {
-					if fence := acquire(); fence <= oldest {
-						t.Errorf("the fence is %d, the life before came to %d", fence, oldest)
+				for range 3 {
+					got := connect()
+					if got <= newest {
+						t.Errorf("the token %d follows %d", got, newest)
 					}
-					for range 2 {
-						epoch := open()
-						if epoch <= newest {
-							t.Errorf("the epoch %d follows %d", epoch, newest)
-						}
-						newest = epoch
-					}
+					newest = got
 				}
-				b.must(t, conversationRPCs+"IngestLive", fmt.Sprintf(call, strconv.FormatInt(newest, 10)), token)
+				b.must(t, liveRPCs+"IngestLive", fmt.Sprintf(call, newest), token)
 				for _, old := range claims {
-					refused("CompleteToolCall", `{"conversationId":"c1","seq":"1","fencingToken":"`+old+`","response":{"by":"old"}}`)
+					refused(liveRPCs+"CompleteToolCall", `{"conversationId":"c1","seq":1,"fencingToken":`+old+`,"response":{"by":"old"}}`)
 				}
 				got := claim()
 				if number(t, got) <= lastClaim {
@@ -138,16 +127,15 @@ func TestFencesNeverRunBackwardsAcrossLives(t *testing.T) {
 				}
 				lastClaim = number(t, got)
 				for _, old := range claims {
-					refused("CompleteToolCall", `{"conversationId":"c1","seq":"1","fencingToken":"`+old+`","response":{"by":"old"}}`)
+					refused(liveRPCs+"CompleteToolCall", `{"conversationId":"c1","seq":1,"fencingToken":`+old+`,"response":{"by":"old"}}`)
 				}
 				claims = append(claims, got)
 				version := field(t, b.answer(t, conversationRPCs+"GetConversation", `{"conversationId":"c1"}`, ada), "conversation", "version")
 				next(t, b, "conversation", version, service, create)
-				for epoch := max(1, newest-3); epoch <= newest; epoch++ {
-					refused("IngestLive", fmt.Sprintf(frame, strconv.FormatInt(epoch, 10), 100, "old"))
-					refused("CloseLive", fmt.Sprintf(`{"conversationId":"c1","epoch":"%d"}`, epoch))
+				for _, old := range []int64{1, max(1, newest-2), max(1, newest-1), newest} {
+					refused(liveRPCs+"IngestLive", fmt.Sprintf(frame, old))
+					refused(liveRPCs+"DisconnectLive", fmt.Sprintf(`{"conversationId":"c1","fencingToken":%d}`, old))
 				}
-				refused("IngestLive", fmt.Sprintf(frame, "1", 100, "old"))
 				messages := b.call(t, registered()[conversationRPCs+"ListMessages"], `{"conversationId":"c1","pageSize":200}`, ada).body
 				if regexp.MustCompile(`"old"`).MatchString(messages) {
 					t.Errorf("what an old connection sent was folded: %s", messages)

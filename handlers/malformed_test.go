@@ -20,7 +20,7 @@ func TestWhatCannotBeReadIsRefusedWithAReason(t *testing.T) {
 		appendMessages = "/holdfast.conversation.v1.ConversationService/Append"
 		get            = "/holdfast.conversation.v1.ConversationService/GetConversation"
 		watch          = "/holdfast.conversation.v1.ConversationService/WatchConversation"
-		ingest         = "/holdfast.conversation.v1.ConversationService/IngestLive"
+		ingest         = "/holdfast.live.v1.LiveService/IngestLive"
 		create         = "/holdfast.conversation.v1.ConversationService/CreateConversation"
 		asJSON         = "Content-Type: application/json"
 		asProto        = "Content-Type: application/proto"
@@ -65,7 +65,7 @@ func TestWhatCannotBeReadIsRefusedWithAReason(t *testing.T) {
 		"a field twice":                 {appendMessages, `{"conversationId":"a","conversationId":"b"}`, []string{asJSON}, field, "conversationId"},
 		"an enum of no known name":      {appendMessages, `{"conversationId":"c1","messages":[{"role":"ROLE_KING"}]}`, []string{asJSON}, unknown, "role"},
 		"an enum that is a list":        {appendMessages, `{"conversationId":"c1","messages":[{"role":[]}]}`, []string{asJSON}, field, "role"},
-		"bad base64":                    {ingest, `{"conversationId":"c1","epoch":1,"frames":[{"clientIndex":1,"binary":"***"}]}`, []string{asJSON}, field, "binary"},
+		"bad base64":                    {ingest, `{"conversationId":"c1","fencingToken":1,"frames":[{"clientIndex":1,"binary":"***"}]}`, []string{asJSON}, field, "binary"},
 		"a number out of range":         {get, `{"conversationId":"c1","messageLimit":2147483648}`, []string{asJSON}, inexact, "messageLimit"},
 		"a number beyond all":           {get, `{"conversationId":"c1","ifVersionNot":"99999999999999999999"}`, []string{asJSON}, inexact, "ifVersionNot"},
 		"a fraction":                    {get, `{"conversationId":"c1","messageLimit":1.5}`, []string{asJSON}, inexact, "messageLimit"},

@@ -13,6 +13,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 	"holdfast/handlers/problem"
 )
 
@@ -45,8 +46,8 @@ func TestStorable(t *testing.T) {
 	intent := func(slots *structpb.Struct) proto.Message {
 		return &conversationv1.AppendRequest{Intents: []*conversationv1.Intent{{Slots: slots}}}
 	}
-	frame := func(f *conversationv1.LiveFrame) proto.Message {
-		return &conversationv1.IngestLiveRequest{Frames: []*conversationv1.LiveFrame{{}, f}}
+	frame := func(f *livev1.LiveFrame) proto.Message {
+		return &livev1.IngestLiveRequest{Frames: []*livev1.LiveFrame{{}, f}}
 	}
 	tests := []struct {
 		name    string
@@ -61,11 +62,11 @@ func TestStorable(t *testing.T) {
 		{"in a repeated string", &conversationv1.EditMessagesRequest{Updates: []*conversationv1.MessageUpdate{{UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"text", nul}}}}}, "updates[0].update_mask.paths[1]"},
 		{"in a map's value", &conversationv1.CreateConversationRequest{Conversation: &conversationv1.Conversation{Labels: map[string]string{"team": nul}}}, `conversation.labels["team"]`},
 		{"in a map's key", &conversationv1.CreateConversationRequest{Conversation: &conversationv1.Conversation{Labels: map[string]string{nul: "v"}}}, `conversation.labels["a\x00b"]`},
-		{"in a oneof", frame(&conversationv1.LiveFrame{Frame: &conversationv1.LiveFrame_Text{Text: nul}}), "frames[1].text"},
-		{"in bytes it is base64", frame(&conversationv1.LiveFrame{Frame: &conversationv1.LiveFrame_Binary{Binary: []byte(nul)}}), ""},
+		{"in a oneof", frame(&livev1.LiveFrame{Frame: &livev1.LiveFrame_Text{Text: nul}}), "frames[1].text"},
+		{"in bytes it is base64", frame(&livev1.LiveFrame{Frame: &livev1.LiveFrame_Binary{Binary: []byte(nul)}}), ""},
 		{
 			"in a oneof's Struct",
-			frame(&conversationv1.LiveFrame{Frame: &conversationv1.LiveFrame_Object{Object: structOf(t, map[string]any{"k": nul})}}),
+			frame(&livev1.LiveFrame{Frame: &livev1.LiveFrame_Object{Object: structOf(t, map[string]any{"k": nul})}}),
 			`frames[1].object["k"]`,
 		},
 		{"Struct", intent(structOf(t, map[string]any{"a": 1.5, "b": nil, "c": []any{true, "x"}})), ""},

@@ -30,17 +30,19 @@ type call struct {
 	stream    bool
 	caller    identity.Identity
 	presented credential.Presented
-	backs     backing
-	code      string
-	status    int // of HTTP, in place of the code's; 0: the code's
-	reason    string
-	err       error
-	response  http.ResponseWriter
-	countedBy *admission    // nil: by none
-	load      Load          // what it is charged with there
-	answer    *answerWriter // nil: the edge has no Server around it
-	permit    object.Answer // of a large answer
-	endTurn   func()        // ends the turn of a large request; nil: it has none
+	// sessionEnd is when the caller's session ends; zero: there is none.
+	sessionEnd time.Time
+	backs      backing
+	code       string
+	status     int // of HTTP, in place of the code's; 0: the code's
+	reason     string
+	err        error
+	response   http.ResponseWriter
+	countedBy  *admission    // nil: by none
+	load       Load          // what it is charged with there
+	answer     *answerWriter // nil: the edge has no Server around it
+	permit     object.Answer // of a large answer
+	endTurn    func()        // ends the turn of a large request; nil: it has none
 }
 
 // identified adds the caller to the context of the call's handler.
@@ -50,6 +52,9 @@ func (c *call) identified(ctx context.Context) context.Context {
 	}
 	if c.presented != (credential.Presented{}) {
 		ctx = credential.With(ctx, c.presented)
+	}
+	if !c.sessionEnd.IsZero() {
+		ctx = identity.WithSessionEnd(ctx, c.sessionEnd)
 	}
 	return ctx
 }

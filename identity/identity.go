@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -46,7 +47,10 @@ func (i Identity) MaySee(owner User) bool {
 	return i.Service || owner == "" && !i.OwnOnly || owner != "" && owner == i.User
 }
 
-type key struct{}
+type (
+	key    struct{}
+	endKey struct{}
+)
 
 // With returns a context that carries i.
 func With(ctx context.Context, i Identity) context.Context { return context.WithValue(ctx, key{}, i) }
@@ -58,4 +62,15 @@ func From(ctx context.Context) (Identity, error) {
 		return Identity{}, ErrAbsent
 	}
 	return i, nil
+}
+
+// WithSessionEnd returns a context that says when the caller's session ends, if its user does nothing more.
+func WithSessionEnd(ctx context.Context, end time.Time) context.Context {
+	return context.WithValue(ctx, endKey{}, end)
+}
+
+// SessionEnd is when the session ends whose token a call is made with, by the database's clock; zero: there is none.
+func SessionEnd(ctx context.Context) time.Time {
+	end, _ := ctx.Value(endKey{}).(time.Time)
+	return end
 }

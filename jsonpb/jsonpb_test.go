@@ -22,16 +22,17 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	linearv1 "holdfast/gen/holdfast/linear/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	coordinationstorev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/jsonpb"
 	"holdfast/object/objecttest"
 )
 
 // prototypes have between them every kind of field and every well-known type.
 var prototypes = []proto.Message{
-	&conversationv1.GetConversationResponse{}, &conversationstorev1.ConversationState{}, &conversationv1.IngestLiveRequest{},
-	&conversationv1.EditMessagesRequest{}, &storev1.ApiState{}, &linearv1.Issue{},
+	&conversationv1.GetConversationResponse{}, &conversationstorev1.ConversationState{}, &livev1.IngestLiveRequest{},
+	&conversationv1.EditMessagesRequest{}, &coordinationstorev1.ApiState{}, &linearv1.Issue{},
 	&typepb.Type{}, &apipb.Api{}, &structpb.Struct{}, &structpb.Value{}, &structpb.ListValue{}, &timestamppb.Timestamp{},
 	&descriptorpb.DescriptorProto{}, &descriptorpb.UninterpretedOption{}, &descriptorpb.FileOptions{},
 	&wrapperspb.Int64Value{}, &wrapperspb.BytesValue{},

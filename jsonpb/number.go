@@ -38,7 +38,7 @@ func (d *reader) number(kind protoreflect.Kind) (v protoreflect.Value, err error
 	}
 	v, ok := numberValue(kind, literal)
 	if ok && kind == protoreflect.DoubleKind && d.pass&Inexact == 0 {
-		ok = isExact(literal, v.Float())
+		ok = IsExact(literal, v.Float())
 	}
 	if !ok {
 		d.at = at
@@ -53,9 +53,9 @@ func (d *reader) inexact(literal string, kind protoreflect.Kind) *Error {
 	return e
 }
 
-// isExact reports whether n still has each digit of the literal that it was read from. A literal with a fraction or an exponent
+// IsExact reports whether n still has each digit of the literal that it was read from. A literal with a fraction or an exponent
 // may have the 17 digits that some libraries print of each double. An integer must be the one that n is written as.
-func isExact(literal string, n float64) bool {
+func IsExact(literal string, n float64) bool {
 	digits, exponent := significant(literal)
 	short, shortExponent := significant(strconv.FormatFloat(n, 'e', -1, 64))
 	if digits == short && exponent == shortExponent {

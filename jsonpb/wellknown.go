@@ -137,7 +137,7 @@ func (d *reader) value(v *structpb.Value) error {
 		}
 		literal := string(d.text[d.at : d.at+n])
 		number, err := strconv.ParseFloat(literal, 64)
-		if err != nil || d.pass&Inexact == 0 && !isExact(literal, number) {
+		if err != nil || d.pass&Inexact == 0 && !IsExact(literal, number) {
 			return d.inexact(literal, protoreflect.DoubleKind)
 		}
 		v.Kind = &structpb.Value_NumberValue{NumberValue: number}

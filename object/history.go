@@ -528,7 +528,7 @@ func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (H
 
 // NewLife does to a state what the first change of a life does where the id had an earlier one; see KindConfig.
 func (k *Kind[S]) NewLife(state S, first Info) {
-	k.newLife(state, issuedBefore(first.UpdateTime, first.Version))
+	k.newLife(state, issuedBefore(first.Version))
 }
 
 // Restore calls do with what an object was at a moment, and with the options that an Update needs for its Tx to become that:

@@ -69,14 +69,14 @@ type txn struct {
 // beginLife prepares the first state of a life whose id had an earlier one.
 func (t *txn) beginLife() {
 	if t.base != nil && !t.Exists() {
-		t.work.kind.newLife(t.state, issuedBefore(t.now, t.Version()+1))
+		t.work.kind.newLife(t.state, issuedBefore(t.Version()+1))
 	}
 }
 
-// issuedBefore is a number that no earlier life of an object has come to whose first change has that time and version. A change issues
-// one number of a sort at most, so a life that began above its own time and version is below those of every later change. Forks
-// and imports count on from numbers of other objects, which were no further in their time. It is below 2^53 until the year 2255.
-func issuedBefore(now time.Time, v Version) int64 { return now.UnixMicro() + int64(v) }
+// issuedBefore is a number that no earlier life of an object has come to, whose first change has that version. A change issues one
+// number of a sort at most, and versions count on from life to life, so a life that begins above its first version stays below all
+// later ones. A fork counts on from the numbers of another object; they are its own only once it has as many versions.
+func issuedBefore(v Version) int64 { return int64(v) }
 
 // put is one staged entry; a nil value removes it.
 type put struct {

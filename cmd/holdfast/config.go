@@ -26,6 +26,7 @@ import (
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	"holdfast/gen/holdfast/inspect/v1/inspectv1connect"
 	"holdfast/gen/holdfast/linear/v1/linearv1connect"
+	"holdfast/gen/holdfast/live/v1/livev1connect"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	"holdfast/handlers"
@@ -231,7 +232,8 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 	defer func() { err = errors.Join(err, rt.Close(stopping())) }() //nolint:contextcheck // see closing
 	known := registerKinds(rt)
 	conversations, apis := known.conversations, known.apis
-	sessions := session.NewManager(known.sessions, conversations, box)
+	talk := conversation.NewManager(conversations, conversation.Options{Box: box, Now: d.Now, Limits: c.Live.limits()})
+	sessions := session.NewManager(known.sessions, talk, box)
 	queue := jobs.New(d, jobs.Config{Log: log})
 	c.addJobs(queue, d, rt, metrics)
 	coordinator := coordination.NewManager(apis, d.Now)
@@ -240,8 +242,8 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 	server, err := handlers.New(handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](
-				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(
-					conversations, conversation.Options{Box: box, Now: d.Now, Limits: c.Live.limits()})),
+				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, talk),
+			handlers.NewService[livev1connect.LiveServiceHandler](livev1connect.LiveServiceName, livev1connect.NewLiveServiceHandler, talk),
 			handlers.NewService[projectv1connect.ProjectServiceHandler](
 				projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler,
 				project.NewManager(project.Options{Kinds: known.projects, Runtime: rt, Conversations: conversations, APIs: apis, Issues: known.linear.Issues})),

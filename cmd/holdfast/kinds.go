@@ -2,7 +2,7 @@ package main
 
 import (
 	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	coordinationstorev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
 	"holdfast/handlers/linear"
@@ -14,7 +14,7 @@ import (
 // kinds are all that this binary knows.
 type kinds struct {
 	conversations *object.Kind[*conversationstorev1.ConversationState]
-	apis          *object.Kind[*storev1.ApiState]
+	apis          *object.Kind[*coordinationstorev1.ApiState]
 	sessions      session.Kinds
 	projects      project.Kinds
 	linear        linear.Kinds

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +19,9 @@ import (
 	"holdfast/cmd/holdfast/internal/replay"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	livev1 "holdfast/gen/holdfast/live/v1"
+	"holdfast/gen/holdfast/live/v1/livev1connect"
+	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/seal"
 )
 
@@ -62,9 +66,10 @@ func (c *replayCmd) Run(ctx context.Context, w *console) error {
 func (c *replayCmd) replay(ctx context.Context, stdout io.Writer, api, token string, frames []replay.Frame) error {
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true}
 	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: &bearer{token, transport}}
 	r := &replayRun{
-		service: conversationv1connect.NewConversationServiceClient(&http.Client{Transport: &bearer{token, transport}}, api),
-		show:    lineByLine(stdout),
+		service: conversationv1connect.NewConversationServiceClient(client, api), live: livev1connect.NewLiveServiceClient(client, api),
+		show: lineByLine(stdout),
 	}
 	if isTerminal(stdout) {
 		r.show = inPlace(stdout)
@@ -133,51 +138,45 @@ func (c *replayCmd) read(stdin io.Reader) ([]replay.Frame, error) {
 // replayRun is one recording on its way into one conversation.
 type replayRun struct {
 	service      conversationv1connect.ConversationServiceClient
+	live         livev1connect.LiveServiceClient
 	show         func(v *replay.View, changed []string)
 	conversation string
 	view         replay.View // the watcher's, until it has ended
 
 	connection int64    // of the recording
-	epoch      int64    // of the server
+	token      int32    // of the server
 	plans      []string // a line for each connection
 }
 
 // replaySetup is the setup hash of every connection: a recording does not change its mind.
 const replaySetup = "replay"
 
-// connect drops the connection before, takes the conversation over for the next of the recording, and notes what the
-// server would have a client do.
+// connect leaves the connection before for the next of the recording, and notes what the server would have a client do.
 func (r *replayRun) connect(ctx context.Context, connection int64) error {
-	if r.epoch != 0 {
-		if _, err := r.service.CloseLive(ctx, &conversationv1.CloseLiveRequest{ConversationId: r.conversation, Epoch: r.epoch}); err != nil {
-			return fmt.Errorf("close connection %d: %w", r.connection, err)
-		}
+	req := &livev1.ConnectLiveRequest{
+		ConversationId: r.conversation, Device: &typev1.Device{Name: fmt.Sprintf("connection %d", connection)}, SetupHash: replaySetup,
+		Options: &livev1.LiveOptions{LeaveToolCalls: true}, // the recording has the responses
 	}
-	open, err := r.service.OpenLive(ctx, &conversationv1.OpenLiveRequest{
-		ConversationId: r.conversation, Device: fmt.Sprintf("connection %d", connection), SetupHash: replaySetup,
-	})
+	if r.token != 0 {
+		req.Previous = &livev1.Previous{FencingToken: r.token}
+	}
+	res, err := r.live.ConnectLive(ctx, req)
 	if err != nil {
 		return fmt.Errorf("open connection %d: %w", connection, err)
 	}
-	plan, err := r.service.GetResumePlan(ctx, &conversationv1.GetResumePlanRequest{ConversationId: r.conversation, SetupHash: replaySetup})
-	if err != nil {
-		return fmt.Errorf("plan connection %d: %w", connection, err)
-	}
-	r.connection, r.epoch = connection, open.GetEpoch()
-	r.plans = append(r.plans, describePlan(connection, plan))
+	r.connection, r.token = connection, res.GetLease().GetFencingToken()
+	r.plans = append(r.plans, describePlan(connection, res.GetPlan()))
 	return nil
 }
 
 // describePlan is a plan in a line, without the handle, which is a secret.
-func describePlan(connection int64, p *conversationv1.GetResumePlanResponse) string {
-	line := fmt.Sprintf("connection %d: start fresh", connection)
-	if p.GetAction() == conversationv1.ResumeAction_RESUME_ACTION_RESUME {
-		line = fmt.Sprintf("connection %d: resume with handle %d, which knows messages up to #%d", connection, p.GetHandleId(), p.GetHandleAfterSeq())
-	} else if p.GetSeed() != nil {
-		line += fmt.Sprintf(" with messages #%d to #%d", p.GetSeedWindow().GetFromSeq(), p.GetSeedWindow().GetToSeq())
+func describePlan(connection int64, p *livev1.Plan) string {
+	line := fmt.Sprintf("connection %d: start fresh (%s)", connection, strings.ToLower(strings.TrimPrefix(p.GetReason().String(), "PLAN_REASON_")))
+	if p.GetHandle() != "" {
+		line = fmt.Sprintf("connection %d: resume", connection)
 	}
-	if text := p.GetOpenUtterance().GetText(); text != "" {
-		line += fmt.Sprintf("; the user was saying %q", text)
+	if turns := p.GetSend().GetFields()["clientContent"].GetStructValue().GetFields()["turns"].GetListValue().GetValues(); len(turns) > 0 {
+		line += fmt.Sprintf(", and tell %d turns", len(turns))
 	}
 	if n := len(p.GetToolCalls()); n > 0 {
 		line += fmt.Sprintf("; %d tool calls wait", n)
@@ -222,12 +221,12 @@ func (r *replayRun) send(ctx context.Context, b replay.Batch) (int64, error) {
 			return 0, err
 		}
 	}
-	res, err := r.service.IngestLive(ctx, &conversationv1.IngestLiveRequest{ConversationId: r.conversation, Epoch: r.epoch, Frames: b.Frames})
+	res, err := r.live.IngestLive(ctx, &livev1.IngestLiveRequest{ConversationId: r.conversation, FencingToken: r.token, Frames: b.Frames})
 	if err != nil {
 		return 0, fmt.Errorf("send frames %d to %d of connection %d: %w",
 			b.Frames[0].GetClientIndex(), b.Frames[len(b.Frames)-1].GetClientIndex(), b.Epoch, err)
 	}
-	return res.GetMetadata().GetVersion(), nil
+	return res.GetVersion(), nil
 }
 
 // await waits until the version was seen.

@@ -21,7 +21,7 @@ func TestReplay(t *testing.T) {
 		"[#1 user voice complete] Can you look at issue", // its earlier states may come as one
 		"[#4 assistant voice interrupted] Good idea.",
 		"[tool fc-001 completed] create_agent_run\n",
-		"\nconnection 1: start fresh\nconnection 2: resume with handle 3, which knows messages up to #6; the user was saying \"And set the issue to \"\n",
+		"\nconnection 1: start fresh (first)\nconnection 2: resume\n",
 		"\n8 messages, 2 tool calls, ", " versions from 58 frames\nconversation ",
 	} {
 		if !strings.Contains(stdout, want) {

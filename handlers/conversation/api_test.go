@@ -32,6 +32,7 @@ import (
 	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	"holdfast/gen/holdfast/live/v1/livev1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/handlertest"
 	"holdfast/identity"
@@ -91,8 +92,11 @@ func serveWith(t *testing.T, d *dbtest.Bundle, box *seal.Box, change ...func(*ob
 	}
 	rt := object.NewRuntime(d.DB, c)
 	manager := NewManager(Register(rt), Options{Box: box, Now: time.Now})
-	server := handlertest.Serve(t, d, rt, handlers.Options{Services: []handlers.Service{handlers.NewService[conversationv1connect.ConversationServiceHandler](
-		conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, manager)}})
+	server := handlertest.Serve(t, d, rt, handlers.Options{Services: []handlers.Service{
+		handlers.NewService[conversationv1connect.ConversationServiceHandler](
+			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, manager),
+		handlers.NewService[livev1connect.LiveServiceHandler](livev1connect.LiveServiceName, livev1connect.NewLiveServiceHandler, manager),
+	}})
 	return &bundle{Bundle: d, url: server.URL, stop: server.Stop, stopped: server.Stopped, rt: rt, manager: manager}
 }
 
@@ -108,8 +112,6 @@ func (b *bundle) token(t *testing.T, user identity.User) string {
 	return handlertest.Key(t, b.Bundle, user)
 }
 
-type client = conversationv1connect.ConversationServiceClient
-
 // client calls as a user, over HTTP/2; protocol options such as connect.WithGRPC may follow.
 func (b *bundle) client(t *testing.T, user identity.User, opts ...connect.ClientOption) client {
 	t.Helper()
@@ -120,7 +122,7 @@ func (b *bundle) client(t *testing.T, user identity.User, opts ...connect.Client
 
 func (b *bundle) clientOver(t *testing.T, user identity.User, transport *http.Transport, opts ...connect.ClientOption) client {
 	t.Helper()
-	return conversationv1connect.NewConversationServiceClient(handlertest.Client(t, b.Bundle, user, transport), b.url, opts...)
+	return newClient(handlertest.Client(t, b.Bundle, user, transport), b.url, opts...)
 }
 
 // answered is an HTTP response, read.
@@ -133,7 +135,13 @@ type answered struct {
 // send makes one HTTP/1.1 request of a method of the service, as curl would; headers are "Name: value".
 func (b *bundle) send(t *testing.T, verb, method string, body []byte, headers ...string) answered {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), verb, b.url+"/"+conversationv1connect.ConversationServiceName+"/"+method, bytes.NewReader(body))
+	return b.sendTo(t, conversationv1connect.ConversationServiceName, verb, method, body, headers...)
+}
+
+// sendTo is send to a service of the package.
+func (b *bundle) sendTo(t *testing.T, service, verb, method string, body []byte, headers ...string) answered {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), verb, b.url+"/"+service+"/"+method, bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -523,10 +531,6 @@ func changes() map[string]func(context.Context, client, int64) error {
 		},
 		"AdvanceFlow": func(ctx context.Context, c client, v int64) error {
 			_, err := c.Append(ctx, &conversationv1.AppendRequest{ConversationId: c1, IfVersion: at(v), FlowSteps: []*conversationv1.FlowStep{{Flow: "f", Step: "s"}}})
-			return err
-		},
-		"IngestLive": func(ctx context.Context, c client, v int64) error {
-			_, err := c.IngestLive(ctx, &conversationv1.IngestLiveRequest{ConversationId: c1, Epoch: 1, Frames: []*conversationv1.LiveFrame{textFrame(1, in("Hi"))}, IfVersion: v})
 			return err
 		},
 		"DeleteConversation": func(ctx context.Context, c client, v int64) error {

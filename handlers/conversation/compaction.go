@@ -35,9 +35,9 @@ type leasedError struct{ until time.Time }
 func (e leasedError) Error() string { return "another has the lease" }
 
 // leaseCompaction lets the caller summarise a range that was chosen on the newest summary. mine is the token of a lease
-// that the caller has; 0: none. version is that before the change. It is a leasedError, or errMoved.
+// that the caller has; 0: none. It is a leasedError, or errMoved.
 func leaseCompaction(
-	s *storev1.ConversationState, wanted *storev1.CompactionLease, mine, version int64, lease time.Duration, now time.Time,
+	s *storev1.ConversationState, wanted *storev1.CompactionLease, mine int64, lease time.Duration, now time.Time,
 ) (*storev1.CompactionLease, error) {
 	held := s.GetCompaction()
 	if held != nil && held.GetToken() != mine && held.GetSummarySeq() == 0 && now.Before(held.GetExpireTime().AsTime()) {
@@ -47,7 +47,7 @@ func leaseCompaction(
 		return nil, errMoved
 	}
 	given := proto.CloneOf(wanted)
-	given.Token = max(held.GetToken(), version) + 1 // versions go on counting where the id is used again
+	given.Token = max(held.GetToken(), s.GetIssuedBefore()) + 1
 	given.ExpireTime = timestamppb.New(now.Add(lease))
 	s.Compaction = given
 	return given, nil
@@ -60,7 +60,7 @@ func commitSummary(
 	s *storev1.ConversationState, req *conversationv1.CommitCompactionRequest, now time.Time,
 ) (*storev1.Summary, error) {
 	lease := s.GetCompaction()
-	if lease.GetToken() != req.GetFencingToken() || lease.GetToSeq() == 0 { // a restored conversation has the token alone
+	if lease.GetToken() != int64(req.GetFencingToken()) || lease.GetToSeq() == 0 { // a restored conversation has the token alone
 		return nil, errStaleLease
 	}
 	if lease.GetSummarySeq() != 0 {

@@ -280,53 +280,6 @@ func (w *contextWindow) neutral() []*conversationv1.ContextItem {
 	return out
 }
 
-// addCatchUp adds to a plan what a session that is resumed does not know, unless it is still being said.
-func (m *Manager) addCatchUp(
-	ctx context.Context, req *conversationv1.GetResumePlanRequest, h *storev1.LiveHandle, res *conversationv1.GetResumePlanResponse,
-) error {
-	most := object.AnswerBytes - rpc.AnswerSize(res)
-	_, err := m.read(ctx, req.GetConversationId(), func(r *reader) error {
-		if r.s.GetLastSeq() == h.GetAfterSeq() && r.s.GetToolCallCount() == h.GetAfterToolCall() {
-			return nil
-		}
-		// A call that it does not know may have followed the last message that it does.
-		items, _, err := r.items(ctx, max(h.GetAfterSeq()-1, r.s.GetLastSeq()-maxCatchUp, 0), func(items []windowItem, _ bool) bool {
-			return newestWithin(items, most) > 0
-		})
-		if err != nil {
-			return err
-		}
-		items = items[newestWithin(items, most):]
-		t := &turns{onlyText: true}
-		for _, i := range items {
-			if i.message.GetSeq() > h.GetAfterSeq() && !i.open() || i.call.GetSeq() > h.GetAfterToolCall() {
-				t.addItem(i)
-			}
-		}
-		res.Seed = t.seed(req.GetSeedEndsWithUser())
-		return nil
-	})
-	return err
-}
-
-// addSeed adds to a plan what a new session has to be told.
-func (m *Manager) addSeed(ctx context.Context, req *conversationv1.GetResumePlanRequest, res *conversationv1.GetResumePlanResponse) error {
-	budget := req.GetSeedBudgetTokens()
-	if budget == 0 {
-		budget = defaultSeed
-	}
-	taken := rpc.AnswerSize(res)
-	_, err := m.read(ctx, req.GetConversationId(), func(r *reader) error {
-		w, err := r.contextWindow(ctx, budget, false, taken)
-		if err != nil {
-			return err
-		}
-		res.Seed, res.SeedWindow = w.turns(true, true).seed(req.GetSeedEndsWithUser()), w.about
-		return nil
-	})
-	return err
-}
-
 // GetContextWindow implements ConversationService.
 func (m *Manager) GetContextWindow(
 	ctx context.Context, req *conversationv1.GetContextWindowRequest,
@@ -378,7 +331,7 @@ func (m *Manager) ProposeCompaction(
 					tx.Unchanged()
 					return &conversationv1.ProposeCompactionResponse{}, nil
 				}
-				got, err := leaseCompaction(tx.State(), wanted, req.GetFencingToken(), int64(tx.Version()), lease, tx.Now())
+				got, err := leaseCompaction(tx.State(), wanted, int64(req.GetFencingToken()), lease, tx.Now())
 				if err != nil {
 					return nil, refuse(err)
 				}

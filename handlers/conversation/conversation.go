@@ -28,7 +28,11 @@ const (
 
 // terms are what conversations can be listed by.
 func terms(s *storev1.ConversationState) []string {
-	return filter(s.GetProjectId(), s.GetLabels())
+	t := filter(s.GetProjectId(), s.GetLabels())
+	if live := s.GetLive(); live.GetLease().GetSessionId() != "" && live.GetCloseTime() == nil {
+		t = append(t, liveTerm(live.GetLease().GetUser()))
+	}
+	return t
 }
 
 func filter(projectID string, labels map[string]string) []string {

@@ -153,7 +153,7 @@ func TestATruncationDropsSummariesOfWhatItRemoves(t *testing.T) {
 	summarise := func(text string) int32 {
 		long(t, c, 4)
 		p := must(c.ProposeCompaction(t.Context(), &proposeReq{ConversationId: c1, KeepTokens: 1}))(t)
-		must(c.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: int64(p.GetLease().GetFencingToken()), Text: text}))(t)
+		must(c.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: p.GetLease().GetFencingToken(), Text: text}))(t)
 		return p.GetToSeq()
 	}
 	first, second := summarise("first"), summarise("second")
@@ -181,7 +181,7 @@ func TestATruncationDropsSummariesOfWhatItRemoves(t *testing.T) {
 			t.Errorf("after %d the summary is %q, of %q; want %q", step.after, got, listed(), step.want)
 		}
 	}
-	_, err := c.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: int64(open.GetLease().GetFencingToken()), Text: "of what is gone"})
+	_, err := c.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: open.GetLease().GetFencingToken(), Text: "of what is gone"})
 	refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}.check(t, err)
 }
 

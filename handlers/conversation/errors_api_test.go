@@ -19,6 +19,7 @@ import (
 
 	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 	"holdfast/object"
 )
 
@@ -46,22 +47,6 @@ func invoke(t *testing.T, c client, req proto.Message) error {
 		_, err = c.ListMessages(ctx, r)
 	case *conversationv1.ListRecordsRequest:
 		_, err = c.ListRecords(ctx, r)
-	case *conversationv1.IngestLiveRequest:
-		_, err = c.IngestLive(ctx, r)
-	case *conversationv1.OpenLiveRequest:
-		_, err = c.OpenLive(ctx, r)
-	case *conversationv1.CloseLiveRequest:
-		_, err = c.CloseLive(ctx, r)
-	case *conversationv1.GetResumePlanRequest:
-		_, err = c.GetResumePlan(ctx, r)
-	case *conversationv1.ReportResumeFailedRequest:
-		_, err = c.ReportResumeFailed(ctx, r)
-	case *conversationv1.ListLiveFramesRequest:
-		_, err = c.ListLiveFrames(ctx, r)
-	case *conversationv1.ClaimToolCallRequest:
-		_, err = c.ClaimToolCall(ctx, r)
-	case *conversationv1.CompleteToolCallRequest:
-		_, err = c.CompleteToolCall(ctx, r)
 	case *conversationv1.GetContextWindowRequest:
 		_, err = c.GetContextWindow(ctx, r)
 	case *conversationv1.ProposeCompactionRequest:
@@ -71,7 +56,7 @@ func invoke(t *testing.T, c client, req proto.Message) error {
 	case *conversationv1.WatchConversationRequest:
 		err = watch(t, c, r).end(t)
 	default:
-		t.Fatalf("%T is no request", req)
+		err = invokeLive(ctx, c, req)
 	}
 	return err
 }
@@ -81,7 +66,6 @@ type (
 	appendReq  = conversationv1.AppendRequest
 	intentReq  = conversationv1.AppendRequest
 	flowReq    = conversationv1.AppendRequest
-	ingestReq  = conversationv1.IngestLiveRequest
 	newMessage = conversationv1.Message
 )
 
@@ -108,8 +92,8 @@ func TestLimits(t *testing.T) {
 		return &appendReq{ConversationId: c1, Messages: []*newMessage{{Role: conversationv1.Role_ROLE_USER, Text: "x"}, m}}
 	}
 	part := func(p *conversationv1.Part) *appendReq { return one(&newMessage{Parts: []*conversationv1.Part{p}}) }
-	frames := func(f ...*conversationv1.LiveFrame) *ingestReq {
-		return &ingestReq{ConversationId: c1, Epoch: 1, Frames: f}
+	frames := func(f ...*livev1.LiveFrame) *ingestReq {
+		return &ingestReq{ConversationId: c1, FencingToken: 1, Frames: f}
 	}
 	deep := structpb.NewNumberValue(1)
 	for range 65 {
@@ -188,11 +172,10 @@ func TestLimits(t *testing.T) {
 		{&flowReq{ConversationId: c1, FlowSteps: []*conversationv1.FlowStep{{Flow: "f"}}}, "flow_steps[0].step", "1"},
 		{&flowReq{ConversationId: c1, FlowSteps: []*conversationv1.FlowStep{{Flow: "f", Step: "s", Data: nul}}}, `flow_steps[0].data["a"]["b"][1]`, "U+0000"},
 		{&conversationv1.ListRecordsRequest{ConversationId: c1, PageSize: -1, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_FLOW_STEP}}, "page_size", "0"},
-		{&ingestReq{ConversationId: c1, Epoch: 1}, "frames", "1"},
-		{frames(make([]*conversationv1.LiveFrame, 1001)...), "frames", "1000"},
-		{frames(&conversationv1.LiveFrame{ClientIndex: 1}), "frames[0].frame", ""},
+		{frames(make([]*livev1.LiveFrame, 1001)...), "frames", "1000"},
+		{frames(&livev1.LiveFrame{ClientIndex: 1}), "frames[0].frame", ""},
 		{frames(textFrame(0, "{}")), "frames[0].client_index", "1"},
-		{&ingestReq{ConversationId: c1, Frames: []*conversationv1.LiveFrame{textFrame(1, "{}")}}, "epoch", "1"},
+		{&ingestReq{ConversationId: c1, Frames: []*livev1.LiveFrame{textFrame(1, "{}")}}, "fencing_token", "1"},
 	}
 	for _, tt := range tests {
 		failed := t.Failed()
@@ -254,12 +237,12 @@ func TestWithinTheLimits(t *testing.T) {
 		t.Errorf("slots came back as %v", got)
 	}
 
-	frames := make([]*conversationv1.LiveFrame, 1000)
+	frames := make([]*livev1.LiveFrame, 1000)
 	for i := range frames {
 		frames[i] = textFrame(int64(i)+1, activityStart)
 	}
-	if got := must(c.IngestLive(t.Context(), &ingestReq{ConversationId: c1, Epoch: 1, Frames: frames}))(t); got.GetLastClientIndex() != 1000 {
-		t.Errorf("ingested up to %d", got.GetLastClientIndex())
+	if got := ingestOne(t, c, openLive(t, c), frames...); got.GetReceivedThrough() != 1000 {
+		t.Errorf("ingested up to %d", got.GetReceivedThrough())
 	}
 }
 

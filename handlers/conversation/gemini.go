@@ -2,6 +2,7 @@ package conversation
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -148,14 +149,14 @@ func function(id, name, field string, value *structpb.Struct) *structpb.Struct {
 func (t *turns) addCall(c *storev1.ToolCall) {
 	switch {
 	case c.GetStatus() == callCompleted && c.GetResultSeq() == 0:
-		t.callPart(c.GetCallId(), c.GetName(), c.GetArgs())
-		t.resultPart(c.GetCallId(), c.GetName(), c.GetResponse())
+		t.callPart(c.GetCallId(), c.GetName(), argsOf(c))
+		t.resultPart(c.GetCallId(), c.GetName(), responseOf(c))
 	case c.GetStatus() == callCancelled:
-		t.say(geminiModel, fmt.Sprintf("[called %s with %s, then withdrew it]", c.GetName(), jsonText(c.GetArgs())))
+		t.say(geminiModel, fmt.Sprintf("[called %s with %s, then withdrew it]", c.GetName(), argsText(c)))
 	case c.GetStatus() == callCompleted: // its result follows, as a message
-		t.say(geminiModel, fmt.Sprintf("[called %s with %s]", c.GetName(), jsonText(c.GetArgs())))
+		t.say(geminiModel, fmt.Sprintf("[called %s with %s]", c.GetName(), argsText(c)))
 	default:
-		t.say(geminiModel, fmt.Sprintf("[called %s with %s; there is no result yet]", c.GetName(), jsonText(c.GetArgs())))
+		t.say(geminiModel, fmt.Sprintf("[called %s with %s; there is no result yet]", c.GetName(), argsText(c)))
 	}
 }
 
@@ -203,49 +204,52 @@ func systemInstruction(messages []*storev1.Message) *structpb.Struct {
 	return fieldsOf(map[string]*structpb.Value{"parts": structpb.NewListValue(l)})
 }
 
-// argsText is a call's arguments as JSON.
-func argsText(p *storev1.ToolCallPart) string {
-	if p.GetArgsJson() != "" {
-		return p.GetArgsJson()
+// arguments and responses are what a call has, in a message or of the Live API.
+type (
+	arguments interface {
+		GetArgs() *structpb.Struct
+		GetArgsJson() string
 	}
-	return jsonText(p.GetArgs())
-}
+	responses interface {
+		GetResponse() *structpb.Value
+		GetResponseJson() string
+		GetIsError() bool
+	}
+)
 
-// responseText is a result's response as JSON.
-func responseText(p *storev1.ToolResultPart) string {
-	if p.GetResponseJson() != "" {
-		return p.GetResponseJson()
-	}
-	return jsonText(p.GetResponse())
-}
+// argsText is a call's arguments as JSON.
+func argsText(c arguments) string { return cmp.Or(c.GetArgsJson(), jsonText(c.GetArgs())) }
+
+// responseText is a response as JSON.
+func responseText(c responses) string { return cmp.Or(c.GetResponseJson(), jsonText(c.GetResponse())) }
 
 // argsOf are a call's arguments as Gemini takes them. JSON that is not an object goes in as text: the model reads it all the same.
-func argsOf(p *storev1.ToolCallPart) *structpb.Struct {
-	if p.GetArgsJson() == "" {
-		return p.GetArgs()
+func argsOf(c arguments) *structpb.Struct {
+	if c.GetArgsJson() == "" {
+		return c.GetArgs()
 	}
-	return inStruct("args", jsonValue(p.GetArgsJson()))
+	return inStruct("args", told(c.GetArgsJson()))
 }
 
-// responseOf is a result's response as Gemini takes it: an object, with "output" or "error" for any other value.
-func responseOf(p *storev1.ToolResultPart) *structpb.Struct {
-	response, field := p.GetResponse(), "output"
-	if p.GetResponseJson() != "" {
-		response = jsonValue(p.GetResponseJson())
+// responseOf is a response as Gemini takes it: an object, with "output" or "error" for any other value.
+func responseOf(c responses) *structpb.Struct {
+	response, field := c.GetResponse(), "output"
+	if c.GetResponseJson() != "" {
+		response = told(c.GetResponseJson())
 	}
-	if p.GetIsError() {
+	if c.GetIsError() {
 		field = "error"
 	}
 	return inStruct(field, response)
 }
 
-// jsonValue is a JSON text as a value; where it is none, the text.
-func jsonValue(text string) *structpb.Value {
-	v := &structpb.Value{}
-	if err := protojson.Unmarshal([]byte(text), v); err != nil {
+// told is a JSON text as a model is told it, which has numbers that a double would round as strings; where it is no JSON, the text.
+func told(text string) *structpb.Value {
+	v, err := parseText([]byte(text))
+	if err != nil {
 		return structpb.NewStringValue(text)
 	}
-	return v
+	return v.value
 }
 
 // inStruct is a value that is an object as it is, and another as the only field of one.

@@ -13,7 +13,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/testing/protocmp"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 )
 
 // scenarioLine is a line of a scenario: a client opens a connection or closes it, or one of its frames, as JSON, as text
@@ -27,10 +27,10 @@ type scenarioLine struct {
 	Binary string          `json:"binary"`
 }
 
-func (l *scenarioLine) liveFrame(index int64) *conversationv1.LiveFrame {
+func (l *scenarioLine) liveFrame(index int64) *livev1.LiveFrame {
 	switch {
 	case l.Binary != "":
-		return &conversationv1.LiveFrame{ClientIndex: index, Frame: &conversationv1.LiveFrame_Binary{Binary: []byte(l.Binary)}}
+		return &livev1.LiveFrame{ClientIndex: int32(index), Frame: &livev1.LiveFrame_Binary{Binary: []byte(l.Binary)}}
 	case l.Text != "":
 		return textFrame(index, l.Text)
 	default:
@@ -60,7 +60,7 @@ func scenario(t *testing.T, file string) (lines []scenarioLine) {
 // the voice turn went, which with one frame a batch is each of its steps.
 func (s *liveStore) play(t *testing.T, lines []scenarioLine, most int) (voice []string) {
 	t.Helper()
-	var batch []*conversationv1.LiveFrame
+	var batch []*livev1.LiveFrame
 	epoch, index := int64(0), int64(0)
 	flush := func() {
 		if len(batch) == 0 {
@@ -81,11 +81,11 @@ func (s *liveStore) play(t *testing.T, lines []scenarioLine, most int) (voice []
 		}
 		switch {
 		case line.Open != nil:
-			req := &conversationv1.OpenLiveRequest{}
+			req := &livev1.ConnectLiveRequest{}
 			if err := protojson.Unmarshal(line.Open, req); err != nil {
 				t.Fatal(err)
 			}
-			s.do(testNow, func(f *folder) { f.open(req, 0, testLimits) })
+			s.do(testNow, func(f *folder) { f.take(req) })
 		case line.Close != 0:
 			s.do(testNow, func(f *folder) { f.closeLive(line.Close) })
 		default:

@@ -1,6 +1,7 @@
 package conversation
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -8,7 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
@@ -26,7 +27,7 @@ type rawFrames struct {
 	m      *Manager
 	caller identity.Identity
 	id     string
-	frames []*conversationv1.LiveFrame
+	frames []*livev1.LiveFrame
 	sealed [][]byte
 }
 
@@ -41,7 +42,7 @@ func (r *rawFrames) seal() ([][]byte, error) {
 		for n < len(frames) && room.Fits(rpc.AnswerSize(frames[n])) {
 			n++
 		}
-		plain, err := proto.Marshal(&conversationv1.LiveFrameBatch{Frames: frames[:n]})
+		plain, err := proto.Marshal(&livev1.LiveFrameBatch{Frames: frames[:n]})
 		if err != nil {
 			return nil, err
 		}
@@ -104,45 +105,48 @@ func dropKept(tx *object.Tx[state]) {
 	live.FirstKept = 0 // the next batch sets the timer
 }
 
-// ListLiveFrames implements ConversationService.
-func (m *Manager) ListLiveFrames(
-	ctx context.Context, req *conversationv1.ListLiveFramesRequest,
-) (*conversationv1.ListLiveFramesResponse, error) {
+// ListLiveFrames implements LiveService.
+func (m *Manager) ListLiveFrames(ctx context.Context, req *livev1.ListLiveFramesRequest) (*livev1.ListLiveFramesResponse, error) {
 	const pageSize = 20 // batches may be large
 	caller, err := identity.From(ctx)
 	if err != nil {
 		return nil, err
 	}
-	size := pageSize
-	if req.GetPageSize() > 0 {
-		size = int(req.GetPageSize())
+	after, err := rpc.Cursor(req)
+	if err != nil {
+		return nil, err
 	}
-	res := &conversationv1.ListLiveFramesResponse{}
+	o := object.EntriesOptions{PageSize: cmp.Or(int(req.GetPageSize()), pageSize)}
+	res := &livev1.ListLiveFramesResponse{}
 	var room object.Room
 	// A page of which all is over is no answer: there would be nothing to go on from.
-	for after, more := object.SeqKey(req.GetAfterNumber()), true; more && len(res.GetBatches()) == 0; {
-		page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inKeptFrames, object.EntriesOptions{PageSize: size, After: after})
+	for more := true; more && len(res.GetBatches()) == 0; {
+		o.After = after
+		page, err := m.kind.Entries(ctx, object.ID(req.GetConversationId()), inKeptFrames, o)
 		if err != nil {
 			return nil, err
 		}
 		more = page.More
-		res.HasMore, res.Metadata = page.More, rpc.Metadata(page.Info)
 		for _, e := range page.Entries {
-			after = e.Key
 			kept, _ := e.Value.(*storev1.KeptFrames)
 			batch, err := m.openKept(caller.Tenant, req.GetConversationId(), e.Key, kept, m.now())
 			if err != nil {
 				return nil, err
 			}
-			if batch == nil {
+			if batch == nil || !mayHave(caller, page.Owner, kept.GetUser()) {
+				after = e.Key
 				continue
 			}
 			// In the open, and in JSON, frames are larger than what is kept of them.
 			if !room.Fits(rpc.AnswerSize(batch)) {
-				res.HasMore = true
+				more = true
 				break
 			}
-			res.Batches = append(res.Batches, batch)
+			res.Batches, after = append(res.Batches, batch), e.Key
+		}
+		res.NextPageToken = ""
+		if more {
+			res.NextPageToken = rpc.Token(req, after)
 		}
 	}
 	return res, nil
@@ -151,7 +155,7 @@ func (m *Manager) ListLiveFrames(
 // openKept is a kept batch in clear; nil: it is over, or its key is gone.
 func (m *Manager) openKept(
 	t identity.Tenant, conversationID, key string, kept *storev1.KeptFrames, now time.Time,
-) (*conversationv1.LiveFrameBatch, error) {
+) (*livev1.LiveFrameBatch, error) {
 	if !now.Before(kept.GetExpireTime().AsTime()) {
 		return nil, nil
 	}
@@ -159,13 +163,13 @@ func (m *Manager) openKept(
 	if err != nil {
 		return nil, nil //nolint:nilerr // a key that was taken away took the frames with it
 	}
-	batch := &conversationv1.LiveFrameBatch{}
+	batch := &livev1.LiveFrameBatch{}
 	if err := proto.Unmarshal(plain, batch); err != nil {
 		return nil, fmt.Errorf("conversation: kept frames cannot be read: %w", err)
 	}
 	if _, err := fmt.Sscanf(key, "%d", &batch.Number); err != nil {
 		return nil, fmt.Errorf("conversation: key of kept frames: %w", err)
 	}
-	batch.Epoch, batch.ReceiveTime = kept.GetEpoch(), kept.GetCreateTime()
+	batch.FromConnection, batch.ReceiveTime = int32(kept.GetEpoch()), kept.GetCreateTime() //nolint:gosec // it was an int32
 	return batch, nil
 }

@@ -96,9 +96,9 @@ func TestAnswersEndAtTwoMebibytes(t *testing.T) {
 			t.Errorf("the window is %v", w)
 		}
 	}
-	check("GetResumePlan", must(c.GetResumePlan(ctx, &conversationv1.GetResumePlanRequest{ConversationId: c1, SeedBudgetTokens: 100_000}))(t))
+	check("ConnectLive", connectAs(t, c, &connectReq{SeedBudgetTokens: 2_000_000}))
 
-	last := res.GetConversation().GetVersion()
+	last := res.GetConversation().GetVersion() + 1 // of the connection
 	for _, after := range []int64{0, 1} {
 		got, pieces := map[int64]int{}, 0
 		w := watchAfter(t, c, after)
@@ -111,7 +111,7 @@ func TestAnswersEndAtTwoMebibytes(t *testing.T) {
 			for _, msg := range m.GetMessages() {
 				got[int64(msg.GetSeq())]++
 			}
-			if pieces++; !m.GetHasMore() {
+			if pieces++; !m.GetMore() {
 				if m.GetVersion() != last {
 					t.Errorf("the last piece is at version %d", m.GetVersion())
 				}

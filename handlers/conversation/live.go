@@ -47,19 +47,26 @@ type liveEffects struct {
 // findCall looks up a tool call that does not wait for anything, by its live session and id; nil: there is none.
 type findCall func(session int64, callID string) *storev1.ToolCall
 
-// ingest folds a batch of frames into the state. It is pure: the same frames in one batch or in many lead to the same
-// state and messages. A batch that fence refuses changes nothing.
-func (f *folder) ingest(batch liveBatch) (liveEffects, error) {
-	if err := fence(f.state, writer{epoch: batch.epoch, caller: batch.caller, now: f.now.AsTime()}); err != nil {
+// ingest folds a batch of frames of the newest connection into the state, and reports what it did. A batch that fence refuses changes
+// nothing.
+func (f *folder) ingest(w writer, batch liveBatch, playedMs *int32) (liveEffects, error) {
+	if err := fence(f.state, w); err != nil {
 		return liveEffects{}, err
-	}
-	if batch.epoch > f.live.GetEpoch() {
-		f.connectUntold(batch.epoch)
 	}
 	if err := batch.checkIndexes(f.live.GetLastClientIndex()); err != nil {
 		return liveEffects{}, err
 	}
-	var skipped, unknown int32
+	skipped, unknown := f.foldBatch(batch)
+	f.played(playedMs)
+	f.claimIssued()
+	effects := f.effects()
+	effects.skipped, effects.unknown = skipped, unknown
+	return effects, nil
+}
+
+// foldBatch folds a batch of the newest connection. It is pure: the same frames in one batch or in many lead to the same state and
+// messages.
+func (f *folder) foldBatch(batch liveBatch) (skipped, unknown int32) {
 	for i := range batch.frames {
 		frame := &batch.frames[i]
 		if frame.index <= f.live.GetLastClientIndex() {
@@ -67,8 +74,6 @@ func (f *folder) ingest(batch liveBatch) (liveEffects, error) {
 			continue
 		}
 		f.live.LastClientIndex = frame.index
-		f.live.FrameCount++
-		f.live.ByteCount += int64(frame.size)
 		f.live.FrameTime = f.now
 		f.live.UnknownFrames += int64(frame.unknown)
 		unknown += int32(frame.unknown) //nolint:gosec // a request is bounded
@@ -76,9 +81,7 @@ func (f *folder) ingest(batch liveBatch) (liveEffects, error) {
 			f.fold(&frame.messages[j])
 		}
 	}
-	effects := f.effects()
-	effects.skipped, effects.unknown = skipped, unknown
-	return effects, nil
+	return skipped, unknown
 }
 
 // folder folds the messages of the Live API into a state, one by one.
@@ -98,10 +101,14 @@ type folder struct {
 	live  *storev1.LiveState
 	now   *timestamppb.Timestamp
 	find  findCall
+	// stored looks up a message, or returns nil.
+	stored func(seq int64) *storev1.Message
 	// What was made or changed, by seq.
 	messages  map[int64]*storev1.Message
 	toolCalls map[int64]*storev1.ToolCall
 	callOrder []int64
+	// token is that of the claims of this change; 0: it has made none.
+	token int64
 }
 
 func newFolder(state *storev1.ConversationState, now time.Time, find findCall) *folder {
@@ -159,7 +166,6 @@ func (f *folder) foldClient(m *liveFrame) {
 		f.addTurns(m.ClientContent)
 	}
 	if m.RealtimeInput != nil && m.RealtimeInput.Text != "" {
-		f.live.Seeding = false
 		f.addText(string(m.RealtimeInput.Text))
 	}
 	if m.ToolResponse != nil {
@@ -170,7 +176,6 @@ func (f *folder) foldClient(m *liveFrame) {
 }
 
 func (f *folder) foldContent(c *serverContent) {
-	f.live.Seeding = false
 	if c.Interrupted {
 		f.interrupt()
 	}
@@ -237,13 +242,9 @@ func (f *folder) showTranscription(text string) {
 	f.voice().LastTranscription = lastBytes(text, maxTranscription)
 }
 
-// addTurns adds what the user wrote. What a client tells a new session of what was said before is not news: it is
-// known by where it stands, or by turns of the model among it.
+// addTurns adds what the user wrote. What a client tells a new session of what was said before is not news: it is known by turns
+// of the model among it.
 func (f *folder) addTurns(c *clientContent) {
-	if f.live.GetSeeding() {
-		f.live.Seeding = !c.TurnComplete
-		return
-	}
 	if slices.ContainsFunc(c.Turns, func(turn content) bool { return turn.Role == "model" }) {
 		return
 	}
@@ -254,6 +255,9 @@ func (f *folder) addTurns(c *clientContent) {
 
 // addText adds a text of the user, complete at once, in several messages if it is long.
 func (f *folder) addText(text string) {
+	if f.resultTold(text) {
+		return
+	}
 	turn := openTurn(storev1.Role_ROLE_USER)
 	turn.Modality = storev1.Modality_MODALITY_TEXT
 	f.extend(&turn, text)
@@ -261,13 +265,41 @@ func (f *folder) addText(text string) {
 }
 
 func (f *folder) speechStarts() {
-	f.live.Seeding = false
 	f.live.TellsSpeech = true
 	f.speaks()
 	if f.live.GetAssistantTurn() != nil {
 		f.speakOver()
 	}
 	f.signal(speechStarted)
+}
+
+// played notes how much of the audio of the newest answer was played when the user spoke over it, or when the connection was gone.
+// The last report counts. What was played to the end was not spoken over.
+func (f *folder) played(ms *int32) {
+	seq, turn := f.live.GetSpokenSeq(), f.live.GetAssistantTurn()
+	if ms == nil || seq == 0 || turn != nil && turn.GetSeq() == 0 {
+		return
+	}
+	m, audio := turn, f.live.GetTurnAudioMs()
+	if turn == nil {
+		if m = f.messages[seq]; m == nil && f.stored != nil {
+			m = proto.CloneOf(f.stored(seq))
+		}
+		audio = m.GetAudioMs()
+	}
+	if m == nil {
+		return
+	}
+	said := played(m.GetText(), int64(*ms), audio)
+	if m.HeardText == nil && said == m.GetText() || m.HeardText != nil && m.GetHeardText() == said && !m.GetHeardEstimated() {
+		return
+	}
+	m.HeardText, m.HeardEstimated, m.PlayedMs = &said, false, new(int64(*ms))
+	m.Status = storev1.MessageStatus_MESSAGE_STATUS_INTERRUPTED
+	if m.GetInterruptTime() == nil {
+		m.InterruptTime = f.now
+	}
+	f.touch(m)
 }
 
 // speakOver notes that the user speaks over the model's turn.
@@ -468,6 +500,9 @@ func (f *folder) number(turn *storev1.Message) {
 	turn.Seq = f.state.GetLastSeq()
 	turn.TokenCountEstimated = true
 	turn.CreateTime = f.now
+	if turn.GetRole() == storev1.Role_ROLE_ASSISTANT {
+		f.live.SpokenSeq = turn.GetSeq()
+	}
 }
 
 // finish gives a turn that is still streaming its last status. No turn, and a finished one, stay as they are.

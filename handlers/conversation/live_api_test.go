@@ -15,6 +15,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
@@ -152,55 +153,50 @@ func TestFlows(t *testing.T) {
 	same(t, "all types, by time", &conversationv1.ListRecordsResponse{Records: got}, &conversationv1.ListRecordsResponse{Records: all})
 }
 
-// ingestOne sends a batch of frames of c1.
-func ingestOne(t *testing.T, c client, epoch int64, frames ...*conversationv1.LiveFrame) *conversationv1.IngestLiveResponse {
-	t.Helper()
-	return must(c.IngestLive(t.Context(), &ingestReq{ConversationId: c1, Epoch: epoch, Frames: frames}))(t)
-}
-
 func TestIngestLive(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t, ada)
 	create(t, c)
+	openLive(t, c)
 	object := structOf(t, map[string]any{"serverContent": map[string]any{"inputTranscription": map[string]any{"text": " world"}}})
 	first := ingestOne(t, c, 1,
-		&conversationv1.LiveFrame{ClientIndex: 1, Frame: &conversationv1.LiveFrame_Binary{Binary: []byte(in("Hello"))}},
-		&conversationv1.LiveFrame{ClientIndex: 2, Frame: &conversationv1.LiveFrame_Object{Object: object}},
+		&livev1.LiveFrame{ClientIndex: 1, Frame: &livev1.LiveFrame_Binary{Binary: []byte(in("Hello"))}},
+		&livev1.LiveFrame{ClientIndex: 2, Frame: &livev1.LiveFrame_Object{Object: object}},
 		textFrame(3, `not JSON`),
 		textFrame(4, activityEnd+out("Sure.")+call("call-1")),
 	)
-	if got := first.GetMetadata().GetVersion(); got != 2 {
+	if got := first.GetVersion(); got != 3 {
 		t.Errorf("a batch is one version; it is %d", got)
 	}
-	if first.GetLastClientIndex() != 4 || first.GetSkippedFrames() != 0 || first.GetVoice().GetStatus() != voiceProcessing {
+	if first.GetStoredThrough() != 4 || first.GetReceivedThrough() != 4 || first.GetVoice().GetStatus() != conversationv1.VoiceStatus(voiceProcessing) {
 		t.Errorf("the reply is %v", first)
 	}
 	if diff := cmp.Diff([]string{"Hello world", "Sure."}, texts(first.GetMessages())); diff != "" {
 		t.Error(diff)
 	}
-	if calls := first.GetToolCalls(); len(calls) != 1 || calls[0].GetCallId() != "call-1" || calls[0].GetStatus() != storev1.ToolCallStatus_TOOL_CALL_STATUS_PENDING {
+	if calls := first.GetToolCalls(); len(calls) != 1 || calls[0].GetCallId() != "call-1" || calls[0].GetStatus() != conversationv1.ToolCallStatus_TOOL_CALL_STATUS_PENDING {
 		t.Errorf("tool calls are %v", calls)
 	}
 	read := get(t, c)
 	for i, m := range first.GetMessages() {
-		same(t, "a message that was read", read.GetMessages()[i], presentMessage(m))
+		same(t, "a message that was read", read.GetMessages()[i], m)
 	}
-	same(t, "the voice state that was read", read.GetConversation().GetVoice(), presentVoice(first.GetVoice()))
+	same(t, "the voice state that was read", read.GetConversation().GetVoice(), first.GetVoice())
 	if got := read.GetConversation().GetLive().GetUnknownFrames(); got != 1 || first.GetUnknownFrames() != 1 {
 		t.Errorf("%d frames count as not understood, %d of the batch", got, first.GetUnknownFrames())
 	}
 
 	// A resend changes nothing, and one that goes on is folded from where it is new.
 	again := ingestOne(t, c, 1, textFrame(1, in("Hello")), textFrame(4, out("Sure.")))
-	if again.GetSkippedFrames() != 2 || again.GetLastClientIndex() != 4 || again.GetMetadata().GetVersion() != 2 || len(again.GetMessages()) != 0 {
+	if again.GetStoredThrough() != 4 || again.GetVersion() != 3 || len(again.GetMessages()) != 0 {
 		t.Errorf("a resend: %v", again)
 	}
 	more := ingestOne(t, c, 1, textFrame(4, out("Sure.")), textFrame(5, answer("call-1")), textFrame(6, out(" Done.")), textFrame(7, turnComplete))
-	if more.GetSkippedFrames() != 1 || more.GetLastClientIndex() != 7 || more.GetMetadata().GetVersion() != 3 || more.GetVoice().GetStatus() != voiceIdle {
+	if more.GetStoredThrough() != 7 || more.GetVersion() != 4 || more.GetVoice().GetStatus() != conversationv1.VoiceStatus(voiceIdle) {
 		t.Errorf("a resend that goes on: %v", more)
 	}
-	if calls := more.GetToolCalls(); len(calls) != 1 || calls[0].GetStatus() != storev1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED {
+	if calls := more.GetToolCalls(); len(calls) != 1 || calls[0].GetStatus() != conversationv1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED {
 		t.Errorf("tool calls are %v", calls)
 	}
 	if got := get(t, c).GetMessages(); len(got) != 2 || got[1].GetText() != "Sure. Done." || got[1].GetStatus() != conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE {
@@ -209,18 +205,18 @@ func TestIngestLive(t *testing.T) {
 
 	// A new connection counts from 1 again, and the old ones are shut out.
 	for want := int64(2); want <= 3; want++ {
-		if got := must(c.OpenLive(t.Context(), &conversationv1.OpenLiveRequest{ConversationId: c1}))(t).GetEpoch(); got != want {
-			t.Fatalf("the epoch is %d, not %d", got, want)
+		if got := openLive(t, c); got != want {
+			t.Fatalf("the token is %d, not %d", got, want)
 		}
 	}
 	next := ingestOne(t, c, 3, textFrame(1, in("Next")))
-	if next.GetLastClientIndex() != 1 || next.GetSkippedFrames() != 0 {
+	if next.GetStoredThrough() != 1 {
 		t.Errorf("the next epoch: %v", next)
 	}
 	before := get(t, c)
-	for _, epoch := range []int64{1, 2} {
-		_, err := c.IngestLive(t.Context(), &ingestReq{ConversationId: c1, Epoch: epoch, Frames: []*conversationv1.LiveFrame{textFrame(8, in("late"))}})
-		refusal{code: connect.CodeFailedPrecondition, reason: "FENCED", says: []string{"epoch 3"}}.check(t, err)
+	for _, epoch := range []int32{1, 2} {
+		_, err := c.IngestLive(t.Context(), &ingestReq{ConversationId: c1, FencingToken: epoch, Frames: []*livev1.LiveFrame{textFrame(8, in("late"))}})
+		refusal{code: connect.CodeFailedPrecondition, reason: "FENCED", says: []string{"connection 3"}}.check(t, err)
 	}
 	after := get(t, c)
 	if diff := cmp.Diff(texts(before.GetMessages()), texts(after.GetMessages())); diff != "" || after.GetConversation().GetLive().GetLease().GetFencingToken() != 3 {
@@ -242,16 +238,17 @@ func TestBrokenFramesAreCounted(t *testing.T) {
 	b := setup(t)
 	c := b.client(t, ada)
 	create(t, c)
+	openLive(t, c)
 	broken := []string{``, `{`, `[]`, `null`, `"x"`, `{"serverContent":7}`, "\xff", `{"toolCall":{"functionCalls":[{"name":"no id"}]}}`}
-	var frames []*conversationv1.LiveFrame
+	var frames []*livev1.LiveFrame
 	for i, f := range broken {
-		frames = append(frames, &conversationv1.LiveFrame{ClientIndex: int64(i) + 1, Frame: &conversationv1.LiveFrame_Binary{Binary: []byte(f)}})
+		frames = append(frames, &livev1.LiveFrame{ClientIndex: int32(i) + 1, Frame: &livev1.LiveFrame_Binary{Binary: []byte(f)}})
 	}
 	res := ingestOne(t, c, 1, append(frames, textFrame(100, in("Hi")))...)
-	if res.GetLastClientIndex() != 100 || !slices.Equal(texts(res.GetMessages()), []string{"Hi"}) {
+	if res.GetStoredThrough() != 100 || !slices.Equal(texts(res.GetMessages()), []string{"Hi"}) {
 		t.Errorf("the good one beside the broken: %v", res)
 	}
-	if got := get(t, c).GetConversation().GetLive().GetUnknownFrames(); int(got) != len(broken) {
+	if got := get(t, c).GetConversation().GetLive().GetUnknownFrames(); got != int32(len(broken)) {
 		t.Errorf("%d of %d count as not understood", got, len(broken))
 	}
 }
@@ -263,10 +260,11 @@ func TestTheRecordingThroughTheAPI(t *testing.T) {
 	b := setup(t)
 	clients := []client{b.client(t, ada), serve(t, b.Bundle).client(t, ada)}
 	create(t, clients[0])
+	openLive(t, clients[0])
 	w := watchAfter(t, clients[0], 0)
 	w.next(t)
 
-	var batch, last []*conversationv1.LiveFrame
+	var batch, last []*livev1.LiveFrame
 	var version int64
 	lines := recording(t)
 	for i, line := range lines {
@@ -275,16 +273,15 @@ func TestTheRecordingThroughTheAPI(t *testing.T) {
 			continue
 		}
 		res := ingestOne(t, clients[i%2], line.epoch, slices.Concat(last, batch)...)
-		if int(res.GetSkippedFrames()) != len(last) || res.GetLastClientIndex() != line.frame.GetClientIndex() {
+		if res.GetStoredThrough() != line.frame.GetClientIndex() {
 			t.Fatalf("after %d lines: %v", i+1, res)
 		}
-		version = res.GetMetadata().GetVersion()
+		version = res.GetVersion()
 		last, batch = batch, nil
 		if i+1 < len(lines) && lines[i+1].epoch != line.epoch {
 			last = nil
-			opened := must(clients[i%2].OpenLive(t.Context(), &conversationv1.OpenLiveRequest{ConversationId: c1}))(t)
-			if opened.GetEpoch() != lines[i+1].epoch {
-				t.Fatalf("the connection %d has the epoch %d", lines[i+1].epoch, opened.GetEpoch())
+			if token := openLive(t, clients[i%2]); token != lines[i+1].epoch {
+				t.Fatalf("the connection %d has the token %d", lines[i+1].epoch, token)
 			}
 		}
 	}

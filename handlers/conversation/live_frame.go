@@ -2,6 +2,7 @@ package conversation
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,15 +11,16 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 	"holdfast/handlers/problem"
-	"holdfast/identity"
+	"holdfast/jsonpb"
 )
 
 const (
@@ -55,9 +57,6 @@ type sessionSetup struct {
 	SessionResumption struct {
 		Handle presence `json:"handle"`
 	} `json:"sessionResumption"`
-	HistoryConfig struct {
-		InClientContent bool `json:"initialHistoryInClientContent"`
-	} `json:"historyConfig"`
 }
 
 type clientContent struct {
@@ -140,7 +139,8 @@ type toolResponse struct {
 
 type functionResponse struct {
 	ID       cleanString `json:"id"`
-	Response jsonObject  `json:"response"`
+	Response jsonValue   `json:"response"`
+	isError  bool
 	// More responses to the same call follow.
 	WillContinue bool `json:"willContinue"`
 }
@@ -246,10 +246,11 @@ func (f *liveFrame) fleeting() bool {
 // liveBatch is the frames of one request, read.
 type liveBatch struct {
 	epoch  int64
-	caller identity.Identity
 	frames []readFrame
 	// Nothing in it must be stored by itself.
 	fleeting bool
+	// sessionEnd is when the sender's session ends; zero: there is none.
+	sessionEnd time.Time
 }
 
 // readFrame is one frame, read: the messages in it, and how much of it was not understood.
@@ -278,11 +279,11 @@ func (b *liveBatch) checkIndexes(last int64) error {
 }
 
 // readBatch reads the frames of a request. Resumption handles are replaced by what seal makes of them.
-func readBatch(epoch int64, frames []*conversationv1.LiveFrame, seal func([]byte) []byte) liveBatch {
+func readBatch(epoch int64, frames []*livev1.LiveFrame, seal func([]byte) []byte) liveBatch {
 	b := liveBatch{epoch: epoch, frames: make([]readFrame, len(frames)), fleeting: true}
 	for i, frame := range frames {
 		f := &b.frames[i]
-		f.index, f.size = frame.GetClientIndex(), proto.Size(frame)
+		f.index, f.size = int64(frame.GetClientIndex()), proto.Size(frame)
 		f.messages, f.unknown = parseFrame(frame)
 		b.fleeting = b.fleeting && f.unknown == 0
 		for j := range f.messages {
@@ -301,7 +302,7 @@ func readBatch(epoch int64, frames []*conversationv1.LiveFrame, seal func([]byte
 // parseFrame reads the messages that a frame carries, and counts what it could not understand: malformed JSON, an
 // object without a known field, a value that is not what its field should hold. What it does understand of such an
 // object is still returned.
-func parseFrame(frame *conversationv1.LiveFrame) (messages []liveFrame, unknown int) {
+func parseFrame(frame *livev1.LiveFrame) (messages []liveFrame, unknown int) {
 	decoder := json.NewDecoder(bytes.NewReader(frameJSON(frame)))
 	for {
 		var message liveFrame
@@ -327,14 +328,14 @@ func parseFrame(frame *conversationv1.LiveFrame) (messages []liveFrame, unknown 
 }
 
 // frameJSON is the frame's JSON without NUL bytes; nothing where the frame has none.
-func frameJSON(frame *conversationv1.LiveFrame) []byte {
+func frameJSON(frame *livev1.LiveFrame) []byte {
 	var raw []byte
 	switch f := frame.GetFrame().(type) {
-	case *conversationv1.LiveFrame_Text:
+	case *livev1.LiveFrame_Text:
 		raw = []byte(f.Text)
-	case *conversationv1.LiveFrame_Binary:
+	case *livev1.LiveFrame_Binary:
 		raw = f.Binary
-	case *conversationv1.LiveFrame_Object:
+	case *livev1.LiveFrame_Object:
 		// It fails on numbers that JSON does not have, such as NaN.
 		raw, _ = protojson.Marshal(f.Object)
 	}
@@ -415,41 +416,93 @@ func (c *tokenCount) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
-// jsonObject is a JSON object that can be stored: clean, not too large and not too deep. Any other is left out.
-type jsonObject struct {
-	fields *structpb.Struct
+// jsonValue is a JSON value that can be stored: clean, not too large and not too deep. Any other is left out, and omitted says why.
+type jsonValue struct {
+	// value is unset where the text stands in place of it: a double would round a number in it.
+	value   *structpb.Value
+	text    string
+	omitted string
 }
 
-func (o *jsonObject) UnmarshalJSON(raw []byte) error {
-	if len(raw) > maxObjectBytes {
+func (o *jsonValue) UnmarshalJSON(raw []byte) error {
+	v, err := parseValue(raw)
+	if err != nil {
+		o.omitted = fmt.Sprintf("%s; it has %d bytes of the SHA-256 %x", err, len(raw), sha256.Sum256(raw))
 		return errValue
 	}
-	var fields map[string]any
-	if err := json.Unmarshal(raw, &fields); err != nil {
-		return errValue
-	}
-	if fields == nil { // null
+	if _, null := v.value.GetKind().(*structpb.Value_NullValue); null {
 		return nil
 	}
-	value, err := toValue(fields, 1)
-	if err != nil {
-		return err
+	if o.value = v.value; v.text != "" {
+		o.value, o.text = nil, v.text
 	}
-	o.fields = value.GetStructValue()
 	return nil
 }
 
-// toValue converts what encoding/json decoded; depth is that of v, from 1.
-func toValue(v any, depth int) (*structpb.Value, error) {
+// jsonObject is a jsonValue that is an object.
+type jsonObject struct {
+	fields        *structpb.Struct
+	text, omitted string
+}
+
+func (o *jsonObject) UnmarshalJSON(raw []byte) error {
+	if len(raw) > 0 && raw[0] != '{' && string(raw) != "null" {
+		return errValue
+	}
+	var v jsonValue
+	err := v.UnmarshalJSON(raw)
+	o.fields, o.text, o.omitted = v.value.GetStructValue(), v.text, v.omitted
+	return err
+}
+
+// parsed is a JSON value as it is told to a model: numbers that a double would round are strings in it, and then text is the JSON.
+type parsed struct {
+	value *structpb.Value
+	text  string
+}
+
+func parseValue(raw []byte) (parsed, error) {
+	if len(raw) > maxObjectBytes {
+		return parsed{}, fmt.Errorf("it is over the limit of %d bytes", maxObjectBytes)
+	}
+	return parseText(raw)
+}
+
+// parseText is parseValue of what is stored already, however large.
+func parseText(raw []byte) (parsed, error) {
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	decoder.UseNumber()
+	var v any
+	if err := decoder.Decode(&v); err != nil || decoder.More() {
+		return parsed{}, errors.New("it is no JSON")
+	}
+	exact := true
+	value, err := toValue(v, 1, &exact)
+	if err != nil {
+		return parsed{}, err
+	}
+	if exact {
+		return parsed{value: value}, nil
+	}
+	var b bytes.Buffer
+	if err := json.Compact(&b, raw); err != nil {
+		return parsed{}, errors.New("it is no JSON")
+	}
+	return parsed{value: value, text: strings.ToValidUTF8(b.String(), "\uFFFD")}, nil
+}
+
+// toValue converts what encoding/json decoded; depth is that of v, from 1. It clears exact where a double would round a number.
+func toValue(v any, depth int, exact *bool) (*structpb.Value, error) {
+	tooDeep := fmt.Errorf("it is deeper than %d levels", maxObjectDepth)
 	switch v := v.(type) {
 	case map[string]any:
 		if depth > maxObjectDepth {
-			return nil, errValue
+			return nil, tooDeep
 		}
 		fields := make(map[string]*structpb.Value, len(v))
 		// In order, because two keys may be the same once they are clean: the last one stays, on every run.
 		for _, key := range slices.Sorted(maps.Keys(v)) {
-			value, err := toValue(v[key], depth+1)
+			value, err := toValue(v[key], depth+1, exact)
 			if err != nil {
 				return nil, err
 			}
@@ -458,11 +511,11 @@ func toValue(v any, depth int) (*structpb.Value, error) {
 		return structpb.NewStructValue(&structpb.Struct{Fields: fields}), nil
 	case []any:
 		if depth > maxObjectDepth {
-			return nil, errValue
+			return nil, tooDeep
 		}
 		values := make([]*structpb.Value, len(v))
 		for i, element := range v {
-			value, err := toValue(element, depth+1)
+			value, err := toValue(element, depth+1, exact)
 			if err != nil {
 				return nil, err
 			}
@@ -471,8 +524,13 @@ func toValue(v any, depth int) (*structpb.Value, error) {
 		return structpb.NewListValue(&structpb.ListValue{Values: values}), nil
 	case string:
 		return structpb.NewStringValue(cleanText(v)), nil
-	case float64:
-		return structpb.NewNumberValue(v), nil
+	case json.Number:
+		n, err := v.Float64()
+		if exactly := err == nil && jsonpb.IsExact(v.String(), n); !exactly {
+			*exact = false
+			return structpb.NewStringValue(v.String()), nil
+		}
+		return structpb.NewNumberValue(n), nil
 	case bool:
 		return structpb.NewBoolValue(v), nil
 	default:

@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
@@ -43,7 +43,7 @@ const fuzzOps = 12
 type fuzzed struct {
 	batched, single *liveStore
 	index           int64
-	batch           []*conversationv1.LiveFrame
+	batch           []*livev1.LiveFrame
 }
 
 // do calls a rule on both.
@@ -53,9 +53,9 @@ func (z *fuzzed) do(rule func(*folder, *liveStore)) {
 	}
 }
 
-func (z *fuzzed) add(frame *conversationv1.LiveFrame) {
+func (z *fuzzed) add(frame *livev1.LiveFrame) {
 	z.index++
-	frame.ClientIndex = z.index
+	frame.ClientIndex = int32(z.index)
 	z.batch = append(z.batch, frame)
 }
 
@@ -93,7 +93,7 @@ func (z *fuzzed) late(t *testing.T, frame string) {
 	}
 	before := proto.CloneOf(z.batched.state)
 	index := before.GetLive().GetFencedIndexes()[old] + 1
-	batch := []*conversationv1.LiveFrame{textFrame(index, frame)}
+	batch := []*livev1.LiveFrame{textFrame(index, frame)}
 	_, err := z.batched.ingest(old, batch...)
 	var fenced fencedError
 	if !errors.As(err, &fenced) || !proto.Equal(before, z.batched.state) {
@@ -115,13 +115,13 @@ func (z *fuzzed) step(op int, text string) {
 	switch op {
 	case 0, 1:
 		z.do(func(f *folder, _ *liveStore) {
-			f.open(&conversationv1.OpenLiveRequest{SetupHash: setup, Seeding: text == ""}, 0, testLimits)
+			f.take(&livev1.ConnectLiveRequest{SetupHash: setup})
 		})
 		z.index = 0
 	case 2:
 		z.do(func(f *folder, _ *liveStore) { f.closeLive(1006) })
 	case 3:
-		z.do(func(f *folder, _ *liveStore) { f.resumeFailed(f.live.GetHandleCount(), false) })
+		z.do(func(f *folder, _ *liveStore) { f.refuseHandle() })
 	case 4, 5: // the oldest call that waits, or the newest of all
 		z.do(func(f *folder, s *liveStore) {
 			if c := chosenCall(s, op == 5); c != nil {
@@ -131,9 +131,9 @@ func (z *fuzzed) step(op int, text string) {
 	case 6, 7:
 		z.do(func(f *folder, s *liveStore) {
 			if c := chosenCall(s, op == 7); c != nil {
-				_, _, _ = f.completeCall(c, &conversationv1.CompleteToolCallRequest{
-					FencingToken: c.GetClaim().GetFencingToken(), Response: outputOf(strings.Repeat(text, 40)), IsError: text == "",
-				})
+				r := responded(strings.Repeat(text, 40))
+				r.isError = text == ""
+				_, _, _ = f.completeCall(c, c.GetClaim().GetFencingToken(), r, "")
 			}
 		})
 	case 8, 9:
@@ -198,7 +198,7 @@ func FuzzFold(f *testing.F) {
 			case fuzzOps - 2: // a connection that its frames announce
 				epoch := z.epoch() + 1
 				z.index = 0
-				z.add(&conversationv1.LiveFrame{Frame: &conversationv1.LiveFrame_Binary{Binary: []byte(raw)}})
+				z.add(&livev1.LiveFrame{Frame: &livev1.LiveFrame_Binary{Binary: []byte(raw)}})
 				z.flush(t, epoch)
 			case fuzzOps - 1:
 				if late := frames[i%len(frames)]; late != raw && !strings.Contains(late, "toolResponse") {

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
@@ -34,73 +35,89 @@ var testLimits = LiveLimits{}.withDefaults()
 func opens(setups ...string) *liveStore {
 	s := newLiveStore()
 	for _, hash := range setups {
-		s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: hash}, 0, testLimits) })
+		s.do(testNow, func(f *folder) { f.take(&livev1.ConnectLiveRequest{SetupHash: hash}) })
 	}
 	return s
 }
 
-func (s *liveStore) planAt(now time.Time, hash string) resumePlan {
-	return plan(s.state, hash, now, testLimits)
+// handleAt is what a connection with this setup would resume with, and why.
+func (s *liveStore) handleAt(now time.Time, req *livev1.ConnectLiveRequest) (*storev1.LiveHandle, livev1.PlanReason) {
+	f := newFolder(proto.CloneOf(s.state), now, nil)
+	provider := max(storev1.LiveProvider(req.GetProvider()), storev1.LiveProvider_LIVE_PROVIDER_DEVELOPER_API)
+	return f.handle(&connecting{req: req, limits: testLimits, opens: func([]byte) bool { return true }}, provider)
+}
+
+// refused is a connection that resumed, and was refused.
+func (s *liveStore) refused(hash string) {
+	s.do(testNow, func(f *folder) {
+		f.take(&livev1.ConnectLiveRequest{SetupHash: hash})
+		f.refuseHandle()
+	})
 }
 
 func TestWhichHandle(t *testing.T) {
 	t.Parallel()
 	const notNow = `{"sessionResumptionUpdate":{"resumable":false}}`
+	const (
+		resumed, none, changed = livev1.PlanReason_PLAN_REASON_RESUMED, livev1.PlanReason_PLAN_REASON_NO_HANDLE, livev1.PlanReason_PLAN_REASON_SETUP_CHANGED
+		refused, expired       = livev1.PlanReason_PLAN_REASON_HANDLE_REFUSED, livev1.PlanReason_PLAN_REASON_HANDLE_EXPIRED
+	)
 	for name, tt := range map[string]struct {
 		do   func(t *testing.T, s *liveStore)
 		at   time.Duration
 		hash string
 		want int64 // the handle's id; 0: start fresh
+		why  livev1.PlanReason
 	}{
-		"none came":         {func(*testing.T, *liveStore) {}, 0, "a", 0},
-		"the newest":        {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1"), resumption("h2")) }, 0, "a", 2},
-		"the last that was": {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1"), notNow, notNow) }, 0, "a", 1},
+		"none came":         {func(*testing.T, *liveStore) {}, 0, "a", 0, none},
+		"the newest":        {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1"), resumption("h2")) }, 0, "a", 2, resumed},
+		"the last that was": {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1"), notNow, notNow) }, 0, "a", 1, resumed},
 		"after many others": {func(t *testing.T, s *liveStore) {
 			s.send(t, resumption("h1"))
 			for range 10 {
 				s.send(t, notNow)
 			}
-		}, 0, "a", 1},
-		"of another setup":    {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1")) }, 0, "b", 0},
-		"of the newest setup": {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1")) }, 0, "", 1},
-		"just valid":          {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1")) }, 2*time.Hour - 1, "a", 1},
-		"expired":             {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1")) }, 2 * time.Hour, "a", 0},
+		}, 0, "a", 1, resumed},
+		"of another setup": {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1")) }, 0, "b", 0, changed},
+		"just valid":       {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1")) }, 2*time.Hour - 1, "a", 1, resumed},
+		"expired":          {func(t *testing.T, s *liveStore) { s.send(t, resumption("h1")) }, 2 * time.Hour, "a", 0, expired},
 		"the session lives on": {func(t *testing.T, s *liveStore) {
 			s.send(t, resumption("h1"))
 			s.state.Live.FrameTime = timestamppb.New(testNow.Add(time.Hour))
-		}, 2 * time.Hour, "a", 1},
+		}, 2 * time.Hour, "a", 1, resumed},
 		"empty": {func(t *testing.T, s *liveStore) {
 			s.send(t, `{"sessionResumptionUpdate":{"newHandle":"","resumable":true}}`)
-		}, 0, "a", 0},
+		}, 0, "a", 0, none},
 		"dead": {func(t *testing.T, s *liveStore) {
 			s.send(t, resumption("h1"))
-			s.do(testNow, func(f *folder) { f.resumeFailed(1, false) })
-		}, 0, "a", 0},
-		"dead with a newer one": {func(t *testing.T, s *liveStore) {
-			s.send(t, resumption("h1"), resumption("h2"))
-			s.do(testNow, func(f *folder) { f.resumeFailed(2, false) })
-		}, 0, "a", 0},
+			s.refused("a")
+		}, 0, "a", 0, refused},
+		"dead, and a newer one came": {func(t *testing.T, s *liveStore) {
+			s.send(t, resumption("h1"))
+			s.refused("a")
+			s.send(t, resumption("h2"))
+		}, 0, "a", 2, resumed},
 		"of a session that another followed": {func(t *testing.T, s *liveStore) {
 			s.send(t, resumption("h1"))
-			s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "b"}, 0, testLimits) })
-		}, 0, "a", 0},
+			s.do(testNow, func(f *folder) { f.take(&livev1.ConnectLiveRequest{SetupHash: "b"}) })
+		}, 0, "a", 0, none},
 		"of the session that is resumed": {func(t *testing.T, s *liveStore) {
 			s.send(t, resumption("h1"))
-			s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, 0, testLimits) })
-		}, 0, "a", 1},
+			s.do(testNow, func(f *folder) { f.take(&livev1.ConnectLiveRequest{SetupHash: "a"}) })
+		}, 0, "a", 1, resumed},
 		"it began anew all the same": {func(t *testing.T, s *liveStore) {
 			s.send(t, resumption("h1"))
-			s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, 0, testLimits) })
+			s.do(testNow, func(f *folder) { f.take(&livev1.ConnectLiveRequest{SetupHash: "a"}) })
 			s.send(t, `{"setup":{"sessionResumption":{}}}`)
-		}, 0, "a", 0},
+		}, 0, "a", 0, none},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := opens("a")
 			tt.do(t, s)
-			p := s.planAt(testNow.Add(tt.at), tt.hash)
-			if got := p.handle.GetId(); got != tt.want {
-				t.Errorf("plans with handle %d, want %d of %v", got, tt.want, s.state.GetLive().GetHandles())
+			h, why := s.handleAt(testNow.Add(tt.at), &livev1.ConnectLiveRequest{SetupHash: tt.hash})
+			if h.GetId() != tt.want || why != tt.why {
+				t.Errorf("plans with handle %d, %s; want %d of %v", h.GetId(), why, tt.want, s.state.GetLive().GetHandles())
 			}
 			kept := 0
 			for _, h := range s.state.GetLive().GetHandles() {
@@ -120,48 +137,60 @@ func TestVertexHandlesLiveLonger(t *testing.T) {
 	t.Parallel()
 	s := newLiveStore()
 	s.do(testNow, func(f *folder) {
-		f.open(&conversationv1.OpenLiveRequest{SetupHash: "a", Provider: storev1.LiveProvider_LIVE_PROVIDER_VERTEX_AI}, 0, testLimits)
+		f.take(&livev1.ConnectLiveRequest{SetupHash: "a", Provider: conversationv1.LiveProvider_LIVE_PROVIDER_VERTEX_AI})
 	})
 	s.send(t, resumption("h1"))
-	if s.planAt(testNow.Add(23*time.Hour), "a").handle == nil || s.planAt(testNow.Add(24*time.Hour), "a").handle != nil {
-		t.Error("not 24 h")
+	again := &livev1.ConnectLiveRequest{SetupHash: "a", Provider: conversationv1.LiveProvider_LIVE_PROVIDER_VERTEX_AI}
+	for after, want := range map[time.Duration]livev1.PlanReason{
+		23 * time.Hour: livev1.PlanReason_PLAN_REASON_RESUMED, 24 * time.Hour: livev1.PlanReason_PLAN_REASON_HANDLE_EXPIRED,
+	} {
+		if _, why := s.handleAt(testNow.Add(after), again); why != want {
+			t.Errorf("after %v: %s", after, why)
+		}
 	}
-	s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, 0, testLimits) })
+	s.do(testNow, func(f *folder) { f.take(&livev1.ConnectLiveRequest{SetupHash: "a"}) })
 	if got := s.state.GetLive().GetSession(); got != 2 {
 		t.Errorf("the Developer API resumes session %d of Vertex", got)
 	}
 }
 
-func TestWhetherToWait(t *testing.T) {
+// A client is told in time that the provider will close the connection, and when nothing is lost by leaving it.
+func TestWhenToRotate(t *testing.T) {
 	t.Parallel()
 	const goAway = `{"goAway":{"timeLeft":"50s"}}`
+	const notYet, soon = -1, 10*time.Minute - rotateAhead - rotateNotice
 	for name, tt := range map[string]struct {
 		frames []string
 		at     time.Duration
-		until  time.Duration // since testNow; 0: does not wait
+		within time.Duration // notYet: it need not be left
+		now    bool
 	}{
-		"nothing happens":                {[]string{in("Hi")}, 0, 0},
-		"a call that no handle knows":    {[]string{resumption("h"), call("a")}, 0, 10*time.Minute - rotateAhead},
-		"also when it was answered":      {[]string{resumption("h"), call("a"), answer("a"), turnComplete}, 0, 10*time.Minute - rotateAhead},
-		"a call that the handle knows":   {[]string{call("a"), turnComplete, resumption("h")}, 0, 0},
-		"the model speaks":               {[]string{resumption("h"), out("Well")}, 0, 10*time.Minute - rotateAhead},
-		"the model has spoken":           {[]string{resumption("h"), out("Well"), turnComplete}, 0, 0},
-		"the provider cannot be resumed": {[]string{resumption("h"), `{"sessionResumptionUpdate":{}}`}, 0, 10*time.Minute - rotateAhead},
-		"until it goes away":             {[]string{call("a"), goAway}, 0, 50*time.Second - rotateAhead},
-		"no longer":                      {[]string{call("a"), goAway}, 50*time.Second - rotateAhead, 0},
-		"it goes at a time unknown":      {[]string{call("a"), `{"goAway":{"timeLeft":"soon"}}`}, 0, 0},
+		"the connection is new":          {[]string{resumption("h")}, 0, notYet, false},
+		"its time is nearly over":        {[]string{resumption("h")}, soon, rotateNotice, true},
+		"its time is over":               {[]string{out("Well")}, 10 * time.Minute, 0, true},
+		"the provider says so":           {[]string{resumption("h"), goAway}, 0, 50*time.Second - rotateAhead, true},
+		"it goes at a time unknown":      {[]string{call("a"), `{"goAway":{"timeLeft":"soon"}}`}, 0, 0, true},
+		"there is no handle":             {[]string{goAway}, 0, 50*time.Second - rotateAhead, false},
+		"the handle is of before":        {[]string{resumption("h"), "reconnect", goAway}, 0, 50*time.Second - rotateAhead, false},
+		"the user speaks":                {[]string{resumption("h"), in("Hi"), goAway}, 0, 50*time.Second - rotateAhead, false},
+		"the user has spoken":            {[]string{in("Hi"), out("Well"), turnComplete, resumption("h"), goAway}, 0, 50*time.Second - rotateAhead, true},
+		"a call that no handle knows":    {[]string{resumption("h"), call("a"), goAway}, 0, 50*time.Second - rotateAhead, false},
+		"also when it was answered":      {[]string{resumption("h"), call("a"), answer("a"), turnComplete, goAway}, 0, 50*time.Second - rotateAhead, false},
+		"a call that the handle knows":   {[]string{call("a"), turnComplete, resumption("h"), goAway}, 0, 50*time.Second - rotateAhead, true},
+		"the model speaks":               {[]string{resumption("h"), out("Well"), goAway}, 0, 50*time.Second - rotateAhead, false},
+		"the provider cannot be resumed": {[]string{resumption("h"), `{"sessionResumptionUpdate":{}}`, goAway}, 0, 50*time.Second - rotateAhead, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := opens("a")
 			s.send(t, tt.frames...)
-			p := s.planAt(testNow.Add(tt.at), "a")
-			if p.wait != (tt.until != 0) || p.wait && !p.waitTill.Equal(testNow.Add(tt.until)) {
-				t.Errorf("waits: %t, until %v", p.wait, p.waitTill)
+			got := rotate(s.state, testNow.Add(tt.at), testLimits)
+			if (got == nil) != (tt.within == notYet) || got.GetNow() != tt.now || got != nil && got.GetWithin().AsDuration() != tt.within {
+				t.Errorf("rotates %v", got)
 			}
 			s.do(testNow, func(f *folder) { f.closeLive(1006) })
-			if s.planAt(testNow, "a").wait {
-				t.Error("waits for a connection that is closed")
+			if got := rotate(s.state, testNow.Add(tt.at), testLimits); got != nil {
+				t.Errorf("a connection that is closed is to be left: %v", got)
 			}
 		})
 	}
@@ -172,17 +201,12 @@ func TestBackOff(t *testing.T) {
 	s := opens("a")
 	for i, want := range []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 30 * time.Second, 30 * time.Second} {
 		s.send(t, resumption("h"))
-		s.do(testNow, func(f *folder) {
-			if !f.resumeFailed(f.live.GetHandleCount(), false) || f.resumeFailed(f.live.GetHandleCount(), false) {
-				t.Error("a handle dies once")
-			}
-		})
-		if got := s.planAt(testNow, "a").retry; !got.Equal(testNow.Add(want)) {
+		s.refused("a")
+		s.do(testNow, func(f *folder) { f.refuseHandle() }) // a handle dies once
+		if got := retryTime(s.state.GetLive()); !got.Equal(testNow.Add(want)) {
 			t.Errorf("after %d failures: %v, want %v", i+1, got.Sub(testNow), want)
 		}
-	}
-	if got := s.planAt(testNow.Add(time.Minute), "a").retry; !got.IsZero() {
-		t.Errorf("later: %v", got)
+		s.do(testNow, func(f *folder) { f.take(&livev1.ConnectLiveRequest{SetupHash: "a"}) })
 	}
 	s.send(t, `{"setupComplete":{}}`)
 	if got := s.state.GetLive().GetResumeFailures(); got != 0 {
@@ -190,36 +214,31 @@ func TestBackOff(t *testing.T) {
 	}
 }
 
+// What a client tells a new session of what was said before is no news, and what the user types is.
 func TestSeedsAreNoNews(t *testing.T) {
 	t.Parallel()
 	const (
 		users = `{"clientContent":{"turns":[{"role":"user","parts":[{"text":"a"}]}],"turnComplete":true}}`
-		half  = `{"clientContent":{"turns":[{"role":"user","parts":[{"text":"a"}]}]}}`
+		both  = `{"clientContent":{"turns":[{"role":"user","parts":[{"text":"x"}]},{"role":"model","parts":[{"text":"y"}]}],"turnComplete":true}}`
 		setup = `{"setup":{"historyConfig":{"initialHistoryInClientContent":true}}}`
 	)
 	for name, tt := range map[string]struct {
-		seeding bool
-		before  []string
-		frames  []string
-		want    []string // the texts of messages after those before
+		frames []string
+		want   []string // the texts of messages after the first
 	}{
-		"a typed text":             {false, []string{typed("x")}, []string{users}, []string{"a"}},
-		"told by OpenLive":         {true, []string{typed("x")}, []string{half, users, users}, []string{"a"}},
-		"told by the setup":        {false, []string{typed("x")}, []string{setup, half, users, users}, []string{"a"}},
-		"there is no history":      {true, nil, []string{setup, users}, []string{"a"}},
-		"the seed never came":      {true, []string{typed("x")}, []string{in("Hi"), users, turnComplete}, []string{"Hi", "a"}},
-		"the user typed meanwhile": {true, []string{typed("x")}, []string{typed("y"), users}, []string{"y", "a"}},
+		"a typed text":             {[]string{users}, []string{"a"}},
+		"a seed, ingested":         {[]string{setup, both, users}, []string{"a"}},
+		"a seed, not ingested":     {[]string{setup, `{"setupComplete":{}}`, users}, []string{"a"}},
+		"the user typed meanwhile": {[]string{typed("y"), both, users}, []string{"y", "a"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := opens("a")
-			s.send(t, tt.before...)
-			s.do(testNow, func(f *folder) {
-				f.open(&conversationv1.OpenLiveRequest{SetupHash: "b", Seeding: tt.seeding}, 0, testLimits)
-			})
+			s.send(t, typed("x"))
+			s.do(testNow, func(f *folder) { f.take(&livev1.ConnectLiveRequest{SetupHash: "b"}) })
 			s.send(t, tt.frames...)
 			var got []string
-			for seq := int64(len(tt.before)) + 1; seq <= s.state.GetLastSeq(); seq++ {
+			for seq := int64(2); seq <= s.state.GetLastSeq(); seq++ {
 				got = append(got, s.messages[seq].GetText())
 			}
 			if diff := cmp.Diff(tt.want, got); diff != "" {
@@ -273,8 +292,8 @@ func TestRetelling(t *testing.T) {
 	}
 }
 
-func claim(worker string, token int64) *conversationv1.ClaimToolCallRequest {
-	return &conversationv1.ClaimToolCallRequest{Worker: worker, FencingToken: token}
+func claim(worker string, token int64) *livev1.ClaimToolCallRequest {
+	return &livev1.ClaimToolCallRequest{Worker: worker, FencingToken: int32(token)}
 }
 
 func TestClaims(t *testing.T) {
@@ -326,7 +345,9 @@ func TestClaims(t *testing.T) {
 	complete := func(id string, token int64) (deliver bool, err error) {
 		t.Helper()
 		s.do(at, func(f *folder) {
-			_, deliver, err = f.completeCall(s.calls[id], &conversationv1.CompleteToolCallRequest{FencingToken: token, Response: outputOf("ok")})
+			var send *structpb.Struct
+			_, send, err = f.completeCall(s.calls[id], token, responded("ok"), "")
+			deliver = send != nil
 		})
 		s.check(t)
 		return deliver, err
@@ -336,11 +357,11 @@ func TestClaims(t *testing.T) {
 	}
 	for range 2 { // the second changes nothing
 		if deliver, err := complete("a", 2); !deliver || err != nil {
-			t.Errorf("to deliver: %t, %v", deliver, err)
+			t.Errorf("to deliver: %v, %v", deliver, err)
 		}
 	}
 	s.send(t, answer("a"))
-	if c := s.calls["a"]; c.GetDeliveredEpoch() != 1 || c.GetResponse().GetFields()["output"].GetStringValue() != "ok" {
+	if c := s.calls["a"]; c.GetDeliveredEpoch() != 1 || c.GetResponse().GetStructValue().GetFields()["output"].GetStringValue() != "ok" {
 		t.Errorf("delivered: %v", c)
 	}
 	if deliver, err := complete("a", 2); deliver || err != nil {
@@ -358,6 +379,11 @@ func TestClaims(t *testing.T) {
 	}
 }
 
+// responded is a worker's response.
+func responded(text string) functionResponse {
+	return functionResponse{Response: jsonValue{value: structpb.NewStructValue(outputOf(text))}}
+}
+
 func outputOf(text string) *structpb.Struct {
 	return &structpb.Struct{Fields: map[string]*structpb.Value{"output": structpb.NewStringValue(text)}}
 }
@@ -371,11 +397,11 @@ func TestCallsOfDeadConnections(t *testing.T) {
 	}
 	completed := func(_ *testing.T, s *liveStore) {
 		s.do(testNow, func(f *folder) {
-			_, _, _ = f.completeCall(s.calls["a"], &conversationv1.CompleteToolCallRequest{FencingToken: 1, Response: outputOf("ok")})
+			_, _, _ = f.completeCall(s.calls["a"], 1, responded("ok"), "")
 		})
 	}
 	reopen := func(_ *testing.T, s *liveStore) {
-		s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, 0, testLimits) })
+		s.do(testNow, func(f *folder) { f.take(&livev1.ConnectLiveRequest{SetupHash: "a"}) })
 	}
 	closed := func(_ *testing.T, s *liveStore) { s.do(testNow, func(f *folder) { f.closeLive(1006) }) }
 	send := func(frame string) func(*testing.T, *liveStore) {
@@ -432,7 +458,7 @@ func TestCallIDsCountWithinALiveSession(t *testing.T) {
 	if len(s.bySeq) != 1 || s.bySeq[1].GetStatus() != callCompleted {
 		t.Errorf("the same call, again: %v", s.bySeq)
 	}
-	s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "b"}, 0, testLimits) })
+	s.do(testNow, func(f *folder) { f.take(&livev1.ConnectLiveRequest{SetupHash: "b"}) })
 	s.send(t, call("a"))
 	if len(s.bySeq) != 2 || s.bySeq[2].GetStatus() != callPending || s.bySeq[2].GetSession() != 2 {
 		t.Errorf("another call: %v", s.bySeq)
@@ -443,8 +469,8 @@ func TestAbandoned(t *testing.T) {
 	t.Parallel()
 	s := opens("a")
 	s.send(t, in("Set "), call("a"))
-	s.do(testNow, func(f *folder) { f.open(&conversationv1.OpenLiveRequest{SetupHash: "a"}, 0, testLimits) })
-	late := func(frames ...*conversationv1.LiveFrame) (got *storev1.Fragment) {
+	s.do(testNow, func(f *folder) { f.take(&livev1.ConnectLiveRequest{SetupHash: "a"}) })
+	late := func(frames ...*livev1.LiveFrame) (got *storev1.Fragment) {
 		s.do(testNow, func(f *folder) { got = f.abandon(readBatch(1, frames, sealed)) })
 		s.check(t)
 		return got
@@ -562,10 +588,8 @@ func TestPendingResponsesAreBounded(t *testing.T) {
 	for i := range calls {
 		c := s.calls[fmt.Sprint(i)]
 		s.do(testNow, func(f *folder) {
-			if _, deliver, err := f.completeCall(c, &conversationv1.CompleteToolCallRequest{
-				Response: outputOf(strings.Repeat("x", 10<<10)),
-			}); err != nil || !deliver {
-				t.Errorf("to deliver: %t, %v", deliver, err)
+			if _, deliver, err := f.completeCall(c, 0, responded(strings.Repeat("x", 10<<10)), ""); err != nil || deliver == nil {
+				t.Errorf("to deliver: %v, %v", deliver, err)
 			}
 		})
 		s.check(t)
@@ -582,9 +606,8 @@ func TestPendingResponsesAreBounded(t *testing.T) {
 	// One that is larger than all of them may be is in its entry alone.
 	s.send(t, call("large"))
 	s.do(testNow, func(f *folder) {
-		response := outputOf(strings.Repeat("x", maxPendingBytes))
-		if _, deliver, err := f.completeCall(s.calls["large"], &conversationv1.CompleteToolCallRequest{Response: response}); err != nil || !deliver {
-			t.Errorf("to deliver: %t, %v", deliver, err)
+		if _, deliver, err := f.completeCall(s.calls["large"], 0, responded(strings.Repeat("x", maxPendingBytes)), ""); err != nil || deliver == nil {
+			t.Errorf("to deliver: %v, %v", deliver, err)
 		}
 	})
 	s.check(t)
@@ -598,7 +621,7 @@ func TestSilence(t *testing.T) {
 	at := testNow.Add
 	for name, tt := range map[string]struct {
 		frames []string
-		open   *conversationv1.OpenLiveRequest
+		open   *livev1.ConnectLiveRequest
 		after  time.Duration
 		status storev1.VoiceStatus
 		next   time.Duration // 0: none
@@ -606,7 +629,7 @@ func TestSilence(t *testing.T) {
 		"idle already":           {[]string{in("Hi"), turnComplete}, nil, time.Hour, voiceIdle, 0},
 		"not yet":                {[]string{in("Hi")}, nil, DefaultSilence - 1, voiceListening, DefaultSilence},
 		"silent":                 {[]string{in("Hi")}, nil, DefaultSilence, voiceIdle, 0},
-		"as the client wants it": {[]string{in("Hi")}, &conversationv1.OpenLiveRequest{Silence: durationpb.New(time.Second)}, time.Second, voiceIdle, 0},
+		"as the client wants it": {[]string{in("Hi")}, &livev1.ConnectLiveRequest{Options: &livev1.LiveOptions{Silence: durationpb.New(time.Second)}}, time.Second, voiceIdle, 0},
 		"a tool runs":            {[]string{call("a")}, nil, time.Hour, voiceProcessing, time.Hour + DefaultSilence},
 		"a tool ran":             {[]string{call("a"), answer("a")}, nil, time.Hour, voiceIdle, 0},
 	} {
@@ -614,7 +637,7 @@ func TestSilence(t *testing.T) {
 			t.Parallel()
 			s := opens("a")
 			if tt.open != nil {
-				s.do(testNow, func(f *folder) { f.open(tt.open, 0, testLimits) })
+				s.do(testNow, func(f *folder) { f.take(tt.open) })
 			}
 			s.send(t, tt.frames...)
 			next := silent(s.state, at(tt.after))
@@ -638,7 +661,7 @@ func TestFleeting(t *testing.T) {
 		`{"unknown":{}}`: false, `hello`: false, `{"setup":{}}`: false, `{"goAway":{}}`: false,
 		`{"serverContent":{"interimInputTranscription":{"text":"a"},"outputTranscription":{"text":"b"}}}`: false,
 	} {
-		if got := readBatch(1, []*conversationv1.LiveFrame{textFrame(1, frame)}, sealed).fleeting; got != want {
+		if got := readBatch(1, []*livev1.LiveFrame{textFrame(1, frame)}, sealed).fleeting; got != want {
 			t.Errorf("%s is fleeting: %t", frame, got)
 		}
 	}
@@ -655,10 +678,10 @@ func TestHandlesDoNotShow(t *testing.T) {
 		}
 	}
 	for m, names := range map[proto.Message][]protoreflect.Name{
-		&storev1.LiveHandle{}:                   {"sealed"},
-		&storev1.KeptFrames{}:                   {"sealed"},
-		&conversationv1.GetResumePlanResponse{}: {"handle"},
-		&conversationv1.LiveFrame{}:             {"text", "binary", "object"},
+		&storev1.LiveHandle{}: {"sealed"},
+		&storev1.KeptFrames{}: {"sealed"},
+		&livev1.Plan{}:        {"handle"},
+		&livev1.LiveFrame{}:   {"text", "binary", "object"},
 	} {
 		for _, name := range names {
 			options, _ := m.ProtoReflect().Descriptor().Fields().ByName(name).Options().(*descriptorpb.FieldOptions)
@@ -675,29 +698,27 @@ func TestRestored(t *testing.T) {
 	past := func() state {
 		return &storev1.ConversationState{
 			Title: "then", LastSeq: 2, Compaction: &storev1.CompactionLease{Token: 2, ToSeq: 1},
-			Floor: &storev1.Floor{Fence: 3, User: "ada", Held: true},
 			Live: &storev1.LiveState{
-				Epoch: 3, Session: 1, FencingToken: 4, HandleCount: 2, LastClientIndex: 9, UserTurn: &storev1.Message{Seq: 2},
+				Epoch: 3, Session: 1, FencingToken: 4, Lease: &storev1.LiveLease{User: "ada", ExpireTime: timestamppb.New(testNow.Add(time.Hour))}, OpenTime: timestamppb.New(testNow), HandleCount: 2, LastClientIndex: 9, UserTurn: &storev1.Message{Seq: 2},
 				Handles:      []*storev1.LiveHandle{{}},
 				PendingCalls: map[string]*storev1.ToolCall{"fc": {}},
 			},
 		}
 	}
 	since := &storev1.ConversationState{
-		Floor: &storev1.Floor{Fence: 7, User: "eve", Held: true}, Compaction: &storev1.CompactionLease{Token: 5, ToSeq: 2},
-		Live: &storev1.LiveState{Epoch: 6, Session: 2, FencingToken: 5, HandleCount: 3, LastClientIndex: 12, FencedIndexes: map[int64]int64{5: 1}},
+		Compaction: &storev1.CompactionLease{Token: 5, ToSeq: 2},
+		Live:       &storev1.LiveState{Epoch: 7, Session: 2, FencingToken: 5, HandleCount: 3, LastClientIndex: 12, FencedIndexes: map[int64]int64{5: 1}},
 	}
 	for name, tt := range map[string]struct {
 		s, was                         state
 		epoch, session, token, handles int64
-		fence, lease                   int64
+		lease                          int64
 		fenced                         map[int64]int64
-		holder                         string
 	}{
-		"over a newer one":     {past(), since, 8, 3, 5, 3, 7, 6, map[int64]int64{5: 1, 6: 12}, "eve"},
-		"over an older one":    {past(), &storev1.ConversationState{}, 4, 2, 4, 2, 3, 3, nil, "ada"},
-		"over none, or a fork": {past(), nil, 4, 2, 4, 2, 3, 3, nil, "ada"},
-		"without a connection": {&storev1.ConversationState{}, since, 8, 3, 5, 3, 7, 6, map[int64]int64{5: 1, 6: 12}, "eve"},
+		"over a newer one":     {past(), since, 8, 3, 5, 3, 6, map[int64]int64{5: 1, 7: 12}},
+		"over an older one":    {past(), &storev1.ConversationState{}, 4, 2, 4, 2, 3, nil},
+		"over none, or a fork": {past(), nil, 4, 2, 4, 2, 3, nil},
+		"without a connection": {&storev1.ConversationState{}, since, 8, 3, 5, 3, 6, map[int64]int64{5: 1, 7: 12}},
 	} {
 		kept := proto.Clone(since)
 		restored(tt.s, tt.was, testNow)
@@ -707,8 +728,8 @@ func TestRestored(t *testing.T) {
 			!maps.Equal(l.GetFencedIndexes(), tt.fenced) {
 			t.Errorf("%s: the connection is %v", name, l)
 		}
-		if f := tt.s.GetFloor(); f.GetHeld() || f.GetFence() != tt.fence || f.GetUser() != tt.holder || tt.s.GetCompaction().GetToSeq() != 0 {
-			t.Errorf("%s: the floor is %v, the lease %v", name, f, tt.s.GetCompaction())
+		if held(l, testNow) || l.GetLease() != nil || tt.s.GetCompaction().GetToSeq() != 0 {
+			t.Errorf("%s: the leases are %v and %v", name, l.GetLease(), tt.s.GetCompaction())
 		}
 		if !proto.Equal(kept, since) {
 			t.Errorf("%s: what is there was changed", name)
@@ -717,17 +738,17 @@ func TestRestored(t *testing.T) {
 		if err := fence(tt.s, writer{epoch: l.GetEpoch(), now: testNow}); err == nil {
 			t.Errorf("%s: the epoch %d may write", name, l.GetEpoch())
 		}
-		for token := range int64(7) {
+		for token := range int32(7) {
 			if _, err := commitSummary(tt.s, &conversationv1.CommitCompactionRequest{FencingToken: token, Text: "x"}, testNow); !errors.Is(err, errStaleLease) {
 				t.Errorf("%s: under the lease %d: %v", name, token, err)
 			}
 		}
-		if got, err := leaseCompaction(tt.s, &storev1.CompactionLease{FromSeq: 1, ToSeq: 2}, 0, tt.lease-1, time.Minute, testNow); err != nil || got.GetToken() != tt.lease {
+		if got, err := leaseCompaction(tt.s, &storev1.CompactionLease{FromSeq: 1, ToSeq: 2}, 0, time.Minute, testNow); err != nil || got.GetToken() != tt.lease {
 			t.Errorf("%s: the next lease is %v: %v", name, got, err)
 		}
 	}
 	none := &storev1.ConversationState{Title: "then"}
-	if restored(none, &storev1.ConversationState{}, testNow); none.GetLive() != nil || none.GetFloor() != nil {
+	if restored(none, &storev1.ConversationState{}, testNow); none.GetLive() != nil {
 		t.Errorf("a conversation without a voice has become %v", none)
 	}
 }

@@ -4,138 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
+	"time"
 
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
-	"holdfast/handlers/conversation/floor"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
-
-// OpenLive implements ConversationService.
-func (m *Manager) OpenLive(ctx context.Context, req *conversationv1.OpenLiveRequest) (*conversationv1.OpenLiveResponse, error) {
-	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[state]) (*conversationv1.OpenLiveResponse, error) {
-			// Who lost the floor does not get it back by a new connection.
-			under, err := floor.Open(tx.State().GetFloor(), tx.Caller(), req.GetConnectionId(), tx.Now())
-			if err != nil {
-				return nil, err
-			}
-			f := newLive(tx)
-			f.open(req, under, m.limits)
-			f.put(tx)
-			tx.Emit("live_opened")
-			return &conversationv1.OpenLiveResponse{Epoch: f.live.GetEpoch(), Live: presentLive(f.live)}, nil
-		})
-}
-
-// CloseLive implements ConversationService.
-func (m *Manager) CloseLive(ctx context.Context, req *conversationv1.CloseLiveRequest) (*conversationv1.CloseLiveResponse, error) {
-	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[state]) (*conversationv1.CloseLiveResponse, error) {
-			if err := m.checkEpoch(tx, req.GetEpoch()); err != nil {
-				return nil, err
-			}
-			f := newLive(tx)
-			if !f.closeLive(req.GetCloseCode()) {
-				tx.Unchanged()
-			}
-			f.put(tx)
-			tx.Emit("live_closed")
-			return &conversationv1.CloseLiveResponse{Live: presentLive(f.live)}, nil
-		})
-}
-
-// checkEpoch refuses an epoch that is not that of the newest connection.
-func (m *Manager) checkEpoch(tx *object.Tx[state], epoch int64) error {
-	if err := fence(tx.State(), writer{epoch: epoch, caller: tx.Caller(), now: tx.Now()}); err != nil {
-		return refuse(err)
-	}
-	if newest := tx.State().GetLive().GetEpoch(); epoch > newest { // a fence under which nothing was opened
-		return epochUnknown(epoch, newest)
-	}
-	return nil
-}
-
-// GetResumePlan implements ConversationService.
-func (m *Manager) GetResumePlan(
-	ctx context.Context, req *conversationv1.GetResumePlanRequest,
-) (*conversationv1.GetResumePlanResponse, error) {
-	caller, err := identity.From(ctx)
-	if err != nil {
-		return nil, err
-	}
-	snap, err := m.kind.View(ctx, object.ID(req.GetConversationId()))
-	if err != nil {
-		return nil, err
-	}
-	live := snap.State.GetLive()
-	p := plan(snap.State, req.GetSetupHash(), m.now(), m.limits)
-	res := &conversationv1.GetResumePlanResponse{
-		Action: conversationv1.ResumeAction_RESUME_ACTION_START_FRESH, OpenUtterance: live.GetUserTurn(), ToolCalls: openCalls(live),
-		Epoch: live.GetEpoch(), LastClientIndex: live.GetLastClientIndex(), Wait: p.wait, ResumeFailures: live.GetResumeFailures(),
-		Live: presentLive(live), Metadata: rpc.Metadata(snap.Info),
-	}
-	if p.wait {
-		res.WaitUntilTime = timestamppb.New(p.waitTill)
-	}
-	if !p.retry.IsZero() {
-		res.RetryTime = timestamppb.New(p.retry)
-	}
-	if p.handle != nil {
-		handle, err := m.box.Open(p.handle.GetSealed(), handleContext(caller.Tenant, req.GetConversationId()))
-		if err == nil { // else its key is gone: start fresh
-			res.Action, res.Handle, res.HandleId = conversationv1.ResumeAction_RESUME_ACTION_RESUME, string(handle), p.handle.GetId()
-			res.HandleAfterSeq = p.handle.GetAfterSeq()
-			if !p.expires.IsZero() {
-				res.HandleExpireTime = timestamppb.New(p.expires)
-			}
-			return res, m.addCatchUp(ctx, req, p.handle, res)
-		}
-	}
-	return res, m.addSeed(ctx, req, res)
-}
-
-// ReportResumeFailed implements ConversationService.
-func (m *Manager) ReportResumeFailed(
-	ctx context.Context, req *conversationv1.ReportResumeFailedRequest,
-) (*conversationv1.ReportResumeFailedResponse, error) {
-	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[state]) (*conversationv1.ReportResumeFailedResponse, error) {
-			if err := m.checkEpoch(tx, req.GetEpoch()); err != nil {
-				return nil, err
-			}
-			f := newLive(tx)
-			if last := f.live.GetHandleCount(); req.GetHandleId() > last {
-				return nil, problem.InvalidArgument("handle_id", fmt.Sprintf("the newest handle has the id %d", last))
-			}
-			if !f.resumeFailed(req.GetHandleId(), req.GetSeeding()) {
-				tx.Unchanged()
-			}
-			f.put(tx)
-			tx.Emit("live_resume_failed")
-			res := &conversationv1.ReportResumeFailedResponse{
-				ResumeFailures: f.live.GetResumeFailures(), Live: presentLive(f.live),
-			}
-			if t := retryTime(f.live); !t.IsZero() {
-				res.RetryTime = timestamppb.New(t)
-			}
-			return res, nil
-		})
-}
-
-// handleContext binds a sealed handle to its conversation.
-func handleContext(t identity.Tenant, conversationID string) []byte {
-	return []byte("live handle\x00" + string(t) + "\x00" + conversationID)
-}
 
 // newLive is a folder over the change's conversation.
 func newLive(tx *object.Tx[state]) *liveTx {
@@ -147,6 +30,10 @@ func newLive(tx *object.Tx[state]) *liveTx {
 		call, _ := tx.Entry(inToolCalls, object.SeqKey(ref.GetSeq())).(*storev1.ToolCall)
 		return call
 	})
+	f.stored = func(seq int64) *storev1.Message {
+		msg, _ := tx.Entry(inMessages, object.SeqKey(seq)).(*storev1.Message)
+		return msg
+	}
 	return &liveTx{f, tx.State().GetToolCallCount()}
 }
 
@@ -177,30 +64,36 @@ func (l *liveTx) stage(tx *object.Tx[state], effects *liveEffects) {
 
 func callKey(session int64, callID string) string { return object.SeqKey(session) + ":" + callID }
 
-// IngestLive implements ConversationService.
-func (m *Manager) IngestLive(
-	ctx context.Context, req *conversationv1.IngestLiveRequest,
-) (*conversationv1.IngestLiveResponse, error) {
+// readBatch reads frames of a connection. Resumption handles in them are sealed.
+func (m *Manager) readBatch(caller identity.Identity, id string, token int32, frames []*livev1.LiveFrame) liveBatch {
+	return readBatch(int64(token), frames, func(handle []byte) []byte {
+		return m.box.Seal(handle, handleContext(caller.Tenant, id))
+	})
+}
+
+// IngestLive implements LiveService.
+func (m *Manager) IngestLive(ctx context.Context, req *livev1.IngestLiveRequest) (*livev1.IngestLiveResponse, error) {
 	caller, err := identity.From(ctx)
 	if err != nil {
 		return nil, err
 	}
-	batch := readBatch(req.GetEpoch(), req.GetFrames(), func(handle []byte) []byte {
-		return m.box.Seal(handle, handleContext(caller.Tenant, req.GetConversationId()))
-	})
-	if batch.fleeting && req.GetRequestId() == "" && req.GetIfVersion() == 0 {
+	batch := m.readBatch(caller, req.GetConversationId(), req.GetFencingToken(), req.GetFrames())
+	batch.sessionEnd = identity.SessionEnd(ctx)
+	if batch.fleeting && len(batch.frames) > 0 && req.PlayedMs == nil {
 		if res, err := m.show(ctx, caller, req, batch); res != nil || err != nil {
 			return res, err
 		}
 	}
 	frames, k := req.GetFrames(), partialKey{caller, req.GetConversationId()}
 	if p := m.partials.due(k); p != nil && p.batch.epoch == batch.epoch {
-		earlier := p.before(batch.frames[0].index)
+		earlier := len(p.batch.frames)
+		if len(batch.frames) > 0 {
+			earlier = p.before(batch.frames[0].index)
+		}
 		batch.frames, frames = append(p.batch.frames[:earlier:earlier], batch.frames...), append(p.raw[:earlier:earlier], frames...)
 	}
-	var replayed bool
-	res, err := m.ingest(ctx, caller, req, batch, frames, object.Replayed(&replayed))
-	if err == nil && !replayed {
+	res, err := m.ingest(ctx, caller, req, batch, frames)
+	if err == nil && len(batch.frames) > 0 {
 		m.partials.settle(k, batch, false)
 	}
 	return res, err
@@ -208,64 +101,75 @@ func (m *Manager) IngestLive(
 
 // ingest stores a batch.
 func (m *Manager) ingest(
-	ctx context.Context, caller identity.Identity, req *conversationv1.IngestLiveRequest, batch liveBatch, raw []*conversationv1.LiveFrame,
-	opts ...object.UpdateOption,
-) (*conversationv1.IngestLiveResponse, error) {
-	batch.caller = caller
+	ctx context.Context, caller identity.Identity, req *livev1.IngestLiveRequest, batch liveBatch, raw []*livev1.LiveFrame,
+) (res *livev1.IngestLiveResponse, err error) {
 	keep := &rawFrames{m: m, caller: caller, id: req.GetConversationId(), frames: raw}
-	res, err := object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[state]) (*conversationv1.IngestLiveResponse, error) {
-			s := tx.State()
-			l := newLive(tx)
-			effects, err := l.ingest(batch)
-			if err != nil {
-				return nil, err
-			}
-			l.stage(tx, &effects)
-			if int(effects.skipped) == len(batch.frames) {
-				tx.Unchanged()
-			} else if err := keep.keep(tx); err != nil {
-				return nil, err
+	_, err = m.kind.Update(ctx, object.ID(req.GetConversationId()), func(tx *object.Tx[state]) error {
+		s, l := tx.State(), newLive(tx)
+		effects, err := l.ingest(writer{epoch: batch.epoch, caller: caller, now: tx.Now()}, batch, req.PlayedMs)
+		if err != nil {
+			return err
+		}
+		l.stage(tx, &effects)
+		changed := int(effects.skipped) < len(batch.frames) || len(effects.messages) > 0
+		if !l.renew(changed, batch.sessionEnd) && !changed {
+			tx.Unchanged()
+		}
+		if changed {
+			if err := keep.keep(tx); err != nil {
+				return err
 			}
 			awaitSilence(tx)
-			res := &conversationv1.IngestLiveResponse{
-				Voice:           s.GetVoice(),
-				LastClientIndex: s.GetLive().GetLastClientIndex(), ReceivedClientIndex: s.GetLive().GetLastClientIndex(),
-				SkippedFrames: effects.skipped, UnknownFrames: effects.unknown, Metadata: rpc.Metadata(tx.Info()),
-			}
-			res.Messages, res.ToolCalls, res.HasMore = effects.fitting(object.AnswerBytes - rpc.AnswerSize(res))
-			return res, nil
-		}, opts...)
+		}
+		tx.Emit("live_ingested")
+		through := int32(s.GetLive().GetLastClientIndex()) //nolint:gosec // it was an int32
+		res = &livev1.IngestLiveResponse{
+			StoredThrough: through, ReceivedThrough: through, Lease: ownLease(s.GetLive(), tx.Now()), Rotate: rotate(s, tx.Now(), m.limits),
+			Voice: presentVoice(s.GetVoice()), UnknownFrames: effects.unknown, Version: int64(tx.Info().Version),
+		}
+		effects.addTo(res, s.GetLive(), tx.Now())
+		return nil
+	})
 	if fenced, ok := errors.AsType[fencedError](err); ok {
 		return nil, errors.Join(m.abandon(ctx, req.GetConversationId(), batch), refuse(fenced))
 	}
-	return res, err
+	if err != nil {
+		return nil, err
+	}
+	return res, nil
 }
 
 // smallEffects is so little, in binary, that no answer is too small for its JSON.
 const smallEffects = 16 << 10
 
-// fitting are the effects that an answer has room for. more is true where that is not all of them.
-func (e *liveEffects) fitting(bytes int) (messages []*storev1.Message, calls []*storev1.ToolCall, more bool) {
-	messages, calls = e.messages, e.toolCalls
+// addTo adds to an answer what it has room for.
+func (e *liveEffects) addTo(res *livev1.IngestLiveResponse, live *storev1.LiveState, now time.Time) {
 	least := 0
-	for _, m := range messages {
+	for _, m := range e.messages {
 		least += proto.Size(m)
 	}
-	for _, c := range calls {
+	for _, c := range e.toolCalls {
 		least += proto.Size(c)
 	}
-	if least < smallEffects {
-		return messages, calls, false
+	var room object.Room
+	if least >= smallEffects {
+		room.Bytes = object.AnswerBytes - rpc.AnswerSize(res)
 	}
-	room := object.Room{Bytes: bytes}
-	if i := slices.IndexFunc(messages, func(m *storev1.Message) bool { return !room.Fits(rpc.AnswerSize(m)) }); i >= 0 {
-		return messages[:i], nil, true
+	fits := func(m proto.Message) bool { return least < smallEffects || room.Fits(rpc.AnswerSize(m)) }
+	for _, one := range e.messages {
+		msg := presentMessage(one)
+		if res.More = !fits(msg); res.GetMore() {
+			return
+		}
+		res.Messages = append(res.Messages, msg)
 	}
-	if i := slices.IndexFunc(calls, func(c *storev1.ToolCall) bool { return !room.Fits(rpc.AnswerSize(c)) }); i >= 0 {
-		return messages, calls[:i], true
+	for _, one := range e.toolCalls {
+		call := presentOwn(live, one, now)
+		if res.More = !fits(call); res.GetMore() {
+			return
+		}
+		res.ToolCalls = append(res.ToolCalls, call)
 	}
-	return messages, calls, false
 }
 
 // abandon keeps what a connection sent that another has replaced.
@@ -274,9 +178,7 @@ func (m *Manager) abandon(ctx context.Context, id string, batch liveBatch) error
 		l := newLive(tx)
 		before := proto.CloneOf(l.live)
 		fragment := l.abandon(batch)
-		if fragment != nil {
-			tx.Put(inFragments, object.SeqKey(fragment.GetSeq()), fragment)
-		}
+		putFragment(tx, fragment)
 		l.put(tx)
 		tx.Emit("live_abandoned")
 		if fragment == nil && proto.Equal(before, l.live) {
@@ -287,12 +189,53 @@ func (m *Manager) abandon(ctx context.Context, id string, batch liveBatch) error
 	return err
 }
 
-// ClaimToolCall implements ConversationService.
-func (m *Manager) ClaimToolCall(
-	ctx context.Context, req *conversationv1.ClaimToolCallRequest,
-) (*conversationv1.ClaimToolCallResponse, error) {
-	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[state]) (*conversationv1.ClaimToolCallResponse, error) {
+func putFragment(tx *object.Tx[state], fragment *storev1.Fragment) {
+	if fragment != nil {
+		tx.Put(inFragments, object.SeqKey(fragment.GetSeq()), fragment)
+	}
+}
+
+// DisconnectLive implements LiveService.
+func (m *Manager) DisconnectLive(ctx context.Context, req *livev1.DisconnectLiveRequest) (*livev1.DisconnectLiveResponse, error) {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return nil, err
+	}
+	batch := m.readBatch(caller, req.GetConversationId(), req.GetFencingToken(), req.GetFrames())
+	keep := &rawFrames{m: m, caller: caller, id: req.GetConversationId(), frames: req.GetFrames()}
+	res, err := object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*livev1.DisconnectLiveResponse, error) {
+			l := newLive(tx)
+			effects, err := l.ingest(writer{epoch: batch.epoch, caller: caller, now: tx.Now()}, batch, req.PlayedMs)
+			if err != nil {
+				return nil, err
+			}
+			changed := int(effects.skipped) < len(batch.frames)
+			if changed {
+				if err := keep.keep(tx); err != nil {
+					return nil, err
+				}
+			}
+			if !l.closeLive(req.GetCloseCode()) && !changed && len(effects.messages) == 0 {
+				tx.Unchanged()
+			}
+			l.put(tx)
+			awaitSilence(tx)
+			tx.Emit("live_disconnected")
+			return &livev1.DisconnectLiveResponse{
+				StoredThrough: int32(l.live.GetLastClientIndex()), Version: int64(tx.Info().Version), //nolint:gosec // it was an int32
+			}, nil
+		})
+	if fenced, ok := errors.AsType[fencedError](err); ok {
+		return nil, errors.Join(m.abandon(ctx, req.GetConversationId(), batch), refuse(fenced))
+	}
+	return res, err
+}
+
+// ClaimToolCall implements LiveService.
+func (m *Manager) ClaimToolCall(ctx context.Context, req *livev1.ClaimToolCallRequest) (*livev1.ClaimToolCallResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*livev1.ClaimToolCallResponse, error) {
 			entry, err := toolCall(tx, req.GetSeq())
 			if err != nil {
 				return nil, err
@@ -303,25 +246,26 @@ func (m *Manager) ClaimToolCall(
 				return nil, refuse(err)
 			}
 			f.put(tx)
-			return &conversationv1.ClaimToolCallResponse{ToolCall: call}, nil
-		}, object.Prefetch(inToolCalls, object.SeqKey(req.GetSeq())))
+			res := &livev1.ClaimToolCallResponse{ToolCall: presentCall(call), Version: int64(tx.Info().Version)}
+			addExpiresIn(res.GetToolCall().GetClaim(), tx.Now())
+			return res, nil
+		}, object.Prefetch(inToolCalls, object.SeqKey(int64(req.GetSeq()))))
 }
 
-// CompleteToolCall implements ConversationService.
-func (m *Manager) CompleteToolCall(
-	ctx context.Context, req *conversationv1.CompleteToolCallRequest,
-) (*conversationv1.CompleteToolCallResponse, error) {
-	if size := len(jsonText(req.GetResponse())); size > maxObjectBytes {
-		return nil, problem.InvalidArgument("response", fmt.Sprintf("has %d bytes as JSON, over the limit of %d", size, maxObjectBytes))
+// CompleteToolCall implements LiveService.
+func (m *Manager) CompleteToolCall(ctx context.Context, req *livev1.CompleteToolCallRequest) (*livev1.CompleteToolCallResponse, error) {
+	response, err := readResponse(req)
+	if err != nil {
+		return nil, err
 	}
-	return rpc.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
-		func(tx *object.Tx[state]) (*conversationv1.CompleteToolCallResponse, error) {
+	return object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
+		func(tx *object.Tx[state]) (*livev1.CompleteToolCallResponse, error) {
 			entry, err := toolCall(tx, req.GetSeq())
 			if err != nil {
 				return nil, err
 			}
 			f := newLive(tx)
-			call, deliver, err := f.completeCall(entry, req)
+			call, send, err := f.completeCall(entry, int64(req.GetFencingToken()), response, req.GetScheduling())
 			if err != nil {
 				return nil, refuse(err)
 			}
@@ -329,12 +273,33 @@ func (m *Manager) CompleteToolCall(
 			if len(f.toolCalls) == 0 {
 				tx.Unchanged()
 			}
-			return &conversationv1.CompleteToolCallResponse{ToolCall: call, Deliver: deliver}, nil
-		}, object.Prefetch(inToolCalls, object.SeqKey(req.GetSeq())))
+			return &livev1.CompleteToolCallResponse{ToolCall: presentCall(call), Send: send, Version: int64(tx.Info().Version)}, nil
+		}, object.Prefetch(inToolCalls, object.SeqKey(int64(req.GetSeq()))))
 }
 
-func toolCall(tx *object.Tx[state], seq int64) (*storev1.ToolCall, error) {
-	call, _ := tx.Entry(inToolCalls, object.SeqKey(seq)).(*storev1.ToolCall)
+// readResponse reads the response that a request has.
+func readResponse(req *livev1.CompleteToolCallRequest) (functionResponse, error) {
+	r := functionResponse{WillContinue: req.GetWillContinue(), isError: req.GetIsError()}
+	field, raw := "response_json", []byte(req.GetResponseJson())
+	if req.GetResponse() != nil {
+		var err error
+		field = "response"
+		if raw, err = protojson.Marshal(req.GetResponse()); err != nil {
+			return r, problem.InvalidArgument(field, "has a number that JSON does not have")
+		}
+	}
+	v, err := parseValue(raw)
+	if err != nil {
+		return r, problem.InvalidArgument(field, err.Error())
+	}
+	if r.Response.value = v.value; v.text != "" {
+		r.Response.value, r.Response.text = nil, v.text
+	}
+	return r, nil
+}
+
+func toolCall(tx *object.Tx[state], seq int32) (*storev1.ToolCall, error) {
+	call, _ := tx.Entry(inToolCalls, object.SeqKey(int64(seq))).(*storev1.ToolCall)
 	if call == nil {
 		return nil, problem.NotFound(fmt.Sprintf("the conversation has no tool call %d", seq))
 	}

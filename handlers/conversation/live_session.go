@@ -1,14 +1,19 @@
 package conversation
 
 import (
+	"errors"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/problem"
+	"holdfast/identity"
 )
 
 const (
@@ -16,8 +21,6 @@ const (
 	maxHandles = 4
 	// maxGoAway bounds what a provider may say of the time that is left.
 	maxGoAway = time.Hour
-	// untold is the resumed_handle_id of a connection of which nobody told whether it resumes.
-	untold = -1
 )
 
 // LiveLimits are what Gemini Live is documented to allow. Providers change them.
@@ -51,29 +54,20 @@ func (l LiveLimits) handles(p storev1.LiveProvider) time.Duration {
 	return l.DeveloperHandles
 }
 
-// connect begins a new connection. The user may be in the middle of an utterance, which goes on in it. A turn of the
+// begin begins a new connection. The user may be in the middle of an utterance, which goes on in it. A turn of the
 // model does not: it ended with the connection, and the utterance that it answered ended before.
-func (f *folder) connect(epoch int64) {
+func (f *folder) begin(epoch int64) {
 	if old := f.live.GetEpoch(); old != 0 {
 		f.disconnect()
 		f.rememberFenced(old)
 	}
-	f.live.Epoch, f.live.LastClientIndex, f.live.FrameCount, f.live.ByteCount = epoch, 0, 0, 0
-	f.live.Fence, f.live.LastCloseTime = 0, f.live.GetCloseTime()
+	f.live.Epoch, f.live.LastClientIndex = epoch, 0
+	f.live.LastCloseTime = f.live.GetCloseTime()
 	f.live.OpenTime, f.live.CloseTime, f.live.CloseCode, f.live.GoAwayTime = f.now, nil, 0, nil
-	f.live.Device, f.live.SessionId, f.live.Seeding = "", "", false
+	f.live.Device, f.live.SessionId = nil, ""
 	f.live.CallsBefore = f.state.GetToolCallCount()
 	f.startRetelling()
 	f.live.Reconnected = f.live.GetRetelling()
-}
-
-// connectUntold begins a connection that its first frames announce.
-func (f *folder) connectUntold(epoch int64) {
-	f.connect(epoch)
-	f.live.ResumedHandleId = untold
-	if f.live.GetSession() == 0 {
-		f.live.Session, f.live.ResumedHandleId = 1, 0
-	}
 }
 
 // disconnect ends what cannot outlive a connection.
@@ -97,58 +91,144 @@ func (f *folder) rememberFenced(epoch int64) {
 	}
 }
 
-// open takes the conversation over for a new connection, under the fence of the floor that it has; 0: it has none.
-func (f *folder) open(req *conversationv1.OpenLiveRequest, under int64, limits LiveLimits) {
-	provider := req.GetProvider()
+// connecting is a client that wants to connect.
+type connecting struct {
+	req    *livev1.ConnectLiveRequest
+	caller identity.Identity
+	owner  identity.User // of the conversation
+	// sessionEnd is when the caller's session ends; zero: there is none.
+	sessionEnd time.Time
+	id         string // the connection's, if there will be one
+	limits     LiveLimits
+	// previous is what the last connection still owed, read, and settled what happens between its end and the next beginning.
+	previous liveBatch
+	settled  func() error
+	// opens reports whether a sealed handle can be opened.
+	opens func(sealed []byte) bool
+}
+
+// connect takes the conversation over for a new connection. late is what an older one than the last owed; nil: nothing.
+func (f *folder) connect(c *connecting) (reason livev1.PlanReason, late *storev1.Fragment, err error) {
+	w := writer{epoch: int64(c.req.GetPrevious().GetFencingToken()), caller: c.caller, now: f.now.AsTime()}
+	if err := mayConnect(f.state, w, w.epoch, c.req.GetTakeOver()); err != nil {
+		return 0, nil, err
+	}
+	if w.epoch != 0 {
+		if late, err = f.followOn(w, c); err != nil {
+			return 0, nil, err
+		}
+	}
+	epoch := newestEpoch(f.state) + 1
+	if epoch > math.MaxInt32 {
+		return 0, nil, problem.LimitReached("object", "connections", math.MaxInt32, "the conversation has had all connections that have a number; go on in a fork of it", 0)
+	}
+	provider := storev1.LiveProvider(c.req.GetProvider())
 	if provider == storev1.LiveProvider_LIVE_PROVIDER_UNSPECIFIED {
 		provider = storev1.LiveProvider_LIVE_PROVIDER_DEVELOPER_API
 	}
-	handle := usableHandle(f.live, req.GetSetupHash(), f.now.AsTime(), limits)
-	if handle.GetProvider() != provider {
-		handle = nil
-	}
-	f.connect(max(f.live.GetEpoch()+1, f.state.GetIssuedBefore()+1, f.state.GetFloor().GetFence()))
-	f.live.Fence = under
-	f.live.Device, f.live.Provider, f.live.SetupHash = req.GetDevice(), provider, req.GetSetupHash()
-	f.live.KeepFrames, f.live.Silence = req.GetKeepFramesFor(), req.GetSilence()
+	handle, reason := f.handle(c, provider)
+	before := f.live.GetLease()
+	f.begin(epoch)
 	if f.live.ResumedHandleId = handle.GetId(); handle == nil {
-		f.startFresh(req.GetSeeding())
+		f.live.Session++
 	}
+	o := c.req.GetOptions()
+	f.live.Device, f.live.Provider, f.live.SetupHash = storedDevice(c.req.GetDevice()), provider, c.req.GetSetupHash()
+	f.live.KeepFrames, f.live.Silence = o.GetKeepFramesFor(), o.GetSilence()
+	f.live.LeaveToolCalls, f.live.ToolLease = o.GetLeaveToolCalls(), o.GetToolLease()
+	f.live.Lease = &storev1.LiveLease{
+		ConnectionId: c.id, User: string(c.caller.User), SessionId: c.caller.Session, ExpireTime: leaseEnd(w.now, c.sessionEnd),
+	}
+	goesOn := ""
+	if w.epoch == epoch-1 {
+		goesOn = before.GetConnectionId()
+	}
+	f.claimOwed(goesOn)
+	return reason, late, nil
 }
 
-// startFresh notes that the newest connection begins a new session of the provider.
-func (f *folder) startFresh(seeding bool) {
-	f.live.Session++
-	f.live.ResumedHandleId = 0
-	f.live.Seeding = seeding && f.state.GetLastSeq() > 0
+// followOn folds what the connection before still owed, and ends it. What an older one owed is abandoned.
+func (f *folder) followOn(w writer, c *connecting) (late *storev1.Fragment, err error) {
+	err = issued(f.state, w.epoch)
+	if _, older := errors.AsType[fencedError](err); older {
+		return f.abandon(c.previous), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	// Who lost a session goes on in the next, so the session need not be the same, once the lease is free.
+	if !ofUser(f.live.GetLease(), c.caller) {
+		return nil, fence(f.state, w)
+	}
+	if err := c.previous.checkIndexes(f.live.GetLastClientIndex()); err != nil {
+		return nil, err
+	}
+	f.foldBatch(c.previous)
+	f.played(c.req.GetPrevious().PlayedMs)
+	if err := c.settled(); err != nil {
+		return nil, err
+	}
+	f.closeLive(c.req.GetPrevious().GetCloseCode())
+	if c.req.GetPrevious().GetHandleRefused() {
+		f.refuseHandle()
+	}
+	return nil, nil
 }
 
-// closeLive notes that the newest connection has ended. It returns false where that was known.
+// handle is what the provider's session is resumed with; nil: it is not, and reason says why.
+func (f *folder) handle(c *connecting, provider storev1.LiveProvider) (h *storev1.LiveHandle, reason livev1.PlanReason) {
+	if f.live.GetOpenTime() == nil && f.live.GetEpoch() == 0 {
+		return nil, livev1.PlanReason_PLAN_REASON_FIRST
+	}
+	h = newestResumable(f.live.GetHandles())
+	switch {
+	case h == nil, h.GetSession() != f.live.GetSession(): // a session that another has followed knows less than the conversation does
+		return nil, livev1.PlanReason_PLAN_REASON_NO_HANDLE
+	case !mayHave(c.caller, c.owner, h.GetUser()):
+		return nil, livev1.PlanReason_PLAN_REASON_NO_HANDLE
+	case h.GetDead():
+		return nil, livev1.PlanReason_PLAN_REASON_HANDLE_REFUSED
+	case h.GetSetupHash() != c.req.GetSetupHash(), h.GetProvider() != provider:
+		return nil, livev1.PlanReason_PLAN_REASON_SETUP_CHANGED
+	}
+	if end := handleExpiry(f.live, h, f.now.AsTime(), c.limits); !end.IsZero() && !f.now.AsTime().Before(end) {
+		return nil, livev1.PlanReason_PLAN_REASON_HANDLE_EXPIRED
+	}
+	if len(h.GetSealed()) == 0 || !c.opens(h.GetSealed()) { // its key is gone
+		return nil, livev1.PlanReason_PLAN_REASON_NO_HANDLE
+	}
+	return h, livev1.PlanReason_PLAN_REASON_RESUMED
+}
+
+// mayHave reports whether a caller may have a secret that a user's connection brought to a conversation of owner.
+func mayHave(caller identity.Identity, owner identity.User, user string) bool {
+	return caller.Service || user == string(caller.User) || owner != "" && owner == caller.User
+}
+
+// closeLive notes that the newest connection has ended, and gives its lease back. It returns false where that was known.
 func (f *folder) closeLive(code int32) bool {
 	if f.live.GetCloseTime() != nil {
 		return false
 	}
 	f.disconnect()
 	f.live.CloseTime, f.live.CloseCode, f.live.GoAwayTime = f.now, code, nil
+	if f.live.GetLease() != nil {
+		f.live.Lease.ExpireTime = f.now
+	}
 	return true
 }
 
-// resumeFailed kills a handle, and those that are older: they know less than it does. It returns false where it was dead.
-func (f *folder) resumeFailed(handleID int64, seeding bool) bool {
-	i := slices.IndexFunc(f.live.GetHandles(), func(h *storev1.LiveHandle) bool { return h.GetId() == handleID })
+// refuseHandle kills the handle that the newest connection resumes with, and those that are older: they know less than it does.
+func (f *folder) refuseHandle() {
+	i := slices.IndexFunc(f.live.GetHandles(), func(h *storev1.LiveHandle) bool { return h.GetId() == f.live.GetResumedHandleId() })
 	if i < 0 || f.live.GetHandles()[i].GetDead() {
-		return false
+		return
 	}
 	for _, h := range f.live.GetHandles()[:i+1] {
 		h.Dead, h.Sealed = true, nil
 	}
 	f.live.ResumeFailures++
 	f.live.ResumeFailureTime = f.now
-	if f.live.GetHandles()[i].GetSession() == f.live.GetSession() {
-		f.orphanCalls()
-		f.startFresh(seeding)
-	}
-	return true
 }
 
 // foldSession folds what a frame tells of the session itself.
@@ -171,10 +251,8 @@ func (f *folder) foldSession(m *liveFrame) {
 // setUp reads how the client in fact began the session.
 func (f *folder) setUp(s *sessionSetup) {
 	if !s.SessionResumption.Handle && f.live.GetResumedHandleId() != 0 {
-		f.startFresh(f.live.GetSeeding())
-	}
-	if s.HistoryConfig.InClientContent && f.state.GetLastSeq() > 0 {
-		f.live.Seeding = true
+		f.live.Session++
+		f.live.ResumedHandleId = 0
 	}
 }
 
@@ -199,6 +277,7 @@ func (f *folder) noteHandle(u *resumptionUpdate) {
 		Id: f.live.GetHandleCount(), Epoch: f.live.GetEpoch(), Session: f.live.GetSession(), Resumable: resumable,
 		SetupHash: f.live.GetSetupHash(), Provider: f.live.GetProvider(), ReceiveTime: f.now,
 		LastConsumedClientIndex: max(int64(u.LastConsumed), 0), AfterSeq: f.state.GetLastSeq(), AfterToolCall: f.state.GetToolCallCount(),
+		User: f.live.GetLease().GetUser(),
 	}
 	if resumable {
 		h.Sealed = u.sealed
@@ -226,22 +305,6 @@ func newestResumable(handles []*storev1.LiveHandle) *storev1.LiveHandle {
 	return nil
 }
 
-// usableHandle is what a session with this setup can be resumed with now, or nil. A session that another has followed is
-// not resumed: it knows less than the conversation does.
-func usableHandle(live *storev1.LiveState, setupHash string, now time.Time, limits LiveLimits) *storev1.LiveHandle {
-	h := newestResumable(live.GetHandles())
-	switch {
-	case h == nil, h.GetDead(), len(h.GetSealed()) == 0:
-		return nil
-	case h.GetSession() != live.GetSession(), h.GetSetupHash() != setupHash:
-		return nil
-	}
-	if end := handleExpiry(live, h, now, limits); !end.IsZero() && !now.Before(end) {
-		return nil
-	}
-	return h
-}
-
 // handleExpiry is when a handle is over; zero: its connection is open, as far as is known. It counts from when the session
 // was last known to live.
 func handleExpiry(live *storev1.LiveState, h *storev1.LiveHandle, now time.Time, limits LiveLimits) time.Time {
@@ -265,50 +328,36 @@ func providerCloses(live *storev1.LiveState, limits LiveLimits) time.Time {
 	return live.GetOpenTime().AsTime().Add(limits.Connection)
 }
 
-// resumePlan is what a client should do now, but for the secret and the seed.
-type resumePlan struct {
-	handle   *storev1.LiveHandle // nil: start fresh
-	expires  time.Time           // zero: its connection is open
-	wait     bool
-	waitTill time.Time
-	retry    time.Time // zero: at once
-}
-
 const (
-	// rotateAhead is how long before the provider closes a connection the client should leave it.
-	rotateAhead = 5 * time.Second
+	// rotateAhead is how long before the provider closes a connection the client should have left it, and rotateNotice how long
+	// before that it is told, where the provider says nothing.
+	rotateAhead, rotateNotice = 5 * time.Second, time.Minute
 	// Of a failure to resume: doubled with each, up to the greatest.
 	firstBackOff, greatestBackOff = 500 * time.Millisecond, 30 * time.Second
 )
 
-// plan says what a client with this setup should do; an empty hash stands for that of the newest connection.
-func plan(s *storev1.ConversationState, setupHash string, now time.Time, limits LiveLimits) resumePlan {
-	live, toolCalls := s.GetLive(), s.GetToolCallCount()
-	if setupHash == "" {
-		setupHash = live.GetSetupHash()
+// rotate tells when to leave the newest connection; nil: it need not be left.
+func rotate(s *storev1.ConversationState, now time.Time, limits LiveLimits) *livev1.Rotate {
+	live := s.GetLive()
+	within := providerCloses(live, limits).Add(-rotateAhead).Sub(now)
+	if live.GetCloseTime() != nil || live.GetProvider() == storev1.LiveProvider_LIVE_PROVIDER_NONE || live.GetGoAwayTime() == nil && within > rotateNotice {
+		return nil
 	}
-	p := resumePlan{handle: usableHandle(live, setupHash, now, limits), retry: retryTime(live)}
-	if !p.retry.After(now) {
-		p.retry = time.Time{}
+	if within <= 0 {
+		return &livev1.Rotate{Now: true}
 	}
-	if p.handle != nil {
-		p.expires = handleExpiry(live, p.handle, now, limits)
+	return &livev1.Rotate{Now: atRest(s), Within: durationpb.New(within)}
+}
+
+// atRest reports whether a session that is resumed knows all that was said, and nobody is saying more.
+func atRest(s *storev1.ConversationState) bool {
+	live := s.GetLive()
+	n := len(live.GetHandles())
+	if n == 0 || live.GetUserTurn() != nil || live.GetAssistantTurn() != nil {
+		return false
 	}
-	if live.GetEpoch() == 0 || live.GetCloseTime() != nil {
-		return p
-	}
-	handles := live.GetHandles()
-	p.wait = toolCalls > max(live.GetCallsBefore(), newestResumable(handles).GetAfterToolCall()) || live.GetAssistantTurn() != nil
-	if n := len(handles); n > 0 && handles[n-1].GetEpoch() == live.GetEpoch() && !handles[n-1].GetResumable() {
-		p.wait = true // resuming now would lose what it does
-	}
-	if p.wait {
-		p.waitTill = providerCloses(live, limits).Add(-rotateAhead)
-	}
-	if p.wait && !now.Before(p.waitTill) {
-		p.wait, p.waitTill = false, time.Time{}
-	}
-	return p
+	h := live.GetHandles()[n-1]
+	return h.GetResumable() && h.GetEpoch() == live.GetEpoch() && h.GetAfterSeq() == s.GetLastSeq() && h.GetAfterToolCall() == s.GetToolCallCount()
 }
 
 // retryTime is when a connection may be tried again after failures to resume; zero: there was none.
@@ -328,7 +377,7 @@ func retryTime(live *storev1.LiveState) time.Time {
 // there is nothing new, and responses to its tool calls are told as text.
 func (f *folder) abandon(batch liveBatch) *storev1.Fragment {
 	known := f.live.GetFencedIndexes()[batch.epoch]
-	if batch.epoch == f.live.GetEpoch() { // it lost the floor, and nobody has connected since
+	if batch.epoch == f.live.GetEpoch() { // nobody has connected since
 		known = max(known, f.live.GetLastClientIndex())
 	}
 	if batch.checkIndexes(known) != nil {
@@ -393,16 +442,3 @@ const (
 	maxFragments    = 1000
 	maxFragmentText = 16 << 10
 )
-
-// presentLive is where the newest connection stands; nil: there was none.
-func presentLive(live *storev1.LiveState) *conversationv1.LiveStatus {
-	if live.GetEpoch() == 0 {
-		return nil
-	}
-	return &conversationv1.LiveStatus{
-		Epoch: live.GetEpoch(), Device: live.GetDevice(), Provider: live.GetProvider(), Session: live.GetSession(),
-		SessionId: live.GetSessionId(), OpenTime: live.GetOpenTime(), CloseTime: live.GetCloseTime(), CloseCode: live.GetCloseCode(),
-		GoAwayTime: live.GetGoAwayTime(), LastClientIndex: live.GetLastClientIndex(), UnknownFrames: live.GetUnknownFrames(),
-		TotalTokens: live.GetTotalTokens(), FrameCount: live.GetFrameCount(), ByteCount: live.GetByteCount(),
-	}
-}

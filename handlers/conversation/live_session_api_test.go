@@ -14,74 +14,77 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	errorv1 "holdfast/gen/holdfast/error/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/object"
 	"holdfast/seal"
 )
 
 type (
-	openReq    = conversationv1.OpenLiveRequest
-	planReq    = conversationv1.GetResumePlanRequest
-	failedReq  = conversationv1.ReportResumeFailedRequest
-	claimReq   = conversationv1.ClaimToolCallRequest
 	windowReq  = conversationv1.GetContextWindowRequest
 	proposeReq = conversationv1.ProposeCompactionRequest
 	commitReq  = conversationv1.CommitCompactionRequest
 )
 
-func TestEpochsThroughTheAPI(t *testing.T) {
+func TestConnectionsThroughTheAPI(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	laptop, phone := b.client(t, ada), serve(t, b.Bundle).client(t, ada)
 	create(t, laptop)
-	if got := must(laptop.OpenLive(t.Context(), &openReq{ConversationId: c1, Device: "laptop", SetupHash: "a"}))(t); got.GetEpoch() != 1 || got.GetLive().GetDevice() != "laptop" {
-		t.Fatalf("%v", got)
+	first := must(laptop.ConnectLive(t.Context(), &connectReq{ConversationId: c1, Device: device("laptop"), SetupHash: "a"}))(t)
+	if first.GetLease().GetFencingToken() != 1 || first.GetLease().GetHolder() != "laptop" || first.GetConnectionId() == "" || first.GetVersion() != 2 ||
+		first.GetPlan().GetReason() != livev1.PlanReason_PLAN_REASON_FIRST || first.GetPlan().GetHandle() != "" || first.GetPlan().GetSend() != nil {
+		t.Fatalf("%v", first)
 	}
-	ingestOne(t, laptop, 1, textFrame(1, in("Set it ")), textFrame(2, resumption("secret-handle")), textFrame(3, in("to done")))
+	if left := first.GetLease().GetExpiresIn().AsDuration(); left <= 0 || left > leaseTime {
+		t.Errorf("it expires in %v", left)
+	}
+	ingestOne(t, laptop, 1, textFrame(1, in("Set it ")), textFrame(2, resumption("secret-handle")), textFrame(3, in("to ")))
 	w := watchAfter(t, laptop, 0)
 	w.next(t)
-	if got := must(phone.OpenLive(t.Context(), &openReq{ConversationId: c1, Device: "phone", SetupHash: "a"}))(t); got.GetEpoch() != 2 {
-		t.Fatalf("%v", got)
+	_, err := phone.ConnectLive(t.Context(), &connectReq{ConversationId: c1, Device: device("phone"), SetupHash: "a"})
+	leaseHeld.check(t, err)
+	if held := detail[*errorv1.Problem](t, err).GetHeld(); held.GetDeviceName() != "laptop" || held.GetConnectionId() != first.GetConnectionId() || held.GetUser() != string(ada) {
+		t.Errorf("the holder is %v", held)
 	}
-	if got := w.next(t).GetConversation().GetLive(); got.GetLease().GetFencingToken() != 2 || got.GetDevice().GetName() != "phone" {
+	if preview := plan(t, phone, "b"); preview.GetReason() != livev1.PlanReason_PLAN_REASON_SETUP_CHANGED || preview.GetHandle() != "" || preview.GetSend() == nil {
+		t.Errorf("the plan of another setup: %v", preview)
+	}
+	second := connectAs(t, phone, &connectReq{Device: device("phone"), SetupHash: "a"})
+	if second.GetLease().GetFencingToken() != 2 || second.GetPlan().GetHandle() != "secret-handle" || second.GetPlan().GetReason() != livev1.PlanReason_PLAN_REASON_RESUMED {
+		t.Fatalf("%v", second)
+	}
+	if got := w.next(t).GetConversation().GetLive(); got.GetLease().GetFencingToken() != 2 || got.GetDevice().GetName() != "phone" || got.GetLease().GetExpiresIn() != nil {
 		t.Errorf("the laptop sees %v", got)
 	}
-	got := must(phone.GetResumePlan(t.Context(), &planReq{ConversationId: c1, SetupHash: "a"}))(t)
-	if got.GetAction() != conversationv1.ResumeAction_RESUME_ACTION_RESUME || got.GetHandle() != "secret-handle" || got.GetOpenUtterance().GetText() != "Set it to done" || got.GetHandleAfterSeq() != 1 {
-		t.Errorf("the phone's plan: %v", got)
+	for token, says := range map[int32]string{1: "connection 2", 3: "never issued"} {
+		_, err := laptop.DisconnectLive(t.Context(), &disconnectReq{ConversationId: c1, FencingToken: token})
+		refusal{code: connect.CodeFailedPrecondition, reason: "FENCED", says: []string{says}}.check(t, err)
 	}
-	if other := must(phone.GetResumePlan(t.Context(), &planReq{ConversationId: c1, SetupHash: "b"}))(t); other.GetAction() != conversationv1.ResumeAction_RESUME_ACTION_START_FRESH || other.GetHandle() != "" || other.GetSeed() == nil {
-		t.Errorf("the plan of another setup: %v", other)
-	}
-
-	fenced := refusal{code: connect.CodeFailedPrecondition, reason: "FENCED", says: []string{"epoch 2"}}
-	unknown := refusal{code: connect.CodeFailedPrecondition, reason: "FENCED", says: []string{"epoch 2"}}
-	for epoch, want := range map[int64]refusal{1: fenced, 3: unknown} {
-		_, err := laptop.CloseLive(t.Context(), &conversationv1.CloseLiveRequest{ConversationId: c1, Epoch: epoch})
-		want.check(t, err)
-		_, err = laptop.ReportResumeFailed(t.Context(), &failedReq{ConversationId: c1, Epoch: epoch, HandleId: 1})
-		want.check(t, err)
-	}
-	_, err := phone.ReportResumeFailed(t.Context(), &failedReq{ConversationId: c1, Epoch: 2, HandleId: 2})
-	refusal{code: connect.CodeInvalidArgument, field: "handle_id"}.check(t, err)
-	for range 2 { // the second changes nothing
-		failed := must(phone.ReportResumeFailed(t.Context(), &failedReq{ConversationId: c1, Epoch: 2, HandleId: 1, CloseCode: 1011}))(t)
-		if failed.GetResumeFailures() != 1 || failed.GetRetryTime() == nil || failed.GetLive().GetSession() != 2 {
-			t.Errorf("%v", failed)
-		}
-	}
-	got = must(phone.GetResumePlan(t.Context(), &planReq{ConversationId: c1, SetupHash: "a", SeedEndsWithUser: true}))(t)
-	if got.GetAction() != conversationv1.ResumeAction_RESUME_ACTION_START_FRESH || got.GetHandle() != "" || !strings.Contains(jsonText(got.GetSeed()), "Set it to done") {
-		t.Errorf("after it failed: %v", got)
+	// The provider refuses the handle, and the phone says so, with what it owes.
+	third := must(phone.ConnectLive(t.Context(), &connectReq{
+		ConversationId: c1, SetupHash: "a", SeedEndsWithUser: true,
+		Previous: &livev1.Previous{FencingToken: 2, CloseCode: 1011, HandleRefused: true, Frames: []*livev1.LiveFrame{textFrame(1, in("done"))}},
+	}))(t)
+	if p := third.GetPlan(); p.GetReason() != livev1.PlanReason_PLAN_REASON_HANDLE_REFUSED || p.GetHandle() != "" || p.GetConnectAfter() == nil ||
+		!strings.Contains(jsonText(p.GetSend()), "Set it to done") {
+		t.Errorf("after it was refused: %v", p)
 	}
 	for range 2 {
-		closed := must(phone.CloseLive(t.Context(), &conversationv1.CloseLiveRequest{ConversationId: c1, Epoch: 2, CloseCode: 1006}))(t)
-		if closed.GetLive().GetCloseCode() != 1006 || closed.GetLive().GetCloseTime() == nil || closed.GetMetadata().GetVersion() != 6 {
-			t.Errorf("%v", closed)
+		closed := must(phone.DisconnectLive(t.Context(), &disconnectReq{ConversationId: c1, FencingToken: 3, CloseCode: 1006}))(t)
+		live := get(t, phone).GetConversation().GetLive()
+		if live.GetCloseCode() != 1006 || live.GetCloseTime() == nil || closed.GetVersion() != 6 {
+			t.Errorf("%v, %v", closed, live)
 		}
+	}
+	if again := must(laptop.ConnectLive(t.Context(), &connectReq{ConversationId: c1}))(t); again.GetLease().GetFencingToken() != 4 {
+		t.Errorf("nobody is connected: %v", again)
 	}
 }
 
@@ -91,13 +94,22 @@ func TestHandlesAreSealedAtRest(t *testing.T) {
 	b := setup(t)
 	c := b.client(t, ada)
 	create(t, c)
-	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1, KeepFramesFor: durationpb.New(time.Hour), RequestId: "r-1"}))(t)
-	req := &ingestReq{ConversationId: c1, Epoch: 1, RequestId: "r-2", Frames: []*conversationv1.LiveFrame{
+	keep := &livev1.LiveOptions{KeepFramesFor: durationpb.New(time.Hour)}
+	connectAs(t, c, &connectReq{RequestId: "r-1", Options: keep})
+	frames := []*livev1.LiveFrame{
 		textFrame(1, resumption("secret-handle")), textFrame(2, `{"setup":{"sessionResumption":{"handle":"secret-handle"}}}`),
+	}
+	ingestOne(t, c, 1, frames...)
+	// The answer has the handle, and so has that to a retry, from whichever server. The journal that remembers the request has not.
+	req := &connectReq{ConversationId: c1, RequestId: "r-2", Options: keep, Previous: &livev1.Previous{
+		FencingToken: 1, Frames: []*livev1.LiveFrame{textFrame(3, resumption("secret-handle"))},
 	}}
-	must(c.IngestLive(t.Context(), req))(t)
-	if got := must(c.GetResumePlan(t.Context(), &planReq{ConversationId: c1}))(t).GetHandle(); got != "secret-handle" {
-		t.Errorf("the handle is %q", got)
+	first := must(c.ConnectLive(t.Context(), req))(t)
+	for _, c := range []client{c, serve(t, b.Bundle).client(t, ada)} {
+		again := must(c.ConnectLive(t.Context(), req))(t)
+		if again.GetPlan().GetHandle() != "secret-handle" || again.GetConnectionId() != first.GetConnectionId() || again.GetVersion() != first.GetVersion() {
+			t.Errorf("first %v, again %v", first, again)
+		}
 	}
 	for _, table := range []string{"objects", "entries", "events"} {
 		var n, rows int
@@ -106,9 +118,57 @@ func TestHandlesAreSealedAtRest(t *testing.T) {
 			t.Errorf("%d of %d rows of %s have it, %v", n, rows, table, err)
 		}
 	}
-	got := must(c.ListLiveFrames(t.Context(), &conversationv1.ListLiveFramesRequest{ConversationId: c1}))(t).GetBatches()
-	if len(got) != 1 || got[0].GetNumber() != 1 || got[0].GetEpoch() != 1 || len(got[0].GetFrames()) != 2 || !proto.Equal(got[0].GetFrames()[0], req.GetFrames()[0]) {
+	got := must(c.ListLiveFrames(t.Context(), &livev1.ListLiveFramesRequest{ConversationId: c1}))(t).GetBatches()
+	if len(got) != 2 || got[0].GetNumber() != 1 || got[0].GetFromConnection() != 1 || len(got[0].GetFrames()) != 2 || !proto.Equal(got[0].GetFrames()[0], frames[0]) ||
+		got[1].GetFromConnection() != 1 {
 		t.Errorf("the raw frames are %v", got)
+	}
+}
+
+// A retry of ConnectLive answers the same connection, or that another has it since.
+func TestALateRetryOfAConnectionIsFenced(t *testing.T) {
+	t.Parallel()
+	c := setup(t).client(t, ada)
+	create(t, c)
+	req := &connectReq{ConversationId: c1, RequestId: "r-1"}
+	must(c.ConnectLive(t.Context(), req))(t)
+	connectAs(t, c, &connectReq{})
+	_, err := c.ConnectLive(t.Context(), req)
+	refusal{code: connect.CodeFailedPrecondition, reason: "FENCED", says: []string{"connection 2"}}.check(t, err)
+	_, err = c.ConnectLive(t.Context(), &connectReq{ConversationId: c1, RequestId: "r-1", SetupHash: "x"})
+	refusal{code: connect.CodeAlreadyExists, reason: "REQUEST_ID_REUSED"}.check(t, err)
+}
+
+// What one user's connection was given is no other's, even where the conversation is everybody's.
+func TestUsersDoNotReadEachOthersHandles(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	service, hers, his := b.client(t, nobody), b.client(t, ada), b.client(t, "eve")
+	must(service.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: c1, Shared: true}))(t)
+	token := int64(connectAs(t, hers, &connectReq{Options: &livev1.LiveOptions{KeepFramesFor: durationpb.New(time.Hour)}}).GetLease().GetFencingToken())
+	ingestOne(t, hers, token, textFrame(1, in("Hi")), textFrame(2, resumption("secret-handle")))
+	frames := func(c client) int {
+		t.Helper()
+		return len(must(c.ListLiveFrames(t.Context(), &livev1.ListLiveFramesRequest{ConversationId: c1}))(t).GetBatches())
+	}
+	if h, s, e := frames(hers), frames(service), frames(his); h != 1 || s != 1 || e != 0 {
+		t.Errorf("she reads %d batches of raw frames, the service %d, he %d", h, s, e)
+	}
+	// While she is connected he cannot even take over, and knows nothing of her plan.
+	for _, req := range []*connectReq{{TakeOver: true}, {ValidateOnly: true}, {Previous: &livev1.Previous{FencingToken: int32(token)}}} {
+		req.ConversationId = c1
+		_, err := his.ConnectLive(t.Context(), req)
+		leaseHeld.check(t, err)
+	}
+	_, err := his.IngestLive(t.Context(), &ingestReq{ConversationId: c1, FencingToken: int32(token)})
+	leaseHeld.check(t, err)
+	must(hers.DisconnectLive(t.Context(), &disconnectReq{ConversationId: c1, FencingToken: int32(token)}))(t)
+	_, err = his.IngestLive(t.Context(), &ingestReq{ConversationId: c1, FencingToken: int32(token), Frames: []*livev1.LiveFrame{textFrame(3, in("me"))}})
+	refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}.check(t, err)
+	for name, got := range map[string]*livev1.Plan{"eve's preview": plan(t, his, ""), "eve": connectAs(t, his, &connectReq{}).GetPlan()} {
+		if got.GetHandle() != "" || got.GetReason() != livev1.PlanReason_PLAN_REASON_NO_HANDLE || got.GetSend() == nil {
+			t.Errorf("%s: %v", name, got)
+		}
 	}
 }
 
@@ -122,14 +182,13 @@ func TestSealKeysRotate(t *testing.T) {
 	d := dbtest.New(t)
 	before, rotated, fresh := served(d, oldKey), served(d, newKey, oldKey), served(d, newKey)
 	create(t, before)
-	must(before.OpenLive(t.Context(), &openReq{ConversationId: c1, SetupHash: "a", KeepFramesFor: durationpb.New(time.Hour)}))(t)
+	connectAs(t, before, &connectReq{SetupHash: "a", Options: &livev1.LiveOptions{KeepFramesFor: durationpb.New(time.Hour)}})
 	opens := func(who string, c client, handle string, batches int) {
 		t.Helper()
-		plan := must(c.GetResumePlan(t.Context(), &planReq{ConversationId: c1, SetupHash: "a"}))(t)
-		if plan.GetHandle() != handle || (plan.GetAction() == conversationv1.ResumeAction_RESUME_ACTION_RESUME) != (handle != "") {
-			t.Errorf("%s is told to %s with %q", who, plan.GetAction(), plan.GetHandle())
+		if got := plan(t, c, "a").GetHandle(); got != handle {
+			t.Errorf("%s is told to resume with %q", who, got)
 		}
-		if got := must(c.ListLiveFrames(t.Context(), &conversationv1.ListLiveFramesRequest{ConversationId: c1}))(t).GetBatches(); len(got) != batches {
+		if got := must(c.ListLiveFrames(t.Context(), &livev1.ListLiveFramesRequest{ConversationId: c1}))(t).GetBatches(); len(got) != batches {
 			t.Errorf("%s reads %d batches of raw frames", who, len(got))
 		}
 	}
@@ -149,7 +208,7 @@ func TestRawFramesExpire(t *testing.T) {
 	b := setup(t, func(c *object.Config) { c.Timers = true })
 	c := b.client(t, ada)
 	create(t, c)
-	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1, KeepFramesFor: durationpb.New(time.Hour)}))(t)
+	connectAs(t, c, &connectReq{Options: &livev1.LiveOptions{KeepFramesFor: durationpb.New(time.Hour)}})
 	rt := object.NewRuntime(b.DB, object.Config{})
 	t.Cleanup(func() { _ = rt.Close(context.WithoutCancel(t.Context())) })
 	kind := Register(rt)
@@ -192,29 +251,34 @@ func TestRawFramesAreBounded(t *testing.T) {
 	t.Parallel()
 	c := setup(t).client(t, ada)
 	create(t, c)
-	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1, KeepFramesFor: durationpb.New(time.Hour)}))(t)
+	connectAs(t, c, &connectReq{Options: &livev1.LiveOptions{KeepFramesFor: durationpb.New(time.Hour)}})
 	const over = 5
 	for i := range int64(maxKept + over) {
 		ingestOne(t, c, 1, textFrame(i+1, in("x")))
 	}
-	var numbers []int64
-	for after, more := int64(0), true; more; {
-		page := must(c.ListLiveFrames(t.Context(), &conversationv1.ListLiveFramesRequest{ConversationId: c1, AfterNumber: after}))(t)
-		for _, b := range page.GetBatches() {
-			numbers = append(numbers, b.GetNumber())
-			after = b.GetNumber()
+	kept := func() (numbers []int32) {
+		t.Helper()
+		for req, more := (&livev1.ListLiveFramesRequest{ConversationId: c1}), true; more; more = req.GetPageToken() != "" {
+			page := must(c.ListLiveFrames(t.Context(), req))(t)
+			for _, b := range page.GetBatches() {
+				numbers = append(numbers, b.GetNumber())
+			}
+			req.PageToken = page.GetNextPageToken()
 		}
-		more = page.GetHasMore()
+		return numbers
 	}
+	numbers := kept()
 	if len(numbers) != maxKept || numbers[0] != over+1 || numbers[len(numbers)-1] != maxKept+over {
 		t.Errorf("%d batches are kept: %v", len(numbers), numbers)
 	}
 	// Another connection does not keep them.
-	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
+	openLive(t, c)
 	ingestOne(t, c, 2, textFrame(1, in("x")))
-	if got := must(c.ListLiveFrames(t.Context(), &conversationv1.ListLiveFramesRequest{ConversationId: c1, AfterNumber: maxKept + over}))(t).GetBatches(); len(got) != 0 {
+	if got := kept(); !slices.Equal(got, numbers) {
 		t.Errorf("kept %v", got)
 	}
+	_, err := c.ListLiveFrames(t.Context(), &livev1.ListLiveFramesRequest{ConversationId: c1, PageToken: "made up"})
+	refusal{code: connect.CodeInvalidArgument, reason: "PAGE_TOKEN_INVALID"}.check(t, err)
 }
 
 // Words that may still change reach watchers before they are stored; what the answer says is stored, is.
@@ -223,23 +287,23 @@ func TestPartialsAreShownThenStored(t *testing.T) {
 	b := setup(t)
 	c := b.client(t, ada)
 	create(t, c)
-	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
+	openLive(t, c)
 	w := watchAfter(t, c, 0)
 	w.next(t)
 	// A slow machine stores some of them at once.
-	var index int64
+	var index int32
 	for early := false; !early; {
 		index++
 		if index > 500 {
 			t.Fatal("each was stored at once")
 		}
-		res := ingestOne(t, c, 1, textFrame(index, interim(fmt.Sprint("word ", index))))
-		early = res.GetLastClientIndex() < index
-		if res.GetReceivedClientIndex() != index || res.GetVoice().GetLastTranscription() != fmt.Sprint("word ", index) {
+		res := ingestOne(t, c, 1, textFrame(int64(index), interim(fmt.Sprint("word ", index))))
+		early = res.GetStoredThrough() < index
+		if res.GetReceivedThrough() != index || res.GetVoice().GetLastTranscription() != fmt.Sprint("word ", index) {
 			t.Fatalf("%d: %v", index, res)
 		}
-		if stored := int64(get(t, c).GetConversation().GetLive().GetStoredThrough()); stored < res.GetLastClientIndex() {
-			t.Fatalf("%d was acknowledged, %d is stored", res.GetLastClientIndex(), stored)
+		if stored := get(t, c).GetConversation().GetLive().GetStoredThrough(); stored < res.GetStoredThrough() {
+			t.Fatalf("%d was acknowledged, %d is stored", res.GetStoredThrough(), stored)
 		}
 	}
 	signalled, stored := false, false
@@ -251,7 +315,7 @@ func TestPartialsAreShownThenStored(t *testing.T) {
 				t.Errorf("the signal is %v", got)
 			}
 		}
-		stored = int64(got.GetConversation().GetLive().GetStoredThrough()) == index
+		stored = got.GetConversation().GetLive().GetStoredThrough() == index
 		if stored && !signalled {
 			t.Error("it was stored before it was shown")
 			return
@@ -270,15 +334,15 @@ func TestPartialsComeAlong(t *testing.T) {
 			t.Parallel()
 			c := setup(t).client(t, ada)
 			create(t, c)
-			must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
+			openLive(t, c)
 			ingestOne(t, c, 1, textFrame(1, in("One")+out("Yes")))
 			ingestOne(t, c, 1, textFrame(2, activityStart))
-			frames := []*conversationv1.LiveFrame{textFrame(2, activityStart), textFrame(3, in("Two"))}
+			frames := []*livev1.LiveFrame{textFrame(2, activityStart), textFrame(3, in("Two"))}
 			if !again {
 				frames = frames[1:]
 			}
 			res := ingestOne(t, c, 1, frames...)
-			if res.GetLastClientIndex() != 3 {
+			if res.GetStoredThrough() != 3 {
 				t.Errorf("stored %v", res)
 			}
 			if diff := cmp.Diff([]string{"One", "Yes", "Two"}, texts(get(t, c).GetMessages())); diff != "" {
@@ -294,27 +358,27 @@ func TestAStrangerDropsNoFramesThatWait(t *testing.T) {
 	b := setup(t)
 	c := b.client(t, ada)
 	create(t, c)
-	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
+	openLive(t, c)
 	strangers := []client{b.client(t, "eve"), b.tenant(t).client(t, ada)}
-	var index int64
+	var index int32
 	for early := 0; early < 3; {
 		index++
 		if index > 500 {
 			t.Fatal("each was stored at once")
 		}
-		if ingestOne(t, c, 1, textFrame(index, interim(fmt.Sprint("word ", index)))).GetLastClientIndex() == index {
+		if ingestOne(t, c, 1, textFrame(int64(index), interim(fmt.Sprint("word ", index)))).GetStoredThrough() == index {
 			continue
 		}
 		early++
 		for _, stranger := range strangers {
 			for _, text := range []string{in("mine"), interim("mine")} {
-				_, err := stranger.IngestLive(t.Context(), &ingestReq{ConversationId: c1, Epoch: 1, Frames: []*conversationv1.LiveFrame{textFrame(index+1, text)}})
+				_, err := stranger.IngestLive(t.Context(), &ingestReq{ConversationId: c1, FencingToken: 1, Frames: []*livev1.LiveFrame{textFrame(int64(index)+1, text)}})
 				notFound.check(t, err)
 			}
 		}
 		w := watchAfter(t, c, 0)
 		for stored := false; !stored; {
-			stored = int64(w.next(t).GetConversation().GetLive().GetStoredThrough()) == index
+			stored = w.next(t).GetConversation().GetLive().GetStoredThrough() == index
 		}
 		w.stream.Close()
 	}
@@ -324,7 +388,7 @@ func TestVoiceBecomesIdleByItself(t *testing.T) {
 	t.Parallel()
 	c := setup(t, func(c *object.Config) { c.Timers = true }).client(t, ada)
 	create(t, c)
-	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1, Silence: durationpb.New(time.Second)}))(t)
+	connectAs(t, c, &connectReq{Options: &livev1.LiveOptions{Silence: durationpb.New(time.Second)}})
 	w := watchAfter(t, c, 0)
 	ingestOne(t, c, 1, textFrame(1, in("Hi")))
 	listened := false
@@ -344,6 +408,7 @@ func TestTenFramesAreOneCommit(t *testing.T) {
 	b := serve(t, dbtest.Own(t))
 	c := b.client(t, ada)
 	create(t, c)
+	openLive(t, c)
 	owner := b.sql(t)
 	_, err := owner.Exec(t.Context(), `
 		CREATE TABLE public.writers (xid xid8, tab text);
@@ -358,11 +423,11 @@ func TestTenFramesAreOneCommit(t *testing.T) {
 		t.Fatal(err)
 	}
 	frames := []string{activityStart, in("Can "), in("you?"), activityEnd, audio, out("Yes, "), out("I can."), generated, turnIdle + usage(1, 2), resumption("h")}
-	batch := make([]*conversationv1.LiveFrame, len(frames))
+	batch := make([]*livev1.LiveFrame, len(frames))
 	for i, f := range frames {
 		batch[i] = textFrame(int64(i)+1, f)
 	}
-	if got := ingestOne(t, c, 1, batch...); got.GetMetadata().GetVersion() != 2 || len(got.GetMessages()) != 2 {
+	if got := ingestOne(t, c, 1, batch...); got.GetVersion() != 3 || len(got.GetMessages()) != 2 {
 		t.Errorf("%v", got)
 	}
 	var commits, entries int
@@ -385,15 +450,15 @@ func TestToolCallsThroughTheAPI(t *testing.T) {
 	b := setup(t)
 	c, other := b.client(t, ada), serve(t, b.Bundle).client(t, ada)
 	create(t, c)
-	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
+	openLive(t, c)
 	ingestOne(t, c, 1, textFrame(1, call("a")+call("b")), textFrame(2, answer("a")))
 	reset := watchAfter(t, other, 0).next(t)
-	if got := reset.GetToolCalls(); !reset.GetReset_() || len(got) != 1 || got[0].GetCallId() != "b" || got[0].GetStatus() != presentCallStatus(callPending) {
+	if got := reset.GetToolCalls(); !reset.GetReset_() || len(got) != 1 || got[0].GetCallId() != "b" || got[0].GetStatus() != conversationv1.ToolCallStatus(callPending) {
 		t.Errorf("a snapshot has %v", got)
 	}
 	// Of many workers on two servers one gets it.
 	const workers = 16
-	claimed := make([]*conversationv1.ClaimToolCallResponse, workers)
+	claimed := make([]*livev1.ClaimToolCallResponse, workers)
 	won := -1
 	for i, err := range together(workers, func(i int) (err error) {
 		claimed[i], err = []client{c, other}[i%2].ClaimToolCall(t.Context(), &claimReq{ConversationId: c1, Seq: 2, Worker: fmt.Sprint("w", i)})
@@ -414,28 +479,29 @@ func TestToolCallsThroughTheAPI(t *testing.T) {
 	if won < 0 {
 		t.Fatal("nobody has it")
 	}
-	complete := func(token int64) (*conversationv1.CompleteToolCallResponse, error) {
-		return c.CompleteToolCall(t.Context(), &conversationv1.CompleteToolCallRequest{ConversationId: c1, Seq: 2, FencingToken: token, Response: outputOf("ok")})
+	complete := func(token int32) (*livev1.CompleteToolCallResponse, error) {
+		return c.CompleteToolCall(t.Context(), &livev1.CompleteToolCallRequest{ConversationId: c1, Seq: 2, FencingToken: token, Response: structpb.NewStructValue(outputOf("ok"))})
 	}
+	const delivery = `{"toolResponse":{"functionResponses":[{"id":"b","name":"run","response":{"output":"ok"}}]}}`
 	_, err := complete(99)
 	refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}.check(t, err)
 	token := claimed[won].GetToolCall().GetClaim().GetFencingToken()
-	if got := must(complete(token))(t); !got.GetDeliver() || got.GetToolCall().GetStatus() != callCompleted {
+	if got := must(complete(token))(t); jsonText(got.GetSend()) != delivery || got.GetToolCall().GetStatus() != conversationv1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED {
 		t.Errorf("%v", got)
 	}
-	if got := must(complete(token))(t); !got.GetDeliver() || jsonText(got.GetToolCall().GetResponse()) != jsonText(outputOf("ok")) {
+	if got := must(complete(token))(t); jsonText(got.GetSend()) != delivery || jsonText(got.GetToolCall().GetResponse().GetStructValue()) != jsonText(outputOf("ok")) {
 		t.Errorf("the same again: %v", got)
 	}
 	_, err = c.ClaimToolCall(t.Context(), &claimReq{ConversationId: c1, Seq: 2, Worker: "w"})
 	refusal{code: connect.CodeFailedPrecondition, reason: "ILLEGAL_TRANSITION", says: []string{"completed"}}.check(t, err)
 	_, err = c.ClaimToolCall(t.Context(), &claimReq{ConversationId: c1, Seq: 3, Worker: "w"})
 	refusal{code: connect.CodeNotFound}.check(t, err)
-	large := &conversationv1.CompleteToolCallRequest{ConversationId: c1, Seq: 2, FencingToken: 1, Response: outputOf(strings.Repeat("x", maxObjectBytes))}
+	large := &livev1.CompleteToolCallRequest{ConversationId: c1, Seq: 2, FencingToken: 1, Response: structpb.NewStructValue(outputOf(strings.Repeat("x", maxObjectBytes)))}
 	_, err = c.CompleteToolCall(t.Context(), large)
 	refusal{code: connect.CodeInvalidArgument, field: "response"}.check(t, err)
 
 	// The connection dies before the response was delivered: it is told as text.
-	must(c.CloseLive(t.Context(), &conversationv1.CloseLiveRequest{ConversationId: c1, Epoch: 1}))(t)
+	must(c.DisconnectLive(t.Context(), &disconnectReq{ConversationId: c1, FencingToken: 1}))(t)
 	calls := records(must(c.ListRecords(t.Context(), &conversationv1.ListRecordsRequest{ConversationId: c1, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_TOOL_CALL}}))(t), (*conversationv1.Record).GetToolCall)
 	if len(calls) != 2 || calls[0].GetDeliveredConnection() != 1 || calls[1].GetResultSeq() != 1 || calls[1].GetDeliveredConnection() != 0 {
 		t.Errorf("the ledger: %v", calls)
@@ -453,6 +519,7 @@ func TestTruncateThroughTheAPI(t *testing.T) {
 	t.Parallel()
 	c := setup(t).client(t, ada)
 	create(t, c)
+	openLive(t, c)
 	ingestOne(t, c, 1, textFrame(1, in("Go")), textFrame(2, out("One two three")), textFrame(3, interrupted))
 	req := &conversationv1.EditMessagesRequest{ConversationId: c1, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 2, Spoken: &conversationv1.Spoken{HeardText: new(string("One two"))}}}}}
 	first := must(c.EditMessages(t.Context(), req))(t)
@@ -513,13 +580,13 @@ func TestCompactionThroughTheAPI(t *testing.T) {
 	refusal{code: connect.CodeFailedPrecondition, reason: "LEASE_HELD"}.check(t, err)
 	// Others write meanwhile.
 	say(t, other, "One more thing")
-	committed := must(c.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: int64(proposed.GetLease().GetFencingToken()), Text: "They talked."}))(t)
+	committed := must(c.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: proposed.GetLease().GetFencingToken(), Text: "They talked."}))(t)
 	if got := committed.GetSummary(); got.GetSeq() != 1 || got.GetToSeq() != 569 || got.GetReplacedTokenCount() != 2843 {
 		t.Errorf("committed %v", got)
 	}
-	again := must(other.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: int64(proposed.GetLease().GetFencingToken()), Text: "They talked."}))(t)
+	again := must(other.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: proposed.GetLease().GetFencingToken(), Text: "They talked."}))(t)
 	same(t, "committed again", again.GetSummary(), committed.GetSummary())
-	_, err = other.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: int64(proposed.GetLease().GetFencingToken()), Text: "Something else."})
+	_, err = other.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: proposed.GetLease().GetFencingToken(), Text: "Something else."})
 	refusal{code: connect.CodeFailedPrecondition, reason: "ILLEGAL_TRANSITION"}.check(t, err)
 	_, err = c.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: 99, Text: "x"})
 	refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}.check(t, err)
@@ -542,13 +609,13 @@ func TestCompactionThroughTheAPI(t *testing.T) {
 	if next.GetFromSeq() != 570 || next.GetToSeq() != 601 || next.GetPrevious().GetText() != "They talked." {
 		t.Errorf("the next: %v", next)
 	}
-	anew := must(c.ProposeCompaction(t.Context(), &proposeReq{ConversationId: c1, KeepTokens: 1, FromScratch: true, FencingToken: int64(next.GetLease().GetFencingToken())}))(t)
+	anew := must(c.ProposeCompaction(t.Context(), &proposeReq{ConversationId: c1, KeepTokens: 1, FromScratch: true, FencingToken: next.GetLease().GetFencingToken()}))(t)
 	if anew.GetFromSeq() != 1 || anew.GetToSeq() != 601 || anew.GetPrevious() != nil || anew.GetLease().GetFencingToken() != next.GetLease().GetFencingToken()+1 {
 		t.Errorf("anew: %v", anew)
 	}
-	_, err = c.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: int64(next.GetLease().GetFencingToken()), Text: "x"})
+	_, err = c.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: next.GetLease().GetFencingToken(), Text: "x"})
 	refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}.check(t, err)
-	must(c.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: int64(anew.GetLease().GetFencingToken()), Text: "All of it.", TokenCount: proto.Int32(7)}))(t)
+	must(c.CommitCompaction(t.Context(), &commitReq{ConversationId: c1, FencingToken: anew.GetLease().GetFencingToken(), Text: "All of it.", TokenCount: proto.Int32(7)}))(t)
 	if none := must(c.ProposeCompaction(t.Context(), &proposeReq{ConversationId: c1, KeepTokens: 1}))(t); none.GetLease().GetFencingToken() != 0 || none.GetToSeq() != 0 {
 		t.Errorf("there is nothing to summarise: %v", none)
 	}
@@ -588,22 +655,28 @@ func TestLimitsOfLiveSessions(t *testing.T) {
 		req   proto.Message
 		field string
 	}{
-		{&openReq{ConversationId: "a b"}, "conversation_id"},
-		{&openReq{ConversationId: c1, Device: text(129)}, "device"},
-		{&openReq{ConversationId: c1, SetupHash: text(129)}, "setup_hash"},
-		{&openReq{ConversationId: c1, Provider: 9}, "provider"},
-		{&openReq{ConversationId: c1, KeepFramesFor: durationpb.New(time.Second)}, "keep_frames_for"},
-		{&openReq{ConversationId: c1, Silence: durationpb.New(2 * time.Hour)}, "silence"},
-		{&openReq{ConversationId: c1, RequestId: text(129)}, "request_id"},
-		{&conversationv1.CloseLiveRequest{ConversationId: c1}, "epoch"},
-		{&conversationv1.CloseLiveRequest{ConversationId: c1, Epoch: 1, CloseCode: 5000}, "close_code"},
-		{&planReq{ConversationId: c1, SeedBudgetTokens: 255}, "seed_budget_tokens"},
-		{&failedReq{ConversationId: c1, Epoch: 1}, "handle_id"},
+		{&connectReq{ConversationId: "a b"}, "conversation_id"},
+		{&connectReq{ConversationId: c1, Device: device(text(129))}, "device.name"},
+		{&connectReq{ConversationId: c1, SetupHash: text(129)}, "setup_hash"},
+		{&connectReq{ConversationId: c1, Provider: 9}, "provider"},
+		{&connectReq{ConversationId: c1, Options: &livev1.LiveOptions{KeepFramesFor: durationpb.New(time.Second)}}, "options.keep_frames_for"},
+		{&connectReq{ConversationId: c1, Options: &livev1.LiveOptions{Silence: durationpb.New(2 * time.Hour)}}, "options.silence"},
+		{&connectReq{ConversationId: c1, Options: &livev1.LiveOptions{ToolLease: durationpb.New(2 * time.Hour)}}, "options.tool_lease"},
+		{&connectReq{ConversationId: c1, Previous: &livev1.Previous{}}, "previous.fencing_token"},
+		{&connectReq{ConversationId: c1, Previous: &livev1.Previous{FencingToken: 1, CloseCode: 5000}}, "previous.close_code"},
+		{&connectReq{ConversationId: c1, SeedBudgetTokens: 255}, "seed_budget_tokens"},
+		{&connectReq{ConversationId: c1, RequestId: text(129)}, "request_id"},
+		{&disconnectReq{ConversationId: c1}, "fencing_token"},
+		{&disconnectReq{ConversationId: c1, FencingToken: 1, CloseCode: 5000}, "close_code"},
+		{&ingestReq{ConversationId: c1, FencingToken: 1, PlayedMs: proto.Int32(-1)}, "played_ms"},
 		{&claimReq{ConversationId: c1, Seq: 1}, "worker"},
 		{&claimReq{ConversationId: c1, Worker: "w"}, "seq"},
-		{&claimReq{ConversationId: c1, Seq: 1, Worker: "w", Lease: durationpb.New(time.Millisecond)}, "lease"},
-		{&conversationv1.CompleteToolCallRequest{ConversationId: c1, Seq: 1, FencingToken: 1}, "response"},
-		{&conversationv1.CompleteToolCallRequest{ConversationId: c1, Seq: 1, Response: outputOf("x")}, "fencing_token"},
+		{&claimReq{ConversationId: c1, Seq: 1, Worker: "w", LeaseDuration: durationpb.New(time.Millisecond)}, "lease_duration"},
+		{&completeReq{ConversationId: c1, Seq: 1, FencingToken: 1}, ""},
+		{&completeReq{ConversationId: c1, Seq: 1, FencingToken: 1, Response: structpb.NewBoolValue(true), ResponseJson: "1"}, ""},
+		{&completeReq{ConversationId: c1, Seq: 1, FencingToken: 1, ResponseJson: "{"}, "response_json"},
+		{&completeReq{ConversationId: c1, Seq: 1, FencingToken: 1, ResponseJson: "1", Scheduling: "SOON"}, "scheduling"},
+		{&completeReq{ConversationId: c1, Seq: 1, ResponseJson: "1"}, "fencing_token"},
 		{&conversationv1.EditMessagesRequest{ConversationId: c1, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 1, Spoken: &conversationv1.Spoken{PlayedMs: new(int32(-1))}}}}}, "updates[0].message.spoken.played_ms"},
 		{&windowReq{ConversationId: c1, BudgetTokens: 100}, "budget_tokens"},
 		{&windowReq{ConversationId: c1, Format: 9}, "format"},
@@ -613,7 +686,7 @@ func TestLimitsOfLiveSessions(t *testing.T) {
 		{&commitReq{ConversationId: c1, FencingToken: 1, Text: text(16385)}, "text"},
 		{&commitReq{ConversationId: c1, Text: "x"}, "fencing_token"},
 		{&conversationv1.ListRecordsRequest{ConversationId: c1, PageSize: 201, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_FRAGMENT}}, "page_size"},
-		{&conversationv1.ListLiveFramesRequest{ConversationId: c1, PageSize: 21}, "page_size"},
+		{&livev1.ListLiveFramesRequest{ConversationId: c1, PageSize: 201}, "page_size"},
 		{&conversationv1.ListRecordsRequest{ConversationId: c1, Types: []conversationv1.RecordType{9}}, "types[0]"},
 		{&conversationv1.ListRecordsRequest{ConversationId: c1, PageSize: 201, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_SUMMARY}}, "page_size"},
 	} {
@@ -623,7 +696,7 @@ func TestLimitsOfLiveSessions(t *testing.T) {
 			continue
 		}
 		violations := detail[*errdetails.BadRequest](t, err).GetFieldViolations()
-		if !slices.ContainsFunc(violations, func(v *errdetails.BadRequest_FieldViolation) bool { return v.GetField() == tt.field }) {
+		if tt.field != "" && !slices.ContainsFunc(violations, func(v *errdetails.BadRequest_FieldViolation) bool { return v.GetField() == tt.field }) {
 			t.Errorf("%v is answered with %v, which does not name %s", tt.req, err, tt.field)
 		}
 	}
@@ -642,13 +715,14 @@ func TestTheFirstResponseOfAToolCallCounts(t *testing.T) {
 			t.Parallel()
 			c := setup(t).client(t, ada)
 			create(t, c)
+			openLive(t, c)
 			ingestOne(t, c, 1, textFrame(1, before[0]))
 			token := must(c.ClaimToolCall(t.Context(), &claimReq{ConversationId: c1, Seq: 1, Worker: "w"}))(t).GetToolCall().GetClaim().GetFencingToken()
 			for i, frame := range before[1:] {
 				ingestOne(t, c, 1, textFrame(int64(i)+2, frame))
 			}
-			complete := func(token int64, said string, failed bool) (*conversationv1.CompleteToolCallResponse, error) {
-				return c.CompleteToolCall(t.Context(), &conversationv1.CompleteToolCallRequest{ConversationId: c1, Seq: 1, FencingToken: token, Response: outputOf(said), IsError: failed})
+			complete := func(token int32, said string, failed bool) (*livev1.CompleteToolCallResponse, error) {
+				return c.CompleteToolCall(t.Context(), &livev1.CompleteToolCallRequest{ConversationId: c1, Seq: 1, FencingToken: token, Response: structpb.NewStructValue(outputOf(said)), IsError: failed})
 			}
 			first := must(complete(token, "ok", false))(t)
 			same(t, "the same again", must(complete(token, "ok", false))(t), first)
@@ -659,14 +733,14 @@ func TestTheFirstResponseOfAToolCallCounts(t *testing.T) {
 			}
 			_, err := complete(token, "ok", true)
 			illegal.check(t, err)
-			for _, stale := range []int64{token + 1, math.MaxInt64} {
+			for _, stale := range []int32{token + 1, math.MaxInt32} {
 				_, err = complete(stale, "ok", false)
 				refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}.check(t, err)
 			}
 			calls := must(c.ListRecords(t.Context(), &conversationv1.ListRecordsRequest{ConversationId: c1, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_TOOL_CALL}}))(t)
-			same(t, "what is stored", calls.GetRecords()[0].GetToolCall(), presentCall(first.GetToolCall()))
-			if got := get(t, c).GetConversation().GetVersion(); got != first.GetMetadata().GetVersion() {
-				t.Errorf("version %d, was %d", got, first.GetMetadata().GetVersion())
+			same(t, "what is stored", calls.GetRecords()[0].GetToolCall(), first.GetToolCall())
+			if got := get(t, c).GetConversation().GetVersion(); got != first.GetVersion() {
+				t.Errorf("version %d, was %d", got, first.GetVersion())
 			}
 		})
 	}
@@ -675,52 +749,48 @@ func TestTheFirstResponseOfAToolCallCounts(t *testing.T) {
 // A handle is valid as long as its connection is open, and from its close on for as long as the provider documents.
 func TestAHandleOfAnOpenConnectionDoesNotExpire(t *testing.T) {
 	t.Parallel()
-	c := setup(t).client(t, ada)
-	create(t, c)
-	plan := func() *conversationv1.GetResumePlanResponse {
-		t.Helper()
-		got := must(c.GetResumePlan(t.Context(), &planReq{ConversationId: c1}))(t)
-		if got.GetHandle() != "h1" {
-			t.Errorf("the plan is %v", got)
+	s := opens("a")
+	s.send(t, resumption("h"))
+	s.state.Live.Handles[0].ReceiveTime = timestamppb.New(testNow.Add(-3 * time.Hour))
+	s.state.Live.FrameTime = s.state.Live.Handles[0].GetReceiveTime()
+	req := &connectReq{SetupHash: "a"}
+	reason := func(after time.Duration) livev1.PlanReason {
+		_, why := s.handleAt(testNow.Add(after), req)
+		return why
+	}
+	if got := reason(time.Minute); got != livev1.PlanReason_PLAN_REASON_RESUMED {
+		t.Errorf("while it is open: %s", got)
+	}
+	s.do(testNow, func(f *folder) { f.closeLive(1006) })
+	for range 2 { // the next connection has no handle of its own yet: the old one is over when it was
+		for after, want := range map[time.Duration]livev1.PlanReason{
+			testLimits.DeveloperHandles - 1: livev1.PlanReason_PLAN_REASON_RESUMED, testLimits.DeveloperHandles: livev1.PlanReason_PLAN_REASON_HANDLE_EXPIRED,
+		} {
+			if got := reason(after); got != want {
+				t.Errorf("%v after it was closed: %s", after, got)
+			}
 		}
-		return got
-	}
-	epoch := must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t).GetEpoch()
-	ingestOne(t, c, epoch, textFrame(1, resumption("h1")))
-	if got := plan(); got.GetHandleExpireTime() != nil {
-		t.Errorf("while it is open: %v", got)
-	}
-	closed := must(c.CloseLive(t.Context(), &conversationv1.CloseLiveRequest{ConversationId: c1, Epoch: epoch}))(t).GetLive().GetCloseTime().AsTime()
-	if got := plan().GetHandleExpireTime().AsTime(); !got.Equal(closed.Add(testLimits.DeveloperHandles)) {
-		t.Errorf("closed at %v, valid until %v", closed, got)
-	}
-	// The next connection has no handle of its own yet: the old one is over when it was.
-	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
-	if got := plan().GetHandleExpireTime().AsTime(); !got.Equal(closed.Add(testLimits.DeveloperHandles)) {
-		t.Errorf("open again: closed at %v, valid until %v", closed, got)
+		s.do(testNow, func(f *folder) { f.take(req) })
 	}
 }
 
-// Epochs are issued by the server. Only the first of a conversation may begin by itself; the number of any other that was
-// not issued is refused, whatever the call, and changes nothing.
-func TestAnEpochThatWasNeverIssuedChangesNothing(t *testing.T) {
+// Fencing tokens are issued by the server. The number of any other is refused, whatever the call, and changes nothing.
+func TestATokenThatWasNeverIssuedChangesNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	unknown := refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}
 	for name, tt := range map[string]struct {
 		before func(t *testing.T, c client)
-		newest int64
+		newest int32
 	}{
-		"fresh":           {func(*testing.T, client) {}, 0},
-		"begun by itself": {func(t *testing.T, c client) { ingestOne(t, c, 1, textFrame(1, in("Hi"))) }, 1},
-		"opened": {func(t *testing.T, c client) {
+		"fresh": {func(*testing.T, client) {}, 0},
+		"connected": {func(t *testing.T, c client) {
 			for range 3 {
-				must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
+				openLive(t, c)
 			}
 		}, 3},
-		"closed": {func(t *testing.T, c client) {
-			must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
-			must(c.CloseLive(t.Context(), &conversationv1.CloseLiveRequest{ConversationId: c1, Epoch: 1}))(t)
+		"disconnected": {func(t *testing.T, c client) {
+			must(c.DisconnectLive(t.Context(), &disconnectReq{ConversationId: c1, FencingToken: int32(openLive(t, c))}))(t)
 		}, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -729,25 +799,26 @@ func TestAnEpochThatWasNeverIssuedChangesNothing(t *testing.T) {
 			create(t, c)
 			tt.before(t, c)
 			before := get(t, c)
-			for _, epoch := range []int64{tt.newest + 1, tt.newest + 2, 7, 1 << 31, 1<<62 + 1, math.MaxInt64} {
-				if epoch == 1 {
-					continue // the first one
+			frames := []*livev1.LiveFrame{textFrame(1, in("x"))}
+			for _, token := range []int32{tt.newest + 1, tt.newest + 2, 7, math.MaxInt32} {
+				for _, req := range []proto.Message{
+					&ingestReq{ConversationId: c1, FencingToken: token, Frames: frames}, &ingestReq{ConversationId: c1, FencingToken: token},
+					&disconnectReq{ConversationId: c1, FencingToken: token, Frames: frames},
+					&connectReq{ConversationId: c1, TakeOver: true, Previous: &livev1.Previous{FencingToken: token, Frames: frames, HandleRefused: true}},
+				} {
+					unknown.check(t, invokeLive(t.Context(), c, req))
 				}
-				_, err := c.IngestLive(t.Context(), &ingestReq{ConversationId: c1, Epoch: epoch, Frames: []*conversationv1.LiveFrame{textFrame(1, in("x"))}})
-				unknown.check(t, err)
-				_, err = c.CloseLive(t.Context(), &conversationv1.CloseLiveRequest{ConversationId: c1, Epoch: epoch})
-				unknown.check(t, err)
-				_, err = c.ReportResumeFailed(t.Context(), &failedReq{ConversationId: c1, Epoch: epoch, HandleId: 1})
-				unknown.check(t, err)
 			}
-			for _, epoch := range []int64{0, -1, math.MinInt64} {
-				_, err := c.IngestLive(t.Context(), &ingestReq{ConversationId: c1, Epoch: epoch, Frames: []*conversationv1.LiveFrame{textFrame(1, in("x"))}})
-				refusal{code: connect.CodeInvalidArgument, field: "epoch"}.check(t, err)
+			for _, token := range []int32{0, -1, math.MinInt32} {
+				_, err := c.IngestLive(t.Context(), &ingestReq{ConversationId: c1, FencingToken: token, Frames: frames})
+				refusal{code: connect.CodeInvalidArgument, field: "fencing_token"}.check(t, err)
 			}
 			same(t, "after the refusals", get(t, c), before)
-			if got := must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t).GetEpoch(); got != tt.newest+1 {
-				t.Errorf("the next epoch is %d", got)
+			if got := openLive(t, c); got != int64(tt.newest)+1 {
+				t.Errorf("the next is %d", got)
 			}
 		})
 	}
 }
+
+var leaseHeld = refusal{code: connect.CodeFailedPrecondition, reason: "LEASE_HELD"}

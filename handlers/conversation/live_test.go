@@ -23,9 +23,8 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
-	"holdfast/handlers/conversation/floor"
 )
 
 var updateGolden = flag.Bool("update", false, "rewrite the golden files")
@@ -49,24 +48,43 @@ func newLiveStore() *liveStore {
 	}
 }
 
-// ingest folds a batch. An epoch that is newer than the newest is issued first, as AcquireFloor would.
-func (s *liveStore) ingest(epoch int64, frames ...*conversationv1.LiveFrame) (liveEffects, error) {
+// ingest folds a batch. An epoch that is newer than the newest begins first; as far as is known it resumes the session.
+func (s *liveStore) ingest(epoch int64, frames ...*livev1.LiveFrame) (liveEffects, error) {
 	f := s.folder(testNow)
-	if epoch > floor.Newest(s.state) {
-		was := s.state.GetFloor()
-		s.state.Floor = &storev1.Floor{Fence: epoch}
-		defer func() { s.state.Floor = was }()
+	if epoch > newestEpoch(s.state) {
+		f.begin(epoch)
+		f.live.LeaveToolCalls = true
+		if f.live.ResumedHandleId = f.live.GetHandleCount() + 1; f.live.GetSession() == 0 {
+			f.live.Session, f.live.ResumedHandleId = 1, 0
+		}
 	}
-	effects, err := f.ingest(readBatch(epoch, frames, sealed))
+	effects, err := f.ingest(writer{epoch: epoch, now: testNow}, readBatch(epoch, frames, sealed), nil)
 	s.keep(&effects)
 	return effects, err
+}
+
+// take connects, from whoever has the lease, and leaves tool calls to workers.
+func (f *folder) take(req *livev1.ConnectLiveRequest) livev1.PlanReason {
+	req = proto.CloneOf(req)
+	if req.TakeOver = true; req.Options == nil {
+		req.Options = &livev1.LiveOptions{}
+	}
+	req.Options.LeaveToolCalls = true
+	reason, _, err := f.connect(&connecting{
+		req: req, id: "test", limits: testLimits, opens: func([]byte) bool { return true }, settled: func() error { return nil },
+		previous: readBatch(int64(req.GetPrevious().GetFencingToken()), req.GetPrevious().GetFrames(), sealed),
+	})
+	if err != nil {
+		panic(err)
+	}
+	return reason
 }
 
 // sealed stands for a sealed secret.
 func sealed(secret []byte) []byte { return fmt.Appendf(nil, "sealed %d bytes", len(secret)) }
 
 func (s *liveStore) folder(now time.Time) *folder {
-	return newFolder(s.state, now, func(session int64, id string) *storev1.ToolCall {
+	f := newFolder(s.state, now, func(session int64, id string) *storev1.ToolCall {
 		for _, seq := range slices.Sorted(maps.Keys(s.bySeq)) {
 			if c := s.bySeq[seq]; c.GetSession() == session && c.GetCallId() == id {
 				return c
@@ -74,6 +92,8 @@ func (s *liveStore) folder(now time.Time) *folder {
 		}
 		return nil
 	})
+	f.stored = func(seq int64) *storev1.Message { return s.messages[seq] }
+	return f
 }
 
 func (s *liveStore) keep(effects *liveEffects) {
@@ -107,8 +127,8 @@ func (s *liveStore) send(t *testing.T, frames ...string) {
 	}
 }
 
-func textFrame(index int64, text string) *conversationv1.LiveFrame {
-	return &conversationv1.LiveFrame{ClientIndex: index, Frame: &conversationv1.LiveFrame_Text{Text: text}}
+func textFrame(index int64, text string) *livev1.LiveFrame {
+	return &livev1.LiveFrame{ClientIndex: int32(index), Frame: &livev1.LiveFrame_Text{Text: text}}
 }
 
 // transcript is a line for each message, such as "1 user voice complete: Hello".
@@ -470,13 +490,13 @@ func TestToolCalls(t *testing.T) {
 	s.send(t, answer("a"), `{"toolCallCancellation":{"ids":["b","x"]}}`)
 	status("a", "completed")
 	status("b", "cancelled")
-	if got := s.calls["a"].GetResponse().GetFields()["output"].GetStringValue(); got != "ok" {
+	if got := s.calls["a"].GetResponse().GetStructValue().GetFields()["output"].GetStringValue(); got != "ok" {
 		t.Errorf("response of a: %q", got)
 	}
 
 	// The first answer stands, and a call outlives its connection.
 	s.send(t, `{"toolResponse":{"functionResponses":[{"id":"a","response":{"output":"again"}}]}}`, answer("b"), answer("x"))
-	if got := s.calls["a"].GetResponse().GetFields()["output"].GetStringValue(); got != "ok" {
+	if got := s.calls["a"].GetResponse().GetStructValue().GetFields()["output"].GetStringValue(); got != "ok" {
 		t.Errorf("response of a: %q", got)
 	}
 	status("b", "cancelled")
@@ -490,7 +510,7 @@ func TestToolCalls(t *testing.T) {
 	// A call may be answered bit by bit.
 	s.send(t, `{"toolResponse":{"functionResponses":[{"id":"d","response":{"output":"half"},"willContinue":true}]}}`)
 	status("d", "pending")
-	if got := s.calls["d"].GetResponse().GetFields()["output"].GetStringValue(); got != "half" {
+	if got := s.calls["d"].GetResponse().GetStructValue().GetFields()["output"].GetStringValue(); got != "half" {
 		t.Errorf("response of d: %q", got)
 	}
 	s.send(t, answer("d"))
@@ -624,7 +644,7 @@ func TestLongTurnsGoOnInANewMessage(t *testing.T) {
 func TestEpochs(t *testing.T) {
 	t.Parallel()
 	s := newLiveStore()
-	one := []*conversationv1.LiveFrame{textFrame(1, in("a")), textFrame(2, in("b")), textFrame(5, in("c"))}
+	one := []*livev1.LiveFrame{textFrame(1, in("a")), textFrame(2, in("b")), textFrame(5, in("c"))}
 	if _, err := s.ingest(3, one...); err != nil {
 		t.Fatal(err)
 	}
@@ -679,16 +699,16 @@ func TestParseFrame(t *testing.T) {
 		{"arguments too deep", nested(maxObjectDepth) + in("a"), 2, 1},
 		{"arguments deep", nested(maxObjectDepth-1) + in("a"), 2, 0},
 		{"arguments too large", `{"toolCall":{"functionCalls":[{"id":"a","args":{"x":"` + strings.Repeat("x", maxObjectBytes) + `"}}]}}`, 1, 1},
-		{"numbers too large", `{"toolCall":{"functionCalls":[{"id":"a","args":{"x":1e999}}]}}`, 1, 1},
+		{"numbers too large", `{"toolCall":{"functionCalls":[{"id":"a","args":{"x":1e999}}]}}`, 1, 0},
 		{"deep beyond reason", strings.Repeat("[", 1_000_000), 0, 1},
 		{"calls that are null", `{"toolCall":{"functionCalls":[null,{"id":"a","args":null}]}}`, 1, 0},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			for _, frame := range []*conversationv1.LiveFrame{
+			for _, frame := range []*livev1.LiveFrame{
 				textFrame(1, test.text),
-				{Frame: &conversationv1.LiveFrame_Binary{Binary: []byte(test.text)}},
+				{Frame: &livev1.LiveFrame_Binary{Binary: []byte(test.text)}},
 			} {
 				if messages, unknown := parseFrame(frame); len(messages) != test.messages || unknown != test.unknown {
 					t.Errorf("%T: %d messages, %d not understood; want %d, %d", frame.GetFrame(), len(messages), unknown, test.messages, test.unknown)
@@ -704,13 +724,13 @@ func TestParseObjectFrame(t *testing.T) {
 	if err := protojson.Unmarshal([]byte(`{"usageMetadata":{"totalTokenCount":575},"toolCall":{"functionCalls":[{"id":"a","args":{"x":[1]}}]}}`), object); err != nil {
 		t.Fatal(err)
 	}
-	messages, unknown := parseFrame(&conversationv1.LiveFrame{Frame: &conversationv1.LiveFrame_Object{Object: object}})
+	messages, unknown := parseFrame(&livev1.LiveFrame{Frame: &livev1.LiveFrame_Object{Object: object}})
 	if len(messages) != 1 || unknown != 0 || messages[0].UsageMetadata.TotalTokenCount != 575 ||
 		messages[0].ToolCall.FunctionCalls[0].Args.fields == nil {
 		t.Errorf("%+v, %d", messages, unknown)
 	}
 	object.Fields["nan"] = structpb.NewNumberValue(math.NaN())
-	for _, frame := range []*conversationv1.LiveFrame{{}, {Frame: &conversationv1.LiveFrame_Object{Object: object}}, {Frame: &conversationv1.LiveFrame_Object{}}} {
+	for _, frame := range []*livev1.LiveFrame{{}, {Frame: &livev1.LiveFrame_Object{Object: object}}, {Frame: &livev1.LiveFrame_Object{}}} {
 		if messages, unknown := parseFrame(frame); len(messages) != 0 || unknown != 1 {
 			t.Errorf("%v: %+v, %d", frame, messages, unknown)
 		}
@@ -759,7 +779,7 @@ func TestNoSecretsAreKept(t *testing.T) {
 type recorded struct {
 	at    int64 // milliseconds
 	epoch int64
-	frame *conversationv1.LiveFrame
+	frame *livev1.LiveFrame
 }
 
 func recording(tb testing.TB) []recorded {
@@ -862,7 +882,7 @@ func TestBatchesDoNotMatter(t *testing.T) {
 			if round > 0 {
 				size = 1 + random.IntN(len(rest))
 			}
-			var batch []*conversationv1.LiveFrame
+			var batch []*livev1.LiveFrame
 			for _, line := range rest[:size] {
 				if line.epoch == rest[0].epoch {
 					batch = append(batch, line.frame)

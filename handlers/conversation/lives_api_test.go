@@ -8,6 +8,7 @@ import (
 
 	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 	"holdfast/object"
 )
 
@@ -16,7 +17,7 @@ func fleeting(t *testing.T, c client, epoch, index int64) int64 {
 	t.Helper()
 	for range 500 {
 		index++
-		if ingestOne(t, c, epoch, textFrame(index, interim(fmt.Sprint("word ", index)))).GetLastClientIndex() < index {
+		if int64(ingestOne(t, c, epoch, textFrame(index, interim(fmt.Sprint("word ", index)))).GetStoredThrough()) < index {
 			return index
 		}
 	}
@@ -36,29 +37,24 @@ func storedUntil(t *testing.T, c client, index int64) {
 // What is refused, or answered as before, takes nothing along of what its sender has waiting.
 func TestARefusedCallDropsNoFramesThatWait(t *testing.T) {
 	t.Parallel()
-	said := &conversationv1.IngestLiveRequest{ConversationId: c1, Epoch: 2, RequestId: "said", Frames: []*conversationv1.LiveFrame{textFrame(1, in("said"))}}
 	for name, tt := range map[string]struct {
-		epoch, ifVersion int64
-		requestID        string
-		want             refusal
+		token int32
+		index int64
+		want  refusal
 	}{
-		"an epoch that was never issued": {epoch: 99, want: refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}},
-		"an epoch that is over":          {epoch: 1, want: refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}},
-		"another version":                {epoch: 2, ifVersion: 999, want: refusal{code: connect.CodeAborted, reason: "VERSION_MISMATCH"}},
-		"a request id of another call":   {epoch: 2, requestID: "other", want: refusal{code: connect.CodeAlreadyExists, reason: "REQUEST_ID_REUSED"}},
-		"a retry":                        {epoch: 2, requestID: "said"},
+		"a token that was never issued": {token: 99, index: 1000, want: refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}},
+		"a token that is over":          {token: 1, index: 1000, want: refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}},
+		"a frame too far ahead":         {token: 2, index: 2 * maxIndexGap, want: refusal{code: connect.CodeInvalidArgument, reason: "FIELD_INVALID"}},
+		"a resend":                      {token: 2, index: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := setup(t).client(t, ada)
 			create(t, c)
-			must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
-			must(c.OpenLive(t.Context(), &openReq{ConversationId: c1, RequestId: "other"}))(t)
-			must(c.IngestLive(t.Context(), said))(t)
-			req := &ingestReq{ConversationId: c1, Epoch: tt.epoch, IfVersion: tt.ifVersion, RequestId: tt.requestID, Frames: []*conversationv1.LiveFrame{textFrame(1000, in("more"))}}
-			if tt.requestID == said.GetRequestId() {
-				req = said
-			}
+			openLive(t, c)
+			openLive(t, c)
+			ingestOne(t, c, 2, textFrame(1, in("said")))
+			req := &ingestReq{ConversationId: c1, FencingToken: tt.token, Frames: []*livev1.LiveFrame{textFrame(tt.index, in("said"))}}
 			for index := int64(1); index < 20; {
 				index = fleeting(t, c, 2, index)
 				_, err := c.IngestLive(t.Context(), req)
@@ -79,7 +75,7 @@ func TestAnErasedUsersFramesAreNotStored(t *testing.T) {
 	b := setup(t)
 	service, c := b.client(t, ""), b.client(t, "someone-to-erase")
 	must(service.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: c1, Shared: true}))(t)
-	must(c.OpenLive(t.Context(), &openReq{ConversationId: c1}))(t)
+	connectAs(t, c, &connectReq{})
 	fleeting(t, c, 1, 0)
 	var k partialKey
 	b.manager.partials.mu.Lock()
@@ -116,15 +112,16 @@ func TestFramesThatWaitAreCheckedAgainstWhatIsStored(t *testing.T) {
 	d := dbtest.New(t)
 	here, there := serve(t, d), serve(t, d)
 	service := here.client(t, "")
-	frame := []*conversationv1.LiveFrame{textFrame(100, interim("secret"))}
+	frame := []*livev1.LiveFrame{textFrame(100, interim("secret"))}
 	t.Run("fenced elsewhere", func(t *testing.T) {
 		t.Parallel()
 		c, elsewhere := here.client(t, ada), there.client(t, ada)
 		must(c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "fenced"}))(t)
-		for epoch := int64(1); epoch < 10; epoch++ {
-			must(c.OpenLive(t.Context(), &openReq{ConversationId: "fenced"}))(t)
-			must(elsewhere.OpenLive(t.Context(), &openReq{ConversationId: "fenced"}))(t)
-			_, err := c.IngestLive(t.Context(), &ingestReq{ConversationId: "fenced", Epoch: 2*epoch - 1, Frames: frame})
+		for token := int32(1); token < 10; token++ {
+			for _, c := range []client{c, elsewhere} {
+				must(c.ConnectLive(t.Context(), &connectReq{ConversationId: "fenced", TakeOver: true}))(t)
+			}
+			_, err := c.IngestLive(t.Context(), &ingestReq{ConversationId: "fenced", FencingToken: 2*token - 1, Frames: frame})
 			refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}.check(t, err)
 		}
 	})
@@ -133,12 +130,12 @@ func TestFramesThatWaitAreCheckedAgainstWhatIsStored(t *testing.T) {
 		c, bob := here.client(t, ada), there.client(t, "bob")
 		for range 5 {
 			must(c.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "taken"}))(t)
-			epoch := must(c.OpenLive(t.Context(), &openReq{ConversationId: "taken"}))(t).GetEpoch()
+			token := must(c.ConnectLive(t.Context(), &connectReq{ConversationId: "taken"}))(t).GetLease().GetFencingToken()
 			must(there.client(t, ada).DeleteConversation(t.Context(), &conversationv1.DeleteConversationRequest{ConversationId: "taken"}))(t)
 			if _, err := bob.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "taken"}); err != nil {
 				return // an id that was a user's stays that user's
 			}
-			_, err := c.IngestLive(t.Context(), &ingestReq{ConversationId: "taken", Epoch: epoch, Frames: frame})
+			_, err := c.IngestLive(t.Context(), &ingestReq{ConversationId: "taken", FencingToken: token, Frames: frame})
 			notFound.check(t, err)
 			must(service.DeleteConversation(t.Context(), &conversationv1.DeleteConversationRequest{ConversationId: "taken"}))(t)
 		}

@@ -10,9 +10,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"holdfast/db"
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
-	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -60,7 +59,7 @@ type partials struct {
 // partial is what waits for one conversation.
 type partial struct {
 	batch liveBatch
-	raw   []*conversationv1.LiveFrame
+	raw   []*livev1.LiveFrame
 	bytes int // of the frames
 	timer *time.Timer
 	tries int       // to store it that have failed
@@ -94,7 +93,7 @@ func (ps *partials) due(k partialKey) *partial {
 	if p == nil {
 		return nil
 	}
-	return &partial{batch: liveBatch{epoch: p.batch.epoch, frames: slices.Clone(p.batch.frames)}, raw: slices.Clone(p.raw), since: p.since}
+	return &partial{batch: liveBatch{epoch: p.batch.epoch, sessionEnd: p.batch.sessionEnd, frames: slices.Clone(p.batch.frames)}, raw: slices.Clone(p.raw), since: p.since}
 }
 
 // settle ends a try to store what was due, or a batch that took it along. What came meanwhile goes on waiting, and so does all of it where again says so.
@@ -133,7 +132,7 @@ func size(frames []readFrame) (bytes int) {
 
 // add lets a batch wait, with what waits already, and returns all of it; nil: it is too much. The timer calls store.
 func (ps *partials) add(
-	k partialKey, batch liveBatch, raw []*conversationv1.LiveFrame, now time.Time, wait time.Duration, store func(),
+	k partialKey, batch liveBatch, raw []*livev1.LiveFrame, now time.Time, wait time.Duration, store func(),
 ) []readFrame {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -151,7 +150,7 @@ func (ps *partials) add(
 		return nil
 	}
 	if p == nil {
-		p = &partial{batch: liveBatch{epoch: batch.epoch}, timer: time.AfterFunc(wait, store), since: now}
+		p = &partial{batch: liveBatch{epoch: batch.epoch, sessionEnd: batch.sessionEnd}, timer: time.AfterFunc(wait, store), since: now}
 		if ps.waiting == nil {
 			ps.waiting = map[partialKey]*partial{}
 		}
@@ -166,8 +165,8 @@ func (ps *partials) add(
 // show tells the watchers what a fleeting batch says, and lets it wait. It returns nil where the batch must be stored now, which is
 // also where it is refused.
 func (m *Manager) show(
-	ctx context.Context, caller identity.Identity, req *conversationv1.IngestLiveRequest, batch liveBatch,
-) (*conversationv1.IngestLiveResponse, error) {
+	ctx context.Context, caller identity.Identity, req *livev1.IngestLiveRequest, batch liveBatch,
+) (*livev1.IngestLiveResponse, error) {
 	snap, err := m.kind.View(ctx, object.ID(req.GetConversationId()))
 	if err != nil {
 		return nil, err
@@ -178,8 +177,8 @@ func (m *Manager) show(
 	if wait <= 0 || live.GetEpoch() != batch.epoch || live.GetKeepFrames() != nil || last <= live.GetLastClientIndex() {
 		return nil, nil
 	}
-	refused := errors.Join(batch.checkIndexes(live.GetLastClientIndex()), fence(snap.State, writer{epoch: batch.epoch, caller: caller, now: now}))
-	if refused != nil {
+	w := writer{epoch: batch.epoch, caller: caller, now: now}
+	if errors.Join(batch.checkIndexes(live.GetLastClientIndex()), fence(snap.State, w)) != nil || !held(live, now) {
 		return nil, nil //nolint:nilerr // ingest says it to the caller
 	}
 	k := partialKey{caller, req.GetConversationId()}
@@ -187,17 +186,16 @@ func (m *Manager) show(
 	if frames == nil {
 		return nil, nil
 	}
-	scratch := &storev1.ConversationState{Voice: proto.CloneOf(snap.State.GetVoice()), Live: proto.CloneOf(live), Floor: snap.State.GetFloor()}
+	scratch := &storev1.ConversationState{Voice: proto.CloneOf(snap.State.GetVoice()), Live: proto.CloneOf(live)}
 	f := newFolder(scratch, now, func(int64, string) *storev1.ToolCall { return nil })
-	if _, err := f.ingest(liveBatch{epoch: batch.epoch, caller: caller, frames: frames}); err != nil {
-		return nil, nil //nolint:nilerr // ingest says it to the caller
-	}
+	f.foldBatch(liveBatch{epoch: batch.epoch, frames: frames})
 	signal := &storev1.LiveSignal{Epoch: batch.epoch, ClientIndex: last, Voice: scratch.GetVoice()}
 	if err := m.kind.Signal(ctx, snap.Info, signal); err != nil {
 		return nil, err
 	}
-	return &conversationv1.IngestLiveResponse{
-		Voice: scratch.GetVoice(), LastClientIndex: live.GetLastClientIndex(), ReceivedClientIndex: last, Metadata: rpc.Metadata(snap.Info),
+	return &livev1.IngestLiveResponse{
+		StoredThrough: int32(live.GetLastClientIndex()), ReceivedThrough: int32(last), //nolint:gosec // they were int32
+		Lease: ownLease(live, now), Rotate: rotate(snap.State, now, m.limits), Voice: presentVoice(scratch.GetVoice()), Version: int64(snap.Version),
 	}, nil
 }
 
@@ -214,7 +212,7 @@ func (m *Manager) storePartial(k partialKey) {
 		erased, err = m.kind.Erased(ctx, p.since)
 	}
 	if err == nil && !erased {
-		req := &conversationv1.IngestLiveRequest{ConversationId: k.conversation, Epoch: p.batch.epoch, Frames: p.raw}
+		req := &livev1.IngestLiveRequest{ConversationId: k.conversation, FencingToken: int32(p.batch.epoch), Frames: p.raw} //nolint:gosec // it was an int32
 		_, err = m.ingest(ctx, k.caller, req, p.batch, p.raw)
 	}
 	_, full := errors.AsType[*object.OverloadedError](err)

@@ -5,7 +5,6 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
@@ -30,7 +29,7 @@ func present(i object.Info, s *storev1.ConversationState) *conversationv1.Conver
 		Labels: s.GetLabels(), Title: s.GetTitle(), ProjectId: s.GetProjectId(), Ttl: s.GetTtl(), KeepForever: s.GetKeepForever(),
 		Metadata: s.GetMetadata(), MessageCount: small(messageCount(s)), LastSeq: small(s.GetLastSeq()), TokenCount: s.GetTokenCount(),
 		Voice: presentVoice(s.GetVoice()), Intent: presentIntent(s.GetIntent()), Flow: presentFlowStep(s.GetFlow()),
-		Summary: presentSummary(s.GetSummary()), Live: presentConnection(s),
+		Summary: presentSummary(s.GetSummary()), Live: presentLive(s.GetLive()),
 	}
 }
 
@@ -221,7 +220,7 @@ func presentSummary(s *storev1.Summary) *conversationv1.Summary {
 
 func presentFragment(f *storev1.Fragment) *conversationv1.Fragment {
 	return &conversationv1.Fragment{
-		Seq: small(f.GetSeq()), FromConnection: small(f.GetEpoch()), FirstClientIndex: f.GetFirstClientIndex(), LastClientIndex: f.GetLastClientIndex(),
+		Seq: small(f.GetSeq()), FromConnection: small(f.GetEpoch()), FirstClientIndex: small(f.GetFirstClientIndex()), LastClientIndex: small(f.GetLastClientIndex()),
 		UserText: f.GetUserText(), AssistantText: f.GetAssistantText(), CreateTime: f.GetCreateTime(),
 	}
 }
@@ -244,59 +243,5 @@ func presentRecord(v proto.Message) *conversationv1.Record {
 }
 
 func presentSignal(s *storev1.LiveSignal) *conversationv1.LiveSignal {
-	return &conversationv1.LiveSignal{FromConnection: small(s.GetEpoch()), ClientIndex: s.GetClientIndex(), Voice: presentVoice(s.GetVoice())}
-}
-
-func presentCall(c *storev1.ToolCall) *conversationv1.ToolCall {
-	out := &conversationv1.ToolCall{
-		Seq: small(c.GetSeq()), CallId: c.GetCallId(), Name: c.GetName(), Args: c.GetArgs(), Status: presentCallStatus(c.GetStatus()),
-		IsError: c.GetIsError(), FromConnection: small(c.GetEpoch()), DeliveredConnection: small(c.GetDeliveredEpoch()),
-		AfterSeq: small(c.GetAfterSeq()), ResultSeq: small(c.GetResultSeq()), CreateTime: c.GetCreateTime(), UpdateTime: c.GetUpdateTime(),
-	}
-	if c.GetResponse() != nil {
-		out.Response = structpb.NewStructValue(c.GetResponse())
-	}
-	if l := c.GetClaim(); l != nil {
-		out.Claim = &typev1.Lease{FencingToken: small(l.GetFencingToken()), Holder: l.GetWorker(), ExpireTime: l.GetLeaseExpireTime()}
-	}
-	return out
-}
-
-func presentCallStatus(s storev1.ToolCallStatus) conversationv1.ToolCallStatus {
-	switch s {
-	case callPending:
-		return conversationv1.ToolCallStatus_TOOL_CALL_STATUS_PENDING
-	case callRunning:
-		return conversationv1.ToolCallStatus_TOOL_CALL_STATUS_RUNNING
-	case callCompleted:
-		return conversationv1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED
-	case callCancelled:
-		return conversationv1.ToolCallStatus_TOOL_CALL_STATUS_CANCELLED
-	case callOrphaned:
-		return conversationv1.ToolCallStatus_TOOL_CALL_STATUS_ORPHANED
-	default:
-		return conversationv1.ToolCallStatus_TOOL_CALL_STATUS_UNSPECIFIED
-	}
-}
-
-// presentConnection is the newest live connection; nil: there was none. A session's id is the first half of a token, so the holder of
-// the floor is told by the connection alone.
-func presentConnection(s *storev1.ConversationState) *conversationv1.LiveConnection {
-	live, floor := s.GetLive(), s.GetFloor()
-	if live.GetEpoch() == 0 && floor == nil {
-		return nil
-	}
-	c := &conversationv1.LiveConnection{
-		ConnectionId: floor.GetConnectionId(), User: floor.GetUser(), Provider: conversationv1.LiveProvider(live.GetProvider()),
-		ProviderSessionId: live.GetSessionId(), OpenTime: live.GetOpenTime(), CloseTime: live.GetCloseTime(), CloseCode: live.GetCloseCode(),
-		GoAwayTime: live.GetGoAwayTime(), StoredThrough: small(live.GetLastClientIndex()), TotalTokens: live.GetTotalTokens(),
-		UnknownFrames: small(live.GetUnknownFrames()), Lease: &typev1.Lease{FencingToken: small(max(live.GetEpoch(), floor.GetFence()))},
-	}
-	if live.GetDevice() != "" {
-		c.Device = &typev1.Device{Name: live.GetDevice()}
-	}
-	if floor.GetHeld() {
-		c.Lease.Holder, c.Lease.ExpireTime = floor.GetConnectionId(), floor.GetExpireTime()
-	}
-	return c
+	return &conversationv1.LiveSignal{FromConnection: small(s.GetEpoch()), ClientIndex: small(s.GetClientIndex()), Voice: presentVoice(s.GetVoice())}
 }

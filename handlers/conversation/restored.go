@@ -4,7 +4,6 @@ import (
 	"maps"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
@@ -13,11 +12,11 @@ import (
 // newLife begins a conversation whose id had one before, which was deleted or has expired. Connections and workers of that have
 // epochs and tokens, and must not be taken for those of this one.
 func newLife(s *storev1.ConversationState, issued int64) {
-	s.IssuedBefore, s.Floor = issued, nil
+	s.IssuedBefore = issued
 }
 
 // restored takes from a state that is brought back what must not come back with it. Whoever was connected since, or had a
-// call, the floor or a summary in hand, has to begin anew: epochs and fencing tokens never run backwards. was is what the
+// call or a summary in hand, has to begin anew: epochs and fencing tokens never run backwards. was is what the
 // state replaces; nil: it is a fork, or the conversation was deleted.
 func restored(s, was *storev1.ConversationState, now time.Time) {
 	s.IssuedBefore = max(s.GetIssuedBefore(), was.GetIssuedBefore())
@@ -25,12 +24,6 @@ func restored(s, was *storev1.ConversationState, now time.Time) {
 	token := max(s.GetCompaction().GetToken(), was.GetCompaction().GetToken())
 	if s.Compaction = nil; token > 0 {
 		s.Compaction = &storev1.CompactionLease{Token: token}
-	}
-	if f := was.GetFloor(); f.GetFence() > s.GetFloor().GetFence() {
-		s.Floor = proto.CloneOf(f)
-	}
-	if s.Floor != nil {
-		s.Floor.Held = false
 	}
 	l, old := s.GetLive(), was.GetLive()
 	if l == nil && old == nil {
@@ -48,8 +41,8 @@ func restored(s, was *storev1.ConversationState, now time.Time) {
 		}
 		l.FencedIndexes[old.GetEpoch()] = old.GetLastClientIndex()
 	}
-	l.Epoch, l.LastClientIndex = max(l.GetEpoch(), old.GetEpoch(), s.GetFloor().GetFence())+1, 0
-	l.OpenTime, l.Fence = nil, 0 // nobody has opened this epoch
+	l.Epoch, l.LastClientIndex = max(l.GetEpoch(), old.GetEpoch())+1, 0
+	l.OpenTime, l.Lease = nil, nil // nobody has opened this epoch
 	l.Session = max(l.GetSession(), old.GetSession()) + 1
 	l.FencingToken = max(l.GetFencingToken(), old.GetFencingToken())
 	l.VoidClaims = l.GetFencingToken() // others may have claimed the calls since

@@ -18,6 +18,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	"holdfast/gen/holdfast/live/v1/livev1connect"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
@@ -28,7 +29,7 @@ import (
 // state is what a conversation stores.
 type state = *storev1.ConversationState
 
-// Manager serves ConversationService. It is safe for concurrent use.
+// Manager serves ConversationService and LiveService. It is safe for concurrent use.
 type Manager struct {
 	kind     *object.Kind[state]
 	box      *seal.Box
@@ -47,7 +48,10 @@ type Options struct {
 	Limits LiveLimits
 }
 
-var _ conversationv1connect.ConversationServiceHandler = (*Manager)(nil)
+var (
+	_ conversationv1connect.ConversationServiceHandler = (*Manager)(nil)
+	_ livev1connect.LiveServiceHandler                 = (*Manager)(nil)
+)
 
 // DefaultTTL is how long a conversation is kept after its last change, where it does not say.
 const DefaultTTL = 30 * 24 * time.Hour
@@ -82,7 +86,7 @@ func Register(rt *object.Runtime) *object.Kind[state] {
 		OnTimer: onTimer,
 		// Who speaks on a conversation that is the tenant's, and what they sent.
 		Personal: []object.Personal{
-			{Message: &storev1.Floor{}, User: "user"}, {Message: &storev1.KeptFrames{}, User: "user"},
+			{Message: &storev1.LiveLease{}, User: "user"}, {Message: &storev1.LiveHandle{}, User: "user"}, {Message: &storev1.KeptFrames{}, User: "user"},
 		},
 	})
 }
@@ -396,7 +400,7 @@ func changed(c *object.Change[state]) *conversationv1.WatchConversationResponse 
 		res.Heartbeat = true
 		return res
 	}
-	res.Reset_, res.HasMore, res.Deleted = c.Reset, c.More, c.Deleted
+	res.Reset_, res.More, res.Deleted = c.Reset, c.More, c.Deleted
 	if !c.Deleted {
 		res.Conversation = present(c.Info, c.State)
 	}
@@ -456,7 +460,7 @@ func refuse(err error) error {
 		return refuseCall(call)
 	}
 	if fenced, ok := errors.AsType[fencedError](err); ok {
-		return problem.New(errorv1.Reason_REASON_FENCED, fenced.Error()+"; call OpenLive for a new epoch")
+		return problem.New(errorv1.Reason_REASON_FENCED, fenced.Error()+"; call ConnectLive for the next")
 	}
 	return err
 }

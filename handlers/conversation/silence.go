@@ -6,7 +6,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
-	"holdfast/handlers/conversation/floor"
 	"holdfast/object"
 )
 
@@ -28,9 +27,6 @@ func onTimer(tx *object.Tx[state], name string) error {
 	case framesTimer:
 		dropKept(tx)
 		tx.Emit("frames_dropped")
-	case floor.Timer:
-		floor.End(tx.State(), tx.Now())
-		tx.Emit("floor_expired")
 	}
 	return nil
 }

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 )
 
 // The stories: a frontend that knows nothing but the public API talks to a provider over a WebSocket, which dies at each of
@@ -28,10 +28,13 @@ type frontend struct {
 	device       string
 	provider     *provider
 
-	epoch  int64
-	index  int64
-	outbox []*conversationv1.LiveFrame // not stored yet
-	socket *websocket.Conn
+	token int32
+	// owes: the last connection may owe frames, and ended with this code.
+	closeCode int32
+	refused   bool // the provider refused the handle
+	index     int32
+	outbox    []*livev1.LiveFrame // not stored yet
+	socket    *websocket.Conn
 	// offline: the server cannot be reached either.
 	offline bool
 	// offlineFor is how many frames before the death of the socket that begins.
@@ -42,9 +45,10 @@ type frontend struct {
 	executed map[string]int // tool calls, by id
 	// slow has a tool call that comes on a dying socket answered on the next one.
 	slow    bool
-	claimed []*storev1.ToolCall
-	plans   []*conversationv1.GetResumePlanResponse
-	heard   func(f *frontend, m *storev1.Message) // called at the end of a turn that was interrupted
+	claimed []*conversationv1.ToolCall
+	plans   []*livev1.Plan
+	waited  bool                                         // it was told when to leave, and not now
+	heard   func(f *frontend, m *conversationv1.Message) // called at the end of a turn that was interrupted
 }
 
 const setupHash = "setup-1"
@@ -58,26 +62,26 @@ func (f *frontend) dies(within int) bool {
 // connect takes the conversation over and connects to the provider as the plan says.
 func (f *frontend) connect(ctx context.Context) error {
 	for {
-		open, err := f.c.OpenLive(ctx, &conversationv1.OpenLiveRequest{ConversationId: f.conversation, Device: f.device, SetupHash: setupHash})
+		req := &connectReq{ConversationId: f.conversation, Device: device(f.device), SetupHash: setupHash, TakeOver: true}
+		if f.token != 0 {
+			req.Previous = &livev1.Previous{FencingToken: f.token, Frames: f.outbox, CloseCode: f.closeCode, HandleRefused: f.refused}
+		}
+		res, err := f.c.ConnectLive(ctx, req)
 		if err != nil {
 			return err
 		}
-		f.epoch, f.index, f.outbox, f.leaving = open.GetEpoch(), 0, nil, false
-		plan, err := f.plan(ctx)
-		if err != nil {
-			return err
-		}
+		plan := res.GetPlan()
+		f.token, f.index, f.outbox, f.leaving, f.refused, f.closeCode = res.GetLease().GetFencingToken(), 0, nil, false, false, 0
 		f.plans = append(f.plans, plan)
 		f.socket, _, err = websocket.Dial(ctx, f.provider.server.URL, nil) //nolint:bodyclose // of a WebSocket there is no body
 		if err != nil {
 			return err
 		}
-		resumes := plan.GetAction() == conversationv1.ResumeAction_RESUME_ACTION_RESUME
 		setup := `{"setup":{"model":"m","sessionResumption":{}}}`
 		switch {
-		case resumes:
+		case plan.GetHandle() != "":
 			setup = `{"setup":{"model":"m","sessionResumption":{"handle":` + quote(plan.GetHandle()) + `}}}`
-		case plan.GetSeed() != nil:
+		case plan.GetSend() != nil:
 			setup = `{"setup":{"model":"m","sessionResumption":{},"historyConfig":{"initialHistoryInClientContent":true}}}`
 		}
 		if err := f.send(ctx, setup, true); err != nil {
@@ -85,29 +89,18 @@ func (f *frontend) connect(ctx context.Context) error {
 		}
 		_, first, err := f.socket.Read(ctx)
 		if err != nil {
-			if !resumes {
+			if plan.GetHandle() == "" {
 				return err
 			}
 			// It refused the handle: say so, and begin anew.
-			code := int32(websocket.CloseStatus(err))
-			if _, err := f.c.ReportResumeFailed(ctx, &conversationv1.ReportResumeFailedRequest{
-				ConversationId: f.conversation, Epoch: f.epoch, HandleId: plan.GetHandleId(), CloseCode: code,
-			}); err != nil {
-				return err
-			}
+			f.refused, f.closeCode = true, int32(websocket.CloseStatus(err))
 			continue
 		}
 		if _, err := f.ingest(ctx, string(first)); err != nil {
 			return err
 		}
-		if plan.GetSeed() != nil {
-			raw, err := protojson.Marshal(plan.GetSeed())
-			if err != nil {
-				return err
-			}
-			if err := f.send(ctx, string(raw), !resumes); err != nil {
-				return err
-			}
+		if err := f.sendObject(ctx, plan.GetSend(), false); err != nil {
+			return err
 		}
 		late := f.claimed
 		f.claimed = nil
@@ -120,8 +113,16 @@ func (f *frontend) connect(ctx context.Context) error {
 	}
 }
 
-func (f *frontend) plan(ctx context.Context) (*conversationv1.GetResumePlanResponse, error) {
-	return f.c.GetResumePlan(ctx, &conversationv1.GetResumePlanRequest{ConversationId: f.conversation, SetupHash: setupHash})
+// sendObject sends a frame that the server made; nil: none.
+func (f *frontend) sendObject(ctx context.Context, frame *structpb.Struct, ingest bool) error {
+	if frame == nil {
+		return nil
+	}
+	raw, err := protojson.Marshal(frame)
+	if err != nil {
+		return err
+	}
+	return f.send(ctx, string(raw), ingest)
 }
 
 // send sends a frame to the provider, and to the server where it is news or part of the session's beginning.
@@ -137,21 +138,21 @@ func (f *frontend) send(ctx context.Context, frame string, ingest bool) error {
 }
 
 // ingest sends a frame to the server, with all that is not stored yet.
-func (f *frontend) ingest(ctx context.Context, frame string) (*conversationv1.IngestLiveResponse, error) {
+func (f *frontend) ingest(ctx context.Context, frame string) (*livev1.IngestLiveResponse, error) {
 	f.index++
-	f.outbox = append(f.outbox, &conversationv1.LiveFrame{ClientIndex: f.index, Frame: &conversationv1.LiveFrame_Text{Text: frame}})
+	f.outbox = append(f.outbox, &livev1.LiveFrame{ClientIndex: f.index, Frame: &livev1.LiveFrame_Text{Text: frame}})
 	return f.flush(ctx)
 }
 
-func (f *frontend) flush(ctx context.Context) (*conversationv1.IngestLiveResponse, error) {
+func (f *frontend) flush(ctx context.Context) (*livev1.IngestLiveResponse, error) {
 	if f.offline || len(f.outbox) == 0 {
-		return &conversationv1.IngestLiveResponse{}, nil
+		return &livev1.IngestLiveResponse{}, nil
 	}
-	res, err := f.c.IngestLive(ctx, &conversationv1.IngestLiveRequest{ConversationId: f.conversation, Epoch: f.epoch, Frames: f.outbox})
+	res, err := f.c.IngestLive(ctx, &livev1.IngestLiveRequest{ConversationId: f.conversation, FencingToken: f.token, Frames: f.outbox})
 	if err != nil {
 		return nil, err
 	}
-	f.outbox = slices.DeleteFunc(f.outbox, func(l *conversationv1.LiveFrame) bool { return l.GetClientIndex() <= res.GetLastClientIndex() })
+	f.outbox = slices.DeleteFunc(f.outbox, func(l *livev1.LiveFrame) bool { return l.GetClientIndex() <= res.GetStoredThrough() })
 	return res, nil
 }
 
@@ -175,76 +176,47 @@ func (f *frontend) listen(ctx context.Context) (over bool, err error) {
 			return false, err
 		}
 		for _, call := range res.GetToolCalls() {
-			if call.GetStatus() == callPending {
+			if call.GetClaim() != nil && call.GetStatus() == conversationv1.ToolCallStatus_TOOL_CALL_STATUS_RUNNING {
 				if err := f.execute(ctx, call); err != nil {
 					return false, err
 				}
 			}
 		}
 		for _, m := range res.GetMessages() {
-			if f.heard != nil && m.GetStatus() == storev1.MessageStatus_MESSAGE_STATUS_INTERRUPTED {
+			if f.heard != nil && m.GetStatus() == conversationv1.MessageStatus_MESSAGE_STATUS_INTERRUPTED {
 				f.heard(f, m)
 			}
 		}
 		if strings.Contains(string(raw), "goAway") {
 			f.leaving = true
 		}
-		if f.leaving && !f.offline {
-			plan, err := f.plan(ctx)
-			if err != nil {
-				return false, err
-			}
-			f.plans = append(f.plans, plan)
-			// A new handle comes when the session rests.
-			if !plan.GetWait() && strings.Contains(string(raw), "newHandle") && plan.GetAction() == conversationv1.ResumeAction_RESUME_ACTION_RESUME {
-				return false, nil
-			}
+		f.waited = f.waited || res.GetRotate().GetWithin() != nil && !res.GetRotate().GetNow()
+		if f.leaving && !f.offline && res.GetRotate().GetNow() {
+			return false, nil
 		}
 	}
 }
 
-// execute has a tool call done, if nobody else does it.
-func (f *frontend) execute(ctx context.Context, call *storev1.ToolCall) error {
-	res, err := f.c.ClaimToolCall(ctx, &conversationv1.ClaimToolCallRequest{ConversationId: f.conversation, Seq: call.GetSeq(), Worker: f.device})
-	if connect.CodeOf(err) == connect.CodeFailedPrecondition {
+// execute does a tool call that the connection has claimed.
+func (f *frontend) execute(ctx context.Context, call *conversationv1.ToolCall) error {
+	if f.executed[call.GetCallId()]++; f.slow && f.dies(1) {
+		f.claimed = append(f.claimed, call) // it is done when this socket is dead
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	f.executed[call.GetCallId()]++
-	if f.slow && f.dies(1) {
-		f.claimed = append(f.claimed, res.GetToolCall()) // it is done when this socket is dead
-		return nil
-	}
-	return f.complete(ctx, res.GetToolCall())
+	return f.complete(ctx, call)
 }
 
-// complete records a response, and tells the provider in the way that the server says.
-func (f *frontend) complete(ctx context.Context, call *storev1.ToolCall) error {
-	result, err := structpb.NewStruct(map[string]any{"output": "RESULT-" + call.GetCallId()})
-	if err != nil {
-		return err
-	}
-	res, err := f.c.CompleteToolCall(ctx, &conversationv1.CompleteToolCallRequest{
-		ConversationId: f.conversation, Seq: call.GetSeq(), FencingToken: call.GetClaim().GetFencingToken(), Response: result,
+// complete records a response, and tells the provider what the server says.
+func (f *frontend) complete(ctx context.Context, call *conversationv1.ToolCall) error {
+	res, err := f.c.CompleteToolCall(ctx, &completeReq{
+		ConversationId: f.conversation, Seq: call.GetSeq(), FencingToken: call.GetClaim().GetFencingToken(),
+		Response: structpb.NewStructValue(outputOf("RESULT-" + call.GetCallId())),
 	})
 	if err != nil {
 		return err
 	}
-	if res.GetDeliver() {
-		// The socket may be dead: then the session never saw the response, and is told what it was when it is resumed.
-		err = f.send(ctx, `{"toolResponse":{"functionResponses":[{"id":`+quote(call.GetCallId())+`,"response":{"output":"RESULT-`+call.GetCallId()+`"}}]}}`, true)
-		if websocket.CloseStatus(err) != -1 || f.socket == nil {
-			return nil
-		}
-		return ignoreDead(err)
-	}
-	list, err := f.c.ListMessages(ctx, &conversationv1.ListMessagesRequest{ConversationId: f.conversation, AfterSeq: int32(res.GetToolCall().GetResultSeq() - 1), PageSize: 1})
-	if err != nil || len(list.GetMessages()) == 0 {
-		return err
-	}
-	return ignoreDead(f.send(ctx, `{"clientContent":{"turns":[{"role":"user","parts":[{"text":`+quote(list.GetMessages()[0].GetText())+`}]}],"turnComplete":true}}`, false))
+	// The socket may be dead: then the session never saw the response, and is told what it was when it is resumed.
+	return ignoreDead(f.sendObject(ctx, res.GetSend(), true))
 }
 
 // ignoreDead passes over the death of a socket, which the next read will tell. A refusal of the server is no such thing.
@@ -269,12 +241,7 @@ func (f *frontend) run(ctx context.Context) error {
 		if over {
 			return nil
 		}
-		if _, err := f.flush(ctx); err != nil {
-			return err
-		}
-		if _, err := f.c.CloseLive(ctx, &conversationv1.CloseLiveRequest{ConversationId: f.conversation, Epoch: f.epoch, CloseCode: 1006}); err != nil {
-			return err
-		}
+		f.closeCode = 1006
 	}
 	return fmt.Errorf("%s: too many connections", f.device)
 }
@@ -318,7 +285,7 @@ type story struct {
 	script  []step
 	refuses websocket.StatusCode
 	slow    bool
-	heard   func(f *frontend, m *storev1.Message)
+	heard   func(f *frontend, m *conversationv1.Message)
 	// run plays it; nil: one frontend does until it is over.
 	run   func(t *testing.T, f *frontend)
 	check func(t *testing.T, f *frontend, got outcome)
@@ -427,10 +394,7 @@ func TestStoryGoAwayDuringAToolCall(t *testing.T) {
 			if f.provider.killAt != 0 {
 				return
 			}
-			waited := slices.ContainsFunc(f.plans, func(p *conversationv1.GetResumePlanResponse) bool {
-				return p.GetWait() && p.GetWaitUntilTime() != nil
-			})
-			if !waited || len(got.tool) != 0 || len(f.plans) < 3 {
+			if !f.waited || len(got.tool) != 0 || len(f.plans) != 2 {
 				t.Errorf("nobody waited for the tool: %v", f.plans)
 			}
 		},
@@ -446,12 +410,12 @@ func TestStoryBargeIn(t *testing.T) {
 			[]step{{frame: out("there is ")}, {frame: in("Stop "), utterance: 2}, {frame: out("more.")}, {frame: turnComplete}, {frame: in("it."), utterance: 2}, {frame: activityEnd}},
 			replies("All ", "right."),
 		),
-		heard: func(f *frontend, m *storev1.Message) {
+		heard: func(f *frontend, m *conversationv1.Message) {
 			if !strings.HasPrefix(m.GetText(), "Well") || f.offline {
 				return
 			}
 			for range 2 { // a report may come twice
-				_, err := f.c.EditMessages(f.t.Context(), &conversationv1.EditMessagesRequest{ConversationId: f.conversation, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: int32(m.GetSeq()), Spoken: &conversationv1.Spoken{HeardText: new(string("Well, first and something else"))}}}}})
+				_, err := f.c.EditMessages(f.t.Context(), &conversationv1.EditMessagesRequest{ConversationId: f.conversation, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: m.GetSeq(), Spoken: &conversationv1.Spoken{HeardText: new("Well, first and something else")}}}}})
 				if err != nil {
 					f.t.Error(err)
 				}
@@ -505,7 +469,7 @@ func TestStoryToolResultAfterItsSocketDied(t *testing.T) {
 				t.Errorf("the result was told %d times: %q", len(got.tool), got.tool)
 			}
 			calls := records(must(f.c.ListRecords(t.Context(), &conversationv1.ListRecordsRequest{ConversationId: f.conversation, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_TOOL_CALL}}))(t), (*conversationv1.Record).GetToolCall)
-			if len(calls) != 1 || calls[0].GetStatus() != presentCallStatus(callCompleted) || (calls[0].GetResultSeq() != 0) == (calls[0].GetDeliveredConnection() != 0) {
+			if len(calls) != 1 || calls[0].GetStatus() != conversationv1.ToolCallStatus(callCompleted) || calls[0].GetResultSeq() == 0 && calls[0].GetDeliveredConnection() == 0 {
 				t.Errorf("the ledger has %v", calls)
 			}
 		},
@@ -537,7 +501,7 @@ func TestStoryThePhoneTakesOver(t *testing.T) {
 				return
 			}
 			phone := *laptop
-			phone.device, phone.offline, phone.offlineFor, phone.outbox = "phone", false, 0, nil
+			phone.device, phone.offline, phone.offlineFor, phone.outbox, phone.token = "phone", false, 0, nil, 0
 			if err := phone.run(ctx); err != nil {
 				t.Fatalf("killed at %d: %v", laptop.provider.killAt, err)
 			}

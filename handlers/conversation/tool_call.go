@@ -1,6 +1,7 @@
 package conversation
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -8,9 +9,11 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
@@ -29,14 +32,14 @@ const DefaultToolLease = 30 * time.Second
 const maxResultText = 16 << 10
 
 // The ledger of tool calls. There is one row for each live session and call id. live.pending_calls has copies of those
-// that wait for something.
+// that wait for something. A connection claims what it ingests, unless it leaves its calls to workers.
 //
 //	            claim             response             toolResponse frame
 //	  PENDING ────────▶ RUNNING ────────────▶ COMPLETED ──────────────────▶ COMPLETED, delivered
 //	     │   │             │   response without a claim: by the frame alone
 //	     │   └─────────────┼───────────────▶ CANCELLED, by the provider
-//	     ▼                 ▼
-//	  ORPHANED, once the connection that issued it is gone ────response────▶ COMPLETED, told as text
+//	     ▼                 ▼                                           frame with the text
+//	  ORPHANED, once the connection that issued it is gone ────response────▶ COMPLETED, told as text ──▶ delivered
 //
 // A completed call whose response was not delivered when its connection goes is told as text too. A resumed session may
 // issue an orphan again: then it is its call.
@@ -66,13 +69,13 @@ func (f *folder) openCall(call functionCall) {
 	}
 	f.state.ToolCallCount++
 	opened := &storev1.ToolCall{
-		CallId:     id,
-		Seq:        f.state.GetToolCallCount(),
-		Epoch:      f.live.GetEpoch(),
-		Session:    f.live.GetSession(),
-		AfterSeq:   f.state.GetLastSeq(),
-		Name:       firstBytes(string(call.Name), maxName),
-		Args:       call.Args.fields,
+		CallId:   id,
+		Seq:      f.state.GetToolCallCount(),
+		Epoch:    f.live.GetEpoch(),
+		Session:  f.live.GetSession(),
+		AfterSeq: f.state.GetLastSeq(),
+		Name:     firstBytes(string(call.Name), maxName),
+		Args:     call.Args.fields, ArgsJson: call.Args.text, ArgsOmitted: call.Args.omitted,
 		Status:     f.waiting(nil),
 		CreateTime: f.now,
 	}
@@ -166,19 +169,32 @@ func (f *folder) answerCall(response functionResponse) {
 	switch {
 	case call == nil:
 	case response.WillContinue && call.GetStatus() != callCompleted:
-		f.replaceCall(call, func(c *storev1.ToolCall) { c.Response = response.Response.fields })
+		f.replaceCall(call, response.answer)
 	case call.GetStatus() == callCompleted: // by CompleteToolCall: this is its delivery
 		f.settle(call, func(c *storev1.ToolCall) { c.DeliveredEpoch = f.live.GetEpoch() })
 	case f.isCurrent(call):
 		f.settle(call, func(c *storev1.ToolCall) {
-			c.Status, c.Response, c.DeliveredEpoch = callCompleted, response.Response.fields, f.live.GetEpoch()
+			response.answer(c)
+			c.Status, c.DeliveredEpoch = callCompleted, f.live.GetEpoch()
 		})
 	default:
 		f.settle(call, func(c *storev1.ToolCall) {
-			c.Status, c.Response = callCompleted, response.Response.fields
+			response.answer(c)
+			c.Status = callCompleted
 			f.tellResult(c)
 		})
 	}
+}
+
+// resultTold notes that the model was told the result of an orphan as text, which is a message already.
+func (f *folder) resultTold(text string) bool {
+	for _, call := range f.openCalls() {
+		if call.GetResultSeq() != 0 && call.GetStatus() == callCompleted && text == resultText(call) {
+			f.settle(call, func(c *storev1.ToolCall) { c.DeliveredEpoch = f.live.GetEpoch() })
+			return true
+		}
+	}
+	return false
 }
 
 // isCurrent tells whether the connection that issued a call is there to take its response.
@@ -239,7 +255,7 @@ func resultText(call *storev1.ToolCall) string {
 		said = "Failure"
 	}
 	return fmt.Sprintf("%s of %s, which was called before the connection was lost (%s): %s",
-		said, call.GetName(), call.GetCallId(), firstBytes(jsonText(call.GetResponse()), maxResultText))
+		said, call.GetName(), call.GetCallId(), firstBytes(responseText(call), maxResultText))
 }
 
 func (f *folder) cancelTools(ids []cleanString) {
@@ -290,7 +306,7 @@ func (e callError) Error() string {
 }
 
 // claimCall gives a call to a worker, or is a callError. entry is the call as it is stored.
-func (f *folder) claimCall(entry *storev1.ToolCall, req *conversationv1.ClaimToolCallRequest) (*storev1.ToolCall, error) {
+func (f *folder) claimCall(entry *storev1.ToolCall, req *livev1.ClaimToolCallRequest) (*storev1.ToolCall, error) {
 	call := f.mine(entry)
 	switch call.GetStatus() {
 	case callCompleted, callCancelled:
@@ -298,62 +314,163 @@ func (f *folder) claimCall(entry *storev1.ToolCall, req *conversationv1.ClaimToo
 	default:
 	}
 	now, claim := f.now.AsTime(), call.GetClaim()
-	renews := claim != nil && req.GetFencingToken() == claim.GetFencingToken()
+	renews := claim != nil && int64(req.GetFencingToken()) == claim.GetFencingToken()
 	switch {
 	case req.GetFencingToken() != 0 && !renews:
 		return nil, callError{stale: true}
 	case !renews && claim != nil && now.Before(claim.GetLeaseExpireTime().AsTime()):
 		return nil, callError{claimed: claim.GetLeaseExpireTime().AsTime()}
 	}
-	lease := DefaultToolLease
-	if req.GetLease() != nil {
-		lease = req.GetLease().AsDuration()
-	}
-	token := claim.GetFencingToken()
+	next := &storev1.ToolCallClaim{Worker: req.GetWorker(), FencingToken: claim.GetFencingToken(), ConnectionId: claim.GetConnectionId()}
 	if !renews {
-		f.live.FencingToken = max(f.live.GetFencingToken(), f.state.GetIssuedBefore()) + 1
-		token = f.live.GetFencingToken()
+		next.FencingToken, next.ConnectionId = f.newToken(), ""
 	}
+	f.claim(call, next, req.GetLeaseDuration())
+	return call, nil
+}
+
+// claim writes a claim down.
+func (f *folder) claim(call *storev1.ToolCall, claim *storev1.ToolCallClaim, lease *durationpb.Duration) {
+	d := DefaultToolLease
+	if lease != nil {
+		d = lease.AsDuration()
+	}
+	claim.LeaseExpireTime = timestamppb.New(f.now.AsTime().Add(d))
 	f.replaceCall(call, func(c *storev1.ToolCall) {
-		c.Claim = &storev1.ToolCallClaim{Worker: req.GetWorker(), FencingToken: token, LeaseExpireTime: timestamppb.New(now.Add(lease))}
+		c.Claim = claim
 		if c.GetStatus() == callPending {
 			c.Status = callRunning
 		}
 	})
-	return call, nil
 }
 
-// completeCall records a claimed call's response, or is a callError: the first response stays. It tells whether the
-// response is for the provider.
-func (f *folder) completeCall(
-	entry *storev1.ToolCall, req *conversationv1.CompleteToolCallRequest,
-) (call *storev1.ToolCall, deliver bool, err error) {
-	call = f.mine(entry)
-	if call.GetClaim().GetFencingToken() != req.GetFencingToken() {
-		return nil, false, callError{stale: true}
+// newToken is the fencing token of the claims of this change.
+func (f *folder) newToken() int64 {
+	if f.token == 0 {
+		f.live.FencingToken = max(f.live.GetFencingToken(), f.state.GetIssuedBefore()) + 1
+		f.token = f.live.GetFencingToken()
 	}
-	known := call.GetStatus() == callCompleted || call.GetStatus() == callCancelled && call.GetResponse() != nil
+	return f.token
+}
+
+// claimIssued gives the newest connection the calls that it has just issued.
+func (f *folder) claimIssued() {
+	if f.live.GetLeaveToolCalls() {
+		return
+	}
+	for _, seq := range f.callOrder {
+		if call := f.toolCalls[seq]; call.GetStatus() == callPending && call.GetClaim() == nil {
+			f.claim(call, f.ownClaim(f.newToken()), f.live.GetToolLease())
+		}
+	}
+}
+
+// claimOwed gives a new connection the calls of earlier ones that nobody else has. Those of the connection that it goes on from keep
+// their tokens: they may be running.
+func (f *folder) claimOwed(goesOn string) {
+	if f.live.GetLeaveToolCalls() {
+		return
+	}
+	for _, call := range f.openCalls() {
+		claim := call.GetClaim()
+		if claim.GetFencingToken() <= f.live.GetVoidClaims() {
+			claim = nil
+		}
+		mine := claim != nil && goesOn != "" && claim.GetConnectionId() == goesOn
+		switch {
+		case call.GetStatus() != callOrphaned:
+		case mine:
+			f.claim(call, f.ownClaim(claim.GetFencingToken()), f.live.GetToolLease())
+		case claim == nil || !f.now.AsTime().Before(claim.GetLeaseExpireTime().AsTime()):
+			f.claim(call, f.ownClaim(f.newToken()), f.live.GetToolLease())
+		}
+	}
+}
+
+// ownClaim is a claim of the newest connection.
+func (f *folder) ownClaim(token int64) *storev1.ToolCallClaim {
+	id := f.live.GetLease().GetConnectionId()
+	return &storev1.ToolCallClaim{Worker: cmp.Or(f.live.GetDevice().GetName(), id), FencingToken: token, ConnectionId: id}
+}
+
+// completeCall records a claimed call's response, or is a callError: the first response stays. send is the frame that tells the
+// model of it; nil: none does.
+func (f *folder) completeCall(
+	entry *storev1.ToolCall, token int64, response functionResponse, scheduling string,
+) (call *storev1.ToolCall, send *structpb.Struct, err error) {
+	call = f.mine(entry)
+	if call.GetClaim().GetFencingToken() != token {
+		return nil, nil, callError{stale: true}
+	}
+	answered := proto.CloneOf(call)
+	response.answer(answered)
+	same := proto.Equal(answered, call)
+	known := call.GetStatus() == callCompleted || call.GetStatus() == callCancelled && hasResponse(call)
+	fresh := false
 	switch {
-	case known && (call.GetIsError() != req.GetIsError() || !proto.Equal(call.GetResponse(), req.GetResponse())):
-		return nil, false, callError{status: call.GetStatus(), answered: true}
+	case known && !same:
+		return nil, nil, callError{status: call.GetStatus(), answered: true}
 	case known: // the caller did not get the answer, and asks again
 	case call.GetStatus() == callCancelled: // too late, but what it did is worth knowing
-		f.settle(call, func(c *storev1.ToolCall) { c.Response, c.IsError = req.GetResponse(), req.GetIsError() })
-	case f.isCurrent(call):
-		f.replaceCall(call, func(c *storev1.ToolCall) {
-			c.Status, c.Response, c.IsError = callCompleted, req.GetResponse(), req.GetIsError()
-		})
+		f.settle(call, response.answer)
+	case response.WillContinue:
+		if !same {
+			f.replaceCall(call, response.answer)
+		}
+		if f.isCurrent(call) {
+			send = response.frame(call, scheduling)
+		}
+		return call, send, nil
 	default:
-		f.settle(call, func(c *storev1.ToolCall) {
-			c.Status, c.Response, c.IsError = callCompleted, req.GetResponse(), req.GetIsError()
-			f.tellResult(c)
+		fresh = true
+		f.replaceCall(call, func(c *storev1.ToolCall) {
+			response.answer(c)
+			c.Status = callCompleted
+			if !f.isCurrent(c) {
+				f.tellResult(c)
+			}
 		})
+		if f.live.GetCloseTime() != nil {
+			f.forgetCall(call) // the next connection is told by its plan
+		}
 	}
-	return call, f.toDeliver(call), nil
+	waits := fresh || f.live.GetPendingCalls()[call.GetCallId()] == call
+	switch {
+	case f.toDeliver(call) && call.GetResultSeq() == 0:
+		send = response.frame(call, scheduling)
+	case waits && call.GetResultSeq() != 0 && call.GetDeliveredEpoch() == 0 && f.live.GetCloseTime() == nil:
+		t := &turns{}
+		t.say(geminiUser, resultText(call))
+		send = t.seed(false)
+	}
+	return call, send, nil
 }
 
 func (f *folder) toDeliver(call *storev1.ToolCall) bool {
 	return call.GetStatus() == callCompleted && call.GetDeliveredEpoch() == 0 && f.isCurrent(call)
+}
+
+func hasResponse(call *storev1.ToolCall) bool {
+	return call.GetResponse() != nil || call.GetResponseJson() != ""
+}
+
+// answer gives a call the response.
+func (r *functionResponse) answer(call *storev1.ToolCall) {
+	call.Response, call.ResponseJson, call.IsError = r.Response.value, r.Response.text, r.isError
+}
+
+// frame is the response as a frame for the provider.
+func (r *functionResponse) frame(call *storev1.ToolCall, scheduling string) *structpb.Struct {
+	response := function(call.GetCallId(), call.GetName(), "response", responseOf(call))
+	if r.WillContinue {
+		response.Fields["willContinue"] = structpb.NewBoolValue(true)
+	}
+	if scheduling != "" {
+		response.Fields["scheduling"] = structpb.NewStringValue(scheduling)
+	}
+	return fieldsOf(map[string]*structpb.Value{"toolResponse": structpb.NewStructValue(fieldsOf(map[string]*structpb.Value{
+		"functionResponses": structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{structpb.NewStructValue(response)}}),
+	}))})
 }
 
 // mine is the state's copy of a stored call. One that was forgotten there is kept again if it waits.

@@ -119,16 +119,18 @@ func TestWatchShowsWhatEachChangeChanged(t *testing.T) {
 		t.Fatalf("a flow step: %v", got)
 	}
 	same(t, "the flow step", got.GetFlowSteps()[0], get(t, c).GetConversation().GetFlow())
-	live := must(c.IngestLive(ctx, &conversationv1.IngestLiveRequest{ConversationId: c1, Epoch: 1, Frames: []*conversationv1.LiveFrame{textFrame(1, in("Hi")), textFrame(2, call("a"))}}))(t)
-	got = change(live.GetMetadata().GetVersion())
+	token := openLive(t, c)
+	w.next(t)
+	live := ingestOne(t, c, token, textFrame(1, in("Hi")), textFrame(2, call("a")))
+	got = change(live.GetVersion())
 	if len(got.GetMessages()) != 1 || len(got.GetToolCalls()) != 1 {
 		t.Fatalf("frames: %v", got)
 	}
-	same(t, "the message of the frames", got.GetMessages()[0], presentMessage(live.GetMessages()[0]))
-	same(t, "the tool call", got.GetToolCalls()[0], presentCall(live.GetToolCalls()[0]))
+	same(t, "the message of the frames", got.GetMessages()[0], live.GetMessages()[0])
+	same(t, "the tool call", got.GetToolCalls()[0], live.GetToolCalls()[0])
 
 	// What changes nothing is not told.
-	must(c.IngestLive(ctx, &conversationv1.IngestLiveRequest{ConversationId: c1, Epoch: 1, Frames: []*conversationv1.LiveFrame{textFrame(1, in("Hi"))}}))(t)
+	ingestOne(t, c, token, textFrame(1, in("Hi")))
 	deleted := must(c.DeleteConversation(ctx, &conversationv1.DeleteConversationRequest{ConversationId: c1}))(t)
 	got = w.next(t)
 	if !got.GetDeleted() || got.GetConversation() != nil || got.GetVersion() != deleted.GetVersion() {

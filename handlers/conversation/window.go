@@ -51,7 +51,7 @@ func (i windowItem) tokens() int64 {
 	case i.cost != nil:
 		return *i.cost
 	case i.call != nil:
-		return estimateTokens(i.call.GetName()) + estimateTokens(jsonText(i.call.GetArgs())) + estimateTokens(jsonText(i.call.GetResponse()))
+		return estimateTokens(i.call.GetName()) + estimateTokens(argsText(i.call)) + estimateTokens(responseText(i.call))
 	case i.message.HeardText != nil && i.message.GetHeardText() != i.message.GetText():
 		return estimateTokens(i.message.GetHeardText())
 	default:

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"pgregory.net/rapid"
 
@@ -209,9 +210,9 @@ func TestLeasesAndSummaries(t *testing.T) {
 	t.Parallel()
 	s := &storev1.ConversationState{LastSeq: 20}
 	lease := func(from, to, base, mine int64, at time.Duration) (*storev1.CompactionLease, error) {
-		return leaseCompaction(s, &storev1.CompactionLease{FromSeq: from, ToSeq: to, BaseSummarySeq: base, TokenCount: 100}, mine, 0, time.Minute, testNow.Add(at))
+		return leaseCompaction(s, &storev1.CompactionLease{FromSeq: from, ToSeq: to, BaseSummarySeq: base, TokenCount: 100}, mine, time.Minute, testNow.Add(at))
 	}
-	commit := func(token int64, text string) (*storev1.Summary, error) {
+	commit := func(token int32, text string) (*storev1.Summary, error) {
 		return commitSummary(s, &conversationv1.CommitCompactionRequest{FencingToken: token, Text: text}, testNow)
 	}
 	first, err := lease(1, 10, 0, 0, 0)
@@ -304,7 +305,7 @@ func TestGemini(t *testing.T) {
 	model := func(text, heard string) windowItem {
 		return windowItem{message: &storev1.Message{Role: storev1.Role_ROLE_ASSISTANT, Text: text, HeardText: &heard}}
 	}
-	done := &storev1.ToolCall{CallId: "a", Name: "run", Args: outputOf("x"), Response: outputOf("y"), Status: callCompleted, DeliveredEpoch: 1}
+	done := &storev1.ToolCall{CallId: "a", Name: "run", Args: outputOf("x"), Response: structpb.NewStructValue(outputOf("y")), Status: callCompleted, DeliveredEpoch: 1}
 	orphan := &storev1.ToolCall{CallId: "b", Name: "look", Status: callOrphaned}
 	told := &storev1.ToolCall{CallId: "c", Name: "late", Status: callCompleted, ResultSeq: 3}
 	items := []windowItem{user("Go"), model("One two", "One"), {call: done}, model("", ""), {call: orphan}, {call: told}}

@@ -16,7 +16,7 @@ import (
 	"holdfast/gen/holdfast/linear/v1/linearv1connect"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
-	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	coordinationstorev1 "holdfast/gen/holdfast/store/coordination/v1"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
@@ -44,7 +44,7 @@ type bundle struct {
 	rt     *object.Runtime
 	kinds  Kinds
 	talks  *object.Kind[*conversationstorev1.ConversationState]
-	apis   *object.Kind[*storev1.ApiState]
+	apis   *object.Kind[*coordinationstorev1.ApiState]
 	box    *seal.Box
 	issues linear.Kinds
 }

@@ -22,6 +22,7 @@ import (
 
 	"holdfast/db/dbtest"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	"holdfast/gen/holdfast/live/v1/livev1connect"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
@@ -92,14 +93,15 @@ func serve(t *testing.T, d *dbtest.Bundle, box *seal.Box) *bundle {
 func serveWith(t *testing.T, d *dbtest.Bundle, box *seal.Box, c object.Config) *bundle {
 	t.Helper()
 	rt := object.NewRuntime(d.DB, c)
-	conversations := conversation.Register(rt)
-	b := &bundle{Bundle: d, manager: NewManager(Register(rt), conversations, box), log: &logged{}, box: box}
+	talk := conversation.NewManager(conversation.Register(rt), conversation.Options{Box: box, Now: time.Now})
+	b := &bundle{Bundle: d, manager: NewManager(Register(rt), talk, box), log: &logged{}, box: box}
 	b.url = handlertest.Serve(t, d, rt, handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[sessionv1connect.SessionServiceHandler](
 				sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, b.manager),
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](
-				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, conversation.NewManager(conversations, conversation.Options{Box: box, Now: time.Now})),
+				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, talk),
+			handlers.NewService[livev1connect.LiveServiceHandler](livev1connect.LiveServiceName, livev1connect.NewLiveServiceHandler, talk),
 		},
 		Auth: handlers.NewAuthenticator(handlers.AuthConfig{
 			Find: d.DB.FindCredentials, Touch: b.manager.Touch, Refused: b.manager.Refused,

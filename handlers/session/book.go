@@ -36,6 +36,12 @@ const announceBefore = 5 * time.Minute
 // server is the actor of what nobody asked for.
 const server = "server"
 
+// ended are sessions of a user that have ended.
+type ended struct {
+	user     string
+	sessions []string
+}
+
 // book is one change of a user's sessions: the rules write into it, and commit stages what came of it. It is used once.
 type book struct {
 	s     state
@@ -43,8 +49,8 @@ type book struct {
 	actor string
 
 	events []*storev1.SecurityEvent
-	// freed are the floors of sessions and connections that are gone.
-	freed   []*storev1.FloorHold
+	// gone are the sessions that the change has ended.
+	gone    ended
 	changed bool
 }
 
@@ -75,9 +81,6 @@ func (b *book) settle() {
 			b.end(id, why)
 		} else if !r.GetExpiryAnnounced() && !b.now.Before(announceTime(r)) {
 			r.ExpiryAnnounced, b.changed = true, true
-		}
-		if r.GetFloor() != nil && b.floor(r) == nil {
-			r.Floor, b.changed = nil, true
 		}
 	}
 	b.forgetEnded()
@@ -178,10 +181,7 @@ func (b *book) end(id string, why storev1.EndReason) bool {
 	if r.GetEnd() != nil {
 		return false
 	}
-	if r.GetFloor() != nil {
-		b.freed = append(b.freed, r.GetFloor())
-		r.Floor = nil
-	}
+	b.gone.user, b.gone.sessions = b.s.GetUser(), append(b.gone.sessions, id)
 	for _, c := range b.s.GetConnections() {
 		if c.GetSessionId() == id {
 			delete(b.s.Connections, c.GetConnectionId())
@@ -461,14 +461,10 @@ func (b *book) beat(c *storev1.Connection) {
 	b.changed = true
 }
 
-// disconnect forgets a connection, and the floor if it had it.
+// disconnect forgets a connection.
 func (b *book) disconnect(c *storev1.Connection) {
 	delete(b.s.Connections, c.GetConnectionId())
 	b.changed = true
-	if r := b.s.GetSessions()[c.GetSessionId()]; r.GetFloor().GetConnectionId() == c.GetConnectionId() {
-		b.freed = append(b.freed, r.GetFloor())
-		r.Floor = nil
-	}
 }
 
 // refused notes that credentials which name a session were wrong, count of them since the first.
@@ -494,9 +490,6 @@ func (b *book) next() time.Time {
 		consider(end)
 		if !r.GetExpiryAnnounced() {
 			consider(announceTime(r))
-		}
-		if r.GetFloor() != nil {
-			consider(r.GetFloor().GetExpireTime().AsTime())
 		}
 	}
 	for _, c := range b.connections() {

@@ -27,8 +27,7 @@ func (b *book) present(id, current string, i object.Info) *sessionv1.Session {
 		ExpireTime: r.GetExpireTime(), Labels: r.GetLabels(), Current: id == current, ActiveTime: r.GetActiveTime(),
 		IdleExpireTime: timestamppb.New(credential.IdleEnd(r)), Device: device(r.GetDevice()),
 		ActiveConversationId: r.GetActiveConversationId(), ActiveProjectId: r.GetActiveProjectId(),
-		FloorConversationId: b.floor(r).GetConversationId(),
-		EndReason:           sessionv1.EndReason(r.GetEnd().GetReason()), EndTime: r.GetEnd().GetEndTime(),
+		EndReason: sessionv1.EndReason(r.GetEnd().GetReason()), EndTime: r.GetEnd().GetEndTime(),
 		EndsSoon: r.GetEnd() == nil && !b.now.Before(announceTime(r)),
 	}
 	for _, c := range b.connections() {
@@ -45,14 +44,6 @@ func newestFirst(r *storev1.SessionRecord, id string) string {
 }
 
 const placeLen = 19
-
-// floor is the floor that a session holds, unless its lease is over.
-func (b *book) floor(r *storev1.SessionRecord) *storev1.FloorHold {
-	if f := r.GetFloor(); f != nil && b.now.Before(f.GetExpireTime().AsTime()) {
-		return f
-	}
-	return nil
-}
 
 // connections are those that are there, the oldest first.
 func (b *book) connections() []*storev1.Connection {
@@ -105,12 +96,6 @@ func keptDevice(d *typev1.Device, settings settings) *storev1.Device {
 	return &storev1.Device{Name: d.GetName(), Platform: d.GetPlatform(), UserAgent: d.GetUserAgent(), Address: d.GetAddress()}
 }
 
-func floorHold(f *storev1.FloorHold) *sessionv1.FloorHold {
-	return &sessionv1.FloorHold{
-		ConversationId: f.GetConversationId(), ConnectionId: f.GetConnectionId(), Fence: f.GetFence(), ExpireTime: f.GetExpireTime(),
-	}
-}
-
 func securityEvent(e *storev1.SecurityEvent) *sessionv1.SecurityEvent {
 	return &sessionv1.SecurityEvent{
 		Seq: e.GetSeq(), Type: sessionv1.SecurityEventType(e.GetType()), EventTime: e.GetEventTime(), SessionId: e.GetSessionId(),
@@ -123,7 +108,7 @@ func presentSettings(s settings) *sessionv1.SessionSettings {
 	return &sessionv1.SessionSettings{
 		AccessTtl: s.GetAccessTtl(), IdleTimeout: s.GetIdleTimeout(), AbsoluteTimeout: s.GetAbsoluteTimeout(), MaxSessions: s.GetMaxSessions(),
 		LimitPolicy: sessionv1.SessionLimitPolicy(s.GetLimitPolicy()), RefreshGrace: s.GetRefreshGrace(),
-		ConnectionTimeout: s.GetConnectionTimeout(), FloorLease: s.GetFloorLease(), DiscardDevices: s.GetDiscardDevices(),
+		ConnectionTimeout: s.GetConnectionTimeout(), DiscardDevices: s.GetDiscardDevices(),
 	}
 }
 
@@ -131,7 +116,7 @@ func storedSettings(s *sessionv1.SessionSettings) settings {
 	return &storev1.SessionSettings{
 		AccessTtl: s.GetAccessTtl(), IdleTimeout: s.GetIdleTimeout(), AbsoluteTimeout: s.GetAbsoluteTimeout(), MaxSessions: s.GetMaxSessions(),
 		LimitPolicy: storev1.SessionLimitPolicy(s.GetLimitPolicy()), RefreshGrace: s.GetRefreshGrace(),
-		ConnectionTimeout: s.GetConnectionTimeout(), FloorLease: s.GetFloorLease(), DiscardDevices: s.GetDiscardDevices(),
+		ConnectionTimeout: s.GetConnectionTimeout(), DiscardDevices: s.GetDiscardDevices(),
 	}
 }
 

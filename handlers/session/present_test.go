@@ -72,7 +72,6 @@ func TestAllThatIsStoredIsShown(t *testing.T) {
 		{device(keptDevice(filled(&typev1.Device{}), defaults())), ""},
 		{connection(filled(&storev1.Connection{})), "expires_in"}, // which only PutConnection says
 		{securityEvent(filled(&storev1.SecurityEvent{})), ""},
-		{floorHold(filled(&storev1.FloorHold{})), ""},
 		{b.presence(), ""},
 		{b.present("text", "text", object.Info{Version: 1, UpdateTime: b.now}), "ends_soon"}, // it has ended
 	} {

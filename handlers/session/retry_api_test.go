@@ -5,7 +5,6 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	typev1 "holdfast/gen/holdfast/type/v1"
 )
@@ -14,35 +13,11 @@ import (
 // were given since stays theirs.
 func TestARetryChangesNothing(t *testing.T) {
 	t.Parallel()
-	const c2 = "c2"
-	acquire := func(x *speaker, conversation, requestID string) (proto.Message, error) {
-		return x.client.AcquireFloor(t.Context(), &sessionv1.AcquireFloorRequest{
-			ConversationId: conversation, SessionId: x.session, ConnectionId: x.connection, RequestId: requestID,
-		})
-	}
-	none := func(*testing.T, *bundle, *speaker) {}
 	for name, tt := range map[string]struct {
-		before func(t *testing.T, b *bundle, x *speaker)
-		call   func(t *testing.T, b *bundle, x *speaker) (proto.Message, error)
-		since  func(t *testing.T, b *bundle, x *speaker)
+		call  func(t *testing.T, b *bundle, x *speaker) (proto.Message, error)
+		since func(t *testing.T, b *bundle, x *speaker)
 	}{
-		"AcquireFloor": {
-			none,
-			func(_ *testing.T, _ *bundle, x *speaker) (proto.Message, error) { return acquire(x, c1, "k") },
-			func(t *testing.T, _ *bundle, x *speaker) { t.Helper(); must(acquire(x, c2, ""))(t) },
-		},
-		"ReleaseFloor": {
-			func(t *testing.T, _ *bundle, x *speaker) { t.Helper(); must(acquire(x, c1, ""))(t) },
-			func(t *testing.T, _ *bundle, x *speaker) (proto.Message, error) {
-				t.Helper()
-				return x.client.ReleaseFloor(t.Context(), &sessionv1.ReleaseFloorRequest{
-					ConversationId: c1, SessionId: x.session, ConnectionId: x.connection, RequestId: "k",
-				})
-			},
-			func(t *testing.T, _ *bundle, x *speaker) { t.Helper(); must(acquire(x, c1, ""))(t) },
-		},
 		"EndSessions": {
-			none,
 			func(t *testing.T, b *bundle, _ *speaker) (proto.Message, error) {
 				t.Helper()
 				return b.with(t, b.key(t, nobody)).EndSessions(t.Context(), &sessionv1.EndSessionsRequest{RequestId: "k", Scope: sessionv1.EndScope_END_SCOPE_USER, User: string(ada)})
@@ -50,19 +25,17 @@ func TestARetryChangesNothing(t *testing.T) {
 			func(t *testing.T, b *bundle, _ *speaker) {
 				t.Helper()
 				in := b.signIn(t, ada)
-				must(acquire(b.speaker(t, "another tab", in, in.GetTokens().GetAccessToken()), c1, ""))(t)
+				must(b.speaker(t, "another tab", in, in.GetTokens().GetAccessToken()).connect(t, c1, true))(t)
 			},
 		},
 		"PutConnection": {
-			func(t *testing.T, _ *bundle, x *speaker) { t.Helper(); must(acquire(x, c1, ""))(t) },
 			func(t *testing.T, _ *bundle, x *speaker) (proto.Message, error) {
 				t.Helper()
 				return x.client.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{SessionId: x.session, RequestId: "k", Connection: &sessionv1.Connection{ConnectionId: x.connection}, Close: true})
 			},
 			func(t *testing.T, b *bundle, x *speaker) {
 				t.Helper()
-				again := must(x.client.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{SessionId: x.session, Connection: &sessionv1.Connection{Modality: typev1.Modality_MODALITY_VOICE}}))(t)
-				must(acquire(&speaker{client: x.client, session: x.session, connection: again.GetConnection().GetConnectionId()}, c1, ""))(t)
+				must(x.client.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{SessionId: x.session, Connection: &sessionv1.Connection{Modality: typev1.Modality_MODALITY_VOICE}}))(t)
 			},
 		},
 	} {
@@ -73,8 +46,6 @@ func TestARetryChangesNothing(t *testing.T) {
 			x, _ := b.tabs(t)
 			key := b.conversations(t, b.key(t, ada))
 			create(t, key)
-			must(key.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: c2}))(t)
-			tt.before(t, b, x)
 			y := *x
 			y.client = other.with(t, b.key(t, ada))
 			must(y.client.ListSessions(t.Context(), &sessionv1.ListSessionsRequest{}))(t)
@@ -82,11 +53,7 @@ func TestARetryChangesNothing(t *testing.T) {
 			tt.since(t, b, x)
 			read := func() []proto.Message {
 				sessions := must(b.with(t, b.key(t, ada)).ListSessions(t.Context(), &sessionv1.ListSessionsRequest{IncludeEnded: true}))(t)
-				state := []proto.Message{sessions}
-				for _, id := range []string{c1, c2} {
-					state = append(state, must(key.GetConversation(t.Context(), &conversationv1.GetConversationRequest{ConversationId: id}))(t))
-				}
-				return state
+				return []proto.Message{sessions, get(t, key)}
 			}
 			want := read()
 			for _, server := range []*bundle{b, other} {

@@ -19,7 +19,6 @@ import (
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
-	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
 	typev1 "holdfast/gen/holdfast/type/v1"
 	"holdfast/handlers/mask"
@@ -82,17 +81,33 @@ func Register(rt *object.Runtime) Kinds {
 
 // Manager serves SessionService. It is safe for concurrent use.
 type Manager struct {
-	kinds         Kinds
-	conversations *object.Kind[*conversationstorev1.ConversationState]
-	box           *seal.Box
-	endAtOnce     int
+	kinds     Kinds
+	calls     Calls
+	box       *seal.Box
+	endAtOnce int
 }
 
 var _ sessionv1connect.SessionServiceHandler = (*Manager)(nil)
 
-// NewManager returns a manager of these kinds, which gives the floor of these conversations, and seals in this box.
-func NewManager(kinds Kinds, conversations *object.Kind[*conversationstorev1.ConversationState], box *seal.Box) *Manager {
-	return &Manager{kinds: kinds, conversations: conversations, box: box, endAtOnce: 10_000}
+// Calls are the live connections that sessions have.
+type Calls interface {
+	// EndSessions ends those of sessions of a user.
+	EndSessions(ctx context.Context, user identity.User, sessions []string) error
+}
+
+// NewManager returns a manager of these kinds, which ends the calls of sessions that end, and seals in this box.
+func NewManager(kinds Kinds, calls Calls, box *seal.Box) *Manager {
+	return &Manager{kinds: kinds, calls: calls, box: box, endAtOnce: 10_000}
+}
+
+// hangUp ends the live connections of sessions that have ended. It does what it can: where it fails, the lease ends the connection,
+// which is never longer than the session.
+func (m *Manager) hangUp(ctx context.Context, gone ended) {
+	caller, err := identity.From(ctx)
+	if err != nil || len(gone.sessions) == 0 {
+		return
+	}
+	_ = m.calls.EndSessions(identity.With(ctx, identity.Identity{Tenant: caller.Tenant, Service: true}), identity.User(gone.user), gone.sessions)
 }
 
 // CreateSession implements SessionService.
@@ -123,7 +138,7 @@ func (m *Manager) CreateSession(ctx context.Context, req *sessionv1.CreateSessio
 		familyKey: random(credential.FamilyKeyLen), key: presented.Key, user: string(user), settings: set, device: req.GetDevice(),
 		conversation: req.GetActiveConversationId(), project: req.GetActiveProjectId(), replaces: req.GetReplaceSessionId(),
 	}
-	var freed []*storev1.FloorHold
+	var gone ended
 	var issued *sessionv1.Tokens
 	res, err := object.Do(asUser, m.kinds.Users, object.ID(id), req, func(tx *object.Tx[state]) (*sessionv1.CreateSessionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(caller))
@@ -131,7 +146,7 @@ func (m *Manager) CreateSession(ctx context.Context, req *sessionv1.CreateSessio
 		if err != nil {
 			return nil, err
 		}
-		freed, issued = b.freed, b.tokens(in.id, in.key, m.box)
+		gone, issued = b.gone, b.tokens(in.id, in.key, m.box)
 		b.commit(tx)
 		// The tokens are not part of the reply, which the journal keeps for retries.
 		return &sessionv1.CreateSessionResponse{Session: b.present(in.id, "", tx.Info()), EndedSessionIds: ended}, nil
@@ -145,7 +160,7 @@ func (m *Manager) CreateSession(ctx context.Context, req *sessionv1.CreateSessio
 	if res.GetSession().GetSessionId() != in.id {
 		return m.signedInBefore(asUser, object.ID(id), res, in.key)
 	}
-	m.free(asUser, freed)
+	m.hangUp(asUser, gone)
 	res.Tokens = issued
 	return res, nil
 }
@@ -200,7 +215,7 @@ func (m *Manager) RefreshSession(ctx context.Context, _ *sessionv1.RefreshSessio
 	}
 	salt := newSalt(m.box, t.Session)
 	var res *sessionv1.RefreshSessionResponse
-	var freed []*storev1.FloorHold
+	var gone ended
 	_, err = m.kinds.Users.Update(ctx, object.ID(credential.ObjectOf(t.Session)), func(tx *object.Tx[state]) error {
 		b := open(tx.State(), tx.Now(), actor(caller))
 		issued, err := b.refresh(t, salt, set, m.box)
@@ -208,7 +223,7 @@ func (m *Manager) RefreshSession(ctx context.Context, _ *sessionv1.RefreshSessio
 			return err
 		}
 		b.commit(tx)
-		freed = b.freed
+		gone = b.gone
 		res = &sessionv1.RefreshSessionResponse{Session: b.present(t.Session, t.Session, tx.Info()), Tokens: issued}
 		return nil
 	})
@@ -218,7 +233,7 @@ func (m *Manager) RefreshSession(ctx context.Context, _ *sessionv1.RefreshSessio
 	if err != nil {
 		return nil, err
 	}
-	m.free(ctx, freed)
+	m.hangUp(ctx, gone)
 	if res.GetTokens() == nil {
 		return nil, credential.Refusal(storev1.EndReason_END_REASON_REUSE_DETECTED)
 	}
@@ -393,11 +408,11 @@ func (m *Manager) endNamed(ctx context.Context, req *sessionv1.EndSessionsReques
 	})
 }
 
-// end ends sessions of one user, and frees the floors that they had.
+// end ends sessions of one user, with their live connections.
 func (m *Manager) end(
 	ctx context.Context, id object.ID, req *sessionv1.EndSessionsRequest, by string, end func(*book) ([]string, error),
 ) (*sessionv1.EndSessionsResponse, error) {
-	var freed []*storev1.FloorHold
+	var gone ended
 	var replayed bool
 	res, err := object.Do(ctx, m.kinds.Users, id, req, func(tx *object.Tx[state]) (*sessionv1.EndSessionsResponse, error) {
 		b := open(tx.State(), tx.Now(), by)
@@ -406,13 +421,13 @@ func (m *Manager) end(
 			return nil, err
 		}
 		b.commit(tx)
-		freed = b.freed
+		gone = b.gone
 		return &sessionv1.EndSessionsResponse{SessionIds: ended, SessionCount: int32(len(ended))}, nil //nolint:gosec // 50 at most
 	}, object.Replayed(&replayed))
-	if err != nil || replayed { // what was freed may be another's since
+	if err != nil || replayed {
 		return res, err
 	}
-	m.free(ctx, freed)
+	m.hangUp(ctx, gone)
 	return res, nil
 }
 
@@ -487,7 +502,7 @@ func (m *Manager) PutConnection(ctx context.Context, req *sessionv1.PutConnectio
 			return nil, err
 		}
 	}
-	var freed []*storev1.FloorHold
+	var gone ended
 	var replayed bool
 	res, err := object.Do(ctx, m.kinds.Users, at.object, req, func(tx *object.Tx[state]) (*sessionv1.PutConnectionResponse, error) {
 		b := open(tx.State(), tx.Now(), actor(at.caller))
@@ -519,13 +534,13 @@ func (m *Manager) PutConnection(ctx context.Context, req *sessionv1.PutConnectio
 			b.touch(r)
 		}
 		b.commit(tx)
-		freed = b.freed
+		gone = b.gone
 		return &sessionv1.PutConnectionResponse{Connection: there, Session: b.present(at.session, at.caller.Session, tx.Info())}, nil
 	}, object.Replayed(&replayed))
 	if err != nil || replayed {
 		return res, err
 	}
-	m.free(ctx, freed)
+	m.hangUp(ctx, gone)
 	return res, nil
 }
 

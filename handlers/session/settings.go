@@ -22,13 +22,12 @@ func defaults() settings {
 		LimitPolicy:       storev1.SessionLimitPolicy_SESSION_LIMIT_POLICY_EVICT_OLDEST,
 		RefreshGrace:      durationpb.New(30 * time.Second),
 		ConnectionTimeout: durationpb.New(time.Minute),
-		FloorLease:        durationpb.New(30 * time.Second),
 	}
 }
 
 // settingNames are the settings that a tenant may set.
 var settingNames = []string{
-	"access_ttl", "idle_timeout", "absolute_timeout", "max_sessions", "limit_policy", "refresh_grace", "connection_timeout", "floor_lease",
+	"access_ttl", "idle_timeout", "absolute_timeout", "max_sessions", "limit_policy", "refresh_grace", "connection_timeout",
 	"discard_devices",
 }
 

@@ -16,13 +16,16 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
-	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
+	"holdfast/gen/holdfast/live/v1/livev1connect"
+	typev1 "holdfast/gen/holdfast/type/v1"
 )
 
 // fakeServer keeps conversations in memory: enough of the service to be put under load. Tests of what the load finds
 // out break it on purpose.
 type fakeServer struct {
 	conversationv1connect.UnimplementedConversationServiceHandler
+	livev1connect.UnimplementedLiveServiceHandler
 
 	refuse error // every append fails with it
 	lose   int64 // the message of that seq is acknowledged and not kept
@@ -38,8 +41,10 @@ type fakeServer struct {
 func setup(t *testing.T) (*fakeServer, *Target) {
 	t.Helper()
 	f := &fakeServer{objects: map[string][]*conversationv1.Message{}, changed: make(chan struct{})}
-	_, handler := conversationv1connect.NewConversationServiceHandler(f)
-	server := httptest.NewUnstartedServer(handler)
+	mux := http.NewServeMux()
+	mux.Handle(conversationv1connect.NewConversationServiceHandler(f))
+	mux.Handle(livev1connect.NewLiveServiceHandler(f))
+	server := httptest.NewUnstartedServer(mux)
 	server.Config.Protocols = new(http.Protocols)
 	server.Config.Protocols.SetHTTP1(true)
 	server.Config.Protocols.SetUnencryptedHTTP2(true)
@@ -88,14 +93,18 @@ func (f *fakeServer) add(id, text string) int64 {
 	return seq
 }
 
-func (f *fakeServer) IngestLive(_ context.Context, req *conversationv1.IngestLiveRequest) (*conversationv1.IngestLiveResponse, error) {
+func (*fakeServer) ConnectLive(context.Context, *livev1.ConnectLiveRequest) (*livev1.ConnectLiveResponse, error) {
+	return &livev1.ConnectLiveResponse{Lease: &typev1.Lease{FencingToken: 1}}, nil
+}
+
+func (f *fakeServer) IngestLive(_ context.Context, req *livev1.IngestLiveRequest) (*livev1.IngestLiveResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	res := &conversationv1.IngestLiveResponse{}
+	res := &livev1.IngestLiveResponse{}
 	for _, text := range transcripts(req.GetFrames()) {
-		res.Messages = append(res.Messages, &storev1.Message{Seq: f.add(req.GetConversationId(), text)})
+		res.Messages = append(res.Messages, &conversationv1.Message{Seq: int32(f.add(req.GetConversationId(), text))})
 	}
-	res.LastClientIndex = req.GetFrames()[len(req.GetFrames())-1].GetClientIndex()
+	res.StoredThrough = req.GetFrames()[len(req.GetFrames())-1].GetClientIndex()
 	return res, nil
 }
 

@@ -8,7 +8,8 @@ import (
 	"time"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	livev1 "holdfast/gen/holdfast/live/v1"
+	"holdfast/gen/holdfast/live/v1/livev1connect"
 )
 
 // liveTurn is one spoken exchange as the provider sends it: the user's words, the assistant's, and the end of the
@@ -26,6 +27,16 @@ var liveTurn = []string{
 	`{"sessionResumptionUpdate":{"newHandle":"h","resumable":true}}`,
 }
 
+// Connect begins the session's live connection.
+func (s *Session) Connect(ctx context.Context) error {
+	var res livev1.ConnectLiveResponse
+	if err := s.call(ctx, livev1connect.LiveServiceConnectLiveProcedure, &livev1.ConnectLiveRequest{ConversationId: s.Conversation}, &res); err != nil {
+		return err
+	}
+	s.live.FencingToken = res.GetLease().GetFencingToken()
+	return nil
+}
+
 // Ingest sends one exchange as a batch of live frames. It makes two messages, the user's and the assistant's.
 func (s *Session) Ingest(ctx context.Context, due time.Time) error {
 	user, assistant := &conversationv1.Message{}, &conversationv1.Message{}
@@ -35,31 +46,31 @@ func (s *Session) Ingest(ctx context.Context, due time.Time) error {
 	for _, text := range []string{user.GetText(), assistant.GetText()} {
 		parts = append(parts, text[:textSize/2], text[textSize/2:])
 	}
-	index := int64(0)
+	index := int32(0)
 	if frames := s.live.GetFrames(); len(frames) > 0 {
 		index = frames[len(frames)-1].GetClientIndex()
 	}
 	s.live.Frames = s.live.GetFrames()[:0]
 	for _, frame := range liveTurn {
 		index++
-		s.live.Frames = append(s.live.Frames, &conversationv1.LiveFrame{
+		s.live.Frames = append(s.live.Frames, &livev1.LiveFrame{
 			ClientIndex: index,
-			Frame:       &conversationv1.LiveFrame_Text{Text: fillFrame(frame, &parts)},
+			Frame:       &livev1.LiveFrame_Text{Text: fillFrame(frame, &parts)},
 		})
 	}
-	body, err := s.caller.call(ctx, conversationv1connect.ConversationServiceIngestLiveProcedure, s.live)
+	body, err := s.caller.call(ctx, livev1connect.LiveServiceIngestLiveProcedure, s.live)
 	if err != nil {
 		return err
 	}
-	var res conversationv1.IngestLiveResponse
+	var res livev1.IngestLiveResponse
 	if err := s.codec.decode(body, &res); err != nil {
 		return err
 	}
-	if res.GetLastClientIndex() != index || len(res.GetMessages()) != 2 {
-		return fmt.Errorf("a turn of two messages was folded into %d, up to frame %d of %d", len(res.GetMessages()), res.GetLastClientIndex(), index)
+	if res.GetStoredThrough() != index || len(res.GetMessages()) != 2 {
+		return fmt.Errorf("a turn of two messages was folded into %d, up to frame %d of %d", len(res.GetMessages()), res.GetStoredThrough(), index)
 	}
 	for i, m := range res.GetMessages() {
-		s.Ledger.Acknowledge(first+i, m.GetSeq())
+		s.Ledger.Acknowledge(first+i, int64(m.GetSeq()))
 	}
 	return nil
 }

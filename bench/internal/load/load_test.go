@@ -35,7 +35,7 @@ func TestSessionCalls(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := s.Ingest(ctx, time.Now()); err != nil {
+			if err := errors.Join(s.Connect(ctx), s.Ingest(ctx, time.Now())); err != nil {
 				t.Fatal(err)
 			}
 			if err := s.Read(ctx, s.Conversation, 200); err != nil {

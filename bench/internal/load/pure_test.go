@@ -12,11 +12,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 )
 
 // transcripts are the texts of the turns that frames make: what the user said and what the assistant said.
-func transcripts(frames []*conversationv1.LiveFrame) []string {
+func transcripts(frames []*livev1.LiveFrame) []string {
 	var user, assistant strings.Builder
 	for _, f := range frames {
 		type said struct {

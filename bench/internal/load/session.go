@@ -12,6 +12,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	livev1 "holdfast/gen/holdfast/live/v1"
 )
 
 // Session is one client that talks to one conversation, one request at a time. It keeps its request messages and
@@ -26,7 +27,7 @@ type Session struct {
 	began  time.Time
 	append *conversationv1.AppendRequest
 	read   *conversationv1.GetConversationRequest
-	live   *conversationv1.IngestLiveRequest
+	live   *livev1.IngestLiveRequest
 }
 
 // NewSession returns the session with that number, whose messages say when they were sent since began.
@@ -40,7 +41,7 @@ func NewSession(t *Target, token, conversation string, number int, began time.Ti
 			Messages:       []*conversationv1.Message{{Role: conversationv1.Role_ROLE_USER}},
 		},
 		read: &conversationv1.GetConversationRequest{},
-		live: &conversationv1.IngestLiveRequest{ConversationId: conversation, Epoch: 1},
+		live: &livev1.IngestLiveRequest{ConversationId: conversation},
 	}
 }
 

@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
 )
 
 const (
@@ -21,7 +21,7 @@ type Batch struct {
 	// Due is when it is sent, since the replay began.
 	Due    time.Duration
 	Epoch  int64
-	Frames []*conversationv1.LiveFrame
+	Frames []*livev1.LiveFrame
 }
 
 // Batches gathers frames that fall within 50 ms at that speed, 1 being the recording's own. At speed 0 batches are
@@ -31,7 +31,7 @@ func Batches(frames []Frame, speed float64, maxPause time.Duration) []Batch {
 		batches []Batch
 		began   time.Duration // of the last batch, at the speed, with its pauses
 		size    int
-		index   int64
+		index   int32
 		skipped time.Duration // pauses left out so far
 		last    time.Duration
 	)
@@ -60,7 +60,7 @@ func Batches(frames []Frame, speed float64, maxPause time.Duration) []Batch {
 		if speed > 0 {
 			b.Due = now // of its last frame: nothing is sent before it came
 		}
-		b.Frames = append(b.Frames, &conversationv1.LiveFrame{ClientIndex: index, Frame: &conversationv1.LiveFrame_Text{Text: f.JSON}})
+		b.Frames = append(b.Frames, &livev1.LiveFrame{ClientIndex: index, Frame: &livev1.LiveFrame_Text{Text: f.JSON}})
 		size += len(f.JSON)
 	}
 	return batches

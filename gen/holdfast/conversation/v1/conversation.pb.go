@@ -1572,8 +1572,8 @@ type Fragment struct {
 	Seq int32 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
 	// The number of the connection that sent it, and its frames.
 	FromConnection   int32 `protobuf:"varint,2,opt,name=from_connection,json=fromConnection,proto3" json:"from_connection,omitempty"`
-	FirstClientIndex int64 `protobuf:"varint,3,opt,name=first_client_index,json=firstClientIndex,proto3" json:"first_client_index,omitempty"`
-	LastClientIndex  int64 `protobuf:"varint,4,opt,name=last_client_index,json=lastClientIndex,proto3" json:"last_client_index,omitempty"`
+	FirstClientIndex int32 `protobuf:"varint,3,opt,name=first_client_index,json=firstClientIndex,proto3" json:"first_client_index,omitempty"`
+	LastClientIndex  int32 `protobuf:"varint,4,opt,name=last_client_index,json=lastClientIndex,proto3" json:"last_client_index,omitempty"`
 	// What the user and the assistant said in them, each at most 16 KiB.
 	UserText      string                 `protobuf:"bytes,5,opt,name=user_text,json=userText,proto3" json:"user_text,omitempty"`
 	AssistantText string                 `protobuf:"bytes,6,opt,name=assistant_text,json=assistantText,proto3" json:"assistant_text,omitempty"`
@@ -1626,14 +1626,14 @@ func (x *Fragment) GetFromConnection() int32 {
 	return 0
 }
 
-func (x *Fragment) GetFirstClientIndex() int64 {
+func (x *Fragment) GetFirstClientIndex() int32 {
 	if x != nil {
 		return x.FirstClientIndex
 	}
 	return 0
 }
 
-func (x *Fragment) GetLastClientIndex() int64 {
+func (x *Fragment) GetLastClientIndex() int32 {
 	if x != nil {
 		return x.LastClientIndex
 	}
@@ -1942,8 +1942,8 @@ const file_holdfast_conversation_v1_conversation_proto_rawDesc = "" +
 	"\bFragment\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x05R\x03seq\x12'\n" +
 	"\x0ffrom_connection\x18\x02 \x01(\x05R\x0efromConnection\x12,\n" +
-	"\x12first_client_index\x18\x03 \x01(\x03R\x10firstClientIndex\x12*\n" +
-	"\x11last_client_index\x18\x04 \x01(\x03R\x0flastClientIndex\x12\x1b\n" +
+	"\x12first_client_index\x18\x03 \x01(\x05R\x10firstClientIndex\x12*\n" +
+	"\x11last_client_index\x18\x04 \x01(\x05R\x0flastClientIndex\x12\x1b\n" +
 	"\tuser_text\x18\x05 \x01(\tR\buserText\x12%\n" +
 	"\x0eassistant_text\x18\x06 \x01(\tR\rassistantText\x12;\n" +
 	"\vcreate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +

@@ -14,8 +14,6 @@ import (
 	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	structpb "google.golang.org/protobuf/types/known/structpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
-	v12 "holdfast/gen/holdfast/object/v1"
-	v11 "holdfast/gen/holdfast/store/conversation/v1"
 	v1 "holdfast/gen/holdfast/type/v1"
 	reflect "reflect"
 	sync "sync"
@@ -84,58 +82,6 @@ func (x ContextFormat) Number() protoreflect.EnumNumber {
 // Deprecated: Use ContextFormat.Descriptor instead.
 func (ContextFormat) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{0}
-}
-
-// ResumeAction is what a client should do.
-type ResumeAction int32
-
-const (
-	ResumeAction_RESUME_ACTION_UNSPECIFIED ResumeAction = 0
-	// Set up with the handle.
-	ResumeAction_RESUME_ACTION_RESUME ResumeAction = 1
-	// Set up without a handle, and send the seed.
-	ResumeAction_RESUME_ACTION_START_FRESH ResumeAction = 2
-)
-
-// Enum value maps for ResumeAction.
-var (
-	ResumeAction_name = map[int32]string{
-		0: "RESUME_ACTION_UNSPECIFIED",
-		1: "RESUME_ACTION_RESUME",
-		2: "RESUME_ACTION_START_FRESH",
-	}
-	ResumeAction_value = map[string]int32{
-		"RESUME_ACTION_UNSPECIFIED": 0,
-		"RESUME_ACTION_RESUME":      1,
-		"RESUME_ACTION_START_FRESH": 2,
-	}
-)
-
-func (x ResumeAction) Enum() *ResumeAction {
-	p := new(ResumeAction)
-	*p = x
-	return p
-}
-
-func (x ResumeAction) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (ResumeAction) Descriptor() protoreflect.EnumDescriptor {
-	return file_holdfast_conversation_v1_service_proto_enumTypes[1].Descriptor()
-}
-
-func (ResumeAction) Type() protoreflect.EnumType {
-	return &file_holdfast_conversation_v1_service_proto_enumTypes[1]
-}
-
-func (x ResumeAction) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use ResumeAction.Descriptor instead.
-func (ResumeAction) EnumDescriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{1}
 }
 
 type CreateConversationRequest struct {
@@ -1923,7 +1869,7 @@ type ProposeCompactionRequest struct {
 	// Summarise from the first message on, not from where the newest summary ends.
 	FromScratch bool `protobuf:"varint,6,opt,name=from_scratch,json=fromScratch,proto3" json:"from_scratch,omitempty"`
 	// To choose again while the caller has a lease: the token of that.
-	FencingToken  int64 `protobuf:"varint,7,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	FencingToken  int32 `protobuf:"varint,7,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2000,7 +1946,7 @@ func (x *ProposeCompactionRequest) GetFromScratch() bool {
 	return false
 }
 
-func (x *ProposeCompactionRequest) GetFencingToken() int64 {
+func (x *ProposeCompactionRequest) GetFencingToken() int32 {
 	if x != nil {
 		return x.FencingToken
 	}
@@ -2092,7 +2038,7 @@ type CommitCompactionRequest struct {
 	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
 	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	FencingToken   int64                  `protobuf:"varint,4,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	FencingToken   int32                  `protobuf:"varint,4,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	Text           string                 `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
 	// Unset: the server estimates it.
 	TokenCount    *int32 `protobuf:"varint,6,opt,name=token_count,json=tokenCount,proto3,oneof" json:"token_count,omitempty"`
@@ -2151,7 +2097,7 @@ func (x *CommitCompactionRequest) GetConversationId() string {
 	return ""
 }
 
-func (x *CommitCompactionRequest) GetFencingToken() int64 {
+func (x *CommitCompactionRequest) GetFencingToken() int32 {
 	if x != nil {
 		return x.FencingToken
 	}
@@ -2393,1703 +2339,6 @@ func (x *ForkConversationResponse) GetConversation() *Conversation {
 	return nil
 }
 
-// LiveStatus is where a conversation's newest connection to Gemini Live stands.
-type LiveStatus struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Epoch    int64                  `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Device   string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
-	Provider v11.LiveProvider       `protobuf:"varint,3,opt,name=provider,proto3,enum=holdfast.store.conversation.v1.LiveProvider" json:"provider,omitempty"`
-	// Counts the provider's sessions of the conversation.
-	Session int64 `protobuf:"varint,4,opt,name=session,proto3" json:"session,omitempty"`
-	// The provider's id of the session.
-	SessionId string                 `protobuf:"bytes,5,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	OpenTime  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
-	// Unset: the connection is open, as far as is known.
-	CloseTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=close_time,json=closeTime,proto3" json:"close_time,omitempty"`
-	CloseCode int32                  `protobuf:"varint,8,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
-	// When the provider will close the connection; unset: it has not said so.
-	GoAwayTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=go_away_time,json=goAwayTime,proto3" json:"go_away_time,omitempty"`
-	// The highest client_index stored in this epoch.
-	LastClientIndex int64 `protobuf:"varint,10,opt,name=last_client_index,json=lastClientIndex,proto3" json:"last_client_index,omitempty"`
-	// Frames in which the server understood nothing, or not all, in all epochs.
-	UnknownFrames int64 `protobuf:"varint,11,opt,name=unknown_frames,json=unknownFrames,proto3" json:"unknown_frames,omitempty"`
-	// Tokens of all turns so far, as the provider counted them.
-	TotalTokens int64 `protobuf:"varint,12,opt,name=total_tokens,json=totalTokens,proto3" json:"total_tokens,omitempty"`
-	// The frames of this epoch that were folded, and their bytes.
-	FrameCount    int64 `protobuf:"varint,13,opt,name=frame_count,json=frameCount,proto3" json:"frame_count,omitempty"`
-	ByteCount     int64 `protobuf:"varint,14,opt,name=byte_count,json=byteCount,proto3" json:"byte_count,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *LiveStatus) Reset() {
-	*x = LiveStatus{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[30]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *LiveStatus) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*LiveStatus) ProtoMessage() {}
-
-func (x *LiveStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[30]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use LiveStatus.ProtoReflect.Descriptor instead.
-func (*LiveStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{30}
-}
-
-func (x *LiveStatus) GetEpoch() int64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
-func (x *LiveStatus) GetDevice() string {
-	if x != nil {
-		return x.Device
-	}
-	return ""
-}
-
-func (x *LiveStatus) GetProvider() v11.LiveProvider {
-	if x != nil {
-		return x.Provider
-	}
-	return v11.LiveProvider(0)
-}
-
-func (x *LiveStatus) GetSession() int64 {
-	if x != nil {
-		return x.Session
-	}
-	return 0
-}
-
-func (x *LiveStatus) GetSessionId() string {
-	if x != nil {
-		return x.SessionId
-	}
-	return ""
-}
-
-func (x *LiveStatus) GetOpenTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.OpenTime
-	}
-	return nil
-}
-
-func (x *LiveStatus) GetCloseTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.CloseTime
-	}
-	return nil
-}
-
-func (x *LiveStatus) GetCloseCode() int32 {
-	if x != nil {
-		return x.CloseCode
-	}
-	return 0
-}
-
-func (x *LiveStatus) GetGoAwayTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.GoAwayTime
-	}
-	return nil
-}
-
-func (x *LiveStatus) GetLastClientIndex() int64 {
-	if x != nil {
-		return x.LastClientIndex
-	}
-	return 0
-}
-
-func (x *LiveStatus) GetUnknownFrames() int64 {
-	if x != nil {
-		return x.UnknownFrames
-	}
-	return 0
-}
-
-func (x *LiveStatus) GetTotalTokens() int64 {
-	if x != nil {
-		return x.TotalTokens
-	}
-	return 0
-}
-
-func (x *LiveStatus) GetFrameCount() int64 {
-	if x != nil {
-		return x.FrameCount
-	}
-	return 0
-}
-
-func (x *LiveStatus) GetByteCount() int64 {
-	if x != nil {
-		return x.ByteCount
-	}
-	return 0
-}
-
-type OpenLiveRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// Who connects: a device, a tab.
-	Device string `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
-	// Unset: the Developer API.
-	Provider v11.LiveProvider `protobuf:"varint,3,opt,name=provider,proto3,enum=holdfast.store.conversation.v1.LiveProvider" json:"provider,omitempty"`
-	// A hash of what the provider will be set up with: model, system instruction, tools, voice. A handle is valid only for
-	// the same.
-	SetupHash string `protobuf:"bytes,4,opt,name=setup_hash,json=setupHash,proto3" json:"setup_hash,omitempty"`
-	// The client will tell a new session what was said before, in clientContent up to turnComplete: that is no news.
-	// Not needed where the setup frame has historyConfig and is ingested.
-	Seeding bool `protobuf:"varint,5,opt,name=seeding,proto3" json:"seeding,omitempty"`
-	// How long to keep raw frames, encrypted: 1 minute to 7 days; unset: not at all.
-	KeepFramesFor *durationpb.Duration `protobuf:"bytes,6,opt,name=keep_frames_for,json=keepFramesFor,proto3" json:"keep_frames_for,omitempty"`
-	// How long nothing must come until the voice turn is idle by itself: 1 second to 1 hour; unset: 30 s.
-	Silence *durationpb.Duration `protobuf:"bytes,9,opt,name=silence,proto3" json:"silence,omitempty"`
-	// The connection that holds the floor, from OpenConnection. Without it the token of the holder's session counts as the
-	// holder, as does an API key where one acquired the floor; so set it where a session has several tabs.
-	ConnectionId  string `protobuf:"bytes,10,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
-	RequestId     string `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64  `protobuf:"varint,8,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *OpenLiveRequest) Reset() {
-	*x = OpenLiveRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[31]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *OpenLiveRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*OpenLiveRequest) ProtoMessage() {}
-
-func (x *OpenLiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[31]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use OpenLiveRequest.ProtoReflect.Descriptor instead.
-func (*OpenLiveRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{31}
-}
-
-func (x *OpenLiveRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *OpenLiveRequest) GetDevice() string {
-	if x != nil {
-		return x.Device
-	}
-	return ""
-}
-
-func (x *OpenLiveRequest) GetProvider() v11.LiveProvider {
-	if x != nil {
-		return x.Provider
-	}
-	return v11.LiveProvider(0)
-}
-
-func (x *OpenLiveRequest) GetSetupHash() string {
-	if x != nil {
-		return x.SetupHash
-	}
-	return ""
-}
-
-func (x *OpenLiveRequest) GetSeeding() bool {
-	if x != nil {
-		return x.Seeding
-	}
-	return false
-}
-
-func (x *OpenLiveRequest) GetKeepFramesFor() *durationpb.Duration {
-	if x != nil {
-		return x.KeepFramesFor
-	}
-	return nil
-}
-
-func (x *OpenLiveRequest) GetSilence() *durationpb.Duration {
-	if x != nil {
-		return x.Silence
-	}
-	return nil
-}
-
-func (x *OpenLiveRequest) GetConnectionId() string {
-	if x != nil {
-		return x.ConnectionId
-	}
-	return ""
-}
-
-func (x *OpenLiveRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *OpenLiveRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type OpenLiveResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Send it with every frame of this connection. Frames count from client_index 1.
-	Epoch         int64         `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Live          *LiveStatus   `protobuf:"bytes,2,opt,name=live,proto3" json:"live,omitempty"`
-	Metadata      *v12.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *OpenLiveResponse) Reset() {
-	*x = OpenLiveResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[32]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *OpenLiveResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*OpenLiveResponse) ProtoMessage() {}
-
-func (x *OpenLiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[32]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use OpenLiveResponse.ProtoReflect.Descriptor instead.
-func (*OpenLiveResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{32}
-}
-
-func (x *OpenLiveResponse) GetEpoch() int64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
-func (x *OpenLiveResponse) GetLive() *LiveStatus {
-	if x != nil {
-		return x.Live
-	}
-	return nil
-}
-
-func (x *OpenLiveResponse) GetMetadata() *v12.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type CloseLiveRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	Epoch          int64                  `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// The WebSocket's close code; 0: none.
-	CloseCode     int32  `protobuf:"varint,3,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
-	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64  `protobuf:"varint,5,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CloseLiveRequest) Reset() {
-	*x = CloseLiveRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[33]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CloseLiveRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CloseLiveRequest) ProtoMessage() {}
-
-func (x *CloseLiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[33]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CloseLiveRequest.ProtoReflect.Descriptor instead.
-func (*CloseLiveRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{33}
-}
-
-func (x *CloseLiveRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *CloseLiveRequest) GetEpoch() int64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
-func (x *CloseLiveRequest) GetCloseCode() int32 {
-	if x != nil {
-		return x.CloseCode
-	}
-	return 0
-}
-
-func (x *CloseLiveRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *CloseLiveRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type CloseLiveResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Live          *LiveStatus            `protobuf:"bytes,1,opt,name=live,proto3" json:"live,omitempty"`
-	Metadata      *v12.Metadata          `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CloseLiveResponse) Reset() {
-	*x = CloseLiveResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[34]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CloseLiveResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CloseLiveResponse) ProtoMessage() {}
-
-func (x *CloseLiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[34]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CloseLiveResponse.ProtoReflect.Descriptor instead.
-func (*CloseLiveResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{34}
-}
-
-func (x *CloseLiveResponse) GetLive() *LiveStatus {
-	if x != nil {
-		return x.Live
-	}
-	return nil
-}
-
-func (x *CloseLiveResponse) GetMetadata() *v12.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type GetResumePlanRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// Of what the provider will be set up with; empty: that of the newest connection.
-	SetupHash string `protobuf:"bytes,2,opt,name=setup_hash,json=setupHash,proto3" json:"setup_hash,omitempty"`
-	// The budget of the seed, in tokens, from 256; 0: 8,000.
-	SeedBudgetTokens int64 `protobuf:"varint,3,opt,name=seed_budget_tokens,json=seedBudgetTokens,proto3" json:"seed_budget_tokens,omitempty"`
-	// End the seed with a turn of the user, as Gemini 2.5 wants it.
-	SeedEndsWithUser bool `protobuf:"varint,4,opt,name=seed_ends_with_user,json=seedEndsWithUser,proto3" json:"seed_ends_with_user,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
-}
-
-func (x *GetResumePlanRequest) Reset() {
-	*x = GetResumePlanRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[35]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetResumePlanRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetResumePlanRequest) ProtoMessage() {}
-
-func (x *GetResumePlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[35]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetResumePlanRequest.ProtoReflect.Descriptor instead.
-func (*GetResumePlanRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{35}
-}
-
-func (x *GetResumePlanRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *GetResumePlanRequest) GetSetupHash() string {
-	if x != nil {
-		return x.SetupHash
-	}
-	return ""
-}
-
-func (x *GetResumePlanRequest) GetSeedBudgetTokens() int64 {
-	if x != nil {
-		return x.SeedBudgetTokens
-	}
-	return 0
-}
-
-func (x *GetResumePlanRequest) GetSeedEndsWithUser() bool {
-	if x != nil {
-		return x.SeedEndsWithUser
-	}
-	return false
-}
-
-type GetResumePlanResponse struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Action ResumeAction           `protobuf:"varint,1,opt,name=action,proto3,enum=holdfast.conversation.v1.ResumeAction" json:"action,omitempty"`
-	// The handle to resume with. A bearer secret.
-	Handle string `protobuf:"bytes,2,opt,name=handle,proto3" json:"handle,omitempty"`
-	// For ReportResumeFailed.
-	HandleId int64 `protobuf:"varint,3,opt,name=handle_id,json=handleId,proto3" json:"handle_id,omitempty"`
-	// Until when the handle is valid, by what the provider documents; unset while its connection is open, as far as is
-	// known.
-	HandleExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=handle_expire_time,json=handleExpireTime,proto3" json:"handle_expire_time,omitempty"`
-	// Messages after this one are not known to a session that is resumed.
-	HandleAfterSeq int64 `protobuf:"varint,5,opt,name=handle_after_seq,json=handleAfterSeq,proto3" json:"handle_after_seq,omitempty"`
-	// To start fresh with: `{"clientContent": {"turns": […], "turnComplete": true}}`, for historyConfig. To resume with: the
-	// same, of what the session does not know; send it after setupComplete, and do not ingest it. Unset: there is nothing
-	// to tell.
-	Seed *structpb.Struct `protobuf:"bytes,6,opt,name=seed,proto3" json:"seed,omitempty"`
-	// What of the conversation is in the seed.
-	SeedWindow *ContextWindow `protobuf:"bytes,7,opt,name=seed_window,json=seedWindow,proto3" json:"seed_window,omitempty"`
-	// What the user was saying, and may still be; unset: nothing.
-	OpenUtterance *v11.Message `protobuf:"bytes,8,opt,name=open_utterance,json=openUtterance,proto3" json:"open_utterance,omitempty"`
-	// Tool calls that wait for a response, or for its delivery.
-	ToolCalls []*v11.ToolCall `protobuf:"bytes,9,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
-	// The newest epoch, and what of it is stored: send what is newer again.
-	Epoch           int64 `protobuf:"varint,10,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	LastClientIndex int64 `protobuf:"varint,11,opt,name=last_client_index,json=lastClientIndex,proto3" json:"last_client_index,omitempty"`
-	// Do not leave the open connection yet: it has issued a tool call that the newest handle does not know, or the model
-	// is in the middle of a turn.
-	Wait bool `protobuf:"varint,12,opt,name=wait,proto3" json:"wait,omitempty"`
-	// Leave it then all the same.
-	WaitUntilTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=wait_until_time,json=waitUntilTime,proto3" json:"wait_until_time,omitempty"`
-	// Do not connect before; unset: connect at once.
-	RetryTime      *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
-	ResumeFailures int32                  `protobuf:"varint,15,opt,name=resume_failures,json=resumeFailures,proto3" json:"resume_failures,omitempty"`
-	Live           *LiveStatus            `protobuf:"bytes,16,opt,name=live,proto3" json:"live,omitempty"`
-	Metadata       *v12.Metadata          `protobuf:"bytes,17,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *GetResumePlanResponse) Reset() {
-	*x = GetResumePlanResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[36]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetResumePlanResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetResumePlanResponse) ProtoMessage() {}
-
-func (x *GetResumePlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[36]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetResumePlanResponse.ProtoReflect.Descriptor instead.
-func (*GetResumePlanResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{36}
-}
-
-func (x *GetResumePlanResponse) GetAction() ResumeAction {
-	if x != nil {
-		return x.Action
-	}
-	return ResumeAction_RESUME_ACTION_UNSPECIFIED
-}
-
-func (x *GetResumePlanResponse) GetHandle() string {
-	if x != nil {
-		return x.Handle
-	}
-	return ""
-}
-
-func (x *GetResumePlanResponse) GetHandleId() int64 {
-	if x != nil {
-		return x.HandleId
-	}
-	return 0
-}
-
-func (x *GetResumePlanResponse) GetHandleExpireTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.HandleExpireTime
-	}
-	return nil
-}
-
-func (x *GetResumePlanResponse) GetHandleAfterSeq() int64 {
-	if x != nil {
-		return x.HandleAfterSeq
-	}
-	return 0
-}
-
-func (x *GetResumePlanResponse) GetSeed() *structpb.Struct {
-	if x != nil {
-		return x.Seed
-	}
-	return nil
-}
-
-func (x *GetResumePlanResponse) GetSeedWindow() *ContextWindow {
-	if x != nil {
-		return x.SeedWindow
-	}
-	return nil
-}
-
-func (x *GetResumePlanResponse) GetOpenUtterance() *v11.Message {
-	if x != nil {
-		return x.OpenUtterance
-	}
-	return nil
-}
-
-func (x *GetResumePlanResponse) GetToolCalls() []*v11.ToolCall {
-	if x != nil {
-		return x.ToolCalls
-	}
-	return nil
-}
-
-func (x *GetResumePlanResponse) GetEpoch() int64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
-func (x *GetResumePlanResponse) GetLastClientIndex() int64 {
-	if x != nil {
-		return x.LastClientIndex
-	}
-	return 0
-}
-
-func (x *GetResumePlanResponse) GetWait() bool {
-	if x != nil {
-		return x.Wait
-	}
-	return false
-}
-
-func (x *GetResumePlanResponse) GetWaitUntilTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.WaitUntilTime
-	}
-	return nil
-}
-
-func (x *GetResumePlanResponse) GetRetryTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.RetryTime
-	}
-	return nil
-}
-
-func (x *GetResumePlanResponse) GetResumeFailures() int32 {
-	if x != nil {
-		return x.ResumeFailures
-	}
-	return 0
-}
-
-func (x *GetResumePlanResponse) GetLive() *LiveStatus {
-	if x != nil {
-		return x.Live
-	}
-	return nil
-}
-
-func (x *GetResumePlanResponse) GetMetadata() *v12.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type ReportResumeFailedRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	Epoch          int64                  `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// From the plan.
-	HandleId int64 `protobuf:"varint,3,opt,name=handle_id,json=handleId,proto3" json:"handle_id,omitempty"`
-	// The WebSocket's close code; 0: none.
-	CloseCode int32 `protobuf:"varint,4,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
-	// As in OpenLive, of the session that will be started now.
-	Seeding       bool   `protobuf:"varint,5,opt,name=seeding,proto3" json:"seeding,omitempty"`
-	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64  `protobuf:"varint,7,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReportResumeFailedRequest) Reset() {
-	*x = ReportResumeFailedRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[37]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReportResumeFailedRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReportResumeFailedRequest) ProtoMessage() {}
-
-func (x *ReportResumeFailedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[37]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReportResumeFailedRequest.ProtoReflect.Descriptor instead.
-func (*ReportResumeFailedRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{37}
-}
-
-func (x *ReportResumeFailedRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *ReportResumeFailedRequest) GetEpoch() int64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
-func (x *ReportResumeFailedRequest) GetHandleId() int64 {
-	if x != nil {
-		return x.HandleId
-	}
-	return 0
-}
-
-func (x *ReportResumeFailedRequest) GetCloseCode() int32 {
-	if x != nil {
-		return x.CloseCode
-	}
-	return 0
-}
-
-func (x *ReportResumeFailedRequest) GetSeeding() bool {
-	if x != nil {
-		return x.Seeding
-	}
-	return false
-}
-
-func (x *ReportResumeFailedRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *ReportResumeFailedRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type ReportResumeFailedResponse struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ResumeFailures int32                  `protobuf:"varint,1,opt,name=resume_failures,json=resumeFailures,proto3" json:"resume_failures,omitempty"`
-	// Do not connect before.
-	RetryTime     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
-	Live          *LiveStatus            `protobuf:"bytes,3,opt,name=live,proto3" json:"live,omitempty"`
-	Metadata      *v12.Metadata          `protobuf:"bytes,4,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReportResumeFailedResponse) Reset() {
-	*x = ReportResumeFailedResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[38]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReportResumeFailedResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReportResumeFailedResponse) ProtoMessage() {}
-
-func (x *ReportResumeFailedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[38]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReportResumeFailedResponse.ProtoReflect.Descriptor instead.
-func (*ReportResumeFailedResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{38}
-}
-
-func (x *ReportResumeFailedResponse) GetResumeFailures() int32 {
-	if x != nil {
-		return x.ResumeFailures
-	}
-	return 0
-}
-
-func (x *ReportResumeFailedResponse) GetRetryTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.RetryTime
-	}
-	return nil
-}
-
-func (x *ReportResumeFailedResponse) GetLive() *LiveStatus {
-	if x != nil {
-		return x.Live
-	}
-	return nil
-}
-
-func (x *ReportResumeFailedResponse) GetMetadata() *v12.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-// LiveFrameBatch is the raw frames of one batch, or of a part of a large one.
-type LiveFrameBatch struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Number        int64                  `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
-	Epoch         int64                  `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Frames        []*LiveFrame           `protobuf:"bytes,3,rep,name=frames,proto3" json:"frames,omitempty"`
-	ReceiveTime   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=receive_time,json=receiveTime,proto3" json:"receive_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *LiveFrameBatch) Reset() {
-	*x = LiveFrameBatch{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[39]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *LiveFrameBatch) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*LiveFrameBatch) ProtoMessage() {}
-
-func (x *LiveFrameBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[39]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use LiveFrameBatch.ProtoReflect.Descriptor instead.
-func (*LiveFrameBatch) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{39}
-}
-
-func (x *LiveFrameBatch) GetNumber() int64 {
-	if x != nil {
-		return x.Number
-	}
-	return 0
-}
-
-func (x *LiveFrameBatch) GetEpoch() int64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
-func (x *LiveFrameBatch) GetFrames() []*LiveFrame {
-	if x != nil {
-		return x.Frames
-	}
-	return nil
-}
-
-func (x *LiveFrameBatch) GetReceiveTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ReceiveTime
-	}
-	return nil
-}
-
-type ListLiveFramesRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// Batches after this number.
-	AfterNumber int64 `protobuf:"varint,2,opt,name=after_number,json=afterNumber,proto3" json:"after_number,omitempty"`
-	// In batches, 1 to 20; 0: 20.
-	PageSize      int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListLiveFramesRequest) Reset() {
-	*x = ListLiveFramesRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[40]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListLiveFramesRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListLiveFramesRequest) ProtoMessage() {}
-
-func (x *ListLiveFramesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[40]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListLiveFramesRequest.ProtoReflect.Descriptor instead.
-func (*ListLiveFramesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{40}
-}
-
-func (x *ListLiveFramesRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *ListLiveFramesRequest) GetAfterNumber() int64 {
-	if x != nil {
-		return x.AfterNumber
-	}
-	return 0
-}
-
-func (x *ListLiveFramesRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-type ListLiveFramesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Batches       []*LiveFrameBatch      `protobuf:"bytes,1,rep,name=batches,proto3" json:"batches,omitempty"`
-	HasMore       bool                   `protobuf:"varint,2,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
-	Metadata      *v12.Metadata          `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListLiveFramesResponse) Reset() {
-	*x = ListLiveFramesResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[41]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListLiveFramesResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListLiveFramesResponse) ProtoMessage() {}
-
-func (x *ListLiveFramesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[41]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListLiveFramesResponse.ProtoReflect.Descriptor instead.
-func (*ListLiveFramesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{41}
-}
-
-func (x *ListLiveFramesResponse) GetBatches() []*LiveFrameBatch {
-	if x != nil {
-		return x.Batches
-	}
-	return nil
-}
-
-func (x *ListLiveFramesResponse) GetHasMore() bool {
-	if x != nil {
-		return x.HasMore
-	}
-	return false
-}
-
-func (x *ListLiveFramesResponse) GetMetadata() *v12.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type ClaimToolCallRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// The call's seq.
-	Seq int64 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
-	// Who asks.
-	Worker string `protobuf:"bytes,3,opt,name=worker,proto3" json:"worker,omitempty"`
-	// 1 second to 1 hour; unset: 30 s.
-	Lease *durationpb.Duration `protobuf:"bytes,4,opt,name=lease,proto3" json:"lease,omitempty"`
-	// To renew a lease: the token of it.
-	FencingToken  int64  `protobuf:"varint,5,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
-	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64  `protobuf:"varint,7,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ClaimToolCallRequest) Reset() {
-	*x = ClaimToolCallRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[42]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ClaimToolCallRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ClaimToolCallRequest) ProtoMessage() {}
-
-func (x *ClaimToolCallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[42]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ClaimToolCallRequest.ProtoReflect.Descriptor instead.
-func (*ClaimToolCallRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{42}
-}
-
-func (x *ClaimToolCallRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *ClaimToolCallRequest) GetSeq() int64 {
-	if x != nil {
-		return x.Seq
-	}
-	return 0
-}
-
-func (x *ClaimToolCallRequest) GetWorker() string {
-	if x != nil {
-		return x.Worker
-	}
-	return ""
-}
-
-func (x *ClaimToolCallRequest) GetLease() *durationpb.Duration {
-	if x != nil {
-		return x.Lease
-	}
-	return nil
-}
-
-func (x *ClaimToolCallRequest) GetFencingToken() int64 {
-	if x != nil {
-		return x.FencingToken
-	}
-	return 0
-}
-
-func (x *ClaimToolCallRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *ClaimToolCallRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type ClaimToolCallResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Its claim has the fencing token.
-	ToolCall      *v11.ToolCall `protobuf:"bytes,1,opt,name=tool_call,json=toolCall,proto3" json:"tool_call,omitempty"`
-	Metadata      *v12.Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ClaimToolCallResponse) Reset() {
-	*x = ClaimToolCallResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[43]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ClaimToolCallResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ClaimToolCallResponse) ProtoMessage() {}
-
-func (x *ClaimToolCallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[43]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ClaimToolCallResponse.ProtoReflect.Descriptor instead.
-func (*ClaimToolCallResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{43}
-}
-
-func (x *ClaimToolCallResponse) GetToolCall() *v11.ToolCall {
-	if x != nil {
-		return x.ToolCall
-	}
-	return nil
-}
-
-func (x *ClaimToolCallResponse) GetMetadata() *v12.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-type CompleteToolCallRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// The call's seq.
-	Seq          int64 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
-	FencingToken int64 `protobuf:"varint,3,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
-	// At most 64 KiB as JSON.
-	Response      *structpb.Struct `protobuf:"bytes,4,opt,name=response,proto3" json:"response,omitempty"`
-	IsError       bool             `protobuf:"varint,5,opt,name=is_error,json=isError,proto3" json:"is_error,omitempty"`
-	RequestId     string           `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64            `protobuf:"varint,7,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CompleteToolCallRequest) Reset() {
-	*x = CompleteToolCallRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[44]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CompleteToolCallRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CompleteToolCallRequest) ProtoMessage() {}
-
-func (x *CompleteToolCallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[44]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CompleteToolCallRequest.ProtoReflect.Descriptor instead.
-func (*CompleteToolCallRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{44}
-}
-
-func (x *CompleteToolCallRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *CompleteToolCallRequest) GetSeq() int64 {
-	if x != nil {
-		return x.Seq
-	}
-	return 0
-}
-
-func (x *CompleteToolCallRequest) GetFencingToken() int64 {
-	if x != nil {
-		return x.FencingToken
-	}
-	return 0
-}
-
-func (x *CompleteToolCallRequest) GetResponse() *structpb.Struct {
-	if x != nil {
-		return x.Response
-	}
-	return nil
-}
-
-func (x *CompleteToolCallRequest) GetIsError() bool {
-	if x != nil {
-		return x.IsError
-	}
-	return false
-}
-
-func (x *CompleteToolCallRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *CompleteToolCallRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type CompleteToolCallResponse struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	ToolCall *v11.ToolCall          `protobuf:"bytes,1,opt,name=tool_call,json=toolCall,proto3" json:"tool_call,omitempty"`
-	// True: send the response to the provider on the connection tool_call.epoch.
-	Deliver       bool          `protobuf:"varint,2,opt,name=deliver,proto3" json:"deliver,omitempty"`
-	Metadata      *v12.Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CompleteToolCallResponse) Reset() {
-	*x = CompleteToolCallResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[45]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CompleteToolCallResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CompleteToolCallResponse) ProtoMessage() {}
-
-func (x *CompleteToolCallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[45]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CompleteToolCallResponse.ProtoReflect.Descriptor instead.
-func (*CompleteToolCallResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{45}
-}
-
-func (x *CompleteToolCallResponse) GetToolCall() *v11.ToolCall {
-	if x != nil {
-		return x.ToolCall
-	}
-	return nil
-}
-
-func (x *CompleteToolCallResponse) GetDeliver() bool {
-	if x != nil {
-		return x.Deliver
-	}
-	return false
-}
-
-func (x *CompleteToolCallResponse) GetMetadata() *v12.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-// LiveFrame is one frame of a Gemini Live socket, of either direction, as it came.
-type LiveFrame struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The client's count of frames in this epoch, from 1, rising. A frame that is not above the last one folded is
-	// skipped, so a resend changes nothing. It may leave out numbers, but not more than 1,000,000 in a row.
-	ClientIndex int64 `protobuf:"varint,1,opt,name=client_index,json=clientIndex,proto3" json:"client_index,omitempty"`
-	// Types that are valid to be assigned to Frame:
-	//
-	//	*LiveFrame_Text
-	//	*LiveFrame_Binary
-	//	*LiveFrame_Object
-	Frame         isLiveFrame_Frame `protobuf_oneof:"frame"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *LiveFrame) Reset() {
-	*x = LiveFrame{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[46]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *LiveFrame) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*LiveFrame) ProtoMessage() {}
-
-func (x *LiveFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[46]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use LiveFrame.ProtoReflect.Descriptor instead.
-func (*LiveFrame) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{46}
-}
-
-func (x *LiveFrame) GetClientIndex() int64 {
-	if x != nil {
-		return x.ClientIndex
-	}
-	return 0
-}
-
-func (x *LiveFrame) GetFrame() isLiveFrame_Frame {
-	if x != nil {
-		return x.Frame
-	}
-	return nil
-}
-
-func (x *LiveFrame) GetText() string {
-	if x != nil {
-		if x, ok := x.Frame.(*LiveFrame_Text); ok {
-			return x.Text
-		}
-	}
-	return ""
-}
-
-func (x *LiveFrame) GetBinary() []byte {
-	if x != nil {
-		if x, ok := x.Frame.(*LiveFrame_Binary); ok {
-			return x.Binary
-		}
-	}
-	return nil
-}
-
-func (x *LiveFrame) GetObject() *structpb.Struct {
-	if x != nil {
-		if x, ok := x.Frame.(*LiveFrame_Object); ok {
-			return x.Object
-		}
-	}
-	return nil
-}
-
-type isLiveFrame_Frame interface {
-	isLiveFrame_Frame()
-}
-
-type LiveFrame_Text struct {
-	// A text frame: one JSON object, or several in a row. It may hold a secret, as do the others.
-	Text string `protobuf:"bytes,2,opt,name=text,proto3,oneof"`
-}
-
-type LiveFrame_Binary struct {
-	// A binary frame that carries the same.
-	Binary []byte `protobuf:"bytes,3,opt,name=binary,proto3,oneof"`
-}
-
-type LiveFrame_Object struct {
-	// The same as JSON, for clients that have parsed it.
-	Object *structpb.Struct `protobuf:"bytes,4,opt,name=object,proto3,oneof"`
-}
-
-func (*LiveFrame_Text) isLiveFrame_Frame() {}
-
-func (*LiveFrame_Binary) isLiveFrame_Frame() {}
-
-func (*LiveFrame_Object) isLiveFrame_Frame() {}
-
-type IngestLiveRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// From OpenLive, or the fence from AcquireFloor. Clients do not count epochs: only the first connection of a conversation
-	// may begin without either, in epoch 1. Where the id had a conversation before, epochs go on above those of that.
-	Epoch         int64        `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Frames        []*LiveFrame `protobuf:"bytes,3,rep,name=frames,proto3" json:"frames,omitempty"`
-	RequestId     string       `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     int64        `protobuf:"varint,5,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *IngestLiveRequest) Reset() {
-	*x = IngestLiveRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[47]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *IngestLiveRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*IngestLiveRequest) ProtoMessage() {}
-
-func (x *IngestLiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[47]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use IngestLiveRequest.ProtoReflect.Descriptor instead.
-func (*IngestLiveRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{47}
-}
-
-func (x *IngestLiveRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *IngestLiveRequest) GetEpoch() int64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
-func (x *IngestLiveRequest) GetFrames() []*LiveFrame {
-	if x != nil {
-		return x.Frames
-	}
-	return nil
-}
-
-func (x *IngestLiveRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *IngestLiveRequest) GetIfVersion() int64 {
-	if x != nil {
-		return x.IfVersion
-	}
-	return 0
-}
-
-type IngestLiveResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The messages that the batch made or changed, as they stand now.
-	Messages []*v11.Message `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
-	// The tool calls that the batch made or changed.
-	ToolCalls []*v11.ToolCall `protobuf:"bytes,2,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
-	Voice     *v11.VoiceState `protobuf:"bytes,3,opt,name=voice,proto3" json:"voice,omitempty"`
-	// The highest client_index stored in this epoch; send on from the next.
-	LastClientIndex int64 `protobuf:"varint,4,opt,name=last_client_index,json=lastClientIndex,proto3" json:"last_client_index,omitempty"`
-	// Frames that were skipped because they were folded before.
-	SkippedFrames int32         `protobuf:"varint,5,opt,name=skipped_frames,json=skippedFrames,proto3" json:"skipped_frames,omitempty"`
-	Metadata      *v12.Metadata `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// The highest client_index that was taken in. Above last_client_index it is not stored yet, and this server may lose it.
-	ReceivedClientIndex int64 `protobuf:"varint,7,opt,name=received_client_index,json=receivedClientIndex,proto3" json:"received_client_index,omitempty"`
-	// Frames of the batch that the server did not understand, or not wholly.
-	UnknownFrames int32 `protobuf:"varint,8,opt,name=unknown_frames,json=unknownFrames,proto3" json:"unknown_frames,omitempty"`
-	// True where messages or tool_calls end early, because the answer would be more than 2 MiB. ListMessages and ListRecords
-	// have the rest.
-	HasMore       bool `protobuf:"varint,9,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *IngestLiveResponse) Reset() {
-	*x = IngestLiveResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[48]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *IngestLiveResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*IngestLiveResponse) ProtoMessage() {}
-
-func (x *IngestLiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[48]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use IngestLiveResponse.ProtoReflect.Descriptor instead.
-func (*IngestLiveResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{48}
-}
-
-func (x *IngestLiveResponse) GetMessages() []*v11.Message {
-	if x != nil {
-		return x.Messages
-	}
-	return nil
-}
-
-func (x *IngestLiveResponse) GetToolCalls() []*v11.ToolCall {
-	if x != nil {
-		return x.ToolCalls
-	}
-	return nil
-}
-
-func (x *IngestLiveResponse) GetVoice() *v11.VoiceState {
-	if x != nil {
-		return x.Voice
-	}
-	return nil
-}
-
-func (x *IngestLiveResponse) GetLastClientIndex() int64 {
-	if x != nil {
-		return x.LastClientIndex
-	}
-	return 0
-}
-
-func (x *IngestLiveResponse) GetSkippedFrames() int32 {
-	if x != nil {
-		return x.SkippedFrames
-	}
-	return 0
-}
-
-func (x *IngestLiveResponse) GetMetadata() *v12.Metadata {
-	if x != nil {
-		return x.Metadata
-	}
-	return nil
-}
-
-func (x *IngestLiveResponse) GetReceivedClientIndex() int64 {
-	if x != nil {
-		return x.ReceivedClientIndex
-	}
-	return 0
-}
-
-func (x *IngestLiveResponse) GetUnknownFrames() int32 {
-	if x != nil {
-		return x.UnknownFrames
-	}
-	return 0
-}
-
-func (x *IngestLiveResponse) GetHasMore() bool {
-	if x != nil {
-		return x.HasMore
-	}
-	return false
-}
-
 type WatchConversationRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
@@ -4103,7 +2352,7 @@ type WatchConversationRequest struct {
 
 func (x *WatchConversationRequest) Reset() {
 	*x = WatchConversationRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[49]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4115,7 +2364,7 @@ func (x *WatchConversationRequest) String() string {
 func (*WatchConversationRequest) ProtoMessage() {}
 
 func (x *WatchConversationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[49]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4128,7 +2377,7 @@ func (x *WatchConversationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchConversationRequest.ProtoReflect.Descriptor instead.
 func (*WatchConversationRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{49}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchConversationRequest) GetConversationId() string {
@@ -4154,7 +2403,7 @@ func (x *WatchConversationRequest) GetMessageLimit() int32 {
 
 type WatchConversationResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The version that this leads to. While a snapshot is not complete it is 0; see has_more.
+	// The version that this leads to. While a snapshot is not complete it is 0; see more.
 	Version int64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	// This is a heartbeat: nothing else is set but version.
 	Heartbeat bool `protobuf:"varint,2,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
@@ -4181,14 +2430,14 @@ type WatchConversationResponse struct {
 	// last version of which nothing is missing: a client that is cut off goes on from there, and may receive again what it has
 	// of the next version, which is the same messages by seq. It is 0 while a snapshot is not complete. A snapshot in pieces
 	// has its messages from the oldest to the newest, and reset in the first piece only.
-	HasMore       bool `protobuf:"varint,14,opt,name=has_more,json=hasMore,proto3" json:"has_more,omitempty"`
+	More          bool `protobuf:"varint,14,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchConversationResponse) Reset() {
 	*x = WatchConversationResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[50]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4200,7 +2449,7 @@ func (x *WatchConversationResponse) String() string {
 func (*WatchConversationResponse) ProtoMessage() {}
 
 func (x *WatchConversationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[50]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4213,7 +2462,7 @@ func (x *WatchConversationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchConversationResponse.ProtoReflect.Descriptor instead.
 func (*WatchConversationResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{50}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchConversationResponse) GetVersion() int64 {
@@ -4307,9 +2556,9 @@ func (x *WatchConversationResponse) GetSignal() *LiveSignal {
 	return nil
 }
 
-func (x *WatchConversationResponse) GetHasMore() bool {
+func (x *WatchConversationResponse) GetMore() bool {
 	if x != nil {
-		return x.HasMore
+		return x.More
 	}
 	return false
 }
@@ -4319,7 +2568,7 @@ type LiveSignal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The number of the connection, and the frame that told it.
 	FromConnection int32 `protobuf:"varint,1,opt,name=from_connection,json=fromConnection,proto3" json:"from_connection,omitempty"`
-	ClientIndex    int64 `protobuf:"varint,2,opt,name=client_index,json=clientIndex,proto3" json:"client_index,omitempty"`
+	ClientIndex    int32 `protobuf:"varint,2,opt,name=client_index,json=clientIndex,proto3" json:"client_index,omitempty"`
 	// The voice turn as it is now, with the words that the user is saying.
 	Voice         *VoiceState `protobuf:"bytes,3,opt,name=voice,proto3" json:"voice,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -4328,7 +2577,7 @@ type LiveSignal struct {
 
 func (x *LiveSignal) Reset() {
 	*x = LiveSignal{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[51]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4340,7 +2589,7 @@ func (x *LiveSignal) String() string {
 func (*LiveSignal) ProtoMessage() {}
 
 func (x *LiveSignal) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[51]
+	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4353,7 +2602,7 @@ func (x *LiveSignal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSignal.ProtoReflect.Descriptor instead.
 func (*LiveSignal) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{51}
+	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *LiveSignal) GetFromConnection() int32 {
@@ -4363,7 +2612,7 @@ func (x *LiveSignal) GetFromConnection() int32 {
 	return 0
 }
 
-func (x *LiveSignal) GetClientIndex() int64 {
+func (x *LiveSignal) GetClientIndex() int32 {
 	if x != nil {
 		return x.ClientIndex
 	}
@@ -4381,7 +2630,7 @@ var File_holdfast_conversation_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"&holdfast/conversation/v1/service.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a+holdfast/conversation/v1/conversation.proto\x1a#holdfast/conversation/v1/live.proto\x1a\x1fholdfast/object/v1/object.proto\x1a*holdfast/store/conversation/v1/state.proto\x1a\x1bholdfast/type/v1/type.proto\"\xf4\x02\n" +
+	"&holdfast/conversation/v1/service.proto\x12\x18holdfast.conversation.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a+holdfast/conversation/v1/conversation.proto\x1a#holdfast/conversation/v1/live.proto\x1a\x1bholdfast/type/v1/type.proto\"\xf4\x02\n" +
 	"\x19CreateConversationRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
@@ -4555,7 +2804,7 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"keepTokens\x12Q\n" +
 	"\x0elease_duration\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\rleaseDuration\x12!\n" +
 	"\ffrom_scratch\x18\x06 \x01(\bR\vfromScratch\x12,\n" +
-	"\rfencing_token\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\ffencingTokenB\r\n" +
+	"\rfencing_token\x18\a \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\ffencingTokenB\r\n" +
 	"\v_if_version\"\xdc\x01\n" +
 	"\x19ProposeCompactionResponse\x12-\n" +
 	"\x05lease\x18\x01 \x01(\v2\x17.holdfast.type.v1.LeaseR\x05lease\x12\x19\n" +
@@ -4570,7 +2819,7 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12E\n" +
 	"\x0fconversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12,\n" +
-	"\rfencing_token\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\ffencingToken\x12\x1f\n" +
+	"\rfencing_token\x18\x04 \x01(\x05B\a\xbaH\x04\x1a\x02(\x01R\ffencingToken\x12\x1f\n" +
 	"\x04text\x18\x05 \x01(\tB\v\xbaH\br\x06 \x01(\x80\x80\x01R\x04text\x122\n" +
 	"\vtoken_count\x18\x06 \x01(\x05B\f\xbaH\t\x1a\a\x18\x80\xad\xe2\x04(\x00H\x01R\n" +
 	"tokenCount\x88\x01\x01B\r\n" +
@@ -4594,180 +2843,12 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x02atB\r\n" +
 	"\v_if_version\"f\n" +
 	"\x18ForkConversationResponse\x12J\n" +
-	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\"\xc4\x04\n" +
-	"\n" +
-	"LiveStatus\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12\x16\n" +
-	"\x06device\x18\x02 \x01(\tR\x06device\x12H\n" +
-	"\bprovider\x18\x03 \x01(\x0e2,.holdfast.store.conversation.v1.LiveProviderR\bprovider\x12\x18\n" +
-	"\asession\x18\x04 \x01(\x03R\asession\x12\x1d\n" +
-	"\n" +
-	"session_id\x18\x05 \x01(\tR\tsessionId\x127\n" +
-	"\topen_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bopenTime\x129\n" +
-	"\n" +
-	"close_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tcloseTime\x12\x1d\n" +
-	"\n" +
-	"close_code\x18\b \x01(\x05R\tcloseCode\x12<\n" +
-	"\fgo_away_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"goAwayTime\x12*\n" +
-	"\x11last_client_index\x18\n" +
-	" \x01(\x03R\x0flastClientIndex\x12%\n" +
-	"\x0eunknown_frames\x18\v \x01(\x03R\runknownFrames\x12!\n" +
-	"\ftotal_tokens\x18\f \x01(\x03R\vtotalTokens\x12\x1f\n" +
-	"\vframe_count\x18\r \x01(\x03R\n" +
-	"frameCount\x12\x1d\n" +
-	"\n" +
-	"byte_count\x18\x0e \x01(\x03R\tbyteCount\"\xbc\x04\n" +
-	"\x0fOpenLiveRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12 \n" +
-	"\x06device\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x06device\x12R\n" +
-	"\bprovider\x18\x03 \x01(\x0e2,.holdfast.store.conversation.v1.LiveProviderB\b\xbaH\x05\x82\x01\x02\x10\x01R\bprovider\x12'\n" +
-	"\n" +
-	"setup_hash\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\tsetupHash\x12\x18\n" +
-	"\aseeding\x18\x05 \x01(\bR\aseeding\x12S\n" +
-	"\x0fkeep_frames_for\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
-	"\"\x04\b\x80\xf5$2\x02\b<R\rkeepFramesFor\x12D\n" +
-	"\asilence\x18\t \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\asilence\x12=\n" +
-	"\rconnection_id\x18\n" +
-	" \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{16})?$R\fconnectionId\x12'\n" +
-	"\n" +
-	"request_id\x18\a \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\b \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x9c\x01\n" +
-	"\x10OpenLiveResponse\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x128\n" +
-	"\x04live\x18\x02 \x01(\v2$.holdfast.conversation.v1.LiveStatusR\x04live\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xf4\x01\n" +
-	"\x10CloseLiveRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x1d\n" +
-	"\x05epoch\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x05epoch\x12)\n" +
-	"\n" +
-	"close_code\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\x87'(\x00R\tcloseCode\x12'\n" +
-	"\n" +
-	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x87\x01\n" +
-	"\x11CloseLiveResponse\x128\n" +
-	"\x04live\x18\x01 \x01(\v2$.holdfast.conversation.v1.LiveStatusR\x04live\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xf4\x01\n" +
-	"\x14GetResumePlanRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12'\n" +
-	"\n" +
-	"setup_hash\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\tsetupHash\x12=\n" +
-	"\x12seed_budget_tokens\x18\x03 \x01(\x03B\x0f\xbaH\f\xd8\x01\x01\"\a\x18\x80\x89z(\x80\x02R\x10seedBudgetTokens\x12-\n" +
-	"\x13seed_ends_with_user\x18\x04 \x01(\bR\x10seedEndsWithUser\"\x87\a\n" +
-	"\x15GetResumePlanResponse\x12>\n" +
-	"\x06action\x18\x01 \x01(\x0e2&.holdfast.conversation.v1.ResumeActionR\x06action\x12\x1b\n" +
-	"\x06handle\x18\x02 \x01(\tB\x03\x80\x01\x01R\x06handle\x12\x1b\n" +
-	"\thandle_id\x18\x03 \x01(\x03R\bhandleId\x12H\n" +
-	"\x12handle_expire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x10handleExpireTime\x12(\n" +
-	"\x10handle_after_seq\x18\x05 \x01(\x03R\x0ehandleAfterSeq\x12+\n" +
-	"\x04seed\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x04seed\x12H\n" +
-	"\vseed_window\x18\a \x01(\v2'.holdfast.conversation.v1.ContextWindowR\n" +
-	"seedWindow\x12N\n" +
-	"\x0eopen_utterance\x18\b \x01(\v2'.holdfast.store.conversation.v1.MessageR\ropenUtterance\x12G\n" +
-	"\n" +
-	"tool_calls\x18\t \x03(\v2(.holdfast.store.conversation.v1.ToolCallR\ttoolCalls\x12\x14\n" +
-	"\x05epoch\x18\n" +
-	" \x01(\x03R\x05epoch\x12*\n" +
-	"\x11last_client_index\x18\v \x01(\x03R\x0flastClientIndex\x12\x12\n" +
-	"\x04wait\x18\f \x01(\bR\x04wait\x12B\n" +
-	"\x0fwait_until_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\rwaitUntilTime\x129\n" +
-	"\n" +
-	"retry_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x12'\n" +
-	"\x0fresume_failures\x18\x0f \x01(\x05R\x0eresumeFailures\x128\n" +
-	"\x04live\x18\x10 \x01(\v2$.holdfast.conversation.v1.LiveStatusR\x04live\x128\n" +
-	"\bmetadata\x18\x11 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xbd\x02\n" +
-	"\x19ReportResumeFailedRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x1d\n" +
-	"\x05epoch\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x05epoch\x12$\n" +
-	"\thandle_id\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\bhandleId\x12)\n" +
-	"\n" +
-	"close_code\x18\x04 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\x87'(\x00R\tcloseCode\x12\x18\n" +
-	"\aseeding\x18\x05 \x01(\bR\aseeding\x12'\n" +
-	"\n" +
-	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xf4\x01\n" +
-	"\x1aReportResumeFailedResponse\x12'\n" +
-	"\x0fresume_failures\x18\x01 \x01(\x05R\x0eresumeFailures\x129\n" +
-	"\n" +
-	"retry_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x128\n" +
-	"\x04live\x18\x03 \x01(\v2$.holdfast.conversation.v1.LiveStatusR\x04live\x128\n" +
-	"\bmetadata\x18\x04 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xba\x01\n" +
-	"\x0eLiveFrameBatch\x12\x16\n" +
-	"\x06number\x18\x01 \x01(\x03R\x06number\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x12;\n" +
-	"\x06frames\x18\x03 \x03(\v2#.holdfast.conversation.v1.LiveFrameR\x06frames\x12=\n" +
-	"\freceive_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vreceiveTime\"\xb2\x01\n" +
-	"\x15ListLiveFramesRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12*\n" +
-	"\fafter_number\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\vafterNumber\x12&\n" +
-	"\tpage_size\x18\x03 \x01(\x05B\t\xbaH\x06\x1a\x04\x18\x14(\x00R\bpageSize\"\xb1\x01\n" +
-	"\x16ListLiveFramesResponse\x12B\n" +
-	"\abatches\x18\x01 \x03(\v2(.holdfast.conversation.v1.LiveFrameBatchR\abatches\x12\x19\n" +
-	"\bhas_more\x18\x02 \x01(\bR\ahasMore\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xdd\x02\n" +
-	"\x14ClaimToolCallRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x19\n" +
-	"\x03seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x03seq\x12\"\n" +
-	"\x06worker\x18\x03 \x01(\tB\n" +
-	"\xbaH\ar\x05 \x01(\x80\x01R\x06worker\x12@\n" +
-	"\x05lease\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\x05lease\x12,\n" +
-	"\rfencing_token\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\ffencingToken\x12'\n" +
-	"\n" +
-	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\x98\x01\n" +
-	"\x15ClaimToolCallResponse\x12E\n" +
-	"\ttool_call\x18\x01 \x01(\v2(.holdfast.store.conversation.v1.ToolCallR\btoolCall\x128\n" +
-	"\bmetadata\x18\x02 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xd2\x02\n" +
-	"\x17CompleteToolCallRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x19\n" +
-	"\x03seq\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x03seq\x12,\n" +
-	"\rfencing_token\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\ffencingToken\x12;\n" +
-	"\bresponse\x18\x04 \x01(\v2\x17.google.protobuf.StructB\x06\xbaH\x03\xc8\x01\x01R\bresponse\x12\x19\n" +
-	"\bis_error\x18\x05 \x01(\bR\aisError\x12'\n" +
-	"\n" +
-	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xb5\x01\n" +
-	"\x18CompleteToolCallResponse\x12E\n" +
-	"\ttool_call\x18\x01 \x01(\v2(.holdfast.store.conversation.v1.ToolCallR\btoolCall\x12\x18\n" +
-	"\adeliver\x18\x02 \x01(\bR\adeliver\x128\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\"\xb9\x01\n" +
-	"\tLiveFrame\x12*\n" +
-	"\fclient_index\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\vclientIndex\x12\x19\n" +
-	"\x04text\x18\x02 \x01(\tB\x03\x80\x01\x01H\x00R\x04text\x12\x1d\n" +
-	"\x06binary\x18\x03 \x01(\fB\x03\x80\x01\x01H\x00R\x06binary\x126\n" +
-	"\x06object\x18\x04 \x01(\v2\x17.google.protobuf.StructB\x03\x80\x01\x01H\x00R\x06objectB\x0e\n" +
-	"\x05frame\x12\x05\xbaH\x02\b\x01\"\x94\x02\n" +
-	"\x11IngestLiveRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12\x1d\n" +
-	"\x05epoch\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x05epoch\x12H\n" +
-	"\x06frames\x18\x03 \x03(\v2#.holdfast.conversation.v1.LiveFrameB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\x06frames\x12'\n" +
-	"\n" +
-	"request_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12&\n" +
-	"\n" +
-	"if_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tifVersion\"\xe7\x03\n" +
-	"\x12IngestLiveResponse\x12C\n" +
-	"\bmessages\x18\x01 \x03(\v2'.holdfast.store.conversation.v1.MessageR\bmessages\x12G\n" +
-	"\n" +
-	"tool_calls\x18\x02 \x03(\v2(.holdfast.store.conversation.v1.ToolCallR\ttoolCalls\x12@\n" +
-	"\x05voice\x18\x03 \x01(\v2*.holdfast.store.conversation.v1.VoiceStateR\x05voice\x12*\n" +
-	"\x11last_client_index\x18\x04 \x01(\x03R\x0flastClientIndex\x12%\n" +
-	"\x0eskipped_frames\x18\x05 \x01(\x05R\rskippedFrames\x128\n" +
-	"\bmetadata\x18\x06 \x01(\v2\x1c.holdfast.object.v1.MetadataR\bmetadata\x122\n" +
-	"\x15received_client_index\x18\a \x01(\x03R\x13receivedClientIndex\x12%\n" +
-	"\x0eunknown_frames\x18\b \x01(\x05R\runknownFrames\x12\x19\n" +
-	"\bhas_more\x18\t \x01(\bR\ahasMore\"\xc0\x01\n" +
+	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\"\xc0\x01\n" +
 	"\x18WatchConversationRequest\x12E\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12,\n" +
 	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\x12/\n" +
 	"\rmessage_limit\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\fmessageLimit\"\xcf\x05\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\fmessageLimit\"\xc8\x05\n" +
 	"\x19WatchConversationResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x03R\aversion\x12\x1c\n" +
 	"\theartbeat\x18\x02 \x01(\bR\theartbeat\x12\x14\n" +
@@ -4784,22 +2865,18 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	" \x03(\v2!.holdfast.conversation.v1.SummaryR\tsummaries\x12@\n" +
 	"\tfragments\x18\v \x03(\v2\".holdfast.conversation.v1.FragmentR\tfragments\x12\x18\n" +
 	"\adeleted\x18\f \x01(\bR\adeleted\x12<\n" +
-	"\x06signal\x18\r \x01(\v2$.holdfast.conversation.v1.LiveSignalR\x06signal\x12\x19\n" +
-	"\bhas_more\x18\x0e \x01(\bR\ahasMore\"\x94\x01\n" +
+	"\x06signal\x18\r \x01(\v2$.holdfast.conversation.v1.LiveSignalR\x06signal\x12\x12\n" +
+	"\x04more\x18\x0e \x01(\bR\x04more\"\x94\x01\n" +
 	"\n" +
 	"LiveSignal\x12'\n" +
 	"\x0ffrom_connection\x18\x01 \x01(\x05R\x0efromConnection\x12!\n" +
-	"\fclient_index\x18\x02 \x01(\x03R\vclientIndex\x12:\n" +
+	"\fclient_index\x18\x02 \x01(\x05R\vclientIndex\x12:\n" +
 	"\x05voice\x18\x03 \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice*\x8d\x01\n" +
 	"\rContextFormat\x12\x1e\n" +
 	"\x1aCONTEXT_FORMAT_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CONTEXT_FORMAT_NEUTRAL\x10\x01\x12\"\n" +
 	"\x1eCONTEXT_FORMAT_GEMINI_CONTENTS\x10\x02\x12\x1c\n" +
-	"\x18CONTEXT_FORMAT_LIVE_SEED\x10\x03*f\n" +
-	"\fResumeAction\x12\x1d\n" +
-	"\x19RESUME_ACTION_UNSPECIFIED\x10\x00\x12\x18\n" +
-	"\x14RESUME_ACTION_RESUME\x10\x01\x12\x1d\n" +
-	"\x19RESUME_ACTION_START_FRESH\x10\x022\xec\x14\n" +
+	"\x18CONTEXT_FORMAT_LIVE_SEED\x10\x032\xd4\r\n" +
 	"\x13ConversationService\x12\x81\x01\n" +
 	"\x12CreateConversation\x123.holdfast.conversation.v1.CreateConversationRequest\x1a4.holdfast.conversation.v1.CreateConversationResponse\"\x00\x12{\n" +
 	"\x0fGetConversation\x120.holdfast.conversation.v1.GetConversationRequest\x1a1.holdfast.conversation.v1.GetConversationResponse\"\x03\x90\x02\x01\x12\x81\x01\n" +
@@ -4813,16 +2890,7 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x10GetContextWindow\x121.holdfast.conversation.v1.GetContextWindowRequest\x1a2.holdfast.conversation.v1.GetContextWindowResponse\"\x03\x90\x02\x01\x12~\n" +
 	"\x11ProposeCompaction\x122.holdfast.conversation.v1.ProposeCompactionRequest\x1a3.holdfast.conversation.v1.ProposeCompactionResponse\"\x00\x12{\n" +
 	"\x10CommitCompaction\x121.holdfast.conversation.v1.CommitCompactionRequest\x1a2.holdfast.conversation.v1.CommitCompactionResponse\"\x00\x12{\n" +
-	"\x10ForkConversation\x121.holdfast.conversation.v1.ForkConversationRequest\x1a2.holdfast.conversation.v1.ForkConversationResponse\"\x00\x12c\n" +
-	"\bOpenLive\x12).holdfast.conversation.v1.OpenLiveRequest\x1a*.holdfast.conversation.v1.OpenLiveResponse\"\x00\x12f\n" +
-	"\tCloseLive\x12*.holdfast.conversation.v1.CloseLiveRequest\x1a+.holdfast.conversation.v1.CloseLiveResponse\"\x00\x12r\n" +
-	"\rGetResumePlan\x12..holdfast.conversation.v1.GetResumePlanRequest\x1a/.holdfast.conversation.v1.GetResumePlanResponse\"\x00\x12\x81\x01\n" +
-	"\x12ReportResumeFailed\x123.holdfast.conversation.v1.ReportResumeFailedRequest\x1a4.holdfast.conversation.v1.ReportResumeFailedResponse\"\x00\x12i\n" +
-	"\n" +
-	"IngestLive\x12+.holdfast.conversation.v1.IngestLiveRequest\x1a,.holdfast.conversation.v1.IngestLiveResponse\"\x00\x12u\n" +
-	"\x0eListLiveFrames\x12/.holdfast.conversation.v1.ListLiveFramesRequest\x1a0.holdfast.conversation.v1.ListLiveFramesResponse\"\x00\x12r\n" +
-	"\rClaimToolCall\x12..holdfast.conversation.v1.ClaimToolCallRequest\x1a/.holdfast.conversation.v1.ClaimToolCallResponse\"\x00\x12{\n" +
-	"\x10CompleteToolCall\x121.holdfast.conversation.v1.CompleteToolCallRequest\x1a2.holdfast.conversation.v1.CompleteToolCallResponse\"\x00\x12\x80\x01\n" +
+	"\x10ForkConversation\x121.holdfast.conversation.v1.ForkConversationRequest\x1a2.holdfast.conversation.v1.ForkConversationResponse\"\x00\x12\x80\x01\n" +
 	"\x11WatchConversation\x122.holdfast.conversation.v1.WatchConversationRequest\x1a3.holdfast.conversation.v1.WatchConversationResponse\"\x000\x01B\xe4\x01\n" +
 	"\x1ccom.holdfast.conversation.v1B\fServiceProtoP\x01Z4holdfast/gen/holdfast/conversation/v1;conversationv1\xa2\x02\x03HCX\xaa\x02\x18Holdfast.Conversation.V1\xca\x02\x18Holdfast\\Conversation\\V1\xe2\x02$Holdfast\\Conversation\\V1\\GPBMetadata\xea\x02\x1aHoldfast::Conversation::V1b\x06proto3"
 
@@ -4838,227 +2906,146 @@ func file_holdfast_conversation_v1_service_proto_rawDescGZIP() []byte {
 	return file_holdfast_conversation_v1_service_proto_rawDescData
 }
 
-var file_holdfast_conversation_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_holdfast_conversation_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_holdfast_conversation_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_holdfast_conversation_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_holdfast_conversation_v1_service_proto_goTypes = []any{
 	(ContextFormat)(0),                 // 0: holdfast.conversation.v1.ContextFormat
-	(ResumeAction)(0),                  // 1: holdfast.conversation.v1.ResumeAction
-	(*CreateConversationRequest)(nil),  // 2: holdfast.conversation.v1.CreateConversationRequest
-	(*CreateConversationResponse)(nil), // 3: holdfast.conversation.v1.CreateConversationResponse
-	(*GetConversationRequest)(nil),     // 4: holdfast.conversation.v1.GetConversationRequest
-	(*GetConversationResponse)(nil),    // 5: holdfast.conversation.v1.GetConversationResponse
-	(*ListConversationsRequest)(nil),   // 6: holdfast.conversation.v1.ListConversationsRequest
-	(*ConversationFilter)(nil),         // 7: holdfast.conversation.v1.ConversationFilter
-	(*ListConversationsResponse)(nil),  // 8: holdfast.conversation.v1.ListConversationsResponse
-	(*UpdateConversationRequest)(nil),  // 9: holdfast.conversation.v1.UpdateConversationRequest
-	(*UpdateConversationResponse)(nil), // 10: holdfast.conversation.v1.UpdateConversationResponse
-	(*DeleteConversationRequest)(nil),  // 11: holdfast.conversation.v1.DeleteConversationRequest
-	(*DeleteConversationResponse)(nil), // 12: holdfast.conversation.v1.DeleteConversationResponse
-	(*AppendRequest)(nil),              // 13: holdfast.conversation.v1.AppendRequest
-	(*AppendResponse)(nil),             // 14: holdfast.conversation.v1.AppendResponse
-	(*EditMessagesRequest)(nil),        // 15: holdfast.conversation.v1.EditMessagesRequest
-	(*MessageUpdate)(nil),              // 16: holdfast.conversation.v1.MessageUpdate
-	(*EditMessagesResponse)(nil),       // 17: holdfast.conversation.v1.EditMessagesResponse
-	(*ListMessagesRequest)(nil),        // 18: holdfast.conversation.v1.ListMessagesRequest
-	(*ListMessagesResponse)(nil),       // 19: holdfast.conversation.v1.ListMessagesResponse
-	(*ListRecordsRequest)(nil),         // 20: holdfast.conversation.v1.ListRecordsRequest
-	(*ListRecordsResponse)(nil),        // 21: holdfast.conversation.v1.ListRecordsResponse
-	(*GetContextWindowRequest)(nil),    // 22: holdfast.conversation.v1.GetContextWindowRequest
-	(*ContextWindow)(nil),              // 23: holdfast.conversation.v1.ContextWindow
-	(*ContextItem)(nil),                // 24: holdfast.conversation.v1.ContextItem
-	(*GetContextWindowResponse)(nil),   // 25: holdfast.conversation.v1.GetContextWindowResponse
-	(*ProposeCompactionRequest)(nil),   // 26: holdfast.conversation.v1.ProposeCompactionRequest
-	(*ProposeCompactionResponse)(nil),  // 27: holdfast.conversation.v1.ProposeCompactionResponse
-	(*CommitCompactionRequest)(nil),    // 28: holdfast.conversation.v1.CommitCompactionRequest
-	(*CommitCompactionResponse)(nil),   // 29: holdfast.conversation.v1.CommitCompactionResponse
-	(*ForkConversationRequest)(nil),    // 30: holdfast.conversation.v1.ForkConversationRequest
-	(*ForkConversationResponse)(nil),   // 31: holdfast.conversation.v1.ForkConversationResponse
-	(*LiveStatus)(nil),                 // 32: holdfast.conversation.v1.LiveStatus
-	(*OpenLiveRequest)(nil),            // 33: holdfast.conversation.v1.OpenLiveRequest
-	(*OpenLiveResponse)(nil),           // 34: holdfast.conversation.v1.OpenLiveResponse
-	(*CloseLiveRequest)(nil),           // 35: holdfast.conversation.v1.CloseLiveRequest
-	(*CloseLiveResponse)(nil),          // 36: holdfast.conversation.v1.CloseLiveResponse
-	(*GetResumePlanRequest)(nil),       // 37: holdfast.conversation.v1.GetResumePlanRequest
-	(*GetResumePlanResponse)(nil),      // 38: holdfast.conversation.v1.GetResumePlanResponse
-	(*ReportResumeFailedRequest)(nil),  // 39: holdfast.conversation.v1.ReportResumeFailedRequest
-	(*ReportResumeFailedResponse)(nil), // 40: holdfast.conversation.v1.ReportResumeFailedResponse
-	(*LiveFrameBatch)(nil),             // 41: holdfast.conversation.v1.LiveFrameBatch
-	(*ListLiveFramesRequest)(nil),      // 42: holdfast.conversation.v1.ListLiveFramesRequest
-	(*ListLiveFramesResponse)(nil),     // 43: holdfast.conversation.v1.ListLiveFramesResponse
-	(*ClaimToolCallRequest)(nil),       // 44: holdfast.conversation.v1.ClaimToolCallRequest
-	(*ClaimToolCallResponse)(nil),      // 45: holdfast.conversation.v1.ClaimToolCallResponse
-	(*CompleteToolCallRequest)(nil),    // 46: holdfast.conversation.v1.CompleteToolCallRequest
-	(*CompleteToolCallResponse)(nil),   // 47: holdfast.conversation.v1.CompleteToolCallResponse
-	(*LiveFrame)(nil),                  // 48: holdfast.conversation.v1.LiveFrame
-	(*IngestLiveRequest)(nil),          // 49: holdfast.conversation.v1.IngestLiveRequest
-	(*IngestLiveResponse)(nil),         // 50: holdfast.conversation.v1.IngestLiveResponse
-	(*WatchConversationRequest)(nil),   // 51: holdfast.conversation.v1.WatchConversationRequest
-	(*WatchConversationResponse)(nil),  // 52: holdfast.conversation.v1.WatchConversationResponse
-	(*LiveSignal)(nil),                 // 53: holdfast.conversation.v1.LiveSignal
-	nil,                                // 54: holdfast.conversation.v1.ConversationFilter.LabelsEntry
-	(*Conversation)(nil),               // 55: holdfast.conversation.v1.Conversation
-	(*Message)(nil),                    // 56: holdfast.conversation.v1.Message
-	(*timestamppb.Timestamp)(nil),      // 57: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil),      // 58: google.protobuf.FieldMask
-	(*Intent)(nil),                     // 59: holdfast.conversation.v1.Intent
-	(*FlowStep)(nil),                   // 60: holdfast.conversation.v1.FlowStep
-	(*VoiceState)(nil),                 // 61: holdfast.conversation.v1.VoiceState
-	(RecordType)(0),                    // 62: holdfast.conversation.v1.RecordType
-	(*Record)(nil),                     // 63: holdfast.conversation.v1.Record
-	(*Summary)(nil),                    // 64: holdfast.conversation.v1.Summary
-	(*ToolCall)(nil),                   // 65: holdfast.conversation.v1.ToolCall
-	(*structpb.Struct)(nil),            // 66: google.protobuf.Struct
-	(*durationpb.Duration)(nil),        // 67: google.protobuf.Duration
-	(*v1.Lease)(nil),                   // 68: holdfast.type.v1.Lease
-	(v11.LiveProvider)(0),              // 69: holdfast.store.conversation.v1.LiveProvider
-	(*v12.Metadata)(nil),               // 70: holdfast.object.v1.Metadata
-	(*v11.Message)(nil),                // 71: holdfast.store.conversation.v1.Message
-	(*v11.ToolCall)(nil),               // 72: holdfast.store.conversation.v1.ToolCall
-	(*v11.VoiceState)(nil),             // 73: holdfast.store.conversation.v1.VoiceState
-	(*Fragment)(nil),                   // 74: holdfast.conversation.v1.Fragment
+	(*CreateConversationRequest)(nil),  // 1: holdfast.conversation.v1.CreateConversationRequest
+	(*CreateConversationResponse)(nil), // 2: holdfast.conversation.v1.CreateConversationResponse
+	(*GetConversationRequest)(nil),     // 3: holdfast.conversation.v1.GetConversationRequest
+	(*GetConversationResponse)(nil),    // 4: holdfast.conversation.v1.GetConversationResponse
+	(*ListConversationsRequest)(nil),   // 5: holdfast.conversation.v1.ListConversationsRequest
+	(*ConversationFilter)(nil),         // 6: holdfast.conversation.v1.ConversationFilter
+	(*ListConversationsResponse)(nil),  // 7: holdfast.conversation.v1.ListConversationsResponse
+	(*UpdateConversationRequest)(nil),  // 8: holdfast.conversation.v1.UpdateConversationRequest
+	(*UpdateConversationResponse)(nil), // 9: holdfast.conversation.v1.UpdateConversationResponse
+	(*DeleteConversationRequest)(nil),  // 10: holdfast.conversation.v1.DeleteConversationRequest
+	(*DeleteConversationResponse)(nil), // 11: holdfast.conversation.v1.DeleteConversationResponse
+	(*AppendRequest)(nil),              // 12: holdfast.conversation.v1.AppendRequest
+	(*AppendResponse)(nil),             // 13: holdfast.conversation.v1.AppendResponse
+	(*EditMessagesRequest)(nil),        // 14: holdfast.conversation.v1.EditMessagesRequest
+	(*MessageUpdate)(nil),              // 15: holdfast.conversation.v1.MessageUpdate
+	(*EditMessagesResponse)(nil),       // 16: holdfast.conversation.v1.EditMessagesResponse
+	(*ListMessagesRequest)(nil),        // 17: holdfast.conversation.v1.ListMessagesRequest
+	(*ListMessagesResponse)(nil),       // 18: holdfast.conversation.v1.ListMessagesResponse
+	(*ListRecordsRequest)(nil),         // 19: holdfast.conversation.v1.ListRecordsRequest
+	(*ListRecordsResponse)(nil),        // 20: holdfast.conversation.v1.ListRecordsResponse
+	(*GetContextWindowRequest)(nil),    // 21: holdfast.conversation.v1.GetContextWindowRequest
+	(*ContextWindow)(nil),              // 22: holdfast.conversation.v1.ContextWindow
+	(*ContextItem)(nil),                // 23: holdfast.conversation.v1.ContextItem
+	(*GetContextWindowResponse)(nil),   // 24: holdfast.conversation.v1.GetContextWindowResponse
+	(*ProposeCompactionRequest)(nil),   // 25: holdfast.conversation.v1.ProposeCompactionRequest
+	(*ProposeCompactionResponse)(nil),  // 26: holdfast.conversation.v1.ProposeCompactionResponse
+	(*CommitCompactionRequest)(nil),    // 27: holdfast.conversation.v1.CommitCompactionRequest
+	(*CommitCompactionResponse)(nil),   // 28: holdfast.conversation.v1.CommitCompactionResponse
+	(*ForkConversationRequest)(nil),    // 29: holdfast.conversation.v1.ForkConversationRequest
+	(*ForkConversationResponse)(nil),   // 30: holdfast.conversation.v1.ForkConversationResponse
+	(*WatchConversationRequest)(nil),   // 31: holdfast.conversation.v1.WatchConversationRequest
+	(*WatchConversationResponse)(nil),  // 32: holdfast.conversation.v1.WatchConversationResponse
+	(*LiveSignal)(nil),                 // 33: holdfast.conversation.v1.LiveSignal
+	nil,                                // 34: holdfast.conversation.v1.ConversationFilter.LabelsEntry
+	(*Conversation)(nil),               // 35: holdfast.conversation.v1.Conversation
+	(*Message)(nil),                    // 36: holdfast.conversation.v1.Message
+	(*timestamppb.Timestamp)(nil),      // 37: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),      // 38: google.protobuf.FieldMask
+	(*Intent)(nil),                     // 39: holdfast.conversation.v1.Intent
+	(*FlowStep)(nil),                   // 40: holdfast.conversation.v1.FlowStep
+	(*VoiceState)(nil),                 // 41: holdfast.conversation.v1.VoiceState
+	(RecordType)(0),                    // 42: holdfast.conversation.v1.RecordType
+	(*Record)(nil),                     // 43: holdfast.conversation.v1.Record
+	(*Summary)(nil),                    // 44: holdfast.conversation.v1.Summary
+	(*ToolCall)(nil),                   // 45: holdfast.conversation.v1.ToolCall
+	(*structpb.Struct)(nil),            // 46: google.protobuf.Struct
+	(*durationpb.Duration)(nil),        // 47: google.protobuf.Duration
+	(*v1.Lease)(nil),                   // 48: holdfast.type.v1.Lease
+	(*Fragment)(nil),                   // 49: holdfast.conversation.v1.Fragment
 }
 var file_holdfast_conversation_v1_service_proto_depIdxs = []int32{
-	55,  // 0: holdfast.conversation.v1.CreateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
-	56,  // 1: holdfast.conversation.v1.CreateConversationRequest.messages:type_name -> holdfast.conversation.v1.Message
-	55,  // 2: holdfast.conversation.v1.CreateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	56,  // 3: holdfast.conversation.v1.CreateConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
-	55,  // 4: holdfast.conversation.v1.GetConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	56,  // 5: holdfast.conversation.v1.GetConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
-	7,   // 6: holdfast.conversation.v1.ListConversationsRequest.filter:type_name -> holdfast.conversation.v1.ConversationFilter
-	54,  // 7: holdfast.conversation.v1.ConversationFilter.labels:type_name -> holdfast.conversation.v1.ConversationFilter.LabelsEntry
-	57,  // 8: holdfast.conversation.v1.ConversationFilter.active_since:type_name -> google.protobuf.Timestamp
-	55,  // 9: holdfast.conversation.v1.ListConversationsResponse.conversations:type_name -> holdfast.conversation.v1.Conversation
-	55,  // 10: holdfast.conversation.v1.UpdateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
-	58,  // 11: holdfast.conversation.v1.UpdateConversationRequest.update_mask:type_name -> google.protobuf.FieldMask
-	55,  // 12: holdfast.conversation.v1.UpdateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	56,  // 13: holdfast.conversation.v1.AppendRequest.messages:type_name -> holdfast.conversation.v1.Message
-	59,  // 14: holdfast.conversation.v1.AppendRequest.intents:type_name -> holdfast.conversation.v1.Intent
-	60,  // 15: holdfast.conversation.v1.AppendRequest.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
-	61,  // 16: holdfast.conversation.v1.AppendRequest.voice:type_name -> holdfast.conversation.v1.VoiceState
-	55,  // 17: holdfast.conversation.v1.AppendRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
-	56,  // 18: holdfast.conversation.v1.AppendResponse.messages:type_name -> holdfast.conversation.v1.Message
-	16,  // 19: holdfast.conversation.v1.EditMessagesRequest.updates:type_name -> holdfast.conversation.v1.MessageUpdate
-	56,  // 20: holdfast.conversation.v1.EditMessagesRequest.messages:type_name -> holdfast.conversation.v1.Message
-	56,  // 21: holdfast.conversation.v1.MessageUpdate.message:type_name -> holdfast.conversation.v1.Message
-	58,  // 22: holdfast.conversation.v1.MessageUpdate.update_mask:type_name -> google.protobuf.FieldMask
-	56,  // 23: holdfast.conversation.v1.EditMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
-	56,  // 24: holdfast.conversation.v1.EditMessagesResponse.removed:type_name -> holdfast.conversation.v1.Message
-	56,  // 25: holdfast.conversation.v1.ListMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
-	62,  // 26: holdfast.conversation.v1.ListRecordsRequest.types:type_name -> holdfast.conversation.v1.RecordType
-	63,  // 27: holdfast.conversation.v1.ListRecordsResponse.records:type_name -> holdfast.conversation.v1.Record
-	0,   // 28: holdfast.conversation.v1.GetContextWindowRequest.format:type_name -> holdfast.conversation.v1.ContextFormat
-	64,  // 29: holdfast.conversation.v1.ContextItem.summary:type_name -> holdfast.conversation.v1.Summary
-	56,  // 30: holdfast.conversation.v1.ContextItem.message:type_name -> holdfast.conversation.v1.Message
-	65,  // 31: holdfast.conversation.v1.ContextItem.tool_call:type_name -> holdfast.conversation.v1.ToolCall
-	23,  // 32: holdfast.conversation.v1.GetContextWindowResponse.window:type_name -> holdfast.conversation.v1.ContextWindow
-	24,  // 33: holdfast.conversation.v1.GetContextWindowResponse.items:type_name -> holdfast.conversation.v1.ContextItem
-	66,  // 34: holdfast.conversation.v1.GetContextWindowResponse.contents:type_name -> google.protobuf.Struct
-	66,  // 35: holdfast.conversation.v1.GetContextWindowResponse.system_instruction:type_name -> google.protobuf.Struct
-	66,  // 36: holdfast.conversation.v1.GetContextWindowResponse.seed:type_name -> google.protobuf.Struct
-	67,  // 37: holdfast.conversation.v1.ProposeCompactionRequest.lease_duration:type_name -> google.protobuf.Duration
-	68,  // 38: holdfast.conversation.v1.ProposeCompactionResponse.lease:type_name -> holdfast.type.v1.Lease
-	64,  // 39: holdfast.conversation.v1.ProposeCompactionResponse.previous:type_name -> holdfast.conversation.v1.Summary
-	64,  // 40: holdfast.conversation.v1.CommitCompactionResponse.summary:type_name -> holdfast.conversation.v1.Summary
-	55,  // 41: holdfast.conversation.v1.ForkConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
-	55,  // 42: holdfast.conversation.v1.ForkConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	69,  // 43: holdfast.conversation.v1.LiveStatus.provider:type_name -> holdfast.store.conversation.v1.LiveProvider
-	57,  // 44: holdfast.conversation.v1.LiveStatus.open_time:type_name -> google.protobuf.Timestamp
-	57,  // 45: holdfast.conversation.v1.LiveStatus.close_time:type_name -> google.protobuf.Timestamp
-	57,  // 46: holdfast.conversation.v1.LiveStatus.go_away_time:type_name -> google.protobuf.Timestamp
-	69,  // 47: holdfast.conversation.v1.OpenLiveRequest.provider:type_name -> holdfast.store.conversation.v1.LiveProvider
-	67,  // 48: holdfast.conversation.v1.OpenLiveRequest.keep_frames_for:type_name -> google.protobuf.Duration
-	67,  // 49: holdfast.conversation.v1.OpenLiveRequest.silence:type_name -> google.protobuf.Duration
-	32,  // 50: holdfast.conversation.v1.OpenLiveResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
-	70,  // 51: holdfast.conversation.v1.OpenLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	32,  // 52: holdfast.conversation.v1.CloseLiveResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
-	70,  // 53: holdfast.conversation.v1.CloseLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	1,   // 54: holdfast.conversation.v1.GetResumePlanResponse.action:type_name -> holdfast.conversation.v1.ResumeAction
-	57,  // 55: holdfast.conversation.v1.GetResumePlanResponse.handle_expire_time:type_name -> google.protobuf.Timestamp
-	66,  // 56: holdfast.conversation.v1.GetResumePlanResponse.seed:type_name -> google.protobuf.Struct
-	23,  // 57: holdfast.conversation.v1.GetResumePlanResponse.seed_window:type_name -> holdfast.conversation.v1.ContextWindow
-	71,  // 58: holdfast.conversation.v1.GetResumePlanResponse.open_utterance:type_name -> holdfast.store.conversation.v1.Message
-	72,  // 59: holdfast.conversation.v1.GetResumePlanResponse.tool_calls:type_name -> holdfast.store.conversation.v1.ToolCall
-	57,  // 60: holdfast.conversation.v1.GetResumePlanResponse.wait_until_time:type_name -> google.protobuf.Timestamp
-	57,  // 61: holdfast.conversation.v1.GetResumePlanResponse.retry_time:type_name -> google.protobuf.Timestamp
-	32,  // 62: holdfast.conversation.v1.GetResumePlanResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
-	70,  // 63: holdfast.conversation.v1.GetResumePlanResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	57,  // 64: holdfast.conversation.v1.ReportResumeFailedResponse.retry_time:type_name -> google.protobuf.Timestamp
-	32,  // 65: holdfast.conversation.v1.ReportResumeFailedResponse.live:type_name -> holdfast.conversation.v1.LiveStatus
-	70,  // 66: holdfast.conversation.v1.ReportResumeFailedResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	48,  // 67: holdfast.conversation.v1.LiveFrameBatch.frames:type_name -> holdfast.conversation.v1.LiveFrame
-	57,  // 68: holdfast.conversation.v1.LiveFrameBatch.receive_time:type_name -> google.protobuf.Timestamp
-	41,  // 69: holdfast.conversation.v1.ListLiveFramesResponse.batches:type_name -> holdfast.conversation.v1.LiveFrameBatch
-	70,  // 70: holdfast.conversation.v1.ListLiveFramesResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	67,  // 71: holdfast.conversation.v1.ClaimToolCallRequest.lease:type_name -> google.protobuf.Duration
-	72,  // 72: holdfast.conversation.v1.ClaimToolCallResponse.tool_call:type_name -> holdfast.store.conversation.v1.ToolCall
-	70,  // 73: holdfast.conversation.v1.ClaimToolCallResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	66,  // 74: holdfast.conversation.v1.CompleteToolCallRequest.response:type_name -> google.protobuf.Struct
-	72,  // 75: holdfast.conversation.v1.CompleteToolCallResponse.tool_call:type_name -> holdfast.store.conversation.v1.ToolCall
-	70,  // 76: holdfast.conversation.v1.CompleteToolCallResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	66,  // 77: holdfast.conversation.v1.LiveFrame.object:type_name -> google.protobuf.Struct
-	48,  // 78: holdfast.conversation.v1.IngestLiveRequest.frames:type_name -> holdfast.conversation.v1.LiveFrame
-	71,  // 79: holdfast.conversation.v1.IngestLiveResponse.messages:type_name -> holdfast.store.conversation.v1.Message
-	72,  // 80: holdfast.conversation.v1.IngestLiveResponse.tool_calls:type_name -> holdfast.store.conversation.v1.ToolCall
-	73,  // 81: holdfast.conversation.v1.IngestLiveResponse.voice:type_name -> holdfast.store.conversation.v1.VoiceState
-	70,  // 82: holdfast.conversation.v1.IngestLiveResponse.metadata:type_name -> holdfast.object.v1.Metadata
-	55,  // 83: holdfast.conversation.v1.WatchConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	56,  // 84: holdfast.conversation.v1.WatchConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
-	59,  // 85: holdfast.conversation.v1.WatchConversationResponse.intents:type_name -> holdfast.conversation.v1.Intent
-	60,  // 86: holdfast.conversation.v1.WatchConversationResponse.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
-	65,  // 87: holdfast.conversation.v1.WatchConversationResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
-	64,  // 88: holdfast.conversation.v1.WatchConversationResponse.summaries:type_name -> holdfast.conversation.v1.Summary
-	74,  // 89: holdfast.conversation.v1.WatchConversationResponse.fragments:type_name -> holdfast.conversation.v1.Fragment
-	53,  // 90: holdfast.conversation.v1.WatchConversationResponse.signal:type_name -> holdfast.conversation.v1.LiveSignal
-	61,  // 91: holdfast.conversation.v1.LiveSignal.voice:type_name -> holdfast.conversation.v1.VoiceState
-	2,   // 92: holdfast.conversation.v1.ConversationService.CreateConversation:input_type -> holdfast.conversation.v1.CreateConversationRequest
-	4,   // 93: holdfast.conversation.v1.ConversationService.GetConversation:input_type -> holdfast.conversation.v1.GetConversationRequest
-	6,   // 94: holdfast.conversation.v1.ConversationService.ListConversations:input_type -> holdfast.conversation.v1.ListConversationsRequest
-	9,   // 95: holdfast.conversation.v1.ConversationService.UpdateConversation:input_type -> holdfast.conversation.v1.UpdateConversationRequest
-	11,  // 96: holdfast.conversation.v1.ConversationService.DeleteConversation:input_type -> holdfast.conversation.v1.DeleteConversationRequest
-	13,  // 97: holdfast.conversation.v1.ConversationService.Append:input_type -> holdfast.conversation.v1.AppendRequest
-	15,  // 98: holdfast.conversation.v1.ConversationService.EditMessages:input_type -> holdfast.conversation.v1.EditMessagesRequest
-	18,  // 99: holdfast.conversation.v1.ConversationService.ListMessages:input_type -> holdfast.conversation.v1.ListMessagesRequest
-	20,  // 100: holdfast.conversation.v1.ConversationService.ListRecords:input_type -> holdfast.conversation.v1.ListRecordsRequest
-	22,  // 101: holdfast.conversation.v1.ConversationService.GetContextWindow:input_type -> holdfast.conversation.v1.GetContextWindowRequest
-	26,  // 102: holdfast.conversation.v1.ConversationService.ProposeCompaction:input_type -> holdfast.conversation.v1.ProposeCompactionRequest
-	28,  // 103: holdfast.conversation.v1.ConversationService.CommitCompaction:input_type -> holdfast.conversation.v1.CommitCompactionRequest
-	30,  // 104: holdfast.conversation.v1.ConversationService.ForkConversation:input_type -> holdfast.conversation.v1.ForkConversationRequest
-	33,  // 105: holdfast.conversation.v1.ConversationService.OpenLive:input_type -> holdfast.conversation.v1.OpenLiveRequest
-	35,  // 106: holdfast.conversation.v1.ConversationService.CloseLive:input_type -> holdfast.conversation.v1.CloseLiveRequest
-	37,  // 107: holdfast.conversation.v1.ConversationService.GetResumePlan:input_type -> holdfast.conversation.v1.GetResumePlanRequest
-	39,  // 108: holdfast.conversation.v1.ConversationService.ReportResumeFailed:input_type -> holdfast.conversation.v1.ReportResumeFailedRequest
-	49,  // 109: holdfast.conversation.v1.ConversationService.IngestLive:input_type -> holdfast.conversation.v1.IngestLiveRequest
-	42,  // 110: holdfast.conversation.v1.ConversationService.ListLiveFrames:input_type -> holdfast.conversation.v1.ListLiveFramesRequest
-	44,  // 111: holdfast.conversation.v1.ConversationService.ClaimToolCall:input_type -> holdfast.conversation.v1.ClaimToolCallRequest
-	46,  // 112: holdfast.conversation.v1.ConversationService.CompleteToolCall:input_type -> holdfast.conversation.v1.CompleteToolCallRequest
-	51,  // 113: holdfast.conversation.v1.ConversationService.WatchConversation:input_type -> holdfast.conversation.v1.WatchConversationRequest
-	3,   // 114: holdfast.conversation.v1.ConversationService.CreateConversation:output_type -> holdfast.conversation.v1.CreateConversationResponse
-	5,   // 115: holdfast.conversation.v1.ConversationService.GetConversation:output_type -> holdfast.conversation.v1.GetConversationResponse
-	8,   // 116: holdfast.conversation.v1.ConversationService.ListConversations:output_type -> holdfast.conversation.v1.ListConversationsResponse
-	10,  // 117: holdfast.conversation.v1.ConversationService.UpdateConversation:output_type -> holdfast.conversation.v1.UpdateConversationResponse
-	12,  // 118: holdfast.conversation.v1.ConversationService.DeleteConversation:output_type -> holdfast.conversation.v1.DeleteConversationResponse
-	14,  // 119: holdfast.conversation.v1.ConversationService.Append:output_type -> holdfast.conversation.v1.AppendResponse
-	17,  // 120: holdfast.conversation.v1.ConversationService.EditMessages:output_type -> holdfast.conversation.v1.EditMessagesResponse
-	19,  // 121: holdfast.conversation.v1.ConversationService.ListMessages:output_type -> holdfast.conversation.v1.ListMessagesResponse
-	21,  // 122: holdfast.conversation.v1.ConversationService.ListRecords:output_type -> holdfast.conversation.v1.ListRecordsResponse
-	25,  // 123: holdfast.conversation.v1.ConversationService.GetContextWindow:output_type -> holdfast.conversation.v1.GetContextWindowResponse
-	27,  // 124: holdfast.conversation.v1.ConversationService.ProposeCompaction:output_type -> holdfast.conversation.v1.ProposeCompactionResponse
-	29,  // 125: holdfast.conversation.v1.ConversationService.CommitCompaction:output_type -> holdfast.conversation.v1.CommitCompactionResponse
-	31,  // 126: holdfast.conversation.v1.ConversationService.ForkConversation:output_type -> holdfast.conversation.v1.ForkConversationResponse
-	34,  // 127: holdfast.conversation.v1.ConversationService.OpenLive:output_type -> holdfast.conversation.v1.OpenLiveResponse
-	36,  // 128: holdfast.conversation.v1.ConversationService.CloseLive:output_type -> holdfast.conversation.v1.CloseLiveResponse
-	38,  // 129: holdfast.conversation.v1.ConversationService.GetResumePlan:output_type -> holdfast.conversation.v1.GetResumePlanResponse
-	40,  // 130: holdfast.conversation.v1.ConversationService.ReportResumeFailed:output_type -> holdfast.conversation.v1.ReportResumeFailedResponse
-	50,  // 131: holdfast.conversation.v1.ConversationService.IngestLive:output_type -> holdfast.conversation.v1.IngestLiveResponse
-	43,  // 132: holdfast.conversation.v1.ConversationService.ListLiveFrames:output_type -> holdfast.conversation.v1.ListLiveFramesResponse
-	45,  // 133: holdfast.conversation.v1.ConversationService.ClaimToolCall:output_type -> holdfast.conversation.v1.ClaimToolCallResponse
-	47,  // 134: holdfast.conversation.v1.ConversationService.CompleteToolCall:output_type -> holdfast.conversation.v1.CompleteToolCallResponse
-	52,  // 135: holdfast.conversation.v1.ConversationService.WatchConversation:output_type -> holdfast.conversation.v1.WatchConversationResponse
-	114, // [114:136] is the sub-list for method output_type
-	92,  // [92:114] is the sub-list for method input_type
-	92,  // [92:92] is the sub-list for extension type_name
-	92,  // [92:92] is the sub-list for extension extendee
-	0,   // [0:92] is the sub-list for field type_name
+	35, // 0: holdfast.conversation.v1.CreateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
+	36, // 1: holdfast.conversation.v1.CreateConversationRequest.messages:type_name -> holdfast.conversation.v1.Message
+	35, // 2: holdfast.conversation.v1.CreateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	36, // 3: holdfast.conversation.v1.CreateConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
+	35, // 4: holdfast.conversation.v1.GetConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	36, // 5: holdfast.conversation.v1.GetConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
+	6,  // 6: holdfast.conversation.v1.ListConversationsRequest.filter:type_name -> holdfast.conversation.v1.ConversationFilter
+	34, // 7: holdfast.conversation.v1.ConversationFilter.labels:type_name -> holdfast.conversation.v1.ConversationFilter.LabelsEntry
+	37, // 8: holdfast.conversation.v1.ConversationFilter.active_since:type_name -> google.protobuf.Timestamp
+	35, // 9: holdfast.conversation.v1.ListConversationsResponse.conversations:type_name -> holdfast.conversation.v1.Conversation
+	35, // 10: holdfast.conversation.v1.UpdateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
+	38, // 11: holdfast.conversation.v1.UpdateConversationRequest.update_mask:type_name -> google.protobuf.FieldMask
+	35, // 12: holdfast.conversation.v1.UpdateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	36, // 13: holdfast.conversation.v1.AppendRequest.messages:type_name -> holdfast.conversation.v1.Message
+	39, // 14: holdfast.conversation.v1.AppendRequest.intents:type_name -> holdfast.conversation.v1.Intent
+	40, // 15: holdfast.conversation.v1.AppendRequest.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
+	41, // 16: holdfast.conversation.v1.AppendRequest.voice:type_name -> holdfast.conversation.v1.VoiceState
+	35, // 17: holdfast.conversation.v1.AppendRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
+	36, // 18: holdfast.conversation.v1.AppendResponse.messages:type_name -> holdfast.conversation.v1.Message
+	15, // 19: holdfast.conversation.v1.EditMessagesRequest.updates:type_name -> holdfast.conversation.v1.MessageUpdate
+	36, // 20: holdfast.conversation.v1.EditMessagesRequest.messages:type_name -> holdfast.conversation.v1.Message
+	36, // 21: holdfast.conversation.v1.MessageUpdate.message:type_name -> holdfast.conversation.v1.Message
+	38, // 22: holdfast.conversation.v1.MessageUpdate.update_mask:type_name -> google.protobuf.FieldMask
+	36, // 23: holdfast.conversation.v1.EditMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
+	36, // 24: holdfast.conversation.v1.EditMessagesResponse.removed:type_name -> holdfast.conversation.v1.Message
+	36, // 25: holdfast.conversation.v1.ListMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
+	42, // 26: holdfast.conversation.v1.ListRecordsRequest.types:type_name -> holdfast.conversation.v1.RecordType
+	43, // 27: holdfast.conversation.v1.ListRecordsResponse.records:type_name -> holdfast.conversation.v1.Record
+	0,  // 28: holdfast.conversation.v1.GetContextWindowRequest.format:type_name -> holdfast.conversation.v1.ContextFormat
+	44, // 29: holdfast.conversation.v1.ContextItem.summary:type_name -> holdfast.conversation.v1.Summary
+	36, // 30: holdfast.conversation.v1.ContextItem.message:type_name -> holdfast.conversation.v1.Message
+	45, // 31: holdfast.conversation.v1.ContextItem.tool_call:type_name -> holdfast.conversation.v1.ToolCall
+	22, // 32: holdfast.conversation.v1.GetContextWindowResponse.window:type_name -> holdfast.conversation.v1.ContextWindow
+	23, // 33: holdfast.conversation.v1.GetContextWindowResponse.items:type_name -> holdfast.conversation.v1.ContextItem
+	46, // 34: holdfast.conversation.v1.GetContextWindowResponse.contents:type_name -> google.protobuf.Struct
+	46, // 35: holdfast.conversation.v1.GetContextWindowResponse.system_instruction:type_name -> google.protobuf.Struct
+	46, // 36: holdfast.conversation.v1.GetContextWindowResponse.seed:type_name -> google.protobuf.Struct
+	47, // 37: holdfast.conversation.v1.ProposeCompactionRequest.lease_duration:type_name -> google.protobuf.Duration
+	48, // 38: holdfast.conversation.v1.ProposeCompactionResponse.lease:type_name -> holdfast.type.v1.Lease
+	44, // 39: holdfast.conversation.v1.ProposeCompactionResponse.previous:type_name -> holdfast.conversation.v1.Summary
+	44, // 40: holdfast.conversation.v1.CommitCompactionResponse.summary:type_name -> holdfast.conversation.v1.Summary
+	35, // 41: holdfast.conversation.v1.ForkConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
+	35, // 42: holdfast.conversation.v1.ForkConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	35, // 43: holdfast.conversation.v1.WatchConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	36, // 44: holdfast.conversation.v1.WatchConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
+	39, // 45: holdfast.conversation.v1.WatchConversationResponse.intents:type_name -> holdfast.conversation.v1.Intent
+	40, // 46: holdfast.conversation.v1.WatchConversationResponse.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
+	45, // 47: holdfast.conversation.v1.WatchConversationResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
+	44, // 48: holdfast.conversation.v1.WatchConversationResponse.summaries:type_name -> holdfast.conversation.v1.Summary
+	49, // 49: holdfast.conversation.v1.WatchConversationResponse.fragments:type_name -> holdfast.conversation.v1.Fragment
+	33, // 50: holdfast.conversation.v1.WatchConversationResponse.signal:type_name -> holdfast.conversation.v1.LiveSignal
+	41, // 51: holdfast.conversation.v1.LiveSignal.voice:type_name -> holdfast.conversation.v1.VoiceState
+	1,  // 52: holdfast.conversation.v1.ConversationService.CreateConversation:input_type -> holdfast.conversation.v1.CreateConversationRequest
+	3,  // 53: holdfast.conversation.v1.ConversationService.GetConversation:input_type -> holdfast.conversation.v1.GetConversationRequest
+	5,  // 54: holdfast.conversation.v1.ConversationService.ListConversations:input_type -> holdfast.conversation.v1.ListConversationsRequest
+	8,  // 55: holdfast.conversation.v1.ConversationService.UpdateConversation:input_type -> holdfast.conversation.v1.UpdateConversationRequest
+	10, // 56: holdfast.conversation.v1.ConversationService.DeleteConversation:input_type -> holdfast.conversation.v1.DeleteConversationRequest
+	12, // 57: holdfast.conversation.v1.ConversationService.Append:input_type -> holdfast.conversation.v1.AppendRequest
+	14, // 58: holdfast.conversation.v1.ConversationService.EditMessages:input_type -> holdfast.conversation.v1.EditMessagesRequest
+	17, // 59: holdfast.conversation.v1.ConversationService.ListMessages:input_type -> holdfast.conversation.v1.ListMessagesRequest
+	19, // 60: holdfast.conversation.v1.ConversationService.ListRecords:input_type -> holdfast.conversation.v1.ListRecordsRequest
+	21, // 61: holdfast.conversation.v1.ConversationService.GetContextWindow:input_type -> holdfast.conversation.v1.GetContextWindowRequest
+	25, // 62: holdfast.conversation.v1.ConversationService.ProposeCompaction:input_type -> holdfast.conversation.v1.ProposeCompactionRequest
+	27, // 63: holdfast.conversation.v1.ConversationService.CommitCompaction:input_type -> holdfast.conversation.v1.CommitCompactionRequest
+	29, // 64: holdfast.conversation.v1.ConversationService.ForkConversation:input_type -> holdfast.conversation.v1.ForkConversationRequest
+	31, // 65: holdfast.conversation.v1.ConversationService.WatchConversation:input_type -> holdfast.conversation.v1.WatchConversationRequest
+	2,  // 66: holdfast.conversation.v1.ConversationService.CreateConversation:output_type -> holdfast.conversation.v1.CreateConversationResponse
+	4,  // 67: holdfast.conversation.v1.ConversationService.GetConversation:output_type -> holdfast.conversation.v1.GetConversationResponse
+	7,  // 68: holdfast.conversation.v1.ConversationService.ListConversations:output_type -> holdfast.conversation.v1.ListConversationsResponse
+	9,  // 69: holdfast.conversation.v1.ConversationService.UpdateConversation:output_type -> holdfast.conversation.v1.UpdateConversationResponse
+	11, // 70: holdfast.conversation.v1.ConversationService.DeleteConversation:output_type -> holdfast.conversation.v1.DeleteConversationResponse
+	13, // 71: holdfast.conversation.v1.ConversationService.Append:output_type -> holdfast.conversation.v1.AppendResponse
+	16, // 72: holdfast.conversation.v1.ConversationService.EditMessages:output_type -> holdfast.conversation.v1.EditMessagesResponse
+	18, // 73: holdfast.conversation.v1.ConversationService.ListMessages:output_type -> holdfast.conversation.v1.ListMessagesResponse
+	20, // 74: holdfast.conversation.v1.ConversationService.ListRecords:output_type -> holdfast.conversation.v1.ListRecordsResponse
+	24, // 75: holdfast.conversation.v1.ConversationService.GetContextWindow:output_type -> holdfast.conversation.v1.GetContextWindowResponse
+	26, // 76: holdfast.conversation.v1.ConversationService.ProposeCompaction:output_type -> holdfast.conversation.v1.ProposeCompactionResponse
+	28, // 77: holdfast.conversation.v1.ConversationService.CommitCompaction:output_type -> holdfast.conversation.v1.CommitCompactionResponse
+	30, // 78: holdfast.conversation.v1.ConversationService.ForkConversation:output_type -> holdfast.conversation.v1.ForkConversationResponse
+	32, // 79: holdfast.conversation.v1.ConversationService.WatchConversation:output_type -> holdfast.conversation.v1.WatchConversationResponse
+	66, // [66:80] is the sub-list for method output_type
+	52, // [52:66] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_conversation_v1_service_proto_init() }
@@ -5085,18 +3072,13 @@ func file_holdfast_conversation_v1_service_proto_init() {
 		(*ForkConversationRequest_AtVersion)(nil),
 		(*ForkConversationRequest_ThroughSeq)(nil),
 	}
-	file_holdfast_conversation_v1_service_proto_msgTypes[46].OneofWrappers = []any{
-		(*LiveFrame_Text)(nil),
-		(*LiveFrame_Binary)(nil),
-		(*LiveFrame_Object)(nil),
-	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_conversation_v1_service_proto_rawDesc), len(file_holdfast_conversation_v1_service_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   53,
+			NumEnums:      1,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

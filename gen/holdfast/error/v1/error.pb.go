@@ -131,7 +131,7 @@ const (
 	Reason_REASON_ILLEGAL_TRANSITION Reason = 15
 	// Someone else has the lease that the change needs; `held` says until when. Wait, or take it over where the call can.
 	Reason_REASON_LEASE_HELD Reason = 16
-	// The caller's epoch, fence or lease is not the newest one, or was never given out. Stop writing under it; connect,
+	// The caller's fencing token is not the newest one, or was never given out. Stop writing under it; connect,
 	// claim or acquire again.
 	Reason_REASON_FENCED Reason = 17
 	// The journal does not reach back that far. Ask for `history.oldest_version` or a later one.

@@ -839,7 +839,7 @@ type PutConnectionRequest struct {
 	Connection *Connection `protobuf:"bytes,4,opt,name=connection,proto3" json:"connection,omitempty"`
 	// The user did something since the last heartbeat. Opening a connection counts as such.
 	UserActive bool `protobuf:"varint,5,opt,name=user_active,json=userActive,proto3" json:"user_active,omitempty"`
-	// Close the connection, and free the floor if it had it.
+	// Close the connection.
 	Close         bool `protobuf:"varint,6,opt,name=close,proto3" json:"close,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -971,274 +971,6 @@ func (x *PutConnectionResponse) GetSession() *Session {
 	return nil
 }
 
-type AcquireFloorRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	SessionId      string                 `protobuf:"bytes,4,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	ConnectionId   string                 `protobuf:"bytes,5,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
-	// Take it from another connection of the same user.
-	Takeover      bool `protobuf:"varint,6,opt,name=takeover,proto3" json:"takeover,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AcquireFloorRequest) Reset() {
-	*x = AcquireFloorRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[14]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AcquireFloorRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AcquireFloorRequest) ProtoMessage() {}
-
-func (x *AcquireFloorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[14]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AcquireFloorRequest.ProtoReflect.Descriptor instead.
-func (*AcquireFloorRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{14}
-}
-
-func (x *AcquireFloorRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *AcquireFloorRequest) GetIfVersion() int64 {
-	if x != nil && x.IfVersion != nil {
-		return *x.IfVersion
-	}
-	return 0
-}
-
-func (x *AcquireFloorRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *AcquireFloorRequest) GetSessionId() string {
-	if x != nil {
-		return x.SessionId
-	}
-	return ""
-}
-
-func (x *AcquireFloorRequest) GetConnectionId() string {
-	if x != nil {
-		return x.ConnectionId
-	}
-	return ""
-}
-
-func (x *AcquireFloorRequest) GetTakeover() bool {
-	if x != nil {
-		return x.Takeover
-	}
-	return false
-}
-
-type AcquireFloorResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Floor *FloorHold             `protobuf:"bytes,1,opt,name=floor,proto3" json:"floor,omitempty"`
-	// Of the conversation.
-	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AcquireFloorResponse) Reset() {
-	*x = AcquireFloorResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[15]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AcquireFloorResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AcquireFloorResponse) ProtoMessage() {}
-
-func (x *AcquireFloorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[15]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AcquireFloorResponse.ProtoReflect.Descriptor instead.
-func (*AcquireFloorResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{15}
-}
-
-func (x *AcquireFloorResponse) GetFloor() *FloorHold {
-	if x != nil {
-		return x.Floor
-	}
-	return nil
-}
-
-func (x *AcquireFloorResponse) GetVersion() int64 {
-	if x != nil {
-		return x.Version
-	}
-	return 0
-}
-
-type ReleaseFloorRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	SessionId      string                 `protobuf:"bytes,4,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	ConnectionId   string                 `protobuf:"bytes,5,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *ReleaseFloorRequest) Reset() {
-	*x = ReleaseFloorRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReleaseFloorRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReleaseFloorRequest) ProtoMessage() {}
-
-func (x *ReleaseFloorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReleaseFloorRequest.ProtoReflect.Descriptor instead.
-func (*ReleaseFloorRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *ReleaseFloorRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *ReleaseFloorRequest) GetIfVersion() int64 {
-	if x != nil && x.IfVersion != nil {
-		return *x.IfVersion
-	}
-	return 0
-}
-
-func (x *ReleaseFloorRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *ReleaseFloorRequest) GetSessionId() string {
-	if x != nil {
-		return x.SessionId
-	}
-	return ""
-}
-
-func (x *ReleaseFloorRequest) GetConnectionId() string {
-	if x != nil {
-		return x.ConnectionId
-	}
-	return ""
-}
-
-type ReleaseFloorResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// False: it was not the connection's.
-	Released bool `protobuf:"varint,1,opt,name=released,proto3" json:"released,omitempty"`
-	// Of the conversation.
-	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReleaseFloorResponse) Reset() {
-	*x = ReleaseFloorResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReleaseFloorResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReleaseFloorResponse) ProtoMessage() {}
-
-func (x *ReleaseFloorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReleaseFloorResponse.ProtoReflect.Descriptor instead.
-func (*ReleaseFloorResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{17}
-}
-
-func (x *ReleaseFloorResponse) GetReleased() bool {
-	if x != nil {
-		return x.Released
-	}
-	return false
-}
-
-func (x *ReleaseFloorResponse) GetVersion() int64 {
-	if x != nil {
-		return x.Version
-	}
-	return 0
-}
-
 type WatchSessionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
@@ -1249,7 +981,7 @@ type WatchSessionRequest struct {
 
 func (x *WatchSessionRequest) Reset() {
 	*x = WatchSessionRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +993,7 @@ func (x *WatchSessionRequest) String() string {
 func (*WatchSessionRequest) ProtoMessage() {}
 
 func (x *WatchSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1006,7 @@ func (x *WatchSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSessionRequest.ProtoReflect.Descriptor instead.
 func (*WatchSessionRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WatchSessionRequest) GetSessionId() string {
@@ -1308,7 +1040,7 @@ type WatchSessionResponse struct {
 
 func (x *WatchSessionResponse) Reset() {
 	*x = WatchSessionResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1052,7 @@ func (x *WatchSessionResponse) String() string {
 func (*WatchSessionResponse) ProtoMessage() {}
 
 func (x *WatchSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1065,7 @@ func (x *WatchSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSessionResponse.ProtoReflect.Descriptor instead.
 func (*WatchSessionResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WatchSessionResponse) GetSession() *Session {
@@ -1383,7 +1115,7 @@ type ListSecurityEventsRequest struct {
 
 func (x *ListSecurityEventsRequest) Reset() {
 	*x = ListSecurityEventsRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1127,7 @@ func (x *ListSecurityEventsRequest) String() string {
 func (*ListSecurityEventsRequest) ProtoMessage() {}
 
 func (x *ListSecurityEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1140,7 @@ func (x *ListSecurityEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecurityEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecurityEventsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListSecurityEventsRequest) GetPageSize() int32 {
@@ -1443,7 +1175,7 @@ type ListSecurityEventsResponse struct {
 
 func (x *ListSecurityEventsResponse) Reset() {
 	*x = ListSecurityEventsResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1187,7 @@ func (x *ListSecurityEventsResponse) String() string {
 func (*ListSecurityEventsResponse) ProtoMessage() {}
 
 func (x *ListSecurityEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1200,7 @@ func (x *ListSecurityEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecurityEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecurityEventsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListSecurityEventsResponse) GetNextPageToken() string {
@@ -1498,7 +1230,7 @@ type PutSessionSettingsRequest struct {
 
 func (x *PutSessionSettingsRequest) Reset() {
 	*x = PutSessionSettingsRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1510,7 +1242,7 @@ func (x *PutSessionSettingsRequest) String() string {
 func (*PutSessionSettingsRequest) ProtoMessage() {}
 
 func (x *PutSessionSettingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1523,7 +1255,7 @@ func (x *PutSessionSettingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSessionSettingsRequest.ProtoReflect.Descriptor instead.
 func (*PutSessionSettingsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PutSessionSettingsRequest) GetRequestId() string {
@@ -1566,7 +1298,7 @@ type PutSessionSettingsResponse struct {
 
 func (x *PutSessionSettingsResponse) Reset() {
 	*x = PutSessionSettingsResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1578,7 +1310,7 @@ func (x *PutSessionSettingsResponse) String() string {
 func (*PutSessionSettingsResponse) ProtoMessage() {}
 
 func (x *PutSessionSettingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1591,7 +1323,7 @@ func (x *PutSessionSettingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSessionSettingsResponse.ProtoReflect.Descriptor instead.
 func (*PutSessionSettingsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PutSessionSettingsResponse) GetSettings() *SessionSettings {
@@ -1697,34 +1429,7 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"connection\x18\x01 \x01(\v2\x1f.holdfast.session.v1.ConnectionR\n" +
 	"connection\x126\n" +
-	"\asession\x18\x02 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\"\xd2\x02\n" +
-	"\x13AcquireFloorRequest\x12'\n" +
-	"\n" +
-	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
-	"\n" +
-	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12E\n" +
-	"\x0fconversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x127\n" +
-	"\n" +
-	"session_id\x18\x04 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12:\n" +
-	"\rconnection_id\x18\x05 \x01(\tB\x15\xbaH\x12r\x102\x0e^[a-z2-7]{16}$R\fconnectionId\x12\x1a\n" +
-	"\btakeover\x18\x06 \x01(\bR\btakeoverB\r\n" +
-	"\v_if_version\"f\n" +
-	"\x14AcquireFloorResponse\x124\n" +
-	"\x05floor\x18\x01 \x01(\v2\x1e.holdfast.session.v1.FloorHoldR\x05floor\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x03R\aversion\"\xb6\x02\n" +
-	"\x13ReleaseFloorRequest\x12'\n" +
-	"\n" +
-	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
-	"\n" +
-	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12E\n" +
-	"\x0fconversation_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x127\n" +
-	"\n" +
-	"session_id\x18\x04 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12:\n" +
-	"\rconnection_id\x18\x05 \x01(\tB\x15\xbaH\x12r\x102\x0e^[a-z2-7]{16}$R\fconnectionIdB\r\n" +
-	"\v_if_version\"L\n" +
-	"\x14ReleaseFloorResponse\x12\x1a\n" +
-	"\breleased\x18\x01 \x01(\bR\breleased\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x03R\aversion\"|\n" +
+	"\asession\x18\x02 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\"|\n" +
 	"\x13WatchSessionRequest\x127\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12,\n" +
@@ -1761,8 +1466,7 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\x0fEND_SCOPE_NAMED\x10\x01\x12\x14\n" +
 	"\x10END_SCOPE_OTHERS\x10\x02\x12\x12\n" +
 	"\x0eEND_SCOPE_USER\x10\x03\x12\x14\n" +
-	"\x10END_SCOPE_TENANT\x10\x042\x93\n" +
-	"\n" +
+	"\x10END_SCOPE_TENANT\x10\x042\xc5\b\n" +
 	"\x0eSessionService\x12h\n" +
 	"\rCreateSession\x12).holdfast.session.v1.CreateSessionRequest\x1a*.holdfast.session.v1.CreateSessionResponse\"\x00\x12k\n" +
 	"\x0eRefreshSession\x12*.holdfast.session.v1.RefreshSessionRequest\x1a+.holdfast.session.v1.RefreshSessionResponse\"\x00\x12_\n" +
@@ -1771,9 +1475,7 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\fListSessions\x12(.holdfast.session.v1.ListSessionsRequest\x1a).holdfast.session.v1.ListSessionsResponse\"\x00\x12h\n" +
 	"\rUpdateSession\x12).holdfast.session.v1.UpdateSessionRequest\x1a*.holdfast.session.v1.UpdateSessionResponse\"\x00\x12b\n" +
 	"\vEndSessions\x12'.holdfast.session.v1.EndSessionsRequest\x1a(.holdfast.session.v1.EndSessionsResponse\"\x00\x12h\n" +
-	"\rPutConnection\x12).holdfast.session.v1.PutConnectionRequest\x1a*.holdfast.session.v1.PutConnectionResponse\"\x00\x12e\n" +
-	"\fAcquireFloor\x12(.holdfast.session.v1.AcquireFloorRequest\x1a).holdfast.session.v1.AcquireFloorResponse\"\x00\x12e\n" +
-	"\fReleaseFloor\x12(.holdfast.session.v1.ReleaseFloorRequest\x1a).holdfast.session.v1.ReleaseFloorResponse\"\x00\x12g\n" +
+	"\rPutConnection\x12).holdfast.session.v1.PutConnectionRequest\x1a*.holdfast.session.v1.PutConnectionResponse\"\x00\x12g\n" +
 	"\fWatchSession\x12(.holdfast.session.v1.WatchSessionRequest\x1a).holdfast.session.v1.WatchSessionResponse\"\x000\x01\x12z\n" +
 	"\x12ListSecurityEvents\x12..holdfast.session.v1.ListSecurityEventsRequest\x1a/.holdfast.session.v1.ListSecurityEventsResponse\"\x03\x90\x02\x01\x12w\n" +
 	"\x12PutSessionSettings\x12..holdfast.session.v1.PutSessionSettingsRequest\x1a/.holdfast.session.v1.PutSessionSettingsResponse\"\x00B\xc1\x01\n" +
@@ -1792,7 +1494,7 @@ func file_holdfast_session_v1_service_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_session_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_holdfast_session_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_holdfast_session_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_holdfast_session_v1_service_proto_goTypes = []any{
 	(EndScope)(0),                      // 0: holdfast.session.v1.EndScope
 	(*CreateSessionRequest)(nil),       // 1: holdfast.session.v1.CreateSessionRequest
@@ -1809,78 +1511,68 @@ var file_holdfast_session_v1_service_proto_goTypes = []any{
 	(*EndSessionsResponse)(nil),        // 12: holdfast.session.v1.EndSessionsResponse
 	(*PutConnectionRequest)(nil),       // 13: holdfast.session.v1.PutConnectionRequest
 	(*PutConnectionResponse)(nil),      // 14: holdfast.session.v1.PutConnectionResponse
-	(*AcquireFloorRequest)(nil),        // 15: holdfast.session.v1.AcquireFloorRequest
-	(*AcquireFloorResponse)(nil),       // 16: holdfast.session.v1.AcquireFloorResponse
-	(*ReleaseFloorRequest)(nil),        // 17: holdfast.session.v1.ReleaseFloorRequest
-	(*ReleaseFloorResponse)(nil),       // 18: holdfast.session.v1.ReleaseFloorResponse
-	(*WatchSessionRequest)(nil),        // 19: holdfast.session.v1.WatchSessionRequest
-	(*WatchSessionResponse)(nil),       // 20: holdfast.session.v1.WatchSessionResponse
-	(*ListSecurityEventsRequest)(nil),  // 21: holdfast.session.v1.ListSecurityEventsRequest
-	(*ListSecurityEventsResponse)(nil), // 22: holdfast.session.v1.ListSecurityEventsResponse
-	(*PutSessionSettingsRequest)(nil),  // 23: holdfast.session.v1.PutSessionSettingsRequest
-	(*PutSessionSettingsResponse)(nil), // 24: holdfast.session.v1.PutSessionSettingsResponse
-	(*v1.Device)(nil),                  // 25: holdfast.type.v1.Device
-	(*Session)(nil),                    // 26: holdfast.session.v1.Session
-	(*Tokens)(nil),                     // 27: holdfast.session.v1.Tokens
-	(*Presence)(nil),                   // 28: holdfast.session.v1.Presence
-	(*fieldmaskpb.FieldMask)(nil),      // 29: google.protobuf.FieldMask
-	(*Connection)(nil),                 // 30: holdfast.session.v1.Connection
-	(*FloorHold)(nil),                  // 31: holdfast.session.v1.FloorHold
-	(*SecurityEvent)(nil),              // 32: holdfast.session.v1.SecurityEvent
-	(*SessionSettings)(nil),            // 33: holdfast.session.v1.SessionSettings
+	(*WatchSessionRequest)(nil),        // 15: holdfast.session.v1.WatchSessionRequest
+	(*WatchSessionResponse)(nil),       // 16: holdfast.session.v1.WatchSessionResponse
+	(*ListSecurityEventsRequest)(nil),  // 17: holdfast.session.v1.ListSecurityEventsRequest
+	(*ListSecurityEventsResponse)(nil), // 18: holdfast.session.v1.ListSecurityEventsResponse
+	(*PutSessionSettingsRequest)(nil),  // 19: holdfast.session.v1.PutSessionSettingsRequest
+	(*PutSessionSettingsResponse)(nil), // 20: holdfast.session.v1.PutSessionSettingsResponse
+	(*v1.Device)(nil),                  // 21: holdfast.type.v1.Device
+	(*Session)(nil),                    // 22: holdfast.session.v1.Session
+	(*Tokens)(nil),                     // 23: holdfast.session.v1.Tokens
+	(*Presence)(nil),                   // 24: holdfast.session.v1.Presence
+	(*fieldmaskpb.FieldMask)(nil),      // 25: google.protobuf.FieldMask
+	(*Connection)(nil),                 // 26: holdfast.session.v1.Connection
+	(*SecurityEvent)(nil),              // 27: holdfast.session.v1.SecurityEvent
+	(*SessionSettings)(nil),            // 28: holdfast.session.v1.SessionSettings
 }
 var file_holdfast_session_v1_service_proto_depIdxs = []int32{
-	25, // 0: holdfast.session.v1.CreateSessionRequest.device:type_name -> holdfast.type.v1.Device
-	26, // 1: holdfast.session.v1.CreateSessionResponse.session:type_name -> holdfast.session.v1.Session
-	27, // 2: holdfast.session.v1.CreateSessionResponse.tokens:type_name -> holdfast.session.v1.Tokens
-	26, // 3: holdfast.session.v1.RefreshSessionResponse.session:type_name -> holdfast.session.v1.Session
-	27, // 4: holdfast.session.v1.RefreshSessionResponse.tokens:type_name -> holdfast.session.v1.Tokens
-	26, // 5: holdfast.session.v1.GetSessionResponse.session:type_name -> holdfast.session.v1.Session
-	26, // 6: holdfast.session.v1.ListSessionsResponse.sessions:type_name -> holdfast.session.v1.Session
-	28, // 7: holdfast.session.v1.ListSessionsResponse.presence:type_name -> holdfast.session.v1.Presence
-	26, // 8: holdfast.session.v1.UpdateSessionRequest.session:type_name -> holdfast.session.v1.Session
-	29, // 9: holdfast.session.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
-	26, // 10: holdfast.session.v1.UpdateSessionResponse.session:type_name -> holdfast.session.v1.Session
+	21, // 0: holdfast.session.v1.CreateSessionRequest.device:type_name -> holdfast.type.v1.Device
+	22, // 1: holdfast.session.v1.CreateSessionResponse.session:type_name -> holdfast.session.v1.Session
+	23, // 2: holdfast.session.v1.CreateSessionResponse.tokens:type_name -> holdfast.session.v1.Tokens
+	22, // 3: holdfast.session.v1.RefreshSessionResponse.session:type_name -> holdfast.session.v1.Session
+	23, // 4: holdfast.session.v1.RefreshSessionResponse.tokens:type_name -> holdfast.session.v1.Tokens
+	22, // 5: holdfast.session.v1.GetSessionResponse.session:type_name -> holdfast.session.v1.Session
+	22, // 6: holdfast.session.v1.ListSessionsResponse.sessions:type_name -> holdfast.session.v1.Session
+	24, // 7: holdfast.session.v1.ListSessionsResponse.presence:type_name -> holdfast.session.v1.Presence
+	22, // 8: holdfast.session.v1.UpdateSessionRequest.session:type_name -> holdfast.session.v1.Session
+	25, // 9: holdfast.session.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
+	22, // 10: holdfast.session.v1.UpdateSessionResponse.session:type_name -> holdfast.session.v1.Session
 	0,  // 11: holdfast.session.v1.EndSessionsRequest.scope:type_name -> holdfast.session.v1.EndScope
-	30, // 12: holdfast.session.v1.PutConnectionRequest.connection:type_name -> holdfast.session.v1.Connection
-	30, // 13: holdfast.session.v1.PutConnectionResponse.connection:type_name -> holdfast.session.v1.Connection
-	26, // 14: holdfast.session.v1.PutConnectionResponse.session:type_name -> holdfast.session.v1.Session
-	31, // 15: holdfast.session.v1.AcquireFloorResponse.floor:type_name -> holdfast.session.v1.FloorHold
-	26, // 16: holdfast.session.v1.WatchSessionResponse.session:type_name -> holdfast.session.v1.Session
-	30, // 17: holdfast.session.v1.WatchSessionResponse.connections:type_name -> holdfast.session.v1.Connection
-	32, // 18: holdfast.session.v1.ListSecurityEventsResponse.events:type_name -> holdfast.session.v1.SecurityEvent
-	33, // 19: holdfast.session.v1.PutSessionSettingsRequest.settings:type_name -> holdfast.session.v1.SessionSettings
-	29, // 20: holdfast.session.v1.PutSessionSettingsRequest.update_mask:type_name -> google.protobuf.FieldMask
-	33, // 21: holdfast.session.v1.PutSessionSettingsResponse.settings:type_name -> holdfast.session.v1.SessionSettings
-	1,  // 22: holdfast.session.v1.SessionService.CreateSession:input_type -> holdfast.session.v1.CreateSessionRequest
-	3,  // 23: holdfast.session.v1.SessionService.RefreshSession:input_type -> holdfast.session.v1.RefreshSessionRequest
-	5,  // 24: holdfast.session.v1.SessionService.GetSession:input_type -> holdfast.session.v1.GetSessionRequest
-	7,  // 25: holdfast.session.v1.SessionService.ListSessions:input_type -> holdfast.session.v1.ListSessionsRequest
-	9,  // 26: holdfast.session.v1.SessionService.UpdateSession:input_type -> holdfast.session.v1.UpdateSessionRequest
-	11, // 27: holdfast.session.v1.SessionService.EndSessions:input_type -> holdfast.session.v1.EndSessionsRequest
-	13, // 28: holdfast.session.v1.SessionService.PutConnection:input_type -> holdfast.session.v1.PutConnectionRequest
-	15, // 29: holdfast.session.v1.SessionService.AcquireFloor:input_type -> holdfast.session.v1.AcquireFloorRequest
-	17, // 30: holdfast.session.v1.SessionService.ReleaseFloor:input_type -> holdfast.session.v1.ReleaseFloorRequest
-	19, // 31: holdfast.session.v1.SessionService.WatchSession:input_type -> holdfast.session.v1.WatchSessionRequest
-	21, // 32: holdfast.session.v1.SessionService.ListSecurityEvents:input_type -> holdfast.session.v1.ListSecurityEventsRequest
-	23, // 33: holdfast.session.v1.SessionService.PutSessionSettings:input_type -> holdfast.session.v1.PutSessionSettingsRequest
-	2,  // 34: holdfast.session.v1.SessionService.CreateSession:output_type -> holdfast.session.v1.CreateSessionResponse
-	4,  // 35: holdfast.session.v1.SessionService.RefreshSession:output_type -> holdfast.session.v1.RefreshSessionResponse
-	6,  // 36: holdfast.session.v1.SessionService.GetSession:output_type -> holdfast.session.v1.GetSessionResponse
-	8,  // 37: holdfast.session.v1.SessionService.ListSessions:output_type -> holdfast.session.v1.ListSessionsResponse
-	10, // 38: holdfast.session.v1.SessionService.UpdateSession:output_type -> holdfast.session.v1.UpdateSessionResponse
-	12, // 39: holdfast.session.v1.SessionService.EndSessions:output_type -> holdfast.session.v1.EndSessionsResponse
-	14, // 40: holdfast.session.v1.SessionService.PutConnection:output_type -> holdfast.session.v1.PutConnectionResponse
-	16, // 41: holdfast.session.v1.SessionService.AcquireFloor:output_type -> holdfast.session.v1.AcquireFloorResponse
-	18, // 42: holdfast.session.v1.SessionService.ReleaseFloor:output_type -> holdfast.session.v1.ReleaseFloorResponse
-	20, // 43: holdfast.session.v1.SessionService.WatchSession:output_type -> holdfast.session.v1.WatchSessionResponse
-	22, // 44: holdfast.session.v1.SessionService.ListSecurityEvents:output_type -> holdfast.session.v1.ListSecurityEventsResponse
-	24, // 45: holdfast.session.v1.SessionService.PutSessionSettings:output_type -> holdfast.session.v1.PutSessionSettingsResponse
-	34, // [34:46] is the sub-list for method output_type
-	22, // [22:34] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	26, // 12: holdfast.session.v1.PutConnectionRequest.connection:type_name -> holdfast.session.v1.Connection
+	26, // 13: holdfast.session.v1.PutConnectionResponse.connection:type_name -> holdfast.session.v1.Connection
+	22, // 14: holdfast.session.v1.PutConnectionResponse.session:type_name -> holdfast.session.v1.Session
+	22, // 15: holdfast.session.v1.WatchSessionResponse.session:type_name -> holdfast.session.v1.Session
+	26, // 16: holdfast.session.v1.WatchSessionResponse.connections:type_name -> holdfast.session.v1.Connection
+	27, // 17: holdfast.session.v1.ListSecurityEventsResponse.events:type_name -> holdfast.session.v1.SecurityEvent
+	28, // 18: holdfast.session.v1.PutSessionSettingsRequest.settings:type_name -> holdfast.session.v1.SessionSettings
+	25, // 19: holdfast.session.v1.PutSessionSettingsRequest.update_mask:type_name -> google.protobuf.FieldMask
+	28, // 20: holdfast.session.v1.PutSessionSettingsResponse.settings:type_name -> holdfast.session.v1.SessionSettings
+	1,  // 21: holdfast.session.v1.SessionService.CreateSession:input_type -> holdfast.session.v1.CreateSessionRequest
+	3,  // 22: holdfast.session.v1.SessionService.RefreshSession:input_type -> holdfast.session.v1.RefreshSessionRequest
+	5,  // 23: holdfast.session.v1.SessionService.GetSession:input_type -> holdfast.session.v1.GetSessionRequest
+	7,  // 24: holdfast.session.v1.SessionService.ListSessions:input_type -> holdfast.session.v1.ListSessionsRequest
+	9,  // 25: holdfast.session.v1.SessionService.UpdateSession:input_type -> holdfast.session.v1.UpdateSessionRequest
+	11, // 26: holdfast.session.v1.SessionService.EndSessions:input_type -> holdfast.session.v1.EndSessionsRequest
+	13, // 27: holdfast.session.v1.SessionService.PutConnection:input_type -> holdfast.session.v1.PutConnectionRequest
+	15, // 28: holdfast.session.v1.SessionService.WatchSession:input_type -> holdfast.session.v1.WatchSessionRequest
+	17, // 29: holdfast.session.v1.SessionService.ListSecurityEvents:input_type -> holdfast.session.v1.ListSecurityEventsRequest
+	19, // 30: holdfast.session.v1.SessionService.PutSessionSettings:input_type -> holdfast.session.v1.PutSessionSettingsRequest
+	2,  // 31: holdfast.session.v1.SessionService.CreateSession:output_type -> holdfast.session.v1.CreateSessionResponse
+	4,  // 32: holdfast.session.v1.SessionService.RefreshSession:output_type -> holdfast.session.v1.RefreshSessionResponse
+	6,  // 33: holdfast.session.v1.SessionService.GetSession:output_type -> holdfast.session.v1.GetSessionResponse
+	8,  // 34: holdfast.session.v1.SessionService.ListSessions:output_type -> holdfast.session.v1.ListSessionsResponse
+	10, // 35: holdfast.session.v1.SessionService.UpdateSession:output_type -> holdfast.session.v1.UpdateSessionResponse
+	12, // 36: holdfast.session.v1.SessionService.EndSessions:output_type -> holdfast.session.v1.EndSessionsResponse
+	14, // 37: holdfast.session.v1.SessionService.PutConnection:output_type -> holdfast.session.v1.PutConnectionResponse
+	16, // 38: holdfast.session.v1.SessionService.WatchSession:output_type -> holdfast.session.v1.WatchSessionResponse
+	18, // 39: holdfast.session.v1.SessionService.ListSecurityEvents:output_type -> holdfast.session.v1.ListSecurityEventsResponse
+	20, // 40: holdfast.session.v1.SessionService.PutSessionSettings:output_type -> holdfast.session.v1.PutSessionSettingsResponse
+	31, // [31:41] is the sub-list for method output_type
+	21, // [21:31] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_session_v1_service_proto_init() }
@@ -1894,16 +1586,14 @@ func file_holdfast_session_v1_service_proto_init() {
 	file_holdfast_session_v1_service_proto_msgTypes[8].OneofWrappers = []any{}
 	file_holdfast_session_v1_service_proto_msgTypes[10].OneofWrappers = []any{}
 	file_holdfast_session_v1_service_proto_msgTypes[12].OneofWrappers = []any{}
-	file_holdfast_session_v1_service_proto_msgTypes[14].OneofWrappers = []any{}
-	file_holdfast_session_v1_service_proto_msgTypes[16].OneofWrappers = []any{}
-	file_holdfast_session_v1_service_proto_msgTypes[22].OneofWrappers = []any{}
+	file_holdfast_session_v1_service_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_session_v1_service_proto_rawDesc), len(file_holdfast_session_v1_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   24,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -238,13 +238,11 @@ type Session struct {
 	ActiveProjectId      string     `protobuf:"bytes,13,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
 	// The session's connections that are there, the oldest first.
 	Connections []*Connection `protobuf:"bytes,14,rep,name=connections,proto3" json:"connections,omitempty"`
-	// The conversation in which the session has the floor.
-	FloorConversationId string `protobuf:"bytes,15,opt,name=floor_conversation_id,json=floorConversationId,proto3" json:"floor_conversation_id,omitempty"`
 	// Why the session is over; unset while it goes on.
-	EndReason EndReason              `protobuf:"varint,16,opt,name=end_reason,json=endReason,proto3,enum=holdfast.session.v1.EndReason" json:"end_reason,omitempty"`
-	EndTime   *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	EndReason EndReason              `protobuf:"varint,15,opt,name=end_reason,json=endReason,proto3,enum=holdfast.session.v1.EndReason" json:"end_reason,omitempty"`
+	EndTime   *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
 	// True in the last five minutes before expire_time.
-	EndsSoon      bool `protobuf:"varint,18,opt,name=ends_soon,json=endsSoon,proto3" json:"ends_soon,omitempty"`
+	EndsSoon      bool `protobuf:"varint,17,opt,name=ends_soon,json=endsSoon,proto3" json:"ends_soon,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -375,13 +373,6 @@ func (x *Session) GetConnections() []*Connection {
 		return x.Connections
 	}
 	return nil
-}
-
-func (x *Session) GetFloorConversationId() string {
-	if x != nil {
-		return x.FloorConversationId
-	}
-	return ""
 }
 
 func (x *Session) GetEndReason() EndReason {
@@ -661,76 +652,6 @@ func (x *Tokens) GetRefreshToken() string {
 	return ""
 }
 
-// FloorHold is the floor of a conversation as its holder has it.
-type FloorHold struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	ConnectionId   string                 `protobuf:"bytes,2,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
-	// The live epoch that the holder speaks in.
-	Fence         int64                  `protobuf:"varint,3,opt,name=fence,proto3" json:"fence,omitempty"`
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *FloorHold) Reset() {
-	*x = FloorHold{}
-	mi := &file_holdfast_session_v1_session_proto_msgTypes[4]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *FloorHold) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*FloorHold) ProtoMessage() {}
-
-func (x *FloorHold) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_session_proto_msgTypes[4]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use FloorHold.ProtoReflect.Descriptor instead.
-func (*FloorHold) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_session_proto_rawDescGZIP(), []int{4}
-}
-
-func (x *FloorHold) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *FloorHold) GetConnectionId() string {
-	if x != nil {
-		return x.ConnectionId
-	}
-	return ""
-}
-
-func (x *FloorHold) GetFence() int64 {
-	if x != nil {
-		return x.Fence
-	}
-	return 0
-}
-
-func (x *FloorHold) GetExpireTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ExpireTime
-	}
-	return nil
-}
-
 // SecurityEvent is a line of a user's audit. Events are only ever added; the newest 10,000 are kept.
 type SecurityEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -755,7 +676,7 @@ type SecurityEvent struct {
 
 func (x *SecurityEvent) Reset() {
 	*x = SecurityEvent{}
-	mi := &file_holdfast_session_v1_session_proto_msgTypes[5]
+	mi := &file_holdfast_session_v1_session_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -767,7 +688,7 @@ func (x *SecurityEvent) String() string {
 func (*SecurityEvent) ProtoMessage() {}
 
 func (x *SecurityEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_session_proto_msgTypes[5]
+	mi := &file_holdfast_session_v1_session_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -780,7 +701,7 @@ func (x *SecurityEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecurityEvent.ProtoReflect.Descriptor instead.
 func (*SecurityEvent) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_session_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_session_v1_session_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SecurityEvent) GetSeq() int32 {
@@ -864,17 +785,15 @@ type SessionSettings struct {
 	RefreshGrace *durationpb.Duration `protobuf:"bytes,6,opt,name=refresh_grace,json=refreshGrace,proto3" json:"refresh_grace,omitempty"`
 	// How long a connection lives after a heartbeat: 10 s to 10 min; default 60 s.
 	ConnectionTimeout *durationpb.Duration `protobuf:"bytes,7,opt,name=connection_timeout,json=connectionTimeout,proto3" json:"connection_timeout,omitempty"`
-	// How long the floor is held without being acquired again: 5 s to 5 min; default 30 s.
-	FloorLease *durationpb.Duration `protobuf:"bytes,8,opt,name=floor_lease,json=floorLease,proto3" json:"floor_lease,omitempty"`
 	// Store nothing of what callers say of devices.
-	DiscardDevices bool `protobuf:"varint,9,opt,name=discard_devices,json=discardDevices,proto3" json:"discard_devices,omitempty"`
+	DiscardDevices bool `protobuf:"varint,8,opt,name=discard_devices,json=discardDevices,proto3" json:"discard_devices,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SessionSettings) Reset() {
 	*x = SessionSettings{}
-	mi := &file_holdfast_session_v1_session_proto_msgTypes[6]
+	mi := &file_holdfast_session_v1_session_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +805,7 @@ func (x *SessionSettings) String() string {
 func (*SessionSettings) ProtoMessage() {}
 
 func (x *SessionSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_session_proto_msgTypes[6]
+	mi := &file_holdfast_session_v1_session_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +818,7 @@ func (x *SessionSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionSettings.ProtoReflect.Descriptor instead.
 func (*SessionSettings) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_session_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_session_v1_session_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SessionSettings) GetAccessTtl() *durationpb.Duration {
@@ -951,13 +870,6 @@ func (x *SessionSettings) GetConnectionTimeout() *durationpb.Duration {
 	return nil
 }
 
-func (x *SessionSettings) GetFloorLease() *durationpb.Duration {
-	if x != nil {
-		return x.FloorLease
-	}
-	return nil
-}
-
 func (x *SessionSettings) GetDiscardDevices() bool {
 	if x != nil {
 		return x.DiscardDevices
@@ -969,7 +881,7 @@ var File_holdfast_session_v1_session_proto protoreflect.FileDescriptor
 
 const file_holdfast_session_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"!holdfast/session/v1/session.proto\x12\x13holdfast.session.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bholdfast/type/v1/type.proto\"\xb1\b\n" +
+	"!holdfast/session/v1/session.proto\x12\x13holdfast.session.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bholdfast/type/v1/type.proto\"\xfd\a\n" +
 	"\aSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
@@ -990,12 +902,11 @@ const file_holdfast_session_v1_session_proto_rawDesc = "" +
 	"\x06device\x18\v \x01(\v2\x18.holdfast.type.v1.DeviceR\x06device\x12R\n" +
 	"\x16active_conversation_id\x18\f \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x14activeConversationId\x12H\n" +
 	"\x11active_project_id\x18\r \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\x0factiveProjectId\x12A\n" +
-	"\vconnections\x18\x0e \x03(\v2\x1f.holdfast.session.v1.ConnectionR\vconnections\x122\n" +
-	"\x15floor_conversation_id\x18\x0f \x01(\tR\x13floorConversationId\x12=\n" +
+	"\vconnections\x18\x0e \x03(\v2\x1f.holdfast.session.v1.ConnectionR\vconnections\x12=\n" +
 	"\n" +
-	"end_reason\x18\x10 \x01(\x0e2\x1e.holdfast.session.v1.EndReasonR\tendReason\x125\n" +
-	"\bend_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12\x1b\n" +
-	"\tends_soon\x18\x12 \x01(\bR\bendsSoon\x1a9\n" +
+	"end_reason\x18\x0f \x01(\x0e2\x1e.holdfast.session.v1.EndReasonR\tendReason\x125\n" +
+	"\bend_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12\x1b\n" +
+	"\tends_soon\x18\x11 \x01(\bR\bendsSoon\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc6\x03\n" +
@@ -1023,13 +934,7 @@ const file_holdfast_session_v1_session_proto_rawDesc = "" +
 	"\faccess_token\x18\x01 \x01(\tB\x03\x80\x01\x01R\vaccessToken\x12H\n" +
 	"\x12access_expire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x10accessExpireTime\x12E\n" +
 	"\x11access_expires_in\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0faccessExpiresIn\x12(\n" +
-	"\rrefresh_token\x18\x04 \x01(\tB\x03\x80\x01\x01R\frefreshToken\"\xac\x01\n" +
-	"\tFloorHold\x12'\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tR\x0econversationId\x12#\n" +
-	"\rconnection_id\x18\x02 \x01(\tR\fconnectionId\x12\x14\n" +
-	"\x05fence\x18\x03 \x01(\x03R\x05fence\x12;\n" +
-	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\xf4\x02\n" +
+	"\rrefresh_token\x18\x04 \x01(\tB\x03\x80\x01\x01R\frefreshToken\"\xf4\x02\n" +
 	"\rSecurityEvent\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x05R\x03seq\x12:\n" +
 	"\x04type\x18\x02 \x01(\x0e2&.holdfast.session.v1.SecurityEventTypeR\x04type\x129\n" +
@@ -1044,7 +949,7 @@ const file_holdfast_session_v1_session_proto_rawDesc = "" +
 	"generation\x18\a \x01(\x05R\n" +
 	"generation\x12\x14\n" +
 	"\x05count\x18\b \x01(\x05R\x05count\x120\n" +
-	"\x06device\x18\t \x01(\v2\x18.holdfast.type.v1.DeviceR\x06device\"\xaa\x05\n" +
+	"\x06device\x18\t \x01(\v2\x18.holdfast.type.v1.DeviceR\x06device\"\xdd\x04\n" +
 	"\x0fSessionSettings\x12I\n" +
 	"\n" +
 	"access_ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b<R\taccessTtl\x12O\n" +
@@ -1054,10 +959,8 @@ const file_holdfast_session_v1_session_proto_rawDesc = "" +
 	"\flimit_policy\x18\x05 \x01(\x0e2'.holdfast.session.v1.SessionLimitPolicyB\b\xbaH\x05\x82\x01\x02\x10\x01R\vlimitPolicy\x12L\n" +
 	"\rrefresh_grace\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b<2\x00R\frefreshGrace\x12Y\n" +
 	"\x12connection_timeout\x18\a \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\xd8\x042\x02\b\n" +
-	"R\x11connectionTimeout\x12K\n" +
-	"\vfloor_lease\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\xac\x022\x02\b\x05R\n" +
-	"floorLease\x12'\n" +
-	"\x0fdiscard_devices\x18\t \x01(\bR\x0ediscardDevices*\xe8\x01\n" +
+	"R\x11connectionTimeout\x12'\n" +
+	"\x0fdiscard_devices\x18\b \x01(\bR\x0ediscardDevices*\xe8\x01\n" +
 	"\tEndReason\x12\x1a\n" +
 	"\x16END_REASON_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15END_REASON_SIGNED_OUT\x10\x01\x12\x16\n" +
@@ -1094,7 +997,7 @@ func file_holdfast_session_v1_session_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_session_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_holdfast_session_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_holdfast_session_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_holdfast_session_v1_session_proto_goTypes = []any{
 	(EndReason)(0),                // 0: holdfast.session.v1.EndReason
 	(SecurityEventType)(0),        // 1: holdfast.session.v1.SecurityEventType
@@ -1103,52 +1006,49 @@ var file_holdfast_session_v1_session_proto_goTypes = []any{
 	(*Connection)(nil),            // 4: holdfast.session.v1.Connection
 	(*Presence)(nil),              // 5: holdfast.session.v1.Presence
 	(*Tokens)(nil),                // 6: holdfast.session.v1.Tokens
-	(*FloorHold)(nil),             // 7: holdfast.session.v1.FloorHold
-	(*SecurityEvent)(nil),         // 8: holdfast.session.v1.SecurityEvent
-	(*SessionSettings)(nil),       // 9: holdfast.session.v1.SessionSettings
-	nil,                           // 10: holdfast.session.v1.Session.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
-	(*v1.Device)(nil),             // 12: holdfast.type.v1.Device
-	(v1.Modality)(0),              // 13: holdfast.type.v1.Modality
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*SecurityEvent)(nil),         // 7: holdfast.session.v1.SecurityEvent
+	(*SessionSettings)(nil),       // 8: holdfast.session.v1.SessionSettings
+	nil,                           // 9: holdfast.session.v1.Session.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*v1.Device)(nil),             // 11: holdfast.type.v1.Device
+	(v1.Modality)(0),              // 12: holdfast.type.v1.Modality
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
 }
 var file_holdfast_session_v1_session_proto_depIdxs = []int32{
-	11, // 0: holdfast.session.v1.Session.create_time:type_name -> google.protobuf.Timestamp
-	11, // 1: holdfast.session.v1.Session.update_time:type_name -> google.protobuf.Timestamp
-	11, // 2: holdfast.session.v1.Session.expire_time:type_name -> google.protobuf.Timestamp
-	10, // 3: holdfast.session.v1.Session.labels:type_name -> holdfast.session.v1.Session.LabelsEntry
-	11, // 4: holdfast.session.v1.Session.active_time:type_name -> google.protobuf.Timestamp
-	11, // 5: holdfast.session.v1.Session.idle_expire_time:type_name -> google.protobuf.Timestamp
-	12, // 6: holdfast.session.v1.Session.device:type_name -> holdfast.type.v1.Device
+	10, // 0: holdfast.session.v1.Session.create_time:type_name -> google.protobuf.Timestamp
+	10, // 1: holdfast.session.v1.Session.update_time:type_name -> google.protobuf.Timestamp
+	10, // 2: holdfast.session.v1.Session.expire_time:type_name -> google.protobuf.Timestamp
+	9,  // 3: holdfast.session.v1.Session.labels:type_name -> holdfast.session.v1.Session.LabelsEntry
+	10, // 4: holdfast.session.v1.Session.active_time:type_name -> google.protobuf.Timestamp
+	10, // 5: holdfast.session.v1.Session.idle_expire_time:type_name -> google.protobuf.Timestamp
+	11, // 6: holdfast.session.v1.Session.device:type_name -> holdfast.type.v1.Device
 	4,  // 7: holdfast.session.v1.Session.connections:type_name -> holdfast.session.v1.Connection
 	0,  // 8: holdfast.session.v1.Session.end_reason:type_name -> holdfast.session.v1.EndReason
-	11, // 9: holdfast.session.v1.Session.end_time:type_name -> google.protobuf.Timestamp
-	12, // 10: holdfast.session.v1.Connection.device:type_name -> holdfast.type.v1.Device
-	13, // 11: holdfast.session.v1.Connection.modality:type_name -> holdfast.type.v1.Modality
-	11, // 12: holdfast.session.v1.Connection.open_time:type_name -> google.protobuf.Timestamp
-	11, // 13: holdfast.session.v1.Connection.expire_time:type_name -> google.protobuf.Timestamp
-	14, // 14: holdfast.session.v1.Connection.expires_in:type_name -> google.protobuf.Duration
+	10, // 9: holdfast.session.v1.Session.end_time:type_name -> google.protobuf.Timestamp
+	11, // 10: holdfast.session.v1.Connection.device:type_name -> holdfast.type.v1.Device
+	12, // 11: holdfast.session.v1.Connection.modality:type_name -> holdfast.type.v1.Modality
+	10, // 12: holdfast.session.v1.Connection.open_time:type_name -> google.protobuf.Timestamp
+	10, // 13: holdfast.session.v1.Connection.expire_time:type_name -> google.protobuf.Timestamp
+	13, // 14: holdfast.session.v1.Connection.expires_in:type_name -> google.protobuf.Duration
 	4,  // 15: holdfast.session.v1.Presence.connections:type_name -> holdfast.session.v1.Connection
-	11, // 16: holdfast.session.v1.Presence.active_time:type_name -> google.protobuf.Timestamp
-	11, // 17: holdfast.session.v1.Tokens.access_expire_time:type_name -> google.protobuf.Timestamp
-	14, // 18: holdfast.session.v1.Tokens.access_expires_in:type_name -> google.protobuf.Duration
-	11, // 19: holdfast.session.v1.FloorHold.expire_time:type_name -> google.protobuf.Timestamp
-	1,  // 20: holdfast.session.v1.SecurityEvent.type:type_name -> holdfast.session.v1.SecurityEventType
-	11, // 21: holdfast.session.v1.SecurityEvent.event_time:type_name -> google.protobuf.Timestamp
-	0,  // 22: holdfast.session.v1.SecurityEvent.end_reason:type_name -> holdfast.session.v1.EndReason
-	12, // 23: holdfast.session.v1.SecurityEvent.device:type_name -> holdfast.type.v1.Device
-	14, // 24: holdfast.session.v1.SessionSettings.access_ttl:type_name -> google.protobuf.Duration
-	14, // 25: holdfast.session.v1.SessionSettings.idle_timeout:type_name -> google.protobuf.Duration
-	14, // 26: holdfast.session.v1.SessionSettings.absolute_timeout:type_name -> google.protobuf.Duration
-	2,  // 27: holdfast.session.v1.SessionSettings.limit_policy:type_name -> holdfast.session.v1.SessionLimitPolicy
-	14, // 28: holdfast.session.v1.SessionSettings.refresh_grace:type_name -> google.protobuf.Duration
-	14, // 29: holdfast.session.v1.SessionSettings.connection_timeout:type_name -> google.protobuf.Duration
-	14, // 30: holdfast.session.v1.SessionSettings.floor_lease:type_name -> google.protobuf.Duration
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	10, // 16: holdfast.session.v1.Presence.active_time:type_name -> google.protobuf.Timestamp
+	10, // 17: holdfast.session.v1.Tokens.access_expire_time:type_name -> google.protobuf.Timestamp
+	13, // 18: holdfast.session.v1.Tokens.access_expires_in:type_name -> google.protobuf.Duration
+	1,  // 19: holdfast.session.v1.SecurityEvent.type:type_name -> holdfast.session.v1.SecurityEventType
+	10, // 20: holdfast.session.v1.SecurityEvent.event_time:type_name -> google.protobuf.Timestamp
+	0,  // 21: holdfast.session.v1.SecurityEvent.end_reason:type_name -> holdfast.session.v1.EndReason
+	11, // 22: holdfast.session.v1.SecurityEvent.device:type_name -> holdfast.type.v1.Device
+	13, // 23: holdfast.session.v1.SessionSettings.access_ttl:type_name -> google.protobuf.Duration
+	13, // 24: holdfast.session.v1.SessionSettings.idle_timeout:type_name -> google.protobuf.Duration
+	13, // 25: holdfast.session.v1.SessionSettings.absolute_timeout:type_name -> google.protobuf.Duration
+	2,  // 26: holdfast.session.v1.SessionSettings.limit_policy:type_name -> holdfast.session.v1.SessionLimitPolicy
+	13, // 27: holdfast.session.v1.SessionSettings.refresh_grace:type_name -> google.protobuf.Duration
+	13, // 28: holdfast.session.v1.SessionSettings.connection_timeout:type_name -> google.protobuf.Duration
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_session_v1_session_proto_init() }
@@ -1162,7 +1062,7 @@ func file_holdfast_session_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_session_v1_session_proto_rawDesc), len(file_holdfast_session_v1_session_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   8,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

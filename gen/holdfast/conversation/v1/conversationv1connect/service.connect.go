@@ -72,30 +72,6 @@ const (
 	// ConversationServiceForkConversationProcedure is the fully-qualified name of the
 	// ConversationService's ForkConversation RPC.
 	ConversationServiceForkConversationProcedure = "/holdfast.conversation.v1.ConversationService/ForkConversation"
-	// ConversationServiceOpenLiveProcedure is the fully-qualified name of the ConversationService's
-	// OpenLive RPC.
-	ConversationServiceOpenLiveProcedure = "/holdfast.conversation.v1.ConversationService/OpenLive"
-	// ConversationServiceCloseLiveProcedure is the fully-qualified name of the ConversationService's
-	// CloseLive RPC.
-	ConversationServiceCloseLiveProcedure = "/holdfast.conversation.v1.ConversationService/CloseLive"
-	// ConversationServiceGetResumePlanProcedure is the fully-qualified name of the
-	// ConversationService's GetResumePlan RPC.
-	ConversationServiceGetResumePlanProcedure = "/holdfast.conversation.v1.ConversationService/GetResumePlan"
-	// ConversationServiceReportResumeFailedProcedure is the fully-qualified name of the
-	// ConversationService's ReportResumeFailed RPC.
-	ConversationServiceReportResumeFailedProcedure = "/holdfast.conversation.v1.ConversationService/ReportResumeFailed"
-	// ConversationServiceIngestLiveProcedure is the fully-qualified name of the ConversationService's
-	// IngestLive RPC.
-	ConversationServiceIngestLiveProcedure = "/holdfast.conversation.v1.ConversationService/IngestLive"
-	// ConversationServiceListLiveFramesProcedure is the fully-qualified name of the
-	// ConversationService's ListLiveFrames RPC.
-	ConversationServiceListLiveFramesProcedure = "/holdfast.conversation.v1.ConversationService/ListLiveFrames"
-	// ConversationServiceClaimToolCallProcedure is the fully-qualified name of the
-	// ConversationService's ClaimToolCall RPC.
-	ConversationServiceClaimToolCallProcedure = "/holdfast.conversation.v1.ConversationService/ClaimToolCall"
-	// ConversationServiceCompleteToolCallProcedure is the fully-qualified name of the
-	// ConversationService's CompleteToolCall RPC.
-	ConversationServiceCompleteToolCallProcedure = "/holdfast.conversation.v1.ConversationService/CompleteToolCall"
 	// ConversationServiceWatchConversationProcedure is the fully-qualified name of the
 	// ConversationService's WatchConversation RPC.
 	ConversationServiceWatchConversationProcedure = "/holdfast.conversation.v1.ConversationService/WatchConversation"
@@ -183,58 +159,6 @@ type ConversationServiceClient interface {
 	//
 	//	{"conversationId": "c1", "throughSeq": 1, "newConversationId": "c1-b", "conversation": {"title": "Another way"}}
 	ForkConversation(context.Context, *v1.ForkConversationRequest) (*v1.ForkConversationResponse, error)
-	// OpenLive takes the conversation over for a new connection to Gemini Live, and answers its epoch. Older connections are
-	// shut out from then on: their frames are refused, reason FENCED, and watchers see the new epoch. Call it before you
-	// connect, then ask GetResumePlan how. While another connection holds the floor it is `failed_precondition`, reason
-	// LEASE_HELD; the details name the holder.
-	//
-	//	{"conversationId": "c1", "device": "phone", "provider": "LIVE_PROVIDER_DEVELOPER_API", "setupHash": "b1946ac9"}
-	OpenLive(context.Context, *v1.OpenLiveRequest) (*v1.OpenLiveResponse, error)
-	// CloseLive notes that a connection has ended. Its open tool calls become orphans. Closing twice changes nothing; an
-	// epoch that is older, or was never issued, is FENCED.
-	//
-	//	{"conversationId": "c1", "epoch": 1, "closeCode": 1006}
-	CloseLive(context.Context, *v1.CloseLiveRequest) (*v1.CloseLiveResponse, error)
-	// GetResumePlan tells a client what to do now: resume with this handle, or start a new session with this seed; what is
-	// open, what was stored, and whether to wait. The answer holds a bearer secret: do not log it.
-	//
-	//	{"conversationId": "c1", "setupHash": "b1946ac9", "seedBudgetTokens": 8000, "seedEndsWithUser": true}
-	GetResumePlan(context.Context, *v1.GetResumePlanRequest) (*v1.GetResumePlanResponse, error)
-	// ReportResumeFailed tells that the provider has refused a handle, with 1007 or 1011 say. It is never offered again, nor
-	// is one that is older, and the connection starts a new session: ask GetResumePlan for its seed.
-	//
-	//	{"conversationId": "c1", "epoch": 2, "handleId": 3, "closeCode": 1011}
-	ReportResumeFailed(context.Context, *v1.ReportResumeFailedRequest) (*v1.ReportResumeFailedResponse, error)
-	// IngestLive folds Gemini Live frames, as they came, into the conversation: transcriptions become one message a
-	// turn, tool calls are recorded, the voice state follows. A batch is one version. Frames whose client_index was
-	// folded already change nothing. An epoch older than the newest is `failed_precondition`, reason FENCED; what was said in
-	// such frames is kept as a fragment. An epoch that was never issued is FENCED, too, and while another session or user
-	// holds the floor its epoch is LEASE_HELD: neither changes anything.
-	//
-	// Keep frames above last_client_index and send them again with the next: a batch that has nothing but words which may
-	// still change, signs of speech or audio is shown to watchers at once and stored within 250 ms.
-	//
-	//	{"conversationId": "c1", "epoch": 1, "frames": [
-	//	  {"clientIndex": 1, "text": "{\"serverContent\":{\"inputTranscription\":{\"text\":\"Hi\"}}}"}]}
-	IngestLive(context.Context, *v1.IngestLiveRequest) (*v1.IngestLiveResponse, error)
-	// ListLiveFrames returns the raw frames that are kept, oldest first: those of connections that were opened with
-	// keep_frames_for, as long as that, and at most the last 256 batches. They may hold secrets.
-	//
-	//	{"conversationId": "c1"}
-	ListLiveFrames(context.Context, *v1.ListLiveFramesRequest) (*v1.ListLiveFramesResponse, error)
-	// ClaimToolCall gives the execution of a tool call to one worker, for as long as the lease. With its fencing token the
-	// worker may claim again, which renews the lease. A call that another has is `failed_precondition`, reason
-	// LEASE_HELD; one that is completed or cancelled, reason ILLEGAL_TRANSITION.
-	//
-	//	{"conversationId": "c1", "seq": 1, "worker": "runner-7", "lease": "30s"}
-	ClaimToolCall(context.Context, *v1.ClaimToolCallRequest) (*v1.ClaimToolCallResponse, error)
-	// CompleteToolCall records a claimed call's response. A fencing token that is not the newest is FENCED. The first response
-	// counts: repeating it changes nothing, and a different one is `failed_precondition`, reason ILLEGAL_TRANSITION. Where
-	// deliver is true in the answer, send the response to the provider as a tool response and ingest that frame; otherwise do
-	// not: it is a message of the conversation, or the call was cancelled.
-	//
-	//	{"conversationId": "c1", "seq": 1, "fencingToken": 1, "response": {"output": "ok"}}
-	CompleteToolCall(context.Context, *v1.CompleteToolCallRequest) (*v1.CompleteToolCallResponse, error)
 	// WatchConversation streams what changes. With after_version 0, or older than the journal, the first message is a
 	// snapshot with reset = true; then one message follows each change, or several changes that a slow reader missed
 	// together. A client that reconnects with the last version it saw misses nothing and sees nothing twice. A
@@ -339,54 +263,6 @@ func NewConversationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			connect.WithSchema(conversationServiceMethods.ByName("ForkConversation")),
 			connect.WithClientOptions(opts...),
 		),
-		openLive: connect.NewClient[v1.OpenLiveRequest, v1.OpenLiveResponse](
-			httpClient,
-			baseURL+ConversationServiceOpenLiveProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("OpenLive")),
-			connect.WithClientOptions(opts...),
-		),
-		closeLive: connect.NewClient[v1.CloseLiveRequest, v1.CloseLiveResponse](
-			httpClient,
-			baseURL+ConversationServiceCloseLiveProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("CloseLive")),
-			connect.WithClientOptions(opts...),
-		),
-		getResumePlan: connect.NewClient[v1.GetResumePlanRequest, v1.GetResumePlanResponse](
-			httpClient,
-			baseURL+ConversationServiceGetResumePlanProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("GetResumePlan")),
-			connect.WithClientOptions(opts...),
-		),
-		reportResumeFailed: connect.NewClient[v1.ReportResumeFailedRequest, v1.ReportResumeFailedResponse](
-			httpClient,
-			baseURL+ConversationServiceReportResumeFailedProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("ReportResumeFailed")),
-			connect.WithClientOptions(opts...),
-		),
-		ingestLive: connect.NewClient[v1.IngestLiveRequest, v1.IngestLiveResponse](
-			httpClient,
-			baseURL+ConversationServiceIngestLiveProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("IngestLive")),
-			connect.WithClientOptions(opts...),
-		),
-		listLiveFrames: connect.NewClient[v1.ListLiveFramesRequest, v1.ListLiveFramesResponse](
-			httpClient,
-			baseURL+ConversationServiceListLiveFramesProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("ListLiveFrames")),
-			connect.WithClientOptions(opts...),
-		),
-		claimToolCall: connect.NewClient[v1.ClaimToolCallRequest, v1.ClaimToolCallResponse](
-			httpClient,
-			baseURL+ConversationServiceClaimToolCallProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("ClaimToolCall")),
-			connect.WithClientOptions(opts...),
-		),
-		completeToolCall: connect.NewClient[v1.CompleteToolCallRequest, v1.CompleteToolCallResponse](
-			httpClient,
-			baseURL+ConversationServiceCompleteToolCallProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("CompleteToolCall")),
-			connect.WithClientOptions(opts...),
-		),
 		watchConversation: connect.NewClient[v1.WatchConversationRequest, v1.WatchConversationResponse](
 			httpClient,
 			baseURL+ConversationServiceWatchConversationProcedure,
@@ -411,14 +287,6 @@ type conversationServiceClient struct {
 	proposeCompaction  *connect.Client[v1.ProposeCompactionRequest, v1.ProposeCompactionResponse]
 	commitCompaction   *connect.Client[v1.CommitCompactionRequest, v1.CommitCompactionResponse]
 	forkConversation   *connect.Client[v1.ForkConversationRequest, v1.ForkConversationResponse]
-	openLive           *connect.Client[v1.OpenLiveRequest, v1.OpenLiveResponse]
-	closeLive          *connect.Client[v1.CloseLiveRequest, v1.CloseLiveResponse]
-	getResumePlan      *connect.Client[v1.GetResumePlanRequest, v1.GetResumePlanResponse]
-	reportResumeFailed *connect.Client[v1.ReportResumeFailedRequest, v1.ReportResumeFailedResponse]
-	ingestLive         *connect.Client[v1.IngestLiveRequest, v1.IngestLiveResponse]
-	listLiveFrames     *connect.Client[v1.ListLiveFramesRequest, v1.ListLiveFramesResponse]
-	claimToolCall      *connect.Client[v1.ClaimToolCallRequest, v1.ClaimToolCallResponse]
-	completeToolCall   *connect.Client[v1.CompleteToolCallRequest, v1.CompleteToolCallResponse]
 	watchConversation  *connect.Client[v1.WatchConversationRequest, v1.WatchConversationResponse]
 }
 
@@ -539,78 +407,6 @@ func (c *conversationServiceClient) ForkConversation(ctx context.Context, req *v
 	return nil, err
 }
 
-// OpenLive calls holdfast.conversation.v1.ConversationService.OpenLive.
-func (c *conversationServiceClient) OpenLive(ctx context.Context, req *v1.OpenLiveRequest) (*v1.OpenLiveResponse, error) {
-	response, err := c.openLive.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// CloseLive calls holdfast.conversation.v1.ConversationService.CloseLive.
-func (c *conversationServiceClient) CloseLive(ctx context.Context, req *v1.CloseLiveRequest) (*v1.CloseLiveResponse, error) {
-	response, err := c.closeLive.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// GetResumePlan calls holdfast.conversation.v1.ConversationService.GetResumePlan.
-func (c *conversationServiceClient) GetResumePlan(ctx context.Context, req *v1.GetResumePlanRequest) (*v1.GetResumePlanResponse, error) {
-	response, err := c.getResumePlan.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ReportResumeFailed calls holdfast.conversation.v1.ConversationService.ReportResumeFailed.
-func (c *conversationServiceClient) ReportResumeFailed(ctx context.Context, req *v1.ReportResumeFailedRequest) (*v1.ReportResumeFailedResponse, error) {
-	response, err := c.reportResumeFailed.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// IngestLive calls holdfast.conversation.v1.ConversationService.IngestLive.
-func (c *conversationServiceClient) IngestLive(ctx context.Context, req *v1.IngestLiveRequest) (*v1.IngestLiveResponse, error) {
-	response, err := c.ingestLive.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ListLiveFrames calls holdfast.conversation.v1.ConversationService.ListLiveFrames.
-func (c *conversationServiceClient) ListLiveFrames(ctx context.Context, req *v1.ListLiveFramesRequest) (*v1.ListLiveFramesResponse, error) {
-	response, err := c.listLiveFrames.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ClaimToolCall calls holdfast.conversation.v1.ConversationService.ClaimToolCall.
-func (c *conversationServiceClient) ClaimToolCall(ctx context.Context, req *v1.ClaimToolCallRequest) (*v1.ClaimToolCallResponse, error) {
-	response, err := c.claimToolCall.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// CompleteToolCall calls holdfast.conversation.v1.ConversationService.CompleteToolCall.
-func (c *conversationServiceClient) CompleteToolCall(ctx context.Context, req *v1.CompleteToolCallRequest) (*v1.CompleteToolCallResponse, error) {
-	response, err := c.completeToolCall.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
 // WatchConversation calls holdfast.conversation.v1.ConversationService.WatchConversation.
 func (c *conversationServiceClient) WatchConversation(ctx context.Context, req *v1.WatchConversationRequest) (*connect.ServerStreamForClient[v1.WatchConversationResponse], error) {
 	return c.watchConversation.CallServerStream(ctx, connect.NewRequest(req))
@@ -698,58 +494,6 @@ type ConversationServiceHandler interface {
 	//
 	//	{"conversationId": "c1", "throughSeq": 1, "newConversationId": "c1-b", "conversation": {"title": "Another way"}}
 	ForkConversation(context.Context, *v1.ForkConversationRequest) (*v1.ForkConversationResponse, error)
-	// OpenLive takes the conversation over for a new connection to Gemini Live, and answers its epoch. Older connections are
-	// shut out from then on: their frames are refused, reason FENCED, and watchers see the new epoch. Call it before you
-	// connect, then ask GetResumePlan how. While another connection holds the floor it is `failed_precondition`, reason
-	// LEASE_HELD; the details name the holder.
-	//
-	//	{"conversationId": "c1", "device": "phone", "provider": "LIVE_PROVIDER_DEVELOPER_API", "setupHash": "b1946ac9"}
-	OpenLive(context.Context, *v1.OpenLiveRequest) (*v1.OpenLiveResponse, error)
-	// CloseLive notes that a connection has ended. Its open tool calls become orphans. Closing twice changes nothing; an
-	// epoch that is older, or was never issued, is FENCED.
-	//
-	//	{"conversationId": "c1", "epoch": 1, "closeCode": 1006}
-	CloseLive(context.Context, *v1.CloseLiveRequest) (*v1.CloseLiveResponse, error)
-	// GetResumePlan tells a client what to do now: resume with this handle, or start a new session with this seed; what is
-	// open, what was stored, and whether to wait. The answer holds a bearer secret: do not log it.
-	//
-	//	{"conversationId": "c1", "setupHash": "b1946ac9", "seedBudgetTokens": 8000, "seedEndsWithUser": true}
-	GetResumePlan(context.Context, *v1.GetResumePlanRequest) (*v1.GetResumePlanResponse, error)
-	// ReportResumeFailed tells that the provider has refused a handle, with 1007 or 1011 say. It is never offered again, nor
-	// is one that is older, and the connection starts a new session: ask GetResumePlan for its seed.
-	//
-	//	{"conversationId": "c1", "epoch": 2, "handleId": 3, "closeCode": 1011}
-	ReportResumeFailed(context.Context, *v1.ReportResumeFailedRequest) (*v1.ReportResumeFailedResponse, error)
-	// IngestLive folds Gemini Live frames, as they came, into the conversation: transcriptions become one message a
-	// turn, tool calls are recorded, the voice state follows. A batch is one version. Frames whose client_index was
-	// folded already change nothing. An epoch older than the newest is `failed_precondition`, reason FENCED; what was said in
-	// such frames is kept as a fragment. An epoch that was never issued is FENCED, too, and while another session or user
-	// holds the floor its epoch is LEASE_HELD: neither changes anything.
-	//
-	// Keep frames above last_client_index and send them again with the next: a batch that has nothing but words which may
-	// still change, signs of speech or audio is shown to watchers at once and stored within 250 ms.
-	//
-	//	{"conversationId": "c1", "epoch": 1, "frames": [
-	//	  {"clientIndex": 1, "text": "{\"serverContent\":{\"inputTranscription\":{\"text\":\"Hi\"}}}"}]}
-	IngestLive(context.Context, *v1.IngestLiveRequest) (*v1.IngestLiveResponse, error)
-	// ListLiveFrames returns the raw frames that are kept, oldest first: those of connections that were opened with
-	// keep_frames_for, as long as that, and at most the last 256 batches. They may hold secrets.
-	//
-	//	{"conversationId": "c1"}
-	ListLiveFrames(context.Context, *v1.ListLiveFramesRequest) (*v1.ListLiveFramesResponse, error)
-	// ClaimToolCall gives the execution of a tool call to one worker, for as long as the lease. With its fencing token the
-	// worker may claim again, which renews the lease. A call that another has is `failed_precondition`, reason
-	// LEASE_HELD; one that is completed or cancelled, reason ILLEGAL_TRANSITION.
-	//
-	//	{"conversationId": "c1", "seq": 1, "worker": "runner-7", "lease": "30s"}
-	ClaimToolCall(context.Context, *v1.ClaimToolCallRequest) (*v1.ClaimToolCallResponse, error)
-	// CompleteToolCall records a claimed call's response. A fencing token that is not the newest is FENCED. The first response
-	// counts: repeating it changes nothing, and a different one is `failed_precondition`, reason ILLEGAL_TRANSITION. Where
-	// deliver is true in the answer, send the response to the provider as a tool response and ingest that frame; otherwise do
-	// not: it is a message of the conversation, or the call was cancelled.
-	//
-	//	{"conversationId": "c1", "seq": 1, "fencingToken": 1, "response": {"output": "ok"}}
-	CompleteToolCall(context.Context, *v1.CompleteToolCallRequest) (*v1.CompleteToolCallResponse, error)
 	// WatchConversation streams what changes. With after_version 0, or older than the journal, the first message is a
 	// snapshot with reset = true; then one message follows each change, or several changes that a slow reader missed
 	// together. A client that reconnects with the last version it saw misses nothing and sees nothing twice. A
@@ -849,54 +593,6 @@ func NewConversationServiceHandler(svc ConversationServiceHandler, opts ...conne
 		connect.WithSchema(conversationServiceMethods.ByName("ForkConversation")),
 		connect.WithHandlerOptions(opts...),
 	)
-	conversationServiceOpenLiveHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceOpenLiveProcedure,
-		svc.OpenLive,
-		connect.WithSchema(conversationServiceMethods.ByName("OpenLive")),
-		connect.WithHandlerOptions(opts...),
-	)
-	conversationServiceCloseLiveHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceCloseLiveProcedure,
-		svc.CloseLive,
-		connect.WithSchema(conversationServiceMethods.ByName("CloseLive")),
-		connect.WithHandlerOptions(opts...),
-	)
-	conversationServiceGetResumePlanHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceGetResumePlanProcedure,
-		svc.GetResumePlan,
-		connect.WithSchema(conversationServiceMethods.ByName("GetResumePlan")),
-		connect.WithHandlerOptions(opts...),
-	)
-	conversationServiceReportResumeFailedHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceReportResumeFailedProcedure,
-		svc.ReportResumeFailed,
-		connect.WithSchema(conversationServiceMethods.ByName("ReportResumeFailed")),
-		connect.WithHandlerOptions(opts...),
-	)
-	conversationServiceIngestLiveHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceIngestLiveProcedure,
-		svc.IngestLive,
-		connect.WithSchema(conversationServiceMethods.ByName("IngestLive")),
-		connect.WithHandlerOptions(opts...),
-	)
-	conversationServiceListLiveFramesHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceListLiveFramesProcedure,
-		svc.ListLiveFrames,
-		connect.WithSchema(conversationServiceMethods.ByName("ListLiveFrames")),
-		connect.WithHandlerOptions(opts...),
-	)
-	conversationServiceClaimToolCallHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceClaimToolCallProcedure,
-		svc.ClaimToolCall,
-		connect.WithSchema(conversationServiceMethods.ByName("ClaimToolCall")),
-		connect.WithHandlerOptions(opts...),
-	)
-	conversationServiceCompleteToolCallHandler := connect.NewUnaryHandlerSimple(
-		ConversationServiceCompleteToolCallProcedure,
-		svc.CompleteToolCall,
-		connect.WithSchema(conversationServiceMethods.ByName("CompleteToolCall")),
-		connect.WithHandlerOptions(opts...),
-	)
 	conversationServiceWatchConversationHandler := connect.NewServerStreamHandlerSimple(
 		ConversationServiceWatchConversationProcedure,
 		svc.WatchConversation,
@@ -931,22 +627,6 @@ func NewConversationServiceHandler(svc ConversationServiceHandler, opts ...conne
 			conversationServiceCommitCompactionHandler.ServeHTTP(w, r)
 		case ConversationServiceForkConversationProcedure:
 			conversationServiceForkConversationHandler.ServeHTTP(w, r)
-		case ConversationServiceOpenLiveProcedure:
-			conversationServiceOpenLiveHandler.ServeHTTP(w, r)
-		case ConversationServiceCloseLiveProcedure:
-			conversationServiceCloseLiveHandler.ServeHTTP(w, r)
-		case ConversationServiceGetResumePlanProcedure:
-			conversationServiceGetResumePlanHandler.ServeHTTP(w, r)
-		case ConversationServiceReportResumeFailedProcedure:
-			conversationServiceReportResumeFailedHandler.ServeHTTP(w, r)
-		case ConversationServiceIngestLiveProcedure:
-			conversationServiceIngestLiveHandler.ServeHTTP(w, r)
-		case ConversationServiceListLiveFramesProcedure:
-			conversationServiceListLiveFramesHandler.ServeHTTP(w, r)
-		case ConversationServiceClaimToolCallProcedure:
-			conversationServiceClaimToolCallHandler.ServeHTTP(w, r)
-		case ConversationServiceCompleteToolCallProcedure:
-			conversationServiceCompleteToolCallHandler.ServeHTTP(w, r)
 		case ConversationServiceWatchConversationProcedure:
 			conversationServiceWatchConversationHandler.ServeHTTP(w, r)
 		default:
@@ -1008,38 +688,6 @@ func (UnimplementedConversationServiceHandler) CommitCompaction(context.Context,
 
 func (UnimplementedConversationServiceHandler) ForkConversation(context.Context, *v1.ForkConversationRequest) (*v1.ForkConversationResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ForkConversation is not implemented"))
-}
-
-func (UnimplementedConversationServiceHandler) OpenLive(context.Context, *v1.OpenLiveRequest) (*v1.OpenLiveResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.OpenLive is not implemented"))
-}
-
-func (UnimplementedConversationServiceHandler) CloseLive(context.Context, *v1.CloseLiveRequest) (*v1.CloseLiveResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.CloseLive is not implemented"))
-}
-
-func (UnimplementedConversationServiceHandler) GetResumePlan(context.Context, *v1.GetResumePlanRequest) (*v1.GetResumePlanResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.GetResumePlan is not implemented"))
-}
-
-func (UnimplementedConversationServiceHandler) ReportResumeFailed(context.Context, *v1.ReportResumeFailedRequest) (*v1.ReportResumeFailedResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ReportResumeFailed is not implemented"))
-}
-
-func (UnimplementedConversationServiceHandler) IngestLive(context.Context, *v1.IngestLiveRequest) (*v1.IngestLiveResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.IngestLive is not implemented"))
-}
-
-func (UnimplementedConversationServiceHandler) ListLiveFrames(context.Context, *v1.ListLiveFramesRequest) (*v1.ListLiveFramesResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ListLiveFrames is not implemented"))
-}
-
-func (UnimplementedConversationServiceHandler) ClaimToolCall(context.Context, *v1.ClaimToolCallRequest) (*v1.ClaimToolCallResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ClaimToolCall is not implemented"))
-}
-
-func (UnimplementedConversationServiceHandler) CompleteToolCall(context.Context, *v1.CompleteToolCallRequest) (*v1.CompleteToolCallResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.CompleteToolCall is not implemented"))
 }
 
 func (UnimplementedConversationServiceHandler) WatchConversation(context.Context, *v1.WatchConversationRequest, *connect.ServerStream[v1.WatchConversationResponse]) error {

@@ -54,12 +54,6 @@ const (
 	// SessionServicePutConnectionProcedure is the fully-qualified name of the SessionService's
 	// PutConnection RPC.
 	SessionServicePutConnectionProcedure = "/holdfast.session.v1.SessionService/PutConnection"
-	// SessionServiceAcquireFloorProcedure is the fully-qualified name of the SessionService's
-	// AcquireFloor RPC.
-	SessionServiceAcquireFloorProcedure = "/holdfast.session.v1.SessionService/AcquireFloor"
-	// SessionServiceReleaseFloorProcedure is the fully-qualified name of the SessionService's
-	// ReleaseFloor RPC.
-	SessionServiceReleaseFloorProcedure = "/holdfast.session.v1.SessionService/ReleaseFloor"
 	// SessionServiceWatchSessionProcedure is the fully-qualified name of the SessionService's
 	// WatchSession RPC.
 	SessionServiceWatchSessionProcedure = "/holdfast.session.v1.SessionService/WatchSession"
@@ -109,24 +103,11 @@ type SessionServiceClient interface {
 	EndSessions(context.Context, *v1.EndSessionsRequest) (*v1.EndSessionsResponse, error)
 	// PutConnection opens a connection, keeps it alive, changes it, or closes it. Without a connection_id it opens one. A
 	// client sends a heartbeat, which is the connection_id and no more, in a third of the tenant's timeout (60 s): a
-	// connection that stays silent for longer is gone, and comes back with its next heartbeat, with the floor and its fence
-	// if nobody has taken them. A user has up to 32 at once: then it is `resource_exhausted`, reason LIMIT_REACHED.
+	// connection that stays silent for longer is gone, and comes back with its next heartbeat. A user has up to 32 at once: then it is `resource_exhausted`, reason LIMIT_REACHED.
 	// Heartbeats do not keep a session from becoming idle, unless they say that the user was active.
 	//
 	//	{"connection": {"modality": "MODALITY_BOTH", "device": {"platform": "web"}, "capabilities": ["barge_in"]}}
 	PutConnection(context.Context, *v1.PutConnectionRequest) (*v1.PutConnectionResponse, error)
-	// AcquireFloor takes the microphone of a conversation for a connection, or keeps it: the holder calls it again before
-	// the lease is over (30 s). It is another's: `failed_precondition`, reason LEASE_HELD, unless it is the same user's and
-	// takeover is set or the holder has fallen silent; the details name the holder. The fence is the least live epoch to
-	// speak in: frames of an older one are refused from then on, reason FENCED. A connection that acquires the floor again
-	// keeps its fence, unless another has opened a live connection since. if_version is of the conversation.
-	//
-	//	{"conversationId": "c1", "connectionId": "k3xw5q2h7m4tzb6d", "takeover": true}
-	AcquireFloor(context.Context, *v1.AcquireFloorRequest) (*v1.AcquireFloorResponse, error)
-	// ReleaseFloor gives the microphone back. One that is not, or no longer, the connection's is left alone.
-	//
-	//	{"conversationId": "c1", "connectionId": "k3xw5q2h7m4tzb6d"}
-	ReleaseFloor(context.Context, *v1.ReleaseFloorRequest) (*v1.ReleaseFloorResponse, error)
 	// WatchSession streams a session as it changes, with the user's connections. Five minutes before its absolute end a
 	// message says `ends_soon`. When the session is over the last message says why, and the stream ends. A heartbeat comes
 	// every 15 s. With after_version 0 the first message is a snapshot with reset = true; a client that reconnects with the
@@ -198,18 +179,6 @@ func NewSessionServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(sessionServiceMethods.ByName("PutConnection")),
 			connect.WithClientOptions(opts...),
 		),
-		acquireFloor: connect.NewClient[v1.AcquireFloorRequest, v1.AcquireFloorResponse](
-			httpClient,
-			baseURL+SessionServiceAcquireFloorProcedure,
-			connect.WithSchema(sessionServiceMethods.ByName("AcquireFloor")),
-			connect.WithClientOptions(opts...),
-		),
-		releaseFloor: connect.NewClient[v1.ReleaseFloorRequest, v1.ReleaseFloorResponse](
-			httpClient,
-			baseURL+SessionServiceReleaseFloorProcedure,
-			connect.WithSchema(sessionServiceMethods.ByName("ReleaseFloor")),
-			connect.WithClientOptions(opts...),
-		),
 		watchSession: connect.NewClient[v1.WatchSessionRequest, v1.WatchSessionResponse](
 			httpClient,
 			baseURL+SessionServiceWatchSessionProcedure,
@@ -241,8 +210,6 @@ type sessionServiceClient struct {
 	updateSession      *connect.Client[v1.UpdateSessionRequest, v1.UpdateSessionResponse]
 	endSessions        *connect.Client[v1.EndSessionsRequest, v1.EndSessionsResponse]
 	putConnection      *connect.Client[v1.PutConnectionRequest, v1.PutConnectionResponse]
-	acquireFloor       *connect.Client[v1.AcquireFloorRequest, v1.AcquireFloorResponse]
-	releaseFloor       *connect.Client[v1.ReleaseFloorRequest, v1.ReleaseFloorResponse]
 	watchSession       *connect.Client[v1.WatchSessionRequest, v1.WatchSessionResponse]
 	listSecurityEvents *connect.Client[v1.ListSecurityEventsRequest, v1.ListSecurityEventsResponse]
 	putSessionSettings *connect.Client[v1.PutSessionSettingsRequest, v1.PutSessionSettingsResponse]
@@ -311,24 +278,6 @@ func (c *sessionServiceClient) PutConnection(ctx context.Context, req *v1.PutCon
 	return nil, err
 }
 
-// AcquireFloor calls holdfast.session.v1.SessionService.AcquireFloor.
-func (c *sessionServiceClient) AcquireFloor(ctx context.Context, req *v1.AcquireFloorRequest) (*v1.AcquireFloorResponse, error) {
-	response, err := c.acquireFloor.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ReleaseFloor calls holdfast.session.v1.SessionService.ReleaseFloor.
-func (c *sessionServiceClient) ReleaseFloor(ctx context.Context, req *v1.ReleaseFloorRequest) (*v1.ReleaseFloorResponse, error) {
-	response, err := c.releaseFloor.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
 // WatchSession calls holdfast.session.v1.SessionService.WatchSession.
 func (c *sessionServiceClient) WatchSession(ctx context.Context, req *v1.WatchSessionRequest) (*connect.ServerStreamForClient[v1.WatchSessionResponse], error) {
 	return c.watchSession.CallServerStream(ctx, connect.NewRequest(req))
@@ -390,24 +339,11 @@ type SessionServiceHandler interface {
 	EndSessions(context.Context, *v1.EndSessionsRequest) (*v1.EndSessionsResponse, error)
 	// PutConnection opens a connection, keeps it alive, changes it, or closes it. Without a connection_id it opens one. A
 	// client sends a heartbeat, which is the connection_id and no more, in a third of the tenant's timeout (60 s): a
-	// connection that stays silent for longer is gone, and comes back with its next heartbeat, with the floor and its fence
-	// if nobody has taken them. A user has up to 32 at once: then it is `resource_exhausted`, reason LIMIT_REACHED.
+	// connection that stays silent for longer is gone, and comes back with its next heartbeat. A user has up to 32 at once: then it is `resource_exhausted`, reason LIMIT_REACHED.
 	// Heartbeats do not keep a session from becoming idle, unless they say that the user was active.
 	//
 	//	{"connection": {"modality": "MODALITY_BOTH", "device": {"platform": "web"}, "capabilities": ["barge_in"]}}
 	PutConnection(context.Context, *v1.PutConnectionRequest) (*v1.PutConnectionResponse, error)
-	// AcquireFloor takes the microphone of a conversation for a connection, or keeps it: the holder calls it again before
-	// the lease is over (30 s). It is another's: `failed_precondition`, reason LEASE_HELD, unless it is the same user's and
-	// takeover is set or the holder has fallen silent; the details name the holder. The fence is the least live epoch to
-	// speak in: frames of an older one are refused from then on, reason FENCED. A connection that acquires the floor again
-	// keeps its fence, unless another has opened a live connection since. if_version is of the conversation.
-	//
-	//	{"conversationId": "c1", "connectionId": "k3xw5q2h7m4tzb6d", "takeover": true}
-	AcquireFloor(context.Context, *v1.AcquireFloorRequest) (*v1.AcquireFloorResponse, error)
-	// ReleaseFloor gives the microphone back. One that is not, or no longer, the connection's is left alone.
-	//
-	//	{"conversationId": "c1", "connectionId": "k3xw5q2h7m4tzb6d"}
-	ReleaseFloor(context.Context, *v1.ReleaseFloorRequest) (*v1.ReleaseFloorResponse, error)
 	// WatchSession streams a session as it changes, with the user's connections. Five minutes before its absolute end a
 	// message says `ends_soon`. When the session is over the last message says why, and the stream ends. A heartbeat comes
 	// every 15 s. With after_version 0 the first message is a snapshot with reset = true; a client that reconnects with the
@@ -475,18 +411,6 @@ func NewSessionServiceHandler(svc SessionServiceHandler, opts ...connect.Handler
 		connect.WithSchema(sessionServiceMethods.ByName("PutConnection")),
 		connect.WithHandlerOptions(opts...),
 	)
-	sessionServiceAcquireFloorHandler := connect.NewUnaryHandlerSimple(
-		SessionServiceAcquireFloorProcedure,
-		svc.AcquireFloor,
-		connect.WithSchema(sessionServiceMethods.ByName("AcquireFloor")),
-		connect.WithHandlerOptions(opts...),
-	)
-	sessionServiceReleaseFloorHandler := connect.NewUnaryHandlerSimple(
-		SessionServiceReleaseFloorProcedure,
-		svc.ReleaseFloor,
-		connect.WithSchema(sessionServiceMethods.ByName("ReleaseFloor")),
-		connect.WithHandlerOptions(opts...),
-	)
 	sessionServiceWatchSessionHandler := connect.NewServerStreamHandlerSimple(
 		SessionServiceWatchSessionProcedure,
 		svc.WatchSession,
@@ -522,10 +446,6 @@ func NewSessionServiceHandler(svc SessionServiceHandler, opts ...connect.Handler
 			sessionServiceEndSessionsHandler.ServeHTTP(w, r)
 		case SessionServicePutConnectionProcedure:
 			sessionServicePutConnectionHandler.ServeHTTP(w, r)
-		case SessionServiceAcquireFloorProcedure:
-			sessionServiceAcquireFloorHandler.ServeHTTP(w, r)
-		case SessionServiceReleaseFloorProcedure:
-			sessionServiceReleaseFloorHandler.ServeHTTP(w, r)
 		case SessionServiceWatchSessionProcedure:
 			sessionServiceWatchSessionHandler.ServeHTTP(w, r)
 		case SessionServiceListSecurityEventsProcedure:
@@ -567,14 +487,6 @@ func (UnimplementedSessionServiceHandler) EndSessions(context.Context, *v1.EndSe
 
 func (UnimplementedSessionServiceHandler) PutConnection(context.Context, *v1.PutConnectionRequest) (*v1.PutConnectionResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.PutConnection is not implemented"))
-}
-
-func (UnimplementedSessionServiceHandler) AcquireFloor(context.Context, *v1.AcquireFloorRequest) (*v1.AcquireFloorResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.AcquireFloor is not implemented"))
-}
-
-func (UnimplementedSessionServiceHandler) ReleaseFloor(context.Context, *v1.ReleaseFloorRequest) (*v1.ReleaseFloorResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.ReleaseFloor is not implemented"))
 }
 
 func (UnimplementedSessionServiceHandler) WatchSession(context.Context, *v1.WatchSessionRequest, *connect.ServerStream[v1.WatchSessionResponse]) error {

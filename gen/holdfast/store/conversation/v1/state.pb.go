@@ -253,11 +253,11 @@ type ToolCallStatus int32
 const (
 	ToolCallStatus_TOOL_CALL_STATUS_UNSPECIFIED ToolCallStatus = 0
 	ToolCallStatus_TOOL_CALL_STATUS_PENDING     ToolCallStatus = 1
-	ToolCallStatus_TOOL_CALL_STATUS_COMPLETED   ToolCallStatus = 2
+	// Somebody has claimed it.
+	ToolCallStatus_TOOL_CALL_STATUS_RUNNING   ToolCallStatus = 2
+	ToolCallStatus_TOOL_CALL_STATUS_COMPLETED ToolCallStatus = 3
 	// Withdrawn by the provider; side effects may exist already.
-	ToolCallStatus_TOOL_CALL_STATUS_CANCELLED ToolCallStatus = 3
-	// A worker has claimed it.
-	ToolCallStatus_TOOL_CALL_STATUS_RUNNING ToolCallStatus = 4
+	ToolCallStatus_TOOL_CALL_STATUS_CANCELLED ToolCallStatus = 4
 	// The connection that issued it is gone, and there is no response yet. It may still be executed: its response becomes
 	// a message.
 	ToolCallStatus_TOOL_CALL_STATUS_ORPHANED ToolCallStatus = 5
@@ -268,17 +268,17 @@ var (
 	ToolCallStatus_name = map[int32]string{
 		0: "TOOL_CALL_STATUS_UNSPECIFIED",
 		1: "TOOL_CALL_STATUS_PENDING",
-		2: "TOOL_CALL_STATUS_COMPLETED",
-		3: "TOOL_CALL_STATUS_CANCELLED",
-		4: "TOOL_CALL_STATUS_RUNNING",
+		2: "TOOL_CALL_STATUS_RUNNING",
+		3: "TOOL_CALL_STATUS_COMPLETED",
+		4: "TOOL_CALL_STATUS_CANCELLED",
 		5: "TOOL_CALL_STATUS_ORPHANED",
 	}
 	ToolCallStatus_value = map[string]int32{
 		"TOOL_CALL_STATUS_UNSPECIFIED": 0,
 		"TOOL_CALL_STATUS_PENDING":     1,
-		"TOOL_CALL_STATUS_COMPLETED":   2,
-		"TOOL_CALL_STATUS_CANCELLED":   3,
-		"TOOL_CALL_STATUS_RUNNING":     4,
+		"TOOL_CALL_STATUS_RUNNING":     2,
+		"TOOL_CALL_STATUS_COMPLETED":   3,
+		"TOOL_CALL_STATUS_CANCELLED":   4,
 		"TOOL_CALL_STATUS_ORPHANED":    5,
 	}
 )
@@ -319,6 +319,8 @@ const (
 	LiveProvider_LIVE_PROVIDER_DEVELOPER_API LiveProvider = 1
 	// Vertex AI, or the Gemini Enterprise Agent Platform.
 	LiveProvider_LIVE_PROVIDER_VERTEX_AI LiveProvider = 2
+	// None: the lease alone is wanted.
+	LiveProvider_LIVE_PROVIDER_NONE LiveProvider = 3
 )
 
 // Enum value maps for LiveProvider.
@@ -327,11 +329,13 @@ var (
 		0: "LIVE_PROVIDER_UNSPECIFIED",
 		1: "LIVE_PROVIDER_DEVELOPER_API",
 		2: "LIVE_PROVIDER_VERTEX_AI",
+		3: "LIVE_PROVIDER_NONE",
 	}
 	LiveProvider_value = map[string]int32{
 		"LIVE_PROVIDER_UNSPECIFIED":   0,
 		"LIVE_PROVIDER_DEVELOPER_API": 1,
 		"LIVE_PROVIDER_VERTEX_AI":     2,
+		"LIVE_PROVIDER_NONE":          3,
 	}
 )
 
@@ -395,14 +399,13 @@ type ConversationState struct {
 	FragmentCount int64 `protobuf:"varint,17,opt,name=fragment_count,json=fragmentCount,proto3" json:"fragment_count,omitempty"`
 	// The newest summary; the context window begins with it. Unset: none was committed.
 	Summary *Summary `protobuf:"bytes,24,opt,name=summary,proto3" json:"summary,omitempty"`
-	Floor   *Floor   `protobuf:"bytes,25,opt,name=floor,proto3" json:"floor,omitempty"`
-	// No epoch, fence or token is given up to this number: an earlier life of the id may have given it. 0: there was none.
-	IssuedBefore int64 `protobuf:"varint,26,opt,name=issued_before,json=issuedBefore,proto3" json:"issued_before,omitempty"`
+	// No epoch or token is given up to this number: an earlier life of the id may have given it. 0: there was none.
+	IssuedBefore int64 `protobuf:"varint,25,opt,name=issued_before,json=issuedBefore,proto3" json:"issued_before,omitempty"`
 	// It is kept whatever ttl says.
-	KeepForever bool             `protobuf:"varint,27,opt,name=keep_forever,json=keepForever,proto3" json:"keep_forever,omitempty"`
-	Metadata    *structpb.Struct `protobuf:"bytes,28,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	KeepForever bool             `protobuf:"varint,26,opt,name=keep_forever,json=keepForever,proto3" json:"keep_forever,omitempty"`
+	Metadata    *structpb.Struct `protobuf:"bytes,27,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	// The messages that were removed. Each removal counts one, so it also tells that something was removed.
-	RemovedCount  int64 `protobuf:"varint,29,opt,name=removed_count,json=removedCount,proto3" json:"removed_count,omitempty"`
+	RemovedCount  int64 `protobuf:"varint,28,opt,name=removed_count,json=removedCount,proto3" json:"removed_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -563,13 +566,6 @@ func (x *ConversationState) GetSummary() *Summary {
 	return nil
 }
 
-func (x *ConversationState) GetFloor() *Floor {
-	if x != nil {
-		return x.Floor
-	}
-	return nil
-}
-
 func (x *ConversationState) GetIssuedBefore() int64 {
 	if x != nil {
 		return x.IssuedBefore
@@ -596,113 +592,6 @@ func (x *ConversationState) GetRemovedCount() int64 {
 		return x.RemovedCount
 	}
 	return 0
-}
-
-// Floor is who holds the conversation's microphone: one connection of one session, until the lease is over.
-type Floor struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The live epoch that the holder speaks in; frames of an older one are refused. It rises whenever the floor goes to
-	// another, and stays when it is given back.
-	Fence int64 `protobuf:"varint,1,opt,name=fence,proto3" json:"fence,omitempty"`
-	// Whose session holds it, or did last.
-	User         string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
-	SessionId    string                 `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	ConnectionId string                 `protobuf:"bytes,4,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
-	AcquireTime  *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=acquire_time,json=acquireTime,proto3" json:"acquire_time,omitempty"`
-	// From this instant on nobody holds it.
-	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	// False once it was given back, or the lease was seen to be over.
-	Held bool `protobuf:"varint,7,opt,name=held,proto3" json:"held,omitempty"`
-	// Whose API key acquired it, "user" or "service"; empty: it was the session's own token. Never shown.
-	Key           string `protobuf:"bytes,8,opt,name=key,proto3" json:"key,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Floor) Reset() {
-	*x = Floor{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Floor) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Floor) ProtoMessage() {}
-
-func (x *Floor) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Floor.ProtoReflect.Descriptor instead.
-func (*Floor) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *Floor) GetFence() int64 {
-	if x != nil {
-		return x.Fence
-	}
-	return 0
-}
-
-func (x *Floor) GetUser() string {
-	if x != nil {
-		return x.User
-	}
-	return ""
-}
-
-func (x *Floor) GetSessionId() string {
-	if x != nil {
-		return x.SessionId
-	}
-	return ""
-}
-
-func (x *Floor) GetConnectionId() string {
-	if x != nil {
-		return x.ConnectionId
-	}
-	return ""
-}
-
-func (x *Floor) GetAcquireTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.AcquireTime
-	}
-	return nil
-}
-
-func (x *Floor) GetExpireTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ExpireTime
-	}
-	return nil
-}
-
-func (x *Floor) GetHeld() bool {
-	if x != nil {
-		return x.Held
-	}
-	return false
-}
-
-func (x *Floor) GetKey() string {
-	if x != nil {
-		return x.Key
-	}
-	return ""
 }
 
 // Message is one message of a conversation: an entry of the collection "messages", its key the seq.
@@ -750,7 +639,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +651,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +664,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *Message) GetSeq() int64 {
@@ -959,7 +848,7 @@ type MessageRef struct {
 
 func (x *MessageRef) Reset() {
 	*x = MessageRef{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +860,7 @@ func (x *MessageRef) String() string {
 func (*MessageRef) ProtoMessage() {}
 
 func (x *MessageRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +873,7 @@ func (x *MessageRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageRef.ProtoReflect.Descriptor instead.
 func (*MessageRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *MessageRef) GetSeq() int64 {
@@ -1023,7 +912,7 @@ type Part struct {
 
 func (x *Part) Reset() {
 	*x = Part{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +924,7 @@ func (x *Part) String() string {
 func (*Part) ProtoMessage() {}
 
 func (x *Part) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +937,7 @@ func (x *Part) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Part.ProtoReflect.Descriptor instead.
 func (*Part) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Part) GetPart() isPart_Part {
@@ -1201,7 +1090,7 @@ type ToolCallPart struct {
 
 func (x *ToolCallPart) Reset() {
 	*x = ToolCallPart{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1213,7 +1102,7 @@ func (x *ToolCallPart) String() string {
 func (*ToolCallPart) ProtoMessage() {}
 
 func (x *ToolCallPart) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1226,7 +1115,7 @@ func (x *ToolCallPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallPart.ProtoReflect.Descriptor instead.
 func (*ToolCallPart) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ToolCallPart) GetCallId() string {
@@ -1271,7 +1160,7 @@ type ToolResultPart struct {
 
 func (x *ToolResultPart) Reset() {
 	*x = ToolResultPart{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1172,7 @@ func (x *ToolResultPart) String() string {
 func (*ToolResultPart) ProtoMessage() {}
 
 func (x *ToolResultPart) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1185,7 @@ func (x *ToolResultPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolResultPart.ProtoReflect.Descriptor instead.
 func (*ToolResultPart) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ToolResultPart) GetCallId() string {
@@ -1346,7 +1235,7 @@ type FileRef struct {
 
 func (x *FileRef) Reset() {
 	*x = FileRef{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1247,7 @@ func (x *FileRef) String() string {
 func (*FileRef) ProtoMessage() {}
 
 func (x *FileRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1260,7 @@ func (x *FileRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileRef.ProtoReflect.Descriptor instead.
 func (*FileRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *FileRef) GetUri() string {
@@ -1407,7 +1296,7 @@ type Blob struct {
 
 func (x *Blob) Reset() {
 	*x = Blob{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1308,7 @@ func (x *Blob) String() string {
 func (*Blob) ProtoMessage() {}
 
 func (x *Blob) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1321,7 @@ func (x *Blob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Blob.ProtoReflect.Descriptor instead.
 func (*Blob) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Blob) GetData() []byte {
@@ -1470,7 +1359,7 @@ type VoiceState struct {
 
 func (x *VoiceState) Reset() {
 	*x = VoiceState{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1371,7 @@ func (x *VoiceState) String() string {
 func (*VoiceState) ProtoMessage() {}
 
 func (x *VoiceState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1384,7 @@ func (x *VoiceState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VoiceState.ProtoReflect.Descriptor instead.
 func (*VoiceState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *VoiceState) GetAudioStreamId() string {
@@ -1544,7 +1433,7 @@ type Intent struct {
 
 func (x *Intent) Reset() {
 	*x = Intent{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1445,7 @@ func (x *Intent) String() string {
 func (*Intent) ProtoMessage() {}
 
 func (x *Intent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1458,7 @@ func (x *Intent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intent.ProtoReflect.Descriptor instead.
 func (*Intent) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Intent) GetSeq() int64 {
@@ -1629,7 +1518,7 @@ type FlowStep struct {
 
 func (x *FlowStep) Reset() {
 	*x = FlowStep{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[11]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1530,7 @@ func (x *FlowStep) String() string {
 func (*FlowStep) ProtoMessage() {}
 
 func (x *FlowStep) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[11]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1543,7 @@ func (x *FlowStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowStep.ProtoReflect.Descriptor instead.
 func (*FlowStep) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FlowStep) GetSeq() int64 {
@@ -1715,7 +1604,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[12]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1616,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[12]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1629,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Summary) GetSeq() int64 {
@@ -1822,7 +1711,7 @@ type CompactionLease struct {
 
 func (x *CompactionLease) Reset() {
 	*x = CompactionLease{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[13]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +1723,7 @@ func (x *CompactionLease) String() string {
 func (*CompactionLease) ProtoMessage() {}
 
 func (x *CompactionLease) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[13]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +1736,7 @@ func (x *CompactionLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactionLease.ProtoReflect.Descriptor instead.
 func (*CompactionLease) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CompactionLease) GetToken() int64 {
@@ -1927,7 +1816,7 @@ type Fragment struct {
 
 func (x *Fragment) Reset() {
 	*x = Fragment{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[14]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1939,7 +1828,7 @@ func (x *Fragment) String() string {
 func (*Fragment) ProtoMessage() {}
 
 func (x *Fragment) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[14]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1952,7 +1841,7 @@ func (x *Fragment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fragment.ProtoReflect.Descriptor instead.
 func (*Fragment) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Fragment) GetSeq() int64 {
@@ -2014,7 +1903,7 @@ type ToolCallRef struct {
 
 func (x *ToolCallRef) Reset() {
 	*x = ToolCallRef{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[15]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +1915,7 @@ func (x *ToolCallRef) String() string {
 func (*ToolCallRef) ProtoMessage() {}
 
 func (x *ToolCallRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[15]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +1928,7 @@ func (x *ToolCallRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallRef.ProtoReflect.Descriptor instead.
 func (*ToolCallRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ToolCallRef) GetSeq() int64 {
@@ -2053,38 +1942,44 @@ func (x *ToolCallRef) GetSeq() int64 {
 // each live session and call id, whatever number of frames name it.
 type ToolCall struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The provider's id of the call.
-	CallId string `protobuf:"bytes,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
-	// The connection that issued it last.
-	Epoch      int64                  `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Name       string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	Args       *structpb.Struct       `protobuf:"bytes,4,opt,name=args,proto3" json:"args,omitempty"`
-	Status     ToolCallStatus         `protobuf:"varint,5,opt,name=status,proto3,enum=holdfast.store.conversation.v1.ToolCallStatus" json:"status,omitempty"`
-	Response   *structpb.Struct       `protobuf:"bytes,6,opt,name=response,proto3" json:"response,omitempty"`
-	CreateTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// 1 for the first call of the conversation, +1 for each.
-	Seq int64 `protobuf:"varint,9,opt,name=seq,proto3" json:"seq,omitempty"`
+	Seq int64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// The provider's id of the call.
+	CallId string `protobuf:"bytes,2,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
 	// The live session that issued it. Its id is unique in that.
-	Session int64 `protobuf:"varint,10,opt,name=session,proto3" json:"session,omitempty"`
-	// The newest message when it was issued; 0: there was none.
-	AfterSeq int64 `protobuf:"varint,11,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
+	Session int64 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	// The connection that issued it last.
+	Epoch int64            `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Name  string           `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	Args  *structpb.Struct `protobuf:"bytes,6,opt,name=args,proto3" json:"args,omitempty"`
+	// The arguments as JSON, in place of args, where a double would round a number.
+	ArgsJson string `protobuf:"bytes,7,opt,name=args_json,json=argsJson,proto3" json:"args_json,omitempty"`
+	// Why there are no arguments; empty: there are, or none came.
+	ArgsOmitted string         `protobuf:"bytes,8,opt,name=args_omitted,json=argsOmitted,proto3" json:"args_omitted,omitempty"`
+	Status      ToolCallStatus `protobuf:"varint,9,opt,name=status,proto3,enum=holdfast.store.conversation.v1.ToolCallStatus" json:"status,omitempty"`
 	// Who executes it; unset: nobody asked for it.
-	Claim *ToolCallClaim `protobuf:"bytes,12,opt,name=claim,proto3" json:"claim,omitempty"`
+	Claim    *ToolCallClaim  `protobuf:"bytes,10,opt,name=claim,proto3" json:"claim,omitempty"`
+	Response *structpb.Value `protobuf:"bytes,11,opt,name=response,proto3" json:"response,omitempty"`
+	// The response as JSON, in place of it, where a double would round a number.
+	ResponseJson string `protobuf:"bytes,12,opt,name=response_json,json=responseJson,proto3" json:"response_json,omitempty"`
 	// True where the response is that of a failure.
 	IsError bool `protobuf:"varint,13,opt,name=is_error,json=isError,proto3" json:"is_error,omitempty"`
-	// The connection on which the response was sent to the provider; 0: on none.
+	// The connection on which the model was told the response; 0: on none.
 	DeliveredEpoch int64 `protobuf:"varint,14,opt,name=delivered_epoch,json=deliveredEpoch,proto3" json:"delivered_epoch,omitempty"`
+	// The newest message when it was issued; 0: there was none.
+	AfterSeq int64 `protobuf:"varint,15,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
 	// The message that has the response as text, because the connection that issued the call was gone; 0: there is none.
 	// Such a response must not be sent to the provider as a tool response.
-	ResultSeq     int64 `protobuf:"varint,15,opt,name=result_seq,json=resultSeq,proto3" json:"result_seq,omitempty"`
+	ResultSeq     int64                  `protobuf:"varint,16,opt,name=result_seq,json=resultSeq,proto3" json:"result_seq,omitempty"`
+	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ToolCall) Reset() {
 	*x = ToolCall{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[16]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2096,7 +1991,7 @@ func (x *ToolCall) String() string {
 func (*ToolCall) ProtoMessage() {}
 
 func (x *ToolCall) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[16]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2109,7 +2004,14 @@ func (x *ToolCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCall.ProtoReflect.Descriptor instead.
 func (*ToolCall) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ToolCall) GetSeq() int64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
 }
 
 func (x *ToolCall) GetCallId() string {
@@ -2117,6 +2019,13 @@ func (x *ToolCall) GetCallId() string {
 		return x.CallId
 	}
 	return ""
+}
+
+func (x *ToolCall) GetSession() int64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
 }
 
 func (x *ToolCall) GetEpoch() int64 {
@@ -2140,6 +2049,20 @@ func (x *ToolCall) GetArgs() *structpb.Struct {
 	return nil
 }
 
+func (x *ToolCall) GetArgsJson() string {
+	if x != nil {
+		return x.ArgsJson
+	}
+	return ""
+}
+
+func (x *ToolCall) GetArgsOmitted() string {
+	if x != nil {
+		return x.ArgsOmitted
+	}
+	return ""
+}
+
 func (x *ToolCall) GetStatus() ToolCallStatus {
 	if x != nil {
 		return x.Status
@@ -2147,53 +2070,25 @@ func (x *ToolCall) GetStatus() ToolCallStatus {
 	return ToolCallStatus_TOOL_CALL_STATUS_UNSPECIFIED
 }
 
-func (x *ToolCall) GetResponse() *structpb.Struct {
+func (x *ToolCall) GetClaim() *ToolCallClaim {
+	if x != nil {
+		return x.Claim
+	}
+	return nil
+}
+
+func (x *ToolCall) GetResponse() *structpb.Value {
 	if x != nil {
 		return x.Response
 	}
 	return nil
 }
 
-func (x *ToolCall) GetCreateTime() *timestamppb.Timestamp {
+func (x *ToolCall) GetResponseJson() string {
 	if x != nil {
-		return x.CreateTime
+		return x.ResponseJson
 	}
-	return nil
-}
-
-func (x *ToolCall) GetUpdateTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.UpdateTime
-	}
-	return nil
-}
-
-func (x *ToolCall) GetSeq() int64 {
-	if x != nil {
-		return x.Seq
-	}
-	return 0
-}
-
-func (x *ToolCall) GetSession() int64 {
-	if x != nil {
-		return x.Session
-	}
-	return 0
-}
-
-func (x *ToolCall) GetAfterSeq() int64 {
-	if x != nil {
-		return x.AfterSeq
-	}
-	return 0
-}
-
-func (x *ToolCall) GetClaim() *ToolCallClaim {
-	if x != nil {
-		return x.Claim
-	}
-	return nil
+	return ""
 }
 
 func (x *ToolCall) GetIsError() bool {
@@ -2210,6 +2105,13 @@ func (x *ToolCall) GetDeliveredEpoch() int64 {
 	return 0
 }
 
+func (x *ToolCall) GetAfterSeq() int64 {
+	if x != nil {
+		return x.AfterSeq
+	}
+	return 0
+}
+
 func (x *ToolCall) GetResultSeq() int64 {
 	if x != nil {
 		return x.ResultSeq
@@ -2217,21 +2119,37 @@ func (x *ToolCall) GetResultSeq() int64 {
 	return 0
 }
 
+func (x *ToolCall) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *ToolCall) GetUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdateTime
+	}
+	return nil
+}
+
 // ToolCallClaim gives the execution of a tool call to one worker.
 type ToolCallClaim struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Worker string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
-	// Rises with each claim in the conversation; a response with an older one is refused.
+	// Rises with each change of the conversation that gives claims; a response with an older one is refused.
 	FencingToken int64 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	// From this instant on another may claim the call.
 	LeaseExpireTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=lease_expire_time,json=leaseExpireTime,proto3" json:"lease_expire_time,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The live connection that has it; empty: a worker claimed it.
+	ConnectionId  string `protobuf:"bytes,4,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ToolCallClaim) Reset() {
 	*x = ToolCallClaim{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[17]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2243,7 +2161,7 @@ func (x *ToolCallClaim) String() string {
 func (*ToolCallClaim) ProtoMessage() {}
 
 func (x *ToolCallClaim) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[17]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2256,7 +2174,7 @@ func (x *ToolCallClaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallClaim.ProtoReflect.Descriptor instead.
 func (*ToolCallClaim) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ToolCallClaim) GetWorker() string {
@@ -2278,6 +2196,13 @@ func (x *ToolCallClaim) GetLeaseExpireTime() *timestamppb.Timestamp {
 		return x.LeaseExpireTime
 	}
 	return nil
+}
+
+func (x *ToolCallClaim) GetConnectionId() string {
+	if x != nil {
+		return x.ConnectionId
+	}
+	return ""
 }
 
 // LiveHandle is one session resumption update of the provider.
@@ -2302,14 +2227,16 @@ type LiveHandle struct {
 	AfterSeq      int64 `protobuf:"varint,10,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
 	AfterToolCall int64 `protobuf:"varint,11,opt,name=after_tool_call,json=afterToolCall,proto3" json:"after_tool_call,omitempty"`
 	// True where the provider has refused it, or one that is newer.
-	Dead          bool `protobuf:"varint,12,opt,name=dead,proto3" json:"dead,omitempty"`
+	Dead bool `protobuf:"varint,12,opt,name=dead,proto3" json:"dead,omitempty"`
+	// Who had the connection that it came on; empty: a service. Nobody else is given it.
+	User          string `protobuf:"bytes,13,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LiveHandle) Reset() {
 	*x = LiveHandle{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[18]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2321,7 +2248,7 @@ func (x *LiveHandle) String() string {
 func (*LiveHandle) ProtoMessage() {}
 
 func (x *LiveHandle) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[18]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2334,7 +2261,7 @@ func (x *LiveHandle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveHandle.ProtoReflect.Descriptor instead.
 func (*LiveHandle) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LiveHandle) GetId() int64 {
@@ -2421,6 +2348,138 @@ func (x *LiveHandle) GetDead() bool {
 	return false
 }
 
+func (x *LiveHandle) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+// LiveLease is the right to speak in a conversation: that of one connection, until it is over.
+type LiveLease struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	ConnectionId string                 `protobuf:"bytes,1,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
+	// Who has it, or had it last; empty: a service.
+	User string `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	// The session whose token the connection was opened with; empty: it was another credential.
+	SessionId string `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// From this instant on nobody has it.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LiveLease) Reset() {
+	*x = LiveLease{}
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LiveLease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LiveLease) ProtoMessage() {}
+
+func (x *LiveLease) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LiveLease.ProtoReflect.Descriptor instead.
+func (*LiveLease) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *LiveLease) GetConnectionId() string {
+	if x != nil {
+		return x.ConnectionId
+	}
+	return ""
+}
+
+func (x *LiveLease) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *LiveLease) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *LiveLease) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+// Device is what is kept of what a caller says of the machine that a connection is on.
+type Device struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Platform      string                 `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Device) Reset() {
+	*x = Device{}
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Device) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Device) ProtoMessage() {}
+
+func (x *Device) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Device.ProtoReflect.Descriptor instead.
+func (*Device) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Device) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Device) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
 // LiveState is the reducer's memory between two batches of Gemini Live frames.
 type LiveState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2442,23 +2501,23 @@ type LiveState struct {
 	UnknownFrames int64 `protobuf:"varint,8,opt,name=unknown_frames,json=unknownFrames,proto3" json:"unknown_frames,omitempty"`
 	// Tokens of all turns so far, as the provider counted them.
 	TotalTokens int64 `protobuf:"varint,9,opt,name=total_tokens,json=totalTokens,proto3" json:"total_tokens,omitempty"`
-	// Who has the newest connection, as it named itself; empty: it did not say.
-	Device   string       `protobuf:"bytes,10,opt,name=device,proto3" json:"device,omitempty"`
-	Provider LiveProvider `protobuf:"varint,11,opt,name=provider,proto3,enum=holdfast.store.conversation.v1.LiveProvider" json:"provider,omitempty"`
+	// Who has the newest connection, or had it last; unset: a restore took it away.
+	Lease *LiveLease `protobuf:"bytes,10,opt,name=lease,proto3" json:"lease,omitempty"`
+	// What the newest connection is on, as it said.
+	Device   *Device      `protobuf:"bytes,11,opt,name=device,proto3" json:"device,omitempty"`
+	Provider LiveProvider `protobuf:"varint,12,opt,name=provider,proto3,enum=holdfast.store.conversation.v1.LiveProvider" json:"provider,omitempty"`
 	// Of what the provider was set up with; empty: it was not told.
-	SetupHash string                 `protobuf:"bytes,12,opt,name=setup_hash,json=setupHash,proto3" json:"setup_hash,omitempty"`
-	OpenTime  *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
+	SetupHash string                 `protobuf:"bytes,13,opt,name=setup_hash,json=setupHash,proto3" json:"setup_hash,omitempty"`
+	OpenTime  *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
 	// Unset: the connection is open, as far as is known.
-	CloseTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=close_time,json=closeTime,proto3" json:"close_time,omitempty"`
-	CloseCode int32                  `protobuf:"varint,15,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
+	CloseTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=close_time,json=closeTime,proto3" json:"close_time,omitempty"`
+	CloseCode int32                  `protobuf:"varint,16,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
 	// When the newest frame was folded.
-	FrameTime *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=frame_time,json=frameTime,proto3" json:"frame_time,omitempty"`
+	FrameTime *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=frame_time,json=frameTime,proto3" json:"frame_time,omitempty"`
 	// When the provider will close the connection, as it said; unset: it has not.
-	GoAwayTime *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=go_away_time,json=goAwayTime,proto3" json:"go_away_time,omitempty"`
+	GoAwayTime *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=go_away_time,json=goAwayTime,proto3" json:"go_away_time,omitempty"`
 	// Counts the provider's sessions of this conversation: one that is resumed is the same, one that is not is the next.
-	Session int64 `protobuf:"varint,18,opt,name=session,proto3" json:"session,omitempty"`
-	// True while the client tells a new session what was said before: its content is no news.
-	Seeding bool `protobuf:"varint,19,opt,name=seeding,proto3" json:"seeding,omitempty"`
+	Session int64 `protobuf:"varint,19,opt,name=session,proto3" json:"session,omitempty"`
 	// The id of the handle that the connection resumes with; 0: it starts a new session.
 	ResumedHandleId int64 `protobuf:"varint,20,opt,name=resumed_handle_id,json=resumedHandleId,proto3" json:"resumed_handle_id,omitempty"`
 	// The newest updates of session resumption, oldest first; at most 4.
@@ -2470,50 +2529,51 @@ type LiveState struct {
 	// The newest fencing token of a claim.
 	FencingToken int64 `protobuf:"varint,25,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	// Claims up to this token are void: the conversation was restored since.
-	VoidClaims int64 `protobuf:"varint,45,opt,name=void_claims,json=voidClaims,proto3" json:"void_claims,omitempty"`
+	VoidClaims int64 `protobuf:"varint,26,opt,name=void_claims,json=voidClaims,proto3" json:"void_claims,omitempty"`
 	// Of older connections, the newest frame that was folded or kept as a fragment, by epoch; at most 8.
-	FencedIndexes map[int64]int64 `protobuf:"bytes,26,rep,name=fenced_indexes,json=fencedIndexes,proto3" json:"fenced_indexes,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	FencedIndexes map[int64]int64 `protobuf:"bytes,27,rep,name=fenced_indexes,json=fencedIndexes,proto3" json:"fenced_indexes,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// True while it is not known whether the user's words on a new connection are those that it has from the last one.
-	Retelling bool `protobuf:"varint,27,opt,name=retelling,proto3" json:"retelling,omitempty"`
+	Retelling bool `protobuf:"varint,28,opt,name=retelling,proto3" json:"retelling,omitempty"`
 	// Those words so far.
-	Retold string `protobuf:"bytes,28,opt,name=retold,proto3" json:"retold,omitempty"`
+	Retold string `protobuf:"bytes,29,opt,name=retold,proto3" json:"retold,omitempty"`
 	// The last whole utterance of the user, at most 4 KiB: the provider may transcribe it again.
-	LastUtterance string `protobuf:"bytes,29,opt,name=last_utterance,json=lastUtterance,proto3" json:"last_utterance,omitempty"`
+	LastUtterance string `protobuf:"bytes,30,opt,name=last_utterance,json=lastUtterance,proto3" json:"last_utterance,omitempty"`
 	// True where the user has begun to speak since then.
-	SpokeSince bool `protobuf:"varint,30,opt,name=spoke_since,json=spokeSince,proto3" json:"spoke_since,omitempty"`
+	SpokeSince bool `protobuf:"varint,31,opt,name=spoke_since,json=spokeSince,proto3" json:"spoke_since,omitempty"`
 	// True where the provider tells when speech starts.
-	TellsSpeech bool `protobuf:"varint,31,opt,name=tells_speech,json=tellsSpeech,proto3" json:"tells_speech,omitempty"`
+	TellsSpeech bool `protobuf:"varint,32,opt,name=tells_speech,json=tellsSpeech,proto3" json:"tells_speech,omitempty"`
 	// When the timer looks whether the voice turn has become silent; unset: there is none.
-	IdleCheckTime *timestamppb.Timestamp `protobuf:"bytes,32,opt,name=idle_check_time,json=idleCheckTime,proto3" json:"idle_check_time,omitempty"`
-	// Frames and bytes of the newest connection.
-	FrameCount int64 `protobuf:"varint,33,opt,name=frame_count,json=frameCount,proto3" json:"frame_count,omitempty"`
-	ByteCount  int64 `protobuf:"varint,34,opt,name=byte_count,json=byteCount,proto3" json:"byte_count,omitempty"`
+	IdleCheckTime *timestamppb.Timestamp `protobuf:"bytes,33,opt,name=idle_check_time,json=idleCheckTime,proto3" json:"idle_check_time,omitempty"`
 	// How long raw frames are kept; unset: not at all.
-	KeepFrames *durationpb.Duration `protobuf:"bytes,35,opt,name=keep_frames,json=keepFrames,proto3" json:"keep_frames,omitempty"`
+	KeepFrames *durationpb.Duration `protobuf:"bytes,34,opt,name=keep_frames,json=keepFrames,proto3" json:"keep_frames,omitempty"`
 	// Milliseconds of audio of assistant_turn so far.
-	TurnAudioMs int64 `protobuf:"varint,38,opt,name=turn_audio_ms,json=turnAudioMs,proto3" json:"turn_audio_ms,omitempty"`
+	TurnAudioMs int64 `protobuf:"varint,35,opt,name=turn_audio_ms,json=turnAudioMs,proto3" json:"turn_audio_ms,omitempty"`
 	// True while retelling because the connection is new: then signs of speech may be of what was said before.
-	Reconnected bool `protobuf:"varint,40,opt,name=reconnected,proto3" json:"reconnected,omitempty"`
+	Reconnected bool `protobuf:"varint,36,opt,name=reconnected,proto3" json:"reconnected,omitempty"`
 	// The tool calls of the conversation when the connection began.
-	CallsBefore int64 `protobuf:"varint,41,opt,name=calls_before,json=callsBefore,proto3" json:"calls_before,omitempty"`
+	CallsBefore int64 `protobuf:"varint,37,opt,name=calls_before,json=callsBefore,proto3" json:"calls_before,omitempty"`
 	// How long nothing must come until the voice turn is idle; unset: the server's default.
-	Silence *durationpb.Duration `protobuf:"bytes,39,opt,name=silence,proto3" json:"silence,omitempty"`
+	Silence *durationpb.Duration `protobuf:"bytes,38,opt,name=silence,proto3" json:"silence,omitempty"`
 	// The raw frames that are kept: batches first_kept to kept_batches.
-	FirstKept   int64 `protobuf:"varint,36,opt,name=first_kept,json=firstKept,proto3" json:"first_kept,omitempty"`
-	KeptBatches int64 `protobuf:"varint,37,opt,name=kept_batches,json=keptBatches,proto3" json:"kept_batches,omitempty"`
+	FirstKept   int64 `protobuf:"varint,39,opt,name=first_kept,json=firstKept,proto3" json:"first_kept,omitempty"`
+	KeptBatches int64 `protobuf:"varint,40,opt,name=kept_batches,json=keptBatches,proto3" json:"kept_batches,omitempty"`
 	// True where the model has called a tool since its last words: what it says next begins anew.
-	CalledTools bool `protobuf:"varint,42,opt,name=called_tools,json=calledTools,proto3" json:"called_tools,omitempty"`
-	// The fence of the floor that the newest connection was opened under; 0: it was opened without the floor.
-	Fence int64 `protobuf:"varint,43,opt,name=fence,proto3" json:"fence,omitempty"`
+	CalledTools bool `protobuf:"varint,41,opt,name=called_tools,json=calledTools,proto3" json:"called_tools,omitempty"`
 	// When the connection before the newest was closed; unset: nobody said so.
-	LastCloseTime *timestamppb.Timestamp `protobuf:"bytes,44,opt,name=last_close_time,json=lastCloseTime,proto3" json:"last_close_time,omitempty"`
+	LastCloseTime *timestamppb.Timestamp `protobuf:"bytes,42,opt,name=last_close_time,json=lastCloseTime,proto3" json:"last_close_time,omitempty"`
+	// True where the newest connection leaves its tool calls to workers.
+	LeaveToolCalls bool `protobuf:"varint,43,opt,name=leave_tool_calls,json=leaveToolCalls,proto3" json:"leave_tool_calls,omitempty"`
+	// How long it claims them for; unset: the server's default.
+	ToolLease *durationpb.Duration `protobuf:"bytes,44,opt,name=tool_lease,json=toolLease,proto3" json:"tool_lease,omitempty"`
+	// The newest message of the assistant that frames made; 0: none.
+	SpokenSeq     int64 `protobuf:"varint,45,opt,name=spoken_seq,json=spokenSeq,proto3" json:"spoken_seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LiveState) Reset() {
 	*x = LiveState{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[19]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2525,7 +2585,7 @@ func (x *LiveState) String() string {
 func (*LiveState) ProtoMessage() {}
 
 func (x *LiveState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[19]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2538,7 +2598,7 @@ func (x *LiveState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveState.ProtoReflect.Descriptor instead.
 func (*LiveState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LiveState) GetEpoch() int64 {
@@ -2604,11 +2664,18 @@ func (x *LiveState) GetTotalTokens() int64 {
 	return 0
 }
 
-func (x *LiveState) GetDevice() string {
+func (x *LiveState) GetLease() *LiveLease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+func (x *LiveState) GetDevice() *Device {
 	if x != nil {
 		return x.Device
 	}
-	return ""
+	return nil
 }
 
 func (x *LiveState) GetProvider() LiveProvider {
@@ -2665,13 +2732,6 @@ func (x *LiveState) GetSession() int64 {
 		return x.Session
 	}
 	return 0
-}
-
-func (x *LiveState) GetSeeding() bool {
-	if x != nil {
-		return x.Seeding
-	}
-	return false
 }
 
 func (x *LiveState) GetResumedHandleId() int64 {
@@ -2772,20 +2832,6 @@ func (x *LiveState) GetIdleCheckTime() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *LiveState) GetFrameCount() int64 {
-	if x != nil {
-		return x.FrameCount
-	}
-	return 0
-}
-
-func (x *LiveState) GetByteCount() int64 {
-	if x != nil {
-		return x.ByteCount
-	}
-	return 0
-}
-
 func (x *LiveState) GetKeepFrames() *durationpb.Duration {
 	if x != nil {
 		return x.KeepFrames
@@ -2842,18 +2888,32 @@ func (x *LiveState) GetCalledTools() bool {
 	return false
 }
 
-func (x *LiveState) GetFence() int64 {
-	if x != nil {
-		return x.Fence
-	}
-	return 0
-}
-
 func (x *LiveState) GetLastCloseTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.LastCloseTime
 	}
 	return nil
+}
+
+func (x *LiveState) GetLeaveToolCalls() bool {
+	if x != nil {
+		return x.LeaveToolCalls
+	}
+	return false
+}
+
+func (x *LiveState) GetToolLease() *durationpb.Duration {
+	if x != nil {
+		return x.ToolLease
+	}
+	return nil
+}
+
+func (x *LiveState) GetSpokenSeq() int64 {
+	if x != nil {
+		return x.SpokenSeq
+	}
+	return 0
 }
 
 // KeptFrames are the frames of one batch as they came, encrypted: an entry of the collection "kept_frames", its key the
@@ -2874,7 +2934,7 @@ type KeptFrames struct {
 
 func (x *KeptFrames) Reset() {
 	*x = KeptFrames{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[20]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2886,7 +2946,7 @@ func (x *KeptFrames) String() string {
 func (*KeptFrames) ProtoMessage() {}
 
 func (x *KeptFrames) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[20]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2899,7 +2959,7 @@ func (x *KeptFrames) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeptFrames.ProtoReflect.Descriptor instead.
 func (*KeptFrames) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *KeptFrames) GetEpoch() int64 {
@@ -2951,7 +3011,7 @@ type LiveSignal struct {
 
 func (x *LiveSignal) Reset() {
 	*x = LiveSignal{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[21]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2963,7 +3023,7 @@ func (x *LiveSignal) String() string {
 func (*LiveSignal) ProtoMessage() {}
 
 func (x *LiveSignal) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[21]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2976,7 +3036,7 @@ func (x *LiveSignal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSignal.ProtoReflect.Descriptor instead.
 func (*LiveSignal) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LiveSignal) GetEpoch() int64 {
@@ -3004,7 +3064,7 @@ var File_holdfast_store_conversation_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"*holdfast/store/conversation/v1/state.proto\x12\x1eholdfast.store.conversation.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x95\t\n" +
+	"*holdfast/store/conversation/v1/state.proto\x12\x1eholdfast.store.conversation.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd8\b\n" +
 	"\x11ConversationState\x12\x14\n" +
 	"\x05title\x18\x01 \x01(\tR\x05title\x12U\n" +
 	"\x06labels\x18\x02 \x03(\v2=.holdfast.store.conversation.v1.ConversationState.LabelsEntryR\x06labels\x12\x1d\n" +
@@ -3029,26 +3089,14 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"compaction\x12#\n" +
 	"\rsummary_count\x18\x10 \x01(\x03R\fsummaryCount\x12%\n" +
 	"\x0efragment_count\x18\x11 \x01(\x03R\rfragmentCount\x12A\n" +
-	"\asummary\x18\x18 \x01(\v2'.holdfast.store.conversation.v1.SummaryR\asummary\x12;\n" +
-	"\x05floor\x18\x19 \x01(\v2%.holdfast.store.conversation.v1.FloorR\x05floor\x12#\n" +
-	"\rissued_before\x18\x1a \x01(\x03R\fissuedBefore\x12!\n" +
-	"\fkeep_forever\x18\x1b \x01(\bR\vkeepForever\x123\n" +
-	"\bmetadata\x18\x1c \x01(\v2\x17.google.protobuf.StructR\bmetadata\x12#\n" +
-	"\rremoved_count\x18\x1d \x01(\x03R\fremovedCount\x1a9\n" +
+	"\asummary\x18\x18 \x01(\v2'.holdfast.store.conversation.v1.SummaryR\asummary\x12#\n" +
+	"\rissued_before\x18\x19 \x01(\x03R\fissuedBefore\x12!\n" +
+	"\fkeep_forever\x18\x1a \x01(\bR\vkeepForever\x123\n" +
+	"\bmetadata\x18\x1b \x01(\v2\x17.google.protobuf.StructR\bmetadata\x12#\n" +
+	"\rremoved_count\x18\x1c \x01(\x03R\fremovedCount\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x97\x02\n" +
-	"\x05Floor\x12\x14\n" +
-	"\x05fence\x18\x01 \x01(\x03R\x05fence\x12\x12\n" +
-	"\x04user\x18\x02 \x01(\tR\x04user\x12\x1d\n" +
-	"\n" +
-	"session_id\x18\x03 \x01(\tR\tsessionId\x12#\n" +
-	"\rconnection_id\x18\x04 \x01(\tR\fconnectionId\x12=\n" +
-	"\facquire_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vacquireTime\x12;\n" +
-	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\x12\x12\n" +
-	"\x04held\x18\a \x01(\bR\x04held\x12\x10\n" +
-	"\x03key\x18\b \x01(\tR\x03key\"\xc6\b\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc6\b\n" +
 	"\aMessage\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x128\n" +
 	"\x04role\x18\x02 \x01(\x0e2$.holdfast.store.conversation.v1.RoleR\x04role\x12D\n" +
@@ -3177,31 +3225,35 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"\vcreate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\"\x1f\n" +
 	"\vToolCallRef\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xe2\x04\n" +
-	"\bToolCall\x12\x17\n" +
-	"\acall_id\x18\x01 \x01(\tR\x06callId\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\x12+\n" +
-	"\x04args\x18\x04 \x01(\v2\x17.google.protobuf.StructR\x04args\x12F\n" +
-	"\x06status\x18\x05 \x01(\x0e2..holdfast.store.conversation.v1.ToolCallStatusR\x06status\x123\n" +
-	"\bresponse\x18\x06 \x01(\v2\x17.google.protobuf.StructR\bresponse\x12;\n" +
-	"\vcreate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\x12;\n" +
-	"\vupdate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"updateTime\x12\x10\n" +
-	"\x03seq\x18\t \x01(\x03R\x03seq\x12\x18\n" +
-	"\asession\x18\n" +
-	" \x01(\x03R\asession\x12\x1b\n" +
-	"\tafter_seq\x18\v \x01(\x03R\bafterSeq\x12C\n" +
-	"\x05claim\x18\f \x01(\v2-.holdfast.store.conversation.v1.ToolCallClaimR\x05claim\x12\x19\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xc6\x05\n" +
+	"\bToolCall\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x17\n" +
+	"\acall_id\x18\x02 \x01(\tR\x06callId\x12\x18\n" +
+	"\asession\x18\x03 \x01(\x03R\asession\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x03R\x05epoch\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\x12+\n" +
+	"\x04args\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x04args\x12\x1b\n" +
+	"\targs_json\x18\a \x01(\tR\bargsJson\x12!\n" +
+	"\fargs_omitted\x18\b \x01(\tR\vargsOmitted\x12F\n" +
+	"\x06status\x18\t \x01(\x0e2..holdfast.store.conversation.v1.ToolCallStatusR\x06status\x12C\n" +
+	"\x05claim\x18\n" +
+	" \x01(\v2-.holdfast.store.conversation.v1.ToolCallClaimR\x05claim\x122\n" +
+	"\bresponse\x18\v \x01(\v2\x16.google.protobuf.ValueR\bresponse\x12#\n" +
+	"\rresponse_json\x18\f \x01(\tR\fresponseJson\x12\x19\n" +
 	"\bis_error\x18\r \x01(\bR\aisError\x12'\n" +
-	"\x0fdelivered_epoch\x18\x0e \x01(\x03R\x0edeliveredEpoch\x12\x1d\n" +
+	"\x0fdelivered_epoch\x18\x0e \x01(\x03R\x0edeliveredEpoch\x12\x1b\n" +
+	"\tafter_seq\x18\x0f \x01(\x03R\bafterSeq\x12\x1d\n" +
 	"\n" +
-	"result_seq\x18\x0f \x01(\x03R\tresultSeq\"\x94\x01\n" +
+	"result_seq\x18\x10 \x01(\x03R\tresultSeq\x12;\n" +
+	"\vcreate_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vupdate_time\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"updateTime\"\xb9\x01\n" +
 	"\rToolCallClaim\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12#\n" +
 	"\rfencing_token\x18\x02 \x01(\x03R\ffencingToken\x12F\n" +
-	"\x11lease_expire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0fleaseExpireTime\"\xc5\x03\n" +
+	"\x11lease_expire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0fleaseExpireTime\x12#\n" +
+	"\rconnection_id\x18\x04 \x01(\tR\fconnectionId\"\xd9\x03\n" +
 	"\n" +
 	"LiveHandle\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n" +
@@ -3217,7 +3269,18 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"\tafter_seq\x18\n" +
 	" \x01(\x03R\bafterSeq\x12&\n" +
 	"\x0fafter_tool_call\x18\v \x01(\x03R\rafterToolCall\x12\x12\n" +
-	"\x04dead\x18\f \x01(\bR\x04dead\"\xb1\x11\n" +
+	"\x04dead\x18\f \x01(\bR\x04dead\x12\x12\n" +
+	"\x04user\x18\r \x01(\tR\x04user\"\xa0\x01\n" +
+	"\tLiveLease\x12#\n" +
+	"\rconnection_id\x18\x01 \x01(\tR\fconnectionId\x12\x12\n" +
+	"\x04user\x18\x02 \x01(\tR\x04user\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x03 \x01(\tR\tsessionId\x12;\n" +
+	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\"8\n" +
+	"\x06Device\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bplatform\x18\x02 \x01(\tR\bplatform\"\xad\x12\n" +
 	"\tLiveState\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12*\n" +
 	"\x11last_client_index\x18\x02 \x01(\x03R\x0flastClientIndex\x12\x1d\n" +
@@ -3228,55 +3291,55 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"\vinterrupted\x18\x06 \x01(\bR\vinterrupted\x12`\n" +
 	"\rpending_calls\x18\a \x03(\v2;.holdfast.store.conversation.v1.LiveState.PendingCallsEntryR\fpendingCalls\x12%\n" +
 	"\x0eunknown_frames\x18\b \x01(\x03R\runknownFrames\x12!\n" +
-	"\ftotal_tokens\x18\t \x01(\x03R\vtotalTokens\x12\x16\n" +
-	"\x06device\x18\n" +
-	" \x01(\tR\x06device\x12H\n" +
-	"\bprovider\x18\v \x01(\x0e2,.holdfast.store.conversation.v1.LiveProviderR\bprovider\x12\x1d\n" +
+	"\ftotal_tokens\x18\t \x01(\x03R\vtotalTokens\x12?\n" +
+	"\x05lease\x18\n" +
+	" \x01(\v2).holdfast.store.conversation.v1.LiveLeaseR\x05lease\x12>\n" +
+	"\x06device\x18\v \x01(\v2&.holdfast.store.conversation.v1.DeviceR\x06device\x12H\n" +
+	"\bprovider\x18\f \x01(\x0e2,.holdfast.store.conversation.v1.LiveProviderR\bprovider\x12\x1d\n" +
 	"\n" +
-	"setup_hash\x18\f \x01(\tR\tsetupHash\x127\n" +
-	"\topen_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bopenTime\x129\n" +
+	"setup_hash\x18\r \x01(\tR\tsetupHash\x127\n" +
+	"\topen_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\bopenTime\x129\n" +
 	"\n" +
-	"close_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tcloseTime\x12\x1d\n" +
+	"close_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tcloseTime\x12\x1d\n" +
 	"\n" +
-	"close_code\x18\x0f \x01(\x05R\tcloseCode\x129\n" +
+	"close_code\x18\x10 \x01(\x05R\tcloseCode\x129\n" +
 	"\n" +
-	"frame_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\tframeTime\x12<\n" +
-	"\fgo_away_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"frame_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\tframeTime\x12<\n" +
+	"\fgo_away_time\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"goAwayTime\x12\x18\n" +
-	"\asession\x18\x12 \x01(\x03R\asession\x12\x18\n" +
-	"\aseeding\x18\x13 \x01(\bR\aseeding\x12*\n" +
+	"\asession\x18\x13 \x01(\x03R\asession\x12*\n" +
 	"\x11resumed_handle_id\x18\x14 \x01(\x03R\x0fresumedHandleId\x12D\n" +
 	"\ahandles\x18\x15 \x03(\v2*.holdfast.store.conversation.v1.LiveHandleR\ahandles\x12!\n" +
 	"\fhandle_count\x18\x16 \x01(\x03R\vhandleCount\x12'\n" +
 	"\x0fresume_failures\x18\x17 \x01(\x05R\x0eresumeFailures\x12J\n" +
 	"\x13resume_failure_time\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\x11resumeFailureTime\x12#\n" +
 	"\rfencing_token\x18\x19 \x01(\x03R\ffencingToken\x12\x1f\n" +
-	"\vvoid_claims\x18- \x01(\x03R\n" +
+	"\vvoid_claims\x18\x1a \x01(\x03R\n" +
 	"voidClaims\x12c\n" +
-	"\x0efenced_indexes\x18\x1a \x03(\v2<.holdfast.store.conversation.v1.LiveState.FencedIndexesEntryR\rfencedIndexes\x12\x1c\n" +
-	"\tretelling\x18\x1b \x01(\bR\tretelling\x12\x16\n" +
-	"\x06retold\x18\x1c \x01(\tR\x06retold\x12%\n" +
-	"\x0elast_utterance\x18\x1d \x01(\tR\rlastUtterance\x12\x1f\n" +
-	"\vspoke_since\x18\x1e \x01(\bR\n" +
+	"\x0efenced_indexes\x18\x1b \x03(\v2<.holdfast.store.conversation.v1.LiveState.FencedIndexesEntryR\rfencedIndexes\x12\x1c\n" +
+	"\tretelling\x18\x1c \x01(\bR\tretelling\x12\x16\n" +
+	"\x06retold\x18\x1d \x01(\tR\x06retold\x12%\n" +
+	"\x0elast_utterance\x18\x1e \x01(\tR\rlastUtterance\x12\x1f\n" +
+	"\vspoke_since\x18\x1f \x01(\bR\n" +
 	"spokeSince\x12!\n" +
-	"\ftells_speech\x18\x1f \x01(\bR\vtellsSpeech\x12B\n" +
-	"\x0fidle_check_time\x18  \x01(\v2\x1a.google.protobuf.TimestampR\ridleCheckTime\x12\x1f\n" +
-	"\vframe_count\x18! \x01(\x03R\n" +
-	"frameCount\x12\x1d\n" +
-	"\n" +
-	"byte_count\x18\" \x01(\x03R\tbyteCount\x12:\n" +
-	"\vkeep_frames\x18# \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"\ftells_speech\x18  \x01(\bR\vtellsSpeech\x12B\n" +
+	"\x0fidle_check_time\x18! \x01(\v2\x1a.google.protobuf.TimestampR\ridleCheckTime\x12:\n" +
+	"\vkeep_frames\x18\" \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"keepFrames\x12\"\n" +
-	"\rturn_audio_ms\x18& \x01(\x03R\vturnAudioMs\x12 \n" +
-	"\vreconnected\x18( \x01(\bR\vreconnected\x12!\n" +
-	"\fcalls_before\x18) \x01(\x03R\vcallsBefore\x123\n" +
-	"\asilence\x18' \x01(\v2\x19.google.protobuf.DurationR\asilence\x12\x1d\n" +
+	"\rturn_audio_ms\x18# \x01(\x03R\vturnAudioMs\x12 \n" +
+	"\vreconnected\x18$ \x01(\bR\vreconnected\x12!\n" +
+	"\fcalls_before\x18% \x01(\x03R\vcallsBefore\x123\n" +
+	"\asilence\x18& \x01(\v2\x19.google.protobuf.DurationR\asilence\x12\x1d\n" +
 	"\n" +
-	"first_kept\x18$ \x01(\x03R\tfirstKept\x12!\n" +
-	"\fkept_batches\x18% \x01(\x03R\vkeptBatches\x12!\n" +
-	"\fcalled_tools\x18* \x01(\bR\vcalledTools\x12\x14\n" +
-	"\x05fence\x18+ \x01(\x03R\x05fence\x12B\n" +
-	"\x0flast_close_time\x18, \x01(\v2\x1a.google.protobuf.TimestampR\rlastCloseTime\x1ai\n" +
+	"first_kept\x18' \x01(\x03R\tfirstKept\x12!\n" +
+	"\fkept_batches\x18( \x01(\x03R\vkeptBatches\x12!\n" +
+	"\fcalled_tools\x18) \x01(\bR\vcalledTools\x12B\n" +
+	"\x0flast_close_time\x18* \x01(\v2\x1a.google.protobuf.TimestampR\rlastCloseTime\x12(\n" +
+	"\x10leave_tool_calls\x18+ \x01(\bR\x0eleaveToolCalls\x128\n" +
+	"\n" +
+	"tool_lease\x18, \x01(\v2\x19.google.protobuf.DurationR\ttoolLease\x12\x1d\n" +
+	"\n" +
+	"spoken_seq\x18- \x01(\x03R\tspokenSeq\x1ai\n" +
 	"\x11PendingCallsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12>\n" +
 	"\x05value\x18\x02 \x01(\v2(.holdfast.store.conversation.v1.ToolCallR\x05value:\x028\x01\x1a@\n" +
@@ -3321,15 +3384,16 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"\x17VOICE_STATUS_RESPONDING\x10\x04*\xcd\x01\n" +
 	"\x0eToolCallStatus\x12 \n" +
 	"\x1cTOOL_CALL_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n" +
-	"\x18TOOL_CALL_STATUS_PENDING\x10\x01\x12\x1e\n" +
-	"\x1aTOOL_CALL_STATUS_COMPLETED\x10\x02\x12\x1e\n" +
-	"\x1aTOOL_CALL_STATUS_CANCELLED\x10\x03\x12\x1c\n" +
-	"\x18TOOL_CALL_STATUS_RUNNING\x10\x04\x12\x1d\n" +
-	"\x19TOOL_CALL_STATUS_ORPHANED\x10\x05*k\n" +
+	"\x18TOOL_CALL_STATUS_PENDING\x10\x01\x12\x1c\n" +
+	"\x18TOOL_CALL_STATUS_RUNNING\x10\x02\x12\x1e\n" +
+	"\x1aTOOL_CALL_STATUS_COMPLETED\x10\x03\x12\x1e\n" +
+	"\x1aTOOL_CALL_STATUS_CANCELLED\x10\x04\x12\x1d\n" +
+	"\x19TOOL_CALL_STATUS_ORPHANED\x10\x05*\x83\x01\n" +
 	"\fLiveProvider\x12\x1d\n" +
 	"\x19LIVE_PROVIDER_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bLIVE_PROVIDER_DEVELOPER_API\x10\x01\x12\x1b\n" +
-	"\x17LIVE_PROVIDER_VERTEX_AI\x10\x02B\x87\x02\n" +
+	"\x17LIVE_PROVIDER_VERTEX_AI\x10\x02\x12\x16\n" +
+	"\x12LIVE_PROVIDER_NONE\x10\x03B\x87\x02\n" +
 	"\"com.holdfast.store.conversation.v1B\n" +
 	"StateProtoP\x01Z:holdfast/gen/holdfast/store/conversation/v1;conversationv1\xa2\x02\x03HSC\xaa\x02\x1eHoldfast.Store.Conversation.V1\xca\x02\x1eHoldfast\\Store\\Conversation\\V1\xe2\x02*Holdfast\\Store\\Conversation\\V1\\GPBMetadata\xea\x02!Holdfast::Store::Conversation::V1b\x06proto3"
 
@@ -3346,7 +3410,7 @@ func file_holdfast_store_conversation_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_store_conversation_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_holdfast_store_conversation_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_holdfast_store_conversation_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_holdfast_store_conversation_v1_state_proto_goTypes = []any{
 	(Role)(0),                     // 0: holdfast.store.conversation.v1.Role
 	(Modality)(0),                 // 1: holdfast.store.conversation.v1.Modality
@@ -3355,108 +3419,110 @@ var file_holdfast_store_conversation_v1_state_proto_goTypes = []any{
 	(ToolCallStatus)(0),           // 4: holdfast.store.conversation.v1.ToolCallStatus
 	(LiveProvider)(0),             // 5: holdfast.store.conversation.v1.LiveProvider
 	(*ConversationState)(nil),     // 6: holdfast.store.conversation.v1.ConversationState
-	(*Floor)(nil),                 // 7: holdfast.store.conversation.v1.Floor
-	(*Message)(nil),               // 8: holdfast.store.conversation.v1.Message
-	(*MessageRef)(nil),            // 9: holdfast.store.conversation.v1.MessageRef
-	(*Part)(nil),                  // 10: holdfast.store.conversation.v1.Part
-	(*ToolCallPart)(nil),          // 11: holdfast.store.conversation.v1.ToolCallPart
-	(*ToolResultPart)(nil),        // 12: holdfast.store.conversation.v1.ToolResultPart
-	(*FileRef)(nil),               // 13: holdfast.store.conversation.v1.FileRef
-	(*Blob)(nil),                  // 14: holdfast.store.conversation.v1.Blob
-	(*VoiceState)(nil),            // 15: holdfast.store.conversation.v1.VoiceState
-	(*Intent)(nil),                // 16: holdfast.store.conversation.v1.Intent
-	(*FlowStep)(nil),              // 17: holdfast.store.conversation.v1.FlowStep
-	(*Summary)(nil),               // 18: holdfast.store.conversation.v1.Summary
-	(*CompactionLease)(nil),       // 19: holdfast.store.conversation.v1.CompactionLease
-	(*Fragment)(nil),              // 20: holdfast.store.conversation.v1.Fragment
-	(*ToolCallRef)(nil),           // 21: holdfast.store.conversation.v1.ToolCallRef
-	(*ToolCall)(nil),              // 22: holdfast.store.conversation.v1.ToolCall
-	(*ToolCallClaim)(nil),         // 23: holdfast.store.conversation.v1.ToolCallClaim
-	(*LiveHandle)(nil),            // 24: holdfast.store.conversation.v1.LiveHandle
-	(*LiveState)(nil),             // 25: holdfast.store.conversation.v1.LiveState
-	(*KeptFrames)(nil),            // 26: holdfast.store.conversation.v1.KeptFrames
-	(*LiveSignal)(nil),            // 27: holdfast.store.conversation.v1.LiveSignal
-	nil,                           // 28: holdfast.store.conversation.v1.ConversationState.LabelsEntry
-	nil,                           // 29: holdfast.store.conversation.v1.LiveState.PendingCallsEntry
-	nil,                           // 30: holdfast.store.conversation.v1.LiveState.FencedIndexesEntry
-	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
-	(*structpb.Struct)(nil),       // 32: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
-	(*structpb.Value)(nil),        // 34: google.protobuf.Value
+	(*Message)(nil),               // 7: holdfast.store.conversation.v1.Message
+	(*MessageRef)(nil),            // 8: holdfast.store.conversation.v1.MessageRef
+	(*Part)(nil),                  // 9: holdfast.store.conversation.v1.Part
+	(*ToolCallPart)(nil),          // 10: holdfast.store.conversation.v1.ToolCallPart
+	(*ToolResultPart)(nil),        // 11: holdfast.store.conversation.v1.ToolResultPart
+	(*FileRef)(nil),               // 12: holdfast.store.conversation.v1.FileRef
+	(*Blob)(nil),                  // 13: holdfast.store.conversation.v1.Blob
+	(*VoiceState)(nil),            // 14: holdfast.store.conversation.v1.VoiceState
+	(*Intent)(nil),                // 15: holdfast.store.conversation.v1.Intent
+	(*FlowStep)(nil),              // 16: holdfast.store.conversation.v1.FlowStep
+	(*Summary)(nil),               // 17: holdfast.store.conversation.v1.Summary
+	(*CompactionLease)(nil),       // 18: holdfast.store.conversation.v1.CompactionLease
+	(*Fragment)(nil),              // 19: holdfast.store.conversation.v1.Fragment
+	(*ToolCallRef)(nil),           // 20: holdfast.store.conversation.v1.ToolCallRef
+	(*ToolCall)(nil),              // 21: holdfast.store.conversation.v1.ToolCall
+	(*ToolCallClaim)(nil),         // 22: holdfast.store.conversation.v1.ToolCallClaim
+	(*LiveHandle)(nil),            // 23: holdfast.store.conversation.v1.LiveHandle
+	(*LiveLease)(nil),             // 24: holdfast.store.conversation.v1.LiveLease
+	(*Device)(nil),                // 25: holdfast.store.conversation.v1.Device
+	(*LiveState)(nil),             // 26: holdfast.store.conversation.v1.LiveState
+	(*KeptFrames)(nil),            // 27: holdfast.store.conversation.v1.KeptFrames
+	(*LiveSignal)(nil),            // 28: holdfast.store.conversation.v1.LiveSignal
+	nil,                           // 29: holdfast.store.conversation.v1.ConversationState.LabelsEntry
+	nil,                           // 30: holdfast.store.conversation.v1.LiveState.PendingCallsEntry
+	nil,                           // 31: holdfast.store.conversation.v1.LiveState.FencedIndexesEntry
+	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
+	(*structpb.Struct)(nil),       // 33: google.protobuf.Struct
+	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
+	(*structpb.Value)(nil),        // 35: google.protobuf.Value
 }
 var file_holdfast_store_conversation_v1_state_proto_depIdxs = []int32{
-	28, // 0: holdfast.store.conversation.v1.ConversationState.labels:type_name -> holdfast.store.conversation.v1.ConversationState.LabelsEntry
-	31, // 1: holdfast.store.conversation.v1.ConversationState.ttl:type_name -> google.protobuf.Duration
-	15, // 2: holdfast.store.conversation.v1.ConversationState.voice:type_name -> holdfast.store.conversation.v1.VoiceState
-	16, // 3: holdfast.store.conversation.v1.ConversationState.intent:type_name -> holdfast.store.conversation.v1.Intent
-	17, // 4: holdfast.store.conversation.v1.ConversationState.flow:type_name -> holdfast.store.conversation.v1.FlowStep
-	25, // 5: holdfast.store.conversation.v1.ConversationState.live:type_name -> holdfast.store.conversation.v1.LiveState
-	19, // 6: holdfast.store.conversation.v1.ConversationState.compaction:type_name -> holdfast.store.conversation.v1.CompactionLease
-	18, // 7: holdfast.store.conversation.v1.ConversationState.summary:type_name -> holdfast.store.conversation.v1.Summary
-	7,  // 8: holdfast.store.conversation.v1.ConversationState.floor:type_name -> holdfast.store.conversation.v1.Floor
-	32, // 9: holdfast.store.conversation.v1.ConversationState.metadata:type_name -> google.protobuf.Struct
-	33, // 10: holdfast.store.conversation.v1.Floor.acquire_time:type_name -> google.protobuf.Timestamp
-	33, // 11: holdfast.store.conversation.v1.Floor.expire_time:type_name -> google.protobuf.Timestamp
-	0,  // 12: holdfast.store.conversation.v1.Message.role:type_name -> holdfast.store.conversation.v1.Role
-	1,  // 13: holdfast.store.conversation.v1.Message.modality:type_name -> holdfast.store.conversation.v1.Modality
-	2,  // 14: holdfast.store.conversation.v1.Message.status:type_name -> holdfast.store.conversation.v1.MessageStatus
-	10, // 15: holdfast.store.conversation.v1.Message.parts:type_name -> holdfast.store.conversation.v1.Part
-	32, // 16: holdfast.store.conversation.v1.Message.metadata:type_name -> google.protobuf.Struct
-	33, // 17: holdfast.store.conversation.v1.Message.create_time:type_name -> google.protobuf.Timestamp
-	33, // 18: holdfast.store.conversation.v1.Message.update_time:type_name -> google.protobuf.Timestamp
-	33, // 19: holdfast.store.conversation.v1.Message.interrupt_time:type_name -> google.protobuf.Timestamp
-	32, // 20: holdfast.store.conversation.v1.Message.sources:type_name -> google.protobuf.Struct
-	32, // 21: holdfast.store.conversation.v1.Message.usage:type_name -> google.protobuf.Struct
-	11, // 22: holdfast.store.conversation.v1.Part.tool_call:type_name -> holdfast.store.conversation.v1.ToolCallPart
-	12, // 23: holdfast.store.conversation.v1.Part.tool_result:type_name -> holdfast.store.conversation.v1.ToolResultPart
-	34, // 24: holdfast.store.conversation.v1.Part.json:type_name -> google.protobuf.Value
-	13, // 25: holdfast.store.conversation.v1.Part.file:type_name -> holdfast.store.conversation.v1.FileRef
-	14, // 26: holdfast.store.conversation.v1.Part.data:type_name -> holdfast.store.conversation.v1.Blob
-	32, // 27: holdfast.store.conversation.v1.Part.metadata:type_name -> google.protobuf.Struct
-	32, // 28: holdfast.store.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
-	34, // 29: holdfast.store.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Value
-	3,  // 30: holdfast.store.conversation.v1.VoiceState.status:type_name -> holdfast.store.conversation.v1.VoiceStatus
-	33, // 31: holdfast.store.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
-	32, // 32: holdfast.store.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
-	33, // 33: holdfast.store.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
-	32, // 34: holdfast.store.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
-	33, // 35: holdfast.store.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
-	33, // 36: holdfast.store.conversation.v1.Summary.create_time:type_name -> google.protobuf.Timestamp
-	33, // 37: holdfast.store.conversation.v1.CompactionLease.expire_time:type_name -> google.protobuf.Timestamp
-	33, // 38: holdfast.store.conversation.v1.Fragment.create_time:type_name -> google.protobuf.Timestamp
-	32, // 39: holdfast.store.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
-	4,  // 40: holdfast.store.conversation.v1.ToolCall.status:type_name -> holdfast.store.conversation.v1.ToolCallStatus
-	32, // 41: holdfast.store.conversation.v1.ToolCall.response:type_name -> google.protobuf.Struct
-	33, // 42: holdfast.store.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
-	33, // 43: holdfast.store.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
-	23, // 44: holdfast.store.conversation.v1.ToolCall.claim:type_name -> holdfast.store.conversation.v1.ToolCallClaim
-	33, // 45: holdfast.store.conversation.v1.ToolCallClaim.lease_expire_time:type_name -> google.protobuf.Timestamp
-	5,  // 46: holdfast.store.conversation.v1.LiveHandle.provider:type_name -> holdfast.store.conversation.v1.LiveProvider
-	33, // 47: holdfast.store.conversation.v1.LiveHandle.receive_time:type_name -> google.protobuf.Timestamp
-	8,  // 48: holdfast.store.conversation.v1.LiveState.user_turn:type_name -> holdfast.store.conversation.v1.Message
-	8,  // 49: holdfast.store.conversation.v1.LiveState.assistant_turn:type_name -> holdfast.store.conversation.v1.Message
-	29, // 50: holdfast.store.conversation.v1.LiveState.pending_calls:type_name -> holdfast.store.conversation.v1.LiveState.PendingCallsEntry
+	29, // 0: holdfast.store.conversation.v1.ConversationState.labels:type_name -> holdfast.store.conversation.v1.ConversationState.LabelsEntry
+	32, // 1: holdfast.store.conversation.v1.ConversationState.ttl:type_name -> google.protobuf.Duration
+	14, // 2: holdfast.store.conversation.v1.ConversationState.voice:type_name -> holdfast.store.conversation.v1.VoiceState
+	15, // 3: holdfast.store.conversation.v1.ConversationState.intent:type_name -> holdfast.store.conversation.v1.Intent
+	16, // 4: holdfast.store.conversation.v1.ConversationState.flow:type_name -> holdfast.store.conversation.v1.FlowStep
+	26, // 5: holdfast.store.conversation.v1.ConversationState.live:type_name -> holdfast.store.conversation.v1.LiveState
+	18, // 6: holdfast.store.conversation.v1.ConversationState.compaction:type_name -> holdfast.store.conversation.v1.CompactionLease
+	17, // 7: holdfast.store.conversation.v1.ConversationState.summary:type_name -> holdfast.store.conversation.v1.Summary
+	33, // 8: holdfast.store.conversation.v1.ConversationState.metadata:type_name -> google.protobuf.Struct
+	0,  // 9: holdfast.store.conversation.v1.Message.role:type_name -> holdfast.store.conversation.v1.Role
+	1,  // 10: holdfast.store.conversation.v1.Message.modality:type_name -> holdfast.store.conversation.v1.Modality
+	2,  // 11: holdfast.store.conversation.v1.Message.status:type_name -> holdfast.store.conversation.v1.MessageStatus
+	9,  // 12: holdfast.store.conversation.v1.Message.parts:type_name -> holdfast.store.conversation.v1.Part
+	33, // 13: holdfast.store.conversation.v1.Message.metadata:type_name -> google.protobuf.Struct
+	34, // 14: holdfast.store.conversation.v1.Message.create_time:type_name -> google.protobuf.Timestamp
+	34, // 15: holdfast.store.conversation.v1.Message.update_time:type_name -> google.protobuf.Timestamp
+	34, // 16: holdfast.store.conversation.v1.Message.interrupt_time:type_name -> google.protobuf.Timestamp
+	33, // 17: holdfast.store.conversation.v1.Message.sources:type_name -> google.protobuf.Struct
+	33, // 18: holdfast.store.conversation.v1.Message.usage:type_name -> google.protobuf.Struct
+	10, // 19: holdfast.store.conversation.v1.Part.tool_call:type_name -> holdfast.store.conversation.v1.ToolCallPart
+	11, // 20: holdfast.store.conversation.v1.Part.tool_result:type_name -> holdfast.store.conversation.v1.ToolResultPart
+	35, // 21: holdfast.store.conversation.v1.Part.json:type_name -> google.protobuf.Value
+	12, // 22: holdfast.store.conversation.v1.Part.file:type_name -> holdfast.store.conversation.v1.FileRef
+	13, // 23: holdfast.store.conversation.v1.Part.data:type_name -> holdfast.store.conversation.v1.Blob
+	33, // 24: holdfast.store.conversation.v1.Part.metadata:type_name -> google.protobuf.Struct
+	33, // 25: holdfast.store.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
+	35, // 26: holdfast.store.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Value
+	3,  // 27: holdfast.store.conversation.v1.VoiceState.status:type_name -> holdfast.store.conversation.v1.VoiceStatus
+	34, // 28: holdfast.store.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
+	33, // 29: holdfast.store.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
+	34, // 30: holdfast.store.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
+	33, // 31: holdfast.store.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
+	34, // 32: holdfast.store.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
+	34, // 33: holdfast.store.conversation.v1.Summary.create_time:type_name -> google.protobuf.Timestamp
+	34, // 34: holdfast.store.conversation.v1.CompactionLease.expire_time:type_name -> google.protobuf.Timestamp
+	34, // 35: holdfast.store.conversation.v1.Fragment.create_time:type_name -> google.protobuf.Timestamp
+	33, // 36: holdfast.store.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
+	4,  // 37: holdfast.store.conversation.v1.ToolCall.status:type_name -> holdfast.store.conversation.v1.ToolCallStatus
+	22, // 38: holdfast.store.conversation.v1.ToolCall.claim:type_name -> holdfast.store.conversation.v1.ToolCallClaim
+	35, // 39: holdfast.store.conversation.v1.ToolCall.response:type_name -> google.protobuf.Value
+	34, // 40: holdfast.store.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
+	34, // 41: holdfast.store.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
+	34, // 42: holdfast.store.conversation.v1.ToolCallClaim.lease_expire_time:type_name -> google.protobuf.Timestamp
+	5,  // 43: holdfast.store.conversation.v1.LiveHandle.provider:type_name -> holdfast.store.conversation.v1.LiveProvider
+	34, // 44: holdfast.store.conversation.v1.LiveHandle.receive_time:type_name -> google.protobuf.Timestamp
+	34, // 45: holdfast.store.conversation.v1.LiveLease.expire_time:type_name -> google.protobuf.Timestamp
+	7,  // 46: holdfast.store.conversation.v1.LiveState.user_turn:type_name -> holdfast.store.conversation.v1.Message
+	7,  // 47: holdfast.store.conversation.v1.LiveState.assistant_turn:type_name -> holdfast.store.conversation.v1.Message
+	30, // 48: holdfast.store.conversation.v1.LiveState.pending_calls:type_name -> holdfast.store.conversation.v1.LiveState.PendingCallsEntry
+	24, // 49: holdfast.store.conversation.v1.LiveState.lease:type_name -> holdfast.store.conversation.v1.LiveLease
+	25, // 50: holdfast.store.conversation.v1.LiveState.device:type_name -> holdfast.store.conversation.v1.Device
 	5,  // 51: holdfast.store.conversation.v1.LiveState.provider:type_name -> holdfast.store.conversation.v1.LiveProvider
-	33, // 52: holdfast.store.conversation.v1.LiveState.open_time:type_name -> google.protobuf.Timestamp
-	33, // 53: holdfast.store.conversation.v1.LiveState.close_time:type_name -> google.protobuf.Timestamp
-	33, // 54: holdfast.store.conversation.v1.LiveState.frame_time:type_name -> google.protobuf.Timestamp
-	33, // 55: holdfast.store.conversation.v1.LiveState.go_away_time:type_name -> google.protobuf.Timestamp
-	24, // 56: holdfast.store.conversation.v1.LiveState.handles:type_name -> holdfast.store.conversation.v1.LiveHandle
-	33, // 57: holdfast.store.conversation.v1.LiveState.resume_failure_time:type_name -> google.protobuf.Timestamp
-	30, // 58: holdfast.store.conversation.v1.LiveState.fenced_indexes:type_name -> holdfast.store.conversation.v1.LiveState.FencedIndexesEntry
-	33, // 59: holdfast.store.conversation.v1.LiveState.idle_check_time:type_name -> google.protobuf.Timestamp
-	31, // 60: holdfast.store.conversation.v1.LiveState.keep_frames:type_name -> google.protobuf.Duration
-	31, // 61: holdfast.store.conversation.v1.LiveState.silence:type_name -> google.protobuf.Duration
-	33, // 62: holdfast.store.conversation.v1.LiveState.last_close_time:type_name -> google.protobuf.Timestamp
-	33, // 63: holdfast.store.conversation.v1.KeptFrames.create_time:type_name -> google.protobuf.Timestamp
-	33, // 64: holdfast.store.conversation.v1.KeptFrames.expire_time:type_name -> google.protobuf.Timestamp
-	15, // 65: holdfast.store.conversation.v1.LiveSignal.voice:type_name -> holdfast.store.conversation.v1.VoiceState
-	22, // 66: holdfast.store.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.store.conversation.v1.ToolCall
-	67, // [67:67] is the sub-list for method output_type
-	67, // [67:67] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	34, // 52: holdfast.store.conversation.v1.LiveState.open_time:type_name -> google.protobuf.Timestamp
+	34, // 53: holdfast.store.conversation.v1.LiveState.close_time:type_name -> google.protobuf.Timestamp
+	34, // 54: holdfast.store.conversation.v1.LiveState.frame_time:type_name -> google.protobuf.Timestamp
+	34, // 55: holdfast.store.conversation.v1.LiveState.go_away_time:type_name -> google.protobuf.Timestamp
+	23, // 56: holdfast.store.conversation.v1.LiveState.handles:type_name -> holdfast.store.conversation.v1.LiveHandle
+	34, // 57: holdfast.store.conversation.v1.LiveState.resume_failure_time:type_name -> google.protobuf.Timestamp
+	31, // 58: holdfast.store.conversation.v1.LiveState.fenced_indexes:type_name -> holdfast.store.conversation.v1.LiveState.FencedIndexesEntry
+	34, // 59: holdfast.store.conversation.v1.LiveState.idle_check_time:type_name -> google.protobuf.Timestamp
+	32, // 60: holdfast.store.conversation.v1.LiveState.keep_frames:type_name -> google.protobuf.Duration
+	32, // 61: holdfast.store.conversation.v1.LiveState.silence:type_name -> google.protobuf.Duration
+	34, // 62: holdfast.store.conversation.v1.LiveState.last_close_time:type_name -> google.protobuf.Timestamp
+	32, // 63: holdfast.store.conversation.v1.LiveState.tool_lease:type_name -> google.protobuf.Duration
+	34, // 64: holdfast.store.conversation.v1.KeptFrames.create_time:type_name -> google.protobuf.Timestamp
+	34, // 65: holdfast.store.conversation.v1.KeptFrames.expire_time:type_name -> google.protobuf.Timestamp
+	14, // 66: holdfast.store.conversation.v1.LiveSignal.voice:type_name -> holdfast.store.conversation.v1.VoiceState
+	21, // 67: holdfast.store.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.store.conversation.v1.ToolCall
+	68, // [68:68] is the sub-list for method output_type
+	68, // [68:68] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_conversation_v1_state_proto_init() }
@@ -3464,8 +3530,8 @@ func file_holdfast_store_conversation_v1_state_proto_init() {
 	if File_holdfast_store_conversation_v1_state_proto != nil {
 		return
 	}
-	file_holdfast_store_conversation_v1_state_proto_msgTypes[2].OneofWrappers = []any{}
-	file_holdfast_store_conversation_v1_state_proto_msgTypes[4].OneofWrappers = []any{
+	file_holdfast_store_conversation_v1_state_proto_msgTypes[1].OneofWrappers = []any{}
+	file_holdfast_store_conversation_v1_state_proto_msgTypes[3].OneofWrappers = []any{
 		(*Part_Text)(nil),
 		(*Part_Reasoning)(nil),
 		(*Part_ToolCall)(nil),
@@ -3480,7 +3546,7 @@ func file_holdfast_store_conversation_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_conversation_v1_state_proto_rawDesc), len(file_holdfast_store_conversation_v1_state_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -388,11 +388,10 @@ type SessionRecord struct {
 	ActiveConversationId string                 `protobuf:"bytes,17,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
 	ActiveProjectId      string                 `protobuf:"bytes,18,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
 	Labels               map[string]string      `protobuf:"bytes,19,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Floor                *FloorHold             `protobuf:"bytes,20,opt,name=floor,proto3" json:"floor,omitempty"`
 	// The watchers were told that the absolute end is near.
-	ExpiryAnnounced bool `protobuf:"varint,21,opt,name=expiry_announced,json=expiryAnnounced,proto3" json:"expiry_announced,omitempty"`
+	ExpiryAnnounced bool `protobuf:"varint,20,opt,name=expiry_announced,json=expiryAnnounced,proto3" json:"expiry_announced,omitempty"`
 	// Set: the session is over.
-	End           *SessionEnd `protobuf:"bytes,22,opt,name=end,proto3" json:"end,omitempty"`
+	End           *SessionEnd `protobuf:"bytes,21,opt,name=end,proto3" json:"end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -556,13 +555,6 @@ func (x *SessionRecord) GetActiveProjectId() string {
 func (x *SessionRecord) GetLabels() map[string]string {
 	if x != nil {
 		return x.Labels
-	}
-	return nil
-}
-
-func (x *SessionRecord) GetFloor() *FloorHold {
-	if x != nil {
-		return x.Floor
 	}
 	return nil
 }
@@ -817,76 +809,6 @@ func (x *Connection) GetTimeout() *durationpb.Duration {
 	return nil
 }
 
-// FloorHold is a session's note of the floor that it took. The conversation has the truth.
-type FloorHold struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	ConnectionId   string                 `protobuf:"bytes,2,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
-	// The live epoch that the holder speaks in.
-	Fence         int64                  `protobuf:"varint,3,opt,name=fence,proto3" json:"fence,omitempty"`
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *FloorHold) Reset() {
-	*x = FloorHold{}
-	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[5]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *FloorHold) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*FloorHold) ProtoMessage() {}
-
-func (x *FloorHold) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[5]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use FloorHold.ProtoReflect.Descriptor instead.
-func (*FloorHold) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{5}
-}
-
-func (x *FloorHold) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *FloorHold) GetConnectionId() string {
-	if x != nil {
-		return x.ConnectionId
-	}
-	return ""
-}
-
-func (x *FloorHold) GetFence() int64 {
-	if x != nil {
-		return x.Fence
-	}
-	return 0
-}
-
-func (x *FloorHold) GetExpireTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ExpireTime
-	}
-	return nil
-}
-
 // SecurityEvent is a line of a user's audit: an entry of the collection "security_events", its key the seq. Events are
 // only ever added; the newest 10,000 are kept.
 type SecurityEvent struct {
@@ -912,7 +834,7 @@ type SecurityEvent struct {
 
 func (x *SecurityEvent) Reset() {
 	*x = SecurityEvent{}
-	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +846,7 @@ func (x *SecurityEvent) String() string {
 func (*SecurityEvent) ProtoMessage() {}
 
 func (x *SecurityEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +859,7 @@ func (x *SecurityEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecurityEvent.ProtoReflect.Descriptor instead.
 func (*SecurityEvent) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SecurityEvent) GetSeq() int32 {
@@ -1021,17 +943,15 @@ type SessionSettings struct {
 	RefreshGrace *durationpb.Duration `protobuf:"bytes,6,opt,name=refresh_grace,json=refreshGrace,proto3" json:"refresh_grace,omitempty"`
 	// How long a connection lives after a heartbeat: 10 s to 10 min; default 60 s.
 	ConnectionTimeout *durationpb.Duration `protobuf:"bytes,7,opt,name=connection_timeout,json=connectionTimeout,proto3" json:"connection_timeout,omitempty"`
-	// How long the floor is held without being acquired again: 5 s to 5 min; default 30 s.
-	FloorLease *durationpb.Duration `protobuf:"bytes,8,opt,name=floor_lease,json=floorLease,proto3" json:"floor_lease,omitempty"`
 	// Store nothing of what callers say of devices.
-	DiscardDevices bool `protobuf:"varint,9,opt,name=discard_devices,json=discardDevices,proto3" json:"discard_devices,omitempty"`
+	DiscardDevices bool `protobuf:"varint,8,opt,name=discard_devices,json=discardDevices,proto3" json:"discard_devices,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SessionSettings) Reset() {
 	*x = SessionSettings{}
-	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +963,7 @@ func (x *SessionSettings) String() string {
 func (*SessionSettings) ProtoMessage() {}
 
 func (x *SessionSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_session_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +976,7 @@ func (x *SessionSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionSettings.ProtoReflect.Descriptor instead.
 func (*SessionSettings) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_store_session_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SessionSettings) GetAccessTtl() *durationpb.Duration {
@@ -1108,13 +1028,6 @@ func (x *SessionSettings) GetConnectionTimeout() *durationpb.Duration {
 	return nil
 }
 
-func (x *SessionSettings) GetFloorLease() *durationpb.Duration {
-	if x != nil {
-		return x.FloorLease
-	}
-	return nil
-}
-
 func (x *SessionSettings) GetDiscardDevices() bool {
 	if x != nil {
 		return x.DiscardDevices
@@ -1140,7 +1053,7 @@ const file_holdfast_store_session_v1_state_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\v2(.holdfast.store.session.v1.SessionRecordR\x05value:\x028\x01\x1ae\n" +
 	"\x10ConnectionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12;\n" +
-	"\x05value\x18\x02 \x01(\v2%.holdfast.store.session.v1.ConnectionR\x05value:\x028\x01\"\xf4\t\n" +
+	"\x05value\x18\x02 \x01(\v2%.holdfast.store.session.v1.ConnectionR\x05value:\x028\x01\"\xb8\t\n" +
 	"\rSessionRecord\x12;\n" +
 	"\vcreate_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
@@ -1170,10 +1083,9 @@ const file_holdfast_store_session_v1_state_proto_rawDesc = "" +
 	"\x06device\x18\x10 \x01(\v2!.holdfast.store.session.v1.DeviceR\x06device\x124\n" +
 	"\x16active_conversation_id\x18\x11 \x01(\tR\x14activeConversationId\x12*\n" +
 	"\x11active_project_id\x18\x12 \x01(\tR\x0factiveProjectId\x12L\n" +
-	"\x06labels\x18\x13 \x03(\v24.holdfast.store.session.v1.SessionRecord.LabelsEntryR\x06labels\x12:\n" +
-	"\x05floor\x18\x14 \x01(\v2$.holdfast.store.session.v1.FloorHoldR\x05floor\x12)\n" +
-	"\x10expiry_announced\x18\x15 \x01(\bR\x0fexpiryAnnounced\x127\n" +
-	"\x03end\x18\x16 \x01(\v2%.holdfast.store.session.v1.SessionEndR\x03end\x1a9\n" +
+	"\x06labels\x18\x13 \x03(\v24.holdfast.store.session.v1.SessionRecord.LabelsEntryR\x06labels\x12)\n" +
+	"\x10expiry_announced\x18\x14 \x01(\bR\x0fexpiryAnnounced\x127\n" +
+	"\x03end\x18\x15 \x01(\v2%.holdfast.store.session.v1.SessionEndR\x03end\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x81\x01\n" +
@@ -1199,13 +1111,7 @@ const file_holdfast_store_session_v1_state_proto_rawDesc = "" +
 	"\x0eheartbeat_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\rheartbeatTime\x12;\n" +
 	"\vexpire_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x123\n" +
-	"\atimeout\x18\t \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\xac\x01\n" +
-	"\tFloorHold\x12'\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tR\x0econversationId\x12#\n" +
-	"\rconnection_id\x18\x02 \x01(\tR\fconnectionId\x12\x14\n" +
-	"\x05fence\x18\x03 \x01(\x03R\x05fence\x12;\n" +
-	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\x89\x03\n" +
+	"\atimeout\x18\t \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\x89\x03\n" +
 	"\rSecurityEvent\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x05R\x03seq\x12@\n" +
 	"\x04type\x18\x02 \x01(\x0e2,.holdfast.store.session.v1.SecurityEventTypeR\x04type\x129\n" +
@@ -1220,7 +1126,7 @@ const file_holdfast_store_session_v1_state_proto_rawDesc = "" +
 	"generation\x18\a \x01(\x05R\n" +
 	"generation\x12\x14\n" +
 	"\x05count\x18\b \x01(\x05R\x05count\x129\n" +
-	"\x06device\x18\t \x01(\v2!.holdfast.store.session.v1.DeviceR\x06device\"\xb3\x04\n" +
+	"\x06device\x18\t \x01(\v2!.holdfast.store.session.v1.DeviceR\x06device\"\xf7\x03\n" +
 	"\x0fSessionSettings\x128\n" +
 	"\n" +
 	"access_ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\taccessTtl\x12<\n" +
@@ -1229,10 +1135,8 @@ const file_holdfast_store_session_v1_state_proto_rawDesc = "" +
 	"\fmax_sessions\x18\x04 \x01(\x05R\vmaxSessions\x12P\n" +
 	"\flimit_policy\x18\x05 \x01(\x0e2-.holdfast.store.session.v1.SessionLimitPolicyR\vlimitPolicy\x12>\n" +
 	"\rrefresh_grace\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\frefreshGrace\x12H\n" +
-	"\x12connection_timeout\x18\a \x01(\v2\x19.google.protobuf.DurationR\x11connectionTimeout\x12:\n" +
-	"\vfloor_lease\x18\b \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"floorLease\x12'\n" +
-	"\x0fdiscard_devices\x18\t \x01(\bR\x0ediscardDevices*\xe8\x01\n" +
+	"\x12connection_timeout\x18\a \x01(\v2\x19.google.protobuf.DurationR\x11connectionTimeout\x12'\n" +
+	"\x0fdiscard_devices\x18\b \x01(\bR\x0ediscardDevices*\xe8\x01\n" +
 	"\tEndReason\x12\x1a\n" +
 	"\x16END_REASON_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15END_REASON_SIGNED_OUT\x10\x01\x12\x16\n" +
@@ -1275,7 +1179,7 @@ func file_holdfast_store_session_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_store_session_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_holdfast_store_session_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_holdfast_store_session_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_holdfast_store_session_v1_state_proto_goTypes = []any{
 	(EndReason)(0),                // 0: holdfast.store.session.v1.EndReason
 	(Modality)(0),                 // 1: holdfast.store.session.v1.Modality
@@ -1286,57 +1190,53 @@ var file_holdfast_store_session_v1_state_proto_goTypes = []any{
 	(*SessionEnd)(nil),            // 6: holdfast.store.session.v1.SessionEnd
 	(*Device)(nil),                // 7: holdfast.store.session.v1.Device
 	(*Connection)(nil),            // 8: holdfast.store.session.v1.Connection
-	(*FloorHold)(nil),             // 9: holdfast.store.session.v1.FloorHold
-	(*SecurityEvent)(nil),         // 10: holdfast.store.session.v1.SecurityEvent
-	(*SessionSettings)(nil),       // 11: holdfast.store.session.v1.SessionSettings
-	nil,                           // 12: holdfast.store.session.v1.UserSessions.SessionsEntry
-	nil,                           // 13: holdfast.store.session.v1.UserSessions.ConnectionsEntry
-	nil,                           // 14: holdfast.store.session.v1.SessionRecord.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
+	(*SecurityEvent)(nil),         // 9: holdfast.store.session.v1.SecurityEvent
+	(*SessionSettings)(nil),       // 10: holdfast.store.session.v1.SessionSettings
+	nil,                           // 11: holdfast.store.session.v1.UserSessions.SessionsEntry
+	nil,                           // 12: holdfast.store.session.v1.UserSessions.ConnectionsEntry
+	nil,                           // 13: holdfast.store.session.v1.SessionRecord.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
 }
 var file_holdfast_store_session_v1_state_proto_depIdxs = []int32{
-	12, // 0: holdfast.store.session.v1.UserSessions.sessions:type_name -> holdfast.store.session.v1.UserSessions.SessionsEntry
-	13, // 1: holdfast.store.session.v1.UserSessions.connections:type_name -> holdfast.store.session.v1.UserSessions.ConnectionsEntry
-	15, // 2: holdfast.store.session.v1.SessionRecord.create_time:type_name -> google.protobuf.Timestamp
-	15, // 3: holdfast.store.session.v1.SessionRecord.active_time:type_name -> google.protobuf.Timestamp
-	15, // 4: holdfast.store.session.v1.SessionRecord.expire_time:type_name -> google.protobuf.Timestamp
-	16, // 5: holdfast.store.session.v1.SessionRecord.idle_timeout:type_name -> google.protobuf.Duration
-	16, // 6: holdfast.store.session.v1.SessionRecord.refresh_grace:type_name -> google.protobuf.Duration
-	15, // 7: holdfast.store.session.v1.SessionRecord.access_expire_time:type_name -> google.protobuf.Timestamp
-	15, // 8: holdfast.store.session.v1.SessionRecord.old_access_expire_time:type_name -> google.protobuf.Timestamp
-	15, // 9: holdfast.store.session.v1.SessionRecord.issue_time:type_name -> google.protobuf.Timestamp
+	11, // 0: holdfast.store.session.v1.UserSessions.sessions:type_name -> holdfast.store.session.v1.UserSessions.SessionsEntry
+	12, // 1: holdfast.store.session.v1.UserSessions.connections:type_name -> holdfast.store.session.v1.UserSessions.ConnectionsEntry
+	14, // 2: holdfast.store.session.v1.SessionRecord.create_time:type_name -> google.protobuf.Timestamp
+	14, // 3: holdfast.store.session.v1.SessionRecord.active_time:type_name -> google.protobuf.Timestamp
+	14, // 4: holdfast.store.session.v1.SessionRecord.expire_time:type_name -> google.protobuf.Timestamp
+	15, // 5: holdfast.store.session.v1.SessionRecord.idle_timeout:type_name -> google.protobuf.Duration
+	15, // 6: holdfast.store.session.v1.SessionRecord.refresh_grace:type_name -> google.protobuf.Duration
+	14, // 7: holdfast.store.session.v1.SessionRecord.access_expire_time:type_name -> google.protobuf.Timestamp
+	14, // 8: holdfast.store.session.v1.SessionRecord.old_access_expire_time:type_name -> google.protobuf.Timestamp
+	14, // 9: holdfast.store.session.v1.SessionRecord.issue_time:type_name -> google.protobuf.Timestamp
 	7,  // 10: holdfast.store.session.v1.SessionRecord.device:type_name -> holdfast.store.session.v1.Device
-	14, // 11: holdfast.store.session.v1.SessionRecord.labels:type_name -> holdfast.store.session.v1.SessionRecord.LabelsEntry
-	9,  // 12: holdfast.store.session.v1.SessionRecord.floor:type_name -> holdfast.store.session.v1.FloorHold
-	6,  // 13: holdfast.store.session.v1.SessionRecord.end:type_name -> holdfast.store.session.v1.SessionEnd
-	0,  // 14: holdfast.store.session.v1.SessionEnd.reason:type_name -> holdfast.store.session.v1.EndReason
-	15, // 15: holdfast.store.session.v1.SessionEnd.end_time:type_name -> google.protobuf.Timestamp
-	7,  // 16: holdfast.store.session.v1.Connection.device:type_name -> holdfast.store.session.v1.Device
-	1,  // 17: holdfast.store.session.v1.Connection.modality:type_name -> holdfast.store.session.v1.Modality
-	15, // 18: holdfast.store.session.v1.Connection.open_time:type_name -> google.protobuf.Timestamp
-	15, // 19: holdfast.store.session.v1.Connection.heartbeat_time:type_name -> google.protobuf.Timestamp
-	15, // 20: holdfast.store.session.v1.Connection.expire_time:type_name -> google.protobuf.Timestamp
-	16, // 21: holdfast.store.session.v1.Connection.timeout:type_name -> google.protobuf.Duration
-	15, // 22: holdfast.store.session.v1.FloorHold.expire_time:type_name -> google.protobuf.Timestamp
-	2,  // 23: holdfast.store.session.v1.SecurityEvent.type:type_name -> holdfast.store.session.v1.SecurityEventType
-	15, // 24: holdfast.store.session.v1.SecurityEvent.event_time:type_name -> google.protobuf.Timestamp
-	0,  // 25: holdfast.store.session.v1.SecurityEvent.end_reason:type_name -> holdfast.store.session.v1.EndReason
-	7,  // 26: holdfast.store.session.v1.SecurityEvent.device:type_name -> holdfast.store.session.v1.Device
-	16, // 27: holdfast.store.session.v1.SessionSettings.access_ttl:type_name -> google.protobuf.Duration
-	16, // 28: holdfast.store.session.v1.SessionSettings.idle_timeout:type_name -> google.protobuf.Duration
-	16, // 29: holdfast.store.session.v1.SessionSettings.absolute_timeout:type_name -> google.protobuf.Duration
-	3,  // 30: holdfast.store.session.v1.SessionSettings.limit_policy:type_name -> holdfast.store.session.v1.SessionLimitPolicy
-	16, // 31: holdfast.store.session.v1.SessionSettings.refresh_grace:type_name -> google.protobuf.Duration
-	16, // 32: holdfast.store.session.v1.SessionSettings.connection_timeout:type_name -> google.protobuf.Duration
-	16, // 33: holdfast.store.session.v1.SessionSettings.floor_lease:type_name -> google.protobuf.Duration
-	5,  // 34: holdfast.store.session.v1.UserSessions.SessionsEntry.value:type_name -> holdfast.store.session.v1.SessionRecord
-	8,  // 35: holdfast.store.session.v1.UserSessions.ConnectionsEntry.value:type_name -> holdfast.store.session.v1.Connection
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	13, // 11: holdfast.store.session.v1.SessionRecord.labels:type_name -> holdfast.store.session.v1.SessionRecord.LabelsEntry
+	6,  // 12: holdfast.store.session.v1.SessionRecord.end:type_name -> holdfast.store.session.v1.SessionEnd
+	0,  // 13: holdfast.store.session.v1.SessionEnd.reason:type_name -> holdfast.store.session.v1.EndReason
+	14, // 14: holdfast.store.session.v1.SessionEnd.end_time:type_name -> google.protobuf.Timestamp
+	7,  // 15: holdfast.store.session.v1.Connection.device:type_name -> holdfast.store.session.v1.Device
+	1,  // 16: holdfast.store.session.v1.Connection.modality:type_name -> holdfast.store.session.v1.Modality
+	14, // 17: holdfast.store.session.v1.Connection.open_time:type_name -> google.protobuf.Timestamp
+	14, // 18: holdfast.store.session.v1.Connection.heartbeat_time:type_name -> google.protobuf.Timestamp
+	14, // 19: holdfast.store.session.v1.Connection.expire_time:type_name -> google.protobuf.Timestamp
+	15, // 20: holdfast.store.session.v1.Connection.timeout:type_name -> google.protobuf.Duration
+	2,  // 21: holdfast.store.session.v1.SecurityEvent.type:type_name -> holdfast.store.session.v1.SecurityEventType
+	14, // 22: holdfast.store.session.v1.SecurityEvent.event_time:type_name -> google.protobuf.Timestamp
+	0,  // 23: holdfast.store.session.v1.SecurityEvent.end_reason:type_name -> holdfast.store.session.v1.EndReason
+	7,  // 24: holdfast.store.session.v1.SecurityEvent.device:type_name -> holdfast.store.session.v1.Device
+	15, // 25: holdfast.store.session.v1.SessionSettings.access_ttl:type_name -> google.protobuf.Duration
+	15, // 26: holdfast.store.session.v1.SessionSettings.idle_timeout:type_name -> google.protobuf.Duration
+	15, // 27: holdfast.store.session.v1.SessionSettings.absolute_timeout:type_name -> google.protobuf.Duration
+	3,  // 28: holdfast.store.session.v1.SessionSettings.limit_policy:type_name -> holdfast.store.session.v1.SessionLimitPolicy
+	15, // 29: holdfast.store.session.v1.SessionSettings.refresh_grace:type_name -> google.protobuf.Duration
+	15, // 30: holdfast.store.session.v1.SessionSettings.connection_timeout:type_name -> google.protobuf.Duration
+	5,  // 31: holdfast.store.session.v1.UserSessions.SessionsEntry.value:type_name -> holdfast.store.session.v1.SessionRecord
+	8,  // 32: holdfast.store.session.v1.UserSessions.ConnectionsEntry.value:type_name -> holdfast.store.session.v1.Connection
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_session_v1_state_proto_init() }
@@ -1350,7 +1250,7 @@ func file_holdfast_store_session_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_session_v1_state_proto_rawDesc), len(file_holdfast_store_session_v1_state_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   11,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
