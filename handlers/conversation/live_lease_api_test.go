@@ -338,3 +338,21 @@ func TestLiveCallsAreRetried(t *testing.T) {
 		})
 	}
 }
+
+// A fork that ends earlier gives the seqs that follow to other messages. What was played is not told of those.
+func TestAForkForgetsWhatWasSpoken(t *testing.T) {
+	t.Parallel()
+	c := setup(t).client(t, ada)
+	create(t, c)
+	ingestOne(t, c, openLive(t, c), textFrame(1, in("Hi")), textFrame(2, out("Hello there.")), textFrame(3, turnComplete))
+	must(c.ForkConversation(t.Context(), &conversationv1.ForkConversationRequest{
+		ConversationId: c1, NewConversationId: "c2", At: &conversationv1.ForkConversationRequest_ThroughSeq{ThroughSeq: 1},
+	}))(t)
+	must(c.Append(t.Context(), &appendReq{ConversationId: "c2", Messages: said("mine")}))(t)
+	token := must(c.ConnectLive(t.Context(), &connectReq{ConversationId: "c2"}))(t).GetLease().GetFencingToken()
+	must(c.IngestLive(t.Context(), &ingestReq{ConversationId: "c2", FencingToken: token, PlayedMs: new(int32(0))}))(t)
+	got := must(c.ListMessages(t.Context(), &conversationv1.ListMessagesRequest{ConversationId: "c2"}))(t).GetMessages()
+	if len(got) != 2 || got[1].GetText() != "mine" || got[1].GetSpoken() != nil || got[1].GetStatus() != conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE {
+		t.Errorf("the fork has %v", got)
+	}
+}

@@ -48,5 +48,6 @@ func restored(s, was *storev1.ConversationState, now time.Time) {
 	l.VoidClaims = l.GetFencingToken() // others may have claimed the calls since
 	l.HandleCount = max(l.GetHandleCount(), old.GetHandleCount())
 	l.Handles, l.ResumedHandleId, l.PendingCalls, l.GoAwayTime = nil, 0, nil, nil
+	l.SpokenSeq = 0 // a fork that ends earlier gives that seq to another message
 	l.CloseTime = timestamppb.New(now)
 }
