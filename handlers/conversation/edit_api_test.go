@@ -229,8 +229,7 @@ func TestForks(t *testing.T) {
 		"through nothing":  {&forkReq{At: &through{}}, nil, 1},
 		"through the last": {&forkReq{At: &through{ThroughSeq: 5}}, []string{"one", "three", "four", "five"}, 6},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
+		t.Run(name, func(t *testing.T) { // one after the other: a user has one call of history at once
 			tt.req.ConversationId, tt.req.RequestId = c1, "f-1"
 			tt.req.NewConversationId = "fork-" + strings.ReplaceAll(name, " ", "-")
 			tt.req.Conversation = &conversationv1.Conversation{Title: "new", Labels: map[string]string{"a": "", "c": "3"}}
