@@ -63,7 +63,6 @@ var walks = map[string]walk{ //nolint:gochecknoglobals // never changed
 		{method: "ListEvents"},
 		{method: "DiffObject"},
 		{method: "RestoreObject"},
-		{method: "ForkObject"},
 		{method: "DeleteObject"},
 		{method: "ListTimers"},
 		{method: conversationRPCs + "Append", body: `{"conversationId":"c1","voice":{"status":"VOICE_STATUS_LISTENING"}}`},

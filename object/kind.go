@@ -25,8 +25,8 @@ type KindConfig[S proto.Message] struct {
 	Upcasters map[int32]func(state []byte) ([]byte, error)
 	// Users says what users may do to objects of the kind. A service may do everything.
 	Users Users
-	// UserRestore lets users, and not only services, restore, fork and delete what they own through the inspector, past the
-	// rules of the kind's manager.
+	// UserRestore lets users, and not only services, restore and delete what they own through the inspector, past the rules of
+	// the kind's manager.
 	UserRestore bool
 	// NoRestore refuses to restore and fork objects of the kind, whoever asks: what they have revoked would be good again.
 	NoRestore bool

@@ -30,7 +30,6 @@ type objectCmd struct {
 	Events  objectEventsCmd  `cmd:"" help:"Print what happened to an object, newest first."`
 	Diff    objectDiffCmd    `cmd:"" help:"Print in what an object differs between two moments."`
 	Restore objectRestoreCmd `cmd:"" help:"Make an object what it was, as a new version."`
-	Fork    objectForkCmd    `cmd:"" help:"Make a new object of what another is or was."`
 	Timers  objectTimersCmd  `cmd:"" help:"Print what objects wait for."`
 	Retry   objectRetryCmd   `cmd:"" help:"Make a timer due now, also one that is not tried any more."`
 }
@@ -234,35 +233,6 @@ func (c *objectRestoreCmd) Run(ctx context.Context, w *console) error {
 		}
 		_, err = fmt.Fprintf(w.stdout, "%s %s is as it was at version %d; it is at version %d now, and `holdfast object restore %s %s %d` undoes that\n",
 			c.Kind, c.ID, res.GetRestoredVersion(), res.GetVersion(), c.Kind, c.ID, res.GetVersion()-1)
-		return err
-	})
-}
-
-type objectForkCmd struct {
-	objectRef
-
-	NewID string `arg:"" help:"The id of the copy."`
-	At    string `help:"As it was at this version or time. Default: as it is." placeholder:"MOMENT"`
-}
-
-// Run makes a copy and says whose it is.
-func (c *objectForkCmd) Run(ctx context.Context, w *console) error {
-	at, err := parseMoment(c.At)
-	if err != nil {
-		return err
-	}
-	return c.inspect(func(s inspectv1connect.InspectServiceClient) error {
-		res, err := s.ForkObject(ctx, &inspectv1.ForkObjectRequest{
-			RequestId: uuid.NewString(), Ref: c.ref(), At: at, NewObjectId: c.NewID,
-		})
-		if err != nil {
-			return err
-		}
-		owner := "the whole tenant's"
-		if res.GetOwner() != "" {
-			owner = res.GetOwner() + "'s"
-		}
-		_, err = fmt.Fprintf(w.stdout, "%s %s is %s as it was at version %d, and %s\n", c.Kind, c.NewID, c.ID, res.GetForkedVersion(), owner)
 		return err
 	})
 }

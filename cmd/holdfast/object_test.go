@@ -39,7 +39,6 @@ func TestObject(t *testing.T) {
 		{"get conversation " + id + " --at 1", []string{`"version": "1"`}},
 		{"events conversation " + id, []string{"VERSION", "created", "messages/000000000008"}},
 		{"diff conversation " + id + " 1", []string{`"from_version": "1"`, `"key": "000000000001"`}},
-		{"fork conversation " + id + " copy --at 1", []string{"conversation copy is " + id + " as it was at version 1"}},
 		{"restore conversation " + id + " 1", []string{"as it was at version 1; it is at version"}},
 		{"timers conversation", []string{"KIND"}},
 	} {

@@ -196,8 +196,8 @@ func TestInspect(t *testing.T) {
 	}
 }
 
-// A restore is a version, happens once, and can be undone; a fork is an object of its own.
-func TestRestoreAndFork(t *testing.T) {
+// A restore is a version, happens once, and can be undone.
+func TestRestore(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.put(b.ctx, t, b.toys, "a", "one", "k1=x")
@@ -218,15 +218,6 @@ func TestRestoreAndFork(t *testing.T) {
 	_, err = b.ada.RestoreObject(t.Context(), &inspectv1.RestoreObjectRequest{Ref: ref("toy", "a"), At: at(1), IfVersion: proto.Int64(3)})
 	wantRefusal(t, err, connect.CodeAborted, "VERSION_MISMATCH")
 
-	fork := &inspectv1.ForkObjectRequest{Ref: ref("toy", "a"), At: at(2), NewObjectId: "b", RequestId: "r-1"}
-	made, err := b.ada.ForkObject(t.Context(), fork)
-	if err != nil || made.GetOwner() != "ada" || made.GetForkedVersion() != 2 || made.GetVersion() != 1 {
-		t.Fatalf("%v, %v", made, err)
-	}
-	got, err := b.ada.GetObject(t.Context(), &inspectv1.GetObjectRequest{Ref: ref("toy", "b"), Collection: "values"})
-	if err != nil || text(t, got.GetObject().GetState()) != `{"name":"two"}` || len(got.GetEntries()) != 1 || got.GetEntries()[0].GetKey() != "k2" {
-		t.Errorf("%v, %v", got, err)
-	}
 	remove := &inspectv1.DeleteObjectRequest{Ref: ref("toy", "a"), RequestId: "r-2"}
 	gone, err := b.ada.DeleteObject(t.Context(), remove)
 	if err != nil || gone.GetVersion() != 5 {
@@ -234,16 +225,13 @@ func TestRestoreAndFork(t *testing.T) {
 	}
 	for name, do := range map[string]func() (proto.Message, error){
 		"delete":  func() (proto.Message, error) { return b.ada.DeleteObject(t.Context(), remove) },
-		"fork":    func() (proto.Message, error) { return b.ada.ForkObject(t.Context(), fork) },
 		"restore": func() (proto.Message, error) { req.At = at(1); return b.ada.RestoreObject(t.Context(), req) },
 	} {
-		want := map[string]proto.Message{"delete": gone, "fork": made, "restore": first}[name]
+		want := map[string]proto.Message{"delete": gone, "restore": first}[name]
 		if got, err := do(); err != nil || !proto.Equal(got, want) {
 			t.Errorf("a retry of %s after the object is gone is answered with %v, %v; the first was %v", name, got, err, want)
 		}
 	}
-	_, err = b.ada.ForkObject(t.Context(), &inspectv1.ForkObjectRequest{Ref: ref("toy", "b"), NewObjectId: "b"})
-	wantRefusal(t, err, connect.CodeAlreadyExists, "ALREADY_EXISTS")
 	_, err = b.ada.GetObject(t.Context(), &inspectv1.GetObjectRequest{Ref: ref("toy", "a")})
 	wantRefusal(t, err, connect.CodeNotFound, "NOT_FOUND")
 	// What was deleted comes back.
@@ -309,16 +297,10 @@ func TestRefusals(t *testing.T) {
 				return err
 			},
 		}
-		if c.kind == "strict" {
-			calls["fork"] = func(s inspectv1connect.InspectServiceClient) error {
-				_, err := s.ForkObject(t.Context(), &inspectv1.ForkObjectRequest{Ref: ref(c.kind, c.id), NewObjectId: fmt.Sprint(c.id, "-fork")})
-				return err
-			}
-		}
 		for _, call := range calls {
 			wantRefusal(t, call(b.ada), connect.CodePermissionDenied, "ROLE_REQUIRED")
 		}
-		for _, name := range []string{"fork", "restore", "delete"} {
+		for _, name := range []string{"restore", "delete"} {
 			if call := calls[name]; call != nil {
 				if err := call(b.service); err != nil {
 					t.Errorf("a service's %s of %s: %v", name, c.kind, err)

@@ -341,33 +341,9 @@ func (m *Manager) RestoreObject(ctx context.Context, req *inspectv1.RestoreObjec
 // mayRewrite refuses a user if the kind does not let users bypass its manager's rules.
 func mayRewrite(k anyKind, tx *object.Tx[proto.Message]) error {
 	if !tx.Caller().Service && !k.UserRestore() {
-		return problem.PermissionDenied("objects of the kind " + k.Name() + " may be restored, forked and deleted here by services only")
+		return problem.PermissionDenied("objects of the kind " + k.Name() + " may be restored and deleted here by services only")
 	}
 	return nil
-}
-
-// ForkObject implements InspectService.
-func (m *Manager) ForkObject(ctx context.Context, req *inspectv1.ForkObjectRequest) (*inspectv1.ForkObjectResponse, error) {
-	own, k, err := m.kind(ctx, req.GetRef().GetKind())
-	if err != nil {
-		return nil, err
-	}
-	at := moment(req.GetAt())
-	past, refused := k.PastWhole(own, object.ID(req.GetRef().GetObjectId()), at)
-	res, err := object.Do(ctx, k, object.ID(req.GetNewObjectId()), req, func(tx *object.Tx[proto.Message]) (*inspectv1.ForkObjectResponse, error) {
-		if refused != nil {
-			return nil, refused
-		}
-		if err := mayRewrite(k, tx); err != nil {
-			return nil, err
-		}
-		if err := tx.Become(past); err != nil {
-			return nil, err
-		}
-		i := tx.Info()
-		return &inspectv1.ForkObjectResponse{ForkedVersion: int64(past.Version()), Owner: string(i.Owner), Version: int64(i.Version)}, nil
-	}, object.Create())
-	return res, outOfReach(err, "at", at)
 }
 
 // DeleteObject implements InspectService.

@@ -7,10 +7,8 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	objectv1 "holdfast/gen/holdfast/object/v1"
 	"holdfast/jsonpb"
 	"holdfast/object"
 )
@@ -25,13 +23,6 @@ func AnswerSize(m proto.Message) int {
 		text = nil
 	}
 	return max(len(text), proto.Size(m))
-}
-
-// Metadata returns an object's info as replies have it.
-func Metadata(i object.Info) *objectv1.Metadata {
-	return &objectv1.Metadata{
-		Version: int64(i.Version), CreateTime: Timestamp(i.CreateTime), UpdateTime: Timestamp(i.UpdateTime), ExpireTime: Timestamp(i.ExpireTime),
-	}
 }
 
 // Timestamp is unset for the zero time.
@@ -57,18 +48,4 @@ func Absent(err error, req interface {
 },
 ) bool {
 	return errors.Is(err, object.ErrNotFound) && req.GetIfVersion() == 0
-}
-
-// Do is object.Do for replies with a field "metadata": it sets that field to the object's info after the change.
-func Do[R, S proto.Message](
-	ctx context.Context, k *object.Kind[S], id object.ID, req object.ChangeRequest, fn func(*object.Tx[S]) (R, error), opts ...object.UpdateOption,
-) (R, error) {
-	return object.Do(ctx, k, id, req, func(tx *object.Tx[S]) (R, error) {
-		reply, err := fn(tx)
-		if err == nil {
-			m := reply.ProtoReflect()
-			m.Set(m.Descriptor().Fields().ByName("metadata"), protoreflect.ValueOfMessage(Metadata(tx.Info()).ProtoReflect()))
-		}
-		return reply, err
-	}, opts...)
 }

@@ -1468,151 +1468,6 @@ func (x *RestoreObjectResponse) GetVersion() int64 {
 	return 0
 }
 
-// ForkObjectRequest names an object, a moment, and the id of the new object.
-type ForkObjectRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Makes the change happen once.
-	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Only at this version; unset: at any.
-	IfVersion *int64        `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	Ref       *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
-	// The moment; unset: now.
-	At *Moment `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
-	// The id of the copy.
-	NewObjectId   string `protobuf:"bytes,5,opt,name=new_object_id,json=newObjectId,proto3" json:"new_object_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ForkObjectRequest) Reset() {
-	*x = ForkObjectRequest{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ForkObjectRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ForkObjectRequest) ProtoMessage() {}
-
-func (x *ForkObjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ForkObjectRequest.ProtoReflect.Descriptor instead.
-func (*ForkObjectRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *ForkObjectRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *ForkObjectRequest) GetIfVersion() int64 {
-	if x != nil && x.IfVersion != nil {
-		return *x.IfVersion
-	}
-	return 0
-}
-
-func (x *ForkObjectRequest) GetRef() *v1.ObjectRef {
-	if x != nil {
-		return x.Ref
-	}
-	return nil
-}
-
-func (x *ForkObjectRequest) GetAt() *Moment {
-	if x != nil {
-		return x.At
-	}
-	return nil
-}
-
-func (x *ForkObjectRequest) GetNewObjectId() string {
-	if x != nil {
-		return x.NewObjectId
-	}
-	return ""
-}
-
-// ForkObjectResponse tells what was made.
-type ForkObjectResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The version that was copied.
-	ForkedVersion int64 `protobuf:"varint,1,opt,name=forked_version,json=forkedVersion,proto3" json:"forked_version,omitempty"`
-	// Whose the copy is; empty: the whole tenant's.
-	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
-	// The copy's version.
-	Version       int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ForkObjectResponse) Reset() {
-	*x = ForkObjectResponse{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[19]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ForkObjectResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ForkObjectResponse) ProtoMessage() {}
-
-func (x *ForkObjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[19]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ForkObjectResponse.ProtoReflect.Descriptor instead.
-func (*ForkObjectResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{19}
-}
-
-func (x *ForkObjectResponse) GetForkedVersion() int64 {
-	if x != nil {
-		return x.ForkedVersion
-	}
-	return 0
-}
-
-func (x *ForkObjectResponse) GetOwner() string {
-	if x != nil {
-		return x.Owner
-	}
-	return ""
-}
-
-func (x *ForkObjectResponse) GetVersion() int64 {
-	if x != nil {
-		return x.Version
-	}
-	return 0
-}
-
 // DeleteObjectRequest names an object.
 type DeleteObjectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1627,7 +1482,7 @@ type DeleteObjectRequest struct {
 
 func (x *DeleteObjectRequest) Reset() {
 	*x = DeleteObjectRequest{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1494,7 @@ func (x *DeleteObjectRequest) String() string {
 func (*DeleteObjectRequest) ProtoMessage() {}
 
 func (x *DeleteObjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +1507,7 @@ func (x *DeleteObjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteObjectRequest.ProtoReflect.Descriptor instead.
 func (*DeleteObjectRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeleteObjectRequest) GetRequestId() string {
@@ -1689,7 +1544,7 @@ type DeleteObjectResponse struct {
 
 func (x *DeleteObjectResponse) Reset() {
 	*x = DeleteObjectResponse{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +1556,7 @@ func (x *DeleteObjectResponse) String() string {
 func (*DeleteObjectResponse) ProtoMessage() {}
 
 func (x *DeleteObjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1714,7 +1569,7 @@ func (x *DeleteObjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteObjectResponse.ProtoReflect.Descriptor instead.
 func (*DeleteObjectResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DeleteObjectResponse) GetExisted() bool {
@@ -1750,7 +1605,7 @@ type ListTimersRequest struct {
 
 func (x *ListTimersRequest) Reset() {
 	*x = ListTimersRequest{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +1617,7 @@ func (x *ListTimersRequest) String() string {
 func (*ListTimersRequest) ProtoMessage() {}
 
 func (x *ListTimersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +1630,7 @@ func (x *ListTimersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTimersRequest.ProtoReflect.Descriptor instead.
 func (*ListTimersRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListTimersRequest) GetPageSize() int32 {
@@ -1825,7 +1680,7 @@ type ListTimersResponse struct {
 
 func (x *ListTimersResponse) Reset() {
 	*x = ListTimersResponse{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1692,7 @@ func (x *ListTimersResponse) String() string {
 func (*ListTimersResponse) ProtoMessage() {}
 
 func (x *ListTimersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +1705,7 @@ func (x *ListTimersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTimersResponse.ProtoReflect.Descriptor instead.
 func (*ListTimersResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListTimersResponse) GetNextPageToken() string {
@@ -1883,7 +1738,7 @@ type RetryTimerRequest struct {
 
 func (x *RetryTimerRequest) Reset() {
 	*x = RetryTimerRequest{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +1750,7 @@ func (x *RetryTimerRequest) String() string {
 func (*RetryTimerRequest) ProtoMessage() {}
 
 func (x *RetryTimerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +1763,7 @@ func (x *RetryTimerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryTimerRequest.ProtoReflect.Descriptor instead.
 func (*RetryTimerRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RetryTimerRequest) GetRequestId() string {
@@ -1950,7 +1805,7 @@ type RetryTimerResponse struct {
 
 func (x *RetryTimerResponse) Reset() {
 	*x = RetryTimerResponse{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +1817,7 @@ func (x *RetryTimerResponse) String() string {
 func (*RetryTimerResponse) ProtoMessage() {}
 
 func (x *RetryTimerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +1830,7 @@ func (x *RetryTimerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryTimerResponse.ProtoReflect.Descriptor instead.
 func (*RetryTimerResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RetryTimerResponse) GetVersion() int64 {
@@ -1996,7 +1851,7 @@ type EraseUserRequest struct {
 
 func (x *EraseUserRequest) Reset() {
 	*x = EraseUserRequest{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2008,7 +1863,7 @@ func (x *EraseUserRequest) String() string {
 func (*EraseUserRequest) ProtoMessage() {}
 
 func (x *EraseUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2021,7 +1876,7 @@ func (x *EraseUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseUserRequest.ProtoReflect.Descriptor instead.
 func (*EraseUserRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *EraseUserRequest) GetUser() string {
@@ -2049,7 +1904,7 @@ type EraseUserResponse struct {
 
 func (x *EraseUserResponse) Reset() {
 	*x = EraseUserResponse{}
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2061,7 +1916,7 @@ func (x *EraseUserResponse) String() string {
 func (*EraseUserResponse) ProtoMessage() {}
 
 func (x *EraseUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_inspect_v1_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2074,7 +1929,7 @@ func (x *EraseUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseUserResponse.ProtoReflect.Descriptor instead.
 func (*EraseUserResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_inspect_v1_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EraseUserResponse) GetDeletedRows() map[string]int64 {
@@ -2244,20 +2099,7 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"\v_if_version\"\\\n" +
 	"\x15RestoreObjectResponse\x12)\n" +
 	"\x10restored_version\x18\x01 \x01(\x03R\x0frestoredVersion\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x03R\aversion\"\x9e\x02\n" +
-	"\x11ForkObjectRequest\x12'\n" +
-	"\n" +
-	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
-	"\n" +
-	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x125\n" +
-	"\x03ref\x18\x03 \x01(\v2\x1b.holdfast.type.v1.ObjectRefB\x06\xbaH\x03\xc8\x01\x01R\x03ref\x12+\n" +
-	"\x02at\x18\x04 \x01(\v2\x1b.holdfast.inspect.v1.MomentR\x02at\x12@\n" +
-	"\rnew_object_id\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\vnewObjectIdB\r\n" +
-	"\v_if_version\"k\n" +
-	"\x12ForkObjectResponse\x12%\n" +
-	"\x0eforked_version\x18\x01 \x01(\x03R\rforkedVersion\x12\x14\n" +
-	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\x03R\aversion\"\xb1\x01\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\xb1\x01\n" +
 	"\x13DeleteObjectRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
@@ -2303,7 +2145,7 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a@\n" +
 	"\x12RemainingRowsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x012\xef\a\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x012\x8e\a\n" +
 	"\x0eInspectService\x12e\n" +
 	"\vListObjects\x12'.holdfast.inspect.v1.ListObjectsRequest\x1a(.holdfast.inspect.v1.ListObjectsResponse\"\x03\x90\x02\x01\x12\\\n" +
 	"\tGetObject\x12%.holdfast.inspect.v1.GetObjectRequest\x1a&.holdfast.inspect.v1.GetObjectResponse\"\x00\x12b\n" +
@@ -2311,9 +2153,7 @@ const file_holdfast_inspect_v1_service_proto_rawDesc = "" +
 	"ListEvents\x12&.holdfast.inspect.v1.ListEventsRequest\x1a'.holdfast.inspect.v1.ListEventsResponse\"\x03\x90\x02\x01\x12b\n" +
 	"\n" +
 	"DiffObject\x12&.holdfast.inspect.v1.DiffObjectRequest\x1a'.holdfast.inspect.v1.DiffObjectResponse\"\x03\x90\x02\x01\x12h\n" +
-	"\rRestoreObject\x12).holdfast.inspect.v1.RestoreObjectRequest\x1a*.holdfast.inspect.v1.RestoreObjectResponse\"\x00\x12_\n" +
-	"\n" +
-	"ForkObject\x12&.holdfast.inspect.v1.ForkObjectRequest\x1a'.holdfast.inspect.v1.ForkObjectResponse\"\x00\x12e\n" +
+	"\rRestoreObject\x12).holdfast.inspect.v1.RestoreObjectRequest\x1a*.holdfast.inspect.v1.RestoreObjectResponse\"\x00\x12e\n" +
 	"\fDeleteObject\x12(.holdfast.inspect.v1.DeleteObjectRequest\x1a).holdfast.inspect.v1.DeleteObjectResponse\"\x00\x12_\n" +
 	"\n" +
 	"ListTimers\x12&.holdfast.inspect.v1.ListTimersRequest\x1a'.holdfast.inspect.v1.ListTimersResponse\"\x00\x12_\n" +
@@ -2334,7 +2174,7 @@ func file_holdfast_inspect_v1_service_proto_rawDescGZIP() []byte {
 	return file_holdfast_inspect_v1_service_proto_rawDescData
 }
 
-var file_holdfast_inspect_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_holdfast_inspect_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_holdfast_inspect_v1_service_proto_goTypes = []any{
 	(*Moment)(nil),                // 0: holdfast.inspect.v1.Moment
 	(*StoredObject)(nil),          // 1: holdfast.inspect.v1.StoredObject
@@ -2354,85 +2194,79 @@ var file_holdfast_inspect_v1_service_proto_goTypes = []any{
 	(*DiffObjectResponse)(nil),    // 15: holdfast.inspect.v1.DiffObjectResponse
 	(*RestoreObjectRequest)(nil),  // 16: holdfast.inspect.v1.RestoreObjectRequest
 	(*RestoreObjectResponse)(nil), // 17: holdfast.inspect.v1.RestoreObjectResponse
-	(*ForkObjectRequest)(nil),     // 18: holdfast.inspect.v1.ForkObjectRequest
-	(*ForkObjectResponse)(nil),    // 19: holdfast.inspect.v1.ForkObjectResponse
-	(*DeleteObjectRequest)(nil),   // 20: holdfast.inspect.v1.DeleteObjectRequest
-	(*DeleteObjectResponse)(nil),  // 21: holdfast.inspect.v1.DeleteObjectResponse
-	(*ListTimersRequest)(nil),     // 22: holdfast.inspect.v1.ListTimersRequest
-	(*ListTimersResponse)(nil),    // 23: holdfast.inspect.v1.ListTimersResponse
-	(*RetryTimerRequest)(nil),     // 24: holdfast.inspect.v1.RetryTimerRequest
-	(*RetryTimerResponse)(nil),    // 25: holdfast.inspect.v1.RetryTimerResponse
-	(*EraseUserRequest)(nil),      // 26: holdfast.inspect.v1.EraseUserRequest
-	(*EraseUserResponse)(nil),     // 27: holdfast.inspect.v1.EraseUserResponse
-	nil,                           // 28: holdfast.inspect.v1.EraseUserResponse.DeletedRowsEntry
-	nil,                           // 29: holdfast.inspect.v1.EraseUserResponse.RemainingRowsEntry
-	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 31: google.protobuf.Struct
-	(*v1.ObjectRef)(nil),          // 32: holdfast.type.v1.ObjectRef
-	(*structpb.Value)(nil),        // 33: google.protobuf.Value
+	(*DeleteObjectRequest)(nil),   // 18: holdfast.inspect.v1.DeleteObjectRequest
+	(*DeleteObjectResponse)(nil),  // 19: holdfast.inspect.v1.DeleteObjectResponse
+	(*ListTimersRequest)(nil),     // 20: holdfast.inspect.v1.ListTimersRequest
+	(*ListTimersResponse)(nil),    // 21: holdfast.inspect.v1.ListTimersResponse
+	(*RetryTimerRequest)(nil),     // 22: holdfast.inspect.v1.RetryTimerRequest
+	(*RetryTimerResponse)(nil),    // 23: holdfast.inspect.v1.RetryTimerResponse
+	(*EraseUserRequest)(nil),      // 24: holdfast.inspect.v1.EraseUserRequest
+	(*EraseUserResponse)(nil),     // 25: holdfast.inspect.v1.EraseUserResponse
+	nil,                           // 26: holdfast.inspect.v1.EraseUserResponse.DeletedRowsEntry
+	nil,                           // 27: holdfast.inspect.v1.EraseUserResponse.RemainingRowsEntry
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 29: google.protobuf.Struct
+	(*v1.ObjectRef)(nil),          // 30: holdfast.type.v1.ObjectRef
+	(*structpb.Value)(nil),        // 31: google.protobuf.Value
 }
 var file_holdfast_inspect_v1_service_proto_depIdxs = []int32{
-	30, // 0: holdfast.inspect.v1.Moment.time:type_name -> google.protobuf.Timestamp
-	30, // 1: holdfast.inspect.v1.StoredObject.create_time:type_name -> google.protobuf.Timestamp
-	30, // 2: holdfast.inspect.v1.StoredObject.update_time:type_name -> google.protobuf.Timestamp
-	30, // 3: holdfast.inspect.v1.StoredObject.expire_time:type_name -> google.protobuf.Timestamp
-	31, // 4: holdfast.inspect.v1.StoredObject.state:type_name -> google.protobuf.Struct
+	28, // 0: holdfast.inspect.v1.Moment.time:type_name -> google.protobuf.Timestamp
+	28, // 1: holdfast.inspect.v1.StoredObject.create_time:type_name -> google.protobuf.Timestamp
+	28, // 2: holdfast.inspect.v1.StoredObject.update_time:type_name -> google.protobuf.Timestamp
+	28, // 3: holdfast.inspect.v1.StoredObject.expire_time:type_name -> google.protobuf.Timestamp
+	29, // 4: holdfast.inspect.v1.StoredObject.state:type_name -> google.protobuf.Struct
 	3,  // 5: holdfast.inspect.v1.StoredObject.timers:type_name -> holdfast.inspect.v1.Timer
 	4,  // 6: holdfast.inspect.v1.StoredObject.size:type_name -> holdfast.inspect.v1.Size
-	31, // 7: holdfast.inspect.v1.StoredEntry.value:type_name -> google.protobuf.Struct
-	30, // 8: holdfast.inspect.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
-	30, // 9: holdfast.inspect.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
+	29, // 7: holdfast.inspect.v1.StoredEntry.value:type_name -> google.protobuf.Struct
+	28, // 8: holdfast.inspect.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
+	28, // 9: holdfast.inspect.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
 	1,  // 10: holdfast.inspect.v1.ListObjectsResponse.objects:type_name -> holdfast.inspect.v1.StoredObject
-	32, // 11: holdfast.inspect.v1.GetObjectRequest.ref:type_name -> holdfast.type.v1.ObjectRef
+	30, // 11: holdfast.inspect.v1.GetObjectRequest.ref:type_name -> holdfast.type.v1.ObjectRef
 	0,  // 12: holdfast.inspect.v1.GetObjectRequest.at:type_name -> holdfast.inspect.v1.Moment
 	1,  // 13: holdfast.inspect.v1.GetObjectResponse.object:type_name -> holdfast.inspect.v1.StoredObject
 	2,  // 14: holdfast.inspect.v1.GetObjectResponse.entries:type_name -> holdfast.inspect.v1.StoredEntry
-	32, // 15: holdfast.inspect.v1.ListEventsRequest.ref:type_name -> holdfast.type.v1.ObjectRef
-	30, // 16: holdfast.inspect.v1.Event.time:type_name -> google.protobuf.Timestamp
+	30, // 15: holdfast.inspect.v1.ListEventsRequest.ref:type_name -> holdfast.type.v1.ObjectRef
+	28, // 16: holdfast.inspect.v1.Event.time:type_name -> google.protobuf.Timestamp
 	10, // 17: holdfast.inspect.v1.ListEventsResponse.events:type_name -> holdfast.inspect.v1.Event
-	32, // 18: holdfast.inspect.v1.DiffObjectRequest.ref:type_name -> holdfast.type.v1.ObjectRef
+	30, // 18: holdfast.inspect.v1.DiffObjectRequest.ref:type_name -> holdfast.type.v1.ObjectRef
 	0,  // 19: holdfast.inspect.v1.DiffObjectRequest.from:type_name -> holdfast.inspect.v1.Moment
 	0,  // 20: holdfast.inspect.v1.DiffObjectRequest.to:type_name -> holdfast.inspect.v1.Moment
-	33, // 21: holdfast.inspect.v1.FieldDifference.before:type_name -> google.protobuf.Value
-	33, // 22: holdfast.inspect.v1.FieldDifference.after:type_name -> google.protobuf.Value
-	31, // 23: holdfast.inspect.v1.EntryDifference.before:type_name -> google.protobuf.Struct
-	31, // 24: holdfast.inspect.v1.EntryDifference.after:type_name -> google.protobuf.Struct
+	31, // 21: holdfast.inspect.v1.FieldDifference.before:type_name -> google.protobuf.Value
+	31, // 22: holdfast.inspect.v1.FieldDifference.after:type_name -> google.protobuf.Value
+	29, // 23: holdfast.inspect.v1.EntryDifference.before:type_name -> google.protobuf.Struct
+	29, // 24: holdfast.inspect.v1.EntryDifference.after:type_name -> google.protobuf.Struct
 	13, // 25: holdfast.inspect.v1.DiffObjectResponse.fields:type_name -> holdfast.inspect.v1.FieldDifference
 	14, // 26: holdfast.inspect.v1.DiffObjectResponse.entries:type_name -> holdfast.inspect.v1.EntryDifference
-	32, // 27: holdfast.inspect.v1.RestoreObjectRequest.ref:type_name -> holdfast.type.v1.ObjectRef
+	30, // 27: holdfast.inspect.v1.RestoreObjectRequest.ref:type_name -> holdfast.type.v1.ObjectRef
 	0,  // 28: holdfast.inspect.v1.RestoreObjectRequest.at:type_name -> holdfast.inspect.v1.Moment
-	32, // 29: holdfast.inspect.v1.ForkObjectRequest.ref:type_name -> holdfast.type.v1.ObjectRef
-	0,  // 30: holdfast.inspect.v1.ForkObjectRequest.at:type_name -> holdfast.inspect.v1.Moment
-	32, // 31: holdfast.inspect.v1.DeleteObjectRequest.ref:type_name -> holdfast.type.v1.ObjectRef
-	3,  // 32: holdfast.inspect.v1.ListTimersResponse.timers:type_name -> holdfast.inspect.v1.Timer
-	32, // 33: holdfast.inspect.v1.RetryTimerRequest.ref:type_name -> holdfast.type.v1.ObjectRef
-	28, // 34: holdfast.inspect.v1.EraseUserResponse.deleted_rows:type_name -> holdfast.inspect.v1.EraseUserResponse.DeletedRowsEntry
-	29, // 35: holdfast.inspect.v1.EraseUserResponse.remaining_rows:type_name -> holdfast.inspect.v1.EraseUserResponse.RemainingRowsEntry
-	5,  // 36: holdfast.inspect.v1.InspectService.ListObjects:input_type -> holdfast.inspect.v1.ListObjectsRequest
-	7,  // 37: holdfast.inspect.v1.InspectService.GetObject:input_type -> holdfast.inspect.v1.GetObjectRequest
-	9,  // 38: holdfast.inspect.v1.InspectService.ListEvents:input_type -> holdfast.inspect.v1.ListEventsRequest
-	12, // 39: holdfast.inspect.v1.InspectService.DiffObject:input_type -> holdfast.inspect.v1.DiffObjectRequest
-	16, // 40: holdfast.inspect.v1.InspectService.RestoreObject:input_type -> holdfast.inspect.v1.RestoreObjectRequest
-	18, // 41: holdfast.inspect.v1.InspectService.ForkObject:input_type -> holdfast.inspect.v1.ForkObjectRequest
-	20, // 42: holdfast.inspect.v1.InspectService.DeleteObject:input_type -> holdfast.inspect.v1.DeleteObjectRequest
-	22, // 43: holdfast.inspect.v1.InspectService.ListTimers:input_type -> holdfast.inspect.v1.ListTimersRequest
-	24, // 44: holdfast.inspect.v1.InspectService.RetryTimer:input_type -> holdfast.inspect.v1.RetryTimerRequest
-	26, // 45: holdfast.inspect.v1.InspectService.EraseUser:input_type -> holdfast.inspect.v1.EraseUserRequest
-	6,  // 46: holdfast.inspect.v1.InspectService.ListObjects:output_type -> holdfast.inspect.v1.ListObjectsResponse
-	8,  // 47: holdfast.inspect.v1.InspectService.GetObject:output_type -> holdfast.inspect.v1.GetObjectResponse
-	11, // 48: holdfast.inspect.v1.InspectService.ListEvents:output_type -> holdfast.inspect.v1.ListEventsResponse
-	15, // 49: holdfast.inspect.v1.InspectService.DiffObject:output_type -> holdfast.inspect.v1.DiffObjectResponse
-	17, // 50: holdfast.inspect.v1.InspectService.RestoreObject:output_type -> holdfast.inspect.v1.RestoreObjectResponse
-	19, // 51: holdfast.inspect.v1.InspectService.ForkObject:output_type -> holdfast.inspect.v1.ForkObjectResponse
-	21, // 52: holdfast.inspect.v1.InspectService.DeleteObject:output_type -> holdfast.inspect.v1.DeleteObjectResponse
-	23, // 53: holdfast.inspect.v1.InspectService.ListTimers:output_type -> holdfast.inspect.v1.ListTimersResponse
-	25, // 54: holdfast.inspect.v1.InspectService.RetryTimer:output_type -> holdfast.inspect.v1.RetryTimerResponse
-	27, // 55: holdfast.inspect.v1.InspectService.EraseUser:output_type -> holdfast.inspect.v1.EraseUserResponse
-	46, // [46:56] is the sub-list for method output_type
-	36, // [36:46] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	30, // 29: holdfast.inspect.v1.DeleteObjectRequest.ref:type_name -> holdfast.type.v1.ObjectRef
+	3,  // 30: holdfast.inspect.v1.ListTimersResponse.timers:type_name -> holdfast.inspect.v1.Timer
+	30, // 31: holdfast.inspect.v1.RetryTimerRequest.ref:type_name -> holdfast.type.v1.ObjectRef
+	26, // 32: holdfast.inspect.v1.EraseUserResponse.deleted_rows:type_name -> holdfast.inspect.v1.EraseUserResponse.DeletedRowsEntry
+	27, // 33: holdfast.inspect.v1.EraseUserResponse.remaining_rows:type_name -> holdfast.inspect.v1.EraseUserResponse.RemainingRowsEntry
+	5,  // 34: holdfast.inspect.v1.InspectService.ListObjects:input_type -> holdfast.inspect.v1.ListObjectsRequest
+	7,  // 35: holdfast.inspect.v1.InspectService.GetObject:input_type -> holdfast.inspect.v1.GetObjectRequest
+	9,  // 36: holdfast.inspect.v1.InspectService.ListEvents:input_type -> holdfast.inspect.v1.ListEventsRequest
+	12, // 37: holdfast.inspect.v1.InspectService.DiffObject:input_type -> holdfast.inspect.v1.DiffObjectRequest
+	16, // 38: holdfast.inspect.v1.InspectService.RestoreObject:input_type -> holdfast.inspect.v1.RestoreObjectRequest
+	18, // 39: holdfast.inspect.v1.InspectService.DeleteObject:input_type -> holdfast.inspect.v1.DeleteObjectRequest
+	20, // 40: holdfast.inspect.v1.InspectService.ListTimers:input_type -> holdfast.inspect.v1.ListTimersRequest
+	22, // 41: holdfast.inspect.v1.InspectService.RetryTimer:input_type -> holdfast.inspect.v1.RetryTimerRequest
+	24, // 42: holdfast.inspect.v1.InspectService.EraseUser:input_type -> holdfast.inspect.v1.EraseUserRequest
+	6,  // 43: holdfast.inspect.v1.InspectService.ListObjects:output_type -> holdfast.inspect.v1.ListObjectsResponse
+	8,  // 44: holdfast.inspect.v1.InspectService.GetObject:output_type -> holdfast.inspect.v1.GetObjectResponse
+	11, // 45: holdfast.inspect.v1.InspectService.ListEvents:output_type -> holdfast.inspect.v1.ListEventsResponse
+	15, // 46: holdfast.inspect.v1.InspectService.DiffObject:output_type -> holdfast.inspect.v1.DiffObjectResponse
+	17, // 47: holdfast.inspect.v1.InspectService.RestoreObject:output_type -> holdfast.inspect.v1.RestoreObjectResponse
+	19, // 48: holdfast.inspect.v1.InspectService.DeleteObject:output_type -> holdfast.inspect.v1.DeleteObjectResponse
+	21, // 49: holdfast.inspect.v1.InspectService.ListTimers:output_type -> holdfast.inspect.v1.ListTimersResponse
+	23, // 50: holdfast.inspect.v1.InspectService.RetryTimer:output_type -> holdfast.inspect.v1.RetryTimerResponse
+	25, // 51: holdfast.inspect.v1.InspectService.EraseUser:output_type -> holdfast.inspect.v1.EraseUserResponse
+	43, // [43:52] is the sub-list for method output_type
+	34, // [34:43] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_inspect_v1_service_proto_init() }
@@ -2447,15 +2281,14 @@ func file_holdfast_inspect_v1_service_proto_init() {
 	file_holdfast_inspect_v1_service_proto_msgTypes[5].OneofWrappers = []any{}
 	file_holdfast_inspect_v1_service_proto_msgTypes[16].OneofWrappers = []any{}
 	file_holdfast_inspect_v1_service_proto_msgTypes[18].OneofWrappers = []any{}
-	file_holdfast_inspect_v1_service_proto_msgTypes[20].OneofWrappers = []any{}
-	file_holdfast_inspect_v1_service_proto_msgTypes[24].OneofWrappers = []any{}
+	file_holdfast_inspect_v1_service_proto_msgTypes[22].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_inspect_v1_service_proto_rawDesc), len(file_holdfast_inspect_v1_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

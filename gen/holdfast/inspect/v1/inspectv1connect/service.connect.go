@@ -48,9 +48,6 @@ const (
 	// InspectServiceRestoreObjectProcedure is the fully-qualified name of the InspectService's
 	// RestoreObject RPC.
 	InspectServiceRestoreObjectProcedure = "/holdfast.inspect.v1.InspectService/RestoreObject"
-	// InspectServiceForkObjectProcedure is the fully-qualified name of the InspectService's ForkObject
-	// RPC.
-	InspectServiceForkObjectProcedure = "/holdfast.inspect.v1.InspectService/ForkObject"
 	// InspectServiceDeleteObjectProcedure is the fully-qualified name of the InspectService's
 	// DeleteObject RPC.
 	InspectServiceDeleteObjectProcedure = "/holdfast.inspect.v1.InspectService/DeleteObject"
@@ -87,16 +84,11 @@ type InspectServiceClient interface {
 	//	{"ref": {"kind": "conversation", "objectId": "c1"}, "from": {"version": "1"}, "to": {"version": "2"}}
 	DiffObject(context.Context, *v1.DiffObjectRequest) (*v1.DiffObjectResponse, error)
 	// RestoreObject makes an object what it was, as a new version: to undo it, restore the version before. Timers of that
-	// moment that are due by now run at once. A deleted object comes back within a day.
+	// moment that are due by now run at once. A deleted object comes back within a day. An object whose secrets are sealed for its
+	// id, a linear_endpoint, is not restored: `invalid_argument`.
 	//
 	//	{"requestId": "r-1", "ref": {"kind": "conversation", "objectId": "c1"}, "at": {"version": "1"}}
 	RestoreObject(context.Context, *v1.RestoreObjectRequest) (*v1.RestoreObjectResponse, error)
-	// ForkObject makes a new object of what another was, without its timers. What a user forks belongs to that user; what a
-	// service forks stays its owner's. An id that is taken, by whichever user, is `already_exists`. An object whose secrets are
-	// sealed for its id, a linear_endpoint, is neither restored nor forked: `invalid_argument`.
-	//
-	//	{"requestId": "r-2", "ref": {"kind": "conversation", "objectId": "c1"}, "at": {"version": "1"}, "newObjectId": "c2"}
-	ForkObject(context.Context, *v1.ForkObjectRequest) (*v1.ForkObjectResponse, error)
 	// DeleteObject removes an object; from then on it is `not_found`. What is not there is no error.
 	//
 	//	{"requestId": "r-3", "ref": {"kind": "conversation", "objectId": "c2"}}
@@ -162,12 +154,6 @@ func NewInspectServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(inspectServiceMethods.ByName("RestoreObject")),
 			connect.WithClientOptions(opts...),
 		),
-		forkObject: connect.NewClient[v1.ForkObjectRequest, v1.ForkObjectResponse](
-			httpClient,
-			baseURL+InspectServiceForkObjectProcedure,
-			connect.WithSchema(inspectServiceMethods.ByName("ForkObject")),
-			connect.WithClientOptions(opts...),
-		),
 		deleteObject: connect.NewClient[v1.DeleteObjectRequest, v1.DeleteObjectResponse](
 			httpClient,
 			baseURL+InspectServiceDeleteObjectProcedure,
@@ -202,7 +188,6 @@ type inspectServiceClient struct {
 	listEvents    *connect.Client[v1.ListEventsRequest, v1.ListEventsResponse]
 	diffObject    *connect.Client[v1.DiffObjectRequest, v1.DiffObjectResponse]
 	restoreObject *connect.Client[v1.RestoreObjectRequest, v1.RestoreObjectResponse]
-	forkObject    *connect.Client[v1.ForkObjectRequest, v1.ForkObjectResponse]
 	deleteObject  *connect.Client[v1.DeleteObjectRequest, v1.DeleteObjectResponse]
 	listTimers    *connect.Client[v1.ListTimersRequest, v1.ListTimersResponse]
 	retryTimer    *connect.Client[v1.RetryTimerRequest, v1.RetryTimerResponse]
@@ -248,15 +233,6 @@ func (c *inspectServiceClient) DiffObject(ctx context.Context, req *v1.DiffObjec
 // RestoreObject calls holdfast.inspect.v1.InspectService.RestoreObject.
 func (c *inspectServiceClient) RestoreObject(ctx context.Context, req *v1.RestoreObjectRequest) (*v1.RestoreObjectResponse, error) {
 	response, err := c.restoreObject.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ForkObject calls holdfast.inspect.v1.InspectService.ForkObject.
-func (c *inspectServiceClient) ForkObject(ctx context.Context, req *v1.ForkObjectRequest) (*v1.ForkObjectResponse, error) {
-	response, err := c.forkObject.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -321,16 +297,11 @@ type InspectServiceHandler interface {
 	//	{"ref": {"kind": "conversation", "objectId": "c1"}, "from": {"version": "1"}, "to": {"version": "2"}}
 	DiffObject(context.Context, *v1.DiffObjectRequest) (*v1.DiffObjectResponse, error)
 	// RestoreObject makes an object what it was, as a new version: to undo it, restore the version before. Timers of that
-	// moment that are due by now run at once. A deleted object comes back within a day.
+	// moment that are due by now run at once. A deleted object comes back within a day. An object whose secrets are sealed for its
+	// id, a linear_endpoint, is not restored: `invalid_argument`.
 	//
 	//	{"requestId": "r-1", "ref": {"kind": "conversation", "objectId": "c1"}, "at": {"version": "1"}}
 	RestoreObject(context.Context, *v1.RestoreObjectRequest) (*v1.RestoreObjectResponse, error)
-	// ForkObject makes a new object of what another was, without its timers. What a user forks belongs to that user; what a
-	// service forks stays its owner's. An id that is taken, by whichever user, is `already_exists`. An object whose secrets are
-	// sealed for its id, a linear_endpoint, is neither restored nor forked: `invalid_argument`.
-	//
-	//	{"requestId": "r-2", "ref": {"kind": "conversation", "objectId": "c1"}, "at": {"version": "1"}, "newObjectId": "c2"}
-	ForkObject(context.Context, *v1.ForkObjectRequest) (*v1.ForkObjectResponse, error)
 	// DeleteObject removes an object; from then on it is `not_found`. What is not there is no error.
 	//
 	//	{"requestId": "r-3", "ref": {"kind": "conversation", "objectId": "c2"}}
@@ -392,12 +363,6 @@ func NewInspectServiceHandler(svc InspectServiceHandler, opts ...connect.Handler
 		connect.WithSchema(inspectServiceMethods.ByName("RestoreObject")),
 		connect.WithHandlerOptions(opts...),
 	)
-	inspectServiceForkObjectHandler := connect.NewUnaryHandlerSimple(
-		InspectServiceForkObjectProcedure,
-		svc.ForkObject,
-		connect.WithSchema(inspectServiceMethods.ByName("ForkObject")),
-		connect.WithHandlerOptions(opts...),
-	)
 	inspectServiceDeleteObjectHandler := connect.NewUnaryHandlerSimple(
 		InspectServiceDeleteObjectProcedure,
 		svc.DeleteObject,
@@ -434,8 +399,6 @@ func NewInspectServiceHandler(svc InspectServiceHandler, opts ...connect.Handler
 			inspectServiceDiffObjectHandler.ServeHTTP(w, r)
 		case InspectServiceRestoreObjectProcedure:
 			inspectServiceRestoreObjectHandler.ServeHTTP(w, r)
-		case InspectServiceForkObjectProcedure:
-			inspectServiceForkObjectHandler.ServeHTTP(w, r)
 		case InspectServiceDeleteObjectProcedure:
 			inspectServiceDeleteObjectHandler.ServeHTTP(w, r)
 		case InspectServiceListTimersProcedure:
@@ -471,10 +434,6 @@ func (UnimplementedInspectServiceHandler) DiffObject(context.Context, *v1.DiffOb
 
 func (UnimplementedInspectServiceHandler) RestoreObject(context.Context, *v1.RestoreObjectRequest) (*v1.RestoreObjectResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.inspect.v1.InspectService.RestoreObject is not implemented"))
-}
-
-func (UnimplementedInspectServiceHandler) ForkObject(context.Context, *v1.ForkObjectRequest) (*v1.ForkObjectResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.inspect.v1.InspectService.ForkObject is not implemented"))
 }
 
 func (UnimplementedInspectServiceHandler) DeleteObject(context.Context, *v1.DeleteObjectRequest) (*v1.DeleteObjectResponse, error) {
