@@ -30,11 +30,16 @@ const (
 type Role int32
 
 const (
+	// Not said.
 	Role_ROLE_UNSPECIFIED Role = 0
-	Role_ROLE_USER        Role = 1
-	Role_ROLE_ASSISTANT   Role = 2
-	Role_ROLE_SYSTEM      Role = 3
-	Role_ROLE_TOOL        Role = 4
+	// The person.
+	Role_ROLE_USER Role = 1
+	// The model.
+	Role_ROLE_ASSISTANT Role = 2
+	// Instructions to the model.
+	Role_ROLE_SYSTEM Role = 3
+	// Results of tool calls.
+	Role_ROLE_TOOL Role = 4
 )
 
 // Enum value maps for Role.
@@ -86,13 +91,16 @@ func (Role) EnumDescriptor() ([]byte, []int) {
 type MessageStatus int32
 
 const (
+	// Not said.
 	MessageStatus_MESSAGE_STATUS_UNSPECIFIED MessageStatus = 0
 	// Still being spoken or generated.
 	MessageStatus_MESSAGE_STATUS_STREAMING MessageStatus = 1
-	MessageStatus_MESSAGE_STATUS_COMPLETE  MessageStatus = 2
+	// It is whole.
+	MessageStatus_MESSAGE_STATUS_COMPLETE MessageStatus = 2
 	// The user spoke over it.
 	MessageStatus_MESSAGE_STATUS_INTERRUPTED MessageStatus = 3
-	MessageStatus_MESSAGE_STATUS_FAILED      MessageStatus = 4
+	// The model broke off, and nothing more comes.
+	MessageStatus_MESSAGE_STATUS_FAILED MessageStatus = 4
 )
 
 // Enum value maps for MessageStatus.
@@ -144,11 +152,16 @@ func (MessageStatus) EnumDescriptor() ([]byte, []int) {
 type VoiceStatus int32
 
 const (
+	// Not said.
 	VoiceStatus_VOICE_STATUS_UNSPECIFIED VoiceStatus = 0
-	VoiceStatus_VOICE_STATUS_IDLE        VoiceStatus = 1
-	VoiceStatus_VOICE_STATUS_LISTENING   VoiceStatus = 2
-	VoiceStatus_VOICE_STATUS_PROCESSING  VoiceStatus = 3
-	VoiceStatus_VOICE_STATUS_RESPONDING  VoiceStatus = 4
+	// Nobody speaks.
+	VoiceStatus_VOICE_STATUS_IDLE VoiceStatus = 1
+	// The person speaks.
+	VoiceStatus_VOICE_STATUS_LISTENING VoiceStatus = 2
+	// The model thinks, or waits for a tool.
+	VoiceStatus_VOICE_STATUS_PROCESSING VoiceStatus = 3
+	// The model speaks.
+	VoiceStatus_VOICE_STATUS_RESPONDING VoiceStatus = 4
 )
 
 // Enum value maps for VoiceStatus.
@@ -200,12 +213,18 @@ func (VoiceStatus) EnumDescriptor() ([]byte, []int) {
 type RecordType int32
 
 const (
+	// Not said.
 	RecordType_RECORD_TYPE_UNSPECIFIED RecordType = 0
-	RecordType_RECORD_TYPE_INTENT      RecordType = 1
-	RecordType_RECORD_TYPE_FLOW_STEP   RecordType = 2
-	RecordType_RECORD_TYPE_SUMMARY     RecordType = 3
-	RecordType_RECORD_TYPE_FRAGMENT    RecordType = 4
-	RecordType_RECORD_TYPE_TOOL_CALL   RecordType = 5
+	// An Intent.
+	RecordType_RECORD_TYPE_INTENT RecordType = 1
+	// A FlowStep.
+	RecordType_RECORD_TYPE_FLOW_STEP RecordType = 2
+	// A Summary.
+	RecordType_RECORD_TYPE_SUMMARY RecordType = 3
+	// A Fragment.
+	RecordType_RECORD_TYPE_FRAGMENT RecordType = 4
+	// A ToolCall.
+	RecordType_RECORD_TYPE_TOOL_CALL RecordType = 5
 )
 
 // Enum value maps for RecordType.
@@ -257,18 +276,25 @@ func (RecordType) EnumDescriptor() ([]byte, []int) {
 
 // Conversation is a conversation. Its messages and records are listed by themselves.
 type Conversation struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id, a name in the tenant.
+	ConversationId string `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// The user whose conversation it is; empty: the whole tenant's.
-	Owner      string                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
-	Version    int64                  `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	// Goes up by one with each change.
+	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// When it was made.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it last changed.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// Unset: it is kept until it is deleted.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	Labels     map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Title      string                 `protobuf:"bytes,8,opt,name=title,proto3" json:"title,omitempty"`
-	ProjectId  string                 `protobuf:"bytes,9,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	// Anything that one wants to find it by.
+	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What people call it.
+	Title string `protobuf:"bytes,8,opt,name=title,proto3" json:"title,omitempty"`
+	// The project that it is about.
+	ProjectId string `protobuf:"bytes,9,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	// How long after its last change the conversation is kept: 24 h to 10 years; unset: the server's default.
 	Ttl *durationpb.Duration `protobuf:"bytes,10,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// It is kept until it is deleted, whatever ttl says.
@@ -280,8 +306,9 @@ type Conversation struct {
 	// The seq of the newest message that there ever was.
 	LastSeq int32 `protobuf:"varint,14,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
 	// The sum of the messages' token counts.
-	TokenCount int64       `protobuf:"varint,15,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
-	Voice      *VoiceState `protobuf:"bytes,16,opt,name=voice,proto3" json:"voice,omitempty"`
+	TokenCount int64 `protobuf:"varint,15,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
+	// What the assistant does now.
+	Voice *VoiceState `protobuf:"bytes,16,opt,name=voice,proto3" json:"voice,omitempty"`
 	// The newest intent.
 	Intent *Intent `protobuf:"bytes,17,opt,name=intent,proto3" json:"intent,omitempty"`
 	// The newest flow step.
@@ -471,21 +498,25 @@ type Message struct {
 	Seq int32 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
 	// The client's own id of the message, unique among the messages that are there.
 	ClientMessageId string `protobuf:"bytes,2,opt,name=client_message_id,json=clientMessageId,proto3" json:"client_message_id,omitempty"`
-	Role            Role   `protobuf:"varint,3,opt,name=role,proto3,enum=holdfast.conversation.v1.Role" json:"role,omitempty"`
+	// Who speaks.
+	Role Role `protobuf:"varint,3,opt,name=role,proto3,enum=holdfast.conversation.v1.Role" json:"role,omitempty"`
 	// Unset: text.
 	Modality v1.Modality `protobuf:"varint,4,opt,name=modality,proto3,enum=holdfast.type.v1.Modality" json:"modality,omitempty"`
 	// Unset: complete.
 	Status MessageStatus `protobuf:"varint,5,opt,name=status,proto3,enum=holdfast.conversation.v1.MessageStatus" json:"status,omitempty"`
 	// What is said, where that is all. A message has text or parts, and is answered as it came. At most 256 KiB.
-	Text  string  `protobuf:"bytes,6,opt,name=text,proto3" json:"text,omitempty"`
+	Text string `protobuf:"bytes,6,opt,name=text,proto3" json:"text,omitempty"`
+	// What it has beside its text, or instead of it, in order.
 	Parts []*Part `protobuf:"bytes,7,rep,name=parts,proto3" json:"parts,omitempty"`
 	// Unset: the server estimates it, as a quarter of the characters.
 	TokenCount *int32 `protobuf:"varint,8,opt,name=token_count,json=tokenCount,proto3,oneof" json:"token_count,omitempty"`
 	// The server estimated token_count. A token_count that is sent with this is estimated again.
 	TokenCountEstimated bool `protobuf:"varint,9,opt,name=token_count_estimated,json=tokenCountEstimated,proto3" json:"token_count_estimated,omitempty"`
 	// The caller's own data.
-	Metadata   *structpb.Struct       `protobuf:"bytes,10,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata *structpb.Struct `protobuf:"bytes,10,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// When it was made.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it last changed.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// It is in every context window, whatever the budget, as those of the role system are. There are at most 64 of both.
 	Pinned bool `protobuf:"varint,13,opt,name=pinned,proto3" json:"pinned,omitempty"`
@@ -648,8 +679,10 @@ type Spoken struct {
 	InterruptTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=interrupt_time,json=interruptTime,proto3" json:"interrupt_time,omitempty"`
 	// Why the provider ended the turn, as it named it; empty for an ordinary end.
 	EndReason string `protobuf:"bytes,6,opt,name=end_reason,json=endReason,proto3" json:"end_reason,omitempty"`
-	Language  string `protobuf:"bytes,7,opt,name=language,proto3" json:"language,omitempty"`
-	Speaker   string `protobuf:"bytes,8,opt,name=speaker,proto3" json:"speaker,omitempty"`
+	// The language that was spoken, as BCP 47 has it.
+	Language string `protobuf:"bytes,7,opt,name=language,proto3" json:"language,omitempty"`
+	// Who spoke, where the provider tells several people apart.
+	Speaker string `protobuf:"bytes,8,opt,name=speaker,proto3" json:"speaker,omitempty"`
 	// What the answer rests on, as the provider named it.
 	Sources *structpb.Struct `protobuf:"bytes,9,opt,name=sources,proto3" json:"sources,omitempty"`
 	// What the provider counted.
@@ -761,6 +794,8 @@ func (x *Spoken) GetUsage() *structpb.Struct {
 // Part is one piece of a message.
 type Part struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the part is.
+	//
 	// Types that are valid to be assigned to Part:
 	//
 	//	*Part_Text
@@ -907,6 +942,7 @@ type isPart_Part interface {
 }
 
 type Part_Text struct {
+	// Words.
 	Text string `protobuf:"bytes,1,opt,name=text,proto3,oneof"`
 }
 
@@ -916,22 +952,27 @@ type Part_Reasoning struct {
 }
 
 type Part_ToolCall struct {
+	// A call of a tool.
 	ToolCall *ToolCallPart `protobuf:"bytes,3,opt,name=tool_call,json=toolCall,proto3,oneof"`
 }
 
 type Part_ToolResult struct {
+	// What a tool answered.
 	ToolResult *ToolResultPart `protobuf:"bytes,4,opt,name=tool_result,json=toolResult,proto3,oneof"`
 }
 
 type Part_Json struct {
+	// Any JSON.
 	Json *structpb.Value `protobuf:"bytes,5,opt,name=json,proto3,oneof"`
 }
 
 type Part_File struct {
+	// A file that is somewhere else.
 	File *FileRef `protobuf:"bytes,6,opt,name=file,proto3,oneof"`
 }
 
 type Part_Data struct {
+	// Bytes that are kept here.
 	Data *Blob `protobuf:"bytes,7,opt,name=data,proto3,oneof"`
 }
 
@@ -951,10 +992,13 @@ func (*Part_Data) isPart_Part() {}
 
 // ToolCallPart asks for a function's execution.
 type ToolCallPart struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	CallId string                 `protobuf:"bytes,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
-	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Args   *structpb.Struct       `protobuf:"bytes,3,opt,name=args,proto3" json:"args,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The call's id, as the model gave it.
+	CallId string `protobuf:"bytes,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
+	// The tool.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// What the tool is called with.
+	Args *structpb.Struct `protobuf:"bytes,3,opt,name=args,proto3" json:"args,omitempty"`
 	// The arguments as JSON text, in place of args, where a double would round a number, or where they are not whole yet.
 	ArgsJson      string `protobuf:"bytes,4,opt,name=args_json,json=argsJson,proto3" json:"args_json,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1021,13 +1065,17 @@ func (x *ToolCallPart) GetArgsJson() string {
 
 // ToolResultPart is what a function answered.
 type ToolResultPart struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	CallId   string                 `protobuf:"bytes,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
-	Name     string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Response *structpb.Value        `protobuf:"bytes,3,opt,name=response,proto3" json:"response,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The call's id, as the model gave it.
+	CallId string `protobuf:"bytes,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
+	// The tool.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// What it answered.
+	Response *structpb.Value `protobuf:"bytes,3,opt,name=response,proto3" json:"response,omitempty"`
 	// The response as JSON text, in place of response, where a double would round a number.
-	ResponseJson  string `protobuf:"bytes,4,opt,name=response_json,json=responseJson,proto3" json:"response_json,omitempty"`
-	IsError       bool   `protobuf:"varint,5,opt,name=is_error,json=isError,proto3" json:"is_error,omitempty"`
+	ResponseJson string `protobuf:"bytes,4,opt,name=response_json,json=responseJson,proto3" json:"response_json,omitempty"`
+	// It failed, and the response says why.
+	IsError       bool `protobuf:"varint,5,opt,name=is_error,json=isError,proto3" json:"is_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1099,10 +1147,13 @@ func (x *ToolResultPart) GetIsError() bool {
 
 // FileRef points at content that is kept elsewhere.
 type FileRef struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uri           string                 `protobuf:"bytes,1,opt,name=uri,proto3" json:"uri,omitempty"`
-	MimeType      string                 `protobuf:"bytes,2,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where it is.
+	Uri string `protobuf:"bytes,1,opt,name=uri,proto3" json:"uri,omitempty"`
+	// Its type, as `image/png`.
+	MimeType string `protobuf:"bytes,2,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
+	// What people call it.
+	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1160,10 +1211,13 @@ func (x *FileRef) GetName() string {
 
 // Blob is content itself, such as a small image. A message with all its parts has at most 1 MiB as JSON.
 type Blob struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
-	MimeType      string                 `protobuf:"bytes,2,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The bytes.
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// Its type, as `image/png`.
+	MimeType string `protobuf:"bytes,2,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
+	// What people call it.
+	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1221,9 +1275,11 @@ func (x *Blob) GetName() string {
 
 // VoiceState is where the conversation's voice turn stands.
 type VoiceState struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AudioStreamId string                 `protobuf:"bytes,1,opt,name=audio_stream_id,json=audioStreamId,proto3" json:"audio_stream_id,omitempty"`
-	Status        VoiceStatus            `protobuf:"varint,2,opt,name=status,proto3,enum=holdfast.conversation.v1.VoiceStatus" json:"status,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The stream of audio, as the client names it.
+	AudioStreamId string `protobuf:"bytes,1,opt,name=audio_stream_id,json=audioStreamId,proto3" json:"audio_stream_id,omitempty"`
+	// What goes on.
+	Status VoiceStatus `protobuf:"varint,2,opt,name=status,proto3,enum=holdfast.conversation.v1.VoiceStatus" json:"status,omitempty"`
 	// The newest words of the user that were transcribed.
 	LastTranscription string `protobuf:"bytes,3,opt,name=last_transcription,json=lastTranscription,proto3" json:"last_transcription,omitempty"`
 	// Output only.
@@ -1294,11 +1350,13 @@ func (x *VoiceState) GetChangeTime() *timestamppb.Timestamp {
 type Intent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 for the first intent of the conversation, +1 for each. Output only.
-	Seq  int32  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	Seq int32 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// What the person wants.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// 0 to 1.
-	Confidence float64          `protobuf:"fixed64,3,opt,name=confidence,proto3" json:"confidence,omitempty"`
-	Slots      *structpb.Struct `protobuf:"bytes,4,opt,name=slots,proto3" json:"slots,omitempty"`
+	Confidence float64 `protobuf:"fixed64,3,opt,name=confidence,proto3" json:"confidence,omitempty"`
+	// What was said about it.
+	Slots *structpb.Struct `protobuf:"bytes,4,opt,name=slots,proto3" json:"slots,omitempty"`
 	// The seq of the message that it was read from; 0: none.
 	MessageSeq int32 `protobuf:"varint,5,opt,name=message_seq,json=messageSeq,proto3" json:"message_seq,omitempty"`
 	// Output only.
@@ -1383,9 +1441,12 @@ func (x *Intent) GetCreateTime() *timestamppb.Timestamp {
 type FlowStep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 for the first step of the conversation, +1 for each. Output only.
-	Seq  int32            `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
-	Flow string           `protobuf:"bytes,2,opt,name=flow,proto3" json:"flow,omitempty"`
-	Step string           `protobuf:"bytes,3,opt,name=step,proto3" json:"step,omitempty"`
+	Seq int32 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// The flow.
+	Flow string `protobuf:"bytes,2,opt,name=flow,proto3" json:"flow,omitempty"`
+	// The step that it is at.
+	Step string `protobuf:"bytes,3,opt,name=step,proto3" json:"step,omitempty"`
+	// What the flow knows so far.
 	Data *structpb.Struct `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
 	// Output only.
 	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
@@ -1466,13 +1527,16 @@ type Summary struct {
 	Seq int32 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
 	// It stands for the messages 1 to to_seq. Those before from_seq it knows only by the summary before it.
 	FromSeq int32 `protobuf:"varint,2,opt,name=from_seq,json=fromSeq,proto3" json:"from_seq,omitempty"`
-	ToSeq   int32 `protobuf:"varint,3,opt,name=to_seq,json=toSeq,proto3" json:"to_seq,omitempty"`
+	// The last message that it replaces.
+	ToSeq int32 `protobuf:"varint,3,opt,name=to_seq,json=toSeq,proto3" json:"to_seq,omitempty"`
 	// At most 16 KiB.
-	Text       string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
-	TokenCount int32  `protobuf:"varint,5,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
+	Text string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	// About how many tokens its text has.
+	TokenCount int32 `protobuf:"varint,5,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
 	// The server estimated token_count.
-	TokenCountEstimated bool                   `protobuf:"varint,6,opt,name=token_count_estimated,json=tokenCountEstimated,proto3" json:"token_count_estimated,omitempty"`
-	CreateTime          *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	TokenCountEstimated bool `protobuf:"varint,6,opt,name=token_count_estimated,json=tokenCountEstimated,proto3" json:"token_count_estimated,omitempty"`
+	// When it was made.
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// The tokens of what it took the place of: the summary before it, and the messages from_seq to to_seq.
 	ReplacedTokenCount int64 `protobuf:"varint,8,opt,name=replaced_token_count,json=replacedTokenCount,proto3" json:"replaced_token_count,omitempty"`
 	unknownFields      protoimpl.UnknownFields
@@ -1571,12 +1635,16 @@ type Fragment struct {
 	// 1 for the first fragment of the conversation, +1 for each.
 	Seq int32 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
 	// The number of the connection that sent it, and its frames.
-	FromConnection   int32 `protobuf:"varint,2,opt,name=from_connection,json=fromConnection,proto3" json:"from_connection,omitempty"`
+	FromConnection int32 `protobuf:"varint,2,opt,name=from_connection,json=fromConnection,proto3" json:"from_connection,omitempty"`
+	// The first frame that it was said in.
 	FirstClientIndex int32 `protobuf:"varint,3,opt,name=first_client_index,json=firstClientIndex,proto3" json:"first_client_index,omitempty"`
-	LastClientIndex  int32 `protobuf:"varint,4,opt,name=last_client_index,json=lastClientIndex,proto3" json:"last_client_index,omitempty"`
+	// The last frame that it was said in.
+	LastClientIndex int32 `protobuf:"varint,4,opt,name=last_client_index,json=lastClientIndex,proto3" json:"last_client_index,omitempty"`
 	// What the user and the assistant said in them, each at most 16 KiB.
-	UserText      string                 `protobuf:"bytes,5,opt,name=user_text,json=userText,proto3" json:"user_text,omitempty"`
-	AssistantText string                 `protobuf:"bytes,6,opt,name=assistant_text,json=assistantText,proto3" json:"assistant_text,omitempty"`
+	UserText string `protobuf:"bytes,5,opt,name=user_text,json=userText,proto3" json:"user_text,omitempty"`
+	// What the model said.
+	AssistantText string `protobuf:"bytes,6,opt,name=assistant_text,json=assistantText,proto3" json:"assistant_text,omitempty"`
+	// When it was made.
 	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1664,6 +1732,8 @@ func (x *Fragment) GetCreateTime() *timestamppb.Timestamp {
 // Record is one thing that a conversation holds beside messages.
 type Record struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was recorded.
+	//
 	// Types that are valid to be assigned to Record:
 	//
 	//	*Record_Intent
@@ -1763,22 +1833,27 @@ type isRecord_Record interface {
 }
 
 type Record_Intent struct {
+	// What the person wanted.
 	Intent *Intent `protobuf:"bytes,1,opt,name=intent,proto3,oneof"`
 }
 
 type Record_FlowStep struct {
+	// Where a flow was.
 	FlowStep *FlowStep `protobuf:"bytes,2,opt,name=flow_step,json=flowStep,proto3,oneof"`
 }
 
 type Record_Summary struct {
+	// What replaces older messages in a context window.
 	Summary *Summary `protobuf:"bytes,3,opt,name=summary,proto3,oneof"`
 }
 
 type Record_Fragment struct {
+	// Words of a connection that another had replaced.
 	Fragment *Fragment `protobuf:"bytes,4,opt,name=fragment,proto3,oneof"`
 }
 
 type Record_ToolCall struct {
+	// A call of a tool.
 	ToolCall *ToolCall `protobuf:"bytes,5,opt,name=tool_call,json=toolCall,proto3,oneof"`
 }
 

@@ -28,6 +28,7 @@ const (
 type LiveProvider int32
 
 const (
+	// Not said.
 	LiveProvider_LIVE_PROVIDER_UNSPECIFIED LiveProvider = 0
 	// The Gemini Developer API.
 	LiveProvider_LIVE_PROVIDER_DEVELOPER_API LiveProvider = 1
@@ -84,10 +85,13 @@ func (LiveProvider) EnumDescriptor() ([]byte, []int) {
 type ToolCallStatus int32
 
 const (
+	// Not said.
 	ToolCallStatus_TOOL_CALL_STATUS_UNSPECIFIED ToolCallStatus = 0
-	ToolCallStatus_TOOL_CALL_STATUS_PENDING     ToolCallStatus = 1
+	// It waits for its result.
+	ToolCallStatus_TOOL_CALL_STATUS_PENDING ToolCallStatus = 1
 	// Somebody has claimed it.
-	ToolCallStatus_TOOL_CALL_STATUS_RUNNING   ToolCallStatus = 2
+	ToolCallStatus_TOOL_CALL_STATUS_RUNNING ToolCallStatus = 2
+	// Its result is here.
 	ToolCallStatus_TOOL_CALL_STATUS_COMPLETED ToolCallStatus = 3
 	// Withdrawn by the provider; side effects may exist already.
 	ToolCallStatus_TOOL_CALL_STATUS_CANCELLED ToolCallStatus = 4
@@ -146,18 +150,23 @@ func (ToolCallStatus) EnumDescriptor() ([]byte, []int) {
 type LiveConnection struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Who may speak. Its fencing token is the number of the connection.
-	Lease        *v1.Lease `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
-	ConnectionId string    `protobuf:"bytes,2,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
+	Lease *v1.Lease `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	// Its id.
+	ConnectionId string `protobuf:"bytes,2,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
 	// The user who connected; empty: a service on its own behalf.
-	User     string       `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
-	Device   *v1.Device   `protobuf:"bytes,4,opt,name=device,proto3" json:"device,omitempty"`
+	User string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	// The device that holds the microphone.
+	Device *v1.Device `protobuf:"bytes,4,opt,name=device,proto3" json:"device,omitempty"`
+	// Who answers.
 	Provider LiveProvider `protobuf:"varint,5,opt,name=provider,proto3,enum=holdfast.conversation.v1.LiveProvider" json:"provider,omitempty"`
 	// The provider's id of its session.
-	ProviderSessionId string                 `protobuf:"bytes,6,opt,name=provider_session_id,json=providerSessionId,proto3" json:"provider_session_id,omitempty"`
-	OpenTime          *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
+	ProviderSessionId string `protobuf:"bytes,6,opt,name=provider_session_id,json=providerSessionId,proto3" json:"provider_session_id,omitempty"`
+	// When it was opened.
+	OpenTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
 	// Unset: the connection is open, as far as is known.
 	CloseTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=close_time,json=closeTime,proto3" json:"close_time,omitempty"`
-	CloseCode int32                  `protobuf:"varint,9,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
+	// The code that the socket closed with (RFC 6455); 0: none.
+	CloseCode int32 `protobuf:"varint,9,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
 	// When the provider will close the connection; unset: it has not said so.
 	GoAwayTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=go_away_time,json=goAwayTime,proto3" json:"go_away_time,omitempty"`
 	// The highest client_index stored.
@@ -298,16 +307,20 @@ type ToolCall struct {
 	// 1 for the first call of the conversation, +1 for each.
 	Seq int32 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
 	// The provider's id of the call.
-	CallId string           `protobuf:"bytes,2,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
-	Name   string           `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	Args   *structpb.Struct `protobuf:"bytes,4,opt,name=args,proto3" json:"args,omitempty"`
+	CallId string `protobuf:"bytes,2,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
+	// The tool.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// What the tool is called with.
+	Args *structpb.Struct `protobuf:"bytes,4,opt,name=args,proto3" json:"args,omitempty"`
 	// The arguments as JSON text, in place of args, where a double would round a number.
 	ArgsJson string `protobuf:"bytes,5,opt,name=args_json,json=argsJson,proto3" json:"args_json,omitempty"`
 	// Why the arguments are not here, with their size and SHA-256; empty: they are.
-	ArgsOmitted string         `protobuf:"bytes,6,opt,name=args_omitted,json=argsOmitted,proto3" json:"args_omitted,omitempty"`
-	Status      ToolCallStatus `protobuf:"varint,7,opt,name=status,proto3,enum=holdfast.conversation.v1.ToolCallStatus" json:"status,omitempty"`
+	ArgsOmitted string `protobuf:"bytes,6,opt,name=args_omitted,json=argsOmitted,proto3" json:"args_omitted,omitempty"`
+	// How far it is.
+	Status ToolCallStatus `protobuf:"varint,7,opt,name=status,proto3,enum=holdfast.conversation.v1.ToolCallStatus" json:"status,omitempty"`
 	// Who executes it; unset: nobody asked for it.
-	Claim    *v1.Lease       `protobuf:"bytes,8,opt,name=claim,proto3" json:"claim,omitempty"`
+	Claim *v1.Lease `protobuf:"bytes,8,opt,name=claim,proto3" json:"claim,omitempty"`
+	// What it answered.
 	Response *structpb.Value `protobuf:"bytes,9,opt,name=response,proto3" json:"response,omitempty"`
 	// The response as JSON text, in place of it, where a double would round a number.
 	ResponseJson string `protobuf:"bytes,10,opt,name=response_json,json=responseJson,proto3" json:"response_json,omitempty"`
@@ -320,8 +333,10 @@ type ToolCall struct {
 	// The newest message when it was issued; 0: there was none.
 	AfterSeq int32 `protobuf:"varint,14,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
 	// The message that has the response as text, because the connection that issued the call was gone; 0: there is none.
-	ResultSeq     int32                  `protobuf:"varint,15,opt,name=result_seq,json=resultSeq,proto3" json:"result_seq,omitempty"`
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	ResultSeq int32 `protobuf:"varint,15,opt,name=result_seq,json=resultSeq,proto3" json:"result_seq,omitempty"`
+	// When it was made.
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it last changed.
 	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

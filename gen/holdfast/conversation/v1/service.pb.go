@@ -33,7 +33,8 @@ type ContextFormat int32
 const (
 	// The same as NEUTRAL.
 	ContextFormat_CONTEXT_FORMAT_UNSPECIFIED ContextFormat = 0
-	ContextFormat_CONTEXT_FORMAT_NEUTRAL     ContextFormat = 1
+	// Messages as they are kept.
+	ContextFormat_CONTEXT_FORMAT_NEUTRAL ContextFormat = 1
 	// `contents` and `systemInstruction` of Gemini's generateContent.
 	ContextFormat_CONTEXT_FORMAT_GEMINI_CONTENTS ContextFormat = 2
 	// A `clientContent` that seeds a Live session set up with historyConfig.initialHistoryInClientContent. Tool calls are
@@ -84,15 +85,20 @@ func (ContextFormat) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{0}
 }
 
+// CreateConversationRequest is what CreateConversation is asked.
 type CreateConversationRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
 	// Empty: the server makes one.
-	ConversationId string        `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	Conversation   *Conversation `protobuf:"bytes,4,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// What it begins with.
+	Conversation *Conversation `protobuf:"bytes,4,opt,name=conversation,proto3" json:"conversation,omitempty"`
 	// The conversation belongs to the whole tenant. Services that act for no user have to say so.
-	Shared        bool       `protobuf:"varint,5,opt,name=shared,proto3" json:"shared,omitempty"`
+	Shared bool `protobuf:"varint,5,opt,name=shared,proto3" json:"shared,omitempty"`
+	// Its first messages, in the same version.
 	Messages      []*Message `protobuf:"bytes,6,rep,name=messages,proto3" json:"messages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -170,9 +176,11 @@ func (x *CreateConversationRequest) GetMessages() []*Message {
 	return nil
 }
 
+// CreateConversationResponse is what CreateConversation answers.
 type CreateConversationResponse struct {
-	state        protoimpl.MessageState `protogen:"open.v1"`
-	Conversation *Conversation          `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	Conversation *Conversation `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
 	// As in AppendResponse.
 	Messages      []*Message `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -223,9 +231,11 @@ func (x *CreateConversationResponse) GetMessages() []*Message {
 	return nil
 }
 
+// GetConversationRequest is what GetConversation is asked.
 type GetConversationRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// At this version the answer is `not_modified` and nothing else.
 	IfVersionNot *int64 `protobuf:"varint,2,opt,name=if_version_not,json=ifVersionNot,proto3,oneof" json:"if_version_not,omitempty"`
 	// How many of the last messages come along: 0 to 200. Fewer do where they would be more than 2 MiB; ListMessages has those
@@ -286,10 +296,13 @@ func (x *GetConversationRequest) GetMessageLimit() int32 {
 	return 0
 }
 
+// GetConversationResponse is what GetConversation answers.
 type GetConversationResponse struct {
-	state        protoimpl.MessageState `protogen:"open.v1"`
-	Conversation *Conversation          `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
-	NotModified  bool                   `protobuf:"varint,2,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	Conversation *Conversation `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	// It is at the version that was asked about, and everything else is empty.
+	NotModified bool `protobuf:"varint,2,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
 	// The last messages, oldest first.
 	Messages      []*Message `protobuf:"bytes,3,rep,name=messages,proto3" json:"messages,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -347,12 +360,14 @@ func (x *GetConversationResponse) GetMessages() []*Message {
 	return nil
 }
 
+// ListConversationsRequest is what ListConversations is asked.
 type ListConversationsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 200; 0: 50.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the last page's next_page_token; the other fields must be the same.
-	PageToken     string              `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Which; unset: all.
 	Filter        *ConversationFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -411,8 +426,9 @@ func (x *ListConversationsRequest) GetFilter() *ConversationFilter {
 
 // ConversationFilter chooses conversations that have all that is set.
 type ConversationFilter struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	ProjectId string                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// About this project.
+	ProjectId string `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	// All these labels.
 	Labels map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Changed since then.
@@ -472,10 +488,12 @@ func (x *ConversationFilter) GetActiveSince() *timestamppb.Timestamp {
 	return nil
 }
 
+// ListConversationsResponse is what ListConversations answers.
 type ListConversationsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty on the last page.
-	NextPageToken string          `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those that match, in the order that was asked for.
 	Conversations []*Conversation `protobuf:"bytes,2,rep,name=conversations,proto3" json:"conversations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -525,15 +543,21 @@ func (x *ListConversationsResponse) GetConversations() []*Conversation {
 	return nil
 }
 
+// UpdateConversationRequest is what UpdateConversation is asked.
 type UpdateConversationRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	Conversation   *Conversation          `protobuf:"bytes,4,opt,name=conversation,proto3" json:"conversation,omitempty"`
-	UpdateMask     *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// The new values.
+	Conversation *Conversation `protobuf:"bytes,4,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	// The fields to change (AIP-134); unset: those that are set.
+	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateConversationRequest) Reset() {
@@ -601,9 +625,11 @@ func (x *UpdateConversationRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 	return nil
 }
 
+// UpdateConversationResponse is what UpdateConversation answers.
 type UpdateConversationResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Conversation  *Conversation          `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	Conversation  *Conversation `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -645,11 +671,15 @@ func (x *UpdateConversationResponse) GetConversation() *Conversation {
 	return nil
 }
 
+// DeleteConversationRequest is what DeleteConversation is asked.
 type DeleteConversationRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -705,9 +735,11 @@ func (x *DeleteConversationRequest) GetConversationId() string {
 	return ""
 }
 
+// DeleteConversationResponse is what DeleteConversation answers.
 type DeleteConversationResponse struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Existed bool                   `protobuf:"varint,1,opt,name=existed,proto3" json:"existed,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// There was something to delete.
+	Existed bool `protobuf:"varint,1,opt,name=existed,proto3" json:"existed,omitempty"`
 	// Of the deletion; 0: there was nothing to delete.
 	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -758,14 +790,21 @@ func (x *DeleteConversationResponse) GetVersion() int64 {
 	return 0
 }
 
+// AppendRequest is what Append is asked.
 type AppendRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	Messages       []*Message             `protobuf:"bytes,4,rep,name=messages,proto3" json:"messages,omitempty"`
-	Intents        []*Intent              `protobuf:"bytes,5,rep,name=intents,proto3" json:"intents,omitempty"`
-	FlowSteps      []*FlowStep            `protobuf:"bytes,6,rep,name=flow_steps,json=flowSteps,proto3" json:"flow_steps,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// What was said, in order.
+	Messages []*Message `protobuf:"bytes,4,rep,name=messages,proto3" json:"messages,omitempty"`
+	// What the person wants by it.
+	Intents []*Intent `protobuf:"bytes,5,rep,name=intents,proto3" json:"intents,omitempty"`
+	// Where flows are after it.
+	FlowSteps []*FlowStep `protobuf:"bytes,6,rep,name=flow_steps,json=flowSteps,proto3" json:"flow_steps,omitempty"`
 	// What is empty in it stays as it was.
 	Voice *VoiceState `protobuf:"bytes,7,opt,name=voice,proto3" json:"voice,omitempty"`
 	// Make the conversation where it is not there.
@@ -878,6 +917,7 @@ func (x *AppendRequest) GetShared() bool {
 	return false
 }
 
+// AppendResponse is what Append answers.
 type AppendResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The messages as stored, in the order of the request: seq, client_message_id, token_count and create_time.
@@ -885,7 +925,8 @@ type AppendResponse struct {
 	// Those of them that the conversation had already.
 	DuplicateSeqs []int32 `protobuf:"varint,2,rep,packed,name=duplicate_seqs,json=duplicateSeqs,proto3" json:"duplicate_seqs,omitempty"`
 	// The conversation was made.
-	Created       bool  `protobuf:"varint,3,opt,name=created,proto3" json:"created,omitempty"`
+	Created bool `protobuf:"varint,3,opt,name=created,proto3" json:"created,omitempty"`
+	// The version after the change.
 	Version       int64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -949,17 +990,23 @@ func (x *AppendResponse) GetVersion() int64 {
 	return 0
 }
 
+// EditMessagesRequest is what EditMessages is asked.
 type EditMessagesRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// Remove the messages after this one; 0: all.
 	TruncateAfterSeq *int32 `protobuf:"varint,4,opt,name=truncate_after_seq,json=truncateAfterSeq,proto3,oneof" json:"truncate_after_seq,omitempty"`
 	// Remove these messages. Those that are not there are no error.
-	DeleteSeqs []int32          `protobuf:"varint,5,rep,packed,name=delete_seqs,json=deleteSeqs,proto3" json:"delete_seqs,omitempty"`
-	Updates    []*MessageUpdate `protobuf:"bytes,6,rep,name=updates,proto3" json:"updates,omitempty"`
-	Messages   []*Message       `protobuf:"bytes,7,rep,name=messages,proto3" json:"messages,omitempty"`
+	DeleteSeqs []int32 `protobuf:"varint,5,rep,packed,name=delete_seqs,json=deleteSeqs,proto3" json:"delete_seqs,omitempty"`
+	// Messages that change.
+	Updates []*MessageUpdate `protobuf:"bytes,6,rep,name=updates,proto3" json:"updates,omitempty"`
+	// Messages that are appended after that.
+	Messages []*Message `protobuf:"bytes,7,rep,name=messages,proto3" json:"messages,omitempty"`
 	// Answer the removed messages.
 	ReturnRemoved bool `protobuf:"varint,8,opt,name=return_removed,json=returnRemoved,proto3" json:"return_removed,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1111,14 +1158,17 @@ func (x *MessageUpdate) GetUpdateMask() *fieldmaskpb.FieldMask {
 	return nil
 }
 
+// EditMessagesResponse is what EditMessages answers.
 type EditMessagesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The messages that were updated, whole as far as they fit into 2 MiB, and those that were appended, as in AppendResponse.
-	Messages    []*Message `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
-	RemovedSeqs []int32    `protobuf:"varint,2,rep,packed,name=removed_seqs,json=removedSeqs,proto3" json:"removed_seqs,omitempty"`
+	Messages []*Message `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
+	// Those that are gone.
+	RemovedSeqs []int32 `protobuf:"varint,2,rep,packed,name=removed_seqs,json=removedSeqs,proto3" json:"removed_seqs,omitempty"`
 	// With return_removed, as many of them, from the oldest on, as fit into 2 MiB.
 	Removed []*Message `protobuf:"bytes,3,rep,name=removed,proto3" json:"removed,omitempty"`
-	Version int64      `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	// The version after the change.
+	Version int64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
 	// Those of the appended messages that the conversation had already.
 	DuplicateSeqs []int32 `protobuf:"varint,5,rep,packed,name=duplicate_seqs,json=duplicateSeqs,proto3" json:"duplicate_seqs,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1190,14 +1240,17 @@ func (x *EditMessagesResponse) GetDuplicateSeqs() []int32 {
 	return nil
 }
 
+// ListMessagesRequest is what ListMessages is asked.
 type ListMessagesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 200; 0: 50.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the last page's next_page_token; the other fields must be the same.
-	PageToken      string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// The conversation.
 	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	NewestFirst    bool   `protobuf:"varint,4,opt,name=newest_first,json=newestFirst,proto3" json:"newest_first,omitempty"`
+	// From the end.
+	NewestFirst bool `protobuf:"varint,4,opt,name=newest_first,json=newestFirst,proto3" json:"newest_first,omitempty"`
 	// Only messages after this one.
 	AfterSeq int32 `protobuf:"varint,5,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
 	// Only messages before this one; 0: all.
@@ -1287,11 +1340,13 @@ func (x *ListMessagesRequest) GetClientMessageIds() []string {
 	return nil
 }
 
+// ListMessagesResponse is what ListMessages answers.
 type ListMessagesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty on the last page.
-	NextPageToken string     `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	Messages      []*Message `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
+	Messages []*Message `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
 	// The conversation's version.
 	Version       int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1349,16 +1404,19 @@ func (x *ListMessagesResponse) GetVersion() int64 {
 	return 0
 }
 
+// ListRecordsRequest is what ListRecords is asked.
 type ListRecordsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 200; 0: 50.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the last page's next_page_token; the other fields must be the same.
-	PageToken      string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// The conversation.
 	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// Empty: all.
-	Types         []RecordType `protobuf:"varint,4,rep,packed,name=types,proto3,enum=holdfast.conversation.v1.RecordType" json:"types,omitempty"`
-	NewestFirst   bool         `protobuf:"varint,5,opt,name=newest_first,json=newestFirst,proto3" json:"newest_first,omitempty"`
+	Types []RecordType `protobuf:"varint,4,rep,packed,name=types,proto3,enum=holdfast.conversation.v1.RecordType" json:"types,omitempty"`
+	// From the end.
+	NewestFirst   bool `protobuf:"varint,5,opt,name=newest_first,json=newestFirst,proto3" json:"newest_first,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1428,10 +1486,12 @@ func (x *ListRecordsRequest) GetNewestFirst() bool {
 	return false
 }
 
+// ListRecordsResponse is what ListRecords answers.
 type ListRecordsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty on the last page.
-	NextPageToken string    `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
 	Records       []*Record `protobuf:"bytes,2,rep,name=records,proto3" json:"records,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1481,14 +1541,17 @@ func (x *ListRecordsResponse) GetRecords() []*Record {
 	return nil
 }
 
+// GetContextWindowRequest is what GetContextWindow is asked.
 type GetContextWindowRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// 256 to 2,000,000; 0: 32,000. A window also ends at 2 MiB.
 	BudgetTokens int32 `protobuf:"varint,2,opt,name=budget_tokens,json=budgetTokens,proto3" json:"budget_tokens,omitempty"`
 	// No summary: the messages themselves, as many as fit.
-	RecentOnly bool          `protobuf:"varint,3,opt,name=recent_only,json=recentOnly,proto3" json:"recent_only,omitempty"`
-	Format     ContextFormat `protobuf:"varint,4,opt,name=format,proto3,enum=holdfast.conversation.v1.ContextFormat" json:"format,omitempty"`
+	RecentOnly bool `protobuf:"varint,3,opt,name=recent_only,json=recentOnly,proto3" json:"recent_only,omitempty"`
+	// How to write it.
+	Format ContextFormat `protobuf:"varint,4,opt,name=format,proto3,enum=holdfast.conversation.v1.ContextFormat" json:"format,omitempty"`
 	// In LIVE_SEED: end with a turn of the user, as Gemini 2.5 wants it.
 	EndsWithUser  bool `protobuf:"varint,5,opt,name=ends_with_user,json=endsWithUser,proto3" json:"ends_with_user,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1565,7 +1628,8 @@ type ContextWindow struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest messages in it; 0, 0: none.
 	FromSeq int32 `protobuf:"varint,1,opt,name=from_seq,json=fromSeq,proto3" json:"from_seq,omitempty"`
-	ToSeq   int32 `protobuf:"varint,2,opt,name=to_seq,json=toSeq,proto3" json:"to_seq,omitempty"`
+	// The last message in it.
+	ToSeq int32 `protobuf:"varint,2,opt,name=to_seq,json=toSeq,proto3" json:"to_seq,omitempty"`
 	// The seqs that are in neither the window nor its summary. Those of deleted and hidden messages count.
 	DroppedCount int32 `protobuf:"varint,3,opt,name=dropped_count,json=droppedCount,proto3" json:"dropped_count,omitempty"`
 	// By the messages' own counts; less where only a part was heard.
@@ -1576,9 +1640,10 @@ type ContextWindow struct {
 	SummarySeq int32 `protobuf:"varint,6,opt,name=summary_seq,json=summarySeq,proto3" json:"summary_seq,omitempty"`
 	// The messages that ought to be summarised next; 0, 0: none.
 	CompactFromSeq int32 `protobuf:"varint,7,opt,name=compact_from_seq,json=compactFromSeq,proto3" json:"compact_from_seq,omitempty"`
-	CompactToSeq   int32 `protobuf:"varint,8,opt,name=compact_to_seq,json=compactToSeq,proto3" json:"compact_to_seq,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// How far a compaction may go.
+	CompactToSeq  int32 `protobuf:"varint,8,opt,name=compact_to_seq,json=compactToSeq,proto3" json:"compact_to_seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ContextWindow) Reset() {
@@ -1670,6 +1735,8 @@ func (x *ContextWindow) GetCompactToSeq() int32 {
 // ContextItem is one piece of a neutral context window.
 type ContextItem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the model is told.
+	//
 	// Types that are valid to be assigned to Item:
 	//
 	//	*ContextItem_Summary
@@ -1749,6 +1816,7 @@ type isContextItem_Item interface {
 }
 
 type ContextItem_Summary struct {
+	// What replaces older messages.
 	Summary *Summary `protobuf:"bytes,1,opt,name=summary,proto3,oneof"`
 }
 
@@ -1768,9 +1836,11 @@ func (*ContextItem_Message) isContextItem_Item() {}
 
 func (*ContextItem_ToolCall) isContextItem_Item() {}
 
+// GetContextWindowResponse is what GetContextWindow answers.
 type GetContextWindowResponse struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Window *ContextWindow         `protobuf:"bytes,1,opt,name=window,proto3" json:"window,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What to tell a model.
+	Window *ContextWindow `protobuf:"bytes,1,opt,name=window,proto3" json:"window,omitempty"`
 	// In NEUTRAL: pinned and system messages, the summary, then the newest messages and tool calls, in order.
 	Items []*ContextItem `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
 	// In GEMINI_CONTENTS.
@@ -1857,11 +1927,15 @@ func (x *GetContextWindowResponse) GetVersion() int64 {
 	return 0
 }
 
+// ProposeCompactionRequest is what ProposeCompaction is asked.
 type ProposeCompactionRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// Leave at least so many tokens of the newest messages as they are; 0: 4,000.
 	KeepTokens int32 `protobuf:"varint,4,opt,name=keep_tokens,json=keepTokens,proto3" json:"keep_tokens,omitempty"`
 	// 1 second to 1 hour; unset: 2 minutes.
@@ -1953,13 +2027,15 @@ func (x *ProposeCompactionRequest) GetFencingToken() int32 {
 	return 0
 }
 
+// ProposeCompactionResponse is what ProposeCompaction answers.
 type ProposeCompactionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unset: there is nothing to summarise.
 	Lease *v1.Lease `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
 	// The messages to summarise; list them. At most 1,000.
 	FromSeq int32 `protobuf:"varint,2,opt,name=from_seq,json=fromSeq,proto3" json:"from_seq,omitempty"`
-	ToSeq   int32 `protobuf:"varint,3,opt,name=to_seq,json=toSeq,proto3" json:"to_seq,omitempty"`
+	// The last message to summarise.
+	ToSeq int32 `protobuf:"varint,3,opt,name=to_seq,json=toSeq,proto3" json:"to_seq,omitempty"`
 	// The new summary must also have what this one has; unset: none.
 	Previous *Summary `protobuf:"bytes,4,opt,name=previous,proto3" json:"previous,omitempty"`
 	// Of the messages and the previous summary.
@@ -2033,13 +2109,19 @@ func (x *ProposeCompactionResponse) GetTokenCount() int64 {
 	return 0
 }
 
+// CommitCompactionRequest is what CommitCompaction is asked.
 type CommitCompactionRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	FencingToken   int32                  `protobuf:"varint,4,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
-	Text           string                 `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// The number that ProposeCompaction answered.
+	FencingToken int32 `protobuf:"varint,4,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	// The summary.
+	Text string `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
 	// Unset: the server estimates it.
 	TokenCount    *int32 `protobuf:"varint,6,opt,name=token_count,json=tokenCount,proto3,oneof" json:"token_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2118,10 +2200,13 @@ func (x *CommitCompactionRequest) GetTokenCount() int32 {
 	return 0
 }
 
+// CommitCompactionResponse is what CommitCompaction answers.
 type CommitCompactionResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Summary       *Summary               `protobuf:"bytes,1,opt,name=summary,proto3" json:"summary,omitempty"`
-	Version       int64                  `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is kept.
+	Summary *Summary `protobuf:"bytes,1,opt,name=summary,proto3" json:"summary,omitempty"`
+	// The version after the change.
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2170,21 +2255,28 @@ func (x *CommitCompactionResponse) GetVersion() int64 {
 	return 0
 }
 
+// ForkConversationRequest is what ForkConversation is asked.
 type ForkConversationRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// Where the fork leaves; unset: now.
+	//
 	// Types that are valid to be assigned to At:
 	//
 	//	*ForkConversationRequest_AtVersion
 	//	*ForkConversationRequest_ThroughSeq
 	At isForkConversationRequest_At `protobuf_oneof:"at"`
 	// Empty: the server makes one.
-	NewConversationId string        `protobuf:"bytes,6,opt,name=new_conversation_id,json=newConversationId,proto3" json:"new_conversation_id,omitempty"`
-	Conversation      *Conversation `protobuf:"bytes,7,opt,name=conversation,proto3" json:"conversation,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	NewConversationId string `protobuf:"bytes,6,opt,name=new_conversation_id,json=newConversationId,proto3" json:"new_conversation_id,omitempty"`
+	// What the fork has instead: its title, and labels that are merged.
+	Conversation  *Conversation `protobuf:"bytes,7,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ForkConversationRequest) Reset() {
@@ -2295,9 +2387,11 @@ func (*ForkConversationRequest_AtVersion) isForkConversationRequest_At() {}
 
 func (*ForkConversationRequest_ThroughSeq) isForkConversationRequest_At() {}
 
+// ForkConversationResponse is what ForkConversation answers.
 type ForkConversationResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Conversation  *Conversation          `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The fork.
+	Conversation  *Conversation `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2339,9 +2433,11 @@ func (x *ForkConversationResponse) GetConversation() *Conversation {
 	return nil
 }
 
+// WatchConversationRequest is what WatchConversation is asked.
 type WatchConversationRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// The last version seen; 0: start with a snapshot.
 	AfterVersion int64 `protobuf:"varint,2,opt,name=after_version,json=afterVersion,proto3" json:"after_version,omitempty"`
 	// How many of the last messages a snapshot carries: 0 to 200.
@@ -2401,6 +2497,7 @@ func (x *WatchConversationRequest) GetMessageLimit() int32 {
 	return 0
 }
 
+// WatchConversationResponse is what WatchConversation answers.
 type WatchConversationResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The version that this leads to. While a snapshot is not complete it is 0; see more.
@@ -2415,12 +2512,17 @@ type WatchConversationResponse struct {
 	// Messages added or changed, by seq; in a snapshot the last ones.
 	Messages []*Message `protobuf:"bytes,5,rep,name=messages,proto3" json:"messages,omitempty"`
 	// Messages that were removed.
-	RemovedSeqs []int32     `protobuf:"varint,6,rep,packed,name=removed_seqs,json=removedSeqs,proto3" json:"removed_seqs,omitempty"`
-	Intents     []*Intent   `protobuf:"bytes,7,rep,name=intents,proto3" json:"intents,omitempty"`
-	FlowSteps   []*FlowStep `protobuf:"bytes,8,rep,name=flow_steps,json=flowSteps,proto3" json:"flow_steps,omitempty"`
-	ToolCalls   []*ToolCall `protobuf:"bytes,9,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
-	Summaries   []*Summary  `protobuf:"bytes,10,rep,name=summaries,proto3" json:"summaries,omitempty"`
-	Fragments   []*Fragment `protobuf:"bytes,11,rep,name=fragments,proto3" json:"fragments,omitempty"`
+	RemovedSeqs []int32 `protobuf:"varint,6,rep,packed,name=removed_seqs,json=removedSeqs,proto3" json:"removed_seqs,omitempty"`
+	// Those that are new.
+	Intents []*Intent `protobuf:"bytes,7,rep,name=intents,proto3" json:"intents,omitempty"`
+	// Those that are new.
+	FlowSteps []*FlowStep `protobuf:"bytes,8,rep,name=flow_steps,json=flowSteps,proto3" json:"flow_steps,omitempty"`
+	// Those that are new or have changed.
+	ToolCalls []*ToolCall `protobuf:"bytes,9,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
+	// Those that are new.
+	Summaries []*Summary `protobuf:"bytes,10,rep,name=summaries,proto3" json:"summaries,omitempty"`
+	// Those that are new.
+	Fragments []*Fragment `protobuf:"bytes,11,rep,name=fragments,proto3" json:"fragments,omitempty"`
 	// The conversation was deleted; the stream ends after it.
 	Deleted bool `protobuf:"varint,12,opt,name=deleted,proto3" json:"deleted,omitempty"`
 	// What happens just now, before it is stored, or though it never will be. Nothing else is set but version. A
@@ -2568,7 +2670,8 @@ type LiveSignal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The number of the connection, and the frame that told it.
 	FromConnection int32 `protobuf:"varint,1,opt,name=from_connection,json=fromConnection,proto3" json:"from_connection,omitempty"`
-	ClientIndex    int32 `protobuf:"varint,2,opt,name=client_index,json=clientIndex,proto3" json:"client_index,omitempty"`
+	// The frame that it came with.
+	ClientIndex int32 `protobuf:"varint,2,opt,name=client_index,json=clientIndex,proto3" json:"client_index,omitempty"`
 	// The voice turn as it is now, with the words that the user is saying.
 	Voice         *VoiceState `protobuf:"bytes,3,opt,name=voice,proto3" json:"voice,omitempty"`
 	unknownFields protoimpl.UnknownFields

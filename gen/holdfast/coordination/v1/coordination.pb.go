@@ -29,6 +29,7 @@ const (
 type Algorithm int32
 
 const (
+	// Not said.
 	Algorithm_ALGORITHM_UNSPECIFIED Algorithm = 0
 	// At most limit units in any period, exactly.
 	Algorithm_ALGORITHM_SLIDING Algorithm = 1
@@ -89,12 +90,17 @@ func (Algorithm) EnumDescriptor() ([]byte, []int) {
 type Calendar int32
 
 const (
+	// Not said.
 	Calendar_CALENDAR_UNSPECIFIED Calendar = 0
-	Calendar_CALENDAR_MINUTE      Calendar = 1
-	Calendar_CALENDAR_HOUR        Calendar = 2
-	Calendar_CALENDAR_DAY         Calendar = 3
+	// From minute to minute.
+	Calendar_CALENDAR_MINUTE Calendar = 1
+	// From hour to hour.
+	Calendar_CALENDAR_HOUR Calendar = 2
+	// From midnight to midnight.
+	Calendar_CALENDAR_DAY Calendar = 3
 	// From Monday.
-	Calendar_CALENDAR_WEEK  Calendar = 4
+	Calendar_CALENDAR_WEEK Calendar = 4
+	// From the first to the first.
 	Calendar_CALENDAR_MONTH Calendar = 5
 )
 
@@ -149,6 +155,7 @@ func (Calendar) EnumDescriptor() ([]byte, []int) {
 type Scope int32
 
 const (
+	// Not said.
 	Scope_SCOPE_UNSPECIFIED Scope = 0
 	// All of the tenant's.
 	Scope_SCOPE_TENANT Scope = 1
@@ -201,8 +208,10 @@ func (Scope) EnumDescriptor() ([]byte, []int) {
 type Unit int32
 
 const (
+	// Not said.
 	Unit_UNIT_UNSPECIFIED Unit = 0
-	Unit_UNIT_PERMIT      Unit = 1
+	// Calls.
+	Unit_UNIT_PERMIT Unit = 1
 	// The call's cost: tokens, complexity points.
 	Unit_UNIT_COST Unit = 2
 )
@@ -252,6 +261,7 @@ func (Unit) EnumDescriptor() ([]byte, []int) {
 type BreakerStatus int32
 
 const (
+	// Not said.
 	BreakerStatus_BREAKER_STATUS_UNSPECIFIED BreakerStatus = 0
 	// Calls pass.
 	BreakerStatus_BREAKER_STATUS_CLOSED BreakerStatus = 1
@@ -308,9 +318,11 @@ func (BreakerStatus) EnumDescriptor() ([]byte, []int) {
 type CallStatus int32
 
 const (
+	// Not said.
 	CallStatus_CALL_STATUS_UNSPECIFIED CallStatus = 0
 	// Its lease is held, and the holder sends it.
 	CallStatus_CALL_STATUS_IN_FLIGHT CallStatus = 1
+	// It succeeded.
 	CallStatus_CALL_STATUS_COMPLETED CallStatus = 2
 	// It failed for good: the provider refused it, or there were too many attempts.
 	CallStatus_CALL_STATUS_FAILED CallStatus = 3
@@ -375,12 +387,16 @@ func (CallStatus) EnumDescriptor() ([]byte, []int) {
 type LiveStatus int32
 
 const (
+	// Not said.
 	LiveStatus_LIVE_STATUS_UNSPECIFIED LiveStatus = 0
-	LiveStatus_LIVE_STATUS_CONNECTING  LiveStatus = 1
-	LiveStatus_LIVE_STATUS_OPEN        LiveStatus = 2
+	// Its socket is not open yet.
+	LiveStatus_LIVE_STATUS_CONNECTING LiveStatus = 1
+	// It runs.
+	LiveStatus_LIVE_STATUS_OPEN LiveStatus = 2
 	// The provider will close it at go_away_time.
 	LiveStatus_LIVE_STATUS_GOING_AWAY LiveStatus = 3
-	LiveStatus_LIVE_STATUS_CLOSED     LiveStatus = 4
+	// It is over.
+	LiveStatus_LIVE_STATUS_CLOSED LiveStatus = 4
 	// It could not be opened, or broke.
 	LiveStatus_LIVE_STATUS_FAILED LiveStatus = 5
 )
@@ -440,8 +456,10 @@ type Api struct {
 	// Empty: an API is the whole tenant's.
 	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
 	// 0 where nothing has used or configured a ready-made API yet; the times are unset then.
-	Version    int64                  `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// When it was made.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it last changed.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// Unset: an API does not expire.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
@@ -452,18 +470,23 @@ type Api struct {
 	// The config is the ready-made one.
 	ReadyMade bool `protobuf:"varint,9,opt,name=ready_made,json=readyMade,proto3" json:"ready_made,omitempty"`
 	// The tenant's limits, and the caller's own.
-	Limits  []*Standing `protobuf:"bytes,10,rep,name=limits,proto3" json:"limits,omitempty"`
-	Breaker *Breaker    `protobuf:"bytes,11,opt,name=breaker,proto3" json:"breaker,omitempty"`
+	Limits []*Standing `protobuf:"bytes,10,rep,name=limits,proto3" json:"limits,omitempty"`
+	// Whether it lets calls through.
+	Breaker *Breaker `protobuf:"bytes,11,opt,name=breaker,proto3" json:"breaker,omitempty"`
 	// The provider has asked for silence until then.
 	PauseUntil *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=pause_until,json=pauseUntil,proto3" json:"pause_until,omitempty"`
 	// Calls whose lease runs.
-	InFlight int32                 `protobuf:"varint,13,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
-	Today    *UsageDay             `protobuf:"bytes,14,opt,name=today,proto3" json:"today,omitempty"`
-	Sync     map[string]*SyncState `protobuf:"bytes,15,rep,name=sync,proto3" json:"sync,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	InFlight int32 `protobuf:"varint,13,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
+	// What has been used today.
+	Today *UsageDay `protobuf:"bytes,14,opt,name=today,proto3" json:"today,omitempty"`
+	// How far each sync is.
+	Sync map[string]*SyncState `protobuf:"bytes,15,rep,name=sync,proto3" json:"sync,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Live sessions by the provider's id; of other users' a user sees the count only.
-	Live          map[string]*LiveSession `protobuf:"bytes,16,rep,name=live,proto3" json:"live,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	LiveSessions  int32                   `protobuf:"varint,17,opt,name=live_sessions,json=liveSessions,proto3" json:"live_sessions,omitempty"`
-	LiveCounts    *LiveCounts             `protobuf:"bytes,18,opt,name=live_counts,json=liveCounts,proto3" json:"live_counts,omitempty"`
+	Live map[string]*LiveSession `protobuf:"bytes,16,rep,name=live,proto3" json:"live,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// How many Live sessions are open.
+	LiveSessions int32 `protobuf:"varint,17,opt,name=live_sessions,json=liveSessions,proto3" json:"live_sessions,omitempty"`
+	// How Live sessions have ended.
+	LiveCounts    *LiveCounts `protobuf:"bytes,18,opt,name=live_counts,json=liveCounts,proto3" json:"live_counts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -626,9 +649,11 @@ func (x *Api) GetLiveCounts() *LiveCounts {
 
 // ApiConfig says how an API is to be used.
 type ApiConfig struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Policies []*Policy              `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
-	Breaker  *BreakerConfig         `protobuf:"bytes,2,opt,name=breaker,proto3" json:"breaker,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The limits; a call has to pass all of them.
+	Policies []*Policy `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
+	// When to stop calling.
+	Breaker *BreakerConfig `protobuf:"bytes,2,opt,name=breaker,proto3" json:"breaker,omitempty"`
 	// How long a call may be in flight where it does not say: 100 ms to 1 h; unset: 60 s.
 	Lease *durationpb.Duration `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
 	// How long the ledger keeps a call: 1 to 90 days; unset: 7 days.
@@ -715,9 +740,11 @@ func (x *ApiConfig) GetTimeZone() string {
 
 // Policy is one limit. A call passes where all policies that cover it let it pass.
 type Policy struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Algorithm Algorithm              `protobuf:"varint,2,opt,name=algorithm,proto3,enum=holdfast.coordination.v1.Algorithm" json:"algorithm,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name in the API.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// How it counts.
+	Algorithm Algorithm `protobuf:"varint,2,opt,name=algorithm,proto3,enum=holdfast.coordination.v1.Algorithm" json:"algorithm,omitempty"`
 	// How many units: 1 to 10^12; of ALGORITHM_CONCURRENCY at most 1,000.
 	Limit int64 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
 	// In which time, of ALGORITHM_SLIDING and ALGORITHM_GCRA: 1 ms to 366 days.
@@ -726,7 +753,8 @@ type Policy struct {
 	Burst int64 `protobuf:"varint,5,opt,name=burst,proto3" json:"burst,omitempty"`
 	// ALGORITHM_CALENDAR: when the count starts again, and where: an IANA name such as America/Los_Angeles; empty: UTC.
 	Calendar Calendar `protobuf:"varint,6,opt,name=calendar,proto3,enum=holdfast.coordination.v1.Calendar" json:"calendar,omitempty"`
-	TimeZone string   `protobuf:"bytes,7,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
+	// Where a calendar's day begins, as `America/Los_Angeles`.
+	TimeZone string `protobuf:"bytes,7,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
 	// Unset: SCOPE_TENANT.
 	Scope Scope `protobuf:"varint,8,opt,name=scope,proto3,enum=holdfast.coordination.v1.Scope" json:"scope,omitempty"`
 	// Unset: UNIT_PERMIT.
@@ -876,8 +904,9 @@ type BreakerConfig struct {
 	// How long nothing is sent then: 10 ms to 1 h; unset: 60 s.
 	OpenFor *durationpb.Duration `protobuf:"bytes,2,opt,name=open_for,json=openFor,proto3" json:"open_for,omitempty"`
 	// How long the probe may take: 10 ms to 1 h; unset: the lease of calls.
-	ProbeLease    *durationpb.Duration `protobuf:"bytes,3,opt,name=probe_lease,json=probeLease,proto3" json:"probe_lease,omitempty"`
-	Disabled      bool                 `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	ProbeLease *durationpb.Duration `protobuf:"bytes,3,opt,name=probe_lease,json=probeLease,proto3" json:"probe_lease,omitempty"`
+	// It never opens.
+	Disabled      bool `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -942,18 +971,23 @@ func (x *BreakerConfig) GetDisabled() bool {
 
 // Standing is how far a policy is used up.
 type Standing struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Policy string                 `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
-	Limit  int64                  `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The policy's name.
+	Policy string `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	// How much there is in all.
+	Limit int64 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
 	// How many units would pass now.
 	Remaining int64 `protobuf:"varint,3,opt,name=remaining,proto3" json:"remaining,omitempty"`
 	// When all of the limit would be there again.
 	ResetAfter *durationpb.Duration `protobuf:"bytes,4,opt,name=reset_after,json=resetAfter,proto3" json:"reset_after,omitempty"`
 	// Set where this policy refused: when to ask again.
 	RetryAfter *durationpb.Duration `protobuf:"bytes,5,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
-	Refused    bool                 `protobuf:"varint,6,opt,name=refused,proto3" json:"refused,omitempty"`
-	Scope      Scope                `protobuf:"varint,7,opt,name=scope,proto3,enum=holdfast.coordination.v1.Scope" json:"scope,omitempty"`
-	Unit       Unit                 `protobuf:"varint,8,opt,name=unit,proto3,enum=holdfast.coordination.v1.Unit" json:"unit,omitempty"`
+	// It is why the call has to wait.
+	Refused bool `protobuf:"varint,6,opt,name=refused,proto3" json:"refused,omitempty"`
+	// Whom it counts together.
+	Scope Scope `protobuf:"varint,7,opt,name=scope,proto3,enum=holdfast.coordination.v1.Scope" json:"scope,omitempty"`
+	// What it counts.
+	Unit Unit `protobuf:"varint,8,opt,name=unit,proto3,enum=holdfast.coordination.v1.Unit" json:"unit,omitempty"`
 	// The length of the period or of the current window; unset of ALGORITHM_CONCURRENCY.
 	Window        *durationpb.Duration `protobuf:"bytes,9,opt,name=window,proto3" json:"window,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1059,7 +1093,8 @@ type Breaker struct {
 	// Unset: closed.
 	Status BreakerStatus `protobuf:"varint,1,opt,name=status,proto3,enum=holdfast.coordination.v1.BreakerStatus" json:"status,omitempty"`
 	// Counts the changes of status. The result of a call that began under another generation does not count.
-	Generation          int64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Generation int64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	// How many calls failed since one succeeded.
 	ConsecutiveFailures int32 `protobuf:"varint,3,opt,name=consecutive_failures,json=consecutiveFailures,proto3" json:"consecutive_failures,omitempty"`
 	// When it opened last.
 	OpenTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
@@ -1151,25 +1186,33 @@ type Call struct {
 	// The user who made it; empty: a service.
 	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
 	// Its number in the API's ledger, which an API that was deleted and is used again does not begin at 1.
-	Seq         int64      `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`
-	Operation   string     `protobuf:"bytes,4,opt,name=operation,proto3" json:"operation,omitempty"`
-	Fingerprint string     `protobuf:"bytes,5,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
-	Status      CallStatus `protobuf:"varint,6,opt,name=status,proto3,enum=holdfast.coordination.v1.CallStatus" json:"status,omitempty"`
-	Attempt     int32      `protobuf:"varint,7,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Seq int64 `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`
+	// What is called.
+	Operation string `protobuf:"bytes,4,opt,name=operation,proto3" json:"operation,omitempty"`
+	// What it is called with, as a hash.
+	Fingerprint string `protobuf:"bytes,5,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// How far it is.
+	Status CallStatus `protobuf:"varint,6,opt,name=status,proto3,enum=holdfast.coordination.v1.CallStatus" json:"status,omitempty"`
+	// Which attempt it is at; the first is 1.
+	Attempt int32 `protobuf:"varint,7,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// The newest lease. It runs where it has an expire_time: the call is in flight or reconciling. What was in flight is
 	// unknown from then on.
-	Lease      *v1.Lease              `protobuf:"bytes,8,opt,name=lease,proto3" json:"lease,omitempty"`
+	Lease *v1.Lease `protobuf:"bytes,8,opt,name=lease,proto3" json:"lease,omitempty"`
+	// When it was made.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it last changed.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// When the attempt began.
 	BeginTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=begin_time,json=beginTime,proto3" json:"begin_time,omitempty"`
 	// Retryable: not before.
 	NotBefore *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
-	Outcome   *Outcome               `protobuf:"bytes,13,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// What came back.
+	Outcome *Outcome `protobuf:"bytes,13,opt,name=outcome,proto3" json:"outcome,omitempty"`
 	// What went wrong, in the caller's words.
 	Error string `protobuf:"bytes,14,opt,name=error,proto3" json:"error,omitempty"`
 	// What the attempt took from the limits.
-	Permits       int64 `protobuf:"varint,15,opt,name=permits,proto3" json:"permits,omitempty"`
+	Permits int64 `protobuf:"varint,15,opt,name=permits,proto3" json:"permits,omitempty"`
+	// What it counts as.
 	Cost          int64 `protobuf:"varint,16,opt,name=cost,proto3" json:"cost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1319,9 +1362,11 @@ func (x *Call) GetCost() int64 {
 
 // Outcome is what the provider answered, as far as its caller wants it back.
 type Outcome struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	HttpStatus int32                  `protobuf:"varint,1,opt,name=http_status,json=httpStatus,proto3" json:"http_status,omitempty"`
-	Headers    map[string]string      `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The status; 0: none came.
+	HttpStatus int32 `protobuf:"varint,1,opt,name=http_status,json=httpStatus,proto3" json:"http_status,omitempty"`
+	// The headers that the caller kept.
+	Headers map[string]string `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// At most 64 KiB.
 	Body []byte `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
 	// The body was longer, and is not kept.
@@ -1404,13 +1449,18 @@ type UsageDay struct {
 	Date string `protobuf:"bytes,1,opt,name=date,proto3" json:"date,omitempty"`
 	// Permits and cost that were granted.
 	Permits int64 `protobuf:"varint,2,opt,name=permits,proto3" json:"permits,omitempty"`
-	Cost    int64 `protobuf:"varint,3,opt,name=cost,proto3" json:"cost,omitempty"`
+	// What the calls counted as.
+	Cost int64 `protobuf:"varint,3,opt,name=cost,proto3" json:"cost,omitempty"`
 	// Of the ledger.
-	Begun     int64 `protobuf:"varint,4,opt,name=begun,proto3" json:"begun,omitempty"`
+	Begun int64 `protobuf:"varint,4,opt,name=begun,proto3" json:"begun,omitempty"`
+	// Calls that succeeded.
 	Completed int64 `protobuf:"varint,5,opt,name=completed,proto3" json:"completed,omitempty"`
-	Failed    int64 `protobuf:"varint,6,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Calls that failed for good.
+	Failed int64 `protobuf:"varint,6,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Attempts that failed for now.
 	Retryable int64 `protobuf:"varint,7,opt,name=retryable,proto3" json:"retryable,omitempty"`
-	Unknown   int64 `protobuf:"varint,8,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	// Calls of which nobody knows whether they were carried out.
+	Unknown int64 `protobuf:"varint,8,opt,name=unknown,proto3" json:"unknown,omitempty"`
 	// Permits by operation; the 65th and later are counted as "other".
 	Operations map[string]int64 `protobuf:"bytes,9,rep,name=operations,proto3" json:"operations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// When the day ends.
@@ -1527,12 +1577,16 @@ type SyncState struct {
 	// Where the pass that runs goes on; empty: none runs.
 	PageCursor string `protobuf:"bytes,2,opt,name=page_cursor,json=pageCursor,proto3" json:"page_cursor,omitempty"`
 	// When the pass that runs, or the last one, began; and when the last one was done.
-	PassStartTime   *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=pass_start_time,json=passStartTime,proto3" json:"pass_start_time,omitempty"`
-	PassEndTime     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=pass_end_time,json=passEndTime,proto3" json:"pass_end_time,omitempty"`
+	PassStartTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=pass_start_time,json=passStartTime,proto3" json:"pass_start_time,omitempty"`
+	// When a pass last came to its end.
+	PassEndTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=pass_end_time,json=passEndTime,proto3" json:"pass_end_time,omitempty"`
+	// When a webhook last came.
 	LastWebhookTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_webhook_time,json=lastWebhookTime,proto3" json:"last_webhook_time,omitempty"`
 	// How old the newest webhook was when it came.
-	WebhookLag    *durationpb.Duration   `protobuf:"bytes,6,opt,name=webhook_lag,json=webhookLag,proto3" json:"webhook_lag,omitempty"`
-	Error         string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	WebhookLag *durationpb.Duration `protobuf:"bytes,6,opt,name=webhook_lag,json=webhookLag,proto3" json:"webhook_lag,omitempty"`
+	// Why it does not go on; empty: it does.
+	Error string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	// When this was reported.
 	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1630,17 +1684,23 @@ type LiveSession struct {
 	// Needed in a report.
 	Status LiveStatus `protobuf:"varint,1,opt,name=status,proto3,enum=holdfast.coordination.v1.LiveStatus" json:"status,omitempty"`
 	// Numbers the session's connections.
-	Epoch      int32                  `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Owner      string                 `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
-	Model      string                 `protobuf:"bytes,4,opt,name=model,proto3" json:"model,omitempty"`
-	OpenTime   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
+	Epoch int32 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Whose it is.
+	Owner string `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
+	// The model.
+	Model string `protobuf:"bytes,4,opt,name=model,proto3" json:"model,omitempty"`
+	// When it was opened.
+	OpenTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
+	// When it last changed.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// When the provider will close the connection.
 	GoAwayTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=go_away_time,json=goAwayTime,proto3" json:"go_away_time,omitempty"`
 	// Unless it is reported again, the session is over then.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	CloseCode  int32                  `protobuf:"varint,9,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
-	Error      string                 `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`
+	// The code that the socket closed with (RFC 6455); 0: none.
+	CloseCode int32 `protobuf:"varint,9,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
+	// Why it failed.
+	Error string `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`
 	// Connections of this session that failed.
 	Failures      int32 `protobuf:"varint,11,opt,name=failures,proto3" json:"failures,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1756,13 +1816,19 @@ func (x *LiveSession) GetFailures() int32 {
 
 // LiveCounts count since the API was first used.
 type LiveCounts struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Opened          int64                  `protobuf:"varint,1,opt,name=opened,proto3" json:"opened,omitempty"`
-	Closed          int64                  `protobuf:"varint,2,opt,name=closed,proto3" json:"closed,omitempty"`
-	Failed          int64                  `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`
-	GoAways         int64                  `protobuf:"varint,4,opt,name=go_aways,json=goAways,proto3" json:"go_aways,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many were opened.
+	Opened int64 `protobuf:"varint,1,opt,name=opened,proto3" json:"opened,omitempty"`
+	// How many ended as they should.
+	Closed int64 `protobuf:"varint,2,opt,name=closed,proto3" json:"closed,omitempty"`
+	// How many failed.
+	Failed int64 `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`
+	// How many were told to go.
+	GoAways int64 `protobuf:"varint,4,opt,name=go_aways,json=goAways,proto3" json:"go_aways,omitempty"`
+	// When one last failed.
 	LastFailureTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_failure_time,json=lastFailureTime,proto3" json:"last_failure_time,omitempty"`
-	LastError       string                 `protobuf:"bytes,6,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	// Why.
+	LastError string `protobuf:"bytes,6,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	// Whose session that was.
 	LastErrorUser string `protobuf:"bytes,7,opt,name=last_error_user,json=lastErrorUser,proto3" json:"last_error_user,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1916,9 +1982,12 @@ func (x *ProviderResponse) GetBody() []byte {
 type ObservedLimit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What the provider calls it, such as requests, tokens or complexity.
-	Dimension     string                 `protobuf:"bytes,1,opt,name=dimension,proto3" json:"dimension,omitempty"`
-	Limit         *int64                 `protobuf:"varint,2,opt,name=limit,proto3,oneof" json:"limit,omitempty"`
-	Remaining     *int64                 `protobuf:"varint,3,opt,name=remaining,proto3,oneof" json:"remaining,omitempty"`
+	Dimension string `protobuf:"bytes,1,opt,name=dimension,proto3" json:"dimension,omitempty"`
+	// How much there is in all.
+	Limit *int64 `protobuf:"varint,2,opt,name=limit,proto3,oneof" json:"limit,omitempty"`
+	// How much is left.
+	Remaining *int64 `protobuf:"varint,3,opt,name=remaining,proto3,oneof" json:"remaining,omitempty"`
+	// When it is full again.
 	ResetTime     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=reset_time,json=resetTime,proto3" json:"reset_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

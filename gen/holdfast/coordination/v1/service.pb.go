@@ -29,6 +29,7 @@ const (
 type Decision int32
 
 const (
+	// Not said.
 	Decision_DECISION_UNSPECIFIED Decision = 0
 	// Send it, now. The lease is yours.
 	Decision_DECISION_PROCEED Decision = 1
@@ -98,6 +99,7 @@ func (Decision) EnumDescriptor() ([]byte, []int) {
 type WaitReason int32
 
 const (
+	// Not said.
 	WaitReason_WAIT_REASON_UNSPECIFIED WaitReason = 0
 	// A policy: see limits.
 	WaitReason_WAIT_REASON_LIMIT WaitReason = 1
@@ -162,6 +164,7 @@ func (WaitReason) EnumDescriptor() ([]byte, []int) {
 type Failure int32
 
 const (
+	// Not said.
 	Failure_FAILURE_UNSPECIFIED Failure = 0
 	// It has not happened, and may be sent again.
 	Failure_FAILURE_RETRYABLE Failure = 1
@@ -218,6 +221,7 @@ func (Failure) EnumDescriptor() ([]byte, []int) {
 type Clear int32
 
 const (
+	// Not said.
 	Clear_CLEAR_UNSPECIFIED Clear = 0
 	// The silence that the provider asked for, of the API and of each of the tenant's policies.
 	Clear_CLEAR_PAUSE Clear = 1
@@ -274,14 +278,17 @@ func (Clear) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{3}
 }
 
+// BeginCallRequest is what BeginCall is asked.
 type BeginCallRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Names this call of BeginCall: repeated after its answer was lost, it gets the same lease. Unique for each call.
 	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Unset: any. 0: the API must not be in use yet. n: it must be at exactly this version.
 	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	Api       string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
-	Key       string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	// The API's name.
+	Api string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	// The caller's name for the call: one key is one call.
+	Key string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
 	// What kind of call it is, which policies may cover. The tenant sees it in its usage: name a kind, not a thing.
 	Operation string `protobuf:"bytes,5,opt,name=operation,proto3" json:"operation,omitempty"`
 	// A hash of what is sent, so that another call of the same key is told from a retry.
@@ -292,7 +299,8 @@ type BeginCallRequest struct {
 	Timeout *durationpb.Duration `protobuf:"bytes,8,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// What it takes from the limits; 0: one permit.
 	Permits int64 `protobuf:"varint,9,opt,name=permits,proto3" json:"permits,omitempty"`
-	Cost    int64 `protobuf:"varint,10,opt,name=cost,proto3" json:"cost,omitempty"`
+	// What it counts as; 0: 1.
+	Cost int64 `protobuf:"varint,10,opt,name=cost,proto3" json:"cost,omitempty"`
 	// Where it is unknown what became of the call, take the lease to find out.
 	Reconcile bool `protobuf:"varint,11,opt,name=reconcile,proto3" json:"reconcile,omitempty"`
 	// Whose call, where a service asks about an unknown one to reconcile; empty: the caller's.
@@ -415,9 +423,11 @@ func (x *BeginCallRequest) GetOwner() string {
 	return ""
 }
 
+// BeginCallResponse is what BeginCall answers.
 type BeginCallResponse struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Decision Decision               `protobuf:"varint,1,opt,name=decision,proto3,enum=holdfast.coordination.v1.Decision" json:"decision,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What to do.
+	Decision Decision `protobuf:"varint,1,opt,name=decision,proto3,enum=holdfast.coordination.v1.Decision" json:"decision,omitempty"`
 	// As the ledger has it; unset where it has none yet.
 	Call *Call `protobuf:"bytes,2,opt,name=call,proto3" json:"call,omitempty"`
 	// Yours, to be named in FinishCall. Only with DECISION_PROCEED and DECISION_RECONCILE.
@@ -428,8 +438,10 @@ type BeginCallResponse struct {
 	Probe bool `protobuf:"varint,5,opt,name=probe,proto3" json:"probe,omitempty"`
 	// When asking again may help.
 	RetryAfter *durationpb.Duration `protobuf:"bytes,6,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
-	WaitReason WaitReason           `protobuf:"varint,7,opt,name=wait_reason,json=waitReason,proto3,enum=holdfast.coordination.v1.WaitReason" json:"wait_reason,omitempty"`
-	Limits     []*Standing          `protobuf:"bytes,8,rep,name=limits,proto3" json:"limits,omitempty"`
+	// Why to wait.
+	WaitReason WaitReason `protobuf:"varint,7,opt,name=wait_reason,json=waitReason,proto3,enum=holdfast.coordination.v1.WaitReason" json:"wait_reason,omitempty"`
+	// How it stands with each limit that counts this call.
+	Limits []*Standing `protobuf:"bytes,8,rep,name=limits,proto3" json:"limits,omitempty"`
 	// Of the API.
 	Version       int64 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -529,15 +541,21 @@ func (x *BeginCallResponse) GetVersion() int64 {
 	return 0
 }
 
+// FinishCallRequest is what FinishCall is asked.
 type FinishCallRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Unset: any. 0: the API must not be in use yet. n: it must be at exactly this version.
 	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	Api       string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
-	Key       string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	// The API's name.
+	Api string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	// The caller's name for the call: one key is one call.
+	Key string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
 	// Of the lease that BeginCall gave.
 	FencingToken int32 `protobuf:"varint,5,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	// What came of it.
+	//
 	// Types that are valid to be assigned to Result:
 	//
 	//	*FinishCallRequest_Completed
@@ -674,6 +692,7 @@ type FinishCallRequest_Completed struct {
 }
 
 type FinishCallRequest_Failed struct {
+	// It failed.
 	Failed *CallFailure `protobuf:"bytes,7,opt,name=failed,proto3,oneof"`
 }
 
@@ -683,10 +702,13 @@ func (*FinishCallRequest_Failed) isFinishCallRequest_Result() {}
 
 // CallFailure is how a call failed.
 type CallFailure struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Failure Failure                `protobuf:"varint,1,opt,name=failure,proto3,enum=holdfast.coordination.v1.Failure" json:"failure,omitempty"`
-	Outcome *Outcome               `protobuf:"bytes,2,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	Error   string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether it may be tried again.
+	Failure Failure `protobuf:"varint,1,opt,name=failure,proto3,enum=holdfast.coordination.v1.Failure" json:"failure,omitempty"`
+	// What came back.
+	Outcome *Outcome `protobuf:"bytes,2,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// What went wrong, in words.
+	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
 	// FAILURE_RETRYABLE: not before; at most 31 days.
 	RetryAfter *durationpb.Duration `protobuf:"bytes,4,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
 	// Nothing was sent: what was taken from the limits is given back. Only with FAILURE_RETRYABLE.
@@ -769,9 +791,11 @@ func (x *CallFailure) GetNotDown() bool {
 	return false
 }
 
+// FinishCallResponse is what FinishCall answers.
 type FinishCallResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Call  *Call                  `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
+	// As it is now.
+	Call *Call `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
 	// Of the API.
 	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -822,10 +846,13 @@ func (x *FinishCallResponse) GetVersion() int64 {
 	return 0
 }
 
+// GetCallRequest is what GetCall is asked.
 type GetCallRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Api   string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	Key   string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// The API's name.
+	Api string `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
+	// The caller's name for the call: one key is one call.
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	// Whose, where a service asks; empty: the caller's.
 	Owner         string `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -883,9 +910,11 @@ func (x *GetCallRequest) GetOwner() string {
 	return ""
 }
 
+// GetCallResponse is what GetCall answers.
 type GetCallResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Call          *Call                  `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	Call          *Call `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -927,13 +956,15 @@ func (x *GetCallResponse) GetCall() *Call {
 	return nil
 }
 
+// ListCallsRequest is what ListCalls is asked.
 type ListCallsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 200; 0: 50. A page may have fewer calls, or none, and not be the last.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the last page's next_page_token.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	Api       string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	// The API's name.
+	Api string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
 	// Only those of these statuses; none: all.
 	Statuses []CallStatus `protobuf:"varint,4,rep,packed,name=statuses,proto3,enum=holdfast.coordination.v1.CallStatus" json:"statuses,omitempty"`
 	// Only those of this operation; empty: all.
@@ -1007,6 +1038,7 @@ func (x *ListCallsRequest) GetOperation() string {
 	return ""
 }
 
+// ListCallsResponse is what ListCalls answers.
 type ListCallsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty on the last page.
@@ -1061,15 +1093,19 @@ func (x *ListCallsResponse) GetCalls() []*Call {
 	return nil
 }
 
+// AcquireRequest is what Acquire is asked.
 type AcquireRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Api       string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	Operation string                 `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The API's name.
+	Api string `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
+	// What is to be called.
+	Operation string `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
 	// SCOPE_USER: the tenant's policies and the user's. SCOPE_TENANT: the tenant's only, for services. Unset: by the caller.
 	Scope Scope `protobuf:"varint,3,opt,name=scope,proto3,enum=holdfast.coordination.v1.Scope" json:"scope,omitempty"`
 	// 0: one.
 	Permits int64 `protobuf:"varint,4,opt,name=permits,proto3" json:"permits,omitempty"`
-	Cost    int64 `protobuf:"varint,5,opt,name=cost,proto3" json:"cost,omitempty"`
+	// What it counts as; 0: 1.
+	Cost int64 `protobuf:"varint,5,opt,name=cost,proto3" json:"cost,omitempty"`
 	// Only policies of these names; none: all that cover the operation.
 	Policies []string `protobuf:"bytes,6,rep,name=policies,proto3" json:"policies,omitempty"`
 	// The caller's own name for the grant, or that of a grant whose lease is to be renewed; empty: the server names it. The
@@ -1168,9 +1204,11 @@ func (x *AcquireRequest) GetPeek() bool {
 	return false
 }
 
+// AcquireResponse is what Acquire answers.
 type AcquireResponse struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Allowed bool                   `protobuf:"varint,1,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Go on; else wait.
+	Allowed bool `protobuf:"varint,1,opt,name=allowed,proto3" json:"allowed,omitempty"`
 	// Names what was taken, for Release, Report, and to renew the lease.
 	GrantId string `protobuf:"bytes,2,opt,name=grant_id,json=grantId,proto3" json:"grant_id,omitempty"`
 	// Set where a policy counts what runs at once: release it when done. It has no fencing token.
@@ -1181,8 +1219,10 @@ type AcquireResponse struct {
 	Probe bool `protobuf:"varint,5,opt,name=probe,proto3" json:"probe,omitempty"`
 	// Not allowed: when to ask again.
 	RetryAfter *durationpb.Duration `protobuf:"bytes,6,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
-	WaitReason WaitReason           `protobuf:"varint,7,opt,name=wait_reason,json=waitReason,proto3,enum=holdfast.coordination.v1.WaitReason" json:"wait_reason,omitempty"`
-	Limits     []*Standing          `protobuf:"bytes,8,rep,name=limits,proto3" json:"limits,omitempty"`
+	// Why to wait.
+	WaitReason WaitReason `protobuf:"varint,7,opt,name=wait_reason,json=waitReason,proto3,enum=holdfast.coordination.v1.WaitReason" json:"wait_reason,omitempty"`
+	// How it stands with each limit that counts this call.
+	Limits []*Standing `protobuf:"bytes,8,rep,name=limits,proto3" json:"limits,omitempty"`
 	// Of the API.
 	Version       int64 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1282,10 +1322,13 @@ func (x *AcquireResponse) GetVersion() int64 {
 	return 0
 }
 
+// ReleaseRequest is what Release is asked.
 type ReleaseRequest struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Api     string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	GrantId string                 `protobuf:"bytes,2,opt,name=grant_id,json=grantId,proto3" json:"grant_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The API's name.
+	Api string `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
+	// What Acquire answered.
+	GrantId string `protobuf:"bytes,2,opt,name=grant_id,json=grantId,proto3" json:"grant_id,omitempty"`
 	// Nothing was sent: all that was taken is given back, as far as that is exact. It is not where a leaky bucket has been
 	// taken from since, where a window is over, and where the policies were changed since.
 	Unused        bool `protobuf:"varint,3,opt,name=unused,proto3" json:"unused,omitempty"`
@@ -1344,6 +1387,7 @@ func (x *ReleaseRequest) GetUnused() bool {
 	return false
 }
 
+// ReleaseResponse is what Release answers.
 type ReleaseResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// False where there was nothing to release: the grant was released before, its lease is over, it is older than the last
@@ -1408,16 +1452,21 @@ func (x *ReleaseResponse) GetVersion() int64 {
 	return 0
 }
 
+// ReportRequest is what Report is asked.
 type ReportRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Unset: any. 0: the API must not be in use yet. n: it must be at exactly this version.
 	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	Api       string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	// The API's name.
+	Api string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
 	// The grant of the call that response is about. Only the policies that it took from are corrected, and the breaker counts
 	// the call: failed where there was no answer or the status is 500 or more, well otherwise. A 429 says nothing about
 	// whether the API is up. Empty: all policies are corrected, and the breaker counts nothing.
 	GrantId string `protobuf:"bytes,4,opt,name=grant_id,json=grantId,proto3" json:"grant_id,omitempty"`
+	// What happened.
+	//
 	// Types that are valid to be assigned to Report:
 	//
 	//	*ReportRequest_Response
@@ -1525,14 +1574,17 @@ type isReportRequest_Report interface {
 }
 
 type ReportRequest_Response struct {
+	// The provider answered.
 	Response *ProviderResponse `protobuf:"bytes,5,opt,name=response,proto3,oneof"`
 }
 
 type ReportRequest_Sync struct {
+	// A sync went on.
 	Sync *SyncReport `protobuf:"bytes,6,opt,name=sync,proto3,oneof"`
 }
 
 type ReportRequest_Live struct {
+	// A Live session changed.
 	Live *LiveReport `protobuf:"bytes,7,opt,name=live,proto3,oneof"`
 }
 
@@ -1608,8 +1660,9 @@ func (x *SyncReport) GetReset_() bool {
 
 // LiveReport is how a live session stands.
 type LiveReport struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	ProviderSessionId string                 `protobuf:"bytes,1,opt,name=provider_session_id,json=providerSessionId,proto3" json:"provider_session_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session, as the provider names it.
+	ProviderSessionId string `protobuf:"bytes,1,opt,name=provider_session_id,json=providerSessionId,proto3" json:"provider_session_id,omitempty"`
 	// Its status, epoch, model, go_away_time, close_code and error; the rest is the server's.
 	Session *LiveSession `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
 	// LIVE_STATUS_GOING_AWAY: what the provider's goAway said, instead of go_away_time: clocks differ.
@@ -1678,11 +1731,13 @@ func (x *LiveReport) GetTtl() *durationpb.Duration {
 	return nil
 }
 
+// ReportResponse is what Report answers.
 type ReportResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// When the provider wants to be asked again.
 	RetryAfter *durationpb.Duration `protobuf:"bytes,1,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
-	Observed   []*ObservedLimit     `protobuf:"bytes,2,rep,name=observed,proto3" json:"observed,omitempty"`
+	// The limits that the headers told.
+	Observed []*ObservedLimit `protobuf:"bytes,2,rep,name=observed,proto3" json:"observed,omitempty"`
 	// The policies that were corrected.
 	Corrected []string `protobuf:"bytes,3,rep,name=corrected,proto3" json:"corrected,omitempty"`
 	// Headers that are about limits and were not understood.
@@ -1758,13 +1813,15 @@ func (x *ReportResponse) GetVersion() int64 {
 	return 0
 }
 
+// GetApiRequest is what GetApi is asked.
 type GetApiRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many days of usage a page has, 1 to 200; 0: 50.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the last page's next_page_token.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	Api       string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	// The API's name.
+	Api string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
 	// The usage of so many days is returned, today's included; 0: none.
 	UsageDays     int32 `protobuf:"varint,4,opt,name=usage_days,json=usageDays,proto3" json:"usage_days,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1829,11 +1886,13 @@ func (x *GetApiRequest) GetUsageDays() int32 {
 	return 0
 }
 
+// GetApiResponse is what GetApi answers.
 type GetApiResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Of the usage; empty on the last page.
 	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	Api           *Api   `protobuf:"bytes,2,opt,name=api,proto3" json:"api,omitempty"`
+	// As it is now.
+	Api *Api `protobuf:"bytes,2,opt,name=api,proto3" json:"api,omitempty"`
 	// Newest first. Days without a call are left out.
 	Usage         []*UsageDay `protobuf:"bytes,3,rep,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1891,6 +1950,7 @@ func (x *GetApiResponse) GetUsage() []*UsageDay {
 	return nil
 }
 
+// ListApisRequest is what ListApis is asked.
 type ListApisRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 200; 0: 50.
@@ -1945,10 +2005,12 @@ func (x *ListApisRequest) GetPageToken() string {
 	return ""
 }
 
+// ListApisResponse is what ListApis answers.
 type ListApisResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty on the last page.
 	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
 	Apis          []*Api `protobuf:"bytes,2,rep,name=apis,proto3" json:"apis,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1998,17 +2060,21 @@ func (x *ListApisResponse) GetApis() []*Api {
 	return nil
 }
 
+// UpdateApiRequest is what UpdateApi is asked.
 type UpdateApiRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Unset: any. 0: the API must not be in use yet. n: it must be at exactly this version.
 	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	Api       string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	// The API's name.
+	Api string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
 	// Without a mask the fields that are set are set; policies are a whole.
 	Config *ApiConfig `protobuf:"bytes,4,opt,name=config,proto3" json:"config,omitempty"`
 	// Paths of config, such as policies or breaker.open_for: they are replaced, or cleared where config does not have them.
-	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	Clear         []Clear                `protobuf:"varint,6,rep,packed,name=clear,proto3,enum=holdfast.coordination.v1.Clear" json:"clear,omitempty"`
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// What to forget.
+	Clear         []Clear `protobuf:"varint,6,rep,packed,name=clear,proto3,enum=holdfast.coordination.v1.Clear" json:"clear,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2085,9 +2151,11 @@ func (x *UpdateApiRequest) GetClear() []Clear {
 	return nil
 }
 
+// UpdateApiResponse is what UpdateApi answers.
 type UpdateApiResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Api           *Api                   `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	Api           *Api `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2129,10 +2197,13 @@ func (x *UpdateApiResponse) GetApi() *Api {
 	return nil
 }
 
+// WatchApiRequest is what WatchApi is asked.
 type WatchApiRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Api           string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	AfterVersion  int64                  `protobuf:"varint,2,opt,name=after_version,json=afterVersion,proto3" json:"after_version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The API's name.
+	Api string `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
+	// The last version that one has; 0: none.
+	AfterVersion  int64 `protobuf:"varint,2,opt,name=after_version,json=afterVersion,proto3" json:"after_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2181,9 +2252,11 @@ func (x *WatchApiRequest) GetAfterVersion() int64 {
 	return 0
 }
 
+// WatchApiResponse is what WatchApi answers.
 type WatchApiResponse struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Heartbeat bool                   `protobuf:"varint,1,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Nothing new: the stream is alive.
+	Heartbeat bool `protobuf:"varint,1,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
 	// A snapshot: forget what came before.
 	Reset_ bool `protobuf:"varint,2,opt,name=reset,proto3" json:"reset,omitempty"`
 	// Unset in a heartbeat.

@@ -32,6 +32,7 @@ const (
 type Retry int32
 
 const (
+	// Not said.
 	Retry_RETRY_UNSPECIFIED Retry = 0
 	// The same request fails again: change the program, or tell the user.
 	Retry_RETRY_NEVER Retry = 1
@@ -96,6 +97,7 @@ func (Retry) EnumDescriptor() ([]byte, []int) {
 type Reason int32
 
 const (
+	// Not said.
 	Reason_REASON_UNSPECIFIED Reason = 0
 	// The call has no credential. Send an API key, a JWT or an access token as `Authorization: Bearer …`.
 	Reason_REASON_CREDENTIAL_MISSING Reason = 1
@@ -306,7 +308,8 @@ type Problem struct {
 	// The name of a value of Reason without its prefix, such as VERSION_MISMATCH. It is a text, so that an older client can
 	// show a newer server's.
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
-	Retry  Retry  `protobuf:"varint,2,opt,name=retry,proto3,enum=holdfast.error.v1.Retry" json:"retry,omitempty"`
+	// Whether to try again.
+	Retry Retry `protobuf:"varint,2,opt,name=retry,proto3,enum=holdfast.error.v1.Retry" json:"retry,omitempty"`
 	// How long to wait before the next try; unset: as long as the client likes.
 	RetryAfter *durationpb.Duration `protobuf:"bytes,3,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
 	// The trace that the server's log has; of INTERNAL.
@@ -450,26 +453,32 @@ type isProblem_Detail interface {
 }
 
 type Problem_Mismatch struct {
+	// For VERSION_MISMATCH.
 	Mismatch *Mismatch `protobuf:"bytes,5,opt,name=mismatch,proto3,oneof"`
 }
 
 type Problem_Violations struct {
+	// For FIELD_INVALID.
 	Violations *Violations `protobuf:"bytes,6,opt,name=violations,proto3,oneof"`
 }
 
 type Problem_Limit struct {
+	// For what is full or too large.
 	Limit *Limit `protobuf:"bytes,7,opt,name=limit,proto3,oneof"`
 }
 
 type Problem_Held struct {
+	// For what somebody else holds.
 	Held *Held `protobuf:"bytes,8,opt,name=held,proto3,oneof"`
 }
 
 type Problem_Transition struct {
+	// For a status that does not follow.
 	Transition *Transition `protobuf:"bytes,9,opt,name=transition,proto3,oneof"`
 }
 
 type Problem_History struct {
+	// For a past that is not kept.
 	History *History `protobuf:"bytes,10,opt,name=history,proto3,oneof"`
 }
 
@@ -487,8 +496,9 @@ func (*Problem_History) isProblem_Detail() {}
 
 // Mismatch is the state of an object that is not at the expected version.
 type Mismatch struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	CurrentVersion int64                  `protobuf:"varint,1,opt,name=current_version,json=currentVersion,proto3" json:"current_version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The version that it is at.
+	CurrentVersion int64 `protobuf:"varint,1,opt,name=current_version,json=currentVersion,proto3" json:"current_version,omitempty"`
 	// Whether the object exists.
 	Exists bool `protobuf:"varint,2,opt,name=exists,proto3" json:"exists,omitempty"`
 	// Its kind and id, such as conversation/c1.
@@ -550,8 +560,9 @@ func (x *Mismatch) GetObject() string {
 
 // Violations are what is wrong with a request.
 type Violations struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Fields        []*Violation           `protobuf:"bytes,1,rep,name=fields,proto3" json:"fields,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Each field that is wrong.
+	Fields        []*Violation `protobuf:"bytes,1,rep,name=fields,proto3" json:"fields,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -816,8 +827,10 @@ func (x *Held) GetExpireTime() *timestamppb.Timestamp {
 // Transition is a change of status that is not allowed.
 type Transition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	From  string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
-	To    string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// The status that it has.
+	From string `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// The status that was asked for.
+	To string `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
 	// What could come instead.
 	Allowed       []string `protobuf:"bytes,3,rep,name=allowed,proto3" json:"allowed,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -877,9 +890,11 @@ func (x *Transition) GetAllowed() []string {
 
 // History is how far an object's journal reaches.
 type History struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	OldestVersion int64                  `protobuf:"varint,1,opt,name=oldest_version,json=oldestVersion,proto3" json:"oldest_version,omitempty"`
-	NewestVersion int64                  `protobuf:"varint,2,opt,name=newest_version,json=newestVersion,proto3" json:"newest_version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first version that can be read.
+	OldestVersion int64 `protobuf:"varint,1,opt,name=oldest_version,json=oldestVersion,proto3" json:"oldest_version,omitempty"`
+	// The last.
+	NewestVersion int64 `protobuf:"varint,2,opt,name=newest_version,json=newestVersion,proto3" json:"newest_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -932,8 +947,9 @@ func (x *History) GetNewestVersion() int64 {
 type Rule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The code, as Connect spells it: invalid_argument.
-	Code          string `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
-	Retry         Retry  `protobuf:"varint,2,opt,name=retry,proto3,enum=holdfast.error.v1.Retry" json:"retry,omitempty"`
+	Code string `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	// Whether to try again.
+	Retry         Retry `protobuf:"varint,2,opt,name=retry,proto3,enum=holdfast.error.v1.Retry" json:"retry,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -114,18 +114,21 @@ func (*Moment_Time) isMoment_Point() {}
 
 // StoredObject is an object of any kind.
 type StoredObject struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	ObjectId string                 `protobuf:"bytes,1,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	ObjectId string `protobuf:"bytes,1,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
 	// Whose it is; empty: the whole tenant's.
 	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
 	// 1 at creation, +1 for each change, never a gap.
-	Version    int64                  `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// When it was made.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When it was last changed. Unset of an object as it was where the journal no longer has it.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// From then on it is not found. Unset: it does not expire.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	Kind       string                 `protobuf:"bytes,7,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Its kind.
+	Kind string `protobuf:"bytes,7,opt,name=kind,proto3" json:"kind,omitempty"`
 	// What is stored, without secrets. Not in lists, and nor is what follows.
 	State *structpb.Struct `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
 	// The schema of the states that this server writes.
@@ -595,8 +598,9 @@ func (x *ListObjectsRequest) GetById() bool {
 type ListObjectsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty on the last page.
-	NextPageToken string          `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	Objects       []*StoredObject `protobuf:"bytes,2,rep,name=objects,proto3" json:"objects,omitempty"`
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
+	Objects []*StoredObject `protobuf:"bytes,2,rep,name=objects,proto3" json:"objects,omitempty"`
 	// All kinds, where none was asked for.
 	Kinds         []string `protobuf:"bytes,3,rep,name=kinds,proto3" json:"kinds,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -660,8 +664,9 @@ type GetObjectRequest struct {
 	// 1 to 200; 0: 50.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The last page's next_page_token; the other fields must be the same.
-	PageToken string        `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	Ref       *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// The object.
+	Ref *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
 	// The moment; unset: now.
 	At *Moment `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
 	// The collection whose entries to return; empty: none.
@@ -740,8 +745,10 @@ type GetObjectResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Of the collection's next page; empty on the last. While one pages through an object as it is, it may change: name a version in
 	// `at` to see one state throughout.
-	NextPageToken string         `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	Object        *StoredObject  `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// As it is, or was.
+	Object *StoredObject `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`
+	// Those of this page.
 	Entries       []*StoredEntry `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -804,7 +811,8 @@ type ListEventsRequest struct {
 	// 1 to 200; 0: 50.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The last page's next_page_token; the other fields must be the same.
-	PageToken     string        `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// The object.
 	Ref           *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -983,7 +991,8 @@ func (x *Event) GetEntryCount() int32 {
 type ListEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty on the last page.
-	NextPageToken string   `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
 	Events        []*Event `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1039,8 +1048,9 @@ type DiffObjectRequest struct {
 	// Of entries: 1 to 200; 0: 50.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The last page's next_page_token; the other fields must be the same.
-	PageToken string        `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	Ref       *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// The object.
+	Ref *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
 	// The earlier moment.
 	From *Moment `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
 	// The later moment; unset: now.
@@ -1348,9 +1358,11 @@ type RestoreObjectRequest struct {
 	// Makes the change happen once.
 	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Only at this version; unset: at any.
-	IfVersion     *int64        `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	Ref           *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
-	At            *Moment       `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The object.
+	Ref *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
+	// The moment to go back to.
+	At            *Moment `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1474,7 +1486,8 @@ type DeleteObjectRequest struct {
 	// Makes the change happen once.
 	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Only at this version; unset: at any.
-	IfVersion     *int64        `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The object.
 	Ref           *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1672,7 +1685,8 @@ func (x *ListTimersRequest) GetParked() bool {
 type ListTimersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty on the last page.
-	NextPageToken string   `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
 	Timers        []*Timer `protobuf:"bytes,2,rep,name=timers,proto3" json:"timers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1728,8 +1742,9 @@ type RetryTimerRequest struct {
 	// Makes the change happen once.
 	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Only at this version; unset: at any.
-	IfVersion *int64        `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	Ref       *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The object.
+	Ref *v1.ObjectRef `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
 	// The timer.
 	Name          string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields

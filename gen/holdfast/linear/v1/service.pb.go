@@ -35,14 +35,18 @@ type Endpoint struct {
 	// Empty: an endpoint is the whole tenant's.
 	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
 	// 1 at creation, +1 for each change.
-	Version    int64                  `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// When it was made.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it last changed.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// Unset: an endpoint does not expire.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	Labels     map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Anything that one wants to find it by.
+	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Set by the server: the path of the webhook's address on this server.
-	Path  string `protobuf:"bytes,8,opt,name=path,proto3" json:"path,omitempty"`
+	Path string `protobuf:"bytes,8,opt,name=path,proto3" json:"path,omitempty"`
+	// What people call it.
 	Title string `protobuf:"bytes,9,opt,name=title,proto3" json:"title,omitempty"`
 	// Set by the server: the signing secrets in force, oldest first, by id and age; what they are is never shown.
 	Secrets []*SecretInfo `protobuf:"bytes,10,rep,name=secrets,proto3" json:"secrets,omitempty"`
@@ -188,8 +192,10 @@ func (x *Endpoint) GetSync() *SyncStatus {
 
 // SecretInfo names a secret that is never shown.
 type SecretInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SecretId      string                 `protobuf:"bytes,1,opt,name=secret_id,json=secretId,proto3" json:"secret_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	SecretId string `protobuf:"bytes,1,opt,name=secret_id,json=secretId,proto3" json:"secret_id,omitempty"`
+	// When it was made.
 	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -330,13 +336,18 @@ func (x *SyncStatus) GetIssueCount() int32 {
 	return 0
 }
 
+// PutEndpointRequest is what PutEndpoint is asked.
 type PutEndpointRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
 	// Empty: a new endpoint.
-	EndpointId string                 `protobuf:"bytes,3,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
-	Endpoint   *Endpoint              `protobuf:"bytes,4,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	EndpointId string `protobuf:"bytes,3,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	// The new values.
+	Endpoint *Endpoint `protobuf:"bytes,4,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// The fields to change (AIP-134); unset: those that are set.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// A signing secret that is valid from now on. Two are valid at a time: a third pushes the oldest out.
 	AddSecret string `protobuf:"bytes,6,opt,name=add_secret,json=addSecret,proto3" json:"add_secret,omitempty"`
@@ -452,9 +463,11 @@ func (x *PutEndpointRequest) GetResetSyncTo() *timestamppb.Timestamp {
 	return nil
 }
 
+// PutEndpointResponse is what PutEndpoint answers.
 type PutEndpointResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Endpoint      *Endpoint              `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	Endpoint      *Endpoint `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -496,6 +509,7 @@ func (x *PutEndpointResponse) GetEndpoint() *Endpoint {
 	return nil
 }
 
+// ListEndpointsRequest is what ListEndpoints is asked.
 type ListEndpointsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 200; 0: 50.
@@ -550,10 +564,12 @@ func (x *ListEndpointsRequest) GetPageToken() string {
 	return ""
 }
 
+// ListEndpointsResponse is what ListEndpoints answers.
 type ListEndpointsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty on the last page.
-	NextPageToken string      `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
 	Endpoints     []*Endpoint `protobuf:"bytes,2,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -603,11 +619,15 @@ func (x *ListEndpointsResponse) GetEndpoints() []*Endpoint {
 	return nil
 }
 
+// DeleteEndpointRequest is what DeleteEndpoint is asked.
 type DeleteEndpointRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	EndpointId    string                 `protobuf:"bytes,3,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The endpoint.
+	EndpointId    string `protobuf:"bytes,3,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -663,6 +683,7 @@ func (x *DeleteEndpointRequest) GetEndpointId() string {
 	return ""
 }
 
+// DeleteEndpointResponse is what DeleteEndpoint answers.
 type DeleteEndpointResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// False where there was none.
@@ -738,21 +759,28 @@ type Issue struct {
 	Identifier string `protobuf:"bytes,8,opt,name=identifier,proto3" json:"identifier,omitempty"`
 	// Those that it had in other teams.
 	PreviousIdentifiers []string `protobuf:"bytes,9,rep,name=previous_identifiers,json=previousIdentifiers,proto3" json:"previous_identifiers,omitempty"`
-	Url                 string   `protobuf:"bytes,10,opt,name=url,proto3" json:"url,omitempty"`
-	Title               string   `protobuf:"bytes,11,opt,name=title,proto3" json:"title,omitempty"`
+	// Its page.
+	Url string `protobuf:"bytes,10,opt,name=url,proto3" json:"url,omitempty"`
+	// Its title.
+	Title string `protobuf:"bytes,11,opt,name=title,proto3" json:"title,omitempty"`
 	// The first 2,000 characters.
 	Description string `protobuf:"bytes,12,opt,name=description,proto3" json:"description,omitempty"`
 	// True where there is more of the description.
 	DescriptionCut bool `protobuf:"varint,13,opt,name=description_cut,json=descriptionCut,proto3" json:"description_cut,omitempty"`
 	// 0 none, 1 urgent, 2 high, 3 medium, 4 low.
-	Priority int32          `protobuf:"varint,14,opt,name=priority,proto3" json:"priority,omitempty"`
-	Estimate float64        `protobuf:"fixed64,15,opt,name=estimate,proto3" json:"estimate,omitempty"`
-	State    *WorkflowState `protobuf:"bytes,16,opt,name=state,proto3" json:"state,omitempty"`
-	Team     *Team          `protobuf:"bytes,17,opt,name=team,proto3" json:"team,omitempty"`
-	Assignee *Ref           `protobuf:"bytes,18,opt,name=assignee,proto3" json:"assignee,omitempty"`
+	Priority int32 `protobuf:"varint,14,opt,name=priority,proto3" json:"priority,omitempty"`
+	// How large it is, in the team's points.
+	Estimate float64 `protobuf:"fixed64,15,opt,name=estimate,proto3" json:"estimate,omitempty"`
+	// Where it is in the team's workflow.
+	State *WorkflowState `protobuf:"bytes,16,opt,name=state,proto3" json:"state,omitempty"`
+	// The team that it belongs to.
+	Team *Team `protobuf:"bytes,17,opt,name=team,proto3" json:"team,omitempty"`
+	// Who does it.
+	Assignee *Ref `protobuf:"bytes,18,opt,name=assignee,proto3" json:"assignee,omitempty"`
 	// The agent that works on it for the assignee.
 	Delegate *Ref `protobuf:"bytes,19,opt,name=delegate,proto3" json:"delegate,omitempty"`
-	Creator  *Ref `protobuf:"bytes,20,opt,name=creator,proto3" json:"creator,omitempty"`
+	// Who made it.
+	Creator *Ref `protobuf:"bytes,20,opt,name=creator,proto3" json:"creator,omitempty"`
 	// Linear's project, which is not one of ProjectService.
 	Project *Ref `protobuf:"bytes,21,opt,name=project,proto3" json:"project,omitempty"`
 	// Its name is its number where it has no other.
@@ -765,11 +793,16 @@ type Issue struct {
 	LinearCreateTime *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=linear_create_time,json=linearCreateTime,proto3" json:"linear_create_time,omitempty"`
 	// Linear's updatedAt.
 	LinearUpdateTime *timestamppb.Timestamp `protobuf:"bytes,26,opt,name=linear_update_time,json=linearUpdateTime,proto3" json:"linear_update_time,omitempty"`
-	StartTime        *timestamppb.Timestamp `protobuf:"bytes,27,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	CompleteTime     *timestamppb.Timestamp `protobuf:"bytes,28,opt,name=complete_time,json=completeTime,proto3" json:"complete_time,omitempty"`
-	CancelTime       *timestamppb.Timestamp `protobuf:"bytes,29,opt,name=cancel_time,json=cancelTime,proto3" json:"cancel_time,omitempty"`
-	ArchiveTime      *timestamppb.Timestamp `protobuf:"bytes,30,opt,name=archive_time,json=archiveTime,proto3" json:"archive_time,omitempty"`
-	Trashed          bool                   `protobuf:"varint,31,opt,name=trashed,proto3" json:"trashed,omitempty"`
+	// When work on it began.
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,27,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// When it was completed.
+	CompleteTime *timestamppb.Timestamp `protobuf:"bytes,28,opt,name=complete_time,json=completeTime,proto3" json:"complete_time,omitempty"`
+	// When it was cancelled.
+	CancelTime *timestamppb.Timestamp `protobuf:"bytes,29,opt,name=cancel_time,json=cancelTime,proto3" json:"cancel_time,omitempty"`
+	// When it was archived.
+	ArchiveTime *timestamppb.Timestamp `protobuf:"bytes,30,opt,name=archive_time,json=archiveTime,proto3" json:"archive_time,omitempty"`
+	// It is in the trash.
+	Trashed bool `protobuf:"varint,31,opt,name=trashed,proto3" json:"trashed,omitempty"`
 	// True where the next sync will ask Linear for the issue, because what came of it disagrees or came late.
 	Refetch bool `protobuf:"varint,32,opt,name=refetch,proto3" json:"refetch,omitempty"`
 	// Set: the issue was removed.
@@ -1051,8 +1084,10 @@ func (x *Issue) GetPayload() *IssuePayload {
 // WorkflowState is how far an issue is.
 type WorkflowState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Its id in Linear.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What people call it.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// triage, backlog, unstarted, started, completed, canceled or duplicate.
 	Type          string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1113,8 +1148,10 @@ func (x *WorkflowState) GetType() string {
 // Team is a team of a workspace.
 type Team struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Its id in Linear.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What people call it.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// What identifiers begin with, such as "ENG".
 	Key           string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1174,9 +1211,11 @@ func (x *Team) GetKey() string {
 
 // Ref names something of Linear's.
 type Ref struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id in Linear.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What people call it.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1227,10 +1266,12 @@ func (x *Ref) GetName() string {
 
 // IssuePayload is an issue as Linear sent it.
 type IssuePayload struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Payload *structpb.Struct       `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The issue as Linear sends it.
+	Payload *structpb.Struct `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"`
 	// "webhook", "poll" or "api".
-	Source      string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	Source string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	// When it came.
 	ReceiveTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=receive_time,json=receiveTime,proto3" json:"receive_time,omitempty"`
 	// Properties that were left out because the payload was larger than 192 KiB, the largest first.
 	Dropped       []string `protobuf:"bytes,4,rep,name=dropped,proto3" json:"dropped,omitempty"`
@@ -1423,13 +1464,15 @@ func (x *IssueFilter) GetUpdatedSince() *timestamppb.Timestamp {
 	return nil
 }
 
+// ListIssuesRequest is what ListIssues is asked.
 type ListIssuesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 200; 0: 50.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the last page's next_page_token; the other fields must be the same.
-	PageToken string       `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	Filter    *IssueFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Which; unset: all.
+	Filter *IssueFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	// True: what Linear sent comes along, and fewer issues fit on a page.
 	WithPayload   bool `protobuf:"varint,4,opt,name=with_payload,json=withPayload,proto3" json:"with_payload,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1494,10 +1537,12 @@ func (x *ListIssuesRequest) GetWithPayload() bool {
 	return false
 }
 
+// ListIssuesResponse is what ListIssues answers.
 type ListIssuesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty on the last page.
-	NextPageToken string   `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
 	Issues        []*Issue `protobuf:"bytes,2,rep,name=issues,proto3" json:"issues,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1547,9 +1592,11 @@ func (x *ListIssuesResponse) GetIssues() []*Issue {
 	return nil
 }
 
+// PutIssuesRequest is what PutIssues is asked.
 type PutIssuesRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Of each of the issues.
 	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
 	// As Linear's API returned them.
@@ -1609,6 +1656,7 @@ func (x *PutIssuesRequest) GetIssues() []*structpb.Struct {
 	return nil
 }
 
+// PutIssuesResponse is what PutIssues answers.
 type PutIssuesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What became of each issue, in the order of the request.
@@ -1660,7 +1708,8 @@ type PutIssueResult struct {
 	// Empty where the issue has none.
 	IssueId string `protobuf:"bytes,1,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
 	// True where the issue was stored; false where what is stored is as new, or newer, or there is a problem.
-	Applied bool  `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"`
+	Applied bool `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"`
+	// The issue's version.
 	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
 	// Set: the issue was not stored, and why. The other issues are not concerned.
 	Problem       *v1.Problem `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`

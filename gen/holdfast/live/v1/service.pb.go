@@ -31,12 +31,15 @@ const (
 type PlanReason int32
 
 const (
+	// Not said.
 	PlanReason_PLAN_REASON_UNSPECIFIED PlanReason = 0
 	// It is the conversation's first connection.
 	PlanReason_PLAN_REASON_FIRST PlanReason = 1
 	// The provider's session goes on.
-	PlanReason_PLAN_REASON_RESUMED        PlanReason = 2
+	PlanReason_PLAN_REASON_RESUMED PlanReason = 2
+	// The handle is too old.
 	PlanReason_PLAN_REASON_HANDLE_EXPIRED PlanReason = 3
+	// The provider refused the handle.
 	PlanReason_PLAN_REASON_HANDLE_REFUSED PlanReason = 4
 	// The setup or the provider is another.
 	PlanReason_PLAN_REASON_SETUP_CHANGED PlanReason = 5
@@ -93,11 +96,15 @@ func (PlanReason) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_live_v1_service_proto_rawDescGZIP(), []int{0}
 }
 
+// ConnectLiveRequest is what ConnectLive is asked.
 type ConnectLiveRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// Who connects, as others are shown it: its name and its platform, and the rest is not kept.
 	Device *v1.Device `protobuf:"bytes,4,opt,name=device,proto3" json:"device,omitempty"`
 	// Unset: the Developer API.
@@ -111,8 +118,9 @@ type ConnectLiveRequest struct {
 	// What a new session is told, in tokens, from 256; 0: 8,000.
 	SeedBudgetTokens int32 `protobuf:"varint,9,opt,name=seed_budget_tokens,json=seedBudgetTokens,proto3" json:"seed_budget_tokens,omitempty"`
 	// End `plan.send` with a turn of the user, as Gemini 2.5 wants it.
-	SeedEndsWithUser bool         `protobuf:"varint,10,opt,name=seed_ends_with_user,json=seedEndsWithUser,proto3" json:"seed_ends_with_user,omitempty"`
-	Options          *LiveOptions `protobuf:"bytes,11,opt,name=options,proto3" json:"options,omitempty"`
+	SeedEndsWithUser bool `protobuf:"varint,10,opt,name=seed_ends_with_user,json=seedEndsWithUser,proto3" json:"seed_ends_with_user,omitempty"`
+	// What the connection is for.
+	Options *LiveOptions `protobuf:"bytes,11,opt,name=options,proto3" json:"options,omitempty"`
 	// Answer the plan, and take nothing. The frames of `previous` are not folded then, and request_id and if_version are not looked at.
 	ValidateOnly  bool `protobuf:"varint,12,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -235,8 +243,9 @@ func (x *ConnectLiveRequest) GetValidateOnly() bool {
 
 // Previous is the connection that a new one follows, and what it still owed.
 type Previous struct {
-	state        protoimpl.MessageState `protogen:"open.v1"`
-	FencingToken int32                  `protobuf:"varint,1,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The number of that connection.
+	FencingToken int32 `protobuf:"varint,1,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	// Its frames that were not stored.
 	Frames []*LiveFrame `protobuf:"bytes,2,rep,name=frames,proto3" json:"frames,omitempty"`
 	// The WebSocket's close code; 0: none.
@@ -389,14 +398,17 @@ func (x *LiveOptions) GetToolLease() *durationpb.Duration {
 	return nil
 }
 
+// ConnectLiveResponse is what ConnectLive answers.
 type ConnectLiveResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Names the connection for people and in errors; calls name it by the lease's fencing token.
 	ConnectionId string `protobuf:"bytes,1,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
 	// Unset with validate_only.
-	Lease         *v1.Lease `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
-	Plan          *Plan     `protobuf:"bytes,3,opt,name=plan,proto3" json:"plan,omitempty"`
-	Version       int64     `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	Lease *v1.Lease `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	// What to tell the model.
+	Plan *Plan `protobuf:"bytes,3,opt,name=plan,proto3" json:"plan,omitempty"`
+	// The version after the change.
+	Version       int64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -548,6 +560,8 @@ type LiveFrame struct {
 	// The client's count of the connection's frames, from 1, rising. A frame that is not above the last one folded is skipped, so a
 	// resend changes nothing. It may leave out numbers, but not more than 1,000,000 in a row.
 	ClientIndex int32 `protobuf:"varint,1,opt,name=client_index,json=clientIndex,proto3" json:"client_index,omitempty"`
+	// The frame, in the form that the client has.
+	//
 	// Types that are valid to be assigned to Frame:
 	//
 	//	*LiveFrame_Text
@@ -654,9 +668,11 @@ func (*LiveFrame_Binary) isLiveFrame_Frame() {}
 
 func (*LiveFrame_Object) isLiveFrame_Frame() {}
 
+// IngestLiveRequest is what IngestLive is asked.
 type IngestLiveRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// From ConnectLive.
 	FencingToken int32 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	// None: renew the lease.
@@ -725,23 +741,27 @@ func (x *IngestLiveRequest) GetPlayedMs() int32 {
 	return 0
 }
 
+// IngestLiveResponse is what IngestLive answers.
 type IngestLiveResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The highest client_index stored; send on from the next.
 	StoredThrough int32 `protobuf:"varint,1,opt,name=stored_through,json=storedThrough,proto3" json:"stored_through,omitempty"`
 	// The highest client_index that was taken in. Above stored_through it is not stored yet, and this server may lose it.
-	ReceivedThrough int32     `protobuf:"varint,2,opt,name=received_through,json=receivedThrough,proto3" json:"received_through,omitempty"`
-	Lease           *v1.Lease `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
+	ReceivedThrough int32 `protobuf:"varint,2,opt,name=received_through,json=receivedThrough,proto3" json:"received_through,omitempty"`
+	// The connection's lease, renewed.
+	Lease *v1.Lease `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
 	// Unset: the connection need not be left.
 	Rotate *Rotate `protobuf:"bytes,4,opt,name=rotate,proto3" json:"rotate,omitempty"`
 	// The tool calls that the batch made or changed. Those with a claim are the connection's: execute them.
 	ToolCalls []*v11.ToolCall `protobuf:"bytes,5,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
 	// The messages that the batch made or changed, as they stand now.
-	Messages []*v11.Message  `protobuf:"bytes,6,rep,name=messages,proto3" json:"messages,omitempty"`
-	Voice    *v11.VoiceState `protobuf:"bytes,7,opt,name=voice,proto3" json:"voice,omitempty"`
+	Messages []*v11.Message `protobuf:"bytes,6,rep,name=messages,proto3" json:"messages,omitempty"`
+	// What the assistant does now.
+	Voice *v11.VoiceState `protobuf:"bytes,7,opt,name=voice,proto3" json:"voice,omitempty"`
 	// Frames of the batch that the server did not understand, or not wholly.
 	UnknownFrames int32 `protobuf:"varint,8,opt,name=unknown_frames,json=unknownFrames,proto3" json:"unknown_frames,omitempty"`
-	Version       int64 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`
+	// The version after the change.
+	Version int64 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`
 	// True where messages or tool_calls end early, because the answer would be more than 2 MiB. The lists of the conversation have the
 	// rest.
 	More          bool `protobuf:"varint,10,opt,name=more,proto3" json:"more,omitempty"`
@@ -904,12 +924,17 @@ func (x *Rotate) GetWithin() *durationpb.Duration {
 	return nil
 }
 
+// DisconnectLiveRequest is what DisconnectLive is asked.
 type DisconnectLiveRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	FencingToken   int32                  `protobuf:"varint,4,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// The number of the connection.
+	FencingToken int32 `protobuf:"varint,4,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	// The frames that were not stored.
 	Frames []*LiveFrame `protobuf:"bytes,5,rep,name=frames,proto3" json:"frames,omitempty"`
 	// The WebSocket's close code; 0: none.
@@ -999,10 +1024,12 @@ func (x *DisconnectLiveRequest) GetPlayedMs() int32 {
 	return 0
 }
 
+// DisconnectLiveResponse is what DisconnectLive answers.
 type DisconnectLiveResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The highest client_index stored.
 	StoredThrough int32 `protobuf:"varint,1,opt,name=stored_through,json=storedThrough,proto3" json:"stored_through,omitempty"`
+	// The version after the change.
 	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1052,11 +1079,15 @@ func (x *DisconnectLiveResponse) GetVersion() int64 {
 	return 0
 }
 
+// ClaimToolCallRequest is what ClaimToolCall is asked.
 type ClaimToolCallRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// The call's seq.
 	Seq int32 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`
 	// Who asks.
@@ -1148,11 +1179,13 @@ func (x *ClaimToolCallRequest) GetFencingToken() int32 {
 	return 0
 }
 
+// ClaimToolCallResponse is what ClaimToolCall answers.
 type ClaimToolCallResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its claim has the fencing token.
-	ToolCall      *v11.ToolCall `protobuf:"bytes,1,opt,name=tool_call,json=toolCall,proto3" json:"tool_call,omitempty"`
-	Version       int64         `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	ToolCall *v11.ToolCall `protobuf:"bytes,1,opt,name=tool_call,json=toolCall,proto3" json:"tool_call,omitempty"`
+	// The version after the change.
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1201,11 +1234,15 @@ func (x *ClaimToolCallResponse) GetVersion() int64 {
 	return 0
 }
 
+// CompleteToolCallRequest is what CompleteToolCall is asked.
 type CompleteToolCallRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion      *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	ConversationId string                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// The call's seq.
 	Seq int32 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`
 	// Of the call's claim.
@@ -1324,13 +1361,16 @@ func (x *CompleteToolCallRequest) GetScheduling() string {
 	return ""
 }
 
+// CompleteToolCallResponse is what CompleteToolCall answers.
 type CompleteToolCallResponse struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	ToolCall *v11.ToolCall          `protobuf:"bytes,1,opt,name=tool_call,json=toolCall,proto3" json:"tool_call,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	ToolCall *v11.ToolCall `protobuf:"bytes,1,opt,name=tool_call,json=toolCall,proto3" json:"tool_call,omitempty"`
 	// The frame that tells the model: a toolResponse, or text where a later connection than the call's is open. Send it to the
 	// provider and ingest it. Unset: nobody need be told.
-	Send          *structpb.Struct `protobuf:"bytes,2,opt,name=send,proto3" json:"send,omitempty"`
-	Version       int64            `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Send *structpb.Struct `protobuf:"bytes,2,opt,name=send,proto3" json:"send,omitempty"`
+	// The version after the change.
+	Version       int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1388,13 +1428,17 @@ func (x *CompleteToolCallResponse) GetVersion() int64 {
 
 // LiveFrameBatch is the raw frames of one batch, or of a part of a large one.
 type LiveFrameBatch struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Number         int32                  `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
-	FromConnection int32                  `protobuf:"varint,2,opt,name=from_connection,json=fromConnection,proto3" json:"from_connection,omitempty"`
-	Frames         []*LiveFrame           `protobuf:"bytes,3,rep,name=frames,proto3" json:"frames,omitempty"`
-	ReceiveTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=receive_time,json=receiveTime,proto3" json:"receive_time,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its number in the conversation.
+	Number int32 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// The number of the connection that it came by.
+	FromConnection int32 `protobuf:"varint,2,opt,name=from_connection,json=fromConnection,proto3" json:"from_connection,omitempty"`
+	// The frames, in order.
+	Frames []*LiveFrame `protobuf:"bytes,3,rep,name=frames,proto3" json:"frames,omitempty"`
+	// When it came.
+	ReceiveTime   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=receive_time,json=receiveTime,proto3" json:"receive_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LiveFrameBatch) Reset() {
@@ -1455,12 +1499,14 @@ func (x *LiveFrameBatch) GetReceiveTime() *timestamppb.Timestamp {
 	return nil
 }
 
+// ListLiveFramesRequest is what ListLiveFrames is asked.
 type ListLiveFramesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In batches, 1 to 200; 0: 20. Fewer come where they would be more than 2 MiB.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the last page's next_page_token; the other fields must be the same.
-	PageToken      string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// The conversation.
 	ConversationId string `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -1517,10 +1563,12 @@ func (x *ListLiveFramesRequest) GetConversationId() string {
 	return ""
 }
 
+// ListLiveFramesResponse is what ListLiveFrames answers.
 type ListLiveFramesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty on the last page.
-	NextPageToken string            `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
 	Batches       []*LiveFrameBatch `protobuf:"bytes,2,rep,name=batches,proto3" json:"batches,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -31,15 +31,22 @@ const (
 type TaskStatus int32
 
 const (
+	// Not said.
 	TaskStatus_TASK_STATUS_UNSPECIFIED TaskStatus = 0
 	// A word of the provider that is not known; the task may be running.
-	TaskStatus_TASK_STATUS_UNKNOWN   TaskStatus = 1
-	TaskStatus_TASK_STATUS_QUEUED    TaskStatus = 2
-	TaskStatus_TASK_STATUS_RUNNING   TaskStatus = 3
-	TaskStatus_TASK_STATUS_PAUSED    TaskStatus = 4
+	TaskStatus_TASK_STATUS_UNKNOWN TaskStatus = 1
+	// It waits for its turn.
+	TaskStatus_TASK_STATUS_QUEUED TaskStatus = 2
+	// The agent works.
+	TaskStatus_TASK_STATUS_RUNNING TaskStatus = 3
+	// It stands still until it is resumed.
+	TaskStatus_TASK_STATUS_PAUSED TaskStatus = 4
+	// It is done.
 	TaskStatus_TASK_STATUS_SUCCEEDED TaskStatus = 5
+	// Somebody stopped it.
 	TaskStatus_TASK_STATUS_CANCELLED TaskStatus = 6
-	TaskStatus_TASK_STATUS_FAILED    TaskStatus = 7
+	// It broke off.
+	TaskStatus_TASK_STATUS_FAILED TaskStatus = 7
 )
 
 // Enum value maps for TaskStatus.
@@ -97,11 +104,14 @@ func (TaskStatus) EnumDescriptor() ([]byte, []int) {
 type NotificationLevel int32
 
 const (
+	// Not said.
 	NotificationLevel_NOTIFICATION_LEVEL_UNSPECIFIED NotificationLevel = 0
-	NotificationLevel_NOTIFICATION_LEVEL_NONE        NotificationLevel = 1
+	// Nothing.
+	NotificationLevel_NOTIFICATION_LEVEL_NONE NotificationLevel = 1
 	// Only what waits for the user: tasks that end or ask.
 	NotificationLevel_NOTIFICATION_LEVEL_IMPORTANT NotificationLevel = 2
-	NotificationLevel_NOTIFICATION_LEVEL_ALL       NotificationLevel = 3
+	// Everything.
+	NotificationLevel_NOTIFICATION_LEVEL_ALL NotificationLevel = 3
 )
 
 // Enum value maps for NotificationLevel.
@@ -155,15 +165,21 @@ type Project struct {
 	// The user whose project it is; empty: the whole tenant's.
 	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
 	// 1 at creation, +1 for each change.
-	Version    int64                  `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// When it was made.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it last changed.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// From this instant on the project is not found. Unset: it does not expire.
-	ExpireTime  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	Labels      map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Title       string                 `protobuf:"bytes,8,opt,name=title,proto3" json:"title,omitempty"`
-	Description string                 `protobuf:"bytes,9,opt,name=description,proto3" json:"description,omitempty"`
-	Repository  *Repository            `protobuf:"bytes,10,opt,name=repository,proto3" json:"repository,omitempty"`
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Anything that one wants to find it by.
+	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What people call it.
+	Title string `protobuf:"bytes,8,opt,name=title,proto3" json:"title,omitempty"`
+	// What it is about.
+	Description string `protobuf:"bytes,9,opt,name=description,proto3" json:"description,omitempty"`
+	// Where its code is.
+	Repository *Repository `protobuf:"bytes,10,opt,name=repository,proto3" json:"repository,omitempty"`
 	// Anything that belongs to the project.
 	Settings *structpb.Struct `protobuf:"bytes,11,opt,name=settings,proto3" json:"settings,omitempty"`
 	// Whose issues belong to the project.
@@ -310,8 +326,10 @@ type Repository struct {
 	// Such as "github"; empty: unknown.
 	Provider string `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
 	// As the provider names it, such as "acme/api".
-	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Url           string `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Its page.
+	Url string `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`
+	// The branch that work starts from.
 	DefaultBranch string `protobuf:"bytes,4,opt,name=default_branch,json=defaultBranch,proto3" json:"default_branch,omitempty"`
 	// The provider's own id, such as Codegen's repo_id.
 	ExternalId    string `protobuf:"bytes,5,opt,name=external_id,json=externalId,proto3" json:"external_id,omitempty"`
@@ -448,13 +466,18 @@ func (x *IssueSource) GetId() string {
 	return ""
 }
 
+// PutProjectRequest is what PutProject is asked.
 type PutProjectRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
 	// 1 to 128 of A-Z a-z 0-9 . _ : -; empty: the server makes one.
-	ProjectId  string                 `protobuf:"bytes,3,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	Project    *Project               `protobuf:"bytes,4,opt,name=project,proto3" json:"project,omitempty"`
+	ProjectId string `protobuf:"bytes,3,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	// The new values.
+	Project *Project `protobuf:"bytes,4,opt,name=project,proto3" json:"project,omitempty"`
+	// The fields to change (AIP-134); unset: those that are set.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// True: a project that is not there is `not_found`.
 	MustExist bool `protobuf:"varint,6,opt,name=must_exist,json=mustExist,proto3" json:"must_exist,omitempty"`
@@ -544,9 +567,11 @@ func (x *PutProjectRequest) GetShared() bool {
 	return false
 }
 
+// PutProjectResponse is what PutProject answers.
 type PutProjectResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Project       *Project               `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	Project       *Project `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -588,9 +613,11 @@ func (x *PutProjectResponse) GetProject() *Project {
 	return nil
 }
 
+// GetProjectRequest is what GetProject is asked.
 type GetProjectRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	ProjectId string                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The project.
+	ProjectId string `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	// At this version the answer is `not_modified` and nothing else.
 	IfVersionNot  *int64 `protobuf:"varint,2,opt,name=if_version_not,json=ifVersionNot,proto3,oneof" json:"if_version_not,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -641,10 +668,13 @@ func (x *GetProjectRequest) GetIfVersionNot() int64 {
 	return 0
 }
 
+// GetProjectResponse is what GetProject answers.
 type GetProjectResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Project       *Project               `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
-	NotModified   bool                   `protobuf:"varint,2,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	Project *Project `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
+	// It is at the version that was asked about, and everything else is empty.
+	NotModified   bool `protobuf:"varint,2,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -748,12 +778,14 @@ func (x *ProjectFilter) GetArchived() bool {
 	return false
 }
 
+// ListProjectsRequest is what ListProjects is asked.
 type ListProjectsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 200; 0: 50.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the last page's next_page_token; the filter must be the same.
-	PageToken     string         `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Which; unset: all.
 	Filter        *ProjectFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -810,10 +842,12 @@ func (x *ListProjectsRequest) GetFilter() *ProjectFilter {
 	return nil
 }
 
+// ListProjectsResponse is what ListProjects answers.
 type ListProjectsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty on the last page.
-	NextPageToken string     `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
 	Projects      []*Project `protobuf:"bytes,2,rep,name=projects,proto3" json:"projects,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -863,11 +897,15 @@ func (x *ListProjectsResponse) GetProjects() []*Project {
 	return nil
 }
 
+// DeleteProjectRequest is what DeleteProject is asked.
 type DeleteProjectRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	ProjectId     string                 `protobuf:"bytes,3,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The project.
+	ProjectId     string `protobuf:"bytes,3,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -923,6 +961,7 @@ func (x *DeleteProjectRequest) GetProjectId() string {
 	return ""
 }
 
+// DeleteProjectResponse is what DeleteProject answers.
 type DeleteProjectResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// False where there was none.
@@ -977,9 +1016,11 @@ func (x *DeleteProjectResponse) GetVersion() int64 {
 	return 0
 }
 
+// WatchProjectRequest is what WatchProject is asked.
 type WatchProjectRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	ProjectId string                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The project.
+	ProjectId string `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	// The last version seen; 0: start with a snapshot.
 	AfterVersion  int64 `protobuf:"varint,2,opt,name=after_version,json=afterVersion,proto3" json:"after_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1030,6 +1071,7 @@ func (x *WatchProjectRequest) GetAfterVersion() int64 {
 	return 0
 }
 
+// WatchProjectResponse is what WatchProject answers.
 type WatchProjectResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// True for a heartbeat: nothing else is set but version.
@@ -1119,14 +1161,19 @@ type Task struct {
 	// The user whose task it is; empty: the whole tenant's.
 	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
 	// 1 at creation, +1 for each change.
-	Version    int64                  `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// When it was made.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it last changed.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// From this instant on the task is not found. Unset: it does not expire.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	Labels     map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Title      string                 `protobuf:"bytes,8,opt,name=title,proto3" json:"title,omitempty"`
-	ProjectId  string                 `protobuf:"bytes,9,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	// Anything that one wants to find it by.
+	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What people call it.
+	Title string `protobuf:"bytes,8,opt,name=title,proto3" json:"title,omitempty"`
+	// The project that it works for.
+	ProjectId string `protobuf:"bytes,9,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	// Who runs it, such as "codegen".
 	Provider string `protobuf:"bytes,10,opt,name=provider,proto3" json:"provider,omitempty"`
 	// The provider's id of the run.
@@ -1138,14 +1185,17 @@ type Task struct {
 	// Why a failed task failed, such as "timeout".
 	StatusReason string `protobuf:"bytes,14,opt,name=status_reason,json=statusReason,proto3" json:"status_reason,omitempty"`
 	// When the status was observed.
-	StatusTime   *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=status_time,json=statusTime,proto3" json:"status_time,omitempty"`
-	PullRequests []*PullRequest         `protobuf:"bytes,16,rep,name=pull_requests,json=pullRequests,proto3" json:"pull_requests,omitempty"`
+	StatusTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=status_time,json=statusTime,proto3" json:"status_time,omitempty"`
+	// What came of it.
+	PullRequests []*PullRequest `protobuf:"bytes,16,rep,name=pull_requests,json=pullRequests,proto3" json:"pull_requests,omitempty"`
 	// The issue that the task works on.
 	Issue *IssueRef `protobuf:"bytes,17,opt,name=issue,proto3" json:"issue,omitempty"`
 	// The message that asked for the task.
 	RequestedBy *v1.MessageRef `protobuf:"bytes,18,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
-	WebUrl      string         `protobuf:"bytes,19,opt,name=web_url,json=webUrl,proto3" json:"web_url,omitempty"`
-	Summary     string         `protobuf:"bytes,20,opt,name=summary,proto3" json:"summary,omitempty"`
+	// Its page at the provider.
+	WebUrl string `protobuf:"bytes,19,opt,name=web_url,json=webUrl,proto3" json:"web_url,omitempty"`
+	// What came of it, in words.
+	Summary string `protobuf:"bytes,20,opt,name=summary,proto3" json:"summary,omitempty"`
 	// What came of the task, up to 16 KiB.
 	Result *structpb.Value `protobuf:"bytes,21,opt,name=result,proto3" json:"result,omitempty"`
 	// Anything that belongs to the task.
@@ -1351,10 +1401,14 @@ func (x *Task) GetResumeCount() int32 {
 type PullRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The provider's id.
-	PullRequestId string                 `protobuf:"bytes,1,opt,name=pull_request_id,json=pullRequestId,proto3" json:"pull_request_id,omitempty"`
-	Title         string                 `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
-	Url           string                 `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`
-	HeadBranch    string                 `protobuf:"bytes,4,opt,name=head_branch,json=headBranch,proto3" json:"head_branch,omitempty"`
+	PullRequestId string `protobuf:"bytes,1,opt,name=pull_request_id,json=pullRequestId,proto3" json:"pull_request_id,omitempty"`
+	// Its title.
+	Title string `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
+	// Its page.
+	Url string `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`
+	// The branch that it merges.
+	HeadBranch string `protobuf:"bytes,4,opt,name=head_branch,json=headBranch,proto3" json:"head_branch,omitempty"`
+	// When it was made.
 	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1496,9 +1550,12 @@ type TaskTransition struct {
 	Seq int32 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
 	// Unset for the first.
 	FromStatus TaskStatus `protobuf:"varint,2,opt,name=from_status,json=fromStatus,proto3,enum=holdfast.project.v1.TaskStatus" json:"from_status,omitempty"`
-	ToStatus   TaskStatus `protobuf:"varint,3,opt,name=to_status,json=toStatus,proto3,enum=holdfast.project.v1.TaskStatus" json:"to_status,omitempty"`
-	RawStatus  string     `protobuf:"bytes,4,opt,name=raw_status,json=rawStatus,proto3" json:"raw_status,omitempty"`
-	Reason     string     `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The status that it went to.
+	ToStatus TaskStatus `protobuf:"varint,3,opt,name=to_status,json=toStatus,proto3,enum=holdfast.project.v1.TaskStatus" json:"to_status,omitempty"`
+	// The provider's own word.
+	RawStatus string `protobuf:"bytes,4,opt,name=raw_status,json=rawStatus,proto3" json:"raw_status,omitempty"`
+	// Why.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Who said so, such as "poll" or "user".
 	Source string `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
 	// When it was observed.
@@ -1613,18 +1670,24 @@ func (x *TaskTransition) GetResumeRequestedBy() *v1.MessageRef {
 	return nil
 }
 
+// PutTaskRequest is what PutTask is asked.
 type PutTaskRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
 	// 1 to 128 of A-Z a-z 0-9 . _ : -; empty: the server makes one.
-	TaskId     string                 `protobuf:"bytes,3,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	Task       *Task                  `protobuf:"bytes,4,opt,name=task,proto3" json:"task,omitempty"`
+	TaskId string `protobuf:"bytes,3,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// The new values.
+	Task *Task `protobuf:"bytes,4,opt,name=task,proto3" json:"task,omitempty"`
+	// The fields to change (AIP-134); unset: those that are set.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// True: a task that is not there is `not_found`.
 	MustExist bool `protobuf:"varint,6,opt,name=must_exist,json=mustExist,proto3" json:"must_exist,omitempty"`
 	// True: the task belongs to the whole tenant. It counts when the task is made. What a service makes for itself does anyway.
-	Shared        bool    `protobuf:"varint,7,opt,name=shared,proto3" json:"shared,omitempty"`
+	Shared bool `protobuf:"varint,7,opt,name=shared,proto3" json:"shared,omitempty"`
+	// Where this comes from.
 	Report        *Report `protobuf:"bytes,8,opt,name=report,proto3" json:"report,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1807,9 +1870,11 @@ func (x *Report) GetResumeRequestedBy() *v1.MessageRef {
 	return nil
 }
 
+// PutTaskResponse is what PutTask answers.
 type PutTaskResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Task  *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	// As it is now.
+	Task *Task `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
 	// The transition that the report made; unset where it made none.
 	Transition    *TaskTransition `protobuf:"bytes,2,opt,name=transition,proto3" json:"transition,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1860,13 +1925,15 @@ func (x *PutTaskResponse) GetTransition() *TaskTransition {
 	return nil
 }
 
+// GetTaskRequest is what GetTask is asked.
 type GetTaskRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many transitions: 1 to 200; 0: 50.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the last page's next_page_token.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	TaskId    string `protobuf:"bytes,3,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// The task.
+	TaskId string `protobuf:"bytes,3,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	// At this version the first page is `not_modified` and nothing else.
 	IfVersionNot  *int64 `protobuf:"varint,4,opt,name=if_version_not,json=ifVersionNot,proto3,oneof" json:"if_version_not,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1931,14 +1998,17 @@ func (x *GetTaskRequest) GetIfVersionNot() int64 {
 	return 0
 }
 
+// GetTaskResponse is what GetTask answers.
 type GetTaskResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty on the last page.
 	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	Task          *Task  `protobuf:"bytes,2,opt,name=task,proto3" json:"task,omitempty"`
+	// As it is now.
+	Task *Task `protobuf:"bytes,2,opt,name=task,proto3" json:"task,omitempty"`
 	// Newest first.
-	Transitions   []*TaskTransition `protobuf:"bytes,3,rep,name=transitions,proto3" json:"transitions,omitempty"`
-	NotModified   bool              `protobuf:"varint,4,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
+	Transitions []*TaskTransition `protobuf:"bytes,3,rep,name=transitions,proto3" json:"transitions,omitempty"`
+	// It is at the version that was asked about, and everything else is empty.
+	NotModified   bool `protobuf:"varint,4,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2003,14 +2073,17 @@ func (x *GetTaskResponse) GetNotModified() bool {
 
 // TaskFilter chooses tasks: those that fit all that is set.
 type TaskFilter struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	ProjectId string                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of this project.
+	ProjectId string `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	// Only tasks of one of these statuses.
 	Statuses []TaskStatus `protobuf:"varint,2,rep,packed,name=statuses,proto3,enum=holdfast.project.v1.TaskStatus" json:"statuses,omitempty"`
 	// True: only tasks that have not ended.
-	Open     bool   `protobuf:"varint,3,opt,name=open,proto3" json:"open,omitempty"`
+	Open bool `protobuf:"varint,3,opt,name=open,proto3" json:"open,omitempty"`
+	// Run by this provider.
 	Provider string `protobuf:"bytes,4,opt,name=provider,proto3" json:"provider,omitempty"`
-	RunId    string `protobuf:"bytes,5,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// This run.
+	RunId string `protobuf:"bytes,5,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
 	// Only tasks on this issue: what is set of it must be the same.
 	Issue         *IssueRef `protobuf:"bytes,6,opt,name=issue,proto3" json:"issue,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2089,12 +2162,14 @@ func (x *TaskFilter) GetIssue() *IssueRef {
 	return nil
 }
 
+// ListTasksRequest is what ListTasks is asked.
 type ListTasksRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 200; 0: 50.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the last page's next_page_token; the filter must be the same.
-	PageToken     string      `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Which; unset: all.
 	Filter        *TaskFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2151,10 +2226,12 @@ func (x *ListTasksRequest) GetFilter() *TaskFilter {
 	return nil
 }
 
+// ListTasksResponse is what ListTasks answers.
 type ListTasksResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty on the last page.
-	NextPageToken string  `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
 	Tasks         []*Task `protobuf:"bytes,2,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2204,11 +2281,15 @@ func (x *ListTasksResponse) GetTasks() []*Task {
 	return nil
 }
 
+// DeleteTaskRequest is what DeleteTask is asked.
 type DeleteTaskRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	TaskId        string                 `protobuf:"bytes,3,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The task.
+	TaskId        string `protobuf:"bytes,3,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2264,6 +2345,7 @@ func (x *DeleteTaskRequest) GetTaskId() string {
 	return ""
 }
 
+// DeleteTaskResponse is what DeleteTask answers.
 type DeleteTaskResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// False where there was none.
@@ -2318,6 +2400,7 @@ func (x *DeleteTaskResponse) GetVersion() int64 {
 	return 0
 }
 
+// GetProjectContextRequest is what GetProjectContext is asked.
 type GetProjectContextRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty: the user's active project, else the user's default one, else the tenant's.
@@ -2390,11 +2473,13 @@ func (x *GetProjectContextRequest) GetIfEtagNot() string {
 	return ""
 }
 
+// GetProjectContextResponse is what GetProjectContext answers.
 type GetProjectContextResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unset where it is not modified.
-	Context       *ProjectContext `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
-	NotModified   bool            `protobuf:"varint,2,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
+	Context *ProjectContext `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	// It is at the version that was asked about, and everything else is empty.
+	NotModified   bool `protobuf:"varint,2,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2572,12 +2657,16 @@ func (x *ProjectContext) GetTokenEstimate() int32 {
 
 // LastConversation is what is left of the newest conversation about a project.
 type LastConversation struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	Title          string                 `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	ConversationId string `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// Its title.
+	Title string `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
 	// What was said, in short; empty where nobody has summed it up.
-	Summary       string                 `protobuf:"bytes,3,opt,name=summary,proto3" json:"summary,omitempty"`
-	MessageCount  int32                  `protobuf:"varint,4,opt,name=message_count,json=messageCount,proto3" json:"message_count,omitempty"`
+	Summary string `protobuf:"bytes,3,opt,name=summary,proto3" json:"summary,omitempty"`
+	// How many messages it has.
+	MessageCount int32 `protobuf:"varint,4,opt,name=message_count,json=messageCount,proto3" json:"message_count,omitempty"`
+	// When it last changed.
 	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2720,7 +2809,8 @@ type Preferences struct {
 	// A BCP 47 tag, such as "en-GB".
 	Language *string `protobuf:"bytes,2,opt,name=language,proto3,oneof" json:"language,omitempty"`
 	// The model that answers.
-	Model         *string           `protobuf:"bytes,3,opt,name=model,proto3,oneof" json:"model,omitempty"`
+	Model *string `protobuf:"bytes,3,opt,name=model,proto3,oneof" json:"model,omitempty"`
+	// What to tell the person about.
 	Notifications NotificationLevel `protobuf:"varint,4,opt,name=notifications,proto3,enum=holdfast.project.v1.NotificationLevel" json:"notifications,omitempty"`
 	// The project of a user who has chosen no active one.
 	DefaultProjectId *string `protobuf:"bytes,5,opt,name=default_project_id,json=defaultProjectId,proto3,oneof" json:"default_project_id,omitempty"`
@@ -2821,6 +2911,7 @@ func (x *Preferences) GetVersion() int64 {
 	return 0
 }
 
+// GetPreferencesRequest is what GetPreferences is asked.
 type GetPreferencesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The etag of an answer that the caller has: if it is still good the answer is `not_modified`, the etag, and nothing else.
@@ -2866,6 +2957,7 @@ func (x *GetPreferencesRequest) GetIfEtagNot() string {
 	return ""
 }
 
+// GetPreferencesResponse is what GetPreferences answers.
 type GetPreferencesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Of both the user's and the tenant's preferences.
@@ -2875,8 +2967,9 @@ type GetPreferencesResponse struct {
 	// What the user has set.
 	Own *Preferences `protobuf:"bytes,3,opt,name=own,proto3" json:"own,omitempty"`
 	// What the tenant has set.
-	Tenant        *Preferences `protobuf:"bytes,4,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	NotModified   bool         `protobuf:"varint,5,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
+	Tenant *Preferences `protobuf:"bytes,4,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// It is at the version that was asked about, and everything else is empty.
+	NotModified   bool `protobuf:"varint,5,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2946,12 +3039,17 @@ func (x *GetPreferencesResponse) GetNotModified() bool {
 	return false
 }
 
+// UpdatePreferencesRequest is what UpdatePreferences is asked.
 type UpdatePreferencesRequest struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	RequestId   string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion   *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	Preferences *Preferences           `protobuf:"bytes,3,opt,name=preferences,proto3" json:"preferences,omitempty"`
-	UpdateMask  *fieldmaskpb.FieldMask `protobuf:"bytes,4,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The new values.
+	Preferences *Preferences `protobuf:"bytes,3,opt,name=preferences,proto3" json:"preferences,omitempty"`
+	// The fields to change (AIP-134); unset: those that are set.
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,4,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// True: the tenant's defaults.
 	TenantDefaults bool `protobuf:"varint,5,opt,name=tenant_defaults,json=tenantDefaults,proto3" json:"tenant_defaults,omitempty"`
 	unknownFields  protoimpl.UnknownFields
@@ -3023,6 +3121,7 @@ func (x *UpdatePreferencesRequest) GetTenantDefaults() bool {
 	return false
 }
 
+// UpdatePreferencesResponse is what UpdatePreferences answers.
 type UpdatePreferencesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As they are stored now: the user's own, or the tenant's.

@@ -86,21 +86,26 @@ func (EndScope) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{0}
 }
 
+// CreateSessionRequest is what CreateSession is asked.
 type CreateSessionRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
 	// The user to sign in: for services only.
-	User   string     `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	User string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	// The device that signs in.
 	Device *v1.Device `protobuf:"bytes,4,opt,name=device,proto3" json:"device,omitempty"`
 	// A session of the same user that this one takes the place of, after a new sign-in on the same device: it ends, and the
 	// new one goes on with what it was on. One that is over, or that the user does not have, is passed over.
 	ReplaceSessionId string `protobuf:"bytes,5,opt,name=replace_session_id,json=replaceSessionId,proto3" json:"replace_session_id,omitempty"`
 	// What the session is on; empty: what the user was last on.
 	ActiveConversationId string `protobuf:"bytes,6,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
-	ActiveProjectId      string `protobuf:"bytes,7,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// The project that the person looks at.
+	ActiveProjectId string `protobuf:"bytes,7,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *CreateSessionRequest) Reset() {
@@ -182,10 +187,13 @@ func (x *CreateSessionRequest) GetActiveProjectId() string {
 	return ""
 }
 
+// CreateSessionResponse is what CreateSession answers.
 type CreateSessionResponse struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Session *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	Tokens  *Tokens                `protobuf:"bytes,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	Session *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// What to sign calls with.
+	Tokens *Tokens `protobuf:"bytes,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	// The sessions that ended for this one: the one that it replaces, and the oldest at the limit.
 	EndedSessionIds []string `protobuf:"bytes,3,rep,name=ended_session_ids,json=endedSessionIds,proto3" json:"ended_session_ids,omitempty"`
 	unknownFields   protoimpl.UnknownFields
@@ -243,6 +251,7 @@ func (x *CreateSessionResponse) GetEndedSessionIds() []string {
 	return nil
 }
 
+// RefreshSessionRequest is what RefreshSession is asked.
 type RefreshSessionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -279,10 +288,13 @@ func (*RefreshSessionRequest) Descriptor() ([]byte, []int) {
 	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{2}
 }
 
+// RefreshSessionResponse is what RefreshSession answers.
 type RefreshSessionResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	Tokens        *Tokens                `protobuf:"bytes,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	Session *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// What to sign calls with.
+	Tokens        *Tokens `protobuf:"bytes,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -331,9 +343,11 @@ func (x *RefreshSessionResponse) GetTokens() *Tokens {
 	return nil
 }
 
+// GetSessionRequest is what GetSession is asked.
 type GetSessionRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// If the session has not changed since this version, the answer is `not_modified` and nothing else.
 	IfVersionNot  *int64 `protobuf:"varint,2,opt,name=if_version_not,json=ifVersionNot,proto3,oneof" json:"if_version_not,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -384,10 +398,13 @@ func (x *GetSessionRequest) GetIfVersionNot() int64 {
 	return 0
 }
 
+// GetSessionResponse is what GetSession answers.
 type GetSessionResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	NotModified   bool                   `protobuf:"varint,2,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	Session *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// It is at the version that was asked about, and everything else is empty.
+	NotModified   bool `protobuf:"varint,2,opt,name=not_modified,json=notModified,proto3" json:"not_modified,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -436,12 +453,15 @@ func (x *GetSessionResponse) GetNotModified() bool {
 	return false
 }
 
+// ListSessionsRequest is what ListSessions is asked.
 type ListSessionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 200; 0: 50.
-	PageSize  int32  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Where to go on: the `next_page_token` of the page before.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	User      string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	// Whose; empty: the caller's. Others' are for services.
+	User string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
 	// Also those that ended in the last 24 hours, of which up to 20 are kept.
 	IncludeEnded  bool `protobuf:"varint,4,opt,name=include_ended,json=includeEnded,proto3" json:"include_ended,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -506,10 +526,13 @@ func (x *ListSessionsRequest) GetIncludeEnded() bool {
 	return false
 }
 
+// ListSessionsResponse is what ListSessions answers.
 type ListSessionsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NextPageToken string                 `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	Sessions      []*Session             `protobuf:"bytes,2,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where the next page begins; empty: this was the last.
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
+	Sessions []*Session `protobuf:"bytes,2,rep,name=sessions,proto3" json:"sessions,omitempty"`
 	// The same on every page. Unset: the user never signed in.
 	Presence      *Presence `protobuf:"bytes,3,opt,name=presence,proto3" json:"presence,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -567,12 +590,18 @@ func (x *ListSessionsResponse) GetPresence() *Presence {
 	return nil
 }
 
+// UpdateSessionRequest is what UpdateSession is asked.
 type UpdateSessionRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion     *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	SessionId     string                 `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	Session       *Session               `protobuf:"bytes,4,opt,name=session,proto3" json:"session,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The session.
+	SessionId string `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// The new values.
+	Session *Session `protobuf:"bytes,4,opt,name=session,proto3" json:"session,omitempty"`
+	// The fields to change (AIP-134); unset: those that are set.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -643,9 +672,11 @@ func (x *UpdateSessionRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 	return nil
 }
 
+// UpdateSessionResponse is what UpdateSession answers.
 type UpdateSessionResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	Session       *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -687,14 +718,17 @@ func (x *UpdateSessionResponse) GetSession() *Session {
 	return nil
 }
 
+// EndSessionsRequest is what EndSessions is asked.
 type EndSessionsRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Not with END_SCOPE_TENANT.
 	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
 	// With END_SCOPE_NAMED: sessions of one user. None: the session whose token the call is made with.
 	SessionIds []string `protobuf:"bytes,3,rep,name=session_ids,json=sessionIds,proto3" json:"session_ids,omitempty"`
-	Scope      EndScope `protobuf:"varint,4,opt,name=scope,proto3,enum=holdfast.session.v1.EndScope" json:"scope,omitempty"`
+	// Which sessions.
+	Scope EndScope `protobuf:"varint,4,opt,name=scope,proto3,enum=holdfast.session.v1.EndScope" json:"scope,omitempty"`
 	// Whose sessions, with END_SCOPE_USER.
 	User          string `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -766,6 +800,7 @@ func (x *EndSessionsRequest) GetUser() string {
 	return ""
 }
 
+// EndSessionsResponse is what EndSessions answers.
 type EndSessionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Those that this call ended; the first 1,000 of them.
@@ -829,11 +864,15 @@ func (x *EndSessionsResponse) GetMore() bool {
 	return false
 }
 
+// PutConnectionRequest is what PutConnection is asked.
 type PutConnectionRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	SessionId string                 `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The session.
+	SessionId string `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// Opening a connection needs a modality. Of an open connection, the device, modality and capabilities that are set here
 	// replace the old ones; other fields are ignored.
 	Connection *Connection `protobuf:"bytes,4,opt,name=connection,proto3" json:"connection,omitempty"`
@@ -917,6 +956,7 @@ func (x *PutConnectionRequest) GetClose() bool {
 	return false
 }
 
+// PutConnectionResponse is what PutConnection answers.
 type PutConnectionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unset: it is closed.
@@ -971,10 +1011,13 @@ func (x *PutConnectionResponse) GetSession() *Session {
 	return nil
 }
 
+// WatchSessionRequest is what WatchSession is asked.
 type WatchSessionRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	AfterVersion  int64                  `protobuf:"varint,2,opt,name=after_version,json=afterVersion,proto3" json:"after_version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// The last version that one has; 0: none.
+	AfterVersion  int64 `protobuf:"varint,2,opt,name=after_version,json=afterVersion,proto3" json:"after_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1023,6 +1066,7 @@ func (x *WatchSessionRequest) GetAfterVersion() int64 {
 	return 0
 }
 
+// WatchSessionResponse is what WatchSession answers.
 type WatchSessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The session as it is now. In the last message it has its end_reason.
@@ -1032,7 +1076,8 @@ type WatchSessionResponse struct {
 	// A snapshot: forget what came before.
 	Reset_ bool `protobuf:"varint,3,opt,name=reset,proto3" json:"reset,omitempty"`
 	// Nothing happened for a while; only version is set.
-	Heartbeat     bool  `protobuf:"varint,4,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	Heartbeat bool `protobuf:"varint,4,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	// The version that this brings one to.
 	Version       int64 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1103,11 +1148,14 @@ func (x *WatchSessionResponse) GetVersion() int64 {
 	return 0
 }
 
+// ListSecurityEventsRequest is what ListSecurityEvents is asked.
 type ListSecurityEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 200; 0: 50.
-	PageSize      int32  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Where to go on: the `next_page_token` of the page before.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Whose; empty: the caller's. Others' are for services.
 	User          string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1164,9 +1212,11 @@ func (x *ListSecurityEventsRequest) GetUser() string {
 	return ""
 }
 
+// ListSecurityEventsResponse is what ListSecurityEvents answers.
 type ListSecurityEventsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NextPageToken string                 `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where the next page begins; empty: this was the last.
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// The newest first.
 	Events        []*SecurityEvent `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1217,11 +1267,15 @@ func (x *ListSecurityEventsResponse) GetEvents() []*SecurityEvent {
 	return nil
 }
 
+// PutSessionSettingsRequest is what PutSessionSettings is asked.
 type PutSessionSettingsRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	IfVersion *int64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
-	Settings  *SessionSettings       `protobuf:"bytes,3,opt,name=settings,proto3" json:"settings,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; 0: only if it does not exist; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The new values.
+	Settings *SessionSettings `protobuf:"bytes,3,opt,name=settings,proto3" json:"settings,omitempty"`
 	// A setting that it names, and that is not in settings, goes back to its default.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,4,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1286,6 +1340,7 @@ func (x *PutSessionSettingsRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 	return nil
 }
 
+// PutSessionSettingsResponse is what PutSessionSettings answers.
 type PutSessionSettingsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// With the defaults filled in.

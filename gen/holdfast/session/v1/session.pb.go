@@ -29,6 +29,7 @@ const (
 type EndReason int32
 
 const (
+	// Not said.
 	EndReason_END_REASON_UNSPECIFIED EndReason = 0
 	// The user signed out.
 	EndReason_END_REASON_SIGNED_OUT EndReason = 1
@@ -37,8 +38,10 @@ const (
 	// A refresh token was presented a second time: one of the two presenters had stolen it.
 	EndReason_END_REASON_REUSE_DETECTED EndReason = 3
 	// A newer session took its place at the limit.
-	EndReason_END_REASON_EVICTED          EndReason = 4
-	EndReason_END_REASON_IDLE_TIMEOUT     EndReason = 5
+	EndReason_END_REASON_EVICTED EndReason = 4
+	// Nobody used it for too long.
+	EndReason_END_REASON_IDLE_TIMEOUT EndReason = 5
+	// It was as old as a session may be.
 	EndReason_END_REASON_ABSOLUTE_TIMEOUT EndReason = 6
 	// The user signed in again on the same device.
 	EndReason_END_REASON_REPLACED EndReason = 7
@@ -99,11 +102,16 @@ func (EndReason) EnumDescriptor() ([]byte, []int) {
 type SecurityEventType int32
 
 const (
-	SecurityEventType_SECURITY_EVENT_TYPE_UNSPECIFIED      SecurityEventType = 0
-	SecurityEventType_SECURITY_EVENT_TYPE_SIGNED_IN        SecurityEventType = 1
+	// Not said.
+	SecurityEventType_SECURITY_EVENT_TYPE_UNSPECIFIED SecurityEventType = 0
+	// A session began.
+	SecurityEventType_SECURITY_EVENT_TYPE_SIGNED_IN SecurityEventType = 1
+	// A session got new tokens.
 	SecurityEventType_SECURITY_EVENT_TYPE_TOKENS_REFRESHED SecurityEventType = 2
-	SecurityEventType_SECURITY_EVENT_TYPE_REUSE_DETECTED   SecurityEventType = 3
-	SecurityEventType_SECURITY_EVENT_TYPE_SESSION_ENDED    SecurityEventType = 4
+	// A refresh token was used twice, so its session ended.
+	SecurityEventType_SECURITY_EVENT_TYPE_REUSE_DETECTED SecurityEventType = 3
+	// A session ended.
+	SecurityEventType_SECURITY_EVENT_TYPE_SESSION_ENDED SecurityEventType = 4
 	// Credentials that named a session of the user were wrong.
 	SecurityEventType_SECURITY_EVENT_TYPE_CREDENTIALS_REFUSED SecurityEventType = 5
 	// A sign-in was refused, because the user had as many sessions as the tenant allows.
@@ -163,6 +171,7 @@ func (SecurityEventType) EnumDescriptor() ([]byte, []int) {
 type SessionLimitPolicy int32
 
 const (
+	// Not said.
 	SessionLimitPolicy_SESSION_LIMIT_POLICY_UNSPECIFIED SessionLimitPolicy = 0
 	// It ends the session that was signed in to the longest ago.
 	SessionLimitPolicy_SESSION_LIMIT_POLICY_EVICT_OLDEST SessionLimitPolicy = 1
@@ -213,12 +222,14 @@ func (SessionLimitPolicy) EnumDescriptor() ([]byte, []int) {
 
 // Session is one sign-in of a user.
 type Session struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// The user who is signed in.
 	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
 	// The version of all of the user's sessions together: they are one object.
-	Version    int64                  `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// When it was made.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When any of the user's sessions last changed.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
@@ -233,14 +244,17 @@ type Session struct {
 	// When the session ends unless the user is active before.
 	IdleExpireTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=idle_expire_time,json=idleExpireTime,proto3" json:"idle_expire_time,omitempty"`
 	// Where the user signed in. Unset where the tenant stores no devices.
-	Device               *v1.Device `protobuf:"bytes,11,opt,name=device,proto3" json:"device,omitempty"`
-	ActiveConversationId string     `protobuf:"bytes,12,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
-	ActiveProjectId      string     `protobuf:"bytes,13,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
+	Device *v1.Device `protobuf:"bytes,11,opt,name=device,proto3" json:"device,omitempty"`
+	// The conversation that the person looks at.
+	ActiveConversationId string `protobuf:"bytes,12,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
+	// The project that the person looks at.
+	ActiveProjectId string `protobuf:"bytes,13,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
 	// The session's connections that are there, the oldest first.
 	Connections []*Connection `protobuf:"bytes,14,rep,name=connections,proto3" json:"connections,omitempty"`
 	// Why the session is over; unset while it goes on.
-	EndReason EndReason              `protobuf:"varint,15,opt,name=end_reason,json=endReason,proto3,enum=holdfast.session.v1.EndReason" json:"end_reason,omitempty"`
-	EndTime   *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	EndReason EndReason `protobuf:"varint,15,opt,name=end_reason,json=endReason,proto3,enum=holdfast.session.v1.EndReason" json:"end_reason,omitempty"`
+	// When it ended; unset: it runs.
+	EndTime *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
 	// True in the last five minutes before expire_time.
 	EndsSoon      bool `protobuf:"varint,17,opt,name=ends_soon,json=endsSoon,proto3" json:"ends_soon,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -400,13 +414,17 @@ func (x *Session) GetEndsSoon() bool {
 type Connection struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The server chooses it.
-	ConnectionId string      `protobuf:"bytes,1,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
-	SessionId    string      `protobuf:"bytes,2,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	Device       *v1.Device  `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
-	Modality     v1.Modality `protobuf:"varint,4,opt,name=modality,proto3,enum=holdfast.type.v1.Modality" json:"modality,omitempty"`
+	ConnectionId string `protobuf:"bytes,1,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
+	// The session.
+	SessionId string `protobuf:"bytes,2,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// The device.
+	Device *v1.Device `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
+	// How the person talks.
+	Modality v1.Modality `protobuf:"varint,4,opt,name=modality,proto3,enum=holdfast.type.v1.Modality" json:"modality,omitempty"`
 	// What the client can do, in the application's own words.
-	Capabilities []string               `protobuf:"bytes,5,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
-	OpenTime     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
+	Capabilities []string `protobuf:"bytes,5,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	// When it was opened.
+	OpenTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
 	// Without another heartbeat the connection is gone from this instant on.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// The time left until then. Only PutConnection returns it.
@@ -512,9 +530,10 @@ type Presence struct {
 	ActiveTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=active_time,json=activeTime,proto3" json:"active_time,omitempty"`
 	// What the user was last on, in any session.
 	ActiveConversationId string `protobuf:"bytes,4,opt,name=active_conversation_id,json=activeConversationId,proto3" json:"active_conversation_id,omitempty"`
-	ActiveProjectId      string `protobuf:"bytes,5,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// The project that the person looks at.
+	ActiveProjectId string `protobuf:"bytes,5,opt,name=active_project_id,json=activeProjectId,proto3" json:"active_project_id,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Presence) Reset() {
@@ -584,14 +603,17 @@ func (x *Presence) GetActiveProjectId() string {
 
 // Tokens are a session's credentials. The server cannot show them again later: it stores only their hashes.
 type Tokens struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	AccessToken      string                 `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Signs calls.
+	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	// When it ends.
 	AccessExpireTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=access_expire_time,json=accessExpireTime,proto3" json:"access_expire_time,omitempty"`
 	// The time left until then.
 	AccessExpiresIn *durationpb.Duration `protobuf:"bytes,3,opt,name=access_expires_in,json=accessExpiresIn,proto3" json:"access_expires_in,omitempty"`
-	RefreshToken    string               `protobuf:"bytes,4,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Good for one RefreshSession.
+	RefreshToken  string `protobuf:"bytes,4,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Tokens) Reset() {
@@ -656,10 +678,13 @@ func (x *Tokens) GetRefreshToken() string {
 type SecurityEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 for the first event of the user, +1 for each.
-	Seq       int32                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
-	Type      SecurityEventType      `protobuf:"varint,2,opt,name=type,proto3,enum=holdfast.session.v1.SecurityEventType" json:"type,omitempty"`
+	Seq int32 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// What happened.
+	Type SecurityEventType `protobuf:"varint,2,opt,name=type,proto3,enum=holdfast.session.v1.SecurityEventType" json:"type,omitempty"`
+	// When.
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
-	SessionId string                 `protobuf:"bytes,4,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// The session.
+	SessionId string `protobuf:"bytes,4,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// Who did it: the user's id, "service" or "server".
 	Actor string `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
 	// Why the session ended; of SESSION_ENDED.

@@ -30,9 +30,12 @@ const (
 type Modality int32
 
 const (
+	// Not said.
 	Modality_MODALITY_UNSPECIFIED Modality = 0
-	Modality_MODALITY_TEXT        Modality = 1
-	Modality_MODALITY_VOICE       Modality = 2
+	// By typing.
+	Modality_MODALITY_TEXT Modality = 1
+	// By speaking.
+	Modality_MODALITY_VOICE Modality = 2
 	// Of connections only.
 	Modality_MODALITY_BOTH Modality = 3
 )
@@ -158,7 +161,8 @@ func (x *Lease) GetExpiresIn() *durationpb.Duration {
 type ObjectRef struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The kind of object, such as "conversation". InspectService.ListObjects knows all kinds.
-	Kind          string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Its id.
 	ObjectId      string `protobuf:"bytes,2,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -210,8 +214,9 @@ func (x *ObjectRef) GetObjectId() string {
 
 // MessageRef names a message of a conversation.
 type MessageRef struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The conversation that has the message.
+	ConversationId string `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// Of the message; 0: of none in particular.
 	Seq           int32 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -266,8 +271,10 @@ func (x *MessageRef) GetSeq() int32 {
 type Device struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Shown to the user in the list of sessions, such as "Ada's laptop".
-	Name      string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Platform  string `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What it runs, as `iOS 19`.
+	Platform string `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"`
+	// As HTTP has it.
 	UserAgent string `protobuf:"bytes,3,opt,name=user_agent,json=userAgent,proto3" json:"user_agent,omitempty"`
 	// The network address of the user, as the application saw it.
 	Address       string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
