@@ -217,6 +217,11 @@ var answerCases = map[string]answerCase{
 		fill: everything(45), body: `{"conversationId":"c1","messageLimit":200}`, items: []string{"messages.seq"}, want: 45,
 	},
 
+	watchRPC: {
+		fill: everything(45), body: `{"items":[{"itemId":"i","conversation":{"conversationId":"c1","messageLimit":200}}],"maxBytes":1048576}`,
+		items: []string{"changed.put.message.seq"}, want: 45,
+	},
+
 	liveRPCs + "ListLiveFrames": {
 		fill: func(f *filler) {
 			f.call("/holdfast.conversation.v1.ConversationService/CreateConversation", `{"conversationId":"c1"}`)
@@ -709,8 +714,12 @@ func (f *filler) stream(m protoreflect.MethodDescriptor, request map[string]any,
 		if err := decode(message, msg); err != nil {
 			f.Fatal(err)
 		}
-		more := m.Output().Fields().ByName("more")
-		if more == nil || !msg.Get(more).Bool() {
+		var of protoreflect.Message = msg
+		if changed := m.Output().Fields().ByName("changed"); changed != nil {
+			of = msg.Get(changed).Message()
+		}
+		more := of.Descriptor().Fields().ByName("more")
+		if more == nil || !of.Get(more).Bool() {
 			return messages
 		}
 	}

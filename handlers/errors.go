@@ -193,6 +193,15 @@ func wire(err error, trace string) (_ *connect.Error, reason string, unexplained
 	return encode(p, trace), problem.Name(p.Reason), unexplained
 }
 
+// Explain is the Problem of an error, for answers that have one in a message. It is nil for an error that means nothing to the caller.
+func Explain(err error) *errorv1.Problem {
+	p := explain(err)
+	if p == nil {
+		return nil
+	}
+	return p.Problem()
+}
+
 // encode converts a refusal to a Connect error. Its details are our Problem, then what tools for google.rpc know. Connect's JSON has
 // them in base64 and, under "debug", as JSON.
 func encode(p *problem.Error, trace string) *connect.Error {

@@ -107,6 +107,7 @@ var walks = map[string]walk{ //nolint:gochecknoglobals // never changed
 		{method: "GetPreferences"},
 		{method: "GetProjectContext"},
 	},
+	"holdfast.watch.v1.WatchService": {{method: "Watch"}},
 	"holdfast.linear.v1.LinearService": {
 		{method: "PutEndpoint", service: true},
 		{method: "ListEndpoints", service: true},

@@ -7,18 +7,7 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
-
-	"holdfast/gen/holdfast/linear/v1/linearv1connect"
-	"holdfast/handlers"
-	"holdfast/handlers/linear"
-	"holdfast/object"
-	"holdfast/seal"
 )
-
-func linearService(rt *object.Runtime, kinds linear.Kinds, box *seal.Box) handlers.Service {
-	return handlers.NewService[linearv1connect.LinearServiceHandler](linearv1connect.LinearServiceName, linearv1connect.NewLinearServiceHandler,
-		linear.NewManager(linear.Options{Kinds: kinds, Runtime: rt, Seal: box}))
-}
 
 const linearRPCs = "/holdfast.linear.v1.LinearService/"
 

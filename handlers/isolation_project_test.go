@@ -6,23 +6,7 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
-
-	"holdfast/gen/holdfast/project/v1/projectv1connect"
-	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
-	coordinationstorev1 "holdfast/gen/holdfast/store/coordination/v1"
-	"holdfast/handlers"
-	"holdfast/handlers/linear"
-	"holdfast/handlers/project"
-	"holdfast/object"
 )
-
-func projectService(
-	rt *object.Runtime, conversations *object.Kind[*conversationstorev1.ConversationState], apis *object.Kind[*coordinationstorev1.ApiState], issues linear.Kinds,
-) handlers.Service {
-	return handlers.NewService[projectv1connect.ProjectServiceHandler](
-		projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler,
-		project.NewManager(project.Options{Kinds: project.Register(rt), Runtime: rt, Conversations: conversations, APIs: apis, Issues: issues.Issues}))
-}
 
 var projectArea = area{
 	fill: fillProject,

@@ -29,14 +29,19 @@ import (
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	"holdfast/gen/holdfast/linear/v1/linearv1connect"
 	"holdfast/gen/holdfast/live/v1/livev1connect"
+	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
 	"holdfast/handlers/handlertest"
 	"holdfast/handlers/linear"
+	"holdfast/handlers/project"
 	"holdfast/handlers/session"
+	"holdfast/handlers/watch"
 	"holdfast/identity"
 	"holdfast/object"
 	"holdfast/seal"
@@ -79,16 +84,24 @@ func services(tb testing.TB, rt *object.Runtime) (_ []handlers.Service, sessions
 	conversations, apis, issues := conversation.Register(rt), coordination.Register(rt), linear.Register(rt)
 	talk := conversation.NewManager(conversations, conversation.Options{Box: box, Now: time.Now})
 	sessions = session.NewManager(session.Register(rt), talk, box)
+	projects := project.NewManager(project.Options{Kinds: project.Register(rt), Runtime: rt, Conversations: conversations, APIs: apis, Issues: issues.Issues})
+	tracker := linear.NewManager(linear.Options{Kinds: issues, Runtime: rt, Seal: box})
+	coordinator := coordination.NewManager(apis, time.Now)
+	page := watch.NewManager(watch.Options{Explain: handlers.Explain, Now: time.Now},
+		talk.Sources(), sessions.Sources(), projects.Sources(), tracker.Sources(), coordinator.Sources())
 	return []handlers.Service{
 		handlers.NewService[conversationv1connect.ConversationServiceHandler](
 			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, talk),
 		handlers.NewService[livev1connect.LiveServiceHandler](livev1connect.LiveServiceName, livev1connect.NewLiveServiceHandler, talk),
-		projectService(rt, conversations, apis, issues),
-		linearService(rt, issues, box),
+		handlers.NewService[projectv1connect.ProjectServiceHandler](
+			projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler, projects),
+		handlers.NewService[linearv1connect.LinearServiceHandler](
+			linearv1connect.LinearServiceName, linearv1connect.NewLinearServiceHandler, tracker),
 		handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
-			coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordination.NewManager(apis, time.Now)),
+			coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordinator),
 		handlers.NewService[sessionv1connect.SessionServiceHandler](
 			sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, sessions),
+		handlers.NewService[watchv1connect.WatchServiceHandler](watchv1connect.WatchServiceName, watchv1connect.NewWatchServiceHandler, page),
 		inspectService(rt),
 	}, sessions
 }
@@ -293,6 +306,7 @@ var areas = map[protoreflect.FullName]area{
 	"holdfast.coordination.v1": coordinationArea,
 	"holdfast.session.v1":      sessionArea,
 	"holdfast.inspect.v1":      inspectArea,
+	"holdfast.watch.v1":        watchArea,
 }
 
 // isolationCases are those of all areas.

@@ -37,6 +37,7 @@ type catchUpRequest struct {
 // within. reset asks for a snapshot instead.
 type gap struct {
 	key    key
+	life   int64 // of the object that last is a version of: its CreateTime in microseconds; of the zero time: unknown
 	last   Version
 	within int
 	reset  bool
@@ -196,7 +197,7 @@ func (rt *Runtime) readGaps(ctx context.Context, scope db.Scope, reads []*catchU
 	for _, a := range reads {
 		switch {
 		case a.err != nil, a.reset, a.rec == nil, a.rec.state == nil:
-		case !a.explains():
+		case !a.sameLife(), !a.explains():
 			a.reset = true
 			again = append(again, a)
 		default:
@@ -325,6 +326,11 @@ func queueRecords(p *db.Pipeline, t identity.Tenant, reads []*catchUpRead, recen
 		}
 		return nil
 	})
+}
+
+// sameLife tells whether the object is the one that the watcher saw, as far as that is known.
+func (a *catchUpRead) sameLife() bool {
+	return a.life == time.Time{}.UnixMicro() || a.life == a.rec.create.UnixMicro()
 }
 
 // explains tells whether the events are all that was missed.

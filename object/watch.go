@@ -2,6 +2,7 @@ package object
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"math/rand/v2"
 	"sync"
@@ -45,8 +46,14 @@ type EntryChange struct {
 // OverloadedError, ErrWatchOver at its greatest age, ErrClosed when the runtime closes, ctx's error, or an error of
 // package db.
 func (k *Kind[S]) Watch(ctx context.Context, id ID, after Version, recent int) iter.Seq2[Change[S], error] {
+	return k.WatchLife(ctx, id, time.Time{}, after, recent)
+}
+
+// WatchLife is Watch for a consumer that saw the object of that CreateTime. If the object was deleted and created again since, it
+// starts with a snapshot, whatever the versions.
+func (k *Kind[S]) WatchLife(ctx context.Context, id ID, life time.Time, after Version, recent int) iter.Seq2[Change[S], error] {
 	return func(yield func(Change[S], error) bool) {
-		w := watch{kind: k.kind, last: after, recent: recent, reset: after == 0}
+		w := watch{kind: k.kind, life: life, last: after, recent: recent, reset: after == 0}
 		err := w.run(ctx, id, func(u *update) bool {
 			c := Change[S]{Info: u.rec.info(id), Heartbeat: u.heartbeat, Reset: u.reset, More: u.more, Entries: u.entries, Signal: u.signal}
 			c.Version = u.at
@@ -56,6 +63,38 @@ func (k *Kind[S]) Watch(ctx context.Context, id ID, after Version, recent int) i
 		})
 		if err != nil {
 			yield(Change[S]{}, err)
+		}
+	}
+}
+
+// Await waits until the object exists and the caller may see it. It ends as Watch does. While it waits for an object that
+// is not there it reads nothing.
+func (k *Kind[S]) Await(ctx context.Context, id ID) error {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return err
+	}
+	hub := k.rt.hub
+	s, err := hub.subscribe(&subscription{key: key{caller.Tenant, k.name, id}, kind: k.kind, caller: caller, absent: true}) //nolint:contextcheck // the poller serves all watches
+	if err != nil {
+		return err
+	}
+	defer hub.unsubscribe(s)
+	age := hub.newAge()
+	defer age.Stop()
+	for {
+		if _, err := k.View(ctx, id); !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		select {
+		case <-s.signal:
+			s.take()
+		case <-age.C:
+			return ErrWatchOver
+		case <-hub.closed:
+			return ErrClosed
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }
@@ -77,6 +116,7 @@ type watch struct {
 	kind   *kind
 	key    key
 	caller identity.Identity
+	life   time.Time // of the object that last is a version of; zero: unknown
 	last   Version
 	within int // entries of version last + 1 that were told already
 	recent int
@@ -94,12 +134,12 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 		return err
 	}
 	w.caller, w.key = caller, key{caller.Tenant, w.kind.name, id}
-	s, err := rt.hub.subscribe(w.key, w.kind, caller) //nolint:contextcheck // the poller serves all watches
+	s, err := rt.hub.subscribe(&subscription{key: w.key, kind: w.kind, caller: caller}) //nolint:contextcheck // the poller serves all watches
 	if err != nil {
 		return err
 	}
 	defer rt.hub.unsubscribe(s)
-	age := time.NewTimer(rt.hub.age - rand.N(rt.hub.age/10+1)) //nolint:gosec // jitter
+	age := rt.hub.newAge()
 	defer age.Stop()
 	silence := time.NewTimer(rt.hub.heartbeat)
 	defer silence.Stop()
@@ -186,10 +226,13 @@ func entryChanges(puts []put) []EntryChange {
 func (w *watch) catchUp(ctx context.Context) (u *update, err error) {
 	err = w.kind.rt.awake(ctx, w.key, func() (err error) {
 		u, err = w.kind.rt.requestCatchUp(ctx, &catchUpRequest{
-			caller: w.caller, kind: w.kind, gap: gap{w.key, w.last, w.within, w.reset}, recent: w.recent,
+			caller: w.caller, kind: w.kind, gap: gap{w.key, w.life.UnixMicro(), w.last, w.within, w.reset}, recent: w.recent,
 		})
 		return err
 	})
+	if u != nil {
+		w.life = u.rec.create
+	}
 	if u != nil && !u.older {
 		w.last, w.within, w.reset = u.at, u.within, false
 	}
@@ -272,7 +315,8 @@ type hub struct {
 
 	mu    sync.Mutex // guards what follows; publishing never waits under it
 	subs  map[key]map[*subscription]struct{}
-	count int
+	lists map[kindKey]map[*listing]struct{}
+	count int // of subs
 
 	done bool
 	poll bool // the poller runs
@@ -287,6 +331,7 @@ type subscription struct {
 	key    key
 	kind   *kind
 	caller identity.Identity
+	absent bool          // it waits for the object to be there
 	signal chan struct{} // capacity 1
 
 	mu     sync.Mutex // guards what follows
@@ -302,25 +347,25 @@ func newHub(rt *Runtime, c Config) *hub {
 	return &hub{
 		rt: rt, heartbeat: c.Heartbeat, age: c.WatchAge, room: newGate(bounds{c.Limits.WatchesPerUser, c.Limits.WatchesPerTenant, c.Limits.Watches}),
 		every: c.PollInterval, hinting: c.HintedPollInterval, look: make(chan struct{}, 1),
-		closed: make(chan struct{}), subs: map[key]map[*subscription]struct{}{},
+		closed: make(chan struct{}), subs: map[key]map[*subscription]struct{}{}, lists: map[kindKey]map[*listing]struct{}{},
 	}
 }
 
 // subscribe begins at no position: the caller's own may be beyond the object's version, and would hide all that comes.
-func (h *hub) subscribe(k key, kind *kind, caller identity.Identity) (*subscription, error) {
+func (h *hub) subscribe(s *subscription) (*subscription, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.done {
 		return nil, ErrClosed
 	}
-	if full := h.room.enter(caller); full != "" {
+	if full := h.room.enter(s.caller); full != "" {
 		return nil, h.rt.overloadedOf("streams", full)
 	}
-	s := &subscription{key: k, kind: kind, caller: caller, signal: make(chan struct{}, 1)}
-	if h.subs[k] == nil {
-		h.subs[k] = map[*subscription]struct{}{}
+	s.signal = make(chan struct{}, 1)
+	if h.subs[s.key] == nil {
+		h.subs[s.key] = map[*subscription]struct{}{}
 	}
-	h.subs[k][s] = struct{}{}
+	h.subs[s.key][s] = struct{}{}
 	h.count++
 	if !h.poll {
 		h.poll = true
@@ -351,6 +396,7 @@ func (h *hub) publish(k key, events []event) {
 	for s := range h.subs[k] {
 		s.push(events)
 	}
+	h.relist(k, events[len(events)-1].after)
 	h.mu.Unlock()
 	h.rt.fanout.changed(k, events[len(events)-1].version)
 }
@@ -360,6 +406,7 @@ func (h *hub) publish(k key, events []event) {
 func (h *hub) hinted(k key, v Version) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.relist(k, h.rt.cache.get(k))
 	for s := range h.subs[k] {
 		if s.position() < v {
 			s.lag()
@@ -441,6 +488,11 @@ func (h *hub) interval() time.Duration {
 	return jitter(h.every)
 }
 
+// newAge ends a watch at its greatest age.
+func (h *hub) newAge() *time.Timer {
+	return time.NewTimer(h.age - rand.N(h.age/10+1)) //nolint:gosec // jitter
+}
+
 // jitter is d give or take a tenth.
 func jitter(d time.Duration) time.Duration { return d*9/10 + rand.N(d/5+1) } //nolint:gosec // no secret
 
@@ -466,9 +518,12 @@ func (h *hub) run() {
 		}
 		watched := map[identity.Tenant][]*subscription{}
 		for k, subs := range h.subs {
-			var behind *subscription // the farthest stands for all that watch the object
+			var behind *subscription // the farthest stands for all that watch the object, and who waits for it only for those who do
 			for s := range subs {
-				if behind == nil || s.position() < behind.position() {
+				switch {
+				case behind == nil, behind.absent && !s.absent:
+					behind = s
+				case s.absent == behind.absent && s.position() < behind.position():
 					behind = s
 				}
 			}
@@ -486,11 +541,13 @@ func (h *hub) run() {
 	}
 }
 
-// lookAt wakes the watchers of objects that are at a newer version than was published here, or gone. hinted: a hint should
-// have told.
+// lookAt wakes the watchers of objects that are at a newer version than was published here, or gone, and those who wait for an
+// object that is there. hinted: a hint should have told.
 func (h *hub) lookAt(tenant identity.Tenant, subs []*subscription, hinted bool) {
 	a := dbsqlc.ViewObjectsParams{TenantID: string(tenant)}
+	fresh, owners := make([]bool, len(subs)), make([]identity.User, len(subs))
 	for i, s := range subs {
+		fresh[i] = s.absent
 		a.Ords = append(a.Ords, int32(i))
 		a.Kinds = append(a.Kinds, s.kind.name)
 		a.Ids = append(a.Ids, string(s.key.id))
@@ -498,12 +555,16 @@ func (h *hub) lookAt(tenant identity.Tenant, subs []*subscription, hinted bool) 
 		a.Collections = append(a.Collections, "")
 		a.Limits = append(a.Limits, 0)
 	}
-	fresh := make([]bool, len(subs))
 	now := h.rt.db.Now()
 	p := h.rt.db.NewPipeline(db.Scope{Tenant: tenant, Service: true})
 	p.ViewObjects(a, func(r *dbsqlc.ViewObjectsRow) error {
 		expired := r.ExpireTime != nil && !now.Before(*r.ExpireTime)
-		fresh[r.Ord] = r.Version <= a.Known[r.Ord] && !expired
+		owners[r.Ord] = identity.User(r.OwnerID)
+		if subs[r.Ord].absent {
+			fresh[r.Ord] = r.Deleted || expired
+		} else {
+			fresh[r.Ord] = r.Version <= a.Known[r.Ord] && !expired
+		}
 		return nil
 	})
 	ctx, cancel := context.WithTimeout(h.rt.life, h.rt.commitTimeout)
@@ -522,7 +583,9 @@ func (h *hub) lookAt(tenant identity.Tenant, subs []*subscription, hinted bool) 
 			h.rt.metrics.hintsMissed.Inc()
 		}
 		for s := range h.subs[s.key] {
-			s.lag()
+			if !s.absent || s.caller.MaySee(owners[i]) {
+				s.lag()
+			}
 		}
 	}
 }

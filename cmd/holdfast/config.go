@@ -29,6 +29,7 @@ import (
 	"holdfast/gen/holdfast/live/v1/livev1connect"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
@@ -36,6 +37,7 @@ import (
 	"holdfast/handlers/linear"
 	"holdfast/handlers/project"
 	"holdfast/handlers/session"
+	"holdfast/handlers/watch"
 	"holdfast/identity"
 	"holdfast/jobs"
 	"holdfast/object"
@@ -239,21 +241,26 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 	coordinator := coordination.NewManager(apis, d.Now)
 	metrics.MustRegister(coordinator.Metrics())
 	syncNow := c.Linear.addJobs(queue, d, known.linear, box, linearTransport(coordinator, log), metrics, log)
+	projects := project.NewManager(project.Options{
+		Kinds: known.projects, Runtime: rt, Conversations: conversations, APIs: apis, Issues: known.linear.Issues,
+	})
+	issues := linear.NewManager(linear.Options{Kinds: known.linear, Runtime: rt, Seal: box, SyncNow: syncNow})
+	page := watch.NewManager(watch.Options{Explain: handlers.Explain, Now: d.Now},
+		talk.Sources(), sessions.Sources(), projects.Sources(), issues.Sources(), coordinator.Sources())
 	server, err := handlers.New(handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](
 				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, talk),
 			handlers.NewService[livev1connect.LiveServiceHandler](livev1connect.LiveServiceName, livev1connect.NewLiveServiceHandler, talk),
 			handlers.NewService[projectv1connect.ProjectServiceHandler](
-				projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler,
-				project.NewManager(project.Options{Kinds: known.projects, Runtime: rt, Conversations: conversations, APIs: apis, Issues: known.linear.Issues})),
+				projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler, projects),
 			handlers.NewService[linearv1connect.LinearServiceHandler](
-				linearv1connect.LinearServiceName, linearv1connect.NewLinearServiceHandler,
-				linear.NewManager(linear.Options{Kinds: known.linear, Runtime: rt, Seal: box, SyncNow: syncNow})),
+				linearv1connect.LinearServiceName, linearv1connect.NewLinearServiceHandler, issues),
 			handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
 				coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordinator),
 			handlers.NewService[sessionv1connect.SessionServiceHandler](
 				sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, sessions),
+			handlers.NewService[watchv1connect.WatchServiceHandler](watchv1connect.WatchServiceName, watchv1connect.NewWatchServiceHandler, page),
 			handlers.NewService[inspectv1connect.InspectServiceHandler](
 				inspectv1connect.InspectServiceName, inspectv1connect.NewInspectServiceHandler, inspect.NewManager(rt)),
 		},

@@ -623,7 +623,7 @@ func TestProtocols(t *testing.T) {
 				invalidField("conversation_id").check(t, err)
 				_, err = c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voiceResponding)}})
 				refusal{code: connect.CodeFailedPrecondition, reason: "ILLEGAL_TRANSITION"}.check(t, err)
-				w := watch(t, c, &conversationv1.WatchConversationRequest{ConversationId: c1, MessageLimit: 5})
+				w := watchFor(t, c, &conversationv1.WatchConversationRequest{ConversationId: c1, MessageLimit: 5})
 				if got := w.next(t); !got.GetReset_() || len(got.GetMessages()) != 1 {
 					t.Errorf("snapshot is %v", got)
 				}
@@ -632,7 +632,7 @@ func TestProtocols(t *testing.T) {
 					t.Errorf("change is %v", got)
 				}
 				w.stream.Close()
-				gone := watch(t, c, &conversationv1.WatchConversationRequest{ConversationId: "gone"})
+				gone := watchFor(t, c, &conversationv1.WatchConversationRequest{ConversationId: "gone"})
 				notFound.check(t, gone.end(t))
 			})
 		}

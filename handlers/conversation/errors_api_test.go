@@ -54,7 +54,7 @@ func invoke(t *testing.T, c client, req proto.Message) error {
 	case *conversationv1.CommitCompactionRequest:
 		_, err = c.CommitCompaction(ctx, r)
 	case *conversationv1.WatchConversationRequest:
-		err = watch(t, c, r).end(t)
+		err = watchFor(t, c, r).end(t)
 	default:
 		err = invokeLive(ctx, c, req)
 	}

@@ -24,7 +24,7 @@ type watcher struct {
 
 const watchTimeout = 20 * time.Second
 
-func watch(t *testing.T, c client, req *conversationv1.WatchConversationRequest) *watcher {
+func watchFor(t *testing.T, c client, req *conversationv1.WatchConversationRequest) *watcher {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), watchTimeout)
 	stream, err := c.WatchConversation(ctx, req)
@@ -42,7 +42,7 @@ func watch(t *testing.T, c client, req *conversationv1.WatchConversationRequest)
 // watchAfter watches c1 from a version on.
 func watchAfter(t *testing.T, c client, version int64) *watcher {
 	t.Helper()
-	return watch(t, c, &conversationv1.WatchConversationRequest{ConversationId: c1, AfterVersion: version, MessageLimit: 200})
+	return watchFor(t, c, &conversationv1.WatchConversationRequest{ConversationId: c1, AfterVersion: version, MessageLimit: 200})
 }
 
 // next is the next message; the test fails where the stream ends instead.
@@ -68,7 +68,7 @@ func TestWatchShowsWhatEachChangeChanged(t *testing.T) {
 	ctx := t.Context()
 	create(t, c)
 	say(t, c, "one", "two", "three")
-	w := watch(t, c, &conversationv1.WatchConversationRequest{ConversationId: c1, MessageLimit: 2})
+	w := watchFor(t, c, &conversationv1.WatchConversationRequest{ConversationId: c1, MessageLimit: 2})
 	snapshot := w.next(t)
 	if !snapshot.GetReset_() || snapshot.GetHeartbeat() || snapshot.GetDeleted() {
 		t.Errorf("the first message is no snapshot: %v", snapshot)
@@ -423,6 +423,6 @@ func TestWatchOfNothing(t *testing.T) {
 		"after_version":   {ConversationId: c1, AfterVersion: -1},
 		"message_limit":   {ConversationId: c1, MessageLimit: 201},
 	} {
-		invalidField(field).check(t, watch(t, c, req).end(t))
+		invalidField(field).check(t, watchFor(t, c, req).end(t))
 	}
 }

@@ -371,7 +371,7 @@ func TestTimeOutDuringAVoiceTurn(t *testing.T) {
 			}}, words(2, "Can you look at")); err != nil {
 				t.Fatal(err)
 			}
-			w := watch(t, x.client, &sessionv1.WatchSessionRequest{})
+			w := watchSession(t, x.client, &sessionv1.WatchSessionRequest{})
 			w.next(t)
 			b.change(t, ada, func(s *storev1.UserSessions, now time.Time) {
 				tt.near(s.GetSessions()[x.session], timestamppb.New(now))

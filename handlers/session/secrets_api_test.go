@@ -44,7 +44,7 @@ func TestNoTokenIsStoredOrLogged(t *testing.T) {
 	c := b.with(t, next.GetTokens().GetAccessToken())
 	must(c.GetSession(t.Context(), &sessionv1.GetSessionRequest{}))(t)
 	must(c.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{RequestId: "r-2", Connection: &sessionv1.Connection{Modality: typev1.Modality_MODALITY_TEXT}}))(t)
-	w := watch(t, c, &sessionv1.WatchSessionRequest{})
+	w := watchSession(t, c, &sessionv1.WatchSessionRequest{})
 	w.until(t, "a snapshot", func(m *sessionv1.WatchSessionResponse) bool { return m.GetReset_() })
 	_, err = b.with(t, next.GetTokens().GetRefreshToken()).GetSession(t.Context(), &sessionv1.GetSessionRequest{})
 	invalid.check(t, err)

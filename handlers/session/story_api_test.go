@@ -117,8 +117,8 @@ func TestLostSignIn(t *testing.T) {
 	gone.check(t, err) // refreshed since
 }
 
-// watch follows a session, and hands on what comes; the error that ends it comes last.
-func watch(t *testing.T, c client, req *sessionv1.WatchSessionRequest) *watched {
+// watchSession follows a session, and hands on what comes; the error that ends it comes last.
+func watchSession(t *testing.T, c client, req *sessionv1.WatchSessionRequest) *watched {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
@@ -152,9 +152,9 @@ func TestSignOutEverywhereWhileStreamsAreOpen(t *testing.T) {
 	create(t, b.conversations(t, laptop.GetTokens().GetAccessToken()))
 
 	first := func(m *sessionv1.WatchSessionResponse) bool { return m.GetReset_() }
-	here := watch(t, b.with(t, laptop.GetTokens().GetAccessToken()), &sessionv1.WatchSessionRequest{})
+	here := watchSession(t, b.with(t, laptop.GetTokens().GetAccessToken()), &sessionv1.WatchSessionRequest{})
 	here.until(t, "a snapshot", first)
-	there := watch(t, elsewhere.with(t, phone.GetTokens().GetAccessToken()), &sessionv1.WatchSessionRequest{})
+	there := watchSession(t, elsewhere.with(t, phone.GetTokens().GetAccessToken()), &sessionv1.WatchSessionRequest{})
 	there.until(t, "a snapshot", first)
 	talk := must(elsewhere.conversations(t, phone.GetTokens().GetAccessToken()).WatchConversation(t.Context(),
 		&conversationv1.WatchConversationRequest{ConversationId: c1}))(t)
@@ -295,7 +295,7 @@ func TestEvictionAtTheLimit(t *testing.T) {
 	}
 	configure(&sessionv1.SessionSettings{MaxSessions: 2})
 	first, second := b.signIn(t, ada), b.signIn(t, ada)
-	w := watch(t, b.with(t, first.GetTokens().GetAccessToken()), &sessionv1.WatchSessionRequest{})
+	w := watchSession(t, b.with(t, first.GetTokens().GetAccessToken()), &sessionv1.WatchSessionRequest{})
 	w.until(t, "a snapshot", func(m *sessionv1.WatchSessionResponse) bool { return m.GetReset_() })
 	third := b.signIn(t, ada)
 	if !slices.Equal(third.GetEndedSessionIds(), []string{first.GetSession().GetSessionId()}) {

@@ -21,7 +21,7 @@ func TestWatchSession(t *testing.T) {
 	b := setup(t)
 	in := b.signIn(t, ada)
 	id, c := in.GetSession().GetSessionId(), b.with(t, in.GetTokens().GetAccessToken())
-	w := watch(t, c, &sessionv1.WatchSessionRequest{})
+	w := watchSession(t, c, &sessionv1.WatchSessionRequest{})
 	first := w.until(t, "a snapshot", func(m *sessionv1.WatchSessionResponse) bool { return m.GetReset_() })
 	if first.GetSession().GetSessionId() != id || !first.GetSession().GetCurrent() || first.GetSession().GetEndsSoon() || first.GetSession().GetEndReason() != 0 {
 		t.Errorf("first: %v", first)
@@ -93,7 +93,7 @@ func TestASilentConnectionExpires(t *testing.T) {
 	b := setup(t)
 	in := b.signIn(t, ada)
 	c := b.with(t, in.GetTokens().GetAccessToken())
-	w := watch(t, c, &sessionv1.WatchSessionRequest{})
+	w := watchSession(t, c, &sessionv1.WatchSessionRequest{})
 	w.next(t)
 	opened := must(c.PutConnection(t.Context(), opening(typev1.Modality_MODALITY_VOICE)))(t).GetConnection()
 	w.next(t)
@@ -142,7 +142,7 @@ func TestWhatCountsAsActivity(t *testing.T) {
 			return err
 		}, false},
 		"a stream": {func() error {
-			watch(t, c, &sessionv1.WatchSessionRequest{}).next(t)
+			watchSession(t, c, &sessionv1.WatchSessionRequest{}).next(t)
 			return nil
 		}, false},
 		"a read": {func() error {
