@@ -29,9 +29,11 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// WatchRequest says what to watch.
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Items []*Item                `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	// Each has a name of its own.
+	Items []*Item `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	// The largest message in bytes, unless a single thing is larger: 64 KiB to 1 MiB; 0: 256 KiB.
 	MaxBytes      int32 `protobuf:"varint,2,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -89,6 +91,8 @@ type Item struct {
 	ItemId string `protobuf:"bytes,1,opt,name=item_id,json=itemId,proto3" json:"item_id,omitempty"`
 	// The last cursor that came for the item; empty: begin with what is there. A cursor that the server does not know does the same.
 	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// What it is.
+	//
 	// Types that are valid to be assigned to Of:
 	//
 	//	*Item_Conversation
@@ -222,10 +226,12 @@ type isItem_Of interface {
 }
 
 type Item_Conversation struct {
+	// A conversation.
 	Conversation *ConversationItem `protobuf:"bytes,3,opt,name=conversation,proto3,oneof"`
 }
 
 type Item_Session struct {
+	// A user's sessions.
 	Session *SessionItem `protobuf:"bytes,4,opt,name=session,proto3,oneof"`
 }
 
@@ -251,6 +257,7 @@ type Item_Api struct {
 }
 
 type Item_List struct {
+	// The first objects of a list.
 	List *ListItem `protobuf:"bytes,9,opt,name=list,proto3,oneof"`
 }
 
@@ -272,8 +279,9 @@ func (*Item_List) isItem_Of() {}
 // (`intents/<seq>`, `flow_steps/<seq>`, `tool_calls/<seq>`, `summaries/<seq>`, `fragments/<seq>`). It begins with the messages
 // and the tool calls that wait for something; other records come when they are made or change, and ListRecords has the earlier ones.
 type ConversationItem struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ConversationId string                 `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The conversation.
+	ConversationId string `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// How many of the newest messages it begins with: 0 to 200.
 	MessageLimit int32 `protobuf:"varint,2,opt,name=message_limit,json=messageLimit,proto3" json:"message_limit,omitempty"`
 	// Also send what is said right now, before it is stored.
@@ -387,6 +395,8 @@ type ListItem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 200; 0: 50. There are fewer where they would be more than 2 MiB.
 	Limit int32 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Which list.
+	//
 	// Types that are valid to be assigned to Of:
 	//
 	//	*ListItem_Conversations
@@ -510,12 +520,15 @@ func (*ListItem_Tasks) isListItem_Of() {}
 
 func (*ListItem_Issues) isListItem_Of() {}
 
+// WatchResponse is one message of the stream.
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The item that the message is about; empty in a heartbeat.
 	ItemId string `protobuf:"bytes,1,opt,name=item_id,json=itemId,proto3" json:"item_id,omitempty"`
 	// Continue from here once this message was read. A message without one does not change the item's last cursor.
 	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// What happened.
+	//
 	// Types that are valid to be assigned to Event:
 	//
 	//	*WatchResponse_Changed
@@ -619,18 +632,22 @@ type isWatchResponse_Event interface {
 }
 
 type WatchResponse_Changed struct {
+	// The item is different.
 	Changed *Changed `protobuf:"bytes,3,opt,name=changed,proto3,oneof"`
 }
 
 type WatchResponse_Signal struct {
+	// What is said right now.
 	Signal *Signal `protobuf:"bytes,4,opt,name=signal,proto3,oneof"`
 }
 
 type WatchResponse_Ended struct {
+	// Nothing more comes of the item.
 	Ended *Ended `protobuf:"bytes,5,opt,name=ended,proto3,oneof"`
 }
 
 type WatchResponse_Heartbeat struct {
+	// Nothing happened, and the stream is alive.
 	Heartbeat *Heartbeat `protobuf:"bytes,6,opt,name=heartbeat,proto3,oneof"`
 }
 
@@ -738,6 +755,8 @@ type Thing struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name within the item, such as messages/4.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// What it is now.
+	//
 	// Types that are valid to be assigned to Thing:
 	//
 	//	*Thing_Conversation
@@ -894,42 +913,52 @@ type isThing_Thing interface {
 }
 
 type Thing_Conversation struct {
+	// By the key `conversation`, or in a list `conversations/<conversation_id>`.
 	Conversation *v1.Conversation `protobuf:"bytes,2,opt,name=conversation,proto3,oneof"`
 }
 
 type Thing_Message struct {
+	// By `messages/<seq>`.
 	Message *v1.Message `protobuf:"bytes,3,opt,name=message,proto3,oneof"`
 }
 
 type Thing_Record struct {
+	// By its type and seq, as `intents/<seq>`.
 	Record *v1.Record `protobuf:"bytes,4,opt,name=record,proto3,oneof"`
 }
 
 type Thing_Session struct {
+	// By `sessions/<session_id>`.
 	Session *v13.Session `protobuf:"bytes,5,opt,name=session,proto3,oneof"`
 }
 
 type Thing_Presence struct {
+	// By `presence`.
 	Presence *v13.Presence `protobuf:"bytes,6,opt,name=presence,proto3,oneof"`
 }
 
 type Thing_Project struct {
+	// By `project`, or in a list `projects/<project_id>`.
 	Project *v11.Project `protobuf:"bytes,7,opt,name=project,proto3,oneof"`
 }
 
 type Thing_Task struct {
+	// By `task`, or in a list `tasks/<task_id>`.
 	Task *v11.Task `protobuf:"bytes,8,opt,name=task,proto3,oneof"`
 }
 
 type Thing_Issue struct {
+	// By `issue`, or in a list `issues/<issue_id>`.
 	Issue *v12.Issue `protobuf:"bytes,9,opt,name=issue,proto3,oneof"`
 }
 
 type Thing_Api struct {
+	// By `api`.
 	Api *v14.Api `protobuf:"bytes,10,opt,name=api,proto3,oneof"`
 }
 
 type Thing_Call struct {
+	// By `calls/<seq>`.
 	Call *v14.Call `protobuf:"bytes,11,opt,name=call,proto3,oneof"`
 }
 
@@ -958,11 +987,12 @@ type Signal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The voice turn as it is now, with the words that the user is saying.
 	Voice *v1.VoiceState `protobuf:"bytes,1,opt,name=voice,proto3" json:"voice,omitempty"`
-	// The connection that it came from, and the frame.
+	// The connection that it came from.
 	FromConnection int32 `protobuf:"varint,2,opt,name=from_connection,json=fromConnection,proto3" json:"from_connection,omitempty"`
-	ClientIndex    int32 `protobuf:"varint,3,opt,name=client_index,json=clientIndex,proto3" json:"client_index,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The frame that it came with.
+	ClientIndex   int32 `protobuf:"varint,3,opt,name=client_index,json=clientIndex,proto3" json:"client_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Signal) Reset() {
@@ -1018,8 +1048,9 @@ func (x *Signal) GetClientIndex() int32 {
 
 // Ended says why nothing more comes of the item.
 type Ended struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Problem       *v15.Problem           `protobuf:"bytes,1,opt,name=problem,proto3" json:"problem,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why.
+	Problem       *v15.Problem `protobuf:"bytes,1,opt,name=problem,proto3" json:"problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
