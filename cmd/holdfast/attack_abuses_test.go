@@ -447,20 +447,20 @@ func abuses() []*abuse {
 					if i%2 == 1 { // of the right form
 						c.header = map[string]string{"Linear-Signature": strings.Repeat("ab", 32)}
 					}
-					a.count(a.stall(c, 5<<20, 1<<10, 100*time.Millisecond))
+					a.count(a.stall(c, 1<<20, 1<<10, 100*time.Millisecond))
 					pause(a.ctx, 50*time.Millisecond)
 				}
 			})
 		},
 		bystanders: func(t *testing.T, f *battlefield, api string) []*bystander { return []*bystander{f.linear(t, api)} },
 	}, &abuse{
-		name: "large webhooks", by: stranger, what: "64 webhooks of 5 MiB with wrong signatures", bound: "bytes being read at once",
+		name: "large webhooks", by: stranger, what: "64 webhooks of 1 MiB with wrong signatures", bound: "bytes being read at once",
 		attack: func(a *attacker) {
 			a.expect(64)
 			a.hold(64, func(int) {
 				for a.ctx.Err() == nil {
 					c := &call{path: a.Params["webhook"], header: map[string]string{"Linear-Signature": strings.Repeat("ab", 32)}}
-					a.count(a.stall(c, 5<<20, 5<<20-1, time.Second))
+					a.count(a.stall(c, 1<<20, 1<<20-1, time.Second))
 					pause(a.ctx, 50*time.Millisecond)
 				}
 			})

@@ -26,8 +26,8 @@ import (
 )
 
 const (
-	// maxWebhook is the largest body, as in Linear's own SDK.
-	maxWebhook = 5 << 20
+	// maxWebhook is the largest body: more than an issue may have here. Strangers may send that much, unsigned.
+	maxWebhook = 1 << 20
 	// webhookTime is for all of an answer: Linear waits five seconds, and then sends again.
 	webhookTime = 4 * time.Second
 	// futureSkew is how far ahead of ours Linear's clock may be.

@@ -127,7 +127,7 @@ func TestWebhook(t *testing.T) {
 		{"no endpoint", WebhookPath, good, sign(signingSecret, good), 404, "no such endpoint"},
 		{"below the endpoint", e.GetPath() + "/x", good, sign(signingSecret, good), 404, "no such endpoint"},
 		{"no JSON", e.GetPath(), []byte("{"), sign(signingSecret, []byte("{")), 400, "JSON"},
-		{"too large", e.GetPath(), make([]byte, maxWebhook+1), sign(signingSecret, nil), 413, "5242880"},
+		{"too large", e.GetPath(), make([]byte, maxWebhook+1), sign(signingSecret, nil), 413, "1048576"},
 		{"from the future", e.GetPath(), event.body(now.Add(2 * time.Minute)), sign(signingSecret, event.body(now.Add(2*time.Minute))), 400, "future"},
 		{"no time", e.GetPath(), []byte(`{"type":"Issue"}`), sign(signingSecret, []byte(`{"type":"Issue"}`)), 400, "webhookTimestamp"},
 		{"not of an issue", e.GetPath(), edited(func(m map[string]any) { m["type"] = "Comment" }), "", 200, "ignored"},
