@@ -283,7 +283,7 @@ func appender(t *testing.T, api, name, token string) *bystander {
 	t.Helper()
 	client := clientOf(t, api, token)
 	id := fmt.Sprint("bystander-", strings.ReplaceAll(name, " ", "-"), "-", time.Now().UnixNano())
-	if _, err := client.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: id}); err != nil {
+	if _, err := client.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: id, Shared: true}); err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
 	req := &conversationv1.AppendRequest{ConversationId: id, Messages: []*conversationv1.Message{{Role: conversationv1.Role_ROLE_USER, Text: "Hello"}}}
