@@ -16,6 +16,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,10 +106,11 @@ func (q *Queue) Start(ctx context.Context) error {
 	if len(q.jobs) == 0 {
 		return nil
 	}
-	workers := river.NewWorkers()
+	workers, longest := river.NewWorkers(), time.Duration(0)
 	var periodic []*river.PeriodicJob
 	for _, j := range q.jobs {
 		river.AddWorkerArgs(workers, Task{name: j.Name}, &worker{job: j})
+		longest = max(longest, cmp.Or(j.Timeout, time.Minute))
 		if j.Every <= 0 {
 			continue
 		}
@@ -125,8 +127,10 @@ func (q *Queue) Start(ctx context.Context) error {
 		FetchOnlyKnownKinds: true,
 		FetchPollInterval:   q.config.Poll,
 		SoftStopTimeout:     softStop,
-		ErrorHandler:        &errorLog{q.config.Log},
-		Logger:              slog.New(warnings{q.config.Log.Handler()}),
+		// While a task runs no other like it is stored, so one whose server died stands in the way of the next.
+		RescueStuckJobsAfter: longest + time.Minute,
+		ErrorHandler:         &errorLog{q.config.Log},
+		Logger:               slog.New(warnings{q.config.Log.Handler()}),
 		// Only their owner may rebuild indexes, which the server is not; theirs stay small.
 		ReindexerIndexNames: []string{}, ReindexerSchedule: river.NeverSchedule(),
 	})

@@ -126,7 +126,7 @@ func (k *Kind[S]) Find(ctx context.Context, o FindOptions) (Page[S], error) {
 	if err := k.rt.db.Run(ctx, p); err != nil {
 		return Page[S]{}, err
 	}
-	return heldPage(ctx, k, caller, rows, size, 0)
+	return heldPage(ctx, k, caller, rows, from, size, 0)
 }
 
 func readToken(token string, into any) error {

@@ -301,12 +301,64 @@ type Page[S proto.Message] struct {
 }
 
 type listCursor struct {
-	Time time.Time `json:"t"`
-	ID   string    `json:"i"`
+	Time  time.Time `json:"t"`
+	ID    string    `json:"i"`
+	Round round     `json:"r,omitzero"`
+}
+
+// round is one walk of a list from its front. An object that is changed while one pages moves to the front, behind the reader, so a list of
+// several pages goes on with another round: through what has moved since the last one began. An object that moves moves again after
+// activityStep at the earliest. So once two rounds together took less, none was missed by both.
+type round struct {
+	// Newest is the newest activity when the round began, and Began is when that was.
+	Newest time.Time `json:"n"`
+	Began  time.Time `json:"b"`
+	// Until is the oldest activity that the round goes to, and Before is when the round before it began; zero for the first round.
+	Until  time.Time `json:"u,omitzero"`
+	Before time.Time `json:"p,omitzero"`
+}
+
+// roundSlack is how far a round goes beyond the newest activity of the one before, for changes that were being committed then.
+const roundSlack = 5 * time.Second
+
+// begin is the cursor with a round that begins with rows, unless one is under way.
+func (c listCursor) begin(rows []dbsqlc.ListObjectsRow, now time.Time) listCursor {
+	if c.Round.Began.IsZero() && len(rows) > 0 {
+		c.Round.Newest, c.Round.Began = rows[0].ActivityTime, now
+	}
+	return c
+}
+
+// within are the rows that the round goes to.
+func (c listCursor) within(rows []dbsqlc.ListObjectsRow) []dbsqlc.ListObjectsRow {
+	if i := slices.IndexFunc(rows, func(r dbsqlc.ListObjectsRow) bool { return r.ActivityTime.Before(c.Round.Until) }); i >= 0 {
+		return rows[:i]
+	}
+	return rows
+}
+
+// behind is the cursor behind a row.
+func (c listCursor) behind(r *dbsqlc.ListObjectsRow) listCursor {
+	c.Time, c.ID = r.ActivityTime, r.ObjectID
+	return c
+}
+
+// nextRound is the token of the round behind the one that has ended; empty: there is none.
+func (k *Kind[S]) nextRound(ctx context.Context, caller identity.Identity, o ListOptions, ended listCursor) (string, error) {
+	r := ended.Round
+	if o.PageToken == "" || r.Began.IsZero() || !r.Before.IsZero() && k.Now().Sub(r.Before) < activityStep {
+		return "", nil
+	}
+	newest, err := k.listRows(ctx, caller, o, listCursor{Time: farFuture}, 0)
+	if err != nil || len(newest) == 0 || !newest[0].ActivityTime.After(r.Newest) {
+		return "", err
+	}
+	return writeToken(listCursor{Time: farFuture, Round: round{Until: r.Newest.Add(-roundSlack), Before: r.Began}})
 }
 
 // List pages through the objects that the caller may see, newest activity first. Activity moves in steps of a minute.
-// An object that is changed meanwhile moves to the front and may be seen twice. It returns ErrInvalid for a bad token.
+// An object that is changed meanwhile moves to the front: it comes again, or for the first time, behind the last of the others; see round.
+// It returns ErrInvalid for a bad token.
 func (k *Kind[S]) List(ctx context.Context, o ListOptions) (Page[S], error) {
 	caller, from, err := k.listFrom(ctx, o)
 	if err != nil {
@@ -317,13 +369,18 @@ func (k *Kind[S]) List(ctx context.Context, o ListOptions) (Page[S], error) {
 	if err != nil {
 		return Page[S]{}, err
 	}
+	from = from.begin(rows, k.Now())
+	rows = from.within(rows)
 	if !o.Since.IsZero() {
 		// Activity lags behind by a step at most, and the rows are in its order: behind the first that is too old there is no more.
 		if i := slices.IndexFunc(rows, func(r dbsqlc.ListObjectsRow) bool { return r.ActivityTime.Before(o.Since.Add(-activityStep)) }); i >= 0 {
 			rows = rows[:i]
 		}
 	}
-	page, err := heldPage(ctx, k, caller, rows, size, o.Around)
+	page, err := heldPage(ctx, k, caller, rows, from, size, o.Around)
+	if err == nil && page.Next == "" {
+		page.Next, err = k.nextRound(ctx, caller, o, from)
+	}
 	page.Items = slices.DeleteFunc(page.Items, func(s Snapshot[S]) bool { return s.UpdateTime.Before(o.Since) })
 	return page, err
 }
@@ -341,7 +398,12 @@ func (k *Kind[S]) ListMatching(ctx context.Context, o ListOptions, match func(S)
 	var room Room
 	for range matchReads {
 		rows, err := k.listRows(ctx, caller, o, from, MaxPageSize)
-		if err != nil || len(rows) == 0 {
+		if err != nil {
+			return Page[S]{}, err
+		}
+		from = from.begin(rows, k.Now())
+		if rows = from.within(rows); len(rows) == 0 {
+			page.Next, err = k.nextRound(ctx, caller, o, from)
 			return page, err
 		}
 		read := 0
@@ -358,7 +420,7 @@ func (k *Kind[S]) ListMatching(ctx context.Context, o ListOptions, match func(S)
 				}
 				page.Items = append(page.Items, item)
 			}
-			from = listCursor{r.ActivityTime, r.ObjectID}
+			from = from.behind(&r)
 		}
 		if read > smallAnswer {
 			done, err := k.rt.hold(ctx, caller)
@@ -381,7 +443,7 @@ func (k *Kind[S]) listFrom(ctx context.Context, o ListOptions) (caller identity.
 	if err == nil {
 		err = json.Unmarshal(b, &from)
 	}
-	if err != nil || from.Time.IsZero() || ID(from.ID).check() != nil {
+	if err != nil || from.Time.IsZero() || ID(from.ID).check() != nil && (from.ID != "" || from.Round.Until.IsZero()) {
 		return caller, from, fmt.Errorf("%w: page token", ErrInvalid)
 	}
 	return caller, from, nil
@@ -399,10 +461,11 @@ func (k *Kind[S]) listRows(ctx context.Context, caller identity.Identity, o List
 
 // heldPage makes a page that is a whole answer, with so many bytes around each item, and holds it if it is large.
 func heldPage[S proto.Message](
-	ctx context.Context, k *Kind[S], caller identity.Identity, rows []dbsqlc.ListObjectsRow, size int32, around int,
+	ctx context.Context, k *Kind[S], caller identity.Identity, rows []dbsqlc.ListObjectsRow, from listCursor, size int32,
+	around int,
 ) (Page[S], error) {
 	var room Room
-	page, err := pageOf(k, caller.Tenant, rows, size, around, &room)
+	page, err := pageOf(k, caller.Tenant, rows, from, size, around, &room)
 	if err == nil && room.taken > smallAnswer {
 		var done func()
 		if done, err = k.rt.hold(ctx, caller); err == nil {
@@ -414,7 +477,7 @@ func heldPage[S proto.Message](
 
 // pageOf makes a page of up to size rows, as far as they fit with so many bytes around each.
 func pageOf[S proto.Message](
-	k *Kind[S], t identity.Tenant, rows []dbsqlc.ListObjectsRow, size int32, around int, room *Room,
+	k *Kind[S], t identity.Tenant, rows []dbsqlc.ListObjectsRow, from listCursor, size int32, around int, room *Room,
 ) (page Page[S], err error) {
 	for i, r := range rows {
 		item, bytes, err := listed(k, t, &r)
@@ -422,7 +485,7 @@ func pageOf[S proto.Message](
 			return Page[S]{}, err
 		}
 		if i == int(size) || !room.Fits(bytes+around) {
-			page.Next, err = writeToken(listCursor{rows[i-1].ActivityTime, rows[i-1].ObjectID})
+			page.Next, err = writeToken(from.behind(&rows[i-1]))
 			return page, err
 		}
 		page.Items = append(page.Items, item)

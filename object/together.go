@@ -66,7 +66,7 @@ func ListIn[S proto.Message](r *Together, k *Kind[S], o ListOptions, bytes int) 
 		})
 	})
 	r.done = append(r.done, func(caller identity.Identity, _ time.Time) (err error) {
-		*page, err = pageOf(k, caller.Tenant, rows, size, o.Around, &Room{Bytes: bytes})
+		*page, err = pageOf(k, caller.Tenant, rows, listCursor{}, size, o.Around, &Room{Bytes: bytes})
 		return err
 	})
 	return page

@@ -4,263 +4,52 @@ package linear
 
 import (
 	"context"
+	"encoding/json"
 
 	"github.com/Khan/genqlient/graphql"
 )
 
-// What is read of an issue.
-type IssueFields struct {
-	Id                  string                                 `json:"id"`
-	Identifier          string                                 `json:"identifier"`
-	PreviousIdentifiers []string                               `json:"previousIdentifiers"`
-	Number              float64                                `json:"number"`
-	Url                 string                                 `json:"url"`
-	Title               string                                 `json:"title"`
-	Description         *string                                `json:"description"`
-	Priority            float64                                `json:"priority"`
-	PriorityLabel       string                                 `json:"priorityLabel"`
-	Estimate            *float64                               `json:"estimate"`
-	DueDate             *string                                `json:"dueDate"`
-	CreatedAt           string                                 `json:"createdAt"`
-	UpdatedAt           string                                 `json:"updatedAt"`
-	StartedAt           *string                                `json:"startedAt"`
-	CompletedAt         *string                                `json:"completedAt"`
-	CanceledAt          *string                                `json:"canceledAt"`
-	ArchivedAt          *string                                `json:"archivedAt"`
-	Trashed             *bool                                  `json:"trashed"`
-	LabelIds            []string                               `json:"labelIds"`
-	State               *IssueFieldsStateWorkflowState         `json:"state"`
-	Team                *IssueFieldsTeam                       `json:"team"`
-	Assignee            *IssueFieldsAssigneeUser               `json:"assignee"`
-	Delegate            *IssueFieldsDelegateUser               `json:"delegate"`
-	Creator             *IssueFieldsCreatorUser                `json:"creator"`
-	Project             *IssueFieldsProject                    `json:"project"`
-	Cycle               *IssueFieldsCycle                      `json:"cycle"`
-	Parent              *IssueFieldsParentIssue                `json:"parent"`
-	Labels              *IssueFieldsLabelsIssueLabelConnection `json:"labels"`
+// IssueIDsSinceIssuesIssueConnection includes the requested fields of the GraphQL type IssueConnection.
+type IssueIDsSinceIssuesIssueConnection struct {
+	Nodes    []*json.RawMessage                          `json:"nodes"`
+	PageInfo *IssueIDsSinceIssuesIssueConnectionPageInfo `json:"pageInfo"`
 }
 
-// GetId returns IssueFields.Id, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetId() string { return v.Id }
+// GetNodes returns IssueIDsSinceIssuesIssueConnection.Nodes, and is useful for accessing the field via an interface.
+func (v *IssueIDsSinceIssuesIssueConnection) GetNodes() []*json.RawMessage { return v.Nodes }
 
-// GetIdentifier returns IssueFields.Identifier, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetIdentifier() string { return v.Identifier }
-
-// GetPreviousIdentifiers returns IssueFields.PreviousIdentifiers, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetPreviousIdentifiers() []string { return v.PreviousIdentifiers }
-
-// GetNumber returns IssueFields.Number, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetNumber() float64 { return v.Number }
-
-// GetUrl returns IssueFields.Url, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetUrl() string { return v.Url }
-
-// GetTitle returns IssueFields.Title, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetTitle() string { return v.Title }
-
-// GetDescription returns IssueFields.Description, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetDescription() *string { return v.Description }
-
-// GetPriority returns IssueFields.Priority, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetPriority() float64 { return v.Priority }
-
-// GetPriorityLabel returns IssueFields.PriorityLabel, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetPriorityLabel() string { return v.PriorityLabel }
-
-// GetEstimate returns IssueFields.Estimate, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetEstimate() *float64 { return v.Estimate }
-
-// GetDueDate returns IssueFields.DueDate, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetDueDate() *string { return v.DueDate }
-
-// GetCreatedAt returns IssueFields.CreatedAt, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetCreatedAt() string { return v.CreatedAt }
-
-// GetUpdatedAt returns IssueFields.UpdatedAt, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetUpdatedAt() string { return v.UpdatedAt }
-
-// GetStartedAt returns IssueFields.StartedAt, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetStartedAt() *string { return v.StartedAt }
-
-// GetCompletedAt returns IssueFields.CompletedAt, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetCompletedAt() *string { return v.CompletedAt }
-
-// GetCanceledAt returns IssueFields.CanceledAt, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetCanceledAt() *string { return v.CanceledAt }
-
-// GetArchivedAt returns IssueFields.ArchivedAt, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetArchivedAt() *string { return v.ArchivedAt }
-
-// GetTrashed returns IssueFields.Trashed, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetTrashed() *bool { return v.Trashed }
-
-// GetLabelIds returns IssueFields.LabelIds, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetLabelIds() []string { return v.LabelIds }
-
-// GetState returns IssueFields.State, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetState() *IssueFieldsStateWorkflowState { return v.State }
-
-// GetTeam returns IssueFields.Team, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetTeam() *IssueFieldsTeam { return v.Team }
-
-// GetAssignee returns IssueFields.Assignee, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetAssignee() *IssueFieldsAssigneeUser { return v.Assignee }
-
-// GetDelegate returns IssueFields.Delegate, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetDelegate() *IssueFieldsDelegateUser { return v.Delegate }
-
-// GetCreator returns IssueFields.Creator, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetCreator() *IssueFieldsCreatorUser { return v.Creator }
-
-// GetProject returns IssueFields.Project, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetProject() *IssueFieldsProject { return v.Project }
-
-// GetCycle returns IssueFields.Cycle, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetCycle() *IssueFieldsCycle { return v.Cycle }
-
-// GetParent returns IssueFields.Parent, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetParent() *IssueFieldsParentIssue { return v.Parent }
-
-// GetLabels returns IssueFields.Labels, and is useful for accessing the field via an interface.
-func (v *IssueFields) GetLabels() *IssueFieldsLabelsIssueLabelConnection { return v.Labels }
-
-// IssueFieldsAssigneeUser includes the requested fields of the GraphQL type User.
-type IssueFieldsAssigneeUser struct {
-	Id   string `json:"id"`
-	Name string `json:"name"`
+// GetPageInfo returns IssueIDsSinceIssuesIssueConnection.PageInfo, and is useful for accessing the field via an interface.
+func (v *IssueIDsSinceIssuesIssueConnection) GetPageInfo() *IssueIDsSinceIssuesIssueConnectionPageInfo {
+	return v.PageInfo
 }
 
-// GetId returns IssueFieldsAssigneeUser.Id, and is useful for accessing the field via an interface.
-func (v *IssueFieldsAssigneeUser) GetId() string { return v.Id }
-
-// GetName returns IssueFieldsAssigneeUser.Name, and is useful for accessing the field via an interface.
-func (v *IssueFieldsAssigneeUser) GetName() string { return v.Name }
-
-// IssueFieldsCreatorUser includes the requested fields of the GraphQL type User.
-type IssueFieldsCreatorUser struct {
-	Id   string `json:"id"`
-	Name string `json:"name"`
+// IssueIDsSinceIssuesIssueConnectionPageInfo includes the requested fields of the GraphQL type PageInfo.
+type IssueIDsSinceIssuesIssueConnectionPageInfo struct {
+	HasNextPage bool    `json:"hasNextPage"`
+	EndCursor   *string `json:"endCursor"`
 }
 
-// GetId returns IssueFieldsCreatorUser.Id, and is useful for accessing the field via an interface.
-func (v *IssueFieldsCreatorUser) GetId() string { return v.Id }
+// GetHasNextPage returns IssueIDsSinceIssuesIssueConnectionPageInfo.HasNextPage, and is useful for accessing the field via an interface.
+func (v *IssueIDsSinceIssuesIssueConnectionPageInfo) GetHasNextPage() bool { return v.HasNextPage }
 
-// GetName returns IssueFieldsCreatorUser.Name, and is useful for accessing the field via an interface.
-func (v *IssueFieldsCreatorUser) GetName() string { return v.Name }
+// GetEndCursor returns IssueIDsSinceIssuesIssueConnectionPageInfo.EndCursor, and is useful for accessing the field via an interface.
+func (v *IssueIDsSinceIssuesIssueConnectionPageInfo) GetEndCursor() *string { return v.EndCursor }
 
-// IssueFieldsCycle includes the requested fields of the GraphQL type Cycle.
-type IssueFieldsCycle struct {
-	Id     string  `json:"id"`
-	Name   *string `json:"name"`
-	Number float64 `json:"number"`
+// IssueIDsSinceResponse is returned by IssueIDsSince on success.
+type IssueIDsSinceResponse struct {
+	Issues *IssueIDsSinceIssuesIssueConnection `json:"issues"`
 }
 
-// GetId returns IssueFieldsCycle.Id, and is useful for accessing the field via an interface.
-func (v *IssueFieldsCycle) GetId() string { return v.Id }
-
-// GetName returns IssueFieldsCycle.Name, and is useful for accessing the field via an interface.
-func (v *IssueFieldsCycle) GetName() *string { return v.Name }
-
-// GetNumber returns IssueFieldsCycle.Number, and is useful for accessing the field via an interface.
-func (v *IssueFieldsCycle) GetNumber() float64 { return v.Number }
-
-// IssueFieldsDelegateUser includes the requested fields of the GraphQL type User.
-type IssueFieldsDelegateUser struct {
-	Id   string `json:"id"`
-	Name string `json:"name"`
-}
-
-// GetId returns IssueFieldsDelegateUser.Id, and is useful for accessing the field via an interface.
-func (v *IssueFieldsDelegateUser) GetId() string { return v.Id }
-
-// GetName returns IssueFieldsDelegateUser.Name, and is useful for accessing the field via an interface.
-func (v *IssueFieldsDelegateUser) GetName() string { return v.Name }
-
-// IssueFieldsLabelsIssueLabelConnection includes the requested fields of the GraphQL type IssueLabelConnection.
-type IssueFieldsLabelsIssueLabelConnection struct {
-	Nodes []*IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel `json:"nodes"`
-}
-
-// GetNodes returns IssueFieldsLabelsIssueLabelConnection.Nodes, and is useful for accessing the field via an interface.
-func (v *IssueFieldsLabelsIssueLabelConnection) GetNodes() []*IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel {
-	return v.Nodes
-}
-
-// IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel includes the requested fields of the GraphQL type IssueLabel.
-type IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel struct {
-	Id   string `json:"id"`
-	Name string `json:"name"`
-}
-
-// GetId returns IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel.Id, and is useful for accessing the field via an interface.
-func (v *IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel) GetId() string { return v.Id }
-
-// GetName returns IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel.Name, and is useful for accessing the field via an interface.
-func (v *IssueFieldsLabelsIssueLabelConnectionNodesIssueLabel) GetName() string { return v.Name }
-
-// IssueFieldsParentIssue includes the requested fields of the GraphQL type Issue.
-type IssueFieldsParentIssue struct {
-	Id         string `json:"id"`
-	Identifier string `json:"identifier"`
-}
-
-// GetId returns IssueFieldsParentIssue.Id, and is useful for accessing the field via an interface.
-func (v *IssueFieldsParentIssue) GetId() string { return v.Id }
-
-// GetIdentifier returns IssueFieldsParentIssue.Identifier, and is useful for accessing the field via an interface.
-func (v *IssueFieldsParentIssue) GetIdentifier() string { return v.Identifier }
-
-// IssueFieldsProject includes the requested fields of the GraphQL type Project.
-type IssueFieldsProject struct {
-	Id   string `json:"id"`
-	Name string `json:"name"`
-}
-
-// GetId returns IssueFieldsProject.Id, and is useful for accessing the field via an interface.
-func (v *IssueFieldsProject) GetId() string { return v.Id }
-
-// GetName returns IssueFieldsProject.Name, and is useful for accessing the field via an interface.
-func (v *IssueFieldsProject) GetName() string { return v.Name }
-
-// IssueFieldsStateWorkflowState includes the requested fields of the GraphQL type WorkflowState.
-type IssueFieldsStateWorkflowState struct {
-	Id   string `json:"id"`
-	Name string `json:"name"`
-	Type string `json:"type"`
-}
-
-// GetId returns IssueFieldsStateWorkflowState.Id, and is useful for accessing the field via an interface.
-func (v *IssueFieldsStateWorkflowState) GetId() string { return v.Id }
-
-// GetName returns IssueFieldsStateWorkflowState.Name, and is useful for accessing the field via an interface.
-func (v *IssueFieldsStateWorkflowState) GetName() string { return v.Name }
-
-// GetType returns IssueFieldsStateWorkflowState.Type, and is useful for accessing the field via an interface.
-func (v *IssueFieldsStateWorkflowState) GetType() string { return v.Type }
-
-// IssueFieldsTeam includes the requested fields of the GraphQL type Team.
-type IssueFieldsTeam struct {
-	Id   string `json:"id"`
-	Key  string `json:"key"`
-	Name string `json:"name"`
-}
-
-// GetId returns IssueFieldsTeam.Id, and is useful for accessing the field via an interface.
-func (v *IssueFieldsTeam) GetId() string { return v.Id }
-
-// GetKey returns IssueFieldsTeam.Key, and is useful for accessing the field via an interface.
-func (v *IssueFieldsTeam) GetKey() string { return v.Key }
-
-// GetName returns IssueFieldsTeam.Name, and is useful for accessing the field via an interface.
-func (v *IssueFieldsTeam) GetName() string { return v.Name }
+// GetIssues returns IssueIDsSinceResponse.Issues, and is useful for accessing the field via an interface.
+func (v *IssueIDsSinceResponse) GetIssues() *IssueIDsSinceIssuesIssueConnection { return v.Issues }
 
 // IssuesByIDIssuesIssueConnection includes the requested fields of the GraphQL type IssueConnection.
 type IssuesByIDIssuesIssueConnection struct {
-	Nodes []*IssueFields `json:"nodes"`
+	Nodes []*json.RawMessage `json:"nodes"`
 }
 
 // GetNodes returns IssuesByIDIssuesIssueConnection.Nodes, and is useful for accessing the field via an interface.
-func (v *IssuesByIDIssuesIssueConnection) GetNodes() []*IssueFields { return v.Nodes }
+func (v *IssuesByIDIssuesIssueConnection) GetNodes() []*json.RawMessage { return v.Nodes }
 
 // IssuesByIDResponse is returned by IssuesByID on success.
 type IssuesByIDResponse struct {
@@ -272,12 +61,12 @@ func (v *IssuesByIDResponse) GetIssues() *IssuesByIDIssuesIssueConnection { retu
 
 // IssuesSinceIssuesIssueConnection includes the requested fields of the GraphQL type IssueConnection.
 type IssuesSinceIssuesIssueConnection struct {
-	Nodes    []*IssueFields                            `json:"nodes"`
+	Nodes    []*json.RawMessage                        `json:"nodes"`
 	PageInfo *IssuesSinceIssuesIssueConnectionPageInfo `json:"pageInfo"`
 }
 
 // GetNodes returns IssuesSinceIssuesIssueConnection.Nodes, and is useful for accessing the field via an interface.
-func (v *IssuesSinceIssuesIssueConnection) GetNodes() []*IssueFields { return v.Nodes }
+func (v *IssuesSinceIssuesIssueConnection) GetNodes() []*json.RawMessage { return v.Nodes }
 
 // GetPageInfo returns IssuesSinceIssuesIssueConnection.PageInfo, and is useful for accessing the field via an interface.
 func (v *IssuesSinceIssuesIssueConnection) GetPageInfo() *IssuesSinceIssuesIssueConnectionPageInfo {
@@ -304,6 +93,52 @@ type IssuesSinceResponse struct {
 // GetIssues returns IssuesSinceResponse.Issues, and is useful for accessing the field via an interface.
 func (v *IssuesSinceResponse) GetIssues() *IssuesSinceIssuesIssueConnection { return v.Issues }
 
+// TeamsByIDResponse is returned by TeamsByID on success.
+type TeamsByIDResponse struct {
+	Teams *TeamsByIDTeamsTeamConnection `json:"teams"`
+}
+
+// GetTeams returns TeamsByIDResponse.Teams, and is useful for accessing the field via an interface.
+func (v *TeamsByIDResponse) GetTeams() *TeamsByIDTeamsTeamConnection { return v.Teams }
+
+// TeamsByIDTeamsTeamConnection includes the requested fields of the GraphQL type TeamConnection.
+type TeamsByIDTeamsTeamConnection struct {
+	Nodes []*TeamsByIDTeamsTeamConnectionNodesTeam `json:"nodes"`
+}
+
+// GetNodes returns TeamsByIDTeamsTeamConnection.Nodes, and is useful for accessing the field via an interface.
+func (v *TeamsByIDTeamsTeamConnection) GetNodes() []*TeamsByIDTeamsTeamConnectionNodesTeam {
+	return v.Nodes
+}
+
+// TeamsByIDTeamsTeamConnectionNodesTeam includes the requested fields of the GraphQL type Team.
+type TeamsByIDTeamsTeamConnectionNodesTeam struct {
+	Id string `json:"id"`
+}
+
+// GetId returns TeamsByIDTeamsTeamConnectionNodesTeam.Id, and is useful for accessing the field via an interface.
+func (v *TeamsByIDTeamsTeamConnectionNodesTeam) GetId() string { return v.Id }
+
+// __IssueIDsSinceInput is used internally by genqlient
+type __IssueIDsSinceInput struct {
+	Since string                  `json:"since"`
+	First int                     `json:"first"`
+	After *string                 `json:"after"`
+	Team  *map[string]interface{} `json:"team,omitempty"`
+}
+
+// GetSince returns __IssueIDsSinceInput.Since, and is useful for accessing the field via an interface.
+func (v *__IssueIDsSinceInput) GetSince() string { return v.Since }
+
+// GetFirst returns __IssueIDsSinceInput.First, and is useful for accessing the field via an interface.
+func (v *__IssueIDsSinceInput) GetFirst() int { return v.First }
+
+// GetAfter returns __IssueIDsSinceInput.After, and is useful for accessing the field via an interface.
+func (v *__IssueIDsSinceInput) GetAfter() *string { return v.After }
+
+// GetTeam returns __IssueIDsSinceInput.Team, and is useful for accessing the field via an interface.
+func (v *__IssueIDsSinceInput) GetTeam() *map[string]interface{} { return v.Team }
+
 // __IssuesByIDInput is used internally by genqlient
 type __IssuesByIDInput struct {
 	Ids   []string `json:"ids"`
@@ -318,9 +153,10 @@ func (v *__IssuesByIDInput) GetFirst() int { return v.First }
 
 // __IssuesSinceInput is used internally by genqlient
 type __IssuesSinceInput struct {
-	Since string  `json:"since"`
-	First int     `json:"first"`
-	After *string `json:"after"`
+	Since string                  `json:"since"`
+	First int                     `json:"first"`
+	After *string                 `json:"after"`
+	Team  *map[string]interface{} `json:"team,omitempty"`
 }
 
 // GetSince returns __IssuesSinceInput.Since, and is useful for accessing the field via an interface.
@@ -331,6 +167,68 @@ func (v *__IssuesSinceInput) GetFirst() int { return v.First }
 
 // GetAfter returns __IssuesSinceInput.After, and is useful for accessing the field via an interface.
 func (v *__IssuesSinceInput) GetAfter() *string { return v.After }
+
+// GetTeam returns __IssuesSinceInput.Team, and is useful for accessing the field via an interface.
+func (v *__IssuesSinceInput) GetTeam() *map[string]interface{} { return v.Team }
+
+// __TeamsByIDInput is used internally by genqlient
+type __TeamsByIDInput struct {
+	Ids   []string `json:"ids"`
+	First int      `json:"first"`
+}
+
+// GetIds returns __TeamsByIDInput.Ids, and is useful for accessing the field via an interface.
+func (v *__TeamsByIDInput) GetIds() []string { return v.Ids }
+
+// GetFirst returns __TeamsByIDInput.First, and is useful for accessing the field via an interface.
+func (v *__TeamsByIDInput) GetFirst() int { return v.First }
+
+// The query executed by IssueIDsSince.
+const IssueIDsSince_Operation = `
+query IssueIDsSince ($since: DateTimeOrDuration!, $first: Int!, $after: String, $team: TeamFilter) {
+	issues(filter: {updatedAt:{gte:$since},team:$team}, first: $first, after: $after, includeArchived: true, orderBy: updatedAt) {
+		nodes {
+			id
+		}
+		pageInfo {
+			hasNextPage
+			endCursor
+		}
+	}
+}
+`
+
+// IssueIDsSince is IssuesSince for where one issue keeps Linear from answering a page.
+func IssueIDsSince(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	since string,
+	first int,
+	after *string,
+	team *map[string]interface{},
+) (data_ *IssueIDsSinceResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "IssueIDsSince",
+		Query:  IssueIDsSince_Operation,
+		Variables: &__IssueIDsSinceInput{
+			Since: since,
+			First: first,
+			After: after,
+			Team:  team,
+		},
+	}
+
+	data_ = &IssueIDsSinceResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
 
 // The query executed by IssuesByID.
 const IssuesByID_Operation = `
@@ -405,7 +303,7 @@ fragment IssueFields on Issue {
 }
 `
 
-// IssuesByID reads issues by their ids; those that are gone are left out.
+// IssuesByID reads issues by their ids; those that are gone, or that the key does not see, are left out.
 func IssuesByID(
 	ctx_ context.Context,
 	client_ graphql.Client,
@@ -435,8 +333,8 @@ func IssuesByID(
 
 // The query executed by IssuesSince.
 const IssuesSince_Operation = `
-query IssuesSince ($since: DateTimeOrDuration!, $first: Int!, $after: String) {
-	issues(filter: {updatedAt:{gte:$since}}, first: $first, after: $after, includeArchived: true, orderBy: updatedAt) {
+query IssuesSince ($since: DateTimeOrDuration!, $first: Int!, $after: String, $team: TeamFilter) {
+	issues(filter: {updatedAt:{gte:$since},team:$team}, first: $first, after: $after, includeArchived: true, orderBy: updatedAt) {
 		nodes {
 			... IssueFields
 		}
@@ -517,6 +415,7 @@ func IssuesSince(
 	since string,
 	first int,
 	after *string,
+	team *map[string]interface{},
 ) (data_ *IssuesSinceResponse, err_ error) {
 	req_ := &graphql.Request{
 		OpName: "IssuesSince",
@@ -525,10 +424,50 @@ func IssuesSince(
 			Since: since,
 			First: first,
 			After: after,
+			Team:  team,
 		},
 	}
 
 	data_ = &IssuesSinceResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The query executed by TeamsByID.
+const TeamsByID_Operation = `
+query TeamsByID ($ids: [ID!]!, $first: Int!) {
+	teams(filter: {id:{in:$ids}}, first: $first, includeArchived: true) {
+		nodes {
+			id
+		}
+	}
+}
+`
+
+// TeamsByID reads which of some teams the key sees.
+func TeamsByID(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	ids []string,
+	first int,
+) (data_ *TeamsByIDResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "TeamsByID",
+		Query:  TeamsByID_Operation,
+		Variables: &__TeamsByIDInput{
+			Ids:   ids,
+			First: first,
+		},
+	}
+
+	data_ = &TeamsByIDResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/Khan/genqlient/graphql"
+	"github.com/vektah/gqlparser/v2/ast"
 	"github.com/vektah/gqlparser/v2/gqlerror"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -43,64 +44,145 @@ func newLinearAPI(c *SyncConfig, key string) linearAPI {
 type page struct {
 	issues []*structpb.Struct
 	cursor string // "": the last page
+	// whole is false where an error left issues out.
+	whole bool
+}
+
+// pages says which issues are read.
+type pages struct {
+	since time.Time
+	teams []string // none: of all teams
+	first int
 }
 
 // since reads a page behind a cursor; "": the first one.
-func (a linearAPI) since(ctx context.Context, since time.Time, cursor string, n int) (page, error) {
-	var after *string
-	if cursor != "" {
-		after = &cursor
-	}
-	res, err := linear.IssuesSince(ctx, a.client, since.UTC().Format(time.RFC3339Nano), n, after)
-	if err != nil {
+func (a linearAPI) since(ctx context.Context, of pages, cursor string) (page, error) {
+	since, after, team := of.variables(cursor)
+	res, err := linear.IssuesSince(ctx, a.client, since, of.first, after, team)
+	failed := listed(err)
+	if err != nil && (len(failed) == 0 || res.Issues == nil || res.Issues.PageInfo == nil) {
 		if cursor != "" && isBadInput(err) {
 			return page{}, errBadCursor
 		}
 		return page{}, plainError(err)
 	}
 	if res.Issues == nil || res.Issues.PageInfo == nil {
-		return page{}, errors.New("linear's answer has no issues")
+		return page{}, &apiError{said: "linear's answer has no issues", kind: linearDown}
 	}
 	p := page{}
-	if p.issues, err = payloads(res.Issues.Nodes); err != nil {
-		return page{}, err
-	}
-	if info := res.Issues.PageInfo; info.HasNextPage {
-		if info.EndCursor == nil || *info.EndCursor == "" || *info.EndCursor == cursor {
-			return page{}, errors.New("linear says that there is a next page, and not where")
-		}
-		p.cursor = *info.EndCursor
-	}
-	return p, nil
+	p.issues, p.whole = readIssues(res.Issues.Nodes, failed)
+	p.cursor, err = nextCursor(res.Issues.PageInfo.HasNextPage, res.Issues.PageInfo.EndCursor, cursor)
+	return p, err
 }
 
-// byID reads issues; those that are gone are left out.
-func (a linearAPI) byID(ctx context.Context, ids []string) ([]*structpb.Struct, error) {
+// idsSince reads the ids of the issues of a page.
+func (a linearAPI) idsSince(ctx context.Context, of pages, cursor string) (ids []string, next string, _ error) {
+	since, after, team := of.variables(cursor)
+	res, err := linear.IssueIDsSince(ctx, a.client, since, of.first, after, team)
+	if err != nil {
+		return nil, "", plainError(err)
+	}
+	if res.Issues == nil || res.Issues.PageInfo == nil {
+		return nil, "", &apiError{said: "linear's answer has no issues", kind: linearDown}
+	}
+	issues, _ := readIssues(res.Issues.Nodes, nil)
+	for _, i := range issues {
+		ids = append(ids, text(i.GetFields(), "id"))
+	}
+	next, err = nextCursor(res.Issues.PageInfo.HasNextPage, res.Issues.PageInfo.EndCursor, cursor)
+	return ids, next, err
+}
+
+func (p pages) variables(cursor string) (since string, after *string, team *map[string]any) {
+	if cursor != "" {
+		after = &cursor
+	}
+	if len(p.teams) > 0 {
+		team = &map[string]any{"id": map[string]any{"in": p.teams}}
+	}
+	return p.since.UTC().Format(time.RFC3339Nano), after, team
+}
+
+// nextCursor is where the page behind this one begins; "": there is none.
+func nextCursor(more bool, end *string, cursor string) (string, error) {
+	if !more {
+		return "", nil
+	}
+	if end == nil || *end == "" || *end == cursor || len(*end) > maxCursor {
+		return "", &apiError{said: "linear says that there is a next page, and not where", kind: linearDown}
+	}
+	return *end, nil
+}
+
+// maxCursor is far above what Linear's cursors have, which are UUIDs.
+const maxCursor = 4 << 10
+
+// byID reads issues; those that are gone, or that the key does not see, are left out. Where an error leaves out others, whole is false.
+func (a linearAPI) byID(ctx context.Context, ids []string) (issues []*structpb.Struct, whole bool, _ error) {
 	res, err := linear.IssuesByID(ctx, a.client, ids, len(ids))
+	failed := listed(err)
+	if err != nil && (len(failed) == 0 || res.Issues == nil) {
+		return nil, false, plainError(err)
+	}
+	if res.Issues == nil {
+		return nil, false, &apiError{said: "linear's answer has no issues", kind: linearDown}
+	}
+	issues, whole = readIssues(res.Issues.Nodes, failed)
+	return issues, whole, nil
+}
+
+// teams reads which of some teams the key sees.
+func (a linearAPI) teams(ctx context.Context, ids []string) (map[string]bool, error) {
+	res, err := linear.TeamsByID(ctx, a.client, ids, len(ids))
 	if err != nil {
 		return nil, plainError(err)
 	}
-	if res.Issues == nil {
-		return nil, errors.New("linear's answer has no issues")
+	seen := map[string]bool{}
+	for _, t := range res.GetTeams().GetNodes() {
+		seen[t.GetId()] = true
 	}
-	return payloads(res.Issues.Nodes)
+	return seen, nil
 }
 
-// payloads are the issues as Linear wrote them.
-func payloads(nodes []*linear.IssueFields) ([]*structpb.Struct, error) {
-	out := make([]*structpb.Struct, 0, len(nodes))
-	for _, n := range nodes {
-		raw, err := json.Marshal(n)
-		if err != nil {
-			return nil, err
+// readIssues reads the issues that can be read, as Linear wrote them. A property that has an error is unknown, and not null: it is left
+// out. whole is false where issues are missing.
+func readIssues(nodes []*json.RawMessage, errs gqlerror.List) (issues []*structpb.Struct, whole bool) {
+	whole = true
+	for i, n := range nodes {
+		var s *structpb.Struct
+		if n != nil {
+			if read, err := readPayload(*n); err == nil {
+				s = read
+			}
 		}
-		s, err := readPayload(raw)
-		if err != nil {
-			return nil, err
+		for _, e := range errs {
+			if at, property := failedNode(e); at == i {
+				delete(s.GetFields(), property)
+			}
 		}
-		out = append(out, s)
+		if text(s.GetFields(), "id") == "" {
+			whole = false
+			continue
+		}
+		issues = append(issues, s)
 	}
-	return out, nil
+	return issues, whole
+}
+
+// failedNode is the issue of an answer that has an error, and its property that has it; -1: none.
+func failedNode(e *gqlerror.Error) (node int, property string) {
+	if e == nil || len(e.Path) < 3 || e.Path[1] != ast.PathName("nodes") {
+		return -1, ""
+	}
+	at, ok := e.Path[2].(ast.PathIndex)
+	if !ok {
+		return -1, ""
+	}
+	if len(e.Path) > 3 {
+		name, _ := e.Path[3].(ast.PathName)
+		property = string(name)
+	}
+	return int(at), property
 }
 
 // linearDoer adds the key to requests and tells rate limits from other refusals.
@@ -211,7 +293,29 @@ func listed(err error) gqlerror.List {
 	return nil
 }
 
-// plainError says what went wrong without a word of Linear's: an error is stored and shown.
+// apiError is why Linear did not answer, without a word of Linear's own: it is stored and shown.
+type apiError struct {
+	said string
+	kind errorKind
+	// nodes are the places of the issues on the page that the answer blames.
+	nodes []int
+}
+
+func (e *apiError) Error() string { return e.said }
+
+// errorKind tells what to do about an apiError.
+type errorKind int
+
+const (
+	// linearDown: Linear is not there, or breaks. It may be over soon.
+	linearDown errorKind = iota
+	// linearRefused: it is the key or the query; other issues would not be answered either.
+	linearRefused
+	// badIssues: it may be one of the issues that were asked for.
+	badIssues
+)
+
+// plainError makes an apiError of what a call returned.
 func plainError(err error) error {
 	if _, ok := errors.AsType[*rateLimitedError](err); ok {
 		return err
@@ -219,18 +323,35 @@ func plainError(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	code := ""
-	for _, e := range listed(err) {
+	code, errs := "", listed(err)
+	var nodes []int
+	for _, e := range errs {
 		if c, ok := e.Extensions["code"].(string); ok {
 			code = cmp.Or(code, c)
 		}
+		if at, _ := failedNode(e); at >= 0 {
+			nodes = append(nodes, at)
+		}
 	}
 	code, _ = cut(code, 64)
+	kind := badIssues
+	if hasCode(errs, "AUTHENTICATION_ERROR", "FORBIDDEN", "GRAPHQL_VALIDATION_FAILED", "GRAPHQL_PARSE_FAILED", "FEATURE_NOT_ACCESSIBLE", "USAGE_LIMIT_EXCEEDED") {
+		kind = linearRefused
+	}
 	if e, ok := errors.AsType[*graphql.HTTPError](err); ok {
-		return fmt.Errorf("linear answered with HTTP %d %s", e.StatusCode, code)
+		switch {
+		case e.StatusCode >= http.StatusInternalServerError:
+			kind = linearDown
+		case len(errs) == 0 || e.StatusCode == http.StatusUnauthorized || e.StatusCode == http.StatusForbidden:
+			kind = linearRefused
+		}
+		return &apiError{strings.TrimSpace(fmt.Sprintf("linear answered with HTTP %d %s", e.StatusCode, code)), kind, nodes}
 	}
-	if code != "" || listed(err) != nil {
-		return fmt.Errorf("linear answered with the error %q", code)
+	if len(errs) > 0 {
+		return &apiError{fmt.Sprintf("linear answered with the error %q", code), kind, nodes}
 	}
-	return errors.New("linear cannot be reached, or its answer cannot be read")
+	if _, ok := errors.AsType[*json.UnmarshalTypeError](err); !ok {
+		kind = linearDown
+	}
+	return &apiError{"linear cannot be reached, or its answer cannot be read", kind, nil}
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"errors"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -88,7 +89,7 @@ func replayWindow(s *storev1.EndpointState) time.Duration {
 
 // endpointFields are what an update changes, of those that are stored as callers see them.
 func endpointFields() []string {
-	return []string{"labels", "title", "replay_window", "organization_id"}
+	return []string{"labels", "title", "replay_window", "organization_id", "team_ids"}
 }
 
 func presentEndpoint(i object.Info, s *storev1.EndpointState) *linearv1.Endpoint {
@@ -112,7 +113,7 @@ func (m *Manager) addSync(ctx context.Context, endpoints ...*linearv1.Endpoint) 
 	}
 	for i, e := range endpoints {
 		if s := syncs[i]; s.Found {
-			e.Sync = &linearv1.SyncStatus{Running: s.Snapshot.State.GetPass() != nil}
+			e.Sync = &linearv1.SyncStatus{Running: s.Snapshot.State.GetRunUntilTime().AsTime().After(m.o.Syncs.Now())}
 			rpc.Copy(e.GetSync(), s.Snapshot.State)
 		}
 	}
@@ -195,17 +196,32 @@ func changeEndpoint(s *storev1.EndpointState, req *linearv1.PutEndpointRequest) 
 func (m *Manager) steerSync(ctx context.Context, t identity.Tenant, id object.ID, req *linearv1.PutEndpointRequest) error {
 	if since := req.GetResetSyncTo(); since != nil {
 		_, err := m.o.Syncs.Update(ctx, id, func(tx *object.Tx[syncState]) error {
-			tx.State().HighWaterTime, tx.State().Pass = since, nil
+			s := tx.State()
+			s.HighWaterTime, s.Pass = since, nil
+			if since.AsTime().After(tx.Now()) {
+				s.HighWaterTime = timestamppb.New(tx.Now())
+			}
 			return nil
 		}, object.Upsert(), object.Shared(), object.Request(req.GetRequestId(), req))
 		if err != nil {
 			return err
 		}
 	}
-	if req.GetSyncNow() {
-		return m.o.SyncNow(ctx, t, string(id))
+	if !req.GetSyncNow() {
+		return nil
 	}
-	return nil
+	_, err := m.o.Syncs.Update(ctx, id, func(tx *object.Tx[syncState]) error {
+		if tx.State().GetLimited() || tx.State().GetNotBefore() == nil {
+			tx.Unchanged() // a change would overtake a run that is at work
+			return nil
+		}
+		tx.State().NotBefore = nil
+		return nil
+	})
+	if err != nil && !errors.Is(err, object.ErrNotFound) {
+		return err
+	}
+	return m.o.SyncNow(ctx, t, string(id))
 }
 
 // ListEndpoints implements LinearService.

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -31,6 +32,10 @@ type fakeLinear struct {
 	requests int
 	// next answers the next requests instead, in turn; nil: as usual.
 	next []http.HandlerFunc
+	// teams that the key does not see.
+	hidden map[string]bool
+	// spoilt issues cannot be answered: an answer that has one is an error.
+	spoilt map[string]bool
 	// onPage is called before a page is answered, with its number.
 	onPage func(int)
 	pages  int
@@ -44,7 +49,7 @@ func newFakeLinear(t testing.TB) *fakeLinear {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &fakeLinear{issues: map[string]map[string]any{}}
+	l := &fakeLinear{issues: map[string]map[string]any{}, hidden: map[string]bool{}, spoilt: map[string]bool{}}
 	l.schema, err = gqlparser.LoadSchema(&ast.Source{Name: "schema.graphql", Input: string(text)})
 	if err != nil {
 		t.Fatal(err)
@@ -132,19 +137,51 @@ func (l *fakeLinear) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	switch req.OperationName {
-	case "IssuesSince":
-		l.since(w, r, req.Variables)
+	case "IssuesSince", "IssueIDsSince":
+		l.since(w, r, req.OperationName, req.Variables)
 	case "IssuesByID":
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		nodes := []map[string]any{}
+		for _, id := range req.Variables["ids"].([]any) {
+			if i, ok := l.issues[id.(string)]; ok && !l.hidden[teamOf(i)] {
+				nodes = append(nodes, i)
+			}
+		}
+		l.answer(w, r, nodes, nil)
+	case "TeamsByID":
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		nodes := []any{}
 		for _, id := range req.Variables["ids"].([]any) {
-			if i, ok := l.issues[id.(string)]; ok {
-				nodes = append(nodes, i)
+			if !l.hidden[id.(string)] {
+				nodes = append(nodes, map[string]any{"id": id})
 			}
 		}
-		answer(w, map[string]any{"nodes": nodes})
+		json.NewEncoder(w).Encode(map[string]any{"data": map[string]any{"teams": map[string]any{"nodes": nodes}}})
 	}
+}
+
+func teamOf(issue map[string]any) string {
+	team, _ := issue["team"].(map[string]any)
+	id, _ := team["id"].(string)
+	return id
+}
+
+// change sets properties of an issue, which may be what Linear never answers.
+func (l *fakeLinear) change(id string, properties map[string]any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	maps.Copy(l.issues[id], properties)
+}
+
+// answer answers with issues, or with the error that the first one which is spoilt makes of the whole answer.
+func (l *fakeLinear) answer(w http.ResponseWriter, r *http.Request, nodes []map[string]any, info map[string]any) {
+	if slices.ContainsFunc(nodes, func(i map[string]any) bool { return l.spoilt[fmt.Sprint(i["id"])] }) {
+		fails(http.StatusOK, "INTERNAL_SERVER_ERROR", nil)(w, r)
+		return
+	}
+	answer(w, map[string]any{"nodes": append([]map[string]any{}, nodes...), "pageInfo": info})
 }
 
 func answer(w http.ResponseWriter, issues map[string]any) {
@@ -153,7 +190,7 @@ func answer(w http.ResponseWriter, issues map[string]any) {
 }
 
 // since pages with the newest first, and the cursor is the last issue's place: what is updated meanwhile moves in front.
-func (l *fakeLinear) since(w http.ResponseWriter, r *http.Request, v map[string]any) {
+func (l *fakeLinear) since(w http.ResponseWriter, r *http.Request, operation string, v map[string]any) {
 	l.mu.Lock()
 	l.pages++
 	n, onPage := l.pages, l.onPage
@@ -171,7 +208,8 @@ func (l *fakeLinear) since(w http.ResponseWriter, r *http.Request, v map[string]
 	place := func(i map[string]any) string { return fmt.Sprint(i["updatedAt"], i["id"]) }
 	var all []map[string]any
 	for _, i := range l.issues {
-		if t, _ := time.Parse(time.RFC3339Nano, i["updatedAt"].(string)); !t.Before(from) {
+		updated, _ := i["updatedAt"].(string)
+		if t, err := time.Parse(time.RFC3339Nano, updated); (err != nil || t.Year() < 1970 || !t.Before(from)) && l.sees(i, v["team"]) {
 			all = append(all, i)
 		}
 	}
@@ -192,5 +230,23 @@ func (l *fakeLinear) since(w http.ResponseWriter, r *http.Request, v map[string]
 	if len(all) > 0 {
 		info["endCursor"] = base64.StdEncoding.EncodeToString([]byte(place(all[len(all)-1])))
 	}
-	answer(w, map[string]any{"nodes": append([]map[string]any{}, all...), "pageInfo": info})
+	if operation == "IssueIDsSince" {
+		for i := range all {
+			all[i] = map[string]any{"id": all[i]["id"]}
+		}
+		answer(w, map[string]any{"nodes": append([]map[string]any{}, all...), "pageInfo": info})
+		return
+	}
+	l.answer(w, r, all, info)
+}
+
+// sees tells whether an issue is of a team that the key sees, and that the query asks for.
+func (l *fakeLinear) sees(issue map[string]any, team any) bool {
+	if l.hidden[teamOf(issue)] {
+		return false
+	}
+	t, _ := team.(map[string]any)
+	among, _ := t["id"].(map[string]any)
+	of, ok := among["in"].([]any)
+	return !ok || slices.Contains(of, any(teamOf(issue)))
 }

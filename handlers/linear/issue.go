@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storev1 "holdfast/gen/holdfast/store/linear/v1"
+	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
 
@@ -41,14 +43,17 @@ const (
 
 // issueReport is one report about an issue, from a webhook, Linear's API or a caller.
 type issueReport struct {
-	id       string
-	fields   *storev1.IssueState // without what the server keeps of its own
+	id string
+	// fields are what the report says, without what the server keeps of its own; named are those of them that it says something of. It
+	// says nothing of the others, which stay.
+	fields   *storev1.IssueState
+	named    []string
 	removed  bool
 	stamp    *storev1.IssueStamp
 	payload  *storev1.IssuePayload
 	endpoint string // "": none
 	delivery string // "": none
-	// create: of a create, which may be the first report; trusted: the whole issue as Linear has it, now.
+	// create: of a create, which may be the first report; trusted: as Linear has it, now.
 	create, trusted bool
 }
 
@@ -56,57 +61,240 @@ type issueReport struct {
 // read. An error says what is wrong with it, in the caller's words.
 func newIssueReport(payload *structpb.Struct, source string, rank int32, sent time.Time) (*issueReport, error) {
 	f := payload.GetFields()
-	w := &issueReport{id: text(f, "id"), fields: issueFields(f), trusted: rank == rankRead}
+	w := &issueReport{id: text(f, "id"), trusted: rank == rankRead}
 	switch {
 	case w.id == "":
 		return nil, fmt.Errorf("has no id")
-	case len(w.id) > maxIssueID || strings.ContainsFunc(w.id, notIDRune):
+	case !isID(w.id):
 		return nil, fmt.Errorf("has an id that is none of Linear's")
-	case w.fields.GetTitle() == "":
-		return nil, fmt.Errorf("has no title")
-	case w.fields.GetLinearUpdateTime() == nil:
-		return nil, fmt.Errorf("has no updatedAt")
 	}
+	w.fields, w.named = issueFields(f)
 	kept, dropped := keepPayload(payload)
 	w.payload = &storev1.IssuePayload{Payload: kept, Source: source, Dropped: dropped}
-	w.stamp = &storev1.IssueStamp{
-		TimeMs: w.fields.GetLinearUpdateTime().AsTime().UnixMilli(), Rank: rank, SentMs: sent.UnixMilli(), Hash: hashFields(w.fields),
+	w.stamp = &storev1.IssueStamp{Rank: rank, SentMs: sent.UnixMilli(), Hash: hashFields(w.fields)}
+	if t := w.fields.GetLinearUpdateTime(); t != nil {
+		w.stamp.TimeMs = t.AsTime().UnixMilli()
+	} else {
+		w.stamp.TimeMs, w.stamp.Guessed = w.stamp.GetSentMs(), true
+	}
+	for _, always := range []string{"identifier", "title", "state", "team"} {
+		w.stamp.Partial = w.stamp.GetPartial() || !slices.Contains(w.named, always)
 	}
 	return w, nil
+}
+
+// clear makes the report say that an issue has nothing of a property, as webhooks do that name a property among the earlier values
+// alone.
+func (w *issueReport) clear(earlier map[string]*structpb.Value) {
+	nulls := map[string]*structpb.Value{}
+	for name := range earlier {
+		if w.payload.GetPayload().GetFields()[name] == nil {
+			nulls[name] = structpb.NewNullValue()
+		}
+	}
+	_, cleared := issueFields(nulls)
+	for _, name := range cleared {
+		if !slices.Contains(w.named, name) {
+			w.named = append(w.named, name)
+		}
+	}
+	for name, null := range nulls {
+		if v := storable(null, 2); v != nil && !strings.ContainsRune(name, 0) {
+			w.payload.Payload.Fields[name] = v
+		}
+	}
 }
 
 // removal turns a report into one of the issue's removal at a time.
 func (w *issueReport) removal(at time.Time) *issueReport {
 	w.removed, w.trusted = true, true
+	if w.stamp.GetGuessed() {
+		w.stamp.TimeMs, w.stamp.Guessed = 0, false
+	}
 	w.stamp.TimeMs, w.stamp.Rank = max(at.UnixMilli(), w.stamp.GetTimeMs()), rankRemoval
 	return w
+}
+
+// believable is the report with its times as they can be: nobody has seen the future, so a time that is far ahead is taken for the one
+// at which the report was sent. A report without a time of its own has that one, too.
+func (w *issueReport) believable(now time.Time) (*storev1.IssueStamp, *storev1.IssueState) {
+	latest := now.Add(futureSkew)
+	stamp, fields := proto.CloneOf(w.stamp), proto.CloneOf(w.fields)
+	if sent := stamp.GetSentMs(); sent <= 0 || sent > latest.UnixMilli() {
+		stamp.SentMs = min(max(sent, 0), now.UnixMilli())
+	}
+	if stamp.GetGuessed() || stamp.GetTimeMs() > latest.UnixMilli() {
+		stamp.TimeMs, stamp.Guessed = cmp.Or(stamp.GetSentMs(), now.UnixMilli()), true
+	}
+	for _, t := range []*timestamppb.Timestamp{
+		fields.GetLinearCreateTime(), fields.GetLinearUpdateTime(), fields.GetStartTime(), fields.GetCompleteTime(), fields.GetCancelTime(), fields.GetArchiveTime(),
+	} {
+		if t != nil && t.AsTime().After(latest) {
+			t.Seconds, t.Nanos = now.Unix(), 0
+		}
+	}
+	return stamp, fields
+}
+
+// isID tells whether a text can be the id of something of Linear's.
+func isID(s string) bool {
+	return s != "" && len(s) <= maxIssueID && !strings.ContainsFunc(s, notIDRune)
 }
 
 func notIDRune(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("._:-", r)
 }
 
-// issueFields reads what is worth querying. Webhooks have ids beside the things themselves (`stateId` and `state`), the
-// API has the things.
-func issueFields(f map[string]*structpb.Value) *storev1.IssueState {
-	s := &storev1.IssueState{
-		Identifier: text(f, "identifier"), PreviousIdentifiers: texts(f, "previousIdentifiers"), Url: text(f, "url"), Title: text(f, "title"),
-		Priority: int32(number(f, "priority")), Estimate: number(f, "estimate"), Labels: labels(f), DueDate: text(f, "dueDate"),
-		Assignee: reference(f, "assignee"), Delegate: reference(f, "delegate"), Creator: reference(f, "creator"), Project: reference(f, "project"),
-		Cycle: reference(f, "cycle"), Parent: reference(f, "parent"), LinearCreateTime: moment(f, "createdAt"), LinearUpdateTime: moment(f, "updatedAt"),
-		StartTime: moment(f, "startedAt"), CompleteTime: moment(f, "completedAt"), CancelTime: moment(f, "canceledAt"),
-		ArchiveTime: moment(f, "archivedAt"), Trashed: f["trashed"].GetBoolValue(),
+// issueFields reads what is worth querying, and names the fields of which there is something: an absent property is none, and
+// neither is one of a wrong type, or null where Linear's schema has none. Webhooks have ids beside the things themselves (`stateId` and
+// `state`), the API has the things.
+func issueFields(f map[string]*structpb.Value) (s *storev1.IssueState, named []string) {
+	s = &storev1.IssueState{}
+	name := func(field string, ok bool) bool {
+		if ok {
+			named = append(named, field)
+		}
+		return ok
 	}
-	// What an issue has is often null.
-	if r := reference(f, "state"); r != nil || len(inner(f, "state")) > 0 {
+	is := func(property string) shape { return shapeOf(f[property]) }
+	if name("identifier", text(f, "identifier") != "") {
+		s.Identifier, _ = cut(text(f, "identifier"), maxIdentifier)
+	}
+	if name("previous_identifiers", is("previousIdentifiers") == aList) {
+		s.PreviousIdentifiers = identifiers(f)
+	}
+	if name("url", text(f, "url") != "") {
+		s.Url, _ = cut(text(f, "url"), maxDescription)
+	}
+	if name("title", text(f, "title") != "") {
+		s.Title, _ = cut(text(f, "title"), maxDescription)
+	}
+	if name("description", is("description") == aNull || is("description") == aText) {
+		named = append(named, "description_cut")
+		s.Description, s.DescriptionCut = cut(text(f, "description"), maxDescription)
+	}
+	if name("priority", is("priority") == aNumber) {
+		s.Priority = int32(number(f, "priority"))
+	}
+	if name("estimate", is("estimate") == aNull || is("estimate") == aNumber) {
+		s.Estimate = number(f, "estimate")
+	}
+	if name("due_date", is("dueDate") == aNull || is("dueDate") == aText) {
+		s.DueDate, _ = cut(text(f, "dueDate"), len("2026-11-30"))
+	}
+	if name("trashed", is("trashed") == aNull || is("trashed") == aBool) {
+		s.Trashed = f["trashed"].GetBoolValue()
+	}
+	if name("labels", is("labelIds") == aList || is("labels") == aList || shapeOf(inner(f, "labels")["nodes"]) == aList) {
+		s.Labels = labels(f)
+	}
+	for field, to := range map[string]**storev1.Ref{
+		"assignee": &s.Assignee, "delegate": &s.Delegate, "creator": &s.Creator, "project": &s.Project, "cycle": &s.Cycle, "parent": &s.Parent,
+	} {
+		r := reference(f, field)
+		if name(field, r != nil || is(field) == aNull || is(field+"Id") == aNull) {
+			*to = r
+		}
+	}
+	if r := reference(f, "state"); name("state", r != nil || text(inner(f, "state"), "type") != "") {
 		s.State = &storev1.WorkflowState{Id: r.GetId(), Name: r.GetName(), Type: text(inner(f, "state"), "type")}
 	}
-	if r := reference(f, "team"); r != nil || len(inner(f, "team")) > 0 {
+	if r := reference(f, "team"); name("team", r != nil) {
 		s.Team = &storev1.Team{Id: r.GetId(), Name: r.GetName(), Key: text(inner(f, "team"), "key")}
 	}
-	s.Description, s.DescriptionCut = cut(text(f, "description"), maxDescription)
-	s.Title, _ = cut(s.GetTitle(), maxDescription)
-	return s
+	for _, t := range []struct {
+		field, property string
+		always          bool
+		to              **timestamppb.Timestamp
+	}{
+		{"linear_create_time", "createdAt", true, &s.LinearCreateTime},
+		{"linear_update_time", "updatedAt", true, &s.LinearUpdateTime},
+		{"start_time", "startedAt", false, &s.StartTime},
+		{"complete_time", "completedAt", false, &s.CompleteTime},
+		{"cancel_time", "canceledAt", false, &s.CancelTime},
+		{"archive_time", "archivedAt", false, &s.ArchiveTime},
+	} {
+		at := moment(f, t.property)
+		if name(t.field, at != nil || is(t.property) == aNull && !t.always) {
+			*t.to = at
+		}
+	}
+	slices.Sort(named)
+	return s, named
+}
+
+// shape is what a property holds.
+type shape int
+
+const (
+	absent shape = iota
+	aNull
+	aBool
+	aNumber
+	aText
+	aList
+	aThing
+)
+
+func shapeOf(v *structpb.Value) shape {
+	switch v.GetKind().(type) {
+	case *structpb.Value_NullValue:
+		return aNull
+	case *structpb.Value_BoolValue:
+		return aBool
+	case *structpb.Value_NumberValue:
+		return aNumber
+	case *structpb.Value_StringValue:
+		return aText
+	case *structpb.Value_ListValue:
+		return aList
+	case *structpb.Value_StructValue:
+		return aThing
+	default:
+		return absent
+	}
+}
+
+const (
+	maxIdentifier  = 64 // characters, of a team's key and a number
+	maxIdentifiers = 32 // earlier ones, of which the newest are kept
+	maxLabels      = 256
+)
+
+func identifiers(f map[string]*structpb.Value) []string {
+	all := texts(f, "previousIdentifiers")
+	all = all[max(0, len(all)-maxIdentifiers):]
+	for i := range all {
+		all[i], _ = cut(all[i], maxIdentifier)
+	}
+	return all
+}
+
+// keepNames gives things the names that they had, where a report has only their ids.
+func keepNames(s, old *storev1.IssueState) {
+	for id, name := range s.GetLabels() {
+		if name == "" {
+			s.Labels[id] = old.GetLabels()[id]
+		}
+	}
+	for _, r := range [][2]*storev1.Ref{
+		{s.GetAssignee(), old.GetAssignee()},
+		{s.GetDelegate(), old.GetDelegate()},
+		{s.GetCreator(), old.GetCreator()},
+		{s.GetProject(), old.GetProject()},
+		{s.GetCycle(), old.GetCycle()},
+		{s.GetParent(), old.GetParent()},
+	} {
+		if r[0] != nil && r[0].GetId() == r[1].GetId() {
+			r[0].Name = cmp.Or(r[0].GetName(), r[1].GetName())
+		}
+	}
+	if was := old.GetState(); s.GetState().GetId() != "" && s.GetState().GetId() == was.GetId() {
+		s.State.Name, s.State.Type = cmp.Or(s.GetState().GetName(), was.GetName()), cmp.Or(s.GetState().GetType(), was.GetType())
+	}
+	if was := old.GetTeam(); s.GetTeam() != nil && s.GetTeam().GetId() == was.GetId() {
+		s.Team.Name, s.Team.Key = cmp.Or(s.GetTeam().GetName(), was.GetName()), cmp.Or(s.GetTeam().GetKey(), was.GetKey())
+	}
 }
 
 func text(f map[string]*structpb.Value, name string) string {
@@ -133,11 +321,15 @@ func reference(f map[string]*structpb.Value, name string) *storev1.Ref {
 	if n := number(thing, "number"); r.GetName() == "" && n > 0 {
 		r.Name = strconv.Itoa(int(n))
 	}
-	if r.GetId() == "" {
+	if !isID(r.GetId()) {
 		return nil
 	}
+	r.Name, _ = cut(r.GetName(), maxName)
 	return r
 }
+
+// maxName is how many characters of a name are kept.
+const maxName = 256
 
 func texts(f map[string]*structpb.Value, name string) (out []string) {
 	for _, v := range f[name].GetListValue().GetValues() {
@@ -151,14 +343,18 @@ func texts(f map[string]*structpb.Value, name string) (out []string) {
 // labels are the names of an issue's labels by their ids. The API has them as a connection.
 func labels(f map[string]*structpb.Value) map[string]string {
 	names := map[string]string{}
+	add := func(id, name string) {
+		if _, known := names[id]; isID(id) && (known || len(names) < maxLabels) {
+			names[id], _ = cut(name, maxName)
+		}
+	}
 	for _, id := range texts(f, "labelIds") {
-		names[id] = ""
+		add(id, "")
 	}
 	for _, list := range []*structpb.ListValue{f["labels"].GetListValue(), inner(f, "labels")["nodes"].GetListValue()} {
 		for _, v := range list.GetValues() {
-			if label := v.GetStructValue().GetFields(); text(label, "id") != "" {
-				names[text(label, "id")] = text(label, "name")
-			}
+			label := v.GetStructValue().GetFields()
+			add(text(label, "id"), text(label, "name"))
 		}
 	}
 	return names
@@ -274,49 +470,57 @@ func compareStamps(a, b *storev1.IssueStamp) int {
 		cmp.Compare(a.GetSentMs(), b.GetSentMs()), cmp.Compare(a.GetHash(), b.GetHash()))
 }
 
-// applyReport applies a report to what is stored. It returns whether that changed anything, and whether the report's fields are stored
-// now. The newest report wins, so reports may come in any order and more than once.
+// applyReport applies a report to what is stored: the fields that it names. It returns whether that changed anything, and whether what
+// the report says is stored now. The newest report wins, so reports may come in any order and more than once.
 //
-// Linear has to be asked where two webhooks of one time disagree, and where an update was the first that was heard of an
-// issue: it may be that its creation is still to come, or never comes.
-func applyReport(s *storev1.IssueState, w *issueReport, exists bool) (changed, applied bool) {
+// Linear has to be asked where two webhooks of one time disagree, where a report came without a date that can be right, or behind a newer
+// one that did not name everything, and where an update was the first that was heard of an issue: it may be that its creation is still to
+// come, or never comes.
+func applyReport(s *storev1.IssueState, w *issueReport, exists bool, now time.Time) (changed, applied bool) {
 	heard := exists && s.GetStamp() != nil
 	old := s.GetStamp()
-	if heard && compareStamps(w.stamp, old) <= 0 {
-		disagrees := w.stamp.GetTimeMs() == old.GetTimeMs() && w.stamp.GetRank() == old.GetRank() && w.stamp.GetHash() != old.GetHash()
-		if disagrees && !w.trusted && !s.GetRefetch() {
+	stamp, fields := w.believable(now)
+	same := heard && stamp.GetTimeMs() == old.GetTimeMs()
+	// What Linear says of a date outweighs what was guessed.
+	newer := !heard || compareStamps(stamp, old) > 0 || old.GetGuessed() && !stamp.GetGuessed() && w.trusted && !w.removed
+	if !newer {
+		disagrees := same && stamp.GetRank() == old.GetRank() && stamp.GetHash() != old.GetHash()
+		doubtful := disagrees || old.GetPartial() && old.GetTimeMs() != stamp.GetTimeMs() || old.GetGuessed() && old.GetHash() != stamp.GetHash()
+		if doubtful && !w.trusted && !s.GetRefetch() && s.GetRemoveTime() == nil {
 			s.Refetch = true
-			if w.endpoint != "" {
-				s.EndpointId = w.endpoint
-			}
+			s.EndpointId = cmp.Or(w.endpoint, s.GetEndpointId())
 			return true, false
 		}
 		return false, false
 	}
-	same := heard && w.stamp.GetTimeMs() == old.GetTimeMs()
-	if same && w.trusted && !w.removed && w.stamp.GetHash() == old.GetHash() && !s.GetRefetch() {
+	if heard && w.trusted && !w.removed && (same || stamp.GetGuessed()) && stamp.GetHash() == old.GetHash() && !s.GetRefetch() {
 		return false, false // read from Linear, and nothing new
 	}
-	refetch := s.GetRefetch() || !heard && !w.create || same && w.stamp.GetHash() != old.GetHash()
-	endpoint := cmp.Or(w.endpoint, s.GetEndpointId())
-	if w.fields != nil {
-		proto.Reset(s)
-		proto.Merge(s, w.fields)
-	}
+	refetch := s.GetRefetch() || !heard && !w.create || same && stamp.GetHash() != old.GetHash() || stamp.GetGuessed()
+	was := proto.CloneOf(s)
+	rpc.Set(s, fields, w.named...)
+	keepNames(s, was)
+	s.RemoveTime = nil
 	if w.removed {
-		s.RemoveTime = timestamppb.New(time.UnixMilli(w.stamp.GetTimeMs()))
+		s.RemoveTime = timestamppb.New(time.UnixMilli(stamp.GetTimeMs()))
 	}
-	s.Stamp, s.EndpointId, s.DeliveryId = w.stamp, endpoint, w.delivery
-	s.Refetch = refetch && !w.trusted
+	s.Stamp, s.EndpointId, s.DeliveryId = stamp, cmp.Or(w.endpoint, s.GetEndpointId()), w.delivery
+	if s.Refetch = refetch && !w.trusted; !s.GetRefetch() {
+		s.RefetchCount, s.RefetchTime = 0, nil
+	}
+	s.Unseen = was.GetUnseen() && !(w.trusted && !w.removed)
 	return true, true
 }
 
-// applyIssue is applyReport in a change, with the payload beside it.
+// applyIssue is applyReport in a change, with the payload beside it: what the report's does not have stays in it.
 func applyIssue(tx *object.Tx[issueState], w *issueReport) bool {
-	changed, applied := applyReport(tx.State(), w, tx.Exists())
+	changed, applied := applyReport(tx.State(), w, tx.Exists(), tx.Now())
 	switch {
 	case applied && w.payload != nil:
 		payload := proto.CloneOf(w.payload)
+		if old, ok := tx.Entry(inRaw, rawKey).(*storev1.IssuePayload); ok {
+			addPayload(payload, old)
+		}
 		payload.ReceiveTime = timestamppb.New(tx.Now())
 		tx.Put(inRaw, rawKey, payload)
 	case !changed:
@@ -324,6 +528,45 @@ func applyIssue(tx *object.Tx[issueState], w *issueReport) bool {
 	}
 	return applied
 }
+
+// addPayload adds the properties to a payload that only an older one has.
+func addPayload(p, old *storev1.IssuePayload) {
+	more := false
+	for name, v := range old.GetPayload().GetFields() {
+		if _, ok := p.GetPayload().GetFields()[name]; !ok && !slices.Contains(p.GetDropped(), name) {
+			p.Payload.Fields[name], more = v, true
+		}
+	}
+	if more {
+		var dropped []string
+		p.Payload, dropped = keepPayload(p.GetPayload())
+		p.Dropped = append(p.Dropped, dropped...)
+	}
+}
+
+// maxRefetches is how often Linear is asked for an issue that it does not answer, and firstRefetch how long after the first time; each
+// time doubles the wait.
+const (
+	maxRefetches = 8
+	firstRefetch = time.Minute
+)
+
+// askLater notes that Linear was asked for an issue in vain: it is asked again later, and at last no more.
+func askLater(s *storev1.IssueState, endpoint string, now time.Time) {
+	if !s.GetRefetch() {
+		s.RefetchCount = 0
+	}
+	s.RefetchCount++
+	s.EndpointId = cmp.Or(endpoint, s.GetEndpointId())
+	if s.Refetch = s.GetRefetchCount() < maxRefetches; s.GetRefetch() {
+		s.RefetchTime = timestamppb.New(now.Add(jittered(firstRefetch << (s.GetRefetchCount() - 1))))
+	} else {
+		s.RefetchTime = nil
+	}
+}
+
+// jittered is between half a time and all of it, so that what failed together does not come again together.
+func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) } //nolint:gosec // jitter
 
 // open tells whether an issue is still to be done.
 func open(s *storev1.IssueState) bool {
@@ -363,15 +606,16 @@ func issueTerms(s *storev1.IssueState) []string {
 		}
 	}
 	if s.GetRefetch() {
-		t = append(t, refetchTerm(s.GetEndpointId()))
+		t = append(t, refetchTerm)
 	}
 	return t
 }
 
-func refetchTerm(endpoint string) string { return "refetch=" + endpoint }
+// refetchTerm lists the issues that Linear has to be asked for.
+const refetchTerm = "refetch"
 
 func issueTTL(s *storev1.IssueState) time.Duration {
-	if s.GetRemoveTime() != nil {
+	if s.GetRemoveTime() != nil || s.GetStamp() == nil && !s.GetRefetch() {
 		return tombstoneTTL
 	}
 	return 0

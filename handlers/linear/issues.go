@@ -34,6 +34,9 @@ func (m *Manager) PutIssues(ctx context.Context, req *linearv1.PutIssuesRequest)
 	for i, payload := range req.GetIssues() {
 		// When it was read nobody knows; the sent time of 0 makes the same issue the same report however often it comes.
 		w, err := newIssueReport(payload, "api", rankRead, time.UnixMilli(0))
+		if err == nil && w.stamp.GetGuessed() {
+			err = errors.New("has no updatedAt")
+		}
 		if err != nil {
 			results[i] = &linearv1.PutIssueResult{Problem: problem.InvalidArgument(fmt.Sprintf("issues[%d]", i), err.Error()).Problem()}
 			continue
@@ -42,10 +45,15 @@ func (m *Manager) PutIssues(ctx context.Context, req *linearv1.PutIssuesRequest)
 		part := &linearv1.PutIssuesRequest{RequestId: req.GetRequestId(), IfVersion: req.IfVersion, Issues: req.GetIssues()[i : i+1]}
 		wait.Go(func() {
 			results[i], errs[i] = object.Do(ctx, m.o.Issues, object.ID(w.id), part, func(tx *object.Tx[issueState]) (*linearv1.PutIssueResult, error) {
+				if tx.State().GetStamp() == nil && !slices.Contains(w.named, "title") {
+					return nil, errNoTitle
+				}
 				applied := applyIssue(tx, w)
 				return &linearv1.PutIssueResult{IssueId: w.id, Applied: applied, Version: int64(tx.Info().Version)}, nil
 			}, object.Upsert(), object.Shared())
-			if p := problemOf(errs[i]); p != nil {
+			if errors.Is(errs[i], errNoTitle) {
+				results[i], errs[i] = &linearv1.PutIssueResult{IssueId: w.id, Problem: problem.InvalidArgument(fmt.Sprintf("issues[%d]", i), errNoTitle.Error()).Problem()}, nil
+			} else if p := problemOf(errs[i]); p != nil {
 				results[i], errs[i] = &linearv1.PutIssueResult{IssueId: w.id, Problem: p}, nil
 			}
 		})
@@ -58,6 +66,9 @@ func (m *Manager) PutIssues(ctx context.Context, req *linearv1.PutIssuesRequest)
 	}
 	return &linearv1.PutIssuesResponse{Results: results}, nil
 }
+
+// errNoTitle: the first report on an issue is whole.
+var errNoTitle = errors.New("has no title, and is not known yet")
 
 // problemOf is what is wrong with one issue of a request; nil: nothing, or it is the whole call that failed.
 func problemOf(err error) *errorv1.Problem {

@@ -1,10 +1,13 @@
 package linear
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/structpb"
@@ -39,9 +42,16 @@ type SyncConfig struct {
 // Sync reads issues from Linear. It is safe for concurrent use; of two runs for one endpoint one gives up.
 //
 // A pass walks through all issues that were updated since the high-water mark, page by page. After each page is stored the
-// pass's cursor is, so that one who dies in between reads a page twice and none never. Only after the last page the mark
-// moves, to the newest updatedAt that was seen: what changed meanwhile is newer and comes in the next pass. An issue that
-// was deleted does not appear: webhooks tell of that.
+// pass's cursor is, so that a process that dies in between reads a page twice and none never. Only after the last page the mark
+// moves, to the newest updatedAt that was seen, but not beyond now: what changed meanwhile is newer and comes in the next pass. An issue
+// that was deleted does not appear: webhooks report that.
+//
+// # Failures
+//
+// What is wrong with one issue does not hold up the others. A property that has an error is left as it is known. Where an error leaves
+// out issues, the page is read again as ids, and then its issues in halves; those that fail alone are skipped, and asked for later, each
+// time after twice as long. What is wrong with all of Linear, the key or a query ends the run, and makes the next one wait: Linear's rate
+// limit as long as it says, all else twice as long each time, up to an hour.
 type Sync struct{ c SyncConfig }
 
 // NewSync makes a Sync.
@@ -59,41 +69,43 @@ func NewSync(c SyncConfig) *Sync {
 	return &Sync{c}
 }
 
-// refetchBatch is how many stale issues are read at once.
-const refetchBatch = 50
+const (
+	// refetchBatch is how many doubtful issues are read at once.
+	refetchBatch = 50
+	// firstBackOff is how long a run waits after a failure, and maxBackOff how long after many.
+	firstBackOff = 30 * time.Second
+	maxBackOff   = time.Hour
+	// stepTime is how long after its last step a run is taken for one at work. A request to Linear takes half of it at most.
+	stepTime = time.Minute
+	// maxSplits is how often a run reads issues again in halves.
+	maxSplits = 64
+)
 
-// Once brings one endpoint's issues up to date: those that webhooks left in doubt, then all that changed. Where Linear's
-// rate limit says so it does nothing and returns nil. What failed is noted in the endpoint's sync, and returned.
+// Once brings one endpoint's issues up to date: all that changed, and those that reports left in doubt. Until its time has come it does
+// nothing and returns nil. What failed is noted in the endpoint's sync, and returned.
 func (s *Sync) Once(ctx context.Context, e db.Endpoint) error {
 	ctx = identity.With(ctx, identity.Identity{Tenant: e.Tenant, Service: true})
-	id := object.ID(e.ID)
-	endpoint, err := s.c.Endpoints.View(ctx, id)
+	run := &syncRun{Sync: s, id: object.ID(e.ID), splits: maxSplits}
+	endpoint, err := s.c.Endpoints.View(ctx, run.id)
 	if errors.Is(err, object.ErrNotFound) || err == nil && endpoint.State.GetApiKey() == nil {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	key, err := s.c.Open(endpoint.State.GetApiKey().GetSealed(), sealContext(e.Tenant, id))
-	if err != nil {
-		return err
-	}
-	run := &syncRun{Sync: s, id: id, api: newLinearAPI(&s.c, string(key))}
-	state, err := s.c.Syncs.View(ctx, id)
+	run.endpoint = endpoint.State
+	state, err := s.c.Syncs.View(ctx, run.id)
 	switch {
 	case errors.Is(err, object.ErrNotFound):
 	case err != nil:
 		return err
 	default:
-		if state.State.GetNotBefore().AsTime().After(s.c.Now()) {
+		run.at(state)
+		if run.state.GetKeyId() == run.keyID() && run.state.GetNotBefore().AsTime().After(s.c.Now()) {
 			return nil
 		}
-		run.at(state)
 	}
-	err = run.refetch(ctx)
-	if _, limited := errors.AsType[*rateLimitedError](err); !limited && ctx.Err() == nil {
-		err = errors.Join(err, run.pass(ctx)) // issues that cannot be settled do not hold up the others
-	}
+	err = run.all(ctx, e.Tenant)
 	if err == nil || errors.Is(err, errOvertaken) {
 		return nil
 	}
@@ -126,10 +138,36 @@ func (s *Sync) At(ctx context.Context, e db.Endpoint) (time.Time, bool, error) {
 type syncRun struct {
 	*Sync
 
-	id      object.ID
-	api     linearAPI
-	version object.Version // 0: there is no state yet
-	state   *storev1.SyncState
+	id       object.ID
+	endpoint *storev1.EndpointState
+	api      linearAPI
+	version  object.Version // 0: there is no state yet
+	state    *storev1.SyncState
+	// up: Linear has answered.
+	up bool
+	// splits is how often issues may still be read again in halves.
+	splits int
+}
+
+func (r *syncRun) keyID() string { return r.endpoint.GetApiKey().GetSecretId() }
+
+// all is the run.
+func (r *syncRun) all(ctx context.Context, t identity.Tenant) error {
+	key, err := r.c.Open(r.endpoint.GetApiKey().GetSealed(), sealContext(t, r.id))
+	if err != nil {
+		r.c.Log.ErrorContext(ctx, "an API key cannot be opened: is its seal key gone?", "endpoint", string(r.id), "error", err)
+		return &apiError{said: "the API key cannot be opened: put it in again", kind: linearRefused}
+	}
+	r.api = newLinearAPI(&r.c, string(key))
+	err = r.pass(ctx)
+	if _, limited := errors.AsType[*rateLimitedError](err); limited || errors.Is(err, errOvertaken) || ctx.Err() != nil {
+		return err
+	}
+	// A page that cannot be read does not hold up the issues in doubt.
+	if other := r.refetch(ctx); other != nil && (err == nil || other.Error() != err.Error()) {
+		err = errors.Join(err, other)
+	}
+	return err
 }
 
 func (r *syncRun) at(s object.Snapshot[syncState]) { r.version, r.state = s.Version, s.State }
@@ -138,13 +176,13 @@ func (r *syncRun) at(s object.Snapshot[syncState]) { r.version, r.state = s.Vers
 var errOvertaken = errors.New("another run is at work")
 
 // move changes where the sync stands, unless another run has.
-func (r *syncRun) move(ctx context.Context, change func(s *storev1.SyncState, now time.Time)) error {
+func (r *syncRun) move(ctx context.Context, change func(s *storev1.SyncState)) error {
 	opts := []object.UpdateOption{object.IfVersion(r.version)}
 	if r.version == 0 {
 		opts = []object.UpdateOption{object.Create(), object.Shared()}
 	}
 	snapshot, err := r.c.Syncs.Update(ctx, r.id, func(tx *object.Tx[syncState]) error {
-		change(tx.State(), tx.Now())
+		change(tx.State())
 		return nil
 	}, opts...)
 	if _, mismatch := errors.AsType[*object.VersionMismatchError](err); mismatch || errors.Is(err, object.ErrExists) {
@@ -156,76 +194,192 @@ func (r *syncRun) move(ctx context.Context, change func(s *storev1.SyncState, no
 	return err
 }
 
-// beginPass starts a pass where none is under way.
-func beginPass(s *storev1.SyncState, overlap time.Duration, now time.Time) {
+// begin notes that a run is at work, and starts a pass where none is under way. A pass for other teams is given up, and where a team was
+// added all issues are read again.
+func (r *syncRun) begin(s *storev1.SyncState) {
+	now, was, teams := r.c.Now(), s.GetTeamIds(), r.endpoint.GetTeamIds()
+	added := func(t string) bool { return !slices.Contains(was, t) }
+	if len(was) > 0 && (len(teams) == 0 || slices.ContainsFunc(teams, added)) {
+		s.HighWaterTime = nil
+	}
+	if !slices.Equal(teams, was) {
+		s.Pass, s.TeamIds = nil, teams
+	}
+	s.RunUntilTime, s.KeyId, s.NotBefore, s.Limited = timestamppb.New(now.Add(stepTime)), r.keyID(), nil, false
 	if s.GetPass() != nil {
 		return
 	}
 	since := time.UnixMilli(0)
 	if s.GetHighWaterTime() != nil {
-		since = s.GetHighWaterTime().AsTime().Add(-overlap)
+		since = s.GetHighWaterTime().AsTime().Add(-r.c.Overlap)
 	}
 	s.Pass = &storev1.SyncPass{SinceTime: timestamppb.New(since), StartTime: timestamppb.New(now)}
 }
 
 // endPage notes a page that is stored, and with the last one ends the pass.
-func endPage(s *storev1.SyncState, cursor string, newest time.Time, issues int, now time.Time) {
-	p := s.GetPass()
+func (r *syncRun) endPage(s *storev1.SyncState, cursor string, newest time.Time, issues int) {
+	p, now := s.GetPass(), r.c.Now()
+	if newest.After(now) {
+		newest = now
+	}
 	if newest.After(p.GetNewestTime().AsTime()) {
 		p.NewestTime = timestamppb.New(newest)
 	}
 	p.Cursor = cursor
 	p.PageCount++
+	if p.GetPageCount()&(p.GetPageCount()-1) == 0 {
+		p.MetCursor = cursor // Brent's algorithm: a circle is found before the pass has gone round it three times
+	}
 	s.IssueCount += int32(issues) //nolint:gosec // a page at a time
-	s.Error, s.NotBefore = "", nil
+	s.Error, s.FailureCount, s.RunUntilTime = "", 0, timestamppb.New(now.Add(stepTime))
 	if cursor != "" {
 		return
 	}
 	if p.GetNewestTime() != nil && p.GetNewestTime().AsTime().After(s.GetHighWaterTime().AsTime()) {
 		s.HighWaterTime = p.GetNewestTime()
 	}
-	s.Pass, s.CompleteTime = nil, timestamppb.New(now)
+	s.Pass, s.CompleteTime, s.RunUntilTime = nil, timestamppb.New(now), nil
 }
 
 // pass reads all pages of the pass that is under way, or of a new one.
 func (r *syncRun) pass(ctx context.Context) error {
-	err := r.move(ctx, func(s *storev1.SyncState, now time.Time) { beginPass(s, r.c.Overlap, now) })
+	err := r.move(ctx, r.begin)
 	for err == nil && r.state.GetPass() != nil {
-		err = r.page(ctx)
+		if err = r.stillWanted(ctx); err == nil {
+			err = r.page(ctx)
+		}
+	}
+	return err
+}
+
+// stillWanted returns errOvertaken where the endpoint or its key has gone, so that nothing more is asked.
+func (r *syncRun) stillWanted(ctx context.Context) error {
+	e, err := r.c.Endpoints.View(ctx, r.id)
+	if errors.Is(err, object.ErrNotFound) || err == nil && e.State.GetApiKey().GetSecretId() != r.keyID() {
+		return errors.Join(errOvertaken, r.move(ctx, func(s *storev1.SyncState) { s.RunUntilTime = nil }))
 	}
 	return err
 }
 
 func (r *syncRun) page(ctx context.Context) error {
 	pass := r.state.GetPass()
-	p, err := r.api.since(ctx, pass.GetSinceTime().AsTime(), pass.GetCursor(), r.c.PageSize)
+	of := pages{pass.GetSinceTime().AsTime(), r.endpoint.GetTeamIds(), r.c.PageSize}
+	p, err := r.api.since(ctx, of, pass.GetCursor())
 	if errors.Is(err, errBadCursor) {
-		// It was too old. What the pass has stored is stored; it begins again.
-		return r.move(ctx, func(s *storev1.SyncState, _ time.Time) { s.Pass.Cursor = "" })
+		// It was too old. What the pass has stored is stored; it begins again, and if that does not help the run waits.
+		err = nil
+		if pass.GetRestarted() {
+			err = &apiError{said: "linear does not take its own cursors", kind: linearRefused}
+		}
+		return errors.Join(err, r.move(ctx, func(s *storev1.SyncState) { s.Pass.Cursor, s.Pass.MetCursor, s.Pass.Restarted = "", "", true }))
+	}
+	failed, ok := errors.AsType[*apiError](err)
+	var skipped []string
+	if err == nil && !p.whole || ok && (failed.kind == badIssues || failed.kind == linearDown && r.state.GetFailureCount() >= 2) {
+		p, skipped, err = r.pieces(ctx, of, p, err)
 	}
 	if err != nil {
 		return err
+	}
+	r.up = true
+	if p.cursor != "" && p.cursor == pass.GetMetCursor() {
+		err := &apiError{said: "linear's pages go round in a circle", kind: linearRefused}
+		return errors.Join(err, r.move(ctx, func(s *storev1.SyncState) { s.Pass = nil }))
 	}
 	newest, err := r.store(ctx, p.issues)
+	if err == nil {
+		err = r.skip(ctx, skipped, "linear does not answer it")
+	}
 	if err != nil {
 		return err
 	}
-	return r.move(ctx, func(s *storev1.SyncState, now time.Time) { endPage(s, p.cursor, newest, len(p.issues), now) })
+	return r.move(ctx, func(s *storev1.SyncState) { r.endPage(s, p.cursor, newest, len(p.issues)) })
 }
 
-// store applies what Linear's API answered and tells the newest updatedAt.
+// pieces reads a page that Linear does not answer as a whole: the ids of its issues, and then those that p does not have. It returns the
+// ids of those that Linear does not answer, and failed where it answers no ids either.
+func (r *syncRun) pieces(ctx context.Context, of pages, p page, failed error) (_ page, skipped []string, _ error) {
+	ids, next, err := r.api.idsSince(ctx, of, r.state.GetPass().GetCursor())
+	if _, limited := errors.AsType[*rateLimitedError](err); limited {
+		return p, nil, err
+	}
+	if err != nil {
+		return p, nil, cmp.Or(failed, err)
+	}
+	r.up = true
+	var blamed []int
+	if e, ok := errors.AsType[*apiError](failed); ok {
+		blamed = e.nodes
+	}
+	missing := without(ids, p.issues)
+	for _, at := range blamed {
+		if at < len(ids) && slices.Contains(missing, ids[at]) {
+			skipped = append(skipped, ids[at])
+		}
+	}
+	found, bad, err := r.byID(ctx, slices.DeleteFunc(missing, func(id string) bool { return slices.Contains(skipped, id) }))
+	return page{issues: append(p.issues, found...), cursor: next}, append(skipped, bad...), err
+}
+
+// byID reads issues, in halves where one of them may keep Linear from answering. bad are those that it does not answer; those that it
+// does not have, or that the key does not see, are in neither.
+func (r *syncRun) byID(ctx context.Context, ids []string) (found []*structpb.Struct, bad []string, _ error) {
+	if len(ids) == 0 {
+		return nil, nil, nil
+	}
+	found, whole, err := r.api.byID(ctx, ids)
+	if err == nil {
+		r.up = true
+		if !whole {
+			bad = without(ids, found)
+		}
+		return found, bad, nil
+	}
+	e, ok := errors.AsType[*apiError](err)
+	if !ok || e.kind == linearRefused || e.kind == linearDown && !r.up {
+		return nil, nil, err
+	}
+	if len(ids) == 1 {
+		return nil, ids, nil
+	}
+	if r.splits == 0 {
+		return nil, nil, err
+	}
+	r.splits--
+	for _, half := range [][]string{ids[:len(ids)/2], ids[len(ids)/2:]} {
+		f, b, err := r.byID(ctx, half)
+		if err != nil {
+			return nil, nil, err
+		}
+		found, bad = append(found, f...), append(bad, b...)
+	}
+	return found, bad, nil
+}
+
+// without are the ids that issues do not have.
+func without(ids []string, issues []*structpb.Struct) []string {
+	have := map[string]bool{}
+	for _, i := range issues {
+		have[text(i.GetFields(), "id")] = true
+	}
+	return slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return have[id] })
+}
+
+// store applies what Linear's API answered and returns the newest updatedAt that can be right. An issue that cannot be kept is skipped.
 func (r *syncRun) store(ctx context.Context, payloads []*structpb.Struct) (newest time.Time, _ error) {
 	read := r.c.Now()
 	reports := make([]*issueReport, 0, len(payloads))
 	for _, payload := range payloads {
 		w, err := newIssueReport(payload, "poll", rankRead, read)
 		if err != nil {
-			r.c.Log.WarnContext(ctx, "linear answered with an issue that cannot be read", "endpoint", string(r.id), "error", err)
+			if err := r.skip(ctx, []string{text(payload.GetFields(), "id")}, "it "+err.Error()); err != nil {
+				return newest, err
+			}
 			continue
 		}
 		w.endpoint = string(r.id)
 		reports = append(reports, w)
-		if t := w.fields.GetLinearUpdateTime().AsTime(); t.After(newest) {
+		if t := w.fields.GetLinearUpdateTime().AsTime(); t.After(newest) && !t.After(read.Add(futureSkew)) {
 			newest = t
 		}
 	}
@@ -233,63 +387,144 @@ func (r *syncRun) store(ctx context.Context, payloads []*structpb.Struct) (newes
 }
 
 func (r *syncRun) apply(ctx context.Context, reports []*issueReport) error {
-	return eachIssue(reports, func(w *issueReport) error {
+	large := make(chan *object.TooLargeError, len(reports))
+	err := eachIssue(reports, func(w *issueReport) error {
 		_, err := r.c.Issues.Update(ctx, object.ID(w.id), func(tx *object.Tx[issueState]) error {
 			applyIssue(tx, w)
 			return nil
 		}, object.Upsert(), object.Shared())
+		if e, ok := errors.AsType[*object.TooLargeError](err); ok {
+			large <- e
+			return nil
+		}
 		return err
+	})
+	close(large)
+	for e := range large {
+		err = errors.Join(err, r.skipped(ctx, 1, e.Error()))
+	}
+	return err
+}
+
+// skip notes issues that cannot be had, so that Linear is asked for them later.
+func (r *syncRun) skip(ctx context.Context, ids []string, why string) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	r.c.Log.WarnContext(ctx, "issues of linear are skipped", "endpoint", string(r.id), "ids", ids, "reason", why)
+	return errors.Join(r.askLater(ctx, ids, false), r.skipped(ctx, len(ids), why))
+}
+
+func (r *syncRun) skipped(ctx context.Context, n int, why string) error {
+	return r.move(ctx, func(s *storev1.SyncState) {
+		s.SkippedCount += int32(n) //nolint:gosec // a page at a time
+		s.SkipReason = why
 	})
 }
 
-// refetch reads the issues that webhooks left in doubt. One that Linear no longer has is removed.
-func (r *syncRun) refetch(ctx context.Context) error {
-	for {
-		stale, err := r.c.Issues.List(ctx, object.ListOptions{PageSize: refetchBatch, Terms: []string{refetchTerm(string(r.id))}})
-		if err != nil || len(stale.Items) == 0 {
-			return err
+func (r *syncRun) askLater(ctx context.Context, ids []string, unseen bool) error {
+	for _, id := range ids {
+		if !isID(id) {
+			continue
 		}
-		gone := map[string]bool{}
-		ids := make([]string, len(stale.Items))
-		for i, s := range stale.Items {
-			ids[i] = string(s.ID)
-			gone[ids[i]] = true
-		}
-		read := r.c.Now()
-		payloads, err := r.api.byID(ctx, ids)
+		_, err := r.c.Issues.Update(ctx, object.ID(id), func(tx *object.Tx[issueState]) error {
+			s := tx.State()
+			if s.GetRefetch() && s.GetRefetchTime().AsTime().After(r.c.Now()) {
+				tx.Unchanged() // it waits already
+				return nil
+			}
+			s.Unseen = s.GetUnseen() || unseen
+			askLater(s, string(r.id), r.c.Now())
+			return nil
+		}, object.Upsert(), object.Shared())
 		if err != nil {
 			return err
 		}
-		for _, p := range payloads {
-			delete(gone, text(p.GetFields(), "id"))
-		}
-		if _, err := r.store(ctx, payloads); err != nil {
+	}
+	return nil
+}
+
+// refetch reads the issues that reports left in doubt, once their time has come. It takes those of an endpoint that has gone, too.
+func (r *syncRun) refetch(ctx context.Context) error {
+	ours := map[string]bool{string(r.id): true, "": true}
+	for token := ""; ; {
+		stale, err := r.c.Issues.List(ctx, object.ListOptions{PageSize: refetchBatch, PageToken: token, Terms: []string{refetchTerm}})
+		if err != nil {
 			return err
 		}
-		reports := make([]*issueReport, 0, len(gone))
-		for id := range gone {
-			reports = append(reports, removedReport(id, string(r.id), read))
+		teams := map[string]string{}
+		for _, s := range stale.Items {
+			e := s.State.GetEndpointId()
+			if _, known := ours[e]; !known {
+				_, err := r.c.Endpoints.View(ctx, object.ID(e))
+				if err != nil && !errors.Is(err, object.ErrNotFound) {
+					return err
+				}
+				ours[e] = err != nil
+			}
+			if ours[e] && !s.State.GetRefetchTime().AsTime().After(r.c.Now()) {
+				teams[string(s.ID)] = s.State.GetTeam().GetId()
+			}
 		}
-		if err := r.apply(ctx, reports); err != nil {
+		if err := r.settle(ctx, teams); err != nil {
 			return err
 		}
-		// An issue whose webhook is newer than Linear's answer stays in doubt: it is for the next run.
-		settled, err := r.anySettled(ctx, ids)
-		if err != nil || !settled || len(stale.Items) < refetchBatch {
-			return err
+		if token = stale.Next; token == "" {
+			return nil
 		}
 	}
 }
 
-// anySettled keeps one from asking for the same issues in a circle.
-func (r *syncRun) anySettled(ctx context.Context, ids []string) (bool, error) {
-	for _, id := range ids {
-		s, err := r.c.Issues.View(ctx, object.ID(id))
-		if err != nil || !s.State.GetRefetch() {
-			return err == nil, err
+// settle reads issues, each with the team that it is known to be of. One that Linear does not answer is removed where the key sees the
+// team. Otherwise the key may just not see the issue: it stays as it is.
+func (r *syncRun) settle(ctx context.Context, teams map[string]string) error {
+	ids, read := slices.Sorted(maps.Keys(teams)), r.c.Now()
+	found, bad, err := r.byID(ctx, ids)
+	if err != nil {
+		return err
+	}
+	if _, err := r.store(ctx, found); err != nil {
+		return err
+	}
+	absent := slices.DeleteFunc(without(ids, found), func(id string) bool { return slices.Contains(bad, id) })
+	seen, err := r.visible(ctx, absent, teams)
+	if err != nil {
+		return err
+	}
+	var gone []*issueReport
+	var unseen, doubtful []string
+	for _, id := range absent {
+		if seen[teams[id]] {
+			gone = append(gone, removedReport(id, string(r.id), read))
+		} else {
+			unseen = append(unseen, id)
 		}
 	}
-	return false, nil
+	for _, p := range found { // an issue whose webhook is newer than the answer stays in doubt
+		id := text(p.GetFields(), "id")
+		if s, err := r.c.Issues.View(ctx, object.ID(id)); err == nil && s.State.GetRefetch() {
+			doubtful = append(doubtful, id)
+		}
+	}
+	return errors.Join(r.apply(ctx, gone), r.skip(ctx, bad, "linear does not answer it"), r.askLater(ctx, unseen, true), r.askLater(ctx, doubtful, false))
+}
+
+// visible are the teams of issues that the key sees; none where Linear does not answer that.
+func (r *syncRun) visible(ctx context.Context, ids []string, teams map[string]string) (map[string]bool, error) {
+	var of []string
+	for _, id := range ids {
+		if t := teams[id]; t != "" && !slices.Contains(of, t) {
+			of = append(of, t)
+		}
+	}
+	if len(of) == 0 {
+		return map[string]bool{}, nil
+	}
+	seen, err := r.api.teams(ctx, of)
+	if _, ok := errors.AsType[*apiError](err); ok {
+		return map[string]bool{}, nil
+	}
+	return seen, err
 }
 
 // removedReport says that Linear no longer has an issue.
@@ -306,14 +541,21 @@ func (r *syncRun) note(ctx context.Context, failed error) error {
 	if ctx.Err() != nil {
 		return failed
 	}
-	err := r.move(ctx, func(s *storev1.SyncState, _ time.Time) {
-		s.Error = failed.Error()
+	err := r.move(ctx, func(s *storev1.SyncState) {
+		s.Error, _ = cut(failed.Error(), maxError)
+		s.Limited, s.RunUntilTime, s.KeyId = limited, nil, r.keyID()
 		if limited {
 			s.NotBefore = timestamppb.New(limit.until)
+			return
 		}
+		s.FailureCount++
+		s.NotBefore = timestamppb.New(r.c.Now().Add(jittered(min(firstBackOff<<min(s.GetFailureCount()-1, 10), maxBackOff))))
 	})
 	if limited || errors.Is(err, errOvertaken) {
 		return err
 	}
 	return errors.Join(failed, err)
 }
+
+// maxError is how many characters of an error are kept.
+const maxError = 512

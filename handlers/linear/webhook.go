@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,7 +19,6 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"holdfast/db"
-	storev1 "holdfast/gen/holdfast/store/linear/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
@@ -38,7 +38,7 @@ const (
 //
 // A webhook counts if one of its endpoint's secrets signs the raw body. What it says is applied by the rules of
 // applyReport, so order and repeats do not matter. One that is signed but old may be a retry that Linear did not stamp anew,
-// or a replay: it is not applied, and the issue is fetched from Linear instead.
+// or a replay: it counts by the time of what it says, and the issue is fetched from Linear as well.
 type Webhook struct{ c WebhookConfig }
 
 // WebhookConfig is what a Webhook works with. All of it must be set.
@@ -216,8 +216,9 @@ func (h *Webhook) take(
 	case "create":
 		w.create = true
 	case "update":
+		w.clear(inner(envelope, "updatedFrom"))
 	case "remove":
-		at := now
+		at := sent
 		if t := moment(envelope, "createdAt"); t != nil {
 			at = t.AsTime()
 		}
@@ -232,14 +233,12 @@ func (h *Webhook) take(
 	} else if !errors.Is(err, object.ErrNotFound) {
 		return "", err
 	}
-	if now.Sub(sent) > replayWindow(endpoint.State) {
-		// Without a note: the header that names the delivery is not signed, and one that was applied must not be passed over
+	stale := now.Sub(sent) > replayWindow(endpoint.State)
+	said, err := h.apply(ctx, w, endpoint.State.GetTeamIds(), stale)
+	if err != nil || stale {
+		// A stale one leaves no note: the header that names the delivery is not signed, and one that comes on time must not be passed over
 		// because a replay came before it.
-		return h.refetch(ctx, w)
-	}
-	said, err := h.apply(ctx, w)
-	if err != nil {
-		return "", err
+		return said, err
 	}
 	// The note comes last: where this process dies before it, the webhook is sent again, and applied again to no effect.
 	_, err = h.c.Deliveries.Update(ctx, seen, func(tx *object.Tx[deliveryState]) error {
@@ -259,37 +258,27 @@ func bodyID(raw []byte) []byte {
 	return sum[:16]
 }
 
-func (h *Webhook) apply(ctx context.Context, w *issueReport) (said string, _ error) {
-	_, err := h.c.Issues.Update(ctx, object.ID(w.id), func(tx *object.Tx[issueState]) error {
-		said = "applied"
-		if !applyIssue(tx, w) {
-			said = "not newer than what is known"
-		}
-		return nil
-	}, object.Upsert(), object.Shared())
-	return said, err
-}
-
-// refetch notes that Linear has to be asked for an issue, unless what the report says is known.
-func (h *Webhook) refetch(ctx context.Context, w *issueReport) (said string, _ error) {
-	_, err := h.c.Issues.Update(ctx, object.ID(w.id), func(tx *object.Tx[issueState]) error {
-		said = "too old to be applied: the issue will be fetched"
-		if !noteStale(tx.State(), w) {
-			said = "too old, and not newer than what is known"
-			if tx.Exists() {
-				tx.Unchanged()
-			}
-		}
-		return nil
-	}, object.Upsert(), object.Shared())
-	return said, err
-}
-
-// noteStale marks the issue for fetching and tells whether it had to.
-func noteStale(s *storev1.IssueState, w *issueReport) bool {
-	if s.GetStamp() != nil && compareStamps(w.stamp, s.GetStamp()) <= 0 {
-		return false
+// apply applies a report, unless the issue is new and of a team that the endpoint does not keep. What is stale counts by its own time,
+// and Linear is to be asked as well, unless what it says is known.
+func (h *Webhook) apply(ctx context.Context, w *issueReport, teams []string, stale bool) (said string, _ error) {
+	opts := []object.UpdateOption{object.Shared()}
+	if team := w.fields.GetTeam().GetId(); team == "" || len(teams) == 0 || slices.Contains(teams, team) {
+		opts = append(opts, object.Upsert())
 	}
-	s.Refetch, s.EndpointId = true, w.endpoint
-	return true
+	_, err := h.c.Issues.Update(ctx, object.ID(w.id), func(tx *object.Tx[issueState]) error {
+		switch applied := applyIssue(tx, w); {
+		case !applied:
+			said = "not newer than what is known"
+		case stale && !w.removed:
+			said = "applied, though it is old: the issue will be fetched"
+			tx.State().Refetch = true
+		default:
+			said = "applied"
+		}
+		return nil
+	}, opts...)
+	if errors.Is(err, object.ErrNotFound) {
+		return "ignored: the issue is of a team that this endpoint does not keep", nil
+	}
+	return said, err
 }

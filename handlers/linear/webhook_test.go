@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -235,25 +236,20 @@ func TestSecretsAreRotated(t *testing.T) {
 	check("once it is deleted", false, false, false)
 }
 
-// What is signed but old is not applied: Linear is asked for the issue.
-func TestStaleWebhook(t *testing.T) {
+// What is signed but old counts by its own time, whether or not there is an API key, and Linear is to be asked for the issue.
+func TestAStaleWebhookIsNotForgotten(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	path := b.endpoint(t).GetPath()
 	late := func(e issueEvent) string {
 		t.Helper()
-		body := e.body(b.clock.now().Add(-time.Hour))
-		status, said := b.post(t, path, body, map[string]string{"Linear-Signature": sign(signingSecret, body), "Linear-Delivery": fmt.Sprint(e)})
-		if status != http.StatusOK {
-			t.Fatalf("%d %s", status, said)
-		}
-		return said
+		return b.tellAt(t, path, fmt.Sprint(e), e, b.clock.now().Add(-time.Hour))
 	}
 	if said := late(issueEvent{"update", "new", 5, "Late", "started", "eng", nil}); !strings.Contains(said, "fetched") {
 		t.Error(said)
 	}
-	if got := b.issue(t, ada, "new"); got != nil {
-		t.Errorf("what was only heard of is %v", got)
+	if got := b.issue(t, ada, "new"); got.GetTitle() != "Late" || !got.GetRefetch() {
+		t.Errorf("%v", got)
 	}
 	b.tell(t, path, "d1", issueEvent{"create", "i1", 5, "Login", "started", "eng", nil})
 	if said := late(issueEvent{"update", "i1", 4, "Older", "started", "eng", nil}); strings.Contains(said, "fetched") {
@@ -262,8 +258,93 @@ func TestStaleWebhook(t *testing.T) {
 	if said := late(issueEvent{"update", "i1", 6, "Newer", "started", "eng", nil}); !strings.Contains(said, "fetched") {
 		t.Error(said)
 	}
-	got := b.issue(t, ada, "i1")
-	if got.GetTitle() != "Login" || !got.GetRefetch() {
+	if got := b.issue(t, ada, "i1"); got.GetTitle() != "Newer" || !got.GetRefetch() {
+		t.Errorf("%v", got)
+	}
+	// A replay neither takes back what is newer nor hides the webhook that comes on time.
+	b.tell(t, path, fmt.Sprint(issueEvent{"update", "i1", 6, "Newer", "started", "eng", nil}), issueEvent{"update", "i1", 7, "Newest", "started", "eng", nil})
+	late(issueEvent{"update", "i1", 6, "Newer", "started", "eng", nil})
+	late(issueEvent{"remove", "new", 6, "Late", "started", "eng", nil})
+	if got := b.issue(t, ada, "i1"); got.GetTitle() != "Newest" {
+		t.Errorf("%v", got)
+	}
+	if got := b.issue(t, ada, "new"); got.GetRemoveTime() == nil || got.GetRefetch() {
+		t.Errorf("%v", got)
+	}
+}
+
+// A webhook changes what it names, and what it names among the earlier values alone is cleared. Wrong dates make no order.
+func TestAWebhookChangesWhatItNames(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	path := b.endpoint(t).GetPath()
+	full := map[string]any{
+		"id": "i", "identifier": "ENG-1", "title": "Login", "description": "long", "priority": 2, "estimate": 3, "stateId": "s", "state": map[string]any{"id": "s", "name": "Doing", "type": "started"},
+		"teamId": "eng", "team": map[string]any{"id": "eng", "key": "ENG", "name": "Eng"}, "assigneeId": "u1", "assignee": map[string]any{"id": "u1", "name": "Grace"},
+		"labelIds": []any{"l1"}, "labels": []any{map[string]any{"id": "l1", "name": "Bug"}}, "dueDate": "2026-12-24", "startedAt": stamp(1), "sortOrder": 7,
+		"url": "https://linear.app/acme/issue/i", "createdAt": stamp(0), "updatedAt": stamp(1),
+	}
+	fields := func(i *linearv1.Issue) string {
+		return fmt.Sprint(i.GetTitle(), "|", i.GetDescription(), "|", i.GetPriority(), "|", i.GetEstimate(), "|", i.GetState().GetName(), i.GetState().GetType(), "|", i.GetTeam().GetKey(), "|",
+			i.GetAssignee().GetName(), "|", i.GetLabels()["l1"], "|", i.GetDueDate(), "|", i.GetStartTime() != nil, "|", i.GetRemoveTime() != nil, "|", i.GetPayload().GetPayload().GetFields()["sortOrder"].GetNumberValue())
+	}
+	const known = "Login|long|2|3|Doingstarted|ENG|Grace|Bug|2026-12-24|true|false|7"
+	for name, tt := range map[string]struct {
+		action     string
+		data, from map[string]any
+		want       string
+		refetch    bool
+	}{
+		"a title":                {"update", map[string]any{"title": "Log in", "updatedAt": stamp(2)}, nil, strings.Replace(known, "Login", "Log in", 1), false},
+		"nothing":                {"update", map[string]any{"updatedAt": stamp(2)}, nil, known, false},
+		"nulls":                  {"update", map[string]any{"description": nil, "estimate": nil, "assigneeId": nil, "dueDate": nil, "startedAt": nil, "updatedAt": stamp(2)}, nil, "Login||2|0|Doingstarted|ENG||Bug||false|false|7", false},
+		"earlier values":         {"update", map[string]any{"updatedAt": stamp(2)}, map[string]any{"assigneeId": "u1", "dueDate": "2026-12-24", "title": "x", "stateId": "s"}, "Login|long|2|3|Doingstarted|ENG||Bug||true|false|7", false},
+		"a null that cannot be":  {"update", map[string]any{"title": nil, "stateId": nil, "state": nil, "priority": nil, "team": nil, "labelIds": nil, "updatedAt": stamp(2)}, nil, known, false},
+		"other types":            {"update", map[string]any{"title": 5, "description": []any{}, "priority": "x", "estimate": "y", "assignee": 6, "startedAt": true, "labels": "z", "updatedAt": stamp(2)}, nil, known, false},
+		"ids without names":      {"update", map[string]any{"assigneeId": "u1", "stateId": "s", "teamId": "eng", "labelIds": []any{"l1"}, "updatedAt": stamp(2)}, nil, known, false},
+		"another without a name": {"update", map[string]any{"assigneeId": "u2", "updatedAt": stamp(2)}, nil, strings.Replace(known, "Grace", "", 1), false},
+		"no labels":              {"update", map[string]any{"labelIds": []any{}, "updatedAt": stamp(2)}, nil, strings.Replace(known, "Bug", "", 1), false},
+		"an older one":           {"update", map[string]any{"title": "Old", "updatedAt": stamp(0)}, nil, known, false},
+		"no date":                {"update", map[string]any{"title": "Log in"}, nil, strings.Replace(known, "Login", "Log in", 1), true},
+		"a date to come":         {"update", map[string]any{"title": "Log in", "updatedAt": s2099}, nil, strings.Replace(known, "Login", "Log in", 1), true},
+		"a date that is none":    {"update", map[string]any{"title": "Log in", "updatedAt": "soon"}, nil, strings.Replace(known, "Login", "Log in", 1), true},
+		"a removal":              {"remove", map[string]any{}, nil, strings.Replace(known, "false", "true", 1), false},
+		"a removal with a date":  {"remove", map[string]any{"updatedAt": s2099}, nil, strings.Replace(known, "false", "true", 1), false},
+	} {
+		id := strings.ReplaceAll(name, " ", "-")
+		send := func(action, delivery string, data, from map[string]any) {
+			t.Helper()
+			data = maps.Clone(data)
+			data["id"] = id
+			body := must(json.Marshal(map[string]any{
+				"action": action, "type": "Issue", "createdAt": stamp(3), "webhookTimestamp": b.clock.now().UnixMilli(), "data": data, "updatedFrom": from,
+			}))(t)
+			if status, said := b.post(t, path, body, map[string]string{"Linear-Signature": sign(signingSecret, body), "Linear-Delivery": id + delivery}); status != http.StatusOK {
+				t.Fatal(status, said)
+			}
+		}
+		send("create", "1", full, nil)
+		send(tt.action, "2", tt.data, tt.from)
+		got := b.issue(t, ada, id)
+		if is := fields(got); is != tt.want || got.GetRefetch() != tt.refetch {
+			t.Errorf("%s: %s, want %s; refetch is %t", name, is, tt.want, got.GetRefetch())
+		}
+		if at := got.GetLinearUpdateTime().AsTime(); at.After(b.clock.now().Add(futureSkew)) {
+			t.Errorf("%s: updated at %v", name, at)
+		}
+		// What comes next is applied.
+		send("update", "3", map[string]any{"title": "Next", "updatedAt": b.clock.now().Add(30 * time.Second).UTC().Format(time.RFC3339Nano)}, nil)
+		if next := b.issue(t, ada, id); next.GetTitle() != "Next" || next.GetRemoveTime() != nil {
+			t.Errorf("%s: afterwards it is %v", name, next)
+		}
+	}
+	// A removal needs no more than an id, of an issue that is not known either.
+	body := must(json.Marshal(map[string]any{"action": "remove", "type": "Issue", "webhookTimestamp": b.clock.now().UnixMilli(), "data": map[string]any{"id": "unheard-of"}}))(t)
+	if status, said := b.post(t, path, body, map[string]string{"Linear-Signature": sign(signingSecret, body)}); status != http.StatusOK || said != "applied" {
+		t.Error(status, said)
+	}
+	b.tell(t, path, "late", issueEvent{"create", "unheard-of", 1, "Late", "started", "eng", nil})
+	if got := b.issue(t, ada, "unheard-of"); got.GetRemoveTime() == nil {
 		t.Errorf("%v", got)
 	}
 }

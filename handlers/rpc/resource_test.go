@@ -98,7 +98,7 @@ func TestWhatIsStoredIsShown(t *testing.T) {
 		{&linearv1.Issue{}, &linearstorev1.IssueState{}, []protoreflect.Name{"payload"}, []protoreflect.Name{"stamp", "endpoint_id", "delivery_id"}},
 		{&linearv1.IssuePayload{}, &linearstorev1.IssuePayload{}, nil, nil},
 		{&linearv1.Endpoint{}, &linearstorev1.EndpointState{}, []protoreflect.Name{"path", "sync"}, nil},
-		{&linearv1.SyncStatus{}, &linearstorev1.SyncState{}, []protoreflect.Name{"running"}, []protoreflect.Name{"pass"}},
+		{&linearv1.SyncStatus{}, &linearstorev1.SyncState{}, []protoreflect.Name{"running"}, []protoreflect.Name{"pass", "run_until_time", "limited", "key_id", "team_ids"}},
 	} {
 		name := tt.shown.ProtoReflect().Descriptor().FullName()
 		head := tt.shown.ProtoReflect().Descriptor().Fields().ByName("owner") != nil

@@ -57,7 +57,10 @@ type Endpoint struct {
 	// Linear's id of the workspace; webhooks of another are refused. Empty: any.
 	OrganizationId string `protobuf:"bytes,13,opt,name=organization_id,json=organizationId,proto3" json:"organization_id,omitempty"`
 	// Set by the server: where the sync stands. Unset: it has not begun.
-	Sync          *SyncStatus `protobuf:"bytes,14,opt,name=sync,proto3" json:"sync,omitempty"`
+	Sync *SyncStatus `protobuf:"bytes,14,opt,name=sync,proto3" json:"sync,omitempty"`
+	// Linear's ids of the teams whose issues are kept; empty: all. The issues of other teams stay as they are known, and new ones are
+	// neither synced nor taken from webhooks. A change makes the sync begin again.
+	TeamIds       []string `protobuf:"bytes,15,rep,name=team_ids,json=teamIds,proto3" json:"team_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -190,6 +193,13 @@ func (x *Endpoint) GetSync() *SyncStatus {
 	return nil
 }
 
+func (x *Endpoint) GetTeamIds() []string {
+	if x != nil {
+		return x.TeamIds
+	}
+	return nil
+}
+
 // SecretInfo names a secret that is never shown.
 type SecretInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -252,14 +262,22 @@ type SyncStatus struct {
 	HighWaterTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=high_water_time,json=highWaterTime,proto3" json:"high_water_time,omitempty"`
 	// When the last pass was completed.
 	CompleteTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=complete_time,json=completeTime,proto3" json:"complete_time,omitempty"`
-	// Linear is not asked before this.
+	// Linear is not asked before this: its rate limit says so, or the last run failed. Each failure doubles the wait, from half a
+	// minute to an hour, with jitter. A new API key ends it, and so does sync_now unless it is a rate limit.
 	NotBefore *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
-	// What went wrong last; empty after a pass that was completed.
+	// Why the last run failed or waits; empty after a page that was stored.
 	Error string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
-	// True while a pass is under way.
+	// True while a run is at work.
 	Running bool `protobuf:"varint,5,opt,name=running,proto3" json:"running,omitempty"`
 	// Issues read since the beginning.
-	IssueCount    int32 `protobuf:"varint,6,opt,name=issue_count,json=issueCount,proto3" json:"issue_count,omitempty"`
+	IssueCount int32 `protobuf:"varint,6,opt,name=issue_count,json=issueCount,proto3" json:"issue_count,omitempty"`
+	// Runs that failed, one after the other.
+	FailureCount int32 `protobuf:"varint,7,opt,name=failure_count,json=failureCount,proto3" json:"failure_count,omitempty"`
+	// Issues, since the beginning, that Linear did not answer or that cannot be kept. The others of their page were stored; they are
+	// asked for again one by one, later each time.
+	SkippedCount int32 `protobuf:"varint,8,opt,name=skipped_count,json=skippedCount,proto3" json:"skipped_count,omitempty"`
+	// What was wrong with the last of them.
+	SkipReason    string `protobuf:"bytes,9,opt,name=skip_reason,json=skipReason,proto3" json:"skip_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -336,6 +354,27 @@ func (x *SyncStatus) GetIssueCount() int32 {
 	return 0
 }
 
+func (x *SyncStatus) GetFailureCount() int32 {
+	if x != nil {
+		return x.FailureCount
+	}
+	return 0
+}
+
+func (x *SyncStatus) GetSkippedCount() int32 {
+	if x != nil {
+		return x.SkippedCount
+	}
+	return 0
+}
+
+func (x *SyncStatus) GetSkipReason() string {
+	if x != nil {
+		return x.SkipReason
+	}
+	return ""
+}
+
 // PutEndpointRequest is what PutEndpoint is asked.
 type PutEndpointRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -355,9 +394,10 @@ type PutEndpointRequest struct {
 	RemoveSecretId string `protobuf:"bytes,7,opt,name=remove_secret_id,json=removeSecretId,proto3" json:"remove_secret_id,omitempty"`
 	// The API key that the sync reads with from now on.
 	SetApiKey string `protobuf:"bytes,8,opt,name=set_api_key,json=setApiKey,proto3" json:"set_api_key,omitempty"`
-	// True: Linear is asked as soon as may be, and not when the next sync is due. It still waits for Linear's rate limits.
+	// True: Linear is asked as soon as may be, and not when the next sync is due or a back-off ends. It still waits for Linear's rate
+	// limits.
 	SyncNow bool `protobuf:"varint,9,opt,name=sync_now,json=syncNow,proto3" json:"sync_now,omitempty"`
-	// The sync begins again with what was updated since then.
+	// The sync begins again with what was updated since then. A time to come is now.
 	ResetSyncTo   *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=reset_sync_to,json=resetSyncTo,proto3" json:"reset_sync_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -803,12 +843,19 @@ type Issue struct {
 	ArchiveTime *timestamppb.Timestamp `protobuf:"bytes,30,opt,name=archive_time,json=archiveTime,proto3" json:"archive_time,omitempty"`
 	// It is in the trash.
 	Trashed bool `protobuf:"varint,31,opt,name=trashed,proto3" json:"trashed,omitempty"`
-	// True where the next sync will ask Linear for the issue, because what came of it disagrees or came late.
+	// True where the sync will ask Linear for the issue, because reports on it disagree, or one came late or without a date. Without an
+	// API key it waits for one.
 	Refetch bool `protobuf:"varint,32,opt,name=refetch,proto3" json:"refetch,omitempty"`
 	// Set: the issue was removed.
 	RemoveTime *timestamppb.Timestamp `protobuf:"bytes,33,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
 	// What Linear sent, on request.
-	Payload       *IssuePayload `protobuf:"bytes,34,opt,name=payload,proto3" json:"payload,omitempty"`
+	Payload *IssuePayload `protobuf:"bytes,34,opt,name=payload,proto3" json:"payload,omitempty"`
+	// How often Linear was asked for the issue in vain: eight times at most.
+	RefetchCount int32 `protobuf:"varint,35,opt,name=refetch_count,json=refetchCount,proto3" json:"refetch_count,omitempty"`
+	// When it is asked next.
+	RefetchTime *timestamppb.Timestamp `protobuf:"bytes,36,opt,name=refetch_time,json=refetchTime,proto3" json:"refetch_time,omitempty"`
+	// True where the endpoint's API key does not see the issue, so that only webhooks report it.
+	Unseen        bool `protobuf:"varint,37,opt,name=unseen,proto3" json:"unseen,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1079,6 +1126,27 @@ func (x *Issue) GetPayload() *IssuePayload {
 		return x.Payload
 	}
 	return nil
+}
+
+func (x *Issue) GetRefetchCount() int32 {
+	if x != nil {
+		return x.RefetchCount
+	}
+	return 0
+}
+
+func (x *Issue) GetRefetchTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RefetchTime
+	}
+	return nil
+}
+
+func (x *Issue) GetUnseen() bool {
+	if x != nil {
+		return x.Unseen
+	}
+	return false
 }
 
 // WorkflowState is how far an issue is.
@@ -1779,7 +1847,7 @@ var File_holdfast_linear_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\n" +
-	" holdfast/linear/v1/service.proto\x12\x12holdfast.linear.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dholdfast/error/v1/error.proto\"\x9c\x06\n" +
+	" holdfast/linear/v1/service.proto\x12\x12holdfast.linear.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dholdfast/error/v1/error.proto\"\xde\x06\n" +
 	"\bEndpoint\x12\x1f\n" +
 	"\vendpoint_id\x18\x01 \x01(\tR\n" +
 	"endpointId\x12\x14\n" +
@@ -1799,7 +1867,8 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\aapi_key\x18\v \x01(\v2\x1e.holdfast.linear.v1.SecretInfoR\x06apiKey\x12N\n" +
 	"\rreplay_window\x18\f \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\freplayWindow\x121\n" +
 	"\x0forganization_id\x18\r \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x0eorganizationId\x122\n" +
-	"\x04sync\x18\x0e \x01(\v2\x1e.holdfast.linear.v1.SyncStatusR\x04sync\x1a9\n" +
+	"\x04sync\x18\x0e \x01(\v2\x1e.holdfast.linear.v1.SyncStatusR\x04sync\x12@\n" +
+	"\bteam_ids\x18\x0f \x03(\tB%\xbaH\"\x92\x01\x1f\x10d\x18\x01\"\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\ateamIds\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"f\n" +
@@ -1807,7 +1876,7 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"SecretInfo\x12\x1b\n" +
 	"\tsecret_id\x18\x01 \x01(\tR\bsecretId\x12;\n" +
 	"\vcreate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\x9d\x02\n" +
+	"createTime\"\x88\x03\n" +
 	"\n" +
 	"SyncStatus\x12B\n" +
 	"\x0fhigh_water_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\rhighWaterTime\x12?\n" +
@@ -1817,7 +1886,11 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x18\n" +
 	"\arunning\x18\x05 \x01(\bR\arunning\x12\x1f\n" +
 	"\vissue_count\x18\x06 \x01(\x05R\n" +
-	"issueCount\"\x96\x04\n" +
+	"issueCount\x12#\n" +
+	"\rfailure_count\x18\a \x01(\x05R\ffailureCount\x12#\n" +
+	"\rskipped_count\x18\b \x01(\x05R\fskippedCount\x12\x1f\n" +
+	"\vskip_reason\x18\t \x01(\tR\n" +
+	"skipReason\"\x96\x04\n" +
 	"\x12PutEndpointRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
@@ -1856,7 +1929,7 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\v_if_version\"L\n" +
 	"\x16DeleteEndpointResponse\x12\x18\n" +
 	"\aexisted\x18\x01 \x01(\bR\aexisted\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x03R\aversion\"\xec\f\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\xe8\r\n" +
 	"\x05Issue\x12\x19\n" +
 	"\bissue_id\x18\x01 \x01(\tR\aissueId\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
@@ -1900,7 +1973,10 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\arefetch\x18  \x01(\bR\arefetch\x12;\n" +
 	"\vremove_time\x18! \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"removeTime\x12:\n" +
-	"\apayload\x18\" \x01(\v2 .holdfast.linear.v1.IssuePayloadR\apayload\x1a9\n" +
+	"\apayload\x18\" \x01(\v2 .holdfast.linear.v1.IssuePayloadR\apayload\x12#\n" +
+	"\rrefetch_count\x18# \x01(\x05R\frefetchCount\x12=\n" +
+	"\frefetch_time\x18$ \x01(\v2\x1a.google.protobuf.TimestampR\vrefetchTime\x12\x16\n" +
+	"\x06unseen\x18% \x01(\bR\x06unseen\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"G\n" +
@@ -2050,29 +2126,30 @@ var file_holdfast_linear_v1_service_proto_depIdxs = []int32{
 	22, // 34: holdfast.linear.v1.Issue.archive_time:type_name -> google.protobuf.Timestamp
 	22, // 35: holdfast.linear.v1.Issue.remove_time:type_name -> google.protobuf.Timestamp
 	13, // 36: holdfast.linear.v1.Issue.payload:type_name -> holdfast.linear.v1.IssuePayload
-	25, // 37: holdfast.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
-	22, // 38: holdfast.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
-	22, // 39: holdfast.linear.v1.IssueFilter.updated_since:type_name -> google.protobuf.Timestamp
-	14, // 40: holdfast.linear.v1.ListIssuesRequest.filter:type_name -> holdfast.linear.v1.IssueFilter
-	9,  // 41: holdfast.linear.v1.ListIssuesResponse.issues:type_name -> holdfast.linear.v1.Issue
-	25, // 42: holdfast.linear.v1.PutIssuesRequest.issues:type_name -> google.protobuf.Struct
-	19, // 43: holdfast.linear.v1.PutIssuesResponse.results:type_name -> holdfast.linear.v1.PutIssueResult
-	26, // 44: holdfast.linear.v1.PutIssueResult.problem:type_name -> holdfast.error.v1.Problem
-	3,  // 45: holdfast.linear.v1.LinearService.PutEndpoint:input_type -> holdfast.linear.v1.PutEndpointRequest
-	5,  // 46: holdfast.linear.v1.LinearService.ListEndpoints:input_type -> holdfast.linear.v1.ListEndpointsRequest
-	7,  // 47: holdfast.linear.v1.LinearService.DeleteEndpoint:input_type -> holdfast.linear.v1.DeleteEndpointRequest
-	15, // 48: holdfast.linear.v1.LinearService.ListIssues:input_type -> holdfast.linear.v1.ListIssuesRequest
-	17, // 49: holdfast.linear.v1.LinearService.PutIssues:input_type -> holdfast.linear.v1.PutIssuesRequest
-	4,  // 50: holdfast.linear.v1.LinearService.PutEndpoint:output_type -> holdfast.linear.v1.PutEndpointResponse
-	6,  // 51: holdfast.linear.v1.LinearService.ListEndpoints:output_type -> holdfast.linear.v1.ListEndpointsResponse
-	8,  // 52: holdfast.linear.v1.LinearService.DeleteEndpoint:output_type -> holdfast.linear.v1.DeleteEndpointResponse
-	16, // 53: holdfast.linear.v1.LinearService.ListIssues:output_type -> holdfast.linear.v1.ListIssuesResponse
-	18, // 54: holdfast.linear.v1.LinearService.PutIssues:output_type -> holdfast.linear.v1.PutIssuesResponse
-	50, // [50:55] is the sub-list for method output_type
-	45, // [45:50] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	22, // 37: holdfast.linear.v1.Issue.refetch_time:type_name -> google.protobuf.Timestamp
+	25, // 38: holdfast.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
+	22, // 39: holdfast.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
+	22, // 40: holdfast.linear.v1.IssueFilter.updated_since:type_name -> google.protobuf.Timestamp
+	14, // 41: holdfast.linear.v1.ListIssuesRequest.filter:type_name -> holdfast.linear.v1.IssueFilter
+	9,  // 42: holdfast.linear.v1.ListIssuesResponse.issues:type_name -> holdfast.linear.v1.Issue
+	25, // 43: holdfast.linear.v1.PutIssuesRequest.issues:type_name -> google.protobuf.Struct
+	19, // 44: holdfast.linear.v1.PutIssuesResponse.results:type_name -> holdfast.linear.v1.PutIssueResult
+	26, // 45: holdfast.linear.v1.PutIssueResult.problem:type_name -> holdfast.error.v1.Problem
+	3,  // 46: holdfast.linear.v1.LinearService.PutEndpoint:input_type -> holdfast.linear.v1.PutEndpointRequest
+	5,  // 47: holdfast.linear.v1.LinearService.ListEndpoints:input_type -> holdfast.linear.v1.ListEndpointsRequest
+	7,  // 48: holdfast.linear.v1.LinearService.DeleteEndpoint:input_type -> holdfast.linear.v1.DeleteEndpointRequest
+	15, // 49: holdfast.linear.v1.LinearService.ListIssues:input_type -> holdfast.linear.v1.ListIssuesRequest
+	17, // 50: holdfast.linear.v1.LinearService.PutIssues:input_type -> holdfast.linear.v1.PutIssuesRequest
+	4,  // 51: holdfast.linear.v1.LinearService.PutEndpoint:output_type -> holdfast.linear.v1.PutEndpointResponse
+	6,  // 52: holdfast.linear.v1.LinearService.ListEndpoints:output_type -> holdfast.linear.v1.ListEndpointsResponse
+	8,  // 53: holdfast.linear.v1.LinearService.DeleteEndpoint:output_type -> holdfast.linear.v1.DeleteEndpointResponse
+	16, // 54: holdfast.linear.v1.LinearService.ListIssues:output_type -> holdfast.linear.v1.ListIssuesResponse
+	18, // 55: holdfast.linear.v1.LinearService.PutIssues:output_type -> holdfast.linear.v1.PutIssuesResponse
+	51, // [51:56] is the sub-list for method output_type
+	46, // [46:51] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_linear_v1_service_proto_init() }

@@ -54,7 +54,7 @@ type LinearServiceClient interface {
 	// PutEndpoint makes the address for a Linear workspace's webhook, `POST <path>` of the answer, or changes one. The server makes
 	// the id: an id that is not there is `not_found`. Put the webhook's signing secret in once Linear has shown it.
 	//
-	// It changes title, labels, replay_window and organization_id as the update_mask says; a mask that names api_key removes the
+	// It changes title, labels, replay_window, organization_id and team_ids as the update_mask says; a mask that names api_key removes the
 	// API key, so that nothing is synced any more. Secrets are sealed at once and never shown again.
 	//
 	//	{"requestId": "e-1", "endpoint": {"title": "Acme's Linear"}, "addSecret": "lin_wh_...", "setApiKey": "lin_api_..."}
@@ -72,9 +72,10 @@ type LinearServiceClient interface {
 	//
 	//	{"filter": {"teamIds": ["t1"], "open": true}}
 	ListIssues(context.Context, *v1.ListIssuesRequest) (*v1.ListIssuesResponse, error)
-	// PutIssues stores issues as Linear's API returned them: an object with at least `id`, `title` and `updatedAt`, in
-	// the names of Linear's GraphQL schema or of its webhooks. Of two words on an issue the newer one, by `updatedAt`,
-	// wins, whichever comes first. Each issue is stored by itself, and each has a result: after an error of the whole call send
+	// PutIssues stores issues as Linear's API returned them: an object with `id`, `updatedAt` and, the first time, `title`, in
+	// the names of Linear's GraphQL schema or of its webhooks. It changes what it names: a property that is absent stays, and one that is null is
+	// cleared. Of two reports on an issue the newer one, by `updatedAt`, wins, whichever comes first; a time more than a minute ahead
+	// counts as now. Each issue is stored by itself, and each has a result: after an error of the whole call send
 	// the same request again.
 	//
 	//	{"requestId": "i-1", "issues": [{"id": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "identifier": "ENG-12",
@@ -187,7 +188,7 @@ type LinearServiceHandler interface {
 	// PutEndpoint makes the address for a Linear workspace's webhook, `POST <path>` of the answer, or changes one. The server makes
 	// the id: an id that is not there is `not_found`. Put the webhook's signing secret in once Linear has shown it.
 	//
-	// It changes title, labels, replay_window and organization_id as the update_mask says; a mask that names api_key removes the
+	// It changes title, labels, replay_window, organization_id and team_ids as the update_mask says; a mask that names api_key removes the
 	// API key, so that nothing is synced any more. Secrets are sealed at once and never shown again.
 	//
 	//	{"requestId": "e-1", "endpoint": {"title": "Acme's Linear"}, "addSecret": "lin_wh_...", "setApiKey": "lin_api_..."}
@@ -205,9 +206,10 @@ type LinearServiceHandler interface {
 	//
 	//	{"filter": {"teamIds": ["t1"], "open": true}}
 	ListIssues(context.Context, *v1.ListIssuesRequest) (*v1.ListIssuesResponse, error)
-	// PutIssues stores issues as Linear's API returned them: an object with at least `id`, `title` and `updatedAt`, in
-	// the names of Linear's GraphQL schema or of its webhooks. Of two words on an issue the newer one, by `updatedAt`,
-	// wins, whichever comes first. Each issue is stored by itself, and each has a result: after an error of the whole call send
+	// PutIssues stores issues as Linear's API returned them: an object with `id`, `updatedAt` and, the first time, `title`, in
+	// the names of Linear's GraphQL schema or of its webhooks. It changes what it names: a property that is absent stays, and one that is null is
+	// cleared. Of two reports on an issue the newer one, by `updatedAt`, wins, whichever comes first; a time more than a minute ahead
+	// counts as now. Each issue is stored by itself, and each has a result: after an error of the whole call send
 	// the same request again.
 	//
 	//	{"requestId": "i-1", "issues": [{"id": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "identifier": "ENG-12",

@@ -58,7 +58,8 @@ type IssueState struct {
 	CancelTime       *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=cancel_time,json=cancelTime,proto3" json:"cancel_time,omitempty"`
 	ArchiveTime      *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=archive_time,json=archiveTime,proto3" json:"archive_time,omitempty"`
 	Trashed          bool                   `protobuf:"varint,25,opt,name=trashed,proto3" json:"trashed,omitempty"`
-	// True where Linear has to be asked for the issue: two words on it disagree, or one came too late to be trusted.
+	// True where Linear has to be asked for the issue: two reports on it disagree, one came late or without a date, or Linear did not
+	// answer it.
 	Refetch bool `protobuf:"varint,26,opt,name=refetch,proto3" json:"refetch,omitempty"`
 	// Set: the issue was removed. The object is kept for 30 days as a tombstone.
 	RemoveTime *timestamppb.Timestamp `protobuf:"bytes,27,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
@@ -67,7 +68,12 @@ type IssueState struct {
 	// The endpoint that told of the issue, whose API key fetches it.
 	EndpointId string `protobuf:"bytes,29,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
 	// The delivery that was applied last.
-	DeliveryId    string `protobuf:"bytes,30,opt,name=delivery_id,json=deliveryId,proto3" json:"delivery_id,omitempty"`
+	DeliveryId string `protobuf:"bytes,30,opt,name=delivery_id,json=deliveryId,proto3" json:"delivery_id,omitempty"`
+	// How often Linear was asked for the issue in vain, and when it is asked next.
+	RefetchCount int32                  `protobuf:"varint,31,opt,name=refetch_count,json=refetchCount,proto3" json:"refetch_count,omitempty"`
+	RefetchTime  *timestamppb.Timestamp `protobuf:"bytes,32,opt,name=refetch_time,json=refetchTime,proto3" json:"refetch_time,omitempty"`
+	// The endpoint's API key does not see the issue: only webhooks report it.
+	Unseen        bool `protobuf:"varint,33,opt,name=unseen,proto3" json:"unseen,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -312,6 +318,27 @@ func (x *IssueState) GetDeliveryId() string {
 	return ""
 }
 
+func (x *IssueState) GetRefetchCount() int32 {
+	if x != nil {
+		return x.RefetchCount
+	}
+	return 0
+}
+
+func (x *IssueState) GetRefetchTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RefetchTime
+	}
+	return nil
+}
+
+func (x *IssueState) GetUnseen() bool {
+	if x != nil {
+		return x.Unseen
+	}
+	return false
+}
+
 // WorkflowState is how far an issue is.
 type WorkflowState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -498,7 +525,11 @@ type IssueStamp struct {
 	// When a webhook was sent, or when the API was read; Unix milliseconds.
 	SentMs int64 `protobuf:"varint,3,opt,name=sent_ms,json=sentMs,proto3" json:"sent_ms,omitempty"`
 	// The first eight bytes of the SHA-256 of the fields, in hex.
-	Hash          string `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`
+	Hash string `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`
+	// The report had no date that can be right, so time_ms is when it was sent or read.
+	Guessed bool `protobuf:"varint,5,opt,name=guessed,proto3" json:"guessed,omitempty"`
+	// The report did not name all that an issue always has.
+	Partial       bool `protobuf:"varint,6,opt,name=partial,proto3" json:"partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -559,6 +590,20 @@ func (x *IssueStamp) GetHash() string {
 		return x.Hash
 	}
 	return ""
+}
+
+func (x *IssueStamp) GetGuessed() bool {
+	if x != nil {
+		return x.Guessed
+	}
+	return false
+}
+
+func (x *IssueStamp) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
 }
 
 // IssuePayload is an issue as Linear sent it: the entry "issue" of the collection "raw".
@@ -645,8 +690,10 @@ type EndpointState struct {
 	ReplayWindow *durationpb.Duration `protobuf:"bytes,5,opt,name=replay_window,json=replayWindow,proto3" json:"replay_window,omitempty"`
 	// Linear's id of the workspace; where set, webhooks of another are refused.
 	OrganizationId string `protobuf:"bytes,6,opt,name=organization_id,json=organizationId,proto3" json:"organization_id,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Linear's ids of the teams whose issues are kept; empty: all.
+	TeamIds       []string `protobuf:"bytes,7,rep,name=team_ids,json=teamIds,proto3" json:"team_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EndpointState) Reset() {
@@ -719,6 +766,13 @@ func (x *EndpointState) GetOrganizationId() string {
 		return x.OrganizationId
 	}
 	return ""
+}
+
+func (x *EndpointState) GetTeamIds() []string {
+	if x != nil {
+		return x.TeamIds
+	}
+	return nil
 }
 
 // SealedSecret is a secret that only the server's seal key opens.
@@ -860,7 +914,20 @@ type SyncState struct {
 	// What went wrong last, for people; empty after a pass that was completed.
 	Error string `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
 	// Issues read since the beginning.
-	IssueCount    int32 `protobuf:"varint,6,opt,name=issue_count,json=issueCount,proto3" json:"issue_count,omitempty"`
+	IssueCount int32 `protobuf:"varint,6,opt,name=issue_count,json=issueCount,proto3" json:"issue_count,omitempty"`
+	// Runs that failed, one after the other.
+	FailureCount int32 `protobuf:"varint,7,opt,name=failure_count,json=failureCount,proto3" json:"failure_count,omitempty"`
+	// Issues that Linear did not answer, or answered so that they cannot be kept, since the beginning; and what was wrong last.
+	SkippedCount int32  `protobuf:"varint,8,opt,name=skipped_count,json=skippedCount,proto3" json:"skipped_count,omitempty"`
+	SkipReason   string `protobuf:"bytes,9,opt,name=skip_reason,json=skipReason,proto3" json:"skip_reason,omitempty"`
+	// A run is at work until then, unless its process died.
+	RunUntilTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=run_until_time,json=runUntilTime,proto3" json:"run_until_time,omitempty"`
+	// not_before is what Linear's rate limit says, and not a back-off.
+	Limited bool `protobuf:"varint,11,opt,name=limited,proto3" json:"limited,omitempty"`
+	// The endpoint's API key and teams at the last run. Another key does not wait for not_before, and a team that is added makes the sync
+	// begin again.
+	KeyId         string   `protobuf:"bytes,12,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	TeamIds       []string `protobuf:"bytes,13,rep,name=team_ids,json=teamIds,proto3" json:"team_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -937,6 +1004,55 @@ func (x *SyncState) GetIssueCount() int32 {
 	return 0
 }
 
+func (x *SyncState) GetFailureCount() int32 {
+	if x != nil {
+		return x.FailureCount
+	}
+	return 0
+}
+
+func (x *SyncState) GetSkippedCount() int32 {
+	if x != nil {
+		return x.SkippedCount
+	}
+	return 0
+}
+
+func (x *SyncState) GetSkipReason() string {
+	if x != nil {
+		return x.SkipReason
+	}
+	return ""
+}
+
+func (x *SyncState) GetRunUntilTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RunUntilTime
+	}
+	return nil
+}
+
+func (x *SyncState) GetLimited() bool {
+	if x != nil {
+		return x.Limited
+	}
+	return false
+}
+
+func (x *SyncState) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *SyncState) GetTeamIds() []string {
+	if x != nil {
+		return x.TeamIds
+	}
+	return nil
+}
+
 // SyncPass is one walk through all that changed since the high-water mark.
 type SyncPass struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -946,8 +1062,12 @@ type SyncPass struct {
 	Cursor    string                 `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	// The newest updatedAt seen.
-	NewestTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=newest_time,json=newestTime,proto3" json:"newest_time,omitempty"`
-	PageCount     int32                  `protobuf:"varint,5,opt,name=page_count,json=pageCount,proto3" json:"page_count,omitempty"`
+	NewestTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=newest_time,json=newestTime,proto3" json:"newest_time,omitempty"`
+	PageCount  int32                  `protobuf:"varint,5,opt,name=page_count,json=pageCount,proto3" json:"page_count,omitempty"`
+	// An earlier cursor of the pass. To meet it again means that the pages go round in a circle.
+	MetCursor string `protobuf:"bytes,6,opt,name=met_cursor,json=metCursor,proto3" json:"met_cursor,omitempty"`
+	// The pass began again because Linear did not take a cursor.
+	Restarted     bool `protobuf:"varint,7,opt,name=restarted,proto3" json:"restarted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1017,11 +1137,25 @@ func (x *SyncPass) GetPageCount() int32 {
 	return 0
 }
 
+func (x *SyncPass) GetMetCursor() string {
+	if x != nil {
+		return x.MetCursor
+	}
+	return ""
+}
+
+func (x *SyncPass) GetRestarted() bool {
+	if x != nil {
+		return x.Restarted
+	}
+	return false
+}
+
 var File_holdfast_store_linear_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"$holdfast/store/linear/v1/state.proto\x12\x18holdfast.store.linear.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\v\n" +
+	"$holdfast/store/linear/v1/state.proto\x12\x18holdfast.store.linear.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe8\f\n" +
 	"\n" +
 	"IssueState\x12H\n" +
 	"\x06labels\x18\x01 \x03(\v20.holdfast.store.linear.v1.IssueState.LabelsEntryR\x06labels\x12\x1e\n" +
@@ -1061,7 +1195,10 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"\vendpoint_id\x18\x1d \x01(\tR\n" +
 	"endpointId\x12\x1f\n" +
 	"\vdelivery_id\x18\x1e \x01(\tR\n" +
-	"deliveryId\x1a9\n" +
+	"deliveryId\x12#\n" +
+	"\rrefetch_count\x18\x1f \x01(\x05R\frefetchCount\x12=\n" +
+	"\frefetch_time\x18  \x01(\v2\x1a.google.protobuf.TimestampR\vrefetchTime\x12\x16\n" +
+	"\x06unseen\x18! \x01(\bR\x06unseen\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"G\n" +
@@ -1075,25 +1212,28 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"\x03key\x18\x03 \x01(\tR\x03key\")\n" +
 	"\x03Ref\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"f\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x9a\x01\n" +
 	"\n" +
 	"IssueStamp\x12\x17\n" +
 	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\x12\x12\n" +
 	"\x04rank\x18\x02 \x01(\x05R\x04rank\x12\x17\n" +
 	"\asent_ms\x18\x03 \x01(\x03R\x06sentMs\x12\x12\n" +
-	"\x04hash\x18\x04 \x01(\tR\x04hash\"\xb2\x01\n" +
+	"\x04hash\x18\x04 \x01(\tR\x04hash\x12\x18\n" +
+	"\aguessed\x18\x05 \x01(\bR\aguessed\x12\x18\n" +
+	"\apartial\x18\x06 \x01(\bR\apartial\"\xb2\x01\n" +
 	"\fIssuePayload\x121\n" +
 	"\apayload\x18\x01 \x01(\v2\x17.google.protobuf.StructR\apayload\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12=\n" +
 	"\freceive_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vreceiveTime\x12\x18\n" +
-	"\adropped\x18\x04 \x03(\tR\adropped\"\x99\x03\n" +
+	"\adropped\x18\x04 \x03(\tR\adropped\"\xb4\x03\n" +
 	"\rEndpointState\x12K\n" +
 	"\x06labels\x18\x01 \x03(\v23.holdfast.store.linear.v1.EndpointState.LabelsEntryR\x06labels\x12\x14\n" +
 	"\x05title\x18\x02 \x01(\tR\x05title\x12@\n" +
 	"\asecrets\x18\x03 \x03(\v2&.holdfast.store.linear.v1.SealedSecretR\asecrets\x12?\n" +
 	"\aapi_key\x18\x04 \x01(\v2&.holdfast.store.linear.v1.SealedSecretR\x06apiKey\x12>\n" +
 	"\rreplay_window\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\freplayWindow\x12'\n" +
-	"\x0forganization_id\x18\x06 \x01(\tR\x0eorganizationId\x1a9\n" +
+	"\x0forganization_id\x18\x06 \x01(\tR\x0eorganizationId\x12\x19\n" +
+	"\bteam_ids\x18\a \x03(\tR\ateamIds\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x01\n" +
@@ -1105,7 +1245,7 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"\rDeliveryState\x12\x19\n" +
 	"\bissue_id\x18\x01 \x01(\tR\aissueId\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x18\n" +
-	"\aoutcome\x18\x03 \x01(\tR\aoutcome\"\xba\x02\n" +
+	"\aoutcome\x18\x03 \x01(\tR\aoutcome\"\xb3\x04\n" +
 	"\tSyncState\x12B\n" +
 	"\x0fhigh_water_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\rhighWaterTime\x126\n" +
 	"\x04pass\x18\x02 \x01(\v2\".holdfast.store.linear.v1.SyncPassR\x04pass\x12?\n" +
@@ -1114,7 +1254,16 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"not_before\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12\x14\n" +
 	"\x05error\x18\x05 \x01(\tR\x05error\x12\x1f\n" +
 	"\vissue_count\x18\x06 \x01(\x05R\n" +
-	"issueCount\"\xf4\x01\n" +
+	"issueCount\x12#\n" +
+	"\rfailure_count\x18\a \x01(\x05R\ffailureCount\x12#\n" +
+	"\rskipped_count\x18\b \x01(\x05R\fskippedCount\x12\x1f\n" +
+	"\vskip_reason\x18\t \x01(\tR\n" +
+	"skipReason\x12@\n" +
+	"\x0erun_until_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\frunUntilTime\x12\x18\n" +
+	"\alimited\x18\v \x01(\bR\alimited\x12\x15\n" +
+	"\x06key_id\x18\f \x01(\tR\x05keyId\x12\x19\n" +
+	"\bteam_ids\x18\r \x03(\tR\ateamIds\"\xb1\x02\n" +
 	"\bSyncPass\x129\n" +
 	"\n" +
 	"since_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\tsinceTime\x12\x16\n" +
@@ -1124,7 +1273,10 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"\vnewest_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"newestTime\x12\x1d\n" +
 	"\n" +
-	"page_count\x18\x05 \x01(\x05R\tpageCountB\xdd\x01\n" +
+	"page_count\x18\x05 \x01(\x05R\tpageCount\x12\x1d\n" +
+	"\n" +
+	"met_cursor\x18\x06 \x01(\tR\tmetCursor\x12\x1c\n" +
+	"\trestarted\x18\a \x01(\bR\trestartedB\xdd\x01\n" +
 	"\x1ccom.holdfast.store.linear.v1B\n" +
 	"StateProtoP\x01Z.holdfast/gen/holdfast/store/linear/v1;linearv1\xa2\x02\x03HSL\xaa\x02\x18Holdfast.Store.Linear.V1\xca\x02\x18Holdfast\\Store\\Linear\\V1\xe2\x02$Holdfast\\Store\\Linear\\V1\\GPBMetadata\xea\x02\x1bHoldfast::Store::Linear::V1b\x06proto3"
 
@@ -1177,25 +1329,27 @@ var file_holdfast_store_linear_v1_state_proto_depIdxs = []int32{
 	13, // 14: holdfast.store.linear.v1.IssueState.archive_time:type_name -> google.protobuf.Timestamp
 	13, // 15: holdfast.store.linear.v1.IssueState.remove_time:type_name -> google.protobuf.Timestamp
 	4,  // 16: holdfast.store.linear.v1.IssueState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
-	14, // 17: holdfast.store.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
-	13, // 18: holdfast.store.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
-	12, // 19: holdfast.store.linear.v1.EndpointState.labels:type_name -> holdfast.store.linear.v1.EndpointState.LabelsEntry
-	7,  // 20: holdfast.store.linear.v1.EndpointState.secrets:type_name -> holdfast.store.linear.v1.SealedSecret
-	7,  // 21: holdfast.store.linear.v1.EndpointState.api_key:type_name -> holdfast.store.linear.v1.SealedSecret
-	15, // 22: holdfast.store.linear.v1.EndpointState.replay_window:type_name -> google.protobuf.Duration
-	13, // 23: holdfast.store.linear.v1.SealedSecret.create_time:type_name -> google.protobuf.Timestamp
-	13, // 24: holdfast.store.linear.v1.SyncState.high_water_time:type_name -> google.protobuf.Timestamp
-	10, // 25: holdfast.store.linear.v1.SyncState.pass:type_name -> holdfast.store.linear.v1.SyncPass
-	13, // 26: holdfast.store.linear.v1.SyncState.complete_time:type_name -> google.protobuf.Timestamp
-	13, // 27: holdfast.store.linear.v1.SyncState.not_before:type_name -> google.protobuf.Timestamp
-	13, // 28: holdfast.store.linear.v1.SyncPass.since_time:type_name -> google.protobuf.Timestamp
-	13, // 29: holdfast.store.linear.v1.SyncPass.start_time:type_name -> google.protobuf.Timestamp
-	13, // 30: holdfast.store.linear.v1.SyncPass.newest_time:type_name -> google.protobuf.Timestamp
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	13, // 17: holdfast.store.linear.v1.IssueState.refetch_time:type_name -> google.protobuf.Timestamp
+	14, // 18: holdfast.store.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
+	13, // 19: holdfast.store.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
+	12, // 20: holdfast.store.linear.v1.EndpointState.labels:type_name -> holdfast.store.linear.v1.EndpointState.LabelsEntry
+	7,  // 21: holdfast.store.linear.v1.EndpointState.secrets:type_name -> holdfast.store.linear.v1.SealedSecret
+	7,  // 22: holdfast.store.linear.v1.EndpointState.api_key:type_name -> holdfast.store.linear.v1.SealedSecret
+	15, // 23: holdfast.store.linear.v1.EndpointState.replay_window:type_name -> google.protobuf.Duration
+	13, // 24: holdfast.store.linear.v1.SealedSecret.create_time:type_name -> google.protobuf.Timestamp
+	13, // 25: holdfast.store.linear.v1.SyncState.high_water_time:type_name -> google.protobuf.Timestamp
+	10, // 26: holdfast.store.linear.v1.SyncState.pass:type_name -> holdfast.store.linear.v1.SyncPass
+	13, // 27: holdfast.store.linear.v1.SyncState.complete_time:type_name -> google.protobuf.Timestamp
+	13, // 28: holdfast.store.linear.v1.SyncState.not_before:type_name -> google.protobuf.Timestamp
+	13, // 29: holdfast.store.linear.v1.SyncState.run_until_time:type_name -> google.protobuf.Timestamp
+	13, // 30: holdfast.store.linear.v1.SyncPass.since_time:type_name -> google.protobuf.Timestamp
+	13, // 31: holdfast.store.linear.v1.SyncPass.start_time:type_name -> google.protobuf.Timestamp
+	13, // 32: holdfast.store.linear.v1.SyncPass.newest_time:type_name -> google.protobuf.Timestamp
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_linear_v1_state_proto_init() }
