@@ -14,6 +14,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
 )
 
 // Calls over the tenant's bound or the server's are refused at once, with a delay to try again after, on every protocol;
@@ -33,7 +34,7 @@ func TestAdmission(t *testing.T) {
 		<-end
 		return &conversationv1.GetConversationResponse{}, nil
 	}
-	b.watch = func(context.Context, *conversationv1.WatchConversationRequest, *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
+	b.watch = func(context.Context, *watchv1.WatchRequest, *connect.ServerStream[watchv1.WatchResponse]) error {
 		return nil
 	}
 	var calls sync.WaitGroup
@@ -77,7 +78,7 @@ func TestAdmission(t *testing.T) {
 	refused(b.token, "tenant")
 	hold(other)
 	refused(other, "server")
-	stream, err := b.client().WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: "a"})
+	stream, err := b.watchClient().Watch(t.Context(), watchOf("a"))
 	if err != nil {
 		t.Fatal(err)
 	}

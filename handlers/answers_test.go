@@ -213,9 +213,6 @@ var answerCases = map[string]answerCase{
 	"/holdfast.conversation.v1.ConversationService/GetContextWindow": {
 		fill: everything(45), body: `{"conversationId":"c1","budgetTokens":2000000}`, items: []string{"items.message.seq"}, pages: 1,
 	},
-	"/holdfast.conversation.v1.ConversationService/WatchConversation": {
-		fill: everything(45), body: `{"conversationId":"c1","messageLimit":200}`, items: []string{"messages.seq"}, want: 45,
-	},
 
 	watchRPC: {
 		fill: everything(45), body: `{"items":[{"itemId":"i","conversation":{"conversationId":"c1","messageLimit":200}}],"maxBytes":1048576}`,
@@ -319,10 +316,6 @@ var answerCases = map[string]answerCase{
 		},
 		body: `{"pageSize":200}`, items: []string{"endpoints.endpointId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 400,
 	},
-	"/holdfast.project.v1.ProjectService/WatchProject": {
-		fill: func(f *filler) { f.state("project", "p1", largeProject(3)) },
-		body: `{"projectId":"p1"}`, pages: 1,
-	},
 
 	"/holdfast.coordination.v1.CoordinationService/BeginCall": {bounded: "a call without a body beyond 64 KiB, and 32 limits"},
 	"/holdfast.coordination.v1.CoordinationService/Acquire":   {bounded: "32 limits"},
@@ -363,14 +356,10 @@ var answerCases = map[string]answerCase{
 		},
 		body: `{"api":"a1","usageDays":366}`, items: []string{"usage.date"}, next: [2]string{"nextPageToken", "pageToken"}, want: 365,
 	},
-	"/holdfast.coordination.v1.CoordinationService/WatchApi": {
-		service: true, fill: calls, body: `{"api":"a1"}`, items: []string{"calls.seq"}, pages: 1,
-	},
 
 	"/holdfast.session.v1.SessionService/CreateSession": {bounded: "a session with 32 connections, and ids of the sessions that ended, 51 at most"},
 	"/holdfast.session.v1.SessionService/EndSessions":   {bounded: "ids of 1,000 sessions"},
 	"/holdfast.session.v1.SessionService/ListSessions":  {bounded: "50 sessions, 20 that are over and 32 connections, twice, all of one state of 256 KiB"},
-	"/holdfast.session.v1.SessionService/WatchSession":  {bounded: "a session and 32 connections of one state of 256 KiB, twice"},
 	"/holdfast.session.v1.SessionService/ListSecurityEvents": {
 		fill: func(f *filler) {
 			got := f.call("/holdfast.session.v1.SessionService/CreateSession", `{}`)

@@ -72,7 +72,7 @@ func TestEveryErrorHasAProblem(t *testing.T) {
 	const (
 		get     = "/holdfast.conversation.v1.ConversationService/GetConversation"
 		create  = "/holdfast.conversation.v1.ConversationService/CreateConversation"
-		watch   = "/holdfast.conversation.v1.ConversationService/WatchConversation"
+		w1      = `{"items":[{"itemId":"i","conversation":{"conversationId":"c1"}}]}`
 		nothing = "/holdfast.conversation.v1.ConversationService/Nothing"
 		check   = "/grpc.health.v1.Health/Check"
 	)
@@ -86,9 +86,8 @@ func TestEveryErrorHasAProblem(t *testing.T) {
 		reason                 string
 	}{
 		"no credential":                    {"POST", get, "application/json", c1, []string{"Authorization: "}, "CREDENTIAL_MISSING"},
-		"no credential, stream":            {"POST", watch, "application/connect+json", frame(0, c1), []string{"Authorization: "}, "CREDENTIAL_MISSING"},
+		"no credential, stream":            {"POST", watchRPC, "application/connect+json", frame(0, w1), []string{"Authorization: "}, "CREDENTIAL_MISSING"},
 		"not there":                        {"POST", get, "application/json", c1, nil, "NOT_FOUND"},
-		"not there, stream":                {"POST", watch, "application/connect+json", frame(0, c1), nil, "NOT_FOUND"},
 		"an unknown method":                {"POST", nothing, "application/json", `{}`, nil, "METHOD_UNKNOWN"},
 		"an unknown method by GET":         {"GET", nothing, "", "", nil, "METHOD_UNKNOWN"},
 		"an unknown method, stream":        {"POST", nothing, "application/connect+json", frame(0, `{}`), nil, "METHOD_UNKNOWN"},
@@ -99,21 +98,21 @@ func TestEveryErrorHasAProblem(t *testing.T) {
 		"another verb":                     {"PUT", get, "application/json", c1, nil, "METHOD_UNKNOWN"},
 		"DELETE":                           {"DELETE", get, "", "", nil, "METHOD_UNKNOWN"},
 		"GET of what changes":              {"GET", create + "?encoding=json&message={}", "", "", nil, "METHOD_UNKNOWN"},
-		"GET of a stream":                  {"GET", watch + "?encoding=json&message={}", "", "", nil, "METHOD_UNKNOWN"},
+		"GET of a stream":                  {"GET", watchRPC + "?encoding=json&message={}", "", "", nil, "METHOD_UNKNOWN"},
 		"a form without a name":            {"POST", get, "", c1, nil, "BODY_BROKEN"},
 		"an unknown form":                  {"POST", get, "text/plain", c1, nil, "BODY_BROKEN"},
 		"a form of forms":                  {"POST", get, "application/x-www-form-urlencoded", "conversationId=c1", nil, "BODY_BROKEN"},
 		"an unknown codec":                 {"POST", get, "application/grpc+xml", frame(0, ""), nil, "BODY_BROKEN"},
 		"another charset":                  {"POST", get, "application/json; charset=latin1", c1, nil, "BODY_BROKEN"},
 		"a unary call as a stream":         {"POST", get, "application/connect+json", frame(0, c1), nil, "BODY_BROKEN"},
-		"a stream as a unary call":         {"POST", watch, "application/json", c1, nil, "BODY_BROKEN"},
+		"a stream as a unary call":         {"POST", watchRPC, "application/json", c1, nil, "BODY_BROKEN"},
 		"an unknown compression":           {"POST", get, "application/json", c1, []string{"Content-Encoding: br"}, "COMPRESSION_REFUSED"},
-		"an unknown compression, stream":   {"POST", watch, "application/connect+json", frame(1, c1), []string{"Connect-Content-Encoding: zstd"}, "COMPRESSION_REFUSED"},
+		"an unknown compression, stream":   {"POST", watchRPC, "application/connect+json", frame(1, w1), []string{"Connect-Content-Encoding: zstd"}, "COMPRESSION_REFUSED"},
 		"an unknown compression, gRPC-web": {"POST", get, "application/grpc-web+json", frame(1, c1), []string{"Grpc-Encoding: deflate"}, "COMPRESSION_REFUSED"},
 		"compressed without a credential":  {"POST", check, "application/json", `{}`, []string{"Content-Encoding: gzip"}, "COMPRESSION_REFUSED"},
-		"no message":                       {"POST", watch, "application/connect+json", "", nil, "BODY_BROKEN"},
+		"no message":                       {"POST", watchRPC, "application/connect+json", "", nil, "BODY_BROKEN"},
 		"no message, gRPC-web":             {"POST", get, "application/grpc-web+json", "", nil, "BODY_BROKEN"},
-		"two messages":                     {"POST", watch, "application/connect+json", frame(0, c1) + frame(0, c1), nil, "BODY_BROKEN"},
+		"two messages":                     {"POST", watchRPC, "application/connect+json", frame(0, w1) + frame(0, w1), nil, "BODY_BROKEN"},
 		"two messages, gRPC-web":           {"POST", get, "application/grpc-web+json", frame(0, c1) + frame(0, c1), nil, "BODY_BROKEN"},
 		"a head without a body":            {"POST", get, "application/grpc-web+json", "\x00\x00\x00", nil, "BODY_BROKEN"},
 		"too large":                        {"POST", get, "application/json", `{"conversationId":"` + strings.Repeat("c", 600<<10) + `"}`, nil, "SIZE_EXCEEDED"},

@@ -39,11 +39,16 @@ import (
 	_ "holdfast/gen/holdfast/inspect/v1"
 	_ "holdfast/gen/holdfast/project/v1"
 	_ "holdfast/gen/holdfast/session/v1"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/identity"
 	"holdfast/object"
 )
 
-const conversations = "/" + conversationv1connect.ConversationServiceName + "/"
+const (
+	conversations = "/" + conversationv1connect.ConversationServiceName + "/"
+	watchRPC      = watchv1connect.WatchServiceWatchProcedure
+)
 
 // zip is gzip of text.
 func zip(text []byte) []byte {
@@ -115,18 +120,18 @@ func ways(stream bool) map[string]func(n int) (body []byte, headers []string) {
 func TestARequestOverTheLimitIsRefusedByName(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.watch = func(context.Context, *conversationv1.WatchConversationRequest, *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
+	b.watch = func(context.Context, *watchv1.WatchRequest, *connect.ServerStream[watchv1.WatchResponse]) error {
 		return nil
 	}
 	clear2 := h2c(t)
-	for method, limit := range map[string]int{"UpdateConversation": maxRequest, "Append": 8 << 20, "WatchConversation": maxStreamRequest} {
-		for name, way := range ways(method == "WatchConversation") {
+	for path, limit := range map[string]int{conversations + "UpdateConversation": maxRequest, conversations + "Append": 8 << 20, watchRPC: maxStreamRequest} {
+		for name, way := range ways(path == watchRPC) {
 			for _, known := range []bool{true, false} {
-				t.Run(fmt.Sprintf("%s %s %t", method, name, known), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s %s %t", path, name, known), func(t *testing.T) {
 					t.Parallel()
 					send := func(n int) (said string) {
 						body, headers := way(n)
-						r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+conversations+method, bytes.NewReader(body))
+						r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+path, bytes.NewReader(body))
 						if err != nil {
 							t.Fatal(err)
 						}
@@ -191,6 +196,7 @@ func TestEachMethodTakesWhatItsRulesAllow(t *testing.T) {
 				if limit := newRPC(procedure, m).limit; (int64(size) > limit || values > maxValues) && !slices.Contains([]string{
 					conversationv1connect.ConversationServiceCreateConversationProcedure, conversationv1connect.ConversationServiceAppendProcedure,
 					conversationv1connect.ConversationServiceEditMessagesProcedure,
+					watchRPC, // 32 lists whose filters name all that they can
 				}, procedure) {
 					t.Errorf("%s may have %d bytes and %d values by its rules, and its limits are %d and %d", procedure, size, values, limit, maxValues)
 				}
@@ -310,7 +316,7 @@ func TestAStalledBodyIsCutOff(t *testing.T) {
 		}
 		return &conversationv1.GetConversationResponse{}, nil
 	}
-	for _, path := range []string{conversations + "CreateConversation", conversations + "WatchConversation", "/grpc.health.v1.Health/Check", "/nowhere", "/healthz"} {
+	for _, path := range []string{conversations + "CreateConversation", watchRPC, "/grpc.health.v1.Health/Check", "/nowhere", "/healthz"} {
 		t.Run("HTTP/1.1 "+path, func(t *testing.T) {
 			t.Parallel()
 			conn := b.wire(t, head(path, b.token, 1000)+"{")

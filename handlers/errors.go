@@ -95,7 +95,7 @@ func explain(err error) *problem.Error {
 		return problem.Later(errorv1.Reason_REASON_NEWER_SCHEMA, "a newer release wrote this object; this one will not change it", retryLater)
 	case errors.Is(err, object.ErrWatchOver):
 		return problem.Later(errorv1.Reason_REASON_STREAM_OVER,
-			"this stream has reached its greatest age; reconnect with the last version that you saw", retrySoon)
+			"this stream has reached its greatest age; reconnect with your last cursors", retrySoon)
 	case errors.Is(err, object.ErrClosed), errors.Is(err, errDraining):
 		return problem.Later(errorv1.Reason_REASON_SHUTTING_DOWN, "this server is shutting down; reconnect", retrySoon)
 	case errors.Is(err, db.ErrUnavailable):

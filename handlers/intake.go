@@ -35,7 +35,7 @@ import (
 // for JSON's escapes.
 const (
 	maxRequest       = 512 << 10
-	maxStreamRequest = 16 << 10 // it only says what to watch
+	maxStreamRequest = 64 << 10 // it only says what to watch
 	maxOpenRequest   = 4 << 10  // of callers without a credential
 )
 

@@ -24,6 +24,8 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 )
 
 // spellings returns ways to write a Content-Type. Some are accepted as the same, some are not.
@@ -58,8 +60,8 @@ func (s *seen) GetConversation(_ context.Context, req *conversationv1.GetConvers
 	return &conversationv1.GetConversationResponse{}, nil
 }
 
-func (s *seen) WatchConversation(_ context.Context, req *conversationv1.WatchConversationRequest, _ *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
-	s.id = req.GetConversationId()
+func (s *seen) Watch(_ context.Context, req *watchv1.WatchRequest, _ *connect.ServerStream[watchv1.WatchResponse]) error {
+	s.id = req.GetItems()[0].GetItemId()
 	return nil
 }
 
@@ -94,18 +96,27 @@ func TestEverySpellingOfARequestIsMeasured(t *testing.T) {
 		t.Helper()
 		inside, outside = &seen{}, &seen{}
 		b := setup(t, func(o *Options) {
-			o.Services = []Service{NewService[conversationv1connect.ConversationServiceHandler](
-				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, inside)}
+			o.Services = []Service{
+				NewService[conversationv1connect.ConversationServiceHandler](
+					conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, inside),
+				NewService[watchv1connect.WatchServiceHandler](watchv1connect.WatchServiceName, watchv1connect.NewWatchServiceHandler, inside),
+			}
 		})
-		_, bare = conversationv1connect.NewConversationServiceHandler(outside)
-		return b.server, bare, inside, outside, b.token
+		mux := http.NewServeMux()
+		mux.Handle(conversationv1connect.NewConversationServiceHandler(outside))
+		mux.Handle(watchv1connect.NewWatchServiceHandler(outside))
+		return b.server, mux, inside, outside, b.token
 	}
 	encodings := [][]string{nil, {"gzip"}, {"GZIP"}, {"Gzip"}, {" gzip "}, {"gzip, identity"}, {"identity"}, {"Identity"}, {"x-gzip"}, {"identity", "gzip"}, {"gzip", "identity"}, {"br"}, {""}}
-	for method, limit := range map[string]int{"GetConversation": maxRequest, "WatchConversation": maxStreamRequest} {
-		stream := method == "WatchConversation"
+	for path, limit := range map[string]int{conversations + "GetConversation": maxRequest, watchRPC: maxStreamRequest} {
+		stream := path == watchRPC
+		tiny := tiny
+		if stream {
+			tiny = map[bool][]byte{true: []byte(`{"items":[{"itemId":"` + id + `","session":{}}]}`), false: {0x0a, 6, 0x0a, 2, 'c', '7', 0x22, 0}}
+		}
 		for _, kind := range slices.Sorted(maps.Keys(newForms(stream))) {
 			f := newForms(stream)[kind]
-			t.Run(method+" "+kind, func(t *testing.T) {
+			t.Run(path+" "+kind, func(t *testing.T) {
 				t.Parallel()
 				edge, bare, inside, outside, token := setUp(t)
 				bodies := map[bool][][]byte{}
@@ -129,7 +140,6 @@ func TestEverySpellingOfARequestIsMeasured(t *testing.T) {
 									header[name] = encoding
 								}
 							}
-							path := conversations + method
 							inside.id, outside.id = "", ""
 							direct := ask(t, bare, http.MethodPost, path, token, header, bodies[packed][0])
 							if got := ask(t, edge, http.MethodPost, path, token, header, bodies[packed][0]); inside.id != outside.id {
@@ -335,7 +345,7 @@ func TestEveryRouteHasAWriteDeadline(t *testing.T) {
 	})
 	u := b.unread(t)
 	asked := 0
-	for _, path := range []string{"/healthz", "/readyz", "/", "/nowhere", "//healthz", "/route", conversations + "GetConversation", conversations + "WatchConversation", "/grpc.health.v1.Health/Check"} {
+	for _, path := range []string{"/healthz", "/readyz", "/", "/nowhere", "//healthz", "/route", conversations + "GetConversation", watchRPC, "/grpc.health.v1.Health/Check"} {
 		for _, verb := range []string{"GET", "POST", "OPTIONS", "PUT"} {
 			for _, kind := range []string{"application/json", "application/connect+json", "application/grpc-web"} {
 				u.ask(t, verb, path, "content-type "+kind, "origin https://a.example")

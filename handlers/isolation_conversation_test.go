@@ -54,7 +54,6 @@ var conversationArea = area{
 		"/holdfast.conversation.v1.ConversationService/GetContextWindow":   {body: `{"conversationId":"c1"}`},
 		"/holdfast.conversation.v1.ConversationService/ProposeCompaction":  {body: `{"conversationId":"c1","keepTokens":1,"fencingToken":2}`},
 		"/holdfast.conversation.v1.ConversationService/CommitCompaction":   {body: `{"conversationId":"c1","fencingToken":2,"text":"mine"}`},
-		"/holdfast.conversation.v1.ConversationService/WatchConversation":  {body: `{"conversationId":"c1","messageLimit":9}`},
 	},
 }
 

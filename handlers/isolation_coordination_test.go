@@ -34,7 +34,6 @@ var coordinationCases = map[string]isolationCase{
 	coordinationService + "GetApi":     {body: `{"api":"c1","usageDays":30}`},
 	coordinationService + "ListApis":   {body: `{}`},
 	coordinationService + "UpdateApi":  {body: `{"api":"c1","config":{}}`},
-	coordinationService + "WatchApi":   {body: `{"api":"c1"}`},
 }
 
 var coordinationFuzzing = fuzzing{
@@ -85,7 +84,6 @@ var coordinationRights = map[string]struct{ outsideUser, outsideService, eve, ad
 	"GetApi":     {notFound, notFound, yes, yesAll, yesAll},
 	"ListApis":   {yes, yes, yes, yesAll, yesAll},
 	"UpdateApi":  {forbidden, yes, forbidden, forbidden, yesAll},
-	"WatchApi":   {notFound, notFound, yes, yesAll, yesAll},
 }
 
 // fillAPI makes the API c1, and what ada has in it.

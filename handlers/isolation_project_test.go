@@ -47,7 +47,6 @@ var projectArea = area{
 		projectRPCs + "ListProjects":      {body: `{}`, outside: isEmpty, inside: isEmpty},
 		projectRPCs + "DeleteProject":     {body: `{"projectId":"c1"}`, outside: isEmpty, inside: isEmpty, tenants: deniedUser},
 		projectRPCs + "GetProjectContext": {body: `{"projectId":"c1"}`},
-		projectRPCs + "WatchProject":      {body: `{"projectId":"c1"}`},
 		projectRPCs + "PutTask":           {body: `{"taskId":"c1","task":{"title":"mine"},"report":{"rawStatus":"RUNNING"}}`, outside: isOwn, inside: isTaken},
 		projectRPCs + "GetTask":           {body: `{"taskId":"c1"}`},
 		projectRPCs + "ListTasks":         {body: `{}`, outside: isEmpty, inside: isEmpty},

@@ -22,7 +22,6 @@ var sessionArea = area{
 		sessionService + "UpdateSession":      {body: `{"sessionId":"$session","session":{"activeConversationId":"mine"}}`},
 		sessionService + "EndSessions":        {body: `{"sessionIds":["$session"]}`},
 		sessionService + "PutConnection":      {body: `{"sessionId":"$session","connection":{"connectionId":"$connection","modality":"MODALITY_VOICE"}}`},
-		sessionService + "WatchSession":       {body: `{"sessionId":"$session"}`},
 		sessionService + "ListSecurityEvents": {body: `{"user":"ada"}`, outside: isEmpty, inside: deniedUser},
 		sessionService + "PutSessionSettings": {test: isolateSettings},
 	},

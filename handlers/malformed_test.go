@@ -19,7 +19,6 @@ func TestWhatCannotBeReadIsRefusedWithAReason(t *testing.T) {
 	const (
 		appendMessages = "/holdfast.conversation.v1.ConversationService/Append"
 		get            = "/holdfast.conversation.v1.ConversationService/GetConversation"
-		watch          = "/holdfast.conversation.v1.ConversationService/WatchConversation"
 		ingest         = "/holdfast.live.v1.LiveService/IngestLive"
 		create         = "/holdfast.conversation.v1.ConversationService/CreateConversation"
 		asJSON         = "Content-Type: application/json"
@@ -87,11 +86,11 @@ func TestWhatCannotBeReadIsRefusedWithAReason(t *testing.T) {
 		"a time that is no number":      {get, `{"conversationId":"c1"}`, []string{asJSON, "Connect-Timeout-Ms: soon"}, broken, "Connect-Timeout-Ms"},
 		"a time below zero":             {get, `{"conversationId":"c1"}`, []string{asJSON, "Connect-Timeout-Ms: -1"}, broken, "Connect-Timeout-Ms"},
 		"another version of Connect":    {get, `{"conversationId":"c1"}`, []string{asJSON, "Connect-Protocol-Version: 9"}, broken, "Connect-Protocol-Version"},
-		"a stream of broken JSON":       {watch, frame(`{"conversationId"`), []string{asStream}, broken, ""},
-		"a stream of a wrong type":      {watch, frame(`{"conversationId":{}}`), []string{asStream}, field, "conversationId"},
-		"a stream of broken binary":     {watch, frame("\x0a\xff"), []string{asProtoStream}, broken, ""},
-		"a stream's frame breaks off":   {watch, frame(`{"conversationId":"c1"}`)[:12], []string{asStream}, broken, ""},
-		"a stream's head breaks off":    {watch, "\x00\x00", []string{asStream}, broken, ""},
+		"a stream of broken JSON":       {watchRPC, frame(`{"items"`), []string{asStream}, broken, ""},
+		"a stream of a wrong type":      {watchRPC, frame(`{"items":{}}`), []string{asStream}, field, "items"},
+		"a stream of broken binary":     {watchRPC, frame("\x0a\xff"), []string{asProtoStream}, broken, ""},
+		"a stream's frame breaks off":   {watchRPC, frame(`{"items":[]}`)[:12], []string{asStream}, broken, ""},
+		"a stream's head breaks off":    {watchRPC, "\x00\x00", []string{asStream}, broken, ""},
 		"GET without a message":         {query("encoding", "json"), "", nil, broken, "message"},
 		"GET without an encoding":       {query("message", "{}"), "", nil, broken, "encoding"},
 		"GET in an encoding of no kind": {query("message", "{}", "encoding", "xml"), "", nil, broken, "encoding"},

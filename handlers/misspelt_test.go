@@ -105,7 +105,7 @@ func TestANewerClientAsksForLeniency(t *testing.T) {
 	for name, got := range map[string]reply{
 		"POST":   send("GetConversation", newer, lenient),
 		"GET":    b.get(t, registered()[service+"GetConversation"], newer, lenient, key),
-		"stream": send("WatchConversation", newer, lenient),
+		"stream": b.call(t, registered()[watchRPC], `{"items":[{"itemId":"i","newer":1,"conversation":`+newer+`}]}`, lenient, key),
 	} {
 		if got.code != "ok" || !strings.Contains(got.body, `"c1"`) {
 			t.Errorf("%s: %+v", name, got)

@@ -30,6 +30,8 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
 	"holdfast/object"
@@ -41,7 +43,7 @@ type manager struct {
 
 	get   func(context.Context, *conversationv1.GetConversationRequest) (*conversationv1.GetConversationResponse, error)
 	list  func(context.Context, *conversationv1.ListMessagesRequest) (*conversationv1.ListMessagesResponse, error)
-	watch func(context.Context, *conversationv1.WatchConversationRequest, *connect.ServerStream[conversationv1.WatchConversationResponse]) error
+	watch func(context.Context, *watchv1.WatchRequest, *connect.ServerStream[watchv1.WatchResponse]) error
 }
 
 func (m *manager) CreateConversation(ctx context.Context, req *conversationv1.CreateConversationRequest) (*conversationv1.CreateConversationResponse, error) {
@@ -62,7 +64,7 @@ func (m *manager) ListMessages(ctx context.Context, req *conversationv1.ListMess
 	return m.list(ctx, req)
 }
 
-func (m *manager) WatchConversation(ctx context.Context, req *conversationv1.WatchConversationRequest, s *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
+func (m *manager) Watch(ctx context.Context, req *watchv1.WatchRequest, s *connect.ServerStream[watchv1.WatchResponse]) error {
 	return m.watch(ctx, req, s)
 }
 
@@ -106,6 +108,8 @@ func setup(t *testing.T, change ...func(*Options)) *bundle {
 	o := Options{
 		Services: []Service{{conversationv1connect.ConversationServiceName, func(opts ...connect.HandlerOption) (string, http.Handler) {
 			return conversationv1connect.NewConversationServiceHandler(b.manager, opts...)
+		}}, {watchv1connect.WatchServiceName, func(opts ...connect.HandlerOption) (string, http.Handler) {
+			return watchv1connect.NewWatchServiceHandler(b.manager, opts...)
 		}}},
 		Auth:    newAuth(&k),
 		Ping:    func(context.Context) error { return nil },
@@ -145,6 +149,10 @@ func setup(t *testing.T, change ...func(*Options)) *bundle {
 // client calls with the token; protocol options such as connect.WithGRPC may follow.
 func (b *bundle) client(opts ...connect.ClientOption) conversationv1connect.ConversationServiceClient {
 	return conversationv1connect.NewConversationServiceClient(b.http, b.url, append(opts, connect.WithInterceptors(withToken(b.token)))...)
+}
+
+func (b *bundle) watchClient(opts ...connect.ClientOption) watchv1connect.WatchServiceClient {
+	return watchv1connect.NewWatchServiceClient(b.http, b.url, append(opts, connect.WithInterceptors(withToken(b.token)))...)
 }
 
 type withToken string
@@ -304,7 +312,7 @@ func TestUnknownErrorsAndPanicsAreLoggedNotTold(t *testing.T) {
 			b.get = func(context.Context, *conversationv1.GetConversationRequest) (*conversationv1.GetConversationResponse, error) {
 				return nil, get()
 			}
-			b.watch = func(context.Context, *conversationv1.WatchConversationRequest, *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
+			b.watch = func(context.Context, *watchv1.WatchRequest, *connect.ServerStream[watchv1.WatchResponse]) error {
 				return get()
 			}
 			const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -326,10 +334,17 @@ func TestUnknownErrorsAndPanicsAreLoggedNotTold(t *testing.T) {
 	}
 }
 
+// watchOf watches a conversation.
+func watchOf(id string) *watchv1.WatchRequest {
+	return &watchv1.WatchRequest{Items: []*watchv1.Item{{
+		ItemId: "i", Of: &watchv1.Item_Conversation{Conversation: &watchv1.ConversationItem{ConversationId: id}},
+	}}}
+}
+
 // watchUntilEnd watches, calls each after the first message, and returns how the stream ends.
 func (b *bundle) watchUntilEnd(t *testing.T, each func()) error {
 	t.Helper()
-	s, err := b.client().WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: "c"})
+	s, err := b.watchClient().Watch(t.Context(), watchOf("c"))
 	if err != nil {
 		return err
 	}
@@ -347,8 +362,8 @@ func TestStreamsAreInterceptedToo(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	looked := make(chan struct{})
-	b.watch = func(_ context.Context, _ *conversationv1.WatchConversationRequest, s *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
-		if err := s.Send(&conversationv1.WatchConversationResponse{Reset_: true}); err != nil {
+	b.watch = func(_ context.Context, _ *watchv1.WatchRequest, s *connect.ServerStream[watchv1.WatchResponse]) error {
+		if err := s.Send(&watchv1.WatchResponse{ItemId: "i"}); err != nil {
 			return err
 		}
 		<-looked
@@ -364,8 +379,8 @@ func TestStreamsAreInterceptedToo(t *testing.T) {
 	if !errors.As(err, &e) || e.Code() != connect.CodeFailedPrecondition || detail[*errdetails.ErrorInfo](t, e).GetReason() != "FENCED" {
 		t.Errorf("stream ends with %v", err)
 	}
-	for _, bad := range []*conversationv1.WatchConversationRequest{{ConversationId: "a b"}, {ConversationId: "c", MessageLimit: -1}} {
-		s, err := b.client().WatchConversation(t.Context(), bad)
+	for _, bad := range []*watchv1.WatchRequest{watchOf("a b"), {}} {
+		s, err := b.watchClient().Watch(t.Context(), bad)
 		if err == nil {
 			s.Receive()
 			err = s.Err()
@@ -376,8 +391,7 @@ func TestStreamsAreInterceptedToo(t *testing.T) {
 		}
 	}
 	// Without a credential, too.
-	c := conversationv1connect.NewConversationServiceClient(b.http, b.url)
-	s, err := c.WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: "c"})
+	s, err := watchv1connect.NewWatchServiceClient(b.http, b.url).Watch(t.Context(), watchOf("c"))
 	if err == nil {
 		s.Receive()
 		err = s.Err()
@@ -417,7 +431,7 @@ func TestEachCallIsReportedOnce(t *testing.T) {
 	b.get = func(context.Context, *conversationv1.GetConversationRequest) (*conversationv1.GetConversationResponse, error) {
 		return nil, object.ErrNotFound
 	}
-	b.watch = func(context.Context, *conversationv1.WatchConversationRequest, *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
+	b.watch = func(context.Context, *watchv1.WatchRequest, *connect.ServerStream[watchv1.WatchResponse]) error {
 		return nil
 	}
 	b.call(t, "CreateConversation", `{"conversation":{"title":"private words"}}`)
@@ -437,7 +451,7 @@ func TestEachCallIsReportedOnce(t *testing.T) {
 		"invalid_argument " + service + "CreateConversation 1",
 		"not_found " + service + "GetConversation 1",
 		"ok " + service + "CreateConversation 1",
-		"ok " + service + "WatchConversation 1",
+		"ok /holdfast.watch.v1.WatchService/Watch 1",
 		"unauthenticated " + service + "CreateConversation 1",
 		"unimplemented unknown 2",
 	}
@@ -627,8 +641,8 @@ func TestDrain(t *testing.T) {
 		<-release
 		return &conversationv1.GetConversationResponse{}, nil
 	}
-	b.watch = func(ctx context.Context, _ *conversationv1.WatchConversationRequest, s *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
-		if err := s.Send(&conversationv1.WatchConversationResponse{Reset_: true}); err != nil {
+	b.watch = func(ctx context.Context, _ *watchv1.WatchRequest, s *connect.ServerStream[watchv1.WatchResponse]) error {
+		if err := s.Send(&watchv1.WatchResponse{ItemId: "i"}); err != nil {
 			return err
 		}
 		<-ctx.Done()
@@ -686,9 +700,9 @@ func TestAClientThatDoesNotReadIsLeftAndOneThatWaitsIsNot(t *testing.T) {
 				b.http = h2c(t)
 			}
 			ended := make(chan error, 1)
-			b.watch = func(ctx context.Context, req *conversationv1.WatchConversationRequest, s *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
-				m := &conversationv1.WatchConversationResponse{Heartbeat: true}
-				if req.ConversationId == "idle" {
+			b.watch = func(ctx context.Context, req *watchv1.WatchRequest, s *connect.ServerStream[watchv1.WatchResponse]) error {
+				m := &watchv1.WatchResponse{}
+				if req.GetItems()[0].GetConversation().GetConversationId() == "idle" {
 					if err := s.Send(m); err != nil {
 						return err
 					}
@@ -698,7 +712,7 @@ func TestAClientThatDoesNotReadIsLeftAndOneThatWaitsIsNot(t *testing.T) {
 					}
 					return s.Send(m)
 				}
-				m.Conversation = &conversationv1.Conversation{Title: strings.Repeat("x", 1<<20)}
+				m.ItemId = strings.Repeat("x", 1<<20)
 				var err error
 				for err == nil {
 					err = s.Send(m)
@@ -706,7 +720,7 @@ func TestAClientThatDoesNotReadIsLeftAndOneThatWaitsIsNot(t *testing.T) {
 				ended <- err
 				return err
 			}
-			idle, err := b.client(connect.WithAcceptCompression("gzip", nil, nil)).WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: "idle"})
+			idle, err := b.watchClient(connect.WithAcceptCompression("gzip", nil, nil)).Watch(t.Context(), watchOf("idle"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -718,7 +732,7 @@ func TestAClientThatDoesNotReadIsLeftAndOneThatWaitsIsNot(t *testing.T) {
 			if n != 2 || idle.Err() != nil {
 				t.Errorf("idle stream: %d messages, %v", n, idle.Err())
 			}
-			deaf, err := b.client(connect.WithAcceptCompression("gzip", nil, nil)).WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: "deaf"})
+			deaf, err := b.watchClient(connect.WithAcceptCompression("gzip", nil, nil)).Watch(t.Context(), watchOf("deaf"))
 			if err != nil {
 				t.Fatal(err)
 			}

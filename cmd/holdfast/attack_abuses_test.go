@@ -53,7 +53,7 @@ func abuses() []*abuse {
 		{"stalled calls without a credential", stranger, "the same, an RPC", "", &call{path: conversations + "Append"}},
 		{"stalled webhooks of nobody", stranger, "the same, a webhook's path that is not there", "", &call{path: webhooks + "aaaaaaaaaaaaaaaaaaaaaaaaaa"}},
 		{"stalled appends", oneUser, "64 unfinished bodies of 4 MiB", bobA, &call{path: conversations + "Append"}},
-		{"stalled streams", oneUser, "64 streams whose first message of 4 MiB never ends", bobA, &call{path: conversations + "WatchConversation", kind: contentConnect}},
+		{"stalled streams", oneUser, "64 streams whose first message of 4 MiB never ends", bobA, &call{path: watchRPC, kind: contentConnect}},
 	} {
 		all = append(all, &abuse{
 			name: c.name, by: c.by, what: c.what, bound: "bytes being read at once, 10 s to read",
@@ -250,8 +250,8 @@ func abuses() []*abuse {
 		attack: func(a *attacker) {
 			a.expect(64)
 			a.hold(64, func(int) {
-				body := []byte(`{"conversationId":"fat","afterVersion":"1"}`)
-				a.unread(&call{path: conversations + "WatchConversation", token: a.Keys[bobA], kind: contentConnect}, string(enveloped(0, len(body), body)))
+				body := []byte(`{"items":[{"itemId":"i","conversation":{"conversationId":"fat","messageLimit":200}}]}`)
+				a.unread(&call{path: watchRPC, token: a.Keys[bobA], kind: contentConnect}, string(enveloped(0, len(body), body)))
 			})
 		},
 	}, &abuse{
@@ -302,8 +302,8 @@ func abuses() []*abuse {
 			a.hold(n/per, func(int) {
 				client := a.client(true)
 				a.hold(per, func(int) {
-					body := []byte(`{"conversationId":"deep","afterVersion":"121"}`)
-					a.stream(client, &call{path: conversations + "WatchConversation", token: a.Keys[bobA], kind: contentConnect, body: bytes.NewReader(enveloped(0, len(body), body))})
+					body := []byte(`{"items":[{"itemId":"i","conversation":{"conversationId":"deep"}}]}`)
+					a.stream(client, &call{path: watchRPC, token: a.Keys[bobA], kind: contentConnect, body: bytes.NewReader(enveloped(0, len(body), body))})
 				})
 			})
 		},

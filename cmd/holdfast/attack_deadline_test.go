@@ -53,8 +53,8 @@ func TestNothingOutlivesItsDeadline(t *testing.T) {
 		"a session's token":                 {path: conversations + "GetConversation", token: f.params["access"]},
 		"a refresh token":                   {path: sessions + "RefreshSession", token: f.params["refresh"]},
 		"a JWT":                             {path: conversations + "GetConversation", token: f.jwt(t, "k1", "dora")},
-		"a stream":                          {path: conversations + "WatchConversation", token: f.keys[bobA], kind: contentConnect},
-		"a stream in gRPC":                  {path: conversations + "WatchConversation", token: f.keys[bobA], kind: contentGRPC},
+		"a stream":                          {path: watchRPC, token: f.keys[bobA], kind: contentConnect},
+		"a stream in gRPC":                  {path: watchRPC, token: f.keys[bobA], kind: contentGRPC},
 		"a webhook of nobody":               {path: webhooks + strings.Repeat("a", 26)},
 		"an unsigned webhook":               {path: f.params["webhook"]},
 		"a webhook with a wrong signature":  {path: f.params["webhook"], header: map[string]string{"Linear-Signature": strings.Repeat("ab", 32)}},
@@ -78,19 +78,19 @@ func TestNothingOutlivesItsDeadline(t *testing.T) {
 		}
 	}
 	page := `{"conversationId":"fat","pageSize":200}`
-	watch := []byte(`{"conversationId":"fat","afterVersion":"1"}`)
+	watch := []byte(`{"items":[{"itemId":"i","conversation":{"conversationId":"fat","messageLimit":200}}]}`)
 	for name, one := range map[string]func(a *attacker) string{
 		"an answer that is not read": func(a *attacker) string {
 			return a.ignore(&call{path: conversations + "ListMessages", token: f.keys[bobA]}, page)
 		},
 		"a stream that is not read": func(a *attacker) string {
-			return a.ignore(&call{path: conversations + "WatchConversation", token: f.keys[bobA], kind: contentConnect}, string(enveloped(0, len(watch), watch)))
+			return a.ignore(&call{path: watchRPC, token: f.keys[bobA], kind: contentConnect}, string(enveloped(0, len(watch), watch)))
 		},
 		"an answer without a window": func(a *attacker) string {
 			return a.ignoreFrames(&call{path: conversations + "ListMessages", token: f.keys[bobA]}, []byte(page))
 		},
 		"a stream without a window": func(a *attacker) string {
-			return a.ignoreFrames(&call{path: conversations + "WatchConversation", token: f.keys[bobA], kind: contentConnect}, enveloped(0, len(watch), watch))
+			return a.ignoreFrames(&call{path: watchRPC, token: f.keys[bobA], kind: contentConnect}, enveloped(0, len(watch), watch))
 		},
 		"a head that never ends": func(a *attacker) string {
 			conn, err := a.dial(0)

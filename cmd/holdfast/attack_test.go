@@ -304,11 +304,11 @@ func (f *battlefield) watcher(t *testing.T, api string) *bystander {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req := &conversationv1.WatchConversationRequest{ConversationId: made.GetConversation().GetConversationId()}
+	page, req := watchClientOf(t, api, f.keys[annA]), watchOf(made.GetConversation().GetConversationId(), "")
 	return &bystander{name: "another user's watch", errors: map[string]int{}, call: func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		stream, err := ann.WatchConversation(ctx, req)
+		stream, err := page.Watch(ctx, req)
 		if err != nil {
 			return err
 		}

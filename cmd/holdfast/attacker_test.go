@@ -278,6 +278,7 @@ type call struct {
 
 const (
 	conversations  = "/holdfast.conversation.v1.ConversationService/"
+	watchRPC       = "/holdfast.watch.v1.WatchService/Watch"
 	sessions       = "/holdfast.session.v1.SessionService/"
 	inspector      = "/holdfast.inspect.v1.InspectService/"
 	healthCheck    = "/grpc.health.v1.Health/Check"

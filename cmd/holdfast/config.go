@@ -61,13 +61,14 @@ func (c databaseConfig) open(ctx context.Context, maxConns int) (*db.DB, error) 
 
 // serverConfig has the flags that dev and serve share.
 type serverConfig struct {
-	Origins       []string   `help:"Origins whose pages may call the API from a browser, separated by commas; * for any." env:"HOLDFAST_ORIGINS" placeholder:"ORIGIN"`
-	AddressHeader string     `help:"Header in which a proxy in front says where a request comes from, such as X-Forwarded-For; only with such a proxy." env:"HOLDFAST_ADDRESS_HEADER" placeholder:"HEADER"`
-	AdminAddr     string     `help:"Address for /metrics and /debug/pprof, such as 127.0.0.1:9090; keep it private. Default: none." env:"HOLDFAST_ADMIN_ADDR" placeholder:"HOST:PORT"`
-	MaxConns      int        `help:"Connections to Postgres." env:"HOLDFAST_MAX_CONNS" default:"16"`
-	SealKeys      []string   `help:"Keys that secrets are kept under, newest first, separated by commas: base64 of 32 bytes each, as openssl rand -base64 32 makes them." env:"HOLDFAST_SEAL_KEYS" placeholder:"KEY"`
-	LogLevel      slog.Level `help:"debug, info, warn or error. At debug every call is logged; at info those that failed, ten a second of a tenant one by one." env:"HOLDFAST_LOG_LEVEL" default:"info"`
-	Reflection    bool       `help:"Tell anyone who asks by gRPC which services and messages there are." env:"HOLDFAST_REFLECTION" default:"true" negatable:""`
+	Origins       []string      `help:"Origins whose pages may call the API from a browser, separated by commas; * for any." env:"HOLDFAST_ORIGINS" placeholder:"ORIGIN"`
+	AddressHeader string        `help:"Header in which a proxy in front says where a request comes from, such as X-Forwarded-For; only with such a proxy." env:"HOLDFAST_ADDRESS_HEADER" placeholder:"HEADER"`
+	AdminAddr     string        `help:"Address for /metrics and /debug/pprof, such as 127.0.0.1:9090; keep it private. Default: none." env:"HOLDFAST_ADMIN_ADDR" placeholder:"HOST:PORT"`
+	MaxConns      int           `help:"Connections to Postgres." env:"HOLDFAST_MAX_CONNS" default:"16"`
+	SealKeys      []string      `help:"Keys that secrets are kept under, newest first, separated by commas: base64 of 32 bytes each, as openssl rand -base64 32 makes them." env:"HOLDFAST_SEAL_KEYS" placeholder:"KEY"`
+	LogLevel      slog.Level    `help:"debug, info, warn or error. At debug every call is logged; at info those that failed, ten a second of a tenant one by one." env:"HOLDFAST_LOG_LEVEL" default:"info"`
+	WatchAge      time.Duration `help:"How long a stream lasts at most, less up to a tenth; its client connects again." env:"HOLDFAST_WATCH_AGE" default:"1h"`
+	Reflection    bool          `help:"Tell anyone who asks by gRPC which services and messages there are." env:"HOLDFAST_REFLECTION" default:"true" negatable:""`
 
 	Quotas quotaConfig `embed:"" group:"What may be stored; 0 is no limit:"`
 
@@ -158,6 +159,9 @@ func (c serverConfig) check() error {
 	if c.MaxConns < 2 || c.MaxConns > 1000 {
 		return wrongUsage("--max-conns is %d; it is 2 to 1000", c.MaxConns)
 	}
+	if c.WatchAge < time.Minute {
+		return wrongUsage("--watch-age is %v; it is 1m or more", c.WatchAge)
+	}
 	if err := errors.Join(c.checkSweep(), c.Linear.check(), c.Quotas.check()); err != nil {
 		return err
 	}
@@ -230,6 +234,7 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 	}()
 	rt := object.NewRuntime(d, object.Config{
 		Log: log, Metrics: metrics, Tracer: c.telemetry.runtimeTracer(), Carrier: carrier, Sealer: box, Timers: true, Quotas: c.Quotas.quotas(),
+		WatchAge: c.WatchAge,
 	})
 	defer func() { err = errors.Join(err, rt.Close(stopping())) }() //nolint:contextcheck // see closing
 	known := registerKinds(rt)

@@ -1,15 +1,10 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"log/slog"
 	"net/http"
 
-	"connectrpc.com/connect"
-
 	"holdfast/coordclient"
-	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	"holdfast/handlers/coordination"
 )
@@ -19,13 +14,6 @@ import (
 type ownCoordinator struct{ *coordination.Manager }
 
 var _ coordinationv1connect.CoordinationServiceClient = ownCoordinator{}
-
-// WatchApi implements CoordinationServiceClient, of which a transport needs no streams.
-func (ownCoordinator) WatchApi( //nolint:revive // the service has it so
-	context.Context, *coordinationv1.WatchApiRequest,
-) (*connect.ServerStreamForClient[coordinationv1.WatchApiResponse], error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("there are no streams within a process"))
-}
 
 // linearTransport coordinates the sync's calls of Linear with all others of the tenant. The sync only reads, though
 // GraphQL has it do so by POST.

@@ -110,9 +110,10 @@ func TestSIGTERM(t *testing.T) {
 	env := map[string]string{"HOLDFAST_MIGRATE_DATABASE_URL": b.MigrateURL, "DATABASE_URL": b.URL, "HOLDFAST_ADDR": "127.0.0.1:0"}
 	token := strings.TrimSpace(succeed(t, env, "key", "create", "--tenant", string(b.Tenant)))
 	p := spawn(t, env, "serve")
-	c := clientOf(t, p.await(t, p.stderr, `"ready".*"api":"([^"]+)"`), token)
+	api := p.await(t, p.stderr, `"ready".*"api":"([^"]+)"`)
+	c := clientOf(t, api, token)
 	l := newTraffic(t, c)
-	s, err := c.WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: l.conversations[0]})
+	s, err := watchClientOf(t, api, token).Watch(t.Context(), watchOf(l.conversations[0], ""))
 	if err != nil || !s.Receive() {
 		t.Fatal(err, s.Err())
 	}

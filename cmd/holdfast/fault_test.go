@@ -30,6 +30,8 @@ import (
 	"holdfast/db/embedded"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/handlers"
 )
 
@@ -57,6 +59,7 @@ type system struct {
 	proxies  []*toxiproxy.Proxy
 	servers  []*child
 	clients  []conversationv1connect.ConversationServiceClient // by server; they stay where a server comes again
+	pages    []watchv1connect.WatchServiceClient               // the same
 	apis     []*atomic.Pointer[url.URL]
 }
 
@@ -104,8 +107,9 @@ func startSystem(t *testing.T, dir string, prepare ...string) *system {
 		s.startServer(i)
 		transport := &toServer{api: s.apis[i], next: &http.Transport{}}
 		t.Cleanup(transport.next.CloseIdleConnections)
-		s.clients = append(s.clients, conversationv1connect.NewConversationServiceClient(
-			&http.Client{Transport: &bearer{token: token, next: transport}}, "http://holdfast"))
+		client := &http.Client{Transport: &bearer{token: token, next: transport}}
+		s.clients = append(s.clients, conversationv1connect.NewConversationServiceClient(client, "http://holdfast"))
+		s.pages = append(s.pages, watchv1connect.NewWatchServiceClient(client, "http://holdfast"))
 	}
 	return s
 }
@@ -363,10 +367,11 @@ func (d *drill) read(t *testing.T, r int) {
 // watch follows a conversation from its beginning to its end, at one server after the other.
 func (d *drill) watch(t *testing.T, w int) {
 	id := d.conversations[w%len(d.conversations)]
+	var cursor string
 	var version, seen int64
 	deadline := time.Now().Add(5 * faultPatience)
 	for at := w / len(d.conversations); ; at++ {
-		err := d.follow(t, t.Context(), at%len(d.clients), id, &version, &seen)
+		err := d.follow(t, t.Context(), at%len(d.clients), id, &cursor, &version, &seen)
 		d.mu.Lock()
 		final, over := d.final[id]
 		d.mu.Unlock()
@@ -382,10 +387,10 @@ func (d *drill) watch(t *testing.T, w int) {
 }
 
 // follow reads one stream until it ends, or all was seen.
-func (d *drill) follow(t *testing.T, ctx context.Context, at int, id string, version, seen *int64) error {
+func (d *drill) follow(t *testing.T, ctx context.Context, at int, id string, cursor *string, version, seen *int64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := d.clients[at].WatchConversation(ctx, &conversationv1.WatchConversationRequest{ConversationId: id, AfterVersion: *version})
+	stream, err := d.pages[at].Watch(ctx, watchOf(id, *cursor))
 	if err != nil {
 		return err
 	}
@@ -410,32 +415,46 @@ func (d *drill) follow(t *testing.T, ctx context.Context, at int, id string, ver
 		}
 	})
 	for stream.Receive() {
-		m := stream.Msg()
+		m := stream.Msg().GetChanged()
+		if m == nil {
+			continue // a heartbeat
+		}
+		c, messages := things(m)
 		v := m.GetVersion()
 		switch {
-		case m.GetHeartbeat():
-			continue
 		case v <= *version:
 			t.Errorf("%s: version %d comes after %d", id, v, *version)
 			return nil
 		case m.GetReset_():
 			d.resets.Add(1)
-			*seen = int64(m.GetConversation().GetMessageCount())
+			*seen = int64(c.GetMessageCount())
 		default:
-			for _, msg := range m.GetMessages() {
+			for _, msg := range messages {
 				if *seen++; int64(msg.GetSeq()) != *seen {
 					t.Errorf("%s: message %d comes where %d should", id, msg.GetSeq(), *seen)
 					return nil
 				}
 			}
 		}
-		if *seen != int64(m.GetConversation().GetMessageCount()) {
-			t.Errorf("%s: at version %d there are %d messages, %d were told", id, v, m.GetConversation().GetMessageCount(), *seen)
+		if *seen != int64(c.GetMessageCount()) {
+			t.Errorf("%s: at version %d there are %d messages, %d were told", id, v, c.GetMessageCount(), *seen)
 			return nil
 		}
-		*version = v
+		*version, *cursor = v, stream.Msg().GetCursor()
 	}
 	return stream.Err()
+}
+
+// things are the conversation and the messages of a change.
+func things(c *watchv1.Changed) (conversation *conversationv1.Conversation, messages []*conversationv1.Message) {
+	for _, t := range c.GetPut() {
+		if t.GetConversation() != nil {
+			conversation = t.GetConversation()
+		} else if t.GetMessage() != nil {
+			messages = append(messages, t.GetMessage())
+		}
+	}
+	return conversation, messages
 }
 
 // more waits until so many more messages are acknowledged.

@@ -26,6 +26,8 @@ import (
 	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/seal"
 )
 
@@ -152,6 +154,20 @@ func clientOf(t *testing.T, api, token string) conversationv1connect.Conversatio
 	transport := &http.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
 	return conversationv1connect.NewConversationServiceClient(&http.Client{Transport: &bearer{token: token, next: transport}}, api)
+}
+
+func watchClientOf(t *testing.T, api, token string) watchv1connect.WatchServiceClient {
+	t.Helper()
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	return watchv1connect.NewWatchServiceClient(&http.Client{Transport: &bearer{token: token, next: transport}}, api)
+}
+
+// watchOf watches a conversation from a cursor on.
+func watchOf(id, cursor string) *watchv1.WatchRequest {
+	return &watchv1.WatchRequest{Items: []*watchv1.Item{{
+		ItemId: "i", Cursor: cursor, Of: &watchv1.Item_Conversation{Conversation: &watchv1.ConversationItem{ConversationId: id}},
+	}}}
 }
 
 func get(t *testing.T, url string) (int, string) {
@@ -309,7 +325,7 @@ func TestServe(t *testing.T) {
 			t.Fatal("the revoked key still works")
 		}
 	}
-	s, err := clientOf(t, api, other).WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: "c1"})
+	s, err := watchClientOf(t, api, other).Watch(t.Context(), watchOf("c1", ""))
 	if err != nil || !s.Receive() {
 		t.Fatal(err, s.Err())
 	}
@@ -461,6 +477,7 @@ func TestWrongUsage(t *testing.T) {
 		"bad port":           {[]string{"serve"}, map[string]string{"PORT": "http"}, 2, "--port"},
 		"bad log level":      {[]string{"serve", "--log-level", "loud"}, nil, 2, "--log-level"},
 		"bad connections":    {[]string{"serve"}, map[string]string{"HOLDFAST_MAX_CONNS": "1"}, 2, "--max-conns"},
+		"bad age":            {[]string{"serve", "--watch-age", "-1s"}, nil, 2, "--watch-age"},
 		"bad origin":         {[]string{"serve", "--origins", "app.example.com"}, nil, 2, "no origin"},
 		"bad fan-out":        {[]string{"serve", "--fanout", "pigeons"}, nil, 2, "--fanout"},
 		"NATS, no URL":       {[]string{"serve", "--fanout", "nats"}, nil, 2, "--nats-url"},

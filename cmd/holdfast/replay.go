@@ -22,6 +22,8 @@ import (
 	livev1 "holdfast/gen/holdfast/live/v1"
 	"holdfast/gen/holdfast/live/v1/livev1connect"
 	typev1 "holdfast/gen/holdfast/type/v1"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/seal"
 )
 
@@ -69,7 +71,7 @@ func (c *replayCmd) replay(ctx context.Context, stdout io.Writer, api, token str
 	client := &http.Client{Transport: &bearer{token, transport}}
 	r := &replayRun{
 		service: conversationv1connect.NewConversationServiceClient(client, api), live: livev1connect.NewLiveServiceClient(client, api),
-		show: lineByLine(stdout),
+		page: watchv1connect.NewWatchServiceClient(client, api), show: lineByLine(stdout),
 	}
 	if isTerminal(stdout) {
 		r.show = inPlace(stdout)
@@ -138,6 +140,7 @@ func (c *replayCmd) read(stdin io.Reader) ([]replay.Frame, error) {
 // replayRun is one recording on its way into one conversation.
 type replayRun struct {
 	service      conversationv1connect.ConversationServiceClient
+	page         watchv1connect.WatchServiceClient
 	live         livev1connect.LiveServiceClient
 	show         func(v *replay.View, changed []string)
 	conversation string
@@ -252,16 +255,18 @@ func await(ctx context.Context, seen <-chan int64, version int64) error {
 func (r *replayRun) watch(ctx context.Context, seen chan int64) error {
 	const messages = 200
 	for {
-		stream, err := r.service.WatchConversation(ctx, &conversationv1.WatchConversationRequest{
-			ConversationId: r.conversation, AfterVersion: r.view.Version(), MessageLimit: messages,
-		})
+		stream, err := r.page.Watch(ctx, &watchv1.WatchRequest{Items: []*watchv1.Item{{
+			ItemId: "conversation", Cursor: r.view.Cursor(), Of: &watchv1.Item_Conversation{
+				Conversation: &watchv1.ConversationItem{ConversationId: r.conversation, MessageLimit: messages},
+			},
+		}}})
 		if err != nil {
 			return fmt.Errorf("watch the conversation: %w", err)
 		}
 		progress := false
 		for stream.Receive() {
 			progress = true
-			if changed := r.view.Apply(stream.Msg()); !stream.Msg().GetHeartbeat() {
+			if changed := r.view.Apply(stream.Msg()); stream.Msg().GetChanged() != nil {
 				r.show(&r.view, changed)
 			}
 			select {

@@ -33,8 +33,11 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/live/v1/livev1connect"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/handlertest"
+	"holdfast/handlers/watch"
 	"holdfast/identity"
 	"holdfast/object"
 	"holdfast/seal"
@@ -96,6 +99,8 @@ func serveWith(t *testing.T, d *dbtest.Bundle, box *seal.Box, change ...func(*ob
 		handlers.NewService[conversationv1connect.ConversationServiceHandler](
 			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, manager),
 		handlers.NewService[livev1connect.LiveServiceHandler](livev1connect.LiveServiceName, livev1connect.NewLiveServiceHandler, manager),
+		handlers.NewService[watchv1connect.WatchServiceHandler](watchv1connect.WatchServiceName, watchv1connect.NewWatchServiceHandler,
+			watch.NewManager(watch.Options{Explain: handlers.Explain, Now: time.Now, Heartbeat: c.Heartbeat}, manager.Sources())),
 	}})
 	return &bundle{Bundle: d, url: server.URL, stop: server.Stop, stopped: server.Stopped, rt: rt, manager: manager}
 }
@@ -623,7 +628,7 @@ func TestProtocols(t *testing.T) {
 				invalidField("conversation_id").check(t, err)
 				_, err = c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voiceResponding)}})
 				refusal{code: connect.CodeFailedPrecondition, reason: "ILLEGAL_TRANSITION"}.check(t, err)
-				w := watchFor(t, c, &conversationv1.WatchConversationRequest{ConversationId: c1, MessageLimit: 5})
+				w := watchAfter(t, c, 0)
 				if got := w.next(t); !got.GetReset_() || len(got.GetMessages()) != 1 {
 					t.Errorf("snapshot is %v", got)
 				}
@@ -632,8 +637,7 @@ func TestProtocols(t *testing.T) {
 					t.Errorf("change is %v", got)
 				}
 				w.stream.Close()
-				gone := watchFor(t, c, &conversationv1.WatchConversationRequest{ConversationId: "gone"})
-				notFound.check(t, gone.end(t))
+				invalidField("items[0].conversation.conversation_id").check(t, watchFor(t, c, &watchv1.ConversationItem{ConversationId: "a b"}, "").end(t))
 			})
 		}
 	}
@@ -885,7 +889,9 @@ func TestExpiry(t *testing.T) {
 	if _, err := b.sql(t).Exec(t.Context(), "UPDATE holdfast.objects SET expire_time = clock_timestamp() WHERE tenant_id = $1", string(b.Tenant)); err != nil {
 		t.Fatal(err)
 	}
-	notFound.check(t, w.end(t))
+	if got := w.next(t); !got.GetDeleted() {
+		t.Errorf("it has expired, and a watcher sees %v", got)
+	}
 	c = serve(t, b.Bundle).client(t, ada) // which has not read it before
 	for name, change := range changes() {
 		if err := change(t.Context(), c, 0); connect.CodeOf(err) != connect.CodeNotFound && (name != "DeleteConversation" || err != nil) {

@@ -23,7 +23,7 @@ import (
 	"holdfast/object"
 )
 
-// invoke calls the method that takes the request. Of a watch it is the error with which the stream ends.
+// invoke calls the method that takes the request.
 func invoke(t *testing.T, c client, req proto.Message) error {
 	t.Helper()
 	var err error
@@ -53,8 +53,6 @@ func invoke(t *testing.T, c client, req proto.Message) error {
 		_, err = c.ProposeCompaction(ctx, r)
 	case *conversationv1.CommitCompactionRequest:
 		_, err = c.CommitCompaction(ctx, r)
-	case *conversationv1.WatchConversationRequest:
-		err = watchFor(t, c, r).end(t)
 	default:
 		err = invokeLive(ctx, c, req)
 	}
@@ -390,7 +388,7 @@ func TestPostgresIsAway(t *testing.T) {
 	}
 	away.check(t, invoke(t, c, &appendReq{ConversationId: c1, Messages: said("x")}))
 	away.check(t, invoke(t, c, &conversationv1.ListConversationsRequest{}))
-	away.check(t, watchAfter(t, c, 1).end(t))
+	away.check(t, watchFor(t, c, whole, w.cursor).end(t))
 	exec("ALTER DATABASE " + pgx.Identifier{name}.Sanitize() + " ALLOW_CONNECTIONS true")
 	poll(t, func() bool { return invoke(t, c, &conversationv1.GetConversationRequest{ConversationId: c1}) == nil })
 	say(t, c, "x")

@@ -104,7 +104,7 @@ func TestAnswersEndAtTwoMebibytes(t *testing.T) {
 		w := watchAfter(t, c, after)
 		for {
 			m := w.next(t)
-			check("WatchConversation", m)
+			check("Watch", m.WatchResponse)
 			if m.GetReset_() != (after == 0 && pieces == 0) {
 				t.Errorf("piece %d after %d: reset %v", pieces, after, m.GetReset_())
 			}
@@ -123,6 +123,6 @@ func TestAnswersEndAtTwoMebibytes(t *testing.T) {
 				got[seq+1]++
 			}
 		}
-		seen(fmt.Sprint("WatchConversation after ", after), got)
+		seen(fmt.Sprint("Watch after ", after), got)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	livev1 "holdfast/gen/holdfast/live/v1"
 	"holdfast/gen/holdfast/live/v1/livev1connect"
 	typev1 "holdfast/gen/holdfast/type/v1"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 )
 
 type (
@@ -21,19 +22,24 @@ type (
 	completeReq   = livev1.CompleteToolCallRequest
 )
 
-// client calls both services of the package.
+// client calls both services of the package, and watches.
 type client interface {
 	conversationv1connect.ConversationServiceClient
 	livev1connect.LiveServiceClient
+	watchv1connect.WatchServiceClient
 }
 
 type clients struct {
 	conversationv1connect.ConversationServiceClient
 	livev1connect.LiveServiceClient
+	watchv1connect.WatchServiceClient
 }
 
 func newClient(http connect.HTTPClient, url string, opts ...connect.ClientOption) client {
-	return clients{conversationv1connect.NewConversationServiceClient(http, url, opts...), livev1connect.NewLiveServiceClient(http, url, opts...)}
+	return clients{
+		conversationv1connect.NewConversationServiceClient(http, url, opts...), livev1connect.NewLiveServiceClient(http, url, opts...),
+		watchv1connect.NewWatchServiceClient(http, url, opts...),
+	}
 }
 
 // openLive connects to c1, whoever else is connected, and returns the fencing token. The tool calls are left to workers.

@@ -9,6 +9,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	typev1 "holdfast/gen/holdfast/type/v1"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
@@ -242,6 +243,6 @@ func presentRecord(v proto.Message) *conversationv1.Record {
 	return nil
 }
 
-func presentSignal(s *storev1.LiveSignal) *conversationv1.LiveSignal {
-	return &conversationv1.LiveSignal{FromConnection: small(s.GetEpoch()), ClientIndex: small(s.GetClientIndex()), Voice: presentVoice(s.GetVoice())}
+func presentSignal(s *storev1.LiveSignal) *watchv1.Signal {
+	return &watchv1.Signal{Voice: presentVoice(s.GetVoice()), FromConnection: small(s.GetEpoch()), ClientIndex: small(s.GetClientIndex())}
 }

@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"time"
 
-	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -370,66 +368,6 @@ func (m *Manager) findMessages(ctx context.Context, req *conversationv1.ListMess
 		return nil
 	})
 	return res, err
-}
-
-// WatchConversation implements ConversationService.
-func (m *Manager) WatchConversation(
-	ctx context.Context, req *conversationv1.WatchConversationRequest,
-	stream *connect.ServerStream[conversationv1.WatchConversationResponse],
-) error {
-	changes := m.kind.Watch(ctx, object.ID(req.GetConversationId()), object.Version(req.GetAfterVersion()), int(req.GetMessageLimit()))
-	for c, err := range changes {
-		if err != nil {
-			return err
-		}
-		if err := stream.Send(changed(&c)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// changed is one message of a watch.
-func changed(c *object.Change[state]) *conversationv1.WatchConversationResponse {
-	res := &conversationv1.WatchConversationResponse{Version: int64(c.Version)}
-	if signal, ok := c.Signal.(*storev1.LiveSignal); ok {
-		res.Signal = presentSignal(signal)
-		return res
-	}
-	if c.Heartbeat {
-		res.Heartbeat = true
-		return res
-	}
-	res.Reset_, res.More, res.Deleted = c.Reset, c.More, c.Deleted
-	if !c.Deleted {
-		res.Conversation = present(c.Info, c.State)
-	}
-	for _, e := range c.Entries {
-		switch v := e.Value.(type) {
-		case nil:
-			if seq, err := strconv.ParseInt(e.Key, 10, 64); err == nil && e.Collection == inMessages {
-				res.RemovedSeqs = append(res.RemovedSeqs, small(seq))
-			}
-		case *storev1.Message:
-			res.Messages = append(res.Messages, presentMessage(v))
-		case *storev1.Intent:
-			res.Intents = append(res.Intents, presentIntent(v))
-		case *storev1.FlowStep:
-			res.FlowSteps = append(res.FlowSteps, presentFlowStep(v))
-		case *storev1.ToolCall:
-			res.ToolCalls = append(res.ToolCalls, presentCall(v))
-		case *storev1.Summary:
-			res.Summaries = append(res.Summaries, presentSummary(v))
-		case *storev1.Fragment:
-			res.Fragments = append(res.Fragments, presentFragment(v))
-		}
-	}
-	if c.Reset {
-		for _, call := range openCalls(c.State.GetLive()) {
-			res.ToolCalls = append(res.ToolCalls, presentCall(call))
-		}
-	}
-	return res
 }
 
 // refuse puts a rule's refusal into the caller's words.

@@ -25,9 +25,7 @@ func (m *Manager) follow(ctx context.Context, item *watchv1.Item, tell watch.Tel
 			if !of.GetSignals() {
 				return nil
 			}
-			return &watchv1.WatchResponse{Event: &watchv1.WatchResponse_Signal{Signal: &watchv1.Signal{
-				Voice: presentVoice(signal.GetVoice()), FromConnection: small(signal.GetEpoch()), ClientIndex: small(signal.GetClientIndex()),
-			}}}
+			return &watchv1.WatchResponse{Event: &watchv1.WatchResponse_Signal{Signal: presentSignal(signal)}}
 		}
 		return watch.Changed(changeOf(c))
 	}

@@ -1,8 +1,10 @@
 package conversation
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"fmt"
 	mathrand "math/rand/v2"
 	"net/http"
@@ -14,20 +16,27 @@ import (
 	"connectrpc.com/connect"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
 	"holdfast/object"
 )
 
 // watcher is an open watch. It ends with the test, or after watchTimeout: a test that waits for longer has failed.
 type watcher struct {
-	stream *connect.ServerStreamForClient[conversationv1.WatchConversationResponse]
+	stream *connect.ServerStreamForClient[watchv1.WatchResponse]
+	cursor string // the last one
 }
 
 const watchTimeout = 20 * time.Second
 
-func watchFor(t *testing.T, c client, req *conversationv1.WatchConversationRequest) *watcher {
+// whole is c1 with all that a watch begins with.
+var whole = &watchv1.ConversationItem{ConversationId: c1, MessageLimit: 200, Signals: true} //nolint:gochecknoglobals // never changed
+
+func watchFor(t *testing.T, c client, item *watchv1.ConversationItem, cursor string) *watcher {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), watchTimeout)
-	stream, err := c.WatchConversation(ctx, req)
+	stream, err := c.Watch(ctx, &watchv1.WatchRequest{Items: []*watchv1.Item{
+		{ItemId: "i", Cursor: cursor, Of: &watchv1.Item_Conversation{Conversation: item}},
+	}})
 	if err != nil {
 		cancel()
 		t.Fatal(err)
@@ -36,22 +45,81 @@ func watchFor(t *testing.T, c client, req *conversationv1.WatchConversationReque
 		cancel()
 		stream.Close()
 	})
-	return &watcher{stream}
+	return &watcher{stream, cursor}
 }
 
-// watchAfter watches c1 from a version on.
+// watchAfter watches c1 from a version on, with the cursor that a watcher would have who saw it.
 func watchAfter(t *testing.T, c client, version int64) *watcher {
 	t.Helper()
-	return watchFor(t, c, &conversationv1.WatchConversationRequest{ConversationId: c1, AfterVersion: version, MessageLimit: 200})
+	if version == 0 {
+		return watchFor(t, c, whole, "")
+	}
+	made := get(t, c).GetConversation().GetCreateTime().AsTime().UnixMicro()
+	return watchFor(t, c, whole, base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d %d", made, version)))
+}
+
+// change is a message about a conversation.
+type change struct{ *watchv1.WatchResponse }
+
+func (c change) GetReset_() bool    { return c.GetChanged().GetReset_() } //nolint:revive // as the message has it
+func (c change) GetMore() bool      { return c.GetChanged().GetMore() }
+func (c change) GetDeleted() bool   { return c.GetChanged().GetAbsent() }
+func (c change) GetVersion() int64  { return c.GetChanged().GetVersion() }
+func (c change) GetHeartbeat() bool { return c.WatchResponse.GetHeartbeat() != nil }
+
+func (c change) GetConversation() *conversationv1.Conversation {
+	for _, thing := range c.GetChanged().GetPut() {
+		if thing.GetConversation() != nil {
+			return thing.GetConversation()
+		}
+	}
+	return nil
+}
+
+// put are those of a change's things that are of one kind.
+func put[T comparable](c change, of func(*watchv1.Thing) T) (all []T) {
+	var none T
+	for _, thing := range c.GetChanged().GetPut() {
+		if v := of(thing); v != none {
+			all = append(all, v)
+		}
+	}
+	return all
+}
+
+func (c change) GetMessages() []*conversationv1.Message { return put(c, (*watchv1.Thing).GetMessage) }
+
+func (c change) GetIntents() []*conversationv1.Intent {
+	return put(c, func(t *watchv1.Thing) *conversationv1.Intent { return t.GetRecord().GetIntent() })
+}
+
+func (c change) GetFlowSteps() []*conversationv1.FlowStep {
+	return put(c, func(t *watchv1.Thing) *conversationv1.FlowStep { return t.GetRecord().GetFlowStep() })
+}
+
+func (c change) GetToolCalls() []*conversationv1.ToolCall {
+	return put(c, func(t *watchv1.Thing) *conversationv1.ToolCall { return t.GetRecord().GetToolCall() })
+}
+
+func (c change) GetRemovedSeqs() (seqs []int32) {
+	for _, key := range c.GetChanged().GetRemoved() {
+		var seq int32
+		if n, _ := fmt.Sscanf(key, "messages/%d", &seq); n == 1 {
+			seqs = append(seqs, seq)
+		}
+	}
+	return seqs
 }
 
 // next is the next message; the test fails where the stream ends instead.
-func (w *watcher) next(t *testing.T) *conversationv1.WatchConversationResponse {
+func (w *watcher) next(t *testing.T) change {
 	t.Helper()
 	if !w.stream.Receive() {
 		t.Fatalf("the stream ended with %v", w.stream.Err())
 	}
-	return w.stream.Msg()
+	m := w.stream.Msg()
+	w.cursor = cmp.Or(m.GetCursor(), w.cursor)
+	return change{m}
 }
 
 // end reads to the stream's end and returns its error.
@@ -68,7 +136,7 @@ func TestWatchShowsWhatEachChangeChanged(t *testing.T) {
 	ctx := t.Context()
 	create(t, c)
 	say(t, c, "one", "two", "three")
-	w := watchFor(t, c, &conversationv1.WatchConversationRequest{ConversationId: c1, MessageLimit: 2})
+	w := watchFor(t, c, &watchv1.ConversationItem{ConversationId: c1, MessageLimit: 2}, "")
 	snapshot := w.next(t)
 	if !snapshot.GetReset_() || snapshot.GetHeartbeat() || snapshot.GetDeleted() {
 		t.Errorf("the first message is no snapshot: %v", snapshot)
@@ -80,7 +148,7 @@ func TestWatchShowsWhatEachChangeChanged(t *testing.T) {
 	same(t, "the snapshot", snapshot.GetConversation(), read.GetConversation())
 
 	// Each change is one message, which has the conversation as it is then, and just what was added or changed.
-	change := func(version int64) *conversationv1.WatchConversationResponse {
+	change := func(version int64) change {
 		t.Helper()
 		got := w.next(t)
 		if got.GetReset_() || got.GetDeleted() || got.GetHeartbeat() {
@@ -131,20 +199,29 @@ func TestWatchShowsWhatEachChangeChanged(t *testing.T) {
 
 	// What changes nothing is not told.
 	ingestOne(t, c, token, textFrame(1, in("Hi")))
-	deleted := must(c.DeleteConversation(ctx, &conversationv1.DeleteConversationRequest{ConversationId: c1}))(t)
-	got = w.next(t)
-	if !got.GetDeleted() || got.GetConversation() != nil || got.GetVersion() != deleted.GetVersion() {
+	before := w.cursor
+	must(c.DeleteConversation(ctx, &conversationv1.DeleteConversationRequest{ConversationId: c1}))(t)
+	if got := w.next(t); !got.GetDeleted() || !got.GetReset_() || got.GetConversation() != nil {
 		t.Errorf("the deletion: %v", got)
 	}
-	if err := w.end(t); err != nil {
-		t.Errorf("after the deletion the stream ended with %v", err)
+	// Who comes back after it learns of it, and who never saw it finds nothing. Each sees the next conversation of that id.
+	watchers := map[string]*watcher{
+		"who was there": w, "who missed it": watchFor(t, c, whole, before), "who comes back": watchFor(t, c, whole, w.cursor), "who is new": watchAfter(t, c, 0),
 	}
-	// Who comes back after it learns of it, and who never saw it finds nothing.
-	late := watchAfter(t, c, deleted.GetVersion()-1)
-	if got := late.next(t); !got.GetDeleted() {
-		t.Errorf("a watch that missed the deletion: %v", got)
+	for name, w := range watchers {
+		if name == "who was there" {
+			continue
+		}
+		if got := w.next(t); !got.GetDeleted() {
+			t.Errorf("%s sees %v", name, got)
+		}
 	}
-	notFound.check(t, watchAfter(t, c, 0).end(t))
+	create(t, c)
+	for name, w := range watchers {
+		if got := w.next(t); got.GetDeleted() || !got.GetReset_() || got.GetConversation() == nil || len(got.GetMessages()) != 0 {
+			t.Errorf("%s sees %v", name, got)
+		}
+	}
 }
 
 func TestWatchUnderConcurrentAppends(t *testing.T) {
@@ -185,12 +262,14 @@ func TestWatchUnderConcurrentAppends(t *testing.T) {
 // journal is what a watcher that comes and goes has seen.
 type journal struct {
 	version  int64
+	cursor   string // to go on from
 	messages []string
+	count    int // of the conversation
 	resets   int
 }
 
 // note takes in a message: versions rise, and no message of the conversation comes twice or is left out.
-func (j *journal) note(t *testing.T, got *conversationv1.WatchConversationResponse) {
+func (j *journal) note(t *testing.T, got change) {
 	t.Helper()
 	if got.GetHeartbeat() {
 		return
@@ -199,18 +278,21 @@ func (j *journal) note(t *testing.T, got *conversationv1.WatchConversationRespon
 		j.resets++
 		j.messages = nil
 	}
-	if v := got.GetVersion(); v <= j.version {
+	if v := got.GetVersion(); v <= j.version && !got.GetMore() {
 		t.Fatalf("version %d comes after %d", v, j.version)
 	}
-	j.version = got.GetVersion()
+	j.version = max(j.version, got.GetVersion())
+	if got.GetConversation() != nil {
+		j.count = int(got.GetConversation().GetMessageCount())
+	}
 	for _, m := range got.GetMessages() {
 		if int(m.GetSeq()) != len(j.messages)+1 {
 			t.Fatalf("message %d comes after %d", m.GetSeq(), len(j.messages))
 		}
 		j.messages = append(j.messages, m.GetText())
 	}
-	if n := got.GetConversation().GetMessageCount(); int(n) != len(j.messages) {
-		t.Fatalf("%d messages were told of %d", len(j.messages), n)
+	if j.count != len(j.messages) && !got.GetMore() {
+		t.Fatalf("%d messages were told of %d", len(j.messages), j.count)
 	}
 }
 
@@ -242,7 +324,7 @@ func TestWatchResumesWithoutGapOrRepeat(t *testing.T) {
 	var j journal
 	connections := 0
 	for len(j.messages) < writers*each {
-		w := watchAfter(t, clients[random.IntN(2)], j.version)
+		w := watchFor(t, clients[random.IntN(2)], whole, j.cursor)
 		connections++
 		for range 1 + random.IntN(20) {
 			if len(j.messages) == writers*each {
@@ -250,6 +332,7 @@ func TestWatchResumesWithoutGapOrRepeat(t *testing.T) {
 			}
 			j.note(t, w.next(t))
 		}
+		j.cursor = w.cursor
 		w.stream.Close()
 	}
 	for _, err := range <-done {
@@ -296,7 +379,9 @@ func TestWatchFromTheNewestVersionWaits(t *testing.T) {
 	create(t, c)
 	w := watchAfter(t, c, 1)
 	for range 3 {
-		same(t, "a heartbeat", w.next(t), &conversationv1.WatchConversationResponse{Heartbeat: true, Version: 1})
+		if got := w.next(t); !got.GetHeartbeat() {
+			t.Errorf("no heartbeat: %v", got)
+		}
 	}
 	say(t, c, "x")
 	for {
@@ -309,7 +394,9 @@ func TestWatchFromTheNewestVersionWaits(t *testing.T) {
 		}
 		break
 	}
-	same(t, "a heartbeat", w.next(t), &conversationv1.WatchConversationResponse{Heartbeat: true, Version: 2})
+	if got := w.next(t); !got.GetHeartbeat() {
+		t.Errorf("no heartbeat: %v", got)
+	}
 }
 
 // A watcher that does not read is told later what it missed, in fewer messages, and holds nobody up.
@@ -367,8 +454,7 @@ func TestStreamLimit(t *testing.T) {
 	// One that ends makes room, as soon as the server has noticed.
 	first.stream.Close()
 	poll(t, func() bool {
-		w := watchAfter(t, c, 0)
-		return w.stream.Receive()
+		return watchAfter(t, c, 0).stream.Receive()
 	})
 }
 
@@ -416,13 +502,15 @@ func TestWatchesEndToBeginAgain(t *testing.T) {
 func TestWatchOfNothing(t *testing.T) {
 	t.Parallel()
 	c := setup(t).client(t, ada)
-	notFound.check(t, watchAfter(t, c, 0).end(t))
-	notFound.check(t, watchAfter(t, c, 7).end(t))
-	for field, req := range map[string]*conversationv1.WatchConversationRequest{
+	for _, cursor := range []string{"", "nonsense"} {
+		if got := watchFor(t, c, whole, cursor).next(t); !got.GetDeleted() {
+			t.Errorf("of nothing: %v", got)
+		}
+	}
+	for field, item := range map[string]*watchv1.ConversationItem{
 		"conversation_id": {ConversationId: "a b"},
-		"after_version":   {ConversationId: c1, AfterVersion: -1},
 		"message_limit":   {ConversationId: c1, MessageLimit: 201},
 	} {
-		invalidField(field).check(t, watchFor(t, c, req).end(t))
+		invalidField("items[0].conversation."+field).check(t, watchFor(t, c, item, "").end(t))
 	}
 }

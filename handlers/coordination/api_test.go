@@ -17,8 +17,11 @@ import (
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/handlertest"
+	"holdfast/handlers/watch"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -57,8 +60,13 @@ func setup(t *testing.T) *bundle {
 func serve(t *testing.T, d *dbtest.Bundle) *bundle {
 	t.Helper()
 	rt := object.NewRuntime(d.DB, object.Config{Timers: true, TimerPoll: 50 * time.Millisecond})
-	server := handlertest.Serve(t, d, rt, handlers.Options{Services: []handlers.Service{handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
-		coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, NewManager(Register(rt), d.DB.Now))}})
+	m := NewManager(Register(rt), d.DB.Now)
+	server := handlertest.Serve(t, d, rt, handlers.Options{Services: []handlers.Service{
+		handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
+			coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, m),
+		handlers.NewService[watchv1connect.WatchServiceHandler](watchv1connect.WatchServiceName, watchv1connect.NewWatchServiceHandler,
+			watch.NewManager(watch.Options{Explain: handlers.Explain, Now: d.DB.Now}, m.Sources())),
+	}})
 	return &bundle{Bundle: d, url: server.URL}
 }
 
@@ -243,7 +251,8 @@ func TestALeaseThatEndsIsUnknown(t *testing.T) {
 		if !w.Receive() {
 			t.Fatalf("the stream ended with %v", w.Err())
 		}
-		for _, r := range w.Msg().GetCalls() {
+		for _, thing := range w.Msg().GetChanged().GetPut() {
+			r := thing.GetCall()
 			seen = seen || r.GetStatus() == coordinationv1.CallStatus_CALL_STATUS_UNKNOWN && r.GetKey() == "r"
 		}
 	}
@@ -277,9 +286,10 @@ func TestALeaseThatEndsIsUnknown(t *testing.T) {
 	refused(t, err, connect.CodeFailedPrecondition, "FENCED")
 }
 
-func (b *bundle) watch(ctx context.Context, t *testing.T) *connect.ServerStreamForClient[coordinationv1.WatchApiResponse] {
+func (b *bundle) watch(ctx context.Context, t *testing.T) *connect.ServerStreamForClient[watchv1.WatchResponse] {
 	t.Helper()
-	return must(b.client(t, ada).WatchApi(ctx, &coordinationv1.WatchApiRequest{Api: "codegen"}))(t)
+	client := watchv1connect.NewWatchServiceClient(handlertest.Client(t, b.Bundle, ada, nil), b.url)
+	return must(client.Watch(ctx, &watchv1.WatchRequest{Items: []*watchv1.Item{{ItemId: "api", Of: &watchv1.Item_Api{Api: "codegen"}}}}))(t)
 }
 
 func TestAcquire(t *testing.T) {

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
@@ -144,41 +143,4 @@ func (m *Manager) UpdateApi( //nolint:revive // the service has it so
 		}
 		return &coordinationv1.UpdateApiResponse{Api: present(t.Info(), t.state, nil, t.caller, t.ledger.now)}, nil
 	})
-}
-
-// WatchApi implements CoordinationService.
-func (m *Manager) WatchApi( //nolint:revive // the service has it so
-	ctx context.Context, req *coordinationv1.WatchApiRequest, stream *connect.ServerStream[coordinationv1.WatchApiResponse],
-) error {
-	caller, err := identity.From(ctx)
-	if err != nil {
-		return err
-	}
-	for c, err := range m.kind.Watch(ctx, object.ID(req.GetApi()), object.Version(req.GetAfterVersion()), recentCalls) {
-		if err != nil {
-			return err
-		}
-		if c.Heartbeat {
-			err = stream.Send(&coordinationv1.WatchApiResponse{Heartbeat: true, Version: int64(c.Version)})
-		} else {
-			err = stream.Send(m.changed(&c, caller))
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// changed is one message of a watch. Other users' calls are not in it.
-func (m *Manager) changed(c *object.Change[state], caller identity.Identity) *coordinationv1.WatchApiResponse {
-	res := &coordinationv1.WatchApiResponse{
-		Reset_: c.Reset, More: c.More, Api: present(c.Info, c.State, nil, caller, m.now()), Version: int64(c.Version),
-	}
-	for _, e := range c.Entries {
-		if r, ok := e.Value.(row); ok && mayTouch(caller, r.GetOwner()) {
-			res.Calls = append(res.Calls, withoutBody(shown(asSeen(r, m.now()))))
-		}
-	}
-	return res
 }

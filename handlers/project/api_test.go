@@ -20,6 +20,7 @@ import (
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	typev1 "holdfast/gen/holdfast/type/v1"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
 	"holdfast/object"
 )
 
@@ -609,33 +610,55 @@ func TestContextsProject(t *testing.T) {
 	refused(t, err, connect.CodeNotFound, "NOT_FOUND")
 }
 
-func TestWatchProject(t *testing.T) {
+// A page sees a project, its tasks, and lists of both, until they are gone.
+func TestWatchProjectsAndTasks(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.as(t, ada)
 	must(c.PutProject(t.Context(), &projectv1.PutProjectRequest{ProjectId: "p", Project: &projectv1.Project{Title: "one"}}))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	stream := must(c.WatchProject(ctx, &projectv1.WatchProjectRequest{ProjectId: "p"}))(t)
-	next := func() *projectv1.WatchProjectResponse {
+	watching := b.watch(t, ada)
+	stream := must(watching.Watch(ctx, &watchv1.WatchRequest{Items: []*watchv1.Item{
+		{ItemId: "p", Of: &watchv1.Item_ProjectId{ProjectId: "p"}}, {ItemId: "t", Of: &watchv1.Item_TaskId{TaskId: "t"}},
+		{ItemId: "tasks", Of: &watchv1.Item_List{List: &watchv1.ListItem{Of: &watchv1.ListItem_Tasks{Tasks: &projectv1.TaskFilter{ProjectId: "p"}}}}},
+		{ItemId: "projects", Of: &watchv1.Item_List{List: &watchv1.ListItem{Of: &watchv1.ListItem_Projects{}}}},
+	}}))(t)
+	defer stream.Close()
+	has := map[string]map[string]string{} // the titles of the things of each item
+	until := func(item, want string) {
 		t.Helper()
-		for stream.Receive() {
-			if !stream.Msg().GetHeartbeat() {
-				return stream.Msg()
+		for fmt.Sprint(has[item]) != want {
+			if !stream.Receive() {
+				t.Fatalf("%s is %v, want %s; the stream ended with %v", item, has, want, stream.Err())
+			}
+			m := stream.Msg()
+			c := m.GetChanged()
+			if has[m.GetItemId()] == nil || c.GetReset_() {
+				has[m.GetItemId()] = map[string]string{}
+			}
+			for _, thing := range c.GetPut() {
+				has[m.GetItemId()][thing.GetKey()] = thing.GetProject().GetTitle() + thing.GetTask().GetTitle()
+			}
+			for _, key := range c.GetRemoved() {
+				delete(has[m.GetItemId()], key)
 			}
 		}
-		t.Fatal(stream.Err())
-		return nil
 	}
-	if got := next(); !got.GetReset_() || got.GetProject().GetTitle() != "one" || got.GetVersion() != 1 {
-		t.Errorf("%v", got)
-	}
+	until("p", "map[project:one]")
+	until("projects", "map[projects/p:one]")
 	must(c.PutProject(t.Context(), &projectv1.PutProjectRequest{ProjectId: "p", Project: &projectv1.Project{Title: "two"}}))(t)
-	if got := next(); got.GetReset_() || got.GetProject().GetTitle() != "two" || got.GetVersion() != 2 {
-		t.Errorf("%v", got)
-	}
+	until("p", "map[project:two]")
+	until("projects", "map[projects/p:two]")
+	until("t", "map[]")
+	must(c.PutTask(t.Context(), &projectv1.PutTaskRequest{TaskId: "t", Task: &projectv1.Task{Title: "do", ProjectId: "p"}, Report: &projectv1.Report{RawStatus: "PENDING"}}))(t)
+	must(c.PutTask(t.Context(), &projectv1.PutTaskRequest{TaskId: "another", Task: &projectv1.Task{Title: "do", ProjectId: "q"}, Report: &projectv1.Report{RawStatus: "PENDING"}}))(t)
+	until("t", "map[task:do]")
+	until("tasks", "map[tasks/t:do]")
+	must(c.DeleteTask(t.Context(), &projectv1.DeleteTaskRequest{TaskId: "t"}))(t)
+	until("t", "map[]")
+	until("tasks", "map[]")
 	must(c.DeleteProject(t.Context(), &projectv1.DeleteProjectRequest{ProjectId: "p"}))(t)
-	if got := next(); !got.GetDeleted() || got.GetProject() != nil {
-		t.Errorf("%v", got)
-	}
+	until("p", "map[]")
+	until("projects", "map[]")
 }

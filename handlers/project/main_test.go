@@ -17,11 +17,13 @@ import (
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
 	coordinationstorev1 "holdfast/gen/holdfast/store/coordination/v1"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
 	"holdfast/handlers/handlertest"
 	"holdfast/handlers/linear"
+	"holdfast/handlers/watch"
 	"holdfast/identity"
 	"holdfast/object"
 	"holdfast/seal"
@@ -70,13 +72,15 @@ func serve(t testing.TB, b *bundle) *bundle {
 	b.rt = object.NewRuntime(b.DB, object.Config{})
 	b.kinds, b.issues = Register(b.rt), linear.Register(b.rt)
 	b.talks, b.apis = conversation.Register(b.rt), coordination.Register(b.rt)
+	m := NewManager(Options{Kinds: b.kinds, Runtime: b.rt, Conversations: b.talks, APIs: b.apis, Issues: b.issues.Issues})
 	b.url = handlertest.Serve(t, b.Bundle, b.rt, handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[projectv1connect.ProjectServiceHandler](projectv1connect.ProjectServiceName,
-				projectv1connect.NewProjectServiceHandler,
-				NewManager(Options{Kinds: b.kinds, Runtime: b.rt, Conversations: b.talks, APIs: b.apis, Issues: b.issues.Issues})),
+				projectv1connect.NewProjectServiceHandler, m),
 			handlers.NewService[linearv1connect.LinearServiceHandler](linearv1connect.LinearServiceName, linearv1connect.NewLinearServiceHandler,
 				linear.NewManager(linear.Options{Kinds: b.issues, Runtime: b.rt, Seal: b.box})),
+			handlers.NewService[watchv1connect.WatchServiceHandler](watchv1connect.WatchServiceName, watchv1connect.NewWatchServiceHandler,
+				watch.NewManager(watch.Options{Explain: handlers.Explain, Now: time.Now}, m.Sources())),
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](conversationv1connect.ConversationServiceName,
 				conversationv1connect.NewConversationServiceHandler, conversation.NewManager(b.talks, conversation.Options{Box: b.box, Now: time.Now})),
 		},
@@ -95,6 +99,11 @@ type client = projectv1connect.ProjectServiceClient
 func (b *bundle) as(t testing.TB, user identity.User) client {
 	t.Helper()
 	return projectv1connect.NewProjectServiceClient(b.http(t, user), b.url)
+}
+
+func (b *bundle) watch(t testing.TB, user identity.User) watchv1connect.WatchServiceClient {
+	t.Helper()
+	return watchv1connect.NewWatchServiceClient(b.http(t, user), b.url)
 }
 
 // put stores issues, as a service.

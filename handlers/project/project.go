@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -104,23 +103,4 @@ func (m *Manager) DeleteProject(ctx context.Context, req *projectv1.DeleteProjec
 	return rpc.Delete(ctx, m.o.Projects, req.GetProjectId(), req, func(existed bool, version int64) *projectv1.DeleteProjectResponse {
 		return &projectv1.DeleteProjectResponse{Existed: existed, Version: version}
 	})
-}
-
-// WatchProject implements ProjectService.
-func (m *Manager) WatchProject(
-	ctx context.Context, req *projectv1.WatchProjectRequest, stream *connect.ServerStream[projectv1.WatchProjectResponse],
-) error {
-	for c, err := range m.o.Projects.Watch(ctx, object.ID(req.GetProjectId()), object.Version(req.GetAfterVersion()), 0) {
-		if err != nil {
-			return err
-		}
-		res := &projectv1.WatchProjectResponse{Heartbeat: c.Heartbeat, Reset_: c.Reset, Deleted: c.Deleted, Version: int64(c.Version)}
-		if !c.Heartbeat && !c.Deleted {
-			res.Project = presentProject(c.Info, c.State)
-		}
-		if err := stream.Send(res); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -27,9 +27,11 @@ import (
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
 	typev1 "holdfast/gen/holdfast/type/v1"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/handlertest"
+	"holdfast/handlers/watch"
 	"holdfast/identity"
 	"holdfast/object"
 	"holdfast/seal"
@@ -102,6 +104,8 @@ func serveWith(t *testing.T, d *dbtest.Bundle, box *seal.Box, c object.Config) *
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](
 				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, talk),
 			handlers.NewService[livev1connect.LiveServiceHandler](livev1connect.LiveServiceName, livev1connect.NewLiveServiceHandler, talk),
+			handlers.NewService[watchv1connect.WatchServiceHandler](watchv1connect.WatchServiceName, watchv1connect.NewWatchServiceHandler,
+				watch.NewManager(watch.Options{Explain: handlers.Explain, Now: time.Now}, talk.Sources(), b.manager.Sources())),
 		},
 		Auth: handlers.NewAuthenticator(handlers.AuthConfig{
 			Find: d.DB.FindCredentials, Touch: b.manager.Touch, Refused: b.manager.Refused,

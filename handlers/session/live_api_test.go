@@ -36,6 +36,8 @@ type speaker struct {
 	session, connection string
 	// held is the session that its lease belongs to; empty: it calls with another credential.
 	held string
+	// access is the session's token; empty: it calls with another credential.
+	access string
 	// token is the newest that it was given, and index that of its last frame.
 	token, index int32
 }
@@ -48,7 +50,7 @@ func (b *bundle) speaker(t *testing.T, name string, in *sessionv1.CreateSessionR
 		live: livev1connect.NewLiveServiceClient(b.http(t, credential), b.url),
 	}
 	if credential == in.GetTokens().GetAccessToken() {
-		s.held = s.session
+		s.held, s.access = s.session, credential
 	}
 	req := opening(typev1.Modality_MODALITY_VOICE)
 	req.SessionId, req.Connection.Device = s.session, &typev1.Device{Name: name}
@@ -371,14 +373,14 @@ func TestTimeOutDuringAVoiceTurn(t *testing.T) {
 			}}, words(2, "Can you look at")); err != nil {
 				t.Fatal(err)
 			}
-			w := watchSession(t, x.client, &sessionv1.WatchSessionRequest{})
+			w := b.watchSession(t, x.access)
 			w.next(t)
 			b.change(t, ada, func(s *storev1.UserSessions, now time.Time) {
 				tt.near(s.GetSessions()[x.session], timestamppb.New(now))
 			})
-			last := w.until(t, "the end", func(m *sessionv1.WatchSessionResponse) bool { return m.GetSession().GetEndReason() != 0 })
-			if last.GetSession().GetEndReason() != tt.why {
-				t.Errorf("it ended with %v", last.GetSession())
+			last := w.until(t, "the end", func(m *watched) bool { return m.Session.GetEndReason() != 0 })
+			if last.Session.GetEndReason() != tt.why {
+				t.Errorf("it ended with %v", last.Session)
 			}
 			eventually(t, "the token is refused", func() bool {
 				return reason(second(x.client.GetSession(t.Context(), &sessionv1.GetSessionRequest{}))) == expired.reason

@@ -14,10 +14,11 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"holdfast/db/dbtest"
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
 	typev1 "holdfast/gen/holdfast/type/v1"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/identity"
 	"holdfast/object"
 	"holdfast/seal"
@@ -117,30 +118,60 @@ func TestLostSignIn(t *testing.T) {
 	gone.check(t, err) // refreshed since
 }
 
-// watchSession follows a session, and hands on what comes; the error that ends it comes last.
-func watchSession(t *testing.T, c client, req *sessionv1.WatchSessionRequest) *watched {
+// watchOf watches an item.
+func (b *bundle) watchOf(t *testing.T, credential string, item *watchv1.Item) *connect.ServerStreamForClient[watchv1.WatchResponse] {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
-	stream := must(c.WatchSession(ctx, req))(t)
+	item.ItemId = "i"
+	stream := must(watchv1connect.NewWatchServiceClient(b.http(t, credential), b.url).Watch(ctx, &watchv1.WatchRequest{Items: []*watchv1.Item{item}}))(t)
 	t.Cleanup(func() { stream.Close() })
-	return &watched{stream}
+	return stream
 }
 
+// watchSession follows the sessions of the user who has a session's token.
+func (b *bundle) watchSession(t *testing.T, token string) *watched {
+	t.Helper()
+	return &watched{stream: b.watchOf(t, token, &watchv1.Item{Of: &watchv1.Item_Session{Session: &watchv1.SessionItem{}}})}
+}
+
+func (b *bundle) watchConversation(t *testing.T, credential string) *connect.ServerStreamForClient[watchv1.WatchResponse] {
+	t.Helper()
+	return b.watchOf(t, credential, &watchv1.Item{Of: &watchv1.Item_Conversation{Conversation: &watchv1.ConversationItem{ConversationId: c1}}})
+}
+
+// watched is what a watcher knows of its own session and of its user's connections.
 type watched struct {
-	stream *connect.ServerStreamForClient[sessionv1.WatchSessionResponse]
+	stream      *connect.ServerStreamForClient[watchv1.WatchResponse]
+	Session     *sessionv1.Session
+	Connections []*sessionv1.Connection
 }
 
-// until reads messages until one is what is waited for.
-func (w *watched) until(t *testing.T, what string, is func(*sessionv1.WatchSessionResponse) bool) *sessionv1.WatchSessionResponse {
+// until reads messages until what is known is what is waited for.
+func (w *watched) until(t *testing.T, what string, is func(*watched) bool) *watched {
 	t.Helper()
 	for w.stream.Receive() {
-		if is(w.stream.Msg()) {
-			return w.stream.Msg()
+		c := w.stream.Msg().GetChanged()
+		for _, thing := range c.GetPut() {
+			if s := thing.GetSession(); s.GetCurrent() {
+				w.Session = s
+			}
+			if p := thing.GetPresence(); p != nil {
+				w.Connections = p.GetConnections()
+			}
+		}
+		if c != nil && is(w) {
+			return w
 		}
 	}
 	t.Fatalf("%s: the stream ended with %v", what, w.stream.Err())
 	return nil
+}
+
+// next reads one change.
+func (w *watched) next(t *testing.T) *watched {
+	t.Helper()
+	return w.until(t, "a change", func(*watched) bool { return true })
 }
 
 // Sign-out everywhere: every stream of hers ends, in every process, whatever it watches; the last word says why.
@@ -151,14 +182,10 @@ func TestSignOutEverywhereWhileStreamsAreOpen(t *testing.T) {
 	laptop, phone := b.signIn(t, ada), b.signIn(t, ada)
 	create(t, b.conversations(t, laptop.GetTokens().GetAccessToken()))
 
-	first := func(m *sessionv1.WatchSessionResponse) bool { return m.GetReset_() }
-	here := watchSession(t, b.with(t, laptop.GetTokens().GetAccessToken()), &sessionv1.WatchSessionRequest{})
-	here.until(t, "a snapshot", first)
-	there := watchSession(t, elsewhere.with(t, phone.GetTokens().GetAccessToken()), &sessionv1.WatchSessionRequest{})
-	there.until(t, "a snapshot", first)
-	talk := must(elsewhere.conversations(t, phone.GetTokens().GetAccessToken()).WatchConversation(t.Context(),
-		&conversationv1.WatchConversationRequest{ConversationId: c1}))(t)
-	t.Cleanup(func() { talk.Close() })
+	here, there := b.watchSession(t, laptop.GetTokens().GetAccessToken()), elsewhere.watchSession(t, phone.GetTokens().GetAccessToken())
+	here.next(t)
+	there.next(t)
+	talk := elsewhere.watchConversation(t, phone.GetTokens().GetAccessToken())
 	if !talk.Receive() {
 		t.Fatal(talk.Err())
 	}
@@ -168,16 +195,16 @@ func TestSignOutEverywhereWhileStreamsAreOpen(t *testing.T) {
 		t.Errorf("revoked %v", res)
 	}
 	for name, w := range map[string]*watched{"here": here, "elsewhere": there} {
-		last := w.until(t, name, func(m *sessionv1.WatchSessionResponse) bool { return m.GetSession().GetEndReason() != 0 })
-		if last.GetSession().GetEndReason() != sessionv1.EndReason_END_REASON_REVOKED {
+		last := w.until(t, name, func(m *watched) bool { return m.Session.GetEndReason() != 0 })
+		if last.Session.GetEndReason() != sessionv1.EndReason_END_REASON_REVOKED {
 			t.Errorf("%s the last word is %v", name, last)
 		}
-		if w.stream.Receive() || w.stream.Err() != nil {
-			t.Errorf("%s it goes on with %v, %v", name, w.stream.Msg(), w.stream.Err())
+		for w.stream.Receive() {
 		}
+		revoked.check(t, w.stream.Err())
 	}
 	for talk.Receive() {
-		if !talk.Msg().GetHeartbeat() {
+		if talk.Msg().GetHeartbeat() == nil {
 			t.Errorf("after the revocation: %v", talk.Msg())
 		}
 	}
@@ -271,8 +298,7 @@ func TestARevokedKeysStreamEnds(t *testing.T) {
 	key := b.key(t, ada)
 	c := b.conversations(t, key)
 	create(t, c)
-	stream := must(c.WatchConversation(t.Context(), &conversationv1.WatchConversationRequest{ConversationId: c1}))(t)
-	t.Cleanup(func() { stream.Close() })
+	stream := b.watchConversation(t, key)
 	if !stream.Receive() {
 		t.Fatal(stream.Err())
 	}
@@ -295,14 +321,14 @@ func TestEvictionAtTheLimit(t *testing.T) {
 	}
 	configure(&sessionv1.SessionSettings{MaxSessions: 2})
 	first, second := b.signIn(t, ada), b.signIn(t, ada)
-	w := watchSession(t, b.with(t, first.GetTokens().GetAccessToken()), &sessionv1.WatchSessionRequest{})
-	w.until(t, "a snapshot", func(m *sessionv1.WatchSessionResponse) bool { return m.GetReset_() })
+	w := b.watchSession(t, first.GetTokens().GetAccessToken())
+	w.next(t)
 	third := b.signIn(t, ada)
 	if !slices.Equal(third.GetEndedSessionIds(), []string{first.GetSession().GetSessionId()}) {
 		t.Errorf("evicted %v", third)
 	}
-	last := w.until(t, "the end", func(m *sessionv1.WatchSessionResponse) bool { return m.GetSession().GetEndReason() != 0 })
-	if last.GetSession().GetEndReason() != sessionv1.EndReason_END_REASON_EVICTED {
+	last := w.until(t, "the end", func(m *watched) bool { return m.Session.GetEndReason() != 0 })
+	if last.Session.GetEndReason() != sessionv1.EndReason_END_REASON_EVICTED {
 		t.Errorf("the last word is %v", last)
 	}
 	_, err := b.refresh(t, first.GetTokens().GetRefreshToken())

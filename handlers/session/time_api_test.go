@@ -15,22 +15,22 @@ import (
 	"holdfast/object"
 )
 
-// What a watcher of a session sees: its connections, what it is on, that its end is near, and its end.
-func TestWatchSession(t *testing.T) {
+// What a watcher of sessions sees: its connections, what it is on, that its end is near, and its end.
+func TestWatchSessions(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	in := b.signIn(t, ada)
 	id, c := in.GetSession().GetSessionId(), b.with(t, in.GetTokens().GetAccessToken())
-	w := watchSession(t, c, &sessionv1.WatchSessionRequest{})
-	first := w.until(t, "a snapshot", func(m *sessionv1.WatchSessionResponse) bool { return m.GetReset_() })
-	if first.GetSession().GetSessionId() != id || !first.GetSession().GetCurrent() || first.GetSession().GetEndsSoon() || first.GetSession().GetEndReason() != 0 {
+	w := b.watchSession(t, in.GetTokens().GetAccessToken())
+	first := w.next(t)
+	if first.Session.GetSessionId() != id || !first.Session.GetCurrent() || first.Session.GetEndsSoon() || first.Session.GetEndReason() != 0 {
 		t.Errorf("first: %v", first)
 	}
 	opened := must(c.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{Connection: &sessionv1.Connection{Modality: typev1.Modality_MODALITY_VOICE, Device: &typev1.Device{Name: "phone"}, Capabilities: []string{"barge_in"}}}))(t)
 	if got := opened.GetConnection().GetExpiresIn().AsDuration(); got != time.Minute {
 		t.Errorf("it expires in %v", got)
 	}
-	same(t, "a connection", w.next(t).GetSession().GetConnections()[0], opened.GetConnection())
+	same(t, "a connection", w.next(t).Session.GetConnections()[0], opened.GetConnection())
 
 	// The modality and the device change, and what the session is on does not.
 	must(c.UpdateSession(t.Context(), &sessionv1.UpdateSessionRequest{Session: &sessionv1.Session{ActiveConversationId: c1, ActiveProjectId: "p1"}}))(t)
@@ -38,7 +38,7 @@ func TestWatchSession(t *testing.T) {
 	must(c.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{Connection: &sessionv1.Connection{
 		ConnectionId: opened.GetConnection().GetConnectionId(), Modality: typev1.Modality_MODALITY_TEXT,
 	}}))(t)
-	if m := w.next(t); m.GetConnections()[0].GetModality() != typev1.Modality_MODALITY_TEXT || m.GetSession().GetActiveConversationId() != c1 {
+	if m := w.next(t); m.Connections[0].GetModality() != typev1.Modality_MODALITY_TEXT || m.Session.GetActiveConversationId() != c1 {
 		t.Errorf("after the switch: %v", m)
 	}
 	other := must(c.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{Connection: &sessionv1.Connection{Modality: typev1.Modality_MODALITY_BOTH, Device: &typev1.Device{Name: "laptop"}}}))(t)
@@ -47,16 +47,16 @@ func TestWatchSession(t *testing.T) {
 	}
 	w.next(t)
 	must(c.PutConnection(t.Context(), &sessionv1.PutConnectionRequest{Connection: &sessionv1.Connection{ConnectionId: opened.GetConnection().GetConnectionId()}, Close: true}))(t)
-	if m := w.next(t); len(m.GetConnections()) != 1 || m.GetConnections()[0].GetDevice().GetName() != "laptop" {
+	if m := w.next(t); len(m.Connections) != 1 || m.Connections[0].GetDevice().GetName() != "laptop" {
 		t.Errorf("after the close: %v", m)
 	}
 
 	// The connections of the user's other sessions are presence, too.
 	phone := b.signIn(t, ada)
 	must(b.with(t, phone.GetTokens().GetAccessToken()).PutConnection(t.Context(), opening(typev1.Modality_MODALITY_VOICE)))(t)
-	m := w.until(t, "the phone", func(m *sessionv1.WatchSessionResponse) bool { return len(m.GetConnections()) == 2 })
-	if len(m.GetSession().GetConnections()) != 1 {
-		t.Errorf("of this session: %v", m.GetSession())
+	m := w.until(t, "the phone", func(m *watched) bool { return len(m.Connections) == 2 })
+	if len(m.Session.GetConnections()) != 1 {
+		t.Errorf("of this session: %v", m.Session)
 	}
 
 	// Its end comes near: the warning, and then, at the very time, the end.
@@ -65,25 +65,19 @@ func TestWatchSession(t *testing.T) {
 		end = timestamppb.New(now.Add(announceBefore + 2*time.Second))
 		s.GetSessions()[id].ExpireTime = end
 	})
-	warned := w.until(t, "the warning", func(m *sessionv1.WatchSessionResponse) bool { return m.GetSession().GetEndsSoon() })
-	same(t, "the end that is near", warned.GetSession().GetExpireTime(), end)
+	warned := w.until(t, "the warning", func(m *watched) bool { return m.Session.GetEndsSoon() })
+	same(t, "the end that is near", warned.Session.GetExpireTime(), end)
 	b.change(t, ada, func(s *storev1.UserSessions, now time.Time) { s.GetSessions()[id].ExpireTime = timestamppb.New(now) })
-	last := w.until(t, "the end", func(m *sessionv1.WatchSessionResponse) bool { return m.GetSession().GetEndReason() != 0 })
-	if last.GetSession().GetEndReason() != sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT || len(last.GetSession().GetConnections()) != 0 {
+	last := w.until(t, "the end", func(m *watched) bool { return m.Session.GetEndReason() != 0 })
+	if last.Session.GetEndReason() != sessionv1.EndReason_END_REASON_ABSOLUTE_TIMEOUT || len(last.Session.GetConnections()) != 0 {
 		t.Errorf("last: %v", last)
 	}
-	if w.stream.Receive() || w.stream.Err() != nil {
-		t.Errorf("it goes on with %v, %v", w.stream.Msg(), w.stream.Err())
+	for w.stream.Receive() {
 	}
+	expired.check(t, w.stream.Err())
 	eventually(t, "the end is in the audit", func() bool {
 		return slices.Contains(b.events(t, ada), "SESSION_ENDED ABSOLUTE_TIMEOUT")
 	})
-}
-
-// next is the next message that is no heartbeat.
-func (w *watched) next(t *testing.T) *sessionv1.WatchSessionResponse {
-	t.Helper()
-	return w.until(t, "a change", func(m *sessionv1.WatchSessionResponse) bool { return !m.GetHeartbeat() })
 }
 
 // A connection that falls silent is gone until its next heartbeat: for those who read at that instant, for those who watch
@@ -93,7 +87,7 @@ func TestASilentConnectionExpires(t *testing.T) {
 	b := setup(t)
 	in := b.signIn(t, ada)
 	c := b.with(t, in.GetTokens().GetAccessToken())
-	w := watchSession(t, c, &sessionv1.WatchSessionRequest{})
+	w := b.watchSession(t, in.GetTokens().GetAccessToken())
 	w.next(t)
 	opened := must(c.PutConnection(t.Context(), opening(typev1.Modality_MODALITY_VOICE)))(t).GetConnection()
 	w.next(t)
@@ -106,7 +100,7 @@ func TestASilentConnectionExpires(t *testing.T) {
 	if p := presence(t, b); p.GetOnline() {
 		t.Errorf("she is there: %v", p)
 	}
-	w.until(t, "it is gone", func(m *sessionv1.WatchSessionResponse) bool { return !m.GetHeartbeat() && len(m.GetConnections()) == 0 })
+	w.until(t, "it is gone", func(m *watched) bool { return len(m.Connections) == 0 })
 	if got := presence(t, b); got.GetActiveTime() == nil || got.GetOnline() {
 		t.Errorf("now: %v", got)
 	}
@@ -142,7 +136,7 @@ func TestWhatCountsAsActivity(t *testing.T) {
 			return err
 		}, false},
 		"a stream": {func() error {
-			watchSession(t, c, &sessionv1.WatchSessionRequest{}).next(t)
+			b.watchSession(t, in.GetTokens().GetAccessToken()).next(t)
 			return nil
 		}, false},
 		"a read": {func() error {

@@ -5,8 +5,11 @@ package watch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
+	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -70,7 +73,7 @@ func (m *Manager) Watch(ctx context.Context, req *watchv1.WatchRequest, stream *
 	if most == 0 {
 		most = defaultBytes
 	}
-	s := &sender{stream: stream, most: most, silence: time.NewTimer(m.o.Heartbeat), every: m.o.Heartbeat}
+	s := &sender{stream: stream, most: most, items: len(req.GetItems()), silence: time.NewTimer(m.o.Heartbeat), every: m.o.Heartbeat}
 	defer s.silence.Stop()
 	over := make(chan error, 1) // the first error that ends the stream
 	var items sync.WaitGroup
@@ -117,18 +120,23 @@ func (m *Manager) Watch(ctx context.Context, req *watchv1.WatchRequest, stream *
 }
 
 // watch follows an item to its end. It returns an error if that is the end of the stream.
-func (m *Manager) watch(ctx context.Context, item *watchv1.Item, s *sender) error {
+func (m *Manager) watch(ctx context.Context, item *watchv1.Item, s *sender) (err error) {
+	defer func() { // nobody else recovers in this goroutine
+		if p := recover(); p != nil {
+			err = fmt.Errorf("watch: panic: %v\n%s", p, debug.Stack())
+		}
+	}()
 	name, partial := kindOf(item), ""
 	if list := item.GetList(); list != nil {
 		// Its cursor stands for the list as a whole, so who has applied only a part of a change has none.
 		name, partial = "list."+kindOf(list), start
 	}
-	err := m.sources[name](ctx, item, func(r *watchv1.WatchResponse) error {
+	err = m.sources[name](ctx, item, func(r *watchv1.WatchResponse) error {
 		r.ItemId = item.GetItemId()
 		return s.inPieces(r, partial)
 	})
 	p := m.o.Explain(err)
-	if ctx.Err() != nil || p == nil || endsStream(err, p) {
+	if ctx.Err() != nil || p == nil || s.endsStream(err, p) {
 		return err
 	}
 	return s.send(&watchv1.WatchResponse{ItemId: item.GetItemId(), Event: &watchv1.WatchResponse_Ended{Ended: &watchv1.Ended{Problem: p}}})
@@ -140,11 +148,11 @@ func kindOf(m proto.Message) string {
 	return string(of.WhichOneof(of.Descriptor().Oneofs().ByName("of")).Name())
 }
 
-// endsStream tells whether an error is not the item's alone, or will pass: the caller connects again with its cursors. That a user has
-// too many watches would end each new stream as well.
-func endsStream(err error, p *errorv1.Problem) bool {
+// endsStream tells whether an error is not the item's alone, or will pass: the caller connects again with its cursors. Too many watches
+// end the stream only if there is room for none of its items: they would end each new stream as well.
+func (s *sender) endsStream(err error, p *errorv1.Problem) bool {
 	if full, ok := errors.AsType[*object.OverloadedError](err); ok && full.What == "streams" {
-		return false
+		return int(s.refused.Add(1)) == s.items
 	}
 	return errors.Is(err, errSend) || p.GetRetry() == errorv1.Retry_RETRY_SAME || p.GetRetry() == errorv1.Retry_RETRY_AFTER
 }
@@ -154,8 +162,10 @@ var errSend = errors.New("watch: the message was not sent")
 
 // sender sends the messages of all items. Safe for concurrent use.
 type sender struct {
-	most  int
-	every time.Duration
+	most    int
+	items   int
+	refused atomic.Int32 // items for which there was no room
+	every   time.Duration
 
 	mu      sync.Mutex // guards what follows
 	stream  *connect.ServerStream[watchv1.WatchResponse]

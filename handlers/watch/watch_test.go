@@ -67,6 +67,9 @@ func serve(t *testing.T, d *dbtest.Bundle, c object.Config) *bundle {
 		if of.GetConversationId() == "broken" {
 			return errors.New("a bug")
 		}
+		if of.GetConversationId() == "panics" {
+			panic("a bug")
+		}
 		return watch.Object(ctx, toys, object.ID(of.GetConversationId()), int(of.GetMessageLimit()), item, tell, show)
 	}
 	list := func(ctx context.Context, item *watchv1.Item, tell watch.Tell) error {
@@ -260,11 +263,36 @@ func TestAnItemEndsWithAProblem(t *testing.T) {
 	if v.stream.Err() != nil {
 		t.Error(v.stream.Err())
 	}
-	v = b.watch(t, &watchv1.WatchRequest{Items: []*watchv1.Item{item("1", "broken", ""), item("2", "a", "")}})
-	for v.stream.Receive() {
+	for _, id := range []string{"broken", "panics"} {
+		v = b.watch(t, &watchv1.WatchRequest{Items: []*watchv1.Item{item("1", id, ""), item("2", "a", "")}})
+		for v.stream.Receive() {
+		}
+		if connect.CodeOf(v.stream.Err()) != connect.CodeInternal || strings.Contains(v.stream.Err().Error(), "bug") {
+			t.Errorf("%s: %v", id, v.stream.Err())
+		}
 	}
-	if connect.CodeOf(v.stream.Err()) != connect.CodeInternal {
-		t.Error(v.stream.Err())
+}
+
+// An item for which there is no room ends, and a stream of nothing but such items is refused.
+func TestTooManyWatches(t *testing.T) {
+	t.Parallel()
+	b := setup(t, object.Config{Limits: object.Limits{WatchesPerUser: 2}})
+	b.put(t, "a", "one")
+	v := b.watch(t, &watchv1.WatchRequest{Items: []*watchv1.Item{item("1", "a", ""), item("2", "a", ""), item("3", "a", "")}})
+	ended := 0
+	for ended == 0 || len(v.items) < 2 {
+		if p := v.next(t).GetEnded().GetProblem(); p != nil {
+			ended++
+			if p.GetReason() != "OVERLOADED" || p.GetLimit().GetName() != "streams" || p.GetRetryAfter() == nil {
+				t.Errorf("it ended with %v", p)
+			}
+		}
+	}
+	refused := b.watch(t, &watchv1.WatchRequest{Items: []*watchv1.Item{item("1", "a", ""), item("2", "a", "")}})
+	for refused.stream.Receive() {
+	}
+	if ended != 1 || connect.CodeOf(refused.stream.Err()) != connect.CodeResourceExhausted {
+		t.Errorf("%d items have ended, and another stream with %v", ended, refused.stream.Err())
 	}
 }
 

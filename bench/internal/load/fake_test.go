@@ -19,6 +19,8 @@ import (
 	livev1 "holdfast/gen/holdfast/live/v1"
 	"holdfast/gen/holdfast/live/v1/livev1connect"
 	typev1 "holdfast/gen/holdfast/type/v1"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 )
 
 // fakeServer keeps conversations in memory: enough of the service to be put under load. Tests of what the load finds
@@ -44,6 +46,7 @@ func setup(t *testing.T) (*fakeServer, *Target) {
 	mux := http.NewServeMux()
 	mux.Handle(conversationv1connect.NewConversationServiceHandler(f))
 	mux.Handle(livev1connect.NewLiveServiceHandler(f))
+	mux.Handle(watchv1connect.NewWatchServiceHandler(f))
 	server := httptest.NewUnstartedServer(mux)
 	server.Config.Protocols = new(http.Protocols)
 	server.Config.Protocols.SetHTTP1(true)
@@ -131,17 +134,22 @@ func (f *fakeServer) ListMessages(_ context.Context, req *conversationv1.ListMes
 	return res, nil
 }
 
-func (f *fakeServer) WatchConversation(ctx context.Context, req *conversationv1.WatchConversationRequest, stream *connect.ServerStream[conversationv1.WatchConversationResponse]) error {
-	seen := max(0, int(req.GetAfterVersion())-1)
+func (f *fakeServer) Watch(ctx context.Context, req *watchv1.WatchRequest, stream *connect.ServerStream[watchv1.WatchResponse]) error {
+	item := req.GetItems()[0]
+	seen, _ := strconv.Atoi(item.GetCursor())
 	for reset := seen == 0; ; reset = false {
 		f.mu.Lock()
-		fresh, changed := f.objects[req.GetConversationId()][seen:], f.changed
+		fresh, changed := f.objects[item.GetConversation().GetConversationId()][seen:], f.changed
 		f.mu.Unlock()
 		seen += len(fresh)
 		fresh = slices.DeleteFunc(slices.Clone(fresh), func(m *conversationv1.Message) bool { return int64(m.GetSeq()) == f.hide })
 		if reset || len(fresh) > 0 {
-			if err := stream.Send(&conversationv1.WatchConversationResponse{
-				Reset_: reset, Messages: fresh, Version: int64(seen) + 1,
+			change := &watchv1.Changed{Reset_: reset, Version: int64(seen) + 1}
+			for _, m := range fresh {
+				change.Put = append(change.Put, &watchv1.Thing{Thing: &watchv1.Thing_Message{Message: m}})
+			}
+			if err := stream.Send(&watchv1.WatchResponse{
+				Cursor: strconv.Itoa(seen), Event: &watchv1.WatchResponse_Changed{Changed: change},
 			}); err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package load
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,8 +13,8 @@ import (
 
 	"connectrpc.com/connect"
 
-	conversationv1 "holdfast/gen/holdfast/conversation/v1"
-	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 )
 
 // Watchers follow conversations, one stream each, and measure how long a message takes from the time that it was due
@@ -39,7 +40,7 @@ type stream struct {
 	ready        chan struct{} // closed when the snapshot has come
 	begun        func()        // closes it
 	seq          atomic.Int64  // the last seq seen
-	version      int64         // the last version seen
+	cursor       string        // the last one
 	mu           sync.Mutex    // guards failed
 	failed       error
 }
@@ -58,7 +59,7 @@ func Watch(ctx context.Context, t *Target, token string, sessions []*Session, co
 }
 
 // WatchAll is Watch at several servers, for a time in which they, or their database, may end: where a stream ends it goes on at the
-// next server, from its last version on.
+// next server, from its last cursor on.
 func WatchAll(ctx context.Context, targets []*Target, token string, sessions []*Session, began time.Time) (*Watchers, error) {
 	w := &Watchers{target: targets[0], others: targets, token: token, began: began}
 	w.life, w.cancel = context.WithCancel(ctx)
@@ -75,7 +76,7 @@ func (w *Watchers) Again() int64 { return w.again.Load() }
 
 // Add opens streams for more sessions, over so many more connections, as Watch does.
 func (w *Watchers) Add(ctx context.Context, sessions []*Session, connections int) error {
-	services := make([]conversationv1connect.ConversationServiceClient, connections)
+	services := make([]watchv1connect.WatchServiceClient, connections)
 	for i := range services {
 		client := newHTTP2Client()
 		w.clients = append(w.clients, client)
@@ -83,7 +84,7 @@ func (w *Watchers) Add(ctx context.Context, sessions []*Session, connections int
 		if len(w.others) > 0 {
 			t = w.others[i]
 		}
-		services[i] = conversationv1connect.NewConversationServiceClient(client, t.URL.String())
+		services[i] = watchv1connect.NewWatchServiceClient(client, t.URL.String())
 	}
 	first := len(w.streams)
 	for i, session := range sessions {
@@ -96,7 +97,7 @@ func (w *Watchers) Add(ctx context.Context, sessions []*Session, connections int
 				if w.life.Err() != nil {
 					return
 				}
-				if len(w.others) == 0 || s.version == 0 || errors.Is(err, errOutOfOrder) {
+				if len(w.others) == 0 || s.cursor == "" || errors.Is(err, errOutOfOrder) {
 					s.fail(err)
 					return
 				}
@@ -124,25 +125,29 @@ const pauseBeforeStream = 100 * time.Millisecond
 var errOutOfOrder = errors.New("out of order")
 
 // follow reads one stream to its end.
-func (w *Watchers) follow(ctx context.Context, service conversationv1connect.ConversationServiceClient, token string, s *stream) error {
+func (w *Watchers) follow(ctx context.Context, service watchv1connect.WatchServiceClient, token string, s *stream) error {
 	defer s.begun()
 	ctx, call := connect.NewClientContext(ctx)
 	call.RequestHeader().Set("Authorization", "Bearer "+token)
 	// The snapshot's one message says which seq comes next.
-	stream, err := service.WatchConversation(ctx, &conversationv1.WatchConversationRequest{
-		ConversationId: s.conversation, MessageLimit: 1, AfterVersion: s.version,
-	})
+	stream, err := service.Watch(ctx, &watchv1.WatchRequest{Items: []*watchv1.Item{{ItemId: "c", Cursor: s.cursor, Of: &watchv1.Item_Conversation{
+		Conversation: &watchv1.ConversationItem{ConversationId: s.conversation, MessageLimit: 1},
+	}}}})
 	if err != nil {
 		return err
 	}
 	defer stream.Close() //nolint:errcheck // its error is that of the stream
 	for stream.Receive() {
-		change := stream.Msg()
+		change := stream.Msg().GetChanged()
 		now := time.Since(w.began)
-		if change.GetReset_() && s.version > 0 {
-			return fmt.Errorf("watching %s: %w: a snapshot after version %d", s.conversation, errOutOfOrder, s.version)
+		if change.GetAbsent() || change.GetReset_() && s.cursor != "" {
+			return fmt.Errorf("watching %s: %w: a snapshot after the cursor %s", s.conversation, errOutOfOrder, s.cursor)
 		}
-		for _, m := range change.GetMessages() {
+		for _, thing := range change.GetPut() {
+			m := thing.GetMessage()
+			if m == nil {
+				continue
+			}
 			if last := s.seq.Load(); !change.GetReset_() && int64(m.GetSeq()) != last+1 {
 				return fmt.Errorf("watching %s: %w: seq %d follows seq %d", s.conversation, errOutOfOrder, m.GetSeq(), last)
 			}
@@ -152,7 +157,7 @@ func (w *Watchers) follow(ctx context.Context, service conversationv1connect.Con
 			}
 			s.seq.Store(int64(m.GetSeq())) // Drain waits for it, so it comes last
 		}
-		s.version = max(s.version, change.GetVersion())
+		s.cursor = cmp.Or(stream.Msg().GetCursor(), s.cursor)
 		if change.GetReset_() {
 			s.begun()
 		}

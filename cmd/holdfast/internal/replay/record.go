@@ -1,6 +1,6 @@
 // Package replay plays a recorded Gemini Live session to Holdfast and shows the conversation that comes of it.
 //
-//	Read ──frames──▶ Batches ──▶ Play ──IngestLive──▶ server ──WatchConversation──▶ View ──lines──▶ terminal
+//	Read ──frames──▶ Batches ──▶ Play ──IngestLive──▶ server ──Watch──▶ View ──lines──▶ terminal
 package replay
 
 import (

@@ -14,6 +14,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	typev1 "holdfast/gen/holdfast/type/v1"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
 )
 
 func TestRead(t *testing.T) {
@@ -138,11 +139,14 @@ func TestPlayEnds(t *testing.T) {
 	}
 }
 
-func change(version int64, reset bool, messages ...*conversationv1.Message) *conversationv1.WatchConversationResponse {
-	return &conversationv1.WatchConversationResponse{
-		Reset_: reset, Messages: messages, Version: version,
+func change(version int64, reset bool, messages ...*conversationv1.Message) *watchv1.WatchResponse {
+	c := &watchv1.Changed{Reset_: reset, Version: version, Put: []*watchv1.Thing{{Key: "conversation", Thing: &watchv1.Thing_Conversation{
 		Conversation: &conversationv1.Conversation{Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus_VOICE_STATUS_LISTENING}},
+	}}}}
+	for _, m := range messages {
+		c.Put = append(c.Put, &watchv1.Thing{Key: fmt.Sprint("messages/", m.GetSeq()), Thing: &watchv1.Thing_Message{Message: m}})
 	}
+	return &watchv1.WatchResponse{Event: &watchv1.WatchResponse_Changed{Changed: c}}
 }
 
 func TestView(t *testing.T) {
@@ -154,17 +158,21 @@ func TestView(t *testing.T) {
 	}
 	const streaming, complete = conversationv1.MessageStatus_MESSAGE_STATUS_STREAMING, conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE
 	called := change(4, false)
-	called.ToolCalls = []*conversationv1.ToolCall{{CallId: "fc-1", Name: "create_run", Status: conversationv1.ToolCallStatus_TOOL_CALL_STATUS_PENDING}}
+	called.GetChanged().Put = append(called.GetChanged().GetPut(), &watchv1.Thing{Key: "tool_calls/1", Thing: &watchv1.Thing_Record{
+		Record: &conversationv1.Record{Record: &conversationv1.Record_ToolCall{ToolCall: &conversationv1.ToolCall{
+			Seq: 1, CallId: "fc-1", Name: "create_run", Status: conversationv1.ToolCallStatus_TOOL_CALL_STATUS_PENDING,
+		}}},
+	}})
 
 	v := &View{}
 	for _, step := range []struct {
-		change *conversationv1.WatchConversationResponse
+		change *watchv1.WatchResponse
 		want   []string // the lines of the change
 		all    []string // the lines of the conversation
 	}{
 		{change(1, true), nil, []string{"version 1, voice listening"}},
 		{change(2, false, said(1, streaming, "Sure.")), []string{"[#1 assistant voice streaming] Sure."}, []string{"[#1 assistant voice streaming] Sure.", "version 2, voice listening"}},
-		{&conversationv1.WatchConversationResponse{Heartbeat: true, Version: 2}, nil, []string{"[#1 assistant voice streaming] Sure.", "version 2, voice listening"}},
+		{&watchv1.WatchResponse{Event: &watchv1.WatchResponse_Heartbeat{}}, nil, []string{"[#1 assistant voice streaming] Sure.", "version 2, voice listening"}},
 		{
 			change(3, false, said(1, complete, "Sure. Done."), said(2, streaming, "And\x1b[2J now\nthis")),
 			[]string{"[#1 assistant voice complete] Sure. Done.", "[#2 assistant voice streaming] And [2J now this"},

@@ -6,44 +6,61 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	watchv1 "holdfast/gen/holdfast/watch/v1"
 )
 
 // View is the conversation as a watcher knows it.
 type View struct {
 	version  int64
+	cursor   string
 	messages map[int32]*conversationv1.Message
-	calls    map[string]*conversationv1.ToolCall
+	calls    map[int32]*conversationv1.ToolCall
 	voice    conversationv1.VoiceStatus
 }
 
-// Apply takes in a change, and returns a line for each message and tool call that it made or changed.
-func (v *View) Apply(c *conversationv1.WatchConversationResponse) []string {
-	if c.GetHeartbeat() {
+// Apply takes in a message of a watch, and returns a line for each message and tool call that it made or changed.
+func (v *View) Apply(m *watchv1.WatchResponse) []string {
+	if m.GetCursor() != "" {
+		v.cursor = m.GetCursor()
+	}
+	c := m.GetChanged()
+	if c == nil {
 		return nil
 	}
 	if c.GetReset_() || v.messages == nil {
-		v.messages, v.calls = map[int32]*conversationv1.Message{}, map[string]*conversationv1.ToolCall{}
+		v.messages, v.calls = map[int32]*conversationv1.Message{}, map[int32]*conversationv1.ToolCall{}
 	}
-	v.version = c.GetVersion()
-	v.voice = c.GetConversation().GetVoice().GetStatus()
+	v.version = max(v.version, c.GetVersion())
 	var lines []string
-	for _, m := range c.GetMessages() {
-		v.messages[m.GetSeq()] = m
-		lines = append(lines, messageLine(m))
+	for _, t := range c.GetPut() {
+		if t.GetConversation() != nil {
+			v.voice = t.GetConversation().GetVoice().GetStatus()
+		}
+		if m := t.GetMessage(); m != nil {
+			v.messages[m.GetSeq()] = m
+			lines = append(lines, messageLine(m))
+		}
+		if call := t.GetRecord().GetToolCall(); call != nil {
+			v.calls[call.GetSeq()] = call
+			lines = append(lines, callLine(call))
+		}
 	}
-	for _, seq := range c.GetRemovedSeqs() {
-		delete(v.messages, seq)
-	}
-	for _, t := range c.GetToolCalls() {
-		v.calls[t.GetCallId()] = t
-		lines = append(lines, callLine(t))
+	for _, key := range c.GetRemoved() {
+		collection, seq, _ := strings.Cut(key, "/")
+		if n, err := strconv.ParseInt(seq, 10, 32); err == nil && collection == "messages" {
+			delete(v.messages, int32(n))
+		}
 	}
 	return lines
 }
+
+// Cursor is where a watch goes on.
+func (v *View) Cursor() string { return v.cursor }
 
 // Version is that of the last change.
 func (v *View) Version() int64 { return v.version }

@@ -2433,302 +2433,6 @@ func (x *ForkConversationResponse) GetConversation() *Conversation {
 	return nil
 }
 
-// WatchConversationRequest is what WatchConversation is asked.
-type WatchConversationRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The conversation.
-	ConversationId string `protobuf:"bytes,1,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
-	// The last version seen; 0: start with a snapshot.
-	AfterVersion int64 `protobuf:"varint,2,opt,name=after_version,json=afterVersion,proto3" json:"after_version,omitempty"`
-	// How many of the last messages a snapshot carries: 0 to 200.
-	MessageLimit  int32 `protobuf:"varint,3,opt,name=message_limit,json=messageLimit,proto3" json:"message_limit,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *WatchConversationRequest) Reset() {
-	*x = WatchConversationRequest{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[30]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WatchConversationRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WatchConversationRequest) ProtoMessage() {}
-
-func (x *WatchConversationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[30]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WatchConversationRequest.ProtoReflect.Descriptor instead.
-func (*WatchConversationRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{30}
-}
-
-func (x *WatchConversationRequest) GetConversationId() string {
-	if x != nil {
-		return x.ConversationId
-	}
-	return ""
-}
-
-func (x *WatchConversationRequest) GetAfterVersion() int64 {
-	if x != nil {
-		return x.AfterVersion
-	}
-	return 0
-}
-
-func (x *WatchConversationRequest) GetMessageLimit() int32 {
-	if x != nil {
-		return x.MessageLimit
-	}
-	return 0
-}
-
-// WatchConversationResponse is what WatchConversation answers.
-type WatchConversationResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The version that this leads to. While a snapshot is not complete it is 0; see more.
-	Version int64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
-	// This is a heartbeat: nothing else is set but version.
-	Heartbeat bool `protobuf:"varint,2,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
-	// This is a snapshot: forget the conversation and the messages that were known before. The tool calls that
-	// wait for something come along; ListRecords has the others.
-	Reset_ bool `protobuf:"varint,3,opt,name=reset,proto3" json:"reset,omitempty"`
-	// The conversation as it is now.
-	Conversation *Conversation `protobuf:"bytes,4,opt,name=conversation,proto3" json:"conversation,omitempty"`
-	// Messages added or changed, by seq; in a snapshot the last ones.
-	Messages []*Message `protobuf:"bytes,5,rep,name=messages,proto3" json:"messages,omitempty"`
-	// Messages that were removed.
-	RemovedSeqs []int32 `protobuf:"varint,6,rep,packed,name=removed_seqs,json=removedSeqs,proto3" json:"removed_seqs,omitempty"`
-	// Those that are new.
-	Intents []*Intent `protobuf:"bytes,7,rep,name=intents,proto3" json:"intents,omitempty"`
-	// Those that are new.
-	FlowSteps []*FlowStep `protobuf:"bytes,8,rep,name=flow_steps,json=flowSteps,proto3" json:"flow_steps,omitempty"`
-	// Those that are new or have changed.
-	ToolCalls []*ToolCall `protobuf:"bytes,9,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
-	// Those that are new.
-	Summaries []*Summary `protobuf:"bytes,10,rep,name=summaries,proto3" json:"summaries,omitempty"`
-	// Those that are new.
-	Fragments []*Fragment `protobuf:"bytes,11,rep,name=fragments,proto3" json:"fragments,omitempty"`
-	// The conversation was deleted; the stream ends after it.
-	Deleted bool `protobuf:"varint,12,opt,name=deleted,proto3" json:"deleted,omitempty"`
-	// What happens just now, before it is stored, or though it never will be. Nothing else is set but version. A
-	// watcher that is slow may miss it.
-	Signal *LiveSignal `protobuf:"bytes,13,opt,name=signal,proto3" json:"signal,omitempty"`
-	// More follows at once, because it would have been more than 2 MiB in one message. version is then the
-	// last version of which nothing is missing: a client that is cut off goes on from there, and may receive again what it has
-	// of the next version, which is the same messages by seq. It is 0 while a snapshot is not complete. A snapshot in pieces
-	// has its messages from the oldest to the newest, and reset in the first piece only.
-	More          bool `protobuf:"varint,14,opt,name=more,proto3" json:"more,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *WatchConversationResponse) Reset() {
-	*x = WatchConversationResponse{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[31]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WatchConversationResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WatchConversationResponse) ProtoMessage() {}
-
-func (x *WatchConversationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[31]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WatchConversationResponse.ProtoReflect.Descriptor instead.
-func (*WatchConversationResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{31}
-}
-
-func (x *WatchConversationResponse) GetVersion() int64 {
-	if x != nil {
-		return x.Version
-	}
-	return 0
-}
-
-func (x *WatchConversationResponse) GetHeartbeat() bool {
-	if x != nil {
-		return x.Heartbeat
-	}
-	return false
-}
-
-func (x *WatchConversationResponse) GetReset_() bool {
-	if x != nil {
-		return x.Reset_
-	}
-	return false
-}
-
-func (x *WatchConversationResponse) GetConversation() *Conversation {
-	if x != nil {
-		return x.Conversation
-	}
-	return nil
-}
-
-func (x *WatchConversationResponse) GetMessages() []*Message {
-	if x != nil {
-		return x.Messages
-	}
-	return nil
-}
-
-func (x *WatchConversationResponse) GetRemovedSeqs() []int32 {
-	if x != nil {
-		return x.RemovedSeqs
-	}
-	return nil
-}
-
-func (x *WatchConversationResponse) GetIntents() []*Intent {
-	if x != nil {
-		return x.Intents
-	}
-	return nil
-}
-
-func (x *WatchConversationResponse) GetFlowSteps() []*FlowStep {
-	if x != nil {
-		return x.FlowSteps
-	}
-	return nil
-}
-
-func (x *WatchConversationResponse) GetToolCalls() []*ToolCall {
-	if x != nil {
-		return x.ToolCalls
-	}
-	return nil
-}
-
-func (x *WatchConversationResponse) GetSummaries() []*Summary {
-	if x != nil {
-		return x.Summaries
-	}
-	return nil
-}
-
-func (x *WatchConversationResponse) GetFragments() []*Fragment {
-	if x != nil {
-		return x.Fragments
-	}
-	return nil
-}
-
-func (x *WatchConversationResponse) GetDeleted() bool {
-	if x != nil {
-		return x.Deleted
-	}
-	return false
-}
-
-func (x *WatchConversationResponse) GetSignal() *LiveSignal {
-	if x != nil {
-		return x.Signal
-	}
-	return nil
-}
-
-func (x *WatchConversationResponse) GetMore() bool {
-	if x != nil {
-		return x.More
-	}
-	return false
-}
-
-// LiveSignal is what a live connection tells of the moment.
-type LiveSignal struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The number of the connection, and the frame that told it.
-	FromConnection int32 `protobuf:"varint,1,opt,name=from_connection,json=fromConnection,proto3" json:"from_connection,omitempty"`
-	// The frame that it came with.
-	ClientIndex int32 `protobuf:"varint,2,opt,name=client_index,json=clientIndex,proto3" json:"client_index,omitempty"`
-	// The voice turn as it is now, with the words that the user is saying.
-	Voice         *VoiceState `protobuf:"bytes,3,opt,name=voice,proto3" json:"voice,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *LiveSignal) Reset() {
-	*x = LiveSignal{}
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[32]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *LiveSignal) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*LiveSignal) ProtoMessage() {}
-
-func (x *LiveSignal) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_service_proto_msgTypes[32]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use LiveSignal.ProtoReflect.Descriptor instead.
-func (*LiveSignal) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_service_proto_rawDescGZIP(), []int{32}
-}
-
-func (x *LiveSignal) GetFromConnection() int32 {
-	if x != nil {
-		return x.FromConnection
-	}
-	return 0
-}
-
-func (x *LiveSignal) GetClientIndex() int32 {
-	if x != nil {
-		return x.ClientIndex
-	}
-	return 0
-}
-
-func (x *LiveSignal) GetVoice() *VoiceState {
-	if x != nil {
-		return x.Voice
-	}
-	return nil
-}
-
 var File_holdfast_conversation_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
@@ -2946,40 +2650,12 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x02atB\r\n" +
 	"\v_if_version\"f\n" +
 	"\x18ForkConversationResponse\x12J\n" +
-	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\"\xc0\x01\n" +
-	"\x18WatchConversationRequest\x12E\n" +
-	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12,\n" +
-	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\x12/\n" +
-	"\rmessage_limit\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\fmessageLimit\"\xc8\x05\n" +
-	"\x19WatchConversationResponse\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\x03R\aversion\x12\x1c\n" +
-	"\theartbeat\x18\x02 \x01(\bR\theartbeat\x12\x14\n" +
-	"\x05reset\x18\x03 \x01(\bR\x05reset\x12J\n" +
-	"\fconversation\x18\x04 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation\x12=\n" +
-	"\bmessages\x18\x05 \x03(\v2!.holdfast.conversation.v1.MessageR\bmessages\x12!\n" +
-	"\fremoved_seqs\x18\x06 \x03(\x05R\vremovedSeqs\x12:\n" +
-	"\aintents\x18\a \x03(\v2 .holdfast.conversation.v1.IntentR\aintents\x12A\n" +
-	"\n" +
-	"flow_steps\x18\b \x03(\v2\".holdfast.conversation.v1.FlowStepR\tflowSteps\x12A\n" +
-	"\n" +
-	"tool_calls\x18\t \x03(\v2\".holdfast.conversation.v1.ToolCallR\ttoolCalls\x12?\n" +
-	"\tsummaries\x18\n" +
-	" \x03(\v2!.holdfast.conversation.v1.SummaryR\tsummaries\x12@\n" +
-	"\tfragments\x18\v \x03(\v2\".holdfast.conversation.v1.FragmentR\tfragments\x12\x18\n" +
-	"\adeleted\x18\f \x01(\bR\adeleted\x12<\n" +
-	"\x06signal\x18\r \x01(\v2$.holdfast.conversation.v1.LiveSignalR\x06signal\x12\x12\n" +
-	"\x04more\x18\x0e \x01(\bR\x04more\"\x94\x01\n" +
-	"\n" +
-	"LiveSignal\x12'\n" +
-	"\x0ffrom_connection\x18\x01 \x01(\x05R\x0efromConnection\x12!\n" +
-	"\fclient_index\x18\x02 \x01(\x05R\vclientIndex\x12:\n" +
-	"\x05voice\x18\x03 \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice*\x8d\x01\n" +
+	"\fconversation\x18\x01 \x01(\v2&.holdfast.conversation.v1.ConversationR\fconversation*\x8d\x01\n" +
 	"\rContextFormat\x12\x1e\n" +
 	"\x1aCONTEXT_FORMAT_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CONTEXT_FORMAT_NEUTRAL\x10\x01\x12\"\n" +
 	"\x1eCONTEXT_FORMAT_GEMINI_CONTENTS\x10\x02\x12\x1c\n" +
-	"\x18CONTEXT_FORMAT_LIVE_SEED\x10\x032\xd4\r\n" +
+	"\x18CONTEXT_FORMAT_LIVE_SEED\x10\x032\xd1\f\n" +
 	"\x13ConversationService\x12\x81\x01\n" +
 	"\x12CreateConversation\x123.holdfast.conversation.v1.CreateConversationRequest\x1a4.holdfast.conversation.v1.CreateConversationResponse\"\x00\x12{\n" +
 	"\x0fGetConversation\x120.holdfast.conversation.v1.GetConversationRequest\x1a1.holdfast.conversation.v1.GetConversationResponse\"\x03\x90\x02\x01\x12\x81\x01\n" +
@@ -2993,8 +2669,7 @@ const file_holdfast_conversation_v1_service_proto_rawDesc = "" +
 	"\x10GetContextWindow\x121.holdfast.conversation.v1.GetContextWindowRequest\x1a2.holdfast.conversation.v1.GetContextWindowResponse\"\x03\x90\x02\x01\x12~\n" +
 	"\x11ProposeCompaction\x122.holdfast.conversation.v1.ProposeCompactionRequest\x1a3.holdfast.conversation.v1.ProposeCompactionResponse\"\x00\x12{\n" +
 	"\x10CommitCompaction\x121.holdfast.conversation.v1.CommitCompactionRequest\x1a2.holdfast.conversation.v1.CommitCompactionResponse\"\x00\x12{\n" +
-	"\x10ForkConversation\x121.holdfast.conversation.v1.ForkConversationRequest\x1a2.holdfast.conversation.v1.ForkConversationResponse\"\x00\x12\x80\x01\n" +
-	"\x11WatchConversation\x122.holdfast.conversation.v1.WatchConversationRequest\x1a3.holdfast.conversation.v1.WatchConversationResponse\"\x000\x01B\xe4\x01\n" +
+	"\x10ForkConversation\x121.holdfast.conversation.v1.ForkConversationRequest\x1a2.holdfast.conversation.v1.ForkConversationResponse\"\x00B\xe4\x01\n" +
 	"\x1ccom.holdfast.conversation.v1B\fServiceProtoP\x01Z4holdfast/gen/holdfast/conversation/v1;conversationv1\xa2\x02\x03HCX\xaa\x02\x18Holdfast.Conversation.V1\xca\x02\x18Holdfast\\Conversation\\V1\xe2\x02$Holdfast\\Conversation\\V1\\GPBMetadata\xea\x02\x1aHoldfast::Conversation::V1b\x06proto3"
 
 var (
@@ -3010,7 +2685,7 @@ func file_holdfast_conversation_v1_service_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_conversation_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_holdfast_conversation_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_holdfast_conversation_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_holdfast_conversation_v1_service_proto_goTypes = []any{
 	(ContextFormat)(0),                 // 0: holdfast.conversation.v1.ContextFormat
 	(*CreateConversationRequest)(nil),  // 1: holdfast.conversation.v1.CreateConversationRequest
@@ -3043,112 +2718,97 @@ var file_holdfast_conversation_v1_service_proto_goTypes = []any{
 	(*CommitCompactionResponse)(nil),   // 28: holdfast.conversation.v1.CommitCompactionResponse
 	(*ForkConversationRequest)(nil),    // 29: holdfast.conversation.v1.ForkConversationRequest
 	(*ForkConversationResponse)(nil),   // 30: holdfast.conversation.v1.ForkConversationResponse
-	(*WatchConversationRequest)(nil),   // 31: holdfast.conversation.v1.WatchConversationRequest
-	(*WatchConversationResponse)(nil),  // 32: holdfast.conversation.v1.WatchConversationResponse
-	(*LiveSignal)(nil),                 // 33: holdfast.conversation.v1.LiveSignal
-	nil,                                // 34: holdfast.conversation.v1.ConversationFilter.LabelsEntry
-	(*Conversation)(nil),               // 35: holdfast.conversation.v1.Conversation
-	(*Message)(nil),                    // 36: holdfast.conversation.v1.Message
-	(*timestamppb.Timestamp)(nil),      // 37: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil),      // 38: google.protobuf.FieldMask
-	(*Intent)(nil),                     // 39: holdfast.conversation.v1.Intent
-	(*FlowStep)(nil),                   // 40: holdfast.conversation.v1.FlowStep
-	(*VoiceState)(nil),                 // 41: holdfast.conversation.v1.VoiceState
-	(RecordType)(0),                    // 42: holdfast.conversation.v1.RecordType
-	(*Record)(nil),                     // 43: holdfast.conversation.v1.Record
-	(*Summary)(nil),                    // 44: holdfast.conversation.v1.Summary
-	(*ToolCall)(nil),                   // 45: holdfast.conversation.v1.ToolCall
-	(*structpb.Struct)(nil),            // 46: google.protobuf.Struct
-	(*durationpb.Duration)(nil),        // 47: google.protobuf.Duration
-	(*v1.Lease)(nil),                   // 48: holdfast.type.v1.Lease
-	(*Fragment)(nil),                   // 49: holdfast.conversation.v1.Fragment
+	nil,                                // 31: holdfast.conversation.v1.ConversationFilter.LabelsEntry
+	(*Conversation)(nil),               // 32: holdfast.conversation.v1.Conversation
+	(*Message)(nil),                    // 33: holdfast.conversation.v1.Message
+	(*timestamppb.Timestamp)(nil),      // 34: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),      // 35: google.protobuf.FieldMask
+	(*Intent)(nil),                     // 36: holdfast.conversation.v1.Intent
+	(*FlowStep)(nil),                   // 37: holdfast.conversation.v1.FlowStep
+	(*VoiceState)(nil),                 // 38: holdfast.conversation.v1.VoiceState
+	(RecordType)(0),                    // 39: holdfast.conversation.v1.RecordType
+	(*Record)(nil),                     // 40: holdfast.conversation.v1.Record
+	(*Summary)(nil),                    // 41: holdfast.conversation.v1.Summary
+	(*ToolCall)(nil),                   // 42: holdfast.conversation.v1.ToolCall
+	(*structpb.Struct)(nil),            // 43: google.protobuf.Struct
+	(*durationpb.Duration)(nil),        // 44: google.protobuf.Duration
+	(*v1.Lease)(nil),                   // 45: holdfast.type.v1.Lease
 }
 var file_holdfast_conversation_v1_service_proto_depIdxs = []int32{
-	35, // 0: holdfast.conversation.v1.CreateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
-	36, // 1: holdfast.conversation.v1.CreateConversationRequest.messages:type_name -> holdfast.conversation.v1.Message
-	35, // 2: holdfast.conversation.v1.CreateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	36, // 3: holdfast.conversation.v1.CreateConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
-	35, // 4: holdfast.conversation.v1.GetConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	36, // 5: holdfast.conversation.v1.GetConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
+	32, // 0: holdfast.conversation.v1.CreateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
+	33, // 1: holdfast.conversation.v1.CreateConversationRequest.messages:type_name -> holdfast.conversation.v1.Message
+	32, // 2: holdfast.conversation.v1.CreateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	33, // 3: holdfast.conversation.v1.CreateConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
+	32, // 4: holdfast.conversation.v1.GetConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	33, // 5: holdfast.conversation.v1.GetConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
 	6,  // 6: holdfast.conversation.v1.ListConversationsRequest.filter:type_name -> holdfast.conversation.v1.ConversationFilter
-	34, // 7: holdfast.conversation.v1.ConversationFilter.labels:type_name -> holdfast.conversation.v1.ConversationFilter.LabelsEntry
-	37, // 8: holdfast.conversation.v1.ConversationFilter.active_since:type_name -> google.protobuf.Timestamp
-	35, // 9: holdfast.conversation.v1.ListConversationsResponse.conversations:type_name -> holdfast.conversation.v1.Conversation
-	35, // 10: holdfast.conversation.v1.UpdateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
-	38, // 11: holdfast.conversation.v1.UpdateConversationRequest.update_mask:type_name -> google.protobuf.FieldMask
-	35, // 12: holdfast.conversation.v1.UpdateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	36, // 13: holdfast.conversation.v1.AppendRequest.messages:type_name -> holdfast.conversation.v1.Message
-	39, // 14: holdfast.conversation.v1.AppendRequest.intents:type_name -> holdfast.conversation.v1.Intent
-	40, // 15: holdfast.conversation.v1.AppendRequest.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
-	41, // 16: holdfast.conversation.v1.AppendRequest.voice:type_name -> holdfast.conversation.v1.VoiceState
-	35, // 17: holdfast.conversation.v1.AppendRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
-	36, // 18: holdfast.conversation.v1.AppendResponse.messages:type_name -> holdfast.conversation.v1.Message
+	31, // 7: holdfast.conversation.v1.ConversationFilter.labels:type_name -> holdfast.conversation.v1.ConversationFilter.LabelsEntry
+	34, // 8: holdfast.conversation.v1.ConversationFilter.active_since:type_name -> google.protobuf.Timestamp
+	32, // 9: holdfast.conversation.v1.ListConversationsResponse.conversations:type_name -> holdfast.conversation.v1.Conversation
+	32, // 10: holdfast.conversation.v1.UpdateConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
+	35, // 11: holdfast.conversation.v1.UpdateConversationRequest.update_mask:type_name -> google.protobuf.FieldMask
+	32, // 12: holdfast.conversation.v1.UpdateConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	33, // 13: holdfast.conversation.v1.AppendRequest.messages:type_name -> holdfast.conversation.v1.Message
+	36, // 14: holdfast.conversation.v1.AppendRequest.intents:type_name -> holdfast.conversation.v1.Intent
+	37, // 15: holdfast.conversation.v1.AppendRequest.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
+	38, // 16: holdfast.conversation.v1.AppendRequest.voice:type_name -> holdfast.conversation.v1.VoiceState
+	32, // 17: holdfast.conversation.v1.AppendRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
+	33, // 18: holdfast.conversation.v1.AppendResponse.messages:type_name -> holdfast.conversation.v1.Message
 	15, // 19: holdfast.conversation.v1.EditMessagesRequest.updates:type_name -> holdfast.conversation.v1.MessageUpdate
-	36, // 20: holdfast.conversation.v1.EditMessagesRequest.messages:type_name -> holdfast.conversation.v1.Message
-	36, // 21: holdfast.conversation.v1.MessageUpdate.message:type_name -> holdfast.conversation.v1.Message
-	38, // 22: holdfast.conversation.v1.MessageUpdate.update_mask:type_name -> google.protobuf.FieldMask
-	36, // 23: holdfast.conversation.v1.EditMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
-	36, // 24: holdfast.conversation.v1.EditMessagesResponse.removed:type_name -> holdfast.conversation.v1.Message
-	36, // 25: holdfast.conversation.v1.ListMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
-	42, // 26: holdfast.conversation.v1.ListRecordsRequest.types:type_name -> holdfast.conversation.v1.RecordType
-	43, // 27: holdfast.conversation.v1.ListRecordsResponse.records:type_name -> holdfast.conversation.v1.Record
+	33, // 20: holdfast.conversation.v1.EditMessagesRequest.messages:type_name -> holdfast.conversation.v1.Message
+	33, // 21: holdfast.conversation.v1.MessageUpdate.message:type_name -> holdfast.conversation.v1.Message
+	35, // 22: holdfast.conversation.v1.MessageUpdate.update_mask:type_name -> google.protobuf.FieldMask
+	33, // 23: holdfast.conversation.v1.EditMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
+	33, // 24: holdfast.conversation.v1.EditMessagesResponse.removed:type_name -> holdfast.conversation.v1.Message
+	33, // 25: holdfast.conversation.v1.ListMessagesResponse.messages:type_name -> holdfast.conversation.v1.Message
+	39, // 26: holdfast.conversation.v1.ListRecordsRequest.types:type_name -> holdfast.conversation.v1.RecordType
+	40, // 27: holdfast.conversation.v1.ListRecordsResponse.records:type_name -> holdfast.conversation.v1.Record
 	0,  // 28: holdfast.conversation.v1.GetContextWindowRequest.format:type_name -> holdfast.conversation.v1.ContextFormat
-	44, // 29: holdfast.conversation.v1.ContextItem.summary:type_name -> holdfast.conversation.v1.Summary
-	36, // 30: holdfast.conversation.v1.ContextItem.message:type_name -> holdfast.conversation.v1.Message
-	45, // 31: holdfast.conversation.v1.ContextItem.tool_call:type_name -> holdfast.conversation.v1.ToolCall
+	41, // 29: holdfast.conversation.v1.ContextItem.summary:type_name -> holdfast.conversation.v1.Summary
+	33, // 30: holdfast.conversation.v1.ContextItem.message:type_name -> holdfast.conversation.v1.Message
+	42, // 31: holdfast.conversation.v1.ContextItem.tool_call:type_name -> holdfast.conversation.v1.ToolCall
 	22, // 32: holdfast.conversation.v1.GetContextWindowResponse.window:type_name -> holdfast.conversation.v1.ContextWindow
 	23, // 33: holdfast.conversation.v1.GetContextWindowResponse.items:type_name -> holdfast.conversation.v1.ContextItem
-	46, // 34: holdfast.conversation.v1.GetContextWindowResponse.contents:type_name -> google.protobuf.Struct
-	46, // 35: holdfast.conversation.v1.GetContextWindowResponse.system_instruction:type_name -> google.protobuf.Struct
-	46, // 36: holdfast.conversation.v1.GetContextWindowResponse.seed:type_name -> google.protobuf.Struct
-	47, // 37: holdfast.conversation.v1.ProposeCompactionRequest.lease_duration:type_name -> google.protobuf.Duration
-	48, // 38: holdfast.conversation.v1.ProposeCompactionResponse.lease:type_name -> holdfast.type.v1.Lease
-	44, // 39: holdfast.conversation.v1.ProposeCompactionResponse.previous:type_name -> holdfast.conversation.v1.Summary
-	44, // 40: holdfast.conversation.v1.CommitCompactionResponse.summary:type_name -> holdfast.conversation.v1.Summary
-	35, // 41: holdfast.conversation.v1.ForkConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
-	35, // 42: holdfast.conversation.v1.ForkConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	35, // 43: holdfast.conversation.v1.WatchConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
-	36, // 44: holdfast.conversation.v1.WatchConversationResponse.messages:type_name -> holdfast.conversation.v1.Message
-	39, // 45: holdfast.conversation.v1.WatchConversationResponse.intents:type_name -> holdfast.conversation.v1.Intent
-	40, // 46: holdfast.conversation.v1.WatchConversationResponse.flow_steps:type_name -> holdfast.conversation.v1.FlowStep
-	45, // 47: holdfast.conversation.v1.WatchConversationResponse.tool_calls:type_name -> holdfast.conversation.v1.ToolCall
-	44, // 48: holdfast.conversation.v1.WatchConversationResponse.summaries:type_name -> holdfast.conversation.v1.Summary
-	49, // 49: holdfast.conversation.v1.WatchConversationResponse.fragments:type_name -> holdfast.conversation.v1.Fragment
-	33, // 50: holdfast.conversation.v1.WatchConversationResponse.signal:type_name -> holdfast.conversation.v1.LiveSignal
-	41, // 51: holdfast.conversation.v1.LiveSignal.voice:type_name -> holdfast.conversation.v1.VoiceState
-	1,  // 52: holdfast.conversation.v1.ConversationService.CreateConversation:input_type -> holdfast.conversation.v1.CreateConversationRequest
-	3,  // 53: holdfast.conversation.v1.ConversationService.GetConversation:input_type -> holdfast.conversation.v1.GetConversationRequest
-	5,  // 54: holdfast.conversation.v1.ConversationService.ListConversations:input_type -> holdfast.conversation.v1.ListConversationsRequest
-	8,  // 55: holdfast.conversation.v1.ConversationService.UpdateConversation:input_type -> holdfast.conversation.v1.UpdateConversationRequest
-	10, // 56: holdfast.conversation.v1.ConversationService.DeleteConversation:input_type -> holdfast.conversation.v1.DeleteConversationRequest
-	12, // 57: holdfast.conversation.v1.ConversationService.Append:input_type -> holdfast.conversation.v1.AppendRequest
-	14, // 58: holdfast.conversation.v1.ConversationService.EditMessages:input_type -> holdfast.conversation.v1.EditMessagesRequest
-	17, // 59: holdfast.conversation.v1.ConversationService.ListMessages:input_type -> holdfast.conversation.v1.ListMessagesRequest
-	19, // 60: holdfast.conversation.v1.ConversationService.ListRecords:input_type -> holdfast.conversation.v1.ListRecordsRequest
-	21, // 61: holdfast.conversation.v1.ConversationService.GetContextWindow:input_type -> holdfast.conversation.v1.GetContextWindowRequest
-	25, // 62: holdfast.conversation.v1.ConversationService.ProposeCompaction:input_type -> holdfast.conversation.v1.ProposeCompactionRequest
-	27, // 63: holdfast.conversation.v1.ConversationService.CommitCompaction:input_type -> holdfast.conversation.v1.CommitCompactionRequest
-	29, // 64: holdfast.conversation.v1.ConversationService.ForkConversation:input_type -> holdfast.conversation.v1.ForkConversationRequest
-	31, // 65: holdfast.conversation.v1.ConversationService.WatchConversation:input_type -> holdfast.conversation.v1.WatchConversationRequest
-	2,  // 66: holdfast.conversation.v1.ConversationService.CreateConversation:output_type -> holdfast.conversation.v1.CreateConversationResponse
-	4,  // 67: holdfast.conversation.v1.ConversationService.GetConversation:output_type -> holdfast.conversation.v1.GetConversationResponse
-	7,  // 68: holdfast.conversation.v1.ConversationService.ListConversations:output_type -> holdfast.conversation.v1.ListConversationsResponse
-	9,  // 69: holdfast.conversation.v1.ConversationService.UpdateConversation:output_type -> holdfast.conversation.v1.UpdateConversationResponse
-	11, // 70: holdfast.conversation.v1.ConversationService.DeleteConversation:output_type -> holdfast.conversation.v1.DeleteConversationResponse
-	13, // 71: holdfast.conversation.v1.ConversationService.Append:output_type -> holdfast.conversation.v1.AppendResponse
-	16, // 72: holdfast.conversation.v1.ConversationService.EditMessages:output_type -> holdfast.conversation.v1.EditMessagesResponse
-	18, // 73: holdfast.conversation.v1.ConversationService.ListMessages:output_type -> holdfast.conversation.v1.ListMessagesResponse
-	20, // 74: holdfast.conversation.v1.ConversationService.ListRecords:output_type -> holdfast.conversation.v1.ListRecordsResponse
-	24, // 75: holdfast.conversation.v1.ConversationService.GetContextWindow:output_type -> holdfast.conversation.v1.GetContextWindowResponse
-	26, // 76: holdfast.conversation.v1.ConversationService.ProposeCompaction:output_type -> holdfast.conversation.v1.ProposeCompactionResponse
-	28, // 77: holdfast.conversation.v1.ConversationService.CommitCompaction:output_type -> holdfast.conversation.v1.CommitCompactionResponse
-	30, // 78: holdfast.conversation.v1.ConversationService.ForkConversation:output_type -> holdfast.conversation.v1.ForkConversationResponse
-	32, // 79: holdfast.conversation.v1.ConversationService.WatchConversation:output_type -> holdfast.conversation.v1.WatchConversationResponse
-	66, // [66:80] is the sub-list for method output_type
-	52, // [52:66] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	43, // 34: holdfast.conversation.v1.GetContextWindowResponse.contents:type_name -> google.protobuf.Struct
+	43, // 35: holdfast.conversation.v1.GetContextWindowResponse.system_instruction:type_name -> google.protobuf.Struct
+	43, // 36: holdfast.conversation.v1.GetContextWindowResponse.seed:type_name -> google.protobuf.Struct
+	44, // 37: holdfast.conversation.v1.ProposeCompactionRequest.lease_duration:type_name -> google.protobuf.Duration
+	45, // 38: holdfast.conversation.v1.ProposeCompactionResponse.lease:type_name -> holdfast.type.v1.Lease
+	41, // 39: holdfast.conversation.v1.ProposeCompactionResponse.previous:type_name -> holdfast.conversation.v1.Summary
+	41, // 40: holdfast.conversation.v1.CommitCompactionResponse.summary:type_name -> holdfast.conversation.v1.Summary
+	32, // 41: holdfast.conversation.v1.ForkConversationRequest.conversation:type_name -> holdfast.conversation.v1.Conversation
+	32, // 42: holdfast.conversation.v1.ForkConversationResponse.conversation:type_name -> holdfast.conversation.v1.Conversation
+	1,  // 43: holdfast.conversation.v1.ConversationService.CreateConversation:input_type -> holdfast.conversation.v1.CreateConversationRequest
+	3,  // 44: holdfast.conversation.v1.ConversationService.GetConversation:input_type -> holdfast.conversation.v1.GetConversationRequest
+	5,  // 45: holdfast.conversation.v1.ConversationService.ListConversations:input_type -> holdfast.conversation.v1.ListConversationsRequest
+	8,  // 46: holdfast.conversation.v1.ConversationService.UpdateConversation:input_type -> holdfast.conversation.v1.UpdateConversationRequest
+	10, // 47: holdfast.conversation.v1.ConversationService.DeleteConversation:input_type -> holdfast.conversation.v1.DeleteConversationRequest
+	12, // 48: holdfast.conversation.v1.ConversationService.Append:input_type -> holdfast.conversation.v1.AppendRequest
+	14, // 49: holdfast.conversation.v1.ConversationService.EditMessages:input_type -> holdfast.conversation.v1.EditMessagesRequest
+	17, // 50: holdfast.conversation.v1.ConversationService.ListMessages:input_type -> holdfast.conversation.v1.ListMessagesRequest
+	19, // 51: holdfast.conversation.v1.ConversationService.ListRecords:input_type -> holdfast.conversation.v1.ListRecordsRequest
+	21, // 52: holdfast.conversation.v1.ConversationService.GetContextWindow:input_type -> holdfast.conversation.v1.GetContextWindowRequest
+	25, // 53: holdfast.conversation.v1.ConversationService.ProposeCompaction:input_type -> holdfast.conversation.v1.ProposeCompactionRequest
+	27, // 54: holdfast.conversation.v1.ConversationService.CommitCompaction:input_type -> holdfast.conversation.v1.CommitCompactionRequest
+	29, // 55: holdfast.conversation.v1.ConversationService.ForkConversation:input_type -> holdfast.conversation.v1.ForkConversationRequest
+	2,  // 56: holdfast.conversation.v1.ConversationService.CreateConversation:output_type -> holdfast.conversation.v1.CreateConversationResponse
+	4,  // 57: holdfast.conversation.v1.ConversationService.GetConversation:output_type -> holdfast.conversation.v1.GetConversationResponse
+	7,  // 58: holdfast.conversation.v1.ConversationService.ListConversations:output_type -> holdfast.conversation.v1.ListConversationsResponse
+	9,  // 59: holdfast.conversation.v1.ConversationService.UpdateConversation:output_type -> holdfast.conversation.v1.UpdateConversationResponse
+	11, // 60: holdfast.conversation.v1.ConversationService.DeleteConversation:output_type -> holdfast.conversation.v1.DeleteConversationResponse
+	13, // 61: holdfast.conversation.v1.ConversationService.Append:output_type -> holdfast.conversation.v1.AppendResponse
+	16, // 62: holdfast.conversation.v1.ConversationService.EditMessages:output_type -> holdfast.conversation.v1.EditMessagesResponse
+	18, // 63: holdfast.conversation.v1.ConversationService.ListMessages:output_type -> holdfast.conversation.v1.ListMessagesResponse
+	20, // 64: holdfast.conversation.v1.ConversationService.ListRecords:output_type -> holdfast.conversation.v1.ListRecordsResponse
+	24, // 65: holdfast.conversation.v1.ConversationService.GetContextWindow:output_type -> holdfast.conversation.v1.GetContextWindowResponse
+	26, // 66: holdfast.conversation.v1.ConversationService.ProposeCompaction:output_type -> holdfast.conversation.v1.ProposeCompactionResponse
+	28, // 67: holdfast.conversation.v1.ConversationService.CommitCompaction:output_type -> holdfast.conversation.v1.CommitCompactionResponse
+	30, // 68: holdfast.conversation.v1.ConversationService.ForkConversation:output_type -> holdfast.conversation.v1.ForkConversationResponse
+	56, // [56:69] is the sub-list for method output_type
+	43, // [43:56] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_conversation_v1_service_proto_init() }
@@ -3181,7 +2841,7 @@ func file_holdfast_conversation_v1_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_conversation_v1_service_proto_rawDesc), len(file_holdfast_conversation_v1_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   34,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -2197,153 +2197,6 @@ func (x *UpdateApiResponse) GetApi() *Api {
 	return nil
 }
 
-// WatchApiRequest is what WatchApi is asked.
-type WatchApiRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The API's name.
-	Api string `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	// The last version that one has; 0: none.
-	AfterVersion  int64 `protobuf:"varint,2,opt,name=after_version,json=afterVersion,proto3" json:"after_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *WatchApiRequest) Reset() {
-	*x = WatchApiRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[23]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WatchApiRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WatchApiRequest) ProtoMessage() {}
-
-func (x *WatchApiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[23]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WatchApiRequest.ProtoReflect.Descriptor instead.
-func (*WatchApiRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{23}
-}
-
-func (x *WatchApiRequest) GetApi() string {
-	if x != nil {
-		return x.Api
-	}
-	return ""
-}
-
-func (x *WatchApiRequest) GetAfterVersion() int64 {
-	if x != nil {
-		return x.AfterVersion
-	}
-	return 0
-}
-
-// WatchApiResponse is what WatchApi answers.
-type WatchApiResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Nothing new: the stream is alive.
-	Heartbeat bool `protobuf:"varint,1,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
-	// A snapshot: forget what came before.
-	Reset_ bool `protobuf:"varint,2,opt,name=reset,proto3" json:"reset,omitempty"`
-	// Unset in a heartbeat.
-	Api *Api `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
-	// The calls that changed, the caller's own or, for a service, all.
-	Calls []*Call `protobuf:"bytes,4,rep,name=calls,proto3" json:"calls,omitempty"`
-	// The last version of which nothing is missing: a client that is cut off goes on from there. It is 0 while a snapshot is not
-	// complete.
-	Version int64 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
-	// True where more follows at once, because it would have been more than 2 MiB in one message.
-	More          bool `protobuf:"varint,6,opt,name=more,proto3" json:"more,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *WatchApiResponse) Reset() {
-	*x = WatchApiResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[24]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WatchApiResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WatchApiResponse) ProtoMessage() {}
-
-func (x *WatchApiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[24]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WatchApiResponse.ProtoReflect.Descriptor instead.
-func (*WatchApiResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{24}
-}
-
-func (x *WatchApiResponse) GetHeartbeat() bool {
-	if x != nil {
-		return x.Heartbeat
-	}
-	return false
-}
-
-func (x *WatchApiResponse) GetReset_() bool {
-	if x != nil {
-		return x.Reset_
-	}
-	return false
-}
-
-func (x *WatchApiResponse) GetApi() *Api {
-	if x != nil {
-		return x.Api
-	}
-	return nil
-}
-
-func (x *WatchApiResponse) GetCalls() []*Call {
-	if x != nil {
-		return x.Calls
-	}
-	return nil
-}
-
-func (x *WatchApiResponse) GetVersion() int64 {
-	if x != nil {
-		return x.Version
-	}
-	return 0
-}
-
-func (x *WatchApiResponse) GetMore() bool {
-	if x != nil {
-		return x.More
-	}
-	return false
-}
-
 var File_holdfast_coordination_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
@@ -2522,17 +2375,7 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\x05clear\x18\x06 \x03(\x0e2\x1f.holdfast.coordination.v1.ClearB\x11\xbaH\x0e\x92\x01\v\x10\x04\"\a\x82\x01\x04\x10\x01 \x00R\x05clearB\r\n" +
 	"\v_if_version\"D\n" +
 	"\x11UpdateApiResponse\x12/\n" +
-	"\x03api\x18\x01 \x01(\v2\x1d.holdfast.coordination.v1.ApiR\x03api\"o\n" +
-	"\x0fWatchApiRequest\x12.\n" +
-	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12,\n" +
-	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\xdb\x01\n" +
-	"\x10WatchApiResponse\x12\x1c\n" +
-	"\theartbeat\x18\x01 \x01(\bR\theartbeat\x12\x14\n" +
-	"\x05reset\x18\x02 \x01(\bR\x05reset\x12/\n" +
-	"\x03api\x18\x03 \x01(\v2\x1d.holdfast.coordination.v1.ApiR\x03api\x124\n" +
-	"\x05calls\x18\x04 \x03(\v2\x1e.holdfast.coordination.v1.CallR\x05calls\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\x03R\aversion\x12\x12\n" +
-	"\x04more\x18\x06 \x01(\bR\x04more*\xa6\x01\n" +
+	"\x03api\x18\x01 \x01(\v2\x1d.holdfast.coordination.v1.ApiR\x03api*\xa6\x01\n" +
 	"\bDecision\x12\x18\n" +
 	"\x14DECISION_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10DECISION_PROCEED\x10\x01\x12\x11\n" +
@@ -2559,7 +2402,7 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\vCLEAR_PAUSE\x10\x01\x12\x11\n" +
 	"\rCLEAR_BREAKER\x10\x02\x12\x10\n" +
 	"\fCLEAR_LIMITS\x10\x03\x12\x10\n" +
-	"\fCLEAR_CONFIG\x10\x042\xe8\b\n" +
+	"\fCLEAR_CONFIG\x10\x042\x81\b\n" +
 	"\x13CoordinationService\x12f\n" +
 	"\tBeginCall\x12*.holdfast.coordination.v1.BeginCallRequest\x1a+.holdfast.coordination.v1.BeginCallResponse\"\x00\x12i\n" +
 	"\n" +
@@ -2571,8 +2414,7 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\x06Report\x12'.holdfast.coordination.v1.ReportRequest\x1a(.holdfast.coordination.v1.ReportResponse\"\x00\x12]\n" +
 	"\x06GetApi\x12'.holdfast.coordination.v1.GetApiRequest\x1a(.holdfast.coordination.v1.GetApiResponse\"\x00\x12c\n" +
 	"\bListApis\x12).holdfast.coordination.v1.ListApisRequest\x1a*.holdfast.coordination.v1.ListApisResponse\"\x00\x12f\n" +
-	"\tUpdateApi\x12*.holdfast.coordination.v1.UpdateApiRequest\x1a+.holdfast.coordination.v1.UpdateApiResponse\"\x00\x12e\n" +
-	"\bWatchApi\x12).holdfast.coordination.v1.WatchApiRequest\x1a*.holdfast.coordination.v1.WatchApiResponse\"\x000\x01B\xe4\x01\n" +
+	"\tUpdateApi\x12*.holdfast.coordination.v1.UpdateApiRequest\x1a+.holdfast.coordination.v1.UpdateApiResponse\"\x00B\xe4\x01\n" +
 	"\x1ccom.holdfast.coordination.v1B\fServiceProtoP\x01Z4holdfast/gen/holdfast/coordination/v1;coordinationv1\xa2\x02\x03HCX\xaa\x02\x18Holdfast.Coordination.V1\xca\x02\x18Holdfast\\Coordination\\V1\xe2\x02$Holdfast\\Coordination\\V1\\GPBMetadata\xea\x02\x1aHoldfast::Coordination::V1b\x06proto3"
 
 var (
@@ -2588,7 +2430,7 @@ func file_holdfast_coordination_v1_service_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_coordination_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_holdfast_coordination_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_holdfast_coordination_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_holdfast_coordination_v1_service_proto_goTypes = []any{
 	(Decision)(0),                 // 0: holdfast.coordination.v1.Decision
 	(WaitReason)(0),               // 1: holdfast.coordination.v1.WaitReason
@@ -2617,95 +2459,89 @@ var file_holdfast_coordination_v1_service_proto_goTypes = []any{
 	(*ListApisResponse)(nil),      // 24: holdfast.coordination.v1.ListApisResponse
 	(*UpdateApiRequest)(nil),      // 25: holdfast.coordination.v1.UpdateApiRequest
 	(*UpdateApiResponse)(nil),     // 26: holdfast.coordination.v1.UpdateApiResponse
-	(*WatchApiRequest)(nil),       // 27: holdfast.coordination.v1.WatchApiRequest
-	(*WatchApiResponse)(nil),      // 28: holdfast.coordination.v1.WatchApiResponse
-	(*durationpb.Duration)(nil),   // 29: google.protobuf.Duration
-	(*Call)(nil),                  // 30: holdfast.coordination.v1.Call
-	(*v1.Lease)(nil),              // 31: holdfast.type.v1.Lease
-	(*Standing)(nil),              // 32: holdfast.coordination.v1.Standing
-	(*Outcome)(nil),               // 33: holdfast.coordination.v1.Outcome
-	(*ProviderResponse)(nil),      // 34: holdfast.coordination.v1.ProviderResponse
-	(CallStatus)(0),               // 35: holdfast.coordination.v1.CallStatus
-	(Scope)(0),                    // 36: holdfast.coordination.v1.Scope
-	(*SyncState)(nil),             // 37: holdfast.coordination.v1.SyncState
-	(*LiveSession)(nil),           // 38: holdfast.coordination.v1.LiveSession
-	(*ObservedLimit)(nil),         // 39: holdfast.coordination.v1.ObservedLimit
-	(*Api)(nil),                   // 40: holdfast.coordination.v1.Api
-	(*UsageDay)(nil),              // 41: holdfast.coordination.v1.UsageDay
-	(*ApiConfig)(nil),             // 42: holdfast.coordination.v1.ApiConfig
-	(*fieldmaskpb.FieldMask)(nil), // 43: google.protobuf.FieldMask
+	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
+	(*Call)(nil),                  // 28: holdfast.coordination.v1.Call
+	(*v1.Lease)(nil),              // 29: holdfast.type.v1.Lease
+	(*Standing)(nil),              // 30: holdfast.coordination.v1.Standing
+	(*Outcome)(nil),               // 31: holdfast.coordination.v1.Outcome
+	(*ProviderResponse)(nil),      // 32: holdfast.coordination.v1.ProviderResponse
+	(CallStatus)(0),               // 33: holdfast.coordination.v1.CallStatus
+	(Scope)(0),                    // 34: holdfast.coordination.v1.Scope
+	(*SyncState)(nil),             // 35: holdfast.coordination.v1.SyncState
+	(*LiveSession)(nil),           // 36: holdfast.coordination.v1.LiveSession
+	(*ObservedLimit)(nil),         // 37: holdfast.coordination.v1.ObservedLimit
+	(*Api)(nil),                   // 38: holdfast.coordination.v1.Api
+	(*UsageDay)(nil),              // 39: holdfast.coordination.v1.UsageDay
+	(*ApiConfig)(nil),             // 40: holdfast.coordination.v1.ApiConfig
+	(*fieldmaskpb.FieldMask)(nil), // 41: google.protobuf.FieldMask
 }
 var file_holdfast_coordination_v1_service_proto_depIdxs = []int32{
-	29, // 0: holdfast.coordination.v1.BeginCallRequest.timeout:type_name -> google.protobuf.Duration
+	27, // 0: holdfast.coordination.v1.BeginCallRequest.timeout:type_name -> google.protobuf.Duration
 	0,  // 1: holdfast.coordination.v1.BeginCallResponse.decision:type_name -> holdfast.coordination.v1.Decision
-	30, // 2: holdfast.coordination.v1.BeginCallResponse.call:type_name -> holdfast.coordination.v1.Call
-	31, // 3: holdfast.coordination.v1.BeginCallResponse.lease:type_name -> holdfast.type.v1.Lease
-	29, // 4: holdfast.coordination.v1.BeginCallResponse.send_within:type_name -> google.protobuf.Duration
-	29, // 5: holdfast.coordination.v1.BeginCallResponse.retry_after:type_name -> google.protobuf.Duration
+	28, // 2: holdfast.coordination.v1.BeginCallResponse.call:type_name -> holdfast.coordination.v1.Call
+	29, // 3: holdfast.coordination.v1.BeginCallResponse.lease:type_name -> holdfast.type.v1.Lease
+	27, // 4: holdfast.coordination.v1.BeginCallResponse.send_within:type_name -> google.protobuf.Duration
+	27, // 5: holdfast.coordination.v1.BeginCallResponse.retry_after:type_name -> google.protobuf.Duration
 	1,  // 6: holdfast.coordination.v1.BeginCallResponse.wait_reason:type_name -> holdfast.coordination.v1.WaitReason
-	32, // 7: holdfast.coordination.v1.BeginCallResponse.limits:type_name -> holdfast.coordination.v1.Standing
-	33, // 8: holdfast.coordination.v1.FinishCallRequest.completed:type_name -> holdfast.coordination.v1.Outcome
+	30, // 7: holdfast.coordination.v1.BeginCallResponse.limits:type_name -> holdfast.coordination.v1.Standing
+	31, // 8: holdfast.coordination.v1.FinishCallRequest.completed:type_name -> holdfast.coordination.v1.Outcome
 	7,  // 9: holdfast.coordination.v1.FinishCallRequest.failed:type_name -> holdfast.coordination.v1.CallFailure
-	34, // 10: holdfast.coordination.v1.FinishCallRequest.response:type_name -> holdfast.coordination.v1.ProviderResponse
+	32, // 10: holdfast.coordination.v1.FinishCallRequest.response:type_name -> holdfast.coordination.v1.ProviderResponse
 	2,  // 11: holdfast.coordination.v1.CallFailure.failure:type_name -> holdfast.coordination.v1.Failure
-	33, // 12: holdfast.coordination.v1.CallFailure.outcome:type_name -> holdfast.coordination.v1.Outcome
-	29, // 13: holdfast.coordination.v1.CallFailure.retry_after:type_name -> google.protobuf.Duration
-	30, // 14: holdfast.coordination.v1.FinishCallResponse.call:type_name -> holdfast.coordination.v1.Call
-	30, // 15: holdfast.coordination.v1.GetCallResponse.call:type_name -> holdfast.coordination.v1.Call
-	35, // 16: holdfast.coordination.v1.ListCallsRequest.statuses:type_name -> holdfast.coordination.v1.CallStatus
-	30, // 17: holdfast.coordination.v1.ListCallsResponse.calls:type_name -> holdfast.coordination.v1.Call
-	36, // 18: holdfast.coordination.v1.AcquireRequest.scope:type_name -> holdfast.coordination.v1.Scope
-	31, // 19: holdfast.coordination.v1.AcquireResponse.lease:type_name -> holdfast.type.v1.Lease
-	29, // 20: holdfast.coordination.v1.AcquireResponse.send_within:type_name -> google.protobuf.Duration
-	29, // 21: holdfast.coordination.v1.AcquireResponse.retry_after:type_name -> google.protobuf.Duration
+	31, // 12: holdfast.coordination.v1.CallFailure.outcome:type_name -> holdfast.coordination.v1.Outcome
+	27, // 13: holdfast.coordination.v1.CallFailure.retry_after:type_name -> google.protobuf.Duration
+	28, // 14: holdfast.coordination.v1.FinishCallResponse.call:type_name -> holdfast.coordination.v1.Call
+	28, // 15: holdfast.coordination.v1.GetCallResponse.call:type_name -> holdfast.coordination.v1.Call
+	33, // 16: holdfast.coordination.v1.ListCallsRequest.statuses:type_name -> holdfast.coordination.v1.CallStatus
+	28, // 17: holdfast.coordination.v1.ListCallsResponse.calls:type_name -> holdfast.coordination.v1.Call
+	34, // 18: holdfast.coordination.v1.AcquireRequest.scope:type_name -> holdfast.coordination.v1.Scope
+	29, // 19: holdfast.coordination.v1.AcquireResponse.lease:type_name -> holdfast.type.v1.Lease
+	27, // 20: holdfast.coordination.v1.AcquireResponse.send_within:type_name -> google.protobuf.Duration
+	27, // 21: holdfast.coordination.v1.AcquireResponse.retry_after:type_name -> google.protobuf.Duration
 	1,  // 22: holdfast.coordination.v1.AcquireResponse.wait_reason:type_name -> holdfast.coordination.v1.WaitReason
-	32, // 23: holdfast.coordination.v1.AcquireResponse.limits:type_name -> holdfast.coordination.v1.Standing
-	32, // 24: holdfast.coordination.v1.ReleaseResponse.limits:type_name -> holdfast.coordination.v1.Standing
-	34, // 25: holdfast.coordination.v1.ReportRequest.response:type_name -> holdfast.coordination.v1.ProviderResponse
+	30, // 23: holdfast.coordination.v1.AcquireResponse.limits:type_name -> holdfast.coordination.v1.Standing
+	30, // 24: holdfast.coordination.v1.ReleaseResponse.limits:type_name -> holdfast.coordination.v1.Standing
+	32, // 25: holdfast.coordination.v1.ReportRequest.response:type_name -> holdfast.coordination.v1.ProviderResponse
 	18, // 26: holdfast.coordination.v1.ReportRequest.sync:type_name -> holdfast.coordination.v1.SyncReport
 	19, // 27: holdfast.coordination.v1.ReportRequest.live:type_name -> holdfast.coordination.v1.LiveReport
-	37, // 28: holdfast.coordination.v1.SyncReport.state:type_name -> holdfast.coordination.v1.SyncState
-	38, // 29: holdfast.coordination.v1.LiveReport.session:type_name -> holdfast.coordination.v1.LiveSession
-	29, // 30: holdfast.coordination.v1.LiveReport.time_left:type_name -> google.protobuf.Duration
-	29, // 31: holdfast.coordination.v1.LiveReport.ttl:type_name -> google.protobuf.Duration
-	29, // 32: holdfast.coordination.v1.ReportResponse.retry_after:type_name -> google.protobuf.Duration
-	39, // 33: holdfast.coordination.v1.ReportResponse.observed:type_name -> holdfast.coordination.v1.ObservedLimit
-	40, // 34: holdfast.coordination.v1.GetApiResponse.api:type_name -> holdfast.coordination.v1.Api
-	41, // 35: holdfast.coordination.v1.GetApiResponse.usage:type_name -> holdfast.coordination.v1.UsageDay
-	40, // 36: holdfast.coordination.v1.ListApisResponse.apis:type_name -> holdfast.coordination.v1.Api
-	42, // 37: holdfast.coordination.v1.UpdateApiRequest.config:type_name -> holdfast.coordination.v1.ApiConfig
-	43, // 38: holdfast.coordination.v1.UpdateApiRequest.update_mask:type_name -> google.protobuf.FieldMask
+	35, // 28: holdfast.coordination.v1.SyncReport.state:type_name -> holdfast.coordination.v1.SyncState
+	36, // 29: holdfast.coordination.v1.LiveReport.session:type_name -> holdfast.coordination.v1.LiveSession
+	27, // 30: holdfast.coordination.v1.LiveReport.time_left:type_name -> google.protobuf.Duration
+	27, // 31: holdfast.coordination.v1.LiveReport.ttl:type_name -> google.protobuf.Duration
+	27, // 32: holdfast.coordination.v1.ReportResponse.retry_after:type_name -> google.protobuf.Duration
+	37, // 33: holdfast.coordination.v1.ReportResponse.observed:type_name -> holdfast.coordination.v1.ObservedLimit
+	38, // 34: holdfast.coordination.v1.GetApiResponse.api:type_name -> holdfast.coordination.v1.Api
+	39, // 35: holdfast.coordination.v1.GetApiResponse.usage:type_name -> holdfast.coordination.v1.UsageDay
+	38, // 36: holdfast.coordination.v1.ListApisResponse.apis:type_name -> holdfast.coordination.v1.Api
+	40, // 37: holdfast.coordination.v1.UpdateApiRequest.config:type_name -> holdfast.coordination.v1.ApiConfig
+	41, // 38: holdfast.coordination.v1.UpdateApiRequest.update_mask:type_name -> google.protobuf.FieldMask
 	3,  // 39: holdfast.coordination.v1.UpdateApiRequest.clear:type_name -> holdfast.coordination.v1.Clear
-	40, // 40: holdfast.coordination.v1.UpdateApiResponse.api:type_name -> holdfast.coordination.v1.Api
-	40, // 41: holdfast.coordination.v1.WatchApiResponse.api:type_name -> holdfast.coordination.v1.Api
-	30, // 42: holdfast.coordination.v1.WatchApiResponse.calls:type_name -> holdfast.coordination.v1.Call
-	4,  // 43: holdfast.coordination.v1.CoordinationService.BeginCall:input_type -> holdfast.coordination.v1.BeginCallRequest
-	6,  // 44: holdfast.coordination.v1.CoordinationService.FinishCall:input_type -> holdfast.coordination.v1.FinishCallRequest
-	9,  // 45: holdfast.coordination.v1.CoordinationService.GetCall:input_type -> holdfast.coordination.v1.GetCallRequest
-	11, // 46: holdfast.coordination.v1.CoordinationService.ListCalls:input_type -> holdfast.coordination.v1.ListCallsRequest
-	13, // 47: holdfast.coordination.v1.CoordinationService.Acquire:input_type -> holdfast.coordination.v1.AcquireRequest
-	15, // 48: holdfast.coordination.v1.CoordinationService.Release:input_type -> holdfast.coordination.v1.ReleaseRequest
-	17, // 49: holdfast.coordination.v1.CoordinationService.Report:input_type -> holdfast.coordination.v1.ReportRequest
-	21, // 50: holdfast.coordination.v1.CoordinationService.GetApi:input_type -> holdfast.coordination.v1.GetApiRequest
-	23, // 51: holdfast.coordination.v1.CoordinationService.ListApis:input_type -> holdfast.coordination.v1.ListApisRequest
-	25, // 52: holdfast.coordination.v1.CoordinationService.UpdateApi:input_type -> holdfast.coordination.v1.UpdateApiRequest
-	27, // 53: holdfast.coordination.v1.CoordinationService.WatchApi:input_type -> holdfast.coordination.v1.WatchApiRequest
-	5,  // 54: holdfast.coordination.v1.CoordinationService.BeginCall:output_type -> holdfast.coordination.v1.BeginCallResponse
-	8,  // 55: holdfast.coordination.v1.CoordinationService.FinishCall:output_type -> holdfast.coordination.v1.FinishCallResponse
-	10, // 56: holdfast.coordination.v1.CoordinationService.GetCall:output_type -> holdfast.coordination.v1.GetCallResponse
-	12, // 57: holdfast.coordination.v1.CoordinationService.ListCalls:output_type -> holdfast.coordination.v1.ListCallsResponse
-	14, // 58: holdfast.coordination.v1.CoordinationService.Acquire:output_type -> holdfast.coordination.v1.AcquireResponse
-	16, // 59: holdfast.coordination.v1.CoordinationService.Release:output_type -> holdfast.coordination.v1.ReleaseResponse
-	20, // 60: holdfast.coordination.v1.CoordinationService.Report:output_type -> holdfast.coordination.v1.ReportResponse
-	22, // 61: holdfast.coordination.v1.CoordinationService.GetApi:output_type -> holdfast.coordination.v1.GetApiResponse
-	24, // 62: holdfast.coordination.v1.CoordinationService.ListApis:output_type -> holdfast.coordination.v1.ListApisResponse
-	26, // 63: holdfast.coordination.v1.CoordinationService.UpdateApi:output_type -> holdfast.coordination.v1.UpdateApiResponse
-	28, // 64: holdfast.coordination.v1.CoordinationService.WatchApi:output_type -> holdfast.coordination.v1.WatchApiResponse
-	54, // [54:65] is the sub-list for method output_type
-	43, // [43:54] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	38, // 40: holdfast.coordination.v1.UpdateApiResponse.api:type_name -> holdfast.coordination.v1.Api
+	4,  // 41: holdfast.coordination.v1.CoordinationService.BeginCall:input_type -> holdfast.coordination.v1.BeginCallRequest
+	6,  // 42: holdfast.coordination.v1.CoordinationService.FinishCall:input_type -> holdfast.coordination.v1.FinishCallRequest
+	9,  // 43: holdfast.coordination.v1.CoordinationService.GetCall:input_type -> holdfast.coordination.v1.GetCallRequest
+	11, // 44: holdfast.coordination.v1.CoordinationService.ListCalls:input_type -> holdfast.coordination.v1.ListCallsRequest
+	13, // 45: holdfast.coordination.v1.CoordinationService.Acquire:input_type -> holdfast.coordination.v1.AcquireRequest
+	15, // 46: holdfast.coordination.v1.CoordinationService.Release:input_type -> holdfast.coordination.v1.ReleaseRequest
+	17, // 47: holdfast.coordination.v1.CoordinationService.Report:input_type -> holdfast.coordination.v1.ReportRequest
+	21, // 48: holdfast.coordination.v1.CoordinationService.GetApi:input_type -> holdfast.coordination.v1.GetApiRequest
+	23, // 49: holdfast.coordination.v1.CoordinationService.ListApis:input_type -> holdfast.coordination.v1.ListApisRequest
+	25, // 50: holdfast.coordination.v1.CoordinationService.UpdateApi:input_type -> holdfast.coordination.v1.UpdateApiRequest
+	5,  // 51: holdfast.coordination.v1.CoordinationService.BeginCall:output_type -> holdfast.coordination.v1.BeginCallResponse
+	8,  // 52: holdfast.coordination.v1.CoordinationService.FinishCall:output_type -> holdfast.coordination.v1.FinishCallResponse
+	10, // 53: holdfast.coordination.v1.CoordinationService.GetCall:output_type -> holdfast.coordination.v1.GetCallResponse
+	12, // 54: holdfast.coordination.v1.CoordinationService.ListCalls:output_type -> holdfast.coordination.v1.ListCallsResponse
+	14, // 55: holdfast.coordination.v1.CoordinationService.Acquire:output_type -> holdfast.coordination.v1.AcquireResponse
+	16, // 56: holdfast.coordination.v1.CoordinationService.Release:output_type -> holdfast.coordination.v1.ReleaseResponse
+	20, // 57: holdfast.coordination.v1.CoordinationService.Report:output_type -> holdfast.coordination.v1.ReportResponse
+	22, // 58: holdfast.coordination.v1.CoordinationService.GetApi:output_type -> holdfast.coordination.v1.GetApiResponse
+	24, // 59: holdfast.coordination.v1.CoordinationService.ListApis:output_type -> holdfast.coordination.v1.ListApisResponse
+	26, // 60: holdfast.coordination.v1.CoordinationService.UpdateApi:output_type -> holdfast.coordination.v1.UpdateApiResponse
+	51, // [51:61] is the sub-list for method output_type
+	41, // [41:51] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_coordination_v1_service_proto_init() }
@@ -2731,7 +2567,7 @@ func file_holdfast_coordination_v1_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_coordination_v1_service_proto_rawDesc), len(file_holdfast_coordination_v1_service_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   25,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -170,7 +170,7 @@ const (
 	// A newer release of the server wrote the object, and this one does not change it. Try again after `retry_after`, when
 	// the update has reached all servers.
 	Reason_REASON_NEWER_SCHEMA Reason = 31
-	// The stream has reached its greatest age. Connect again with the last version that came.
+	// The stream has reached its greatest age. Connect again with the last cursors that came.
 	Reason_REASON_STREAM_OVER Reason = 32
 	// The connection to the database was lost during the commit, so the change may have happened. Send it again with the
 	// same request_id; without one, read first.

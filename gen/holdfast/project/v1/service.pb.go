@@ -1016,143 +1016,6 @@ func (x *DeleteProjectResponse) GetVersion() int64 {
 	return 0
 }
 
-// WatchProjectRequest is what WatchProject is asked.
-type WatchProjectRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The project.
-	ProjectId string `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	// The last version seen; 0: start with a snapshot.
-	AfterVersion  int64 `protobuf:"varint,2,opt,name=after_version,json=afterVersion,proto3" json:"after_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *WatchProjectRequest) Reset() {
-	*x = WatchProjectRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[12]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WatchProjectRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WatchProjectRequest) ProtoMessage() {}
-
-func (x *WatchProjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[12]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WatchProjectRequest.ProtoReflect.Descriptor instead.
-func (*WatchProjectRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{12}
-}
-
-func (x *WatchProjectRequest) GetProjectId() string {
-	if x != nil {
-		return x.ProjectId
-	}
-	return ""
-}
-
-func (x *WatchProjectRequest) GetAfterVersion() int64 {
-	if x != nil {
-		return x.AfterVersion
-	}
-	return 0
-}
-
-// WatchProjectResponse is what WatchProject answers.
-type WatchProjectResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// True for a heartbeat: nothing else is set but version.
-	Heartbeat bool `protobuf:"varint,1,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
-	// True where this is a snapshot: forget what was known before.
-	Reset_ bool `protobuf:"varint,2,opt,name=reset,proto3" json:"reset,omitempty"`
-	// The project as it is now.
-	Project *Project `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`
-	// True where the project was deleted; the stream ends after it.
-	Deleted bool `protobuf:"varint,4,opt,name=deleted,proto3" json:"deleted,omitempty"`
-	// The version that this message reaches: reconnect with it as after_version.
-	Version       int64 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *WatchProjectResponse) Reset() {
-	*x = WatchProjectResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[13]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WatchProjectResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WatchProjectResponse) ProtoMessage() {}
-
-func (x *WatchProjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[13]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WatchProjectResponse.ProtoReflect.Descriptor instead.
-func (*WatchProjectResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{13}
-}
-
-func (x *WatchProjectResponse) GetHeartbeat() bool {
-	if x != nil {
-		return x.Heartbeat
-	}
-	return false
-}
-
-func (x *WatchProjectResponse) GetReset_() bool {
-	if x != nil {
-		return x.Reset_
-	}
-	return false
-}
-
-func (x *WatchProjectResponse) GetProject() *Project {
-	if x != nil {
-		return x.Project
-	}
-	return nil
-}
-
-func (x *WatchProjectResponse) GetDeleted() bool {
-	if x != nil {
-		return x.Deleted
-	}
-	return false
-}
-
-func (x *WatchProjectResponse) GetVersion() int64 {
-	if x != nil {
-		return x.Version
-	}
-	return 0
-}
-
 // Task is a run of a coding agent.
 type Task struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1208,7 +1071,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +1083,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +1096,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Task) GetTaskId() string {
@@ -1416,7 +1279,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1428,7 +1291,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1441,7 +1304,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PullRequest) GetPullRequestId() string {
@@ -1494,7 +1357,7 @@ type IssueRef struct {
 
 func (x *IssueRef) Reset() {
 	*x = IssueRef{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +1369,7 @@ func (x *IssueRef) String() string {
 func (*IssueRef) ProtoMessage() {}
 
 func (x *IssueRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1382,7 @@ func (x *IssueRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRef.ProtoReflect.Descriptor instead.
 func (*IssueRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *IssueRef) GetProvider() string {
@@ -1572,7 +1435,7 @@ type TaskTransition struct {
 
 func (x *TaskTransition) Reset() {
 	*x = TaskTransition{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1584,7 +1447,7 @@ func (x *TaskTransition) String() string {
 func (*TaskTransition) ProtoMessage() {}
 
 func (x *TaskTransition) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1597,7 +1460,7 @@ func (x *TaskTransition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskTransition.ProtoReflect.Descriptor instead.
 func (*TaskTransition) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TaskTransition) GetSeq() int32 {
@@ -1695,7 +1558,7 @@ type PutTaskRequest struct {
 
 func (x *PutTaskRequest) Reset() {
 	*x = PutTaskRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +1570,7 @@ func (x *PutTaskRequest) String() string {
 func (*PutTaskRequest) ProtoMessage() {}
 
 func (x *PutTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1720,7 +1583,7 @@ func (x *PutTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTaskRequest.ProtoReflect.Descriptor instead.
 func (*PutTaskRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PutTaskRequest) GetRequestId() string {
@@ -1800,7 +1663,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +1675,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +1688,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Report) GetRawStatus() string {
@@ -1883,7 +1746,7 @@ type PutTaskResponse struct {
 
 func (x *PutTaskResponse) Reset() {
 	*x = PutTaskResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +1758,7 @@ func (x *PutTaskResponse) String() string {
 func (*PutTaskResponse) ProtoMessage() {}
 
 func (x *PutTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +1771,7 @@ func (x *PutTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTaskResponse.ProtoReflect.Descriptor instead.
 func (*PutTaskResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PutTaskResponse) GetTask() *Task {
@@ -1942,7 +1805,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +1817,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +1830,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetTaskRequest) GetPageSize() int32 {
@@ -2015,7 +1878,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2027,7 +1890,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2040,7 +1903,7 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetTaskResponse) GetNextPageToken() string {
@@ -2092,7 +1955,7 @@ type TaskFilter struct {
 
 func (x *TaskFilter) Reset() {
 	*x = TaskFilter{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +1967,7 @@ func (x *TaskFilter) String() string {
 func (*TaskFilter) ProtoMessage() {}
 
 func (x *TaskFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +1980,7 @@ func (x *TaskFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskFilter.ProtoReflect.Descriptor instead.
 func (*TaskFilter) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TaskFilter) GetProjectId() string {
@@ -2177,7 +2040,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2189,7 +2052,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2202,7 +2065,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListTasksRequest) GetPageSize() int32 {
@@ -2239,7 +2102,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2251,7 +2114,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2264,7 +2127,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListTasksResponse) GetNextPageToken() string {
@@ -2296,7 +2159,7 @@ type DeleteTaskRequest struct {
 
 func (x *DeleteTaskRequest) Reset() {
 	*x = DeleteTaskRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2171,7 @@ func (x *DeleteTaskRequest) String() string {
 func (*DeleteTaskRequest) ProtoMessage() {}
 
 func (x *DeleteTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2184,7 @@ func (x *DeleteTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTaskRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTaskRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeleteTaskRequest) GetRequestId() string {
@@ -2358,7 +2221,7 @@ type DeleteTaskResponse struct {
 
 func (x *DeleteTaskResponse) Reset() {
 	*x = DeleteTaskResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2370,7 +2233,7 @@ func (x *DeleteTaskResponse) String() string {
 func (*DeleteTaskResponse) ProtoMessage() {}
 
 func (x *DeleteTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2383,7 +2246,7 @@ func (x *DeleteTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTaskResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTaskResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeleteTaskResponse) GetExisted() bool {
@@ -2417,7 +2280,7 @@ type GetProjectContextRequest struct {
 
 func (x *GetProjectContextRequest) Reset() {
 	*x = GetProjectContextRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2429,7 +2292,7 @@ func (x *GetProjectContextRequest) String() string {
 func (*GetProjectContextRequest) ProtoMessage() {}
 
 func (x *GetProjectContextRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2442,7 +2305,7 @@ func (x *GetProjectContextRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProjectContextRequest.ProtoReflect.Descriptor instead.
 func (*GetProjectContextRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetProjectContextRequest) GetProjectId() string {
@@ -2486,7 +2349,7 @@ type GetProjectContextResponse struct {
 
 func (x *GetProjectContextResponse) Reset() {
 	*x = GetProjectContextResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2498,7 +2361,7 @@ func (x *GetProjectContextResponse) String() string {
 func (*GetProjectContextResponse) ProtoMessage() {}
 
 func (x *GetProjectContextResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2511,7 +2374,7 @@ func (x *GetProjectContextResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProjectContextResponse.ProtoReflect.Descriptor instead.
 func (*GetProjectContextResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetProjectContextResponse) GetContext() *ProjectContext {
@@ -2557,7 +2420,7 @@ type ProjectContext struct {
 
 func (x *ProjectContext) Reset() {
 	*x = ProjectContext{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[30]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2569,7 +2432,7 @@ func (x *ProjectContext) String() string {
 func (*ProjectContext) ProtoMessage() {}
 
 func (x *ProjectContext) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[30]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2582,7 +2445,7 @@ func (x *ProjectContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectContext.ProtoReflect.Descriptor instead.
 func (*ProjectContext) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{30}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ProjectContext) GetEtag() string {
@@ -2674,7 +2537,7 @@ type LastConversation struct {
 
 func (x *LastConversation) Reset() {
 	*x = LastConversation{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[31]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2549,7 @@ func (x *LastConversation) String() string {
 func (*LastConversation) ProtoMessage() {}
 
 func (x *LastConversation) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[31]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2562,7 @@ func (x *LastConversation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastConversation.ProtoReflect.Descriptor instead.
 func (*LastConversation) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *LastConversation) GetConversationId() string {
@@ -2752,7 +2615,7 @@ type ApiBrief struct {
 
 func (x *ApiBrief) Reset() {
 	*x = ApiBrief{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[32]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2764,7 +2627,7 @@ func (x *ApiBrief) String() string {
 func (*ApiBrief) ProtoMessage() {}
 
 func (x *ApiBrief) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[32]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2777,7 +2640,7 @@ func (x *ApiBrief) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiBrief.ProtoReflect.Descriptor instead.
 func (*ApiBrief) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{32}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ApiBrief) GetApi() string {
@@ -2827,7 +2690,7 @@ type Preferences struct {
 
 func (x *Preferences) Reset() {
 	*x = Preferences{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[33]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2839,7 +2702,7 @@ func (x *Preferences) String() string {
 func (*Preferences) ProtoMessage() {}
 
 func (x *Preferences) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[33]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2852,7 +2715,7 @@ func (x *Preferences) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preferences.ProtoReflect.Descriptor instead.
 func (*Preferences) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{33}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Preferences) GetVoice() string {
@@ -2922,7 +2785,7 @@ type GetPreferencesRequest struct {
 
 func (x *GetPreferencesRequest) Reset() {
 	*x = GetPreferencesRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[34]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2934,7 +2797,7 @@ func (x *GetPreferencesRequest) String() string {
 func (*GetPreferencesRequest) ProtoMessage() {}
 
 func (x *GetPreferencesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[34]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2947,7 +2810,7 @@ func (x *GetPreferencesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPreferencesRequest.ProtoReflect.Descriptor instead.
 func (*GetPreferencesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{34}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetPreferencesRequest) GetIfEtagNot() string {
@@ -2976,7 +2839,7 @@ type GetPreferencesResponse struct {
 
 func (x *GetPreferencesResponse) Reset() {
 	*x = GetPreferencesResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[35]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2988,7 +2851,7 @@ func (x *GetPreferencesResponse) String() string {
 func (*GetPreferencesResponse) ProtoMessage() {}
 
 func (x *GetPreferencesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[35]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3001,7 +2864,7 @@ func (x *GetPreferencesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPreferencesResponse.ProtoReflect.Descriptor instead.
 func (*GetPreferencesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{35}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetPreferencesResponse) GetEtag() string {
@@ -3058,7 +2921,7 @@ type UpdatePreferencesRequest struct {
 
 func (x *UpdatePreferencesRequest) Reset() {
 	*x = UpdatePreferencesRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[36]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3070,7 +2933,7 @@ func (x *UpdatePreferencesRequest) String() string {
 func (*UpdatePreferencesRequest) ProtoMessage() {}
 
 func (x *UpdatePreferencesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[36]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3083,7 +2946,7 @@ func (x *UpdatePreferencesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePreferencesRequest.ProtoReflect.Descriptor instead.
 func (*UpdatePreferencesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{36}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *UpdatePreferencesRequest) GetRequestId() string {
@@ -3132,7 +2995,7 @@ type UpdatePreferencesResponse struct {
 
 func (x *UpdatePreferencesResponse) Reset() {
 	*x = UpdatePreferencesResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[37]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3144,7 +3007,7 @@ func (x *UpdatePreferencesResponse) String() string {
 func (*UpdatePreferencesResponse) ProtoMessage() {}
 
 func (x *UpdatePreferencesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[37]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3157,7 +3020,7 @@ func (x *UpdatePreferencesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePreferencesResponse.ProtoReflect.Descriptor instead.
 func (*UpdatePreferencesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{37}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UpdatePreferencesResponse) GetPreferences() *Preferences {
@@ -3260,17 +3123,7 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\v_if_version\"K\n" +
 	"\x15DeleteProjectResponse\x12\x18\n" +
 	"\aexisted\x18\x01 \x01(\bR\aexisted\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x03R\aversion\"\x80\x01\n" +
-	"\x13WatchProjectRequest\x12;\n" +
-	"\n" +
-	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\tprojectId\x12,\n" +
-	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\xb6\x01\n" +
-	"\x14WatchProjectResponse\x12\x1c\n" +
-	"\theartbeat\x18\x01 \x01(\bR\theartbeat\x12\x14\n" +
-	"\x05reset\x18\x02 \x01(\bR\x05reset\x126\n" +
-	"\aproject\x18\x03 \x01(\v2\x1c.holdfast.project.v1.ProjectR\aproject\x12\x18\n" +
-	"\adeleted\x18\x04 \x01(\bR\adeleted\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\x03R\aversion\"\xa3\t\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\xa3\t\n" +
 	"\x04Task\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
@@ -3489,15 +3342,14 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\x1eNOTIFICATION_LEVEL_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17NOTIFICATION_LEVEL_NONE\x10\x01\x12 \n" +
 	"\x1cNOTIFICATION_LEVEL_IMPORTANT\x10\x02\x12\x1a\n" +
-	"\x16NOTIFICATION_LEVEL_ALL\x10\x032\xe6\t\n" +
+	"\x16NOTIFICATION_LEVEL_ALL\x10\x032\xfd\b\n" +
 	"\x0eProjectService\x12_\n" +
 	"\n" +
 	"PutProject\x12&.holdfast.project.v1.PutProjectRequest\x1a'.holdfast.project.v1.PutProjectResponse\"\x00\x12b\n" +
 	"\n" +
 	"GetProject\x12&.holdfast.project.v1.GetProjectRequest\x1a'.holdfast.project.v1.GetProjectResponse\"\x03\x90\x02\x01\x12h\n" +
 	"\fListProjects\x12(.holdfast.project.v1.ListProjectsRequest\x1a).holdfast.project.v1.ListProjectsResponse\"\x03\x90\x02\x01\x12h\n" +
-	"\rDeleteProject\x12).holdfast.project.v1.DeleteProjectRequest\x1a*.holdfast.project.v1.DeleteProjectResponse\"\x00\x12g\n" +
-	"\fWatchProject\x12(.holdfast.project.v1.WatchProjectRequest\x1a).holdfast.project.v1.WatchProjectResponse\"\x000\x01\x12V\n" +
+	"\rDeleteProject\x12).holdfast.project.v1.DeleteProjectRequest\x1a*.holdfast.project.v1.DeleteProjectResponse\"\x00\x12V\n" +
 	"\aPutTask\x12#.holdfast.project.v1.PutTaskRequest\x1a$.holdfast.project.v1.PutTaskResponse\"\x00\x12Y\n" +
 	"\aGetTask\x12#.holdfast.project.v1.GetTaskRequest\x1a$.holdfast.project.v1.GetTaskResponse\"\x03\x90\x02\x01\x12_\n" +
 	"\tListTasks\x12%.holdfast.project.v1.ListTasksRequest\x1a&.holdfast.project.v1.ListTasksResponse\"\x03\x90\x02\x01\x12_\n" +
@@ -3521,7 +3373,7 @@ func file_holdfast_project_v1_service_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_project_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_holdfast_project_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_holdfast_project_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_holdfast_project_v1_service_proto_goTypes = []any{
 	(TaskStatus)(0),                   // 0: holdfast.project.v1.TaskStatus
 	(NotificationLevel)(0),            // 1: holdfast.project.v1.NotificationLevel
@@ -3537,136 +3389,131 @@ var file_holdfast_project_v1_service_proto_goTypes = []any{
 	(*ListProjectsResponse)(nil),      // 11: holdfast.project.v1.ListProjectsResponse
 	(*DeleteProjectRequest)(nil),      // 12: holdfast.project.v1.DeleteProjectRequest
 	(*DeleteProjectResponse)(nil),     // 13: holdfast.project.v1.DeleteProjectResponse
-	(*WatchProjectRequest)(nil),       // 14: holdfast.project.v1.WatchProjectRequest
-	(*WatchProjectResponse)(nil),      // 15: holdfast.project.v1.WatchProjectResponse
-	(*Task)(nil),                      // 16: holdfast.project.v1.Task
-	(*PullRequest)(nil),               // 17: holdfast.project.v1.PullRequest
-	(*IssueRef)(nil),                  // 18: holdfast.project.v1.IssueRef
-	(*TaskTransition)(nil),            // 19: holdfast.project.v1.TaskTransition
-	(*PutTaskRequest)(nil),            // 20: holdfast.project.v1.PutTaskRequest
-	(*Report)(nil),                    // 21: holdfast.project.v1.Report
-	(*PutTaskResponse)(nil),           // 22: holdfast.project.v1.PutTaskResponse
-	(*GetTaskRequest)(nil),            // 23: holdfast.project.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),           // 24: holdfast.project.v1.GetTaskResponse
-	(*TaskFilter)(nil),                // 25: holdfast.project.v1.TaskFilter
-	(*ListTasksRequest)(nil),          // 26: holdfast.project.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),         // 27: holdfast.project.v1.ListTasksResponse
-	(*DeleteTaskRequest)(nil),         // 28: holdfast.project.v1.DeleteTaskRequest
-	(*DeleteTaskResponse)(nil),        // 29: holdfast.project.v1.DeleteTaskResponse
-	(*GetProjectContextRequest)(nil),  // 30: holdfast.project.v1.GetProjectContextRequest
-	(*GetProjectContextResponse)(nil), // 31: holdfast.project.v1.GetProjectContextResponse
-	(*ProjectContext)(nil),            // 32: holdfast.project.v1.ProjectContext
-	(*LastConversation)(nil),          // 33: holdfast.project.v1.LastConversation
-	(*ApiBrief)(nil),                  // 34: holdfast.project.v1.ApiBrief
-	(*Preferences)(nil),               // 35: holdfast.project.v1.Preferences
-	(*GetPreferencesRequest)(nil),     // 36: holdfast.project.v1.GetPreferencesRequest
-	(*GetPreferencesResponse)(nil),    // 37: holdfast.project.v1.GetPreferencesResponse
-	(*UpdatePreferencesRequest)(nil),  // 38: holdfast.project.v1.UpdatePreferencesRequest
-	(*UpdatePreferencesResponse)(nil), // 39: holdfast.project.v1.UpdatePreferencesResponse
-	nil,                               // 40: holdfast.project.v1.Project.LabelsEntry
-	nil,                               // 41: holdfast.project.v1.ProjectFilter.LabelsEntry
-	nil,                               // 42: holdfast.project.v1.Task.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 43: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),           // 44: google.protobuf.Struct
-	(*fieldmaskpb.FieldMask)(nil),     // 45: google.protobuf.FieldMask
-	(*v1.MessageRef)(nil),             // 46: holdfast.type.v1.MessageRef
-	(*structpb.Value)(nil),            // 47: google.protobuf.Value
-	(*v11.Issue)(nil),                 // 48: holdfast.linear.v1.Issue
+	(*Task)(nil),                      // 14: holdfast.project.v1.Task
+	(*PullRequest)(nil),               // 15: holdfast.project.v1.PullRequest
+	(*IssueRef)(nil),                  // 16: holdfast.project.v1.IssueRef
+	(*TaskTransition)(nil),            // 17: holdfast.project.v1.TaskTransition
+	(*PutTaskRequest)(nil),            // 18: holdfast.project.v1.PutTaskRequest
+	(*Report)(nil),                    // 19: holdfast.project.v1.Report
+	(*PutTaskResponse)(nil),           // 20: holdfast.project.v1.PutTaskResponse
+	(*GetTaskRequest)(nil),            // 21: holdfast.project.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),           // 22: holdfast.project.v1.GetTaskResponse
+	(*TaskFilter)(nil),                // 23: holdfast.project.v1.TaskFilter
+	(*ListTasksRequest)(nil),          // 24: holdfast.project.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),         // 25: holdfast.project.v1.ListTasksResponse
+	(*DeleteTaskRequest)(nil),         // 26: holdfast.project.v1.DeleteTaskRequest
+	(*DeleteTaskResponse)(nil),        // 27: holdfast.project.v1.DeleteTaskResponse
+	(*GetProjectContextRequest)(nil),  // 28: holdfast.project.v1.GetProjectContextRequest
+	(*GetProjectContextResponse)(nil), // 29: holdfast.project.v1.GetProjectContextResponse
+	(*ProjectContext)(nil),            // 30: holdfast.project.v1.ProjectContext
+	(*LastConversation)(nil),          // 31: holdfast.project.v1.LastConversation
+	(*ApiBrief)(nil),                  // 32: holdfast.project.v1.ApiBrief
+	(*Preferences)(nil),               // 33: holdfast.project.v1.Preferences
+	(*GetPreferencesRequest)(nil),     // 34: holdfast.project.v1.GetPreferencesRequest
+	(*GetPreferencesResponse)(nil),    // 35: holdfast.project.v1.GetPreferencesResponse
+	(*UpdatePreferencesRequest)(nil),  // 36: holdfast.project.v1.UpdatePreferencesRequest
+	(*UpdatePreferencesResponse)(nil), // 37: holdfast.project.v1.UpdatePreferencesResponse
+	nil,                               // 38: holdfast.project.v1.Project.LabelsEntry
+	nil,                               // 39: holdfast.project.v1.ProjectFilter.LabelsEntry
+	nil,                               // 40: holdfast.project.v1.Task.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 41: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),           // 42: google.protobuf.Struct
+	(*fieldmaskpb.FieldMask)(nil),     // 43: google.protobuf.FieldMask
+	(*v1.MessageRef)(nil),             // 44: holdfast.type.v1.MessageRef
+	(*structpb.Value)(nil),            // 45: google.protobuf.Value
+	(*v11.Issue)(nil),                 // 46: holdfast.linear.v1.Issue
 }
 var file_holdfast_project_v1_service_proto_depIdxs = []int32{
-	43, // 0: holdfast.project.v1.Project.create_time:type_name -> google.protobuf.Timestamp
-	43, // 1: holdfast.project.v1.Project.update_time:type_name -> google.protobuf.Timestamp
-	43, // 2: holdfast.project.v1.Project.expire_time:type_name -> google.protobuf.Timestamp
-	40, // 3: holdfast.project.v1.Project.labels:type_name -> holdfast.project.v1.Project.LabelsEntry
+	41, // 0: holdfast.project.v1.Project.create_time:type_name -> google.protobuf.Timestamp
+	41, // 1: holdfast.project.v1.Project.update_time:type_name -> google.protobuf.Timestamp
+	41, // 2: holdfast.project.v1.Project.expire_time:type_name -> google.protobuf.Timestamp
+	38, // 3: holdfast.project.v1.Project.labels:type_name -> holdfast.project.v1.Project.LabelsEntry
 	3,  // 4: holdfast.project.v1.Project.repository:type_name -> holdfast.project.v1.Repository
-	44, // 5: holdfast.project.v1.Project.settings:type_name -> google.protobuf.Struct
+	42, // 5: holdfast.project.v1.Project.settings:type_name -> google.protobuf.Struct
 	4,  // 6: holdfast.project.v1.Project.issue_sources:type_name -> holdfast.project.v1.IssueSource
-	43, // 7: holdfast.project.v1.Project.archive_time:type_name -> google.protobuf.Timestamp
+	41, // 7: holdfast.project.v1.Project.archive_time:type_name -> google.protobuf.Timestamp
 	2,  // 8: holdfast.project.v1.PutProjectRequest.project:type_name -> holdfast.project.v1.Project
-	45, // 9: holdfast.project.v1.PutProjectRequest.update_mask:type_name -> google.protobuf.FieldMask
+	43, // 9: holdfast.project.v1.PutProjectRequest.update_mask:type_name -> google.protobuf.FieldMask
 	2,  // 10: holdfast.project.v1.PutProjectResponse.project:type_name -> holdfast.project.v1.Project
 	2,  // 11: holdfast.project.v1.GetProjectResponse.project:type_name -> holdfast.project.v1.Project
-	41, // 12: holdfast.project.v1.ProjectFilter.labels:type_name -> holdfast.project.v1.ProjectFilter.LabelsEntry
+	39, // 12: holdfast.project.v1.ProjectFilter.labels:type_name -> holdfast.project.v1.ProjectFilter.LabelsEntry
 	9,  // 13: holdfast.project.v1.ListProjectsRequest.filter:type_name -> holdfast.project.v1.ProjectFilter
 	2,  // 14: holdfast.project.v1.ListProjectsResponse.projects:type_name -> holdfast.project.v1.Project
-	2,  // 15: holdfast.project.v1.WatchProjectResponse.project:type_name -> holdfast.project.v1.Project
-	43, // 16: holdfast.project.v1.Task.create_time:type_name -> google.protobuf.Timestamp
-	43, // 17: holdfast.project.v1.Task.update_time:type_name -> google.protobuf.Timestamp
-	43, // 18: holdfast.project.v1.Task.expire_time:type_name -> google.protobuf.Timestamp
-	42, // 19: holdfast.project.v1.Task.labels:type_name -> holdfast.project.v1.Task.LabelsEntry
-	0,  // 20: holdfast.project.v1.Task.status:type_name -> holdfast.project.v1.TaskStatus
-	43, // 21: holdfast.project.v1.Task.status_time:type_name -> google.protobuf.Timestamp
-	17, // 22: holdfast.project.v1.Task.pull_requests:type_name -> holdfast.project.v1.PullRequest
-	18, // 23: holdfast.project.v1.Task.issue:type_name -> holdfast.project.v1.IssueRef
-	46, // 24: holdfast.project.v1.Task.requested_by:type_name -> holdfast.type.v1.MessageRef
-	47, // 25: holdfast.project.v1.Task.result:type_name -> google.protobuf.Value
-	44, // 26: holdfast.project.v1.Task.metadata:type_name -> google.protobuf.Struct
-	43, // 27: holdfast.project.v1.PullRequest.create_time:type_name -> google.protobuf.Timestamp
-	0,  // 28: holdfast.project.v1.TaskTransition.from_status:type_name -> holdfast.project.v1.TaskStatus
-	0,  // 29: holdfast.project.v1.TaskTransition.to_status:type_name -> holdfast.project.v1.TaskStatus
-	43, // 30: holdfast.project.v1.TaskTransition.observe_time:type_name -> google.protobuf.Timestamp
-	43, // 31: holdfast.project.v1.TaskTransition.record_time:type_name -> google.protobuf.Timestamp
-	46, // 32: holdfast.project.v1.TaskTransition.resume_requested_by:type_name -> holdfast.type.v1.MessageRef
-	16, // 33: holdfast.project.v1.PutTaskRequest.task:type_name -> holdfast.project.v1.Task
-	45, // 34: holdfast.project.v1.PutTaskRequest.update_mask:type_name -> google.protobuf.FieldMask
-	21, // 35: holdfast.project.v1.PutTaskRequest.report:type_name -> holdfast.project.v1.Report
-	0,  // 36: holdfast.project.v1.Report.status:type_name -> holdfast.project.v1.TaskStatus
-	43, // 37: holdfast.project.v1.Report.observe_time:type_name -> google.protobuf.Timestamp
-	46, // 38: holdfast.project.v1.Report.resume_requested_by:type_name -> holdfast.type.v1.MessageRef
-	16, // 39: holdfast.project.v1.PutTaskResponse.task:type_name -> holdfast.project.v1.Task
-	19, // 40: holdfast.project.v1.PutTaskResponse.transition:type_name -> holdfast.project.v1.TaskTransition
-	16, // 41: holdfast.project.v1.GetTaskResponse.task:type_name -> holdfast.project.v1.Task
-	19, // 42: holdfast.project.v1.GetTaskResponse.transitions:type_name -> holdfast.project.v1.TaskTransition
-	0,  // 43: holdfast.project.v1.TaskFilter.statuses:type_name -> holdfast.project.v1.TaskStatus
-	18, // 44: holdfast.project.v1.TaskFilter.issue:type_name -> holdfast.project.v1.IssueRef
-	25, // 45: holdfast.project.v1.ListTasksRequest.filter:type_name -> holdfast.project.v1.TaskFilter
-	16, // 46: holdfast.project.v1.ListTasksResponse.tasks:type_name -> holdfast.project.v1.Task
-	32, // 47: holdfast.project.v1.GetProjectContextResponse.context:type_name -> holdfast.project.v1.ProjectContext
-	2,  // 48: holdfast.project.v1.ProjectContext.project:type_name -> holdfast.project.v1.Project
-	16, // 49: holdfast.project.v1.ProjectContext.tasks:type_name -> holdfast.project.v1.Task
-	48, // 50: holdfast.project.v1.ProjectContext.issues:type_name -> holdfast.linear.v1.Issue
-	35, // 51: holdfast.project.v1.ProjectContext.preferences:type_name -> holdfast.project.v1.Preferences
-	33, // 52: holdfast.project.v1.ProjectContext.last_conversation:type_name -> holdfast.project.v1.LastConversation
-	34, // 53: holdfast.project.v1.ProjectContext.apis:type_name -> holdfast.project.v1.ApiBrief
-	43, // 54: holdfast.project.v1.LastConversation.update_time:type_name -> google.protobuf.Timestamp
-	43, // 55: holdfast.project.v1.ApiBrief.retry_time:type_name -> google.protobuf.Timestamp
-	1,  // 56: holdfast.project.v1.Preferences.notifications:type_name -> holdfast.project.v1.NotificationLevel
-	44, // 57: holdfast.project.v1.Preferences.extra:type_name -> google.protobuf.Struct
-	35, // 58: holdfast.project.v1.GetPreferencesResponse.effective:type_name -> holdfast.project.v1.Preferences
-	35, // 59: holdfast.project.v1.GetPreferencesResponse.own:type_name -> holdfast.project.v1.Preferences
-	35, // 60: holdfast.project.v1.GetPreferencesResponse.tenant:type_name -> holdfast.project.v1.Preferences
-	35, // 61: holdfast.project.v1.UpdatePreferencesRequest.preferences:type_name -> holdfast.project.v1.Preferences
-	45, // 62: holdfast.project.v1.UpdatePreferencesRequest.update_mask:type_name -> google.protobuf.FieldMask
-	35, // 63: holdfast.project.v1.UpdatePreferencesResponse.preferences:type_name -> holdfast.project.v1.Preferences
-	5,  // 64: holdfast.project.v1.ProjectService.PutProject:input_type -> holdfast.project.v1.PutProjectRequest
-	7,  // 65: holdfast.project.v1.ProjectService.GetProject:input_type -> holdfast.project.v1.GetProjectRequest
-	10, // 66: holdfast.project.v1.ProjectService.ListProjects:input_type -> holdfast.project.v1.ListProjectsRequest
-	12, // 67: holdfast.project.v1.ProjectService.DeleteProject:input_type -> holdfast.project.v1.DeleteProjectRequest
-	14, // 68: holdfast.project.v1.ProjectService.WatchProject:input_type -> holdfast.project.v1.WatchProjectRequest
-	20, // 69: holdfast.project.v1.ProjectService.PutTask:input_type -> holdfast.project.v1.PutTaskRequest
-	23, // 70: holdfast.project.v1.ProjectService.GetTask:input_type -> holdfast.project.v1.GetTaskRequest
-	26, // 71: holdfast.project.v1.ProjectService.ListTasks:input_type -> holdfast.project.v1.ListTasksRequest
-	28, // 72: holdfast.project.v1.ProjectService.DeleteTask:input_type -> holdfast.project.v1.DeleteTaskRequest
-	30, // 73: holdfast.project.v1.ProjectService.GetProjectContext:input_type -> holdfast.project.v1.GetProjectContextRequest
-	36, // 74: holdfast.project.v1.ProjectService.GetPreferences:input_type -> holdfast.project.v1.GetPreferencesRequest
-	38, // 75: holdfast.project.v1.ProjectService.UpdatePreferences:input_type -> holdfast.project.v1.UpdatePreferencesRequest
-	6,  // 76: holdfast.project.v1.ProjectService.PutProject:output_type -> holdfast.project.v1.PutProjectResponse
-	8,  // 77: holdfast.project.v1.ProjectService.GetProject:output_type -> holdfast.project.v1.GetProjectResponse
-	11, // 78: holdfast.project.v1.ProjectService.ListProjects:output_type -> holdfast.project.v1.ListProjectsResponse
-	13, // 79: holdfast.project.v1.ProjectService.DeleteProject:output_type -> holdfast.project.v1.DeleteProjectResponse
-	15, // 80: holdfast.project.v1.ProjectService.WatchProject:output_type -> holdfast.project.v1.WatchProjectResponse
-	22, // 81: holdfast.project.v1.ProjectService.PutTask:output_type -> holdfast.project.v1.PutTaskResponse
-	24, // 82: holdfast.project.v1.ProjectService.GetTask:output_type -> holdfast.project.v1.GetTaskResponse
-	27, // 83: holdfast.project.v1.ProjectService.ListTasks:output_type -> holdfast.project.v1.ListTasksResponse
-	29, // 84: holdfast.project.v1.ProjectService.DeleteTask:output_type -> holdfast.project.v1.DeleteTaskResponse
-	31, // 85: holdfast.project.v1.ProjectService.GetProjectContext:output_type -> holdfast.project.v1.GetProjectContextResponse
-	37, // 86: holdfast.project.v1.ProjectService.GetPreferences:output_type -> holdfast.project.v1.GetPreferencesResponse
-	39, // 87: holdfast.project.v1.ProjectService.UpdatePreferences:output_type -> holdfast.project.v1.UpdatePreferencesResponse
-	76, // [76:88] is the sub-list for method output_type
-	64, // [64:76] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	41, // 15: holdfast.project.v1.Task.create_time:type_name -> google.protobuf.Timestamp
+	41, // 16: holdfast.project.v1.Task.update_time:type_name -> google.protobuf.Timestamp
+	41, // 17: holdfast.project.v1.Task.expire_time:type_name -> google.protobuf.Timestamp
+	40, // 18: holdfast.project.v1.Task.labels:type_name -> holdfast.project.v1.Task.LabelsEntry
+	0,  // 19: holdfast.project.v1.Task.status:type_name -> holdfast.project.v1.TaskStatus
+	41, // 20: holdfast.project.v1.Task.status_time:type_name -> google.protobuf.Timestamp
+	15, // 21: holdfast.project.v1.Task.pull_requests:type_name -> holdfast.project.v1.PullRequest
+	16, // 22: holdfast.project.v1.Task.issue:type_name -> holdfast.project.v1.IssueRef
+	44, // 23: holdfast.project.v1.Task.requested_by:type_name -> holdfast.type.v1.MessageRef
+	45, // 24: holdfast.project.v1.Task.result:type_name -> google.protobuf.Value
+	42, // 25: holdfast.project.v1.Task.metadata:type_name -> google.protobuf.Struct
+	41, // 26: holdfast.project.v1.PullRequest.create_time:type_name -> google.protobuf.Timestamp
+	0,  // 27: holdfast.project.v1.TaskTransition.from_status:type_name -> holdfast.project.v1.TaskStatus
+	0,  // 28: holdfast.project.v1.TaskTransition.to_status:type_name -> holdfast.project.v1.TaskStatus
+	41, // 29: holdfast.project.v1.TaskTransition.observe_time:type_name -> google.protobuf.Timestamp
+	41, // 30: holdfast.project.v1.TaskTransition.record_time:type_name -> google.protobuf.Timestamp
+	44, // 31: holdfast.project.v1.TaskTransition.resume_requested_by:type_name -> holdfast.type.v1.MessageRef
+	14, // 32: holdfast.project.v1.PutTaskRequest.task:type_name -> holdfast.project.v1.Task
+	43, // 33: holdfast.project.v1.PutTaskRequest.update_mask:type_name -> google.protobuf.FieldMask
+	19, // 34: holdfast.project.v1.PutTaskRequest.report:type_name -> holdfast.project.v1.Report
+	0,  // 35: holdfast.project.v1.Report.status:type_name -> holdfast.project.v1.TaskStatus
+	41, // 36: holdfast.project.v1.Report.observe_time:type_name -> google.protobuf.Timestamp
+	44, // 37: holdfast.project.v1.Report.resume_requested_by:type_name -> holdfast.type.v1.MessageRef
+	14, // 38: holdfast.project.v1.PutTaskResponse.task:type_name -> holdfast.project.v1.Task
+	17, // 39: holdfast.project.v1.PutTaskResponse.transition:type_name -> holdfast.project.v1.TaskTransition
+	14, // 40: holdfast.project.v1.GetTaskResponse.task:type_name -> holdfast.project.v1.Task
+	17, // 41: holdfast.project.v1.GetTaskResponse.transitions:type_name -> holdfast.project.v1.TaskTransition
+	0,  // 42: holdfast.project.v1.TaskFilter.statuses:type_name -> holdfast.project.v1.TaskStatus
+	16, // 43: holdfast.project.v1.TaskFilter.issue:type_name -> holdfast.project.v1.IssueRef
+	23, // 44: holdfast.project.v1.ListTasksRequest.filter:type_name -> holdfast.project.v1.TaskFilter
+	14, // 45: holdfast.project.v1.ListTasksResponse.tasks:type_name -> holdfast.project.v1.Task
+	30, // 46: holdfast.project.v1.GetProjectContextResponse.context:type_name -> holdfast.project.v1.ProjectContext
+	2,  // 47: holdfast.project.v1.ProjectContext.project:type_name -> holdfast.project.v1.Project
+	14, // 48: holdfast.project.v1.ProjectContext.tasks:type_name -> holdfast.project.v1.Task
+	46, // 49: holdfast.project.v1.ProjectContext.issues:type_name -> holdfast.linear.v1.Issue
+	33, // 50: holdfast.project.v1.ProjectContext.preferences:type_name -> holdfast.project.v1.Preferences
+	31, // 51: holdfast.project.v1.ProjectContext.last_conversation:type_name -> holdfast.project.v1.LastConversation
+	32, // 52: holdfast.project.v1.ProjectContext.apis:type_name -> holdfast.project.v1.ApiBrief
+	41, // 53: holdfast.project.v1.LastConversation.update_time:type_name -> google.protobuf.Timestamp
+	41, // 54: holdfast.project.v1.ApiBrief.retry_time:type_name -> google.protobuf.Timestamp
+	1,  // 55: holdfast.project.v1.Preferences.notifications:type_name -> holdfast.project.v1.NotificationLevel
+	42, // 56: holdfast.project.v1.Preferences.extra:type_name -> google.protobuf.Struct
+	33, // 57: holdfast.project.v1.GetPreferencesResponse.effective:type_name -> holdfast.project.v1.Preferences
+	33, // 58: holdfast.project.v1.GetPreferencesResponse.own:type_name -> holdfast.project.v1.Preferences
+	33, // 59: holdfast.project.v1.GetPreferencesResponse.tenant:type_name -> holdfast.project.v1.Preferences
+	33, // 60: holdfast.project.v1.UpdatePreferencesRequest.preferences:type_name -> holdfast.project.v1.Preferences
+	43, // 61: holdfast.project.v1.UpdatePreferencesRequest.update_mask:type_name -> google.protobuf.FieldMask
+	33, // 62: holdfast.project.v1.UpdatePreferencesResponse.preferences:type_name -> holdfast.project.v1.Preferences
+	5,  // 63: holdfast.project.v1.ProjectService.PutProject:input_type -> holdfast.project.v1.PutProjectRequest
+	7,  // 64: holdfast.project.v1.ProjectService.GetProject:input_type -> holdfast.project.v1.GetProjectRequest
+	10, // 65: holdfast.project.v1.ProjectService.ListProjects:input_type -> holdfast.project.v1.ListProjectsRequest
+	12, // 66: holdfast.project.v1.ProjectService.DeleteProject:input_type -> holdfast.project.v1.DeleteProjectRequest
+	18, // 67: holdfast.project.v1.ProjectService.PutTask:input_type -> holdfast.project.v1.PutTaskRequest
+	21, // 68: holdfast.project.v1.ProjectService.GetTask:input_type -> holdfast.project.v1.GetTaskRequest
+	24, // 69: holdfast.project.v1.ProjectService.ListTasks:input_type -> holdfast.project.v1.ListTasksRequest
+	26, // 70: holdfast.project.v1.ProjectService.DeleteTask:input_type -> holdfast.project.v1.DeleteTaskRequest
+	28, // 71: holdfast.project.v1.ProjectService.GetProjectContext:input_type -> holdfast.project.v1.GetProjectContextRequest
+	34, // 72: holdfast.project.v1.ProjectService.GetPreferences:input_type -> holdfast.project.v1.GetPreferencesRequest
+	36, // 73: holdfast.project.v1.ProjectService.UpdatePreferences:input_type -> holdfast.project.v1.UpdatePreferencesRequest
+	6,  // 74: holdfast.project.v1.ProjectService.PutProject:output_type -> holdfast.project.v1.PutProjectResponse
+	8,  // 75: holdfast.project.v1.ProjectService.GetProject:output_type -> holdfast.project.v1.GetProjectResponse
+	11, // 76: holdfast.project.v1.ProjectService.ListProjects:output_type -> holdfast.project.v1.ListProjectsResponse
+	13, // 77: holdfast.project.v1.ProjectService.DeleteProject:output_type -> holdfast.project.v1.DeleteProjectResponse
+	20, // 78: holdfast.project.v1.ProjectService.PutTask:output_type -> holdfast.project.v1.PutTaskResponse
+	22, // 79: holdfast.project.v1.ProjectService.GetTask:output_type -> holdfast.project.v1.GetTaskResponse
+	25, // 80: holdfast.project.v1.ProjectService.ListTasks:output_type -> holdfast.project.v1.ListTasksResponse
+	27, // 81: holdfast.project.v1.ProjectService.DeleteTask:output_type -> holdfast.project.v1.DeleteTaskResponse
+	29, // 82: holdfast.project.v1.ProjectService.GetProjectContext:output_type -> holdfast.project.v1.GetProjectContextResponse
+	35, // 83: holdfast.project.v1.ProjectService.GetPreferences:output_type -> holdfast.project.v1.GetPreferencesResponse
+	37, // 84: holdfast.project.v1.ProjectService.UpdatePreferences:output_type -> holdfast.project.v1.UpdatePreferencesResponse
+	74, // [74:85] is the sub-list for method output_type
+	63, // [63:74] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_project_v1_service_proto_init() }
@@ -3677,18 +3524,18 @@ func file_holdfast_project_v1_service_proto_init() {
 	file_holdfast_project_v1_service_proto_msgTypes[3].OneofWrappers = []any{}
 	file_holdfast_project_v1_service_proto_msgTypes[5].OneofWrappers = []any{}
 	file_holdfast_project_v1_service_proto_msgTypes[10].OneofWrappers = []any{}
-	file_holdfast_project_v1_service_proto_msgTypes[18].OneofWrappers = []any{}
-	file_holdfast_project_v1_service_proto_msgTypes[21].OneofWrappers = []any{}
-	file_holdfast_project_v1_service_proto_msgTypes[26].OneofWrappers = []any{}
-	file_holdfast_project_v1_service_proto_msgTypes[33].OneofWrappers = []any{}
-	file_holdfast_project_v1_service_proto_msgTypes[36].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[16].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[19].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[24].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[31].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[34].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_project_v1_service_proto_rawDesc), len(file_holdfast_project_v1_service_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   41,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

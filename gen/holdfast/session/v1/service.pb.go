@@ -1011,143 +1011,6 @@ func (x *PutConnectionResponse) GetSession() *Session {
 	return nil
 }
 
-// WatchSessionRequest is what WatchSession is asked.
-type WatchSessionRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The session.
-	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// The last version that one has; 0: none.
-	AfterVersion  int64 `protobuf:"varint,2,opt,name=after_version,json=afterVersion,proto3" json:"after_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *WatchSessionRequest) Reset() {
-	*x = WatchSessionRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[14]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WatchSessionRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WatchSessionRequest) ProtoMessage() {}
-
-func (x *WatchSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[14]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WatchSessionRequest.ProtoReflect.Descriptor instead.
-func (*WatchSessionRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{14}
-}
-
-func (x *WatchSessionRequest) GetSessionId() string {
-	if x != nil {
-		return x.SessionId
-	}
-	return ""
-}
-
-func (x *WatchSessionRequest) GetAfterVersion() int64 {
-	if x != nil {
-		return x.AfterVersion
-	}
-	return 0
-}
-
-// WatchSessionResponse is what WatchSession answers.
-type WatchSessionResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The session as it is now. In the last message it has its end_reason.
-	Session *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	// All connections of the user, of this session and the others.
-	Connections []*Connection `protobuf:"bytes,2,rep,name=connections,proto3" json:"connections,omitempty"`
-	// A snapshot: forget what came before.
-	Reset_ bool `protobuf:"varint,3,opt,name=reset,proto3" json:"reset,omitempty"`
-	// Nothing happened for a while; only version is set.
-	Heartbeat bool `protobuf:"varint,4,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
-	// The version that this brings one to.
-	Version       int64 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *WatchSessionResponse) Reset() {
-	*x = WatchSessionResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[15]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WatchSessionResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WatchSessionResponse) ProtoMessage() {}
-
-func (x *WatchSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[15]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WatchSessionResponse.ProtoReflect.Descriptor instead.
-func (*WatchSessionResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{15}
-}
-
-func (x *WatchSessionResponse) GetSession() *Session {
-	if x != nil {
-		return x.Session
-	}
-	return nil
-}
-
-func (x *WatchSessionResponse) GetConnections() []*Connection {
-	if x != nil {
-		return x.Connections
-	}
-	return nil
-}
-
-func (x *WatchSessionResponse) GetReset_() bool {
-	if x != nil {
-		return x.Reset_
-	}
-	return false
-}
-
-func (x *WatchSessionResponse) GetHeartbeat() bool {
-	if x != nil {
-		return x.Heartbeat
-	}
-	return false
-}
-
-func (x *WatchSessionResponse) GetVersion() int64 {
-	if x != nil {
-		return x.Version
-	}
-	return 0
-}
-
 // ListSecurityEventsRequest is what ListSecurityEvents is asked.
 type ListSecurityEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1163,7 +1026,7 @@ type ListSecurityEventsRequest struct {
 
 func (x *ListSecurityEventsRequest) Reset() {
 	*x = ListSecurityEventsRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1038,7 @@ func (x *ListSecurityEventsRequest) String() string {
 func (*ListSecurityEventsRequest) ProtoMessage() {}
 
 func (x *ListSecurityEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1051,7 @@ func (x *ListSecurityEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecurityEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecurityEventsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListSecurityEventsRequest) GetPageSize() int32 {
@@ -1225,7 +1088,7 @@ type ListSecurityEventsResponse struct {
 
 func (x *ListSecurityEventsResponse) Reset() {
 	*x = ListSecurityEventsResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1100,7 @@ func (x *ListSecurityEventsResponse) String() string {
 func (*ListSecurityEventsResponse) ProtoMessage() {}
 
 func (x *ListSecurityEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1113,7 @@ func (x *ListSecurityEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecurityEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecurityEventsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListSecurityEventsResponse) GetNextPageToken() string {
@@ -1284,7 +1147,7 @@ type PutSessionSettingsRequest struct {
 
 func (x *PutSessionSettingsRequest) Reset() {
 	*x = PutSessionSettingsRequest{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1159,7 @@ func (x *PutSessionSettingsRequest) String() string {
 func (*PutSessionSettingsRequest) ProtoMessage() {}
 
 func (x *PutSessionSettingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1172,7 @@ func (x *PutSessionSettingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSessionSettingsRequest.ProtoReflect.Descriptor instead.
 func (*PutSessionSettingsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PutSessionSettingsRequest) GetRequestId() string {
@@ -1353,7 +1216,7 @@ type PutSessionSettingsResponse struct {
 
 func (x *PutSessionSettingsResponse) Reset() {
 	*x = PutSessionSettingsResponse{}
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1228,7 @@ func (x *PutSessionSettingsResponse) String() string {
 func (*PutSessionSettingsResponse) ProtoMessage() {}
 
 func (x *PutSessionSettingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_session_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_session_v1_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1241,7 @@ func (x *PutSessionSettingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSessionSettingsResponse.ProtoReflect.Descriptor instead.
 func (*PutSessionSettingsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_session_v1_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PutSessionSettingsResponse) GetSettings() *SessionSettings {
@@ -1484,17 +1347,7 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"connection\x18\x01 \x01(\v2\x1f.holdfast.session.v1.ConnectionR\n" +
 	"connection\x126\n" +
-	"\asession\x18\x02 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\"|\n" +
-	"\x13WatchSessionRequest\x127\n" +
-	"\n" +
-	"session_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x132\x11^([a-z2-7]{36})?$R\tsessionId\x12,\n" +
-	"\rafter_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\fafterVersion\"\xdf\x01\n" +
-	"\x14WatchSessionResponse\x126\n" +
-	"\asession\x18\x01 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\x12A\n" +
-	"\vconnections\x18\x02 \x03(\v2\x1f.holdfast.session.v1.ConnectionR\vconnections\x12\x14\n" +
-	"\x05reset\x18\x03 \x01(\bR\x05reset\x12\x1c\n" +
-	"\theartbeat\x18\x04 \x01(\bR\theartbeat\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\x03R\aversion\"\x8b\x01\n" +
+	"\asession\x18\x02 \x01(\v2\x1c.holdfast.session.v1.SessionR\asession\"\x8b\x01\n" +
 	"\x19ListSecurityEventsRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
@@ -1521,7 +1374,7 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\x0fEND_SCOPE_NAMED\x10\x01\x12\x14\n" +
 	"\x10END_SCOPE_OTHERS\x10\x02\x12\x12\n" +
 	"\x0eEND_SCOPE_USER\x10\x03\x12\x14\n" +
-	"\x10END_SCOPE_TENANT\x10\x042\xc5\b\n" +
+	"\x10END_SCOPE_TENANT\x10\x042\xdc\a\n" +
 	"\x0eSessionService\x12h\n" +
 	"\rCreateSession\x12).holdfast.session.v1.CreateSessionRequest\x1a*.holdfast.session.v1.CreateSessionResponse\"\x00\x12k\n" +
 	"\x0eRefreshSession\x12*.holdfast.session.v1.RefreshSessionRequest\x1a+.holdfast.session.v1.RefreshSessionResponse\"\x00\x12_\n" +
@@ -1530,8 +1383,7 @@ const file_holdfast_session_v1_service_proto_rawDesc = "" +
 	"\fListSessions\x12(.holdfast.session.v1.ListSessionsRequest\x1a).holdfast.session.v1.ListSessionsResponse\"\x00\x12h\n" +
 	"\rUpdateSession\x12).holdfast.session.v1.UpdateSessionRequest\x1a*.holdfast.session.v1.UpdateSessionResponse\"\x00\x12b\n" +
 	"\vEndSessions\x12'.holdfast.session.v1.EndSessionsRequest\x1a(.holdfast.session.v1.EndSessionsResponse\"\x00\x12h\n" +
-	"\rPutConnection\x12).holdfast.session.v1.PutConnectionRequest\x1a*.holdfast.session.v1.PutConnectionResponse\"\x00\x12g\n" +
-	"\fWatchSession\x12(.holdfast.session.v1.WatchSessionRequest\x1a).holdfast.session.v1.WatchSessionResponse\"\x000\x01\x12z\n" +
+	"\rPutConnection\x12).holdfast.session.v1.PutConnectionRequest\x1a*.holdfast.session.v1.PutConnectionResponse\"\x00\x12z\n" +
 	"\x12ListSecurityEvents\x12..holdfast.session.v1.ListSecurityEventsRequest\x1a/.holdfast.session.v1.ListSecurityEventsResponse\"\x03\x90\x02\x01\x12w\n" +
 	"\x12PutSessionSettings\x12..holdfast.session.v1.PutSessionSettingsRequest\x1a/.holdfast.session.v1.PutSessionSettingsResponse\"\x00B\xc1\x01\n" +
 	"\x17com.holdfast.session.v1B\fServiceProtoP\x01Z*holdfast/gen/holdfast/session/v1;sessionv1\xa2\x02\x03HSX\xaa\x02\x13Holdfast.Session.V1\xca\x02\x13Holdfast\\Session\\V1\xe2\x02\x1fHoldfast\\Session\\V1\\GPBMetadata\xea\x02\x15Holdfast::Session::V1b\x06proto3"
@@ -1549,7 +1401,7 @@ func file_holdfast_session_v1_service_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_session_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_holdfast_session_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_holdfast_session_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_holdfast_session_v1_service_proto_goTypes = []any{
 	(EndScope)(0),                      // 0: holdfast.session.v1.EndScope
 	(*CreateSessionRequest)(nil),       // 1: holdfast.session.v1.CreateSessionRequest
@@ -1566,68 +1418,62 @@ var file_holdfast_session_v1_service_proto_goTypes = []any{
 	(*EndSessionsResponse)(nil),        // 12: holdfast.session.v1.EndSessionsResponse
 	(*PutConnectionRequest)(nil),       // 13: holdfast.session.v1.PutConnectionRequest
 	(*PutConnectionResponse)(nil),      // 14: holdfast.session.v1.PutConnectionResponse
-	(*WatchSessionRequest)(nil),        // 15: holdfast.session.v1.WatchSessionRequest
-	(*WatchSessionResponse)(nil),       // 16: holdfast.session.v1.WatchSessionResponse
-	(*ListSecurityEventsRequest)(nil),  // 17: holdfast.session.v1.ListSecurityEventsRequest
-	(*ListSecurityEventsResponse)(nil), // 18: holdfast.session.v1.ListSecurityEventsResponse
-	(*PutSessionSettingsRequest)(nil),  // 19: holdfast.session.v1.PutSessionSettingsRequest
-	(*PutSessionSettingsResponse)(nil), // 20: holdfast.session.v1.PutSessionSettingsResponse
-	(*v1.Device)(nil),                  // 21: holdfast.type.v1.Device
-	(*Session)(nil),                    // 22: holdfast.session.v1.Session
-	(*Tokens)(nil),                     // 23: holdfast.session.v1.Tokens
-	(*Presence)(nil),                   // 24: holdfast.session.v1.Presence
-	(*fieldmaskpb.FieldMask)(nil),      // 25: google.protobuf.FieldMask
-	(*Connection)(nil),                 // 26: holdfast.session.v1.Connection
-	(*SecurityEvent)(nil),              // 27: holdfast.session.v1.SecurityEvent
-	(*SessionSettings)(nil),            // 28: holdfast.session.v1.SessionSettings
+	(*ListSecurityEventsRequest)(nil),  // 15: holdfast.session.v1.ListSecurityEventsRequest
+	(*ListSecurityEventsResponse)(nil), // 16: holdfast.session.v1.ListSecurityEventsResponse
+	(*PutSessionSettingsRequest)(nil),  // 17: holdfast.session.v1.PutSessionSettingsRequest
+	(*PutSessionSettingsResponse)(nil), // 18: holdfast.session.v1.PutSessionSettingsResponse
+	(*v1.Device)(nil),                  // 19: holdfast.type.v1.Device
+	(*Session)(nil),                    // 20: holdfast.session.v1.Session
+	(*Tokens)(nil),                     // 21: holdfast.session.v1.Tokens
+	(*Presence)(nil),                   // 22: holdfast.session.v1.Presence
+	(*fieldmaskpb.FieldMask)(nil),      // 23: google.protobuf.FieldMask
+	(*Connection)(nil),                 // 24: holdfast.session.v1.Connection
+	(*SecurityEvent)(nil),              // 25: holdfast.session.v1.SecurityEvent
+	(*SessionSettings)(nil),            // 26: holdfast.session.v1.SessionSettings
 }
 var file_holdfast_session_v1_service_proto_depIdxs = []int32{
-	21, // 0: holdfast.session.v1.CreateSessionRequest.device:type_name -> holdfast.type.v1.Device
-	22, // 1: holdfast.session.v1.CreateSessionResponse.session:type_name -> holdfast.session.v1.Session
-	23, // 2: holdfast.session.v1.CreateSessionResponse.tokens:type_name -> holdfast.session.v1.Tokens
-	22, // 3: holdfast.session.v1.RefreshSessionResponse.session:type_name -> holdfast.session.v1.Session
-	23, // 4: holdfast.session.v1.RefreshSessionResponse.tokens:type_name -> holdfast.session.v1.Tokens
-	22, // 5: holdfast.session.v1.GetSessionResponse.session:type_name -> holdfast.session.v1.Session
-	22, // 6: holdfast.session.v1.ListSessionsResponse.sessions:type_name -> holdfast.session.v1.Session
-	24, // 7: holdfast.session.v1.ListSessionsResponse.presence:type_name -> holdfast.session.v1.Presence
-	22, // 8: holdfast.session.v1.UpdateSessionRequest.session:type_name -> holdfast.session.v1.Session
-	25, // 9: holdfast.session.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
-	22, // 10: holdfast.session.v1.UpdateSessionResponse.session:type_name -> holdfast.session.v1.Session
+	19, // 0: holdfast.session.v1.CreateSessionRequest.device:type_name -> holdfast.type.v1.Device
+	20, // 1: holdfast.session.v1.CreateSessionResponse.session:type_name -> holdfast.session.v1.Session
+	21, // 2: holdfast.session.v1.CreateSessionResponse.tokens:type_name -> holdfast.session.v1.Tokens
+	20, // 3: holdfast.session.v1.RefreshSessionResponse.session:type_name -> holdfast.session.v1.Session
+	21, // 4: holdfast.session.v1.RefreshSessionResponse.tokens:type_name -> holdfast.session.v1.Tokens
+	20, // 5: holdfast.session.v1.GetSessionResponse.session:type_name -> holdfast.session.v1.Session
+	20, // 6: holdfast.session.v1.ListSessionsResponse.sessions:type_name -> holdfast.session.v1.Session
+	22, // 7: holdfast.session.v1.ListSessionsResponse.presence:type_name -> holdfast.session.v1.Presence
+	20, // 8: holdfast.session.v1.UpdateSessionRequest.session:type_name -> holdfast.session.v1.Session
+	23, // 9: holdfast.session.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
+	20, // 10: holdfast.session.v1.UpdateSessionResponse.session:type_name -> holdfast.session.v1.Session
 	0,  // 11: holdfast.session.v1.EndSessionsRequest.scope:type_name -> holdfast.session.v1.EndScope
-	26, // 12: holdfast.session.v1.PutConnectionRequest.connection:type_name -> holdfast.session.v1.Connection
-	26, // 13: holdfast.session.v1.PutConnectionResponse.connection:type_name -> holdfast.session.v1.Connection
-	22, // 14: holdfast.session.v1.PutConnectionResponse.session:type_name -> holdfast.session.v1.Session
-	22, // 15: holdfast.session.v1.WatchSessionResponse.session:type_name -> holdfast.session.v1.Session
-	26, // 16: holdfast.session.v1.WatchSessionResponse.connections:type_name -> holdfast.session.v1.Connection
-	27, // 17: holdfast.session.v1.ListSecurityEventsResponse.events:type_name -> holdfast.session.v1.SecurityEvent
-	28, // 18: holdfast.session.v1.PutSessionSettingsRequest.settings:type_name -> holdfast.session.v1.SessionSettings
-	25, // 19: holdfast.session.v1.PutSessionSettingsRequest.update_mask:type_name -> google.protobuf.FieldMask
-	28, // 20: holdfast.session.v1.PutSessionSettingsResponse.settings:type_name -> holdfast.session.v1.SessionSettings
-	1,  // 21: holdfast.session.v1.SessionService.CreateSession:input_type -> holdfast.session.v1.CreateSessionRequest
-	3,  // 22: holdfast.session.v1.SessionService.RefreshSession:input_type -> holdfast.session.v1.RefreshSessionRequest
-	5,  // 23: holdfast.session.v1.SessionService.GetSession:input_type -> holdfast.session.v1.GetSessionRequest
-	7,  // 24: holdfast.session.v1.SessionService.ListSessions:input_type -> holdfast.session.v1.ListSessionsRequest
-	9,  // 25: holdfast.session.v1.SessionService.UpdateSession:input_type -> holdfast.session.v1.UpdateSessionRequest
-	11, // 26: holdfast.session.v1.SessionService.EndSessions:input_type -> holdfast.session.v1.EndSessionsRequest
-	13, // 27: holdfast.session.v1.SessionService.PutConnection:input_type -> holdfast.session.v1.PutConnectionRequest
-	15, // 28: holdfast.session.v1.SessionService.WatchSession:input_type -> holdfast.session.v1.WatchSessionRequest
-	17, // 29: holdfast.session.v1.SessionService.ListSecurityEvents:input_type -> holdfast.session.v1.ListSecurityEventsRequest
-	19, // 30: holdfast.session.v1.SessionService.PutSessionSettings:input_type -> holdfast.session.v1.PutSessionSettingsRequest
-	2,  // 31: holdfast.session.v1.SessionService.CreateSession:output_type -> holdfast.session.v1.CreateSessionResponse
-	4,  // 32: holdfast.session.v1.SessionService.RefreshSession:output_type -> holdfast.session.v1.RefreshSessionResponse
-	6,  // 33: holdfast.session.v1.SessionService.GetSession:output_type -> holdfast.session.v1.GetSessionResponse
-	8,  // 34: holdfast.session.v1.SessionService.ListSessions:output_type -> holdfast.session.v1.ListSessionsResponse
-	10, // 35: holdfast.session.v1.SessionService.UpdateSession:output_type -> holdfast.session.v1.UpdateSessionResponse
-	12, // 36: holdfast.session.v1.SessionService.EndSessions:output_type -> holdfast.session.v1.EndSessionsResponse
-	14, // 37: holdfast.session.v1.SessionService.PutConnection:output_type -> holdfast.session.v1.PutConnectionResponse
-	16, // 38: holdfast.session.v1.SessionService.WatchSession:output_type -> holdfast.session.v1.WatchSessionResponse
-	18, // 39: holdfast.session.v1.SessionService.ListSecurityEvents:output_type -> holdfast.session.v1.ListSecurityEventsResponse
-	20, // 40: holdfast.session.v1.SessionService.PutSessionSettings:output_type -> holdfast.session.v1.PutSessionSettingsResponse
-	31, // [31:41] is the sub-list for method output_type
-	21, // [21:31] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	24, // 12: holdfast.session.v1.PutConnectionRequest.connection:type_name -> holdfast.session.v1.Connection
+	24, // 13: holdfast.session.v1.PutConnectionResponse.connection:type_name -> holdfast.session.v1.Connection
+	20, // 14: holdfast.session.v1.PutConnectionResponse.session:type_name -> holdfast.session.v1.Session
+	25, // 15: holdfast.session.v1.ListSecurityEventsResponse.events:type_name -> holdfast.session.v1.SecurityEvent
+	26, // 16: holdfast.session.v1.PutSessionSettingsRequest.settings:type_name -> holdfast.session.v1.SessionSettings
+	23, // 17: holdfast.session.v1.PutSessionSettingsRequest.update_mask:type_name -> google.protobuf.FieldMask
+	26, // 18: holdfast.session.v1.PutSessionSettingsResponse.settings:type_name -> holdfast.session.v1.SessionSettings
+	1,  // 19: holdfast.session.v1.SessionService.CreateSession:input_type -> holdfast.session.v1.CreateSessionRequest
+	3,  // 20: holdfast.session.v1.SessionService.RefreshSession:input_type -> holdfast.session.v1.RefreshSessionRequest
+	5,  // 21: holdfast.session.v1.SessionService.GetSession:input_type -> holdfast.session.v1.GetSessionRequest
+	7,  // 22: holdfast.session.v1.SessionService.ListSessions:input_type -> holdfast.session.v1.ListSessionsRequest
+	9,  // 23: holdfast.session.v1.SessionService.UpdateSession:input_type -> holdfast.session.v1.UpdateSessionRequest
+	11, // 24: holdfast.session.v1.SessionService.EndSessions:input_type -> holdfast.session.v1.EndSessionsRequest
+	13, // 25: holdfast.session.v1.SessionService.PutConnection:input_type -> holdfast.session.v1.PutConnectionRequest
+	15, // 26: holdfast.session.v1.SessionService.ListSecurityEvents:input_type -> holdfast.session.v1.ListSecurityEventsRequest
+	17, // 27: holdfast.session.v1.SessionService.PutSessionSettings:input_type -> holdfast.session.v1.PutSessionSettingsRequest
+	2,  // 28: holdfast.session.v1.SessionService.CreateSession:output_type -> holdfast.session.v1.CreateSessionResponse
+	4,  // 29: holdfast.session.v1.SessionService.RefreshSession:output_type -> holdfast.session.v1.RefreshSessionResponse
+	6,  // 30: holdfast.session.v1.SessionService.GetSession:output_type -> holdfast.session.v1.GetSessionResponse
+	8,  // 31: holdfast.session.v1.SessionService.ListSessions:output_type -> holdfast.session.v1.ListSessionsResponse
+	10, // 32: holdfast.session.v1.SessionService.UpdateSession:output_type -> holdfast.session.v1.UpdateSessionResponse
+	12, // 33: holdfast.session.v1.SessionService.EndSessions:output_type -> holdfast.session.v1.EndSessionsResponse
+	14, // 34: holdfast.session.v1.SessionService.PutConnection:output_type -> holdfast.session.v1.PutConnectionResponse
+	16, // 35: holdfast.session.v1.SessionService.ListSecurityEvents:output_type -> holdfast.session.v1.ListSecurityEventsResponse
+	18, // 36: holdfast.session.v1.SessionService.PutSessionSettings:output_type -> holdfast.session.v1.PutSessionSettingsResponse
+	28, // [28:37] is the sub-list for method output_type
+	19, // [19:28] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_session_v1_service_proto_init() }
@@ -1641,14 +1487,14 @@ func file_holdfast_session_v1_service_proto_init() {
 	file_holdfast_session_v1_service_proto_msgTypes[8].OneofWrappers = []any{}
 	file_holdfast_session_v1_service_proto_msgTypes[10].OneofWrappers = []any{}
 	file_holdfast_session_v1_service_proto_msgTypes[12].OneofWrappers = []any{}
-	file_holdfast_session_v1_service_proto_msgTypes[18].OneofWrappers = []any{}
+	file_holdfast_session_v1_service_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_session_v1_service_proto_rawDesc), len(file_holdfast_session_v1_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -341,8 +341,9 @@ func (x *ConversationItem) GetSignals() bool {
 	return false
 }
 
-// SessionItem is a user's sessions that are not over (keys `sessions/<session_id>`) and the user's presence (`presence`). When the
-// session that the stream is authenticated with ends, so does the stream.
+// SessionItem is a user's sessions (keys `sessions/<session_id>`) and the user's presence (`presence`). The last sessions that are
+// over are there with their `end_reason`. When the session that the stream is authenticated with ends, so does the stream,
+// after a message that says how.
 type SessionItem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty: the caller. Another user's only for services.
@@ -1149,7 +1150,7 @@ const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	"\tmax_bytes\x18\x02 \x01(\x05B\x10\xbaH\r\xd8\x01\x01\x1a\b\x18\x80\x80@(\x80\x80\x04R\bmaxBytes\"\xf8\x03\n" +
 	"\x04Item\x12\"\n" +
 	"\aitem_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04 \x01(@R\x06itemId\x12 \n" +
-	"\x06cursor\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x06cursor\x12I\n" +
+	"\x06cursor\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\x06cursor\x12I\n" +
 	"\fconversation\x18\x03 \x01(\v2#.holdfast.watch.v1.ConversationItemH\x00R\fconversation\x12:\n" +
 	"\asession\x18\x04 \x01(\v2\x1e.holdfast.watch.v1.SessionItemH\x00R\asession\x12=\n" +
 	"\n" +

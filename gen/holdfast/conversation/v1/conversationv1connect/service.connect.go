@@ -72,9 +72,6 @@ const (
 	// ConversationServiceForkConversationProcedure is the fully-qualified name of the
 	// ConversationService's ForkConversation RPC.
 	ConversationServiceForkConversationProcedure = "/holdfast.conversation.v1.ConversationService/ForkConversation"
-	// ConversationServiceWatchConversationProcedure is the fully-qualified name of the
-	// ConversationService's WatchConversation RPC.
-	ConversationServiceWatchConversationProcedure = "/holdfast.conversation.v1.ConversationService/WatchConversation"
 )
 
 // ConversationServiceClient is a client for the holdfast.conversation.v1.ConversationService
@@ -159,13 +156,6 @@ type ConversationServiceClient interface {
 	//
 	//	{"conversationId": "c1", "throughSeq": 1, "newConversationId": "c1-b", "conversation": {"title": "Another way"}}
 	ForkConversation(context.Context, *v1.ForkConversationRequest) (*v1.ForkConversationResponse, error)
-	// WatchConversation streams what changes. With after_version 0, or older than the journal, the first message is a
-	// snapshot with reset = true; then one message follows each change, or several changes that a slow reader missed
-	// together. A client that reconnects with the last version it saw misses nothing and sees nothing twice. A
-	// heartbeat comes every 15 s. The stream ends with `unavailable` when it is old or the server stops: reconnect.
-	//
-	//	{"conversationId": "c1", "afterVersion": 0, "messageLimit": 20}
-	WatchConversation(context.Context, *v1.WatchConversationRequest) (*connect.ServerStreamForClient[v1.WatchConversationResponse], error)
 }
 
 // NewConversationServiceClient constructs a client for the
@@ -263,12 +253,6 @@ func NewConversationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			connect.WithSchema(conversationServiceMethods.ByName("ForkConversation")),
 			connect.WithClientOptions(opts...),
 		),
-		watchConversation: connect.NewClient[v1.WatchConversationRequest, v1.WatchConversationResponse](
-			httpClient,
-			baseURL+ConversationServiceWatchConversationProcedure,
-			connect.WithSchema(conversationServiceMethods.ByName("WatchConversation")),
-			connect.WithClientOptions(opts...),
-		),
 	}
 }
 
@@ -287,7 +271,6 @@ type conversationServiceClient struct {
 	proposeCompaction  *connect.Client[v1.ProposeCompactionRequest, v1.ProposeCompactionResponse]
 	commitCompaction   *connect.Client[v1.CommitCompactionRequest, v1.CommitCompactionResponse]
 	forkConversation   *connect.Client[v1.ForkConversationRequest, v1.ForkConversationResponse]
-	watchConversation  *connect.Client[v1.WatchConversationRequest, v1.WatchConversationResponse]
 }
 
 // CreateConversation calls holdfast.conversation.v1.ConversationService.CreateConversation.
@@ -407,11 +390,6 @@ func (c *conversationServiceClient) ForkConversation(ctx context.Context, req *v
 	return nil, err
 }
 
-// WatchConversation calls holdfast.conversation.v1.ConversationService.WatchConversation.
-func (c *conversationServiceClient) WatchConversation(ctx context.Context, req *v1.WatchConversationRequest) (*connect.ServerStreamForClient[v1.WatchConversationResponse], error) {
-	return c.watchConversation.CallServerStream(ctx, connect.NewRequest(req))
-}
-
 // ConversationServiceHandler is an implementation of the
 // holdfast.conversation.v1.ConversationService service.
 type ConversationServiceHandler interface {
@@ -494,13 +472,6 @@ type ConversationServiceHandler interface {
 	//
 	//	{"conversationId": "c1", "throughSeq": 1, "newConversationId": "c1-b", "conversation": {"title": "Another way"}}
 	ForkConversation(context.Context, *v1.ForkConversationRequest) (*v1.ForkConversationResponse, error)
-	// WatchConversation streams what changes. With after_version 0, or older than the journal, the first message is a
-	// snapshot with reset = true; then one message follows each change, or several changes that a slow reader missed
-	// together. A client that reconnects with the last version it saw misses nothing and sees nothing twice. A
-	// heartbeat comes every 15 s. The stream ends with `unavailable` when it is old or the server stops: reconnect.
-	//
-	//	{"conversationId": "c1", "afterVersion": 0, "messageLimit": 20}
-	WatchConversation(context.Context, *v1.WatchConversationRequest, *connect.ServerStream[v1.WatchConversationResponse]) error
 }
 
 // NewConversationServiceHandler builds an HTTP handler from the service implementation. It returns
@@ -593,12 +564,6 @@ func NewConversationServiceHandler(svc ConversationServiceHandler, opts ...conne
 		connect.WithSchema(conversationServiceMethods.ByName("ForkConversation")),
 		connect.WithHandlerOptions(opts...),
 	)
-	conversationServiceWatchConversationHandler := connect.NewServerStreamHandlerSimple(
-		ConversationServiceWatchConversationProcedure,
-		svc.WatchConversation,
-		connect.WithSchema(conversationServiceMethods.ByName("WatchConversation")),
-		connect.WithHandlerOptions(opts...),
-	)
 	return "/holdfast.conversation.v1.ConversationService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ConversationServiceCreateConversationProcedure:
@@ -627,8 +592,6 @@ func NewConversationServiceHandler(svc ConversationServiceHandler, opts ...conne
 			conversationServiceCommitCompactionHandler.ServeHTTP(w, r)
 		case ConversationServiceForkConversationProcedure:
 			conversationServiceForkConversationHandler.ServeHTTP(w, r)
-		case ConversationServiceWatchConversationProcedure:
-			conversationServiceWatchConversationHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -688,8 +651,4 @@ func (UnimplementedConversationServiceHandler) CommitCompaction(context.Context,
 
 func (UnimplementedConversationServiceHandler) ForkConversation(context.Context, *v1.ForkConversationRequest) (*v1.ForkConversationResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.ForkConversation is not implemented"))
-}
-
-func (UnimplementedConversationServiceHandler) WatchConversation(context.Context, *v1.WatchConversationRequest, *connect.ServerStream[v1.WatchConversationResponse]) error {
-	return connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.conversation.v1.ConversationService.WatchConversation is not implemented"))
 }

@@ -63,9 +63,6 @@ const (
 	// CoordinationServiceUpdateApiProcedure is the fully-qualified name of the CoordinationService's
 	// UpdateApi RPC.
 	CoordinationServiceUpdateApiProcedure = "/holdfast.coordination.v1.CoordinationService/UpdateApi"
-	// CoordinationServiceWatchApiProcedure is the fully-qualified name of the CoordinationService's
-	// WatchApi RPC.
-	CoordinationServiceWatchApiProcedure = "/holdfast.coordination.v1.CoordinationService/WatchApi"
 )
 
 // CoordinationServiceClient is a client for the holdfast.coordination.v1.CoordinationService
@@ -132,12 +129,6 @@ type CoordinationServiceClient interface {
 	//
 	//	{"api": "codegen", "config": {"maxAttempts": 3}, "clear": ["CLEAR_BREAKER"]}
 	UpdateApi(context.Context, *v1.UpdateApiRequest) (*v1.UpdateApiResponse, error)
-	// WatchApi streams how an API stands each time that this changes, and the calls that changed. With after_version 0, or
-	// older than the journal, the first message is a snapshot with reset = true. A heartbeat comes every 15 s. The stream
-	// ends with `unavailable` when it is old or the server stops: reconnect with the last version.
-	//
-	//	{"api": "codegen"}
-	WatchApi(context.Context, *v1.WatchApiRequest) (*connect.ServerStreamForClient[v1.WatchApiResponse], error)
 }
 
 // NewCoordinationServiceClient constructs a client for the
@@ -212,12 +203,6 @@ func NewCoordinationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			connect.WithSchema(coordinationServiceMethods.ByName("UpdateApi")),
 			connect.WithClientOptions(opts...),
 		),
-		watchApi: connect.NewClient[v1.WatchApiRequest, v1.WatchApiResponse](
-			httpClient,
-			baseURL+CoordinationServiceWatchApiProcedure,
-			connect.WithSchema(coordinationServiceMethods.ByName("WatchApi")),
-			connect.WithClientOptions(opts...),
-		),
 	}
 }
 
@@ -233,7 +218,6 @@ type coordinationServiceClient struct {
 	getApi     *connect.Client[v1.GetApiRequest, v1.GetApiResponse]
 	listApis   *connect.Client[v1.ListApisRequest, v1.ListApisResponse]
 	updateApi  *connect.Client[v1.UpdateApiRequest, v1.UpdateApiResponse]
-	watchApi   *connect.Client[v1.WatchApiRequest, v1.WatchApiResponse]
 }
 
 // BeginCall calls holdfast.coordination.v1.CoordinationService.BeginCall.
@@ -326,11 +310,6 @@ func (c *coordinationServiceClient) UpdateApi(ctx context.Context, req *v1.Updat
 	return nil, err
 }
 
-// WatchApi calls holdfast.coordination.v1.CoordinationService.WatchApi.
-func (c *coordinationServiceClient) WatchApi(ctx context.Context, req *v1.WatchApiRequest) (*connect.ServerStreamForClient[v1.WatchApiResponse], error) {
-	return c.watchApi.CallServerStream(ctx, connect.NewRequest(req))
-}
-
 // CoordinationServiceHandler is an implementation of the
 // holdfast.coordination.v1.CoordinationService service.
 type CoordinationServiceHandler interface {
@@ -395,12 +374,6 @@ type CoordinationServiceHandler interface {
 	//
 	//	{"api": "codegen", "config": {"maxAttempts": 3}, "clear": ["CLEAR_BREAKER"]}
 	UpdateApi(context.Context, *v1.UpdateApiRequest) (*v1.UpdateApiResponse, error)
-	// WatchApi streams how an API stands each time that this changes, and the calls that changed. With after_version 0, or
-	// older than the journal, the first message is a snapshot with reset = true. A heartbeat comes every 15 s. The stream
-	// ends with `unavailable` when it is old or the server stops: reconnect with the last version.
-	//
-	//	{"api": "codegen"}
-	WatchApi(context.Context, *v1.WatchApiRequest, *connect.ServerStream[v1.WatchApiResponse]) error
 }
 
 // NewCoordinationServiceHandler builds an HTTP handler from the service implementation. It returns
@@ -470,12 +443,6 @@ func NewCoordinationServiceHandler(svc CoordinationServiceHandler, opts ...conne
 		connect.WithSchema(coordinationServiceMethods.ByName("UpdateApi")),
 		connect.WithHandlerOptions(opts...),
 	)
-	coordinationServiceWatchApiHandler := connect.NewServerStreamHandlerSimple(
-		CoordinationServiceWatchApiProcedure,
-		svc.WatchApi,
-		connect.WithSchema(coordinationServiceMethods.ByName("WatchApi")),
-		connect.WithHandlerOptions(opts...),
-	)
 	return "/holdfast.coordination.v1.CoordinationService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case CoordinationServiceBeginCallProcedure:
@@ -498,8 +465,6 @@ func NewCoordinationServiceHandler(svc CoordinationServiceHandler, opts ...conne
 			coordinationServiceListApisHandler.ServeHTTP(w, r)
 		case CoordinationServiceUpdateApiProcedure:
 			coordinationServiceUpdateApiHandler.ServeHTTP(w, r)
-		case CoordinationServiceWatchApiProcedure:
-			coordinationServiceWatchApiHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -547,8 +512,4 @@ func (UnimplementedCoordinationServiceHandler) ListApis(context.Context, *v1.Lis
 
 func (UnimplementedCoordinationServiceHandler) UpdateApi(context.Context, *v1.UpdateApiRequest) (*v1.UpdateApiResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.UpdateApi is not implemented"))
-}
-
-func (UnimplementedCoordinationServiceHandler) WatchApi(context.Context, *v1.WatchApiRequest, *connect.ServerStream[v1.WatchApiResponse]) error {
-	return connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.WatchApi is not implemented"))
 }

@@ -45,9 +45,6 @@ const (
 	// ProjectServiceDeleteProjectProcedure is the fully-qualified name of the ProjectService's
 	// DeleteProject RPC.
 	ProjectServiceDeleteProjectProcedure = "/holdfast.project.v1.ProjectService/DeleteProject"
-	// ProjectServiceWatchProjectProcedure is the fully-qualified name of the ProjectService's
-	// WatchProject RPC.
-	ProjectServiceWatchProjectProcedure = "/holdfast.project.v1.ProjectService/WatchProject"
 	// ProjectServicePutTaskProcedure is the fully-qualified name of the ProjectService's PutTask RPC.
 	ProjectServicePutTaskProcedure = "/holdfast.project.v1.ProjectService/PutTask"
 	// ProjectServiceGetTaskProcedure is the fully-qualified name of the ProjectService's GetTask RPC.
@@ -91,14 +88,6 @@ type ProjectServiceClient interface {
 	//
 	//	{"projectId": "old-api"}
 	DeleteProject(context.Context, *v1.DeleteProjectRequest) (*v1.DeleteProjectResponse, error)
-	// WatchProject streams what changes in a project itself. Its tasks and issues change by themselves, with versions of their
-	// own: ask GetProjectContext with if_etag_not for those. With after_version 0, or older than the journal, the first message
-	// is a snapshot with reset = true. A client that reconnects with the last version it saw misses nothing and sees
-	// nothing twice. A heartbeat comes every 15 s. The stream ends with `unavailable` when it is old or the server stops:
-	// reconnect.
-	//
-	//	{"projectId": "api", "afterVersion": 0}
-	WatchProject(context.Context, *v1.WatchProjectRequest) (*connect.ServerStreamForClient[v1.WatchProjectResponse], error)
 	// PutTask makes a task, or changes one: what the caller knows of it, and with `report` what the task's provider says of its
 	// status. An id that another user has is `already_exists`, reason ALREADY_EXISTS. Without an id the server makes one.
 	//
@@ -185,12 +174,6 @@ func NewProjectServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(projectServiceMethods.ByName("DeleteProject")),
 			connect.WithClientOptions(opts...),
 		),
-		watchProject: connect.NewClient[v1.WatchProjectRequest, v1.WatchProjectResponse](
-			httpClient,
-			baseURL+ProjectServiceWatchProjectProcedure,
-			connect.WithSchema(projectServiceMethods.ByName("WatchProject")),
-			connect.WithClientOptions(opts...),
-		),
 		putTask: connect.NewClient[v1.PutTaskRequest, v1.PutTaskResponse](
 			httpClient,
 			baseURL+ProjectServicePutTaskProcedure,
@@ -246,7 +229,6 @@ type projectServiceClient struct {
 	getProject        *connect.Client[v1.GetProjectRequest, v1.GetProjectResponse]
 	listProjects      *connect.Client[v1.ListProjectsRequest, v1.ListProjectsResponse]
 	deleteProject     *connect.Client[v1.DeleteProjectRequest, v1.DeleteProjectResponse]
-	watchProject      *connect.Client[v1.WatchProjectRequest, v1.WatchProjectResponse]
 	putTask           *connect.Client[v1.PutTaskRequest, v1.PutTaskResponse]
 	getTask           *connect.Client[v1.GetTaskRequest, v1.GetTaskResponse]
 	listTasks         *connect.Client[v1.ListTasksRequest, v1.ListTasksResponse]
@@ -290,11 +272,6 @@ func (c *projectServiceClient) DeleteProject(ctx context.Context, req *v1.Delete
 		return response.Msg, err
 	}
 	return nil, err
-}
-
-// WatchProject calls holdfast.project.v1.ProjectService.WatchProject.
-func (c *projectServiceClient) WatchProject(ctx context.Context, req *v1.WatchProjectRequest) (*connect.ServerStreamForClient[v1.WatchProjectResponse], error) {
-	return c.watchProject.CallServerStream(ctx, connect.NewRequest(req))
 }
 
 // PutTask calls holdfast.project.v1.ProjectService.PutTask.
@@ -382,14 +359,6 @@ type ProjectServiceHandler interface {
 	//
 	//	{"projectId": "old-api"}
 	DeleteProject(context.Context, *v1.DeleteProjectRequest) (*v1.DeleteProjectResponse, error)
-	// WatchProject streams what changes in a project itself. Its tasks and issues change by themselves, with versions of their
-	// own: ask GetProjectContext with if_etag_not for those. With after_version 0, or older than the journal, the first message
-	// is a snapshot with reset = true. A client that reconnects with the last version it saw misses nothing and sees
-	// nothing twice. A heartbeat comes every 15 s. The stream ends with `unavailable` when it is old or the server stops:
-	// reconnect.
-	//
-	//	{"projectId": "api", "afterVersion": 0}
-	WatchProject(context.Context, *v1.WatchProjectRequest, *connect.ServerStream[v1.WatchProjectResponse]) error
 	// PutTask makes a task, or changes one: what the caller knows of it, and with `report` what the task's provider says of its
 	// status. An id that another user has is `already_exists`, reason ALREADY_EXISTS. Without an id the server makes one.
 	//
@@ -472,12 +441,6 @@ func NewProjectServiceHandler(svc ProjectServiceHandler, opts ...connect.Handler
 		connect.WithSchema(projectServiceMethods.ByName("DeleteProject")),
 		connect.WithHandlerOptions(opts...),
 	)
-	projectServiceWatchProjectHandler := connect.NewServerStreamHandlerSimple(
-		ProjectServiceWatchProjectProcedure,
-		svc.WatchProject,
-		connect.WithSchema(projectServiceMethods.ByName("WatchProject")),
-		connect.WithHandlerOptions(opts...),
-	)
 	projectServicePutTaskHandler := connect.NewUnaryHandlerSimple(
 		ProjectServicePutTaskProcedure,
 		svc.PutTask,
@@ -534,8 +497,6 @@ func NewProjectServiceHandler(svc ProjectServiceHandler, opts ...connect.Handler
 			projectServiceListProjectsHandler.ServeHTTP(w, r)
 		case ProjectServiceDeleteProjectProcedure:
 			projectServiceDeleteProjectHandler.ServeHTTP(w, r)
-		case ProjectServiceWatchProjectProcedure:
-			projectServiceWatchProjectHandler.ServeHTTP(w, r)
 		case ProjectServicePutTaskProcedure:
 			projectServicePutTaskHandler.ServeHTTP(w, r)
 		case ProjectServiceGetTaskProcedure:
@@ -573,10 +534,6 @@ func (UnimplementedProjectServiceHandler) ListProjects(context.Context, *v1.List
 
 func (UnimplementedProjectServiceHandler) DeleteProject(context.Context, *v1.DeleteProjectRequest) (*v1.DeleteProjectResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.DeleteProject is not implemented"))
-}
-
-func (UnimplementedProjectServiceHandler) WatchProject(context.Context, *v1.WatchProjectRequest, *connect.ServerStream[v1.WatchProjectResponse]) error {
-	return connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.project.v1.ProjectService.WatchProject is not implemented"))
 }
 
 func (UnimplementedProjectServiceHandler) PutTask(context.Context, *v1.PutTaskRequest) (*v1.PutTaskResponse, error) {

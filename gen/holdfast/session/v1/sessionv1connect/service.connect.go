@@ -54,9 +54,6 @@ const (
 	// SessionServicePutConnectionProcedure is the fully-qualified name of the SessionService's
 	// PutConnection RPC.
 	SessionServicePutConnectionProcedure = "/holdfast.session.v1.SessionService/PutConnection"
-	// SessionServiceWatchSessionProcedure is the fully-qualified name of the SessionService's
-	// WatchSession RPC.
-	SessionServiceWatchSessionProcedure = "/holdfast.session.v1.SessionService/WatchSession"
 	// SessionServiceListSecurityEventsProcedure is the fully-qualified name of the SessionService's
 	// ListSecurityEvents RPC.
 	SessionServiceListSecurityEventsProcedure = "/holdfast.session.v1.SessionService/ListSecurityEvents"
@@ -108,13 +105,6 @@ type SessionServiceClient interface {
 	//
 	//	{"connection": {"modality": "MODALITY_BOTH", "device": {"platform": "web"}, "capabilities": ["barge_in"]}}
 	PutConnection(context.Context, *v1.PutConnectionRequest) (*v1.PutConnectionResponse, error)
-	// WatchSession streams a session as it changes, with the user's connections. Five minutes before its absolute end a
-	// message says `ends_soon`. When the session is over the last message says why, and the stream ends. A heartbeat comes
-	// every 15 s. With after_version 0 the first message is a snapshot with reset = true; a client that reconnects with the
-	// last version that it saw misses nothing.
-	//
-	//	{"afterVersion": 0}
-	WatchSession(context.Context, *v1.WatchSessionRequest) (*connect.ServerStreamForClient[v1.WatchSessionResponse], error)
 	// ListSecurityEvents returns a user's audit, the newest first: sign-ins, refreshes, reuse, ends, refused credentials.
 	//
 	//	{"pageSize": 20, "user": "ada"}
@@ -179,12 +169,6 @@ func NewSessionServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(sessionServiceMethods.ByName("PutConnection")),
 			connect.WithClientOptions(opts...),
 		),
-		watchSession: connect.NewClient[v1.WatchSessionRequest, v1.WatchSessionResponse](
-			httpClient,
-			baseURL+SessionServiceWatchSessionProcedure,
-			connect.WithSchema(sessionServiceMethods.ByName("WatchSession")),
-			connect.WithClientOptions(opts...),
-		),
 		listSecurityEvents: connect.NewClient[v1.ListSecurityEventsRequest, v1.ListSecurityEventsResponse](
 			httpClient,
 			baseURL+SessionServiceListSecurityEventsProcedure,
@@ -210,7 +194,6 @@ type sessionServiceClient struct {
 	updateSession      *connect.Client[v1.UpdateSessionRequest, v1.UpdateSessionResponse]
 	endSessions        *connect.Client[v1.EndSessionsRequest, v1.EndSessionsResponse]
 	putConnection      *connect.Client[v1.PutConnectionRequest, v1.PutConnectionResponse]
-	watchSession       *connect.Client[v1.WatchSessionRequest, v1.WatchSessionResponse]
 	listSecurityEvents *connect.Client[v1.ListSecurityEventsRequest, v1.ListSecurityEventsResponse]
 	putSessionSettings *connect.Client[v1.PutSessionSettingsRequest, v1.PutSessionSettingsResponse]
 }
@@ -278,11 +261,6 @@ func (c *sessionServiceClient) PutConnection(ctx context.Context, req *v1.PutCon
 	return nil, err
 }
 
-// WatchSession calls holdfast.session.v1.SessionService.WatchSession.
-func (c *sessionServiceClient) WatchSession(ctx context.Context, req *v1.WatchSessionRequest) (*connect.ServerStreamForClient[v1.WatchSessionResponse], error) {
-	return c.watchSession.CallServerStream(ctx, connect.NewRequest(req))
-}
-
 // ListSecurityEvents calls holdfast.session.v1.SessionService.ListSecurityEvents.
 func (c *sessionServiceClient) ListSecurityEvents(ctx context.Context, req *v1.ListSecurityEventsRequest) (*v1.ListSecurityEventsResponse, error) {
 	response, err := c.listSecurityEvents.CallUnary(ctx, connect.NewRequest(req))
@@ -344,13 +322,6 @@ type SessionServiceHandler interface {
 	//
 	//	{"connection": {"modality": "MODALITY_BOTH", "device": {"platform": "web"}, "capabilities": ["barge_in"]}}
 	PutConnection(context.Context, *v1.PutConnectionRequest) (*v1.PutConnectionResponse, error)
-	// WatchSession streams a session as it changes, with the user's connections. Five minutes before its absolute end a
-	// message says `ends_soon`. When the session is over the last message says why, and the stream ends. A heartbeat comes
-	// every 15 s. With after_version 0 the first message is a snapshot with reset = true; a client that reconnects with the
-	// last version that it saw misses nothing.
-	//
-	//	{"afterVersion": 0}
-	WatchSession(context.Context, *v1.WatchSessionRequest, *connect.ServerStream[v1.WatchSessionResponse]) error
 	// ListSecurityEvents returns a user's audit, the newest first: sign-ins, refreshes, reuse, ends, refused credentials.
 	//
 	//	{"pageSize": 20, "user": "ada"}
@@ -411,12 +382,6 @@ func NewSessionServiceHandler(svc SessionServiceHandler, opts ...connect.Handler
 		connect.WithSchema(sessionServiceMethods.ByName("PutConnection")),
 		connect.WithHandlerOptions(opts...),
 	)
-	sessionServiceWatchSessionHandler := connect.NewServerStreamHandlerSimple(
-		SessionServiceWatchSessionProcedure,
-		svc.WatchSession,
-		connect.WithSchema(sessionServiceMethods.ByName("WatchSession")),
-		connect.WithHandlerOptions(opts...),
-	)
 	sessionServiceListSecurityEventsHandler := connect.NewUnaryHandlerSimple(
 		SessionServiceListSecurityEventsProcedure,
 		svc.ListSecurityEvents,
@@ -446,8 +411,6 @@ func NewSessionServiceHandler(svc SessionServiceHandler, opts ...connect.Handler
 			sessionServiceEndSessionsHandler.ServeHTTP(w, r)
 		case SessionServicePutConnectionProcedure:
 			sessionServicePutConnectionHandler.ServeHTTP(w, r)
-		case SessionServiceWatchSessionProcedure:
-			sessionServiceWatchSessionHandler.ServeHTTP(w, r)
 		case SessionServiceListSecurityEventsProcedure:
 			sessionServiceListSecurityEventsHandler.ServeHTTP(w, r)
 		case SessionServicePutSessionSettingsProcedure:
@@ -487,10 +450,6 @@ func (UnimplementedSessionServiceHandler) EndSessions(context.Context, *v1.EndSe
 
 func (UnimplementedSessionServiceHandler) PutConnection(context.Context, *v1.PutConnectionRequest) (*v1.PutConnectionResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.PutConnection is not implemented"))
-}
-
-func (UnimplementedSessionServiceHandler) WatchSession(context.Context, *v1.WatchSessionRequest, *connect.ServerStream[v1.WatchSessionResponse]) error {
-	return connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.session.v1.SessionService.WatchSession is not implemented"))
 }
 
 func (UnimplementedSessionServiceHandler) ListSecurityEvents(context.Context, *v1.ListSecurityEventsRequest) (*v1.ListSecurityEventsResponse, error) {
