@@ -20,6 +20,13 @@ type ownCoordinator struct{ *coordination.Manager }
 
 var _ coordinationv1connect.CoordinationServiceClient = ownCoordinator{}
 
+// AcquireAndWait implements CoordinationServiceClient.
+func (ownCoordinator) AcquireAndWait(
+	context.Context, *coordinationv1.AcquireAndWaitRequest,
+) (*connect.ServerStreamForClient[coordinationv1.AcquireAndWaitResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("there are no streams within a process"))
+}
+
 // WatchApi implements CoordinationServiceClient, of which a transport needs no streams.
 func (ownCoordinator) WatchApi( //nolint:revive // the service has it so
 	context.Context, *coordinationv1.WatchApiRequest,
