@@ -181,7 +181,9 @@ func TestTheBreakerIsOneForAll(t *testing.T) {
 		}
 	})
 	client := func(i int) *http.Client {
-		return &http.Client{Transport: b.client(t, i, "").Transport("runs", coordclient.Options{Base: base(t), MaxWait: time.Minute})}
+		return &http.Client{Transport: b.client(t, i, "").Transport("runs", coordclient.Options{
+			Base: base(t), MaxWait: time.Minute, Refused: func(status int, _ []byte) bool { return status == http.StatusServiceUnavailable },
+		})}
 	}
 	down.Store(true)
 	one := client(0)

@@ -6,12 +6,14 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/big"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
 	"regexp"
 	"strings"
 	"sync/atomic"
@@ -21,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	"holdfast/handlers/coordination/dialect"
 )
 
 // Options adjust a Transport. The zero Options are good for most APIs.
@@ -34,8 +37,9 @@ type Options struct {
 	Safe func(*http.Request) bool
 	// Cost is what a request takes of the policies that count cost. Default: 0.
 	Cost func(*http.Request) int64
-	// Refused tells which answers promise that the request has not happened, so that it may be sent again. It gets the
-	// beginning of an error's body. Default: 425, 429, 503, and 400 where Linear says RATELIMITED.
+	// Refused tells which answers promise that the request has not happened, so that it may be sent again, besides those that
+	// say so in a way that is common: 425, 429, 529, and an error that names a limit or an overload. It gets the beginning of an
+	// error's body. A 503 without such an error is no promise: a proxy in front of the provider answers so, too. Optional.
 	Refused func(status int, body []byte) bool
 	// MaxWait is for how long in all a request waits for its turn, or for another who sends the same. 0: not at all; then
 	// it fails with a WaitError or an InFlightError.
@@ -88,7 +92,7 @@ func (c *Client) Transport(api string, o Options) http.RoundTripper {
 		o.Cost = func(*http.Request) int64 { return 0 }
 	}
 	if o.Refused == nil {
-		o.Refused = refused
+		o.Refused = func(int, []byte) bool { return false }
 	}
 	if o.Timeout == 0 {
 		o.Timeout = time.Minute
@@ -118,16 +122,6 @@ func operationOf(r *http.Request) string {
 }
 
 var isVersion = regexp.MustCompile(`^v[0-9]+(alpha|beta)?[0-9]*$`)
-
-func refused(status int, body []byte) bool {
-	switch status {
-	case http.StatusTooEarly, http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		return true
-	case http.StatusBadRequest:
-		return bytes.Contains(body, []byte(`"RATELIMITED"`))
-	}
-	return false
-}
 
 type transport struct {
 	client *Client
@@ -230,7 +224,7 @@ func (t *transport) read(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	operation, p := t.Operation(r), patience{t.MaxWait}
+	operation, graphQL, p := t.Operation(r), isGraphQL(r, body), patience{t.MaxWait}
 	for {
 		asked := t.now()
 		got, err := t.client.Service.Acquire(ctx, &coordinationv1.AcquireRequest{Api: t.api, Operation: operation, Cost: t.Cost(r)})
@@ -242,7 +236,7 @@ func (t *transport) read(r *http.Request) (*http.Response, error) {
 			res, _, err := t.dispatch(r, body, asked, within)
 			late := errors.Is(err, errLate)
 			if !late || got.GetProbe() {
-				t.report(ctx, got, res)
+				t.report(ctx, got, res, graphQL)
 			}
 			if late || got.GetLease() != nil {
 				t.release(ctx, got, late)
@@ -265,7 +259,7 @@ func (t *transport) read(r *http.Request) (*http.Response, error) {
 }
 
 // report tells the server how a read went; nothing that goes wrong with that is the caller's.
-func (t *transport) report(ctx context.Context, got *coordinationv1.AcquireResponse, res *http.Response) {
+func (t *transport) report(ctx context.Context, got *coordinationv1.AcquireResponse, res *http.Response, graphQL bool) {
 	if res == nil && ctx.Err() != nil && !got.GetProbe() {
 		return // the caller left, which says nothing about the provider
 	}
@@ -273,7 +267,11 @@ func (t *transport) report(ctx context.Context, got *coordinationv1.AcquireRespo
 	defer cancel()
 	response := &coordinationv1.ProviderResponse{}
 	if res != nil {
-		response = t.response(res, peekBody(res))
+		var start beginning
+		if graphQL || res.StatusCode >= http.StatusBadRequest || res.ContentLength >= 0 {
+			start = peekBody(res) // what is good and of no known length may be long in coming
+		}
+		response = t.response(res, start)
 	}
 	_, err := t.client.Service.Report(ctx, &coordinationv1.ReportRequest{
 		Api: t.api, GrantId: got.GetGrantId(), Report: &coordinationv1.ReportRequest_Response{Response: response},
@@ -308,11 +306,18 @@ func (t *transport) change(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	id := r.Header.Get(KeyHeader)
-	if named, ok := ctx.Value(callKey{}).(string); ok && id == "" {
-		id = named
+	// What a 307 or 308 sends elsewhere is the same call.
+	first := r
+	for first.Response != nil && first.Response.Request != nil && first.Response.Request.Method == r.Method {
+		first = first.Response.Request
 	}
-	if id == "" {
+	operation, mark := t.Operation(first), fingerprint(first, body)
+	id := r.Header.Get(KeyHeader)
+	if name, ok := ctx.Value(callKey{}).(string); ok && id == "" {
+		id = name
+	}
+	named := id != ""
+	if !named {
 		id = "unnamed-" + rand.Text()
 	}
 	p, reconciled := patience{t.MaxWait}, false
@@ -321,7 +326,7 @@ func (t *transport) change(r *http.Request) (*http.Response, error) {
 		asked := t.now()
 		sending, cancel := context.WithTimeout(ctx, t.Timeout)
 		got, err := t.client.begin(ctx, &coordinationv1.BeginCallRequest{
-			Api: t.api, Operation: t.Operation(r), Key: id, Fingerprint: fingerprint(r, body), Holder: t.Holder,
+			Api: t.api, Operation: operation, Key: id, Fingerprint: mark, Holder: t.Holder,
 			Timeout: durationpb.New(t.Timeout), Cost: t.Cost(r),
 		})
 		if err != nil {
@@ -329,7 +334,7 @@ func (t *transport) change(r *http.Request) (*http.Response, error) {
 			return nil, fmt.Errorf("coordclient: %w", err)
 		}
 		if got.GetDecision() == coordinationv1.Decision_DECISION_PROCEED {
-			res, err := t.send(sending, r, body, id, got, asked)
+			res, err := t.send(sending, r, body, call{id, named, got, asked})
 			if errors.Is(err, errLate) {
 				cancel()
 				if err := p.late(t.api, got.GetSendWithin().AsDuration(), t.now().Sub(asked)); err != nil {
@@ -386,61 +391,102 @@ func pollTime(reason coordinationv1.WaitReason, after time.Duration) time.Durati
 	return after
 }
 
+// call is a request that may be sent now.
+type call struct {
+	id    string
+	named bool
+	begun *coordinationv1.BeginCallResponse
+	asked time.Time
+}
+
 // send sends the request and tells the server what came of it. It returns errLate where it could not be sent in time.
-func (t *transport) send(
-	ctx context.Context, r *http.Request, body []byte, id string, got *coordinationv1.BeginCallResponse, asked time.Time,
-) (*http.Response, error) {
+func (t *transport) send(ctx context.Context, r *http.Request, body []byte, c call) (*http.Response, error) {
 	r = r.WithContext(ctx)
 	// net/http would send again, by itself, what has GetBody and looks idempotent to it.
 	r.GetBody = nil
-	res, began, err := t.dispatch(r, body, asked, got.GetSendWithin().AsDuration())
-	telling, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
-	defer cancel()
-	end := &coordinationv1.FinishCallRequest{Api: t.api, Key: id, FencingToken: got.GetLease().GetFencingToken()}
-	failure := &coordinationv1.CallFailure{}
+	res, began, err := t.dispatch(r, body, c.asked, c.begun.GetSendWithin().AsDuration())
 	if err != nil {
-		failure.Error = clip(err.Error())
+		failure := &coordinationv1.CallFailure{Error: clip(err.Error())}
 		canceled := errors.Is(r.Context().Err(), context.Canceled)
 		if late := errors.Is(err, errLate); late || !began {
 			failure.Failure, failure.NotSent, failure.NotDown = coordinationv1.Failure_FAILURE_RETRYABLE, true, canceled || late
-			t.tell(t.client.finish(telling, failed(end, failure)))
+			t.finish(ctx, failed(t.end(c), failure))
 			return nil, err
 		}
 		failure.Failure, failure.NotDown = coordinationv1.Failure_FAILURE_UNKNOWN, canceled
-		t.tell(t.client.finish(telling, failed(end, failure)))
-		return nil, &UnknownError{t.api, id, err}
+		t.finish(ctx, failed(t.end(c), failure))
+		return nil, &UnknownError{t.api, c.id, err}
 	}
-	start := peekBody(res)
-	outcome := outcomeOf(res, start)
-	end.Response = t.response(res, start)
-	switch status := res.StatusCode; {
-	case status < http.StatusBadRequest:
-		t.tell(t.client.finish(telling, completed(end, outcome)))
+	graphQL := isGraphQL(r, body)
+	switch streams := dialect.Streams(res.Header.Get("Content-Type")); {
+	case !streams && (graphQL || res.StatusCode >= http.StatusBadRequest || res.ContentLength >= 0):
+		t.answered(ctx, c, res, peekBody(res), graphQL)
+	case streams:
+		t.answered(ctx, c, res, beginning{}, false)
 	default:
-		failure.Outcome, failure.Error = outcome, fmt.Sprintf("HTTP %d", status)
-		switch {
-		case t.Refused(status, start.bytes):
-			failure.Failure, failure.NotDown = coordinationv1.Failure_FAILURE_RETRYABLE, status != http.StatusServiceUnavailable
-		case status >= http.StatusInternalServerError || status == http.StatusRequestTimeout:
-			failure.Failure = coordinationv1.Failure_FAILURE_UNKNOWN
-		default:
-			failure.Failure = coordinationv1.Failure_FAILURE_TERMINAL
-		}
-		t.tell(t.client.finish(telling, failed(end, failure)))
+		// It may be long in coming: the caller gets it as it comes, and the server what it was when it has come.
+		res.Body = &copying{ReadCloser: res.Body, done: func(start beginning) { t.answered(ctx, c, res, start, false) }}
 	}
 	return res, nil
+}
+
+// answered tells the server what the provider answered.
+func (t *transport) answered(ctx context.Context, c call, res *http.Response, start beginning, graphQL bool) {
+	end, outcome, status := t.end(c), outcomeOf(res, start), res.StatusCode
+	end.Response = t.response(res, start)
+	failure := &coordinationv1.CallFailure{Outcome: outcome, Error: fmt.Sprintf("HTTP %d", status)}
+	meaning := dialect.MeaningOf(status, start.bytes, graphQL)
+	if meaning != dialect.Done && t.Refused(status, start.bytes) {
+		meaning = dialect.Refused
+	}
+	if c.named && meaning == dialect.Done && (status == http.StatusTemporaryRedirect || status == http.StatusPermanentRedirect) {
+		// It is to be sent elsewhere, at once.
+		failure.Failure, failure.NotSent, failure.NotDown = coordinationv1.Failure_FAILURE_RETRYABLE, true, true
+		t.finish(ctx, failed(end, failure))
+		return
+	}
+	switch meaning {
+	case dialect.Done:
+		t.finish(ctx, completed(end, outcome))
+		return
+	case dialect.Refused, dialect.Fixable:
+		failure.Failure, failure.NotDown = coordinationv1.Failure_FAILURE_RETRYABLE, status != http.StatusServiceUnavailable
+	case dialect.Doubtful:
+		failure.Failure = coordinationv1.Failure_FAILURE_UNKNOWN
+	default:
+		failure.Failure = coordinationv1.Failure_FAILURE_TERMINAL
+	}
+	t.finish(ctx, failed(end, failure))
+}
+
+func (t *transport) end(c call) *coordinationv1.FinishCallRequest {
+	return &coordinationv1.FinishCallRequest{Api: t.api, Key: c.id, FencingToken: c.begun.GetLease().GetFencingToken()}
+}
+
+// finish tells the server what became of a request, also where the caller has gone.
+func (t *transport) finish(ctx context.Context, end *coordinationv1.FinishCallRequest) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	if err := t.client.finish(ctx, end); err != nil {
+		t.OnError(fmt.Errorf("coordclient: tell what became of a request to %s: %w", t.api, err))
+	}
+}
+
+// isGraphQL reports whether a request is one of GraphQL, whose errors come with any status.
+func isGraphQL(r *http.Request, body []byte) bool {
+	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/graphql") || strings.HasSuffix(strings.TrimSuffix(r.URL.Path, "/"), "/graphql") {
+		return true
+	}
+	var q struct {
+		Query string `json:"query"`
+	}
+	return json.Unmarshal(body, &q) == nil && strings.Contains(q.Query, "{")
 }
 
 // tellsConnections reports whether the base shows in its trace if it got as far as sending.
 func (t *transport) tellsConnections() bool {
 	_, ok := t.Base.(*http.Transport)
 	return ok
-}
-
-func (t *transport) tell(err error) {
-	if err != nil {
-		t.OnError(fmt.Errorf("coordclient: tell what became of a request to %s: %w", t.api, err))
-	}
 }
 
 // replay is the answer that the ledger has.
@@ -477,9 +523,53 @@ type beginning struct {
 	whole bool
 }
 
+// copying keeps the beginning of a body that its caller reads. done gets it once, with the body's end or before.
+type copying struct {
+	io.ReadCloser
+
+	start []byte
+	done  func(beginning)
+}
+
+func (c *copying) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	if c.done != nil {
+		c.start = append(c.start, p[:n]...)
+		switch {
+		case len(c.start) > maxKept:
+			c.end(beginning{bytes: c.start[:maxKept]})
+		case errors.Is(err, io.EOF):
+			c.end(beginning{c.start, true})
+		case err != nil:
+			c.end(beginning{bytes: c.start})
+		}
+	}
+	return n, err
+}
+
+// Close reads what a caller left who wanted no more than the status, where it comes at once.
+func (c *copying) Close() error {
+	if c.done != nil {
+		const patience = 500 * time.Millisecond
+		timer := time.AfterFunc(patience, func() { _ = c.ReadCloser.Close() })
+		_, _ = io.CopyBuffer(io.Discard, struct{ io.Reader }{c}, make([]byte, 4096))
+		timer.Stop()
+		if c.done != nil {
+			c.end(beginning{bytes: c.start})
+		}
+	}
+	return c.ReadCloser.Close()
+}
+
+func (c *copying) end(start beginning) {
+	done := c.done
+	c.done = nil
+	done(start)
+}
+
 // peekBody reads the beginning of an answer's body and puts it back. A stream is left alone: it may not end for long.
 func peekBody(res *http.Response) beginning {
-	if strings.HasPrefix(res.Header.Get("Content-Type"), "text/event-stream") {
+	if dialect.Streams(res.Header.Get("Content-Type")) {
 		return beginning{}
 	}
 	start, err := io.ReadAll(io.LimitReader(res.Body, maxKept+1))
@@ -522,26 +612,58 @@ func outcomeOf(res *http.Response, start beginning) *coordinationv1.Outcome {
 func (t *transport) response(res *http.Response, start beginning) *coordinationv1.ProviderResponse {
 	r := &coordinationv1.ProviderResponse{HttpStatus: int32(res.StatusCode), Headers: map[string]string{}} //nolint:gosec // three digits
 	for name, values := range res.Header {
-		lower := strings.ToLower(name)
 		value := strings.Join(values, ", ")
-		if (lower == "retry-after" || strings.Contains(lower, "ratelimit") || strings.Contains(lower, "rate-limit")) &&
-			len(r.GetHeaders()) < 128 && len(name) <= 128 && len(value) <= 4096 {
+		if dialect.About(name) && len(r.GetHeaders()) < 128 && len(name) <= 128 && len(value) <= 4096 {
 			r.Headers[name] = value
 		}
 	}
-	if res.StatusCode >= http.StatusBadRequest {
+	if res.StatusCode >= http.StatusBadRequest || bytes.Contains(start.bytes, []byte(`"errors"`)) {
 		r.Body = start.bytes
 	}
 	return r
 }
 
-// fingerprint tells one request from another of the same id.
+// fingerprint tells one request from another of the same id. The order of parameters, and of keys in JSON, makes no difference.
 func fingerprint(r *http.Request, body []byte) string {
 	h := sha256.New()
-	for _, part := range []string{r.Method, r.URL.String(), string(body)} {
+	u := *r.URL
+	u.RawQuery = sorted(u.RawQuery)
+	if strings.HasPrefix(strings.ToLower(r.Header.Get("Content-Type")), "application/x-www-form-urlencoded") {
+		body = []byte(sorted(string(body)))
+	} else if canonical, ok := canonicalJSON(body); ok {
+		body = canonical
+	}
+	for _, part := range []string{r.Method, u.String(), string(body)} {
 		fmt.Fprintf(h, "%d:%s", len(part), part)
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil))
+}
+
+// sorted is a query with its parameters in order; one that cannot be read is as it is.
+func sorted(query string) string {
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return query
+	}
+	return values.Encode()
+}
+
+// canonicalJSON is an object or a list with its keys in order, and numbers as they were written.
+func canonicalJSON(body []byte) ([]byte, bool) {
+	if trimmed := bytes.TrimSpace(body); len(trimmed) == 0 || trimmed[0] != '{' && trimmed[0] != '[' {
+		return nil, false
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.UseNumber()
+	var v any
+	if d.Decode(&v) != nil {
+		return nil, false
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, false // several documents
+	}
+	canonical, err := json.Marshal(v)
+	return canonical, err == nil
 }
 
 // without is the request as it is sent.

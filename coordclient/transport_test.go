@@ -38,16 +38,21 @@ func TestWhatAnswersMean(t *testing.T) {
 		{201, strings.Repeat("x", 70_000), completed, 1},
 		{302, "", completed, 1},
 		{400, `{"errors":[{"message":"no such field"}]}`, failed, 1},
-		{400, `{"errors":[{"extensions":{"code":"RATELIMITED"}}]}`, retryable, 2},
-		{402, "", failed, 1},
+		{400, `{"errors":[{"extensions":{"code":"RATELIMITED"}}]}`, retryable, 1},
+		{401, "", retryable, 1},
+		{402, "", retryable, 1},
+		{403, "", retryable, 1},
 		{404, "not here", failed, 1},
 		{408, "", unknown, 1},
-		{425, "", retryable, 2},
-		{429, "", retryable, 2},
+		{409, "", retryable, 1},
+		{425, "", retryable, 1},
+		{429, "", retryable, 1},
 		{500, "oops", unknown, 1},
 		{502, "", unknown, 1},
-		{503, "", retryable, 2},
+		{503, "upstream connect error or disconnect/reset before headers", unknown, 1},
+		{503, `{"error":{"type":"overloaded_error"}}`, retryable, 1},
 		{504, "", unknown, 1},
+		{529, "", retryable, 1},
 	} {
 		t.Run(fmt.Sprintf("%d %.10s", tt.status, tt.body), func(t *testing.T) {
 			t.Parallel()
@@ -74,6 +79,10 @@ func TestWhatAnswersMean(t *testing.T) {
 			switch {
 			case tt.want == unknown:
 				if _, ok := errors.AsType[*coordclient.UnknownError](err); !ok {
+					t.Errorf("tried again: %v, %v", second, err)
+				}
+			case tt.want == retryable: // later, by itself
+				if _, ok := errors.AsType[*coordclient.WaitError](err); !ok {
 					t.Errorf("tried again: %v, %v", second, err)
 				}
 			case len(tt.body) > 64<<10:
@@ -263,37 +272,193 @@ func TestReads(t *testing.T) {
 	}
 }
 
-// A stream is handed on at once: it may not end for long.
+// A stream is handed on at once, of whatever type: it may not end for long.
 func TestStreams(t *testing.T) {
 	t.Parallel()
 	b := setup(t, 1)
 	c := b.client(t, 0, "")
-	release := make(chan struct{})
+	for kind, kept := range map[string]bool{
+		"text/event-stream": false, "TEXT/EVENT-STREAM; charset=utf-8": false, "application/x-ndjson": false, "application/connect+json": false, "application/grpc-web": false,
+		"application/octet-stream": false, "application/json": true, // Gemini's, unless it is asked for another
+	} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			release := make(chan struct{})
+			url := provider(t, func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", kind)
+				fmt.Fprint(w, "[1,")
+				_ = http.NewResponseController(w).Flush()
+				<-release
+				fmt.Fprint(w, "2]")
+			})
+			api := strings.NewReplacer("/", "-", ";", "", " ", "", "=", "", "+", "").Replace(kind)
+			client := &http.Client{Transport: c.Transport(api, coordclient.Options{Base: base(t)})}
+			req, err := http.NewRequestWithContext(coordclient.WithKey(t.Context(), "r"), http.MethodPost, url, strings.NewReader("x"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			res, err := client.Do(req)
+			if err != nil {
+				close(release)
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			got := ledger(t, c, api)
+			close(release)
+			if len(got) != 1 || (got[0].GetStatus() == completed) == kept {
+				t.Errorf("the ledger, while it streams: %v", got)
+			}
+			if text, err := io.ReadAll(res.Body); string(text) != "[1,2]" || err != nil {
+				t.Errorf("streamed %q, %v", text, err)
+			}
+			if got := ledger(t, c, api); got[0].GetStatus() != completed {
+				t.Errorf("the ledger, after that: %v", got)
+			}
+			again, err := post(t, client, url, "r", "x")
+			if _, cut := errors.AsType[*coordclient.TruncatedError](err); cut == kept || kept && again.body != "[1,2]" {
+				t.Errorf("again: %v, %v", again, err)
+			}
+		})
+	}
+}
+
+// Who wants no more than the status leaves the body for those who come after.
+func TestABodyThatNobodyReadsIsKept(t *testing.T) {
+	t.Parallel()
+	b := setup(t, 1)
+	c := b.client(t, 0, "")
 	url := provider(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/event-stream")
-		fmt.Fprint(w, "data: 1\n\n")
-		_ = http.NewResponseController(w).Flush()
-		<-release
-		fmt.Fprint(w, "data: 2\n\n")
+		_ = http.NewResponseController(w).Flush() // so its length is not known
+		fmt.Fprint(w, "made")
 	})
 	client := &http.Client{Transport: c.Transport("any", coordclient.Options{Base: base(t)})}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader("x"))
+	req, err := http.NewRequestWithContext(coordclient.WithKey(t.Context(), "r"), http.MethodPost, url, strings.NewReader("x"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		close(release)
 		t.Fatal(err)
 	}
-	defer res.Body.Close()
-	got := ledger(t, c, "any")
-	close(release)
-	if len(got) != 1 || got[0].GetStatus() != completed || !got[0].GetOutcome().GetTruncated() {
-		t.Errorf("the ledger, while it streams: %v", got)
+	res.Body.Close()
+	if got, err := post(t, client, url, "r", "x"); err != nil || got.body != "made" {
+		t.Errorf("again: %v, %v", got, err)
 	}
-	if text, err := io.ReadAll(res.Body); string(text) != "data: 1\n\ndata: 2\n\n" || err != nil {
-		t.Errorf("streamed %q, %v", text, err)
+}
+
+// A change that is sent elsewhere arrives there, once, under its name.
+func TestRedirectsOfAChangeArrive(t *testing.T) {
+	t.Parallel()
+	b := setup(t, 1)
+	c := b.client(t, 0, "")
+	var calls atomic.Int64
+	url := provider(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/a":
+			http.Redirect(w, r, "/b", http.StatusTemporaryRedirect)
+		case "/b":
+			http.Redirect(w, r, "/c/?x=1", http.StatusPermanentRedirect)
+		default:
+			calls.Add(1)
+			_, _ = io.Copy(w, r.Body)
+		}
+	})
+	for name, key := range map[string]string{"named": "r", "unnamed": ""} {
+		calls.Store(0)
+		client := &http.Client{Transport: c.Transport(name, coordclient.Options{Base: base(t)})}
+		for range 2 {
+			ctx := t.Context()
+			if key != "" {
+				ctx = coordclient.WithKey(ctx, key)
+			}
+			req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/a", strings.NewReader("body"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			res, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if text, err := io.ReadAll(res.Body); string(text) != "body" || err != nil {
+				t.Errorf("%s: answered %q, %v", name, text, err)
+			}
+			res.Body.Close()
+		}
+		if want := map[string]int64{"named": 1, "unnamed": 2}[name]; calls.Load() != want {
+			t.Errorf("%s: %d calls", name, calls.Load())
+		}
+	}
+}
+
+// The order of keys and parameters makes no other request; a value does.
+func TestTheOrderOfKeysIsNoOtherRequest(t *testing.T) {
+	t.Parallel()
+	b := setup(t, 1)
+	c := b.client(t, 0, "")
+	var calls atomic.Int64
+	url := provider(t, func(http.ResponseWriter, *http.Request) { calls.Add(1) })
+	client := &http.Client{Transport: c.Transport("any", coordclient.Options{Base: base(t)})}
+	for i, request := range [][2]string{
+		{"/?a=1&b=2", `{"x":1,"y":{"p":[1,2],"q":12345678901234567890}}`}, {"/?b=2&a=1", `{ "y":{"q":12345678901234567890,"p":[1,2]}, "x":1 }`},
+		{"/?a=1&b=2", `{"x":1,"y":{"p":[2,1],"q":12345678901234567890}}`}, {"/?a=1&b=2", `{"x":1,"y":{"p":[1,2],"q":12345678901234567891}}`}, {"/?a=2&b=1", `{"x":1,"y":{"p":[1,2],"q":12345678901234567890}}`},
+	} {
+		if _, err := post(t, client, url+request[0], "r", request[1]); (err == nil) != (i < 2) {
+			t.Errorf("%v: %v", request, err)
+		}
+	}
+	if calls.Load() != 1 {
+		t.Errorf("%d calls", calls.Load())
+	}
+}
+
+// GraphQL says what went wrong with status 200.
+func TestErrorsOfGraphQLAreFailures(t *testing.T) {
+	t.Parallel()
+	b := setup(t, 1)
+	c := b.client(t, 0, "")
+	for name, tt := range map[string]struct {
+		body string
+		want coordinationv1.CallStatus
+	}{
+		"refused": {`{"errors":[{"extensions":{"code":"RATELIMITED"}}]}`, retryable}, "invalid": {`{"errors":[{"message":"no such field"}]}`, failed},
+		"broken": {`{"data":null,"errors":[{"extensions":{"code":"INTERNAL_SERVER_ERROR"}}]}`, unknown}, "good": {`{"data":{"a":1}}`, completed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := provider(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, tt.body) })
+			client := &http.Client{Transport: c.Transport(name, coordclient.Options{Base: base(t)})}
+			if got, err := post(t, client, url, "r", `{"query":"mutation { a }"}`); err != nil || got.body != tt.body {
+				t.Errorf("answered with %v, %v", got, err)
+			}
+			if got := ledger(t, c, name); len(got) != 1 || got[0].GetStatus() != tt.want {
+				t.Errorf("the ledger: %v", got)
+			}
+		})
+	}
+}
+
+// A provider that refuses without a word is not asked as often as somebody likes.
+func TestReadsThatAreRefusedBackOff(t *testing.T) {
+	t.Parallel()
+	b := setup(t, 1)
+	c := b.client(t, 0, "")
+	var calls atomic.Int64
+	url := provider(t, func(w http.ResponseWriter, _ *http.Request) {
+		calls.Add(1)
+		w.WriteHeader(http.StatusTooManyRequests)
+	})
+	client := &http.Client{Transport: c.Transport("any", coordclient.Options{Base: base(t)})}
+	for range 50 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res, err := client.Do(req); err == nil {
+			res.Body.Close()
+		}
+	}
+	if calls.Load() > 5 { // one a second, at first
+		t.Errorf("%d calls", calls.Load())
 	}
 }
 

@@ -317,10 +317,11 @@ var answerCases = map[string]answerCase{
 		body: `{"pageSize":200}`, items: []string{"endpoints.endpointId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 400,
 	},
 
-	"/holdfast.coordination.v1.CoordinationService/BeginCall": {bounded: "a call without a body beyond 64 KiB, and 32 limits"},
-	"/holdfast.coordination.v1.CoordinationService/Acquire":   {bounded: "32 limits"},
-	"/holdfast.coordination.v1.CoordinationService/Release":   {bounded: "32 limits"},
-	"/holdfast.coordination.v1.CoordinationService/Report":    {bounded: "what 128 headers name"},
+	"/holdfast.coordination.v1.CoordinationService/BeginCall":      {bounded: "a call without a body beyond 64 KiB, and 32 limits"},
+	"/holdfast.coordination.v1.CoordinationService/Acquire":        {bounded: "32 limits"},
+	"/holdfast.coordination.v1.CoordinationService/Release":        {bounded: "32 limits"},
+	"/holdfast.coordination.v1.CoordinationService/AcquireAndWait": {bounded: "32 limits"},
+	"/holdfast.coordination.v1.CoordinationService/Report":         {bounded: "what 128 headers name"},
 	"/holdfast.coordination.v1.CoordinationService/ListCalls": {
 		service: true, fill: calls, body: `{"api":"a1","pageSize":200}`, items: []string{"calls.seq"},
 		next: [2]string{"nextPageToken", "pageToken"}, want: 60,

@@ -48,6 +48,7 @@ var walks = map[string]walk{ //nolint:gochecknoglobals // never changed
 		{method: "GetCall"},
 		{method: "ListCalls"},
 		{method: "Acquire", service: true},
+		{method: "AcquireAndWait"},
 		{method: "Release", service: true},
 		{method: "Report"},
 		{method: "GetApi"},

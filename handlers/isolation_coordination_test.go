@@ -24,16 +24,17 @@ var coordinationArea = area{fuzzing: coordinationFuzzing, cases: func() map[stri
 }()}
 
 var coordinationCases = map[string]isolationCase{
-	coordinationService + "BeginCall":  {body: `{"api":"c1","operation":"send","key":"r-2","reconcile":true}`},
-	coordinationService + "FinishCall": {body: `{"api":"c1","key":"r-1","fencingToken":1,"completed":{"httpStatus":200}}`},
-	coordinationService + "GetCall":    {body: `{"api":"c1","key":"r-1"}`},
-	coordinationService + "ListCalls":  {body: `{"api":"c1"}`},
-	coordinationService + "Acquire":    {body: `{"api":"c1","permits":"1"}`},
-	coordinationService + "Release":    {body: `{"api":"c1","grantId":"l-1"}`},
-	coordinationService + "Report":     {body: `{"api":"c1","response":{"httpStatus":429,"headers":{"Retry-After":"1"}}}`},
-	coordinationService + "GetApi":     {body: `{"api":"c1","usageDays":30}`},
-	coordinationService + "ListApis":   {body: `{}`},
-	coordinationService + "UpdateApi":  {body: `{"api":"c1","config":{}}`},
+	coordinationService + "BeginCall":      {body: `{"api":"c1","operation":"send","key":"r-2","reconcile":true}`},
+	coordinationService + "FinishCall":     {body: `{"api":"c1","key":"r-1","fencingToken":1,"completed":{"httpStatus":200}}`},
+	coordinationService + "GetCall":        {body: `{"api":"c1","key":"r-1"}`},
+	coordinationService + "ListCalls":      {body: `{"api":"c1"}`},
+	coordinationService + "Acquire":        {body: `{"api":"c1","permits":"1"}`},
+	coordinationService + "AcquireAndWait": {body: `{"acquire":{"api":"c1","permits":"1"}}`},
+	coordinationService + "Release":        {body: `{"api":"c1","grantId":"l-1"}`},
+	coordinationService + "Report":         {body: `{"api":"c1","response":{"httpStatus":429,"headers":{"Retry-After":"1"}}}`},
+	coordinationService + "GetApi":         {body: `{"api":"c1","usageDays":30}`},
+	coordinationService + "ListApis":       {body: `{}`},
+	coordinationService + "UpdateApi":      {body: `{"api":"c1","config":{}}`},
 }
 
 var coordinationFuzzing = fuzzing{
@@ -50,18 +51,19 @@ var coordinationFuzzing = fuzzing{
 		"BeginCall": `{"requestId":"b","ifVersion":"5","api":"c1","key":"r-2","operation":"send","fingerprint":"","holder":"h","timeout":"30s","permits":"1","cost":"5","reconcile":true,"owner":"ada"}`,
 		"FinishCall": `{"requestId":"r-4","ifVersion":"5","api":"c1","key":"r-1","fencingToken":1,"failed":{"failure":"FAILURE_RETRYABLE","outcome":{"httpStatus":503,"headers":{"a":"b"},"body":"Ym9keQ==","truncated":true,"reference":"r"},"error":"e","retryAfter":"30s","notSent":true,"notDown":true},
 			"response":{"httpStatus":503,"headers":{"Retry-After":"30","X-RateLimit-Remaining":"5","X-RateLimit-Reset":"30"},"body":"e30="},"owner":"ada"}`,
-		"GetCall":   `{"api":"c1","key":"r-1","owner":"ada"}`,
-		"ListCalls": `{"api":"c1","statuses":["CALL_STATUS_IN_FLIGHT","CALL_STATUS_UNKNOWN"],"operation":"send","pageSize":5}`,
-		"Acquire":   `{"api":"c1","operation":"send","scope":"SCOPE_USER","permits":"1","cost":"5","policies":["p","u","at-once"],"grantId":"l-2","peek":false}`,
-		"Release":   `{"api":"c1","grantId":"l-1","unused":true}`,
+		"GetCall":        `{"api":"c1","key":"r-1","owner":"ada"}`,
+		"ListCalls":      `{"api":"c1","statuses":["CALL_STATUS_IN_FLIGHT","CALL_STATUS_UNKNOWN"],"operation":"send","pageSize":5}`,
+		"Acquire":        `{"api":"c1","operation":"send","scope":"SCOPE_USER","permits":"1","cost":"5","policies":["p","u","at-once"],"grantId":"l-2","peek":false}`,
+		"AcquireAndWait": `{"acquire":{"api":"c1","operation":"send","scope":"SCOPE_USER","permits":"1","cost":"5","policies":["p","u","at-once"],"grantId":"l-3","peek":false},"maxWait":"1s"}`,
+		"Release":        `{"api":"c1","grantId":"l-1","unused":true}`,
 		"Report": `{"requestId":"r-3","ifVersion":"5","api":"c1","grantId":"l-1","live":{"providerSessionId":"s-1","session":{"status":"LIVE_STATUS_GOING_AWAY","epoch":2,"owner":"ada","model":"m","openTime":"2026-11-23T10:00:00Z",
 			"goAwayTime":"2026-11-23T10:00:00Z","closeCode":1011,"error":"e","failures":1},"timeLeft":"50s","ttl":"60s"}}`,
 		"GetApi":   `{"api":"c1","pageSize":5,"usageDays":7}`,
 		"ListApis": `{"pageSize":5}`,
 		"UpdateApi": `{"api":"c1","config":{"policies":[{"name":"p","algorithm":"ALGORITHM_GCRA","limit":"10","period":"60s","burst":"5","scope":"SCOPE_USER","unit":"UNIT_COST","operations":["send"],"dimension":"requests"},
 			{"name":"q","algorithm":"ALGORITHM_CALENDAR","limit":"10","calendar":"CALENDAR_DAY","timeZone":"America/Los_Angeles"},{"name":"s","algorithm":"ALGORITHM_SLIDING","limit":"10","period":"60s","margin":"1s"},
-			{"name":"t","algorithm":"ALGORITHM_CONCURRENCY","limit":"10","lease":"60s"}],"breaker":{"failureThreshold":5,"openFor":"60s","probeLease":"60s","disabled":false},
-			"lease":"60s","retention":"86400s","maxAttempts":5,"timeZone":"Europe/Berlin"},"updateMask":"policies,breaker.openFor","clear":["CLEAR_PAUSE","CLEAR_LIMITS"],"requestId":"r-3","ifVersion":"5"}`,
+			{"name":"t","algorithm":"ALGORITHM_CONCURRENCY","limit":"10","lease":"60s"}],"breaker":{"failureThreshold":5,"openFor":"60s","probeLease":"60s","disabled":false,"failureRate":0.5,"minCalls":20,"window":"60s","slowAfter":"5s","probes":2,"perOperation":true},
+			"lease":"60s","retention":"86400s","maxAttempts":5,"timeZone":"Europe/Berlin"},"updateMask":"policies,breaker.openFor","clear":["CLEAR_PAUSE","CLEAR_LIMITS"],"dryRun":false,"requestId":"r-3","ifVersion":"5"}`,
 	},
 }
 
@@ -74,16 +76,17 @@ const (
 )
 
 var coordinationRights = map[string]struct{ outsideUser, outsideService, eve, ada, service string }{
-	"BeginCall":  {notFound, notFound, notFound, yesAll, notFound}, // a service names the owner
-	"FinishCall": {notFound, notFound, notFound, yesAll, notFound}, // the same
-	"GetCall":    {notFound, notFound, notFound, yesAll, notFound}, // the same
-	"ListCalls":  {notFound, notFound, yes, yesAll, yesAll},
-	"Acquire":    {notFound, yes, yes, yes, yes},
-	"Release":    {notFound, yes, yes, yes, yes},
-	"Report":     {notFound, yes, yes, yes, yes},
-	"GetApi":     {notFound, notFound, yes, yesAll, yesAll},
-	"ListApis":   {yes, yes, yes, yesAll, yesAll},
-	"UpdateApi":  {forbidden, yes, forbidden, forbidden, yesAll},
+	"BeginCall":      {notFound, notFound, notFound, yesAll, notFound}, // a service names the owner
+	"FinishCall":     {notFound, notFound, notFound, yesAll, notFound}, // the same
+	"GetCall":        {notFound, notFound, notFound, yesAll, notFound}, // the same
+	"ListCalls":      {notFound, notFound, yes, yesAll, yesAll},
+	"Acquire":        {notFound, yes, yes, yes, yes},
+	"AcquireAndWait": {notFound, yes, yes, yes, yes},
+	"Release":        {notFound, yes, yes, yes, yes},
+	"Report":         {notFound, yes, yes, yes, yes},
+	"GetApi":         {notFound, notFound, yes, yesAll, yesAll},
+	"ListApis":       {yes, yes, yes, yesAll, yesAll},
+	"UpdateApi":      {forbidden, yes, forbidden, forbidden, yesAll},
 }
 
 // fillAPI makes the API c1, and what ada has in it.

@@ -1,10 +1,15 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 
+	"connectrpc.com/connect"
+
 	"holdfast/coordclient"
+	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	"holdfast/handlers/coordination"
 )
@@ -14,6 +19,13 @@ import (
 type ownCoordinator struct{ *coordination.Manager }
 
 var _ coordinationv1connect.CoordinationServiceClient = ownCoordinator{}
+
+// AcquireAndWait implements CoordinationServiceClient, of which a transport needs no streams.
+func (ownCoordinator) AcquireAndWait(
+	context.Context, *coordinationv1.AcquireAndWaitRequest,
+) (*connect.ServerStreamForClient[coordinationv1.AcquireAndWaitResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("there are no streams within a process"))
+}
 
 // linearTransport coordinates the sync's calls of Linear with all others of the tenant. The sync only reads, though
 // GraphQL has it do so by POST.

@@ -81,27 +81,36 @@ type bucketStore struct {
 	user  *storev1.UserBuckets
 }
 
+// at is where a policy's bucket is.
+func (s bucketStore) at(p policy) *map[string]bucket {
+	user := scopeOf(p) == storev1.Scope_SCOPE_USER
+	switch {
+	case user && countsAtOnce(p):
+		return &s.user.Pools
+	case user:
+		return &s.user.Buckets
+	case countsAtOnce(p):
+		return &s.state.Pools
+	}
+	return &s.state.Buckets
+}
+
+func (s bucketStore) get(p policy) bucket { return (*s.at(p))[p.GetName()] }
+
+func (s bucketStore) put(p policy, b bucket) {
+	m := s.at(p)
+	if *m == nil {
+		*m = map[string]bucket{}
+	}
+	(*m)[p.GetName()] = b
+}
+
 // bucket is a policy's bucket, tidied, and made where there is none.
 func (s bucketStore) bucket(p policy, now time.Time) bucket {
-	pool := p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CONCURRENCY
-	var m *map[string]bucket
-	switch {
-	case scopeOf(p) == storev1.Scope_SCOPE_USER && pool:
-		m = &s.user.Pools
-	case scopeOf(p) == storev1.Scope_SCOPE_USER:
-		m = &s.user.Buckets
-	case pool:
-		m = &s.state.Pools
-	default:
-		m = &s.state.Buckets
-	}
-	b := (*m)[p.GetName()]
+	b := s.get(p)
 	if b == nil {
 		b = &storev1.Bucket{}
-		if *m == nil {
-			*m = map[string]bucket{}
-		}
-		(*m)[p.GetName()] = b
+		s.put(p, b)
 	}
 	tidy(p, b, now)
 	return b
@@ -170,10 +179,11 @@ func acquire(s bucketStore, c *storev1.ApiConfig, d *demand, peek bool, now time
 	if until := s.state.GetPauseUntil().AsTime(); until.After(now) {
 		refuse(until, coordinationv1.WaitReason_WAIT_REASON_PAUSE)
 	}
-	at, probe := breakerPasses(s.state.GetBreaker(), c.GetBreaker(), now)
+	breaker := s.breaker(c, d.operation)
+	at, probe := breakerPasses(breaker, c.GetBreaker(), now)
 	if at.After(now) {
 		reason := coordinationv1.WaitReason_WAIT_REASON_BREAKER
-		if s.state.GetBreaker().GetStatus() == storev1.BreakerStatus_BREAKER_STATUS_HALF_OPEN {
+		if breaker.GetStatus() == storev1.BreakerStatus_BREAKER_STATUS_HALF_OPEN {
 			reason = coordinationv1.WaitReason_WAIT_REASON_PROBE
 		}
 		refuse(at, reason)
@@ -191,9 +201,9 @@ func acquire(s bucketStore, c *storev1.ApiConfig, d *demand, peek bool, now time
 	}
 	if v.allowed && !peek {
 		if v.probe = probe; probe {
-			startProbe(s.state.GetBreaker(), probeLease(c), now)
+			startProbe(breaker, c.GetBreaker(), probeLease(c), now)
 		}
-		g.generation = s.state.GetBreaker().GetGeneration()
+		g.generation, g.operation = breaker.GetGeneration(), operationMark(c, d.operation)
 		if v.grant = g; d.leaseID == "" {
 			d.leaseID = g.id()
 		}

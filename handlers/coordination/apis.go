@@ -41,11 +41,15 @@ func (m *Manager) GetApi( //nolint:revive // the service has it so
 				return nil, err
 			}
 		}
-		user = inForce(user, s.State)
+		user = inForce(user, s.State, configOf(req.GetApi(), s.State), m.now())
+	}
+	if counted := m.tallies.peek(tallyKey{caller.Tenant, req.GetApi()}); counted != nil && s.State.GetToday() != nil {
+		s.State = shallow(s.State) // others read it, too
+		s.State.Today, s.State.Details = todayOf(s.State, counted), nil
 	}
 	res := &coordinationv1.GetApiResponse{Api: present(s.Info, s.State, user, caller, m.now())}
 	if req.GetUsageDays() > 0 || req.GetPageToken() != "" {
-		if err := m.usage(ctx, req, s.State, res); err != nil {
+		if err := m.usage(ctx, caller, req, s.State, res); err != nil {
 			return nil, err
 		}
 	}
@@ -54,7 +58,9 @@ func (m *Manager) GetApi( //nolint:revive // the service has it so
 }
 
 // usage adds the counts of the last days to an answer, from the newest to the oldest, as far as it has room.
-func (m *Manager) usage(ctx context.Context, req *coordinationv1.GetApiRequest, s state, res *coordinationv1.GetApiResponse) error {
+func (m *Manager) usage(
+	ctx context.Context, caller identity.Identity, req *coordinationv1.GetApiRequest, s state, res *coordinationv1.GetApiResponse,
+) error {
 	before, err := rpc.Cursor(req)
 	if err != nil {
 		return err
@@ -69,7 +75,7 @@ func (m *Manager) usage(ctx context.Context, req *coordinationv1.GetApiRequest, 
 		if d.GetDate() < first {
 			return false
 		}
-		day := as[*coordinationv1.UsageDay](d)
+		day := usageFor(caller, d)
 		if n := len(res.GetUsage()); n > 0 && (n >= size || !room.Fits(rpc.AnswerSize(day))) {
 			res.NextPageToken = rpc.Token(req, before)
 			return false
@@ -77,7 +83,7 @@ func (m *Manager) usage(ctx context.Context, req *coordinationv1.GetApiRequest, 
 		res.Usage, before = append(res.GetUsage(), day), day.GetDate()
 		return true
 	}
-	if today := s.GetToday(); today != nil && today.GetDate() < before && !add(today) {
+	if today := todayOf(s, nil); today != nil && today.GetDate() < before && !add(today) {
 		return nil
 	}
 	for more := res.GetApi().GetVersion() > 0; more; {
@@ -141,6 +147,10 @@ func (m *Manager) UpdateApi( //nolint:revive // the service has it so
 		if len(words) > 0 {
 			t.Emit(strings.Join(words, " "))
 		}
-		return &coordinationv1.UpdateApiResponse{Api: present(t.Info(), t.state, nil, t.caller, t.ledger.now)}, nil
+		res := &coordinationv1.UpdateApiResponse{Api: present(t.Info(), t.state, nil, t.caller, t.ledger.now)}
+		if req.GetDryRun() {
+			return res, errAnswered
+		}
+		return res, nil
 	})
 }

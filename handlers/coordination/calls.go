@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"slices"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -90,24 +91,33 @@ func (m *Manager) FinishCall(ctx context.Context, req *coordinationv1.FinishCall
 	case f.GetNotSent() && req.Cost != nil:
 		return nil, problem.InvalidArgument("cost", "is nothing where the call was not sent; leave it out")
 	}
-	return change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.FinishCallResponse, error) {
+	var took *time.Duration // of the attempt that ends
+	res, err := change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.FinishCallResponse, error) {
+		took = nil
 		r := t.find(owner, req.GetKey())
 		if r == nil || forgotten(r, t.config, t.ledger.now) {
 			return nil, errNoCall
 		}
 		t.loadUser(owner)
-		done, err := t.finish(r, req)
+		done, err := t.settleBy(r, req, service(t.caller))
 		if err != nil {
 			return nil, err
 		}
 		if done == nil {
 			return &coordinationv1.FinishCallResponse{Call: shown(r), Version: t.at()}, errAnswered
 		}
-		t.report(demandOfRow(r), req.GetResponse())
+		if r.GetStatus() == storev1.CallStatus_CALL_STATUS_IN_FLIGHT && !req.GetFailed().GetNotSent() {
+			lasted := t.ledger.now.Sub(r.GetBeginTime().AsTime())
+			took = &lasted
+		}
 		t.putRow(done)
 		t.Emit("call." + statusWord(done))
 		return &coordinationv1.FinishCallResponse{Call: shown(done), Version: t.made()}, nil
 	}, object.Prefetch(inCallKeys, callKey(owner, req.GetKey())))
+	if err == nil && took != nil {
+		m.tallies.count(tallyKey{caller.Tenant, req.GetApi()}, byAnswer(res.GetCall().GetOutcome().GetHttpStatus(), *took))
+	}
+	return res, err
 }
 
 // GetCall implements CoordinationService.

@@ -2,9 +2,12 @@ package coordination
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	errorv1 "holdfast/gen/holdfast/error/v1"
@@ -68,32 +71,80 @@ const maxLeases = 1000
 // configFields are what UpdateApi may change.
 var configFields = []string{"policies", "breaker", "lease", "retention", "max_attempts", "time_zone"}
 
-// configure puts a config in force; nil is the ready-made one. A bucket goes on where its policy keeps its name and algorithm; what
+// configure puts a config in force; nil is the ready-made one. A policy that keeps its name, scope and unit keeps what was taken; what
 // a provider said about the limit is forgotten, because the operator has spoken since.
 func (t *tx) configure(c *storev1.ApiConfig) {
-	configure(t.api, t.state, c)
+	configure(t.api, t.state, c, t.ledger.now)
 	t.state.ConfigVersion = t.made()
 }
 
-func configure(api string, s *storev1.ApiState, c *storev1.ApiConfig) {
-	was := map[string]storev1.Algorithm{}
-	for _, p := range configOf(api, s).GetPolicies() {
-		was[p.GetName()] = p.GetAlgorithm()
-	}
+func configure(api string, s *storev1.ApiState, c *storev1.ApiConfig, now time.Time) {
+	was := configOf(api, s).GetPolicies()
 	s.Config = c
-	goesOn := map[string]bool{}
-	for _, p := range configOf(api, s).GetPolicies() {
-		goesOn[p.GetName()] = was[p.GetName()] == p.GetAlgorithm() && scopeOf(p) == storev1.Scope_SCOPE_TENANT
+	is := configOf(api, s)
+	old := bucketStore{state: &storev1.ApiState{Buckets: s.GetBuckets(), Pools: s.GetPools()}}
+	s.Buckets, s.Pools = nil, nil
+	convertAll(was, is.GetPolicies(), old, bucketStore{state: s}, storev1.Scope_SCOPE_TENANT, now)
+	if !is.GetBreaker().GetPerOperation() {
+		s.OperationBreakers = nil
 	}
-	for _, buckets := range []map[string]bucket{s.GetBuckets(), s.GetPools()} {
-		for name, b := range buckets {
-			if !goesOn[name] {
-				delete(buckets, name)
-				continue
-			}
-			b.ObservedLimit = 0
+}
+
+// convertAll converts the buckets of one scope from those policies to these.
+func convertAll(was, is []policy, from, to bucketStore, scope storev1.Scope, now time.Time) {
+	for _, p := range is {
+		i := slices.IndexFunc(was, func(q policy) bool { return q.GetName() == p.GetName() })
+		if i < 0 || scopeOf(p) != scope || scopeOf(was[i]) != scope {
+			continue
+		}
+		if b := from.get(was[i]); b != nil {
+			to.put(p, convert(was[i], p, b, now))
 		}
 	}
+}
+
+// convert makes of a bucket that was counted by one policy the bucket of another: what was taken stays taken. It may count as taken
+// later than it was, never as not taken. What runs at once is nothing that was taken before, and permits are no cost.
+func convert(from, to policy, b bucket, now time.Time) bucket {
+	b = proto.CloneOf(b)
+	tidy(from, b, now)
+	out := &storev1.Bucket{BlockedUntil: b.GetBlockedUntil()}
+	var taken []*storev1.Slot
+	switch {
+	case unitOf(from) != unitOf(to):
+		return out
+	case countsAtOnce(to):
+		if countsAtOnce(from) {
+			out.Leases = b.GetLeases()
+		}
+		return out
+	case from.GetAlgorithm() == storev1.Algorithm_ALGORITHM_SLIDING:
+		taken = b.GetSlots()
+		if b.GetNewest() != nil {
+			taken = append(slices.Clip(taken), b.GetNewest())
+		}
+	case from.GetAlgorithm() == storev1.Algorithm_ALGORITHM_GCRA:
+		taken = []*storev1.Slot{{Time: stamp(now), Units: owed(from, b, now)}}
+	default:
+		taken = []*storev1.Slot{{Time: stamp(now), Units: used(from, b)}}
+	}
+	tidy(to, out, now)
+	for _, s := range taken {
+		at := s.GetTime().AsTime()
+		switch {
+		case s.GetUnits() == 0:
+		case to.GetAlgorithm() == storev1.Algorithm_ALGORITHM_GCRA:
+			if at.After(now) { // the steps of a large window round up
+				at = now
+			}
+			out.Tat = stamp(later(out.GetTat().AsTime(), at).Add(times(s.GetUnits(), emission(to, out))))
+		case to.GetAlgorithm() == storev1.Algorithm_ALGORITHM_SLIDING:
+			putSlot(out, slotTime(to, at), s.GetUnits())
+		case !at.Before(out.GetWindowStart().AsTime()):
+			out.Used += s.GetUnits()
+		}
+	}
+	return out
 }
 
 // clear does by hand what otherwise only time or the provider does. It returns what it has done, for the journal.
@@ -108,13 +159,16 @@ func (t *tx) clear(what []coordinationv1.Clear) (words []string) {
 		words = append(words, "cleared_"+strings.ToLower(strings.TrimPrefix(c.String(), "CLEAR_")))
 		switch c {
 		case coordinationv1.Clear_CLEAR_PAUSE:
-			s.PauseUntil = nil
+			s.PauseUntil, s.Backoff = nil, nil
 			for _, b := range s.GetBuckets() {
 				b.BlockedUntil = nil
 			}
 		case coordinationv1.Clear_CLEAR_BREAKER:
-			turnBreaker(t.breaker(), storev1.BreakerStatus_BREAKER_STATUS_CLOSED)
-			s.Breaker.RetryTime = nil
+			all := append(slices.Collect(maps.Values(s.GetOperationBreakers())), t.breaker(t.config, ""))
+			for _, b := range all {
+				turnBreaker(b, storev1.BreakerStatus_BREAKER_STATUS_CLOSED)
+				b.RetryTime = nil
+			}
 		case coordinationv1.Clear_CLEAR_LIMITS:
 			// Grants of before have nothing to give back any more.
 			s.Buckets, s.Pools, s.Released, s.ReleasedThrough = nil, nil, nil, t.made()

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"hash/fnv"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +26,8 @@ type grant struct {
 	generation int64
 	// policies has bit i set where the i-th policy covers the call.
 	policies uint32
+	// operation marks the operation where operations have breakers of their own, or is 0.
+	operation int64
 	// user is the key of the user whose own limits count; empty: none do.
 	user string
 }
@@ -40,6 +43,9 @@ func (g grant) id() string {
 	b := raw[:0]
 	for _, n := range [...]int64{g.version, g.at.UnixMicro(), g.permits, g.cost, g.generation, int64(g.policies)} {
 		b = binary.AppendUvarint(b, uint64(n)) //nolint:gosec // none is negative
+	}
+	if g.operation != 0 {
+		b = binary.AppendUvarint(b, uint64(g.operation)) //nolint:gosec // 32 bits
 	}
 	if g.user != "" {
 		b, _ = base32.StdEncoding.AppendDecode(b, []byte(g.user)) // a key is base32
@@ -65,6 +71,13 @@ func parseGrant(id string) (g grant, ok bool) {
 			return g, false
 		}
 		numbers[i], b = int64(n), b[size:] //nolint:gosec // the same
+	}
+	if len(b) != rawUser && len(b) > 0 { // shorter than a user by itself, so nothing else looks like it
+		mark, size := binary.Uvarint(b)
+		if size <= 0 || mark > math.MaxUint32 || mark == 0 {
+			return g, false
+		}
+		g.operation, b = int64(mark), b[size:]
 	}
 	if len(b) == rawUser {
 		g.user = base32.StdEncoding.EncodeToString(b)
@@ -103,7 +116,7 @@ func (t *tx) giveBack(g grant) bool {
 		refund(t.bucketStore, t.config, d, g.at, t.ledger.now)
 	}
 	// A probe that was not sent makes room for another one.
-	breakerHears(t.breaker(), t.config.GetBreaker(), g.generation, healthNone, t.ledger.now)
+	breakerHears(t.breakerOfGrant(g), t.config.GetBreaker(), g.generation, healthNone, t.ledger.now)
 	return true
 }
 

@@ -99,6 +99,8 @@ type ledger struct {
 	config *storev1.ApiConfig
 	now    time.Time
 	over   *storev1.UsageDay
+	// retryAt is when the provider wants a call that ends to be sent again; zero: it does not say.
+	retryAt time.Time
 }
 
 func (l *ledger) count(f func(*storev1.UsageDay)) {
@@ -116,16 +118,9 @@ func (l *ledger) settle(r row) row {
 	l.dropInFlight(r.GetSeq())
 	if r.GetStatus() == storev1.CallStatus_CALL_STATUS_IN_FLIGHT {
 		l.count(func(d *storev1.UsageDay) { d.Unknown++ })
-		breakerHears(l.breaker(), l.config.GetBreaker(), r.GetBreakerGeneration(), healthDown, l.now)
+		breakerHears(l.breaker(l.config, r.GetOperation()), l.config.GetBreaker(), r.GetBreakerGeneration(), healthDown, l.now)
 	}
 	return seen
-}
-
-func (l *ledger) breaker() *storev1.Breaker {
-	if l.state.Breaker == nil {
-		l.state.Breaker = &storev1.Breaker{}
-	}
-	return l.state.GetBreaker()
 }
 
 func (l *ledger) dropInFlight(seq int64) {
@@ -223,7 +218,6 @@ func (l *ledger) send(r row, req *coordinationv1.BeginCallRequest, owner string)
 	}
 	d := demandOf(req.GetOperation(), max(1, req.GetPermits()), req.GetCost(), owner, seq)
 	d.lease = l.timeout(req)
-	l.breaker()
 	v := acquire(l.bucketStore, l.config, d, false, l.now)
 	res := &coordinationv1.BeginCallResponse{Limits: v.limits}
 	if !v.allowed {
@@ -247,15 +241,17 @@ func (l *ledger) send(r row, req *coordinationv1.BeginCallRequest, owner string)
 		r = proto.CloneOf(r)
 	}
 	l.count(countPermits(d.operation, d.permits, d.cost))
+	l.countUser(owner, d.permits, d.cost)
 	r.Status, r.Error, r.NotBefore = storev1.CallStatus_CALL_STATUS_IN_FLIGHT, "", nil
 	r.Attempt++
 	r.BeginTime, r.Permits, r.Cost = stamp(l.now), d.permits, d.cost
-	r.BreakerGeneration = l.breaker().GetGeneration()
+	breaker := l.breaker(l.config, d.operation)
+	r.BreakerGeneration = breaker.GetGeneration()
 	l.lease(r, req)
 	r.AttemptToken = r.GetFencingToken()
 	if v.probe {
 		// The probe's lease is the call's: both end, at the latest, at once.
-		l.state.Breaker.RetryTime = r.GetLeaseExpireTime()
+		breaker.RetryTime = r.GetLeaseExpireTime()
 	}
 	res.Probe = v.probe
 	l.grant(res, r)
@@ -330,6 +326,30 @@ func mayEnd(r row, token int32, succeeded bool) error {
 	return errCallDone
 }
 
+// settleBy finishes a call, and corrects the limits by what the provider answered. It returns nil where the row has that already.
+func (l *ledger) settleBy(r row, req *coordinationv1.FinishCallRequest, mayRaise bool) (row, error) {
+	sent := r.GetBeginTime().AsTime()
+	o := observe(answerOf(req), sent, l.now)
+	l.retryAt = againAt(o)
+	done, err := l.finish(r, req)
+	if err != nil || done == nil {
+		return nil, err
+	}
+	correct(l.bucketStore, l.config, demandOfRow(r), o, mayRaise, sent, l.now)
+	if req.GetCompleted() != nil {
+		succeeded(l.state, sent, l.now)
+	}
+	return done, nil
+}
+
+// answerOf is what the provider answered: the response, or for want of one what the failure keeps of it.
+func answerOf(req *coordinationv1.FinishCallRequest) *coordinationv1.ProviderResponse {
+	if kept := req.GetFailed().GetOutcome(); req.GetResponse() == nil && kept != nil {
+		return &coordinationv1.ProviderResponse{HttpStatus: kept.GetHttpStatus(), Headers: kept.GetHeaders(), Body: kept.GetBody()}
+	}
+	return req.GetResponse()
+}
+
 // finish stores what became of a call. It returns nil where the row has that already.
 func (l *ledger) finish(r row, req *coordinationv1.FinishCallRequest) (row, error) {
 	token, failed := req.GetFencingToken(), req.GetFailed()
@@ -358,12 +378,14 @@ func (l *ledger) finish(r row, req *coordinationv1.FinishCallRequest) (row, erro
 	if err := mayEnd(r, token, failed == nil); err != nil {
 		return nil, err
 	}
-	l.end(r, token, h)
+	ends := token == r.GetAttemptToken() && r.GetStatus() == storev1.CallStatus_CALL_STATUS_IN_FLIGHT
+	l.end(r, ends, h)
 	was, taken, cost := r.GetStatus(), r.GetBeginTime().AsTime(), r.GetCost()
 	switch {
 	case failed.GetNotSent() && token == r.GetAttemptToken():
 		refund(l.bucketStore, l.config, demandOfRow(r), taken, l.now)
 		l.count(countPermits(r.GetOperation(), -r.GetPermits(), -cost))
+		l.countUser(r.GetOwner(), -r.GetPermits(), -cost)
 	case req.Cost != nil:
 		charge(l.bucketStore, l.config, demandOfRow(r), req.GetCost(), taken, l.now)
 		l.count(func(d *storev1.UsageDay) { d.Cost = max(0, d.GetCost()+req.GetCost()-cost) })
@@ -372,8 +394,14 @@ func (l *ledger) finish(r row, req *coordinationv1.FinishCallRequest) (row, erro
 	r = proto.CloneOf(r)
 	r.Status, r.Outcome, r.Error, r.Cost = status, outcome, failed.GetError(), cost
 	r.UpdateTime, r.LeaseExpireTime, r.NotBefore = stamp(l.now), nil, nil
-	if after := failed.GetRetryAfter().AsDuration(); after > 0 {
-		r.NotBefore = timestamppb.New(l.now.Add(after))
+	switch notBefore := l.retryAt; {
+	case status != storev1.CallStatus_CALL_STATUS_RETRYABLE:
+	case failed.GetRetryAfter() != nil:
+		r.NotBefore = timestamppb.New(l.now.Add(failed.GetRetryAfter().AsDuration()))
+	case ends && notBefore.After(l.now):
+		r.NotBefore = stamp(notBefore)
+	case ends && !(failed.GetNotSent() && failed.GetNotDown()):
+		r.NotBefore = stamp(l.now.Add(backoff(r.GetAttempt(), l.now)))
 	}
 	l.count(func(d *storev1.UsageDay) {
 		switch status {
@@ -393,13 +421,14 @@ func (l *ledger) finish(r row, req *coordinationv1.FinishCallRequest) (row, erro
 }
 
 // end gives back what runs at once, and tells the breaker how the attempt went, where it is the attempt that ends.
-func (l *ledger) end(r row, token int32, h health) {
+func (l *ledger) end(r row, ends bool, h health) {
 	l.dropInFlight(r.GetSeq())
 	id := callLeaseID(r.GetSeq())
 	releaseLease(l.state.GetPools(), id, "", true)
 	releaseLease(l.user.GetPools(), id, "", true)
-	if token == r.GetAttemptToken() && r.GetStatus() == storev1.CallStatus_CALL_STATUS_IN_FLIGHT {
-		breakerHears(l.breaker(), l.config.GetBreaker(), r.GetBreakerGeneration(), h, l.now)
+	if ends {
+		h = slow(h, l.config.GetBreaker(), l.now.Sub(r.GetBeginTime().AsTime()))
+		breakerHears(l.breaker(l.config, r.GetOperation()), l.config.GetBreaker(), r.GetBreakerGeneration(), h, l.now)
 	}
 }
 

@@ -114,11 +114,15 @@ func TestTransitionsOfTheLedger(t *testing.T) {
 	again := func(id string) func(*coordinationv1.BeginCallRequest) {
 		return func(r *coordinationv1.BeginCallRequest) { r.RequestId = id }
 	}
+	unsent := func(r *coordinationv1.CallFailure) { r.NotSent, r.NotDown = true, true }
 	after := func(r *coordinationv1.CallFailure) { r.RetryAfter = durationpb.New(5 * time.Second) }
 	for name, steps := range map[string][]step{
 		"completed":               {begins(proceed), begins(inFlight), completes(1, nil), completes(1, nil), begins(done), fails(1, unsure, errCallDone)},
 		"failed for good":         {begins(proceed), fails(1, terminal, nil), fails(1, terminal, nil), begins(done), completes(1, errCallDone)},
-		"tried again":             {begins(proceed), fails(1, retryable, nil), fails(1, retryable, nil), begins(proceed), completes(1, errLeaseLost), completes(2, nil)},
+		"tried again":             {begins(proceed), fails(1, retryable, nil), fails(1, retryable, nil), begins(wait), later(time.Second), begins(proceed), completes(1, errLeaseLost), completes(2, nil)},
+		"not sent":                {begins(proceed), fails(1, retryable, nil, unsent), begins(proceed), completes(2, nil)},
+		"at once":                 {begins(proceed), fails(1, retryable, nil, func(r *coordinationv1.CallFailure) { r.RetryAfter = &durationpb.Duration{} }), begins(proceed)},
+		"twice":                   {begins(proceed), fails(1, retryable, nil), later(time.Second), begins(proceed), fails(2, retryable, nil), later(time.Second - 1), begins(wait), later(time.Second), begins(proceed)},
 		"not before":              {begins(proceed), fails(1, retryable, nil, after), begins(wait), later(5 * time.Second), begins(proceed)},
 		"the lease ends":          {begins(proceed), later(10 * time.Second), begins(unknown), begins(unknown), later(time.Hour), begins(unknown)},
 		"an answer that is late":  {begins(proceed), later(time.Hour), completes(1, nil), begins(done)},
@@ -149,6 +153,7 @@ func TestAttemptsAreCounted(t *testing.T) {
 	b := newBook()
 	b.conf.MaxAttempts = 3
 	for i := range 3 {
+		b.now = b.now.Add(lastBackoff)
 		if got, err := b.begin(); err != nil || got.GetDecision() != proceed || b.row.GetAttempt() != int32(i+1) {
 			t.Fatalf("attempt %d: %v, %v", i+1, got, err)
 		}
@@ -198,8 +203,11 @@ func TestAttemptsGiveBack(t *testing.T) {
 		thenBegin coordinationv1.Decision
 	}{
 		"not sent": {func(b *book) error {
-			return b.fail(1, coordinationv1.Failure_FAILURE_RETRYABLE, func(r *coordinationv1.CallFailure) { r.NotSent = true })
+			return b.fail(1, coordinationv1.Failure_FAILURE_RETRYABLE, func(r *coordinationv1.CallFailure) { r.NotSent, r.NotDown = true, true })
 		}, 1, 1, proceed},
+		"not sent, nobody was there": {func(b *book) error {
+			return b.fail(1, coordinationv1.Failure_FAILURE_RETRYABLE, func(r *coordinationv1.CallFailure) { r.NotSent = true })
+		}, 1, 1, wait},
 		"retryable": {func(b *book) error { return b.fail(1, coordinationv1.Failure_FAILURE_RETRYABLE) }, 0, 1, wait},
 		"completed": {func(b *book) error { return b.complete(1) }, 0, 1, done},
 		"under way": {func(*book) error { return nil }, 0, 0, inFlight},
@@ -349,7 +357,7 @@ func TestBreaker(t *testing.T) {
 		again time.Duration
 	}{"up": {healthUp, closed, 0}, "down": {healthDown, open, time.Minute}, "nothing": {healthNone, open, 0}} {
 		b := opened()
-		startProbe(b, 10*time.Second, minute)
+		startProbe(b, c, 10*time.Second, minute)
 		if at, _ := breakerPasses(b, c, minute); b.GetStatus() != halfOpen || !at.Equal(minute.Add(10*time.Second)) {
 			t.Errorf("beside a probe: %v at %v", b, at)
 		}
@@ -363,28 +371,17 @@ func TestBreaker(t *testing.T) {
 		}
 	}
 	// A probe that is lost makes room for the next.
-	startProbe(b, 10*time.Second, minute)
+	startProbe(b, c, 10*time.Second, minute)
 	lost := minute.Add(10 * time.Second)
 	if at, probe := breakerPasses(b, c, lost); !at.Equal(lost) || !probe {
 		t.Errorf("after a probe was lost: %v, %v", at, probe)
 	}
-	startProbe(b, 10*time.Second, lost)
+	startProbe(b, c, 10*time.Second, lost)
 	if breakerHears(b, c, 2, healthUp, lost) {
 		t.Errorf("the lost probe counts: %v", b)
 	}
-	// Successes between failures keep it closed.
-	b = &storev1.Breaker{}
-	for i := range 30 {
-		h := healthDown
-		if i%3 == 2 {
-			h = healthUp
-		}
-		breakerHears(b, c, 0, h, epoch)
-	}
-	if b.GetGeneration() != 0 {
-		t.Errorf("failures with successes between them: %v", b)
-	}
 	off := &storev1.BreakerConfig{Disabled: true}
+	b = &storev1.Breaker{}
 	for range 30 {
 		breakerHears(b, off, 0, healthDown, epoch)
 	}

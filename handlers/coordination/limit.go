@@ -54,13 +54,14 @@ func slotTime(p policy, now time.Time) time.Time {
 	if p.GetLimit() <= maxSlots {
 		return now
 	}
-	step := max(1, p.GetPeriod().AsDuration()/maxSlots)
-	t := now.Truncate(step)
+	t := now.Truncate(slotStep(p))
 	if t.Before(now) {
-		t = t.Add(step)
+		t = t.Add(slotStep(p))
 	}
 	return t
 }
+
+func slotStep(p policy) time.Duration { return max(1, p.GetPeriod().AsDuration()/maxSlots) }
 
 // tidy forgets what is over.
 func tidy(p policy, b bucket, now time.Time) {

@@ -1,173 +1,19 @@
 package coordination
 
 import (
+	"fmt"
 	"net/http"
+	"slices"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"pgregory.net/rapid"
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	"holdfast/handlers/coordination/dialect"
 )
-
-func said(dimension string, limit, remaining int64, reset time.Duration) *coordinationv1.ObservedLimit {
-	l := &coordinationv1.ObservedLimit{Dimension: dimension}
-	if limit >= 0 {
-		l.Limit = &limit
-	}
-	if remaining >= 0 {
-		l.Remaining = &remaining
-	}
-	if reset >= 0 {
-		l.ResetTime = stamp(epoch.Add(reset))
-	}
-	return l
-}
-
-// epoch is 2026-11-23T10:00:00Z: 1795428000 s since 1970.
-func TestEveryDialect(t *testing.T) {
-	t.Parallel()
-	const none = -1
-	tests := []struct {
-		name    string
-		status  int32
-		headers map[string]string
-		body    string
-		want    []*coordinationv1.ObservedLimit
-		retry   time.Duration // none: not said
-		refused bool
-		ignored []string
-	}{
-		{
-			name:    "RateLimit",
-			headers: map[string]string{"RateLimit": `"default";r=50;t=30`, "RateLimit-Policy": `"default";q=100;w=60,"daily";q=1000;w=86400;pk=:c2Vj:`},
-			want:    []*coordinationv1.ObservedLimit{said("daily", 1000, none, none), said("requests", 100, 50, 30*time.Second)},
-			retry:   none,
-		},
-		{
-			name:    "RateLimit, names with what separates",
-			headers: map[string]string{"RateLimit": `"a,b;c\"d";r=1, token;r=2`},
-			want:    []*coordinationv1.ObservedLimit{said(`a,b;c"d`, none, 1, none), said("token", none, 2, none)},
-			retry:   none,
-		},
-		{
-			name:    "RateLimit as it was",
-			headers: map[string]string{"RateLimit": "limit=100, remaining=50, reset=5"},
-			want:    []*coordinationv1.ObservedLimit{said("requests", 100, 50, 5*time.Second)}, retry: none,
-		},
-		{
-			name:    "RateLimit- before that",
-			headers: map[string]string{"RateLimit-Limit": "100, 100;w=60", "RateLimit-Remaining": "0", "RateLimit-Reset": "7"},
-			want:    []*coordinationv1.ObservedLimit{said("requests", 100, 0, 7*time.Second)}, retry: none,
-		},
-		{
-			name: "GitHub",
-			headers: map[string]string{
-				"X-RateLimit-Limit": "5000", "X-RateLimit-Remaining": "4999", "X-RateLimit-Reset": "1795428060", "X-RateLimit-Used": "1", "X-RateLimit-Resource": "core",
-			},
-			want: []*coordinationv1.ObservedLimit{said("requests", 5000, 4999, time.Minute)}, retry: none,
-		},
-		{
-			name: "OpenAI",
-			headers: map[string]string{
-				"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "59", "x-ratelimit-reset-requests": "120ms",
-				"x-ratelimit-limit-tokens": "150000", "x-ratelimit-remaining-tokens": "149984", "x-ratelimit-reset-tokens": "6m0s",
-			},
-			want:  []*coordinationv1.ObservedLimit{said("requests", 60, 59, 120*time.Millisecond), said("tokens", 150000, 149984, 6*time.Minute)},
-			retry: none,
-		},
-		{
-			name: "Anthropic", status: 429,
-			headers: map[string]string{
-				"anthropic-ratelimit-requests-limit": "50", "anthropic-ratelimit-requests-remaining": "0", "anthropic-ratelimit-requests-reset": "2026-11-23T10:00:30Z",
-				"anthropic-ratelimit-input-tokens-remaining": "10", "retry-after": "25",
-			},
-			want:  []*coordinationv1.ObservedLimit{said("input-tokens", none, 10, none), said("requests", 50, 0, 30*time.Second)},
-			retry: 25 * time.Second, refused: true,
-		},
-		{
-			name: "Linear", status: 400,
-			headers: map[string]string{
-				"X-RateLimit-Requests-Limit": "2500", "X-RateLimit-Requests-Remaining": "0", "X-RateLimit-Requests-Reset": "1795431600000",
-				"X-Complexity": "12", "X-RateLimit-Complexity-Limit": "3000000", "X-RateLimit-Complexity-Remaining": "2999988", "X-RateLimit-Complexity-Reset": "1795431600000",
-				"X-RateLimit-Endpoint-Requests-Remaining": "5", "X-RateLimit-Endpoint-Name": "issueCreate",
-			},
-			body: `{"errors":[{"message":"Rate limit exceeded","extensions":{"code":"RATELIMITED","type":"ratelimited"}}]}`,
-			want: []*coordinationv1.ObservedLimit{
-				said("complexity", 3000000, 2999988, time.Hour), said("endpoint-requests", none, 5, none), said("requests", 2500, 0, time.Hour),
-			},
-			retry: none, refused: true,
-		},
-		{
-			name: "Gemini, a minute", status: 429,
-			body: `{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","details":[
-				{"@type":"type.googleapis.com/google.rpc.QuotaFailure","violations":[{"quotaId":"GenerateContentInputTokensPerModelPerMinute-FreeTier","quotaValue":"250000"}]},
-				{"@type":"type.googleapis.com/google.rpc.Help"},
-				{"@type":"type.googleapis.com/google.rpc.RetryInfo","retryDelay":"27.5s"}]}}`,
-			want: []*coordinationv1.ObservedLimit{said("tokens", 250000, 0, none)}, retry: 27500 * time.Millisecond, refused: true,
-		},
-		{
-			name: "Gemini, a day, of a stream", status: 429,
-			body: `[{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","details":[
-				{"@type":"type.googleapis.com/google.rpc.QuotaFailure","violations":[{"quotaId":"GenerateRequestsPerDayPerProjectPerModel-FreeTier","quotaValue":"200"},{"quotaId":"Other"}]},
-				{"@type":"type.googleapis.com/google.rpc.RetryInfo","retryDelay":"27s"}]}}]`,
-			want: []*coordinationv1.ObservedLimit{said("requests-day", 200, 0, none)}, retry: 27 * time.Second, refused: true,
-		},
-		{name: "Codegen", status: 429, body: `{"message":"Rate limit exceeded. Please try again later.","status_code":429}`, retry: none, refused: true},
-		{name: "an HTTP date", status: 503, headers: map[string]string{"Retry-After": "Mon, 23 Nov 2026 10:02:00 GMT"}, retry: 2 * time.Minute},
-		{name: "a date that is over", status: 503, headers: map[string]string{"Retry-After": "Mon, 23 Nov 2026 09:02:00 GMT"}, retry: 0},
-		{name: "Retry-After of what did not fail", status: 202, headers: map[string]string{"Retry-After": "120"}, retry: none},
-		{name: "days", headers: map[string]string{"X-RateLimit-Reset": "1d2h"}, want: []*coordinationv1.ObservedLimit{said("requests", none, none, 26*time.Hour)}, retry: none},
-		{
-			name: "what cannot be understood", status: 429, body: `{"error":{"status":"RESOURCE_EXHAUSTED","details":[{"@type":"type.googleapis.com/google.rpc.RetryInfo","retryDelay":"soon"}]}}`,
-			headers: map[string]string{
-				"Retry-After": "soon", "RateLimit": `"open;r=1`, "RateLimit-Policy": `"a";w=60`, "X-RateLimit-Limit": "many", "X-RateLimit-Remaining": "-1",
-				"X-RateLimit-Reset": "99999999999999999", "X-RateLimit-Whatever": "1", "X-RateLimit-Limit-": "1", "X-Other": "x", "RateLimit-Reset": "NaN",
-			},
-			retry: none, refused: true,
-			ignored: []string{"RateLimit", "RateLimit-Policy", "RateLimit-Reset", "Retry-After", "X-RateLimit-Limit", "X-RateLimit-Limit-", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-RateLimit-Whatever"},
-		},
-		{name: "a body that is cut", status: 429, body: `{"error":{"status":"RESOURCE_EXH`, retry: none, refused: true},
-		{name: "nothing", retry: none},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			o := observe(&coordinationv1.ProviderResponse{HttpStatus: tt.status, Headers: tt.headers, Body: []byte(tt.body)}, epoch)
-			if diff := cmp.Diff(tt.want, o.list(), protocmp.Transform()); diff != "" {
-				t.Errorf("limits (-want +got):\n%s", diff)
-			}
-			retry := time.Duration(none)
-			if !o.retryAt.IsZero() {
-				retry = o.retryAt.Sub(epoch)
-			}
-			if retry != tt.retry || o.refused != tt.refused {
-				t.Errorf("retry after %v, refused %v; want %v, %v", retry, o.refused, tt.retry, tt.refused)
-			}
-			if diff := cmp.Diff(tt.ignored, o.ignored); diff != "" {
-				t.Errorf("ignored (-want +got):\n%s", diff)
-			}
-		})
-	}
-}
-
-func TestReset(t *testing.T) {
-	t.Parallel()
-	for value, want := range map[string]time.Duration{
-		"0": 0, "30": 30 * time.Second, "1.5": 1500 * time.Millisecond, " 30 ": 30 * time.Second, "1795428030": 30 * time.Second, "1795428030.25": 30250 * time.Millisecond,
-		"1795428030123": 30123 * time.Millisecond, "1s": time.Second, "6m0s": 6 * time.Minute, "2d": 48 * time.Hour, "1d1h": 25 * time.Hour,
-		"2026-11-23T10:00:30Z": 30 * time.Second, "2026-11-23T11:00:30+01:00": 30 * time.Second, "Mon, 23 Nov 2026 10:00:30 GMT": 30 * time.Second,
-		"1000000000": 0, "1795428030000000": -1, // the past; microseconds
-		"": -1, "-1": -1, "x": -1, "1e30": -1, "Inf": -1, "NaN": -1, "0x1F": -1, "3000000": -1, "40d": -1, "-5s": -1, "2030-01-01T00:00:00Z": -1, "300d300d": -1,
-	} {
-		at, ok := parseReset(value, epoch)
-		if ok != (want >= 0) || ok && at.Sub(epoch) != want {
-			t.Errorf("%q is %v, %v; want %v", value, at.Sub(epoch), ok, want)
-		}
-	}
-}
 
 // Whatever a provider sends is read, and correcting by it never loosens a limit for who may not.
 func FuzzObserve(f *testing.F) {
@@ -176,8 +22,8 @@ func FuzzObserve(f *testing.F) {
 	f.Add(int32(200), "X-RateLimit-Remaining", "0", "")
 	f.Add(int32(200), "RateLimit-Policy", `"a";q=1000;w=60`, "[]")
 	f.Fuzz(func(t *testing.T, status int32, name, value, body string) {
-		o := observe(&coordinationv1.ProviderResponse{HttpStatus: status, Headers: map[string]string{name: value, "X-RateLimit-Limit": "3"}, Body: []byte(body)}, epoch)
-		if o.retryAt.After(epoch.Add(maxWait)) || len(o.limits) > 64 {
+		o := observe(&coordinationv1.ProviderResponse{HttpStatus: status, Headers: map[string]string{name: value, "X-RateLimit-Limit": "3"}, Body: []byte(body)}, time.Time{}, epoch)
+		if o.RetryAt.After(epoch.Add(dialect.MaxWait)) || len(o.Budgets) > 64 {
 			t.Fatalf("%+v", o)
 		}
 		for _, p := range []policy{sliding(5, time.Minute), gcra(5, time.Minute, 0), calendar(5, storev1.Calendar_CALENDAR_DAY, "")} {
@@ -185,7 +31,7 @@ func FuzzObserve(f *testing.F) {
 			s := bucketStore{state: &storev1.ApiState{}}
 			b := s.bucket(p, epoch)
 			take(p, b, 2, epoch)
-			correct(s, &storev1.ApiConfig{Policies: []policy{p}}, &demand{}, o, false, epoch)
+			correct(s, &storev1.ApiConfig{Policies: []policy{p}}, &demand{}, o, false, time.Time{}, epoch)
 			if got := standing(p, b, epoch); got.GetRemaining() > 3 || got.GetLimit() > 5 || got.GetRemaining() < 0 {
 				t.Fatalf("%v by %+v", got, o)
 			}
@@ -245,8 +91,8 @@ func TestCorrections(t *testing.T) {
 			s, c := bucketStore{state: &storev1.ApiState{}}, &storev1.ApiConfig{Policies: []policy{tt.policy}}
 			b := s.bucket(tt.policy, epoch)
 			take(tt.policy, b, tt.taken, epoch)
-			o := observe(&coordinationv1.ProviderResponse{HttpStatus: tt.status, Headers: tt.headers, Body: []byte(tt.body)}, epoch)
-			corrected, paused := correct(s, c, &demand{}, o, tt.mayRaise, epoch)
+			o := observe(&coordinationv1.ProviderResponse{HttpStatus: tt.status, Headers: tt.headers, Body: []byte(tt.body)}, time.Time{}, epoch)
+			corrected, paused := correct(s, c, &demand{}, o, tt.mayRaise, time.Time{}, epoch)
 			got := standing(tt.policy, b, epoch)
 			if got.GetLimit() != tt.limit || got.GetRemaining() != tt.remaining || (len(corrected) > 0) != tt.changes || paused {
 				t.Errorf("%v, corrected %v, paused %v", got, corrected, paused)
@@ -262,8 +108,8 @@ func TestCorrections(t *testing.T) {
 func TestPause(t *testing.T) {
 	t.Parallel()
 	s, c := bucketStore{state: &storev1.ApiState{}}, &storev1.ApiConfig{Policies: []policy{sliding(10, time.Minute)}}
-	o := observe(&coordinationv1.ProviderResponse{HttpStatus: http.StatusServiceUnavailable, Headers: map[string]string{"Retry-After": "30"}}, epoch)
-	if corrected, paused := correct(s, c, &demand{}, o, false, epoch); len(corrected) > 0 || !paused {
+	o := observe(&coordinationv1.ProviderResponse{HttpStatus: http.StatusServiceUnavailable, Headers: map[string]string{"Retry-After": "30"}}, time.Time{}, epoch)
+	if corrected, paused := correct(s, c, &demand{}, o, false, time.Time{}, epoch); len(corrected) > 0 || !paused {
 		t.Fatalf("corrected %v, paused %v", corrected, paused)
 	}
 	v := acquire(s, c, &demand{permits: 1}, false, epoch)
@@ -284,5 +130,231 @@ func TestReadyMade(t *testing.T) {
 	}
 	if readyMade("other") != nil {
 		t.Error("an API that nobody knows has a ready-made config")
+	}
+}
+
+// Each budget that a provider names corrects the policies that are about it, and no other.
+func TestCorrectionsHitTheRightPolicy(t *testing.T) {
+	t.Parallel()
+	of := func(name string, p policy, dimension string, operations ...string) policy {
+		p.Name, p.Dimension, p.Operations = name, dimension, operations
+		return p
+	}
+	day := func(name, dimension string, operations ...string) policy {
+		return of(name, calendar(10_000, storev1.Calendar_CALENDAR_DAY, ""), dimension, operations...)
+	}
+	minute := func(name, dimension string, operations ...string) policy {
+		return of(name, sliding(100, time.Minute), dimension, operations...)
+	}
+	both := []policy{minute("minute", "requests"), day("day", "requests")}
+	named := []policy{minute("minute", "requests"), day("day", "requests-day"), of("tokens", gcra(1000, time.Minute, 0), "tokens")}
+	models := []policy{minute("pro", "requests", "generate/pro"), minute("flash", "requests", "generate/flash"), minute("all", "requests")}
+	google := func(id, model string) string {
+		return `{"error":{"status":"RESOURCE_EXHAUSTED","details":[{"@type":"type.googleapis.com/google.rpc.QuotaFailure","violations":[{"quotaId":"` + id + `","quotaDimensions":{"model":"` + model + `"}}]}]}}`
+	}
+	const perMinute, perDay = "GenerateRequestsPerMinutePerProjectPerModel", "GenerateRequestsPerDayPerProjectPerModel"
+	for name, tt := range map[string]struct {
+		policies []policy
+		headers  map[string]string
+		body     string
+		want     []string
+	}{
+		"a minute's reset":       {both, map[string]string{"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "20"}, "", []string{"minute"}},
+		"a day's reset":          {both, map[string]string{"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "40000"}, "", []string{"day"}},
+		"a day's limit":          {both, map[string]string{"X-RateLimit-Remaining": "0", "X-RateLimit-Limit": "10000"}, "", []string{"day"}},
+		"nothing said":           {both, map[string]string{"X-RateLimit-Remaining": "0"}, "", []string{"minute"}},
+		"the window is said":     {both, map[string]string{"RateLimit-Policy": `"a";q=100;w=60`, "RateLimit": `"a";r=0;t=5`}, "", []string{"minute"}},
+		"a day's is":             {both, map[string]string{"RateLimit-Policy": `"a";q=10000;w=86400`, "RateLimit": `"a";r=0;t=5`}, "", []string{"day"}},
+		"an hour's is":           {both, map[string]string{"RateLimit-Policy": `"a";q=10000;w=3600`, "RateLimit": `"a";r=0;t=5`}, "", nil},
+		"what runs at once":      {both, map[string]string{"RateLimit-Policy": `"a";q=9;qu="concurrent-requests"`, "RateLimit": `"a";r=0`}, "", nil},
+		"Kong's minute":          {both, map[string]string{"X-RateLimit-Remaining-Minute": "0"}, "", []string{"minute"}},
+		"Kong's day":             {both, map[string]string{"X-RateLimit-Remaining-Day": "0"}, "", []string{"day"}},
+		"a name":                 {named, map[string]string{"X-RateLimit-Remaining-Tokens": "0"}, "", []string{"tokens"}},
+		"a day's name":           {named, map[string]string{"X-RateLimit-Remaining-Requests-Day": "0"}, "", []string{"day"}},
+		"requests":               {named, map[string]string{"X-RateLimit-Remaining-Requests": "0"}, "", []string{"minute"}},
+		"another name":           {named, map[string]string{"X-RateLimit-Remaining-Images": "0"}, "", nil},
+		"Google's minute":        {named, nil, google(perMinute, ""), []string{"minute"}},
+		"Google's day":           {named, nil, google(perDay, ""), []string{"day"}},
+		"Google's model":         {models, nil, google(perMinute, "pro"), []string{"pro"}},
+		"Google's other model":   {models, nil, google(perMinute, "nano"), []string{"all"}},
+		"a model's day, of none": {models, nil, google(perDay, "pro"), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, c := bucketStore{state: &storev1.ApiState{}}, &storev1.ApiConfig{Policies: tt.policies}
+			o := observe(&coordinationv1.ProviderResponse{HttpStatus: http.StatusTooManyRequests, Headers: tt.headers, Body: []byte(tt.body)}, time.Time{}, epoch)
+			corrected, paused := correct(s, c, &demand{only: namesOf(tt.policies)}, o, false, time.Time{}, epoch)
+			if fmt.Sprint(corrected) != fmt.Sprint(tt.want) {
+				t.Errorf("corrected %v, want %v", corrected, tt.want)
+			}
+			if paused != (len(tt.want) == 0) {
+				t.Errorf("paused: %t", paused)
+			}
+			for _, p := range tt.policies {
+				if waits := passes(p, s.bucket(p, epoch), 1, epoch).After(epoch); waits != slices.Contains(tt.want, p.GetName()) {
+					t.Errorf("%s waits: %t", p.GetName(), waits)
+				}
+			}
+		})
+	}
+}
+
+// Whatever a refusal says, or fails to say, the next call waits; and the refusals of calls that were sent together count once.
+func TestARefusalAlwaysMakesSomebodyWait(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		headers := map[string]string{}
+		for range rapid.IntRange(0, 3).Draw(t, "headers") {
+			name := rapid.SampledFrom([]string{"Retry-After", "X-RateLimit-Reset", "X-RateLimit-Remaining", "RateLimit", "RateLimit-Policy", "Retry-After-Ms", "Date"}).Draw(t, "name")
+			headers[name] = rapid.SampledFrom([]string{
+				"", "0", "-1", "soon", "30", "30, 30", "1.5", "1e9", "Mon, 23 Nov 2026 09:00:00 GMT", "Mon, 23 Nov 2026 10:00:60 GMT", `"default";r=0;t=0`, `"a";q=5;w=60`, "99999999999999999999", "NaN",
+			}).Draw(t, "value")
+		}
+		body := rapid.SampledFrom([]string{"", "{}", `{"error":"rate_limited"}`, `{"retry_after":"?"}`, `[`, `{"error":{"status":"RESOURCE_EXHAUSTED","details":[{"@type":"google.rpc.RetryInfo","retryDelay":"-3s"}]}}`}).Draw(t, "body")
+		p := sliding(100, time.Minute)
+		p.Dimension = rapid.SampledFrom([]string{"", "requests", "tokens"}).Draw(t, "dimension")
+		s, c := bucketStore{state: &storev1.ApiState{}}, &storev1.ApiConfig{Policies: []policy{p}}
+		o := observe(&coordinationv1.ProviderResponse{HttpStatus: http.StatusTooManyRequests, Headers: headers, Body: []byte(body)}, time.Time{}, epoch)
+		correct(s, c, &demand{}, o, false, time.Time{}, epoch)
+		v := acquire(s, c, &demand{permits: 1}, false, epoch)
+		if v.allowed || !v.retryAt.After(epoch) {
+			t.Fatalf("%v %q: %+v", headers, body, v)
+		}
+	})
+}
+
+func TestBackoffGrowsAndEndsWithASuccess(t *testing.T) {
+	t.Parallel()
+	s, now := &storev1.ApiState{}, epoch
+	for n := range 15 {
+		want := min(lastBackoff, firstBackoff<<min(n, 20))
+		sent := now
+		now = now.Add(time.Millisecond)
+		if !backOff(s, sent, now) {
+			t.Fatalf("refusal %d does not count", n)
+		}
+		for _, late := range []time.Time{sent, {}} {
+			if was := s.GetPauseUntil(); backOff(s, late, now.Add(time.Millisecond)) || succeeded(s, late, now.Add(time.Millisecond)) || s.GetPauseUntil() != was {
+				t.Error("a call that was sent before counts")
+			}
+		}
+		wait := s.GetPauseUntil().AsTime().Sub(now)
+		if wait < want/2 || wait > want {
+			t.Errorf("refusal %d: %v, want about %v", n, wait, want)
+		}
+		now = now.Add(wait)
+		if backOff(s, sent, now.Add(time.Hour)) {
+			t.Error("a late report begins another pause")
+		}
+	}
+	if !succeeded(s, now, now) || s.GetBackoff() != nil {
+		t.Error("a success changes nothing")
+	}
+	if backOff(s, now, now.Add(1)); s.GetPauseUntil().AsTime().Sub(now) > firstBackoff+1 {
+		t.Errorf("after a success: %v", s)
+	}
+}
+
+// What was taken stays taken, whatever is changed of a policy: as many units, or all that the policy has.
+func TestChangingAPolicyKeepsWhatWasTaken(t *testing.T) {
+	t.Parallel()
+	draw := func(t *rapid.T) policy {
+		p := sliding(rapid.Int64Range(1, 5000).Draw(t, "limit"), time.Duration(rapid.Int64Range(1, 7200).Draw(t, "period"))*time.Second)
+		p.Algorithm = storev1.Algorithm(rapid.Int32Range(1, 3).Draw(t, "algorithm"))
+		p.Calendar = storev1.Calendar(rapid.Int32Range(1, 5).Draw(t, "calendar"))
+		return p
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		from, to := draw(t), draw(t)
+		s := &storev1.ApiState{Config: &storev1.ApiConfig{Policies: []policy{from}}}
+		store := bucketStore{state: s}
+		n := rapid.Int64Range(1, from.GetLimit()).Draw(t, "taken")
+		take(from, store.bucket(from, epoch), n, epoch)
+		later := epoch.Add(time.Duration(rapid.Int64Range(0, 100).Draw(t, "later")) * time.Millisecond)
+		had := capacityOf(from, store.bucket(from, later)) - standing(from, store.bucket(from, later), later).GetRemaining()
+		configure("x", s, &storev1.ApiConfig{Policies: []policy{to}}, later)
+		got := standing(to, bucketStore{state: s}.bucket(to, later), later)
+		want := max(0, to.GetLimit()-had)
+		if drained := int64(later.Sub(epoch) / emission(to, &storev1.Bucket{})); to.GetAlgorithm() != storev1.Algorithm_ALGORITHM_GCRA && got.GetRemaining() != want ||
+			to.GetAlgorithm() == storev1.Algorithm_ALGORITHM_GCRA && (got.GetRemaining() < want || got.GetRemaining() > want+drained+1) {
+			t.Fatalf("%d of %v\nbecame %d left of %v, want %d", had, from, got.GetRemaining(), to, want)
+		}
+	})
+}
+
+// Failures among successes open the breaker too, once they are many of many; slow calls are failures.
+func TestTheBreakerOpensByRate(t *testing.T) {
+	t.Parallel()
+	c := &storev1.BreakerConfig{Probes: 2, SlowAfter: durationpb.New(time.Second), OpenFor: durationpb.New(time.Minute)}
+	b, now := &storev1.Breaker{}, epoch
+	for range 1000 {
+		if breakerHears(b, c, 0, healthUp, now) {
+			t.Fatal("a healthy call is written down")
+		}
+	}
+	for i := range 19 {
+		h := healthUp
+		if i%2 == 0 {
+			h = slow(healthUp, c, time.Second+1)
+		}
+		now = now.Add(time.Second)
+		breakerHears(b, c, 0, h, now)
+	}
+	if b.GetGeneration() != 0 {
+		t.Errorf("opened by 19 calls: %v", b)
+	}
+	breakerHears(b, c, 0, healthUp, now)
+	breakerHears(b, c, 0, healthDown, now)
+	if b.GetStatus() != storev1.BreakerStatus_BREAKER_STATUS_OPEN {
+		t.Fatalf("11 of 21 failed: %v", b)
+	}
+	now = now.Add(time.Minute)
+	for range 2 {
+		if at, probe := breakerPasses(b, c, now); at.After(now) || !probe {
+			t.Fatalf("no probe: %v", b)
+		}
+		startProbe(b, c, time.Minute, now)
+	}
+	if at, _ := breakerPasses(b, c, now); !at.After(now) {
+		t.Errorf("a third probe: %v", b)
+	}
+	breakerHears(b, c, b.GetGeneration(), healthUp, now)
+	if b.GetStatus() != storev1.BreakerStatus_BREAKER_STATUS_HALF_OPEN {
+		t.Errorf("closed by one of two probes: %v", b)
+	}
+	breakerHears(b, c, b.GetGeneration(), healthUp, now)
+	if b.GetStatus() != storev1.BreakerStatus_BREAKER_STATUS_CLOSED {
+		t.Errorf("not closed by two: %v", b)
+	}
+	// Failures that are few and far between do not add up.
+	for range 200 {
+		now = now.Add(31 * time.Second)
+		breakerHears(b, c, b.GetGeneration(), healthDown, now)
+		breakerHears(b, c, b.GetGeneration(), healthUp, now)
+	}
+	if b.GetStatus() != storev1.BreakerStatus_BREAKER_STATUS_CLOSED {
+		t.Errorf("opened by four calls a window: %v", b)
+	}
+}
+
+// One operation that is down keeps no other from being called.
+func TestOperationsHaveBreakersOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	c := &storev1.ApiConfig{Breaker: &storev1.BreakerConfig{PerOperation: true, FailureThreshold: 1}}
+	s := bucketStore{state: &storev1.ApiState{}}
+	v := acquire(s, c, &demand{operation: "a", permits: 1, version: 1}, false, epoch)
+	got, ok := parseGrant(v.grant.id())
+	if !ok || got.operation == 0 || got.operation != operationMark(c, "a") {
+		t.Fatalf("the grant: %+v", got)
+	}
+	breakerHears(s.breaker(c, "a"), c.GetBreaker(), 0, healthDown, epoch)
+	if acquire(s, c, &demand{operation: "a", permits: 1}, false, epoch).allowed || !acquire(s, c, &demand{operation: "b", permits: 1}, false, epoch).allowed {
+		t.Errorf("state: %v", s.state)
+	}
+	for i := range 200 {
+		s.breaker(c, fmt.Sprint(i))
+	}
+	if n := len(s.state.GetOperationBreakers()); n != maxBreakers {
+		t.Errorf("%d breakers", n)
 	}
 }

@@ -3,7 +3,9 @@ package coordination
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"slices"
+	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -11,6 +13,7 @@ import (
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	typev1 "holdfast/gen/holdfast/type/v1"
+	"holdfast/handlers/coordination/dialect"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
@@ -70,7 +73,6 @@ func (t *tx) acquire(d *demand, peek bool) (*coordinationv1.AcquireResponse, err
 			}
 		}
 	}
-	t.breaker()
 	v := acquire(t.bucketStore, t.config, d, peek, t.ledger.now)
 	if v.tooMuch != "" {
 		return nil, tooMuchError(v.tooMuch)
@@ -92,6 +94,7 @@ func (t *tx) acquire(d *demand, peek bool) (*coordinationv1.AcquireResponse, err
 	res.GrantId, res.Probe, res.Version = d.leaseID, v.probe, t.made()
 	if !v.renewed {
 		t.count(countPermits(d.operation, d.permits, d.cost))
+		t.countUser(d.owner, d.permits, d.cost)
 		if name != "" {
 			t.keep(name, v.grant)
 		}
@@ -233,7 +236,9 @@ func (m *Manager) Report(ctx context.Context, req *coordinationv1.ReportRequest)
 			return nil, err
 		}
 	}
-	return change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.ReportResponse, error) {
+	var took *time.Duration // of a call that had a grant
+	res, err := change(ctx, m, req.GetApi(), req.GetRequestId(), req, func(t *tx) (*coordinationv1.ReportResponse, error) {
+		took = nil
 		res := &coordinationv1.ReportResponse{Version: t.made()}
 		switch {
 		case req.GetSync() != nil:
@@ -244,38 +249,53 @@ func (m *Manager) Report(ctx context.Context, req *coordinationv1.ReportRequest)
 			return res, t.reportLive(req.GetLive())
 		}
 		t.loadUser(caller.User)
-		if t.reportResponse(req, res) {
+		var changed bool
+		if changed, took = t.reportResponse(req, res); changed {
 			t.Emit("reported")
 			return res, nil
 		}
 		res.Version = t.at()
 		return res, errAnswered
 	}, prefetchGrant(caller, req.GetGrantId())...)
+	if err == nil && took != nil {
+		m.tallies.count(tallyKey{caller.Tenant, req.GetApi()}, byAnswer(req.GetResponse().GetHttpStatus(), *took))
+	}
+	return res, err
 }
 
-// reportResponse corrects the limits by what the provider answered, and tells whether that has changed anything.
-func (t *tx) reportResponse(req *coordinationv1.ReportRequest, res *coordinationv1.ReportResponse) bool {
+// reportResponse corrects the limits by what the provider answered. It reports whether that has changed anything, and how long the
+// call took; nil: nobody knows.
+func (t *tx) reportResponse(req *coordinationv1.ReportRequest, res *coordinationv1.ReportResponse) (changed bool, took *time.Duration) {
 	g, counts := t.grant(req.GetGrantId())
 	d := &demand{users: t.caller.User != "" || g.user != "", only: namesOf(t.config.GetPolicies())}
 	if policies, same := t.covered(g); counts && same && len(policies) > 0 {
 		d.only = namesOf(policies)
 	}
-	o, corrected, changed := t.report(d, req.GetResponse())
-	res.Observed, res.Ignored, res.Corrected = o.list(), o.ignored, corrected
-	if !o.retryAt.IsZero() {
-		res.RetryAfter = durationpb.New(o.retryAt.Sub(t.ledger.now))
+	var sent time.Time
+	if counts {
+		sent = g.at
+	}
+	o := observe(req.GetResponse(), sent, t.ledger.now)
+	corrected, paused := correct(t.bucketStore, t.config, d, o, service(t.caller), sent, t.ledger.now)
+	changed = paused || len(corrected) > 0
+	res.Observed, res.Ignored, res.Corrected = observedLimits(o), o.Ignored, corrected
+	switch until := t.state.GetPauseUntil().AsTime(); {
+	case !o.RetryAt.IsZero():
+		res.RetryAfter = durationpb.New(max(0, o.RetryAt.Sub(t.ledger.now)))
+	case o.Refused && until.After(t.ledger.now):
+		res.RetryAfter = durationpb.New(until.Sub(t.ledger.now))
+	}
+	h := healthOf(o, req.GetResponse())
+	if h == healthUp {
+		changed = succeeded(t.state, sent, t.ledger.now) || changed
 	}
 	if counts {
-		changed = breakerHears(t.breaker(), t.config.GetBreaker(), g.generation, healthOf(o, req.GetResponse()), t.ledger.now) || changed
+		lasted := max(0, t.ledger.now.Add(-req.GetResponse().GetAge().AsDuration()).Sub(g.at))
+		took = &lasted
+		h = slow(h, t.config.GetBreaker(), lasted)
+		changed = breakerHears(t.breakerOfGrant(g), t.config.GetBreaker(), g.generation, h, t.ledger.now) || changed
 	}
-	return changed || len(corrected) > 0
-}
-
-// report corrects the limits by what the provider answered; nil says nothing.
-func (t *tx) report(d *demand, r *coordinationv1.ProviderResponse) (o *observed, corrected []string, paused bool) {
-	o = observe(r, t.ledger.now)
-	corrected, paused = correct(t.bucketStore, t.config, d, o, service(t.caller), t.ledger.now)
-	return o, corrected, paused
+	return changed, took
 }
 
 func namesOf(policies []policy) []string {
@@ -287,9 +307,9 @@ func namesOf(policies []policy) []string {
 }
 
 // healthOf is what an answer says about whether the API is up.
-func healthOf(o *observed, r *coordinationv1.ProviderResponse) health {
+func healthOf(o *dialect.Reading, r *coordinationv1.ProviderResponse) health {
 	switch status := r.GetHttpStatus(); {
-	case o.refused:
+	case o.Refused && status != http.StatusServiceUnavailable:
 		return healthNone
 	case status == 0 || status >= 500:
 		return healthDown

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,14 +31,16 @@ func present(i object.Info, s state, user *storev1.UserBuckets, caller identity.
 		Api: api, Owner: string(i.Owner), Version: int64(i.Version),
 		CreateTime: rpc.Timestamp(i.CreateTime), UpdateTime: rpc.Timestamp(i.UpdateTime), ExpireTime: rpc.Timestamp(i.ExpireTime),
 		Config: as[*coordinationv1.ApiConfig](c), ReadyMade: s.GetConfig() == nil && readyMade(api) != nil, Limits: standings(s, user, c, now),
-		Breaker: as[*coordinationv1.Breaker](s.GetBreaker()), Today: as[*coordinationv1.UsageDay](s.GetToday()),
+		Breaker: shownBreaker(s.GetBreaker()), Today: usageFor(caller, todayOf(s, nil)),
 		LiveSessions: liveSessions(s, now), LiveCounts: as[*coordinationv1.LiveCounts](s.GetLiveCounts()),
 	}
-	if a.GetBreaker() == nil {
-		a.Breaker = &coordinationv1.Breaker{}
-	}
-	if a.GetBreaker().GetStatus() == coordinationv1.BreakerStatus_BREAKER_STATUS_UNSPECIFIED {
-		a.Breaker.Status = coordinationv1.BreakerStatus_BREAKER_STATUS_CLOSED
+	for operation, b := range s.GetOperationBreakers() {
+		if b.GetGeneration() > 0 || b.GetWindowTime() != nil {
+			if a.OperationBreakers == nil {
+				a.OperationBreakers = map[string]*coordinationv1.Breaker{}
+			}
+			a.OperationBreakers[operation] = shownBreaker(b)
+		}
 	}
 	for _, f := range s.GetInFlight() {
 		if now.Before(f.GetExpireTime().AsTime()) {
@@ -65,6 +68,26 @@ func present(i object.Info, s state, user *storev1.UserBuckets, caller identity.
 		a.PauseUntil = s.GetPauseUntil()
 	}
 	return a
+}
+
+func shownBreaker(b *storev1.Breaker) *coordinationv1.Breaker {
+	out := &coordinationv1.Breaker{}
+	if b != nil {
+		out = as[*coordinationv1.Breaker](b)
+	}
+	if out.GetStatus() == coordinationv1.BreakerStatus_BREAKER_STATUS_UNSPECIFIED {
+		out.Status = coordinationv1.BreakerStatus_BREAKER_STATUS_CLOSED
+	}
+	return out
+}
+
+// usageFor is what a caller may see of a day: other users' usage is for services.
+func usageFor(caller identity.Identity, d *storev1.UsageDay) *coordinationv1.UsageDay {
+	day := as[*coordinationv1.UsageDay](d)
+	if day != nil && !service(caller) {
+		day.Users = slices.DeleteFunc(day.GetUsers(), func(u *coordinationv1.UserUsage) bool { return u.GetUser() != string(caller.User) })
+	}
+	return day
 }
 
 // shown is a row as callers may see it.

@@ -13,6 +13,10 @@ func scratch(s state) state {
 	out := shallow(s)
 	out.Buckets, out.Pools = scratchBuckets(s.GetBuckets()), scratchBuckets(s.GetPools())
 	out.Breaker = proto.CloneOf(s.GetBreaker())
+	out.OperationBreakers = maps.Clone(s.GetOperationBreakers())
+	for operation, b := range out.GetOperationBreakers() {
+		out.OperationBreakers[operation] = proto.CloneOf(b)
+	}
 	if day := s.GetToday(); day != nil {
 		out.Today = shallow(day)
 		out.Today.Operations = maps.Clone(day.GetOperations())

@@ -13,6 +13,7 @@ import (
 
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
+	"holdfast/handlers/coordination/dialect"
 	"holdfast/object/objecttest"
 )
 
@@ -35,6 +36,7 @@ func TestRulesLeaveEarlierStatesAlone(t *testing.T) {
 		gcra(100, time.Minute, 10), sliding(5, 10*time.Second), sliding(1000, 10*time.Second), calendar(1000, storev1.Calendar_CALENDAR_MINUTE, ""),
 		{Algorithm: storev1.Algorithm_ALGORITHM_CONCURRENCY, Limit: 3},
 	}}
+	config.Breaker = &storev1.BreakerConfig{PerOperation: true, Probes: 2, FailureThreshold: 2, OpenFor: durationpb.New(time.Second)}
 	for i, p := range config.GetPolicies() {
 		p.Name, p.Dimension = fmt.Sprint("p", i), fmt.Sprint("d", i)
 	}
@@ -48,7 +50,6 @@ func TestRulesLeaveEarlierStatesAlone(t *testing.T) {
 			s = scratch(s)
 			now = now.Add(time.Duration(rapid.SampledFrom([]int64{0, 1, 200, 3000, 20_000}).Draw(t, "ms")) * time.Millisecond)
 			l := &ledger{bucketStore: bucketStore{state: s, user: &storev1.UserBuckets{}}, config: s.GetConfig(), now: now}
-			l.breaker()
 			name := func(what string) string { return fmt.Sprint(what, rapid.IntRange(1, 3).Draw(t, what)) }
 			d := &demand{operation: name("op"), permits: 1, cost: 1, leaseID: name("lease")}
 			switch rapid.IntRange(0, 9).Draw(t, "do") {
@@ -62,11 +63,11 @@ func TestRulesLeaveEarlierStatesAlone(t *testing.T) {
 				refund(l.bucketStore, l.config, d, now.Add(-time.Duration(rapid.SampledFrom([]int64{0, 1, 200}).Draw(t, "ago"))*time.Millisecond), now)
 			case 5:
 				remaining := rapid.Int64Range(0, 3).Draw(t, "remaining")
-				o := &observed{limits: map[string]*coordinationv1.ObservedLimit{}, retryAt: now.Add(time.Second)}
+				o := &dialect.Reading{Refused: rapid.Bool().Draw(t, "refused"), RetryAt: now.Add(time.Second)}
 				for _, p := range config.GetPolicies() {
-					o.limits[p.GetDimension()] = &coordinationv1.ObservedLimit{Remaining: &remaining, Limit: &remaining, ResetTime: stamp(now.Add(time.Second))}
+					o.Budgets = append(o.Budgets, &dialect.Budget{Dimension: p.GetDimension(), Remaining: remaining, Limit: remaining, Reset: now.Add(time.Second)})
 				}
-				correct(l.bucketStore, l.config, d, o, true, now)
+				correct(l.bucketStore, l.config, d, o, true, time.Time{}, now)
 			case 6:
 				id := name("r")
 				i := slices.IndexFunc(rows, func(r row) bool { return r.GetKey() == id })
@@ -102,7 +103,13 @@ func TestRulesLeaveEarlierStatesAlone(t *testing.T) {
 				_ = reportLive(s, &coordinationv1.LiveReport{ProviderSessionId: name("l"), Session: session, Ttl: durationpb.New(5 * time.Second)}, "", now)
 				_ = reportSync(s, &coordinationv1.SyncReport{Resource: name("s"), State: &coordinationv1.SyncState{PageCursor: name("c")}}, now)
 			default:
-				configure("x", s, proto.CloneOf(config))
+				changed := proto.CloneOf(config)
+				for _, p := range changed.GetPolicies() {
+					p.Algorithm, p.Calendar = storev1.Algorithm(rapid.Int32Range(1, 3).Draw(t, "algorithm")), storev1.Calendar_CALENDAR_MINUTE
+					p.Period, p.Limit = durationpb.New(10*time.Second), 1000
+				}
+				configure("x", s, changed, now)
+				configure("x", s, config, now)
 			}
 		}
 		for i := range states {

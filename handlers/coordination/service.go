@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -58,6 +59,7 @@ func Register(rt *object.Runtime) *object.Kind[state] {
 			{Message: &storev1.LiveSession{}, User: "owner"},
 			{Message: &storev1.ConcurrencyLease{}, User: "owner"},
 			{Message: &storev1.LiveCounts{}, User: "last_error_user"},
+			{Message: &storev1.UserUsage{}, User: "user"},
 		},
 		PersonalKeys: ownerKey,
 	})
@@ -75,6 +77,8 @@ type Manager struct {
 	kind    *object.Kind[state]
 	now     func() time.Time
 	refused *prometheus.CounterVec
+	lines   lines
+	tallies tallies
 }
 
 var _ coordinationv1connect.CoordinationServiceHandler = (*Manager)(nil)
@@ -153,19 +157,28 @@ func change[R proto.Message](
 	if requestID != "" {
 		requestID = ownerKey(caller.User) + "/" + requestID
 	}
+	key := tallyKey{caller.Tenant, api}
+	counted, stored := m.tallies.take(key, m.now()), false
 	res, err := object.Do(ctx, m.kind, object.ID(api), asked{req, requestID}, func(otx *object.Tx[state]) (R, error) {
 		if !otx.Exists() && !service(caller) && readyMade(api) == nil {
 			return none, object.ErrNotFound
 		}
 		t := newTx(otx, api, caller)
+		stored = false
 		r, err := rule(t)
 		if err != nil {
 			answer = r
 			return r, err
 		}
+		if stored = true; counted != nil {
+			t.detail(func(d *storev1.UsageDay) { addDetails(d, counted) })
+		}
 		t.flush()
 		return r, nil
 	}, append(opts, object.Upsert(), object.Shared())...)
+	if err != nil || !stored {
+		m.tallies.putBack(key, counted)
+	}
 	if errors.Is(err, errAnswered) {
 		return answer, nil
 	}
@@ -177,7 +190,7 @@ func change[R proto.Message](
 
 func newTx(otx *object.Tx[state], api string, caller identity.Identity) *tx {
 	t := &tx{Tx: otx, api: api, caller: caller, key: ownerKey(caller.User)}
-	t.bucketStore = bucketStore{state: otx.State(), user: inForce(nil, otx.State())}
+	t.bucketStore = bucketStore{state: otx.State(), user: inForce(nil, otx.State(), nil, time.Time{})}
 	t.config, t.ledger.now = configOf(api, t.bucketStore.state), otx.Now()
 	return t
 }
@@ -205,15 +218,20 @@ func (t *tx) loadKey(key string) {
 	}
 	t.key = key
 	t.userWas, _ = t.Entry(inUserBuckets, key).(*storev1.UserBuckets)
-	t.user = inForce(proto.CloneOf(t.userWas), t.state)
+	t.user = inForce(proto.CloneOf(t.userWas), t.state, t.config, t.ledger.now)
 }
 
-// inForce returns the buckets of a user where they count still, or else new ones.
-func inForce(u *storev1.UserBuckets, s state) *storev1.UserBuckets {
-	if u == nil || u.GetClears() != s.GetClears() {
-		return &storev1.UserBuckets{Clears: s.GetClears()}
+// inForce returns the buckets of a user where they count still, by the policies of now, or else new ones.
+func inForce(u *storev1.UserBuckets, s state, c *storev1.ApiConfig, now time.Time) *storev1.UserBuckets {
+	is := &storev1.UserBuckets{Clears: s.GetClears(), ConfigVersion: s.GetConfigVersion()}
+	switch {
+	case u == nil || u.GetClears() != s.GetClears():
+		return is
+	case u.GetConfigVersion() == s.GetConfigVersion():
+		return u
 	}
-	return u
+	convertAll(u.GetPolicies(), c.GetPolicies(), bucketStore{user: u}, bucketStore{user: is}, storev1.Scope_SCOPE_USER, now)
+	return is
 }
 
 func countsUsers(c *storev1.ApiConfig) bool {
@@ -228,7 +246,9 @@ func countsUsers(c *storev1.ApiConfig) bool {
 // flush stages what the rule changed besides the state, and the timers that follow from it.
 func (t *tx) flush() {
 	t.setTimers()
+	t.endDetails()
 	if t.user != nil && !proto.Equal(t.user, t.userWas) && (len(t.user.GetBuckets()) > 0 || len(t.user.GetPools()) > 0) {
+		t.user.Policies = slices.DeleteFunc(slices.Clone(t.config.GetPolicies()), func(p policy) bool { return scopeOf(p) != storev1.Scope_SCOPE_USER })
 		t.Put(inUserBuckets, t.key, t.user)
 	}
 	if t.over != nil {

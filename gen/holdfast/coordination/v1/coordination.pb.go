@@ -267,7 +267,7 @@ const (
 	BreakerStatus_BREAKER_STATUS_CLOSED BreakerStatus = 1
 	// No call passes until retry_time.
 	BreakerStatus_BREAKER_STATUS_OPEN BreakerStatus = 2
-	// One call, the probe, is under way, and no other passes.
+	// The probes are under way, and no other call passes.
 	BreakerStatus_BREAKER_STATUS_HALF_OPEN BreakerStatus = 3
 )
 
@@ -486,9 +486,11 @@ type Api struct {
 	// How many Live sessions are open.
 	LiveSessions int32 `protobuf:"varint,17,opt,name=live_sessions,json=liveSessions,proto3" json:"live_sessions,omitempty"`
 	// How Live sessions have ended.
-	LiveCounts    *LiveCounts `protobuf:"bytes,18,opt,name=live_counts,json=liveCounts,proto3" json:"live_counts,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	LiveCounts *LiveCounts `protobuf:"bytes,18,opt,name=live_counts,json=liveCounts,proto3" json:"live_counts,omitempty"`
+	// With BreakerConfig.per_operation, by operation: those that have counted anything.
+	OperationBreakers map[string]*Breaker `protobuf:"bytes,19,rep,name=operation_breakers,json=operationBreakers,proto3" json:"operation_breakers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Api) Reset() {
@@ -643,6 +645,13 @@ func (x *Api) GetLiveSessions() int32 {
 func (x *Api) GetLiveCounts() *LiveCounts {
 	if x != nil {
 		return x.LiveCounts
+	}
+	return nil
+}
+
+func (x *Api) GetOperationBreakers() map[string]*Breaker {
+	if x != nil {
+		return x.OperationBreakers
 	}
 	return nil
 }
@@ -906,7 +915,19 @@ type BreakerConfig struct {
 	// How long the probe may take: 10 ms to 1 h; unset: the lease of calls.
 	ProbeLease *durationpb.Duration `protobuf:"bytes,3,opt,name=probe_lease,json=probeLease,proto3" json:"probe_lease,omitempty"`
 	// It never opens.
-	Disabled      bool `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	Disabled bool `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	// The part of the calls in a window whose failure opens it, more than 0 to 1; 0: 0.5.
+	FailureRate float64 `protobuf:"fixed64,5,opt,name=failure_rate,json=failureRate,proto3" json:"failure_rate,omitempty"`
+	// How many calls a window must have for that; 0: 20.
+	MinCalls int32 `protobuf:"varint,6,opt,name=min_calls,json=minCalls,proto3" json:"min_calls,omitempty"`
+	// How long the window is, 1 s to 1 h; unset: 60 s.
+	Window *durationpb.Duration `protobuf:"bytes,7,opt,name=window,proto3" json:"window,omitempty"`
+	// A call that takes longer counts as a failure: 1 ms to 1 h; unset: no call does.
+	SlowAfter *durationpb.Duration `protobuf:"bytes,8,opt,name=slow_after,json=slowAfter,proto3" json:"slow_after,omitempty"`
+	// How many probes must succeed to close it; as many may be under way at once. 0: 1.
+	Probes int32 `protobuf:"varint,9,opt,name=probes,proto3" json:"probes,omitempty"`
+	// Each operation has a breaker of its own, the first 64 that are called.
+	PerOperation  bool `protobuf:"varint,10,opt,name=per_operation,json=perOperation,proto3" json:"per_operation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -965,6 +986,48 @@ func (x *BreakerConfig) GetProbeLease() *durationpb.Duration {
 func (x *BreakerConfig) GetDisabled() bool {
 	if x != nil {
 		return x.Disabled
+	}
+	return false
+}
+
+func (x *BreakerConfig) GetFailureRate() float64 {
+	if x != nil {
+		return x.FailureRate
+	}
+	return 0
+}
+
+func (x *BreakerConfig) GetMinCalls() int32 {
+	if x != nil {
+		return x.MinCalls
+	}
+	return 0
+}
+
+func (x *BreakerConfig) GetWindow() *durationpb.Duration {
+	if x != nil {
+		return x.Window
+	}
+	return nil
+}
+
+func (x *BreakerConfig) GetSlowAfter() *durationpb.Duration {
+	if x != nil {
+		return x.SlowAfter
+	}
+	return nil
+}
+
+func (x *BreakerConfig) GetProbes() int32 {
+	if x != nil {
+		return x.Probes
+	}
+	return 0
+}
+
+func (x *BreakerConfig) GetPerOperation() bool {
+	if x != nil {
+		return x.PerOperation
 	}
 	return false
 }
@@ -1101,7 +1164,11 @@ type Breaker struct {
 	// Open: when a probe may go. Half-open: when the probe counts as lost.
 	RetryTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
 	// How often it has opened; probes that failed do not count.
-	OpenCount     int32 `protobuf:"varint,6,opt,name=open_count,json=openCount,proto3" json:"open_count,omitempty"`
+	OpenCount int32 `protobuf:"varint,6,opt,name=open_count,json=openCount,proto3" json:"open_count,omitempty"`
+	// The calls of the window.
+	Calls int32 `protobuf:"varint,7,opt,name=calls,proto3" json:"calls,omitempty"`
+	// How many of them failed or were slow.
+	Failures      int32 `protobuf:"varint,8,opt,name=failures,proto3" json:"failures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1174,6 +1241,20 @@ func (x *Breaker) GetRetryTime() *timestamppb.Timestamp {
 func (x *Breaker) GetOpenCount() int32 {
 	if x != nil {
 		return x.OpenCount
+	}
+	return 0
+}
+
+func (x *Breaker) GetCalls() int32 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *Breaker) GetFailures() int32 {
+	if x != nil {
+		return x.Failures
 	}
 	return 0
 }
@@ -1464,7 +1545,14 @@ type UsageDay struct {
 	// Permits by operation; the 65th and later are counted as "other".
 	Operations map[string]int64 `protobuf:"bytes,9,rep,name=operations,proto3" json:"operations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// When the day ends.
-	EndTime       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	EndTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	// By user, the first 32 of the day; a user sees their own only.
+	Users []*UserUsage `protobuf:"bytes,11,rep,name=users,proto3" json:"users,omitempty"`
+	// Answers by HTTP status, 0 where there was none.
+	Statuses map[int32]int64 `protobuf:"bytes,12,rep,name=statuses,proto3" json:"statuses,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Answers by how long they took, from the grant to the report: the key is a bound in milliseconds, 100, 300, 1000, 3000 and so
+	// on, and the value counts what took less, but not less than the bound before it.
+	Latencies     map[int32]int64 `protobuf:"bytes,13,rep,name=latencies,proto3" json:"latencies,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1569,6 +1657,91 @@ func (x *UsageDay) GetEndTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *UsageDay) GetUsers() []*UserUsage {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
+func (x *UsageDay) GetStatuses() map[int32]int64 {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
+}
+
+func (x *UsageDay) GetLatencies() map[int32]int64 {
+	if x != nil {
+		return x.Latencies
+	}
+	return nil
+}
+
+// UserUsage is what one user was granted.
+type UserUsage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who.
+	User string `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	// The permits that they were granted.
+	Permits int64 `protobuf:"varint,2,opt,name=permits,proto3" json:"permits,omitempty"`
+	// And the cost.
+	Cost          int64 `protobuf:"varint,3,opt,name=cost,proto3" json:"cost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserUsage) Reset() {
+	*x = UserUsage{}
+	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserUsage) ProtoMessage() {}
+
+func (x *UserUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserUsage.ProtoReflect.Descriptor instead.
+func (*UserUsage) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_coordination_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *UserUsage) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *UserUsage) GetPermits() int64 {
+	if x != nil {
+		return x.Permits
+	}
+	return 0
+}
+
+func (x *UserUsage) GetCost() int64 {
+	if x != nil {
+		return x.Cost
+	}
+	return 0
+}
+
 // SyncState is how far a copy of the provider's data has come.
 type SyncState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1594,7 +1767,7 @@ type SyncState struct {
 
 func (x *SyncState) Reset() {
 	*x = SyncState{}
-	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[9]
+	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1606,7 +1779,7 @@ func (x *SyncState) String() string {
 func (*SyncState) ProtoMessage() {}
 
 func (x *SyncState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[9]
+	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1619,7 +1792,7 @@ func (x *SyncState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncState.ProtoReflect.Descriptor instead.
 func (*SyncState) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_coordination_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_coordination_v1_coordination_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SyncState) GetHighWaterMark() *timestamppb.Timestamp {
@@ -1709,7 +1882,7 @@ type LiveSession struct {
 
 func (x *LiveSession) Reset() {
 	*x = LiveSession{}
-	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[10]
+	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +1894,7 @@ func (x *LiveSession) String() string {
 func (*LiveSession) ProtoMessage() {}
 
 func (x *LiveSession) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[10]
+	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +1907,7 @@ func (x *LiveSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSession.ProtoReflect.Descriptor instead.
 func (*LiveSession) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_coordination_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_coordination_v1_coordination_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LiveSession) GetStatus() LiveStatus {
@@ -1837,7 +2010,7 @@ type LiveCounts struct {
 
 func (x *LiveCounts) Reset() {
 	*x = LiveCounts{}
-	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[11]
+	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1849,7 +2022,7 @@ func (x *LiveCounts) String() string {
 func (*LiveCounts) ProtoMessage() {}
 
 func (x *LiveCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[11]
+	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1862,7 +2035,7 @@ func (x *LiveCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveCounts.ProtoReflect.Descriptor instead.
 func (*LiveCounts) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_coordination_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_coordination_v1_coordination_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LiveCounts) GetOpened() int64 {
@@ -1922,14 +2095,17 @@ type ProviderResponse struct {
 	// Names in any case. Only those about limits matter.
 	Headers map[string]string `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// An error's body, which Linear and Google use to tell of limits; at most 64 KiB.
-	Body          []byte `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
+	Body []byte `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
+	// How long ago it came, where it is reported late: its times count from then. Unset: now, or as its header Date says where that
+	// lies between the grant and now.
+	Age           *durationpb.Duration `protobuf:"bytes,4,opt,name=age,proto3" json:"age,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ProviderResponse) Reset() {
 	*x = ProviderResponse{}
-	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[12]
+	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2117,7 @@ func (x *ProviderResponse) String() string {
 func (*ProviderResponse) ProtoMessage() {}
 
 func (x *ProviderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[12]
+	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2130,7 @@ func (x *ProviderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProviderResponse.ProtoReflect.Descriptor instead.
 func (*ProviderResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_coordination_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_coordination_v1_coordination_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ProviderResponse) GetHttpStatus() int32 {
@@ -1978,6 +2154,13 @@ func (x *ProviderResponse) GetBody() []byte {
 	return nil
 }
 
+func (x *ProviderResponse) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
+	}
+	return nil
+}
+
 // ObservedLimit is what the provider said about one of its budgets.
 type ObservedLimit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1988,14 +2171,18 @@ type ObservedLimit struct {
 	// How much is left.
 	Remaining *int64 `protobuf:"varint,3,opt,name=remaining,proto3,oneof" json:"remaining,omitempty"`
 	// When it is full again.
-	ResetTime     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=reset_time,json=resetTime,proto3" json:"reset_time,omitempty"`
+	ResetTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=reset_time,json=resetTime,proto3" json:"reset_time,omitempty"`
+	// How long the budget lasts, where the provider says it.
+	Window *durationpb.Duration `protobuf:"bytes,5,opt,name=window,proto3" json:"window,omitempty"`
+	// The only model that it is about; empty: all.
+	Model         string `protobuf:"bytes,6,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ObservedLimit) Reset() {
 	*x = ObservedLimit{}
-	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[13]
+	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2194,7 @@ func (x *ObservedLimit) String() string {
 func (*ObservedLimit) ProtoMessage() {}
 
 func (x *ObservedLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[13]
+	mi := &file_holdfast_coordination_v1_coordination_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2207,7 @@ func (x *ObservedLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObservedLimit.ProtoReflect.Descriptor instead.
 func (*ObservedLimit) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_coordination_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_coordination_v1_coordination_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ObservedLimit) GetDimension() string {
@@ -2051,11 +2238,26 @@ func (x *ObservedLimit) GetResetTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ObservedLimit) GetWindow() *durationpb.Duration {
+	if x != nil {
+		return x.Window
+	}
+	return nil
+}
+
+func (x *ObservedLimit) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
 var File_holdfast_coordination_v1_coordination_proto protoreflect.FileDescriptor
 
 const file_holdfast_coordination_v1_coordination_proto_rawDesc = "" +
 	"\n" +
-	"+holdfast/coordination/v1/coordination.proto\x12\x18holdfast.coordination.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bholdfast/type/v1/type.proto\"\x89\t\n" +
+	"+holdfast/coordination/v1/coordination.proto\x12\x18holdfast.coordination.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bholdfast/type/v1/type.proto\"\xd7\n" +
+	"\n" +
 	"\x03Api\x12\x10\n" +
 	"\x03api\x18\x01 \x01(\tR\x03api\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
@@ -2081,7 +2283,8 @@ const file_holdfast_coordination_v1_coordination_proto_rawDesc = "" +
 	"\x04live\x18\x10 \x03(\v2'.holdfast.coordination.v1.Api.LiveEntryR\x04live\x12#\n" +
 	"\rlive_sessions\x18\x11 \x01(\x05R\fliveSessions\x12E\n" +
 	"\vlive_counts\x18\x12 \x01(\v2$.holdfast.coordination.v1.LiveCountsR\n" +
-	"liveCounts\x1a9\n" +
+	"liveCounts\x12c\n" +
+	"\x12operation_breakers\x18\x13 \x03(\v24.holdfast.coordination.v1.Api.OperationBreakersEntryR\x11operationBreakers\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a\\\n" +
@@ -2090,7 +2293,10 @@ const file_holdfast_coordination_v1_coordination_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\v2#.holdfast.coordination.v1.SyncStateR\x05value:\x028\x01\x1a^\n" +
 	"\tLiveEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12;\n" +
-	"\x05value\x18\x02 \x01(\v2%.holdfast.coordination.v1.LiveSessionR\x05value:\x028\x01\"\xfe\x02\n" +
+	"\x05value\x18\x02 \x01(\v2%.holdfast.coordination.v1.LiveSessionR\x05value:\x028\x01\x1ag\n" +
+	"\x16OperationBreakersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x127\n" +
+	"\x05value\x18\x02 \x01(\v2!.holdfast.coordination.v1.BreakerR\x05value:\x028\x01\"\xfe\x02\n" +
 	"\tApiConfig\x12F\n" +
 	"\bpolicies\x18\x01 \x03(\v2 .holdfast.coordination.v1.PolicyB\b\xbaH\x05\x92\x01\x02\x10 R\bpolicies\x12A\n" +
 	"\abreaker\x18\x02 \x01(\v2'.holdfast.coordination.v1.BreakerConfigR\abreaker\x12C\n" +
@@ -2117,14 +2323,22 @@ const file_holdfast_coordination_v1_coordination_proto_rawDesc = "" +
 	"\x05lease\x18\v \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
 	"\"\x04\b\x80\xa3\x052\x02\b\x01R\x05lease\x12?\n" +
 	"\x06margin\x18\f \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b<2\x00R\x06margin\x12%\n" +
-	"\tdimension\x18\r \x01(\tB\a\xbaH\x04r\x02(@R\tdimension\"\xfe\x01\n" +
+	"\tdimension\x18\r \x01(\tB\a\xbaH\x04r\x02(@R\tdimension\"\xbd\x04\n" +
 	"\rBreakerConfig\x127\n" +
 	"\x11failure_threshold\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\x90N(\x00R\x10failureThreshold\x12H\n" +
 	"\bopen_for\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xad\xe2\x04R\aopenFor\x12N\n" +
 	"\vprobe_lease\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xad\xe2\x04R\n" +
 	"probeLease\x12\x1a\n" +
-	"\bdisabled\x18\x04 \x01(\bR\bdisabled\"\x86\x03\n" +
+	"\bdisabled\x18\x04 \x01(\bR\bdisabled\x12:\n" +
+	"\ffailure_rate\x18\x05 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\vfailureRate\x12(\n" +
+	"\tmin_calls\x18\x06 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xc0\x84=(\x00R\bminCalls\x12B\n" +
+	"\x06window\x18\a \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\x06window\x12K\n" +
+	"\n" +
+	"slow_after\x18\b \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x03\b\x90\x1c2\x04\x10\xc0\x84=R\tslowAfter\x12!\n" +
+	"\x06probes\x18\t \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\x06probes\x12#\n" +
+	"\rper_operation\x18\n" +
+	" \x01(\bR\fperOperation\"\x86\x03\n" +
 	"\bStanding\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\x03R\x05limit\x12\x1c\n" +
@@ -2136,7 +2350,7 @@ const file_holdfast_coordination_v1_coordination_proto_rawDesc = "" +
 	"\arefused\x18\x06 \x01(\bR\arefused\x125\n" +
 	"\x05scope\x18\a \x01(\x0e2\x1f.holdfast.coordination.v1.ScopeR\x05scope\x122\n" +
 	"\x04unit\x18\b \x01(\x0e2\x1e.holdfast.coordination.v1.UnitR\x04unit\x121\n" +
-	"\x06window\x18\t \x01(\v2\x19.google.protobuf.DurationR\x06window\"\xb0\x02\n" +
+	"\x06window\x18\t \x01(\v2\x19.google.protobuf.DurationR\x06window\"\xe2\x02\n" +
 	"\aBreaker\x12?\n" +
 	"\x06status\x18\x01 \x01(\x0e2'.holdfast.coordination.v1.BreakerStatusR\x06status\x12\x1e\n" +
 	"\n" +
@@ -2147,7 +2361,9 @@ const file_holdfast_coordination_v1_coordination_proto_rawDesc = "" +
 	"\n" +
 	"retry_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x12\x1d\n" +
 	"\n" +
-	"open_count\x18\x06 \x01(\x05R\topenCount\"\xf8\x04\n" +
+	"open_count\x18\x06 \x01(\x05R\topenCount\x12\x14\n" +
+	"\x05calls\x18\a \x01(\x05R\x05calls\x12\x1a\n" +
+	"\bfailures\x18\b \x01(\x05R\bfailures\"\xf8\x04\n" +
 	"\x04Call\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x10\n" +
@@ -2180,7 +2396,7 @@ const file_holdfast_coordination_v1_coordination_proto_rawDesc = "" +
 	"\treference\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\treference\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9a\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xef\x05\n" +
 	"\bUsageDay\x12\x12\n" +
 	"\x04date\x18\x01 \x01(\tR\x04date\x12\x18\n" +
 	"\apermits\x18\x02 \x01(\x03R\apermits\x12\x12\n" +
@@ -2194,10 +2410,23 @@ const file_holdfast_coordination_v1_coordination_proto_rawDesc = "" +
 	"operations\x18\t \x03(\v22.holdfast.coordination.v1.UsageDay.OperationsEntryR\n" +
 	"operations\x125\n" +
 	"\bend_time\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x1a=\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x129\n" +
+	"\x05users\x18\v \x03(\v2#.holdfast.coordination.v1.UserUsageR\x05users\x12L\n" +
+	"\bstatuses\x18\f \x03(\v20.holdfast.coordination.v1.UsageDay.StatusesEntryR\bstatuses\x12O\n" +
+	"\tlatencies\x18\r \x03(\v21.holdfast.coordination.v1.UsageDay.LatenciesEntryR\tlatencies\x1a=\n" +
 	"\x0fOperationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xdf\x03\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a;\n" +
+	"\rStatusesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x05R\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a<\n" +
+	"\x0eLatenciesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x05R\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"M\n" +
+	"\tUserUsage\x12\x12\n" +
+	"\x04user\x18\x01 \x01(\tR\x04user\x12\x18\n" +
+	"\apermits\x18\x02 \x01(\x03R\apermits\x12\x12\n" +
+	"\x04cost\x18\x03 \x01(\x03R\x04cost\"\xdf\x03\n" +
 	"\tSyncState\x12B\n" +
 	"\x0fhigh_water_mark\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\rhighWaterMark\x12)\n" +
 	"\vpage_cursor\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80 R\n" +
@@ -2237,22 +2466,25 @@ const file_holdfast_coordination_v1_coordination_proto_rawDesc = "" +
 	"\x11last_failure_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0flastFailureTime\x12\x1d\n" +
 	"\n" +
 	"last_error\x18\x06 \x01(\tR\tlastError\x12&\n" +
-	"\x0flast_error_user\x18\a \x01(\tR\rlastErrorUser\"\x88\x02\n" +
+	"\x0flast_error_user\x18\a \x01(\tR\rlastErrorUser\"\xc6\x02\n" +
 	"\x10ProviderResponse\x12+\n" +
 	"\vhttp_status\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe7\a(\x00R\n" +
 	"httpStatus\x12l\n" +
 	"\aheaders\x18\x02 \x03(\v27.holdfast.coordination.v1.ProviderResponse.HeadersEntryB\x19\xbaH\x16\x9a\x01\x13\x10\x80\x01\"\ar\x05 \x01(\x80\x01*\x05r\x03(\x80 R\aheaders\x12\x1d\n" +
-	"\x04body\x18\x03 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04R\x04body\x1a:\n" +
+	"\x04body\x18\x03 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04R\x04body\x12<\n" +
+	"\x03age\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xbd\xa3\x012\x00R\x03age\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbe\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x87\x02\n" +
 	"\rObservedLimit\x12\x1c\n" +
 	"\tdimension\x18\x01 \x01(\tR\tdimension\x12\x19\n" +
 	"\x05limit\x18\x02 \x01(\x03H\x00R\x05limit\x88\x01\x01\x12!\n" +
 	"\tremaining\x18\x03 \x01(\x03H\x01R\tremaining\x88\x01\x01\x129\n" +
 	"\n" +
-	"reset_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tresetTimeB\b\n" +
+	"reset_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tresetTime\x121\n" +
+	"\x06window\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x06window\x12\x14\n" +
+	"\x05model\x18\x06 \x01(\tR\x05modelB\b\n" +
 	"\x06_limitB\f\n" +
 	"\n" +
 	"_remaining*\x84\x01\n" +
@@ -2315,7 +2547,7 @@ func file_holdfast_coordination_v1_coordination_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_coordination_v1_coordination_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_holdfast_coordination_v1_coordination_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_holdfast_coordination_v1_coordination_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_holdfast_coordination_v1_coordination_proto_goTypes = []any{
 	(Algorithm)(0),                // 0: holdfast.coordination.v1.Algorithm
 	(Calendar)(0),                 // 1: holdfast.coordination.v1.Calendar
@@ -2333,86 +2565,99 @@ var file_holdfast_coordination_v1_coordination_proto_goTypes = []any{
 	(*Call)(nil),                  // 13: holdfast.coordination.v1.Call
 	(*Outcome)(nil),               // 14: holdfast.coordination.v1.Outcome
 	(*UsageDay)(nil),              // 15: holdfast.coordination.v1.UsageDay
-	(*SyncState)(nil),             // 16: holdfast.coordination.v1.SyncState
-	(*LiveSession)(nil),           // 17: holdfast.coordination.v1.LiveSession
-	(*LiveCounts)(nil),            // 18: holdfast.coordination.v1.LiveCounts
-	(*ProviderResponse)(nil),      // 19: holdfast.coordination.v1.ProviderResponse
-	(*ObservedLimit)(nil),         // 20: holdfast.coordination.v1.ObservedLimit
-	nil,                           // 21: holdfast.coordination.v1.Api.LabelsEntry
-	nil,                           // 22: holdfast.coordination.v1.Api.SyncEntry
-	nil,                           // 23: holdfast.coordination.v1.Api.LiveEntry
-	nil,                           // 24: holdfast.coordination.v1.Outcome.HeadersEntry
-	nil,                           // 25: holdfast.coordination.v1.UsageDay.OperationsEntry
-	nil,                           // 26: holdfast.coordination.v1.ProviderResponse.HeadersEntry
-	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
-	(*v1.Lease)(nil),              // 29: holdfast.type.v1.Lease
+	(*UserUsage)(nil),             // 16: holdfast.coordination.v1.UserUsage
+	(*SyncState)(nil),             // 17: holdfast.coordination.v1.SyncState
+	(*LiveSession)(nil),           // 18: holdfast.coordination.v1.LiveSession
+	(*LiveCounts)(nil),            // 19: holdfast.coordination.v1.LiveCounts
+	(*ProviderResponse)(nil),      // 20: holdfast.coordination.v1.ProviderResponse
+	(*ObservedLimit)(nil),         // 21: holdfast.coordination.v1.ObservedLimit
+	nil,                           // 22: holdfast.coordination.v1.Api.LabelsEntry
+	nil,                           // 23: holdfast.coordination.v1.Api.SyncEntry
+	nil,                           // 24: holdfast.coordination.v1.Api.LiveEntry
+	nil,                           // 25: holdfast.coordination.v1.Api.OperationBreakersEntry
+	nil,                           // 26: holdfast.coordination.v1.Outcome.HeadersEntry
+	nil,                           // 27: holdfast.coordination.v1.UsageDay.OperationsEntry
+	nil,                           // 28: holdfast.coordination.v1.UsageDay.StatusesEntry
+	nil,                           // 29: holdfast.coordination.v1.UsageDay.LatenciesEntry
+	nil,                           // 30: holdfast.coordination.v1.ProviderResponse.HeadersEntry
+	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
+	(*v1.Lease)(nil),              // 33: holdfast.type.v1.Lease
 }
 var file_holdfast_coordination_v1_coordination_proto_depIdxs = []int32{
-	27, // 0: holdfast.coordination.v1.Api.create_time:type_name -> google.protobuf.Timestamp
-	27, // 1: holdfast.coordination.v1.Api.update_time:type_name -> google.protobuf.Timestamp
-	27, // 2: holdfast.coordination.v1.Api.expire_time:type_name -> google.protobuf.Timestamp
-	21, // 3: holdfast.coordination.v1.Api.labels:type_name -> holdfast.coordination.v1.Api.LabelsEntry
+	31, // 0: holdfast.coordination.v1.Api.create_time:type_name -> google.protobuf.Timestamp
+	31, // 1: holdfast.coordination.v1.Api.update_time:type_name -> google.protobuf.Timestamp
+	31, // 2: holdfast.coordination.v1.Api.expire_time:type_name -> google.protobuf.Timestamp
+	22, // 3: holdfast.coordination.v1.Api.labels:type_name -> holdfast.coordination.v1.Api.LabelsEntry
 	8,  // 4: holdfast.coordination.v1.Api.config:type_name -> holdfast.coordination.v1.ApiConfig
 	11, // 5: holdfast.coordination.v1.Api.limits:type_name -> holdfast.coordination.v1.Standing
 	12, // 6: holdfast.coordination.v1.Api.breaker:type_name -> holdfast.coordination.v1.Breaker
-	27, // 7: holdfast.coordination.v1.Api.pause_until:type_name -> google.protobuf.Timestamp
+	31, // 7: holdfast.coordination.v1.Api.pause_until:type_name -> google.protobuf.Timestamp
 	15, // 8: holdfast.coordination.v1.Api.today:type_name -> holdfast.coordination.v1.UsageDay
-	22, // 9: holdfast.coordination.v1.Api.sync:type_name -> holdfast.coordination.v1.Api.SyncEntry
-	23, // 10: holdfast.coordination.v1.Api.live:type_name -> holdfast.coordination.v1.Api.LiveEntry
-	18, // 11: holdfast.coordination.v1.Api.live_counts:type_name -> holdfast.coordination.v1.LiveCounts
-	9,  // 12: holdfast.coordination.v1.ApiConfig.policies:type_name -> holdfast.coordination.v1.Policy
-	10, // 13: holdfast.coordination.v1.ApiConfig.breaker:type_name -> holdfast.coordination.v1.BreakerConfig
-	28, // 14: holdfast.coordination.v1.ApiConfig.lease:type_name -> google.protobuf.Duration
-	28, // 15: holdfast.coordination.v1.ApiConfig.retention:type_name -> google.protobuf.Duration
-	0,  // 16: holdfast.coordination.v1.Policy.algorithm:type_name -> holdfast.coordination.v1.Algorithm
-	28, // 17: holdfast.coordination.v1.Policy.period:type_name -> google.protobuf.Duration
-	1,  // 18: holdfast.coordination.v1.Policy.calendar:type_name -> holdfast.coordination.v1.Calendar
-	2,  // 19: holdfast.coordination.v1.Policy.scope:type_name -> holdfast.coordination.v1.Scope
-	3,  // 20: holdfast.coordination.v1.Policy.unit:type_name -> holdfast.coordination.v1.Unit
-	28, // 21: holdfast.coordination.v1.Policy.lease:type_name -> google.protobuf.Duration
-	28, // 22: holdfast.coordination.v1.Policy.margin:type_name -> google.protobuf.Duration
-	28, // 23: holdfast.coordination.v1.BreakerConfig.open_for:type_name -> google.protobuf.Duration
-	28, // 24: holdfast.coordination.v1.BreakerConfig.probe_lease:type_name -> google.protobuf.Duration
-	28, // 25: holdfast.coordination.v1.Standing.reset_after:type_name -> google.protobuf.Duration
-	28, // 26: holdfast.coordination.v1.Standing.retry_after:type_name -> google.protobuf.Duration
-	2,  // 27: holdfast.coordination.v1.Standing.scope:type_name -> holdfast.coordination.v1.Scope
-	3,  // 28: holdfast.coordination.v1.Standing.unit:type_name -> holdfast.coordination.v1.Unit
-	28, // 29: holdfast.coordination.v1.Standing.window:type_name -> google.protobuf.Duration
-	4,  // 30: holdfast.coordination.v1.Breaker.status:type_name -> holdfast.coordination.v1.BreakerStatus
-	27, // 31: holdfast.coordination.v1.Breaker.open_time:type_name -> google.protobuf.Timestamp
-	27, // 32: holdfast.coordination.v1.Breaker.retry_time:type_name -> google.protobuf.Timestamp
-	5,  // 33: holdfast.coordination.v1.Call.status:type_name -> holdfast.coordination.v1.CallStatus
-	29, // 34: holdfast.coordination.v1.Call.lease:type_name -> holdfast.type.v1.Lease
-	27, // 35: holdfast.coordination.v1.Call.create_time:type_name -> google.protobuf.Timestamp
-	27, // 36: holdfast.coordination.v1.Call.update_time:type_name -> google.protobuf.Timestamp
-	27, // 37: holdfast.coordination.v1.Call.begin_time:type_name -> google.protobuf.Timestamp
-	27, // 38: holdfast.coordination.v1.Call.not_before:type_name -> google.protobuf.Timestamp
-	14, // 39: holdfast.coordination.v1.Call.outcome:type_name -> holdfast.coordination.v1.Outcome
-	24, // 40: holdfast.coordination.v1.Outcome.headers:type_name -> holdfast.coordination.v1.Outcome.HeadersEntry
-	25, // 41: holdfast.coordination.v1.UsageDay.operations:type_name -> holdfast.coordination.v1.UsageDay.OperationsEntry
-	27, // 42: holdfast.coordination.v1.UsageDay.end_time:type_name -> google.protobuf.Timestamp
-	27, // 43: holdfast.coordination.v1.SyncState.high_water_mark:type_name -> google.protobuf.Timestamp
-	27, // 44: holdfast.coordination.v1.SyncState.pass_start_time:type_name -> google.protobuf.Timestamp
-	27, // 45: holdfast.coordination.v1.SyncState.pass_end_time:type_name -> google.protobuf.Timestamp
-	27, // 46: holdfast.coordination.v1.SyncState.last_webhook_time:type_name -> google.protobuf.Timestamp
-	28, // 47: holdfast.coordination.v1.SyncState.webhook_lag:type_name -> google.protobuf.Duration
-	27, // 48: holdfast.coordination.v1.SyncState.update_time:type_name -> google.protobuf.Timestamp
-	6,  // 49: holdfast.coordination.v1.LiveSession.status:type_name -> holdfast.coordination.v1.LiveStatus
-	27, // 50: holdfast.coordination.v1.LiveSession.open_time:type_name -> google.protobuf.Timestamp
-	27, // 51: holdfast.coordination.v1.LiveSession.update_time:type_name -> google.protobuf.Timestamp
-	27, // 52: holdfast.coordination.v1.LiveSession.go_away_time:type_name -> google.protobuf.Timestamp
-	27, // 53: holdfast.coordination.v1.LiveSession.expire_time:type_name -> google.protobuf.Timestamp
-	27, // 54: holdfast.coordination.v1.LiveCounts.last_failure_time:type_name -> google.protobuf.Timestamp
-	26, // 55: holdfast.coordination.v1.ProviderResponse.headers:type_name -> holdfast.coordination.v1.ProviderResponse.HeadersEntry
-	27, // 56: holdfast.coordination.v1.ObservedLimit.reset_time:type_name -> google.protobuf.Timestamp
-	16, // 57: holdfast.coordination.v1.Api.SyncEntry.value:type_name -> holdfast.coordination.v1.SyncState
-	17, // 58: holdfast.coordination.v1.Api.LiveEntry.value:type_name -> holdfast.coordination.v1.LiveSession
-	59, // [59:59] is the sub-list for method output_type
-	59, // [59:59] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	23, // 9: holdfast.coordination.v1.Api.sync:type_name -> holdfast.coordination.v1.Api.SyncEntry
+	24, // 10: holdfast.coordination.v1.Api.live:type_name -> holdfast.coordination.v1.Api.LiveEntry
+	19, // 11: holdfast.coordination.v1.Api.live_counts:type_name -> holdfast.coordination.v1.LiveCounts
+	25, // 12: holdfast.coordination.v1.Api.operation_breakers:type_name -> holdfast.coordination.v1.Api.OperationBreakersEntry
+	9,  // 13: holdfast.coordination.v1.ApiConfig.policies:type_name -> holdfast.coordination.v1.Policy
+	10, // 14: holdfast.coordination.v1.ApiConfig.breaker:type_name -> holdfast.coordination.v1.BreakerConfig
+	32, // 15: holdfast.coordination.v1.ApiConfig.lease:type_name -> google.protobuf.Duration
+	32, // 16: holdfast.coordination.v1.ApiConfig.retention:type_name -> google.protobuf.Duration
+	0,  // 17: holdfast.coordination.v1.Policy.algorithm:type_name -> holdfast.coordination.v1.Algorithm
+	32, // 18: holdfast.coordination.v1.Policy.period:type_name -> google.protobuf.Duration
+	1,  // 19: holdfast.coordination.v1.Policy.calendar:type_name -> holdfast.coordination.v1.Calendar
+	2,  // 20: holdfast.coordination.v1.Policy.scope:type_name -> holdfast.coordination.v1.Scope
+	3,  // 21: holdfast.coordination.v1.Policy.unit:type_name -> holdfast.coordination.v1.Unit
+	32, // 22: holdfast.coordination.v1.Policy.lease:type_name -> google.protobuf.Duration
+	32, // 23: holdfast.coordination.v1.Policy.margin:type_name -> google.protobuf.Duration
+	32, // 24: holdfast.coordination.v1.BreakerConfig.open_for:type_name -> google.protobuf.Duration
+	32, // 25: holdfast.coordination.v1.BreakerConfig.probe_lease:type_name -> google.protobuf.Duration
+	32, // 26: holdfast.coordination.v1.BreakerConfig.window:type_name -> google.protobuf.Duration
+	32, // 27: holdfast.coordination.v1.BreakerConfig.slow_after:type_name -> google.protobuf.Duration
+	32, // 28: holdfast.coordination.v1.Standing.reset_after:type_name -> google.protobuf.Duration
+	32, // 29: holdfast.coordination.v1.Standing.retry_after:type_name -> google.protobuf.Duration
+	2,  // 30: holdfast.coordination.v1.Standing.scope:type_name -> holdfast.coordination.v1.Scope
+	3,  // 31: holdfast.coordination.v1.Standing.unit:type_name -> holdfast.coordination.v1.Unit
+	32, // 32: holdfast.coordination.v1.Standing.window:type_name -> google.protobuf.Duration
+	4,  // 33: holdfast.coordination.v1.Breaker.status:type_name -> holdfast.coordination.v1.BreakerStatus
+	31, // 34: holdfast.coordination.v1.Breaker.open_time:type_name -> google.protobuf.Timestamp
+	31, // 35: holdfast.coordination.v1.Breaker.retry_time:type_name -> google.protobuf.Timestamp
+	5,  // 36: holdfast.coordination.v1.Call.status:type_name -> holdfast.coordination.v1.CallStatus
+	33, // 37: holdfast.coordination.v1.Call.lease:type_name -> holdfast.type.v1.Lease
+	31, // 38: holdfast.coordination.v1.Call.create_time:type_name -> google.protobuf.Timestamp
+	31, // 39: holdfast.coordination.v1.Call.update_time:type_name -> google.protobuf.Timestamp
+	31, // 40: holdfast.coordination.v1.Call.begin_time:type_name -> google.protobuf.Timestamp
+	31, // 41: holdfast.coordination.v1.Call.not_before:type_name -> google.protobuf.Timestamp
+	14, // 42: holdfast.coordination.v1.Call.outcome:type_name -> holdfast.coordination.v1.Outcome
+	26, // 43: holdfast.coordination.v1.Outcome.headers:type_name -> holdfast.coordination.v1.Outcome.HeadersEntry
+	27, // 44: holdfast.coordination.v1.UsageDay.operations:type_name -> holdfast.coordination.v1.UsageDay.OperationsEntry
+	31, // 45: holdfast.coordination.v1.UsageDay.end_time:type_name -> google.protobuf.Timestamp
+	16, // 46: holdfast.coordination.v1.UsageDay.users:type_name -> holdfast.coordination.v1.UserUsage
+	28, // 47: holdfast.coordination.v1.UsageDay.statuses:type_name -> holdfast.coordination.v1.UsageDay.StatusesEntry
+	29, // 48: holdfast.coordination.v1.UsageDay.latencies:type_name -> holdfast.coordination.v1.UsageDay.LatenciesEntry
+	31, // 49: holdfast.coordination.v1.SyncState.high_water_mark:type_name -> google.protobuf.Timestamp
+	31, // 50: holdfast.coordination.v1.SyncState.pass_start_time:type_name -> google.protobuf.Timestamp
+	31, // 51: holdfast.coordination.v1.SyncState.pass_end_time:type_name -> google.protobuf.Timestamp
+	31, // 52: holdfast.coordination.v1.SyncState.last_webhook_time:type_name -> google.protobuf.Timestamp
+	32, // 53: holdfast.coordination.v1.SyncState.webhook_lag:type_name -> google.protobuf.Duration
+	31, // 54: holdfast.coordination.v1.SyncState.update_time:type_name -> google.protobuf.Timestamp
+	6,  // 55: holdfast.coordination.v1.LiveSession.status:type_name -> holdfast.coordination.v1.LiveStatus
+	31, // 56: holdfast.coordination.v1.LiveSession.open_time:type_name -> google.protobuf.Timestamp
+	31, // 57: holdfast.coordination.v1.LiveSession.update_time:type_name -> google.protobuf.Timestamp
+	31, // 58: holdfast.coordination.v1.LiveSession.go_away_time:type_name -> google.protobuf.Timestamp
+	31, // 59: holdfast.coordination.v1.LiveSession.expire_time:type_name -> google.protobuf.Timestamp
+	31, // 60: holdfast.coordination.v1.LiveCounts.last_failure_time:type_name -> google.protobuf.Timestamp
+	30, // 61: holdfast.coordination.v1.ProviderResponse.headers:type_name -> holdfast.coordination.v1.ProviderResponse.HeadersEntry
+	32, // 62: holdfast.coordination.v1.ProviderResponse.age:type_name -> google.protobuf.Duration
+	31, // 63: holdfast.coordination.v1.ObservedLimit.reset_time:type_name -> google.protobuf.Timestamp
+	32, // 64: holdfast.coordination.v1.ObservedLimit.window:type_name -> google.protobuf.Duration
+	17, // 65: holdfast.coordination.v1.Api.SyncEntry.value:type_name -> holdfast.coordination.v1.SyncState
+	18, // 66: holdfast.coordination.v1.Api.LiveEntry.value:type_name -> holdfast.coordination.v1.LiveSession
+	12, // 67: holdfast.coordination.v1.Api.OperationBreakersEntry.value:type_name -> holdfast.coordination.v1.Breaker
+	68, // [68:68] is the sub-list for method output_type
+	68, // [68:68] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_coordination_v1_coordination_proto_init() }
@@ -2420,14 +2665,14 @@ func file_holdfast_coordination_v1_coordination_proto_init() {
 	if File_holdfast_coordination_v1_coordination_proto != nil {
 		return
 	}
-	file_holdfast_coordination_v1_coordination_proto_msgTypes[13].OneofWrappers = []any{}
+	file_holdfast_coordination_v1_coordination_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_coordination_v1_coordination_proto_rawDesc), len(file_holdfast_coordination_v1_coordination_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   20,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -709,7 +709,8 @@ type CallFailure struct {
 	Outcome *Outcome `protobuf:"bytes,2,opt,name=outcome,proto3" json:"outcome,omitempty"`
 	// What went wrong, in words.
 	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
-	// FAILURE_RETRYABLE: not before; at most 31 days.
+	// FAILURE_RETRYABLE: not before; at most 31 days. Unset: when the response says, or else after a time that doubles with each
+	// attempt, from about 1 s to 5 min; at once with not_sent and not_down.
 	RetryAfter *durationpb.Duration `protobuf:"bytes,4,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
 	// Nothing was sent: what was taken from the limits is given back. Only with FAILURE_RETRYABLE.
 	NotSent bool `protobuf:"varint,5,opt,name=not_sent,json=notSent,proto3" json:"not_sent,omitempty"`
@@ -1322,6 +1323,125 @@ func (x *AcquireResponse) GetVersion() int64 {
 	return 0
 }
 
+// AcquireAndWaitRequest is what AcquireAndWait is asked.
+type AcquireAndWaitRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What to acquire, without peek.
+	Acquire *AcquireRequest `protobuf:"bytes,1,opt,name=acquire,proto3" json:"acquire,omitempty"`
+	// For how long: at most 1 h; unset: 60 s.
+	MaxWait       *durationpb.Duration `protobuf:"bytes,2,opt,name=max_wait,json=maxWait,proto3" json:"max_wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcquireAndWaitRequest) Reset() {
+	*x = AcquireAndWaitRequest{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcquireAndWaitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcquireAndWaitRequest) ProtoMessage() {}
+
+func (x *AcquireAndWaitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcquireAndWaitRequest.ProtoReflect.Descriptor instead.
+func (*AcquireAndWaitRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AcquireAndWaitRequest) GetAcquire() *AcquireRequest {
+	if x != nil {
+		return x.Acquire
+	}
+	return nil
+}
+
+func (x *AcquireAndWaitRequest) GetMaxWait() *durationpb.Duration {
+	if x != nil {
+		return x.MaxWait
+	}
+	return nil
+}
+
+// AcquireAndWaitResponse is a sign of life, a place in the line, or the end.
+type AcquireAndWaitResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Nothing has changed.
+	Heartbeat bool `protobuf:"varint,1,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	// How many wait at this server before this one's turn.
+	Ahead int32 `protobuf:"varint,2,opt,name=ahead,proto3" json:"ahead,omitempty"`
+	// The end: the answer of Acquire.
+	Acquired      *AcquireResponse `protobuf:"bytes,3,opt,name=acquired,proto3" json:"acquired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcquireAndWaitResponse) Reset() {
+	*x = AcquireAndWaitResponse{}
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcquireAndWaitResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcquireAndWaitResponse) ProtoMessage() {}
+
+func (x *AcquireAndWaitResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcquireAndWaitResponse.ProtoReflect.Descriptor instead.
+func (*AcquireAndWaitResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AcquireAndWaitResponse) GetHeartbeat() bool {
+	if x != nil {
+		return x.Heartbeat
+	}
+	return false
+}
+
+func (x *AcquireAndWaitResponse) GetAhead() int32 {
+	if x != nil {
+		return x.Ahead
+	}
+	return 0
+}
+
+func (x *AcquireAndWaitResponse) GetAcquired() *AcquireResponse {
+	if x != nil {
+		return x.Acquired
+	}
+	return nil
+}
+
 // ReleaseRequest is what Release is asked.
 type ReleaseRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1338,7 +1458,7 @@ type ReleaseRequest struct {
 
 func (x *ReleaseRequest) Reset() {
 	*x = ReleaseRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[11]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1470,7 @@ func (x *ReleaseRequest) String() string {
 func (*ReleaseRequest) ProtoMessage() {}
 
 func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[11]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1483,7 @@ func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ReleaseRequest) GetApi() string {
@@ -1403,7 +1523,7 @@ type ReleaseResponse struct {
 
 func (x *ReleaseResponse) Reset() {
 	*x = ReleaseResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1535,7 @@ func (x *ReleaseResponse) String() string {
 func (*ReleaseResponse) ProtoMessage() {}
 
 func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1548,7 @@ func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReleaseResponse) GetReleased() bool {
@@ -1479,7 +1599,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +1611,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +1624,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ReportRequest) GetRequestId() string {
@@ -1609,7 +1729,7 @@ type SyncReport struct {
 
 func (x *SyncReport) Reset() {
 	*x = SyncReport{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1621,7 +1741,7 @@ func (x *SyncReport) String() string {
 func (*SyncReport) ProtoMessage() {}
 
 func (x *SyncReport) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1634,7 +1754,7 @@ func (x *SyncReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncReport.ProtoReflect.Descriptor instead.
 func (*SyncReport) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SyncReport) GetResource() string {
@@ -1675,7 +1795,7 @@ type LiveReport struct {
 
 func (x *LiveReport) Reset() {
 	*x = LiveReport{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +1807,7 @@ func (x *LiveReport) String() string {
 func (*LiveReport) ProtoMessage() {}
 
 func (x *LiveReport) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1820,7 @@ func (x *LiveReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveReport.ProtoReflect.Descriptor instead.
 func (*LiveReport) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LiveReport) GetProviderSessionId() string {
@@ -1740,7 +1860,7 @@ type ReportResponse struct {
 	Observed []*ObservedLimit `protobuf:"bytes,2,rep,name=observed,proto3" json:"observed,omitempty"`
 	// The policies that were corrected.
 	Corrected []string `protobuf:"bytes,3,rep,name=corrected,proto3" json:"corrected,omitempty"`
-	// Headers that are about limits and were not understood.
+	// Headers that are about limits, and fields of the body such as body.retry_after, that were not understood.
 	Ignored []string `protobuf:"bytes,4,rep,name=ignored,proto3" json:"ignored,omitempty"`
 	// Of the API.
 	Version       int64 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
@@ -1750,7 +1870,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +1882,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +1895,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReportResponse) GetRetryAfter() *durationpb.Duration {
@@ -1830,7 +1950,7 @@ type GetApiRequest struct {
 
 func (x *GetApiRequest) Reset() {
 	*x = GetApiRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1842,7 +1962,7 @@ func (x *GetApiRequest) String() string {
 func (*GetApiRequest) ProtoMessage() {}
 
 func (x *GetApiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1855,7 +1975,7 @@ func (x *GetApiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetApiRequest.ProtoReflect.Descriptor instead.
 func (*GetApiRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetApiRequest) GetPageSize() int32 {
@@ -1901,7 +2021,7 @@ type GetApiResponse struct {
 
 func (x *GetApiResponse) Reset() {
 	*x = GetApiResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1913,7 +2033,7 @@ func (x *GetApiResponse) String() string {
 func (*GetApiResponse) ProtoMessage() {}
 
 func (x *GetApiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1926,7 +2046,7 @@ func (x *GetApiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetApiResponse.ProtoReflect.Descriptor instead.
 func (*GetApiResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetApiResponse) GetNextPageToken() string {
@@ -1963,7 +2083,7 @@ type ListApisRequest struct {
 
 func (x *ListApisRequest) Reset() {
 	*x = ListApisRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2095,7 @@ func (x *ListApisRequest) String() string {
 func (*ListApisRequest) ProtoMessage() {}
 
 func (x *ListApisRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2108,7 @@ func (x *ListApisRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListApisRequest.ProtoReflect.Descriptor instead.
 func (*ListApisRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListApisRequest) GetPageSize() int32 {
@@ -2018,7 +2138,7 @@ type ListApisResponse struct {
 
 func (x *ListApisResponse) Reset() {
 	*x = ListApisResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2030,7 +2150,7 @@ func (x *ListApisResponse) String() string {
 func (*ListApisResponse) ProtoMessage() {}
 
 func (x *ListApisResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2043,7 +2163,7 @@ func (x *ListApisResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListApisResponse.ProtoReflect.Descriptor instead.
 func (*ListApisResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListApisResponse) GetNextPageToken() string {
@@ -2074,14 +2194,16 @@ type UpdateApiRequest struct {
 	// Paths of config, such as policies or breaker.open_for: they are replaced, or cleared where config does not have them.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// What to forget.
-	Clear         []Clear `protobuf:"varint,6,rep,packed,name=clear,proto3,enum=holdfast.coordination.v1.Clear" json:"clear,omitempty"`
+	Clear []Clear `protobuf:"varint,6,rep,packed,name=clear,proto3,enum=holdfast.coordination.v1.Clear" json:"clear,omitempty"`
+	// Change nothing: answer how the API would stand, with what has been taken from its limits.
+	DryRun        bool `protobuf:"varint,7,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateApiRequest) Reset() {
 	*x = UpdateApiRequest{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2093,7 +2215,7 @@ func (x *UpdateApiRequest) String() string {
 func (*UpdateApiRequest) ProtoMessage() {}
 
 func (x *UpdateApiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2106,7 +2228,7 @@ func (x *UpdateApiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateApiRequest.ProtoReflect.Descriptor instead.
 func (*UpdateApiRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *UpdateApiRequest) GetRequestId() string {
@@ -2151,6 +2273,13 @@ func (x *UpdateApiRequest) GetClear() []Clear {
 	return nil
 }
 
+func (x *UpdateApiRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 // UpdateApiResponse is what UpdateApi answers.
 type UpdateApiResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2162,7 +2291,7 @@ type UpdateApiResponse struct {
 
 func (x *UpdateApiResponse) Reset() {
 	*x = UpdateApiResponse{}
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2174,7 +2303,7 @@ func (x *UpdateApiResponse) String() string {
 func (*UpdateApiResponse) ProtoMessage() {}
 
 func (x *UpdateApiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_coordination_v1_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2187,7 +2316,7 @@ func (x *UpdateApiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateApiResponse.ProtoReflect.Descriptor instead.
 func (*UpdateApiResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_coordination_v1_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UpdateApiResponse) GetApi() *Api {
@@ -2302,7 +2431,15 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\vwait_reason\x18\a \x01(\x0e2$.holdfast.coordination.v1.WaitReasonR\n" +
 	"waitReason\x12:\n" +
 	"\x06limits\x18\b \x03(\v2\".holdfast.coordination.v1.StandingR\x06limits\x12\x18\n" +
-	"\aversion\x18\t \x01(\x03R\aversion\"\x94\x01\n" +
+	"\aversion\x18\t \x01(\x03R\aversion\"\xa8\x01\n" +
+	"\x15AcquireAndWaitRequest\x12J\n" +
+	"\aacquire\x18\x01 \x01(\v2(.holdfast.coordination.v1.AcquireRequestB\x06\xbaH\x03\xc8\x01\x01R\aacquire\x12C\n" +
+	"\bmax_wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\amaxWait\"\x93\x01\n" +
+	"\x16AcquireAndWaitResponse\x12\x1c\n" +
+	"\theartbeat\x18\x01 \x01(\bR\theartbeat\x12\x14\n" +
+	"\x05ahead\x18\x02 \x01(\x05R\x05ahead\x12E\n" +
+	"\bacquired\x18\x03 \x01(\v2).holdfast.coordination.v1.AcquireResponseR\bacquired\"\x94\x01\n" +
 	"\x0eReleaseRequest\x12.\n" +
 	"\x03api\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x03api\x12:\n" +
 	"\bgrant_id\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\agrantId\x12\x16\n" +
@@ -2362,7 +2499,7 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\"m\n" +
 	"\x10ListApisResponse\x12&\n" +
 	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x121\n" +
-	"\x04apis\x18\x02 \x03(\v2\x1d.holdfast.coordination.v1.ApiR\x04apis\"\xeb\x02\n" +
+	"\x04apis\x18\x02 \x03(\v2\x1d.holdfast.coordination.v1.ApiR\x04apis\"\x84\x03\n" +
 	"\x10UpdateApiRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
@@ -2372,7 +2509,8 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\x06config\x18\x04 \x01(\v2#.holdfast.coordination.v1.ApiConfigR\x06config\x12;\n" +
 	"\vupdate_mask\x18\x05 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
 	"updateMask\x12H\n" +
-	"\x05clear\x18\x06 \x03(\x0e2\x1f.holdfast.coordination.v1.ClearB\x11\xbaH\x0e\x92\x01\v\x10\x04\"\a\x82\x01\x04\x10\x01 \x00R\x05clearB\r\n" +
+	"\x05clear\x18\x06 \x03(\x0e2\x1f.holdfast.coordination.v1.ClearB\x11\xbaH\x0e\x92\x01\v\x10\x04\"\a\x82\x01\x04\x10\x01 \x00R\x05clear\x12\x17\n" +
+	"\adry_run\x18\a \x01(\bR\x06dryRunB\r\n" +
 	"\v_if_version\"D\n" +
 	"\x11UpdateApiResponse\x12/\n" +
 	"\x03api\x18\x01 \x01(\v2\x1d.holdfast.coordination.v1.ApiR\x03api*\xa6\x01\n" +
@@ -2402,14 +2540,15 @@ const file_holdfast_coordination_v1_service_proto_rawDesc = "" +
 	"\vCLEAR_PAUSE\x10\x01\x12\x11\n" +
 	"\rCLEAR_BREAKER\x10\x02\x12\x10\n" +
 	"\fCLEAR_LIMITS\x10\x03\x12\x10\n" +
-	"\fCLEAR_CONFIG\x10\x042\x81\b\n" +
+	"\fCLEAR_CONFIG\x10\x042\xfa\b\n" +
 	"\x13CoordinationService\x12f\n" +
 	"\tBeginCall\x12*.holdfast.coordination.v1.BeginCallRequest\x1a+.holdfast.coordination.v1.BeginCallResponse\"\x00\x12i\n" +
 	"\n" +
 	"FinishCall\x12+.holdfast.coordination.v1.FinishCallRequest\x1a,.holdfast.coordination.v1.FinishCallResponse\"\x00\x12`\n" +
 	"\aGetCall\x12(.holdfast.coordination.v1.GetCallRequest\x1a).holdfast.coordination.v1.GetCallResponse\"\x00\x12f\n" +
 	"\tListCalls\x12*.holdfast.coordination.v1.ListCallsRequest\x1a+.holdfast.coordination.v1.ListCallsResponse\"\x00\x12`\n" +
-	"\aAcquire\x12(.holdfast.coordination.v1.AcquireRequest\x1a).holdfast.coordination.v1.AcquireResponse\"\x00\x12`\n" +
+	"\aAcquire\x12(.holdfast.coordination.v1.AcquireRequest\x1a).holdfast.coordination.v1.AcquireResponse\"\x00\x12w\n" +
+	"\x0eAcquireAndWait\x12/.holdfast.coordination.v1.AcquireAndWaitRequest\x1a0.holdfast.coordination.v1.AcquireAndWaitResponse\"\x000\x01\x12`\n" +
 	"\aRelease\x12(.holdfast.coordination.v1.ReleaseRequest\x1a).holdfast.coordination.v1.ReleaseResponse\"\x00\x12]\n" +
 	"\x06Report\x12'.holdfast.coordination.v1.ReportRequest\x1a(.holdfast.coordination.v1.ReportResponse\"\x00\x12]\n" +
 	"\x06GetApi\x12'.holdfast.coordination.v1.GetApiRequest\x1a(.holdfast.coordination.v1.GetApiResponse\"\x00\x12c\n" +
@@ -2430,118 +2569,125 @@ func file_holdfast_coordination_v1_service_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_coordination_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_holdfast_coordination_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_holdfast_coordination_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_holdfast_coordination_v1_service_proto_goTypes = []any{
-	(Decision)(0),                 // 0: holdfast.coordination.v1.Decision
-	(WaitReason)(0),               // 1: holdfast.coordination.v1.WaitReason
-	(Failure)(0),                  // 2: holdfast.coordination.v1.Failure
-	(Clear)(0),                    // 3: holdfast.coordination.v1.Clear
-	(*BeginCallRequest)(nil),      // 4: holdfast.coordination.v1.BeginCallRequest
-	(*BeginCallResponse)(nil),     // 5: holdfast.coordination.v1.BeginCallResponse
-	(*FinishCallRequest)(nil),     // 6: holdfast.coordination.v1.FinishCallRequest
-	(*CallFailure)(nil),           // 7: holdfast.coordination.v1.CallFailure
-	(*FinishCallResponse)(nil),    // 8: holdfast.coordination.v1.FinishCallResponse
-	(*GetCallRequest)(nil),        // 9: holdfast.coordination.v1.GetCallRequest
-	(*GetCallResponse)(nil),       // 10: holdfast.coordination.v1.GetCallResponse
-	(*ListCallsRequest)(nil),      // 11: holdfast.coordination.v1.ListCallsRequest
-	(*ListCallsResponse)(nil),     // 12: holdfast.coordination.v1.ListCallsResponse
-	(*AcquireRequest)(nil),        // 13: holdfast.coordination.v1.AcquireRequest
-	(*AcquireResponse)(nil),       // 14: holdfast.coordination.v1.AcquireResponse
-	(*ReleaseRequest)(nil),        // 15: holdfast.coordination.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),       // 16: holdfast.coordination.v1.ReleaseResponse
-	(*ReportRequest)(nil),         // 17: holdfast.coordination.v1.ReportRequest
-	(*SyncReport)(nil),            // 18: holdfast.coordination.v1.SyncReport
-	(*LiveReport)(nil),            // 19: holdfast.coordination.v1.LiveReport
-	(*ReportResponse)(nil),        // 20: holdfast.coordination.v1.ReportResponse
-	(*GetApiRequest)(nil),         // 21: holdfast.coordination.v1.GetApiRequest
-	(*GetApiResponse)(nil),        // 22: holdfast.coordination.v1.GetApiResponse
-	(*ListApisRequest)(nil),       // 23: holdfast.coordination.v1.ListApisRequest
-	(*ListApisResponse)(nil),      // 24: holdfast.coordination.v1.ListApisResponse
-	(*UpdateApiRequest)(nil),      // 25: holdfast.coordination.v1.UpdateApiRequest
-	(*UpdateApiResponse)(nil),     // 26: holdfast.coordination.v1.UpdateApiResponse
-	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
-	(*Call)(nil),                  // 28: holdfast.coordination.v1.Call
-	(*v1.Lease)(nil),              // 29: holdfast.type.v1.Lease
-	(*Standing)(nil),              // 30: holdfast.coordination.v1.Standing
-	(*Outcome)(nil),               // 31: holdfast.coordination.v1.Outcome
-	(*ProviderResponse)(nil),      // 32: holdfast.coordination.v1.ProviderResponse
-	(CallStatus)(0),               // 33: holdfast.coordination.v1.CallStatus
-	(Scope)(0),                    // 34: holdfast.coordination.v1.Scope
-	(*SyncState)(nil),             // 35: holdfast.coordination.v1.SyncState
-	(*LiveSession)(nil),           // 36: holdfast.coordination.v1.LiveSession
-	(*ObservedLimit)(nil),         // 37: holdfast.coordination.v1.ObservedLimit
-	(*Api)(nil),                   // 38: holdfast.coordination.v1.Api
-	(*UsageDay)(nil),              // 39: holdfast.coordination.v1.UsageDay
-	(*ApiConfig)(nil),             // 40: holdfast.coordination.v1.ApiConfig
-	(*fieldmaskpb.FieldMask)(nil), // 41: google.protobuf.FieldMask
+	(Decision)(0),                  // 0: holdfast.coordination.v1.Decision
+	(WaitReason)(0),                // 1: holdfast.coordination.v1.WaitReason
+	(Failure)(0),                   // 2: holdfast.coordination.v1.Failure
+	(Clear)(0),                     // 3: holdfast.coordination.v1.Clear
+	(*BeginCallRequest)(nil),       // 4: holdfast.coordination.v1.BeginCallRequest
+	(*BeginCallResponse)(nil),      // 5: holdfast.coordination.v1.BeginCallResponse
+	(*FinishCallRequest)(nil),      // 6: holdfast.coordination.v1.FinishCallRequest
+	(*CallFailure)(nil),            // 7: holdfast.coordination.v1.CallFailure
+	(*FinishCallResponse)(nil),     // 8: holdfast.coordination.v1.FinishCallResponse
+	(*GetCallRequest)(nil),         // 9: holdfast.coordination.v1.GetCallRequest
+	(*GetCallResponse)(nil),        // 10: holdfast.coordination.v1.GetCallResponse
+	(*ListCallsRequest)(nil),       // 11: holdfast.coordination.v1.ListCallsRequest
+	(*ListCallsResponse)(nil),      // 12: holdfast.coordination.v1.ListCallsResponse
+	(*AcquireRequest)(nil),         // 13: holdfast.coordination.v1.AcquireRequest
+	(*AcquireResponse)(nil),        // 14: holdfast.coordination.v1.AcquireResponse
+	(*AcquireAndWaitRequest)(nil),  // 15: holdfast.coordination.v1.AcquireAndWaitRequest
+	(*AcquireAndWaitResponse)(nil), // 16: holdfast.coordination.v1.AcquireAndWaitResponse
+	(*ReleaseRequest)(nil),         // 17: holdfast.coordination.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),        // 18: holdfast.coordination.v1.ReleaseResponse
+	(*ReportRequest)(nil),          // 19: holdfast.coordination.v1.ReportRequest
+	(*SyncReport)(nil),             // 20: holdfast.coordination.v1.SyncReport
+	(*LiveReport)(nil),             // 21: holdfast.coordination.v1.LiveReport
+	(*ReportResponse)(nil),         // 22: holdfast.coordination.v1.ReportResponse
+	(*GetApiRequest)(nil),          // 23: holdfast.coordination.v1.GetApiRequest
+	(*GetApiResponse)(nil),         // 24: holdfast.coordination.v1.GetApiResponse
+	(*ListApisRequest)(nil),        // 25: holdfast.coordination.v1.ListApisRequest
+	(*ListApisResponse)(nil),       // 26: holdfast.coordination.v1.ListApisResponse
+	(*UpdateApiRequest)(nil),       // 27: holdfast.coordination.v1.UpdateApiRequest
+	(*UpdateApiResponse)(nil),      // 28: holdfast.coordination.v1.UpdateApiResponse
+	(*durationpb.Duration)(nil),    // 29: google.protobuf.Duration
+	(*Call)(nil),                   // 30: holdfast.coordination.v1.Call
+	(*v1.Lease)(nil),               // 31: holdfast.type.v1.Lease
+	(*Standing)(nil),               // 32: holdfast.coordination.v1.Standing
+	(*Outcome)(nil),                // 33: holdfast.coordination.v1.Outcome
+	(*ProviderResponse)(nil),       // 34: holdfast.coordination.v1.ProviderResponse
+	(CallStatus)(0),                // 35: holdfast.coordination.v1.CallStatus
+	(Scope)(0),                     // 36: holdfast.coordination.v1.Scope
+	(*SyncState)(nil),              // 37: holdfast.coordination.v1.SyncState
+	(*LiveSession)(nil),            // 38: holdfast.coordination.v1.LiveSession
+	(*ObservedLimit)(nil),          // 39: holdfast.coordination.v1.ObservedLimit
+	(*Api)(nil),                    // 40: holdfast.coordination.v1.Api
+	(*UsageDay)(nil),               // 41: holdfast.coordination.v1.UsageDay
+	(*ApiConfig)(nil),              // 42: holdfast.coordination.v1.ApiConfig
+	(*fieldmaskpb.FieldMask)(nil),  // 43: google.protobuf.FieldMask
 }
 var file_holdfast_coordination_v1_service_proto_depIdxs = []int32{
-	27, // 0: holdfast.coordination.v1.BeginCallRequest.timeout:type_name -> google.protobuf.Duration
+	29, // 0: holdfast.coordination.v1.BeginCallRequest.timeout:type_name -> google.protobuf.Duration
 	0,  // 1: holdfast.coordination.v1.BeginCallResponse.decision:type_name -> holdfast.coordination.v1.Decision
-	28, // 2: holdfast.coordination.v1.BeginCallResponse.call:type_name -> holdfast.coordination.v1.Call
-	29, // 3: holdfast.coordination.v1.BeginCallResponse.lease:type_name -> holdfast.type.v1.Lease
-	27, // 4: holdfast.coordination.v1.BeginCallResponse.send_within:type_name -> google.protobuf.Duration
-	27, // 5: holdfast.coordination.v1.BeginCallResponse.retry_after:type_name -> google.protobuf.Duration
+	30, // 2: holdfast.coordination.v1.BeginCallResponse.call:type_name -> holdfast.coordination.v1.Call
+	31, // 3: holdfast.coordination.v1.BeginCallResponse.lease:type_name -> holdfast.type.v1.Lease
+	29, // 4: holdfast.coordination.v1.BeginCallResponse.send_within:type_name -> google.protobuf.Duration
+	29, // 5: holdfast.coordination.v1.BeginCallResponse.retry_after:type_name -> google.protobuf.Duration
 	1,  // 6: holdfast.coordination.v1.BeginCallResponse.wait_reason:type_name -> holdfast.coordination.v1.WaitReason
-	30, // 7: holdfast.coordination.v1.BeginCallResponse.limits:type_name -> holdfast.coordination.v1.Standing
-	31, // 8: holdfast.coordination.v1.FinishCallRequest.completed:type_name -> holdfast.coordination.v1.Outcome
+	32, // 7: holdfast.coordination.v1.BeginCallResponse.limits:type_name -> holdfast.coordination.v1.Standing
+	33, // 8: holdfast.coordination.v1.FinishCallRequest.completed:type_name -> holdfast.coordination.v1.Outcome
 	7,  // 9: holdfast.coordination.v1.FinishCallRequest.failed:type_name -> holdfast.coordination.v1.CallFailure
-	32, // 10: holdfast.coordination.v1.FinishCallRequest.response:type_name -> holdfast.coordination.v1.ProviderResponse
+	34, // 10: holdfast.coordination.v1.FinishCallRequest.response:type_name -> holdfast.coordination.v1.ProviderResponse
 	2,  // 11: holdfast.coordination.v1.CallFailure.failure:type_name -> holdfast.coordination.v1.Failure
-	31, // 12: holdfast.coordination.v1.CallFailure.outcome:type_name -> holdfast.coordination.v1.Outcome
-	27, // 13: holdfast.coordination.v1.CallFailure.retry_after:type_name -> google.protobuf.Duration
-	28, // 14: holdfast.coordination.v1.FinishCallResponse.call:type_name -> holdfast.coordination.v1.Call
-	28, // 15: holdfast.coordination.v1.GetCallResponse.call:type_name -> holdfast.coordination.v1.Call
-	33, // 16: holdfast.coordination.v1.ListCallsRequest.statuses:type_name -> holdfast.coordination.v1.CallStatus
-	28, // 17: holdfast.coordination.v1.ListCallsResponse.calls:type_name -> holdfast.coordination.v1.Call
-	34, // 18: holdfast.coordination.v1.AcquireRequest.scope:type_name -> holdfast.coordination.v1.Scope
-	29, // 19: holdfast.coordination.v1.AcquireResponse.lease:type_name -> holdfast.type.v1.Lease
-	27, // 20: holdfast.coordination.v1.AcquireResponse.send_within:type_name -> google.protobuf.Duration
-	27, // 21: holdfast.coordination.v1.AcquireResponse.retry_after:type_name -> google.protobuf.Duration
+	33, // 12: holdfast.coordination.v1.CallFailure.outcome:type_name -> holdfast.coordination.v1.Outcome
+	29, // 13: holdfast.coordination.v1.CallFailure.retry_after:type_name -> google.protobuf.Duration
+	30, // 14: holdfast.coordination.v1.FinishCallResponse.call:type_name -> holdfast.coordination.v1.Call
+	30, // 15: holdfast.coordination.v1.GetCallResponse.call:type_name -> holdfast.coordination.v1.Call
+	35, // 16: holdfast.coordination.v1.ListCallsRequest.statuses:type_name -> holdfast.coordination.v1.CallStatus
+	30, // 17: holdfast.coordination.v1.ListCallsResponse.calls:type_name -> holdfast.coordination.v1.Call
+	36, // 18: holdfast.coordination.v1.AcquireRequest.scope:type_name -> holdfast.coordination.v1.Scope
+	31, // 19: holdfast.coordination.v1.AcquireResponse.lease:type_name -> holdfast.type.v1.Lease
+	29, // 20: holdfast.coordination.v1.AcquireResponse.send_within:type_name -> google.protobuf.Duration
+	29, // 21: holdfast.coordination.v1.AcquireResponse.retry_after:type_name -> google.protobuf.Duration
 	1,  // 22: holdfast.coordination.v1.AcquireResponse.wait_reason:type_name -> holdfast.coordination.v1.WaitReason
-	30, // 23: holdfast.coordination.v1.AcquireResponse.limits:type_name -> holdfast.coordination.v1.Standing
-	30, // 24: holdfast.coordination.v1.ReleaseResponse.limits:type_name -> holdfast.coordination.v1.Standing
-	32, // 25: holdfast.coordination.v1.ReportRequest.response:type_name -> holdfast.coordination.v1.ProviderResponse
-	18, // 26: holdfast.coordination.v1.ReportRequest.sync:type_name -> holdfast.coordination.v1.SyncReport
-	19, // 27: holdfast.coordination.v1.ReportRequest.live:type_name -> holdfast.coordination.v1.LiveReport
-	35, // 28: holdfast.coordination.v1.SyncReport.state:type_name -> holdfast.coordination.v1.SyncState
-	36, // 29: holdfast.coordination.v1.LiveReport.session:type_name -> holdfast.coordination.v1.LiveSession
-	27, // 30: holdfast.coordination.v1.LiveReport.time_left:type_name -> google.protobuf.Duration
-	27, // 31: holdfast.coordination.v1.LiveReport.ttl:type_name -> google.protobuf.Duration
-	27, // 32: holdfast.coordination.v1.ReportResponse.retry_after:type_name -> google.protobuf.Duration
-	37, // 33: holdfast.coordination.v1.ReportResponse.observed:type_name -> holdfast.coordination.v1.ObservedLimit
-	38, // 34: holdfast.coordination.v1.GetApiResponse.api:type_name -> holdfast.coordination.v1.Api
-	39, // 35: holdfast.coordination.v1.GetApiResponse.usage:type_name -> holdfast.coordination.v1.UsageDay
-	38, // 36: holdfast.coordination.v1.ListApisResponse.apis:type_name -> holdfast.coordination.v1.Api
-	40, // 37: holdfast.coordination.v1.UpdateApiRequest.config:type_name -> holdfast.coordination.v1.ApiConfig
-	41, // 38: holdfast.coordination.v1.UpdateApiRequest.update_mask:type_name -> google.protobuf.FieldMask
-	3,  // 39: holdfast.coordination.v1.UpdateApiRequest.clear:type_name -> holdfast.coordination.v1.Clear
-	38, // 40: holdfast.coordination.v1.UpdateApiResponse.api:type_name -> holdfast.coordination.v1.Api
-	4,  // 41: holdfast.coordination.v1.CoordinationService.BeginCall:input_type -> holdfast.coordination.v1.BeginCallRequest
-	6,  // 42: holdfast.coordination.v1.CoordinationService.FinishCall:input_type -> holdfast.coordination.v1.FinishCallRequest
-	9,  // 43: holdfast.coordination.v1.CoordinationService.GetCall:input_type -> holdfast.coordination.v1.GetCallRequest
-	11, // 44: holdfast.coordination.v1.CoordinationService.ListCalls:input_type -> holdfast.coordination.v1.ListCallsRequest
-	13, // 45: holdfast.coordination.v1.CoordinationService.Acquire:input_type -> holdfast.coordination.v1.AcquireRequest
-	15, // 46: holdfast.coordination.v1.CoordinationService.Release:input_type -> holdfast.coordination.v1.ReleaseRequest
-	17, // 47: holdfast.coordination.v1.CoordinationService.Report:input_type -> holdfast.coordination.v1.ReportRequest
-	21, // 48: holdfast.coordination.v1.CoordinationService.GetApi:input_type -> holdfast.coordination.v1.GetApiRequest
-	23, // 49: holdfast.coordination.v1.CoordinationService.ListApis:input_type -> holdfast.coordination.v1.ListApisRequest
-	25, // 50: holdfast.coordination.v1.CoordinationService.UpdateApi:input_type -> holdfast.coordination.v1.UpdateApiRequest
-	5,  // 51: holdfast.coordination.v1.CoordinationService.BeginCall:output_type -> holdfast.coordination.v1.BeginCallResponse
-	8,  // 52: holdfast.coordination.v1.CoordinationService.FinishCall:output_type -> holdfast.coordination.v1.FinishCallResponse
-	10, // 53: holdfast.coordination.v1.CoordinationService.GetCall:output_type -> holdfast.coordination.v1.GetCallResponse
-	12, // 54: holdfast.coordination.v1.CoordinationService.ListCalls:output_type -> holdfast.coordination.v1.ListCallsResponse
-	14, // 55: holdfast.coordination.v1.CoordinationService.Acquire:output_type -> holdfast.coordination.v1.AcquireResponse
-	16, // 56: holdfast.coordination.v1.CoordinationService.Release:output_type -> holdfast.coordination.v1.ReleaseResponse
-	20, // 57: holdfast.coordination.v1.CoordinationService.Report:output_type -> holdfast.coordination.v1.ReportResponse
-	22, // 58: holdfast.coordination.v1.CoordinationService.GetApi:output_type -> holdfast.coordination.v1.GetApiResponse
-	24, // 59: holdfast.coordination.v1.CoordinationService.ListApis:output_type -> holdfast.coordination.v1.ListApisResponse
-	26, // 60: holdfast.coordination.v1.CoordinationService.UpdateApi:output_type -> holdfast.coordination.v1.UpdateApiResponse
-	51, // [51:61] is the sub-list for method output_type
-	41, // [41:51] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	32, // 23: holdfast.coordination.v1.AcquireResponse.limits:type_name -> holdfast.coordination.v1.Standing
+	13, // 24: holdfast.coordination.v1.AcquireAndWaitRequest.acquire:type_name -> holdfast.coordination.v1.AcquireRequest
+	29, // 25: holdfast.coordination.v1.AcquireAndWaitRequest.max_wait:type_name -> google.protobuf.Duration
+	14, // 26: holdfast.coordination.v1.AcquireAndWaitResponse.acquired:type_name -> holdfast.coordination.v1.AcquireResponse
+	32, // 27: holdfast.coordination.v1.ReleaseResponse.limits:type_name -> holdfast.coordination.v1.Standing
+	34, // 28: holdfast.coordination.v1.ReportRequest.response:type_name -> holdfast.coordination.v1.ProviderResponse
+	20, // 29: holdfast.coordination.v1.ReportRequest.sync:type_name -> holdfast.coordination.v1.SyncReport
+	21, // 30: holdfast.coordination.v1.ReportRequest.live:type_name -> holdfast.coordination.v1.LiveReport
+	37, // 31: holdfast.coordination.v1.SyncReport.state:type_name -> holdfast.coordination.v1.SyncState
+	38, // 32: holdfast.coordination.v1.LiveReport.session:type_name -> holdfast.coordination.v1.LiveSession
+	29, // 33: holdfast.coordination.v1.LiveReport.time_left:type_name -> google.protobuf.Duration
+	29, // 34: holdfast.coordination.v1.LiveReport.ttl:type_name -> google.protobuf.Duration
+	29, // 35: holdfast.coordination.v1.ReportResponse.retry_after:type_name -> google.protobuf.Duration
+	39, // 36: holdfast.coordination.v1.ReportResponse.observed:type_name -> holdfast.coordination.v1.ObservedLimit
+	40, // 37: holdfast.coordination.v1.GetApiResponse.api:type_name -> holdfast.coordination.v1.Api
+	41, // 38: holdfast.coordination.v1.GetApiResponse.usage:type_name -> holdfast.coordination.v1.UsageDay
+	40, // 39: holdfast.coordination.v1.ListApisResponse.apis:type_name -> holdfast.coordination.v1.Api
+	42, // 40: holdfast.coordination.v1.UpdateApiRequest.config:type_name -> holdfast.coordination.v1.ApiConfig
+	43, // 41: holdfast.coordination.v1.UpdateApiRequest.update_mask:type_name -> google.protobuf.FieldMask
+	3,  // 42: holdfast.coordination.v1.UpdateApiRequest.clear:type_name -> holdfast.coordination.v1.Clear
+	40, // 43: holdfast.coordination.v1.UpdateApiResponse.api:type_name -> holdfast.coordination.v1.Api
+	4,  // 44: holdfast.coordination.v1.CoordinationService.BeginCall:input_type -> holdfast.coordination.v1.BeginCallRequest
+	6,  // 45: holdfast.coordination.v1.CoordinationService.FinishCall:input_type -> holdfast.coordination.v1.FinishCallRequest
+	9,  // 46: holdfast.coordination.v1.CoordinationService.GetCall:input_type -> holdfast.coordination.v1.GetCallRequest
+	11, // 47: holdfast.coordination.v1.CoordinationService.ListCalls:input_type -> holdfast.coordination.v1.ListCallsRequest
+	13, // 48: holdfast.coordination.v1.CoordinationService.Acquire:input_type -> holdfast.coordination.v1.AcquireRequest
+	15, // 49: holdfast.coordination.v1.CoordinationService.AcquireAndWait:input_type -> holdfast.coordination.v1.AcquireAndWaitRequest
+	17, // 50: holdfast.coordination.v1.CoordinationService.Release:input_type -> holdfast.coordination.v1.ReleaseRequest
+	19, // 51: holdfast.coordination.v1.CoordinationService.Report:input_type -> holdfast.coordination.v1.ReportRequest
+	23, // 52: holdfast.coordination.v1.CoordinationService.GetApi:input_type -> holdfast.coordination.v1.GetApiRequest
+	25, // 53: holdfast.coordination.v1.CoordinationService.ListApis:input_type -> holdfast.coordination.v1.ListApisRequest
+	27, // 54: holdfast.coordination.v1.CoordinationService.UpdateApi:input_type -> holdfast.coordination.v1.UpdateApiRequest
+	5,  // 55: holdfast.coordination.v1.CoordinationService.BeginCall:output_type -> holdfast.coordination.v1.BeginCallResponse
+	8,  // 56: holdfast.coordination.v1.CoordinationService.FinishCall:output_type -> holdfast.coordination.v1.FinishCallResponse
+	10, // 57: holdfast.coordination.v1.CoordinationService.GetCall:output_type -> holdfast.coordination.v1.GetCallResponse
+	12, // 58: holdfast.coordination.v1.CoordinationService.ListCalls:output_type -> holdfast.coordination.v1.ListCallsResponse
+	14, // 59: holdfast.coordination.v1.CoordinationService.Acquire:output_type -> holdfast.coordination.v1.AcquireResponse
+	16, // 60: holdfast.coordination.v1.CoordinationService.AcquireAndWait:output_type -> holdfast.coordination.v1.AcquireAndWaitResponse
+	18, // 61: holdfast.coordination.v1.CoordinationService.Release:output_type -> holdfast.coordination.v1.ReleaseResponse
+	22, // 62: holdfast.coordination.v1.CoordinationService.Report:output_type -> holdfast.coordination.v1.ReportResponse
+	24, // 63: holdfast.coordination.v1.CoordinationService.GetApi:output_type -> holdfast.coordination.v1.GetApiResponse
+	26, // 64: holdfast.coordination.v1.CoordinationService.ListApis:output_type -> holdfast.coordination.v1.ListApisResponse
+	28, // 65: holdfast.coordination.v1.CoordinationService.UpdateApi:output_type -> holdfast.coordination.v1.UpdateApiResponse
+	55, // [55:66] is the sub-list for method output_type
+	44, // [44:55] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_coordination_v1_service_proto_init() }
@@ -2555,19 +2701,19 @@ func file_holdfast_coordination_v1_service_proto_init() {
 		(*FinishCallRequest_Completed)(nil),
 		(*FinishCallRequest_Failed)(nil),
 	}
-	file_holdfast_coordination_v1_service_proto_msgTypes[13].OneofWrappers = []any{
+	file_holdfast_coordination_v1_service_proto_msgTypes[15].OneofWrappers = []any{
 		(*ReportRequest_Response)(nil),
 		(*ReportRequest_Sync)(nil),
 		(*ReportRequest_Live)(nil),
 	}
-	file_holdfast_coordination_v1_service_proto_msgTypes[21].OneofWrappers = []any{}
+	file_holdfast_coordination_v1_service_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_coordination_v1_service_proto_rawDesc), len(file_holdfast_coordination_v1_service_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -48,6 +48,9 @@ const (
 	// CoordinationServiceAcquireProcedure is the fully-qualified name of the CoordinationService's
 	// Acquire RPC.
 	CoordinationServiceAcquireProcedure = "/holdfast.coordination.v1.CoordinationService/Acquire"
+	// CoordinationServiceAcquireAndWaitProcedure is the fully-qualified name of the
+	// CoordinationService's AcquireAndWait RPC.
+	CoordinationServiceAcquireAndWaitProcedure = "/holdfast.coordination.v1.CoordinationService/AcquireAndWait"
 	// CoordinationServiceReleaseProcedure is the fully-qualified name of the CoordinationService's
 	// Release RPC.
 	CoordinationServiceReleaseProcedure = "/holdfast.coordination.v1.CoordinationService/Release"
@@ -98,16 +101,22 @@ type CoordinationServiceClient interface {
 	//
 	//	{"api": "gemini", "operation": "live", "permits": "1", "cost": "1200", "grantId": "turn-9"}
 	Acquire(context.Context, *v1.AcquireRequest) (*v1.AcquireResponse, error)
+	// AcquireAndWait is Acquire for who would rather wait than ask again: the stream ends with the answer that it is allowed, or, after
+	// max_wait, with the last refusal. Those who wait at one server have their turns by user, so one user's many calls do not keep
+	// another's waiting; among servers whoever asks first comes first. A heartbeat comes every 15 s. Leaving gives the turn up.
+	//
+	//	{"acquire": {"api": "gemini", "operation": "generate"}, "maxWait": "60s"}
+	AcquireAndWait(context.Context, *v1.AcquireAndWaitRequest) (*connect.ServerStreamForClient[v1.AcquireAndWaitResponse], error)
 	// Release ends a grant, once: the lease of what runs at once, and with unused all that was taken. Only a service may
 	// release with unused; a user's own call is given back by FinishCall with not_sent.
 	//
 	//	{"api": "gemini", "grantId": "turn-9", "unused": true}
 	Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error)
 	// Report notes what a caller has seen of an API.
-	// A response corrects the policies by what the provider answered. It understands RateLimit, X-RateLimit-*, RateLimit-*,
-	// Anthropic's and Linear's headers, Retry-After, and the error bodies of Linear and Google; what it does not understand it
-	// ignores, and says so. It makes limits tighter, never looser, except that a service's may raise a limit that the provider
-	// says it has raised.
+	// A response corrects the policies by what the provider answered, in any of the dialects that docs/coordination.md lists; what
+	// it does not understand it ignores, and says so. It makes limits tighter, never looser, except that a service's may raise a
+	// limit that the provider says it has raised. A refusal that names no time that is understood pauses the API all the same: about
+	// 1 s, and twice as long each time until a call succeeds, up to 5 min.
 	// A sync is how far a copy of the provider's data has come. Only a service may report it. The high-water mark never goes
 	// back, unless reset is set.
 	// A live session is reported by who has it. An epoch older than the newest is `failed_precondition`, reason FENCED. A
@@ -125,7 +134,8 @@ type CoordinationServiceClient interface {
 	//	{}
 	ListApis(context.Context, *v1.ListApisRequest) (*v1.ListApisResponse, error)
 	// UpdateApi changes an API's policies, breaker and retention, and clears by hand what stands in the way. Only a service may.
-	// Buckets of policies that keep their name and algorithm go on. The journal has it, with who did it.
+	// A policy that keeps its name, scope and unit keeps what was taken from it, converted, whatever else is changed. The journal has
+	// it, with who did it.
 	//
 	//	{"api": "codegen", "config": {"maxAttempts": 3}, "clear": ["CLEAR_BREAKER"]}
 	UpdateApi(context.Context, *v1.UpdateApiRequest) (*v1.UpdateApiResponse, error)
@@ -173,6 +183,12 @@ func NewCoordinationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			connect.WithSchema(coordinationServiceMethods.ByName("Acquire")),
 			connect.WithClientOptions(opts...),
 		),
+		acquireAndWait: connect.NewClient[v1.AcquireAndWaitRequest, v1.AcquireAndWaitResponse](
+			httpClient,
+			baseURL+CoordinationServiceAcquireAndWaitProcedure,
+			connect.WithSchema(coordinationServiceMethods.ByName("AcquireAndWait")),
+			connect.WithClientOptions(opts...),
+		),
 		release: connect.NewClient[v1.ReleaseRequest, v1.ReleaseResponse](
 			httpClient,
 			baseURL+CoordinationServiceReleaseProcedure,
@@ -208,16 +224,17 @@ func NewCoordinationServiceClient(httpClient connect.HTTPClient, baseURL string,
 
 // coordinationServiceClient implements CoordinationServiceClient.
 type coordinationServiceClient struct {
-	beginCall  *connect.Client[v1.BeginCallRequest, v1.BeginCallResponse]
-	finishCall *connect.Client[v1.FinishCallRequest, v1.FinishCallResponse]
-	getCall    *connect.Client[v1.GetCallRequest, v1.GetCallResponse]
-	listCalls  *connect.Client[v1.ListCallsRequest, v1.ListCallsResponse]
-	acquire    *connect.Client[v1.AcquireRequest, v1.AcquireResponse]
-	release    *connect.Client[v1.ReleaseRequest, v1.ReleaseResponse]
-	report     *connect.Client[v1.ReportRequest, v1.ReportResponse]
-	getApi     *connect.Client[v1.GetApiRequest, v1.GetApiResponse]
-	listApis   *connect.Client[v1.ListApisRequest, v1.ListApisResponse]
-	updateApi  *connect.Client[v1.UpdateApiRequest, v1.UpdateApiResponse]
+	beginCall      *connect.Client[v1.BeginCallRequest, v1.BeginCallResponse]
+	finishCall     *connect.Client[v1.FinishCallRequest, v1.FinishCallResponse]
+	getCall        *connect.Client[v1.GetCallRequest, v1.GetCallResponse]
+	listCalls      *connect.Client[v1.ListCallsRequest, v1.ListCallsResponse]
+	acquire        *connect.Client[v1.AcquireRequest, v1.AcquireResponse]
+	acquireAndWait *connect.Client[v1.AcquireAndWaitRequest, v1.AcquireAndWaitResponse]
+	release        *connect.Client[v1.ReleaseRequest, v1.ReleaseResponse]
+	report         *connect.Client[v1.ReportRequest, v1.ReportResponse]
+	getApi         *connect.Client[v1.GetApiRequest, v1.GetApiResponse]
+	listApis       *connect.Client[v1.ListApisRequest, v1.ListApisResponse]
+	updateApi      *connect.Client[v1.UpdateApiRequest, v1.UpdateApiResponse]
 }
 
 // BeginCall calls holdfast.coordination.v1.CoordinationService.BeginCall.
@@ -263,6 +280,11 @@ func (c *coordinationServiceClient) Acquire(ctx context.Context, req *v1.Acquire
 		return response.Msg, err
 	}
 	return nil, err
+}
+
+// AcquireAndWait calls holdfast.coordination.v1.CoordinationService.AcquireAndWait.
+func (c *coordinationServiceClient) AcquireAndWait(ctx context.Context, req *v1.AcquireAndWaitRequest) (*connect.ServerStreamForClient[v1.AcquireAndWaitResponse], error) {
+	return c.acquireAndWait.CallServerStream(ctx, connect.NewRequest(req))
 }
 
 // Release calls holdfast.coordination.v1.CoordinationService.Release.
@@ -343,16 +365,22 @@ type CoordinationServiceHandler interface {
 	//
 	//	{"api": "gemini", "operation": "live", "permits": "1", "cost": "1200", "grantId": "turn-9"}
 	Acquire(context.Context, *v1.AcquireRequest) (*v1.AcquireResponse, error)
+	// AcquireAndWait is Acquire for who would rather wait than ask again: the stream ends with the answer that it is allowed, or, after
+	// max_wait, with the last refusal. Those who wait at one server have their turns by user, so one user's many calls do not keep
+	// another's waiting; among servers whoever asks first comes first. A heartbeat comes every 15 s. Leaving gives the turn up.
+	//
+	//	{"acquire": {"api": "gemini", "operation": "generate"}, "maxWait": "60s"}
+	AcquireAndWait(context.Context, *v1.AcquireAndWaitRequest, *connect.ServerStream[v1.AcquireAndWaitResponse]) error
 	// Release ends a grant, once: the lease of what runs at once, and with unused all that was taken. Only a service may
 	// release with unused; a user's own call is given back by FinishCall with not_sent.
 	//
 	//	{"api": "gemini", "grantId": "turn-9", "unused": true}
 	Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error)
 	// Report notes what a caller has seen of an API.
-	// A response corrects the policies by what the provider answered. It understands RateLimit, X-RateLimit-*, RateLimit-*,
-	// Anthropic's and Linear's headers, Retry-After, and the error bodies of Linear and Google; what it does not understand it
-	// ignores, and says so. It makes limits tighter, never looser, except that a service's may raise a limit that the provider
-	// says it has raised.
+	// A response corrects the policies by what the provider answered, in any of the dialects that docs/coordination.md lists; what
+	// it does not understand it ignores, and says so. It makes limits tighter, never looser, except that a service's may raise a
+	// limit that the provider says it has raised. A refusal that names no time that is understood pauses the API all the same: about
+	// 1 s, and twice as long each time until a call succeeds, up to 5 min.
 	// A sync is how far a copy of the provider's data has come. Only a service may report it. The high-water mark never goes
 	// back, unless reset is set.
 	// A live session is reported by who has it. An epoch older than the newest is `failed_precondition`, reason FENCED. A
@@ -370,7 +398,8 @@ type CoordinationServiceHandler interface {
 	//	{}
 	ListApis(context.Context, *v1.ListApisRequest) (*v1.ListApisResponse, error)
 	// UpdateApi changes an API's policies, breaker and retention, and clears by hand what stands in the way. Only a service may.
-	// Buckets of policies that keep their name and algorithm go on. The journal has it, with who did it.
+	// A policy that keeps its name, scope and unit keeps what was taken from it, converted, whatever else is changed. The journal has
+	// it, with who did it.
 	//
 	//	{"api": "codegen", "config": {"maxAttempts": 3}, "clear": ["CLEAR_BREAKER"]}
 	UpdateApi(context.Context, *v1.UpdateApiRequest) (*v1.UpdateApiResponse, error)
@@ -411,6 +440,12 @@ func NewCoordinationServiceHandler(svc CoordinationServiceHandler, opts ...conne
 		CoordinationServiceAcquireProcedure,
 		svc.Acquire,
 		connect.WithSchema(coordinationServiceMethods.ByName("Acquire")),
+		connect.WithHandlerOptions(opts...),
+	)
+	coordinationServiceAcquireAndWaitHandler := connect.NewServerStreamHandlerSimple(
+		CoordinationServiceAcquireAndWaitProcedure,
+		svc.AcquireAndWait,
+		connect.WithSchema(coordinationServiceMethods.ByName("AcquireAndWait")),
 		connect.WithHandlerOptions(opts...),
 	)
 	coordinationServiceReleaseHandler := connect.NewUnaryHandlerSimple(
@@ -455,6 +490,8 @@ func NewCoordinationServiceHandler(svc CoordinationServiceHandler, opts ...conne
 			coordinationServiceListCallsHandler.ServeHTTP(w, r)
 		case CoordinationServiceAcquireProcedure:
 			coordinationServiceAcquireHandler.ServeHTTP(w, r)
+		case CoordinationServiceAcquireAndWaitProcedure:
+			coordinationServiceAcquireAndWaitHandler.ServeHTTP(w, r)
 		case CoordinationServiceReleaseProcedure:
 			coordinationServiceReleaseHandler.ServeHTTP(w, r)
 		case CoordinationServiceReportProcedure:
@@ -492,6 +529,10 @@ func (UnimplementedCoordinationServiceHandler) ListCalls(context.Context, *v1.Li
 
 func (UnimplementedCoordinationServiceHandler) Acquire(context.Context, *v1.AcquireRequest) (*v1.AcquireResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.Acquire is not implemented"))
+}
+
+func (UnimplementedCoordinationServiceHandler) AcquireAndWait(context.Context, *v1.AcquireAndWaitRequest, *connect.ServerStream[v1.AcquireAndWaitResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.coordination.v1.CoordinationService.AcquireAndWait is not implemented"))
 }
 
 func (UnimplementedCoordinationServiceHandler) Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error) {

@@ -442,7 +442,12 @@ type ApiState struct {
 	Released        []int64 `protobuf:"varint,16,rep,packed,name=released,proto3" json:"released,omitempty"`
 	ReleasedThrough int64   `protobuf:"varint,17,opt,name=released_through,json=releasedThrough,proto3" json:"released_through,omitempty"`
 	// How often all limits were cleared; see UserBuckets.
-	Clears        int32 `protobuf:"varint,18,opt,name=clears,proto3" json:"clears,omitempty"`
+	Clears  int32    `protobuf:"varint,18,opt,name=clears,proto3" json:"clears,omitempty"`
+	Backoff *Backoff `protobuf:"bytes,19,opt,name=backoff,proto3" json:"backoff,omitempty"`
+	// With BreakerConfig.per_operation, by operation.
+	OperationBreakers map[string]*Breaker `protobuf:"bytes,20,rep,name=operation_breakers,json=operationBreakers,proto3" json:"operation_breakers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Of the newest day, users, statuses and latencies. They stand apart because the journal keeps a whole field for each change.
+	Details       *UsageDay `protobuf:"bytes,21,opt,name=details,proto3" json:"details,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -603,6 +608,89 @@ func (x *ApiState) GetClears() int32 {
 	return 0
 }
 
+func (x *ApiState) GetBackoff() *Backoff {
+	if x != nil {
+		return x.Backoff
+	}
+	return nil
+}
+
+func (x *ApiState) GetOperationBreakers() map[string]*Breaker {
+	if x != nil {
+		return x.OperationBreakers
+	}
+	return nil
+}
+
+func (x *ApiState) GetDetails() *UsageDay {
+	if x != nil {
+		return x.Details
+	}
+	return nil
+}
+
+// Backoff is the silence that follows refusals of which the provider did not say how long they hold.
+type Backoff struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without a success between them.
+	Refusals      int32                  `protobuf:"varint,1,opt,name=refusals,proto3" json:"refusals,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Backoff) Reset() {
+	*x = Backoff{}
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Backoff) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Backoff) ProtoMessage() {}
+
+func (x *Backoff) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Backoff.ProtoReflect.Descriptor instead.
+func (*Backoff) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Backoff) GetRefusals() int32 {
+	if x != nil {
+		return x.Refusals
+	}
+	return 0
+}
+
+func (x *Backoff) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Backoff) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 type ApiConfig struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Policies      []*Policy              `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
@@ -617,7 +705,7 @@ type ApiConfig struct {
 
 func (x *ApiConfig) Reset() {
 	*x = ApiConfig{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -629,7 +717,7 @@ func (x *ApiConfig) String() string {
 func (*ApiConfig) ProtoMessage() {}
 
 func (x *ApiConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +730,7 @@ func (x *ApiConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiConfig.ProtoReflect.Descriptor instead.
 func (*ApiConfig) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ApiConfig) GetPolicies() []*Policy {
@@ -708,7 +796,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +808,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +821,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Policy) GetName() string {
@@ -833,13 +921,19 @@ type BreakerConfig struct {
 	OpenFor          *durationpb.Duration   `protobuf:"bytes,2,opt,name=open_for,json=openFor,proto3" json:"open_for,omitempty"`
 	ProbeLease       *durationpb.Duration   `protobuf:"bytes,3,opt,name=probe_lease,json=probeLease,proto3" json:"probe_lease,omitempty"`
 	Disabled         bool                   `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	FailureRate      float64                `protobuf:"fixed64,5,opt,name=failure_rate,json=failureRate,proto3" json:"failure_rate,omitempty"`
+	MinCalls         int32                  `protobuf:"varint,6,opt,name=min_calls,json=minCalls,proto3" json:"min_calls,omitempty"`
+	Window           *durationpb.Duration   `protobuf:"bytes,7,opt,name=window,proto3" json:"window,omitempty"`
+	SlowAfter        *durationpb.Duration   `protobuf:"bytes,8,opt,name=slow_after,json=slowAfter,proto3" json:"slow_after,omitempty"`
+	Probes           int32                  `protobuf:"varint,9,opt,name=probes,proto3" json:"probes,omitempty"`
+	PerOperation     bool                   `protobuf:"varint,10,opt,name=per_operation,json=perOperation,proto3" json:"per_operation,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *BreakerConfig) Reset() {
 	*x = BreakerConfig{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +945,7 @@ func (x *BreakerConfig) String() string {
 func (*BreakerConfig) ProtoMessage() {}
 
 func (x *BreakerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +958,7 @@ func (x *BreakerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BreakerConfig.ProtoReflect.Descriptor instead.
 func (*BreakerConfig) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *BreakerConfig) GetFailureThreshold() int32 {
@@ -891,6 +985,48 @@ func (x *BreakerConfig) GetProbeLease() *durationpb.Duration {
 func (x *BreakerConfig) GetDisabled() bool {
 	if x != nil {
 		return x.Disabled
+	}
+	return false
+}
+
+func (x *BreakerConfig) GetFailureRate() float64 {
+	if x != nil {
+		return x.FailureRate
+	}
+	return 0
+}
+
+func (x *BreakerConfig) GetMinCalls() int32 {
+	if x != nil {
+		return x.MinCalls
+	}
+	return 0
+}
+
+func (x *BreakerConfig) GetWindow() *durationpb.Duration {
+	if x != nil {
+		return x.Window
+	}
+	return nil
+}
+
+func (x *BreakerConfig) GetSlowAfter() *durationpb.Duration {
+	if x != nil {
+		return x.SlowAfter
+	}
+	return nil
+}
+
+func (x *BreakerConfig) GetProbes() int32 {
+	if x != nil {
+		return x.Probes
+	}
+	return 0
+}
+
+func (x *BreakerConfig) GetPerOperation() bool {
+	if x != nil {
+		return x.PerOperation
 	}
 	return false
 }
@@ -924,7 +1060,7 @@ type Bucket struct {
 
 func (x *Bucket) Reset() {
 	*x = Bucket{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -936,7 +1072,7 @@ func (x *Bucket) String() string {
 func (*Bucket) ProtoMessage() {}
 
 func (x *Bucket) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -949,7 +1085,7 @@ func (x *Bucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bucket.ProtoReflect.Descriptor instead.
 func (*Bucket) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Bucket) GetTat() *timestamppb.Timestamp {
@@ -1040,7 +1176,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1188,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1201,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Slot) GetTime() *timestamppb.Timestamp {
@@ -1094,7 +1230,7 @@ type ConcurrencyLease struct {
 
 func (x *ConcurrencyLease) Reset() {
 	*x = ConcurrencyLease{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1106,7 +1242,7 @@ func (x *ConcurrencyLease) String() string {
 func (*ConcurrencyLease) ProtoMessage() {}
 
 func (x *ConcurrencyLease) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1119,7 +1255,7 @@ func (x *ConcurrencyLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConcurrencyLease.ProtoReflect.Descriptor instead.
 func (*ConcurrencyLease) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ConcurrencyLease) GetUnits() int64 {
@@ -1149,14 +1285,17 @@ type UserBuckets struct {
 	Buckets map[string]*Bucket     `protobuf:"bytes,1,rep,name=buckets,proto3" json:"buckets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Pools   map[string]*Bucket     `protobuf:"bytes,2,rep,name=pools,proto3" json:"pools,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// ApiState.clears when they were stored: with another number they are over.
-	Clears        int32 `protobuf:"varint,3,opt,name=clears,proto3" json:"clears,omitempty"`
+	Clears int32 `protobuf:"varint,3,opt,name=clears,proto3" json:"clears,omitempty"`
+	// ApiState.config_version then, and the policies of the scope user, by which the buckets count.
+	ConfigVersion int64     `protobuf:"varint,4,opt,name=config_version,json=configVersion,proto3" json:"config_version,omitempty"`
+	Policies      []*Policy `protobuf:"bytes,5,rep,name=policies,proto3" json:"policies,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UserBuckets) Reset() {
 	*x = UserBuckets{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1168,7 +1307,7 @@ func (x *UserBuckets) String() string {
 func (*UserBuckets) ProtoMessage() {}
 
 func (x *UserBuckets) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1181,7 +1320,7 @@ func (x *UserBuckets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserBuckets.ProtoReflect.Descriptor instead.
 func (*UserBuckets) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UserBuckets) GetBuckets() map[string]*Bucket {
@@ -1205,6 +1344,20 @@ func (x *UserBuckets) GetClears() int32 {
 	return 0
 }
 
+func (x *UserBuckets) GetConfigVersion() int64 {
+	if x != nil {
+		return x.ConfigVersion
+	}
+	return 0
+}
+
+func (x *UserBuckets) GetPolicies() []*Policy {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
 // Grants are the last ones that their caller has named, oldest first, in the collection grants: some of those of one caller.
 type Grants struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1215,7 +1368,7 @@ type Grants struct {
 
 func (x *Grants) Reset() {
 	*x = Grants{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1380,7 @@ func (x *Grants) String() string {
 func (*Grants) ProtoMessage() {}
 
 func (x *Grants) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1393,7 @@ func (x *Grants) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grants.ProtoReflect.Descriptor instead.
 func (*Grants) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Grants) GetGrants() []*Grant {
@@ -1262,7 +1415,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1274,7 +1427,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1287,7 +1440,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Grant) GetName() string {
@@ -1313,13 +1466,22 @@ type Breaker struct {
 	OpenTime            *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=open_time,json=openTime,proto3" json:"open_time,omitempty"`
 	RetryTime           *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
 	OpenCount           int32                  `protobuf:"varint,6,opt,name=open_count,json=openCount,proto3" json:"open_count,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// The calls of the window that began at window_time, and of the one before it.
+	Calls        int32                  `protobuf:"varint,7,opt,name=calls,proto3" json:"calls,omitempty"`
+	Failures     int32                  `protobuf:"varint,8,opt,name=failures,proto3" json:"failures,omitempty"`
+	WindowTime   *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=window_time,json=windowTime,proto3" json:"window_time,omitempty"`
+	PastCalls    int32                  `protobuf:"varint,10,opt,name=past_calls,json=pastCalls,proto3" json:"past_calls,omitempty"`
+	PastFailures int32                  `protobuf:"varint,11,opt,name=past_failures,json=pastFailures,proto3" json:"past_failures,omitempty"`
+	// Half-open: the probes that have begun, and those that succeeded.
+	ProbesBegun     int32 `protobuf:"varint,12,opt,name=probes_begun,json=probesBegun,proto3" json:"probes_begun,omitempty"`
+	ProbesSucceeded int32 `protobuf:"varint,13,opt,name=probes_succeeded,json=probesSucceeded,proto3" json:"probes_succeeded,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Breaker) Reset() {
 	*x = Breaker{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1493,7 @@ func (x *Breaker) String() string {
 func (*Breaker) ProtoMessage() {}
 
 func (x *Breaker) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1506,7 @@ func (x *Breaker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Breaker.ProtoReflect.Descriptor instead.
 func (*Breaker) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Breaker) GetStatus() BreakerStatus {
@@ -1389,6 +1551,55 @@ func (x *Breaker) GetOpenCount() int32 {
 	return 0
 }
 
+func (x *Breaker) GetCalls() int32 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *Breaker) GetFailures() int32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *Breaker) GetWindowTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WindowTime
+	}
+	return nil
+}
+
+func (x *Breaker) GetPastCalls() int32 {
+	if x != nil {
+		return x.PastCalls
+	}
+	return 0
+}
+
+func (x *Breaker) GetPastFailures() int32 {
+	if x != nil {
+		return x.PastFailures
+	}
+	return 0
+}
+
+func (x *Breaker) GetProbesBegun() int32 {
+	if x != nil {
+		return x.ProbesBegun
+	}
+	return 0
+}
+
+func (x *Breaker) GetProbesSucceeded() int32 {
+	if x != nil {
+		return x.ProbesSucceeded
+	}
+	return 0
+}
+
 // InFlight is a call whose lease runs.
 type InFlight struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1400,7 +1611,7 @@ type InFlight struct {
 
 func (x *InFlight) Reset() {
 	*x = InFlight{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[11]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1412,7 +1623,7 @@ func (x *InFlight) String() string {
 func (*InFlight) ProtoMessage() {}
 
 func (x *InFlight) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[11]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1425,7 +1636,7 @@ func (x *InFlight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InFlight.ProtoReflect.Descriptor instead.
 func (*InFlight) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *InFlight) GetSeq() int64 {
@@ -1480,7 +1691,7 @@ type Call struct {
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[12]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1703,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[12]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1716,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Call) GetKey() string {
@@ -1665,7 +1876,7 @@ type CallRef struct {
 
 func (x *CallRef) Reset() {
 	*x = CallRef{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[13]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +1888,7 @@ func (x *CallRef) String() string {
 func (*CallRef) ProtoMessage() {}
 
 func (x *CallRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[13]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,7 +1901,7 @@ func (x *CallRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallRef.ProtoReflect.Descriptor instead.
 func (*CallRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CallRef) GetSeq() int64 {
@@ -1713,7 +1924,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[14]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +1936,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[14]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +1949,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Outcome) GetHttpStatus() int32 {
@@ -1790,13 +2001,16 @@ type UsageDay struct {
 	// The 65th and later are counted as "other".
 	Operations    map[string]int64       `protobuf:"bytes,9,rep,name=operations,proto3" json:"operations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	EndTime       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	Users         []*UserUsage           `protobuf:"bytes,11,rep,name=users,proto3" json:"users,omitempty"`
+	Statuses      map[int32]int64        `protobuf:"bytes,12,rep,name=statuses,proto3" json:"statuses,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Latencies     map[int32]int64        `protobuf:"bytes,13,rep,name=latencies,proto3" json:"latencies,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UsageDay) Reset() {
 	*x = UsageDay{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[15]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1808,7 +2022,7 @@ func (x *UsageDay) String() string {
 func (*UsageDay) ProtoMessage() {}
 
 func (x *UsageDay) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[15]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1821,7 +2035,7 @@ func (x *UsageDay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageDay.ProtoReflect.Descriptor instead.
 func (*UsageDay) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UsageDay) GetDate() string {
@@ -1894,6 +2108,87 @@ func (x *UsageDay) GetEndTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *UsageDay) GetUsers() []*UserUsage {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
+func (x *UsageDay) GetStatuses() map[int32]int64 {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
+}
+
+func (x *UsageDay) GetLatencies() map[int32]int64 {
+	if x != nil {
+		return x.Latencies
+	}
+	return nil
+}
+
+type UserUsage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	User          string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	Permits       int64                  `protobuf:"varint,2,opt,name=permits,proto3" json:"permits,omitempty"`
+	Cost          int64                  `protobuf:"varint,3,opt,name=cost,proto3" json:"cost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserUsage) Reset() {
+	*x = UserUsage{}
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserUsage) ProtoMessage() {}
+
+func (x *UserUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserUsage.ProtoReflect.Descriptor instead.
+func (*UserUsage) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *UserUsage) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *UserUsage) GetPermits() int64 {
+	if x != nil {
+		return x.Permits
+	}
+	return 0
+}
+
+func (x *UserUsage) GetCost() int64 {
+	if x != nil {
+		return x.Cost
+	}
+	return 0
+}
+
 type SyncState struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	HighWaterMark   *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=high_water_mark,json=highWaterMark,proto3" json:"high_water_mark,omitempty"`
@@ -1910,7 +2205,7 @@ type SyncState struct {
 
 func (x *SyncState) Reset() {
 	*x = SyncState{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[16]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1922,7 +2217,7 @@ func (x *SyncState) String() string {
 func (*SyncState) ProtoMessage() {}
 
 func (x *SyncState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[16]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1935,7 +2230,7 @@ func (x *SyncState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncState.ProtoReflect.Descriptor instead.
 func (*SyncState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SyncState) GetHighWaterMark() *timestamppb.Timestamp {
@@ -2013,7 +2308,7 @@ type LiveSession struct {
 
 func (x *LiveSession) Reset() {
 	*x = LiveSession{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[17]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2025,7 +2320,7 @@ func (x *LiveSession) String() string {
 func (*LiveSession) ProtoMessage() {}
 
 func (x *LiveSession) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[17]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2038,7 +2333,7 @@ func (x *LiveSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSession.ProtoReflect.Descriptor instead.
 func (*LiveSession) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LiveSession) GetStatus() LiveStatus {
@@ -2134,7 +2429,7 @@ type LiveCounts struct {
 
 func (x *LiveCounts) Reset() {
 	*x = LiveCounts{}
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[18]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2441,7 @@ func (x *LiveCounts) String() string {
 func (*LiveCounts) ProtoMessage() {}
 
 func (x *LiveCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[18]
+	mi := &file_holdfast_store_coordination_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2454,7 @@ func (x *LiveCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveCounts.ProtoReflect.Descriptor instead.
 func (*LiveCounts) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_store_coordination_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LiveCounts) GetOpened() int64 {
@@ -2215,8 +2510,7 @@ var File_holdfast_store_coordination_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"*holdfast/store/coordination/v1/state.proto\x12\x1eholdfast.store.coordination.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf5\n" +
-	"\n" +
+	"*holdfast/store/coordination/v1/state.proto\x12\x1eholdfast.store.coordination.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\r\n" +
 	"\bApiState\x12A\n" +
 	"\x06config\x18\x01 \x01(\v2).holdfast.store.coordination.v1.ApiConfigR\x06config\x12O\n" +
 	"\abuckets\x18\x02 \x03(\v25.holdfast.store.coordination.v1.ApiState.BucketsEntryR\abuckets\x12I\n" +
@@ -2240,7 +2534,10 @@ const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"\x0econfig_version\x18\x0f \x01(\x03R\rconfigVersion\x12\x1a\n" +
 	"\breleased\x18\x10 \x03(\x03R\breleased\x12)\n" +
 	"\x10released_through\x18\x11 \x01(\x03R\x0freleasedThrough\x12\x16\n" +
-	"\x06clears\x18\x12 \x01(\x05R\x06clears\x1ab\n" +
+	"\x06clears\x18\x12 \x01(\x05R\x06clears\x12A\n" +
+	"\abackoff\x18\x13 \x01(\v2'.holdfast.store.coordination.v1.BackoffR\abackoff\x12n\n" +
+	"\x12operation_breakers\x18\x14 \x03(\v2?.holdfast.store.coordination.v1.ApiState.OperationBreakersEntryR\x11operationBreakers\x12B\n" +
+	"\adetails\x18\x15 \x01(\v2(.holdfast.store.coordination.v1.UsageDayR\adetails\x1ab\n" +
 	"\fBucketsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12<\n" +
 	"\x05value\x18\x02 \x01(\v2&.holdfast.store.coordination.v1.BucketR\x05value:\x028\x01\x1a`\n" +
@@ -2253,7 +2550,14 @@ const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\v2).holdfast.store.coordination.v1.SyncStateR\x05value:\x028\x01\x1ad\n" +
 	"\tLiveEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12A\n" +
-	"\x05value\x18\x02 \x01(\v2+.holdfast.store.coordination.v1.LiveSessionR\x05value:\x028\x01\"\xc2\x02\n" +
+	"\x05value\x18\x02 \x01(\v2+.holdfast.store.coordination.v1.LiveSessionR\x05value:\x028\x01\x1am\n" +
+	"\x16OperationBreakersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12=\n" +
+	"\x05value\x18\x02 \x01(\v2'.holdfast.store.coordination.v1.BreakerR\x05value:\x028\x01\"\x89\x01\n" +
+	"\aBackoff\x12\x1a\n" +
+	"\brefusals\x18\x01 \x01(\x05R\brefusals\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xc2\x02\n" +
 	"\tApiConfig\x12B\n" +
 	"\bpolicies\x18\x01 \x03(\v2&.holdfast.store.coordination.v1.PolicyR\bpolicies\x12G\n" +
 	"\abreaker\x18\x02 \x01(\v2-.holdfast.store.coordination.v1.BreakerConfigR\abreaker\x12/\n" +
@@ -2277,13 +2581,21 @@ const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"operations\x12/\n" +
 	"\x05lease\x18\v \x01(\v2\x19.google.protobuf.DurationR\x05lease\x121\n" +
 	"\x06margin\x18\f \x01(\v2\x19.google.protobuf.DurationR\x06margin\x12\x1c\n" +
-	"\tdimension\x18\r \x01(\tR\tdimension\"\xca\x01\n" +
+	"\tdimension\x18\r \x01(\tR\tdimension\"\xb4\x03\n" +
 	"\rBreakerConfig\x12+\n" +
 	"\x11failure_threshold\x18\x01 \x01(\x05R\x10failureThreshold\x124\n" +
 	"\bopen_for\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\aopenFor\x12:\n" +
 	"\vprobe_lease\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"probeLease\x12\x1a\n" +
-	"\bdisabled\x18\x04 \x01(\bR\bdisabled\"\xb7\x05\n" +
+	"\bdisabled\x18\x04 \x01(\bR\bdisabled\x12!\n" +
+	"\ffailure_rate\x18\x05 \x01(\x01R\vfailureRate\x12\x1b\n" +
+	"\tmin_calls\x18\x06 \x01(\x05R\bminCalls\x121\n" +
+	"\x06window\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06window\x128\n" +
+	"\n" +
+	"slow_after\x18\b \x01(\v2\x19.google.protobuf.DurationR\tslowAfter\x12\x16\n" +
+	"\x06probes\x18\t \x01(\x05R\x06probes\x12#\n" +
+	"\rper_operation\x18\n" +
+	" \x01(\bR\fperOperation\"\xb7\x05\n" +
 	"\x06Bucket\x12,\n" +
 	"\x03tat\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x03tat\x12:\n" +
 	"\x05slots\x18\x02 \x03(\v2$.holdfast.store.coordination.v1.SlotR\x05slots\x12\x12\n" +
@@ -2309,11 +2621,13 @@ const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"\x05units\x18\x01 \x01(\x03R\x05units\x12;\n" +
 	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12\x14\n" +
-	"\x05owner\x18\x03 \x01(\tR\x05owner\"\x8d\x03\n" +
+	"\x05owner\x18\x03 \x01(\tR\x05owner\"\xf8\x03\n" +
 	"\vUserBuckets\x12R\n" +
 	"\abuckets\x18\x01 \x03(\v28.holdfast.store.coordination.v1.UserBuckets.BucketsEntryR\abuckets\x12L\n" +
 	"\x05pools\x18\x02 \x03(\v26.holdfast.store.coordination.v1.UserBuckets.PoolsEntryR\x05pools\x12\x16\n" +
-	"\x06clears\x18\x03 \x01(\x05R\x06clears\x1ab\n" +
+	"\x06clears\x18\x03 \x01(\x05R\x06clears\x12%\n" +
+	"\x0econfig_version\x18\x04 \x01(\x03R\rconfigVersion\x12B\n" +
+	"\bpolicies\x18\x05 \x03(\v2&.holdfast.store.coordination.v1.PolicyR\bpolicies\x1ab\n" +
 	"\fBucketsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12<\n" +
 	"\x05value\x18\x02 \x01(\v2&.holdfast.store.coordination.v1.BucketR\x05value:\x028\x01\x1a`\n" +
@@ -2325,7 +2639,7 @@ const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"\x06grants\x18\x01 \x03(\v2%.holdfast.store.coordination.v1.GrantR\x06grants\"+\n" +
 	"\x05Grant\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\tR\x02id\"\xb6\x02\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"\xb7\x04\n" +
 	"\aBreaker\x12E\n" +
 	"\x06status\x18\x01 \x01(\x0e2-.holdfast.store.coordination.v1.BreakerStatusR\x06status\x12\x1e\n" +
 	"\n" +
@@ -2336,7 +2650,17 @@ const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"retry_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x12\x1d\n" +
 	"\n" +
-	"open_count\x18\x06 \x01(\x05R\topenCount\"Y\n" +
+	"open_count\x18\x06 \x01(\x05R\topenCount\x12\x14\n" +
+	"\x05calls\x18\a \x01(\x05R\x05calls\x12\x1a\n" +
+	"\bfailures\x18\b \x01(\x05R\bfailures\x12;\n" +
+	"\vwindow_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"windowTime\x12\x1d\n" +
+	"\n" +
+	"past_calls\x18\n" +
+	" \x01(\x05R\tpastCalls\x12#\n" +
+	"\rpast_failures\x18\v \x01(\x05R\fpastFailures\x12!\n" +
+	"\fprobes_begun\x18\f \x01(\x05R\vprobesBegun\x12)\n" +
+	"\x10probes_succeeded\x18\r \x01(\x05R\x0fprobesSucceeded\"Y\n" +
 	"\bInFlight\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12;\n" +
 	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
@@ -2380,7 +2704,7 @@ const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"\treference\x18\x05 \x01(\tR\treference\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa0\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x87\x06\n" +
 	"\bUsageDay\x12\x12\n" +
 	"\x04date\x18\x01 \x01(\tR\x04date\x12\x18\n" +
 	"\apermits\x18\x02 \x01(\x03R\apermits\x12\x12\n" +
@@ -2394,10 +2718,23 @@ const file_holdfast_store_coordination_v1_state_proto_rawDesc = "" +
 	"operations\x18\t \x03(\v28.holdfast.store.coordination.v1.UsageDay.OperationsEntryR\n" +
 	"operations\x125\n" +
 	"\bend_time\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x1a=\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12?\n" +
+	"\x05users\x18\v \x03(\v2).holdfast.store.coordination.v1.UserUsageR\x05users\x12R\n" +
+	"\bstatuses\x18\f \x03(\v26.holdfast.store.coordination.v1.UsageDay.StatusesEntryR\bstatuses\x12U\n" +
+	"\tlatencies\x18\r \x03(\v27.holdfast.store.coordination.v1.UsageDay.LatenciesEntryR\tlatencies\x1a=\n" +
 	"\x0fOperationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xcb\x03\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a;\n" +
+	"\rStatusesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x05R\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a<\n" +
+	"\x0eLatenciesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x05R\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"M\n" +
+	"\tUserUsage\x12\x12\n" +
+	"\x04user\x18\x01 \x01(\tR\x04user\x12\x18\n" +
+	"\apermits\x18\x02 \x01(\x03R\apermits\x12\x12\n" +
+	"\x04cost\x18\x03 \x01(\x03R\x04cost\"\xcb\x03\n" +
 	"\tSyncState\x12B\n" +
 	"\x0fhigh_water_mark\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\rhighWaterMark\x12\x1f\n" +
 	"\vpage_cursor\x18\x02 \x01(\tR\n" +
@@ -2497,7 +2834,7 @@ func file_holdfast_store_coordination_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_store_coordination_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_holdfast_store_coordination_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_holdfast_store_coordination_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_holdfast_store_coordination_v1_state_proto_goTypes = []any{
 	(Algorithm)(0),                // 0: holdfast.store.coordination.v1.Algorithm
 	(Calendar)(0),                 // 1: holdfast.store.coordination.v1.Calendar
@@ -2507,112 +2844,130 @@ var file_holdfast_store_coordination_v1_state_proto_goTypes = []any{
 	(CallStatus)(0),               // 5: holdfast.store.coordination.v1.CallStatus
 	(LiveStatus)(0),               // 6: holdfast.store.coordination.v1.LiveStatus
 	(*ApiState)(nil),              // 7: holdfast.store.coordination.v1.ApiState
-	(*ApiConfig)(nil),             // 8: holdfast.store.coordination.v1.ApiConfig
-	(*Policy)(nil),                // 9: holdfast.store.coordination.v1.Policy
-	(*BreakerConfig)(nil),         // 10: holdfast.store.coordination.v1.BreakerConfig
-	(*Bucket)(nil),                // 11: holdfast.store.coordination.v1.Bucket
-	(*Slot)(nil),                  // 12: holdfast.store.coordination.v1.Slot
-	(*ConcurrencyLease)(nil),      // 13: holdfast.store.coordination.v1.ConcurrencyLease
-	(*UserBuckets)(nil),           // 14: holdfast.store.coordination.v1.UserBuckets
-	(*Grants)(nil),                // 15: holdfast.store.coordination.v1.Grants
-	(*Grant)(nil),                 // 16: holdfast.store.coordination.v1.Grant
-	(*Breaker)(nil),               // 17: holdfast.store.coordination.v1.Breaker
-	(*InFlight)(nil),              // 18: holdfast.store.coordination.v1.InFlight
-	(*Call)(nil),                  // 19: holdfast.store.coordination.v1.Call
-	(*CallRef)(nil),               // 20: holdfast.store.coordination.v1.CallRef
-	(*Outcome)(nil),               // 21: holdfast.store.coordination.v1.Outcome
-	(*UsageDay)(nil),              // 22: holdfast.store.coordination.v1.UsageDay
-	(*SyncState)(nil),             // 23: holdfast.store.coordination.v1.SyncState
-	(*LiveSession)(nil),           // 24: holdfast.store.coordination.v1.LiveSession
-	(*LiveCounts)(nil),            // 25: holdfast.store.coordination.v1.LiveCounts
-	nil,                           // 26: holdfast.store.coordination.v1.ApiState.BucketsEntry
-	nil,                           // 27: holdfast.store.coordination.v1.ApiState.PoolsEntry
-	nil,                           // 28: holdfast.store.coordination.v1.ApiState.SyncEntry
-	nil,                           // 29: holdfast.store.coordination.v1.ApiState.LiveEntry
-	nil,                           // 30: holdfast.store.coordination.v1.Bucket.LeasesEntry
-	nil,                           // 31: holdfast.store.coordination.v1.UserBuckets.BucketsEntry
-	nil,                           // 32: holdfast.store.coordination.v1.UserBuckets.PoolsEntry
-	nil,                           // 33: holdfast.store.coordination.v1.Outcome.HeadersEntry
-	nil,                           // 34: holdfast.store.coordination.v1.UsageDay.OperationsEntry
-	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
+	(*Backoff)(nil),               // 8: holdfast.store.coordination.v1.Backoff
+	(*ApiConfig)(nil),             // 9: holdfast.store.coordination.v1.ApiConfig
+	(*Policy)(nil),                // 10: holdfast.store.coordination.v1.Policy
+	(*BreakerConfig)(nil),         // 11: holdfast.store.coordination.v1.BreakerConfig
+	(*Bucket)(nil),                // 12: holdfast.store.coordination.v1.Bucket
+	(*Slot)(nil),                  // 13: holdfast.store.coordination.v1.Slot
+	(*ConcurrencyLease)(nil),      // 14: holdfast.store.coordination.v1.ConcurrencyLease
+	(*UserBuckets)(nil),           // 15: holdfast.store.coordination.v1.UserBuckets
+	(*Grants)(nil),                // 16: holdfast.store.coordination.v1.Grants
+	(*Grant)(nil),                 // 17: holdfast.store.coordination.v1.Grant
+	(*Breaker)(nil),               // 18: holdfast.store.coordination.v1.Breaker
+	(*InFlight)(nil),              // 19: holdfast.store.coordination.v1.InFlight
+	(*Call)(nil),                  // 20: holdfast.store.coordination.v1.Call
+	(*CallRef)(nil),               // 21: holdfast.store.coordination.v1.CallRef
+	(*Outcome)(nil),               // 22: holdfast.store.coordination.v1.Outcome
+	(*UsageDay)(nil),              // 23: holdfast.store.coordination.v1.UsageDay
+	(*UserUsage)(nil),             // 24: holdfast.store.coordination.v1.UserUsage
+	(*SyncState)(nil),             // 25: holdfast.store.coordination.v1.SyncState
+	(*LiveSession)(nil),           // 26: holdfast.store.coordination.v1.LiveSession
+	(*LiveCounts)(nil),            // 27: holdfast.store.coordination.v1.LiveCounts
+	nil,                           // 28: holdfast.store.coordination.v1.ApiState.BucketsEntry
+	nil,                           // 29: holdfast.store.coordination.v1.ApiState.PoolsEntry
+	nil,                           // 30: holdfast.store.coordination.v1.ApiState.SyncEntry
+	nil,                           // 31: holdfast.store.coordination.v1.ApiState.LiveEntry
+	nil,                           // 32: holdfast.store.coordination.v1.ApiState.OperationBreakersEntry
+	nil,                           // 33: holdfast.store.coordination.v1.Bucket.LeasesEntry
+	nil,                           // 34: holdfast.store.coordination.v1.UserBuckets.BucketsEntry
+	nil,                           // 35: holdfast.store.coordination.v1.UserBuckets.PoolsEntry
+	nil,                           // 36: holdfast.store.coordination.v1.Outcome.HeadersEntry
+	nil,                           // 37: holdfast.store.coordination.v1.UsageDay.OperationsEntry
+	nil,                           // 38: holdfast.store.coordination.v1.UsageDay.StatusesEntry
+	nil,                           // 39: holdfast.store.coordination.v1.UsageDay.LatenciesEntry
+	(*timestamppb.Timestamp)(nil), // 40: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 41: google.protobuf.Duration
 }
 var file_holdfast_store_coordination_v1_state_proto_depIdxs = []int32{
-	8,  // 0: holdfast.store.coordination.v1.ApiState.config:type_name -> holdfast.store.coordination.v1.ApiConfig
-	26, // 1: holdfast.store.coordination.v1.ApiState.buckets:type_name -> holdfast.store.coordination.v1.ApiState.BucketsEntry
-	27, // 2: holdfast.store.coordination.v1.ApiState.pools:type_name -> holdfast.store.coordination.v1.ApiState.PoolsEntry
-	17, // 3: holdfast.store.coordination.v1.ApiState.breaker:type_name -> holdfast.store.coordination.v1.Breaker
-	22, // 4: holdfast.store.coordination.v1.ApiState.today:type_name -> holdfast.store.coordination.v1.UsageDay
-	18, // 5: holdfast.store.coordination.v1.ApiState.in_flight:type_name -> holdfast.store.coordination.v1.InFlight
-	28, // 6: holdfast.store.coordination.v1.ApiState.sync:type_name -> holdfast.store.coordination.v1.ApiState.SyncEntry
-	29, // 7: holdfast.store.coordination.v1.ApiState.live:type_name -> holdfast.store.coordination.v1.ApiState.LiveEntry
-	25, // 8: holdfast.store.coordination.v1.ApiState.live_counts:type_name -> holdfast.store.coordination.v1.LiveCounts
-	35, // 9: holdfast.store.coordination.v1.ApiState.first_time:type_name -> google.protobuf.Timestamp
-	35, // 10: holdfast.store.coordination.v1.ApiState.pause_until:type_name -> google.protobuf.Timestamp
-	9,  // 11: holdfast.store.coordination.v1.ApiConfig.policies:type_name -> holdfast.store.coordination.v1.Policy
-	10, // 12: holdfast.store.coordination.v1.ApiConfig.breaker:type_name -> holdfast.store.coordination.v1.BreakerConfig
-	36, // 13: holdfast.store.coordination.v1.ApiConfig.lease:type_name -> google.protobuf.Duration
-	36, // 14: holdfast.store.coordination.v1.ApiConfig.retention:type_name -> google.protobuf.Duration
-	0,  // 15: holdfast.store.coordination.v1.Policy.algorithm:type_name -> holdfast.store.coordination.v1.Algorithm
-	36, // 16: holdfast.store.coordination.v1.Policy.period:type_name -> google.protobuf.Duration
-	1,  // 17: holdfast.store.coordination.v1.Policy.calendar:type_name -> holdfast.store.coordination.v1.Calendar
-	2,  // 18: holdfast.store.coordination.v1.Policy.scope:type_name -> holdfast.store.coordination.v1.Scope
-	3,  // 19: holdfast.store.coordination.v1.Policy.unit:type_name -> holdfast.store.coordination.v1.Unit
-	36, // 20: holdfast.store.coordination.v1.Policy.lease:type_name -> google.protobuf.Duration
-	36, // 21: holdfast.store.coordination.v1.Policy.margin:type_name -> google.protobuf.Duration
-	36, // 22: holdfast.store.coordination.v1.BreakerConfig.open_for:type_name -> google.protobuf.Duration
-	36, // 23: holdfast.store.coordination.v1.BreakerConfig.probe_lease:type_name -> google.protobuf.Duration
-	35, // 24: holdfast.store.coordination.v1.Bucket.tat:type_name -> google.protobuf.Timestamp
-	12, // 25: holdfast.store.coordination.v1.Bucket.slots:type_name -> holdfast.store.coordination.v1.Slot
-	35, // 26: holdfast.store.coordination.v1.Bucket.window_end:type_name -> google.protobuf.Timestamp
-	30, // 27: holdfast.store.coordination.v1.Bucket.leases:type_name -> holdfast.store.coordination.v1.Bucket.LeasesEntry
-	35, // 28: holdfast.store.coordination.v1.Bucket.blocked_until:type_name -> google.protobuf.Timestamp
-	35, // 29: holdfast.store.coordination.v1.Bucket.last_time:type_name -> google.protobuf.Timestamp
-	35, // 30: holdfast.store.coordination.v1.Bucket.window_start:type_name -> google.protobuf.Timestamp
-	12, // 31: holdfast.store.coordination.v1.Bucket.newest:type_name -> holdfast.store.coordination.v1.Slot
-	35, // 32: holdfast.store.coordination.v1.Slot.time:type_name -> google.protobuf.Timestamp
-	35, // 33: holdfast.store.coordination.v1.ConcurrencyLease.expire_time:type_name -> google.protobuf.Timestamp
-	31, // 34: holdfast.store.coordination.v1.UserBuckets.buckets:type_name -> holdfast.store.coordination.v1.UserBuckets.BucketsEntry
-	32, // 35: holdfast.store.coordination.v1.UserBuckets.pools:type_name -> holdfast.store.coordination.v1.UserBuckets.PoolsEntry
-	16, // 36: holdfast.store.coordination.v1.Grants.grants:type_name -> holdfast.store.coordination.v1.Grant
-	4,  // 37: holdfast.store.coordination.v1.Breaker.status:type_name -> holdfast.store.coordination.v1.BreakerStatus
-	35, // 38: holdfast.store.coordination.v1.Breaker.open_time:type_name -> google.protobuf.Timestamp
-	35, // 39: holdfast.store.coordination.v1.Breaker.retry_time:type_name -> google.protobuf.Timestamp
-	35, // 40: holdfast.store.coordination.v1.InFlight.expire_time:type_name -> google.protobuf.Timestamp
-	5,  // 41: holdfast.store.coordination.v1.Call.status:type_name -> holdfast.store.coordination.v1.CallStatus
-	35, // 42: holdfast.store.coordination.v1.Call.create_time:type_name -> google.protobuf.Timestamp
-	35, // 43: holdfast.store.coordination.v1.Call.update_time:type_name -> google.protobuf.Timestamp
-	35, // 44: holdfast.store.coordination.v1.Call.begin_time:type_name -> google.protobuf.Timestamp
-	35, // 45: holdfast.store.coordination.v1.Call.lease_expire_time:type_name -> google.protobuf.Timestamp
-	35, // 46: holdfast.store.coordination.v1.Call.not_before:type_name -> google.protobuf.Timestamp
-	21, // 47: holdfast.store.coordination.v1.Call.outcome:type_name -> holdfast.store.coordination.v1.Outcome
-	33, // 48: holdfast.store.coordination.v1.Outcome.headers:type_name -> holdfast.store.coordination.v1.Outcome.HeadersEntry
-	34, // 49: holdfast.store.coordination.v1.UsageDay.operations:type_name -> holdfast.store.coordination.v1.UsageDay.OperationsEntry
-	35, // 50: holdfast.store.coordination.v1.UsageDay.end_time:type_name -> google.protobuf.Timestamp
-	35, // 51: holdfast.store.coordination.v1.SyncState.high_water_mark:type_name -> google.protobuf.Timestamp
-	35, // 52: holdfast.store.coordination.v1.SyncState.pass_start_time:type_name -> google.protobuf.Timestamp
-	35, // 53: holdfast.store.coordination.v1.SyncState.pass_end_time:type_name -> google.protobuf.Timestamp
-	35, // 54: holdfast.store.coordination.v1.SyncState.last_webhook_time:type_name -> google.protobuf.Timestamp
-	36, // 55: holdfast.store.coordination.v1.SyncState.webhook_lag:type_name -> google.protobuf.Duration
-	35, // 56: holdfast.store.coordination.v1.SyncState.update_time:type_name -> google.protobuf.Timestamp
-	6,  // 57: holdfast.store.coordination.v1.LiveSession.status:type_name -> holdfast.store.coordination.v1.LiveStatus
-	35, // 58: holdfast.store.coordination.v1.LiveSession.open_time:type_name -> google.protobuf.Timestamp
-	35, // 59: holdfast.store.coordination.v1.LiveSession.update_time:type_name -> google.protobuf.Timestamp
-	35, // 60: holdfast.store.coordination.v1.LiveSession.go_away_time:type_name -> google.protobuf.Timestamp
-	35, // 61: holdfast.store.coordination.v1.LiveSession.expire_time:type_name -> google.protobuf.Timestamp
-	35, // 62: holdfast.store.coordination.v1.LiveCounts.last_failure_time:type_name -> google.protobuf.Timestamp
-	11, // 63: holdfast.store.coordination.v1.ApiState.BucketsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
-	11, // 64: holdfast.store.coordination.v1.ApiState.PoolsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
-	23, // 65: holdfast.store.coordination.v1.ApiState.SyncEntry.value:type_name -> holdfast.store.coordination.v1.SyncState
-	24, // 66: holdfast.store.coordination.v1.ApiState.LiveEntry.value:type_name -> holdfast.store.coordination.v1.LiveSession
-	13, // 67: holdfast.store.coordination.v1.Bucket.LeasesEntry.value:type_name -> holdfast.store.coordination.v1.ConcurrencyLease
-	11, // 68: holdfast.store.coordination.v1.UserBuckets.BucketsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
-	11, // 69: holdfast.store.coordination.v1.UserBuckets.PoolsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
-	70, // [70:70] is the sub-list for method output_type
-	70, // [70:70] is the sub-list for method input_type
-	70, // [70:70] is the sub-list for extension type_name
-	70, // [70:70] is the sub-list for extension extendee
-	0,  // [0:70] is the sub-list for field type_name
+	9,  // 0: holdfast.store.coordination.v1.ApiState.config:type_name -> holdfast.store.coordination.v1.ApiConfig
+	28, // 1: holdfast.store.coordination.v1.ApiState.buckets:type_name -> holdfast.store.coordination.v1.ApiState.BucketsEntry
+	29, // 2: holdfast.store.coordination.v1.ApiState.pools:type_name -> holdfast.store.coordination.v1.ApiState.PoolsEntry
+	18, // 3: holdfast.store.coordination.v1.ApiState.breaker:type_name -> holdfast.store.coordination.v1.Breaker
+	23, // 4: holdfast.store.coordination.v1.ApiState.today:type_name -> holdfast.store.coordination.v1.UsageDay
+	19, // 5: holdfast.store.coordination.v1.ApiState.in_flight:type_name -> holdfast.store.coordination.v1.InFlight
+	30, // 6: holdfast.store.coordination.v1.ApiState.sync:type_name -> holdfast.store.coordination.v1.ApiState.SyncEntry
+	31, // 7: holdfast.store.coordination.v1.ApiState.live:type_name -> holdfast.store.coordination.v1.ApiState.LiveEntry
+	27, // 8: holdfast.store.coordination.v1.ApiState.live_counts:type_name -> holdfast.store.coordination.v1.LiveCounts
+	40, // 9: holdfast.store.coordination.v1.ApiState.first_time:type_name -> google.protobuf.Timestamp
+	40, // 10: holdfast.store.coordination.v1.ApiState.pause_until:type_name -> google.protobuf.Timestamp
+	8,  // 11: holdfast.store.coordination.v1.ApiState.backoff:type_name -> holdfast.store.coordination.v1.Backoff
+	32, // 12: holdfast.store.coordination.v1.ApiState.operation_breakers:type_name -> holdfast.store.coordination.v1.ApiState.OperationBreakersEntry
+	23, // 13: holdfast.store.coordination.v1.ApiState.details:type_name -> holdfast.store.coordination.v1.UsageDay
+	40, // 14: holdfast.store.coordination.v1.Backoff.since:type_name -> google.protobuf.Timestamp
+	40, // 15: holdfast.store.coordination.v1.Backoff.until:type_name -> google.protobuf.Timestamp
+	10, // 16: holdfast.store.coordination.v1.ApiConfig.policies:type_name -> holdfast.store.coordination.v1.Policy
+	11, // 17: holdfast.store.coordination.v1.ApiConfig.breaker:type_name -> holdfast.store.coordination.v1.BreakerConfig
+	41, // 18: holdfast.store.coordination.v1.ApiConfig.lease:type_name -> google.protobuf.Duration
+	41, // 19: holdfast.store.coordination.v1.ApiConfig.retention:type_name -> google.protobuf.Duration
+	0,  // 20: holdfast.store.coordination.v1.Policy.algorithm:type_name -> holdfast.store.coordination.v1.Algorithm
+	41, // 21: holdfast.store.coordination.v1.Policy.period:type_name -> google.protobuf.Duration
+	1,  // 22: holdfast.store.coordination.v1.Policy.calendar:type_name -> holdfast.store.coordination.v1.Calendar
+	2,  // 23: holdfast.store.coordination.v1.Policy.scope:type_name -> holdfast.store.coordination.v1.Scope
+	3,  // 24: holdfast.store.coordination.v1.Policy.unit:type_name -> holdfast.store.coordination.v1.Unit
+	41, // 25: holdfast.store.coordination.v1.Policy.lease:type_name -> google.protobuf.Duration
+	41, // 26: holdfast.store.coordination.v1.Policy.margin:type_name -> google.protobuf.Duration
+	41, // 27: holdfast.store.coordination.v1.BreakerConfig.open_for:type_name -> google.protobuf.Duration
+	41, // 28: holdfast.store.coordination.v1.BreakerConfig.probe_lease:type_name -> google.protobuf.Duration
+	41, // 29: holdfast.store.coordination.v1.BreakerConfig.window:type_name -> google.protobuf.Duration
+	41, // 30: holdfast.store.coordination.v1.BreakerConfig.slow_after:type_name -> google.protobuf.Duration
+	40, // 31: holdfast.store.coordination.v1.Bucket.tat:type_name -> google.protobuf.Timestamp
+	13, // 32: holdfast.store.coordination.v1.Bucket.slots:type_name -> holdfast.store.coordination.v1.Slot
+	40, // 33: holdfast.store.coordination.v1.Bucket.window_end:type_name -> google.protobuf.Timestamp
+	33, // 34: holdfast.store.coordination.v1.Bucket.leases:type_name -> holdfast.store.coordination.v1.Bucket.LeasesEntry
+	40, // 35: holdfast.store.coordination.v1.Bucket.blocked_until:type_name -> google.protobuf.Timestamp
+	40, // 36: holdfast.store.coordination.v1.Bucket.last_time:type_name -> google.protobuf.Timestamp
+	40, // 37: holdfast.store.coordination.v1.Bucket.window_start:type_name -> google.protobuf.Timestamp
+	13, // 38: holdfast.store.coordination.v1.Bucket.newest:type_name -> holdfast.store.coordination.v1.Slot
+	40, // 39: holdfast.store.coordination.v1.Slot.time:type_name -> google.protobuf.Timestamp
+	40, // 40: holdfast.store.coordination.v1.ConcurrencyLease.expire_time:type_name -> google.protobuf.Timestamp
+	34, // 41: holdfast.store.coordination.v1.UserBuckets.buckets:type_name -> holdfast.store.coordination.v1.UserBuckets.BucketsEntry
+	35, // 42: holdfast.store.coordination.v1.UserBuckets.pools:type_name -> holdfast.store.coordination.v1.UserBuckets.PoolsEntry
+	10, // 43: holdfast.store.coordination.v1.UserBuckets.policies:type_name -> holdfast.store.coordination.v1.Policy
+	17, // 44: holdfast.store.coordination.v1.Grants.grants:type_name -> holdfast.store.coordination.v1.Grant
+	4,  // 45: holdfast.store.coordination.v1.Breaker.status:type_name -> holdfast.store.coordination.v1.BreakerStatus
+	40, // 46: holdfast.store.coordination.v1.Breaker.open_time:type_name -> google.protobuf.Timestamp
+	40, // 47: holdfast.store.coordination.v1.Breaker.retry_time:type_name -> google.protobuf.Timestamp
+	40, // 48: holdfast.store.coordination.v1.Breaker.window_time:type_name -> google.protobuf.Timestamp
+	40, // 49: holdfast.store.coordination.v1.InFlight.expire_time:type_name -> google.protobuf.Timestamp
+	5,  // 50: holdfast.store.coordination.v1.Call.status:type_name -> holdfast.store.coordination.v1.CallStatus
+	40, // 51: holdfast.store.coordination.v1.Call.create_time:type_name -> google.protobuf.Timestamp
+	40, // 52: holdfast.store.coordination.v1.Call.update_time:type_name -> google.protobuf.Timestamp
+	40, // 53: holdfast.store.coordination.v1.Call.begin_time:type_name -> google.protobuf.Timestamp
+	40, // 54: holdfast.store.coordination.v1.Call.lease_expire_time:type_name -> google.protobuf.Timestamp
+	40, // 55: holdfast.store.coordination.v1.Call.not_before:type_name -> google.protobuf.Timestamp
+	22, // 56: holdfast.store.coordination.v1.Call.outcome:type_name -> holdfast.store.coordination.v1.Outcome
+	36, // 57: holdfast.store.coordination.v1.Outcome.headers:type_name -> holdfast.store.coordination.v1.Outcome.HeadersEntry
+	37, // 58: holdfast.store.coordination.v1.UsageDay.operations:type_name -> holdfast.store.coordination.v1.UsageDay.OperationsEntry
+	40, // 59: holdfast.store.coordination.v1.UsageDay.end_time:type_name -> google.protobuf.Timestamp
+	24, // 60: holdfast.store.coordination.v1.UsageDay.users:type_name -> holdfast.store.coordination.v1.UserUsage
+	38, // 61: holdfast.store.coordination.v1.UsageDay.statuses:type_name -> holdfast.store.coordination.v1.UsageDay.StatusesEntry
+	39, // 62: holdfast.store.coordination.v1.UsageDay.latencies:type_name -> holdfast.store.coordination.v1.UsageDay.LatenciesEntry
+	40, // 63: holdfast.store.coordination.v1.SyncState.high_water_mark:type_name -> google.protobuf.Timestamp
+	40, // 64: holdfast.store.coordination.v1.SyncState.pass_start_time:type_name -> google.protobuf.Timestamp
+	40, // 65: holdfast.store.coordination.v1.SyncState.pass_end_time:type_name -> google.protobuf.Timestamp
+	40, // 66: holdfast.store.coordination.v1.SyncState.last_webhook_time:type_name -> google.protobuf.Timestamp
+	41, // 67: holdfast.store.coordination.v1.SyncState.webhook_lag:type_name -> google.protobuf.Duration
+	40, // 68: holdfast.store.coordination.v1.SyncState.update_time:type_name -> google.protobuf.Timestamp
+	6,  // 69: holdfast.store.coordination.v1.LiveSession.status:type_name -> holdfast.store.coordination.v1.LiveStatus
+	40, // 70: holdfast.store.coordination.v1.LiveSession.open_time:type_name -> google.protobuf.Timestamp
+	40, // 71: holdfast.store.coordination.v1.LiveSession.update_time:type_name -> google.protobuf.Timestamp
+	40, // 72: holdfast.store.coordination.v1.LiveSession.go_away_time:type_name -> google.protobuf.Timestamp
+	40, // 73: holdfast.store.coordination.v1.LiveSession.expire_time:type_name -> google.protobuf.Timestamp
+	40, // 74: holdfast.store.coordination.v1.LiveCounts.last_failure_time:type_name -> google.protobuf.Timestamp
+	12, // 75: holdfast.store.coordination.v1.ApiState.BucketsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
+	12, // 76: holdfast.store.coordination.v1.ApiState.PoolsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
+	25, // 77: holdfast.store.coordination.v1.ApiState.SyncEntry.value:type_name -> holdfast.store.coordination.v1.SyncState
+	26, // 78: holdfast.store.coordination.v1.ApiState.LiveEntry.value:type_name -> holdfast.store.coordination.v1.LiveSession
+	18, // 79: holdfast.store.coordination.v1.ApiState.OperationBreakersEntry.value:type_name -> holdfast.store.coordination.v1.Breaker
+	14, // 80: holdfast.store.coordination.v1.Bucket.LeasesEntry.value:type_name -> holdfast.store.coordination.v1.ConcurrencyLease
+	12, // 81: holdfast.store.coordination.v1.UserBuckets.BucketsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
+	12, // 82: holdfast.store.coordination.v1.UserBuckets.PoolsEntry.value:type_name -> holdfast.store.coordination.v1.Bucket
+	83, // [83:83] is the sub-list for method output_type
+	83, // [83:83] is the sub-list for method input_type
+	83, // [83:83] is the sub-list for extension type_name
+	83, // [83:83] is the sub-list for extension extendee
+	0,  // [0:83] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_coordination_v1_state_proto_init() }
@@ -2626,7 +2981,7 @@ func file_holdfast_store_coordination_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_coordination_v1_state_proto_rawDesc), len(file_holdfast_store_coordination_v1_state_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   28,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
