@@ -27,7 +27,7 @@ var linearArea = area{
 				"cycle":{"id":"y","number":3},"parent":{"id":"q","identifier":"ENG-0"},
 				"dueDate":"2026-01-01","createdAt":"2026-01-01T00:00:00Z","updatedAt":"2026-12-01T00:00:00.5Z","completedAt":null,"trashed":false}]}`,
 			"ListIssues": `{"pageSize":5,"filter":{"issueIds":["c1"],"identifiers":["ENG-1"],"teamIds":["t"],"projectIds":["p"],"assigneeIds":["a"],"stateTypes":["started"],"labelNames":["n"],
-				"text":"t","open":true,"updatedSince":"2026-01-01T00:00:00Z"},"withPayload":true}`,
+				"text":"t","open":true,"updatedSince":"2026-01-01T00:00:00Z","stateIds":["s"],"labelIds":["l"],"priorities":[1],"cycleIds":["y"],"parentIds":["q"],"delegateIds":["d"]},"withPayload":true}`,
 			"PutEndpoint": `{"requestId":"r-2","ifVersion":"1","endpointId":"c1","endpoint":{"title":"t","labels":{"a":"b"},"replayWindow":"60s","organizationId":"o","teamIds":["t"]},"updateMask":"title,apiKey",
 				"addSecret":"s","removeSecretId":"x","setApiKey":"k","resetSyncTo":"2026-01-01T00:00:00Z"}`,
 			"ListEndpoints":  `{"pageSize":5}`,

@@ -29,7 +29,7 @@ var projectArea = area{
 			"GetProjectContext": `{"projectId":"c1","taskLimit":5,"issueLimit":5,"ifEtagNot":"9"}`,
 			"PutTask": `{"requestId":"r-2","ifVersion":"1","taskId":"c1","task":{"title":"t","projectId":"c1","provider":"codegen","runId":"7","labels":{"a":"b"},
 				"pullRequests":[{"pullRequestId":"1","title":"t","url":"u","headBranch":"b","createTime":"2026-01-01T00:00:00Z"}],
-				"issue":{"provider":"linear","id":"c1","identifier":"ENG-1"},"requestedBy":{"conversationId":"c1","seq":1},"webUrl":"u","result":{"a":[1]},"summary":"s","metadata":{"a":{"b":[1]}}},
+				"issue":{"provider":"linear","id":"c1","identifier":"ENG-1"},"requestedBy":{"conversationId":"c1","seq":1},"webUrl":"u","result":{"a":[1]},"summary":"s","metadata":{"a":{"b":[1]}},"model":"m","cost":{"unit":"USD","amount":1.5},"needsInput":"auth"},
 				"updateMask":"title,metadata,result,issue","mustExist":true,"shared":true,
 				"report":{"rawStatus":"ACTIVE","status":"TASK_STATUS_RUNNING","source":"api","observeTime":"2099-01-01T00:00:00Z","resumeReason":"p","resumeRequestedBy":{"conversationId":"c1","seq":1}}}`,
 			"GetTask": `{"taskId":"c1","pageSize":9,"ifVersionNot":"9"}`,

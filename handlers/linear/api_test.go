@@ -104,8 +104,8 @@ func TestIssueFilters(t *testing.T) {
 	state := func(kind string) map[string]any { return map[string]any{"id": "s-" + kind, "name": kind, "type": kind} }
 	bug := map[string]any{"nodes": []any{thing("l1", "Bug")}}
 	issues := []*structpb.Struct{
-		payload(t, "a", 10, map[string]any{"identifier": "ENG-1", "title": "Login fails", "team": thing("eng", "Eng"), "state": state("started"), "labels": bug}),
-		payload(t, "b", 20, map[string]any{"identifier": "ENG-2", "description": "the LOGIN page", "team": thing("eng", "Eng"), "state": state("completed"), "assignee": thing("u1", "Grace")}),
+		payload(t, "a", 10, map[string]any{"identifier": "ENG-1", "title": "Login fails", "team": thing("eng", "Eng"), "state": state("started"), "labels": bug, "priority": 1, "cycleId": "y1", "delegateId": "agent"}),
+		payload(t, "b", 20, map[string]any{"identifier": "ENG-2", "description": "the LOGIN page", "team": thing("eng", "Eng"), "state": state("completed"), "assignee": thing("u1", "Grace"), "parent": map[string]any{"id": "a", "identifier": "ENG-1"}}),
 		payload(t, "c", 30, map[string]any{"identifier": "OPS-1", "previousIdentifiers": []any{"ENG-3"}, "team": thing("ops", "Ops"), "state": state("backlog"), "assignee": thing("u1", "Grace"), "project": thing("p1", "P")}),
 		payload(t, "d", 40, map[string]any{"identifier": "OPS-2", "team": thing("ops", "Ops"), "state": state("started"), "labels": bug, "trashed": true}),
 		payload(t, "e", 50, map[string]any{"title": "no team and no state"}),
@@ -134,6 +134,13 @@ func TestIssueFilters(t *testing.T) {
 		"project":           {&filter{ProjectIds: []string{"p1"}}, "c"},
 		"state types":       {&filter{StateTypes: []string{"completed", "backlog"}}, "b c"},
 		"label":             {&filter{LabelNames: []string{"Bug"}}, "a d"},
+		"label id":          {&filter{LabelIds: []string{"l1"}}, "a d"},
+		"states":            {&filter{StateIds: []string{"s-started", "s-backlog"}}, "a c d"},
+		"priority":          {&filter{Priorities: []int32{1, 2}}, "a"},
+		"no priority":       {&filter{Priorities: []int32{0}, TeamIds: []string{"eng"}}, "b"},
+		"cycle":             {&filter{CycleIds: []string{"y1"}}, "a"},
+		"parent":            {&filter{ParentIds: []string{"a"}}, "b"},
+		"delegate":          {&filter{DelegateIds: []string{"agent"}}, "a"},
 		"open label":        {&filter{LabelNames: []string{"Bug"}, Open: true}, "a"},
 		"text":              {&filter{Text: "login"}, "a b"},
 		"text, identifier":  {&filter{Text: "ops-", TeamIds: []string{"ops"}}, "c d"},

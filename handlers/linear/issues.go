@@ -157,7 +157,8 @@ func (m *Manager) listByID(ctx context.Context, req *linearv1.ListIssuesRequest,
 
 // issueOptions choose the index that a filter's list walks, and tell whether that is the whole filter.
 func issueOptions(f *linearv1.IssueFilter) (o object.ListOptions, whole bool) {
-	conditions := len(f.GetStateTypes()) + len(f.GetLabelNames()) + len(f.GetText())
+	conditions := len(f.GetStateTypes()) + len(f.GetLabelNames()) + len(f.GetText()) + len(f.GetStateIds()) + len(f.GetLabelIds()) + len(f.GetPriorities()) +
+		len(f.GetCycleIds()) + len(f.GetParentIds()) + len(f.GetDelegateIds())
 	if f.GetUpdatedSince() != nil {
 		conditions++
 	}
@@ -202,6 +203,9 @@ func fitsIssue(f *linearv1.IssueFilter, s issueState) bool {
 	return among(f.GetIdentifiers(), append(s.GetPreviousIdentifiers(), s.GetIdentifier())...) && among(f.GetTeamIds(), s.GetTeam().GetId()) &&
 		among(f.GetProjectIds(), s.GetProject().GetId()) && among(f.GetAssigneeIds(), s.GetAssignee().GetId()) &&
 		among(f.GetStateTypes(), s.GetState().GetType()) && among(f.GetLabelNames(), slices.Collect(maps.Values(s.GetLabels()))...) &&
+		among(f.GetStateIds(), s.GetState().GetId()) && among(f.GetLabelIds(), slices.Collect(maps.Keys(s.GetLabels()))...) &&
+		among(f.GetCycleIds(), s.GetCycle().GetId()) && among(f.GetParentIds(), s.GetParent().GetId()) && among(f.GetDelegateIds(), s.GetDelegate().GetId()) &&
+		(len(f.GetPriorities()) == 0 || slices.Contains(f.GetPriorities(), s.GetPriority())) &&
 		(!f.GetOpen() || open(s)) && !s.GetLinearUpdateTime().AsTime().Before(f.GetUpdatedSince().AsTime()) &&
 		(f.GetText() == "" || contains(f.GetText(), s.GetIdentifier(), s.GetTitle(), s.GetDescription()))
 }

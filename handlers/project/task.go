@@ -3,6 +3,7 @@ package project
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	errorv1 "holdfast/gen/holdfast/error/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	storev1 "holdfast/gen/holdfast/store/project/v1"
 	"holdfast/handlers/mask"
@@ -25,36 +27,51 @@ const (
 	unknown     = storev1.TaskStatus_TASK_STATUS_UNKNOWN
 	queued      = storev1.TaskStatus_TASK_STATUS_QUEUED
 	running     = storev1.TaskStatus_TASK_STATUS_RUNNING
+	waiting     = storev1.TaskStatus_TASK_STATUS_WAITING_FOR_INPUT
 	paused      = storev1.TaskStatus_TASK_STATUS_PAUSED
 	succeeded   = storev1.TaskStatus_TASK_STATUS_SUCCEEDED
 	cancelled   = storev1.TaskStatus_TASK_STATUS_CANCELLED
 	failed      = storev1.TaskStatus_TASK_STATUS_FAILED
+	expired     = storev1.TaskStatus_TASK_STATUS_EXPIRED
 )
 
-// normalise is the status that a provider's word means, and why where it is a failure. The words are those of
-// codegen-sh/raycast-extension:src/api/types.ts and of Codegen's own command line; its documentation writes some of them
-// in lower case.
+// normalise is the status that a provider's word means, and why where it is a failure. The words are those of Codegen
+// (codegen-sh/raycast-extension:src/api/types.ts, and its own command line), Cursor, GitHub Copilot, Devin, Jules and Linear's agents.
+// They are written in capitals, in lower case and in both, with and without separators, and "cancelled" in both ways.
 func normalise(raw string) (status storev1.TaskStatus, reason string) {
-	switch word := strings.ToUpper(strings.TrimSpace(raw)); word {
-	case "PENDING":
+	word := strings.ToUpper(strings.TrimSpace(raw))
+	switch strings.NewReplacer("_", "", "-", "", " ", "").Replace(word) {
+	case "PENDING", "QUEUED", "CREATING", "NEW", "CLAIMED":
 		return queued, ""
-	case "ACTIVE", "RUNNING", "EVALUATION":
+	case "ACTIVE", "RUNNING", "EVALUATION", "WORKING", "PLANNING", "INPROGRESS", "RESUMING":
 		return running, ""
-	case "PAUSED":
+	case "WAITINGFORINPUT", "WAITINGFORUSER", "WAITINGFORAPPROVAL", "AWAITINGINPUT", "AWAITINGPLANAPPROVAL", "AWAITINGUSERFEEDBACK":
+		return waiting, ""
+	case "PAUSED", "SUSPENDED":
 		return paused, ""
-	case "COMPLETE", "COMPLETED":
+	case "COMPLETE", "COMPLETED", "FINISHED", "SUCCEEDED":
 		return succeeded, ""
-	case "CANCELLED", "STOPPED":
+	case "CANCELLED", "CANCELED", "STOPPED":
 		return cancelled, ""
-	case "ERROR", "FAILED", "TIMEOUT", "MAX_ITERATIONS_REACHED", "OUT_OF_TOKENS":
-		return failed, strings.ToLower(word)
+	case "EXPIRED":
+		return expired, ""
+	case "ERROR", "FAILED", "TIMEOUT", "TIMEDOUT", "MAXITERATIONSREACHED", "OUTOFTOKENS", "OUTOFCREDITS":
+		return failed, strings.ToLower(strings.NewReplacer("-", "_", " ", "_").Replace(word))
 	default:
 		return unknown, ""
 	}
 }
 
 // ended tells whether a status ends a task, until it is resumed.
-func ended(s storev1.TaskStatus) bool { return s == succeeded || s == cancelled || s == failed }
+func ended(s storev1.TaskStatus) bool {
+	return s == succeeded || s == cancelled || s == failed || s == expired
+}
+
+// resumes tells whether only a resume leads from one status to another: what has ended does not go on by itself, and what was cancelled
+// does not end otherwise, though a provider may say so of the work that it had done.
+func resumes(from, to storev1.TaskStatus) bool {
+	return ended(from) && !ended(to) || from == cancelled && to != cancelled
+}
 
 // notResumedError: a task that has ended cannot go on without being resumed.
 type notResumedError struct{ from, to storev1.TaskStatus }
@@ -75,7 +92,7 @@ func transition(s *storev1.TaskState, r *projectv1.Report, now time.Time) (*stor
 	if r.GetStatus() != projectv1.TaskStatus_TASK_STATUS_UNSPECIFIED {
 		to = storev1.TaskStatus(r.GetStatus())
 	}
-	resumed := ended(from) && !ended(to)
+	resumed := resumes(from, to)
 	switch {
 	case from != unspecified && observed.Before(s.GetStatusTime().AsTime()):
 		return nil, nil
@@ -165,6 +182,7 @@ func fitsTask(f *projectv1.TaskFilter, s taskState) bool {
 func taskFields() []string {
 	return []string{
 		"labels", "title", "project_id", "provider", "run_id", "pull_requests", "issue", "requested_by", "web_url", "summary", "result", "metadata",
+		"model", "cost", "needs_input",
 	}
 }
 
@@ -204,9 +222,46 @@ func presentTransition(t proto.Message) *projectv1.TaskTransition {
 	return out
 }
 
+// taskOf is the id of the task that a request changes or makes. One run is one task, of those that the caller sees: a request without an
+// id means the task of its run, and one with another id is refused.
+func (m *Manager) taskOf(ctx context.Context, req *projectv1.PutTaskRequest) (object.ID, error) {
+	provider, run := req.GetTask().GetProvider(), req.GetTask().GetRunId()
+	if run == "" {
+		return rpc.NewID(ctx, m.o.Tasks, req.GetTaskId(), req.GetRequestId())
+	}
+	id := object.ID(req.GetTaskId())
+	if id != "" {
+		is, err := m.o.Tasks.View(ctx, id)
+		if err != nil && !errors.Is(err, object.ErrNotFound) {
+			return "", err
+		}
+		if provider = cmp.Or(provider, is.State.GetProvider()); is.State.GetProvider() == provider && is.State.GetRunId() == run {
+			return id, nil
+		}
+	}
+	of := object.ListOptions{Terms: []string{"run=" + run}, PageSize: object.MaxPageSize}
+	tasks, err := m.o.Tasks.List(ctx, of)
+	if err != nil {
+		return "", err
+	}
+	for _, t := range tasks.Items {
+		switch {
+		case t.State.GetProvider() != provider:
+		case id == "" || id == t.ID:
+			return t.ID, nil
+		default:
+			return "", problem.New(errorv1.Reason_REASON_ALREADY_EXISTS, fmt.Sprintf("the run %q of %q is the task %q: change that one", run, provider, t.ID))
+		}
+	}
+	if id == "" {
+		return m.o.Tasks.MakeID(ctx, "run\x00"+provider+"\x00"+run) // of two requests at once both mean the same
+	}
+	return id, nil
+}
+
 // PutTask implements ProjectService.
 func (m *Manager) PutTask(ctx context.Context, req *projectv1.PutTaskRequest) (*projectv1.PutTaskResponse, error) {
-	id, err := rpc.NewID(ctx, m.o.Tasks, req.GetTaskId(), req.GetRequestId())
+	id, err := m.taskOf(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -228,6 +283,9 @@ func (m *Manager) PutTask(ctx context.Context, req *projectv1.PutTaskRequest) (*
 				tx.Put(inTransitions, object.SeqKey(int64(t.GetSeq())), t)
 				res.Transition = presentTransition(t)
 			}
+		}
+		if s.GetStatus() != waiting {
+			s.NeedsInput = ""
 		}
 		unlessChanged(tx, was)
 		res.Task = presentTask(tx.Info(), s)
@@ -301,7 +359,11 @@ func (m *Manager) DeleteTask(ctx context.Context, req *projectv1.DeleteTaskReque
 // refuseTransition puts a rule's refusal into the caller's words.
 func refuseTransition(err error) error {
 	if e, ok := err.(notResumedError); ok { //nolint:errorlint // transition returns it as it is
-		p := problem.IllegalTransition(e.from.String(), e.to.String(), succeeded.String(), cancelled.String(), failed.String())
+		allowed := []string{succeeded.String(), cancelled.String(), failed.String(), expired.String()}
+		if e.from == cancelled {
+			allowed = allowed[1:2]
+		}
+		p := problem.IllegalTransition(e.from.String(), e.to.String(), allowed...)
 		p.Message += "; or set resume_reason: a task that has ended goes on only if it is resumed"
 		return p
 	}

@@ -1427,7 +1427,19 @@ type IssueFilter struct {
 	// True: only issues that are neither completed, canceled, duplicate, archived, trashed nor removed.
 	Open bool `protobuf:"varint,9,opt,name=open,proto3" json:"open,omitempty"`
 	// Only issues that Linear says were updated at this time or later.
-	UpdatedSince  *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=updated_since,json=updatedSince,proto3" json:"updated_since,omitempty"`
+	UpdatedSince *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=updated_since,json=updatedSince,proto3" json:"updated_since,omitempty"`
+	// Linear's ids of workflow states.
+	StateIds []string `protobuf:"bytes,11,rep,name=state_ids,json=stateIds,proto3" json:"state_ids,omitempty"`
+	// Linear's ids.
+	LabelIds []string `protobuf:"bytes,12,rep,name=label_ids,json=labelIds,proto3" json:"label_ids,omitempty"`
+	// 0 none, 1 urgent, 2 high, 3 medium, 4 low.
+	Priorities []int32 `protobuf:"varint,13,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
+	// Linear's ids.
+	CycleIds []string `protobuf:"bytes,14,rep,name=cycle_ids,json=cycleIds,proto3" json:"cycle_ids,omitempty"`
+	// Linear's UUIDs: the issues below these.
+	ParentIds []string `protobuf:"bytes,15,rep,name=parent_ids,json=parentIds,proto3" json:"parent_ids,omitempty"`
+	// Linear's ids of the agents that work on them.
+	DelegateIds   []string `protobuf:"bytes,16,rep,name=delegate_ids,json=delegateIds,proto3" json:"delegate_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1528,6 +1540,48 @@ func (x *IssueFilter) GetOpen() bool {
 func (x *IssueFilter) GetUpdatedSince() *timestamppb.Timestamp {
 	if x != nil {
 		return x.UpdatedSince
+	}
+	return nil
+}
+
+func (x *IssueFilter) GetStateIds() []string {
+	if x != nil {
+		return x.StateIds
+	}
+	return nil
+}
+
+func (x *IssueFilter) GetLabelIds() []string {
+	if x != nil {
+		return x.LabelIds
+	}
+	return nil
+}
+
+func (x *IssueFilter) GetPriorities() []int32 {
+	if x != nil {
+		return x.Priorities
+	}
+	return nil
+}
+
+func (x *IssueFilter) GetCycleIds() []string {
+	if x != nil {
+		return x.CycleIds
+	}
+	return nil
+}
+
+func (x *IssueFilter) GetParentIds() []string {
+	if x != nil {
+		return x.ParentIds
+	}
+	return nil
+}
+
+func (x *IssueFilter) GetDelegateIds() []string {
+	if x != nil {
+		return x.DelegateIds
 	}
 	return nil
 }
@@ -1995,7 +2049,7 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\apayload\x18\x01 \x01(\v2\x17.google.protobuf.StructR\apayload\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12=\n" +
 	"\freceive_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vreceiveTime\x12\x18\n" +
-	"\adropped\x18\x04 \x03(\tR\adropped\"\xb8\x04\n" +
+	"\adropped\x18\x04 \x03(\tR\adropped\"\xe2\x06\n" +
 	"\vIssueFilter\x12B\n" +
 	"\tissue_ids\x18\x01 \x03(\tB%\xbaH\"\x92\x01\x1f\x10d\x18\x01\"\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\bissueIds\x122\n" +
 	"\videntifiers\x18\x02 \x03(\tB\x10\xbaH\r\x92\x01\n" +
@@ -2011,7 +2065,17 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\x04text\x18\b \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\x04text\x12\x12\n" +
 	"\x04open\x18\t \x01(\bR\x04open\x12?\n" +
 	"\rupdated_since\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\fupdatedSince\"\xc1\x01\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\fupdatedSince\x12.\n" +
+	"\tstate_ids\x18\v \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10 \"\ar\x05 \x01(\x80\x01R\bstateIds\x12.\n" +
+	"\tlabel_ids\x18\f \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10 \"\ar\x05 \x01(\x80\x01R\blabelIds\x120\n" +
+	"\n" +
+	"priorities\x18\r \x03(\x05B\x10\xbaH\r\x92\x01\n" +
+	"\x10\x05\"\x06\x1a\x04\x18\x04(\x00R\n" +
+	"priorities\x12.\n" +
+	"\tcycle_ids\x18\x0e \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10 \"\ar\x05 \x01(\x80\x01R\bcycleIds\x120\n" +
+	"\n" +
+	"parent_ids\x18\x0f \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10 \"\ar\x05 \x01(\x80\x01R\tparentIds\x124\n" +
+	"\fdelegate_ids\x18\x10 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10 \"\ar\x05 \x01(\x80\x01R\vdelegateIds\"\xc1\x01\n" +
 	"\x11ListIssuesRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +

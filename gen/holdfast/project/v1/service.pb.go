@@ -47,6 +47,10 @@ const (
 	TaskStatus_TASK_STATUS_CANCELLED TaskStatus = 6
 	// It broke off.
 	TaskStatus_TASK_STATUS_FAILED TaskStatus = 7
+	// The agent waits for somebody: an approval, an answer, a right.
+	TaskStatus_TASK_STATUS_WAITING_FOR_INPUT TaskStatus = 8
+	// The provider gave it up because of its age.
+	TaskStatus_TASK_STATUS_EXPIRED TaskStatus = 9
 )
 
 // Enum value maps for TaskStatus.
@@ -60,16 +64,20 @@ var (
 		5: "TASK_STATUS_SUCCEEDED",
 		6: "TASK_STATUS_CANCELLED",
 		7: "TASK_STATUS_FAILED",
+		8: "TASK_STATUS_WAITING_FOR_INPUT",
+		9: "TASK_STATUS_EXPIRED",
 	}
 	TaskStatus_value = map[string]int32{
-		"TASK_STATUS_UNSPECIFIED": 0,
-		"TASK_STATUS_UNKNOWN":     1,
-		"TASK_STATUS_QUEUED":      2,
-		"TASK_STATUS_RUNNING":     3,
-		"TASK_STATUS_PAUSED":      4,
-		"TASK_STATUS_SUCCEEDED":   5,
-		"TASK_STATUS_CANCELLED":   6,
-		"TASK_STATUS_FAILED":      7,
+		"TASK_STATUS_UNSPECIFIED":       0,
+		"TASK_STATUS_UNKNOWN":           1,
+		"TASK_STATUS_QUEUED":            2,
+		"TASK_STATUS_RUNNING":           3,
+		"TASK_STATUS_PAUSED":            4,
+		"TASK_STATUS_SUCCEEDED":         5,
+		"TASK_STATUS_CANCELLED":         6,
+		"TASK_STATUS_FAILED":            7,
+		"TASK_STATUS_WAITING_FOR_INPUT": 8,
+		"TASK_STATUS_EXPIRED":           9,
 	}
 )
 
@@ -1064,7 +1072,13 @@ type Task struct {
 	// Anything that belongs to the task.
 	Metadata *structpb.Struct `protobuf:"bytes,22,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	// Set by the server: how often the task was resumed after it had ended.
-	ResumeCount   int32 `protobuf:"varint,23,opt,name=resume_count,json=resumeCount,proto3" json:"resume_count,omitempty"`
+	ResumeCount int32 `protobuf:"varint,23,opt,name=resume_count,json=resumeCount,proto3" json:"resume_count,omitempty"`
+	// The model that the agent works with.
+	Model string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
+	// What it has cost until now.
+	Cost *Cost `protobuf:"bytes,25,opt,name=cost,proto3" json:"cost,omitempty"`
+	// What a task that waits for input waits for, such as "plan_approval", "question" or "auth". It is cleared when the task goes on.
+	NeedsInput    string `protobuf:"bytes,26,opt,name=needs_input,json=needsInput,proto3" json:"needs_input,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1260,6 +1274,82 @@ func (x *Task) GetResumeCount() int32 {
 	return 0
 }
 
+func (x *Task) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Task) GetCost() *Cost {
+	if x != nil {
+		return x.Cost
+	}
+	return nil
+}
+
+func (x *Task) GetNeedsInput() string {
+	if x != nil {
+		return x.NeedsInput
+	}
+	return ""
+}
+
+// Cost is what a provider charges.
+type Cost struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Such as "USD", "acu" or "tokens".
+	Unit string `protobuf:"bytes,1,opt,name=unit,proto3" json:"unit,omitempty"`
+	// How many of them.
+	Amount        float64 `protobuf:"fixed64,2,opt,name=amount,proto3" json:"amount,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cost) Reset() {
+	*x = Cost{}
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cost) ProtoMessage() {}
+
+func (x *Cost) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cost.ProtoReflect.Descriptor instead.
+func (*Cost) Descriptor() ([]byte, []int) {
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Cost) GetUnit() string {
+	if x != nil {
+		return x.Unit
+	}
+	return ""
+}
+
+func (x *Cost) GetAmount() float64 {
+	if x != nil {
+		return x.Amount
+	}
+	return 0
+}
+
 // PullRequest is one that a task made.
 type PullRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1279,7 +1369,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1381,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1394,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PullRequest) GetPullRequestId() string {
@@ -1357,7 +1447,7 @@ type IssueRef struct {
 
 func (x *IssueRef) Reset() {
 	*x = IssueRef{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +1459,7 @@ func (x *IssueRef) String() string {
 func (*IssueRef) ProtoMessage() {}
 
 func (x *IssueRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +1472,7 @@ func (x *IssueRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRef.ProtoReflect.Descriptor instead.
 func (*IssueRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *IssueRef) GetProvider() string {
@@ -1435,7 +1525,7 @@ type TaskTransition struct {
 
 func (x *TaskTransition) Reset() {
 	*x = TaskTransition{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1447,7 +1537,7 @@ func (x *TaskTransition) String() string {
 func (*TaskTransition) ProtoMessage() {}
 
 func (x *TaskTransition) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +1550,7 @@ func (x *TaskTransition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskTransition.ProtoReflect.Descriptor instead.
 func (*TaskTransition) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TaskTransition) GetSeq() int32 {
@@ -1558,7 +1648,7 @@ type PutTaskRequest struct {
 
 func (x *PutTaskRequest) Reset() {
 	*x = PutTaskRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1660,7 @@ func (x *PutTaskRequest) String() string {
 func (*PutTaskRequest) ProtoMessage() {}
 
 func (x *PutTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1673,7 @@ func (x *PutTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTaskRequest.ProtoReflect.Descriptor instead.
 func (*PutTaskRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PutTaskRequest) GetRequestId() string {
@@ -1663,7 +1753,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1765,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1778,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Report) GetRawStatus() string {
@@ -1746,7 +1836,7 @@ type PutTaskResponse struct {
 
 func (x *PutTaskResponse) Reset() {
 	*x = PutTaskResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1758,7 +1848,7 @@ func (x *PutTaskResponse) String() string {
 func (*PutTaskResponse) ProtoMessage() {}
 
 func (x *PutTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1771,7 +1861,7 @@ func (x *PutTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTaskResponse.ProtoReflect.Descriptor instead.
 func (*PutTaskResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PutTaskResponse) GetTask() *Task {
@@ -1805,7 +1895,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1817,7 +1907,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1830,7 +1920,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetTaskRequest) GetPageSize() int32 {
@@ -1878,7 +1968,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1890,7 +1980,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1903,7 +1993,7 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetTaskResponse) GetNextPageToken() string {
@@ -1955,7 +2045,7 @@ type TaskFilter struct {
 
 func (x *TaskFilter) Reset() {
 	*x = TaskFilter{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1967,7 +2057,7 @@ func (x *TaskFilter) String() string {
 func (*TaskFilter) ProtoMessage() {}
 
 func (x *TaskFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1980,7 +2070,7 @@ func (x *TaskFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskFilter.ProtoReflect.Descriptor instead.
 func (*TaskFilter) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TaskFilter) GetProjectId() string {
@@ -2040,7 +2130,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2052,7 +2142,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2065,7 +2155,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListTasksRequest) GetPageSize() int32 {
@@ -2102,7 +2192,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2204,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2217,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListTasksResponse) GetNextPageToken() string {
@@ -2159,7 +2249,7 @@ type DeleteTaskRequest struct {
 
 func (x *DeleteTaskRequest) Reset() {
 	*x = DeleteTaskRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2261,7 @@ func (x *DeleteTaskRequest) String() string {
 func (*DeleteTaskRequest) ProtoMessage() {}
 
 func (x *DeleteTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2274,7 @@ func (x *DeleteTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTaskRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTaskRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeleteTaskRequest) GetRequestId() string {
@@ -2221,7 +2311,7 @@ type DeleteTaskResponse struct {
 
 func (x *DeleteTaskResponse) Reset() {
 	*x = DeleteTaskResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2233,7 +2323,7 @@ func (x *DeleteTaskResponse) String() string {
 func (*DeleteTaskResponse) ProtoMessage() {}
 
 func (x *DeleteTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2246,7 +2336,7 @@ func (x *DeleteTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTaskResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTaskResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteTaskResponse) GetExisted() bool {
@@ -2280,7 +2370,7 @@ type GetProjectContextRequest struct {
 
 func (x *GetProjectContextRequest) Reset() {
 	*x = GetProjectContextRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2292,7 +2382,7 @@ func (x *GetProjectContextRequest) String() string {
 func (*GetProjectContextRequest) ProtoMessage() {}
 
 func (x *GetProjectContextRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2305,7 +2395,7 @@ func (x *GetProjectContextRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProjectContextRequest.ProtoReflect.Descriptor instead.
 func (*GetProjectContextRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetProjectContextRequest) GetProjectId() string {
@@ -2349,7 +2439,7 @@ type GetProjectContextResponse struct {
 
 func (x *GetProjectContextResponse) Reset() {
 	*x = GetProjectContextResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2451,7 @@ func (x *GetProjectContextResponse) String() string {
 func (*GetProjectContextResponse) ProtoMessage() {}
 
 func (x *GetProjectContextResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2464,7 @@ func (x *GetProjectContextResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProjectContextResponse.ProtoReflect.Descriptor instead.
 func (*GetProjectContextResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetProjectContextResponse) GetContext() *ProjectContext {
@@ -2420,7 +2510,7 @@ type ProjectContext struct {
 
 func (x *ProjectContext) Reset() {
 	*x = ProjectContext{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2432,7 +2522,7 @@ func (x *ProjectContext) String() string {
 func (*ProjectContext) ProtoMessage() {}
 
 func (x *ProjectContext) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2445,7 +2535,7 @@ func (x *ProjectContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectContext.ProtoReflect.Descriptor instead.
 func (*ProjectContext) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ProjectContext) GetEtag() string {
@@ -2537,7 +2627,7 @@ type LastConversation struct {
 
 func (x *LastConversation) Reset() {
 	*x = LastConversation{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2549,7 +2639,7 @@ func (x *LastConversation) String() string {
 func (*LastConversation) ProtoMessage() {}
 
 func (x *LastConversation) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2562,7 +2652,7 @@ func (x *LastConversation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastConversation.ProtoReflect.Descriptor instead.
 func (*LastConversation) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *LastConversation) GetConversationId() string {
@@ -2615,7 +2705,7 @@ type ApiBrief struct {
 
 func (x *ApiBrief) Reset() {
 	*x = ApiBrief{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[30]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +2717,7 @@ func (x *ApiBrief) String() string {
 func (*ApiBrief) ProtoMessage() {}
 
 func (x *ApiBrief) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[30]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +2730,7 @@ func (x *ApiBrief) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiBrief.ProtoReflect.Descriptor instead.
 func (*ApiBrief) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{30}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ApiBrief) GetApi() string {
@@ -2690,7 +2780,7 @@ type Preferences struct {
 
 func (x *Preferences) Reset() {
 	*x = Preferences{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[31]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2702,7 +2792,7 @@ func (x *Preferences) String() string {
 func (*Preferences) ProtoMessage() {}
 
 func (x *Preferences) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[31]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2715,7 +2805,7 @@ func (x *Preferences) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preferences.ProtoReflect.Descriptor instead.
 func (*Preferences) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Preferences) GetVoice() string {
@@ -2785,7 +2875,7 @@ type GetPreferencesRequest struct {
 
 func (x *GetPreferencesRequest) Reset() {
 	*x = GetPreferencesRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[32]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2797,7 +2887,7 @@ func (x *GetPreferencesRequest) String() string {
 func (*GetPreferencesRequest) ProtoMessage() {}
 
 func (x *GetPreferencesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[32]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2810,7 +2900,7 @@ func (x *GetPreferencesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPreferencesRequest.ProtoReflect.Descriptor instead.
 func (*GetPreferencesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{32}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetPreferencesRequest) GetIfEtagNot() string {
@@ -2839,7 +2929,7 @@ type GetPreferencesResponse struct {
 
 func (x *GetPreferencesResponse) Reset() {
 	*x = GetPreferencesResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[33]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2851,7 +2941,7 @@ func (x *GetPreferencesResponse) String() string {
 func (*GetPreferencesResponse) ProtoMessage() {}
 
 func (x *GetPreferencesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[33]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2864,7 +2954,7 @@ func (x *GetPreferencesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPreferencesResponse.ProtoReflect.Descriptor instead.
 func (*GetPreferencesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{33}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetPreferencesResponse) GetEtag() string {
@@ -2921,7 +3011,7 @@ type UpdatePreferencesRequest struct {
 
 func (x *UpdatePreferencesRequest) Reset() {
 	*x = UpdatePreferencesRequest{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[34]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2933,7 +3023,7 @@ func (x *UpdatePreferencesRequest) String() string {
 func (*UpdatePreferencesRequest) ProtoMessage() {}
 
 func (x *UpdatePreferencesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[34]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2946,7 +3036,7 @@ func (x *UpdatePreferencesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePreferencesRequest.ProtoReflect.Descriptor instead.
 func (*UpdatePreferencesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{34}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UpdatePreferencesRequest) GetRequestId() string {
@@ -2995,7 +3085,7 @@ type UpdatePreferencesResponse struct {
 
 func (x *UpdatePreferencesResponse) Reset() {
 	*x = UpdatePreferencesResponse{}
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[35]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3007,7 +3097,7 @@ func (x *UpdatePreferencesResponse) String() string {
 func (*UpdatePreferencesResponse) ProtoMessage() {}
 
 func (x *UpdatePreferencesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_project_v1_service_proto_msgTypes[35]
+	mi := &file_holdfast_project_v1_service_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3020,7 +3110,7 @@ func (x *UpdatePreferencesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePreferencesResponse.ProtoReflect.Descriptor instead.
 func (*UpdatePreferencesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{35}
+	return file_holdfast_project_v1_service_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *UpdatePreferencesResponse) GetPreferences() *Preferences {
@@ -3123,7 +3213,8 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\v_if_version\"K\n" +
 	"\x15DeleteProjectResponse\x12\x18\n" +
 	"\aexisted\x18\x01 \x01(\bR\aexisted\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x03R\aversion\"\xa3\t\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\x9c\n" +
+	"\n" +
 	"\x04Task\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
@@ -3154,10 +3245,17 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\asummary\x18\x14 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\asummary\x12.\n" +
 	"\x06result\x18\x15 \x01(\v2\x16.google.protobuf.ValueR\x06result\x123\n" +
 	"\bmetadata\x18\x16 \x01(\v2\x17.google.protobuf.StructR\bmetadata\x12!\n" +
-	"\fresume_count\x18\x17 \x01(\x05R\vresumeCount\x1a9\n" +
+	"\fresume_count\x18\x17 \x01(\x05R\vresumeCount\x12\x1e\n" +
+	"\x05model\x18\x18 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05model\x12-\n" +
+	"\x04cost\x18\x19 \x01(\v2\x19.holdfast.project.v1.CostR\x04cost\x12(\n" +
+	"\vneeds_input\x18\x1a \x01(\tB\a\xbaH\x04r\x02(@R\n" +
+	"needsInput\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe3\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"M\n" +
+	"\x04Cost\x12\x1b\n" +
+	"\x04unit\x18\x01 \x01(\tB\a\xbaH\x04r\x02( R\x04unit\x12(\n" +
+	"\x06amount\x18\x02 \x01(\x01B\x10\xbaH\r\x12\v@\x01)\x00\x00\x00\x00\x00\x00\x00\x00R\x06amount\"\xe3\x01\n" +
 	"\vPullRequest\x120\n" +
 	"\x0fpull_request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\rpullRequestId\x12\x1e\n" +
 	"\x05title\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12\x1a\n" +
@@ -3327,7 +3425,7 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\x1dpreferences.active_project_id\x122active_project_id is a user's; the tenant has none\x1aA!this.tenant_defaults || !has(this.preferences.active_project_id)B\r\n" +
 	"\v_if_version\"_\n" +
 	"\x19UpdatePreferencesResponse\x12B\n" +
-	"\vpreferences\x18\x01 \x01(\v2 .holdfast.project.v1.PreferencesR\vpreferences*\xd9\x01\n" +
+	"\vpreferences\x18\x01 \x01(\v2 .holdfast.project.v1.PreferencesR\vpreferences*\x95\x02\n" +
 	"\n" +
 	"TaskStatus\x12\x1b\n" +
 	"\x17TASK_STATUS_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -3337,7 +3435,9 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\x12TASK_STATUS_PAUSED\x10\x04\x12\x19\n" +
 	"\x15TASK_STATUS_SUCCEEDED\x10\x05\x12\x19\n" +
 	"\x15TASK_STATUS_CANCELLED\x10\x06\x12\x16\n" +
-	"\x12TASK_STATUS_FAILED\x10\a*\x92\x01\n" +
+	"\x12TASK_STATUS_FAILED\x10\a\x12!\n" +
+	"\x1dTASK_STATUS_WAITING_FOR_INPUT\x10\b\x12\x17\n" +
+	"\x13TASK_STATUS_EXPIRED\x10\t*\x92\x01\n" +
 	"\x11NotificationLevel\x12\"\n" +
 	"\x1eNOTIFICATION_LEVEL_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17NOTIFICATION_LEVEL_NONE\x10\x01\x12 \n" +
@@ -3373,7 +3473,7 @@ func file_holdfast_project_v1_service_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_project_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_holdfast_project_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_holdfast_project_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_holdfast_project_v1_service_proto_goTypes = []any{
 	(TaskStatus)(0),                   // 0: holdfast.project.v1.TaskStatus
 	(NotificationLevel)(0),            // 1: holdfast.project.v1.NotificationLevel
@@ -3390,130 +3490,132 @@ var file_holdfast_project_v1_service_proto_goTypes = []any{
 	(*DeleteProjectRequest)(nil),      // 12: holdfast.project.v1.DeleteProjectRequest
 	(*DeleteProjectResponse)(nil),     // 13: holdfast.project.v1.DeleteProjectResponse
 	(*Task)(nil),                      // 14: holdfast.project.v1.Task
-	(*PullRequest)(nil),               // 15: holdfast.project.v1.PullRequest
-	(*IssueRef)(nil),                  // 16: holdfast.project.v1.IssueRef
-	(*TaskTransition)(nil),            // 17: holdfast.project.v1.TaskTransition
-	(*PutTaskRequest)(nil),            // 18: holdfast.project.v1.PutTaskRequest
-	(*Report)(nil),                    // 19: holdfast.project.v1.Report
-	(*PutTaskResponse)(nil),           // 20: holdfast.project.v1.PutTaskResponse
-	(*GetTaskRequest)(nil),            // 21: holdfast.project.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),           // 22: holdfast.project.v1.GetTaskResponse
-	(*TaskFilter)(nil),                // 23: holdfast.project.v1.TaskFilter
-	(*ListTasksRequest)(nil),          // 24: holdfast.project.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),         // 25: holdfast.project.v1.ListTasksResponse
-	(*DeleteTaskRequest)(nil),         // 26: holdfast.project.v1.DeleteTaskRequest
-	(*DeleteTaskResponse)(nil),        // 27: holdfast.project.v1.DeleteTaskResponse
-	(*GetProjectContextRequest)(nil),  // 28: holdfast.project.v1.GetProjectContextRequest
-	(*GetProjectContextResponse)(nil), // 29: holdfast.project.v1.GetProjectContextResponse
-	(*ProjectContext)(nil),            // 30: holdfast.project.v1.ProjectContext
-	(*LastConversation)(nil),          // 31: holdfast.project.v1.LastConversation
-	(*ApiBrief)(nil),                  // 32: holdfast.project.v1.ApiBrief
-	(*Preferences)(nil),               // 33: holdfast.project.v1.Preferences
-	(*GetPreferencesRequest)(nil),     // 34: holdfast.project.v1.GetPreferencesRequest
-	(*GetPreferencesResponse)(nil),    // 35: holdfast.project.v1.GetPreferencesResponse
-	(*UpdatePreferencesRequest)(nil),  // 36: holdfast.project.v1.UpdatePreferencesRequest
-	(*UpdatePreferencesResponse)(nil), // 37: holdfast.project.v1.UpdatePreferencesResponse
-	nil,                               // 38: holdfast.project.v1.Project.LabelsEntry
-	nil,                               // 39: holdfast.project.v1.ProjectFilter.LabelsEntry
-	nil,                               // 40: holdfast.project.v1.Task.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 41: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),           // 42: google.protobuf.Struct
-	(*fieldmaskpb.FieldMask)(nil),     // 43: google.protobuf.FieldMask
-	(*v1.MessageRef)(nil),             // 44: holdfast.type.v1.MessageRef
-	(*structpb.Value)(nil),            // 45: google.protobuf.Value
-	(*v11.Issue)(nil),                 // 46: holdfast.linear.v1.Issue
+	(*Cost)(nil),                      // 15: holdfast.project.v1.Cost
+	(*PullRequest)(nil),               // 16: holdfast.project.v1.PullRequest
+	(*IssueRef)(nil),                  // 17: holdfast.project.v1.IssueRef
+	(*TaskTransition)(nil),            // 18: holdfast.project.v1.TaskTransition
+	(*PutTaskRequest)(nil),            // 19: holdfast.project.v1.PutTaskRequest
+	(*Report)(nil),                    // 20: holdfast.project.v1.Report
+	(*PutTaskResponse)(nil),           // 21: holdfast.project.v1.PutTaskResponse
+	(*GetTaskRequest)(nil),            // 22: holdfast.project.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),           // 23: holdfast.project.v1.GetTaskResponse
+	(*TaskFilter)(nil),                // 24: holdfast.project.v1.TaskFilter
+	(*ListTasksRequest)(nil),          // 25: holdfast.project.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),         // 26: holdfast.project.v1.ListTasksResponse
+	(*DeleteTaskRequest)(nil),         // 27: holdfast.project.v1.DeleteTaskRequest
+	(*DeleteTaskResponse)(nil),        // 28: holdfast.project.v1.DeleteTaskResponse
+	(*GetProjectContextRequest)(nil),  // 29: holdfast.project.v1.GetProjectContextRequest
+	(*GetProjectContextResponse)(nil), // 30: holdfast.project.v1.GetProjectContextResponse
+	(*ProjectContext)(nil),            // 31: holdfast.project.v1.ProjectContext
+	(*LastConversation)(nil),          // 32: holdfast.project.v1.LastConversation
+	(*ApiBrief)(nil),                  // 33: holdfast.project.v1.ApiBrief
+	(*Preferences)(nil),               // 34: holdfast.project.v1.Preferences
+	(*GetPreferencesRequest)(nil),     // 35: holdfast.project.v1.GetPreferencesRequest
+	(*GetPreferencesResponse)(nil),    // 36: holdfast.project.v1.GetPreferencesResponse
+	(*UpdatePreferencesRequest)(nil),  // 37: holdfast.project.v1.UpdatePreferencesRequest
+	(*UpdatePreferencesResponse)(nil), // 38: holdfast.project.v1.UpdatePreferencesResponse
+	nil,                               // 39: holdfast.project.v1.Project.LabelsEntry
+	nil,                               // 40: holdfast.project.v1.ProjectFilter.LabelsEntry
+	nil,                               // 41: holdfast.project.v1.Task.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 42: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),           // 43: google.protobuf.Struct
+	(*fieldmaskpb.FieldMask)(nil),     // 44: google.protobuf.FieldMask
+	(*v1.MessageRef)(nil),             // 45: holdfast.type.v1.MessageRef
+	(*structpb.Value)(nil),            // 46: google.protobuf.Value
+	(*v11.Issue)(nil),                 // 47: holdfast.linear.v1.Issue
 }
 var file_holdfast_project_v1_service_proto_depIdxs = []int32{
-	41, // 0: holdfast.project.v1.Project.create_time:type_name -> google.protobuf.Timestamp
-	41, // 1: holdfast.project.v1.Project.update_time:type_name -> google.protobuf.Timestamp
-	41, // 2: holdfast.project.v1.Project.expire_time:type_name -> google.protobuf.Timestamp
-	38, // 3: holdfast.project.v1.Project.labels:type_name -> holdfast.project.v1.Project.LabelsEntry
+	42, // 0: holdfast.project.v1.Project.create_time:type_name -> google.protobuf.Timestamp
+	42, // 1: holdfast.project.v1.Project.update_time:type_name -> google.protobuf.Timestamp
+	42, // 2: holdfast.project.v1.Project.expire_time:type_name -> google.protobuf.Timestamp
+	39, // 3: holdfast.project.v1.Project.labels:type_name -> holdfast.project.v1.Project.LabelsEntry
 	3,  // 4: holdfast.project.v1.Project.repository:type_name -> holdfast.project.v1.Repository
-	42, // 5: holdfast.project.v1.Project.settings:type_name -> google.protobuf.Struct
+	43, // 5: holdfast.project.v1.Project.settings:type_name -> google.protobuf.Struct
 	4,  // 6: holdfast.project.v1.Project.issue_sources:type_name -> holdfast.project.v1.IssueSource
-	41, // 7: holdfast.project.v1.Project.archive_time:type_name -> google.protobuf.Timestamp
+	42, // 7: holdfast.project.v1.Project.archive_time:type_name -> google.protobuf.Timestamp
 	2,  // 8: holdfast.project.v1.PutProjectRequest.project:type_name -> holdfast.project.v1.Project
-	43, // 9: holdfast.project.v1.PutProjectRequest.update_mask:type_name -> google.protobuf.FieldMask
+	44, // 9: holdfast.project.v1.PutProjectRequest.update_mask:type_name -> google.protobuf.FieldMask
 	2,  // 10: holdfast.project.v1.PutProjectResponse.project:type_name -> holdfast.project.v1.Project
 	2,  // 11: holdfast.project.v1.GetProjectResponse.project:type_name -> holdfast.project.v1.Project
-	39, // 12: holdfast.project.v1.ProjectFilter.labels:type_name -> holdfast.project.v1.ProjectFilter.LabelsEntry
+	40, // 12: holdfast.project.v1.ProjectFilter.labels:type_name -> holdfast.project.v1.ProjectFilter.LabelsEntry
 	9,  // 13: holdfast.project.v1.ListProjectsRequest.filter:type_name -> holdfast.project.v1.ProjectFilter
 	2,  // 14: holdfast.project.v1.ListProjectsResponse.projects:type_name -> holdfast.project.v1.Project
-	41, // 15: holdfast.project.v1.Task.create_time:type_name -> google.protobuf.Timestamp
-	41, // 16: holdfast.project.v1.Task.update_time:type_name -> google.protobuf.Timestamp
-	41, // 17: holdfast.project.v1.Task.expire_time:type_name -> google.protobuf.Timestamp
-	40, // 18: holdfast.project.v1.Task.labels:type_name -> holdfast.project.v1.Task.LabelsEntry
+	42, // 15: holdfast.project.v1.Task.create_time:type_name -> google.protobuf.Timestamp
+	42, // 16: holdfast.project.v1.Task.update_time:type_name -> google.protobuf.Timestamp
+	42, // 17: holdfast.project.v1.Task.expire_time:type_name -> google.protobuf.Timestamp
+	41, // 18: holdfast.project.v1.Task.labels:type_name -> holdfast.project.v1.Task.LabelsEntry
 	0,  // 19: holdfast.project.v1.Task.status:type_name -> holdfast.project.v1.TaskStatus
-	41, // 20: holdfast.project.v1.Task.status_time:type_name -> google.protobuf.Timestamp
-	15, // 21: holdfast.project.v1.Task.pull_requests:type_name -> holdfast.project.v1.PullRequest
-	16, // 22: holdfast.project.v1.Task.issue:type_name -> holdfast.project.v1.IssueRef
-	44, // 23: holdfast.project.v1.Task.requested_by:type_name -> holdfast.type.v1.MessageRef
-	45, // 24: holdfast.project.v1.Task.result:type_name -> google.protobuf.Value
-	42, // 25: holdfast.project.v1.Task.metadata:type_name -> google.protobuf.Struct
-	41, // 26: holdfast.project.v1.PullRequest.create_time:type_name -> google.protobuf.Timestamp
-	0,  // 27: holdfast.project.v1.TaskTransition.from_status:type_name -> holdfast.project.v1.TaskStatus
-	0,  // 28: holdfast.project.v1.TaskTransition.to_status:type_name -> holdfast.project.v1.TaskStatus
-	41, // 29: holdfast.project.v1.TaskTransition.observe_time:type_name -> google.protobuf.Timestamp
-	41, // 30: holdfast.project.v1.TaskTransition.record_time:type_name -> google.protobuf.Timestamp
-	44, // 31: holdfast.project.v1.TaskTransition.resume_requested_by:type_name -> holdfast.type.v1.MessageRef
-	14, // 32: holdfast.project.v1.PutTaskRequest.task:type_name -> holdfast.project.v1.Task
-	43, // 33: holdfast.project.v1.PutTaskRequest.update_mask:type_name -> google.protobuf.FieldMask
-	19, // 34: holdfast.project.v1.PutTaskRequest.report:type_name -> holdfast.project.v1.Report
-	0,  // 35: holdfast.project.v1.Report.status:type_name -> holdfast.project.v1.TaskStatus
-	41, // 36: holdfast.project.v1.Report.observe_time:type_name -> google.protobuf.Timestamp
-	44, // 37: holdfast.project.v1.Report.resume_requested_by:type_name -> holdfast.type.v1.MessageRef
-	14, // 38: holdfast.project.v1.PutTaskResponse.task:type_name -> holdfast.project.v1.Task
-	17, // 39: holdfast.project.v1.PutTaskResponse.transition:type_name -> holdfast.project.v1.TaskTransition
-	14, // 40: holdfast.project.v1.GetTaskResponse.task:type_name -> holdfast.project.v1.Task
-	17, // 41: holdfast.project.v1.GetTaskResponse.transitions:type_name -> holdfast.project.v1.TaskTransition
-	0,  // 42: holdfast.project.v1.TaskFilter.statuses:type_name -> holdfast.project.v1.TaskStatus
-	16, // 43: holdfast.project.v1.TaskFilter.issue:type_name -> holdfast.project.v1.IssueRef
-	23, // 44: holdfast.project.v1.ListTasksRequest.filter:type_name -> holdfast.project.v1.TaskFilter
-	14, // 45: holdfast.project.v1.ListTasksResponse.tasks:type_name -> holdfast.project.v1.Task
-	30, // 46: holdfast.project.v1.GetProjectContextResponse.context:type_name -> holdfast.project.v1.ProjectContext
-	2,  // 47: holdfast.project.v1.ProjectContext.project:type_name -> holdfast.project.v1.Project
-	14, // 48: holdfast.project.v1.ProjectContext.tasks:type_name -> holdfast.project.v1.Task
-	46, // 49: holdfast.project.v1.ProjectContext.issues:type_name -> holdfast.linear.v1.Issue
-	33, // 50: holdfast.project.v1.ProjectContext.preferences:type_name -> holdfast.project.v1.Preferences
-	31, // 51: holdfast.project.v1.ProjectContext.last_conversation:type_name -> holdfast.project.v1.LastConversation
-	32, // 52: holdfast.project.v1.ProjectContext.apis:type_name -> holdfast.project.v1.ApiBrief
-	41, // 53: holdfast.project.v1.LastConversation.update_time:type_name -> google.protobuf.Timestamp
-	41, // 54: holdfast.project.v1.ApiBrief.retry_time:type_name -> google.protobuf.Timestamp
-	1,  // 55: holdfast.project.v1.Preferences.notifications:type_name -> holdfast.project.v1.NotificationLevel
-	42, // 56: holdfast.project.v1.Preferences.extra:type_name -> google.protobuf.Struct
-	33, // 57: holdfast.project.v1.GetPreferencesResponse.effective:type_name -> holdfast.project.v1.Preferences
-	33, // 58: holdfast.project.v1.GetPreferencesResponse.own:type_name -> holdfast.project.v1.Preferences
-	33, // 59: holdfast.project.v1.GetPreferencesResponse.tenant:type_name -> holdfast.project.v1.Preferences
-	33, // 60: holdfast.project.v1.UpdatePreferencesRequest.preferences:type_name -> holdfast.project.v1.Preferences
-	43, // 61: holdfast.project.v1.UpdatePreferencesRequest.update_mask:type_name -> google.protobuf.FieldMask
-	33, // 62: holdfast.project.v1.UpdatePreferencesResponse.preferences:type_name -> holdfast.project.v1.Preferences
-	5,  // 63: holdfast.project.v1.ProjectService.PutProject:input_type -> holdfast.project.v1.PutProjectRequest
-	7,  // 64: holdfast.project.v1.ProjectService.GetProject:input_type -> holdfast.project.v1.GetProjectRequest
-	10, // 65: holdfast.project.v1.ProjectService.ListProjects:input_type -> holdfast.project.v1.ListProjectsRequest
-	12, // 66: holdfast.project.v1.ProjectService.DeleteProject:input_type -> holdfast.project.v1.DeleteProjectRequest
-	18, // 67: holdfast.project.v1.ProjectService.PutTask:input_type -> holdfast.project.v1.PutTaskRequest
-	21, // 68: holdfast.project.v1.ProjectService.GetTask:input_type -> holdfast.project.v1.GetTaskRequest
-	24, // 69: holdfast.project.v1.ProjectService.ListTasks:input_type -> holdfast.project.v1.ListTasksRequest
-	26, // 70: holdfast.project.v1.ProjectService.DeleteTask:input_type -> holdfast.project.v1.DeleteTaskRequest
-	28, // 71: holdfast.project.v1.ProjectService.GetProjectContext:input_type -> holdfast.project.v1.GetProjectContextRequest
-	34, // 72: holdfast.project.v1.ProjectService.GetPreferences:input_type -> holdfast.project.v1.GetPreferencesRequest
-	36, // 73: holdfast.project.v1.ProjectService.UpdatePreferences:input_type -> holdfast.project.v1.UpdatePreferencesRequest
-	6,  // 74: holdfast.project.v1.ProjectService.PutProject:output_type -> holdfast.project.v1.PutProjectResponse
-	8,  // 75: holdfast.project.v1.ProjectService.GetProject:output_type -> holdfast.project.v1.GetProjectResponse
-	11, // 76: holdfast.project.v1.ProjectService.ListProjects:output_type -> holdfast.project.v1.ListProjectsResponse
-	13, // 77: holdfast.project.v1.ProjectService.DeleteProject:output_type -> holdfast.project.v1.DeleteProjectResponse
-	20, // 78: holdfast.project.v1.ProjectService.PutTask:output_type -> holdfast.project.v1.PutTaskResponse
-	22, // 79: holdfast.project.v1.ProjectService.GetTask:output_type -> holdfast.project.v1.GetTaskResponse
-	25, // 80: holdfast.project.v1.ProjectService.ListTasks:output_type -> holdfast.project.v1.ListTasksResponse
-	27, // 81: holdfast.project.v1.ProjectService.DeleteTask:output_type -> holdfast.project.v1.DeleteTaskResponse
-	29, // 82: holdfast.project.v1.ProjectService.GetProjectContext:output_type -> holdfast.project.v1.GetProjectContextResponse
-	35, // 83: holdfast.project.v1.ProjectService.GetPreferences:output_type -> holdfast.project.v1.GetPreferencesResponse
-	37, // 84: holdfast.project.v1.ProjectService.UpdatePreferences:output_type -> holdfast.project.v1.UpdatePreferencesResponse
-	74, // [74:85] is the sub-list for method output_type
-	63, // [63:74] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	42, // 20: holdfast.project.v1.Task.status_time:type_name -> google.protobuf.Timestamp
+	16, // 21: holdfast.project.v1.Task.pull_requests:type_name -> holdfast.project.v1.PullRequest
+	17, // 22: holdfast.project.v1.Task.issue:type_name -> holdfast.project.v1.IssueRef
+	45, // 23: holdfast.project.v1.Task.requested_by:type_name -> holdfast.type.v1.MessageRef
+	46, // 24: holdfast.project.v1.Task.result:type_name -> google.protobuf.Value
+	43, // 25: holdfast.project.v1.Task.metadata:type_name -> google.protobuf.Struct
+	15, // 26: holdfast.project.v1.Task.cost:type_name -> holdfast.project.v1.Cost
+	42, // 27: holdfast.project.v1.PullRequest.create_time:type_name -> google.protobuf.Timestamp
+	0,  // 28: holdfast.project.v1.TaskTransition.from_status:type_name -> holdfast.project.v1.TaskStatus
+	0,  // 29: holdfast.project.v1.TaskTransition.to_status:type_name -> holdfast.project.v1.TaskStatus
+	42, // 30: holdfast.project.v1.TaskTransition.observe_time:type_name -> google.protobuf.Timestamp
+	42, // 31: holdfast.project.v1.TaskTransition.record_time:type_name -> google.protobuf.Timestamp
+	45, // 32: holdfast.project.v1.TaskTransition.resume_requested_by:type_name -> holdfast.type.v1.MessageRef
+	14, // 33: holdfast.project.v1.PutTaskRequest.task:type_name -> holdfast.project.v1.Task
+	44, // 34: holdfast.project.v1.PutTaskRequest.update_mask:type_name -> google.protobuf.FieldMask
+	20, // 35: holdfast.project.v1.PutTaskRequest.report:type_name -> holdfast.project.v1.Report
+	0,  // 36: holdfast.project.v1.Report.status:type_name -> holdfast.project.v1.TaskStatus
+	42, // 37: holdfast.project.v1.Report.observe_time:type_name -> google.protobuf.Timestamp
+	45, // 38: holdfast.project.v1.Report.resume_requested_by:type_name -> holdfast.type.v1.MessageRef
+	14, // 39: holdfast.project.v1.PutTaskResponse.task:type_name -> holdfast.project.v1.Task
+	18, // 40: holdfast.project.v1.PutTaskResponse.transition:type_name -> holdfast.project.v1.TaskTransition
+	14, // 41: holdfast.project.v1.GetTaskResponse.task:type_name -> holdfast.project.v1.Task
+	18, // 42: holdfast.project.v1.GetTaskResponse.transitions:type_name -> holdfast.project.v1.TaskTransition
+	0,  // 43: holdfast.project.v1.TaskFilter.statuses:type_name -> holdfast.project.v1.TaskStatus
+	17, // 44: holdfast.project.v1.TaskFilter.issue:type_name -> holdfast.project.v1.IssueRef
+	24, // 45: holdfast.project.v1.ListTasksRequest.filter:type_name -> holdfast.project.v1.TaskFilter
+	14, // 46: holdfast.project.v1.ListTasksResponse.tasks:type_name -> holdfast.project.v1.Task
+	31, // 47: holdfast.project.v1.GetProjectContextResponse.context:type_name -> holdfast.project.v1.ProjectContext
+	2,  // 48: holdfast.project.v1.ProjectContext.project:type_name -> holdfast.project.v1.Project
+	14, // 49: holdfast.project.v1.ProjectContext.tasks:type_name -> holdfast.project.v1.Task
+	47, // 50: holdfast.project.v1.ProjectContext.issues:type_name -> holdfast.linear.v1.Issue
+	34, // 51: holdfast.project.v1.ProjectContext.preferences:type_name -> holdfast.project.v1.Preferences
+	32, // 52: holdfast.project.v1.ProjectContext.last_conversation:type_name -> holdfast.project.v1.LastConversation
+	33, // 53: holdfast.project.v1.ProjectContext.apis:type_name -> holdfast.project.v1.ApiBrief
+	42, // 54: holdfast.project.v1.LastConversation.update_time:type_name -> google.protobuf.Timestamp
+	42, // 55: holdfast.project.v1.ApiBrief.retry_time:type_name -> google.protobuf.Timestamp
+	1,  // 56: holdfast.project.v1.Preferences.notifications:type_name -> holdfast.project.v1.NotificationLevel
+	43, // 57: holdfast.project.v1.Preferences.extra:type_name -> google.protobuf.Struct
+	34, // 58: holdfast.project.v1.GetPreferencesResponse.effective:type_name -> holdfast.project.v1.Preferences
+	34, // 59: holdfast.project.v1.GetPreferencesResponse.own:type_name -> holdfast.project.v1.Preferences
+	34, // 60: holdfast.project.v1.GetPreferencesResponse.tenant:type_name -> holdfast.project.v1.Preferences
+	34, // 61: holdfast.project.v1.UpdatePreferencesRequest.preferences:type_name -> holdfast.project.v1.Preferences
+	44, // 62: holdfast.project.v1.UpdatePreferencesRequest.update_mask:type_name -> google.protobuf.FieldMask
+	34, // 63: holdfast.project.v1.UpdatePreferencesResponse.preferences:type_name -> holdfast.project.v1.Preferences
+	5,  // 64: holdfast.project.v1.ProjectService.PutProject:input_type -> holdfast.project.v1.PutProjectRequest
+	7,  // 65: holdfast.project.v1.ProjectService.GetProject:input_type -> holdfast.project.v1.GetProjectRequest
+	10, // 66: holdfast.project.v1.ProjectService.ListProjects:input_type -> holdfast.project.v1.ListProjectsRequest
+	12, // 67: holdfast.project.v1.ProjectService.DeleteProject:input_type -> holdfast.project.v1.DeleteProjectRequest
+	19, // 68: holdfast.project.v1.ProjectService.PutTask:input_type -> holdfast.project.v1.PutTaskRequest
+	22, // 69: holdfast.project.v1.ProjectService.GetTask:input_type -> holdfast.project.v1.GetTaskRequest
+	25, // 70: holdfast.project.v1.ProjectService.ListTasks:input_type -> holdfast.project.v1.ListTasksRequest
+	27, // 71: holdfast.project.v1.ProjectService.DeleteTask:input_type -> holdfast.project.v1.DeleteTaskRequest
+	29, // 72: holdfast.project.v1.ProjectService.GetProjectContext:input_type -> holdfast.project.v1.GetProjectContextRequest
+	35, // 73: holdfast.project.v1.ProjectService.GetPreferences:input_type -> holdfast.project.v1.GetPreferencesRequest
+	37, // 74: holdfast.project.v1.ProjectService.UpdatePreferences:input_type -> holdfast.project.v1.UpdatePreferencesRequest
+	6,  // 75: holdfast.project.v1.ProjectService.PutProject:output_type -> holdfast.project.v1.PutProjectResponse
+	8,  // 76: holdfast.project.v1.ProjectService.GetProject:output_type -> holdfast.project.v1.GetProjectResponse
+	11, // 77: holdfast.project.v1.ProjectService.ListProjects:output_type -> holdfast.project.v1.ListProjectsResponse
+	13, // 78: holdfast.project.v1.ProjectService.DeleteProject:output_type -> holdfast.project.v1.DeleteProjectResponse
+	21, // 79: holdfast.project.v1.ProjectService.PutTask:output_type -> holdfast.project.v1.PutTaskResponse
+	23, // 80: holdfast.project.v1.ProjectService.GetTask:output_type -> holdfast.project.v1.GetTaskResponse
+	26, // 81: holdfast.project.v1.ProjectService.ListTasks:output_type -> holdfast.project.v1.ListTasksResponse
+	28, // 82: holdfast.project.v1.ProjectService.DeleteTask:output_type -> holdfast.project.v1.DeleteTaskResponse
+	30, // 83: holdfast.project.v1.ProjectService.GetProjectContext:output_type -> holdfast.project.v1.GetProjectContextResponse
+	36, // 84: holdfast.project.v1.ProjectService.GetPreferences:output_type -> holdfast.project.v1.GetPreferencesResponse
+	38, // 85: holdfast.project.v1.ProjectService.UpdatePreferences:output_type -> holdfast.project.v1.UpdatePreferencesResponse
+	75, // [75:86] is the sub-list for method output_type
+	64, // [64:75] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_project_v1_service_proto_init() }
@@ -3524,18 +3626,18 @@ func file_holdfast_project_v1_service_proto_init() {
 	file_holdfast_project_v1_service_proto_msgTypes[3].OneofWrappers = []any{}
 	file_holdfast_project_v1_service_proto_msgTypes[5].OneofWrappers = []any{}
 	file_holdfast_project_v1_service_proto_msgTypes[10].OneofWrappers = []any{}
-	file_holdfast_project_v1_service_proto_msgTypes[16].OneofWrappers = []any{}
-	file_holdfast_project_v1_service_proto_msgTypes[19].OneofWrappers = []any{}
-	file_holdfast_project_v1_service_proto_msgTypes[24].OneofWrappers = []any{}
-	file_holdfast_project_v1_service_proto_msgTypes[31].OneofWrappers = []any{}
-	file_holdfast_project_v1_service_proto_msgTypes[34].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[17].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[20].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[25].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[32].OneofWrappers = []any{}
+	file_holdfast_project_v1_service_proto_msgTypes[35].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_project_v1_service_proto_rawDesc), len(file_holdfast_project_v1_service_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   39,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -91,13 +91,18 @@ type ProjectServiceClient interface {
 	// PutTask makes a task, or changes one: what the caller knows of it, and with `report` what the task's provider says of its
 	// status. An id that another user has is `already_exists`, reason ALREADY_EXISTS. Without an id the server makes one.
 	//
-	// The provider's word is kept and becomes a status, unless the report has one: PENDING is queued; ACTIVE, RUNNING and
-	// EVALUATION are running; PAUSED is paused; COMPLETE and COMPLETED are succeeded; CANCELLED and STOPPED are cancelled;
-	// ERROR, FAILED, TIMEOUT, MAX_ITERATIONS_REACHED and OUT_OF_TOKENS are failed; any other is unknown. Case does not matter.
+	// One run is one task: without an id, the task of the provider's run is changed, and under another id the run is `already_exists`.
+	//
+	// The provider's word is kept and becomes a status, unless the report has one. The words are those of Codegen, Cursor, GitHub Copilot,
+	// Devin, Jules and Linear's agents: PENDING, QUEUED, CREATING, NEW and CLAIMED are queued; ACTIVE, RUNNING, EVALUATION, WORKING,
+	// PLANNING, IN_PROGRESS and RESUMING are running; WAITING_FOR_USER, WAITING_FOR_APPROVAL, AWAITING_INPUT, AWAITING_PLAN_APPROVAL and
+	// AWAITING_USER_FEEDBACK are waiting for input; PAUSED and SUSPENDED are paused; COMPLETE, COMPLETED, FINISHED and SUCCEEDED are
+	// succeeded; CANCELLED, CANCELED and STOPPED are cancelled; EXPIRED is expired; ERROR, FAILED, TIMEOUT, TIMED_OUT,
+	// MAX_ITERATIONS_REACHED, OUT_OF_TOKENS and OUT_OF_CREDITS are failed; any other is unknown. Case, `_`, `-` and blanks do not matter.
 	// Without a report a new task is queued, and one that is there keeps its status.
 	//
-	// A task that has ended goes on only with `resume_reason`; without it that is `failed_precondition`, reason
-	// ILLEGAL_TRANSITION. A report that was observed before the newest one, or that says nothing new, does not change the status.
+	// A task that has ended goes on only with `resume_reason`, and one that was cancelled does not end otherwise without it; that is
+	// `failed_precondition`, reason ILLEGAL_TRANSITION. A report that was observed before the newest one, or that says nothing new, does not change the status.
 	//
 	//	{"requestId": "t-1", "taskId": "codegen-71",
 	//	 "task": {"title": "Fix login", "projectId": "api", "provider": "codegen", "runId": "71"},
@@ -362,13 +367,18 @@ type ProjectServiceHandler interface {
 	// PutTask makes a task, or changes one: what the caller knows of it, and with `report` what the task's provider says of its
 	// status. An id that another user has is `already_exists`, reason ALREADY_EXISTS. Without an id the server makes one.
 	//
-	// The provider's word is kept and becomes a status, unless the report has one: PENDING is queued; ACTIVE, RUNNING and
-	// EVALUATION are running; PAUSED is paused; COMPLETE and COMPLETED are succeeded; CANCELLED and STOPPED are cancelled;
-	// ERROR, FAILED, TIMEOUT, MAX_ITERATIONS_REACHED and OUT_OF_TOKENS are failed; any other is unknown. Case does not matter.
+	// One run is one task: without an id, the task of the provider's run is changed, and under another id the run is `already_exists`.
+	//
+	// The provider's word is kept and becomes a status, unless the report has one. The words are those of Codegen, Cursor, GitHub Copilot,
+	// Devin, Jules and Linear's agents: PENDING, QUEUED, CREATING, NEW and CLAIMED are queued; ACTIVE, RUNNING, EVALUATION, WORKING,
+	// PLANNING, IN_PROGRESS and RESUMING are running; WAITING_FOR_USER, WAITING_FOR_APPROVAL, AWAITING_INPUT, AWAITING_PLAN_APPROVAL and
+	// AWAITING_USER_FEEDBACK are waiting for input; PAUSED and SUSPENDED are paused; COMPLETE, COMPLETED, FINISHED and SUCCEEDED are
+	// succeeded; CANCELLED, CANCELED and STOPPED are cancelled; EXPIRED is expired; ERROR, FAILED, TIMEOUT, TIMED_OUT,
+	// MAX_ITERATIONS_REACHED, OUT_OF_TOKENS and OUT_OF_CREDITS are failed; any other is unknown. Case, `_`, `-` and blanks do not matter.
 	// Without a report a new task is queued, and one that is there keeps its status.
 	//
-	// A task that has ended goes on only with `resume_reason`; without it that is `failed_precondition`, reason
-	// ILLEGAL_TRANSITION. A report that was observed before the newest one, or that says nothing new, does not change the status.
+	// A task that has ended goes on only with `resume_reason`, and one that was cancelled does not end otherwise without it; that is
+	// `failed_precondition`, reason ILLEGAL_TRANSITION. A report that was observed before the newest one, or that says nothing new, does not change the status.
 	//
 	//	{"requestId": "t-1", "taskId": "codegen-71",
 	//	 "task": {"title": "Fix login", "projectId": "api", "provider": "codegen", "runId": "71"},

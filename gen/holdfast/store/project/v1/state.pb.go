@@ -30,14 +30,16 @@ const (
 type TaskStatus int32
 
 const (
-	TaskStatus_TASK_STATUS_UNSPECIFIED TaskStatus = 0
-	TaskStatus_TASK_STATUS_UNKNOWN     TaskStatus = 1
-	TaskStatus_TASK_STATUS_QUEUED      TaskStatus = 2
-	TaskStatus_TASK_STATUS_RUNNING     TaskStatus = 3
-	TaskStatus_TASK_STATUS_PAUSED      TaskStatus = 4
-	TaskStatus_TASK_STATUS_SUCCEEDED   TaskStatus = 5
-	TaskStatus_TASK_STATUS_CANCELLED   TaskStatus = 6
-	TaskStatus_TASK_STATUS_FAILED      TaskStatus = 7
+	TaskStatus_TASK_STATUS_UNSPECIFIED       TaskStatus = 0
+	TaskStatus_TASK_STATUS_UNKNOWN           TaskStatus = 1
+	TaskStatus_TASK_STATUS_QUEUED            TaskStatus = 2
+	TaskStatus_TASK_STATUS_RUNNING           TaskStatus = 3
+	TaskStatus_TASK_STATUS_PAUSED            TaskStatus = 4
+	TaskStatus_TASK_STATUS_SUCCEEDED         TaskStatus = 5
+	TaskStatus_TASK_STATUS_CANCELLED         TaskStatus = 6
+	TaskStatus_TASK_STATUS_FAILED            TaskStatus = 7
+	TaskStatus_TASK_STATUS_WAITING_FOR_INPUT TaskStatus = 8
+	TaskStatus_TASK_STATUS_EXPIRED           TaskStatus = 9
 )
 
 // Enum value maps for TaskStatus.
@@ -51,16 +53,20 @@ var (
 		5: "TASK_STATUS_SUCCEEDED",
 		6: "TASK_STATUS_CANCELLED",
 		7: "TASK_STATUS_FAILED",
+		8: "TASK_STATUS_WAITING_FOR_INPUT",
+		9: "TASK_STATUS_EXPIRED",
 	}
 	TaskStatus_value = map[string]int32{
-		"TASK_STATUS_UNSPECIFIED": 0,
-		"TASK_STATUS_UNKNOWN":     1,
-		"TASK_STATUS_QUEUED":      2,
-		"TASK_STATUS_RUNNING":     3,
-		"TASK_STATUS_PAUSED":      4,
-		"TASK_STATUS_SUCCEEDED":   5,
-		"TASK_STATUS_CANCELLED":   6,
-		"TASK_STATUS_FAILED":      7,
+		"TASK_STATUS_UNSPECIFIED":       0,
+		"TASK_STATUS_UNKNOWN":           1,
+		"TASK_STATUS_QUEUED":            2,
+		"TASK_STATUS_RUNNING":           3,
+		"TASK_STATUS_PAUSED":            4,
+		"TASK_STATUS_SUCCEEDED":         5,
+		"TASK_STATUS_CANCELLED":         6,
+		"TASK_STATUS_FAILED":            7,
+		"TASK_STATUS_WAITING_FOR_INPUT": 8,
+		"TASK_STATUS_EXPIRED":           9,
 	}
 )
 
@@ -397,8 +403,11 @@ type TaskState struct {
 	Result       *structpb.Value        `protobuf:"bytes,15,opt,name=result,proto3" json:"result,omitempty"`
 	Metadata     *structpb.Struct       `protobuf:"bytes,16,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	// The number of transitions recorded.
-	TransitionCount int32 `protobuf:"varint,17,opt,name=transition_count,json=transitionCount,proto3" json:"transition_count,omitempty"`
-	ResumeCount     int32 `protobuf:"varint,18,opt,name=resume_count,json=resumeCount,proto3" json:"resume_count,omitempty"`
+	TransitionCount int32  `protobuf:"varint,17,opt,name=transition_count,json=transitionCount,proto3" json:"transition_count,omitempty"`
+	ResumeCount     int32  `protobuf:"varint,18,opt,name=resume_count,json=resumeCount,proto3" json:"resume_count,omitempty"`
+	Model           string `protobuf:"bytes,19,opt,name=model,proto3" json:"model,omitempty"`
+	Cost            *Cost  `protobuf:"bytes,20,opt,name=cost,proto3" json:"cost,omitempty"`
+	NeedsInput      string `protobuf:"bytes,21,opt,name=needs_input,json=needsInput,proto3" json:"needs_input,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -559,6 +568,80 @@ func (x *TaskState) GetResumeCount() int32 {
 	return 0
 }
 
+func (x *TaskState) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *TaskState) GetCost() *Cost {
+	if x != nil {
+		return x.Cost
+	}
+	return nil
+}
+
+func (x *TaskState) GetNeedsInput() string {
+	if x != nil {
+		return x.NeedsInput
+	}
+	return ""
+}
+
+// Cost is what a provider charges.
+type Cost struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Unit          string                 `protobuf:"bytes,1,opt,name=unit,proto3" json:"unit,omitempty"`
+	Amount        float64                `protobuf:"fixed64,2,opt,name=amount,proto3" json:"amount,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cost) Reset() {
+	*x = Cost{}
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cost) ProtoMessage() {}
+
+func (x *Cost) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cost.ProtoReflect.Descriptor instead.
+func (*Cost) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Cost) GetUnit() string {
+	if x != nil {
+		return x.Unit
+	}
+	return ""
+}
+
+func (x *Cost) GetAmount() float64 {
+	if x != nil {
+		return x.Amount
+	}
+	return 0
+}
+
 // PullRequest is one that a task made.
 type PullRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -573,7 +656,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -585,7 +668,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -598,7 +681,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PullRequest) GetPullRequestId() string {
@@ -648,7 +731,7 @@ type IssueRef struct {
 
 func (x *IssueRef) Reset() {
 	*x = IssueRef{}
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -660,7 +743,7 @@ func (x *IssueRef) String() string {
 func (*IssueRef) ProtoMessage() {}
 
 func (x *IssueRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -673,7 +756,7 @@ func (x *IssueRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRef.ProtoReflect.Descriptor instead.
 func (*IssueRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *IssueRef) GetProvider() string {
@@ -708,7 +791,7 @@ type MessageRef struct {
 
 func (x *MessageRef) Reset() {
 	*x = MessageRef{}
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +803,7 @@ func (x *MessageRef) String() string {
 func (*MessageRef) ProtoMessage() {}
 
 func (x *MessageRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +816,7 @@ func (x *MessageRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageRef.ProtoReflect.Descriptor instead.
 func (*MessageRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *MessageRef) GetConversationId() string {
@@ -769,7 +852,7 @@ type TaskTransition struct {
 
 func (x *TaskTransition) Reset() {
 	*x = TaskTransition{}
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +864,7 @@ func (x *TaskTransition) String() string {
 func (*TaskTransition) ProtoMessage() {}
 
 func (x *TaskTransition) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +877,7 @@ func (x *TaskTransition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskTransition.ProtoReflect.Descriptor instead.
 func (*TaskTransition) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TaskTransition) GetSeq() int32 {
@@ -884,7 +967,7 @@ type PreferencesState struct {
 
 func (x *PreferencesState) Reset() {
 	*x = PreferencesState{}
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +979,7 @@ func (x *PreferencesState) String() string {
 func (*PreferencesState) ProtoMessage() {}
 
 func (x *PreferencesState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_store_project_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +992,7 @@ func (x *PreferencesState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreferencesState.ProtoReflect.Descriptor instead.
 func (*PreferencesState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_store_project_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PreferencesState) GetVoice() string {
@@ -990,7 +1073,7 @@ const file_holdfast_store_project_v1_state_proto_rawDesc = "" +
 	"\vIssueSource\x12\x1a\n" +
 	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x0e\n" +
-	"\x02id\x18\x03 \x01(\tR\x02id\"\xf0\x06\n" +
+	"\x02id\x18\x03 \x01(\tR\x02id\"\xdc\a\n" +
 	"\tTaskState\x12H\n" +
 	"\x06labels\x18\x01 \x03(\v20.holdfast.store.project.v1.TaskState.LabelsEntryR\x06labels\x12\x14\n" +
 	"\x05title\x18\x02 \x01(\tR\x05title\x12\x1d\n" +
@@ -1013,10 +1096,17 @@ const file_holdfast_store_project_v1_state_proto_rawDesc = "" +
 	"\x06result\x18\x0f \x01(\v2\x16.google.protobuf.ValueR\x06result\x123\n" +
 	"\bmetadata\x18\x10 \x01(\v2\x17.google.protobuf.StructR\bmetadata\x12)\n" +
 	"\x10transition_count\x18\x11 \x01(\x05R\x0ftransitionCount\x12!\n" +
-	"\fresume_count\x18\x12 \x01(\x05R\vresumeCount\x1a9\n" +
+	"\fresume_count\x18\x12 \x01(\x05R\vresumeCount\x12\x14\n" +
+	"\x05model\x18\x13 \x01(\tR\x05model\x123\n" +
+	"\x04cost\x18\x14 \x01(\v2\x1f.holdfast.store.project.v1.CostR\x04cost\x12\x1f\n" +
+	"\vneeds_input\x18\x15 \x01(\tR\n" +
+	"needsInput\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbb\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"2\n" +
+	"\x04Cost\x12\x12\n" +
+	"\x04unit\x18\x01 \x01(\tR\x04unit\x12\x16\n" +
+	"\x06amount\x18\x02 \x01(\x01R\x06amount\"\xbb\x01\n" +
 	"\vPullRequest\x12&\n" +
 	"\x0fpull_request_id\x18\x01 \x01(\tR\rpullRequestId\x12\x14\n" +
 	"\x05title\x18\x02 \x01(\tR\x05title\x12\x10\n" +
@@ -1062,7 +1152,7 @@ const file_holdfast_store_project_v1_state_proto_rawDesc = "" +
 	"\t_languageB\b\n" +
 	"\x06_modelB\x15\n" +
 	"\x13_default_project_idB\x14\n" +
-	"\x12_active_project_id*\xd9\x01\n" +
+	"\x12_active_project_id*\x95\x02\n" +
 	"\n" +
 	"TaskStatus\x12\x1b\n" +
 	"\x17TASK_STATUS_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -1072,7 +1162,9 @@ const file_holdfast_store_project_v1_state_proto_rawDesc = "" +
 	"\x12TASK_STATUS_PAUSED\x10\x04\x12\x19\n" +
 	"\x15TASK_STATUS_SUCCEEDED\x10\x05\x12\x19\n" +
 	"\x15TASK_STATUS_CANCELLED\x10\x06\x12\x16\n" +
-	"\x12TASK_STATUS_FAILED\x10\a*\x92\x01\n" +
+	"\x12TASK_STATUS_FAILED\x10\a\x12!\n" +
+	"\x1dTASK_STATUS_WAITING_FOR_INPUT\x10\b\x12\x17\n" +
+	"\x13TASK_STATUS_EXPIRED\x10\t*\x92\x01\n" +
 	"\x11NotificationLevel\x12\"\n" +
 	"\x1eNOTIFICATION_LEVEL_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17NOTIFICATION_LEVEL_NONE\x10\x01\x12 \n" +
@@ -1094,7 +1186,7 @@ func file_holdfast_store_project_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_store_project_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_holdfast_store_project_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_holdfast_store_project_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_holdfast_store_project_v1_state_proto_goTypes = []any{
 	(TaskStatus)(0),               // 0: holdfast.store.project.v1.TaskStatus
 	(NotificationLevel)(0),        // 1: holdfast.store.project.v1.NotificationLevel
@@ -1102,44 +1194,46 @@ var file_holdfast_store_project_v1_state_proto_goTypes = []any{
 	(*Repository)(nil),            // 3: holdfast.store.project.v1.Repository
 	(*IssueSource)(nil),           // 4: holdfast.store.project.v1.IssueSource
 	(*TaskState)(nil),             // 5: holdfast.store.project.v1.TaskState
-	(*PullRequest)(nil),           // 6: holdfast.store.project.v1.PullRequest
-	(*IssueRef)(nil),              // 7: holdfast.store.project.v1.IssueRef
-	(*MessageRef)(nil),            // 8: holdfast.store.project.v1.MessageRef
-	(*TaskTransition)(nil),        // 9: holdfast.store.project.v1.TaskTransition
-	(*PreferencesState)(nil),      // 10: holdfast.store.project.v1.PreferencesState
-	nil,                           // 11: holdfast.store.project.v1.ProjectState.LabelsEntry
-	nil,                           // 12: holdfast.store.project.v1.TaskState.LabelsEntry
-	(*structpb.Struct)(nil),       // 13: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(*structpb.Value)(nil),        // 15: google.protobuf.Value
+	(*Cost)(nil),                  // 6: holdfast.store.project.v1.Cost
+	(*PullRequest)(nil),           // 7: holdfast.store.project.v1.PullRequest
+	(*IssueRef)(nil),              // 8: holdfast.store.project.v1.IssueRef
+	(*MessageRef)(nil),            // 9: holdfast.store.project.v1.MessageRef
+	(*TaskTransition)(nil),        // 10: holdfast.store.project.v1.TaskTransition
+	(*PreferencesState)(nil),      // 11: holdfast.store.project.v1.PreferencesState
+	nil,                           // 12: holdfast.store.project.v1.ProjectState.LabelsEntry
+	nil,                           // 13: holdfast.store.project.v1.TaskState.LabelsEntry
+	(*structpb.Struct)(nil),       // 14: google.protobuf.Struct
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*structpb.Value)(nil),        // 16: google.protobuf.Value
 }
 var file_holdfast_store_project_v1_state_proto_depIdxs = []int32{
-	11, // 0: holdfast.store.project.v1.ProjectState.labels:type_name -> holdfast.store.project.v1.ProjectState.LabelsEntry
+	12, // 0: holdfast.store.project.v1.ProjectState.labels:type_name -> holdfast.store.project.v1.ProjectState.LabelsEntry
 	3,  // 1: holdfast.store.project.v1.ProjectState.repository:type_name -> holdfast.store.project.v1.Repository
-	13, // 2: holdfast.store.project.v1.ProjectState.settings:type_name -> google.protobuf.Struct
+	14, // 2: holdfast.store.project.v1.ProjectState.settings:type_name -> google.protobuf.Struct
 	4,  // 3: holdfast.store.project.v1.ProjectState.issue_sources:type_name -> holdfast.store.project.v1.IssueSource
-	14, // 4: holdfast.store.project.v1.ProjectState.archive_time:type_name -> google.protobuf.Timestamp
-	12, // 5: holdfast.store.project.v1.TaskState.labels:type_name -> holdfast.store.project.v1.TaskState.LabelsEntry
+	15, // 4: holdfast.store.project.v1.ProjectState.archive_time:type_name -> google.protobuf.Timestamp
+	13, // 5: holdfast.store.project.v1.TaskState.labels:type_name -> holdfast.store.project.v1.TaskState.LabelsEntry
 	0,  // 6: holdfast.store.project.v1.TaskState.status:type_name -> holdfast.store.project.v1.TaskStatus
-	14, // 7: holdfast.store.project.v1.TaskState.status_time:type_name -> google.protobuf.Timestamp
-	6,  // 8: holdfast.store.project.v1.TaskState.pull_requests:type_name -> holdfast.store.project.v1.PullRequest
-	7,  // 9: holdfast.store.project.v1.TaskState.issue:type_name -> holdfast.store.project.v1.IssueRef
-	8,  // 10: holdfast.store.project.v1.TaskState.requested_by:type_name -> holdfast.store.project.v1.MessageRef
-	15, // 11: holdfast.store.project.v1.TaskState.result:type_name -> google.protobuf.Value
-	13, // 12: holdfast.store.project.v1.TaskState.metadata:type_name -> google.protobuf.Struct
-	14, // 13: holdfast.store.project.v1.PullRequest.create_time:type_name -> google.protobuf.Timestamp
-	0,  // 14: holdfast.store.project.v1.TaskTransition.from_status:type_name -> holdfast.store.project.v1.TaskStatus
-	0,  // 15: holdfast.store.project.v1.TaskTransition.to_status:type_name -> holdfast.store.project.v1.TaskStatus
-	14, // 16: holdfast.store.project.v1.TaskTransition.observe_time:type_name -> google.protobuf.Timestamp
-	14, // 17: holdfast.store.project.v1.TaskTransition.record_time:type_name -> google.protobuf.Timestamp
-	8,  // 18: holdfast.store.project.v1.TaskTransition.resume_requested_by:type_name -> holdfast.store.project.v1.MessageRef
-	1,  // 19: holdfast.store.project.v1.PreferencesState.notifications:type_name -> holdfast.store.project.v1.NotificationLevel
-	13, // 20: holdfast.store.project.v1.PreferencesState.extra:type_name -> google.protobuf.Struct
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	15, // 7: holdfast.store.project.v1.TaskState.status_time:type_name -> google.protobuf.Timestamp
+	7,  // 8: holdfast.store.project.v1.TaskState.pull_requests:type_name -> holdfast.store.project.v1.PullRequest
+	8,  // 9: holdfast.store.project.v1.TaskState.issue:type_name -> holdfast.store.project.v1.IssueRef
+	9,  // 10: holdfast.store.project.v1.TaskState.requested_by:type_name -> holdfast.store.project.v1.MessageRef
+	16, // 11: holdfast.store.project.v1.TaskState.result:type_name -> google.protobuf.Value
+	14, // 12: holdfast.store.project.v1.TaskState.metadata:type_name -> google.protobuf.Struct
+	6,  // 13: holdfast.store.project.v1.TaskState.cost:type_name -> holdfast.store.project.v1.Cost
+	15, // 14: holdfast.store.project.v1.PullRequest.create_time:type_name -> google.protobuf.Timestamp
+	0,  // 15: holdfast.store.project.v1.TaskTransition.from_status:type_name -> holdfast.store.project.v1.TaskStatus
+	0,  // 16: holdfast.store.project.v1.TaskTransition.to_status:type_name -> holdfast.store.project.v1.TaskStatus
+	15, // 17: holdfast.store.project.v1.TaskTransition.observe_time:type_name -> google.protobuf.Timestamp
+	15, // 18: holdfast.store.project.v1.TaskTransition.record_time:type_name -> google.protobuf.Timestamp
+	9,  // 19: holdfast.store.project.v1.TaskTransition.resume_requested_by:type_name -> holdfast.store.project.v1.MessageRef
+	1,  // 20: holdfast.store.project.v1.PreferencesState.notifications:type_name -> holdfast.store.project.v1.NotificationLevel
+	14, // 21: holdfast.store.project.v1.PreferencesState.extra:type_name -> google.protobuf.Struct
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_project_v1_state_proto_init() }
@@ -1147,14 +1241,14 @@ func file_holdfast_store_project_v1_state_proto_init() {
 	if File_holdfast_store_project_v1_state_proto != nil {
 		return
 	}
-	file_holdfast_store_project_v1_state_proto_msgTypes[8].OneofWrappers = []any{}
+	file_holdfast_store_project_v1_state_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_project_v1_state_proto_rawDesc), len(file_holdfast_store_project_v1_state_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
