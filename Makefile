@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
+TSAPI := clients/ts/packages/client/src/gen
 TOOL := go tool -modfile=tools/go.mod
 IMAGE ?= holdfast:dev
 BENCH ?=
@@ -26,21 +27,22 @@ image: ## Build the container image (IMAGE=holdfast:dev)
 		--build-arg COMMIT="$$(git describe --always --dirty --abbrev=40 --exclude '*')" .
 
 .PHONY: generate
-generate: ## Write gen/, docs/api/ and docs/errors.md anew from proto/ and queries/
+generate: ## Write gen/, docs/api/, docs/errors.md and the TypeScript client's types anew from proto/ and queries/
 	@# A file that nothing generates any more must go, so the folders are emptied, but only once the inputs are known to be good.
 	$(TOOL) buf build --output /dev/null
 	$(TOOL) sqlc compile
-	rm -rf gen docs/api
+	rm -rf gen docs/api $(TSAPI)
 	$(TOOL) buf generate
 	$(TOOL) buf build --as-file-descriptor-set --output - | go run -C tools ./apidoc ../docs/api
+	$(TOOL) buf build --as-file-descriptor-set --output - | go run -C tools ./tsapi ../$(TSAPI)
 	$(TOOL) sqlc generate
 	$(TOOL) genqlient
 	$(TOOL) buf build --output - --path proto/holdfast/error | go run ./handlers/problem/errorsdoc >docs/errors.md
 
 .PHONY: check-generated
-check-generated: generate ## Fail where gen/, docs/api/ or docs/errors.md is not what generate writes
-	@git diff --exit-code -- gen docs/api docs/errors.md
-	@new=$$(git ls-files --others --exclude-standard -- gen docs/api docs/errors.md); \
+check-generated: generate ## Fail where what is generated is not what generate writes
+	@git diff --exit-code -- gen docs/api docs/errors.md $(TSAPI)
+	@new=$$(git ls-files --others --exclude-standard -- gen docs/api docs/errors.md $(TSAPI)); \
 	if [ -n "$$new" ]; then printf 'generated, but not committed:\n%s\n' "$$new" >&2; exit 1; fi
 
 .PHONY: fmt
@@ -107,6 +109,10 @@ test-attacks: ## Attack a server and see that nobody else notices
 .PHONY: attack-table
 attack-table: ## Measure the same in full and write the table of docs/security.md (RUNS=3)
 	HOLDFAST_ATTACK_TABLE="$(CURDIR)/docs/security.md" HOLDFAST_ATTACK_RUNS=$(RUNS) go test -count=1 -timeout=90m -run TestAttacks -v ./cmd/holdfast
+
+.PHONY: test-typescript
+test-typescript: ## Test the TypeScript client in Node, Chromium and workerd (needs Node 20, and Debian's chromium)
+	.ci/typescript
 
 .PHONY: bench
 bench: ## Measure a server next to pgbench (BENCH='--only hot --duration 3s')
