@@ -181,6 +181,9 @@ func (d *reader) escaped(start, i int) ([]byte, error) {
 		r, n := unescape(d.text[i:])
 		if n == 0 {
 			d.at = i
+			if half, ok := unicodeEscape(d.text[i:]); ok {
+				return nil, d.fail("a text holds half of a surrogate pair, \\u%04x; send both halves in one text", half)
+			}
 			return nil, d.fail("a text holds a bad escape")
 		}
 		out = utf8.AppendRune(out, r)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"time"
 
@@ -218,7 +219,7 @@ func (r *reader) contextWindow(ctx context.Context, budget int64, recentOnly boo
 		}
 	}
 	// The next summary goes on where the newest ends.
-	if from, ok := compactable(items, whole, budget/2); ok && r.s.GetSummary().GetToSeq() < items[from].seq()-1 {
+	if from, ok := compactable(items, whole, budget/2); ok && r.s.GetSummary().GetToSeq() < items[from].seq()-1 && items[from].seq() <= firstPlace(r.s.GetLive()) {
 		if chosen.from > 0 || !whole || w.about.GetTotalTokens() > budget/2 {
 			w.about.CompactFromSeq, w.about.CompactToSeq = small(r.s.GetSummary().GetToSeq()+1), small(items[from].seq()-1)
 		}
@@ -376,7 +377,8 @@ func (r *reader) compaction(ctx context.Context, keep int64, fromScratch bool) (
 	}
 	// A range that is too long for one summary ends with an earlier turn.
 	may := cuts(items, whole)
-	for end > 0 && (!may[end] || items[end].seq()-1-after > maxCompaction) {
+	place := firstPlace(r.s.GetLive())
+	for end > 0 && (!may[end] || items[end].seq()-1-after > maxCompaction || items[end].seq() > place) {
 		end--
 	}
 	lease.FromSeq, lease.ToSeq = after+1, items[end].seq()-1
@@ -387,6 +389,15 @@ func (r *reader) compaction(ctx context.Context, keep int64, fromScratch bool) (
 		lease.TokenCount += i.tokens()
 	}
 	return lease, nil
+}
+
+// firstPlace is the first seq whose words may still come; what is after it is not summarised.
+func firstPlace(live *storev1.LiveState) int64 {
+	first := int64(math.MaxInt64)
+	for _, seq := range places(live) {
+		first = min(first, seq)
+	}
+	return first
 }
 
 // CommitCompaction implements ConversationService.

@@ -50,7 +50,9 @@ func filter(projectID string, labels map[string]string) []string {
 }
 
 // messageCount is how many messages are there.
-func messageCount(s *storev1.ConversationState) int64 { return s.GetLastSeq() - s.GetRemovedCount() }
+func messageCount(s *storev1.ConversationState) int64 {
+	return s.GetLastSeq() - s.GetRemovedCount() - int64(len(places(s.GetLive())))
+}
 
 // updateConversation changes the conversation as an update asks.
 func updateConversation(i object.Info, s *storev1.ConversationState, c *conversationv1.Conversation, m *fieldmaskpb.FieldMask) error {

@@ -214,7 +214,10 @@ func truncateAfter(tx *object.Tx[state], after int64, touched []int64) (removed 
 		if call.GetAfterSeq() < after {
 			break
 		}
-		if !(windowItem{call: call}).open() {
+		if waits := (windowItem{call: call}).open() || call.GetStatus() == callOrphaned; !waits {
+			if pending := s.GetLive().GetPendingCalls(); pending[call.GetCallId()].GetSeq() == seq {
+				delete(pending, call.GetCallId())
+			}
 			tx.DeleteEntry(inToolCalls, object.SeqKey(seq))
 			tx.DeleteEntry(inCallRefs, callKey(call.GetSession(), call.GetCallId()))
 		}

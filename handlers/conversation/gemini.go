@@ -59,9 +59,11 @@ func fieldsOf(fields map[string]*structpb.Value) *structpb.Struct {
 	return &structpb.Struct{Fields: fields}
 }
 
+const summaryIntro = "Summary of the conversation so far: "
+
 func (t *turns) addSummary(s *storev1.Summary) {
 	if s != nil {
-		t.say(geminiUser, "Summary of the conversation so far: "+s.GetText())
+		t.say(geminiUser, summaryIntro+s.GetText())
 	}
 }
 
@@ -140,16 +142,20 @@ func function(id, name, field string, value *structpb.Struct) *structpb.Struct {
 	if value == nil {
 		value = &structpb.Struct{}
 	}
-	return fieldsOf(map[string]*structpb.Value{
-		"id": structpb.NewStringValue(id), "name": structpb.NewStringValue(name), field: structpb.NewStructValue(value),
-	})
+	f := fieldsOf(map[string]*structpb.Value{"name": structpb.NewStringValue(name), field: structpb.NewStructValue(value)})
+	if !strings.HasPrefix(id, ownID) { // the provider gave it none
+		f.Fields["id"] = structpb.NewStringValue(id)
+	}
+	return f
 }
 
 // addCall tells a call of the Live API. As a call it is told only with a response that it got on its own connection.
 func (t *turns) addCall(c *storev1.ToolCall) {
 	switch {
 	case c.GetStatus() == callCompleted && c.GetResultSeq() == 0:
+		t.signature = c.GetThoughtSignature()
 		t.callPart(c.GetCallId(), c.GetName(), argsOf(c))
+		t.signature = nil
 		t.resultPart(c.GetCallId(), c.GetName(), responseOf(c))
 	case c.GetStatus() == callCancelled:
 		t.say(geminiModel, fmt.Sprintf("[called %s with %s, then withdrew it]", c.GetName(), argsText(c)))

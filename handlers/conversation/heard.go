@@ -69,12 +69,25 @@ func played(text string, ms, audio int64) string {
 	if ms >= audio {
 		return text
 	}
-	heard := []rune(text)[:count*ms/audio]
-	rest := []rune(text)[len(heard):]
-	if len(rest) > 0 && !unicode.IsSpace(rest[0]) {
-		for len(heard) > 0 && !unicode.IsSpace(heard[len(heard)-1]) {
-			heard = heard[:len(heard)-1]
-		}
+	all := []rune(text)
+	n := int(count * ms / audio) //nolint:gosec // it is less than the text has
+	for n > 0 && inWord(all[n-1], all[n]) {
+		n--
 	}
-	return strings.TrimRightFunc(string(heard), unicode.IsSpace)
+	return strings.TrimRightFunc(string(all[:n]), unicode.IsSpace)
 }
+
+// inWord reports whether a text cannot be cut between two characters: they are of one word, or one character to the eye. Scripts
+// without blanks between words are cut anywhere.
+func inWord(a, b rune) bool {
+	const joiner = '\u200d'
+	switch {
+	case unicode.IsMark(b), a == joiner, b == joiner, '\U0001f3fb' <= b && b <= '\U0001f3ff', isFlag(a) && isFlag(b):
+		return true
+	case unicode.IsSpace(a), unicode.IsSpace(b):
+		return false
+	}
+	return !solid(a) && !solid(b) && !unicode.IsSymbol(a) && !unicode.IsSymbol(b)
+}
+
+func isFlag(r rune) bool { return '\U0001f1e6' <= r && r <= '\U0001f1ff' }

@@ -199,7 +199,7 @@ func TestIngestLive(t *testing.T) {
 	if calls := more.GetToolCalls(); len(calls) != 1 || calls[0].GetStatus() != conversationv1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED {
 		t.Errorf("tool calls are %v", calls)
 	}
-	if got := get(t, c).GetMessages(); len(got) != 2 || got[1].GetText() != "Sure. Done." || got[1].GetStatus() != conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE {
+	if got := get(t, c).GetMessages(); len(got) != 3 || got[1].GetText() != "Sure." || got[2].GetText() != "Done." || got[1].GetStatus() != conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE {
 		t.Errorf("messages are %v", got)
 	}
 
@@ -228,7 +228,7 @@ func TestIngestLive(t *testing.T) {
 	}
 
 	// Appended messages and spoken ones are of one conversation.
-	if got := say(t, c, "typed"); got.GetMessages()[0].GetSeq() != 4 {
+	if got := say(t, c, "typed"); got.GetMessages()[0].GetSeq() != 5 {
 		t.Errorf("appended: %v", got)
 	}
 }

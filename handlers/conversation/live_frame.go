@@ -2,7 +2,9 @@ package conversation
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -19,6 +22,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	livev1 "holdfast/gen/holdfast/live/v1"
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/handlers/problem"
 	"holdfast/jsonpb"
 )
@@ -74,29 +78,100 @@ type contentPart struct {
 	Thought    bool        `json:"thought"`
 	InlineData struct {
 		MIMEType cleanString `json:"mimeType"`
-		Data     dataSize    `json:"data"`
+		Data     inlineData  `json:"data"`
 	} `json:"inlineData"`
+	FileData struct {
+		MIMEType cleanString `json:"mimeType"`
+		URI      cleanString `json:"fileUri"`
+		Name     cleanString `json:"displayName"`
+	} `json:"fileData"`
+	FunctionCall        *functionCall  `json:"functionCall"`
+	ExecutableCode      jsonObject     `json:"executableCode"`
+	CodeExecutionResult jsonObject     `json:"codeExecutionResult"`
+	AudioTranscription  *transcription `json:"audioTranscription"`
+	ThoughtSignature    []byte         `json:"thoughtSignature"`
 }
 
+// media reports whether a part is a file or has data.
+func (p *contentPart) media() bool { return p.InlineData.Data.size > 0 || p.FileData.URI != "" }
+
 // text is what the content says; the model's thoughts are not said.
-func (c *content) text() string {
+func (c *content) text() string { return cleanString(c.said()).whole() }
+
+// said is text, as it came.
+func (c *content) said() string {
 	var b strings.Builder
-	for _, part := range c.Parts {
-		if !part.Thought {
-			b.WriteString(string(part.Text))
+	for i := range c.Parts {
+		if !c.Parts[i].Thought {
+			b.WriteString(string(c.Parts[i].Text))
 		}
 	}
 	return b.String()
 }
 
-// spoken tells whether the content has anything but thoughts: text, or audio that is not read here.
-func (c *content) spoken() bool {
-	for _, part := range c.Parts {
-		if !part.Thought {
-			return true
+// transcribed is what transcriptions among the parts say.
+func (c *content) transcribed() string {
+	var b strings.Builder
+	for i := range c.Parts {
+		if t := c.Parts[i].AudioTranscription; t != nil {
+			b.WriteString(t.Text.whole())
 		}
 	}
-	return false
+	return b.String()
+}
+
+// calls are the function calls among the parts.
+func (c *content) calls() (calls []functionCall) {
+	for i := range c.Parts {
+		if call := c.Parts[i].FunctionCall; call != nil {
+			call.signature = c.Parts[i].ThoughtSignature
+			calls = append(calls, *call)
+		}
+	}
+	return calls
+}
+
+// maxInlineData is how much data of one part is kept.
+const maxInlineData = 256 << 10
+
+// stored are the parts of what a user wrote; nil: there is only text.
+func (c *content) stored() (list []*storev1.Part) {
+	if !slices.ContainsFunc(c.Parts, func(p contentPart) bool { return p.media() }) {
+		return nil
+	}
+	left := maxInlineData
+	for i := range c.Parts {
+		p := &c.Parts[i]
+		mime := firstBytes(string(p.InlineData.MIMEType), maxName)
+		switch {
+		case p.FileData.URI != "":
+			list = append(list, &storev1.Part{Part: &storev1.Part_File{File: &storev1.FileRef{
+				Uri: firstBytes(string(p.FileData.URI), maxURI), MimeType: firstBytes(string(p.FileData.MIMEType), maxName), Name: firstBytes(string(p.FileData.Name), maxName),
+			}}})
+		case p.InlineData.Data.size > 0:
+			data := p.InlineData.Data.bytes()
+			if len(data) == 0 || len(data) > left {
+				list = append(list, &storev1.Part{Part: &storev1.Part_Text{Text: fmt.Sprintf("[%s of %d bytes, which was not kept]", cmp.Or(mime, "data"), p.InlineData.Data.size)}})
+				continue
+			}
+			left -= len(data)
+			list = append(list, &storev1.Part{Part: &storev1.Part_Data{Data: &storev1.Blob{Data: data, MimeType: mime}}})
+		case p.Text != "" && !p.Thought:
+			list = append(list, &storev1.Part{Part: &storev1.Part_Text{Text: firstBytes(p.Text.whole(), maxTurnText)}})
+		}
+	}
+	return list
+}
+
+const maxURI = 2048
+
+// spoken reports whether the content has anything but thoughts: text, or audio that is not read here.
+func (c *content) spoken() bool {
+	return slices.ContainsFunc(c.Parts, func(p contentPart) bool { return !p.Thought && p.FunctionCall == nil })
+}
+
+func (c *content) hasAudio() bool {
+	return slices.ContainsFunc(c.Parts, func(p contentPart) bool { return strings.HasPrefix(string(p.InlineData.MIMEType), "audio/") })
 }
 
 // audioMillis is how much audio the content has, in milliseconds: PCM of 16 bits, one channel. Other data counts as none.
@@ -117,14 +192,16 @@ func (c *content) audioMillis() int64 {
 				rate = r
 			}
 		}
-		ms += int64(p.InlineData.Data) * 1000 / (sampleBytes * rate)
+		ms += int64(p.InlineData.Data.size) * 1000 / (sampleBytes * rate)
 	}
 	return ms
 }
 
 // onlyAudio tells whether the content has nothing that is kept.
 func (c *content) onlyAudio() bool {
-	return !slices.ContainsFunc(c.Parts, func(p contentPart) bool { return p.Text != "" || p.InlineData.Data == 0 })
+	return !slices.ContainsFunc(c.Parts, func(p contentPart) bool {
+		return p.Text != "" || p.InlineData.Data.size == 0 || p.FunctionCall != nil || p.AudioTranscription != nil
+	})
 }
 
 type realtimeInput struct {
@@ -139,8 +216,11 @@ type toolResponse struct {
 
 type functionResponse struct {
 	ID       cleanString `json:"id"`
+	Name     cleanString `json:"name"`
 	Response jsonValue   `json:"response"`
 	isError  bool
+	// SILENT: the model does not speak of it.
+	Scheduling cleanString `json:"scheduling"`
 	// More responses to the same call follow.
 	WillContinue bool `json:"willContinue"`
 }
@@ -173,11 +253,17 @@ type serverContent struct {
 	TurnCompleteReason        cleanString   `json:"turnCompleteReason"`
 	InteractionStatus         cleanString   `json:"interactionStatus"`
 	WaitingForInput           bool          `json:"waitingForInput"`
+	GroundingMetadata         jsonObject    `json:"groundingMetadata"`
+	URLContextMetadata        jsonObject    `json:"urlContextMetadata"`
 }
 
-// transcription has a field `finished` too, which providers do not send: nothing may wait for it.
+// transcription is a piece of what was said. Finished says that it is whole segment; most providers do not send it, so nothing may
+// wait for it.
 type transcription struct {
-	Text cleanString `json:"text"`
+	Text     cleanString `json:"text"`
+	Finished bool        `json:"finished"`
+	Language cleanString `json:"languageCode"`
+	Speaker  cleanString `json:"speakerLabel"`
 }
 
 type toolCalls struct {
@@ -188,6 +274,10 @@ type functionCall struct {
 	ID   cleanString `json:"id"`
 	Name cleanString `json:"name"`
 	Args jsonObject  `json:"args"`
+	// A call whose arguments come in pieces: more follow.
+	PartialArgs  []partialArg `json:"partialArgs"`
+	WillContinue bool         `json:"willContinue"`
+	signature    []byte
 }
 
 type toolCallCancellation struct {
@@ -197,6 +287,13 @@ type toolCallCancellation struct {
 type usageMetadata struct {
 	ResponseTokenCount tokenCount `json:"responseTokenCount"`
 	TotalTokenCount    tokenCount `json:"totalTokenCount"`
+	all                jsonObject
+}
+
+func (u *usageMetadata) UnmarshalJSON(raw []byte) error {
+	type plain usageMetadata
+	err := json.Unmarshal(raw, (*plain)(u))
+	return errors.Join(err, u.all.UnmarshalJSON(raw))
 }
 
 type voiceActivity struct {
@@ -303,8 +400,9 @@ func readBatch(epoch int64, frames []*livev1.LiveFrame, seal func([]byte) []byte
 // object without a known field, a value that is not what its field should hold. What it does understand of such an
 // object is still returned.
 func parseFrame(frame *livev1.LiveFrame) (messages []liveFrame, unknown int) {
-	decoder := json.NewDecoder(bytes.NewReader(frameJSON(frame)))
-	for {
+	raw, strange := camelCase(frameJSON(frame))
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	for i := 0; ; i++ {
 		var message liveFrame
 		err := decoder.Decode(&message)
 		if errors.Is(err, io.EOF) {
@@ -314,7 +412,7 @@ func parseFrame(frame *livev1.LiveFrame) (messages []liveFrame, unknown int) {
 		if understood {
 			messages = append(messages, message)
 		}
-		if err != nil || !understood {
+		if err != nil || !understood || i < len(strange) && strange[i] {
 			unknown++
 		}
 		if err != nil && !isValueError(err) {
@@ -351,12 +449,90 @@ func isValueError(err error) bool {
 	return errors.Is(err, errValue) || errors.As(err, &wrongType)
 }
 
-// cleanString is a string that Postgres can store: valid UTF-8 without U+0000, which jsonb refuses.
+// cleanString is a string that Postgres can store: valid UTF-8 without U+0000, which jsonb refuses. Halves of surrogate pairs stand in
+// it as private characters from firstHalf on, because the other half may come with the next frame.
 type cleanString string
 
-func (s *cleanString) UnmarshalText(text []byte) error {
-	*s = cleanString(cleanText(string(text)))
+const (
+	firstHalf  = 0x10F800
+	lowHalf    = firstHalf + 0x400
+	firstSurr  = 0xD800
+	surrogates = 0x800
+)
+
+func (s *cleanString) UnmarshalJSON(raw []byte) error {
+	if bytes.Contains(raw, []byte(`\ud`)) || bytes.Contains(raw, []byte(`\uD`)) {
+		raw = keepHalves(raw)
+	}
+	var text string
+	if err := json.Unmarshal(raw, &text); err != nil {
+		return errValue
+	}
+	*s = cleanString(cleanText(text))
 	return nil
+}
+
+// keepHalves writes escapes of surrogates as private characters.
+func keepHalves(raw []byte) []byte {
+	const escape = len(`\u0000`)
+	out := make([]byte, 0, len(raw))
+	for i := 0; i < len(raw); i++ {
+		if raw[i] != '\\' || i+1 == len(raw) {
+			out = append(out, raw[i])
+			continue
+		}
+		if raw[i+1] == 'u' && i+escape <= len(raw) {
+			if n, err := strconv.ParseUint(string(raw[i+2:i+escape]), 16, 16); err == nil && firstSurr <= n && n < firstSurr+surrogates {
+				out = utf8.AppendRune(out, rune(firstHalf+n-firstSurr))
+				i += escape - 1
+				continue
+			}
+		}
+		out = append(out, raw[i], raw[i+1])
+		i++
+	}
+	return out
+}
+
+// whole is the text with its surrogate pairs joined. A half that is alone cannot be read.
+func (s cleanString) whole() string {
+	half := int32(0)
+	text := join(string(s), &half)
+	if half != 0 {
+		text += "\uFFFD"
+	}
+	return text
+}
+
+// pieces is a piece of what is said, with the half of a surrogate pair that the piece before ended with; half is that with which this
+// one ends.
+func (t *transcription) pieces(half *int32) string { return join(string(t.Text), half) }
+
+func join(text string, half *int32) string {
+	if *half == 0 && !strings.Contains(text, "\xf4\x8f") { // how private characters of that plane begin
+		return text
+	}
+	var b strings.Builder
+	for _, r := range text {
+		switch {
+		case *half != 0 && r >= lowHalf:
+			b.WriteRune(utf16.DecodeRune(*half, r-firstHalf+firstSurr))
+			*half = 0
+			continue
+		case *half != 0:
+			b.WriteRune(utf8.RuneError)
+			*half = 0
+		}
+		switch {
+		case r >= lowHalf:
+			b.WriteRune(utf8.RuneError)
+		case r >= firstHalf:
+			*half = r - firstHalf + firstSurr
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }
 
 func cleanText(s string) string {
@@ -391,14 +567,30 @@ func (secretString) String() string { return "[secret]" }
 // GoString implements [fmt.GoStringer].
 func (secretString) GoString() string { return "[secret]" }
 
-// dataSize is how many bytes a string of base64 stands for.
-type dataSize int
+// inlineData is a string of base64.
+type inlineData struct {
+	size int // of what it stands for
+	text string
+}
 
-func (d *dataSize) UnmarshalJSON(raw []byte) error {
+func (d *inlineData) UnmarshalJSON(raw []byte) error {
 	if len(raw) > 2 && raw[0] == '"' {
-		*d = dataSize((len(raw) - 2) * 3 / 4)
+		text := bytes.TrimRight(raw[1:len(raw)-1], "=")
+		d.size = len(text) * 3 / 4
+		if d.size <= maxInlineData {
+			d.text = string(text)
+		}
 	}
 	return nil
+}
+
+// bytes is the data; nil: it is too much, or no base64.
+func (d *inlineData) bytes() []byte {
+	data, err := base64.RawStdEncoding.DecodeString(strings.NewReplacer("-", "+", "_", "/").Replace(d.text))
+	if err != nil {
+		return nil
+	}
+	return data
 }
 
 // tokenCount is a number that may come as a string, as 64-bit numbers do in the JSON form of protobuf.

@@ -15,7 +15,7 @@ func presentCall(c *storev1.ToolCall) *conversationv1.ToolCall {
 		Seq: small(c.GetSeq()), CallId: c.GetCallId(), Name: c.GetName(), Args: c.GetArgs(), ArgsJson: c.GetArgsJson(), ArgsOmitted: c.GetArgsOmitted(),
 		Status: conversationv1.ToolCallStatus(c.GetStatus()), Response: c.GetResponse(), ResponseJson: c.GetResponseJson(), IsError: c.GetIsError(),
 		FromConnection: small(c.GetEpoch()), DeliveredConnection: small(c.GetDeliveredEpoch()), AfterSeq: small(c.GetAfterSeq()),
-		ResultSeq: small(c.GetResultSeq()), CreateTime: c.GetCreateTime(), UpdateTime: c.GetUpdateTime(),
+		ResultSeq: small(c.GetResultSeq()), CreateTime: c.GetCreateTime(), UpdateTime: c.GetUpdateTime(), ThoughtSignature: c.GetThoughtSignature(),
 	}
 	if claim := c.GetClaim(); claim != nil {
 		call.Claim = &typev1.Lease{FencingToken: small(claim.GetFencingToken()), Holder: claim.GetWorker(), ExpireTime: claim.GetLeaseExpireTime()}

@@ -264,11 +264,13 @@ func TestRetelling(t *testing.T) {
 		"all of it, then over":             {[]string{in("the cat "), "reconnect", in("The cat"), out("Yes"), turnComplete}, "the cat "},
 		"most of it, then over":            {[]string{in("one two three four "), "reconnect", in("one two three"), out("Yes"), turnComplete}, "one two three four "},
 		"a new one of the same beginning":  {[]string{in("the cat"), out("Yes"), turnComplete, activityStart, in("the cat again")}, "the cat|the cat again"},
-		"long after it was complete":       {[]string{activityStart, in("Look at it"), activityEnd, out("Yes"), turnComplete, in("Look at it"), out("Again")}, "Look at it"},
+		"long after it was complete":       {[]string{activityStart, in("Look at it"), activityEnd, out("Yes"), turnComplete, in("Look at it"), activityStart, in("Yes")}, "Look at it|Yes"},
+		"once more, and answered":          {[]string{activityStart, in("Look at it"), activityEnd, out("Yes"), turnComplete, in("Look at it"), out("Again")}, "Look at it|Look at it"},
 		"in pieces":                        {[]string{activityStart, in("Look at it"), activityEnd, out("Yes"), turnComplete, in("Look "), in("at it")}, "Look at it"},
 		"said twice":                       {[]string{activityStart, in("Yes."), activityEnd, out("?"), turnComplete, activityStart, in("Yes."), activityEnd}, "Yes.|Yes."},
 		"said twice without signs":         {[]string{in("Yes."), out("?"), turnComplete, in("Yes."), out("?"), turnComplete}, "Yes.|Yes."},
-		"once more in one piece":           {[]string{in("Look at it"), in("Look at it")}, "Look at it"},
+		"once more before the answer":      {[]string{in("Look at it"), in("Look at it")}, "Look at it Look at it"},
+		"once more amid the answer":        {[]string{in("Look at it"), out("Yes"), in("Look at it")}, "Look at it"},
 		"the same word again and again":    {[]string{in("no no no "), in("no no no ")}, "no no no no no no "},
 		"the tail of an utterance is late": {[]string{activityStart, in("the cat and "), activityEnd, in("the "), in("dog"), out("Yes"), turnComplete}, "the cat and the dog"},
 		"another script":                   {[]string{in("打开问题"), "reconnect", in("打开问题一")}, "打开问题一"},
@@ -640,7 +642,7 @@ func TestSilence(t *testing.T) {
 				s.do(testNow, func(f *folder) { f.take(tt.open) })
 			}
 			s.send(t, tt.frames...)
-			next := silent(s.state, at(tt.after))
+			next := func() time.Time { var n time.Time; s.do(at(tt.after), func(f *folder) { n = f.silent() }); return n }()
 			if got := s.state.GetVoice().GetStatus(); got != tt.status {
 				t.Errorf("it is %s", got)
 			}

@@ -125,7 +125,7 @@ func (m *Manager) ingest(
 		through := int32(s.GetLive().GetLastClientIndex()) //nolint:gosec // it was an int32
 		res = &livev1.IngestLiveResponse{
 			StoredThrough: through, ReceivedThrough: through, Lease: ownLease(s.GetLive(), tx.Now()), Rotate: rotate(s, tx.Now(), m.limits),
-			Voice: presentVoice(s.GetVoice()), UnknownFrames: effects.unknown, Version: int64(tx.Info().Version),
+			Voice: presentVoice(s.GetVoice()), UnknownFrames: effects.unknown, SkippedFrames: effects.skipped, MissingFrames: effects.missing, Version: int64(tx.Info().Version),
 		}
 		effects.addTo(res, s.GetLive(), tx.Now())
 		return nil
@@ -268,6 +268,9 @@ func (m *Manager) CompleteToolCall(ctx context.Context, req *livev1.CompleteTool
 			call, send, err := f.completeCall(entry, int64(req.GetFencingToken()), response, req.GetScheduling())
 			if err != nil {
 				return nil, refuse(err)
+			}
+			if send != nil && req.GetScheduling() != "SILENT" {
+				f.toldResult()
 			}
 			f.put(tx)
 			if len(f.toolCalls) == 0 {

@@ -66,6 +66,8 @@ func (f *folder) begin(epoch int64) {
 	f.live.OpenTime, f.live.CloseTime, f.live.CloseCode, f.live.GoAwayTime = f.now, nil, 0, nil
 	f.live.Device, f.live.SessionId = nil, ""
 	f.live.CallsBefore = f.state.GetToolCallCount()
+	f.forgetAnswer()
+	f.live.QuestionSeq, f.live.OwesEnd, f.live.OwesCut, f.live.Speaking, f.live.PartialCalls = 0, false, false, false, nil
 	f.startRetelling()
 	f.live.Reconnected = f.live.GetRetelling()
 }
@@ -73,9 +75,14 @@ func (f *folder) begin(epoch int64) {
 // disconnect ends what cannot outlive a connection.
 func (f *folder) disconnect() {
 	f.endRetelling()
-	if f.live.GetAssistantTurn() != nil {
+	f.release(false)
+	if turn := f.live.GetAssistantTurn(); turn != nil {
 		f.signal(modelLost)
 		f.endTurn(storev1.MessageStatus_MESSAGE_STATUS_INTERRUPTED)
+		f.live.Asked = true // the next connection goes on with the answer
+	}
+	if f.live.GetUserTurn() != nil && (f.live.GetAnswered() || f.live.GetUserTurn().GetCreateTime() == nil) {
+		f.endUtterance()
 	}
 	f.orphanCalls()
 }
@@ -353,7 +360,7 @@ func rotate(s *storev1.ConversationState, now time.Time, limits LiveLimits) *liv
 func atRest(s *storev1.ConversationState) bool {
 	live := s.GetLive()
 	n := len(live.GetHandles())
-	if n == 0 || live.GetUserTurn() != nil || live.GetAssistantTurn() != nil {
+	if n == 0 || live.GetUserTurn() != nil && !live.GetAnswered() || live.GetAssistantTurn() != nil {
 		return false
 	}
 	h := live.GetHandles()[n-1]

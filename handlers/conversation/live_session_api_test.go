@@ -541,8 +541,10 @@ func long(t *testing.T, c client, turns int) {
 	for from := 0; from < turns; from += 50 {
 		var batch []*newMessage
 		for i := from; i < min(from+50, turns); i++ {
-			batch = append(batch, said(fmt.Sprintf("question %011d", i))[0],
-				&newMessage{Role: conversationv1.Role_ROLE_ASSISTANT, Text: fmt.Sprintf("answer %013d", i)})
+			question := said(fmt.Sprintf("question %011d", i))[0]
+			question.TokenCount = new(int32(5))
+			batch = append(batch, question,
+				&newMessage{Role: conversationv1.Role_ROLE_ASSISTANT, Text: fmt.Sprintf("answer %013d", i), TokenCount: new(int32(5))})
 		}
 		must(c.Append(t.Context(), &appendReq{ConversationId: c1, Messages: batch}))(t)
 	}

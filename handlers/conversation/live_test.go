@@ -111,6 +111,10 @@ func (s *liveStore) keep(effects *liveEffects) {
 // send ingests frames of JSON one by one in the current epoch; "reconnect" begins the next epoch.
 func (s *liveStore) send(t *testing.T, frames ...string) {
 	t.Helper()
+	s.sendTo(t, frames...)
+}
+
+func (s *liveStore) sendTo(t interface{ Fatal(args ...any) }, frames ...string) {
 	epoch := max(s.state.GetLive().GetEpoch(), 1)
 	for _, frame := range frames {
 		if frame == "reconnect" {
@@ -219,9 +223,9 @@ func TestTurns(t *testing.T) {
 		[]string{out("Hel"), generated, out("lo."), turnComplete},
 		[]string{"1 assistant voice complete: Hello."},
 	}, {
-		"words after a tool call begin anew",
+		"words after a tool's result are a message of their own",
 		[]string{out("For "), out("it."), call("a"), answer("a"), out("The "), out("run."), call("b"), out(" No two"), call("c"), out("."), turnComplete, out("Yes"), out("ter.")},
-		[]string{"1 assistant voice complete: For it. The run. No two.", "2 assistant voice streaming: Yester."},
+		[]string{"1 assistant voice complete: For it.", "2 assistant voice complete: The run. No two.", "3 assistant voice streaming: Yester."},
 	}, {
 		"words after a tool call, in a script without spaces",
 		[]string{out("はい。"), call("a"), out("実行中です。"), turnComplete, call("b"), out("Done")},
@@ -233,7 +237,7 @@ func TestTurns(t *testing.T) {
 	}, {
 		"all words of the user come late",
 		[]string{activityStart, activityEnd, out("Yes."), in("Can you?"), turnComplete, in("And")},
-		[]string{"1 assistant voice complete: Yes.", "2 user voice complete: Can you?", "3 user voice streaming: And"},
+		[]string{"1 user voice complete: Can you?", "2 assistant voice complete: Yes.", "3 user voice streaming: And"},
 	}, {
 		"a new utterance after turnComplete",
 		[]string{in("One"), out("1"), turnComplete, in("Two")},
@@ -519,9 +523,9 @@ func TestToolCalls(t *testing.T) {
 		t.Error("d lost its arguments")
 	}
 
-	// Without an id there is nothing to answer.
+	// Without an id and a name there is nothing to answer.
 	before := s.state.GetLive().GetUnknownFrames()
-	s.send(t, call(""), call(strings.Repeat("x", maxName+1)))
+	s.send(t, `{"toolCall":{"functionCalls":[{}]}}`, call(strings.Repeat("x", maxName+1)))
 	if got := s.state.GetLive().GetUnknownFrames() - before; got != 2 {
 		t.Errorf("counted %d calls that were not understood, want 2", got)
 	}
@@ -553,24 +557,24 @@ func TestPendingCallsAreBounded(t *testing.T) {
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	s := newLiveStore()
-	s.send(t, in("12345"), out("1234"), usage(163, 575), out("5"), turnComplete, usage(9, 25))
-	if m := s.messages[1]; m.GetTokenCount() != 2 || !m.GetTokenCountEstimated() {
+	s.send(t, in("Hello"), out("Well"), usage(163, 575), out("."), turnComplete, usage(9, 25))
+	if m := s.messages[1]; m.GetTokenCount() != 1 || !m.GetTokenCountEstimated() {
 		t.Errorf("the user's message: %v", m)
 	}
-	if m := s.messages[2]; m.GetTokenCount() != 163 || m.GetTokenCountEstimated() {
+	if m := s.messages[2]; m.GetTokenCount() != 9 || m.GetTokenCountEstimated() {
 		t.Errorf("the model's message: %v", m)
 	}
-	if got := s.state.GetTokenCount(); got != 165 {
-		t.Errorf("token_count %d, want 165", got)
+	if got := s.state.GetTokenCount(); got != 10 {
+		t.Errorf("token_count %d, want 10", got)
 	}
 	if got := s.state.GetLive().GetTotalTokens(); got != 600 {
 		t.Errorf("total_tokens %d, want 600", got)
 	}
 
 	// Implausible, as strings, and not numbers at all.
-	s.send(t, out("123456789"), usage(-1, -1), usage(maxTurnTokens+1, maxTurnTokens+1),
+	s.send(t, out("A longer one."), usage(-1, -1), usage(maxTurnTokens+1, maxTurnTokens+1),
 		`{"usageMetadata":{"totalTokenCount":"100","responseTokenCount":"many"}}`, turnComplete)
-	if m := s.messages[3]; m.GetTokenCount() != 3 || !m.GetTokenCountEstimated() {
+	if m := s.messages[3]; m.GetTokenCount() != 4 || !m.GetTokenCountEstimated() {
 		t.Errorf("the model's second message: %v", m)
 	}
 	if got := s.state.GetLive().GetTotalTokens(); got != 700 {
@@ -686,7 +690,7 @@ func TestParseFrame(t *testing.T) {
 	}{
 		{"one", in("a"), 1, 0},
 		{"several in a row", in("a") + " \n" + in("b") + turnComplete, 3, 0},
-		{"several fields", `{"serverContent":{},"usageMetadata":{},"extra":1}`, 1, 0},
+		{"several fields", `{"serverContent":{},"usageMetadata":{},"extra":1}`, 1, 1},
 		{"known and not used", `{"goAway":{"timeLeft":"50s"}}{"sessionResumptionUpdate":{"newHandle":"h"}}{"contextUpdate":{}}`, 3, 0},
 		{"unknown object", `{"error":{}}` + in("a"), 1, 1},
 		{"no object", `1 "a" null [] true` + in("a"), 1, 5},
@@ -744,6 +748,7 @@ func TestWhatPostgresCannotStore(t *testing.T) {
 		"{\"serverContent\":{\"inputTranscription\":{\"text\":\"a\\u0000b\x00c\xff\\ud800\"}}}",
 		`{"setupComplete":{"sessionId":"s\u00001"}}`,
 		`{"toolCall":{"functionCalls":[{"id":"f\u0000","name":"n\u0000","args":{"k\u0000":1,"k":2,"l":["\u0000v"]}}]}}`,
+		turnComplete,
 	)
 	if got, want := s.messages[1].GetText(), "abc\uFFFD\uFFFD"; got != want {
 		t.Errorf("text %q, want %q", got, want)
@@ -902,19 +907,19 @@ func TestBatchesDoNotMatter(t *testing.T) {
 // check verifies what must hold after any frames.
 func (s *liveStore) check(tb testing.TB) {
 	tb.Helper()
-	if got := s.state.GetLastSeq(); got != int64(len(s.messages)) {
-		tb.Fatalf("last_seq is %d of %d messages", got, len(s.messages))
+	if got := messageCount(s.state); got != int64(len(s.messages)) {
+		tb.Fatalf("it counts %d of %d messages", got, len(s.messages))
 	}
 	var tokens int64
-	for seq := range s.state.GetLastSeq() {
-		m := s.messages[seq+1]
+	for seq, m := range s.messages {
+		seq--
 		tokens += m.GetTokenCount()
 		switch {
-		case m.GetSeq() != seq+1:
+		case m.GetSeq() != seq+1 || m.GetSeq() > s.state.GetLastSeq():
 			tb.Fatalf("no message %d", seq+1)
-		case m.GetText() == "" || len(m.GetText()) > maxTurnText || strings.Contains(m.GetText(), "\x00"):
+		case m.GetText() == "" && m.GetParts() == nil && m.GetTurnCompleteReason() == "" || len(m.GetText()) > maxTurnText || strings.Contains(m.GetText(), "\x00"):
 			tb.Fatalf("text of message %d: %d bytes %.40q", seq+1, len(m.GetText()), m.GetText())
-		case m.GetTokenCountEstimated() && m.GetTokenCount() != estimateTokens(m.GetText()):
+		case m.GetTokenCountEstimated() && m.GetTokenCount() != estimateMessage(m):
 			tb.Fatalf("message %d has %d tokens", seq+1, m.GetTokenCount())
 		case !strings.HasPrefix(m.GetText(), m.GetHeardText()):
 			tb.Fatalf("message %d is %q, of which %q was heard", seq+1, m.GetText(), m.GetHeardText())
@@ -936,7 +941,7 @@ func (s *liveStore) checkLive(tb testing.TB) {
 	tb.Helper()
 	live := s.state.GetLive()
 	for _, turn := range []*storev1.Message{live.GetUserTurn(), live.GetAssistantTurn()} {
-		if turn.GetSeq() != 0 && !proto.Equal(turn, s.messages[turn.GetSeq()]) {
+		if turn.GetCreateTime() != nil && !proto.Equal(turn, s.messages[turn.GetSeq()]) {
 			tb.Fatalf("the open turn and its entry differ:\n%v\n%v", turn, s.messages[turn.GetSeq()])
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"time"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -16,14 +15,6 @@ import (
 	"holdfast/handlers/mask"
 	"holdfast/handlers/problem"
 )
-
-// charsPerToken is the usual rule of thumb where no tokenizer counted.
-const charsPerToken = 4
-
-// estimateTokens guesses how many tokens a text has: a quarter of its characters, rounded up.
-func estimateTokens(text string) int64 {
-	return int64((utf8.RuneCountInString(text) + charsPerToken - 1) / charsPerToken)
-}
 
 // maxPinned is how many messages are in every context window.
 const maxPinned = 64
@@ -146,6 +137,9 @@ func reportHeard(s *storev1.ConversationState, m, old *storev1.Message, said *co
 func patchTurn(live *storev1.LiveState, m *storev1.Message) {
 	if live == nil {
 		return
+	}
+	if m.GetStatus() == 0 && live.GetLastAnswer().GetSeq() == m.GetSeq() {
+		live.LastAnswer = nil
 	}
 	for _, turn := range []**storev1.Message{&live.UserTurn, &live.AssistantTurn} {
 		if *turn == nil || (*turn).GetSeq() != m.GetSeq() {

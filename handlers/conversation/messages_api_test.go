@@ -72,7 +72,7 @@ func TestAppendMessages(t *testing.T) {
 		m.Seq, m.CreateTime, m.UpdateTime = int32(i)+1, now, now
 		m.Modality, m.Status = cmp.Or(m.GetModality(), typev1.Modality_MODALITY_TEXT), cmp.Or(m.GetStatus(), conversationv1.MessageStatus_MESSAGE_STATUS_COMPLETE)
 		if m.TokenCount == nil || m.GetTokenCountEstimated() {
-			m.TokenCount, m.TokenCountEstimated = new([]int32{3, 0, 0, 0, 1, 0}[i]), true
+			m.TokenCount, m.TokenCountEstimated = new([]int32{6, 0, 0, 0, 1, 0}[i]), true
 		}
 		want[i] = m
 		same(t, "the reply", res.GetMessages()[i], &conversationv1.Message{
@@ -81,7 +81,7 @@ func TestAppendMessages(t *testing.T) {
 	}
 	read := get(t, c)
 	same(t, "read", &conversationv1.GetConversationResponse{Messages: read.GetMessages()}, &conversationv1.GetConversationResponse{Messages: want})
-	if got := read.GetConversation(); got.GetMessageCount() != 6 || got.GetLastSeq() != 6 || got.GetTokenCount() != 14 {
+	if got := read.GetConversation(); got.GetMessageCount() != 6 || got.GetLastSeq() != 6 || got.GetTokenCount() != 17 {
 		t.Errorf("the conversation has %d messages of %d tokens", got.GetMessageCount(), got.GetTokenCount())
 	}
 	// The same from a server that has none of it at hand, and from one that is sent what was read.
@@ -227,8 +227,8 @@ func TestUpdateMessage(t *testing.T) {
 		want  func(*message)
 	}{
 		{"text, which is counted anew", []string{"text"}, patch, func(m *message) { m.Text, m.TokenCount = "new", new(int32(1)) }},
-		{"parts, in place of the text", []string{"parts"}, &message{Seq: 1, Parts: parts}, func(m *message) { m.Text, m.Parts = "", parts }},
-		{"parts without a mask", nil, &message{Seq: 1, Parts: parts}, func(m *message) { m.Text, m.Parts = "", parts }},
+		{"parts, in place of the text", []string{"parts"}, &message{Seq: 1, Parts: parts}, func(m *message) { m.Text, m.Parts, m.TokenCount = "", parts, new(int32(3)) }},
+		{"parts without a mask", nil, &message{Seq: 1, Parts: parts}, func(m *message) { m.Text, m.Parts, m.TokenCount = "", parts, new(int32(3)) }},
 		{"status", []string{"status"}, patch, func(m *message) { m.Status = patch.GetStatus() }},
 		{"no status is no change", []string{"status"}, &message{Seq: 1}, func(*message) {}},
 		{"metadata", []string{"metadata"}, patch, func(m *message) { m.Metadata = patch.GetMetadata() }},

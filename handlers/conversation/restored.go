@@ -2,6 +2,7 @@ package conversation
 
 import (
 	"maps"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -11,8 +12,19 @@ import (
 
 // newLife begins a conversation whose id had one before, which was deleted or has expired. Connections and workers of that have
 // epochs and tokens, and must not be taken for those of this one.
+//
+// A fork counts on from another conversation's numbers. So that a fork which is made again does not give them twice, it begins as many
+// later as its earlier lives can have given.
 func newLife(s *storev1.ConversationState, issued int64) {
 	s.IssuedBefore = issued
+	if l := s.GetLive(); l.GetEpoch() != 0 {
+		l.Epoch += issued
+		l.FencingToken += issued
+		l.VoidClaims = l.GetFencingToken()
+	}
+	if c := s.GetCompaction(); c.GetToken() != 0 {
+		c.Token += issued
+	}
 }
 
 // restored takes from a state that is brought back what must not come back with it. Whoever was connected since, or had a
@@ -48,6 +60,15 @@ func restored(s, was *storev1.ConversationState, now time.Time) {
 	l.VoidClaims = l.GetFencingToken() // others may have claimed the calls since
 	l.HandleCount = max(l.GetHandleCount(), old.GetHandleCount())
 	l.Handles, l.ResumedHandleId, l.PendingCalls, l.GoAwayTime = nil, 0, nil, nil
-	l.SpokenSeq = 0 // a fork that ends earlier gives that seq to another message
+	// A fork that ends earlier gives these seqs to other messages.
+	l.SpokenSeq, l.QuestionSeq = 0, 0
+	placed := places(l)
+	s.RemovedCount += int64(len(placed))
+	for _, turn := range []**storev1.Message{&l.UserTurn, &l.AssistantTurn, &l.LastAnswer} {
+		if slices.Contains(placed, (*turn).GetSeq()) {
+			*turn = nil
+		}
+	}
+	l.LastAnswer, l.PartialCalls = nil, nil
 	l.CloseTime = timestamppb.New(now)
 }

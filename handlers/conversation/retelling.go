@@ -8,10 +8,17 @@ import (
 // Providers transcribe an utterance again: after a connection was lost in the middle of it, or long after it was
 // complete. What the user said must not be doubled then, and what he says twice must not be lost.
 //
-// So there are times at which words may be a repetition: on a new connection while an utterance is open, and after the
-// end of speech where the provider tells its start. Then words are held back as long as they are those that came before,
+// The evidence is the connection: a provider transcribes again what it was told again, so on a new connection words may be a repetition
+// as long as an utterance is open, or has no whole answer. Then words are held back as long as they are those that came before,
 // from the beginning. Where they differ they were news all along; where they go beyond, what is beyond is news. Where they
-// just end, they were a repetition if they were the whole utterance or half of it, and at least three words.
+// just end, they were a repetition if they were the whole utterance or half of it, and at least three words, or six letters of a
+// script without blanks. An utterance that was answered is not told again: who says the same then says it twice.
+//
+// On one connection, words are dropped where they are all of the open utterance once more, three different words at least, while its
+// answer is being given and nobody was heard to speak. All else is said twice.
+//
+// What this gets wrong: a user who repeats all of an utterance, without signs of speech, in the middle of its answer, or on a new
+// connection before it; and a provider that transcribes again after the answer, or with other words.
 
 const (
 	// maxUtterance is the bytes of an utterance that is recognised after it is complete.
@@ -33,10 +40,10 @@ func (f *folder) startRetelling() {
 	f.live.Retelling = f.live.GetRetelling() || f.told() != ""
 }
 
-// told is what may be repeated: the open utterance, or the last one.
+// told is what may be repeated: the open utterance, or the last one that has no whole answer.
 func (f *folder) told() string {
-	if turn := f.live.GetUserTurn(); turn != nil {
-		return turn.GetText()
+	if text := f.live.GetUserTurn().GetText(); text != "" {
+		return text
 	}
 	return f.live.GetLastUtterance()
 }
@@ -44,8 +51,12 @@ func (f *folder) told() string {
 // news is what of some new words is no repetition. It may have words that were held back.
 func (f *folder) news(words string) string {
 	if !f.live.GetRetelling() {
-		if f.repeatsAll(words) {
+		switch turn := f.live.GetUserTurn(); {
+		case !f.repeatsAll(words):
+		case f.live.GetAssistantTurn() != nil && !f.live.GetInterrupted() && !f.live.GetSpeaking():
 			return ""
+		case parts(turn.GetText(), words):
+			return " " + words
 		}
 		return words
 	}
@@ -67,11 +78,10 @@ func (f *folder) news(words string) string {
 	}
 }
 
-// repeatsAll tells whether one piece of words is all of the open utterance once more, though nothing says that somebody
-// spoke.
+// repeatsAll reports whether one piece of words is all of the open utterance once more, though nothing says that the user spoke.
 func (f *folder) repeatsAll(words string) bool {
 	turn := f.live.GetUserTurn()
-	if turn == nil || f.live.GetSpokeSince() {
+	if turn.GetText() == "" || f.live.GetSpokeSince() {
 		return false
 	}
 	said := canonical(words)
@@ -86,8 +96,8 @@ func (f *folder) endRetelling() {
 	told, held := canonical(f.told()), f.live.GetRetold()
 	f.live.Retelling, f.live.Reconnected, f.live.Retold = false, false, ""
 	said := canonical(held)
-	words := len(strings.Fields(said))
-	if said == "" || said == told || words >= enoughWords && 2*words >= len(strings.Fields(told)) {
+	words := countWords(said)
+	if said == "" || said == told || words >= enoughWords && 2*words >= countWords(told) {
 		return
 	}
 	f.addHeard(held)
@@ -156,10 +166,31 @@ func isSaid(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) || u
 // isGap tells whether a character parts words: not an apostrophe.
 func isGap(r rune) bool { return r != '\'' && r != '’' }
 
+// lettersPerWord is how many letters count as a word in scripts without blanks.
+const lettersPerWord = 2
+
+func countWords(said string) int { return len(words(said)) }
+
 func distinctWords(said string) int {
 	seen := map[string]bool{}
-	for word := range strings.FieldsSeq(said) {
+	for _, word := range words(said) {
 		seen[word] = true
 	}
 	return len(seen)
+}
+
+// words are what a text is made of: what is between blanks, or two letters of a script that has none.
+func words(said string) (list []string) {
+	for word := range strings.FieldsSeq(said) {
+		letters := []rune(word)
+		if !solid(letters[0]) {
+			list = append(list, word)
+			continue
+		}
+		for len(letters) > 0 {
+			n := min(lettersPerWord, len(letters))
+			list, letters = append(list, string(letters[:n])), letters[n:]
+		}
+	}
+	return list
 }

@@ -1,5 +1,3 @@
-// Package conversation is the ConversationManager: the rules of conversations, and the RPCs that apply them. The rules
-// are plain functions over a conversation's state; the object runtime makes what they come to durable.
 package conversation
 
 import (

@@ -20,9 +20,11 @@ const (
 func onTimer(tx *object.Tx[state], name string) error {
 	switch name {
 	case silenceTimer:
-		if next := silent(tx.State(), tx.Now()); !next.IsZero() {
+		l := newLive(tx)
+		if next := l.silent(); !next.IsZero() {
 			tx.SetTimer(silenceTimer, next)
 		}
+		l.put(tx)
 		tx.Emit("voice_checked")
 	case framesTimer:
 		dropKept(tx)
@@ -31,11 +33,11 @@ func onTimer(tx *object.Tx[state], name string) error {
 	return nil
 }
 
-// awaitSilence sets the timer where the voice turn is not idle and none is set. Frames do not move it: that would be a write
+// awaitSilence sets the timer where the voice turn is not idle, or a turn is open, and none is set. Frames do not move it: that would be a write
 // for each. It finds out how long it has been silent when it comes.
 func awaitSilence(tx *object.Tx[state]) {
 	s := tx.State()
-	if orIdle(s.GetVoice().GetStatus()) == voiceIdle || s.GetLive().GetIdleCheckTime() != nil {
+	if isSilent(s) || s.GetLive().GetIdleCheckTime() != nil {
 		return
 	}
 	if s.Live == nil {
@@ -53,32 +55,43 @@ func silence(s *storev1.ConversationState) time.Duration {
 	return DefaultSilence
 }
 
-// silent makes a voice turn idle that has been silent for long enough, and says when to look again; zero: need not. While a
-// tool call of the open connection runs, the user waits for it, and that is no silence.
-func silent(s *storev1.ConversationState, now time.Time) time.Time {
-	if s.Live == nil || orIdle(s.GetVoice().GetStatus()) == voiceIdle {
-		if s.Live != nil {
-			s.Live.IdleCheckTime = nil
-		}
+// isSilent reports whether nothing is left that silence ends.
+func isSilent(s *storev1.ConversationState) bool {
+	live := s.GetLive()
+	return orIdle(s.GetVoice().GetStatus()) == voiceIdle && live.GetUserTurn() == nil && live.GetAssistantTurn() == nil
+}
+
+// silent makes a voice turn idle that has been silent for long enough, ends the turns that are open, and returns when to look again;
+// zero: need not. While a tool call of the open connection runs, the user waits for it, and that is no silence.
+func (f *folder) silent() time.Time {
+	s, now := f.state, f.now.AsTime()
+	if isSilent(s) {
+		f.live.IdleCheckTime = nil
 		return time.Time{}
 	}
 	last := s.GetVoice().GetChangeTime().AsTime()
-	if t := s.GetLive().GetFrameTime(); t != nil && t.AsTime().After(last) {
+	if t := f.live.GetFrameTime(); t != nil && t.AsTime().After(last) {
 		last = t.AsTime()
 	}
-	if s.GetVoice().GetStatus() == voiceProcessing {
-		for _, call := range s.GetLive().GetPendingCalls() {
-			if c := call.GetStatus(); c == callPending || c == callRunning {
-				last = now
-			}
+	for _, call := range f.live.GetPendingCalls() {
+		if c := call.GetStatus(); c == callPending || c == callRunning {
+			last = now
 		}
 	}
 	next := last.Add(silence(s))
 	if now.Before(next) {
-		s.Live.IdleCheckTime = timestamppb.New(next)
+		f.live.IdleCheckTime = timestamppb.New(next)
 		return next
 	}
-	s.Voice.Status, s.Voice.ChangeTime = voiceIdle, timestamppb.New(now)
-	s.Live.IdleCheckTime = nil
+	f.release(false)
+	if f.live.GetAssistantTurn() != nil {
+		f.endTurn(storev1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+	}
+	f.endUtterance()
+	f.live.Speaking, f.live.Asking = false, false
+	if orIdle(s.GetVoice().GetStatus()) != voiceIdle {
+		s.Voice.Status, s.Voice.ChangeTime = voiceIdle, f.now
+	}
+	f.live.IdleCheckTime = nil
 	return time.Time{}
 }

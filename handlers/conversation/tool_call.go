@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -45,27 +46,47 @@ const maxResultText = 16 << 10
 // issue an orphan again: then it is its call.
 
 func (f *folder) callTools(calls []functionCall) {
-	f.live.CalledTools = f.modelTurn().GetText() != ""
+	if len(calls) == 0 {
+		return
+	}
+	f.modelTurn()
 	f.signal(modelCalledTools)
 	for _, call := range calls {
-		f.openCall(call)
+		if whole, ok := f.gather(call); ok {
+			f.openCall(whole)
+		}
 	}
 }
 
+// ownID begins the ids of calls to which the provider gave none. No provider's id does.
+const ownID = "holdfast:"
+
 // openCall notes a call. One that is known in this live session came twice, or is issued again by a session that was
-// resumed.
+// resumed, unless it is another one to which the provider gave the same id.
 func (f *folder) openCall(call functionCall) {
 	id := string(call.ID)
-	if id == "" || len(id) > maxName {
-		f.live.UnknownFrames++
+	if len(id) > maxName || id == "" && call.Name == "" {
+		f.misunderstood()
 		return
 	}
+	if id == "" {
+		f.misunderstood() // not wholly: the provider may not take a response
+		id = ownID + strconv.FormatInt(f.state.GetToolCallCount()+1, 10)
+	}
+	name := firstBytes(string(call.Name), maxName)
 	if known := f.knownCall(id); known != nil {
-		f.issueAgain(known)
-		return
-	}
-	if other := f.live.GetPendingCalls()[id]; other != nil { // of an earlier session, which nobody resumes
+		if !f.isOther(known, name, &call) {
+			f.issueAgain(known)
+			return
+		}
+		if pending := f.live.GetPendingCalls()[id]; pending != nil {
+			f.supersede(pending)
+		}
+	} else if other := f.live.GetPendingCalls()[id]; other != nil { // of an earlier session, which nobody resumes
 		f.forgetCall(other)
+	}
+	if !f.live.GetInterrupted() {
+		f.expectQuestion()
 	}
 	f.state.ToolCallCount++
 	opened := &storev1.ToolCall{
@@ -74,13 +95,36 @@ func (f *folder) openCall(call functionCall) {
 		Epoch:    f.live.GetEpoch(),
 		Session:  f.live.GetSession(),
 		AfterSeq: f.state.GetLastSeq(),
-		Name:     firstBytes(string(call.Name), maxName),
+		Name:     name,
 		Args:     call.Args.fields, ArgsJson: call.Args.text, ArgsOmitted: call.Args.omitted,
-		Status:     f.waiting(nil),
-		CreateTime: f.now,
+		ThoughtSignature: call.signature,
+		Status:           f.waiting(nil),
+		CreateTime:       f.now,
 	}
 	f.keepCall(opened)
 	f.record(opened)
+}
+
+// isOther reports whether a call is another than the known one of its id: its name or its arguments differ, or the known one was
+// answered, and the user has spoken since.
+func (f *folder) isOther(known *storev1.ToolCall, name string, call *functionCall) bool {
+	if known.GetEpoch() != f.live.GetEpoch() {
+		return known.GetName() != name
+	}
+	if known.GetName() != name || !proto.Equal(known.GetArgs(), call.Args.fields) || known.GetArgsJson() != call.Args.text {
+		return true
+	}
+	over := known.GetStatus() == callCancelled || known.GetStatus() == callCompleted && known.GetDeliveredEpoch() != 0
+	return over && f.live.GetQuestionSeq() > known.GetAfterSeq() || over && f.live.GetUserTurn().GetSeq() > known.GetAfterSeq()
+}
+
+// supersede cancels a call whose id the provider gave to another: no response would be taken for it.
+func (f *folder) supersede(call *storev1.ToolCall) {
+	if call.GetStatus() == callCompleted {
+		f.forgetCall(call)
+		return
+	}
+	f.settle(call, func(c *storev1.ToolCall) { c.Status = callCancelled })
 }
 
 // knownCall is the call of this live session that has this id, or nil.
@@ -89,8 +133,8 @@ func (f *folder) knownCall(id string) *storev1.ToolCall {
 	if call := f.live.GetPendingCalls()[id]; call.GetSession() == session && call != nil {
 		return call
 	}
-	for _, call := range f.toolCalls {
-		if call.GetCallId() == id && call.GetSession() == session {
+	for _, seq := range slices.Backward(f.callOrder) {
+		if call := f.toolCalls[seq]; call.GetCallId() == id && call.GetSession() == session {
 			return call
 		}
 	}
@@ -163,9 +207,22 @@ func openCalls(live *storev1.LiveState) []*storev1.ToolCall {
 }
 
 // answerCall notes the response that a frame has for a call. A call that does not wait was answered, withdrawn or
-// forgotten before: the first answer stands.
+// forgotten before: the first answer stands. A response without an id is that of the oldest call of its name that has none.
 func (f *folder) answerCall(response functionResponse) {
 	call := f.live.GetPendingCalls()[string(response.ID)]
+	if response.ID == "" {
+		for _, c := range slices.Backward(f.openCalls()) {
+			if c.GetName() == string(response.Name) && strings.HasPrefix(c.GetCallId(), ownID) {
+				call = c
+			}
+		}
+	}
+	if call != nil && f.isCurrent(call) && response.Scheduling != "SILENT" {
+		f.toldResult()
+	}
+	if failed := response.Response.value.GetStructValue().GetFields(); len(failed) == 1 && failed["error"] != nil {
+		response.isError = true
+	}
 	switch {
 	case call == nil:
 	case response.WillContinue && call.GetStatus() != callCompleted:
@@ -186,11 +243,21 @@ func (f *folder) answerCall(response functionResponse) {
 	}
 }
 
+// toldResult notes that the model was told a result: what it says next stands behind the call.
+func (f *folder) toldResult() {
+	if turn := f.live.GetAssistantTurn(); turn == nil {
+		f.live.Asked = true
+	} else if turn.GetCreateTime() != nil {
+		f.live.AnsweredTools = true
+	}
+}
+
 // resultTold notes that the model was told the result of an orphan as text, which is a message already.
 func (f *folder) resultTold(text string) bool {
 	for _, call := range f.openCalls() {
 		if call.GetResultSeq() != 0 && call.GetStatus() == callCompleted && text == resultText(call) {
 			f.settle(call, func(c *storev1.ToolCall) { c.DeliveredEpoch = f.live.GetEpoch() })
+			f.toldResult()
 			return true
 		}
 	}

@@ -94,11 +94,11 @@ func newestWithin(items []windowItem, bytes int) int {
 
 func (i windowItem) isUser() bool { return i.message.GetRole() == storev1.Role_ROLE_USER }
 
-// open tells whether the item may still change by itself.
+// open reports whether the item may still change by itself. The result of an orphaned call becomes a message of its own.
 func (i windowItem) open() bool {
 	if i.call != nil {
 		s := i.call.GetStatus()
-		return s == callPending || s == callRunning || s == callOrphaned
+		return s == callPending || s == callRunning
 	}
 	return i.message.GetStatus() == storev1.MessageStatus_MESSAGE_STATUS_STREAMING
 }

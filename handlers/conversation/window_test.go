@@ -230,7 +230,7 @@ func TestLeasesAndSummaries(t *testing.T) {
 		t.Errorf("an old lease: %v", err)
 	}
 	got, err := commit(2, "12345678")
-	want := &storev1.Summary{Seq: 1, FromSeq: 1, ToSeq: 8, Text: "12345678", TokenCount: 2, TokenCountEstimated: true, CreateTime: timestamppb.New(testNow), ReplacedTokenCount: 100}
+	want := &storev1.Summary{Seq: 1, FromSeq: 1, ToSeq: 8, Text: "12345678", TokenCount: 8, TokenCountEstimated: true, CreateTime: timestamppb.New(testNow), ReplacedTokenCount: 100}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -508,7 +508,7 @@ type Message struct {
 	Text string `protobuf:"bytes,6,opt,name=text,proto3" json:"text,omitempty"`
 	// What it has beside its text, or instead of it, in order.
 	Parts []*Part `protobuf:"bytes,7,rep,name=parts,proto3" json:"parts,omitempty"`
-	// Unset: the server estimates it, as a quarter of the characters.
+	// Unset: the server estimates it, by the scripts that its text is written in.
 	TokenCount *int32 `protobuf:"varint,8,opt,name=token_count,json=tokenCount,proto3,oneof" json:"token_count,omitempty"`
 	// The server estimated token_count. A token_count that is sent with this is estimated again.
 	TokenCountEstimated bool `protobuf:"varint,9,opt,name=token_count_estimated,json=tokenCountEstimated,proto3" json:"token_count_estimated,omitempty"`

@@ -337,9 +337,11 @@ type ToolCall struct {
 	// When it was made.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When it last changed.
-	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// What the model wants back with the call, as it came.
+	ThoughtSignature []byte `protobuf:"bytes,18,opt,name=thought_signature,json=thoughtSignature,proto3" json:"thought_signature,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ToolCall) Reset() {
@@ -491,6 +493,13 @@ func (x *ToolCall) GetUpdateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ToolCall) GetThoughtSignature() []byte {
+	if x != nil {
+		return x.ThoughtSignature
+	}
+	return nil
+}
+
 var File_holdfast_conversation_v1_live_proto protoreflect.FileDescriptor
 
 const file_holdfast_conversation_v1_live_proto_rawDesc = "" +
@@ -513,7 +522,7 @@ const file_holdfast_conversation_v1_live_proto_rawDesc = "" +
 	"goAwayTime\x12%\n" +
 	"\x0estored_through\x18\v \x01(\x05R\rstoredThrough\x12!\n" +
 	"\ftotal_tokens\x18\f \x01(\x03R\vtotalTokens\x12%\n" +
-	"\x0eunknown_frames\x18\r \x01(\x05R\runknownFrames\"\xad\x05\n" +
+	"\x0eunknown_frames\x18\r \x01(\x05R\runknownFrames\"\xda\x05\n" +
 	"\bToolCall\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x05R\x03seq\x12\x17\n" +
 	"\acall_id\x18\x02 \x01(\tR\x06callId\x12\x12\n" +
@@ -535,7 +544,8 @@ const file_holdfast_conversation_v1_live_proto_rawDesc = "" +
 	"\vcreate_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vupdate_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"updateTime*\x83\x01\n" +
+	"updateTime\x12+\n" +
+	"\x11thought_signature\x18\x12 \x01(\fR\x10thoughtSignature*\x83\x01\n" +
 	"\fLiveProvider\x12\x1d\n" +
 	"\x19LIVE_PROVIDER_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bLIVE_PROVIDER_DEVELOPER_API\x10\x01\x12\x1b\n" +

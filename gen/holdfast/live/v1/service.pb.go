@@ -764,7 +764,11 @@ type IngestLiveResponse struct {
 	Version int64 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`
 	// True where messages or tool_calls end early, because the answer would be more than 2 MiB. The lists of the conversation have the
 	// rest.
-	More          bool `protobuf:"varint,10,opt,name=more,proto3" json:"more,omitempty"`
+	More bool `protobuf:"varint,10,opt,name=more,proto3" json:"more,omitempty"`
+	// Frames of the batch that were skipped, because their client_index is not above that of a frame folded before.
+	SkippedFrames int32 `protobuf:"varint,11,opt,name=skipped_frames,json=skippedFrames,proto3" json:"skipped_frames,omitempty"`
+	// Numbers that the batch left out. Where the client did not mean to, frames were lost on the way.
+	MissingFrames int32 `protobuf:"varint,12,opt,name=missing_frames,json=missingFrames,proto3" json:"missing_frames,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -867,6 +871,20 @@ func (x *IngestLiveResponse) GetMore() bool {
 		return x.More
 	}
 	return false
+}
+
+func (x *IngestLiveResponse) GetSkippedFrames() int32 {
+	if x != nil {
+		return x.SkippedFrames
+	}
+	return 0
+}
+
+func (x *IngestLiveResponse) GetMissingFrames() int32 {
+	if x != nil {
+		return x.MissingFrames
+	}
+	return 0
 }
 
 // Rotate says that the provider will close the connection: call ConnectLive, and leave it.
@@ -1682,7 +1700,7 @@ const file_holdfast_live_v1_service_proto_rawDesc = "" +
 	"\x06frames\x18\x03 \x03(\v2\x1b.holdfast.live.v1.LiveFrameB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\x06frames\x12)\n" +
 	"\tplayed_ms\x18\x04 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00H\x00R\bplayedMs\x88\x01\x01B\f\n" +
 	"\n" +
-	"_played_ms\"\xda\x03\n" +
+	"_played_ms\"\xa8\x04\n" +
 	"\x12IngestLiveResponse\x12%\n" +
 	"\x0estored_through\x18\x01 \x01(\x05R\rstoredThrough\x12)\n" +
 	"\x10received_through\x18\x02 \x01(\x05R\x0freceivedThrough\x12-\n" +
@@ -1695,7 +1713,9 @@ const file_holdfast_live_v1_service_proto_rawDesc = "" +
 	"\x0eunknown_frames\x18\b \x01(\x05R\runknownFrames\x12\x18\n" +
 	"\aversion\x18\t \x01(\x03R\aversion\x12\x12\n" +
 	"\x04more\x18\n" +
-	" \x01(\bR\x04more\"M\n" +
+	" \x01(\bR\x04more\x12%\n" +
+	"\x0eskipped_frames\x18\v \x01(\x05R\rskippedFrames\x12%\n" +
+	"\x0emissing_frames\x18\f \x01(\x05R\rmissingFrames\"M\n" +
 	"\x06Rotate\x12\x10\n" +
 	"\x03now\x18\x01 \x01(\bR\x03now\x121\n" +
 	"\x06within\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06within\"\x95\x03\n" +

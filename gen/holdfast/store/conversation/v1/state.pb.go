@@ -607,7 +607,7 @@ type Message struct {
 	// The client's own id of the message, unique in its conversation.
 	ClientMessageId string `protobuf:"bytes,7,opt,name=client_message_id,json=clientMessageId,proto3" json:"client_message_id,omitempty"`
 	TokenCount      int64  `protobuf:"varint,8,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
-	// True where the server estimated token_count (a quarter of the characters, rounded up).
+	// True where the server estimated token_count.
 	TokenCountEstimated bool                   `protobuf:"varint,9,opt,name=token_count_estimated,json=tokenCountEstimated,proto3" json:"token_count_estimated,omitempty"`
 	Metadata            *structpb.Struct       `protobuf:"bytes,10,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	CreateTime          *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
@@ -1970,11 +1970,13 @@ type ToolCall struct {
 	AfterSeq int64 `protobuf:"varint,15,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
 	// The message that has the response as text, because the connection that issued the call was gone; 0: there is none.
 	// Such a response must not be sent to the provider as a tool response.
-	ResultSeq     int64                  `protobuf:"varint,16,opt,name=result_seq,json=resultSeq,proto3" json:"result_seq,omitempty"`
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ResultSeq  int64                  `protobuf:"varint,16,opt,name=result_seq,json=resultSeq,proto3" json:"result_seq,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// What the model wants back with the call.
+	ThoughtSignature []byte `protobuf:"bytes,19,opt,name=thought_signature,json=thoughtSignature,proto3" json:"thought_signature,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ToolCall) Reset() {
@@ -2129,6 +2131,13 @@ func (x *ToolCall) GetCreateTime() *timestamppb.Timestamp {
 func (x *ToolCall) GetUpdateTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.UpdateTime
+	}
+	return nil
+}
+
+func (x *ToolCall) GetThoughtSignature() []byte {
+	if x != nil {
+		return x.ThoughtSignature
 	}
 	return nil
 }
@@ -2557,8 +2566,8 @@ type LiveState struct {
 	// The raw frames that are kept: batches first_kept to kept_batches.
 	FirstKept   int64 `protobuf:"varint,39,opt,name=first_kept,json=firstKept,proto3" json:"first_kept,omitempty"`
 	KeptBatches int64 `protobuf:"varint,40,opt,name=kept_batches,json=keptBatches,proto3" json:"kept_batches,omitempty"`
-	// True where the model has called a tool since its last words: what it says next begins anew.
-	CalledTools bool `protobuf:"varint,41,opt,name=called_tools,json=calledTools,proto3" json:"called_tools,omitempty"`
+	// True where the model was told a tool's result since its last words: what it says next is a message of its own.
+	AnsweredTools bool `protobuf:"varint,41,opt,name=answered_tools,json=answeredTools,proto3" json:"answered_tools,omitempty"`
 	// When the connection before the newest was closed; unset: nobody said so.
 	LastCloseTime *timestamppb.Timestamp `protobuf:"bytes,42,opt,name=last_close_time,json=lastCloseTime,proto3" json:"last_close_time,omitempty"`
 	// True where the newest connection leaves its tool calls to workers.
@@ -2566,7 +2575,43 @@ type LiveState struct {
 	// How long it claims them for; unset: the server's default.
 	ToolLease *durationpb.Duration `protobuf:"bytes,44,opt,name=tool_lease,json=toolLease,proto3" json:"tool_lease,omitempty"`
 	// The newest message of the assistant that frames made; 0: none.
-	SpokenSeq     int64 `protobuf:"varint,45,opt,name=spoken_seq,json=spokenSeq,proto3" json:"spoken_seq,omitempty"`
+	SpokenSeq int64 `protobuf:"varint,45,opt,name=spoken_seq,json=spokenSeq,proto3" json:"spoken_seq,omitempty"`
+	// The newest answer that is over, without its text. Words, counts and reasons that come late still belong to it. Unset: none may come.
+	LastAnswer *Message `protobuf:"bytes,46,opt,name=last_answer,json=lastAnswer,proto3" json:"last_answer,omitempty"`
+	// The newest utterance of the user that is over; 0: none.
+	QuestionSeq int64 `protobuf:"varint,47,opt,name=question_seq,json=questionSeq,proto3" json:"question_seq,omitempty"`
+	// True where the user has begun an utterance of which no words have come.
+	Asking bool `protobuf:"varint,48,opt,name=asking,proto3" json:"asking,omitempty"`
+	// True between the start and the end of the user's speech, as the provider tells them.
+	Speaking bool `protobuf:"varint,49,opt,name=speaking,proto3" json:"speaking,omitempty"`
+	// True where something that is a message already explains the model's next answer.
+	Asked bool `protobuf:"varint,50,opt,name=asked,proto3" json:"asked,omitempty"`
+	// True where user_turn was answered: only its own words may still come.
+	Answered bool `protobuf:"varint,51,opt,name=answered,proto3" json:"answered,omitempty"`
+	// True where the provider transcribes the user, and the model.
+	Hears bool `protobuf:"varint,52,opt,name=hears,proto3" json:"hears,omitempty"`
+	Says  bool `protobuf:"varint,53,opt,name=says,proto3" json:"says,omitempty"`
+	// True where audio came for assistant_turn, or for last_answer.
+	TurnAudio bool `protobuf:"varint,54,opt,name=turn_audio,json=turnAudio,proto3" json:"turn_audio,omitempty"`
+	// The bytes of user_turn when the generation of its answer was complete: later words may be another utterance. 0: it is not.
+	LateFrom int32 `protobuf:"varint,55,opt,name=late_from,json=lateFrom,proto3" json:"late_from,omitempty"`
+	// True where the turnComplete of a turn that was ended without one may still come, and where that was cut off, which always gets one.
+	OwesEnd bool `protobuf:"varint,56,opt,name=owes_end,json=owesEnd,proto3" json:"owes_end,omitempty"`
+	OwesCut bool `protobuf:"varint,57,opt,name=owes_cut,json=owesCut,proto3" json:"owes_cut,omitempty"`
+	// The first half of a surrogate pair with which the user's words ended, and the model's; 0: they ended with a whole character.
+	UserHalf      int32 `protobuf:"varint,58,opt,name=user_half,json=userHalf,proto3" json:"user_half,omitempty"`
+	AssistantHalf int32 `protobuf:"varint,59,opt,name=assistant_half,json=assistantHalf,proto3" json:"assistant_half,omitempty"`
+	// True where the last piece of the user's words was a whole segment, and of the model's.
+	UserFinished      bool `protobuf:"varint,60,opt,name=user_finished,json=userFinished,proto3" json:"user_finished,omitempty"`
+	AssistantFinished bool `protobuf:"varint,61,opt,name=assistant_finished,json=assistantFinished,proto3" json:"assistant_finished,omitempty"`
+	// Calls of which not all arguments have come, oldest first.
+	PartialCalls []*ToolCall `protobuf:"bytes,62,rep,name=partial_calls,json=partialCalls,proto3" json:"partial_calls,omitempty"`
+	// True where the provider says when a generation is complete.
+	TellsGenerated bool `protobuf:"varint,63,opt,name=tells_generated,json=tellsGenerated,proto3" json:"tells_generated,omitempty"`
+	// Words that are those of the last utterance once more: what comes next says whether the user repeats it, or the provider.
+	HeldBack string `protobuf:"bytes,64,opt,name=held_back,json=heldBack,proto3" json:"held_back,omitempty"`
+	// True where assistant_turn has had a message before the one that it is now.
+	TurnGoesOn    bool `protobuf:"varint,65,opt,name=turn_goes_on,json=turnGoesOn,proto3" json:"turn_goes_on,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2881,9 +2926,9 @@ func (x *LiveState) GetKeptBatches() int64 {
 	return 0
 }
 
-func (x *LiveState) GetCalledTools() bool {
+func (x *LiveState) GetAnsweredTools() bool {
 	if x != nil {
-		return x.CalledTools
+		return x.AnsweredTools
 	}
 	return false
 }
@@ -2914,6 +2959,146 @@ func (x *LiveState) GetSpokenSeq() int64 {
 		return x.SpokenSeq
 	}
 	return 0
+}
+
+func (x *LiveState) GetLastAnswer() *Message {
+	if x != nil {
+		return x.LastAnswer
+	}
+	return nil
+}
+
+func (x *LiveState) GetQuestionSeq() int64 {
+	if x != nil {
+		return x.QuestionSeq
+	}
+	return 0
+}
+
+func (x *LiveState) GetAsking() bool {
+	if x != nil {
+		return x.Asking
+	}
+	return false
+}
+
+func (x *LiveState) GetSpeaking() bool {
+	if x != nil {
+		return x.Speaking
+	}
+	return false
+}
+
+func (x *LiveState) GetAsked() bool {
+	if x != nil {
+		return x.Asked
+	}
+	return false
+}
+
+func (x *LiveState) GetAnswered() bool {
+	if x != nil {
+		return x.Answered
+	}
+	return false
+}
+
+func (x *LiveState) GetHears() bool {
+	if x != nil {
+		return x.Hears
+	}
+	return false
+}
+
+func (x *LiveState) GetSays() bool {
+	if x != nil {
+		return x.Says
+	}
+	return false
+}
+
+func (x *LiveState) GetTurnAudio() bool {
+	if x != nil {
+		return x.TurnAudio
+	}
+	return false
+}
+
+func (x *LiveState) GetLateFrom() int32 {
+	if x != nil {
+		return x.LateFrom
+	}
+	return 0
+}
+
+func (x *LiveState) GetOwesEnd() bool {
+	if x != nil {
+		return x.OwesEnd
+	}
+	return false
+}
+
+func (x *LiveState) GetOwesCut() bool {
+	if x != nil {
+		return x.OwesCut
+	}
+	return false
+}
+
+func (x *LiveState) GetUserHalf() int32 {
+	if x != nil {
+		return x.UserHalf
+	}
+	return 0
+}
+
+func (x *LiveState) GetAssistantHalf() int32 {
+	if x != nil {
+		return x.AssistantHalf
+	}
+	return 0
+}
+
+func (x *LiveState) GetUserFinished() bool {
+	if x != nil {
+		return x.UserFinished
+	}
+	return false
+}
+
+func (x *LiveState) GetAssistantFinished() bool {
+	if x != nil {
+		return x.AssistantFinished
+	}
+	return false
+}
+
+func (x *LiveState) GetPartialCalls() []*ToolCall {
+	if x != nil {
+		return x.PartialCalls
+	}
+	return nil
+}
+
+func (x *LiveState) GetTellsGenerated() bool {
+	if x != nil {
+		return x.TellsGenerated
+	}
+	return false
+}
+
+func (x *LiveState) GetHeldBack() string {
+	if x != nil {
+		return x.HeldBack
+	}
+	return ""
+}
+
+func (x *LiveState) GetTurnGoesOn() bool {
+	if x != nil {
+		return x.TurnGoesOn
+	}
+	return false
 }
 
 // KeptFrames are the frames of one batch as they came, encrypted: an entry of the collection "kept_frames", its key the
@@ -3225,7 +3410,7 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"\vcreate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\"\x1f\n" +
 	"\vToolCallRef\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xc6\x05\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xf3\x05\n" +
 	"\bToolCall\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x17\n" +
 	"\acall_id\x18\x02 \x01(\tR\x06callId\x12\x18\n" +
@@ -3248,7 +3433,8 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"\vcreate_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vupdate_time\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"updateTime\"\xb9\x01\n" +
+	"updateTime\x12+\n" +
+	"\x11thought_signature\x18\x13 \x01(\fR\x10thoughtSignature\"\xb9\x01\n" +
 	"\rToolCallClaim\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12#\n" +
 	"\rfencing_token\x18\x02 \x01(\x03R\ffencingToken\x12F\n" +
@@ -3280,7 +3466,7 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"expireTime\"8\n" +
 	"\x06Device\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
-	"\bplatform\x18\x02 \x01(\tR\bplatform\"\xad\x12\n" +
+	"\bplatform\x18\x02 \x01(\tR\bplatform\"\xef\x17\n" +
 	"\tLiveState\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12*\n" +
 	"\x11last_client_index\x18\x02 \x01(\x03R\x0flastClientIndex\x12\x1d\n" +
@@ -3332,14 +3518,37 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"\asilence\x18& \x01(\v2\x19.google.protobuf.DurationR\asilence\x12\x1d\n" +
 	"\n" +
 	"first_kept\x18' \x01(\x03R\tfirstKept\x12!\n" +
-	"\fkept_batches\x18( \x01(\x03R\vkeptBatches\x12!\n" +
-	"\fcalled_tools\x18) \x01(\bR\vcalledTools\x12B\n" +
+	"\fkept_batches\x18( \x01(\x03R\vkeptBatches\x12%\n" +
+	"\x0eanswered_tools\x18) \x01(\bR\ransweredTools\x12B\n" +
 	"\x0flast_close_time\x18* \x01(\v2\x1a.google.protobuf.TimestampR\rlastCloseTime\x12(\n" +
 	"\x10leave_tool_calls\x18+ \x01(\bR\x0eleaveToolCalls\x128\n" +
 	"\n" +
 	"tool_lease\x18, \x01(\v2\x19.google.protobuf.DurationR\ttoolLease\x12\x1d\n" +
 	"\n" +
-	"spoken_seq\x18- \x01(\x03R\tspokenSeq\x1ai\n" +
+	"spoken_seq\x18- \x01(\x03R\tspokenSeq\x12H\n" +
+	"\vlast_answer\x18. \x01(\v2'.holdfast.store.conversation.v1.MessageR\n" +
+	"lastAnswer\x12!\n" +
+	"\fquestion_seq\x18/ \x01(\x03R\vquestionSeq\x12\x16\n" +
+	"\x06asking\x180 \x01(\bR\x06asking\x12\x1a\n" +
+	"\bspeaking\x181 \x01(\bR\bspeaking\x12\x14\n" +
+	"\x05asked\x182 \x01(\bR\x05asked\x12\x1a\n" +
+	"\banswered\x183 \x01(\bR\banswered\x12\x14\n" +
+	"\x05hears\x184 \x01(\bR\x05hears\x12\x12\n" +
+	"\x04says\x185 \x01(\bR\x04says\x12\x1d\n" +
+	"\n" +
+	"turn_audio\x186 \x01(\bR\tturnAudio\x12\x1b\n" +
+	"\tlate_from\x187 \x01(\x05R\blateFrom\x12\x19\n" +
+	"\bowes_end\x188 \x01(\bR\aowesEnd\x12\x19\n" +
+	"\bowes_cut\x189 \x01(\bR\aowesCut\x12\x1b\n" +
+	"\tuser_half\x18: \x01(\x05R\buserHalf\x12%\n" +
+	"\x0eassistant_half\x18; \x01(\x05R\rassistantHalf\x12#\n" +
+	"\ruser_finished\x18< \x01(\bR\fuserFinished\x12-\n" +
+	"\x12assistant_finished\x18= \x01(\bR\x11assistantFinished\x12M\n" +
+	"\rpartial_calls\x18> \x03(\v2(.holdfast.store.conversation.v1.ToolCallR\fpartialCalls\x12'\n" +
+	"\x0ftells_generated\x18? \x01(\bR\x0etellsGenerated\x12\x1b\n" +
+	"\theld_back\x18@ \x01(\tR\bheldBack\x12 \n" +
+	"\fturn_goes_on\x18A \x01(\bR\n" +
+	"turnGoesOn\x1ai\n" +
 	"\x11PendingCallsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12>\n" +
 	"\x05value\x18\x02 \x01(\v2(.holdfast.store.conversation.v1.ToolCallR\x05value:\x028\x01\x1a@\n" +
@@ -3514,15 +3723,17 @@ var file_holdfast_store_conversation_v1_state_proto_depIdxs = []int32{
 	32, // 61: holdfast.store.conversation.v1.LiveState.silence:type_name -> google.protobuf.Duration
 	34, // 62: holdfast.store.conversation.v1.LiveState.last_close_time:type_name -> google.protobuf.Timestamp
 	32, // 63: holdfast.store.conversation.v1.LiveState.tool_lease:type_name -> google.protobuf.Duration
-	34, // 64: holdfast.store.conversation.v1.KeptFrames.create_time:type_name -> google.protobuf.Timestamp
-	34, // 65: holdfast.store.conversation.v1.KeptFrames.expire_time:type_name -> google.protobuf.Timestamp
-	14, // 66: holdfast.store.conversation.v1.LiveSignal.voice:type_name -> holdfast.store.conversation.v1.VoiceState
-	21, // 67: holdfast.store.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.store.conversation.v1.ToolCall
-	68, // [68:68] is the sub-list for method output_type
-	68, // [68:68] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	7,  // 64: holdfast.store.conversation.v1.LiveState.last_answer:type_name -> holdfast.store.conversation.v1.Message
+	21, // 65: holdfast.store.conversation.v1.LiveState.partial_calls:type_name -> holdfast.store.conversation.v1.ToolCall
+	34, // 66: holdfast.store.conversation.v1.KeptFrames.create_time:type_name -> google.protobuf.Timestamp
+	34, // 67: holdfast.store.conversation.v1.KeptFrames.expire_time:type_name -> google.protobuf.Timestamp
+	14, // 68: holdfast.store.conversation.v1.LiveSignal.voice:type_name -> holdfast.store.conversation.v1.VoiceState
+	21, // 69: holdfast.store.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.store.conversation.v1.ToolCall
+	70, // [70:70] is the sub-list for method output_type
+	70, // [70:70] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_conversation_v1_state_proto_init() }

@@ -1,0 +1,178 @@
+package conversation
+
+import (
+	"bytes"
+	"encoding/json"
+	"strconv"
+	"strings"
+
+	"google.golang.org/protobuf/types/known/structpb"
+
+	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+)
+
+// Vertex AI sends the arguments of a large call in pieces: first the call without arguments, then values at paths (RFC 9535, of which
+// it uses names and indexes), where a text at a path goes on with each piece, then the call once more, which ends it. The call is made
+// when it is whole.
+
+// maxPartialCalls are the calls of which pieces come at one time.
+const maxPartialCalls = 8
+
+// gather takes in a piece of a call. It returns the whole call, or false where more is to come.
+func (f *folder) gather(piece functionCall) (functionCall, bool) {
+	known := f.partialCall(string(piece.ID))
+	if known == nil && !piece.WillContinue && len(piece.PartialArgs) == 0 {
+		return piece, true
+	}
+	if known == nil {
+		known = &storev1.ToolCall{CallId: string(piece.ID), Name: firstBytes(string(piece.Name), maxName), Args: piece.Args.fields, ThoughtSignature: piece.signature}
+		f.live.PartialCalls = append(f.live.GetPartialCalls(), known)
+		if n := len(f.live.GetPartialCalls()); n > maxPartialCalls {
+			f.misunderstood()
+			f.live.PartialCalls = f.live.GetPartialCalls()[n-maxPartialCalls:]
+		}
+	}
+	for i := range piece.PartialArgs {
+		if !piece.PartialArgs[i].addTo(known) {
+			f.misunderstood()
+		}
+	}
+	if piece.WillContinue {
+		return functionCall{}, false
+	}
+	for i, call := range f.live.GetPartialCalls() {
+		if call == known {
+			f.live.PartialCalls = append(f.live.GetPartialCalls()[:i:i], f.live.GetPartialCalls()[i+1:]...)
+			break
+		}
+	}
+	whole := functionCall{ID: cleanString(known.GetCallId()), Name: cleanString(known.GetName()), signature: known.GetThoughtSignature()}
+	whole.Args.fields, whole.Args.text, whole.Args.omitted = known.GetArgs(), known.GetArgsJson(), known.GetArgsOmitted()
+	return whole, true
+}
+
+// partialCall is the call that a piece belongs to; one without an id belongs to the newest.
+func (f *folder) partialCall(id string) *storev1.ToolCall {
+	for i := len(f.live.GetPartialCalls()) - 1; i >= 0; i-- {
+		if call := f.live.GetPartialCalls()[i]; id == "" || call.GetCallId() == id {
+			return call
+		}
+	}
+	return nil
+}
+
+// addTo puts the piece at its place in a call's arguments. It returns false where there is none.
+func (p *partialArg) addTo(call *storev1.ToolCall) bool {
+	path, ok := parsePath(p.Path.whole())
+	if !ok || call.GetArgsOmitted() != "" {
+		return false
+	}
+	if call.GetArgs() == nil {
+		call.Args = &structpb.Struct{}
+	}
+	root := structpb.NewStructValue(call.GetArgs())
+	at := find(root, path)
+	if at == nil {
+		return false
+	}
+	switch {
+	case p.String != nil:
+		at.Kind = &structpb.Value_StringValue{StringValue: at.GetStringValue() + p.String.whole()}
+	case len(p.Number) > 0:
+		v, err := parseValue(bytes.Trim(p.Number, `"`))
+		if err != nil {
+			return false
+		}
+		at.Kind = v.value.GetKind()
+	case len(p.Bool) > 0:
+		at.Kind = &structpb.Value_BoolValue{BoolValue: string(p.Bool) == "true"}
+	default:
+		at.Kind = &structpb.Value_NullValue{}
+	}
+	if raw, err := json.Marshal(call.GetArgs().AsMap()); err != nil || len(raw) > maxObjectBytes {
+		call.Args, call.ArgsOmitted = nil, "the pieces are over the limit of 65536 bytes"
+		return false
+	}
+	return true
+}
+
+// parsePath reads a path such as $.a[0]['b'] as its names, and its indexes as text in brackets.
+func parsePath(text string) (path []string, ok bool) {
+	rest, ok := strings.CutPrefix(text, "$")
+	if !ok || len(text) > maxURI {
+		return nil, false
+	}
+	for rest != "" {
+		name := ""
+		switch {
+		case strings.HasPrefix(rest, "."):
+			end := strings.IndexAny(rest[1:], ".[")
+			if end < 0 {
+				end = len(rest) - 1
+			}
+			name, rest = rest[1:end+1], rest[end+1:]
+		case strings.HasPrefix(rest, "['"), strings.HasPrefix(rest, `["`):
+			end := strings.Index(rest, rest[1:2]+"]")
+			if end < 2 { //nolint:mnd // the quote itself
+				end = strings.Index(rest[2:], rest[1:2]+"]") + 2 //nolint:mnd
+			}
+			if end < 2 { //nolint:mnd
+				return nil, false
+			}
+			name, rest = rest[2:end], rest[end+2:]
+		case strings.HasPrefix(rest, "["):
+			end := strings.IndexByte(rest, ']')
+			if end < 0 {
+				return nil, false
+			}
+			name, rest = rest[:end+1], rest[end+1:]
+		}
+		if name == "" || len(path) >= maxObjectDepth {
+			return nil, false
+		}
+		path = append(path, name)
+	}
+	return path, len(path) > 0
+}
+
+// find is the value at a path, made where there is none; nil: the path does not fit what is there.
+func find(at *structpb.Value, path []string) *structpb.Value {
+	const maxElements = 1000
+	for _, name := range path {
+		if index, isIndex := strings.CutPrefix(name, "["); isIndex {
+			i, err := strconv.Atoi(strings.TrimSuffix(index, "]"))
+			if isNull(at) {
+				at.Kind = &structpb.Value_ListValue{ListValue: &structpb.ListValue{}}
+			}
+			list := at.GetListValue()
+			if err != nil || i < 0 || i >= maxElements || list == nil {
+				return nil
+			}
+			for len(list.GetValues()) <= i {
+				list.Values = append(list.Values, structpb.NewNullValue())
+			}
+			at = list.GetValues()[i]
+			continue
+		}
+		if isNull(at) {
+			at.Kind = &structpb.Value_StructValue{StructValue: &structpb.Struct{}}
+		}
+		object := at.GetStructValue()
+		if object == nil {
+			return nil
+		}
+		if object.GetFields() == nil {
+			object.Fields = map[string]*structpb.Value{}
+		}
+		if object.GetFields()[name] == nil {
+			object.Fields[name] = structpb.NewNullValue()
+		}
+		at = object.GetFields()[name]
+	}
+	return at
+}
+
+func isNull(v *structpb.Value) bool {
+	_, null := v.GetKind().(*structpb.Value_NullValue)
+	return null || v.GetKind() == nil
+}
