@@ -134,16 +134,6 @@ export interface ConversationService {
    *     {"conversationId": "c1", "throughSeq": 1, "newConversationId": "c1-b", "conversation": {"title": "Another way"}}
    */
   forkConversation(request: ForkConversationRequest, options?: CallOptions): Promise<ForkConversationResponse>;
-
-  /**
-   * WatchConversation streams what changes. With after_version 0, or older than the journal, the first message is a
-   * snapshot with reset = true; then one message follows each change, or several changes that a slow reader missed
-   * together. A client that reconnects with the last version it saw misses nothing and sees nothing twice. A
-   * heartbeat comes every 15 s. The stream ends with `unavailable` when it is old or the server stops: reconnect.
-   *
-   *     {"conversationId": "c1", "afterVersion": 0, "messageLimit": 20}
-   */
-  watchConversation(request: WatchConversationRequest, options?: CallOptions): AsyncIterable<WatchConversationResponse>;
 }
 
 /** AppendResponse is what Append answers. */
@@ -426,16 +416,6 @@ export interface LiveConnection {
   unknownFrames: number;
 }
 
-/** LiveSignal is what a live connection tells of the moment. */
-export interface LiveSignal {
-  /** The number of the connection, and the frame that told it. */
-  fromConnection: number;
-  /** The frame that it came with. */
-  clientIndex: number;
-  /** The voice turn as it is now, with the words that the user is saying. */
-  voice?: VoiceState | undefined;
-}
-
 /** Message is one message of a conversation. What was read can be written: the fields that the server sets are ignored then. */
 export interface Message {
   /** The message's name: 1 for the first, rising, never given twice. Deleted messages leave gaps. Output only. */
@@ -452,7 +432,7 @@ export interface Message {
   text: string;
   /** What it has beside its text, or instead of it, in order. */
   parts: Part[];
-  /** Unset: the server estimates it, as a quarter of the characters. */
+  /** Unset: the server estimates it, by the scripts that its text is written in. */
   tokenCount?: number | undefined;
   /** The server estimated token_count. A token_count that is sent with this is estimated again. */
   tokenCountEstimated: boolean;
@@ -611,6 +591,8 @@ export interface ToolCall {
   createTime?: Timestamp | undefined;
   /** When it last changed. */
   updateTime?: Timestamp | undefined;
+  /** What the model wants back with the call, as it came. */
+  thoughtSignature: Bytes;
 }
 
 /** ToolCallPart asks for a function's execution. */
@@ -655,49 +637,6 @@ export interface VoiceState {
   lastTranscription: string;
   /** Output only. */
   changeTime?: Timestamp | undefined;
-}
-
-/** WatchConversationResponse is what WatchConversation answers. */
-export interface WatchConversationResponse {
-  /** The version that this leads to. While a snapshot is not complete it is 0; see more. */
-  version: number;
-  /** This is a heartbeat: nothing else is set but version. */
-  heartbeat: boolean;
-  /**
-   * This is a snapshot: forget the conversation and the messages that were known before. The tool calls that
-   * wait for something come along; ListRecords has the others.
-   */
-  reset: boolean;
-  /** The conversation as it is now. */
-  conversation?: Conversation | undefined;
-  /** Messages added or changed, by seq; in a snapshot the last ones. */
-  messages: Message[];
-  /** Messages that were removed. */
-  removedSeqs: number[];
-  /** Those that are new. */
-  intents: Intent[];
-  /** Those that are new. */
-  flowSteps: FlowStep[];
-  /** Those that are new or have changed. */
-  toolCalls: ToolCall[];
-  /** Those that are new. */
-  summaries: Summary[];
-  /** Those that are new. */
-  fragments: Fragment[];
-  /** The conversation was deleted; the stream ends after it. */
-  deleted: boolean;
-  /**
-   * What happens just now, before it is stored, or though it never will be. Nothing else is set but version. A
-   * watcher that is slow may miss it.
-   */
-  signal?: LiveSignal | undefined;
-  /**
-   * More follows at once, because it would have been more than 2 MiB in one message. version is then the
-   * last version of which nothing is missing: a client that is cut off goes on from there, and may receive again what it has
-   * of the next version, which is the same messages by seq. It is 0 while a snapshot is not complete. A snapshot in pieces
-   * has its messages from the oldest to the newest, and reset in the first piece only.
-   */
-  more: boolean;
 }
 
 /** AppendRequest is what Append is asked. */
@@ -1023,7 +962,7 @@ export interface MessageInput {
   text?: string | undefined;
   /** What it has beside its text, or instead of it, in order. */
   parts?: PartInput[] | undefined;
-  /** Unset: the server estimates it, as a quarter of the characters. */
+  /** Unset: the server estimates it, by the scripts that its text is written in. */
   tokenCount?: number | undefined;
   /** The server estimated token_count. A token_count that is sent with this is estimated again. */
   tokenCountEstimated?: boolean | undefined;
@@ -1199,16 +1138,6 @@ export interface VoiceStateInput {
   lastTranscription?: string | undefined;
   /** Output only. */
   changeTime?: TimestampInput | undefined;
-}
-
-/** WatchConversationRequest is what WatchConversation is asked. */
-export interface WatchConversationRequest {
-  /** The conversation. */
-  conversationId?: string | undefined;
-  /** The last version seen; 0: start with a snapshot. */
-  afterVersion?: number | undefined;
-  /** How many of the last messages a snapshot carries: 0 to 200. */
-  messageLimit?: number | undefined;
 }
 
 /** ContextFormat is the form of a context window. */

@@ -59,6 +59,15 @@ export interface CoordinationService {
   acquire(request: AcquireRequest, options?: CallOptions): Promise<AcquireResponse>;
 
   /**
+   * AcquireAndWait is Acquire for who would rather wait than ask again: the stream ends with the answer that it is allowed, or, after
+   * max_wait, with the last refusal. Those who wait at one server have their turns by user, so one user's many calls do not keep
+   * another's waiting; among servers whoever asks first comes first. A heartbeat comes every 15 s. Leaving gives the turn up.
+   *
+   *     {"acquire": {"api": "gemini", "operation": "generate"}, "maxWait": "60s"}
+   */
+  acquireAndWait(request: AcquireAndWaitRequest, options?: CallOptions): AsyncIterable<AcquireAndWaitResponse>;
+
+  /**
    * Release ends a grant, once: the lease of what runs at once, and with unused all that was taken. Only a service may
    * release with unused; a user's own call is given back by FinishCall with not_sent.
    *
@@ -68,10 +77,10 @@ export interface CoordinationService {
 
   /**
    * Report notes what a caller has seen of an API.
-   * A response corrects the policies by what the provider answered. It understands RateLimit, X-RateLimit-*, RateLimit-*,
-   * Anthropic's and Linear's headers, Retry-After, and the error bodies of Linear and Google; what it does not understand it
-   * ignores, and says so. It makes limits tighter, never looser, except that a service's may raise a limit that the provider
-   * says it has raised.
+   * A response corrects the policies by what the provider answered, in any of the dialects that docs/coordination.md lists; what
+   * it does not understand it ignores, and says so. It makes limits tighter, never looser, except that a service's may raise a
+   * limit that the provider says it has raised. A refusal that names no time that is understood pauses the API all the same: about
+   * 1 s, and twice as long each time until a call succeeds, up to 5 min.
    * A sync is how far a copy of the provider's data has come. Only a service may report it. The high-water mark never goes
    * back, unless reset is set.
    * A live session is reported by who has it. An epoch older than the newest is `failed_precondition`, reason FENCED. A
@@ -98,20 +107,22 @@ export interface CoordinationService {
 
   /**
    * UpdateApi changes an API's policies, breaker and retention, and clears by hand what stands in the way. Only a service may.
-   * Buckets of policies that keep their name and algorithm go on. The journal has it, with who did it.
+   * A policy that keeps its name, scope and unit keeps what was taken from it, converted, whatever else is changed. The journal has
+   * it, with who did it.
    *
    *     {"api": "codegen", "config": {"maxAttempts": 3}, "clear": ["CLEAR_BREAKER"]}
    */
   updateApi(request: UpdateApiRequest, options?: CallOptions): Promise<UpdateApiResponse>;
+}
 
-  /**
-   * WatchApi streams how an API stands each time that this changes, and the calls that changed. With after_version 0, or
-   * older than the journal, the first message is a snapshot with reset = true. A heartbeat comes every 15 s. The stream
-   * ends with `unavailable` when it is old or the server stops: reconnect with the last version.
-   *
-   *     {"api": "codegen"}
-   */
-  watchApi(request: WatchApiRequest, options?: CallOptions): AsyncIterable<WatchApiResponse>;
+/** AcquireAndWaitResponse is a sign of life, a place in the line, or the end. */
+export interface AcquireAndWaitResponse {
+  /** Nothing has changed. */
+  heartbeat: boolean;
+  /** How many wait at this server before this one's turn. */
+  ahead: number;
+  /** The end: the answer of Acquire. */
+  acquired?: AcquireResponse | undefined;
 }
 
 /** AcquireResponse is what Acquire answers. */
@@ -174,6 +185,8 @@ export interface Api {
   liveSessions: number;
   /** How Live sessions have ended. */
   liveCounts?: LiveCounts | undefined;
+  /** With BreakerConfig.per_operation, by operation: those that have counted anything. */
+  operationBreakers: { [key: string]: Breaker };
 }
 
 /** ApiConfig says how an API is to be used. */
@@ -228,6 +241,10 @@ export interface Breaker {
   retryTime?: Timestamp | undefined;
   /** How often it has opened; probes that failed do not count. */
   openCount: number;
+  /** The calls of the window. */
+  calls: number;
+  /** How many of them failed or were slow. */
+  failures: number;
 }
 
 /** BreakerConfig says when an API counts as down. */
@@ -240,6 +257,18 @@ export interface BreakerConfig {
   probeLease?: Duration | undefined;
   /** It never opens. */
   disabled: boolean;
+  /** The part of the calls in a window whose failure opens it, more than 0 to 1; 0: 0.5. */
+  failureRate: number;
+  /** How many calls a window must have for that; 0: 20. */
+  minCalls: number;
+  /** How long the window is, 1 s to 1 h; unset: 60 s. */
+  window?: Duration | undefined;
+  /** A call that takes longer counts as a failure: 1 ms to 1 h; unset: no call does. */
+  slowAfter?: Duration | undefined;
+  /** How many probes must succeed to close it; as many may be under way at once. 0: 1. */
+  probes: number;
+  /** Each operation has a breaker of its own, the first 64 that are called. */
+  perOperation: boolean;
 }
 
 /** Call is one call of the provider, however many attempts it took. */
@@ -375,6 +404,10 @@ export interface ObservedLimit {
   remaining?: number | undefined;
   /** When it is full again. */
   resetTime?: Timestamp | undefined;
+  /** How long the budget lasts, where the provider says it. */
+  window?: Duration | undefined;
+  /** The only model that it is about; empty: all. */
+  model: string;
 }
 
 /** Outcome is what the provider answered, as far as its caller wants it back. */
@@ -452,7 +485,7 @@ export interface ReportResponse {
   observed: ObservedLimit[];
   /** The policies that were corrected. */
   corrected: string[];
-  /** Headers that are about limits and were not understood. */
+  /** Headers that are about limits, and fields of the body such as body.retry_after, that were not understood. */
   ignored: string[];
   /** Of the API. */
   version: number;
@@ -528,25 +561,33 @@ export interface UsageDay {
   operations: { [key: string]: number };
   /** When the day ends. */
   endTime?: Timestamp | undefined;
+  /** By user, the first 32 of the day; a user sees their own only. */
+  users: UserUsage[];
+  /** Answers by HTTP status, 0 where there was none. */
+  statuses: { [key: string]: number };
+  /**
+   * Answers by how long they took, from the grant to the report: the key is a bound in milliseconds, 100, 300, 1000, 3000 and so
+   * on, and the value counts what took less, but not less than the bound before it.
+   */
+  latencies: { [key: string]: number };
 }
 
-/** WatchApiResponse is what WatchApi answers. */
-export interface WatchApiResponse {
-  /** Nothing new: the stream is alive. */
-  heartbeat: boolean;
-  /** A snapshot: forget what came before. */
-  reset: boolean;
-  /** Unset in a heartbeat. */
-  api?: Api | undefined;
-  /** The calls that changed, the caller's own or, for a service, all. */
-  calls: Call[];
-  /**
-   * The last version of which nothing is missing: a client that is cut off goes on from there. It is 0 while a snapshot is not
-   * complete.
-   */
-  version: number;
-  /** True where more follows at once, because it would have been more than 2 MiB in one message. */
-  more: boolean;
+/** UserUsage is what one user was granted. */
+export interface UserUsage {
+  /** Who. */
+  user: string;
+  /** The permits that they were granted. */
+  permits: number;
+  /** And the cost. */
+  cost: number;
+}
+
+/** AcquireAndWaitRequest is what AcquireAndWait is asked. */
+export interface AcquireAndWaitRequest {
+  /** What to acquire, without peek. */
+  acquire?: AcquireRequest | undefined;
+  /** For how long: at most 1 h; unset: 60 s. */
+  maxWait?: Duration | undefined;
 }
 
 /** AcquireRequest is what Acquire is asked. */
@@ -627,6 +668,18 @@ export interface BreakerConfigInput {
   probeLease?: Duration | undefined;
   /** It never opens. */
   disabled?: boolean | undefined;
+  /** The part of the calls in a window whose failure opens it, more than 0 to 1; 0: 0.5. */
+  failureRate?: number | undefined;
+  /** How many calls a window must have for that; 0: 20. */
+  minCalls?: number | undefined;
+  /** How long the window is, 1 s to 1 h; unset: 60 s. */
+  window?: Duration | undefined;
+  /** A call that takes longer counts as a failure: 1 ms to 1 h; unset: no call does. */
+  slowAfter?: Duration | undefined;
+  /** How many probes must succeed to close it; as many may be under way at once. 0: 1. */
+  probes?: number | undefined;
+  /** Each operation has a breaker of its own, the first 64 that are called. */
+  perOperation?: boolean | undefined;
 }
 
 /** CallFailure is how a call failed. */
@@ -637,7 +690,10 @@ export interface CallFailureInput {
   outcome?: OutcomeInput | undefined;
   /** What went wrong, in words. */
   error?: string | undefined;
-  /** FAILURE_RETRYABLE: not before; at most 31 days. */
+  /**
+   * FAILURE_RETRYABLE: not before; at most 31 days. Unset: when the response says, or else after a time that doubles with each
+   * attempt, from about 1 s to 5 min; at once with not_sent and not_down.
+   */
   retryAfter?: Duration | undefined;
   /** Nothing was sent: what was taken from the limits is given back. Only with FAILURE_RETRYABLE. */
   notSent?: boolean | undefined;
@@ -813,6 +869,11 @@ export interface ProviderResponseInput {
   headers?: { [key: string]: string } | undefined;
   /** An error's body, which Linear and Google use to tell of limits; at most 64 KiB. */
   body?: Bytes | undefined;
+  /**
+   * How long ago it came, where it is reported late: its times count from then. Unset: now, or as its header Date says where that
+   * lies between the grant and now.
+   */
+  age?: Duration | undefined;
 }
 
 /** ReleaseRequest is what Release is asked. */
@@ -894,14 +955,8 @@ export interface UpdateApiRequest {
   updateMask?: FieldMask | undefined;
   /** What to forget. */
   clear?: Clear[] | undefined;
-}
-
-/** WatchApiRequest is what WatchApi is asked. */
-export interface WatchApiRequest {
-  /** The API's name. */
-  api?: string | undefined;
-  /** The last version that one has; 0: none. */
-  afterVersion?: number | undefined;
+  /** Change nothing: answer how the API would stand, with what has been taken from its limits. */
+  dryRun?: boolean | undefined;
 }
 
 /** Algorithm is how a policy counts. */
@@ -925,7 +980,7 @@ export type BreakerStatus =
   | "closed"
   /** No call passes until retry_time. */
   | "open"
-  /** One call, the probe, is under way, and no other passes. */
+  /** The probes are under way, and no other call passes. */
   | "half_open";
 
 /** Calendar is a unit of the calendar. */

@@ -190,7 +190,7 @@ export type Reason =
    * the update has reached all servers.
    */
   | "NEWER_SCHEMA"
-  /** The stream has reached its greatest age. Connect again with the last version that came. */
+  /** The stream has reached its greatest age. Connect again with the last cursors that came. */
   | "STREAM_OVER"
   /**
    * The connection to the database was lost during the commit, so the change may have happened. Send it again with the

@@ -373,6 +373,18 @@ export interface IssueFilterInput {
   open?: boolean | undefined;
   /** Only issues that Linear says were updated at this time or later. */
   updatedSince?: TimestampInput | undefined;
+  /** Linear's ids of workflow states. */
+  stateIds?: string[] | undefined;
+  /** Linear's ids. */
+  labelIds?: string[] | undefined;
+  /** 0 none, 1 urgent, 2 high, 3 medium, 4 low. */
+  priorities?: number[] | undefined;
+  /** Linear's ids. */
+  cycleIds?: string[] | undefined;
+  /** Linear's UUIDs: the issues below these. */
+  parentIds?: string[] | undefined;
+  /** Linear's ids of the agents that work on them. */
+  delegateIds?: string[] | undefined;
 }
 
 /** ListEndpointsRequest is what ListEndpoints is asked. */

@@ -155,6 +155,10 @@ export interface IngestLiveResponse {
    * rest.
    */
   more: boolean;
+  /** Frames of the batch that were skipped, because their client_index is not above that of a frame folded before. */
+  skippedFrames: number;
+  /** Numbers that the batch left out. Where the client did not mean to, frames were lost on the way. */
+  missingFrames: number;
 }
 
 /** ListLiveFramesResponse is what ListLiveFrames answers. */

@@ -54,27 +54,21 @@ export interface ProjectService {
   deleteProject(request: DeleteProjectRequest, options?: CallOptions): Promise<DeleteProjectResponse>;
 
   /**
-   * WatchProject streams what changes in a project itself. Its tasks and issues change by themselves, with versions of their
-   * own: ask GetProjectContext with if_etag_not for those. With after_version 0, or older than the journal, the first message
-   * is a snapshot with reset = true. A client that reconnects with the last version it saw misses nothing and sees
-   * nothing twice. A heartbeat comes every 15 s. The stream ends with `unavailable` when it is old or the server stops:
-   * reconnect.
-   *
-   *     {"projectId": "api", "afterVersion": 0}
-   */
-  watchProject(request: WatchProjectRequest, options?: CallOptions): AsyncIterable<WatchProjectResponse>;
-
-  /**
    * PutTask makes a task, or changes one: what the caller knows of it, and with `report` what the task's provider says of its
    * status. An id that another user has is `already_exists`, reason ALREADY_EXISTS. Without an id the server makes one.
    *
-   * The provider's word is kept and becomes a status, unless the report has one: PENDING is queued; ACTIVE, RUNNING and
-   * EVALUATION are running; PAUSED is paused; COMPLETE and COMPLETED are succeeded; CANCELLED and STOPPED are cancelled;
-   * ERROR, FAILED, TIMEOUT, MAX_ITERATIONS_REACHED and OUT_OF_TOKENS are failed; any other is unknown. Case does not matter.
+   * One run is one task: without an id, the task of the provider's run is changed, and under another id the run is `already_exists`.
+   *
+   * The provider's word is kept and becomes a status, unless the report has one. The words are those of Codegen, Cursor, GitHub Copilot,
+   * Devin, Jules and Linear's agents: PENDING, QUEUED, CREATING, NEW and CLAIMED are queued; ACTIVE, RUNNING, EVALUATION, WORKING,
+   * PLANNING, IN_PROGRESS and RESUMING are running; WAITING_FOR_USER, WAITING_FOR_APPROVAL, AWAITING_INPUT, AWAITING_PLAN_APPROVAL and
+   * AWAITING_USER_FEEDBACK are waiting for input; PAUSED and SUSPENDED are paused; COMPLETE, COMPLETED, FINISHED and SUCCEEDED are
+   * succeeded; CANCELLED, CANCELED and STOPPED are cancelled; EXPIRED is expired; ERROR, FAILED, TIMEOUT, TIMED_OUT,
+   * MAX_ITERATIONS_REACHED, OUT_OF_TOKENS and OUT_OF_CREDITS are failed; any other is unknown. Case, `_`, `-` and blanks do not matter.
    * Without a report a new task is queued, and one that is there keeps its status.
    *
-   * A task that has ended goes on only with `resume_reason`; without it that is `failed_precondition`, reason
-   * ILLEGAL_TRANSITION. A report that was observed before the newest one, or that says nothing new, does not change the status.
+   * A task that has ended goes on only with `resume_reason`, and one that was cancelled does not end otherwise without it; that is
+   * `failed_precondition`, reason ILLEGAL_TRANSITION. A report that was observed before the newest one, or that says nothing new, does not change the status.
    *
    *     {"requestId": "t-1", "taskId": "codegen-71",
    *      "task": {"title": "Fix login", "projectId": "api", "provider": "codegen", "runId": "71"},
@@ -141,6 +135,14 @@ export interface ApiBrief {
   breaker: string;
   /** Calls should wait until then; unset, or past: they need not. */
   retryTime?: Timestamp | undefined;
+}
+
+/** Cost is what a provider charges. */
+export interface Cost {
+  /** Such as "USD", "acu" or "tokens". */
+  unit: string;
+  /** How many of them. */
+  amount: number;
 }
 
 /** DeleteProjectResponse is what DeleteProject answers. */
@@ -420,6 +422,12 @@ export interface Task {
   metadata?: JsonObject | undefined;
   /** Set by the server: how often the task was resumed after it had ended. */
   resumeCount: number;
+  /** The model that the agent works with. */
+  model: string;
+  /** What it has cost until now. */
+  cost?: Cost | undefined;
+  /** What a task that waits for input waits for, such as "plan_approval", "question" or "auth". It is cleared when the task goes on. */
+  needsInput: string;
 }
 
 /** TaskTransition is one change of a task's status. */
@@ -452,18 +460,12 @@ export interface UpdatePreferencesResponse {
   preferences?: Preferences | undefined;
 }
 
-/** WatchProjectResponse is what WatchProject answers. */
-export interface WatchProjectResponse {
-  /** True for a heartbeat: nothing else is set but version. */
-  heartbeat: boolean;
-  /** True where this is a snapshot: forget what was known before. */
-  reset: boolean;
-  /** The project as it is now. */
-  project?: Project | undefined;
-  /** True where the project was deleted; the stream ends after it. */
-  deleted: boolean;
-  /** The version that this message reaches: reconnect with it as after_version. */
-  version: number;
+/** Cost is what a provider charges. */
+export interface CostInput {
+  /** Such as "USD", "acu" or "tokens". */
+  unit?: string | undefined;
+  /** How many of them. */
+  amount?: number | undefined;
 }
 
 /** DeleteProjectRequest is what DeleteProject is asked. */
@@ -760,6 +762,12 @@ export interface TaskInput {
   metadata?: JsonObject | undefined;
   /** Set by the server: how often the task was resumed after it had ended. */
   resumeCount?: number | undefined;
+  /** The model that the agent works with. */
+  model?: string | undefined;
+  /** What it has cost until now. */
+  cost?: CostInput | undefined;
+  /** What a task that waits for input waits for, such as "plan_approval", "question" or "auth". It is cleared when the task goes on. */
+  needsInput?: string | undefined;
 }
 
 /** TaskFilter chooses tasks: those that fit all that is set. */
@@ -792,14 +800,6 @@ export interface UpdatePreferencesRequest {
   tenantDefaults?: boolean | undefined;
 }
 
-/** WatchProjectRequest is what WatchProject is asked. */
-export interface WatchProjectRequest {
-  /** The project. */
-  projectId?: string | undefined;
-  /** The last version seen; 0: start with a snapshot. */
-  afterVersion?: number | undefined;
-}
-
 /** NotificationLevel is what a user wants to be told. */
 export type NotificationLevel =
   /** Not said. */
@@ -828,4 +828,8 @@ export type TaskStatus =
   /** Somebody stopped it. */
   | "cancelled"
   /** It broke off. */
-  | "failed";
+  | "failed"
+  /** The agent waits for somebody: an approval, an answer, a right. */
+  | "waiting_for_input"
+  /** The provider gave it up because of its age. */
+  | "expired";

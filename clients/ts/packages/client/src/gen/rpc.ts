@@ -23,12 +23,12 @@ export interface Rpc {
 // A call is its name and how it is made: ! has a request_id, + has a grant_id, ? changes nothing or may be repeated as it is,
 // * is a stream; nothing: it may happen twice.
 export const services: { readonly [service in keyof Rpc]: readonly [path: string, calls: string] } = {
-  conversation: ["holdfast.conversation.v1.ConversationService", "CreateConversation! GetConversation? ListConversations? UpdateConversation! DeleteConversation! Append! EditMessages! ListMessages? ListRecords? GetContextWindow? ProposeCompaction! CommitCompaction! ForkConversation! WatchConversation*"],
-  coordination: ["holdfast.coordination.v1.CoordinationService", "BeginCall! FinishCall! GetCall? ListCalls? Acquire+ Release? Report! GetApi? ListApis? UpdateApi! WatchApi*"],
+  conversation: ["holdfast.conversation.v1.ConversationService", "CreateConversation! GetConversation? ListConversations? UpdateConversation! DeleteConversation! Append! EditMessages! ListMessages? ListRecords? GetContextWindow? ProposeCompaction! CommitCompaction! ForkConversation!"],
+  coordination: ["holdfast.coordination.v1.CoordinationService", "BeginCall! FinishCall! GetCall? ListCalls? Acquire+ AcquireAndWait* Release? Report! GetApi? ListApis? UpdateApi!"],
   inspect: ["holdfast.inspect.v1.InspectService", "ListObjects? GetObject? ListEvents? DiffObject? RestoreObject! DeleteObject! ListTimers? RetryTimer! EraseUser?"],
   linear: ["holdfast.linear.v1.LinearService", "PutEndpoint! ListEndpoints? DeleteEndpoint! ListIssues? PutIssues!"],
   live: ["holdfast.live.v1.LiveService", "ConnectLive! IngestLive? DisconnectLive! ClaimToolCall! CompleteToolCall! ListLiveFrames?"],
-  project: ["holdfast.project.v1.ProjectService", "PutProject! GetProject? ListProjects? DeleteProject! WatchProject* PutTask! GetTask? ListTasks? DeleteTask! GetProjectContext? GetPreferences? UpdatePreferences!"],
-  session: ["holdfast.session.v1.SessionService", "CreateSession! RefreshSession? GetSession? ListSessions? UpdateSession! EndSessions! PutConnection! WatchSession* ListSecurityEvents? PutSessionSettings!"],
+  project: ["holdfast.project.v1.ProjectService", "PutProject! GetProject? ListProjects? DeleteProject! PutTask! GetTask? ListTasks? DeleteTask! GetProjectContext? GetPreferences? UpdatePreferences!"],
+  session: ["holdfast.session.v1.SessionService", "CreateSession! RefreshSession? GetSession? ListSessions? UpdateSession! EndSessions! PutConnection! ListSecurityEvents? PutSessionSettings!"],
   watch: ["holdfast.watch.v1.WatchService", "Watch*"],
 };

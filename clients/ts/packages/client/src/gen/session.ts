@@ -80,16 +80,6 @@ export interface SessionService {
   putConnection(request: PutConnectionRequest, options?: CallOptions): Promise<PutConnectionResponse>;
 
   /**
-   * WatchSession streams a session as it changes, with the user's connections. Five minutes before its absolute end a
-   * message says `ends_soon`. When the session is over the last message says why, and the stream ends. A heartbeat comes
-   * every 15 s. With after_version 0 the first message is a snapshot with reset = true; a client that reconnects with the
-   * last version that it saw misses nothing.
-   *
-   *     {"afterVersion": 0}
-   */
-  watchSession(request: WatchSessionRequest, options?: CallOptions): AsyncIterable<WatchSessionResponse>;
-
-  /**
    * ListSecurityEvents returns a user's audit, the newest first: sign-ins, refreshes, reuse, ends, refused credentials.
    *
    *     {"pageSize": 20, "user": "ada"}
@@ -310,20 +300,6 @@ export interface UpdateSessionResponse {
   session?: Session | undefined;
 }
 
-/** WatchSessionResponse is what WatchSession answers. */
-export interface WatchSessionResponse {
-  /** The session as it is now. In the last message it has its end_reason. */
-  session?: Session | undefined;
-  /** All connections of the user, of this session and the others. */
-  connections: Connection[];
-  /** A snapshot: forget what came before. */
-  reset: boolean;
-  /** Nothing happened for a while; only version is set. */
-  heartbeat: boolean;
-  /** The version that this brings one to. */
-  version: number;
-}
-
 /** Connection is one open client of a session: a tab, an app, a call. */
 export interface ConnectionInput {
   /** The server chooses it. */
@@ -517,14 +493,6 @@ export interface UpdateSessionRequest {
   session?: SessionInput | undefined;
   /** The fields to change (AIP-134); unset: those that are set. */
   updateMask?: FieldMask | undefined;
-}
-
-/** WatchSessionRequest is what WatchSession is asked. */
-export interface WatchSessionRequest {
-  /** The session. */
-  sessionId?: string | undefined;
-  /** The last version that one has; 0: none. */
-  afterVersion?: number | undefined;
 }
 
 /** EndReason is why a session ended. */

@@ -169,8 +169,9 @@ export interface ListItemInput {
 }
 
 /**
- * SessionItem is a user's sessions that are not over (keys `sessions/<session_id>`) and the user's presence (`presence`). When the
- * session that the stream is authenticated with ends, so does the stream.
+ * SessionItem is a user's sessions (keys `sessions/<session_id>`) and the user's presence (`presence`). The last sessions that are
+ * over are there with their `end_reason`. When the session that the stream is authenticated with ends, so does the stream,
+ * after a message that says how.
  */
 export interface SessionItemInput {
   /** Empty: the caller. Another user's only for services. */
