@@ -259,6 +259,21 @@ var answerCases = map[string]answerCase{
 	},
 	"/holdfast.conversation.v1.ConversationService/Append": {bounded: "100 messages, each a seq, a time and a count"},
 
+	stateRPCs + "Read": {
+		fill:  func(f *filler) { fillObject(f, "c1", 40, 100_000) },
+		body:  `{"reads":[{"ref":{"type":"note","name":"c1"},"queries":[{"collection":"items","limit":200}]},{"ref":{"type":"note","name":"c1"},"queries":[{"collection":"items","reverse":true,"limit":200}]}]}`,
+		items: []string{"objects.pages.entries.key"}, pages: 1,
+	},
+	stateRPCs + "ListStates": {
+		fill: func(f *filler) {
+			for i := range 24 {
+				fillObject(f, fmt.Sprint("c", i), 0, 100_000)
+			}
+		},
+		body: `{"filter":{"type":"note"},"withState":true,"pageSize":200}`, items: []string{"objects.ref.name"}, next: [2]string{"nextPageToken", "pageToken"}, want: 24,
+	},
+	stateRPCs + "Apply": {bounded: "what it has deleted ends at the bound, and 1,000 results have a key or a number each"},
+
 	"/holdfast.project.v1.ProjectService/ListProjects": {
 		fill: func(f *filler) {
 			for i := range 24 {
@@ -472,6 +487,15 @@ func calls(f *filler) {
 			UpdateTime: timestamppb.Now(), Outcome: &coordinationstore.Outcome{Headers: largeMap(32, 100, 500)},
 		}
 	})
+}
+
+// fillObject makes an object of the caller's own with a large state and entries.
+func fillObject(f *filler, name string, entries, size int) {
+	text := func(n int) string { return string(must(json.Marshal(bulk(n, size)))(f)) }
+	f.call(stateRPCs+"Apply", fmt.Sprintf(`{"ref":{"type":"note","name":%q},"operations":[{"setState":{"a":%s}}]}`, name, text(1)))
+	for i := range entries {
+		f.call(stateRPCs+"Apply", fmt.Sprintf(`{"ref":{"type":"note","name":%q},"operations":[{"append":{"collection":"items","text":%s}}]}`, name, text(i)))
+	}
 }
 
 // largeObject has entries of nearly the most there may be: version 1 has none, version 4 twelve.

@@ -79,6 +79,13 @@ var walks = map[string]walk{ //nolint:gochecknoglobals // never changed
 		{method: "CompleteToolCall"},
 		{method: "ListLiveFrames"},
 	},
+	"holdfast.state.v1.StateService": {
+		{method: "Apply"},
+		{method: "Read"},
+		{method: "ListStates"},
+		{method: "ForkState"},
+		{method: "DeleteState"},
+	},
 	"holdfast.session.v1.SessionService": {
 		{method: conversationRPCs + "CreateConversation", body: `{"conversationId":"c1"}`},
 		{method: "CreateSession", service: true, learn: map[string]string{"$access": "tokens.accessToken", "$refresh": "tokens.refreshToken"}},

@@ -27,6 +27,7 @@ import (
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/gen/holdfast/linear/v1/linearv1connect"
 	"holdfast/gen/holdfast/live/v1/livev1connect"
+	"holdfast/gen/holdfast/state/v1/statev1connect"
 	"holdfast/handlers/problem"
 	"holdfast/object"
 )
@@ -50,6 +51,7 @@ var largeRequests = map[string]int64{
 	livev1connect.LiveServiceCompleteToolCallProcedure:                   1 << 20,
 	coordinationv1connect.CoordinationServiceFinishCallProcedure:         1 << 20, // 100 headers and a body
 	coordinationv1connect.CoordinationServiceReportProcedure:             1 << 20,
+	statev1connect.StateServiceApplyProcedure:                            16 << 20,
 	linearv1connect.LinearServicePutIssuesProcedure:                      8 << 20, // 100 issues as Linear returned them
 }
 

@@ -154,6 +154,7 @@ func isolateListObjects(t *testing.T, b *bundle, m protoreflect.MethodDescriptor
 var notSecret = map[protoreflect.FullName]string{
 	"holdfast.store.conversation.v1.Blob.data":              "what somebody said",
 	"holdfast.store.conversation.v1.Part.thought_signature": "a part of what the model said, which the provider has sealed",
+	"holdfast.store.state.v1.Entry.data":                    "what a caller keeps",
 	"holdfast.store.coordination.v1.Outcome.body":           "what the provider answered to the caller",
 }
 

@@ -43,6 +43,7 @@ var kindCases = map[string]kindCase{
 	"linear_endpoint":  {tenants: true, services: true, tells: [][2]string{{linearRPCs + "ListEndpoints", `{}`}}},
 	"linear_delivery":  {tenants: true, services: true},
 	"linear_sync":      {tenants: true, services: true},
+	"state":            {own: true, tenants: true, tells: [][2]string{{stateRPCs + "Read", `{"reads":[{"ref":{"type":"note","name":"c1"},"queries":[{"collection":"items"}]}]}`}}},
 	"user_sessions":    {own: true, tells: [][2]string{{sessionService + "ListSessions", `{}`}}},
 	"session_settings": {tenants: true, services: true, tells: [][2]string{{sessionService + "PutSessionSettings", `{}`}}},
 	"api": {tenants: true, tells: [][2]string{
@@ -115,6 +116,8 @@ func fillKinds(tb testing.TB, b *bundle, ada, service string) {
 	b.must(tb, projectRPCs+"UpdatePreferences", `{"preferences":{"voice":"aoede"},"tenantDefaults":true}`, service)
 	b.must(tb, linearRPCs+"PutEndpoint", `{"endpoint":{"title":`+words+`},"addSecret":`+words+`,"requestId":"e-1"}`, service)
 	b.must(tb, sessionService+"PutSessionSettings", `{"settings":{"maxSessions":2}}`, service)
+	fillState(tb, b, ada)
+	fillState(tb, b, service)
 	conn, err := pgx.Connect(tb.Context(), b.SuperuserURL)
 	if err != nil {
 		tb.Fatal(err)

@@ -102,6 +102,7 @@ func services(tb testing.TB, rt *object.Runtime) (_ []handlers.Service, sessions
 		handlers.NewService[sessionv1connect.SessionServiceHandler](
 			sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, sessions),
 		handlers.NewService[watchv1connect.WatchServiceHandler](watchv1connect.WatchServiceName, watchv1connect.NewWatchServiceHandler, page),
+		stateService(rt),
 		inspectService(rt),
 	}, sessions
 }
@@ -305,6 +306,7 @@ var areas = map[protoreflect.FullName]area{
 	"holdfast.linear.v1":       linearArea,
 	"holdfast.coordination.v1": coordinationArea,
 	"holdfast.session.v1":      sessionArea,
+	"holdfast.state.v1":        stateArea,
 	"holdfast.inspect.v1":      inspectArea,
 	"holdfast.watch.v1":        watchArea,
 }

@@ -332,6 +332,9 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) {
 	if len(wanted.Ords) > 0 {
 		p.LoadEntries(wanted, func(r *dbsqlc.LoadEntriesRow) error { return entries[r.Ord].take(r) })
 	}
+	for _, w := range entries {
+		w.loadRanges(p)
+	}
 }
 
 // take notes an entry that was loaded.
@@ -438,6 +441,7 @@ func (w *work) settleDoubt() {
 // forget clears what earlier attempts found.
 func (w *work) forget() {
 	w.base, w.asleep, w.known, w.newer, w.optimistic = nil, false, nil, nil, false
+	w.ranges.loaded = nil
 	w.loaded = map[entryKey]proto.Message{}
 	for _, c := range w.changes {
 		for _, k := range slices.Concat(c.opts.prefetch, c.opts.absent) {

@@ -684,7 +684,7 @@ func (t *txn) Become(p *Past) error {
 	}
 	if p.current == 0 {
 		t.Emit("forked:" + strconv.FormatInt(int64(p.version), 10))
-		if t.caller.Service && t.caller.User == "" {
+		if t.owner == nil && t.caller.Service && t.caller.User == "" {
 			t.owner = &p.owner
 		}
 		return nil

@@ -1,6 +1,7 @@
 package object
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -38,6 +39,10 @@ type KindConfig[S proto.Message] struct {
 	// deleted and is restored. Earlier lives may have issued any number up to issued, so epochs, fencing tokens and the like go on
 	// above it. Pure. Optional: a kind without it issues none.
 	NewLife func(state S, issued int64)
+	// EntryBytes is how large an entry of the kind may be as JSON. 0: Limits.EntryBytes.
+	EntryBytes int
+	// StateBytes is how large a state of the kind may be as JSON. 0: Limits.StateBytes.
+	StateBytes int
 	// TTL is how long an object is kept after its last change, at least 24 h. 0: for ever.
 	TTL time.Duration
 	// TTLOf overrides TTL for one object, at least 24 h, or with Forever; 0: no override. Optional.
@@ -114,6 +119,8 @@ type kind struct {
 	collections   map[string]proto.Message
 	recent        string
 	recentKeep    int
+	entryBytes    int
+	stateBytes    int
 	signal        proto.Message // nil: signals stay in this process
 	scratch       func(proto.Message) proto.Message
 	ttl           func(proto.Message) time.Duration
@@ -130,7 +137,8 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 	var prototype S
 	k := &kind{
 		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, users: c.Users, userRestore: c.UserRestore, noRestore: c.NoRestore, unmetered: c.Unmetered, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
-		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1), signal: c.Signal,
+		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1),
+		entryBytes: cmp.Or(c.EntryBytes, rt.limits.EntryBytes), stateBytes: cmp.Or(c.StateBytes, rt.limits.StateBytes), signal: c.Signal,
 		scratch: proto.Clone, personal: map[protoreflect.FullName]protoreflect.Name{}, personalKeys: c.PersonalKeys,
 		ttl: func(m proto.Message) time.Duration {
 			if c.TTLOf != nil {
@@ -275,6 +283,7 @@ type updateOptions struct {
 	create    bool
 	upsert    bool
 	shared    bool
+	owner     *identity.User // of what the change creates; nil: the caller
 	ifVersion *Version
 	requestID string
 	hash      [sha256.Size]byte
@@ -297,6 +306,10 @@ func Upsert() UpdateOption { return func(o *updateOptions) { o.upsert = true } }
 // Shared makes what the change creates belong to the whole tenant, whoever the caller is. An object that is there keeps
 // its owner.
 func Shared() UpdateOption { return func(o *updateOptions) { o.shared = true } }
+
+// OwnedBy makes what the change creates belong to a user, or to the whole tenant where owner is empty. Only services create for
+// others: ErrServicesOnly. An object that is there keeps its owner.
+func OwnedBy(owner identity.User) UpdateOption { return func(o *updateOptions) { o.owner = &owner } }
 
 // IfVersion wants the object to be at version v, or not to exist where v is 0: VersionMismatchError where that is not so.
 func IfVersion(v Version) UpdateOption { return func(o *updateOptions) { o.ifVersion = &v } }

@@ -43,7 +43,7 @@ type record struct {
 
 // room is what an answer has for entries beside the state, which grows in JSON but not past its limit.
 func (k *kind) room(r *record) Room {
-	return Room{Bytes: AnswerBytes - max(r.stateSize, min(jsonBlowUp*r.stateSize, k.rt.limits.StateBytes))}
+	return Room{Bytes: AnswerBytes - max(r.stateSize, min(jsonBlowUp*r.stateSize, k.stateBytes))}
 }
 
 // live tells whether the object can be found at now: time to live is a read rule, deletion only housekeeping.

@@ -2,6 +2,7 @@ package object
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -17,7 +18,10 @@ type Together struct {
 	rt    *Runtime
 	err   error
 	reads []func(*db.Pipeline, identity.Identity)
-	done  []func(identity.Identity, time.Time) error
+	// asleep is an object whose entries could not be read, because it sleeps.
+	asleep key
+	taken  int // bytes of entries
+	done   []func(identity.Identity, time.Time) error
 }
 
 // Together begins a read of several objects.
@@ -39,6 +43,7 @@ func ViewIn[S proto.Message](r *Together, k *Kind[S], id ID) *Viewed[S] {
 	}
 	var rec *record
 	r.reads = append(r.reads, func(p *db.Pipeline, caller identity.Identity) {
+		rec = nil
 		queueView1(p, k.kind, caller.Tenant, id, func(r *dbsqlc.ViewObjectsRow) (err error) {
 			rec, err = k.record(r, 0, 0)
 			return err
@@ -60,6 +65,7 @@ func ListIn[S proto.Message](r *Together, k *Kind[S], o ListOptions, bytes int) 
 	page, size := &Page[S]{}, pageSize(o.PageSize)
 	var rows []dbsqlc.ListObjectsRow
 	r.reads = append(r.reads, func(p *db.Pipeline, caller identity.Identity) {
+		rows = nil
 		queueList(p, k.kind, caller.Tenant, o, listCursor{Time: farFuture}, size, func(row *dbsqlc.ListObjectsRow) error {
 			rows = append(rows, *row)
 			return nil
@@ -72,6 +78,92 @@ func ListIn[S proto.Message](r *Together, k *Kind[S], o ListOptions, bytes int) 
 	return page
 }
 
+// EntriesIn adds a part of one of an object's collections: up to limit entries. Those of an object that the caller may not see are
+// not there. All entries of one Together fit in one answer: a page has fewer, even none, where they would not.
+func EntriesIn[S proto.Message](r *Together, k *Kind[S], id ID, collection string, part Range, limit int) *EntriesPage {
+	page, n := &EntriesPage{}, int32(limit+1) //nolint:gosec // small
+	queueEntries(r, k, id, page, func(p *db.Pipeline, tenant string, add func(key, body string) error) {
+		rows, taken := 0, 0
+		each := func(row *dbsqlc.ListEntriesAfterRow) error {
+			rows++
+			switch {
+			case page.More || !part.has(row.Key):
+				return nil
+			case rows > limit || taken > 0 && r.taken+len(row.Body) > AnswerBytes || r.taken > AnswerBytes:
+				page.More = true
+				return nil
+			}
+			taken += len(row.Body)
+			r.taken += len(row.Body) + itemOverhead
+			return add(row.Key, row.Body)
+		}
+		if part.Backward {
+			p.ListEntriesBefore(dbsqlc.ListEntriesBeforeParams{
+				TenantID: tenant, Kind: k.name, ObjectID: string(id), Collection: collection, BeforeKey: part.Before, PageSize: n, MostBytes: AnswerBytes,
+			}, each)
+			return
+		}
+		p.ListEntriesAfter(dbsqlc.ListEntriesAfterParams{
+			TenantID: tenant, Kind: k.name, ObjectID: string(id), Collection: collection, AfterKey: part.After, PageSize: n, MostBytes: AnswerBytes,
+		}, each)
+	}, collection)
+	return page
+}
+
+// LookupIn adds the entries of a collection that have one of the keys; see EntriesIn.
+func LookupIn[S proto.Message](r *Together, k *Kind[S], id ID, collection string, keys ...string) *EntriesPage {
+	page := &EntriesPage{}
+	queueEntries(r, k, id, page, func(p *db.Pipeline, tenant string, add func(key, body string) error) {
+		a := dbsqlc.LoadEntriesParams{TenantID: tenant}
+		for _, key := range keys {
+			a.Ords, a.Kinds, a.Ids = append(a.Ords, 0), append(a.Kinds, k.name), append(a.Ids, string(id))
+			a.Collections, a.Keys = append(a.Collections, collection), append(a.Keys, key)
+		}
+		p.LoadEntries(a, func(row *dbsqlc.LoadEntriesRow) error {
+			if r.taken > 0 && r.taken+len(row.Body) > AnswerBytes {
+				page.More = true
+				return nil
+			}
+			r.taken += len(row.Body) + itemOverhead
+			return add(row.Key, row.Body)
+		})
+	}, collection)
+	return page
+}
+
+func queueEntries[S proto.Message](
+	r *Together, k *Kind[S], id ID, page *EntriesPage, read func(p *db.Pipeline, tenant string, add func(key, body string) error), collection string,
+) {
+	if err := id.check(); err != nil && r.err == nil {
+		r.err = err
+	}
+	var rec *record
+	r.reads = append(r.reads, func(p *db.Pipeline, caller identity.Identity) {
+		*page, rec = EntriesPage{}, nil
+		queueView1(p, k.kind, caller.Tenant, id, func(row *dbsqlc.ViewObjectsRow) (err error) {
+			if row.Asleep {
+				r.asleep = key{caller.Tenant, k.name, id}
+				return errAsleep
+			}
+			rec, err = k.record(row, 0, 0)
+			return err
+		})
+		read(p, string(caller.Tenant), func(key, body string) error {
+			value, _, err := decode(k.collections[collection], body)
+			page.Entries = append(page.Entries, newEntry(key, value, len(body)))
+			return err
+		})
+	})
+	r.done = append(r.done, func(caller identity.Identity, now time.Time) error {
+		if !rec.live(now) || !caller.MaySee(rec.owner) {
+			*page = EntriesPage{}
+			return nil
+		}
+		page.Info = rec.info(id)
+		return nil
+	})
+}
+
 // Run reads. It returns ErrInvalid if an id is malformed, or an error of package db.
 func (r *Together) Run(ctx context.Context) error {
 	caller, err := identity.From(ctx)
@@ -81,12 +173,29 @@ func (r *Together) Run(ctx context.Context) error {
 	if r.err != nil {
 		return r.err
 	}
-	p := r.rt.db.NewSnapshot(callerScope(caller))
-	for _, read := range r.reads {
-		read(p, caller)
+	for {
+		p := r.rt.db.NewSnapshot(callerScope(caller))
+		r.taken = 0
+		for _, read := range r.reads {
+			read(p, caller)
+		}
+		err := r.rt.db.RunSnapshot(ctx, p)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, errAsleep) {
+			return err
+		}
+		if err := r.rt.wake(ctx, r.asleep); err != nil {
+			return err
+		}
 	}
-	if err := r.rt.db.RunSnapshot(ctx, p); err != nil {
-		return err
+	if r.taken > smallAnswer {
+		done, err := r.rt.hold(ctx, caller)
+		if err != nil {
+			return err
+		}
+		defer done()
 	}
 	now := r.rt.db.Now()
 	for _, done := range r.done {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -150,6 +151,17 @@ func (t *txn) stage(collection, key string, value proto.Message) {
 	if old := t.Entry(collection, key); old != nil || value != nil {
 		t.puts = append(t.puts, put{entryKey: k, value: value})
 		t.newer = t.newer || t.work.mayNotReplace(k)
+	}
+}
+
+// ExpectAbsent is the option of that name, for a key that only the closure knows and that cannot have an entry.
+func (t *txn) ExpectAbsent(collection, key string) {
+	k := entryKey{collection, key}
+	switch _, known := t.work.loaded[k]; {
+	case t.work.optimistic && !slices.Contains(t.work.assumed, k):
+		t.work.assumed = append(t.work.assumed, k)
+	case !t.work.optimistic && !known:
+		t.work.loaded[k] = nil // the store proves it
 	}
 }
 

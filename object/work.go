@@ -48,6 +48,7 @@ type work struct {
 	assumed []entryKey
 	events  []event
 	missing []entryKey
+	ranges  ranges
 	grown   int64 // bytes of entries and events
 	// termsGrown is the bytes of terms, once terms was called.
 	termsGrown int64
@@ -150,7 +151,7 @@ func (w *work) compute(now time.Time) bool {
 			now = c.notBefore
 		}
 		c.err = w.apply(c, now)
-		if len(w.missing) > 0 {
+		if len(w.missing) > 0 || len(w.ranges.missing) > 0 {
 			return false
 		}
 		replay = replay || c.opts.requestID != "" && len(w.events) == stored && c.ctx.Err() == nil
@@ -178,6 +179,10 @@ func (w *work) apply(c *change, now time.Time) error {
 		return ErrNotFound
 	case live, revived:
 		owner = w.cur.owner
+	case c.opts.owner != nil && *c.opts.owner != owner && *c.opts.owner != "" && creates && !c.caller.Service:
+		return ErrServicesOnly
+	case c.opts.owner != nil:
+		owner = *c.opts.owner
 	case c.opts.shared:
 		owner = ""
 	}
@@ -224,7 +229,8 @@ func (w *work) apply(c *change, now time.Time) error {
 		w.fresh = false // its entries are still there
 	}
 	t := &txn{
-		work: w, caller: c.caller, now: now, base: w.cur, remembered: c.opts.requestID != "", shared: c.opts.shared, revived: revived,
+		work: w, caller: c.caller, now: now, base: w.cur, remembered: c.opts.requestID != "", shared: c.opts.shared, owner: c.opts.owner,
+		revived: revived,
 	}
 	if live {
 		t.state, t.timers = w.kind.scratch(w.cur.state), w.cur.timers
@@ -236,7 +242,7 @@ func (w *work) apply(c *change, now time.Time) error {
 		w.assumed = append(w.assumed, c.opts.absent...)
 	}
 	err := runClosure(t, c.run)
-	if len(t.missing) > 0 {
+	if len(t.missing) > 0 || len(w.ranges.missing) > 0 {
 		w.missing = append(w.missing, t.missing...)
 		return errMissing // also where the closure has recovered from it
 	}
@@ -268,17 +274,16 @@ func (w *work) accept(c *change, t *txn) error {
 	live := t.Exists() || t.revived
 	next := new(record)
 	*next = t.next()
-	limits := w.kind.rt.limits
 	if next.state != nil {
 		next.stateSize = proto.Size(next.state)
 	}
-	if next.stateSize > limits.StateBytes/jsonBlowUp {
+	if next.stateSize > w.kind.stateBytes/jsonBlowUp {
 		s, err := w.kind.rt.encoder.encode(next.state)
 		if err != nil {
 			return err
 		}
-		if len(s) > limits.StateBytes {
-			return &TooLargeError{What: "state", Size: len(s), Limit: limits.StateBytes}
+		if len(s) > w.kind.stateBytes {
+			return &TooLargeError{What: "state", Size: len(s), Limit: w.kind.stateBytes}
 		}
 	}
 	if live {
@@ -296,8 +301,8 @@ func (w *work) accept(c *change, t *txn) error {
 			if err != nil {
 				return err
 			}
-			if len(body) > limits.EntryBytes {
-				return &TooLargeError{What: "entry " + p.collection + "/" + p.key, Size: len(body), Limit: limits.EntryBytes}
+			if len(body) > w.kind.entryBytes {
+				return &TooLargeError{What: "entry " + p.collection + "/" + p.key, Size: len(body), Limit: w.kind.entryBytes}
 			}
 			bodies[i] = body
 		}

@@ -30,6 +30,7 @@ import (
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	"holdfast/gen/holdfast/watch/v1/watchv1connect"
+	"holdfast/gen/holdfast/state/v1/statev1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
 	"holdfast/handlers/coordination"
@@ -38,6 +39,7 @@ import (
 	"holdfast/handlers/project"
 	"holdfast/handlers/session"
 	"holdfast/handlers/watch"
+	"holdfast/handlers/state"
 	"holdfast/identity"
 	"holdfast/jobs"
 	"holdfast/object"
@@ -266,6 +268,8 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 			handlers.NewService[sessionv1connect.SessionServiceHandler](
 				sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, sessions),
 			handlers.NewService[watchv1connect.WatchServiceHandler](watchv1connect.WatchServiceName, watchv1connect.NewWatchServiceHandler, page),
+			handlers.NewService[statev1connect.StateServiceHandler](
+				statev1connect.StateServiceName, statev1connect.NewStateServiceHandler, state.NewManager(rt, known.states)),
 			handlers.NewService[inspectv1connect.InspectServiceHandler](
 				inspectv1connect.InspectServiceName, inspectv1connect.NewInspectServiceHandler, inspect.NewManager(rt)),
 		},

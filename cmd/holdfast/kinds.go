@@ -8,6 +8,7 @@ import (
 	"holdfast/handlers/linear"
 	"holdfast/handlers/project"
 	"holdfast/handlers/session"
+	"holdfast/handlers/state"
 	"holdfast/object"
 )
 
@@ -18,12 +19,13 @@ type kinds struct {
 	sessions      session.Kinds
 	projects      project.Kinds
 	linear        linear.Kinds
+	states        state.Kind
 }
 
 // registerKinds makes a runtime know them.
 func registerKinds(rt *object.Runtime) kinds {
 	return kinds{
 		conversations: conversation.Register(rt), apis: coordination.Register(rt), sessions: session.Register(rt),
-		projects: project.Register(rt), linear: linear.Register(rt),
+		projects: project.Register(rt), linear: linear.Register(rt), states: state.Register(rt),
 	}
 }

@@ -187,6 +187,8 @@ const (
 	Reason_REASON_COMPRESSION_REFUSED Reason = 37
 	// The server has a fault. Try again once; if it fails again, tell the operator the trace_id, which the log has.
 	Reason_REASON_INTERNAL Reason = 38
+	// Something is not as the change expects it; `expectation` says what. Read it and decide again.
+	Reason_REASON_EXPECTATION_FAILED Reason = 39
 )
 
 // Enum value maps for Reason.
@@ -231,6 +233,7 @@ var (
 		36: "REASON_METHOD_UNKNOWN",
 		37: "REASON_COMPRESSION_REFUSED",
 		38: "REASON_INTERNAL",
+		39: "REASON_EXPECTATION_FAILED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":                   0,
@@ -272,6 +275,7 @@ var (
 		"REASON_METHOD_UNKNOWN":                36,
 		"REASON_COMPRESSION_REFUSED":           37,
 		"REASON_INTERNAL":                      38,
+		"REASON_EXPECTATION_FAILED":            39,
 	}
 )
 
@@ -324,6 +328,7 @@ type Problem struct {
 	//	*Problem_Held
 	//	*Problem_Transition
 	//	*Problem_History
+	//	*Problem_Expectation
 	Detail        isProblem_Detail `protobuf_oneof:"detail"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -448,6 +453,15 @@ func (x *Problem) GetHistory() *History {
 	return nil
 }
 
+func (x *Problem) GetExpectation() *Expectation {
+	if x != nil {
+		if x, ok := x.Detail.(*Problem_Expectation); ok {
+			return x.Expectation
+		}
+	}
+	return nil
+}
+
 type isProblem_Detail interface {
 	isProblem_Detail()
 }
@@ -482,6 +496,11 @@ type Problem_History struct {
 	History *History `protobuf:"bytes,10,opt,name=history,proto3,oneof"`
 }
 
+type Problem_Expectation struct {
+	// For what a change expected and did not find.
+	Expectation *Expectation `protobuf:"bytes,11,opt,name=expectation,proto3,oneof"`
+}
+
 func (*Problem_Mismatch) isProblem_Detail() {}
 
 func (*Problem_Violations) isProblem_Detail() {}
@@ -493,6 +512,8 @@ func (*Problem_Held) isProblem_Detail() {}
 func (*Problem_Transition) isProblem_Detail() {}
 
 func (*Problem_History) isProblem_Detail() {}
+
+func (*Problem_Expectation) isProblem_Detail() {}
 
 // Mismatch is the state of an object that is not at the expected version.
 type Mismatch struct {
@@ -745,7 +766,7 @@ func (x *Limit) GetValue() int64 {
 // Held is a lease that someone else has.
 type Held struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What it is for: floor, tool_call or compaction.
+	// What it is for: floor, tool_call, compaction or state.
 	What string `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`
 	// The user who has it, where the server tells it.
 	User string `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
@@ -943,6 +964,70 @@ func (x *History) GetNewestVersion() int64 {
 	return 0
 }
 
+// Expectation is what an operation of a change did not find.
+type Expectation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The operation's place in the request, from 0.
+	Operation int32 `protobuf:"varint,1,opt,name=operation,proto3" json:"operation,omitempty"`
+	// The path in the state, or collection and key.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// What is there, in JSON; empty: nothing, or nothing that is JSON and short.
+	ActualJson    string `protobuf:"bytes,3,opt,name=actual_json,json=actualJson,proto3" json:"actual_json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Expectation) Reset() {
+	*x = Expectation{}
+	mi := &file_holdfast_error_v1_error_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Expectation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Expectation) ProtoMessage() {}
+
+func (x *Expectation) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_error_v1_error_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Expectation.ProtoReflect.Descriptor instead.
+func (*Expectation) Descriptor() ([]byte, []int) {
+	return file_holdfast_error_v1_error_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Expectation) GetOperation() int32 {
+	if x != nil {
+		return x.Operation
+	}
+	return 0
+}
+
+func (x *Expectation) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Expectation) GetActualJson() string {
+	if x != nil {
+		return x.ActualJson
+	}
+	return ""
+}
+
 // Rule is what is the same for all errors of a reason.
 type Rule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -956,7 +1041,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_holdfast_error_v1_error_proto_msgTypes[8]
+	mi := &file_holdfast_error_v1_error_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1053,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_error_v1_error_proto_msgTypes[8]
+	mi := &file_holdfast_error_v1_error_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1066,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_holdfast_error_v1_error_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_error_v1_error_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Rule) GetCode() string {
@@ -1021,7 +1106,7 @@ var File_holdfast_error_v1_error_proto protoreflect.FileDescriptor
 
 const file_holdfast_error_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x1dholdfast/error/v1/error.proto\x12\x11holdfast.error.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x04\n" +
+	"\x1dholdfast/error/v1/error.proto\x12\x11holdfast.error.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x04\n" +
 	"\aProblem\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12.\n" +
 	"\x05retry\x18\x02 \x01(\x0e2\x18.holdfast.error.v1.RetryR\x05retry\x12:\n" +
@@ -1038,7 +1123,8 @@ const file_holdfast_error_v1_error_proto_rawDesc = "" +
 	"transition\x18\t \x01(\v2\x1d.holdfast.error.v1.TransitionH\x00R\n" +
 	"transition\x126\n" +
 	"\ahistory\x18\n" +
-	" \x01(\v2\x1a.holdfast.error.v1.HistoryH\x00R\ahistoryB\b\n" +
+	" \x01(\v2\x1a.holdfast.error.v1.HistoryH\x00R\ahistory\x12B\n" +
+	"\vexpectation\x18\v \x01(\v2\x1e.holdfast.error.v1.ExpectationH\x00R\vexpectationB\b\n" +
 	"\x06detail\"c\n" +
 	"\bMismatch\x12'\n" +
 	"\x0fcurrent_version\x18\x01 \x01(\x03R\x0ecurrentVersion\x12\x16\n" +
@@ -1071,7 +1157,12 @@ const file_holdfast_error_v1_error_proto_rawDesc = "" +
 	"\aallowed\x18\x03 \x03(\tR\aallowed\"W\n" +
 	"\aHistory\x12%\n" +
 	"\x0eoldest_version\x18\x01 \x01(\x03R\roldestVersion\x12%\n" +
-	"\x0enewest_version\x18\x02 \x01(\x03R\rnewestVersion\"J\n" +
+	"\x0enewest_version\x18\x02 \x01(\x03R\rnewestVersion\"`\n" +
+	"\vExpectation\x12\x1c\n" +
+	"\toperation\x18\x01 \x01(\x05R\toperation\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x1f\n" +
+	"\vactual_json\x18\x03 \x01(\tR\n" +
+	"actualJson\"J\n" +
 	"\x04Rule\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12.\n" +
 	"\x05retry\x18\x02 \x01(\x0e2\x18.holdfast.error.v1.RetryR\x05retry*t\n" +
@@ -1082,7 +1173,7 @@ const file_holdfast_error_v1_error_proto_rawDesc = "" +
 	"RETRY_SAME\x10\x02\x12\x0f\n" +
 	"\vRETRY_AFTER\x10\x03\x12\x10\n" +
 	"\fRETRY_REREAD\x10\x04\x12\x10\n" +
-	"\fRETRY_REAUTH\x10\x05*\xbd\x0f\n" +
+	"\fRETRY_REAUTH\x10\x05*\xf9\x0f\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x126\n" +
 	"\x19REASON_CREDENTIAL_MISSING\x10\x01\x1a\x17\xa2\xbb\x18\x13\n" +
@@ -1161,7 +1252,9 @@ const file_holdfast_error_v1_error_proto_rawDesc = "" +
 	"\x1aREASON_COMPRESSION_REFUSED\x10%\x1a\x15\xa2\xbb\x18\x11\n" +
 	"\runimplemented\x10\x01\x12%\n" +
 	"\x0fREASON_INTERNAL\x10&\x1a\x10\xa2\xbb\x18\f\n" +
-	"\binternal\x10\x02:P\n" +
+	"\binternal\x10\x02\x12:\n" +
+	"\x19REASON_EXPECTATION_FAILED\x10'\x1a\x1b\xa2\xbb\x18\x17\n" +
+	"\x13failed_precondition\x10\x04:P\n" +
 	"\x04rule\x12!.google.protobuf.EnumValueOptions\x18\xb4\x87\x03 \x01(\v2\x17.holdfast.error.v1.RuleR\x04ruleB\xb3\x01\n" +
 	"\x15com.holdfast.error.v1B\n" +
 	"ErrorProtoP\x01Z&holdfast/gen/holdfast/error/v1;errorv1\xa2\x02\x03HEX\xaa\x02\x11Holdfast.Error.V1\xca\x02\x12Holdfast\\Error_\\V1\xe2\x02\x1eHoldfast\\Error_\\V1\\GPBMetadata\xea\x02\x13Holdfast::Error::V1b\x06proto3"
@@ -1179,7 +1272,7 @@ func file_holdfast_error_v1_error_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_error_v1_error_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_holdfast_error_v1_error_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_holdfast_error_v1_error_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_holdfast_error_v1_error_proto_goTypes = []any{
 	(Retry)(0),                            // 0: holdfast.error.v1.Retry
 	(Reason)(0),                           // 1: holdfast.error.v1.Reason
@@ -1191,30 +1284,32 @@ var file_holdfast_error_v1_error_proto_goTypes = []any{
 	(*Held)(nil),                          // 7: holdfast.error.v1.Held
 	(*Transition)(nil),                    // 8: holdfast.error.v1.Transition
 	(*History)(nil),                       // 9: holdfast.error.v1.History
-	(*Rule)(nil),                          // 10: holdfast.error.v1.Rule
-	(*durationpb.Duration)(nil),           // 11: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),         // 12: google.protobuf.Timestamp
-	(*descriptorpb.EnumValueOptions)(nil), // 13: google.protobuf.EnumValueOptions
+	(*Expectation)(nil),                   // 10: holdfast.error.v1.Expectation
+	(*Rule)(nil),                          // 11: holdfast.error.v1.Rule
+	(*durationpb.Duration)(nil),           // 12: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),         // 13: google.protobuf.Timestamp
+	(*descriptorpb.EnumValueOptions)(nil), // 14: google.protobuf.EnumValueOptions
 }
 var file_holdfast_error_v1_error_proto_depIdxs = []int32{
 	0,  // 0: holdfast.error.v1.Problem.retry:type_name -> holdfast.error.v1.Retry
-	11, // 1: holdfast.error.v1.Problem.retry_after:type_name -> google.protobuf.Duration
+	12, // 1: holdfast.error.v1.Problem.retry_after:type_name -> google.protobuf.Duration
 	3,  // 2: holdfast.error.v1.Problem.mismatch:type_name -> holdfast.error.v1.Mismatch
 	4,  // 3: holdfast.error.v1.Problem.violations:type_name -> holdfast.error.v1.Violations
 	6,  // 4: holdfast.error.v1.Problem.limit:type_name -> holdfast.error.v1.Limit
 	7,  // 5: holdfast.error.v1.Problem.held:type_name -> holdfast.error.v1.Held
 	8,  // 6: holdfast.error.v1.Problem.transition:type_name -> holdfast.error.v1.Transition
 	9,  // 7: holdfast.error.v1.Problem.history:type_name -> holdfast.error.v1.History
-	5,  // 8: holdfast.error.v1.Violations.fields:type_name -> holdfast.error.v1.Violation
-	12, // 9: holdfast.error.v1.Held.expire_time:type_name -> google.protobuf.Timestamp
-	0,  // 10: holdfast.error.v1.Rule.retry:type_name -> holdfast.error.v1.Retry
-	13, // 11: holdfast.error.v1.rule:extendee -> google.protobuf.EnumValueOptions
-	10, // 12: holdfast.error.v1.rule:type_name -> holdfast.error.v1.Rule
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	12, // [12:13] is the sub-list for extension type_name
-	11, // [11:12] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	10, // 8: holdfast.error.v1.Problem.expectation:type_name -> holdfast.error.v1.Expectation
+	5,  // 9: holdfast.error.v1.Violations.fields:type_name -> holdfast.error.v1.Violation
+	13, // 10: holdfast.error.v1.Held.expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 11: holdfast.error.v1.Rule.retry:type_name -> holdfast.error.v1.Retry
+	14, // 12: holdfast.error.v1.rule:extendee -> google.protobuf.EnumValueOptions
+	11, // 13: holdfast.error.v1.rule:type_name -> holdfast.error.v1.Rule
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	13, // [13:14] is the sub-list for extension type_name
+	12, // [12:13] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_error_v1_error_proto_init() }
@@ -1229,6 +1324,7 @@ func file_holdfast_error_v1_error_proto_init() {
 		(*Problem_Held)(nil),
 		(*Problem_Transition)(nil),
 		(*Problem_History)(nil),
+		(*Problem_Expectation)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1236,7 +1332,7 @@ func file_holdfast_error_v1_error_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_error_v1_error_proto_rawDesc), len(file_holdfast_error_v1_error_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 1,
 			NumServices:   0,
 		},

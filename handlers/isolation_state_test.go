@@ -1,0 +1,120 @@
+package handlers_test
+
+import (
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"holdfast/gen/holdfast/state/v1/statev1connect"
+	"holdfast/handlers"
+	"holdfast/handlers/state"
+	"holdfast/object"
+)
+
+const (
+	stateRPCs = "/holdfast.state.v1.StateService/"
+)
+
+func stateService(rt *object.Runtime) handlers.Service {
+	return handlers.NewService[statev1connect.StateServiceHandler](
+		statev1connect.StateServiceName, statev1connect.NewStateServiceHandler, state.NewManager(rt, state.Register(rt)))
+}
+
+var stateArea = area{
+	fill: fillState,
+	fuzzing: fuzzing{
+		seed: [][2]string{
+			{"Apply", `{"ref":{"type":"note","name":"c1"},"ifVersion":0,"operations":[{"setState":{"a":1}},{"append":{"collection":"items","json":1}}]}`},
+		},
+		reads: map[string][2]string{
+			"": {"Read", `{"reads":[{"ref":{"type":"note","name":"c1"},"queries":[{"collection":"items"}]}]}`},
+		},
+		full: map[string]string{
+			"Apply": `{"requestId":"r-2","ifVersion":"1","ref":{"type":"note","name":"c1","owner":"ada"},"mustExist":true,"labels":{"a":"b"},"ttl":"90000s","operations":[
+				{"setState":{"a":{"b":[1]}}},{"setStateJson":"{\"a\":{\"b\":[1]},\"n\":1}"},{"setFields":{"fields":{"/a/b/0":2},"fieldsJson":{"c":"3"},"remove":["d"]}},
+				{"increment":{"path":"n","by":0.5}},{"append":{"collection":"items","jsonText":"1"}},
+				{"put":{"entry":{"collection":"items","key":"k","text":"t"},"onExists":"ON_EXISTS_KEEP"}},{"put":{"entry":{"collection":"items","key":"l","data":"AAE="}}},
+				{"expect":{"path":"n","json":1.5}},{"expect":{"collection":"items","key":"k","text":"t"}},{"expect":{"collection":"items","last":{"entries":[{"data":"AAE="}]}}},
+				{"delete":{"collection":"items","prefix":"l","returnDeleted":true}},{"delete":{"collection":"items","keys":["k"]}},{"delete":{"collection":"items","last":1}},
+				{"lease":{"name":"w","holder":"h","duration":"30s"}},{"emit":"edited"}]}`,
+			"Read": `{"reads":[{"ref":{"type":"note","name":"c1","owner":"ada"},"ifVersionNot":"9","withoutState":true,"queries":[
+				{"collection":"items","prefix":"0","after":"0","before":"1","reverse":true,"limit":5},{"collection":"items","keys":["000000000001"]}]}]}`,
+			"ListStates":  `{"pageSize":5,"filter":{"type":"note","owner":"ada","namePrefix":"c","labels":{"a":"b"}},"byName":true,"withState":true}`,
+			"DeleteState": `{"requestId":"r-2","ifVersion":"1","ref":{"type":"note","name":"c1"}}`,
+			"ForkState": `{"requestId":"r-2c1","ifVersion":"0","ref":{"type":"note","name":"c1"},"atVersion":"1","through":{"collection":"items","key":"000000000001"},
+				"newRef":{"type":"note","name":"c1-2"},"labels":{"a":"b"}}`,
+		},
+	},
+	cases: map[string]isolationCase{
+		// The names of each user are the user's own: what another has is not there, and what is made has the same name.
+		stateRPCs + "Apply": {test: isolateApply},
+		stateRPCs + "Read": {
+			body:    `{"reads":[{"ref":{"type":"note","name":"c1"},"queries":[{"collection":"items"}]}]}`,
+			outside: isOwn, inside: isOwn,
+		},
+		stateRPCs + "ListStates":  {body: `{"filter":{"type":"note"},"withState":true}`, outside: isEmpty, inside: isEmpty},
+		stateRPCs + "DeleteState": {body: `{"ref":{"type":"note","name":"c1"}}`, outside: isEmpty, inside: isEmpty},
+		stateRPCs + "ForkState":   {body: `{"ref":{"type":"note","name":"c1"},"newRef":{"type":"note","name":"c2"}}`, tenants: isNotFound},
+	},
+}
+
+// fillState makes the object c1 of the caller.
+func fillState(tb testing.TB, b *bundle, caller string) {
+	tb.Helper()
+	b.must(tb, stateRPCs+"Apply", `{"ref":{"type":"note","name":"c1"},"requestId":"r-1","labels":{"a":"`+secret+`"},"operations":[
+		{"setState":{"text":"`+secret+`"}},{"append":{"collection":"items","text":"`+secret+`"}}]}`, caller)
+}
+
+// isolateApply: a name is everyone's own, and only a service of the tenant says whose it means.
+func isolateApply(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
+	t.Helper()
+	ada, eve, service, other := b.key(t, "ada"), b.key(t, "eve"), b.key(t, ""), b.tenant(t)
+	const (
+		forAda  = "Holdfast-User: ada"
+		own     = `{"ref":{"type":"note","name":"c1"},"operations":[{"setState":{"text":"mine"}}]}`
+		adas    = `{"ref":{"type":"note","name":"c1","owner":"ada"},"operations":[{"setState":{"text":"mine"}}]}`
+		tenants = `{"ref":{"type":"note","name":"c1","owner":""},"operations":[{"setState":{"text":"mine"}}]}`
+		denied  = "permission_denied ROLE_REQUIRED"
+	)
+	fillState(t, b, ada)
+	read := func(header string) string {
+		return b.call(t, registered()[stateRPCs+"Read"], `{"reads":[{"ref":{"type":"note","name":"c1"},"queries":[{"collection":"items"}]}]}`, header).body
+	}
+	before := read(ada)
+	for name, tt := range map[string]struct {
+		headers    []string
+		body, want string
+	}{
+		"nobody":                     {nil, own, "unauthenticated CREDENTIAL_MISSING"},
+		"another user":               {[]string{eve}, own, "ok "},
+		"another user, of hers":      {[]string{eve}, adas, denied},
+		"a user, of the tenant's":    {[]string{eve}, tenants, denied},
+		"a service for another user": {[]string{service, "Holdfast-User: eve"}, adas, denied},
+		"a service":                  {[]string{service}, own, "ok "},
+		"another tenant's user":      {[]string{other.key(t, "ada")}, own, "ok "},
+		"another tenant's service, of a user of that name": {[]string{other.key(t, "")}, adas, "ok "},
+		"another tenant's service for that user":           {[]string{other.key(t, ""), forAda}, own, "ok "},
+	} {
+		got := b.call(t, m, tt.body, tt.headers...)
+		if got.code+" "+got.reason != tt.want || strings.Contains(got.body, secret) {
+			t.Errorf("%s is answered with %+v, want %s", name, got, tt.want)
+		}
+	}
+	if after := read(ada); after != before {
+		t.Errorf("hers was %s, and is %s", before, after)
+	}
+	for name, headers := range map[string][]string{"eve": {eve}, "the tenant": {service}} {
+		if got := read(headers[0]); !strings.Contains(got, "mine") || strings.Contains(got, secret) {
+			t.Errorf("%s has %s", name, got)
+		}
+	}
+	for name, headers := range map[string][]string{"she": {ada}, "a service": {service}, "a service for her": {service, forAda}} {
+		if got := b.call(t, m, adas, headers...); got.code != "ok" {
+			t.Errorf("%s is answered with %+v", name, got)
+		}
+	}
+	if after := read(ada); !strings.Contains(after, "mine") {
+		t.Errorf("hers is %s", after)
+	}
+}

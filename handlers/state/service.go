@@ -1,0 +1,409 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/proto"
+
+	errorv1 "holdfast/gen/holdfast/error/v1"
+	statev1 "holdfast/gen/holdfast/state/v1"
+	storev1 "holdfast/gen/holdfast/store/state/v1"
+	typev1 "holdfast/gen/holdfast/type/v1"
+	"holdfast/handlers/problem"
+	"holdfast/handlers/rpc"
+	"holdfast/identity"
+	"holdfast/object"
+)
+
+// present is an object as callers see it.
+func present(i object.Info, s state, withState bool) *statev1.Object {
+	owner := s.GetOwner()
+	o := &statev1.Object{
+		Ref: &statev1.Ref{Type: s.GetType(), Name: s.GetName(), Owner: &owner}, Owner: string(i.Owner), Version: int64(i.Version),
+		CreateTime: rpc.Timestamp(i.CreateTime), UpdateTime: rpc.Timestamp(i.UpdateTime), ExpireTime: rpc.Timestamp(i.ExpireTime),
+		Labels: s.GetLabels(),
+	}
+	for name, l := range s.GetLeases() {
+		if o.Leases == nil {
+			o.Leases = map[string]*typev1.Lease{}
+		}
+		o.Leases[name] = shownLease(l)
+	}
+	if withState {
+		text := whole(s)
+		if v := valueOf(text); v != nil {
+			o.State = v.GetStructValue()
+		} else {
+			o.StateJson = string(text)
+		}
+	}
+	return o
+}
+
+// txEntries are the entries of an object in a transaction.
+type txEntries struct{ tx *object.Tx[state] }
+
+func (t txEntries) get(collection, key string) *storev1.Entry {
+	e, _ := t.tx.Entry(inEntries, stored(collection, key)).(*storev1.Entry)
+	return e
+}
+
+func (t txEntries) put(collection, key string, e *storev1.Entry, fresh bool) {
+	if fresh {
+		t.tx.ExpectAbsent(inEntries, stored(collection, key))
+	}
+	t.tx.Put(inEntries, stored(collection, key), e)
+}
+
+func (t txEntries) remove(collection, key string) {
+	t.tx.DeleteEntry(inEntries, stored(collection, key))
+}
+
+func (t txEntries) scan(collection string, p part, limit int) (out []found, more bool) {
+	exact, r := p.stored(collection)
+	add := func(key string, m proto.Message) {
+		if e, ok := m.(*storev1.Entry); ok && e != nil {
+			_, name := spelt(key)
+			out = append(out, found{name, e})
+		}
+	}
+	if exact != "" && !p.backward {
+		add(exact, t.tx.Entry(inEntries, exact))
+	}
+	entries, more := t.tx.Range(inEntries, r, limit)
+	for _, e := range entries {
+		add(e.Key, e.Value)
+	}
+	if exact != "" && p.backward && !more {
+		add(exact, t.tx.Entry(inEntries, exact))
+	}
+	if len(out) > limit {
+		return out[:limit], true
+	}
+	return out, more
+}
+
+// stored is the part among the entries of all collections. A range has neither of its ends, so an entry whose key is the prefix
+// itself is looked up: it is the first one. exact is empty where the part has none.
+func (p part) stored(collection string) (exact string, r object.Range) {
+	r = object.Range{After: stored(collection, p.after), Before: successor(stored(collection, p.prefix)), Backward: p.backward}
+	if prefix := stored(collection, p.prefix); prefix > r.After {
+		r.After = prefix
+		if p.has(p.prefix) {
+			exact = prefix
+		}
+	}
+	if p.before != "" {
+		r.Before = min(r.Before, stored(collection, p.before))
+	}
+	return exact, r
+}
+
+// successor is the first text behind all that begin with a text which has no end of the alphabet before its last slash.
+func successor(text string) string {
+	for {
+		last, n := utf8.DecodeLastRuneInString(text)
+		text = text[:len(text)-n]
+		switch last {
+		case utf8.MaxRune:
+			continue
+		case 0xD7FF:
+			return text + "\uE000" // what is between are no characters
+		}
+		return text + string(last+1)
+	}
+}
+
+// Apply implements StateService.
+func (m *Manager) Apply(ctx context.Context, req *statev1.ApplyRequest) (*statev1.ApplyResponse, error) {
+	of, err := resolveChanged(ctx, req.GetRef())
+	if err != nil {
+		return nil, err
+	}
+	if req.GetTtl() != nil && req.GetKeepForever() {
+		return nil, problem.InvalidArgument("ttl", "is set, and keep_forever too")
+	}
+	opts := []object.UpdateOption{object.OwnedBy(of.owner)}
+	if !req.GetMustExist() {
+		opts = append(opts, object.Upsert())
+	}
+	return object.Do(ctx, m.kind, of.id(), req, func(tx *object.Tx[state]) (*statev1.ApplyResponse, error) {
+		s, was, existed := tx.State(), proto.CloneOf(tx.State()), tx.Exists()
+		s.Type, s.Name, s.Owner = of.kind, of.name, string(of.owner)
+		if err := mergeLabels(s, req.GetLabels()); err != nil {
+			return nil, err
+		}
+		if req.GetTtl() != nil || req.GetKeepForever() {
+			s.Ttl = req.GetTtl()
+		}
+		c := &change{state: s, entries: txEntries{tx}, now: tx.Now(), version: int64(tx.Version()) + 1}
+		results, err := c.apply(req.GetOperations())
+		if err != nil {
+			return nil, err
+		}
+		if c.event != "" {
+			tx.Emit(c.event)
+		}
+		if existed && !c.touched && c.event == "" && proto.Equal(was, s) {
+			tx.Unchanged()
+		}
+		return &statev1.ApplyResponse{Version: int64(tx.Info().Version), Created: !existed, Results: results}, nil
+	}, opts...)
+}
+
+const defaultLimit = 50
+
+// pages are those of one query: its entries come of these, in this order.
+type pages struct {
+	query *statev1.Query
+	parts []*object.EntriesPage
+	limit int
+}
+
+// ask adds a query to a read.
+func (m *Manager) ask(r *object.Together, id object.ID, q *statev1.Query) pages {
+	out := pages{query: q, limit: int(q.GetLimit())}
+	if out.limit == 0 {
+		out.limit = defaultLimit
+	}
+	if len(q.GetKeys()) > 0 {
+		keys := slices.Compact(slices.Sorted(slices.Values(q.GetKeys())))
+		for i := range keys {
+			keys[i] = stored(q.GetCollection(), keys[i])
+		}
+		out.limit = len(keys)
+		out.parts = append(out.parts, object.LookupIn(r, m.kind, id, inEntries, keys...))
+		return out
+	}
+	exact, part := part{q.GetPrefix(), q.GetAfter(), q.GetBefore(), q.GetReverse()}.stored(q.GetCollection())
+	if exact != "" && !q.GetReverse() {
+		out.parts = append(out.parts, object.LookupIn(r, m.kind, id, inEntries, exact))
+	}
+	out.parts = append(out.parts, object.EntriesIn(r, m.kind, id, inEntries, part, out.limit))
+	if exact != "" && q.GetReverse() {
+		out.parts = append(out.parts, object.LookupIn(r, m.kind, id, inEntries, exact))
+	}
+	return out
+}
+
+// page is what came of it, as far as there is room.
+func (p pages) page(room *object.Room) *statev1.Page {
+	out := &statev1.Page{Collection: p.query.GetCollection()}
+	for _, part := range p.parts {
+		entries := part.Entries
+		if len(p.query.GetKeys()) > 0 {
+			slices.SortFunc(entries, func(a, b object.Entry) int { return strings.Compare(a.Key, b.Key) })
+			if p.query.GetReverse() {
+				slices.Reverse(entries)
+			}
+		}
+		for _, e := range entries {
+			if out.More = len(out.GetEntries()) == p.limit || !room.Fits(e.Size()); out.GetMore() {
+				return out
+			}
+			value, _ := e.Value.(*storev1.Entry)
+			collection, key := spelt(e.Key)
+			out.Entries = append(out.Entries, shown(collection, key, value))
+		}
+		if part.More {
+			out.More = true
+			return out
+		}
+	}
+	return out
+}
+
+// Read implements StateService.
+func (m *Manager) Read(ctx context.Context, req *statev1.ReadRequest) (*statev1.ReadResponse, error) {
+	type one struct {
+		view  *object.Viewed[state]
+		pages []pages
+		of    address
+	}
+	r := m.rt.Together()
+	all, queries := make([]one, len(req.GetReads())), 0
+	for i, read := range req.GetReads() {
+		of, err := resolve(ctx, read.GetRef())
+		if err != nil {
+			return nil, err
+		}
+		if queries += len(read.GetQueries()); queries > maxQueries {
+			return nil, problem.InvalidArgument("reads", fmt.Sprintf("have more than %d queries together", maxQueries))
+		}
+		all[i] = one{view: object.ViewIn(r, m.kind, of.id()), of: of}
+		for j, q := range read.GetQueries() {
+			if len(q.GetKeys()) > 0 && (q.GetPrefix() != "" || q.GetAfter() != "" || q.GetBefore() != "" || q.GetLimit() != 0) {
+				return nil, problem.InvalidArgument(fmt.Sprintf("reads[%d].queries[%d]", i, j), "names keys, and a range or a limit too")
+			}
+			all[i].pages = append(all[i].pages, m.ask(r, of.id(), q))
+		}
+	}
+	if err := r.Run(ctx); err != nil {
+		return nil, err
+	}
+	res, states := &statev1.ReadResponse{}, 0
+	for i, read := range req.GetReads() {
+		s, owner := all[i].view.Snapshot, string(all[i].of.owner)
+		o := &statev1.Object{Ref: &statev1.Ref{Type: all[i].of.kind, Name: all[i].of.name, Owner: &owner}, Absent: !all[i].view.Found}
+		switch {
+		case o.GetAbsent():
+		case read.IfVersionNot != nil && read.GetIfVersionNot() == int64(s.Version): //nolint:protogetter // unset is no condition
+			o.NotModified, o.Version = true, int64(s.Version)
+		default:
+			o = present(s.Info, s.State, !read.GetWithoutState())
+			size := rpc.AnswerSize(o)
+			if states += size; i > 0 && states > object.AnswerBytes {
+				return nil, problem.SizeExceeded("bytes", int64(states), object.AnswerBytes, "the states have more than 2 MiB together; read fewer objects at a time")
+			}
+		}
+		res.Objects = append(res.Objects, o)
+	}
+	room := object.Room{Bytes: max(1, object.AnswerBytes-states)} // the first entry fits, whatever its size
+	for i := range all {
+		for _, p := range all[i].pages {
+			res.Objects[i].Pages = append(res.Objects[i].Pages, p.page(&room))
+		}
+	}
+	return res, nil
+}
+
+const maxQueries = 64
+
+// ListStates implements StateService.
+func (m *Manager) ListStates(ctx context.Context, req *statev1.ListStatesRequest) (*statev1.ListStatesResponse, error) {
+	f := req.GetFilter()
+	owner, err := ownerOf(ctx, f.Owner) //nolint:protogetter // unset is not empty
+	if err != nil {
+		return nil, err
+	}
+	match := func(s state) bool {
+		if !strings.HasPrefix(s.GetName(), f.GetNamePrefix()) {
+			return false
+		}
+		for k, v := range f.GetLabels() {
+			if s.GetLabels()[k] != v {
+				return false
+			}
+		}
+		return true
+	}
+	item := func(s object.Snapshot[state]) *statev1.Object { return present(s.Info, s.State, req.GetWithState()) }
+	if req.GetByName() {
+		return m.listByName(ctx, req, address{f.GetType(), f.GetNamePrefix(), owner}, match, item)
+	}
+	var o object.ListOptions
+	if f.Owner != nil { //nolint:protogetter // unset is any
+		o.Terms = append(o.Terms, ownerTerm(f.GetType(), string(owner)))
+	}
+	if o.Terms = append(o.Terms, labelTerms(f.GetType(), f.GetLabels())...); len(o.Terms) == 0 {
+		o.Terms = []string{f.GetType()}
+	}
+	res := &statev1.ListStatesResponse{}
+	if f.GetNamePrefix() == "" {
+		res.Objects, res.NextPageToken, err = rpc.List(ctx, m.kind, req, o, item)
+	} else {
+		res.Objects, res.NextPageToken, err = rpc.ListMatching(ctx, m.kind, req, o, match, item)
+	}
+	return res, err
+}
+
+func (m *Manager) listByName(
+	ctx context.Context, req *statev1.ListStatesRequest, from address, match func(state) bool, item func(object.Snapshot[state]) *statev1.Object,
+) (*statev1.ListStatesResponse, error) {
+	cursor, err := rpc.Cursor(req)
+	if err != nil {
+		return nil, err
+	}
+	page, err := m.kind.Find(ctx, object.FindOptions{
+		ByID: true, Prefix: from.prefix(), Owner: &from.owner, PageSize: int(req.GetPageSize()), PageToken: cursor,
+	})
+	if err != nil {
+		return nil, rpc.PageError(err)
+	}
+	res := &statev1.ListStatesResponse{NextPageToken: rpc.Token(req, page.Next)}
+	for _, s := range page.Items {
+		if match(s.State) {
+			res.Objects = append(res.Objects, item(s))
+		}
+	}
+	return res, nil
+}
+
+// DeleteState implements StateService.
+func (m *Manager) DeleteState(ctx context.Context, req *statev1.DeleteStateRequest) (*statev1.DeleteStateResponse, error) {
+	of, err := resolveChanged(ctx, req.GetRef())
+	if err != nil {
+		return nil, err
+	}
+	return rpc.Delete(ctx, m.kind, string(of.id()), req, func(existed bool, version int64) *statev1.DeleteStateResponse {
+		return &statev1.DeleteStateResponse{Existed: existed, Version: version}
+	})
+}
+
+// ForkState implements StateService. Users fork only what is their own.
+func (m *Manager) ForkState(ctx context.Context, req *statev1.ForkStateRequest) (*statev1.ForkStateResponse, error) {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return nil, err
+	}
+	from, err := resolve(ctx, req.GetRef())
+	if err != nil {
+		return nil, err
+	}
+	to, err := resolveChanged(ctx, req.GetNewRef())
+	if err != nil {
+		return nil, err
+	}
+	if req.GetThrough() != nil && (req.GetThrough().GetCollection() == "" || req.GetThrough().GetKey() == "") {
+		return nil, problem.InvalidArgument("through", "has no collection or no key")
+	}
+	at := object.Latest()
+	if req.GetAtVersion() != 0 {
+		at = object.Moment{Version: object.Version(req.GetAtVersion())}
+	}
+	caller.OwnOnly = true
+	past, refused := m.kind.PastWhole(identity.With(ctx, caller), from.id(), at)
+	res, err := object.Do(ctx, m.kind, to.id(), req, func(tx *object.Tx[state]) (*statev1.ForkStateResponse, error) {
+		if refused != nil { // said here, so that a repeated request still gets its first reply
+			return nil, refused
+		}
+		if err := tx.Become(past); err != nil {
+			return nil, err
+		}
+		s := tx.State()
+		s.Type, s.Name, s.Owner = to.kind, to.name, string(to.owner)
+		if err := mergeLabels(s, req.GetLabels()); err != nil {
+			return nil, err
+		}
+		if t := req.GetThrough(); t != nil {
+			behind, _ := txEntries{tx}.scan(t.GetCollection(), part{after: t.GetKey()}, maxForked)
+			for _, f := range behind {
+				tx.DeleteEntry(inEntries, stored(t.GetCollection(), f.key))
+			}
+		}
+		return &statev1.ForkStateResponse{Object: present(tx.Info(), s, true)}, nil
+	}, object.Create(), object.OwnedBy(to.owner))
+	return res, outOfReach(err, at)
+}
+
+// maxForked is more entries than a fork can have.
+const maxForked = 20_000
+
+// outOfReach translates a HistoryError into the request's words.
+func outOfReach(err error, at object.Moment) error {
+	gone, ok := errors.AsType[*object.HistoryError](err)
+	switch {
+	case !ok:
+		return err
+	case at.Version > gone.Newest:
+		return problem.InvalidArgument("at_version", fmt.Sprintf("the object is at version %d", gone.Newest))
+	}
+	p := problem.New(errorv1.Reason_REASON_HISTORY_GONE, fmt.Sprintf("the object's journal reaches back to version %d", gone.Oldest))
+	p.Detail = &errorv1.History{OldestVersion: int64(gone.Oldest), NewestVersion: int64(gone.Newest)}
+	return p
+}
