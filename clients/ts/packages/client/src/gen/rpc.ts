@@ -6,6 +6,7 @@ import type { LinearService } from "./linear.ts";
 import type { LiveService } from "./live.ts";
 import type { ProjectService } from "./project.ts";
 import type { SessionService } from "./session.ts";
+import type { StateService } from "./state.ts";
 import type { WatchService } from "./watch.ts";
 
 /** Every call of every service, as the server has them. */
@@ -17,6 +18,7 @@ export interface Rpc {
   readonly live: LiveService;
   readonly project: ProjectService;
   readonly session: SessionService;
+  readonly state: StateService;
   readonly watch: WatchService;
 }
 
@@ -30,5 +32,6 @@ export const services: { readonly [service in keyof Rpc]: readonly [path: string
   live: ["holdfast.live.v1.LiveService", "ConnectLive! IngestLive? DisconnectLive! ClaimToolCall! CompleteToolCall! ListLiveFrames?"],
   project: ["holdfast.project.v1.ProjectService", "PutProject! GetProject? ListProjects? DeleteProject! PutTask! GetTask? ListTasks? DeleteTask! GetProjectContext? GetPreferences? UpdatePreferences!"],
   session: ["holdfast.session.v1.SessionService", "CreateSession! RefreshSession? GetSession? ListSessions? UpdateSession! EndSessions! PutConnection! ListSecurityEvents? PutSessionSettings!"],
+  state: ["holdfast.state.v1.StateService", "Apply! Read? ListStates? DeleteState! ForkState!"],
   watch: ["holdfast.watch.v1.WatchService", "Watch*"],
 };
