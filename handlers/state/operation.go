@@ -284,7 +284,8 @@ func (c *change) increment(i int, op *statev1.Increment, r *statev1.Result) erro
 
 // written is an entry as it is stored.
 func (c *change) written(e *statev1.Entry) (*storev1.Entry, error) {
-	out, size := &storev1.Entry{Version: c.version}, 0
+	out := &storev1.Entry{Version: c.version}
+	var size int
 	switch v := e.GetValue().(type) {
 	case *statev1.Entry_Text:
 		out.Value, size = &storev1.Entry_Text{Text: v.Text}, len(v.Text)
