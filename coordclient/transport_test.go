@@ -399,8 +399,11 @@ func TestTheOrderOfKeysIsNoOtherRequest(t *testing.T) {
 	url := provider(t, func(http.ResponseWriter, *http.Request) { calls.Add(1) })
 	client := &http.Client{Transport: c.Transport("any", coordclient.Options{Base: base(t)})}
 	for i, request := range [][2]string{
-		{"/?a=1&b=2", `{"x":1,"y":{"p":[1,2],"q":12345678901234567890}}`}, {"/?b=2&a=1", `{ "y":{"q":12345678901234567890,"p":[1,2]}, "x":1 }`},
-		{"/?a=1&b=2", `{"x":1,"y":{"p":[2,1],"q":12345678901234567890}}`}, {"/?a=1&b=2", `{"x":1,"y":{"p":[1,2],"q":12345678901234567891}}`}, {"/?a=2&b=1", `{"x":1,"y":{"p":[1,2],"q":12345678901234567890}}`},
+		{"/?a=1&b=2", `{"x":1,"y":{"p":[1,2],"q":12345678901234567890}}`},
+		{"/?b=2&a=1", `{ "y":{"q":12345678901234567890,"p":[1,2]}, "x":1 }`},
+		{"/?a=1&b=2", `{"x":1,"y":{"p":[2,1],"q":12345678901234567890}}`},
+		{"/?a=1&b=2", `{"x":1,"y":{"p":[1,2],"q":12345678901234567891}}`},
+		{"/?a=2&b=1", `{"x":1,"y":{"p":[1,2],"q":12345678901234567890}}`},
 	} {
 		if _, err := post(t, client, url+request[0], "r", request[1]); (err == nil) != (i < 2) {
 			t.Errorf("%v: %v", request, err)

@@ -39,6 +39,7 @@ import (
 	_ "holdfast/gen/holdfast/inspect/v1"
 	_ "holdfast/gen/holdfast/project/v1"
 	_ "holdfast/gen/holdfast/session/v1"
+	"holdfast/gen/holdfast/state/v1/statev1connect"
 	watchv1 "holdfast/gen/holdfast/watch/v1"
 	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/identity"
@@ -177,8 +178,8 @@ func TestARequestOverTheLimitIsRefusedByName(t *testing.T) {
 	}
 }
 
-// The largest request that the rules of the protos allow is within the limit of its method, but for those that append messages: what
-// a hundred of them may have in parts would be far more.
+// The largest request that the rules of the protos allow is within the limit of its method, but for those that hold many things of which
+// each may be large.
 func TestEachMethodTakesWhatItsRulesAllow(t *testing.T) {
 	t.Parallel()
 	n := 0
@@ -197,6 +198,7 @@ func TestEachMethodTakesWhatItsRulesAllow(t *testing.T) {
 					conversationv1connect.ConversationServiceCreateConversationProcedure, conversationv1connect.ConversationServiceAppendProcedure,
 					conversationv1connect.ConversationServiceEditMessagesProcedure,
 					watchRPC, // 32 lists whose filters name all that they can
+					statev1connect.StateServiceApplyProcedure, statev1connect.StateServiceReadProcedure, // 1,000 operations or queries, each as large as one may be
 				}, procedure) {
 					t.Errorf("%s may have %d bytes and %d values by its rules, and its limits are %d and %d", procedure, size, values, limit, maxValues)
 				}

@@ -152,10 +152,11 @@ func isolateListObjects(t *testing.T, b *bundle, m protoreflect.MethodDescriptor
 
 // notSecret are the stored fields of bytes that anybody who sees the object may see.
 var notSecret = map[protoreflect.FullName]string{
-	"holdfast.store.conversation.v1.Blob.data":              "what somebody said",
-	"holdfast.store.conversation.v1.Part.thought_signature": "a part of what the model said, which the provider has sealed",
-	"holdfast.store.state.v1.Entry.data":                    "what a caller keeps",
-	"holdfast.store.coordination.v1.Outcome.body":           "what the provider answered to the caller",
+	"holdfast.store.conversation.v1.Blob.data":                  "what somebody said",
+	"holdfast.store.conversation.v1.Part.thought_signature":     "a part of what the model said, which the provider has sealed",
+	"holdfast.store.conversation.v1.ToolCall.thought_signature": "the same",
+	"holdfast.store.state.v1.Entry.data":                        "what a caller keeps",
+	"holdfast.store.coordination.v1.Outcome.body":               "what the provider answered to the caller",
 }
 
 // The inspector shows what is stored, but for what its message marks with debug_redact. Bytes are hashes and sealed

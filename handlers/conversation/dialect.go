@@ -126,7 +126,7 @@ func (s *keyScanner) value(known fields) bool {
 		return false
 	}
 	from := s.at
-	for s.at < len(s.raw) && bytes.IndexByte([]byte(",]} \n\t\r{[\""), s.raw[s.at]) < 0 {
+	for s.at < len(s.raw) && strings.IndexByte(",]} \n\t\r{[\"", s.raw[s.at]) < 0 {
 		s.at++
 	}
 	return s.at > from

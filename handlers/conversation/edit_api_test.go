@@ -204,7 +204,7 @@ func TestAHiddenMessageIsInNoContext(t *testing.T) {
 	}
 }
 
-func TestForks(t *testing.T) {
+func TestForks(t *testing.T) { //nolint:tparallel // a user has one call of history at once
 	t.Parallel()
 	b := setup(t)
 	c, eve, service := b.client(t, ada), b.client(t, "eve"), b.client(t, nobody)
@@ -229,7 +229,7 @@ func TestForks(t *testing.T) {
 		"through nothing":  {&forkReq{At: &through{}}, nil, 1},
 		"through the last": {&forkReq{At: &through{ThroughSeq: 5}}, []string{"one", "three", "four", "five"}, 6},
 	} {
-		t.Run(name, func(t *testing.T) { // one after the other: a user has one call of history at once
+		t.Run(name, func(t *testing.T) {
 			tt.req.ConversationId, tt.req.RequestId = c1, "f-1"
 			tt.req.NewConversationId = "fork-" + strings.ReplaceAll(name, " ", "-")
 			tt.req.Conversation = &conversationv1.Conversation{Title: "new", Labels: map[string]string{"a": "", "c": "3"}}

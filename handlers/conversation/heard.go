@@ -70,7 +70,7 @@ func played(text string, ms, audio int64) string {
 		return text
 	}
 	all := []rune(text)
-	n := int(count * ms / audio) //nolint:gosec // it is less than the text has
+	n := int(count * ms / audio)
 	for n > 0 && inWord(all[n-1], all[n]) {
 		n--
 	}

@@ -3,6 +3,7 @@ package conversation
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -42,7 +43,7 @@ func (f *folder) gather(piece functionCall) (functionCall, bool) {
 	}
 	for i, call := range f.live.GetPartialCalls() {
 		if call == known {
-			f.live.PartialCalls = append(f.live.GetPartialCalls()[:i:i], f.live.GetPartialCalls()[i+1:]...)
+			f.live.PartialCalls = slices.Concat(f.live.GetPartialCalls()[:i], f.live.GetPartialCalls()[i+1:])
 			break
 		}
 	}
@@ -112,14 +113,10 @@ func parsePath(text string) (path []string, ok bool) {
 			}
 			name, rest = rest[1:end+1], rest[end+1:]
 		case strings.HasPrefix(rest, "['"), strings.HasPrefix(rest, `["`):
-			end := strings.Index(rest, rest[1:2]+"]")
-			if end < 2 { //nolint:mnd // the quote itself
-				end = strings.Index(rest[2:], rest[1:2]+"]") + 2 //nolint:mnd
-			}
-			if end < 2 { //nolint:mnd
+			var closed bool
+			if name, rest, closed = strings.Cut(rest[2:], rest[1:2]+"]"); !closed {
 				return nil, false
 			}
-			name, rest = rest[2:end], rest[end+2:]
 		case strings.HasPrefix(rest, "["):
 			end := strings.IndexByte(rest, ']')
 			if end < 0 {

@@ -15,7 +15,6 @@ type exchange struct {
 	// The answer, in the parts before and after a tool's result; empty: the model says nothing.
 	answer []string
 	cut    bool // the user speaks over the answer
-	drop   bool // the connection is lost after the turn
 }
 
 // family is how a family of models sends what happens.

@@ -216,14 +216,16 @@ func (p *chaos) dial(context.Context, string, string) (net.Conn, error) {
 	return near, nil
 }
 
-func (p *chaos) note(format string, args ...any) { p.log = append(p.log, fmt.Sprintf(format, args...)) }
+func (p *chaos) notef(format string, args ...any) {
+	p.log = append(p.log, fmt.Sprintf(format, args...))
+}
 
 // answer answers one request. A request's body is its key.
 func (p *chaos) answer(w io.Writer, r *http.Request, key string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	p.note("%s %s %s at %v", r.Method, r.URL, key, now)
+	p.notef("%s %s %s at %v", r.Method, r.URL, key, now)
 	if now.Before(p.from) && now.After(p.said) { // what was on its way when it was said is nobody's fault
 		p.t.Errorf("a request came %v before its time", p.from.Sub(now))
 	}
@@ -237,7 +239,7 @@ func (p *chaos) answer(w io.Writer, r *http.Request, key string) {
 		if header != "" && !strings.HasSuffix(header, "\r\n") {
 			header += "\r\n"
 		}
-		p.note("  %d %q %.80q", status, header, body)
+		p.notef("  %d %q %.80q", status, header, body)
 		fmt.Fprintf(w, "HTTP/1.1 %d x\r\nDate: %s\r\nConnection: close\r\n%sContent-Length: %d\r\n\r\n%s", status, time.Now().UTC().Format(http.TimeFormat), header, len(body), body)
 	}
 	do := func() {
@@ -261,7 +263,7 @@ func (p *chaos) answer(w io.Writer, r *http.Request, key string) {
 		after := time.Duration(p.dice.ExpFloat64() * float64([]time.Duration{time.Second, time.Minute, time.Hour, 10 * 24 * time.Hour}[p.dice.IntN(4)]))
 		after = min(max(after, 50*time.Millisecond), 40*24*time.Hour)
 		status, header, body, from := kind.answer(now, after)
-		p.note("  %s: %v", kind.name, after)
+		p.notef("  %s: %v", kind.name, after)
 		if p.from.IsZero() || from.After(p.from) {
 			p.from = from
 			if p.until = from.Add(from.Sub(now)/10 + 20*time.Millisecond); p.unclear {
@@ -277,7 +279,7 @@ func (p *chaos) answer(w io.Writer, r *http.Request, key string) {
 			do()
 		}
 		if p.dice.IntN(3) == 0 {
-			p.note("  cut")
+			p.notef("  cut")
 			return
 		}
 		reply([]int{500, 502, 503, 504, 408, 520}[p.dice.IntN(6)], "Content-Type: text/html", "upstream connect error or disconnect/reset before headers")
@@ -291,9 +293,9 @@ func (p *chaos) answer(w io.Writer, r *http.Request, key string) {
 		}
 		reply([]int{307, 308}[p.dice.IntN(2)], fmt.Sprintf("Location: http://provider/%d%s", p.dice.IntN(100), p.path()), "")
 	default: // slow
-		p.note("  slow")
+		p.notef("  slow")
 		p.mu.Unlock()
-		time.Sleep(time.Duration(p.dice.IntN(20)) * time.Second)
+		time.Sleep(time.Duration(p.dice.IntN(20)) * time.Second) //nolint:forbidigo // in a bubble
 		p.mu.Lock()
 		do()
 		p.good(w, reply)
@@ -316,10 +318,10 @@ func (p *chaos) good(w io.Writer, reply func(int, string, string)) {
 		reply(200, "", "ok")
 		return
 	}
-	p.note("  stream: %s", kind)
+	p.notef("  stream: %s", kind)
 	fmt.Fprintf(w, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n", kind)
 	p.mu.Unlock()
-	time.Sleep(streamFor)
+	time.Sleep(streamFor) //nolint:forbidigo // in a bubble
 	p.mu.Lock()
 	fmt.Fprint(w, "1\r\nk\r\n0\r\n\r\n")
 }
@@ -347,7 +349,7 @@ func TestChaos(t *testing.T) {
 func script(t *testing.T, seed uint64) {
 	t.Helper()
 	dice := rand.New(rand.NewPCG(seed, 0))
-	time.Sleep(time.Until(epoch.Add(time.Duration(dice.Int64N(int64(time.Hour)))))) // bubbles begin in 2000, when seconds since 1970 had nine digits
+	time.Sleep(time.Until(epoch.Add(time.Duration(dice.Int64N(int64(time.Hour)))))) //nolint:forbidigo // in a bubble: bubbles begin in 2000, when seconds since 1970 had nine digits
 	p := &chaos{t: t, dice: rand.New(rand.NewPCG(seed, 1)), left: dice.IntN(8), graphQL: dice.IntN(3) == 0, done: map[string]int{}}
 	config := &storev1.ApiConfig{MaxAttempts: 1000, Breaker: &storev1.BreakerConfig{Disabled: true}, Retention: durationpb.New(90 * 24 * time.Hour)}
 	if dice.IntN(2) == 0 {
@@ -370,7 +372,7 @@ func script(t *testing.T, seed uint64) {
 				return coordclient.Finding{DidNotHappen: true}, nil
 			})
 			if _, busy := errors.AsType[*coordclient.InFlightError](err); busy {
-				time.Sleep(time.Second)
+				time.Sleep(time.Second) //nolint:forbidigo // in a bubble
 				return nil
 			}
 			return err

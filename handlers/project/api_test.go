@@ -620,7 +620,8 @@ func TestWatchProjectsAndTasks(t *testing.T) {
 	defer cancel()
 	watching := b.watch(t, ada)
 	stream := must(watching.Watch(ctx, &watchv1.WatchRequest{Items: []*watchv1.Item{
-		{ItemId: "p", Of: &watchv1.Item_ProjectId{ProjectId: "p"}}, {ItemId: "t", Of: &watchv1.Item_TaskId{TaskId: "t"}},
+		{ItemId: "p", Of: &watchv1.Item_ProjectId{ProjectId: "p"}},
+		{ItemId: "t", Of: &watchv1.Item_TaskId{TaskId: "t"}},
 		{ItemId: "tasks", Of: &watchv1.Item_List{List: &watchv1.ListItem{Of: &watchv1.ListItem_Tasks{Tasks: &projectv1.TaskFilter{ProjectId: "p"}}}}},
 		{ItemId: "projects", Of: &watchv1.Item_List{List: &watchv1.ListItem{Of: &watchv1.ListItem_Projects{}}}},
 	}}))(t)

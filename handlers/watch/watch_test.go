@@ -116,7 +116,7 @@ func (b *bundle) put(t *testing.T, id object.ID, name string, entries ...string)
 	put(t, b.ctx, b, id, name, entries...)
 }
 
-func put(t *testing.T, ctx context.Context, b *bundle, id object.ID, name string, entries ...string) { //nolint:revive // as in tests of contexts
+func put(t *testing.T, ctx context.Context, b *bundle, id object.ID, name string, entries ...string) {
 	t.Helper()
 	_, err := b.toys.Update(ctx, id, func(tx *object.Tx[toy]) error {
 		tx.State().Name = name

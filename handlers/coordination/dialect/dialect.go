@@ -290,13 +290,13 @@ func (r *reader) set(of *Budget, what, value string, unit time.Duration) bool {
 	for i, member := range strings.Split(value, ",") {
 		first, params, _ := strings.Cut(strings.TrimSpace(member), ";")
 		n, err := strconv.ParseFloat(strings.TrimSpace(first), 64)
-		if err != nil || n < 0 || n > MaxLimit || n != n || what == "limit" && n < 1 { //nolint:gocritic // NaN
+		if err != nil || n < 0 || n > MaxLimit || n != n || what == "limit" && n < 1 { // or NaN
 			all = false
 			continue
 		}
 		if w, ok := strings.CutPrefix(strings.ReplaceAll(params, " ", ""), "w="); ok {
 			if s, err := strconv.ParseUint(w, 10, 31); err == nil && (least < 0 || int64(n) == least) {
-				window = time.Duration(s) * time.Second //nolint:gosec // 31 bits
+				window = time.Duration(s) * time.Second
 			}
 		}
 		if least < 0 || what == "remaining" && int64(n) < least && i > 0 {
@@ -372,7 +372,7 @@ func (r *reader) structured(value string, standing bool) bool {
 			b.Unit = cmp.Or(unit, Requests)
 			if w, has := item.params["w"]; has {
 				s, err := strconv.ParseUint(w, 10, 31)
-				b.Window = time.Duration(s) * time.Second //nolint:gosec // 31 bits
+				b.Window = time.Duration(s) * time.Second
 				ok = ok && err == nil && s > 0
 			}
 			continue
@@ -501,7 +501,7 @@ func (r *reader) time(value string, unit time.Duration) (time.Time, bool) {
 	now := r.answer.At
 	if n, err := strconv.ParseFloat(value, 64); err == nil && !strings.ContainsAny(value, "xX_pP") {
 		switch {
-		case n < 0 || n != n || n >= maxNumber: //nolint:gocritic // NaN
+		case n < 0 || n != n || n >= maxNumber: // or NaN
 			return time.Time{}, false
 		case unit < time.Second && n < minMillis || n < minEpoch:
 			return r.clamp(now.Add(times(n, unit))), true
@@ -614,7 +614,7 @@ func parseDate(s string) (time.Time, bool) {
 		s = strings.TrimSpace(rest)
 	}
 	var zone time.Duration
-	if m := aZone.FindStringSubmatchIndex(s); m != nil && strings.Contains(s[:m[0]], ":") {
+	if m := aZone.FindStringSubmatchIndex(s); len(m) > 0 && strings.Contains(s[:m[0]], ":") {
 		if m[2] >= 0 {
 			h, _ := strconv.Atoi(s[m[4]:m[5]])
 			minutes, _ := strconv.Atoi(s[m[6]:m[7]])
@@ -691,8 +691,8 @@ func (r *reader) readBody() {
 	document, ok := decode(body)
 	if !ok {
 		r.texts = append(r.texts, string(body[:min(len(body), 2048)]))
-		if code, rest, found := strings.Cut(r.texts[0], "<Code>"); found {
-			code, _, _ = strings.Cut(rest, "</Code>")
+		if _, rest, found := strings.Cut(r.texts[0], "<Code>"); found {
+			code, _, _ := strings.Cut(rest, "</Code>")
 			r.Refused = r.Refused || refusals[plain(code)]
 		}
 	} else if r.answer.Status >= http.StatusBadRequest || r.answer.Status == 0 || isError(document) {

@@ -2251,8 +2251,8 @@ type ForkStateRequest struct {
 	Ref *Ref `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
 	// As it was at this version; 0: as it is.
 	AtVersion int64 `protobuf:"varint,4,opt,name=at_version,json=atVersion,proto3" json:"at_version,omitempty"`
-	// The last entry that the collection keeps; its value is not looked at.
-	Through *Entry `protobuf:"bytes,5,opt,name=through,proto3" json:"through,omitempty"`
+	// The last entry that its collection keeps.
+	Through *EntryRef `protobuf:"bytes,5,opt,name=through,proto3" json:"through,omitempty"`
 	// The fork. An object that is there already is `already_exists`, reason ALREADY_EXISTS.
 	NewRef *Ref `protobuf:"bytes,6,opt,name=new_ref,json=newRef,proto3" json:"new_ref,omitempty"`
 	// Merged with those of the other object; an empty value removes one.
@@ -2319,7 +2319,7 @@ func (x *ForkStateRequest) GetAtVersion() int64 {
 	return 0
 }
 
-func (x *ForkStateRequest) GetThrough() *Entry {
+func (x *ForkStateRequest) GetThrough() *EntryRef {
 	if x != nil {
 		return x.Through
 	}
@@ -2340,6 +2340,61 @@ func (x *ForkStateRequest) GetLabels() map[string]string {
 	return nil
 }
 
+// EntryRef names an entry.
+type EntryRef struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Such as "items".
+	Collection string `protobuf:"bytes,1,opt,name=collection,proto3" json:"collection,omitempty"`
+	// Its key.
+	Key           string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EntryRef) Reset() {
+	*x = EntryRef{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EntryRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EntryRef) ProtoMessage() {}
+
+func (x *EntryRef) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EntryRef.ProtoReflect.Descriptor instead.
+func (*EntryRef) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *EntryRef) GetCollection() string {
+	if x != nil {
+		return x.Collection
+	}
+	return ""
+}
+
+func (x *EntryRef) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
 // ForkStateResponse has the copy.
 type ForkStateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2351,7 +2406,7 @@ type ForkStateResponse struct {
 
 func (x *ForkStateResponse) Reset() {
 	*x = ForkStateResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2363,7 +2418,7 @@ func (x *ForkStateResponse) String() string {
 func (*ForkStateResponse) ProtoMessage() {}
 
 func (x *ForkStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2376,7 +2431,7 @@ func (x *ForkStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkStateResponse.ProtoReflect.Descriptor instead.
 func (*ForkStateResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ForkStateResponse) GetObject() *Object {
@@ -2598,7 +2653,7 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	"\v_if_version\"I\n" +
 	"\x13DeleteStateResponse\x12\x18\n" +
 	"\aexisted\x18\x01 \x01(\bR\aexisted\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x03R\aversion\"\xf1\x03\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\xf4\x03\n" +
 	"\x10ForkStateRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
@@ -2606,14 +2661,19 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x120\n" +
 	"\x03ref\x18\x03 \x01(\v2\x16.holdfast.state.v1.RefB\x06\xbaH\x03\xc8\x01\x01R\x03ref\x12&\n" +
 	"\n" +
-	"at_version\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tatVersion\x122\n" +
-	"\athrough\x18\x05 \x01(\v2\x18.holdfast.state.v1.EntryR\athrough\x127\n" +
+	"at_version\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tatVersion\x125\n" +
+	"\athrough\x18\x05 \x01(\v2\x1b.holdfast.state.v1.EntryRefR\athrough\x127\n" +
 	"\anew_ref\x18\x06 \x01(\v2\x16.holdfast.state.v1.RefB\x06\xbaH\x03\xc8\x01\x01R\x06newRef\x12v\n" +
 	"\x06labels\x18\a \x03(\v2/.holdfast.state.v1.ForkStateRequest.LabelsEntryB-\xbaH*\x9a\x01'\x10@\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\x05r\x03(\x80\x02R\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\r\n" +
-	"\v_if_version\"F\n" +
+	"\v_if_version\"g\n" +
+	"\bEntryRef\x12?\n" +
+	"\n" +
+	"collection\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[a-z][a-z0-9._-]{0,63}$R\n" +
+	"collection\x12\x1a\n" +
+	"\x03key\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\x03key\"F\n" +
 	"\x11ForkStateResponse\x121\n" +
 	"\x06object\x18\x01 \x01(\v2\x19.holdfast.state.v1.ObjectR\x06object*d\n" +
 	"\bOnExists\x12\x19\n" +
@@ -2643,7 +2703,7 @@ func file_holdfast_state_v1_service_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_state_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_holdfast_state_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_holdfast_state_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_holdfast_state_v1_service_proto_goTypes = []any{
 	(OnExists)(0),                 // 0: holdfast.state.v1.OnExists
 	(*Ref)(nil),                   // 1: holdfast.state.v1.Ref
@@ -2671,37 +2731,38 @@ var file_holdfast_state_v1_service_proto_goTypes = []any{
 	(*DeleteStateRequest)(nil),    // 23: holdfast.state.v1.DeleteStateRequest
 	(*DeleteStateResponse)(nil),   // 24: holdfast.state.v1.DeleteStateResponse
 	(*ForkStateRequest)(nil),      // 25: holdfast.state.v1.ForkStateRequest
-	(*ForkStateResponse)(nil),     // 26: holdfast.state.v1.ForkStateResponse
-	nil,                           // 27: holdfast.state.v1.Object.LabelsEntry
-	nil,                           // 28: holdfast.state.v1.Object.LeasesEntry
-	nil,                           // 29: holdfast.state.v1.ApplyRequest.LabelsEntry
-	nil,                           // 30: holdfast.state.v1.SetFields.FieldsEntry
-	nil,                           // 31: holdfast.state.v1.SetFields.FieldsJsonEntry
-	nil,                           // 32: holdfast.state.v1.StateFilter.LabelsEntry
-	nil,                           // 33: holdfast.state.v1.ForkStateRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 35: google.protobuf.Struct
-	(*structpb.Value)(nil),        // 36: google.protobuf.Value
-	(*durationpb.Duration)(nil),   // 37: google.protobuf.Duration
-	(*v1.Lease)(nil),              // 38: holdfast.type.v1.Lease
+	(*EntryRef)(nil),              // 26: holdfast.state.v1.EntryRef
+	(*ForkStateResponse)(nil),     // 27: holdfast.state.v1.ForkStateResponse
+	nil,                           // 28: holdfast.state.v1.Object.LabelsEntry
+	nil,                           // 29: holdfast.state.v1.Object.LeasesEntry
+	nil,                           // 30: holdfast.state.v1.ApplyRequest.LabelsEntry
+	nil,                           // 31: holdfast.state.v1.SetFields.FieldsEntry
+	nil,                           // 32: holdfast.state.v1.SetFields.FieldsJsonEntry
+	nil,                           // 33: holdfast.state.v1.StateFilter.LabelsEntry
+	nil,                           // 34: holdfast.state.v1.ForkStateRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 36: google.protobuf.Struct
+	(*structpb.Value)(nil),        // 37: google.protobuf.Value
+	(*durationpb.Duration)(nil),   // 38: google.protobuf.Duration
+	(*v1.Lease)(nil),              // 39: holdfast.type.v1.Lease
 }
 var file_holdfast_state_v1_service_proto_depIdxs = []int32{
 	1,  // 0: holdfast.state.v1.Object.ref:type_name -> holdfast.state.v1.Ref
-	34, // 1: holdfast.state.v1.Object.create_time:type_name -> google.protobuf.Timestamp
-	34, // 2: holdfast.state.v1.Object.update_time:type_name -> google.protobuf.Timestamp
-	34, // 3: holdfast.state.v1.Object.expire_time:type_name -> google.protobuf.Timestamp
-	27, // 4: holdfast.state.v1.Object.labels:type_name -> holdfast.state.v1.Object.LabelsEntry
-	35, // 5: holdfast.state.v1.Object.state:type_name -> google.protobuf.Struct
+	35, // 1: holdfast.state.v1.Object.create_time:type_name -> google.protobuf.Timestamp
+	35, // 2: holdfast.state.v1.Object.update_time:type_name -> google.protobuf.Timestamp
+	35, // 3: holdfast.state.v1.Object.expire_time:type_name -> google.protobuf.Timestamp
+	28, // 4: holdfast.state.v1.Object.labels:type_name -> holdfast.state.v1.Object.LabelsEntry
+	36, // 5: holdfast.state.v1.Object.state:type_name -> google.protobuf.Struct
 	3,  // 6: holdfast.state.v1.Object.pages:type_name -> holdfast.state.v1.Page
-	28, // 7: holdfast.state.v1.Object.leases:type_name -> holdfast.state.v1.Object.LeasesEntry
+	29, // 7: holdfast.state.v1.Object.leases:type_name -> holdfast.state.v1.Object.LeasesEntry
 	4,  // 8: holdfast.state.v1.Page.entries:type_name -> holdfast.state.v1.Entry
-	36, // 9: holdfast.state.v1.Entry.json:type_name -> google.protobuf.Value
+	37, // 9: holdfast.state.v1.Entry.json:type_name -> google.protobuf.Value
 	1,  // 10: holdfast.state.v1.ApplyRequest.ref:type_name -> holdfast.state.v1.Ref
 	7,  // 11: holdfast.state.v1.ApplyRequest.operations:type_name -> holdfast.state.v1.Operation
-	29, // 12: holdfast.state.v1.ApplyRequest.labels:type_name -> holdfast.state.v1.ApplyRequest.LabelsEntry
-	37, // 13: holdfast.state.v1.ApplyRequest.ttl:type_name -> google.protobuf.Duration
+	30, // 12: holdfast.state.v1.ApplyRequest.labels:type_name -> holdfast.state.v1.ApplyRequest.LabelsEntry
+	38, // 13: holdfast.state.v1.ApplyRequest.ttl:type_name -> google.protobuf.Duration
 	15, // 14: holdfast.state.v1.ApplyResponse.results:type_name -> holdfast.state.v1.Result
-	35, // 15: holdfast.state.v1.Operation.set_state:type_name -> google.protobuf.Struct
+	36, // 15: holdfast.state.v1.Operation.set_state:type_name -> google.protobuf.Struct
 	8,  // 16: holdfast.state.v1.Operation.set_fields:type_name -> holdfast.state.v1.SetFields
 	9,  // 17: holdfast.state.v1.Operation.increment:type_name -> holdfast.state.v1.Increment
 	4,  // 18: holdfast.state.v1.Operation.append:type_name -> holdfast.state.v1.Entry
@@ -2709,31 +2770,31 @@ var file_holdfast_state_v1_service_proto_depIdxs = []int32{
 	11, // 20: holdfast.state.v1.Operation.delete:type_name -> holdfast.state.v1.DeleteEntries
 	12, // 21: holdfast.state.v1.Operation.expect:type_name -> holdfast.state.v1.Expect
 	14, // 22: holdfast.state.v1.Operation.lease:type_name -> holdfast.state.v1.TakeLease
-	30, // 23: holdfast.state.v1.SetFields.fields:type_name -> holdfast.state.v1.SetFields.FieldsEntry
-	31, // 24: holdfast.state.v1.SetFields.fields_json:type_name -> holdfast.state.v1.SetFields.FieldsJsonEntry
+	31, // 23: holdfast.state.v1.SetFields.fields:type_name -> holdfast.state.v1.SetFields.FieldsEntry
+	32, // 24: holdfast.state.v1.SetFields.fields_json:type_name -> holdfast.state.v1.SetFields.FieldsJsonEntry
 	4,  // 25: holdfast.state.v1.Put.entry:type_name -> holdfast.state.v1.Entry
 	0,  // 26: holdfast.state.v1.Put.on_exists:type_name -> holdfast.state.v1.OnExists
-	36, // 27: holdfast.state.v1.Expect.json:type_name -> google.protobuf.Value
+	37, // 27: holdfast.state.v1.Expect.json:type_name -> google.protobuf.Value
 	13, // 28: holdfast.state.v1.Expect.last:type_name -> holdfast.state.v1.Last
 	4,  // 29: holdfast.state.v1.Last.entries:type_name -> holdfast.state.v1.Entry
-	37, // 30: holdfast.state.v1.TakeLease.duration:type_name -> google.protobuf.Duration
+	38, // 30: holdfast.state.v1.TakeLease.duration:type_name -> google.protobuf.Duration
 	4,  // 31: holdfast.state.v1.Result.deleted:type_name -> holdfast.state.v1.Entry
-	38, // 32: holdfast.state.v1.Result.lease:type_name -> holdfast.type.v1.Lease
+	39, // 32: holdfast.state.v1.Result.lease:type_name -> holdfast.type.v1.Lease
 	17, // 33: holdfast.state.v1.ReadRequest.reads:type_name -> holdfast.state.v1.ReadOne
 	1,  // 34: holdfast.state.v1.ReadOne.ref:type_name -> holdfast.state.v1.Ref
 	18, // 35: holdfast.state.v1.ReadOne.queries:type_name -> holdfast.state.v1.Query
 	2,  // 36: holdfast.state.v1.ReadResponse.objects:type_name -> holdfast.state.v1.Object
-	32, // 37: holdfast.state.v1.StateFilter.labels:type_name -> holdfast.state.v1.StateFilter.LabelsEntry
+	33, // 37: holdfast.state.v1.StateFilter.labels:type_name -> holdfast.state.v1.StateFilter.LabelsEntry
 	20, // 38: holdfast.state.v1.ListStatesRequest.filter:type_name -> holdfast.state.v1.StateFilter
 	2,  // 39: holdfast.state.v1.ListStatesResponse.objects:type_name -> holdfast.state.v1.Object
 	1,  // 40: holdfast.state.v1.DeleteStateRequest.ref:type_name -> holdfast.state.v1.Ref
 	1,  // 41: holdfast.state.v1.ForkStateRequest.ref:type_name -> holdfast.state.v1.Ref
-	4,  // 42: holdfast.state.v1.ForkStateRequest.through:type_name -> holdfast.state.v1.Entry
+	26, // 42: holdfast.state.v1.ForkStateRequest.through:type_name -> holdfast.state.v1.EntryRef
 	1,  // 43: holdfast.state.v1.ForkStateRequest.new_ref:type_name -> holdfast.state.v1.Ref
-	33, // 44: holdfast.state.v1.ForkStateRequest.labels:type_name -> holdfast.state.v1.ForkStateRequest.LabelsEntry
+	34, // 44: holdfast.state.v1.ForkStateRequest.labels:type_name -> holdfast.state.v1.ForkStateRequest.LabelsEntry
 	2,  // 45: holdfast.state.v1.ForkStateResponse.object:type_name -> holdfast.state.v1.Object
-	38, // 46: holdfast.state.v1.Object.LeasesEntry.value:type_name -> holdfast.type.v1.Lease
-	36, // 47: holdfast.state.v1.SetFields.FieldsEntry.value:type_name -> google.protobuf.Value
+	39, // 46: holdfast.state.v1.Object.LeasesEntry.value:type_name -> holdfast.type.v1.Lease
+	37, // 47: holdfast.state.v1.SetFields.FieldsEntry.value:type_name -> google.protobuf.Value
 	5,  // 48: holdfast.state.v1.StateService.Apply:input_type -> holdfast.state.v1.ApplyRequest
 	16, // 49: holdfast.state.v1.StateService.Read:input_type -> holdfast.state.v1.ReadRequest
 	21, // 50: holdfast.state.v1.StateService.ListStates:input_type -> holdfast.state.v1.ListStatesRequest
@@ -2743,7 +2804,7 @@ var file_holdfast_state_v1_service_proto_depIdxs = []int32{
 	19, // 54: holdfast.state.v1.StateService.Read:output_type -> holdfast.state.v1.ReadResponse
 	22, // 55: holdfast.state.v1.StateService.ListStates:output_type -> holdfast.state.v1.ListStatesResponse
 	24, // 56: holdfast.state.v1.StateService.DeleteState:output_type -> holdfast.state.v1.DeleteStateResponse
-	26, // 57: holdfast.state.v1.StateService.ForkState:output_type -> holdfast.state.v1.ForkStateResponse
+	27, // 57: holdfast.state.v1.StateService.ForkState:output_type -> holdfast.state.v1.ForkStateResponse
 	53, // [53:58] is the sub-list for method output_type
 	48, // [48:53] is the sub-list for method input_type
 	48, // [48:48] is the sub-list for extension type_name
@@ -2797,7 +2858,7 @@ func file_holdfast_state_v1_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_state_v1_service_proto_rawDesc), len(file_holdfast_state_v1_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -265,6 +265,14 @@ export interface EntryInput {
   version?: number | undefined;
 }
 
+/** EntryRef names an entry. */
+export interface EntryRefInput {
+  /** Such as "items". */
+  collection?: string | undefined;
+  /** Its key. */
+  key?: string | undefined;
+}
+
 /**
  * Expect refuses the whole change unless something is as the caller thinks. Numbers are compared by value, members of objects in any
  * order.
@@ -302,8 +310,8 @@ export interface ForkStateRequest {
   ref?: RefInput | undefined;
   /** As it was at this version; 0: as it is. */
   atVersion?: number | undefined;
-  /** The last entry that the collection keeps; its value is not looked at. */
-  through?: EntryInput | undefined;
+  /** The last entry that its collection keeps. */
+  through?: EntryRefInput | undefined;
   /** The fork. An object that is there already is `already_exists`, reason ALREADY_EXISTS. */
   newRef?: RefInput | undefined;
   /** Merged with those of the other object; an empty value removes one. */
