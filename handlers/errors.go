@@ -79,7 +79,7 @@ func explain(err error) *problem.Error {
 	case errors.As(err, &quota):
 		return overQuota(quota)
 	case errors.Is(err, object.ErrInvalid):
-		return problem.New(errorv1.Reason_REASON_FIELD_INVALID, err.Error())
+		return problem.New(errorv1.Reason_REASON_FIELD_INVALID, strings.TrimPrefix(err.Error(), object.ErrInvalid.Error()+": "))
 	case errors.Is(err, db.ErrInvalidData):
 		return problem.InvalidArgument("", "the request holds a value that cannot be stored, such as JSON nested too deep")
 

@@ -37,6 +37,14 @@ func detail[M proto.Message](t *testing.T, e *connect.Error) (m M) {
 	return m
 }
 
+// What the runtime says of a value is for callers, the name of its error is not.
+func TestACallerReadsNoNameOfAnError(t *testing.T) {
+	t.Parallel()
+	if p := explain(fmt.Errorf("%w: page token", object.ErrInvalid)); p.Message != "page token" {
+		t.Error(p.Message)
+	}
+}
+
 func TestEveryErrorOfTheTable(t *testing.T) {
 	t.Parallel()
 	invalid := protovalidate.Validate(&conversationv1.GetConversationRequest{ConversationId: "a b", MessageLimit: 201})

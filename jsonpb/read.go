@@ -82,6 +82,41 @@ func (c *Codec) Unmarshal(text []byte, m proto.Message, pass Pass) (unknown bool
 	return d.unknown, nil
 }
 
+// Check refuses what is no JSON value, nests deeper than levels, or has a name twice in one object. Numbers may be any.
+func Check(text []byte, levels int) error {
+	d := reader{text: text}
+	d.blanks()
+	if err := d.check(levels); err != nil {
+		return err
+	}
+	if d.at < len(d.text) {
+		return d.fail("there is something after the end of the value")
+	}
+	return nil
+}
+
+func (d *reader) check(levels int) error {
+	mark := d.next()
+	if mark != '{' && mark != '[' {
+		return d.skip()
+	}
+	if levels == 0 {
+		return d.fail("it is nested too deeply")
+	}
+	if mark == '[' {
+		return d.elements(func() error { return d.check(levels - 1) })
+	}
+	names := map[string]bool{}
+	return d.members(func(name []byte) error {
+		key := string(name)
+		if names[key] {
+			return within(key, d.fail("the key is there twice"))
+		}
+		names[key] = true
+		return within(key, d.check(levels-1))
+	})
+}
+
 func (d *reader) message(t *table, m protoreflect.Message) error {
 	if err := d.enter(); err != nil {
 		return err

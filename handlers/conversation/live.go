@@ -58,7 +58,7 @@ func (f *folder) ingest(w writer, batch liveBatch, playedMs *int32) (liveEffects
 	if err := fence(f.state, w); err != nil {
 		return liveEffects{}, err
 	}
-	if err := batch.checkIndexes(f.live.GetLastClientIndex()); err != nil {
+	if err := batch.checkIndexes("frames", f.live.GetLastClientIndex()); err != nil {
 		return liveEffects{}, err
 	}
 	before := f.live.GetLastClientIndex()

@@ -361,14 +361,14 @@ type readFrame struct {
 // maxIndexGap is how many numbers of frames a client may leave out: a day of all that a microphone sends, which need not come here.
 const maxIndexGap = 1_000_000
 
-// checkIndexes refuses a frame that is too far ahead of the one before it: all that the client sends later would be taken for
+// checkIndexes refuses a frame of a field that is too far ahead of the one before it: all that the client sends later would be taken for
 // frames that were folded already.
-func (b *liveBatch) checkIndexes(last int64) error {
+func (b *liveBatch) checkIndexes(field string, last int64) error {
 	for i := range b.frames {
 		index := b.frames[i].index
 		if index-last > maxIndexGap+1 {
-			return problem.InvalidArgument("frames", fmt.Sprintf(
-				"client_index %d follows %d: it counts the frames of its epoch from 1, and leaves out %d of them at most", index, last, maxIndexGap))
+			return problem.InvalidArgument(fmt.Sprintf("%s[%d].client_index", field, i), fmt.Sprintf(
+				"%d follows %d: it counts the frames of its connection from 1, and leaves out %d of them at most", index, last, maxIndexGap))
 		}
 		last = max(last, index)
 	}

@@ -313,7 +313,7 @@ func toolCall(tx *object.Tx[state], seq int32) (*storev1.ToolCall, error) {
 func refuseCall(err callError) error {
 	switch {
 	case err.stale:
-		return problem.New(errorv1.Reason_REASON_FENCED, "another worker has claimed the tool call since; its response counts")
+		return problem.New(errorv1.Reason_REASON_FENCED, "the fencing token is not that of the tool call's newest claim; only its holder renews the claim or responds")
 	case !err.claimed.IsZero():
 		p := problem.New(errorv1.Reason_REASON_LEASE_HELD, "another worker has the tool call")
 		p.Detail = &errorv1.Held{What: "tool_call", ExpireTime: timestamppb.New(err.claimed)}

@@ -167,7 +167,7 @@ func (f *folder) followOn(w writer, c *connecting) (late *storev1.Fragment, err 
 	if !ofUser(f.live.GetLease(), c.caller) {
 		return nil, fence(f.state, w)
 	}
-	if err := c.previous.checkIndexes(f.live.GetLastClientIndex()); err != nil {
+	if err := c.previous.checkIndexes("previous.frames", f.live.GetLastClientIndex()); err != nil {
 		return nil, err
 	}
 	f.foldBatch(c.previous)
@@ -387,7 +387,7 @@ func (f *folder) abandon(batch liveBatch) *storev1.Fragment {
 	if batch.epoch == f.live.GetEpoch() { // nobody has connected since
 		known = max(known, f.live.GetLastClientIndex())
 	}
-	if batch.checkIndexes(known) != nil {
+	if batch.checkIndexes("frames", known) != nil {
 		return nil
 	}
 	fragment := &storev1.Fragment{Epoch: batch.epoch, CreateTime: f.now}

@@ -651,8 +651,11 @@ func TestLimitsOfLiveSessions(t *testing.T) {
 	t.Parallel()
 	c := setup(t).client(t, ada)
 	create(t, c)
+	openLive(t, c)
 	before := get(t, c)
 	text := func(n int) string { return strings.Repeat("x", n) }
+	frame := &livev1.LiveFrame_Text{Text: `{"realtimeInput":{"text":"hello"}}`}
+	tooFar := []*livev1.LiveFrame{{ClientIndex: 100, Frame: frame}, {ClientIndex: 1_700_000_000, Frame: frame}}
 	for _, tt := range []struct {
 		req   proto.Message
 		field string
@@ -671,6 +674,9 @@ func TestLimitsOfLiveSessions(t *testing.T) {
 		{&disconnectReq{ConversationId: c1}, "fencing_token"},
 		{&disconnectReq{ConversationId: c1, FencingToken: 1, CloseCode: 5000}, "close_code"},
 		{&ingestReq{ConversationId: c1, FencingToken: 1, PlayedMs: proto.Int32(-1)}, "played_ms"},
+		{&ingestReq{ConversationId: c1, FencingToken: 1, Frames: tooFar}, "frames[1].client_index"},
+		{&disconnectReq{ConversationId: c1, FencingToken: 1, Frames: tooFar}, "frames[1].client_index"},
+		{&connectReq{ConversationId: c1, Previous: &livev1.Previous{FencingToken: 1, Frames: tooFar}}, "previous.frames[1].client_index"},
 		{&claimReq{ConversationId: c1, Seq: 1}, "worker"},
 		{&claimReq{ConversationId: c1, Worker: "w"}, "seq"},
 		{&claimReq{ConversationId: c1, Seq: 1, Worker: "w", LeaseDuration: durationpb.New(time.Millisecond)}, "lease_duration"},

@@ -178,7 +178,7 @@ func (m *Manager) show(
 		return nil, nil
 	}
 	w := writer{epoch: batch.epoch, caller: caller, now: now}
-	if errors.Join(batch.checkIndexes(live.GetLastClientIndex()), fence(snap.State, w)) != nil || !held(live, now) {
+	if errors.Join(batch.checkIndexes("frames", live.GetLastClientIndex()), fence(snap.State, w)) != nil || !held(live, now) {
 		return nil, nil //nolint:nilerr // ingest says it to the caller
 	}
 	k := partialKey{caller, req.GetConversationId()}

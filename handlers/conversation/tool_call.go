@@ -362,7 +362,7 @@ type callError struct {
 func (e callError) Error() string {
 	switch {
 	case e.stale:
-		return "another worker has claimed the tool call since"
+		return "the fencing token is not that of the tool call's newest claim"
 	case !e.claimed.IsZero():
 		return "another worker has the tool call"
 	case e.answered:

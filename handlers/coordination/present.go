@@ -136,7 +136,7 @@ func refuse(err error) error {
 			Message: "this grant_id was used with other permits or cost; use a new one for each grant",
 		}
 	case errors.Is(err, errLeaseLost):
-		return problem.New(errorv1.Reason_REASON_FENCED, "this lease is over and another has been given for the call; get the call to see how it stands")
+		return problem.New(errorv1.Reason_REASON_FENCED, "the fencing token is not that of the call's newest lease; get the call to see how it stands")
 	case errors.Is(err, errCallDone):
 		return problem.New(errorv1.Reason_REASON_ILLEGAL_TRANSITION, "what became of the call is settled already; get it to see how")
 	case errors.Is(err, errNoCall):

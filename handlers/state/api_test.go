@@ -363,6 +363,22 @@ func TestALeaseOfAnEarlierLifeIsWorthNothing(t *testing.T) {
 	}
 }
 
+// An object that is at another version is named as the caller named it.
+func TestAMismatchNamesTheObject(t *testing.T) {
+	t.Parallel()
+	c := setup(t).as(t, ada)
+	c.apply(t, `{`+cart+`}`)
+	_, applied := c.Apply(t.Context(), from(t, &statev1.ApplyRequest{}, `{`+cart+`,'ifVersion':'7'}`))
+	_, deleted := c.DeleteState(t.Context(), from(t, &statev1.DeleteStateRequest{}, `{`+cart+`,'ifVersion':'7'}`))
+	_, forked := c.ForkState(t.Context(), from(t, &statev1.ForkStateRequest{}, `{`+cart+`,'newRef':{'type':'cart','name':'Ada’s 買い物 2'},'ifVersion':'7'}`))
+	for rpc, err := range map[string]error{"Apply": applied, "DeleteState": deleted, "ForkState": forked} {
+		refused(t, err, "VERSION_MISMATCH")
+		if !strings.Contains(err.Error(), " cart/Ada’s 買い物") {
+			t.Errorf("%s: %v", rpc, err)
+		}
+	}
+}
+
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	c := setup(t).as(t, ada)

@@ -3,9 +3,7 @@ package state
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"math/big"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,51 +22,28 @@ const maxNesting = 64
 
 // parse checks a JSON text and takes the blanks out. said is what is wrong with it.
 func parse(text string) (value json.RawMessage, said string) {
+	if err := jsonpb.Check([]byte(text), maxNesting); err != nil {
+		return nil, strings.TrimPrefix(err.Error(), "jsonpb: ")
+	}
 	var b bytes.Buffer
-	if err := json.Compact(&b, []byte(text)); err != nil {
-		return nil, "is not JSON: " + err.Error()
-	}
-	depth, quoted := 0, false
-	for i := 0; i < b.Len(); i++ {
-		switch c := b.Bytes()[i]; {
-		case quoted && c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '{' || c == '[':
-			if depth++; depth > maxNesting {
-				return nil, fmt.Sprintf("nests deeper than %d levels", maxNesting)
-			}
-		case c == '}' || c == ']':
-			depth--
-		}
-	}
+	_ = json.Compact(&b, []byte(text)) // it is JSON
 	return b.Bytes(), ""
 }
 
 // textOf is a value as JSON.
 func textOf(v *structpb.Value) (json.RawMessage, error) { return texts.Append(nil, v) }
 
-// halves are escapes of half a character, which a string cannot hold.
-var halves = regexp.MustCompile(`(?i)\\ud[89a-f]`)
-
-// decoded returns what a JSON text means; exact is false where it would not be the same when it is written again.
-func decoded(value json.RawMessage) (v any, exact bool) {
+// decoded returns what a JSON text means, with numbers as they are spelt.
+func decoded(value json.RawMessage) (v any) {
 	d := json.NewDecoder(bytes.NewReader(value))
 	d.UseNumber()
-	if err := d.Decode(&v); err != nil {
-		return nil, false
-	}
-	return v, !halves.Match(value)
+	_ = d.Decode(&v) // it is JSON
+	return v
 }
 
 // valueOf is a JSON text as a Value, or nil where that would round a number.
 func valueOf(value json.RawMessage) *structpb.Value {
-	v, exact := decoded(value)
-	if exact {
-		v, exact = rounded(v)
-	}
+	v, exact := rounded(decoded(value))
 	if !exact {
 		return nil
 	}
@@ -106,9 +81,7 @@ func same(a, b json.RawMessage) bool {
 	if bytes.Equal(a, b) {
 		return true
 	}
-	x, _ := decoded(a)
-	y, _ := decoded(b)
-	return alike(x, y)
+	return alike(decoded(a), decoded(b))
 }
 
 func alike(a, b any) bool {

@@ -2,6 +2,7 @@ package state
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -130,7 +131,8 @@ func tooLarge(what string, size, limit int) *problem.Error {
 
 // unexpected refuses what is not as the change wants it.
 func unexpected(i int, path, said string, actual json.RawMessage) *problem.Error {
-	p := problem.New(errorv1.Reason_REASON_EXPECTATION_FAILED, fmt.Sprintf("%s %s; read it and decide again", path, said))
+	name := cmp.Or(path, "the state")
+	p := problem.New(errorv1.Reason_REASON_EXPECTATION_FAILED, fmt.Sprintf("%s %s; read it and decide again", name, said))
 	if len(actual) > maxActual {
 		actual = nil
 	}
@@ -270,6 +272,9 @@ func (c *change) increment(i int, op *statev1.Increment, r *statev1.Result) erro
 		return unexpected(i, op.GetPath(), "is no number that can be added to", was)
 	}
 	sum := n.plus(step).String()
+	if _, ok := decimalOf(sum); !ok { // nothing could be added to it
+		return unexpected(i, op.GetPath(), fmt.Sprintf("and what is added have more than %d digits together", maxDigits), was)
+	}
 	if err := c.set(i, "increment.path", op.GetPath(), json.RawMessage(sum)); err != nil {
 		return err
 	}
@@ -282,8 +287,8 @@ func (c *change) increment(i int, op *statev1.Increment, r *statev1.Result) erro
 	return nil
 }
 
-// written is an entry as it is stored.
-func (c *change) written(e *statev1.Entry) (*storev1.Entry, error) {
+// written is the entry of a field as it is stored.
+func (c *change) written(field string, e *statev1.Entry) (*storev1.Entry, error) {
 	out := &storev1.Entry{Version: c.version}
 	var size int
 	switch v := e.GetValue().(type) {
@@ -292,9 +297,9 @@ func (c *change) written(e *statev1.Entry) (*storev1.Entry, error) {
 	case *statev1.Entry_Data:
 		out.Value, size = &storev1.Entry_Data{Data: v.Data}, len(v.Data)
 	case nil:
-		return nil, problem.InvalidArgument("entry", "has no value: set json, json_text, text or data")
+		return nil, problem.InvalidArgument(field, "has no value: set json, json_text, text or data")
 	default:
-		text, err := jsonOf("entry.json_text", e.GetJson(), e.GetJsonText())
+		text, err := jsonOf(field+".json_text", e.GetJson(), e.GetJsonText())
 		if err != nil {
 			return nil, err
 		}
@@ -331,7 +336,7 @@ func (c *change) append(e *statev1.Entry, r *statev1.Result) error {
 	case e.GetKey() != "":
 		return problem.InvalidArgument("append.key", "must be empty: an appended entry gets the next number; use put")
 	}
-	value, err := c.written(e)
+	value, err := c.written("append", e)
 	if err != nil {
 		return err
 	}
@@ -359,7 +364,7 @@ func (c *change) put(op *statev1.Put, r *statev1.Result) error {
 	if e.GetCollection() == "" || e.GetKey() == "" {
 		return problem.InvalidArgument("put.entry", "has no collection or no key; use append for the next number")
 	}
-	value, err := c.written(e)
+	value, err := c.written("put.entry", e)
 	if err != nil {
 		return err
 	}
@@ -532,7 +537,7 @@ func (c *change) expectLast(i int, collection string, want []*statev1.Entry) err
 		if !ok {
 			break
 		}
-		wanted, err := c.written(want[j])
+		wanted, err := c.written(fmt.Sprintf("expect.last.entries[%d]", j), want[j])
 		if err != nil {
 			return err
 		}

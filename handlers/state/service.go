@@ -132,7 +132,7 @@ func (m *Manager) Apply(ctx context.Context, req *statev1.ApplyRequest) (*statev
 	if !req.GetMustExist() {
 		opts = append(opts, object.Upsert())
 	}
-	return object.Do(ctx, m.kind, of.id(), req, func(tx *object.Tx[state]) (*statev1.ApplyResponse, error) {
+	res, err := object.Do(ctx, m.kind, of.id(), req, func(tx *object.Tx[state]) (*statev1.ApplyResponse, error) {
 		s, was, existed := tx.State(), proto.CloneOf(tx.State()), tx.Exists()
 		s.Type, s.Name, s.Owner = of.kind, of.name, string(of.owner)
 		if err := mergeLabels(s, req.GetLabels()); err != nil {
@@ -154,6 +154,7 @@ func (m *Manager) Apply(ctx context.Context, req *statev1.ApplyRequest) (*statev
 		}
 		return &statev1.ApplyResponse{Version: int64(tx.Info().Version), Created: !existed, Results: results}, nil
 	}, opts...)
+	return res, of.named(err)
 }
 
 const defaultLimit = 50
@@ -340,9 +341,10 @@ func (m *Manager) DeleteState(ctx context.Context, req *statev1.DeleteStateReque
 	if err != nil {
 		return nil, err
 	}
-	return rpc.Delete(ctx, m.kind, string(of.id()), req, func(existed bool, version int64) *statev1.DeleteStateResponse {
+	res, err := rpc.Delete(ctx, m.kind, string(of.id()), req, func(existed bool, version int64) *statev1.DeleteStateResponse {
 		return &statev1.DeleteStateResponse{Existed: existed, Version: version}
 	})
+	return res, of.named(err)
 }
 
 // ForkState implements StateService. Users fork only what is their own.
@@ -388,7 +390,7 @@ func (m *Manager) ForkState(ctx context.Context, req *statev1.ForkStateRequest) 
 		}
 		return &statev1.ForkStateResponse{Object: present(tx.Info(), s, true)}, nil
 	}, object.Create(), object.OwnedBy(to.owner))
-	return res, outOfReach(err, at)
+	return res, to.named(outOfReach(err, at))
 }
 
 // maxForked is more entries than a fork can have.

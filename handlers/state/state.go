@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -99,6 +100,14 @@ func (a address) hash(name string) [sha256.Size]byte {
 		b = append(binary.AppendUvarint(b, uint64(len(part))), part...)
 	}
 	return sha256.Sum256(b)
+}
+
+// named is an error in which the object has the name that callers know.
+func (a address) named(err error) error {
+	if m, ok := errors.AsType[*object.VersionMismatchError](err); ok {
+		return &object.VersionMismatchError{Kind: a.kind, ID: object.ID(a.name), Expected: m.Expected, Current: m.Current}
+	}
+	return err
 }
 
 // resolve returns whose object a ref names. Only services name other users than the caller.

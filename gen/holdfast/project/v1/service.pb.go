@@ -1737,7 +1737,7 @@ type Report struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The provider's word.
 	RawStatus string `protobuf:"bytes,1,opt,name=raw_status,json=rawStatus,proto3" json:"raw_status,omitempty"`
-	// What the word means, where the provider is not Codegen. Unset: what it means to Codegen.
+	// What the word means. Unset: what PutTask takes it for.
 	Status TaskStatus `protobuf:"varint,2,opt,name=status,proto3,enum=holdfast.project.v1.TaskStatus" json:"status,omitempty"`
 	// Who says so, such as "poll".
 	Source string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`

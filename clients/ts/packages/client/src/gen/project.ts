@@ -688,7 +688,7 @@ export interface PutTaskRequest {
 export interface ReportInput {
   /** The provider's word. */
   rawStatus?: string | undefined;
-  /** What the word means, where the provider is not Codegen. Unset: what it means to Codegen. */
+  /** What the word means. Unset: what PutTask takes it for. */
   status?: TaskStatus | undefined;
   /** Who says so, such as "poll". */
   source?: string | undefined;
