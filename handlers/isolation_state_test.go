@@ -9,16 +9,15 @@ import (
 	"holdfast/gen/holdfast/state/v1/statev1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/state"
-	"holdfast/object"
 )
 
 const (
 	stateRPCs = "/holdfast.state.v1.StateService/"
 )
 
-func stateService(rt *object.Runtime) handlers.Service {
+func stateService(m *state.Manager) handlers.Service {
 	return handlers.NewService[statev1connect.StateServiceHandler](
-		statev1connect.StateServiceName, statev1connect.NewStateServiceHandler, state.NewManager(rt, state.Register(rt)))
+		statev1connect.StateServiceName, statev1connect.NewStateServiceHandler, m)
 }
 
 var stateArea = area{

@@ -41,6 +41,7 @@ import (
 	"holdfast/handlers/linear"
 	"holdfast/handlers/project"
 	"holdfast/handlers/session"
+	"holdfast/handlers/state"
 	"holdfast/handlers/watch"
 	"holdfast/identity"
 	"holdfast/object"
@@ -87,8 +88,9 @@ func services(tb testing.TB, rt *object.Runtime) (_ []handlers.Service, sessions
 	projects := project.NewManager(project.Options{Kinds: project.Register(rt), Runtime: rt, Conversations: conversations, APIs: apis, Issues: issues.Issues})
 	tracker := linear.NewManager(linear.Options{Kinds: issues, Runtime: rt, Seal: box})
 	coordinator := coordination.NewManager(apis, time.Now)
+	states := state.NewManager(rt, state.Register(rt))
 	page := watch.NewManager(watch.Options{Explain: handlers.Explain, Now: time.Now},
-		talk.Sources(), sessions.Sources(), projects.Sources(), tracker.Sources(), coordinator.Sources())
+		talk.Sources(), sessions.Sources(), projects.Sources(), tracker.Sources(), coordinator.Sources(), states.Sources())
 	return []handlers.Service{
 		handlers.NewService[conversationv1connect.ConversationServiceHandler](
 			conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, talk),
@@ -102,7 +104,7 @@ func services(tb testing.TB, rt *object.Runtime) (_ []handlers.Service, sessions
 		handlers.NewService[sessionv1connect.SessionServiceHandler](
 			sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, sessions),
 		handlers.NewService[watchv1connect.WatchServiceHandler](watchv1connect.WatchServiceName, watchv1connect.NewWatchServiceHandler, page),
-		stateService(rt),
+		stateService(states),
 		inspectService(rt),
 	}, sessions
 }

@@ -19,20 +19,24 @@ const (
 	itsAbsent = `"absent":true`           // it is not there
 	itsEmpty  = `"changed":{"reset":true` // there is nothing of another's in it
 	itsAll    = secret
+
+	roleRequired = `"ended":{"problem":{"reason":"ROLE_REQUIRED"`
 )
 
 // watchRights have every kind of item: what another user of the tenant gets, and callers of other tenants.
 var watchRights = map[string]struct{ item, inside, outside string }{
 	"conversation":       {`"conversation":{"conversationId":"c1","messageLimit":9}`, itsAbsent, itsAbsent},
-	"session":            {`"session":{"user":"ada"}`, `"ended":{"problem":{"reason":"ROLE_REQUIRED"`, itsAbsent},
+	"session":            {`"session":{"user":"ada"}`, roleRequired, itsAbsent},
 	"project_id":         {`"projectId":"c1"`, itsAbsent, itsAbsent},
 	"task_id":            {`"taskId":"c1"`, itsAbsent, itsAbsent},
 	"issue_id":           {`"issueId":"c1"`, itsAll, itsAbsent},
 	"api":                {`"api":"c1"`, `"api":{"api":"c1"`, itsAbsent},
+	"state":              {`"state":{"ref":{"type":"note","name":"c1","owner":"ada"},"collections":[{"collection":"items","limit":9}]}`, roleRequired, itsAbsent},
 	"list.conversations": {`"list":{"conversations":{}}`, itsEmpty, itsEmpty},
 	"list.projects":      {`"list":{"projects":{}}`, itsEmpty, itsEmpty},
 	"list.tasks":         {`"list":{"tasks":{}}`, itsEmpty, itsEmpty},
 	"list.issues":        {`"list":{"issues":{}}`, itsAll, itsEmpty},
+	"list.states":        {`"list":{"states":{"type":"note"}}`, itsEmpty, itsEmpty},
 }
 
 func isolateWatch(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
@@ -57,6 +61,7 @@ func isolateWatch(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
 	fillSession(t, b, ada) // and a conversation
 	fillProject(t, b, ada)
 	fillLinear(t, b)
+	fillState(t, b, ada)
 	fillAPI(t, b, ada, service)
 	other := b.tenant(t)
 	for _, kind := range kinds {

@@ -252,8 +252,9 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 		Kinds: known.projects, Runtime: rt, Conversations: conversations, APIs: apis, Issues: known.linear.Issues,
 	})
 	issues := linear.NewManager(linear.Options{Kinds: known.linear, Runtime: rt, Seal: box, SyncNow: syncNow})
+	states := state.NewManager(rt, known.states)
 	page := watch.NewManager(watch.Options{Explain: handlers.Explain, Now: d.Now},
-		talk.Sources(), sessions.Sources(), projects.Sources(), issues.Sources(), coordinator.Sources())
+		talk.Sources(), sessions.Sources(), projects.Sources(), issues.Sources(), coordinator.Sources(), states.Sources())
 	server, err := handlers.New(handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](
@@ -269,7 +270,7 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 				sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, sessions),
 			handlers.NewService[watchv1connect.WatchServiceHandler](watchv1connect.WatchServiceName, watchv1connect.NewWatchServiceHandler, page),
 			handlers.NewService[statev1connect.StateServiceHandler](
-				statev1connect.StateServiceName, statev1connect.NewStateServiceHandler, state.NewManager(rt, known.states)),
+				statev1connect.StateServiceName, statev1connect.NewStateServiceHandler, states),
 			handlers.NewService[inspectv1connect.InspectServiceHandler](
 				inspectv1connect.InspectServiceName, inspectv1connect.NewInspectServiceHandler, inspect.NewManager(rt)),
 		},

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -13,8 +14,10 @@ import (
 	"holdfast/db/dbtest"
 	statev1 "holdfast/gen/holdfast/state/v1"
 	"holdfast/gen/holdfast/state/v1/statev1connect"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/handlertest"
+	"holdfast/handlers/watch"
 	"holdfast/identity"
 	"holdfast/jsonpb"
 	"holdfast/object"
@@ -48,11 +51,14 @@ func setup(t testing.TB) *bundle {
 func (b *bundle) another(t testing.TB) *bundle {
 	t.Helper()
 	n := &bundle{Bundle: b.Bundle}
-	n.rt = object.NewRuntime(b.DB, object.Config{})
+	n.rt = object.NewRuntime(b.DB, object.Config{PollInterval: 20 * time.Millisecond})
 	n.kind = Register(n.rt)
+	manager := NewManager(n.rt, n.kind)
 	n.url = handlertest.Serve(t, b.Bundle, n.rt, handlers.Options{Services: []handlers.Service{
 		handlers.NewService[statev1connect.StateServiceHandler](
-			statev1connect.StateServiceName, statev1connect.NewStateServiceHandler, NewManager(n.rt, n.kind)),
+			statev1connect.StateServiceName, statev1connect.NewStateServiceHandler, manager),
+		handlers.NewService[watchv1connect.WatchServiceHandler](watchv1connect.WatchServiceName, watchv1connect.NewWatchServiceHandler,
+			watch.NewManager(watch.Options{Explain: handlers.Explain, Now: time.Now, Heartbeat: 50 * time.Millisecond}, manager.Sources())),
 	}}).URL
 	return n
 }
@@ -60,11 +66,16 @@ func (b *bundle) another(t testing.TB) *bundle {
 // client calls in JSON, as curl does.
 type client struct {
 	statev1connect.StateServiceClient
+	watchv1connect.WatchServiceClient
 }
 
 func (b *bundle) as(t testing.TB, user identity.User) client {
 	t.Helper()
-	return client{statev1connect.NewStateServiceClient(handlertest.Client(t, b.Bundle, user, &http.Transport{}), b.url, connect.WithProtoJSON())}
+	over := handlertest.Client(t, b.Bundle, user, &http.Transport{})
+	return client{
+		statev1connect.NewStateServiceClient(over, b.url, connect.WithProtoJSON()),
+		watchv1connect.NewWatchServiceClient(over, b.url, connect.WithProtoJSON()),
+	}
 }
 
 // from makes a request of JSON, in which ' stands for ".

@@ -19,9 +19,31 @@ func Object[S proto.Message](
 	ctx context.Context, k *object.Kind[S], id object.ID, recent int, item *watchv1.Item, tell Tell,
 	show func(*object.Change[S]) *watchv1.WatchResponse,
 ) error {
+	return lives(ctx, k, id, item, tell, follower[S]{recent: recent, show: show})
+}
+
+// Begin completes a snapshot with entries that the runtime does not have in it. It may set another version, which is newer.
+type Begin[S proto.Message] func(context.Context, *object.Change[S]) error
+
+// ObjectFrom is Object for an item that begins with entries of its own choice.
+func ObjectFrom[S proto.Message](
+	ctx context.Context, k *object.Kind[S], id object.ID, begin Begin[S], item *watchv1.Item, tell Tell,
+	show func(*object.Change[S]) *watchv1.WatchResponse,
+) error {
+	return lives(ctx, k, id, item, tell, follower[S]{begin: begin, show: show})
+}
+
+// follower is what differs from kind to kind.
+type follower[S proto.Message] struct {
+	recent int
+	begin  Begin[S] // nil: a snapshot is complete
+	show   func(*object.Change[S]) *watchv1.WatchResponse
+}
+
+func lives[S proto.Message](ctx context.Context, k *object.Kind[S], id object.ID, item *watchv1.Item, tell Tell, f follower[S]) error {
 	from := parseCursor(item.GetCursor())
 	for {
-		err := follow(ctx, k, id, recent, from, tell, show)
+		err := f.follow(ctx, k, id, from, tell)
 		if err != nil && !errors.Is(err, object.ErrNotFound) {
 			return err
 		}
@@ -37,10 +59,9 @@ func Object[S proto.Message](
 }
 
 // follow follows an object until it is deleted, and then returns nil.
-func follow[S proto.Message](
-	ctx context.Context, k *object.Kind[S], id object.ID, recent int, from cursor, tell Tell, show func(*object.Change[S]) *watchv1.WatchResponse,
-) error {
-	for c, err := range k.WatchLife(ctx, id, from.life, from.version, recent) {
+func (f follower[S]) follow(ctx context.Context, k *object.Kind[S], id object.ID, from cursor, tell Tell) error {
+	var begun object.Version // what led there was in the snapshot
+	for c, err := range k.WatchLife(ctx, id, from.life, from.version, f.recent) {
 		switch {
 		case err != nil:
 			return err
@@ -48,20 +69,37 @@ func follow[S proto.Message](
 			return nil
 		case c.Heartbeat: // the stream has its own
 			continue
-		}
-		if c.Signal == nil {
-			from = cursor{c.CreateTime, c.Version}
-		}
-		r := show(&c)
-		if r == nil {
+		case !c.Reset && (c.Version < begun || c.Version == begun && !c.More && c.Signal == nil):
 			continue
 		}
-		r.Cursor = from.String()
-		if err := tell(r); err != nil {
+		if err := f.tell(ctx, &c, &from, tell); err != nil {
 			return err
+		}
+		if c.Reset {
+			begun = c.Version
 		}
 	}
 	return nil
+}
+
+// tell sends a change and moves from behind it.
+func (f follower[S]) tell(ctx context.Context, c *object.Change[S], from *cursor, tell Tell) error {
+	var answer object.Answer
+	defer answer.Sent()
+	if c.Reset && f.begin != nil {
+		if err := f.begin(object.Answering(ctx, &answer), c); err != nil {
+			return err
+		}
+	}
+	if c.Signal == nil {
+		*from = cursor{c.CreateTime, c.Version}
+	}
+	r := f.show(c)
+	if r == nil {
+		return nil
+	}
+	r.Cursor = from.String()
+	return tell(r)
 }
 
 // Change is the message of a change but for its things.

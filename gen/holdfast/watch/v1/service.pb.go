@@ -11,12 +11,13 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
-	v1 "holdfast/gen/holdfast/conversation/v1"
-	v14 "holdfast/gen/holdfast/coordination/v1"
-	v15 "holdfast/gen/holdfast/error/v1"
-	v12 "holdfast/gen/holdfast/linear/v1"
-	v11 "holdfast/gen/holdfast/project/v1"
-	v13 "holdfast/gen/holdfast/session/v1"
+	v11 "holdfast/gen/holdfast/conversation/v1"
+	v15 "holdfast/gen/holdfast/coordination/v1"
+	v16 "holdfast/gen/holdfast/error/v1"
+	v13 "holdfast/gen/holdfast/linear/v1"
+	v12 "holdfast/gen/holdfast/project/v1"
+	v14 "holdfast/gen/holdfast/session/v1"
+	v1 "holdfast/gen/holdfast/state/v1"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -102,6 +103,7 @@ type Item struct {
 	//	*Item_IssueId
 	//	*Item_Api
 	//	*Item_List
+	//	*Item_State
 	Of            isItem_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -221,6 +223,15 @@ func (x *Item) GetList() *ListItem {
 	return nil
 }
 
+func (x *Item) GetState() *StateItem {
+	if x != nil {
+		if x, ok := x.Of.(*Item_State); ok {
+			return x.State
+		}
+	}
+	return nil
+}
+
 type isItem_Of interface {
 	isItem_Of()
 }
@@ -261,6 +272,11 @@ type Item_List struct {
 	List *ListItem `protobuf:"bytes,9,opt,name=list,proto3,oneof"`
 }
 
+type Item_State struct {
+	// An object of StateService.
+	State *StateItem `protobuf:"bytes,10,opt,name=state,proto3,oneof"`
+}
+
 func (*Item_Conversation) isItem_Of() {}
 
 func (*Item_Session) isItem_Of() {}
@@ -274,6 +290,8 @@ func (*Item_IssueId) isItem_Of() {}
 func (*Item_Api) isItem_Of() {}
 
 func (*Item_List) isItem_Of() {}
+
+func (*Item_State) isItem_Of() {}
 
 // ConversationItem is a conversation (key `conversation`), its newest messages (`messages/<seq>`) and its records
 // (`intents/<seq>`, `flow_steps/<seq>`, `tool_calls/<seq>`, `summaries/<seq>`, `fragments/<seq>`). It begins with the messages
@@ -389,6 +407,116 @@ func (x *SessionItem) GetUser() string {
 	return ""
 }
 
+// StateItem is an object of StateService (key `object`) and entries of its collections (keys `entries/<collection>/<key>`).
+type StateItem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The object. Another user's only for services.
+	Ref *v1.Ref `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	// The collections whose entries are followed; those of others are left out. To follow another one begin without a cursor.
+	Collections   []*StateCollection `protobuf:"bytes,2,rep,name=collections,proto3" json:"collections,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateItem) Reset() {
+	*x = StateItem{}
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateItem) ProtoMessage() {}
+
+func (x *StateItem) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateItem.ProtoReflect.Descriptor instead.
+func (*StateItem) Descriptor() ([]byte, []int) {
+	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *StateItem) GetRef() *v1.Ref {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *StateItem) GetCollections() []*StateCollection {
+	if x != nil {
+		return x.Collections
+	}
+	return nil
+}
+
+// StateCollection is a collection that is followed: every entry that is written or deleted comes, wherever its key is.
+type StateCollection struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Such as "items".
+	Collection string `protobuf:"bytes,1,opt,name=collection,proto3" json:"collection,omitempty"`
+	// How many entries it begins with, the last by their keys: 0 to 200. There are fewer where all would be more than 2 MiB.
+	Limit         int32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateCollection) Reset() {
+	*x = StateCollection{}
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateCollection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateCollection) ProtoMessage() {}
+
+func (x *StateCollection) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateCollection.ProtoReflect.Descriptor instead.
+func (*StateCollection) Descriptor() ([]byte, []int) {
+	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *StateCollection) GetCollection() string {
+	if x != nil {
+		return x.Collection
+	}
+	return ""
+}
+
+func (x *StateCollection) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
 // ListItem is the first objects of a list, as List… has them: newest activity first, which is by `update_time` to the minute. A list has
 // no order of its own here; sort it. What falls out of the first `limit` is removed. Changes come within a second or so, at most a few
 // a second.
@@ -404,6 +532,7 @@ type ListItem struct {
 	//	*ListItem_Projects
 	//	*ListItem_Tasks
 	//	*ListItem_Issues
+	//	*ListItem_States
 	Of            isListItem_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -411,7 +540,7 @@ type ListItem struct {
 
 func (x *ListItem) Reset() {
 	*x = ListItem{}
-	mi := &file_holdfast_watch_v1_service_proto_msgTypes[4]
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -423,7 +552,7 @@ func (x *ListItem) String() string {
 func (*ListItem) ProtoMessage() {}
 
 func (x *ListItem) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_watch_v1_service_proto_msgTypes[4]
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -436,7 +565,7 @@ func (x *ListItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListItem.ProtoReflect.Descriptor instead.
 func (*ListItem) Descriptor() ([]byte, []int) {
-	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListItem) GetLimit() int32 {
@@ -453,7 +582,7 @@ func (x *ListItem) GetOf() isListItem_Of {
 	return nil
 }
 
-func (x *ListItem) GetConversations() *v1.ConversationFilter {
+func (x *ListItem) GetConversations() *v11.ConversationFilter {
 	if x != nil {
 		if x, ok := x.Of.(*ListItem_Conversations); ok {
 			return x.Conversations
@@ -462,7 +591,7 @@ func (x *ListItem) GetConversations() *v1.ConversationFilter {
 	return nil
 }
 
-func (x *ListItem) GetProjects() *v11.ProjectFilter {
+func (x *ListItem) GetProjects() *v12.ProjectFilter {
 	if x != nil {
 		if x, ok := x.Of.(*ListItem_Projects); ok {
 			return x.Projects
@@ -471,7 +600,7 @@ func (x *ListItem) GetProjects() *v11.ProjectFilter {
 	return nil
 }
 
-func (x *ListItem) GetTasks() *v11.TaskFilter {
+func (x *ListItem) GetTasks() *v12.TaskFilter {
 	if x != nil {
 		if x, ok := x.Of.(*ListItem_Tasks); ok {
 			return x.Tasks
@@ -480,10 +609,19 @@ func (x *ListItem) GetTasks() *v11.TaskFilter {
 	return nil
 }
 
-func (x *ListItem) GetIssues() *v12.IssueFilter {
+func (x *ListItem) GetIssues() *v13.IssueFilter {
 	if x != nil {
 		if x, ok := x.Of.(*ListItem_Issues); ok {
 			return x.Issues
+		}
+	}
+	return nil
+}
+
+func (x *ListItem) GetStates() *v1.StateFilter {
+	if x != nil {
+		if x, ok := x.Of.(*ListItem_States); ok {
+			return x.States
 		}
 	}
 	return nil
@@ -495,22 +633,27 @@ type isListItem_Of interface {
 
 type ListItem_Conversations struct {
 	// Keys `conversations/<conversation_id>`.
-	Conversations *v1.ConversationFilter `protobuf:"bytes,2,opt,name=conversations,proto3,oneof"`
+	Conversations *v11.ConversationFilter `protobuf:"bytes,2,opt,name=conversations,proto3,oneof"`
 }
 
 type ListItem_Projects struct {
 	// Keys `projects/<project_id>`.
-	Projects *v11.ProjectFilter `protobuf:"bytes,3,opt,name=projects,proto3,oneof"`
+	Projects *v12.ProjectFilter `protobuf:"bytes,3,opt,name=projects,proto3,oneof"`
 }
 
 type ListItem_Tasks struct {
 	// Keys `tasks/<task_id>`.
-	Tasks *v11.TaskFilter `protobuf:"bytes,4,opt,name=tasks,proto3,oneof"`
+	Tasks *v12.TaskFilter `protobuf:"bytes,4,opt,name=tasks,proto3,oneof"`
 }
 
 type ListItem_Issues struct {
 	// Keys `issues/<issue_id>`.
-	Issues *v12.IssueFilter `protobuf:"bytes,5,opt,name=issues,proto3,oneof"`
+	Issues *v13.IssueFilter `protobuf:"bytes,5,opt,name=issues,proto3,oneof"`
+}
+
+type ListItem_States struct {
+	// Keys `objects/<id>`, with an id that the server makes of the owner and the name. They come without their states.
+	States *v1.StateFilter `protobuf:"bytes,6,opt,name=states,proto3,oneof"`
 }
 
 func (*ListItem_Conversations) isListItem_Of() {}
@@ -520,6 +663,8 @@ func (*ListItem_Projects) isListItem_Of() {}
 func (*ListItem_Tasks) isListItem_Of() {}
 
 func (*ListItem_Issues) isListItem_Of() {}
+
+func (*ListItem_States) isListItem_Of() {}
 
 // WatchResponse is one message of the stream.
 type WatchResponse struct {
@@ -543,7 +688,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_holdfast_watch_v1_service_proto_msgTypes[5]
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -555,7 +700,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_watch_v1_service_proto_msgTypes[5]
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -568,7 +713,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WatchResponse) GetItemId() string {
@@ -681,7 +826,7 @@ type Changed struct {
 
 func (x *Changed) Reset() {
 	*x = Changed{}
-	mi := &file_holdfast_watch_v1_service_proto_msgTypes[6]
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +838,7 @@ func (x *Changed) String() string {
 func (*Changed) ProtoMessage() {}
 
 func (x *Changed) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_watch_v1_service_proto_msgTypes[6]
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +851,7 @@ func (x *Changed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changed.ProtoReflect.Descriptor instead.
 func (*Changed) Descriptor() ([]byte, []int) {
-	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Changed) GetReset_() bool {
@@ -770,6 +915,8 @@ type Thing struct {
 	//	*Thing_Issue
 	//	*Thing_Api
 	//	*Thing_Call
+	//	*Thing_Object
+	//	*Thing_Entry
 	Thing         isThing_Thing `protobuf_oneof:"thing"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -777,7 +924,7 @@ type Thing struct {
 
 func (x *Thing) Reset() {
 	*x = Thing{}
-	mi := &file_holdfast_watch_v1_service_proto_msgTypes[7]
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +936,7 @@ func (x *Thing) String() string {
 func (*Thing) ProtoMessage() {}
 
 func (x *Thing) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_watch_v1_service_proto_msgTypes[7]
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +949,7 @@ func (x *Thing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Thing.ProtoReflect.Descriptor instead.
 func (*Thing) Descriptor() ([]byte, []int) {
-	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Thing) GetKey() string {
@@ -819,7 +966,7 @@ func (x *Thing) GetThing() isThing_Thing {
 	return nil
 }
 
-func (x *Thing) GetConversation() *v1.Conversation {
+func (x *Thing) GetConversation() *v11.Conversation {
 	if x != nil {
 		if x, ok := x.Thing.(*Thing_Conversation); ok {
 			return x.Conversation
@@ -828,7 +975,7 @@ func (x *Thing) GetConversation() *v1.Conversation {
 	return nil
 }
 
-func (x *Thing) GetMessage() *v1.Message {
+func (x *Thing) GetMessage() *v11.Message {
 	if x != nil {
 		if x, ok := x.Thing.(*Thing_Message); ok {
 			return x.Message
@@ -837,7 +984,7 @@ func (x *Thing) GetMessage() *v1.Message {
 	return nil
 }
 
-func (x *Thing) GetRecord() *v1.Record {
+func (x *Thing) GetRecord() *v11.Record {
 	if x != nil {
 		if x, ok := x.Thing.(*Thing_Record); ok {
 			return x.Record
@@ -846,7 +993,7 @@ func (x *Thing) GetRecord() *v1.Record {
 	return nil
 }
 
-func (x *Thing) GetSession() *v13.Session {
+func (x *Thing) GetSession() *v14.Session {
 	if x != nil {
 		if x, ok := x.Thing.(*Thing_Session); ok {
 			return x.Session
@@ -855,7 +1002,7 @@ func (x *Thing) GetSession() *v13.Session {
 	return nil
 }
 
-func (x *Thing) GetPresence() *v13.Presence {
+func (x *Thing) GetPresence() *v14.Presence {
 	if x != nil {
 		if x, ok := x.Thing.(*Thing_Presence); ok {
 			return x.Presence
@@ -864,7 +1011,7 @@ func (x *Thing) GetPresence() *v13.Presence {
 	return nil
 }
 
-func (x *Thing) GetProject() *v11.Project {
+func (x *Thing) GetProject() *v12.Project {
 	if x != nil {
 		if x, ok := x.Thing.(*Thing_Project); ok {
 			return x.Project
@@ -873,7 +1020,7 @@ func (x *Thing) GetProject() *v11.Project {
 	return nil
 }
 
-func (x *Thing) GetTask() *v11.Task {
+func (x *Thing) GetTask() *v12.Task {
 	if x != nil {
 		if x, ok := x.Thing.(*Thing_Task); ok {
 			return x.Task
@@ -882,7 +1029,7 @@ func (x *Thing) GetTask() *v11.Task {
 	return nil
 }
 
-func (x *Thing) GetIssue() *v12.Issue {
+func (x *Thing) GetIssue() *v13.Issue {
 	if x != nil {
 		if x, ok := x.Thing.(*Thing_Issue); ok {
 			return x.Issue
@@ -891,7 +1038,7 @@ func (x *Thing) GetIssue() *v12.Issue {
 	return nil
 }
 
-func (x *Thing) GetApi() *v14.Api {
+func (x *Thing) GetApi() *v15.Api {
 	if x != nil {
 		if x, ok := x.Thing.(*Thing_Api); ok {
 			return x.Api
@@ -900,10 +1047,28 @@ func (x *Thing) GetApi() *v14.Api {
 	return nil
 }
 
-func (x *Thing) GetCall() *v14.Call {
+func (x *Thing) GetCall() *v15.Call {
 	if x != nil {
 		if x, ok := x.Thing.(*Thing_Call); ok {
 			return x.Call
+		}
+	}
+	return nil
+}
+
+func (x *Thing) GetObject() *v1.Object {
+	if x != nil {
+		if x, ok := x.Thing.(*Thing_Object); ok {
+			return x.Object
+		}
+	}
+	return nil
+}
+
+func (x *Thing) GetEntry() *v1.Entry {
+	if x != nil {
+		if x, ok := x.Thing.(*Thing_Entry); ok {
+			return x.Entry
 		}
 	}
 	return nil
@@ -915,52 +1080,62 @@ type isThing_Thing interface {
 
 type Thing_Conversation struct {
 	// By the key `conversation`, or in a list `conversations/<conversation_id>`.
-	Conversation *v1.Conversation `protobuf:"bytes,2,opt,name=conversation,proto3,oneof"`
+	Conversation *v11.Conversation `protobuf:"bytes,2,opt,name=conversation,proto3,oneof"`
 }
 
 type Thing_Message struct {
 	// By `messages/<seq>`.
-	Message *v1.Message `protobuf:"bytes,3,opt,name=message,proto3,oneof"`
+	Message *v11.Message `protobuf:"bytes,3,opt,name=message,proto3,oneof"`
 }
 
 type Thing_Record struct {
 	// By its type and seq, as `intents/<seq>`.
-	Record *v1.Record `protobuf:"bytes,4,opt,name=record,proto3,oneof"`
+	Record *v11.Record `protobuf:"bytes,4,opt,name=record,proto3,oneof"`
 }
 
 type Thing_Session struct {
 	// By `sessions/<session_id>`.
-	Session *v13.Session `protobuf:"bytes,5,opt,name=session,proto3,oneof"`
+	Session *v14.Session `protobuf:"bytes,5,opt,name=session,proto3,oneof"`
 }
 
 type Thing_Presence struct {
 	// By `presence`.
-	Presence *v13.Presence `protobuf:"bytes,6,opt,name=presence,proto3,oneof"`
+	Presence *v14.Presence `protobuf:"bytes,6,opt,name=presence,proto3,oneof"`
 }
 
 type Thing_Project struct {
 	// By `project`, or in a list `projects/<project_id>`.
-	Project *v11.Project `protobuf:"bytes,7,opt,name=project,proto3,oneof"`
+	Project *v12.Project `protobuf:"bytes,7,opt,name=project,proto3,oneof"`
 }
 
 type Thing_Task struct {
 	// By `task`, or in a list `tasks/<task_id>`.
-	Task *v11.Task `protobuf:"bytes,8,opt,name=task,proto3,oneof"`
+	Task *v12.Task `protobuf:"bytes,8,opt,name=task,proto3,oneof"`
 }
 
 type Thing_Issue struct {
 	// By `issue`, or in a list `issues/<issue_id>`.
-	Issue *v12.Issue `protobuf:"bytes,9,opt,name=issue,proto3,oneof"`
+	Issue *v13.Issue `protobuf:"bytes,9,opt,name=issue,proto3,oneof"`
 }
 
 type Thing_Api struct {
 	// By `api`.
-	Api *v14.Api `protobuf:"bytes,10,opt,name=api,proto3,oneof"`
+	Api *v15.Api `protobuf:"bytes,10,opt,name=api,proto3,oneof"`
 }
 
 type Thing_Call struct {
 	// By `calls/<seq>`.
-	Call *v14.Call `protobuf:"bytes,11,opt,name=call,proto3,oneof"`
+	Call *v15.Call `protobuf:"bytes,11,opt,name=call,proto3,oneof"`
+}
+
+type Thing_Object struct {
+	// By `object`, without pages, or in a list `objects/<id>`.
+	Object *v1.Object `protobuf:"bytes,12,opt,name=object,proto3,oneof"`
+}
+
+type Thing_Entry struct {
+	// By `entries/<collection>/<key>`.
+	Entry *v1.Entry `protobuf:"bytes,13,opt,name=entry,proto3,oneof"`
 }
 
 func (*Thing_Conversation) isThing_Thing() {}
@@ -983,11 +1158,15 @@ func (*Thing_Api) isThing_Thing() {}
 
 func (*Thing_Call) isThing_Thing() {}
 
+func (*Thing_Object) isThing_Thing() {}
+
+func (*Thing_Entry) isThing_Thing() {}
+
 // Signal is what a live connection says at the moment. It is not stored, and a slow reader may miss it.
 type Signal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The voice turn as it is now, with the words that the user is saying.
-	Voice *v1.VoiceState `protobuf:"bytes,1,opt,name=voice,proto3" json:"voice,omitempty"`
+	Voice *v11.VoiceState `protobuf:"bytes,1,opt,name=voice,proto3" json:"voice,omitempty"`
 	// The connection that it came from.
 	FromConnection int32 `protobuf:"varint,2,opt,name=from_connection,json=fromConnection,proto3" json:"from_connection,omitempty"`
 	// The frame that it came with.
@@ -998,7 +1177,7 @@ type Signal struct {
 
 func (x *Signal) Reset() {
 	*x = Signal{}
-	mi := &file_holdfast_watch_v1_service_proto_msgTypes[8]
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1189,7 @@ func (x *Signal) String() string {
 func (*Signal) ProtoMessage() {}
 
 func (x *Signal) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_watch_v1_service_proto_msgTypes[8]
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,10 +1202,10 @@ func (x *Signal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signal.ProtoReflect.Descriptor instead.
 func (*Signal) Descriptor() ([]byte, []int) {
-	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{10}
 }
 
-func (x *Signal) GetVoice() *v1.VoiceState {
+func (x *Signal) GetVoice() *v11.VoiceState {
 	if x != nil {
 		return x.Voice
 	}
@@ -1051,14 +1230,14 @@ func (x *Signal) GetClientIndex() int32 {
 type Ended struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Why.
-	Problem       *v15.Problem `protobuf:"bytes,1,opt,name=problem,proto3" json:"problem,omitempty"`
+	Problem       *v16.Problem `protobuf:"bytes,1,opt,name=problem,proto3" json:"problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Ended) Reset() {
 	*x = Ended{}
-	mi := &file_holdfast_watch_v1_service_proto_msgTypes[9]
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1249,7 @@ func (x *Ended) String() string {
 func (*Ended) ProtoMessage() {}
 
 func (x *Ended) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_watch_v1_service_proto_msgTypes[9]
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,10 +1262,10 @@ func (x *Ended) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ended.ProtoReflect.Descriptor instead.
 func (*Ended) Descriptor() ([]byte, []int) {
-	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{11}
 }
 
-func (x *Ended) GetProblem() *v15.Problem {
+func (x *Ended) GetProblem() *v16.Problem {
 	if x != nil {
 		return x.Problem
 	}
@@ -1104,7 +1283,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_holdfast_watch_v1_service_proto_msgTypes[10]
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1295,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_watch_v1_service_proto_msgTypes[10]
+	mi := &file_holdfast_watch_v1_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1308,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_watch_v1_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Heartbeat) GetTime() *timestamppb.Timestamp {
@@ -1143,11 +1322,11 @@ var File_holdfast_watch_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1fholdfast/watch/v1/service.proto\x12\x11holdfast.watch.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a+holdfast/conversation/v1/conversation.proto\x1a&holdfast/conversation/v1/service.proto\x1a+holdfast/coordination/v1/coordination.proto\x1a\x1dholdfast/error/v1/error.proto\x1a holdfast/linear/v1/service.proto\x1a!holdfast/project/v1/service.proto\x1a!holdfast/session/v1/session.proto\"\xd4\x01\n" +
+	"\x1fholdfast/watch/v1/service.proto\x12\x11holdfast.watch.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a+holdfast/conversation/v1/conversation.proto\x1a&holdfast/conversation/v1/service.proto\x1a+holdfast/coordination/v1/coordination.proto\x1a\x1dholdfast/error/v1/error.proto\x1a holdfast/linear/v1/service.proto\x1a!holdfast/project/v1/service.proto\x1a!holdfast/session/v1/session.proto\x1a\x1fholdfast/state/v1/service.proto\"\xd4\x01\n" +
 	"\fWatchRequest\x12\x94\x01\n" +
 	"\x05items\x18\x01 \x03(\v2\x17.holdfast.watch.v1.ItemBe\xbaHb\xba\x01X\n" +
 	"\ritems.item_id\x12&item_id must be different in each item\x1a\x1fthis.map(i, i.item_id).unique()\x92\x01\x04\b\x01\x10 R\x05items\x12-\n" +
-	"\tmax_bytes\x18\x02 \x01(\x05B\x10\xbaH\r\xd8\x01\x01\x1a\b\x18\x80\x80@(\x80\x80\x04R\bmaxBytes\"\xf8\x03\n" +
+	"\tmax_bytes\x18\x02 \x01(\x05B\x10\xbaH\r\xd8\x01\x01\x1a\b\x18\x80\x80@(\x80\x80\x04R\bmaxBytes\"\xae\x04\n" +
 	"\x04Item\x12\"\n" +
 	"\aitem_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04 \x01(@R\x06itemId\x12 \n" +
 	"\x06cursor\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\x06cursor\x12I\n" +
@@ -1158,7 +1337,9 @@ const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	"\atask_id\x18\x06 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$H\x00R\x06taskId\x129\n" +
 	"\bissue_id\x18\a \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$H\x00R\aissueId\x120\n" +
 	"\x03api\x18\b \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$H\x00R\x03api\x121\n" +
-	"\x04list\x18\t \x01(\v2\x1b.holdfast.watch.v1.ListItemH\x00R\x04listB\v\n" +
+	"\x04list\x18\t \x01(\v2\x1b.holdfast.watch.v1.ListItemH\x00R\x04list\x124\n" +
+	"\x05state\x18\n" +
+	" \x01(\v2\x1c.holdfast.watch.v1.StateItemH\x00R\x05stateB\v\n" +
 	"\x02of\x12\x05\xbaH\x02\b\x01\"\xa4\x01\n" +
 	"\x10ConversationItem\x12E\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12/\n" +
@@ -1166,14 +1347,25 @@ const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\fmessageLimit\x12\x18\n" +
 	"\asignals\x18\x03 \x01(\bR\asignals\"+\n" +
 	"\vSessionItem\x12\x1c\n" +
-	"\x04user\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\"\xc5\x02\n" +
+	"\x04user\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04user\"\xf3\x01\n" +
+	"\tStateItem\x120\n" +
+	"\x03ref\x18\x01 \x01(\v2\x16.holdfast.state.v1.RefB\x06\xbaH\x03\xc8\x01\x01R\x03ref\x12\xb3\x01\n" +
+	"\vcollections\x18\x02 \x03(\v2\".holdfast.watch.v1.StateCollectionBm\xbaHj\xba\x01b\n" +
+	"\x16collections.collection\x12$collection must be different in each\x1a\"this.map(c, c.collection).unique()\x92\x01\x02\x10 R\vcollections\"t\n" +
+	"\x0fStateCollection\x12?\n" +
+	"\n" +
+	"collection\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[a-z][a-z0-9._-]{0,63}$R\n" +
+	"collection\x12 \n" +
+	"\x05limit\x18\x02 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\x05limit\"\xff\x02\n" +
 	"\bListItem\x12 \n" +
 	"\x05limit\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\x05limit\x12T\n" +
 	"\rconversations\x18\x02 \x01(\v2,.holdfast.conversation.v1.ConversationFilterH\x00R\rconversations\x12@\n" +
 	"\bprojects\x18\x03 \x01(\v2\".holdfast.project.v1.ProjectFilterH\x00R\bprojects\x127\n" +
 	"\x05tasks\x18\x04 \x01(\v2\x1f.holdfast.project.v1.TaskFilterH\x00R\x05tasks\x129\n" +
-	"\x06issues\x18\x05 \x01(\v2\x1f.holdfast.linear.v1.IssueFilterH\x00R\x06issuesB\v\n" +
+	"\x06issues\x18\x05 \x01(\v2\x1f.holdfast.linear.v1.IssueFilterH\x00R\x06issues\x128\n" +
+	"\x06states\x18\x06 \x01(\v2\x1e.holdfast.state.v1.StateFilterH\x00R\x06statesB\v\n" +
 	"\x02of\x12\x05\xbaH\x02\b\x01\"\xa6\x02\n" +
 	"\rWatchResponse\x12\x17\n" +
 	"\aitem_id\x18\x01 \x01(\tR\x06itemId\x12\x16\n" +
@@ -1189,7 +1381,7 @@ const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	"\x06absent\x18\x03 \x01(\bR\x06absent\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\x03R\aversion\x12*\n" +
 	"\x03put\x18\x05 \x03(\v2\x18.holdfast.watch.v1.ThingR\x03put\x12\x18\n" +
-	"\aremoved\x18\x06 \x03(\tR\aremoved\"\xe9\x04\n" +
+	"\aremoved\x18\x06 \x03(\tR\aremoved\"\xd0\x05\n" +
 	"\x05Thing\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12L\n" +
 	"\fconversation\x18\x02 \x01(\v2&.holdfast.conversation.v1.ConversationH\x00R\fconversation\x12=\n" +
@@ -1202,7 +1394,9 @@ const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	"\x05issue\x18\t \x01(\v2\x19.holdfast.linear.v1.IssueH\x00R\x05issue\x121\n" +
 	"\x03api\x18\n" +
 	" \x01(\v2\x1d.holdfast.coordination.v1.ApiH\x00R\x03api\x124\n" +
-	"\x04call\x18\v \x01(\v2\x1e.holdfast.coordination.v1.CallH\x00R\x04callB\a\n" +
+	"\x04call\x18\v \x01(\v2\x1e.holdfast.coordination.v1.CallH\x00R\x04call\x123\n" +
+	"\x06object\x18\f \x01(\v2\x19.holdfast.state.v1.ObjectH\x00R\x06object\x120\n" +
+	"\x05entry\x18\r \x01(\v2\x18.holdfast.state.v1.EntryH\x00R\x05entryB\a\n" +
 	"\x05thing\"\x90\x01\n" +
 	"\x06Signal\x12:\n" +
 	"\x05voice\x18\x01 \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice\x12'\n" +
@@ -1228,71 +1422,83 @@ func file_holdfast_watch_v1_service_proto_rawDescGZIP() []byte {
 	return file_holdfast_watch_v1_service_proto_rawDescData
 }
 
-var file_holdfast_watch_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_holdfast_watch_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_holdfast_watch_v1_service_proto_goTypes = []any{
-	(*WatchRequest)(nil),          // 0: holdfast.watch.v1.WatchRequest
-	(*Item)(nil),                  // 1: holdfast.watch.v1.Item
-	(*ConversationItem)(nil),      // 2: holdfast.watch.v1.ConversationItem
-	(*SessionItem)(nil),           // 3: holdfast.watch.v1.SessionItem
-	(*ListItem)(nil),              // 4: holdfast.watch.v1.ListItem
-	(*WatchResponse)(nil),         // 5: holdfast.watch.v1.WatchResponse
-	(*Changed)(nil),               // 6: holdfast.watch.v1.Changed
-	(*Thing)(nil),                 // 7: holdfast.watch.v1.Thing
-	(*Signal)(nil),                // 8: holdfast.watch.v1.Signal
-	(*Ended)(nil),                 // 9: holdfast.watch.v1.Ended
-	(*Heartbeat)(nil),             // 10: holdfast.watch.v1.Heartbeat
-	(*v1.ConversationFilter)(nil), // 11: holdfast.conversation.v1.ConversationFilter
-	(*v11.ProjectFilter)(nil),     // 12: holdfast.project.v1.ProjectFilter
-	(*v11.TaskFilter)(nil),        // 13: holdfast.project.v1.TaskFilter
-	(*v12.IssueFilter)(nil),       // 14: holdfast.linear.v1.IssueFilter
-	(*v1.Conversation)(nil),       // 15: holdfast.conversation.v1.Conversation
-	(*v1.Message)(nil),            // 16: holdfast.conversation.v1.Message
-	(*v1.Record)(nil),             // 17: holdfast.conversation.v1.Record
-	(*v13.Session)(nil),           // 18: holdfast.session.v1.Session
-	(*v13.Presence)(nil),          // 19: holdfast.session.v1.Presence
-	(*v11.Project)(nil),           // 20: holdfast.project.v1.Project
-	(*v11.Task)(nil),              // 21: holdfast.project.v1.Task
-	(*v12.Issue)(nil),             // 22: holdfast.linear.v1.Issue
-	(*v14.Api)(nil),               // 23: holdfast.coordination.v1.Api
-	(*v14.Call)(nil),              // 24: holdfast.coordination.v1.Call
-	(*v1.VoiceState)(nil),         // 25: holdfast.conversation.v1.VoiceState
-	(*v15.Problem)(nil),           // 26: holdfast.error.v1.Problem
-	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
+	(*WatchRequest)(nil),           // 0: holdfast.watch.v1.WatchRequest
+	(*Item)(nil),                   // 1: holdfast.watch.v1.Item
+	(*ConversationItem)(nil),       // 2: holdfast.watch.v1.ConversationItem
+	(*SessionItem)(nil),            // 3: holdfast.watch.v1.SessionItem
+	(*StateItem)(nil),              // 4: holdfast.watch.v1.StateItem
+	(*StateCollection)(nil),        // 5: holdfast.watch.v1.StateCollection
+	(*ListItem)(nil),               // 6: holdfast.watch.v1.ListItem
+	(*WatchResponse)(nil),          // 7: holdfast.watch.v1.WatchResponse
+	(*Changed)(nil),                // 8: holdfast.watch.v1.Changed
+	(*Thing)(nil),                  // 9: holdfast.watch.v1.Thing
+	(*Signal)(nil),                 // 10: holdfast.watch.v1.Signal
+	(*Ended)(nil),                  // 11: holdfast.watch.v1.Ended
+	(*Heartbeat)(nil),              // 12: holdfast.watch.v1.Heartbeat
+	(*v1.Ref)(nil),                 // 13: holdfast.state.v1.Ref
+	(*v11.ConversationFilter)(nil), // 14: holdfast.conversation.v1.ConversationFilter
+	(*v12.ProjectFilter)(nil),      // 15: holdfast.project.v1.ProjectFilter
+	(*v12.TaskFilter)(nil),         // 16: holdfast.project.v1.TaskFilter
+	(*v13.IssueFilter)(nil),        // 17: holdfast.linear.v1.IssueFilter
+	(*v1.StateFilter)(nil),         // 18: holdfast.state.v1.StateFilter
+	(*v11.Conversation)(nil),       // 19: holdfast.conversation.v1.Conversation
+	(*v11.Message)(nil),            // 20: holdfast.conversation.v1.Message
+	(*v11.Record)(nil),             // 21: holdfast.conversation.v1.Record
+	(*v14.Session)(nil),            // 22: holdfast.session.v1.Session
+	(*v14.Presence)(nil),           // 23: holdfast.session.v1.Presence
+	(*v12.Project)(nil),            // 24: holdfast.project.v1.Project
+	(*v12.Task)(nil),               // 25: holdfast.project.v1.Task
+	(*v13.Issue)(nil),              // 26: holdfast.linear.v1.Issue
+	(*v15.Api)(nil),                // 27: holdfast.coordination.v1.Api
+	(*v15.Call)(nil),               // 28: holdfast.coordination.v1.Call
+	(*v1.Object)(nil),              // 29: holdfast.state.v1.Object
+	(*v1.Entry)(nil),               // 30: holdfast.state.v1.Entry
+	(*v11.VoiceState)(nil),         // 31: holdfast.conversation.v1.VoiceState
+	(*v16.Problem)(nil),            // 32: holdfast.error.v1.Problem
+	(*timestamppb.Timestamp)(nil),  // 33: google.protobuf.Timestamp
 }
 var file_holdfast_watch_v1_service_proto_depIdxs = []int32{
 	1,  // 0: holdfast.watch.v1.WatchRequest.items:type_name -> holdfast.watch.v1.Item
 	2,  // 1: holdfast.watch.v1.Item.conversation:type_name -> holdfast.watch.v1.ConversationItem
 	3,  // 2: holdfast.watch.v1.Item.session:type_name -> holdfast.watch.v1.SessionItem
-	4,  // 3: holdfast.watch.v1.Item.list:type_name -> holdfast.watch.v1.ListItem
-	11, // 4: holdfast.watch.v1.ListItem.conversations:type_name -> holdfast.conversation.v1.ConversationFilter
-	12, // 5: holdfast.watch.v1.ListItem.projects:type_name -> holdfast.project.v1.ProjectFilter
-	13, // 6: holdfast.watch.v1.ListItem.tasks:type_name -> holdfast.project.v1.TaskFilter
-	14, // 7: holdfast.watch.v1.ListItem.issues:type_name -> holdfast.linear.v1.IssueFilter
-	6,  // 8: holdfast.watch.v1.WatchResponse.changed:type_name -> holdfast.watch.v1.Changed
-	8,  // 9: holdfast.watch.v1.WatchResponse.signal:type_name -> holdfast.watch.v1.Signal
-	9,  // 10: holdfast.watch.v1.WatchResponse.ended:type_name -> holdfast.watch.v1.Ended
-	10, // 11: holdfast.watch.v1.WatchResponse.heartbeat:type_name -> holdfast.watch.v1.Heartbeat
-	7,  // 12: holdfast.watch.v1.Changed.put:type_name -> holdfast.watch.v1.Thing
-	15, // 13: holdfast.watch.v1.Thing.conversation:type_name -> holdfast.conversation.v1.Conversation
-	16, // 14: holdfast.watch.v1.Thing.message:type_name -> holdfast.conversation.v1.Message
-	17, // 15: holdfast.watch.v1.Thing.record:type_name -> holdfast.conversation.v1.Record
-	18, // 16: holdfast.watch.v1.Thing.session:type_name -> holdfast.session.v1.Session
-	19, // 17: holdfast.watch.v1.Thing.presence:type_name -> holdfast.session.v1.Presence
-	20, // 18: holdfast.watch.v1.Thing.project:type_name -> holdfast.project.v1.Project
-	21, // 19: holdfast.watch.v1.Thing.task:type_name -> holdfast.project.v1.Task
-	22, // 20: holdfast.watch.v1.Thing.issue:type_name -> holdfast.linear.v1.Issue
-	23, // 21: holdfast.watch.v1.Thing.api:type_name -> holdfast.coordination.v1.Api
-	24, // 22: holdfast.watch.v1.Thing.call:type_name -> holdfast.coordination.v1.Call
-	25, // 23: holdfast.watch.v1.Signal.voice:type_name -> holdfast.conversation.v1.VoiceState
-	26, // 24: holdfast.watch.v1.Ended.problem:type_name -> holdfast.error.v1.Problem
-	27, // 25: holdfast.watch.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
-	0,  // 26: holdfast.watch.v1.WatchService.Watch:input_type -> holdfast.watch.v1.WatchRequest
-	5,  // 27: holdfast.watch.v1.WatchService.Watch:output_type -> holdfast.watch.v1.WatchResponse
-	27, // [27:28] is the sub-list for method output_type
-	26, // [26:27] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	6,  // 3: holdfast.watch.v1.Item.list:type_name -> holdfast.watch.v1.ListItem
+	4,  // 4: holdfast.watch.v1.Item.state:type_name -> holdfast.watch.v1.StateItem
+	13, // 5: holdfast.watch.v1.StateItem.ref:type_name -> holdfast.state.v1.Ref
+	5,  // 6: holdfast.watch.v1.StateItem.collections:type_name -> holdfast.watch.v1.StateCollection
+	14, // 7: holdfast.watch.v1.ListItem.conversations:type_name -> holdfast.conversation.v1.ConversationFilter
+	15, // 8: holdfast.watch.v1.ListItem.projects:type_name -> holdfast.project.v1.ProjectFilter
+	16, // 9: holdfast.watch.v1.ListItem.tasks:type_name -> holdfast.project.v1.TaskFilter
+	17, // 10: holdfast.watch.v1.ListItem.issues:type_name -> holdfast.linear.v1.IssueFilter
+	18, // 11: holdfast.watch.v1.ListItem.states:type_name -> holdfast.state.v1.StateFilter
+	8,  // 12: holdfast.watch.v1.WatchResponse.changed:type_name -> holdfast.watch.v1.Changed
+	10, // 13: holdfast.watch.v1.WatchResponse.signal:type_name -> holdfast.watch.v1.Signal
+	11, // 14: holdfast.watch.v1.WatchResponse.ended:type_name -> holdfast.watch.v1.Ended
+	12, // 15: holdfast.watch.v1.WatchResponse.heartbeat:type_name -> holdfast.watch.v1.Heartbeat
+	9,  // 16: holdfast.watch.v1.Changed.put:type_name -> holdfast.watch.v1.Thing
+	19, // 17: holdfast.watch.v1.Thing.conversation:type_name -> holdfast.conversation.v1.Conversation
+	20, // 18: holdfast.watch.v1.Thing.message:type_name -> holdfast.conversation.v1.Message
+	21, // 19: holdfast.watch.v1.Thing.record:type_name -> holdfast.conversation.v1.Record
+	22, // 20: holdfast.watch.v1.Thing.session:type_name -> holdfast.session.v1.Session
+	23, // 21: holdfast.watch.v1.Thing.presence:type_name -> holdfast.session.v1.Presence
+	24, // 22: holdfast.watch.v1.Thing.project:type_name -> holdfast.project.v1.Project
+	25, // 23: holdfast.watch.v1.Thing.task:type_name -> holdfast.project.v1.Task
+	26, // 24: holdfast.watch.v1.Thing.issue:type_name -> holdfast.linear.v1.Issue
+	27, // 25: holdfast.watch.v1.Thing.api:type_name -> holdfast.coordination.v1.Api
+	28, // 26: holdfast.watch.v1.Thing.call:type_name -> holdfast.coordination.v1.Call
+	29, // 27: holdfast.watch.v1.Thing.object:type_name -> holdfast.state.v1.Object
+	30, // 28: holdfast.watch.v1.Thing.entry:type_name -> holdfast.state.v1.Entry
+	31, // 29: holdfast.watch.v1.Signal.voice:type_name -> holdfast.conversation.v1.VoiceState
+	32, // 30: holdfast.watch.v1.Ended.problem:type_name -> holdfast.error.v1.Problem
+	33, // 31: holdfast.watch.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
+	0,  // 32: holdfast.watch.v1.WatchService.Watch:input_type -> holdfast.watch.v1.WatchRequest
+	7,  // 33: holdfast.watch.v1.WatchService.Watch:output_type -> holdfast.watch.v1.WatchResponse
+	33, // [33:34] is the sub-list for method output_type
+	32, // [32:33] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_watch_v1_service_proto_init() }
@@ -1308,20 +1514,22 @@ func file_holdfast_watch_v1_service_proto_init() {
 		(*Item_IssueId)(nil),
 		(*Item_Api)(nil),
 		(*Item_List)(nil),
+		(*Item_State)(nil),
 	}
-	file_holdfast_watch_v1_service_proto_msgTypes[4].OneofWrappers = []any{
+	file_holdfast_watch_v1_service_proto_msgTypes[6].OneofWrappers = []any{
 		(*ListItem_Conversations)(nil),
 		(*ListItem_Projects)(nil),
 		(*ListItem_Tasks)(nil),
 		(*ListItem_Issues)(nil),
+		(*ListItem_States)(nil),
 	}
-	file_holdfast_watch_v1_service_proto_msgTypes[5].OneofWrappers = []any{
+	file_holdfast_watch_v1_service_proto_msgTypes[7].OneofWrappers = []any{
 		(*WatchResponse_Changed)(nil),
 		(*WatchResponse_Signal)(nil),
 		(*WatchResponse_Ended)(nil),
 		(*WatchResponse_Heartbeat)(nil),
 	}
-	file_holdfast_watch_v1_service_proto_msgTypes[7].OneofWrappers = []any{
+	file_holdfast_watch_v1_service_proto_msgTypes[9].OneofWrappers = []any{
 		(*Thing_Conversation)(nil),
 		(*Thing_Message)(nil),
 		(*Thing_Record)(nil),
@@ -1332,6 +1540,8 @@ func file_holdfast_watch_v1_service_proto_init() {
 		(*Thing_Issue)(nil),
 		(*Thing_Api)(nil),
 		(*Thing_Call)(nil),
+		(*Thing_Object)(nil),
+		(*Thing_Entry)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1339,7 +1549,7 @@ func file_holdfast_watch_v1_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_watch_v1_service_proto_rawDesc), len(file_holdfast_watch_v1_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -51,7 +51,8 @@ type WatchServiceClient interface {
 	// `unavailable`, connect again with the same items and the last cursor of each. To add an item open a second
 	// stream and drop the first. Each item counts as one of a user's 256 watches.
 	//
-	//	{"items": [{"itemId": "talk", "conversation": {"conversationId": "c1", "messageLimit": 20, "signals": true}}, {"itemId": "me", "session": {}}]}
+	//	{"items": [{"itemId": "talk", "conversation": {"conversationId": "c1", "messageLimit": 20, "signals": true}}, {"itemId": "me", "session": {}},
+	//	 {"itemId": "cart", "state": {"ref": {"type": "cart", "name": "ada's"}, "collections": [{"collection": "items", "limit": 50}]}}]}
 	Watch(context.Context, *v1.WatchRequest) (*connect.ServerStreamForClient[v1.WatchResponse], error)
 }
 
@@ -99,7 +100,8 @@ type WatchServiceHandler interface {
 	// `unavailable`, connect again with the same items and the last cursor of each. To add an item open a second
 	// stream and drop the first. Each item counts as one of a user's 256 watches.
 	//
-	//	{"items": [{"itemId": "talk", "conversation": {"conversationId": "c1", "messageLimit": 20, "signals": true}}, {"itemId": "me", "session": {}}]}
+	//	{"items": [{"itemId": "talk", "conversation": {"conversationId": "c1", "messageLimit": 20, "signals": true}}, {"itemId": "me", "session": {}},
+	//	 {"itemId": "cart", "state": {"ref": {"type": "cart", "name": "ada's"}, "collections": [{"collection": "items", "limit": 50}]}}]}
 	Watch(context.Context, *v1.WatchRequest, *connect.ServerStream[v1.WatchResponse]) error
 }
 

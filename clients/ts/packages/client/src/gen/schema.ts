@@ -194,7 +194,7 @@ export const schema: { [message: string]: string } = {
   "watch.Item": "list@ListItem",
   "watch.ListItem": "tasks@project.TaskFilter",
   "watch.Signal": "voice@conversation.VoiceState fromConnection# clientIndex#",
-  "watch.Thing": "key conversation@conversation.Conversation message@conversation.Message record@conversation.Record session@session.Session presence@session.Presence project@project.Project task@project.Task issue@linear.Issue api@coordination.Api call@coordination.Call",
+  "watch.Thing": "key conversation@conversation.Conversation message@conversation.Message record@conversation.Record session@session.Session presence@session.Presence project@project.Project task@project.Task issue@linear.Issue api@coordination.Api call@coordination.Call object@state.Object entry@state.Entry",
   "watch.WatchRequest": "items*@Item",
   "watch.WatchResponse": "itemId cursor changed@Changed signal@Signal ended@Ended heartbeat@Heartbeat",
 };

@@ -7,6 +7,7 @@ import type * as error from "./error.ts";
 import type * as linear from "./linear.ts";
 import type * as project from "./project.ts";
 import type * as session from "./session.ts";
+import type * as state from "./state.ts";
 
 /**
  * WatchService follows everything that a page shows on one stream: a browser opens six connections to a server, for all its tabs
@@ -26,7 +27,8 @@ export interface WatchService {
    * `unavailable`, connect again with the same items and the last cursor of each. To add an item open a second
    * stream and drop the first. Each item counts as one of a user's 256 watches.
    *
-   *     {"items": [{"itemId": "talk", "conversation": {"conversationId": "c1", "messageLimit": 20, "signals": true}}, {"itemId": "me", "session": {}}]}
+   *     {"items": [{"itemId": "talk", "conversation": {"conversationId": "c1", "messageLimit": 20, "signals": true}}, {"itemId": "me", "session": {}},
+   *      {"itemId": "cart", "state": {"ref": {"type": "cart", "name": "ada's"}, "collections": [{"collection": "items", "limit": 50}]}}]}
    */
   watch(request: WatchRequest, options?: CallOptions): AsyncIterable<WatchResponse>;
 }
@@ -93,6 +95,10 @@ export interface Thing {
   api?: coordination.Api | undefined;
   /** By `calls/<seq>`. */
   call?: coordination.Call | undefined;
+  /** By `object`, without pages, or in a list `objects/<id>`. */
+  object?: state.Object | undefined;
+  /** By `entries/<collection>/<key>`. */
+  entry?: state.Entry | undefined;
 }
 
 /** WatchResponse is one message of the stream. */
@@ -148,6 +154,8 @@ export interface ItemInput {
   api?: string | undefined;
   /** The first objects of a list. */
   list?: ListItemInput | undefined;
+  /** An object of StateService. */
+  state?: StateItemInput | undefined;
 }
 
 /**
@@ -166,6 +174,8 @@ export interface ListItemInput {
   tasks?: project.TaskFilterInput | undefined;
   /** Keys `issues/<issue_id>`. */
   issues?: linear.IssueFilterInput | undefined;
+  /** Keys `objects/<id>`, with an id that the server makes of the owner and the name. They come without their states. */
+  states?: state.StateFilterInput | undefined;
 }
 
 /**
@@ -176,6 +186,22 @@ export interface ListItemInput {
 export interface SessionItemInput {
   /** Empty: the caller. Another user's only for services. */
   user?: string | undefined;
+}
+
+/** StateCollection is a collection that is followed: every entry that is written or deleted comes, wherever its key is. */
+export interface StateCollectionInput {
+  /** Such as "items". */
+  collection?: string | undefined;
+  /** How many entries it begins with, the last by their keys: 0 to 200. There are fewer where all would be more than 2 MiB. */
+  limit?: number | undefined;
+}
+
+/** StateItem is an object of StateService (key `object`) and entries of its collections (keys `entries/<collection>/<key>`). */
+export interface StateItemInput {
+  /** The object. Another user's only for services. */
+  ref?: state.RefInput | undefined;
+  /** The collections whose entries are followed; those of others are left out. To follow another one begin without a cursor. */
+  collections?: StateCollectionInput[] | undefined;
 }
 
 /** WatchRequest says what to watch. */
