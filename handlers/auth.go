@@ -543,7 +543,7 @@ func invalidCredential(why string) *problem.Error {
 }
 
 // entrance authenticates a request and has it admitted. It notes the caller in the call. passive are the procedures that do
-// not count as the user's activity.
+// not count as the user's activity, unless their handler says so.
 func (a *Authenticator) entrance(t *telemetry, passive map[string]bool, admitted func(*call, *http.Request) error) func(*call, *http.Request) *connect.Error {
 	return func(c *call, r *http.Request) *connect.Error {
 		ctx := r.Context()
@@ -567,9 +567,16 @@ func (a *Authenticator) authenticate(ctx context.Context, c *call, r *http.Reque
 	if err != nil {
 		return err
 	}
-	if in.touch && !passive[r.URL.Path] {
-		if err := a.touch(ctx, &in); err != nil {
-			t.log.WarnContext(ctx, "a session's activity could not be written", "error", err)
+	if in.touch {
+		active := func(ctx context.Context) {
+			if err := a.touch(ctx, &in); err != nil {
+				t.log.WarnContext(ctx, "a session's activity could not be written", "error", err)
+			}
+		}
+		if passive[r.URL.Path] {
+			c.active = active
+		} else {
+			active(ctx)
 		}
 	}
 	c.caller, c.presented, c.sessionEnd, c.backs = in.who, in.presented, in.sessionEnd, in.backs

@@ -38,6 +38,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	errorv1 "holdfast/gen/holdfast/error/v1"
+	"holdfast/gen/holdfast/live/v1/livev1connect"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
 	"holdfast/handlers/problem"
 	"holdfast/jsonpb"
@@ -139,10 +140,12 @@ func New(o Options) (*Server, error) {
 
 	names := make([]string, len(o.Services))
 	procedures, in := map[string]bool{}, &intake{draining: s.draining, now: o.Now, rpcs: map[string]rpc{}, heavy: object.NewLine()}
-	// Calls that clients make without their user do not keep a session from becoming idle.
+	// Calls that clients make without their user do not keep a session from becoming idle, unless their handler says so.
 	passive := map[string]bool{
 		sessionv1connect.SessionServicePutConnectionProcedure:  true,
 		sessionv1connect.SessionServiceRefreshSessionProcedure: true,
+		livev1connect.LiveServiceConnectLiveProcedure:          true,
+		livev1connect.LiveServiceIngestLiveProcedure:           true,
 	}
 	var requests []protoreflect.MessageDescriptor
 	for i, service := range o.Services {

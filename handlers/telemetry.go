@@ -32,17 +32,19 @@ type call struct {
 	presented credential.Presented
 	// sessionEnd is when the caller's session ends; zero: there is none.
 	sessionEnd time.Time
-	backs      backing
-	code       string
-	status     int // of HTTP, in place of the code's; 0: the code's
-	reason     string
-	err        error
-	response   http.ResponseWriter
-	countedBy  *admission    // nil: by none
-	load       Load          // what it is charged with there
-	answer     *answerWriter // nil: the edge has no Server around it
-	permit     object.Answer // of a large answer
-	endTurn    func()        // ends the turn of a large request; nil: it has none
+	// active notes that the caller's user did something; nil: that was noted, or there is no session.
+	active    func(context.Context)
+	backs     backing
+	code      string
+	status    int // of HTTP, in place of the code's; 0: the code's
+	reason    string
+	err       error
+	response  http.ResponseWriter
+	countedBy *admission    // nil: by none
+	load      Load          // what it is charged with there
+	answer    *answerWriter // nil: the edge has no Server around it
+	permit    object.Answer // of a large answer
+	endTurn   func()        // ends the turn of a large request; nil: it has none
 }
 
 // identified adds the caller to the context of the call's handler.
@@ -55,6 +57,9 @@ func (c *call) identified(ctx context.Context) context.Context {
 	}
 	if !c.sessionEnd.IsZero() {
 		ctx = identity.WithSessionEnd(ctx, c.sessionEnd)
+	}
+	if c.active != nil {
+		ctx = identity.WithActivity(ctx, c.active)
 	}
 	return ctx
 }

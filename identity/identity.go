@@ -48,8 +48,9 @@ func (i Identity) MaySee(owner User) bool {
 }
 
 type (
-	key    struct{}
-	endKey struct{}
+	key         struct{}
+	endKey      struct{}
+	activityKey struct{}
 )
 
 // With returns a context that carries i.
@@ -73,4 +74,16 @@ func WithSessionEnd(ctx context.Context, end time.Time) context.Context {
 func SessionEnd(ctx context.Context) time.Time {
 	end, _ := ctx.Value(endKey{}).(time.Time)
 	return end
+}
+
+// WithActivity returns a context for a call that is the user's activity only if its handler says so, by Active. Then note is called.
+func WithActivity(ctx context.Context, note func(context.Context)) context.Context {
+	return context.WithValue(ctx, activityKey{}, note)
+}
+
+// Active notes that the caller's user did something, where the call itself does not say so.
+func Active(ctx context.Context) {
+	if note, ok := ctx.Value(activityKey{}).(func(context.Context)); ok {
+		note(ctx)
+	}
 }

@@ -19,10 +19,10 @@ func TestReplay(t *testing.T) {
 	}
 	for _, want := range []string{
 		"[#1 user voice complete] Can you look at issue", // its earlier states may come as one
-		"[#4 assistant voice interrupted] Good idea.",
+		"[#5 assistant voice interrupted] Good idea.",
 		"[tool fc-001 completed] create_agent_run\n",
 		"\nconnection 1: start fresh (first)\nconnection 2: resume\n",
-		"\n8 messages, 2 tool calls, ", " versions from 58 frames\nconversation ",
+		"\n9 messages, 2 tool calls, ", " versions from 58 frames\nconversation ",
 	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("%q is missing in\n%s", want, stdout)
@@ -34,7 +34,7 @@ func TestReplay(t *testing.T) {
 func TestReplayAlone(t *testing.T) {
 	t.Parallel()
 	code, stdout, stderr := run(t, nil, "replay", "--speed", "0", recording)
-	if code != 0 || !strings.Contains(stdout, "\n8 messages, 2 tool calls, ") || !strings.Contains(stderr, "a server of its own") {
+	if code != 0 || !strings.Contains(stdout, "\n9 messages, 2 tool calls, ") || !strings.Contains(stderr, "a server of its own") {
 		t.Errorf("ended with %d: %s\n%s", code, stderr, stdout)
 	}
 }

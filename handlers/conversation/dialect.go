@@ -8,7 +8,8 @@ import (
 
 // The Live API takes and sends proto JSON, in which a field has two names: clientContent and client_content. Go's decoder knows one of
 // them, and does not say which fields it left out. One pass over the keys of a frame turns the second name into the first, and finds
-// the fields that are not known. What is below `*` is the user's or the model's own, such as arguments, and stays as it is.
+// the fields that are not known. What is below `*` is the user's or the model's own, such as arguments, and stays as it is. What is
+// below `~` is kept whole, so any field is known there.
 
 // knownFields are the fields of the Live API that have a meaning here, or are known to have none.
 var knownFields = parseFields(`
@@ -20,10 +21,10 @@ toolResponse{functionResponses{id name response* willContinue scheduling parts*}
 contextUpdate*
 setupComplete{sessionId voiceConsentSignature*}
 serverContent{modelTurn{role parts{&part}} inputTranscription{&transcription} interimInputTranscription{&transcription} outputTranscription{&transcription}
- interrupted generationComplete turnComplete turnCompleteReason interactionStatus waitingForInput groundingMetadata* urlContextMetadata*}
+ interrupted generationComplete turnComplete turnCompleteReason interactionStatus waitingForInput groundingMetadata~ urlContextMetadata~}
 toolCall{functionCalls{id name args* partialArgs{jsonPath stringValue numberValue boolValue nullValue willContinue} willContinue}}
 toolCallCancellation{ids}
-usageMetadata*
+usageMetadata~
 goAway{timeLeft}
 sessionResumptionUpdate{newHandle resumable lastConsumedClientMessageIndex}
 voiceActivity{voiceActivityType audioOffset}
@@ -36,6 +37,9 @@ voiceActivityDetectionSignal{vadSignalType}
 
 // fields are the known fields of an object; nil: of a value in which nothing is looked at.
 type fields map[string]fields
+
+// allFields marks an object of which any field is known, and those below it.
+const allFields = "~"
 
 // parseFields reads names, each with its own fields in braces. &name stands for a definition.
 func parseFields(text string, definitions map[string]string) fields {
@@ -50,11 +54,13 @@ func parseFields(text string, definitions map[string]string) fields {
 	read = func() fields {
 		f := fields{}
 		for len(words) > 0 && words[0] != "}" {
-			name := words[0]
+			name, all := strings.CutSuffix(words[0], allFields)
 			if words, f[name] = words[1:], nil; len(words) > 0 && words[0] == "{" {
 				words = words[1:]
 				f[name] = read()
 				words = words[1:] // }
+			} else if all {
+				f[name] = fields{allFields: nil}
 			}
 		}
 		return f
@@ -193,9 +199,15 @@ func (s *keyScanner) key(known fields) (fields, bool) {
 	}
 	first := lowerCamel(string(name))
 	below, found := known[first]
+	if _, all := known[allFields]; all {
+		below, found = known, true
+	}
 	if !found {
 		s.unknown = true
 		return nil, true
+	}
+	if first == string(name) {
+		return below, true
 	}
 	s.out = append(append(s.out, s.raw[s.copied:from]...), first...)
 	s.copied = from + len(name)

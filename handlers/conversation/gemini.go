@@ -76,7 +76,10 @@ func (t *turns) addItem(i windowItem) {
 	if i.message.GetRole() == storev1.Role_ROLE_ASSISTANT {
 		role = geminiModel
 	}
-	t.say(role, heard(i.message).GetText())
+	m := heard(i.message)
+	t.signature = m.GetThoughtSignature()
+	t.say(role, m.GetText())
+	t.signature = nil
 	for _, p := range i.message.GetParts() {
 		t.addPart(role, p)
 	}
@@ -224,13 +227,47 @@ type (
 )
 
 // argsText is a call's arguments as JSON.
-func argsText(c arguments) string { return cmp.Or(c.GetArgsJson(), jsonText(c.GetArgs())) }
+func argsText(c arguments) string {
+	if args := omittedArgs(c); args != nil {
+		return jsonText(args)
+	}
+	return cmp.Or(c.GetArgsJson(), jsonText(c.GetArgs()))
+}
 
 // responseText is a response as JSON.
-func responseText(c responses) string { return cmp.Or(c.GetResponseJson(), jsonText(c.GetResponse())) }
+func responseText(c responses) string {
+	if response := omittedResponse(c); response != nil {
+		return jsonText(response)
+	}
+	return cmp.Or(c.GetResponseJson(), jsonText(c.GetResponse()))
+}
+
+// omittedArgs say why a call's arguments are not here; nil: they are. A model that was told of none would take the call for one
+// without any.
+func omittedArgs(c arguments) *structpb.Struct {
+	if o, ok := c.(interface{ GetArgsOmitted() string }); ok && o.GetArgsOmitted() != "" {
+		return omitted(o.GetArgsOmitted())
+	}
+	return nil
+}
+
+// omittedResponse says why a response is not here; nil: it is.
+func omittedResponse(c responses) *structpb.Struct {
+	if o, ok := c.(interface{ GetResponseOmitted() string }); ok && o.GetResponseOmitted() != "" {
+		return omitted(o.GetResponseOmitted())
+	}
+	return nil
+}
+
+func omitted(why string) *structpb.Struct {
+	return fieldsOf(map[string]*structpb.Value{"omitted": structpb.NewStringValue(why)})
+}
 
 // argsOf are a call's arguments as Gemini takes them. JSON that is not an object goes in as text: the model reads it all the same.
 func argsOf(c arguments) *structpb.Struct {
+	if args := omittedArgs(c); args != nil {
+		return args
+	}
 	if c.GetArgsJson() == "" {
 		return c.GetArgs()
 	}
@@ -239,6 +276,9 @@ func argsOf(c arguments) *structpb.Struct {
 
 // responseOf is a response as Gemini takes it: an object, with "output" or "error" for any other value.
 func responseOf(c responses) *structpb.Struct {
+	if response := omittedResponse(c); response != nil {
+		return response
+	}
 	response, field := c.GetResponse(), "output"
 	if c.GetResponseJson() != "" {
 		response = told(c.GetResponseJson())

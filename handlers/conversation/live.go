@@ -458,9 +458,25 @@ func (f *folder) generate(c *content) {
 	}
 	text := &transcription{Text: cleanString(c.said())}
 	f.say(storev1.Modality_MODALITY_TEXT, text.pieces(&f.live.AssistantHalf), text)
+	f.sign(c)
 	f.say(storev1.Modality_MODALITY_VOICE, c.transcribed(), text)
 	f.addCode(c)
 	f.callTools(c.calls())
+}
+
+// sign notes what the model wants back with its text. With a turn that is spoken, whose text is left out, it is not kept.
+func (f *folder) sign(c *content) {
+	signature, lost := c.signature()
+	turn := f.live.GetAssistantTurn()
+	if signature != nil && turn.GetModality() != storev1.Modality_MODALITY_VOICE {
+		turn.ThoughtSignature = signature
+		f.touch(turn)
+	} else if signature != nil {
+		lost++
+	}
+	for range lost {
+		f.misunderstood()
+	}
 }
 
 // addCode adds what the model executes itself, and its result, each as a message with that part.
@@ -473,7 +489,10 @@ func (f *folder) addCode(c *content) {
 			}
 			turn := openTurn(storev1.Role_ROLE_ASSISTANT)
 			turn.Modality, turn.Status = storev1.Modality_MODALITY_TEXT, storev1.MessageStatus_MESSAGE_STATUS_COMPLETE
-			turn.Parts = []*storev1.Part{{Part: &storev1.Part_Json{Json: structpb.NewStructValue(fieldsOf(map[string]*structpb.Value{name: structpb.NewStructValue(data.fields)}))}}}
+			turn.Parts = []*storev1.Part{{
+				Part:             &storev1.Part_Json{Json: structpb.NewStructValue(fieldsOf(map[string]*structpb.Value{name: structpb.NewStructValue(data.fields)}))},
+				ThoughtSignature: part.ThoughtSignature.bytes(),
+			}}
 			spoken := f.live.GetSpokenSeq()
 			f.number(turn)
 			f.live.SpokenSeq = spoken
@@ -501,7 +520,9 @@ func (f *folder) say(modality storev1.Modality, words string, t *transcription) 
 		if isBlank(words) || turn.GetModality() == storev1.Modality_MODALITY_VOICE {
 			return
 		}
-		turn.Modality, turn.Text = modality, ""
+		if turn.Modality, turn.Text = modality, ""; modality == storev1.Modality_MODALITY_VOICE {
+			turn.ThoughtSignature = nil
+		}
 		if turn.HeardText != nil { // of words that were not said: how much was heard of these, nobody knows
 			turn.HeardText, turn.HeardEstimated = new(""), true
 		}

@@ -34,7 +34,10 @@ func (m *Manager) ConnectLive(ctx context.Context, req *livev1.ConnectLiveReques
 	if req.GetValidateOnly() {
 		return m.previewLive(ctx, c)
 	}
-	c.previous = m.readBatch(caller, req.GetConversationId(), req.GetPrevious().GetFencingToken(), req.GetPrevious().GetFrames())
+	if req.GetPrevious() == nil { // clients renew a connection by themselves
+		identity.Active(ctx)
+	}
+	c.previous = m.readBatch(ctx, caller, req.GetConversationId(), req.GetPrevious().GetFencingToken(), req.GetPrevious().GetFrames())
 	keep := &rawFrames{m: m, caller: caller, id: req.GetConversationId(), frames: req.GetPrevious().GetFrames()}
 	res, err := object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*livev1.ConnectLiveResponse, error) {

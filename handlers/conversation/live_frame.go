@@ -89,7 +89,7 @@ type contentPart struct {
 	ExecutableCode      jsonObject     `json:"executableCode"`
 	CodeExecutionResult jsonObject     `json:"codeExecutionResult"`
 	AudioTranscription  *transcription `json:"audioTranscription"`
-	ThoughtSignature    []byte         `json:"thoughtSignature"`
+	ThoughtSignature    inlineData     `json:"thoughtSignature"`
 }
 
 // media reports whether a part is a file or has data.
@@ -124,11 +124,31 @@ func (c *content) transcribed() string {
 func (c *content) calls() (calls []functionCall) {
 	for i := range c.Parts {
 		if call := c.Parts[i].FunctionCall; call != nil {
-			call.signature = c.Parts[i].ThoughtSignature
+			call.signature = c.Parts[i].ThoughtSignature.bytes()
 			calls = append(calls, *call)
 		}
 	}
 	return calls
+}
+
+// maxSignature is the bytes of a text's thought signature that is kept: it is in the state while the turn is open.
+const maxSignature = 8 << 10
+
+// signature is the newest thought signature of the text, and how many cannot be kept, because they are too long, or of audio, which
+// is not kept either.
+func (c *content) signature() (signature []byte, lost int) {
+	for i := range c.Parts {
+		p := &c.Parts[i]
+		if p.ThoughtSignature.size == 0 || p.FunctionCall != nil || p.ExecutableCode.fields != nil || p.CodeExecutionResult.fields != nil {
+			continue
+		}
+		if s := p.ThoughtSignature.bytes(); len(s) > 0 && len(s) <= maxSignature && !p.media() {
+			signature = s
+		} else {
+			lost++
+		}
+	}
+	return signature, lost
 }
 
 // maxInlineData is how much data of one part is kept.
@@ -340,12 +360,22 @@ func (f *liveFrame) fleeting() bool {
 	return rest == liveFrame{}
 }
 
+// byUser reports whether the frame shows that the user did something: speech, words, or the result of a tool. That a microphone is on
+// shows nothing.
+func (f *liveFrame) byUser() bool {
+	c, r := f.ServerContent, f.RealtimeInput
+	return f.speechStarts() || f.speechEnds() || f.ClientContent != nil || f.ToolResponse != nil || r != nil && r.Text != "" ||
+		c != nil && (c.InputTranscription.Text != "" || c.InterimInputTranscription.Text != "")
+}
+
 // liveBatch is the frames of one request, read.
 type liveBatch struct {
 	epoch  int64
 	frames []readFrame
 	// Nothing in it must be stored by itself.
 	fleeting bool
+	// Something in it shows that the user did something.
+	byUser bool
 	// sessionEnd is when the sender's session ends; zero: there is none.
 	sessionEnd time.Time
 }
@@ -391,6 +421,7 @@ func readBatch(epoch int64, frames []*livev1.LiveFrame, seal func([]byte) []byte
 				u.NewHandle = ""
 			}
 			b.fleeting = b.fleeting && f.messages[j].fleeting()
+			b.byUser = b.byUser || f.messages[j].byUser()
 		}
 	}
 	return b

@@ -16,6 +16,7 @@ func presentCall(c *storev1.ToolCall) *conversationv1.ToolCall {
 		Status: conversationv1.ToolCallStatus(c.GetStatus()), Response: c.GetResponse(), ResponseJson: c.GetResponseJson(), IsError: c.GetIsError(),
 		FromConnection: small(c.GetEpoch()), DeliveredConnection: small(c.GetDeliveredEpoch()), AfterSeq: small(c.GetAfterSeq()),
 		ResultSeq: small(c.GetResultSeq()), CreateTime: c.GetCreateTime(), UpdateTime: c.GetUpdateTime(), ThoughtSignature: c.GetThoughtSignature(),
+		ResponseOmitted: c.GetResponseOmitted(),
 	}
 	if claim := c.GetClaim(); claim != nil {
 		call.Claim = &typev1.Lease{FencingToken: small(claim.GetFencingToken()), Holder: claim.GetWorker(), ExpireTime: claim.GetLeaseExpireTime()}

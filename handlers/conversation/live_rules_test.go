@@ -621,19 +621,27 @@ func TestPendingResponsesAreBounded(t *testing.T) {
 func TestSilence(t *testing.T) {
 	t.Parallel()
 	at := testNow.Add
+	aSecond := &livev1.ConnectLiveRequest{Options: &livev1.LiveOptions{Silence: durationpb.New(time.Second)}}
 	for name, tt := range map[string]struct {
 		frames []string
 		open   *livev1.ConnectLiveRequest
 		after  time.Duration
 		status storev1.VoiceStatus
 		next   time.Duration // 0: none
+		want   []string
 	}{
-		"idle already":           {[]string{in("Hi"), turnComplete}, nil, time.Hour, voiceIdle, 0},
-		"not yet":                {[]string{in("Hi")}, nil, DefaultSilence - 1, voiceListening, DefaultSilence},
-		"silent":                 {[]string{in("Hi")}, nil, DefaultSilence, voiceIdle, 0},
-		"as the client wants it": {[]string{in("Hi")}, &livev1.ConnectLiveRequest{Options: &livev1.LiveOptions{Silence: durationpb.New(time.Second)}}, time.Second, voiceIdle, 0},
-		"a tool runs":            {[]string{call("a")}, nil, time.Hour, voiceProcessing, time.Hour + DefaultSilence},
-		"a tool ran":             {[]string{call("a"), answer("a")}, nil, time.Hour, voiceIdle, 0},
+		"idle already":              {[]string{"in:Hi", "TC"}, nil, time.Hour, voiceIdle, 0, []string{"user: Hi"}},
+		"not yet":                   {[]string{"in:Hi"}, nil, DefaultSilence - 1, voiceListening, DefaultSilence, []string{"user*: Hi"}},
+		"silent":                    {[]string{"in:Hi"}, nil, DefaultSilence, voiceIdle, 0, []string{"user: Hi"}},
+		"as the client wants it":    {[]string{"in:Hi"}, aSecond, time.Second, voiceIdle, 0, []string{"user: Hi"}},
+		"after an answer":           {[]string{"in:Hi", "AU", "out:Hello.", "GC"}, nil, DefaultSilence, voiceIdle, 0, []string{"user: Hi", "assistant: Hello."}},
+		"amid an answer":            {[]string{"in:Hi", "AU", "out:Hello"}, nil, DefaultSilence, voiceIdle, 0, []string{"user: Hi", "assistant: Hello"}},
+		"speech that has no end":    {[]string{"VS", "in:Hi"}, nil, DefaultSilence, voiceIdle, 0, []string{"user: Hi"}},
+		"after an interruption":     {[]string{"in:Hi", "AU", "out:Hello", "INT", "in:No"}, nil, DefaultSilence, voiceIdle, 0, []string{"user: Hi", "assistant: Hello", "user: No"}},
+		"speech without words":      {[]string{"VS", "VE", "AU", "out:Hello."}, nil, DefaultSilence, voiceIdle, 0, []string{"assistant: Hello."}},
+		"a tool runs":               {[]string{"call:a"}, nil, time.Hour, voiceProcessing, time.Hour + DefaultSilence, []string{"call a pending"}},
+		"a tool runs for an answer": {[]string{"in:Go", "out:I start.", "call:a"}, nil, time.Hour, voiceProcessing, time.Hour + DefaultSilence, []string{"user*: Go", "assistant*: I start.", "call a pending"}},
+		"a tool ran":                {[]string{"call:a", "answer:a"}, nil, time.Hour, voiceIdle, 0, []string{"call a completed"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -641,13 +649,25 @@ func TestSilence(t *testing.T) {
 			if tt.open != nil {
 				s.do(testNow, func(f *folder) { f.take(tt.open) })
 			}
-			s.send(t, tt.frames...)
-			next := func() time.Time { var n time.Time; s.do(at(tt.after), func(f *folder) { n = f.silent() }); return n }()
+			s.send(t, shorthands(tt.frames...)...)
+			var next time.Time
+			s.do(at(tt.after), func(f *folder) { next = f.silent() })
 			if got := s.state.GetVoice().GetStatus(); got != tt.status {
 				t.Errorf("it is %s", got)
 			}
 			if tt.next == 0 && !next.IsZero() || tt.next != 0 && !next.Equal(at(tt.next)) {
 				t.Errorf("looks again at %v", next)
+			}
+			if diff := cmp.Diff(tt.want, s.talk()); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if tt.next != 0 {
+				return
+			}
+			// What is said next is another turn.
+			s.send(t, shorthands("in:And?", "AU", "out:Yes.", "TC")...)
+			if diff := cmp.Diff(append(tt.want, "user: And?", "assistant: Yes."), s.talk()); diff != "" {
+				t.Errorf("and then (-want +got):\n%s", diff)
 			}
 		})
 	}

@@ -64,11 +64,15 @@ func (l *liveTx) stage(tx *object.Tx[state], effects *liveEffects) {
 
 func callKey(session int64, callID string) string { return object.SeqKey(session) + ":" + callID }
 
-// readBatch reads frames of a connection. Resumption handles in them are sealed.
-func (m *Manager) readBatch(caller identity.Identity, id string, token int32, frames []*livev1.LiveFrame) liveBatch {
-	return readBatch(int64(token), frames, func(handle []byte) []byte {
+// readBatch reads frames of a connection, and notes the user's activity where they show any. Resumption handles in them are sealed.
+func (m *Manager) readBatch(ctx context.Context, caller identity.Identity, id string, token int32, frames []*livev1.LiveFrame) liveBatch {
+	batch := readBatch(int64(token), frames, func(handle []byte) []byte {
 		return m.box.Seal(handle, handleContext(caller.Tenant, id))
 	})
+	if batch.byUser {
+		identity.Active(ctx)
+	}
+	return batch
 }
 
 // IngestLive implements LiveService.
@@ -77,7 +81,7 @@ func (m *Manager) IngestLive(ctx context.Context, req *livev1.IngestLiveRequest)
 	if err != nil {
 		return nil, err
 	}
-	batch := m.readBatch(caller, req.GetConversationId(), req.GetFencingToken(), req.GetFrames())
+	batch := m.readBatch(ctx, caller, req.GetConversationId(), req.GetFencingToken(), req.GetFrames())
 	batch.sessionEnd = identity.SessionEnd(ctx)
 	if batch.fleeting && len(batch.frames) > 0 && req.PlayedMs == nil {
 		if res, err := m.show(ctx, caller, req, batch); res != nil || err != nil {
@@ -201,7 +205,7 @@ func (m *Manager) DisconnectLive(ctx context.Context, req *livev1.DisconnectLive
 	if err != nil {
 		return nil, err
 	}
-	batch := m.readBatch(caller, req.GetConversationId(), req.GetFencingToken(), req.GetFrames())
+	batch := m.readBatch(ctx, caller, req.GetConversationId(), req.GetFencingToken(), req.GetFrames())
 	keep := &rawFrames{m: m, caller: caller, id: req.GetConversationId(), frames: req.GetFrames()}
 	res, err := object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*livev1.DisconnectLiveResponse, error) {

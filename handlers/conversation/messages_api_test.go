@@ -57,7 +57,7 @@ func TestAppendMessages(t *testing.T) {
 		Language: "de", Speaker: "s", Sources: args, Usage: args,
 	}
 	sent := []*conversationv1.Message{
-		{Role: conversationv1.Role_ROLE_USER, Text: "Grüße, 世界! \U0001f600"},
+		{Role: conversationv1.Role_ROLE_USER, Text: "Grüße, 世界! \U0001f600", ThoughtSignature: []byte("\x00\xff")},
 		{Role: conversationv1.Role_ROLE_ASSISTANT, Parts: parts, Modality: typev1.Modality_MODALITY_VOICE, Metadata: args, Spoken: spoken, TokenCount: new(int32(3))},
 		{Role: conversationv1.Role_ROLE_TOOL, Text: "exact", TokenCount: new(int32(7)), ClientMessageId: "m 3/ü", Status: conversationv1.MessageStatus_MESSAGE_STATUS_FAILED},
 		{Role: conversationv1.Role_ROLE_SYSTEM, Text: "none", TokenCount: new(int32(0)), Hidden: true},

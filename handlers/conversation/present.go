@@ -64,7 +64,7 @@ func presentMessage(m *storev1.Message) *conversationv1.Message {
 		Modality: typev1.Modality(m.GetModality()), Status: conversationv1.MessageStatus(m.GetStatus()), Text: m.GetText(),
 		Parts: presentParts(m.GetParts()), TokenCount: new(small(m.GetTokenCount())), TokenCountEstimated: m.GetTokenCountEstimated(),
 		Metadata: m.GetMetadata(), CreateTime: m.GetCreateTime(), UpdateTime: m.GetUpdateTime(), Pinned: m.GetPinned(), Hidden: m.GetHidden(),
-		Spoken: presentSpoken(m),
+		Spoken: presentSpoken(m), ThoughtSignature: m.GetThoughtSignature(),
 	}
 }
 
@@ -80,7 +80,7 @@ func presentAppended(m *storev1.Message) *conversationv1.Message {
 func storeMessage(m *storev1.Message, from *conversationv1.Message) {
 	m.ClientMessageId, m.Role, m.Modality = from.GetClientMessageId(), storev1.Role(from.GetRole()), storev1.Modality(from.GetModality())
 	m.Status, m.Text, m.Parts = storev1.MessageStatus(from.GetStatus()), from.GetText(), storedParts(from.GetParts())
-	m.Metadata, m.Pinned, m.Hidden = from.GetMetadata(), from.GetPinned(), from.GetHidden()
+	m.Metadata, m.Pinned, m.Hidden, m.ThoughtSignature = from.GetMetadata(), from.GetPinned(), from.GetHidden(), from.GetThoughtSignature()
 	s := from.GetSpoken()
 	m.HeardText, m.HeardEstimated, m.AudioMs, m.InterruptTime = nil, s.GetHeardEstimated(), int64(s.GetAudioMs()), s.GetInterruptTime()
 	m.TurnCompleteReason, m.Language, m.Speaker = s.GetEndReason(), s.GetLanguage(), s.GetSpeaker()

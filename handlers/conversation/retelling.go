@@ -78,14 +78,15 @@ func (f *folder) news(words string) string {
 	}
 }
 
-// repeatsAll reports whether one piece of words is all of the open utterance once more, though nothing says that the user spoke.
+// repeatsAll reports whether one piece of words is all of the open utterance once more, though nothing says that the user spoke. The
+// utterance may be those words several times.
 func (f *folder) repeatsAll(words string) bool {
 	turn := f.live.GetUserTurn()
 	if turn.GetText() == "" || f.live.GetSpokeSince() {
 		return false
 	}
 	said := canonical(words)
-	return said == canonical(turn.GetText()) && distinctWords(said) >= enoughWords
+	return distinctWords(said) >= enoughWords && isBlank(strings.ReplaceAll(canonical(turn.GetText()), said, ""))
 }
 
 // endRetelling decides about words that are still held back.
@@ -97,7 +98,13 @@ func (f *folder) endRetelling() {
 	f.live.Retelling, f.live.Reconnected, f.live.Retold = false, false, ""
 	said := canonical(held)
 	words := countWords(said)
-	if said == "" || said == told || words >= enoughWords && 2*words >= countWords(told) {
+	if said == "" { // a mark, which may be the end of what is open
+		if text := f.live.GetUserTurn().GetText(); text != "" && !strings.HasSuffix(strings.TrimSpace(text), strings.TrimSpace(held)) {
+			f.addHeard(held)
+		}
+		return
+	}
+	if said == told || words >= enoughWords && 2*words >= countWords(told) {
 		return
 	}
 	f.addHeard(held)

@@ -518,12 +518,12 @@ func (f *folder) toDeliver(call *storev1.ToolCall) bool {
 }
 
 func hasResponse(call *storev1.ToolCall) bool {
-	return call.GetResponse() != nil || call.GetResponseJson() != ""
+	return call.GetResponse() != nil || call.GetResponseJson() != "" || call.GetResponseOmitted() != ""
 }
 
 // answer gives a call the response.
 func (r *functionResponse) answer(call *storev1.ToolCall) {
-	call.Response, call.ResponseJson, call.IsError = r.Response.value, r.Response.text, r.isError
+	call.Response, call.ResponseJson, call.ResponseOmitted, call.IsError = r.Response.value, r.Response.text, r.Response.omitted, r.isError
 }
 
 // frame is the response as a frame for the provider.

@@ -64,7 +64,7 @@ func (i windowItem) bytes() int {
 	if i.call != nil {
 		return rpc.AnswerSize(i.call)
 	}
-	if m := i.message; len(m.GetParts()) > 0 || m.GetMetadata() != nil || m.GetSources() != nil || m.GetUsage() != nil {
+	if m := i.message; len(m.GetParts()) > 0 || m.GetMetadata() != nil || m.GetSources() != nil || m.GetUsage() != nil || len(m.GetThoughtSignature()) > 0 {
 		return rpc.AnswerSize(i.message)
 	}
 	n := proto.Size(i.message)
@@ -109,7 +109,7 @@ func heard(m *storev1.Message) *storev1.Message {
 		return m
 	}
 	m = proto.CloneOf(m)
-	m.Text = m.GetHeardText()
+	m.Text, m.ThoughtSignature = m.GetHeardText(), nil // it is that of the whole text
 	return m
 }
 

@@ -8,6 +8,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	livev1 "holdfast/gen/holdfast/live/v1"
+	"holdfast/gen/holdfast/live/v1/livev1connect"
 	sessionv1 "holdfast/gen/holdfast/session/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
 	typev1 "holdfast/gen/holdfast/type/v1"
@@ -115,10 +117,34 @@ func TestWhatCountsAsActivity(t *testing.T) {
 	id := in.GetSession().GetSessionId()
 	connection := must(c.PutConnection(t.Context(), opening(typev1.Modality_MODALITY_TEXT)))(t).GetConnection().GetConnectionId()
 	talk := b.conversations(t, in.GetTokens().GetAccessToken())
+	must(talk.CreateConversation(t.Context(), &conversationv1.CreateConversationRequest{ConversationId: "c1"}))(t)
+	live := livev1connect.NewLiveServiceClient(b.http(t, in.GetTokens().GetAccessToken()), b.url)
+	token := must(live.ConnectLive(t.Context(), &livev1.ConnectLiveRequest{ConversationId: "c1"}))(t).GetLease().GetFencingToken()
+	index := int32(0)
+	frame := func(text string) func() error {
+		return func() error {
+			index++
+			_, err := live.IngestLive(t.Context(), &livev1.IngestLiveRequest{ConversationId: "c1", FencingToken: token, Frames: []*livev1.LiveFrame{
+				{ClientIndex: index, Frame: &livev1.LiveFrame_Text{Text: text}},
+			}})
+			return err
+		}
+	}
 	for name, tt := range map[string]struct {
 		do     func() error
 		active bool
 	}{
+		"words of the model":      {frame(`{"serverContent":{"outputTranscription":{"text":"Hi"},"turnComplete":true}}`), false},
+		"a microphone that is on": {frame(`{"realtimeInput":{"audio":{"mimeType":"audio/pcm","data":"AAAA"}}}`), false},
+		"words of the user":       {frame(`{"serverContent":{"inputTranscription":{"text":"Hi"}}}`), true},
+		"words that may change":   {frame(`{"server_content":{"interim_input_transcription":{"text":"Hi"}}}`), true},
+		"speech":                  {frame(`{"voiceActivity":{"voiceActivityType":"ACTIVITY_START"}}`), true},
+		"typed words":             {frame(`{"realtimeInput":{"text":"Hi"}}`), true},
+		"the result of a tool":    {frame(`{"toolResponse":{"functionResponses":[{"id":"a","response":{}}]}}`), true},
+		"a lease that is renewed": {func() error {
+			_, err := live.IngestLive(t.Context(), &livev1.IngestLiveRequest{ConversationId: "c1", FencingToken: token})
+			return err
+		}, false},
 		"a heartbeat": {func() error {
 			_, err := c.PutConnection(t.Context(), heartbeat(connection))
 			return err

@@ -523,9 +523,11 @@ type Message struct {
 	// It is in no context window.
 	Hidden bool `protobuf:"varint,14,opt,name=hidden,proto3" json:"hidden,omitempty"`
 	// Of messages that were spoken.
-	Spoken        *Spoken `protobuf:"bytes,15,opt,name=spoken,proto3" json:"spoken,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Spoken *Spoken `protobuf:"bytes,15,opt,name=spoken,proto3" json:"spoken,omitempty"`
+	// What the model wants back with the text, as it came.
+	ThoughtSignature []byte `protobuf:"bytes,16,opt,name=thought_signature,json=thoughtSignature,proto3" json:"thought_signature,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Message) Reset() {
@@ -659,6 +661,13 @@ func (x *Message) GetHidden() bool {
 func (x *Message) GetSpoken() *Spoken {
 	if x != nil {
 		return x.Spoken
+	}
+	return nil
+}
+
+func (x *Message) GetThoughtSignature() []byte {
+	if x != nil {
+		return x.ThoughtSignature
 	}
 	return nil
 }
@@ -1901,7 +1910,7 @@ const file_holdfast_conversation_v1_conversation_proto_rawDesc = "" +
 	"\x04live\x18\x14 \x01(\v2(.holdfast.conversation.v1.LiveConnectionR\x04live\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x89\a\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\a\n" +
 	"\aMessage\x12\x19\n" +
 	"\x03seq\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\x03seq\x124\n" +
 	"\x11client_message_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\x0fclientMessageId\x12<\n" +
@@ -1921,7 +1930,8 @@ const file_holdfast_conversation_v1_conversation_proto_rawDesc = "" +
 	"updateTime\x12\x16\n" +
 	"\x06pinned\x18\r \x01(\bR\x06pinned\x12\x16\n" +
 	"\x06hidden\x18\x0e \x01(\bR\x06hidden\x128\n" +
-	"\x06spoken\x18\x0f \x01(\v2 .holdfast.conversation.v1.SpokenR\x06spoken:m\xbaHj\x1ah\n" +
+	"\x06spoken\x18\x0f \x01(\v2 .holdfast.conversation.v1.SpokenR\x06spoken\x126\n" +
+	"\x11thought_signature\x18\x10 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04R\x10thoughtSignature:m\xbaHj\x1ah\n" +
 	"\rtext_or_parts\x12,has text and parts; put the text into a part\x1a)this.text == '' || this.parts.size() == 0B\x0e\n" +
 	"\f_token_count\"\xe3\x03\n" +
 	"\x06Spoken\x12-\n" +

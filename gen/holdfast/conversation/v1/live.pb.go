@@ -340,8 +340,10 @@ type ToolCall struct {
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// What the model wants back with the call, as it came.
 	ThoughtSignature []byte `protobuf:"bytes,18,opt,name=thought_signature,json=thoughtSignature,proto3" json:"thought_signature,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Why the response is not here, with its size and SHA-256; empty: it is, or there is none.
+	ResponseOmitted string `protobuf:"bytes,19,opt,name=response_omitted,json=responseOmitted,proto3" json:"response_omitted,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ToolCall) Reset() {
@@ -500,6 +502,13 @@ func (x *ToolCall) GetThoughtSignature() []byte {
 	return nil
 }
 
+func (x *ToolCall) GetResponseOmitted() string {
+	if x != nil {
+		return x.ResponseOmitted
+	}
+	return ""
+}
+
 var File_holdfast_conversation_v1_live_proto protoreflect.FileDescriptor
 
 const file_holdfast_conversation_v1_live_proto_rawDesc = "" +
@@ -522,7 +531,7 @@ const file_holdfast_conversation_v1_live_proto_rawDesc = "" +
 	"goAwayTime\x12%\n" +
 	"\x0estored_through\x18\v \x01(\x05R\rstoredThrough\x12!\n" +
 	"\ftotal_tokens\x18\f \x01(\x03R\vtotalTokens\x12%\n" +
-	"\x0eunknown_frames\x18\r \x01(\x05R\runknownFrames\"\xda\x05\n" +
+	"\x0eunknown_frames\x18\r \x01(\x05R\runknownFrames\"\x85\x06\n" +
 	"\bToolCall\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x05R\x03seq\x12\x17\n" +
 	"\acall_id\x18\x02 \x01(\tR\x06callId\x12\x12\n" +
@@ -545,7 +554,8 @@ const file_holdfast_conversation_v1_live_proto_rawDesc = "" +
 	"createTime\x12;\n" +
 	"\vupdate_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\x12+\n" +
-	"\x11thought_signature\x18\x12 \x01(\fR\x10thoughtSignature*\x83\x01\n" +
+	"\x11thought_signature\x18\x12 \x01(\fR\x10thoughtSignature\x12)\n" +
+	"\x10response_omitted\x18\x13 \x01(\tR\x0fresponseOmitted*\x83\x01\n" +
 	"\fLiveProvider\x12\x1d\n" +
 	"\x19LIVE_PROVIDER_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bLIVE_PROVIDER_DEVELOPER_API\x10\x01\x12\x1b\n" +

@@ -631,10 +631,12 @@ type Message struct {
 	Language string `protobuf:"bytes,21,opt,name=language,proto3" json:"language,omitempty"`
 	Speaker  string `protobuf:"bytes,22,opt,name=speaker,proto3" json:"speaker,omitempty"`
 	// What the answer rests on, and what the provider counted.
-	Sources       *structpb.Struct `protobuf:"bytes,23,opt,name=sources,proto3" json:"sources,omitempty"`
-	Usage         *structpb.Struct `protobuf:"bytes,24,opt,name=usage,proto3" json:"usage,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Sources *structpb.Struct `protobuf:"bytes,23,opt,name=sources,proto3" json:"sources,omitempty"`
+	Usage   *structpb.Struct `protobuf:"bytes,24,opt,name=usage,proto3" json:"usage,omitempty"`
+	// What the model wants back with the text.
+	ThoughtSignature []byte `protobuf:"bytes,25,opt,name=thought_signature,json=thoughtSignature,proto3" json:"thought_signature,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Message) Reset() {
@@ -831,6 +833,13 @@ func (x *Message) GetSources() *structpb.Struct {
 func (x *Message) GetUsage() *structpb.Struct {
 	if x != nil {
 		return x.Usage
+	}
+	return nil
+}
+
+func (x *Message) GetThoughtSignature() []byte {
+	if x != nil {
+		return x.ThoughtSignature
 	}
 	return nil
 }
@@ -1975,8 +1984,10 @@ type ToolCall struct {
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// What the model wants back with the call.
 	ThoughtSignature []byte `protobuf:"bytes,19,opt,name=thought_signature,json=thoughtSignature,proto3" json:"thought_signature,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Why the response is not here; empty: it is, or there is none.
+	ResponseOmitted string `protobuf:"bytes,20,opt,name=response_omitted,json=responseOmitted,proto3" json:"response_omitted,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ToolCall) Reset() {
@@ -2140,6 +2151,13 @@ func (x *ToolCall) GetThoughtSignature() []byte {
 		return x.ThoughtSignature
 	}
 	return nil
+}
+
+func (x *ToolCall) GetResponseOmitted() string {
+	if x != nil {
+		return x.ResponseOmitted
+	}
+	return ""
 }
 
 // ToolCallClaim gives the execution of a tool call to one worker.
@@ -3281,7 +3299,7 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"\rremoved_count\x18\x1c \x01(\x03R\fremovedCount\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc6\b\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf3\b\n" +
 	"\aMessage\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x128\n" +
 	"\x04role\x18\x02 \x01(\x0e2$.holdfast.store.conversation.v1.RoleR\x04role\x12D\n" +
@@ -3311,7 +3329,8 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"\blanguage\x18\x15 \x01(\tR\blanguage\x12\x18\n" +
 	"\aspeaker\x18\x16 \x01(\tR\aspeaker\x121\n" +
 	"\asources\x18\x17 \x01(\v2\x17.google.protobuf.StructR\asources\x12-\n" +
-	"\x05usage\x18\x18 \x01(\v2\x17.google.protobuf.StructR\x05usageB\r\n" +
+	"\x05usage\x18\x18 \x01(\v2\x17.google.protobuf.StructR\x05usage\x12+\n" +
+	"\x11thought_signature\x18\x19 \x01(\fR\x10thoughtSignatureB\r\n" +
 	"\v_heard_textB\f\n" +
 	"\n" +
 	"_played_ms\"2\n" +
@@ -3410,7 +3429,7 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"\vcreate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\"\x1f\n" +
 	"\vToolCallRef\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xf3\x05\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\x9e\x06\n" +
 	"\bToolCall\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x17\n" +
 	"\acall_id\x18\x02 \x01(\tR\x06callId\x12\x18\n" +
@@ -3434,7 +3453,8 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"createTime\x12;\n" +
 	"\vupdate_time\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\x12+\n" +
-	"\x11thought_signature\x18\x13 \x01(\fR\x10thoughtSignature\"\xb9\x01\n" +
+	"\x11thought_signature\x18\x13 \x01(\fR\x10thoughtSignature\x12)\n" +
+	"\x10response_omitted\x18\x14 \x01(\tR\x0fresponseOmitted\"\xb9\x01\n" +
 	"\rToolCallClaim\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12#\n" +
 	"\rfencing_token\x18\x02 \x01(\x03R\ffencingToken\x12F\n" +

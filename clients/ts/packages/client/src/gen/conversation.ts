@@ -448,6 +448,8 @@ export interface Message {
   hidden: boolean;
   /** Of messages that were spoken. */
   spoken?: Spoken | undefined;
+  /** What the model wants back with the text, as it came. */
+  thoughtSignature: Bytes;
 }
 
 /** Part is one piece of a message. */
@@ -593,6 +595,8 @@ export interface ToolCall {
   updateTime?: Timestamp | undefined;
   /** What the model wants back with the call, as it came. */
   thoughtSignature: Bytes;
+  /** Why the response is not here, with its size and SHA-256; empty: it is, or there is none. */
+  responseOmitted: string;
 }
 
 /** ToolCallPart asks for a function's execution. */
@@ -978,6 +982,8 @@ export interface MessageInput {
   hidden?: boolean | undefined;
   /** Of messages that were spoken. */
   spoken?: SpokenInput | undefined;
+  /** What the model wants back with the text, as it came. */
+  thoughtSignature?: Bytes | undefined;
 }
 
 /**

@@ -42,7 +42,8 @@ export interface LiveService {
   /**
    * IngestLive folds frames of the provider's socket, of both directions and as they came, into the conversation: transcriptions
    * become one message a turn, tool calls are recorded, the voice state follows. A batch is one version. It renews the lease; with
-   * no frames that is all, so a client that has none calls it every 10 s.
+   * no frames that is all, so a client that has none calls it every 10 s. It keeps the session from becoming idle only where the
+   * frames show that the user did something: speech, words, content, or the result of a tool.
    *
    * Frames whose client_index was folded already change nothing. Keep frames above stored_through and send them again with the
    * next: a batch that has nothing but words which may still change, signs of speech or audio is shown to watchers at once and
