@@ -67,6 +67,9 @@ const defaultBytes = 256 << 10
 
 // Watch implements WatchService.
 func (m *Manager) Watch(ctx context.Context, req *watchv1.WatchRequest, stream *connect.ServerStream[watchv1.WatchResponse]) error {
+	if err := stream.Send(nil); err != nil { // the head, for a client that waits for it where nothing has changed
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	most := int(req.GetMaxBytes())
