@@ -176,6 +176,15 @@ func (d decimal) String() string {
 	return out
 }
 
+// badEscape says what is wrong with a path that is no JSON Pointer (RFC 6901); empty: nothing.
+func badEscape(path string) string {
+	rest := strings.NewReplacer("~0", "", "~1", "").Replace(path)
+	if strings.HasPrefix(path, "/") && strings.Contains(rest, "~") {
+		return "has a path in which ~ is followed by neither 0 nor 1; ~0 is ~, and ~1 is /"
+	}
+	return ""
+}
+
 // steps splits a path: a JSON Pointer, or the name of one field.
 func steps(path string) []string {
 	switch {

@@ -183,13 +183,28 @@ func (c *change) setState(v *structpb.Value, text string) error {
 }
 
 func (c *change) setFields(i int, op *statev1.SetFields) error {
+	named := map[string]bool{}
+	twice := func(field, path string) error {
+		way := strings.Join(steps(path), "\x00") // which no name has
+		if named[way] && !strings.HasSuffix(path, "/-") {
+			return problem.InvalidArgument(field, "names "+strconv.Quote(path)+" twice")
+		}
+		named[way] = true
+		return nil
+	}
 	for _, path := range op.GetRemove() {
+		if err := twice("set_fields.remove", path); err != nil {
+			return err
+		}
 		if err := c.set(i, "set_fields.remove", path, nil); err != nil {
 			return err
 		}
 	}
 	// In the order of the paths, because one may lead into another.
 	for _, path := range slices.Sorted(maps.Keys(op.GetFields())) {
+		if err := twice("set_fields.fields", path); err != nil {
+			return err
+		}
 		value, err := textOf(op.GetFields()[path])
 		if err != nil {
 			return err
@@ -199,6 +214,9 @@ func (c *change) setFields(i int, op *statev1.SetFields) error {
 		}
 	}
 	for _, path := range slices.Sorted(maps.Keys(op.GetFieldsJson())) {
+		if err := twice("set_fields.fields_json", path); err != nil {
+			return err
+		}
 		value, said := parse(op.GetFieldsJson()[path])
 		if said != "" {
 			return problem.InvalidArgument("set_fields.fields_json["+strconv.Quote(path)+"]", said)
@@ -216,6 +234,8 @@ func (c *change) set(i int, field, path string, value json.RawMessage) error {
 	switch {
 	case len(way) == 0:
 		return problem.InvalidArgument(field, "has an empty path; use set_state")
+	case badEscape(path) != "":
+		return problem.InvalidArgument(field, badEscape(path))
 	case len(way) > maxNesting:
 		return problem.InvalidArgument(field, fmt.Sprintf("has a path of more than %d steps", maxNesting))
 	}
@@ -258,6 +278,9 @@ func (c *change) increment(i int, op *statev1.Increment, r *statev1.Result) erro
 	by := 1.0
 	if op.By != nil { //nolint:protogetter // unset is 1
 		by = op.GetBy()
+	}
+	if said := badEscape(op.GetPath()); said != "" {
+		return problem.InvalidArgument("increment.path", said)
 	}
 	was := c.get(op.GetPath())
 	n, ok := decimal{}, false
@@ -464,6 +487,8 @@ func (c *change) expect(i int, op *statev1.Expect) error {
 		return problem.InvalidArgument("expect", "says nothing: set absent, json, json_text, text, data, version or last")
 	case op.GetCollection() == "" && op.GetKey() != "":
 		return problem.InvalidArgument("expect.collection", "is missing: the key is that of an entry")
+	case badEscape(op.GetPath()) != "":
+		return problem.InvalidArgument("expect.path", badEscape(op.GetPath()))
 	case op.GetCollection() != "" && op.GetPath() != "":
 		return problem.InvalidArgument("expect.path", "is of the state, and collection is set")
 	case isLast != (op.GetCollection() != "" && op.GetKey() == ""):
