@@ -211,7 +211,7 @@ func refusal(t *testing.T, err error) string {
 func isField(t *testing.T, path string) {
 	t.Helper()
 	of := (&statev1.ApplyRequest{}).ProtoReflect().Descriptor()
-	for _, step := range strings.Split(path, ".") {
+	for step := range strings.SplitSeq(path, ".") {
 		name, _, _ := strings.Cut(step, "[")
 		if of == nil || of.Fields().ByName(protoreflect.Name(name)) == nil {
 			t.Errorf("%s: there is no such field", path)
