@@ -35,7 +35,7 @@ func TestObject(t *testing.T) {
 		args string
 		says []string
 	}{
-		{"get conversation " + id + " --collection messages", []string{`"last_seq": "8"`, `"collection": "messages"`, `"entry_count"`}},
+		{"get conversation " + id + " --collection messages", []string{`"last_seq": "9"`, `"collection": "messages"`, `"entry_count"`}},
 		{"get conversation " + id + " --at 1", []string{`"version": "1"`}},
 		{"events conversation " + id, []string{"VERSION", "created", "messages/000000000008"}},
 		{"diff conversation " + id + " 1", []string{`"from_version": "1"`, `"key": "000000000001"`}},
