@@ -155,6 +155,7 @@ var notSecret = map[protoreflect.FullName]string{
 	"holdfast.store.conversation.v1.Blob.data":                  "what somebody said",
 	"holdfast.store.conversation.v1.Part.thought_signature":     "a part of what the model said, which the provider has sealed",
 	"holdfast.store.conversation.v1.ToolCall.thought_signature": "the same",
+	"holdfast.store.conversation.v1.Message.thought_signature":  "the same",
 	"holdfast.store.state.v1.Entry.data":                        "what a caller keeps",
 	"holdfast.store.coordination.v1.Outcome.body":               "what the provider answered to the caller",
 }

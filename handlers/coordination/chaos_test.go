@@ -294,8 +294,9 @@ func (p *chaos) answer(w io.Writer, r *http.Request, key string) {
 		reply([]int{307, 308}[p.dice.IntN(2)], fmt.Sprintf("Location: http://provider/%d%s", p.dice.IntN(100), p.path()), "")
 	default: // slow
 		p.notef("  slow")
+		slow := time.Duration(p.dice.IntN(20)) * time.Second
 		p.mu.Unlock()
-		time.Sleep(time.Duration(p.dice.IntN(20)) * time.Second) //nolint:forbidigo // in a bubble
+		time.Sleep(slow) //nolint:forbidigo // in a bubble
 		p.mu.Lock()
 		do()
 		p.good(w, reply)

@@ -285,9 +285,6 @@ func (m *Manager) PutTask(ctx context.Context, req *projectv1.PutTaskRequest) (*
 			}
 		}
 		if s.GetStatus() != waiting {
-			if req.GetTask().GetNeedsInput() != "" {
-				return nil, problem.InvalidArgument("task.needs_input", "is for a task that waits for input, and this one does not")
-			}
 			s.NeedsInput = ""
 		}
 		unlessChanged(tx, was)

@@ -1077,7 +1077,7 @@ type Task struct {
 	Model string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
 	// What it has cost until now.
 	Cost *Cost `protobuf:"bytes,25,opt,name=cost,proto3" json:"cost,omitempty"`
-	// What a task that waits for input waits for, such as "plan_approval", "question" or "auth". It is cleared when the task goes on.
+	// What a task that waits for input waits for, such as "plan_approval", "question" or "auth". A task that does not wait has none: it is cleared when the task goes on.
 	NeedsInput    string `protobuf:"bytes,26,opt,name=needs_input,json=needsInput,proto3" json:"needs_input,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

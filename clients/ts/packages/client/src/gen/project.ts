@@ -426,7 +426,7 @@ export interface Task {
   model: string;
   /** What it has cost until now. */
   cost?: Cost | undefined;
-  /** What a task that waits for input waits for, such as "plan_approval", "question" or "auth". It is cleared when the task goes on. */
+  /** What a task that waits for input waits for, such as "plan_approval", "question" or "auth". A task that does not wait has none: it is cleared when the task goes on. */
   needsInput: string;
 }
 
@@ -766,7 +766,7 @@ export interface TaskInput {
   model?: string | undefined;
   /** What it has cost until now. */
   cost?: CostInput | undefined;
-  /** What a task that waits for input waits for, such as "plan_approval", "question" or "auth". It is cleared when the task goes on. */
+  /** What a task that waits for input waits for, such as "plan_approval", "question" or "auth". A task that does not wait has none: it is cleared when the task goes on. */
   needsInput?: string | undefined;
 }
 
