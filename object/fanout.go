@@ -172,7 +172,9 @@ func (f *fanout) take() (messages []string, hints int) {
 		pending, f.pending = f.pending, map[key]Version{}
 	}
 	f.greeting = false
-	maps.DeleteFunc(f.peers, func(_ string, heard time.Time) bool { return f.gone(heard) })
+	if !f.heard.IsZero() { // who is deaf does not know who is gone
+		maps.DeleteFunc(f.peers, func(_ string, heard time.Time) bool { return f.gone(heard) })
+	}
 	f.rt.metrics.peers.Set(float64(len(f.peers)))
 	f.mu.Unlock()
 	if len(pending) == 0 && !greeting {
@@ -271,6 +273,11 @@ func (f *fanout) on(message string) (own bool) {
 	if own = from == f.self; own {
 		deaf := f.heard.IsZero()
 		f.heard = now
+		if deaf {
+			for peer := range f.peers {
+				f.peers[peer] = now // their silence begins with our hearing
+			}
+		}
 		f.mu.Unlock()
 		if deaf {
 			f.rt.metrics.hearing.Set(1)
