@@ -172,9 +172,7 @@ func (f *fanout) take() (messages []string, hints int) {
 		pending, f.pending = f.pending, map[key]Version{}
 	}
 	f.greeting = false
-	if !f.heard.IsZero() { // who is deaf does not know who is gone
-		maps.DeleteFunc(f.peers, func(_ string, heard time.Time) bool { return f.gone(heard) })
-	}
+	maps.DeleteFunc(f.peers, func(_ string, heard time.Time) bool { return f.gone(heard) })
 	f.rt.metrics.peers.Set(float64(len(f.peers)))
 	f.mu.Unlock()
 	if len(pending) == 0 && !greeting {
@@ -183,8 +181,10 @@ func (f *fanout) take() (messages []string, hints int) {
 	return encodeHints(f.self, pending), len(pending)
 }
 
+// gone tells whether a peer, heard last at a time, has been silent for too long while we heard ourselves. While we are deaf nobody is
+// gone, and what we write is told to all. The caller holds mu.
 func (f *fanout) gone(heard time.Time) bool {
-	return f.rt.db.Now().Sub(heard) > missedGreetings*f.greet
+	return f.heard.Sub(heard) > missedGreetings*f.greet
 }
 
 // receive listens until close, and connects again where the connection is lost or deaf.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -359,6 +360,58 @@ func TestDeafFanout(t *testing.T) {
 	}
 	carrier.lose(func(string) bool { return false })
 	await(t, "hearing again", watcher.Hearing)
+}
+
+// hardOfHearing is a process's way to a carrier, on which nothing arrives while it is deaf.
+type hardOfHearing struct {
+	object.Carrier
+	deaf     atomic.Bool
+	attempts atomic.Int64
+}
+
+func (h *hardOfHearing) Receive(ctx context.Context, connected func(), on func(string)) error {
+	h.attempts.Add(1)
+	return h.Carrier.Receive(ctx, connected, func(message string) {
+		if !h.deaf.Load() {
+			on(message)
+		}
+	})
+}
+
+// A process that hears nothing still has listeners: they are told what it writes, while it is deaf and once it hears again.
+func TestADeafProcessStillTells(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	carrier := newFaulty()
+	ear := &hardOfHearing{Carrier: carrier}
+	c := hinting(ear)
+	c.GreetInterval = 5 * time.Millisecond
+	listener := hinting(carrier)
+	listener.GreetInterval = c.GreetInterval
+	writer, watcher := newRuntime(t, b.DB, c), newRuntime(t, b.DB, listener)
+	acquainted(t, writer, watcher)
+	writing := toyKind(writer)
+	if _, err := writing.Update(b.ctx, "a", naming("1"), object.Create()); err != nil {
+		t.Fatal(err)
+	}
+	versions := follow(t, b.ctx, toyKind(watcher), "a")
+	reach(t, versions, 1)
+	for v := object.Version(2); v < 6; v += 2 {
+		ear.deaf.Store(true)
+		// Its connections are given up after some greetings that it does not hear, so it is deaf for longer than it takes to miss a peer.
+		begun := ear.attempts.Load()
+		await(t, "more connections", func() bool { return ear.attempts.Load() >= begun+3 })
+		if _, err := writing.Update(b.ctx, "a", naming("2")); err != nil {
+			t.Fatal(err)
+		}
+		reach(t, versions, v)
+		ear.deaf.Store(false)
+		await(t, "hearing again", writer.Hearing)
+		if _, err := writing.Update(b.ctx, "a", naming("3")); err != nil {
+			t.Fatal(err)
+		}
+		reach(t, versions, v+1)
+	}
 }
 
 // What a process tells in its last moments arrives: Close sends what waits.
