@@ -4,7 +4,7 @@
 //	client := &http.Client{Transport: coordinator.Transport("codegen", coordclient.Options{})}
 //
 // Each request of such a client waits its turn in the limits and the breaker that all processes share. One that changes
-// something is entered into the ledger first: whoever sends it again, from any process, gets the first answer, and it
+// something is entered into the ledger first: a repetition, from any process, gets the first answer, and it
 // reaches the provider once. What may or may not have happened is never sent again by this package.
 package coordclient
 

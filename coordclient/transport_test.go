@@ -173,7 +173,7 @@ func TestTheCallerLeaves(t *testing.T) {
 	}
 }
 
-// What is sent is what the caller gave, but for the name of the request, and net/http has no way to send it twice.
+// What is sent is what the caller gave and the name of the request, and net/http has no way to send it twice.
 func TestWhatIsSent(t *testing.T) {
 	t.Parallel()
 	b := setup(t, 1)
@@ -440,7 +440,7 @@ func TestErrorsOfGraphQLAreFailures(t *testing.T) {
 	}
 }
 
-// A provider that refuses without a word is not asked as often as somebody likes.
+// A provider that refuses without a word is not asked as often as its callers like.
 func TestReadsThatAreRefusedBackOff(t *testing.T) {
 	t.Parallel()
 	b := setup(t, 1)

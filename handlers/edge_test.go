@@ -178,7 +178,7 @@ func TestARequestOverTheLimitIsRefusedByName(t *testing.T) {
 	}
 }
 
-// The largest request that the rules of the protos allow is within the limit of its method, but for those that hold many things of which
+// The largest request that the rules of the protos allow is within the limit of its method, except those that hold many things of which
 // each may be large.
 func TestEachMethodTakesWhatItsRulesAllow(t *testing.T) {
 	t.Parallel()

@@ -328,12 +328,12 @@ func queueRecords(p *db.Pipeline, t identity.Tenant, reads []*catchUpRead, recen
 	})
 }
 
-// sameLife tells whether the object is the one that the watcher saw, as far as that is known.
+// sameLife reports whether the object is the one that the watcher saw, as far as that is known.
 func (a *catchUpRead) sameLife() bool {
 	return a.life == time.Time{}.UnixMicro() || a.life == a.rec.create.UnixMicro()
 }
 
-// explains tells whether the events are all that was missed.
+// explains reports whether the events are all that was missed.
 func (a *catchUpRead) explains() bool {
 	n := int64(a.rec.version - a.last)
 	return n >= 0 && int64(len(a.events)) == n && (n == 0 || a.events[0].Version == int64(a.last)+1) &&

@@ -181,8 +181,8 @@ func (f *fanout) take() (messages []string, hints int) {
 	return encodeHints(f.self, pending), len(pending)
 }
 
-// gone tells whether a peer, heard last at a time, has been silent for too long while we heard ourselves. While we are deaf nobody is
-// gone, and what we write is told to all. The caller holds mu.
+// gone reports whether a peer, heard last at a time, has been silent for too long while we heard ourselves. While we are deaf no peer is
+// gone, and all are told what we write. The caller holds mu.
 func (f *fanout) gone(heard time.Time) bool {
 	return f.heard.Sub(heard) > missedGreetings*f.greet
 }

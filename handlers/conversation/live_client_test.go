@@ -42,13 +42,13 @@ func newClient(http connect.HTTPClient, url string, opts ...connect.ClientOption
 	}
 }
 
-// openLive connects to c1, whoever else is connected, and returns the fencing token. The tool calls are left to workers.
+// openLive connects to c1, even if another client is connected, and returns the fencing token. The tool calls are left to workers.
 func openLive(t *testing.T, c client) int64 {
 	t.Helper()
 	return int64(connectAs(t, c, &connectReq{Options: &livev1.LiveOptions{LeaveToolCalls: true}}).GetLease().GetFencingToken())
 }
 
-// connectAs connects to c1 as a request says, whoever else is connected.
+// connectAs connects to c1 as a request says, even if another client is connected.
 func connectAs(t *testing.T, c client, req *connectReq) *livev1.ConnectLiveResponse {
 	t.Helper()
 	req = proto.CloneOf(req)

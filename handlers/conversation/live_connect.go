@@ -134,7 +134,7 @@ func (r *reader) seed(ctx context.Context, budget int64, endsWithUser bool, take
 	return w.turns(true, true).seed(endsWithUser), nil
 }
 
-// catchUp is what a session that is resumed does not know, but for what is still being said; nil: nothing.
+// catchUp is what a resumed session does not know, except what is still being said; nil: nothing.
 func (r *reader) catchUp(ctx context.Context, h *storev1.LiveHandle, endsWithUser bool, most int) (*structpb.Struct, error) {
 	if r.s.GetLastSeq() == h.GetAfterSeq() && r.s.GetToolCallCount() == h.GetAfterToolCall() {
 		return nil, nil

@@ -63,7 +63,7 @@ func (s *liveStore) ingest(epoch int64, frames ...*livev1.LiveFrame) (liveEffect
 	return effects, err
 }
 
-// take connects, from whoever has the lease, and leaves tool calls to workers.
+// take connects, also if another has the lease, and leaves tool calls to workers.
 func (f *folder) take(req *livev1.ConnectLiveRequest) livev1.PlanReason {
 	req = proto.CloneOf(req)
 	if req.TakeOver = true; req.Options == nil {

@@ -19,7 +19,7 @@ func answered(status int32, headers map[string]string, body string) *coordinatio
 	return &coordinationv1.ReportRequest_Response{Response: &coordinationv1.ProviderResponse{HttpStatus: status, Headers: headers, Body: []byte(body)}}
 }
 
-// Whoever is refused, and whatever the provider says, everybody waits, in every process.
+// A refusal of one caller makes all wait, in every process, whatever the provider says.
 func TestARefusalMakesEverybodyWait(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

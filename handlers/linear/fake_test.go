@@ -240,7 +240,7 @@ func (l *fakeLinear) since(w http.ResponseWriter, r *http.Request, operation str
 	l.answer(w, r, all, info)
 }
 
-// sees tells whether an issue is of a team that the key sees, and that the query asks for.
+// sees reports whether an issue is of a team that the key sees, and that the query asks for.
 func (l *fakeLinear) sees(issue map[string]any, team any) bool {
 	if l.hidden[teamOf(issue)] {
 		return false

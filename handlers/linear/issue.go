@@ -115,7 +115,7 @@ func (w *issueReport) removal(at time.Time) *issueReport {
 	return w
 }
 
-// believable is the report with its times as they can be: nobody has seen the future, so a time that is far ahead is taken for the one
+// believable is the report with its times as they can be: no report is from the future, so a time that is far ahead is taken for the one
 // at which the report was sent. A report without a time of its own has that one, too.
 func (w *issueReport) believable(now time.Time) (*storev1.IssueStamp, *storev1.IssueState) {
 	latest := now.Add(futureSkew)
@@ -136,7 +136,7 @@ func (w *issueReport) believable(now time.Time) (*storev1.IssueStamp, *storev1.I
 	return stamp, fields
 }
 
-// isID tells whether a text can be the id of something of Linear's.
+// isID reports whether a text can be the id of something of Linear's.
 func isID(s string) bool {
 	return s != "" && len(s) <= maxIssueID && !strings.ContainsFunc(s, notIDRune)
 }
@@ -146,7 +146,7 @@ func notIDRune(r rune) bool {
 }
 
 // issueFields reads what is worth querying, and names the fields of which there is something: an absent property is none, and
-// neither is one of a wrong type, or null where Linear's schema has none. Webhooks have ids beside the things themselves (`stateId` and
+// neither is one of a wrong type, or null where Linear's schema has none. Webhooks have ids as well as the things themselves (`stateId` and
 // `state`), the API has the things.
 func issueFields(f map[string]*structpb.Value) (s *storev1.IssueState, named []string) {
 	s = &storev1.IssueState{}
@@ -512,7 +512,7 @@ func applyReport(s *storev1.IssueState, w *issueReport, exists bool, now time.Ti
 	return true, true
 }
 
-// applyIssue is applyReport in a change, with the payload beside it: what the report's does not have stays in it.
+// applyIssue is applyReport in a change, which keeps the payload too: what the report's does not have stays in it.
 func applyIssue(tx *object.Tx[issueState], w *issueReport) bool {
 	changed, applied := applyReport(tx.State(), w, tx.Exists(), tx.Now())
 	switch {

@@ -418,7 +418,7 @@ func TestOneBadIssueDoesNotStopTheSync(t *testing.T) {
 			if v := s.issue(t, nobody, bad).GetVersion(); v != again {
 				t.Errorf("it went from version %d to %d", again, v)
 			}
-			// And once Linear has mended it, it is as Linear has it.
+			// And once Linear has corrected it, it is as Linear has it.
 			delete(s.linear.spoilt, bad)
 			s.linear.put(bad, "mended", 9100)
 			want[bad] = "mended"
@@ -487,7 +487,7 @@ func TestAPropertyWithAnErrorStays(t *testing.T) {
 	}
 }
 
-// What is wrong with all of Linear makes it be asked less and less often, with the reason shown, until a run succeeds, somebody asks for
+// What is wrong with all of Linear makes it be asked less and less often, with the reason shown, until a run succeeds, an operator asks for
 // one, or the key is another.
 func TestTheSyncBacksOff(t *testing.T) {
 	t.Parallel()
@@ -534,7 +534,7 @@ func TestTheSyncBacksOff(t *testing.T) {
 		t.Errorf("%v", st)
 	}
 
-	// A rate limit is waited for whoever asks.
+	// A rate limit is waited for, even if an operator asks.
 	s.linear.then(rateLimited(s.clock.now().Add(time.Hour)))
 	if err := s.sync(ctx); err != nil {
 		t.Fatal(err)

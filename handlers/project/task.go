@@ -67,7 +67,7 @@ func ended(s storev1.TaskStatus) bool {
 	return s == succeeded || s == cancelled || s == failed || s == expired
 }
 
-// resumes tells whether only a resume leads from one status to another: what has ended does not go on by itself, and what was cancelled
+// resumes reports whether only a resume leads from one status to another: what has ended does not go on by itself, and what was cancelled
 // does not end otherwise, though a provider may say so of the work that it had done.
 func resumes(from, to storev1.TaskStatus) bool {
 	return ended(from) && !ended(to) || from == cancelled && to != cancelled

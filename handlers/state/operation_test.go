@@ -249,7 +249,7 @@ func TestResults(t *testing.T) {
 	}
 }
 
-// Whoever has lost a lease changes nothing any more, and no token is given twice.
+// A worker that has lost its lease changes nothing any more, and no token is given twice.
 func TestLeases(t *testing.T) {
 	t.Parallel()
 	s, m := &storev1.ObjectState{}, inMemory{}

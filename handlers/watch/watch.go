@@ -151,7 +151,7 @@ func kindOf(m proto.Message) string {
 	return string(of.WhichOneof(of.Descriptor().Oneofs().ByName("of")).Name())
 }
 
-// endsStream tells whether an error is not the item's alone, or will pass: the caller connects again with its cursors. Too many watches
+// endsStream reports whether an error is not the item's alone, or will pass: the caller connects again with its cursors. Too many watches
 // end the stream only if there is room for none of its items: they would end each new stream as well.
 func (s *sender) endsStream(err error, p *errorv1.Problem) bool {
 	if full, ok := errors.AsType[*object.OverloadedError](err); ok && full.What == "streams" {

@@ -296,7 +296,7 @@ func TestTooManyWatches(t *testing.T) {
 	}
 }
 
-// A stream goes on from any cursor without a gap, and begins anew where the object is another one of that id.
+// A stream goes on from any cursor without a gap, and begins again where the object is another one of that id.
 func TestAStreamGoesOnFromAnyCursor(t *testing.T) {
 	t.Parallel()
 	b := setup(t, object.Config{})
@@ -315,7 +315,7 @@ func TestAStreamGoesOnFromAnyCursor(t *testing.T) {
 		again.items["1"] = views[i]
 		again.until(t, "1", "map[e4:x k1:x toy:v4]")
 		if again.resets["1"] != 0 {
-			t.Errorf("from %d it began anew", i)
+			t.Errorf("from %d it began again", i)
 		}
 	}
 	if err := objecttest.Delete(b.ctx, b.toys, "a"); err != nil {

@@ -12,17 +12,11 @@ import (
 	"slices"
 	"strings"
 
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/descriptorpb"
-)
 
-const (
-	ours = "holdfast."
-	// stored is what rows hold, which no caller sees.
-	stored = ours + "store."
+	"holdfast/tools/internal/descriptors"
 )
 
 func main() {
@@ -36,15 +30,7 @@ func main() {
 }
 
 func write(in io.Reader, dir string) error {
-	raw, err := io.ReadAll(in)
-	if err != nil {
-		return err
-	}
-	var set descriptorpb.FileDescriptorSet
-	if err := proto.Unmarshal(raw, &set); err != nil {
-		return err
-	}
-	files, err := protodesc.NewFiles(&set)
+	files, err := descriptors.Read(in)
 	if err != nil {
 		return err
 	}
@@ -58,7 +44,7 @@ func write(in io.Reader, dir string) error {
 
 // page is the file of a package.
 func page(p protoreflect.FullName) string {
-	return strings.ReplaceAll(strings.TrimPrefix(string(p), ours), ".", "-") + ".md"
+	return strings.ReplaceAll(strings.TrimPrefix(string(p), descriptors.Ours), ".", "-") + ".md"
 }
 
 // reference is what one package holds, in the order of its files.
@@ -78,7 +64,7 @@ func packages(files *protoregistry.Files) map[protoreflect.FullName]*reference {
 	out := map[protoreflect.FullName]*reference{}
 	for _, path := range slices.Sorted(maps.Keys(all)) {
 		f := all[path]
-		if pkg := string(f.Package()); !strings.HasPrefix(pkg, ours) || strings.HasPrefix(pkg, stored) {
+		if pkg := string(f.Package()); !strings.HasPrefix(pkg, descriptors.Ours) || strings.HasPrefix(pkg, descriptors.Stored) {
 			continue
 		}
 		r := out[f.Package()]
@@ -191,7 +177,7 @@ func (r *reference) link(f protoreflect.FieldDescriptor) string {
 	in := d.ParentFile().Package()
 	name := short(in, d)
 	switch {
-	case !strings.HasPrefix(string(in), ours):
+	case !strings.HasPrefix(string(in), descriptors.Ours):
 		return name
 	case in == r.name:
 		return "[" + name + "](#" + anchor(name) + ")"

@@ -71,7 +71,7 @@ func WatchAll(ctx context.Context, targets []*Target, token string, sessions []*
 	return w, nil
 }
 
-// Again is how many streams were opened anew.
+// Again is how many streams were opened again.
 func (w *Watchers) Again() int64 { return w.again.Load() }
 
 // Add opens streams for more sessions, over so many more connections, as Watch does.

@@ -67,7 +67,7 @@ type Budget struct {
 // Requests is the dimension of a budget without a name.
 const Requests = "requests"
 
-// Reading is what an answer says. What cannot be understood is as if it were not there, but for its name in Ignored: limits must
+// Reading is what an answer says. What cannot be understood counts as absent, and its name is in Ignored: limits must
 // not depend on what a provider mistypes.
 type Reading struct {
 	// Refused: the provider refused the call for a limit, before it did anything.

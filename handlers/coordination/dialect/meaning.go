@@ -57,7 +57,7 @@ var (
 		persistedquerynotfound persistedquerynotsupported operationresolutionfailure entitynotfound notfound undefinedfield argumentliteralsincompatible`)
 )
 
-// ofGraphQL says what errors mean that an answer of GraphQL has; false where it has none, or something was done beside them.
+// ofGraphQL says what errors mean that an answer of GraphQL has; false where it has none, or something was done despite them.
 func ofGraphQL(body []byte) (Meaning, bool) {
 	document, ok := decode(body)
 	m, isMap := document.(map[string]any)

@@ -506,7 +506,7 @@ type Message struct {
 	Status MessageStatus `protobuf:"varint,5,opt,name=status,proto3,enum=holdfast.conversation.v1.MessageStatus" json:"status,omitempty"`
 	// What is said, where that is all. A message has text or parts, and is answered as it came. At most 256 KiB.
 	Text string `protobuf:"bytes,6,opt,name=text,proto3" json:"text,omitempty"`
-	// What it has beside its text, or instead of it, in order.
+	// What it has in addition to its text, or instead of it, in order.
 	Parts []*Part `protobuf:"bytes,7,rep,name=parts,proto3" json:"parts,omitempty"`
 	// Unset: the server estimates it, by the scripts that its text is written in.
 	TokenCount *int32 `protobuf:"varint,8,opt,name=token_count,json=tokenCount,proto3,oneof" json:"token_count,omitempty"`

@@ -1540,7 +1540,7 @@ type UsageDay struct {
 	Failed int64 `protobuf:"varint,6,opt,name=failed,proto3" json:"failed,omitempty"`
 	// Attempts that failed for now.
 	Retryable int64 `protobuf:"varint,7,opt,name=retryable,proto3" json:"retryable,omitempty"`
-	// Calls of which nobody knows whether they were carried out.
+	// Calls that may or may not have been carried out.
 	Unknown int64 `protobuf:"varint,8,opt,name=unknown,proto3" json:"unknown,omitempty"`
 	// Permits by operation; the 65th and later are counted as "other".
 	Operations map[string]int64 `protobuf:"bytes,9,rep,name=operations,proto3" json:"operations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`

@@ -482,7 +482,7 @@ type Problem_Limit struct {
 }
 
 type Problem_Held struct {
-	// For what somebody else holds.
+	// For what another caller holds.
 	Held *Held `protobuf:"bytes,8,opt,name=held,proto3,oneof"`
 }
 

@@ -1385,7 +1385,7 @@ type CompleteToolCallResponse struct {
 	// As it is now.
 	ToolCall *v11.ToolCall `protobuf:"bytes,1,opt,name=tool_call,json=toolCall,proto3" json:"tool_call,omitempty"`
 	// The frame that tells the model: a toolResponse, or text where a later connection than the call's is open. Send it to the
-	// provider and ingest it. Unset: nobody need be told.
+	// provider and ingest it. Unset: the model need not be told.
 	Send *structpb.Struct `protobuf:"bytes,2,opt,name=send,proto3" json:"send,omitempty"`
 	// The version after the change.
 	Version       int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`

@@ -43,11 +43,11 @@ const (
 	TaskStatus_TASK_STATUS_PAUSED TaskStatus = 4
 	// It is done.
 	TaskStatus_TASK_STATUS_SUCCEEDED TaskStatus = 5
-	// Somebody stopped it.
+	// It was stopped.
 	TaskStatus_TASK_STATUS_CANCELLED TaskStatus = 6
 	// It broke off.
 	TaskStatus_TASK_STATUS_FAILED TaskStatus = 7
-	// The agent waits for somebody: an approval, an answer, a right.
+	// The agent waits for a person: an approval, an answer, a right.
 	TaskStatus_TASK_STATUS_WAITING_FOR_INPUT TaskStatus = 8
 	// The provider gave it up because of its age.
 	TaskStatus_TASK_STATUS_EXPIRED TaskStatus = 9

@@ -215,7 +215,7 @@ export interface ApiHandle {
     request: Without<coordination.ReportRequest, "api" | "requestId" | "ifVersion">,
     options?: Change,
   ): Promise<coordination.ReportResponse>;
-  /** Begins a call that goes out once, whoever tries. */
+  /** Begins a call that goes out once, no matter how many clients try. */
   begin(
     request: Without<coordination.BeginCallRequest, "api" | "requestId" | "ifVersion">,
     options?: Change,

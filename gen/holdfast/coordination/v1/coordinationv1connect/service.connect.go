@@ -103,7 +103,7 @@ type CoordinationServiceClient interface {
 	Acquire(context.Context, *v1.AcquireRequest) (*v1.AcquireResponse, error)
 	// AcquireAndWait is Acquire for who would rather wait than ask again: the stream ends with the answer that it is allowed, or, after
 	// max_wait, with the last refusal. Those who wait at one server have their turns by user, so one user's many calls do not keep
-	// another's waiting; among servers whoever asks first comes first. A heartbeat comes every 15 s. Leaving gives the turn up.
+	// another's waiting; among servers the first to ask comes first. A heartbeat comes every 15 s. Leaving gives the turn up.
 	//
 	//	{"acquire": {"api": "gemini", "operation": "generate"}, "maxWait": "60s"}
 	AcquireAndWait(context.Context, *v1.AcquireAndWaitRequest) (*connect.ServerStreamForClient[v1.AcquireAndWaitResponse], error)
@@ -367,7 +367,7 @@ type CoordinationServiceHandler interface {
 	Acquire(context.Context, *v1.AcquireRequest) (*v1.AcquireResponse, error)
 	// AcquireAndWait is Acquire for who would rather wait than ask again: the stream ends with the answer that it is allowed, or, after
 	// max_wait, with the last refusal. Those who wait at one server have their turns by user, so one user's many calls do not keep
-	// another's waiting; among servers whoever asks first comes first. A heartbeat comes every 15 s. Leaving gives the turn up.
+	// another's waiting; among servers the first to ask comes first. A heartbeat comes every 15 s. Leaving gives the turn up.
 	//
 	//	{"acquire": {"api": "gemini", "operation": "generate"}, "maxWait": "60s"}
 	AcquireAndWait(context.Context, *v1.AcquireAndWaitRequest, *connect.ServerStream[v1.AcquireAndWaitResponse]) error

@@ -430,7 +430,7 @@ export interface Message {
   status: MessageStatus;
   /** What is said, where that is all. A message has text or parts, and is answered as it came. At most 256 KiB. */
   text: string;
-  /** What it has beside its text, or instead of it, in order. */
+  /** What it has in addition to its text, or instead of it, in order. */
   parts: Part[];
   /** Unset: the server estimates it, by the scripts that its text is written in. */
   tokenCount?: number | undefined;
@@ -964,7 +964,7 @@ export interface MessageInput {
   status?: MessageStatus | undefined;
   /** What is said, where that is all. A message has text or parts, and is answered as it came. At most 256 KiB. */
   text?: string | undefined;
-  /** What it has beside its text, or instead of it, in order. */
+  /** What it has in addition to its text, or instead of it, in order. */
   parts?: PartInput[] | undefined;
   /** Unset: the server estimates it, by the scripts that its text is written in. */
   tokenCount?: number | undefined;

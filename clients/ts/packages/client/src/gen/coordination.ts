@@ -61,7 +61,7 @@ export interface CoordinationService {
   /**
    * AcquireAndWait is Acquire for who would rather wait than ask again: the stream ends with the answer that it is allowed, or, after
    * max_wait, with the last refusal. Those who wait at one server have their turns by user, so one user's many calls do not keep
-   * another's waiting; among servers whoever asks first comes first. A heartbeat comes every 15 s. Leaving gives the turn up.
+   * another's waiting; among servers the first to ask comes first. A heartbeat comes every 15 s. Leaving gives the turn up.
    *
    *     {"acquire": {"api": "gemini", "operation": "generate"}, "maxWait": "60s"}
    */
@@ -555,7 +555,7 @@ export interface UsageDay {
   failed: number;
   /** Attempts that failed for now. */
   retryable: number;
-  /** Calls of which nobody knows whether they were carried out. */
+  /** Calls that may or may not have been carried out. */
   unknown: number;
   /** Permits by operation; the 65th and later are counted as "other". */
   operations: { [key: string]: number };

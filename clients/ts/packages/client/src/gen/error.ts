@@ -74,7 +74,7 @@ export interface Problem {
   violations?: Violations | undefined;
   /** For what is full or too large. */
   limit?: Limit | undefined;
-  /** For what somebody else holds. */
+  /** For what another caller holds. */
   held?: Held | undefined;
   /** For a status that does not follow. */
   transition?: Transition | undefined;

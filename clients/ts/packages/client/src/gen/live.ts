@@ -9,7 +9,7 @@ import type * as type from "./type.ts";
  *
  * One lease is the right to speak in a conversation: it is the connection, the floor and the epoch. ConnectLive takes it and says
  * how to connect to the provider; IngestLive renews it with each batch of frames; DisconnectLive gives it back, and without calls
- * it is over after 30 s. Its fencing token is the number of the connection, and rises with each. Whoever has an older one is
+ * it is over after 30 s. Its fencing token is the number of the connection, and rises with each. A client with an older one is
  * refused, reason FENCED, so two devices never speak at once. A holder that fell silent goes on with its token, as long as nobody
  * else has connected.
  *
@@ -104,7 +104,7 @@ export interface CompleteToolCallResponse {
   toolCall?: conversation.ToolCall | undefined;
   /**
    * The frame that tells the model: a toolResponse, or text where a later connection than the call's is open. Send it to the
-   * provider and ingest it. Unset: nobody need be told.
+   * provider and ingest it. Unset: the model need not be told.
    */
   send?: JsonObject | undefined;
   /** The version after the change. */

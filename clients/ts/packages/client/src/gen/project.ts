@@ -825,11 +825,11 @@ export type TaskStatus =
   | "paused"
   /** It is done. */
   | "succeeded"
-  /** Somebody stopped it. */
+  /** It was stopped. */
   | "cancelled"
   /** It broke off. */
   | "failed"
-  /** The agent waits for somebody: an approval, an answer, a right. */
+  /** The agent waits for a person: an approval, an answer, a right. */
   | "waiting_for_input"
   /** The provider gave it up because of its age. */
   | "expired";
