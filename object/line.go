@@ -11,6 +11,9 @@ import (
 	"holdfast/identity"
 )
 
+// ThreadsPerCore is how many threads Go is to run at once on a core: cmd/holdfast sets GOMAXPROCS so.
+const ThreadsPerCore = 2
+
 // lineWait bounds the wait in a Line.
 const lineWait = 4 * time.Second
 
@@ -33,7 +36,8 @@ type places struct {
 
 // NewLine returns an empty Line.
 func NewLine() *Line {
-	return &Line{places: int64(max(1, runtime.GOMAXPROCS(0)-1)), held: map[holder]*places{}}
+	cores := runtime.GOMAXPROCS(0) / ThreadsPerCore
+	return &Line{places: int64(max(1, cores-1)), held: map[holder]*places{}}
 }
 
 // Enter waits for the caller's turn. The work ends with leave. The error is an OverloadedError after four seconds, or that of ctx.

@@ -15,7 +15,7 @@ import (
 
 // However many calls a user sends, others wait for the work of one of them at most.
 func TestAFloodDelaysOthersByOneCall(t *testing.T) { //nolint:paralleltest // it sets how many cores there are
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2 * object.ThreadsPerCore))
 	synctest.Test(t, func(t *testing.T) {
 		l := object.NewLine()
 		const work = time.Second

@@ -8,11 +8,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/alecthomas/kong"
+
+	"holdfast/object"
 )
 
 type cli struct {
@@ -35,7 +38,16 @@ type cli struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	shareCores()
 	os.Exit(Main(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.LookupEnv))
+}
+
+// shareCores lets more threads of Go run at once than there are cores, unless GOMAXPROCS says how many. Then the kernel shares
+// a core, which it does every 3 ms and Go every 10: work that keeps a core busy delays small calls about half as long (make attack-table).
+func shareCores() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(object.ThreadsPerCore * runtime.GOMAXPROCS(0))
+	}
 }
 
 // lookup reads an environment variable.
