@@ -10,6 +10,7 @@ export type * as live from "./gen/live.ts";
 export type * as project from "./gen/project.ts";
 export type { Rpc } from "./gen/rpc.ts";
 export type * as session from "./gen/session.ts";
+export type * as state from "./gen/state.ts";
 export type * as type from "./gen/type.ts";
 export type * as watch from "./gen/watch.ts";
 export type * from "./handles.ts";

@@ -7,7 +7,7 @@ import net, { type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { build } from "esbuild";
+import { type BuildOptions, build } from "esbuild";
 import { type Browser, type BrowserContext, chromium } from "playwright-core";
 import type { World } from "./suite/harness.ts";
 import { run } from "./suite/index.ts";
@@ -17,8 +17,9 @@ export interface Environment {
   stop(): Promise<void>;
 }
 
-async function bundle(entry: string): Promise<string> {
+export async function bundle(entry: string, options: BuildOptions = {}): Promise<string> {
   const result = await build({
+    ...options,
     entryPoints: [fileURLToPath(new URL(entry, import.meta.url))],
     bundle: true,
     format: "esm",
@@ -76,11 +77,14 @@ const config :Workerd.Config = (
 export interface Pages extends Environment {
   browser: Browser;
   origin: string;
+  /** The tests of its suite. */
+  names(): Promise<string[]>;
   page(context: BrowserContext): ReturnType<BrowserContext["newPage"]>;
 }
 
-export async function inChromium(): Promise<Pages> {
-  const script = await bundle("./suite/index.ts");
+/** inChromium runs a suite on a page: the client's, unless a script is given that exports `run`. */
+export async function inChromium(script?: string): Promise<Pages> {
+  script ??= await bundle("./suite/index.ts");
   const library = await bundle("../src/index.ts");
   const server = http.createServer((req, res) => {
     if (req.url === "/suite.js") res.writeHead(200, { "Content-Type": "text/javascript" }).end(script);
@@ -104,6 +108,11 @@ export async function inChromium(): Promise<Pages> {
     browser,
     origin,
     page: open,
+    names: () =>
+      page.evaluate(async () => {
+        const path = "/suite.js";
+        return [...((await import(path)) as typeof import("./suite/index.ts")).tests.keys()];
+      }),
     async run(name, world) {
       const failure = await page.evaluate(
         async ([name, world]) => {
