@@ -53,6 +53,7 @@ type EntryRow struct {
 	Name
 
 	Owner           identity.User
+	Owned           bool // the entry is Owner's alone
 	Collection, Key string
 	Version         int64
 	Body            string
@@ -132,8 +133,12 @@ func (r TermsRow) appendTo(b row) row {
 }
 
 func (r EntryRow) appendTo(b row) row {
-	return r.Name.appendTo(b).text("owner_id", string(r.Owner)).text("collection", r.Collection).text("key", r.Key).
+	b = r.Name.appendTo(b).text("owner_id", string(r.Owner)).text("collection", r.Collection).text("key", r.Key).
 		number("version", r.Version).json("body", r.Body)
+	if r.Owned {
+		b = b.json("owned", "true")
+	}
+	return b
 }
 
 func (r TimerRow) appendTo(b row) row {

@@ -217,8 +217,11 @@ func (d *DB) deleteRows(ctx context.Context, tenant identity.Tenant, user identi
 			if t.name == "usage" {
 				continue // NoteErasure
 			}
-			tag, err := tx.Exec(ctx, "DELETE FROM holdfast."+pgx.Identifier{t.name}.Sanitize()+
-				" WHERE tenant_id = $1 AND owner_id = $2", string(tenant), string(user))
+			sql := "DELETE FROM holdfast." + pgx.Identifier{t.name}.Sanitize() + " WHERE tenant_id = $1 AND owner_id = $2"
+			if t.name == "entries" {
+				sql += " AND NOT owned" // an owned entry goes with a change of its object
+			}
+			tag, err := tx.Exec(ctx, sql, string(tenant), string(user))
 			if err != nil {
 				return err
 			}
@@ -299,13 +302,12 @@ func (d *DB) MentioningStates(ctx context.Context, m Mention, last dbsqlc.FindMe
 // MentionsPage is how many rows MentioningStates, MentioningEntries and MentioningEvents return at most.
 const MentionsPage = 200
 
-// MentioningEntries lists entries that mention the user, behind the one that was last.
-// Entries whose keys begin with one of the prefixes are the user's as well.
-func (d *DB) MentioningEntries(ctx context.Context, m Mention, prefixes []string, last dbsqlc.FindMentioningEntriesRow) (out []dbsqlc.FindMentioningEntriesRow, err error) {
+// MentioningEntries lists entries that belong to the user or mention the user, after the one that was last.
+func (d *DB) MentioningEntries(ctx context.Context, m Mention, last dbsqlc.FindMentioningEntriesRow) (out []dbsqlc.FindMentioningEntriesRow, err error) {
 	err = d.tenantQueries(ctx, m.Tenant, func(q *dbsqlc.Queries) (err error) {
 		out, err = q.FindMentioningEntries(ctx, dbsqlc.FindMentioningEntriesParams{
 			TenantID: string(m.Tenant), AfterKind: last.Kind, AfterObjectID: last.ObjectID, AfterCollection: last.Collection, AfterKey: last.Key,
-			Needles: m.needles(), Mention: string(m.User), Inside: m.Inside, Prefixes: prefixes, PageSize: MentionsPage,
+			Needles: m.needles(), Mention: string(m.User), Inside: m.Inside, PageSize: MentionsPage,
 		})
 		return err
 	})
@@ -409,7 +411,7 @@ func (d *DB) CountMentions(ctx context.Context, m Mention) (Rows, error) {
 	if err != nil {
 		return found, err
 	}
-	asleep, err := d.MentioningSleepers(ctx, m, nil)
+	asleep, err := d.MentioningSleepers(ctx, m)
 	if len(asleep) > 0 {
 		found["sleepers"] = int64(len(asleep))
 	}

@@ -306,6 +306,17 @@ func (im *importer) run(ctx context.Context, r io.ReadSeeker) error {
 	if err == nil {
 		err = im.flush(ctx)
 	}
+	if err == nil {
+		err = im.dropStrays(ctx)
+	}
+	return err
+}
+
+// dropStrays deletes owned entries whose objects are not there: the export of one user has none of the tenant's objects.
+func (im *importer) dropStrays(ctx context.Context) error {
+	tag, err := im.tx.Exec(ctx, `DELETE FROM holdfast.entries x WHERE x.tenant_id = $1 AND x.owned AND NOT EXISTS (
+		SELECT FROM holdfast.objects o WHERE o.tenant_id = $1 AND o.kind = x.kind AND o.object_id = x.object_id OFFSET 0)`, string(im.tenant))
+	im.stored["entries"] -= tag.RowsAffected()
 	return err
 }
 

@@ -108,6 +108,16 @@ func (p *Pipeline) ListEntriesBefore(a dbsqlc.ListEntriesBeforeParams, each func
 	query(p, dbsqlc.ListEntriesBefore, a, each)
 }
 
+// ListOwnEntriesAfter queues dbsqlc.ListOwnEntriesAfter, whose rows are those of ListEntriesAfter.
+func (p *Pipeline) ListOwnEntriesAfter(a dbsqlc.ListOwnEntriesAfterParams, each func(*dbsqlc.ListEntriesAfterRow) error) {
+	query(p, dbsqlc.ListOwnEntriesAfter, a, each)
+}
+
+// ListOwnEntriesBefore queues dbsqlc.ListOwnEntriesBefore, whose rows are those of ListEntriesAfter.
+func (p *Pipeline) ListOwnEntriesBefore(a dbsqlc.ListOwnEntriesBeforeParams, each func(*dbsqlc.ListEntriesAfterRow) error) {
+	query(p, dbsqlc.ListOwnEntriesBefore, a, each)
+}
+
 // ListEvents queues dbsqlc.ListEvents.
 func (p *Pipeline) ListEvents(a dbsqlc.ListEventsParams, each func(*dbsqlc.ListEventsRow) error) {
 	query(p, dbsqlc.ListEvents, a, each)

@@ -51,7 +51,7 @@ func plans(tenant identity.Tenant) []plan {
 			"LoadEntries", dbsqlc.LoadEntries,
 			dbsqlc.LoadEntriesParams{
 				Ords: []int32{0, 1, 2}, Kinds: []string{"k", "k", "k"}, Ids: []string{"o1", "o1", "o2"}, Collections: []string{"c", "c", "c"},
-				Keys: []string{"000000000001", "none", "000000000002"}, TenantID: id,
+				Keys: []string{"000000000001", "none", "000000000002"}, Readers: []string{"alice", "", "alice"}, TenantID: id,
 			},
 			[]string{entries + `.*key = `},
 			2, 2, false,
@@ -115,6 +115,22 @@ func plans(tenant identity.Tenant) []plan {
 			},
 			[]string{`Index Scan Backward using entries_pkey .*Index Cond: \(\(?` + byID + `collection = .*key < `},
 			50, 101, false, // each is counted, and read
+		},
+		{
+			"ListOwnEntriesAfter", dbsqlc.ListOwnEntriesAfter,
+			dbsqlc.ListOwnEntriesAfterParams{
+				TenantID: id, OwnerID: "alice", Kind: "k", ObjectID: "ledger", Collection: "c", PageSize: 40, MostBytes: 1 << 20,
+			},
+			[]string{`Index Scan using entries_owner_idx .*Index Cond: \(\(?tenant_id = .*owner_id = .*` + `collection = .*key > `},
+			40, 81, false, // each is counted, and read
+		},
+		{
+			"ListOwnEntriesBefore", dbsqlc.ListOwnEntriesBefore,
+			dbsqlc.ListOwnEntriesBeforeParams{
+				TenantID: id, OwnerID: "alice", Kind: "k", ObjectID: "ledger", Collection: "c", BeforeKey: "999999999999", PageSize: 40, MostBytes: 1 << 20,
+			},
+			[]string{`Index Scan Backward using entries_owner_idx .*Index Cond: \(\(?tenant_id = .*owner_id = .*` + `collection = .*key < `},
+			40, 81, false, // each is counted, and read
 		},
 		{
 			"ListEvents", dbsqlc.ListEvents,
@@ -271,6 +287,9 @@ func (b *testBundle) fillPlans(t *testing.T, from, to int) {
 			create_time, update_time, activity_time)
 		SELECT $1, 'owned', 'o' || i, CASE WHEN i % 1000 = 0 THEN 'alice' ELSE 'user' || i % 100 END, 0, 1, 1, '{"a": 1}', now(), now(), now() + i * interval '1 second'
 		FROM generate_series($2::integer, $3::integer) i`, string(b.Tenant), from, to)
+	b.exec(t, `INSERT INTO holdfast.entries (tenant_id, kind, object_id, owner_id, collection, key, version, body, owned)
+		SELECT $1, 'k', 'ledger', CASE WHEN i % 1000 = 0 THEN 'alice' ELSE 'user' || i % 100 END, 'c', lpad(i::text, 12, '0'), 1, '{"a": 1}', true
+		FROM generate_series($2::integer, $3::integer) i WHERE i % 100 = 0`, string(b.Tenant), from, to)
 }
 
 func (b *testBundle) checkPlan(t *testing.T, p *plan, large bool) {

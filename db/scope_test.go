@@ -222,6 +222,47 @@ func TestRowLevelSecurity(t *testing.T) {
 	}
 }
 
+// An owned entry is seen by its owner and by services, whoever has the object; one without an owner by services alone.
+func TestOwnedEntriesAreTheirOwners(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.exec(t, `INSERT INTO holdfast.entries SELECT $1, 'conversation', 'shared', 'ledger', k, o, 1, '{}', true
+		FROM (VALUES ('a', 'alice'), ('b', 'bob'), ('s', '')) v (k, o)`, string(b.Tenant))
+	for name, c := range map[string]struct {
+		scope
+		sees []string
+	}{
+		"a user":       {scope{owners: "{alice}"}, []string{"a"}},
+		"two users":    {scope{owners: "{alice,bob}"}, []string{"a", "b"}},
+		"nobody":       {scope{}, nil},
+		"another user": {scope{owners: "{eve}"}, nil},
+		"a service":    {scope{service: "on"}, []string{"a", "b", "s"}},
+	} {
+		c.role, c.tenant = db.RoleApp, b.Tenant
+		b.as(t, c.scope, func(tx pgx.Tx) {
+			rows, err := tx.Query(b.ctx, "SELECT key FROM holdfast.entries ORDER BY key")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := pgx.CollectRows(rows, pgx.RowTo[string]); err != nil || !slices.Equal(got, c.sees) {
+				t.Errorf("%s sees %v, want %v, %v", name, got, c.sees, err)
+			}
+		})
+	}
+	for _, sql := range []string{
+		`INSERT INTO holdfast.entries VALUES (current_setting('app.tenant'), 'conversation', 'shared', 'ledger', 'n', 'bob', 1, '{}', true)`,
+		`INSERT INTO holdfast.entries VALUES (current_setting('app.tenant'), 'conversation', 'shared', 'ledger', 'n', '', 1, '{}', true)`,
+		`UPDATE holdfast.entries SET owner_id = 'bob'`,
+		`UPDATE holdfast.entries SET owner_id = ''`,
+	} {
+		b.as(t, scope{role: db.RoleApp, tenant: b.Tenant, owners: "{alice}"}, func(tx pgx.Tx) {
+			if _, err := tx.Exec(b.ctx, sql); sqlState(err) != denied {
+				t.Errorf("%s: %v", sql, err)
+			}
+		})
+	}
+}
+
 // User ids travel as the text of an array, and none of them may mean another.
 func TestOwnersWithOddNames(t *testing.T) {
 	t.Parallel()

@@ -138,13 +138,9 @@ func (d *DB) Wake(ctx context.Context, at Sleeper) (woke bool, err error) {
 	return woke, err
 }
 
-// MentioningSleepers lists the objects that sleep on something that may mention the user, or that has an entry whose key begins with
-// one of the prefixes.
-func (d *DB) MentioningSleepers(ctx context.Context, m Mention, prefixes []string) (found []Sleeper, err error) {
+// MentioningSleepers lists the objects that sleep on something that may mention the user.
+func (d *DB) MentioningSleepers(ctx context.Context, m Mention) (found []Sleeper, err error) {
 	needles := append(m.needles(), hex.EncodeToString([]byte(m.User))) // in a reply
-	for _, prefix := range prefixes {
-		needles = append(needles, `"key": "`+escapeJSON.Replace(prefix))
-	}
 	next := dbsqlc.ListSleepersParams{TenantID: string(m.Tenant)}
 	for {
 		var page []dbsqlc.ListSleepersRow

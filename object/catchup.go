@@ -2,9 +2,7 @@ package object
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -41,6 +39,7 @@ type gap struct {
 	last   Version
 	within int
 	reset  bool
+	reader reader
 }
 
 const (
@@ -221,6 +220,7 @@ func (rt *Runtime) readGaps(ctx context.Context, scope db.Scope, reads []*catchU
 			wanted.Ids = append(wanted.Ids, string(a.key.id))
 			wanted.Collections = append(wanted.Collections, e.Collection)
 			wanted.Keys = append(wanted.Keys, e.Key)
+			wanted.Readers = append(wanted.Readers, a.reader.column())
 		}
 	}
 	if len(wanted.Ords) > 0 {
@@ -256,6 +256,7 @@ func measure(ctx context.Context, tx *db.Transaction, t identity.Tenant, reads [
 			m.Ids = append(m.Ids, string(a.key.id))
 			m.Collections = append(m.Collections, e.Collection)
 			m.Keys = append(m.Keys, e.Key)
+			m.Readers = append(m.Readers, a.reader.column())
 		}
 	}
 	if len(m.Ords) <= unmeasured {
@@ -342,24 +343,26 @@ func (a *catchUpRead) explains() bool {
 		!slices.ContainsFunc(a.events, func(e dbsqlc.ListEventsRow) bool { return e.EventTime.Equal(a.rec.create) || e.Undo == cutNote })
 }
 
-// want lists the entries that the events put or deleted.
+// want lists the entries that the events put or deleted, of those that the reader may see.
 func (a *catchUpRead) want() error {
 	a.index = map[entryKey]int{}
 	for i, e := range a.events {
-		keys, err := undoKeys(e.Undo)
+		u, err := parseUndo(e.Undo)
 		if err != nil {
 			return err
 		}
-		keys = slices.DeleteFunc(keys, func(k entryKey) bool { return a.kind.collections[k.collection] == nil }) // a newer release's
+		notes := slices.DeleteFunc(u.Entries, func(n noted) bool {
+			return a.kind.collections[n.collection] == nil || !a.reader.may(n.owner) // a newer release's, or another user's
+		})
 		if i == 0 {
-			keys = keys[min(a.within, len(keys)):]
+			notes = notes[min(a.within, len(notes)):]
 		}
-		for _, k := range keys {
-			if _, ok := a.index[k]; ok {
+		for _, n := range notes {
+			if _, ok := a.index[n.entryKey]; ok {
 				continue
 			}
-			a.index[k] = len(a.entries)
-			a.entries = append(a.entries, EntryChange{Collection: k.collection, Entry: Entry{Key: k.key}})
+			a.index[n.entryKey] = len(a.entries)
+			a.entries = append(a.entries, EntryChange{Collection: n.collection, Entry: Entry{Key: n.key}})
 		}
 		a.ends = append(a.ends, len(a.entries))
 	}
@@ -396,21 +399,4 @@ func (a *catchUpRead) answer(c *catchUpRequest, now time.Time) (*update, error) 
 		}
 		return u, nil
 	}
-}
-
-// undoKeys reads which entries a stored undo is about.
-func undoKeys(undo string) ([]entryKey, error) {
-	var u struct {
-		Entries [][3]json.RawMessage `json:"entries"`
-	}
-	if err := json.Unmarshal([]byte(undo), &u); err != nil {
-		return nil, fmt.Errorf("object: stored undo cannot be read: %w", err)
-	}
-	keys := make([]entryKey, len(u.Entries))
-	for i, e := range u.Entries {
-		if err := errors.Join(json.Unmarshal(e[0], &keys[i].collection), json.Unmarshal(e[1], &keys[i].key)); err != nil {
-			return nil, fmt.Errorf("object: stored undo cannot be read: %w", err)
-		}
-	}
-	return keys, nil
 }

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"holdfast/db"
 	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
@@ -154,8 +152,8 @@ func (rt *Runtime) commitSure(works []*work) {
 			}
 			return
 		}
-		if errors.Is(err, db.ErrForbidden) || errors.Is(err, db.ErrFenced) && works[0].base == nil {
-			// A row that the caller may not see is in the way.
+		if errors.Is(err, db.ErrForbidden) || errors.Is(err, db.ErrFenced) && (works[0].base == nil || len(works[0].kind.owned) > 0) {
+			// A row that the caller may not see is in the way: the object's, or an owned entry's.
 			if err = ErrNotFound; works[0].base == nil {
 				err = ErrExists
 			}
@@ -327,6 +325,7 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) {
 			wanted.Ids = append(wanted.Ids, string(w.box.key.id))
 			wanted.Collections = append(wanted.Collections, k.collection)
 			wanted.Keys = append(wanted.Keys, k.key)
+			wanted.Readers = append(wanted.Readers, "") // of many changes; each is told of what its caller may see
 		}
 	}
 	if len(wanted.Ords) > 0 {
@@ -342,7 +341,7 @@ func (w *work) take(r *dbsqlc.LoadEntriesRow) error {
 	k := entryKey{r.Collection, r.Key}
 	value, newer, err := decode(w.kind.collections[r.Collection], r.Body)
 	if err == nil {
-		w.loaded[k] = value
+		w.loaded[k] = held{value, ownerOf(r.Owned, r.OwnerID)}
 	}
 	if newer {
 		if w.newer == nil {
@@ -442,14 +441,14 @@ func (w *work) settleDoubt() {
 func (w *work) forget() {
 	w.base, w.asleep, w.known, w.newer, w.optimistic = nil, false, nil, nil, false
 	w.ranges.loaded = nil
-	w.loaded = map[entryKey]proto.Message{}
+	w.loaded = map[entryKey]held{}
 	for _, c := range w.changes {
 		for _, k := range slices.Concat(c.opts.prefetch, c.opts.absent) {
-			w.loaded[k] = nil
+			w.loaded[k] = held{}
 		}
 	}
 	for _, k := range w.missing {
-		w.loaded[k] = nil
+		w.loaded[k] = held{}
 	}
 	w.missing = nil
 }
@@ -470,7 +469,7 @@ func (w *work) wanted() []entryKey {
 func (w *work) admitAbsent() {
 	for _, k := range w.missing {
 		if _, ok := w.loaded[k]; !ok {
-			w.loaded[k] = nil
+			w.loaded[k] = held{}
 		}
 	}
 }

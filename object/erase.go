@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -35,8 +34,8 @@ type Erased struct {
 // longID is from how many bytes on an id is taken out of running text, too: a shorter one is part of ordinary words.
 const longID = 8
 
-// EraseUser deletes all that belongs to a user of the caller's tenant, API keys included, and takes the user's id out of
-// what belongs to others: there it becomes a pseudonym, which is the same everywhere and tells nothing. Of an object that
+// EraseUser deletes all that belongs to a user of the caller's tenant, owned entries in others' objects and API keys included, and
+// takes the user's id out of what belongs to others: there it becomes a pseudonym, which is the same everywhere and tells nothing. Of an object that
 // is a change like any other; the journal, which could undo it, is rewritten too. What a kind says is personal goes
 // from the tenant's objects as well; see KindConfig. Replies that mention the user are forgotten: a retry of such a request
 // gets an empty one. The request ids that the user chose are forgotten, too.
@@ -105,7 +104,7 @@ type eraser struct {
 	mention   db.Mention
 	user      string
 	pseudonym string
-	// cut are objects that had the user's entries: their history goes.
+	// cut are objects with owned entries, of which some were the user's: their history goes.
 	cut map[key]struct{}
 }
 
@@ -119,7 +118,7 @@ func newEraser(rt *Runtime, caller identity.Identity, user identity.User) *erase
 
 // wake wakes the objects whose sleepers mention the user, and returns whether there were any.
 func (e *eraser) wake(ctx context.Context) (woke bool, err error) {
-	found, err := e.rt.db.MentioningSleepers(ctx, e.mention, e.prefixes())
+	found, err := e.rt.db.MentioningSleepers(ctx, e.mention)
 	if err != nil {
 		return false, err
 	}
@@ -157,7 +156,7 @@ func (e *eraser) objects(ctx context.Context) (int, error) {
 	}
 	var last dbsqlc.FindMentioningEntriesRow
 	for {
-		page, err := e.rt.db.MentioningEntries(ctx, e.mention, e.prefixes(), last)
+		page, err := e.rt.db.MentioningEntries(ctx, e.mention, last)
 		if err != nil || len(page) == 0 {
 			return len(changed), err
 		}
@@ -176,14 +175,14 @@ func (e *eraser) objects(ctx context.Context) (int, error) {
 			}
 			body, differs, err := e.json(kind, []byte(r.Body), kind.entryDescriptor(r.Collection))
 			renamed := e.text(r.Key)
-			owned := err == nil && e.owns(kind, r.Key, []byte(r.Body), kind.entryDescriptor(r.Collection))
+			owned := err == nil && e.owns(kind, ownerOf(r.Owned, r.OwnerID), []byte(r.Body), kind.entryDescriptor(r.Collection))
 			if owned || differs || renamed != r.Key {
 				changed[k] = struct{}{}
 			}
 			switch {
 			case err != nil:
 			case owned:
-				if kind.personalKeys != nil {
+				if len(kind.owned) > 0 {
 					e.cut[k] = struct{}{}
 				}
 				err = e.rt.db.DeleteEntry(ctx, dbsqlc.DeleteEntryParams{
@@ -210,21 +209,9 @@ func (e *eraser) objects(ctx context.Context) (int, error) {
 	}
 }
 
-// prefixes are what the keys of the user's entries begin with.
-func (e *eraser) prefixes() (out []string) {
-	e.rt.mu.Lock()
-	defer e.rt.mu.Unlock()
-	for _, k := range e.rt.kinds {
-		if k.personalKeys != nil {
-			out = append(out, k.personalKeys(identity.User(e.user)))
-		}
-	}
-	return out
-}
-
-// owns tells whether an entry is the user's, by its key or by what is stored of it.
-func (e *eraser) owns(k *kind, key string, stored []byte, d protoreflect.MessageDescriptor) bool {
-	if k.personalKeys != nil && strings.HasPrefix(key, k.personalKeys(identity.User(e.user))) {
+// owns reports whether an entry is the user's, by its owner or by what is stored of it.
+func (e *eraser) owns(k *kind, owner *identity.User, stored []byte, d protoreflect.MessageDescriptor) bool {
+	if owner != nil && string(*owner) == e.user {
 		return true
 	}
 	value, err := parseAny(stored)
@@ -271,15 +258,15 @@ func (e *eraser) change(ctx context.Context, at key, keys []entryKey) (differs b
 			}
 		}
 		for _, k := range keys {
-			old := t.Entry(k.collection, k.key)
-			if old == nil {
+			old := t.entry(k)
+			if old.value == nil {
 				continue
 			}
-			stored, err := kind.rt.encoder.encode(old)
+			stored, err := kind.rt.encoder.encode(old.value)
 			if err != nil {
 				return err
 			}
-			if e.owns(kind, k.key, []byte(stored), kind.entryDescriptor(k.collection)) {
+			if e.owns(kind, old.owner, []byte(stored), kind.entryDescriptor(k.collection)) {
 				t.DeleteEntry(k.collection, k.key)
 				differs = true
 				continue
@@ -297,7 +284,7 @@ func (e *eraser) change(ctx context.Context, at key, keys []entryKey) (differs b
 				t.DeleteEntry(k.collection, k.key)
 			}
 			if changed || renamed != k.key {
-				t.Put(k.collection, renamed, value)
+				t.stage(k.collection, renamed, value, old.owner)
 				differs = true
 			}
 		}
@@ -310,7 +297,7 @@ func (e *eraser) change(ctx context.Context, at key, keys []entryKey) (differs b
 	if err := e.rt.submit(ctx, kind, at.id, c); err != nil && !errors.Is(err, ErrNotFound) {
 		return false, fmt.Errorf("%s %s: %w", at.kind, at.id, err)
 	}
-	if differs && kind.personalKeys != nil {
+	if differs && len(kind.owned) > 0 {
 		e.cut[at] = struct{}{}
 	}
 	return differs, nil
@@ -346,7 +333,7 @@ func (e *eraser) events(ctx context.Context) (n int, err error) {
 			if !theirs && !differs && !inType && !inRequestID && !inReply {
 				continue
 			}
-			if at := (key{e.caller.Tenant, r.Kind, ID(r.ObjectID)}); kind.personalKeys != nil {
+			if at := (key{e.caller.Tenant, r.Kind, ID(r.ObjectID)}); len(kind.owned) > 0 {
 				if _, done := e.cut[at]; !done {
 					cut, err := e.cutHistory(ctx, at)
 					if n += cut; err != nil {
@@ -403,7 +390,7 @@ func (e *eraser) undo(kindName string, stored []byte) ([]byte, bool, error) {
 	entries, _ := u["entries"].([]any)
 	for _, x := range entries {
 		entry, _ := x.([]any)
-		if len(entry) != 3 {
+		if len(entry) < 3 { // a fourth is its owner
 			continue
 		}
 		collection, _ := entry[0].(string)

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/sourcecontextpb"
 	"google.golang.org/protobuf/types/known/typepb"
 
@@ -193,7 +194,7 @@ func testEraseUser(t *testing.T, user identity.User) {
 	}
 }
 
-// What a kind says is personal goes as a whole: entries, by what they hold or by their keys, elements of lists, and the
+// What a kind says is personal goes as a whole: entries, by what they hold or by their owners, elements of lists, and the
 // texts of what is neither. It is gone from what is deleted, and from all by which a change could be undone.
 func TestEraseUserRemovesWhatIsPersonal(t *testing.T) {
 	t.Parallel()
@@ -203,7 +204,8 @@ func TestEraseUserRemovesWhatIsPersonal(t *testing.T) {
 		config := toyConfig()
 		config.Name = "personal"
 		config.Personal = []object.Personal{{Message: &typepb.Field{}, User: "name"}, {Message: &sourcecontextpb.SourceContext{}, User: "file_name"}}
-		config.PersonalKeys = func(u identity.User) string { return "key-" + string(u[:1]) + "/" }
+		config.Collections = map[string]proto.Message{toyOther: &typepb.Field{}, "owned": &typepb.EnumValue{}}
+		config.Owned, config.Recent = []string{"owned"}, toyOther
 		k := object.Register(rt, config)
 		service := b.AsService(t)
 		for i, user := range []identity.User{"ada", "bob", "ada", "bob"} {
@@ -211,7 +213,7 @@ func TestEraseUserRemovesWhatIsPersonal(t *testing.T) {
 				tx.State().SourceContext = &sourcecontextpb.SourceContext{FileName: string(user)}
 				tx.State().Fields = append(tx.State().Fields, &typepb.Field{Name: string(user), TypeUrl: "secret of " + string(user)})
 				tx.Put(toyOther, fmt.Sprint(i), &typepb.Field{Name: string(user), TypeUrl: "secret of " + string(user)})
-				tx.Put(toyEntries, "key-"+string(user[:1])+"/1", &typepb.EnumValue{Name: "secret of " + string(user)})
+				tx.PutFor(user, "owned", "key-"+string(user[:1])+"/1", &typepb.EnumValue{Name: "secret of all"})
 				return nil
 			}, object.Upsert(), object.Shared(), object.Request("secret of "+string(user)+fmt.Sprint(i), &typepb.EnumValue{})); err != nil {
 				t.Fatal(err)

@@ -62,13 +62,35 @@ type undo struct {
 	Nulls []string `json:"nulls"`
 	// In has the differences within fields that State does not have as a whole.
 	In      map[string]*node      `json:"in"`
-	Entries [][3]json.RawMessage  `json:"entries"`
+	Entries []noted               `json:"entries"`
 	Timers  map[string]*time.Time `json:"timers"`
 	// Created: the object did not exist before. Revived: it was deleted before.
 	Created bool `json:"created"`
 	Revived bool `json:"revived"`
 	// Cut: the old values were erased.
 	Cut bool `json:"cut"`
+}
+
+// noted is an entry that a change replaced: [collection, key, old value], and behind them the owner of an owned one.
+type noted struct {
+	entryKey
+
+	old   json.RawMessage // nil: there was none
+	owner *identity.User
+}
+
+func (n *noted) UnmarshalJSON(b []byte) error {
+	var e [4]json.RawMessage
+	if err := json.Unmarshal(b, &e); err != nil {
+		return err
+	}
+	if string(e[2]) != "null" {
+		n.old = e[2]
+	}
+	if e[3] == nil {
+		e[3] = json.RawMessage("null")
+	}
+	return errors.Join(json.Unmarshal(e[0], &n.collection), json.Unmarshal(e[1], &n.key), json.Unmarshal(e[3], &n.owner))
 }
 
 // fields are the top-level fields that differ.
@@ -85,23 +107,13 @@ func parseUndo(stored string) (u undo, err error) {
 	return u, nil
 }
 
-// each calls do for every entry that the change replaced; old is nil if the entry did not exist.
-func (u *undo) each(do func(k entryKey, old json.RawMessage)) error {
-	for _, e := range u.Entries {
-		var k entryKey
-		if err := errors.Join(json.Unmarshal(e[0], &k.collection), json.Unmarshal(e[1], &k.key)); err != nil {
-			return fmt.Errorf("object: stored undo cannot be read: %w", err)
-		}
-		old := e[2]
-		if string(old) == "null" {
-			old = nil
-		}
-		do(k, old)
-	}
-	return nil
+// storedEntry is an entry as it is stored, or was.
+type storedEntry struct {
+	body  json.RawMessage // nil: it did not exist
+	owner *identity.User
 }
 
-// Past is an object as it was at a moment. It holds only the entries that differ from what is stored now.
+// Past is an object as it was at a moment, as far as the caller may see it. It holds only the entries that differ from what is stored now.
 type Past struct {
 	kind    *kind
 	refused error // why it could not be read; the rest is not set then
@@ -115,7 +127,7 @@ type Past struct {
 	state   map[string]json.RawMessage
 	schema  int32
 	timers  map[string]time.Time
-	entries map[entryKey]json.RawMessage // nil: it did not exist
+	entries map[entryKey]storedEntry
 }
 
 // Info returns the object's info at that moment, without its expiry, and without its update time if the journal no longer has that
@@ -147,11 +159,12 @@ func (p *Past) decode() (state proto.Message, newer bool, err error) {
 
 // rewinder walks back through one object's history, in one snapshot of the database.
 type rewinder struct {
-	db   *db.DB
-	tx   *db.Transaction
-	kind *kind
-	key  key
-	past Past
+	db     *db.DB
+	tx     *db.Transaction
+	kind   *kind
+	key    key
+	reader reader
+	past   Past
 
 	events    []dbsqlc.ListEventsBackRow // read, and not undone yet; the first is the one that made past.version
 	exhausted bool                       // the journal has no more
@@ -206,7 +219,7 @@ func (k *kind) begin(ctx context.Context, id ID) (*rewinder, error) {
 		return nil, err
 	}
 	d := k.rt.db
-	r := &rewinder{db: d, kind: k, key: key{caller.Tenant, k.name, id}, done: func() {}}
+	r := &rewinder{db: d, kind: k, key: key{caller.Tenant, k.name, id}, reader: k.reader(caller), done: func() {}}
 	var row *dbsqlc.ViewObjectsRow
 	err = k.rt.awake(ctx, r.key, func() (err error) {
 		p := d.NewSnapshot(callerScope(caller))
@@ -228,7 +241,7 @@ func (k *kind) begin(ctx context.Context, id ID) (*rewinder, error) {
 	}
 	r.past = Past{
 		kind: k, owner: identity.User(row.OwnerID), create: row.CreateTime, current: Version(row.Version), gone: row.Deleted,
-		version: Version(row.Version), schema: row.SchemaVersion, entries: map[entryKey]json.RawMessage{},
+		version: Version(row.Version), schema: row.SchemaVersion, entries: map[entryKey]storedEntry{},
 	}
 	if !row.Deleted {
 		err = json.Unmarshal([]byte(row.State), &r.past.state)
@@ -349,7 +362,12 @@ func (r *rewinder) undo(e *dbsqlc.ListEventsBackRow, at Moment) error {
 		}
 	}
 	p.version--
-	return u.each(func(k entryKey, old json.RawMessage) { p.entries[k] = old })
+	for _, n := range u.Entries {
+		if r.reader.may(n.owner) {
+			p.entries[n.entryKey] = storedEntry{n.old, n.owner}
+		}
+	}
+	return nil
 }
 
 // undo reverts a change of the state.
@@ -441,7 +459,7 @@ func (k *Kind[S]) EntriesAt(ctx context.Context, id ID, at Moment, collection st
 				if len(stored) > 0 && stored[0].Key == differ[0].key {
 					stored = stored[1:]
 				}
-				if old := r.past.entries[differ[0]]; old != nil {
+				if old := r.past.entries[differ[0]].body; old != nil {
 					err = add(differ[0].key, string(old))
 				}
 				differ = differ[1:]
@@ -456,11 +474,9 @@ func (k *Kind[S]) EntriesAt(ctx context.Context, id ID, at Moment, collection st
 
 // entries reads n stored entries, or fewer if they fill an answer. more: there may be others.
 func (r *rewinder) entries(ctx context.Context, collection, after string, n int) (rows []dbsqlc.ListEntriesAfterRow, more bool, err error) {
-	pipe, bytes := r.tx.Next(), 0
-	pipe.ListEntriesAfter(dbsqlc.ListEntriesAfterParams{
-		TenantID: string(r.key.tenant), Kind: r.key.kind, ObjectID: string(r.key.id), Collection: collection, AfterKey: after,
-		PageSize: int32(n), MostBytes: AnswerBytes, //nolint:gosec // a page's size
-	}, func(row *dbsqlc.ListEntriesAfterRow) error {
+	pipe, bytes, by := r.tx.Next(), 0, r.reader
+	by.all = by.all || !slices.Contains(r.kind.owned, collection)
+	queuePage(pipe, r.key, collection, by, Range{After: after}, n, AnswerBytes, func(row *dbsqlc.ListEntriesAfterRow) error {
 		rows = append(rows, *row)
 		bytes += len(row.Body)
 		return r.spend(len(row.Body))
@@ -512,14 +528,16 @@ func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (H
 			Version: Version(row.Version), Type: row.EventType, Actor: identity.User(row.Actor), Time: row.EventTime,
 			RequestID: row.RequestID, Fields: u.fields(), Timers: slices.Sorted(maps.Keys(u.Timers)),
 		}
-		err = u.each(func(k entryKey, _ json.RawMessage) {
-			e.Entries = append(e.Entries, EntryChange{Collection: k.collection, Entry: Entry{Key: k.key}})
-		})
+		for _, n := range u.Entries {
+			if r.reader.may(n.owner) {
+				e.Entries = append(e.Entries, EntryChange{Collection: n.collection, Entry: Entry{Key: n.key}})
+			}
+		}
 		// The undo has every name that the answer has, and values too, so it is an upper bound.
 		if page.More = len(page.Events) == int(n) || !room.Fits(itemOverhead+len(row.Undo)); !page.More {
 			page.Events = append(page.Events, e)
 		}
-		return err
+		return nil
 	})
 	err = r.tx.Read(ctx, pipe)
 	page.More = page.More || bytes > AnswerBytes
@@ -584,7 +602,7 @@ func (k *Kind[S]) PastWhole(ctx context.Context, id ID, at Moment) (*Past, error
 		pipe := r.tx.Next()
 		pipe.ListAllEntries(dbsqlc.ListAllEntriesParams{
 			TenantID: string(r.key.tenant), Kind: k.name, ObjectID: string(id), AfterCollection: after.collection, AfterKey: after.key,
-			PageSize: rewindPage,
+			PageSize: rewindPage, Reader: r.reader.column(),
 		}, func(row *dbsqlc.ListAllEntriesRow) error {
 			n++
 			after = entryKey{row.Collection, row.Key}
@@ -592,7 +610,7 @@ func (k *Kind[S]) PastWhole(ctx context.Context, id ID, at Moment) (*Past, error
 				return err
 			}
 			if _, differs := p.entries[after]; !differs {
-				p.entries[after] = json.RawMessage(row.Body)
+				p.entries[after] = storedEntry{json.RawMessage(row.Body), ownerOf(row.Owned, row.OwnerID)}
 			}
 			return nil
 		})
@@ -603,7 +621,7 @@ func (k *Kind[S]) PastWhole(ctx context.Context, id ID, at Moment) (*Past, error
 			break
 		}
 	}
-	maps.DeleteFunc(p.entries, func(_ entryKey, body json.RawMessage) bool { return body == nil })
+	maps.DeleteFunc(p.entries, func(_ entryKey, e storedEntry) bool { return e.body == nil })
 	if len(p.entries) > maxRewritten {
 		return nil, fmt.Errorf("%w: the object has more than %d entries, too many for one change", ErrInvalid, maxRewritten)
 	}
@@ -657,27 +675,27 @@ func (t *txn) Become(p *Past) error {
 	// Not by Put, which searches everything that is staged.
 	t.puts = make([]put, 0, len(keys))
 	for _, k := range keys {
-		body := p.entries[k]
+		was := p.entries[k]
 		if t.Exists() || t.revived {
 			old, sure := t.work.entry(k)
 			if !sure {
 				t.missing = append(t.missing, k)
 			}
-			if body == nil && old == nil {
+			if was.body == nil && old.value == nil {
 				continue
 			}
 		}
-		if body == nil {
+		if was.body == nil {
 			t.newer = t.newer || t.work.mayNotReplace(k)
-			t.puts = append(t.puts, put{entryKey: k})
+			t.puts = append(t.puts, put{entryKey: k, held: held{owner: was.owner}})
 			continue
 		}
-		value, newer, err := decode(t.work.kind.collections[k.collection], string(body))
+		value, newer, err := decode(t.work.kind.collections[k.collection], string(was.body))
 		if err != nil {
 			return err
 		}
 		t.newer = t.newer || newer || t.work.mayNotReplace(k)
-		t.puts = append(t.puts, put{entryKey: k, value: value})
+		t.puts = append(t.puts, put{entryKey: k, held: held{value, was.owner}})
 	}
 	if len(t.missing) > 0 {
 		panic(errMissing)
@@ -719,7 +737,7 @@ func (k *Kind[S]) Diff(ctx context.Context, id ID, from, to Moment) (Difference,
 		return Difference{}, err
 	}
 	after := r.past
-	r.past.entries = map[entryKey]json.RawMessage{}
+	r.past.entries = map[entryKey]storedEntry{}
 	if from.Version > after.version {
 		return Difference{}, fmt.Errorf("%w: a difference goes from an earlier version to a later one", ErrInvalid)
 	}
@@ -744,10 +762,10 @@ func (k *Kind[S]) Diff(ctx context.Context, id ID, from, to Moment) (Difference,
 			is = now[key]
 		}
 		e := EntryDifference{Collection: key.collection, Key: key.key}
-		if e.Before, err = k.decodeEntry(key, was); err != nil {
+		if e.Before, err = k.decodeEntry(key, was.body); err != nil {
 			return Difference{}, err
 		}
-		if e.After, err = k.decodeEntry(key, is); err != nil {
+		if e.After, err = k.decodeEntry(key, is.body); err != nil {
 			return Difference{}, err
 		}
 		if (e.Before != nil || e.After != nil) && (e.Before == nil || e.After == nil || !proto.Equal(e.Before, e.After)) {
@@ -778,7 +796,7 @@ func (k *kind) decodeEntry(key entryKey, body json.RawMessage) (proto.Message, e
 }
 
 // stored reads the wanted entries, except those that are already known.
-func (r *rewinder) stored(ctx context.Context, wanted, known map[entryKey]json.RawMessage) (map[entryKey]json.RawMessage, error) {
+func (r *rewinder) stored(ctx context.Context, wanted, known map[entryKey]storedEntry) (map[entryKey]storedEntry, error) {
 	a := dbsqlc.LoadEntriesParams{TenantID: string(r.key.tenant)}
 	for k := range wanted {
 		if _, ok := known[k]; ok {
@@ -789,14 +807,15 @@ func (r *rewinder) stored(ctx context.Context, wanted, known map[entryKey]json.R
 		a.Ids = append(a.Ids, string(r.key.id))
 		a.Collections = append(a.Collections, k.collection)
 		a.Keys = append(a.Keys, k.key)
+		a.Readers = append(a.Readers, r.reader.column())
 	}
 	if len(a.Ords) == 0 {
 		return nil, nil
 	}
-	out := make(map[entryKey]json.RawMessage, len(a.Ords))
+	out := make(map[entryKey]storedEntry, len(a.Ords))
 	pipe := r.tx.Next()
 	pipe.LoadEntries(a, func(row *dbsqlc.LoadEntriesRow) error {
-		out[entryKey{row.Collection, row.Key}] = json.RawMessage(row.Body)
+		out[entryKey{row.Collection, row.Key}] = storedEntry{json.RawMessage(row.Body), ownerOf(row.Owned, row.OwnerID)}
 		return r.spend(len(row.Body))
 	})
 	return out, r.tx.Read(ctx, pipe)

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -54,8 +55,11 @@ type KindConfig[S proto.Message] struct {
 	Terms func(S) []string
 	// Collections maps the name of each collection to a message of its entries' type.
 	Collections map[string]proto.Message
+	// Owned names the collections whose entries belong to one user each, whoever has the object: see Tx.PutFor. A user reads and
+	// changes none of another's. Services read and change all of them, and those that belong to nobody are theirs alone.
+	Owned []string
 	// Recent names the collection whose newest entries View can return; at least RecentKeep of them stay in the cache
-	// with the state.
+	// with the state. It is not an Owned one.
 	Recent     string
 	RecentKeep int
 	// Signal is a message of the type that Kind.Signal tells, for signals to watchers at other processes. Optional.
@@ -63,9 +67,6 @@ type KindConfig[S proto.Message] struct {
 	// Personal are the types of messages, in states and entries, that belong to one user even where the object is the tenant's.
 	// EraseUser removes them: entries, and elements of lists and maps. One that is neither loses its texts. Optional.
 	Personal []Personal
-	// PersonalKeys is what the keys of a user's entries begin with, where an object has entries of many users: EraseUser removes
-	// these as well, and the history of the objects that had some. Optional.
-	PersonalKeys func(identity.User) string
 	// Unmetered objects are counted, but no quota refuses a change of them: their manager bounds them, and who is over a quota needs
 	// them to get at the others.
 	Unmetered bool
@@ -117,6 +118,7 @@ type kind struct {
 	unmetered     bool
 	prototype     proto.Message
 	collections   map[string]proto.Message
+	owned         []string
 	recent        string
 	recentKeep    int
 	entryBytes    int
@@ -129,7 +131,6 @@ type kind struct {
 	restored      func(state, was proto.Message, now time.Time)
 	newLife       func(state proto.Message, issued int64)
 	personal      map[protoreflect.FullName]protoreflect.Name // the field that names the user, by type
-	personalKeys  func(identity.User) string                  // nil: keys tell nothing
 }
 
 // Register adds a kind to the runtime. Wrong configuration is a programming error and panics.
@@ -139,7 +140,7 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, users: c.Users, userRestore: c.UserRestore, noRestore: c.NoRestore, unmetered: c.Unmetered, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
 		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1),
 		entryBytes: cmp.Or(c.EntryBytes, rt.limits.EntryBytes), stateBytes: cmp.Or(c.StateBytes, rt.limits.StateBytes), signal: c.Signal,
-		scratch: proto.Clone, personal: map[protoreflect.FullName]protoreflect.Name{}, personalKeys: c.PersonalKeys,
+		scratch: proto.Clone, personal: map[protoreflect.FullName]protoreflect.Name{}, owned: c.Owned,
 		ttl: func(m proto.Message) time.Duration {
 			if c.TTLOf != nil {
 				switch ttl := c.TTLOf(m.(S)); { //nolint:forcetypeassert // the runtime made m
@@ -174,8 +175,10 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 		panic("object: a kind needs a name and a schema version")
 	case c.TTL != 0 && c.TTL < MinTTL:
 		panic("object: a kind's TTL is at least 24 h")
-	case c.Recent != "" && c.Collections[c.Recent] == nil:
-		panic("object: Recent names no collection of the kind")
+	case c.Recent != "" && (c.Collections[c.Recent] == nil || slices.Contains(c.Owned, c.Recent)):
+		panic("object: Recent names no collection of the kind, or an Owned one")
+	case slices.ContainsFunc(c.Owned, func(name string) bool { return c.Collections[name] == nil }):
+		panic("object: Owned names no collection of the kind")
 	}
 	for _, p := range c.Personal {
 		d := p.Message.ProtoReflect().Descriptor()

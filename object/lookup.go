@@ -32,6 +32,7 @@ func (k *Kind[S]) Lookup(ctx context.Context, id ID, collection string, keys ...
 		a.Ids = append(a.Ids, string(id))
 		a.Collections = append(a.Collections, collection)
 		a.Keys = append(a.Keys, name)
+		a.Readers = append(a.Readers, k.reader(caller).column())
 	}
 	err = k.rt.awake(ctx, key{caller.Tenant, k.name, id}, func() error {
 		page.Entries, rec = nil, nil

@@ -41,9 +41,12 @@ type loadedRange struct {
 }
 
 // Range returns up to limit entries of a part of a collection as the change sees it, and whether there are more. It returns fewer
-// where they have more bytes than a change reads. The entries are shared: clone them to change them.
+// where they have more bytes than a change reads. The entries are shared: clone them to change them. It panics for an Owned collection.
 func (t *txn) Range(collection string, r Range, limit int) (entries []Entry, more bool) {
 	w, k := t.work, rangeKey{collection, r}
+	if slices.Contains(w.kind.owned, collection) {
+		panic("object: a change reads no range of owned entries")
+	}
 	base := &loadedRange{whole: true}
 	staged := map[string]proto.Message{}
 	if t.Exists() || t.revived {
@@ -130,7 +133,7 @@ func (w *work) loadRanges(p *db.Pipeline) {
 			w.ranges.loaded = map[rangeKey]*loadedRange{}
 		}
 		w.ranges.loaded[k] = l
-		tenant, rows := string(w.box.key.tenant), 0
+		rows := 0
 		each := func(r *dbsqlc.ListEntriesAfterRow) error {
 			if l.bytes > maxRange {
 				l.whole = false
@@ -147,20 +150,10 @@ func (w *work) loadRanges(p *db.Pipeline) {
 			if err := w.take(&dbsqlc.LoadEntriesRow{Collection: k.collection, Key: r.Key, Body: r.Body}); err != nil {
 				return err
 			}
-			l.values[r.Key] = w.loaded[entryKey{k.collection, r.Key}]
+			l.values[r.Key] = w.loaded[entryKey{k.collection, r.Key}].value
 			return nil
 		}
-		if k.Backward {
-			p.ListEntriesBefore(dbsqlc.ListEntriesBeforeParams{
-				TenantID: tenant, Kind: w.kind.name, ObjectID: string(w.box.key.id), Collection: k.collection, BeforeKey: k.Before,
-				PageSize: int32(n), MostBytes: maxRange, //nolint:gosec // small
-			}, each)
-		} else {
-			p.ListEntriesAfter(dbsqlc.ListEntriesAfterParams{
-				TenantID: tenant, Kind: w.kind.name, ObjectID: string(w.box.key.id), Collection: k.collection, AfterKey: k.After,
-				PageSize: int32(n), MostBytes: maxRange, //nolint:gosec // small
-			}, each)
-		}
+		queuePage(p, w.box.key, k.collection, reader{all: true}, k.Range, n, maxRange, each)
 	}
 	w.ranges.missing = nil
 }

@@ -611,17 +611,8 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 			page.Entries, page.More, rec, room = nil, false, nil, Room{Bytes: most}
 			p := k.rt.db.NewSnapshot(callerScope(caller))
 			queueAwake(p, k.kind, caller.Tenant, id, &rec)
-			if o.Before == "" {
-				p.ListEntriesAfter(dbsqlc.ListEntriesAfterParams{
-					TenantID: string(caller.Tenant), Kind: k.name, ObjectID: string(id), Collection: collection,
-					AfterKey: o.After, PageSize: size + 1, MostBytes: int64(most),
-				}, each)
-			} else {
-				p.ListEntriesBefore(dbsqlc.ListEntriesBeforeParams{
-					TenantID: string(caller.Tenant), Kind: k.name, ObjectID: string(id), Collection: collection,
-					BeforeKey: o.Before, PageSize: size + 1, MostBytes: int64(most),
-				}, each)
-			}
+			part := Range{After: o.After, Before: o.Before, Backward: o.Before != ""}
+			queuePage(p, key{caller.Tenant, k.name, id}, collection, k.readerOf(caller, collection), part, int(size)+1, most, each)
 			return k.rt.db.RunSnapshot(ctx, p)
 		})
 	}
@@ -647,6 +638,45 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 		slices.Reverse(page.Entries)
 	}
 	return page, nil
+}
+
+// readerOf returns who the caller is to the entries of a collection.
+func (k *kind) readerOf(caller identity.Identity, collection string) reader {
+	if !slices.Contains(k.owned, collection) {
+		return reader{all: true}
+	}
+	return k.reader(caller)
+}
+
+// queuePage queues the reading of n entries from one end of a part of a collection, and of no more behind the one that passes most
+// bytes. Those behind the other end may be among them.
+func queuePage(
+	p *db.Pipeline, at key, collection string, r reader, part Range, n, most int, each func(*dbsqlc.ListEntriesAfterRow) error,
+) {
+	before := dbsqlc.ListEntriesBeforeParams{
+		TenantID: string(at.tenant), Kind: at.kind, ObjectID: string(at.id), Collection: collection, BeforeKey: part.Before,
+		PageSize: int32(n), MostBytes: int64(most), //nolint:gosec // small
+	}
+	after := dbsqlc.ListEntriesAfterParams{
+		TenantID: before.TenantID, Kind: before.Kind, ObjectID: before.ObjectID, Collection: collection, AfterKey: part.After,
+		PageSize: before.PageSize, MostBytes: before.MostBytes,
+	}
+	switch {
+	case part.Backward && r.all:
+		p.ListEntriesBefore(before, each)
+	case part.Backward:
+		p.ListOwnEntriesBefore(dbsqlc.ListOwnEntriesBeforeParams{
+			TenantID: before.TenantID, OwnerID: r.column(), Kind: before.Kind, ObjectID: before.ObjectID, Collection: collection,
+			BeforeKey: part.Before, PageSize: before.PageSize, MostBytes: before.MostBytes,
+		}, each)
+	case r.all:
+		p.ListEntriesAfter(after, each)
+	default:
+		p.ListOwnEntriesAfter(dbsqlc.ListOwnEntriesAfterParams{
+			TenantID: before.TenantID, OwnerID: r.column(), Kind: before.Kind, ObjectID: before.ObjectID, Collection: collection,
+			AfterKey: part.After, PageSize: before.PageSize, MostBytes: before.MostBytes,
+		}, each)
+	}
 }
 
 // queueView1 queues the view of one object, without entries.

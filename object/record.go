@@ -17,6 +17,51 @@ type Entry struct {
 	size int // in an answer; 0: not known
 }
 
+// held is an entry as a change sees it; without a value there is none.
+type held struct {
+	value proto.Message
+	owner *identity.User // nil: the object's, whoever that is
+}
+
+// ownerOf is the owner in a held that has the columns of a row.
+func ownerOf(owned bool, id string) *identity.User {
+	if !owned {
+		return nil
+	}
+	owner := identity.User(id)
+	return &owner
+}
+
+// reader is who reads entries: a user, who reads no others' owned entries, or all of them.
+type reader struct {
+	user identity.User
+	all  bool
+}
+
+// reader returns who the caller is to the entries of the kind's objects.
+func (k *kind) reader(caller identity.Identity) reader {
+	if caller.Service || len(k.owned) == 0 {
+		return reader{all: true}
+	}
+	return reader{user: caller.User}
+}
+
+// may reports whether the reader may see an entry of an object that the reader may see.
+func (r reader) may(owner *identity.User) bool {
+	return owner == nil || r.all || *owner != "" && *owner == r.user
+}
+
+// column is the reader as statements name it.
+func (r reader) column() string {
+	switch {
+	case r.all:
+		return ""
+	case r.user == "":
+		return "\x7f" // no user's id has it
+	}
+	return string(r.user)
+}
+
 // Size is what the entry takes in an answer, in bytes; 0: not known.
 func (e Entry) Size() int { return e.size }
 

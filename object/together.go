@@ -81,8 +81,8 @@ func ListIn[S proto.Message](r *Together, k *Kind[S], o ListOptions, bytes int) 
 // EntriesIn adds a part of one of an object's collections: up to limit entries. Those of an object that the caller may not see are
 // not there. All entries of one Together fit in one answer: a page has fewer, even none, where they would not.
 func EntriesIn[S proto.Message](r *Together, k *Kind[S], id ID, collection string, part Range, limit int) *EntriesPage {
-	page, n := &EntriesPage{}, int32(limit+1) //nolint:gosec // small
-	queueEntries(r, k, id, page, func(p *db.Pipeline, tenant string, add func(key, body string) error) {
+	page := &EntriesPage{}
+	queueEntries(r, k, id, page, func(p *db.Pipeline, caller identity.Identity, add func(key, body string) error) {
 		rows, taken := 0, 0
 		each := func(row *dbsqlc.ListEntriesAfterRow) error {
 			rows++
@@ -97,15 +97,7 @@ func EntriesIn[S proto.Message](r *Together, k *Kind[S], id ID, collection strin
 			r.taken += len(row.Body) + itemOverhead
 			return add(row.Key, row.Body)
 		}
-		if part.Backward {
-			p.ListEntriesBefore(dbsqlc.ListEntriesBeforeParams{
-				TenantID: tenant, Kind: k.name, ObjectID: string(id), Collection: collection, BeforeKey: part.Before, PageSize: n, MostBytes: AnswerBytes,
-			}, each)
-			return
-		}
-		p.ListEntriesAfter(dbsqlc.ListEntriesAfterParams{
-			TenantID: tenant, Kind: k.name, ObjectID: string(id), Collection: collection, AfterKey: part.After, PageSize: n, MostBytes: AnswerBytes,
-		}, each)
+		queuePage(p, key{caller.Tenant, k.name, id}, collection, k.readerOf(caller, collection), part, limit+1, AnswerBytes, each)
 	}, collection)
 	return page
 }
@@ -113,11 +105,12 @@ func EntriesIn[S proto.Message](r *Together, k *Kind[S], id ID, collection strin
 // LookupIn adds the entries of a collection that have one of the keys; see EntriesIn.
 func LookupIn[S proto.Message](r *Together, k *Kind[S], id ID, collection string, keys ...string) *EntriesPage {
 	page := &EntriesPage{}
-	queueEntries(r, k, id, page, func(p *db.Pipeline, tenant string, add func(key, body string) error) {
-		a := dbsqlc.LoadEntriesParams{TenantID: tenant}
+	queueEntries(r, k, id, page, func(p *db.Pipeline, caller identity.Identity, add func(key, body string) error) {
+		a := dbsqlc.LoadEntriesParams{TenantID: string(caller.Tenant)}
 		for _, key := range keys {
 			a.Ords, a.Kinds, a.Ids = append(a.Ords, 0), append(a.Kinds, k.name), append(a.Ids, string(id))
 			a.Collections, a.Keys = append(a.Collections, collection), append(a.Keys, key)
+			a.Readers = append(a.Readers, k.reader(caller).column())
 		}
 		p.LoadEntries(a, func(row *dbsqlc.LoadEntriesRow) error {
 			if r.taken > 0 && r.taken+len(row.Body) > AnswerBytes {
@@ -132,7 +125,7 @@ func LookupIn[S proto.Message](r *Together, k *Kind[S], id ID, collection string
 }
 
 func queueEntries[S proto.Message](
-	r *Together, k *Kind[S], id ID, page *EntriesPage, read func(p *db.Pipeline, tenant string, add func(key, body string) error), collection string,
+	r *Together, k *Kind[S], id ID, page *EntriesPage, read func(p *db.Pipeline, caller identity.Identity, add func(key, body string) error), collection string,
 ) {
 	if err := id.check(); err != nil && r.err == nil {
 		r.err = err
@@ -148,7 +141,7 @@ func queueEntries[S proto.Message](
 			rec, err = k.record(row, 0, 0)
 			return err
 		})
-		read(p, string(caller.Tenant), func(key, body string) error {
+		read(p, caller, func(key, body string) error {
 			value, _, err := decode(k.collections[collection], body)
 			page.Entries = append(page.Entries, newEntry(key, value, len(body)))
 			return err

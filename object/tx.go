@@ -57,8 +57,8 @@ type txn struct {
 	// shared: the object belongs to the whole tenant if it is made.
 	shared  bool
 	missing []entryKey
-	// newer: an entry that the change replaces holds what this release does not know.
-	newer bool
+	// newer: an entry that the change replaces holds what this release does not know. hidden: it belongs to another user.
+	newer, hidden bool
 	// revived: a deleted object goes on, with the entries that it had.
 	revived bool
 	// quiet: the change is no activity, and does not keep the object for longer.
@@ -82,8 +82,8 @@ func issuedBefore(v Version) int64 { return int64(v) }
 // put is one staged entry; a nil value removes it.
 type put struct {
 	entryKey
-	value proto.Message
-	was   int // the bytes of the entry before, once the note that undoes the change was made; 0: it was not there
+	held
+	was int // the bytes of the entry before, once the note that undoes the change was made; 0: it was not there
 }
 
 // Exists is false where the change creates the object.
@@ -115,41 +115,79 @@ func (t *txn) Info() Info {
 // Entry returns an entry as the change sees it, or nil. It is shared: clone it to change it.
 func (t *txn) Entry(collection, key string) proto.Message {
 	k := entryKey{collection, key}
+	if e := t.entry(k); t.work.kind.reader(t.caller).may(e.owner) {
+		return e.value
+	}
+	return nil
+}
+
+// entry is Entry with the owner, and whoever that is.
+func (t *txn) entry(k entryKey) held {
 	for i := range t.puts {
 		if t.puts[i].entryKey == k {
-			return t.puts[i].value
+			return t.puts[i].held
 		}
 	}
 	if !t.Exists() && !t.revived {
-		return nil
+		return held{}
 	}
-	value, sure := t.work.entry(k)
+	e, sure := t.work.entry(k)
 	if !sure {
 		t.missing = append(t.missing, k)
 		panic(errMissing)
 	}
-	return value
+	return e
 }
 
-// Put stages an entry; value must not be changed afterwards. The old one is kept for undoing the change.
-func (t *txn) Put(collection, key string, value proto.Message) { t.stage(collection, key, value) }
+// Put stages an entry; value must not be changed afterwards. The old one is kept for undoing the change. In an Owned collection the
+// entry belongs to whom it belonged before, or to the object's owner. Put panics if the kind has no such collection.
+func (t *txn) Put(collection, key string, value proto.Message) { t.stage(collection, key, value, nil) }
+
+// PutFor is Put for an entry of an Owned collection that belongs to owner, for good; with no owner it is for services. It panics if
+// the collection is not Owned, if the entry belongs to another owner, or if the caller is a user and not the owner.
+func (t *txn) PutFor(owner identity.User, collection, key string, value proto.Message) {
+	t.stage(collection, key, value, &owner)
+}
 
 // DeleteEntry stages the removal of an entry; nothing happens where there is none.
-func (t *txn) DeleteEntry(collection, key string) { t.stage(collection, key, nil) }
+func (t *txn) DeleteEntry(collection, key string) { t.stage(collection, key, nil, nil) }
 
-func (t *txn) stage(collection, key string, value proto.Message) {
-	if t.work.kind.collections[collection] == nil {
-		panic(fmt.Sprintf("object: kind %s has no collection %q", t.work.kind.name, collection))
+func (t *txn) stage(collection, key string, value proto.Message, owner *identity.User) {
+	kind, k := t.work.kind, entryKey{collection, key}
+	owned := slices.Contains(kind.owned, collection)
+	if kind.collections[collection] == nil || owner != nil && !owned {
+		panic(fmt.Sprintf("object: kind %s has no collection %q, or its entries have no owners", kind.name, collection))
 	}
-	k := entryKey{collection, key}
-	for i := range t.puts {
-		if t.puts[i].entryKey == k {
-			t.puts[i].value = value
+	old := t.entry(k)
+	if owned {
+		switch {
+		case old.value != nil && owner != nil && *owner != *old.owner:
+			panic(fmt.Sprintf("object: the entry %s/%s belongs to %q, not to %q", collection, key, *old.owner, *owner))
+		case old.value != nil:
+			owner = old.owner
+		case owner == nil:
+			owners := t.next().owner
+			owner = &owners
+		}
+		if !kind.reader(t.caller).may(owner) {
+			switch {
+			case value == nil: // there is none for this caller
+			case old.value == nil:
+				panic(fmt.Sprintf("object: %q may not put the entry %s/%s of %q", t.caller.User, collection, key, *owner))
+			default:
+				t.hidden = true
+			}
 			return
 		}
 	}
-	if old := t.Entry(collection, key); old != nil || value != nil {
-		t.puts = append(t.puts, put{entryKey: k, value: value})
+	for i := range t.puts {
+		if t.puts[i].entryKey == k {
+			t.puts[i].held = held{value, owner}
+			return
+		}
+	}
+	if old.value != nil || value != nil {
+		t.puts = append(t.puts, put{entryKey: k, held: held{value, owner}})
 		t.newer = t.newer || t.work.mayNotReplace(k)
 	}
 }
@@ -161,7 +199,7 @@ func (t *txn) ExpectAbsent(collection, key string) {
 	case t.work.optimistic && !slices.Contains(t.work.assumed, k):
 		t.work.assumed = append(t.work.assumed, k)
 	case !t.work.optimistic && !known:
-		t.work.loaded[k] = nil // the store proves it
+		t.work.loaded[k] = held{} // the store proves it
 	}
 }
 

@@ -179,7 +179,7 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 			}
 			w.last = e.version
 			rt.metrics.lag(fromHere, rt.db.Now().Sub(e.time))
-			if !yield(&update{rec: e.after, at: e.version, entries: entryChanges(e.puts)}) {
+			if !yield(&update{rec: e.after, at: e.version, entries: entryChanges(e.puts, w.kind.reader(w.caller))}) {
 				return nil
 			}
 		}
@@ -213,10 +213,12 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 	}
 }
 
-func entryChanges(puts []put) []EntryChange {
-	out := make([]EntryChange, len(puts))
-	for i, p := range puts {
-		out[i] = EntryChange{p.collection, Entry{Key: p.key, Value: p.value}}
+func entryChanges(puts []put, r reader) []EntryChange {
+	out := make([]EntryChange, 0, len(puts))
+	for _, p := range puts {
+		if r.may(p.owner) {
+			out = append(out, EntryChange{p.collection, Entry{Key: p.key, Value: p.value}})
+		}
 	}
 	return out
 }
@@ -226,7 +228,7 @@ func entryChanges(puts []put) []EntryChange {
 func (w *watch) catchUp(ctx context.Context) (u *update, err error) {
 	err = w.kind.rt.awake(ctx, w.key, func() (err error) {
 		u, err = w.kind.rt.requestCatchUp(ctx, &catchUpRequest{
-			caller: w.caller, kind: w.kind, gap: gap{w.key, w.life.UnixMicro(), w.last, w.within, w.reset}, recent: w.recent,
+			caller: w.caller, kind: w.kind, gap: gap{w.key, w.life.UnixMicro(), w.last, w.within, w.reset, w.kind.reader(w.caller)}, recent: w.recent,
 		})
 		return err
 	})

@@ -28,7 +28,7 @@ type work struct {
 
 	// What is known of the object before the batch.
 	base   *record // nil: nothing is stored
-	loaded map[entryKey]proto.Message
+	loaded map[entryKey]held
 	newer  map[entryKey]bool     // of loaded: what this release may not replace
 	known  map[string]knownReply // by request id
 	// optimistic: run on what the cache had; keys in ExpectAbsent options count as absent until the commit says otherwise.
@@ -57,8 +57,8 @@ type work struct {
 // staged is an entry as the batch will leave it; a nil value removes it.
 type staged struct {
 	entryKey
+	held
 
-	value   proto.Message
 	body    string
 	version Version
 	// added: it was not there before the batch, or is taken not to have been.
@@ -249,6 +249,9 @@ func (w *work) apply(c *change, now time.Time) error {
 	if t.newer {
 		return ErrNewerSchema
 	}
+	if err == nil && t.hidden {
+		err = ErrNotFound
+	}
 	if err != nil {
 		return err
 	}
@@ -347,7 +350,7 @@ func (w *work) accept(c *change, t *txn) error {
 	keep := w.kind.recentKeep
 	for i, p := range t.puts {
 		old, sure := w.entry(p.entryKey)
-		w.staged.set(staged{p.entryKey, p.value, bodies[i], next.version, sure && old == nil})
+		w.staged.set(staged{p.entryKey, p.held, bodies[i], next.version, sure && old.value == nil})
 		if p.collection == w.kind.recent {
 			next.recent = next.recent.with(p.key, p.value, len(bodies[i]), keep)
 		}
@@ -390,25 +393,22 @@ func defaultEventType(t *txn) string {
 }
 
 // entry looks an entry up as the next change of the batch sees it. sure is false where it has to be loaded first.
-func (w *work) entry(k entryKey) (value proto.Message, sure bool) {
+func (w *work) entry(k entryKey) (e held, sure bool) {
 	if s := w.staged.find(k); s != nil {
-		return s.value, true
+		return s.held, true
 	}
 	if w.fresh {
-		return nil, true
+		return held{}, true
 	}
-	if value, ok := w.loaded[k]; ok {
-		return value, true
+	if e, ok := w.loaded[k]; ok {
+		return e, true
 	}
 	if k.collection == w.kind.recent && w.base != nil {
 		if value, sure := w.base.recent.find(k.key); sure {
-			return value, true
+			return held{value: value}, true
 		}
 	}
-	if w.optimistic && slices.Contains(w.assumed, k) {
-		return nil, true
-	}
-	return nil, false
+	return held{}, w.optimistic && slices.Contains(w.assumed, k)
 }
 
 // mayNotReplace tells that a newer release has written the entry, and nothing of this batch has replaced it since.
@@ -483,14 +483,17 @@ func (w *work) appendUndo(b []byte, t *txn, live bool) ([]byte, error) {
 			}
 			b = append(jsonpb.AppendString(append(b, '['), p.collection), ',')
 			b = append(jsonpb.AppendString(b, p.key), ',')
-			if old, _ := w.entry(p.entryKey); old == nil || !live {
+			if old, _ := w.entry(p.entryKey); old.value == nil || !live {
 				b = append(b, "null"...)
 			} else {
 				was := len(b)
-				if b, err = appendMessage(b, old); err != nil {
+				if b, err = appendMessage(b, old.value); err != nil {
 					return nil, err
 				}
 				t.puts[i].was = len(b) - was
+			}
+			if p.owner != nil {
+				b = jsonpb.AppendString(append(b, ','), string(*p.owner))
 			}
 			b = append(b, ']')
 		}
@@ -534,6 +537,9 @@ func (w *work) store(c *db.Changes) error {
 	for i := range w.staged.list {
 		s := &w.staged.list[i]
 		e := db.EntryRow{Name: name, Owner: owner, Collection: s.collection, Key: s.key, Version: int64(s.version), Body: s.body}
+		if s.owner != nil {
+			e.Owner, e.Owned = *s.owner, true
+		}
 		if s.added && s.value != nil {
 			c.Added = append(c.Added, e)
 		} else {

@@ -27,17 +27,17 @@ WHERE o.tenant_id = @tenant_id::text AND (o.kind, o.object_id) > (@after_kind::t
 ORDER BY o.kind, o.object_id
 LIMIT @page_size::integer;
 
--- FindMentioningEntries lists the entries of a tenant that hold one of some texts, or have one or a prefix in their keys,
--- page by page. dead: the object is deleted or has expired.
+-- FindMentioningEntries lists the entries of a tenant that a user owns, that hold one of some texts, or that have the user's id in
+-- their keys, page by page. dead: the object is deleted or has expired.
 -- name: FindMentioningEntries :many
 SELECT e.kind, e.object_id, e.collection, e.key, e.body::text AS body, NOT EXISTS (
     SELECT FROM holdfast.objects o WHERE o.tenant_id = e.tenant_id AND o.kind = e.kind AND o.object_id = e.object_id
-      AND NOT o.deleted AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp()) OFFSET 0) AS dead
+      AND NOT o.deleted AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp()) OFFSET 0) AS dead, e.owned, e.owner_id
 FROM holdfast.entries e
 WHERE e.tenant_id = @tenant_id::text
   AND (e.kind, e.object_id, e.collection, e.key) > (@after_kind::text, @after_object_id::text, @after_collection::text, @after_key::text)
-  AND (EXISTS (SELECT FROM (SELECT unnest(@needles::text[]) AS needle) n WHERE strpos(e.body::text, n.needle) > 0) OR e.key = @mention::text OR @inside::boolean AND strpos(e.key, @mention::text) > 0
-    OR EXISTS (SELECT FROM (SELECT unnest(@prefixes::text[]) AS prefix) p WHERE starts_with(e.key, p.prefix)))
+  AND (e.owned AND e.owner_id = @mention::text OR EXISTS (SELECT FROM (SELECT unnest(@needles::text[]) AS needle) n WHERE strpos(e.body::text, n.needle) > 0)
+    OR e.key = @mention::text OR @inside::boolean AND strpos(e.key, @mention::text) > 0)
 ORDER BY e.kind, e.object_id, e.collection, e.key
 LIMIT @page_size::integer;
 

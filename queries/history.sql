@@ -15,12 +15,12 @@ FROM (
 WHERE l.bytes <= @most_bytes::bigint
 ORDER BY l.version DESC;
 
--- ListAllEntries pages through all collections of an object.
+-- ListAllEntries pages through all collections of an object, for a reader; see LoadEntries.
 -- name: ListAllEntries :many
-SELECT e.collection, e.key, e.body::text AS body
+SELECT e.collection, e.key, e.body::text AS body, e.owned, e.owner_id
 FROM holdfast.entries e
 WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text
-  AND (e.collection, e.key) > (@after_collection::text, @after_key::text)
+  AND (e.collection, e.key) > (@after_collection::text, @after_key::text) AND (NOT e.owned OR @reader::text IN ('', e.owner_id))
 ORDER BY e.collection, e.key
 LIMIT @page_size::integer;
 

@@ -43,17 +43,18 @@ CROSS JOIN LATERAL (
   WHERE n.bytes <= @most_bytes::bigint
 ) e;
 
--- LoadEntries reads entries by their keys.
+-- LoadEntries reads entries by their keys, each for a reader: a user, who reads no other owner's entries, or a service, which is
+-- empty and reads all.
 -- name: LoadEntries :many
-SELECT k.ord::integer AS ord, e.collection, e.key, e.body::text AS body
+SELECT k.ord::integer AS ord, e.collection, e.key, e.body::text AS body, e.owned, e.owner_id
 FROM (
   SELECT unnest(@ords::integer[]) AS ord, unnest(@kinds::text[]) AS kind, unnest(@ids::text[]) AS object_id,
-    unnest(@collections::text[]) AS collection, unnest(@keys::text[]) AS key
+    unnest(@collections::text[]) AS collection, unnest(@keys::text[]) AS key, unnest(@readers::text[]) AS reader
 ) k
 CROSS JOIN LATERAL (
   SELECT * FROM holdfast.entries x
   WHERE x.tenant_id = @tenant_id::text AND x.kind = k.kind AND x.object_id = k.object_id
-    AND x.collection = k.collection AND x.key = k.key
+    AND x.collection = k.collection AND x.key = k.key AND (NOT x.owned OR k.reader IN ('', x.owner_id))
   OFFSET 0
 ) e;
 
@@ -62,12 +63,12 @@ CROSS JOIN LATERAL (
 SELECT k.ord::integer AS ord, k.n::integer AS n, octet_length(e.body::text)::integer AS bytes
 FROM (
   SELECT unnest(@ords::integer[]) AS ord, unnest(@numbers::integer[]) AS n, unnest(@kinds::text[]) AS kind, unnest(@ids::text[]) AS object_id,
-    unnest(@collections::text[]) AS collection, unnest(@keys::text[]) AS key
+    unnest(@collections::text[]) AS collection, unnest(@keys::text[]) AS key, unnest(@readers::text[]) AS reader
 ) k
 CROSS JOIN LATERAL (
   SELECT * FROM holdfast.entries x
   WHERE x.tenant_id = @tenant_id::text AND x.kind = k.kind AND x.object_id = k.object_id
-    AND x.collection = k.collection AND x.key = k.key
+    AND x.collection = k.collection AND x.key = k.key AND (NOT x.owned OR k.reader IN ('', x.owner_id))
   OFFSET 0
 ) e;
 
@@ -220,6 +221,43 @@ FROM (
 WHERE l.bytes <= @most_bytes::bigint
 ORDER BY l.key;
 
+-- ListOwnEntriesAfter is ListEntriesAfter for a collection of owned entries and one of their owners, whose index it walks.
+-- name: ListOwnEntriesAfter :many
+WITH RECURSIVE read AS (
+  SELECT 0 AS rows, @after_key::text AS last, 0::bigint AS bytes, 8 AS more, @page_size::integer AS most
+  UNION ALL
+  SELECT read.rows + c.rows, c.last COLLATE "default", read.bytes + c.bytes, 2 * read.more, read.most
+  FROM read
+  CROSS JOIN LATERAL (
+    SELECT count(*)::integer AS rows, max(x.key) AS last, sum(octet_length(x.body))::bigint AS bytes
+    FROM (
+      SELECT e.key, e.body::text AS body
+      FROM holdfast.entries e
+      WHERE e.tenant_id = @tenant_id::text AND e.owned AND e.owner_id = @owner_id::text
+        AND e.kind = @kind::text AND e.object_id = @object_id::text
+        AND e.collection = @collection::text AND e.key > read.last
+      ORDER BY e.key
+      LIMIT least(read.more, read.most - read.rows)
+    ) x
+  ) c
+  WHERE c.rows > 0 AND read.rows < read.most AND read.bytes <= @most_bytes::bigint
+)
+SELECT l.key, l.body
+FROM (
+  SELECT n.key, n.body, sum(octet_length(n.body)) OVER (ORDER BY n.key ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
+  FROM (
+    SELECT e.key, e.body::text AS body
+    FROM holdfast.entries e
+    WHERE e.tenant_id = @tenant_id::text AND e.owned AND e.owner_id = @owner_id::text
+        AND e.kind = @kind::text AND e.object_id = @object_id::text
+      AND e.collection = @collection::text AND e.key > @after_key::text
+    ORDER BY e.key
+    LIMIT (SELECT max(read.rows) FROM read)
+  ) n
+) l
+WHERE l.bytes <= @most_bytes::bigint
+ORDER BY l.key;
+
 -- ListEntriesBefore pages through one collection of an object, backwards.
 -- name: ListEntriesBefore :many
 WITH RECURSIVE read AS (
@@ -255,13 +293,50 @@ FROM (
 WHERE l.bytes <= @most_bytes::bigint
 ORDER BY l.key DESC;
 
+-- ListOwnEntriesBefore is ListEntriesBefore for a collection of owned entries and one of their owners, whose index it walks.
+-- name: ListOwnEntriesBefore :many
+WITH RECURSIVE read AS (
+  SELECT 0 AS rows, @before_key::text AS last, 0::bigint AS bytes, 8 AS more, @page_size::integer AS most
+  UNION ALL
+  SELECT read.rows + c.rows, c.last COLLATE "default", read.bytes + c.bytes, 2 * read.more, read.most
+  FROM read
+  CROSS JOIN LATERAL (
+    SELECT count(*)::integer AS rows, min(x.key) AS last, sum(octet_length(x.body))::bigint AS bytes
+    FROM (
+      SELECT e.key, e.body::text AS body
+      FROM holdfast.entries e
+      WHERE e.tenant_id = @tenant_id::text AND e.owned AND e.owner_id = @owner_id::text
+        AND e.kind = @kind::text AND e.object_id = @object_id::text
+        AND e.collection = @collection::text AND e.key < read.last
+      ORDER BY e.key DESC
+      LIMIT least(read.more, read.most - read.rows)
+    ) x
+  ) c
+  WHERE c.rows > 0 AND read.rows < read.most AND read.bytes <= @most_bytes::bigint
+)
+SELECT l.key, l.body
+FROM (
+  SELECT n.key, n.body, sum(octet_length(n.body)) OVER (ORDER BY n.key DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
+  FROM (
+    SELECT e.key, e.body::text AS body
+    FROM holdfast.entries e
+    WHERE e.tenant_id = @tenant_id::text AND e.owned AND e.owner_id = @owner_id::text
+        AND e.kind = @kind::text AND e.object_id = @object_id::text
+      AND e.collection = @collection::text AND e.key < @before_key::text
+    ORDER BY e.key DESC
+    LIMIT (SELECT max(read.rows) FROM read)
+  ) n
+) l
+WHERE l.bytes <= @most_bytes::bigint
+ORDER BY l.key DESC;
+
 -- ListEvents reads an object's journal after a version, for those who follow changes. Where an undo is long only the keys of
 -- its entries are read.
 -- name: ListEvents :many
 SELECT e.version, e.event_type, e.actor, e.event_time,
   CASE WHEN pg_column_size(e.undo) < 2000 AND octet_length(e.undo::text) < 8000 THEN e.undo::text
     ELSE jsonb_build_object('entries', coalesce((
-      SELECT jsonb_agg(u.e - 2 ORDER BY u.n) FROM jsonb_array_elements(e.undo -> 'entries') WITH ORDINALITY AS u (e, n)
+      SELECT jsonb_agg(jsonb_build_array(u.e -> 0, u.e -> 1, NULL, u.e -> 3) ORDER BY u.n) FROM jsonb_array_elements(e.undo -> 'entries') WITH ORDINALITY AS u (e, n)
     ), '[]'))::text END::text AS undo
 FROM holdfast.events e
 WHERE e.tenant_id = @tenant_id::text AND e.kind = @kind::text AND e.object_id = @object_id::text

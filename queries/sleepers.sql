@@ -1,7 +1,7 @@
 -- An object that sleeps has its entries and events in rows of sleepers: one for each of the two tables, compressed.
 
 -- FindIdle pages through a kind's objects, newest activity first. Idle are those that may be put to sleep: awake, not touched since,
--- not about to expire, of one owner, and with as many rows and bytes as are worth it.
+-- not about to expire, without entries of their own owners, and with as many rows and bytes as are worth it.
 -- name: FindIdle :many
 SELECT o.object_id, o.activity_time,
   (o.rests AND l.rows >= @least_rows::integer AND l.rows < @enough_rows::integer AND l.bytes <= @most_bytes::bigint AND l.others = 0)::boolean AS idle
@@ -15,9 +15,9 @@ FROM (
   LIMIT @page_size::integer
 ) o
 CROSS JOIN LATERAL (
-  SELECT count(*) AS rows, coalesce(sum(octet_length(r.row::text)), 0) AS bytes, count(*) FILTER (WHERE r.owner_id <> o.owner_id) AS others
+  SELECT count(*) AS rows, coalesce(sum(octet_length(r.row::text)), 0) AS bytes, count(*) FILTER (WHERE r.owner_id IS DISTINCT FROM o.owner_id) AS others
   FROM (
-    (SELECT x.owner_id, to_jsonb(x) AS row FROM holdfast.entries x
+    (SELECT CASE WHEN NOT x.owned THEN x.owner_id END AS owner_id, to_jsonb(x) AS row FROM holdfast.entries x
     WHERE x.tenant_id = @tenant_id AND x.kind = @kind AND x.object_id = o.object_id AND o.rests
     LIMIT @enough_rows)
     UNION ALL

@@ -121,9 +121,13 @@ CREATE TABLE holdfast.entries (
   -- The object's version that wrote it last.
   version    bigint NOT NULL,
   body       jsonb NOT NULL,
+  -- The entry is owner_id's alone, whoever has the object; without an owner it is for services.
+  owned      boolean NOT NULL DEFAULT false,
   CONSTRAINT entries_pkey PRIMARY KEY (tenant_id, kind, object_id, collection, key),
   CONSTRAINT entries_body_check CHECK (jsonb_typeof(body) = 'object')
 );
+-- One user's entries in a collection of many users.
+CREATE INDEX entries_owner_idx ON holdfast.entries (tenant_id, owner_id, kind, object_id, collection, key) WHERE owned;
 
 CREATE TABLE holdfast.events (
   tenant_id    text COLLATE "C" NOT NULL,
@@ -291,9 +295,9 @@ BEGIN
       CREATE POLICY %I ON holdfast.%I TO holdfast_app USING (
         tenant_id = (SELECT current_setting('app.tenant', true))
         AND ((SELECT current_setting('app.service', true)) = 'on'
-          OR owner_id = ''
+          OR owner_id = '' %s
           OR owner_id = ANY ((SELECT current_setting('app.owners', true)::text[])::text[])))
-      $policy$, t || '_app', t);
+      $policy$, t || '_app', t, CASE t WHEN 'entries' THEN 'AND NOT owned' ELSE '' END);
   END LOOP;
 
   -- holdfast_janitor deletes the rows of objects that have expired. It may not read what is in them: of each table it sees the

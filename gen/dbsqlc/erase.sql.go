@@ -147,14 +147,14 @@ func (q *Queries) ErasedSince(ctx context.Context, arg ErasedSinceParams) (bool,
 const FindMentioningEntries = `-- name: FindMentioningEntries :many
 SELECT e.kind, e.object_id, e.collection, e.key, e.body::text AS body, NOT EXISTS (
     SELECT FROM holdfast.objects o WHERE o.tenant_id = e.tenant_id AND o.kind = e.kind AND o.object_id = e.object_id
-      AND NOT o.deleted AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp()) OFFSET 0) AS dead
+      AND NOT o.deleted AND (o.expire_time IS NULL OR o.expire_time > clock_timestamp()) OFFSET 0) AS dead, e.owned, e.owner_id
 FROM holdfast.entries e
 WHERE e.tenant_id = $1::text
   AND (e.kind, e.object_id, e.collection, e.key) > ($2::text, $3::text, $4::text, $5::text)
-  AND (EXISTS (SELECT FROM (SELECT unnest($6::text[]) AS needle) n WHERE strpos(e.body::text, n.needle) > 0) OR e.key = $7::text OR $8::boolean AND strpos(e.key, $7::text) > 0
-    OR EXISTS (SELECT FROM (SELECT unnest($9::text[]) AS prefix) p WHERE starts_with(e.key, p.prefix)))
+  AND (e.owned AND e.owner_id = $6::text OR EXISTS (SELECT FROM (SELECT unnest($7::text[]) AS needle) n WHERE strpos(e.body::text, n.needle) > 0)
+    OR e.key = $6::text OR $8::boolean AND strpos(e.key, $6::text) > 0)
 ORDER BY e.kind, e.object_id, e.collection, e.key
-LIMIT $10::integer
+LIMIT $9::integer
 `
 
 type FindMentioningEntriesParams struct {
@@ -163,10 +163,9 @@ type FindMentioningEntriesParams struct {
 	AfterObjectID   string
 	AfterCollection string
 	AfterKey        string
-	Needles         []string
 	Mention         string
+	Needles         []string
 	Inside          bool
-	Prefixes        []string
 	PageSize        int32
 }
 
@@ -177,10 +176,12 @@ type FindMentioningEntriesRow struct {
 	Key        string
 	Body       string
 	Dead       bool
+	Owned      bool
+	OwnerID    string
 }
 
-// FindMentioningEntries lists the entries of a tenant that hold one of some texts, or have one or a prefix in their keys,
-// page by page. dead: the object is deleted or has expired.
+// FindMentioningEntries lists the entries of a tenant that a user owns, that hold one of some texts, or that have the user's id in
+// their keys, page by page. dead: the object is deleted or has expired.
 func (q *Queries) FindMentioningEntries(ctx context.Context, arg FindMentioningEntriesParams) ([]FindMentioningEntriesRow, error) {
 	rows, err := q.db.Query(ctx, FindMentioningEntries,
 		arg.TenantID,
@@ -188,10 +189,9 @@ func (q *Queries) FindMentioningEntries(ctx context.Context, arg FindMentioningE
 		arg.AfterObjectID,
 		arg.AfterCollection,
 		arg.AfterKey,
-		arg.Needles,
 		arg.Mention,
+		arg.Needles,
 		arg.Inside,
-		arg.Prefixes,
 		arg.PageSize,
 	)
 	if err != nil {
@@ -208,6 +208,8 @@ func (q *Queries) FindMentioningEntries(ctx context.Context, arg FindMentioningE
 			&i.Key,
 			&i.Body,
 			&i.Dead,
+			&i.Owned,
+			&i.OwnerID,
 		); err != nil {
 			return nil, err
 		}

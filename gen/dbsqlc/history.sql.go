@@ -11,12 +11,12 @@ import (
 )
 
 const ListAllEntries = `-- name: ListAllEntries :many
-SELECT e.collection, e.key, e.body::text AS body
+SELECT e.collection, e.key, e.body::text AS body, e.owned, e.owner_id
 FROM holdfast.entries e
 WHERE e.tenant_id = $1::text AND e.kind = $2::text AND e.object_id = $3::text
-  AND (e.collection, e.key) > ($4::text, $5::text)
+  AND (e.collection, e.key) > ($4::text, $5::text) AND (NOT e.owned OR $6::text IN ('', e.owner_id))
 ORDER BY e.collection, e.key
-LIMIT $6::integer
+LIMIT $7::integer
 `
 
 type ListAllEntriesParams struct {
@@ -25,6 +25,7 @@ type ListAllEntriesParams struct {
 	ObjectID        string
 	AfterCollection string
 	AfterKey        string
+	Reader          string
 	PageSize        int32
 }
 
@@ -32,9 +33,11 @@ type ListAllEntriesRow struct {
 	Collection string
 	Key        string
 	Body       string
+	Owned      bool
+	OwnerID    string
 }
 
-// ListAllEntries pages through all collections of an object.
+// ListAllEntries pages through all collections of an object, for a reader; see LoadEntries.
 func (q *Queries) ListAllEntries(ctx context.Context, arg ListAllEntriesParams) ([]ListAllEntriesRow, error) {
 	rows, err := q.db.Query(ctx, ListAllEntries,
 		arg.TenantID,
@@ -42,6 +45,7 @@ func (q *Queries) ListAllEntries(ctx context.Context, arg ListAllEntriesParams) 
 		arg.ObjectID,
 		arg.AfterCollection,
 		arg.AfterKey,
+		arg.Reader,
 		arg.PageSize,
 	)
 	if err != nil {
@@ -51,7 +55,13 @@ func (q *Queries) ListAllEntries(ctx context.Context, arg ListAllEntriesParams) 
 	var items []ListAllEntriesRow
 	for rows.Next() {
 		var i ListAllEntriesRow
-		if err := rows.Scan(&i.Collection, &i.Key, &i.Body); err != nil {
+		if err := rows.Scan(
+			&i.Collection,
+			&i.Key,
+			&i.Body,
+			&i.Owned,
+			&i.OwnerID,
+		); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

@@ -210,7 +210,7 @@ const ListEvents = `-- name: ListEvents :many
 SELECT e.version, e.event_type, e.actor, e.event_time,
   CASE WHEN pg_column_size(e.undo) < 2000 AND octet_length(e.undo::text) < 8000 THEN e.undo::text
     ELSE jsonb_build_object('entries', coalesce((
-      SELECT jsonb_agg(u.e - 2 ORDER BY u.n) FROM jsonb_array_elements(e.undo -> 'entries') WITH ORDINALITY AS u (e, n)
+      SELECT jsonb_agg(jsonb_build_array(u.e -> 0, u.e -> 1, NULL, u.e -> 3) ORDER BY u.n) FROM jsonb_array_elements(e.undo -> 'entries') WITH ORDINALITY AS u (e, n)
     ), '[]'))::text END::text AS undo
 FROM holdfast.events e
 WHERE e.tenant_id = $1::text AND e.kind = $2::text AND e.object_id = $3::text
@@ -546,16 +546,182 @@ func (q *Queries) ListObjectsByTerms(ctx context.Context, arg ListObjectsByTerms
 	return items, nil
 }
 
+const ListOwnEntriesAfter = `-- name: ListOwnEntriesAfter :many
+WITH RECURSIVE read AS (
+  SELECT 0 AS rows, $6::text AS last, 0::bigint AS bytes, 8 AS more, $8::integer AS most
+  UNION ALL
+  SELECT read.rows + c.rows, c.last COLLATE "default", read.bytes + c.bytes, 2 * read.more, read.most
+  FROM read
+  CROSS JOIN LATERAL (
+    SELECT count(*)::integer AS rows, max(x.key) AS last, sum(octet_length(x.body))::bigint AS bytes
+    FROM (
+      SELECT e.key, e.body::text AS body
+      FROM holdfast.entries e
+      WHERE e.tenant_id = $1::text AND e.owned AND e.owner_id = $2::text
+        AND e.kind = $3::text AND e.object_id = $4::text
+        AND e.collection = $5::text AND e.key > read.last
+      ORDER BY e.key
+      LIMIT least(read.more, read.most - read.rows)
+    ) x
+  ) c
+  WHERE c.rows > 0 AND read.rows < read.most AND read.bytes <= $7::bigint
+)
+SELECT l.key, l.body
+FROM (
+  SELECT n.key, n.body, sum(octet_length(n.body)) OVER (ORDER BY n.key ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
+  FROM (
+    SELECT e.key, e.body::text AS body
+    FROM holdfast.entries e
+    WHERE e.tenant_id = $1::text AND e.owned AND e.owner_id = $2::text
+        AND e.kind = $3::text AND e.object_id = $4::text
+      AND e.collection = $5::text AND e.key > $6::text
+    ORDER BY e.key
+    LIMIT (SELECT max(read.rows) FROM read)
+  ) n
+) l
+WHERE l.bytes <= $7::bigint
+ORDER BY l.key
+`
+
+type ListOwnEntriesAfterParams struct {
+	TenantID   string
+	OwnerID    string
+	Kind       string
+	ObjectID   string
+	Collection string
+	AfterKey   string
+	MostBytes  int64
+	PageSize   int32
+}
+
+type ListOwnEntriesAfterRow struct {
+	Key  string
+	Body string
+}
+
+// ListOwnEntriesAfter is ListEntriesAfter for a collection of owned entries and one of their owners, whose index it walks.
+func (q *Queries) ListOwnEntriesAfter(ctx context.Context, arg ListOwnEntriesAfterParams) ([]ListOwnEntriesAfterRow, error) {
+	rows, err := q.db.Query(ctx, ListOwnEntriesAfter,
+		arg.TenantID,
+		arg.OwnerID,
+		arg.Kind,
+		arg.ObjectID,
+		arg.Collection,
+		arg.AfterKey,
+		arg.MostBytes,
+		arg.PageSize,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListOwnEntriesAfterRow
+	for rows.Next() {
+		var i ListOwnEntriesAfterRow
+		if err := rows.Scan(&i.Key, &i.Body); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const ListOwnEntriesBefore = `-- name: ListOwnEntriesBefore :many
+WITH RECURSIVE read AS (
+  SELECT 0 AS rows, $6::text AS last, 0::bigint AS bytes, 8 AS more, $8::integer AS most
+  UNION ALL
+  SELECT read.rows + c.rows, c.last COLLATE "default", read.bytes + c.bytes, 2 * read.more, read.most
+  FROM read
+  CROSS JOIN LATERAL (
+    SELECT count(*)::integer AS rows, min(x.key) AS last, sum(octet_length(x.body))::bigint AS bytes
+    FROM (
+      SELECT e.key, e.body::text AS body
+      FROM holdfast.entries e
+      WHERE e.tenant_id = $1::text AND e.owned AND e.owner_id = $2::text
+        AND e.kind = $3::text AND e.object_id = $4::text
+        AND e.collection = $5::text AND e.key < read.last
+      ORDER BY e.key DESC
+      LIMIT least(read.more, read.most - read.rows)
+    ) x
+  ) c
+  WHERE c.rows > 0 AND read.rows < read.most AND read.bytes <= $7::bigint
+)
+SELECT l.key, l.body
+FROM (
+  SELECT n.key, n.body, sum(octet_length(n.body)) OVER (ORDER BY n.key DESC ROWS UNBOUNDED PRECEDING) - octet_length(n.body) AS bytes
+  FROM (
+    SELECT e.key, e.body::text AS body
+    FROM holdfast.entries e
+    WHERE e.tenant_id = $1::text AND e.owned AND e.owner_id = $2::text
+        AND e.kind = $3::text AND e.object_id = $4::text
+      AND e.collection = $5::text AND e.key < $6::text
+    ORDER BY e.key DESC
+    LIMIT (SELECT max(read.rows) FROM read)
+  ) n
+) l
+WHERE l.bytes <= $7::bigint
+ORDER BY l.key DESC
+`
+
+type ListOwnEntriesBeforeParams struct {
+	TenantID   string
+	OwnerID    string
+	Kind       string
+	ObjectID   string
+	Collection string
+	BeforeKey  string
+	MostBytes  int64
+	PageSize   int32
+}
+
+type ListOwnEntriesBeforeRow struct {
+	Key  string
+	Body string
+}
+
+// ListOwnEntriesBefore is ListEntriesBefore for a collection of owned entries and one of their owners, whose index it walks.
+func (q *Queries) ListOwnEntriesBefore(ctx context.Context, arg ListOwnEntriesBeforeParams) ([]ListOwnEntriesBeforeRow, error) {
+	rows, err := q.db.Query(ctx, ListOwnEntriesBefore,
+		arg.TenantID,
+		arg.OwnerID,
+		arg.Kind,
+		arg.ObjectID,
+		arg.Collection,
+		arg.BeforeKey,
+		arg.MostBytes,
+		arg.PageSize,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListOwnEntriesBeforeRow
+	for rows.Next() {
+		var i ListOwnEntriesBeforeRow
+		if err := rows.Scan(&i.Key, &i.Body); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const LoadEntries = `-- name: LoadEntries :many
-SELECT k.ord::integer AS ord, e.collection, e.key, e.body::text AS body
+SELECT k.ord::integer AS ord, e.collection, e.key, e.body::text AS body, e.owned, e.owner_id
 FROM (
   SELECT unnest($1::integer[]) AS ord, unnest($2::text[]) AS kind, unnest($3::text[]) AS object_id,
-    unnest($4::text[]) AS collection, unnest($5::text[]) AS key
+    unnest($4::text[]) AS collection, unnest($5::text[]) AS key, unnest($6::text[]) AS reader
 ) k
 CROSS JOIN LATERAL (
-  SELECT tenant_id, kind, object_id, collection, key, owner_id, version, body FROM holdfast.entries x
-  WHERE x.tenant_id = $6::text AND x.kind = k.kind AND x.object_id = k.object_id
-    AND x.collection = k.collection AND x.key = k.key
+  SELECT tenant_id, kind, object_id, collection, key, owner_id, version, body, owned FROM holdfast.entries x
+  WHERE x.tenant_id = $7::text AND x.kind = k.kind AND x.object_id = k.object_id
+    AND x.collection = k.collection AND x.key = k.key AND (NOT x.owned OR k.reader IN ('', x.owner_id))
   OFFSET 0
 ) e
 `
@@ -566,6 +732,7 @@ type LoadEntriesParams struct {
 	Ids         []string
 	Collections []string
 	Keys        []string
+	Readers     []string
 	TenantID    string
 }
 
@@ -574,9 +741,12 @@ type LoadEntriesRow struct {
 	Collection string
 	Key        string
 	Body       string
+	Owned      bool
+	OwnerID    string
 }
 
-// LoadEntries reads entries by their keys.
+// LoadEntries reads entries by their keys, each for a reader: a user, who reads no other owner's entries, or a service, which is
+// empty and reads all.
 func (q *Queries) LoadEntries(ctx context.Context, arg LoadEntriesParams) ([]LoadEntriesRow, error) {
 	rows, err := q.db.Query(ctx, LoadEntries,
 		arg.Ords,
@@ -584,6 +754,7 @@ func (q *Queries) LoadEntries(ctx context.Context, arg LoadEntriesParams) ([]Loa
 		arg.Ids,
 		arg.Collections,
 		arg.Keys,
+		arg.Readers,
 		arg.TenantID,
 	)
 	if err != nil {
@@ -598,6 +769,8 @@ func (q *Queries) LoadEntries(ctx context.Context, arg LoadEntriesParams) ([]Loa
 			&i.Collection,
 			&i.Key,
 			&i.Body,
+			&i.Owned,
+			&i.OwnerID,
 		); err != nil {
 			return nil, err
 		}
@@ -685,12 +858,12 @@ const MeasureEntries = `-- name: MeasureEntries :many
 SELECT k.ord::integer AS ord, k.n::integer AS n, octet_length(e.body::text)::integer AS bytes
 FROM (
   SELECT unnest($1::integer[]) AS ord, unnest($2::integer[]) AS n, unnest($3::text[]) AS kind, unnest($4::text[]) AS object_id,
-    unnest($5::text[]) AS collection, unnest($6::text[]) AS key
+    unnest($5::text[]) AS collection, unnest($6::text[]) AS key, unnest($7::text[]) AS reader
 ) k
 CROSS JOIN LATERAL (
-  SELECT tenant_id, kind, object_id, collection, key, owner_id, version, body FROM holdfast.entries x
-  WHERE x.tenant_id = $7::text AND x.kind = k.kind AND x.object_id = k.object_id
-    AND x.collection = k.collection AND x.key = k.key
+  SELECT tenant_id, kind, object_id, collection, key, owner_id, version, body, owned FROM holdfast.entries x
+  WHERE x.tenant_id = $8::text AND x.kind = k.kind AND x.object_id = k.object_id
+    AND x.collection = k.collection AND x.key = k.key AND (NOT x.owned OR k.reader IN ('', x.owner_id))
   OFFSET 0
 ) e
 `
@@ -702,6 +875,7 @@ type MeasureEntriesParams struct {
 	Ids         []string
 	Collections []string
 	Keys        []string
+	Readers     []string
 	TenantID    string
 }
 
@@ -720,6 +894,7 @@ func (q *Queries) MeasureEntries(ctx context.Context, arg MeasureEntriesParams) 
 		arg.Ids,
 		arg.Collections,
 		arg.Keys,
+		arg.Readers,
 		arg.TenantID,
 	)
 	if err != nil {

@@ -46,9 +46,9 @@ FROM (
   LIMIT $10::integer
 ) o
 CROSS JOIN LATERAL (
-  SELECT count(*) AS rows, coalesce(sum(octet_length(r.row::text)), 0) AS bytes, count(*) FILTER (WHERE r.owner_id <> o.owner_id) AS others
+  SELECT count(*) AS rows, coalesce(sum(octet_length(r.row::text)), 0) AS bytes, count(*) FILTER (WHERE r.owner_id IS DISTINCT FROM o.owner_id) AS others
   FROM (
-    (SELECT x.owner_id, to_jsonb(x) AS row FROM holdfast.entries x
+    (SELECT CASE WHEN NOT x.owned THEN x.owner_id END AS owner_id, to_jsonb(x) AS row FROM holdfast.entries x
     WHERE x.tenant_id = $6 AND x.kind = $7 AND x.object_id = o.object_id AND o.rests
     LIMIT $2)
     UNION ALL
@@ -81,7 +81,7 @@ type FindIdleRow struct {
 
 // An object that sleeps has its entries and events in rows of sleepers: one for each of the two tables, compressed.
 // FindIdle pages through a kind's objects, newest activity first. Idle are those that may be put to sleep: awake, not touched since,
-// not about to expire, of one owner, and with as many rows and bytes as are worth it.
+// not about to expire, without entries of their own owners, and with as many rows and bytes as are worth it.
 func (q *Queries) FindIdle(ctx context.Context, arg FindIdleParams) ([]FindIdleRow, error) {
 	rows, err := q.db.Query(ctx, FindIdle,
 		arg.LeastRows,

@@ -178,7 +178,7 @@ func (t *tx) rename(name string, by ...*storev1.Grant) {
 		all = slices.Delete(all, i, i+1)
 	}
 	all = append(all, by...)
-	t.Put(inGrants, key, &storev1.Grants{Grants: all[max(0, len(all)-grantGroup):]})
+	t.PutFor(t.caller.User, inGrants, key, &storev1.Grants{Grants: all[max(0, len(all)-grantGroup):]})
 }
 
 func (t *tx) callerKey() string { return ownerKey(t.caller.User) }

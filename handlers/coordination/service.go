@@ -37,9 +37,6 @@ const (
 	inGrants      = "grants"       // key: the owner's key and a number; see groupKey
 )
 
-// recentCalls stay decoded in the cache of each API in use: what is in flight, as a rule.
-const recentCalls = 32
-
 // Register makes the kind "api" known to the runtime.
 func Register(rt *object.Runtime) *object.Kind[state] {
 	return object.Register(rt, object.KindConfig[state]{
@@ -53,15 +50,13 @@ func Register(rt *object.Runtime) *object.Kind[state] {
 			inUsageDays:   &storev1.UsageDay{},
 			inGrants:      &storev1.Grants{},
 		},
-		Recent: inCalls, RecentKeep: recentCalls,
+		Owned: []string{inCalls, inCallKeys, inUserBuckets, inGrants},
 		Personal: []object.Personal{
-			{Message: &storev1.Call{}, User: "owner"},
 			{Message: &storev1.LiveSession{}, User: "owner"},
 			{Message: &storev1.ConcurrencyLease{}, User: "owner"},
 			{Message: &storev1.LiveCounts{}, User: "last_error_user"},
 			{Message: &storev1.UserUsage{}, User: "user"},
 		},
-		PersonalKeys: ownerKey,
 	})
 }
 
@@ -124,8 +119,9 @@ type tx struct {
 
 	api    string
 	caller identity.Identity
-	// key is that of the user whose limits count; userWas is what their buckets were, where they count.
+	// key is that of the user whose limits count, and owner is the user, if known; userWas is what their buckets were, where they count.
 	key     string
+	owner   identity.User
 	userWas *storev1.UserBuckets
 }
 
@@ -189,7 +185,7 @@ func change[R proto.Message](
 }
 
 func newTx(otx *object.Tx[state], api string, caller identity.Identity) *tx {
-	t := &tx{Tx: otx, api: api, caller: caller, key: ownerKey(caller.User)}
+	t := &tx{Tx: otx, api: api, caller: caller, key: ownerKey(caller.User), owner: caller.User}
 	t.bucketStore = bucketStore{state: otx.State(), user: inForce(nil, otx.State(), nil, time.Time{})}
 	t.config, t.ledger.now = configOf(api, t.bucketStore.state), otx.Now()
 	return t
@@ -209,6 +205,7 @@ func (t *tx) made() int64 { return int64(t.Version()) + 1 }
 func (t *tx) loadUser(user identity.User) {
 	if user != "" {
 		t.loadKey(ownerKey(user))
+		t.owner = user
 	}
 }
 
@@ -216,7 +213,7 @@ func (t *tx) loadKey(key string) {
 	if !countsUsers(t.config) {
 		return
 	}
-	t.key = key
+	t.key, t.owner = key, ""
 	t.userWas, _ = t.Entry(inUserBuckets, key).(*storev1.UserBuckets)
 	t.user = inForce(proto.CloneOf(t.userWas), t.state, t.config, t.ledger.now)
 }
@@ -249,7 +246,12 @@ func (t *tx) flush() {
 	t.endDetails()
 	if t.user != nil && !proto.Equal(t.user, t.userWas) && (len(t.user.GetBuckets()) > 0 || len(t.user.GetPools()) > 0) {
 		t.user.Policies = slices.DeleteFunc(slices.Clone(t.config.GetPolicies()), func(p policy) bool { return scopeOf(p) != storev1.Scope_SCOPE_USER })
-		t.Put(inUserBuckets, t.key, t.user)
+		switch {
+		case t.owner != "":
+			t.PutFor(t.owner, inUserBuckets, t.key, t.user)
+		case t.userWas != nil:
+			t.Put(inUserBuckets, t.key, t.user)
+		}
 	}
 	if t.over != nil {
 		t.Put(inUsageDays, t.over.GetDate(), t.over)
@@ -258,11 +260,13 @@ func (t *tx) flush() {
 
 // putRow stages a row of the ledger, and the way to find it.
 func (t *tx) putRow(r row) {
-	t.Put(inCalls, object.SeqKey(r.GetSeq()), r)
-	key := callKey(identity.User(r.GetOwner()), r.GetKey())
+	owner := identity.User(r.GetOwner())
+	key, seq := callKey(owner, r.GetKey()), object.SeqKey(r.GetSeq())
 	if ref, _ := t.Entry(inCallKeys, key).(*storev1.CallRef); ref.GetSeq() != r.GetSeq() {
-		t.Put(inCallKeys, key, &storev1.CallRef{Seq: r.GetSeq()})
+		t.ExpectAbsent(inCalls, seq) // the call is new
+		t.PutFor(owner, inCallKeys, key, &storev1.CallRef{Seq: r.GetSeq()})
 	}
+	t.PutFor(owner, inCalls, seq, r)
 }
 
 // find is the row of a user's call, or nil.

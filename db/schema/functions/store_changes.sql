@@ -19,6 +19,7 @@ CREATE OR REPLACE FUNCTION holdfast.store_changes(
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
+  service CONSTANT text := current_setting('app.service');
   fenced bigint; -- objects that passed the fence
   r record;
 BEGIN
@@ -65,6 +66,7 @@ BEGIN
   END IF;
 
   IF p_objects @> '[{"reborn": true}]' THEN
+    PERFORM set_config('app.service', 'on', true); -- the rows of all owners go
     FOR r IN SELECT * FROM jsonb_to_recordset(p_objects) AS n (kind text, object_id text, reborn boolean) WHERE n.reborn LOOP
       DELETE FROM holdfast.entries x WHERE x.tenant_id = p_tenant_id AND x.kind = r.kind AND x.object_id = r.object_id;
       DELETE FROM holdfast.timers x WHERE x.tenant_id = p_tenant_id AND x.kind = r.kind AND x.object_id = r.object_id;
@@ -72,6 +74,7 @@ BEGIN
       UPDATE holdfast.events x SET request_key = NULL
       WHERE x.tenant_id = p_tenant_id AND x.kind = r.kind AND x.object_id = r.object_id AND coalesce(x.request_key, '') <> '';
     END LOOP;
+    PERFORM set_config('app.service', service, true);
   END IF;
 
   IF p_terms IS NOT NULL THEN
@@ -97,10 +100,10 @@ BEGIN
   -- A plain INSERT takes a fifth less than one that is ready to update, and most entries are new. If one is there, the primary
   -- key says so.
   IF p_added IS NOT NULL THEN
-    INSERT INTO holdfast.entries (tenant_id, kind, object_id, collection, key, owner_id, version, body)
-    SELECT p_tenant_id, n.kind, n.object_id, n.collection, n.key, n.owner_id, n.version, n.body
+    INSERT INTO holdfast.entries (tenant_id, kind, object_id, collection, key, owner_id, version, body, owned)
+    SELECT p_tenant_id, n.kind, n.object_id, n.collection, n.key, n.owner_id, n.version, n.body, coalesce(n.owned, false)
     FROM jsonb_to_recordset(p_added) AS n (kind text, object_id text, collection text, key text, owner_id text, version bigint,
-      body jsonb);
+      body jsonb, owned boolean);
   END IF;
 
   IF p_replaced IS NOT NULL THEN
@@ -110,12 +113,13 @@ BEGIN
       DELETE FROM holdfast.entries x WHERE x.tenant_id = p_tenant_id AND x.kind = r.kind AND x.object_id = r.object_id
         AND x.collection = r.collection AND x.key = r.key;
     END LOOP;
-    INSERT INTO holdfast.entries (tenant_id, kind, object_id, collection, key, owner_id, version, body)
-    SELECT p_tenant_id, n.kind, n.object_id, n.collection, n.key, n.owner_id, n.version, n.body
+    INSERT INTO holdfast.entries (tenant_id, kind, object_id, collection, key, owner_id, version, body, owned)
+    SELECT p_tenant_id, n.kind, n.object_id, n.collection, n.key, n.owner_id, n.version, n.body, coalesce(n.owned, false)
     FROM jsonb_to_recordset(p_replaced) AS n (kind text, object_id text, collection text, key text, owner_id text,
-      version bigint, body jsonb)
+      version bigint, body jsonb, owned boolean)
     WHERE n.body IS NOT NULL
-    ON CONFLICT (tenant_id, kind, object_id, collection, key) DO UPDATE SET version = EXCLUDED.version, body = EXCLUDED.body;
+    ON CONFLICT (tenant_id, kind, object_id, collection, key) DO UPDATE SET owner_id = EXCLUDED.owner_id,
+      version = EXCLUDED.version, body = EXCLUDED.body, owned = EXCLUDED.owned;
   END IF;
 
   IF p_timers IS NOT NULL THEN
