@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"holdfast/coordclient"
+	"holdfast/coordclient/agent"
 	"holdfast/coordclient/codegen"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 )
@@ -20,9 +21,11 @@ import (
 // it does because a test tells it to.
 type fakeCodegen struct {
 	*httptest.Server
+	losses losses
 
 	mu   sync.Mutex // guards what follows
 	runs []codegen.Run
+	bans int
 	// lose drops the connection of so many creations after the run was made, and before so many others.
 	loseAfter, loseBefore int
 	calls                 int
@@ -34,7 +37,9 @@ func newFakeCodegen(t *testing.T) *fakeCodegen {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/organizations/{org}/agent/run", f.create)
 	mux.HandleFunc("GET /v1/organizations/{org}/agent/runs", f.list)
-	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET /v1/organizations/{org}/agent/run/{id}", f.get)
+	mux.HandleFunc("POST /v1/organizations/{org}/agent/run/ban", f.ban)
+	f.losses.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case r.Header.Get("Authorization") != "Bearer secret":
 			problem(w, http.StatusUnauthorized, "Not authenticated")
@@ -43,7 +48,8 @@ func newFakeCodegen(t *testing.T) *fakeCodegen {
 		default:
 			mux.ServeHTTP(w, r)
 		}
-	}))
+	})
+	f.Server = httptest.NewServer(&f.losses)
 	t.Cleanup(f.Close)
 	return f
 }
@@ -85,6 +91,37 @@ func (f *fakeCodegen) create(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(run)
+}
+
+func (f *fakeCodegen) get(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range f.runs {
+		if strconv.FormatInt(f.runs[i].ID, 10) == r.PathValue("id") {
+			_ = json.NewEncoder(w).Encode(f.runs[i])
+			return
+		}
+	}
+	problem(w, http.StatusNotFound, "Agent run not found.")
+}
+
+func (f *fakeCodegen) ban(w http.ResponseWriter, r *http.Request) {
+	var req struct {
+		ID int64 `json:"agent_run_id"`
+	}
+	_ = json.NewDecoder(r.Body).Decode(&req)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range f.runs {
+		if f.runs[i].ID == req.ID {
+			if f.runs[i].Status == "ACTIVE" {
+				f.bans++
+			}
+			_ = json.NewEncoder(w).Encode(map[string]any{"message": "banned"}) // and the run's status follows later
+			return
+		}
+	}
+	problem(w, http.StatusNotFound, "Agent run not found.")
 }
 
 func (f *fakeCodegen) list(w http.ResponseWriter, r *http.Request) {
@@ -151,8 +188,8 @@ func TestACreationThatTimedOutIsFound(t *testing.T) {
 
 	// A service reconciles all that is unknown.
 	service := b.client(t, 1, "")
-	reconciler := &codegen.Reconciler{Coordinator: service, Runs: f.client(t, service, coordclient.Options{MaxWait: time.Minute})}
-	settled, err := reconciler.All(t.Context())
+	reconciler := agent.Reconciler(service, f.client(t, service, coordclient.Options{MaxWait: time.Minute}))
+	settled, err := reconciler.All(t.Context(), codegen.CreateRunOp)
 	if err != nil || settled != 1 {
 		t.Fatalf("reconciled: %d, %v", settled, err)
 	}
@@ -163,7 +200,7 @@ func TestACreationThatTimedOutIsFound(t *testing.T) {
 	if _, calls := f.made(); calls != 1 {
 		t.Errorf("%d calls", calls)
 	}
-	if settled, err := reconciler.All(t.Context()); settled != 0 || err != nil {
+	if settled, err := reconciler.All(t.Context(), ""); settled != 0 || err != nil {
 		t.Errorf("reconciled again: %d, %v", settled, err)
 	}
 }
@@ -177,7 +214,8 @@ func TestACreationThatDidNotArriveIsSentAgain(t *testing.T) {
 	raw := &codegen.Client{HTTP: &http.Client{Transport: base(t)}, URL: f.URL, Organization: 7, Token: "secret"}
 
 	// A creation may yet appear while it is young: then nothing is sent.
-	young := &codegen.Reconciler{Coordinator: c, Runs: raw, Settle: time.Hour}
+	young := agent.Reconciler(c, raw)
+	young.Settle = time.Hour
 	_, err := f.client(t, c, coordclient.Options{Reconcile: young.Reconcile}).CreateRun(t.Context(), "r", n)
 	var unknown *coordclient.UnknownError
 	if !errors.As(err, &unknown) {
@@ -186,7 +224,8 @@ func TestACreationThatDidNotArriveIsSentAgain(t *testing.T) {
 	if _, err = f.client(t, c, coordclient.Options{Reconcile: young.Reconcile}).CreateRun(t.Context(), "r", n); !errors.As(err, &unknown) {
 		t.Fatalf("while it is young: %v", err)
 	}
-	old := &codegen.Reconciler{Coordinator: c, Runs: raw, Settle: time.Nanosecond}
+	old := agent.Reconciler(c, raw)
+	old.Settle = time.Nanosecond
 	run, err := f.client(t, c, coordclient.Options{Reconcile: old.Reconcile}).CreateRun(t.Context(), "r", n)
 	if err != nil || run.ID != 1000 {
 		t.Fatalf("after it has not been found: %v, %v", run, err)
@@ -207,7 +246,7 @@ func TestWhatCodegenRefusesIsNotSentAgain(t *testing.T) {
 	var first string
 	for i := range 2 {
 		_, err := runs.CreateRun(t.Context(), "r", codegen.NewRun{})
-		var refused *codegen.StatusError
+		var refused *agent.StatusError
 		if !errors.As(err, &refused) || refused.Status != http.StatusUnprocessableEntity {
 			t.Fatalf("without a prompt: %v", err)
 		}
@@ -229,7 +268,8 @@ func TestOperationsOfCodegen(t *testing.T) {
 		"GET /v1/organizations/7/agent/runs": "list_runs", "GET /v1/organizations/7/agent/run/5": "get_run",
 		"GET /v1/alpha/organizations/7/agent/run/5/logs": "run_logs", "GET /v1/organizations/7/repos": "read", "GET /v1/users/me": "read",
 		"PATCH /v1/organizations/7/prs/5": "edit_pr", "POST /v1/organizations/7/setup-commands/generate": "setup_commands",
-		"POST /v1/organizations/7/sandbox/3/analyze-logs": "analyze_logs", "POST /v1/organizations/7/agent/run/ban": "other",
+		"POST /v1/organizations/7/sandbox/3/analyze-logs": "analyze_logs", "POST /v1/organizations/7/agent/run/ban": "ban_run",
+		"POST /v1/organizations/7/agent/run/unban": "other",
 	} {
 		method, path, _ := strings.Cut(call, " ")
 		if got := codegen.Operation(httptest.NewRequest(method, path, http.NoBody)); got != want {

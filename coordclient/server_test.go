@@ -10,9 +10,11 @@ import (
 	"holdfast/db/dbtest"
 	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
+	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/coordination"
 	"holdfast/handlers/handlertest"
+	"holdfast/handlers/project"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -39,9 +41,13 @@ func setup(t *testing.T, servers int) *bundle {
 func serve(t *testing.T, d *dbtest.Bundle) (url string) {
 	t.Helper()
 	rt := object.NewRuntime(d.DB, object.Config{Timers: true, TimerPoll: 50 * time.Millisecond})
-	return handlertest.Serve(t, d, rt, handlers.Options{Services: []handlers.Service{handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
-		coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler,
-		coordination.NewManager(coordination.Register(rt), d.DB.Now))}}).URL
+	return handlertest.Serve(t, d, rt, handlers.Options{Services: []handlers.Service{
+		handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
+			coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler,
+			coordination.NewManager(coordination.Register(rt), d.DB.Now)),
+		handlers.NewService[projectv1connect.ProjectServiceHandler](projectv1connect.ProjectServiceName, projectv1connect.NewProjectServiceHandler,
+			project.NewManager(project.Options{Kinds: project.Register(rt), Runtime: rt})),
+	}}).URL
 }
 
 // client is a client of one of the servers, on connections of its own.
@@ -50,6 +56,12 @@ func (b *bundle) client(t *testing.T, server int, user identity.User) *coordclie
 	transport := &http.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
 	return coordclient.New(b.urls[server%len(b.urls)], handlertest.Key(t, b.Bundle, user), coordclient.WithHTTPClient(&http.Client{Transport: transport}))
+}
+
+// tasks calls one of the servers as a user.
+func (b *bundle) tasks(t *testing.T, server int, user identity.User) projectv1connect.ProjectServiceClient {
+	t.Helper()
+	return projectv1connect.NewProjectServiceClient(handlertest.Client(t, b.Bundle, user, nil), b.urls[server%len(b.urls)])
 }
 
 // base is a transport for calls of a provider.

@@ -1,23 +1,26 @@
-// Package codegen creates runs of Codegen's agents so that none is created twice. Codegen has no idempotency key. But a
-// run keeps the metadata that it was created with and the list of runs shows it, so a creation that timed out can be found
-// there before anything is sent again: that is what the Reconciler does.
+// Package codegen is the adapter of Codegen. Codegen has no idempotency key. But a run keeps the metadata that it was created with and the
+// list of runs shows it, so a creation that was not answered can be found there before anything is sent again.
 package codegen
 
 import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
+	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"holdfast/coordclient"
-	coordinationv1 "holdfast/gen/holdfast/coordination/v1"
+	"holdfast/coordclient/agent"
+	projectv1 "holdfast/gen/holdfast/project/v1"
 )
 
 // DefaultURL is where Codegen's API is.
@@ -40,17 +43,43 @@ type Run struct {
 	Result         string         `json:"result"`
 	Summary        string         `json:"summary"`
 	SourceType     string         `json:"source_type"`
+	PullRequests   []PullRequest  `json:"github_pull_requests"`
 	Metadata       map[string]any `json:"metadata"`
 }
 
-// created is when the run was made; false where Codegen does not say.
-func (r *Run) created() (time.Time, bool) {
+// PullRequest is one that a run made.
+type PullRequest struct {
+	ID             int64  `json:"id"`
+	CreatedAt      string `json:"created_at"`
+	Title          string `json:"title"`
+	URL            string `json:"url"`
+	HeadBranchName string `json:"head_branch_name"`
+}
+
+// moment reads a time of Codegen's, which has a zone or none; false where it is none.
+func moment(s string) (time.Time, bool) {
 	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999"} {
-		if t, err := time.Parse(layout, r.CreatedAt); err == nil {
+		if t, err := time.Parse(layout, s); err == nil {
 			return t, true
 		}
 	}
 	return time.Time{}, false
+}
+
+// run is what tasks keep of a run.
+func (r *Run) run() *agent.Run {
+	t := &projectv1.Task{Provider: API, RunId: strconv.FormatInt(r.ID, 10), WebUrl: r.WebURL, Summary: agent.Clip(r.Summary)}
+	if r.Result != "" {
+		t.Result = structpb.NewStringValue(agent.Clip(r.Result))
+	}
+	for _, p := range r.PullRequests[:min(len(r.PullRequests), agent.MaxPullRequests)] {
+		pr := &projectv1.PullRequest{PullRequestId: strconv.FormatInt(p.ID, 10), Title: p.Title, Url: p.URL, HeadBranch: p.HeadBranchName}
+		if at, ok := moment(p.CreatedAt); ok {
+			pr.CreateTime = timestamppb.New(at)
+		}
+		t.PullRequests = append(t.PullRequests, pr)
+	}
+	return &agent.Run{Task: t, Status: r.Status}
 }
 
 // NewRun is what a run is created with, as Codegen's CreateAgentRunInput has it.
@@ -69,36 +98,23 @@ type Page struct {
 	Total int   `json:"total"`
 }
 
-// Runs is all of Codegen that this package needs. Client is one; a change of the product ends here.
-type Runs interface {
-	// CreateRun creates a run. The key is in its metadata.
-	CreateRun(ctx context.Context, key string, n NewRun) (*Run, error)
-	// ListRuns lists runs, newest first; limit is 1 to 100.
-	ListRuns(ctx context.Context, skip, limit int) (*Page, error)
-}
-
-// StatusError: Codegen answered, but not with what was asked for.
-type StatusError struct {
-	Status  int
-	Message string
-}
-
-func (e *StatusError) Error() string {
-	return fmt.Sprintf("codegen: HTTP %d: %s", e.Status, e.Message)
-}
-
 // Client speaks to Codegen's API. It is safe for concurrent use.
 type Client struct {
 	HTTP         *http.Client
 	URL          string
 	Organization int64
 	Token        string
+	// Skew is how far Codegen's clock may be off: Find passes runs over that it says are older than the creation by more. Default: 10 min.
+	Skew time.Duration
 }
 
-var _ Runs = (*Client)(nil)
+var _ agent.Adapter = (*Client)(nil)
 
-// CreateRun implements Runs. With an HTTP client whose transport is a coordclient's, it may be repeated with the same
-// key until it succeeds, from any process: one run is created.
+// Provider implements agent.Adapter.
+func (*Client) Provider() string { return API }
+
+// CreateRun creates a run. With an HTTP client whose transport is a coordclient's, it may be repeated with the same key until it
+// succeeds, from any process: one run is created.
 func (c *Client) CreateRun(ctx context.Context, key string, n NewRun) (*Run, error) {
 	metadata := map[string]any{keyField: key}
 	for k, v := range n.Metadata {
@@ -107,29 +123,125 @@ func (c *Client) CreateRun(ctx context.Context, key string, n NewRun) (*Run, err
 		}
 	}
 	n.Metadata = metadata
-	body, err := json.Marshal(n) // maps are sorted: the same run has the same fingerprint
-	if err != nil {
-		return nil, err
-	}
 	var run Run
-	err = c.call(coordclient.WithKey(ctx, key), http.MethodPost, "/agent/run", bytes.NewReader(body), &run)
+	err := c.post(coordclient.WithKey(ctx, key), "/agent/run", n, &run)
 	return &run, err
 }
 
-// ListRuns implements Runs.
+// Start implements agent.Adapter. The repository is Codegen's repo_id.
+func (c *Client) Start(ctx context.Context, key string, w agent.Work) (*agent.Run, error) {
+	n := NewRun{Prompt: w.Prompt, Model: w.Model}
+	if w.Repository != "" {
+		id, err := strconv.ParseInt(w.Repository, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("codegen: the repository is %q; it has to be a number, Codegen's repo_id", w.Repository)
+		}
+		n.RepoID = id
+	}
+	if w.Ref != "" {
+		return nil, fmt.Errorf("codegen: the ref is %q; runs begin at the default branch", w.Ref)
+	}
+	run, err := c.CreateRun(ctx, key, n)
+	if err != nil {
+		return nil, err
+	}
+	return run.run(), nil
+}
+
+// Cancel implements agent.Adapter. Codegen has no word for it: a ban stops a run, and those of the same pull request.
+func (c *Client) Cancel(ctx context.Context, key, runID string) error {
+	id, err := strconv.ParseInt(runID, 10, 64)
+	if err != nil {
+		return fmt.Errorf("codegen: %q is the id of no run", runID)
+	}
+	var none any
+	return c.post(coordclient.WithKey(ctx, key), "/agent/run/ban", map[string]any{"agent_run_id": id}, &none)
+}
+
+const (
+	pageSize = 100
+	maxPages = 50
+)
+
+// Read implements agent.Adapter. One page of the list has a hundred runs, so those that are not among the newest are read one by one.
+func (c *Client) Read(ctx context.Context, runIDs []string) ([]*agent.Run, error) {
+	var runs []*agent.Run
+	left := slices.Clone(runIDs)
+	if len(left) > 1 {
+		p, err := c.ListRuns(ctx, 0, pageSize)
+		if err != nil {
+			return nil, err
+		}
+		for i := range p.Items {
+			if run := p.Items[i].run(); slices.Contains(left, run.Task.GetRunId()) {
+				runs = append(runs, run)
+				left = slices.DeleteFunc(left, func(id string) bool { return id == run.Task.GetRunId() })
+			}
+		}
+	}
+	for _, id := range left {
+		var run Run
+		err := c.call(ctx, http.MethodGet, "/agent/run/"+url.PathEscape(id), nil, &run)
+		switch {
+		case agent.NotFound(err):
+		case err != nil:
+			return runs, err
+		default:
+			runs = append(runs, run.run())
+		}
+	}
+	return runs, nil
+}
+
+// ListRuns lists runs, newest first; limit is 1 to 100.
 func (c *Client) ListRuns(ctx context.Context, skip, limit int) (*Page, error) {
 	var p Page
-	err := c.call(ctx, http.MethodGet, "/agent/runs?skip="+strconv.Itoa(skip)+"&limit="+strconv.Itoa(limit), http.NoBody, &p)
+	err := c.call(ctx, http.MethodGet, "/agent/runs?skip="+strconv.Itoa(skip)+"&limit="+strconv.Itoa(limit), nil, &p)
 	return &p, err
 }
 
-func (c *Client) call(ctx context.Context, method, path string, body io.Reader, into any) error {
+// Find implements agent.Adapter. It pages through the runs, newest first. Runs that are created meanwhile move the others to later pages,
+// so one may be seen twice, but none is missed.
+func (c *Client) Find(ctx context.Context, key string, since time.Time) (any, error) {
+	skew := c.Skew
+	if skew == 0 {
+		skew = 10 * time.Minute
+	}
+	for page := range maxPages {
+		p, err := c.ListRuns(ctx, page*pageSize, pageSize)
+		if err != nil {
+			return nil, fmt.Errorf("list runs: %w", err)
+		}
+		end := len(p.Items) < pageSize
+		for i := range p.Items {
+			if p.Items[i].Metadata[keyField] == key {
+				return &p.Items[i], nil
+			}
+			created, ok := moment(p.Items[i].CreatedAt)
+			end = end || ok && created.Before(since.Add(-skew))
+		}
+		if end {
+			return nil, nil
+		}
+	}
+	return nil, fmt.Errorf("codegen: the run is not among the newest %d, and there are more", maxPages*pageSize)
+}
+
+func (c *Client) post(ctx context.Context, path string, body, into any) error {
+	text, err := json.Marshal(body) // maps are sorted: the same run has the same fingerprint
+	if err != nil {
+		return err
+	}
+	return c.call(ctx, http.MethodPost, path, text, into)
+}
+
+func (c *Client) call(ctx context.Context, method, path string, body []byte, into any) error {
 	base := c.URL
 	if base == "" {
 		base = DefaultURL
 	}
-	url := strings.TrimSuffix(base, "/") + "/v1/organizations/" + strconv.FormatInt(c.Organization, 10) + path
-	req, err := http.NewRequestWithContext(ctx, method, url, body)
+	address := strings.TrimSuffix(base, "/") + "/v1/organizations/" + strconv.FormatInt(c.Organization, 10) + path
+	req, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
@@ -137,26 +249,7 @@ func (c *Client) call(ctx context.Context, method, path string, body io.Reader, 
 	if method == http.MethodPost {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	res, err := c.HTTP.Do(req)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	const most = 16 << 20
-	text, err := io.ReadAll(io.LimitReader(res.Body, most))
-	if err != nil {
-		return err
-	}
-	if res.StatusCode != http.StatusOK {
-		var e struct {
-			Message string `json:"message"`
-		}
-		if json.Unmarshal(text, &e) != nil || e.Message == "" {
-			e.Message = http.StatusText(res.StatusCode)
-		}
-		return &StatusError{res.StatusCode, e.Message}
-	}
-	return json.Unmarshal(text, into)
+	return agent.JSON(c.HTTP, req, into)
 }
 
 var operations = []struct {
@@ -166,6 +259,7 @@ var operations = []struct {
 }{
 	{http.MethodPost, regexp.MustCompile(`/agent/run/?$`), CreateRunOp},
 	{http.MethodPost, regexp.MustCompile(`/agent/run/resume/?$`), "resume_run"},
+	{http.MethodPost, regexp.MustCompile(`/agent/run/ban/?$`), "ban_run"},
 	{http.MethodPost, regexp.MustCompile(`/setup-commands/generate/?$`), "setup_commands"},
 	{http.MethodPost, regexp.MustCompile(`/analyze-logs/?$`), "analyze_logs"},
 	{http.MethodPatch, regexp.MustCompile(`/prs/[^/]+/?$`), "edit_pr"},
@@ -183,105 +277,4 @@ func Operation(r *http.Request) string {
 		}
 	}
 	return "other"
-}
-
-// Reconciler finds runs whose creation was not answered. It is safe for concurrent use.
-type Reconciler struct {
-	Coordinator *coordclient.Client
-	// API is the coordinator's name of Codegen. Default: codegen.
-	API  string
-	Runs Runs
-	// Settle is how long after it was sent a creation may yet appear in the list. A request that is younger and not found
-	// stays unknown. Default: 2 min.
-	Settle time.Duration
-	// Skew is how far Codegen's clock may be off: runs that it says are older than the request by more are not looked at.
-	// Default: 10 min.
-	Skew time.Duration
-}
-
-func (r *Reconciler) api() string {
-	if r.API != "" {
-		return r.API
-	}
-	return API
-}
-
-// Reconcile finds out about one request; it is for coordclient.Options.
-func (r *Reconciler) Reconcile(ctx context.Context, req *coordinationv1.Call) error {
-	return r.Coordinator.Reconcile(ctx, r.api(), req, r.look)
-}
-
-// All finds out about all creations of which nobody knows. It goes on after an error, and returns how many are not
-// unknown any more.
-func (r *Reconciler) All(ctx context.Context) (settled int, err error) {
-	unknown, err := r.Coordinator.Unknown(ctx, r.api(), CreateRunOp)
-	if err != nil {
-		return 0, err
-	}
-	var errs []error
-	for _, req := range unknown {
-		if err := r.Reconcile(ctx, req); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		settled++
-	}
-	return settled, errors.Join(errs...)
-}
-
-// look pages through the runs, newest first, back to the time of the request. Runs that are created meanwhile move the
-// others to later pages, so one may be seen twice, but none is missed.
-func (r *Reconciler) look(ctx context.Context, req *coordinationv1.Call, now time.Time) (coordclient.Finding, error) {
-	const (
-		pageSize = 100
-		maxPages = 50
-	)
-	skew, settle := r.Skew, r.Settle
-	if skew == 0 {
-		skew = 10 * time.Minute
-	}
-	if settle == 0 {
-		settle = 2 * time.Minute
-	}
-	oldest := req.GetCreateTime().AsTime().Add(-skew)
-	end := false
-	for page := 0; page < maxPages && !end; page++ {
-		p, err := r.Runs.ListRuns(ctx, page*pageSize, pageSize)
-		if err != nil {
-			return coordclient.Finding{}, fmt.Errorf("list runs: %w", err)
-		}
-		for i := range p.Items {
-			run := &p.Items[i]
-			if run.Metadata[keyField] == req.GetKey() {
-				return found(run)
-			}
-			if created, ok := run.created(); ok && created.Before(oldest) {
-				end = true
-			}
-		}
-		end = end || len(p.Items) < pageSize
-	}
-	switch {
-	case !end:
-		return coordclient.Finding{Why: fmt.Sprintf("not among the newest %d runs, and there are more", maxPages*pageSize)}, nil
-	case now.Before(req.GetBeginTime().AsTime().Add(settle)):
-		return coordclient.Finding{Why: "not among the runs yet"}, nil
-	}
-	return coordclient.Finding{DidNotHappen: true, Why: "not among the runs"}, nil
-}
-
-func found(run *Run) (coordclient.Finding, error) {
-	body, err := json.Marshal(run)
-	if err != nil {
-		return coordclient.Finding{}, err
-	}
-	o := &coordinationv1.Outcome{
-		HttpStatus: http.StatusOK, Body: body, Headers: map[string]string{"Content-Type": "application/json"},
-		Reference: strconv.FormatInt(run.ID, 10),
-	}
-	const most = 64 << 10
-	if len(body) > most {
-		o.Body, o.Truncated = nil, true
-	}
-	return coordclient.Finding{Outcome: o}, nil
 }

@@ -35,29 +35,38 @@ const (
 	expired     = storev1.TaskStatus_TASK_STATUS_EXPIRED
 )
 
-// normalise is the status that a provider's word means, and why where it is a failure. The words are those of Codegen
-// (codegen-sh/raycast-extension:src/api/types.ts, and its own command line), Cursor, GitHub Copilot, Devin, Jules and Linear's agents.
-// They are written in capitals, in lower case and in both, with and without separators, and "cancelled" in both ways.
-func normalise(raw string) (status storev1.TaskStatus, reason string) {
-	word := strings.ToUpper(strings.TrimSpace(raw))
-	switch strings.NewReplacer("_", "", "-", "", " ", "").Replace(word) {
-	case "PENDING", "QUEUED", "CREATING", "NEW", "CLAIMED":
+// normalise is the status that a provider's word means, and why where it is a failure. docs/tasks.md lists the words. They are written in
+// capitals, in lower case and in both, with and without separators, and "cancelled" in both ways. Some providers have one word for
+// having nothing to do: after it something is done, a pull request or a text, or it is not known how the task stands.
+func normalise(raw string, something bool) (status storev1.TaskStatus, reason string) {
+	spelt := strings.ToUpper(strings.TrimSpace(raw))
+	switch word := strings.NewReplacer("_", "", "-", "", " ", "").Replace(spelt); word {
+	case "PENDING", "QUEUED", "CREATING", "CREATED", "NEW", "CLAIMED", "SUBMITTED", "SCHEDULED", "STARTING":
 		return queued, ""
-	case "ACTIVE", "RUNNING", "EVALUATION", "WORKING", "PLANNING", "INPROGRESS", "RESUMING":
+	case "ACTIVE", "RUNNING", "EVALUATION", "WORKING", "PLANNING", "INPROGRESS", "RESUMING", "CANCELLING", "CANCELING", "STOPPING":
 		return running, ""
-	case "WAITINGFORINPUT", "WAITINGFORUSER", "WAITINGFORAPPROVAL", "AWAITINGINPUT", "AWAITINGPLANAPPROVAL", "AWAITINGUSERFEEDBACK":
+	case "WAITINGFORINPUT", "WAITINGFORUSER", "WAITINGFORAPPROVAL", "AWAITINGINPUT", "AWAITINGPLANAPPROVAL", "AWAITINGUSERFEEDBACK",
+		"INPUTREQUIRED", "AUTHREQUIRED", "REQUIRESACTION":
 		return waiting, ""
-	case "PAUSED", "SUSPENDED":
+	case "PAUSED", "SUSPENDED", "STALE", "INACTIVITY":
 		return paused, ""
-	case "COMPLETE", "COMPLETED", "FINISHED", "SUCCEEDED":
+	case "COMPLETE", "COMPLETED", "FINISHED", "SUCCEEDED", "SUCCESS", "APPLIED":
 		return succeeded, ""
+	case "IDLE", "EXIT", "READY":
+		if something {
+			return succeeded, ""
+		}
+		return unknown, ""
 	case "CANCELLED", "CANCELED", "STOPPED":
 		return cancelled, ""
 	case "EXPIRED":
 		return expired, ""
-	case "ERROR", "FAILED", "TIMEOUT", "TIMEDOUT", "MAXITERATIONSREACHED", "OUTOFTOKENS", "OUTOFCREDITS":
-		return failed, strings.ToLower(strings.NewReplacer("-", "_", " ", "_").Replace(word))
 	default:
+		switch {
+		case word == "ERROR", word == "ERRORED", word == "FAILED", word == "FAILURE", word == "REJECTED", word == "TIMEOUT", word == "TIMEDOUT", word == "MAXITERATIONSREACHED",
+			word == "OUTOFTOKENS", word == "OUTOFCREDITS", strings.HasSuffix(word, "LIMITEXCEEDED"):
+			return failed, strings.ToLower(strings.NewReplacer("-", "_", " ", "_").Replace(spelt))
+		}
 		return unknown, ""
 	}
 }
@@ -88,7 +97,7 @@ func transition(s *storev1.TaskState, r *projectv1.Report, now time.Time) (*stor
 		observed = t.AsTime() // nobody has seen the future; a clock that runs ahead must not silence the others
 	}
 	from := s.GetStatus()
-	to, reason := normalise(r.GetRawStatus())
+	to, reason := normalise(r.GetRawStatus(), len(s.GetPullRequests()) > 0 || s.GetResult() != nil || s.GetSummary() != "")
 	if r.GetStatus() != projectv1.TaskStatus_TASK_STATUS_UNSPECIFIED {
 		to = storev1.TaskStatus(r.GetStatus())
 	}
@@ -182,7 +191,7 @@ func fitsTask(f *projectv1.TaskFilter, s taskState) bool {
 func taskFields() []string {
 	return []string{
 		"labels", "title", "project_id", "provider", "run_id", "pull_requests", "issue", "requested_by", "web_url", "summary", "result", "metadata",
-		"model", "cost", "needs_input",
+		"model", "cost", "needs_input", "parent_run_id",
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	projectv1 "holdfast/gen/holdfast/project/v1"
@@ -28,10 +30,27 @@ func TestNormalise(t *testing.T) {
 		"canceled": {cancelled, ""}, "Cancelled": {cancelled, ""}, "CREATING": {queued, ""}, "FINISHED": {succeeded, ""}, "EXPIRED": {expired, ""},
 		"in_progress": {running, ""}, "inProgress": {running, ""}, "in-progress": {running, ""},
 		"waiting_for_user": {waiting, ""}, "AWAITING_PLAN_APPROVAL": {waiting, ""}, "awaitingInput": {waiting, ""}, "suspended": {paused, ""},
-		"timed-out": {failed, "timed_out"}, "out_of_credits": {failed, "out_of_credits"}, "idle": {unknown, ""}, "exit": {unknown, ""}, "\tIN PROGRESS ": {running, ""}, //nolint:gocritic // blanks around it
+		"timed-out": {failed, "timed_out"}, "out_of_credits": {failed, "out_of_credits"}, "usage-limit-exceeded": {failed, "usage_limit_exceeded"}, "rejected": {failed, "rejected"},
+		"input-required": {waiting, ""}, "auth-required": {waiting, ""}, "submitted": {queued, ""}, "canceling": {running, ""}, "stale": {paused, ""}, "applied": {succeeded, ""}, "ready": {unknown, ""}, "idle": {unknown, ""}, "exit": {unknown, ""}, "\tIN PROGRESS ": {running, ""}, //nolint:gocritic // blanks around it
 	} {
-		if status, reason := normalise(raw); status != want.status || reason != want.reason {
+		if status, reason := normalise(raw, false); status != want.status || reason != want.reason {
 			t.Errorf("%q is %v %q, want %v %q", raw, status, reason, want.status, want.reason)
+		}
+	}
+}
+
+// A provider's word for having nothing to do is a success where there is something to show for it.
+func TestIdleIsDoneWithSomethingToShow(t *testing.T) {
+	t.Parallel()
+	for name, s := range map[string]*storev1.TaskState{
+		"a pull request": {PullRequests: []*storev1.PullRequest{{Url: "https://example.com/1"}}}, "a result": {Result: structpb.NewStringValue("done")},
+		"a summary": {Summary: "done"}, "": {Title: "not done"},
+	} {
+		for _, word := range []string{"idle", "EXIT", "Ready"} {
+			s := proto.CloneOf(s)
+			if _, err := transition(s, &projectv1.Report{RawStatus: word}, time.Now()); err != nil || (s.GetStatus() == succeeded) != (name != "") {
+				t.Errorf("%s with %q is %v, %v", word, name, s.GetStatus(), err)
+			}
 		}
 	}
 }

@@ -1078,7 +1078,10 @@ type Task struct {
 	// What it has cost until now.
 	Cost *Cost `protobuf:"bytes,25,opt,name=cost,proto3" json:"cost,omitempty"`
 	// What a task that waits for input waits for, such as "plan_approval", "question" or "auth". A task that does not wait has none: it is cleared when the task goes on.
-	NeedsInput    string `protobuf:"bytes,26,opt,name=needs_input,json=needsInput,proto3" json:"needs_input,omitempty"`
+	NeedsInput string `protobuf:"bytes,26,opt,name=needs_input,json=needsInput,proto3" json:"needs_input,omitempty"`
+	// The provider's id of what the run is one of several of, such as an agent that has a run for each prompt. Work that goes on after it had
+	// ended is another run of it, and another task.
+	ParentRunId   string `protobuf:"bytes,27,opt,name=parent_run_id,json=parentRunId,proto3" json:"parent_run_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1291,6 +1294,13 @@ func (x *Task) GetCost() *Cost {
 func (x *Task) GetNeedsInput() string {
 	if x != nil {
 		return x.NeedsInput
+	}
+	return ""
+}
+
+func (x *Task) GetParentRunId() string {
+	if x != nil {
+		return x.ParentRunId
 	}
 	return ""
 }
@@ -3213,7 +3223,7 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\v_if_version\"K\n" +
 	"\x15DeleteProjectResponse\x12\x18\n" +
 	"\aexisted\x18\x01 \x01(\bR\aexisted\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x03R\aversion\"\x9c\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\xca\n" +
 	"\n" +
 	"\x04Task\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x14\n" +
@@ -3249,7 +3259,8 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"\x05model\x18\x18 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05model\x12-\n" +
 	"\x04cost\x18\x19 \x01(\v2\x19.holdfast.project.v1.CostR\x04cost\x12(\n" +
 	"\vneeds_input\x18\x1a \x01(\tB\a\xbaH\x04r\x02(@R\n" +
-	"needsInput\x1a9\n" +
+	"needsInput\x12,\n" +
+	"\rparent_run_id\x18\x1b \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\vparentRunId\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"M\n" +
@@ -3330,7 +3341,7 @@ const file_holdfast_project_v1_service_proto_rawDesc = "" +
 	"TaskFilter\x12;\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]*$R\tprojectId\x12P\n" +
-	"\bstatuses\x18\x02 \x03(\x0e2\x1f.holdfast.project.v1.TaskStatusB\x13\xbaH\x10\x92\x01\r\x10\a\x18\x01\"\a\x82\x01\x04\x10\x01 \x00R\bstatuses\x12\x12\n" +
+	"\bstatuses\x18\x02 \x03(\x0e2\x1f.holdfast.project.v1.TaskStatusB\x13\xbaH\x10\x92\x01\r\x10\t\x18\x01\"\a\x82\x01\x04\x10\x01 \x00R\bstatuses\x12\x12\n" +
 	"\x04open\x18\x03 \x01(\bR\x04open\x12#\n" +
 	"\bprovider\x18\x04 \x01(\tB\a\xbaH\x04r\x02(@R\bprovider\x12\x1f\n" +
 	"\x06run_id\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05runId\x123\n" +

@@ -408,6 +408,7 @@ type TaskState struct {
 	Model           string `protobuf:"bytes,19,opt,name=model,proto3" json:"model,omitempty"`
 	Cost            *Cost  `protobuf:"bytes,20,opt,name=cost,proto3" json:"cost,omitempty"`
 	NeedsInput      string `protobuf:"bytes,21,opt,name=needs_input,json=needsInput,proto3" json:"needs_input,omitempty"`
+	ParentRunId     string `protobuf:"bytes,22,opt,name=parent_run_id,json=parentRunId,proto3" json:"parent_run_id,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -585,6 +586,13 @@ func (x *TaskState) GetCost() *Cost {
 func (x *TaskState) GetNeedsInput() string {
 	if x != nil {
 		return x.NeedsInput
+	}
+	return ""
+}
+
+func (x *TaskState) GetParentRunId() string {
+	if x != nil {
+		return x.ParentRunId
 	}
 	return ""
 }
@@ -1073,7 +1081,7 @@ const file_holdfast_store_project_v1_state_proto_rawDesc = "" +
 	"\vIssueSource\x12\x1a\n" +
 	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x0e\n" +
-	"\x02id\x18\x03 \x01(\tR\x02id\"\xdc\a\n" +
+	"\x02id\x18\x03 \x01(\tR\x02id\"\x80\b\n" +
 	"\tTaskState\x12H\n" +
 	"\x06labels\x18\x01 \x03(\v20.holdfast.store.project.v1.TaskState.LabelsEntryR\x06labels\x12\x14\n" +
 	"\x05title\x18\x02 \x01(\tR\x05title\x12\x1d\n" +
@@ -1100,7 +1108,8 @@ const file_holdfast_store_project_v1_state_proto_rawDesc = "" +
 	"\x05model\x18\x13 \x01(\tR\x05model\x123\n" +
 	"\x04cost\x18\x14 \x01(\v2\x1f.holdfast.store.project.v1.CostR\x04cost\x12\x1f\n" +
 	"\vneeds_input\x18\x15 \x01(\tR\n" +
-	"needsInput\x1a9\n" +
+	"needsInput\x12\"\n" +
+	"\rparent_run_id\x18\x16 \x01(\tR\vparentRunId\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"2\n" +

@@ -60,11 +60,14 @@ export interface ProjectService {
    * One run is one task: without an id, the task of the provider's run is changed, and under another id the run is `already_exists`.
    *
    * The provider's word is kept and becomes a status, unless the report has one. The words are those of Codegen, Cursor, GitHub Copilot,
-   * Devin, Jules and Linear's agents: PENDING, QUEUED, CREATING, NEW and CLAIMED are queued; ACTIVE, RUNNING, EVALUATION, WORKING,
-   * PLANNING, IN_PROGRESS and RESUMING are running; WAITING_FOR_USER, WAITING_FOR_APPROVAL, AWAITING_INPUT, AWAITING_PLAN_APPROVAL and
-   * AWAITING_USER_FEEDBACK are waiting for input; PAUSED and SUSPENDED are paused; COMPLETE, COMPLETED, FINISHED and SUCCEEDED are
-   * succeeded; CANCELLED, CANCELED and STOPPED are cancelled; EXPIRED is expired; ERROR, FAILED, TIMEOUT, TIMED_OUT,
-   * MAX_ITERATIONS_REACHED, OUT_OF_TOKENS and OUT_OF_CREDITS are failed; any other is unknown. Case, `_`, `-` and blanks do not matter.
+   * Devin, Jules, Codex, Linear's agents and A2A, in any case, with `_`, `-`, blanks or nothing between: PENDING, QUEUED, CREATING, CREATED,
+   * NEW, CLAIMED, SUBMITTED, SCHEDULED and STARTING are queued; ACTIVE, RUNNING, EVALUATION, WORKING, PLANNING, IN_PROGRESS, RESUMING,
+   * CANCELLING and STOPPING are running; WAITING_FOR_INPUT, WAITING_FOR_USER, WAITING_FOR_APPROVAL, AWAITING_INPUT, AWAITING_PLAN_APPROVAL,
+   * AWAITING_USER_FEEDBACK, INPUT_REQUIRED, AUTH_REQUIRED and REQUIRES_ACTION are waiting for input; PAUSED, SUSPENDED, STALE and INACTIVITY
+   * are paused; COMPLETE, COMPLETED, FINISHED, SUCCEEDED, SUCCESS and APPLIED are succeeded, and so are IDLE, EXIT and READY of a task that has
+   * a pull request, a result or a summary; CANCELLED, CANCELED and STOPPED are cancelled; EXPIRED is expired; ERROR, ERRORED, FAILED,
+   * FAILURE, REJECTED, TIMEOUT, TIMED_OUT, MAX_ITERATIONS_REACHED, OUT_OF_TOKENS, OUT_OF_CREDITS and all that end in LIMIT_EXCEEDED are
+   * failed; any other is unknown.
    * Without a report a new task is queued, and one that is there keeps its status.
    *
    * A task that has ended goes on only with `resume_reason`, and one that was cancelled does not end otherwise without it; that is
@@ -428,6 +431,11 @@ export interface Task {
   cost?: Cost | undefined;
   /** What a task that waits for input waits for, such as "plan_approval", "question" or "auth". A task that does not wait has none: it is cleared when the task goes on. */
   needsInput: string;
+  /**
+   * The provider's id of what the run is one of several of, such as an agent that has a run for each prompt. Work that goes on after it had
+   * ended is another run of it, and another task.
+   */
+  parentRunId: string;
 }
 
 /** TaskTransition is one change of a task's status. */
@@ -768,6 +776,11 @@ export interface TaskInput {
   cost?: CostInput | undefined;
   /** What a task that waits for input waits for, such as "plan_approval", "question" or "auth". A task that does not wait has none: it is cleared when the task goes on. */
   needsInput?: string | undefined;
+  /**
+   * The provider's id of what the run is one of several of, such as an agent that has a run for each prompt. Work that goes on after it had
+   * ended is another run of it, and another task.
+   */
+  parentRunId?: string | undefined;
 }
 
 /** TaskFilter chooses tasks: those that fit all that is set. */

@@ -148,7 +148,7 @@ export const schema: { [message: string]: string } = {
   "project.PutTaskResponse": "task@Task transition@TaskTransition",
   "project.Report": "status~TASK_STATUS_",
   "project.Repository": "provider name url defaultBranch externalId",
-  "project.Task": "taskId owner version# createTime. updateTime. expireTime. labels% title projectId provider runId status~TASK_STATUS_ rawStatus statusReason statusTime. pullRequests*@PullRequest issue@IssueRef requestedBy@type.MessageRef webUrl summary result. metadata. resumeCount# model cost@Cost needsInput",
+  "project.Task": "taskId owner version# createTime. updateTime. expireTime. labels% title projectId provider runId status~TASK_STATUS_ rawStatus statusReason statusTime. pullRequests*@PullRequest issue@IssueRef requestedBy@type.MessageRef webUrl summary result. metadata. resumeCount# model cost@Cost needsInput parentRunId",
   "project.TaskFilter": "statuses*~TASK_STATUS_",
   "project.TaskTransition": "seq# fromStatus~TASK_STATUS_ toStatus~TASK_STATUS_ rawStatus reason source observeTime. recordTime. resumeReason resumeRequestedBy@type.MessageRef",
   "project.UpdatePreferencesRequest": "preferences@Preferences",
