@@ -18,6 +18,9 @@ var (
 	// ErrContention means that others held the transaction's locks for too long, or that Postgres ended it to resolve a
 	// deadlock. Nothing was stored; a retry may succeed.
 	ErrContention = errors.New("db: others hold what the transaction needs")
+	// ErrInterrupted means that Postgres ended the transaction because this process was silent for too long in the middle of it: it was
+	// frozen, or got no processor. Nothing was stored; a retry may succeed. It is an ErrUnavailable.
+	ErrInterrupted = fmt.Errorf("%w: this process was silent in a transaction", ErrUnavailable)
 	// ErrForbidden means that row-level security refused a row. Nothing was stored.
 	ErrForbidden = errors.New("db: refused by row-level security")
 	// ErrNoRight means that the login, or the role that it had entered, lacks a right: the database is set up wrongly.
@@ -86,8 +89,10 @@ func classify(err error, commits bool) error {
 			return ErrOutcomeUnknown
 		case class == "40", pg.Code == "55P03":
 			return ErrContention
-		case class == "08", class == "53", class == "55", class == "57", class == "58", pg.Code == "25006", pg.Code == "25P03":
+		case class == "08", class == "53", class == "55", class == "57", class == "58", pg.Code == "25006":
 			return ErrUnavailable
+		case pg.Code == "25P03":
+			return ErrInterrupted
 		}
 		return nil
 	}

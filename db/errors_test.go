@@ -51,6 +51,7 @@ func TestTranslate(t *testing.T) {
 		{"starting up", pg("57P03", ""), db.ErrUnavailable, db.ErrOutcomeUnknown},
 		{"read-only: a standby", pg("25006", ""), db.ErrUnavailable, db.ErrUnavailable},
 		{"connection failure", pg("08006", ""), db.ErrUnavailable, db.ErrUnavailable},
+		{"silent in a transaction", pg("25P03", ""), db.ErrInterrupted, db.ErrInterrupted},
 		{"a mistake of ours", pg("42601", ""), unknown, unknown},
 		{"a code that is none", pg("", ""), unknown, unknown},
 		{"connection lost", io.ErrUnexpectedEOF, db.ErrUnavailable, db.ErrOutcomeUnknown},

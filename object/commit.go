@@ -99,18 +99,19 @@ func (rt *Runtime) commitFast(works []*work) (rest []*work) {
 }
 
 // commitSure loads and locks in a first round trip and stores in a second. Where a commit's outcome is unknown it
-// looks. A batch that fails otherwise is tried again object by object, and an object change by change, so that a
+// looks. Where this process was frozen in between it does both again. A batch that fails otherwise is tried again object by object, and an object change by change, so that a
 // poisoned change fails alone.
 func (rt *Runtime) commitSure(works []*work) {
 	err := rt.tryCommit(works)
 	for range 2 {
-		if !errors.Is(err, db.ErrOutcomeUnknown) {
-			break
-		}
-		for _, w := range works {
-			if len(w.events) > 0 {
-				w.doubt()
+		if errors.Is(err, db.ErrOutcomeUnknown) {
+			for _, w := range works {
+				if len(w.events) > 0 {
+					w.doubt()
+				}
 			}
+		} else if !errors.Is(err, db.ErrInterrupted) {
+			break
 		}
 		err = rt.tryCommit(works)
 	}

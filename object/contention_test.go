@@ -81,3 +81,47 @@ func TestAStuckLockStopsOneObject(t *testing.T) {
 		}
 	}
 }
+
+// A process that is frozen in the middle of a change, until Postgres ends its transaction, does the change again once it wakes.
+func TestAFrozenProcessDoesItsChangesAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	rt := newRuntime(t, b.open(t, "frozen"), object.Config{})
+	toys := toyKind(rt)
+	others := toyKind(newRuntime(t, b.open(t, "awake"), object.Config{}))
+	change := func() {
+		if _, err := others.Update(b.ctx, "frozen", func(tx *object.Tx[toy]) error { tx.State().Name += "-"; return nil }, object.Upsert()); err != nil {
+			t.Error(err)
+		}
+	}
+	change()
+	watch := b.owner(t)
+	open := func() (n int) {
+		if err := watch.QueryRow(b.ctx, `SELECT count(*) FROM pg_stat_activity, pg_sleep(0.05)
+			WHERE application_name = $1 AND state = 'idle in transaction'`, b.appName("frozen")).Scan(&n); err != nil {
+			t.Error(err)
+		}
+		return n
+	}
+	runs := 0
+	_, err := toys.Update(b.ctx, "frozen", func(tx *object.Tx[toy]) error {
+		switch runs++; runs {
+		case 1: // without a transaction; what another process writes meanwhile makes it run again in one
+			change()
+		case 2:
+			if open() != 1 {
+				t.Error("the closure runs outside of a transaction; this test shows nothing")
+			}
+			for open() > 0 { //nolint:revive // until Postgres has ended the transaction
+			}
+		}
+		tx.State().Name += "+"
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if snap, err := toys.View(b.ctx, "frozen"); err != nil || snap.State.GetName() != "--+" || runs != 3 {
+		t.Errorf("%v, %v after %d runs", snap.State, err, runs)
+	}
+}
