@@ -19,6 +19,8 @@ type SweepConfig struct {
 	// JournalRetention is how long events are kept, and request ids with them: at least MinJournalRetention.
 	// 0: DefaultJournalRetention.
 	JournalRetention time.Duration
+	// BriefKinds keep their events for MinJournalRetention.
+	BriefKinds []string
 }
 
 // How long events are kept.
@@ -83,7 +85,7 @@ func (d *DB) TrimJournal(ctx context.Context, c SweepConfig) (int64, error) {
 	const objects, events = 1000, 1000
 	var total int64
 	pace := newPace(c.PerSecond, events/100)
-	params := dbsqlc.TrimJournalParams{RetentionSeconds: c.JournalRetention.Seconds(), MaxObjects: objects, MaxEvents: events}
+	params := dbsqlc.TrimJournalParams{RetentionSeconds: c.JournalRetention.Seconds(), BriefKinds: c.BriefKinds, MaxObjects: objects, MaxEvents: events}
 	for {
 		var r dbsqlc.TrimJournalRow
 		p := d.newSweep()

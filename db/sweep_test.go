@@ -127,6 +127,13 @@ func TestTrimJournal(t *testing.T) {
 	}
 	trim(30, 0)
 	trim(0, 0) // the default
+	b.exec(t, `INSERT INTO holdfast.events (tenant_id, kind, object_id, owner_id, version, event_type, actor, event_time, undo)
+		SELECT 'a', k, 'x', 'alice', i, 'x', '', now() - (4 - i) * interval '10 hours', '{}' FROM generate_series(1, 4) i, unnest(ARRAY['brief', 'k2']) k`)
+	brief := db.SweepConfig{PerSecond: 1 << 20, BriefKinds: []string{"brief"}}
+	if n, err := b.DB.TrimJournal(b.ctx, brief); err != nil || n != 1 {
+		t.Errorf("%d events of a kind that keeps them for a day went, %v", n, err)
+	}
+	b.exec(t, "DELETE FROM holdfast.events WHERE object_id = 'x'")
 	b.exec(t, "UPDATE holdfast.events SET event_time = now() - interval '23 hours' WHERE object_id = 'new'")
 	b.exec(t, "DELETE FROM holdfast.events WHERE object_id = 'busy'")
 	if n, err := b.DB.TrimJournal(b.ctx, db.SweepConfig{JournalRetention: time.Second}); err != nil || n != 0 {
@@ -198,7 +205,7 @@ func TestSweepPlans(t *testing.T) {
 			if err := tx.QueryRow(b.ctx, "SELECT objects FROM holdfast.sweep_expired('-infinity', 20)").Scan(&objects); err != nil || objects != 20 {
 				t.Errorf("%s: %d objects, %v", when, objects, err)
 			}
-			if err := tx.QueryRow(b.ctx, "SELECT events FROM holdfast.trim_journal(now() - interval '1 hour', 20, 20, '', '', '')").Scan(&events); err != nil || events != 0 {
+			if err := tx.QueryRow(b.ctx, "SELECT events FROM holdfast.trim_journal(now() - interval '1 hour', '{}', 20, 20, '', '', '')").Scan(&events); err != nil || events != 0 {
 				t.Errorf("%s: %d events, %v", when, events, err)
 			}
 			after := b.counters(t, tx)

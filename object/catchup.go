@@ -9,6 +9,8 @@ import (
 	"holdfast/db"
 	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
+	"holdfast/object/internal/journal"
+	"holdfast/object/internal/rowjson"
 )
 
 // catchUpLane is one tenant's queue of watchers that have to read the journal. Those that wait together share one snapshot
@@ -226,7 +228,7 @@ func (rt *Runtime) readGaps(ctx context.Context, scope db.Scope, reads []*catchU
 	if len(wanted.Ords) > 0 {
 		p.LoadEntries(wanted, func(r *dbsqlc.LoadEntriesRow) error {
 			a := told[r.Ord]
-			value, _, err := decode(a.kind.collections[r.Collection], r.Body)
+			value, _, err := rowjson.Decode(a.kind.collections[r.Collection], r.Body)
 			a.entries[a.index[entryKey{r.Collection, r.Key}]].Entry = newEntry(r.Key, value, len(r.Body))
 			a.err = errors.Join(a.err, err) // it fails those who asked for it
 			return nil
@@ -347,22 +349,23 @@ func (a *catchUpRead) explains() bool {
 func (a *catchUpRead) want() error {
 	a.index = map[entryKey]int{}
 	for i, e := range a.events {
-		u, err := parseUndo(e.Undo)
+		u, err := journal.Parse(e.Undo)
 		if err != nil {
 			return err
 		}
-		notes := slices.DeleteFunc(u.Entries, func(n noted) bool {
-			return a.kind.collections[n.collection] == nil || !a.reader.may(n.owner) // a newer release's, or another user's
+		notes := slices.DeleteFunc(u.Entries, func(n journal.Entry) bool {
+			return a.kind.collections[n.Collection] == nil || !a.reader.may(n.Owner) // a newer release's, or another user's
 		})
 		if i == 0 {
 			notes = notes[min(a.within, len(notes)):]
 		}
 		for _, n := range notes {
-			if _, ok := a.index[n.entryKey]; ok {
+			k := entryKey{n.Collection, n.Key}
+			if _, ok := a.index[k]; ok {
 				continue
 			}
-			a.index[n.entryKey] = len(a.entries)
-			a.entries = append(a.entries, EntryChange{Collection: n.collection, Entry: Entry{Key: n.key}})
+			a.index[k] = len(a.entries)
+			a.entries = append(a.entries, EntryChange{Collection: n.Collection, Entry: Entry{Key: n.Key}})
 		}
 		a.ends = append(a.ends, len(a.entries))
 	}

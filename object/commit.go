@@ -10,6 +10,7 @@ import (
 	"holdfast/db"
 	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
+	"holdfast/object/internal/rowjson"
 )
 
 // commit runs a batch of one tenant's objects and answers its changes. What the cache knows takes the fast path, in one
@@ -340,7 +341,7 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) {
 // take notes an entry that was loaded.
 func (w *work) take(r *dbsqlc.LoadEntriesRow) error {
 	k := entryKey{r.Collection, r.Key}
-	value, newer, err := decode(w.kind.collections[r.Collection], r.Body)
+	value, newer, err := rowjson.Decode(w.kind.collections[r.Collection], r.Body)
 	if err == nil {
 		w.loaded[k] = held{value, ownerOf(r.Owned, r.OwnerID)}
 	}

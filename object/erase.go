@@ -1,23 +1,20 @@
 package object
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"holdfast/db"
 	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
+	"holdfast/object/internal/rowjson"
+	"holdfast/object/internal/scrub"
 )
 
 // Erased says what EraseUser did.
@@ -173,8 +170,8 @@ func (e *eraser) objects(ctx context.Context) (int, error) {
 			if err != nil {
 				return len(changed), err
 			}
-			body, differs, err := e.json(kind, []byte(r.Body), kind.entryDescriptor(r.Collection))
-			renamed := e.text(r.Key)
+			body, differs, err := e.of(kind).Message([]byte(r.Body), kind.entryDescriptor(r.Collection))
+			renamed := e.of(kind).Text(r.Key)
 			owned := err == nil && e.owns(kind, ownerOf(r.Owned, r.OwnerID), []byte(r.Body), kind.entryDescriptor(r.Collection))
 			if owned || differs || renamed != r.Key {
 				changed[k] = struct{}{}
@@ -211,12 +208,11 @@ func (e *eraser) objects(ctx context.Context) (int, error) {
 
 // owns reports whether an entry is the user's, by its owner or by what is stored of it.
 func (e *eraser) owns(k *kind, owner *identity.User, stored []byte, d protoreflect.MessageDescriptor) bool {
-	if owner != nil && string(*owner) == e.user {
-		return true
-	}
-	value, err := parseAny(stored)
-	w := walk{e: e, kind: k}
-	return err == nil && w.owned(value, d)
+	return owner != nil && string(*owner) == e.user || e.of(k).Owns(stored, d)
+}
+
+func (e *eraser) of(k *kind) scrub.Scrubber {
+	return scrub.Scrubber{Mention: e.mention, Pseudonym: e.pseudonym, Personal: k.personal}
 }
 
 func (e *eraser) kind(name string) (*kind, error) {
@@ -243,17 +239,17 @@ func (e *eraser) change(ctx context.Context, at key, keys []entryKey) (differs b
 		return false, err
 	}
 	c := &change{ctx: ctx, caller: e.caller, unmetered: true, done: make(chan struct{}), opts: updateOptions{prefetch: keys}, run: func(t *txn) error {
-		stored, err := kind.rt.encoder.encode(t.state)
+		stored, err := kind.rt.encoder.Encode(t.state)
 		if err != nil {
 			return err
 		}
-		text, changed, err := e.json(kind, []byte(stored), kind.prototype.ProtoReflect().Descriptor())
+		text, changed, err := e.of(kind).Message([]byte(stored), kind.prototype.ProtoReflect().Descriptor())
 		if err != nil {
 			return err
 		}
 		differs = changed
 		if differs {
-			if t.state, _, err = decode(kind.prototype, string(text)); err != nil {
+			if t.state, _, err = rowjson.Decode(kind.prototype, string(text)); err != nil {
 				return err
 			}
 		}
@@ -262,7 +258,7 @@ func (e *eraser) change(ctx context.Context, at key, keys []entryKey) (differs b
 			if old.value == nil {
 				continue
 			}
-			stored, err := kind.rt.encoder.encode(old.value)
+			stored, err := kind.rt.encoder.Encode(old.value)
 			if err != nil {
 				return err
 			}
@@ -271,15 +267,15 @@ func (e *eraser) change(ctx context.Context, at key, keys []entryKey) (differs b
 				differs = true
 				continue
 			}
-			text, changed, err := e.json(kind, []byte(stored), kind.entryDescriptor(k.collection))
+			text, changed, err := e.of(kind).Message([]byte(stored), kind.entryDescriptor(k.collection))
 			if err != nil {
 				return err
 			}
-			value, _, err := decode(kind.collections[k.collection], string(text))
+			value, _, err := rowjson.Decode(kind.collections[k.collection], string(text))
 			if err != nil {
 				return err
 			}
-			renamed := e.text(k.key)
+			renamed := e.of(kind).Text(k.key)
 			if renamed != k.key {
 				t.DeleteEntry(k.collection, k.key)
 			}
@@ -325,7 +321,7 @@ func (e *eraser) events(ctx context.Context) (n int, err error) {
 			if err != nil {
 				return n, err
 			}
-			undo, differs, err := e.undo(r.Kind, []byte(r.Undo))
+			undo, differs, err := e.of(kind).Note([]byte(r.Undo), kind.prototype.ProtoReflect().Descriptor(), kind.entryDescriptor)
 			if err != nil {
 				return n, err
 			}
@@ -345,14 +341,14 @@ func (e *eraser) events(ctx context.Context) (n int, err error) {
 				}
 				undo = []byte(cutNote)
 			}
-			scrub := dbsqlc.ScrubEventParams{
+			params := dbsqlc.ScrubEventParams{
 				Actor: r.Actor, Undo: undo, DropType: inType, DropReply: inReply || differs || theirs, DropRequest: inRequestID || theirs,
 				TenantID: string(e.caller.Tenant), Kind: r.Kind, ObjectID: r.ObjectID, Version: r.Version,
 			}
 			if theirs {
-				scrub.Actor = e.pseudonym
+				params.Actor = e.pseudonym
 			}
-			scrubbed = append(scrubbed, scrub)
+			scrubbed = append(scrubbed, params)
 		}
 		if err := e.rt.db.ScrubEvents(ctx, e.caller.Tenant, scrubbed); err != nil {
 			return n, err
@@ -367,268 +363,4 @@ func (e *eraser) cutHistory(ctx context.Context, at key) (int, error) {
 		UserID: e.user, Pseudonym: e.pseudonym, TenantID: string(at.tenant), Kind: at.kind, ObjectID: string(at.id),
 	})
 	return int(n), err
-}
-
-// undo takes the user out of the note that undoes a change.
-func (e *eraser) undo(kindName string, stored []byte) ([]byte, bool, error) {
-	kind, err := e.kind(kindName)
-	if err != nil {
-		return nil, false, err
-	}
-	w := walk{e: e, kind: kind}
-	note, err := parseAny(stored)
-	if err != nil {
-		return nil, false, err
-	}
-	u, _ := note.(map[string]any)
-	if state, ok := u["state"].(map[string]any); ok {
-		w.message(state, kind.prototype.ProtoReflect().Descriptor())
-	}
-	if in, ok := u["in"].(map[string]any); ok {
-		w.within(in, kind.prototype.ProtoReflect().Descriptor())
-	}
-	entries, _ := u["entries"].([]any)
-	for _, x := range entries {
-		entry, _ := x.([]any)
-		if len(entry) < 3 { // a fourth is its owner
-			continue
-		}
-		collection, _ := entry[0].(string)
-		entry[1] = w.any(entry[1])
-		if old, ok := entry[2].(map[string]any); ok {
-			w.message(old, kind.entryDescriptor(collection))
-		}
-	}
-	out, err := json.Marshal(note)
-	return out, w.changed, err
-}
-
-// json takes the user out of a stored message.
-func (e *eraser) json(k *kind, stored []byte, d protoreflect.MessageDescriptor) (out []byte, changed bool, err error) {
-	value, err := parseAny(stored)
-	if err != nil {
-		return nil, false, err
-	}
-	w := walk{e: e, kind: k}
-	if m, ok := value.(map[string]any); ok {
-		w.message(m, d)
-	}
-	if !w.changed {
-		return stored, false, nil
-	}
-	out, err = json.Marshal(value)
-	return out, true, err
-}
-
-func parseAny(stored []byte) (v any, err error) {
-	d := json.NewDecoder(bytes.NewReader(stored))
-	d.UseNumber()
-	if err := d.Decode(&v); err != nil {
-		return nil, fmt.Errorf("object: stored JSON cannot be read: %w", err)
-	}
-	return v, nil
-}
-
-// text returns a text without the user.
-func (e *eraser) text(s string) string { return e.mention.Replace(s, e.pseudonym) }
-
-// walk goes through a message in its stored form, by its descriptor: only texts can be an id. A number that is written as
-// a text, or the name of a field, is left alone.
-type walk struct {
-	e       *eraser
-	kind    *kind
-	changed bool
-}
-
-// owned tells whether a message is the user's as a whole.
-func (w *walk) owned(v any, d protoreflect.MessageDescriptor) bool {
-	if d == nil {
-		return false
-	}
-	field, ok := w.kind.personal[d.FullName()]
-	m, _ := v.(map[string]any)
-	return ok && m[string(field)] == w.e.user
-}
-
-// strip takes all texts and bytes from a message of a type that is personal.
-func (w *walk) strip(m map[string]any, d protoreflect.MessageDescriptor) {
-	for name := range m {
-		if f := d.Fields().ByName(protoreflect.Name(name)); f != nil && (f.Kind() == protoreflect.StringKind || f.Kind() == protoreflect.BytesKind) {
-			delete(m, name)
-			w.changed = true
-		}
-	}
-}
-
-func (w *walk) text(s string) string {
-	out := w.e.text(s)
-	w.changed = w.changed || out != s
-	return out
-}
-
-// bytes changes bytes that are text. Others that hold the user's id go.
-func (w *walk) bytes(stored string) string {
-	plain, err := base64.StdEncoding.DecodeString(stored)
-	if err != nil || !w.e.mention.In(string(plain)) {
-		return stored
-	}
-	w.changed = true
-	if !utf8.Valid(plain) {
-		return ""
-	}
-	return base64.StdEncoding.EncodeToString([]byte(w.e.text(string(plain))))
-}
-
-// message changes m in place. What a nil d does not describe is taken for free JSON, and so are fields that it does not have:
-// another release's.
-func (w *walk) message(m map[string]any, d protoreflect.MessageDescriptor) {
-	for name, v := range m {
-		var f protoreflect.FieldDescriptor
-		if d != nil {
-			f = d.Fields().ByName(protoreflect.Name(name))
-		}
-		switch {
-		case f == nil:
-			m[name] = w.any(v)
-		case f.IsMap():
-			if entries, ok := v.(map[string]any); ok {
-				m[name] = w.entries(entries, f)
-			}
-		case f.IsList():
-			list, ok := v.([]any)
-			if !ok {
-				continue
-			}
-			kept := slices.DeleteFunc(list, func(x any) bool { return w.owned(x, f.Message()) })
-			w.changed = w.changed || len(kept) < len(list)
-			for i := range kept {
-				kept[i] = w.single(kept[i], f)
-			}
-			m[name] = kept
-		default:
-			m[name] = w.single(v, f)
-		}
-	}
-}
-
-// within goes through notes of what differs within a message's fields; see undo.go.
-func (w *walk) within(in map[string]any, d protoreflect.MessageDescriptor) {
-	for name, v := range in {
-		var f protoreflect.FieldDescriptor
-		if d != nil {
-			f = d.Fields().ByName(protoreflect.Name(name))
-		}
-		if n, ok := v.(map[string]any); ok {
-			w.node(n, f)
-		}
-	}
-}
-
-// node goes through the note of what differs within a field. A nil f is another release's.
-func (w *walk) node(n map[string]any, f protoreflect.FieldDescriptor) {
-	set, _ := n["set"].(map[string]any)
-	in, _ := n["in"].(map[string]any)
-	switch {
-	case f == nil:
-		for name, v := range n {
-			n[name] = w.any(v)
-		}
-	case f.IsMap():
-		if set != nil {
-			n["set"] = w.entries(set, f)
-		}
-		renames := f.MapKey().Kind() == protoreflect.StringKind
-		if unset, ok := n["unset"].([]any); ok && renames {
-			n["unset"] = w.any(unset)
-		}
-		renamed := make(map[string]any, len(in))
-		for k, v := range in {
-			if x, ok := v.(map[string]any); ok && f.MapValue().Message() != nil {
-				w.differing(x, f.MapValue().Message())
-			}
-			if renames {
-				k = w.text(k)
-			}
-			renamed[k] = v
-		}
-		if in != nil {
-			n["in"] = renamed
-		}
-	case f.Message() != nil:
-		w.differing(n, f.Message())
-	}
-}
-
-// differing goes through the note of what differs within a message. Of a part of a personal one it is not known whose it was.
-func (w *walk) differing(n map[string]any, d protoreflect.MessageDescriptor) {
-	if set, ok := n["set"].(map[string]any); ok {
-		if _, personal := w.kind.personal[d.FullName()]; personal {
-			w.strip(set, d)
-		}
-		w.message(set, d)
-	}
-	if in, ok := n["in"].(map[string]any); ok {
-		w.within(in, d)
-	}
-}
-
-func (w *walk) entries(m map[string]any, f protoreflect.FieldDescriptor) map[string]any {
-	out := make(map[string]any, len(m))
-	for k, v := range m {
-		if w.owned(v, f.MapValue().Message()) {
-			w.changed = true
-			continue
-		}
-		if f.MapKey().Kind() == protoreflect.StringKind {
-			k = w.text(k)
-		}
-		out[k] = w.single(v, f.MapValue())
-	}
-	return out
-}
-
-func (w *walk) single(v any, f protoreflect.FieldDescriptor) any {
-	switch f.Kind() {
-	case protoreflect.StringKind:
-		if s, ok := v.(string); ok && (s == w.e.user || !db.NamesUser(string(f.Name()))) {
-			return w.text(s)
-		}
-	case protoreflect.BytesKind:
-		if s, ok := v.(string); ok {
-			return w.bytes(s)
-		}
-	case protoreflect.MessageKind, protoreflect.GroupKind:
-		switch name := f.Message().FullName(); name {
-		case "google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.ListValue", "google.protobuf.StringValue", "google.protobuf.Any":
-			return w.any(v)
-		default:
-			if m, ok := v.(map[string]any); ok {
-				if w.owned(m, f.Message()) {
-					w.strip(m, f.Message())
-				}
-				w.message(m, f.Message())
-			}
-		}
-	default: // a number or an enum: no id
-	}
-	return v
-}
-
-// any is free JSON without the user.
-func (w *walk) any(v any) any {
-	switch v := v.(type) {
-	case string:
-		return w.text(v)
-	case []any:
-		for i := range v {
-			v[i] = w.any(v[i])
-		}
-	case map[string]any:
-		out := make(map[string]any, len(v))
-		for k, x := range v {
-			out[w.text(k)] = w.any(x)
-		}
-		return out
-	}
-	return v
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"holdfast/object/internal/rowjson"
 )
 
 var (
@@ -22,7 +24,7 @@ var (
 	// ErrWatchOver: a watch has reached its greatest age. Watch again from the last version.
 	ErrWatchOver = errors.New("object: the watch is over")
 	// ErrInvalid is wrapped, and explained in words for the caller, by errors about a value that the caller gave.
-	ErrInvalid = errors.New("invalid value")
+	ErrInvalid = rowjson.ErrInvalid
 )
 
 // VersionMismatchError: the precondition named another version than the object's. Current is 0 where there is no object.

@@ -10,46 +10,49 @@ import (
 
 	"holdfast/db"
 	"holdfast/identity"
+	"holdfast/object/internal/journal"
+	"holdfast/object/internal/rowjson"
+	"holdfast/object/internal/scrub"
 )
 
 // What the tests of package object_test see of the inside.
 
 // Encode is how messages are stored.
-func Encode(m proto.Message) (string, error) { return new(encoder).encode(m) }
+func Encode(m proto.Message) (string, error) { return new(rowjson.Encoder).Encode(m) }
 
 // Decode is decode, whoever wrote it.
 func Decode(prototype proto.Message, stored string) (proto.Message, error) {
-	m, _, err := decode(prototype, stored)
+	m, _, err := rowjson.Decode(prototype, stored)
 	return m, err
 }
 
 // Undo is the note of what makes was of is.
 func Undo(was, is proto.Message) (string, error) {
-	b, err := appendUndo([]byte("{"), was, is)
+	b, err := journal.Append([]byte("{"), was, is)
 	return string(append(b, '}')), err
 }
 
 // Undone is a stored state before the change that a note is of.
 func Undone(stored, note string) (string, error) {
-	u, err := parseUndo(note)
+	u, err := journal.Parse(note)
 	if err != nil {
 		return "", err
 	}
-	p := Past{version: 1}
-	if err := json.Unmarshal([]byte(stored), &p.state); err != nil {
+	var state map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(stored), &state); err != nil {
 		return "", err
 	}
-	if err := p.undo(&u); err != nil {
+	if state, err = u.Revert(state); err != nil {
 		return "", err
 	}
-	was, err := json.Marshal(p.state)
+	was, err := json.Marshal(state)
 	return string(was), err
 }
 
 // EraseNote takes a user out of a note about a state; the pseudonym is "erased".
 func EraseNote(state proto.Message, user identity.User, note string) (string, error) {
-	e := eraser{rt: &Runtime{kinds: map[string]*kind{"k": {prototype: state}}}, user: string(user), pseudonym: "erased", mention: db.Mention{User: user}}
-	out, _, err := e.undo("k", []byte(note))
+	s := scrub.Scrubber{Mention: db.Mention{User: user}, Pseudonym: "erased"}
+	out, _, err := s.Note([]byte(note), state.ProtoReflect().Descriptor(), nil)
 	return string(out), err
 }
 

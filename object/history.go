@@ -16,6 +16,8 @@ import (
 	"holdfast/db"
 	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
+	"holdfast/object/internal/journal"
+	"holdfast/object/internal/rowjson"
 )
 
 // Moment is a point in an object's history: a version or, if that is 0, the last version at a time.
@@ -51,60 +53,6 @@ type Event struct {
 	Fields  []string
 	Entries []EntryChange
 	Timers  []string
-}
-
-// undo holds the values that an event's change replaced. null means that there was none.
-type undo struct {
-	// State has the fields that differ, or all fields if Schema is set: the change was the first of a newer schema.
-	State  map[string]json.RawMessage `json:"state"`
-	Schema int32                      `json:"schema"`
-	// Nulls are the fields that were set, to null.
-	Nulls []string `json:"nulls"`
-	// In has the differences within fields that State does not have as a whole.
-	In      map[string]*node      `json:"in"`
-	Entries []noted               `json:"entries"`
-	Timers  map[string]*time.Time `json:"timers"`
-	// Created: the object did not exist before. Revived: it was deleted before.
-	Created bool `json:"created"`
-	Revived bool `json:"revived"`
-	// Cut: the old values were erased.
-	Cut bool `json:"cut"`
-}
-
-// noted is an entry that a change replaced: [collection, key, old value], and behind them the owner of an owned one.
-type noted struct {
-	entryKey
-
-	old   json.RawMessage // nil: there was none
-	owner *identity.User
-}
-
-func (n *noted) UnmarshalJSON(b []byte) error {
-	var e [4]json.RawMessage
-	if err := json.Unmarshal(b, &e); err != nil {
-		return err
-	}
-	if string(e[2]) != "null" {
-		n.old = e[2]
-	}
-	if e[3] == nil {
-		e[3] = json.RawMessage("null")
-	}
-	return errors.Join(json.Unmarshal(e[0], &n.collection), json.Unmarshal(e[1], &n.key), json.Unmarshal(e[3], &n.owner))
-}
-
-// fields are the top-level fields that differ.
-func (u *undo) fields() []string {
-	names := slices.AppendSeq(slices.AppendSeq(slices.Clone(u.Nulls), maps.Keys(u.State)), maps.Keys(u.In))
-	slices.Sort(names)
-	return names
-}
-
-func parseUndo(stored string) (u undo, err error) {
-	if err := json.Unmarshal([]byte(stored), &u); err != nil {
-		return undo{}, fmt.Errorf("object: stored undo cannot be read: %w", err)
-	}
-	return u, nil
 }
 
 // storedEntry is an entry as it is stored, or was.
@@ -332,7 +280,7 @@ const cutNote = `{"cut": true}`
 // undo reverts the event that made the current version.
 func (r *rewinder) undo(e *dbsqlc.ListEventsBackRow, at Moment) error {
 	p := &r.past
-	u, err := parseUndo(e.Undo)
+	u, err := journal.Parse(e.Undo)
 	if err != nil {
 		return err
 	}
@@ -346,7 +294,7 @@ func (r *rewinder) undo(e *dbsqlc.ListEventsBackRow, at Moment) error {
 	case u.Schema != 0:
 		p.state, p.schema = u.State, u.Schema
 	default:
-		if err := p.undo(&u); err != nil {
+		if p.state, err = u.Revert(p.state); err != nil {
 			return err
 		}
 	}
@@ -363,30 +311,11 @@ func (r *rewinder) undo(e *dbsqlc.ListEventsBackRow, at Moment) error {
 	}
 	p.version--
 	for _, n := range u.Entries {
-		if r.reader.may(n.owner) {
-			p.entries[n.entryKey] = storedEntry{n.old, n.owner}
+		if r.reader.may(n.Owner) {
+			p.entries[entryKey{n.Collection, n.Key}] = storedEntry{n.Old, n.Owner}
 		}
 	}
 	return nil
-}
-
-// undo reverts a change of the state.
-func (p *Past) undo(u *undo) error {
-	p.state = maps.Clone(p.state) // the caller may have kept it
-	if p.state == nil {
-		p.state = map[string]json.RawMessage{}
-	}
-	for name, old := range u.State {
-		if string(old) == "null" {
-			delete(p.state, name)
-		} else {
-			p.state[name] = old
-		}
-	}
-	for _, name := range u.Nulls {
-		p.state[name] = json.RawMessage("null")
-	}
-	return applyAll(p.state, u.In)
 }
 
 // Past reads an object as it was at a moment. It returns ErrNotFound if the object did not exist then or was deleted, and
@@ -434,7 +363,7 @@ func (k *Kind[S]) EntriesAt(ctx context.Context, id ID, at Moment, collection st
 	size := int(pageSize(o.PageSize))
 	var room Room
 	add := func(key, body string) error {
-		value, _, err := decode(k.collections[collection], body)
+		value, _, err := rowjson.Decode(k.collections[collection], body)
 		e := newEntry(key, value, len(body))
 		if page.More = len(page.Entries) == size || !room.Fits(e.size); !page.More {
 			page.Entries = append(page.Entries, e)
@@ -520,17 +449,17 @@ func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (H
 		if bytes += len(row.Undo); page.More {
 			return nil
 		}
-		u, err := parseUndo(row.Undo)
+		u, err := journal.Parse(row.Undo)
 		if err != nil {
 			return err
 		}
 		e := Event{
 			Version: Version(row.Version), Type: row.EventType, Actor: identity.User(row.Actor), Time: row.EventTime,
-			RequestID: row.RequestID, Fields: u.fields(), Timers: slices.Sorted(maps.Keys(u.Timers)),
+			RequestID: row.RequestID, Fields: u.Fields(), Timers: slices.Sorted(maps.Keys(u.Timers)),
 		}
 		for _, n := range u.Entries {
-			if r.reader.may(n.owner) {
-				e.Entries = append(e.Entries, EntryChange{Collection: n.collection, Entry: Entry{Key: n.key}})
+			if r.reader.may(n.Owner) {
+				e.Entries = append(e.Entries, EntryChange{Collection: n.Collection, Entry: Entry{Key: n.Key}})
 			}
 		}
 		// The undo has every name that the answer has, and values too, so it is an upper bound.
@@ -690,7 +619,7 @@ func (t *txn) Become(p *Past) error {
 			t.puts = append(t.puts, put{entryKey: k, held: held{owner: was.owner}})
 			continue
 		}
-		value, newer, err := decode(t.work.kind.collections[k.collection], string(was.body))
+		value, newer, err := rowjson.Decode(t.work.kind.collections[k.collection], string(was.body))
 		if err != nil {
 			return err
 		}
@@ -791,7 +720,7 @@ func (k *kind) decodeEntry(key entryKey, body json.RawMessage) (proto.Message, e
 	if body == nil || k.collections[key.collection] == nil {
 		return nil, nil
 	}
-	value, _, err := decode(k.collections[key.collection], string(body))
+	value, _, err := rowjson.Decode(k.collections[key.collection], string(body))
 	return value, err
 }
 

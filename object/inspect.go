@@ -34,6 +34,14 @@ func (rt *Runtime) Kinds() []string {
 	return slices.Sorted(maps.Keys(rt.kinds))
 }
 
+// BriefJournals are the names of the kinds with a BriefJournal, in order.
+func (rt *Runtime) BriefJournals() []string {
+	return slices.DeleteFunc(rt.Kinds(), func(name string) bool {
+		k, _ := rt.Kind(name)
+		return !k.briefJournal
+	})
+}
+
 // Collections are the names of the kind's collections, in order.
 func (k *Kind[S]) Collections() []string { return slices.Sorted(maps.Keys(k.collections)) }
 

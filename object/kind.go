@@ -70,6 +70,9 @@ type KindConfig[S proto.Message] struct {
 	// Unmetered objects are counted, but no quota refuses a change of them: their manager bounds them, and who is over a quota needs
 	// them to get at the others.
 	Unmetered bool
+	// BriefJournal keeps events, and request ids with them, for a day, whatever the server's retention: nobody looks far back at
+	// grants, heartbeats and the like, and there are many of them.
+	BriefJournal bool
 	// OnTimer runs when a timer's time has come, as the tenant's service: a change like any other, pure as a closure of
 	// Update is, and journalled as "timer:<name>". The timer is cleared in the same change; OnTimer may set it again. tx.Now()
 	// is not before the time that was set. What it stages happens once, whatever number of processes run timers. After
@@ -116,6 +119,7 @@ type kind struct {
 	userRestore   bool
 	noRestore     bool
 	unmetered     bool
+	briefJournal  bool
 	prototype     proto.Message
 	collections   map[string]proto.Message
 	owned         []string
@@ -137,7 +141,7 @@ type kind struct {
 func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 	var prototype S
 	k := &kind{
-		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, users: c.Users, userRestore: c.UserRestore, noRestore: c.NoRestore, unmetered: c.Unmetered, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
+		rt: rt, name: c.Name, schemaVersion: c.SchemaVersion, upcasters: c.Upcasters, users: c.Users, userRestore: c.UserRestore, noRestore: c.NoRestore, unmetered: c.Unmetered, briefJournal: c.BriefJournal, prototype: prototype.ProtoReflect().Type().Zero().Interface(),
 		collections: c.Collections, recent: c.Recent, recentKeep: max(c.RecentKeep, 1),
 		entryBytes: cmp.Or(c.EntryBytes, rt.limits.EntryBytes), stateBytes: cmp.Or(c.StateBytes, rt.limits.StateBytes), signal: c.Signal,
 		scratch: proto.Clone, personal: map[protoreflect.FullName]protoreflect.Name{}, owned: c.Owned,

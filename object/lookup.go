@@ -8,6 +8,7 @@ import (
 
 	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
+	"holdfast/object/internal/rowjson"
 )
 
 // Lookup reads those entries of a collection that have one of the keys, in the order of the keys, with the object that
@@ -39,7 +40,7 @@ func (k *Kind[S]) Lookup(ctx context.Context, id ID, collection string, keys ...
 		p := k.rt.db.NewSnapshot(callerScope(caller))
 		queueAwake(p, k.kind, caller.Tenant, id, &rec)
 		p.LoadEntries(a, func(r *dbsqlc.LoadEntriesRow) error {
-			value, _, err := decode(k.collections[collection], r.Body)
+			value, _, err := rowjson.Decode(k.collections[collection], r.Body)
 			page.Entries = append(page.Entries, newEntry(r.Key, value, len(r.Body)))
 			return err
 		})

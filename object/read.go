@@ -15,6 +15,7 @@ import (
 	"holdfast/db"
 	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
+	"holdfast/object/internal/rowjson"
 )
 
 // readLane is one tenant's queue of views. Views that wait together share one round trip; none joins a round trip
@@ -599,7 +600,7 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 		if page.More {
 			return nil
 		}
-		value, _, err := decode(k.collections[collection], r.Body)
+		value, _, err := rowjson.Decode(k.collections[collection], r.Body)
 		e := newEntry(r.Key, value, len(r.Body))
 		if page.More = len(page.Entries) == int(size) || !room.Fits(e.size); !page.More {
 			page.Entries = append(page.Entries, e)
@@ -710,7 +711,7 @@ func (k *kind) decodeRecent(keys, bodies []string, limit, most int) (recent, err
 		entries: make([]Entry, 0, len(keys)+k.recentKeep),
 	}
 	for i, key := range slices.Backward(keys) {
-		value, newer, err := decode(k.collections[k.recent], bodies[i])
+		value, newer, err := rowjson.Decode(k.collections[k.recent], bodies[i])
 		if err != nil {
 			return recent{}, err
 		}

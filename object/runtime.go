@@ -12,6 +12,7 @@ import (
 
 	"holdfast/db"
 	"holdfast/identity"
+	"holdfast/object/internal/rowjson"
 )
 
 // Config sets a runtime's limits. The zero Config has the defaults.
@@ -82,7 +83,7 @@ type Runtime struct {
 	log           *slog.Logger
 	limits        Limits
 	commitTimeout time.Duration
-	encoder       encoder
+	encoder       rowjson.Encoder
 	macs          func(message []byte) [][]byte // Sealer.MACs
 	cache         *cache
 	hub           *hub

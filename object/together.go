@@ -10,6 +10,7 @@ import (
 	"holdfast/db"
 	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
+	"holdfast/object/internal/rowjson"
 )
 
 // Together is several reads, of any kinds, that share one round trip and see one moment. Queue them with ViewIn and
@@ -142,7 +143,7 @@ func queueEntries[S proto.Message](
 			return err
 		})
 		read(p, caller, func(key, body string) error {
-			value, _, err := decode(k.collections[collection], body)
+			value, _, err := rowjson.Decode(k.collections[collection], body)
 			page.Entries = append(page.Entries, newEntry(key, value, len(body)))
 			return err
 		})

@@ -10,6 +10,8 @@ import (
 
 	"holdfast/db"
 	"holdfast/jsonpb"
+	"holdfast/object/internal/journal"
+	"holdfast/object/internal/rowjson"
 )
 
 // work is one object of a batch: the changes that wait for it, and what they come to.
@@ -281,7 +283,7 @@ func (w *work) accept(c *change, t *txn) error {
 		next.stateSize = proto.Size(next.state)
 	}
 	if next.stateSize > w.kind.stateBytes/jsonBlowUp {
-		s, err := w.kind.rt.encoder.encode(next.state)
+		s, err := w.kind.rt.encoder.Encode(next.state)
 		if err != nil {
 			return err
 		}
@@ -300,7 +302,7 @@ func (w *work) accept(c *change, t *txn) error {
 	bodies := make([]string, len(t.puts))
 	for i, p := range t.puts {
 		if p.value != nil {
-			body, err := w.kind.rt.encoder.encode(p.value)
+			body, err := w.kind.rt.encoder.Encode(p.value)
 			if err != nil {
 				return err
 			}
@@ -432,7 +434,7 @@ func (w *work) reply(c *change, live bool) (knownReply, bool) {
 
 // undo is the journal's note of what the change replaced.
 func (w *work) undo(t *txn, live bool) (string, error) {
-	return w.kind.rt.encoder.text(func(b []byte) ([]byte, error) { return w.appendUndo(b, t, live) })
+	return w.kind.rt.encoder.Text(func(b []byte) ([]byte, error) { return w.appendUndo(b, t, live) })
 }
 
 func (w *work) appendUndo(b []byte, t *txn, live bool) ([]byte, error) {
@@ -455,7 +457,7 @@ func (w *work) appendUndo(b []byte, t *txn, live bool) ([]byte, error) {
 		} else {
 			b = append(b, '{')
 		}
-		if b, err = appendUndo(b, was, is); err != nil {
+		if b, err = journal.Append(b, was, is); err != nil {
 			return nil, err
 		}
 	}
@@ -487,7 +489,7 @@ func (w *work) appendUndo(b []byte, t *txn, live bool) ([]byte, error) {
 				b = append(b, "null"...)
 			} else {
 				was := len(b)
-				if b, err = appendMessage(b, old.value); err != nil {
+				if b, err = rowjson.AppendMessage(b, old.value); err != nil {
 					return nil, err
 				}
 				t.puts[i].was = len(b) - was
@@ -514,7 +516,7 @@ func (w *work) store(c *db.Changes) error {
 	}
 	var err error
 	if w.cur.state != nil {
-		if o.State, err = w.kind.rt.encoder.encode(w.cur.state); err != nil {
+		if o.State, err = w.kind.rt.encoder.Encode(w.cur.state); err != nil {
 			return err
 		}
 	}

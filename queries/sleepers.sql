@@ -2,10 +2,9 @@
 
 -- FindIdle pages through a kind's objects, newest activity first. Idle are those that may be put to sleep: awake, not touched since,
 -- not about to expire, without entries of their own owners, and with as many rows and bytes as are worth it.
+-- The page is planned by itself: next to objects of many entries the planner took reading and sorting the whole kind to be as cheap.
 -- name: FindIdle :many
-SELECT o.object_id, o.activity_time,
-  (o.rests AND l.rows >= @least_rows::integer AND l.rows < @enough_rows::integer AND l.bytes <= @most_bytes::bigint AND l.others = 0)::boolean AS idle
-FROM (
+WITH o AS MATERIALIZED (
   SELECT x.object_id, x.owner_id, x.activity_time, (NOT x.asleep AND greatest(x.update_time, x.wake_time) <= @since::timestamptz
     AND (x.expire_time IS NULL OR x.expire_time > @until::timestamptz))::boolean AS rests
   FROM holdfast.objects x
@@ -13,7 +12,10 @@ FROM (
     AND (x.activity_time, x.object_id) < (@before_time::timestamptz, @before_id::text)
   ORDER BY x.activity_time DESC, x.object_id DESC
   LIMIT @page_size::integer
-) o
+)
+SELECT o.object_id, o.activity_time,
+  (o.rests AND l.rows >= @least_rows::integer AND l.rows < @enough_rows::integer AND l.bytes <= @most_bytes::bigint AND l.others = 0)::boolean AS idle
+FROM o
 CROSS JOIN LATERAL (
   SELECT count(*) AS rows, coalesce(sum(octet_length(r.row::text)), 0) AS bytes, count(*) FILTER (WHERE r.owner_id IS DISTINCT FROM o.owner_id) AS others
   FROM (

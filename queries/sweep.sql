@@ -13,5 +13,5 @@ FROM holdfast.sweep_expired(@after::timestamptz, @batch_size::integer) s;
 -- name: TrimJournal :one
 SELECT t.at_tenant_id::text AS at_tenant_id, t.at_kind::text AS at_kind, t.at_object_id::text AS at_object_id,
   t.objects::bigint AS objects, t.events::bigint AS events, t.done::boolean AS done
-FROM holdfast.trim_journal(clock_timestamp() - make_interval(secs => @retention_seconds::double precision), @max_objects::integer, @max_events::integer,
-  @after_tenant_id::text, @after_kind::text, @after_object_id::text) t;
+FROM holdfast.trim_journal(clock_timestamp() - make_interval(secs => @retention_seconds::double precision), @brief_kinds::text[], @max_objects::integer,
+  @max_events::integer, @after_tenant_id::text, @after_kind::text, @after_object_id::text) t;

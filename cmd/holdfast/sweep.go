@@ -33,8 +33,8 @@ func (c sweepConfig) checkSweep() error {
 	return nil
 }
 
-func (c sweepConfig) db() db.SweepConfig {
-	return db.SweepConfig{PerSecond: c.SweepRate, JournalRetention: c.JournalRetention}
+func (c sweepConfig) db(rt *object.Runtime) db.SweepConfig {
+	return db.SweepConfig{PerSecond: c.SweepRate, JournalRetention: c.JournalRetention, BriefKinds: rt.BriefJournals()}
 }
 
 const (
@@ -88,7 +88,7 @@ func (c sweepConfig) addJobs(q *jobs.Queue, d *db.DB, rt *object.Runtime, metric
 	}, []string{"task"})
 	metrics.MustRegister(rows, last)
 	sweep := func(ctx context.Context) error {
-		swept, err := d.Sweep(ctx, c.db())
+		swept, err := d.Sweep(ctx, c.db(rt))
 		rows.WithLabelValues("objects").Add(float64(swept.Objects))
 		rows.WithLabelValues("terms").Add(float64(swept.Terms))
 		rows.WithLabelValues("entries").Add(float64(swept.Entries))
@@ -97,7 +97,7 @@ func (c sweepConfig) addJobs(q *jobs.Queue, d *db.DB, rt *object.Runtime, metric
 		return err
 	}
 	trim := func(ctx context.Context) error {
-		events, err := d.TrimJournal(ctx, c.db())
+		events, err := d.TrimJournal(ctx, c.db(rt))
 		rows.WithLabelValues("events").Add(float64(events))
 		return err
 	}
@@ -136,7 +136,7 @@ type sweepCmd struct {
 }
 
 // Run sweeps, trims, puts to sleep and recounts once. Servers do so by themselves; this is for who would rather have a scheduler do it.
-func (c *sweepCmd) Run(ctx context.Context, w *console) error {
+func (c *sweepCmd) Run(ctx context.Context, w *console) (err error) {
 	if err := c.checkSweep(); err != nil {
 		return err
 	}
@@ -145,14 +145,17 @@ func (c *sweepCmd) Run(ctx context.Context, w *console) error {
 		return err
 	}
 	defer d.Close()
-	swept, err := d.Sweep(ctx, c.sweepConfig.db())
+	rt := object.NewRuntime(d, object.Config{})
+	defer func() { err = errors.Join(err, rt.Close(context.WithoutCancel(ctx))) }()
+	registerKinds(rt)
+	swept, err := d.Sweep(ctx, c.sweepConfig.db(rt))
 	trimmed := int64(0)
 	if err == nil {
-		trimmed, err = d.TrimJournal(ctx, c.sweepConfig.db())
+		trimmed, err = d.TrimJournal(ctx, c.sweepConfig.db(rt))
 	}
 	var slept object.Hibernated
 	if err == nil && c.HibernateAfter > 0 {
-		slept, err = c.hibernateOnce(ctx, d)
+		slept, err = c.hibernate(ctx, d, rt)
 	}
 	if err == nil {
 		err = recount(ctx, d)
@@ -160,11 +163,4 @@ func (c *sweepCmd) Run(ctx context.Context, w *console) error {
 	_, printed := fmt.Fprintf(w.stdout, "deleted %d expired objects with %d terms, %d entries, %d events and %d timers, and %d events older than %v; put %d objects to sleep, %d bytes to %d\n",
 		swept.Objects, swept.Terms, swept.Entries, swept.Events, swept.Timers, trimmed, c.JournalRetention, slept.Objects, slept.BytesBefore, slept.BytesAfter)
 	return errors.Join(err, printed)
-}
-
-func (c *sweepCmd) hibernateOnce(ctx context.Context, d *db.DB) (slept object.Hibernated, err error) {
-	rt := object.NewRuntime(d, object.Config{})
-	defer func() { err = errors.Join(err, rt.Close(context.WithoutCancel(ctx))) }()
-	registerKinds(rt)
-	return c.hibernate(ctx, d, rt)
 }

@@ -147,7 +147,7 @@ CREATE TABLE holdfast.events (
   request_hash bytea,
   -- The first reply, as it was sent.
   reply        bytea,
-  -- What the change replaced: {"state": {field: old}, "entries": [[collection, key, old]]}; null: was not there. See object/undo.go.
+  -- What the change replaced: {"state": {field: old}, "entries": [[collection, key, old, owner]]}; null: was not there. See object/internal/journal.
   undo         jsonb NOT NULL,
   CONSTRAINT events_pkey PRIMARY KEY (tenant_id, kind, object_id, version),
   CONSTRAINT events_undo_check CHECK (jsonb_typeof(undo) = 'object')

@@ -34,26 +34,27 @@ func (q *Queries) FallAsleep(ctx context.Context, arg FallAsleepParams) error {
 
 const FindIdle = `-- name: FindIdle :many
 
-SELECT o.object_id, o.activity_time,
-  (o.rests AND l.rows >= $1::integer AND l.rows < $2::integer AND l.bytes <= $3::bigint AND l.others = 0)::boolean AS idle
-FROM (
-  SELECT x.object_id, x.owner_id, x.activity_time, (NOT x.asleep AND greatest(x.update_time, x.wake_time) <= $4::timestamptz
-    AND (x.expire_time IS NULL OR x.expire_time > $5::timestamptz))::boolean AS rests
+WITH o AS MATERIALIZED (
+  SELECT x.object_id, x.owner_id, x.activity_time, (NOT x.asleep AND greatest(x.update_time, x.wake_time) <= $6::timestamptz
+    AND (x.expire_time IS NULL OR x.expire_time > $7::timestamptz))::boolean AS rests
   FROM holdfast.objects x
-  WHERE x.tenant_id = $6::text AND x.kind = $7::text AND NOT x.deleted
+  WHERE x.tenant_id = $4::text AND x.kind = $5::text AND NOT x.deleted
     AND (x.activity_time, x.object_id) < ($8::timestamptz, $9::text)
   ORDER BY x.activity_time DESC, x.object_id DESC
   LIMIT $10::integer
-) o
+)
+SELECT o.object_id, o.activity_time,
+  (o.rests AND l.rows >= $1::integer AND l.rows < $2::integer AND l.bytes <= $3::bigint AND l.others = 0)::boolean AS idle
+FROM o
 CROSS JOIN LATERAL (
   SELECT count(*) AS rows, coalesce(sum(octet_length(r.row::text)), 0) AS bytes, count(*) FILTER (WHERE r.owner_id IS DISTINCT FROM o.owner_id) AS others
   FROM (
     (SELECT CASE WHEN NOT x.owned THEN x.owner_id END AS owner_id, to_jsonb(x) AS row FROM holdfast.entries x
-    WHERE x.tenant_id = $6 AND x.kind = $7 AND x.object_id = o.object_id AND o.rests
+    WHERE x.tenant_id = $4 AND x.kind = $5 AND x.object_id = o.object_id AND o.rests
     LIMIT $2)
     UNION ALL
     (SELECT x.owner_id, to_jsonb(x) FROM holdfast.events x
-    WHERE x.tenant_id = $6 AND x.kind = $7 AND x.object_id = o.object_id AND o.rests
+    WHERE x.tenant_id = $4 AND x.kind = $5 AND x.object_id = o.object_id AND o.rests
     LIMIT $2)
   ) r
 ) l
@@ -64,10 +65,10 @@ type FindIdleParams struct {
 	LeastRows  int32
 	EnoughRows int32
 	MostBytes  int64
-	Since      time.Time
-	Until      time.Time
 	TenantID   string
 	Kind       string
+	Since      time.Time
+	Until      time.Time
 	BeforeTime time.Time
 	BeforeID   string
 	PageSize   int32
@@ -82,15 +83,16 @@ type FindIdleRow struct {
 // An object that sleeps has its entries and events in rows of sleepers: one for each of the two tables, compressed.
 // FindIdle pages through a kind's objects, newest activity first. Idle are those that may be put to sleep: awake, not touched since,
 // not about to expire, without entries of their own owners, and with as many rows and bytes as are worth it.
+// The page is planned by itself: next to objects of many entries the planner took reading and sorting the whole kind to be as cheap.
 func (q *Queries) FindIdle(ctx context.Context, arg FindIdleParams) ([]FindIdleRow, error) {
 	rows, err := q.db.Query(ctx, FindIdle,
 		arg.LeastRows,
 		arg.EnoughRows,
 		arg.MostBytes,
-		arg.Since,
-		arg.Until,
 		arg.TenantID,
 		arg.Kind,
+		arg.Since,
+		arg.Until,
 		arg.BeforeTime,
 		arg.BeforeID,
 		arg.PageSize,

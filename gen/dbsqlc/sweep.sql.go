@@ -59,12 +59,13 @@ func (q *Queries) SweepGently(ctx context.Context) error {
 const TrimJournal = `-- name: TrimJournal :one
 SELECT t.at_tenant_id::text AS at_tenant_id, t.at_kind::text AS at_kind, t.at_object_id::text AS at_object_id,
   t.objects::bigint AS objects, t.events::bigint AS events, t.done::boolean AS done
-FROM holdfast.trim_journal(clock_timestamp() - make_interval(secs => $1::double precision), $2::integer, $3::integer,
-  $4::text, $5::text, $6::text) t
+FROM holdfast.trim_journal(clock_timestamp() - make_interval(secs => $1::double precision), $2::text[], $3::integer,
+  $4::integer, $5::text, $6::text, $7::text) t
 `
 
 type TrimJournalParams struct {
 	RetentionSeconds float64
+	BriefKinds       []string
 	MaxObjects       int32
 	MaxEvents        int32
 	AfterTenantID    string
@@ -85,6 +86,7 @@ type TrimJournalRow struct {
 func (q *Queries) TrimJournal(ctx context.Context, arg TrimJournalParams) (TrimJournalRow, error) {
 	row := q.db.QueryRow(ctx, TrimJournal,
 		arg.RetentionSeconds,
+		arg.BriefKinds,
 		arg.MaxObjects,
 		arg.MaxEvents,
 		arg.AfterTenantID,

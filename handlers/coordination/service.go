@@ -42,7 +42,7 @@ func Register(rt *object.Runtime) *object.Kind[state] {
 	return object.Register(rt, object.KindConfig[state]{
 		Name: kindName, SchemaVersion: 1, Users: object.UsersShare, OnTimer: onTimer, Scratch: scratch,
 		// What was sent since would be sent again.
-		NoRestore: true, NewLife: newLife,
+		NoRestore: true, NewLife: newLife, BriefJournal: true,
 		Collections: map[string]proto.Message{
 			inCalls:       &storev1.Call{},
 			inCallKeys:    &storev1.CallRef{},

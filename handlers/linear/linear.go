@@ -58,7 +58,7 @@ func Register(rt *object.Runtime) Kinds {
 		Deliveries: object.Register(rt, object.KindConfig[deliveryState]{
 			Name: "linear_delivery", SchemaVersion: 1, Users: object.UsersNever, TTL: deliveryTTL,
 		}),
-		Syncs: object.Register(rt, object.KindConfig[syncState]{Name: "linear_sync", SchemaVersion: 1, Users: object.UsersNever}),
+		Syncs: object.Register(rt, object.KindConfig[syncState]{Name: "linear_sync", SchemaVersion: 1, Users: object.UsersNever, BriefJournal: true}),
 	}
 }
 

@@ -72,6 +72,8 @@ func Register(rt *object.Runtime) Kinds {
 			OnTimer:     onTime,
 			NoRestore:   true,
 			Unmetered:   true,
+			// What matters of it for longer is in inEvents.
+			BriefJournal: true,
 		}),
 		Settings: object.Register(rt, object.KindConfig[settings]{
 			Name: "session_settings", SchemaVersion: 1, Users: object.UsersNever, Unmetered: true,

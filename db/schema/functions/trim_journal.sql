@@ -1,9 +1,11 @@
 -- trim_journal walks the journal from object to object, one probe of the primary key each, from behind the object that
--- at_tenant_id, at_kind and at_object_id name, and deletes events from before p_before. It stops after p_objects objects
+-- at_tenant_id, at_kind and at_object_id name, and deletes events from before p_before, those of p_brief's kinds once they are a
+-- day old. It stops after p_objects objects
 -- or about p_events events and answers where; done: there are no more. An index by time would be quicker to trim by, and
 -- would cost every write. The journal of an object that sleeps goes once all of it is too old, up to p_objects of them a call.
 CREATE OR REPLACE FUNCTION holdfast.trim_journal(
   p_before timestamptz,
+  p_brief text[],
   p_objects integer,
   p_events integer,
   INOUT at_tenant_id text,
@@ -17,6 +19,8 @@ LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
   chunk CONSTANT integer := 500;
+  yesterday CONSTANT timestamptz := clock_timestamp() - interval '24 hours';
+  before timestamptz; -- for the object's kind
   o record;
   upto bigint; -- the newest version of the chunk that goes
   n bigint;
@@ -38,12 +42,13 @@ BEGIN
       done := slept < p_objects;
       RETURN;
     END IF;
-    n := CASE WHEN o.event_time < p_before THEN chunk ELSE 0 END;
+    before := CASE WHEN o.kind = ANY (p_brief) THEN yesterday ELSE p_before END;
+    n := CASE WHEN o.event_time < before THEN chunk ELSE 0 END;
     WHILE n = chunk LOOP
       IF events >= p_events THEN
         RETURN; -- the next call comes back to this object
       END IF;
-      SELECT max(c.version) FILTER (WHERE c.event_time < p_before) INTO upto FROM (
+      SELECT max(c.version) FILTER (WHERE c.event_time < before) INTO upto FROM (
         SELECT x.version, x.event_time FROM holdfast.events x
         WHERE x.tenant_id = o.tenant_id AND x.kind = o.kind AND x.object_id = o.object_id
         ORDER BY x.version

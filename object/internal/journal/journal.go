@@ -1,19 +1,7 @@
-package object
-
-import (
-	"encoding/json"
-	"fmt"
-	"maps"
-	"strings"
-
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/types/known/structpb"
-
-	"holdfast/jsonpb"
-)
-
-// What undoes a change of a state is JSON, a part of the event's note:
+// Package journal is the note in an event by which its change is undone: what a change of a state writes, and how to go back by it.
+// It is pure.
+//
+// What undoes a change of a state is JSON, a part of the note:
 //
 //	"state": {"name": "old", "edition": null}, "in": {"fields": {"set": {"k": "old"}, "unset": ["l"], "in": {…}}}
 //
@@ -22,6 +10,101 @@ import (
 // messages that were there before and after: set has old values in them, by key or field name, unset what was not there,
 // and in goes on. So what a change of one key of a large map writes does not grow with the map. Notes of before this form
 // have all in state, and are read as ever.
+package journal
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"holdfast/identity"
+	"holdfast/jsonpb"
+	"holdfast/object/internal/rowjson"
+)
+
+// Note has the values that a change replaced. null means that there was none.
+type Note struct {
+	// State has the fields that differ, or all fields if Schema is set: the change was the first of a newer schema.
+	State  map[string]json.RawMessage `json:"state"`
+	Schema int32                      `json:"schema"`
+	// Nulls are the fields that were set, to null.
+	Nulls []string `json:"nulls"`
+	// In has the differences within fields that State does not have as a whole.
+	In      map[string]*node      `json:"in"`
+	Entries []Entry               `json:"entries"`
+	Timers  map[string]*time.Time `json:"timers"`
+	// Created: the object did not exist before. Revived: it was deleted before.
+	Created bool `json:"created"`
+	Revived bool `json:"revived"`
+	// Cut: the old values were erased.
+	Cut bool `json:"cut"`
+}
+
+// Entry is an entry that a change replaced: [collection, key, old value], and behind them the owner of an owned one.
+type Entry struct {
+	Collection, Key string
+	// Old is the stored form; nil: there was no entry.
+	Old json.RawMessage
+	// Owner of an owned entry; nil: it is the object's.
+	Owner *identity.User
+}
+
+// UnmarshalJSON reads the array that a note has of an entry.
+func (n *Entry) UnmarshalJSON(b []byte) error {
+	var e [4]json.RawMessage
+	if err := json.Unmarshal(b, &e); err != nil {
+		return err
+	}
+	if string(e[2]) != "null" {
+		n.Old = e[2]
+	}
+	if e[3] == nil {
+		e[3] = json.RawMessage("null")
+	}
+	return errors.Join(json.Unmarshal(e[0], &n.Collection), json.Unmarshal(e[1], &n.Key), json.Unmarshal(e[3], &n.Owner))
+}
+
+// Fields returns the names of the top-level fields that differ, in order.
+func (u *Note) Fields() []string {
+	names := slices.AppendSeq(slices.AppendSeq(slices.Clone(u.Nulls), maps.Keys(u.State)), maps.Keys(u.In))
+	slices.Sort(names)
+	return names
+}
+
+// Parse reads the stored form of a note.
+func Parse(stored string) (u Note, err error) {
+	if err := json.Unmarshal([]byte(stored), &u); err != nil {
+		return Note{}, fmt.Errorf("object: stored undo cannot be read: %w", err)
+	}
+	return u, nil
+}
+
+// Revert returns a state as it was before the change, given the one after it, which stays as it is.
+func (u *Note) Revert(after map[string]json.RawMessage) (map[string]json.RawMessage, error) {
+	state := maps.Clone(after)
+	if state == nil {
+		state = map[string]json.RawMessage{}
+	}
+	for name, old := range u.State {
+		if string(old) == "null" {
+			delete(state, name)
+		} else {
+			state[name] = old
+		}
+	}
+	for _, name := range u.Nulls {
+		state[name] = json.RawMessage("null")
+	}
+	return state, applyAll(state, u.In)
+}
 
 // node is how to undo what differs within a map or a message.
 type node struct {
@@ -62,9 +145,9 @@ func applyAll(m map[string]json.RawMessage, in map[string]*node) error {
 	return nil
 }
 
-// appendUndo appends the members state and in, which make was of is. A nil was is an object that did not exist, a nil
+// Append appends the members state and in, which make was of is. A nil was is an object that did not exist, a nil
 // is one that was deleted.
-func appendUndo(b []byte, was, is proto.Message) ([]byte, error) {
+func Append(b []byte, was, is proto.Message) ([]byte, error) {
 	b = append(b, `"state":{`...)
 	if was == nil {
 		return append(b, '}'), nil
@@ -99,10 +182,10 @@ func appendUndo(b []byte, was, is proto.Message) ([]byte, error) {
 			nulls = append(nulls, string(f.Name()))
 			continue
 		}
-		b = appendName(b, empty, string(f.Name()))
+		b = rowjson.AppendName(b, empty, string(f.Name()))
 		if !old {
 			b = append(b, "null"...)
-		} else if b, err = appendField(b, f, a.Get(f)); err != nil {
+		} else if b, err = rowjson.AppendField(b, f, a.Get(f)); err != nil {
 			return nil, err
 		}
 	}
@@ -158,7 +241,7 @@ func opensMessage(d protoreflect.MessageDescriptor) bool {
 // nothing where they are the same.
 func appendNode(b []byte, empty int, name string, f protoreflect.FieldDescriptor, was, is protoreflect.Value) ([]byte, error) {
 	without := len(b)
-	n := undoWriter{b: append(appendName(b, empty, name), '{')}
+	n := writer{b: append(rowjson.AppendName(b, empty, name), '{')}
 	n.begin = len(n.b)
 	if f.IsMap() {
 		n.entries(f, was.Map(), is.Map())
@@ -171,8 +254,8 @@ func appendNode(b []byte, empty int, name string, f protoreflect.FieldDescriptor
 	return append(n.b, '}'), n.err
 }
 
-// undoWriter writes one node.
-type undoWriter struct {
+// writer writes one node.
+type writer struct {
 	b     []byte
 	begin int // of the node's members
 	err   error
@@ -187,7 +270,7 @@ type inner struct {
 	was, is protoreflect.Value
 }
 
-func (n *undoWriter) entries(f protoreflect.FieldDescriptor, was, is protoreflect.Map) {
+func (n *writer) entries(f protoreflect.FieldDescriptor, was, is protoreflect.Map) {
 	value := f.MapValue()
 	deep := value.Message() != nil && opensMessage(value.Message())
 	set := n.member("set")
@@ -204,8 +287,8 @@ func (n *undoWriter) entries(f protoreflect.FieldDescriptor, was, is protoreflec
 				return true
 			}
 		}
-		n.b = appendName(n.b, empty, k.String())
-		n.b, n.err = appendField(n.b, value, old)
+		n.b = rowjson.AppendName(n.b, empty, k.String())
+		n.b, n.err = rowjson.AppendField(n.b, value, old)
 		return n.err == nil
 	})
 	n.end(set, empty)
@@ -220,7 +303,7 @@ func (n *undoWriter) entries(f protoreflect.FieldDescriptor, was, is protoreflec
 	n.rest()
 }
 
-func (n *undoWriter) fields(was, is protoreflect.Message) {
+func (n *writer) fields(was, is protoreflect.Message) {
 	set := n.member("set")
 	empty := len(n.b)
 	for i, fields := 0, was.Descriptor().Fields(); i < fields.Len() && n.err == nil; i++ {
@@ -233,8 +316,8 @@ func (n *undoWriter) fields(was, is protoreflect.Message) {
 		case now && opens(f):
 			n.in = append(n.in, inner{string(f.Name()), f, was.Get(f), is.Get(f)})
 		default:
-			n.b = appendName(n.b, empty, string(f.Name()))
-			n.b, n.err = appendField(n.b, f, was.Get(f))
+			n.b = rowjson.AppendName(n.b, empty, string(f.Name()))
+			n.b, n.err = rowjson.AppendField(n.b, f, was.Get(f))
 		}
 	}
 	n.end(set, empty)
@@ -242,7 +325,7 @@ func (n *undoWriter) fields(was, is protoreflect.Message) {
 }
 
 // rest writes the members that follow set.
-func (n *undoWriter) rest() {
+func (n *writer) rest() {
 	if len(n.unset) > 0 {
 		n.member("unset")
 		n.b[len(n.b)-1] = '['
@@ -268,14 +351,14 @@ func (n *undoWriter) rest() {
 }
 
 // member begins an object as a member of the node, and returns where it did so.
-func (n *undoWriter) member(name string) (at int) {
+func (n *writer) member(name string) (at int) {
 	at = len(n.b)
-	n.b = append(appendName(n.b, n.begin, name), '{')
+	n.b = append(rowjson.AppendName(n.b, n.begin, name), '{')
 	return at
 }
 
 // end ends a member, or takes it back if it is empty.
-func (n *undoWriter) end(at, empty int) {
+func (n *writer) end(at, empty int) {
 	if len(n.b) == empty {
 		n.b = n.b[:at]
 	} else {
